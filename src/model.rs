@@ -1,0 +1,67 @@
+//! The words: what every other module speaks in. Plain values, no IO, no clock, no rules of a conversation.
+
+mod batch;
+mod cursor;
+mod envelope;
+mod event;
+mod name;
+mod secret;
+mod time;
+
+pub use batch::{Batch, BatchView, Entry};
+pub use cursor::{Cursor, CursorError, Epoch, Lineage, Mark, Offset, Standing};
+pub use envelope::{BatchBuilder, Source};
+pub use event::{Body, Event, Gap, GapReason};
+pub use name::{AccountName, NameError, StreamName};
+pub use secret::Secret;
+pub use time::Timestamp;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The platform's own number of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Sequence(pub u64);
+
+impl Sequence {
+    /// The number that must follow in a dense numbering.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How far a stream has been taken in, in the platform's terms: the last event done, never the next one wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position(pub Sequence);
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is stored beside the entries it covers, in the same step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Where to resume; none on platforms that number nothing, and before the first event.
+    pub position: Option<Position>,
+    /// When the platform was last heard with nothing outstanding. Wall clock, because it must survive a restart;
+    /// it only ever says that a position is *certainly* too old, so a wrong clock costs a snapshot, never an event.
+    pub heard_at: Timestamp,
+}
+
+/// The right to append to one stream: the number orders holders, the nonce decides (compared by equality).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fence {
+    /// Grows with each holder.
+    pub number: u64,
+    /// Random, so that a number handed out twice after a store lost writes still tells two holders apart.
+    pub nonce: u128,
+}

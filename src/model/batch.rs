@@ -1,0 +1,166 @@
+//! Neighbouring log entries as they travel together: one piece of bytes from append to every subscriber.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use super::{Epoch, Mark, Offset, Timestamp};
+
+/// Where one entry ends in the batch's bytes, and what a reader may ask of it without parsing it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// End of the envelope in `bytes`; it begins where the one before ended.
+    pub(super) end: u32,
+    /// Where the `type` begins within the envelope, and its length (as written in JSON, escapes included).
+    pub(super) kind_at: u16,
+    pub(super) kind_len: u16,
+    pub(super) received: Timestamp,
+}
+
+/// Entries `first..=last` of one stream, wrapped once; shared, never changed.
+#[derive(Debug)]
+pub struct Batch {
+    epoch: Epoch,
+    first: Offset,
+    bytes: Bytes,
+    slots: Box<[Slot]>,
+    frames: OnceLock<Rendering>,
+    sse: OnceLock<Rendering>,
+}
+
+/// The same entries in a transport's own wrapping, made when the first subscriber needs it.
+#[derive(Debug)]
+pub struct Rendering {
+    /// All entries, back to back.
+    pub bytes: Bytes,
+    /// Where each one ends.
+    pub ends: Box<[u32]>,
+}
+
+impl Batch {
+    pub(super) fn new(epoch: Epoch, first: Offset, bytes: Bytes, slots: Box<[Slot]>) -> Self {
+        assert!(!slots.is_empty(), "a batch holds at least one entry");
+        Self { epoch, first, bytes, slots, frames: OnceLock::new(), sse: OnceLock::new() }
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub fn first(&self) -> Offset {
+        self.first
+    }
+
+    pub fn last(&self) -> Offset {
+        Offset(self.first.0 + self.slots.len() as u64 - 1)
+    }
+
+    /// How many entries; never 0.
+    #[expect(clippy::len_without_is_empty, reason = "a batch is never empty")]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// All envelopes, back to back.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// When the newest entry was received.
+    pub fn received_last(&self) -> Timestamp {
+        self.slots[self.slots.len() - 1].received
+    }
+
+    /// When the oldest entry was received.
+    pub fn received_first(&self) -> Timestamp {
+        self.slots[0].received
+    }
+
+    /// The entry at `index` of this batch.
+    pub fn entry(&self, index: usize) -> Entry<'_> {
+        let start = index.checked_sub(1).map_or(0, |before| self.slots[before].end as usize);
+        let slot = self.slots[index];
+        Entry {
+            mark: Mark { epoch: self.epoch, offset: Offset(self.first.0 + index as u64) },
+            json: &self.bytes[start..slot.end as usize],
+            kind: (slot.kind_at, slot.kind_len),
+            received: slot.received,
+        }
+    }
+
+    /// What is written beside the bytes, so that a stored batch can be read back: 16 bytes an entry.
+    pub fn index(&self) -> Vec<u8> {
+        let mut index = Vec::with_capacity(self.slots.len() * SLOT_LEN);
+        for slot in &self.slots {
+            index.extend_from_slice(&slot.end.to_le_bytes());
+            index.extend_from_slice(&slot.kind_at.to_le_bytes());
+            index.extend_from_slice(&slot.kind_len.to_le_bytes());
+            index.extend_from_slice(&slot.received.0.to_le_bytes());
+        }
+        index
+    }
+
+    /// Reads a stored batch back; none when index and bytes do not agree (the record is damaged).
+    pub fn restore(epoch: Epoch, first: Offset, bytes: Bytes, index: &[u8]) -> Option<Self> {
+        let (slots, rest) = index.as_chunks::<SLOT_LEN>();
+        let slots: Box<[Slot]> = slots.iter().map(read_slot).collect();
+        let rising = slots.windows(2).all(|pair| pair[0].end < pair[1].end);
+        let complete = slots.last().is_some_and(|slot| slot.end as usize == bytes.len());
+        (rest.is_empty() && rising && complete).then(|| Self::new(epoch, first, bytes, slots))
+    }
+
+    /// The batch as WebSocket text frames; `render` makes it once for all subscribers.
+    pub fn frames(&self, render: impl FnOnce(&Self) -> Rendering) -> &Rendering {
+        self.frames.get_or_init(|| render(self))
+    }
+
+    /// The batch as server-sent events; `render` makes it once for all subscribers.
+    pub fn sse(&self, render: impl FnOnce(&Self) -> Rendering) -> &Rendering {
+        self.sse.get_or_init(|| render(self))
+    }
+}
+
+const SLOT_LEN: usize = 16;
+
+fn read_slot(slot: &[u8; SLOT_LEN]) -> Slot {
+    let [e0, e1, e2, e3, a0, a1, l0, l1, time @ ..] = *slot;
+    Slot {
+        end: u32::from_le_bytes([e0, e1, e2, e3]),
+        kind_at: u16::from_le_bytes([a0, a1]),
+        kind_len: u16::from_le_bytes([l0, l1]),
+        received: Timestamp(i64::from_le_bytes(time)),
+    }
+}
+
+/// One entry of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    pub mark: Mark,
+    /// The whole envelope.
+    pub json: &'a [u8],
+    kind: (u16, u16),
+    pub received: Timestamp,
+}
+
+impl Entry<'_> {
+    /// The event's `type`, as written in the envelope.
+    pub fn kind(&self) -> &str {
+        let (at, len) = (usize::from(self.kind.0), usize::from(self.kind.1));
+        self.json.get(at..at + len).and_then(|kind| std::str::from_utf8(kind).ok()).unwrap_or("")
+    }
+}
+
+/// The part of a batch that a reader has not had yet.
+#[derive(Debug, Clone)]
+pub struct BatchView {
+    pub batch: Arc<Batch>,
+    /// Index of the first entry that is meant.
+    pub from: usize,
+}
+
+impl BatchView {
+    /// The entries that are meant, oldest first.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'_>> {
+        (self.from..self.batch.len()).map(|index| self.batch.entry(index))
+    }
+}

@@ -1,0 +1,118 @@
+//! Where tasks begin and end: a named group that starts, faults and drains together.
+//!
+//! It refuses to let a task outlive its group: what is not done when the drain's time is over is cancelled and joined.
+
+use std::{any::Any, future::Future, time::Duration};
+
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// A group of tasks under one stop signal.
+#[derive(Debug)]
+pub struct Tasks {
+    name: &'static str,
+    set: JoinSet<(&'static str, Outcome)>,
+    stop: CancellationToken,
+}
+
+/// How a task ends when it does.
+pub type Outcome = anyhow::Result<()>;
+
+/// A task of the group ended although nobody had asked it to.
+#[derive(Debug, thiserror::Error)]
+#[error("{group} task {task} ended")]
+pub struct Fault {
+    group: &'static str,
+    task: &'static str,
+    #[source]
+    cause: anyhow::Error,
+}
+
+impl Tasks {
+    /// An empty group.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, set: JoinSet::new(), stop: CancellationToken::new() }
+    }
+
+    /// The signal that asks this group's tasks to end.
+    pub fn stop(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Begins a task.
+    pub fn start(&mut self, task: &'static str, work: impl Future<Output = Outcome> + Send + 'static) {
+        self.set.spawn(async move { (task, work.await) });
+    }
+
+    /// Waits for the first task that ends with an error, panics, or ends before the stop signal. For ever, if none does.
+    pub async fn fault(&mut self) -> Fault {
+        loop {
+            let Some(ended) = self.set.join_next().await else { return std::future::pending().await };
+            if let Some(fault) = self.judge(ended) {
+                return fault;
+            }
+        }
+    }
+
+    /// Gives the stop signal, waits for all tasks, and cancels those that are not done after `grace`.
+    /// The first fault that comes to light on the way is returned.
+    pub async fn drain(mut self, grace: Duration) -> Result<(), Fault> {
+        self.stop.cancel();
+        let mut first = None;
+        let all = async {
+            while let Some(ended) = self.set.join_next().await {
+                first = first.take().or(self.judge(ended));
+            }
+        };
+        if tokio::time::timeout(grace, all).await.is_err() {
+            tracing::warn!(group = self.name, left = self.set.len(), "tasks did not end within the grace");
+            self.set.shutdown().await;
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    fn judge(&self, ended: Result<(&'static str, Outcome), JoinError>) -> Option<Fault> {
+        let fault = |task, cause| Some(Fault { group: self.name, task, cause });
+        match ended {
+            Ok((_, Ok(()))) if self.stop.is_cancelled() => None,
+            Ok((task, Ok(()))) => fault(task, anyhow::anyhow!("it returned although nobody had asked it to end")),
+            Ok((task, Err(cause))) => fault(task, cause),
+            Err(error) if error.is_cancelled() => None,
+            Err(error) => fault("panicked", anyhow::anyhow!("{}", panic_text(error.into_panic().as_ref()))),
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic without a text".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_fault_with_its_text() {
+        let mut tasks = Tasks::new("upstream");
+        tasks.start("queues", async { panic!("broken") });
+        let fault = tasks.fault().await;
+        assert_eq!(fault.to_string(), "upstream task panicked ended");
+        assert_eq!(fault.cause.to_string(), "broken");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_returns_unasked_is_a_fault_and_one_that_was_asked_is_not() {
+        let mut tasks = Tasks::new("upstream");
+        tasks.start("queues", async { Ok(()) });
+        assert!(tasks.fault().await.cause.to_string().contains("nobody"));
+
+        let mut tasks = Tasks::new("upstream");
+        let stop = tasks.stop();
+        tasks.start("queues", async move {
+            stop.cancelled().await;
+            Ok(())
+        });
+        assert!(tasks.drain(Duration::from_secs(5)).await.is_ok());
+    }
+}

@@ -1,0 +1,17 @@
+//! What the daemon says about itself: metrics (sentences in [`metrics`]) and how errors are written into logs.
+
+pub mod metrics;
+
+use std::error::Error;
+
+/// An error with all its causes on one line, for log fields.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
