@@ -1,6 +1,10 @@
+pub mod admin;
+pub mod auth;
 pub mod clock;
+pub mod downstream;
 pub mod event_log;
 pub mod model;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
+pub mod upstream;

@@ -6,6 +6,7 @@ mod envelope;
 mod event;
 mod name;
 mod secret;
+mod setting;
 mod time;
 
 pub use batch::{Batch, BatchView, Entry};
@@ -14,6 +15,7 @@ pub use envelope::{BatchBuilder, Source};
 pub use event::{Body, Event, Gap, GapReason};
 pub use name::{AccountName, NameError, StreamName};
 pub use secret::Secret;
+pub use setting::{SecretRef, SettingError, Size, Span};
 pub use time::Timestamp;
 
 use std::fmt;

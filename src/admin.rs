@@ -1,0 +1,1 @@
+//! Health, metrics, status, and an operator's wishes: the second listener.

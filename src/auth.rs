@@ -1,0 +1,119 @@
+//! Tokens: who has one, when it is renewed, and the HTTP calls that get it.
+//!
+//! [`Tokens`] is the handle that streams hold; the refresher behind it owns the HTTP client and the expiry. A stream
+//! never fetches a token: it is told of a new one.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::{
+    model::{AccountName, Secret, SecretRef},
+    tasks::Tasks,
+};
+
+/// How an account authenticates and when it renews.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub account: AccountName,
+    pub grant: Grant,
+    pub token_url: String,
+    pub scope: String,
+    /// A token is renewed this long before its end (a quarter of its life, if that is shorter than four of these).
+    pub refresh_buffer: Duration,
+    /// At most one refresh in this time; scheduled ones and the first after a rejection are exempt.
+    pub refresh_interval_min: Duration,
+    /// Upper bound of the random delay before a scheduled refresh.
+    pub refresh_jitter: Duration,
+    /// Life of a token whose answer and claims do not tell one.
+    pub lifetime_default: Duration,
+    /// Where a rotated refresh token is kept across restarts (a directory).
+    pub vault: PathBuf,
+}
+
+/// How a token is got.
+#[derive(Debug, Clone)]
+pub enum Grant {
+    ClientCredentials(Client),
+    /// The first refresh token; each answer may bring the next one.
+    RefreshToken {
+        client: Client,
+        refresh_token: SecretRef,
+    },
+    /// A token that somebody else renews; read again when its file changes.
+    Static {
+        token: SecretRef,
+    },
+}
+
+/// The OAuth client and where its secret goes (RFC 6749 section 2.3.1).
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub id: SecretRef,
+    pub secret: SecretRef,
+    pub placement: ClientAuth,
+}
+
+/// Where id and secret of the client are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    Basic,
+    Body,
+}
+
+/// An access token with its place in the order of tokens of its account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Rises by one with each token of the account, from 1.
+    pub generation: u64,
+    pub secret: Secret,
+}
+
+/// What `status` and the admin API show of an account. No secrets.
+#[derive(Debug, Clone, Serialize)]
+pub struct AccountStatus {
+    pub account: AccountName,
+    /// One of `waiting` (no token yet), `valid`, `renewing`, `rejected` (an operator must act).
+    pub state: &'static str,
+    pub generation: u64,
+    pub remaining_seconds: Option<f64>,
+    pub next_refresh_seconds: Option<f64>,
+    pub refreshes: u64,
+    /// The newest failure, as an operator may read it.
+    pub last_error: Option<String>,
+}
+
+/// The handle to one account's token. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Tokens {}
+
+impl Tokens {
+    /// Starts the refresher of an account.
+    pub fn start(_settings: Settings, _tasks: &mut Tasks) -> anyhow::Result<Self> {
+        unimplemented!()
+    }
+
+    pub fn account(&self) -> &AccountName {
+        unimplemented!()
+    }
+
+    /// The newest token, and word of each later one.
+    pub fn watch(&self) -> watch::Receiver<Option<Token>> {
+        unimplemented!()
+    }
+
+    /// The platform rejected this generation: get another one at once, unless there is a newer one already.
+    pub fn refuse(&self, _generation: u64) {
+        unimplemented!()
+    }
+
+    /// An operator wants a new token now (within `refresh_interval_min`).
+    pub fn refresh(&self) {
+        unimplemented!()
+    }
+
+    pub fn status(&self) -> AccountStatus {
+        unimplemented!()
+    }
+}

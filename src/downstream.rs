@@ -1,0 +1,3 @@
+//! Consumers: the HTTP server over the logs.
+
+pub mod server;

@@ -1,0 +1,137 @@
+//! Values as people write them in a configuration: durations and sizes with a unit, secrets by reference.
+
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A duration with its unit, as in `"300s"`, `"100ms"`, `"24h"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+/// The text is not a duration or size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingError {
+    #[error("{found:?} has no unit; write {suggestion:?}")]
+    NoUnit { found: String, suggestion: String },
+    #[error("{found:?} is not {expected}")]
+    Unreadable { found: String, expected: &'static str },
+}
+
+impl FromStr for Span {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(SettingError::NoUnit { found: text.to_owned(), suggestion: format!("{text}s") });
+        }
+        humantime::parse_duration(text).map(Self).map_err(|_| SettingError::Unreadable {
+            found: text.to_owned(),
+            expected: "a duration such as \"300s\", \"100ms\" or \"24h\"",
+        })
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+/// A number of bytes with its unit, as in `"16MiB"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+const SIZE_UNITS: [(&str, u64); 8] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("B", 1),
+];
+
+impl FromStr for Size {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let unreadable = || SettingError::Unreadable {
+            found: text.to_owned(),
+            expected: "a size such as \"64KiB\", \"16MiB\" or \"4GiB\"",
+        };
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        if digits > 0 && unit.is_empty() {
+            return Err(SettingError::NoUnit { found: text.to_owned(), suggestion: format!("{text}MiB") });
+        }
+        let number: u64 = number.parse().map_err(|_| unreadable())?;
+        let factor = SIZE_UNITS.iter().find(|(name, _)| *name == unit.trim()).ok_or_else(unreadable)?.1;
+        number.checked_mul(factor).map(Self).ok_or_else(unreadable)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let binary = SIZE_UNITS[..4].iter().rev().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor));
+        match binary {
+            Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+macro_rules! as_text {
+    ($name:ident, $format:literal) => {
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "format": $format })
+            }
+        }
+    };
+}
+
+as_text!(Span, "duration");
+as_text!(Size, "size");
+
+/// Where a secret is found: `{ env = "NAME" }` or `{ file = "PATH" }`. Never the secret itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub enum SecretRef {
+    /// The environment variable that holds it, read at start.
+    Env(String),
+    /// The file that holds it, read again when it changes.
+    File(PathBuf),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes_want_a_unit() {
+        assert_eq!("300s".parse(), Ok(Span(Duration::from_secs(300))));
+        assert_eq!("45".parse::<Span>().unwrap_err().to_string(), r#""45" has no unit; write "45s""#);
+        assert_eq!("4GiB".parse(), Ok(Size(4 << 30)));
+        assert_eq!(Size(4 << 30).to_string(), "4GiB");
+        assert_eq!("16".parse::<Size>().unwrap_err().to_string(), r#""16" has no unit; write "16MiB""#);
+        assert!("4 parsecs".parse::<Size>().is_err());
+    }
+}
