@@ -1,0 +1,443 @@
+//! What a platform is: a few choices told as values, and pure functions that read what it says.
+//!
+//! A connector never holds a socket, a clock or an HTTP client: REST calls are values that go out
+//! ([`Request`]) and answers that come in ([`Answer`]). It never sees a token either: the shell puts the token
+//! where [`Credential`] says.
+
+pub mod genesys_notifications;
+pub mod genesys_sequenced;
+mod json;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use crate::model::{Event, Position, Timestamp};
+
+/// The dialect of a platform. A closed set that we ship.
+#[derive(Debug, Clone)]
+pub enum Connector {
+    Notifications(genesys_notifications::Settings),
+    Sequenced(genesys_sequenced::Settings),
+}
+
+/// What the rules of a stream must know of its platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choices {
+    /// Whether and how the platform can be asked to go on where we stopped.
+    pub resume: Resume,
+    /// What a second socket does to the first.
+    pub overlap: Overlap,
+    /// What is sent to a platform that has been silent, to hear whether it lives.
+    pub probe: Probe,
+    /// A new socket counts as live when it answered the probe, or when it stayed open this long.
+    pub proof: Proof,
+    /// How long one endpoint may be used before it is replaced.
+    pub life: Option<Duration>,
+    /// How often the endpoint is tended (new topics, refused topics) while it is live.
+    pub tending: Option<Duration>,
+}
+
+/// Whether a position can be resumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// Events that happen while no socket is open are gone.
+    None,
+    /// Events are numbered densely and replayed from a number for a time.
+    Sequence,
+}
+
+/// What a second socket does to the first: the order of a swap follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overlap {
+    /// Both get every event: open, prove, drop doubles, close the old one.
+    Duplicate,
+    /// The platform allows one only: close, then open.
+    None,
+}
+
+/// The question put to a silent platform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// A ping of RFC 6455 section 5.5.2.
+    Ping,
+    /// A text message of the platform's own.
+    Text(&'static str),
+}
+
+/// When an open socket is live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// As soon as it is open: the handshake is the authentication.
+    Opened,
+    /// When the platform said anything that is not a refusal; the probe is sent at once to make it speak.
+    Answered,
+    /// When it said anything that is not a refusal, or nothing at all for this long.
+    QuietFor(Duration),
+}
+
+/// Where the token goes on the upgrade request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credential {
+    /// `Authorization: Bearer …`
+    Header,
+    /// A query parameter of this name.
+    Query(&'static str),
+    /// The URL itself is the credential.
+    InUrl,
+}
+
+/// How to reach the socket, until it has to be replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `ws://` or `wss://`, without token and resume parameter.
+    pub url: String,
+    pub credential: Credential,
+    /// The platform's name for it, where it has one (a channel id).
+    pub id: Option<String>,
+    /// What is subscribed on it.
+    pub topics: Vec<String>,
+    /// What the platform refused to subscribe, with its reason.
+    pub refused: Vec<RefusedTopic>,
+}
+
+/// A topic that the platform would not subscribe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedTopic {
+    pub topic: String,
+    pub reason: String,
+}
+
+/// A REST call. The shell adds the token and the account's API address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub method: Method,
+    /// Path and query below the account's API address, or an absolute URL where the configuration gives one.
+    pub target: String,
+    pub body: Option<String>,
+}
+
+/// The methods that platforms use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Post,
+    Put,
+}
+
+/// What came back from a REST call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// `Retry-After`, as a time to wait from receipt on.
+    pub retry_after: Option<Duration>,
+    /// The body, bounded by the shell.
+    pub body: Bytes,
+}
+
+/// What getting an endpoint needs next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Call(Request),
+    Ready(Endpoint),
+    Failed(Failure),
+}
+
+/// A conversation of REST calls that ends in an [`Endpoint`].
+#[derive(Debug, Clone)]
+pub enum Preparation {
+    Notifications(genesys_notifications::Preparation),
+    Sequenced(Endpoint),
+}
+
+/// A frame as the socket gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    Text(ByteString),
+    Binary(Bytes),
+    /// The answer to [`Probe::Ping`], or a ping of the platform's own.
+    Pong,
+}
+
+/// What a frame holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    Event(Event),
+    /// The platform lives; nothing else.
+    Alive,
+    Notice(Notice),
+    /// Nobody can read it.
+    Undecoded(Bytes),
+}
+
+/// What a platform says about the conversation itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// It will close this socket soon.
+    Closing,
+    /// The token was revoked.
+    TokenRevoked,
+    /// It does not take this token.
+    TokenInvalid,
+    /// The endpoint is gone (expired or evicted).
+    EndpointGone,
+    /// Somebody else took the subscriptions over.
+    Displaced,
+}
+
+/// Why a conversation failed, before anybody judged it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The upgrade was answered with another status than 101.
+    Handshake { status: u16, retry_after: Option<Duration> },
+    /// A REST call was answered with an error.
+    Call { status: u16, retry_after: Option<Duration> },
+    /// No connection, no answer in time, or an answer that makes no sense.
+    Unreachable(String),
+    /// The socket was closed: RFC 6455 section 7.4; 1006 when nobody said why.
+    Closed { code: u16, reason: String },
+    /// The platform was not heard within the window.
+    Silent,
+    /// A frame beyond `frame_max`.
+    Oversize,
+    /// The platform said so in a frame.
+    Said(Notice),
+}
+
+/// What to do about a failure. One for each; obeyed, never looked behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The network's or the platform's trouble: back off. A session that was stable is tried again at once.
+    BackOff,
+    /// The platform restarts and hung up on everybody: back off, with no immediate attempt.
+    Restarting,
+    /// It asked for this much time.
+    WaitFor(Duration),
+    /// The token is not taken (any more): get another one, then go on at once.
+    RefreshToken,
+    /// The endpoint is dead: get another one.
+    NewEndpoint,
+    /// Trying again unchanged is futile: an operator must act. Tried once in a long while.
+    GiveUp,
+}
+
+/// A platform that is overloaded (close code 1013) is left alone for this long.
+const OVERLOADED_WAIT: Duration = Duration::from_secs(5);
+
+impl Connector {
+    /// The name in the configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Notifications(_) => "genesys-notifications",
+            Self::Sequenced(_) => "genesys-sequenced",
+        }
+    }
+
+    pub fn choices(&self) -> Choices {
+        match self {
+            Self::Notifications(settings) => settings.choices(),
+            Self::Sequenced(settings) => settings.choices(),
+        }
+    }
+
+    /// Begins to get an endpoint.
+    pub fn prepare(&self) -> (Preparation, Step) {
+        match self {
+            Self::Notifications(settings) => {
+                let (preparation, step) = genesys_notifications::Preparation::begin(settings);
+                (Preparation::Notifications(preparation), step)
+            }
+            Self::Sequenced(settings) => {
+                let endpoint = settings.endpoint();
+                (Preparation::Sequenced(endpoint.clone()), Step::Ready(endpoint))
+            }
+        }
+    }
+
+    /// Begins to tend a live endpoint; its end is the endpoint as it is then.
+    pub fn tend(&self, endpoint: &Endpoint) -> (Preparation, Step) {
+        match self {
+            Self::Notifications(settings) => {
+                let (preparation, step) = genesys_notifications::Preparation::tend(settings, endpoint);
+                (Preparation::Notifications(preparation), step)
+            }
+            Self::Sequenced(_) => (Preparation::Sequenced(endpoint.clone()), Step::Ready(endpoint.clone())),
+        }
+    }
+
+    /// The URL to open: the endpoint's, with the resume parameter where there is a position.
+    pub fn url(&self, endpoint: &Endpoint, resume: Option<Position>) -> String {
+        match (self, resume) {
+            (Self::Sequenced(settings), Some(position)) => settings.resume_url(&endpoint.url, position),
+            (Self::Notifications(_), _) | (Self::Sequenced(_), None) => endpoint.url.clone(),
+        }
+    }
+
+    /// Reads a frame. Everything in it is accounted for: what cannot be read comes out as [`Item::Undecoded`].
+    pub fn decode(&self, frame: Frame, received: Timestamp, items: &mut Vec<Item>) {
+        match frame {
+            Frame::Pong => items.push(Item::Alive),
+            Frame::Binary(bytes) => items.push(Item::Undecoded(bytes)),
+            Frame::Text(text) => match self {
+                Self::Notifications(_) => genesys_notifications::decode(&text, received, items),
+                Self::Sequenced(_) => genesys_sequenced::decode(&text, received, items),
+            },
+        }
+    }
+
+    /// The REST calls whose answers show the current state, for after a gap.
+    pub fn snapshot(&self, endpoint: Option<&Endpoint>) -> Vec<Request> {
+        match self {
+            Self::Notifications(settings) => {
+                genesys_notifications::snapshot(endpoint.map_or(&settings.topics, |endpoint| &endpoint.topics))
+            }
+            Self::Sequenced(settings) => settings.snapshot(),
+        }
+    }
+
+    /// The call for the page that follows, where an answer was one page of several.
+    pub fn snapshot_next(&self, request: &Request, answer: &Answer) -> Option<Request> {
+        match self {
+            Self::Notifications(_) => genesys_notifications::next_page(request, answer),
+            Self::Sequenced(_) => None,
+        }
+    }
+
+    /// Judges a failure.
+    pub fn classify(&self, failure: &Failure) -> Verdict {
+        match failure {
+            Failure::Handshake { status, retry_after } => match self {
+                Self::Notifications(_) if matches!(status, 401 | 403 | 404) => Verdict::NewEndpoint,
+                Self::Notifications(_) | Self::Sequenced(_) => by_status(*status, *retry_after),
+            },
+            Failure::Call { status, retry_after } => match self {
+                // A channel that is not there any more is made anew.
+                Self::Notifications(_) if *status == 404 => Verdict::NewEndpoint,
+                Self::Notifications(_) | Self::Sequenced(_) => by_status(*status, *retry_after),
+            },
+            Failure::Closed { code, .. } => by_close_code(*code),
+            Failure::Unreachable(_) | Failure::Silent | Failure::Oversize => Verdict::BackOff,
+            Failure::Said(Notice::TokenInvalid | Notice::TokenRevoked) => Verdict::RefreshToken,
+            Failure::Said(Notice::EndpointGone | Notice::Closing) => Verdict::NewEndpoint,
+            Failure::Said(Notice::Displaced) => Verdict::GiveUp,
+        }
+    }
+}
+
+fn by_status(status: u16, retry_after: Option<Duration>) -> Verdict {
+    match (status, retry_after) {
+        (401, _) => Verdict::RefreshToken,
+        (429 | 503, Some(wait)) => Verdict::WaitFor(wait),
+        (408 | 429 | 500..=599, _) => Verdict::BackOff,
+        _ => Verdict::GiveUp,
+    }
+}
+
+/// RFC 6455 section 7.4.1, and 4001, by which sequenced streams say that the token expired.
+fn by_close_code(code: u16) -> Verdict {
+    match code {
+        1008 | 4001 => Verdict::RefreshToken,
+        1011 | 1012 => Verdict::Restarting,
+        1013 => Verdict::WaitFor(OVERLOADED_WAIT),
+        _ => Verdict::BackOff,
+    }
+}
+
+impl Preparation {
+    /// Takes the answer to the call of the last step.
+    pub fn answered(&mut self, answer: &Answer) -> Step {
+        match self {
+            Self::Notifications(preparation) => preparation.answered(answer),
+            Self::Sequenced(endpoint) => Step::Ready(endpoint.clone()),
+        }
+    }
+}
+
+impl Failure {
+    /// Under which class a lost session is counted.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Handshake { .. } | Self::Call { .. } => "refused",
+            Self::Unreachable(_) => "network",
+            Self::Silent => "silence",
+            Self::Oversize => "protocol",
+            Self::Said(_) => "refused",
+            Self::Closed { code, .. } => match code {
+                1000 => "clean",
+                1002 | 1003 | 1007 | 1009 | 1010 => "protocol",
+                1008 | 4001 => "refused",
+                1011..=1013 => "restart",
+                _ => "network",
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Handshake { status, .. } => write!(f, "the upgrade was answered with {status}"),
+            Self::Call { status, .. } => write!(f, "a REST call was answered with {status}"),
+            Self::Unreachable(why) => write!(f, "unreachable: {why}"),
+            Self::Closed { code, reason } if reason.is_empty() => write!(f, "closed with {code}"),
+            Self::Closed { code, reason } => write!(f, "closed with {code} {reason:?}"),
+            Self::Silent => write!(f, "not heard within the window"),
+            Self::Oversize => write!(f, "a frame beyond frame_max"),
+            Self::Said(notice) => write!(f, "the platform said {notice:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequenced() -> Connector {
+        Connector::Sequenced(genesys_sequenced::Settings {
+            url: "wss://platform.test/stream".to_owned(),
+            placement: genesys_sequenced::Placement::Header,
+            snapshot_url: None,
+        })
+    }
+
+    #[test]
+    fn every_close_code_has_its_verdict() {
+        let table = [
+            (1000, Verdict::BackOff, "clean"),
+            (1001, Verdict::BackOff, "network"),
+            (1002, Verdict::BackOff, "protocol"),
+            (1006, Verdict::BackOff, "network"),
+            (1007, Verdict::BackOff, "protocol"),
+            (1008, Verdict::RefreshToken, "refused"),
+            (1009, Verdict::BackOff, "protocol"),
+            (1011, Verdict::Restarting, "restart"),
+            (1012, Verdict::Restarting, "restart"),
+            (1013, Verdict::WaitFor(OVERLOADED_WAIT), "restart"),
+            (3999, Verdict::BackOff, "network"),
+            (4001, Verdict::RefreshToken, "refused"),
+        ];
+        for (code, verdict, class) in table {
+            let failure = Failure::Closed { code, reason: String::new() };
+            assert_eq!((sequenced().classify(&failure), failure.class()), (verdict, class), "{code}");
+        }
+    }
+
+    #[test]
+    fn every_handshake_status_has_its_verdict() {
+        let second = Some(Duration::from_secs(1));
+        let table = [
+            (401, None, Verdict::RefreshToken),
+            (403, None, Verdict::GiveUp),
+            (404, None, Verdict::GiveUp),
+            (429, second, Verdict::WaitFor(Duration::from_secs(1))),
+            (429, None, Verdict::BackOff),
+            (500, second, Verdict::BackOff),
+            (503, second, Verdict::WaitFor(Duration::from_secs(1))),
+            (302, None, Verdict::GiveUp),
+        ];
+        for (status, retry_after, verdict) in table {
+            assert_eq!(sequenced().classify(&Failure::Handshake { status, retry_after }), verdict, "{status}");
+        }
+    }
+}

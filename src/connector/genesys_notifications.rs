@@ -1,0 +1,242 @@
+//! Genesys Cloud Notifications: a channel minted over REST, topics subscribed on it, one socket a channel.
+//!
+//! Nothing is numbered and nothing is replayed: what happens while no socket is open is gone, and is told as a gap
+//! with reason `no-replay` and a snapshot. The channel dies with the token that made it, so a rotation goes by a
+//! second channel; what both sockets carry is dropped once (`reference/genesys-cloud.md` sections 2 and 4).
+
+mod preparation;
+mod snapshot;
+
+pub use preparation::Preparation;
+pub(super) use snapshot::{next_page, snapshot};
+
+use std::{borrow::Cow, time::Duration};
+
+use bytestring::ByteString;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{
+    Choices, Item, Notice, Overlap, Probe, Proof, Resume,
+    json::{self, Loose, Metadata},
+};
+use crate::model::{Body, Event, Timestamp};
+
+/// One channel's worth of topics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Full topics; `*` in an id's place stands for every queue or user.
+    pub topics: Vec<String>,
+    /// The platform ends a channel after 24 h.
+    pub channel_life: Duration,
+    /// How often `*` is looked up again and refused topics are tried again.
+    pub discovery: Duration,
+}
+
+/// The platform's limit of topics on one channel.
+pub const TOPICS_MAX: usize = 1_000;
+
+/// `channel.metadata` is answered to this with `pong`.
+const PING: &str = r#"{"message":"ping"}"#;
+
+/// A channel is replaced when this part of its life is left.
+const LIFE_MARGIN_DIVISOR: u32 = 24;
+
+impl Settings {
+    pub(super) fn choices(&self) -> Choices {
+        Choices {
+            resume: Resume::None,
+            overlap: Overlap::Duplicate,
+            probe: Probe::Text(PING),
+            proof: Proof::Answered,
+            life: Some(self.channel_life - self.channel_life / LIFE_MARGIN_DIVISOR),
+            tending: Some(self.discovery),
+        }
+    }
+}
+
+/// The outermost object of a frame. Control replies have no `topicName` (section 2.4).
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(rename = "topicName", borrow, default)]
+    topic: Option<Loose<'a>>,
+    #[serde(rename = "eventBody", borrow, default)]
+    body: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    metadata: Metadata<'a>,
+    #[serde(borrow, default)]
+    result: Option<Loose<'a>>,
+}
+
+/// Reads one text frame: one object.
+pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
+    let item = serde_json::from_str(frame).ok().and_then(|message| read(frame, &message, received));
+    items.push(item.unwrap_or_else(|| Item::Undecoded(frame.as_bytes().clone())));
+}
+
+fn read(frame: &ByteString, message: &Message<'_>, received: Timestamp) -> Option<Item> {
+    let Some(topic) = message.topic.as_ref() else {
+        let gone = message.result.as_ref()?.number() == Some(404);
+        return Some(if gone { Item::Notice(Notice::EndpointGone) } else { Item::Alive });
+    };
+    let topic = topic.text_in(frame)?;
+    if topic.eq_ignore_ascii_case("channel.metadata") {
+        return Some(Item::Alive);
+    }
+    if let Some(notice) = system_notice(&topic) {
+        return Some(notice);
+    }
+    let body = message.body?.get();
+    json::is_shallow(body).then(|| {
+        Item::Event(Event {
+            kind: kind_of(&topic).into(),
+            time: event_time(frame, body),
+            sequence: None,
+            correlation: message.metadata.correlation.as_ref().and_then(|id| id.text_in(frame)),
+            partition_key: id_of(&topic).map(|id| topic.slice_ref(id)),
+            body: Body::Json(frame.slice_ref(body)),
+            received,
+            subject: Some(topic),
+        })
+    })
+}
+
+/// Section 2.5.
+fn system_notice(topic: &str) -> Option<Item> {
+    let system = topic.strip_prefix("v2.system.")?;
+    let name = system.split('.').next().unwrap_or_default();
+    match name {
+        "socket_closing" => Some(Item::Notice(Notice::Closing)),
+        "token_revoked" => Some(Item::Notice(Notice::TokenRevoked)),
+        "no_longer_subscribed" => Some(Item::Notice(Notice::Displaced)),
+        _ => None,
+    }
+}
+
+/// The fields by which the platform times its events (section 2.8). Only what stands on top is read.
+#[derive(Deserialize)]
+struct Times<'a> {
+    #[serde(rename = "eventTime", borrow, default)]
+    event: Option<Loose<'a>>,
+    #[serde(rename = "modifiedDate", borrow, default)]
+    modified: Option<Loose<'a>>,
+    #[serde(rename = "routingStatus", borrow, default)]
+    status: Option<Status<'a>>,
+    #[serde(rename = "adherenceChangeTime", borrow, default)]
+    adherence: Option<Loose<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Status<'a> {
+    #[serde(rename = "startTime", borrow, default)]
+    start: Option<Loose<'a>>,
+}
+
+fn event_time(frame: &ByteString, body: &str) -> Option<ByteString> {
+    let times: Times<'_> = serde_json::from_str(body).ok()?;
+    let start = times.status.and_then(|status| status.start);
+    let named = [times.event, times.modified, start, times.adherence];
+    named.iter().flatten().find_map(|time| time.time_in(frame))
+}
+
+/// Whether a segment of a topic is an id: the platform's own words are letters only (`routingStatus`), its ids are not.
+fn is_id(segment: &str) -> bool {
+    !segment.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+}
+
+/// The topic with its ids taken out: `v2.analytics.queues.observations`.
+pub(super) fn kind_of(topic: &str) -> String {
+    let mut kind = String::with_capacity(topic.len());
+    for (index, segment) in topic.split('.').enumerate() {
+        if index == 0 || !is_id(segment) {
+            if index > 0 {
+                kind.push('.');
+            }
+            kind.push_str(segment);
+        }
+    }
+    kind
+}
+
+/// The first id of a topic: whom it is about.
+fn id_of(topic: &str) -> Option<&str> {
+    topic.split('.').skip(1).find(|segment| is_id(segment))
+}
+
+/// One part of an answer's body as text.
+fn text_or(value: Option<&str>, default: &'static str) -> Cow<'static, str> {
+    value.map_or(Cow::Borrowed(default), |value| Cow::Owned(value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_one(frame: &str) -> Item {
+        let mut items = Vec::new();
+        decode(&ByteString::from(frame), Timestamp(0), &mut items);
+        assert_eq!(items.len(), 1);
+        items.remove(0)
+    }
+
+    #[test]
+    fn ids_are_taken_out_of_a_topic() {
+        let table = [
+            (
+                "v2.analytics.queues.9c1e0f5a-3f0e-4a52-8a5b-1f5e6f1c2d33.observations",
+                "v2.analytics.queues.observations",
+            ),
+            ("v2.users.6b1f2a9e-0000-4000-8000-000000000001.routingStatus", "v2.users.routingStatus"),
+            (
+                "v2.detail.events.conversation.2f7bf00a-0fc2.customer.start",
+                "v2.detail.events.conversation.customer.start",
+            ),
+            (
+                "v2.workforcemanagement.managementunits.mu-1.adherence",
+                "v2.workforcemanagement.managementunits.adherence",
+            ),
+        ];
+        for (topic, kind) in table {
+            assert_eq!(kind_of(topic), kind);
+        }
+    }
+
+    #[test]
+    fn an_event_is_its_body_under_its_topic() {
+        let item = read_one(
+            r#"{"topicName":"v2.users.6b1f-1.presence","version":"2","eventBody":{"a" : 1,"modifiedDate":"2026-05-04T13:31:49.570Z"},"metadata":{"CorrelationId":"c1"}}"#,
+        );
+        let Item::Event(event) = item else { panic!("{item:?}") };
+        assert_eq!(event.kind, "v2.users.presence");
+        assert_eq!(event.subject.as_deref(), Some("v2.users.6b1f-1.presence"));
+        assert_eq!(event.partition_key.as_deref(), Some("6b1f-1"));
+        assert_eq!(event.time.as_deref(), Some("2026-05-04T13:31:49.570Z"));
+        assert_eq!(event.correlation.as_deref(), Some("c1"));
+        assert_eq!(event.body, Body::Json(r#"{"a" : 1,"modifiedDate":"2026-05-04T13:31:49.570Z"}"#.into()));
+    }
+
+    #[test]
+    fn what_the_platform_says_about_the_conversation_is_not_an_event() {
+        let table = [
+            (r#"{"topicName":"channel.metadata","eventBody":{"message":"WebSocket Heartbeat"}}"#, Item::Alive),
+            (r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#, Item::Alive),
+            (r#"{"topicName":"v2.system.socket_closing","eventBody":{}}"#, Item::Notice(Notice::Closing)),
+            (r#"{"topicName":"v2.system.token_revoked.3f0f","eventBody":{}}"#, Item::Notice(Notice::TokenRevoked)),
+            (r#"{"topicName":"v2.system.no_longer_subscribed.3f0f"}"#, Item::Notice(Notice::Displaced)),
+            (r#"{"result":"404","message":"gone"}"#, Item::Notice(Notice::EndpointGone)),
+            (r#"{"result":"200","status":"subscribed","topics":[]}"#, Item::Alive),
+        ];
+        for (frame, item) in table {
+            assert_eq!(read_one(frame), item, "{frame}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_kept_whole() {
+        for frame in
+            ["", "[]", "{}", "{\"topicName\":7,\"eventBody\":{}}", "{\"topicName\":\"v2.users.1.presence\"}", "x"]
+        {
+            assert_eq!(read_one(frame), Item::Undecoded(frame.to_owned().into()), "{frame}");
+        }
+    }
+}

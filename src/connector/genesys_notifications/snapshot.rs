@@ -1,0 +1,93 @@
+//! What is asked over REST after an outage: the current state of what the topics are about (reference section 4).
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::id_of;
+use crate::connector::{Answer, Method, Request};
+
+const USERS: &str = "/api/v2/users?expand=presence,routingStatus&pageSize=100&pageNumber=";
+/// More pages of users than one channel's topics can be about.
+const PAGES_MAX: u32 = 100;
+const QUEUE_METRICS: [&str; 8] = [
+    "oWaiting",
+    "oInteracting",
+    "oOnQueueUsers",
+    "oOffQueueUsers",
+    "oActiveUsers",
+    "oMemberUsers",
+    "oUserPresences",
+    "oUserRoutingStatuses",
+];
+
+/// The calls for a set of topics.
+pub(in crate::connector) fn snapshot(topics: &[String]) -> Vec<Request> {
+    let mut requests = Vec::new();
+    let queues: BTreeSet<&str> = ids(topics, &["v2.analytics.queues.", "v2.routing.queues."]).collect();
+    if !queues.is_empty() {
+        requests.push(queue_observations(&queues));
+    }
+    if ids(topics, &["v2.users."]).next().is_some() {
+        requests.push(Request { method: Method::Get, target: format!("{USERS}1"), body: None });
+    }
+    requests
+}
+
+fn ids<'a>(topics: &'a [String], families: &'static [&'static str]) -> impl Iterator<Item = &'a str> {
+    let about = |topic: &&String| families.iter().any(|family| topic.starts_with(family));
+    topics.iter().filter(about).filter_map(|topic| id_of(topic)).filter(|id| *id != "*")
+}
+
+fn queue_observations(queues: &BTreeSet<&str>) -> Request {
+    let predicate =
+        |queue: &&str| json!({"type": "dimension", "dimension": "queueId", "operator": "matches", "value": queue});
+    let predicates: Vec<_> = queues.iter().map(predicate).collect();
+    let body = json!({"filter": {"type": "or", "predicates": predicates}, "metrics": QUEUE_METRICS});
+    let target = "/api/v2/analytics/queues/observations/query".to_owned();
+    Request { method: Method::Post, target, body: Some(body.to_string()) }
+}
+
+#[derive(Deserialize)]
+struct Paged {
+    #[serde(rename = "pageCount")]
+    page_count: u32,
+}
+
+/// The page that follows, for a call that is paged.
+pub(in crate::connector) fn next_page(request: &Request, answer: &Answer) -> Option<Request> {
+    let page: u32 = request.target.strip_prefix(USERS)?.parse().ok()?;
+    let paged: Paged = serde_json::from_slice(&answer.body).ok()?;
+    let target = format!("{USERS}{}", page + 1);
+    (page < paged.page_count.min(PAGES_MAX)).then_some(Request { method: Method::Get, target, body: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_snapshot_asks_for_what_the_topics_are_about() {
+        let topics = |list: &[&str]| list.iter().map(|topic| (*topic).to_owned()).collect::<Vec<_>>();
+        let both = snapshot(&topics(&[
+            "v2.users.u-1.presence",
+            "v2.analytics.queues.q-1.observations",
+            "v2.routing.queues.q-1.users",
+        ]));
+        assert_eq!(both.len(), 2);
+        let body = both[0].body.as_deref().unwrap();
+        assert_eq!(body.matches("q-1").count(), 1);
+        assert_eq!(both[1].target, "/api/v2/users?expand=presence,routingStatus&pageSize=100&pageNumber=1");
+        assert_eq!(snapshot(&topics(&["v2.conversations.c-1.transcription"])), []);
+    }
+
+    #[test]
+    fn users_are_asked_for_page_by_page() {
+        let answer = Answer { status: 200, retry_after: None, body: r#"{"pageCount":2}"#.into() };
+        let first = &snapshot(&["v2.users.u-1.presence".to_owned()])[0];
+        let second = next_page(first, &answer).unwrap();
+        assert!(second.target.ends_with("pageNumber=2"));
+        assert_eq!(next_page(&second, &answer), None);
+    }
+}

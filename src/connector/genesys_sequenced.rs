@@ -1,0 +1,293 @@
+//! Genesys-style sequenced streams: JSON arrays of numbered events, resumed by `?sequenceId=`.
+//!
+//! The token goes into the upgrade's `Authorization` header, or into the query as `auth_token`; in the latter case a
+//! rejected token is told by a first frame `{"error":"invalid_token"}` on a socket that did open
+//! (`reference/genesys-cloud.md` section 5).
+
+use std::{fmt, time::Duration};
+
+use bytestring::ByteString;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::{
+    Choices, Credential, Endpoint, Item, Method, Notice, Overlap, Probe, Proof, Request, Resume,
+    json::{self, Key, Loose, Metadata},
+};
+use crate::model::{Body, Event, Position, Sequence, Timestamp};
+
+/// Where the token goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    Header,
+    Query,
+}
+
+/// One sequenced stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The socket, without the resume parameter.
+    pub url: String,
+    pub placement: Placement,
+    /// What is fetched after a gap, if anything.
+    pub snapshot_url: Option<String>,
+}
+
+/// A platform that takes tokens in the query says within this time when it does not like one.
+const REFUSAL_WAIT: Duration = Duration::from_millis(250);
+
+/// The `type` of an event that names none.
+const KIND_DEFAULT: &str = "genesys-sequenced.event";
+
+impl Settings {
+    pub(super) fn choices(&self) -> Choices {
+        let proof = match self.placement {
+            Placement::Header => Proof::Opened,
+            Placement::Query => Proof::QuietFor(REFUSAL_WAIT),
+        };
+        Choices {
+            resume: Resume::Sequence,
+            overlap: Overlap::Duplicate,
+            probe: Probe::Ping,
+            proof,
+            life: None,
+            tending: None,
+        }
+    }
+
+    pub(super) fn endpoint(&self) -> Endpoint {
+        let credential = match self.placement {
+            Placement::Header => Credential::Header,
+            Placement::Query => Credential::Query("auth_token"),
+        };
+        Endpoint { url: self.url.clone(), credential, id: None, topics: Vec::new(), refused: Vec::new() }
+    }
+
+    pub(super) fn resume_url(&self, url: &str, position: Position) -> String {
+        let joint = if url.contains('?') { '&' } else { '?' };
+        format!("{url}{joint}sequenceId={position}")
+    }
+
+    pub(super) fn snapshot(&self) -> Vec<Request> {
+        let get = |target: &String| Request { method: Method::Get, target: target.clone(), body: None };
+        self.snapshot_url.iter().map(get).collect()
+    }
+}
+
+/// Reads one text frame: an array of objects, or one object.
+pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
+    let before = items.len();
+    if read_events(frame, received, items).is_none() {
+        items.truncate(before);
+        items.push(Item::Undecoded(frame.as_bytes().clone()));
+    }
+}
+
+/// One pass over the frame: each element is parsed where it stands, and where the parser stopped is where it ends.
+fn read_events(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) -> Option<()> {
+    let text: &str = frame;
+    let body = text.trim_ascii();
+    let Some(list) = body.strip_prefix('[') else {
+        let end = read_event(frame, body, received, items)?;
+        return body[end..].trim_ascii().is_empty().then_some(());
+    };
+    let mut rest = list.trim_ascii_start();
+    if let Some(behind) = rest.strip_prefix(']') {
+        items.push(Item::Alive);
+        return behind.is_empty().then_some(());
+    }
+    loop {
+        let end = read_event(frame, rest, received, items)?;
+        rest = rest[end..].trim_ascii_start();
+        if let Some(more) = rest.strip_prefix(',') {
+            rest = more.trim_ascii_start();
+        } else {
+            return (rest == "]").then_some(());
+        }
+    }
+}
+
+/// Reads the object that `text` begins with; returns where it ends.
+fn read_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut Vec<Item>) -> Option<usize> {
+    let mut parser = serde_json::Deserializer::from_str(text).into_iter::<Header<'_>>();
+    let header = parser.next()?.ok()?;
+    let end = parser.byte_offset();
+    let object = &text[..end];
+    if !json::is_shallow(object) {
+        return None;
+    }
+    items.push(match header.error {
+        Some(Loose::Text(error)) if error == "invalid_token" => Item::Notice(Notice::TokenInvalid),
+        Some(_) | None => Item::Event(event(frame, object, &header, received)),
+    });
+    Some(end)
+}
+
+fn event(frame: &ByteString, object: &str, header: &Header<'_>, received: Timestamp) -> Event {
+    let text = |value: &Option<Loose<'_>>| value.as_ref().and_then(|value| value.text_in(frame));
+    let kind = text(&header.kind).or_else(|| text(&header.event_type)).or_else(|| text(&header.topic));
+    Event {
+        kind: kind.filter(|kind| !kind.is_empty()).unwrap_or(ByteString::from_static(KIND_DEFAULT)),
+        subject: text(&header.topic),
+        time: header.time.as_ref().and_then(|time| time.time_in(frame)),
+        sequence: header.sequence.as_ref().and_then(Loose::number).map(Sequence),
+        correlation: text(&header.metadata.correlation),
+        partition_key: None,
+        body: Body::Json(frame.slice_ref(object)),
+        received,
+    }
+}
+
+/// The few fields of an event that we read. A key that stands twice counts as it stands last.
+#[derive(Debug, Default)]
+struct Header<'a> {
+    sequence: Option<Loose<'a>>,
+    kind: Option<Loose<'a>>,
+    event_type: Option<Loose<'a>>,
+    topic: Option<Loose<'a>>,
+    time: Option<Loose<'a>>,
+    error: Option<Loose<'a>>,
+    metadata: Metadata<'a>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Header<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an event object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut header = Header::default();
+        while let Some(Key(key)) = map.next_key()? {
+            match &*key {
+                "sequenceId" => header.sequence = Some(map.next_value()?),
+                "type" => header.kind = Some(map.next_value()?),
+                "eventType" => header.event_type = Some(map.next_value()?),
+                "topicName" => header.topic = Some(map.next_value()?),
+                "time" | "timestamp" | "eventTime" => header.time = Some(map.next_value()?),
+                "error" => header.error = Some(map.next_value()?),
+                "metadata" => header.metadata = map.next_value()?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(frame: &str) -> Vec<Item> {
+        let mut items = Vec::new();
+        decode(&ByteString::from(frame), Timestamp(0), &mut items);
+        items
+    }
+
+    fn told(items: &[Item]) -> Vec<String> {
+        let tell = |item: &Item| match item {
+            Item::Event(event) => {
+                let Body::Json(body) = &event.body else { return "binary".to_owned() };
+                let sequence = event.sequence.map_or("-".to_owned(), |sequence| sequence.to_string());
+                format!("{sequence} {} {body}", event.kind)
+            }
+            Item::Undecoded(bytes) => format!("undecoded {}", bytes.len()),
+            Item::Alive => "alive".to_owned(),
+            Item::Notice(notice) => format!("{notice:?}"),
+        };
+        items.iter().map(tell).collect()
+    }
+
+    #[test]
+    fn a_frame_is_split_into_its_events_byte_for_byte() {
+        let table: [(&str, &[&str]); 9] = [
+            (
+                r#"[{"sequenceId":1,"type":"a"},{"sequenceId":2}]"#,
+                &[r#"1 a {"sequenceId":1,"type":"a"}"#, r#"2 genesys-sequenced.event {"sequenceId":2}"#],
+            ),
+            (
+                " [ {\"sequenceId\" : 1 , \"x\":[1, 2]} \n,\t{ }\r\n] ",
+                &[r#"1 genesys-sequenced.event {"sequenceId" : 1 , "x":[1, 2]}"#, "- genesys-sequenced.event { }"],
+            ),
+            (
+                r#"{"sequenceId":"7","eventType":"e","topicName":"t"}"#,
+                &[r#"7 e {"sequenceId":"7","eventType":"e","topicName":"t"}"#],
+            ),
+            (
+                r#"{"sequenceId":1,"a":"}]\\\"{","topicName":"q\u0041"}"#,
+                &[r#"1 qA {"sequenceId":1,"a":"}]\\\"{","topicName":"q\u0041"}"#],
+            ),
+            (
+                r#"{"sequenceId":1.5,"type":{"a":1}}"#,
+                &[r#"- genesys-sequenced.event {"sequenceId":1.5,"type":{"a":1}}"#],
+            ),
+            (r#"{"sequenceId":1,"sequenceId":2}"#, &[r#"2 genesys-sequenced.event {"sequenceId":1,"sequenceId":2}"#]),
+            (r#"{"error":"invalid_token"}"#, &["TokenInvalid"]),
+            ("[]", &["alive"]),
+            (
+                r#"{"sequenceId":18446744073709551615}"#,
+                &[r#"18446744073709551615 genesys-sequenced.event {"sequenceId":18446744073709551615}"#],
+            ),
+        ];
+        for (frame, expected) in table {
+            assert_eq!(told(&read(frame)), expected, "{frame}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_kept_whole() {
+        for frame in [
+            "",
+            "hello",
+            "[1]",
+            "[{}",
+            "[{},]",
+            "[{}]x",
+            "{}{}",
+            "[[{}]]",
+            "null",
+            r#"{"a":}"#,
+            r#"[{"sequenceId":1},{"a":01}]"#,
+            "\u{feff}{}",
+            &format!(r#"{{"a":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000)),
+        ] {
+            assert_eq!(told(&read(frame)), [format!("undecoded {}", frame.len())], "{frame:.60}");
+        }
+    }
+
+    #[test]
+    fn time_and_correlation_are_taken_where_they_are_sound() {
+        let read_one = |frame: &str| match read(frame).remove(0) {
+            Item::Event(event) => (event.time.map(|time| time.to_string()), event.correlation.map(|id| id.to_string())),
+            other => panic!("{other:?}"),
+        };
+        let time = Some("2026-05-04T13:31:49.570Z".to_owned());
+        assert_eq!(
+            read_one(r#"{"timestamp":"2026-05-04T13:31:49.570Z","metadata":{"CorrelationId":"c"}}"#),
+            (time.clone(), Some("c".to_owned()))
+        );
+        assert_eq!(read_one(r#"{"eventTime":1777901509570,"metadata":[1]}"#), (time, None));
+        assert_eq!(read_one(r#"{"time":"yesterday","metadata":"none"}"#), (None, None));
+    }
+
+    #[test]
+    fn the_resume_parameter_joins_what_the_url_has() {
+        let settings = |url: &str| Settings { url: url.to_owned(), placement: Placement::Header, snapshot_url: None };
+        let position = Position(Sequence(9));
+        assert_eq!(settings("wss://p/s").resume_url("wss://p/s", position), "wss://p/s?sequenceId=9");
+        assert_eq!(
+            settings("wss://p/s?channel=q").resume_url("wss://p/s?channel=q", position),
+            "wss://p/s?channel=q&sequenceId=9"
+        );
+    }
+}
