@@ -4,6 +4,7 @@ pub mod clock;
 pub mod downstream;
 pub mod event_log;
 pub mod model;
+pub mod protocol;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;
