@@ -5,6 +5,7 @@ pub mod connector;
 pub mod downstream;
 pub mod event_log;
 pub mod model;
+pub mod protocol;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

@@ -1,0 +1,228 @@
+//! How long to wait before connecting again. The random number is an argument.
+//!
+//! For network trouble only: a planned change of socket has no business here, and must not share its counters.
+
+use std::time::{Duration, Instant};
+
+use super::breaker::Breaker;
+
+/// The one immediate attempt after a stable session comes within this time, so that a thousand streams that lost the
+/// same network do not knock in the same millisecond.
+pub const IMMEDIATE_MAX: Duration = Duration::from_millis(250);
+
+/// Close code 1013 without a delay of its own: the platform is overloaded and asks to be left alone for a while.
+pub const OVERLOADED_MIN: Duration = Duration::from_secs(5);
+
+/// Delays that double from `first` to `cap`, each spread by `jitter` to both sides.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Curve {
+    pub first: Duration,
+    pub cap: Duration,
+    /// A fraction: 0.2 spreads a delay over ±20 %.
+    pub jitter: f64,
+}
+
+/// What a stream is configured with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settings {
+    pub first: Duration,
+    pub cap: Duration,
+    /// A fraction: 0.2 spreads a delay over ±20 %.
+    pub jitter: f64,
+    /// So many failures in a row, and connecting is tried once each `cap` only.
+    pub breaker_after: u32,
+    /// So long must a connection live to end a row of failures.
+    pub stable_after: Duration,
+}
+
+/// How a session ended, or why there was none: all that matters for the delay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The network, or a clean close that nobody had planned.
+    Dropped,
+    /// The platform restarts (1011, 1012, 5xx): it hung up on everybody, so nobody should be the first to return.
+    Restarting,
+    /// The platform said how long to stay away (`Retry-After`; [`OVERLOADED_MIN`] for 1013). Never less than that.
+    Told(Duration),
+}
+
+/// The memory of one stream's network trouble.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    curve: Curve,
+    breaker: Breaker,
+}
+
+impl Curve {
+    /// The delay after `before` earlier failures; `unit` is a random number from 0 to 1.
+    pub fn delay(&self, before: u32, unit: f64) -> Duration {
+        let factor = 2_u32.saturating_pow(before);
+        self.spread(self.first.saturating_mul(factor).min(self.cap), unit)
+    }
+
+    fn spread(&self, delay: Duration, unit: f64) -> Duration {
+        scaled(delay, 1.0 + self.jitter * (2.0 * unit - 1.0))
+    }
+
+    /// A delay that was asked for: the jitter comes on top, never off it.
+    fn told(&self, delay: Duration, unit: f64) -> Duration {
+        scaled(delay, 1.0 + self.jitter * unit).max(delay)
+    }
+}
+
+fn scaled(delay: Duration, factor: f64) -> Duration {
+    Duration::try_from_secs_f64(delay.as_secs_f64() * factor).unwrap_or(delay)
+}
+
+impl Backoff {
+    /// Nothing has failed yet.
+    pub fn new(settings: Settings) -> Self {
+        let Settings { first, cap, jitter, breaker_after, stable_after } = settings;
+        Self { curve: Curve { first, cap, jitter }, breaker: Breaker::new(breaker_after, stable_after) }
+    }
+
+    /// A session is live.
+    pub fn connected(&mut self, now: Instant) {
+        self.breaker.connected(now);
+    }
+
+    /// The session was ended as planned: no failure, and no delay.
+    pub fn retired(&mut self, now: Instant) {
+        self.breaker.ended(now);
+    }
+
+    /// The session was lost, or could not be opened. Returns the delay before the next attempt: a session that had
+    /// proved stable gets one attempt nearly at once, which is no failure. `unit` is a random number from 0 to 1.
+    pub fn failed(&mut self, trouble: Trouble, now: Instant, unit: f64) -> Duration {
+        let was_stable = self.breaker.ended(now);
+        if was_stable && trouble == Trouble::Dropped {
+            return scaled(IMMEDIATE_MAX, unit);
+        }
+        let before = self.breaker.failed();
+        let delay = match self.breaker.is_open(now) {
+            true => self.curve.spread(self.curve.cap, unit),
+            false => self.curve.delay(before, unit),
+        };
+        match trouble {
+            Trouble::Dropped | Trouble::Restarting => delay,
+            Trouble::Told(least) => delay.max(self.curve.told(least, unit)),
+        }
+    }
+
+    /// Whether connecting is tried once each `cap` only. Worth an alarm.
+    pub fn is_open(&self, now: Instant) -> bool {
+        self.breaker.is_open(now)
+    }
+
+    /// When the present session will have proved stable: the moment an open breaker closes.
+    pub fn stable_at(&self) -> Option<Instant> {
+        self.breaker.stable_at()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MIDDLE: f64 = 0.5;
+
+    #[test]
+    fn delays_double_until_the_breaker_opens_and_then_probe_once_each_cap() {
+        let now = Instant::now();
+        let mut backoff = Backoff::new(settings());
+        let delays = [(); 8].map(|()| backoff.failed(Trouble::Restarting, now, MIDDLE).as_secs());
+        assert_eq!(delays, [1, 2, 4, 8, 30, 30, 30, 30]);
+        assert!(backoff.is_open(now));
+    }
+
+    #[test]
+    fn each_trouble_has_its_first_and_second_delay() {
+        let told = |secs| Trouble::Told(Duration::from_secs(secs));
+        // trouble, was the session stable, delays in ms with the random number 0.5
+        let table = [
+            (Trouble::Dropped, true, [125, 1_000]),
+            (Trouble::Dropped, false, [1_000, 2_000]),
+            (Trouble::Restarting, true, [1_000, 2_000]),
+            (Trouble::Restarting, false, [1_000, 2_000]),
+            (Trouble::Told(OVERLOADED_MIN), true, [5_500, 5_500]),
+            (told(100), false, [110_000, 110_000]),
+            (told(0), false, [1_000, 2_000]),
+        ];
+        for (trouble, stable, expected) in table {
+            let start = Instant::now();
+            let mut backoff = Backoff::new(settings());
+            backoff.connected(start);
+            let lost = start + Duration::from_secs(if stable { 10 } else { 9 });
+            let delays = [(); 2].map(|()| backoff.failed(trouble, lost, MIDDLE).as_millis());
+            assert_eq!(delays, expected, "{trouble:?}, stable: {stable}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_dies_young_gets_no_quick_attempt_and_does_not_reset_the_count() {
+        let mut now = Instant::now();
+        let mut backoff = Backoff::new(settings());
+        let delays = [(); 6].map(|()| {
+            backoff.connected(now);
+            now += Duration::from_secs(2);
+            backoff.failed(Trouble::Dropped, now, MIDDLE).as_secs()
+        });
+        assert_eq!(delays, [1, 2, 4, 8, 30, 30]);
+    }
+
+    #[test]
+    fn a_planned_end_is_no_failure() {
+        let now = Instant::now();
+        let mut backoff = Backoff::new(settings());
+        for _ in 0..20 {
+            backoff.connected(now);
+            backoff.retired(now);
+        }
+        assert!(!backoff.is_open(now));
+        assert_eq!(backoff.failed(Trouble::Dropped, now, MIDDLE).as_secs(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_delay_stays_within_its_bounds(before in any::<u32>(), unit in 0.0..1.0_f64, told in 0..7_200_u64) {
+            let curve = curve();
+            let delay = curve.delay(before, unit);
+            prop_assert!(delay >= curve.first.mul_f64(0.8) && delay <= curve.cap.mul_f64(1.2));
+            let told = Duration::from_secs(told);
+            let mut backoff = Backoff::new(settings());
+            prop_assert!(backoff.failed(Trouble::Told(told), Instant::now(), unit) >= told);
+        }
+
+        #[test]
+        fn delays_never_shrink_while_the_trouble_lasts(unit in 0.0..1.0_f64, failures in 2..100_usize) {
+            let now = Instant::now();
+            let mut backoff = Backoff::new(settings());
+            let delays: Vec<_> = (0..failures).map(|_| backoff.failed(Trouble::Dropped, now, unit)).collect();
+            prop_assert!(delays.is_sorted());
+        }
+
+        #[test]
+        fn absurd_settings_do_not_panic(first in any::<u64>(), cap in any::<u64>(), before in any::<u32>()) {
+            let curve = Curve { first: Duration::from_secs(first), cap: Duration::from_secs(cap), jitter: 1.0 };
+            prop_assert!(curve.delay(before, 0.5) <= curve.cap.saturating_add(Duration::from_secs(1 + cap / 1_000_000)));
+        }
+    }
+
+    fn curve() -> Curve {
+        let Settings { first, cap, jitter, .. } = settings();
+        Curve { first, cap, jitter }
+    }
+
+    fn settings() -> Settings {
+        Settings {
+            first: Duration::from_secs(1),
+            cap: Duration::from_secs(30),
+            jitter: 0.2,
+            breaker_after: 5,
+            stable_after: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Whether connecting is still worth a quick try: failures in a row, and what ends the row.
+//!
+//! It knows no delays and never gives up: an open breaker only says that trying often has stopped making sense.
+
+use std::time::{Duration, Instant};
+
+/// Counts failures in a row. Open from the `after`th on; only a connection that proved stable ends the row.
+#[derive(Debug, Clone)]
+pub struct Breaker {
+    after: u32,
+    stable_after: Duration,
+    failures: u32,
+    live_since: Option<Instant>,
+}
+
+impl Breaker {
+    /// Closed. `after` counts failures in a row, `stable_after` is how long a connection must live to be believed.
+    pub fn new(after: u32, stable_after: Duration) -> Self {
+        Self { after, stable_after, failures: 0, live_since: None }
+    }
+
+    /// A connection is live. It closes nothing yet: first it has to last.
+    pub fn connected(&mut self, now: Instant) {
+        self.ended(now);
+        self.live_since = Some(now);
+    }
+
+    /// The connection is over, for whatever reason. Says whether it had proved stable; if so, the row is ended.
+    pub fn ended(&mut self, now: Instant) -> bool {
+        let stable = self.is_stable(now);
+        if stable {
+            self.failures = 0;
+        }
+        self.live_since = None;
+        stable
+    }
+
+    /// One more failure in the row. Returns how many there were before it.
+    pub fn failed(&mut self) -> u32 {
+        let before = self.failures;
+        self.failures = before.saturating_add(1);
+        before
+    }
+
+    /// Whether the row is long enough, and the present connection has not ended it.
+    pub fn is_open(&self, now: Instant) -> bool {
+        self.failures >= self.after && !self.is_stable(now)
+    }
+
+    /// When the present connection will have proved stable: the moment an open breaker closes.
+    pub fn stable_at(&self) -> Option<Instant> {
+        self.live_since?.checked_add(self.stable_after)
+    }
+
+    fn is_stable(&self, now: Instant) -> bool {
+        self.stable_at().is_some_and(|at| at <= now)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
+mod tests {
+    use super::*;
+
+    const STABLE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn it_opens_at_the_fifth_failure_in_a_row() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(5, STABLE);
+        let open: Vec<bool> = (0..7)
+            .map(|_| {
+                breaker.failed();
+                breaker.is_open(now)
+            })
+            .collect();
+        assert_eq!(open, [false, false, false, false, true, true, true]);
+    }
+
+    #[test]
+    fn only_a_connection_that_lasted_closes_it() {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(1, STABLE);
+        breaker.failed();
+        breaker.connected(start);
+        assert!(breaker.is_open(start + STABLE - Duration::from_millis(1)));
+        assert!(!breaker.ended(start + STABLE - Duration::from_millis(1)));
+        assert!(breaker.is_open(start + STABLE), "it died young, so the row goes on");
+
+        breaker.connected(start);
+        assert_eq!(breaker.stable_at(), Some(start + STABLE));
+        assert!(!breaker.is_open(start + STABLE), "closed while the connection still lives");
+        assert!(breaker.ended(start + STABLE));
+        assert!(!breaker.is_open(start + STABLE));
+    }
+
+    #[test]
+    fn a_stable_connection_that_is_replaced_has_ended_the_row() {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(1, STABLE);
+        breaker.failed();
+        breaker.connected(start);
+        breaker.connected(start + STABLE);
+        assert!(!breaker.is_open(start + STABLE));
+    }
+}
