@@ -4,3 +4,20 @@
 
 pub mod backoff;
 pub mod breaker;
+pub mod session;
+pub mod stream;
+
+use std::time::Instant;
+
+use crate::model::Timestamp;
+
+/// The moment of an input, and one random number: what a rule may know of time and chance.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// The monotonic clock: decides.
+    pub at: Instant,
+    /// The wall clock: is written down, and judges what survived a restart.
+    pub wall: Timestamp,
+    /// A fresh random number from 0 to 1.
+    pub unit: f64,
+}

@@ -1,0 +1,389 @@
+//! One session: the conversation on one connection, from its endpoint to its farewell.
+//!
+//! Acquire the endpoint → connect → prove → live → leave. It decodes frames and watches over silence; what the events
+//! mean for the stream is the stream's business.
+
+use std::time::{Duration, Instant};
+
+use super::Now;
+use crate::connector::{
+    Answer, Choices, Connector, Credential, Endpoint, Failure, Frame, Item, Notice, Preparation, Probe, Proof, Request,
+    Step,
+};
+
+/// Names a session within its stream, in the order in which they began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// How long the steps of a session may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// From dialling until the socket is open, and again until it is proved.
+    pub connect: Duration,
+    /// The platform must be heard at least once in this time.
+    pub silence: Duration,
+    /// After our farewell the platform may still finish what it was saying for this long.
+    pub farewell: Duration,
+}
+
+/// What a session is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// The answer to its REST call, or why there is none.
+    Answered(Result<Answer, String>),
+    /// The socket is open.
+    Opened,
+    /// The socket could not be opened.
+    Refused(Failure),
+    Frame(Frame),
+    /// The socket is gone.
+    Closed(Failure),
+}
+
+/// What a session wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    Call(Request),
+    /// Open the endpoint's socket (the stream adds the position to its URL).
+    Dial(Endpoint),
+    Probe(Probe),
+    /// It is live: events come by it from here on.
+    Live,
+    Heard(Vec<Item>),
+    /// The endpoint changed while live: other topics are subscribed or refused.
+    Tended(Endpoint),
+    /// The endpoint's life is nearly over.
+    Aged,
+    /// It is over. The socket, if there still is one, is to be dropped.
+    Ended(Failure),
+}
+
+/// An endpoint, and how long it may be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Minted {
+    pub endpoint: Endpoint,
+    /// Which token made it.
+    pub generation: u64,
+    /// When it has to be replaced.
+    pub ends: Option<Instant>,
+}
+
+/// One conversation.
+#[derive(Debug)]
+pub struct Session {
+    id: SessionId,
+    generation: u64,
+    connector: Connector,
+    choices: Choices,
+    patience: Patience,
+    stage: Stage,
+    minted: Option<Minted>,
+    heard_at: Instant,
+    /// How many probes went out since the platform was last heard.
+    probes: u32,
+    outputs: std::collections::VecDeque<Output>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// A REST call is under way.
+    Preparing(Preparation),
+    Dialling {
+        until: Instant,
+    },
+    /// Open, and not yet believed. `lives_at`: believed then, if nothing speaks against it.
+    Proving {
+        until: Instant,
+        lives_at: Option<Instant>,
+    },
+    Live {
+        tend_at: Option<Instant>,
+        tending: Option<Preparation>,
+        aged: bool,
+    },
+    Leaving {
+        until: Instant,
+    },
+    Ended,
+}
+
+/// Probes go out at these parts of the window of silence.
+const PROBE_QUARTERS: [u32; 2] = [2, 3];
+
+impl Session {
+    /// Begins a session under a token; `reuse` is an endpoint that is still good.
+    pub fn begin(
+        id: SessionId,
+        generation: u64,
+        connector: &Connector,
+        patience: Patience,
+        reuse: Option<Minted>,
+        now: Now,
+    ) -> Self {
+        let mut session = Self {
+            id,
+            generation,
+            connector: connector.clone(),
+            choices: connector.choices(),
+            patience,
+            stage: Stage::Ended,
+            minted: None,
+            heard_at: now.at,
+            probes: 0,
+            outputs: std::collections::VecDeque::new(),
+        };
+        match reuse {
+            Some(minted) => session.dial(minted, now),
+            None => {
+                let (preparation, step) = connector.prepare();
+                session.take_step(preparation, step, now);
+            }
+        }
+        session
+    }
+
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// The token that this session was begun with.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub fn minted(&self) -> Option<&Minted> {
+        self.minted.as_ref()
+    }
+
+    /// When the platform was last heard on it.
+    pub fn heard_at(&self) -> Instant {
+        self.heard_at
+    }
+
+    pub fn is_live(&self) -> bool {
+        matches!(self.stage, Stage::Live { .. })
+    }
+
+    /// Whether there is a socket to say farewell on.
+    pub fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Proving { .. } | Stage::Live { .. } | Stage::Leaving { .. })
+    }
+
+    /// Our farewell is said: what still arrives is heard, silence is no longer watched.
+    pub fn leave(&mut self, now: Now) {
+        self.stage = Stage::Leaving { until: now.at + self.patience.farewell };
+    }
+
+    /// Frames are left unread for our own reasons: silence is not the platform's fault.
+    pub fn excuse(&mut self, now: Now) {
+        self.heard_at = now.at;
+        self.probes = 0;
+    }
+
+    pub fn handle(&mut self, input: Input, now: Now) {
+        match input {
+            Input::Answered(answer) => self.answered(answer, now),
+            Input::Opened => self.opened(now),
+            Input::Refused(failure) | Input::Closed(failure) => self.end(failure),
+            Input::Frame(frame) => self.heard(frame, now),
+        }
+    }
+
+    pub fn handle_timeout(&mut self, now: Now) {
+        match &self.stage {
+            Stage::Preparing(_) | Stage::Ended => (),
+            Stage::Dialling { until } => {
+                if now.at >= *until {
+                    self.end(Failure::Unreachable("no connection in time".to_owned()));
+                }
+            }
+            Stage::Proving { until, lives_at } => {
+                if lives_at.is_some_and(|at| now.at >= at) {
+                    self.live(now);
+                } else if now.at >= *until {
+                    self.end(Failure::Silent);
+                }
+            }
+            Stage::Live { .. } => self.watch(now),
+            Stage::Leaving { until } => {
+                if now.at >= *until {
+                    self.end(Failure::Closed { code: 1006, reason: "no farewell in time".to_owned() });
+                }
+            }
+        }
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::Preparing(_) | Stage::Ended => None,
+            Stage::Dialling { until } | Stage::Leaving { until } => Some(*until),
+            Stage::Proving { until, lives_at } => Some(lives_at.map_or(*until, |at| at.min(*until))),
+            Stage::Live { tend_at, tending, aged } => {
+                let ends = self.minted.as_ref().and_then(|minted| minted.ends).filter(|_| !aged);
+                let tend = tend_at.filter(|_| tending.is_none());
+                [Some(self.next_watch()), ends, tend].into_iter().flatten().min()
+            }
+        }
+    }
+
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn answered(&mut self, answer: Result<Answer, String>, now: Now) {
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::Preparing(mut preparation) => {
+                let step = step_of(&mut preparation, answer);
+                self.take_step(preparation, step, now);
+            }
+            Stage::Live { tend_at, tending: Some(mut preparation), aged } => {
+                let step = step_of(&mut preparation, answer);
+                self.stage = Stage::Live { tend_at, tending: Some(preparation), aged };
+                self.take_tending_step(step);
+            }
+            stage @ (Stage::Live { .. }
+            | Stage::Dialling { .. }
+            | Stage::Proving { .. }
+            | Stage::Leaving { .. }
+            | Stage::Ended) => self.stage = stage,
+        }
+    }
+
+    fn take_step(&mut self, preparation: Preparation, step: Step, now: Now) {
+        match step {
+            Step::Call(request) => {
+                self.stage = Stage::Preparing(preparation);
+                self.outputs.push_back(Output::Call(request));
+            }
+            Step::Ready(endpoint) => {
+                let ends = self.choices.life.map(|life| now.at + life);
+                self.dial(Minted { endpoint, generation: self.generation, ends }, now);
+            }
+            Step::Failed(failure) => self.end(failure),
+        }
+    }
+
+    fn dial(&mut self, minted: Minted, now: Now) {
+        self.stage = Stage::Dialling { until: now.at + self.patience.connect };
+        self.outputs.push_back(Output::Dial(minted.endpoint.clone()));
+        self.minted = Some(minted);
+    }
+
+    fn opened(&mut self, now: Now) {
+        if !matches!(self.stage, Stage::Dialling { .. }) {
+            return;
+        }
+        self.excuse(now);
+        let until = now.at + self.patience.connect;
+        match self.choices.proof {
+            Proof::Opened => self.live(now),
+            Proof::Answered => {
+                self.stage = Stage::Proving { until, lives_at: None };
+                self.outputs.push_back(Output::Probe(self.choices.probe));
+            }
+            Proof::QuietFor(wait) => self.stage = Stage::Proving { until, lives_at: Some(now.at + wait) },
+        }
+    }
+
+    fn live(&mut self, now: Now) {
+        let tend_at = self.choices.tending.map(|interval| now.at + interval);
+        self.stage = Stage::Live { tend_at, tending: None, aged: false };
+        self.outputs.push_back(Output::Live);
+    }
+
+    fn heard(&mut self, frame: Frame, now: Now) {
+        if matches!(self.stage, Stage::Ended) {
+            return;
+        }
+        self.excuse(now);
+        let mut items = Vec::new();
+        self.connector.decode(frame, now.wall, &mut items);
+        if let Some(refusal) = items.iter().find_map(fatal) {
+            return self.end(Failure::Said(refusal));
+        }
+        if matches!(self.stage, Stage::Proving { .. }) {
+            self.live(now);
+        }
+        items.retain(|item| *item != Item::Alive);
+        if !items.is_empty() {
+            self.outputs.push_back(Output::Heard(items));
+        }
+    }
+
+    fn watch(&mut self, now: Now) {
+        if now.at >= self.heard_at + self.patience.silence {
+            return self.end(Failure::Silent);
+        }
+        if now.at >= self.next_watch() {
+            self.probes += 1;
+            self.outputs.push_back(Output::Probe(self.choices.probe));
+        }
+        let Stage::Live { tend_at, tending, aged } = &mut self.stage else { return };
+        let ends = self.minted.as_ref().and_then(|minted| minted.ends);
+        if !*aged && ends.is_some_and(|ends| now.at >= ends) {
+            *aged = true;
+            self.outputs.push_back(Output::Aged);
+        }
+        if tending.is_none() && tend_at.is_some_and(|at| now.at >= at) {
+            *tend_at = self.choices.tending.map(|interval| now.at + interval);
+            let endpoint = self.minted.as_ref().map(|minted| &minted.endpoint);
+            let Some((preparation, step)) = endpoint.map(|endpoint| self.connector.tend(endpoint)) else { return };
+            *tending = Some(preparation);
+            self.take_tending_step(step);
+        }
+    }
+
+    /// When the next probe is due, or the window of silence ends.
+    fn next_watch(&self) -> Instant {
+        let quarters = PROBE_QUARTERS.get(self.probes as usize).copied().unwrap_or(4);
+        self.heard_at + self.patience.silence * quarters / 4
+    }
+
+    /// Tending never harms a live session: what fails is tried again at the next turn.
+    fn take_tending_step(&mut self, step: Step) {
+        let Stage::Live { tending, .. } = &mut self.stage else { return };
+        match step {
+            Step::Call(request) => self.outputs.push_back(Output::Call(request)),
+            Step::Failed(_) => *tending = None,
+            Step::Ready(endpoint) => {
+                *tending = None;
+                let Some(minted) = self.minted.as_mut().filter(|minted| minted.endpoint != endpoint) else { return };
+                minted.endpoint = endpoint.clone();
+                self.outputs.push_back(Output::Tended(endpoint));
+            }
+        }
+    }
+
+    fn end(&mut self, failure: Failure) {
+        if !matches!(self.stage, Stage::Ended) {
+            self.stage = Stage::Ended;
+            self.outputs.push_back(Output::Ended(failure));
+        }
+    }
+}
+
+fn step_of(preparation: &mut Preparation, answer: Result<Answer, String>) -> Step {
+    match answer {
+        Ok(answer) => preparation.answered(&answer),
+        Err(why) => Step::Failed(Failure::Unreachable(why)),
+    }
+}
+
+/// A notice after which nothing more comes by this session.
+fn fatal(item: &Item) -> Option<Notice> {
+    match item {
+        Item::Notice(notice @ (Notice::TokenInvalid | Notice::EndpointGone | Notice::Displaced)) => {
+            Some(notice.clone())
+        }
+        Item::Notice(Notice::Closing | Notice::TokenRevoked) | Item::Event(_) | Item::Alive | Item::Undecoded(_) => {
+            None
+        }
+    }
+}
+
+/// Where the socket is, and where the token goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dial {
+    pub url: String,
+    pub credential: Credential,
+}

@@ -1,0 +1,493 @@
+//! One stream: its sessions old and new, and what of their events goes into the log.
+//!
+//! There are two ways from one session to the next, and they share no counter. `Retire` is the planned one (a new
+//! token, a notice, the end of a channel, an operator's wish): the successor is live before the old session is left,
+//! where the platform allows two. Trouble is the other: back off, and try again for ever.
+
+mod buffer;
+mod intake;
+mod link;
+mod order;
+mod recovery;
+mod twins;
+
+pub use buffer::Overflow;
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use self::{
+    buffer::Ticket,
+    intake::{Intake, TakenIn},
+    link::Link,
+    recovery::Outcome,
+};
+use super::{
+    Now, backoff,
+    backoff::Backoff,
+    session::{self, Dial, Minted, Patience, Session, SessionId},
+};
+use crate::{
+    connector::{Answer, Choices, Connector, Failure, Frame, Probe, RefusedTopic, Request, Resume},
+    model::{Checkpoint, Event, Gap, GapReason, Mark, Position},
+};
+
+/// How a stream is kept.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub connector: Connector,
+    pub rotation: Rotation,
+    /// A planned rotation begins within this time (at least after half of it).
+    pub rotation_jitter: Duration,
+    /// How long the platform keeps events for resuming.
+    pub retention: Duration,
+    /// How many events may wait for the log.
+    pub buffer: usize,
+    pub overflow: Overflow,
+    pub patience: Patience,
+    pub backoff: backoff::Settings,
+}
+
+/// The order of a planned swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotation {
+    /// The successor is live before the old session is left.
+    Overlap,
+    /// The old session is left first.
+    BreakFirst,
+}
+
+/// Why a session is replaced as planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    Token,
+    Notice,
+    ChannelEnd,
+    Revoked,
+    Operator,
+}
+
+impl Trigger {
+    /// The word in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Notice => "notice",
+            Self::ChannelEnd => "channel-end",
+            Self::Revoked => "revoked",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// Which call an answer belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CallId {
+    Session(SessionId),
+    Snapshot(u64),
+}
+
+/// What a stream is told.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// There is a token of this generation.
+    Token(u64),
+    Answered {
+        call: CallId,
+        answer: Result<Answer, String>,
+    },
+    Opened(SessionId),
+    Refused {
+        session: SessionId,
+        failure: Failure,
+    },
+    Frame {
+        session: SessionId,
+        frame: Frame,
+    },
+    Closed {
+        session: SessionId,
+        failure: Failure,
+    },
+    /// The append that was asked for is durable; the log's last entry is this one.
+    Appended(Mark),
+    Rotate,
+    Pause,
+    Resume,
+    /// Take nothing more in; let what was heard become durable.
+    Drain,
+}
+
+/// What a stream wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// A REST call under the token of this generation.
+    Call {
+        call: CallId,
+        generation: u64,
+        request: Request,
+    },
+    /// Open a socket under the token of this generation.
+    Dial {
+        session: SessionId,
+        generation: u64,
+        dial: Dial,
+    },
+    Probe {
+        session: SessionId,
+        probe: Probe,
+    },
+    /// Say farewell with this code; frames that still arrive are wanted.
+    Leave {
+        session: SessionId,
+        code: u16,
+        reason: &'static str,
+    },
+    /// The session is over: drop its socket.
+    Forget(SessionId),
+    /// Make these durable with their position; one at a time.
+    Append {
+        events: Vec<Event>,
+        checkpoint: Checkpoint,
+    },
+    /// The platform rejected the token of this generation.
+    RefuseToken(u64),
+    Report(Report),
+    /// Everything that was heard is durable, and all sessions are over.
+    Drained,
+}
+
+/// Something worth counting or logging.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    State(State),
+    Connected(bool),
+    /// A numbered stream goes on after this position.
+    Resuming(Option<Position>),
+    Gap {
+        reason: GapReason,
+        lost: Option<u64>,
+    },
+    Duplicates(u64),
+    Undecoded {
+        bytes: usize,
+    },
+    Shed(u64),
+    RotationBegins(Trigger),
+    RotationFailed {
+        trigger: Trigger,
+        failure: Failure,
+    },
+    /// How long no session was live.
+    Rotated {
+        trigger: Trigger,
+        silence: Duration,
+    },
+    /// A session was lost, or could not be had, to trouble.
+    Lost {
+        failure: Failure,
+        retry_in: Option<Duration>,
+    },
+    /// An operator must act; trying goes on slowly.
+    GivenUp(Failure),
+    Breaker(bool),
+    Snapshot {
+        taken: bool,
+    },
+    Refused(Vec<RefusedTopic>),
+}
+
+/// What an operator sees of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Starting,
+    Connecting,
+    Live,
+    Recovering,
+    BackingOff,
+    Paused,
+    Failed,
+}
+
+impl State {
+    /// The word in metrics, logs and the admin API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Connecting => "connecting",
+            Self::Live => "live",
+            Self::Recovering => "recovering",
+            Self::BackingOff => "backing-off",
+            Self::Paused => "paused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The machine of one stream.
+#[derive(Debug)]
+pub struct Stream {
+    settings: Settings,
+    choices: Choices,
+    link: Link,
+    /// Sessions to which farewell was said and which may still finish.
+    leaving: Vec<Session>,
+    /// The newest token, and the newest that the platform rejected.
+    token: u64,
+    refused: u64,
+    rejections: VecDeque<Instant>,
+    /// Where a frame broke the protocol, and how often in a row.
+    poison: (Option<Position>, u32),
+    endpoint: Option<Minted>,
+    intake: Intake,
+    backoff: Backoff,
+    sessions: u64,
+    heard: Heard,
+    appending: Option<Vec<(usize, Ticket)>>,
+    appending_len: usize,
+    checkpointed_at: Instant,
+    draining: bool,
+    told: (State, bool, bool),
+    outputs: VecDeque<Output>,
+}
+
+/// When the platform was last heard, by both clocks.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    at: Option<Instant>,
+    wall: crate::model::Timestamp,
+}
+
+/// What is known of the stream from before.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Opening {
+    pub checkpoint: Option<Checkpoint>,
+    /// The store lost what it held: a gap with reason `store` is owed.
+    pub damaged: bool,
+}
+
+/// A quiet stream's checkpoint is renewed this often, so that a restart knows how long nothing was heard.
+const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(15);
+
+impl Stream {
+    /// A stream that goes on from what is known; it waits for a token.
+    pub fn new(settings: Settings, opening: Opening, now: Now) -> Self {
+        let choices = settings.connector.choices();
+        let position = opening.checkpoint.and_then(|checkpoint| checkpoint.position);
+        let wall = opening.checkpoint.map_or(now.wall, |checkpoint| checkpoint.heard_at);
+        let mut stream = Self {
+            intake: Intake::new(&settings, &choices, position),
+            backoff: Backoff::new(settings.backoff),
+            choices,
+            settings,
+            link: Link::Waiting,
+            leaving: Vec::new(),
+            token: 0,
+            refused: 0,
+            rejections: VecDeque::new(),
+            poison: (None, 0),
+            endpoint: None,
+            sessions: 0,
+            heard: Heard { at: None, wall },
+            appending: None,
+            appending_len: 0,
+            checkpointed_at: now.at,
+            draining: false,
+            told: (State::Starting, false, false),
+            outputs: VecDeque::from([Output::Report(Report::State(State::Starting))]),
+        };
+        if opening.damaged {
+            stream.mark_gap(Gap::unknown(GapReason::Store), now);
+        }
+        let unheard = opening.checkpoint.is_some() && stream.choices.resume == Resume::None;
+        if unheard {
+            stream.intake.deaf(GapReason::NoReplay);
+        }
+        stream
+    }
+
+    pub fn handle(&mut self, input: Input, now: Now) {
+        match input {
+            Input::Token(generation) => self.token_came(generation, now),
+            Input::Answered { call: CallId::Session(id), answer } => {
+                self.tell(id, session::Input::Answered(answer), now);
+            }
+            Input::Answered { call: CallId::Snapshot(call), answer } => self.snapshot_answered(call, answer, now),
+            Input::Opened(id) => self.tell(id, session::Input::Opened, now),
+            Input::Refused { session, failure } => self.tell(session, session::Input::Refused(failure), now),
+            Input::Frame { session, frame } => {
+                self.heard = Heard { at: Some(now.at), wall: now.wall };
+                self.tell(session, session::Input::Frame(frame), now);
+            }
+            Input::Closed { session, failure } => self.tell(session, session::Input::Closed(failure), now),
+            Input::Appended(last) => self.appended(last),
+            Input::Rotate => self.retire(Trigger::Operator, now),
+            Input::Pause => self.pause(now),
+            Input::Resume => self.unpause(now),
+            Input::Drain => self.drain(now),
+        }
+        self.settle(now);
+    }
+
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.excuse_if_unread(now);
+        self.sessions_timeout(now);
+        self.link_timeout(now);
+        let taken = self.intake.handle_timeout(now);
+        self.report_taken(taken);
+        self.settle(now);
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let sessions = self.link.sessions().chain(&self.leaving).filter_map(Session::poll_timeout);
+        let link = self.link.poll_timeout();
+        let stable = self.backoff.stable_at().filter(|_| self.told.2);
+        let checkpoint = self.checkpoint_due();
+        sessions.chain(link).chain(stable).chain(checkpoint).chain(self.intake.poll_timeout()).min()
+    }
+
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Whether frames are wanted now. If not, they stay in the socket until the log has caught up.
+    pub fn wants_frames(&self) -> bool {
+        !self.intake.holds_back(self.appending_len)
+    }
+
+    /// Where the platform would be asked to go on.
+    pub fn position(&self) -> Option<Position> {
+        self.intake.position()
+    }
+
+    /// Events heard and not yet durable.
+    pub fn buffered(&self) -> usize {
+        self.intake.len() + self.appending_len
+    }
+
+    /// Whether a snapshot is still owed to the log.
+    pub fn owes_snapshot(&self) -> bool {
+        self.intake.recovery.owes()
+    }
+
+    /// When the platform was last heard by this process.
+    pub fn heard_at(&self) -> Option<Instant> {
+        self.heard.at
+    }
+
+    /// What follows from every step: what may be appended is, and changes of state are told.
+    fn settle(&mut self, now: Now) {
+        let shed = self.intake.release(now);
+        self.report_shed(shed);
+        if let Some((call, request)) = self.intake.recovery.next_call() {
+            self.outputs.push_back(Output::Call { call: CallId::Snapshot(call), generation: self.token, request });
+        }
+        if self.appending.is_none() {
+            self.append(now);
+        }
+        self.report_state(now);
+        if self.draining && self.is_idle() {
+            self.draining = false;
+            self.link = Link::Drained;
+            self.outputs.push_back(Output::Drained);
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.link.sessions().next().is_none()
+            && self.leaving.is_empty()
+            && self.appending.is_none()
+            && self.intake.is_empty()
+    }
+
+    fn append(&mut self, now: Now) {
+        let heard_at = self.heard.wall;
+        if let Some(taken) = self.intake.take(now) {
+            self.appending_len = taken.events.len();
+            self.appending = Some(taken.tickets);
+            self.checkpointed_at = now.at;
+            let checkpoint = Checkpoint { position: taken.position, heard_at };
+            self.outputs.push_back(Output::Append { events: taken.events, checkpoint });
+        } else if self.checkpoint_due().is_some_and(|due| now.at >= due) {
+            self.appending = Some(Vec::new());
+            self.checkpointed_at = now.at;
+            let checkpoint = Checkpoint { position: self.intake.passed(), heard_at };
+            self.outputs.push_back(Output::Append { events: Vec::new(), checkpoint });
+        }
+    }
+
+    /// When a quiet stream's checkpoint is to be renewed.
+    fn checkpoint_due(&self) -> Option<Instant> {
+        let interval = (self.settings.retention / 4).min(CHECKPOINT_INTERVAL_MAX);
+        let quiet = self.link.is_live() && self.appending.is_none() && self.heard.at? > self.checkpointed_at;
+        quiet.then(|| self.checkpointed_at + interval)
+    }
+
+    fn appended(&mut self, last: Mark) {
+        let Some(tickets) = self.appending.take() else { return };
+        let len = std::mem::take(&mut self.appending_len) as u64;
+        for (index, ticket) in tickets {
+            let offset = crate::model::Offset(last.offset.0 + 1 - len + index as u64);
+            self.intake.recovery.appended(ticket, Mark { offset, ..last });
+        }
+    }
+
+    fn snapshot_answered(&mut self, call: u64, answer: Result<Answer, String>, now: Now) {
+        let outcome = self.intake.recovery.answered(call, answer, &self.settings.connector, now.at, now.unit);
+        match outcome {
+            Outcome::Pending => (),
+            Outcome::Taken => self.report(Report::Snapshot { taken: true }),
+            Outcome::Failed => self.report(Report::Snapshot { taken: false }),
+        }
+    }
+
+    fn mark_gap(&mut self, gap: Gap, now: Now) {
+        let mut taken = TakenIn::default();
+        self.intake.gap(gap, now, &mut taken);
+        self.report_taken(taken);
+    }
+
+    fn report_taken(&mut self, taken: TakenIn) {
+        for gap in taken.gaps {
+            self.report(Report::Gap { reason: gap.reason, lost: gap.lost });
+        }
+        for bytes in taken.undecoded {
+            self.report(Report::Undecoded { bytes });
+        }
+        if taken.duplicates > 0 {
+            self.report(Report::Duplicates(taken.duplicates));
+        }
+        self.report_shed(taken.shed);
+    }
+
+    fn report(&mut self, report: Report) {
+        self.outputs.push_back(Output::Report(report));
+    }
+
+    fn report_shed(&mut self, shed: u64) {
+        if shed > 0 {
+            self.report(Report::Shed(shed));
+        }
+    }
+
+    fn report_state(&mut self, now: Now) {
+        let state = match self.link.state() {
+            State::Live if self.intake.recovery.holds() => State::Recovering,
+            state => state,
+        };
+        let connected = self.link.is_live();
+        let breaker = self.backoff.is_open(now.at);
+        let before = std::mem::replace(&mut self.told, (state, connected, breaker));
+        if before.0 != state {
+            self.report(Report::State(state));
+        }
+        if before.1 != connected {
+            self.report(Report::Connected(connected));
+        }
+        if before.2 != breaker {
+            self.report(Report::Breaker(breaker));
+        }
+    }
+}

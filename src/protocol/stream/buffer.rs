@@ -1,0 +1,186 @@
+//! What was heard and is not durable yet: bounded, in order, and honest about what it had to drop.
+
+use std::collections::VecDeque;
+
+use crate::model::{Event, Gap, GapReason, Position, Timestamp};
+
+/// One append covers at most so many events …
+const BATCH_EVENTS_MAX: usize = 2_048;
+/// … and about so many bytes of bodies.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// What happens at the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overflow {
+    /// Nothing more is read from the platform until there is room: for platforms that replay.
+    Backpressure,
+    /// The oldest events are dropped and a gap says so: for platforms that do not.
+    DropOldest,
+}
+
+/// A gap entry on its way into the log: its snapshot must name the offset that it gets there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket(pub(super) u64);
+
+/// One entry that is to be appended.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) event: Event,
+    pub(super) ticket: Option<Ticket>,
+}
+
+impl From<Event> for Pending {
+    fn from(event: Event) -> Self {
+        Self { event, ticket: None }
+    }
+}
+
+/// The queue in front of the log.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    pending: VecDeque<Pending>,
+    limit: usize,
+    overflow: Overflow,
+    shed: Option<Shed>,
+    /// The newest numbered event that went through here, dropped ones included.
+    passed: Option<Position>,
+}
+
+/// Events dropped since the last batch was taken.
+#[derive(Debug)]
+struct Shed {
+    count: u64,
+    after: Option<Position>,
+}
+
+/// What goes into one append.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) events: Vec<Event>,
+    /// The gap entries among them, by index.
+    pub(super) tickets: Vec<(usize, Ticket)>,
+    pub(super) position: Option<Position>,
+}
+
+impl Buffer {
+    pub(super) fn new(limit: usize, overflow: Overflow, position: Option<Position>) -> Self {
+        Self { pending: VecDeque::new(), limit, overflow, shed: None, passed: position }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The newest number that went through here.
+    pub(super) fn passed(&self) -> Option<Position> {
+        self.passed
+    }
+
+    /// How many more entries there is room for.
+    pub(super) fn room(&self) -> usize {
+        self.limit.saturating_sub(self.pending.len())
+    }
+
+    /// Whether frames should be left unread until there is room.
+    pub(super) fn holds_back(&self, held: usize) -> bool {
+        self.overflow == Overflow::Backpressure && self.pending.len() + held >= self.limit
+    }
+
+    /// Adds an entry; returns how many were dropped for it.
+    pub(super) fn push(&mut self, pending: Pending) -> u64 {
+        self.pending.push_back(pending);
+        if self.overflow == Overflow::Backpressure || self.pending.len() <= self.limit {
+            return 0;
+        }
+        self.shed_oldest()
+    }
+
+    /// Drops the oldest event; the relay's own entries stay, or the gap that they tell would be silent.
+    fn shed_oldest(&mut self) -> u64 {
+        let own = |pending: &Pending| pending.event.kind.starts_with("trunkline.");
+        let Some(oldest) = self.pending.iter().position(|pending| !own(pending)) else { return 0 };
+        let Some(dropped) = self.pending.remove(oldest) else { return 0 };
+        let after = self.passed;
+        self.shed.get_or_insert(Shed { count: 0, after }).count += 1;
+        self.pass(&dropped.event);
+        1
+    }
+
+    fn pass(&mut self, event: &Event) {
+        self.passed = event.sequence.map(Position).or(self.passed);
+    }
+
+    /// The next append; none when nothing waits.
+    pub(super) fn take(&mut self, received: Timestamp) -> Option<Taken> {
+        let mut taken = Taken { events: Vec::new(), tickets: Vec::new(), position: self.passed };
+        if let Some(shed) = self.shed.take() {
+            taken.events.push(self.shed_gap(&shed).event(received));
+        }
+        let mut bytes = 0;
+        while taken.events.len() < BATCH_EVENTS_MAX && bytes < BATCH_BYTES_MAX {
+            let Some(Pending { event, ticket }) = self.pending.pop_front() else { break };
+            bytes += event.body.len();
+            self.pass(&event);
+            taken.tickets.extend(ticket.map(|ticket| (taken.events.len(), ticket)));
+            taken.events.push(event);
+        }
+        taken.position = self.passed;
+        (!taken.events.is_empty()).then_some(taken)
+    }
+
+    fn shed_gap(&self, shed: &Shed) -> Gap {
+        let next = self.pending.iter().find_map(|pending| pending.event.sequence);
+        let gap = Gap::between(GapReason::Shed, shed.after.map(|position| position.0), next);
+        Gap { lost: Some(shed.count), ..gap }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Body, Sequence};
+
+    fn event(sequence: u64) -> Pending {
+        let mut event = Event::own("e", &sequence, Timestamp(0));
+        event.sequence = Some(Sequence(sequence));
+        event.into()
+    }
+
+    #[test]
+    fn at_the_limit_the_oldest_are_dropped_and_a_gap_says_which() {
+        let mut buffer = Buffer::new(3, Overflow::DropOldest, Some(Position(Sequence(10))));
+        let shed: u64 = (11..=16).map(|sequence| buffer.push(event(sequence))).sum();
+        assert_eq!(shed, 3);
+        let taken = buffer.take(Timestamp(0)).unwrap();
+        let Body::Json(gap) = &taken.events[0].body else { panic!() };
+        assert_eq!(gap, r#"{"reason":"shed","after":"10","before":"14","lost":3,"silence_ms":null}"#);
+        let rest: Vec<u64> = taken.events[1..].iter().map(|event| event.sequence.unwrap().0).collect();
+        assert_eq!((rest, taken.position), (vec![14, 15, 16], Some(Position(Sequence(16)))));
+        assert!(buffer.take(Timestamp(0)).is_none());
+    }
+
+    #[test]
+    fn under_backpressure_nothing_is_dropped_and_reading_is_held_back() {
+        let mut buffer = Buffer::new(3, Overflow::Backpressure, None);
+        assert!((1..=2).all(|sequence| buffer.push(event(sequence)) == 0));
+        assert!(!buffer.holds_back(0));
+        assert!(buffer.holds_back(1));
+        buffer.push(event(3));
+        buffer.push(event(4));
+        assert_eq!((buffer.len(), buffer.room()), (4, 0));
+        assert_eq!(buffer.take(Timestamp(0)).unwrap().events.len(), 4);
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_count_and_its_gaps_keep_their_places() {
+        let mut buffer = Buffer::new(10_000, Overflow::Backpressure, None);
+        buffer.push(event(1));
+        let gap = Gap::unknown(GapReason::Store).event(Timestamp(0));
+        buffer.push(Pending { event: gap, ticket: Some(Ticket(7)) });
+        (2..5_000).for_each(|sequence| {
+            buffer.push(event(sequence));
+        });
+        let taken = buffer.take(Timestamp(0)).unwrap();
+        assert_eq!((taken.events.len(), taken.tickets), (BATCH_EVENTS_MAX, vec![(1, Ticket(7))]));
+    }
+}

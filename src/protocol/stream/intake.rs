@@ -1,0 +1,249 @@
+//! What is heard on its way to the log: once, in order, gaps marked, bounded.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Settings,
+    buffer::{Buffer, Pending, Taken, Ticket},
+    order::{Order, Ruling},
+    recovery::Recovery,
+    twins::Twins,
+};
+use crate::{
+    connector::{Choices, Item, Request, Resume},
+    model::{Event, Gap, GapReason, Position},
+    protocol::{Now, session::SessionId},
+};
+
+/// After an abandoned position the first event tells how much is missing; the gap is marked without it after this time.
+const FIRST_EVENT_WAIT: Duration = Duration::from_secs(1);
+
+/// The way from a session to the log.
+#[derive(Debug)]
+pub(super) struct Intake {
+    numbering: Numbering,
+    buffer: Buffer,
+    pub(super) recovery: Recovery,
+    tickets: u64,
+    rulings: Vec<Ruling>,
+    snapshot: Vec<Request>,
+}
+
+/// How doubles and holes are found.
+#[derive(Debug)]
+enum Numbering {
+    /// By the platform's dense numbers. `marks_at`: when the gap of an abandoned position is marked without its end.
+    Numbered { order: Order, marks_at: Option<Instant> },
+    /// By comparing, while sockets overlap; and by knowing when nobody listened.
+    Unnumbered { twins: Option<Twins>, deaf: Option<GapReason> },
+}
+
+/// What came of taking items in.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct TakenIn {
+    pub(super) duplicates: u64,
+    pub(super) shed: u64,
+    /// Sizes of frames that nobody could read.
+    pub(super) undecoded: Vec<usize>,
+    pub(super) gaps: Vec<Gap>,
+}
+
+impl Intake {
+    pub(super) fn new(settings: &Settings, choices: &Choices, position: Option<Position>) -> Self {
+        let numbering = match choices.resume {
+            Resume::Sequence => {
+                Numbering::Numbered { order: Order::new(position.map(|position| position.0)), marks_at: None }
+            }
+            Resume::None => Numbering::Unnumbered { twins: None, deaf: None },
+        };
+        let snapshot = settings.connector.snapshot(None);
+        let buffer = Buffer::new(settings.buffer, settings.overflow, position);
+        Self { numbering, buffer, recovery: Recovery::default(), tickets: 0, rulings: Vec::new(), snapshot }
+    }
+
+    /// Where to resume; none when there is nothing to resume from, or it was abandoned.
+    pub(super) fn resume(&self) -> Option<Position> {
+        match &self.numbering {
+            Numbering::Numbered { order, .. } => order.resume().map(Position),
+            Numbering::Unnumbered { .. } => None,
+        }
+    }
+
+    /// The last number accepted.
+    pub(super) fn position(&self) -> Option<Position> {
+        match &self.numbering {
+            Numbering::Numbered { order, .. } => order.last().map(Position),
+            Numbering::Unnumbered { .. } => None,
+        }
+    }
+
+    /// The last number that went towards the log.
+    pub(super) fn passed(&self) -> Option<Position> {
+        self.buffer.passed()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.buffer.len() + self.recovery.held()
+    }
+
+    /// Whether everything that can be appended was. Events that wait for a missing number are heard again.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn holds_back(&self, appending: usize) -> bool {
+        let ordering = match &self.numbering {
+            Numbering::Numbered { order, .. } => order.held(),
+            Numbering::Unnumbered { .. } => 0,
+        };
+        self.buffer.holds_back(self.recovery.held() + ordering + appending)
+    }
+
+    /// From here on nothing can be heard, or the position is worth nothing any more.
+    pub(super) fn deaf(&mut self, reason: GapReason) {
+        match &mut self.numbering {
+            Numbering::Numbered { order, .. } => order.abandon(reason),
+            Numbering::Unnumbered { deaf, .. } => *deaf = Some(deaf.unwrap_or(reason)),
+        }
+    }
+
+    /// From here on nothing can be heard of a platform that repeats nothing.
+    pub(super) fn deaf_if_unnumbered(&mut self, reason: GapReason) {
+        if matches!(self.numbering, Numbering::Unnumbered { .. }) {
+            self.deaf(reason);
+        }
+    }
+
+    /// A session is live again. Returns the gap that is known by that alone.
+    pub(super) fn listening(&mut self, silence: Duration, now: Now) -> Option<Gap> {
+        match &mut self.numbering {
+            Numbering::Numbered { order, marks_at } => {
+                *marks_at = order.is_abandoned().then(|| now.at + FIRST_EVENT_WAIT);
+                None
+            }
+            Numbering::Unnumbered { deaf, .. } => deaf.take().map(|reason| Gap::unknown(reason).silent_for(silence)),
+        }
+    }
+
+    /// Two sockets carry the same events from here on.
+    pub(super) fn overlap_begins(&mut self) {
+        if let Numbering::Unnumbered { twins, .. } = &mut self.numbering {
+            twins.get_or_insert_default().go_on();
+        }
+    }
+
+    /// One socket is left.
+    pub(super) fn overlap_ends(&mut self, now: Now) {
+        if let Numbering::Unnumbered { twins: Some(twins), .. } = &mut self.numbering {
+            twins.end(now.at);
+        }
+    }
+
+    /// Takes in what a session heard.
+    pub(super) fn take_in(&mut self, items: Vec<Item>, session: SessionId, now: Now) -> TakenIn {
+        let mut taken = TakenIn::default();
+        for item in items {
+            match item {
+                Item::Event(event) => self.event(event, session, now, &mut taken),
+                Item::Undecoded(frame) => {
+                    taken.undecoded.push(frame.len());
+                    self.push(Event::undecoded(frame, now.wall).into(), &mut taken);
+                }
+                Item::Notice(_) | Item::Alive => (),
+            }
+        }
+        taken
+    }
+
+    fn event(&mut self, event: Event, session: SessionId, now: Now, taken: &mut TakenIn) {
+        match &mut self.numbering {
+            Numbering::Numbered { order, .. } => {
+                let Some(sequence) = event.sequence else { return self.push(event.into(), taken) };
+                order.accept(sequence, event, session, now.at, &mut self.rulings);
+                self.carry_out_rulings(now, taken);
+            }
+            Numbering::Unnumbered { twins, .. } => {
+                if twins.as_mut().is_none_or(|twins| twins.is_new(&event, session, now.at)) {
+                    self.push(event.into(), taken);
+                } else {
+                    taken.duplicates += 1;
+                }
+            }
+        }
+    }
+
+    fn carry_out_rulings(&mut self, now: Now, taken: &mut TakenIn) {
+        let mut rulings = std::mem::take(&mut self.rulings);
+        for ruling in rulings.drain(..) {
+            match ruling {
+                Ruling::Accepted(event) => self.push(event.into(), taken),
+                Ruling::Duplicates(count) => taken.duplicates += count,
+                Ruling::Gap(gap) => self.gap(gap, now, taken),
+            }
+        }
+        self.rulings = rulings;
+    }
+
+    /// Marks a gap at this place and asks for the snapshot that belongs behind it.
+    pub(super) fn gap(&mut self, gap: Gap, now: Now, taken: &mut TakenIn) {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.push(Pending { event: gap.event(now.wall), ticket: Some(ticket) }, taken);
+        self.recovery.begin(ticket, gap.reason, self.snapshot.clone(), now.at);
+        taken.gaps.push(gap);
+    }
+
+    fn push(&mut self, pending: Pending, taken: &mut TakenIn) {
+        if !self.recovery.holds() {
+            taken.shed += self.buffer.push(pending);
+            return;
+        }
+        self.recovery.hold(pending);
+        if self.recovery.held() >= self.buffer.room() {
+            self.recovery.stop_holding();
+        }
+    }
+
+    /// Lets held events go where they need not wait any longer. Returns how many were dropped for it.
+    pub(super) fn release(&mut self, now: Now) -> u64 {
+        let released = self.recovery.release(&self.snapshot, now);
+        released.into_iter().map(|pending| self.buffer.push(pending)).sum()
+    }
+
+    /// What is to be appended next.
+    pub(super) fn take(&mut self, now: Now) -> Option<Taken> {
+        self.buffer.take(now.wall)
+    }
+
+    /// The calls whose answers show the state of what this stream is about.
+    pub(super) fn set_snapshot(&mut self, requests: Vec<Request>) {
+        self.snapshot = requests;
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Now) -> TakenIn {
+        let mut taken = TakenIn::default();
+        self.recovery.handle_timeout(&self.snapshot, now.at);
+        match &mut self.numbering {
+            Numbering::Numbered { order, marks_at } => {
+                order.handle_timeout(now.at, &mut self.rulings);
+                let abandoned = marks_at.take_if(|at| now.at >= *at).and_then(|_| order.tell_abandoned());
+                self.carry_out_rulings(now, &mut taken);
+                if let Some(gap) = abandoned {
+                    self.gap(gap, now, &mut taken);
+                }
+            }
+            Numbering::Unnumbered { twins, .. } => {
+                twins.take_if(|twins| twins.ends_at().is_some_and(|at| now.at >= at));
+            }
+        }
+        taken
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let numbering = match &self.numbering {
+            Numbering::Numbered { order, marks_at } => order.poll_timeout().into_iter().chain(*marks_at).min(),
+            Numbering::Unnumbered { twins, .. } => twins.as_ref().and_then(Twins::ends_at),
+        };
+        numbering.into_iter().chain(self.recovery.poll_timeout()).min()
+    }
+}

@@ -1,0 +1,480 @@
+//! The order of a numbered stream: each event once, in sequence, whichever socket it came by.
+//!
+//! What is missing is waited for a little and then told; what comes twice is dropped; a numbering that started over
+//! is recognised. Nothing is ever let go without a word.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    model::{Body, Event, Gap, GapReason, Sequence},
+    protocol::session::SessionId,
+};
+
+/// A missing number is waited for until this many later events are there …
+const WAITING_MAX: usize = 64;
+/// … or this much time has gone by.
+const WAIT_MAX: Duration = Duration::from_millis(200);
+/// So many events with numbers long gone, and the numbering has started over …
+const SUSPECTS_MAX: usize = 100;
+/// … or so much time without the run reaching where we are.
+const SUSPICION_MAX: Duration = Duration::from_millis(500);
+/// So many of the newest holes are remembered, to know an event that came too late for one.
+const HOLES_MAX: usize = 8;
+/// The bodies of so many of the newest events are remembered, to tell a repeated event from a new one with an old number.
+const REMEMBERED: usize = 1024;
+
+/// What becomes of what was heard.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ruling {
+    Accepted(Event),
+    Gap(Gap),
+    Duplicates(u64),
+}
+
+/// Which number may come next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// Any: nothing was heard yet.
+    First,
+    /// The one after this.
+    After(Sequence),
+    /// Any beyond this: the platform could not be asked to go on, and why. `None` when the gap is in the log already.
+    Beyond(Sequence, Option<GapReason>),
+}
+
+/// The guard of one stream's order.
+#[derive(Debug)]
+pub(super) struct Order {
+    expected: Expected,
+    waiting: BTreeMap<Sequence, Event>,
+    waiting_since: Option<Instant>,
+    suspects: Option<Suspects>,
+    /// The newest jumps that were told: the numbers on both sides.
+    holes: VecDeque<(Sequence, Sequence)>,
+    /// By number modulo its length: the newest events' numbers and digests.
+    memory: Vec<(Sequence, u32)>,
+}
+
+/// Events whose numbers lie behind us and that we do not remember: a replay, or a numbering that started over.
+#[derive(Debug)]
+struct Suspects {
+    session: SessionId,
+    since: Instant,
+    events: Vec<(Sequence, Event)>,
+}
+
+impl Order {
+    /// Goes on after `last`.
+    pub(super) fn new(last: Option<Sequence>) -> Self {
+        let expected = last.map_or(Expected::First, Expected::After);
+        Self {
+            expected,
+            waiting: BTreeMap::new(),
+            waiting_since: None,
+            suspects: None,
+            holes: VecDeque::new(),
+            memory: Vec::new(),
+        }
+    }
+
+    /// The number of the last event accepted.
+    pub(super) fn last(&self) -> Option<Sequence> {
+        match self.expected {
+            Expected::First => None,
+            Expected::After(last) | Expected::Beyond(last, _) => Some(last),
+        }
+    }
+
+    /// The number to resume after; none when there is none, or it was given up.
+    pub(super) fn resume(&self) -> Option<Sequence> {
+        match self.expected {
+            Expected::After(last) => Some(last),
+            Expected::First | Expected::Beyond(..) => None,
+        }
+    }
+
+    /// Whether the position was given up and the gap is not told yet.
+    pub(super) fn is_abandoned(&self) -> bool {
+        matches!(self.expected, Expected::Beyond(_, Some(_)))
+    }
+
+    /// The position is given up for this reason: whatever number comes next, it is no jump.
+    pub(super) fn abandon(&mut self, reason: GapReason) {
+        if let Some(last) = self.last() {
+            self.expected = Expected::Beyond(last, Some(reason));
+        }
+    }
+
+    /// The gap of an abandoned position that no event has closed yet; told only once.
+    pub(super) fn tell_abandoned(&mut self) -> Option<Gap> {
+        let Expected::Beyond(last, Some(reason)) = self.expected else { return None };
+        self.expected = Expected::Beyond(last, None);
+        Some(Gap::between(reason, Some(last), None))
+    }
+
+    /// How many events are held back.
+    pub(super) fn held(&self) -> usize {
+        self.waiting.len() + self.suspects.as_ref().map_or(0, |suspects| suspects.events.len())
+    }
+
+    /// Takes an event in.
+    pub(super) fn accept(
+        &mut self,
+        sequence: Sequence,
+        event: Event,
+        session: SessionId,
+        now: Instant,
+        rulings: &mut Vec<Ruling>,
+    ) {
+        match self.expected {
+            Expected::First => self.pass(sequence, event, rulings),
+            Expected::After(last) | Expected::Beyond(last, _) if sequence <= last => {
+                self.heard_old(last, sequence, event, session, now, rulings);
+            }
+            Expected::After(last) if sequence == last.next() => {
+                self.clear_suspects_of(session, last, rulings);
+                self.pass(sequence, event, rulings);
+                self.pass_waiting(rulings);
+            }
+            Expected::After(_) => self.wait(sequence, event, now, rulings),
+            Expected::Beyond(last, reason) => {
+                if let Some(reason) = reason.filter(|_| sequence != last.next()) {
+                    rulings.push(Ruling::Gap(Gap::between(reason, Some(last), Some(sequence))));
+                }
+                self.pass(sequence, event, rulings);
+                self.pass_waiting(rulings);
+            }
+        }
+    }
+
+    /// Gives up waiting where the time is over.
+    pub(super) fn handle_timeout(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
+        if self.waiting_since.is_some_and(|since| now >= since + WAIT_MAX) {
+            self.jump(rulings);
+        }
+        if self.suspects.as_ref().is_some_and(|suspects| now >= suspects.since + SUSPICION_MAX) {
+            self.judge_suspects(rulings);
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let waiting = self.waiting_since.map(|since| since + WAIT_MAX);
+        let suspects = self.suspects.as_ref().map(|suspects| suspects.since + SUSPICION_MAX);
+        waiting.into_iter().chain(suspects).min()
+    }
+
+    fn pass(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
+        self.expected = Expected::After(sequence);
+        self.remember(sequence, digest(&event));
+        rulings.push(Ruling::Accepted(event));
+    }
+
+    /// Lets go what was held back only for the number that has come.
+    fn pass_waiting(&mut self, rulings: &mut Vec<Ruling>) {
+        while let Some(entry) = self.waiting.first_entry() {
+            let Expected::After(last) = self.expected else { return };
+            if *entry.key() > last.next() {
+                return;
+            }
+            let (sequence, event) = entry.remove_entry();
+            if sequence == last.next() {
+                self.pass(sequence, event, rulings);
+            } else {
+                rulings.push(Ruling::Duplicates(1));
+            }
+        }
+        self.waiting_since = None;
+    }
+
+    fn wait(&mut self, sequence: Sequence, event: Event, now: Instant, rulings: &mut Vec<Ruling>) {
+        if self.waiting.contains_key(&sequence) {
+            return rulings.push(Ruling::Duplicates(1));
+        }
+        self.waiting.insert(sequence, event);
+        self.waiting_since.get_or_insert(now);
+        if self.waiting.len() >= WAITING_MAX {
+            self.jump(rulings);
+        }
+    }
+
+    /// The missing numbers do not come: says so and goes on with what is there, hole by hole.
+    fn jump(&mut self, rulings: &mut Vec<Ruling>) {
+        while let Some((sequence, event)) = self.waiting.pop_first() {
+            if let Expected::After(last) = self.expected
+                && sequence > last.next()
+            {
+                self.tell_jump(last, sequence, rulings);
+            }
+            self.pass(sequence, event, rulings);
+        }
+        self.waiting_since = None;
+    }
+
+    fn tell_jump(&mut self, after: Sequence, before: Sequence, rulings: &mut Vec<Ruling>) {
+        if self.holes.len() == HOLES_MAX {
+            self.holes.pop_front();
+        }
+        self.holes.push_back((after, before));
+        rulings.push(Ruling::Gap(Gap::between(GapReason::Jump, Some(after), Some(before))));
+    }
+
+    /// A number that lies behind us: a repetition, unless the numbering has started over.
+    fn heard_old(
+        &mut self,
+        last: Sequence,
+        sequence: Sequence,
+        event: Event,
+        session: SessionId,
+        now: Instant,
+        rulings: &mut Vec<Ruling>,
+    ) {
+        let too_late = self.holes.iter().any(|(after, before)| sequence > *after && sequence < *before);
+        if too_late || self.recall(sequence) == Some(digest(&event)) {
+            // An event of a hole that was told is dropped too: order is promised, and its loss is in the log.
+            return rulings.push(Ruling::Duplicates(1));
+        }
+        if self.suspects.as_ref().is_some_and(|suspects| !suspects.may_go_on(session, sequence)) {
+            self.judge_suspects(rulings);
+            // What they were judged to be may have moved the end.
+            return self.accept(sequence, event, session, now, rulings);
+        }
+        let suspects = self.suspects.get_or_insert_with(|| Suspects { session, since: now, events: Vec::new() });
+        suspects.events.push((sequence, event));
+        if sequence == last || suspects.events.len() >= SUSPECTS_MAX {
+            self.judge_suspects(rulings);
+        }
+    }
+
+    /// A run that leads up to what we have was a replay.
+    fn clear_suspects_of(&mut self, session: SessionId, last: Sequence, rulings: &mut Vec<Ruling>) {
+        if let Some(suspects) = self.suspects.take_if(|suspects| suspects.session == session) {
+            let replay = suspects.events.last().is_some_and(|(sequence, _)| *sequence == last);
+            if replay {
+                rulings.push(Ruling::Duplicates(suspects.events.len() as u64));
+            } else {
+                self.suspects = Some(suspects);
+            }
+        }
+    }
+
+    /// A run that ends where we are was a replay; any other is a numbering that started over.
+    fn judge_suspects(&mut self, rulings: &mut Vec<Ruling>) {
+        let Some(Suspects { events, .. }) = self.suspects.take() else { return };
+        let last = self.last();
+        if events.last().map(|(sequence, _)| *sequence) == last {
+            return rulings.push(Ruling::Duplicates(events.len() as u64));
+        }
+        self.jump(rulings);
+        let first = events.first().map(|(sequence, _)| *sequence);
+        let gap = Gap { lost: None, ..Gap::between(GapReason::Reset, self.last(), first) };
+        rulings.push(Ruling::Gap(gap));
+        self.memory.clear();
+        self.holes.clear();
+        for (sequence, event) in events {
+            self.pass_of_reset(sequence, event, rulings);
+        }
+    }
+
+    fn pass_of_reset(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
+        if let Expected::After(last) = self.expected
+            && sequence > last.next()
+            && !self.memory.is_empty()
+        {
+            self.tell_jump(last, sequence, rulings);
+        }
+        self.pass(sequence, event, rulings);
+    }
+
+    fn remember(&mut self, sequence: Sequence, digest: u32) {
+        if self.memory.is_empty() {
+            self.memory = vec![(Sequence(u64::MAX), 0); REMEMBERED];
+        }
+        self.memory[slot(sequence)] = (sequence, digest);
+    }
+
+    fn recall(&self, sequence: Sequence) -> Option<u32> {
+        let (remembered, digest) = *self.memory.get(slot(sequence))?;
+        (remembered == sequence).then_some(digest)
+    }
+}
+
+impl Suspects {
+    /// Whether an event belongs to the same run: it came by the same socket and has a higher number.
+    fn may_go_on(&self, session: SessionId, sequence: Sequence) -> bool {
+        self.session == session && self.events.last().is_none_or(|(last, _)| sequence > *last)
+    }
+}
+
+fn slot(sequence: Sequence) -> usize {
+    usize::try_from(sequence.0 % REMEMBERED as u64).unwrap_or(0)
+}
+
+/// Two events with one number and one digest are taken for the same.
+fn digest(event: &Event) -> u32 {
+    match &event.body {
+        Body::Json(text) => crc32fast::hash(text.as_bytes()),
+        Body::Binary(bytes) => crc32fast::hash(bytes),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
+mod tests {
+    use bytestring::ByteString;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::Timestamp;
+
+    fn event(sequence: u64, life: &str) -> Event {
+        Event {
+            kind: ByteString::from_static("e"),
+            subject: None,
+            time: None,
+            sequence: Some(Sequence(sequence)),
+            correlation: None,
+            partition_key: None,
+            body: Body::Json(format!("{life}{sequence}").into()),
+            received: Timestamp(0),
+        }
+    }
+
+    /// Feeds `1 2 3` (numbers), `b:4` (by the second socket), `x1` (another body under that number), `wait`; tells
+    /// what came of it.
+    fn check(last: Option<u64>, script: &str, expected: &str) {
+        let mut order = Order::new(last.map(Sequence));
+        assert_eq!(run(&mut order, script), expected, "{script}");
+    }
+
+    fn run(order: &mut Order, script: &str) -> String {
+        let start = Instant::now();
+        let (mut told, mut now) = (Vec::new(), start);
+        for word in script.split_whitespace() {
+            if word == "wait" {
+                now += Duration::from_secs(1);
+                order.handle_timeout(now, &mut told);
+                continue;
+            }
+            let (session, word) = word.strip_prefix("b:").map_or((SessionId(1), word), |word| (SessionId(2), word));
+            let (life, number) = word.strip_prefix('x').map_or(("", word), |number| ("x", number));
+            let (first, end) = number.split_once("..").unwrap_or((number, number));
+            for sequence in first.parse().unwrap()..=end.parse().unwrap() {
+                order.accept(Sequence(sequence), event(sequence, life), session, now, &mut told);
+            }
+        }
+        tell(&told)
+    }
+
+    fn tell(rulings: &[Ruling]) -> String {
+        let mut words: Vec<String> = Vec::new();
+        let mut duplicates = 0;
+        for ruling in rulings {
+            match ruling {
+                Ruling::Accepted(event) => {
+                    let Body::Json(text) = &event.body else { panic!() };
+                    words.push(text.to_string());
+                }
+                Ruling::Gap(gap) => words.push(format!(
+                    "{}({}..{})",
+                    gap.reason.as_str(),
+                    gap.after.as_deref().unwrap_or("?"),
+                    gap.before.as_deref().unwrap_or("?")
+                )),
+                Ruling::Duplicates(count) => duplicates += count,
+            }
+        }
+        if duplicates > 0 {
+            words.push(format!("-{duplicates}"));
+        }
+        words.join(" ")
+    }
+
+    #[test]
+    fn events_pass_once_and_in_order() {
+        check(None, "5 6 7", "5 6 7");
+        check(Some(4), "5 6 7", "5 6 7");
+        check(None, "1 2 b:1 b:2 b:3 3 4", "1 2 3 4 -3");
+        check(None, "1 3 2 4", "1 2 3 4");
+        check(None, "1 4 3 b:2 wait", "1 2 3 4");
+        check(None, "1 3 3 2", "1 2 3 -1");
+    }
+
+    #[test]
+    fn a_number_that_does_not_come_is_told_after_a_while() {
+        check(None, "1 3 wait 4", "1 jump(1..3) 3 4");
+        check(Some(4), "9 wait", "jump(4..9) 9");
+        check(None, "1 3 5 wait 6", "1 jump(1..3) 3 jump(3..5) 5 6");
+        check(None, "1 3 wait 2 wait", "1 jump(1..3) 3 -1");
+    }
+
+    #[test]
+    fn sixty_four_later_events_are_enough_waiting() {
+        let mut order = Order::new(Some(Sequence(1)));
+        assert_eq!(run(&mut order, "3..65"), "");
+        assert!(run(&mut order, "66").starts_with("jump(1..3) 3 4 5"));
+    }
+
+    #[test]
+    fn a_replay_is_dropped_whether_we_remember_it_or_not() {
+        check(None, "1..5 2..6", "1 2 3 4 5 6 -4");
+        check(Some(5), "2 3 4 5 6", "6 -4");
+        check(Some(5), "3 4 5 wait", "-3");
+    }
+
+    #[test]
+    fn a_numbering_that_started_over_is_told_and_loses_nothing() {
+        check(Some(500), "1 2 3 wait 4", "reset(500..1) 1 2 3 4");
+        check(None, "1 2 3 x1 x2 wait x3 x4", "1 2 3 reset(3..1) x1 x2 x3 x4");
+        let mut order = Order::new(Some(Sequence(5_000)));
+        let told = run(&mut order, "1..150");
+        assert!(told.starts_with("reset(5000..1) 1 2 3"));
+        assert!(told.ends_with(" 149 150"));
+    }
+
+    #[test]
+    fn an_abandoned_position_is_no_jump() {
+        let mut order = Order::new(Some(Sequence(4)));
+        order.abandon(GapReason::Retention);
+        assert_eq!(run(&mut order, "9 10"), "retention(4..9) 9 10");
+
+        let mut order = Order::new(Some(Sequence(4)));
+        order.abandon(GapReason::Retention);
+        assert_eq!(run(&mut order, "5 6"), "5 6");
+
+        let mut order = Order::new(Some(Sequence(4)));
+        order.abandon(GapReason::Retention);
+        assert_eq!(order.tell_abandoned().unwrap().before, None);
+        assert_eq!(order.tell_abandoned(), None);
+        assert_eq!(run(&mut order, "9 10"), "9 10");
+    }
+
+    proptest! {
+        /// Two sockets that each carry every number from their own start on, interleaved in any way.
+        #[test]
+        fn two_overlapping_sockets_give_every_event_once(switches in proptest::collection::vec(1_u64..20, 1..20), lag in 0_u64..60) {
+            let mut order = Order::new(None);
+            let (mut told, now) = (Vec::new(), Instant::now());
+            let (mut old, mut new) = (1, 1);
+            for (turn, count) in switches.iter().enumerate() {
+                let (next, session) = if turn % 2 == 0 { (&mut old, SessionId(1)) } else { (&mut new, SessionId(2)) };
+                for _ in 0..*count {
+                    order.accept(Sequence(*next), event(*next, ""), session, now, &mut told);
+                    *next += 1;
+                }
+            }
+            for sequence in new..(old + lag) {
+                order.accept(Sequence(sequence), event(sequence, ""), SessionId(2), now, &mut told);
+            }
+            let accepted: Vec<u64> = told.iter().filter_map(|ruling| match ruling {
+                Ruling::Accepted(event) => event.sequence.map(|sequence| sequence.0),
+                Ruling::Gap(_) | Ruling::Duplicates(_) => None,
+            }).collect();
+            let end = accepted.last().copied().unwrap_or(0);
+            prop_assert_eq!(accepted, (1..=end).collect::<Vec<_>>());
+            prop_assert!(!told.iter().any(|ruling| matches!(ruling, Ruling::Gap(_))));
+        }
+    }
+}
