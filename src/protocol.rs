@@ -4,3 +4,5 @@
 
 pub mod backoff;
 pub mod breaker;
+pub mod refresh;
+pub mod retry_after;
