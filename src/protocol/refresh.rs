@@ -183,8 +183,13 @@ impl Refresh {
         self.held?.ends_at
     }
 
+    /// Whether the platform rejects the token in force.
+    pub fn is_refused(&self) -> bool {
+        self.held.is_some_and(|held| held.refused)
+    }
+
     fn fetch(&mut self, now: Instant) {
-        if self.held.is_some_and(|held| held.refused) {
+        if self.is_refused() {
             self.rescued_at = Some(now);
         }
         self.asked_at = Some(now);
@@ -267,6 +272,18 @@ impl Refresh {
             State::Idle | State::Resting { .. } => None,
             State::Fetching { row, .. } => row,
             State::Retrying { row, .. } => Some(row),
+        }
+    }
+}
+
+impl Phase {
+    /// The word for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Valid => "valid",
+            Self::Renewing => "renewing",
+            Self::Rejected => "rejected",
         }
     }
 }
