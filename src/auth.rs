@@ -135,8 +135,7 @@ impl Tokens {
         });
     }
 
-    /// An operator wants a new token now (within `refresh_interval_min`). A static token is looked at every second
-    /// anyway.
+    /// An operator wants a new token now (within `refresh_interval_min`).
     pub fn refresh(&self) {
         self.ends.asked.send_modify(|asked| asked.wishes += 1);
     }
