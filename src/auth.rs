@@ -3,11 +3,26 @@
 //! [`Tokens`] is the handle that streams hold; the refresher behind it owns the HTTP client and the expiry. A stream
 //! never fetches a token: it is told of a new one.
 
+mod answer;
+mod grants;
+mod refresher;
+mod secrets;
+mod vault;
+
+#[cfg(test)]
+mod tests;
+
 use std::{path::PathBuf, time::Duration};
 
+use anyhow::Context;
 use serde::Serialize;
 use tokio::sync::watch;
+use tracing::Instrument;
 
+use self::{
+    grants::{Grants, REQUEST_MAX},
+    refresher::{Ends, Refresher, until},
+};
 use crate::{
     model::{AccountName, Secret, SecretRef},
     tasks::Tasks,
@@ -86,34 +101,55 @@ pub struct AccountStatus {
 
 /// The handle to one account's token. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Tokens {}
+pub struct Tokens {
+    account: AccountName,
+    ends: Ends,
+}
 
 impl Tokens {
-    /// Starts the refresher of an account.
-    pub fn start(_settings: Settings, _tasks: &mut Tasks) -> anyhow::Result<Self> {
-        unimplemented!()
+    /// Starts the refresher of an account, which gets the first token at once. To be called within a Tokio runtime,
+    /// with rustls' process-wide provider installed.
+    pub fn start(settings: Settings, tasks: &mut Tasks) -> anyhow::Result<Self> {
+        let grants = Grants::new(&settings, REQUEST_MAX).context("could not set up the token endpoint's client")?;
+        let (refresher, ends) = Refresher::new(&settings, grants);
+        let span = tracing::info_span!("tokens", account = %settings.account);
+        tasks.start("tokens", refresher.run(tasks.stop()).instrument(span));
+        Ok(Self { account: settings.account, ends })
     }
 
     pub fn account(&self) -> &AccountName {
-        unimplemented!()
+        &self.account
     }
 
     /// The newest token, and word of each later one.
     pub fn watch(&self) -> watch::Receiver<Option<Token>> {
-        unimplemented!()
+        self.ends.tokens.clone()
     }
 
     /// The platform rejected this generation: get another one at once, unless there is a newer one already.
-    pub fn refuse(&self, _generation: u64) {
-        unimplemented!()
+    pub fn refuse(&self, generation: u64) {
+        self.ends.asked.send_if_modified(|asked| {
+            let news = asked.refused < generation;
+            asked.refused = asked.refused.max(generation);
+            news
+        });
     }
 
     /// An operator wants a new token now (within `refresh_interval_min`).
     pub fn refresh(&self) {
-        unimplemented!()
+        self.ends.asked.send_modify(|asked| asked.wishes += 1);
     }
 
     pub fn status(&self) -> AccountStatus {
-        unimplemented!()
+        let report = self.ends.reports.borrow().clone();
+        AccountStatus {
+            account: self.account.clone(),
+            state: report.phase.as_str(),
+            generation: report.generation,
+            remaining_seconds: report.ends_at.map(until),
+            next_refresh_seconds: report.next_at.map(until),
+            refreshes: report.refreshes,
+            last_error: report.last_error,
+        }
     }
 }

@@ -4,6 +4,8 @@
 
 pub mod backoff;
 pub mod breaker;
+pub mod refresh;
+pub mod retry_after;
 pub mod session;
 pub mod stream;
 

@@ -1,10 +1,38 @@
 //! One task per stream: carries out what the stream's machine says, over real sockets and REST calls.
 
-use std::sync::Arc;
+mod board;
+mod rest;
+mod shell;
+mod socket;
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
+use tokio::sync::mpsc;
+use tracing::Instrument;
 
-use crate::model::{AccountName, Mark, StreamName};
+use self::{
+    board::Board,
+    rest::Rest,
+    shell::{Shell, Sockets},
+    socket::Dialler,
+};
+use crate::{
+    auth::Tokens,
+    clock,
+    event_log::{EventLog, EventLogs},
+    model::{AccountName, Mark, StreamName},
+    protocol::{
+        self,
+        stream::{Input, Opening, State, Stream},
+    },
+    tasks::Tasks,
+};
 
 /// What `status` and the admin API show of a stream.
 #[derive(Debug, Clone, Serialize)]
@@ -46,21 +74,143 @@ pub enum Wish {
     Resume,
 }
 
+/// One stream, as it is configured.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub stream: StreamName,
+    pub account: AccountName,
+    /// Base of the account's REST API.
+    pub api_url: String,
+    /// Bytes of the largest frame that is taken.
+    pub frame_max: usize,
+    pub rules: protocol::stream::Settings,
+}
+
+/// Wishes that may wait; what is beyond them repeats what waits already.
+const WISHES_MAX: usize = 8;
+
 /// The handle to all streams. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Streams {
-    shared: Arc<()>,
+    streams: Arc<BTreeMap<StreamName, Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    account: AccountName,
+    connector: &'static str,
+    log: EventLog,
+    board: Arc<Board>,
+    wishes: mpsc::Sender<Wish>,
 }
 
 impl Streams {
+    /// Starts a task for each stream. `tokens` holds a handle for each account that a stream names.
+    pub fn start(
+        settings: Vec<Settings>,
+        logs: &EventLogs,
+        tokens: &BTreeMap<AccountName, Tokens>,
+        tls: &Arc<rustls::ClientConfig>,
+        tasks: &mut Tasks,
+    ) -> anyhow::Result<Self> {
+        let client = rest::client()?;
+        let mut streams = BTreeMap::new();
+        for settings in settings {
+            let log = logs.get(&settings.stream).context("every stream has a log")?.clone();
+            let tokens = tokens.get(&settings.account).context("every stream has an account")?.clone();
+            let stream = settings.stream.clone();
+            let rest = Rest::new(client.clone(), &settings.api_url);
+            let entry = start(settings, log, tokens, rest, Arc::clone(tls), tasks);
+            streams.insert(stream, entry);
+        }
+        Ok(Self { streams: Arc::new(streams) })
+    }
+
     /// Every stream, in the order of names.
     pub fn statuses(&self) -> Vec<StreamStatus> {
-        let () = *self.shared;
-        unimplemented!()
+        self.streams.iter().map(|(name, entry)| entry.status(name)).collect()
+    }
+
+    /// Whether events of this stream come in right now.
+    pub fn is_live(&self, stream: &StreamName) -> bool {
+        let state = self.streams.get(stream).map(|entry| entry.board.facts().state);
+        matches!(state, Some(State::Live | State::Recovering))
     }
 
     /// Tells a stream what an operator wants. Takes effect within its next step; asking twice is harmless.
-    pub fn wish(&self, _stream: &StreamName, _wish: Wish) -> Result<(), UnknownStream> {
-        unimplemented!()
+    pub fn wish(&self, stream: &StreamName, wish: Wish) -> Result<(), UnknownStream> {
+        let entry = self.streams.get(stream).ok_or(UnknownStream)?;
+        if entry.wishes.try_send(wish).is_err() {
+            tracing::debug!(%stream, ?wish, "the stream has as many wishes waiting as it can take");
+        }
+        Ok(())
+    }
+}
+
+fn start(
+    settings: Settings,
+    log: EventLog,
+    tokens: Tokens,
+    rest: Rest,
+    tls: Arc<rustls::ClientConfig>,
+    tasks: &mut Tasks,
+) -> Entry {
+    let (wishes, receiver) = mpsc::channel(WISHES_MAX);
+    let board = Arc::new(Board::new(&settings.stream));
+    let connector = settings.rules.connector.name();
+    let opening = log.opening();
+    let opening = Opening { checkpoint: opening.checkpoint, damaged: opening.damaged };
+    let shell = Shell {
+        machine: Stream::new(settings.rules, opening, shell::now()),
+        log: log.clone(),
+        tokens,
+        wishes: receiver,
+        board: Arc::clone(&board),
+        dialler: Dialler::new(tls, settings.frame_max),
+        rest,
+        sockets: Sockets::new(),
+        work: FuturesUnordered::new(),
+        dialling: BTreeSet::new(),
+        secrets: BTreeMap::new(),
+        oldest: None,
+    };
+    let span = tracing::info_span!("stream", stream = %settings.stream);
+    tasks.start("stream", shell.run(tasks.stop()).instrument(span));
+    Entry { account: settings.account, connector, log, board, wishes }
+}
+
+impl Entry {
+    fn status(&self, name: &StreamName) -> StreamStatus {
+        let facts = self.board.facts();
+        let end = self.log.end();
+        let now = clock::now();
+        StreamStatus {
+            stream: name.clone(),
+            account: self.account.clone(),
+            connector: self.connector,
+            state: facts.state.as_str(),
+            last: Mark { epoch: end.lineage.current(), offset: end.last },
+            position: facts.position.map(|position| position.to_string()),
+            events: facts.events,
+            gaps: facts.gaps,
+            duplicates: facts.duplicates,
+            rotations: facts.rotations,
+            reconnects: facts.reconnects,
+            buffered: facts.buffered,
+            silent_seconds: facts.heard_at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
+            snapshot_owed: facts.snapshot_owed,
+            refused_topics: facts.refused_shown(),
+            last_error: facts.last_error,
+        }
+    }
+}
+
+impl From<Wish> for Input {
+    fn from(wish: Wish) -> Self {
+        match wish {
+            Wish::Rotate => Self::Rotate,
+            Wish::Pause => Self::Pause,
+            Wish::Resume => Self::Resume,
+        }
     }
 }

@@ -54,19 +54,19 @@ pub struct Backoff {
 }
 
 impl Curve {
-    /// The delay after `before` earlier failures; `unit` is a random number from 0 to 1.
+    /// The delay after a failure with `before` earlier ones in its row; `unit` is a random number from 0 to 1.
     pub fn delay(&self, before: u32, unit: f64) -> Duration {
         let factor = 2_u32.saturating_pow(before);
         self.spread(self.first.saturating_mul(factor).min(self.cap), unit)
     }
 
-    fn spread(&self, delay: Duration, unit: f64) -> Duration {
-        scaled(delay, 1.0 + self.jitter * (2.0 * unit - 1.0))
+    /// A delay that was asked for: the jitter comes on top, never off it.
+    pub fn told(&self, delay: Duration, unit: f64) -> Duration {
+        scaled(delay, 1.0 + self.jitter * unit).max(delay)
     }
 
-    /// A delay that was asked for: the jitter comes on top, never off it.
-    fn told(&self, delay: Duration, unit: f64) -> Duration {
-        scaled(delay, 1.0 + self.jitter * unit).max(delay)
+    fn spread(&self, delay: Duration, unit: f64) -> Duration {
+        scaled(delay, 1.0 + self.jitter * (2.0 * unit - 1.0))
     }
 }
 

@@ -1,0 +1,303 @@
+//! The calls that get a token: one POST each, bounded in time and bytes, to the configured address and no other.
+//!
+//! It never follows a redirect, never repeats a request by itself, and keeps bodies out of every error.
+
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use reqwest::{
+    Response, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER},
+    redirect, retry,
+};
+
+use super::{
+    Client, ClientAuth, Grant, Settings,
+    answer::{Answer, Unusable, error_code},
+    secrets::{SecretError, Secrets},
+    vault::Vault,
+};
+use crate::{
+    clock,
+    model::{Secret, Timestamp},
+    protocol::{
+        refresh::{
+            Failure,
+            lifetime::{Lifetime, LifetimeSource},
+        },
+        retry_after,
+    },
+    telemetry::chain,
+};
+
+/// A token endpoint that has not answered in full by then counts as unreachable.
+pub(super) const REQUEST_MAX: Duration = Duration::from_secs(10);
+
+/// The part of it that connecting may take.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// Answers are a few KiB; reading stops here.
+const BODY_LEN_MAX: usize = 64 * 1024;
+
+/// Gets tokens for one account.
+#[derive(Debug)]
+pub(super) struct Grants {
+    grant: Grant,
+    token_url: String,
+    scope: String,
+    lifetime_default: Duration,
+    http: reqwest::Client,
+    secrets: Secrets,
+    vault: Vault,
+}
+
+/// A token, and how long it lives; a static one has no life that anybody knows.
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub(super) secret: Secret,
+    pub(super) lifetime: Option<Lifetime>,
+}
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GrantError {
+    #[error("could not read a secret of the account")]
+    Secret(#[from] SecretError),
+    #[error("could not reach the token endpoint")]
+    Unreachable(#[source] reqwest::Error),
+    #[error("the token endpoint answered {0}")]
+    Status(u16),
+    #[error("the token endpoint asks for fewer requests (429)")]
+    Throttled(Option<Duration>),
+    #[error("the token endpoint's answer is not in JSON")]
+    ContentType,
+    #[error("the token endpoint's answer is longer than {BODY_LEN_MAX} bytes")]
+    TooLong,
+    #[error("the token endpoint's answer cannot be used")]
+    Unusable(#[from] Unusable),
+    #[error("the token endpoint rejects the credentials ({status} {code})")]
+    Rejected { status: u16, code: &'static str },
+    #[error("the platform rejects the static token, and there is no other in its place")]
+    StaticRefused,
+}
+
+impl GrantError {
+    pub(super) fn verdict(&self) -> Failure {
+        match self {
+            Self::Throttled(pause) => Failure::Throttled(*pause),
+            Self::Rejected { .. } | Self::StaticRefused => Failure::Rejected,
+            Self::Secret(_)
+            | Self::Unreachable(_)
+            | Self::Status(_)
+            | Self::ContentType
+            | Self::TooLong
+            | Self::Unusable(_) => Failure::Unreachable,
+        }
+    }
+}
+
+impl Grants {
+    /// Opens no connection yet. Fails if no TLS provider is installed, or the platform's roots cannot be read.
+    pub(super) fn new(settings: &Settings, request_max: Duration) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .no_proxy()
+            .no_gzip()
+            .pool_max_idle_per_host(0)
+            .connect_timeout(CONNECT_MAX)
+            .timeout(request_max)
+            .build()?;
+        Ok(Self {
+            grant: settings.grant.clone(),
+            token_url: settings.token_url.clone(),
+            scope: settings.scope.clone(),
+            lifetime_default: settings.lifetime_default,
+            http,
+            secrets: Secrets::default(),
+            vault: Vault::new(&settings.vault, &settings.account),
+        })
+    }
+
+    /// One try. `refused` is the token in use, if the platform rejects it.
+    pub(super) async fn fetch(&mut self, refused: Option<Secret>) -> Result<Granted, GrantError> {
+        match self.grant.clone() {
+            Grant::ClientCredentials(client) => {
+                let answer = self.ask(&client, vec![("grant_type", "client_credentials".to_owned())]).await?;
+                Ok(self.granted(answer))
+            }
+            Grant::RefreshToken { client, refresh_token } => {
+                let configured = self.secrets.read(&refresh_token).await?;
+                self.exchange(&client, &configured).await
+            }
+            Grant::Static { token } => {
+                let secret = self.secrets.read(&token).await?;
+                if refused.as_ref() == Some(&secret) {
+                    return Err(GrantError::StaticRefused);
+                }
+                Ok(Granted { secret, lifetime: None })
+            }
+        }
+    }
+
+    /// Whether a secret that was used has changed since.
+    pub(super) async fn have_changed(&mut self) -> bool {
+        self.secrets.have_changed().await
+    }
+
+    /// A request that was sent may already have used the refresh token up, so its answer must be waited for.
+    pub(super) fn must_finish(&self) -> bool {
+        matches!(self.grant, Grant::RefreshToken { .. })
+    }
+
+    async fn exchange(&mut self, client: &Client, configured: &Secret) -> Result<Granted, GrantError> {
+        let newest = self.vault.newest(configured).await;
+        let form = vec![("grant_type", "refresh_token".to_owned()), ("refresh_token", newest.expose().to_owned())];
+        let mut answer = self.ask(client, form).await?;
+        if let Some(rotated) = answer.refresh_token.take().filter(|rotated| *rotated != newest) {
+            // before the access token is used: a crash in between must not cost the account
+            if let Err(error) = self.vault.keep(configured, rotated).await {
+                tracing::error!(error = chain(&error), "the refresh token will be lost with this process");
+            }
+        }
+        Ok(self.granted(answer))
+    }
+
+    async fn ask(&mut self, client: &Client, mut form: Vec<(&'static str, String)>) -> Result<Answer, GrantError> {
+        let id = self.secrets.read(&client.id).await?;
+        let secret = self.secrets.read(&client.secret).await?;
+        if !self.scope.is_empty() {
+            form.push(("scope", self.scope.clone()));
+        }
+        let request = self.http.post(&self.token_url);
+        let request = match client.placement {
+            ClientAuth::Basic => request.header(AUTHORIZATION, basic(&id, &secret)),
+            ClientAuth::Body => {
+                form.push(("client_id", id.expose().to_owned()));
+                form.push(("client_secret", secret.expose().to_owned()));
+                request
+            }
+        };
+        let response = request.header("accept", "application/json").form(&form).send().await;
+        judge(response.map_err(unreachable)?).await
+    }
+
+    fn granted(&self, answer: Answer) -> Granted {
+        let lifetime = Lifetime::weigh(&answer.stated, self.lifetime_default);
+        if lifetime.source == LifetimeSource::Default {
+            tracing::warn!(life_secs = lifetime.scheduled.as_secs(), "nobody says how long the token lives");
+        }
+        Granted { secret: answer.access_token, lifetime: Some(lifetime) }
+    }
+}
+
+/// Id and secret are form-encoded before they are joined (RFC 6749 section 2.3.1): either may hold a colon.
+fn basic(id: &Secret, secret: &Secret) -> HeaderValue {
+    let pair = format!("{}:{}", form_encoded(id.expose()), form_encoded(secret.expose()));
+    let mut value =
+        HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair))).expect("base64 is a header's text");
+    value.set_sensitive(true);
+    value
+}
+
+/// `application/x-www-form-urlencoded`, as the URL Standard serialises it.
+fn form_encoded(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'*' | b'-' | b'.' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => char::from(byte).to_string(),
+        b' ' => "+".to_owned(),
+        0..=255 => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
+async fn judge(response: Response) -> Result<Answer, GrantError> {
+    let status = response.status();
+    let dated = header(&response, &DATE).and_then(retry_after::http_date);
+    log_skew(dated);
+    if status == StatusCode::OK {
+        return accept(response, dated).await;
+    }
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        let answered = dated.unwrap_or_else(clock::wall);
+        let pause = header(&response, &RETRY_AFTER).and_then(|value| retry_after::parse(value, answered));
+        return Err(GrantError::Throttled(pause));
+    }
+    if !status.is_client_error() || status == StatusCode::REQUEST_TIMEOUT || status == StatusCode::TOO_EARLY {
+        return Err(GrantError::Status(status.as_u16()));
+    }
+    refusal(status, response).await
+}
+
+async fn accept(response: Response, dated: Option<Timestamp>) -> Result<Answer, GrantError> {
+    if !header(&response, &CONTENT_TYPE).is_none_or(is_json) {
+        return Err(GrantError::ContentType);
+    }
+    let body = bounded(response).await?;
+    Ok(Answer::read(&body, dated)?)
+}
+
+/// A 4xx means that the request was understood and is not wanted, unless its code says that the server is to blame.
+async fn refusal(status: StatusCode, response: Response) -> Result<Answer, GrantError> {
+    let body = bounded(response).await.unwrap_or_default();
+    let status = status.as_u16();
+    match error_code(&body) {
+        Some("server_error" | "temporarily_unavailable") => Err(GrantError::Status(status)),
+        code => Err(GrantError::Rejected { status, code: code.unwrap_or("without a known code") }),
+    }
+}
+
+async fn bounded(mut response: Response) -> Result<Vec<u8>, GrantError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        if body.len() + chunk.len() > BODY_LEN_MAX {
+            return Err(GrantError::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+fn unreachable(error: reqwest::Error) -> GrantError {
+    GrantError::Unreachable(error.without_url())
+}
+
+fn header<'a>(response: &'a Response, name: &HeaderName) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+fn is_json(content_type: &str) -> bool {
+    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    media_type == "application/json" || (media_type.starts_with("application/") && media_type.ends_with("+json"))
+}
+
+/// Nothing is decided by it; it helps whoever wonders about times in two systems' logs.
+fn log_skew(dated: Option<Timestamp>) {
+    if let Some(dated) = dated {
+        let skew_ms = clock::wall().0.saturating_sub(dated.0);
+        tracing::debug!(skew_ms, "this machine's clock against the platform's");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn id_and_secret_are_form_encoded_before_they_are_joined() {
+        let value = basic(&Secret::new("app:1 ä"), &Secret::new("s%c+r&t=*-._~"));
+        assert!(value.is_sensitive());
+        let encoded = value.to_str().unwrap().strip_prefix("Basic ").unwrap();
+        let pair = String::from_utf8(STANDARD.decode(encoded).unwrap()).unwrap();
+        assert_eq!(pair, "app%3A1+%C3%A4:s%25c%2Br%26t%3D*-._%7E");
+    }
+
+    #[test]
+    fn only_json_is_read() {
+        for good in ["application/json", "Application/JSON; charset=utf-8", "application/token+json"] {
+            assert!(is_json(good), "{good}");
+        }
+        for bad in ["text/html", "text/plain", "", "application/jsonp", "text/x+json"] {
+            assert!(!is_json(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! Tokens over real sockets: the handle on one side, a token endpoint with a script on the other.
+
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use tempfile::TempDir;
+
+use super::{
+    AccountStatus, Client, ClientAuth, Grant, Settings, Token, Tokens,
+    grants::{GrantError, Granted, Grants},
+};
+use crate::{
+    auth::tests::endpoint::{Endpoint, Reply},
+    model::{Secret, SecretRef},
+    protocol::refresh::Failure,
+    tasks::Tasks,
+    telemetry::chain,
+};
+
+mod endpoint;
+
+/// No wait for a fact takes longer, or the fact is missing.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const CANARIES: [&str; 4] = ["canary-s%cret", "canary-access-token", "canary-refresh-1", "canary-refresh-2"];
+
+#[tokio::test]
+async fn the_client_authenticates_in_the_header_or_in_the_body() {
+    let mut endpoint = Endpoint::start(vec![Reply::granted("t", 1800)]).await;
+    let world = World::new();
+    let settings = world.settings(&endpoint, world.client_credentials(ClientAuth::Basic));
+    let token = fetch(&Settings { scope: "read write".to_owned(), ..settings }).await.unwrap();
+    assert_eq!(token.secret.expose(), "t");
+    let request = endpoint.request().await;
+    assert_eq!(request.body, "grant_type=client_credentials&scope=read+write");
+    // "app 1" and "canary-s%cret", form-encoded, joined, base64
+    assert_eq!(request.header("authorization"), Some("Basic YXBwKzE6Y2FuYXJ5LXMlMjVjcmV0"));
+    assert_eq!(request.header("content-type"), Some("application/x-www-form-urlencoded"));
+
+    fetch(&world.settings(&endpoint, world.client_credentials(ClientAuth::Body))).await.unwrap();
+    let request = endpoint.request().await;
+    assert_eq!(request.body, "grant_type=client_credentials&client_id=app+1&client_secret=canary-s%25cret");
+    assert_eq!(request.header("authorization"), None);
+}
+
+#[tokio::test]
+async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
+    let elsewhere = Endpoint::start(vec![Reply::granted("t", 1800)]).await;
+    let far = "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nRetry-After: Sun, 06 Nov 1994 08:51:37 GMT";
+    let body = r#"{"error":"invalid_grant","error_description":"canary-access-token"}"#;
+    let long = format!(r#"{{"access_token":"canary-access-token","more":"{}"}}"#, "x".repeat(65_536));
+    let pause = |secs| Failure::Throttled(Some(Duration::from_secs(secs)));
+    let table = [
+        (Reply::say(500, "", body), Failure::Unreachable, "the token endpoint answered 500"),
+        (Reply::say(503, "Retry-After: 7", ""), Failure::Unreachable, "the token endpoint answered 503"),
+        (Reply::say(302, &format!("Location: {}", elsewhere.url), ""), Failure::Unreachable, "answered 302"),
+        (Reply::say(200, "Content-Type: text/html", "<html>canary-access-token"), Failure::Unreachable, "not in JSON"),
+        (Reply::say(200, "", &long), Failure::Unreachable, "longer than 65536 bytes"),
+        (Reply::say(200, "", r#"{"access_token":"canary-access-token""#), Failure::Unreachable, "no JSON object"),
+        (Reply::say(204, "", ""), Failure::Unreachable, "answered 204"),
+        (Reply::HangUp, Failure::Unreachable, "could not reach the token endpoint"),
+        (Reply::Hang, Failure::Unreachable, "could not reach the token endpoint"),
+        (Reply::say(400, "", body), Failure::Rejected, "rejects the credentials (400 invalid_grant)"),
+        (Reply::say(401, "", r#"{"error":"canary-access-token"}"#), Failure::Rejected, "(401 without a known code)"),
+        (Reply::say(404, "Content-Type: text/html", "<html>"), Failure::Rejected, "(404 without a known code)"),
+        (Reply::say(400, "", r#"{"error":"temporarily_unavailable"}"#), Failure::Unreachable, "answered 400"),
+        (Reply::say(429, "Retry-After: 42", body), pause(42), "fewer requests"),
+        (Reply::say(429, far, ""), pause(120), "fewer requests"),
+        (Reply::say(429, "Retry-After: Sun, 06 Nov 1994 08:51:37 GMT", ""), pause(1), "fewer requests"),
+        (Reply::say(429, "Retry-After: 99999999", ""), pause(3_600), "fewer requests"),
+        (Reply::say(429, "Retry-After: soon", ""), Failure::Throttled(None), "fewer requests"),
+    ];
+    let world = World::new();
+    for (reply, verdict, text) in table {
+        let name = format!("{reply:?}");
+        let endpoint = Endpoint::start(vec![reply]).await;
+        let settings = world.settings(&endpoint, world.client_credentials(ClientAuth::Basic));
+        let error = fetch(&settings).await.unwrap_err();
+        assert_eq!(error.verdict(), verdict, "{name}");
+        assert!(chain(&error).contains(text), "{name}: {}", chain(&error));
+        assert_no_canary(&format!("{error:?} {}", chain(&error)));
+    }
+    assert_eq!(elsewhere.count(), 0, "a redirect was followed");
+}
+
+#[tokio::test]
+async fn nobody_at_the_address_is_unreachable() {
+    let world = World::new();
+    let endpoint = Endpoint::start(vec![]).await;
+    let settings = world.settings(&endpoint, world.client_credentials(ClientAuth::Basic));
+    endpoint.stop().await;
+    assert_eq!(fetch(&settings).await.unwrap_err().verdict(), Failure::Unreachable);
+}
+
+#[tokio::test]
+async fn the_life_is_taken_from_the_claims_where_the_answer_is_silent() {
+    let jwt = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(r#"{"iat":5000,"exp":5900}"#));
+    let body = format!(r#"{{"access_token":"{jwt}"}}"#);
+    let endpoint = Endpoint::start(vec![Reply::say(200, "", &body)]).await;
+    let world = World::new();
+    let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
+    relay.token(1).await;
+    let status = relay.status(|status| status.state == "valid").await;
+    let (remaining, next) = (status.remaining_seconds.unwrap(), status.next_refresh_seconds.unwrap());
+    assert!((880.0..=900.0).contains(&remaining), "{remaining}");
+    assert!((655.0..=677.0).contains(&next), "a quarter of the life ahead of the end: {next}");
+}
+
+#[tokio::test]
+async fn a_token_of_a_second_is_renewed_again_and_again() {
+    let endpoint = Endpoint::start(vec![Reply::granted("t", 1)]).await;
+    let world = World::new();
+    let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
+    relay.token(3).await;
+    assert!((3..=4).contains(&endpoint.count()), "{}", endpoint.count());
+}
+
+#[tokio::test]
+async fn fifty_streams_that_refuse_one_token_cause_one_grant() {
+    let endpoint = Endpoint::start(vec![Reply::granted("t", 1800)]).await;
+    let world = World::new();
+    let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
+    relay.token(1).await;
+    let mut streams = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let tokens = relay.tokens.clone();
+        streams.spawn(async move {
+            tokens.refuse(1);
+            let mut watch = tokens.watch();
+            watch.wait_for(|token| token.as_ref().is_some_and(|token| token.generation == 2)).await.unwrap();
+            tokens.refuse(1);
+        });
+    }
+    streams.join_all().await;
+    relay.tokens.refresh();
+    let status = relay.status(|status| status.next_refresh_seconds.is_some_and(|secs| secs < 61.0)).await;
+    assert_eq!((status.generation, endpoint.count()), (2, 2), "and the operator waits out the interval");
+}
+
+#[tokio::test]
+async fn the_running_token_stays_while_the_endpoint_fails() {
+    let late = Reply::gate();
+    let replies = vec![Reply::granted("a", 1800), Reply::say(500, "", ""), late.1, Reply::granted("b", 1800)];
+    let endpoint = Endpoint::start(replies).await;
+    let world = World::new();
+    let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
+    relay.token(1).await;
+    relay.tokens.refuse(1);
+    let status = relay.status(|status| status.last_error.is_some()).await;
+    assert_eq!((status.state, status.generation), ("renewing", 1));
+    assert_eq!(status.last_error.as_deref(), Some("the token endpoint answered 500"));
+    assert_eq!(relay.token(1).await.secret.expose(), "a");
+    late.0.notify_one();
+    assert_eq!(relay.token(2).await.secret.expose(), "b");
+    let status = relay.status(|status| status.state == "valid").await;
+    assert_eq!((status.refreshes, status.last_error), (2, None));
+}
+
+#[tokio::test]
+async fn corrected_credentials_are_taken_up_without_a_restart() {
+    let rejected = Reply::say(401, "", r#"{"error":"invalid_client"}"#);
+    let mut endpoint = Endpoint::start(vec![rejected, Reply::granted("t", 1800)]).await;
+    let world = World::new();
+    let settings = Settings {
+        refresh_interval_min: Duration::from_millis(100),
+        ..world.settings(&endpoint, world.client_credentials(ClientAuth::Body))
+    };
+    let relay = Relay::start(settings);
+    let status = relay.status(|status| status.state == "rejected").await;
+    let error = "the token endpoint rejects the credentials (401 invalid_client)";
+    assert_eq!(status.last_error.as_deref(), Some(error));
+    world.write("secret", "corrected");
+    relay.token(1).await;
+    assert!(endpoint.request().await.body.ends_with("client_secret=canary-s%25cret"));
+    assert!(endpoint.request().await.body.ends_with("client_secret=corrected"));
+}
+
+#[tokio::test]
+async fn a_rotated_refresh_token_is_used_after_a_restart_until_another_one_is_configured() {
+    let rotated = r#"{"access_token":"t","expires_in":1800,"refresh_token":"canary-refresh-2"}"#;
+    let mut endpoint = Endpoint::start(vec![Reply::say(200, "", rotated), Reply::granted("t", 1800)]).await;
+    let world = World::new();
+    for (configured, sent) in
+        [("canary-refresh-1", "canary-refresh-1"), ("canary-refresh-1", "canary-refresh-2"), ("r9", "r9")]
+    {
+        world.write("refresh", configured);
+        let relay = world.start(&endpoint, world.refresh_token());
+        relay.token(1).await;
+        relay.tasks.drain(PATIENCE).await.unwrap();
+        assert_eq!(endpoint.request().await.body, format!("grant_type=refresh_token&refresh_token={sent}"));
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_may_use_a_refresh_token_up_is_finished_before_the_end() {
+    let rotated = Reply::say(200, "", r#"{"access_token":"t","refresh_token":"canary-refresh-2"}"#);
+    let (gate, closed) = Reply::gate();
+    let mut endpoint = Endpoint::start(vec![closed, rotated]).await;
+    let world = World::new();
+    let relay = world.start(&endpoint, world.refresh_token());
+    endpoint.request().await;
+    let drained = relay.tasks.drain(PATIENCE);
+    let (drained, ()) = tokio::join!(drained, async { gate.notify_one() });
+    drained.unwrap();
+    let kept = fs::read_to_string(world.folder.path().join("vault/acme.refresh")).unwrap();
+    assert!(kept.contains("canary-refresh-2"));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_never_answers_does_not_hold_up_the_end() {
+    let mut endpoint = Endpoint::start(vec![Reply::Hang]).await;
+    let world = World::new();
+    let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
+    endpoint.request().await;
+    assert_eq!(relay.tokens.status().state, "waiting");
+    tokio::time::timeout(Duration::from_secs(5), relay.tasks.drain(PATIENCE)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_static_token_is_read_again_when_its_file_changes() {
+    let world = World::new();
+    let endpoint = Endpoint::start(vec![]).await;
+    let path = world.write("static", "first\n");
+    let relay = world.start(&endpoint, Grant::Static { token: SecretRef::File(path) });
+    assert_eq!(relay.token(1).await.secret.expose(), "first");
+    let status = relay.status(|status| status.state == "valid").await;
+    assert_eq!((status.remaining_seconds, status.next_refresh_seconds), (None, None));
+
+    relay.tokens.refuse(1);
+    let status = relay.status(|status| status.state == "rejected").await;
+    let error = "the platform rejects the static token, and there is no other in its place";
+    assert_eq!((status.generation, status.last_error.as_deref()), (1, Some(error)));
+
+    world.write("static", "");
+    world.write("static", "second");
+    assert_eq!(relay.token(2).await.secret.expose(), "second");
+    assert_eq!(relay.status(|status| status.state == "valid").await.last_error, None);
+    assert_eq!(endpoint.count(), 0);
+}
+
+#[tokio::test]
+async fn no_secret_gets_into_logs_status_or_debug() {
+    let logs = Logs::default();
+    let writer = logs.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+
+    let granted = r#"{"access_token":"canary-access-token","expires_in":1800,"refresh_token":"canary-refresh-2"}"#;
+    let failed = r#"{"error":"canary-refresh-2","access_token":"canary-access-token"}"#;
+    let endpoint = Endpoint::start(vec![Reply::say(200, "", granted), Reply::say(400, "", failed)]).await;
+    let world = World::new();
+    fs::write(world.folder.path().join("vault"), "a file where a directory should be").unwrap();
+    let relay = world.start(&endpoint, world.refresh_token());
+    relay.token(1).await;
+    relay.tokens.refuse(1);
+    let status = relay.status(|status| status.state == "rejected").await;
+
+    drop(guard);
+    let logs = logs.text();
+    for expected in
+        ["token adopted", "will be lost with this process", "need an operator", "no clock", "life_secs=1800"]
+    {
+        assert_eq!(logs.contains(expected), expected != "no clock", "{expected}");
+    }
+    let status = serde_json::to_string(&status).unwrap();
+    assert_no_canary(&format!("{logs} {status} {:?} {:?}", relay.tokens, relay.tokens.watch()));
+}
+
+/// One relay's account, with its tasks.
+struct Relay {
+    tokens: Tokens,
+    tasks: Tasks,
+}
+
+impl Relay {
+    fn start(settings: Settings) -> Self {
+        install_tls();
+        let mut tasks = Tasks::new("auth");
+        Self { tokens: Tokens::start(settings, &mut tasks).unwrap(), tasks }
+    }
+
+    /// Waits for the token with this number.
+    async fn token(&self, generation: u64) -> Token {
+        let mut watch = self.tokens.watch();
+        let reached = watch.wait_for(|token| token.as_ref().is_some_and(|token| token.generation >= generation));
+        let token = tokio::time::timeout(PATIENCE, reached).await.unwrap().unwrap().clone().unwrap();
+        assert_eq!(token.generation, generation);
+        token
+    }
+
+    async fn status(&self, fits: impl Fn(&AccountStatus) -> bool) -> AccountStatus {
+        let mut reports = self.tokens.ends.reports.clone();
+        let fitting = async {
+            while !fits(&self.tokens.status()) {
+                reports.changed().await.unwrap();
+            }
+            self.tokens.status()
+        };
+        tokio::time::timeout(PATIENCE, fitting).await.expect("the status never came")
+    }
+}
+
+/// A directory with the secrets of an account.
+struct World {
+    folder: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let world = Self { folder: tempfile::tempdir().unwrap() };
+        world.write("id", "app 1");
+        world.write("secret", CANARIES[0]);
+        world.write("refresh", CANARIES[2]);
+        world
+    }
+
+    /// At once, as whoever rotates secrets should do it.
+    fn write(&self, name: &str, text: &str) -> std::path::PathBuf {
+        let (beside, path) = (self.folder.path().join("beside"), self.folder.path().join(name));
+        fs::write(&beside, text).unwrap();
+        fs::rename(&beside, &path).unwrap();
+        path
+    }
+
+    fn client_credentials(&self, placement: ClientAuth) -> Grant {
+        Grant::ClientCredentials(self.client(placement))
+    }
+
+    fn refresh_token(&self) -> Grant {
+        let refresh_token = reference(self.folder.path(), "refresh");
+        Grant::RefreshToken { client: self.client(ClientAuth::Basic), refresh_token }
+    }
+
+    fn client(&self, placement: ClientAuth) -> Client {
+        let folder = self.folder.path();
+        Client { id: reference(folder, "id"), secret: reference(folder, "secret"), placement }
+    }
+
+    fn settings(&self, endpoint: &Endpoint, grant: Grant) -> Settings {
+        Settings {
+            account: "acme".parse().unwrap(),
+            grant,
+            token_url: endpoint.url.clone(),
+            scope: String::new(),
+            refresh_buffer: Duration::from_secs(300),
+            refresh_interval_min: Duration::from_secs(60),
+            refresh_jitter: Duration::from_secs(2),
+            lifetime_default: Duration::from_secs(600),
+            vault: self.folder.path().join("vault"),
+        }
+    }
+
+    fn start(&self, endpoint: &Endpoint, grant: Grant) -> Relay {
+        Relay::start(self.settings(endpoint, grant))
+    }
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Logs(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Logs {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Logs {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One try with little patience.
+async fn fetch(settings: &Settings) -> Result<Granted, GrantError> {
+    install_tls();
+    Grants::new(settings, Duration::from_millis(500)).unwrap().fetch(None::<Secret>).await
+}
+
+fn install_tls() {
+    // the second test of a process finds it installed
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+}
+
+fn reference(folder: &Path, name: &str) -> SecretRef {
+    SecretRef::File(folder.join(name))
+}
+
+/// Plain, form-encoded, base64 and hex.
+fn assert_no_canary(text: &str) {
+    for canary in CANARIES {
+        let hex: String = canary.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let coded = base64::engine::general_purpose::STANDARD_NO_PAD.encode(canary);
+        for form in [canary.to_owned(), canary.replace('%', "%25"), hex, coded[..coded.len() - 2].to_owned()] {
+            assert!(!text.contains(&form), "{form} is in: {text}");
+        }
+    }
+    assert!(!text.contains("YXBwKzE6Y2FuYXJ5"), "the client's Basic header is in: {text}");
+}

@@ -1,0 +1,209 @@
+//! Where a rotated refresh token survives a restart: one file an account, for its owner's eyes only.
+//!
+//! It never overrules the configuration: a rotated token is a descendant of the configured one, and is forgotten as
+//! soon as another one is configured.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use serde::{Deserialize, Serialize};
+
+use super::secrets::fingerprint;
+use crate::{
+    model::{AccountName, Secret},
+    telemetry::chain,
+};
+
+/// Only the owner reads and writes the file.
+const FILE_MODE: u32 = 0o600;
+
+/// Only the owner enters the directory, where it is made here.
+const FOLDER_MODE: u32 = 0o700;
+
+/// Longer files are not ours.
+const FILE_LEN_MAX: u64 = 256 * 1024;
+
+/// The rotated refresh token of one account.
+#[derive(Debug)]
+pub(super) struct Vault {
+    path: PathBuf,
+    memory: Memory,
+}
+
+#[derive(Debug)]
+enum Memory {
+    /// The file was not looked at yet.
+    Unread,
+    Nothing,
+    Kept(Kept),
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    /// Which configured token this one descends from.
+    ancestor: String,
+    refresh_token: Secret,
+}
+
+/// The file's shape.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    /// Digest of the configured token.
+    configured: String,
+    refresh_token: String,
+}
+
+/// The file could not be written or read. What was rotated is known to this process only.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {step} {}", path.display())]
+pub(super) struct VaultError {
+    step: &'static str,
+    path: PathBuf,
+    #[source]
+    cause: io::Error,
+}
+
+impl Vault {
+    /// Nothing is read or made before a token is wanted.
+    pub(super) fn new(folder: &Path, account: &AccountName) -> Self {
+        Self { path: folder.join(format!("{account}.refresh")), memory: Memory::Unread }
+    }
+
+    /// The newest token that descends from the configured one, or that one itself.
+    pub(super) async fn newest(&mut self, configured: &Secret) -> Secret {
+        if let Memory::Unread = self.memory {
+            self.memory = self.load().await;
+        }
+        match &self.memory {
+            Memory::Kept(kept) if kept.ancestor == ancestor(configured) => kept.refresh_token.clone(),
+            Memory::Unread | Memory::Nothing | Memory::Kept(_) => configured.clone(),
+        }
+    }
+
+    /// Keeps a rotated token, durable when this returns. After an error it is kept in memory all the same.
+    pub(super) async fn keep(&mut self, configured: &Secret, rotated: Secret) -> Result<(), VaultError> {
+        let kept = Kept { ancestor: ancestor(configured), refresh_token: rotated };
+        self.memory = Memory::Kept(kept.clone());
+        let path = self.path.clone();
+        let stored = off_the_runtime(move || write(&path, &kept)).await;
+        stored.map_err(|cause| VaultError {
+            step: "store the rotated refresh token in",
+            path: self.path.clone(),
+            cause,
+        })
+    }
+
+    /// A file that cannot be read costs an operator a new refresh token at worst; it must not stop the others.
+    async fn load(&self) -> Memory {
+        let path = self.path.clone();
+        match off_the_runtime(move || read(&path)).await {
+            Ok(kept) => kept.map_or(Memory::Nothing, Memory::Kept),
+            Err(cause) => {
+                let error = VaultError { step: "read the rotated refresh token in", path: self.path.clone(), cause };
+                tracing::error!(error = chain(&error), "the configured refresh token is used");
+                Memory::Nothing
+            }
+        }
+    }
+}
+
+async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+fn ancestor(configured: &Secret) -> String {
+    STANDARD_NO_PAD.encode(fingerprint(configured))
+}
+
+fn read(path: &Path) -> io::Result<Option<Kept>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut text = Vec::new();
+    file.take(FILE_LEN_MAX).read_to_end(&mut text)?;
+    // the parser's own error could quote the token
+    let stored: Stored =
+        serde_json::from_slice(&text).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))?;
+    Ok(Some(Kept { ancestor: stored.configured, refresh_token: Secret::new(stored.refresh_token) }))
+}
+
+/// Beside the old file and then over it, so that a crash leaves the one or the other.
+fn write(path: &Path, kept: &Kept) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
+    let beside = path.with_extension("refresh.new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&beside)?;
+    file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+    let stored = Stored { configured: kept.ancestor.clone(), refresh_token: kept.refresh_token.expose().to_owned() };
+    file.write_all(&serde_json::to_vec(&stored)?)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_rotated_token_survives_a_restart_until_another_one_is_configured() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("vault");
+        let (first, second, third) = (Secret::new("first"), Secret::new("second"), Secret::new("third"));
+
+        let mut vault = vault(&folder);
+        assert_eq!(vault.newest(&first).await, first);
+        vault.keep(&first, second.clone()).await.unwrap();
+        assert_eq!(vault.newest(&first).await, second);
+
+        let mut restarted = self::vault(&folder);
+        assert_eq!(restarted.newest(&first).await, second);
+        assert_eq!(restarted.newest(&third).await, third, "a newly configured one wins");
+        restarted.keep(&first, third.clone()).await.unwrap();
+        assert_eq!(self::vault(&folder).newest(&first).await, third);
+    }
+
+    #[tokio::test]
+    async fn the_file_is_for_its_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("vault");
+        let leftover = folder.join("acme.refresh.new");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(&leftover, "of a crash").unwrap();
+        vault(&folder).keep(&Secret::new("first"), Secret::new("second")).await.unwrap();
+        let mode = fs::metadata(folder.join("acme.refresh")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, FILE_MODE);
+        assert!(!leftover.exists());
+    }
+
+    #[tokio::test]
+    async fn a_token_that_cannot_be_stored_is_used_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocked = folder.path().join("vault");
+        fs::write(&blocked, "a file where a directory should be").unwrap();
+        let mut vault = vault(&blocked);
+        let (first, second) = (Secret::new("first"), Secret::new("canary"));
+        let error = vault.keep(&first, second.clone()).await.unwrap_err();
+        assert!(!format!("{error:?} {}", chain(&error)).contains("canary"));
+        assert_eq!(vault.newest(&first).await, second);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_leaves_the_configured_token() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("acme.refresh"), "{\"configured\":\"x\"").unwrap();
+        let first = Secret::new("first");
+        assert_eq!(vault(folder.path()).newest(&first).await, first);
+    }
+
+    fn vault(folder: &Path) -> Vault {
+        Vault::new(folder, &"acme".parse().unwrap())
+    }
+}

@@ -1,0 +1,198 @@
+//! How long a token lives: what the answer says, else what the token's own claims say, else a configured guess.
+//!
+//! It believes no wall clock of this machine, and it verifies no signature: claims are read for their times only.
+
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::Value;
+
+use crate::model::Timestamp;
+
+/// Shorter lives are taken for this: an answer that says 0 must not become a spin.
+pub const LIFETIME_MIN: Duration = Duration::from_secs(1);
+
+/// Longer lives are taken for this: a token should be proved replaceable every other day.
+pub const LIFETIME_MAX: Duration = Duration::from_secs(48 * 3_600);
+
+/// All that is known of a token's life.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stated {
+    /// Seconds, as the answer gives them.
+    pub expires_in: Option<f64>,
+    pub claims: Claims,
+    /// The platform's own clock when it answered (`Date`).
+    pub answered: Option<Timestamp>,
+}
+
+/// Times in a JSON Web Token (RFC 7519), in seconds since 1970.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Claims {
+    pub issued_at: Option<f64>,
+    pub expires_at: Option<f64>,
+}
+
+/// The life by which a token is renewed, and what its claims made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Within [`LIFETIME_MIN`] and [`LIFETIME_MAX`], from the moment the request was sent.
+    pub scheduled: Duration,
+    /// `exp - iat` of the token itself.
+    pub claimed: Option<Duration>,
+    pub source: LifetimeSource,
+}
+
+/// Where a life was taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LifetimeSource {
+    Answer,
+    Claims,
+    /// Nobody said; worth a warning.
+    Default,
+}
+
+impl Lifetime {
+    /// Weighs what was stated. `default` is used where nothing was.
+    pub fn weigh(stated: &Stated, default: Duration) -> Self {
+        let claimed = stated.claims.life();
+        let (life, source) = match (stated.expires_in, claimed) {
+            (Some(secs), _) => (positive(secs), LifetimeSource::Answer),
+            (None, Some(life)) => (life, LifetimeSource::Claims),
+            (None, None) => (default.min(stated.bound()), LifetimeSource::Default),
+        };
+        Self { scheduled: life.clamp(LIFETIME_MIN, LIFETIME_MAX), claimed, source }
+    }
+}
+
+impl LifetimeSource {
+    /// The word for logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answer => "answer",
+            Self::Claims => "claims",
+            Self::Default => "default",
+        }
+    }
+}
+
+impl Stated {
+    /// An `exp` without `iat` says only when the token is certainly dead, and only on the platform's own clock.
+    fn bound(&self) -> Duration {
+        match (self.claims.expires_at, self.answered) {
+            (Some(expires_at), Some(answered)) => positive(expires_at - answered.0 as f64 / 1_000.0),
+            (Some(_), None) | (None, Some(_) | None) => LIFETIME_MAX,
+        }
+    }
+}
+
+impl Claims {
+    /// Reads the claims of a token, if it is a JSON Web Token.
+    pub fn of(token: &str) -> Self {
+        Self::read(token).unwrap_or_default()
+    }
+
+    fn read(token: &str) -> Option<Self> {
+        let payload = token.split('.').nth(1)?;
+        let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+        let time = |claim| claims.get(claim).and_then(seconds);
+        Some(Self { issued_at: time("iat"), expires_at: time("exp") })
+    }
+
+    fn life(self) -> Option<Duration> {
+        let life = self.expires_at? - self.issued_at?;
+        (life > 0.0).then(|| positive(life))
+    }
+}
+
+/// A number of seconds, as servers write it: `1800`, `1800.0`, `"1800"`.
+pub fn seconds(value: &Value) -> Option<f64> {
+    let secs = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
+    (!secs.is_nan()).then_some(secs)
+}
+
+/// Negative is zero, and more than a duration can hold is [`LIFETIME_MAX`].
+fn positive(secs: f64) -> Duration {
+    Duration::try_from_secs_f64(secs.max(0.0)).unwrap_or(LIFETIME_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const DEFAULT: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn the_answer_comes_first_then_the_claims_then_the_default() {
+        // expires_in, the token's claims, the answer's date (s); life and where it was taken from
+        let table = [
+            (json!(1800), json!({"iat": 1000, "exp": 1900}), None, 1800, "answer"),
+            (json!("1800"), json!({}), None, 1800, "answer"),
+            (json!(" 1800.5 "), json!({}), None, 1800, "answer"),
+            (json!(0), json!({}), None, 1, "answer"),
+            (json!(-7), json!({}), None, 1, "answer"),
+            (json!(1e300), json!({}), None, 172_800, "answer"),
+            (json!("1e999"), json!({}), None, 172_800, "answer"),
+            (json!(31_536_000), json!({}), None, 172_800, "answer"),
+            (json!(null), json!({"iat": 1000, "exp": 1900}), None, 900, "claims"),
+            (json!("soon"), json!({"iat": 1000, "exp": "1900"}), None, 900, "claims"),
+            (json!("NaN"), json!({"iat": 1000, "exp": 1900}), None, 900, "claims"),
+            (json!([1800]), json!({"iat": 1000, "exp": 1000}), None, 600, "default"),
+            (json!(null), json!({"iat": 2000, "exp": 1000}), None, 600, "default"),
+            (json!(null), json!({"exp": 1300}), Some(1_000), 300, "default"),
+            (json!(null), json!({"exp": 99_999}), Some(1_000), 600, "default"),
+            (json!(null), json!({"exp": 1300}), None, 600, "default"),
+            (json!(null), json!({}), Some(1_000), 600, "default"),
+        ];
+        for (expires_in, claims, answered, life, source) in table {
+            let stated = Stated {
+                expires_in: seconds(&expires_in),
+                claims: Claims::of(&jwt(&claims)),
+                answered: answered.map(|secs| Timestamp(secs * 1_000)),
+            };
+            let lifetime = Lifetime::weigh(&stated, DEFAULT);
+            let found = (lifetime.scheduled.as_secs(), lifetime.source.as_str());
+            assert_eq!(found, (life, source), "{expires_in} {claims} {answered:?}");
+        }
+    }
+
+    #[test]
+    fn the_claimed_life_is_told_beside_the_scheduled_one() {
+        let claims = Claims::of(&jwt(&json!({"iat": 1000, "exp": 1900})));
+        let lifetime = Lifetime::weigh(&Stated { expires_in: Some(60.0), claims, answered: None }, DEFAULT);
+        assert_eq!(lifetime.claimed, Some(Duration::from_secs(900)));
+        assert_eq!(lifetime.scheduled, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn what_is_no_json_web_token_has_no_claims() {
+        for token in ["", "opaque", "a.b.c", "a.e30", "..", "a.W10.c", "a.bnVsbA.c"] {
+            assert_eq!(Claims::of(token), Claims::default(), "{token:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_stated_the_life_is_bounded(
+            expires_in in proptest::option::of(any::<f64>()),
+            issued_at in proptest::option::of(any::<f64>()),
+            expires_at in proptest::option::of(any::<f64>()),
+            answered in proptest::option::of(any::<i64>().prop_map(Timestamp)),
+        ) {
+            let stated = Stated { expires_in, claims: Claims { issued_at, expires_at }, answered };
+            let life = Lifetime::weigh(&stated, DEFAULT).scheduled;
+            prop_assert!((LIFETIME_MIN..=LIFETIME_MAX).contains(&life));
+        }
+
+        #[test]
+        fn no_text_makes_the_claims_panic(token in ".{0,80}") {
+            Claims::of(&token);
+        }
+    }
+
+    fn jwt(claims: &Value) -> String {
+        format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims.to_string()))
+    }
+}

@@ -1,0 +1,85 @@
+//! What `Retry-After` asks for (RFC 9110 section 10.2.3): seconds, or a date.
+//!
+//! It trusts nobody's wall clock but the sender's: a date counts from the answer's own `Date` where there is one.
+
+use std::time::Duration;
+
+use time::{OffsetDateTime, format_description::well_known::Rfc2822};
+
+use crate::model::Timestamp;
+
+/// A pause of zero, or a date in the past, still is a wish not to be asked again in the same moment.
+pub const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+
+/// Nobody is sent away for longer, whatever the header says.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
+
+/// The pause that the header's value asks for, within [`RETRY_AFTER_MIN`] and [`RETRY_AFTER_MAX`]; none, if it cannot
+/// be read. `answered` is when the answer was made: its `Date`, or else the local wall clock.
+pub fn parse(value: &str, answered: Timestamp) -> Option<Duration> {
+    let value = value.trim();
+    let pause = match is_integer(value) {
+        true => seconds(value),
+        false => http_date(value)?.since(answered),
+    };
+    Some(pause.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX))
+}
+
+/// Reads a date as HTTP writes it, as in `Sun, 06 Nov 1994 08:49:37 GMT`. The two forms that were obsolete in 1999 are
+/// not read.
+pub fn http_date(text: &str) -> Option<Timestamp> {
+    let moment = OffsetDateTime::parse(text.trim(), &Rfc2822).ok()?;
+    moment.unix_timestamp().checked_mul(1_000).map(Timestamp)
+}
+
+fn is_integer(value: &str) -> bool {
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// More digits than fit are a very long time, a negative number is none.
+fn seconds(value: &str) -> Duration {
+    match value.starts_with('-') {
+        true => Duration::ZERO,
+        false => value.parse().map_or(Duration::MAX, Duration::from_secs),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_pause_is_read_as_seconds_or_date_and_kept_within_bounds() {
+        let table = [
+            ("120", Some(120)),
+            (" 7 ", Some(7)),
+            ("0", Some(1)),
+            ("-5", Some(1)),
+            ("999999999999999999999999", Some(3_600)),
+            ("Sun, 06 Nov 1994 08:51:37 GMT", Some(120)),
+            ("Sun, 06 Nov 1994 07:49:37 GMT", Some(1)),
+            ("Fri, 06 Nov 2093 08:49:37 GMT", Some(3_600)),
+            ("soon", None),
+            ("1.5", None),
+            ("", None),
+            ("-", None),
+            ("Sun, 99 Nov 1994 08:49:37 GMT", None),
+        ];
+        let answered = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (value, expected) in table {
+            assert_eq!(parse(value, answered), expected.map(Duration::from_secs), "{value:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_server_writes_is_bounded(value in ".{0,40}", answered in any::<i64>()) {
+            if let Some(pause) = parse(&value, Timestamp(answered)) {
+                prop_assert!((RETRY_AFTER_MIN..=RETRY_AFTER_MAX).contains(&pause));
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What is known of a stream from outside: its counts, its state, and the log lines and metrics that tell them.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    clock,
+    connector::RefusedTopic,
+    model::{Position, StreamName},
+    protocol::stream::{Report, State, Stream},
+    telemetry::metrics,
+};
+
+/// So many refused topics are shown.
+const REFUSED_SHOWN_MAX: usize = 20;
+/// The same trouble is told at most once in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The board of one stream. Its task writes, whoever asks reads.
+#[derive(Debug)]
+pub(super) struct Board {
+    metrics: metrics::Stream,
+    facts: Mutex<Facts>,
+}
+
+/// What stands on it.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) state: State,
+    pub(super) position: Option<Position>,
+    pub(super) events: u64,
+    pub(super) gaps: u64,
+    pub(super) duplicates: u64,
+    pub(super) rotations: u64,
+    pub(super) reconnects: u64,
+    pub(super) buffered: usize,
+    pub(super) heard_at: Option<Instant>,
+    pub(super) snapshot_owed: bool,
+    pub(super) refused: Vec<RefusedTopic>,
+    pub(super) last_error: Option<String>,
+    no_room: bool,
+    quiet: Quiet,
+}
+
+/// When the frequent kinds of trouble were last told.
+#[derive(Debug, Clone, Copy, Default)]
+struct Quiet {
+    undecoded: Option<Instant>,
+    shed: Option<Instant>,
+    lost: Option<Instant>,
+}
+
+impl Board {
+    pub(super) fn new(stream: &StreamName) -> Self {
+        let metrics = metrics::Stream::new(stream);
+        metrics.entered(State::Starting.as_str());
+        Self {
+            metrics,
+            facts: Mutex::new(Facts {
+                state: State::Starting,
+                position: None,
+                events: 0,
+                gaps: 0,
+                duplicates: 0,
+                rotations: 0,
+                reconnects: 0,
+                buffered: 0,
+                heard_at: None,
+                snapshot_owed: false,
+                refused: Vec::new(),
+                last_error: None,
+                no_room: false,
+                quiet: Quiet::default(),
+            }),
+        }
+    }
+
+    /// A copy of what stands there.
+    pub(super) fn facts(&self) -> Facts {
+        self.with(|facts| facts.clone())
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Facts) -> T) -> T {
+        change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What changes with every step.
+    pub(super) fn update(&self, machine: &Stream) {
+        let buffered = machine.buffered();
+        self.metrics.buffered(buffered);
+        self.with(|facts| {
+            facts.position = machine.position();
+            facts.buffered = buffered;
+            facts.heard_at = machine.heard_at();
+            facts.snapshot_owed = machine.owes_snapshot();
+        });
+    }
+
+    /// Entries became durable.
+    pub(super) fn appended(&self, events: usize, bytes: usize, latency: Duration) {
+        self.metrics.appended(events, bytes, latency);
+        self.with(|facts| facts.events += events as u64);
+    }
+
+    pub(super) fn store_has_no_room(&self, why: &str) {
+        let news = self.with(|facts| !std::mem::replace(&mut facts.no_room, true));
+        if news {
+            error!(%why, "the store has no room: the platform is not read until it has");
+        }
+        self.with(|facts| facts.last_error = Some(format!("the store has no room: {why}")));
+    }
+
+    pub(super) fn store_has_room(&self) {
+        if self.with(|facts| std::mem::take(&mut facts.no_room)) {
+            info!("the store has room again");
+        }
+    }
+
+    /// Counts and tells what the machine reports.
+    pub(super) fn report(&self, report: Report) {
+        match report {
+            Report::State(state) => self.entered(state),
+            Report::Connected(connected) => self.metrics.connected(connected),
+            Report::Resuming(position) => info!(position = position.map(|position| position.0.0), "connecting"),
+            Report::Gap { reason, lost } => {
+                self.metrics.gap_seen(reason, lost);
+                self.with(|facts| facts.gaps += 1);
+                warn!(reason = reason.as_str(), lost, "gap marked");
+            }
+            Report::Duplicates(count) => {
+                self.metrics.duplicates_dropped(count);
+                self.with(|facts| facts.duplicates += count);
+            }
+            Report::Undecoded { bytes } => self.undecoded(bytes),
+            Report::Shed(count) => self.shed(count),
+            Report::RotationBegins(trigger) => debug!(trigger = trigger.as_str(), "rotation begins"),
+            Report::RotationFailed { trigger, failure } => {
+                self.metrics.rotated(trigger.as_str(), false);
+                self.with(|facts| facts.last_error = Some(failure.to_string()));
+                warn!(trigger = trigger.as_str(), error = %failure, "the successor failed; the old session serves on");
+            }
+            Report::Rotated { trigger, silence } => {
+                self.metrics.rotated(trigger.as_str(), true);
+                self.metrics.rotation_was_silent_for(silence);
+                self.with(|facts| facts.rotations += 1);
+                info!(trigger = trigger.as_str(), silence_ms = silence.as_millis(), "rotated");
+            }
+            Report::Lost { failure, retry_in } => self.lost(&failure, retry_in),
+            Report::GivenUp(failure) => {
+                self.metrics.session_lost(failure.class());
+                self.with(|facts| facts.last_error = Some(failure.to_string()));
+                error!(error = %failure, "the platform refuses this stream: its configuration or permissions need mending");
+            }
+            Report::Breaker(open) => self.breaker(open),
+            Report::Snapshot { taken } => {
+                self.metrics.snapshot(taken);
+                if !taken {
+                    warn!("the snapshot could not be fetched; it is tried again behind the live stream");
+                }
+            }
+            Report::Refused(refused) => self.refused(refused),
+        }
+    }
+
+    fn entered(&self, state: State) {
+        self.metrics.entered(state.as_str());
+        self.with(|facts| facts.state = state);
+        info!(state = state.as_str(), "stream");
+    }
+
+    fn undecoded(&self, bytes: usize) {
+        self.metrics.frame_undecoded();
+        if self.may_tell(|quiet| &mut quiet.undecoded) {
+            warn!(bytes, "a frame that nobody can read was kept as it came");
+        }
+    }
+
+    fn shed(&self, count: u64) {
+        self.metrics.shed(count);
+        if self.may_tell(|quiet| &mut quiet.shed) {
+            warn!(count, "the buffer is full: the oldest events were dropped, a gap marks them");
+        }
+    }
+
+    fn lost(&self, failure: &crate::connector::Failure, retry_in: Option<Duration>) {
+        self.metrics.session_lost(failure.class());
+        self.with(|facts| {
+            facts.reconnects += 1;
+            facts.last_error = Some(failure.to_string());
+        });
+        if self.may_tell(|quiet| &mut quiet.lost) {
+            let retry_ms = retry_in.map(|delay| delay.as_millis());
+            info!(error = %failure, class = failure.class(), retry_ms, "session lost");
+        }
+    }
+
+    fn breaker(&self, open: bool) {
+        self.metrics.breaker_open(open);
+        if open {
+            error!("connecting has failed again and again: it is tried once each backoff.cap from here on");
+        } else {
+            info!("connecting works again");
+        }
+    }
+
+    fn refused(&self, refused: Vec<RefusedTopic>) {
+        let news = self.with(|facts| facts.refused != refused);
+        if news {
+            for RefusedTopic { topic, reason } in refused.iter().take(REFUSED_SHOWN_MAX) {
+                warn!(%topic, %reason, "the platform refuses a topic; the others are not affected");
+            }
+            self.with(|facts| facts.refused = refused);
+        }
+    }
+
+    fn may_tell(&self, kind: impl FnOnce(&mut Quiet) -> &mut Option<Instant>) -> bool {
+        let now = clock::now();
+        self.with(|facts| {
+            let told = kind(&mut facts.quiet);
+            let due = told.is_none_or(|at| now.saturating_duration_since(at) >= LOG_INTERVAL);
+            if due {
+                *told = Some(now);
+            }
+            due
+        })
+    }
+}
+
+impl Facts {
+    /// The refused topics as an operator reads them.
+    pub(super) fn refused_shown(&self) -> Vec<String> {
+        let shown = self.refused.iter().take(REFUSED_SHOWN_MAX);
+        shown.map(|RefusedTopic { topic, reason }| format!("{topic}: {reason}")).collect()
+    }
+}
