@@ -1,6 +1,7 @@
 pub mod admin;
 pub mod auth;
 pub mod clock;
+pub mod config;
 pub mod downstream;
 pub mod event_log;
 pub mod model;

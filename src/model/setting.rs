@@ -112,13 +112,33 @@ as_text!(Span, "duration");
 as_text!(Size, "size");
 
 /// Where a secret is found: `{ env = "NAME" }` or `{ file = "PATH" }`. Never the secret itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 pub enum SecretRef {
     /// The environment variable that holds it, read at start.
     Env(String),
     /// The file that holds it, read again when it changes.
     File(PathBuf),
+}
+
+impl JsonSchema for SecretRef {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SecretRef".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "object",
+            "format": "secret",
+            "properties": {
+                "env": { "type": "string", "description": "The environment variable that holds it, read at start." },
+                "file": { "type": "string", "description": "The file that holds it, read again when it changes." }
+            },
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": false
+        })
+    }
 }
 
 #[cfg(test)]
