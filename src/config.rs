@@ -17,6 +17,8 @@ mod secrets;
 mod shape;
 mod show;
 mod source;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};

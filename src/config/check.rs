@@ -75,8 +75,8 @@ impl Check<'_> {
     }
 
     fn anything_to_do(&mut self) {
-        let named = |section| child(self.tree, section).and_then(table).is_some_and(|names| !names.is_empty());
-        if !named("streams") {
+        let written = child(self.tree, "streams");
+        if written.is_none_or(|streams| table(streams).is_some_and(|names| names.is_empty())) {
             self.wrong(KeyPath::of(&["streams"]), "there is none; add [streams.NAME] with its account and connector");
         }
     }
@@ -127,9 +127,8 @@ impl Check<'_> {
         let plain = matches!(url.scheme(), "http" | "ws");
         if plain && !is_loopback(&url) && !insecure {
             let text = format!(
-                "{}: would carry credentials to another machine in plain text; write {}s:, \
+                "{0} would carry credentials to another machine in plain text; write {0}s, \
                  or insecure = true in the account of a closed test network",
-                url.scheme(),
                 url.scheme()
             );
             self.wrong(path, text);
@@ -163,7 +162,7 @@ impl Check<'_> {
         let hint = match nearest(&stream.account, known.iter().copied()) {
             Some(near) => format!("; did you mean {near:?}?"),
             None if known.is_empty() => "; there is none".to_owned(),
-            None => format!("; there are {}", known.join(", ")),
+            None => format!("; known: {}", known.join(", ")),
         };
         self.wrong(path.join("account"), format!("there is no account {:?}{hint}", stream.account));
     }
@@ -176,8 +175,8 @@ impl Check<'_> {
     }
 
     fn notifications(&mut self, path: &KeyPath, stream: &Stream, account: Option<&Account>) {
-        if self.written(&path.join("topics")) {
-            self.topics(path.join("topics"), &stream.topics);
+        if let Some(topics) = &stream.topics {
+            self.topics(&path.join("topics"), topics);
         }
         let Some(account) = account else { return };
         if account.platform == Platform::Generic && account.api_url.is_none() {
@@ -194,11 +193,8 @@ impl Check<'_> {
         }
     }
 
-    fn topics(&mut self, path: KeyPath, topics: &[String]) {
-        // A list with a wrong item was taken out as a whole, and its items were told already.
-        let written =
-            find(self.tree, &path).is_some_and(|value| value.clone().into_array().is_ok_and(|a| a.is_empty()));
-        if written {
+    fn topics(&mut self, path: &KeyPath, topics: &[String]) {
+        if topics.is_empty() {
             self.wrong(path.clone(), "is empty: the stream would hear nothing");
         }
         for (index, topic) in topics.iter().enumerate() {

@@ -118,7 +118,7 @@ fn connector(from: &shape::Stream, file: &File) -> ConnectorConfig {
             let api_url = file.accounts.iter().find(named).and_then(|(_, account)| account.api_url.clone());
             ConnectorConfig::GenesysNotifications {
                 api_url: api_url.expect("the checks demand it of the account"),
-                topics: from.topics.clone(),
+                topics: from.topics.clone().expect("the checks demand the keys of a connector"),
                 channel_life: from.channel_life.0,
                 discovery: from.discovery.0,
             }

@@ -216,9 +216,8 @@ pub(crate) struct Stream {
     pub connector: Connector,
     /// Topics, at most 1,000. `*` in an id's place stands for every queue, user and so on.
     /// Required by `genesys-notifications`, and only its own.
-    #[serde(default)]
     #[schemars(length(max = 1000), extend("items" = { "type": "string", "format": "topic" }))]
-    pub topics: Vec<String>,
+    pub topics: Option<Vec<String>>,
     /// Life of a notification channel: it is replaced before its end. `genesys-notifications` only.
     #[serde(default = "secs::<86_400>")]
     #[schemars(extend("x-minimum" = "1s", "x-maximum" = "24h"))]

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs, io::Read, path::Path};
 
-use config::{Config, ConfigError, Map, Source, Value, ValueKind};
+use config::{Map, Value, ValueKind};
 use toml::de::{DeTable, DeValue};
 
 use super::{
@@ -74,7 +74,7 @@ impl Document {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
         if errors.is_empty() {
             let place = |at| format!("{}:{}", self.name, line_column(&self.text, at).0);
-            return Ok(Layer(from_table(table.get_ref(), &place)));
+            return Ok(Layer(Value::new(Some(&self.name), from_table(table.get_ref(), &place))));
         }
         let finding = |error: &toml::de::Error| {
             let (line, column) = line_column(&self.text, error.span().map_or(0, |span| span.start));
@@ -85,34 +85,18 @@ impl Document {
     }
 }
 
-/// Values of one source, to be laid over those of earlier ones.
-#[derive(Debug, Clone)]
-pub(super) struct Layer(Map<String, Value>);
-
-impl Source for Layer {
-    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
-        Box::new(self.clone())
-    }
-
-    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
-        Ok(self.0.clone())
-    }
-
-    /// Keys are taken as they are: a dot in a stream's name is no path. Places stay with their values.
-    fn collect_to(&self, under: &mut Value) -> Result<(), ConfigError> {
-        lay_over(under, Value::new(None, self.0.clone()));
-        Ok(())
-    }
-}
+/// Values of one file, to be laid over those of earlier ones.
+#[derive(Debug)]
+pub(super) struct Layer(Value);
 
 /// All layers in one tree, later ones over earlier ones, the environment over all.
+///
+/// The builder of `config` would do the same, but it forgets where a table was written and splits keys at dots.
 pub(super) fn merge(layers: Vec<Layer>, environment: &Environment, schema: &serde_json::Value) -> Value {
-    let merged = |config: Result<Config, ConfigError>| config.expect("our layers do not fail to collect").cache;
-    let mut builder = Config::builder();
-    for layer in layers {
-        builder = builder.add_source(layer);
+    let mut tree = Value::new(None, Map::<String, Value>::new());
+    for Layer(values) in layers {
+        lay_over(&mut tree, values);
     }
-    let mut tree = merged(builder.build());
     for (variable, text) in environment.overrides() {
         lay_over_variable(&mut tree, variable, text, schema);
     }
@@ -120,18 +104,17 @@ pub(super) fn merge(layers: Vec<Layer>, environment: &Environment, schema: &serd
 }
 
 fn lay_over(under: &mut Value, over: Value) {
-    let origin = over.origin().map(str::to_owned);
-    match (&mut under.kind, over.kind) {
-        (ValueKind::Table(under), ValueKind::Table(over)) if !is_reference(&over) => {
+    let origin = over.origin().or(under.origin()).map(str::to_owned);
+    let kind = match (std::mem::take(&mut under.kind), over.kind) {
+        (ValueKind::Table(mut under), ValueKind::Table(over)) if !is_reference(&over) => {
             for (key, value) in over {
-                match under.get_mut(&key) {
-                    Some(present) => lay_over(present, value),
-                    None => drop(under.insert(key, value)),
-                }
+                lay_over(under.entry(key).or_insert_with(|| Value::new(None, ValueKind::Nil)), value);
             }
+            ValueKind::Table(under)
         }
-        (_, kind) => *under = Value::new(origin.as_ref(), kind),
-    }
+        (_, kind) => kind,
+    };
+    *under = Value::new(origin.as_ref(), kind);
 }
 
 /// Whether the table says where a secret is: such a table replaces another one as a whole.
@@ -234,7 +217,7 @@ pub(super) fn find<'a>(tree: &'a Value, path: &KeyPath) -> Option<&'a Value> {
 
 /// Where the value of a path was written, else the nearest table around it.
 pub(super) fn place_of(tree: &Value, path: &KeyPath) -> Option<Place> {
-    let mut nearest = None;
+    let mut nearest = Place::of(tree);
     let mut value = tree;
     for key in &path.0 {
         let Some(next) = child(value, key) else { break };
