@@ -32,9 +32,16 @@ impl FromStr for Span {
     }
 }
 
+/// In one unit where there is one: whole hours, else seconds, else milliseconds, as in `24h`, `300s`, `100ms`.
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        humantime::format_duration(self.0).fmt(f)
+        let (seconds, nanos) = (self.0.as_secs(), self.0.subsec_nanos());
+        match (seconds, nanos) {
+            (1.., 0) if seconds.is_multiple_of(3600) => write!(f, "{}h", seconds / 3600),
+            (_, 0) => write!(f, "{seconds}s"),
+            (_, nanos) if nanos.is_multiple_of(1_000_000) => write!(f, "{}ms", self.0.as_millis()),
+            (_, _) => humantime::format_duration(self.0).fmt(f),
+        }
     }
 }
 
@@ -112,13 +119,33 @@ as_text!(Span, "duration");
 as_text!(Size, "size");
 
 /// Where a secret is found: `{ env = "NAME" }` or `{ file = "PATH" }`. Never the secret itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 pub enum SecretRef {
     /// The environment variable that holds it, read at start.
     Env(String),
     /// The file that holds it, read again when it changes.
     File(PathBuf),
+}
+
+impl JsonSchema for SecretRef {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SecretRef".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "object",
+            "format": "secret",
+            "properties": {
+                "env": { "type": "string", "description": "The environment variable that holds it, read at start." },
+                "file": { "type": "string", "description": "The file that holds it, read again when it changes." }
+            },
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": false
+        })
+    }
 }
 
 #[cfg(test)]
@@ -129,6 +156,9 @@ mod tests {
     fn durations_and_sizes_want_a_unit() {
         assert_eq!("300s".parse(), Ok(Span(Duration::from_secs(300))));
         assert_eq!("45".parse::<Span>().unwrap_err().to_string(), r#""45" has no unit; write "45s""#);
+        for text in ["24h", "300s", "100ms", "1500ms", "0s"] {
+            assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
+        }
         assert_eq!("4GiB".parse(), Ok(Size(4 << 30)));
         assert_eq!(Size(4 << 30).to_string(), "4GiB");
         assert_eq!("16".parse::<Size>().unwrap_err().to_string(), r#""16" has no unit; write "16MiB""#);

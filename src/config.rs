@@ -1,0 +1,236 @@
+//! The configuration: files and environment in, one checked value out, or every mistake at once.
+//!
+//! `shape` says what may be written, `source` where it was written, `walk` holds each value against the schema,
+//! `check` holds values against one another, `resolve` fills in the rest. Nothing is guessed and nothing is ignored:
+//! an unknown key, a key without effect and a key of a later build are mistakes. No secret is ever shown.
+
+mod check;
+mod finding;
+mod format;
+#[cfg(test)]
+mod golden;
+mod guarantee;
+mod keys;
+mod resolve;
+mod schema;
+mod secrets;
+mod shape;
+mod show;
+mod source;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use config::Value;
+
+use crate::{
+    auth,
+    model::{AccountName, StreamName},
+};
+
+pub use finding::{Finding, Findings};
+pub use guarantee::Guarantee;
+pub use schema::schema;
+pub use shape::{Overflow, Platform, Rotation, SocketAuth};
+pub use source::Environment;
+
+use finding::KeyPath;
+use shape::File;
+use source::Document;
+
+/// Everything the wiring needs. All references hold, all defaults are filled in.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub http: HttpConfig,
+    pub admin: AdminConfig,
+    pub store: StoreConfig,
+    pub accounts: BTreeMap<AccountName, Account>,
+    /// Each names an account that is there.
+    pub streams: BTreeMap<StreamName, StreamConfig>,
+}
+
+/// The listener for consumers.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    pub listen: SocketAddr,
+    /// As browsers write them in `Origin`.
+    pub allowed_origins: Vec<String>,
+}
+
+/// The listener for operators.
+#[derive(Debug, Clone)]
+pub struct AdminConfig {
+    pub listen: SocketAddr,
+}
+
+/// The embedded store.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Its directory.
+    pub path: PathBuf,
+    pub retention: Retention,
+}
+
+/// How much of each stream's log is kept; the first limit that is reached trims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    pub events: u64,
+    pub age: Duration,
+    pub bytes: u64,
+}
+
+/// Credentials at a platform.
+#[derive(Debug, Clone)]
+pub struct Account {
+    pub platform: Platform,
+    /// The REST API's base address without a path; a generic platform may have none.
+    pub api_url: Option<String>,
+    /// `token_url` is empty with a static token, which never asks for another.
+    pub auth: auth::Settings,
+}
+
+/// One upstream feed.
+#[derive(Debug, Clone)]
+pub struct StreamConfig {
+    pub account: AccountName,
+    pub connector: ConnectorConfig,
+    pub rotation: Rotation,
+    /// Upper bound of the random delay before a planned change of socket.
+    pub rotation_jitter: Duration,
+    /// For how long the platform can replay.
+    pub retention: Duration,
+    /// Events that may wait for the store.
+    pub buffer: usize,
+    pub overflow: Overflow,
+    /// A socket that is silent for longer is taken for dead.
+    pub silence_max: Duration,
+    pub backoff: Backoff,
+    /// Bytes of the largest frame that is taken.
+    pub frame_max: usize,
+}
+
+/// The dialect of a stream with its own keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectorConfig {
+    GenesysNotifications {
+        /// The account's.
+        api_url: String,
+        topics: Vec<String>,
+        channel_life: Duration,
+        /// How often `*` in a topic is looked up anew.
+        discovery: Duration,
+    },
+    GenesysSequenced {
+        /// Without the resume parameter.
+        url: String,
+        auth: SocketAuth,
+        snapshot_url: Option<String>,
+    },
+}
+
+impl ConnectorConfig {
+    /// The word of the file, which `status` and the metrics use too.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::GenesysNotifications { .. } => shape::Connector::GenesysNotifications.name(),
+            Self::GenesysSequenced { .. } => shape::Connector::GenesysSequenced.name(),
+        }
+    }
+}
+
+/// How a lost connection is taken up again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Backoff {
+    pub first: Duration,
+    pub cap: Duration,
+    /// The share by which each delay may be longer or shorter, 0 to 1.
+    pub jitter: f64,
+    pub breaker_after: u32,
+    pub stable_after: Duration,
+}
+
+/// Reads the files, later ones over earlier ones and the environment over all, and checks everything that can be
+/// checked on this machine, secrets included.
+pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Config, Findings> {
+    load_documents(&read(files)?, environment)
+}
+
+/// The effective configuration as TOML: every key with its value and where it comes from, secrets as `***`.
+/// Secrets need not be there.
+pub fn effective(files: &[PathBuf], environment: &Environment) -> Result<String, Findings> {
+    let (draft, findings) = draft(&read(files)?, environment)?;
+    Findings::or(findings, show::show(&draft))
+}
+
+fn load_documents(documents: &[Document], environment: &Environment) -> Result<Config, Findings> {
+    let (draft, mut findings) = draft(documents, environment)?;
+    findings.extend(secrets::check(&draft.tree, &draft.file, environment));
+    Findings::or(findings, ())?;
+    Ok(resolve::resolve(&draft.file))
+}
+
+fn read(files: &[PathBuf]) -> Result<Vec<Document>, Findings> {
+    let mut documents = Vec::new();
+    let mut findings = Vec::new();
+    for file in files {
+        match Document::read(file) {
+            Ok(document) => documents.push(document),
+            Err(finding) => findings.push(finding),
+        }
+    }
+    Findings::or(findings, documents)
+}
+
+/// What was written, and what could be read of it.
+#[derive(Debug)]
+struct Draft {
+    tree: Value,
+    file: File,
+}
+
+/// A draft with all mistakes but those of secrets; only the mistakes where nothing can be read at all.
+fn draft(documents: &[Document], environment: &Environment) -> Result<(Draft, Vec<Finding>), Findings> {
+    let mut layers = Vec::new();
+    let mut findings = Vec::new();
+    for document in documents {
+        match document.parse() {
+            Ok(layer) => layers.push(layer),
+            Err(wrong) => findings.extend(wrong),
+        }
+    }
+    Findings::or(findings, ())?;
+    let schema = schema();
+    let tree = source::merge(layers, environment, &schema);
+    let walk::Walk { mut findings, broken } = walk::walk(&tree, &schema);
+    match readable(&tree, &broken) {
+        Ok(mut file) => {
+            findings.extend(check::check(&tree, &file));
+            resolve::fill(&mut file);
+            Ok((Draft { tree, file }, findings))
+        }
+        Err(error) => {
+            let unread = Finding::new(None, KeyPath::default(), format!("could not be read: {error}"));
+            Err(Findings::of(if findings.is_empty() { vec![unread] } else { findings }))
+        }
+    }
+}
+
+/// The file's shape without the values that were found wrong, so that the rest can be checked, too.
+fn readable(tree: &Value, broken: &[KeyPath]) -> Result<File, config::ConfigError> {
+    let mut tree = tree.clone();
+    for path in broken {
+        take_out(&mut tree, &path.0);
+    }
+    tree.try_deserialize()
+}
+
+fn take_out(tree: &mut Value, path: &[String]) {
+    let (Some((key, rest)), config::ValueKind::Table(table)) = (path.split_first(), &mut tree.kind) else { return };
+    if rest.is_empty() {
+        table.remove(key);
+    } else if let Some(below) = table.get_mut(key) {
+        take_out(below, rest);
+    }
+}

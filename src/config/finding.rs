@@ -1,0 +1,139 @@
+//! A mistake in a configuration: where it was written, which key, what is wrong and what is expected.
+//!
+//! It never holds the value of a secret.
+
+use std::fmt;
+
+use config::Value;
+
+/// Where a value was written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// A file's path as it was given, or an environment variable.
+    name: String,
+    /// The line, counted from 1; an environment variable has none.
+    line: Option<usize>,
+}
+
+impl Place {
+    pub(super) fn line(file: &str, line: usize) -> Self {
+        Self { name: file.to_owned(), line: Some(line) }
+    }
+
+    pub(super) fn whole(name: &str) -> Self {
+        Self { name: name.to_owned(), line: None }
+    }
+
+    /// Read back from the origin that a value carries through the merge.
+    pub(super) fn of(value: &Value) -> Option<Self> {
+        let origin = value.origin()?;
+        let with_line = origin.rsplit_once(':').and_then(|(name, line)| Some(Self::line(name, line.parse().ok()?)));
+        Some(with_line.unwrap_or_else(|| Self::whole(origin)))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// The keys that lead to a value, outermost first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct KeyPath(pub(super) Vec<String>);
+
+impl KeyPath {
+    pub(super) fn of(keys: &[&str]) -> Self {
+        Self(keys.iter().map(|key| (*key).to_owned()).collect())
+    }
+
+    pub(super) fn join(&self, key: &str) -> Self {
+        let mut keys = self.0.clone();
+        keys.push(key.to_owned());
+        Self(keys)
+    }
+}
+
+impl fmt::Display for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, key) in self.0.iter().enumerate() {
+            let dot = if index == 0 { "" } else { "." };
+            let bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+            if bare { write!(f, "{dot}{key}")? } else { write!(f, "{dot}{key:?}")? }
+        }
+        Ok(())
+    }
+}
+
+/// One mistake.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    place: Option<Place>,
+    path: KeyPath,
+    text: String,
+}
+
+impl Finding {
+    pub(super) fn new(place: Option<Place>, path: KeyPath, text: impl Into<String>) -> Self {
+        Self { place, path, text: text.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
+        }
+        if !self.path.0.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.text)
+    }
+}
+
+/// Every mistake of a configuration, in the order of files and lines; at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Findings(Vec<Finding>);
+
+impl Findings {
+    pub(super) fn of(mut findings: Vec<Finding>) -> Self {
+        assert!(!findings.is_empty(), "without a mistake there is no error");
+        findings.sort();
+        findings.dedup();
+        Self(findings)
+    }
+
+    /// The mistakes, or `good` when there are none.
+    pub(super) fn or<T>(findings: Vec<Finding>, good: T) -> Result<T, Self> {
+        if findings.is_empty() { Ok(good) } else { Err(Self::of(findings)) }
+    }
+
+    /// Each mistake, one line when displayed.
+    pub fn iter(&self) -> impl Iterator<Item = &Finding> {
+        self.0.iter()
+    }
+}
+
+/// One mistake a line.
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, finding) in self.0.iter().enumerate() {
+            let newline = if index == 0 { "" } else { "\n" };
+            write!(f, "{newline}{finding}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Findings {}
+
+/// The known word that `found` was probably meant to be.
+pub(super) fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let distance = |word: &str| strsim::damerau_levenshtein(found, word);
+    let best = known.into_iter().min_by_key(|word| distance(word))?;
+    let near = distance(best) <= (best.len().max(found.len()) / 3).max(1);
+    near.then_some(best)
+}

@@ -1,0 +1,127 @@
+//! What a single text must look like: addresses, URLs, origins, domains, topics.
+//!
+//! It never shows a text that may carry a password.
+
+use std::net::SocketAddr;
+
+use reqwest::Url;
+
+/// Genesys refuses longer topics.
+const TOPIC_LEN_MAX: usize = 200;
+
+/// Whether a text is what its format says, else what was expected. A format without a rule takes any text.
+pub(super) fn judge(format: &str, text: &str) -> Result<(), String> {
+    match format {
+        "address" => address(text),
+        "http-url" => url(text, ["http", "https"]),
+        "ws-url" => url(text, ["ws", "wss"]),
+        "origin" => origin(text),
+        "domain" => domain(text),
+        "topic" => topic(text),
+        _ => Ok(()),
+    }
+}
+
+fn address(text: &str) -> Result<(), String> {
+    let parsed: Result<SocketAddr, _> = text.parse();
+    parsed.map(drop).map_err(|_| format!("expected an address and port such as \"127.0.0.1:8080\", found {text:?}"))
+}
+
+fn url(text: &str, schemes: [&str; 2]) -> Result<(), String> {
+    let expected = || format!("expected a URL that begins with {}:// or {}://", schemes[1], schemes[0]);
+    let url = Url::parse(text).map_err(|_| expected())?;
+    if !schemes.contains(&url.scheme()) {
+        return Err(format!("{}, found {}:", expected(), url.scheme()));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("holds a user name or password; credentials belong into the account".to_owned());
+    }
+    if url.fragment().is_some() {
+        return Err("has a fragment (#…), which is never sent; take it out".to_owned());
+    }
+    Ok(())
+}
+
+fn origin(text: &str) -> Result<(), String> {
+    let plain = Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text);
+    let web = text.starts_with("http://") || text.starts_with("https://");
+    if plain && web {
+        return Ok(());
+    }
+    Err(format!(
+        "expected an origin such as \"https://dash.example.com\", without path and default port, found {text:?}"
+    ))
+}
+
+fn domain(text: &str) -> Result<(), String> {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    if text.contains('.') && text.split('.').all(label) {
+        return Ok(());
+    }
+    Err(format!("expected a domain such as \"mypurecloud.com\" or \"usw2.pure.cloud\", found {text:?}"))
+}
+
+fn topic(text: &str) -> Result<(), String> {
+    if text.len() > TOPIC_LEN_MAX {
+        return Err(format!("a topic has at most {TOPIC_LEN_MAX} characters, this one {}", text.len()));
+    }
+    if text.contains(['{', '}']) {
+        return Err(format!("{text:?} holds a placeholder; write the id, or * for every one"));
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'*' | b'?' | b'&');
+    if !text.starts_with("v2.") || !text.bytes().all(allowed) || text.split('.').any(str::is_empty) {
+        return Err(format!("expected a topic such as \"v2.analytics.queues.*.observations\", found {text:?}"));
+    }
+    let whole = |part: &str| part == "*" || part.starts_with("*?") || !part.contains('*');
+    if !text.split('.').all(whole) {
+        return Err(format!("{text:?}: * stands for a whole id, between two dots"));
+    }
+    Ok(())
+}
+
+/// Whether a URL leads to this machine.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    let address = |host: &str| host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    url.host_str().is_some_and(|host| host == "localhost" || address(host).is_ok_and(|address| address.is_loopback()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_what_its_format_says() {
+        for (format, good) in [
+            ("address", "[::1]:0"),
+            ("http-url", "https://api.mypurecloud.com/base"),
+            ("ws-url", "ws://127.0.0.1:1/x?y=z"),
+            ("origin", "http://localhost:3000"),
+            ("domain", "usw2.pure.cloud"),
+            ("topic", "v2.users.*?presence&routingStatus"),
+            ("topic", "v2.detail.events.conversation.2f7bf00a-0fc2.acd.end"),
+        ] {
+            assert_eq!(judge(format, good), Ok(()), "{format} {good}");
+        }
+        for (format, bad) in [
+            ("address", "localhost"),
+            ("http-url", "wss://x"),
+            ("http-url", "x"),
+            ("http-url", "https://user:secret@x/"),
+            ("ws-url", "wss://x/#part"),
+            ("origin", "https://x/"),
+            ("origin", "https://x:443"),
+            ("origin", "*"),
+            ("domain", "us_east_1"),
+            ("domain", "https://mypurecloud.com"),
+            ("topic", "v2.users.{id}.presence"),
+            ("topic", "users.presence"),
+            ("topic", "v2.users..presence"),
+            ("topic", "v2.users.a*.presence"),
+        ] {
+            assert!(judge(format, bad).is_err_and(|text| !text.contains("secret")), "{format} {bad}");
+        }
+    }
+}

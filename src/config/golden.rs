@@ -1,0 +1,68 @@
+//! The messages of wrong configurations, held against the files under `tests/golden/config`.
+//!
+//! `NAME.toml` is a wrong configuration, `NAME.txt` what is said about it; `NAME.over.toml` is laid over it and
+//! `NAME.env` holds variables. With `UPDATE_GOLDEN` set the messages are written anew, to be read before they are kept.
+
+use std::{fs, path::PathBuf};
+
+use super::{source::Document, *};
+
+const SECRET: &str = "hunter2";
+
+#[test]
+fn every_wrong_configuration_is_told_all_its_mistakes() {
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let cases = cases();
+    assert!(cases.len() >= 30, "only {} cases were found", cases.len());
+    let mut wrong = Vec::new();
+    for case in cases {
+        let found = complaint(&case);
+        assert!(!found.contains(SECRET), "{case} shows a secret:\n{found}");
+        let expected = path(&case, "txt");
+        if update {
+            fs::write(&expected, &found).unwrap();
+        }
+        if fs::read_to_string(&expected).unwrap_or_default() != found {
+            wrong.push(format!("{case}\n{found}"));
+        }
+    }
+    assert!(wrong.is_empty(), "these are told otherwise than expected:\n\n{}", wrong.join("\n"));
+}
+
+fn complaint(case: &str) -> String {
+    let documents: Vec<_> = ["toml", "over.toml"].iter().filter_map(|ending| document(case, ending)).collect();
+    match load_documents(&documents, &environment(case)) {
+        Ok(_) => "nothing\n".to_owned(),
+        Err(findings) => format!("{findings}\n"),
+    }
+}
+
+fn cases() -> Vec<String> {
+    let names = fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut cases: Vec<_> = names
+        .filter(|name| !name.ends_with(".over.toml"))
+        .filter_map(|name| name.strip_suffix(".toml").map(str::to_owned))
+        .collect();
+    cases.sort();
+    cases
+}
+
+fn document(case: &str, ending: &str) -> Option<Document> {
+    let text = fs::read_to_string(path(case, ending)).ok()?;
+    Some(Document { name: format!("{case}.{ending}"), text })
+}
+
+fn environment(case: &str) -> Environment {
+    let text = fs::read_to_string(path(case, "env")).unwrap_or_default();
+    let own = text.lines().filter_map(|line| line.split_once('='));
+    let usual = [("CLIENT_ID", "id"), ("CLIENT_SECRET", SECRET), ("EMPTY", "")];
+    usual.into_iter().chain(own).collect()
+}
+
+fn path(case: &str, ending: &str) -> PathBuf {
+    directory().join(format!("{case}.{ending}"))
+}
+
+fn directory() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/config"))
+}

@@ -1,0 +1,84 @@
+//! What a stream can lose, double or reorder as it is configured, and why: told before it happens.
+//!
+//! It says nothing better than the platform and the settings allow.
+
+use crate::model::Span;
+
+use super::{ConnectorConfig, Overflow, Rotation, StreamConfig};
+
+/// The honest report of one stream. Each text is one sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guarantee {
+    /// What never reaches the log; whatever it is, a gap entry stands in its place.
+    pub lost: String,
+    /// What may be in the log twice.
+    pub doubled: String,
+    /// What may be in the log in another order than it happened.
+    pub reordered: String,
+}
+
+impl StreamConfig {
+    /// What the settings and the platform allow to be promised.
+    pub fn guarantee(&self) -> Guarantee {
+        match &self.connector {
+            ConnectorConfig::GenesysNotifications { .. } => self.unnumbered(),
+            ConnectorConfig::GenesysSequenced { snapshot_url, .. } => self.numbered(snapshot_url.is_some()),
+        }
+    }
+
+    fn unnumbered(&self) -> Guarantee {
+        let rotation = match self.rotation {
+            Rotation::Overlap => "a planned change of socket loses nothing",
+            Rotation::BreakFirst => "so also at every planned change of socket",
+        };
+        let overflow = match self.overflow {
+            Overflow::Backpressure => format!(
+                "while {} events wait the socket is not read, and the platform may close it (no-replay)",
+                self.buffer
+            ),
+            Overflow::DropOldest => self.dropped(),
+        };
+        let doubled = match self.rotation {
+            Rotation::Overlap => {
+                "what the platform repeats on one socket, since it numbers nothing; \
+                 equal events on the two sockets of a rotation are one"
+            }
+            Rotation::BreakFirst => "what the platform repeats, since it numbers nothing",
+        };
+        let reordered = match self.rotation {
+            Rotation::Overlap => "nothing on one socket; events of different topics while two sockets are up",
+            Rotation::BreakFirst => "nothing: one socket, in the order of arrival",
+        };
+        Guarantee {
+            lost: format!(
+                "whatever happens while no socket is up, since the platform cannot replay (no-replay); \
+                 {rotation}; {overflow}"
+            ),
+            doubled: doubled.to_owned(),
+            reordered: reordered.to_owned(),
+        }
+    }
+
+    fn numbered(&self, snapshot: bool) -> Guarantee {
+        let after = if snapshot { "then a snapshot follows" } else { "and without snapshot_url nothing fills it" };
+        let overflow = match self.overflow {
+            Overflow::Backpressure => {
+                format!("while {} events wait the socket is not read, and resumed afterwards", self.buffer)
+            }
+            Overflow::DropOldest => self.dropped(),
+        };
+        Guarantee {
+            lost: format!(
+                "nothing as long as an interruption is shorter than the {} for which the platform can replay; \
+                 beyond that what it has forgotten (retention), {after}; {overflow}",
+                Span(self.retention)
+            ),
+            doubled: "nothing: the platform's numbers tell a repeated event".to_owned(),
+            reordered: "nothing: events stand in the order of their numbers".to_owned(),
+        }
+    }
+
+    fn dropped(&self) -> String {
+        format!("beyond {} waiting events the oldest (shed)", self.buffer)
+    }
+}

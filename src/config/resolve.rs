@@ -1,0 +1,132 @@
+//! From a checked file to what the wiring takes: defaults that depend on other keys, addresses from regions.
+//!
+//! It finds no mistakes: the checks have left none.
+
+use std::path::Path;
+
+use crate::{
+    auth,
+    model::{AccountName, SecretRef},
+};
+
+use super::{
+    Account, AdminConfig, Backoff, Config, ConnectorConfig, HttpConfig, Overflow, Retention, StoreConfig, StreamConfig,
+    shape::{self, ClientAuth, Connector, File, Grant},
+};
+
+/// Beside the log, because both must survive a restart.
+const VAULT_DIRECTORY: &str = "vault";
+
+/// Fills in what follows from other keys, so that the effective configuration can be shown.
+pub(super) fn fill(file: &mut File) {
+    for account in file.accounts.values_mut() {
+        if let Some(region) = &account.region {
+            let api_url = || format!("https://api.{region}");
+            let token_url = || format!("https://login.{region}/oauth/token");
+            account.api_url.get_or_insert_with(api_url);
+            if account.grant != Grant::Static {
+                account.token_url.get_or_insert_with(token_url);
+            }
+        }
+    }
+    for stream in file.streams.values_mut() {
+        stream.overflow.get_or_insert(match stream.connector {
+            Connector::GenesysNotifications => Overflow::DropOldest,
+            Connector::GenesysSequenced => Overflow::Backpressure,
+        });
+    }
+}
+
+/// What the wiring takes, from a file that is checked and filled.
+pub(super) fn resolve(file: &File) -> Config {
+    let vault = file.store.path.join(VAULT_DIRECTORY);
+    let retention = &file.store.retention;
+    Config {
+        http: HttpConfig { listen: file.http.listen, allowed_origins: file.http.allowed_origins.clone() },
+        admin: AdminConfig { listen: file.admin.listen },
+        store: StoreConfig {
+            path: file.store.path.clone(),
+            retention: Retention { events: retention.events, age: retention.age.0, bytes: retention.bytes.0 },
+        },
+        accounts: file.accounts.iter().map(|(name, from)| (name.clone(), account(name, from, &vault))).collect(),
+        streams: file.streams.iter().map(|(name, from)| (name.clone(), stream(from, file))).collect(),
+    }
+}
+
+fn account(name: &AccountName, from: &shape::Account, vault: &Path) -> Account {
+    Account {
+        platform: from.platform,
+        api_url: from.api_url.clone(),
+        auth: auth::Settings {
+            account: name.clone(),
+            grant: grant(from),
+            token_url: from.token_url.clone().unwrap_or_default(),
+            scope: from.scope.clone(),
+            refresh_buffer: from.refresh_buffer.0,
+            refresh_interval_min: from.refresh_interval_min.0,
+            refresh_jitter: from.refresh_jitter.0,
+            lifetime_default: from.lifetime_default.0,
+            vault: vault.to_owned(),
+        },
+    }
+}
+
+fn grant(from: &shape::Account) -> auth::Grant {
+    let present = |secret: &Option<SecretRef>| secret.clone().expect("the checks demand the keys of a grant");
+    let client = || auth::Client {
+        id: present(&from.client_id),
+        secret: present(&from.client_secret),
+        placement: match from.client_auth {
+            ClientAuth::Basic => auth::ClientAuth::Basic,
+            ClientAuth::Body => auth::ClientAuth::Body,
+        },
+    };
+    match from.grant {
+        Grant::ClientCredentials => auth::Grant::ClientCredentials(client()),
+        Grant::RefreshToken => {
+            auth::Grant::RefreshToken { client: client(), refresh_token: present(&from.refresh_token) }
+        }
+        Grant::Static => auth::Grant::Static { token: present(&from.token) },
+    }
+}
+
+fn stream(from: &shape::Stream, file: &File) -> StreamConfig {
+    StreamConfig {
+        account: from.account.parse().expect("the checks demand an account that is there"),
+        connector: connector(from, file),
+        rotation: from.rotation,
+        rotation_jitter: from.rotation_jitter.0,
+        retention: from.retention.0,
+        buffer: usize::try_from(from.buffer).expect("the schema bounds it"),
+        overflow: from.overflow.expect("filled in"),
+        silence_max: from.silence_max.0,
+        backoff: Backoff {
+            first: from.backoff.first.0,
+            cap: from.backoff.cap.0,
+            jitter: from.backoff.jitter,
+            breaker_after: from.backoff.breaker_after,
+            stable_after: from.backoff.stable_after.0,
+        },
+        frame_max: usize::try_from(from.frame_max.0).expect("the schema bounds it"),
+    }
+}
+
+fn connector(from: &shape::Stream, file: &File) -> ConnectorConfig {
+    match from.connector {
+        Connector::GenesysNotifications => {
+            let named = |(name, _): &(&AccountName, &shape::Account)| name.as_str() == from.account;
+            let api_url = file.accounts.iter().find(named).and_then(|(_, account)| account.api_url.clone());
+            ConnectorConfig::GenesysNotifications {
+                api_url: api_url.expect("the checks demand it of the account"),
+                topics: from.topics.clone().expect("the checks demand the keys of a connector"),
+                channel_life: from.channel_life.0,
+                discovery: from.discovery.0,
+            }
+        }
+        Connector::GenesysSequenced => ConnectorConfig::GenesysSequenced {
+            url: from.url.clone().expect("the checks demand the keys of a connector"),
+            auth: from.auth,
+            snapshot_url: from.snapshot_url.clone(),
+        },
+    }
+}

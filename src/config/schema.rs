@@ -1,0 +1,88 @@
+//! The JSON Schema (draft 2020-12) of the configuration, derived from its shape, and how the checks read it.
+
+use schemars::{Schema, generate::SchemaSettings, transform::RecursiveTransform};
+use serde_json::Value;
+
+use super::shape::File;
+
+/// The JSON Schema of a configuration file. Every key carries its description, and its default where it has one.
+pub fn schema() -> Value {
+    let settings = SchemaSettings::draft2020_12().for_deserialize().with(|settings| settings.inline_subschemas = true);
+    let without_null = RecursiveTransform(drop_null);
+    let schema = settings.with_transform(without_null).into_generator().into_root_schema_for::<File>();
+    schema.to_value()
+}
+
+/// TOML has no null: an optional key is one that may be absent.
+fn drop_null(schema: &mut Schema) {
+    let Some(object) = schema.as_object_mut() else { return };
+    if object.get("default") == Some(&Value::Null) {
+        object.remove("default");
+    }
+    if let Some(Value::Array(types)) = object.get("type") {
+        let kept = types.iter().find(|name| *name != "null").cloned();
+        object.insert("type".to_owned(), kept.expect("nothing is null alone"));
+    }
+    let Some(Value::Array(choices)) = object.get("anyOf") else { return };
+    let Some(Value::Object(some)) = choices.iter().find(|choice| choice["type"] != "null").cloned() else { return };
+    object.remove("anyOf");
+    for (key, value) in some {
+        object.entry(key).or_insert(value);
+    }
+}
+
+/// What a schema wants a value to be.
+#[derive(Debug)]
+pub(super) enum Wanted<'a> {
+    Table,
+    List,
+    Secret,
+    /// One of these words.
+    Words(Vec<&'a str>),
+    /// Text of this format; empty for any text.
+    Text(&'a str),
+    Whole,
+    Number,
+    Flag,
+}
+
+pub(super) fn wanted(schema: &Value) -> Wanted<'_> {
+    let format = schema["format"].as_str().unwrap_or_default();
+    if format == "secret" {
+        return Wanted::Secret;
+    }
+    let words = words(schema);
+    if !words.is_empty() {
+        return Wanted::Words(words);
+    }
+    match schema["type"].as_str().unwrap_or_default() {
+        "object" => Wanted::Table,
+        "array" => Wanted::List,
+        "integer" => Wanted::Whole,
+        "number" => Wanted::Number,
+        "boolean" => Wanted::Flag,
+        _ => Wanted::Text(format),
+    }
+}
+
+/// The words of a choice: plain ones in `enum`, described ones in `oneOf`.
+fn words(schema: &Value) -> Vec<&str> {
+    let plain = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let described = schema["oneOf"].as_array().into_iter().flatten().filter_map(|choice| choice["const"].as_str());
+    plain.chain(described).collect()
+}
+
+/// The keys or words that are known but not offered yet.
+pub(super) fn not_yet(schema: &Value) -> impl Iterator<Item = &str> {
+    schema["x-not-yet"].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// The schema of a table's key; where the keys are names of the user's own, the schema of every one.
+pub(super) fn at_key<'a>(schema: &'a Value, key: &str) -> Option<&'a Value> {
+    schema["properties"].get(key).or_else(|| Some(&schema["additionalProperties"]).filter(|any| any.is_object()))
+}
+
+/// The schema of the value that a path leads to.
+pub(super) fn at_path<'a>(schema: &'a Value, path: &[String]) -> Option<&'a Value> {
+    path.iter().try_fold(schema, |schema, key| at_key(schema, key))
+}

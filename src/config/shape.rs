@@ -1,0 +1,373 @@
+//! The shape of a configuration file: every key, its meaning, its default and its bounds.
+//!
+//! The JSON Schema, the checks of types and the effective configuration are derived from these structs, so that a key
+//! is written down once. It refuses keys that it does not know. `x-minimum` and `x-maximum` bound durations and sizes,
+//! `x-unit` says what a plain number counts, `x-decides` names an optional key that decides what its neighbours mean, and
+//! `x-not-yet` lists keys and words that this build knows but does not offer.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::model::{AccountName, SecretRef, Size, Span, StreamName};
+
+/// The configuration of the relay.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-not-yet" = ["sinks"]))]
+pub(crate) struct File {
+    /// The listener for consumers.
+    #[serde(default = "all_defaults::<Http>")]
+    pub http: Http,
+    /// The listener for health, metrics, status and the console.
+    #[serde(default = "all_defaults::<Admin>")]
+    pub admin: Admin,
+    /// Where the logs live.
+    #[serde(default = "all_defaults::<Store>")]
+    pub store: Store,
+    /// Credentials at a platform, by a name of your own.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Account>", extend("propertyNames" = { "format": "name" }))]
+    pub accounts: BTreeMap<AccountName, Account>,
+    /// The upstream feeds, by the name that consumers will use.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Stream>", extend("propertyNames" = { "format": "name" }))]
+    pub streams: BTreeMap<StreamName, Stream>,
+}
+
+/// The listener for consumers.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-not-yet" = ["auth", "tls"]))]
+pub(crate) struct Http {
+    /// Address and port where consumers connect. Only loopback as long as consumers cannot be authenticated.
+    #[serde(default = "loopback::<8080>")]
+    #[schemars(extend("format" = "address"))]
+    pub listen: SocketAddr,
+    /// Origins of the web pages that may connect, as in `https://dash.example.com`. None by default: a page of
+    /// another site cannot read events through the browser of somebody who sits next to the relay.
+    #[serde(default)]
+    #[schemars(extend("items" = { "type": "string", "format": "origin" }))]
+    pub allowed_origins: Vec<String>,
+}
+
+/// The listener for health, metrics, status and the console.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-not-yet" = ["token"]))]
+pub(crate) struct Admin {
+    /// Address and port of the admin listener. Only loopback as long as operators cannot be authenticated.
+    #[serde(default = "loopback::<9090>")]
+    #[schemars(extend("format" = "address"))]
+    pub listen: SocketAddr,
+}
+
+/// Where the logs live.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-not-yet" = ["url", "prefix", "seal_key", "lease", "durability"]))]
+pub(crate) struct Store {
+    /// The kind of store.
+    #[serde(default)]
+    pub kind: StoreKind,
+    /// The directory of the embedded store, relative to the working directory. One process uses it at a time.
+    #[serde(default = "store_path")]
+    pub path: PathBuf,
+    /// How much of each stream's log is kept; the first limit that is reached trims.
+    #[serde(default = "all_defaults::<Retention>")]
+    pub retention: Retention,
+}
+
+/// The kinds of store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(extend("x-not-yet" = ["redis"]))]
+pub(crate) enum StoreKind {
+    /// A database in one directory of this machine.
+    #[default]
+    Embedded,
+}
+
+/// How much of each stream's log is kept.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Retention {
+    /// Entries per stream. A consumer that falls further behind is told of a gap.
+    #[serde(default = "count::<1_000_000>")]
+    #[schemars(range(min = 1), extend("x-unit" = "entries"))]
+    pub events: u64,
+    /// Age of the oldest entry.
+    #[serde(default = "secs::<86_400>")]
+    #[schemars(extend("x-minimum" = "1s"))]
+    pub age: Span,
+    /// Bytes per stream, counted as events without what the database adds.
+    #[serde(default = "mib::<4096>")]
+    #[schemars(extend("x-minimum" = "1MiB"))]
+    pub bytes: Size,
+}
+
+/// Credentials at a platform: one token life, shared by every stream that names the account.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-decides" = "grant"))]
+pub(crate) struct Account {
+    /// The platform.
+    pub platform: Platform,
+    /// The platform's region as a domain, such as `mypurecloud.com`. Gives `token_url` and `api_url`.
+    #[schemars(extend("format" = "domain"))]
+    pub region: Option<String>,
+    /// The OAuth token endpoint. By default `https://login.{region}/oauth/token`.
+    #[schemars(extend("format" = "http-url"))]
+    pub token_url: Option<String>,
+    /// The REST API's base address. By default `https://api.{region}`.
+    #[schemars(extend("format" = "http-url"))]
+    pub api_url: Option<String>,
+    /// How a token is got.
+    #[serde(default)]
+    pub grant: Grant,
+    /// Where id and secret of the client are sent.
+    #[serde(default)]
+    pub client_auth: ClientAuth,
+    /// The OAuth client's id. Required unless the grant is `static`.
+    pub client_id: Option<SecretRef>,
+    /// The OAuth client's secret. Required unless the grant is `static`.
+    pub client_secret: Option<SecretRef>,
+    /// The scopes asked for, with a space between; empty for all that the client has.
+    #[serde(default)]
+    pub scope: String,
+    /// The first refresh token; later ones are kept beside the store. Required by the grant `refresh_token`.
+    pub refresh_token: Option<SecretRef>,
+    /// A token that somebody else renews; read again when its file changes. Required by the grant `static`.
+    pub token: Option<SecretRef>,
+    /// A token is renewed this long before its end; a quarter of its life, if that is shorter than four of these.
+    #[serde(default = "secs::<300>")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "24h"))]
+    pub refresh_buffer: Span,
+    /// At most one refresh in this time; scheduled ones and the first after a rejection are exempt.
+    #[serde(default = "secs::<60>")]
+    #[schemars(extend("x-maximum" = "1h"))]
+    pub refresh_interval_min: Span,
+    /// Upper bound of the random delay before a scheduled refresh, so that many relays do not ask at once.
+    #[serde(default = "secs::<2>")]
+    #[schemars(extend("x-maximum" = "60s"))]
+    pub refresh_jitter: Span,
+    /// Life of a token when neither the answer nor the token itself tells one.
+    #[serde(default = "secs::<600>")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "30d"))]
+    pub lifetime_default: Span,
+    /// Allows credentials over plain `http` and `ws` to other machines. For a closed test network only.
+    #[serde(default)]
+    pub insecure: bool,
+}
+
+/// The platforms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(extend("x-not-yet" = ["nice-cxone"]))]
+pub enum Platform {
+    /// Genesys Cloud: the region gives every address.
+    GenesysCloud,
+    /// Any other that speaks OAuth: addresses are written out.
+    Generic,
+}
+
+/// How a token is got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(extend("x-not-yet" = ["jwt_bearer", "access_key"]))]
+pub(crate) enum Grant {
+    /// With the client's id and secret (RFC 6749 section 4.4).
+    #[default]
+    ClientCredentials,
+    /// With a refresh token that the platform may rotate (RFC 6749 section 6).
+    RefreshToken,
+    /// Not at all: the token is given.
+    Static,
+}
+
+/// Where id and secret of the client are sent (RFC 6749 section 2.3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ClientAuth {
+    /// In the `Authorization` header.
+    #[default]
+    Basic,
+    /// In the form.
+    Body,
+}
+
+/// One upstream feed.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-not-yet" = [
+    "state_key", "redact", "channels_max", "deployment_id", "origin",
+    "endpoint", "credential", "renewal", "liveness", "resume", "subscribe", "retire", "decode"
+]))]
+pub(crate) struct Stream {
+    /// The account whose token opens the feed: a NAME of `[accounts.NAME]`.
+    pub account: String,
+    /// The dialect that the platform speaks on this feed.
+    pub connector: Connector,
+    /// Topics, at most 1,000. `*` in an id's place stands for every queue, user and so on.
+    /// Required by `genesys-notifications`, and only its own.
+    #[schemars(length(max = 1000), extend("items" = { "type": "string", "format": "topic" }))]
+    pub topics: Option<Vec<String>>,
+    /// Life of a notification channel: it is replaced before its end. `genesys-notifications` only.
+    #[serde(default = "secs::<86_400>")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "24h"))]
+    pub channel_life: Span,
+    /// How often `*` in a topic is looked up anew. `genesys-notifications` only.
+    #[serde(default = "secs::<60>")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "24h"))]
+    pub discovery: Span,
+    /// The socket's address without the resume parameter. Required by `genesys-sequenced`, and only its own.
+    #[schemars(extend("format" = "ws-url"))]
+    pub url: Option<String>,
+    /// Where the token is put. `genesys-sequenced` only.
+    #[serde(default)]
+    pub auth: SocketAuth,
+    /// Where a full picture is fetched after a gap; without it a gap stays a gap. `genesys-sequenced` only.
+    #[schemars(extend("format" = "http-url"))]
+    pub snapshot_url: Option<String>,
+    /// What a planned change of socket looks like.
+    #[serde(default)]
+    pub rotation: Rotation,
+    /// Upper bound of the random delay before a planned change, so that streams of one account do not move at once.
+    #[serde(default = "millis::<100>")]
+    #[schemars(extend("x-maximum" = "60s"))]
+    pub rotation_jitter: Span,
+    /// For how long the platform can replay. An older position is abandoned, and the gap is marked.
+    #[serde(default = "secs::<60>")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "30d"))]
+    pub retention: Span,
+    /// Events that may wait for the store.
+    #[serde(default = "count::<5000>")]
+    #[schemars(range(min = 1, max = 1_000_000), extend("x-unit" = "events"))]
+    pub buffer: u64,
+    /// What happens when the buffer is full. By default `backpressure` where the platform can replay, else
+    /// `drop-oldest`.
+    pub overflow: Option<Overflow>,
+    /// A socket that is silent for longer is taken for dead. Longer than the platform's heartbeat.
+    #[serde(default = "secs::<35>")]
+    #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "1h"))]
+    pub silence_max: Span,
+    /// How a lost connection is taken up again. A planned change of socket never waits.
+    #[serde(default = "all_defaults::<Backoff>")]
+    pub backoff: Backoff,
+    /// A larger frame closes the socket and is marked as a gap.
+    #[serde(default = "mib::<16>")]
+    #[schemars(extend("x-minimum" = "1KiB", "x-maximum" = "256MiB"))]
+    pub frame_max: Size,
+}
+
+/// The dialects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(extend("x-not-yet" = ["cxone-offset", "genesys-web-messaging", "generic"]))]
+pub(crate) enum Connector {
+    /// Genesys Cloud notifications: topics on a channel, without replay.
+    GenesysNotifications,
+    /// Numbered events, resumed by `sequenceId`.
+    GenesysSequenced,
+}
+
+/// Where the token is put when a socket is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SocketAuth {
+    /// `Authorization: Bearer`.
+    #[default]
+    Header,
+    /// The query parameter `auth_token`: for platforms that take nothing else, since addresses end up in logs.
+    Query,
+}
+
+/// What a planned change of socket looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rotation {
+    /// The new socket is live before the old one is closed.
+    #[default]
+    Overlap,
+    /// The old socket is closed first: for platforms that allow one only.
+    BreakFirst,
+}
+
+/// What happens when a stream's buffer is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overflow {
+    /// The socket is not read until there is room: nothing is lost where the platform can replay.
+    Backpressure,
+    /// The oldest events are dropped, and the gap is marked.
+    DropOldest,
+}
+
+/// How a lost connection is taken up again.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Backoff {
+    /// Delay before the second attempt; each further one doubles it.
+    #[serde(default = "secs::<1>")]
+    #[schemars(extend("x-minimum" = "10ms", "x-maximum" = "1h"))]
+    pub first: Span,
+    /// The longest delay, and the pace of probes once the breaker is open.
+    #[serde(default = "secs::<30>")]
+    #[schemars(extend("x-minimum" = "10ms", "x-maximum" = "1h"))]
+    pub cap: Span,
+    /// Each delay is up to this share longer or shorter, so that relays do not come back in step.
+    #[serde(default = "jitter")]
+    #[schemars(range(min = 0.0, max = 1.0), extend("x-unit" = "share of the delay"))]
+    pub jitter: f64,
+    /// After so many failures in a row the breaker opens and an alarm is raised; attempts go on, once each `cap`.
+    #[serde(default = "attempts")]
+    #[schemars(range(min = 1, max = 1000), extend("x-unit" = "failures"))]
+    pub breaker_after: u32,
+    /// A connection that lives this long has proved stable: the count starts over.
+    #[serde(default = "secs::<10>")]
+    #[schemars(extend("x-maximum" = "1h"))]
+    pub stable_after: Span,
+}
+
+/// A table of which every key has a default.
+fn all_defaults<T: DeserializeOwned>() -> T {
+    serde_json::from_str("{}").expect("every key of the table has a default")
+}
+
+fn loopback<const PORT: u16>() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, PORT).into()
+}
+
+fn store_path() -> PathBuf {
+    PathBuf::from("data")
+}
+
+fn count<const N: u64>() -> u64 {
+    N
+}
+
+fn secs<const N: u64>() -> Span {
+    Span(Duration::from_secs(N))
+}
+
+fn millis<const N: u64>() -> Span {
+    Span(Duration::from_millis(N))
+}
+
+fn mib<const N: u64>() -> Size {
+    Size(N << 20)
+}
+
+fn jitter() -> f64 {
+    0.2
+}
+
+fn attempts() -> u32 {
+    5
+}

@@ -1,0 +1,125 @@
+//! The effective configuration as TOML: every key that has an effect, its value, and where the value comes from.
+//!
+//! It never shows a secret, nor where to look for one beyond the name that was configured.
+
+use std::fmt::Write;
+
+use serde_json::Value as Schema;
+use toml::{Table, Value};
+
+use super::{
+    Draft,
+    finding::{KeyPath, Place},
+    keys::{CONNECTOR_KEYS, GRANT_KEYS},
+    schema::{Wanted, at_path, schema, wanted},
+    shape::File,
+    source::find,
+};
+
+/// The text of `trunkline config show`.
+pub(super) fn show(draft: &Draft) -> String {
+    let schema = schema();
+    let table = Table::try_from(with_effect(draft)).expect("every key has a TOML form");
+    let mut page = Page { draft, schema: &schema, text: String::new() };
+    for (section, value) in &table {
+        let Value::Table(inner) = value else { continue };
+        match section.as_str() {
+            "accounts" | "streams" => {
+                for (name, entry) in inner {
+                    page.section(&KeyPath::of(&[section, name]), entry);
+                }
+            }
+            _ => page.section(&KeyPath::of(&[section]), value),
+        }
+    }
+    page.text
+}
+
+/// The file without the keys of other grants and connectors.
+fn with_effect(draft: &Draft) -> serde_json::Value {
+    let file: &File = &draft.file;
+    let mut value = serde_json::to_value(file).expect("every key has a JSON form");
+    for (name, account) in &file.accounts {
+        let entry = &mut value["accounts"][name.as_str()];
+        without(entry, GRANT_KEYS.into_iter().filter(|key| !account.grant.keys().has(key)));
+    }
+    for (name, stream) in &file.streams {
+        let entry = &mut value["streams"][name.as_str()];
+        without(entry, CONNECTOR_KEYS.into_iter().filter(|key| !stream.connector.keys().has(key)));
+    }
+    value
+}
+
+/// The entry without these keys and those that have no value.
+fn without(entry: &mut serde_json::Value, keys: impl Iterator<Item = &'static str>) {
+    let Some(entry) = entry.as_object_mut() else { return };
+    for key in keys {
+        entry.remove(key);
+    }
+    entry.retain(|_, value| !value.is_null());
+}
+
+struct Page<'a> {
+    draft: &'a Draft,
+    schema: &'a Schema,
+    text: String,
+}
+
+impl Page<'_> {
+    fn section(&mut self, path: &KeyPath, entry: &Value) {
+        let Value::Table(keys) = entry else { return };
+        let blank = if self.text.is_empty() { "" } else { "\n" };
+        self.line(format_args!("{blank}[{path}]"));
+        for (key, value) in keys {
+            let path = path.join(key);
+            let (value, origin) = (self.value(&path, value), self.origin(&path));
+            self.line(format_args!("{} = {value}  # {origin}", KeyPath::of(&[key])));
+        }
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        writeln!(self.text, "{line}").expect("writing to memory does not fail");
+    }
+
+    fn value(&self, path: &KeyPath, value: &Value) -> String {
+        match at_path(self.schema, &path.0).map(wanted) {
+            Some(Wanted::Secret) => "\"***\"".to_owned(),
+            None
+            | Some(
+                Wanted::Table
+                | Wanted::List
+                | Wanted::Words(_)
+                | Wanted::Text(_)
+                | Wanted::Whole
+                | Wanted::Number
+                | Wanted::Flag,
+            ) => value.to_string(),
+        }
+    }
+
+    /// Where a value was written; for a secret also where it is looked for.
+    fn origin(&self, path: &KeyPath) -> String {
+        let Some(written) = find(&self.draft.tree, path) else { return "default".to_owned() };
+        let place = Place::of(written).map_or_else(String::new, |place| place.to_string());
+        match at_path(self.schema, &path.0).map(wanted) {
+            Some(Wanted::Secret) => format!("{place}, {}", reference(written)),
+            None
+            | Some(
+                Wanted::Table
+                | Wanted::List
+                | Wanted::Words(_)
+                | Wanted::Text(_)
+                | Wanted::Whole
+                | Wanted::Number
+                | Wanted::Flag,
+            ) => place,
+        }
+    }
+}
+
+/// `env NAME` or `file PATH`.
+fn reference(secret: &config::Value) -> String {
+    let table = super::source::table(secret);
+    let first = table.and_then(|table| table.iter().next());
+    first.map_or_else(String::new, |(kind, name)| format!("{kind} {name}"))
+}

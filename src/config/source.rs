@@ -1,0 +1,228 @@
+//! Where values come from: files and environment variables, merged so that each value keeps its place.
+//!
+//! It judges no value; it refuses only what is not TOML, and what cannot be read.
+
+use std::{collections::BTreeMap, fs, io::Read, path::Path};
+
+use config::{Map, Value, ValueKind};
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    finding::{Finding, KeyPath, Place},
+    schema::{Wanted, at_key, at_path, wanted},
+};
+
+/// A larger file is no configuration of ours.
+const FILE_LEN_MAX: u64 = 4 << 20;
+
+/// Variables that override keys begin with this; `__` stands between keys.
+const OVERRIDE_PREFIX: &str = "TRUNKLINE__";
+
+/// The environment of the process, read once.
+#[derive(Debug, Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    /// What the process was started with. Variables that are not UTF-8 are left out: neither a key nor a secret is.
+    pub fn of_process() -> Self {
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self(std::env::vars_os().filter_map(text).collect())
+    }
+
+    /// The value of a variable.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    fn overrides(&self) -> impl Iterator<Item = (&str, &str)> {
+        let named = self.0.iter().filter(|(name, _)| name.starts_with(OVERRIDE_PREFIX));
+        named.map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+impl<S: Into<String>> FromIterator<(S, S)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (S, S)>>(variables: I) -> Self {
+        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+/// A file's text under the name that mistakes are reported with.
+#[derive(Debug, Clone)]
+pub(super) struct Document {
+    pub(super) name: String,
+    pub(super) text: String,
+}
+
+impl Document {
+    pub(super) fn read(path: &Path) -> Result<Self, Finding> {
+        let name = path.display().to_string();
+        let mut text = String::new();
+        let refused = |name: &str, why: String| Finding::new(Some(Place::whole(name)), KeyPath::default(), why);
+        let file = fs::File::open(path).map_err(|error| refused(&name, format!("could not be opened: {error}")))?;
+        let read = file.take(FILE_LEN_MAX + 1).read_to_string(&mut text);
+        read.map_err(|error| refused(&name, format!("could not be read: {error}")))?;
+        if text.len() as u64 > FILE_LEN_MAX {
+            return Err(refused(&name, "is larger than 4 MiB: not a configuration".to_owned()));
+        }
+        Ok(Self { name, text })
+    }
+
+    /// The file's values, or each place where it is not TOML. The text itself is not quoted: it may hold a secret.
+    pub(super) fn parse(&self) -> Result<Layer, Vec<Finding>> {
+        let (table, errors) = DeTable::parse_recoverable(&self.text);
+        if errors.is_empty() {
+            let place = |at| format!("{}:{}", self.name, line_column(&self.text, at).0);
+            return Ok(Layer(Value::new(Some(&self.name), from_table(table.get_ref(), &place))));
+        }
+        let finding = |error: &toml::de::Error| {
+            let (line, column) = line_column(&self.text, error.span().map_or(0, |span| span.start));
+            let text = format!("column {column}: {}", error.message());
+            Finding::new(Some(Place::line(&self.name, line)), KeyPath::default(), text)
+        };
+        Err(errors.iter().map(finding).collect())
+    }
+}
+
+/// Values of one file, to be laid over those of earlier ones.
+#[derive(Debug)]
+pub(super) struct Layer(Value);
+
+/// All layers in one tree, later ones over earlier ones, the environment over all.
+///
+/// The builder of `config` would do the same, but it forgets where a table was written and splits keys at dots.
+pub(super) fn merge(layers: Vec<Layer>, environment: &Environment, schema: &serde_json::Value) -> Value {
+    let mut tree = Value::new(None, Map::<String, Value>::new());
+    for Layer(values) in layers {
+        lay_over(&mut tree, values);
+    }
+    for (variable, text) in environment.overrides() {
+        lay_over_variable(&mut tree, variable, text, schema);
+    }
+    tree
+}
+
+fn lay_over(under: &mut Value, over: Value) {
+    let origin = over.origin().or(under.origin()).map(str::to_owned);
+    let kind = match (std::mem::take(&mut under.kind), over.kind) {
+        (ValueKind::Table(mut under), ValueKind::Table(over)) if !is_reference(&over) => {
+            for (key, value) in over {
+                lay_over(under.entry(key).or_insert_with(|| Value::new(None, ValueKind::Nil)), value);
+            }
+            ValueKind::Table(under)
+        }
+        (_, kind) => kind,
+    };
+    *under = Value::new(origin.as_ref(), kind);
+}
+
+/// Whether the table says where a secret is: such a table replaces another one as a whole.
+fn is_reference(table: &Map<String, Value>) -> bool {
+    table.len() == 1 && (table.contains_key("env") || table.contains_key("file"))
+}
+
+/// One variable as a tree of tables with its value at the end.
+fn lay_over_variable(tree: &mut Value, variable: &str, text: &str, schema: &serde_json::Value) {
+    let path = spelled(tree, schema, &variable[OVERRIDE_PREFIX.len()..]);
+    let leaf = from_variable(variable, text, at_path(schema, &path));
+    let wrap =
+        |inner: Value, key: &String| Value::new(Some(&variable.to_owned()), Map::from_iter([(key.clone(), inner)]));
+    lay_over(tree, path.iter().rev().fold(leaf, wrap));
+}
+
+/// The keys that a variable's name stands for. A variable cannot spell `-` and `.`: `_` finds such a name, too.
+fn spelled(tree: &Value, schema: &serde_json::Value, name: &str) -> Vec<String> {
+    let mut below = Some(tree);
+    let mut wanted = Some(schema);
+    let mut path = Vec::new();
+    for part in name.split("__") {
+        let part = part.to_lowercase();
+        let plain = |key: &str| key.replace(['-', '.'], "_");
+        let keys = below.and_then(table).into_iter().flat_map(Map::keys);
+        let key = match below.and_then(|value| child(value, &part)) {
+            Some(_) => part,
+            None => keys.into_iter().find(|key| plain(key) == part).cloned().unwrap_or(part),
+        };
+        below = below.and_then(|value| child(value, &key));
+        wanted = wanted.and_then(|schema| at_key(schema, &key));
+        path.push(key);
+    }
+    path
+}
+
+/// A variable's text as what its key wants: words and texts as they are, everything else as in a file.
+fn from_variable(variable: &str, text: &str, schema: Option<&serde_json::Value>) -> Value {
+    let verbatim = || Value::new(Some(&variable.to_owned()), text);
+    match schema.map(wanted) {
+        None | Some(Wanted::Text(_) | Wanted::Words(_)) => verbatim(),
+        Some(Wanted::Table | Wanted::List | Wanted::Secret | Wanted::Whole | Wanted::Number | Wanted::Flag) => {
+            let parsed = DeValue::parse(text);
+            parsed.map_or_else(
+                |_| verbatim(),
+                |value| from_toml(value.get_ref(), variable.to_owned(), &|_| variable.to_owned()),
+            )
+        }
+    }
+}
+
+fn from_table(table: &DeTable<'_>, place: &dyn Fn(usize) -> String) -> Map<String, Value> {
+    let entry = |(key, value): (&toml::Spanned<std::borrow::Cow<'_, str>>, &toml::Spanned<DeValue<'_>>)| {
+        (key.get_ref().to_string(), from_toml(value.get_ref(), place(key.span().start), place))
+    };
+    table.iter().map(entry).collect()
+}
+
+fn from_toml(value: &DeValue<'_>, origin: String, place: &dyn Fn(usize) -> String) -> Value {
+    let kind = match value {
+        DeValue::String(text) => ValueKind::String(text.to_string()),
+        DeValue::Integer(number) => {
+            let whole = i64::from_str_radix(number.as_str(), number.radix());
+            whole.map_or_else(|_| ValueKind::String(number.to_string()), ValueKind::I64)
+        }
+        DeValue::Float(number) => {
+            number.as_str().parse().map_or_else(|_| ValueKind::String(number.to_string()), ValueKind::Float)
+        }
+        DeValue::Boolean(flag) => ValueKind::Boolean(*flag),
+        DeValue::Datetime(moment) => ValueKind::String(moment.to_string()),
+        DeValue::Array(items) => {
+            let item = |item: &toml::Spanned<DeValue<'_>>| from_toml(item.get_ref(), place(item.span().start), place);
+            ValueKind::Array(items.iter().map(item).collect())
+        }
+        DeValue::Table(table) => ValueKind::Table(from_table(table, place)),
+    };
+    Value::new(Some(&origin), kind)
+}
+
+/// Line and column of a byte, both from 1; the column counts characters.
+fn line_column(text: &str, at: usize) -> (usize, usize) {
+    let before = &text.as_bytes()[..at.min(text.len())];
+    let line = memchr::memchr_iter(b'\n', before).count() + 1;
+    let start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
+    (line, String::from_utf8_lossy(&before[start..]).chars().count() + 1)
+}
+
+pub(super) fn table(value: &Value) -> Option<&Map<String, Value>> {
+    if let ValueKind::Table(table) = &value.kind { Some(table) } else { None }
+}
+
+pub(super) fn child<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    table(value)?.get(key)
+}
+
+/// The value that a path leads to.
+pub(super) fn find<'a>(tree: &'a Value, path: &KeyPath) -> Option<&'a Value> {
+    path.0.iter().try_fold(tree, |value, key| child(value, key))
+}
+
+/// Where the value of a path was written, else the nearest table around it.
+pub(super) fn place_of(tree: &Value, path: &KeyPath) -> Option<Place> {
+    let mut nearest = Place::of(tree);
+    let mut value = tree;
+    for key in &path.0 {
+        let Some(next) = child(value, key) else { break };
+        value = next;
+        nearest = Place::of(value).or(nearest);
+    }
+    nearest
+}

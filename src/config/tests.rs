@@ -1,0 +1,269 @@
+//! The configuration as a whole: what a good one becomes, who wins, what is shown, and that the shipped files are true.
+
+use std::{fs, path::Path};
+
+use proptest::prelude::*;
+use serde_json::Value as Json;
+
+use super::{source::Document, *};
+
+const ACCOUNT: &str = r#"
+[accounts.acme]
+platform = "genesys-cloud"
+region = "mypurecloud.com"
+client_id = { env = "CLIENT_ID" }
+client_secret = { env = "CLIENT_SECRET" }
+"#;
+
+const STREAMS: &str = r#"
+[streams.queues]
+account = "acme"
+connector = "genesys-notifications"
+topics = ["v2.analytics.queues.*.observations"]
+
+[streams.summary]
+account = "acme"
+connector = "genesys-sequenced"
+url = "wss://realtime.mypurecloud.com/stream"
+"#;
+
+#[test]
+fn a_short_configuration_is_filled_in() {
+    let config = good(&[&good_text()], &[]);
+    assert_eq!(config.http.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.store.retention, Retention { events: 1_000_000, age: hours(24), bytes: 4 << 30 });
+    let account = &config.accounts[&"acme".parse().unwrap()];
+    assert_eq!(account.auth.token_url, "https://login.mypurecloud.com/oauth/token");
+    assert_eq!(account.api_url.as_deref(), Some("https://api.mypurecloud.com"));
+    assert_eq!(account.auth.vault, Path::new("data/vault"));
+    let queues = &config.streams[&"queues".parse().unwrap()];
+    assert_eq!(queues.overflow, Overflow::DropOldest, "nothing can be replayed");
+    assert_eq!((queues.buffer, queues.frame_max), (5000, 16 << 20));
+    let summary = &config.streams[&"summary".parse().unwrap()];
+    assert_eq!(summary.overflow, Overflow::Backpressure, "what is not read can be replayed");
+    assert_eq!(summary.connector.name(), "genesys-sequenced");
+}
+
+#[test]
+fn later_files_and_then_variables_win_key_by_key() {
+    let later = "[streams.queues]\nbuffer = 7\nsilence_max = \"50s\"\nbackoff = { cap = \"1m\" }\n\
+                 [accounts.acme]\nclient_secret = { env = \"OTHER\" }\n";
+    let variables = [
+        ("OTHER", "x"),
+        ("TRUNKLINE__STREAMS__QUEUES__BUFFER", "9"),
+        ("TRUNKLINE__STREAMS__QUEUES__TOPICS", r#"["v2.users.*.presence"]"#),
+        ("TRUNKLINE__STREAMS__QUEUES__BACKOFF__JITTER", "0.5"),
+        ("TRUNKLINE__STORE__PATH", "2026"),
+        ("TRUNKLINE__ACCOUNTS__ACME__CLIENT_ID__ENV", "OTHER"),
+        ("TRUNKLINE__ACCOUNTS__ACME__INSECURE", "true"),
+        ("TRUNKLINE_LOG", "debug"),
+    ];
+    let config = good(&[&good_text(), later], &variables);
+    let queues = &config.streams[&"queues".parse().unwrap()];
+    assert_eq!((queues.buffer, queues.silence_max), (9, Duration::from_secs(50)));
+    assert_eq!((queues.backoff.cap, queues.backoff.jitter), (Duration::from_secs(60), 0.5));
+    assert_eq!(queues.backoff.first, Duration::from_secs(1), "its neighbours stay");
+    assert_eq!(config.store.path, Path::new("2026"), "a text stays a text, whatever it looks like");
+    let ConnectorConfig::GenesysNotifications { topics, .. } = &queues.connector else { panic!("{queues:?}") };
+    assert_eq!(topics, &["v2.users.*.presence"]);
+    let grant = format!("{:?}", config.accounts[&"acme".parse().unwrap()].auth.grant);
+    assert!(grant.matches(r#"Env("OTHER")"#).count() == 2, "{grant}");
+}
+
+#[test]
+fn a_secret_reference_replaces_one_of_another_kind() {
+    let later = "[accounts.acme]\nclient_secret = { file = \"Cargo.toml\" }\n";
+    let config = good(&[&good_text(), later], &[]);
+    let grant = format!("{:?}", config.accounts[&"acme".parse().unwrap()].auth.grant);
+    assert!(grant.contains("Cargo.toml") && !grant.contains("CLIENT_SECRET"), "{grant}");
+}
+
+#[test]
+fn a_stream_whose_name_no_variable_can_spell_is_found() {
+    let text = good_text().replace("streams.queues", "streams.\"sales-eu.2\"");
+    let config = good(&[&text], &[("TRUNKLINE__STREAMS__SALES_EU_2__BUFFER", "3")]);
+    assert_eq!(config.streams[&"sales-eu.2".parse().unwrap()].buffer, 3);
+}
+
+#[test]
+fn a_channel_takes_a_thousand_topics_and_not_one_more() {
+    let with = |count: usize| {
+        let topics: Vec<_> = (0..count).map(|n| format!("\"v2.users.{n}.presence\"")).collect();
+        good_text().replace("\"v2.analytics.queues.*.observations\"", &topics.join(","))
+    };
+    assert!(loaded(&[&with(1000)], &[]).is_ok());
+    let findings = loaded(&[&with(1001)], &[]).unwrap_err().to_string();
+    assert!(findings.contains("1001 items are more than 1000"), "{findings}");
+}
+
+#[test]
+fn plain_text_to_this_machine_and_by_explicit_wish_is_allowed() {
+    let addresses = |host: &str| {
+        let both = format!("token_url = \"http://{host}/token\"\napi_url = \"http://{host}\"");
+        ACCOUNT.replace("region = \"mypurecloud.com\"", &both)
+            + &STREAMS.replace("wss://realtime.mypurecloud.com", &format!("ws://{host}"))
+    };
+    for host in ["127.0.0.1:1", "[::1]:1", "localhost:1"] {
+        good(&[&addresses(host)], &[]);
+    }
+    assert_eq!(loaded(&[&addresses("10.0.0.1:1")], &[]).unwrap_err().iter().count(), 3);
+    good(&[&addresses("10.0.0.1:1"), "[accounts.acme]\ninsecure = true\n"], &[]);
+}
+
+#[test]
+fn the_effective_configuration_shows_every_value_with_its_place_and_no_secret() {
+    let variables = [("CLIENT_SECRET", "hunter2"), ("TRUNKLINE__HTTP__LISTEN", "127.0.0.1:7000")];
+    let environment = variables.into_iter().collect();
+    let (draft, findings) = draft(&documents(&[&good_text()]), &environment).unwrap();
+    assert_eq!(findings, []);
+    let shown = show::show(&draft);
+    for line in [
+        r#"listen = "127.0.0.1:7000"  # TRUNKLINE__HTTP__LISTEN"#,
+        r#"kind = "embedded"  # default"#,
+        r#"client_secret = "***"  # 0.toml:6, env CLIENT_SECRET"#,
+        r#"token_url = "https://login.mypurecloud.com/oauth/token"  # default"#,
+        r#"overflow = "drop-oldest"  # default"#,
+        r#"account = "acme"  # 0.toml:9"#,
+        "buffer = 5000  # default",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}");
+    }
+    assert!(!shown.contains("hunter2"), "{shown}");
+    let queues = shown.split("[streams.queues]").nth(1).unwrap().split("[streams.").next().unwrap();
+    assert!(!queues.contains("snapshot_url") && !queues.contains("auth"), "keys without effect:\n{queues}");
+    let again = shown.replace("\"***\"", "{ env = \"CLIENT_ID\" }");
+    good(&[&again], &[]);
+}
+
+#[test]
+fn every_example_is_a_good_configuration() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/config");
+    let secrets = [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "secret")];
+    let mut seen = 0;
+    for file in fs::read_dir(directory).unwrap() {
+        let path = file.unwrap().path();
+        let loaded = load(std::slice::from_ref(&path), &secrets.into_iter().collect());
+        assert!(loaded.is_ok(), "{}:\n{}", path.display(), loaded.unwrap_err());
+        seen += 1;
+    }
+    assert!(seen >= 2, "the examples were not found");
+}
+
+#[test]
+fn the_shipped_file_shows_every_key_with_its_default() {
+    let text = shipped().lines().map(uncommented).collect::<Vec<_>>().join("\n");
+    let documents = documents(&[&text]);
+    let tree = source::merge(vec![documents[0].parse().unwrap()], &Environment::default(), &schema());
+    let walk = walk::walk(&tree, &schema());
+    assert_eq!(walk.findings, [], "a commented line is wrong");
+    let shown: toml::Table = toml::from_str(&text).unwrap();
+    let shown = serde_json::to_value(shown).unwrap();
+    let mut seen = 0;
+    each_key(&schema(), &mut Vec::new(), &mut |path, schema| {
+        seen += 1;
+        let values = values_at(&shown, path);
+        assert!(!values.is_empty(), "{} is not in the shipped file", path.join("."));
+        if let Some(default) = schema.get("default") {
+            assert!(values.contains(&default), "{}: {values:?}, the default is {default}", path.join("."));
+        }
+    });
+    assert!(seen > 40, "only {seen} keys were looked at");
+}
+
+#[test]
+fn the_schema_describes_every_key_and_counts_in_units() {
+    let schema = schema();
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    each_key(&schema, &mut Vec::new(), &mut |path, schema| {
+        let path = path.join(".");
+        let about = schema["description"].as_str().unwrap_or_default();
+        assert!(about.len() > 10, "{path} is not described: {schema}");
+        let number = matches!(schema["type"].as_str(), Some("integer" | "number"));
+        assert!(!number || schema["x-unit"].is_string(), "{path} has no unit");
+        assert!(!schema.to_string().contains("null"), "{path}: TOML has no null: {schema}");
+    });
+}
+
+#[test]
+fn what_can_be_lost_is_told_before_it_is() {
+    let config = good(&[&good_text()], &[]);
+    let [queues, summary] = ["queues", "summary"].map(|name| config.streams[&name.parse().unwrap()].clone());
+    assert!(queues.guarantee().lost.contains("no-replay"));
+    assert!(queues.guarantee().lost.contains("5000"));
+    assert!(summary.guarantee().lost.starts_with("nothing as long as an interruption is shorter than the 60s"));
+    assert!(summary.guarantee().lost.contains("snapshot_url"), "nothing would fill the gap");
+    let shedding = StreamConfig { overflow: Overflow::DropOldest, ..summary };
+    assert!(shedding.guarantee().lost.contains("shed"));
+    let alone = StreamConfig { rotation: Rotation::BreakFirst, ..queues };
+    assert!(alone.guarantee().lost.contains("at every planned change"));
+}
+
+proptest! {
+    #[test]
+    fn a_damaged_file_is_told_about_and_never_ends_the_process(
+        line in 0_usize..200, with in "[ -~]{0,20}", variable in "[A-Z_]{0,12}", value in "[ -~]{0,12}",
+    ) {
+        let shipped = shipped();
+        let mut lines: Vec<String> = shipped.lines().map(uncommented).collect();
+        let line = line % lines.len();
+        lines[line] = with;
+        let override_ = (format!("TRUNKLINE__{variable}"), value);
+        let environment = [override_].into_iter().collect();
+        let outcome = load_documents(&documents(&[&lines.join("\n")]), &environment);
+        prop_assert!(outcome.is_err(), "the secrets are not set");
+    }
+}
+
+fn good_text() -> String {
+    format!("{ACCOUNT}{STREAMS}")
+}
+
+fn good(texts: &[&str], variables: &[(&str, &str)]) -> Config {
+    loaded(texts, variables).unwrap_or_else(|findings| panic!("{findings}"))
+}
+
+fn loaded(texts: &[&str], variables: &[(&str, &str)]) -> Result<Config, Findings> {
+    let usual = [("CLIENT_ID", "id"), ("CLIENT_SECRET", "secret")];
+    let environment = usual.iter().chain(variables).copied().collect();
+    load_documents(&documents(texts), &environment)
+}
+
+fn documents(texts: &[&str]) -> Vec<Document> {
+    let name = |(index, text): (usize, &&str)| Document { name: format!("{index}.toml"), text: (*text).to_owned() };
+    texts.iter().enumerate().map(name).collect()
+}
+
+fn shipped() -> String {
+    fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/trunkline.toml")).unwrap()
+}
+
+/// A commented setting has no blank behind its `#`; prose has.
+fn uncommented(line: &str) -> String {
+    let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with([' ', '#']) && !rest.is_empty());
+    setting.unwrap_or(line).to_owned()
+}
+
+fn hours(count: u64) -> Duration {
+    Duration::from_secs(count * 3600)
+}
+
+/// Every key that holds a value; `*` stands for names of the user's own.
+fn each_key(schema: &Json, path: &mut Vec<String>, see: &mut impl FnMut(&[String], &Json)) {
+    let keys = schema["properties"].as_object().into_iter().flatten();
+    let any = Some(&schema["additionalProperties"]).filter(|any| any.is_object());
+    for (key, below) in keys.map(|(key, below)| (key.as_str(), below)).chain(any.map(|any| ("*", any))) {
+        path.push(key.to_owned());
+        if below["type"] == "object" && below["format"] != "secret" {
+            each_key(below, path, see);
+        } else {
+            see(path, below);
+        }
+        path.pop();
+    }
+}
+
+fn values_at<'a>(value: &'a Json, path: &[String]) -> Vec<&'a Json> {
+    let Some((key, rest)) = path.split_first() else { return vec![value] };
+    let table = value.as_object().into_iter().flatten();
+    table.filter(|(name, _)| key == "*" || *name == key).flat_map(|(_, below)| values_at(below, rest)).collect()
+}

@@ -1,0 +1,278 @@
+//! Every value against the schema: unknown and missing keys, types, words, formats, bounds.
+//!
+//! It looks at one value at a time; what two keys mean together is the business of `check`.
+
+use std::str::FromStr;
+
+use config::{Value, ValueKind};
+use serde_json::Value as Schema;
+
+use crate::model::{Size, Span, StreamName};
+
+use super::{
+    finding::{Finding, KeyPath, Place, nearest},
+    format,
+    schema::{Wanted, at_key, not_yet, wanted},
+    source::table,
+};
+
+/// How much of a found text is shown.
+const SHOWN_LEN_MAX: usize = 80;
+
+/// What the walk came upon.
+#[derive(Debug, Default)]
+pub(super) struct Walk {
+    pub(super) findings: Vec<Finding>,
+    /// Values that must be taken out before the rest can be read.
+    pub(super) broken: Vec<KeyPath>,
+}
+
+/// Holds every value of the tree against the schema.
+pub(super) fn walk(tree: &Value, schema: &Schema) -> Walk {
+    let mut walk = Walk::default();
+    walk.value(tree, schema, &KeyPath::default(), None);
+    walk
+}
+
+impl Walk {
+    fn value(&mut self, value: &Value, schema: &Schema, path: &KeyPath, around: Option<&Place>) {
+        let own = Place::of(value);
+        let place = own.as_ref().or(around);
+        let judged = match wanted(schema) {
+            Wanted::Table => return self.table(value, schema, path, place),
+            Wanted::List => return self.list(value, schema, path, place),
+            Wanted::Secret => return self.secret(value, schema, path, place),
+            Wanted::Words(words) => word(value, &words, schema),
+            Wanted::Text(format) => text(value, format, schema),
+            Wanted::Whole => whole(value, schema),
+            Wanted::Number => number(value, schema),
+            Wanted::Flag => flag(value),
+        };
+        if let Err(wrong) = judged {
+            self.broken(place, path, wrong);
+        }
+    }
+
+    fn table(&mut self, value: &Value, schema: &Schema, path: &KeyPath, place: Option<&Place>) {
+        let Some(table) = table(value) else {
+            return self.broken(place, path, format!("expected a table, found {}", shown(value)));
+        };
+        for (key, value) in table {
+            self.key(key, value, schema, &path.join(key), place);
+        }
+        let required = schema["required"].as_array().into_iter().flatten().filter_map(Schema::as_str);
+        for key in required.filter(|key| !table.contains_key(*key)) {
+            let wanted = schema["properties"].get(key).map(wanted);
+            self.broken(place, &path.join(key), missing(wanted));
+        }
+        self.undecided(schema, path);
+    }
+
+    /// Where a key is broken that decides what its neighbours mean, nothing can be said of them.
+    fn undecided(&mut self, schema: &Schema, path: &KeyPath) {
+        let required = schema["required"].as_array().into_iter().flatten().filter_map(Schema::as_str);
+        let deciding = required.chain(schema["x-decides"].as_str());
+        if deciding.map(|key| path.join(key)).any(|key| self.broken.contains(&key)) {
+            self.broken.push(path.clone());
+        }
+    }
+
+    fn key(&mut self, key: &str, value: &Value, schema: &Schema, path: &KeyPath, place: Option<&Place>) {
+        let Some(below) = at_key(schema, key) else {
+            let own = Place::of(value);
+            return self.broken(own.as_ref().or(place), path, unknown(key, schema));
+        };
+        let own_name = schema["propertyNames"]["format"] == "name";
+        if own_name && let Err(error) = key.parse::<StreamName>() {
+            let own = Place::of(value);
+            self.broken(own.as_ref().or(place), path, error.to_string());
+        }
+        self.value(value, below, path, place);
+    }
+
+    fn list(&mut self, value: &Value, schema: &Schema, path: &KeyPath, place: Option<&Place>) {
+        let ValueKind::Array(items) = &value.kind else {
+            return self.broken(place, path, format!("expected a list such as [\"…\"], found {}", shown(value)));
+        };
+        let item_schema = &schema["items"];
+        let format = item_schema["format"].as_str().unwrap_or_default();
+        for (index, item) in items.iter().enumerate() {
+            if let Err(wrong) = text(item, format, item_schema) {
+                let own = Place::of(item);
+                self.broken(own.as_ref().or(place), path, format!("item {}: {wrong}", index + 1));
+            }
+        }
+        if let Some(most) = schema["maxItems"].as_u64().filter(|most| items.len() as u64 > *most) {
+            self.broken(place, path, format!("{} items are more than {most}", items.len()));
+        }
+    }
+
+    /// Never shows the value: whatever stands here may be the secret itself.
+    fn secret(&mut self, value: &Value, schema: &Schema, path: &KeyPath, place: Option<&Place>) {
+        const WRITE: &str = r#"write { env = "NAME" } or { file = "PATH" }"#;
+        let Some(table) = table(value) else {
+            return self.broken(place, path, format!("a secret is not written into a configuration; {WRITE}"));
+        };
+        if table.keys().any(|key| schema["properties"].get(key).is_none()) {
+            return self.broken(place, path, format!("says where a secret is found, and nothing else; {WRITE}"));
+        }
+        if table.len() != 1 {
+            return self.broken(place, path, format!("needs exactly one of env and file; {WRITE}"));
+        }
+        let named = table.values().all(|name| matches!(&name.kind, ValueKind::String(name) if !name.is_empty()));
+        if !named {
+            self.broken(place, path, format!("needs a name; {WRITE}"));
+        }
+    }
+
+    fn broken(&mut self, place: Option<&Place>, path: &KeyPath, text: String) {
+        self.findings.push(Finding::new(place.cloned(), path.clone(), text));
+        self.broken.push(path.clone());
+    }
+}
+
+fn missing(wanted: Option<Wanted<'_>>) -> String {
+    match wanted {
+        Some(Wanted::Words(words)) => format!("is required: one of {}", words.join(", ")),
+        None
+        | Some(
+            Wanted::Table
+            | Wanted::List
+            | Wanted::Secret
+            | Wanted::Text(_)
+            | Wanted::Whole
+            | Wanted::Number
+            | Wanted::Flag,
+        ) => "is required".to_owned(),
+    }
+}
+
+fn unknown(key: &str, schema: &Schema) -> String {
+    if not_yet(schema).any(|later| later == key) {
+        return "is not offered by this build yet; take it out".to_owned();
+    }
+    let keys = || schema["properties"].as_object().into_iter().flat_map(|keys| keys.keys().map(String::as_str));
+    match nearest(key, keys()) {
+        Some(near) => format!("unknown key; did you mean {near}?"),
+        None => format!("unknown key; known here: {}", keys().collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn word(value: &Value, words: &[&str], schema: &Schema) -> Result<(), String> {
+    let ValueKind::String(found) = &value.kind else {
+        return Err(format!("expected one of {}, found {}", words.join(", "), shown(value)));
+    };
+    if words.contains(&found.as_str()) {
+        return Ok(());
+    }
+    if not_yet(schema).any(|later| later == found) {
+        return Err(format!("{found:?} is not offered by this build yet; it offers {}", words.join(", ")));
+    }
+    let guess = nearest(found, words.iter().copied()).map(|near| format!("; did you mean {near:?}?"));
+    Err(format!("expected one of {}, found {}{}", words.join(", "), shown(value), guess.unwrap_or_default()))
+}
+
+fn text(value: &Value, format: &str, schema: &Schema) -> Result<(), String> {
+    match format {
+        "duration" => quantity::<Span>(value, schema, "a duration such as \"300s\""),
+        "size" => quantity::<Size>(value, schema, "a size such as \"16MiB\""),
+        _ => match &value.kind {
+            ValueKind::String(text) => format::judge(format, text),
+            ValueKind::Nil
+            | ValueKind::Boolean(_)
+            | ValueKind::I64(_)
+            | ValueKind::I128(_)
+            | ValueKind::U64(_)
+            | ValueKind::U128(_)
+            | ValueKind::Float(_)
+            | ValueKind::Table(_)
+            | ValueKind::Array(_) => Err(format!("expected a text, found {}", shown(value))),
+        },
+    }
+}
+
+/// A number with its unit, within the bounds of the schema. A bare number is told which unit it probably lacks.
+fn quantity<Q: FromStr<Err: ToString> + Ord>(value: &Value, schema: &Schema, expected: &str) -> Result<(), String> {
+    let written = match &value.kind {
+        ValueKind::String(text) => text.clone(),
+        ValueKind::I64(number) if *number >= 0 => number.to_string(),
+        ValueKind::Nil
+        | ValueKind::Boolean(_)
+        | ValueKind::I64(_)
+        | ValueKind::I128(_)
+        | ValueKind::U64(_)
+        | ValueKind::U128(_)
+        | ValueKind::Float(_)
+        | ValueKind::Table(_)
+        | ValueKind::Array(_) => return Err(format!("expected {expected}, found {}", shown(value))),
+    };
+    let found: Q = written.parse().map_err(|error: Q::Err| error.to_string())?;
+    let bound = |name: &str| Some((schema[name].as_str()?, schema[name].as_str()?.parse::<Q>().ok()?));
+    if let Some((text, _)) = bound("x-minimum").filter(|(_, least)| found < *least) {
+        return Err(format!("{written:?} is below the least that is allowed, {text:?}"));
+    }
+    if let Some((text, _)) = bound("x-maximum").filter(|(_, most)| found > *most) {
+        return Err(format!("{written:?} is above the most that is allowed, {text:?}"));
+    }
+    Ok(())
+}
+
+fn whole(value: &Value, schema: &Schema) -> Result<(), String> {
+    let ValueKind::I64(found) = &value.kind else {
+        return Err(format!("expected a whole number, found {}", shown(value)));
+    };
+    within(*found as f64, schema)
+}
+
+fn number(value: &Value, schema: &Schema) -> Result<(), String> {
+    if let ValueKind::I64(found) = &value.kind {
+        return within(*found as f64, schema);
+    }
+    let ValueKind::Float(found) = &value.kind else {
+        return Err(format!("expected a number, found {}", shown(value)));
+    };
+    within(*found, schema)
+}
+
+fn within(found: f64, schema: &Schema) -> Result<(), String> {
+    let unit = schema["x-unit"].as_str().unwrap_or_default();
+    let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
+    if found.is_nan() || least.is_some_and(|least| found < least) {
+        return Err(format!("{found} is below the least that is allowed, {} ({unit})", least.unwrap_or_default()));
+    }
+    match most.filter(|most| found > *most) {
+        Some(most) => Err(format!("{found} is above the most that is allowed, {most} ({unit})")),
+        None => Ok(()),
+    }
+}
+
+fn flag(value: &Value) -> Result<(), String> {
+    match &value.kind {
+        ValueKind::Boolean(_) => Ok(()),
+        ValueKind::Nil
+        | ValueKind::I64(_)
+        | ValueKind::I128(_)
+        | ValueKind::U64(_)
+        | ValueKind::U128(_)
+        | ValueKind::Float(_)
+        | ValueKind::String(_)
+        | ValueKind::Table(_)
+        | ValueKind::Array(_) => Err(format!("expected true or false, found {}", shown(value))),
+    }
+}
+
+/// A value as a mistake shows it: short, and never the inside of a table.
+fn shown(value: &Value) -> String {
+    match &value.kind {
+        ValueKind::Nil => "nothing".to_owned(),
+        ValueKind::Boolean(flag) => flag.to_string(),
+        ValueKind::I64(number) => number.to_string(),
+        ValueKind::I128(number) => number.to_string(),
+        ValueKind::U64(number) => number.to_string(),
+        ValueKind::U128(number) => number.to_string(),
+        ValueKind::Float(number) => number.to_string(),
+        ValueKind::String(text) => format!("{:?}", text.chars().take(SHOWN_LEN_MAX).collect::<String>()),
+        ValueKind::Table(_) => "a table".to_owned(),
+        ValueKind::Array(_) => "a list".to_owned(),
+    }
+}
