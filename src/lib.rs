@@ -3,6 +3,7 @@ pub mod auth;
 pub mod clock;
 pub mod downstream;
 pub mod event_log;
+pub mod listener;
 pub mod model;
 pub mod store;
 pub mod tasks;
