@@ -73,6 +73,10 @@ impl EventLog {
     pub fn name(&self) -> &StreamName {
         unimplemented!()
     }
+    /// The CloudEvents `source` of its entries.
+    pub fn source(&self) -> &Source {
+        unimplemented!()
+    }
     pub fn opening(&self) -> &Opening {
         unimplemented!()
     }

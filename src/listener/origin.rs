@@ -30,7 +30,8 @@ impl Origins {
     /// Lets a request in, or tells why not.
     pub fn admit(&self, headers: &HeaderMap) -> Result<(), Foreign> {
         let host = text(headers, HOST).map(name_of);
-        let known = |host: &str| is_loopback(host) || self.allowed.iter().any(|allowed| origin_name(allowed) == Some(host));
+        let known =
+            |host: &str| is_loopback(host) || self.allowed.iter().any(|allowed| origin_name(allowed) == Some(host));
         if self.loopback && host.is_some_and(|host| !known(host)) {
             return Err(Foreign::Host);
         }
