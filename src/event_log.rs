@@ -3,19 +3,39 @@
 //! The only road: what is heard goes in here, every consumer reads here. There is no second, faster path and no
 //! queue per consumer: a slow reader is merely behind.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod reader;
+mod tail;
 
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+
+use futures_util::future::try_join_all;
 use tokio::sync::watch;
 
+pub use self::reader::{Read, Reader};
+use self::tail::Tail;
 use crate::{
-    model::{BatchView, Checkpoint, Event, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp},
-    store::{AppendError, ReadError, Store},
+    model::{
+        Batch, BatchBuilder, Checkpoint, Epoch, Event, Fence, Lineage, Mark, Offset, Source, Standing, StreamName,
+        Timestamp,
+    },
+    store::{Append, AppendError, LogState, ReadError, Store},
 };
+
+/// Entries are stored, kept and handed on in batches of about this size: large enough that a batch costs little,
+/// small enough that a reader can bound what it takes.
+const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// How far a log goes. Sent when it moves; carries no events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
     pub lineage: Lineage,
+    /// The oldest entry held. Retention moves it without a message: ask [`EventLog::end`] for the newest.
     pub first: Offset,
     pub last: Offset,
     /// Nothing will be appended any more: readers that reach `last` are done.
@@ -25,7 +45,8 @@ pub struct End {
 /// How much is kept in memory.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Bytes of the newest entries of one stream that are served without the store.
+    /// Memory for the newest entries of one stream, which are served without the store. The newest batch is kept
+    /// whatever it takes.
     pub tail_bytes: usize,
 }
 
@@ -38,11 +59,14 @@ pub struct EventLogs {
 impl EventLogs {
     /// Opens the log of each stream.
     pub async fn open(
-        _store: Store,
-        _streams: &[(StreamName, Source)],
-        _settings: &Settings,
+        store: Store,
+        streams: &[(StreamName, Source)],
+        settings: &Settings,
     ) -> Result<Self, AppendError> {
-        unimplemented!()
+        let opening = streams.iter().map(|(stream, source)| EventLog::open(&store, stream, source, settings));
+        let logs = try_join_all(opening).await?;
+        let logs = logs.into_iter().map(|log| (log.name().clone(), log)).collect();
+        Ok(Self { logs: Arc::new(logs) })
     }
 
     pub fn get(&self, stream: &StreamName) -> Option<&EventLog> {
@@ -54,12 +78,18 @@ impl EventLogs {
     }
 
     /// Nothing more will be appended: readers get what is there, then [`Read::End`].
-    pub fn close(&self) {}
+    pub fn close(&self) {
+        for log in self.logs.values() {
+            log.close();
+        }
+    }
 }
 
 /// One stream's log. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct EventLog {}
+pub struct EventLog {
+    shared: Arc<Shared>,
+}
 
 /// What the writer found when the log was opened.
 #[derive(Debug, Clone)]
@@ -69,71 +99,177 @@ pub struct Opening {
     pub damaged: bool,
 }
 
+#[derive(Debug)]
+struct Shared {
+    name: StreamName,
+    source: Source,
+    store: Store,
+    epoch: Epoch,
+    fence: Fence,
+    opening: Opening,
+    tail: Tail,
+    end: watch::Sender<End>,
+    turn: Turn,
+}
+
 impl EventLog {
-    pub fn name(&self) -> &StreamName {
-        unimplemented!()
+    async fn open(
+        store: &Store,
+        stream: &StreamName,
+        source: &Source,
+        settings: &Settings,
+    ) -> Result<Self, AppendError> {
+        let LogState { lineage, first, last, checkpoint, fence, damaged } = store.open_log(stream).await?;
+        let shared = Shared {
+            name: stream.clone(),
+            source: source.clone(),
+            store: store.clone(),
+            epoch: lineage.current(),
+            fence,
+            opening: Opening { checkpoint, damaged },
+            tail: Tail::new(settings.tail_bytes),
+            end: watch::Sender::new(End { lineage, first, last, closed: false }),
+            turn: Turn::default(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
+
+    pub fn name(&self) -> &StreamName {
+        &self.shared.name
+    }
+
     /// The CloudEvents `source` of its entries.
     pub fn source(&self) -> &Source {
-        unimplemented!()
+        &self.shared.source
     }
+
     pub fn opening(&self) -> &Opening {
-        unimplemented!()
+        &self.shared.opening
     }
+
     /// How far it goes.
     pub fn end(&self) -> End {
-        unimplemented!()
+        let mut end = self.shared.end.borrow().clone();
+        end.first = self.shared.store.first(&self.shared.name);
+        end
     }
+
     /// Told whenever it moves.
     pub fn tail(&self) -> watch::Receiver<End> {
-        unimplemented!()
+        self.shared.end.subscribe()
     }
+
     /// Wraps the events, makes them durable with their position, then shows them to readers. Returns the new last
-    /// offset. Callers append one at a time.
-    pub async fn append(&self, _events: &[Event], _checkpoint: Checkpoint) -> Result<Offset, AppendError> {
-        unimplemented!()
+    /// offset; without events only the checkpoint is stored. All is done or nothing.
+    ///
+    /// Callers append one at a time, and wait: an append that is dropped half-way leaves it unknown whether it was
+    /// done, and every later one is refused as [`AppendError::Broken`].
+    pub async fn append(&self, events: &[Event], checkpoint: Checkpoint) -> Result<Offset, AppendError> {
+        let turn = self.shared.turn.begin()?;
+        let batches = self.wrap(events);
+        let append =
+            Append { stream: self.shared.name.clone(), fence: self.shared.fence, batches: batches.clone(), checkpoint };
+        let outcome = self.shared.store.append(append).await;
+        turn.end();
+        outcome?;
+        Ok(self.show(batches))
     }
-    /// A reader that starts after `after`.
-    pub fn reader(&self, _after: Offset) -> Reader {
-        unimplemented!()
+
+    /// A reader that starts after `after`, an offset of this log (see [`EventLog::standing`]).
+    pub fn reader(&self, after: Offset) -> Reader {
+        Reader::new(self.clone(), after)
     }
+
     /// The last offset whose entry was received before `moment`.
-    pub async fn offset_before(&self, _moment: Timestamp) -> Result<Offset, ReadError> {
-        unimplemented!()
+    pub async fn offset_before(&self, moment: Timestamp) -> Result<Offset, ReadError> {
+        self.shared.store.offset_before(&self.shared.name, moment).await
     }
+
     /// What a mark is worth here.
     pub fn standing(&self, mark: Mark) -> Standing {
-        let end = self.end();
+        let end = self.shared.end.borrow();
         end.lineage.standing(mark, end.last)
     }
+
+    fn wrap(&self, mut events: &[Event]) -> Vec<Arc<Batch>> {
+        let mut batches = Vec::new();
+        let mut last = self.shared.end.borrow().last;
+        while !events.is_empty() {
+            let (now, later) = events.split_at(batch_len(events));
+            let mut builder = BatchBuilder::new(&self.shared.source, self.shared.epoch, last);
+            builder.reserve(now);
+            now.iter().for_each(|event| builder.push(event));
+            let batch = builder.finish().expect("a batch begins with an event");
+            last = batch.last();
+            batches.push(Arc::new(batch));
+            events = later;
+        }
+        batches
+    }
+
+    /// What is durable becomes visible: first the entries, then the word that they are there.
+    fn show(&self, batches: Vec<Arc<Batch>>) -> Offset {
+        let Some(newest) = batches.last() else { return self.shared.end.borrow().last };
+        let last = newest.last();
+        self.shared.tail.push(batches);
+        let first = self.shared.store.first(&self.shared.name);
+        self.shared.end.send_modify(|end| {
+            end.first = first;
+            end.last = last;
+        });
+        last
+    }
+
+    fn close(&self) {
+        self.shared.end.send_modify(|end| end.closed = true);
+    }
 }
 
-/// What a reader gets.
-#[derive(Debug)]
-pub enum Read {
-    /// What follows, oldest first, back to back; never empty; bounded by the asked bytes (at least one batch).
-    Entries(Vec<BatchView>),
-    /// Retention removed what would have followed `after`; the oldest entry held is `first`. Reading goes on there.
-    Trimmed { after: Offset, first: Mark },
-    /// The log is closed and everything was read.
-    End,
+/// How many of the events make the next batch: at least one.
+fn batch_len(events: &[Event]) -> usize {
+    let mut bytes = 0;
+    let fit = events.iter().take_while(|event| {
+        bytes += event.body.len();
+        bytes <= BATCH_BYTES_MAX
+    });
+    fit.count().max(1)
 }
 
-/// A cursor over one log: the hot tail, else the store; the seam is its business alone.
-#[derive(Debug)]
-pub struct Reader {}
+/// Whose turn it is to append: nobody's, somebody's, or nobody's ever again.
+#[derive(Debug, Default)]
+struct Turn(AtomicU8);
 
-impl Reader {
-    /// The last entry handed out.
-    pub fn position(&self) -> Offset {
-        unimplemented!()
-    }
-    /// Waits until something follows. Cancel-safe: nothing is skipped when the future is dropped.
-    pub async fn next(&mut self, _bytes_max: usize) -> Result<Read, ReadError> {
-        unimplemented!()
-    }
-    /// The same without waiting: none when the reader is at the end.
-    pub async fn next_now(&mut self, _bytes_max: usize) -> Result<Option<Read>, ReadError> {
-        unimplemented!()
+const FREE: u8 = 0;
+const TAKEN: u8 = 1;
+const ABANDONED: u8 = 2;
+
+impl Turn {
+    fn begin(&self) -> Result<TurnTaken<'_>, AppendError> {
+        let found = self.0.compare_exchange(FREE, TAKEN, Ordering::AcqRel, Ordering::Acquire);
+        let found = found.unwrap_or_else(|found| found);
+        assert_ne!(found, TAKEN, "appends to one log come one at a time");
+        if found == ABANDONED {
+            return Err(AppendError::Broken("an append was abandoned half-way".to_owned()));
+        }
+        Ok(TurnTaken(self))
     }
 }
+
+/// Dropped without [`TurnTaken::end`], it leaves the turn abandoned.
+struct TurnTaken<'a>(&'a Turn);
+
+impl TurnTaken<'_> {
+    fn end(self) {
+        self.0.0.store(FREE, Ordering::Release);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for TurnTaken<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(ABANDONED, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests;

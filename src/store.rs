@@ -28,7 +28,8 @@ pub struct LogState {
 pub struct Append {
     pub stream: StreamName,
     pub fence: Fence,
-    pub batch: Option<Arc<Batch>>,
+    /// One behind the other; all are stored or none.
+    pub batches: Vec<Arc<Batch>>,
     pub checkpoint: Checkpoint,
 }
 

@@ -1,32 +1,242 @@
 //! The store on this machine: SQLite in one directory.
+//!
+//! One thread writes, in steps that everybody who waits shares; readers have connections of their own. What was
+//! acknowledged is on the disk. A damaged file is put aside, never repaired in silence, never a reason not to start.
 
-use std::sync::Arc;
+mod database;
+mod directory;
+mod fault;
+mod held;
+mod opening;
+mod reads;
+mod step;
+mod writer;
 
+use std::{
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::held::Retention;
+use self::{
+    directory::{Directory, Word},
+    fault::Fault,
+    held::Held,
+    reads::{Pool, Range},
+    writer::{Command, QUEUE_LEN, Writer},
+};
 use super::{Append, AppendError, LogState, ReadError};
-use crate::model::{Batch, Offset, StreamName, Timestamp};
+use crate::{
+    model::{Batch, Offset, StreamName, Timestamp},
+    telemetry::metrics,
+};
 
-/// A handle to the embedded store.
+/// Where the store is and how much it keeps.
 #[derive(Debug, Clone)]
-pub struct Embedded {}
+pub struct Settings {
+    /// The directory; it is made if need be, and belongs to one process at a time.
+    pub path: PathBuf,
+    /// Of each stream.
+    pub retention: Retention,
+}
 
-#[expect(clippy::unused_async, reason = "signatures only")]
+/// The store could not be opened. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("the store's directory {path} cannot be used")]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the store's directory {path} is in use by another process")]
+    InUse { path: PathBuf },
+    #[error("the store in {path} has schema {found}, this program knows {known}: a newer one wrote it")]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("the store in {path} cannot be opened: {reason}")]
+    Database { path: PathBuf, reason: String },
+    #[error("the store's thread could not be started")]
+    Thread(#[source] io::Error),
+}
+
+/// A handle to the embedded store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Embedded {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+}
+
 impl Embedded {
-    pub(super) async fn open_log(&self, _stream: &StreamName) -> Result<LogState, AppendError> {
-        unimplemented!()
+    /// Opens the store, or makes it. Blocks: for milliseconds after an orderly close, for seconds after a kill.
+    pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+        let directory = Directory::claim(&settings.path)?;
+        let (connection, replaced) = opening::open(&directory)?;
+        let shared = Arc::new(Shared::new(directory));
+        let (commands, queue) = mpsc::channel(QUEUE_LEN);
+        let writer = Writer::new(connection, replaced, settings.retention, Arc::clone(&shared));
+        writer.start(queue).map_err(OpenError::Thread)?;
+        Ok(Self { commands, shared })
     }
-    pub(super) async fn append(&self, _append: Append) -> Result<(), AppendError> {
-        unimplemented!()
+
+    /// Ends the store in order: what was asked before is done, everything is in the database, the directory is free.
+    /// Handles that are left get errors. A store whose handles are all dropped ends the same way, without a wait.
+    pub async fn close(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.commands.send(Command::Close(reply)).await.is_ok() {
+            // An error says that the thread has ended already, which is what is wanted.
+            drop(done.await);
+        }
     }
-    pub(super) async fn read(&self, _: &StreamName, _: Offset, _: usize) -> Result<Vec<Arc<Batch>>, ReadError> {
-        unimplemented!()
+
+    /// Durable steps so far: appends that waited together share one.
+    pub fn steps(&self) -> u64 {
+        self.shared.steps.load(Ordering::Relaxed)
     }
-    pub(super) async fn offset_before(&self, _: &StreamName, _: Timestamp) -> Result<Offset, ReadError> {
-        unimplemented!()
+
+    pub(super) async fn open_log(&self, stream: &StreamName) -> Result<LogState, AppendError> {
+        self.ask(|reply| Command::Open(stream.clone(), reply)).await
     }
-    pub(super) fn first(&self, _: &StreamName) -> Offset {
-        unimplemented!()
+
+    pub(super) async fn append(&self, append: Append) -> Result<(), AppendError> {
+        self.ask(|reply| Command::Append(append, reply)).await
     }
+
+    pub(super) async fn read(
+        &self,
+        stream: &StreamName,
+        after: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<Arc<Batch>>, ReadError> {
+        let Some(log) = self.shared.log(stream) else { return Ok(Vec::new()) };
+        let pool = Arc::clone(&self.shared.readers);
+        let found = pool.run(move |connection| reads::batches(connection, log.range, after, bytes_max)).await;
+        found.map_err(|fault| self.shared.read_failed(&fault))
+    }
+
+    pub(super) async fn offset_before(&self, stream: &StreamName, moment: Timestamp) -> Result<Offset, ReadError> {
+        let Some(log) = self.shared.log(stream) else { return Ok(Offset::START) };
+        let pool = Arc::clone(&self.shared.readers);
+        let found = pool.run(move |connection| reads::offset_before(connection, log.range, moment)).await;
+        found.map_err(|fault| self.shared.read_failed(&fault))
+    }
+
+    pub(super) fn first(&self, stream: &StreamName) -> Offset {
+        self.shared.log(stream).map_or(Offset::START.next(), |log| Offset(log.first.load(Ordering::Acquire)))
+    }
+
     pub(super) fn health(&self) -> Result<(), String> {
-        unimplemented!()
+        self.shared.broken().or_else(|| self.shared.no_room()).map_or(Ok(()), Err)
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, AppendError>>) -> Command,
+    ) -> Result<T, AppendError> {
+        let ended = || AppendError::Broken(self.shared.broken().unwrap_or_else(|| "the store is closed".to_owned()));
+        let (reply, done) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| ended())?;
+        done.await.unwrap_or_else(|_| Err(ended()))
+    }
+}
+
+/// What the writer publishes of one stream.
+#[derive(Debug)]
+struct Log {
+    range: Range,
+    first: AtomicU64,
+}
+
+/// What handles, readers and the writer share.
+#[derive(Debug)]
+struct Shared {
+    directory: Arc<Directory>,
+    readers: Arc<Pool>,
+    logs: RwLock<BTreeMap<StreamName, Arc<Log>>>,
+    /// Why no further step is taken.
+    broken: OnceLock<String>,
+    /// Why the last step could not be taken.
+    no_room: Mutex<Option<String>>,
+    steps: AtomicU64,
+}
+
+impl Shared {
+    fn new(directory: Directory) -> Self {
+        Self {
+            readers: Arc::new(Pool::new(directory.database())),
+            directory: Arc::new(directory),
+            logs: RwLock::default(),
+            broken: OnceLock::new(),
+            no_room: Mutex::default(),
+            steps: AtomicU64::new(0),
+        }
+    }
+
+    fn log(&self, stream: &StreamName) -> Option<Arc<Log>> {
+        self.logs.read().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
+    }
+
+    fn publish(&self, stream: &StreamName, held: &Held) {
+        let first = held.first().0;
+        if let Some(log) = self.log(stream) {
+            return log.first.store(first, Ordering::Release);
+        }
+        let range = Range { number: held.number, epoch: held.epoch };
+        let log = Arc::new(Log { range, first: AtomicU64::new(first) });
+        self.logs.write().unwrap_or_else(PoisonError::into_inner).insert(stream.clone(), log);
+    }
+
+    fn step_done(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn broken(&self) -> Option<String> {
+        self.broken.get().cloned()
+    }
+
+    fn no_room(&self) -> Option<String> {
+        self.no_room.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers why nothing can be written: for now, or until the store is opened anew.
+    fn fail(&self, fault: &Fault) {
+        let text = fault.text().to_owned();
+        match fault {
+            Fault::NoRoom(_) => *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = Some(text),
+            Fault::Failed(_) => self.give_up(&text),
+            Fault::Damaged(_) => {
+                if let Err(error) = self.directory.say(Word::Suspect(text.clone())) {
+                    tracing::error!(%error, "the suspicion could not be written: the next start may not look for it");
+                }
+                self.give_up(&text);
+            }
+        }
+    }
+
+    fn give_up(&self, reason: &str) {
+        if self.broken.set(reason.to_owned()).is_ok() {
+            tracing::error!(reason, "the store is broken; it has to be opened anew");
+        }
+    }
+
+    /// What a reader is told. Damage ends the store; anything else may pass.
+    fn read_failed(&self, fault: &Fault) -> ReadError {
+        metrics::store_failed("read");
+        match fault {
+            Fault::Damaged(_) => self.fail(fault),
+            Fault::NoRoom(_) | Fault::Failed(_) => (),
+        }
+        ReadError(fault.text().to_owned())
+    }
+
+    fn close_readers(&self) {
+        self.readers.close();
     }
 }

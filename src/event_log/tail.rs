@@ -1,0 +1,96 @@
+//! The hot tail: the newest batches of one log in memory, shared by every reader.
+//!
+//! It holds neighbouring batches up to the log's end, or nothing; it never waits and never reads the store.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use crate::model::{Batch, BatchView, Offset};
+
+/// A batch's own bytes, and its renderings for two kinds of subscribers, each about as large.
+const COPIES: usize = 3;
+
+/// What a batch takes beside its bytes: itself, its place in the tail, and about so much for each entry.
+const BATCH_OVERHEAD: usize = 256;
+const ENTRY_OVERHEAD: usize = 24;
+
+/// The newest batches.
+#[derive(Debug)]
+pub(super) struct Tail {
+    bytes_max: usize,
+    held: RwLock<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    batches: VecDeque<Arc<Batch>>,
+    bytes: usize,
+}
+
+impl Tail {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, held: RwLock::default() }
+    }
+
+    /// Adds what follows; the oldest give way. The newest batch stays whatever it takes.
+    pub(super) fn push(&self, batches: Vec<Arc<Batch>>) {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        for batch in batches {
+            held.push(batch);
+        }
+        let mut gone = Vec::new();
+        while held.bytes > self.bytes_max && held.batches.len() > 1 {
+            gone.extend(held.pop());
+        }
+        drop(held);
+        // Freeing large batches is no business of those who wait for the lock.
+        drop(gone);
+    }
+
+    /// What follows `after`, up to `last` and about `bytes_max`, at least one batch; none when the tail does not
+    /// reach so far back, or nothing follows.
+    pub(super) fn after(&self, after: Offset, last: Offset, bytes_max: usize) -> Option<Vec<BatchView>> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        let next = after.next();
+        if held.batches.front()?.first() > next {
+            return None;
+        }
+        let from = held.batches.partition_point(|batch| batch.last() < next);
+        let mut bytes = 0;
+        let taken = held.batches.range(from..).take_while(|batch| {
+            let room = bytes < bytes_max && batch.last() <= last;
+            bytes += batch.bytes().len();
+            room
+        });
+        let views: Vec<BatchView> = taken.map(|batch| view(batch, next)).collect();
+        (!views.is_empty()).then_some(views)
+    }
+}
+
+/// The part of a batch that begins with `next`, or all of it.
+pub(super) fn view(batch: &Arc<Batch>, next: Offset) -> BatchView {
+    let from = usize::try_from(next.0.saturating_sub(batch.first().0)).expect("an index of a batch fits");
+    BatchView { batch: Arc::clone(batch), from }
+}
+
+impl Held {
+    fn push(&mut self, batch: Arc<Batch>) {
+        if let Some(newest) = self.batches.back() {
+            assert_eq!(batch.first(), newest.last().next(), "the tail is dense");
+        }
+        self.bytes += weight(&batch);
+        self.batches.push_back(batch);
+    }
+
+    fn pop(&mut self) -> Option<Arc<Batch>> {
+        let oldest = self.batches.pop_front()?;
+        self.bytes -= weight(&oldest);
+        Some(oldest)
+    }
+}
+
+fn weight(batch: &Batch) -> usize {
+    COPIES * batch.bytes().len() + ENTRY_OVERHEAD * batch.len() + BATCH_OVERHEAD
+}

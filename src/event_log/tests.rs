@@ -1,0 +1,115 @@
+//! The log as its users see it: what was appended is read, once, in order, whatever lies between.
+
+use std::{path::Path, time::Duration};
+
+use bytestring::ByteString;
+
+use super::*;
+use crate::{
+    model::{Body, Position, Sequence},
+    store::embedded::{Embedded, Retention, Settings as StoreSettings},
+};
+
+const KEEP_ALL: Retention = Retention { events: u64::MAX, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
+
+/// A log and the store below it.
+struct Opened {
+    store: Embedded,
+    logs: EventLogs,
+}
+
+impl Opened {
+    async fn at(path: &Path, retention: Retention, tail_bytes: usize) -> Self {
+        let store = Embedded::open(&StoreSettings { path: path.to_owned(), retention }).unwrap();
+        let stream: StreamName = "queues".parse().unwrap();
+        let source = Source::new(&"acme".parse().unwrap(), &stream);
+        let settings = Settings { tail_bytes };
+        let logs = EventLogs::open(Store::Embedded(store.clone()), &[(stream, source)], &settings).await.unwrap();
+        Self { store, logs }
+    }
+
+    fn log(&self) -> &EventLog {
+        self.logs.iter().next().unwrap().1
+    }
+
+    async fn append(&self, count: usize) -> Offset {
+        let events: Vec<Event> = (0..count).map(|_| event()).collect();
+        let position = self.log().end().last.0 + count as u64;
+        self.log().append(&events, checkpoint(position)).await.unwrap()
+    }
+}
+
+fn event() -> Event {
+    let mut event = Event::own("test.v1", &(), Timestamp(1_777_901_509_570));
+    event.body = Body::Json(ByteString::from(format!("\"{}\"", "x".repeat(64))));
+    event
+}
+
+fn checkpoint(position: u64) -> Checkpoint {
+    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570) }
+}
+
+fn offsets(read: &Read) -> Vec<u64> {
+    match read {
+        Read::Entries(views) => {
+            views.iter().flat_map(|view| view.entries().map(|entry| entry.mark.offset.0).collect::<Vec<_>>()).collect()
+        }
+        Read::Trimmed { .. } | Read::End => panic!("{read:?} where entries were expected"),
+    }
+}
+
+async fn read_all(log: &EventLog, after: Offset, bytes_max: usize) -> Vec<u64> {
+    let mut reader = log.reader(after);
+    let mut all = Vec::new();
+    while let Some(read) = reader.next_now(bytes_max).await.unwrap() {
+        all.extend(offsets(&read));
+    }
+    all
+}
+
+#[tokio::test]
+async fn what_was_appended_is_read_from_the_tail_and_from_the_store_alike() {
+    let directory = tempfile::tempdir().unwrap();
+    for tail_bytes in [0, 4_096, 1 << 20] {
+        let opened = Opened::at(&directory.path().join(tail_bytes.to_string()), KEEP_ALL, tail_bytes).await;
+        for count in [1, 5, 3, 20, 1] {
+            opened.append(count).await;
+        }
+        for after in [0, 1, 2, 7, 29] {
+            let expected: Vec<u64> = (after + 1..=30).collect();
+            assert_eq!(read_all(opened.log(), Offset(after), 1_000).await, expected, "{tail_bytes} {after}");
+        }
+        opened.store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_reopened_log_goes_on_where_it_stopped() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    opened.append(5).await;
+    let before = opened.log().end();
+    opened.store.close().await;
+
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    assert_eq!(opened.log().end(), before);
+    assert_eq!(opened.log().opening().checkpoint, Some(checkpoint(5)));
+    assert!(!opened.log().opening().damaged);
+    assert_eq!(opened.append(2).await, Offset(7));
+    assert_eq!(read_all(opened.log(), Offset::START, 1).await, [1, 2, 3, 4, 5, 6, 7]);
+    opened.store.close().await;
+}
+
+#[tokio::test]
+async fn a_waiting_reader_wakes_for_an_append_and_ends_with_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let mut reader = opened.log().reader(Offset::START);
+    let (read, _) = tokio::join!(reader.next(1 << 20), opened.append(3));
+    assert_eq!(offsets(&read.unwrap()), [1, 2, 3]);
+    opened.append(1).await;
+    opened.logs.close();
+    assert_eq!(offsets(&reader.next(1 << 20).await.unwrap()), [4]);
+    assert!(matches!(reader.next(1 << 20).await.unwrap(), Read::End));
+    opened.store.close().await;
+}

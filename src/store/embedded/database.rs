@@ -1,0 +1,263 @@
+//! The SQLite file: its schema, how connections to it are set up, and whether it is sound.
+//!
+//! One row a batch, not a row an event: a batch's envelopes lie back to back in one value, beside the index that says
+//! where each ends. The key says stream and first offset, so that a log is one range of one table in its own order.
+//! Nothing is migrated in silence: a file of a newer schema is refused untouched.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+    sync::mpsc::{RecvTimeoutError, sync_channel},
+    time::Duration,
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
+
+use super::fault::Fault;
+use crate::model::{Batch, Epoch, Offset};
+
+/// The schema this program writes and reads, kept in `user_version`.
+pub(super) const SCHEMA: i64 = 1;
+
+const TABLES: &str = "
+CREATE TABLE stream (
+    number INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    epoch INTEGER NOT NULL,
+    fence_number INTEGER NOT NULL,
+    fence_nonce BLOB NOT NULL,
+    last INTEGER NOT NULL,
+    len INTEGER NOT NULL,
+    position INTEGER,
+    heard_at INTEGER,
+    damaged INTEGER NOT NULL
+) STRICT;
+CREATE TABLE batch (
+    key INTEGER PRIMARY KEY,
+    last INTEGER NOT NULL,
+    received_first INTEGER NOT NULL,
+    received_last INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    slots BLOB NOT NULL,
+    bytes BLOB NOT NULL
+) STRICT;
+";
+
+/// Bits of a row's key that hold the offset; the stream's number is above them.
+const OFFSET_BITS: u32 = 44;
+
+/// A page holds several small batches, and a large one needs few pages: measured best between 4 and 32 KiB.
+const PAGE_LEN: u32 = 8192;
+
+/// How long a reader waits for a checkpoint that holds it up, and the writer for readers.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The write-ahead log is cut back to this when it starts over.
+const WAL_LEN_KEPT: i64 = 16 * 1024 * 1024;
+
+/// The key of the row that begins with `first`.
+pub(super) fn key(number: i64, first: Offset) -> i64 {
+    let offset = i64::try_from(first.0).expect("offsets are counted up from 1");
+    assert!(offset < 1 << OFFSET_BITS, "an offset beyond the key's bits");
+    (number << OFFSET_BITS) | offset
+}
+
+/// The first offset of the row with this key.
+pub(super) fn key_offset(key: i64) -> Offset {
+    Offset((key & ((1 << OFFSET_BITS) - 1)).cast_unsigned())
+}
+
+/// The largest key that a stream's rows can have.
+pub(super) fn key_max(number: i64) -> i64 {
+    (number << OFFSET_BITS) | ((1 << OFFSET_BITS) - 1)
+}
+
+/// What a stored batch must still agree with when it is read.
+pub(super) fn crc(first: Offset, last: Offset, slots: &[u8], bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&first.0.to_le_bytes());
+    hasher.update(&last.0.to_le_bytes());
+    hasher.update(slots);
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+/// The columns that [`read_batch`] wants, in its order.
+pub(super) const BATCH_COLUMNS: &str = "key, last, crc, slots, bytes";
+
+/// The batch of a row; [`Fault::Damaged`] when it is not what was written.
+pub(super) fn read_batch(row: &Row<'_>, epoch: Epoch) -> Result<Batch, Fault> {
+    let first = key_offset(row.get(0)?);
+    let last = Offset(row.get::<_, i64>(1)?.cast_unsigned());
+    let slots = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+    let bytes = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
+    let damaged = || Fault::Damaged(format!("the entries from offset {first} on are not what was written"));
+    if i64::from(crc(first, last, slots, bytes)) != row.get::<_, i64>(2)? {
+        return Err(damaged());
+    }
+    let batch = Batch::restore(epoch, first, bytes::Bytes::copy_from_slice(bytes), slots);
+    batch.filter(|batch| batch.last() == last).ok_or_else(damaged)
+}
+
+/// What a connection is for; each has its own share of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Write,
+    Read,
+}
+
+impl Purpose {
+    /// Page cache in KiB.
+    fn cache_kib(self) -> i64 {
+        match self {
+            Self::Write => 2048,
+            Self::Read => 512,
+        }
+    }
+}
+
+/// A connection with everything set that the store relies on.
+pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connection> {
+    let create = if purpose == Purpose::Write { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "cache_size", -purpose.cache_kib())?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    match purpose {
+        Purpose::Read => connection.pragma_update(None, "query_only", true)?,
+        Purpose::Write => {
+            connection.pragma_update(None, "page_size", PAGE_LEN)?;
+            let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+            assert_eq!(mode, "wal", "SQLite is built with write-ahead logging");
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+            connection.pragma_update(None, "journal_size_limit", WAL_LEN_KEPT)?;
+        }
+    }
+    Ok(connection)
+}
+
+/// The file's schema version; none for a file without a single table.
+pub(super) fn schema(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
+    let version = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    Ok((tables > 0 || version != 0).then_some(version))
+}
+
+/// Makes the tables of an empty file, all or none.
+pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(TABLES)?;
+    transaction.pragma_update(None, "user_version", SCHEMA)?;
+    transaction.commit()
+}
+
+/// One durable step that changes nothing: after it the write-ahead log is there to stay until an orderly close.
+pub(super) fn stamp(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "user_version", SCHEMA)
+}
+
+/// What the first bytes of a file say, read without SQLite, which would touch the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) schema: i64,
+    /// The length that the database should have when nothing waits in the write-ahead log.
+    pub(super) len: u64,
+}
+
+const HEADER_LEN: usize = 100;
+const MAGIC: &[u8] = b"SQLite format 3\0";
+
+/// The header of a database; none for any other file.
+pub(super) fn header(path: &Path) -> io::Result<Option<Header>> {
+    let mut header = Vec::with_capacity(HEADER_LEN);
+    File::open(path)?.take(HEADER_LEN as u64).read_to_end(&mut header)?;
+    let Ok(header) = <[u8; HEADER_LEN]>::try_from(header) else { return Ok(None) };
+    let number = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    // Two bytes for the length of a page, which write 65,536 as 1.
+    let page_len = match number(16) >> 16 {
+        1 => 65_536,
+        len => u64::from(len),
+    };
+    let found = Header { schema: i64::from(number(60)), len: page_len * u64::from(number(28)) };
+    Ok(header.starts_with(MAGIC).then_some(found))
+}
+
+/// What a check of the structure found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Check {
+    Sound,
+    /// No fault was found in the time given.
+    Unfinished,
+    Damaged(String),
+}
+
+/// SQLite's own check of its structure, for at most `time_max`.
+pub(super) fn quick_check(connection: &Connection, time_max: Duration) -> Result<Check, Fault> {
+    let interrupt = connection.get_interrupt_handle();
+    let (finished, waiting) = sync_channel::<()>(0);
+    let found = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if waiting.recv_timeout(time_max) == Err(RecvTimeoutError::Timeout) {
+                interrupt.interrupt();
+            }
+        });
+        let found = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0));
+        drop(finished);
+        found
+    });
+    match found {
+        Ok(text) if text == "ok" => Ok(Check::Sound),
+        Ok(text) => Ok(Check::Damaged(text)),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Ok(Check::Unfinished),
+        Err(error) => match Fault::from(error) {
+            Fault::Damaged(text) => Ok(Check::Damaged(text)),
+            fault @ (Fault::NoRoom(_) | Fault::Failed(_)) => Err(fault),
+        },
+    }
+}
+
+/// Whether each stream's newest batch is the one its row speaks of.
+pub(super) fn check_ends(connection: &Connection) -> Result<(), Fault> {
+    let mut streams = connection.prepare("SELECT number, name, epoch, last FROM stream")?;
+    let mut rows = streams.query(())?;
+    while let Some(row) = rows.next()? {
+        let (number, name): (i64, String) = (row.get(0)?, row.get(1)?);
+        let (epoch, last) = (Epoch(row.get(2)?), Offset(row.get::<_, i64>(3)?.cast_unsigned()));
+        let newest = newest_batch(connection, number, epoch)?.map_or(Offset::START, |batch| batch.last());
+        if newest != last {
+            return Err(Fault::Damaged(format!("{name} ends at {newest}, its record says {last}")));
+        }
+    }
+    Ok(())
+}
+
+fn newest_batch(connection: &Connection, number: i64, epoch: Epoch) -> Result<Option<Batch>, Fault> {
+    let sql = format!("SELECT {BATCH_COLUMNS} FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1");
+    let mut statement = connection.prepare(&sql)?;
+    let found = statement
+        .query_row(params![key(number, Offset::START), key_max(number)], |row| Ok(read_batch(row, epoch)))
+        .optional()?;
+    found.transpose()
+}
+
+/// Reads every batch of every stream: each must be what was written, and follow the one before.
+pub(super) fn check_all(connection: &Connection) -> Result<(), Fault> {
+    let sql = format!("SELECT {BATCH_COLUMNS} FROM batch ORDER BY key");
+    let mut statement = connection.prepare(&sql)?;
+    let mut rows = statement.query(())?;
+    let mut expected: Option<i64> = None;
+    while let Some(row) = rows.next()? {
+        let found: i64 = row.get(0)?;
+        let stream = found >> OFFSET_BITS;
+        if expected.is_some_and(|expected| expected >> OFFSET_BITS == stream && expected != found) {
+            return Err(Fault::Damaged(format!("entries before offset {} are missing", key_offset(found))));
+        }
+        let batch = read_batch(row, Epoch(0))?;
+        expected = Some(key(stream, batch.last().next()));
+    }
+    Ok(())
+}

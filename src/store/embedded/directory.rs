@@ -1,0 +1,248 @@
+//! The directory of the store: who holds it, how its last holder left it, and where its files are.
+//!
+//! The lock file carries one word about the files beside it, so that the next start knows what to expect. It knows
+//! nothing of SQLite, and never deletes what it puts aside while there is room for it in the named bound.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use super::OpenError;
+use crate::clock;
+
+const DATABASE: &str = "trunkline.db";
+const LOCK: &str = "trunkline.lock";
+const RESERVE: &str = "trunkline.reserve";
+
+/// Damaged databases that are kept for a person to look at; beyond it the oldest go.
+const ASIDE_MAX: usize = 3;
+
+/// Longest word that is read from the lock file.
+const WORD_LEN_MAX: usize = 512;
+
+/// How the files were left, as written in the lock file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Word {
+    /// Nobody has said yet: a new directory, or one that was put together by hand.
+    Unsaid,
+    /// Closed in order: all is in the database, the write-ahead log is empty.
+    Clean,
+    /// In use; found at start it means that the last holder was killed.
+    Open,
+    /// In use, and the files are the successors of lost or damaged ones.
+    Replaced,
+    /// A reader met damage.
+    Suspect(String),
+}
+
+impl Word {
+    fn parse(text: &str) -> Self {
+        match text.trim_end().split_once(' ').unwrap_or((text.trim_end(), "")) {
+            ("clean", _) => Self::Clean,
+            ("open", _) => Self::Open,
+            ("replaced", _) => Self::Replaced,
+            ("suspect", reason) => Self::Suspect(reason.to_owned()),
+            _unsaid => Self::Unsaid,
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Unsaid => String::new(),
+            Self::Clean => "clean\n".to_owned(),
+            Self::Open => "open\n".to_owned(),
+            Self::Replaced => "replaced\n".to_owned(),
+            Self::Suspect(reason) => format!("suspect {}\n", reason.replace('\n', " ")),
+        }
+    }
+}
+
+/// The directory, held by this process until released or dropped.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    lock: Mutex<(File, Word)>,
+}
+
+impl Directory {
+    /// Makes the directory if need be and takes its lock.
+    pub(super) fn claim(path: &Path) -> Result<Self, OpenError> {
+        let unusable = |source| OpenError::Directory { path: path.to_owned(), source };
+        fs::create_dir_all(path).map_err(unusable)?;
+        let name = path.join(LOCK);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(name).map_err(unusable)?;
+        match file.try_lock() {
+            Ok(()) => (),
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(unusable(source)),
+        }
+        let word = Word::parse(&read_word(&file).map_err(unusable)?);
+        Ok(Self { path: path.to_owned(), lock: Mutex::new((file, word)) })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn database(&self) -> PathBuf {
+        self.path.join(DATABASE)
+    }
+
+    /// SQLite's write-ahead log.
+    pub(super) fn wal(&self) -> PathBuf {
+        self.path.join(with_suffix(DATABASE, "-wal"))
+    }
+
+    fn shared_memory(&self) -> PathBuf {
+        self.path.join(with_suffix(DATABASE, "-shm"))
+    }
+
+    /// Room that is given up when the disk is full.
+    pub(super) fn reserve(&self) -> PathBuf {
+        self.path.join(RESERVE)
+    }
+
+    /// What the lock file says.
+    pub(super) fn word(&self) -> Word {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// Writes the word durably. A suspicion stays until the next start has looked into it.
+    pub(super) fn say(&self, word: Word) -> io::Result<()> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(lock.1, Word::Suspect(_)) {
+            return Ok(());
+        }
+        write_word(&lock.0, &word)?;
+        lock.1 = word;
+        Ok(())
+    }
+
+    /// Writes the word durably after the start has looked into whatever was said before.
+    pub(super) fn say_anew(&self, word: Word) -> io::Result<()> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        write_word(&lock.0, &word)?;
+        lock.1 = word;
+        Ok(())
+    }
+
+    /// Lets the next holder in, although this value is still there.
+    pub(super) fn release(&self) {
+        if let Err(error) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).0.unlock() {
+            tracing::warn!(%error, "the lock of the store could not be given back");
+        }
+    }
+
+    /// Renames the damaged files, so that a person can look at them, and returns the database's new name.
+    pub(super) fn put_aside(&self) -> io::Result<PathBuf> {
+        let moment = clock::wall().to_string().replace([':', '-'], "");
+        let name = format!("{DATABASE}.damaged-{moment}");
+        rename_if_there(&self.database(), &self.path.join(&name))?;
+        rename_if_there(&self.wal(), &self.path.join(with_suffix(&name, "-wal")))?;
+        remove_if_there(&self.shared_memory())?;
+        self.forget_oldest_aside()?;
+        File::open(&self.path)?.sync_all()?;
+        Ok(self.path.join(name))
+    }
+
+    fn forget_oldest_aside(&self) -> io::Result<()> {
+        let prefix = format!("{DATABASE}.damaged-");
+        let mut aside: Vec<OsString> = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            let text = name.to_string_lossy();
+            if text.starts_with(&prefix) && !text.ends_with("-wal") {
+                aside.push(name);
+            }
+        }
+        aside.sort();
+        for name in aside.iter().rev().skip(ASIDE_MAX) {
+            remove_if_there(&self.path.join(name))?;
+            remove_if_there(&self.path.join(with_suffix(name, "-wal")))?;
+        }
+        Ok(())
+    }
+}
+
+fn read_word(file: &File) -> io::Result<String> {
+    let mut text = [0; WORD_LEN_MAX];
+    let len = file.read_at(&mut text, 0)?;
+    Ok(String::from_utf8_lossy(&text[..len]).into_owned())
+}
+
+fn write_word(file: &File, word: &Word) -> io::Result<()> {
+    let text = word.text();
+    file.set_len(0)?;
+    file.write_all_at(&text.as_bytes()[..text.len().min(WORD_LEN_MAX)], 0)?;
+    file.sync_all()
+}
+
+fn with_suffix(name: impl AsRef<OsStr>, suffix: &str) -> OsString {
+    let mut name = name.as_ref().to_owned();
+    name.push(suffix);
+    name
+}
+
+fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(_) | Ok(()) => Ok(()),
+    }
+}
+
+/// Removes a file; one that is not there is as good as removed.
+pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(_) | Ok(()) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_read_as_it_was_written_and_anything_else_is_unsaid() {
+        let suspect = Word::Suspect("entry 5 of queues".to_owned());
+        for word in [Word::Unsaid, Word::Clean, Word::Open, Word::Replaced, suspect] {
+            assert_eq!(Word::parse(&word.text()), word);
+        }
+        for torn in ["", "cle", "\0\0\0\0", "opened"] {
+            assert_eq!(Word::parse(torn), Word::Unsaid, "{torn:?}");
+        }
+    }
+
+    #[test]
+    fn a_suspicion_outlives_an_orderly_close() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::claim(temporary.path()).unwrap();
+        directory.say(Word::Suspect("why".to_owned())).unwrap();
+        directory.say(Word::Clean).unwrap();
+        drop(directory);
+        let directory = Directory::claim(temporary.path()).unwrap();
+        assert_eq!(directory.word(), Word::Suspect("why".to_owned()));
+    }
+
+    #[test]
+    fn only_the_newest_damaged_databases_are_kept() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::claim(temporary.path()).unwrap();
+        let mut names = Vec::new();
+        for _ in 0..ASIDE_MAX + 2 {
+            fs::write(directory.database(), "x").unwrap();
+            fs::write(directory.wal(), "x").unwrap();
+            names.push(directory.put_aside().unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let kept: Vec<bool> = names.iter().map(|name| name.exists()).collect();
+        assert_eq!(kept, [false, false, true, true, true]);
+        assert!(!directory.database().exists() && !directory.wal().exists());
+    }
+}

@@ -1,0 +1,100 @@
+//! What an error of SQLite means for the store: one exhaustive verdict, and nobody else looks inside.
+
+use rusqlite::{Error, ErrorCode, ffi};
+
+use crate::{store::AppendError, telemetry::chain};
+
+/// Why a step was not done.
+#[derive(Debug, Clone)]
+pub(super) enum Fault {
+    /// It was rolled back as a whole; the same step may succeed later.
+    NoRoom(String),
+    /// The files contradict themselves.
+    Damaged(String),
+    /// It is unknown what reached the disk, or SQLite failed in a way that it never should: end and open anew.
+    Failed(String),
+}
+
+impl Fault {
+    /// The label of the metric.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::NoRoom(_) => "full",
+            Self::Damaged(_) => "damaged",
+            Self::Failed(_) => "io",
+        }
+    }
+
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Self::NoRoom(text) | Self::Damaged(text) | Self::Failed(text) => text,
+        }
+    }
+}
+
+impl From<Fault> for AppendError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::NoRoom(text) => Self::NoRoom(text),
+            Fault::Damaged(text) | Fault::Failed(text) => Self::Broken(text),
+        }
+    }
+}
+
+impl From<Error> for Fault {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "rusqlite's own list, which may grow")]
+    fn from(error: Error) -> Self {
+        let text = chain(&error);
+        match error {
+            Error::SqliteFailure(failure, _) => judge(failure, text),
+            // A value of the wrong type or a missing row: not what this code has written.
+            Error::FromSqlConversionFailure(..)
+            | Error::IntegralValueOutOfRange(..)
+            | Error::InvalidColumnType(..)
+            | Error::QueryReturnedNoRows
+            | Error::Utf8Error(..) => Self::Damaged(text),
+            _ => Self::Failed(text),
+        }
+    }
+}
+
+fn judge(failure: ffi::Error, text: String) -> Fault {
+    match (failure.code, failure.extended_code) {
+        (_, ffi::SQLITE_READONLY_DBMOVED) => Fault::Failed(text),
+        (ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::DatabaseBusy, _) => Fault::NoRoom(text),
+        // A refused write leaves nothing behind; a failed fsync leaves it unknown what is on the disk.
+        (_, ffi::SQLITE_IOERR_WRITE) => Fault::NoRoom(text),
+        (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => Fault::Damaged(text),
+        (_, ffi::SQLITE_IOERR_READ | ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_DATA) => Fault::Damaged(text),
+        _ => Fault::Failed(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_rolled_back_is_tried_again_and_what_is_unknown_is_not() {
+        let verdict = |code| match Fault::from(Error::SqliteFailure(ffi::Error::new(code), None)) {
+            Fault::NoRoom(_) => "try again",
+            Fault::Damaged(_) => "put aside",
+            Fault::Failed(_) => "open anew",
+        };
+        for (code, expected) in [
+            (ffi::SQLITE_FULL, "try again"),
+            (ffi::SQLITE_READONLY, "try again"),
+            (ffi::SQLITE_READONLY_DBMOVED, "open anew"),
+            (ffi::SQLITE_IOERR_WRITE, "try again"),
+            (ffi::SQLITE_IOERR_FSYNC, "open anew"),
+            (ffi::SQLITE_IOERR_DIR_FSYNC, "open anew"),
+            (ffi::SQLITE_IOERR_READ, "put aside"),
+            (ffi::SQLITE_IOERR_SHORT_READ, "put aside"),
+            (ffi::SQLITE_CORRUPT, "put aside"),
+            (ffi::SQLITE_NOTADB, "put aside"),
+            (ffi::SQLITE_NOMEM, "open anew"),
+        ] {
+            assert_eq!(verdict(code), expected, "{code}");
+        }
+    }
+}

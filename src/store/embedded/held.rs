@@ -1,0 +1,137 @@
+//! What the store holds of one stream, and which part of it has outlived its retention. Rules only.
+
+use std::time::Duration;
+
+use crate::{
+    model::{Batch, Checkpoint, Epoch, Fence, Lineage, Offset, Timestamp},
+    store::LogState,
+};
+
+/// How much of each stream is kept. The newest batch is kept in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// At least so many entries are kept, where age and bytes allow it, and at most one batch more.
+    pub events: u64,
+    /// An entry that was received longer ago goes, with its whole batch.
+    pub age: Duration,
+    /// More bytes than this are not kept.
+    pub bytes: u64,
+}
+
+/// One stream as the database has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) number: i64,
+    pub(super) epoch: Epoch,
+    pub(super) fence: Fence,
+    pub(super) last: Offset,
+    /// Bytes of all batches held, their indexes included.
+    pub(super) len: u64,
+    pub(super) checkpoint: Option<Checkpoint>,
+    /// The gap that says so has not been appended yet.
+    pub(super) damaged: bool,
+    pub(super) oldest: Option<Oldest>,
+}
+
+/// The oldest batch held: the next one to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Oldest {
+    pub(super) first: Offset,
+    pub(super) last: Offset,
+    pub(super) len: u64,
+    pub(super) received_last: Timestamp,
+}
+
+impl Held {
+    /// The oldest entry; the one to come when there is none.
+    pub(super) fn first(&self) -> Offset {
+        self.oldest.map_or(self.last.next(), |oldest| oldest.first)
+    }
+
+    /// Takes a batch in.
+    pub(super) fn grow(&mut self, batch: &Batch, len: u64) {
+        assert_eq!(batch.first(), self.last.next(), "entries are dense");
+        self.last = batch.last();
+        self.len += len;
+        self.damaged = false;
+        self.oldest.get_or_insert(Oldest {
+            first: batch.first(),
+            last: batch.last(),
+            len,
+            received_last: batch.received_last(),
+        });
+    }
+
+    /// The batch that retention takes next, if it takes one.
+    pub(super) fn outlived(&self, retention: &Retention, now: Timestamp) -> Option<Oldest> {
+        let oldest = self.oldest.filter(|oldest| oldest.last < self.last)?;
+        let too_many = self.last.0 - oldest.last.0 >= retention.events;
+        let too_old = oldest.received_last < now.before(retention.age);
+        let too_large = self.len > retention.bytes;
+        (too_many || too_old || too_large).then_some(oldest)
+    }
+
+    /// What the one who opens the log is told.
+    pub(super) fn state(&self) -> LogState {
+        LogState {
+            lineage: Lineage::new(self.epoch),
+            first: self.first(),
+            last: self.last,
+            checkpoint: self.checkpoint,
+            fence: self.fence,
+            damaged: self.damaged,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEEP_ALL: Retention = Retention { events: 1_000, age: Duration::from_secs(60), bytes: 10_000 };
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    /// 30 entries in 3 batches of 10, 1,000 bytes each, the oldest received 30 s ago.
+    fn held() -> Held {
+        let oldest = Oldest {
+            first: Offset(1),
+            last: Offset(10),
+            len: 1_000,
+            received_last: NOW.before(Duration::from_secs(30)),
+        };
+        Held {
+            number: 1,
+            epoch: Epoch(7),
+            fence: Fence { number: 1, nonce: 1 },
+            last: Offset(30),
+            len: 3_000,
+            checkpoint: None,
+            damaged: false,
+            oldest: Some(oldest),
+        }
+    }
+
+    #[test]
+    fn each_bound_alone_takes_the_oldest_batch() {
+        let seconds = Duration::from_secs;
+        for (retention, taken) in [
+            (KEEP_ALL, false),
+            (Retention { events: 21, ..KEEP_ALL }, false),
+            (Retention { events: 20, ..KEEP_ALL }, true),
+            (Retention { age: seconds(30), ..KEEP_ALL }, false),
+            (Retention { age: seconds(29), ..KEEP_ALL }, true),
+            (Retention { bytes: 3_000, ..KEEP_ALL }, false),
+            (Retention { bytes: 2_999, ..KEEP_ALL }, true),
+        ] {
+            assert_eq!(held().outlived(&retention, NOW).is_some(), taken, "{retention:?}");
+        }
+    }
+
+    #[test]
+    fn the_newest_batch_stays_whatever_the_bounds_say() {
+        let mut held = held();
+        held.last = Offset(10);
+        let nothing = Retention { events: 0, age: Duration::ZERO, bytes: 0 };
+        assert_eq!(held.outlived(&nothing, NOW), None);
+    }
+}

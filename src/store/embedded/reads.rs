@@ -1,0 +1,147 @@
+//! Reading: connections of their own, off the runtime's workers, a bounded number at once.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rusqlite::Connection;
+use tokio::sync::Semaphore;
+
+use super::{
+    database::{self, BATCH_COLUMNS, Purpose, key, key_max, key_offset, read_batch},
+    fault::Fault,
+};
+use crate::model::{Batch, Epoch, Offset, Timestamp};
+
+/// Reads at the same time; whoever comes later waits.
+const READERS_MAX: usize = 4;
+
+/// Where one stream's rows are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Range {
+    pub(super) number: i64,
+    pub(super) epoch: Epoch,
+}
+
+impl Range {
+    fn keys(self) -> (i64, i64) {
+        (key(self.number, Offset::START), key_max(self.number))
+    }
+}
+
+/// Connections for reading. They are made when first needed and kept.
+#[derive(Debug)]
+pub(super) struct Pool {
+    path: PathBuf,
+    places: Arc<Semaphore>,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl Pool {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, places: Arc::new(Semaphore::new(READERS_MAX)), idle: Mutex::default() }
+    }
+
+    /// Runs `read` on a connection. A caller that stops waiting leaves the read to its end.
+    pub(super) async fn run<T: Send + 'static>(
+        self: Arc<Self>,
+        read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let closed = || Fault::Failed("the store is closed".to_owned());
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| closed())?;
+        let reading = tokio::task::spawn_blocking(move || {
+            let connection = self.take()?;
+            let found = read(&connection);
+            // A connection that met an error is not trusted with the next read.
+            if found.is_ok() && !self.places.is_closed() {
+                self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            }
+            drop(place);
+            found
+        });
+        reading.await.unwrap_or_else(|error| Err(Fault::Failed(error.to_string())))
+    }
+
+    /// No further reads; connections are closed.
+    pub(super) fn close(&self) {
+        self.places.close();
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn take(&self) -> Result<Connection, Fault> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        idle.map_or_else(|| Ok(database::connect(&self.path, Purpose::Read)?), Ok)
+    }
+}
+
+/// The batches that follow `after`, until `bytes_max` is reached; at least one if there is one.
+pub(super) fn batches(
+    connection: &Connection,
+    range: Range,
+    after: Offset,
+    bytes_max: usize,
+) -> Result<Vec<Arc<Batch>>, Fault> {
+    let (low, high) = range.keys();
+    let wanted = key(range.number, after.next());
+    let from = row_at(connection, low, wanted)?.unwrap_or(wanted);
+    let sql = format!("SELECT {BATCH_COLUMNS} FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([from, high])?;
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while bytes < bytes_max
+        && let Some(row) = rows.next()?
+    {
+        let batch = read_batch(row, range.epoch)?;
+        if batch.last() > after {
+            bytes += batch.bytes().len();
+            found.push(Arc::new(batch));
+        }
+    }
+    Ok(found)
+}
+
+/// The last offset whose entry was received before `moment`, by halving. Where the wall clock was set back between
+/// entries there may be several answers; it is one of them.
+pub(super) fn offset_before(connection: &Connection, range: Range, moment: Timestamp) -> Result<Offset, Fault> {
+    let snapshot = connection.unchecked_transaction()?;
+    let (low, high) = range.keys();
+    let ends = "SELECT min(key), max(key) FROM batch WHERE key BETWEEN ?1 AND ?2";
+    let ends = snapshot.query_row(ends, [low, high], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (Some(first), Some(newest)): (Option<i64>, Option<i64>) = ends else { return Ok(Offset::START) };
+    if received_first(&snapshot, low, first)? >= moment {
+        return Ok(key_offset(first).previous());
+    }
+    // The row at `before` begins before the moment; the one at `beyond`, if there is one, does not.
+    let (mut before, mut beyond) = (first, newest + 1);
+    while beyond - before > 1 {
+        let middle = before + (beyond - before) / 2;
+        if received_first(&snapshot, low, middle)? < moment {
+            before = middle;
+        } else {
+            beyond = middle;
+        }
+    }
+    last_before(&snapshot, range, before, moment)
+}
+
+/// The key of the row that begins at or before `key`.
+fn row_at(connection: &Connection, low: i64, key: i64) -> Result<Option<i64>, Fault> {
+    let mut statement = connection.prepare_cached("SELECT max(key) FROM batch WHERE key BETWEEN ?1 AND ?2")?;
+    Ok(statement.query_row([low, key], |row| row.get(0))?)
+}
+
+/// When the oldest entry of the row at or before `key` was received.
+fn received_first(connection: &Connection, low: i64, key: i64) -> Result<Timestamp, Fault> {
+    let sql = "SELECT received_first FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1";
+    Ok(connection.prepare_cached(sql)?.query_row([low, key], |row| row.get(0).map(Timestamp))?)
+}
+
+/// The last entry received before `moment` in the row at or before `key`, whose first one was.
+fn last_before(connection: &Connection, range: Range, key: i64, moment: Timestamp) -> Result<Offset, Fault> {
+    let sql = format!("SELECT {BATCH_COLUMNS} FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let batch = statement.query_row([range.keys().0, key], |row| Ok(read_batch(row, range.epoch)))??;
+    let earlier = (0..batch.len()).take_while(|index| batch.entry(*index).received < moment).count();
+    Ok(Offset(batch.first().0 + earlier as u64).previous())
+}

@@ -1,0 +1,226 @@
+//! One durable step: what a transaction does to the streams it touches, seen by nobody until it is committed.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+
+use super::{
+    database::{crc, key, key_max, key_offset},
+    fault::Fault,
+    held::{Held, Oldest, Retention},
+};
+use crate::{
+    model::{Batch, Checkpoint, Epoch, Fence, Offset, Position, Sequence, StreamName, Timestamp},
+    store::{Append, AppendError, LogState},
+};
+
+/// The streams that are open, as committed.
+pub(super) type Streams = BTreeMap<StreamName, Held>;
+
+/// A transaction under way.
+#[derive(Debug)]
+pub(super) struct Step<'a> {
+    transaction: Transaction<'a>,
+    committed: &'a Streams,
+    changed: Streams,
+    /// About as many bytes go through the write-ahead log.
+    written: u64,
+}
+
+/// What is true after the commit.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) changed: Streams,
+    pub(super) written: u64,
+}
+
+/// Beside its bytes an append changes about this much: the stream's page and the table's.
+const APPEND_OVERHEAD: u64 = 16 * 1024;
+
+impl<'a> Step<'a> {
+    pub(super) fn begin(connection: &'a mut Connection, committed: &'a Streams) -> Result<Self, Fault> {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        Ok(Self { transaction, committed, changed: Streams::new(), written: 0 })
+    }
+
+    pub(super) fn commit(self) -> Result<Outcome, Fault> {
+        self.transaction.commit()?;
+        Ok(Outcome { changed: self.changed, written: self.written })
+    }
+
+    /// Hands the stream to a new holder, and makes it if there was none. `replaced`: what there was is lost.
+    pub(super) fn open_log(&mut self, stream: &StreamName, replaced: bool) -> Result<LogState, Fault> {
+        let found = match self.held(stream) {
+            Some(held) => Some(held),
+            None => load(&self.transaction, stream)?,
+        };
+        let mut held = match found {
+            Some(held) => held,
+            None => self.insert(stream, replaced)?,
+        };
+        held.fence = Fence { number: held.fence.number + 1, nonce: fastrand::u128(..) };
+        self.save(&held)?;
+        let state = held.state();
+        self.changed.insert(stream.clone(), held);
+        Ok(state)
+    }
+
+    /// Does an append, or says why not; `Err` ends the whole step.
+    pub(super) fn append(&mut self, append: &Append) -> Result<Result<(), AppendError>, Fault> {
+        let Some(mut held) = self.held(&append.stream).filter(|held| held.fence == append.fence) else {
+            return Ok(Err(AppendError::Fenced));
+        };
+        for batch in &append.batches {
+            if batch.first() != held.last.next() || batch.epoch() != held.epoch {
+                let text = format!("{} goes on at {}, not at {}", append.stream, held.last.next(), batch.first());
+                return Ok(Err(AppendError::Broken(text)));
+            }
+            let len = self.insert_batch(held.number, batch)?;
+            held.grow(batch, len);
+        }
+        held.checkpoint = Some(append.checkpoint);
+        self.save(&held)?;
+        self.changed.insert(append.stream.clone(), held);
+        Ok(Ok(()))
+    }
+
+    /// Removes up to `batches_max` of the stream's batches that outlived the retention; returns how many.
+    pub(super) fn trim(
+        &mut self,
+        stream: &StreamName,
+        retention: &Retention,
+        now: Timestamp,
+        batches_max: usize,
+    ) -> Result<usize, Fault> {
+        let Some(mut held) = self.held(stream) else { return Ok(0) };
+        let mut removed = 0;
+        while removed < batches_max
+            && let Some(oldest) = held.outlived(retention, now)
+        {
+            self.delete_batch(held.number, oldest.first)?;
+            held.len = held.len.saturating_sub(oldest.len);
+            held.oldest = load_oldest(&self.transaction, held.number, oldest.last.next())?;
+            removed += 1;
+        }
+        if removed > 0 {
+            self.save(&held)?;
+            self.changed.insert(stream.clone(), held);
+        }
+        Ok(removed)
+    }
+
+    fn held(&self, stream: &StreamName) -> Option<Held> {
+        self.changed.get(stream).or_else(|| self.committed.get(stream)).cloned()
+    }
+
+    fn insert(&self, stream: &StreamName, replaced: bool) -> Result<Held, Fault> {
+        let epoch = Epoch(fastrand::u32(1..));
+        self.transaction.execute(
+            "INSERT INTO stream (name, epoch, fence_number, fence_nonce, last, len, damaged)
+             VALUES (?1, ?2, 0, zeroblob(16), 0, 0, ?3)",
+            params![stream.as_str(), epoch.0, replaced],
+        )?;
+        Ok(Held {
+            number: self.transaction.last_insert_rowid(),
+            epoch,
+            fence: Fence { number: 0, nonce: 0 },
+            last: Offset::START,
+            len: 0,
+            checkpoint: None,
+            damaged: replaced,
+            oldest: None,
+        })
+    }
+
+    fn save(&mut self, held: &Held) -> Result<(), Fault> {
+        let position = held.checkpoint.and_then(|checkpoint| checkpoint.position);
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE stream SET fence_number = ?2, fence_nonce = ?3, last = ?4, len = ?5, position = ?6, heard_at = ?7,
+             damaged = ?8 WHERE number = ?1",
+        )?;
+        statement.execute(params![
+            held.number,
+            held.fence.number.cast_signed(),
+            held.fence.nonce.to_le_bytes(),
+            held.last.0.cast_signed(),
+            held.len.cast_signed(),
+            position.map(|position| position.0.0.cast_signed()),
+            held.checkpoint.map(|checkpoint| checkpoint.heard_at.0),
+            held.damaged,
+        ])?;
+        self.written += APPEND_OVERHEAD;
+        Ok(())
+    }
+
+    fn insert_batch(&mut self, number: i64, batch: &Batch) -> Result<u64, Fault> {
+        let slots = batch.index();
+        let mut statement = self.transaction.prepare_cached(
+            "INSERT INTO batch (key, last, received_first, received_last, crc, slots, bytes)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?;
+        statement.execute(params![
+            key(number, batch.first()),
+            batch.last().0.cast_signed(),
+            batch.received_first().0,
+            batch.received_last().0,
+            crc(batch.first(), batch.last(), &slots, batch.bytes()),
+            slots,
+            &batch.bytes()[..],
+        ])?;
+        let len = (slots.len() + batch.bytes().len()) as u64;
+        self.written += len;
+        Ok(len)
+    }
+
+    fn delete_batch(&mut self, number: i64, first: Offset) -> Result<(), Fault> {
+        let mut statement = self.transaction.prepare_cached("DELETE FROM batch WHERE key = ?1")?;
+        let removed = statement.execute([key(number, first)])?;
+        if removed != 1 {
+            return Err(Fault::Damaged(format!("the batch of offset {first} is missing")));
+        }
+        self.written += APPEND_OVERHEAD;
+        Ok(())
+    }
+}
+
+fn load(connection: &Connection, stream: &StreamName) -> Result<Option<Held>, Fault> {
+    let mut statement = connection.prepare(
+        "SELECT number, epoch, fence_number, fence_nonce, last, len, position, heard_at, damaged
+         FROM stream WHERE name = ?1",
+    )?;
+    let Some(mut held) = statement.query_row([stream.as_str()], read_stream).optional()? else { return Ok(None) };
+    held.oldest = load_oldest(connection, held.number, Offset::START)?;
+    Ok(Some(held))
+}
+
+fn read_stream(row: &Row<'_>) -> rusqlite::Result<Held> {
+    let position = row.get::<_, Option<i64>>(6)?.map(|position| Position(Sequence(position.cast_unsigned())));
+    let heard_at = row.get::<_, Option<i64>>(7)?.map(Timestamp);
+    Ok(Held {
+        number: row.get(0)?,
+        epoch: Epoch(row.get(1)?),
+        fence: Fence { number: row.get::<_, i64>(2)?.cast_unsigned(), nonce: u128::from_le_bytes(row.get(3)?) },
+        last: Offset(row.get::<_, i64>(4)?.cast_unsigned()),
+        len: row.get::<_, i64>(5)?.cast_unsigned(),
+        checkpoint: heard_at.map(|heard_at| Checkpoint { position, heard_at }),
+        damaged: row.get(8)?,
+        oldest: None,
+    })
+}
+
+/// The first batch at or after `from`.
+fn load_oldest(connection: &Connection, number: i64, from: Offset) -> Result<Option<Oldest>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT key, last, length(slots) + length(bytes), received_last FROM batch
+         WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT 1",
+    )?;
+    let found = statement.query_row([key(number, from), key_max(number)], |row| {
+        Ok(Oldest {
+            first: key_offset(row.get(0)?),
+            last: Offset(row.get::<_, i64>(1)?.cast_unsigned()),
+            len: row.get::<_, i64>(2)?.cast_unsigned(),
+            received_last: Timestamp(row.get(3)?),
+        })
+    });
+    Ok(found.optional()?)
+}

@@ -1,0 +1,334 @@
+//! The one thread that writes: takes all that waits, does it in one durable step, then answers.
+//!
+//! Steps in between: retention in small slices, and moving the write-ahead log into the database. It never retries a
+//! step of which it is unknown what reached the disk.
+
+use std::{io, sync::Arc, time::Duration};
+
+use rusqlite::Connection;
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use super::{
+    Shared,
+    directory::{Directory, Word},
+    fault::Fault,
+    held::Retention,
+    step::{Outcome, Step, Streams},
+};
+use crate::{
+    clock,
+    model::StreamName,
+    store::{Append, AppendError, LogState},
+    telemetry::metrics,
+};
+
+/// Commands that may wait. Whoever finds the queue full waits for a place: back-pressure.
+pub(super) const QUEUE_LEN: usize = 1024;
+
+/// One step takes no further command once it has this many, or bytes beyond the second bound.
+const GROUP_LEN_MAX: usize = 512;
+const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// When nothing comes in, retention and the write-ahead log are looked after this often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Batches that one step removes, over all streams, beside twice what it appends: too few to be felt by those who
+/// wait, and enough to keep up with any load.
+const TRIM_SLICE: usize = 64;
+
+/// The write-ahead log is moved into the database when about so much was written to it.
+const CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Beyond this a checkpoint waits for the readers that hold it up.
+const WAL_LEN_MAX: u64 = 64 * 1024 * 1024;
+
+type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
+
+/// What is asked of the writer.
+#[derive(Debug)]
+pub(super) enum Command {
+    Open(StreamName, Reply<LogState>),
+    Append(Append, Reply<()>),
+    Close(oneshot::Sender<()>),
+}
+
+/// Commands that share a step.
+#[derive(Debug, Default)]
+struct Group {
+    opens: Vec<(StreamName, Reply<LogState>)>,
+    appends: Vec<(Append, Reply<()>)>,
+    batches: usize,
+    bytes: usize,
+    close: Option<oneshot::Sender<()>>,
+}
+
+impl Group {
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Open(stream, reply) => self.opens.push((stream, reply)),
+            Command::Append(append, reply) => {
+                self.batches += append.batches.len();
+                self.bytes += append.batches.iter().map(|batch| batch.bytes().len()).sum::<usize>();
+                self.appends.push((append, reply));
+            }
+            Command::Close(reply) => self.close = Some(reply),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.opens.len() + self.appends.len()
+    }
+
+    fn is_full(&self) -> bool {
+        self.len() >= GROUP_LEN_MAX || self.bytes >= GROUP_BYTES_MAX || self.close.is_some()
+    }
+}
+
+/// What waiting for commands came to.
+enum Arrival {
+    Group(Group),
+    Quiet,
+    /// Every handle is gone.
+    Abandoned,
+}
+
+/// The state of the thread.
+#[derive(Debug)]
+pub(super) struct Writer {
+    connection: Connection,
+    directory: Arc<Directory>,
+    shared: Arc<Shared>,
+    retention: Retention,
+    replaced: bool,
+    streams: Streams,
+    /// About as many bytes are in the write-ahead log and not in the database.
+    unmoved: u64,
+}
+
+impl Writer {
+    pub(super) fn new(connection: Connection, replaced: bool, retention: Retention, shared: Arc<Shared>) -> Self {
+        let directory = Arc::clone(&shared.directory);
+        Self { connection, directory, shared, retention, replaced, streams: Streams::new(), unmoved: 0 }
+    }
+
+    /// Starts the thread; it ends after [`Command::Close`] or when every handle is gone.
+    pub(super) fn start(self, commands: mpsc::Receiver<Command>) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let thread = std::thread::Builder::new().name("store-writer".to_owned());
+        thread.spawn(move || self.run(&runtime, commands)).map(drop)
+    }
+
+    fn run(mut self, runtime: &Runtime, mut commands: mpsc::Receiver<Command>) {
+        let mut backlog = false;
+        loop {
+            let patience = if backlog { Duration::ZERO } else { TICK };
+            match runtime.block_on(gather(&mut commands, patience)) {
+                Arrival::Group(mut group) => {
+                    let close = group.close.take();
+                    backlog = self.serve(group);
+                    if let Some(done) = close {
+                        self.finish();
+                        // An error says that whoever asked has stopped waiting.
+                        return done.send(()).unwrap_or(());
+                    }
+                }
+                Arrival::Quiet => backlog = self.look_after(),
+                Arrival::Abandoned => return self.finish(),
+            }
+        }
+    }
+
+    /// Does a group and answers it; true when retention has more to do.
+    fn serve(&mut self, group: Group) -> bool {
+        if group.len() == 0 {
+            return false;
+        }
+        if let Some(reason) = self.shared.broken() {
+            refuse(group, &Fault::Failed(reason));
+            return false;
+        }
+        let started = clock::now();
+        match self.perform(&group) {
+            Ok(done) => {
+                metrics::store_appended(started.elapsed());
+                self.settle(done.outcome);
+                answer(group, done.opened, done.appended);
+                self.move_if_due();
+                done.backlog
+            }
+            Err(fault) => {
+                self.note(&fault);
+                refuse(group, &fault);
+                false
+            }
+        }
+    }
+
+    fn perform(&mut self, group: &Group) -> Result<Done, Fault> {
+        let mut step = Step::begin(&mut self.connection, &self.streams)?;
+        let mut opened = Vec::with_capacity(group.opens.len());
+        for (stream, _) in &group.opens {
+            opened.push(step.open_log(stream, self.replaced)?);
+        }
+        let mut appended = Vec::with_capacity(group.appends.len());
+        for (append, _) in &group.appends {
+            appended.push(step.append(append)?);
+        }
+        let slice = TRIM_SLICE + 2 * group.batches;
+        let backlog = trim(&mut step, &self.streams, &self.retention, slice)?;
+        Ok(Done { opened, appended, backlog, outcome: step.commit()? })
+    }
+
+    /// What is due when nothing comes in; true when retention has more to do.
+    fn look_after(&mut self) -> bool {
+        if self.shared.broken().is_some() {
+            return false;
+        }
+        let backlog = match self.trim() {
+            Ok(backlog) => backlog,
+            Err(fault) => {
+                self.note(&fault);
+                false
+            }
+        };
+        if self.unmoved > 0 && !backlog {
+            self.move_into_database();
+        }
+        backlog
+    }
+
+    fn trim(&mut self) -> Result<bool, Fault> {
+        let now = clock::wall();
+        if self.streams.values().all(|held| held.outlived(&self.retention, now).is_none()) {
+            return Ok(false);
+        }
+        let mut step = Step::begin(&mut self.connection, &self.streams)?;
+        let backlog = trim(&mut step, &self.streams, &self.retention, TRIM_SLICE)?;
+        let outcome = step.commit()?;
+        self.settle(outcome);
+        Ok(backlog)
+    }
+
+    /// Makes a committed step true for everybody.
+    fn settle(&mut self, outcome: Outcome) {
+        self.unmoved += outcome.written;
+        for (stream, held) in outcome.changed {
+            self.shared.publish(&stream, &held);
+            self.streams.insert(stream, held);
+        }
+        self.shared.step_done();
+    }
+
+    fn note(&self, fault: &Fault) {
+        metrics::store_failed(fault.reason());
+        self.shared.fail(fault);
+    }
+
+    fn move_if_due(&mut self) {
+        if self.unmoved >= CHECKPOINT_BYTES {
+            self.move_into_database();
+        }
+    }
+
+    /// Moves the write-ahead log into the database, so that the next step begins it anew.
+    fn move_into_database(&mut self) {
+        let mode = if self.unmoved > WAL_LEN_MAX { "RESTART" } else { "PASSIVE" };
+        let moved = self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |row| {
+            let (busy, frames, moved): (bool, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(!busy && frames == moved)
+        });
+        match moved.map_err(Fault::from) {
+            Ok(true) => self.unmoved = 0,
+            // A reader holds it up; the next one will do.
+            Ok(false) => (),
+            // The entries are safe where they are; the disk may have room later.
+            Err(Fault::NoRoom(reason)) => tracing::warn!(reason, "the write-ahead log could not be moved"),
+            Err(fault @ (Fault::Damaged(_) | Fault::Failed(_))) => self.note(&fault),
+        }
+    }
+
+    /// The end. An orderly one leaves everything in the database, and the word that says so.
+    fn finish(self) {
+        self.shared.close_readers();
+        if self.shared.broken().is_none() {
+            self.leave_clean();
+        }
+        let closed = self.connection.close();
+        self.directory.release();
+        if let Err((_, error)) = closed {
+            tracing::warn!(%error, "the database could not be closed: the next start will check it");
+        }
+    }
+
+    fn leave_clean(&self) {
+        let held_up = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, bool>(0));
+        let said = match held_up {
+            Ok(false) => self.directory.say(Word::Clean).map_err(|error| error.to_string()),
+            Ok(true) => Err("a reader held it up".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(reason) = said {
+            tracing::warn!(reason, "the store could not be left in order: the next start will check it");
+        }
+    }
+}
+
+struct Done {
+    opened: Vec<LogState>,
+    appended: Vec<Result<(), AppendError>>,
+    backlog: bool,
+    outcome: Outcome,
+}
+
+/// Waits up to `patience` for a command, then takes all that wait with it, within the bounds.
+async fn gather(commands: &mut mpsc::Receiver<Command>, patience: Duration) -> Arrival {
+    let first = match timeout(patience, commands.recv()).await {
+        Ok(Some(command)) => command,
+        Ok(None) => return Arrival::Abandoned,
+        Err(_quiet) => return Arrival::Quiet,
+    };
+    let mut group = Group::default();
+    group.take(first);
+    while !group.is_full()
+        && let Ok(command) = commands.try_recv()
+    {
+        group.take(command);
+    }
+    Arrival::Group(group)
+}
+
+/// Removes a slice of what outlived the retention; true when there is more.
+fn trim(step: &mut Step<'_>, streams: &Streams, retention: &Retention, slice: usize) -> Result<bool, Fault> {
+    let now = clock::wall();
+    let mut left = slice;
+    for stream in streams.keys() {
+        left -= step.trim(stream, retention, now, left)?;
+    }
+    Ok(left == 0)
+}
+
+fn answer(group: Group, opened: Vec<LogState>, appended: Vec<Result<(), AppendError>>) {
+    for ((_, reply), state) in group.opens.into_iter().zip(opened) {
+        // Whoever asked may have stopped waiting: the same below.
+        drop(reply.send(Ok(state)));
+    }
+    for ((_, reply), outcome) in group.appends.into_iter().zip(appended) {
+        if matches!(outcome, Err(AppendError::Fenced)) {
+            metrics::store_failed("fenced");
+        }
+        drop(reply.send(outcome));
+    }
+}
+
+fn refuse(group: Group, fault: &Fault) {
+    for (_, reply) in group.opens {
+        drop(reply.send(Err(fault.clone().into())));
+    }
+    for (_, reply) in group.appends {
+        drop(reply.send(Err(fault.clone().into())));
+    }
+}
