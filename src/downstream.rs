@@ -1,3 +1,6 @@
-//! Consumers: the HTTP server over the logs.
+//! Consumers: everything that reads the logs on behalf of somebody else.
+//!
+//! A consumer is a cursor: nothing here keeps a queue for anybody. It refuses to write to a log.
 
+pub mod feed;
 pub mod server;

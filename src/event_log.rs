@@ -138,6 +138,11 @@ impl EventLog {
         &self.shared.name
     }
 
+    /// The CloudEvents `source` of its entries.
+    pub fn source(&self) -> &Source {
+        &self.shared.source
+    }
+
     pub fn opening(&self) -> &Opening {
         &self.shared.opening
     }

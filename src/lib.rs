@@ -21,6 +21,7 @@ pub mod config;
 pub mod connector;
 pub mod downstream;
 pub mod event_log;
+pub mod listener;
 pub mod model;
 pub mod protocol;
 pub mod store;

@@ -1,0 +1,284 @@
+//! One reader over one or several logs: in order for each stream, fair among them, at an end when all have ended.
+//!
+//! It refuses to buffer: what it hands out is what the readers gave, and a feed that nobody asks costs nothing.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::select_all;
+use serde::Serialize;
+
+use crate::{
+    event_log::{EventLog, Read, Reader},
+    model::{BatchView, Cursor, Mark, Offset, Source, StreamName, Timestamp},
+    store::ReadError,
+};
+
+/// One stream of a feed.
+#[derive(Debug)]
+struct Lane {
+    log: EventLog,
+    reader: Reader,
+    /// The last entry handed out, or where the reader began.
+    mark: Mark,
+    /// A mark of another epoch that the reader wanted to go on from: it is owed a gap.
+    foreign: Option<Mark>,
+    ended: bool,
+}
+
+/// Where to begin in one log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beginning {
+    /// The last entry that the reader has had.
+    pub after: Offset,
+    /// Set when the reader came with a mark that is not of this log.
+    pub foreign: Option<Mark>,
+}
+
+/// The merged reader.
+#[derive(Debug)]
+pub struct Feed {
+    lanes: Vec<Lane>,
+    /// The lane that is asked first: the one after the last that was served.
+    turn: usize,
+}
+
+/// What a feed hands out; `lane` counts the streams in the order in which the feed was given them.
+#[derive(Debug)]
+pub enum Due {
+    /// Entries of one stream, oldest first.
+    Entries { lane: usize, views: Vec<BatchView> },
+    /// What should have followed is not held any more; the lane goes on at `gap.first`.
+    Trimmed { lane: usize, gap: Trimmed },
+}
+
+/// A hole that exists for one reader only: the log has let go of what it would have read next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trimmed {
+    pub after: Mark,
+    /// The first entry held.
+    pub first: Mark,
+    /// How many entries are missing; none when `after` is of another epoch.
+    pub lost: Option<u64>,
+}
+
+impl Feed {
+    /// A feed over these logs.
+    pub fn new(logs: impl IntoIterator<Item = (EventLog, Beginning)>) -> Self {
+        let lanes: Vec<Lane> = logs.into_iter().map(|(log, beginning)| Lane::new(log, beginning)).collect();
+        assert!(!lanes.is_empty(), "a feed reads at least one stream");
+        Self { lanes, turn: 0 }
+    }
+
+    /// The streams, in the order of lanes, and where each stands.
+    pub fn marks(&self) -> impl Iterator<Item = (&StreamName, Mark)> {
+        self.lanes.iter().map(|lane| (lane.log.name(), lane.mark))
+    }
+
+    /// The CloudEvents `source` of a lane.
+    pub fn source(&self, lane: usize) -> &Source {
+        self.lanes[lane].log.source()
+    }
+
+    /// Waits for what follows; none when every log has ended. Cancel-safe. `bytes_max` bounds one answer, though one
+    /// batch is always given whole.
+    pub async fn next(&mut self, bytes_max: usize) -> Result<Option<Due>, ReadError> {
+        loop {
+            if let Some(due) = self.owed() {
+                return Ok(Some(due));
+            }
+            let Some((index, read)) = self.first_ready(bytes_max).await else { return Ok(None) };
+            if let Some(due) = self.serve(index, read?) {
+                return Ok(Some(due));
+            }
+        }
+    }
+
+    /// The same without waiting: none when nothing more is there for now.
+    pub async fn next_now(&mut self, bytes_max: usize) -> Result<Option<Due>, ReadError> {
+        if let Some(due) = self.owed() {
+            return Ok(Some(due));
+        }
+        for step in 0..self.lanes.len() {
+            let index = (self.turn + step) % self.lanes.len();
+            let Some(read) = self.lanes[index].reader.next_now(bytes_max).await? else { continue };
+            if let Some(due) = self.serve(index, read) {
+                return Ok(Some(due));
+            }
+        }
+        Ok(None)
+    }
+
+    fn owed(&mut self) -> Option<Due> {
+        let (lane, foreign) =
+            self.lanes.iter_mut().enumerate().find_map(|(index, lane)| Some((index, lane.foreign.take()?)))?;
+        let mark = self.lanes[lane].mark;
+        let first = Mark { offset: mark.offset.next(), ..mark };
+        Some(Due::Trimmed { lane, gap: Trimmed { after: foreign, first, lost: None } })
+    }
+
+    async fn first_ready(&mut self, bytes_max: usize) -> Option<(usize, Result<Read, ReadError>)> {
+        if let [lane] = self.lanes.as_mut_slice() {
+            return if lane.ended { None } else { Some((0, lane.reader.next(bytes_max).await)) };
+        }
+        let (before, from) = self.lanes.split_at_mut(self.turn);
+        let behind = from.iter_mut().zip(self.turn..).chain(before.iter_mut().zip(0..));
+        let open = behind.filter(|(lane, _)| !lane.ended);
+        let waits: Vec<_> =
+            open.map(|(lane, index)| Box::pin(async move { (index, lane.reader.next(bytes_max).await) })).collect();
+        if waits.is_empty() { None } else { Some(select_all(waits).await.0) }
+    }
+
+    fn serve(&mut self, index: usize, read: Read) -> Option<Due> {
+        self.turn = (index + 1) % self.lanes.len();
+        let lane = &mut self.lanes[index];
+        match read {
+            Read::Entries(views) => {
+                lane.advance(&views);
+                Some(Due::Entries { lane: index, views })
+            }
+            Read::Trimmed { after, first } => {
+                let after = Mark { epoch: lane.mark.epoch, offset: after };
+                lane.mark = Mark { offset: first.offset.previous(), ..first };
+                let lost = first.offset.0.checked_sub(after.offset.next().0);
+                Some(Due::Trimmed { lane: index, gap: Trimmed { after, first, lost } })
+            }
+            Read::End => {
+                lane.ended = true;
+                None
+            }
+        }
+    }
+}
+
+impl Lane {
+    fn new(log: EventLog, Beginning { after, foreign }: Beginning) -> Self {
+        let reader = log.reader(after);
+        let mark = Mark { epoch: log.end().lineage.current(), offset: after };
+        Self { log, reader, mark, foreign, ended: false }
+    }
+
+    fn advance(&mut self, views: &[BatchView]) {
+        if let Some(view) = views.last() {
+            self.mark = Mark { epoch: view.batch.epoch(), offset: view.batch.last() };
+        }
+    }
+}
+
+/// How far one reader got in each stream of its feed, as the cursor that it may come back with.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    marks: Vec<(StreamName, Mark)>,
+    form: CursorForm,
+}
+
+/// How a cursor is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CursorForm {
+    /// The mark alone: the one stream is named by the address that was asked.
+    Bare,
+    /// Every stream with its name.
+    Named,
+}
+
+impl Progress {
+    /// Where the feed stands.
+    pub fn of(feed: &Feed, form: CursorForm) -> Self {
+        Self { marks: feed.marks().map(|(name, mark)| (name.clone(), mark)).collect(), form }
+    }
+
+    /// The reader had this entry.
+    pub fn reached(&mut self, lane: usize, mark: Mark) {
+        self.marks[lane].1 = mark;
+    }
+
+    /// How its cursor is written.
+    pub fn form(&self) -> CursorForm {
+        self.form
+    }
+
+    /// The whole cursor.
+    pub fn cursor(&self) -> Cursor {
+        match self.form {
+            CursorForm::Bare => Cursor::Single(self.marks[0].1),
+            CursorForm::Named => Cursor::Several(self.marks.iter().cloned().collect::<BTreeMap<_, _>>()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    specversion: &'static str,
+    id: String,
+    source: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    time: String,
+    receivedtime: String,
+    datacontenttype: &'static str,
+    data: Data,
+}
+
+#[derive(Serialize)]
+struct Data {
+    reason: &'static str,
+    after: Mark,
+    before: Mark,
+    lost: Option<u64>,
+    silence_ms: Option<u64>,
+}
+
+impl Trimmed {
+    /// The CloudEvents `type` of a gap.
+    pub const KIND: &str = "trunkline.gap.v1";
+
+    /// The event that tells the reader. It is no entry of the log, so it has no `sequence`.
+    pub fn envelope(&self, source: &Source, now: Timestamp) -> String {
+        let envelope = Envelope {
+            specversion: "1.0",
+            id: format!("{}/trimmed", self.first),
+            source: source.as_str(),
+            kind: Self::KIND,
+            time: now.to_string(),
+            receivedtime: now.to_string(),
+            datacontenttype: "application/json",
+            data: Data { reason: "trimmed", after: self.after, before: self.first, lost: self.lost, silence_ms: None },
+        };
+        serde_json::to_string(&envelope).expect("texts and numbers always serialize")
+    }
+
+    /// Where a reader that has had this gap stands: right before the first entry held.
+    pub fn resume_after(&self) -> Mark {
+        Mark { offset: self.first.offset.previous(), ..self.first }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Epoch;
+
+    #[test]
+    fn a_trimmed_gap_says_what_is_missing_and_is_no_log_entry() {
+        let mark = |offset| Mark { epoch: Epoch(0x4f2a), offset: Offset(offset) };
+        let gap = Trimmed { after: mark(3), first: mark(90), lost: Some(86) };
+        let source = Source::new(&"acme".parse().unwrap(), &"queues".parse().unwrap());
+        let envelope: serde_json::Value =
+            serde_json::from_str(&gap.envelope(&source, Timestamp(1_777_901_509_570))).unwrap();
+        assert_eq!(
+            envelope,
+            serde_json::json!({
+                "specversion": "1.0",
+                "id": "4f2a-90/trimmed",
+                "source": "/accounts/acme/streams/queues",
+                "type": "trunkline.gap.v1",
+                "time": "2026-05-04T13:31:49.570Z",
+                "receivedtime": "2026-05-04T13:31:49.570Z",
+                "datacontenttype": "application/json",
+                "data": {
+                    "reason": "trimmed", "after": "4f2a-3", "before": "4f2a-90", "lost": 86, "silence_ms": null,
+                },
+            })
+        );
+        assert_eq!(gap.resume_after(), mark(89));
+    }
+}

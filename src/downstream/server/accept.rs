@@ -1,0 +1,99 @@
+//! Which form of the events a client wants, by its `Accept` header (RFC 9110 section 12.5.1). Pure text.
+
+use hyper::{HeaderMap, header::ACCEPT};
+
+/// A form of the events over plain HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// One page, and where the next begins.
+    Page,
+    /// Server-sent events, endless.
+    Sse,
+    /// A JSON object a line, endless.
+    Ndjson,
+}
+
+impl Form {
+    /// What it is served as.
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Self::Page => "application/cloudevents-batch+json",
+            Self::Sse => "text/event-stream",
+            Self::Ndjson => "application/x-ndjson",
+        }
+    }
+}
+
+/// Each media range that means a form, with how exactly it names it. A page is what wildcards mean.
+const RANGES: [(&str, Form, u8); 7] = [
+    ("application/cloudevents-batch+json", Form::Page, 2),
+    ("application/json", Form::Page, 2),
+    ("text/event-stream", Form::Sse, 2),
+    ("application/x-ndjson", Form::Ndjson, 2),
+    ("application/*", Form::Page, 1),
+    ("text/*", Form::Sse, 1),
+    ("*/*", Form::Page, 0),
+];
+
+/// The form that the client likes best: by weight, then the one named more exactly, then the one named first. None
+/// when there is no form that it accepts.
+pub(super) fn form(headers: &HeaderMap) -> Option<Form> {
+    if !headers.contains_key(ACCEPT) {
+        return Some(Form::Page);
+    }
+    let lines = headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok());
+    let wishes = lines.flat_map(|line| line.split(',')).filter_map(wish);
+    wishes.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(form, _)| form)
+}
+
+/// What decides between two wishes: weight in thousandths, then exactness.
+type Rank = (u16, u8);
+
+fn wish(range: &str) -> Option<(Form, Rank)> {
+    let mut parts = range.split(';').map(str::trim);
+    let name = parts.next()?.to_ascii_lowercase();
+    let (_, form, exactness) = RANGES.iter().find(|(range, _, _)| *range == name)?;
+    let weight =
+        parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q="))).map_or(1000, weight);
+    (weight > 0).then_some((*form, (weight, *exactness)))
+}
+
+/// A weight in thousandths; one that cannot be read counts as none, so that it never beats one that can.
+fn weight(text: &str) -> u16 {
+    let weight = text.trim().parse::<f32>().ok().filter(|weight| (0.0..=1.0).contains(weight));
+    weight.map_or(0, |weight| (weight * 1000.0).round() as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accept_header_chooses_the_form() {
+        for (accept, chosen) in [
+            ("*/*", Some(Form::Page)),
+            ("application/json", Some(Form::Page)),
+            ("application/cloudevents-batch+json", Some(Form::Page)),
+            ("text/event-stream", Some(Form::Sse)),
+            ("TEXT/Event-Stream; charset=utf-8", Some(Form::Sse)),
+            ("application/x-ndjson", Some(Form::Ndjson)),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Some(Form::Page)),
+            ("text/event-stream, */*", Some(Form::Sse)),
+            ("*/*, text/event-stream", Some(Form::Sse)),
+            ("application/json;q=0.5, application/x-ndjson;q=0.9", Some(Form::Ndjson)),
+            ("application/json, application/x-ndjson", Some(Form::Page)),
+            ("application/x-ndjson, application/json", Some(Form::Ndjson)),
+            ("text/event-stream;q=0, application/json", Some(Form::Page)),
+            ("text/event-stream;q=0", None),
+            ("text/event-stream;q=lots", None),
+            ("text/*", Some(Form::Sse)),
+            ("image/png", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().unwrap());
+            assert_eq!(form(&headers), chosen, "{accept}");
+        }
+        assert_eq!(form(&HeaderMap::new()), Some(Form::Page));
+    }
+}

@@ -1,0 +1,120 @@
+//! Why a consumer does not get what it asked for, and the only place that maps it to HTTP.
+//!
+//! What the client is told and what is logged are two texts: nothing of the store's inside leaves the process.
+
+use hyper::{
+    Response, StatusCode,
+    header::{HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION},
+};
+
+use super::{accept::Form, query::QueryError, ws::handshake::HandshakeError};
+use crate::{
+    listener::{Body, origin::Foreign, problem::Problem},
+    model::{Mark, StreamName},
+    store::ReadError,
+    telemetry::chain,
+};
+
+/// One request that is not served.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("there is nothing at {0}")]
+    NoSuchPath(String),
+    #[error("method not allowed")]
+    Method,
+    #[error("there is no stream {0}")]
+    UnknownStream(StreamName),
+    #[error("{0:?} is not the name of a stream")]
+    NoStreamName(String),
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    #[error("none of the accepted media types is served here")]
+    NotAcceptable,
+    #[error("the events after {mark} are not held any more; the oldest held is {first}")]
+    Trimmed { mark: Mark, first: Mark },
+    #[error("{mark} is of another life of this log; the oldest event held is {first}")]
+    ForeignEpoch { mark: Mark, first: Mark },
+    #[error("there is no event {mark} in {stream} yet")]
+    BeyondEnd { mark: Mark, stream: StreamName },
+    #[error(transparent)]
+    Foreign(#[from] Foreign),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error("the log could not be read")]
+    Unreadable(#[from] ReadError),
+}
+
+/// After a failed read of the store, in seconds.
+const RETRY_AFTER_SECS: u16 = 5;
+
+impl Refusal {
+    /// The answer; what an operator must know is logged on the way.
+    pub(super) fn response(&self) -> Response<Body> {
+        if let Self::Unreadable(cause) = self {
+            tracing::warn!(error = chain(cause), "a consumer's request failed");
+        }
+        let problem = self.problem();
+        tracing::debug!(status = problem.status.as_u16(), reason = problem.slug, "request refused");
+        problem.response()
+    }
+
+    fn problem(&self) -> Problem {
+        let plain = |status, slug, title| Problem::new(status, slug, title, self.to_string());
+        match self {
+            Self::NoSuchPath(path) => Problem::no_such_path(path),
+            Self::Method => Problem::wrong_method("GET"),
+            Self::UnknownStream(_) | Self::NoStreamName(_) => {
+                plain(StatusCode::NOT_FOUND, "unknown-stream", "No such stream")
+            }
+            Self::Query(error) => query_problem(error, plain),
+            Self::NotAcceptable => {
+                let forms = [Form::Page, Form::Sse, Form::Ndjson].map(Form::media_type).join(", ");
+                let detail = format!("events are served as {forms}, and over WebSocket");
+                Problem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", "No acceptable form", detail)
+            }
+            Self::Trimmed { .. } => plain(StatusCode::GONE, "cursor-trimmed", "Cursor beyond retention"),
+            Self::ForeignEpoch { .. } => plain(StatusCode::GONE, "cursor-foreign", "Cursor of another epoch"),
+            Self::BeyondEnd { .. } => {
+                plain(StatusCode::BAD_REQUEST, "cursor-beyond-end", "Cursor beyond the end of the log")
+            }
+            Self::Foreign(_) => plain(StatusCode::FORBIDDEN, "cross-origin", "Cross-origin request refused"),
+            Self::Handshake(error) => handshake_problem(error),
+            Self::Unreadable(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "Store unavailable")
+                .with(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS)),
+        }
+    }
+}
+
+fn query_problem(error: &QueryError, plain: impl Fn(StatusCode, &'static str, &'static str) -> Problem) -> Problem {
+    let (slug, title) = match error {
+        QueryError::Unknown { .. } => ("unknown-parameter", "Unknown parameter"),
+        QueryError::Cursor(_) | QueryError::NoMark(_) | QueryError::Nameless => ("invalid-cursor", "Invalid cursor"),
+        QueryError::Conflict(..) => ("conflicting-parameters", "Conflicting parameters"),
+        QueryError::Unreadable
+        | QueryError::Twice(_)
+        | QueryError::Since(_)
+        | QueryError::From(_)
+        | QueryError::Type(_)
+        | QueryError::Limit(_)
+        | QueryError::Stream(_)
+        | QueryError::NoStream
+        | QueryError::TooManyStreams => ("invalid-parameter", "Invalid parameter"),
+    };
+    plain(StatusCode::BAD_REQUEST, slug, title)
+}
+
+fn handshake_problem(error: &HandshakeError) -> Problem {
+    let of = |status, header: Option<(HeaderName, &'static str)>| {
+        let problem = Problem::new(status, "websocket-handshake", "WebSocket handshake refused", error.to_string());
+        match header {
+            Some((name, value)) => problem.with(name, HeaderValue::from_static(value)),
+            None => problem,
+        }
+    };
+    match error {
+        HandshakeError::Version => of(StatusCode::UPGRADE_REQUIRED, Some((SEC_WEBSOCKET_VERSION, "13"))),
+        HandshakeError::Protocol | HandshakeError::Connection | HandshakeError::Key => {
+            of(StatusCode::BAD_REQUEST, None)
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! What a request for events asks for, read from its query. Pure: the time is an argument, no log is looked at.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use axum::extract::Query as Pairs;
+use globset::Glob;
+use hyper::Uri;
+
+use super::render::Kinds;
+use crate::model::{Cursor, CursorError, Mark, NameError, Span, StreamName, Timestamp};
+
+/// A request for events.
+#[derive(Debug, Clone)]
+pub(super) struct Query {
+    /// The streams that are named in the query; empty where the path names the one.
+    pub(super) streams: Vec<StreamName>,
+    pub(super) start: Start,
+    pub(super) kinds: Kinds,
+    /// The most entries of a page. The endless forms have no use for it.
+    pub(super) limit: usize,
+}
+
+/// Where to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Start {
+    /// After what the reader has had.
+    After(Cursor),
+    /// With the first entry held that was received at this moment or later.
+    Since(Timestamp),
+    /// With the first entry held.
+    First,
+    /// With what comes next.
+    Last,
+}
+
+/// The query cannot be served. All of these are the client's to mend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum QueryError {
+    #[error("the query is not made of name=value pairs in percent-encoded UTF-8")]
+    Unreadable,
+    #[error("there is no parameter {found:?}{}", did_you_mean(*nearest))]
+    Unknown { found: String, nearest: Option<&'static str> },
+    #[error("the parameter {0} may be given once only")]
+    Twice(&'static str),
+    #[error("{0} and {1} both say where to begin; give one of them")]
+    Conflict(&'static str, &'static str),
+    #[error("after: {0}")]
+    Cursor(#[from] CursorError),
+    #[error("since: {0:?} is neither a duration such as 10m nor a time such as 2026-05-04T13:31:49Z")]
+    Since(String),
+    #[error("from: {0:?} is neither first nor last")]
+    From(String),
+    #[error("type: {0}")]
+    Type(String),
+    #[error("limit: {0:?} is not a number from 1 to {LIMIT_MAX}")]
+    Limit(String),
+    #[error("stream: {0}")]
+    Stream(NameError),
+    #[error("name at least one stream, as in ?stream=queues")]
+    NoStream,
+    #[error("at most {STREAMS_MAX} streams can be read at once")]
+    TooManyStreams,
+    #[error("the cursor has no mark for {0}; GET /v1/streams tells the marks to begin with")]
+    NoMark(StreamName),
+    #[error("several streams are read: write the cursor with names, as in queues:4f2a-17,agents:9c01-3")]
+    Nameless,
+}
+
+fn did_you_mean(nearest: Option<&'static str>) -> String {
+    nearest.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default()
+}
+
+/// Streams that one connection may read.
+const STREAMS_MAX: usize = 256;
+const LIMIT_MAX: usize = 1_000;
+const LIMIT_DEFAULT: usize = 100;
+/// A longer glob is no question that a person asked.
+const GLOB_LEN_MAX: usize = 256;
+/// What is repeated to the client of a value that it sent.
+const SHOWN_MAX: usize = 80;
+
+const PARAMETERS: [&str; 5] = ["after", "since", "from", "type", "limit"];
+const PARAMETERS_OF_SEVERAL: [&str; 6] = ["stream", "after", "since", "from", "type", "limit"];
+
+/// Whether the path names the stream, or the query one or several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Named {
+    InPath,
+    InQuery,
+}
+
+impl Query {
+    /// Reads the query of `uri`. `resumed` is the `Last-Event-ID` of a server-sent stream, which wins over `after`
+    /// (a browser repeats its first address when it reconnects) and over every other beginning.
+    pub(super) fn read(uri: &Uri, named: Named, resumed: Option<&str>, now: Timestamp) -> Result<Self, QueryError> {
+        let Pairs(pairs) = Pairs::<Vec<(String, String)>>::try_from_uri(uri).map_err(|_| QueryError::Unreadable)?;
+        let mut streams = Vec::new();
+        let mut given = BTreeMap::new();
+        for (name, value) in pairs {
+            let name = known(&name, named)?;
+            if name == "stream" {
+                add_stream(&mut streams, &value)?;
+            } else if given.insert(name, value).is_some() {
+                return Err(QueryError::Twice(name));
+            }
+        }
+        if named == Named::InQuery && streams.is_empty() {
+            return Err(QueryError::NoStream);
+        }
+        let start = start(&given, now)?;
+        Ok(Self {
+            streams,
+            start: resumed.map_or(Ok(start), |text| parse_cursor(text).map(Start::After))?,
+            kinds: given.get("type").map_or(Ok(Kinds::default()), |text| kinds(text))?,
+            limit: given.get("limit").map_or(Ok(LIMIT_DEFAULT), |text| limit(text))?,
+        })
+    }
+}
+
+fn known(found: &str, named: Named) -> Result<&'static str, QueryError> {
+    let names = match named {
+        Named::InPath => PARAMETERS.as_slice(),
+        Named::InQuery => PARAMETERS_OF_SEVERAL.as_slice(),
+    };
+    let exact = names.iter().find(|name| **name == found);
+    exact.copied().ok_or_else(|| QueryError::Unknown { found: shown(found), nearest: nearest(found, names) })
+}
+
+/// How alike two names must be before one is offered for the other (Jaro-Winkler, 1 is equal).
+const ALIKE_MIN: f64 = 0.7;
+
+fn nearest(found: &str, names: &[&'static str]) -> Option<&'static str> {
+    let likeness = |name: &&'static str| (strsim::jaro_winkler(found, name), *name);
+    let best = names.iter().map(likeness).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (best.0 >= ALIKE_MIN).then_some(best.1)
+}
+
+fn add_stream(streams: &mut Vec<StreamName>, text: &str) -> Result<(), QueryError> {
+    let name = text.parse().map_err(QueryError::Stream)?;
+    if !streams.contains(&name) {
+        streams.push(name);
+    }
+    if streams.len() > STREAMS_MAX { Err(QueryError::TooManyStreams) } else { Ok(()) }
+}
+
+fn start(given: &BTreeMap<&'static str, String>, now: Timestamp) -> Result<Start, QueryError> {
+    let mut ways = ["after", "since", "from"].into_iter().filter_map(|name| Some((name, given.get(name)?)));
+    let Some((name, value)) = ways.next() else { return Ok(Start::Last) };
+    if let Some((other, _)) = ways.next() {
+        return Err(QueryError::Conflict(name, other));
+    }
+    match (name, value.as_str()) {
+        ("after", text) => Ok(Start::After(parse_cursor(text)?)),
+        ("since", text) => moment(text, now).map(Start::Since).ok_or_else(|| QueryError::Since(shown(text))),
+        (_, "first") => Ok(Start::First),
+        (_, "last") => Ok(Start::Last),
+        (_, text) => Err(QueryError::From(shown(text))),
+    }
+}
+
+fn moment(text: &str, now: Timestamp) -> Option<Timestamp> {
+    // An unencoded plus in a query arrives as a space, and a client that pastes a time with an offset means the plus.
+    let time = Timestamp::parse(&text.replace(' ', "+"));
+    time.or_else(|| text.parse().ok().map(|Span(age)| now.before(age)))
+}
+
+fn kinds(text: &str) -> Result<Kinds, QueryError> {
+    if text.len() > GLOB_LEN_MAX {
+        return Err(QueryError::Type(format!("a pattern has at most {GLOB_LEN_MAX} characters")));
+    }
+    let glob = Glob::new(text).map_err(|error| QueryError::Type(error.to_string()))?;
+    Ok(Kinds((text != "*").then(|| glob.compile_matcher())))
+}
+
+fn limit(text: &str) -> Result<usize, QueryError> {
+    let number = text.parse().ok().filter(|number| (1..=LIMIT_MAX).contains(number));
+    number.ok_or_else(|| QueryError::Limit(shown(text)))
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(SHOWN_MAX).collect()
+}
+
+/// The `id` of a gap that exists for one reader ends like this; a client may well come back with it.
+const TRIMMED: &str = "/trimmed";
+
+/// Reads a cursor. The `id` of a trimmed gap names the first entry held, so it means to go on right before that.
+pub(super) fn parse_cursor(text: &str) -> Result<Cursor, CursorError> {
+    if !text.contains(TRIMMED) {
+        return text.parse();
+    }
+    let pieces: Result<Vec<Cow<'_, str>>, CursorError> = text.split(',').map(before_trimmed).collect();
+    pieces?.join(",").parse()
+}
+
+fn before_trimmed(piece: &str) -> Result<Cow<'_, str>, CursorError> {
+    let Some(entry) = piece.strip_suffix(TRIMMED) else { return Ok(piece.into()) };
+    let (prefix, id) = entry.rsplit_once(':').map_or(("", entry), |(name, id)| (&entry[..=name.len()], id));
+    let first: Mark = id.parse()?;
+    Ok(format!("{prefix}{}", Mark { offset: first.offset.previous(), ..first }).into())
+}
+
+impl Start {
+    /// Where it begins in the log of `stream`, as one of `several`.
+    pub(super) fn of(&self, stream: &StreamName, several: bool) -> Result<StartIn, QueryError> {
+        Ok(match self {
+            Self::After(Cursor::Single(_)) if several => return Err(QueryError::Nameless),
+            Self::After(Cursor::Single(mark)) => StartIn::After(*mark),
+            Self::After(Cursor::Several(marks)) => {
+                StartIn::After(*marks.get(stream).ok_or_else(|| QueryError::NoMark(stream.clone()))?)
+            }
+            Self::Since(moment) => StartIn::Since(*moment),
+            Self::First => StartIn::First,
+            Self::Last => StartIn::Last,
+        })
+    }
+}
+
+/// Where to begin in one log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StartIn {
+    After(Mark),
+    Since(Timestamp),
+    First,
+    Last,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_777_901_509_570);
+
+    fn read(named: Named, query: &str) -> Result<Query, QueryError> {
+        Query::read(&format!("/v1/events?{query}").parse().unwrap(), named, None, NOW)
+    }
+
+    #[test]
+    fn a_query_says_where_to_begin() {
+        for (query, start) in [
+            ("", Start::Last),
+            ("from=last", Start::Last),
+            ("from=first", Start::First),
+            ("after=4f2a-17", Start::After("4f2a-17".parse().unwrap())),
+            ("after=4f2a-17/trimmed", Start::After("4f2a-16".parse().unwrap())),
+            (
+                "after=queues:4f2a-17%2Ftrimmed,agents:9c01-3",
+                Start::After("queues:4f2a-16,agents:9c01-3".parse().unwrap()),
+            ),
+            ("since=10m", Start::Since(Timestamp(NOW.0 - 600_000))),
+            ("since=2026-05-04T13:31:49.570Z", Start::Since(NOW)),
+            ("since=2026-05-04T15:31:49.570%2B02:00", Start::Since(NOW)),
+            ("since=2026-05-04T15:31:49.570+02:00", Start::Since(NOW)),
+        ] {
+            assert_eq!(read(Named::InPath, query).unwrap().start, start, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_query_that_cannot_be_served_says_what_would_be_right() {
+        for (query, says) in [
+            ("aftr=4f2a-17", r#"there is no parameter "aftr"; did you mean "after"?"#),
+            ("zzz=1", r#"there is no parameter "zzz""#),
+            ("filter=true", r#"there is no parameter "filter""#),
+            ("stream=queues", r#"there is no parameter "stream""#),
+            ("after=4f2a-17&from=first", "after and from both say where to begin; give one of them"),
+            ("since=10m&after=4f2a-17", "after and since both say where to begin; give one of them"),
+            ("from=first&from=last", "the parameter from may be given once only"),
+            ("from=middle", r#"from: "middle" is neither first nor last"#),
+            ("after=17", r#"after: "17" is not a cursor: expected an event's id such as 4f2a-17"#),
+            ("after=-1/trimmed", r#"after: "-1" is not a cursor: expected an event's id such as 4f2a-17"#),
+            ("limit=0", r#"limit: "0" is not a number from 1 to 1000"#),
+            ("limit=1001", r#"limit: "1001" is not a number from 1 to 1000"#),
+            (
+                "since=yesterday",
+                r#"since: "yesterday" is neither a duration such as 10m nor a time such as 2026-05-04T13:31:49Z"#,
+            ),
+            ("since=10", r#"since: "10" is neither a duration such as 10m nor a time such as 2026-05-04T13:31:49Z"#),
+        ] {
+            let said = read(Named::InPath, query).unwrap_err().to_string();
+            assert!(said.starts_with(says), "{query}: {said}");
+        }
+        assert!(matches!(read(Named::InPath, "type=%5Ba").unwrap_err(), QueryError::Type(_)));
+        assert!(matches!(read(Named::InPath, "type=%ff").unwrap_err(), QueryError::Unreadable | QueryError::Type(_)));
+        assert_eq!(read(Named::InQuery, "").unwrap_err(), QueryError::NoStream);
+        assert!(matches!(read(Named::InQuery, "stream=A").unwrap_err(), QueryError::Stream(_)));
+    }
+
+    #[test]
+    fn the_last_event_id_wins_over_the_address() {
+        let uri = "/v1/streams/queues/events?after=4f2a-1".parse().unwrap();
+        let query = Query::read(&uri, Named::InPath, Some("4f2a-9"), NOW).unwrap();
+        assert_eq!(query.start, Start::After("4f2a-9".parse().unwrap()));
+        assert!(Query::read(&uri, Named::InPath, Some("nonsense"), NOW).is_err());
+    }
+
+    #[test]
+    fn streams_are_named_once_each() {
+        let query = read(Named::InQuery, "stream=queues&stream=agents&stream=queues&limit=7").unwrap();
+        assert_eq!(query.streams, ["queues".parse().unwrap(), "agents".parse().unwrap()]);
+        assert_eq!(query.limit, 7);
+    }
+
+    #[test]
+    fn a_type_matches_as_a_whole_and_a_star_crosses_dots() {
+        for (glob, kind, wanted) in [
+            ("*", "v2.analytics.queues.observations", true),
+            ("v2.analytics.*", "v2.analytics.queues.observations", true),
+            ("*observations", "v2.analytics.queues.observations", true),
+            ("v2.*.observations", "v2.analytics.queues.observations", true),
+            ("v2.analytics", "v2.analytics.queues.observations", false),
+            ("{trunkline.gap.v1,v2.*}", "trunkline.gap.v1", true),
+            ("trunkline.gap.v?", "trunkline.gap.v1", true),
+            ("V2.*", "v2.analytics", false),
+            ("v2/*", "v2/a/b", true),
+        ] {
+            assert_eq!(kinds(glob).unwrap().wants(kind), wanted, "{glob} {kind}");
+        }
+    }
+
+    #[test]
+    fn a_cursor_over_several_streams_must_have_a_mark_for_each() {
+        let (queues, agents) = ("queues".parse().unwrap(), "agents".parse().unwrap());
+        let after = |text| Start::After(parse_cursor(text).unwrap());
+        let mark = |text: &str| StartIn::After(text.parse().unwrap());
+        assert_eq!(after("4f2a-17").of(&queues, false), Ok(mark("4f2a-17")));
+        assert_eq!(after("queues:4f2a-17").of(&queues, false), Ok(mark("4f2a-17")));
+        assert_eq!(after("queues:4f2a-17,agents:9c01-3").of(&agents, true), Ok(mark("9c01-3")));
+        assert_eq!(after("4f2a-17").of(&queues, true), Err(QueryError::Nameless));
+        assert_eq!(after("queues:4f2a-17").of(&agents, true), Err(QueryError::NoMark(agents)));
+    }
+}
