@@ -15,6 +15,7 @@
 //! reads a clock. `ARCHITECTURE.md` says more.
 
 pub mod admin;
+pub mod app;
 pub mod auth;
 pub mod clock;
 pub mod config;

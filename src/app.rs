@@ -1,0 +1,207 @@
+//! The wiring: builds every part from the configuration, owns the task groups, and drains them in order.
+
+use std::{collections::BTreeMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, anyhow};
+
+use crate::{
+    auth::Tokens,
+    config::{self, Config, ConnectorConfig, StreamConfig},
+    connector::{Connector, genesys_notifications, genesys_sequenced},
+    downstream::server,
+    event_log::{self, EventLogs},
+    model::{AccountName, Source, StreamName},
+    protocol::{
+        backoff,
+        session::Patience,
+        stream::{self, Overflow, Rotation},
+    },
+    store::{
+        Store,
+        embedded::{self, Embedded},
+    },
+    tasks::Tasks,
+    telemetry::metrics,
+    upstream::{self, Streams},
+};
+
+/// Newest entries of a stream that are served without the store.
+const TAIL_BYTES: usize = 4 << 20;
+/// From dialling until a socket is open, and again until it is proved.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// After our farewell a platform may still finish what it was saying.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// Streams say farewell and make durable what they heard.
+const UPSTREAM_GRACE: Duration = Duration::from_secs(10);
+/// Subscribers are sent what is due to them and a farewell.
+const DOWNSTREAM_GRACE: Duration = Duration::from_secs(10);
+/// The orchestrator is answered to the last.
+const ADMIN_GRACE: Duration = Duration::from_secs(1);
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct App {
+    accounts: Tasks,
+    upstream: Tasks,
+    downstream: Tasks,
+    admin: Tasks,
+    logs: EventLogs,
+    store: Embedded,
+    streams: Streams,
+    consumers_at: SocketAddr,
+}
+
+impl App {
+    /// Opens the store, starts every account and stream, and binds both listeners.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        install_crypto();
+        metrics::announce();
+        let server = server::Server::bind(server::Settings {
+            allowed_origins: config.http.allowed_origins.clone(),
+            ..server::Settings::new(config.http.listen)
+        })
+        .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
+        let store = open_store(&config).await?;
+        let logs = open_logs(&config, &store).await?;
+
+        let mut accounts = Tasks::new("accounts");
+        let mut upstream = Tasks::new("upstream");
+        let mut downstream = Tasks::new("downstream");
+        let admin = Tasks::new("admin");
+        let tokens = start_accounts(&config, &mut accounts)?;
+        let settings = config.streams.iter().map(|(name, stream)| stream_settings(name, stream, &config)).collect();
+        let streams = Streams::start(settings, &logs, &tokens, &tls()?, &mut upstream)?;
+        let consumers_at = server.address();
+        let live = streams.clone();
+        server.start(&mut downstream, logs.clone(), move |stream: &StreamName| live.is_live(stream));
+        Ok(Self { accounts, upstream, downstream, admin, logs, store, streams, consumers_at })
+    }
+
+    /// Where consumers are served.
+    pub fn consumers_at(&self) -> SocketAddr {
+        self.consumers_at
+    }
+
+    /// The streams, as an operator sees them.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    /// The logs of all streams.
+    pub fn logs(&self) -> &EventLogs {
+        &self.logs
+    }
+
+    /// Runs until `stop`, or until a part fails; then drains: hears nothing new, makes durable what was heard, tells it
+    /// to whoever is connected, and closes.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let outcome = tokio::select! {
+            () = stop => Ok(()),
+            fault = self.accounts.fault() => Err(anyhow!(fault)),
+            fault = self.upstream.fault() => Err(anyhow!(fault)),
+            fault = self.downstream.fault() => Err(anyhow!(fault)),
+            fault = self.admin.fault() => Err(anyhow!(fault)),
+        };
+        let drained = [
+            self.upstream.drain(UPSTREAM_GRACE).await,
+            self.accounts.drain(ADMIN_GRACE).await,
+            {
+                self.logs.close();
+                self.downstream.drain(DOWNSTREAM_GRACE).await
+            },
+            self.admin.drain(ADMIN_GRACE).await,
+        ];
+        self.store.close().await;
+        let first = drained.into_iter().find_map(Result::err);
+        outcome.and(first.map_or(Ok(()), |fault| Err(anyhow!(fault))))
+    }
+}
+
+/// One provider for TLS everywhere. Installing it twice is harmless.
+pub fn install_crypto() {
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::trace!("the crypto provider is installed already");
+    }
+}
+
+/// Trust comes from the system's certificates; they are read once.
+fn tls() -> anyhow::Result<Arc<rustls::ClientConfig>> {
+    let mut roots = rustls::RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        tracing::warn!("no certificates found: install ca-certificates, or wss:// and https:// cannot be trusted");
+    }
+    Ok(Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Embedded> {
+    let config::Retention { events, age, bytes } = config.store.retention;
+    let settings =
+        embedded::Settings { path: config.store.path.clone(), retention: embedded::Retention { events, age, bytes } };
+    let opened = tokio::task::spawn_blocking(move || Embedded::open(&settings)).await?;
+    Ok(opened?)
+}
+
+async fn open_logs(config: &Config, store: &Embedded) -> anyhow::Result<EventLogs> {
+    let streams: Vec<(StreamName, Source)> =
+        config.streams.iter().map(|(name, stream)| (name.clone(), Source::new(&stream.account, name))).collect();
+    let settings = event_log::Settings { tail_bytes: TAIL_BYTES };
+    EventLogs::open(Store::Embedded(store.clone()), &streams, &settings).await.context("cannot open the logs")
+}
+
+fn start_accounts(config: &Config, tasks: &mut Tasks) -> anyhow::Result<BTreeMap<AccountName, Tokens>> {
+    let start = |(name, account): (&AccountName, &config::Account)| {
+        let tokens = Tokens::start(account.auth.clone(), tasks).with_context(|| format!("accounts.{name}"))?;
+        Ok((name.clone(), tokens))
+    };
+    config.accounts.iter().map(start).collect()
+}
+
+/// A stream's rules from its configuration.
+fn stream_settings(name: &StreamName, from: &StreamConfig, config: &Config) -> upstream::Settings {
+    let api_url = config.accounts.get(&from.account).and_then(|account| account.api_url.clone());
+    upstream::Settings {
+        stream: name.clone(),
+        account: from.account.clone(),
+        api_url: api_url.unwrap_or_default(),
+        frame_max: from.frame_max,
+        rules: stream::Settings {
+            connector: connector(&from.connector),
+            rotation: match from.rotation {
+                config::Rotation::Overlap => Rotation::Overlap,
+                config::Rotation::BreakFirst => Rotation::BreakFirst,
+            },
+            rotation_jitter: from.rotation_jitter,
+            retention: from.retention,
+            buffer: from.buffer,
+            overflow: match from.overflow {
+                config::Overflow::Backpressure => Overflow::Backpressure,
+                config::Overflow::DropOldest => Overflow::DropOldest,
+            },
+            patience: Patience { connect: CONNECT_MAX, silence: from.silence_max, farewell: FAREWELL_MAX },
+            backoff: backoff::Settings {
+                first: from.backoff.first,
+                cap: from.backoff.cap,
+                jitter: from.backoff.jitter,
+                breaker_after: from.backoff.breaker_after,
+                stable_after: from.backoff.stable_after,
+            },
+        },
+    }
+}
+
+fn connector(from: &ConnectorConfig) -> Connector {
+    match from.clone() {
+        ConnectorConfig::GenesysNotifications { topics, channel_life, discovery, .. } => {
+            Connector::Notifications(genesys_notifications::Settings { topics, channel_life, discovery })
+        }
+        ConnectorConfig::GenesysSequenced { url, auth, snapshot_url } => {
+            let placement = match auth {
+                config::SocketAuth::Header => genesys_sequenced::Placement::Header,
+                config::SocketAuth::Query => genesys_sequenced::Placement::Query,
+            };
+            Connector::Sequenced(genesys_sequenced::Settings { url, placement, snapshot_url })
+        }
+    }
+}
