@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Settings, Token,
+    Grant, Settings, Token,
     grants::{GrantError, Granted, Grants},
 };
 use crate::{
@@ -138,7 +138,8 @@ impl Refresher {
     async fn fetch(&mut self, stop: &CancellationToken) -> Option<Result<Granted, GrantError>> {
         self.publish();
         let droppable = !self.grants.must_finish();
-        let refused = self.tokens.borrow().as_ref().filter(|_| self.machine.is_refused()).map(|t| t.secret.clone());
+        let held = self.tokens.borrow().as_ref().map(|token| token.secret.clone());
+        let refused = held.filter(|_| self.machine.is_refused());
         let mut answer = Box::pin(self.grants.fetch(refused));
         loop {
             tokio::select! {
@@ -208,6 +209,7 @@ impl Refresher {
         }
     }
 
+    /// A changed secret is tried out while the token that an older one got still runs.
     async fn look_around(&mut self) {
         show_remaining(&self.metrics, &self.machine);
         if self.grants.have_changed().await {
@@ -224,8 +226,8 @@ impl Settings {
     /// Nobody is bothered by reading a file again, so a static token knows no interval.
     fn refresh(&self) -> refresh::Settings {
         let interval_min = match self.grant {
-            super::Grant::Static { .. } => Duration::ZERO,
-            super::Grant::ClientCredentials(_) | super::Grant::RefreshToken { .. } => self.refresh_interval_min,
+            Grant::Static { .. } => Duration::ZERO,
+            Grant::ClientCredentials(_) | Grant::RefreshToken { .. } => self.refresh_interval_min,
         };
         refresh::Settings { buffer: self.refresh_buffer, interval_min, jitter_max: self.refresh_jitter }
     }

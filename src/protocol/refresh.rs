@@ -42,7 +42,7 @@ pub struct Settings {
 /// What happened. `unit` is a random number from 0 to 1.
 #[derive(Debug, Clone, Copy)]
 pub enum Input {
-    /// Get the first token.
+    /// Get the first token. Once.
     Start,
     /// The fetch brought a token that lives this long from the moment the request was sent. None: it has no end that
     /// anybody knows, so it is never due.
@@ -135,7 +135,7 @@ impl Refresh {
 
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {
-            Input::Start => self.fetch(now),
+            Input::Start => self.start(now),
             Input::Granted { lifetime, unit } => self.adopt(lifetime, unit),
             Input::Failed { failure, unit } => self.retry(failure, unit, now),
             Input::Refused { generation } => self.refuse(generation, now),
@@ -186,6 +186,11 @@ impl Refresh {
     /// Whether the platform rejects the token in force.
     pub fn is_refused(&self) -> bool {
         self.held.is_some_and(|held| held.refused)
+    }
+
+    fn start(&mut self, now: Instant) {
+        assert!(matches!(self.state, State::Idle), "started twice");
+        self.fetch(now);
     }
 
     fn fetch(&mut self, now: Instant) {
@@ -451,6 +456,15 @@ mod tests {
         ];
         let told = play(&script, 1_600.0);
         assert!(told.ends_with("1501.5 fetch, 1502 retry at 1506, 1506 fetch"), "{told}");
+    }
+
+    #[test]
+    fn streams_that_go_on_refusing_do_not_hurry_what_was_tried_in_vain() {
+        let rejected = |at| (at, failed(Failure::Rejected));
+        let start = [(0.0, Input::Start), (0.0, granted(1800)), (100.0, refused(1))];
+        let script = [&start[..], &[rejected(100.0), rejected(130.0), rejected(190.0), (290.0, refused(1))]].concat();
+        let told = play(&script, 600.0);
+        assert!(told.ends_with("190 fetch, 190 retry at 310, 310 fetch"), "{told}");
     }
 
     #[test]

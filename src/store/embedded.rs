@@ -9,6 +9,7 @@ mod fault;
 mod held;
 mod opening;
 mod reads;
+mod reserve;
 mod step;
 mod writer;
 
@@ -161,7 +162,7 @@ struct Shared {
     logs: RwLock<BTreeMap<StreamName, Arc<Log>>>,
     /// Why no further step is taken.
     broken: OnceLock<String>,
-    /// Why the last step could not be taken.
+    /// Why no entries are taken for now.
     no_room: Mutex<Option<String>>,
     steps: AtomicU64,
 }
@@ -194,7 +195,6 @@ impl Shared {
 
     fn step_done(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
-        *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn broken(&self) -> Option<String> {
@@ -205,22 +205,18 @@ impl Shared {
         self.no_room.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Remembers why nothing can be written: for now, or until the store is opened anew.
-    fn fail(&self, fault: &Fault) {
-        let text = fault.text().to_owned();
-        match fault {
-            Fault::NoRoom(_) => *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = Some(text),
-            Fault::Failed(_) => self.give_up(&text),
-            Fault::Damaged(_) => {
-                if let Err(error) = self.directory.say(Word::Suspect(text.clone())) {
-                    tracing::error!(%error, "the suspicion could not be written: the next start may not look for it");
-                }
-                self.give_up(&text);
-            }
-        }
+    fn set_no_room(&self, reason: Option<String>) {
+        *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
-    fn give_up(&self, reason: &str) {
+    /// No further step is taken until the store is opened anew; after damage the next start looks for it.
+    fn fail(&self, fault: &Fault) {
+        let reason = fault.text();
+        if let Fault::Damaged(_) = fault
+            && let Err(error) = self.directory.say(Word::Suspect(reason.to_owned()))
+        {
+            tracing::error!(%error, "the suspicion could not be written: the next start may not look for it");
+        }
         if self.broken.set(reason.to_owned()).is_ok() {
             tracing::error!(reason, "the store is broken; it has to be opened anew");
         }
@@ -240,3 +236,6 @@ impl Shared {
         self.readers.close();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,7 +60,12 @@ pub(super) fn open(directory: &Directory) -> Result<(Connection, bool), OpenErro
     let before = directory.word();
     let unusable = |source| OpenError::Directory { path: directory.path().to_owned(), source };
     let plan = plan(&before, find(directory).map_err(unusable)?);
-    let (connection, replaced) = match carry_out(directory, plan) {
+    let mut outcome = carry_out(directory, plan);
+    if let Err(Refusal::NoRoom(_)) = outcome {
+        directory.reserve().give_up().map_err(unusable)?;
+        outcome = carry_out(directory, plan);
+    }
+    let (connection, replaced) = match outcome {
         Ok(connection) => (connection, before == Word::Replaced),
         Err(Refusal::Damaged(reason)) => {
             let aside = directory.put_aside().map_err(unusable)?;
@@ -85,7 +90,8 @@ fn find(directory: &Directory) -> io::Result<Found> {
 enum Refusal {
     Damaged(String),
     Newer(i64),
-    Other(String),
+    NoRoom(String),
+    Failed(String),
     Io(io::Error),
 }
 
@@ -94,7 +100,7 @@ impl Refusal {
         let path = directory.path().to_owned();
         match self {
             Self::Newer(found) => OpenError::Newer { path, found, known: database::SCHEMA },
-            Self::Damaged(reason) | Self::Other(reason) => OpenError::Database { path, reason },
+            Self::Damaged(reason) | Self::NoRoom(reason) | Self::Failed(reason) => OpenError::Database { path, reason },
             Self::Io(source) => OpenError::Directory { path, source },
         }
     }
@@ -104,7 +110,8 @@ impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Damaged(text) => Self::Damaged(text),
-            Fault::NoRoom(text) | Fault::Failed(text) => Self::Other(text),
+            Fault::NoRoom(text) => Self::NoRoom(text),
+            Fault::Failed(text) => Self::Failed(text),
         }
     }
 }

@@ -107,12 +107,14 @@ pub(super) struct Writer {
     streams: Streams,
     /// About as many bytes are in the write-ahead log and not in the database.
     unmoved: u64,
+    /// Why no entries are taken: the disk was full, and the reserve could not be made again yet.
+    full: Option<String>,
 }
 
 impl Writer {
     pub(super) fn new(connection: Connection, replaced: bool, retention: Retention, shared: Arc<Shared>) -> Self {
         let directory = Arc::clone(&shared.directory);
-        Self { connection, directory, shared, retention, replaced, streams: Streams::new(), unmoved: 0 }
+        Self { connection, directory, shared, retention, replaced, streams: Streams::new(), unmoved: 0, full: None }
     }
 
     /// Starts the thread; it ends after [`Command::Close`] or when every handle is gone.
@@ -123,9 +125,12 @@ impl Writer {
     }
 
     fn run(mut self, runtime: &Runtime, mut commands: mpsc::Receiver<Command>) {
+        self.make_reserve();
         let mut backlog = false;
+        let mut looked = clock::now();
         loop {
             let patience = if backlog { Duration::ZERO } else { TICK };
+            let mut quiet = false;
             match runtime.block_on(gather(&mut commands, patience)) {
                 Arrival::Group(mut group) => {
                     let close = group.close.take();
@@ -136,8 +141,12 @@ impl Writer {
                         return done.send(()).unwrap_or(());
                     }
                 }
-                Arrival::Quiet => backlog = self.look_after(),
+                Arrival::Quiet => quiet = true,
                 Arrival::Abandoned => return self.finish(),
+            }
+            if quiet || looked.elapsed() >= TICK {
+                backlog = self.look_after(quiet);
+                looked = clock::now();
             }
         }
     }
@@ -152,7 +161,15 @@ impl Writer {
             return false;
         }
         let started = clock::now();
-        match self.perform(&group) {
+        let mut done = self.perform(&group);
+        if let Err(fault @ Fault::NoRoom(_)) = &done
+            && self.full.is_none()
+        {
+            // With entries refused and the reserve given up, the rest of the group may find room.
+            self.note(&fault.clone());
+            done = self.perform(&group);
+        }
+        match done {
             Ok(done) => {
                 metrics::store_appended(started.elapsed());
                 self.settle(done.outcome);
@@ -176,26 +193,29 @@ impl Writer {
         }
         let mut appended = Vec::with_capacity(group.appends.len());
         for (append, _) in &group.appends {
-            appended.push(step.append(append)?);
+            appended.push(match &self.full {
+                Some(reason) if !append.batches.is_empty() => Err(AppendError::NoRoom(reason.clone())),
+                Some(_) | None => step.append(append)?,
+            });
         }
         let slice = TRIM_SLICE + 2 * group.batches;
         let backlog = trim(&mut step, &self.streams, &self.retention, slice)?;
         Ok(Done { opened, appended, backlog, outcome: step.commit()? })
     }
 
-    /// What is due when nothing comes in; true when retention has more to do.
-    fn look_after(&mut self) -> bool {
+    /// What is due now and then; true when retention has more to do.
+    fn look_after(&mut self, quiet: bool) -> bool {
         if self.shared.broken().is_some() {
             return false;
         }
-        let backlog = match self.trim() {
-            Ok(backlog) => backlog,
-            Err(fault) => {
-                self.note(&fault);
-                false
-            }
-        };
-        if self.unmoved > 0 && !backlog {
+        if self.full.is_some() {
+            self.make_reserve();
+        }
+        let backlog = self.trim().unwrap_or_else(|fault| {
+            self.note(&fault);
+            false
+        });
+        if quiet && !backlog && self.unmoved > 0 {
             self.move_into_database();
         }
         backlog
@@ -213,6 +233,27 @@ impl Writer {
         Ok(backlog)
     }
 
+    /// With the reserve in place entries are taken; without room for it they are not.
+    fn make_reserve(&mut self) {
+        let full = self.directory.reserve().make().err().map(|error| format!("no room for the reserve: {error}"));
+        if full.is_none() && self.full.is_some() {
+            tracing::info!("the disk has room again: entries are taken");
+        }
+        self.full = full;
+        self.shared.set_no_room(self.full.clone());
+    }
+
+    /// The disk is full: what is in the write-ahead log gets the reserve's room.
+    fn give_up_reserve(&mut self, reason: &str) {
+        tracing::error!(reason, "the disk has no room: no entries are taken until it has");
+        self.full = Some(reason.to_owned());
+        self.shared.set_no_room(self.full.clone());
+        if let Err(error) = self.directory.reserve().give_up() {
+            tracing::warn!(%error, "the reserve could not be given up");
+        }
+        self.move_into_database();
+    }
+
     /// Makes a committed step true for everybody.
     fn settle(&mut self, outcome: Outcome) {
         self.unmoved += outcome.written;
@@ -223,9 +264,13 @@ impl Writer {
         self.shared.step_done();
     }
 
-    fn note(&self, fault: &Fault) {
+    fn note(&mut self, fault: &Fault) {
         metrics::store_failed(fault.reason());
-        self.shared.fail(fault);
+        match fault {
+            Fault::NoRoom(reason) if self.full.is_none() => self.give_up_reserve(reason),
+            Fault::NoRoom(_) => (),
+            Fault::Damaged(_) | Fault::Failed(_) => self.shared.fail(fault),
+        }
     }
 
     fn move_if_due(&mut self) {
@@ -332,3 +377,6 @@ fn refuse(group: Group, fault: &Fault) {
         drop(reply.send(Err(fault.clone().into())));
     }
 }
+
+#[cfg(test)]
+mod tests;
