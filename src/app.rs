@@ -35,6 +35,8 @@ const FAREWELL_MAX: Duration = Duration::from_secs(2);
 const UPSTREAM_GRACE: Duration = Duration::from_secs(10);
 /// Subscribers are sent what is due to them and a farewell.
 const DOWNSTREAM_GRACE: Duration = Duration::from_secs(10);
+/// A refresh token that is being rotated is not lost half-way.
+const ACCOUNTS_GRACE: Duration = Duration::from_secs(12);
 /// The orchestrator is answered to the last.
 const ADMIN_GRACE: Duration = Duration::from_secs(1);
 
@@ -104,7 +106,7 @@ impl App {
         };
         let drained = [
             self.upstream.drain(UPSTREAM_GRACE).await,
-            self.accounts.drain(ADMIN_GRACE).await,
+            self.accounts.drain(ACCOUNTS_GRACE).await,
             {
                 self.logs.close();
                 self.downstream.drain(DOWNSTREAM_GRACE).await

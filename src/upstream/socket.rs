@@ -28,7 +28,6 @@ use crate::{
     connector::{Credential, Failure, Frame, Probe},
     model::Secret,
     protocol::{retry_after, session::Dial},
-    telemetry::chain,
 };
 
 /// Bytes asked of the kernel at once; one allocation holds the frames of one read.
@@ -69,7 +68,7 @@ impl Dialler {
         match connect_async_tls_with_config(request, Some(config), true, Some(connector)).await {
             Ok((socket, _)) => Ok(Socket(socket)),
             Err(Error::Http(response)) => Err(refusal(&response)),
-            Err(error) => Err(Failure::Unreachable(bounded(&chain(&error)))),
+            Err(error) => Err(Failure::Unreachable(bounded(&error.to_string()))),
         }
     }
 }
@@ -170,8 +169,8 @@ fn failure(error: &Error) -> Failure {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => Failure::Oversize,
         Error::Utf8(_) => closed(1007, "a text that is not UTF-8"),
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) | Error::Io(_) => closed(1006, &chain(error)),
-        Error::Protocol(_) => closed(1002, &chain(error)),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) | Error::Io(_) => closed(1006, &error.to_string()),
+        Error::Protocol(_) => closed(1002, &error.to_string()),
         Error::ConnectionClosed
         | Error::AlreadyClosed
         | Error::Tls(_)
@@ -180,6 +179,6 @@ fn failure(error: &Error) -> Failure {
         | Error::AttackAttempt
         | Error::Url(_)
         | Error::Http(_)
-        | Error::HttpFormat(_) => closed(1006, &chain(error)),
+        | Error::HttpFormat(_) => closed(1006, &error.to_string()),
     }
 }

@@ -1,0 +1,149 @@
+//! The house: who may use whom, and which words the rules may not know.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Module → what of ours it may use. `ARCHITECTURE.md` says why.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("model", &[]),
+    ("connector", &["model"]),
+    ("protocol", &["model", "connector"]),
+    ("clock", &["model"]),
+    ("tasks", &[]),
+    ("telemetry", &["model"]),
+    ("store", &["model", "clock", "tasks", "telemetry"]),
+    ("event_log", &["model", "clock", "tasks", "telemetry", "store"]),
+    ("listener", &["clock", "tasks", "telemetry"]),
+    ("auth", &["model", "protocol", "clock", "tasks", "telemetry"]),
+    ("upstream", &["model", "connector", "protocol", "clock", "tasks", "telemetry", "store", "event_log", "auth"]),
+    ("downstream", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener"]),
+    ("admin", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "upstream"]),
+    ("config", &["model", "connector", "auth", "clock"]),
+    (
+        "app",
+        &[
+            "model", "connector", "protocol", "clock", "tasks", "telemetry", "store", "event_log", "auth", "upstream",
+            "downstream", "admin", "config", "listener",
+        ],
+    ),
+    ("simulator", &[]),
+];
+
+/// Modules that may use everything.
+const ENTRIES: [&str; 3] = ["cli", "main", "lib"];
+
+/// What would let a rule wait, look at a clock, draw lots or touch a socket.
+const FORBIDDEN_IN_RULES: [&str; 11] = [
+    "async ", "await", "tokio", "::now()", "rand::", "fastrand", "std::net", "std::fs", "std::thread", "reqwest",
+    "rusqlite",
+];
+const RULES: [&str; 3] = ["model", "connector", "protocol"];
+
+fn source(module: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![root.join(format!("{module}.rs"))];
+    let mut folders = vec![root.join(module)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
+
+/// The code of a file without its tests and comments.
+fn code(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let text = text.split("\n#[cfg(test)]").next().unwrap_or_default();
+    let is_code = |line: &&str| !line.trim_start().starts_with("//");
+    text.lines().filter(is_code).collect::<Vec<_>>().join("\n")
+}
+
+/// The modules of ours that a text names after `crate::`, also in braces.
+fn used(code: &str) -> BTreeSet<String> {
+    let mut modules = BTreeSet::new();
+    for after in code.split("crate::").skip(1) {
+        let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        let Some(list) = after.strip_prefix('{') else {
+            modules.insert(word(after));
+            continue;
+        };
+        let (mut depth, mut item) = (0, String::new());
+        for c in list.chars() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    modules.insert(word(item.trim()));
+                    item.clear();
+                    continue;
+                }
+                _ => (),
+            }
+            item.push(c);
+        }
+        modules.insert(word(item.trim()));
+    }
+    modules.remove("");
+    modules
+}
+
+#[test]
+fn every_module_uses_only_what_lies_below_it() {
+    for (module, allowed) in MAY_USE {
+        for file in source(module) {
+            for other in used(&code(&file)) {
+                let fine = other == *module || allowed.contains(&other.as_str());
+                assert!(fine, "{} uses {other}; {module} may use {allowed:?}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_module_has_a_place_in_the_house() {
+    let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let modules = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    for module in modules {
+        let known = MAY_USE.iter().any(|(name, _)| *name == module) || ENTRIES.contains(&module);
+        assert!(known, "src/lib.rs: {module} is in no layer");
+    }
+}
+
+#[test]
+fn the_rules_neither_wait_nor_look_at_a_clock_nor_touch_a_socket() {
+    for module in RULES {
+        for file in source(module) {
+            let code = code(&file);
+            for word in FORBIDDEN_IN_RULES {
+                assert!(!code.contains(word), "{} is a rule and says {word:?}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_opens_with_what_it_is_and_none_is_called_mod() {
+    let modules = MAY_USE.iter().map(|(module, _)| *module).chain(ENTRIES);
+    for file in modules.flat_map(source) {
+        let text = fs::read_to_string(&file).unwrap();
+        let test_module = file.file_name().is_some_and(|name| name == "tests.rs");
+        assert!(text.starts_with("//!") || test_module, "{} does not say what it is", file.display());
+        assert!(file.file_name().is_some_and(|name| name != "mod.rs"), "{}", file.display());
+    }
+}
+
+#[test]
+fn the_table_can_fail() {
+    let sample = "use crate::{model::{A, B}, store::{self, C}};\nlet x = crate::config::load();";
+    assert_eq!(used(sample), ["config", "model", "store"].map(str::to_owned).into());
+}
