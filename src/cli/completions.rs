@@ -31,7 +31,7 @@ mod tests {
             let mut script = Vec::new();
             run(&CompletionsArgs { shell }, &mut script).unwrap();
             let script = String::from_utf8(script).unwrap();
-            assert!(["tail", "status", "--connect"].iter().all(|word| script.contains(word)), "{shell}");
+            assert!(["tail", "status", "connect"].iter().all(|word| script.contains(word)), "{shell}");
         }
     }
 }

@@ -11,6 +11,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use futures_util::StreamExt;
 
 use crate::tasks::Tasks;
 
@@ -41,13 +42,16 @@ impl Served {
     /// Pieces of a body, after which the connection breaks.
     pub(super) fn broken_off(pieces: Vec<&'static str>) -> Self {
         let pieces = pieces.into_iter().map(|piece| Ok(Bytes::from_static(piece.as_bytes())));
-        let end = std::iter::once(Err(std::io::Error::other("the daemon is gone")));
-        Self { status: 200, body: Body::from_stream(futures_util::stream::iter(pieces.chain(end))) }
+        let end = futures_util::stream::once(async {
+            // What was said before is flushed while the body waits.
+            tokio::task::yield_now().await;
+            Err(std::io::Error::other("the daemon is gone"))
+        });
+        Self { status: 200, body: Body::from_stream(futures_util::stream::iter(pieces).chain(end)) }
     }
 
     /// Pieces of a body that then goes on for ever, silent.
     pub(super) fn endless(pieces: Vec<&'static str>) -> Self {
-        use futures_util::StreamExt;
         let pieces = pieces.into_iter().map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece.as_bytes())));
         let body = futures_util::stream::iter(pieces).chain(futures_util::stream::pending());
         Self { status: 200, body: Body::from_stream(body) }
