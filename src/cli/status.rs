@@ -53,7 +53,7 @@ pub async fn run(
     if !args.watch {
         return write(&answer(&daemon).await?, args, out);
     }
-    let watch = pin!(watch(&daemon, args, screen, out));
+    let watch = pin!(watch(&daemon, args, WATCH_EVERY, screen, out));
     tokio::select! {
         biased;
         () = stop => Ok(()),
@@ -62,7 +62,13 @@ pub async fn run(
 }
 
 /// Goes on when the daemon is away for a while; only the first question must be answered.
-async fn watch(daemon: &Daemon, args: &StatusArgs, screen: bool, out: &mut impl Write) -> Result<(), Failure> {
+async fn watch(
+    daemon: &Daemon,
+    args: &StatusArgs,
+    every: Duration,
+    screen: bool,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
     let mut text = answer(daemon).await?;
     loop {
         if screen && !args.json {
@@ -70,7 +76,7 @@ async fn watch(daemon: &Daemon, args: &StatusArgs, screen: bool, out: &mut impl 
         }
         write(&text, args, out)?;
         out.flush()?;
-        tokio::time::sleep(WATCH_EVERY).await;
+        tokio::time::sleep(every).await;
         match answer(daemon).await {
             Ok(newer) => text = newer,
             Err(error) if error.is_passing() && !args.json => writeln!(out, "\n{error}; the table is old")?,
@@ -318,6 +324,26 @@ acme: invalid_client
         let failure = run(&absent, false, &mut Vec::new(), std::future::pending()).await.unwrap_err();
         assert_eq!(failure.exit(), crate::cli::Exit::Failed);
         assert!(failure.to_string().contains("could not reach"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn watching_survives_a_daemon_that_is_away_for_a_while() {
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let server = serve(move |_| match asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => Served::json(answered()),
+            1 => Served::status(503, "{}"),
+            2 => Served::json(answered().replace("\"live\"", "\"paused\"")),
+            _ => Served::status(401, "{}"),
+        })
+        .await;
+        let args = args(&server.url, false, true);
+        let daemon = Daemon::new(&args.url, None).unwrap();
+        let mut out = Vec::new();
+        let ended = watch(&daemon, &args, Duration::from_millis(1), true, &mut out).await;
+        assert_eq!(ended.unwrap_err().exit(), crate::cli::Exit::Refused, "a refusal does not pass by itself");
+        let out = String::from_utf8(out).unwrap();
+        assert_eq!(out.matches(CLEAR).count(), 3, "{out}");
+        assert!(out.contains("the table is old") && out.contains("paused"), "{out}");
     }
 
     #[test]
