@@ -164,8 +164,10 @@ impl Tail<'_> {
     }
 
     async fn reopen(&self, notes: &mut impl Write) -> Result<Response, Failure> {
-        let last = PAUSES[PAUSES.len() - 1];
-        for pause in PAUSES.into_iter().chain(std::iter::repeat(last)) {
+        let mut attempts = 0;
+        loop {
+            let pause = PAUSES[attempts.min(PAUSES.len() - 1)];
+            attempts += 1;
             writeln!(notes, "connection lost; trying {} again in {}", self.daemon.url(), Span(pause))?;
             tokio::time::sleep(pause).await;
             match self.open().await {
@@ -174,7 +176,6 @@ impl Tail<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        unreachable!("the last pause is repeated for ever")
     }
 
     /// Shows events until the connection is lost.
