@@ -2,8 +2,8 @@
 //!
 //! The JSON Schema, the checks of types and the effective configuration are derived from these structs, so that a key
 //! is written down once. It refuses keys that it does not know. Beside the words of JSON Schema it uses `x-minimum` and
-//! `x-maximum` (bounds of durations and sizes), `x-unit` (what a plain number counts), `x-decides` (an optional key that
-//! decides what its neighbours mean) and `x-not-yet` (keys and words that this build knows but does not offer).
+//! `x-maximum` (bounds of durations and sizes), `x-unit` (what a plain number counts), `x-decides` (an optional key on
+//! which the meaning of its neighbours hangs) and `x-not-yet` (keys and words that are known but not offered).
 
 use std::{
     collections::BTreeMap,
