@@ -157,6 +157,11 @@ pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Config, Find
     load_documents(&read(files)?, environment)
 }
 
+/// The same for a text that is in no file; mistakes are reported under `name`.
+pub fn from_text(name: &str, text: &str, environment: &Environment) -> Result<Config, Findings> {
+    load_documents(&[Document { name: name.to_owned(), text: text.to_owned() }], environment)
+}
+
 /// The effective configuration as TOML: every key with its value and where it comes from, secrets as `***`.
 /// Secrets need not be there.
 pub fn effective(files: &[PathBuf], environment: &Environment) -> Result<String, Findings> {

@@ -1,9 +1,9 @@
 //! The shape of a configuration file: every key, its meaning, its default and its bounds.
 //!
 //! The JSON Schema, the checks of types and the effective configuration are derived from these structs, so that a key
-//! is written down once. It refuses keys that it does not know. `x-minimum` and `x-maximum` bound durations and sizes,
-//! `x-unit` says what a plain number counts, `x-decides` names an optional key that decides what its neighbours mean, and
-//! `x-not-yet` lists keys and words that this build knows but does not offer.
+//! is written down once. It refuses keys that it does not know. Beside the words of JSON Schema it uses `x-minimum` and
+//! `x-maximum` (bounds of durations and sizes), `x-unit` (what a plain number counts), `x-decides` (an optional key on
+//! which the meaning of its neighbours hangs) and `x-not-yet` (keys and words that are known but not offered).
 
 use std::{
     collections::BTreeMap,

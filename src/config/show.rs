@@ -99,7 +99,7 @@ impl Page<'_> {
 
     /// Where a value was written; for a secret also where it is looked for.
     fn origin(&self, path: &KeyPath) -> String {
-        let Some(written) = find(&self.draft.tree, path) else { return "default".to_owned() };
+        let Some(written) = find(&self.draft.tree, path) else { return unwritten(path).to_owned() };
         let place = Place::of(written).map_or_else(String::new, |place| place.to_string());
         match at_path(self.schema, &path.0).map(wanted) {
             Some(Wanted::Secret) => format!("{place}, {}", reference(written)),
@@ -114,6 +114,14 @@ impl Page<'_> {
                 | Wanted::Flag,
             ) => place,
         }
+    }
+}
+
+/// Where a value comes from that nobody wrote.
+fn unwritten(path: &KeyPath) -> &'static str {
+    match path.0.last().map(String::as_str) {
+        Some("token_url" | "api_url") => "from region",
+        Some(_) | None => "default",
     }
 }
 

@@ -158,22 +158,19 @@ fn from_variable(variable: &str, text: &str, schema: Option<&serde_json::Value>)
         None | Some(Wanted::Text(_) | Wanted::Words(_)) => verbatim(),
         Some(Wanted::Table | Wanted::List | Wanted::Secret | Wanted::Whole | Wanted::Number | Wanted::Flag) => {
             let parsed = DeValue::parse(text);
-            parsed.map_or_else(
-                |_| verbatim(),
-                |value| from_toml(value.get_ref(), variable.to_owned(), &|_| variable.to_owned()),
-            )
+            parsed.map_or_else(|_| verbatim(), |value| from_toml(value.get_ref(), variable, &|_| variable.to_owned()))
         }
     }
 }
 
 fn from_table(table: &DeTable<'_>, place: &dyn Fn(usize) -> String) -> Map<String, Value> {
     let entry = |(key, value): (&toml::Spanned<std::borrow::Cow<'_, str>>, &toml::Spanned<DeValue<'_>>)| {
-        (key.get_ref().to_string(), from_toml(value.get_ref(), place(key.span().start), place))
+        (key.get_ref().to_string(), from_toml(value.get_ref(), &place(key.span().start), place))
     };
     table.iter().map(entry).collect()
 }
 
-fn from_toml(value: &DeValue<'_>, origin: String, place: &dyn Fn(usize) -> String) -> Value {
+fn from_toml(value: &DeValue<'_>, origin: &str, place: &dyn Fn(usize) -> String) -> Value {
     let kind = match value {
         DeValue::String(text) => ValueKind::String(text.to_string()),
         DeValue::Integer(number) => {
@@ -186,12 +183,12 @@ fn from_toml(value: &DeValue<'_>, origin: String, place: &dyn Fn(usize) -> Strin
         DeValue::Boolean(flag) => ValueKind::Boolean(*flag),
         DeValue::Datetime(moment) => ValueKind::String(moment.to_string()),
         DeValue::Array(items) => {
-            let item = |item: &toml::Spanned<DeValue<'_>>| from_toml(item.get_ref(), place(item.span().start), place);
+            let item = |item: &toml::Spanned<DeValue<'_>>| from_toml(item.get_ref(), &place(item.span().start), place);
             ValueKind::Array(items.iter().map(item).collect())
         }
         DeValue::Table(table) => ValueKind::Table(from_table(table, place)),
     };
-    Value::new(Some(&origin), kind)
+    Value::new(Some(&origin.to_owned()), kind)
 }
 
 /// Line and column of a byte, both from 1; the column counts characters.

@@ -121,7 +121,7 @@ fn the_effective_configuration_shows_every_value_with_its_place_and_no_secret() 
         r#"listen = "127.0.0.1:7000"  # TRUNKLINE__HTTP__LISTEN"#,
         r#"kind = "embedded"  # default"#,
         r#"client_secret = "***"  # 0.toml:6, env CLIENT_SECRET"#,
-        r#"token_url = "https://login.mypurecloud.com/oauth/token"  # default"#,
+        r#"token_url = "https://login.mypurecloud.com/oauth/token"  # from region"#,
         r#"overflow = "drop-oldest"  # default"#,
         r#"account = "acme"  # 0.toml:9"#,
         "buffer = 5000  # default",

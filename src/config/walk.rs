@@ -174,7 +174,7 @@ fn word(value: &Value, words: &[&str], schema: &Schema) -> Result<(), String> {
 
 fn text(value: &Value, format: &str, schema: &Schema) -> Result<(), String> {
     match format {
-        "duration" => quantity::<Span>(value, schema, "a duration such as \"300s\""),
+        "time-span" => quantity::<Span>(value, schema, "a duration such as \"300s\""),
         "size" => quantity::<Size>(value, schema, "a size such as \"16MiB\""),
         _ => match &value.kind {
             ValueKind::String(text) => format::judge(format, text),

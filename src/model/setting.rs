@@ -115,7 +115,8 @@ macro_rules! as_text {
     };
 }
 
-as_text!(Span, "duration");
+// Not `duration`: JSON Schema means ISO 8601 by that.
+as_text!(Span, "time-span");
 as_text!(Size, "size");
 
 /// Where a secret is found: `{ env = "NAME" }` or `{ file = "PATH" }`. Never the secret itself.

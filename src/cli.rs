@@ -1,0 +1,271 @@
+//! The command line: what can be asked for, how a command ends, and how it says why.
+//!
+//! A file a command. None of them prints to anything but the output it is given.
+
+pub mod check;
+pub mod completions;
+pub mod config;
+mod daemon;
+pub mod status;
+pub mod tail;
+#[cfg(test)]
+mod tests_server;
+
+use std::{
+    io::{self, ErrorKind, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{config::Findings, model::Span};
+
+/// Keeps one WebSocket per contact-centre stream and serves every consumer from one durable log.
+#[derive(Debug, Parser)]
+#[command(name = "trunkline", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon
+    Run(RunArgs),
+    /// Run a simulated platform and a relay in one process, to see rotations happen
+    Demo(DemoArgs),
+    /// Run the simulated platform alone
+    Simulate(SimulateArgs),
+    /// Tell every mistake of a configuration, and what each stream can lose, double or reorder
+    Check(check::CheckArgs),
+    /// Show the schema of the configuration, or the effective configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Follow a stream of a running daemon
+    Tail(tail::TailArgs),
+    /// Show streams and tokens of a running daemon
+    Status(status::StatusArgs),
+    /// Print the completions of a shell
+    Completions(completions::CompletionsArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Configuration file; of several, later ones win key by key
+    #[arg(long, value_name = "FILE", required = true)]
+    pub config: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Events a second that the simulated contact centre produces
+    #[arg(long, value_name = "N", default_value = "20", value_parser = rate)]
+    pub rate: f64,
+    /// Life of a token: short, so that rotations can be watched
+    #[arg(long, value_name = "DURATION", default_value = "20s")]
+    pub token_ttl: Span,
+    /// Where consumers connect
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub http: SocketAddr,
+    /// Where health, metrics and the console are
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
+    pub admin: SocketAddr,
+    /// Keep the logs in this directory; without it they are gone at the end
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// End by itself after this time
+    #[arg(long, value_name = "DURATION")]
+    pub duration: Option<Span>,
+    /// The faults of the simulated platform
+    #[arg(long, value_name = "FILE")]
+    pub script: Option<PathBuf>,
+    /// The same seed gives the same contact centre and the same faults
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct SimulateArgs {
+    /// Where the simulated platform listens
+    #[arg(long, value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// The faults of the simulated platform
+    #[arg(long, value_name = "FILE")]
+    pub script: Option<PathBuf>,
+    /// Events a second
+    #[arg(long, value_name = "N", default_value = "20", value_parser = rate)]
+    pub rate: f64,
+    /// Life of a token
+    #[arg(long, value_name = "DURATION", default_value = "600s")]
+    pub token_ttl: Span,
+    /// The same seed gives the same contact centre and the same faults
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// Events a second that the simulator is built for.
+const RATE_MAX: f64 = 100_000.0;
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| *rate > 0.0 && *rate <= RATE_MAX);
+    rate.ok_or_else(|| format!("expected a number above 0, at most {RATE_MAX}"))
+}
+
+/// How a command ends, as scripts see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: done.
+    Done,
+    /// 1: failed at run time.
+    Failed,
+    /// 2: bad usage or configuration.
+    Misused,
+    /// 3: a remote refused.
+    Refused,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Misused => 2,
+            Exit::Refused => 3,
+        })
+    }
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("the configuration is wrong")]
+    Configuration(#[from] Findings),
+    #[error("{0}")]
+    Refused(String),
+    #[error("could not write the output")]
+    Output(#[from] io::Error),
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+impl Failure {
+    /// How the process ends. Whoever reads our output may stop reading: that is no failure.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Configuration(_) => Exit::Misused,
+            Self::Refused(_) => Exit::Refused,
+            Self::Output(error) if error.kind() == ErrorKind::BrokenPipe => Exit::Done,
+            Self::Output(_) | Self::Failed(_) => Exit::Failed,
+        }
+    }
+
+    /// Says why, one cause a line; nothing where the end is none to complain about.
+    pub fn report(&self, out: &mut impl Write) -> io::Result<()> {
+        match self {
+            Self::Configuration(findings) => writeln!(out, "{findings}"),
+            Self::Output(_) if self.exit() == Exit::Done => Ok(()),
+            Self::Refused(_) | Self::Output(_) | Self::Failed(_) => causes(self, out),
+        }
+    }
+}
+
+/// A chain whose links repeat one another is told once.
+fn causes(error: &dyn std::error::Error, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "error: {error}")?;
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        writeln!(out, "  because: {error}")?;
+        cause = error.source();
+    }
+    Ok(())
+}
+
+/// Ends a command without complaint when an operator asks for it.
+pub async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_commands_agree_with_themselves() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_contract_is_understood() {
+        for line in [
+            "trunkline run --config a.toml --config b.toml",
+            "trunkline demo --rate 2.5 --token-ttl 20s --http 127.0.0.1:0 --admin [::1]:0 --data d --duration 1m",
+            "trunkline simulate --listen 127.0.0.1:0 --script faults.toml --seed 7",
+            "trunkline check --config a.toml --connect",
+            "trunkline config schema",
+            "trunkline config show --config a.toml",
+            "trunkline tail queues --after 4f2a-17 --type v2.users.* --url http://127.0.0.1:8080",
+            "trunkline tail queues --since 10m --token x",
+            "trunkline tail queues --since 2026-05-04T13:31:49Z",
+            "trunkline status --url http://127.0.0.1:9090 --json --watch",
+            "trunkline completions bash",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn bad_usage_is_refused_before_anything_starts() {
+        for line in [
+            "trunkline run",
+            "trunkline check",
+            "trunkline demo --rate 0",
+            "trunkline demo --rate NaN",
+            "trunkline demo --token-ttl 20",
+            "trunkline tail Queues",
+            "trunkline tail queues --after yesterday",
+            "trunkline tail queues --since yesterday",
+            "trunkline tail queues --after 4f2a-17 --since 10m",
+            "trunkline tail queues --url 127.0.0.1:8080",
+            "trunkline status --url ws://127.0.0.1:9090",
+        ] {
+            assert_eq!(parse(line).map(drop).map_err(|error| error.exit_code()), Err(2), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_token_given_on_the_command_line_is_not_shown() {
+        let Ok(cli) = parse("trunkline tail queues --token hunter2") else { panic!("refused") };
+        assert!(!format!("{cli:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_failure_tells_one_cause_a_line() {
+        let inner = anyhow::anyhow!("connection refused").context("could not reach the daemon");
+        let (mut text, failure) = (Vec::new(), Failure::from(inner));
+        failure.report(&mut text).unwrap();
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            "error: could not reach the daemon\n  because: connection refused\n"
+        );
+        assert_eq!(failure.exit(), Exit::Failed);
+    }
+
+    #[test]
+    fn a_reader_that_has_seen_enough_is_no_failure() {
+        let (mut text, failure) = (Vec::new(), Failure::from(io::Error::from(ErrorKind::BrokenPipe)));
+        failure.report(&mut text).unwrap();
+        assert!(text.is_empty());
+        assert_eq!(failure.exit(), Exit::Done);
+        assert_eq!(Failure::from(io::Error::from(ErrorKind::StorageFull)).exit(), Exit::Failed);
+    }
+}

@@ -1,0 +1,94 @@
+//! `trunkline check`: every mistake of a configuration, or a report of what it promises.
+//!
+//! It changes nothing and opens no connection; `--connect` is for whoever can.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use clap::Args;
+
+use crate::config::{self, Config, Environment};
+
+use super::Failure;
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Configuration file; of several, later ones win key by key
+    #[arg(long, value_name = "FILE", required = true)]
+    pub config: Vec<PathBuf>,
+    /// Also authenticate every account, and open and close every stream
+    #[arg(long)]
+    pub connect: bool,
+}
+
+/// Writes the report of a good configuration and gives it back, so that it can be tried on the real platform.
+pub fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Write) -> Result<Config, Failure> {
+    let config = config::load(&args.config, environment)?;
+    report(&config, out)?;
+    Ok(config)
+}
+
+fn report(config: &Config, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "The configuration is good: {}, {}.", counted(config.streams.len(), "stream"), {
+        counted(config.accounts.len(), "account")
+    })?;
+    writeln!(out, "Consumers connect to {}, operators to {}.", config.http.listen, config.admin.listen)?;
+    let retention = &config.store.retention;
+    writeln!(
+        out,
+        "Every entry is on the disk, in {}, before a consumer sees it; a log keeps {} entries, {} or {}.",
+        config.store.path.display(),
+        retention.events,
+        crate::model::Span(retention.age),
+        crate::model::Size(retention.bytes),
+    )?;
+    writeln!(out, "A consumer sees every entry at least once and in order; a repeated one has the same id.")?;
+    for (name, stream) in &config.streams {
+        let guarantee = stream.guarantee();
+        writeln!(out, "\n{name}  ({} of {})", stream.connector.name(), stream.account)?;
+        writeln!(out, "  can be lost       {}", guarantee.lost)?;
+        writeln!(out, "  can be doubled    {}", guarantee.doubled)?;
+        writeln!(out, "  can be reordered  {}", guarantee.reordered)?;
+    }
+    Ok(())
+}
+
+fn counted(count: usize, word: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {word}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Exit;
+
+    fn check(file: &str) -> (Result<Config, Failure>, String) {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
+        let environment = [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "hunter2")].into_iter().collect();
+        let mut out = Vec::new();
+        let outcome = run(&CheckArgs { config: vec![path], connect: false }, &environment, &mut out);
+        (outcome, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn a_good_configuration_is_reported_with_what_it_promises() {
+        let (outcome, report) = check("config/genesys-cloud.toml");
+        assert!(outcome.is_ok());
+        assert!(report.starts_with("The configuration is good: 2 streams, 1 account.\n"), "{report}");
+        assert_eq!(report.matches("can be lost").count(), 2, "{report}");
+        assert!(!report.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_wrong_one_is_bad_usage_and_says_nothing_on_the_output() {
+        let (outcome, report) = check("tests/golden/config/several-mistakes-at-once.toml");
+        let failure = outcome.unwrap_err();
+        assert_eq!((failure.exit(), report.as_str()), (Exit::Misused, ""));
+        let mut told = Vec::new();
+        failure.report(&mut told).unwrap();
+        assert!(String::from_utf8(told).unwrap().lines().count() > 10);
+    }
+}

@@ -1,0 +1,356 @@
+//! `trunkline status`: streams and tokens of a running daemon, as a table or as JSON.
+//!
+//! It only reads. What it does not know of a newer daemon it leaves out of the table; `--json` leaves out nothing.
+
+use std::{future::Future, io, io::Write, pin::pin, time::Duration};
+
+use clap::Args;
+use reqwest::Url;
+use serde::Deserialize;
+
+use crate::model::{Secret, Span};
+
+use super::{
+    Failure,
+    daemon::{self, Daemon, Unanswered},
+    tail::printable,
+};
+
+/// How long an answer may take.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// How often `--watch` asks.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+
+/// Clears a terminal and starts at its top.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The daemon's admin listener
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090", value_parser = daemon::url)]
+    pub url: Url,
+    /// A token for the daemon
+    #[arg(long, env = "TRUNKLINE_TOKEN", hide_env_values = true, value_parser = daemon::token)]
+    pub token: Option<Secret>,
+    /// Print the daemon's answer instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Ask again every two seconds
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// Writes the status once, or with `--watch` until `stop`. `screen`: the output is a terminal, which is cleared in
+/// between.
+pub async fn run(
+    args: &StatusArgs,
+    screen: bool,
+    out: &mut impl Write,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    let daemon = Daemon::new(&args.url, args.token.as_ref())?;
+    if !args.watch {
+        return write(&answer(&daemon).await?, args, out);
+    }
+    let watch = pin!(watch(&daemon, args, WATCH_EVERY, screen, out));
+    tokio::select! {
+        biased;
+        () = stop => Ok(()),
+        ended = watch => ended,
+    }
+}
+
+/// Goes on when the daemon is away for a while; only the first question must be answered.
+async fn watch(
+    daemon: &Daemon,
+    args: &StatusArgs,
+    every: Duration,
+    screen: bool,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
+    let mut text = answer(daemon).await?;
+    loop {
+        if screen && !args.json {
+            out.write_all(CLEAR.as_bytes())?;
+        }
+        write(&text, args, out)?;
+        out.flush()?;
+        tokio::time::sleep(every).await;
+        match answer(daemon).await {
+            Ok(newer) => text = newer,
+            Err(error) if error.is_passing() && !args.json => writeln!(out, "\n{error}; the table is old")?,
+            Err(error) if error.is_passing() => (),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn answer(daemon: &Daemon) -> Result<String, Unanswered> {
+    let asked = async {
+        let answer = daemon.get("/admin/v1/status", &[], "application/json").await?;
+        answer.text().await.map_err(|error| daemon.lost(error))
+    };
+    tokio::time::timeout(ANSWER_MAX, asked).await.unwrap_or_else(|_| Err(daemon.too_slow(ANSWER_MAX)))
+}
+
+fn write(text: &str, args: &StatusArgs, out: &mut impl Write) -> Result<(), Failure> {
+    if args.json {
+        writeln!(out, "{}", text.trim_end())?;
+        return Ok(());
+    }
+    let report: Report = serde_json::from_str(text)
+        .map_err(|error| anyhow::Error::new(error).context("the answer is no status of a daemon"))?;
+    Ok(report.write(out)?)
+}
+
+/// `GET /admin/v1/status`.
+#[derive(Debug, Deserialize)]
+struct Report {
+    version: String,
+    uptime_seconds: f64,
+    streams: Vec<Stream>,
+    accounts: Vec<Account>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Stream {
+    stream: String,
+    state: String,
+    last: String,
+    position: Option<String>,
+    events: u64,
+    rotations: u64,
+    reconnects: u64,
+    gaps: u64,
+    silent_seconds: Option<f64>,
+    #[serde(default)]
+    snapshot_owed: bool,
+    #[serde(default)]
+    refused_topics: Vec<String>,
+    last_error: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Account {
+    account: String,
+    state: String,
+    generation: u64,
+    remaining_seconds: Option<f64>,
+    next_refresh_seconds: Option<f64>,
+    refreshes: u64,
+    last_error: Option<String>,
+}
+
+impl Report {
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "trunkline {}, up {}\n", printable(&self.version), seconds(self.uptime_seconds))?;
+        let head = ["STREAM", "STATE", "LAST", "POSITION", "EVENTS", "ROTATIONS", "RECONNECTS", "GAPS", "SILENT"];
+        table(head, self.streams.iter().map(Stream::row), out)?;
+        writeln!(out)?;
+        let head = ["ACCOUNT", "STATE", "TOKEN", "ENDS IN", "NEXT REFRESH IN", "REFRESHES"];
+        table(head, self.accounts.iter().map(Account::row), out)?;
+        let notes = self.streams.iter().flat_map(Stream::notes).chain(self.accounts.iter().flat_map(Account::note));
+        for (index, note) in notes.enumerate() {
+            let blank = if index == 0 { "\n" } else { "" };
+            writeln!(out, "{blank}{}", printable(&note))?;
+        }
+        Ok(())
+    }
+}
+
+impl Stream {
+    fn row(&self) -> [String; 9] {
+        [
+            self.stream.clone(),
+            self.state.clone(),
+            self.last.clone(),
+            self.position.clone().unwrap_or_else(none),
+            self.events.to_string(),
+            self.rotations.to_string(),
+            self.reconnects.to_string(),
+            self.gaps.to_string(),
+            self.silent_seconds.map_or_else(none, seconds),
+        ]
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let owed = self.snapshot_owed.then(|| format!("{}: a snapshot is owed", self.stream));
+        let refused = self.refused_topics.iter().map(|topic| format!("{}: topic refused: {topic}", self.stream));
+        let error = self.last_error.iter().map(|error| format!("{}: {error}", self.stream));
+        owed.into_iter().chain(refused).chain(error).collect()
+    }
+}
+
+impl Account {
+    fn row(&self) -> [String; 6] {
+        [
+            self.account.clone(),
+            self.state.clone(),
+            format!("#{}", self.generation),
+            self.remaining_seconds.map_or_else(none, seconds),
+            self.next_refresh_seconds.map_or_else(none, seconds),
+            self.refreshes.to_string(),
+        ]
+    }
+
+    fn note(&self) -> Option<String> {
+        self.last_error.as_ref().map(|error| format!("{}: {error}", self.account))
+    }
+}
+
+fn none() -> String {
+    "-".to_owned()
+}
+
+/// Short times with a tenth, longer ones in whole seconds, minutes or hours.
+fn seconds(count: f64) -> String {
+    match Duration::try_from_secs_f64(count.max(0.0)) {
+        Ok(short) if short < Duration::from_secs(10) => format!("{count:.1}s", count = short.as_secs_f64()),
+        Ok(long) if long < Duration::from_secs(600) => Span(Duration::from_secs(long.as_secs())).to_string(),
+        Ok(long) if long < Duration::from_secs(36_000) => format!("{}m", long.as_secs() / 60),
+        Ok(long) => format!("{}h", long.as_secs() / 3600),
+        Err(_) => none(),
+    }
+}
+
+/// Columns as wide as their widest cell, two blanks between.
+fn table<const N: usize>(
+    head: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let rows: Vec<[String; N]> =
+        std::iter::once(head.map(str::to_owned)).chain(rows).map(|row| row.map(|cell| printable(&cell))).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    for row in &rows {
+        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        writeln!(out, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        auth::AccountStatus,
+        cli::tests_server::{Served, serve},
+        model::{Epoch, Mark, Offset},
+        upstream::StreamStatus,
+    };
+
+    /// As the daemon's own structs write it, so that neither side drifts.
+    fn answered() -> String {
+        let stream = StreamStatus {
+            stream: "queues".parse().unwrap(),
+            account: "acme".parse().unwrap(),
+            connector: "genesys-notifications",
+            state: "live",
+            last: Mark { epoch: Epoch(0x4f2a), offset: Offset(17) },
+            position: None,
+            events: 17,
+            gaps: 1,
+            duplicates: 0,
+            rotations: 3,
+            reconnects: 2,
+            buffered: 0,
+            silent_seconds: Some(0.25),
+            snapshot_owed: true,
+            refused_topics: vec!["v2.users.x.presence (403)".to_owned()],
+            last_error: None,
+        };
+        let account = AccountStatus {
+            account: "acme".parse().unwrap(),
+            state: "rejected",
+            generation: 4,
+            remaining_seconds: Some(3599.9),
+            next_refresh_seconds: None,
+            refreshes: 3,
+            last_error: Some("invalid_client".to_owned()),
+        };
+        serde_json::json!({ "version": "0.1.0", "uptime_seconds": 90061.0, "streams": [stream], "accounts": [account] })
+            .to_string()
+    }
+
+    fn args(url: &str, json: bool, watch: bool) -> StatusArgs {
+        StatusArgs { url: url.parse().unwrap(), token: Some(Secret::new("t0ken")), json, watch }
+    }
+
+    #[tokio::test]
+    async fn the_status_is_a_table_with_what_is_wrong_below() {
+        let server = serve(|_| Served::json(answered())).await;
+        let mut out = Vec::new();
+        run(&args(&server.url, false, false), false, &mut out, std::future::pending()).await.unwrap();
+        let expected = "\
+trunkline 0.1.0, up 25h
+
+STREAM  STATE  LAST     POSITION  EVENTS  ROTATIONS  RECONNECTS  GAPS  SILENT
+queues  live   4f2a-17  -         17      3          2           1     0.2s
+
+ACCOUNT  STATE     TOKEN  ENDS IN  NEXT REFRESH IN  REFRESHES
+acme     rejected  #4     59m      -                3
+
+queues: a snapshot is owed
+queues: topic refused: v2.users.x.presence (403)
+acme: invalid_client
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let asked = server.asked();
+        assert_eq!(asked[0].target, "/admin/v1/status");
+        assert_eq!(asked[0].authorization.as_deref(), Some("Bearer t0ken"));
+    }
+
+    #[tokio::test]
+    async fn json_is_the_daemons_answer_as_it_came() {
+        let server = serve(|_| Served::json(answered())).await;
+        let mut out = Vec::new();
+        run(&args(&server.url, true, false), false, &mut out, std::future::pending()).await.unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), answered() + "\n");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_and_an_absent_daemon_are_told_apart() {
+        let problem = r#"{"title":"Unauthorized","detail":"the token has expired"}"#;
+        let server = serve(move |_| Served::status(401, problem)).await;
+        let failed = run(&args(&server.url, false, false), false, &mut Vec::new(), std::future::pending()).await;
+        let failure = failed.unwrap_err();
+        assert_eq!(failure.exit(), crate::cli::Exit::Refused);
+        assert!(failure.to_string().ends_with("the token has expired"), "{failure}");
+
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let absent = args(&format!("http://{closed}"), false, false);
+        let failure = run(&absent, false, &mut Vec::new(), std::future::pending()).await.unwrap_err();
+        assert_eq!(failure.exit(), crate::cli::Exit::Failed);
+        assert!(failure.to_string().contains("could not reach"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn watching_survives_a_daemon_that_is_away_for_a_while() {
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let server = serve(move |_| match asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => Served::json(answered()),
+            1 => Served::status(503, "{}"),
+            2 => Served::json(answered().replace("\"live\"", "\"paused\"")),
+            _ => Served::status(401, "{}"),
+        })
+        .await;
+        let args = args(&server.url, false, true);
+        let daemon = Daemon::new(&args.url, None).unwrap();
+        let mut out = Vec::new();
+        let ended = watch(&daemon, &args, Duration::from_millis(1), true, &mut out).await;
+        assert_eq!(ended.unwrap_err().exit(), crate::cli::Exit::Refused, "a refusal does not pass by itself");
+        let out = String::from_utf8(out).unwrap();
+        assert_eq!(out.matches(CLEAR).count(), 3, "{out}");
+        assert!(out.contains("the table is old") && out.contains("paused"), "{out}");
+    }
+
+    #[test]
+    fn times_are_short() {
+        for (count, shown) in [(0.0, "0.0s"), (9.94, "9.9s"), (61.0, "61s"), (601.0, "10m"), (86_400.0, "24h")] {
+            assert_eq!(seconds(count), shown);
+        }
+        assert_eq!(seconds(f64::NAN), "0.0s");
+    }
+}

@@ -1,0 +1,219 @@
+//! `trunkline tail`: follows a stream of a running daemon, across lost connections, from the last entry that was shown.
+//!
+//! Into a pipe it writes each event as the daemon sent it, one a line; on a terminal a summary. A gap is never quiet.
+
+mod summary;
+
+use std::{
+    future::Future,
+    io::{IsTerminal, Write},
+    pin::pin,
+    time::Duration,
+};
+
+use clap::Args;
+use reqwest::{Response, Url};
+use serde::Deserialize;
+
+use crate::{
+    config::Environment,
+    model::{Cursor, Mark, Secret, Span, StreamName, Timestamp},
+};
+
+use super::{
+    Failure,
+    daemon::{self, Daemon, Unanswered},
+};
+
+pub(super) use summary::printable;
+
+/// A longer line is no event: the largest frame that can be configured, in base64.
+const LINE_LEN_MAX: usize = 360 << 20;
+
+/// Pauses before a lost connection is tried again; the last one is repeated.
+const PAUSES: [Duration; 4] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(5)];
+
+#[derive(Debug, Args)]
+pub struct TailArgs {
+    /// The stream
+    pub stream: StreamName,
+    /// Begin after this entry; an event's id is its cursor
+    #[arg(long, value_name = "CURSOR", conflicts_with = "since")]
+    pub after: Option<Cursor>,
+    /// Begin this long ago, or at this time (RFC 3339)
+    #[arg(long, value_name = "DURATION|TIME", value_parser = moment)]
+    pub since: Option<String>,
+    /// Only events whose type matches, as in `v2.users.*`
+    #[arg(long = "type", value_name = "GLOB")]
+    pub kind: Option<String>,
+    /// The daemon's listener for consumers
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080", value_parser = daemon::url)]
+    pub url: Url,
+    /// A token for the daemon
+    #[arg(long, env = "TRUNKLINE_TOKEN", hide_env_values = true, value_parser = daemon::token)]
+    pub token: Option<Secret>,
+}
+
+fn moment(text: &str) -> Result<String, String> {
+    let known = text.parse::<Span>().is_ok() || Timestamp::parse(text).is_some();
+    known.then(|| text.to_owned()).ok_or_else(|| "expected a duration such as 10m, or a time (RFC 3339)".to_owned())
+}
+
+/// How events are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// As they came, one a line.
+    Lines,
+    /// A summary, with or without colour.
+    Summary { colour: bool },
+}
+
+impl Style {
+    /// For an output: people get a summary, programs the events. `NO_COLOR` is honoured.
+    pub fn of(out: &impl IsTerminal, environment: &Environment) -> Self {
+        let colour = environment.get("NO_COLOR").is_none_or(str::is_empty);
+        if out.is_terminal() { Self::Summary { colour } } else { Self::Lines }
+    }
+}
+
+/// Follows until `stop`, until the output is closed, or until the daemon refuses. What a person may want to know beside
+/// the events goes to `notes`.
+pub async fn run(
+    args: &TailArgs,
+    style: Style,
+    out: &mut impl Write,
+    notes: &mut impl Write,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    let daemon = Daemon::new(&args.url, args.token.as_ref())?;
+    let mut tail = Tail { args, style, daemon, after: None };
+    let follow = pin!(tail.follow(out, notes));
+    tokio::select! {
+        biased;
+        () = stop => Ok(()),
+        ended = follow => ended,
+    }
+}
+
+struct Tail<'a> {
+    args: &'a TailArgs,
+    style: Style,
+    daemon: Daemon,
+    /// The last entry that was shown, or the last one there was at the beginning.
+    after: Option<String>,
+}
+
+/// `GET /v1/streams`.
+#[derive(Deserialize)]
+struct Listing {
+    streams: Vec<Listed>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    name: String,
+    last: Option<String>,
+}
+
+impl Tail<'_> {
+    async fn follow(&mut self, out: &mut impl Write, notes: &mut impl Write) -> Result<(), Failure> {
+        self.begin().await?;
+        let mut answer = self.open().await?;
+        if self.style != Style::Lines {
+            writeln!(notes, "following {} at {}; Ctrl-C ends", self.args.stream, self.daemon.url())?;
+        }
+        loop {
+            self.show(&mut answer, out).await?;
+            answer = self.reopen(notes).await?;
+        }
+    }
+
+    /// Where the end of the log is now, so that nothing is missed should the connection be lost before the first event.
+    async fn begin(&mut self) -> Result<(), Failure> {
+        if let Some(after) = &self.args.after {
+            self.after = Some(after.to_string());
+        }
+        if self.after.is_some() || self.args.since.is_some() {
+            return Ok(());
+        }
+        let answer = self.daemon.get("/v1/streams", &[], "application/json").await?;
+        let listing: Listing = answer.json().await.map_err(|error| self.daemon.lost(error))?;
+        let Some(listed) = listing.streams.iter().find(|listed| listed.name == self.args.stream.as_str()) else {
+            let names: Vec<_> = listing.streams.iter().map(|listed| printable(&listed.name)).collect();
+            return Err(Failure::Refused(format!(
+                "there is no stream {}; there are: {}",
+                self.args.stream,
+                names.join(", ")
+            )));
+        };
+        self.after.clone_from(&listed.last);
+        Ok(())
+    }
+
+    async fn open(&self) -> Result<Response, Unanswered> {
+        let mut query = Vec::new();
+        match (&self.after, &self.args.since) {
+            (Some(after), _) => query.push(("after", after.as_str())),
+            (None, Some(since)) => query.push(("since", since.as_str())),
+            (None, None) => (),
+        }
+        query.extend(self.args.kind.as_deref().map(|kind| ("type", kind)));
+        let path = format!("/v1/streams/{}/events", self.args.stream);
+        self.daemon.get(&path, &query, "application/x-ndjson").await
+    }
+
+    async fn reopen(&self, notes: &mut impl Write) -> Result<Response, Failure> {
+        let mut attempts = 0;
+        loop {
+            let pause = PAUSES[attempts.min(PAUSES.len() - 1)];
+            attempts += 1;
+            writeln!(notes, "connection lost; trying {} again in {}", self.daemon.url(), Span(pause))?;
+            tokio::time::sleep(pause).await;
+            match self.open().await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if error.is_passing() => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Shows events until the connection is lost.
+    async fn show(&mut self, answer: &mut Response, out: &mut impl Write) -> Result<(), Failure> {
+        let mut rest = Vec::new();
+        while let Ok(Some(chunk)) = answer.chunk().await {
+            let newline = memchr::memrchr(b'\n', &chunk).map(|at| rest.len() + at);
+            rest.extend_from_slice(&chunk);
+            if rest.len() > LINE_LEN_MAX {
+                return Err(anyhow::anyhow!("the daemon sent a line of more than {LINE_LEN_MAX} bytes").into());
+            }
+            let Some(end) = newline else { continue };
+            for line in rest[..end].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                self.show_event(line, out)?;
+            }
+            rest.drain(..=end);
+            out.flush()?;
+        }
+        Ok(())
+    }
+
+    fn show_event(&mut self, line: &[u8], out: &mut impl Write) -> Result<(), Failure> {
+        let event = summary::Event::read(line);
+        match (self.style, &event) {
+            (Style::Summary { colour }, Some(event)) => event.write(colour, out)?,
+            (Style::Summary { .. }, None) => writeln!(out, "{}", printable(&String::from_utf8_lossy(line)))?,
+            (Style::Lines, _) => {
+                out.write_all(line)?;
+                out.write_all(b"\n")?;
+            }
+        }
+        // An entry that is in no log, such as the gap of one subscriber, has no cursor.
+        if let Some(mark) = event.and_then(|event| event.id.parse::<Mark>().ok()) {
+            self.after = Some(mark.to_string());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

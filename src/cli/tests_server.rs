@@ -1,0 +1,97 @@
+//! A daemon as the commands see one: answers that a test has written, over real loopback sockets.
+//!
+//! It stands for the contract of the listeners and shares no code with them.
+
+use std::sync::{Arc, Mutex};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    response::Response,
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+
+use crate::tasks::Tasks;
+
+/// What a command asked.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    /// Path and query.
+    pub(super) target: String,
+    pub(super) accept: Option<String>,
+    pub(super) authorization: Option<String>,
+}
+
+/// One answer.
+pub(super) struct Served {
+    status: u16,
+    body: Body,
+}
+
+impl Served {
+    pub(super) fn json(body: impl Into<String>) -> Self {
+        Self { status: 200, body: Body::from(body.into()) }
+    }
+
+    pub(super) fn status(status: u16, body: &'static str) -> Self {
+        Self { status, body: Body::from(body) }
+    }
+
+    /// Pieces of a body, after which the connection breaks.
+    pub(super) fn broken_off(pieces: Vec<&'static str>) -> Self {
+        let pieces = pieces.into_iter().map(|piece| Ok(Bytes::from_static(piece.as_bytes())));
+        let end = futures_util::stream::once(async {
+            // What was said before is flushed while the body waits.
+            tokio::task::yield_now().await;
+            Err(std::io::Error::other("the daemon is gone"))
+        });
+        Self { status: 200, body: Body::from_stream(futures_util::stream::iter(pieces).chain(end)) }
+    }
+
+    /// Pieces of a body that then goes on for ever, silent.
+    pub(super) fn endless(pieces: Vec<&'static str>) -> Self {
+        let pieces = pieces.into_iter().map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece.as_bytes())));
+        let body = futures_util::stream::iter(pieces).chain(futures_util::stream::pending());
+        Self { status: 200, body: Body::from_stream(body) }
+    }
+}
+
+/// Ends with the test.
+pub(super) struct Server {
+    pub(super) url: String,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    _tasks: Tasks,
+}
+
+impl Server {
+    pub(super) fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+type Script = Arc<dyn Fn(&Asked) -> Served + Send + Sync>;
+
+/// Answers each request as `script` says.
+pub(super) async fn serve(script: impl Fn(&Asked) -> Served + Send + Sync + 'static) -> Server {
+    // A second test of the same process finds it installed.
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let state: (Script, _) = (Arc::new(script), Arc::clone(&asked));
+    let router = Router::new().fallback(answer).with_state(state);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let mut tasks = Tasks::new("test");
+    tasks.start("server", async move { Ok(axum::serve(listener, router).await?) });
+    Server { url, asked, _tasks: tasks }
+}
+
+async fn answer(State((script, log)): State<(Script, Arc<Mutex<Vec<Asked>>>)>, request: Request) -> Response {
+    let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+    let target = request.uri().to_string();
+    let asked = Asked { target, accept: header("accept"), authorization: header("authorization") };
+    let served = script(&asked);
+    log.lock().unwrap().push(asked);
+    Response::builder().status(served.status).body(served.body).unwrap()
+}
