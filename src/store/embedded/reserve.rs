@@ -9,7 +9,7 @@ use std::{
 
 use super::directory::remove_if_there;
 
-/// Twice what the write-ahead log holds before it is moved into the database.
+/// Four times what the write-ahead log holds before it is moved into the database.
 const RESERVE_LEN: u64 = 16 * 1024 * 1024;
 
 /// The file that holds the room.

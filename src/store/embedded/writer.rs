@@ -40,8 +40,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// wait, and enough to keep up with any load.
 const TRIM_SLICE: usize = 64;
 
-/// The write-ahead log is moved into the database when about so much was written to it.
-const CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
+/// The write-ahead log is moved into the database when about so much was written to it. Measured: more does not raise
+/// the throughput, and makes those who wait for it wait longer.
+const CHECKPOINT_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Beyond this a checkpoint waits for the readers that hold it up.
 const WAL_LEN_MAX: u64 = 64 * 1024 * 1024;
