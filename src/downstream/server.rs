@@ -225,3 +225,6 @@ struct StreamShown<'a> {
     last: Mark,
     live: bool,
 }
+
+#[cfg(test)]
+mod tests;

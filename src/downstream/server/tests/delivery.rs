@@ -1,0 +1,333 @@
+//! What is delivered: everything, once, in order, by every transport, or a gap that says what is missing.
+
+use serde_json::{Value, json};
+
+use super::harness::{Http, PATIENCE, Relay, Setup, sequences};
+
+const QUEUES: &str = "/v1/streams/queues/events";
+const SSE: (&str, &str) = ("Accept", "text/event-stream");
+const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
+
+#[tokio::test]
+async fn every_transport_delivers_the_same_events_in_the_same_order() {
+    let relay = Relay::start().await;
+    relay
+        .append("queues", &["1", "{\"a\":\r\n[1,\n2]}", "\"ünï ☎\"", &format!("\"{}\"", "x".repeat(70_000)), "5"])
+        .await;
+    relay.say("queues", 6..=40).await;
+    let from_first = format!("{QUEUES}?from=first");
+    let page = relay.get(&from_first, &[]).await.json().await;
+    let page = page.as_array().unwrap();
+    assert_eq!(sequences(page), (1..=40).collect::<Vec<_>>());
+    assert_eq!(page[1]["data"], json!({"a": [1, 2]}));
+    assert_eq!(page[1]["source"], "/accounts/acme/streams/queues");
+    assert_eq!(&relay.subscribe(&from_first).await.events(40).await, page);
+    assert_eq!(&relay.get(&from_first, &[SSE]).await.sse_events(40).await, page);
+    assert_eq!(&relay.get(&from_first, &[NDJSON]).await.lines(40).await, page);
+    let both = "/v1/events?stream=queues&stream=agents&from=first";
+    assert_eq!(&relay.get(both, &[SSE]).await.sse_events(40).await, page);
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn a_subscriber_hears_what_comes_after_it_joined() {
+    let relay = Relay::start().await;
+    relay.say("queues", 1..=3).await;
+    let mut ws = relay.subscribe(QUEUES).await;
+    let mut sse = relay.get(QUEUES, &[SSE]).await;
+    let mut lines = relay.get(QUEUES, &[NDJSON]).await;
+    relay.say("queues", 4..=30).await;
+    let expected: Vec<u64> = (4..=30).collect();
+    assert_eq!(sequences(&ws.events(27).await), expected);
+    assert_eq!(sequences(&sse.sse_events(27).await), expected);
+    assert_eq!(sequences(&lines.lines(27).await), expected);
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn a_server_sent_stream_begins_with_its_cursor_and_goes_on_from_the_last_event_id() {
+    let relay = Relay::start().await;
+    relay.say("queues", 1..=5).await;
+    let mut sse = relay.get(QUEUES, &[SSE]).await;
+    let cursor = relay.mark("queues", 5).to_string();
+    assert_eq!(sse.until("\n\n").await.unwrap(), format!("retry: 1000\nid: {cursor}"));
+    assert_eq!(sse.header("cache-control").as_deref(), Some("no-store"));
+    assert_eq!(sse.header("x-accel-buffering").as_deref(), Some("no"));
+    drop(sse);
+    relay.say("queues", 6..=9).await;
+    let mut sse = relay.get(QUEUES, &[SSE, ("Last-Event-ID", &cursor)]).await;
+    let (id, event) = sse.sse().await.unwrap();
+    assert_eq!((id.as_str(), event["id"].as_str().unwrap()), (id.as_str(), id.as_str()));
+    assert_eq!(sequences(&sse.sse_events(3).await), [7, 8, 9]);
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn several_streams_are_merged_and_one_cursor_covers_them_all() {
+    let relay = Relay::start().await;
+    let both = "/v1/events?stream=queues&stream=agents";
+    let mut sse = relay.get(&format!("{both}&from=first"), &[SSE]).await;
+    let mut ws = relay.subscribe(&format!("{both}&from=first")).await;
+    for round in 0..20 {
+        relay.say("queues", round * 3 + 1..=round * 3 + 3).await;
+        relay.say("agents", round + 1..=round + 1).await;
+    }
+    let mut cursor = String::new();
+    let mut events = Vec::new();
+    for _ in 0..50 {
+        let (id, event) = sse.sse().await.unwrap();
+        cursor = id;
+        events.push(event);
+    }
+    let resumed = relay.get(both, &[SSE, ("Last-Event-ID", &cursor)]).await.sse_events(30).await;
+    events.extend(resumed);
+    check_merged(&events);
+    check_merged(&ws.events(80).await);
+    relay.drain().await;
+}
+
+/// Sixty of one stream and twenty of the other, each in its own order.
+fn check_merged(events: &[Value]) {
+    for (stream, count) in [("queues", 60), ("agents", 20)] {
+        let of_stream = events.iter().filter(|event| event["source"].as_str().unwrap().ends_with(stream));
+        let of_stream: Vec<Value> = of_stream.cloned().collect();
+        assert_eq!(sequences(&of_stream), (1..=count).collect::<Vec<_>>(), "{stream}");
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_stream_is_heard_beside_a_busy_one() {
+    let relay = Relay::start().await;
+    let body = format!("\"{}\"", "x".repeat(4_000));
+    let many = vec![body.as_str(); 500];
+    for _ in 0..4 {
+        relay.append("agents", &many).await;
+    }
+    relay.say("queues", 1..=1).await;
+    let mut ws = relay.subscribe("/v1/events?stream=agents&stream=queues&from=first").await;
+    let events = ws.events(700).await;
+    assert!(events.iter().any(|event| event["source"].as_str().unwrap().ends_with("queues")));
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn pages_follow_one_another_and_an_empty_one_repeats_its_cursor() {
+    let relay = Relay::start().await;
+    relay.say("queues", 1..=25).await;
+    let mut seen = Vec::new();
+    let mut path = format!("{QUEUES}?from=first&limit=10");
+    for expected in [10, 10, 5, 0, 0] {
+        let mut page = relay.get(&path, &[]).await;
+        assert_eq!(page.header("content-type").as_deref(), Some("application/cloudevents-batch+json"));
+        let events = page.json().await;
+        assert_eq!(events.as_array().unwrap().len(), expected);
+        seen.extend(sequences(events.as_array().unwrap()));
+        path = page.next_page();
+    }
+    assert_eq!(seen, (1..=25).collect::<Vec<_>>());
+    let end = relay.mark("queues", 25);
+    assert_eq!(path, format!("{QUEUES}?limit=10&after={end}"));
+    relay.say("queues", 26..=26).await;
+    let page = relay.get(&path, &[]).await.json().await;
+    assert_eq!(sequences(page.as_array().unwrap()), [26]);
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn pages_over_several_streams_lose_nothing() {
+    let relay = Relay::start().await;
+    relay.say("queues", 1..=60).await;
+    relay.say("agents", 1..=20).await;
+    let mut events = Vec::new();
+    let mut path = "/v1/events?stream=queues&stream=agents&limit=9&from=first".to_owned();
+    while events.len() < 80 {
+        let mut page = relay.get(&path, &[]).await;
+        let body = page.json().await;
+        assert_ne!(body, json!([]));
+        events.extend(body.as_array().unwrap().iter().cloned());
+        path = page.next_page();
+    }
+    check_merged(&events);
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn a_type_is_picked_out_by_every_transport() {
+    let relay = Relay::start().await;
+    let bodies: Vec<String> = (0..300).map(|number| format!("\"{}{number}\"", ["a", "b", "b"][number % 3])).collect();
+    for some in bodies.chunks(40) {
+        relay.append("queues", &some.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    let path = format!("{QUEUES}?from=first&type=*.a");
+    let expected: Vec<u64> = (1..=300).step_by(3).collect();
+    assert_eq!(sequences(&relay.subscribe(&path).await.events(100).await), expected);
+    assert_eq!(sequences(&relay.get(&path, &[SSE]).await.sse_events(100).await), expected);
+    assert_eq!(sequences(&relay.get(&path, &[NDJSON]).await.lines(100).await), expected);
+    let page = relay.get(&path, &[]).await.json().await;
+    assert_eq!(sequences(page.as_array().unwrap()), expected);
+    let mut nothing = relay.get(&format!("{QUEUES}?from=first&type=none"), &[]).await;
+    assert_eq!(nothing.json().await, json!([]));
+    assert!(nothing.next_page().ends_with(&format!("after={}", relay.mark("queues", 300))), "the cursor moved on");
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn since_begins_with_the_first_entry_received_then_or_later() {
+    let relay = Relay::start().await;
+    relay.say("queues", 1..=5).await;
+    for (since, expected) in [("2026-05-04T13:31:49.570Z", vec![1, 2, 3, 4, 5]), ("2026-05-04T13:31:49.571Z", vec![])] {
+        let page = relay.get(&format!("{QUEUES}?since={since}"), &[]).await.json().await;
+        assert_eq!(sequences(page.as_array().unwrap()), expected, "{since}");
+    }
+    relay.drain().await;
+}
+
+/// A relay that holds only the newest of 2,000 events, and the first offset that it holds.
+async fn trimmed() -> (Relay, u64) {
+    let relay = Relay::with(Setup { retention: 100, tail_bytes: 0, ..Setup::default() }).await;
+    relay.say("queues", 1..=2_000).await;
+    let first = wait_for_first(&relay).await;
+    (relay, first)
+}
+
+async fn wait_for_first(relay: &Relay) -> u64 {
+    for _ in 0..1_000 {
+        let first = relay.log("queues").end().first.0;
+        if first > 1 {
+            return first;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("retention never trimmed");
+}
+
+#[tokio::test]
+async fn a_cursor_beyond_retention_gets_a_gap_and_then_everything_that_is_held() {
+    let (relay, first) = trimmed().await;
+    let after = relay.mark("queues", 3);
+    let path = format!("{QUEUES}?after={after}");
+    let mut ws = relay.subscribe(&path).await;
+    let gap = ws.event().await;
+    check_gap(&gap, &json!({"after": after, "before": relay.mark("queues", first), "lost": first - 4}), first, &relay);
+    let expected: Vec<u64> = (first..=2_000).collect();
+    assert_eq!(sequences(&ws.events(expected.len()).await), expected);
+    let mut sse = relay.get(&path, &[SSE]).await;
+    let (id, gap) = sse.sse().await.unwrap();
+    assert_eq!(gap["type"], "trunkline.gap.v1");
+    let mut resumed = relay.get(QUEUES, &[SSE, ("Last-Event-ID", &id)]).await;
+    assert_eq!(sequences(&resumed.sse_events(expected.len()).await), expected, "the gap's id is a cursor");
+    let mut lines = relay.get(&format!("{QUEUES}?after={}", gap["id"].as_str().unwrap()), &[NDJSON]).await;
+    assert_eq!(sequences(&lines.lines(expected.len()).await), expected, "and so is its own id");
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn a_cursor_of_another_epoch_gets_a_gap_and_is_refused_a_page() {
+    let (relay, first) = trimmed().await;
+    let foreign =
+        "0-17".replace('0', if relay.mark("queues", 1).to_string().starts_with("00aa-") { "00ab" } else { "00aa" });
+    let path = format!("{QUEUES}?after={foreign}");
+    let mut ws = relay.subscribe(&path).await;
+    let gap = ws.event().await;
+    check_gap(&gap, &json!({"after": foreign, "before": relay.mark("queues", first), "lost": null}), first, &relay);
+    assert_eq!(sequences(&ws.events(3).await), [first, first + 1, first + 2]);
+    let mut page = relay.get(&path, &[]).await;
+    assert_eq!((page.status(), page.problem().await.0.as_str()), (410, "cursor-foreign"));
+    relay.drain().await;
+}
+
+fn check_gap(gap: &Value, bounds: &Value, first: u64, relay: &Relay) {
+    assert_eq!(gap["type"], "trunkline.gap.v1");
+    assert_eq!(gap["id"], format!("{}/trimmed", relay.mark("queues", first)));
+    assert_eq!(gap["source"], "/accounts/acme/streams/queues");
+    assert_eq!(gap.get("sequence"), None);
+    assert_eq!(gap["data"]["reason"], "trimmed");
+    for bound in ["after", "before", "lost"] {
+        assert_eq!(gap["data"][bound], bounds[bound], "{bound}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_beyond_retention_is_gone_and_one_beyond_the_end_is_refused() {
+    let (relay, first) = trimmed().await;
+    let mut gone = relay.get(&format!("{QUEUES}?after={}", relay.mark("queues", 3)), &[]).await;
+    let (kind, detail) = gone.problem().await;
+    assert_eq!((gone.status(), kind.as_str()), (410, "cursor-trimmed"));
+    assert!(detail.contains(&relay.mark("queues", first).to_string()), "{detail}");
+    let beyond = format!("{QUEUES}?after={}", relay.mark("queues", 2_001));
+    for headers in [&[][..], &[SSE], &[NDJSON], &UPGRADE] {
+        let mut refused = relay.get(&beyond, headers).await;
+        assert_eq!((refused.status(), refused.problem().await.0.as_str()), (400, "cursor-beyond-end"));
+    }
+    relay.drain().await;
+}
+
+const UPGRADE: [(&str, &str); 4] = [
+    ("Connection", "Upgrade"),
+    ("Upgrade", "websocket"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+];
+
+#[tokio::test]
+async fn a_reader_that_pauses_gets_everything_and_holds_up_nobody() {
+    let relay = Relay::with(Setup { tail_bytes: 256 * 1024, ..Setup::default() }).await;
+    let mut slow = relay.subscribe(QUEUES).await;
+    let mut slow_sse = relay.get(QUEUES, &[SSE]).await;
+    let mut quick = relay.subscribe(QUEUES).await;
+    let body = format!("\"{}\"", "x".repeat(8_000));
+    let some = vec![body.as_str(); 100];
+    for round in 0..40 {
+        relay.append("queues", &some).await;
+        assert_eq!(sequences(&quick.events(100).await), (round * 100 + 1..=round * 100 + 100).collect::<Vec<_>>());
+    }
+    let expected: Vec<u64> = (1..=4_000).collect();
+    assert_eq!(sequences(&slow.events(4_000).await), expected);
+    assert_eq!(sequences(&slow_sse.sse_events(4_000).await), expected);
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn a_thousand_subscribers_all_get_everything() {
+    let relay = Relay::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..1_000 {
+        clients.push(relay.subscribe(QUEUES).await);
+    }
+    relay.say("queues", 1..=50).await;
+    let expected: Vec<u64> = (1..=50).collect();
+    for client in &mut clients {
+        assert_eq!(sequences(&client.events(50).await), expected);
+    }
+    drop(clients);
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn the_list_of_streams_tells_where_each_begins_and_ends() {
+    let relay = Relay::start().await;
+    relay.say("queues", 1..=3).await;
+    let shown = relay.get("/v1/streams", &[]).await.json().await;
+    assert_eq!(
+        shown,
+        json!({"streams": [
+            {"name": "agents", "first": null, "last": relay.mark("agents", 0), "live": false},
+            {"name": "queues", "first": relay.mark("queues", 1), "last": relay.mark("queues", 3), "live": true},
+        ]})
+    );
+    let last = shown["streams"][0]["last"].as_str().unwrap();
+    let from_start = relay.get(&format!("/v1/streams/agents/events?after={last}"), &[]).await;
+    assert_eq!(from_start.status(), 200, "the end of an empty log is a cursor");
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn a_quiet_server_sent_stream_says_that_it_is_alive() {
+    let mut setup = Setup::default();
+    setup.server.keep_alive = std::time::Duration::from_millis(20);
+    let relay = Relay::with(setup).await;
+    let mut sse: Http = relay.get(QUEUES, &[SSE]).await;
+    assert!(sse.until("\n\n").await.unwrap().starts_with("retry: 1000\n"));
+    assert_eq!(tokio::time::timeout(PATIENCE, sse.until("\n\n")).await.unwrap().unwrap(), ":");
+    relay.drain().await;
+}

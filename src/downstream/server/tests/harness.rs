@@ -1,0 +1,326 @@
+//! A server over logs in a temporary directory, and clients of every transport.
+
+use std::time::Duration;
+
+use bytestring::ByteString;
+use futures_util::StreamExt;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Message, client::IntoClientRequest, http::HeaderValue},
+};
+
+use crate::{
+    downstream::server::{Server, Settings},
+    event_log::{EventLog, EventLogs, Settings as LogSettings},
+    model::{Body, Checkpoint, Event, Mark, Offset, Source, StreamName, Timestamp},
+    store::{
+        Store,
+        embedded::{Embedded, Retention, Settings as StoreSettings},
+    },
+    tasks::Tasks,
+};
+
+/// No test waits longer for a single fact.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
+
+pub(super) struct Relay {
+    pub(super) logs: EventLogs,
+    pub(super) authority: String,
+    tasks: Tasks,
+    _directory: tempfile::TempDir,
+}
+
+/// What a test changes of the usual.
+pub(super) struct Setup {
+    pub(super) server: Settings,
+    pub(super) retention: u64,
+    pub(super) tail_bytes: usize,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let server = Settings::new(([127, 0, 0, 1], 0).into());
+        Self { server, retention: u64::MAX, tail_bytes: 1 << 20 }
+    }
+}
+
+impl Relay {
+    pub(super) async fn start() -> Self {
+        Self::with(Setup::default()).await
+    }
+
+    pub(super) async fn with(setup: Setup) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let retention = Retention { events: setup.retention, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
+        let store = Embedded::open(&StoreSettings { path: directory.path().join("data"), retention }).unwrap();
+        let streams = ["agents", "queues"].map(|name| {
+            let stream: StreamName = name.parse().unwrap();
+            let source = Source::new(&"acme".parse().unwrap(), &stream);
+            (stream, source)
+        });
+        let settings = LogSettings { tail_bytes: setup.tail_bytes };
+        let logs = EventLogs::open(Store::Embedded(store), &streams, &settings).await.unwrap();
+        let server = Server::bind(setup.server).unwrap();
+        let authority = server.address().to_string();
+        let mut tasks = Tasks::new("downstream");
+        server.start(&mut tasks, logs.clone(), |stream| stream.as_str() == "queues");
+        Self { logs, authority, tasks, _directory: directory }
+    }
+
+    pub(super) fn log(&self, stream: &str) -> &EventLog {
+        self.logs.get(&stream.parse().unwrap()).unwrap()
+    }
+
+    /// The mark of an offset.
+    pub(super) fn mark(&self, stream: &str, offset: u64) -> Mark {
+        Mark { epoch: self.log(stream).end().lineage.current(), offset: Offset(offset) }
+    }
+
+    /// Appends one event for each body, each of type `test.{its first letter}`.
+    pub(super) async fn append(&self, stream: &str, bodies: &[&str]) {
+        let events: Vec<Event> = bodies.iter().map(|body| event(body)).collect();
+        let checkpoint = Checkpoint { position: None, heard_at: RECEIVED };
+        self.log(stream).append(&events, checkpoint).await.unwrap();
+    }
+
+    /// Appends events `"{from}"` to `"{to}"`, a few at a time.
+    pub(super) async fn say(&self, stream: &str, numbers: std::ops::RangeInclusive<u64>) {
+        let bodies: Vec<String> = numbers.map(|number| format!("{number}")).collect();
+        for some in bodies.chunks(7) {
+            self.append(stream, &some.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        }
+    }
+
+    /// Ends in order, as the daemon does: the logs first.
+    pub(super) async fn drain(self) {
+        self.logs.close();
+        self.tasks.drain(PATIENCE).await.unwrap();
+    }
+
+    pub(super) async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Http {
+        Http::send(&self.authority, "GET", path, headers).await
+    }
+
+    pub(super) async fn subscribe(&self, path: &str) -> Ws {
+        self.offer(path, &[]).await.0
+    }
+
+    pub(super) async fn offer(
+        &self,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> (Ws, tokio_tungstenite::tungstenite::handshake::client::Response) {
+        let mut request = format!("ws://{}{path}", self.authority).into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
+        }
+        let (socket, response) = timeout(PATIENCE, connect_async(request)).await.unwrap().unwrap();
+        (Ws(socket), response)
+    }
+}
+
+pub(super) fn event(body: &str) -> Event {
+    let mut event = Event::own("test.event", &(), RECEIVED);
+    event.kind = ByteString::from(format!("test.{}", body.trim_matches('"').chars().next().unwrap_or('-')));
+    event.body = Body::Json(ByteString::from(body.to_owned()));
+    event
+}
+
+/// The offsets of events, which are what `sequence` says.
+pub(super) fn sequences(events: &[Value]) -> Vec<u64> {
+    events.iter().map(|event| event["sequence"].as_str().unwrap().parse().unwrap()).collect()
+}
+
+pub(super) struct Ws(pub(super) WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Ws {
+    pub(super) async fn message(&mut self) -> Option<Message> {
+        timeout(PATIENCE, self.0.next()).await.expect("a message in time").and_then(Result::ok)
+    }
+
+    pub(super) async fn event(&mut self) -> Value {
+        loop {
+            match self.message().await {
+                Some(Message::Text(text)) => return serde_json::from_str(&text).unwrap(),
+                Some(Message::Ping(_)) => (),
+                other => panic!("{other:?} where an event was expected"),
+            }
+        }
+    }
+
+    pub(super) async fn events(&mut self, count: usize) -> Vec<Value> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            events.push(self.event().await);
+        }
+        events
+    }
+
+    /// Code and reason of the close that comes next, whatever comes before it.
+    pub(super) async fn closed(&mut self) -> (u16, String) {
+        loop {
+            match self.message().await {
+                Some(Message::Close(Some(frame))) => return (frame.code.into(), frame.reason.to_string()),
+                Some(Message::Close(None)) | None => panic!("closed without a reason"),
+                Some(_) => (),
+            }
+        }
+    }
+}
+
+/// A plain HTTP exchange whose body is read as it comes.
+pub(super) struct Http {
+    stream: TcpStream,
+    pub(super) head: String,
+    raw: Vec<u8>,
+    body: Vec<u8>,
+    ended: bool,
+}
+
+impl Http {
+    pub(super) async fn send(authority: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> Self {
+        let stream = TcpStream::connect(authority).await.unwrap();
+        let mut request = format!("{method} {path} HTTP/1.1\r\n");
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+            request.push_str(&format!("Host: {authority}\r\n"));
+        }
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str("\r\n");
+        let mut http = Self { stream, head: String::new(), raw: Vec::new(), body: Vec::new(), ended: false };
+        http.stream.write_all(request.as_bytes()).await.unwrap();
+        http.read_head().await;
+        http
+    }
+
+    async fn read_head(&mut self) {
+        loop {
+            if let Some(at) = self.raw.windows(4).position(|end| end == b"\r\n\r\n") {
+                self.head = String::from_utf8(self.raw.drain(..at + 4).collect()).unwrap().to_lowercase();
+                return;
+            }
+            assert!(self.more().await, "the head is cut off");
+        }
+    }
+
+    async fn more(&mut self) -> bool {
+        let mut buffer = [0; 16 * 1024];
+        let read = timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("bytes in time").unwrap_or(0);
+        self.raw.extend_from_slice(&buffer[..read]);
+        read > 0
+    }
+
+    pub(super) fn status(&self) -> u16 {
+        self.head.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    pub(super) fn header(&self, name: &str) -> Option<String> {
+        let line = self.head.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
+        line.map(str::to_owned)
+    }
+
+    /// Takes one chunk of the body; false at its end.
+    async fn chunk(&mut self) -> bool {
+        loop {
+            if let Some(at) = self.raw.windows(2).position(|end| end == b"\r\n") {
+                let len = usize::from_str_radix(std::str::from_utf8(&self.raw[..at]).unwrap(), 16).unwrap();
+                if self.raw.len() >= at + 2 + len + 2 {
+                    self.body.extend_from_slice(&self.raw[at + 2..at + 2 + len]);
+                    self.raw.drain(..at + 2 + len + 2);
+                    self.ended = len == 0;
+                    return len > 0;
+                }
+            }
+            if !self.more().await {
+                return false;
+            }
+        }
+    }
+
+    /// The whole body of an answer that ends.
+    pub(super) async fn body(&mut self) -> String {
+        if let Some(len) = self.header("content-length") {
+            let len: usize = len.parse().unwrap();
+            while self.raw.len() < len {
+                assert!(self.more().await, "the body is cut off");
+            }
+            return String::from_utf8(self.raw[..len].to_vec()).unwrap();
+        }
+        while self.chunk().await {}
+        assert!(self.ended, "the body is cut off");
+        String::from_utf8(std::mem::take(&mut self.body)).unwrap()
+    }
+
+    pub(super) async fn json(&mut self) -> Value {
+        serde_json::from_str(&self.body().await).unwrap()
+    }
+
+    /// The last part of the problem's `type`, and its detail.
+    pub(super) async fn problem(&mut self) -> (String, String) {
+        assert_eq!(self.header("content-type").as_deref(), Some("application/problem+json"));
+        let problem = self.json().await;
+        assert_eq!(problem["status"], self.status());
+        let kind = problem["type"].as_str().unwrap().strip_prefix("urn:trunkline:problem:").unwrap().to_owned();
+        (kind, problem["detail"].as_str().unwrap().to_owned())
+    }
+
+    /// The next piece of an endless body up to `end`, without it.
+    pub(super) async fn until(&mut self, end: &str) -> Option<String> {
+        loop {
+            let found = self.body.windows(end.len()).position(|window| window == end.as_bytes());
+            if let Some(at) = found {
+                let piece: Vec<u8> = self.body.drain(..at + end.len()).take(at).collect();
+                return Some(String::from_utf8(piece).unwrap());
+            }
+            if !self.chunk().await {
+                return None;
+            }
+        }
+    }
+
+    /// The next server-sent event: its id and its data. Comments and blocks without data are passed over.
+    pub(super) async fn sse(&mut self) -> Option<(String, Value)> {
+        loop {
+            let block = self.until("\n\n").await?;
+            let field = |name: &str| block.lines().filter_map(|line| line.strip_prefix(name)).collect::<Vec<_>>();
+            let data = field("data: ");
+            if !data.is_empty() {
+                return Some((field("id: ").concat(), serde_json::from_str(&data.join("\n")).unwrap()));
+            }
+        }
+    }
+
+    pub(super) async fn sse_events(&mut self, count: usize) -> Vec<Value> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            events.push(self.sse().await.expect("one more event").1);
+        }
+        events
+    }
+
+    pub(super) async fn line(&mut self) -> Option<Value> {
+        self.until("\n").await.map(|line| serde_json::from_str(&line).unwrap())
+    }
+
+    pub(super) async fn lines(&mut self, count: usize) -> Vec<Value> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            events.push(self.line().await.expect("one more line"));
+        }
+        events
+    }
+
+    /// Where the next page is.
+    pub(super) fn next_page(&self) -> String {
+        let link = self.header("link").expect("every page says where the next is");
+        link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\"")).unwrap().to_owned()
+    }
+}
