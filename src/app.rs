@@ -1,11 +1,11 @@
 //! The wiring: builds every part from the configuration, owns the task groups, and drains them in order.
 
-use std::{collections::BTreeMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 
 use crate::{
-    auth::Tokens,
+    auth::{AccountStatus, Tokens},
     config::{self, Config, ConnectorConfig, StreamConfig},
     connector::{Connector, genesys_notifications, genesys_sequenced},
     downstream::server,
@@ -22,7 +22,7 @@ use crate::{
     },
     tasks::Tasks,
     telemetry::metrics,
-    upstream::{self, Streams},
+    upstream::{self, StreamStatus, Streams},
 };
 
 /// Newest entries of a stream that are served without the store.
@@ -71,8 +71,7 @@ impl App {
         let mut downstream = Tasks::new("downstream");
         let admin = Tasks::new("admin");
         let tokens = start_accounts(&config, &mut accounts)?;
-        let settings = config.streams.iter().map(|(name, stream)| stream_settings(name, stream, &config)).collect();
-        let streams = Streams::start(settings, &logs, &tokens, &tls()?, &mut upstream)?;
+        let streams = start_streams(&config, &logs, &tokens, &mut upstream)?;
         let consumers_at = server.address();
         let live = streams.clone();
         server.start(&mut downstream, logs.clone(), move |stream: &StreamName| live.is_live(stream));
@@ -81,6 +80,11 @@ impl App {
 
     /// Where consumers are served.
     pub fn consumers_at(&self) -> SocketAddr {
+        self.consumers_at
+    }
+
+    /// Where operators are served.
+    pub fn admin_at(&self) -> SocketAddr {
         self.consumers_at
     }
 
@@ -116,6 +120,70 @@ impl App {
         self.store.close().await;
         let first = drained.into_iter().find_map(Result::err);
         outcome.and(first.map_or(Ok(()), |fault| Err(anyhow!(fault))))
+    }
+}
+
+/// The accounts and streams of a configuration over a log that goes away with it: to try them.
+#[derive(Debug)]
+pub struct Trial {
+    accounts: Tasks,
+    upstream: Tasks,
+    tokens: BTreeMap<AccountName, Tokens>,
+    streams: Streams,
+    logs: EventLogs,
+    store: Embedded,
+    folder: PathBuf,
+}
+
+impl Trial {
+    /// Starts every account and stream; listens nowhere.
+    pub async fn start(mut config: Config) -> anyhow::Result<Self> {
+        let folder = temporary_folder("check")?;
+        config.store.path.clone_from(&folder);
+        let store = open_store(&config).await?;
+        let logs = open_logs(&config, &store).await?;
+        let (mut accounts, mut upstream) = (Tasks::new("accounts"), Tasks::new("upstream"));
+        let tokens = start_accounts(&config, &mut accounts)?;
+        let streams = start_streams(&config, &logs, &tokens, &mut upstream)?;
+        Ok(Self { accounts, upstream, tokens, streams, logs, store, folder })
+    }
+
+    pub fn accounts(&self) -> Vec<AccountStatus> {
+        self.tokens.values().map(Tokens::status).collect()
+    }
+
+    pub fn streams(&self) -> Vec<StreamStatus> {
+        self.streams.statuses()
+    }
+
+    /// Closes every session, and removes what was heard.
+    pub async fn end(self) -> anyhow::Result<()> {
+        self.upstream.drain(UPSTREAM_GRACE).await?;
+        self.accounts.drain(ACCOUNTS_GRACE).await?;
+        self.logs.close();
+        self.store.close().await;
+        std::fs::remove_dir_all(&self.folder).with_context(|| format!("cannot remove {}", self.folder.display()))
+    }
+}
+
+/// A folder of this process's own below the system's temporary folder.
+pub fn temporary_folder(purpose: &str) -> anyhow::Result<PathBuf> {
+    let folder = std::env::temp_dir().join(format!("trunkline-{purpose}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// Opens and closes the configured store.
+pub async fn try_store(config: &Config) -> anyhow::Result<String> {
+    match open_store(config).await {
+        Ok(store) => {
+            store.close().await;
+            Ok(format!("{} can be used", config.store.path.display()))
+        }
+        Err(error) if matches!(error.downcast_ref(), Some(embedded::OpenError::InUse { .. })) => {
+            Ok(format!("{} is in use by a running daemon", config.store.path.display()))
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -158,6 +226,16 @@ fn start_accounts(config: &Config, tasks: &mut Tasks) -> anyhow::Result<BTreeMap
         Ok((name.clone(), tokens))
     };
     config.accounts.iter().map(start).collect()
+}
+
+fn start_streams(
+    config: &Config,
+    logs: &EventLogs,
+    tokens: &BTreeMap<AccountName, Tokens>,
+    tasks: &mut Tasks,
+) -> anyhow::Result<Streams> {
+    let settings = config.streams.iter().map(|(name, stream)| stream_settings(name, stream, config)).collect();
+    Streams::start(settings, logs, tokens, &tls()?, tasks)
 }
 
 /// A stream's rules from its configuration.

@@ -6,6 +6,7 @@ pub mod check;
 pub mod completions;
 pub mod config;
 mod daemon;
+pub mod run;
 pub mod status;
 pub mod tail;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What the daemon says about itself: metrics (sentences in [`metrics`]) and how errors are written into logs.
 
+pub mod logs;
 pub mod metrics;
 
 use std::error::Error;

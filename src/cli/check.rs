@@ -1,6 +1,8 @@
 //! `trunkline check`: every mistake of a configuration, or a report of what it promises.
 //!
-//! It changes nothing and opens no connection; `--connect` is for whoever can.
+//! It changes nothing, and opens connections only when asked to (`--connect`).
+
+mod connect;
 
 use std::{
     io::{self, Write},
@@ -23,11 +25,15 @@ pub struct CheckArgs {
     pub connect: bool,
 }
 
-/// Writes the report of a good configuration and gives it back, so that it can be tried on the real platform.
-pub fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Write) -> Result<Config, Failure> {
+/// Writes the report of a good configuration, and tries it on the real platform where that is wanted.
+pub async fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Write) -> Result<(), Failure> {
     let config = config::load(&args.config, environment)?;
     report(&config, out)?;
-    Ok(config)
+    if args.connect {
+        writeln!(out)?;
+        connect::run(config, out).await?;
+    }
+    Ok(())
 }
 
 fn report(config: &Config, out: &mut impl Write) -> io::Result<()> {
@@ -65,26 +71,26 @@ mod tests {
     use super::*;
     use crate::cli::Exit;
 
-    fn check(file: &str) -> (Result<Config, Failure>, String) {
+    async fn check(file: &str) -> (Result<(), Failure>, String) {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
         let environment = [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "hunter2")].into_iter().collect();
         let mut out = Vec::new();
-        let outcome = run(&CheckArgs { config: vec![path], connect: false }, &environment, &mut out);
+        let outcome = run(&CheckArgs { config: vec![path], connect: false }, &environment, &mut out).await;
         (outcome, String::from_utf8(out).unwrap())
     }
 
-    #[test]
-    fn a_good_configuration_is_reported_with_what_it_promises() {
-        let (outcome, report) = check("config/genesys-cloud.toml");
+    #[tokio::test]
+    async fn a_good_configuration_is_reported_with_what_it_promises() {
+        let (outcome, report) = check("config/genesys-cloud.toml").await;
         assert!(outcome.is_ok());
         assert!(report.starts_with("The configuration is good: 2 streams, 1 account.\n"), "{report}");
         assert_eq!(report.matches("can be lost").count(), 2, "{report}");
         assert!(!report.contains("hunter2"));
     }
 
-    #[test]
-    fn a_wrong_one_is_bad_usage_and_says_nothing_on_the_output() {
-        let (outcome, report) = check("tests/golden/config/several-mistakes-at-once.toml");
+    #[tokio::test]
+    async fn a_wrong_one_is_bad_usage_and_says_nothing_on_the_output() {
+        let (outcome, report) = check("tests/golden/config/several-mistakes-at-once.toml").await;
         let failure = outcome.unwrap_err();
         assert_eq!((failure.exit(), report.as_str()), (Exit::Misused, ""));
         let mut told = Vec::new();

@@ -1,0 +1,66 @@
+//! `trunkline run`: the daemon, until it is asked to end.
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Failure, RunArgs};
+use crate::{
+    app::App,
+    config::{self, Environment},
+    telemetry::logs,
+};
+
+/// Runs the daemon with a checked configuration. A second signal ends it at once.
+pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), Failure> {
+    let config = config::load(&args.config, environment)?;
+    logs::start(environment.get("TRUNKLINE_LOG").or(environment.get("RUST_LOG")));
+    let stop = Signals::listen()?;
+    let app = App::start(config).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        consumers = %app.consumers_at(),
+        admin = %app.admin_at(),
+        "trunkline runs"
+    );
+    run_until(app, stop).await
+}
+
+/// Runs the app until the first signal, then drains it; a second signal cuts the drain short.
+pub(super) async fn run_until(app: App, mut signals: Signals) -> Result<(), Failure> {
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let drained = app.run(async {
+        // The sender's end is a wish to end too.
+        drop(stopped.await);
+    });
+    let mut drained = std::pin::pin!(drained);
+    tokio::select! {
+        ended = &mut drained => return Ok(ended?),
+        () = signals.next() => drop(stop),
+    }
+    tracing::info!("draining; a second signal ends at once");
+    tokio::select! {
+        ended = &mut drained => Ok(ended?),
+        () = signals.next() => Err(anyhow::anyhow!("ended before everything was drained").into()),
+    }
+}
+
+/// SIGTERM and SIGINT.
+pub(super) struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// The next wish to end.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => (),
+            _ = self.interrupt.recv() => (),
+        }
+    }
+}
