@@ -147,7 +147,7 @@ pub enum Step {
 /// A conversation of REST calls that ends in an [`Endpoint`].
 #[derive(Debug, Clone)]
 pub enum Preparation {
-    Notifications(genesys_notifications::Preparation),
+    Notifications(Box<genesys_notifications::Preparation>),
     Sequenced(Endpoint),
 }
 
@@ -246,7 +246,7 @@ impl Connector {
         match self {
             Self::Notifications(settings) => {
                 let (preparation, step) = genesys_notifications::Preparation::begin(settings);
-                (Preparation::Notifications(preparation), step)
+                (Preparation::Notifications(Box::new(preparation)), step)
             }
             Self::Sequenced(settings) => {
                 let endpoint = settings.endpoint();
@@ -260,7 +260,7 @@ impl Connector {
         match self {
             Self::Notifications(settings) => {
                 let (preparation, step) = genesys_notifications::Preparation::tend(settings, endpoint);
-                (Preparation::Notifications(preparation), step)
+                (Preparation::Notifications(Box::new(preparation)), step)
             }
             Self::Sequenced(_) => (Preparation::Sequenced(endpoint.clone()), Step::Ready(endpoint.clone())),
         }

@@ -71,6 +71,7 @@ impl Loose<'_> {
 }
 
 /// `text` as a slice of `frame`, or as a copy when it is not part of it (it had escapes).
+#[expect(clippy::ptr_arg, reason = "whether it is borrowed decides")]
 pub(super) fn slice_of(frame: &ByteString, text: &Cow<'_, str>) -> ByteString {
     match text {
         Cow::Borrowed(text) => frame.slice_ref(text),

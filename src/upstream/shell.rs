@@ -62,7 +62,7 @@ pub(super) type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 /// What came of it.
 pub(super) enum Done {
-    Dialled(SessionId, Result<Socket, Failure>),
+    Dialled(SessionId, Box<Result<Socket, Failure>>),
     Answered(CallId, Result<Answer, String>),
     Appended(Result<Mark, AppendError>),
     Finished,
@@ -159,7 +159,7 @@ impl Shell {
         match done {
             Done::Dialled(session, dialled) => {
                 if self.dialling.remove(&session) {
-                    self.dialled(session, dialled);
+                    self.dialled(session, *dialled);
                 }
             }
             Done::Answered(call, answer) => self.machine.handle(Input::Answered { call, answer }, now()),
@@ -227,7 +227,7 @@ impl Shell {
                 Some(secret) => dialler.open(dial, secret).await,
                 None => Err(Failure::Unreachable("there is no token".to_owned())),
             };
-            Done::Dialled(session, dialled)
+            Done::Dialled(session, Box::new(dialled))
         }));
     }
 

@@ -1,0 +1,84 @@
+//! What is counted of an account.
+
+use std::time::Duration;
+
+use prometheus::{Gauge, GaugeVec, IntCounterVec, Registry};
+
+use super::{METRICS, counter_vec, float_vec};
+use crate::model::AccountName;
+
+const REFRESH_OUTCOMES: [&str; 4] = ["granted", "throttled", "unreachable", "rejected"];
+
+/// The metrics of all accounts.
+pub(super) struct Families {
+    refreshes: IntCounterVec,
+    token_remaining: GaugeVec,
+    token_lifetime: GaugeVec,
+    token_claimed: GaugeVec,
+}
+
+impl Families {
+    pub(super) fn register(r: &Registry) -> Self {
+        Self {
+            refreshes: counter_vec(r, "token_refreshes_total", "Grant requests", &["account", "outcome"]),
+            token_remaining: float_vec(
+                r,
+                "token_remaining_seconds",
+                "Life left of the token in use, by the monotonic clock",
+                &["account"],
+            ),
+            token_lifetime: float_vec(
+                r,
+                "token_lifetime_seconds",
+                "Life of the newest token by which refreshes are scheduled",
+                &["account"],
+            ),
+            token_claimed: float_vec(
+                r,
+                "token_claimed_lifetime_seconds",
+                "Life that the newest token's own claims state; 0 when it has none",
+                &["account"],
+            ),
+        }
+    }
+}
+
+/// What is counted of one account.
+#[derive(Debug, Clone)]
+pub struct Account {
+    name: AccountName,
+    remaining: Gauge,
+    lifetime: Gauge,
+    claimed: Gauge,
+}
+
+impl Account {
+    /// All series of an account, at 0 from the start.
+    pub fn new(name: &AccountName) -> Self {
+        let label = &[name.as_str()];
+        for outcome in REFRESH_OUTCOMES {
+            METRICS.accounts.refreshes.with_label_values(&[name.as_str(), outcome]);
+        }
+        Self {
+            remaining: METRICS.accounts.token_remaining.with_label_values(label),
+            lifetime: METRICS.accounts.token_lifetime.with_label_values(label),
+            claimed: METRICS.accounts.token_claimed.with_label_values(label),
+            name: name.clone(),
+        }
+    }
+
+    /// One of `granted`, `throttled`, `unreachable`, `rejected`.
+    pub fn refreshed(&self, outcome: &'static str) {
+        METRICS.accounts.refreshes.with_label_values(&[self.name.as_str(), outcome]).inc();
+    }
+
+    /// The life by which refreshes are scheduled, and the one that the token's own claims state.
+    pub fn lives(&self, lifetime: Duration, claimed: Option<Duration>) {
+        self.lifetime.set(lifetime.as_secs_f64());
+        self.claimed.set(claimed.unwrap_or_default().as_secs_f64());
+    }
+
+    pub fn remaining(&self, remaining: Duration) {
+        self.remaining.set(remaining.as_secs_f64());
+    }
+}

@@ -1,0 +1,216 @@
+//! What is counted of a stream.
+
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+
+use super::{METRICS, counter_vec, gauge_vec, histogram_vec};
+use crate::model::{GapReason, StreamName};
+
+const ROTATION_TRIGGERS: [&str; 6] = ["token", "notice", "channel-end", "revoked", "operator", "drain"];
+const ROTATION_OUTCOMES: [&str; 2] = ["completed", "failed"];
+const NETWORK_CLASSES: [&str; 6] = ["network", "silence", "restart", "clean", "protocol", "refused"];
+const SNAPSHOT_OUTCOMES: [&str; 2] = ["taken", "failed"];
+const STATES: [&str; 7] = ["starting", "connecting", "live", "recovering", "backing-off", "paused", "failed"];
+
+/// The metrics of all streams.
+pub(super) struct Families {
+    events: IntCounterVec,
+    bytes: IntCounterVec,
+    duplicates: IntCounterVec,
+    undecoded: IntCounterVec,
+    gaps: IntCounterVec,
+    lost: IntCounterVec,
+    state: IntGaugeVec,
+    connected: IntGaugeVec,
+    buffer: IntGaugeVec,
+    shed: IntCounterVec,
+    rotations: IntCounterVec,
+    rotation_silence: HistogramVec,
+    reconnects: IntCounterVec,
+    breaker: IntGaugeVec,
+    snapshots: IntCounterVec,
+    ingest_latency: HistogramVec,
+    lease_owner: IntGaugeVec,
+}
+
+impl Families {
+    pub(super) fn register(r: &Registry) -> Self {
+        Self {
+            events: counter_vec(
+                r,
+                "stream_events_total",
+                "Entries appended to the log, gaps and snapshots included",
+                &["stream"],
+            ),
+            bytes: counter_vec(r, "stream_bytes_total", "Bytes of event data appended to the log", &["stream"]),
+            duplicates: counter_vec(
+                r,
+                "stream_duplicates_total",
+                "Events dropped because the log held them already",
+                &["stream"],
+            ),
+            undecoded: counter_vec(
+                r,
+                "stream_undecoded_total",
+                "Frames that nobody could read, kept as they came",
+                &["stream"],
+            ),
+            gaps: counter_vec(r, "stream_gaps_total", "Gap entries by reason", &["stream", "reason"]),
+            lost: counter_vec(
+                r,
+                "stream_lost_events_total",
+                "Events known to be missing, where the platform numbers them",
+                &["stream"],
+            ),
+            state: gauge_vec(r, "stream_state", "1 for the state a stream is in", &["stream", "state"]),
+            connected: gauge_vec(r, "stream_connected", "1 while a session is live", &["stream"]),
+            buffer: gauge_vec(r, "stream_buffer_events", "Events heard but not yet durable", &["stream"]),
+            shed: counter_vec(r, "stream_shed_total", "Events dropped at the limit of the buffer", &["stream", "lane"]),
+            rotations: counter_vec(
+                r,
+                "stream_rotations_total",
+                "Planned replacements of a session",
+                &["stream", "trigger", "outcome"],
+            ),
+            rotation_silence: histogram_vec(
+                r,
+                "stream_rotation_silence_seconds",
+                "From the old session's last event to the new one's first",
+                &["stream"],
+            ),
+            reconnects: counter_vec(
+                r,
+                "stream_network_reconnects_total",
+                "Sessions lost to trouble, never to a rotation",
+                &["stream", "class"],
+            ),
+            breaker: gauge_vec(r, "stream_breaker_open", "1 while connecting is tried once each cap only", &["stream"]),
+            snapshots: counter_vec(
+                r,
+                "stream_snapshots_total",
+                "Snapshots over REST after a gap",
+                &["stream", "outcome"],
+            ),
+            ingest_latency: histogram_vec(r, "stream_ingest_latency_seconds", "From receipt to durable", &["stream"]),
+            lease_owner: gauge_vec(r, "stream_lease_owner", "1 on the replica that appends to the stream", &["stream"]),
+        }
+    }
+}
+
+/// What is counted of one stream. Handles are resolved once.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    name: StreamName,
+    events: IntCounter,
+    bytes: IntCounter,
+    duplicates: IntCounter,
+    undecoded: IntCounter,
+    lost: IntCounter,
+    connected: IntGauge,
+    buffer: IntGauge,
+    shed: IntCounter,
+    rotation_silence: Histogram,
+    breaker: IntGauge,
+    ingest_latency: Histogram,
+    lease_owner: IntGauge,
+}
+
+impl Stream {
+    /// All series of a stream, at 0 from the start.
+    pub fn new(name: &StreamName) -> Self {
+        let m = &METRICS.streams;
+        let label = &[name.as_str()];
+        for reason in GapReason::ALL {
+            m.gaps.with_label_values(&[name.as_str(), reason.as_str()]);
+        }
+        for trigger in ROTATION_TRIGGERS {
+            for outcome in ROTATION_OUTCOMES {
+                m.rotations.with_label_values(&[name.as_str(), trigger, outcome]);
+            }
+        }
+        for class in NETWORK_CLASSES {
+            m.reconnects.with_label_values(&[name.as_str(), class]);
+        }
+        for outcome in SNAPSHOT_OUTCOMES {
+            m.snapshots.with_label_values(&[name.as_str(), outcome]);
+        }
+        Self {
+            events: m.events.with_label_values(label),
+            bytes: m.bytes.with_label_values(label),
+            duplicates: m.duplicates.with_label_values(label),
+            undecoded: m.undecoded.with_label_values(label),
+            lost: m.lost.with_label_values(label),
+            connected: m.connected.with_label_values(label),
+            buffer: m.buffer.with_label_values(label),
+            shed: m.shed.with_label_values(&[name.as_str(), "normal"]),
+            rotation_silence: m.rotation_silence.with_label_values(label),
+            breaker: m.breaker.with_label_values(label),
+            ingest_latency: m.ingest_latency.with_label_values(label),
+            lease_owner: m.lease_owner.with_label_values(label),
+            name: name.clone(),
+        }
+    }
+
+    /// Entries became durable, `latency` after the oldest of them was received.
+    pub fn appended(&self, events: usize, bytes: usize, latency: Duration) {
+        self.events.inc_by(events as u64);
+        self.bytes.inc_by(bytes as u64);
+        self.ingest_latency.observe(latency.as_secs_f64());
+    }
+
+    pub fn duplicates_dropped(&self, count: u64) {
+        self.duplicates.inc_by(count);
+    }
+
+    pub fn frame_undecoded(&self) {
+        self.undecoded.inc();
+    }
+
+    pub fn gap_seen(&self, reason: GapReason, lost: Option<u64>) {
+        METRICS.streams.gaps.with_label_values(&[self.name.as_str(), reason.as_str()]).inc();
+        self.lost.inc_by(lost.unwrap_or(0));
+    }
+
+    /// One of `starting`, `connecting`, `live`, `recovering`, `backing-off`, `paused`, `failed`.
+    pub fn entered(&self, state: &'static str) {
+        for other in STATES {
+            METRICS.streams.state.with_label_values(&[self.name.as_str(), other]).set(i64::from(other == state));
+        }
+        self.lease_owner.set(1);
+    }
+
+    pub fn connected(&self, connected: bool) {
+        self.connected.set(i64::from(connected));
+    }
+
+    pub fn buffered(&self, events: usize) {
+        self.buffer.set(i64::try_from(events).unwrap_or(i64::MAX));
+    }
+
+    pub fn shed(&self, events: u64) {
+        self.shed.inc_by(events);
+    }
+
+    pub fn rotated(&self, trigger: &'static str, completed: bool) {
+        let outcome = ROTATION_OUTCOMES[usize::from(!completed)];
+        METRICS.streams.rotations.with_label_values(&[self.name.as_str(), trigger, outcome]).inc();
+    }
+
+    pub fn rotation_was_silent_for(&self, silence: Duration) {
+        self.rotation_silence.observe(silence.as_secs_f64());
+    }
+
+    pub fn session_lost(&self, class: &'static str) {
+        METRICS.streams.reconnects.with_label_values(&[self.name.as_str(), class]).inc();
+    }
+
+    pub fn breaker_open(&self, open: bool) {
+        self.breaker.set(i64::from(open));
+    }
+
+    pub fn snapshot(&self, taken: bool) {
+        let outcome = SNAPSHOT_OUTCOMES[usize::from(!taken)];
+        METRICS.streams.snapshots.with_label_values(&[self.name.as_str(), outcome]).inc();
+    }
+}
