@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Shared,
+    Shared, database,
     directory::{Directory, Word},
     fault::Fault,
     held::Retention,
@@ -282,11 +282,7 @@ impl Writer {
 
     /// Moves the write-ahead log into the database, so that the next step begins it anew.
     fn move_into_database(&mut self) {
-        let mode = if self.unmoved > WAL_LEN_MAX { "RESTART" } else { "PASSIVE" };
-        let moved = self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |row| {
-            let (busy, frames, moved): (bool, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(!busy && frames == moved)
-        });
+        let moved = database::move_log(&self.connection, self.unmoved > WAL_LEN_MAX);
         match moved.map_err(Fault::from) {
             Ok(true) => self.unmoved = 0,
             // A reader holds it up; the next one will do.
@@ -300,26 +296,24 @@ impl Writer {
     /// The end. An orderly one leaves everything in the database, and the word that says so.
     fn finish(self) {
         self.shared.close_readers();
-        if self.shared.broken().is_none() {
-            self.leave_clean();
-        }
-        let closed = self.connection.close();
-        self.directory.release();
-        if let Err((_, error)) = closed {
-            tracing::warn!(%error, "the database could not be closed: the next start will check it");
-        }
-    }
-
-    fn leave_clean(&self) {
-        let held_up = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, bool>(0));
-        let said = match held_up {
-            Ok(false) => self.directory.say(Word::Clean).map_err(|error| error.to_string()),
-            Ok(true) => Err("a reader held it up".to_owned()),
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(reason) = said {
+        let directory = Arc::clone(&self.directory);
+        if let Err(reason) = self.leave() {
             tracing::warn!(reason, "the store could not be left in order: the next start will check it");
         }
+        directory.release();
+    }
+
+    /// The word is said when all is in the database and before the write-ahead log goes, so that at no moment a kill
+    /// looks like a loss.
+    fn leave(self) -> Result<(), String> {
+        if let Some(reason) = self.shared.broken() {
+            return Err(reason);
+        }
+        if !database::move_log(&self.connection, true).map_err(|error| error.to_string())? {
+            return Err("a reader holds it up".to_owned());
+        }
+        self.directory.say(Word::Clean).map_err(|error| error.to_string())?;
+        database::close_moved(self.connection).map_err(|error| error.to_string())
     }
 }
 
@@ -363,8 +357,10 @@ fn answer(group: Group, opened: Vec<LogState>, appended: Vec<Result<(), AppendEr
         drop(reply.send(Ok(state)));
     }
     for ((_, reply), outcome) in group.appends.into_iter().zip(appended) {
-        if matches!(outcome, Err(AppendError::Fenced)) {
-            metrics::store_failed("fenced");
+        match outcome {
+            Err(AppendError::Fenced) => metrics::store_failed("fenced"),
+            Err(AppendError::NoRoom(_)) => metrics::store_failed("full"),
+            Err(AppendError::Broken(_)) | Ok(()) => (),
         }
         drop(reply.send(outcome));
     }
