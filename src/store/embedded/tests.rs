@@ -442,6 +442,34 @@ async fn the_write_ahead_log_stays_within_its_bound_under_load() {
     store.close().await;
 }
 
+#[tokio::test]
+async fn a_kill_at_the_edge_of_start_and_close_is_no_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let live = directory.path().join("live");
+    let store = open(&live, KEEP_ALL).unwrap();
+    killed_copy(&live, &directory.path().join("started"));
+    let mut log = Log::open(&store, "queues").await;
+    log.append(5).await.unwrap();
+    // The word is written last at the start and first at the end: each may lag behind the files.
+    for word in ["", "clean\n", "open\n"] {
+        let copy = directory.path().join(format!("word-{}", word.len()));
+        killed_copy(&live, &copy);
+        fs::write(copy.join("trunkline.lock"), word).unwrap();
+        let store = open(&copy, KEEP_ALL).unwrap();
+        let state = Log::open(&store, "queues").await.state;
+        assert_eq!((state.last, state.damaged), (Offset(5), false), "{word}");
+        store.close().await;
+    }
+    store.close().await;
+    assert!(!live.join("trunkline.db-wal").exists(), "an orderly close leaves one file to copy");
+
+    let store = open(&directory.path().join("started"), KEEP_ALL).unwrap();
+    assert!(!Log::open(&store, "queues").await.state.damaged);
+    assert_eq!(put_aside(&directory.path().join("started")), 0);
+    store.close().await;
+    assert!(store.health().is_err());
+}
+
 const CHILD_DIRECTORY: &str = "TRUNKLINE_TEST_DIRECTORY";
 
 /// Appends until it is killed, and says what was acknowledged.

@@ -6,32 +6,21 @@
 use std::{io, sync::Arc, time::Duration};
 
 use rusqlite::Connection;
-use tokio::{
-    runtime::Runtime,
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use tokio::{runtime::Runtime, sync::mpsc};
 
 use super::{
     Shared, database,
     directory::{Directory, Word},
     fault::Fault,
+    group::{Arrival, Command, Group, gather},
     held::Retention,
     step::{Outcome, Step, Streams},
 };
 use crate::{
     clock,
-    model::StreamName,
-    store::{Append, AppendError, LogState},
+    store::{AppendError, LogState},
     telemetry::metrics,
 };
-
-/// Commands that may wait. Whoever finds the queue full waits for a place: back-pressure.
-pub(super) const QUEUE_LEN: usize = 1024;
-
-/// One step takes no further command once it has this many, or bytes beyond the second bound.
-const GROUP_LEN_MAX: usize = 512;
-const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// When nothing comes in, retention and the write-ahead log are looked after this often.
 const TICK: Duration = Duration::from_secs(1);
@@ -46,56 +35,6 @@ const CHECKPOINT_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Beyond this a checkpoint waits for the readers that hold it up.
 const WAL_LEN_MAX: u64 = 64 * 1024 * 1024;
-
-type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
-
-/// What is asked of the writer.
-#[derive(Debug)]
-pub(super) enum Command {
-    Open(StreamName, Reply<LogState>),
-    Append(Append, Reply<()>),
-    Close(oneshot::Sender<()>),
-}
-
-/// Commands that share a step.
-#[derive(Debug, Default)]
-struct Group {
-    opens: Vec<(StreamName, Reply<LogState>)>,
-    appends: Vec<(Append, Reply<()>)>,
-    batches: usize,
-    bytes: usize,
-    close: Option<oneshot::Sender<()>>,
-}
-
-impl Group {
-    fn take(&mut self, command: Command) {
-        match command {
-            Command::Open(stream, reply) => self.opens.push((stream, reply)),
-            Command::Append(append, reply) => {
-                self.batches += append.batches.len();
-                self.bytes += append.batches.iter().map(|batch| batch.bytes().len()).sum::<usize>();
-                self.appends.push((append, reply));
-            }
-            Command::Close(reply) => self.close = Some(reply),
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.opens.len() + self.appends.len()
-    }
-
-    fn is_full(&self) -> bool {
-        self.len() >= GROUP_LEN_MAX || self.bytes >= GROUP_BYTES_MAX || self.close.is_some()
-    }
-}
-
-/// What waiting for commands came to.
-enum Arrival {
-    Group(Group),
-    Quiet,
-    /// Every handle is gone.
-    Abandoned,
-}
 
 /// The state of the thread.
 #[derive(Debug)]
@@ -138,6 +77,7 @@ impl Writer {
                     backlog = self.serve(group);
                     if let Some(done) = close {
                         self.finish();
+                        drop(commands);
                         // An error says that whoever asked has stopped waiting.
                         return done.send(()).unwrap_or(());
                     }
@@ -158,7 +98,7 @@ impl Writer {
             return false;
         }
         if let Some(reason) = self.shared.broken() {
-            refuse(group, &Fault::Failed(reason));
+            group.refuse(&Fault::Failed(reason));
             return false;
         }
         let started = clock::now();
@@ -174,13 +114,13 @@ impl Writer {
             Ok(done) => {
                 metrics::store_appended(started.elapsed());
                 self.settle(done.outcome);
-                answer(group, done.opened, done.appended);
+                group.answer(done.opened, done.appended);
                 self.move_if_due();
                 done.backlog
             }
             Err(fault) => {
                 self.note(&fault);
-                refuse(group, &fault);
+                group.refuse(&fault);
                 false
             }
         }
@@ -324,23 +264,6 @@ struct Done {
     outcome: Outcome,
 }
 
-/// Waits up to `patience` for a command, then takes all that wait with it, within the bounds.
-async fn gather(commands: &mut mpsc::Receiver<Command>, patience: Duration) -> Arrival {
-    let first = match timeout(patience, commands.recv()).await {
-        Ok(Some(command)) => command,
-        Ok(None) => return Arrival::Abandoned,
-        Err(_quiet) => return Arrival::Quiet,
-    };
-    let mut group = Group::default();
-    group.take(first);
-    while !group.is_full()
-        && let Ok(command) = commands.try_recv()
-    {
-        group.take(command);
-    }
-    Arrival::Group(group)
-}
-
 /// Removes a slice of what outlived the retention; true when there is more.
 fn trim(step: &mut Step<'_>, streams: &Streams, retention: &Retention, slice: usize) -> Result<bool, Fault> {
     let now = clock::wall();
@@ -349,30 +272,6 @@ fn trim(step: &mut Step<'_>, streams: &Streams, retention: &Retention, slice: us
         left -= step.trim(stream, retention, now, left)?;
     }
     Ok(left == 0)
-}
-
-fn answer(group: Group, opened: Vec<LogState>, appended: Vec<Result<(), AppendError>>) {
-    for ((_, reply), state) in group.opens.into_iter().zip(opened) {
-        // Whoever asked may have stopped waiting: the same below.
-        drop(reply.send(Ok(state)));
-    }
-    for ((_, reply), outcome) in group.appends.into_iter().zip(appended) {
-        match outcome {
-            Err(AppendError::Fenced) => metrics::store_failed("fenced"),
-            Err(AppendError::NoRoom(_)) => metrics::store_failed("full"),
-            Err(AppendError::Broken(_)) | Ok(()) => (),
-        }
-        drop(reply.send(outcome));
-    }
-}
-
-fn refuse(group: Group, fault: &Fault) {
-    for (_, reply) in group.opens {
-        drop(reply.send(Err(fault.clone().into())));
-    }
-    for (_, reply) in group.appends {
-        drop(reply.send(Err(fault.clone().into())));
-    }
 }
 
 #[cfg(test)]

@@ -4,12 +4,14 @@
 
 use std::path::Path;
 
+use tokio::sync::oneshot;
+
 use super::*;
-use crate::model::Offset;
 use crate::store::embedded::{
     Settings, opening,
     tests::{KEEP_ALL, checkpoint, next, stream},
 };
+use crate::{model::Offset, store::Append};
 
 /// A writer without a thread, so that its connection can be limited.
 fn writer(path: &Path) -> Writer {
