@@ -6,6 +6,7 @@
 mod database;
 mod directory;
 mod fault;
+mod group;
 mod held;
 mod opening;
 mod reads;
@@ -29,9 +30,10 @@ pub use self::held::Retention;
 use self::{
     directory::{Directory, Word},
     fault::Fault,
+    group::{Command, QUEUE_LEN},
     held::Held,
     reads::{Pool, Range},
-    writer::{Command, QUEUE_LEN, Writer},
+    writer::Writer,
 };
 use super::{Append, AppendError, LogState, ReadError};
 use crate::{
@@ -133,7 +135,10 @@ impl Embedded {
     }
 
     pub(super) fn health(&self) -> Result<(), String> {
-        self.shared.broken().or_else(|| self.shared.no_room()).map_or(Ok(()), Err)
+        if let Some(reason) = self.shared.broken().or_else(|| self.shared.no_room()) {
+            return Err(reason);
+        }
+        if self.commands.is_closed() { Err("the store is closed".to_owned()) } else { Ok(()) }
     }
 
     async fn ask<T>(

@@ -3,7 +3,7 @@
 //! A file of a newer schema, and trouble that is not damage (permissions, a full disk), refuse the start and leave
 //! everything as it is.
 
-use std::{io, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use rusqlite::Connection;
 
@@ -35,10 +35,9 @@ enum Plan {
     Replace(&'static str),
 }
 
-/// The files that were found.
+/// The files that were found; an empty one is as good as none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Found {
-    /// The database; an empty file is as good as none.
     database: bool,
     wal: bool,
 }
@@ -79,12 +78,15 @@ pub(super) fn open(directory: &Directory) -> Result<(Connection, bool), OpenErro
 }
 
 fn find(directory: &Directory) -> io::Result<Found> {
-    let len = match directory.database().metadata() {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(error),
-    };
-    Ok(Found { database: len > 0, wal: directory.wal().try_exists()? })
+    Ok(Found { database: len(&directory.database())? > 0, wal: len(&directory.wal())? > 0 })
+}
+
+fn len(path: &Path) -> io::Result<u64> {
+    match path.metadata() {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 enum Refusal {

@@ -4,12 +4,14 @@
 
 use std::path::Path;
 
+use tokio::sync::oneshot;
+
 use super::*;
-use crate::model::Offset;
 use crate::store::embedded::{
     Settings, opening,
     tests::{KEEP_ALL, checkpoint, next, stream},
 };
+use crate::{model::Offset, store::Append};
 
 /// A writer without a thread, so that its connection can be limited.
 fn writer(path: &Path) -> Writer {
@@ -93,4 +95,20 @@ fn a_group_in_which_one_append_finds_no_room_stores_none_of_them() {
     for name in names {
         assert_eq!(open(&mut writer, name).unwrap().last, Offset::START);
     }
+}
+
+#[test]
+fn a_step_of_unknown_outcome_ends_the_store_and_costs_nothing_that_was_acknowledged() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut first = writer(directory.path());
+    let state = open(&mut first, "queues").unwrap();
+    append(&mut first, next(&stream("queues"), &state, 10, 100, clock::wall())).unwrap();
+    first.note(&Fault::Failed("fsync failed".to_owned()));
+    assert!(matches!(open(&mut first, "queues"), Err(AppendError::Broken(_))));
+    first.finish();
+
+    let mut second = writer(directory.path());
+    let reopened = open(&mut second, "queues").unwrap();
+    assert_eq!((reopened.last, reopened.damaged), (Offset(10), false));
+    assert_eq!(reopened.lineage, state.lineage);
 }
