@@ -1,0 +1,3 @@
+//! draft
+mod clock;
+mod world;
