@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-pub(super) use cast::Cast;
+pub(super) use cast::{Cast, ORGANIZATION, Queue, uuid};
 use story::{Happening, Story};
 pub(super) use view::View;
 
@@ -122,7 +122,7 @@ impl World {
 
     fn correlation(&self) -> String {
         let mixed = self.origin.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.told;
-        cast::uuid(&mut fastrand::Rng::with_seed(mixed))
+        uuid(&mut fastrand::Rng::with_seed(mixed))
     }
 }
 
