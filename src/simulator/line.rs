@@ -287,7 +287,7 @@ impl Line {
                 return ControlFlow::Break(self.close(code, &reason).await);
             }
             Order::CloseIn { lead, code, reason } => {
-                self.closing = Some((after(now(), lead), code, reason))
+                self.closing = Some((after(now(), lead), code, reason));
             }
             Order::EndAt(at) => self.ends = self.ends.min(at),
             Order::Say(raw) => return self.say(raw).await,

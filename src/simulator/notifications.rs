@@ -177,13 +177,13 @@ impl Feed {
         };
         match request.message.as_str() {
             "ping" => metadata("pong"),
-            "subscribe" => self.change(request, "subscribed"),
-            "unsubscribe" => self.change(request, "unsubscribed"),
+            "subscribe" => self.change(&request, "subscribed"),
+            "unsubscribe" => self.change(&request, "unsubscribed"),
             _other => failure(&request, "400", "Unknown message."),
         }
     }
 
-    fn change(&self, request: Asked, done: &str) -> Raw {
+    fn change(&self, request: &Asked, done: &str) -> Raw {
         let Some(topics) = &request.topics else {
             let kind = if done == "subscribed" {
                 "subscribe"
@@ -191,7 +191,7 @@ impl Feed {
                 "unsubscribe"
             };
             return failure(
-                &request,
+                request,
                 "400",
                 &format!("Required data missing from {kind} request."),
             );
@@ -207,8 +207,8 @@ impl Feed {
             Ok(()) => reply_text(&json!({
                 "result": "200", "status": done, "topics": topics, "correlationId": request.correlation_id,
             })),
-            Err(ChannelError::Gone) => failure(&request, "404", "Channel not found."),
-            Err(ChannelError::TooManyTopics) => failure(&request, "400", "Too many topics."),
+            Err(ChannelError::Gone) => failure(request, "404", "Channel not found."),
+            Err(ChannelError::TooManyTopics) => failure(request, "400", "Too many topics."),
         }
     }
 

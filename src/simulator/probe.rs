@@ -198,9 +198,10 @@ impl Ear {
     async fn events_at_least(&mut self, count: usize) -> Vec<Value> {
         let mut events = Vec::new();
         while events.len() < count {
-            match self.json().await {
-                Value::Array(array) => events.extend(array),
-                bare => events.push(bare),
+            let frame = self.json().await;
+            match frame.as_array() {
+                Some(array) => events.extend_from_slice(array),
+                None => events.push(frame),
             }
         }
         events

@@ -91,8 +91,14 @@ pub(super) struct Sequence {
     numbering: u64,
     last: u64,
     retention: Duration,
-    /// Events held back until so many are there, then said in reverse.
-    reversing: Option<(usize, Vec<(u64, Arc<str>)>)>,
+    reversing: Option<Reversal>,
+}
+
+/// Events held back until as many as wanted are there.
+#[derive(Debug)]
+struct Reversal {
+    wanted: usize,
+    kept: Vec<(u64, Arc<str>)>,
 }
 
 impl Sequence {
@@ -117,15 +123,15 @@ impl Sequence {
     pub(super) fn say(&mut self, now: Instant, write: impl FnOnce(u64) -> String) {
         self.last += 1;
         let (sequence, text) = (self.last, Arc::<str>::from(write(self.last)));
-        let Some((wanted, mut kept)) = self.reversing.take() else {
+        let Some(mut reversal) = self.reversing.take() else {
             return self.push(now, Entry::Event { sequence, text });
         };
-        kept.push((sequence, text));
-        if kept.len() < wanted {
-            self.reversing = Some((wanted, kept));
+        reversal.kept.push((sequence, text));
+        if reversal.kept.len() < reversal.wanted {
+            self.reversing = Some(reversal);
             return;
         }
-        for (sequence, text) in kept.into_iter().rev() {
+        for (sequence, text) in reversal.kept.into_iter().rev() {
             self.push(now, Entry::Event { sequence, text });
         }
     }
@@ -161,7 +167,10 @@ impl Sequence {
     /// The next `n` events are said in reverse.
     pub(super) fn reverse(&mut self, n: usize) {
         if self.reversing.is_none() {
-            self.reversing = Some((n, Vec::new()));
+            self.reversing = Some(Reversal {
+                wanted: n,
+                kept: Vec::new(),
+            });
         }
     }
 

@@ -395,7 +395,7 @@ mod tests {
             probe.simulator.inject(Fault::Undecodable {
                 on: Target::Sequenced,
                 what,
-            })
+            });
         };
         inject(Undecodable::InvalidJson);
         assert!(serde_json::from_str::<serde_json::Value>(&ear.text().await).is_err());

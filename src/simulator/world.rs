@@ -218,11 +218,9 @@ mod tests {
             }
         }
         for (queue, count) in waiting {
-            let gauges = world
-                .view()
-                .gauges(world.cast(), queue.as_str().unwrap())
-                .unwrap();
-            assert_eq!(count, gauges.waiting);
+            let queue = world.cast().queue(queue.as_str().unwrap()).unwrap();
+            let observation = world.view().observation(world.cast(), queue, false);
+            assert_eq!(count, observation["data"][0]["stats"]["count"]);
         }
     }
 

@@ -39,133 +39,115 @@ pub(super) struct Told {
     pub(super) body: Value,
 }
 
+/// What a kind of topic begins with; the id stands behind it.
+const PREFIXES: [&str; 4] = [
+    "v2.users",
+    "v2.routing.queues",
+    "v2.analytics.queues",
+    "v2.detail.events.conversation",
+];
+
 pub(super) fn tell(happening: &Happening, cast: &Cast, at: OffsetDateTime) -> Told {
-    let user = |agent: usize| cast.agents[agent].id.as_str();
-    let queue = |index: usize| cast.queues[index].id.as_str();
+    let kind = kind(happening);
+    Told {
+        topic: topic(kind, subject(happening, cast)),
+        kind,
+        body: body(happening, cast, at),
+    }
+}
+
+/// The kind with the id put behind its prefix.
+fn topic(kind: &str, id: &str) -> String {
+    let split = PREFIXES
+        .iter()
+        .find_map(|prefix| Some((prefix, kind.strip_prefix(prefix)?)));
+    let (prefix, rest) = split.expect("every kind begins with one of the prefixes");
+    format!("{prefix}.{id}{rest}")
+}
+
+fn kind(happening: &Happening) -> &'static str {
     match happening {
-        Happening::CustomerStart(of) => detail(
-            "v2.detail.events.conversation.customer.start",
-            of,
-            customer_start(of),
-        ),
-        Happening::CustomerEnd(of) => detail(
-            "v2.detail.events.conversation.customer.end",
-            of,
-            customer_end(of, at),
-        ),
+        Happening::CustomerStart(_) => "v2.detail.events.conversation.customer.start",
+        Happening::CustomerEnd(_) => "v2.detail.events.conversation.customer.end",
+        Happening::AcdEnd { .. } => "v2.detail.events.conversation.acd.end",
+        Happening::UserEnd { .. } => "v2.detail.events.conversation.user.end",
+        Happening::Wrapup { .. } => "v2.detail.events.conversation.wrapup",
+        Happening::QueueConversation(_) => "v2.routing.queues.conversations",
+        Happening::UserConversation { .. } => "v2.users.conversations",
+        Happening::PresenceSet { .. } => "v2.users.presence",
+        Happening::RoutingSet { .. } => "v2.users.routingStatus",
+        Happening::ActivitySet { .. } => "v2.users.activity",
+        Happening::Membership { .. } => "v2.routing.queues.users",
+        Happening::Observations { .. } => "v2.analytics.queues.observations",
+        Happening::QueueActivity { .. } => "v2.analytics.queues.activity",
+    }
+}
+
+/// The id of the conversation, user or queue that it is about.
+fn subject<'a>(happening: &'a Happening, cast: &'a Cast) -> &'a str {
+    match happening {
+        Happening::CustomerStart(of)
+        | Happening::CustomerEnd(of)
+        | Happening::AcdEnd { of, .. }
+        | Happening::UserEnd { of, .. }
+        | Happening::Wrapup { of, .. } => &of.id,
+        Happening::UserConversation { agent, .. }
+        | Happening::PresenceSet { agent, .. }
+        | Happening::RoutingSet { agent, .. }
+        | Happening::ActivitySet { agent, .. } => &cast.agents[*agent].id,
+        Happening::QueueConversation(Conversation { queue, .. })
+        | Happening::Membership { queue, .. }
+        | Happening::Observations { queue, .. }
+        | Happening::QueueActivity { queue, .. } => &cast.queues[*queue].id,
+    }
+}
+
+fn body(happening: &Happening, cast: &Cast, at: OffsetDateTime) -> Value {
+    let user = |agent: &usize| cast.agents[*agent].id.as_str();
+    match happening {
+        Happening::CustomerStart(of) => customer_start(of),
+        Happening::CustomerEnd(of) => customer_end(of, at),
         Happening::AcdEnd {
             of,
             answered_by,
             waited_ms,
-        } => detail(
-            "v2.detail.events.conversation.acd.end",
-            of,
-            acd_end(of, answered_by.map(user), *waited_ms, cast),
-        ),
+        } => acd_end(of, answered_by.as_ref().map(user), *waited_ms, cast),
         Happening::UserEnd {
             of,
             agent,
             talked_ms,
-        } => detail(
-            "v2.detail.events.conversation.user.end",
-            of,
-            user_end(of, user(*agent), *talked_ms, cast),
-        ),
+        } => user_end(of, user(agent), *talked_ms, cast),
         Happening::Wrapup {
             of,
             agent,
             lasted_ms,
-        } => detail(
-            "v2.detail.events.conversation.wrapup",
-            of,
-            wrapup(of, user(*agent), *lasted_ms, cast),
-        ),
-        Happening::QueueConversation(of) => told(
-            "v2.routing.queues",
-            queue(of.queue),
-            "v2.routing.queues.conversations",
-            conversation(of, cast),
-        ),
-        Happening::UserConversation { agent, of } => told(
-            "v2.users",
-            user(*agent),
-            "v2.users.conversations",
-            conversation(of, cast),
-        ),
-        Happening::PresenceSet { agent, duty } => told(
-            "v2.users",
-            user(*agent),
-            "v2.users.presence",
-            presence(duty),
-        ),
-        Happening::RoutingSet { agent, duty } => {
-            let body = json!({"id": user(*agent), "routingStatus": routing_status(duty)});
-            told("v2.users", user(*agent), "v2.users.routingStatus", body)
+        } => wrapup(of, user(agent), *lasted_ms, cast),
+        Happening::QueueConversation(of) | Happening::UserConversation { of, .. } => {
+            conversation(of, cast)
         }
-        Happening::ActivitySet { agent, duty } => told(
-            "v2.users",
-            user(*agent),
-            "v2.users.activity",
-            activity(*agent, duty, cast),
-        ),
+        Happening::PresenceSet { duty, .. } => presence(duty),
+        Happening::RoutingSet { agent, duty } => {
+            json!({"id": user(agent), "routingStatus": routing_status(duty)})
+        }
+        Happening::ActivitySet { agent, duty } => activity(*agent, duty, cast),
         Happening::Membership {
             agent,
-            queue: index,
+            queue,
             joined,
-        } => {
-            let body = membership(user(*agent), queue(*index), *joined);
-            told(
-                "v2.routing.queues",
-                queue(*index),
-                "v2.routing.queues.users",
-                body,
-            )
-        }
-        Happening::Observations {
-            queue: index,
-            gauges,
-        } => told(
-            "v2.analytics.queues",
-            queue(*index),
-            "v2.analytics.queues.observations",
-            observations(&cast.queues[*index], gauges, at),
-        ),
-        Happening::QueueActivity {
-            queue: index,
-            gauges,
-        } => told(
-            "v2.analytics.queues",
-            queue(*index),
-            "v2.analytics.queues.activity",
-            queue_activity(gauges),
-        ),
+        } => membership(user(agent), &cast.queues[*queue].id, *joined),
+        Happening::Observations { queue, gauges } => observations(&cast.queues[*queue], gauges, at),
+        Happening::QueueActivity { gauges, .. } => queue_activity(gauges),
     }
-}
-
-/// The topic is the kind with the id put behind its prefix.
-fn told(prefix: &'static str, id: &str, kind: &'static str, body: Value) -> Told {
-    let rest = kind
-        .strip_prefix(prefix)
-        .expect("a kind begins with its own prefix");
-    Told {
-        topic: format!("{prefix}.{id}{rest}"),
-        kind,
-        body,
-    }
-}
-
-fn detail(kind: &'static str, of: &Conversation, body: Value) -> Told {
-    told("v2.detail.events.conversation", &of.id, kind, body)
 }
 
 /// Milliseconds since 1970, as detail events write moments.
-fn epoch_ms(at: OffsetDateTime) -> i128 {
-    at.unix_timestamp_nanos() / 1_000_000
+fn epoch_ms(at: OffsetDateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }
 
 fn customer_start(of: &Conversation) -> Value {
     json!({
-        "eventTime": epoch_ms(of.since) as i64, "conversationId": of.id, "participantId": of.customer_part,
+        "eventTime": epoch_ms(of.since), "conversationId": of.id, "participantId": of.customer_part,
         "sessionId": of.session, "mediaType": "VOICE", "provider": "Edge", "direction": "INBOUND",
         "ani": of.caller, "dnis": DIALLED,
     })
@@ -173,16 +155,16 @@ fn customer_start(of: &Conversation) -> Value {
 
 fn customer_end(of: &Conversation, at: OffsetDateTime) -> Value {
     json!({
-        "eventTime": epoch_ms(of.since) as i64, "conversationId": of.id, "participantId": of.customer_part,
+        "eventTime": epoch_ms(of.since), "conversationId": of.id, "participantId": of.customer_part,
         "sessionId": of.session, "disconnectType": "PEER", "mediaType": "VOICE", "provider": "Edge",
         "direction": "INBOUND", "ani": of.caller, "dnis": DIALLED,
-        "interactingDurationMs": (epoch_ms(at) - epoch_ms(of.began)) as i64,
+        "interactingDurationMs": epoch_ms(at) - epoch_ms(of.began),
     })
 }
 
 fn acd_end(of: &Conversation, answered_by: Option<&str>, waited_ms: u64, cast: &Cast) -> Value {
     let mut body = json!({
-        "eventTime": epoch_ms(of.since) as i64, "conversationId": of.id, "participantId": of.agent_part,
+        "eventTime": epoch_ms(of.since), "conversationId": of.id, "participantId": of.agent_part,
         "sessionId": of.session, "disconnectType": "TRANSFER", "mediaType": "VOICE", "provider": "Edge",
         "direction": "INBOUND", "ani": of.caller, "dnis": DIALLED, "queueId": cast.queues[of.queue].id,
         "divisionId": DIVISION, "acdOutcome": "ANSWERED", "requestedRoutings": ["STANDARD"],
@@ -201,7 +183,7 @@ fn acd_end(of: &Conversation, answered_by: Option<&str>, waited_ms: u64, cast: &
 
 fn user_end(of: &Conversation, user: &str, talked_ms: u64, cast: &Cast) -> Value {
     json!({
-        "eventTime": epoch_ms(of.since) as i64, "conversationId": of.id, "participantId": of.agent_part,
+        "eventTime": epoch_ms(of.since), "conversationId": of.id, "participantId": of.agent_part,
         "sessionId": of.session, "disconnectType": "PEER", "mediaType": "VOICE", "provider": "Edge",
         "direction": "INBOUND", "ani": of.caller, "dnis": DIALLED, "userId": user,
         "queueId": cast.queues[of.queue].id, "divisionId": DIVISION, "interactingDurationMs": talked_ms,
@@ -212,7 +194,7 @@ fn user_end(of: &Conversation, user: &str, talked_ms: u64, cast: &Cast) -> Value
 
 fn wrapup(of: &Conversation, user: &str, lasted_ms: u64, cast: &Cast) -> Value {
     json!({
-        "eventTime": epoch_ms(of.since) as i64, "conversationId": of.id, "participantId": of.agent_part,
+        "eventTime": epoch_ms(of.since), "conversationId": of.id, "participantId": of.agent_part,
         "sessionId": of.session, "mediaType": "VOICE", "provider": "Edge", "direction": "INBOUND",
         "userId": user, "queueId": cast.queues[of.queue].id, "divisionId": DIVISION,
         "wrapupCode": WRAPUP_CODE, "wrapupNotes": "", "wrapupDurationMs": lasted_ms,

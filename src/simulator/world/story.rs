@@ -61,16 +61,16 @@ pub(super) struct Conversation {
 
 /// A queue in figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(in crate::simulator) struct Gauges {
-    pub(in crate::simulator) waiting: u64,
-    pub(in crate::simulator) alerting: u64,
-    pub(in crate::simulator) interacting: u64,
-    pub(in crate::simulator) on_queue: u64,
-    pub(in crate::simulator) off_queue: u64,
-    pub(in crate::simulator) idle: u64,
-    pub(in crate::simulator) busy: u64,
+pub(super) struct Gauges {
+    pub(super) waiting: u64,
+    pub(super) alerting: u64,
+    pub(super) interacting: u64,
+    pub(super) on_queue: u64,
+    pub(super) off_queue: u64,
+    pub(super) idle: u64,
+    pub(super) busy: u64,
     /// Milliseconds the longest waiting conversation has waited.
-    pub(in crate::simulator) longest_wait_ms: u64,
+    pub(super) longest_wait_ms: u64,
 }
 
 #[derive(Clone, Debug)]

@@ -119,11 +119,6 @@ impl View {
         })
     }
 
-    /// The figures of the queue with this id, if it exists.
-    pub(in crate::simulator) fn gauges(&self, cast: &Cast, queue: &str) -> Option<Gauges> {
-        cast.queue(queue).map(|index| self.gauges[index])
-    }
-
     /// One result group of the queue observations query.
     pub(in crate::simulator) fn observation(
         &self,
