@@ -6,7 +6,10 @@
 mod channels;
 mod clock;
 mod control;
+mod fault;
 mod form;
+mod handshake;
+mod harm;
 mod line;
 mod notifications;
 mod oauth;
@@ -21,6 +24,7 @@ mod tally;
 mod tokens;
 mod topics;
 mod trouble;
+mod wording;
 mod world;
 
 #[cfg(test)]
@@ -37,14 +41,14 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
+pub use fault::{Fault, FaultError, Target, TokenFailure, Undecodable};
 pub use line::Expiry;
 use platform::Platform;
-pub use script::{
-    Fault, FaultError, Planned, Script, ScriptError, Target, TokenFailure, Undecodable,
-};
+pub use script::{Planned, Script, ScriptError};
 pub use sequence::Raw;
 pub use tally::{Dialect, Notification, Notifications, Sockets, Tally};
 pub use tokens::TokenKind;
+use world::Origin;
 
 /// How often the world moves by itself, at least.
 const TICK: Duration = Duration::from_millis(10);
@@ -78,7 +82,7 @@ pub struct Settings {
     pub expiry: Expiry,
     /// How old a sequenced event may be to be said again on resume.
     pub retention: Duration,
-    /// Most events in one sequenced frame; how many it is, the seed decides.
+    /// Most events in one sequenced frame, 1 to 50; how many it is, the seed decides.
     pub frame_max: usize,
     pub channel_life: Duration,
     pub heartbeat: Duration,
@@ -118,6 +122,22 @@ impl Default for Settings {
 }
 
 impl Settings {
+    fn story_seed(&self) -> u64 {
+        self.script.seed.unwrap_or(self.seed)
+    }
+
+    fn origin(&self) -> Origin {
+        Origin {
+            seed: self.story_seed(),
+            agents: self.agents,
+            queues: self.queues,
+            base: self
+                .story_base
+                .unwrap_or_else(|| clock::wall(self.clock_offset)),
+            step: self.story_step(),
+        }
+    }
+
     /// The story keeps pace with the clock while the world moves by itself.
     fn story_step(&self) -> Duration {
         if self.rate > 0.0 {
@@ -266,6 +286,7 @@ fn router(platform: &Arc<Platform>) -> Router {
         .route("/api/v2/analytics/events/ws", get(sequenced::by_query))
         .merge(rest::router(platform))
         .merge(control::router())
+        .fallback(reply::unknown)
         .with_state(platform.clone())
 }
 

@@ -12,8 +12,8 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::fault::Fault;
 use super::platform::Platform;
-use super::script::Fault;
 use super::tally::Tally;
 
 /// Most events one call may ask for.

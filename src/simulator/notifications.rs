@@ -14,7 +14,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::channels::{Attached, Change, ChannelError, Said};
 use super::clock::{after, now};
-use super::line::{AsyncTalk, Handshake, Heard, Line, Order, Over};
+use super::handshake::{Handshake, Talk};
+use super::line::{Heard, Line, Order, Over};
 use super::platform::{Platform, State as Inner};
 use super::reply;
 use super::rest::notifications::wanted;
@@ -109,7 +110,7 @@ struct Feed {
     heartbeat: Interval,
 }
 
-impl AsyncTalk for Feed {
+impl Talk for Feed {
     async fn talk(mut self, line: &mut Line) -> Over {
         loop {
             if let ControlFlow::Break(over) = self.turn(line).await {

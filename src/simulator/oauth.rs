@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::clock::{http_date, now, wall};
+use super::fault::TokenFailure;
 use super::form;
 use super::platform::Platform;
 use super::reply;
-use super::script::TokenFailure;
 use super::server::Fate;
 use super::tokens::{Client, Denied, Grant, Presented};
 

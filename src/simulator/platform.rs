@@ -6,30 +6,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Settings;
 use super::channels::Channels;
-use super::clock::{after, now, stamp, wall};
+use super::clock::now;
+use super::fault::{Fault, Target};
+use super::harm::undecodable;
 use super::line::Order;
-use super::script::{Fault, Target, Undecodable};
 use super::sequence::{Raw, Sequence};
 use super::server::Fate;
 use super::tally::{Dialect, Said, Tally};
 use super::tokens::{Client, Tokens};
 use super::trouble::{Refusal, Trouble};
-use super::world::{Event, ORGANIZATION, Origin, World};
+use super::wording::{notification_text, sequenced_text};
+use super::world::World;
 
 /// Events said under one hold of the lock.
 const SAY_BATCH: u64 = 256;
-/// How deep the frame that nobody can read is nested.
-const DEEP: usize = 10_000;
-/// How many bytes of a frame that is no JSON or no UTF-8.
-const BROKEN: usize = 64;
+/// Keeps ids that are no part of the story from shifting it.
+const IDS: u64 = 0x69_64_73;
 
 /// A connected socket, as faults see it.
 #[derive(Debug)]
@@ -71,42 +69,9 @@ pub(super) struct Platform {
 
 impl Platform {
     pub(super) fn new(settings: Settings) -> Self {
-        let seed = settings.script.seed.unwrap_or(settings.seed);
-        let client = Client {
-            id: settings.client_id.clone(),
-            secret: settings.client_secret.clone(),
-        };
-        let refresh_token = settings.refresh_token.clone();
-        let origin = Origin {
-            seed,
-            agents: settings.agents,
-            queues: settings.queues,
-            base: settings
-                .story_base
-                .unwrap_or_else(|| wall(settings.clock_offset)),
-            step: settings.story_step(),
-        };
-        let state = State {
-            world: World::new(origin),
-            sequence: Sequence::new(settings.retention),
-            channels: Channels::new(settings.channel_life),
-            tokens: Tokens::new(
-                client,
-                settings.token_kind,
-                settings.token_ttl,
-                refresh_token,
-                seed,
-            ),
-            trouble: Trouble::none(),
-            tally: Tally::default(),
-            said: Said::default(),
-            sockets: BTreeMap::new(),
-            rng: fastrand::Rng::with_seed(seed ^ 0x69_64_73),
-            opened: 0,
-        };
         Self {
+            state: Mutex::new(State::new(&settings)),
             settings,
-            state: Mutex::new(state),
             tail: watch::channel(0).0,
             latency: AtomicU64::new(0),
             stop: CancellationToken::new(),
@@ -114,6 +79,7 @@ impl Platform {
         }
     }
 
+    /// Held for moments, never across an await.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state
             .lock()
@@ -258,6 +224,34 @@ impl Drop for Registered {
 }
 
 impl State {
+    fn new(settings: &Settings) -> Self {
+        let seed = settings.story_seed();
+        let client = Client {
+            id: settings.client_id.clone(),
+            secret: settings.client_secret.clone(),
+        };
+        let refresh_token = settings.refresh_token.clone();
+        let tokens = Tokens::new(
+            client,
+            settings.token_kind,
+            settings.token_ttl,
+            refresh_token,
+            seed,
+        );
+        Self {
+            world: World::new(settings.origin()),
+            sequence: Sequence::new(settings.retention),
+            channels: Channels::new(settings.channel_life),
+            tokens,
+            trouble: Trouble::none(),
+            tally: Tally::at_zero(),
+            said: Said::default(),
+            sockets: BTreeMap::new(),
+            rng: fastrand::Rng::with_seed(seed ^ IDS),
+            opened: 0,
+        }
+    }
+
     fn say_next(&mut self, now: Instant) {
         let event = self.world.next_event();
         self.sequence
@@ -274,202 +268,5 @@ impl State {
         for number in reach.overflowed {
             self.cut(number);
         }
-    }
-
-    /// Resets one connection.
-    pub(super) fn cut(&self, number: u64) {
-        if let Some(socket) = self.sockets.get(&number) {
-            socket.fate.seal();
-        }
-    }
-
-    /// Tells one socket to do something.
-    pub(super) fn order_one(&self, number: u64, order: Order) {
-        if let Some(socket) = self.sockets.get(&number) {
-            // Full: the socket is stalled and hears nothing anyway.
-            let _dropped = socket.orders.try_send(order);
-        }
-    }
-
-    fn order(&self, on: Target, order: &Order) {
-        for (number, socket) in &self.sockets {
-            if on.includes(socket.dialect) {
-                self.order_one(*number, order.clone());
-            }
-        }
-    }
-
-    fn drop_sockets(&self, on: Target) {
-        for socket in self
-            .sockets
-            .values()
-            .filter(|socket| on.includes(socket.dialect))
-        {
-            socket.fate.seal();
-        }
-    }
-
-    fn announce_closing(&mut self, lead: Duration) {
-        let notice = json!({"message": "The socket is about to be closed"});
-        self.notify("v2.system.socket_closing", &notice);
-        let close = Order::CloseIn {
-            lead,
-            code: 1001,
-            reason: "Maintenance".to_owned(),
-        };
-        self.order(Target::Notifications, &close);
-    }
-
-    fn revoke_tokens(&mut self, settings: &Settings) {
-        self.system_message("token_revoked", "user_tokens_revoked", settings);
-        let now = now();
-        self.tokens.revoke_all(now);
-        let ends = after(now, settings.grace);
-        self.channels.end_all(ends);
-        self.order(Target::All, &Order::EndAt(ends));
-    }
-
-    fn take_subscriptions(&mut self, settings: &Settings) {
-        self.channels.clear_all();
-        self.system_message(
-            "no_longer_subscribed",
-            "another_channel_subscribed",
-            settings,
-        );
-    }
-
-    /// Tells each notifications socket, with its own channel in the body.
-    fn system_message(&mut self, kind: &str, reason: &str, settings: &Settings) {
-        let user = self.world.cast().agents[0].id.clone();
-        for (number, channel) in self.channel_sockets() {
-            let body = json!({
-                "channelId": channel, "systemTopicType": kind, "organizationId": ORGANIZATION, "userId": user,
-                "oauthClientId": settings.client_id, "reason": reason, "message": "", "data": {},
-            });
-            let text = self.system_text(&format!("v2.system.{kind}.{user}"), &body);
-            self.order_one(number, Order::Say(Raw::Text(text)));
-        }
-    }
-
-    fn notify(&mut self, topic: &str, body: &Value) {
-        for (number, _) in self.channel_sockets() {
-            let text = self.system_text(topic, body);
-            self.order_one(number, Order::Say(Raw::Text(text)));
-        }
-    }
-
-    fn channel_sockets(&self) -> Vec<(u64, String)> {
-        self.sockets
-            .iter()
-            .filter_map(|(number, socket)| Some((*number, socket.channel.clone()?)))
-            .collect()
-    }
-
-    fn system_text(&mut self, topic: &str, body: &Value) -> String {
-        let correlation = super::world::uuid(&mut self.rng);
-        write(&Notification {
-            topic_name: topic,
-            version: "2",
-            event_body: body,
-            metadata: Metadata {
-                correlation: &correlation,
-            },
-        })
-    }
-
-    fn say_on(&mut self, on: Target, raw: &Raw) {
-        if on.includes(Dialect::Sequenced) {
-            self.sequence.say_raw(now(), raw.clone());
-        }
-        if on.includes(Dialect::Notifications) {
-            self.order(Target::Notifications, &Order::Say(raw.clone()));
-        }
-    }
-
-    fn say_oversize(&mut self, on: Target, bytes: usize) {
-        let body = json!({ "padding": "x".repeat(bytes) });
-        let event = Event {
-            topic: "v2.simulated.oversize".to_owned(),
-            kind: "v2.simulated.oversize",
-            at: self.world.story_time(),
-            body,
-            correlation: super::world::uuid(&mut self.rng),
-        };
-        if on.includes(Dialect::Sequenced) {
-            self.sequence
-                .say(now(), |sequence| sequenced_text(sequence, &event));
-        }
-        if on.includes(Dialect::Notifications) {
-            self.order(
-                Target::Notifications,
-                &Order::Say(Raw::Text(notification_text(&event))),
-            );
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Metadata<'a> {
-    #[serde(rename = "CorrelationId")]
-    correlation: &'a str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Sequenced<'a> {
-    sequence_id: u64,
-    event_type: &'a str,
-    topic_name: &'a str,
-    event_time: String,
-    event_body: &'a Value,
-    metadata: Metadata<'a>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Notification<'a> {
-    topic_name: &'a str,
-    version: &'a str,
-    event_body: &'a Value,
-    metadata: Metadata<'a>,
-}
-
-fn sequenced_text(sequence: u64, event: &Event) -> String {
-    write(&Sequenced {
-        sequence_id: sequence,
-        event_type: event.kind,
-        topic_name: &event.topic,
-        event_time: stamp(event.at),
-        event_body: &event.body,
-        metadata: Metadata {
-            correlation: &event.correlation,
-        },
-    })
-}
-
-fn notification_text(event: &Event) -> String {
-    write(&Notification {
-        topic_name: &event.topic,
-        version: "2",
-        event_body: &event.body,
-        metadata: Metadata {
-            correlation: &event.correlation,
-        },
-    })
-}
-
-fn write(what: &impl Serialize) -> String {
-    serde_json::to_string(what).expect("texts, numbers and JSON values can always be written")
-}
-
-fn undecodable(what: Undecodable) -> Raw {
-    match what {
-        Undecodable::Binary => Raw::Binary((0..BROKEN as u8).collect()),
-        Undecodable::InvalidJson => {
-            Raw::Text("{\"sequenceId\": 12, \"eventBody\": {\"cut off".to_owned())
-        }
-        Undecodable::WrongShape => Raw::Text("\"a string is no event\"".to_owned()),
-        Undecodable::Deep => Raw::Text("[".repeat(DEEP) + &"]".repeat(DEEP)),
-        Undecodable::InvalidUtf8 => Raw::InvalidText(vec![0xff; BROKEN]),
     }
 }

@@ -1,11 +1,14 @@
 //! Answers in the platform's own words: error bodies, correlation ids, refusals that faults asked for. It refuses
 //! to decide when to use them.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::platform::Platform;
 use super::tally::Dialect;
@@ -15,13 +18,17 @@ use super::world::uuid;
 
 const CORRELATION: HeaderName = HeaderName::from_static("inin-correlation-id");
 
-/// An error body of the API.
+/// An error of the API.
 pub(super) fn error(status: StatusCode, code: &str, message: &str) -> Response {
-    let body = json!({
+    (status, Json(error_body(status, code, message))).into_response()
+}
+
+/// Its body.
+pub(super) fn error_body(status: StatusCode, code: &str, message: &str) -> Value {
+    json!({
         "message": message, "code": code, "status": status.as_u16(), "contextId": "", "messageParams": {},
-        "entityId": null, "entityName": null, "details": [], "errors": [],
-    });
-    (status, Json(body)).into_response()
+        "messageWithParams": message, "entityId": null, "entityName": null, "details": [], "errors": [],
+    })
 }
 
 pub(super) fn bad_request(message: &str) -> Response {
@@ -39,6 +46,11 @@ pub(super) fn upgrade_required() -> Response {
 
 pub(super) fn not_found(platform: &Platform, message: &str) -> Response {
     correlated(platform, error(StatusCode::NOT_FOUND, "not.found", message))
+}
+
+/// What nobody serves.
+pub(super) async fn unknown(State(platform): State<Arc<Platform>>) -> Response {
+    not_found(&platform, "The requested resource was not found.")
 }
 
 pub(super) fn unauthorized(platform: &Platform, unwelcome: Unwelcome) -> Response {

@@ -6,12 +6,13 @@ mod snapshots;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::json;
 
 use super::clock::now;
 use super::form;
@@ -118,7 +119,10 @@ fn host(headers: &HeaderMap) -> String {
 fn too_many(allowed: u32, usage: Usage) -> Response {
     let message =
         format!("Rate limit exceeded the maximum [{allowed}] requests within [60] seconds");
-    let answer = reply::error(StatusCode::TOO_MANY_REQUESTS, "too.many.requests", &message);
+    let mut body = reply::error_body(StatusCode::TOO_MANY_REQUESTS, "too.many.requests", &message);
+    body["limit"] =
+        json!({"key": "token.rate.per.minute", "namespace": "platform.api", "value": allowed});
+    let answer = (StatusCode::TOO_MANY_REQUESTS, Json(body)).into_response();
     reply::retry_after(answer, Some(&(usage.reset.as_secs() + 1).to_string()))
 }
 

@@ -12,12 +12,15 @@ use tokio::sync::watch;
 
 use super::clock::{after, now};
 use super::form;
-use super::line::{AsyncTalk, Handshake, Heard, Line, Over, Woken};
+use super::handshake::{Handshake, Talk};
+use super::line::{Heard, Line, Over, Woken};
 use super::platform::Platform;
 use super::reply;
 use super::sequence::{Cursor, Found, Raw};
 use super::tally::Dialect;
 
+/// Most events of one frame, whatever the settings say.
+const FRAME_MAX: usize = 50;
 /// A client that fell behind what is held.
 const TOO_SLOW: u16 = 1013;
 
@@ -64,7 +67,7 @@ fn open(platform: &Arc<Platform>, mut request: Request, token_ends: Instant) -> 
     match Handshake::accept(platform, &mut request, Dialect::Sequenced, None) {
         Ok(handshake) => {
             let cursor = platform.lock().sequence.enter(after_sequence, now());
-            let seed = platform.settings.seed ^ handshake.number();
+            let seed = platform.settings.story_seed() ^ handshake.number();
             let feed = Feed {
                 platform: platform.clone(),
                 tail: platform.tail.subscribe(),
@@ -89,7 +92,7 @@ fn never() -> Instant {
 /// Says that the token is bad, and closes.
 struct InvalidToken;
 
-impl AsyncTalk for InvalidToken {
+impl Talk for InvalidToken {
     async fn talk(self, line: &mut Line) -> Over {
         match line
             .say(Raw::Text("{\"error\":\"invalid_token\"}".to_owned()))
@@ -109,7 +112,7 @@ struct Feed {
     rng: fastrand::Rng,
 }
 
-impl AsyncTalk for Feed {
+impl Talk for Feed {
     async fn talk(mut self, line: &mut Line) -> Over {
         loop {
             if let ControlFlow::Break(over) = self.turn(line).await {
@@ -138,7 +141,9 @@ impl Feed {
         if line.is_muted() {
             return Found::Nothing;
         }
-        let max = self.rng.usize(1..=self.platform.settings.frame_max.max(1));
+        let max = self
+            .rng
+            .usize(1..=self.platform.settings.frame_max.clamp(1, FRAME_MAX));
         self.platform.lock().sequence.read(&mut self.cursor, max)
     }
 

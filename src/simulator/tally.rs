@@ -27,6 +27,16 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Both dialects are listed from the start.
+    pub(super) fn at_zero() -> Self {
+        let sockets = [Dialect::Sequenced, Dialect::Notifications]
+            .map(|dialect| (dialect, Sockets::default()));
+        Self {
+            sockets: BTreeMap::from(sockets),
+            ..Self::default()
+        }
+    }
+
     /// All grants together.
     pub fn grants_total(&self) -> u64 {
         self.grants.values().sum()

@@ -16,6 +16,8 @@ use super::world::uuid;
 const REMEMBERED_MAX: usize = 10_000;
 /// The window of the request limit.
 const WINDOW: Duration = Duration::from_secs(60);
+/// Keeps the strings of tokens apart from the story of the same seed.
+const STRINGS: u64 = 0x74_6f_6b_65_6e;
 const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
 /// What an access token looks like.
@@ -98,8 +100,7 @@ impl Tokens {
         refresh_token: String,
         seed: u64,
     ) -> Self {
-        // Token strings are not part of the story, and must not shift it.
-        let rng = fastrand::Rng::with_seed(seed ^ 0x70_6b_65_6e);
+        let rng = fastrand::Rng::with_seed(seed ^ STRINGS);
         Self {
             client,
             kind,

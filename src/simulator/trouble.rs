@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::script::{Target, TokenFailure};
+use super::fault::{Target, TokenFailure};
 use super::tally::Dialect;
 
 /// Faults waiting at once; more push the oldest out.

@@ -3,6 +3,7 @@
 //! its time is `base + k * step`.
 
 mod cast;
+mod happening;
 mod shapes;
 mod story;
 mod view;
@@ -14,7 +15,8 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 pub(super) use cast::{Cast, ORGANIZATION, Queue, uuid};
-use story::{Happening, Story};
+use happening::Happening;
+use story::Story;
 pub(super) use view::View;
 
 /// What a world is made from.

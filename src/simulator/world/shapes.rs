@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::cast::{Cast, DIVISION, Queue};
-use super::story::{Conversation, Duty, Gauges, Happening, Presence, Routing, Stage, agent_of};
+use super::happening::{Conversation, Duty, Gauges, Happening, Presence, Routing, Stage, agent_of};
 use crate::simulator::clock::stamp;
 
 /// Every kind of event this world tells.

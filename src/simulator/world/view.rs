@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::cast::Cast;
+use super::happening::{Conversation, Duty, Gauges, Happening, Stage};
 use super::shapes;
-use super::story::{Conversation, Duty, Gauges, Happening, Stage, Story};
+use super::story::Story;
 use crate::simulator::clock::stamp;
 
 #[derive(Debug)]
