@@ -263,7 +263,7 @@ impl Ledger {
         self.platform.lock().said.end()
     }
 
-    /// The notifications said since a mark, oldest first; the last million is remembered.
+    /// The notifications said since a mark, oldest first; the last 250,000 are remembered.
     pub fn said_since(&self, mark: u64) -> Vec<Notification> {
         self.platform.lock().said.since(mark)
     }

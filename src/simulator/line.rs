@@ -74,6 +74,7 @@ pub(super) struct Line {
     orders: mpsc::Receiver<Order>,
     ends: Instant,
     closing: Option<(Instant, u16, String)>,
+    /// Set for good when the token ended in silence.
     muted: bool,
     pieces: Option<usize>,
     byte_pause: Option<Duration>,
@@ -107,9 +108,9 @@ impl Line {
         }
     }
 
-    /// Set for good when the token ended in silence: the dialect says no more events.
+    /// Whether no more events may be said: the token or channel has ended, noticed or not.
     pub(super) fn is_muted(&self) -> bool {
-        self.muted
+        self.muted || self.ends <= now()
     }
 
     pub(super) fn ends_at(&mut self, ends: Instant) {

@@ -451,7 +451,7 @@ mod tests {
         };
         let probe = Probe::start(settings).await;
         let (_, mut ear) = probe.listen(&probe.all_topics()).await;
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        probe.expired().await;
         probe.simulator.say(20);
         assert!(ear.is_silent().await);
         ear.send(json!({"message": "subscribe", "topics": [], "correlationId": "c"}))
@@ -461,19 +461,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_channel_outlives_its_token_by_the_grace() {
-        let settings = Settings {
-            token_ttl: Duration::from_millis(1),
-            grace: Duration::from_secs(3_600),
+        let (token_ttl, grace) = (Duration::from_millis(300), Duration::from_secs(3_600));
+        let probe = Probe::start(Settings {
+            token_ttl,
+            grace,
             ..Settings::default()
-        };
-        let mut probe = Probe::without_token(Settings {
-            token_ttl: Duration::from_millis(500),
-            ..settings
         })
         .await;
-        probe.renew().await;
         let (_, mut ear) = probe.listen(&probe.all_topics()).await;
-        tokio::time::sleep(Duration::from_millis(550)).await;
+        probe.expired().await;
         probe.simulator.say(20);
         assert!(ear.json().await["topicName"].is_string());
     }

@@ -140,6 +140,14 @@ impl Probe {
         of_users.chain(of_queues).collect()
     }
 
+    /// Waits until the platform no longer takes the token.
+    pub(super) async fn expired(&self) {
+        let wait = async {
+            while self.get("/api/v2/routing/queues").await["code"] != "credentials.expired" {}
+        };
+        timeout(PATIENCE, wait).await.expect("the token should end");
+    }
+
     pub(super) fn ws(&self, path: &str) -> String {
         format!("ws://{}{path}", self.simulator.address())
     }
@@ -238,6 +246,19 @@ impl Ear {
     /// Whether nothing comes for a while.
     pub(super) async fn is_silent(&mut self) -> bool {
         timeout(SILENCE, self.0.next()).await.is_err()
+    }
+
+    /// Reads to the end: whether the connection was reset.
+    pub(super) async fn is_reset(&mut self) -> bool {
+        loop {
+            match self.message().await {
+                Some(Ok(_)) => (),
+                Some(Err(tungstenite::Error::Io(error))) => {
+                    return error.kind() == std::io::ErrorKind::ConnectionReset;
+                }
+                Some(Err(_)) | None => return false,
+            }
+        }
     }
 
     /// Reads to the end: the code of the close, or `None` when the connection was lost.

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
-/// Notifications the ledger remembers; older ones are forgotten.
-const SAID_MAX: usize = 1_000_000;
+/// Notifications the ledger remembers, about 50 MB of them; older ones are forgotten.
+const SAID_MAX: usize = 250_000;
 
 /// Figures since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
