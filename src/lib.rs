@@ -7,8 +7,8 @@
 //! - [`store`] and [`event_log`]: what was heard, durable, and its readers. The only road from a platform to a consumer.
 //! - [`auth`]: tokens. [`upstream`]: a task per stream, which carries out its rules over sockets and REST calls.
 //! - [`downstream`]: consumers over HTTP. [`admin`]: health, metrics, status, an operator's wishes.
-//! - [`config`]: the file. `app` builds every part from it and drains them in order. `cli`: a file a command.
-//! - `simulator`: fake platforms, written from the platforms' documents; it knows nothing of the rest.
+//! - [`config`]: the file. [`app`] builds every part from it and drains them in order. [`cli`]: a file a command.
+//! - [`simulator`]: fake platforms, written from the platforms' documents; it knows nothing of the rest.
 //!
 //! What always holds: data is durable before its position is stored and before any reader sees it; offsets are dense;
 //! between two neighbours nothing is missing, or a gap entry stands between them; every queue has a bound; no rule
@@ -26,6 +26,7 @@ pub mod event_log;
 pub mod listener;
 pub mod model;
 pub mod protocol;
+pub mod simulator;
 pub mod store;
 pub mod tasks;
 pub mod telemetry;

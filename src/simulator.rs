@@ -1,0 +1,412 @@
+//! A contact-centre platform to practise on: token endpoint, REST API, notification and sequenced sockets, all on
+//! one plain listener, with a made-up contact centre behind them and faults on demand. It is written from the
+//! platforms' documents and uses nothing of the daemon, so that a mistake cannot be made on both sides.
+//! It refuses to be secure: it is for loopback and test networks.
+
+mod channels;
+mod clock;
+mod control;
+mod fault;
+mod form;
+mod handshake;
+mod harm;
+mod line;
+mod notifications;
+mod oauth;
+mod platform;
+mod reply;
+mod rest;
+mod script;
+mod sequence;
+mod sequenced;
+mod server;
+mod tally;
+mod tokens;
+mod topics;
+mod trouble;
+mod wording;
+mod world;
+
+#[cfg(test)]
+mod probe;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::{get, post};
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+
+pub use fault::{Fault, FaultError, Target, TokenFailure, Undecodable};
+pub use line::Expiry;
+use platform::Platform;
+pub use script::{Planned, Script, ScriptError};
+pub use sequence::Raw;
+pub use tally::{Dialect, Notification, Notifications, Sockets, Tally};
+pub use tokens::TokenKind;
+use world::Origin;
+
+/// How often the world moves by itself, at least.
+const TICK: Duration = Duration::from_millis(10);
+/// Story time between two events when the world only moves on request.
+const UNHURRIED: Duration = Duration::from_millis(50);
+
+/// What a platform is made from. The defaults are a quiet one: it says something only when told to.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The same seed tells the same story.
+    pub seed: u64,
+    /// Events of the world a second; 0: only on `say`.
+    pub rate: f64,
+    pub agents: usize,
+    pub queues: usize,
+    /// When the story begins; the present if none is given.
+    pub story_base: Option<OffsetDateTime>,
+    pub token_ttl: Duration,
+    pub token_kind: TokenKind,
+    /// The one refresh token that works at the start.
+    pub refresh_token: String,
+    pub client_id: String,
+    pub client_secret: String,
+    /// How far the platform's calendar is from the host's, in seconds.
+    pub clock_offset: i64,
+    /// How long a socket or a channel outlives its token.
+    pub grace: Duration,
+    /// How a socket ends with its token.
+    pub expiry: Expiry,
+    /// How old a sequenced event may be to be said again on resume.
+    pub retention: Duration,
+    /// Most events in one sequenced frame, 1 to 50; how many it is, the seed decides.
+    pub frame_max: usize,
+    pub channel_life: Duration,
+    pub heartbeat: Duration,
+    /// Beginnings of topics that the client has no permission for.
+    pub forbidden_topics: Vec<String>,
+    /// REST calls a minute for each token.
+    pub requests_per_minute: u32,
+    pub script: Script,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            seed: 1,
+            rate: 0.0,
+            agents: 12,
+            queues: 3,
+            story_base: None,
+            token_ttl: Duration::from_secs(3_600),
+            token_kind: TokenKind::Opaque,
+            refresh_token: "demo-refresh".to_owned(),
+            client_id: "demo".to_owned(),
+            client_secret: "demo-secret".to_owned(),
+            clock_offset: 0,
+            grace: Duration::ZERO,
+            expiry: Expiry::Close(1008),
+            retention: Duration::from_secs(60),
+            frame_max: 5,
+            channel_life: Duration::from_secs(24 * 3_600),
+            heartbeat: Duration::from_secs(30),
+            forbidden_topics: Vec::new(),
+            requests_per_minute: 300,
+            script: Script::default(),
+        }
+    }
+}
+
+impl Settings {
+    fn story_seed(&self) -> u64 {
+        self.script.seed.unwrap_or(self.seed)
+    }
+
+    fn origin(&self) -> Origin {
+        Origin {
+            seed: self.story_seed(),
+            agents: self.agents,
+            queues: self.queues,
+            base: self
+                .story_base
+                .unwrap_or_else(|| clock::wall(self.clock_offset)),
+            step: self.story_step(),
+        }
+    }
+
+    /// The story keeps pace with the clock while the world moves by itself.
+    fn story_step(&self) -> Duration {
+        if self.rate > 0.0 {
+            Duration::try_from_secs_f64(1.0 / self.rate).unwrap_or(UNHURRIED)
+        } else {
+            UNHURRIED
+        }
+    }
+}
+
+/// A running platform. Dropping it stops it; `stop` also waits until it has.
+#[derive(Debug)]
+pub struct Simulator {
+    address: SocketAddr,
+    platform: Arc<Platform>,
+}
+
+/// Starts a platform.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn start(settings: Settings) -> io::Result<Simulator> {
+    let listener = TcpListener::bind(settings.listen).await?;
+    let address = listener.local_addr()?;
+    let platform = Arc::new(Platform::new(settings));
+    platform
+        .tasks
+        .spawn(server::serve(listener, router(&platform), platform.clone()));
+    platform.tasks.spawn(move_by_itself(platform.clone()));
+    platform.tasks.spawn(follow_script(platform.clone()));
+    Ok(Simulator { address, platform })
+}
+
+impl Simulator {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http://127.0.0.1:4242`
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Says exactly `n` events of the world: each is one sequenced event and one notification.
+    pub fn say(&self, n: u64) {
+        self.platform.say(n);
+    }
+
+    /// Sends a frame as it is to every sequenced socket.
+    pub fn say_raw_sequenced(&self, frame: Raw) {
+        self.platform.say_raw_sequenced(frame);
+    }
+
+    /// Sends a frame as it is to every notifications socket.
+    pub fn say_raw_notification(&self, frame: Raw) {
+        self.platform.say_raw_notification(frame);
+    }
+
+    /// Makes something go wrong, now.
+    pub fn inject(&self, fault: Fault) {
+        self.platform.inject(fault);
+    }
+
+    pub fn tally(&self) -> Tally {
+        self.platform.tally()
+    }
+
+    /// What was said, to hold against what arrived.
+    pub fn ledger(&self) -> Ledger {
+        Ledger {
+            platform: self.platform.clone(),
+        }
+    }
+
+    /// The ids of the world's queues.
+    pub fn queue_ids(&self) -> Vec<String> {
+        self.platform
+            .lock()
+            .world
+            .cast()
+            .queues
+            .iter()
+            .map(|queue| queue.id.clone())
+            .collect()
+    }
+
+    /// The ids of the world's agents: the platform's users.
+    pub fn agent_ids(&self) -> Vec<String> {
+        self.platform
+            .lock()
+            .world
+            .cast()
+            .agents
+            .iter()
+            .map(|agent| agent.id.clone())
+            .collect()
+    }
+
+    /// Ends every connection and waits until all is quiet.
+    pub async fn stop(self) {
+        self.platform.stop.cancel();
+        self.platform.tasks.close();
+        self.platform.tasks.wait().await;
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        self.platform.stop.cancel();
+    }
+}
+
+/// What the platform said. The sequenced stream needs no list: its numbers are dense.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    platform: Arc<Platform>,
+}
+
+impl Ledger {
+    /// A mark to ask from: only what is said later counts.
+    pub fn mark(&self) -> u64 {
+        self.platform.lock().said.end()
+    }
+
+    /// The notifications said since a mark, oldest first; the last 250,000 are remembered.
+    pub fn said_since(&self, mark: u64) -> Vec<Notification> {
+        self.platform.lock().said.since(mark)
+    }
+
+    /// The highest number said on the sequenced stream.
+    pub fn last_sequence(&self) -> u64 {
+        self.platform.lock().sequence.last()
+    }
+}
+
+fn router(platform: &Arc<Platform>) -> Router {
+    Router::new()
+        .route("/oauth/token", post(oauth::grant))
+        .route("/api/v2/oauth/token", post(oauth::grant))
+        .route("/channels/{id}", get(notifications::open))
+        .route(
+            "/api/v2/analytics/conversations/summary/stream",
+            get(sequenced::by_header),
+        )
+        .route("/api/v2/analytics/events/ws", get(sequenced::by_query))
+        .merge(rest::router(platform))
+        .merge(control::router())
+        .fallback(reply::unknown)
+        .with_state(platform.clone())
+}
+
+/// Says events at the rate of the settings.
+async fn move_by_itself(platform: Arc<Platform>) {
+    let rate = platform.settings.rate;
+    if rate <= 0.0 {
+        return;
+    }
+    let begin = clock::now();
+    let mut said = 0;
+    loop {
+        let pause = TICK.max(platform.settings.story_step().min(Duration::from_secs(1)));
+        tokio::select! {
+            biased;
+            () = platform.stop.cancelled() => return,
+            () = sleep(pause) => (),
+        }
+        let due = (begin.elapsed().as_secs_f64() * rate) as u64;
+        platform.say(due - said);
+        said = due;
+    }
+}
+
+/// Makes the script's faults happen, each in its time.
+async fn follow_script(platform: Arc<Platform>) {
+    let begin = clock::now();
+    let mut done = None;
+    while let Some((at, faults)) = platform.settings.script.next(done) {
+        tokio::select! {
+            biased;
+            () = platform.stop.cancelled() => return,
+            () = tokio::time::sleep_until(clock::after(begin, at).into()) => (),
+        }
+        for fault in faults {
+            platform.inject(fault);
+        }
+        done = Some(at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::probe::{Probe, eventually};
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_there_at_once_and_gone_when_stopped() {
+        let begin = clock::now();
+        let probe = Probe::start(Settings::default()).await;
+        assert!(begin.elapsed() < Duration::from_secs(1));
+        let mut ear = probe.stream(None).await.unwrap();
+        let address = probe.simulator.address();
+        probe.simulator.stop().await;
+        assert_eq!(ear.closed().await, None);
+        assert!(tokio::net::TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_world_moves_by_itself_at_its_rate() {
+        let probe = Probe::start(Settings {
+            rate: 500.0,
+            ..Settings::default()
+        })
+        .await;
+        let mut ear = probe.stream(Some(0)).await.unwrap();
+        let sequences = ear.sequences_at_least(100).await;
+        assert!(sequences.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    }
+
+    #[tokio::test]
+    async fn two_platforms_of_one_seed_say_the_same_words() {
+        let base = time::macros::datetime!(2026-05-04 12:00 UTC);
+        let settings = Settings {
+            story_base: Some(base),
+            ..Settings::default()
+        };
+        let (one, other) = (
+            Probe::start(settings.clone()).await,
+            Probe::start(settings).await,
+        );
+        let (mut here, mut there) = (
+            one.stream(None).await.unwrap(),
+            other.stream(None).await.unwrap(),
+        );
+        one.simulator.say(60);
+        for _ in 0..60 {
+            other.simulator.say(1);
+        }
+        assert_eq!(here.events(60).await, there.events(60).await);
+    }
+
+    #[tokio::test]
+    async fn a_script_makes_its_faults_happen_in_their_time() {
+        let script = Script::parse(
+            "[[fault]]\nat = '20ms'\nevery = '20ms'\nfault = 'jump'\nn = 1\n\
+             [[fault]]\nat = '0s'\nfault = 'refuse'\nstatus = 429\nretry_after = '9'",
+        );
+        let probe = Probe::start(Settings {
+            script: script.unwrap(),
+            ..Settings::default()
+        })
+        .await;
+        eventually(|| probe.simulator.tally().last_sequence >= 3).await;
+        assert_eq!(probe::refused(probe.stream(None).await), 429);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_costs_the_others_nothing() {
+        let probe = Probe::start(Settings {
+            frame_max: 50,
+            ..Settings::default()
+        })
+        .await;
+        let deaf = probe.stream(None).await.unwrap();
+        let mut ear = probe.stream(None).await.unwrap();
+        for _ in 0..20 {
+            probe.simulator.say(1_000);
+            assert_eq!(ear.sequences_at_least(1_000).await.len(), 1_000);
+        }
+        drop(deaf);
+    }
+}

@@ -1,0 +1,69 @@
+//! `application/x-www-form-urlencoded`, read: bodies, queries, and Basic credentials as RFC 6749 section
+//! 2.3.1 wants them. It refuses broken escapes and text that is not UTF-8.
+
+/// The pairs of a form, in order.
+pub(super) fn pairs(text: &str) -> Option<Vec<(String, String)>> {
+    text.split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(pair)
+        .collect()
+}
+
+/// The first value under this name.
+pub(super) fn value<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    pairs
+        .iter()
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.as_str())
+}
+
+/// One encoded name or value.
+pub(super) fn decode(text: &str) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'+' => b' ',
+            b'%' => digit(bytes.next()?)? << 4 | digit(bytes.next()?)?,
+            plain => plain,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
+fn pair(text: &str) -> Option<(String, String)> {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    Some((decode(name)?, decode(value)?))
+}
+
+fn digit(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).map(|digit| digit as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_are_decoded() {
+        let table = [
+            ("a=1&b=2", Some(vec![("a", "1"), ("b", "2")])),
+            ("a+b=c%20d%2Be", Some(vec![("a b", "c d+e")])),
+            ("", Some(vec![])),
+            ("a", Some(vec![("a", "")])),
+            ("a=%C3%A9", Some(vec![("a", "é")])),
+            ("a=%4", None),
+            ("a=%zz", None),
+            ("a=%FF", None),
+        ];
+        for (text, expected) in table {
+            let expected = expected.map(|pairs| {
+                pairs
+                    .into_iter()
+                    .map(|(a, b)| (a.to_owned(), b.to_owned()))
+                    .collect::<Vec<_>>()
+            });
+            assert_eq!(pairs(text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Answers in the platform's own words: error bodies, correlation ids, refusals that faults asked for. It refuses
+//! to decide when to use them.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::platform::Platform;
+use super::tally::Dialect;
+use super::tokens::Unwelcome;
+use super::trouble::Refusal;
+use super::world::uuid;
+
+const CORRELATION: HeaderName = HeaderName::from_static("inin-correlation-id");
+
+/// An error of the API.
+pub(super) fn error(status: StatusCode, code: &str, message: &str) -> Response {
+    (status, Json(error_body(status, code, message))).into_response()
+}
+
+/// Its body.
+pub(super) fn error_body(status: StatusCode, code: &str, message: &str) -> Value {
+    json!({
+        "message": message, "code": code, "status": status.as_u16(), "contextId": "", "messageParams": {},
+        "messageWithParams": message, "entityId": null, "entityName": null, "details": [], "errors": [],
+    })
+}
+
+pub(super) fn bad_request(message: &str) -> Response {
+    error(StatusCode::BAD_REQUEST, "bad.request", message)
+}
+
+pub(super) fn upgrade_required() -> Response {
+    let answer = error(
+        StatusCode::UPGRADE_REQUIRED,
+        "bad.request",
+        "This is a WebSocket endpoint.",
+    );
+    ([(header::UPGRADE, "websocket")], answer).into_response()
+}
+
+pub(super) fn not_found(platform: &Platform, message: &str) -> Response {
+    correlated(platform, error(StatusCode::NOT_FOUND, "not.found", message))
+}
+
+/// What nobody serves.
+pub(super) async fn unknown(State(platform): State<Arc<Platform>>) -> Response {
+    not_found(&platform, "The requested resource was not found.")
+}
+
+pub(super) fn unauthorized(platform: &Platform, unwelcome: Unwelcome) -> Response {
+    let (code, message) = match unwelcome {
+        Unwelcome::Missing => (
+            "authentication.required",
+            "No authentication bearer token specified in authorization header.",
+        ),
+        Unwelcome::Unknown => ("bad.credentials", "Invalid login credentials."),
+        Unwelcome::Expired => (
+            "credentials.expired",
+            "The supplied credentials are expired.",
+        ),
+    };
+    correlated(platform, error(StatusCode::UNAUTHORIZED, code, message))
+}
+
+/// The refusal that a fault has waiting for this handshake; it is counted.
+pub(super) fn refused_handshake(platform: &Platform, dialect: Dialect) -> Option<Response> {
+    let mut state = platform.lock();
+    let refusal = state.trouble.for_handshake(dialect)?;
+    state.tally.handshakes_refused += 1;
+    drop(state);
+    Some(correlated(platform, refused(&refusal)))
+}
+
+pub(super) fn refused(refusal: &Refusal) -> Response {
+    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let code = match refusal.status {
+        401 => "bad.credentials",
+        403 => "missing.permissions",
+        404 => "not.found",
+        429 => "too.many.requests",
+        503 => "service.unavailable",
+        504 => "request.timeout",
+        _other => "internal.server.error",
+    };
+    retry_after(
+        error(status, code, "A simulated failure."),
+        refusal.retry_after.as_deref(),
+    )
+}
+
+/// Writes `Retry-After` as it is.
+pub(super) fn retry_after(mut answer: Response, value: Option<&str>) -> Response {
+    if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
+        answer.headers_mut().insert(header::RETRY_AFTER, value);
+    }
+    answer
+}
+
+/// Every answer of the API can be found again by its id.
+pub(super) fn correlated(platform: &Platform, mut answer: Response<Body>) -> Response<Body> {
+    let id = uuid(&mut platform.lock().rng);
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        answer.headers_mut().insert(CORRELATION, id);
+    }
+    answer
+}
+
+/// The token of `Authorization: Bearer`.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}

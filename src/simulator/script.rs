@@ -1,0 +1,284 @@
+//! When things go wrong: scripts of faults in TOML, read and asked what is due. It refuses what it does not know,
+//! by name, and it does nothing itself.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::fault::{Fault, FaultError, Target, maybe_span, span};
+
+/// Shortest time between two turns of a repeated fault.
+const EVERY_MIN: Duration = Duration::from_millis(10);
+
+/// A fault with its times, counted from the start of the simulator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    pub at: Duration,
+    pub every: Option<Duration>,
+    pub fault: Fault,
+}
+
+impl Planned {
+    /// The first turn later than `done`, or the very first.
+    fn next(&self, done: Option<Duration>) -> Option<Duration> {
+        match (done, self.every) {
+            (None, _) => Some(self.at),
+            (Some(done), _) if done < self.at => Some(self.at),
+            (Some(_), None) => None,
+            (Some(done), Some(every)) => {
+                let turns = (done - self.at).as_nanos() / every.max(EVERY_MIN).as_nanos() + 1;
+                Some(self.at + every.max(EVERY_MIN) * u32::try_from(turns).ok()?)
+            }
+        }
+    }
+}
+
+/// Faults by the clock.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Script {
+    /// Takes the place of the seed in the settings, so that one file holds the story and its faults.
+    pub seed: Option<u64>,
+    pub faults: Vec<Planned>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ScriptError {
+    #[error("the script is not as it should be")]
+    Shape(#[source] toml::de::Error),
+    #[error("fault {number} ({word}) is not as it should be")]
+    Fault {
+        number: usize,
+        word: String,
+        source: toml::de::Error,
+    },
+    #[error("fault {number} ({word}) cannot be done")]
+    Impossible {
+        number: usize,
+        word: String,
+        source: FaultError,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    seed: Option<u64>,
+    #[serde(default)]
+    fault: Vec<toml::Table>,
+}
+
+#[derive(Deserialize)]
+struct Times {
+    #[serde(with = "span")]
+    at: Duration,
+    #[serde(default, with = "maybe_span")]
+    every: Option<Duration>,
+}
+
+impl Script {
+    /// Reads a script.
+    ///
+    /// # Errors
+    /// The first thing in it that is unknown, missing or impossible, with the number of its fault.
+    pub fn parse(text: &str) -> Result<Self, ScriptError> {
+        let text: Text = toml::from_str(text).map_err(ScriptError::Shape)?;
+        let faults = text
+            .fault
+            .into_iter()
+            .enumerate()
+            .map(|(index, table)| planned(index + 1, table));
+        Ok(Self {
+            seed: text.seed,
+            faults: faults.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// A bad minute, for ever: two network drops, one silent stall, one 1008, one pre-close notice.
+    pub fn minute_mix() -> Self {
+        let minute = |at: u64, fault| Planned {
+            at: Duration::from_secs(at),
+            every: Some(Duration::from_secs(60)),
+            fault,
+        };
+        let on = Target::All;
+        let faults = vec![
+            minute(8, Fault::Drop { on }),
+            minute(
+                20,
+                Fault::SocketClosing {
+                    lead: Duration::from_secs(5),
+                },
+            ),
+            minute(30, Fault::Drop { on }),
+            minute(
+                38,
+                Fault::Close {
+                    on,
+                    code: 1008,
+                    reason: "Authentication expired".to_owned(),
+                },
+            ),
+            minute(
+                46,
+                Fault::Stall {
+                    on,
+                    lasting: Duration::from_secs(10),
+                },
+            ),
+        ];
+        Self { seed: None, faults }
+    }
+
+    /// What is due next after `done` (all of it before, and at, that time has had its turn), and when.
+    pub(super) fn next(&self, done: Option<Duration>) -> Option<(Duration, Vec<Fault>)> {
+        let at = self
+            .faults
+            .iter()
+            .filter_map(|planned| planned.next(done))
+            .min()?;
+        let due = self
+            .faults
+            .iter()
+            .filter(|planned| planned.next(done) == Some(at));
+        Some((at, due.map(|planned| planned.fault.clone()).collect()))
+    }
+}
+
+fn planned(number: usize, mut table: toml::Table) -> Result<Planned, ScriptError> {
+    let word = table
+        .get("fault")
+        .and_then(toml::Value::as_str)
+        .unwrap_or("without a fault")
+        .to_owned();
+    let wrong = |source| ScriptError::Fault {
+        number,
+        word: word.clone(),
+        source,
+    };
+    let mut times = toml::Table::new();
+    for key in ["at", "every"] {
+        times.extend(table.remove(key).map(|value| (key.to_owned(), value)));
+    }
+    let Times { at, every } = times.try_into().map_err(wrong)?;
+    let fault: Fault = table.try_into().map_err(wrong)?;
+    fault.check().map_err(|source| ScriptError::Impossible {
+        number,
+        word: word.clone(),
+        source,
+    })?;
+    Ok(Planned { at, every, fault })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulator::fault::TokenFailure;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_script_is_read_with_its_times() {
+        let script = Script::parse(
+            r#"
+            seed = 7
+            [[fault]]
+            at = "30s"
+            every = "1m"
+            fault = "drop"
+            on = "sequenced"
+            [[fault]]
+            at = "5s"
+            fault = "token"
+            failure = { too_many_requests = { retry_after = "7" } }
+            times = 2
+            [[fault]]
+            at = "6s"
+            fault = "token"
+            failure = "html"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(script.seed, Some(7));
+        assert_eq!(
+            script.faults[0].fault,
+            Fault::Drop {
+                on: Target::Sequenced
+            }
+        );
+        let failure = TokenFailure::TooManyRequests {
+            retry_after: Some("7".to_owned()),
+        };
+        assert_eq!(script.faults[1].fault, Fault::Token { failure, times: 2 });
+        assert_eq!(
+            script.faults[2].fault,
+            Fault::Token {
+                failure: TokenFailure::Html,
+                times: 1
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_script_is_said_by_name() {
+        let table = [
+            ("sead = 1", "sead"),
+            ("[[fault]]\nat='1s'\nfault='dorp'", "dorp"),
+            ("[[fault]]\nat='1s'\nfault='drop'\nhwo='all'", "hwo"),
+            ("[[fault]]\nat='1s'\nfault='reset'\nhwo='all'", "hwo"),
+            ("[[fault]]\nfault='drop'", "at"),
+            ("[[fault]]\nat='45'\nfault='drop'", "a duration with a unit"),
+            ("[[fault]]\nat='1s'\nfault='stall'", "for"),
+            ("[[fault]]\nat='1s'\nfault='close'\ncode=7", "close code 7"),
+            (
+                "[[fault]]\nat='1s'\nfault='refuse'\nstatus=200",
+                "status 200",
+            ),
+            ("[[fault]]\nat='1s'\nfault='jump'\nn=0", "n must be"),
+            ("[[fault]]\nat='1s'\nfault='token'\nfailure='nap'", "nap"),
+        ];
+        for (text, word) in table {
+            let error = anyhow::Error::from(Script::parse(text).unwrap_err());
+            assert!(format!("{error:#}").contains(word), "{text}: {error:#}");
+        }
+    }
+
+    #[test]
+    fn each_fault_has_its_turns_in_order() {
+        let fault = Fault::Reset {};
+        let planned = |at, every: Option<u32>| Planned {
+            at: at * SECOND,
+            every: every.map(|every| every * SECOND),
+            fault: fault.clone(),
+        };
+        let script = Script {
+            seed: None,
+            faults: vec![planned(2, Some(3)), planned(0, None), planned(5, None)],
+        };
+        let mut turns = Vec::new();
+        let mut done = None;
+        while turns.len() < 5 {
+            let (at, due) = script.next(done).unwrap();
+            turns.push((at.as_secs(), due.len()));
+            done = Some(at);
+        }
+        assert_eq!(turns, [(0, 1), (2, 1), (5, 2), (8, 1), (11, 1)]);
+    }
+
+    #[test]
+    fn a_bad_minute_has_two_drops_a_stall_a_1008_and_a_notice() {
+        let script = Script::minute_mix();
+        assert_eq!(script.faults.len(), 5);
+        assert!(
+            script
+                .faults
+                .iter()
+                .all(|planned| planned.every == Some(60 * SECOND) && planned.at < 60 * SECOND)
+        );
+        assert!(
+            script
+                .faults
+                .iter()
+                .all(|planned| planned.fault.check().is_ok())
+        );
+    }
+}

@@ -1,0 +1,66 @@
+//! How an event is worded on each kind of socket. It refuses to know when it is said.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::clock::stamp;
+use super::world::Event;
+
+#[derive(Serialize)]
+struct Metadata<'a> {
+    #[serde(rename = "CorrelationId")]
+    correlation: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Sequenced<'a> {
+    sequence_id: u64,
+    event_type: &'a str,
+    topic_name: &'a str,
+    event_time: String,
+    event_body: &'a Value,
+    metadata: Metadata<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Notification<'a> {
+    topic_name: &'a str,
+    version: &'a str,
+    event_body: &'a Value,
+    metadata: Metadata<'a>,
+}
+
+/// One event of the numbered stream.
+pub(super) fn sequenced_text(sequence: u64, event: &Event) -> String {
+    write(&Sequenced {
+        sequence_id: sequence,
+        event_type: event.kind,
+        topic_name: &event.topic,
+        event_time: stamp(event.at),
+        event_body: &event.body,
+        metadata: Metadata {
+            correlation: &event.correlation,
+        },
+    })
+}
+
+/// One event as a notification.
+pub(super) fn notification_text(event: &Event) -> String {
+    envelope(&event.topic, &event.body, &event.correlation)
+}
+
+/// The envelope around any notification; `version` is always the text "2".
+pub(super) fn envelope(topic: &str, body: &Value, correlation: &str) -> String {
+    write(&Notification {
+        topic_name: topic,
+        version: "2",
+        event_body: body,
+        metadata: Metadata { correlation },
+    })
+}
+
+fn write(what: &impl Serialize) -> String {
+    serde_json::to_string(what).expect("texts, numbers and JSON values can always be written")
+}

@@ -1,0 +1,239 @@
+//! A made-up contact centre that tells its story one event at a time. The same seed tells the same story:
+//! event `k` has the same content whenever it is asked for. It refuses to know of sockets, tokens and clocks;
+//! its time is `base + k * step`.
+
+mod cast;
+mod happening;
+mod shapes;
+mod story;
+mod view;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde_json::Value;
+use time::OffsetDateTime;
+
+pub(super) use cast::{Cast, ORGANIZATION, Queue, uuid};
+use happening::Happening;
+use story::Story;
+pub(super) use view::View;
+
+/// What a world is made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    pub(super) seed: u64,
+    pub(super) agents: usize,
+    pub(super) queues: usize,
+    /// The moment before the first event.
+    pub(super) base: OffsetDateTime,
+    /// Story time between neighbouring events.
+    pub(super) step: Duration,
+}
+
+/// One thing that happened, as the platform would tell it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Event {
+    /// The full topic, with its ids.
+    pub(super) topic: String,
+    /// The topic with its ids taken out.
+    pub(super) kind: &'static str,
+    pub(super) at: OffsetDateTime,
+    pub(super) body: Value,
+    pub(super) correlation: String,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    origin: Origin,
+    told: u64,
+    story: Story,
+    /// What the last step of the story caused and nobody has been told yet.
+    pending: VecDeque<Happening>,
+    view: View,
+}
+
+impl World {
+    pub(super) fn new(origin: Origin) -> Self {
+        let story = Story::begin(
+            origin.seed,
+            Cast::hire(origin.seed, origin.agents, origin.queues),
+            origin.base,
+        );
+        let view = View::of(&story);
+        Self {
+            origin,
+            told: 0,
+            story,
+            pending: VecDeque::new(),
+            view,
+        }
+    }
+
+    /// Tells the next event; the view changes with it, so that a snapshot agrees with exactly what was told.
+    pub(super) fn next_event(&mut self) -> Event {
+        self.told += 1;
+        let at = self.moment(self.told);
+        let happening = self.next_happening(at);
+        self.view.learn(&happening);
+        let told = shapes::tell(&happening, self.story.cast(), at);
+        Event {
+            topic: told.topic,
+            kind: told.kind,
+            at,
+            body: told.body,
+            correlation: self.correlation(),
+        }
+    }
+
+    pub(super) fn view(&self) -> &View {
+        &self.view
+    }
+
+    pub(super) fn cast(&self) -> &Cast {
+        self.story.cast()
+    }
+
+    /// The story's own time: when the last told event happened.
+    pub(super) fn story_time(&self) -> OffsetDateTime {
+        self.moment(self.told)
+    }
+
+    fn next_happening(&mut self, at: OffsetDateTime) -> Happening {
+        while self.pending.is_empty() {
+            self.story.step(at, &mut self.pending);
+        }
+        self.pending
+            .pop_front()
+            .expect("the loop above ends with something pending")
+    }
+
+    fn moment(&self, number: u64) -> OffsetDateTime {
+        let nanos = self
+            .origin
+            .step
+            .as_nanos()
+            .saturating_mul(u128::from(number));
+        let seconds = i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX);
+        let rest =
+            i32::try_from(nanos % 1_000_000_000).expect("a remainder of a thousand million fits");
+        self.origin
+            .base
+            .saturating_add(time::Duration::new(seconds, rest))
+    }
+
+    fn correlation(&self) -> String {
+        let mixed = self.origin.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.told;
+        uuid(&mut fastrand::Rng::with_seed(mixed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn the_same_seed_tells_the_same_story() {
+        let (mut one, mut other) = (World::new(origin(7)), World::new(origin(7)));
+        for _ in 0..2_000 {
+            assert_eq!(one.next_event(), other.next_event());
+        }
+    }
+
+    #[test]
+    fn another_seed_tells_another_story() {
+        let (mut one, mut other) = (World::new(origin(7)), World::new(origin(8)));
+        assert_ne!(one.next_event(), other.next_event());
+    }
+
+    #[test]
+    fn every_kind_of_event_is_told_and_none_twice_under_one_correlation_id() {
+        let mut world = World::new(origin(1));
+        let mut kinds = HashMap::<&str, u32>::new();
+        let mut correlations = std::collections::HashSet::new();
+        for _ in 0..5_000 {
+            let event = world.next_event();
+            *kinds.entry(event.kind).or_default() += 1;
+            assert!(correlations.insert(event.correlation));
+        }
+        for kind in shapes::KINDS {
+            assert!(kinds.contains_key(kind), "{kind} is never told");
+        }
+    }
+
+    #[test]
+    fn an_event_has_the_size_of_a_real_one() {
+        let mut world = World::new(origin(3));
+        let sizes: Vec<usize> = (0..2_000)
+            .map(|_| world.next_event().body.to_string().len())
+            .collect();
+        assert!(
+            sizes.iter().all(|size| (80..4_096).contains(size)),
+            "{:?}",
+            sizes.iter().max()
+        );
+        let mean = sizes.iter().sum::<usize>() / sizes.len();
+        assert!((250..1_500).contains(&mean), "mean {mean}");
+    }
+
+    #[test]
+    fn time_only_goes_on() {
+        let mut world = World::new(origin(3));
+        let mut last = world.story_time();
+        for _ in 0..100 {
+            let at = world.next_event().at;
+            assert_eq!(at - last, time::Duration::milliseconds(50));
+            last = at;
+        }
+    }
+
+    #[test]
+    fn the_view_is_what_the_events_add_up_to() {
+        let mut world = World::new(origin(5));
+        let mut statuses = HashMap::new();
+        let mut waiting = HashMap::new();
+        for _ in 0..5_000 {
+            let event = world.next_event();
+            if event.kind == "v2.users.routingStatus" {
+                statuses.insert(
+                    event.body["id"].clone(),
+                    event.body["routingStatus"]["status"].clone(),
+                );
+            }
+            if event.kind == "v2.analytics.queues.observations" {
+                let metrics = &event.body["data"][0]["metrics"];
+                waiting.insert(
+                    event.body["group"]["queueId"].clone(),
+                    metrics[0]["stats"]["count"].clone(),
+                );
+            }
+        }
+        let users = world.view().users(world.cast());
+        assert!(statuses.len() > 5 && waiting.len() > 1);
+        for user in users {
+            if let Some(status) = statuses.get(&user["id"]) {
+                assert_eq!(status, &user["routingStatus"]["status"]);
+            }
+        }
+        for (queue, count) in waiting {
+            let queue = world.cast().queue(queue.as_str().unwrap()).unwrap();
+            let observation = world.view().observation(world.cast(), queue, false);
+            assert_eq!(count, observation["data"][0]["stats"]["count"]);
+        }
+    }
+
+    fn origin(seed: u64) -> Origin {
+        let base = datetime!(2026-05-04 12:00 UTC);
+        Origin {
+            seed,
+            agents: 12,
+            queues: 3,
+            base,
+            step: Duration::from_millis(50),
+        }
+    }
+}
