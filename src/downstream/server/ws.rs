@@ -160,6 +160,7 @@ impl Conversation {
 
     /// Tells the client why, if there is something to tell and it still takes it, and hangs up.
     async fn part(mut self, end: End) {
+        self.socket.get_mut().bear(FAREWELL_MAX);
         let (code, reason) = match end {
             End::Gone => return self.answer_close().await,
             End::Drained => (CloseCode::Away, "draining"),
