@@ -5,20 +5,15 @@
 
 mod reader;
 mod tail;
+mod turn;
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::future::try_join_all;
 use tokio::sync::watch;
 
 pub use self::reader::{Read, Reader};
-use self::tail::Tail;
+use self::{tail::Tail, turn::Turn};
 use crate::{
     model::{
         Batch, BatchBuilder, Checkpoint, Epoch, Event, Fence, Lineage, Mark, Offset, Source, Standing, StreamName,
@@ -30,6 +25,9 @@ use crate::{
 /// Entries are stored, kept and handed on in batches of about this size: large enough that a batch costs little,
 /// small enough that a reader can bound what it takes.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// What an envelope is taken to have beside its body, when batches are cut.
+const ATTRIBUTES_LEN: usize = 512;
 
 /// How far a log goes. Sent when it moves; carries no events.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -229,46 +227,10 @@ impl EventLog {
 fn batch_len(events: &[Event]) -> usize {
     let mut bytes = 0;
     let fit = events.iter().take_while(|event| {
-        bytes += event.body.len();
+        bytes += event.body.len() + ATTRIBUTES_LEN;
         bytes <= BATCH_BYTES_MAX
     });
     fit.count().max(1)
-}
-
-/// Whose turn it is to append: nobody's, somebody's, or nobody's ever again.
-#[derive(Debug, Default)]
-struct Turn(AtomicU8);
-
-const FREE: u8 = 0;
-const TAKEN: u8 = 1;
-const ABANDONED: u8 = 2;
-
-impl Turn {
-    fn begin(&self) -> Result<TurnTaken<'_>, AppendError> {
-        let found = self.0.compare_exchange(FREE, TAKEN, Ordering::AcqRel, Ordering::Acquire);
-        let found = found.unwrap_or_else(|found| found);
-        assert_ne!(found, TAKEN, "appends to one log come one at a time");
-        if found == ABANDONED {
-            return Err(AppendError::Broken("an append was abandoned half-way".to_owned()));
-        }
-        Ok(TurnTaken(self))
-    }
-}
-
-/// Dropped without [`TurnTaken::end`], it leaves the turn abandoned.
-struct TurnTaken<'a>(&'a Turn);
-
-impl TurnTaken<'_> {
-    fn end(self) {
-        self.0.0.store(FREE, Ordering::Release);
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for TurnTaken<'_> {
-    fn drop(&mut self) {
-        self.0.0.store(ABANDONED, Ordering::Release);
-    }
 }
 
 #[cfg(test)]

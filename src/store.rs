@@ -100,6 +100,14 @@ impl Store {
         }
     }
 
+    /// Ends it in order: what was asked before is done, and the next start finds everything in place. Handles that are
+    /// left get errors.
+    pub async fn close(&self) {
+        match self {
+            Self::Embedded(store) => store.close().await,
+        }
+    }
+
     /// Whether it can be written right now (for readiness), else why not.
     pub fn health(&self) -> Result<(), String> {
         match self {

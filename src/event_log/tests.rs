@@ -1,5 +1,7 @@
 //! The log as its users see it: what was appended is read, once, in order, whatever lies between.
 
+mod seam;
+
 use std::{path::Path, time::Duration};
 
 use bytestring::ByteString;
@@ -33,15 +35,21 @@ impl Opened {
     }
 
     async fn append(&self, count: usize) -> Offset {
-        let events: Vec<Event> = (0..count).map(|_| event()).collect();
-        let position = self.log().end().last.0 + count as u64;
-        self.log().append(&events, checkpoint(position)).await.unwrap()
+        self.append_large(count, 64).await
+    }
+
+    /// The platform numbers its events as we do.
+    async fn append_large(&self, count: usize, body_len: usize) -> Offset {
+        let last = self.log().end().last.0;
+        let events: Vec<Event> = (1..=count as u64).map(|n| event(last + n, body_len)).collect();
+        self.log().append(&events, checkpoint(last + count as u64)).await.unwrap()
     }
 }
 
-fn event() -> Event {
+fn event(number: u64, body_len: usize) -> Event {
     let mut event = Event::own("test.v1", &(), Timestamp(1_777_901_509_570));
-    event.body = Body::Json(ByteString::from(format!("\"{}\"", "x".repeat(64))));
+    event.sequence = Some(Sequence(number));
+    event.body = Body::Json(ByteString::from(format!("\"{}\"", "x".repeat(body_len))));
     event
 }
 
@@ -111,5 +119,77 @@ async fn a_waiting_reader_wakes_for_an_append_and_ends_with_the_log() {
     opened.logs.close();
     assert_eq!(offsets(&reader.next(1 << 20).await.unwrap()), [4]);
     assert!(matches!(reader.next(1 << 20).await.unwrap(), Read::End));
+    opened.store.close().await;
+}
+
+#[tokio::test]
+async fn a_large_append_is_stored_in_several_batches_and_one_step() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 30).await;
+    opened.append(3).await;
+    let steps = opened.store.steps();
+    opened.append_large(40, 60_000).await;
+    assert_eq!(opened.store.steps(), steps + 1);
+    let Ok(Some(Read::Entries(views))) = opened.log().reader(Offset(3)).next_now(usize::MAX).await else {
+        panic!("entries were appended")
+    };
+    let lens: Vec<usize> = views.iter().map(|view| view.batch.bytes().len()).collect();
+    assert!(lens.len() > 5 && lens.iter().all(|len| *len < 300_000), "{lens:?}");
+    assert_eq!(read_all(opened.log(), Offset::START, 1).await, (1..=43).collect::<Vec<_>>());
+    opened.store.close().await;
+}
+
+#[tokio::test]
+async fn a_checkpoint_without_events_is_stored_and_nothing_is_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    opened.append(2).await;
+    let tail = opened.log().tail();
+    assert_eq!(opened.log().append(&[], checkpoint(9)).await.unwrap(), Offset(2));
+    assert!(!tail.has_changed().unwrap());
+    opened.store.close().await;
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    assert_eq!(opened.log().opening().checkpoint, Some(checkpoint(9)));
+    opened.store.close().await;
+}
+
+#[tokio::test]
+async fn an_append_that_was_dropped_half_way_ends_the_log_for_writing() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    opened.append(1).await;
+    tokio::select! {
+        biased;
+        _ = opened.append(1) => panic!("an append takes a step of the store's thread"),
+        () = std::future::ready(()) => (),
+    }
+    let refused = opened.log().append(&[event(2, 10)], checkpoint(2)).await;
+    assert!(matches!(refused, Err(AppendError::Broken(_))));
+    opened.store.close().await;
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    assert!(opened.log().end().last <= Offset(2));
+    let last = opened.append(1).await;
+    assert_eq!(read_all(opened.log(), Offset::START, 1).await, (1..=last.0).collect::<Vec<_>>());
+    opened.store.close().await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "one at a time")]
+async fn two_appends_at_once_are_our_own_mistake() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    tokio::join!(opened.append(1), opened.append(1));
+}
+
+#[tokio::test]
+async fn a_mark_is_worth_what_the_log_holds() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    opened.append(5).await;
+    let epoch = opened.log().end().lineage.current();
+    let standing = |epoch, offset| opened.log().standing(Mark { epoch, offset: Offset(offset) });
+    assert_eq!(standing(epoch, 5), Standing::After(Offset(5)));
+    assert_eq!(standing(epoch, 6), Standing::Beyond);
+    assert_eq!(standing(Epoch(epoch.0 ^ 1), 1), Standing::Foreign);
     opened.store.close().await;
 }

@@ -2,18 +2,10 @@
 //!
 //! The order of the attributes is fixed, so that equal events give equal bytes.
 
-use std::io::Write;
-
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 
-use super::{AccountName, Batch, Body, Epoch, Event, Mark, Offset, StreamName, batch::Slot};
-
-macro_rules! put {
-    ($out:expr, $($form:tt)*) => {
-        write!($out, $($form)*).expect("writing to memory does not fail")
-    };
-}
+use super::{AccountName, Batch, Body, Epoch, Event, Mark, Offset, StreamName, Timestamp, batch::Slot};
 
 /// The CloudEvents `source` of a stream: `/accounts/{account}/streams/{stream}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,23 +23,34 @@ impl Source {
 
 /// Wraps events one behind the other and numbers them.
 #[derive(Debug)]
-pub struct BatchBuilder<'a> {
-    source: &'a Source,
+pub struct BatchBuilder {
     epoch: Epoch,
     first: Offset,
+    /// What every envelope begins with, up to the number in its id.
+    head: String,
+    /// What stands between the id and the type.
+    source: String,
+    /// The newest time of receipt as text: neighbours share it.
+    receipt: (Timestamp, String),
     bytes: Vec<u8>,
     slots: Vec<Slot>,
-    receipt: (super::Timestamp, String),
 }
 
 /// An envelope's attributes take about this many bytes beside the body.
-const ATTRIBUTES_LEN: usize = 384;
+const ATTRIBUTES_LEN: usize = 448;
 
-impl<'a> BatchBuilder<'a> {
+impl BatchBuilder {
     /// Starts a batch whose first entry follows `last`.
-    pub fn new(source: &'a Source, epoch: Epoch, last: Offset) -> Self {
-        let receipt = (super::Timestamp(i64::MIN), String::new());
-        Self { source, epoch, first: last.next(), bytes: Vec::new(), slots: Vec::new(), receipt }
+    pub fn new(source: &Source, epoch: Epoch, last: Offset) -> Self {
+        Self {
+            epoch,
+            first: last.next(),
+            head: format!(r#"{{"specversion":"1.0","id":"{epoch}-"#),
+            source: format!(r#"","source":"{}","type":"#, source.as_str()),
+            receipt: (Timestamp(i64::MIN), String::new()),
+            bytes: Vec::new(),
+            slots: Vec::new(),
+        }
     }
 
     /// Room for `events` before the first is written, so that the bytes are allocated once.
@@ -64,34 +67,45 @@ impl<'a> BatchBuilder<'a> {
 
     /// Wraps one event.
     pub fn push(&mut self, event: &Event) {
-        let mark = self.next_mark();
-        let start = self.bytes.len();
-        let out = &mut self.bytes;
-        put!(out, r#"{{"specversion":"1.0","id":"{mark}","source":"{}","type":"#, self.source.as_str());
-        let kind_at = out.len() + 1 - start;
-        text(out, &event.kind);
-        let kind_len = out.len() - 1 - start - kind_at;
         if self.receipt.0 != event.received {
             self.receipt = (event.received, event.received.to_string());
         }
-        optional(out, "subject", event.subject.as_deref());
-        optional(out, "time", Some(event.time.as_deref().unwrap_or(&self.receipt.1)));
-        put!(out, r#","sequence":"{}""#, mark.offset);
-        if let Some(sequence) = event.sequence {
-            put!(out, r#","platformsequence":"{sequence}""#);
-        }
-        optional(out, "correlationid", event.correlation.as_deref());
-        optional(out, "partitionkey", event.partition_key.as_deref());
-        optional(out, "receivedtime", Some(&self.receipt.1));
-        body(out, &event.body);
-        out.push(b'}');
-        let end = u32::try_from(out.len()).expect("a batch is bounded far below 4 GiB");
+        let offset = self.next_mark().offset;
+        let start = self.bytes.len();
+        let kind_at = self.identity(offset, start);
+        text(&mut self.bytes, &event.kind);
+        let kind_len = self.bytes.len() - 1 - start - kind_at;
+        self.attributes(event, offset);
+        body(&mut self.bytes, &event.body);
+        self.bytes.push(b'}');
         self.slots.push(Slot {
-            end,
+            end: u32::try_from(self.bytes.len()).expect("a batch is bounded far below 4 GiB"),
             kind_at: u16::try_from(kind_at).unwrap_or(0),
             kind_len: u16::try_from(kind_len).unwrap_or(0),
             received: event.received,
         });
+    }
+
+    /// Writes all up to the type's opening quote, and says where the type's text will begin in the envelope.
+    fn identity(&mut self, offset: Offset, start: usize) -> usize {
+        let out = &mut self.bytes;
+        out.extend_from_slice(self.head.as_bytes());
+        digits(out, offset.0);
+        out.extend_from_slice(self.source.as_bytes());
+        out.len() + 1 - start
+    }
+
+    fn attributes(&mut self, event: &Event, offset: Offset) {
+        let (out, receipt) = (&mut self.bytes, &self.receipt.1);
+        optional(out, r#","subject":"#, event.subject.as_deref());
+        optional(out, r#","time":"#, Some(event.time.as_deref().unwrap_or(receipt)));
+        number(out, r#","sequence":"#, offset.0);
+        if let Some(sequence) = event.sequence {
+            number(out, r#","platformsequence":"#, sequence.0);
+        }
+        optional(out, r#","correlationid":"#, event.correlation.as_deref());
+        optional(out, r#","partitionkey":"#, event.partition_key.as_deref());
+        optional(out, r#","receivedtime":"#, Some(receipt));
     }
 
     /// How many entries so far.
@@ -105,7 +119,11 @@ impl<'a> BatchBuilder<'a> {
     }
 
     /// The batch; none when nothing was pushed.
-    pub fn finish(self) -> Option<Batch> {
+    pub fn finish(mut self) -> Option<Batch> {
+        // What is kept in memory is counted by its length, so the allocation must not be much longer.
+        if self.bytes.capacity() - self.bytes.len() > self.bytes.len() / 4 {
+            self.bytes.shrink_to_fit();
+        }
         let some = !self.slots.is_empty();
         some.then(|| Batch::new(self.epoch, self.first, Bytes::from(self.bytes), self.slots.into_boxed_slice()))
     }
@@ -113,20 +131,44 @@ impl<'a> BatchBuilder<'a> {
 
 fn optional(out: &mut Vec<u8>, name: &str, value: Option<&str>) {
     if let Some(value) = value {
-        put!(out, r#","{name}":"#);
+        out.extend_from_slice(name.as_bytes());
         text(out, value);
+    }
+}
+
+/// A number as a JSON string: the attributes of CloudEvents have no number of 64 bits.
+fn number(out: &mut Vec<u8>, name: &str, value: u64) {
+    out.extend_from_slice(name.as_bytes());
+    out.push(b'"');
+    digits(out, value);
+    out.push(b'"');
+}
+
+const DIGITS_MAX: usize = 20;
+
+fn digits(out: &mut Vec<u8>, mut value: u64) {
+    let mut reversed = [0; DIGITS_MAX];
+    let mut at = DIGITS_MAX;
+    loop {
+        at -= 1;
+        reversed[at] = b'0' + u8::try_from(value % 10).expect("a digit");
+        value /= 10;
+        if value == 0 {
+            return out.extend_from_slice(&reversed[at..]);
+        }
     }
 }
 
 /// A JSON string; almost none of ours needs an escape.
 fn text(out: &mut Vec<u8>, value: &str) {
-    if value.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
-        out.push(b'"');
-        out.extend_from_slice(value.as_bytes());
-        out.push(b'"');
-    } else {
-        serde_json::to_writer(out, value).expect("a string always serializes");
+    // Without an early end it is compiled to steps of many bytes at once.
+    let escape = value.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\'));
+    if escape {
+        return serde_json::to_writer(out, value).expect("a string always serializes");
     }
+    out.push(b'"');
+    out.extend_from_slice(value.as_bytes());
+    out.push(b'"');
 }
 
 fn body(out: &mut Vec<u8>, body: &Body) {
@@ -136,7 +178,137 @@ fn body(out: &mut Vec<u8>, body: &Body) {
             out.extend_from_slice(json.as_bytes());
         }
         Body::Binary(bytes) => {
-            put!(out, r#","datacontenttype":"application/octet-stream","data_base64":"{}""#, STANDARD.encode(bytes));
+            out.extend_from_slice(br#","datacontenttype":"application/octet-stream","data_base64":""#);
+            out.extend_from_slice(STANDARD.encode(bytes).as_bytes());
+            out.push(b'"');
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytestring::ByteString;
+
+    use super::*;
+    use crate::model::{BatchView, Gap, GapReason, Sequence};
+
+    const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
+
+    fn source() -> Source {
+        Source::new(&"acme".parse().unwrap(), &"queues".parse().unwrap())
+    }
+
+    fn wrap(events: &[Event], last: u64) -> Batch {
+        let mut builder = BatchBuilder::new(&source(), Epoch(0x4f2a), Offset(last));
+        builder.reserve(events);
+        events.iter().for_each(|event| builder.push(event));
+        builder.finish().unwrap()
+    }
+
+    fn full() -> Event {
+        Event {
+            kind: ByteString::from("v2.analytics.queues.observations"),
+            subject: Some(ByteString::from("v2.analytics.queues.3fa85f64.observations")),
+            time: Some(ByteString::from("2026-05-04T13:31:49.123Z")),
+            sequence: Some(Sequence(u64::MAX)),
+            correlation: Some(ByteString::from("c-1")),
+            partition_key: Some(ByteString::from("3fa85f64")),
+            body: Body::Json(ByteString::from(r#"{ "metric": 1.50 }"#)),
+            received: RECEIVED,
+        }
+    }
+
+    fn lines(batch: &Batch) -> Vec<String> {
+        (0..batch.len()).map(|index| String::from_utf8(batch.entry(index).json.to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn an_envelope_has_its_attributes_in_this_order_and_the_body_byte_for_byte() {
+        let gap = Gap::between(GapReason::Jump, Some(Sequence(4)), Some(Sequence(9))).event(RECEIVED);
+        let undecoded = Event::undecoded(Bytes::from_static(b"\xff\x00?"), RECEIVED);
+        assert_eq!(
+            lines(&wrap(&[full(), gap, undecoded], 16)),
+            [
+                concat!(
+                    r#"{"specversion":"1.0","id":"4f2a-17","source":"/accounts/acme/streams/queues","#,
+                    r#""type":"v2.analytics.queues.observations","subject":"v2.analytics.queues.3fa85f64.observations","#,
+                    r#""time":"2026-05-04T13:31:49.123Z","sequence":"17","platformsequence":"18446744073709551615","#,
+                    r#""correlationid":"c-1","partitionkey":"3fa85f64","receivedtime":"2026-05-04T13:31:49.570Z","#,
+                    r#""datacontenttype":"application/json","data":{ "metric": 1.50 }}"#
+                ),
+                concat!(
+                    r#"{"specversion":"1.0","id":"4f2a-18","source":"/accounts/acme/streams/queues","#,
+                    r#""type":"trunkline.gap.v1","time":"2026-05-04T13:31:49.570Z","sequence":"18","#,
+                    r#""receivedtime":"2026-05-04T13:31:49.570Z","datacontenttype":"application/json","#,
+                    r#""data":{"reason":"jump","after":"4","before":"9","lost":4,"silence_ms":null}}"#
+                ),
+                concat!(
+                    r#"{"specversion":"1.0","id":"4f2a-19","source":"/accounts/acme/streams/queues","#,
+                    r#""type":"trunkline.undecoded.v1","time":"2026-05-04T13:31:49.570Z","sequence":"19","#,
+                    r#""receivedtime":"2026-05-04T13:31:49.570Z","datacontenttype":"application/octet-stream","#,
+                    r#""data_base64":"/wA/"}"#
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn every_envelope_is_json_whatever_the_platform_wrote() {
+        for hostile in ["", "\"", "\\", "a\nb", "\u{1}", "ü€😀", "\u{2028}"] {
+            let mut event = full();
+            event.kind = ByteString::from(hostile);
+            event.subject = Some(ByteString::from(hostile));
+            let batch = wrap(&[event], 0);
+            let json: serde_json::Value = serde_json::from_slice(batch.entry(0).json).unwrap();
+            assert_eq!((json["type"].as_str(), json["subject"].as_str()), (Some(hostile), Some(hostile)));
+            let kind: String = serde_json::from_str(&format!("\"{}\"", batch.entry(0).kind())).unwrap();
+            assert_eq!(kind, hostile, "the type is found without parsing");
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_in_full() {
+        for value in [0, 9, 10, 99, 1_234_567_890, u64::MAX] {
+            let mut out = Vec::new();
+            digits(&mut out, value);
+            assert_eq!(out, value.to_string().as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_stored_batch_is_read_back_as_it_was() {
+        let mut later = full();
+        later.received = Timestamp(RECEIVED.0 + 5);
+        let batch = wrap(&[full(), later, full()], 41);
+        let restored = Batch::restore(batch.epoch(), batch.first(), batch.bytes().clone(), &batch.index()).unwrap();
+        assert_eq!((restored.first(), restored.last()), (Offset(42), Offset(44)));
+        assert_eq!(lines(&restored), lines(&batch));
+        for index in 0..3 {
+            assert_eq!(restored.entry(index).kind(), "v2.analytics.queues.observations");
+            assert_eq!(restored.entry(index).received, batch.entry(index).received);
+        }
+    }
+
+    #[test]
+    fn a_batch_whose_parts_do_not_agree_is_not_read_back() {
+        let batch = wrap(&[full(), full()], 0);
+        let restore = |bytes: Bytes, index: &[u8]| Batch::restore(batch.epoch(), batch.first(), bytes, index);
+        let (bytes, index) = (batch.bytes().clone(), batch.index());
+        assert!(restore(bytes.slice(1..), &index).is_none(), "bytes are missing");
+        assert!(restore(bytes.clone(), &index[..16]).is_none(), "an entry is missing");
+        assert!(restore(bytes.clone(), &index[..31]).is_none(), "the index is torn");
+        assert!(restore(bytes.clone(), &[]).is_none(), "the index is empty");
+        let swapped = [&index[16..], &index[..16]].concat();
+        assert!(restore(bytes, &swapped).is_none(), "the ends do not rise");
+    }
+
+    #[test]
+    fn a_view_begins_where_the_reader_stopped() {
+        let batch = Arc::new(wrap(&[full(), full(), full()], 0));
+        let view = BatchView { batch, from: 1 };
+        let offsets: Vec<u64> = view.entries().map(|entry| entry.mark.offset.0).collect();
+        assert_eq!(offsets, [2, 3]);
     }
 }

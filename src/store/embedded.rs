@@ -6,9 +6,11 @@
 mod database;
 mod directory;
 mod fault;
+mod group;
 mod held;
 mod opening;
 mod reads;
+mod reserve;
 mod step;
 mod writer;
 
@@ -28,9 +30,10 @@ pub use self::held::Retention;
 use self::{
     directory::{Directory, Word},
     fault::Fault,
+    group::{Command, QUEUE_LEN},
     held::Held,
     reads::{Pool, Range},
-    writer::{Command, QUEUE_LEN, Writer},
+    writer::Writer,
 };
 use super::{Append, AppendError, LogState, ReadError};
 use crate::{
@@ -132,7 +135,10 @@ impl Embedded {
     }
 
     pub(super) fn health(&self) -> Result<(), String> {
-        self.shared.broken().or_else(|| self.shared.no_room()).map_or(Ok(()), Err)
+        if let Some(reason) = self.shared.broken().or_else(|| self.shared.no_room()) {
+            return Err(reason);
+        }
+        if self.commands.is_closed() { Err("the store is closed".to_owned()) } else { Ok(()) }
     }
 
     async fn ask<T>(
@@ -161,7 +167,7 @@ struct Shared {
     logs: RwLock<BTreeMap<StreamName, Arc<Log>>>,
     /// Why no further step is taken.
     broken: OnceLock<String>,
-    /// Why the last step could not be taken.
+    /// Why no entries are taken for now.
     no_room: Mutex<Option<String>>,
     steps: AtomicU64,
 }
@@ -194,7 +200,6 @@ impl Shared {
 
     fn step_done(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
-        *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn broken(&self) -> Option<String> {
@@ -205,22 +210,18 @@ impl Shared {
         self.no_room.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Remembers why nothing can be written: for now, or until the store is opened anew.
-    fn fail(&self, fault: &Fault) {
-        let text = fault.text().to_owned();
-        match fault {
-            Fault::NoRoom(_) => *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = Some(text),
-            Fault::Failed(_) => self.give_up(&text),
-            Fault::Damaged(_) => {
-                if let Err(error) = self.directory.say(Word::Suspect(text.clone())) {
-                    tracing::error!(%error, "the suspicion could not be written: the next start may not look for it");
-                }
-                self.give_up(&text);
-            }
-        }
+    fn set_no_room(&self, reason: Option<String>) {
+        *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
-    fn give_up(&self, reason: &str) {
+    /// No further step is taken until the store is opened anew; after damage the next start looks for it.
+    fn fail(&self, fault: &Fault) {
+        let reason = fault.text();
+        if let Fault::Damaged(_) = fault
+            && let Err(error) = self.directory.say(Word::Suspect(reason.to_owned()))
+        {
+            tracing::error!(%error, "the suspicion could not be written: the next start may not look for it");
+        }
         if self.broken.set(reason.to_owned()).is_ok() {
             tracing::error!(reason, "the store is broken; it has to be opened anew");
         }
@@ -240,3 +241,6 @@ impl Shared {
         self.readers.close();
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

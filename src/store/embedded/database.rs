@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
 
 use super::fault::Fault;
 use crate::model::{Batch, Epoch, Offset};
@@ -123,6 +123,8 @@ pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connect
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    // The end of a connection moves nothing: after trouble the write-ahead log must be found as it was.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "cache_size", -purpose.cache_kib())?;
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
@@ -158,6 +160,22 @@ pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
 /// One durable step that changes nothing: after it the write-ahead log is there to stay until an orderly close.
 pub(super) fn stamp(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", SCHEMA)
+}
+
+/// Moves what is in the write-ahead log into the database; false when readers hold part of it up.
+/// `wait`: for the readers, so that the next step begins the log anew.
+pub(super) fn move_log(connection: &Connection, wait: bool) -> rusqlite::Result<bool> {
+    let mode = if wait { "RESTART" } else { "PASSIVE" };
+    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |row| {
+        let (busy, frames, moved): (bool, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(!busy && frames == moved)
+    })
+}
+
+/// Ends a connection after everything was moved, and the write-ahead log with it.
+pub(super) fn close_moved(connection: Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+    connection.close().map_err(|(_, error)| error)
 }
 
 /// What the first bytes of a file say, read without SQLite, which would touch the file.

@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::OpenError;
+use super::{OpenError, reserve::Reserve};
 use crate::clock;
 
 const DATABASE: &str = "trunkline.db";
@@ -22,8 +22,8 @@ const RESERVE: &str = "trunkline.reserve";
 /// Damaged databases that are kept for a person to look at; beyond it the oldest go.
 const ASIDE_MAX: usize = 3;
 
-/// Longest word that is read from the lock file.
-const WORD_LEN_MAX: usize = 512;
+/// The word is filled up to this length, so that writing another needs no room on a full disk.
+const WORD_LEN: usize = 512;
 
 /// How the files were left, as written in the lock file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,10 +54,10 @@ impl Word {
     fn text(&self) -> String {
         match self {
             Self::Unsaid => String::new(),
-            Self::Clean => "clean\n".to_owned(),
-            Self::Open => "open\n".to_owned(),
-            Self::Replaced => "replaced\n".to_owned(),
-            Self::Suspect(reason) => format!("suspect {}\n", reason.replace('\n', " ")),
+            Self::Clean => "clean".to_owned(),
+            Self::Open => "open".to_owned(),
+            Self::Replaced => "replaced".to_owned(),
+            Self::Suspect(reason) => format!("suspect {reason}"),
         }
     }
 }
@@ -104,8 +104,8 @@ impl Directory {
     }
 
     /// Room that is given up when the disk is full.
-    pub(super) fn reserve(&self) -> PathBuf {
-        self.path.join(RESERVE)
+    pub(super) fn reserve(&self) -> Reserve {
+        Reserve::new(self.path.join(RESERVE))
     }
 
     /// What the lock file says.
@@ -171,15 +171,16 @@ impl Directory {
 }
 
 fn read_word(file: &File) -> io::Result<String> {
-    let mut text = [0; WORD_LEN_MAX];
+    let mut text = [0; WORD_LEN];
     let len = file.read_at(&mut text, 0)?;
     Ok(String::from_utf8_lossy(&text[..len]).into_owned())
 }
 
 fn write_word(file: &File, word: &Word) -> io::Result<()> {
-    let text = word.text();
-    file.set_len(0)?;
-    file.write_all_at(&text.as_bytes()[..text.len().min(WORD_LEN_MAX)], 0)?;
+    let mut text = word.text().into_bytes();
+    text.resize(WORD_LEN - 1, b' ');
+    text.push(b'\n');
+    file.write_all_at(&text, 0)?;
     file.sync_all()
 }
 
@@ -214,6 +215,7 @@ mod tests {
         for word in [Word::Unsaid, Word::Clean, Word::Open, Word::Replaced, suspect] {
             assert_eq!(Word::parse(&word.text()), word);
         }
+        assert_eq!(Word::parse("open    \n"), Word::Open);
         for torn in ["", "cle", "\0\0\0\0", "opened"] {
             assert_eq!(Word::parse(torn), Word::Unsaid, "{torn:?}");
         }

@@ -46,7 +46,7 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         let text = chain(&error);
         match error {
-            Error::SqliteFailure(failure, _) => judge(failure, text),
+            Error::SqliteFailure(failure, _) => judge(failure, format!("{error} (SQLite {})", failure.extended_code)),
             // A value of the wrong type or a missing row: not what this code has written.
             Error::FromSqlConversionFailure(..)
             | Error::IntegralValueOutOfRange(..)
@@ -62,8 +62,9 @@ fn judge(failure: ffi::Error, text: String) -> Fault {
     match (failure.code, failure.extended_code) {
         (_, ffi::SQLITE_READONLY_DBMOVED) => Fault::Failed(text),
         (ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::DatabaseBusy, _) => Fault::NoRoom(text),
-        // A refused write leaves nothing behind; a failed fsync leaves it unknown what is on the disk.
-        (_, ffi::SQLITE_IOERR_WRITE) => Fault::NoRoom(text),
+        // A refused write, or no room for the index of the write-ahead log, leaves nothing behind; a failed fsync
+        // leaves it unknown what is on the disk.
+        (_, ffi::SQLITE_IOERR_WRITE | ffi::SQLITE_IOERR_SHMSIZE) => Fault::NoRoom(text),
         (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => Fault::Damaged(text),
         (_, ffi::SQLITE_IOERR_READ | ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_DATA) => Fault::Damaged(text),
         _ => Fault::Failed(text),
@@ -86,6 +87,7 @@ mod tests {
             (ffi::SQLITE_READONLY, "try again"),
             (ffi::SQLITE_READONLY_DBMOVED, "open anew"),
             (ffi::SQLITE_IOERR_WRITE, "try again"),
+            (ffi::SQLITE_IOERR_SHMSIZE, "try again"),
             (ffi::SQLITE_IOERR_FSYNC, "open anew"),
             (ffi::SQLITE_IOERR_DIR_FSYNC, "open anew"),
             (ffi::SQLITE_IOERR_READ, "put aside"),

@@ -3,7 +3,7 @@
 //! A file of a newer schema, and trouble that is not damage (permissions, a full disk), refuse the start and leave
 //! everything as it is.
 
-use std::{io, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use rusqlite::Connection;
 
@@ -35,10 +35,9 @@ enum Plan {
     Replace(&'static str),
 }
 
-/// The files that were found.
+/// The files that were found; an empty one is as good as none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Found {
-    /// The database; an empty file is as good as none.
     database: bool,
     wal: bool,
 }
@@ -60,7 +59,12 @@ pub(super) fn open(directory: &Directory) -> Result<(Connection, bool), OpenErro
     let before = directory.word();
     let unusable = |source| OpenError::Directory { path: directory.path().to_owned(), source };
     let plan = plan(&before, find(directory).map_err(unusable)?);
-    let (connection, replaced) = match carry_out(directory, plan) {
+    let mut outcome = carry_out(directory, plan);
+    if let Err(Refusal::NoRoom(_)) = outcome {
+        directory.reserve().give_up().map_err(unusable)?;
+        outcome = carry_out(directory, plan);
+    }
+    let (connection, replaced) = match outcome {
         Ok(connection) => (connection, before == Word::Replaced),
         Err(Refusal::Damaged(reason)) => {
             let aside = directory.put_aside().map_err(unusable)?;
@@ -74,18 +78,22 @@ pub(super) fn open(directory: &Directory) -> Result<(Connection, bool), OpenErro
 }
 
 fn find(directory: &Directory) -> io::Result<Found> {
-    let len = match directory.database().metadata() {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(error),
-    };
-    Ok(Found { database: len > 0, wal: directory.wal().try_exists()? })
+    Ok(Found { database: len(&directory.database())? > 0, wal: len(&directory.wal())? > 0 })
+}
+
+fn len(path: &Path) -> io::Result<u64> {
+    match path.metadata() {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 enum Refusal {
     Damaged(String),
     Newer(i64),
-    Other(String),
+    NoRoom(String),
+    Failed(String),
     Io(io::Error),
 }
 
@@ -94,7 +102,7 @@ impl Refusal {
         let path = directory.path().to_owned();
         match self {
             Self::Newer(found) => OpenError::Newer { path, found, known: database::SCHEMA },
-            Self::Damaged(reason) | Self::Other(reason) => OpenError::Database { path, reason },
+            Self::Damaged(reason) | Self::NoRoom(reason) | Self::Failed(reason) => OpenError::Database { path, reason },
             Self::Io(source) => OpenError::Directory { path, source },
         }
     }
@@ -104,7 +112,8 @@ impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Damaged(text) => Self::Damaged(text),
-            Fault::NoRoom(text) | Fault::Failed(text) => Self::Other(text),
+            Fault::NoRoom(text) => Self::NoRoom(text),
+            Fault::Failed(text) => Self::Failed(text),
         }
     }
 }

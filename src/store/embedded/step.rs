@@ -70,11 +70,10 @@ impl<'a> Step<'a> {
         let Some(mut held) = self.held(&append.stream).filter(|held| held.fence == append.fence) else {
             return Ok(Err(AppendError::Fenced));
         };
+        if let Some(text) = disorder(&held, append) {
+            return Ok(Err(AppendError::Broken(text)));
+        }
         for batch in &append.batches {
-            if batch.first() != held.last.next() || batch.epoch() != held.epoch {
-                let text = format!("{} goes on at {}, not at {}", append.stream, held.last.next(), batch.first());
-                return Ok(Err(AppendError::Broken(text)));
-            }
             let len = self.insert_batch(held.number, batch)?;
             held.grow(batch, len);
         }
@@ -181,6 +180,18 @@ impl<'a> Step<'a> {
         self.written += APPEND_OVERHEAD;
         Ok(())
     }
+}
+
+/// Why the batches do not follow what is held: seen before any of them is written.
+fn disorder(held: &Held, append: &Append) -> Option<String> {
+    let mut last = held.last;
+    for batch in &append.batches {
+        if batch.first() != last.next() || batch.epoch() != held.epoch {
+            return Some(format!("{} goes on at {}, not at {}", append.stream, last.next(), batch.first()));
+        }
+        last = batch.last();
+    }
+    None
 }
 
 fn load(connection: &Connection, stream: &StreamName) -> Result<Option<Held>, Fault> {

@@ -6,32 +6,21 @@
 use std::{io, sync::Arc, time::Duration};
 
 use rusqlite::Connection;
-use tokio::{
-    runtime::Runtime,
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use tokio::{runtime::Runtime, sync::mpsc};
 
 use super::{
-    Shared,
+    Shared, database,
     directory::{Directory, Word},
     fault::Fault,
+    group::{Arrival, Command, Group, gather},
     held::Retention,
     step::{Outcome, Step, Streams},
 };
 use crate::{
     clock,
-    model::StreamName,
-    store::{Append, AppendError, LogState},
+    store::{AppendError, LogState},
     telemetry::metrics,
 };
-
-/// Commands that may wait. Whoever finds the queue full waits for a place: back-pressure.
-pub(super) const QUEUE_LEN: usize = 1024;
-
-/// One step takes no further command once it has this many, or bytes beyond the second bound.
-const GROUP_LEN_MAX: usize = 512;
-const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// When nothing comes in, retention and the write-ahead log are looked after this often.
 const TICK: Duration = Duration::from_secs(1);
@@ -40,61 +29,12 @@ const TICK: Duration = Duration::from_secs(1);
 /// wait, and enough to keep up with any load.
 const TRIM_SLICE: usize = 64;
 
-/// The write-ahead log is moved into the database when about so much was written to it.
-const CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
+/// The write-ahead log is moved into the database when about so much was written to it. Measured: more does not raise
+/// the throughput, and makes those who wait for it wait longer.
+const CHECKPOINT_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Beyond this a checkpoint waits for the readers that hold it up.
 const WAL_LEN_MAX: u64 = 64 * 1024 * 1024;
-
-type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
-
-/// What is asked of the writer.
-#[derive(Debug)]
-pub(super) enum Command {
-    Open(StreamName, Reply<LogState>),
-    Append(Append, Reply<()>),
-    Close(oneshot::Sender<()>),
-}
-
-/// Commands that share a step.
-#[derive(Debug, Default)]
-struct Group {
-    opens: Vec<(StreamName, Reply<LogState>)>,
-    appends: Vec<(Append, Reply<()>)>,
-    batches: usize,
-    bytes: usize,
-    close: Option<oneshot::Sender<()>>,
-}
-
-impl Group {
-    fn take(&mut self, command: Command) {
-        match command {
-            Command::Open(stream, reply) => self.opens.push((stream, reply)),
-            Command::Append(append, reply) => {
-                self.batches += append.batches.len();
-                self.bytes += append.batches.iter().map(|batch| batch.bytes().len()).sum::<usize>();
-                self.appends.push((append, reply));
-            }
-            Command::Close(reply) => self.close = Some(reply),
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.opens.len() + self.appends.len()
-    }
-
-    fn is_full(&self) -> bool {
-        self.len() >= GROUP_LEN_MAX || self.bytes >= GROUP_BYTES_MAX || self.close.is_some()
-    }
-}
-
-/// What waiting for commands came to.
-enum Arrival {
-    Group(Group),
-    Quiet,
-    /// Every handle is gone.
-    Abandoned,
-}
 
 /// The state of the thread.
 #[derive(Debug)]
@@ -107,12 +47,14 @@ pub(super) struct Writer {
     streams: Streams,
     /// About as many bytes are in the write-ahead log and not in the database.
     unmoved: u64,
+    /// Why no entries are taken: the disk was full, and the reserve could not be made again yet.
+    full: Option<String>,
 }
 
 impl Writer {
     pub(super) fn new(connection: Connection, replaced: bool, retention: Retention, shared: Arc<Shared>) -> Self {
         let directory = Arc::clone(&shared.directory);
-        Self { connection, directory, shared, retention, replaced, streams: Streams::new(), unmoved: 0 }
+        Self { connection, directory, shared, retention, replaced, streams: Streams::new(), unmoved: 0, full: None }
     }
 
     /// Starts the thread; it ends after [`Command::Close`] or when every handle is gone.
@@ -123,21 +65,29 @@ impl Writer {
     }
 
     fn run(mut self, runtime: &Runtime, mut commands: mpsc::Receiver<Command>) {
+        self.make_reserve();
         let mut backlog = false;
+        let mut looked = clock::now();
         loop {
             let patience = if backlog { Duration::ZERO } else { TICK };
+            let mut quiet = false;
             match runtime.block_on(gather(&mut commands, patience)) {
                 Arrival::Group(mut group) => {
                     let close = group.close.take();
                     backlog = self.serve(group);
                     if let Some(done) = close {
                         self.finish();
+                        drop(commands);
                         // An error says that whoever asked has stopped waiting.
                         return done.send(()).unwrap_or(());
                     }
                 }
-                Arrival::Quiet => backlog = self.look_after(),
+                Arrival::Quiet => quiet = true,
                 Arrival::Abandoned => return self.finish(),
+            }
+            if quiet || looked.elapsed() >= TICK {
+                backlog = self.look_after(quiet);
+                looked = clock::now();
             }
         }
     }
@@ -148,21 +98,29 @@ impl Writer {
             return false;
         }
         if let Some(reason) = self.shared.broken() {
-            refuse(group, &Fault::Failed(reason));
+            group.refuse(&Fault::Failed(reason));
             return false;
         }
         let started = clock::now();
-        match self.perform(&group) {
+        let mut done = self.perform(&group);
+        if let Err(fault @ Fault::NoRoom(_)) = &done
+            && self.full.is_none()
+        {
+            // With entries refused and the reserve given up, the rest of the group may find room.
+            self.note(&fault.clone());
+            done = self.perform(&group);
+        }
+        match done {
             Ok(done) => {
                 metrics::store_appended(started.elapsed());
                 self.settle(done.outcome);
-                answer(group, done.opened, done.appended);
+                group.answer(done.opened, done.appended);
                 self.move_if_due();
                 done.backlog
             }
             Err(fault) => {
                 self.note(&fault);
-                refuse(group, &fault);
+                group.refuse(&fault);
                 false
             }
         }
@@ -176,26 +134,29 @@ impl Writer {
         }
         let mut appended = Vec::with_capacity(group.appends.len());
         for (append, _) in &group.appends {
-            appended.push(step.append(append)?);
+            appended.push(match &self.full {
+                Some(reason) if !append.batches.is_empty() => Err(AppendError::NoRoom(reason.clone())),
+                Some(_) | None => step.append(append)?,
+            });
         }
         let slice = TRIM_SLICE + 2 * group.batches;
         let backlog = trim(&mut step, &self.streams, &self.retention, slice)?;
         Ok(Done { opened, appended, backlog, outcome: step.commit()? })
     }
 
-    /// What is due when nothing comes in; true when retention has more to do.
-    fn look_after(&mut self) -> bool {
+    /// What is due now and then; true when retention has more to do.
+    fn look_after(&mut self, quiet: bool) -> bool {
         if self.shared.broken().is_some() {
             return false;
         }
-        let backlog = match self.trim() {
-            Ok(backlog) => backlog,
-            Err(fault) => {
-                self.note(&fault);
-                false
-            }
-        };
-        if self.unmoved > 0 && !backlog {
+        if self.full.is_some() {
+            self.make_reserve();
+        }
+        let backlog = self.trim().unwrap_or_else(|fault| {
+            self.note(&fault);
+            false
+        });
+        if quiet && !backlog && self.unmoved > 0 {
             self.move_into_database();
         }
         backlog
@@ -213,6 +174,27 @@ impl Writer {
         Ok(backlog)
     }
 
+    /// With the reserve in place entries are taken; without room for it they are not.
+    fn make_reserve(&mut self) {
+        let full = self.directory.reserve().make().err().map(|error| format!("no room for the reserve: {error}"));
+        if full.is_none() && self.full.is_some() {
+            tracing::info!("the disk has room again: entries are taken");
+        }
+        self.full = full;
+        self.shared.set_no_room(self.full.clone());
+    }
+
+    /// The disk is full: what is in the write-ahead log gets the reserve's room.
+    fn give_up_reserve(&mut self, reason: &str) {
+        tracing::error!(reason, "the disk has no room: no entries are taken until it has");
+        self.full = Some(reason.to_owned());
+        self.shared.set_no_room(self.full.clone());
+        if let Err(error) = self.directory.reserve().give_up() {
+            tracing::warn!(%error, "the reserve could not be given up");
+        }
+        self.move_into_database();
+    }
+
     /// Makes a committed step true for everybody.
     fn settle(&mut self, outcome: Outcome) {
         self.unmoved += outcome.written;
@@ -223,9 +205,13 @@ impl Writer {
         self.shared.step_done();
     }
 
-    fn note(&self, fault: &Fault) {
+    fn note(&mut self, fault: &Fault) {
         metrics::store_failed(fault.reason());
-        self.shared.fail(fault);
+        match fault {
+            Fault::NoRoom(reason) if self.full.is_none() => self.give_up_reserve(reason),
+            Fault::NoRoom(_) => (),
+            Fault::Damaged(_) | Fault::Failed(_) => self.shared.fail(fault),
+        }
     }
 
     fn move_if_due(&mut self) {
@@ -236,11 +222,7 @@ impl Writer {
 
     /// Moves the write-ahead log into the database, so that the next step begins it anew.
     fn move_into_database(&mut self) {
-        let mode = if self.unmoved > WAL_LEN_MAX { "RESTART" } else { "PASSIVE" };
-        let moved = self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |row| {
-            let (busy, frames, moved): (bool, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(!busy && frames == moved)
-        });
+        let moved = database::move_log(&self.connection, self.unmoved > WAL_LEN_MAX);
         match moved.map_err(Fault::from) {
             Ok(true) => self.unmoved = 0,
             // A reader holds it up; the next one will do.
@@ -254,26 +236,24 @@ impl Writer {
     /// The end. An orderly one leaves everything in the database, and the word that says so.
     fn finish(self) {
         self.shared.close_readers();
-        if self.shared.broken().is_none() {
-            self.leave_clean();
-        }
-        let closed = self.connection.close();
-        self.directory.release();
-        if let Err((_, error)) = closed {
-            tracing::warn!(%error, "the database could not be closed: the next start will check it");
-        }
-    }
-
-    fn leave_clean(&self) {
-        let held_up = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, bool>(0));
-        let said = match held_up {
-            Ok(false) => self.directory.say(Word::Clean).map_err(|error| error.to_string()),
-            Ok(true) => Err("a reader held it up".to_owned()),
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(reason) = said {
+        let directory = Arc::clone(&self.directory);
+        if let Err(reason) = self.leave() {
             tracing::warn!(reason, "the store could not be left in order: the next start will check it");
         }
+        directory.release();
+    }
+
+    /// The word is said when all is in the database and before the write-ahead log goes, so that at no moment a kill
+    /// looks like a loss.
+    fn leave(self) -> Result<(), String> {
+        if let Some(reason) = self.shared.broken() {
+            return Err(reason);
+        }
+        if !database::move_log(&self.connection, true).map_err(|error| error.to_string())? {
+            return Err("a reader holds it up".to_owned());
+        }
+        self.directory.say(Word::Clean).map_err(|error| error.to_string())?;
+        database::close_moved(self.connection).map_err(|error| error.to_string())
     }
 }
 
@@ -282,23 +262,6 @@ struct Done {
     appended: Vec<Result<(), AppendError>>,
     backlog: bool,
     outcome: Outcome,
-}
-
-/// Waits up to `patience` for a command, then takes all that wait with it, within the bounds.
-async fn gather(commands: &mut mpsc::Receiver<Command>, patience: Duration) -> Arrival {
-    let first = match timeout(patience, commands.recv()).await {
-        Ok(Some(command)) => command,
-        Ok(None) => return Arrival::Abandoned,
-        Err(_quiet) => return Arrival::Quiet,
-    };
-    let mut group = Group::default();
-    group.take(first);
-    while !group.is_full()
-        && let Ok(command) = commands.try_recv()
-    {
-        group.take(command);
-    }
-    Arrival::Group(group)
 }
 
 /// Removes a slice of what outlived the retention; true when there is more.
@@ -311,24 +274,5 @@ fn trim(step: &mut Step<'_>, streams: &Streams, retention: &Retention, slice: us
     Ok(left == 0)
 }
 
-fn answer(group: Group, opened: Vec<LogState>, appended: Vec<Result<(), AppendError>>) {
-    for ((_, reply), state) in group.opens.into_iter().zip(opened) {
-        // Whoever asked may have stopped waiting: the same below.
-        drop(reply.send(Ok(state)));
-    }
-    for ((_, reply), outcome) in group.appends.into_iter().zip(appended) {
-        if matches!(outcome, Err(AppendError::Fenced)) {
-            metrics::store_failed("fenced");
-        }
-        drop(reply.send(outcome));
-    }
-}
-
-fn refuse(group: Group, fault: &Fault) {
-    for (_, reply) in group.opens {
-        drop(reply.send(Err(fault.clone().into())));
-    }
-    for (_, reply) in group.appends {
-        drop(reply.send(Err(fault.clone().into())));
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! What is asked of the writer, and how what waits is put together for one step.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use super::fault::Fault;
+use crate::{
+    model::StreamName,
+    store::{Append, AppendError, LogState},
+    telemetry::metrics,
+};
+
+/// Commands that may wait. Whoever finds the queue full waits for a place: back-pressure.
+pub(super) const QUEUE_LEN: usize = 1024;
+
+/// One step takes no further command once it has this many, or bytes beyond the second bound.
+const GROUP_LEN_MAX: usize = 512;
+const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
+
+/// What is asked of the writer.
+#[derive(Debug)]
+pub(super) enum Command {
+    Open(StreamName, Reply<LogState>),
+    Append(Append, Reply<()>),
+    Close(oneshot::Sender<()>),
+}
+
+/// Commands that share a step.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) opens: Vec<(StreamName, Reply<LogState>)>,
+    pub(super) appends: Vec<(Append, Reply<()>)>,
+    pub(super) batches: usize,
+    bytes: usize,
+    pub(super) close: Option<oneshot::Sender<()>>,
+}
+
+impl Group {
+    pub(super) fn take(&mut self, command: Command) {
+        match command {
+            Command::Open(stream, reply) => self.opens.push((stream, reply)),
+            Command::Append(append, reply) => {
+                self.batches += append.batches.len();
+                self.bytes += append.batches.iter().map(|batch| batch.bytes().len()).sum::<usize>();
+                self.appends.push((append, reply));
+            }
+            Command::Close(reply) => self.close = Some(reply),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.opens.len() + self.appends.len()
+    }
+
+    fn is_full(&self) -> bool {
+        self.len() >= GROUP_LEN_MAX || self.bytes >= GROUP_BYTES_MAX || self.close.is_some()
+    }
+
+    /// Tells everybody what became of it.
+    pub(super) fn answer(self, opened: Vec<LogState>, appended: Vec<Result<(), AppendError>>) {
+        for ((_, reply), state) in self.opens.into_iter().zip(opened) {
+            // Whoever asked may have stopped waiting: the same below.
+            drop(reply.send(Ok(state)));
+        }
+        for ((_, reply), outcome) in self.appends.into_iter().zip(appended) {
+            match outcome {
+                Err(AppendError::Fenced) => metrics::store_failed("fenced"),
+                Err(AppendError::NoRoom(_)) => metrics::store_failed("full"),
+                Err(AppendError::Broken(_)) | Ok(()) => (),
+            }
+            drop(reply.send(outcome));
+        }
+    }
+
+    /// Tells everybody that nothing was done.
+    pub(super) fn refuse(self, fault: &Fault) {
+        for (_, reply) in self.opens {
+            drop(reply.send(Err(fault.clone().into())));
+        }
+        for (_, reply) in self.appends {
+            drop(reply.send(Err(fault.clone().into())));
+        }
+    }
+}
+
+/// What waiting for commands came to.
+pub(super) enum Arrival {
+    Group(Group),
+    Quiet,
+    /// Every handle is gone.
+    Abandoned,
+}
+
+/// Waits up to `patience` for a command, then takes all that wait with it, within the bounds.
+pub(super) async fn gather(commands: &mut mpsc::Receiver<Command>, patience: Duration) -> Arrival {
+    let first = match timeout(patience, commands.recv()).await {
+        Ok(Some(command)) => command,
+        Ok(None) => return Arrival::Abandoned,
+        Err(_quiet) => return Arrival::Quiet,
+    };
+    let mut group = Group::default();
+    group.take(first);
+    while !group.is_full()
+        && let Ok(command) = commands.try_recv()
+    {
+        group.take(command);
+    }
+    Arrival::Group(group)
+}

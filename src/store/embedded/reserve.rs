@@ -1,0 +1,46 @@
+//! Room on the disk that is given up when there is no other: what is in the write-ahead log can then still reach the
+//! database, and positions, fences and retention can still be written. It never makes room for entries.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Read},
+    path::PathBuf,
+};
+
+use super::directory::remove_if_there;
+
+/// Four times what the write-ahead log holds before it is moved into the database.
+const RESERVE_LEN: u64 = 16 * 1024 * 1024;
+
+/// The file that holds the room.
+#[derive(Debug)]
+pub(super) struct Reserve {
+    path: PathBuf,
+}
+
+impl Reserve {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Makes the file, unless it is there. What cannot be made whole is removed.
+    pub(super) fn make(&self) -> io::Result<()> {
+        let made = self.fill();
+        if made.is_err() {
+            self.give_up()?;
+        }
+        made
+    }
+
+    /// Frees the room.
+    pub(super) fn give_up(&self) -> io::Result<()> {
+        remove_if_there(&self.path)
+    }
+
+    fn fill(&self) -> io::Result<()> {
+        let mut file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+        let missing = RESERVE_LEN.saturating_sub(file.metadata()?.len());
+        io::copy(&mut io::repeat(0).take(missing), &mut file)?;
+        Ok(())
+    }
+}
