@@ -232,7 +232,11 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_777_901_509_570);
 
     fn read(named: Named, query: &str) -> Result<Query, QueryError> {
-        Query::read(&format!("/v1/events?{query}").parse().unwrap(), named, None, NOW)
+        Query::read(&uri(query), named, None, NOW)
+    }
+
+    fn uri(query: &str) -> Uri {
+        format!("/v1/events?{query}").parse().unwrap()
     }
 
     #[test]

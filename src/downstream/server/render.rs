@@ -103,7 +103,7 @@ pub fn sse(batch: &Batch) -> Rendering {
 
 /// One server-sent event. A line break in the envelope begins another `data` line, which the client joins again.
 pub fn sse_event(out: &mut Vec<u8>, id: impl std::fmt::Display, json: &[u8]) {
-    write!(out, "id: {id}\n").expect("writing to memory does not fail");
+    writeln!(out, "id: {id}").expect("writing to memory does not fail");
     let mut rest = json;
     while let Some(at) = memchr2(b'\n', b'\r', rest) {
         sse_line(out, &rest[..at]);
