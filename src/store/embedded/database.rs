@@ -162,13 +162,23 @@ pub(super) fn stamp(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", SCHEMA)
 }
 
-/// Moves what is in the write-ahead log into the database; false when readers hold part of it up.
-/// `wait`: for the readers, so that the next step begins the log anew.
-pub(super) fn move_log(connection: &Connection, wait: bool) -> rusqlite::Result<bool> {
+/// What a move of the write-ahead log came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// Everything is in the database; else readers held part of it up.
+    pub(super) all: bool,
+    /// Bytes of the log, moved or not. It begins anew with a step that no reader of it stands in the way of.
+    pub(super) log_len: u64,
+}
+
+/// Moves what is in the write-ahead log into the database. `wait`: for the readers, so that the next step begins the
+/// log anew in any case.
+pub(super) fn move_log(connection: &Connection, wait: bool) -> rusqlite::Result<Moved> {
     let mode = if wait { "RESTART" } else { "PASSIVE" };
     connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |row| {
         let (busy, frames, moved): (bool, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        Ok(!busy && frames == moved)
+        let log_len = u64::try_from(frames).unwrap_or(0) * u64::from(PAGE_LEN);
+        Ok(Moved { all: !busy && frames == moved, log_len })
     })
 }
 

@@ -51,7 +51,7 @@ impl<'a> Step<'a> {
     /// Hands the stream to a new holder, and makes it if there was none. `replaced`: what there was is lost.
     pub(super) fn open_log(&mut self, stream: &StreamName, replaced: bool) -> Result<LogState, Fault> {
         let found = match self.held(stream) {
-            Some(held) => Some(held),
+            Some(held) => Some(held.clone()),
             None => load(&self.transaction, stream)?,
         };
         let mut held = match found {
@@ -67,7 +67,7 @@ impl<'a> Step<'a> {
 
     /// Does an append, or says why not; `Err` ends the whole step.
     pub(super) fn append(&mut self, append: &Append) -> Result<Result<(), AppendError>, Fault> {
-        let Some(mut held) = self.held(&append.stream).filter(|held| held.fence == append.fence) else {
+        let Some(mut held) = self.held(&append.stream).filter(|held| held.fence == append.fence).cloned() else {
             return Ok(Err(AppendError::Fenced));
         };
         if let Some(text) = disorder(&held, append) {
@@ -91,7 +91,8 @@ impl<'a> Step<'a> {
         now: Timestamp,
         batches_max: usize,
     ) -> Result<usize, Fault> {
-        let Some(mut held) = self.held(stream) else { return Ok(0) };
+        let outlived = |held: &&Held| held.outlived(retention, now).is_some();
+        let Some(mut held) = self.held(stream).filter(outlived).cloned() else { return Ok(0) };
         let mut removed = 0;
         while removed < batches_max
             && let Some(oldest) = held.outlived(retention, now)
@@ -108,8 +109,8 @@ impl<'a> Step<'a> {
         Ok(removed)
     }
 
-    fn held(&self, stream: &StreamName) -> Option<Held> {
-        self.changed.get(stream).or_else(|| self.committed.get(stream)).cloned()
+    fn held(&self, stream: &StreamName) -> Option<&Held> {
+        self.changed.get(stream).or_else(|| self.committed.get(stream))
     }
 
     fn insert(&self, stream: &StreamName, replaced: bool) -> Result<Held, Fault> {

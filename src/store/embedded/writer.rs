@@ -47,6 +47,8 @@ pub(super) struct Writer {
     streams: Streams,
     /// About as many bytes are in the write-ahead log and not in the database.
     unmoved: u64,
+    /// Bytes of the write-ahead log when it was last looked at.
+    log_len: u64,
     /// Why no entries are taken: the disk was full, and the reserve could not be made again yet.
     full: Option<String>,
 }
@@ -54,7 +56,17 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(connection: Connection, replaced: bool, retention: Retention, shared: Arc<Shared>) -> Self {
         let directory = Arc::clone(&shared.directory);
-        Self { connection, directory, shared, retention, replaced, streams: Streams::new(), unmoved: 0, full: None }
+        Self {
+            connection,
+            directory,
+            shared,
+            retention,
+            replaced,
+            streams: Streams::new(),
+            unmoved: 0,
+            log_len: 0,
+            full: None,
+        }
     }
 
     /// Starts the thread; it ends after [`Command::Close`] or when every handle is gone.
@@ -103,11 +115,11 @@ impl Writer {
         }
         let started = clock::now();
         let mut done = self.perform(&group);
-        if let Err(fault @ Fault::NoRoom(_)) = &done
+        if let Err(Fault::NoRoom(reason)) = &done
             && self.full.is_none()
         {
             // With entries refused and the reserve given up, the rest of the group may find room.
-            self.note(&fault.clone());
+            self.give_up_reserve(reason);
             done = self.perform(&group);
         }
         match done {
@@ -222,14 +234,13 @@ impl Writer {
 
     /// Moves the write-ahead log into the database, so that the next step begins it anew.
     fn move_into_database(&mut self) {
-        let moved = database::move_log(&self.connection, self.unmoved > WAL_LEN_MAX);
-        match moved.map_err(Fault::from) {
-            Ok(true) => self.unmoved = 0,
-            // A reader holds it up; the next one will do.
-            Ok(false) => (),
-            // The entries are safe where they are; the disk may have room later.
-            Err(Fault::NoRoom(reason)) => tracing::warn!(reason, "the write-ahead log could not be moved"),
-            Err(fault @ (Fault::Damaged(_) | Fault::Failed(_))) => self.note(&fault),
+        let wait = self.log_len > WAL_LEN_MAX;
+        match database::move_log(&self.connection, wait) {
+            Ok(moved) => {
+                self.log_len = if wait && moved.all { 0 } else { moved.log_len };
+                self.unmoved = if moved.all { 0 } else { self.unmoved };
+            }
+            Err(error) => self.note(&error.into()),
         }
     }
 
@@ -249,7 +260,7 @@ impl Writer {
         if let Some(reason) = self.shared.broken() {
             return Err(reason);
         }
-        if !database::move_log(&self.connection, true).map_err(|error| error.to_string())? {
+        if !database::move_log(&self.connection, true).map_err(|error| error.to_string())?.all {
             return Err("a reader holds it up".to_owned());
         }
         self.directory.say(Word::Clean).map_err(|error| error.to_string())?;
