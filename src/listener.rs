@@ -274,3 +274,6 @@ async fn speak_http<S: Site>(
     }
     agreed.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
+
+#[cfg(test)]
+mod tests;
