@@ -220,14 +220,17 @@ async fn attend<S: Site>(site: Arc<S>, seat: Seat, socket: Socket, header_timeou
     let _seat = seat;
     let Some((upgrade, session)) = Box::pin(speak_http(site, socket, header_timeout, stop)).await else { return };
     match upgrade.await {
-        Ok(upgraded) => Box::pin(go_on::<S>(session, upgraded)).await,
+        Ok(upgraded) => {
+            let (socket, heard) = take_over(upgraded);
+            Box::pin(S::converse(session, socket, heard)).await;
+        }
         Err(error) => tracing::debug!(error = chain(&error), "upgrade not completed"),
     }
 }
 
-async fn go_on<S: Site>(session: S::Session, upgraded: Upgraded) {
+fn take_over(upgraded: Upgraded) -> (Socket, Bytes) {
     let parts = upgraded.downcast::<TokioIo<Socket>>().expect("every connection is made from a Socket");
-    Box::pin(S::converse(session, parts.io.into_inner(), parts.read_buf)).await;
+    (parts.io.into_inner(), parts.read_buf)
 }
 
 async fn speak_http<S: Site>(
@@ -271,3 +274,6 @@ async fn speak_http<S: Site>(
     }
     agreed.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ mod accept;
 mod error;
 mod pages;
 mod query;
-pub(crate) mod render;
+pub mod render;
 mod sse;
 mod start;
 mod ws;

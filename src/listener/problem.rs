@@ -21,7 +21,7 @@ pub struct Problem {
     /// What was wrong this time and what would be right.
     pub detail: String,
     /// A header that the status asks for, such as `Allow`.
-    pub header: Option<(HeaderName, HeaderValue)>,
+    pub header: Option<(HeaderName, &'static str)>,
 }
 
 impl Problem {
@@ -31,7 +31,7 @@ impl Problem {
 
     /// The same with a header that its status asks for.
     #[must_use]
-    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub fn with(mut self, name: HeaderName, value: &'static str) -> Self {
         self.header = Some((name, value));
         self
     }
@@ -46,7 +46,7 @@ impl Problem {
     pub fn wrong_method(allowed: &'static str) -> Self {
         let detail = format!("this resource answers {allowed} only");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
-            .with(hyper::header::ALLOW, HeaderValue::from_static(allowed))
+            .with(hyper::header::ALLOW, allowed)
     }
 
     /// The answer that carries it.
@@ -63,7 +63,7 @@ impl Problem {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some((name, value)) = self.header {
-            headers.insert(name, value);
+            headers.insert(name, HeaderValue::from_static(value));
         }
         response
     }

@@ -28,6 +28,12 @@ impl Socket {
         Self { stream, stall_max, stalled: None }
     }
 
+    /// From here on a stall is borne for this long.
+    pub fn bear(&mut self, stall_max: Duration) {
+        self.stall_max = stall_max;
+        self.stalled = None;
+    }
+
     fn judge<T>(&mut self, context: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
             self.stalled = None;

@@ -110,6 +110,11 @@ impl Drop for Subscriber {
     }
 }
 
+/// How many clients are connected, by transport.
+pub fn subscribers() -> [(&'static str, i64); TRANSPORTS.len()] {
+    TRANSPORTS.map(|transport| (transport, METRICS.subscribers.with_label_values(&[transport]).get()))
+}
+
 /// One durable step of the store took this long.
 pub fn store_appended(took: Duration) {
     METRICS.store_append.observe(took.as_secs_f64());

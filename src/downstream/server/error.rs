@@ -4,7 +4,7 @@
 
 use hyper::{
     Response, StatusCode,
-    header::{HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION},
+    header::{RETRY_AFTER, SEC_WEBSOCKET_VERSION},
 };
 
 use super::{accept::Form, query::QueryError, ws::handshake::HandshakeError};
@@ -45,7 +45,7 @@ pub(super) enum Refusal {
 }
 
 /// After a failed read of the store, in seconds.
-const RETRY_AFTER_SECS: u16 = 5;
+const RETRY_AFTER_SECS: &str = "5";
 
 impl Refusal {
     /// The answer; what an operator must know is logged on the way.
@@ -80,7 +80,7 @@ impl Refusal {
             Self::Foreign(_) => plain(StatusCode::FORBIDDEN, "cross-origin", "Cross-origin request refused"),
             Self::Handshake(error) => handshake_problem(error),
             Self::Unreadable(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "Store unavailable")
-                .with(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS)),
+                .with(RETRY_AFTER, RETRY_AFTER_SECS),
         }
     }
 }
@@ -104,17 +104,9 @@ fn query_problem(error: &QueryError, plain: impl Fn(StatusCode, &'static str, &'
 }
 
 fn handshake_problem(error: &HandshakeError) -> Problem {
-    let of = |status, header: Option<(HeaderName, &'static str)>| {
-        let problem = Problem::new(status, "websocket-handshake", "WebSocket handshake refused", error.to_string());
-        match header {
-            Some((name, value)) => problem.with(name, HeaderValue::from_static(value)),
-            None => problem,
-        }
-    };
+    let of = |status| Problem::new(status, "websocket-handshake", "WebSocket handshake refused", error.to_string());
     match error {
-        HandshakeError::Version => of(StatusCode::UPGRADE_REQUIRED, Some((SEC_WEBSOCKET_VERSION, "13"))),
-        HandshakeError::Protocol | HandshakeError::Connection | HandshakeError::Key => {
-            of(StatusCode::BAD_REQUEST, None)
-        }
+        HandshakeError::Version => of(StatusCode::UPGRADE_REQUIRED).with(SEC_WEBSOCKET_VERSION, "13"),
+        HandshakeError::Protocol | HandshakeError::Connection | HandshakeError::Key => of(StatusCode::BAD_REQUEST),
     }
 }

@@ -11,21 +11,21 @@ use crate::model::{Batch, BatchView, Entry, Rendering};
 
 /// Which entries a subscriber wants, by their `type`.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Kinds(pub(crate) Option<GlobMatcher>);
+pub struct Kinds(pub Option<GlobMatcher>);
 
 impl Kinds {
     /// Whether it is everything.
-    pub(crate) fn all(&self) -> bool {
+    pub fn all(&self) -> bool {
         self.0.is_none()
     }
 
     /// Whether it is this one.
-    pub(crate) fn wants(&self, kind: &str) -> bool {
+    pub fn wants(&self, kind: &str) -> bool {
         self.0.as_ref().is_none_or(|glob| glob.is_match(kind))
     }
 
     /// The wanted entries of a view as runs of neighbours.
-    pub(crate) fn runs<'a>(&'a self, view: &'a BatchView) -> impl Iterator<Item = Range<usize>> + 'a {
+    pub fn runs<'a>(&'a self, view: &'a BatchView) -> impl Iterator<Item = Range<usize>> + 'a {
         let end = view.batch.len();
         let mut from = view.from;
         iter::from_fn(move || {
@@ -39,7 +39,7 @@ impl Kinds {
 }
 
 /// Where the entries of a run lie in a rendering of their batch.
-pub(crate) fn span(rendering: &Rendering, run: &Range<usize>) -> Range<usize> {
+pub fn span(rendering: &Rendering, run: &Range<usize>) -> Range<usize> {
     let end_of = |index: usize| rendering.ends[index] as usize;
     run.start.checked_sub(1).map_or(0, end_of)..end_of(run.end - 1)
 }
@@ -51,7 +51,7 @@ const TEXT_FRAME: u8 = 0x81;
 const FRAME_HEAD_LEN_MAX: usize = 10;
 
 /// The batch as WebSocket text frames, the same for every subscriber because a server does not mask.
-pub(crate) fn frames(batch: &Batch) -> Rendering {
+pub fn frames(batch: &Batch) -> Rendering {
     render(batch, FRAME_HEAD_LEN_MAX, |out, entry| {
         frame_head(out, entry.json.len());
         out.extend_from_slice(entry.json);
@@ -59,7 +59,7 @@ pub(crate) fn frames(batch: &Batch) -> Rendering {
 }
 
 /// One text frame.
-pub(crate) fn frame(text: &str) -> Vec<u8> {
+pub fn frame(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(FRAME_HEAD_LEN_MAX + text.len());
     frame_head(&mut out, text.len());
     out.extend_from_slice(text.as_bytes());
@@ -82,7 +82,7 @@ fn frame_head(out: &mut Vec<u8>, len: usize) {
 }
 
 /// How long the first frame in `bytes` is as a whole, head included; none when its head is cut off.
-pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
+pub fn frame_len(bytes: &[u8]) -> Option<usize> {
     match bytes {
         [_, 127, a, b, c, d, e, f, g, h, ..] => {
             usize::try_from(u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h])).ok()?.checked_add(10)
@@ -97,13 +97,13 @@ pub(crate) fn frame_len(bytes: &[u8]) -> Option<usize> {
 const SSE_WRAPPING_LEN: usize = 48;
 
 /// The batch as server-sent events whose `id` is the entry's own mark: good for whoever reads this one stream.
-pub(crate) fn sse(batch: &Batch) -> Rendering {
+pub fn sse(batch: &Batch) -> Rendering {
     render(batch, SSE_WRAPPING_LEN, |out, entry| sse_event(out, entry.mark, entry.json))
 }
 
 /// One server-sent event. A line break in the envelope begins another `data` line, which the client joins again.
-pub(crate) fn sse_event(out: &mut Vec<u8>, id: impl std::fmt::Display, json: &[u8]) {
-    write!(out, "id: {id}\n").expect("writing to memory does not fail");
+pub fn sse_event(out: &mut Vec<u8>, id: impl std::fmt::Display, json: &[u8]) {
+    writeln!(out, "id: {id}").expect("writing to memory does not fail");
     let mut rest = json;
     while let Some(at) = memchr2(b'\n', b'\r', rest) {
         sse_line(out, &rest[..at]);
@@ -120,7 +120,7 @@ fn sse_line(out: &mut Vec<u8>, line: &[u8]) {
 }
 
 /// One line of NDJSON. A line break in JSON can only stand between tokens, where a space means the same.
-pub(crate) fn line(out: &mut Vec<u8>, json: &[u8]) {
+pub fn line(out: &mut Vec<u8>, json: &[u8]) {
     let start = out.len();
     out.extend_from_slice(json);
     let written = &mut out[start..];

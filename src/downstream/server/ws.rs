@@ -7,14 +7,16 @@
 pub(super) mod handshake;
 
 use std::{
+    future::poll_fn,
     io::{self, IoSlice},
+    pin::Pin,
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{Interval, MissedTickBehavior, interval_at, timeout},
 };
 use tokio_tungstenite::{
@@ -47,7 +49,7 @@ pub(super) struct Session {
 }
 
 /// Clients have little to say: a ping, a close, a short message.
-const READ_BUFFER: usize = 1024;
+const READ_BUFFER: usize = 512;
 /// What the library may hold back when the client takes nothing: pongs and a close.
 const WRITE_BUFFER_MAX: usize = 4 * 1024;
 /// The longest message that a client may send.
@@ -81,20 +83,9 @@ enum End {
 
 /// Speaks with one client to the end.
 pub(super) async fn converse(session: Session, socket: Socket, heard: Bytes) {
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_write_buffer_size(WRITE_BUFFER_MAX)
-        .max_message_size(Some(MESSAGE_LEN_MAX))
-        .max_frame_size(Some(MESSAGE_LEN_MAX));
-    let socket = WebSocketStream::from_partially_read(socket, heard.to_vec(), Role::Server, Some(config)).await;
-    let start = tokio::time::Instant::from_std(clock::now()) + session.ping_every;
-    let mut pings = interval_at(start, session.ping_every);
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut conversation = Conversation { socket, feed: session.feed, kinds: session.kinds, pings, unanswered: 0 };
+    let mut conversation = Box::pin(Conversation::open(session, socket, heard)).await;
     let end = conversation.run().await;
     Box::pin(conversation.part(end)).await;
-    drop(session.subscriber);
 }
 
 struct Conversation {
@@ -103,9 +94,24 @@ struct Conversation {
     kinds: Kinds,
     pings: Interval,
     unanswered: u8,
+    _subscriber: metrics::Subscriber,
 }
 
 impl Conversation {
+    async fn open(session: Session, socket: Socket, heard: Bytes) -> Self {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER)
+            .write_buffer_size(0)
+            .max_write_buffer_size(WRITE_BUFFER_MAX)
+            .max_message_size(Some(MESSAGE_LEN_MAX))
+            .max_frame_size(Some(MESSAGE_LEN_MAX));
+        let Session { feed, kinds, ping_every, subscriber } = session;
+        let mut pings = interval_at(tokio::time::Instant::from_std(clock::now()) + ping_every, ping_every);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let socket = WebSocketStream::from_partially_read(socket, heard.into(), Role::Server, Some(config)).await;
+        Self { socket, feed, kinds, pings, unanswered: 0, _subscriber: subscriber }
+    }
+
     async fn run(&mut self) -> End {
         loop {
             let done = tokio::select! {
@@ -160,6 +166,7 @@ impl Conversation {
 
     /// Tells the client why, if there is something to tell and it still takes it, and hangs up.
     async fn part(mut self, end: End) {
+        self.socket.get_mut().bear(FAREWELL_MAX);
         let (code, reason) = match end {
             End::Gone => return self.answer_close().await,
             End::Drained => (CloseCode::Away, "draining"),
@@ -223,13 +230,7 @@ fn fault(error: tungstenite::Error) -> End {
 async fn write_all(socket: &mut Socket, chunks: &[&[u8]]) -> Result<(), End> {
     let (mut index, mut at) = (0, 0);
     while index < chunks.len() {
-        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        let mut count = 0;
-        for (slice, chunk) in slices.iter_mut().zip(&chunks[index..]) {
-            *slice = IoSlice::new(if count == 0 { &chunk[at..] } else { chunk });
-            count += 1;
-        }
-        let mut written = match socket.write_vectored(&slices[..count]).await {
+        let mut written = match write_some(socket, &chunks[index..], at).await {
             Ok(0) => return Err(End::Gone),
             Ok(written) => at + written,
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -244,6 +245,21 @@ async fn write_all(socket: &mut Socket, chunks: &[&[u8]]) -> Result<(), End> {
         at = written;
     }
     Ok(())
+}
+
+/// One system call's worth, without the first `at` bytes. The list of slices lives only while the call is made: kept
+/// across a wait it would be the largest part of an idle subscriber.
+async fn write_some(socket: &mut Socket, chunks: &[&[u8]], at: usize) -> io::Result<usize> {
+    poll_fn(|context| {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let count = chunks.len().min(SLICES_MAX);
+        for (slice, chunk) in slices.iter_mut().zip(chunks) {
+            *slice = IoSlice::new(chunk);
+        }
+        slices[0].advance(at);
+        Pin::new(&mut *socket).poll_write_vectored(context, &slices[..count])
+    })
+    .await
 }
 
 /// What is missing of the frame that is cut at `at`; nothing when a frame ends there.
@@ -276,6 +292,15 @@ async fn hang_up(socket: &mut WebSocketStream<Socket>, farewell: CloseFrame) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_idle_subscriber_keeps_is_small() {
+        fn kept<F: Future>(_: impl FnOnce(Session, Socket, Bytes) -> F) -> usize {
+            size_of::<F>()
+        }
+        let kept = kept(converse);
+        assert!(kept <= 1_536, "{kept} bytes for a conversation");
+    }
 
     #[test]
     fn a_frame_that_was_cut_is_finished_and_no_more() {

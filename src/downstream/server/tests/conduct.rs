@@ -73,7 +73,7 @@ async fn a_websocket_is_opened_as_the_standard_says_and_never_compressed() {
         ("sec-websocket-protocol", "mqtt, cloudevents.json"),
         ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits"),
     ];
-    let (_ws, response) = relay.offer(QUEUES, &offer).await;
+    let (ws, response) = relay.offer(QUEUES, &offer).await;
     assert_eq!(response.headers()["sec-websocket-protocol"], "cloudevents.json");
     assert!(!response.headers().contains_key("sec-websocket-extensions"));
     let old = [
@@ -84,6 +84,7 @@ async fn a_websocket_is_opened_as_the_standard_says_and_never_compressed() {
     ];
     let refused = relay.get(QUEUES, &old).await;
     assert_eq!((refused.status(), refused.header("sec-websocket-version").as_deref()), (426, Some("13")));
+    drop(ws);
     relay.drain().await;
 }
 
@@ -138,6 +139,7 @@ async fn pings_under_a_stream_of_events_never_break_a_frame() {
         seen.extend(ws.events_and_pongs(50).await);
     }
     assert_eq!(sequences(&seen), (1..=1_000).collect::<Vec<_>>());
+    drop(ws);
     relay.drain().await;
 }
 
@@ -165,12 +167,18 @@ async fn a_silent_client_is_pinged_and_given_up_when_it_does_not_answer() {
     let mut mute = relay.subscribe(QUEUES).await;
     // Below the library, so that it does not answer by itself.
     let mute = mute.0.get_mut();
-    let mut heard = Vec::new();
-    timeout(PATIENCE, mute.read_to_end(&mut heard)).await.expect("given up in time").unwrap();
-    assert_eq!(heard, [0x89, 0, 0x89, 0], "two pings, then the end");
-    for _ in 0..5 {
-        assert!(matches!(answering.message().await, Some(Message::Ping(_))));
-    }
+    let answers = async {
+        for _ in 0..5 {
+            assert!(matches!(answering.message().await, Some(Message::Ping(_))));
+        }
+    };
+    let silence = async {
+        let mut heard = Vec::new();
+        timeout(PATIENCE, mute.read_to_end(&mut heard)).await.expect("given up in time").unwrap();
+        assert_eq!(heard, [0x89, 0, 0x89, 0], "two pings, then the end");
+    };
+    tokio::join!(answers, silence);
+    drop(answering);
     relay.drain().await;
 }
 
@@ -199,6 +207,7 @@ async fn a_client_that_takes_nothing_is_closed_as_too_slow_between_two_frames() 
     let seen = sequences(&events);
     assert_eq!(seen, (1..=seen.len() as u64).collect::<Vec<_>>(), "whole frames only");
     assert!(seen.len() < 800, "nothing was queued for it");
+    drop(ws);
     relay.drain().await;
 }
 
@@ -211,7 +220,7 @@ async fn a_drain_says_what_was_heard_and_then_goodbye() {
     let mut idle = TcpStream::connect(&relay.authority).await.unwrap();
     relay.say("queues", 1..=100).await;
     let authority = relay.authority.clone();
-    let clients = async {
+    let clients = async move {
         let expected: Vec<u64> = (1..=100).collect();
         assert_eq!(sequences(&ws.events(100).await), expected);
         assert_eq!(ws.closed().await, (1001, "draining".to_owned()));
@@ -244,7 +253,7 @@ async fn one_connection_too_many_is_told_so_and_a_freed_seat_is_given_again() {
     setup.server.limits.connections_per_address_max = 2;
     let relay = Relay::with(setup).await;
     let first = relay.subscribe(QUEUES).await;
-    let _second = relay.subscribe(QUEUES).await;
+    let second = relay.subscribe(QUEUES).await;
     let mut third = relay.get("/v1/streams", &[]).await;
     assert_eq!((third.status(), third.header("retry-after").as_deref()), (503, Some("5")));
     let problem = third.json().await;
@@ -252,6 +261,7 @@ async fn one_connection_too_many_is_told_so_and_a_freed_seat_is_given_again() {
     drop(first);
     for _ in 0..1_000 {
         if relay.get("/v1/streams", &[]).await.status() == 200 {
+            drop(second);
             return relay.drain().await;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -41,6 +41,7 @@ async fn a_subscriber_hears_what_comes_after_it_joined() {
     assert_eq!(sequences(&ws.events(27).await), expected);
     assert_eq!(sequences(&sse.sse_events(27).await), expected);
     assert_eq!(sequences(&lines.lines(27).await), expected);
+    drop((ws, sse, lines));
     relay.drain().await;
 }
 
@@ -83,6 +84,7 @@ async fn several_streams_are_merged_and_one_cursor_covers_them_all() {
     events.extend(resumed);
     check_merged(&events);
     check_merged(&ws.events(80).await);
+    drop((ws, sse));
     relay.drain().await;
 }
 
@@ -107,6 +109,7 @@ async fn a_quiet_stream_is_heard_beside_a_busy_one() {
     let mut ws = relay.subscribe("/v1/events?stream=agents&stream=queues&from=first").await;
     let events = ws.events(700).await;
     assert!(events.iter().any(|event| event["source"].as_str().unwrap().ends_with("queues")));
+    drop(ws);
     relay.drain().await;
 }
 
@@ -218,6 +221,7 @@ async fn a_cursor_beyond_retention_gets_a_gap_and_then_everything_that_is_held()
     assert_eq!(sequences(&resumed.sse_events(expected.len()).await), expected, "the gap's id is a cursor");
     let mut lines = relay.get(&format!("{QUEUES}?after={}", gap["id"].as_str().unwrap()), &[NDJSON]).await;
     assert_eq!(sequences(&lines.lines(expected.len()).await), expected, "and so is its own id");
+    drop((ws, sse, resumed, lines));
     relay.drain().await;
 }
 
@@ -233,6 +237,7 @@ async fn a_cursor_of_another_epoch_gets_a_gap_and_is_refused_a_page() {
     assert_eq!(sequences(&ws.events(3).await), [first, first + 1, first + 2]);
     let mut page = relay.get(&path, &[]).await;
     assert_eq!((page.status(), page.problem().await.0.as_str()), (410, "cursor-foreign"));
+    drop((ws, page));
     relay.drain().await;
 }
 
@@ -284,6 +289,7 @@ async fn a_reader_that_pauses_gets_everything_and_holds_up_nobody() {
     let expected: Vec<u64> = (1..=4_000).collect();
     assert_eq!(sequences(&slow.events(4_000).await), expected);
     assert_eq!(sequences(&slow_sse.sse_events(4_000).await), expected);
+    drop((slow, slow_sse, quick));
     relay.drain().await;
 }
 

@@ -50,17 +50,21 @@ pub(in crate::downstream::server) fn accept(
         return Err(HandshakeError::Version);
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| is_key(key.as_bytes())).ok_or(HandshakeError::Key)?;
-    let accepted = HeaderValue::try_from(derive_accept_key(key.as_bytes())).expect("base64 is plain text");
     let mut response = Response::new(whole(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let answer = response.headers_mut();
     answer.insert(UPGRADE, HeaderValue::from_static("websocket"));
     answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    answer.insert(SEC_WEBSOCKET_ACCEPT, accepted);
+    answer.insert(SEC_WEBSOCKET_ACCEPT, proof(key));
     if has_token(headers, &SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
         answer.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
     Ok(response)
+}
+
+/// What shows the client that its key was read.
+fn proof(key: &HeaderValue) -> HeaderValue {
+    HeaderValue::try_from(derive_accept_key(key.as_bytes())).expect("base64 is plain text")
 }
 
 fn is_key(key: &[u8]) -> bool {
