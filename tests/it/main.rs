@@ -1,0 +1,5 @@
+//! Every integration test in one binary: linked once, a module per feature.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod world;

@@ -1,0 +1,319 @@
+//! The rules in a world of their own: a model platform, a token endpoint and a store under one seeded clock, where
+//! everything goes wrong that can, thousands of times a minute.
+//!
+//! `TRUNKLINE_SEED=n` runs one world and tells its story; `TRUNKLINE_SEEDS=n` runs that many.
+
+mod calamity;
+mod chance;
+mod judge;
+mod plan;
+mod platform;
+mod process;
+mod scene;
+mod store;
+mod verdict;
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use trunkline::protocol::{
+    refresh,
+    stream::{Input, State},
+};
+
+use self::{
+    chance::Chance,
+    judge::Judge,
+    plan::{Night, Plan},
+    platform::Platform,
+    process::Process,
+    scene::{Happening, Moment, Scene},
+    store::Store,
+};
+
+/// So many worlds of each kind are a normal run.
+const SEEDS: u64 = 300;
+
+#[test]
+fn a_planned_change_is_never_noticed() {
+    run_all(Night::Planned);
+}
+
+#[test]
+fn a_bad_night_leaves_no_hole_without_a_word() {
+    run_all(Night::Bad);
+}
+
+#[test]
+fn a_seed_tells_the_whole_world() {
+    for seed in 0..3 {
+        assert_eq!(digest_of(seed), digest_of(seed));
+    }
+}
+
+fn digest_of(seed: u64) -> String {
+    let mut world = World::new(Night::Bad, seed, true);
+    world.live();
+    format!("{} {} {}", world.around.store.log.len(), world.around.scene.now.as_nanos(), world.around.scene.story())
+}
+
+fn run_all(night: Night) {
+    if let Some(seed) = setting("TRUNKLINE_SEED") {
+        return tell(night, seed);
+    }
+    let (next, seeds) = (AtomicU64::new(0), setting("TRUNKLINE_SEEDS").unwrap_or(SEEDS));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let failed = std::thread::scope(|scope| {
+        let worker = || {
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= seeds {
+                    return None;
+                }
+                if catch_unwind(AssertUnwindSafe(|| World::new(night, seed, false).live())).is_err() {
+                    return Some(seed);
+                }
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().filter_map(|worker| worker.join().unwrap()).min()
+    });
+    if let Some(seed) = failed {
+        tell(night, seed);
+    }
+}
+
+/// Runs one world, and tells its story if it fails.
+fn tell(night: Night, seed: u64) {
+    let mut world = World::new(night, seed, true);
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.live())) {
+        eprintln!("{}\n\n{:?}\n", world.around.scene.story(), world.around.scene.plan);
+        eprintln!("{}\nTRUNKLINE_SEED={seed} runs this {night:?} night again", message(&*panic));
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let owned = panic.downcast_ref::<String>().map(String::as_str);
+    owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test is told its seeds by the environment")]
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap())
+}
+
+/// One world.
+#[derive(Debug)]
+struct World {
+    around: Around,
+    process: Option<Process>,
+    lives: u32,
+    quiet: bool,
+}
+
+/// Everything but the process.
+#[derive(Debug)]
+struct Around {
+    scene: Scene,
+    platform: Platform,
+    store: Store,
+    judge: Judge,
+    /// Requests for tokens fail like this until then.
+    endpoint: Option<(refresh::Failure, Moment)>,
+    /// The buffer ran short at some time.
+    crowded: bool,
+}
+
+/// Within this time of being quiet everything that was heard is durable.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// An event that is said to a live stream is in the log within this time.
+const ARRIVAL_MAX: Duration = Duration::from_secs(10);
+
+impl World {
+    fn new(night: Night, seed: u64, with_story: bool) -> Self {
+        let mut chance = Chance::of(seed);
+        let plan = Plan::draw(night, &mut chance);
+        let mut scene = Scene::new(plan, chance, with_story);
+        let platform = Platform::new(&mut scene);
+        let around =
+            Around { scene, platform, store: Store::new(), judge: Judge::new(), endpoint: None, crowded: false };
+        Self { around, process: None, lives: 0, quiet: false }
+    }
+
+    /// The night, the morning after, and the judgement.
+    fn live(&mut self) {
+        self.around.scene.after(Duration::ZERO, Happening::Starts);
+        self.around.scene.after(Duration::ZERO, Happening::Speaks);
+        self.next_calamity();
+        let trouble = self.around.scene.plan.trouble;
+        self.run_until(trouble, |_| false);
+        self.recover();
+        self.expect_arrival();
+        self.drain();
+        verdict::judge(&self.around);
+    }
+
+    /// The faults stop: within a bound the stream is live again.
+    fn recover(&mut self) {
+        self.around.scene.tell(|| "the faults are over".to_owned());
+        self.around.scene.calm = true;
+        self.around.endpoint = None;
+        self.around.platform.recover();
+        self.around.store.stalls_until = Moment::ZERO;
+        let patience = self.around.scene.plan.stream.patience;
+        // A line that died in the night is only found out by its silence.
+        let silence = self.around.scene.now + patience.silence + patience.connect;
+        self.run_until(silence, |_| false);
+        let deadline = self.around.scene.now + self.recovery_max();
+        self.run_until(deadline, World::is_live);
+        assert!(self.is_live(), "the faults are over, and the stream is {:?}", self.around.judge.state);
+    }
+
+    /// The longest pause that any rule may still be in, and what it takes to connect.
+    fn recovery_max(&self) -> Duration {
+        let settings = &self.around.scene.plan.stream;
+        let told = Duration::from_secs(30);
+        let given_up = if self.around.judge.given_up { 300 } else { 0 };
+        let token = Duration::from_secs(75) + self.around.scene.plan.refresh.interval_min;
+        settings.backoff.cap.mul_f64(1.2) + told + token + settings.patience.connect * 2 + Duration::from_secs(given_up)
+    }
+
+    fn is_live(&self) -> bool {
+        self.around.judge.connected && matches!(self.around.judge.state, State::Live | State::Recovering)
+    }
+
+    /// What is said to a live stream arrives, and a snapshot that is owed is had.
+    fn expect_arrival(&mut self) {
+        self.quiet = true;
+        self.around.platform.speak(3, &mut self.around.scene);
+        let deadline = self.around.scene.now + ARRIVAL_MAX;
+        self.run_until(deadline, World::has_arrived);
+        assert!(self.has_arrived(), "what is said to a live stream does not arrive");
+        let deadline = self.around.scene.now + Duration::from_secs(60);
+        self.run_until(deadline, |world| !world.owes_snapshot());
+        assert!(!self.owes_snapshot(), "a snapshot is owed for too long");
+    }
+
+    fn has_arrived(&self) -> bool {
+        let last = self.around.platform.said.last().map(|said| said.class);
+        self.around.store.log.iter().rev().take(10).any(|event| judge::uid(event) == last)
+    }
+
+    fn owes_snapshot(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| process.machine.owes_snapshot())
+    }
+
+    fn drain(&mut self) {
+        let process = self.process.as_mut().expect("a process that is live");
+        process.tell(Input::Drain, &mut self.around);
+        let deadline = self.around.scene.now + DRAIN_MAX;
+        self.run_until(deadline, |world| world.process.is_none());
+        assert!(self.process.is_none(), "what was heard is not durable in time");
+    }
+
+    fn run_until(&mut self, end: Moment, done: impl Fn(&Self) -> bool) {
+        while !done(self) {
+            let wake = self.process.as_ref().and_then(|process| process.wakes_at(&self.around));
+            let next = self.around.scene.next_at().into_iter().chain(wake).min();
+            let Some(next) = next.filter(|next| *next <= end) else {
+                self.around.scene.now = end;
+                return;
+            };
+            self.around.scene.now = self.around.scene.now.max(next);
+            self.step(wake.is_some_and(|at| at <= self.around.scene.now));
+        }
+    }
+
+    fn step(&mut self, wake: bool) {
+        match &mut self.process {
+            Some(process) if wake => process.wake(&mut self.around),
+            Some(_) | None => {
+                if let Some(happening) = self.around.scene.next_due() {
+                    self.happen(happening);
+                }
+            }
+        }
+        let room = self.around.scene.plan.stream.buffer / 2;
+        self.around.crowded |= self.process.as_ref().is_some_and(|process| process.machine.buffered() >= room);
+        if self.process.as_ref().is_some_and(|process| process.drained) {
+            self.process = None;
+            if !self.quiet {
+                self.rise_again();
+            }
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        let Around { scene, platform, .. } = &mut self.around;
+        match happening {
+            Happening::Starts => self.start(),
+            Happening::Speaks => self.speak(),
+            Happening::Calamity(calamity) => {
+                if !self.around.scene.calm {
+                    self.strike(calamity);
+                    self.next_calamity();
+                }
+            }
+            Happening::Process { life, news } => self.inform(life, news),
+            Happening::Arrives { socket, what, certain } => {
+                if let Some(process) = &mut self.process
+                    && (certain || self.around.platform.gets_through(socket))
+                {
+                    process.arrives(socket, what, &mut self.around);
+                }
+            }
+            Happening::Dialled { life, session, dial, token } => platform.dialled(life, session, &dial, token, scene),
+            Happening::Called { life, call, request, token } => platform.called(life, call, &request, token, scene),
+            Happening::Probed(socket) => platform.probed(socket, scene),
+            Happening::Left(socket) => platform.left(socket, scene),
+            Happening::Dropped(socket) => platform.dropped(socket),
+            Happening::Heartbeat(socket) => platform.heartbeat(socket, scene),
+            Happening::Closes(socket) => platform.notice_is_up(socket, scene),
+            Happening::TokenEnds(token) => platform.token_ended(token, scene),
+            Happening::ChannelEnds(channel) => platform.channel_ended(channel, scene),
+        }
+    }
+
+    fn start(&mut self) {
+        if self.process.is_none() {
+            self.lives += 1;
+            self.process = Some(Process::start(self.lives, &mut self.around));
+        }
+    }
+
+    fn inform(&mut self, life: u32, news: scene::News) {
+        match &mut self.process {
+            Some(process) if process.life == life => process.hear(news, &mut self.around),
+            Some(_) | None => {
+                if let scene::News::Opened(_, socket) = news {
+                    self.around.platform.dropped(socket);
+                }
+            }
+        }
+    }
+
+    fn speak(&mut self) {
+        let scene = &mut self.around.scene;
+        if self.quiet {
+            return;
+        }
+        let count = scene.chance.number(1..scene.plan.burst_max + 1);
+        let pause = if scene.calm { Duration::from_secs(3) } else { scene.plan.pause };
+        self.around.platform.speak(count, scene);
+        let pause = scene.chance.pause(pause) + Duration::from_millis(1);
+        scene.after(pause, Happening::Speaks);
+    }
+
+    fn next_calamity(&mut self) {
+        let scene = &mut self.around.scene;
+        let calamities = scene.plan.calamities.clone();
+        let calamity = scene.chance.pick(&calamities);
+        let pause = scene.chance.pause(scene.plan.calamity_pause);
+        scene.after(pause, Happening::Calamity(calamity));
+    }
+}

@@ -1,0 +1,237 @@
+//! The model platform's unnumbered dialect: channels minted over REST, one socket each, dying with their token.
+
+use serde_json::{Value, json};
+use trunkline::{
+    connector::{Answer, Frame, Method, Request},
+    protocol::session::{Dial, SessionId},
+};
+
+use super::{Flaw, Platform, Refusal, Said, closed, ok, status};
+use crate::world::{
+    plan::Night,
+    scene::{Happening, Scene, SocketId, TokenId},
+};
+
+/// A channel with its topics.
+#[derive(Debug)]
+pub(super) struct Channel {
+    token: TokenId,
+    topics: Vec<String>,
+    dead: bool,
+}
+
+/// How often it says that it lives.
+const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(30);
+
+impl Platform {
+    pub(super) fn connect(
+        &mut self,
+        life: u32,
+        session: SessionId,
+        dial: &Dial,
+        token: TokenId,
+        scene: &mut Scene,
+    ) -> Result<(), Refusal> {
+        let index = dial.url.rsplit_once("/c").and_then(|(_, index)| index.parse().ok()).unwrap_or(usize::MAX);
+        if self.channels.get(index).is_none_or(|channel| channel.dead) {
+            return Err(Refusal::Status(404, None));
+        }
+        for older in self.sockets_of(|socket| socket.channel == Some(index)) {
+            self.close(older, closed(1000), scene);
+        }
+        let id = self.open(life, session, token, Some(index), scene);
+        scene.after(HEARTBEAT, Happening::Heartbeat(id));
+        Ok(())
+    }
+
+    pub(in crate::world) fn heartbeat(&mut self, id: SocketId, scene: &mut Scene) {
+        if self.sockets.contains_key(&id) {
+            self.send(id, Ok(metadata("WebSocket Heartbeat")), scene);
+            scene.after(HEARTBEAT, Happening::Heartbeat(id));
+        }
+    }
+
+    pub(super) fn answer(&mut self, request: &Request, token: TokenId, scene: &mut Scene) -> Answer {
+        let target = request.target.as_str();
+        if target.ends_with("/channels") {
+            return self.mint(token, scene);
+        }
+        if target.contains("/subscriptions") {
+            return self.subscribe(request);
+        }
+        if target.starts_with("/api/v2/routing/queues") {
+            return self.list_queues(target);
+        }
+        let pages = if target.contains("/users") { 2 } else { 1 };
+        ok(json!({"entities": [], "results": [], "pageCount": pages}).to_string())
+    }
+
+    fn mint(&mut self, token: TokenId, scene: &mut Scene) -> Answer {
+        let index = self.channels.len();
+        self.channels.push(Channel { token, topics: Vec::new(), dead: false });
+        let life = match &scene.plan.stream.connector {
+            trunkline::connector::Connector::Notifications(settings) => settings.channel_life,
+            trunkline::connector::Connector::Sequenced(_) => return status(404, None),
+        };
+        scene.after(life, Happening::ChannelEnds(index));
+        let id = format!("c{index}");
+        ok(json!({"id": id, "connectUri": format!("wss://platform.test/{id}")}).to_string())
+    }
+
+    fn subscribe(&mut self, request: &Request) -> Answer {
+        let name = request.target.split('/').nth(5).and_then(|name| name.strip_prefix('c'));
+        let channel = name.and_then(|name| name.parse::<usize>().ok()).and_then(|index| self.channels.get_mut(index));
+        let Some(channel) = channel.filter(|channel| !channel.dead) else { return status(404, None) };
+        let asked: Vec<Value> = serde_json::from_str(request.body.as_deref().unwrap_or("[]")).unwrap();
+        if request.method == Method::Put {
+            channel.topics.clear();
+        }
+        let mut entities = Vec::new();
+        for topic in asked.iter().filter_map(|topic| topic["id"].as_str()) {
+            if self.refused_topic.as_deref() == Some(topic) {
+                entities.push(json!({"id": topic, "state": "Rejected", "rejectionReason": "not now"}));
+            } else {
+                channel.topics.push(topic.to_owned());
+                entities.push(json!({"id": topic, "state": "Permitted"}));
+            }
+        }
+        ok(json!({"entities": entities}).to_string())
+    }
+
+    /// Two pages, so that paging is always needed.
+    fn list_queues(&self, target: &str) -> Answer {
+        let first = target.ends_with("pageNumber=1");
+        let queues = (1..=self.queues).filter(|queue| (queue % 2 == 0) == first);
+        let entities: Vec<Value> = queues.map(|queue| json!({"id": format!("q-{queue}")})).collect();
+        ok(json!({"entities": entities, "pageCount": 2}).to_string())
+    }
+
+    /// The topics that there are; not every one of them is subscribed everywhere.
+    fn topics(&self, scene: &Scene) -> Vec<String> {
+        let trunkline::connector::Connector::Notifications(settings) = &scene.plan.stream.connector else {
+            return Vec::new();
+        };
+        let all = |topic: &String| match topic.contains('*') {
+            true => (1..=self.queues).map(|queue| topic.replace('*', &format!("q-{queue}"))).collect(),
+            false => vec![topic.clone()],
+        };
+        settings.topics.iter().flat_map(all).collect()
+    }
+
+    pub(super) fn speak_on_topics(&mut self, count: u64, scene: &mut Scene) {
+        let topics = self.topics(scene);
+        for _ in 0..count {
+            let topic = topics[scene.chance.index(topics.len())].clone();
+            let class = self.said.len();
+            let flaw = self.flaw.take();
+            let times = if scene.chance.once_in(12) && flaw.is_none() { 2 } else { 1 };
+            for _ in 0..times {
+                self.say_on_topic(&topic, class, flaw, scene);
+            }
+        }
+    }
+
+    fn say_on_topic(&mut self, topic: &str, class: usize, flaw: Option<Flaw>, scene: &mut Scene) {
+        let frame = format!(r#"{{"topicName":"{topic}","eventBody":{{"uid":{class}}}}}"#);
+        let (mut sent, mut open) = (false, false);
+        for id in self.sockets_of(|_| true) {
+            open = true;
+            let channel = self.sockets.get(&id).and_then(|socket| socket.channel);
+            let subscribed = |index: usize| self.channels[index].topics.iter().any(|held| held == topic);
+            if !channel.is_some_and(subscribed) {
+                continue;
+            }
+            sent = true;
+            match flaw {
+                None => self.send(id, Ok(Frame::Text(frame.as_str().into())), scene),
+                Some(Flaw::Oversize) => self.close(id, trunkline::connector::Failure::Oversize, scene),
+                Some(Flaw::Poison) => self.close(id, closed(1007), scene),
+            }
+        }
+        // Nobody is owed what he did not subscribe to: a queue that is new, a topic that was refused.
+        let withheld = open && !sent;
+        let (at, topic) = (scene.now, topic.to_owned());
+        self.said.push(Said { at, number: None, era: 0, topic, class, flaw, withheld, sent });
+    }
+
+    /// A channel does not outlive its token for long.
+    pub(super) fn channels_of_token_end(&mut self, token: TokenId, scene: &mut Scene) {
+        let grace = scene.plan.grace;
+        for index in 0..self.channels.len() {
+            if self.channels[index].token == token {
+                scene.after(grace, Happening::ChannelEnds(index));
+            }
+        }
+    }
+
+    pub(in crate::world) fn channel_ended(&mut self, index: usize, scene: &mut Scene) {
+        let Some(channel) = self.channels.get_mut(index).filter(|channel| !channel.dead) else { return };
+        channel.dead = true;
+        scene.tell(|| format!("channel {index} ends"));
+        let way = scene.chance.number(0..3);
+        for id in self.sockets_of(|socket| socket.channel == Some(index)) {
+            if way == 0 {
+                self.send(id, Ok(Frame::Text(r#"{"result":"404","message":"gone"}"#.into())), scene);
+            }
+            self.close(id, closed(if way == 1 { 1001 } else { 1000 }), scene);
+        }
+    }
+
+    pub(super) fn tell_revoked(&mut self, token: TokenId, scene: &mut Scene) {
+        for id in self.sockets_of(|socket| socket.token == token) {
+            self.send(id, Ok(system("token_revoked.3f0f-1")), scene);
+        }
+    }
+
+    /// It will close its sockets soon.
+    pub(in crate::world) fn give_notice(&mut self, scene: &mut Scene) {
+        scene.tell(|| "platform gives notice".to_owned());
+        for id in self.sockets_of(|socket| !socket.leaving) {
+            self.send(id, Ok(system("socket_closing")), scene);
+            let ahead = match scene.plan.night {
+                Night::Planned => scene.chance.millis(20_000..60_000),
+                Night::Bad => scene.chance.millis(0..60_000),
+            };
+            scene.after(ahead, Happening::Closes(id));
+        }
+    }
+
+    pub(in crate::world) fn notice_is_up(&mut self, id: SocketId, scene: &mut Scene) {
+        if self.sockets.contains_key(&id) {
+            self.close(id, closed(1001), scene);
+        }
+    }
+
+    /// Somebody else takes the subscriptions over.
+    pub(in crate::world) fn displace(&mut self, scene: &mut Scene) {
+        for id in self.sockets_of(|_| true) {
+            self.send(id, Ok(system("no_longer_subscribed.3f0f-1")), scene);
+            self.close(id, closed(1000), scene);
+        }
+    }
+
+    /// All channels are evicted.
+    pub(in crate::world) fn evict(&mut self, scene: &mut Scene) {
+        for index in 0..self.channels.len() {
+            self.channel_ended(index, scene);
+        }
+    }
+
+    pub(in crate::world) fn add_queue(&mut self) {
+        self.queues += 1;
+    }
+
+    /// One topic is refused to whoever subscribes it from here on.
+    pub(in crate::world) fn refuse_topic(&mut self, scene: &mut Scene) {
+        let topics = self.topics(scene);
+        self.refused_topic = topics.get(scene.chance.index(topics.len())).cloned();
+    }
+}
+
+pub(super) fn metadata(message: &str) -> Frame {
+    Frame::Text(format!(r#"{{"topicName":"channel.metadata","eventBody":{{"message":"{message}"}}}}"#).into())
+}
+
+fn system(name: &str) -> Frame {
+    Frame::Text(format!(r#"{{"topicName":"v2.system.{name}","eventBody":{{}}}}"#).into())
+}
