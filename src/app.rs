@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, future::Future, net::SocketAddr, path::PathBuf,
 use anyhow::{Context, anyhow};
 
 use crate::{
+    admin::{self, Admin, Readiness},
     auth::{AccountStatus, Tokens},
     config::{self, Config, ConnectorConfig, StreamConfig},
     connector::{Connector, genesys_notifications, genesys_sequenced},
@@ -50,7 +51,9 @@ pub struct App {
     logs: EventLogs,
     store: Embedded,
     streams: Streams,
+    readiness: Readiness,
     consumers_at: SocketAddr,
+    admin_at: SocketAddr,
 }
 
 impl App {
@@ -63,19 +66,30 @@ impl App {
             ..server::Settings::new(config.http.listen)
         })
         .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
+        let admin = Admin::bind(admin::Settings::new(config.admin.listen))
+            .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
         let store = open_store(&config).await?;
         let logs = open_logs(&config, &store).await?;
 
         let mut accounts = Tasks::new("accounts");
         let mut upstream = Tasks::new("upstream");
         let mut downstream = Tasks::new("downstream");
-        let admin = Tasks::new("admin");
+        let mut operators = Tasks::new("admin");
         let tokens = start_accounts(&config, &mut accounts)?;
         let streams = start_streams(&config, &logs, &tokens, &mut upstream)?;
         let consumers_at = server.address();
         let live = streams.clone();
         server.start(&mut downstream, logs.clone(), move |stream: &StreamName| live.is_live(stream));
-        Ok(Self { accounts, upstream, downstream, admin, logs, store, streams, consumers_at })
+        let (admin_at, readiness) = (admin.address(), Readiness::default());
+        let parts = admin::Parts {
+            store: Store::Embedded(store.clone()),
+            streams: streams.clone(),
+            accounts: tokens.into_values().collect(),
+            readiness: readiness.clone(),
+        };
+        admin.start(&mut operators, parts);
+        let admin = operators;
+        Ok(Self { accounts, upstream, downstream, admin, logs, store, streams, readiness, consumers_at, admin_at })
     }
 
     /// Where consumers are served.
@@ -85,7 +99,7 @@ impl App {
 
     /// Where operators are served.
     pub fn admin_at(&self) -> SocketAddr {
-        self.consumers_at
+        self.admin_at
     }
 
     /// The streams, as an operator sees them.
@@ -108,6 +122,7 @@ impl App {
             fault = self.downstream.fault() => Err(anyhow!(fault)),
             fault = self.admin.fault() => Err(anyhow!(fault)),
         };
+        self.readiness.drain();
         let drained = [
             self.upstream.drain(UPSTREAM_GRACE).await,
             self.accounts.drain(ACCOUNTS_GRACE).await,

@@ -6,7 +6,9 @@ pub mod check;
 pub mod completions;
 pub mod config;
 mod daemon;
+pub mod demo;
 pub mod run;
+pub mod simulate;
 pub mod status;
 pub mod tail;
 #[cfg(test)]

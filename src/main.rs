@@ -32,6 +32,8 @@ async fn run(command: Command) -> Result<(), Failure> {
     let out = &mut std::io::stdout().lock();
     match command {
         Command::Run(args) => cli::run::run(&args, &environment).await,
+        Command::Demo(args) => cli::demo::run(&args, &environment, out).await,
+        Command::Simulate(args) => cli::simulate::run(&args, out).await,
         Command::Check(args) => cli::check::run(&args, &environment, out).await,
         Command::Config(command) => cli::config::run(&command, &environment, out),
         Command::Tail(args) => {
@@ -43,7 +45,6 @@ async fn run(command: Command) -> Result<(), Failure> {
             cli::status::run(&args, terminal, out, cli::interrupted()).await
         }
         Command::Completions(args) => Ok(cli::completions::run(&args, out)?),
-        Command::Demo(_) | Command::Simulate(_) => Err(anyhow::anyhow!("not yet").into()),
     }
 }
 

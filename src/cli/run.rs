@@ -1,7 +1,15 @@
 //! `trunkline run`: the daemon, until it is asked to end.
 
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+};
+
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 
 use super::{Failure, RunArgs};
 use crate::{
@@ -26,20 +34,31 @@ pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), Failur
 }
 
 /// Runs the app until the first signal, then drains it; a second signal cuts the drain short.
-pub(super) async fn run_until(app: App, mut signals: Signals) -> Result<(), Failure> {
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let drained = app.run(async {
+async fn run_until(app: App, mut signals: Signals) -> Result<(), Failure> {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut drained = pin!(app.run(async {
         // The sender's end is a wish to end too.
         drop(stopped.await);
-    });
-    let mut drained = std::pin::pin!(drained);
+    }));
     tokio::select! {
         ended = &mut drained => return Ok(ended?),
         () = signals.next() => drop(stop),
     }
     tracing::info!("draining; a second signal ends at once");
+    cut_short(drained, signals).await
+}
+
+/// Drains the app now; a signal cuts the drain short.
+pub(super) async fn drain_on_signals(app: App, signals: Signals) -> Result<(), Failure> {
+    cut_short(pin!(app.run(async {})), signals).await
+}
+
+async fn cut_short(
+    drained: Pin<&mut impl Future<Output = anyhow::Result<()>>>,
+    mut signals: Signals,
+) -> Result<(), Failure> {
     tokio::select! {
-        ended = &mut drained => Ok(ended?),
+        ended = drained => Ok(ended?),
         () = signals.next() => Err(anyhow::anyhow!("ended before everything was drained").into()),
     }
 }

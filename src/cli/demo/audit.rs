@@ -1,0 +1,226 @@
+//! Whether everything that the simulated platform said is in the logs: once, in order, or marked.
+//!
+//! It holds the logs against what the simulator wrote into its own books. It knows the entries only as a consumer does:
+//! as CloudEvents.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    fmt,
+};
+
+use serde::Deserialize;
+
+/// The few attributes that are held against the books.
+#[derive(Deserialize)]
+struct Entry<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    sequence: &'a str,
+    #[serde(rename = "platformsequence", default)]
+    platform_sequence: Option<&'a str>,
+    #[serde(rename = "correlationid", default)]
+    correlation: Option<&'a str>,
+    #[serde(default)]
+    data: Option<&'a serde_json::value::RawValue>,
+}
+
+#[derive(Deserialize)]
+struct GapData {
+    reason: String,
+}
+
+/// What a log showed so far.
+#[derive(Debug, Default)]
+pub(super) struct Audit {
+    pub(super) entries: u64,
+    pub(super) events: u64,
+    pub(super) gaps: BTreeMap<String, u64>,
+    pub(super) snapshots: u64,
+    /// Entries whose offset was not the one that had to follow.
+    pub(super) undense: u64,
+    numbered: Numbered,
+    unnumbered: Unnumbered,
+    /// The last entry was a gap (or a snapshot behind one).
+    in_gap: bool,
+    gaps_seen: u64,
+}
+
+/// The order of a numbered stream.
+#[derive(Debug, Default)]
+struct Numbered {
+    last: Option<u64>,
+    doubled: u64,
+    unmarked: u64,
+}
+
+/// The completeness of a stream without numbers.
+#[derive(Debug, Default)]
+struct Unnumbered {
+    logged: HashMap<String, Logged>,
+    said: VecDeque<(u64, String)>,
+    doubled: u64,
+    complete: u64,
+    marked: u64,
+    unmarked: u64,
+    /// Events that were said and are not in the log, since the last one that is.
+    missing: u64,
+    gaps_before: u64,
+}
+
+#[derive(Debug)]
+struct Logged {
+    times: u64,
+    gaps: u64,
+}
+
+impl Audit {
+    /// Takes the next entry of the log.
+    pub(super) fn entry(&mut self, json: &[u8]) -> anyhow::Result<()> {
+        let entry: Entry<'_> = serde_json::from_slice(json)?;
+        self.entries += 1;
+        self.undense += u64::from(entry.sequence.parse() != Ok(self.entries));
+        match entry.kind {
+            "trunkline.gap.v1" => {
+                let data: GapData = serde_json::from_str(entry.data.map_or("{}", |data| data.get()))?;
+                *self.gaps.entry(data.reason).or_default() += 1;
+                self.gaps_seen += 1;
+                self.in_gap = true;
+            }
+            "trunkline.snapshot.v1" => self.snapshots += 1,
+            _ => self.event(&entry),
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, entry: &Entry<'_>) {
+        self.events += 1;
+        let in_gap = std::mem::take(&mut self.in_gap);
+        if let Some(number) = entry.platform_sequence.and_then(|number| number.parse().ok()) {
+            self.numbered.take(number, in_gap);
+        } else if let Some(correlation) = entry.correlation {
+            let gaps = self.gaps_seen;
+            let logged = self.unnumbered.logged.entry(correlation.to_owned()).or_insert(Logged { times: 0, gaps });
+            logged.times += 1;
+        }
+    }
+
+    /// The platform said this to whoever had subscribed.
+    pub(super) fn said(&mut self, at_second: u64, correlation: String) {
+        self.unnumbered.said.push_back((at_second, correlation));
+    }
+
+    /// Closes the books on what was said before this second.
+    pub(super) fn settle(&mut self, before_second: u64) {
+        let books = &mut self.unnumbered;
+        while let Some((_, correlation)) = books.said.pop_front_if(|(at, _)| *at < before_second) {
+            books.close(&correlation);
+        }
+    }
+
+    /// Whether the log is what the guarantees say.
+    pub(super) fn is_sound(&self) -> bool {
+        let Self { numbered, unnumbered, undense, .. } = self;
+        *undense + numbered.doubled + numbered.unmarked + unnumbered.doubled + unnumbered.unmarked == 0
+    }
+
+    /// The highest number of the platform in the log.
+    pub(super) fn last(&self) -> Option<u64> {
+        self.numbered.last
+    }
+}
+
+impl Numbered {
+    fn take(&mut self, number: u64, in_gap: bool) {
+        if let Some(last) = self.last {
+            self.doubled += u64::from(number <= last);
+            self.unmarked += if number > last && !in_gap { number - last - 1 } else { 0 };
+        }
+        self.last = self.last.max(Some(number));
+    }
+}
+
+impl Unnumbered {
+    fn close(&mut self, correlation: &str) {
+        let Some(Logged { times, gaps }) = self.logged.remove(correlation) else {
+            self.missing += 1;
+            return;
+        };
+        self.complete += 1;
+        self.doubled += times - 1;
+        let missing = std::mem::take(&mut self.missing);
+        if gaps > self.gaps_before || self.complete == 1 {
+            self.marked += missing;
+        } else {
+            self.unmarked += missing;
+        }
+        self.gaps_before = self.gaps_before.max(gaps);
+    }
+}
+
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { entries, events, snapshots, undense, numbered, unnumbered, .. } = self;
+        let verdict = if self.is_sound() { "sound" } else { "NOT SOUND" };
+        write!(f, "{verdict}: {entries} entries, {events} events")?;
+        write!(f, ", {} doubled", numbered.doubled + unnumbered.doubled)?;
+        write!(f, ", {} missing without a mark", numbered.unmarked + unnumbered.unmarked)?;
+        if unnumbered.marked > 0 {
+            write!(f, ", {} said while nobody could listen", unnumbered.marked)?;
+        }
+        if *undense > 0 {
+            write!(f, ", {undense} offsets out of order")?;
+        }
+        let gaps: Vec<String> = self.gaps.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let gaps = if gaps.is_empty() { "none".to_owned() } else { gaps.join(", ") };
+        write!(f, "; gaps: {gaps}; snapshots: {snapshots}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbered(offset: u64, number: u64) -> String {
+        format!(r#"{{"type":"e","sequence":"{offset}","platformsequence":"{number}","data":{{}}}}"#)
+    }
+
+    fn gap(offset: u64) -> String {
+        format!(r#"{{"type":"trunkline.gap.v1","sequence":"{offset}","data":{{"reason":"jump"}}}}"#)
+    }
+
+    fn unnumbered(offset: u64, id: &str) -> String {
+        format!(r#"{{"type":"e","sequence":"{offset}","correlationid":"{id}","data":{{}}}}"#)
+    }
+
+    fn audit(entries: &[String]) -> Audit {
+        let mut audit = Audit::default();
+        entries.iter().for_each(|entry| audit.entry(entry.as_bytes()).unwrap());
+        audit
+    }
+
+    #[test]
+    fn a_hole_is_sound_only_with_its_gap() {
+        assert!(audit(&[numbered(1, 7), numbered(2, 8)]).is_sound());
+        assert!(!audit(&[numbered(1, 7), numbered(2, 9)]).is_sound());
+        assert!(audit(&[numbered(1, 7), gap(2), numbered(3, 9)]).is_sound());
+        assert!(!audit(&[numbered(1, 7), numbered(2, 7)]).is_sound());
+        assert!(!audit(&[numbered(1, 7), numbered(3, 8)]).is_sound());
+    }
+
+    #[test]
+    fn what_was_said_and_is_not_there_needs_a_gap_between_its_neighbours() {
+        for (entries, sound) in [
+            (vec![unnumbered(1, "a"), unnumbered(2, "b"), unnumbered(3, "c")], true),
+            (vec![unnumbered(1, "a"), unnumbered(2, "c")], false),
+            (vec![unnumbered(1, "a"), gap(2), unnumbered(3, "c")], true),
+            (vec![unnumbered(1, "a"), unnumbered(2, "b"), unnumbered(3, "b"), unnumbered(4, "c")], false),
+        ] {
+            let mut audit = audit(&entries);
+            for (second, id) in [(0, "a"), (1, "b"), (2, "c")] {
+                audit.said(second, id.to_owned());
+            }
+            audit.settle(3);
+            assert_eq!(audit.is_sound(), sound, "{audit}");
+        }
+    }
+}

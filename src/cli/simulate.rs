@@ -1,0 +1,38 @@
+//! `trunkline simulate`: the simulated platform alone, for trying a configuration or another client against it.
+
+use std::{io::Write, path::Path};
+
+use anyhow::Context;
+
+use super::{Failure, SimulateArgs, run::Signals};
+use crate::simulator::{self, Script};
+
+/// Runs the platform until a signal, then tells what it did.
+pub async fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let script = args.script.as_deref().map(script).transpose()?.unwrap_or_default();
+    let mut signals = Signals::listen()?;
+    let settings = simulator::Settings {
+        listen: args.listen,
+        seed: args.seed,
+        rate: args.rate,
+        token_ttl: args.token_ttl.0,
+        script,
+        ..simulator::Settings::default()
+    };
+    let (id, secret) = (settings.client_id.clone(), settings.client_secret.clone());
+    let platform = simulator::start(settings).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    writeln!(out, "The simulated platform listens at {}", platform.url())?;
+    writeln!(out, "Client id {id:?}, client secret {secret:?}; tokens at {}/oauth/token", platform.url())?;
+    out.flush()?;
+    signals.next().await;
+    let tally = platform.tally();
+    platform.stop().await;
+    writeln!(out, "Events said: {}, tokens granted: {}", tally.events_said, tally.grants_total())?;
+    Ok(())
+}
+
+/// Reads a script of faults; a mistake in it is bad usage.
+pub(super) fn script(file: &Path) -> anyhow::Result<Script> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Script::parse(&text).with_context(|| format!("{}", file.display()))
+}
