@@ -5,6 +5,7 @@ pub(super) mod notifications;
 mod snapshots;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -14,11 +15,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
-use super::clock::now;
+use super::clock::{after, now};
 use super::form;
 use super::platform::Platform;
 use super::reply;
-use super::tokens::Usage;
+use super::tokens::{Unwelcome, Usage};
+use super::trouble::Refusal;
 
 const COUNT: HeaderName = HeaderName::from_static("inin-ratelimit-count");
 const ALLOWED: HeaderName = HeaderName::from_static("inin-ratelimit-allowed");
@@ -29,7 +31,7 @@ const RESET: HeaderName = HeaderName::from_static("inin-ratelimit-reset");
 pub(super) struct Caller {
     pub(super) token: String,
     /// When the token, and the grace after it, has ended.
-    pub(super) ends: std::time::Instant,
+    pub(super) ends: Instant,
     /// The address the request came to, for links.
     pub(super) host: String,
 }
@@ -71,42 +73,44 @@ async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let path = request.uri().path().to_owned();
-    let fault = {
-        let mut state = platform.lock();
-        *state
-            .tally
-            .rest
-            .entry(format!("{} {}", request.method(), pattern.as_str()))
-            .or_default() += 1;
-        state.trouble.for_rest(&path)
-    };
-    if let Some(refusal) = fault {
+    if let Some(refusal) = trouble(&platform, &request, pattern.as_str()) {
         return reply::correlated(&platform, reply::refused(&refusal));
     }
-    let token = reply::bearer(request.headers()).map(str::to_owned);
-    let checked = platform.lock().tokens.check(token.as_deref(), now());
-    let (token, token_ends) = match (token, checked) {
-        (Some(token), Ok(ends)) => (token, ends),
-        (_, Err(unwelcome)) => return reply::unauthorized(&platform, unwelcome),
-        (None, Ok(_)) => return reply::unauthorized(&platform, super::tokens::Unwelcome::Missing),
+    let caller = match identify(&platform, request.headers()) {
+        Ok(caller) => caller,
+        Err(unwelcome) => return reply::unauthorized(&platform, unwelcome),
     };
-    let usage = platform.lock().tokens.count(&token, now());
-    let ends = super::clock::after(token_ends, platform.settings.grace);
-    let host = host(request.headers());
-    request
-        .extensions_mut()
-        .insert(Caller { token, ends, host });
-    let answer = if usage.count > platform.settings.requests_per_minute {
-        too_many(platform.settings.requests_per_minute, usage)
+    let usage = platform.lock().tokens.count(&caller.token, now());
+    let allowed = platform.settings.requests_per_minute;
+    request.extensions_mut().insert(caller);
+    let answer = if usage.count > allowed {
+        too_many(allowed, usage)
     } else {
         next.run(request).await
     };
-    limited(
-        reply::correlated(&platform, answer),
-        platform.settings.requests_per_minute,
-        usage,
-    )
+    limited(reply::correlated(&platform, answer), allowed, usage)
+}
+
+/// Counts the call, and looks whether a fault waits for it.
+fn trouble(platform: &Platform, request: &Request, pattern: &str) -> Option<Refusal> {
+    let mut state = platform.lock();
+    *state
+        .tally
+        .rest
+        .entry(format!("{} {pattern}", request.method()))
+        .or_default() += 1;
+    state.trouble.for_rest(request.uri().path())
+}
+
+fn identify(platform: &Platform, headers: &HeaderMap) -> Result<Caller, Unwelcome> {
+    let token = reply::bearer(headers).ok_or(Unwelcome::Missing)?;
+    let token_ends = platform.lock().tokens.check(Some(token), now())?;
+    let ends = after(token_ends, platform.settings.grace);
+    Ok(Caller {
+        token: token.to_owned(),
+        ends,
+        host: host(headers),
+    })
 }
 
 fn host(headers: &HeaderMap) -> String {
