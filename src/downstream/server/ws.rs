@@ -23,7 +23,7 @@ use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
         self, Message,
-        error::CapacityError,
+        error::{CapacityError, ProtocolError},
         protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
@@ -211,6 +211,7 @@ fn fault(error: tungstenite::Error) -> End {
     use tungstenite::Error;
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => End::Violation(CloseCode::Size, "limit"),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Gone,
         Error::Capacity(CapacityError::TooManyHeaders) | Error::Protocol(_) => {
             End::Violation(CloseCode::Protocol, "protocol")
         }
