@@ -74,7 +74,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Binds the listener.
+    /// Binds the listener, within a runtime.
     pub fn bind(settings: Settings) -> io::Result<Self> {
         let listener = Listener::bind(settings.listen, settings.limits)?;
         let address = listener.address()?;

@@ -109,7 +109,7 @@ const HTTP_BUFFER_MAX: usize = 32 * 1024;
 const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 impl Listener {
-    /// Binds `address`.
+    /// Binds `address`, within a runtime.
     pub fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;

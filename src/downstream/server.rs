@@ -15,7 +15,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
-    Method, Request, Response,
+    HeaderMap, Method, Request, Response,
     body::Incoming,
     header::{
         ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, VARY,
@@ -73,7 +73,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the listener.
+    /// Binds the listener, within a runtime.
     pub fn bind(settings: Settings) -> std::io::Result<Self> {
         let listener = Listener::bind(settings.listen, settings.limits.clone())?;
         let address = listener.address()?;
@@ -174,42 +174,61 @@ impl<L: Fn(&StreamName) -> bool + Send + Sync + 'static> Consumers<L> {
 
     /// Events in the form that the client asks for.
     async fn events(&self, request: &Request<Incoming>, stream: Option<StreamName>) -> Result<Answered, Refusal> {
-        let headers = request.headers();
-        let named = if stream.is_some() { Named::InPath } else { Named::InQuery };
-        let cursors = if stream.is_some() { CursorForm::Bare } else { CursorForm::Named };
-        let read = |resumed| Query::read(request.uri(), named, resumed, clock::wall());
-        let names = |query: &Query| stream.as_ref().map_or_else(|| query.streams.clone(), |name| vec![name.clone()]);
-        if ws::handshake::is_asked(headers) {
-            let query = read(None)?;
-            let response = ws::handshake::accept(request.version(), headers)?;
-            let feed = self.feed(&names(&query), &query, Loss::Told).await?;
-            return Ok(Answer::Upgrade(response, self.session(feed, query)));
-        }
-        let form = accept::form(headers).ok_or(Refusal::NotAcceptable)?;
-        let resumed = headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
-        let endless = match form {
-            Form::Page => {
-                let query = read(None)?;
-                let feed = self.feed(&names(&query), &query, Loss::Refused).await?;
-                let page = pages::response(feed, &query.kinds, query.limit, cursors, request.uri()).await?;
-                return Ok(Answer::Response(page));
-            }
-            Form::Sse => Endless::Sse,
-            Form::Ndjson => Endless::Ndjson,
+        let (uri, headers) = (request.uri(), request.headers());
+        let wanted = wanted(headers)?;
+        let (named, cursors) = match stream {
+            Some(_) => (Named::InPath, CursorForm::Bare),
+            None => (Named::InQuery, CursorForm::Named),
         };
-        let query = read(resumed.filter(|_| endless == Endless::Sse))?;
-        let feed = self.feed(&names(&query), &query, Loss::Told).await?;
-        Ok(Answer::Response(sse::response(feed, query.kinds, endless, cursors, self.settings.keep_alive)))
-    }
-
-    async fn feed(&self, streams: &[StreamName], query: &Query, loss: Loss) -> Result<Feed, Refusal> {
-        start::feed(&self.logs, streams, &query.start, loss).await
+        let resumed = if wanted == Wanted::Endless(Endless::Sse) { last_event_id(headers) } else { None };
+        let query = Query::read(uri, named, resumed, clock::wall())?;
+        let streams = stream.map_or_else(|| query.streams.clone(), |stream| vec![stream]);
+        let loss = if wanted == Wanted::Page { Loss::Refused } else { Loss::Told };
+        let feed = start::feed(&self.logs, &streams, &query.start, loss).await?;
+        match wanted {
+            Wanted::WebSocket => {
+                let response = ws::handshake::accept(request.version(), headers)?;
+                Ok(Answer::Upgrade(response, self.session(feed, query)))
+            }
+            Wanted::Page => {
+                let page = pages::response(feed, &query.kinds, query.limit, cursors, uri).await?;
+                Ok(Answer::Response(page))
+            }
+            Wanted::Endless(endless) => {
+                let keep_alive = self.settings.keep_alive;
+                Ok(Answer::Response(sse::response(feed, query.kinds, endless, cursors, keep_alive)))
+            }
+        }
     }
 
     fn session(&self, feed: Feed, query: Query) -> ws::Session {
         let subscriber = metrics::Subscriber::connected("websocket");
         ws::Session { feed, kinds: query.kinds, ping_every: self.settings.ping_every, subscriber }
     }
+}
+
+/// How a client wants its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    WebSocket,
+    Page,
+    Endless(Endless),
+}
+
+fn wanted(headers: &HeaderMap) -> Result<Wanted, Refusal> {
+    if ws::handshake::is_asked(headers) {
+        return Ok(Wanted::WebSocket);
+    }
+    match accept::form(headers).ok_or(Refusal::NotAcceptable)? {
+        Form::Page => Ok(Wanted::Page),
+        Form::Sse => Ok(Wanted::Endless(Endless::Sse)),
+        Form::Ndjson => Ok(Wanted::Endless(Endless::Ndjson)),
+    }
+}
+
+/// Where a browser's event source got to; it is empty before the first event.
+fn last_event_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty())
 }
 
 #[derive(Serialize)]

@@ -23,7 +23,7 @@ use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
         self, Message,
-        error::CapacityError,
+        error::{CapacityError, ProtocolError},
         protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
@@ -108,7 +108,9 @@ impl Conversation {
         let Session { feed, kinds, ping_every, subscriber } = session;
         let mut pings = interval_at(tokio::time::Instant::from_std(clock::now()) + ping_every, ping_every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let socket = WebSocketStream::from_partially_read(socket, heard.into(), Role::Server, Some(config)).await;
+        // A copy, because the few bytes heard would keep the whole buffer of the HTTP head alive.
+        let heard = heard.to_vec();
+        let socket = WebSocketStream::from_partially_read(socket, heard, Role::Server, Some(config)).await;
         Self { socket, feed, kinds, pings, unanswered: 0, _subscriber: subscriber }
     }
 
@@ -209,6 +211,7 @@ fn fault(error: tungstenite::Error) -> End {
     use tungstenite::Error;
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => End::Violation(CloseCode::Size, "limit"),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Gone,
         Error::Capacity(CapacityError::TooManyHeaders) | Error::Protocol(_) => {
             End::Violation(CloseCode::Protocol, "protocol")
         }
