@@ -131,20 +131,14 @@ impl Settings {
             seed: self.story_seed(),
             agents: self.agents,
             queues: self.queues,
-            base: self
-                .story_base
-                .unwrap_or_else(|| clock::wall(self.clock_offset)),
+            base: self.story_base.unwrap_or_else(|| clock::wall(self.clock_offset)),
             step: self.story_step(),
         }
     }
 
     /// The story keeps pace with the clock while the world moves by itself.
     fn story_step(&self) -> Duration {
-        if self.rate > 0.0 {
-            Duration::try_from_secs_f64(1.0 / self.rate).unwrap_or(UNHURRIED)
-        } else {
-            UNHURRIED
-        }
+        if self.rate > 0.0 { Duration::try_from_secs_f64(1.0 / self.rate).unwrap_or(UNHURRIED) } else { UNHURRIED }
     }
 }
 
@@ -163,9 +157,7 @@ pub async fn start(settings: Settings) -> io::Result<Simulator> {
     let listener = TcpListener::bind(settings.listen).await?;
     let address = listener.local_addr()?;
     let platform = Arc::new(Platform::new(settings));
-    platform
-        .tasks
-        .spawn(server::serve(listener, router(&platform), platform.clone()));
+    platform.tasks.spawn(server::serve(listener, router(&platform), platform.clone()));
     platform.tasks.spawn(move_by_itself(platform.clone()));
     platform.tasks.spawn(follow_script(platform.clone()));
     Ok(Simulator { address, platform })
@@ -208,33 +200,17 @@ impl Simulator {
 
     /// What was said, to hold against what arrived.
     pub fn ledger(&self) -> Ledger {
-        Ledger {
-            platform: self.platform.clone(),
-        }
+        Ledger { platform: self.platform.clone() }
     }
 
     /// The ids of the world's queues.
     pub fn queue_ids(&self) -> Vec<String> {
-        self.platform
-            .lock()
-            .world
-            .cast()
-            .queues
-            .iter()
-            .map(|queue| queue.id.clone())
-            .collect()
+        self.platform.lock().world.cast().queues.iter().map(|queue| queue.id.clone()).collect()
     }
 
     /// The ids of the world's agents: the platform's users.
     pub fn agent_ids(&self) -> Vec<String> {
-        self.platform
-            .lock()
-            .world
-            .cast()
-            .agents
-            .iter()
-            .map(|agent| agent.id.clone())
-            .collect()
+        self.platform.lock().world.cast().agents.iter().map(|agent| agent.id.clone()).collect()
     }
 
     /// Ends every connection and waits until all is quiet.
@@ -279,10 +255,7 @@ fn router(platform: &Arc<Platform>) -> Router {
         .route("/oauth/token", post(oauth::grant))
         .route("/api/v2/oauth/token", post(oauth::grant))
         .route("/channels/{id}", get(notifications::open))
-        .route(
-            "/api/v2/analytics/conversations/summary/stream",
-            get(sequenced::by_header),
-        )
+        .route("/api/v2/analytics/conversations/summary/stream", get(sequenced::by_header))
         .route("/api/v2/analytics/events/ws", get(sequenced::by_query))
         .merge(rest::router(platform))
         .merge(control::router())
@@ -347,11 +320,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_world_moves_by_itself_at_its_rate() {
-        let probe = Probe::start(Settings {
-            rate: 500.0,
-            ..Settings::default()
-        })
-        .await;
+        let probe = Probe::start(Settings { rate: 500.0, ..Settings::default() }).await;
         let mut ear = probe.stream(Some(0)).await.unwrap();
         let sequences = ear.sequences_at_least(100).await;
         assert!(sequences.windows(2).all(|pair| pair[1] == pair[0] + 1));
@@ -360,18 +329,9 @@ mod tests {
     #[tokio::test]
     async fn two_platforms_of_one_seed_say_the_same_words() {
         let base = time::macros::datetime!(2026-05-04 12:00 UTC);
-        let settings = Settings {
-            story_base: Some(base),
-            ..Settings::default()
-        };
-        let (one, other) = (
-            Probe::start(settings.clone()).await,
-            Probe::start(settings).await,
-        );
-        let (mut here, mut there) = (
-            one.stream(None).await.unwrap(),
-            other.stream(None).await.unwrap(),
-        );
+        let settings = Settings { story_base: Some(base), ..Settings::default() };
+        let (one, other) = (Probe::start(settings.clone()).await, Probe::start(settings).await);
+        let (mut here, mut there) = (one.stream(None).await.unwrap(), other.stream(None).await.unwrap());
         one.simulator.say(60);
         for _ in 0..60 {
             other.simulator.say(1);
@@ -385,22 +345,14 @@ mod tests {
             "[[fault]]\nat = '20ms'\nevery = '20ms'\nfault = 'jump'\nn = 1\n\
              [[fault]]\nat = '0s'\nfault = 'refuse'\nstatus = 429\nretry_after = '9'",
         );
-        let probe = Probe::start(Settings {
-            script: script.unwrap(),
-            ..Settings::default()
-        })
-        .await;
+        let probe = Probe::start(Settings { script: script.unwrap(), ..Settings::default() }).await;
         eventually(|| probe.simulator.tally().last_sequence >= 3).await;
         assert_eq!(probe::refused(probe.stream(None).await), 429);
     }
 
     #[tokio::test]
     async fn a_client_that_does_not_read_costs_the_others_nothing() {
-        let probe = Probe::start(Settings {
-            frame_max: 50,
-            ..Settings::default()
-        })
-        .await;
+        let probe = Probe::start(Settings { frame_max: 50, ..Settings::default() }).await;
         let deaf = probe.stream(None).await.unwrap();
         let mut ear = probe.stream(None).await.unwrap();
         for _ in 0..20 {

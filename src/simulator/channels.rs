@@ -83,28 +83,13 @@ pub(super) struct Channels {
 
 impl Channels {
     pub(super) fn new(life: Duration) -> Self {
-        Self {
-            life,
-            all: BTreeMap::new(),
-            by_part: HashMap::new(),
-            uses: 0,
-        }
+        Self { life, all: BTreeMap::new(), by_part: HashMap::new(), uses: 0 }
     }
 
     /// Makes a channel. Returns the socket of the one that had to go for it, if it had one.
-    pub(super) fn create(
-        &mut self,
-        id: String,
-        token: String,
-        dies: Instant,
-        now: Instant,
-    ) -> Option<u64> {
+    pub(super) fn create(&mut self, id: String, token: String, dies: Instant, now: Instant) -> Option<u64> {
         self.bury(now);
-        let evicted = if self.all.len() >= CHANNELS_MAX {
-            self.evict()
-        } else {
-            None
-        };
+        let evicted = if self.all.len() >= CHANNELS_MAX { self.evict() } else { None };
         self.uses += 1;
         let channel = Channel {
             token,
@@ -123,9 +108,7 @@ impl Channels {
     }
 
     pub(super) fn list(&self, now: Instant) -> impl Iterator<Item = (&String, &Channel)> {
-        self.all
-            .iter()
-            .filter(move |(_, channel)| now < channel.ends())
+        self.all.iter().filter(move |(_, channel)| now < channel.ends())
     }
 
     /// When the channel ends, unless it has.
@@ -156,12 +139,7 @@ impl Channels {
         Ok(())
     }
 
-    pub(super) fn unsubscribe(
-        &mut self,
-        id: &str,
-        topics: &[String],
-        now: Instant,
-    ) -> Result<(), ChannelError> {
+    pub(super) fn unsubscribe(&mut self, id: &str, topics: &[String], now: Instant) -> Result<(), ChannelError> {
         let mut left = self.get(id, now).ok_or(ChannelError::Gone)?.topics.clone();
         left.retain(|topic, _| !topics.contains(topic));
         self.set_topics(id, left);
@@ -192,40 +170,22 @@ impl Channels {
     }
 
     /// Gives the channel its socket. Returns the socket that it had, which must go.
-    pub(super) fn attach(
-        &mut self,
-        id: &str,
-        attached: Attached,
-        now: Instant,
-    ) -> Result<Option<u64>, ChannelError> {
+    pub(super) fn attach(&mut self, id: &str, attached: Attached, now: Instant) -> Result<Option<u64>, ChannelError> {
         self.get(id, now).ok_or(ChannelError::Gone)?;
-        Ok(self
-            .touch(id)
-            .attached
-            .replace(attached)
-            .map(|old| old.socket))
+        Ok(self.touch(id).attached.replace(attached).map(|old| old.socket))
     }
 
     /// Takes the socket away, unless another one has come since.
     pub(super) fn detach(&mut self, id: &str, socket: u64) {
         if let Some(channel) = self.all.get_mut(id)
-            && channel
-                .attached
-                .as_ref()
-                .is_some_and(|attached| attached.socket == socket)
+            && channel.attached.as_ref().is_some_and(|attached| attached.socket == socket)
         {
             channel.attached = None;
         }
     }
 
     /// Puts a notification into the outbox of everybody subscribed and connected.
-    pub(super) fn say(
-        &self,
-        topic: &str,
-        number: u64,
-        write: impl FnOnce() -> String,
-        now: Instant,
-    ) -> Reach {
+    pub(super) fn say(&self, topic: &str, number: u64, write: impl FnOnce() -> String, now: Instant) -> Reach {
         let mut reach = Reach::default();
         let Some(ids) = self.by_part.get(topic) else {
             return reach;
@@ -236,10 +196,7 @@ impl Channels {
             let Some(attached) = &channel.attached else {
                 continue;
             };
-            let said = Said {
-                number,
-                text: text.read(),
-            };
+            let said = Said { number, text: text.read() };
             match attached.outbox.try_send(said) {
                 Ok(()) => reach.queued = true,
                 Err(mpsc::error::TrySendError::Full(_)) => reach.overflowed.push(attached.socket),
@@ -252,10 +209,7 @@ impl Channels {
     fn set_topics(&mut self, id: &str, topics: Topics) {
         self.unlist(id);
         for part in topics.values().flatten() {
-            self.by_part
-                .entry(part.clone())
-                .or_default()
-                .push(id.to_owned());
+            self.by_part.entry(part.clone()).or_default().push(id.to_owned());
         }
         self.touch(id).topics = topics;
     }
@@ -274,21 +228,14 @@ impl Channels {
 
     fn touch(&mut self, id: &str) -> &mut Channel {
         self.uses += 1;
-        let channel = self
-            .all
-            .get_mut(id)
-            .expect("the caller has looked the channel up");
+        let channel = self.all.get_mut(id).expect("the caller has looked the channel up");
         channel.used = self.uses;
         channel
     }
 
     fn bury(&mut self, now: Instant) {
-        let dead: Vec<String> = self
-            .all
-            .iter()
-            .filter(|(_, channel)| channel.ends() <= now)
-            .map(|(id, _)| id.clone())
-            .collect();
+        let dead: Vec<String> =
+            self.all.iter().filter(|(_, channel)| channel.ends() <= now).map(|(id, _)| id.clone()).collect();
         for id in dead {
             self.remove(&id);
         }
@@ -296,20 +243,14 @@ impl Channels {
 
     /// The channel without a socket that was used longest ago, else the one with a socket.
     fn evict(&mut self) -> Option<u64> {
-        let least = self
-            .all
-            .iter()
-            .min_by_key(|(_, channel)| (channel.attached.is_some(), channel.used));
+        let least = self.all.iter().min_by_key(|(_, channel)| (channel.attached.is_some(), channel.used));
         let id = least.map(|(id, _)| id.clone())?;
         self.remove(&id)
     }
 
     fn remove(&mut self, id: &str) -> Option<u64> {
         self.unlist(id);
-        self.all
-            .remove(id)?
-            .attached
-            .map(|attached| attached.socket)
+        self.all.remove(id)?.attached.map(|attached| attached.socket)
     }
 }
 
@@ -344,19 +285,11 @@ mod tests {
         let begin = now();
         let mut channels = channels(20, begin);
         for index in 0..2 {
-            channels
-                .attach(&name(index), attached(index as u64), begin)
-                .unwrap();
+            channels.attach(&name(index), attached(index as u64), begin).unwrap();
         }
         channels.clear(&name(2), begin).unwrap();
-        assert_eq!(
-            channels.create(name(20), String::new(), after(begin, LIFE), begin),
-            None
-        );
-        assert!(
-            channels.get(&name(3), begin).is_none(),
-            "the third was used, the fourth was not"
-        );
+        assert_eq!(channels.create(name(20), String::new(), after(begin, LIFE), begin), None);
+        assert!(channels.get(&name(3), begin).is_none(), "the third was used, the fourth was not");
         assert_eq!(channels.list(begin).count(), 20);
     }
 
@@ -365,14 +298,9 @@ mod tests {
         let begin = now();
         let mut channels = channels(20, begin);
         for index in 0..20 {
-            channels
-                .attach(&name(index), attached(index as u64), begin)
-                .unwrap();
+            channels.attach(&name(index), attached(index as u64), begin).unwrap();
         }
-        assert_eq!(
-            channels.create(name(20), String::new(), after(begin, LIFE), begin),
-            Some(0)
-        );
+        assert_eq!(channels.create(name(20), String::new(), after(begin, LIFE), begin), Some(0));
     }
 
     #[test]
@@ -380,41 +308,15 @@ mod tests {
         let begin = now();
         let mut channels = channels(2, begin);
         let topics = |topic: &str| Topics::from([(topic.to_owned(), vec![topic.to_owned()])]);
-        channels
-            .subscribe(&name(0), topics("a"), Change::Add, begin)
-            .unwrap();
-        channels
-            .subscribe(&name(1), topics("b"), Change::Add, begin)
-            .unwrap();
+        channels.subscribe(&name(0), topics("a"), Change::Add, begin).unwrap();
+        channels.subscribe(&name(1), topics("b"), Change::Add, begin).unwrap();
         let (outbox, mut inbox) = mpsc::channel(1);
-        channels
-            .attach(&name(0), Attached { socket: 7, outbox }, begin)
-            .unwrap();
+        channels.attach(&name(0), Attached { socket: 7, outbox }, begin).unwrap();
         let say = |topic: &str| channels.say(topic, 1, || topic.to_owned(), begin);
         assert_eq!(say("c"), Reach::default());
-        assert_eq!(
-            say("b"),
-            Reach {
-                subscribed: true,
-                ..Reach::default()
-            }
-        );
-        assert_eq!(
-            say("a"),
-            Reach {
-                subscribed: true,
-                queued: true,
-                overflowed: vec![]
-            }
-        );
-        assert_eq!(
-            say("a"),
-            Reach {
-                subscribed: true,
-                queued: false,
-                overflowed: vec![7]
-            }
-        );
+        assert_eq!(say("b"), Reach { subscribed: true, ..Reach::default() });
+        assert_eq!(say("a"), Reach { subscribed: true, queued: true, overflowed: vec![] });
+        assert_eq!(say("a"), Reach { subscribed: true, queued: false, overflowed: vec![7] });
         assert_eq!(inbox.try_recv().unwrap().text.as_str(), "a");
     }
 
@@ -424,9 +326,7 @@ mod tests {
         let at = |seconds| begin + Duration::from_secs(seconds);
         let mut channels = Channels::new(LIFE);
         channels.create(name(0), String::new(), at(90), begin);
-        channels
-            .subscribe(&name(0), Topics::new(), Change::Add, at(50))
-            .unwrap();
+        channels.subscribe(&name(0), Topics::new(), Change::Add, at(50)).unwrap();
         assert_eq!(channels.ends(&name(0), at(80)), Some(at(90)));
         assert!(channels.get(&name(0), at(90)).is_none());
     }
@@ -435,23 +335,12 @@ mod tests {
     fn the_1001st_topic_is_refused_and_changes_nothing() {
         let begin = now();
         let mut channels = channels(1, begin);
-        let topics = |count: usize| {
-            (0..count)
-                .map(|index| (index.to_string(), vec![]))
-                .collect::<Topics>()
-        };
-        channels
-            .subscribe(&name(0), topics(1_000), Change::Add, begin)
-            .unwrap();
+        let topics = |count: usize| (0..count).map(|index| (index.to_string(), vec![])).collect::<Topics>();
+        channels.subscribe(&name(0), topics(1_000), Change::Add, begin).unwrap();
         let extra = Topics::from([("extra".to_owned(), vec![])]);
-        assert_eq!(
-            channels.subscribe(&name(0), extra, Change::Add, begin),
-            Err(ChannelError::TooManyTopics)
-        );
+        assert_eq!(channels.subscribe(&name(0), extra, Change::Add, begin), Err(ChannelError::TooManyTopics));
         assert_eq!(channels.get(&name(0), begin).unwrap().topics.len(), 1_000);
-        channels
-            .subscribe(&name(0), topics(3), Change::Replace, begin)
-            .unwrap();
+        channels.subscribe(&name(0), topics(3), Change::Replace, begin).unwrap();
         assert_eq!(channels.get(&name(0), begin).unwrap().topics.len(), 3);
     }
 
@@ -468,9 +357,6 @@ mod tests {
     }
 
     fn attached(socket: u64) -> Attached {
-        Attached {
-            socket,
-            outbox: mpsc::channel(1).0,
-        }
+        Attached { socket, outbox: mpsc::channel(1).0 }
     }
 }

@@ -11,38 +11,29 @@ const STAMP: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 /// The `Date` header and the dated form of `Retry-After` (RFC 9110 section 5.6.7).
-const HTTP_DATE: &[BorrowedFormatItem<'_>] = format_description!(
-    "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-);
+const HTTP_DATE: &[BorrowedFormatItem<'_>] =
+    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
 
 /// This moment, for waiting and for ages.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the simulator reads its clocks here"
-)]
+#[expect(clippy::disallowed_methods, reason = "the simulator reads its clocks here")]
 pub(super) fn now() -> Instant {
     Instant::now()
 }
 
 /// The simulated platform's calendar: the true time, shifted by `offset` seconds.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the simulator reads its clocks here"
-)]
+#[expect(clippy::disallowed_methods, reason = "the simulator reads its clocks here")]
 pub(super) fn wall(offset: i64) -> OffsetDateTime {
     OffsetDateTime::now_utc().saturating_add(time::Duration::seconds(offset))
 }
 
 /// `2026-05-04T13:31:49.570Z`, as the platform writes moments.
 pub(super) fn stamp(at: OffsetDateTime) -> String {
-    at.format(STAMP)
-        .expect("the format names only parts that every moment has")
+    at.format(STAMP).expect("the format names only parts that every moment has")
 }
 
 /// `Mon, 04 May 2026 13:31:49 GMT`.
 pub(super) fn http_date(at: OffsetDateTime) -> String {
-    at.format(HTTP_DATE)
-        .expect("the format names only parts that every moment has")
+    at.format(HTTP_DATE).expect("the format names only parts that every moment has")
 }
 
 /// A length of time too long to add to a moment is as good as for ever: about a century.

@@ -81,25 +81,14 @@ mod tests {
     async fn faults_events_and_figures_are_there_for_scripts() {
         let probe = Probe::start(Settings::default()).await;
         let mut ear = probe.stream(None).await.unwrap();
-        let say = probe
-            .call(Method::POST, "/simulate/v1/say", Some(json!({"events": 3})))
-            .await;
+        let say = probe.call(Method::POST, "/simulate/v1/say", Some(json!({"events": 3}))).await;
         assert_eq!(say.status(), 202);
         assert_eq!(ear.sequences(3).await, [1, 2, 3]);
         let drop = json!({"fault": "drop", "on": "sequenced"});
-        assert_eq!(
-            probe
-                .call(Method::POST, "/simulate/v1/faults", Some(drop))
-                .await
-                .status(),
-            202
-        );
+        assert_eq!(probe.call(Method::POST, "/simulate/v1/faults", Some(drop)).await.status(), 202);
         assert_eq!(ear.closed().await, None);
         let tally = probe.get("/simulate/v1/tally").await;
-        assert_eq!(
-            (&tally["events_said"], &tally["last_sequence"]),
-            (&json!(3), &json!(3))
-        );
+        assert_eq!((&tally["events_said"], &tally["last_sequence"]), (&json!(3), &json!(3)));
         assert_eq!(tally["sockets"]["sequenced"]["total"], 1);
     }
 
@@ -111,9 +100,7 @@ mod tests {
             (json!({"fault": "drop", "hwo": 1}), "hwo"),
             (json!({"fault": "jump", "n": 0}), "n must be"),
         ] {
-            let answer = probe
-                .call(Method::POST, "/simulate/v1/faults", Some(fault))
-                .await;
+            let answer = probe.call(Method::POST, "/simulate/v1/faults", Some(fault)).await;
             assert_eq!(answer.status(), 400);
             assert_eq!(answer.headers()["content-type"], "application/problem+json");
             let body: Value = answer.json().await.unwrap();

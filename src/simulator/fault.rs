@@ -212,22 +212,9 @@ impl Fault {
             | Self::Undecodable { .. }
             | Self::Delay { .. }
             | Self::SlowLoris { .. } => Ok(()),
-            Self::Close { code, .. } if !(1000..5000).contains(code) => {
-                Err(FaultError::CloseCode(*code))
-            }
+            Self::Close { code, .. } if !(1000..5000).contains(code) => Err(FaultError::CloseCode(*code)),
             Self::Close { .. } => Ok(()),
-            Self::Refuse {
-                status,
-                times,
-                retry_after,
-                ..
-            }
-            | Self::Rest {
-                status,
-                times,
-                retry_after,
-                ..
-            } => {
+            Self::Refuse { status, times, retry_after, .. } | Self::Rest { status, times, retry_after, .. } => {
                 refusal(*status)?;
                 at_least_once(*times)?;
                 header(retry_after.as_deref(), FaultError::RetryAfter)
@@ -247,9 +234,7 @@ impl Fault {
 impl TokenFailure {
     fn check(&self) -> Result<(), FaultError> {
         match self {
-            Self::TooManyRequests { retry_after } => {
-                header(retry_after.as_deref(), FaultError::RetryAfter)
-            }
+            Self::TooManyRequests { retry_after } => header(retry_after.as_deref(), FaultError::RetryAfter),
             Self::Status { status } => refusal(*status),
             Self::ExpiresIn { json } => match serde_json::from_str::<serde_json::Value>(json) {
                 Ok(_) => Ok(()),
@@ -273,34 +258,20 @@ fn once() -> u32 {
 }
 
 fn refusal(status: u16) -> Result<(), FaultError> {
-    if (400..600).contains(&status) {
-        Ok(())
-    } else {
-        Err(FaultError::Status(status))
-    }
+    if (400..600).contains(&status) { Ok(()) } else { Err(FaultError::Status(status)) }
 }
 
 fn at_least_once(times: u32) -> Result<(), FaultError> {
-    if times == 0 {
-        Err(FaultError::Times)
-    } else {
-        Ok(())
-    }
+    if times == 0 { Err(FaultError::Times) } else { Ok(()) }
 }
 
 fn count(n: u64) -> Result<(), FaultError> {
-    if (1..=COUNT_MAX).contains(&n) {
-        Ok(())
-    } else {
-        Err(FaultError::Count(n))
-    }
+    if (1..=COUNT_MAX).contains(&n) { Ok(()) } else { Err(FaultError::Count(n)) }
 }
 
 fn header(value: Option<&str>, wrong: fn(String) -> FaultError) -> Result<(), FaultError> {
     match value {
-        Some(text) if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
-            Err(wrong(text.to_owned()))
-        }
+        Some(text) if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => Err(wrong(text.to_owned())),
         Some(_) | None => Ok(()),
     }
 }
@@ -312,23 +283,13 @@ pub(super) mod span {
     use serde::de::{Error, Unexpected};
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(in crate::simulator) fn serialize<S: Serializer>(
-        span: &Duration,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(in crate::simulator) fn serialize<S: Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(&humantime::format_duration(*span))
     }
 
-    pub(in crate::simulator) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Duration, D::Error> {
+    pub(in crate::simulator) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(from)?;
-        let wrong = |_| {
-            Error::invalid_value(
-                Unexpected::Str(&text),
-                &"a duration with a unit, such as \"30s\"",
-            )
-        };
+        let wrong = |_| Error::invalid_value(Unexpected::Str(&text), &"a duration with a unit, such as \"30s\"");
         humantime::parse_duration(&text).map_err(wrong)
     }
 }
@@ -338,9 +299,7 @@ pub(super) mod maybe_span {
 
     use serde::Deserializer;
 
-    pub(in crate::simulator) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<Duration>, D::Error> {
+    pub(in crate::simulator) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
         super::span::deserialize(from).map(Some)
     }
 }
@@ -354,27 +313,14 @@ mod tests {
     #[test]
     fn a_fault_goes_through_json_and_back() {
         let faults = [
-            Fault::Stall {
-                on: Target::All,
-                lasting: 5 * SECOND,
-            },
+            Fault::Stall { on: Target::All, lasting: 5 * SECOND },
             Fault::TokenRevoked {},
-            Fault::Token {
-                failure: TokenFailure::Slow { lasting: SECOND },
-                times: 3,
-            },
-            Fault::Undecodable {
-                on: Target::Notifications,
-                what: Undecodable::Deep,
-            },
+            Fault::Token { failure: TokenFailure::Slow { lasting: SECOND }, times: 3 },
+            Fault::Undecodable { on: Target::Notifications, what: Undecodable::Deep },
         ];
         for fault in faults {
             let text = serde_json::to_string(&fault).unwrap();
-            assert_eq!(
-                serde_json::from_str::<Fault>(&text).unwrap(),
-                fault,
-                "{text}"
-            );
+            assert_eq!(serde_json::from_str::<Fault>(&text).unwrap(), fault, "{text}");
         }
     }
 }

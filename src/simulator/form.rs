@@ -3,18 +3,12 @@
 
 /// The pairs of a form, in order.
 pub(super) fn pairs(text: &str) -> Option<Vec<(String, String)>> {
-    text.split('&')
-        .filter(|pair| !pair.is_empty())
-        .map(pair)
-        .collect()
+    text.split('&').filter(|pair| !pair.is_empty()).map(pair).collect()
 }
 
 /// The first value under this name.
 pub(super) fn value<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    pairs
-        .iter()
-        .find(|(key, _)| key == name)
-        .map(|(_, value)| value.as_str())
+    pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
 /// One encoded name or value.
@@ -57,12 +51,8 @@ mod tests {
             ("a=%FF", None),
         ];
         for (text, expected) in table {
-            let expected = expected.map(|pairs| {
-                pairs
-                    .into_iter()
-                    .map(|(a, b)| (a.to_owned(), b.to_owned()))
-                    .collect::<Vec<_>>()
-            });
+            let expected =
+                expected.map(|pairs| pairs.into_iter().map(|(a, b)| (a.to_owned(), b.to_owned())).collect::<Vec<_>>());
             assert_eq!(pairs(text), expected, "{text}");
         }
     }

@@ -43,28 +43,12 @@ impl Handshake {
         dialect: Dialect,
         channel: Option<String>,
     ) -> Result<Self, Box<Response>> {
-        let answer =
-            switching(request.headers()).ok_or_else(|| Box::new(reply::upgrade_required()))?;
+        let answer = switching(request.headers()).ok_or_else(|| Box::new(reply::upgrade_required()))?;
         let upgrade = hyper::upgrade::on(&mut *request);
-        let fate = request
-            .extensions()
-            .get::<Fate>()
-            .cloned()
-            .unwrap_or_default();
+        let fate = request.extensions().get::<Fate>().cloned().unwrap_or_default();
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
-        let socket = Socket {
-            dialect,
-            fate: fate.clone(),
-            orders: sender,
-            channel,
-        };
-        Ok(Self {
-            upgrade,
-            fate,
-            orders,
-            registered: platform.register(socket),
-            answer,
-        })
+        let socket = Socket { dialect, fate: fate.clone(), orders: sender, channel };
+        Ok(Self { upgrade, fate, orders, registered: platform.register(socket), answer })
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -72,19 +56,8 @@ impl Handshake {
     }
 
     /// Answers the handshake and lets `talk` have the socket.
-    pub(super) fn start(
-        self,
-        platform: &Arc<Platform>,
-        ends: Instant,
-        talk: impl Talk,
-    ) -> Response {
-        let Self {
-            upgrade,
-            fate,
-            orders,
-            registered,
-            answer,
-        } = self;
+    pub(super) fn start(self, platform: &Arc<Platform>, ends: Instant, talk: impl Talk) -> Response {
+        let Self { upgrade, fate, orders, registered, answer } = self;
         let shared = platform.clone();
         platform.tasks.spawn(async move {
             let life = live(upgrade, orders, shared.clone(), ends, talk);
@@ -118,32 +91,19 @@ async fn live(
         .max_frame_size(Some(HEARD_MAX))
         .accept_unmasked_frames(false);
     let wire = parts.io.into_inner();
-    let socket = WebSocketStream::from_partially_read(
-        wire,
-        parts.read_buf.to_vec(),
-        Role::Server,
-        Some(config),
-    )
-    .await;
+    let socket = WebSocketStream::from_partially_read(wire, parts.read_buf.to_vec(), Role::Server, Some(config)).await;
     let mut line = Line::new(socket, platform, orders, ends);
     Some(talk.talk(&mut line).await)
 }
 
 /// The 101 answer, if this is a WebSocket handshake.
 fn switching(headers: &HeaderMap) -> Option<Response> {
-    let asks = headers
-        .get(header::UPGRADE)?
-        .to_str()
-        .ok()?
-        .eq_ignore_ascii_case("websocket");
+    let asks = headers.get(header::UPGRADE)?.to_str().ok()?.eq_ignore_ascii_case("websocket");
     let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| asks)?;
     let answer = [
         (header::CONNECTION, "Upgrade".to_owned()),
         (header::UPGRADE, "websocket".to_owned()),
-        (
-            header::SEC_WEBSOCKET_ACCEPT,
-            derive_accept_key(key.as_bytes()),
-        ),
+        (header::SEC_WEBSOCKET_ACCEPT, derive_accept_key(key.as_bytes())),
     ];
     Some((StatusCode::SWITCHING_PROTOCOLS, answer).into_response())
 }

@@ -46,11 +46,7 @@ impl State {
 
     /// Resets every connection of a kind.
     pub(super) fn drop_sockets(&self, on: Target) {
-        for socket in self
-            .sockets
-            .values()
-            .filter(|socket| on.includes(socket.dialect))
-        {
+        for socket in self.sockets.values().filter(|socket| on.includes(socket.dialect)) {
             socket.fate.seal();
         }
     }
@@ -58,16 +54,11 @@ impl State {
     /// The notice now, the close after the lead time.
     pub(super) fn announce_closing(&mut self, lead: Duration) {
         for (number, channel) in self.channel_sockets() {
-            let notice =
-                json!({"channelId": channel, "message": "The socket is about to be closed"});
+            let notice = json!({"channelId": channel, "message": "The socket is about to be closed"});
             let text = self.system_text("v2.system.socket_closing", &notice);
             self.order_one(number, Order::Say(Raw::Text(text)));
         }
-        let close = Order::CloseIn {
-            lead,
-            code: 1001,
-            reason: "Maintenance".to_owned(),
-        };
+        let close = Order::CloseIn { lead, code: 1001, reason: "Maintenance".to_owned() };
         self.order(Target::Notifications, &close);
     }
 
@@ -84,11 +75,7 @@ impl State {
     /// As if another client had taken them.
     pub(super) fn take_subscriptions(&mut self, settings: &Settings) {
         self.channels.clear_all();
-        self.system_message(
-            "no_longer_subscribed",
-            "another_channel_subscribed",
-            settings,
-        );
+        self.system_message("no_longer_subscribed", "another_channel_subscribed", settings);
     }
 
     /// Tells each notifications socket, with its own channel in the body.
@@ -105,10 +92,7 @@ impl State {
     }
 
     fn channel_sockets(&self) -> Vec<(u64, String)> {
-        self.sockets
-            .iter()
-            .filter_map(|(number, socket)| Some((*number, socket.channel.clone()?)))
-            .collect()
+        self.sockets.iter().filter_map(|(number, socket)| Some((*number, socket.channel.clone()?))).collect()
     }
 
     fn system_text(&mut self, topic: &str, body: &Value) -> String {
@@ -137,14 +121,10 @@ impl State {
             correlation: uuid(&mut self.rng),
         };
         if on.includes(Dialect::Sequenced) {
-            self.sequence
-                .say(now(), |sequence| sequenced_text(sequence, &event));
+            self.sequence.say(now(), |sequence| sequenced_text(sequence, &event));
         }
         if on.includes(Dialect::Notifications) {
-            self.order(
-                Target::Notifications,
-                &Order::Say(Raw::Text(notification_text(&event))),
-            );
+            self.order(Target::Notifications, &Order::Say(Raw::Text(notification_text(&event))));
         }
     }
 }
@@ -153,9 +133,7 @@ impl State {
 pub(super) fn undecodable(what: Undecodable) -> Raw {
     match what {
         Undecodable::Binary => Raw::Binary((0..BROKEN as u8).collect()),
-        Undecodable::InvalidJson => {
-            Raw::Text("{\"sequenceId\": 12, \"eventBody\": {\"cut off".to_owned())
-        }
+        Undecodable::InvalidJson => Raw::Text("{\"sequenceId\": 12, \"eventBody\": {\"cut off".to_owned()),
         Undecodable::WrongShape => Raw::Text("\"a string is no event\"".to_owned()),
         Undecodable::Deep => Raw::Text("[".repeat(DEEP) + &"]".repeat(DEEP)),
         Undecodable::InvalidUtf8 => Raw::InvalidText(vec![0xff; BROKEN]),

@@ -96,16 +96,7 @@ impl Line {
         orders: mpsc::Receiver<Order>,
         ends: Instant,
     ) -> Self {
-        Self {
-            socket,
-            platform,
-            orders,
-            ends,
-            closing: None,
-            muted: false,
-            pieces: None,
-            byte_pause: None,
-        }
+        Self { socket, platform, orders, ends, closing: None, muted: false, pieces: None, byte_pause: None }
     }
 
     /// Whether no more events may be said: the token or channel has ended, noticed or not.
@@ -127,16 +118,10 @@ impl Line {
                 ControlFlow::Break(self.close(code, &reason).await)
             }
             Woken::Ended => ControlFlow::Continue(Some(Heard::Ended)),
-            Woken::Frame(Some(Ok(Message::Text(text)))) => {
-                ControlFlow::Continue(Some(Heard::Text(text)))
-            }
+            Woken::Frame(Some(Ok(Message::Text(text)))) => ControlFlow::Continue(Some(Heard::Text(text))),
             // Pings are answered by the protocol, and a close is completed by reading on.
             Woken::Frame(Some(Ok(
-                Message::Binary(_)
-                | Message::Ping(_)
-                | Message::Pong(_)
-                | Message::Close(_)
-                | Message::Frame(_),
+                Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_),
             ))) => ControlFlow::Continue(None),
             Woken::Frame(Some(Err(_)) | None) => ControlFlow::Break(Over),
         }
@@ -175,9 +160,7 @@ impl Line {
     /// What becomes of the socket when its token or channel has ended.
     pub(super) async fn expire(&mut self) -> ControlFlow<Over> {
         match self.platform.settings.expiry {
-            Expiry::Close(code) => {
-                ControlFlow::Break(self.close(code, "Authentication expired").await)
-            }
+            Expiry::Close(code) => ControlFlow::Break(self.close(code, "Authentication expired").await),
             Expiry::Silence => {
                 self.muted = true;
                 ControlFlow::Continue(())
@@ -226,10 +209,7 @@ impl Line {
 
     /// Says goodbye and gives the client a moment to say so too.
     pub(super) async fn close(&mut self, code: u16, reason: &str) -> Over {
-        let frame = CloseFrame {
-            code: code.into(),
-            reason: fitting(reason).into(),
-        };
+        let frame = CloseFrame { code: code.into(), reason: fitting(reason).into() };
         if self.socket.close(Some(frame)).await.is_ok() {
             let goodbye = async { while let Some(Ok(_)) = self.socket.next().await {} };
             // A client that does not answer is left.

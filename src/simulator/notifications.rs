@@ -48,23 +48,12 @@ pub(super) async fn open(
     }
 }
 
-fn attach(
-    platform: &Arc<Platform>,
-    channel: String,
-    ends: Instant,
-    handshake: Handshake,
-) -> Response {
+fn attach(platform: &Arc<Platform>, channel: String, ends: Instant, handshake: Handshake) -> Response {
     let (outbox, inbox) = mpsc::channel(OUTBOX_MAX);
-    let attached = Attached {
-        socket: handshake.number(),
-        outbox,
-    };
+    let attached = Attached { socket: handshake.number(), outbox };
     let mut state = platform.lock();
     match state.channels.attach(&channel, attached, now()) {
-        Ok(Some(replaced)) => state.order_one(
-            replaced,
-            closing("Another socket of this channel was opened"),
-        ),
+        Ok(Some(replaced)) => state.order_one(replaced, closing("Another socket of this channel was opened")),
         Ok(None) => (),
         Err(ChannelError::Gone | ChannelError::TooManyTopics) => {
             drop(state);
@@ -73,31 +62,16 @@ fn attach(
     }
     drop(state);
     let heartbeat = heartbeat(platform);
-    handshake.start(
-        platform,
-        ends,
-        Feed {
-            platform: platform.clone(),
-            channel,
-            inbox,
-            heartbeat,
-        },
-    )
+    handshake.start(platform, ends, Feed { platform: platform.clone(), channel, inbox, heartbeat })
 }
 
 /// Tells a socket that its channel has another one, or is gone.
 pub(super) fn closing(reason: &str) -> Order {
-    Order::Close {
-        code: REPLACED,
-        reason: reason.to_owned(),
-    }
+    Order::Close { code: REPLACED, reason: reason.to_owned() }
 }
 
 fn heartbeat(platform: &Platform) -> Interval {
-    let every = platform
-        .settings
-        .heartbeat
-        .max(std::time::Duration::from_millis(1));
+    let every = platform.settings.heartbeat.max(std::time::Duration::from_millis(1));
     let mut heartbeat = interval_at(after(now(), every).into(), every);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     heartbeat
@@ -186,16 +160,8 @@ impl Feed {
 
     fn change(&self, request: &Asked, done: &str) -> Raw {
         let Some(topics) = &request.topics else {
-            let kind = if done == "subscribed" {
-                "subscribe"
-            } else {
-                "unsubscribe"
-            };
-            return failure(
-                request,
-                "400",
-                &format!("Required data missing from {kind} request."),
-            );
+            let kind = if done == "subscribed" { "subscribe" } else { "unsubscribe" };
+            return failure(request, "400", &format!("Required data missing from {kind} request."));
         };
         let mut state = self.platform.lock();
         let changed = if done == "subscribed" {
@@ -214,14 +180,8 @@ impl Feed {
     }
 
     fn subscribe(&self, state: &mut Inner, topics: &[String]) -> Result<(), ChannelError> {
-        let wanted = wanted(
-            topics,
-            state.world.cast(),
-            &self.platform.settings.forbidden_topics,
-        );
-        state
-            .channels
-            .subscribe(&self.channel, wanted.permitted, Change::Add, now())
+        let wanted = wanted(topics, state.world.cast(), &self.platform.settings.forbidden_topics);
+        state.channels.subscribe(&self.channel, wanted.permitted, Change::Add, now())
     }
 }
 
@@ -262,19 +222,13 @@ mod tests {
     #[tokio::test]
     async fn only_subscribed_topics_arrive_and_the_ledger_knows_which() {
         let probe = Probe::start(Settings::default()).await;
-        let topic = format!(
-            "v2.analytics.queues.{}.observations",
-            probe.simulator.queue_ids()[0]
-        );
+        let topic = format!("v2.analytics.queues.{}.observations", probe.simulator.queue_ids()[0]);
         let (_, mut ear) = probe.listen(std::slice::from_ref(&topic)).await;
         let mark = probe.simulator.ledger().mark();
         probe.simulator.say(200);
         let said = probe.simulator.ledger().said_since(mark);
-        let expected: Vec<String> = said
-            .iter()
-            .filter(|said| said.topic == topic)
-            .map(|said| said.correlation.clone())
-            .collect();
+        let expected: Vec<String> =
+            said.iter().filter(|said| said.topic == topic).map(|said| said.correlation.clone()).collect();
         assert!(expected.len() > 3 && said.len() == 200);
         for correlation in &expected {
             let event = ear.json().await;
@@ -284,11 +238,7 @@ mod tests {
         }
         assert!(ear.is_silent().await);
         let said = probe.simulator.ledger().said_since(mark);
-        assert!(
-            said.iter().all(
-                |said| said.written == (said.topic == topic) && said.subscribed == said.written
-            )
-        );
+        assert!(said.iter().all(|said| said.written == (said.topic == topic) && said.subscribed == said.written));
         let tally = probe.simulator.tally().notifications;
         assert_eq!((tally.said, tally.delivered), (200, expected.len() as u64));
         assert_eq!(tally.gone, 200 - tally.delivered);
@@ -296,16 +246,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_combined_topic_brings_events_under_their_own_names() {
-        let probe = Probe::start(Settings {
-            agents: 1,
-            queues: 1,
-            ..Settings::default()
-        })
-        .await;
+        let probe = Probe::start(Settings { agents: 1, queues: 1, ..Settings::default() }).await;
         let user = probe.simulator.agent_ids().remove(0);
-        let (_, mut ear) = probe
-            .listen(&[format!("v2.users.{user}?routingStatus&activity")])
-            .await;
+        let (_, mut ear) = probe.listen(&[format!("v2.users.{user}?routingStatus&activity")]).await;
         probe.simulator.say(200);
         let mut names = HashSet::new();
         while names.len() < 2 {
@@ -313,10 +256,7 @@ mod tests {
         }
         assert_eq!(
             names,
-            HashSet::from([
-                format!("v2.users.{user}.routingStatus"),
-                format!("v2.users.{user}.activity")
-            ])
+            HashSet::from([format!("v2.users.{user}.routingStatus"), format!("v2.users.{user}.activity")])
         );
     }
 
@@ -329,14 +269,7 @@ mod tests {
         let mut ear = Ear::open(&uri, None).await.unwrap();
         assert!(ear.is_silent().await);
         assert_eq!(probe.simulator.tally().notifications.gone, 20);
-        assert!(
-            probe
-                .simulator
-                .ledger()
-                .said_since(0)
-                .iter()
-                .any(|said| said.subscribed && !said.written)
-        );
+        assert!(probe.simulator.ledger().said_since(0).iter().any(|said| said.subscribed && !said.written));
     }
 
     #[tokio::test]
@@ -354,9 +287,7 @@ mod tests {
     async fn a_second_socket_of_a_channel_disconnects_the_first() {
         let probe = Probe::start(Settings::default()).await;
         let (id, mut first) = probe.listen(&probe.all_topics()).await;
-        let mut second = Ear::open(&probe.ws(&format!("/channels/{id}")), None)
-            .await
-            .unwrap();
+        let mut second = Ear::open(&probe.ws(&format!("/channels/{id}")), None).await.unwrap();
         assert!(first.closed().await.is_some());
         eventually(|| probe.simulator.tally().sockets(Dialect::Notifications).open == 1).await;
         probe.simulator.say(20);
@@ -367,8 +298,7 @@ mod tests {
     async fn two_channels_both_get_every_event() {
         let probe = Probe::start(Settings::default()).await;
         let topics = probe.all_topics();
-        let ((_, mut one), (_, mut other)) =
-            (probe.listen(&topics).await, probe.listen(&topics).await);
+        let ((_, mut one), (_, mut other)) = (probe.listen(&topics).await, probe.listen(&topics).await);
         probe.simulator.say(30);
         for _ in 0..10 {
             assert_eq!(one.text().await, other.text().await);
@@ -377,17 +307,10 @@ mod tests {
 
     #[tokio::test]
     async fn heartbeats_come_by_themselves_and_pings_are_answered() {
-        let probe = Probe::start(Settings {
-            heartbeat: Duration::from_millis(250),
-            ..Settings::default()
-        })
-        .await;
+        let probe = Probe::start(Settings { heartbeat: Duration::from_millis(250), ..Settings::default() }).await;
         let (_, mut ear) = probe.listen(&[]).await;
         ear.send(json!({"message": "ping"})).await;
-        assert_eq!(
-            ear.json().await,
-            json!({"topicName": "channel.metadata", "eventBody": {"message": "pong"}})
-        );
+        assert_eq!(ear.json().await, json!({"topicName": "channel.metadata", "eventBody": {"message": "pong"}}));
         for _ in 0..2 {
             let heartbeat = json!({"topicName": "channel.metadata", "eventBody": {"message": "WebSocket Heartbeat"}});
             assert_eq!(ear.json().await, heartbeat);
@@ -396,78 +319,48 @@ mod tests {
 
     #[tokio::test]
     async fn topics_come_and_go_on_the_socket_too() {
-        let probe = Probe::start(Settings {
-            agents: 1,
-            queues: 1,
-            ..Settings::default()
-        })
-        .await;
-        let topic = format!(
-            "v2.analytics.queues.{}.observations",
-            probe.simulator.queue_ids()[0]
-        );
+        let probe = Probe::start(Settings { agents: 1, queues: 1, ..Settings::default() }).await;
+        let topic = format!("v2.analytics.queues.{}.observations", probe.simulator.queue_ids()[0]);
         let (_, mut ear) = probe.listen(&[]).await;
-        ear.send(json!({"message": "subscribe", "topics": [topic], "correlationId": "c1"}))
-            .await;
+        ear.send(json!({"message": "subscribe", "topics": [topic], "correlationId": "c1"})).await;
         let expected = json!({"result": "200", "status": "subscribed", "topics": [topic], "correlationId": "c1"});
         assert_eq!(ear.json().await, expected);
         probe.simulator.say(10);
         assert_eq!(ear.json().await["topicName"], *topic);
-        ear.send(json!({"message": "unsubscribe", "topics": [topic], "correlationId": "c2"}))
-            .await;
+        ear.send(json!({"message": "unsubscribe", "topics": [topic], "correlationId": "c2"})).await;
         while ear.json().await["status"] != "unsubscribed" {}
         probe.simulator.say(10);
         assert!(ear.is_silent().await);
-        ear.send(json!({"message": "subscribe", "correlationId": "c3"}))
-            .await;
+        ear.send(json!({"message": "subscribe", "correlationId": "c3"})).await;
         let answer = ear.json().await;
-        assert_eq!(
-            (&answer["result"], &answer["correlationId"]),
-            (&json!("400"), &json!("c3"))
-        );
+        assert_eq!((&answer["result"], &answer["correlationId"]), (&json!("400"), &json!("c3")));
     }
 
     #[tokio::test]
     async fn a_channel_dies_with_its_token_and_its_address_with_it() {
-        let probe = Probe::start(Settings {
-            token_ttl: Duration::from_millis(300),
-            ..Settings::default()
-        })
-        .await;
+        let probe = Probe::start(Settings { token_ttl: Duration::from_millis(300), ..Settings::default() }).await;
         let (id, mut ear) = probe.listen(&[]).await;
         assert_eq!(ear.closed().await, Some(1008));
-        assert_eq!(
-            refused(Ear::open(&probe.ws(&format!("/channels/{id}")), None).await),
-            404
-        );
+        assert_eq!(refused(Ear::open(&probe.ws(&format!("/channels/{id}")), None).await), 404);
     }
 
     #[tokio::test]
     async fn a_channel_that_died_in_silence_answers_404_and_says_nothing_more() {
-        let settings = Settings {
-            token_ttl: Duration::from_millis(200),
-            expiry: Expiry::Silence,
-            ..Settings::default()
-        };
+        let settings =
+            Settings { token_ttl: Duration::from_millis(200), expiry: Expiry::Silence, ..Settings::default() };
         let probe = Probe::start(settings).await;
         let (_, mut ear) = probe.listen(&probe.all_topics()).await;
         probe.expired().await;
         probe.simulator.say(20);
         assert!(ear.is_silent().await);
-        ear.send(json!({"message": "subscribe", "topics": [], "correlationId": "c"}))
-            .await;
+        ear.send(json!({"message": "subscribe", "topics": [], "correlationId": "c"})).await;
         assert_eq!(ear.json().await["result"], "404");
     }
 
     #[tokio::test]
     async fn a_channel_outlives_its_token_by_the_grace() {
         let (token_ttl, grace) = (Duration::from_millis(300), Duration::from_secs(3_600));
-        let probe = Probe::start(Settings {
-            token_ttl,
-            grace,
-            ..Settings::default()
-        })
-        .await;
+        let probe = Probe::start(Settings { token_ttl, grace, ..Settings::default() }).await;
         let (_, mut ear) = probe.listen(&probe.all_topics()).await;
         probe.expired().await;
         probe.simulator.say(20);
@@ -478,9 +371,7 @@ mod tests {
     async fn a_closing_notice_comes_before_the_close() {
         let probe = Probe::start(Settings::default()).await;
         let (_, mut ear) = probe.listen(&[]).await;
-        probe.simulator.inject(Fault::SocketClosing {
-            lead: Duration::from_millis(100),
-        });
+        probe.simulator.inject(Fault::SocketClosing { lead: Duration::from_millis(100) });
         assert_eq!(ear.json().await["topicName"], "v2.system.socket_closing");
         assert_eq!(ear.closed().await, Some(1001));
     }
@@ -492,22 +383,11 @@ mod tests {
         let mut stream = probe.stream(None).await.unwrap();
         probe.simulator.inject(Fault::TokenRevoked {});
         let notice = ear.json().await;
-        assert!(
-            notice["topicName"]
-                .as_str()
-                .unwrap()
-                .starts_with("v2.system.token_revoked.")
-        );
+        assert!(notice["topicName"].as_str().unwrap().starts_with("v2.system.token_revoked."));
         assert_eq!(notice["eventBody"]["channelId"], *id);
         assert_eq!(notice["eventBody"]["reason"], "user_tokens_revoked");
-        assert_eq!(
-            (ear.closed().await, stream.closed().await),
-            (Some(1008), Some(1008))
-        );
-        assert_eq!(
-            probe.get("/api/v2/users").await["code"],
-            "credentials.expired"
-        );
+        assert_eq!((ear.closed().await, stream.closed().await), (Some(1008), Some(1008)));
+        assert_eq!(probe.get("/api/v2/users").await["code"], "credentials.expired");
     }
 
     #[tokio::test]
@@ -515,10 +395,7 @@ mod tests {
         let probe = Probe::start(Settings::default()).await;
         let (id, mut ear) = probe.listen(&probe.all_topics()).await;
         probe.simulator.inject(Fault::NoLongerSubscribed {});
-        assert_eq!(
-            ear.json().await["eventBody"]["reason"],
-            "another_channel_subscribed"
-        );
+        assert_eq!(ear.json().await["eventBody"]["reason"], "another_channel_subscribed");
         probe.simulator.say(20);
         assert!(ear.is_silent().await);
         let path = format!("/api/v2/notifications/channels/{id}/subscriptions");
@@ -529,21 +406,11 @@ mod tests {
     async fn a_handshake_may_be_refused_and_a_raw_frame_said() {
         let probe = Probe::start(Settings::default()).await;
         let (id, mut ear) = probe.listen(&[]).await;
-        probe
-            .simulator
-            .say_raw_notification(Raw::Text("not json".to_owned()));
+        probe.simulator.say_raw_notification(Raw::Text("not json".to_owned()));
         assert_eq!(ear.text().await, "not json");
-        let refuse = Fault::Refuse {
-            on: Target::Notifications,
-            status: 403,
-            times: 1,
-            retry_after: None,
-        };
+        let refuse = Fault::Refuse { on: Target::Notifications, status: 403, times: 1, retry_after: None };
         probe.simulator.inject(refuse);
-        assert_eq!(
-            refused(Ear::open(&probe.ws(&format!("/channels/{id}")), None).await),
-            403
-        );
+        assert_eq!(refused(Ear::open(&probe.ws(&format!("/channels/{id}")), None).await), 403);
     }
 
     #[tokio::test]

@@ -47,13 +47,7 @@ pub(super) async fn grant(
     answer
 }
 
-async fn fail(
-    failure: TokenFailure,
-    platform: &Platform,
-    fate: &Fate,
-    headers: &HeaderMap,
-    body: &Bytes,
-) -> Response {
+async fn fail(failure: TokenFailure, platform: &Platform, fate: &Fate, headers: &HeaderMap, body: &Bytes) -> Response {
     match failure {
         TokenFailure::TooManyRequests { retry_after } => {
             let message = "Rate limit exceeded";
@@ -76,29 +70,18 @@ async fn fail(
         }
         TokenFailure::Silent => pending().await,
         TokenFailure::Html => Html("<html><body><h1>Sign in</h1></body></html>").into_response(),
-        TokenFailure::Huge => right(platform, headers, body, |answer| {
-            with(answer, "padding", json!("x".repeat(HUGE)))
-        }),
+        TokenFailure::Huge => right(platform, headers, body, |answer| with(answer, "padding", json!("x".repeat(HUGE)))),
         TokenFailure::NoExpiresIn => right(platform, headers, body, without_expiry),
         TokenFailure::ExpiresIn { json } => {
             let value = serde_json::from_str(&json).unwrap_or(Value::Null);
-            right(platform, headers, body, |answer| {
-                with(answer, "expires_in", value)
-            })
+            right(platform, headers, body, |answer| with(answer, "expires_in", value))
         }
-        TokenFailure::Redirect { to } => {
-            (StatusCode::FOUND, [(header::LOCATION, to)]).into_response()
-        }
+        TokenFailure::Redirect { to } => (StatusCode::FOUND, [(header::LOCATION, to)]).into_response(),
     }
 }
 
 /// The answer that the request deserves; `change` may spoil a good one.
-fn right(
-    platform: &Platform,
-    headers: &HeaderMap,
-    body: &Bytes,
-    change: impl FnOnce(Value) -> Value,
-) -> Response {
+fn right(platform: &Platform, headers: &HeaderMap, body: &Bytes, change: impl FnOnce(Value) -> Value) -> Response {
     let Some(presented) = presented(headers, body) else {
         platform.lock().tally.token_failures += 1;
         let body = json!({"error": "invalid_request", "error_description": "a form is expected"});
@@ -146,29 +129,12 @@ fn without_expiry(mut answer: Value) -> Value {
 
 fn denial(denied: Denied) -> Response {
     let (status, error, description) = match denied {
-        Denied::ClientNotFound => (
-            StatusCode::UNAUTHORIZED,
-            "invalid_client",
-            "client not found",
-        ),
-        Denied::ClientSecret => (
-            StatusCode::UNAUTHORIZED,
-            "invalid_client",
-            "authentication failed",
-        ),
-        Denied::InvalidGrant => (
-            StatusCode::BAD_REQUEST,
-            "invalid_grant",
-            "the grant is invalid or was used",
-        ),
-        Denied::UnsupportedGrant => (
-            StatusCode::BAD_REQUEST,
-            "unsupported_grant_type",
-            "grant type not supported",
-        ),
+        Denied::ClientNotFound => (StatusCode::UNAUTHORIZED, "invalid_client", "client not found"),
+        Denied::ClientSecret => (StatusCode::UNAUTHORIZED, "invalid_client", "authentication failed"),
+        Denied::InvalidGrant => (StatusCode::BAD_REQUEST, "invalid_grant", "the grant is invalid or was used"),
+        Denied::UnsupportedGrant => (StatusCode::BAD_REQUEST, "unsupported_grant_type", "grant type not supported"),
     };
-    let body =
-        json!({"error": error, "description": description, "error_description": description});
+    let body = json!({"error": error, "description": description, "error_description": description});
     (status, Json(body)).into_response()
 }
 
@@ -193,18 +159,12 @@ fn basic(value: &str) -> Option<Client> {
     }
     let text = String::from_utf8(BASE64_STANDARD.decode(encoded.trim()).ok()?).ok()?;
     let (id, secret) = text.split_once(':')?;
-    Some(Client {
-        id: form::decode(id)?,
-        secret: form::decode(secret)?,
-    })
+    Some(Client { id: form::decode(id)?, secret: form::decode(secret)? })
 }
 
 fn in_body(form: &[(String, String)]) -> Option<Client> {
     let value = |name| form::value(form, name).map(str::to_owned);
-    Some(Client {
-        id: value("client_id")?,
-        secret: value("client_secret")?,
-    })
+    Some(Client { id: value("client_id")?, secret: value("client_secret")? })
 }
 
 #[cfg(test)]
@@ -229,22 +189,11 @@ mod tests {
         let url = probe.simulator.url() + "/api/v2/oauth/token";
         let grant = ("grant_type", "client_credentials");
         let encoded = ("a+b%3Ac", "s%2Be%25c%26r%3D%C3%A9");
-        let basic = probe
-            .http
-            .post(&url)
-            .basic_auth(encoded.0, Some(encoded.1))
-            .form(&[grant]);
-        let in_body = probe.http.post(&url).form(&[
-            grant,
-            ("client_id", "a b:c"),
-            ("client_secret", "s+e%c&r=é"),
-        ]);
+        let basic = probe.http.post(&url).basic_auth(encoded.0, Some(encoded.1)).form(&[grant]);
+        let in_body = probe.http.post(&url).form(&[grant, ("client_id", "a b:c"), ("client_secret", "s+e%c&r=é")]);
         for request in [basic, in_body] {
             let answer: Value = request.send().await.unwrap().json().await.unwrap();
-            assert_eq!(
-                (&answer["token_type"], &answer["expires_in"]),
-                (&json!("bearer"), &json!(77))
-            );
+            assert_eq!((&answer["token_type"], &answer["expires_in"]), (&json!("bearer"), &json!(77)));
             assert!(answer["access_token"].is_string() && answer["refresh_token"].is_null());
         }
         assert_eq!(probe.simulator.tally().grants["client_credentials"], 2);
@@ -256,24 +205,15 @@ mod tests {
         let url = probe.simulator.url() + "/oauth/token";
         let refresh = async |token: &str| {
             let form = [("grant_type", "refresh_token"), ("refresh_token", token)];
-            let answer = probe
-                .http
-                .post(&url)
-                .basic_auth("demo", Some("demo-secret"))
-                .form(&form)
-                .send()
-                .await
-                .unwrap();
+            let answer =
+                probe.http.post(&url).basic_auth("demo", Some("demo-secret")).form(&form).send().await.unwrap();
             (answer.status(), answer.json::<Value>().await.unwrap())
         };
         let (_, first) = refresh("demo-refresh").await;
         let (status, second) = refresh(first["refresh_token"].as_str().unwrap()).await;
         assert!(status.is_success() && second["refresh_token"] != first["refresh_token"]);
         let (status, reused) = refresh("demo-refresh").await;
-        assert_eq!(
-            (status, &reused["error"]),
-            (StatusCode::BAD_REQUEST, &json!("invalid_grant"))
-        );
+        assert_eq!((status, &reused["error"]), (StatusCode::BAD_REQUEST, &json!("invalid_grant")));
     }
 
     #[tokio::test]
@@ -281,30 +221,16 @@ mod tests {
         let probe = Probe::without_token(Settings::default()).await;
         let url = probe.simulator.url() + "/oauth/token";
         let form = [("grant_type", "client_credentials")];
-        let answer = probe
-            .http
-            .post(&url)
-            .basic_auth("demo", Some("wrong"))
-            .form(&form)
-            .send()
-            .await
-            .unwrap();
+        let answer = probe.http.post(&url).basic_auth("demo", Some("wrong")).form(&form).send().await.unwrap();
         assert_eq!(answer.status(), 401);
         let body: Value = answer.json().await.unwrap();
-        assert_eq!(
-            (&body["error"], &body["description"]),
-            (&json!("invalid_client"), &json!("authentication failed"))
-        );
+        assert_eq!((&body["error"], &body["description"]), (&json!("invalid_client"), &json!("authentication failed")));
         assert_eq!(probe.simulator.tally().token_failures, 1);
     }
 
     #[tokio::test]
     async fn the_platforms_calendar_may_be_an_hour_off() {
-        let settings = Settings {
-            clock_offset: 3_600,
-            token_kind: TokenKind::Jwt,
-            ..Settings::default()
-        };
+        let settings = Settings { clock_offset: 3_600, token_kind: TokenKind::Jwt, ..Settings::default() };
         let probe = Probe::without_token(settings).await;
         let answer = probe.token_request().send().await.unwrap();
         let date = answer.headers()["date"].to_str().unwrap().to_owned();
@@ -316,32 +242,18 @@ mod tests {
 
     #[tokio::test]
     async fn each_failure_is_answered_as_ordered_and_then_over() {
-        let retry = |value: &str| TokenFailure::TooManyRequests {
-            retry_after: Some(value.to_owned()),
-        };
+        let retry = |value: &str| TokenFailure::TooManyRequests { retry_after: Some(value.to_owned()) };
         let table = [
             (retry("7"), 429, "retry-after", "7"),
-            (
-                retry("Mon, 04 May 2026 13:31:49 GMT"),
-                429,
-                "retry-after",
-                "Mon, 04 May 2026 13:31:49 GMT",
-            ),
+            (retry("Mon, 04 May 2026 13:31:49 GMT"), 429, "retry-after", "Mon, 04 May 2026 13:31:49 GMT"),
             (retry("soon"), 429, "retry-after", "soon"),
             (TokenFailure::Status { status: 500 }, 500, "", ""),
             (TokenFailure::Status { status: 503 }, 503, "", ""),
             (TokenFailure::InvalidClient, 401, "", ""),
             (TokenFailure::InvalidGrant, 400, "", ""),
+            (TokenFailure::Html, 200, "content-type", "text/html; charset=utf-8"),
             (
-                TokenFailure::Html,
-                200,
-                "content-type",
-                "text/html; charset=utf-8",
-            ),
-            (
-                TokenFailure::Redirect {
-                    to: "http://elsewhere.example/".to_owned(),
-                },
+                TokenFailure::Redirect { to: "http://elsewhere.example/".to_owned() },
                 302,
                 "location",
                 "http://elsewhere.example/",
@@ -350,10 +262,7 @@ mod tests {
         let probe = Probe::without_token(Settings::default()).await;
         let count = table.len() as u64;
         for (failure, status, header, value) in table {
-            probe.simulator.inject(Fault::Token {
-                failure: failure.clone(),
-                times: 1,
-            });
+            probe.simulator.inject(Fault::Token { failure: failure.clone(), times: 1 });
             let answer = probe.token_request().send().await.unwrap();
             assert_eq!(answer.status(), status, "{failure:?}");
             if !header.is_empty() {
@@ -370,31 +279,14 @@ mod tests {
         let probe = Probe::without_token(Settings::default()).await;
         let spoiled = async |failure| {
             probe.simulator.inject(Fault::Token { failure, times: 1 });
-            probe
-                .token_request()
-                .send()
-                .await
-                .unwrap()
-                .text()
-                .await
-                .unwrap()
+            probe.token_request().send().await.unwrap().text().await.unwrap()
         };
         for text in ["\"3600\"", "0", "-5", "1e300", "null"] {
-            let answer = spoiled(TokenFailure::ExpiresIn {
-                json: text.to_owned(),
-            })
-            .await;
+            let answer = spoiled(TokenFailure::ExpiresIn { json: text.to_owned() }).await;
             let answer: Value = serde_json::from_str(&answer).unwrap();
-            assert_eq!(
-                answer["expires_in"],
-                serde_json::from_str::<Value>(text).unwrap()
-            );
+            assert_eq!(answer["expires_in"], serde_json::from_str::<Value>(text).unwrap());
         }
-        assert!(
-            !spoiled(TokenFailure::NoExpiresIn)
-                .await
-                .contains("expires_in")
-        );
+        assert!(!spoiled(TokenFailure::NoExpiresIn).await.contains("expires_in"));
         assert!(spoiled(TokenFailure::Huge).await.len() > 64 * 1024);
     }
 
@@ -402,20 +294,13 @@ mod tests {
     async fn an_answer_may_be_late_or_never_come() {
         let probe = Probe::without_token(Settings::default()).await;
         let inject = |failure| probe.simulator.inject(Fault::Token { failure, times: 1 });
-        let hurried = || {
-            probe
-                .token_request()
-                .timeout(Duration::from_millis(200))
-                .send()
-        };
+        let hurried = || probe.token_request().timeout(Duration::from_millis(200)).send();
         inject(TokenFailure::Reset);
         let error = probe.token_request().send().await.unwrap_err();
         assert!(!error.is_timeout(), "{error}");
         inject(TokenFailure::Silent);
         assert!(hurried().await.unwrap_err().is_timeout());
-        inject(TokenFailure::Slow {
-            lasting: Duration::from_millis(400),
-        });
+        inject(TokenFailure::Slow { lasting: Duration::from_millis(400) });
         assert!(hurried().await.unwrap_err().is_timeout());
         assert_eq!(probe.simulator.tally().token_failures, 3);
     }

@@ -81,9 +81,7 @@ impl Platform {
 
     /// Held for moments, never across an await.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("nobody panics while holding the platform")
+        self.state.lock().expect("nobody panics while holding the platform")
     }
 
     pub(super) fn latency(&self) -> Duration {
@@ -124,43 +122,17 @@ impl Platform {
             Fault::SocketClosing { lead } => state.announce_closing(lead),
             Fault::TokenRevoked {} => state.revoke_tokens(&self.settings),
             Fault::NoLongerSubscribed {} => state.take_subscriptions(&self.settings),
-            Fault::Refuse {
-                on,
-                status,
-                times,
-                retry_after,
-            } => {
-                state.trouble.refuse_handshakes(
-                    on,
-                    Refusal {
-                        status,
-                        retry_after,
-                    },
-                    times,
-                );
+            Fault::Refuse { on, status, times, retry_after } => {
+                state.trouble.refuse_handshakes(on, Refusal { status, retry_after }, times);
             }
             Fault::Token { failure, times } => state.trouble.fail_tokens(failure, times),
-            Fault::Rest {
-                status,
-                times,
-                retry_after,
-                path,
-            } => {
-                state.trouble.fail_rest(
-                    path,
-                    Refusal {
-                        status,
-                        retry_after,
-                    },
-                    times,
-                );
+            Fault::Rest { status, times, retry_after, path } => {
+                state.trouble.fail_rest(path, Refusal { status, retry_after }, times);
             }
             Fault::Duplicate { n } => state.sequence.duplicate(now(), n),
             Fault::Jump { n } => state.sequence.jump(n),
             Fault::Reset {} => state.sequence.reset(),
-            Fault::Reorder { n } => state
-                .sequence
-                .reverse(usize::try_from(n).unwrap_or(usize::MAX)),
+            Fault::Reorder { n } => state.sequence.reverse(usize::try_from(n).unwrap_or(usize::MAX)),
             Fault::Undecodable { on, what } => state.say_on(on, &undecodable(what)),
             Fault::Oversize { on, bytes } => state.say_oversize(on, bytes),
             Fault::Delay { lasting } => {
@@ -191,10 +163,7 @@ impl Platform {
         count.total += 1;
         state.sockets.insert(number, socket);
         drop(state);
-        Registered {
-            platform: self.clone(),
-            number,
-        }
+        Registered { platform: self.clone(), number }
     }
 
     fn wake(&self) {
@@ -226,18 +195,9 @@ impl Drop for Registered {
 impl State {
     fn new(settings: &Settings) -> Self {
         let seed = settings.story_seed();
-        let client = Client {
-            id: settings.client_id.clone(),
-            secret: settings.client_secret.clone(),
-        };
+        let client = Client { id: settings.client_id.clone(), secret: settings.client_secret.clone() };
         let refresh_token = settings.refresh_token.clone();
-        let tokens = Tokens::new(
-            client,
-            settings.token_kind,
-            settings.token_ttl,
-            refresh_token,
-            seed,
-        );
+        let tokens = Tokens::new(client, settings.token_kind, settings.token_ttl, refresh_token, seed);
         Self {
             world: World::new(settings.origin()),
             sequence: Sequence::new(settings.retention),
@@ -254,17 +214,13 @@ impl State {
 
     fn say_next(&mut self, now: Instant) {
         let event = self.world.next_event();
-        self.sequence
-            .say(now, |sequence| sequenced_text(sequence, &event));
+        self.sequence.say(now, |sequence| sequenced_text(sequence, &event));
         let number = self.said.end();
-        let reach = self
-            .channels
-            .say(&event.topic, number, || notification_text(&event), now);
+        let reach = self.channels.say(&event.topic, number, || notification_text(&event), now);
         self.tally.events_said += 1;
         self.tally.notifications.said += 1;
         self.tally.notifications.gone += u64::from(!reach.queued);
-        self.said
-            .push(event.topic, event.correlation, reach.subscribed);
+        self.said.push(event.topic, event.correlation, reach.subscribed);
         for number in reach.overflowed {
             self.cut(number);
         }

@@ -38,43 +38,23 @@ impl Probe {
         // Another test may have been first.
         let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let simulator = start(settings).await.unwrap();
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .unwrap();
-        Self {
-            simulator,
-            http,
-            token: String::new(),
-        }
+        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+        Self { simulator, http, token: String::new() }
     }
 
     pub(super) async fn renew(&mut self) {
-        let answer: Value = self
-            .token_request()
-            .send()
-            .await
-            .unwrap()
-            .json()
-            .await
-            .unwrap();
+        let answer: Value = self.token_request().send().await.unwrap().json().await.unwrap();
         self.token = answer["access_token"].as_str().unwrap().to_owned();
     }
 
     pub(super) fn token_request(&self) -> reqwest::RequestBuilder {
         let url = format!("{}/oauth/token", self.simulator.url());
         let form = [("grant_type", "client_credentials")];
-        self.http
-            .post(url)
-            .basic_auth("demo", Some("demo-secret"))
-            .form(&form)
+        self.http.post(url).basic_auth("demo", Some("demo-secret")).form(&form)
     }
 
     pub(super) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Response {
-        let request = self
-            .http
-            .request(method, self.simulator.url() + path)
-            .bearer_auth(&self.token);
+        let request = self.http.request(method, self.simulator.url() + path).bearer_auth(&self.token);
         let request = match body {
             Some(body) => request.json(&body),
             None => request,
@@ -83,25 +63,14 @@ impl Probe {
     }
 
     pub(super) async fn get(&self, path: &str) -> Value {
-        self.call(Method::GET, path, None)
-            .await
-            .json()
-            .await
-            .unwrap()
+        self.call(Method::GET, path, None).await.json().await.unwrap()
     }
 
     /// A new channel: its id and its address.
     pub(super) async fn channel(&self) -> (String, String) {
-        let channel: Value = self
-            .call(Method::POST, "/api/v2/notifications/channels", None)
-            .await
-            .json()
-            .await
-            .unwrap();
-        (
-            channel["id"].as_str().unwrap().to_owned(),
-            channel["connectUri"].as_str().unwrap().to_owned(),
-        )
+        let channel: Value =
+            self.call(Method::POST, "/api/v2/notifications/channels", None).await.json().await.unwrap();
+        (channel["id"].as_str().unwrap().to_owned(), channel["connectUri"].as_str().unwrap().to_owned())
     }
 
     pub(super) async fn subscribe(&self, channel: &str, topics: &[String]) -> Response {
@@ -120,31 +89,19 @@ impl Probe {
     /// Every topic of the world that has a fixed id.
     pub(super) fn all_topics(&self) -> Vec<String> {
         let users = ["presence", "routingStatus", "activity", "conversations"];
-        let queues = [
-            "v2.routing.queues.{}.users",
-            "v2.routing.queues.{}.conversations",
-        ];
-        let gauges = [
-            "v2.analytics.queues.{}.observations",
-            "v2.analytics.queues.{}.activity",
-        ];
+        let queues = ["v2.routing.queues.{}.users", "v2.routing.queues.{}.conversations"];
+        let gauges = ["v2.analytics.queues.{}.observations", "v2.analytics.queues.{}.activity"];
         let agents = self.simulator.agent_ids().into_iter();
         let of_users = agents.flat_map(|id| users.map(|kind| format!("v2.users.{id}.{kind}")));
         let ids = self.simulator.queue_ids().into_iter();
-        let of_queues = ids.flat_map(|id| {
-            [queues, gauges]
-                .concat()
-                .into_iter()
-                .map(move |text| text.replace("{}", &id))
-        });
+        let of_queues =
+            ids.flat_map(|id| [queues, gauges].concat().into_iter().map(move |text| text.replace("{}", &id)));
         of_users.chain(of_queues).collect()
     }
 
     /// Waits until the platform no longer takes the token.
     pub(super) async fn expired(&self) {
-        let wait = async {
-            while self.get("/api/v2/routing/queues").await["code"] != "credentials.expired" {}
-        };
+        let wait = async { while self.get("/api/v2/routing/queues").await["code"] != "credentials.expired" {} };
         timeout(PATIENCE, wait).await.expect("the token should end");
     }
 
@@ -154,9 +111,7 @@ impl Probe {
 
     /// The numbered stream, after a position.
     pub(super) async fn stream(&self, after: Option<u64>) -> Result<Ear, tungstenite::Error> {
-        let resume = after
-            .map(|after| format!("?sequenceId={after}"))
-            .unwrap_or_default();
+        let resume = after.map(|after| format!("?sequenceId={after}")).unwrap_or_default();
         let path = format!("/api/v2/analytics/conversations/summary/stream{resume}");
         Ear::open(&self.ws(&path), Some(&self.token)).await
     }
@@ -166,20 +121,13 @@ impl Ear {
     pub(super) async fn open(uri: &str, token: Option<&str>) -> Result<Self, tungstenite::Error> {
         let mut request = uri.into_client_request()?;
         if let Some(token) = token {
-            request
-                .headers_mut()
-                .insert("authorization", format!("Bearer {token}").parse().unwrap());
+            request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
         }
-        timeout(PATIENCE, connect_async(request))
-            .await
-            .unwrap()
-            .map(|(socket, _)| Self(socket))
+        timeout(PATIENCE, connect_async(request)).await.unwrap().map(|(socket, _)| Self(socket))
     }
 
     pub(super) async fn message(&mut self) -> Option<Result<Message, tungstenite::Error>> {
-        timeout(PATIENCE, self.0.next())
-            .await
-            .expect("something should come")
+        timeout(PATIENCE, self.0.next()).await.expect("something should come")
     }
 
     pub(super) async fn text(&mut self) -> String {
@@ -218,18 +166,11 @@ impl Ear {
     /// The numbers of the next events, up to the end of the frame that holds the last one asked for.
     pub(super) async fn sequences_at_least(&mut self, count: usize) -> Vec<u64> {
         let events = self.events_at_least(count).await;
-        events
-            .iter()
-            .map(|event| event["sequenceId"].as_u64().unwrap())
-            .collect()
+        events.iter().map(|event| event["sequenceId"].as_u64().unwrap()).collect()
     }
 
     pub(super) async fn sequences(&mut self, count: usize) -> Vec<u64> {
-        self.events(count)
-            .await
-            .iter()
-            .map(|event| event["sequenceId"].as_u64().unwrap())
-            .collect()
+        self.events(count).await.iter().map(|event| event["sequenceId"].as_u64().unwrap()).collect()
     }
 
     pub(super) async fn send(&mut self, value: Value) {
@@ -237,10 +178,7 @@ impl Ear {
     }
 
     pub(super) async fn ping(&mut self) {
-        self.0
-            .send(Message::Ping(bytes::Bytes::new()))
-            .await
-            .unwrap();
+        self.0.send(Message::Ping(bytes::Bytes::new())).await.unwrap();
     }
 
     /// Whether nothing comes for a while.

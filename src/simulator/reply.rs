@@ -36,11 +36,7 @@ pub(super) fn bad_request(message: &str) -> Response {
 }
 
 pub(super) fn upgrade_required() -> Response {
-    let answer = error(
-        StatusCode::UPGRADE_REQUIRED,
-        "bad.request",
-        "This is a WebSocket endpoint.",
-    );
+    let answer = error(StatusCode::UPGRADE_REQUIRED, "bad.request", "This is a WebSocket endpoint.");
     ([(header::UPGRADE, "websocket")], answer).into_response()
 }
 
@@ -55,15 +51,11 @@ pub(super) async fn unknown(State(platform): State<Arc<Platform>>) -> Response {
 
 pub(super) fn unauthorized(platform: &Platform, unwelcome: Unwelcome) -> Response {
     let (code, message) = match unwelcome {
-        Unwelcome::Missing => (
-            "authentication.required",
-            "No authentication bearer token specified in authorization header.",
-        ),
+        Unwelcome::Missing => {
+            ("authentication.required", "No authentication bearer token specified in authorization header.")
+        }
         Unwelcome::Unknown => ("bad.credentials", "Invalid login credentials."),
-        Unwelcome::Expired => (
-            "credentials.expired",
-            "The supplied credentials are expired.",
-        ),
+        Unwelcome::Expired => ("credentials.expired", "The supplied credentials are expired."),
     };
     correlated(platform, error(StatusCode::UNAUTHORIZED, code, message))
 }
@@ -88,10 +80,7 @@ pub(super) fn refused(refusal: &Refusal) -> Response {
         504 => "request.timeout",
         _other => "internal.server.error",
     };
-    retry_after(
-        error(status, code, "A simulated failure."),
-        refusal.retry_after.as_deref(),
-    )
+    retry_after(error(status, code, "A simulated failure."), refusal.retry_after.as_deref())
 }
 
 /// Writes `Retry-After` as it is.
@@ -113,10 +102,6 @@ pub(super) fn correlated(platform: &Platform, mut answer: Response<Body>) -> Res
 
 /// The token of `Authorization: Bearer`.
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers
-        .get(header::AUTHORIZATION)?
-        .to_str()
-        .ok()?
-        .split_once(' ')?;
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }

@@ -46,17 +46,9 @@ pub enum ScriptError {
     #[error("the script is not as it should be")]
     Shape(#[source] toml::de::Error),
     #[error("fault {number} ({word}) is not as it should be")]
-    Fault {
-        number: usize,
-        word: String,
-        source: toml::de::Error,
-    },
+    Fault { number: usize, word: String, source: toml::de::Error },
     #[error("fault {number} ({word}) cannot be done")]
-    Impossible {
-        number: usize,
-        word: String,
-        source: FaultError,
-    },
+    Impossible { number: usize, word: String, source: FaultError },
 }
 
 #[derive(Deserialize)]
@@ -82,90 +74,43 @@ impl Script {
     /// The first thing in it that is unknown, missing or impossible, with the number of its fault.
     pub fn parse(text: &str) -> Result<Self, ScriptError> {
         let text: Text = toml::from_str(text).map_err(ScriptError::Shape)?;
-        let faults = text
-            .fault
-            .into_iter()
-            .enumerate()
-            .map(|(index, table)| planned(index + 1, table));
-        Ok(Self {
-            seed: text.seed,
-            faults: faults.collect::<Result<_, _>>()?,
-        })
+        let faults = text.fault.into_iter().enumerate().map(|(index, table)| planned(index + 1, table));
+        Ok(Self { seed: text.seed, faults: faults.collect::<Result<_, _>>()? })
     }
 
     /// A bad minute, for ever: two network drops, one silent stall, one 1008, one pre-close notice.
     pub fn minute_mix() -> Self {
-        let minute = |at: u64, fault| Planned {
-            at: Duration::from_secs(at),
-            every: Some(Duration::from_secs(60)),
-            fault,
-        };
+        let minute =
+            |at: u64, fault| Planned { at: Duration::from_secs(at), every: Some(Duration::from_secs(60)), fault };
         let on = Target::All;
         let faults = vec![
             minute(8, Fault::Drop { on }),
-            minute(
-                20,
-                Fault::SocketClosing {
-                    lead: Duration::from_secs(5),
-                },
-            ),
+            minute(20, Fault::SocketClosing { lead: Duration::from_secs(5) }),
             minute(30, Fault::Drop { on }),
-            minute(
-                38,
-                Fault::Close {
-                    on,
-                    code: 1008,
-                    reason: "Authentication expired".to_owned(),
-                },
-            ),
-            minute(
-                46,
-                Fault::Stall {
-                    on,
-                    lasting: Duration::from_secs(10),
-                },
-            ),
+            minute(38, Fault::Close { on, code: 1008, reason: "Authentication expired".to_owned() }),
+            minute(46, Fault::Stall { on, lasting: Duration::from_secs(10) }),
         ];
         Self { seed: None, faults }
     }
 
     /// What is due next after `done` (all of it before, and at, that time has had its turn), and when.
     pub(super) fn next(&self, done: Option<Duration>) -> Option<(Duration, Vec<Fault>)> {
-        let at = self
-            .faults
-            .iter()
-            .filter_map(|planned| planned.next(done))
-            .min()?;
-        let due = self
-            .faults
-            .iter()
-            .filter(|planned| planned.next(done) == Some(at));
+        let at = self.faults.iter().filter_map(|planned| planned.next(done)).min()?;
+        let due = self.faults.iter().filter(|planned| planned.next(done) == Some(at));
         Some((at, due.map(|planned| planned.fault.clone()).collect()))
     }
 }
 
 fn planned(number: usize, mut table: toml::Table) -> Result<Planned, ScriptError> {
-    let word = table
-        .get("fault")
-        .and_then(toml::Value::as_str)
-        .unwrap_or("without a fault")
-        .to_owned();
-    let wrong = |source| ScriptError::Fault {
-        number,
-        word: word.clone(),
-        source,
-    };
+    let word = table.get("fault").and_then(toml::Value::as_str).unwrap_or("without a fault").to_owned();
+    let wrong = |source| ScriptError::Fault { number, word: word.clone(), source };
     let mut times = toml::Table::new();
     for key in ["at", "every"] {
         times.extend(table.remove(key).map(|value| (key.to_owned(), value)));
     }
     let Times { at, every } = times.try_into().map_err(wrong)?;
     let fault: Fault = table.try_into().map_err(wrong)?;
-    fault.check().map_err(|source| ScriptError::Impossible {
-        number,
-        word: word.clone(),
-        source,
-    })?;
+    fault.check().map_err(|source| ScriptError::Impossible { number, word: word.clone(), source })?;
     Ok(Planned { at, every, fault })
 }
 
@@ -199,23 +144,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(script.seed, Some(7));
-        assert_eq!(
-            script.faults[0].fault,
-            Fault::Drop {
-                on: Target::Sequenced
-            }
-        );
-        let failure = TokenFailure::TooManyRequests {
-            retry_after: Some("7".to_owned()),
-        };
+        assert_eq!(script.faults[0].fault, Fault::Drop { on: Target::Sequenced });
+        let failure = TokenFailure::TooManyRequests { retry_after: Some("7".to_owned()) };
         assert_eq!(script.faults[1].fault, Fault::Token { failure, times: 2 });
-        assert_eq!(
-            script.faults[2].fault,
-            Fault::Token {
-                failure: TokenFailure::Html,
-                times: 1
-            }
-        );
+        assert_eq!(script.faults[2].fault, Fault::Token { failure: TokenFailure::Html, times: 1 });
     }
 
     #[test]
@@ -229,10 +161,7 @@ mod tests {
             ("[[fault]]\nat='45'\nfault='drop'", "a duration with a unit"),
             ("[[fault]]\nat='1s'\nfault='stall'", "for"),
             ("[[fault]]\nat='1s'\nfault='close'\ncode=7", "close code 7"),
-            (
-                "[[fault]]\nat='1s'\nfault='refuse'\nstatus=200",
-                "status 200",
-            ),
+            ("[[fault]]\nat='1s'\nfault='refuse'\nstatus=200", "status 200"),
             ("[[fault]]\nat='1s'\nfault='jump'\nn=0", "n must be"),
             ("[[fault]]\nat='1s'\nfault='token'\nfailure='nap'", "nap"),
         ];
@@ -250,10 +179,7 @@ mod tests {
             every: every.map(|every| every * SECOND),
             fault: fault.clone(),
         };
-        let script = Script {
-            seed: None,
-            faults: vec![planned(2, Some(3)), planned(0, None), planned(5, None)],
-        };
+        let script = Script { seed: None, faults: vec![planned(2, Some(3)), planned(0, None), planned(5, None)] };
         let mut turns = Vec::new();
         let mut done = None;
         while turns.len() < 5 {
@@ -268,17 +194,7 @@ mod tests {
     fn a_bad_minute_has_two_drops_a_stall_a_1008_and_a_notice() {
         let script = Script::minute_mix();
         assert_eq!(script.faults.len(), 5);
-        assert!(
-            script
-                .faults
-                .iter()
-                .all(|planned| planned.every == Some(60 * SECOND) && planned.at < 60 * SECOND)
-        );
-        assert!(
-            script
-                .faults
-                .iter()
-                .all(|planned| planned.fault.check().is_ok())
-        );
+        assert!(script.faults.iter().all(|planned| planned.every == Some(60 * SECOND) && planned.at < 60 * SECOND));
+        assert!(script.faults.iter().all(|planned| planned.fault.check().is_ok()));
     }
 }

@@ -103,15 +103,7 @@ struct Reversal {
 
 impl Sequence {
     pub(super) fn new(retention: Duration) -> Self {
-        Self {
-            held: VecDeque::new(),
-            bytes: 0,
-            first: 0,
-            numbering: 0,
-            last: 0,
-            retention,
-            reversing: None,
-        }
+        Self { held: VecDeque::new(), bytes: 0, first: 0, numbering: 0, last: 0, retention, reversing: None }
     }
 
     /// The highest number said in the present numbering.
@@ -167,10 +159,7 @@ impl Sequence {
     /// The next `n` events are said in reverse.
     pub(super) fn reverse(&mut self, n: usize) {
         if self.reversing.is_none() {
-            self.reversing = Some(Reversal {
-                wanted: n,
-                kept: Vec::new(),
-            });
+            self.reversing = Some(Reversal { wanted: n, kept: Vec::new() });
         }
     }
 
@@ -183,41 +172,26 @@ impl Sequence {
     /// or from another numbering, it starts at the present position and nobody says so.
     pub(super) fn enter(&self, after: Option<u64>, now: Instant) -> Cursor {
         let end = self.end();
-        let present = Cursor {
-            index: end,
-            floor: 0,
-            replay_end: end,
-        };
+        let present = Cursor { index: end, floor: 0, replay_end: end };
         let Some(after) = after else { return present };
         let is_held = |(_, oldest): (u64, u64)| oldest <= after.saturating_add(1);
         if !self.replayable(now).next().is_some_and(is_held) {
             return present;
         }
         match self.replayable(now).find(|(_, sequence)| *sequence > after) {
-            Some((index, _)) => Cursor {
-                index,
-                floor: after,
-                replay_end: end,
-            },
+            Some((index, _)) => Cursor { index, floor: after, replay_end: end },
             None => present,
         }
     }
 
     /// Events that can be resumed, as index and number, oldest first.
     fn replayable(&self, now: Instant) -> impl Iterator<Item = (u64, u64)> {
-        let young = self
-            .held
-            .partition_point(|held| now.duration_since(held.said_at) > self.retention);
-        let begin = young
-            .max(usize::try_from(self.numbering.saturating_sub(self.first)).unwrap_or(usize::MAX));
-        self.held
-            .iter()
-            .enumerate()
-            .skip(begin)
-            .filter_map(|(offset, held)| match held.entry {
-                Entry::Event { sequence, .. } => Some((self.first + offset as u64, sequence)),
-                Entry::Echo { .. } | Entry::Raw(_) => None,
-            })
+        let young = self.held.partition_point(|held| now.duration_since(held.said_at) > self.retention);
+        let begin = young.max(usize::try_from(self.numbering.saturating_sub(self.first)).unwrap_or(usize::MAX));
+        self.held.iter().enumerate().skip(begin).filter_map(|(offset, held)| match held.entry {
+            Entry::Event { sequence, .. } => Some((self.first + offset as u64, sequence)),
+            Entry::Echo { .. } | Entry::Raw(_) => None,
+        })
     }
 
     /// Up to `max` events after the cursor, or one raw frame; the cursor moves past them.
@@ -244,19 +218,12 @@ impl Sequence {
                 break;
             }
         }
-        if events.is_empty() {
-            Found::Nothing
-        } else {
-            Found::Events(events)
-        }
+        if events.is_empty() { Found::Nothing } else { Found::Events(events) }
     }
 
     fn push(&mut self, now: Instant, entry: Entry) {
         self.bytes += entry.len();
-        self.held.push_back(Held {
-            said_at: now,
-            entry,
-        });
+        self.held.push_back(Held { said_at: now, entry });
         while self.is_full(now) {
             let Some(oldest) = self.held.pop_front() else {
                 break;
@@ -268,13 +235,8 @@ impl Sequence {
 
     /// The newest entry always stays.
     fn is_full(&self, now: Instant) -> bool {
-        let age = self
-            .held
-            .front()
-            .map_or(Duration::ZERO, |held| now.duration_since(held.said_at));
-        let over = self.held.len() > ENTRIES_MAX
-            || self.bytes > BYTES_MAX
-            || age > self.retention.max(SLOW_MAX);
+        let age = self.held.front().map_or(Duration::ZERO, |held| now.duration_since(held.said_at));
+        let over = self.held.len() > ENTRIES_MAX || self.bytes > BYTES_MAX || age > self.retention.max(SLOW_MAX);
         over && self.held.len() > 1
     }
 }
@@ -313,10 +275,7 @@ mod tests {
     #[test]
     fn from_nothing_resume_begins_with_the_first_event_while_it_is_held() {
         let (sequence, now) = said(3);
-        assert_eq!(
-            events(&sequence, &mut sequence.enter(Some(0), now)),
-            ["1", "2", "3"]
-        );
+        assert_eq!(events(&sequence, &mut sequence.enter(Some(0), now)), ["1", "2", "3"]);
     }
 
     #[test]
@@ -342,14 +301,8 @@ mod tests {
             sequence.say(now, |n| n.to_string());
         }
         assert_eq!(events(&sequence, &mut live), ["2", "3", "6", "5", "4"]);
-        assert_eq!(
-            events(&sequence, &mut sequence.enter(Some(1), now)),
-            ["2", "3", "6", "5", "4"]
-        );
-        assert_eq!(
-            events(&sequence, &mut sequence.enter(Some(4), now)),
-            ["6", "5"]
-        );
+        assert_eq!(events(&sequence, &mut sequence.enter(Some(1), now)), ["2", "3", "6", "5", "4"]);
+        assert_eq!(events(&sequence, &mut sequence.enter(Some(4), now)), ["6", "5"]);
     }
 
     #[test]
@@ -372,12 +325,8 @@ mod tests {
         sequence.say_raw(now, Raw::Text("?".to_owned()));
         sequence.say(now, |n| n.to_string());
         assert!(matches!(sequence.read(&mut live, 10), Found::Events(events) if events.len() == 1));
-        assert!(
-            matches!(sequence.read(&mut live, 10), Found::Raw(raw) if *raw == Raw::Text("?".to_owned()))
-        );
-        assert!(
-            matches!(sequence.read(&mut live, 10), Found::Events(events) if *events[0] == *"2")
-        );
+        assert!(matches!(sequence.read(&mut live, 10), Found::Raw(raw) if *raw == Raw::Text("?".to_owned())));
+        assert!(matches!(sequence.read(&mut live, 10), Found::Events(events) if *events[0] == *"2"));
         assert!(matches!(sequence.read(&mut live, 10), Found::Nothing));
     }
 

@@ -38,10 +38,7 @@ pub(super) async fn by_header(State(platform): State<Arc<Platform>>, request: Re
 }
 
 /// `GET /api/v2/analytics/events/ws?channel=&auth_token=`: a bad token is told in the first frame.
-pub(super) async fn by_query(
-    State(platform): State<Arc<Platform>>,
-    mut request: Request,
-) -> Response {
+pub(super) async fn by_query(State(platform): State<Arc<Platform>>, mut request: Request) -> Response {
     if let Some(refused) = reply::refused_handshake(&platform, Dialect::Sequenced) {
         return refused;
     }
@@ -58,9 +55,7 @@ pub(super) async fn by_query(
 
 fn open(platform: &Arc<Platform>, mut request: Request, token_ends: Instant) -> Response {
     let asked = query(&request, "sequenceId");
-    let resume = asked
-        .filter(|text| !text.is_empty())
-        .map(|text| text.parse::<u64>());
+    let resume = asked.filter(|text| !text.is_empty()).map(|text| text.parse::<u64>());
     let Ok(after_sequence) = resume.transpose() else {
         return reply::bad_request("sequenceId must be a number");
     };
@@ -94,10 +89,7 @@ struct InvalidToken;
 
 impl Talk for InvalidToken {
     async fn talk(self, line: &mut Line) -> Over {
-        match line
-            .say(Raw::Text("{\"error\":\"invalid_token\"}".to_owned()))
-            .await
-        {
+        match line.say(Raw::Text("{\"error\":\"invalid_token\"}".to_owned())).await {
             ControlFlow::Continue(()) => line.close(1008, "invalid_token").await,
             ControlFlow::Break(over) => over,
         }
@@ -141,9 +133,7 @@ impl Feed {
         if line.is_muted() {
             return Found::Nothing;
         }
-        let max = self
-            .rng
-            .usize(1..=self.platform.settings.frame_max.clamp(1, FRAME_MAX));
+        let max = self.rng.usize(1..=self.platform.settings.frame_max.clamp(1, FRAME_MAX));
         self.platform.lock().sequence.read(&mut self.cursor, max)
     }
 
@@ -190,19 +180,12 @@ mod tests {
         let mut ear = probe.stream(None).await.unwrap();
         probe.simulator.say(50);
         let events = ear.events(50).await;
-        let sequences: Vec<u64> = events
-            .iter()
-            .map(|event| event["sequenceId"].as_u64().unwrap())
-            .collect();
+        let sequences: Vec<u64> = events.iter().map(|event| event["sequenceId"].as_u64().unwrap()).collect();
         assert_eq!(sequences, (1..=50).collect::<Vec<_>>());
         for event in &events {
             let kind = event["eventType"].as_str().unwrap();
-            assert!(
-                kind.starts_with("v2.") && event["topicName"].as_str().unwrap().len() > kind.len()
-            );
-            assert!(
-                event["eventBody"].is_object() && event["metadata"]["CorrelationId"].is_string()
-            );
+            assert!(kind.starts_with("v2.") && event["topicName"].as_str().unwrap().len() > kind.len());
+            assert!(event["eventBody"].is_object() && event["metadata"]["CorrelationId"].is_string());
             assert!(event["eventTime"].as_str().unwrap().ends_with('Z'));
         }
         assert!(ear.is_silent().await);
@@ -219,10 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_position_too_old_is_passed_over_in_silence() {
-        let settings = Settings {
-            retention: Duration::ZERO,
-            ..Settings::default()
-        };
+        let settings = Settings { retention: Duration::ZERO, ..Settings::default() };
         let probe = Probe::start(settings).await;
         probe.simulator.say(9);
         let mut ear = probe.stream(Some(4)).await.unwrap();
@@ -232,11 +212,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_frame_holds_one_to_frame_max_events_and_may_be_bare() {
-        let probe = Probe::start(Settings {
-            frame_max: 7,
-            ..Settings::default()
-        })
-        .await;
+        let probe = Probe::start(Settings { frame_max: 7, ..Settings::default() }).await;
         let mut ear = probe.stream(Some(0)).await.unwrap();
         probe.simulator.say(400);
         let (mut sizes, mut bare, mut heard) = (Vec::new(), 0, 0);
@@ -255,26 +231,14 @@ mod tests {
         let mut probe = Probe::start(Settings::default()).await;
         probe.token = "nonsense".to_owned();
         assert_eq!(refused(probe.stream(None).await), 401);
-        assert_eq!(
-            refused(
-                Ear::open(
-                    &probe.ws("/api/v2/analytics/conversations/summary/stream"),
-                    None
-                )
-                .await
-            ),
-            401
-        );
+        assert_eq!(refused(Ear::open(&probe.ws("/api/v2/analytics/conversations/summary/stream"), None).await), 401);
     }
 
     #[tokio::test]
     async fn by_query_a_bad_token_is_told_in_the_first_frame() {
         let probe = Probe::start(Settings::default()).await;
-        let path = |token: &str| {
-            probe.ws(&format!(
-                "/api/v2/analytics/events/ws?channel=queue_stats&auth_token={token}"
-            ))
-        };
+        let path =
+            |token: &str| probe.ws(&format!("/api/v2/analytics/events/ws?channel=queue_stats&auth_token={token}"));
         let mut ear = Ear::open(&path("nonsense"), None).await.unwrap();
         assert_eq!(ear.json().await, json!({"error": "invalid_token"}));
         assert_eq!(ear.closed().await, Some(1008));
@@ -286,11 +250,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_ends_with_its_token() {
         for (expiry, code) in [(Expiry::Close(1008), 1008), (Expiry::Close(4001), 4001)] {
-            let settings = Settings {
-                token_ttl: Duration::from_millis(300),
-                expiry,
-                ..Settings::default()
-            };
+            let settings = Settings { token_ttl: Duration::from_millis(300), expiry, ..Settings::default() };
             let probe = Probe::start(settings).await;
             let mut ear = probe.stream(None).await.unwrap();
             assert_eq!(ear.closed().await, Some(code));
@@ -300,11 +260,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_may_end_in_silence() {
-        let settings = Settings {
-            token_ttl: Duration::from_millis(200),
-            expiry: Expiry::Silence,
-            ..Settings::default()
-        };
+        let settings =
+            Settings { token_ttl: Duration::from_millis(200), expiry: Expiry::Silence, ..Settings::default() };
         let probe = Probe::start(settings).await;
         let mut ear = probe.stream(None).await.unwrap();
         probe.expired().await;
@@ -316,13 +273,9 @@ mod tests {
     async fn a_drop_loses_the_connection_without_a_goodbye() {
         let probe = Probe::start(Settings::default()).await;
         let mut ear = probe.stream(None).await.unwrap();
-        probe.simulator.inject(Fault::Drop {
-            on: Target::Notifications,
-        });
+        probe.simulator.inject(Fault::Drop { on: Target::Notifications });
         assert!(ear.is_silent().await);
-        probe.simulator.inject(Fault::Drop {
-            on: Target::Sequenced,
-        });
+        probe.simulator.inject(Fault::Drop { on: Target::Sequenced });
         assert!(ear.is_reset().await);
         eventually(|| probe.simulator.tally().sockets(Dialect::Sequenced).open == 0).await;
         assert_eq!(probe.simulator.tally().sockets(Dialect::Sequenced).total, 1);
@@ -332,10 +285,7 @@ mod tests {
     async fn a_stalled_socket_says_nothing_and_answers_no_ping() {
         let probe = Probe::start(Settings::default()).await;
         let mut ear = probe.stream(None).await.unwrap();
-        probe.simulator.inject(Fault::Stall {
-            on: Target::All,
-            lasting: Duration::from_millis(600),
-        });
+        probe.simulator.inject(Fault::Stall { on: Target::All, lasting: Duration::from_millis(600) });
         probe.simulator.say(1);
         ear.ping().await;
         assert!(ear.is_silent().await);
@@ -346,10 +296,7 @@ mod tests {
     async fn a_drop_ends_a_stalled_socket_at_once() {
         let probe = Probe::start(Settings::default()).await;
         let mut ear = probe.stream(None).await.unwrap();
-        probe.simulator.inject(Fault::Stall {
-            on: Target::All,
-            lasting: Duration::from_secs(3_600),
-        });
+        probe.simulator.inject(Fault::Stall { on: Target::All, lasting: Duration::from_secs(3_600) });
         probe.simulator.inject(Fault::Drop { on: Target::All });
         assert_eq!(ear.closed().await, None);
     }
@@ -358,18 +305,9 @@ mod tests {
     async fn closes_and_refusals_come_as_ordered() {
         let probe = Probe::start(Settings::default()).await;
         let mut ear = probe.stream(None).await.unwrap();
-        probe.simulator.inject(Fault::Close {
-            on: Target::All,
-            code: 1012,
-            reason: "x".repeat(500),
-        });
+        probe.simulator.inject(Fault::Close { on: Target::All, code: 1012, reason: "x".repeat(500) });
         assert_eq!(ear.closed().await, Some(1012));
-        let refuse = Fault::Refuse {
-            on: Target::All,
-            status: 503,
-            times: 2,
-            retry_after: Some("1".to_owned()),
-        };
+        let refuse = Fault::Refuse { on: Target::All, status: 503, times: 2, retry_after: Some("1".to_owned()) };
         probe.simulator.inject(refuse);
         assert_eq!(refused(probe.stream(None).await), 503);
         assert_eq!(refused(probe.stream(None).await), 503);
@@ -397,10 +335,7 @@ mod tests {
         let probe = Probe::start(Settings::default()).await;
         let mut ear = probe.stream(None).await.unwrap();
         let inject = |what| {
-            probe.simulator.inject(Fault::Undecodable {
-                on: Target::Sequenced,
-                what,
-            });
+            probe.simulator.inject(Fault::Undecodable { on: Target::Sequenced, what });
         };
         inject(Undecodable::InvalidJson);
         assert!(serde_json::from_str::<serde_json::Value>(&ear.text().await).is_err());
@@ -410,10 +345,7 @@ mod tests {
         assert!(ear.text().await.starts_with("[[[["));
         inject(Undecodable::Binary);
         assert!(ear.message().await.unwrap().unwrap().is_binary());
-        probe.simulator.say_raw_sequenced(Raw::Fragments {
-            text: "{\"a\":\"é€\"}".to_owned(),
-            pieces: 4,
-        });
+        probe.simulator.say_raw_sequenced(Raw::Fragments { text: "{\"a\":\"é€\"}".to_owned(), pieces: 4 });
         assert_eq!(ear.json().await, json!({"a": "é€"}));
         inject(Undecodable::InvalidUtf8);
         assert!(ear.message().await.unwrap().is_err());
@@ -423,10 +355,7 @@ mod tests {
     async fn an_oversize_event_has_a_number_and_is_said_again() {
         let probe = Probe::start(Settings::default()).await;
         probe.simulator.say(1);
-        probe.simulator.inject(Fault::Oversize {
-            on: Target::Sequenced,
-            bytes: 300_000,
-        });
+        probe.simulator.inject(Fault::Oversize { on: Target::Sequenced, bytes: 300_000 });
         for _ in 0..2 {
             let mut ear = probe.stream(Some(1)).await.unwrap();
             let event = ear.events(1).await.remove(0);
@@ -437,31 +366,17 @@ mod tests {
 
     #[tokio::test]
     async fn frames_come_late_in_pieces_and_byte_by_byte() {
-        let probe = Probe::start(Settings {
-            frame_max: 1,
-            ..Settings::default()
-        })
-        .await;
+        let probe = Probe::start(Settings { frame_max: 1, ..Settings::default() }).await;
         let mut ear = probe.stream(None).await.unwrap();
-        probe.simulator.inject(Fault::Fragments {
-            on: Target::All,
-            n: 5,
-        });
+        probe.simulator.inject(Fault::Fragments { on: Target::All, n: 5 });
         probe.simulator.say(1);
         assert_eq!(ear.sequences(1).await, [1]);
-        probe.simulator.inject(Fault::Delay {
-            lasting: Duration::from_millis(400),
-        });
+        probe.simulator.inject(Fault::Delay { lasting: Duration::from_millis(400) });
         probe.simulator.say(1);
         assert!(ear.is_silent().await);
         assert_eq!(ear.sequences(1).await, [2]);
-        probe.simulator.inject(Fault::Delay {
-            lasting: Duration::ZERO,
-        });
-        probe.simulator.inject(Fault::SlowLoris {
-            on: Target::All,
-            every: Duration::from_millis(1),
-        });
+        probe.simulator.inject(Fault::Delay { lasting: Duration::ZERO });
+        probe.simulator.inject(Fault::SlowLoris { on: Target::All, every: Duration::from_millis(1) });
         probe.simulator.say(2);
         assert!(ear.is_silent().await);
         assert_eq!(ear.sequences(2).await, [3, 4]);

@@ -53,21 +53,13 @@ impl Drop for Wire {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -105,13 +97,8 @@ async fn converse(stream: TcpStream, router: Router, platform: Arc<Platform>) {
         request.extensions_mut().insert(fate.clone());
         app.call(request)
     });
-    let io = TokioIo::new(Wire {
-        stream,
-        fate: fate.clone(),
-    });
-    let connection = http1::Builder::new()
-        .serve_connection(io, service)
-        .with_upgrades();
+    let io = TokioIo::new(Wire { stream, fate: fate.clone() });
+    let connection = http1::Builder::new().serve_connection(io, service).with_upgrades();
     tokio::select! {
         biased;
         () = platform.stop.cancelled() => (),

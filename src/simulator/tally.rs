@@ -29,12 +29,8 @@ pub struct Tally {
 impl Tally {
     /// Both dialects are listed from the start.
     pub(super) fn at_zero() -> Self {
-        let sockets = [Dialect::Sequenced, Dialect::Notifications]
-            .map(|dialect| (dialect, Sockets::default()));
-        Self {
-            sockets: BTreeMap::from(sockets),
-            ..Self::default()
-        }
+        let sockets = [Dialect::Sequenced, Dialect::Notifications].map(|dialect| (dialect, Sockets::default()));
+        Self { sockets: BTreeMap::from(sockets), ..Self::default() }
     }
 
     /// All grants together.
@@ -104,13 +100,7 @@ impl Said {
             self.first += 1;
         }
         let number = self.end();
-        self.held.push_back(Notification {
-            number,
-            topic,
-            correlation,
-            subscribed,
-            written: false,
-        });
+        self.held.push_back(Notification { number, topic, correlation, subscribed, written: false });
     }
 
     /// Notes that it was written; true the first time.
@@ -119,9 +109,7 @@ impl Said {
             return false;
         };
         let index = usize::try_from(offset).unwrap_or(usize::MAX);
-        self.held
-            .get_mut(index)
-            .is_some_and(|said| !std::mem::replace(&mut said.written, true))
+        self.held.get_mut(index).is_some_and(|said| !std::mem::replace(&mut said.written, true))
     }
 
     pub(super) fn since(&self, mark: u64) -> Vec<Notification> {

@@ -93,31 +93,13 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    pub(super) fn new(
-        client: Client,
-        kind: TokenKind,
-        ttl: Duration,
-        refresh_token: String,
-        seed: u64,
-    ) -> Self {
+    pub(super) fn new(client: Client, kind: TokenKind, ttl: Duration, refresh_token: String, seed: u64) -> Self {
         let rng = fastrand::Rng::with_seed(seed ^ STRINGS);
-        Self {
-            client,
-            kind,
-            ttl,
-            refresh_token,
-            lives: HashMap::new(),
-            rng,
-        }
+        Self { client, kind, ttl, refresh_token, lives: HashMap::new(), rng }
     }
 
     /// A new token. `epoch` is the platform's calendar in seconds, for the claims of a JWT.
-    pub(super) fn grant(
-        &mut self,
-        presented: &Presented,
-        now: Instant,
-        epoch: i64,
-    ) -> Result<Grant, Denied> {
+    pub(super) fn grant(&mut self, presented: &Presented, now: Instant, epoch: i64) -> Result<Grant, Denied> {
         let kind = form::value(&presented.form, "grant_type").unwrap_or_default();
         let kind = match kind {
             "client_credentials" => "client_credentials",
@@ -128,50 +110,30 @@ impl Tokens {
         self.check_client(presented.client.as_ref(), kind)?;
         let refresh_token = match kind {
             "refresh_token" => Some(self.rotate(form::value(&presented.form, "refresh_token"))?),
-            "jwt_bearer" => {
-                check_assertion(form::value(&presented.form, "assertion")).map(|()| None)?
-            }
+            "jwt_bearer" => check_assertion(form::value(&presented.form, "assertion")).map(|()| None)?,
             _client_credentials => None,
         };
         let access_token = self.mint(now, epoch);
-        Ok(Grant {
-            kind,
-            access_token,
-            expires_in: self.ttl.as_secs(),
-            refresh_token,
-        })
+        Ok(Grant { kind, access_token, expires_in: self.ttl.as_secs(), refresh_token })
     }
 
     /// When the token ends, if it is good.
     pub(super) fn check(&self, token: Option<&str>, now: Instant) -> Result<Instant, Unwelcome> {
-        let life = self
-            .lives
-            .get(token.ok_or(Unwelcome::Missing)?)
-            .ok_or(Unwelcome::Unknown)?;
-        if now < life.ends {
-            Ok(life.ends)
-        } else {
-            Err(Unwelcome::Expired)
-        }
+        let life = self.lives.get(token.ok_or(Unwelcome::Missing)?).ok_or(Unwelcome::Unknown)?;
+        if now < life.ends { Ok(life.ends) } else { Err(Unwelcome::Expired) }
     }
 
     /// Counts one request of a good token.
     pub(super) fn count(&mut self, token: &str, now: Instant) -> Usage {
         let Some(life) = self.lives.get_mut(token) else {
-            return Usage {
-                count: 0,
-                reset: WINDOW,
-            };
+            return Usage { count: 0, reset: WINDOW };
         };
         if now.duration_since(life.window) >= WINDOW {
             life.window = now;
             life.count = 0;
         }
         life.count += 1;
-        Usage {
-            count: life.count,
-            reset: WINDOW.saturating_sub(now.duration_since(life.window)),
-        }
+        Usage { count: life.count, reset: WINDOW.saturating_sub(now.duration_since(life.window)) }
     }
 
     /// Every token ends now.
@@ -208,14 +170,7 @@ impl Tokens {
             TokenKind::Opaque => BASE64_URL_SAFE_NO_PAD.encode(uuid(&mut self.rng)),
             TokenKind::Jwt => self.jwt(epoch),
         };
-        self.lives.insert(
-            token.clone(),
-            Life {
-                ends: after(now, self.ttl),
-                window: now,
-                count: 0,
-            },
-        );
+        self.lives.insert(token.clone(), Life { ends: after(now, self.ttl), window: now, count: 0 });
         token
     }
 
@@ -228,22 +183,13 @@ impl Tokens {
         });
         let signature: Vec<u8> = (0..256).map(|_| self.rng.u8(..)).collect();
         let part = |value: &serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-        format!(
-            "{}.{}.{}",
-            part(&header),
-            part(&claims),
-            BASE64_URL_SAFE_NO_PAD.encode(signature)
-        )
+        format!("{}.{}.{}", part(&header), part(&claims), BASE64_URL_SAFE_NO_PAD.encode(signature))
     }
 }
 
 fn check_assertion(assertion: Option<&str>) -> Result<(), Denied> {
     let parts: Vec<&str> = assertion.unwrap_or_default().split('.').collect();
-    if parts.len() == 3 && parts.iter().all(|part| !part.is_empty()) {
-        Ok(())
-    } else {
-        Err(Denied::InvalidGrant)
-    }
+    if parts.len() == 3 && parts.iter().all(|part| !part.is_empty()) { Ok(()) } else { Err(Denied::InvalidGrant) }
 }
 
 #[cfg(test)]
@@ -255,20 +201,9 @@ mod tests {
     fn a_token_lives_as_long_as_it_says() {
         let begin = now();
         let mut tokens = tokens(TokenKind::Opaque);
-        let grant = tokens
-            .grant(
-                &presented("demo", "secret", "client_credentials", None),
-                begin,
-                0,
-            )
-            .unwrap();
+        let grant = tokens.grant(&presented("demo", "secret", "client_credentials", None), begin, 0).unwrap();
         assert_eq!((grant.expires_in, grant.refresh_token), (60, None));
-        let check = |seconds| {
-            tokens.check(
-                Some(&grant.access_token),
-                begin + Duration::from_secs(seconds),
-            )
-        };
+        let check = |seconds| tokens.check(Some(&grant.access_token), begin + Duration::from_secs(seconds));
         assert!(check(59).is_ok());
         assert_eq!(check(60), Err(Unwelcome::Expired));
         assert_eq!(tokens.check(Some("other"), begin), Err(Unwelcome::Unknown));
@@ -278,86 +213,35 @@ mod tests {
     #[test]
     fn wrong_clients_and_grants_are_told_apart() {
         let table = [
-            (
-                presented("demo", "wrong", "client_credentials", None),
-                Denied::ClientSecret,
-            ),
-            (
-                presented("other", "secret", "client_credentials", None),
-                Denied::ClientNotFound,
-            ),
-            (
-                presented("demo", "secret", "password", None),
-                Denied::UnsupportedGrant,
-            ),
-            (
-                presented(
-                    "demo",
-                    "secret",
-                    "refresh_token",
-                    Some(("refresh_token", "old")),
-                ),
-                Denied::InvalidGrant,
-            ),
-            (
-                presented("demo", "secret", JWT_BEARER, Some(("assertion", "a.b"))),
-                Denied::InvalidGrant,
-            ),
+            (presented("demo", "wrong", "client_credentials", None), Denied::ClientSecret),
+            (presented("other", "secret", "client_credentials", None), Denied::ClientNotFound),
+            (presented("demo", "secret", "password", None), Denied::UnsupportedGrant),
+            (presented("demo", "secret", "refresh_token", Some(("refresh_token", "old"))), Denied::InvalidGrant),
+            (presented("demo", "secret", JWT_BEARER, Some(("assertion", "a.b"))), Denied::InvalidGrant),
         ];
         for (request, denied) in table {
-            assert_eq!(
-                tokens(TokenKind::Opaque).grant(&request, now(), 0),
-                Err(denied),
-                "{request:?}"
-            );
+            assert_eq!(tokens(TokenKind::Opaque).grant(&request, now(), 0), Err(denied), "{request:?}");
         }
     }
 
     #[test]
     fn each_refresh_token_works_once() {
         let mut tokens = tokens(TokenKind::Opaque);
-        let request = |token: &str| {
-            presented(
-                "demo",
-                "secret",
-                "refresh_token",
-                Some(("refresh_token", token)),
-            )
-        };
-        let second = tokens
-            .grant(&request("first"), now(), 0)
-            .unwrap()
-            .refresh_token
-            .unwrap();
-        assert_eq!(
-            tokens.grant(&request("first"), now(), 0),
-            Err(Denied::InvalidGrant)
-        );
-        let third = tokens
-            .grant(&request(&second), now(), 0)
-            .unwrap()
-            .refresh_token
-            .unwrap();
+        let request = |token: &str| presented("demo", "secret", "refresh_token", Some(("refresh_token", token)));
+        let second = tokens.grant(&request("first"), now(), 0).unwrap().refresh_token.unwrap();
+        assert_eq!(tokens.grant(&request("first"), now(), 0), Err(Denied::InvalidGrant));
+        let third = tokens.grant(&request(&second), now(), 0).unwrap().refresh_token.unwrap();
         assert_ne!(second, third);
     }
 
     #[test]
     fn a_jwt_tells_its_life_by_the_platforms_calendar() {
         let mut tokens = tokens(TokenKind::Jwt);
-        let grant = tokens
-            .grant(
-                &presented("demo", "secret", "client_credentials", None),
-                now(),
-                5_000,
-            )
-            .unwrap();
+        let grant = tokens.grant(&presented("demo", "secret", "client_credentials", None), now(), 5_000).unwrap();
         let parts: Vec<&str> = grant.access_token.split('.').collect();
         let claims = BASE64_URL_SAFE_NO_PAD.decode(parts[1]).unwrap();
         let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
-        assert_eq!(
-            (parts.len(), claims["iat"].as_i64(), claims["exp"].as_i64()),
-            (3, Some(5_000), Some(5_060))
-        );
+        assert_eq!((parts.len(), claims["iat"].as_i64(), claims["exp"].as_i64()), (3, Some(5_000), Some(5_060)));
     }
 
     #[test]
@@ -378,40 +262,18 @@ mod tests {
         let token = tokens.grant(&request, begin, 0).unwrap().access_token;
         tokens.count(&token, begin);
         let usage = tokens.count(&token, begin + Duration::from_secs(20));
-        assert_eq!(
-            usage,
-            Usage {
-                count: 2,
-                reset: Duration::from_secs(40)
-            }
-        );
-        assert_eq!(
-            tokens.count(&token, begin + Duration::from_secs(60)).count,
-            1
-        );
+        assert_eq!(usage, Usage { count: 2, reset: Duration::from_secs(40) });
+        assert_eq!(tokens.count(&token, begin + Duration::from_secs(60)).count, 1);
     }
 
     fn tokens(kind: TokenKind) -> Tokens {
-        let client = Client {
-            id: "demo".to_owned(),
-            secret: "secret".to_owned(),
-        };
+        let client = Client { id: "demo".to_owned(), secret: "secret".to_owned() };
         Tokens::new(client, kind, Duration::from_secs(60), "first".to_owned(), 1)
     }
 
     fn presented(id: &str, secret: &str, grant: &str, more: Option<(&str, &str)>) -> Presented {
         let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-        let form = [Some(("grant_type", grant)), more]
-            .into_iter()
-            .flatten()
-            .map(pair)
-            .collect();
-        Presented {
-            client: Some(Client {
-                id: id.to_owned(),
-                secret: secret.to_owned(),
-            }),
-            form,
-        }
+        let form = [Some(("grant_type", grant)), more].into_iter().flatten().map(pair).collect();
+        Presented { client: Some(Client { id: id.to_owned(), secret: secret.to_owned() }), form }
     }
 }

@@ -15,78 +15,24 @@ struct Template {
 }
 
 const TEMPLATES: [Template; 18] = [
-    Template {
-        text: "v2.analytics.queues.{id}.observations",
-        permission: Some("analytics:queueObservation:view"),
-    },
-    Template {
-        text: "v2.analytics.queues.{id}.activity",
-        permission: Some("analytics:queueObservation:view"),
-    },
-    Template {
-        text: "v2.users.{id}.presence",
-        permission: None,
-    },
-    Template {
-        text: "v2.users.{id}.routingStatus",
-        permission: None,
-    },
-    Template {
-        text: "v2.users.{id}.activity",
-        permission: None,
-    },
-    Template {
-        text: "v2.users.{id}.station",
-        permission: None,
-    },
-    Template {
-        text: "v2.users.{id}.outofoffice",
-        permission: None,
-    },
-    Template {
-        text: "v2.users.{id}.conversations",
-        permission: None,
-    },
-    Template {
-        text: "v2.users.{id}.conversationsummary",
-        permission: None,
-    },
-    Template {
-        text: "v2.routing.queues.{id}.users",
-        permission: Some("routing:queue:view"),
-    },
-    Template {
-        text: "v2.routing.queues.{id}.conversations",
-        permission: Some("routing:queue:view"),
-    },
-    Template {
-        text: "v2.detail.events.conversation.{id}.customer.start",
-        permission: None,
-    },
-    Template {
-        text: "v2.detail.events.conversation.{id}.customer.end",
-        permission: None,
-    },
-    Template {
-        text: "v2.detail.events.conversation.{id}.acd.start",
-        permission: None,
-    },
-    Template {
-        text: "v2.detail.events.conversation.{id}.acd.end",
-        permission: None,
-    },
-    Template {
-        text: "v2.detail.events.conversation.{id}.user.start",
-        permission: None,
-    },
-    Template {
-        text: "v2.detail.events.conversation.{id}.user.end",
-        permission: None,
-    },
-    Template {
-        text: "v2.detail.events.conversation.{id}.wrapup",
-        permission: None,
-    },
+    Template { text: "v2.analytics.queues.{id}.observations", permission: Some("analytics:queueObservation:view") },
+    Template { text: "v2.analytics.queues.{id}.activity", permission: Some("analytics:queueObservation:view") },
+    Template { text: "v2.users.{id}.presence", permission: None },
+    Template { text: "v2.users.{id}.routingStatus", permission: None },
+    Template { text: "v2.users.{id}.activity", permission: None },
+    Template { text: "v2.users.{id}.station", permission: None },
+    Template { text: "v2.users.{id}.outofoffice", permission: None },
+    Template { text: "v2.users.{id}.conversations", permission: None },
+    Template { text: "v2.users.{id}.conversationsummary", permission: None },
+    Template { text: "v2.routing.queues.{id}.users", permission: Some("routing:queue:view") },
+    Template { text: "v2.routing.queues.{id}.conversations", permission: Some("routing:queue:view") },
+    Template { text: "v2.detail.events.conversation.{id}.customer.start", permission: None },
+    Template { text: "v2.detail.events.conversation.{id}.customer.end", permission: None },
+    Template { text: "v2.detail.events.conversation.{id}.acd.start", permission: None },
+    Template { text: "v2.detail.events.conversation.{id}.acd.end", permission: None },
+    Template { text: "v2.detail.events.conversation.{id}.user.start", permission: None },
+    Template { text: "v2.detail.events.conversation.{id}.user.end", permission: None },
+    Template { text: "v2.detail.events.conversation.{id}.wrapup", permission: None },
 ];
 
 /// Why a topic is rejected.
@@ -107,10 +53,7 @@ pub(super) struct Meaning {
 
 /// Reads a requested topic. `forbidden` are beginnings of topics that the client has no permission for.
 pub(super) fn mean(topic: &str, cast: &Cast, forbidden: &[String]) -> Meaning {
-    let mut meaning = Meaning {
-        permitted: Vec::new(),
-        rejected: Vec::new(),
-    };
+    let mut meaning = Meaning { permitted: Vec::new(), rejected: Vec::new() };
     if topic.len() > TOPIC_MAX {
         meaning.rejected.push((topic.to_owned(), Rejected::TooLong));
         return meaning;
@@ -127,37 +70,23 @@ pub(super) fn mean(topic: &str, cast: &Cast, forbidden: &[String]) -> Meaning {
 /// `v2.users.{id}?presence&routingStatus` is two topics.
 fn expand(topic: &str) -> Vec<String> {
     match topic.split_once('?') {
-        Some((stem, parts)) => parts
-            .split('&')
-            .map(|part| format!("{stem}.{part}"))
-            .collect(),
+        Some((stem, parts)) => parts.split('&').map(|part| format!("{stem}.{part}")).collect(),
         None => vec![topic.to_owned()],
     }
 }
 
 fn check(topic: &str, cast: &Cast, forbidden: &[String]) -> Result<(), Rejected> {
-    let (template, id) = TEMPLATES
-        .iter()
-        .find_map(|template| Some((template, id_in(topic, template)?)))
-        .ok_or(Rejected::Unknown)?;
-    if forbidden
-        .iter()
-        .any(|start| topic.starts_with(start.as_str()))
-    {
-        return Err(Rejected::Forbidden {
-            permission: template.permission.unwrap_or("directory:user:view"),
-        });
+    let (template, id) =
+        TEMPLATES.iter().find_map(|template| Some((template, id_in(topic, template)?))).ok_or(Rejected::Unknown)?;
+    if forbidden.iter().any(|start| topic.starts_with(start.as_str())) {
+        return Err(Rejected::Forbidden { permission: template.permission.unwrap_or("directory:user:view") });
     }
     let exists = match template.text.split('.').nth(1) {
         Some("users") => cast.agent(id).is_some(),
         Some("detail") => id.len() == 36,
         Some(_) | None => cast.queue(id).is_some(),
     };
-    if exists {
-        Ok(())
-    } else {
-        Err(Rejected::NoSuchEntity)
-    }
+    if exists { Ok(()) } else { Err(Rejected::NoSuchEntity) }
 }
 
 fn id_in<'a>(topic: &'a str, template: &Template) -> Option<&'a str> {
@@ -194,48 +123,22 @@ mod tests {
         let forbidden = ["v2.routing.".to_owned()];
         let table = [
             (format!("v2.users.{user}.presence"), 1, vec![]),
-            (
-                format!("v2.users.{user}?presence&routingStatus&shoeSize"),
-                2,
-                vec![Rejected::Unknown],
-            ),
-            (
-                format!("v2.users.{queue}.presence"),
-                0,
-                vec![Rejected::NoSuchEntity],
-            ),
+            (format!("v2.users.{user}?presence&routingStatus&shoeSize"), 2, vec![Rejected::Unknown]),
+            (format!("v2.users.{queue}.presence"), 0, vec![Rejected::NoSuchEntity]),
             ("v2.users.*.presence".to_owned(), 0, vec![Rejected::Unknown]),
-            (
-                format!("v2.analytics.queues.{queue}.observations"),
-                1,
-                vec![],
-            ),
-            (
-                format!("v2.detail.events.conversation.{user}.acd.end"),
-                1,
-                vec![],
-            ),
-            (
-                format!("v2.users.{}", "x".repeat(200)),
-                0,
-                vec![Rejected::TooLong],
-            ),
+            (format!("v2.analytics.queues.{queue}.observations"), 1, vec![]),
+            (format!("v2.detail.events.conversation.{user}.acd.end"), 1, vec![]),
+            (format!("v2.users.{}", "x".repeat(200)), 0, vec![Rejected::TooLong]),
             (
                 format!("v2.routing.queues.{queue}.users"),
                 0,
-                vec![Rejected::Forbidden {
-                    permission: "routing:queue:view",
-                }],
+                vec![Rejected::Forbidden { permission: "routing:queue:view" }],
             ),
         ];
         for (topic, permitted, rejected) in table {
             let meaning = mean(&topic, &cast, &forbidden);
             assert_eq!(meaning.permitted.len(), permitted, "{topic}");
-            let reasons: Vec<Rejected> = meaning
-                .rejected
-                .into_iter()
-                .map(|(_, reason)| reason)
-                .collect();
+            let reasons: Vec<Rejected> = meaning.rejected.into_iter().map(|(_, reason)| reason).collect();
             assert_eq!(reasons, rejected, "{topic}");
         }
     }

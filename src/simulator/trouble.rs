@@ -55,11 +55,7 @@ pub(super) struct Trouble {
 
 impl Trouble {
     pub(super) fn none() -> Self {
-        Self {
-            handshakes: Line(VecDeque::new()),
-            tokens: Line(VecDeque::new()),
-            rest: Line(VecDeque::new()),
-        }
+        Self { handshakes: Line(VecDeque::new()), tokens: Line(VecDeque::new()), rest: Line(VecDeque::new()) }
     }
 
     pub(super) fn refuse_handshakes(&mut self, on: Target, refusal: Refusal, times: u32) {
@@ -75,9 +71,7 @@ impl Trouble {
     }
 
     pub(super) fn for_handshake(&mut self, dialect: Dialect) -> Option<Refusal> {
-        self.handshakes
-            .take(|(on, _)| on.includes(dialect))
-            .map(|(_, refusal)| refusal)
+        self.handshakes.take(|(on, _)| on.includes(dialect)).map(|(_, refusal)| refusal)
     }
 
     pub(super) fn for_token(&mut self) -> Option<TokenFailure> {
@@ -85,14 +79,8 @@ impl Trouble {
     }
 
     pub(super) fn for_rest(&mut self, path: &str) -> Option<Refusal> {
-        let fits = |start: &Option<String>| {
-            start
-                .as_ref()
-                .is_none_or(|start| path.starts_with(start.as_str()))
-        };
-        self.rest
-            .take(|(start, _)| fits(start))
-            .map(|(_, refusal)| refusal)
+        let fits = |start: &Option<String>| start.as_ref().is_none_or(|start| path.starts_with(start.as_str()));
+        self.rest.take(|(start, _)| fits(start)).map(|(_, refusal)| refusal)
     }
 }
 
@@ -112,31 +100,16 @@ mod tests {
 
     #[test]
     fn a_fault_waits_for_the_requests_it_is_for_and_is_used_up() {
-        let refusal = |status| Refusal {
-            status,
-            retry_after: None,
-        };
+        let refusal = |status| Refusal { status, retry_after: None };
         let mut trouble = Trouble::none();
         trouble.refuse_handshakes(Target::Notifications, refusal(403), 1);
         trouble.refuse_handshakes(Target::All, refusal(503), 2);
-        assert_eq!(
-            trouble.for_handshake(Dialect::Sequenced),
-            Some(refusal(503))
-        );
-        assert_eq!(
-            trouble.for_handshake(Dialect::Notifications),
-            Some(refusal(403))
-        );
-        assert_eq!(
-            trouble.for_handshake(Dialect::Notifications),
-            Some(refusal(503))
-        );
+        assert_eq!(trouble.for_handshake(Dialect::Sequenced), Some(refusal(503)));
+        assert_eq!(trouble.for_handshake(Dialect::Notifications), Some(refusal(403)));
+        assert_eq!(trouble.for_handshake(Dialect::Notifications), Some(refusal(503)));
         assert_eq!(trouble.for_handshake(Dialect::Notifications), None);
         trouble.fail_rest(Some("/api/v2/users".to_owned()), refusal(500), 1);
         assert_eq!(trouble.for_rest("/api/v2/routing/queues"), None);
-        assert_eq!(
-            trouble.for_rest("/api/v2/users?pageSize=1"),
-            Some(refusal(500))
-        );
+        assert_eq!(trouble.for_rest("/api/v2/users?pageSize=1"), Some(refusal(500)));
     }
 }

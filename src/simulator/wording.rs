@@ -40,9 +40,7 @@ pub(super) fn sequenced_text(sequence: u64, event: &Event) -> String {
         topic_name: &event.topic,
         event_time: stamp(event.at),
         event_body: &event.body,
-        metadata: Metadata {
-            correlation: &event.correlation,
-        },
+        metadata: Metadata { correlation: &event.correlation },
     })
 }
 
@@ -53,12 +51,7 @@ pub(super) fn notification_text(event: &Event) -> String {
 
 /// The envelope around any notification; `version` is always the text "2".
 pub(super) fn envelope(topic: &str, body: &Value, correlation: &str) -> String {
-    write(&Notification {
-        topic_name: topic,
-        version: "2",
-        event_body: body,
-        metadata: Metadata { correlation },
-    })
+    write(&Notification { topic_name: topic, version: "2", event_body: body, metadata: Metadata { correlation } })
 }
 
 fn write(what: &impl Serialize) -> String {

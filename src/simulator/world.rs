@@ -55,19 +55,9 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(origin: Origin) -> Self {
-        let story = Story::begin(
-            origin.seed,
-            Cast::hire(origin.seed, origin.agents, origin.queues),
-            origin.base,
-        );
+        let story = Story::begin(origin.seed, Cast::hire(origin.seed, origin.agents, origin.queues), origin.base);
         let view = View::of(&story);
-        Self {
-            origin,
-            told: 0,
-            story,
-            pending: VecDeque::new(),
-            view,
-        }
+        Self { origin, told: 0, story, pending: VecDeque::new(), view }
     }
 
     /// Tells the next event; the view changes with it, so that a snapshot agrees with exactly what was told.
@@ -77,13 +67,7 @@ impl World {
         let happening = self.next_happening(at);
         self.view.learn(&happening);
         let told = shapes::tell(&happening, self.story.cast(), at);
-        Event {
-            topic: told.topic,
-            kind: told.kind,
-            at,
-            body: told.body,
-            correlation: self.correlation(),
-        }
+        Event { topic: told.topic, kind: told.kind, at, body: told.body, correlation: self.correlation() }
     }
 
     pub(super) fn view(&self) -> &View {
@@ -103,23 +87,14 @@ impl World {
         while self.pending.is_empty() {
             self.story.step(at, &mut self.pending);
         }
-        self.pending
-            .pop_front()
-            .expect("the loop above ends with something pending")
+        self.pending.pop_front().expect("the loop above ends with something pending")
     }
 
     fn moment(&self, number: u64) -> OffsetDateTime {
-        let nanos = self
-            .origin
-            .step
-            .as_nanos()
-            .saturating_mul(u128::from(number));
+        let nanos = self.origin.step.as_nanos().saturating_mul(u128::from(number));
         let seconds = i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX);
-        let rest =
-            i32::try_from(nanos % 1_000_000_000).expect("a remainder of a thousand million fits");
-        self.origin
-            .base
-            .saturating_add(time::Duration::new(seconds, rest))
+        let rest = i32::try_from(nanos % 1_000_000_000).expect("a remainder of a thousand million fits");
+        self.origin.base.saturating_add(time::Duration::new(seconds, rest))
     }
 
     fn correlation(&self) -> String {
@@ -168,14 +143,8 @@ mod tests {
     #[test]
     fn an_event_has_the_size_of_a_real_one() {
         let mut world = World::new(origin(3));
-        let sizes: Vec<usize> = (0..2_000)
-            .map(|_| world.next_event().body.to_string().len())
-            .collect();
-        assert!(
-            sizes.iter().all(|size| (80..4_096).contains(size)),
-            "{:?}",
-            sizes.iter().max()
-        );
+        let sizes: Vec<usize> = (0..2_000).map(|_| world.next_event().body.to_string().len()).collect();
+        assert!(sizes.iter().all(|size| (80..4_096).contains(size)), "{:?}", sizes.iter().max());
         let mean = sizes.iter().sum::<usize>() / sizes.len();
         assert!((250..1_500).contains(&mean), "mean {mean}");
     }
@@ -199,17 +168,11 @@ mod tests {
         for _ in 0..5_000 {
             let event = world.next_event();
             if event.kind == "v2.users.routingStatus" {
-                statuses.insert(
-                    event.body["id"].clone(),
-                    event.body["routingStatus"]["status"].clone(),
-                );
+                statuses.insert(event.body["id"].clone(), event.body["routingStatus"]["status"].clone());
             }
             if event.kind == "v2.analytics.queues.observations" {
                 let metrics = &event.body["data"][0]["metrics"];
-                waiting.insert(
-                    event.body["group"]["queueId"].clone(),
-                    metrics[0]["stats"]["count"].clone(),
-                );
+                waiting.insert(event.body["group"]["queueId"].clone(), metrics[0]["stats"]["count"].clone());
             }
         }
         let users = world.view().users(world.cast());
@@ -228,12 +191,6 @@ mod tests {
 
     fn origin(seed: u64) -> Origin {
         let base = datetime!(2026-05-04 12:00 UTC);
-        Origin {
-            seed,
-            agents: 12,
-            queues: 3,
-            base,
-            step: Duration::from_millis(50),
-        }
+        Origin { seed, agents: 12, queues: 3, base, step: Duration::from_millis(50) }
     }
 }

@@ -35,16 +35,8 @@ pub(in crate::simulator) struct Wanted {
 }
 
 /// Reads a batch of requested topics.
-pub(in crate::simulator) fn wanted(
-    requested: &[String],
-    cast: &Cast,
-    forbidden: &[String],
-) -> Wanted {
-    let mut wanted = Wanted {
-        permitted: Topics::new(),
-        entities: Vec::new(),
-        rejected: 0,
-    };
+pub(in crate::simulator) fn wanted(requested: &[String], cast: &Cast, forbidden: &[String]) -> Wanted {
+    let mut wanted = Wanted { permitted: Topics::new(), entities: Vec::new(), rejected: 0 };
     for topic in requested {
         let meaning = topics::mean(topic, cast, forbidden);
         if !meaning.permitted.is_empty() {
@@ -52,35 +44,22 @@ pub(in crate::simulator) fn wanted(
             wanted.permitted.insert(topic.clone(), meaning.permitted);
         }
         wanted.rejected += meaning.rejected.len();
-        wanted.entities.extend(
-            meaning
-                .rejected
-                .iter()
-                .map(|(part, reason)| rejected_entity(part, reason)),
-        );
+        wanted.entities.extend(meaning.rejected.iter().map(|(part, reason)| rejected_entity(part, reason)));
     }
     wanted
 }
 
 /// `POST /api/v2/notifications/channels`
-pub(super) async fn create(
-    State(platform): State<Arc<Platform>>,
-    Extension(caller): Extension<Caller>,
-) -> Response {
+pub(super) async fn create(State(platform): State<Arc<Platform>>, Extension(caller): Extension<Caller>) -> Response {
     let at = now();
     let mut state = platform.lock();
     let id = format!("streaming-4-{}", uuid(&mut state.rng).replace('-', ""));
-    let evicted = state
-        .channels
-        .create(id.clone(), caller.token.clone(), caller.ends, at);
+    let evicted = state.channels.create(id.clone(), caller.token.clone(), caller.ends, at);
     state.tally.channels_created += 1;
     if let Some(socket) = evicted {
         state.order_one(socket, closing("The channel was deleted"));
     }
-    let expires = state
-        .channels
-        .get(&id, at)
-        .map_or(at, |channel| channel.expires);
+    let expires = state.channels.get(&id, at).map_or(at, |channel| channel.expires);
     drop(state);
     Json(entity(&platform, &caller, &id, expires)).into_response()
 }
@@ -91,74 +70,41 @@ pub(super) async fn list(
     Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let whole_client =
-        parameter(query.as_deref(), "includechannels").as_deref() == Some("oauthclient");
+    let whole_client = parameter(query.as_deref(), "includechannels").as_deref() == Some("oauthclient");
     let state = platform.lock();
-    let own = state
-        .channels
-        .list(now())
-        .filter(|(_, channel)| whole_client || channel.token == caller.token);
-    let entities: Vec<Value> = own
-        .map(|(id, channel)| entity(&platform, &caller, id, channel.expires))
-        .collect();
+    let own = state.channels.list(now()).filter(|(_, channel)| whole_client || channel.token == caller.token);
+    let entities: Vec<Value> = own.map(|(id, channel)| entity(&platform, &caller, id, channel.expires)).collect();
     Json(json!({ "entities": entities })).into_response()
 }
 
 /// `HEAD /api/v2/notifications/channels/{id}`
-pub(super) async fn exists(
-    State(platform): State<Arc<Platform>>,
-    Path(id): Path<String>,
-) -> Response {
+pub(super) async fn exists(State(platform): State<Arc<Platform>>, Path(id): Path<String>) -> Response {
     let exists = platform.lock().channels.get(&id, now()).is_some();
-    if exists {
-        StatusCode::OK.into_response()
-    } else {
-        gone()
-    }
+    if exists { StatusCode::OK.into_response() } else { gone() }
 }
 
 /// `GET /api/v2/notifications/channels/{id}/subscriptions`
-pub(super) async fn subscriptions(
-    State(platform): State<Arc<Platform>>,
-    Path(id): Path<String>,
-) -> Response {
+pub(super) async fn subscriptions(State(platform): State<Arc<Platform>>, Path(id): Path<String>) -> Response {
     let state = platform.lock();
     let Some(channel) = state.channels.get(&id, now()) else {
         return gone();
     };
-    let entities: Vec<Value> = channel
-        .topics
-        .keys()
-        .map(|topic| permitted_entity(topic))
-        .collect();
+    let entities: Vec<Value> = channel.topics.keys().map(|topic| permitted_entity(topic)).collect();
     Json(json!({ "entities": entities })).into_response()
 }
 
 /// `POST …/subscriptions`
-pub(super) async fn add(
-    state: State<Arc<Platform>>,
-    path: Path<String>,
-    query: RawQuery,
-    body: Bytes,
-) -> Response {
+pub(super) async fn add(state: State<Arc<Platform>>, path: Path<String>, query: RawQuery, body: Bytes) -> Response {
     change(&state, &path, &query, &body, Change::Add)
 }
 
 /// `PUT …/subscriptions`
-pub(super) async fn replace(
-    state: State<Arc<Platform>>,
-    path: Path<String>,
-    query: RawQuery,
-    body: Bytes,
-) -> Response {
+pub(super) async fn replace(state: State<Arc<Platform>>, path: Path<String>, query: RawQuery, body: Bytes) -> Response {
     change(&state, &path, &query, &body, Change::Replace)
 }
 
 /// `DELETE …/subscriptions`
-pub(super) async fn remove(
-    State(platform): State<Arc<Platform>>,
-    Path(id): Path<String>,
-) -> Response {
+pub(super) async fn remove(State(platform): State<Arc<Platform>>, Path(id): Path<String>) -> Response {
     let cleared = platform.lock().channels.clear(&id, now());
     match cleared {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
@@ -171,53 +117,30 @@ pub(super) async fn topics() -> Json<Value> {
     Json(topics::catalogue())
 }
 
-fn change(
-    platform: &Platform,
-    id: &str,
-    query: &RawQuery,
-    body: &Bytes,
-    change: Change,
-) -> Response {
+fn change(platform: &Platform, id: &str, query: &RawQuery, body: &Bytes, change: Change) -> Response {
     let Ok(requested) = serde_json::from_slice::<Vec<Topic>>(body) else {
         return reply::bad_request("An array of topics is expected.");
     };
     let requested: Vec<String> = requested.into_iter().map(|topic| topic.id).collect();
     let ignore_errors = parameter(query.0.as_deref(), "ignoreErrors").as_deref() == Some("true");
     let mut state = platform.lock();
-    let wanted = wanted(
-        &requested,
-        state.world.cast(),
-        &platform.settings.forbidden_topics,
-    );
+    let wanted = wanted(&requested, state.world.cast(), &platform.settings.forbidden_topics);
     if wanted.rejected > 0 && !ignore_errors {
-        return reply::bad_request(&format!(
-            "{} of the topics cannot be subscribed to.",
-            wanted.rejected
-        ));
+        return reply::bad_request(&format!("{} of the topics cannot be subscribed to.", wanted.rejected));
     }
-    match state
-        .channels
-        .subscribe(id, wanted.permitted, change, now())
-    {
+    match state.channels.subscribe(id, wanted.permitted, change, now()) {
         Ok(()) => Json(json!({ "entities": wanted.entities })).into_response(),
         Err(ChannelError::Gone) => gone(),
-        Err(ChannelError::TooManyTopics) => {
-            reply::bad_request("A channel has at most 1000 topics.")
-        }
+        Err(ChannelError::TooManyTopics) => reply::bad_request("A channel has at most 1000 topics."),
     }
 }
 
 fn gone() -> Response {
-    reply::error(
-        StatusCode::NOT_FOUND,
-        "not.found",
-        "The requested channel was not found.",
-    )
+    reply::error(StatusCode::NOT_FOUND, "not.found", "The requested channel was not found.")
 }
 
 fn entity(platform: &Platform, caller: &Caller, id: &str, expires: Instant) -> Value {
-    let left = time::Duration::try_from(expires.saturating_duration_since(now()))
-        .unwrap_or(time::Duration::MAX);
+    let left = time::Duration::try_from(expires.saturating_duration_since(now())).unwrap_or(time::Duration::MAX);
     let expires = wall(platform.settings.clock_offset).saturating_add(left);
     json!({"id": id, "connectUri": format!("ws://{}/channels/{id}", caller.host), "expires": stamp(expires)})
 }

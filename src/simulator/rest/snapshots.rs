@@ -19,18 +19,10 @@ const PAGE_SIZE: usize = 25;
 const PAGE_SIZE_MAX: usize = 100;
 
 /// Parts of a user that are only sent when the client asks for them.
-const EXPANSIONS: [&str; 4] = [
-    "presence",
-    "routingStatus",
-    "conversationSummary",
-    "outOfOffice",
-];
+const EXPANSIONS: [&str; 4] = ["presence", "routingStatus", "conversationSummary", "outOfOffice"];
 
 /// `GET /api/v2/users?expand=…&pageSize&pageNumber`
-pub(super) async fn users(
-    State(platform): State<Arc<Platform>>,
-    RawQuery(query): RawQuery,
-) -> Response {
+pub(super) async fn users(State(platform): State<Arc<Platform>>, RawQuery(query): RawQuery) -> Response {
     let expand = parameter(query.as_deref(), "expand").unwrap_or_default();
     let asked: Vec<&str> = expand.split(',').collect();
     let mut users = {
@@ -47,23 +39,16 @@ pub(super) async fn users(
 }
 
 /// `GET /api/v2/routing/queues?pageSize&pageNumber`
-pub(super) async fn queues(
-    State(platform): State<Arc<Platform>>,
-    RawQuery(query): RawQuery,
-) -> Response {
+pub(super) async fn queues(State(platform): State<Arc<Platform>>, RawQuery(query): RawQuery) -> Response {
     let state = platform.lock();
-    let entity =
-        |queue: &crate::simulator::world::Queue| json!({"id": queue.id, "name": queue.name});
+    let entity = |queue: &crate::simulator::world::Queue| json!({"id": queue.id, "name": queue.name});
     let queues = state.world.cast().queues.iter().map(entity).collect();
     drop(state);
     page("/api/v2/routing/queues", queues, query.as_deref())
 }
 
 /// `GET /api/v2/users/{id}/presences/purecloud`
-pub(super) async fn presence(
-    State(platform): State<Arc<Platform>>,
-    Path(id): Path<String>,
-) -> Response {
+pub(super) async fn presence(State(platform): State<Arc<Platform>>, Path(id): Path<String>) -> Response {
     let state = platform.lock();
     match state.world.cast().agent(&id) {
         Some(agent) => Json(state.world.view().presence(agent)).into_response(),
@@ -72,10 +57,7 @@ pub(super) async fn presence(
 }
 
 /// `GET /api/v2/users/{id}/routingstatus`
-pub(super) async fn routing_status(
-    State(platform): State<Arc<Platform>>,
-    Path(id): Path<String>,
-) -> Response {
+pub(super) async fn routing_status(State(platform): State<Arc<Platform>>, Path(id): Path<String>) -> Response {
     let state = platform.lock();
     let cast = state.world.cast();
     match cast.agent(&id) {
@@ -90,9 +72,7 @@ pub(super) async fn observations(State(platform): State<Arc<Platform>>, body: By
         return reply::bad_request("The query is no JSON.");
     };
     let wanted = queues_in(&query["filter"]);
-    let details = query["detailMetrics"]
-        .as_array()
-        .is_some_and(|metrics| !metrics.is_empty());
+    let details = query["detailMetrics"].as_array().is_some_and(|metrics| !metrics.is_empty());
     let state = platform.lock();
     let (cast, view) = (state.world.cast(), state.world.view());
     let results: Vec<Value> = (0..cast.queues.len())
@@ -110,9 +90,7 @@ pub(super) async fn observations(State(platform): State<Arc<Platform>>, body: By
 pub(super) async fn summary(State(platform): State<Arc<Platform>>) -> Response {
     let state = platform.lock();
     let (cast, view) = (state.world.cast(), state.world.view());
-    let queues: Vec<Value> = (0..cast.queues.len())
-        .map(|queue| view.observation(cast, queue, false))
-        .collect();
+    let queues: Vec<Value> = (0..cast.queues.len()).map(|queue| view.observation(cast, queue, false)).collect();
     let body = json!({
         "sequenceId": state.sequence.last(), "asOf": stamp(state.world.story_time()),
         "conversations": view.conversations(cast), "queues": queues,
@@ -121,20 +99,15 @@ pub(super) async fn summary(State(platform): State<Arc<Platform>>) -> Response {
 }
 
 fn no_user() -> Response {
-    reply::error(
-        StatusCode::NOT_FOUND,
-        "not.found",
-        "The requested user was not found.",
-    )
+    reply::error(StatusCode::NOT_FOUND, "not.found", "The requested user was not found.")
 }
 
 /// The queue ids that a filter's predicates name; clauses nest.
 fn queues_in(filter: &Value) -> Vec<String> {
     let list = |name: &str| filter[name].as_array().into_iter().flatten();
     let named = list("predicates").filter(|predicate| predicate["dimension"] == "queueId");
-    let mut queues: Vec<String> = named
-        .filter_map(|predicate| predicate["value"].as_str().map(str::to_owned))
-        .collect();
+    let mut queues: Vec<String> =
+        named.filter_map(|predicate| predicate["value"].as_str().map(str::to_owned)).collect();
     for clause in list("clauses") {
         queues.extend(queues_in(clause));
     }
@@ -151,10 +124,7 @@ fn chosen(mut result: Value, metrics: &Value) -> Value {
 
 fn page(path: &str, all: Vec<Value>, query: Option<&str>) -> Response {
     let number = |name| parameter(query, name).map(|text| text.parse::<usize>());
-    let (Ok(size), Ok(number)) = (
-        number("pageSize").transpose(),
-        number("pageNumber").transpose(),
-    ) else {
+    let (Ok(size), Ok(number)) = (number("pageSize").transpose(), number("pageNumber").transpose()) else {
         return reply::bad_request("pageSize and pageNumber are numbers.");
     };
     let (size, number) = (size.unwrap_or(PAGE_SIZE), number.unwrap_or(1));
@@ -163,11 +133,7 @@ fn page(path: &str, all: Vec<Value>, query: Option<&str>) -> Response {
     }
     let (total, pages) = (all.len(), all.len().div_ceil(size));
     let uri = |number: usize| format!("{path}?pageSize={size}&pageNumber={number}");
-    let entities: Vec<Value> = all
-        .into_iter()
-        .skip((number - 1).saturating_mul(size))
-        .take(size)
-        .collect();
+    let entities: Vec<Value> = all.into_iter().skip((number - 1).saturating_mul(size)).take(size).collect();
     let mut body = json!({
         "entities": entities, "pageSize": size, "pageNumber": number, "total": total, "pageCount": pages,
         "selfUri": uri(number), "firstUri": uri(1), "lastUri": uri(pages.max(1)),

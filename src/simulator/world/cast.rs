@@ -23,12 +23,12 @@ const QUEUE_NAMES: [&str; 12] = [
     "Complaints",
 ];
 const FIRST_NAMES: [&str; 16] = [
-    "Ada", "Bela", "Chidi", "Dora", "Emre", "Freya", "Goran", "Hana", "Ines", "Jonas", "Kavya",
-    "Luca", "Mina", "Noor", "Oskar", "Priya",
+    "Ada", "Bela", "Chidi", "Dora", "Emre", "Freya", "Goran", "Hana", "Ines", "Jonas", "Kavya", "Luca", "Mina", "Noor",
+    "Oskar", "Priya",
 ];
 const LAST_NAMES: [&str; 15] = [
-    "Adler", "Brandt", "Costa", "Duarte", "Eriksen", "Fischer", "Garcia", "Haddad", "Ito",
-    "Jansen", "Kowalski", "Lind", "Moreau", "Novak", "Okafor",
+    "Adler", "Brandt", "Costa", "Duarte", "Eriksen", "Fischer", "Garcia", "Haddad", "Ito", "Jansen", "Kowalski",
+    "Lind", "Moreau", "Novak", "Okafor",
 ];
 
 #[derive(Clone, Debug)]
@@ -56,12 +56,8 @@ impl Cast {
     /// At least one agent and one queue; each agent serves a few queues, the first queue is never unserved.
     pub(in crate::simulator) fn hire(seed: u64, agents: usize, queues: usize) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let queues: Vec<Queue> = (0..queues.max(1))
-            .map(|index| queue(&mut rng, index))
-            .collect();
-        let agents = (0..agents.max(1))
-            .map(|index| agent(&mut rng, index, queues.len()))
-            .collect();
+        let queues: Vec<Queue> = (0..queues.max(1)).map(|index| queue(&mut rng, index)).collect();
+        let agents = (0..agents.max(1)).map(|index| agent(&mut rng, index, queues.len())).collect();
         Self { agents, queues }
     }
 
@@ -89,35 +85,17 @@ pub(in crate::simulator) fn uuid(rng: &mut fastrand::Rng) -> String {
 }
 
 fn queue(rng: &mut fastrand::Rng, index: usize) -> Queue {
-    let name = QUEUE_NAMES
-        .get(index)
-        .map_or_else(|| format!("Queue {}", index + 1), |&name| name.to_owned());
-    Queue {
-        id: uuid(rng),
-        name,
-    }
+    let name = QUEUE_NAMES.get(index).map_or_else(|| format!("Queue {}", index + 1), |&name| name.to_owned());
+    Queue { id: uuid(rng), name }
 }
 
 fn agent(rng: &mut fastrand::Rng, index: usize, queues: usize) -> Agent {
     let first = FIRST_NAMES[index % FIRST_NAMES.len()];
     let last = LAST_NAMES[index % LAST_NAMES.len()];
     let round = index / (FIRST_NAMES.len() * LAST_NAMES.len());
-    let suffix = if round == 0 {
-        String::new()
-    } else {
-        (round + 1).to_string()
-    };
-    let email = format!(
-        "{}.{}{suffix}@example.com",
-        first.to_lowercase(),
-        last.to_lowercase()
-    );
+    let suffix = if round == 0 { String::new() } else { (round + 1).to_string() };
+    let email = format!("{}.{}{suffix}@example.com", first.to_lowercase(), last.to_lowercase());
     let serves = rng.usize(QUEUES_PER_AGENT).min(queues);
     let queues = (0..serves).map(|step| (index + step) % queues).collect();
-    Agent {
-        id: uuid(rng),
-        name: format!("{first} {last}{suffix}"),
-        email,
-        queues,
-    }
+    Agent { id: uuid(rng), name: format!("{first} {last}{suffix}"), email, queues }
 }

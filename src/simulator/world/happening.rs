@@ -68,60 +68,24 @@ pub(super) struct Gauges {
 pub(super) enum Happening {
     CustomerStart(Conversation),
     CustomerEnd(Conversation),
-    AcdEnd {
-        of: Conversation,
-        answered_by: Option<usize>,
-        waited_ms: u64,
-    },
-    UserEnd {
-        of: Conversation,
-        agent: usize,
-        talked_ms: u64,
-    },
-    Wrapup {
-        of: Conversation,
-        agent: usize,
-        lasted_ms: u64,
-    },
+    AcdEnd { of: Conversation, answered_by: Option<usize>, waited_ms: u64 },
+    UserEnd { of: Conversation, agent: usize, talked_ms: u64 },
+    Wrapup { of: Conversation, agent: usize, lasted_ms: u64 },
     QueueConversation(Conversation),
-    UserConversation {
-        agent: usize,
-        of: Conversation,
-    },
-    PresenceSet {
-        agent: usize,
-        duty: Duty,
-    },
-    RoutingSet {
-        agent: usize,
-        duty: Duty,
-    },
-    ActivitySet {
-        agent: usize,
-        duty: Duty,
-    },
-    Membership {
-        agent: usize,
-        queue: usize,
-        joined: bool,
-    },
-    Observations {
-        queue: usize,
-        gauges: Gauges,
-    },
-    QueueActivity {
-        queue: usize,
-        gauges: Gauges,
-    },
+    UserConversation { agent: usize, of: Conversation },
+    PresenceSet { agent: usize, duty: Duty },
+    RoutingSet { agent: usize, duty: Duty },
+    ActivitySet { agent: usize, duty: Duty },
+    Membership { agent: usize, queue: usize, joined: bool },
+    Observations { queue: usize, gauges: Gauges },
+    QueueActivity { queue: usize, gauges: Gauges },
 }
 
 /// The agent a conversation is with.
 pub(super) fn agent_of(stage: Stage) -> Option<usize> {
     match stage {
         Stage::Waiting => None,
-        Stage::Alerting { agent } | Stage::Talking { agent } | Stage::WrappingUp { agent } => {
-            Some(agent)
-        }
+        Stage::Alerting { agent } | Stage::Talking { agent } | Stage::WrappingUp { agent } => Some(agent),
         Stage::Ended { agent } => agent,
     }
 }

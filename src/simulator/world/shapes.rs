@@ -40,27 +40,16 @@ pub(super) struct Told {
 }
 
 /// What a kind of topic begins with; the id stands behind it.
-const PREFIXES: [&str; 4] = [
-    "v2.users",
-    "v2.routing.queues",
-    "v2.analytics.queues",
-    "v2.detail.events.conversation",
-];
+const PREFIXES: [&str; 4] = ["v2.users", "v2.routing.queues", "v2.analytics.queues", "v2.detail.events.conversation"];
 
 pub(super) fn tell(happening: &Happening, cast: &Cast, at: OffsetDateTime) -> Told {
     let kind = kind(happening);
-    Told {
-        topic: topic(kind, subject(happening, cast)),
-        kind,
-        body: body(happening, cast, at),
-    }
+    Told { topic: topic(kind, subject(happening, cast)), kind, body: body(happening, cast, at) }
 }
 
 /// The kind with the id put behind its prefix.
 fn topic(kind: &str, id: &str) -> String {
-    let split = PREFIXES
-        .iter()
-        .find_map(|prefix| Some((prefix, kind.strip_prefix(prefix)?)));
+    let split = PREFIXES.iter().find_map(|prefix| Some((prefix, kind.strip_prefix(prefix)?)));
     let (prefix, rest) = split.expect("every kind begins with one of the prefixes");
     format!("{prefix}.{id}{rest}")
 }
@@ -107,34 +96,18 @@ fn body(happening: &Happening, cast: &Cast, at: OffsetDateTime) -> Value {
     match happening {
         Happening::CustomerStart(of) => customer_start(of),
         Happening::CustomerEnd(of) => customer_end(of, at),
-        Happening::AcdEnd {
-            of,
-            answered_by,
-            waited_ms,
-        } => acd_end(of, answered_by.as_ref().map(user), *waited_ms, cast),
-        Happening::UserEnd {
-            of,
-            agent,
-            talked_ms,
-        } => user_end(of, user(agent), *talked_ms, cast),
-        Happening::Wrapup {
-            of,
-            agent,
-            lasted_ms,
-        } => wrapup(of, user(agent), *lasted_ms, cast),
-        Happening::QueueConversation(of) | Happening::UserConversation { of, .. } => {
-            conversation(of, cast)
+        Happening::AcdEnd { of, answered_by, waited_ms } => {
+            acd_end(of, answered_by.as_ref().map(user), *waited_ms, cast)
         }
+        Happening::UserEnd { of, agent, talked_ms } => user_end(of, user(agent), *talked_ms, cast),
+        Happening::Wrapup { of, agent, lasted_ms } => wrapup(of, user(agent), *lasted_ms, cast),
+        Happening::QueueConversation(of) | Happening::UserConversation { of, .. } => conversation(of, cast),
         Happening::PresenceSet { duty, .. } => presence(duty),
         Happening::RoutingSet { agent, duty } => {
             json!({"id": user(agent), "routingStatus": routing_status(duty)})
         }
         Happening::ActivitySet { agent, duty } => activity(*agent, duty, cast),
-        Happening::Membership {
-            agent,
-            queue,
-            joined,
-        } => membership(user(agent), &cast.queues[*queue].id, *joined),
+        Happening::Membership { agent, queue, joined } => membership(user(agent), &cast.queues[*queue].id, *joined),
         Happening::Observations { queue, gauges } => observations(&cast.queues[*queue], gauges, at),
         Happening::QueueActivity { gauges, .. } => queue_activity(gauges),
     }
@@ -204,8 +177,7 @@ fn wrapup(of: &Conversation, user: &str, lasted_ms: u64, cast: &Cast) -> Value {
 fn conversation(of: &Conversation, cast: &Cast) -> Value {
     let queue = &cast.queues[of.queue].id;
     let mut participants = vec![customer(of, queue)];
-    participants
-        .extend(agent_of(of.stage).map(|agent| attendant(of, &cast.agents[agent].id, queue)));
+    participants.extend(agent_of(of.stage).map(|agent| attendant(of, &cast.agents[agent].id, queue)));
     json!({
         "id": of.id, "address": of.caller, "recordingState": "none", "participants": participants,
         "divisions": [{"division": {"id": DIVISION}, "entities": [{"id": queue}]}],
@@ -293,11 +265,9 @@ fn activity(agent: usize, duty: &Duty, cast: &Cast) -> Value {
     let (id, name) = definition(duty.presence);
     let active: Vec<&str> = match duty.routing {
         Routing::OffQueue => Vec::new(),
-        Routing::Idle | Routing::Interacting => cast.agents[agent]
-            .queues
-            .iter()
-            .map(|queue| cast.queues[*queue].id.as_str())
-            .collect(),
+        Routing::Idle | Routing::Interacting => {
+            cast.agents[agent].queues.iter().map(|queue| cast.queues[*queue].id.as_str()).collect()
+        }
     };
     json!({
         "id": cast.agents[agent].id, "routingStatus": routing_status(duty),

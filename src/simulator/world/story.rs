@@ -48,20 +48,10 @@ pub(super) struct Story {
 impl Story {
     /// Everybody is on queue and idle when the doors open.
     pub(super) fn begin(seed: u64, cast: Cast, base: OffsetDateTime) -> Self {
-        let duty = Duty {
-            presence: Presence::OnQueue,
-            present_since: base,
-            routing: Routing::Idle,
-            routing_since: base,
-        };
+        let duty =
+            Duty { presence: Presence::OnQueue, present_since: base, routing: Routing::Idle, routing_since: base };
         let duties = vec![duty; cast.agents.len()];
-        Self {
-            cast,
-            rng: fastrand::Rng::with_seed(!seed),
-            duties,
-            live: BTreeMap::new(),
-            arrived: 0,
-        }
+        Self { cast, rng: fastrand::Rng::with_seed(!seed), duties, live: BTreeMap::new(), arrived: 0 }
     }
 
     pub(super) fn cast(&self) -> &Cast {
@@ -99,11 +89,7 @@ impl Story {
     }
 
     fn arrive(&mut self, at: OffsetDateTime, out: &mut VecDeque<Happening>) {
-        let waiting = self
-            .live
-            .values()
-            .filter(|live| live.stage == Stage::Waiting)
-            .count();
+        let waiting = self.live.values().filter(|live| live.stage == Stage::Waiting).count();
         if waiting >= WAITING_PER_AGENT * self.duties.len() {
             return;
         }
@@ -132,77 +118,47 @@ impl Story {
             return;
         };
         let conversation = self.advance(key, Stage::Alerting { agent }, at);
-        out.push_back(Happening::UserConversation {
-            agent,
-            of: conversation.clone(),
-        });
+        out.push_back(Happening::UserConversation { agent, of: conversation.clone() });
         self.observe(conversation.queue, at, out);
     }
 
     fn answer(&mut self, at: OffsetDateTime, out: &mut VecDeque<Happening>) {
         let alerting = self.pick(|stage| matches!(stage, Stage::Alerting { .. }));
-        let Some((key, agent)) =
-            alerting.and_then(|key| Some((key, agent_of(self.live[&key].stage)?)))
-        else {
+        let Some((key, agent)) = alerting.and_then(|key| Some((key, agent_of(self.live[&key].stage)?))) else {
             return;
         };
         let waited_ms = millis(at - self.live[&key].began);
         let conversation = self.advance(key, Stage::Talking { agent }, at);
-        out.push_back(Happening::AcdEnd {
-            of: conversation.clone(),
-            answered_by: Some(agent),
-            waited_ms,
-        });
+        out.push_back(Happening::AcdEnd { of: conversation.clone(), answered_by: Some(agent), waited_ms });
         self.set_routing(agent, Routing::Interacting, at, out);
-        out.push_back(Happening::UserConversation {
-            agent,
-            of: conversation.clone(),
-        });
+        out.push_back(Happening::UserConversation { agent, of: conversation.clone() });
         out.push_back(Happening::QueueConversation(conversation.clone()));
         self.observe(conversation.queue, at, out);
     }
 
     fn end(&mut self, at: OffsetDateTime, out: &mut VecDeque<Happening>) {
         let talking = self.pick(|stage| matches!(stage, Stage::Talking { .. }));
-        let Some((key, agent)) =
-            talking.and_then(|key| Some((key, agent_of(self.live[&key].stage)?)))
-        else {
+        let Some((key, agent)) = talking.and_then(|key| Some((key, agent_of(self.live[&key].stage)?))) else {
             return;
         };
         let talked_ms = millis(at - self.live[&key].since);
         let conversation = self.advance(key, Stage::WrappingUp { agent }, at);
         out.push_back(Happening::CustomerEnd(conversation.clone()));
-        out.push_back(Happening::UserEnd {
-            of: conversation.clone(),
-            agent,
-            talked_ms,
-        });
-        out.push_back(Happening::UserConversation {
-            agent,
-            of: conversation.clone(),
-        });
+        out.push_back(Happening::UserEnd { of: conversation.clone(), agent, talked_ms });
+        out.push_back(Happening::UserConversation { agent, of: conversation.clone() });
         self.observe(conversation.queue, at, out);
     }
 
     fn wrap_up(&mut self, at: OffsetDateTime, out: &mut VecDeque<Happening>) {
         let wrapping = self.pick(|stage| matches!(stage, Stage::WrappingUp { .. }));
-        let Some((key, agent)) =
-            wrapping.and_then(|key| Some((key, agent_of(self.live[&key].stage)?)))
-        else {
+        let Some((key, agent)) = wrapping.and_then(|key| Some((key, agent_of(self.live[&key].stage)?))) else {
             return;
         };
         let lasted_ms = millis(at - self.live[&key].since);
         let conversation = self.finish(key, Some(agent), at);
-        out.push_back(Happening::Wrapup {
-            of: conversation.clone(),
-            agent,
-            lasted_ms,
-        });
+        out.push_back(Happening::Wrapup { of: conversation.clone(), agent, lasted_ms });
         self.set_routing(agent, Routing::Idle, at, out);
-        out.push_back(Happening::UserConversation {
-            agent,
-            of: conversation.clone(),
-        });
+        out.push_back(Happening::UserConversation { agent, of: conversation.clone() });
         out.push_back(Happening::QueueConversation(conversation.clone()));
         self.observe(conversation.queue, at, out);
     }
@@ -214,11 +170,7 @@ impl Story {
         let waited_ms = millis(at - self.live[&key].began);
         let conversation = self.finish(key, None, at);
         out.push_back(Happening::CustomerEnd(conversation.clone()));
-        out.push_back(Happening::AcdEnd {
-            of: conversation.clone(),
-            answered_by: None,
-            waited_ms,
-        });
+        out.push_back(Happening::AcdEnd { of: conversation.clone(), answered_by: None, waited_ms });
         out.push_back(Happening::QueueConversation(conversation.clone()));
         self.observe(conversation.queue, at, out);
     }
@@ -228,19 +180,10 @@ impl Story {
             return;
         };
         // An agent whose phone is ringing stays.
-        if self
-            .live
-            .values()
-            .any(|live| live.stage == Stage::Alerting { agent })
-        {
+        if self.live.values().any(|live| live.stage == Stage::Alerting { agent }) {
             return;
         }
-        let away = [
-            Presence::Available,
-            Presence::Break,
-            Presence::Meal,
-            Presence::Meeting,
-        ];
+        let away = [Presence::Available, Presence::Break, Presence::Meal, Presence::Meeting];
         let presence = away[self.rng.usize(0..away.len())];
         self.go(agent, presence, Routing::OffQueue, at, out);
     }
@@ -261,29 +204,16 @@ impl Story {
     ) {
         self.duties[agent].presence = presence;
         self.duties[agent].present_since = at;
-        out.push_back(Happening::PresenceSet {
-            agent,
-            duty: self.duties[agent],
-        });
+        out.push_back(Happening::PresenceSet { agent, duty: self.duties[agent] });
         self.set_routing(agent, routing, at, out);
         for queue in self.cast.agents[agent].queues.clone() {
             let joined = routing != Routing::OffQueue;
-            out.push_back(Happening::Membership {
-                agent,
-                queue,
-                joined,
-            });
+            out.push_back(Happening::Membership { agent, queue, joined });
             self.observe(queue, at, out);
         }
     }
 
-    fn set_routing(
-        &mut self,
-        agent: usize,
-        routing: Routing,
-        at: OffsetDateTime,
-        out: &mut VecDeque<Happening>,
-    ) {
+    fn set_routing(&mut self, agent: usize, routing: Routing, at: OffsetDateTime, out: &mut VecDeque<Happening>) {
         self.duties[agent].routing = routing;
         self.duties[agent].routing_since = at;
         let duty = self.duties[agent];
@@ -328,10 +258,7 @@ impl Story {
     }
 
     fn advance(&mut self, key: u64, stage: Stage, at: OffsetDateTime) -> Conversation {
-        let live = self
-            .live
-            .get_mut(&key)
-            .expect("the key was picked from the live ones");
+        let live = self.live.get_mut(&key).expect("the key was picked from the live ones");
         live.stage = stage;
         live.since = at;
         live.clone()
@@ -344,39 +271,23 @@ impl Story {
     }
 
     fn pick(&mut self, wanted: impl Fn(Stage) -> bool) -> Option<u64> {
-        let keys: Vec<u64> = self
-            .live
-            .iter()
-            .filter(|(_, live)| wanted(live.stage))
-            .map(|(&key, _)| key)
-            .collect();
+        let keys: Vec<u64> = self.live.iter().filter(|(_, live)| wanted(live.stage)).map(|(&key, _)| key).collect();
         self.rng.choice(keys)
     }
 
     /// Idle, a member of the queue, and not being rung already.
     fn idle_agent(&mut self, queue: usize) -> Option<usize> {
-        let ringing: Vec<usize> = self
-            .live
-            .values()
-            .filter_map(|live| agent_of(live.stage))
-            .collect();
+        let ringing: Vec<usize> = self.live.values().filter_map(|live| agent_of(live.stage)).collect();
         let free: Vec<usize> = (0..self.duties.len())
             .filter(|agent| self.duties[*agent].routing == Routing::Idle)
-            .filter(|agent| {
-                self.cast.agents[*agent].queues.contains(&queue) && !ringing.contains(agent)
-            })
+            .filter(|agent| self.cast.agents[*agent].queues.contains(&queue) && !ringing.contains(agent))
             .collect();
         self.rng.choice(free)
     }
 
     fn someone(&mut self, wanted: impl Fn(&Duty) -> bool) -> Option<usize> {
-        let found: Vec<usize> = self
-            .duties
-            .iter()
-            .enumerate()
-            .filter(|(_, duty)| wanted(duty))
-            .map(|(agent, _)| agent)
-            .collect();
+        let found: Vec<usize> =
+            self.duties.iter().enumerate().filter(|(_, duty)| wanted(duty)).map(|(agent, _)| agent).collect();
         self.rng.choice(found)
     }
 }

@@ -21,14 +21,8 @@ pub(in crate::simulator) struct View {
 impl View {
     pub(super) fn of(story: &Story) -> Self {
         let duties = story.duties().to_vec();
-        let gauges = (0..story.cast().queues.len())
-            .map(|queue| opening(story.cast(), queue))
-            .collect();
-        Self {
-            duties,
-            gauges,
-            live: BTreeMap::new(),
-        }
+        let gauges = (0..story.cast().queues.len()).map(|queue| opening(story.cast(), queue)).collect();
+        Self { duties, gauges, live: BTreeMap::new() }
     }
 
     pub(super) fn learn(&mut self, happening: &Happening) {
@@ -59,10 +53,7 @@ impl View {
 
     fn learn_conversation(&mut self, of: &Conversation) {
         match of.stage {
-            Stage::Waiting
-            | Stage::Alerting { .. }
-            | Stage::Talking { .. }
-            | Stage::WrappingUp { .. } => {
+            Stage::Waiting | Stage::Alerting { .. } | Stage::Talking { .. } | Stage::WrappingUp { .. } => {
                 self.live.insert(of.id.clone(), of.clone());
             }
             Stage::Ended { .. } => {
@@ -73,9 +64,7 @@ impl View {
 
     /// Every user, fully expanded, in the order of the cast.
     pub(in crate::simulator) fn users(&self, cast: &Cast) -> Vec<Value> {
-        (0..cast.agents.len())
-            .map(|agent| self.user(cast, agent))
-            .collect()
+        (0..cast.agents.len()).map(|agent| self.user(cast, agent)).collect()
     }
 
     fn user(&self, cast: &Cast, agent: usize) -> Value {
@@ -121,12 +110,7 @@ impl View {
     }
 
     /// One result group of the queue observations query.
-    pub(in crate::simulator) fn observation(
-        &self,
-        cast: &Cast,
-        queue: usize,
-        details: bool,
-    ) -> Value {
+    pub(in crate::simulator) fn observation(&self, cast: &Cast, queue: usize, details: bool) -> Value {
         let mut data = shapes::metrics(&self.gauges[queue]);
         if details {
             let waiting = self.waiting(queue);
@@ -138,11 +122,7 @@ impl View {
 
     fn waiting(&self, queue: usize) -> Vec<Value> {
         let waits = |live: &&Conversation| live.queue == queue && live.stage == Stage::Waiting;
-        self.live
-            .values()
-            .filter(waits)
-            .map(waiting_entry)
-            .collect()
+        self.live.values().filter(waits).map(waiting_entry).collect()
     }
 
     /// The conversations in progress, as the summary snapshot lists them.
@@ -153,16 +133,8 @@ impl View {
 
 /// Everybody is idle at the start.
 fn opening(cast: &Cast, queue: usize) -> Gauges {
-    let members = cast
-        .agents
-        .iter()
-        .filter(|agent| agent.queues.contains(&queue))
-        .count() as u64;
-    Gauges {
-        on_queue: members,
-        idle: members,
-        ..Gauges::default()
-    }
+    let members = cast.agents.iter().filter(|agent| agent.queues.contains(&queue)).count() as u64;
+    Gauges { on_queue: members, idle: members, ..Gauges::default() }
 }
 
 fn waiting_entry(live: &Conversation) -> Value {
