@@ -8,6 +8,7 @@ mod audit;
 use std::{
     collections::BTreeMap,
     io::{IsTerminal, Write},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -36,6 +37,10 @@ const SILENCE_MAX: &str = "5s";
 const RETENTION: Duration = Duration::from_secs(30);
 /// What was said so long ago is in the log, or is missing.
 const SETTLED_AFTER: u64 = 15;
+/// What was said so shortly before the end may not have arrived.
+const LAST_MOMENTS: u64 = 2;
+/// The demo's stream that is not numbered.
+const UNNUMBERED: &str = "queues";
 const READ_BYTES: usize = 1 << 20;
 const TICK: Duration = Duration::from_secs(1);
 
@@ -52,9 +57,9 @@ pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Writ
     let app = App::start(config).await?;
     let mut books = Books::open(&app, platform.ledger());
     introduce(&app, &platform, args, out)?;
-    watch(&app, &mut books, args, &mut signals, out).await?;
+    let seconds = watch(&app, &mut books, args, &mut signals, out).await?;
     writeln!(out, "\nDraining …")?;
-    finish(app, platform, books, signals, out).await?;
+    finish(app, platform, books, seconds, signals, out).await?;
     if temporary {
         std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
@@ -79,11 +84,13 @@ async fn start_platform(args: &DemoArgs) -> anyhow::Result<Simulator> {
 }
 
 /// The configuration that a user would write for this platform.
-fn configuration(args: &DemoArgs, platform: &Simulator, folder: &std::path::Path) -> Result<Config, Failure> {
+fn configuration(args: &DemoArgs, platform: &Simulator, folder: &Path) -> Result<Config, Failure> {
     let address = platform.address();
     let DemoArgs { http, admin, .. } = args;
     let retention = RETENTION.as_secs();
-    let path = toml::Value::from(folder.display().to_string());
+    let path = quoted(folder);
+    let id = quoted(&secret_file(folder, "client-id", "demo")?);
+    let secret = quoted(&secret_file(folder, "client-secret", "demo-secret")?);
     let text = format!(
         r#"
 [http]
@@ -97,8 +104,8 @@ platform = "genesys-cloud"
 token_url = "http://{address}/oauth/token"
 api_url = "http://{address}"
 grant = "client_credentials"
-client_id = {{ env = "DEMO_CLIENT_ID" }}
-client_secret = {{ env = "DEMO_CLIENT_SECRET" }}
+client_id = {{ file = {id} }}
+client_secret = {{ file = {secret} }}
 refresh_interval_min = "1s"
 [streams.conversations]
 account = "demo"
@@ -114,8 +121,18 @@ topics = ["v2.analytics.queues.*.observations", "v2.users.*.presence", "v2.users
 silence_max = "{SILENCE_MAX}"
 "#
     );
-    let secrets = [("DEMO_CLIENT_ID", "demo"), ("DEMO_CLIENT_SECRET", "demo-secret")].into_iter().collect();
-    Ok(config::from_text("demo.toml", &text, &secrets)?)
+    Ok(config::from_text("demo.toml", &text, &Environment::from_iter::<[(&str, &str); 0]>([]))?)
+}
+
+fn quoted(path: &Path) -> toml::Value {
+    toml::Value::from(path.display().to_string())
+}
+
+fn secret_file(folder: &Path, name: &str, secret: &str) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let file = folder.join(name);
+    std::fs::write(&file, secret).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file)
 }
 
 fn introduce(app: &App, platform: &Simulator, args: &DemoArgs, out: &mut impl Write) -> std::io::Result<()> {
@@ -138,13 +155,13 @@ async fn watch(
     args: &DemoArgs,
     signals: &mut Signals,
     out: &mut impl Write,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let end = args.duration.map(|duration| clock::now() + duration.0);
     let terminal = std::io::stdout().is_terminal();
     let mut seconds = 0;
     loop {
         tokio::select! {
-            () = signals.next() => return Ok(()),
+            () = signals.next() => return Ok(seconds),
             () = tokio::time::sleep(TICK) => (),
         }
         seconds += 1;
@@ -156,7 +173,7 @@ async fn watch(
             out.flush()?;
         }
         if end.is_some_and(|end| clock::now() >= end) {
-            return Ok(());
+            return Ok(seconds);
         }
     }
 }
@@ -177,13 +194,15 @@ async fn finish(
     app: App,
     platform: Simulator,
     mut books: Books,
+    seconds: u64,
     signals: Signals,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
     let statuses = app.streams().statuses();
     let last_said = platform.ledger().last_sequence();
+    books.hear(seconds);
     drain_on_signals(app, signals).await?;
-    books.close().await?;
+    books.close(seconds).await?;
     let grants = platform.tally().grants_total();
     platform.stop().await;
     for status in statuses {
@@ -196,7 +215,7 @@ async fn finish(
     let heard = books.streams.values().find_map(|(audit, _)| audit.last());
     writeln!(out, "The platform had said number {last_said}; the log ends with {}.", heard.unwrap_or(0))?;
     writeln!(out, "Tokens granted: {grants}.")?;
-    if books.streams.values().all(|(audit, _)| audit.is_sound()) {
+    if books.streams.values().all(|(audit, _)| audit.is_sound() && audit.events > 0) {
         return Ok(());
     }
     Err(anyhow::anyhow!("the logs are not what the guarantees say").into())
@@ -218,25 +237,38 @@ impl Books {
 
     /// Takes in what came since, and closes the books on what was said long ago.
     async fn keep(&mut self, second: u64) -> anyhow::Result<()> {
+        self.hear(second);
+        self.read(second.saturating_sub(SETTLED_AFTER)).await
+    }
+
+    /// Takes in what the platform said.
+    fn hear(&mut self, second: u64) {
         let said = self.ledger.said_since(self.mark);
-        self.mark = self.ledger.mark().max(said.last().map_or(self.mark, |last| last.number + 1));
-        for (name, (audit, reader)) in &mut self.streams {
-            if name.as_str() == "queues" {
-                let subscribed = said.iter().filter(|notification| notification.subscribed);
-                subscribed.for_each(|notification| audit.said(second, notification.correlation.clone()));
-            }
+        self.mark = said.last().map_or(self.mark, |last| last.number + 1);
+        let Some((audit, _)) =
+            self.streams.iter_mut().find_map(|(name, books)| (name.as_str() == UNNUMBERED).then_some(books))
+        else {
+            return;
+        };
+        let subscribed = said.into_iter().filter(|notification| notification.subscribed);
+        subscribed.for_each(|notification| audit.said(second, notification.correlation));
+    }
+
+    /// Takes in what the logs hold, and settles what was said before a second.
+    async fn read(&mut self, settled: u64) -> anyhow::Result<()> {
+        for (audit, reader) in self.streams.values_mut() {
             while let Some(Read::Entries(views)) = reader.next_now(READ_BYTES).await? {
                 for entry in views.iter().flat_map(|view| view.entries()) {
                     audit.entry(entry.json)?;
                 }
             }
-            audit.settle(second.saturating_sub(SETTLED_AFTER));
+            audit.settle(settled);
         }
         Ok(())
     }
 
-    /// Everything is durable: what is not there now is missing.
-    async fn close(&mut self) -> anyhow::Result<()> {
-        self.keep(0).await
+    /// Everything is durable: what is not there now is missing, but for what was said in the last moments.
+    async fn close(&mut self, second: u64) -> anyhow::Result<()> {
+        self.read(second.saturating_sub(LAST_MOMENTS)).await
     }
 }
