@@ -194,7 +194,8 @@ impl Intake {
     }
 
     fn push(&mut self, pending: Pending, taken: &mut TakenIn) {
-        if !self.recovery.holds() {
+        // What was held comes first, also when nothing more is held back.
+        if !self.recovery.holds() && self.recovery.held() == 0 {
             taken.shed += self.buffer.push(pending);
             return;
         }

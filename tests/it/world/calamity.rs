@@ -9,6 +9,7 @@ use super::{
     plan::{Dialect, Night},
     platform::{Flaw, Refusal},
     scene::{Happening, News, Scene},
+    verdict::Ledger,
 };
 
 /// One kind of trouble.
@@ -119,10 +120,12 @@ impl World {
             Calamity::Wipe => {
                 self.crash();
                 self.around.store.wipe();
+                self.around.ledger = Ledger::default();
             }
             Calamity::StoreStall => {
                 let stall = self.around.scene.chance.millis(100..20_000);
                 self.around.store.stalls_until = self.around.scene.now + stall;
+                self.around.crowded = true;
             }
             Calamity::Endpoint => self.trouble_endpoint(),
             Calamity::Notice
