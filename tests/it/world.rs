@@ -129,7 +129,7 @@ struct Around {
     ledger: Ledger,
     /// Requests for tokens fail like this until then.
     endpoint: Option<(refresh::Failure, Moment)>,
-    /// The buffer ran short at some time, or the store stalled: snapshots may come late.
+    /// The buffer ran short at some time, the store stalled, or it was drained: snapshots may come late.
     crowded: bool,
 }
 
@@ -205,7 +205,7 @@ impl World {
     }
 
     fn has_arrived(&self) -> bool {
-        let last = self.around.platform.said.last().map(|said| said.class);
+        let last = self.around.platform.said.iter().rev().find(|said| !said.withheld).map(|said| said.class);
         self.around.store.log.iter().rev().take(10).any(|event| judge::uid(event) == last)
     }
 

@@ -287,7 +287,7 @@ impl Stream {
     fn abandon_if_too_old(&mut self, now: Now) {
         let unheard = self.unheard(now);
         if self.intake.resume().is_some() && unheard > self.settings.retention {
-            self.intake.deaf(GapReason::Retention);
+            self.intake.give_up_position(GapReason::Retention);
         }
     }
 
@@ -405,7 +405,7 @@ impl Stream {
             self.endpoint = None;
             self.leave(old, 1000, "rotation", now);
             self.backoff.retired(now.at);
-            self.intake.deaf_if_unnumbered(GapReason::NoReplay);
+            self.intake.deaf(GapReason::NoReplay);
             return self.open(Some(Swap { trigger: retire.trigger, since: now.at }), now);
         }
         self.intake.overlap_begins();
@@ -432,7 +432,10 @@ impl Stream {
             return self.intake.overlap_ends(now);
         }
         match std::mem::replace(&mut self.link, Link::Waiting) {
-            Link::Opening { session, .. } => self.trouble(&session, failure, now),
+            Link::Opening { session, .. } => {
+                self.give_up_place(&failure);
+                self.trouble(&session, failure, now);
+            }
             Link::Live { session, .. } => self.lost(&session, failure, now),
             Link::Swapping { old, new, retire } if new.id() == id => {
                 self.successor_failed(old, &new, retire, failure, now)
@@ -483,7 +486,6 @@ impl Stream {
     /// The only live session is gone, unplanned.
     fn lost(&mut self, session: &Session, failure: Failure, now: Now) {
         self.deafen(&failure);
-        self.give_up_poisoned_place(&failure);
         self.trouble(session, failure, now);
     }
 
@@ -497,25 +499,24 @@ impl Stream {
     }
 
     fn deafen(&mut self, failure: &Failure) {
-        self.intake.deaf_if_unnumbered(deaf_reason(failure));
-        if *failure == Failure::Oversize {
-            // The same frame would be met for ever.
-            self.intake.deaf(GapReason::Oversize);
-        }
+        self.intake.deaf(deaf_reason(failure));
+        self.give_up_place(failure);
     }
 
-    /// A frame that breaks the protocol is sent again on resuming: after a few meetings the stream goes on without it.
-    fn give_up_poisoned_place(&mut self, failure: &Failure) {
+    /// A frame that cannot be taken is sent again on resuming, for ever: an oversized one at once, and one that breaks
+    /// the protocol after a few meetings, the stream goes on without it.
+    fn give_up_place(&mut self, failure: &Failure) {
+        if *failure == Failure::Oversize {
+            self.intake.give_up_position(GapReason::Oversize);
+        }
+        if !matches!(failure, Failure::Closed { code: 1002 | 1003 | 1007, .. }) {
+            return;
+        }
         let place = self.intake.position();
-        let met = match failure {
-            Failure::Closed { code: 1002 | 1003 | 1007, .. } if self.poison.0 == place => self.poison.1 + 1,
-            Failure::Closed { code: 1002 | 1003 | 1007, .. } => 1,
-            _ => 0,
-        };
-        self.poison = (place, met);
-        if met >= POISON_MAX {
-            self.poison = (place, 0);
-            self.intake.deaf(GapReason::Jump);
+        let met = if self.poison.0 == place { self.poison.1 + 1 } else { 1 };
+        self.poison = (place, met % POISON_MAX);
+        if met == POISON_MAX {
+            self.intake.give_up_position(GapReason::Jump);
         }
     }
 
@@ -592,7 +593,7 @@ impl Stream {
         let link = std::mem::replace(&mut self.link, Link::Waiting);
         if link.is_live() {
             self.backoff.retired(now.at);
-            self.intake.deaf_if_unnumbered(GapReason::NoReplay);
+            self.intake.deaf(GapReason::NoReplay);
         }
         match link {
             Link::Opening { session, .. } | Link::Live { session, .. } => self.leave(session, 1000, reason, now),

@@ -140,13 +140,12 @@ impl Order {
                 self.pass_waiting(rulings);
             }
             Expected::After(_) => self.wait(sequence, event, now, rulings),
-            Expected::Beyond(last, reason) => {
-                if let Some(reason) = reason.filter(|_| sequence != last.next()) {
-                    self.tell_hole(reason, last, sequence, rulings);
-                }
-                self.pass(sequence, event, rulings);
-                self.pass_waiting(rulings);
+            Expected::Beyond(..) if !self.waiting.is_empty() => {
+                // What was heard before the position was given up comes first.
+                self.jump(rulings);
+                self.accept(sequence, event, session, now, rulings);
             }
+            Expected::Beyond(..) => self.pass_over(sequence, event, rulings),
         }
     }
 
@@ -203,14 +202,22 @@ impl Order {
     /// The missing numbers do not come: says so and goes on with what is there, hole by hole.
     fn jump(&mut self, rulings: &mut Vec<Ruling>) {
         while let Some((sequence, event)) = self.waiting.pop_first() {
-            if let Expected::After(last) = self.expected
-                && sequence > last.next()
-            {
-                self.tell_hole(GapReason::Jump, last, sequence, rulings);
-            }
-            self.pass(sequence, event, rulings);
+            self.pass_over(sequence, event, rulings);
         }
         self.waiting_since = None;
+    }
+
+    /// Goes on with this event, and tells the hole in front of it.
+    fn pass_over(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
+        let (last, reason) = match self.expected {
+            Expected::First => (None, None),
+            Expected::After(last) => (Some(last), Some(GapReason::Jump)),
+            Expected::Beyond(last, reason) => (Some(last), reason),
+        };
+        if let Some((last, reason)) = last.zip(reason).filter(|(last, _)| sequence > last.next()) {
+            self.tell_hole(reason, last, sequence, rulings);
+        }
+        self.pass(sequence, event, rulings);
     }
 
     fn tell_hole(&mut self, reason: GapReason, after: Sequence, before: Sequence, rulings: &mut Vec<Ruling>) {
@@ -308,9 +315,11 @@ impl Order {
 }
 
 impl Suspects {
-    /// Whether an event may belong to the same run: it came by the same socket under a number of its own.
+    /// Whether an event may belong to the same run: it came by the same socket, under a number of its own that is
+    /// higher, or only a little out of order.
     fn may_go_on(&self, session: SessionId, sequence: Sequence) -> bool {
-        self.session == session && !self.events.contains_key(&sequence)
+        let in_order = self.last().is_none_or(|last| sequence.0.saturating_add(WAITING_MAX as u64) > last.0);
+        self.session == session && in_order && !self.events.contains_key(&sequence)
     }
 
     fn lead_up_to(&self, session: SessionId, sequence: Sequence) -> bool {
@@ -445,6 +454,7 @@ mod tests {
         check(Some(500), "1 2 3 wait 4", "reset(500..1) 1 2 3 4");
         check(None, "1 2 3 x1 x2 wait x3 x4", "1 2 3 reset(3..1) x1 x2 x3 x4");
         check(Some(500), "1 3 2 wait 4", "reset(500..1) 1 2 3 4");
+        check(Some(500), "200 201 1 2 wait", "reset(500..200) 200 201 reset(201..1) 1 2");
         let mut order = Order::new(Some(Sequence(5_000)));
         let told = run(&mut order, "1..150");
         assert!(told.starts_with("reset(5000..1) 1 2 3"));

@@ -116,7 +116,11 @@ impl World {
             Calamity::RefreshToken => self.want_token(),
             Calamity::Pause => self.pause(),
             Calamity::Crash => self.crash(),
-            Calamity::Restart => self.wish(Input::Drain),
+            Calamity::Restart => {
+                // A drain waits for no snapshot.
+                self.around.crowded = true;
+                self.wish(Input::Drain);
+            }
             Calamity::Wipe => {
                 self.crash();
                 self.around.store.wipe();

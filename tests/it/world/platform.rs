@@ -54,7 +54,8 @@ pub(super) enum Flaw {
 struct Socket {
     token: TokenId,
     channel: Option<usize>,
-    opened: Moment,
+    /// It has carried events.
+    used: bool,
     /// It is open, and nothing goes through it any more.
     stalled: bool,
     /// The relay said farewell, or is just about to hear ours.
@@ -187,7 +188,7 @@ impl Platform {
         let id = SocketId(self.sockets_ever);
         let arrives = scene.now + scene.latency();
         scene.at(arrives, Happening::Process { life, news: News::Opened(session, id) });
-        self.sockets.insert(id, Socket { token, channel, opened: scene.now, stalled: false, leaving: false, arrives });
+        self.sockets.insert(id, Socket { token, channel, used: false, stalled: false, leaving: false, arrives });
         scene.tell(|| format!("platform opens {id:?} for {session:?} of life {life}"));
         id
     }

@@ -130,6 +130,6 @@ fn judge_snapshots(around: &Around) {
         let Some(gap) = gap.filter(|gap| **gap < place) else { panic!("a snapshot without its gap: {data}") };
         assert_eq!(Some(data["reason"].as_str().unwrap()), reason(&log[*gap]), "a snapshot of another gap");
         let own = log[*gap + 1..place].iter().all(|event| event.kind.starts_with("trunkline."));
-        assert!(own || around.platform.snapshot_failed || around.crowded, "events stand between a gap and its snapshot");
+        assert!(own || around.platform.snapshot_failed || around.crowded, "events stand between a gap and its snapshot {data}");
     }
 }

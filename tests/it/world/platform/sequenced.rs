@@ -1,6 +1,6 @@
 //! The model platform's numbered dialect: dense numbers, resumed from a number, kept for a time.
 
-use std::{fmt::Write, time::Duration};
+use std::fmt::Write;
 
 use trunkline::{
     connector::{Credential, Failure, Frame},
@@ -26,9 +26,6 @@ pub(super) struct Numbering {
 
 /// Where numbering starts over, era by era: so far apart that no era reaches the one before.
 const ERAS: [u64; 4] = [30_000_000, 20_000_000, 10_000_000, 1];
-
-/// A socket that is younger keeps the order.
-const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 impl Numbering {
     pub(super) fn new(scene: &mut Scene) -> Self {
@@ -146,8 +143,8 @@ impl Platform {
     fn send_frame(&mut self, id: SocketId, events: &[usize], may_disorder: bool, scene: &mut Scene) {
         let mut order = events.to_vec();
         // What is missing in front of the very first event nobody can know.
-        let settled = self.sockets.get(&id).is_some_and(|socket| scene.now > socket.opened + SETTLED_AFTER);
-        if may_disorder && settled && scene.plan.night == Night::Bad && scene.chance.once_in(40) {
+        let used = self.sockets.get_mut(&id).is_some_and(|socket| std::mem::replace(&mut socket.used, true));
+        if may_disorder && used && scene.plan.night == Night::Bad && scene.chance.once_in(40) {
             scene.chance.shuffle(&mut order);
         }
         let mut text = String::from("[");
