@@ -254,7 +254,7 @@ impl Stream {
     }
 
     fn tended(&mut self, endpoint: &Endpoint) {
-        if let Some(minted) = &mut self.endpoint {
+        if let Some(minted) = self.endpoint.as_mut().filter(|minted| minted.endpoint.id == endpoint.id) {
             minted.endpoint = endpoint.clone();
         }
         self.intake.set_snapshot(self.settings.connector.snapshot(Some(endpoint)));
@@ -429,7 +429,7 @@ impl Stream {
         self.outputs.push_back(Output::Forget(id));
         if let Some(index) = self.leaving.iter().position(|session| session.id() == id) {
             self.leaving.swap_remove(index);
-            return self.intake.overlap_ends(now);
+            return self.overlap_ends(now);
         }
         match std::mem::replace(&mut self.link, Link::Waiting) {
             Link::Opening { session, .. } => {
@@ -447,7 +447,7 @@ impl Stream {
                 self.report(Report::Lost { failure, retry_in: None });
                 let since = old.heard_at();
                 self.link = Link::Opening { session: new, swap: Some(Swap { trigger: retire.trigger, since }) };
-                self.intake.overlap_ends(now);
+                self.overlap_ends(now);
             }
             Link::Overlapping { old, new, retire, .. } => {
                 // One of the two is enough; which one is left decides whether the rotation still has to be done.
@@ -458,7 +458,7 @@ impl Stream {
                     (old, Some(again(now)))
                 };
                 self.link = Link::Live { session: left, retire };
-                self.intake.overlap_ends(now);
+                self.overlap_ends(now);
                 self.adopt_endpoint();
             }
             link @ (Link::Waiting | Link::Resting { .. } | Link::Paused | Link::Drained) => self.link = link,
@@ -467,7 +467,6 @@ impl Stream {
 
     /// The successor failed while the old session serves: try again, without any effect on network trouble.
     fn successor_failed(&mut self, old: Session, new: &Session, mut retire: Retire, failure: Failure, now: Now) {
-        self.intake.overlap_ends(now);
         if self.settings.connector.classify(&failure) == Verdict::RefreshToken && new.generation() >= self.token {
             self.refuse(new.generation());
         }
@@ -481,6 +480,14 @@ impl Stream {
         retire.at = now.at + delay;
         self.report(Report::RotationFailed { trigger: retire.trigger, failure });
         self.link = Link::Live { session: old, retire: Some(retire) };
+        self.overlap_ends(now);
+    }
+
+    /// Copies are looked for until the last socket that may still carry one is gone.
+    fn overlap_ends(&mut self, now: Now) {
+        if self.leaving.is_empty() && self.link.sessions().count() < 2 {
+            self.intake.overlap_ends(now);
+        }
     }
 
     /// The only live session is gone, unplanned.
@@ -522,7 +529,7 @@ impl Stream {
 
     /// There is no session and none on its way: what next follows from the verdict.
     fn trouble(&mut self, session: &Session, failure: Failure, now: Now) {
-        self.intake.overlap_ends(now);
+        self.overlap_ends(now);
         self.endpoint = session.minted().cloned();
         match self.settings.connector.classify(&failure) {
             Verdict::RefreshToken => self.rejected(session.generation(), failure, now),

@@ -36,7 +36,8 @@ pub(super) fn judge(around: &Around) {
 /// Everything from the first event in the log on that the platform had somebody to say to.
 fn owed(around: &Around) -> usize {
     let first = around.store.log.iter().filter_map(uid).min().unwrap_or(usize::MAX);
-    around.platform.said.iter().filter(|said| said.class >= first && !said.withheld).count()
+    let numbered = around.scene.plan.dialect == Dialect::Sequenced;
+    around.platform.said.iter().filter(|said| said.class >= first && (numbered || !said.withheld)).count()
 }
 
 /// A numbered log, judged entry by entry as it grows.
