@@ -81,6 +81,8 @@ pub struct Session {
     heard_at: Instant,
     /// How many probes went out since the platform was last heard.
     probes: u32,
+    /// It said that it lives since it was asked last.
+    answered: bool,
     outputs: std::collections::VecDeque<Output>,
 }
 
@@ -130,6 +132,7 @@ impl Session {
             minted: None,
             heard_at: now.at,
             probes: 0,
+            answered: false,
             outputs: std::collections::VecDeque::new(),
         };
         match reuse {
@@ -158,6 +161,17 @@ impl Session {
     /// When the platform was last heard on it.
     pub fn heard_at(&self) -> Instant {
         self.heard_at
+    }
+
+    /// Asks the platform whether it lives. What it sent before its answer is heard before it.
+    pub fn ask(&mut self) {
+        self.answered = false;
+        self.outputs.push_back(Output::Probe(self.choices.probe));
+    }
+
+    /// Whether it said so since it was asked last.
+    pub fn has_answered(&self) -> bool {
+        self.answered
     }
 
     pub fn is_live(&self) -> bool {
@@ -250,11 +264,9 @@ impl Session {
     }
 
     fn take_step(&mut self, preparation: Preparation, step: Step, now: Now) {
+        self.stage = Stage::Preparing(preparation);
         match step {
-            Step::Call(request) => {
-                self.stage = Stage::Preparing(preparation);
-                self.outputs.push_back(Output::Call(request));
-            }
+            Step::Call(request) => self.outputs.push_back(Output::Call(request)),
             Step::Ready(endpoint) => {
                 let ends = self.choices.life.map(|life| now.at + life);
                 self.dial(Minted { endpoint, generation: self.generation, ends }, now);
@@ -304,6 +316,7 @@ impl Session {
         if matches!(self.stage, Stage::Proving { .. }) {
             self.live(now);
         }
+        self.answered |= items.contains(&Item::Alive);
         items.retain(|item| *item != Item::Alive);
         if !items.is_empty() {
             self.outputs.push_back(Output::Heard(items));

@@ -301,8 +301,7 @@ impl Stream {
         if opening.damaged {
             stream.mark_gap(Gap::unknown(GapReason::Store), now);
         }
-        let unheard = opening.checkpoint.is_some() && stream.choices.resume == Resume::None;
-        if unheard {
+        if opening.checkpoint.is_some() {
             stream.intake.deaf(GapReason::NoReplay);
         }
         stream
