@@ -404,7 +404,6 @@ impl Stream {
         if !two {
             self.endpoint = None;
             self.leave(old, 1000, "rotation", now);
-            self.backoff.retired(now.at);
             self.intake.deaf(GapReason::NoReplay);
             return self.open(Some(Swap { trigger: retire.trigger, since: now.at }), now);
         }
