@@ -599,7 +599,8 @@ impl Stream {
 
     fn leave_all(&mut self, reason: &'static str, now: Now) {
         let link = std::mem::replace(&mut self.link, Link::Waiting);
-        if link.is_live() {
+        // What an open socket still brings is heard; what comes after it is not.
+        if link.sessions().any(Session::is_open) {
             self.backoff.retired(now.at);
             self.intake.deaf(GapReason::NoReplay);
         }
