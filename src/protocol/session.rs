@@ -188,10 +188,15 @@ impl Session {
         self.stage = Stage::Leaving { until: now.at + self.patience.farewell };
     }
 
-    /// Frames are left unread for our own reasons: silence is not the platform's fault.
+    /// Frames are left unread for our own reasons: silence is not the platform's fault, and no answer late.
     pub fn excuse(&mut self, now: Now) {
         self.heard_at = now.at;
         self.probes = 0;
+        match &mut self.stage {
+            Stage::Proving { until, .. } => *until = now.at + self.patience.connect,
+            Stage::Leaving { until } => *until = now.at + self.patience.farewell,
+            Stage::Preparing(_) | Stage::Dialling { .. } | Stage::Live { .. } | Stage::Ended => (),
+        }
     }
 
     pub fn handle(&mut self, input: Input, now: Now) {
@@ -285,7 +290,7 @@ impl Session {
         if !matches!(self.stage, Stage::Dialling { .. }) {
             return;
         }
-        self.excuse(now);
+        self.heard_at = now.at;
         let until = now.at + self.patience.connect;
         match self.choices.proof {
             Proof::Opened => self.live(now),
@@ -307,7 +312,8 @@ impl Session {
         if matches!(self.stage, Stage::Ended) {
             return;
         }
-        self.excuse(now);
+        self.heard_at = now.at;
+        self.probes = 0;
         let mut items = Vec::new();
         self.connector.decode(frame, now.wall, &mut items);
         if let Some(refusal) = items.iter().find_map(fatal) {

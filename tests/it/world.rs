@@ -28,7 +28,7 @@ use trunkline::protocol::{
 use self::{
     chance::Chance,
     judge::Judge,
-    plan::{Night, Plan},
+    plan::{Dialect, Night, Plan},
     platform::Platform,
     process::Process,
     scene::{Happening, Moment, Scene},
@@ -195,9 +195,16 @@ impl World {
     /// What is said to a live stream arrives, and a snapshot that is owed is had.
     fn expect_arrival(&mut self) {
         self.quiet = true;
-        self.around.platform.speak(3, &mut self.around.scene);
-        let deadline = self.around.scene.now + ARRIVAL_MAX;
-        self.run_until(deadline, World::has_arrived);
+        // Where nothing is repeated, what is said in the dark of a swap is lost, and a topic may still be refused.
+        let times = if self.around.scene.plan.dialect == Dialect::Sequenced { 1 } else { 4 };
+        for _ in 0..times {
+            self.around.platform.speak(3, &mut self.around.scene);
+            let deadline = self.around.scene.now + ARRIVAL_MAX;
+            self.run_until(deadline, World::has_arrived);
+            if self.has_arrived() {
+                break;
+            }
+        }
         assert!(self.has_arrived(), "what is said to a live stream does not arrive");
         let deadline = self.around.scene.now + Duration::from_secs(60);
         self.run_until(deadline, |world| !world.owes_snapshot());

@@ -138,6 +138,13 @@ impl Intake {
         }
     }
 
+    /// Frames are left unread for our own reasons.
+    pub(super) fn excuse(&mut self, now: Now) {
+        if let Numbering::Unnumbered { twins: Some(twins), .. } = &mut self.numbering {
+            twins.excuse(now.at);
+        }
+    }
+
     /// Takes in what a session heard.
     pub(super) fn take_in(&mut self, items: Vec<Item>, session: SessionId, now: Now) -> TakenIn {
         let mut taken = TakenIn::default();

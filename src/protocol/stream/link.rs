@@ -174,12 +174,13 @@ impl Stream {
         }
     }
 
-    /// While frames are left unread for our own reasons, no session is silent.
+    /// While frames are left unread for our own reasons, no session is silent and no copy late.
     pub(super) fn excuse_if_unread(&mut self, now: Now) {
         if self.wants_frames() {
             return;
         }
-        self.link.sessions_mut().filter(|session| session.is_live()).for_each(|session| session.excuse(now));
+        self.link.sessions_mut().chain(&mut self.leaving).for_each(|session| session.excuse(now));
+        self.intake.excuse(now);
         if let Link::Overlapping { most, .. } = &mut self.link {
             *most = now.at + OVERLAP_MAX;
         }
@@ -597,7 +598,8 @@ impl Stream {
 
     fn leave_all(&mut self, reason: &'static str, now: Now) {
         let link = std::mem::replace(&mut self.link, Link::Waiting);
-        if link.is_live() {
+        // What an open socket still brings is heard; what comes after it is not.
+        if link.sessions().any(Session::is_open) {
             self.backoff.retired(now.at);
             self.intake.deaf(GapReason::NoReplay);
         }

@@ -155,7 +155,7 @@ impl Order {
             self.jump(rulings);
         }
         if self.suspects.as_ref().is_some_and(|suspects| now >= suspects.since + SUSPICION_MAX) {
-            self.judge_suspects(rulings);
+            self.judge_suspects(now, rulings);
         }
     }
 
@@ -247,14 +247,14 @@ impl Order {
             return rulings.push(Ruling::Duplicates(1));
         }
         if self.suspects.as_ref().is_some_and(|suspects| !suspects.may_go_on(session, sequence)) {
-            self.judge_suspects(rulings);
+            self.judge_suspects(now, rulings);
             // What they were judged to be may have moved the end.
             return self.accept(sequence, event, session, now, rulings);
         }
         let suspects = self.suspects.get_or_insert_with(|| Suspects { session, since: now, events: BTreeMap::new() });
         suspects.events.insert(sequence, event);
         if sequence == last || suspects.events.len() >= SUSPECTS_MAX {
-            self.judge_suspects(rulings);
+            self.judge_suspects(now, rulings);
         }
     }
 
@@ -275,7 +275,7 @@ impl Order {
     }
 
     /// A run that ends where we are was a replay; any other is a numbering that started over.
-    fn judge_suspects(&mut self, rulings: &mut Vec<Ruling>) {
+    fn judge_suspects(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
         let Some(suspects) = self.suspects.take() else { return };
         if suspects.last() == self.last() {
             return rulings.push(Ruling::Duplicates(suspects.events.len() as u64));
@@ -286,19 +286,10 @@ impl Order {
         rulings.push(Ruling::Gap(gap));
         self.memory.clear();
         self.holes.clear();
+        self.expected = Expected::First;
         for (sequence, event) in suspects.events {
-            self.pass_of_reset(sequence, event, rulings);
+            self.accept(sequence, event, suspects.session, now, rulings);
         }
-    }
-
-    fn pass_of_reset(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
-        if let Expected::After(last) = self.expected
-            && sequence > last.next()
-            && !self.memory.is_empty()
-        {
-            self.tell_hole(GapReason::Jump, last, sequence, rulings);
-        }
-        self.pass(sequence, event, rulings);
     }
 
     fn remember(&mut self, sequence: Sequence, digest: u32) {

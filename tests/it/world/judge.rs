@@ -123,8 +123,8 @@ impl Judge {
     pub(super) fn heard(&mut self, heard: &Heard, now: Moment, wall: Timestamp) {
         self.heard_at = Some(now);
         self.heard_wall = wall;
-        if heard.newest.is_some() {
-            self.known = self.known.max(heard.newest);
+        if heard.newest > self.known {
+            self.known = heard.newest;
             self.may_give_up = false;
             self.poisoned = 0;
         }

@@ -37,8 +37,17 @@ pub(super) struct Said {
     pub(super) flaw: Option<Flaw>,
     /// The platform could not or was not asked to bring it.
     pub(super) withheld: bool,
-    /// In which life of the process it was last heard; 0 for none.
+    /// In which life of the process it was last heard in time; 0 for none.
     pub(super) heard_in: u32,
+}
+
+impl Said {
+    /// What was withheld once and comes by a repetition comes too late.
+    pub(super) fn heard_in(&mut self, life: u32) {
+        if !self.withheld {
+            self.heard_in = life;
+        }
+    }
 }
 
 /// What is wrong with an event: whoever is sent it loses the socket.

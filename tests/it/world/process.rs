@@ -166,7 +166,7 @@ impl Process {
             match what {
                 Ok(frame) => {
                     let heard = Heard::of(&frame);
-                    heard.uids.iter().for_each(|uid| around.platform.said[*uid].heard_in = self.life);
+                    heard.uids.iter().for_each(|uid| around.platform.said[*uid].heard_in(self.life));
                     around.judge.heard(&heard, around.scene.now, around.scene.wall());
                     self.machine.handle(Input::Frame { session, frame }, around.scene.now());
                 }
