@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::{
     child::{Child, PATIENCE, eventually},
+    log::Entry,
     site::{STREAM, Site},
 };
 
@@ -84,13 +85,22 @@ impl Relay {
         assert_eq!(answer.status(), 202, "{path}");
     }
 
-    /// Waits until the log holds this number of the platform.
+    /// Waits until the newest entry of the log has this number of the platform.
     pub(crate) async fn holds(&self, number: u64) {
-        let number = number.to_string();
         eventually(&format!("number {number} is in the log"), PATIENCE, async || {
-            (self.stream().await["position"].as_str()? == number).then_some(())
+            (self.newest().await?.number? == number).then_some(())
         })
         .await;
+    }
+
+    /// The newest entry of the log, as a consumer gets it.
+    async fn newest(&self) -> Option<Entry> {
+        let last = self.stream().await["last"].as_str()?.to_owned();
+        let (epoch, offset) = last.split_once('-')?;
+        let before = offset.parse::<u64>().ok()?.checked_sub(1)?;
+        let path = format!("/v1/streams/{STREAM}/events?limit=1&after={epoch}-{before}");
+        let page: Vec<Box<RawValue>> = serde_json::from_str(&self.text(&self.consumers, &path).await).ok()?;
+        page.last().map(|event| Entry::read(event.get()))
     }
 }
 
