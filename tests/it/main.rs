@@ -4,5 +4,6 @@
 
 mod architecture;
 mod harness;
+mod process;
 mod sequenced;
 mod world;

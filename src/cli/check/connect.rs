@@ -15,11 +15,14 @@ use crate::{
     cli::Failure,
     clock,
     config::Config,
+    model::{AccountName, StreamName},
     upstream::StreamStatus,
 };
 
 /// An account or stream that is not there by then is told as failed.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// One that fails again and again is given this long: enough for a second attempt and a third.
+const FAILING_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -29,8 +32,7 @@ pub(super) async fn run(config: Config, out: &mut impl Write) -> Result<(), Fail
     let store = try_store(&config).await;
     failed += line(out, "store", store.map_err(|error| format!("{error:#}")))?;
     let trial = Trial::start(config).await?;
-    let until = clock::now() + PATIENCE;
-    let (accounts, streams) = wait(&trial, until).await;
+    let (accounts, streams) = wait(&trial, clock::now()).await;
     for (name, account) in accounts {
         failed += line(out, &format!("account {name}"), verdict_of_account(&account))?;
     }
@@ -44,18 +46,56 @@ pub(super) async fn run(config: Config, out: &mut impl Write) -> Result<(), Fail
     Ok(())
 }
 
-async fn wait(trial: &Trial, until: Instant) -> (BTreeMap<String, AccountStatus>, BTreeMap<String, StreamStatus>) {
+type Found = (BTreeMap<AccountName, AccountStatus>, BTreeMap<StreamName, StreamStatus>);
+
+async fn wait(trial: &Trial, began: Instant) -> Found {
     loop {
-        let accounts = trial.accounts();
-        let streams = trial.streams();
-        let decided = accounts.iter().all(|account| account.state == "valid" || account.state == "rejected")
-            && streams.iter().all(|stream| stream.state == "live" || stream.state == "failed");
-        if decided || clock::now() >= until {
-            let accounts = accounts.into_iter().map(|account| (account.account.to_string(), account)).collect();
-            let streams = streams.into_iter().map(|stream| (stream.stream.to_string(), stream)).collect();
+        let accounts = trial.accounts().into_iter().map(|account| (account.account.clone(), account)).collect();
+        let streams = trial.streams().into_iter().map(|stream| (stream.stream.clone(), stream)).collect();
+        if clock::now() >= began + patience(&accounts, &streams) {
             return (accounts, streams);
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// What is known of a part while it is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// It works, or an operator must act.
+    Decided,
+    /// It failed, and is tried again.
+    Failing,
+    Silent,
+}
+
+/// How long the slowest part may still take.
+fn patience(accounts: &BTreeMap<AccountName, AccountStatus>, streams: &BTreeMap<StreamName, StreamStatus>) -> Duration {
+    let of_accounts = accounts.values().map(progress_of_account);
+    let of_streams = streams.values().map(|stream| progress_of_stream(stream, accounts.get(&stream.account)));
+    let slowest = of_accounts.chain(of_streams).map(|progress| match progress {
+        Progress::Decided => Duration::ZERO,
+        Progress::Failing => FAILING_PATIENCE,
+        Progress::Silent => PATIENCE,
+    });
+    slowest.max().unwrap_or_default()
+}
+
+fn progress_of_account(account: &AccountStatus) -> Progress {
+    match (account.state, &account.last_error) {
+        ("valid" | "rejected", _) => Progress::Decided,
+        (_, Some(_)) => Progress::Failing,
+        (_, None) => Progress::Silent,
+    }
+}
+
+/// A stream whose account has no token waits for that, and stands as it does.
+fn progress_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> Progress {
+    match (stream.state, &stream.last_error, account) {
+        ("live" | "failed", _, _) => Progress::Decided,
+        (_, Some(_), _) => Progress::Failing,
+        (_, None, Some(account)) if account.state != "valid" => progress_of_account(account),
+        (_, None, _) => Progress::Silent,
     }
 }
 
@@ -64,12 +104,12 @@ fn verdict_of_account(account: &AccountStatus) -> Result<String, String> {
         let life = account.remaining_seconds.map(|seconds| format!(", {seconds:.0} s left"));
         return Ok(format!("has a token{}", life.unwrap_or_default()));
     }
-    Err(account.last_error.clone().unwrap_or_else(|| format!("no token within {PATIENCE:?}")))
+    Err(account.last_error.clone().unwrap_or_else(|| "no token in the time given".to_owned()))
 }
 
 fn verdict_of_stream(stream: &StreamStatus) -> Result<String, String> {
     if stream.state != "live" {
-        return Err(stream.last_error.clone().unwrap_or_else(|| format!("not live within {PATIENCE:?}")));
+        return Err(stream.last_error.clone().unwrap_or_else(|| "not live in the time given".to_owned()));
     }
     match stream.refused_topics.as_slice() {
         [] => Ok("opened and closed".to_owned()),

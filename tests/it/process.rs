@@ -1,0 +1,15 @@
+//! The built program as its users meet it: real processes, signals, a real disk, exit codes, and what is printed.
+//!
+//! These tests know nothing of the inside: they speak through the command line, HTTP, signals and files. Each process
+//! is ended by its own handle, and every wait has a bound.
+
+pub(crate) mod child;
+mod commands;
+mod disk;
+mod kill;
+mod log;
+mod refusals;
+mod relay;
+mod secrets;
+mod site;
+mod stop;

@@ -1,0 +1,123 @@
+//! The built program as a child process: started, signalled, killed, and heard. It outlives no test.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child as Process, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use trunkline::clock;
+
+/// No fact of these tests takes longer on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a fact is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Waits for a fact, within bounds.
+pub(crate) async fn eventually<T>(what: &str, within: Duration, mut fact: impl AsyncFnMut() -> Option<T>) -> T {
+    let until = clock::now() + within;
+    loop {
+        if let Some(fact) = fact().await {
+            return fact;
+        }
+        assert!(clock::now() < until, "not within {within:?}: {what}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// A running program. What it prints goes into files, so that it never waits for a reader.
+pub(crate) struct Child {
+    process: Process,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Child {
+    /// Starts `trunkline` with these arguments, in `folder`.
+    pub(crate) fn start(folder: &Path, arguments: &[&str]) -> Self {
+        Self::start_with(folder, arguments, &[])
+    }
+
+    /// The same with variables of the environment.
+    pub(crate) fn start_with(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
+        command.args(arguments).envs(variables.iter().copied());
+        Self::spawn(folder, command)
+    }
+
+    /// Starts any command; the variables that steer the program are not inherited.
+    pub(crate) fn spawn(folder: &Path, mut command: Command) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let (out, err) = (folder.join(format!("{number}.out")), folder.join(format!("{number}.err")));
+        let file = |path: &Path| Stdio::from(File::create(path).unwrap());
+        for name in ["RUST_LOG", "TRUNKLINE_TOKEN"] {
+            command.env_remove(name);
+        }
+        command.current_dir(folder).stdin(Stdio::null()).stdout(file(&out)).stderr(file(&err));
+        let process = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self { process, out, err }
+    }
+
+    pub(crate) fn stdout(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.out).unwrap()).into_owned()
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.err).unwrap()).into_owned()
+    }
+
+    /// Everything that it printed, for the message of a failed test.
+    pub(crate) fn told(&self) -> String {
+        format!("--- stdout\n{}\n--- stderr\n{}", self.stdout(), self.stderr())
+    }
+
+    /// `kill -9`, and the end of it.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// `TERM`, `INT`, …
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.process.id().to_string();
+        let sent = Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", name, &id]).status().unwrap();
+        assert!(sent.success(), "kill -{name} {id}");
+    }
+
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().unwrap()
+    }
+
+    /// Its exit code, once it has ended by itself.
+    pub(crate) async fn ends(&mut self, within: Duration) -> i32 {
+        let until = clock::now() + within;
+        loop {
+            if let Some(status) = self.has_ended() {
+                return status.code().unwrap_or_else(|| panic!("{status}\n{}", self.told()));
+            }
+            assert!(clock::now() < until, "still running after {within:?}\n{}", self.told());
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Waits until it printed this, on either output.
+    pub(crate) async fn says(&mut self, words: &str) {
+        let until = clock::now() + PATIENCE;
+        while !self.told().contains(words) {
+            assert!(self.has_ended().is_none(), "ended without {words:?}\n{}", self.told());
+            assert!(clock::now() < until, "did not say {words:?}\n{}", self.told());
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if matches!(self.process.try_wait(), Ok(None)) {
+            self.kill();
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The commands beside `run`, as their users type them.
+
+use std::{fs, path::Path, time::Duration};
+
+use serde_json::{Value, json};
+use trunkline::simulator::Settings;
+
+use super::{
+    child::{Child, PATIENCE, eventually},
+    log::Entry,
+    relay::{Relay, client},
+    site::{STREAM, Site},
+};
+
+/// Runs to the end, which must be a good one, and returns what it printed.
+async fn output(folder: &Path, arguments: &[&str]) -> String {
+    let mut child = Child::start(folder, arguments);
+    assert_eq!(child.ends(PATIENCE).await, 0, "{arguments:?}\n{}", child.told());
+    assert_eq!(child.stderr(), "", "{arguments:?}");
+    child.stdout()
+}
+
+#[tokio::test]
+async fn a_demo_of_some_seconds_rotates_and_finds_its_own_logs_sound() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "demo --duration 5s --http 127.0.0.1:0 --admin 127.0.0.1:0 --rate 200 --token-ttl 4s";
+    let mut demo = Child::start(folder.path(), &line.split(' ').collect::<Vec<_>>());
+    assert_eq!(demo.ends(PATIENCE).await, 0, "{}", demo.told());
+    let out = demo.stdout();
+    let verdicts: Vec<&str> = out.lines().filter(|line| line.contains("missing without a mark")).collect();
+    assert_eq!(verdicts.len(), 2, "{out}");
+    for verdict in verdicts {
+        assert!(verdict.trim_start().starts_with("sound: "), "{out}");
+        assert!(verdict.contains(" 0 doubled, 0 missing without a mark"), "{out}");
+    }
+    for stream in ["conversations: ", "queues: "] {
+        let rotations = out.lines().find_map(|line| line.strip_prefix(stream)?.split(' ').next()?.parse::<u64>().ok());
+        assert!(rotations.is_some_and(|count| count >= 1), "{stream}\n{out}");
+    }
+    for command in ["trunkline tail conversations --url http://127.0.0.1:", "curl -N "] {
+        assert!(out.contains(command), "{out}");
+    }
+}
+
+#[tokio::test]
+async fn a_demo_leaves_nothing_behind_and_ends_on_a_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = ["demo", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let variables = [("TMPDIR", folder.path().to_str().unwrap())];
+    let mut demo = Child::start_with(folder.path(), &line, &variables);
+    demo.says("Try in another terminal:").await;
+    let kept = || fs::read_dir(folder.path()).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
+    assert_eq!(kept(), 1, "its logs lie in the temporary folder");
+    // The logs must not be empty for the demo to be content with itself.
+    eventually("both streams have entries", PATIENCE, async || demo.stdout().contains("0 gaps").then_some(())).await;
+    demo.signal("INT");
+    assert_eq!(demo.ends(PATIENCE).await, 0, "{}", demo.told());
+    assert_eq!(kept(), 0);
+}
+
+#[tokio::test]
+async fn tail_prints_one_event_a_line_and_goes_on_after_a_restart() {
+    let site = Site::start().await;
+    fix_ports(&site);
+    let mut relay = Relay::live(&site).await;
+    let mut tail = Child::start(site.folder.path(), &["tail", STREAM, "--url", &relay.consumers]);
+    eventually("tail is connected", PATIENCE, async || {
+        (relay.status().await["subscribers"]["ndjson"] == json!(1)).then_some(())
+    })
+    .await;
+    site.platform.say(5);
+    printed(&tail, 5).await;
+    relay.child.kill();
+    tail.says("connection lost; trying").await;
+    site.platform.say(5);
+    let relay = Relay::live(&site).await;
+    relay.holds(10).await;
+    let entries = printed(&tail, 10).await;
+    let offsets: Vec<u64> = entries.iter().map(|entry| entry.offset).collect();
+    assert_eq!(offsets, (1..=10).collect::<Vec<_>>(), "each event once, in order");
+
+    let after = &entries[6].id;
+    let mut again = Child::start(site.folder.path(), &["tail", STREAM, "--after", after, "--url", &relay.consumers]);
+    assert_eq!(printed(&again, 3).await, entries[7..]);
+    for tail in [&mut tail, &mut again] {
+        tail.signal("INT");
+        assert_eq!(tail.ends(PATIENCE).await, 0, "{}", tail.told());
+    }
+}
+
+/// The relay is found again where it was.
+fn fix_ports(site: &Site) {
+    let mut text = fs::read_to_string(site.config()).unwrap();
+    let free = [(), ()].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    for port in free.map(|listener| listener.local_addr().unwrap().port()) {
+        text = text.replacen("127.0.0.1:0\"", &format!("127.0.0.1:{port}\""), 1);
+    }
+    fs::write(site.config(), text).unwrap();
+}
+
+async fn printed(tail: &Child, count: usize) -> Vec<Entry> {
+    let lines = eventually("tail printed what was said", PATIENCE, async || {
+        let out = tail.stdout();
+        (out.lines().count() >= count && out.ends_with('\n')).then_some(out)
+    })
+    .await;
+    lines.lines().map(Entry::read).collect()
+}
+
+#[tokio::test]
+async fn tail_of_an_unknown_stream_names_the_known_ones() {
+    let site = Site::start().await;
+    let relay = Relay::start(&site).await;
+    let mut tail = Child::start(site.folder.path(), &["tail", "nothing", "--url", &relay.consumers]);
+    assert_eq!(tail.ends(PATIENCE).await, 3);
+    assert_eq!(tail.stderr(), format!("error: there is no stream nothing; there are: {STREAM}\n"));
+}
+
+#[tokio::test]
+async fn status_is_a_table_for_people_and_json_for_programs() {
+    let site = Site::start().await;
+    let relay = Relay::live(&site).await;
+    site.platform.say(7);
+    relay.holds(7).await;
+    let table = output(site.folder.path(), &["status", "--url", &relay.admin]).await;
+    let row = table.lines().find(|line| line.starts_with(STREAM)).expect(&table);
+    assert!(row.contains("live"), "{table}");
+    let text = output(site.folder.path(), &["status", "--json", "--url", &relay.admin]).await;
+    let status: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(status["streams"][0]["stream"], STREAM);
+    assert_eq!((&status["streams"][0]["events"], &status["ready"]), (&json!(7), &json!(true)));
+    assert_eq!(status["accounts"][0]["state"], "valid");
+
+    let mut watch = Child::start(site.folder.path(), &["status", "--watch", "--url", &relay.admin]);
+    watch.says(STREAM).await;
+    watch.signal("INT");
+    assert_eq!(watch.ends(PATIENCE).await, 0, "{}", watch.told());
+}
+
+#[tokio::test]
+async fn status_of_nobody_is_a_failure_with_its_cause() {
+    let folder = tempfile::tempdir().unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut status = Child::start(folder.path(), &["status", "--url", &format!("http://{nobody}")]);
+    assert_eq!(status.ends(PATIENCE).await, 1);
+    assert!(status.stderr().starts_with(&format!("error: could not reach http://{nobody}\n")), "{}", status.stderr());
+    assert!(status.stderr().contains("refused"), "{}", status.stderr());
+}
+
+#[tokio::test]
+async fn completions_and_the_schema_can_be_used_by_other_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let completions = output(folder.path(), &["completions", "bash"]).await;
+    fs::write(folder.path().join("completions"), &completions).unwrap();
+    let checked = std::process::Command::new("bash").arg("-n").arg(folder.path().join("completions")).status().unwrap();
+    assert!(checked.success() && completions.contains("_trunkline"), "{completions}");
+    let schema: Value = serde_json::from_str(&output(folder.path(), &["config", "schema"]).await).unwrap();
+    assert!(schema["properties"]["streams"].is_object(), "{schema}");
+}
+
+#[tokio::test]
+async fn the_effective_configuration_is_a_configuration_without_its_secrets() {
+    let settings = Settings { client_secret: "canary-in-a-file".to_owned(), ..Settings::default() };
+    let site = Site::start_with(settings, &[]).await;
+    let shown = output(site.folder.path(), &["config", "show", "--config", site.config()]).await;
+    assert!(shown.contains("silence_max = \"35s\""), "defaults are shown: {shown}");
+    assert!(shown.contains("***") && !shown.contains("canary"), "{shown}");
+    let table: toml::Table = toml::from_str(&shown).unwrap_or_else(|error| panic!("{error}\n{shown}"));
+    assert!(table["streams"][STREAM].is_table());
+}
+
+#[tokio::test]
+async fn the_simulated_platform_serves_tokens_and_takes_faults() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Child::start(folder.path(), &["simulate", "--listen", "127.0.0.1:0", "--rate", "50"]);
+    child.says("tokens at http://").await;
+    let out = child.stdout();
+    let url = out.split_whitespace().find(|word| word.starts_with("http://")).unwrap().to_owned();
+    let form = [("grant_type", "client_credentials"), ("client_id", "demo"), ("client_secret", "demo-secret")];
+    let answer = client().post(format!("{url}/oauth/token")).form(&form).send().await.unwrap();
+    let token: Value = answer.json().await.unwrap();
+    assert!(token["access_token"].is_string() && token["expires_in"] == json!(600), "{token}");
+    let fault = json!({"fault": "token", "failure": "invalid_client"});
+    let taken = client().post(format!("{url}/simulate/v1/faults")).json(&fault).send().await.unwrap();
+    assert_eq!(taken.status(), 202);
+    let refused = client().post(format!("{url}/oauth/token")).form(&form).send().await.unwrap();
+    assert_eq!(refused.status(), 401);
+    child.signal("TERM");
+    assert_eq!(child.ends(Duration::from_secs(5)).await, 0, "{}", child.told());
+    assert!(child.stdout().contains("tokens granted: 1"), "{}", child.stdout());
+}

@@ -1,0 +1,279 @@
+//! A disk that is full, cannot be written, or gave back something else than was written.
+
+use std::{
+    fs,
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use trunkline::{clock, simulator::Settings};
+
+use super::{
+    child::{Child, PATIENCE, eventually},
+    log::{Entry, assert_whole, pages},
+    relay::{Relay, client},
+    site::{STREAM, Site},
+};
+
+/// Room for the reserve of 16 MiB, a write-ahead log of some MiB, and a few thousand events.
+const DISK_MIB: u64 = 48;
+/// After room was made.
+const RESUME_MAX: Duration = Duration::from_secs(5);
+const BUFFER: u64 = 500;
+/// Events of one frame, and what one look at the socket may take beyond the buffer.
+const SLACK: u64 = 64 * 5;
+
+/// A small disk of its own. Unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(folder: &Path) -> Self {
+        let place = folder.join("disk");
+        fs::create_dir(&place).unwrap();
+        let size = format!("size={DISK_MIB}m");
+        mount(&["-t", "tmpfs", "-o", &size, "trunkline-test", place.to_str().unwrap()]);
+        Self(place)
+    }
+
+    fn write_protect(&self) {
+        mount(&["-o", "remount,ro", self.0.to_str().unwrap()]);
+    }
+
+    /// Fills it up but for about a MiB.
+    fn fill(&self) -> PathBuf {
+        let ballast = self.0.join("ballast");
+        let file = fs::File::create(&ballast).unwrap();
+        let piece = vec![0; 1 << 16];
+        let full = (0..DISK_MIB * 16).find(|at| file.write_all_at(&piece, at << 16).is_err());
+        let end = full.expect("the disk is as small as it was made") << 16;
+        file.set_len(end - (1 << 20)).unwrap();
+        ballast
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: a process may still be on its way out.
+        drop(Command::new("umount").arg("-l").arg(&self.0).status());
+    }
+}
+
+fn mount(arguments: &[&str]) {
+    let command = format!("mount {}", arguments.join(" "));
+    let output = Command::new("mount").args(arguments).output().unwrap_or_else(|error| panic!("{command}: {error}"));
+    let why = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "a small disk is needed, and only root can mount one. `{command}`: {why}");
+}
+
+#[tokio::test]
+async fn a_full_disk_holds_the_platform_back_and_nothing_is_lost() {
+    let buffer = format!("buffer = {BUFFER}");
+    let site = Site::start_with(Settings::default(), &[&buffer]).await;
+    let disk = Disk::mount(site.folder.path());
+    site.write(&disk.0.join("data"), &[&buffer]);
+    let relay = Relay::live(&site).await;
+    site.platform.say(100);
+    relay.holds(100).await;
+    let ballast = disk.fill();
+    let talk = site.talk(3_000);
+
+    let why = store_trouble(&relay).await;
+    assert!(!why.is_empty() && why != "ok");
+    let full = eventually("the buffer is full", PATIENCE, async || {
+        let stream = relay.stream().await;
+        (stream["buffered"].as_u64()? >= BUFFER).then_some(stream)
+    })
+    .await;
+    assert!(full["last_error"].as_str().unwrap().starts_with("the store has no room: "), "{full}");
+    assert_eq!(full["state"], "live", "it waits; the socket stays");
+    assert_held_back(&site, &relay, &full).await;
+    assert_eq!(pages(&relay.consumers).await.len() as u64, offset(&full), "what is there is still served");
+
+    fs::remove_file(ballast).unwrap();
+    let made = clock::now();
+    eventually("ready again", RESUME_MAX, async || relay.ready().await.filter(|(status, _)| *status == 200)).await;
+    eventually("the log grows", RESUME_MAX, async || (offset(&relay.stream().await) > offset(&full)).then_some(()))
+        .await;
+    assert!(made.elapsed() < RESUME_MAX, "{:?}", made.elapsed());
+    // The disk is small: the talk ends before it is full of events.
+    let last_said = talk.hush().await;
+    relay.holds(last_said).await;
+    assert_whole(&pages(&relay.consumers).await, last_said);
+    assert!(!relay.child.stderr().contains("damaged"), "{}", relay.child.stderr());
+}
+
+#[tokio::test]
+async fn a_relay_killed_on_a_full_disk_starts_there_and_goes_on_when_there_is_room() {
+    let site = Site::start().await;
+    let disk = Disk::mount(site.folder.path());
+    site.write(&disk.0.join("data"), &[]);
+    let mut relay = Relay::live(&site).await;
+    site.platform.say(100);
+    relay.holds(100).await;
+    let ballast = disk.fill();
+    let talk = site.talk(3_000);
+    store_trouble(&relay).await;
+    relay.child.kill();
+
+    let relay = Relay::start(&site).await;
+    store_trouble(&relay).await;
+    let held = pages(&relay.consumers).await;
+    assert!(held.len() >= 100, "{}", held.len());
+    fs::remove_file(ballast).unwrap();
+    eventually("ready again", RESUME_MAX, async || relay.ready().await.filter(|(status, _)| *status == 200)).await;
+    let last_said = talk.hush().await;
+    relay.holds(last_said).await;
+    assert_whole(&pages(&relay.consumers).await, last_said);
+}
+
+/// Waits until the relay says that it is not ready because of its store, and returns why.
+async fn store_trouble(relay: &Relay) -> String {
+    eventually("the store has no room", PATIENCE, async || {
+        let (status, shown) = relay.ready().await?;
+        (status == 503).then(|| shown["checks"]["store"].as_str().unwrap().to_owned())
+    })
+    .await
+}
+
+fn offset(stream: &serde_json::Value) -> u64 {
+    stream["last"].as_str().unwrap().split_once('-').unwrap().1.parse().unwrap()
+}
+
+/// The platform goes on talking, and the relay takes no more of it in.
+async fn assert_held_back(site: &Site, relay: &Relay, full: &serde_json::Value) {
+    let said = site.platform.ledger().last_sequence();
+    eventually("the platform said much more", PATIENCE, async || {
+        (site.platform.ledger().last_sequence() > said + 2 * BUFFER).then_some(())
+    })
+    .await;
+    let later = relay.stream().await;
+    assert_eq!(later["last"], full["last"], "nothing is taken into the log");
+    assert!(later["buffered"].as_u64().unwrap() <= BUFFER + SLACK, "the buffer keeps its bound: {later}");
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_is_refused_with_its_cause() {
+    let site = Site::start().await;
+    let disk = Disk::mount(site.folder.path());
+    disk.write_protect();
+    site.write(&disk.0.join("data"), &[]);
+    assert_refused(&mut Relay::spawn(site.folder.path(), site.config(), &[]), "Read-only file system").await;
+
+    let locked = site.folder.path().join("locked");
+    fs::create_dir(&locked).unwrap();
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o555)).unwrap();
+    site.write(&locked.join("data"), &[]);
+    let mut command = without_privileges();
+    command.args([env!("CARGO_BIN_EXE_trunkline"), "run", "--config", site.config()]);
+    assert_refused(&mut Child::spawn(site.folder.path(), command), "Permission denied").await;
+}
+
+/// Runs what follows without the privilege of root to write anywhere; for others it changes nothing.
+fn without_privileges() -> Command {
+    let root = fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
+    let mut command = Command::new(if root { "setpriv" } else { "env" });
+    if root {
+        command.args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]);
+    }
+    command
+}
+
+async fn assert_refused(child: &mut Child, cause: &str) {
+    assert_eq!(child.ends(PATIENCE).await, 1, "{}", child.told());
+    let err = child.stderr();
+    assert!(err.contains("error: the store's directory ") && err.contains(" cannot be used\n"), "{err}");
+    assert!(err.contains(&format!("  because: {cause}")), "{err}");
+}
+
+#[tokio::test]
+async fn a_damaged_database_is_put_aside_and_marked_in_the_log() {
+    let site = Site::start().await;
+    let mut relay = Relay::live(&site).await;
+    site.platform.say(500);
+    relay.holds(500).await;
+    let before = pages(&relay.consumers).await;
+    relay.child.signal("TERM");
+    assert_eq!(relay.child.ends(PATIENCE).await, 0);
+    damage(&site.store(), |_| 0);
+
+    let relay = Relay::live(&site).await;
+    site.platform.say(10);
+    relay.holds(510).await;
+    assert_put_aside(&site, &relay);
+    assert_begins_anew(&before, &pages(&relay.consumers).await, 510);
+    let old = before.last().unwrap();
+    assert_eq!(page_after(&relay, &old.id).await, 410, "a cursor of the lost log is never taken for one of the new");
+    let first = first_line_after(&relay, &old.id).await;
+    assert_eq!(first.kind, "trunkline.gap.v1", "{}", first.json);
+    assert!(first.json.contains("trimmed"), "{}", first.json);
+}
+
+#[tokio::test]
+async fn damage_that_only_a_reader_meets_ends_the_process_and_the_next_start_marks_it() {
+    let site = Site::start().await;
+    let mut relay = Relay::live(&site).await;
+    site.platform.say(20_000);
+    relay.holds(20_000).await;
+    let before = pages(&relay.consumers).await;
+    relay.child.signal("TERM");
+    assert_eq!(relay.child.ends(PATIENCE).await, 0);
+    damage(&site.store(), |len| len / 2);
+
+    let mut relay = Relay::live(&site).await;
+    let first = format!("{}/v1/streams/{STREAM}/events?from=first", relay.consumers);
+    let body = client().get(first).header("accept", "application/x-ndjson").send().await.unwrap().text().await;
+    let served = body.as_deref().unwrap_or_default().lines().count();
+    assert!(served < before.len(), "nothing is served past the damage");
+    site.platform.say(1);
+    assert_eq!(relay.child.ends(PATIENCE).await, 1, "{}", relay.child.told());
+    assert!(relay.child.stderr().contains("the store is broken; it has to be opened anew"), "{}", relay.child.told());
+
+    let relay = Relay::live(&site).await;
+    site.platform.say(10);
+    relay.holds(20_011).await;
+    assert_put_aside(&site, &relay);
+    assert_begins_anew(&before, &pages(&relay.consumers).await, 20_011);
+}
+
+/// Overwrites 16 KiB, as a bad disk does.
+fn damage(store: &Path, at: impl FnOnce(u64) -> u64) {
+    let file = fs::OpenOptions::new().write(true).open(store.join("trunkline.db")).unwrap();
+    let len = file.metadata().unwrap().len();
+    assert!(len > 64 << 10, "there is something to damage: {len} bytes");
+    file.write_all_at(&[0xa5; 16 << 10], at(len)).unwrap();
+}
+
+fn assert_put_aside(site: &Site, relay: &Relay) {
+    let aside = fs::read_dir(site.store()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let is_database = |name: &String| name.starts_with("trunkline.db.damaged-") && !name.ends_with("-wal");
+    assert_eq!(aside.filter(is_database).count(), 1);
+    assert!(relay.child.stderr().contains("the store is damaged; it was put aside"), "{}", relay.child.stderr());
+}
+
+fn assert_begins_anew(before: &[Entry], log: &[Entry], last: u64) {
+    let epoch = |entry: &Entry| entry.id.split_once('-').unwrap().0.to_owned();
+    assert_ne!(epoch(&log[0]), epoch(&before[0]), "the log has a new epoch");
+    assert_eq!((log[0].kind.as_str(), log[0].offset), ("trunkline.gap.v1", 1), "{}", log[0].json);
+    assert!(log[0].json.contains(r#""reason":"store""#), "{}", log[0].json);
+    let numbers: Vec<u64> = log.iter().filter_map(|entry| entry.number).collect();
+    assert_eq!(numbers.last(), Some(&last));
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "what follows has no further hole");
+}
+
+async fn page_after(relay: &Relay, id: &str) -> u16 {
+    let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
+    let answer = client().get(url).header("accept", "application/cloudevents-batch+json").send().await.unwrap();
+    answer.status().as_u16()
+}
+
+async fn first_line_after(relay: &Relay, id: &str) -> Entry {
+    let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
+    let mut answer = client().get(url).header("accept", "application/x-ndjson").send().await.unwrap();
+    let mut text = String::new();
+    while !text.contains('\n') {
+        text.push_str(std::str::from_utf8(&answer.chunk().await.unwrap().expect("a line")).unwrap());
+    }
+    Entry::read(text.lines().next().unwrap())
+}

@@ -1,0 +1,161 @@
+//! Killed again and again under load, the relay loses nothing, doubles nothing, and its consumers do not notice.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+
+use self::shared::{Board, Seen};
+use super::{
+    child::{PATIENCE, eventually},
+    log::{Entry, assert_whole, pages},
+    relay::{Relay, client},
+    site::{STREAM, Site},
+};
+
+const KILLS: u64 = 50;
+const EVENTS_A_SECOND: u64 = 2_000;
+const SEED: u64 = 9;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_kills_under_load_lose_nothing_and_double_nothing() {
+    let site = Site::start().await;
+    let (board, mut readers) = (Arc::new(Board::default()), JoinSet::new());
+    let (lines, messages) = (Arc::new(Seen::default()), Arc::new(Seen::default()));
+    readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
+    readers.spawn(follow_messages(Arc::clone(&board), Arc::clone(&messages)));
+    let talk = site.talk(EVENTS_A_SECOND);
+    kill_again_and_again(&site, &board).await;
+
+    let relay = Relay::live(&site).await;
+    board.put(Some(relay.consumers.clone()));
+    let last_said = talk.hush().await;
+    relay.holds(last_said).await;
+    let log = pages(&relay.consumers).await;
+    assert_whole(&log, last_said);
+    assert!(log.len() as u64 > KILLS * 50, "there was load: {} events", log.len());
+    for (who, seen) in [("NDJSON", lines), ("WebSocket", messages)] {
+        eventually(who, PATIENCE, async || (seen.len() >= log.len()).then_some(())).await;
+        assert!(seen.connections() > KILLS / 2, "{who} connected {} times", seen.connections());
+        assert!(seen.all() == log, "{who} saw each entry once, in order, byte for byte as it stayed in the log");
+    }
+}
+
+/// Most kills hit a relay at work, every fifth one a relay that is just starting.
+async fn kill_again_and_again(site: &Site, board: &Board) {
+    let mut rng = fastrand::Rng::with_seed(SEED);
+    for round in 1..=KILLS {
+        let mut child = Relay::spawn(site.folder.path(), site.config(), &[]);
+        if round % 5 == 0 {
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..100))).await;
+            child.kill();
+            continue;
+        }
+        let mut relay = Relay::of(child).await;
+        board.put(Some(relay.consumers.clone()));
+        relay.goes_live().await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(50..400))).await;
+        relay.child.kill();
+        board.put(None);
+        assert!(!relay.child.stderr().contains("damaged"), "{}", relay.child.stderr());
+    }
+}
+
+/// Where a reader goes on.
+fn place(after: Option<String>) -> String {
+    let start = after.map_or("from=first".to_owned(), |id| format!("after={id}"));
+    format!("/v1/streams/{STREAM}/events?{start}")
+}
+
+async fn follow_lines(board: Arc<Board>, seen: Arc<Seen>) {
+    loop {
+        let url = format!("{}{}", board.get().await, place(seen.last_id()));
+        let Ok(mut answer) = client().get(url).header("accept", "application/x-ndjson").send().await else { continue };
+        seen.connected();
+        let mut rest = Vec::new();
+        while let Ok(Some(chunk)) = answer.chunk().await {
+            rest.extend_from_slice(&chunk);
+            let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
+            let lines: Vec<u8> = rest.drain(..=end).collect();
+            for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                seen.push(Entry::read(std::str::from_utf8(line).unwrap()));
+            }
+        }
+    }
+}
+
+async fn follow_messages(board: Arc<Board>, seen: Arc<Seen>) {
+    loop {
+        let url = format!("{}{}", board.get().await, place(seen.last_id())).replacen("http", "ws", 1);
+        let Ok((mut socket, _)) = tokio_tungstenite::connect_async(url).await else { continue };
+        seen.connected();
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Text(text) = message {
+                seen.push(Entry::read(&text));
+            }
+        }
+    }
+}
+
+/// What the readers and the test share.
+mod shared {
+    use std::{
+        sync::{
+            Mutex,
+            atomic::{AtomicU64, Ordering},
+        },
+        time::Duration,
+    };
+
+    use tokio::sync::watch;
+
+    use super::Entry;
+
+    /// Where the relay of the moment listens.
+    #[derive(Default)]
+    pub(super) struct Board(watch::Sender<Option<String>>);
+
+    impl Board {
+        pub(super) fn put(&self, url: Option<String>) {
+            self.0.send_replace(url);
+        }
+
+        /// The address, as soon as there is one. It may be that of a relay that was just killed: whoever finds
+        /// nobody there comes back at once, so a breath is taken first.
+        pub(super) async fn get(&self) -> String {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            self.0.subscribe().wait_for(Option::is_some).await.unwrap().clone().unwrap()
+        }
+    }
+
+    /// What one consumer was sent.
+    #[derive(Default)]
+    pub(super) struct Seen(Mutex<Vec<Entry>>, AtomicU64);
+
+    impl Seen {
+        pub(super) fn push(&self, entry: Entry) {
+            self.0.lock().unwrap().push(entry);
+        }
+
+        pub(super) fn connected(&self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+
+        pub(super) fn connections(&self) -> u64 {
+            self.1.load(Ordering::Relaxed)
+        }
+
+        pub(super) fn len(&self) -> usize {
+            self.0.lock().unwrap().len()
+        }
+
+        pub(super) fn all(&self) -> Vec<Entry> {
+            self.0.lock().unwrap().clone()
+        }
+
+        pub(super) fn last_id(&self) -> Option<String> {
+            self.0.lock().unwrap().last().map(|entry| entry.id.clone())
+        }
+    }
+}

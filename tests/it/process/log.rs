@@ -1,0 +1,71 @@
+//! A stream's log as its consumers get it, and what must hold of it.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{relay::client, site::STREAM};
+
+/// One event, as it was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) offset: u64,
+    /// The platform's number.
+    pub(crate) number: Option<u64>,
+    /// Every byte of it.
+    pub(crate) json: String,
+}
+
+#[derive(Deserialize)]
+struct Attributes {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    sequence: Option<String>,
+    platformsequence: Option<String>,
+}
+
+impl Entry {
+    pub(crate) fn read(json: &str) -> Self {
+        let read: Attributes = serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}"));
+        let number = |text: Option<String>| text.map(|text| text.parse().unwrap());
+        Self {
+            id: read.id,
+            kind: read.kind,
+            offset: number(read.sequence).unwrap_or(0),
+            number: number(read.platformsequence),
+            json: json.to_owned(),
+        }
+    }
+}
+
+/// The whole log, page by page.
+pub(crate) async fn pages(consumers: &str) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let mut next = format!("/v1/streams/{STREAM}/events?limit=1000&from=first");
+    loop {
+        let url = format!("{consumers}{next}");
+        let answer = client().get(&url).header("accept", "application/cloudevents-batch+json").send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{url}");
+        let link = answer.headers()["link"].to_str().unwrap().to_owned();
+        next = link.strip_prefix('<').and_then(|link| link.split_once('>')).unwrap().0.to_owned();
+        let body = answer.text().await.unwrap();
+        let page: Vec<&RawValue> = serde_json::from_str(&body).unwrap();
+        if page.is_empty() {
+            return entries;
+        }
+        entries.extend(page.iter().map(|event| Entry::read(event.get())));
+    }
+}
+
+/// Every number from the first one heard to the last one said: once, in order, under dense offsets, and no gap.
+pub(crate) fn assert_whole(log: &[Entry], last_said: u64) {
+    let first = log.first().and_then(|entry| entry.number).expect("the log begins with an event");
+    for (index, entry) in log.iter().enumerate() {
+        let index = index as u64;
+        assert_eq!(entry.offset, index + 1, "offsets are dense: {}", entry.json);
+        assert_eq!(entry.number, Some(first + index), "nothing is missing and nothing doubled: {}", entry.json);
+    }
+    assert_eq!(log.last().and_then(|entry| entry.number), Some(last_said), "everything said is there");
+}

@@ -1,0 +1,111 @@
+//! `trunkline run` as a child, and the HTTP that its clients speak.
+
+use std::path::Path;
+
+use serde_json::{Value, value::RawValue};
+
+use super::{
+    child::{Child, PATIENCE, eventually},
+    log::Entry,
+    site::{STREAM, Site},
+};
+
+/// A running daemon and where it listens.
+pub(crate) struct Relay {
+    pub(crate) child: Child,
+    /// `http://127.0.0.1:…` for consumers.
+    pub(crate) consumers: String,
+    /// The same for operators.
+    pub(crate) admin: String,
+}
+
+impl Relay {
+    /// Starts it and waits until it listens.
+    pub(crate) async fn start(site: &Site) -> Self {
+        Self::start_with(site, &[]).await
+    }
+
+    pub(crate) async fn start_with(site: &Site, variables: &[(&str, &str)]) -> Self {
+        Self::of(Self::spawn(site.folder.path(), site.config(), variables)).await
+    }
+
+    /// Starts it and does not wait.
+    pub(crate) fn spawn(folder: &Path, config: &str, variables: &[(&str, &str)]) -> Child {
+        Child::start_with(folder, &["run", "--config", config], variables)
+    }
+
+    /// Waits until a started one listens.
+    pub(crate) async fn of(mut child: Child) -> Self {
+        child.says("\"trunkline runs\"").await;
+        let log = child.stderr();
+        let runs = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let runs = runs.into_iter().find(|line| line["message"] == "trunkline runs").unwrap();
+        let address = |name: &str| format!("http://{}", runs[name].as_str().unwrap());
+        Self { consumers: address("consumers"), admin: address("admin"), child }
+    }
+
+    /// Starts it and waits until every stream is live.
+    pub(crate) async fn live(site: &Site) -> Self {
+        let relay = Self::start(site).await;
+        relay.goes_live().await;
+        relay
+    }
+
+    pub(crate) async fn goes_live(&self) {
+        let all = format!("{}/readyz?streams=all", self.admin);
+        eventually("every stream is live", PATIENCE, async || {
+            let answer = client().get(&all).send().await.ok()?;
+            answer.status().is_success().then_some(())
+        })
+        .await;
+    }
+
+    /// Status and body of `/readyz`; none when nobody answers.
+    pub(crate) async fn ready(&self) -> Option<(u16, Value)> {
+        let answer = client().get(format!("{}/readyz", self.admin)).send().await.ok()?;
+        Some((answer.status().as_u16(), answer.json().await.ok()?))
+    }
+
+    pub(crate) async fn status(&self) -> Value {
+        self.text(&self.admin, "/admin/v1/status").await.parse().unwrap()
+    }
+
+    /// What the status says of the stream.
+    pub(crate) async fn stream(&self) -> Value {
+        self.status().await["streams"].as_array().unwrap().iter().find(|s| s["stream"] == STREAM).unwrap().clone()
+    }
+
+    pub(crate) async fn text(&self, listener: &str, path: &str) -> String {
+        client().get(format!("{listener}{path}")).send().await.unwrap().text().await.unwrap()
+    }
+
+    /// Asks an operator's wish.
+    pub(crate) async fn wish(&self, path: &str) {
+        let answer = client().post(format!("{}/admin/v1/{path}", self.admin)).send().await.unwrap();
+        assert_eq!(answer.status(), 202, "{path}");
+    }
+
+    /// Waits until the newest entry of the log has this number of the platform.
+    pub(crate) async fn holds(&self, number: u64) {
+        eventually(&format!("number {number} is in the log"), PATIENCE, async || {
+            (self.newest().await?.number? == number).then_some(())
+        })
+        .await;
+    }
+
+    /// The newest entry of the log, as a consumer gets it.
+    async fn newest(&self) -> Option<Entry> {
+        let last = self.stream().await["last"].as_str()?.to_owned();
+        let (epoch, offset) = last.split_once('-')?;
+        let before = offset.parse::<u64>().ok()?.checked_sub(1)?;
+        let path = format!("/v1/streams/{STREAM}/events?limit=1&after={epoch}-{before}");
+        let page: Vec<Box<RawValue>> = serde_json::from_str(&self.text(&self.consumers, &path).await).ok()?;
+        page.last().map(|event| Entry::read(event.get()))
+    }
+}
+
+/// A client that follows nothing and keeps nothing open.
+pub(crate) fn client() -> reqwest::Client {
+    trunkline::app::install_crypto();
+    reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(PATIENCE).build().unwrap()
+}

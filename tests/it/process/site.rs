@@ -1,0 +1,113 @@
+//! What stands around a relay: a simulated platform that talks, a folder, and a configuration as a user would write it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use trunkline::simulator::{self, Settings, Simulator};
+
+/// The numbered stream of every site.
+pub(crate) const STREAM: &str = "calls";
+
+/// A folder with a configuration, and the platform that it names.
+pub(crate) struct Site {
+    pub(crate) folder: TempDir,
+    pub(crate) platform: Arc<Simulator>,
+    pub(crate) config: PathBuf,
+}
+
+impl Site {
+    /// A platform that says something only when told to, and a numbered stream of it.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(Settings::default(), &[]).await
+    }
+
+    /// `keys` stand in the table of the stream.
+    pub(crate) async fn start_with(settings: Settings, keys: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (id, secret) = (settings.client_id.clone(), settings.client_secret.clone());
+        let platform = Arc::new(simulator::start(settings).await.unwrap());
+        fs::write(folder.path().join("client-id"), id).unwrap();
+        fs::write(folder.path().join("client-secret"), secret).unwrap();
+        let site = Self { config: folder.path().join("trunkline.toml"), folder, platform };
+        site.write(&site.store(), keys);
+        site
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Writes the configuration anew: the store's folder, and more keys of the stream.
+    pub(crate) fn write(&self, store: &Path, keys: &[&str]) {
+        let mut text = self.base(store);
+        text.push_str(&format!(
+            "[streams.{STREAM}]\naccount = \"demo\"\nconnector = \"genesys-sequenced\"\n\
+             url = \"ws://{}/api/v2/analytics/conversations/summary/stream\"\n{}\n",
+            self.platform.address(),
+            keys.join("\n")
+        ));
+        fs::write(&self.config, text).unwrap();
+    }
+
+    /// Everything but the streams.
+    pub(crate) fn base(&self, store: &Path) -> String {
+        let (address, folder) = (self.platform.address(), self.folder.path().display());
+        let store = store.display();
+        format!(
+            r#"
+[http]
+listen = "127.0.0.1:0"
+[admin]
+listen = "127.0.0.1:0"
+[store]
+path = "{store}"
+[accounts.demo]
+platform = "generic"
+token_url = "http://{address}/oauth/token"
+api_url = "http://{address}"
+client_id = {{ file = "{folder}/client-id" }}
+client_secret = {{ file = "{folder}/client-secret" }}
+refresh_interval_min = "1s"
+refresh_jitter = "0s"
+"#
+        )
+    }
+
+    pub(crate) fn config(&self) -> &str {
+        self.config.to_str().unwrap()
+    }
+
+    /// Lets the platform talk, at about this rate, until it is hushed.
+    pub(crate) fn talk(&self, events_a_second: u64) -> Talk {
+        const TICK: Duration = Duration::from_millis(10);
+        let (platform, mut tasks) = (Arc::clone(&self.platform), JoinSet::new());
+        let mut tick = tokio::time::interval(TICK);
+        tasks.spawn(async move {
+            loop {
+                tick.tick().await;
+                platform.say(events_a_second / 100);
+            }
+        });
+        Talk { tasks, platform: Arc::clone(&self.platform) }
+    }
+}
+
+/// A platform that is talking. Dropping it hushes it.
+pub(crate) struct Talk {
+    tasks: JoinSet<()>,
+    platform: Arc<Simulator>,
+}
+
+impl Talk {
+    /// Ends the talk, and tells the last number that was said.
+    pub(crate) async fn hush(mut self) -> u64 {
+        self.tasks.shutdown().await;
+        self.platform.ledger().last_sequence()
+    }
+}

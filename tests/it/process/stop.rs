@@ -1,0 +1,136 @@
+//! Asked to end, the relay says farewell to everybody, loses nothing, and is gone within bounds.
+
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use reqwest::Response;
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream,
+    tungstenite::{Message, protocol::CloseFrame},
+};
+use trunkline::{
+    clock,
+    simulator::{Fault, Target},
+};
+
+use super::{
+    child::{PATIENCE, eventually},
+    log::{assert_whole, pages},
+    relay::{Relay, client},
+    site::{STREAM, Site},
+};
+
+/// A platform that answers no farewell is waited for so long; with it a drain has a length that can be looked into.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// Nothing else of a drain takes long.
+const BOUND: Duration = Duration::from_secs(10);
+
+type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+#[tokio::test]
+async fn a_drain_tells_everybody_and_ends_with_zero() {
+    let site = Site::start().await;
+    let mut relay = Relay::live(&site).await;
+    site.platform.say(3);
+    let mut socket = socket(&relay).await;
+    let (lines, sse) = (body(&relay, "application/x-ndjson").await, body(&relay, "text/event-stream").await);
+    relay.holds(3).await;
+    deafen(&site);
+
+    let began = clock::now();
+    relay.child.signal("TERM");
+    let (status, shown) = not_ready(&relay).await;
+    assert_eq!((status, &shown["checks"]["draining"]), (503, &true.into()), "{shown}");
+    assert_eq!(relay.text(&relay.admin, "/healthz").await, "ok\n", "the process itself is well");
+    let (texts, farewell) = hear_out(&mut socket).await;
+    assert_eq!(texts, 3, "what was due is sent before the farewell");
+    assert_eq!((u16::from(farewell.code), farewell.reason.as_str()), (1001, "draining"));
+    assert_eq!(lines.text().await.expect("the body ends in order").lines().count(), 3);
+    assert_eq!(sse.text().await.expect("the body ends in order").matches("\ndata: ").count(), 3);
+    assert_eq!(relay.child.ends(BOUND).await, 0, "{}", relay.child.told());
+    took(began, BOUND);
+}
+
+#[tokio::test]
+async fn an_idle_relay_is_gone_within_a_second() {
+    let site = Site::start().await;
+    for signal in ["TERM", "INT"] {
+        let mut relay = Relay::live(&site).await;
+        let began = clock::now();
+        relay.child.signal(signal);
+        assert_eq!(relay.child.ends(BOUND).await, 0, "{}", relay.child.told());
+        took(began, Duration::from_secs(1));
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_and_says_that_it_was_too_early() {
+    let site = Site::start().await;
+    let mut relay = Relay::live(&site).await;
+    deafen(&site);
+    relay.child.signal("TERM");
+    relay.child.says("draining; a second signal ends at once").await;
+    let began = clock::now();
+    relay.child.signal("TERM");
+    assert_eq!(relay.child.ends(BOUND).await, 1);
+    assert!(began.elapsed() < FAREWELL_MAX / 2, "{:?}", began.elapsed());
+    assert!(relay.child.stderr().contains("error: ended before everything was drained"), "{}", relay.child.stderr());
+}
+
+#[tokio::test]
+async fn a_drain_in_the_middle_of_a_rotation_loses_nothing() {
+    let site = Site::start_with(Default::default(), &["rotation_jitter = \"0s\""]).await;
+    let talk = site.talk(1_000);
+    for round in 0..8 {
+        let mut relay = Relay::live(&site).await;
+        relay.wish(&format!("streams/{STREAM}/rotate")).await;
+        // From "not begun" over "two sockets" to "done": a rotation on loopback takes some milliseconds.
+        tokio::time::sleep(Duration::from_millis(round)).await;
+        relay.child.signal("TERM");
+        assert_eq!(relay.child.ends(BOUND).await, 0, "{}", relay.child.told());
+    }
+    let relay = Relay::live(&site).await;
+    let last_said = talk.hush().await;
+    relay.holds(last_said).await;
+    assert_whole(&pages(&relay.consumers).await, last_said);
+}
+
+/// The platform hears nothing and answers nothing on its open sockets.
+fn deafen(site: &Site) {
+    site.platform.inject(Fault::Stall { on: Target::All, lasting: PATIENCE });
+}
+
+async fn socket(relay: &Relay) -> Socket {
+    let url = format!("{}/v1/streams/{STREAM}/events?from=first", relay.consumers.replacen("http", "ws", 1));
+    tokio_tungstenite::connect_async(url).await.unwrap().0
+}
+
+async fn body(relay: &Relay, accept: &str) -> Response {
+    let url = format!("{}/v1/streams/{STREAM}/events?from=first", relay.consumers);
+    client().get(url).header("accept", accept).send().await.unwrap()
+}
+
+async fn not_ready(relay: &Relay) -> (u16, serde_json::Value) {
+    eventually("the relay is not ready", BOUND, async || relay.ready().await.filter(|(status, _)| *status != 200)).await
+}
+
+/// The number of texts before the farewell, and the farewell.
+async fn hear_out(socket: &mut Socket) -> (usize, CloseFrame) {
+    let mut texts = 0;
+    loop {
+        let message = tokio::time::timeout(BOUND, socket.next()).await.expect("a farewell").expect("a farewell");
+        match message.unwrap() {
+            Message::Text(_) => texts += 1,
+            Message::Close(farewell) => {
+                drop(socket.flush().await);
+                return (texts, farewell.expect("a code"));
+            }
+            Message::Ping(_) | Message::Pong(_) => (),
+            Message::Binary(_) | Message::Frame(_) => panic!("only texts are sent"),
+        }
+    }
+}
+
+fn took(began: Instant, at_most: Duration) {
+    assert!(began.elapsed() < at_most, "it took {:?}", began.elapsed());
+}
