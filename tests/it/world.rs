@@ -78,6 +78,7 @@ fn run_all(night: Night) {
                     return None;
                 }
                 if catch_unwind(AssertUnwindSafe(|| World::new(night, seed, 0).live())).is_err() {
+                    next.store(seeds, Ordering::Relaxed);
                     return Some(seed);
                 }
             }

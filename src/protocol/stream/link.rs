@@ -210,6 +210,7 @@ impl Stream {
 
     fn dial(&mut self, session: SessionId, generation: u64, endpoint: &Endpoint) {
         let resume = self.intake.resume();
+        self.intake.resumes(session, resume);
         let url = self.settings.connector.url(endpoint, resume);
         let dial = Dial { url, credential: endpoint.credential };
         self.outputs.push_back(Output::Dial { session, generation, dial });
