@@ -292,6 +292,8 @@ impl Stream {
         match std::mem::replace(&mut self.link, Link::Waiting) {
             Link::Opening { session, swap } => {
                 self.link = Link::Live { session, retire: None };
+                // First: the snapshot behind a gap is about the endpoint's topics.
+                self.adopt_endpoint();
                 self.listen(now);
                 if let Some(Swap { trigger, since }) = swap {
                     self.report(Report::Rotated { trigger, silence: now.at.saturating_duration_since(since) });
@@ -305,11 +307,11 @@ impl Stream {
                     Resume::None => OVERLAP,
                 };
                 self.link = Link::Overlapping { old, new, until: now.at + overlap };
+                self.adopt_endpoint();
                 self.link_timeout(now);
             }
             link => self.link = link,
         }
-        self.adopt_endpoint();
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
     }
