@@ -242,11 +242,13 @@ impl Shell {
     }
 
     fn append(&mut self, events: Vec<Event>, checkpoint: Checkpoint) {
-        let (log, board, oldest) = (self.log.clone(), Arc::clone(&self.board), self.oldest.take());
+        let (log, board) = (self.log.clone(), Arc::clone(&self.board));
+        // What one turn of reading left behind was received a moment ago.
+        let oldest = self.oldest.take().unwrap_or_else(clock::now);
         self.work.push(Box::pin(async move {
             let bytes = events.iter().map(|event| event.body.len()).sum();
             let appended = append_until_done(&log, &events, checkpoint, &board).await;
-            if let (Ok(_), Some(oldest)) = (&appended, oldest) {
+            if appended.is_ok() && !events.is_empty() {
                 board.appended(events.len(), bytes, clock::now().saturating_duration_since(oldest));
             }
             Done::Appended(appended)
