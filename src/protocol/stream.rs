@@ -317,8 +317,9 @@ impl Stream {
             Input::Opened(id) => self.tell(id, session::Input::Opened, now),
             Input::Refused { session, failure } => self.tell(session, session::Input::Refused(failure), now),
             Input::Frame { session, frame } => {
-                self.heard = Heard { at: Some(now.at), wall: now.wall };
+                // The frame that proves a new session ends a silence, so the silence is measured before it counts.
                 self.tell(session, session::Input::Frame(frame), now);
+                self.heard = Heard { at: Some(now.at), wall: now.wall };
             }
             Input::Closed { session, failure } => self.tell(session, session::Input::Closed(failure), now),
             Input::Appended(last) => {

@@ -22,7 +22,7 @@ pub(crate) use self::{
 };
 
 /// No test waits longer for a single fact.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(8);
 /// How often a fact is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 

@@ -2,8 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod admin;
 mod architecture;
+mod consumers;
+mod frames;
+mod gaps;
+mod golden;
 mod harness;
+mod notifications;
 mod process;
+mod rotation;
 mod sequenced;
+mod tokens;
+mod trouble;
 mod world;

@@ -305,6 +305,8 @@ impl Stream {
         match std::mem::replace(&mut self.link, Link::Waiting) {
             Link::Opening { session, swap } => {
                 self.link = Link::Live { session, retire: None };
+                // First: the snapshot behind a gap is about the endpoint's topics.
+                self.adopt_endpoint();
                 self.listen(now);
                 if let Some(Swap { trigger, since }) = swap {
                     self.report(Report::Rotated { trigger, silence: now.at.saturating_duration_since(since) });
@@ -316,7 +318,6 @@ impl Stream {
             }
             link => self.link = link,
         }
-        self.adopt_endpoint();
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
     }

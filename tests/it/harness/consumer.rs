@@ -40,10 +40,16 @@ impl Consumer {
                 let connected = timeout(PATIENCE, connect_async(format!("ws://{at}{target}"))).await;
                 Source::WebSocket(Box::new(connected.unwrap().unwrap().0))
             }
-            Transport::Sse => endless(at, target, "text/event-stream", "\n\n").await,
-            Transport::Ndjson => endless(at, target, "application/x-ndjson", "\n").await,
+            Transport::Sse => endless(at, target, "text/event-stream", None).await,
+            Transport::Ndjson => endless(at, target, "application/x-ndjson", None).await,
         };
         Self { source, last_id: None }
+    }
+
+    /// As a browser does whose connection was lost: the same address, and how far it got.
+    pub(crate) async fn resumed(at: SocketAddr, target: &str, last_id: &str) -> Self {
+        let source = endless(at, target, "text/event-stream", Some(last_id)).await;
+        Self { source, last_id: Some(last_id.to_owned()) }
     }
 
     /// The next event; none when the daemon has ended the answer.
@@ -88,12 +94,16 @@ impl Consumer {
     }
 }
 
-async fn endless(at: SocketAddr, target: &str, media_type: &str, end: &'static str) -> Source {
-    let request = Client::new().get(format!("http://{at}{target}")).header("accept", media_type);
+async fn endless(at: SocketAddr, target: &str, media_type: &str, last_id: Option<&str>) -> Source {
+    let mut request = Client::new().get(format!("http://{at}{target}")).header("accept", media_type);
+    if let Some(last_id) = last_id {
+        request = request.header("last-event-id", last_id);
+    }
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["content-type"], media_type);
     let chunks = response.bytes_stream().filter_map(|chunk| async { chunk.ok().map(|bytes| bytes.to_vec()) });
+    let end = if media_type == "text/event-stream" { "\n\n" } else { "\n" };
     Source::Endless { chunks: chunks.boxed(), text: Vec::new(), end }
 }
 
