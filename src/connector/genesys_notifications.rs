@@ -158,9 +158,10 @@ pub(super) fn kind_of(topic: &str) -> String {
     kind
 }
 
-/// The first id of a topic: whom it is about.
+/// The first id of a topic: whom it is about. A combined topic (`v2.users.{id}?presence&station`) has it before the `?`.
 fn id_of(topic: &str) -> Option<&str> {
-    topic.split('.').skip(1).find(|segment| is_id(segment))
+    let named = topic.split('?').next()?;
+    named.split('.').skip(1).find(|segment| is_id(segment))
 }
 
 /// One part of an answer's body as text.

@@ -19,10 +19,10 @@ impl Breaker {
         Self { after, stable_after, failures: 0, live_since: None }
     }
 
-    /// A connection is live. It closes nothing yet: first it has to last.
+    /// A connection is live. It closes nothing yet: first it has to last. One that took over from another without a
+    /// break goes on proving what that one began to prove.
     pub fn connected(&mut self, now: Instant) {
-        self.ended(now);
-        self.live_since = Some(now);
+        self.live_since.get_or_insert(now);
     }
 
     /// The connection is over, for whatever reason. Says whether it had proved stable; if so, the row is ended.
@@ -91,6 +91,17 @@ mod tests {
         assert_eq!(breaker.stable_at(), Some(start + STABLE));
         assert!(!breaker.is_open(start + STABLE), "closed while the connection still lives");
         assert!(breaker.ended(start + STABLE));
+        assert!(!breaker.is_open(start + STABLE));
+    }
+
+    #[test]
+    fn planned_replacements_do_not_keep_a_connection_from_proving_stable() {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(1, STABLE);
+        breaker.failed();
+        for seconds in [0, 4, 8] {
+            breaker.connected(start + Duration::from_secs(seconds));
+        }
         assert!(!breaker.is_open(start + STABLE));
     }
 

@@ -81,6 +81,8 @@ pub struct Session {
     heard_at: Instant,
     /// How many probes went out since the platform was last heard.
     probes: u32,
+    /// It said that it lives since it was asked last.
+    answered: bool,
     outputs: std::collections::VecDeque<Output>,
 }
 
@@ -130,6 +132,7 @@ impl Session {
             minted: None,
             heard_at: now.at,
             probes: 0,
+            answered: false,
             outputs: std::collections::VecDeque::new(),
         };
         match reuse {
@@ -160,6 +163,17 @@ impl Session {
         self.heard_at
     }
 
+    /// Asks the platform whether it lives. What it sent before its answer is heard before it.
+    pub fn ask(&mut self) {
+        self.answered = false;
+        self.outputs.push_back(Output::Probe(self.choices.probe));
+    }
+
+    /// Whether it said so since it was asked last.
+    pub fn has_answered(&self) -> bool {
+        self.answered
+    }
+
     pub fn is_live(&self) -> bool {
         matches!(self.stage, Stage::Live { .. })
     }
@@ -174,10 +188,15 @@ impl Session {
         self.stage = Stage::Leaving { until: now.at + self.patience.farewell };
     }
 
-    /// Frames are left unread for our own reasons: silence is not the platform's fault.
+    /// Frames are left unread for our own reasons: silence is not the platform's fault, and no answer late.
     pub fn excuse(&mut self, now: Now) {
         self.heard_at = now.at;
         self.probes = 0;
+        match &mut self.stage {
+            Stage::Proving { until, .. } => *until = now.at + self.patience.connect,
+            Stage::Leaving { until } => *until = now.at + self.patience.farewell,
+            Stage::Preparing(_) | Stage::Dialling { .. } | Stage::Live { .. } | Stage::Ended => (),
+        }
     }
 
     pub fn handle(&mut self, input: Input, now: Now) {
@@ -250,11 +269,9 @@ impl Session {
     }
 
     fn take_step(&mut self, preparation: Preparation, step: Step, now: Now) {
+        self.stage = Stage::Preparing(preparation);
         match step {
-            Step::Call(request) => {
-                self.stage = Stage::Preparing(preparation);
-                self.outputs.push_back(Output::Call(request));
-            }
+            Step::Call(request) => self.outputs.push_back(Output::Call(request)),
             Step::Ready(endpoint) => {
                 let ends = self.choices.life.map(|life| now.at + life);
                 self.dial(Minted { endpoint, generation: self.generation, ends }, now);
@@ -273,7 +290,7 @@ impl Session {
         if !matches!(self.stage, Stage::Dialling { .. }) {
             return;
         }
-        self.excuse(now);
+        self.heard_at = now.at;
         let until = now.at + self.patience.connect;
         match self.choices.proof {
             Proof::Opened => self.live(now),
@@ -295,7 +312,8 @@ impl Session {
         if matches!(self.stage, Stage::Ended) {
             return;
         }
-        self.excuse(now);
+        self.heard_at = now.at;
+        self.probes = 0;
         let mut items = Vec::new();
         self.connector.decode(frame, now.wall, &mut items);
         if let Some(refusal) = items.iter().find_map(fatal) {
@@ -304,6 +322,7 @@ impl Session {
         if matches!(self.stage, Stage::Proving { .. }) {
             self.live(now);
         }
+        self.answered |= items.contains(&Item::Alive);
         items.retain(|item| *item != Item::Alive);
         if !items.is_empty() {
             self.outputs.push_back(Output::Heard(items));

@@ -301,8 +301,7 @@ impl Stream {
         if opening.damaged {
             stream.mark_gap(Gap::unknown(GapReason::Store), now);
         }
-        let unheard = opening.checkpoint.is_some() && stream.choices.resume == Resume::None;
-        if unheard {
+        if opening.checkpoint.is_some() {
             stream.intake.deaf(GapReason::NoReplay);
         }
         stream
@@ -322,7 +321,10 @@ impl Stream {
                 self.tell(session, session::Input::Frame(frame), now);
             }
             Input::Closed { session, failure } => self.tell(session, session::Input::Closed(failure), now),
-            Input::Appended(last) => self.appended(last),
+            Input::Appended(last) => {
+                self.excuse_if_unread(now);
+                self.appended(last);
+            }
             Input::Rotate => self.retire(Trigger::Operator, now),
             Input::Pause => self.pause(now),
             Input::Resume => self.unpause(now),

@@ -25,8 +25,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "model", "connector", "protocol", "clock", "tasks", "telemetry", "store", "event_log", "auth", "upstream",
-            "downstream", "admin", "config", "listener",
+            "model",
+            "connector",
+            "protocol",
+            "clock",
+            "tasks",
+            "telemetry",
+            "store",
+            "event_log",
+            "auth",
+            "upstream",
+            "downstream",
+            "admin",
+            "config",
+            "listener",
         ],
     ),
     ("simulator", &[]),
@@ -37,7 +49,16 @@ const ENTRIES: [&str; 3] = ["cli", "main", "lib"];
 
 /// What would let a rule wait, look at a clock, draw lots or touch a socket.
 const FORBIDDEN_IN_RULES: [&str; 11] = [
-    "async ", "await", "tokio", "::now()", "rand::", "fastrand", "std::net", "std::fs", "std::thread", "reqwest",
+    "async ",
+    "await",
+    "tokio",
+    "::now()",
+    "rand::",
+    "fastrand",
+    "std::net",
+    "std::fs",
+    "std::thread",
+    "reqwest",
     "rusqlite",
 ];
 const RULES: [&str; 3] = ["model", "connector", "protocol"];

@@ -2,5 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod architecture;
+mod harness;
 mod process;
+mod sequenced;
 mod world;

@@ -60,7 +60,7 @@ impl Family {
 
     fn of(topic: &str) -> Option<Self> {
         let segments: Vec<&str> = topic.split('.').collect();
-        let star = segments.iter().position(|segment| *segment == "*")?;
+        let star = segments.iter().position(|segment| *segment == "*" || segment.starts_with("*?"))?;
         match segments.get(star.checked_sub(1)?).copied() {
             Some("queues") => Some(Self::Queues),
             Some("users") => Some(Self::Users),
@@ -311,6 +311,15 @@ mod tests {
         assert_eq!(request.target, "/api/v2/notifications/channels/streaming-4-x/subscriptions?ignoreErrors=true");
         let body = r#"[{"id":"v2.analytics.queues.q-1.observations"},{"id":"v2.analytics.queues.q-2.observations"}]"#;
         assert_eq!((request.method, request.body.as_deref()), (Method::Put, Some(body)));
+    }
+
+    #[test]
+    fn a_star_in_a_combined_topic_is_looked_up_too() {
+        let (mut preparation, step) = Preparation::begin(&settings(&["v2.users.*?presence&routingStatus"]));
+        assert_eq!(target(&step), "/api/v2/users?pageSize=100&pageNumber=1");
+        preparation.answered(&answer(r#"{"entities":[{"id":"u-1"}],"pageCount":1}"#));
+        let Step::Call(request) = preparation.answered(&answer(CHANNEL)) else { panic!() };
+        assert_eq!(request.body.as_deref(), Some(r#"[{"id":"v2.users.u-1?presence&routingStatus"}]"#));
     }
 
     #[test]

@@ -99,18 +99,17 @@ impl Intake {
         self.buffer.holds_back(self.recovery.held() + ordering + appending)
     }
 
-    /// From here on nothing can be heard, or the position is worth nothing any more.
-    pub(super) fn deaf(&mut self, reason: GapReason) {
-        match &mut self.numbering {
-            Numbering::Numbered { order, .. } => order.abandon(reason),
-            Numbering::Unnumbered { deaf, .. } => *deaf = Some(deaf.unwrap_or(reason)),
+    /// The position is worth nothing any more.
+    pub(super) fn give_up_position(&mut self, reason: GapReason) {
+        if let Numbering::Numbered { order, .. } = &mut self.numbering {
+            order.abandon(reason);
         }
     }
 
     /// From here on nothing can be heard of a platform that repeats nothing.
-    pub(super) fn deaf_if_unnumbered(&mut self, reason: GapReason) {
-        if matches!(self.numbering, Numbering::Unnumbered { .. }) {
-            self.deaf(reason);
+    pub(super) fn deaf(&mut self, reason: GapReason) {
+        if let Numbering::Unnumbered { deaf, .. } = &mut self.numbering {
+            deaf.get_or_insert(reason);
         }
     }
 
@@ -136,6 +135,13 @@ impl Intake {
     pub(super) fn overlap_ends(&mut self, now: Now) {
         if let Numbering::Unnumbered { twins: Some(twins), .. } = &mut self.numbering {
             twins.end(now.at);
+        }
+    }
+
+    /// Frames are left unread for our own reasons.
+    pub(super) fn excuse(&mut self, now: Now) {
+        if let Numbering::Unnumbered { twins: Some(twins), .. } = &mut self.numbering {
+            twins.excuse(now.at);
         }
     }
 
@@ -194,7 +200,8 @@ impl Intake {
     }
 
     fn push(&mut self, pending: Pending, taken: &mut TakenIn) {
-        if !self.recovery.holds() {
+        // What was held comes first, also when nothing more is held back.
+        if !self.recovery.holds() && self.recovery.held() == 0 {
             taken.shed += self.buffer.push(pending);
             return;
         }

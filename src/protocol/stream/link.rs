@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Output, Report, Rotation, State, Stream, Trigger};
 use crate::{
     connector::{Endpoint, Failure, Item, Notice, Overlap, RefusedTopic, Resume, Verdict},
-    model::GapReason,
+    model::{Gap, GapReason},
     protocol::{
         Now,
         backoff::{Curve, Trouble},
@@ -33,11 +33,15 @@ pub(super) enum Link {
         new: Session,
         retire: Retire,
     },
-    /// Both serve, so that nothing is missed between them.
+    /// Both serve, so that nothing is missed between them: for `least`, and until the old one has answered what it was
+    /// asked when the successor was live (whatever it had to say before has been heard then), if that is before `most`.
     Overlapping {
         old: Session,
         new: Session,
-        until: Instant,
+        least: Instant,
+        most: Instant,
+        /// The successor is to be replaced too.
+        retire: Option<Retire>,
     },
     /// Backing off. `given_up`: an operator must act.
     Resting {
@@ -64,8 +68,10 @@ pub(super) struct Swap {
     since: Instant,
 }
 
-/// Events that the old socket carries late are waited for this long.
-const OVERLAP: Duration = Duration::from_secs(1);
+/// Two sockets serve at least this long …
+const OVERLAP_MIN: Duration = Duration::from_secs(1);
+/// … and the old one is given up as dead when it does not answer in this time.
+const OVERLAP_MAX: Duration = Duration::from_secs(5);
 /// Rejections of new tokens within this time …
 const REJECTION_WINDOW: Duration = Duration::from_secs(300);
 /// … are followed at once only so often.
@@ -118,7 +124,8 @@ impl Link {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match self {
             Self::Live { retire, .. } => retire.map(|retire| retire.at),
-            Self::Overlapping { until, .. } | Self::Resting { until, .. } => Some(*until),
+            Self::Overlapping { old, least, most, .. } => Some(overlap_end(old, *least, *most)),
+            Self::Resting { until, .. } => Some(*until),
             Self::Waiting | Self::Opening { .. } | Self::Swapping { .. } | Self::Paused | Self::Drained => None,
         }
     }
@@ -167,10 +174,15 @@ impl Stream {
         }
     }
 
-    /// While frames are left unread for our own reasons, no session is silent.
+    /// While frames are left unread for our own reasons, no session is silent and no copy late.
     pub(super) fn excuse_if_unread(&mut self, now: Now) {
-        if !self.wants_frames() {
-            self.link.sessions_mut().filter(|session| session.is_live()).for_each(|session| session.excuse(now));
+        if self.wants_frames() {
+            return;
+        }
+        self.link.sessions_mut().chain(&mut self.leaving).for_each(|session| session.excuse(now));
+        self.intake.excuse(now);
+        if let Link::Overlapping { most, .. } = &mut self.link {
+            *most = now.at + OVERLAP_MAX;
         }
     }
 
@@ -190,7 +202,7 @@ impl Stream {
                 session::Output::Live => self.became_live(id, now),
                 session::Output::Heard(items) => self.heard_items(id, items, now),
                 session::Output::Tended(endpoint) => self.tended(&endpoint),
-                session::Output::Aged => self.retire(Trigger::ChannelEnd, now),
+                session::Output::Aged => self.retire_session(id, Trigger::ChannelEnd, now),
                 session::Output::Ended(failure) => return self.session_ended(id, failure, now),
             }
         }
@@ -217,7 +229,7 @@ impl Stream {
         let taken = self.intake.take_in(items, id, now);
         self.report_taken(taken);
         if closing {
-            self.retire(Trigger::Notice, now);
+            self.retire_session(id, Trigger::Notice, now);
         }
         if revoked {
             self.revoked(id, now);
@@ -230,7 +242,7 @@ impl Stream {
             return;
         };
         if generation < self.token {
-            return self.retire(Trigger::Revoked, now);
+            return self.retire_session(id, Trigger::Revoked, now);
         }
         self.refuse(generation);
     }
@@ -243,7 +255,7 @@ impl Stream {
     }
 
     fn tended(&mut self, endpoint: &Endpoint) {
-        if let Some(minted) = &mut self.endpoint {
+        if let Some(minted) = self.endpoint.as_mut().filter(|minted| minted.endpoint.id == endpoint.id) {
             minted.endpoint = endpoint.clone();
         }
         self.intake.set_snapshot(self.settings.connector.snapshot(Some(endpoint)));
@@ -276,7 +288,7 @@ impl Stream {
     fn abandon_if_too_old(&mut self, now: Now) {
         let unheard = self.unheard(now);
         if self.intake.resume().is_some() && unheard > self.settings.retention {
-            self.intake.deaf(GapReason::Retention);
+            self.intake.give_up_position(GapReason::Retention);
         }
     }
 
@@ -299,19 +311,28 @@ impl Stream {
             }
             Link::Swapping { old, new, retire } if new.id() == id => {
                 self.report(Report::Rotated { trigger: retire.trigger, silence: Duration::ZERO });
-                let overlap = match self.choices.resume {
-                    // The successor repeats what the old one may not have brought.
-                    Resume::Sequence => Duration::ZERO,
-                    Resume::None => OVERLAP,
-                };
-                self.link = Link::Overlapping { old, new, until: now.at + overlap };
-                self.link_timeout(now);
+                self.overlap(old, new, now);
             }
             link => self.link = link,
         }
         self.adopt_endpoint();
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
+    }
+
+    fn overlap(&mut self, mut old: Session, new: Session, now: Now) {
+        let (least, most) = match self.choices.resume {
+            // The successor repeats what the old one may not have brought.
+            Resume::Sequence => (now.at, now.at),
+            Resume::None => {
+                old.ask();
+                (now.at + OVERLAP_MIN, now.at + OVERLAP_MAX)
+            }
+        };
+        let id = old.id();
+        self.link = Link::Overlapping { old, new, least, most, retire: None };
+        self.obey(id, now);
+        self.link_timeout(now);
     }
 
     fn listen(&mut self, now: Now) {
@@ -342,8 +363,15 @@ impl Stream {
     /// The one planned way to another session.
     pub(super) fn retire(&mut self, trigger: Trigger, now: Now) {
         let jitter = self.settings.rotation_jitter.mul_f64(0.5 + now.unit / 2.0);
-        if let Link::Live { retire, .. } = &mut self.link {
+        if let Link::Live { retire, .. } | Link::Overlapping { retire, .. } = &mut self.link {
             retire.get_or_insert(Retire { trigger, at: now.at + jitter, failures: 0 });
+        }
+    }
+
+    /// The same for what was learned of one session: nothing, if that one is being replaced already.
+    fn retire_session(&mut self, id: SessionId, trigger: Trigger, now: Now) {
+        if self.link.sessions().last().is_some_and(|newest| newest.id() == id) {
+            self.retire(trigger, now);
         }
     }
 
@@ -352,8 +380,9 @@ impl Stream {
             Link::Live { session, retire: Some(retire) } if now.at >= retire.at => {
                 self.replace(session, retire, now);
             }
-            Link::Overlapping { old, new, until } if now.at >= until => {
-                self.link = Link::Live { session: new, retire: None };
+            Link::Overlapping { old, new, least, most, retire } if now.at >= overlap_end(&old, least, most) => {
+                self.link = Link::Live { session: new, retire };
+                self.doubt(&old, GapReason::NoReplay, now);
                 self.leave(old, 1000, "replaced", now);
                 self.retire_if_outdated(now);
             }
@@ -376,8 +405,7 @@ impl Stream {
         if !two {
             self.endpoint = None;
             self.leave(old, 1000, "rotation", now);
-            self.backoff.retired(now.at);
-            self.intake.deaf_if_unnumbered(GapReason::NoReplay);
+            self.intake.deaf(GapReason::NoReplay);
             return self.open(Some(Swap { trigger: retire.trigger, since: now.at }), now);
         }
         self.intake.overlap_begins();
@@ -401,26 +429,36 @@ impl Stream {
         self.outputs.push_back(Output::Forget(id));
         if let Some(index) = self.leaving.iter().position(|session| session.id() == id) {
             self.leaving.swap_remove(index);
-            return self.intake.overlap_ends(now);
+            return self.overlap_ends(now);
         }
         match std::mem::replace(&mut self.link, Link::Waiting) {
-            Link::Opening { session, .. } => self.trouble(&session, failure, now),
+            Link::Opening { session, .. } => {
+                self.give_up_place(&failure);
+                self.trouble(&session, failure, now);
+            }
             Link::Live { session, .. } => self.lost(&session, failure, now),
             Link::Swapping { old, new, retire } if new.id() == id => {
                 self.successor_failed(old, &new, retire, failure, now)
             }
             Link::Swapping { old, new, retire } => {
+                // The successor on its way is the immediate attempt.
+                self.backoff.retired(now.at);
                 self.deafen(&failure);
                 self.report(Report::Lost { failure, retry_in: None });
                 let since = old.heard_at();
                 self.link = Link::Opening { session: new, swap: Some(Swap { trigger: retire.trigger, since }) };
-                self.intake.overlap_ends(now);
+                self.overlap_ends(now);
             }
-            Link::Overlapping { old, new, .. } => {
+            Link::Overlapping { old, new, retire, .. } => {
                 // One of the two is enough; which one is left decides whether the rotation still has to be done.
-                let (left, retire) = if old.id() == id { (new, None) } else { (old, Some(again(now))) };
+                let (left, retire) = if old.id() == id {
+                    self.doubt(&old, deaf_reason(&failure), now);
+                    (new, retire)
+                } else {
+                    (old, Some(again(now)))
+                };
                 self.link = Link::Live { session: left, retire };
-                self.intake.overlap_ends(now);
+                self.overlap_ends(now);
                 self.adopt_endpoint();
             }
             link @ (Link::Waiting | Link::Resting { .. } | Link::Paused | Link::Drained) => self.link = link,
@@ -429,7 +467,6 @@ impl Stream {
 
     /// The successor failed while the old session serves: try again, without any effect on network trouble.
     fn successor_failed(&mut self, old: Session, new: &Session, mut retire: Retire, failure: Failure, now: Now) {
-        self.intake.overlap_ends(now);
         if self.settings.connector.classify(&failure) == Verdict::RefreshToken && new.generation() >= self.token {
             self.refuse(new.generation());
         }
@@ -443,42 +480,56 @@ impl Stream {
         retire.at = now.at + delay;
         self.report(Report::RotationFailed { trigger: retire.trigger, failure });
         self.link = Link::Live { session: old, retire: Some(retire) };
+        self.overlap_ends(now);
+    }
+
+    /// Copies are looked for until the last socket that may still carry one is gone.
+    fn overlap_ends(&mut self, now: Now) {
+        if self.leaving.is_empty() && self.link.sessions().count() < 2 {
+            self.intake.overlap_ends(now);
+        }
     }
 
     /// The only live session is gone, unplanned.
     fn lost(&mut self, session: &Session, failure: Failure, now: Now) {
         self.deafen(&failure);
-        self.give_up_poisoned_place(&failure);
         self.trouble(session, failure, now);
     }
 
-    fn deafen(&mut self, failure: &Failure) {
-        let reason = if *failure == Failure::Oversize { GapReason::Oversize } else { GapReason::NoReplay };
-        self.intake.deaf_if_unnumbered(reason);
-        if *failure == Failure::Oversize {
-            // The same frame would be met for ever.
-            self.intake.deaf(GapReason::Oversize);
+    /// What the old session was sent before its successor was live, nobody else brings: if it never answered what it
+    /// was asked then, some of that may be missing.
+    fn doubt(&mut self, old: &Session, reason: GapReason, now: Now) {
+        if self.choices.resume == Resume::None && !old.has_answered() {
+            let silence = now.at.saturating_duration_since(old.heard_at());
+            self.mark_gap(Gap::unknown(reason).silent_for(silence), now);
         }
     }
 
-    /// A frame that breaks the protocol is sent again on resuming: after a few meetings the stream goes on without it.
-    fn give_up_poisoned_place(&mut self, failure: &Failure) {
+    fn deafen(&mut self, failure: &Failure) {
+        self.intake.deaf(deaf_reason(failure));
+        self.give_up_place(failure);
+    }
+
+    /// A frame that cannot be taken is sent again on resuming, for ever: an oversized one at once, and one that breaks
+    /// the protocol after a few meetings, the stream goes on without it.
+    fn give_up_place(&mut self, failure: &Failure) {
+        if *failure == Failure::Oversize {
+            self.intake.give_up_position(GapReason::Oversize);
+        }
+        if !matches!(failure, Failure::Closed { code: 1002 | 1003 | 1007, .. }) {
+            return;
+        }
         let place = self.intake.position();
-        let met = match failure {
-            Failure::Closed { code: 1002 | 1003 | 1007, .. } if self.poison.0 == place => self.poison.1 + 1,
-            Failure::Closed { code: 1002 | 1003 | 1007, .. } => 1,
-            _ => 0,
-        };
-        self.poison = (place, met);
-        if met >= POISON_MAX {
-            self.poison = (place, 0);
-            self.intake.deaf(GapReason::Jump);
+        let met = if self.poison.0 == place { self.poison.1 + 1 } else { 1 };
+        self.poison = (place, met % POISON_MAX);
+        if met == POISON_MAX {
+            self.intake.give_up_position(GapReason::Jump);
         }
     }
 
     /// There is no session and none on its way: what next follows from the verdict.
     fn trouble(&mut self, session: &Session, failure: Failure, now: Now) {
-        self.intake.overlap_ends(now);
+        self.overlap_ends(now);
         self.endpoint = session.minted().cloned();
         match self.settings.connector.classify(&failure) {
             Verdict::RefreshToken => self.rejected(session.generation(), failure, now),
@@ -547,9 +598,10 @@ impl Stream {
 
     fn leave_all(&mut self, reason: &'static str, now: Now) {
         let link = std::mem::replace(&mut self.link, Link::Waiting);
-        if link.is_live() {
+        // What an open socket still brings is heard; what comes after it is not.
+        if link.sessions().any(Session::is_open) {
             self.backoff.retired(now.at);
-            self.intake.deaf_if_unnumbered(GapReason::NoReplay);
+            self.intake.deaf(GapReason::NoReplay);
         }
         match link {
             Link::Opening { session, .. } | Link::Live { session, .. } => self.leave(session, 1000, reason, now),
@@ -560,6 +612,15 @@ impl Stream {
             Link::Waiting | Link::Resting { .. } | Link::Paused | Link::Drained => (),
         }
     }
+}
+
+fn overlap_end(old: &Session, least: Instant, most: Instant) -> Instant {
+    if old.has_answered() { least } else { most }
+}
+
+/// Why nothing is heard of a platform that repeats nothing.
+fn deaf_reason(failure: &Failure) -> GapReason {
+    if *failure == Failure::Oversize { GapReason::Oversize } else { GapReason::NoReplay }
 }
 
 fn again(now: Now) -> Retire {

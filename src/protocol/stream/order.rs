@@ -52,7 +52,7 @@ pub(super) struct Order {
     waiting: BTreeMap<Sequence, Event>,
     waiting_since: Option<Instant>,
     suspects: Option<Suspects>,
-    /// The newest jumps that were told: the numbers on both sides.
+    /// The newest holes that were told: the numbers on both sides.
     holes: VecDeque<(Sequence, Sequence)>,
     /// By number modulo its length: the newest events' numbers and digests.
     memory: Vec<(Sequence, u32)>,
@@ -63,7 +63,7 @@ pub(super) struct Order {
 struct Suspects {
     session: SessionId,
     since: Instant,
-    events: Vec<(Sequence, Event)>,
+    events: BTreeMap<Sequence, Event>,
 }
 
 impl Order {
@@ -140,13 +140,12 @@ impl Order {
                 self.pass_waiting(rulings);
             }
             Expected::After(_) => self.wait(sequence, event, now, rulings),
-            Expected::Beyond(last, reason) => {
-                if let Some(reason) = reason.filter(|_| sequence != last.next()) {
-                    rulings.push(Ruling::Gap(Gap::between(reason, Some(last), Some(sequence))));
-                }
-                self.pass(sequence, event, rulings);
-                self.pass_waiting(rulings);
+            Expected::Beyond(..) if !self.waiting.is_empty() => {
+                // What was heard before the position was given up comes first.
+                self.jump(rulings);
+                self.accept(sequence, event, session, now, rulings);
             }
+            Expected::Beyond(..) => self.pass_over(sequence, event, rulings),
         }
     }
 
@@ -156,7 +155,7 @@ impl Order {
             self.jump(rulings);
         }
         if self.suspects.as_ref().is_some_and(|suspects| now >= suspects.since + SUSPICION_MAX) {
-            self.judge_suspects(rulings);
+            self.judge_suspects(now, rulings);
         }
     }
 
@@ -203,22 +202,30 @@ impl Order {
     /// The missing numbers do not come: says so and goes on with what is there, hole by hole.
     fn jump(&mut self, rulings: &mut Vec<Ruling>) {
         while let Some((sequence, event)) = self.waiting.pop_first() {
-            if let Expected::After(last) = self.expected
-                && sequence > last.next()
-            {
-                self.tell_jump(last, sequence, rulings);
-            }
-            self.pass(sequence, event, rulings);
+            self.pass_over(sequence, event, rulings);
         }
         self.waiting_since = None;
     }
 
-    fn tell_jump(&mut self, after: Sequence, before: Sequence, rulings: &mut Vec<Ruling>) {
+    /// Goes on with this event, and tells the hole in front of it.
+    fn pass_over(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
+        let (last, reason) = match self.expected {
+            Expected::First => (None, None),
+            Expected::After(last) => (Some(last), Some(GapReason::Jump)),
+            Expected::Beyond(last, reason) => (Some(last), reason),
+        };
+        if let Some((last, reason)) = last.zip(reason).filter(|(last, _)| sequence > last.next()) {
+            self.tell_hole(reason, last, sequence, rulings);
+        }
+        self.pass(sequence, event, rulings);
+    }
+
+    fn tell_hole(&mut self, reason: GapReason, after: Sequence, before: Sequence, rulings: &mut Vec<Ruling>) {
         if self.holes.len() == HOLES_MAX {
             self.holes.pop_front();
         }
         self.holes.push_back((after, before));
-        rulings.push(Ruling::Gap(Gap::between(GapReason::Jump, Some(after), Some(before))));
+        rulings.push(Ruling::Gap(Gap::between(reason, Some(after), Some(before))));
     }
 
     /// A number that lies behind us: a repetition, unless the numbering has started over.
@@ -231,61 +238,58 @@ impl Order {
         now: Instant,
         rulings: &mut Vec<Ruling>,
     ) {
-        let too_late = self.holes.iter().any(|(after, before)| sequence > *after && sequence < *before);
-        if too_late || self.recall(sequence) == Some(digest(&event)) {
-            // An event of a hole that was told is dropped too: order is promised, and its loss is in the log.
+        if self.recall(sequence) == Some(digest(&event)) {
+            self.clear_suspects_before(session, sequence, rulings);
+            return rulings.push(Ruling::Duplicates(1));
+        }
+        if self.holes.iter().any(|(after, before)| sequence > *after && sequence < *before) {
+            // Order is promised, and its loss is in the log.
             return rulings.push(Ruling::Duplicates(1));
         }
         if self.suspects.as_ref().is_some_and(|suspects| !suspects.may_go_on(session, sequence)) {
-            self.judge_suspects(rulings);
+            self.judge_suspects(now, rulings);
             // What they were judged to be may have moved the end.
             return self.accept(sequence, event, session, now, rulings);
         }
-        let suspects = self.suspects.get_or_insert_with(|| Suspects { session, since: now, events: Vec::new() });
-        suspects.events.push((sequence, event));
+        let suspects = self.suspects.get_or_insert_with(|| Suspects { session, since: now, events: BTreeMap::new() });
+        suspects.events.insert(sequence, event);
         if sequence == last || suspects.events.len() >= SUSPECTS_MAX {
-            self.judge_suspects(rulings);
+            self.judge_suspects(now, rulings);
         }
     }
 
     /// A run that leads up to what we have was a replay.
     fn clear_suspects_of(&mut self, session: SessionId, last: Sequence, rulings: &mut Vec<Ruling>) {
-        if let Some(suspects) = self.suspects.take_if(|suspects| suspects.session == session) {
-            let replay = suspects.events.last().is_some_and(|(sequence, _)| *sequence == last);
-            if replay {
-                rulings.push(Ruling::Duplicates(suspects.events.len() as u64));
-            } else {
-                self.suspects = Some(suspects);
-            }
+        if let Some(replay) =
+            self.suspects.take_if(|suspects| suspects.session == session && suspects.last() == Some(last))
+        {
+            rulings.push(Ruling::Duplicates(replay.events.len() as u64));
+        }
+    }
+
+    /// A run that leads up to an event that we remember was a replay: it began before what we remember.
+    fn clear_suspects_before(&mut self, session: SessionId, sequence: Sequence, rulings: &mut Vec<Ruling>) {
+        if let Some(suspects) = self.suspects.take_if(|suspects| suspects.lead_up_to(session, sequence)) {
+            rulings.push(Ruling::Duplicates(suspects.events.len() as u64));
         }
     }
 
     /// A run that ends where we are was a replay; any other is a numbering that started over.
-    fn judge_suspects(&mut self, rulings: &mut Vec<Ruling>) {
-        let Some(Suspects { events, .. }) = self.suspects.take() else { return };
-        let last = self.last();
-        if events.last().map(|(sequence, _)| *sequence) == last {
-            return rulings.push(Ruling::Duplicates(events.len() as u64));
+    fn judge_suspects(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
+        let Some(suspects) = self.suspects.take() else { return };
+        if suspects.last() == self.last() {
+            return rulings.push(Ruling::Duplicates(suspects.events.len() as u64));
         }
         self.jump(rulings);
-        let first = events.first().map(|(sequence, _)| *sequence);
+        let first = suspects.events.first_key_value().map(|(sequence, _)| *sequence);
         let gap = Gap { lost: None, ..Gap::between(GapReason::Reset, self.last(), first) };
         rulings.push(Ruling::Gap(gap));
         self.memory.clear();
         self.holes.clear();
-        for (sequence, event) in events {
-            self.pass_of_reset(sequence, event, rulings);
+        self.expected = Expected::First;
+        for (sequence, event) in suspects.events {
+            self.accept(sequence, event, suspects.session, now, rulings);
         }
-    }
-
-    fn pass_of_reset(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
-        if let Expected::After(last) = self.expected
-            && sequence > last.next()
-            && !self.memory.is_empty()
-        {
-            self.tell_jump(last, sequence, rulings);
-        }
-        self.pass(sequence, event, rulings);
     }
 
     fn remember(&mut self, sequence: Sequence, digest: u32) {
@@ -302,9 +306,19 @@ impl Order {
 }
 
 impl Suspects {
-    /// Whether an event belongs to the same run: it came by the same socket and has a higher number.
+    /// Whether an event may belong to the same run: it came by the same socket, under a number of its own that is
+    /// higher, or only a little out of order.
     fn may_go_on(&self, session: SessionId, sequence: Sequence) -> bool {
-        self.session == session && self.events.last().is_none_or(|(last, _)| sequence > *last)
+        let in_order = self.last().is_none_or(|last| sequence.0.saturating_add(WAITING_MAX as u64) > last.0);
+        self.session == session && in_order && !self.events.contains_key(&sequence)
+    }
+
+    fn lead_up_to(&self, session: SessionId, sequence: Sequence) -> bool {
+        self.session == session && self.last().is_some_and(|last| last < sequence)
+    }
+
+    fn last(&self) -> Option<Sequence> {
+        self.events.last_key_value().map(|(sequence, _)| *sequence)
     }
 }
 
@@ -422,12 +436,16 @@ mod tests {
         check(None, "1..5 2..6", "1 2 3 4 5 6 -4");
         check(Some(5), "2 3 4 5 6", "6 -4");
         check(Some(5), "3 4 5 wait", "-3");
+        check(Some(5), "6 7 8 3 4 5 6 7 8 wait 9", "6 7 8 9 -6");
+        check(None, "5 6 3 4 5 6 7 wait", "5 6 7 -4");
     }
 
     #[test]
     fn a_numbering_that_started_over_is_told_and_loses_nothing() {
         check(Some(500), "1 2 3 wait 4", "reset(500..1) 1 2 3 4");
         check(None, "1 2 3 x1 x2 wait x3 x4", "1 2 3 reset(3..1) x1 x2 x3 x4");
+        check(Some(500), "1 3 2 wait 4", "reset(500..1) 1 2 3 4");
+        check(Some(500), "200 201 1 2 wait", "reset(500..200) 200 201 reset(201..1) 1 2");
         let mut order = Order::new(Some(Sequence(5_000)));
         let told = run(&mut order, "1..150");
         assert!(told.starts_with("reset(5000..1) 1 2 3"));

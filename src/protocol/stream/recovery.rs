@@ -113,13 +113,13 @@ impl Recovery {
         self.held.push_back(pending);
     }
 
-    /// A gap entry was made. Its snapshot is fetched now, or after the one that is being fetched.
+    /// A gap entry was made. Its snapshot is fetched now, or when the entry leaves the held ones.
     pub(super) fn begin(&mut self, ticket: Ticket, reason: GapReason, requests: Vec<Request>, now: Instant) {
         if requests.is_empty() {
             return;
         }
         let debt = Debt { ticket, reason, gap: None, attempts: 0 };
-        if self.holds() {
+        if self.held() > 0 {
             self.queued = Some(debt);
         } else {
             self.stage = Stage::Fetching(Fetch::new(debt, requests, Some(now + HOLD_MAX)));

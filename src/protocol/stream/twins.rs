@@ -25,6 +25,8 @@ pub(super) struct Twins {
     ages: VecDeque<(Instant, u64)>,
     /// When the memory may be given up; none while sockets overlap.
     ends: Option<Instant>,
+    /// Until then frames were left unread: what was remembered before is as old as this.
+    unread_until: Option<Instant>,
 }
 
 /// How often each socket carried an event. Few sockets overlap, so a list is the quickest map.
@@ -53,13 +55,20 @@ impl Twins {
         self.ends = None;
     }
 
+    /// Frames are left unread for our own reasons: copies wait in the sockets, and nothing grows old.
+    pub(super) fn excuse(&mut self, now: Instant) {
+        self.unread_until = Some(now);
+        self.ends = self.ends.map(|ends| ends.max(now + TWIN_WAIT));
+    }
+
     pub(super) fn ends_at(&self) -> Option<Instant> {
         self.ends
     }
 
     fn forget(&mut self, now: Instant) {
         while let Some((at, key)) = self.ages.front() {
-            if *at + TWIN_WAIT >= now && self.ages.len() < TWINS_MAX {
+            let at = self.unread_until.map_or(*at, |until| until.max(*at));
+            if at + TWIN_WAIT >= now && self.ages.len() < TWINS_MAX {
                 return;
             }
             self.counts.remove(key);
@@ -145,5 +154,15 @@ mod tests {
         assert!(twins.is_new(&event("a"), SessionId(1), now));
         assert!(!twins.is_new(&event("a"), SessionId(2), now + TWIN_WAIT));
         assert!(twins.is_new(&event("a"), SessionId(2), now + TWIN_WAIT * 3));
+    }
+
+    #[test]
+    fn a_copy_that_we_left_unread_is_known_however_late() {
+        let (mut twins, now) = (Twins::default(), Instant::now());
+        twins.end(now);
+        assert!(twins.is_new(&event("a"), SessionId(1), now));
+        twins.excuse(now + TWIN_WAIT * 3);
+        assert_eq!(twins.ends_at(), Some(now + TWIN_WAIT * 4));
+        assert!(!twins.is_new(&event("a"), SessionId(2), now + TWIN_WAIT * 4));
     }
 }

@@ -9,6 +9,7 @@ use super::{
     plan::{Dialect, Night},
     platform::{Flaw, Refusal},
     scene::{Happening, News, Scene},
+    verdict::Ledger,
 };
 
 /// One kind of trouble.
@@ -115,14 +116,20 @@ impl World {
             Calamity::RefreshToken => self.want_token(),
             Calamity::Pause => self.pause(),
             Calamity::Crash => self.crash(),
-            Calamity::Restart => self.wish(Input::Drain),
+            Calamity::Restart => {
+                // A drain waits for no snapshot.
+                self.around.crowded = true;
+                self.wish(Input::Drain);
+            }
             Calamity::Wipe => {
                 self.crash();
                 self.around.store.wipe();
+                self.around.ledger = Ledger::default();
             }
             Calamity::StoreStall => {
                 let stall = self.around.scene.chance.millis(100..20_000);
                 self.around.store.stalls_until = self.around.scene.now + stall;
+                self.around.crowded = true;
             }
             Calamity::Endpoint => self.trouble_endpoint(),
             Calamity::Notice

@@ -61,6 +61,7 @@ impl Plan {
         let bad = night == Night::Bad;
         let snapshots = !chance.once_in(4);
         let calm_or = |chance: &mut Chance, calm, bad_range| if bad { chance.millis(bad_range) } else { calm };
+        let (pause, burst_max) = chance.pick(&[(100, 2), (500, 8), (2_000, 40), (20_000, 8)]);
         let kinds = Calamity::of(night, dialect);
         Self {
             night,
@@ -74,8 +75,8 @@ impl Plan {
             token_life: if bad { chance.millis(4_000..180_000) } else { chance.millis(20_000..90_000) },
             latency_max: calm_or(chance, Duration::from_millis(60), 5..150),
             spread_max: spread(dialect, chance),
-            pause: chance.pick(&[50, 200, 1_000, 20_000].map(Duration::from_millis)),
-            burst_max: chance.pick(&[2, 8, 40]),
+            pause: Duration::from_millis(pause),
+            burst_max,
             frame_len_max: chance.pick(&[1, 4, 50]),
             grace: if bad { chance.millis(0..5_000) } else { Duration::from_secs(2) },
             snapshots,

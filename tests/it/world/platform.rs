@@ -37,8 +37,17 @@ pub(super) struct Said {
     pub(super) flaw: Option<Flaw>,
     /// The platform could not or was not asked to bring it.
     pub(super) withheld: bool,
-    /// It went out on some socket.
-    pub(super) sent: bool,
+    /// In which life of the process it was last heard in time; 0 for none.
+    pub(super) heard_in: u32,
+}
+
+impl Said {
+    /// What was withheld once and comes by a repetition comes too late.
+    pub(super) fn heard_in(&mut self, life: u32) {
+        if !self.withheld {
+            self.heard_in = life;
+        }
+    }
 }
 
 /// What is wrong with an event: whoever is sent it loses the socket.
@@ -54,6 +63,8 @@ pub(super) enum Flaw {
 struct Socket {
     token: TokenId,
     channel: Option<usize>,
+    /// It has carried events.
+    used: bool,
     /// It is open, and nothing goes through it any more.
     stalled: bool,
     /// The relay said farewell, or is just about to hear ours.
@@ -179,7 +190,7 @@ impl Platform {
         let id = SocketId(self.sockets_ever);
         let arrives = scene.now + scene.latency();
         scene.at(arrives, Happening::Process { life, news: News::Opened(session, id) });
-        self.sockets.insert(id, Socket { token, channel, stalled: false, leaving: false, arrives });
+        self.sockets.insert(id, Socket { token, channel, used: false, stalled: false, leaving: false, arrives });
         scene.tell(|| format!("platform opens {id:?} for {session:?} of life {life}"));
         id
     }

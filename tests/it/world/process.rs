@@ -64,7 +64,9 @@ impl Process {
     /// It ends without a word; the platform sees its sockets go.
     pub(super) fn vanish(self, around: &mut Around) {
         let was_written = around.scene.chance.once_in(2);
+        let from = around.store.log.len();
         around.store.abandon(was_written);
+        around.ledger.take(&around.store.log[from..], &around.platform.said, self.life);
         around.scene.tell(|| format!("process {} is gone; its last append was written: {was_written}", self.life));
         for open in self.sockets.values() {
             let delay = around.scene.latency();
@@ -114,7 +116,8 @@ impl Process {
             News::Appended => {
                 let from = around.store.log.len();
                 let last = around.store.commit();
-                around.judge.stored(&around.store, from);
+                around.judge.stored(&around.store);
+                around.ledger.take(&around.store.log[from..], &around.platform.said, self.life);
                 self.machine.handle(Input::Appended(last), around.scene.now());
             }
             News::Granted(answer) => self.granted(answer, around),
@@ -162,7 +165,9 @@ impl Process {
             let (session, what) = (*session, open.inbox.pop_front().expect("it is not empty"));
             match what {
                 Ok(frame) => {
-                    around.judge.heard(Heard::of(&frame), around.scene.now, around.scene.wall());
+                    let heard = Heard::of(&frame);
+                    heard.uids.iter().for_each(|uid| around.platform.said[*uid].heard_in(self.life));
+                    around.judge.heard(&heard, around.scene.now, around.scene.wall());
                     self.machine.handle(Input::Frame { session, frame }, around.scene.now());
                 }
                 Err(failure) => {

@@ -93,16 +93,16 @@ pub(super) struct Scene {
     began: Instant,
     queue: BTreeMap<(Moment, u64), Happening>,
     queued: u64,
-    story: Option<VecDeque<String>>,
+    /// The newest things that happened, as many as are wanted.
+    story: VecDeque<String>,
+    story_len: usize,
 }
 
-/// So many of the newest things that happened are told with a failure.
-const STORY_LEN: usize = 120;
 /// The wall clock when a world begins.
 const WALL_BEGAN: i64 = 1_777_901_509_570;
 
 impl Scene {
-    pub(super) fn new(plan: Plan, chance: Chance, with_story: bool) -> Self {
+    pub(super) fn new(plan: Plan, chance: Chance, story_len: usize) -> Self {
         #[expect(clippy::disallowed_methods, reason = "a world needs some moment to start from")]
         let began = Instant::now();
         Self {
@@ -113,7 +113,8 @@ impl Scene {
             began,
             queue: BTreeMap::new(),
             queued: 0,
-            story: with_story.then(VecDeque::new),
+            story: VecDeque::new(),
+            story_len,
         }
     }
 
@@ -161,17 +162,17 @@ impl Scene {
     }
 
     pub(super) fn tell(&mut self, line: impl FnOnce() -> String) {
-        let now = self.now;
-        if let Some(story) = &mut self.story {
-            if story.len() == STORY_LEN {
-                story.pop_front();
-            }
-            story.push_back(format!("{:>10.3}  {}", now.as_secs_f64(), line()));
+        if self.story_len == 0 {
+            return;
         }
+        if self.story.len() == self.story_len {
+            self.story.pop_front();
+        }
+        self.story.push_back(format!("{:>10.3}  {}", self.now.as_secs_f64(), line()));
     }
 
     /// The newest things that happened, with their moments.
     pub(super) fn story(&self) -> String {
-        self.story.iter().flatten().cloned().collect::<Vec<_>>().join("\n")
+        self.story.iter().cloned().collect::<Vec<_>>().join("\n")
     }
 }

@@ -1,8 +1,11 @@
 //! The judgement over a whole log, when a world is over: once, in order, and no hole without a word.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use trunkline::model::Event;
+use trunkline::{model::Event, protocol::stream::Rotation};
 
 use super::{
     Around,
@@ -11,12 +14,17 @@ use super::{
     platform::Said,
 };
 
+/// An old socket that does not answer while its successor is live is found to be dead within this time.
+const DOUBT_MAX: Duration = Duration::from_secs(5);
+
 /// Panics with what is wrong.
 pub(super) fn judge(around: &Around) {
     let log = &around.store.log;
     match around.scene.plan.dialect {
-        Dialect::Sequenced => judge_numbered(log, &around.platform.said),
-        Dialect::Notifications => judge_unnumbered(log, &around.platform.said),
+        Dialect::Sequenced => {
+            assert!(around.ledger.is_complete(&around.platform.said), "the last event said is not the last in the log");
+        }
+        Dialect::Notifications => judge_unnumbered(around),
     }
     judge_snapshots(around);
     if around.scene.plan.night == Night::Planned {
@@ -28,74 +36,88 @@ pub(super) fn judge(around: &Around) {
 /// Everything from the first event in the log on that the platform had somebody to say to.
 fn owed(around: &Around) -> usize {
     let first = around.store.log.iter().filter_map(uid).min().unwrap_or(usize::MAX);
-    around.platform.said.iter().filter(|said| said.class >= first && !said.withheld).count()
+    let numbered = around.scene.plan.dialect == Dialect::Sequenced;
+    around.platform.said.iter().filter(|said| said.class >= first && (numbered || !said.withheld)).count()
 }
 
-fn judge_numbered(log: &[Event], said: &[Said]) {
-    let (mut before, mut gaps): (Option<usize>, Vec<&str>) = (None, Vec::new());
-    for event in log {
-        gaps.extend(reason(event));
-        let Some(index) = uid(event) else { continue };
-        assert_eq!(event.sequence.map(|sequence| sequence.0), said[index].number, "an entry under another number");
-        if let Some(before) = before {
-            judge_neighbours(before, index, &gaps, said);
+/// A numbered log, judged entry by entry as it grows.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    before: Option<usize>,
+    gaps: Vec<String>,
+}
+
+impl Ledger {
+    /// Judges the entries that were appended.
+    pub(super) fn take(&mut self, entries: &[Event], said: &[Said], life: u32) {
+        for event in entries {
+            self.gaps.extend(reason(event).map(str::to_owned));
+            let Some(index) = uid(event) else { continue };
+            if let Some(number) = said[index].number {
+                assert_eq!(event.sequence.map(|sequence| sequence.0), Some(number), "an entry under another number");
+                if let Some(before) = self.before {
+                    judge_neighbours(before, index, &self.gaps, said, life);
+                }
+            }
+            self.before = Some(index);
+            self.gaps.clear();
         }
-        before = Some(index);
-        gaps.clear();
     }
-    assert!(said.is_empty() || before == Some(said.len() - 1), "the last event said is not the last in the log");
+
+    fn is_complete(&self, said: &[Said]) -> bool {
+        said.is_empty() || self.before == Some(said.len() - 1)
+    }
 }
 
-fn judge_neighbours(before: usize, after: usize, gaps: &[&str], said: &[Said]) {
+fn judge_neighbours(before: usize, after: usize, gaps: &[String], said: &[Said], life: u32) {
     let (first, second) = (&said[before], &said[after]);
-    let what = format!("event {before} ({:?}) and then {after} ({:?})", first.number, second.number);
-    assert!(after > before, "twice or out of order: {what}");
+    let has = |reason: &str| gaps.iter().any(|gap| gap == reason);
+    let what = || format!("event {before} ({:?}) and then {after} ({:?})", first.number, second.number);
+    assert!(after > before, "twice or out of order: {}", what());
     let follows = second.number == first.number.map(|number| number + 1) && second.era == first.era;
-    assert!((follows && after == before + 1) || !gaps.is_empty(), "a silent hole: {what}");
-    assert!(first.era == second.era || gaps.contains(&"reset"), "a numbering started over without a word: {what}");
-    let lost = said[before + 1..after].iter().filter(|said| !said.withheld).count();
-    assert!(lost == 0 || gaps.contains(&"shed"), "{lost} events were to be had and are not there: {what} {gaps:?}");
+    assert!((follows && after == before + 1) || !gaps.is_empty(), "a silent hole: {}", what());
+    assert!(first.era == second.era || has("reset"), "a numbering started over without a word: {}", what());
+    let was_to_be_had = |said: &&Said| !said.withheld || said.heard_in == life;
+    let lost = said[before + 1..after].iter().filter(was_to_be_had).count();
+    assert!(lost == 0 || has("shed"), "{lost} events were to be had and are not there: {} {gaps:?}", what());
 }
 
-fn judge_unnumbered(log: &[Event], said: &[Said]) {
+/// An unnumbered log: nothing more often than it was said, and what is missing lies at a gap.
+fn judge_unnumbered(around: &Around) {
+    let (log, said) = (&around.store.log, &around.platform.said);
     let mut places: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (place, event) in log.iter().enumerate() {
-        if let Some(class) = uid(event) {
-            places.entry(class).or_default().push(place);
-        }
+    for (place, class) in log.iter().enumerate().filter_map(|(place, event)| Some((place, uid(event)?))) {
+        places.entry(class).or_default().push(place);
     }
     let mut times: BTreeMap<usize, usize> = BTreeMap::new();
     for event in said {
         *times.entry(event.class).or_default() += 1;
     }
-    for (class, places) in &places {
-        let times = times.get(class).copied().unwrap_or(0);
-        assert!(
-            places.len() <= times,
-            "event {class} is in the log {} times, and was said {times} times",
-            places.len()
-        );
-    }
     let gaps: BTreeSet<usize> = (0..log.len()).filter(|place| reason(&log[*place]).is_some()).collect();
-    let Some(first) = places.values().flatten().min() else { return };
     for (class, times) in times {
         let held = places.get(&class).map_or(0, Vec::len);
+        assert!(held <= times, "event {class} is in the log {held} times, and was said {times} times");
         if held < times && !said[class].withheld {
-            judge_missing(class, &places, &gaps, *first);
+            judge_missing(class, &places, &gaps, around);
         }
     }
 }
 
-/// A gap must stand between what was said before the missing event and what was said after it.
-fn judge_missing(class: usize, places: &BTreeMap<usize, Vec<usize>>, gaps: &BTreeSet<usize>, first: usize) {
-    let Some((_, before)) = places.range(..class).next_back() else { return };
-    let after = places.range(class + 1..).next().map(|(_, places)| places[0]);
-    let before = places.get(&class).map_or(before[before.len() - 1], |own| own[0]);
-    if after.is_some_and(|after| after <= first) {
-        return;
-    }
-    let mut between = gaps.range((before + 1).min(after.unwrap_or(usize::MAX))..after.unwrap_or(usize::MAX));
-    assert!(between.next().is_some(), "a silent hole: event {class}, between the places {before} and {after:?}");
+/// A gap must stand between what was said before the missing event and what was said after it. Order is not promised
+/// within the time by which one socket may lag behind another, or in which an old one is found to be dead.
+fn judge_missing(class: usize, places: &BTreeMap<usize, Vec<usize>>, gaps: &BTreeSet<usize>, around: &Around) {
+    let (said, plan) = (&around.platform.said, &around.scene.plan);
+    let doubt = if plan.stream.rotation == Rotation::Overlap { DOUBT_MAX } else { Duration::ZERO };
+    let lag = plan.spread_max + plan.latency_max * 2 + doubt;
+    let at = |class: &usize| said[*class].at;
+    let (earlier, later) = (places.range(..class), places.range(class + 1..));
+    let Some(fell_silent) = earlier.clone().next_back().map(|(class, _)| at(class)) else { return };
+    let spoke_again = later.clone().next().map_or(Duration::MAX, |(class, _)| at(class));
+    let before = earlier.rev().find(|(class, _)| at(class) + lag < fell_silent).map_or(0, |(_, places)| places[0]);
+    let after = later.skip_while(|(class, _)| at(class) <= spoke_again.saturating_add(lag)).next();
+    let end = after.map_or(usize::MAX, |(_, places)| places[0].max(before));
+    let marked = gaps.range(before..end).next().is_some();
+    assert!(marked, "a silent hole: event {class} said at {:?}, between the places {before} and {end}", said[class].at);
 }
 
 /// A snapshot names its gap and stands right behind it, unless getting it took a while.
@@ -113,7 +135,7 @@ fn judge_snapshots(around: &Around) {
         let own = log[*gap + 1..place].iter().all(|event| event.kind.starts_with("trunkline."));
         assert!(
             own || around.platform.snapshot_failed || around.crowded,
-            "events stand between a gap and its snapshot"
+            "events stand between a gap and its snapshot {data}"
         );
     }
 }

@@ -112,7 +112,7 @@ impl Platform {
             class,
             flaw,
             withheld: false,
-            sent: false,
+            heard_in: 0,
         });
     }
 
@@ -124,7 +124,7 @@ impl Platform {
             let (frame, behind) = rest.split_at(len.min(rest.len()));
             rest = behind;
             let sound = frame.iter().take_while(|index| self.said[**index].flaw.is_none()).count();
-            self.send_frame(id, &frame[..sound], scene);
+            self.send_frame(id, &frame[..sound], true, scene);
             if let Some(flawed) = frame.get(sound) {
                 self.send_flaw(id, *flawed, scene);
             }
@@ -140,15 +140,16 @@ impl Platform {
         self.close(id, failure, scene);
     }
 
-    fn send_frame(&mut self, id: SocketId, events: &[usize], scene: &mut Scene) {
+    fn send_frame(&mut self, id: SocketId, events: &[usize], may_disorder: bool, scene: &mut Scene) {
         let mut order = events.to_vec();
-        if scene.plan.night == Night::Bad && scene.chance.once_in(40) {
+        // What is missing in front of the very first event nobody can know.
+        let used = self.sockets.get_mut(&id).is_some_and(|socket| std::mem::replace(&mut socket.used, true));
+        if may_disorder && used && scene.plan.night == Night::Bad && scene.chance.once_in(40) {
             scene.chance.shuffle(&mut order);
         }
         let mut text = String::from("[");
         for index in &order {
-            let said = &mut self.said[*index];
-            said.sent = true;
+            let said = &self.said[*index];
             let comma = if text.len() > 1 { "," } else { "" };
             let number = said.number.unwrap_or(0);
             write!(text, "{comma}{{\"sequenceId\":{number},\"type\":\"e\",\"uid\":{index}}}").unwrap();
@@ -168,7 +169,7 @@ impl Platform {
         let events: Vec<usize> = (from..self.said.len()).filter(sound).collect();
         scene.tell(|| format!("platform repeats {} events", events.len()));
         for id in self.sockets_of(|_| true) {
-            self.send_events(id, &events, scene);
+            self.send_frame(id, &events, false, scene);
         }
     }
 

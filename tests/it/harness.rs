@@ -1,0 +1,93 @@
+//! The real daemon beside the simulated platform, in one process and over real loopback sockets.
+//!
+//! A test says what happens and waits for facts; it never reaches into a part. Nothing here waits without a bound.
+
+mod consumer;
+mod plan;
+mod relay;
+mod wire;
+
+use std::{ops::Deref, time::Duration};
+
+use trunkline::{
+    clock,
+    simulator::{self, Dialect, Fault, Settings, Simulator, Target},
+};
+
+pub(crate) use self::{
+    consumer::{Consumer, Transport, story, tell},
+    plan::Plan,
+    relay::Relay,
+    wire::{Impostor, Wire},
+};
+
+/// No test waits longer for a single fact.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How often a fact is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The simulated platform.
+pub(crate) struct Platform(Simulator);
+
+impl Platform {
+    /// A quiet one: it says something only when told to.
+    pub(crate) async fn start() -> Self {
+        Self::with(Settings::default()).await
+    }
+
+    pub(crate) async fn with(settings: Settings) -> Self {
+        Self(simulator::start(settings).await.unwrap())
+    }
+
+    /// Sockets of a dialect that were opened so far.
+    pub(crate) fn opened(&self, dialect: Dialect) -> u64 {
+        self.tally().sockets(dialect).total
+    }
+
+    /// Sockets of a dialect that are open.
+    pub(crate) fn open(&self, dialect: Dialect) -> u64 {
+        self.tally().sockets(dialect).open
+    }
+
+    /// Closes every socket with a code.
+    pub(crate) fn close(&self, code: u16) {
+        self.inject(Fault::Close { on: Target::All, code, reason: "simulated".to_owned() });
+    }
+
+    /// Answers the next handshakes with a status.
+    pub(crate) fn refuse(&self, status: u16, times: u32) {
+        self.inject(Fault::Refuse { on: Target::All, status, times, retry_after: None });
+    }
+
+    /// The correlation ids of the notifications said since `mark` to whoever had subscribed.
+    pub(crate) fn said_since(&self, mark: u64) -> Vec<String> {
+        let said = self.ledger().said_since(mark);
+        said.into_iter().filter(|said| said.subscribed).map(|said| said.correlation).collect()
+    }
+}
+
+impl Deref for Platform {
+    type Target = Simulator;
+
+    fn deref(&self) -> &Simulator {
+        &self.0
+    }
+}
+
+/// Waits until the fact is one.
+pub(crate) async fn eventually(what: &str, mut fact: impl AsyncFnMut() -> bool) {
+    let end = clock::now() + PATIENCE;
+    while !fact().await {
+        assert!(clock::now() < end, "it never came true that {what}");
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Watches for so long that the fact stays one: for what must not happen there is nothing to wait for.
+pub(crate) async fn throughout(span: Duration, what: &str, mut fact: impl AsyncFnMut() -> bool) {
+    let end = clock::now() + span;
+    while clock::now() < end {
+        assert!(fact().await, "it did not stay true that {what}");
+        tokio::time::sleep(LOOK).await;
+    }
+}

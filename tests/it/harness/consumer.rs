@@ -1,0 +1,162 @@
+//! A client of the daemon: real WebSockets, server-sent events and endless lines, all as one row of CloudEvents.
+
+use std::{net::SocketAddr, ops::RangeInclusive};
+
+use futures_util::{SinkExt, StreamExt, stream::BoxStream};
+use reqwest::Client;
+use serde_json::Value;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Message, protocol::frame::CloseFrame},
+};
+
+use super::PATIENCE;
+
+/// How a client reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    WebSocket,
+    Sse,
+    Ndjson,
+}
+
+/// A connected client.
+pub(crate) struct Consumer {
+    source: Source,
+    /// The newest `id:` of server-sent events.
+    pub(crate) last_id: Option<String>,
+}
+
+enum Source {
+    WebSocket(Box<WebSocketStream<MaybeTlsStream<TcpStream>>>),
+    Endless { chunks: BoxStream<'static, Vec<u8>>, text: Vec<u8>, end: &'static str },
+}
+
+impl Consumer {
+    pub(crate) async fn of(at: SocketAddr, target: &str, transport: Transport) -> Self {
+        let source = match transport {
+            Transport::WebSocket => {
+                let connected = timeout(PATIENCE, connect_async(format!("ws://{at}{target}"))).await;
+                Source::WebSocket(Box::new(connected.unwrap().unwrap().0))
+            }
+            Transport::Sse => endless(at, target, "text/event-stream", "\n\n").await,
+            Transport::Ndjson => endless(at, target, "application/x-ndjson", "\n").await,
+        };
+        Self { source, last_id: None }
+    }
+
+    /// The next event; none when the daemon has ended the answer.
+    pub(crate) async fn next(&mut self) -> Option<Value> {
+        let Self { source, last_id } = self;
+        timeout(PATIENCE, source.next(last_id)).await.expect("an event in time")
+    }
+
+    pub(crate) async fn take(&mut self, count: usize) -> Vec<Value> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            events.push(self.next().await.expect("one more event"));
+        }
+        events
+    }
+
+    /// Takes events that bear just these numbers of the platform, and nothing between them.
+    pub(crate) async fn expect(&mut self, numbers: RangeInclusive<u64>) {
+        for number in numbers {
+            let event = self.next().await.expect("one more event");
+            assert_eq!(tell(&event), number.to_string(), "{event}");
+        }
+    }
+
+    /// Code and reason with which the daemon closes, whatever comes before.
+    pub(crate) async fn closed(mut self) -> (u16, String) {
+        let Source::WebSocket(socket) = &mut self.source else { panic!("only a WebSocket is closed with a code") };
+        loop {
+            let message = timeout(PATIENCE, socket.next()).await.expect("a close in time");
+            if let Some(Ok(Message::Close(Some(CloseFrame { code, reason })))) = message {
+                return (code.into(), reason.to_string());
+            }
+            assert!(matches!(message, Some(Ok(_))), "{message:?} where a close was expected");
+        }
+    }
+
+    /// Says goodbye.
+    pub(crate) async fn leave(self) {
+        if let Source::WebSocket(mut socket) = self.source {
+            socket.send(Message::Close(None)).await.unwrap();
+        }
+    }
+}
+
+async fn endless(at: SocketAddr, target: &str, media_type: &str, end: &'static str) -> Source {
+    let request = Client::new().get(format!("http://{at}{target}")).header("accept", media_type);
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], media_type);
+    let chunks = response.bytes_stream().filter_map(|chunk| async { chunk.ok().map(|bytes| bytes.to_vec()) });
+    Source::Endless { chunks: chunks.boxed(), text: Vec::new(), end }
+}
+
+impl Source {
+    async fn next(&mut self, last_id: &mut Option<String>) -> Option<Value> {
+        match self {
+            Self::WebSocket(socket) => loop {
+                match socket.next().await? {
+                    Ok(Message::Text(text)) => return Some(serde_json::from_str(&text).unwrap()),
+                    Ok(Message::Close(_)) => return None,
+                    Ok(_) => (),
+                    Err(error) => panic!("{error}"),
+                }
+            },
+            Self::Endless { chunks, text, end } => loop {
+                let piece = piece(chunks, text, end).await?;
+                let field = |name: &str| piece.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned));
+                if *end == "\n" {
+                    return Some(serde_json::from_str(&piece).unwrap());
+                }
+                *last_id = field("id: ").or(last_id.take());
+                if let Some(data) = field("data: ") {
+                    return Some(serde_json::from_str(&data).unwrap());
+                }
+            },
+        }
+    }
+}
+
+/// The next piece of an endless text, up to `end`.
+async fn piece(chunks: &mut BoxStream<'static, Vec<u8>>, text: &mut Vec<u8>, end: &str) -> Option<String> {
+    loop {
+        if let Some(at) = text.windows(end.len()).position(|window| window == end.as_bytes()) {
+            let piece: Vec<u8> = text.drain(..at + end.len()).take(at).collect();
+            return Some(String::from_utf8(piece).unwrap());
+        }
+        text.extend(chunks.next().await?);
+    }
+}
+
+/// An entry in a word: its number, what it marks, or `event`.
+pub(crate) fn tell(entry: &Value) -> String {
+    let data = &entry["data"];
+    let part = |name: &str| match &data[name] {
+        Value::Null => "?".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    match entry["type"].as_str().unwrap() {
+        "trunkline.gap.v1" => match &data["after"] {
+            Value::Null => format!("gap({})", part("reason")),
+            _ => format!("gap({} {}..{})", part("reason"), part("after"), part("before")),
+        },
+        "trunkline.snapshot.v1" => format!("snapshot({})", part("reason")),
+        "trunkline.undecoded.v1" => "undecoded".to_owned(),
+        _ => entry["platformsequence"].as_str().unwrap_or("event").to_owned(),
+    }
+}
+
+/// Entries in words. Their offsets must be dense from 1.
+pub(crate) fn story(entries: &[Value]) -> String {
+    for (index, entry) in entries.iter().enumerate() {
+        assert_eq!(entry["sequence"], (index + 1).to_string(), "{entry}");
+    }
+    entries.iter().map(tell).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,167 @@
+//! A configuration as a user would write it, with short times. It refuses nothing: the daemon checks it.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use tempfile::TempDir;
+use toml::{Table, Value};
+use trunkline::config::{self, Config, Environment};
+
+/// Metrics are of the whole process, so every plan names its account and streams apart.
+static PLANS: AtomicU64 = AtomicU64::new(1);
+
+/// What a relay is started with, and the folder that survives its restarts.
+pub(crate) struct Plan {
+    tables: Table,
+    folder: TempDir,
+    account: String,
+    streams: Vec<String>,
+}
+
+impl Plan {
+    /// One numbered stream of the platform at this address.
+    pub(crate) fn numbered(platform: SocketAddr) -> Self {
+        Self::new(platform).and_numbered("calls", platform)
+    }
+
+    /// One stream of notifications.
+    pub(crate) fn topics(platform: SocketAddr, topics: &[&str]) -> Self {
+        Self::new(platform).and_topics("queues", topics)
+    }
+
+    fn new(platform: SocketAddr) -> Self {
+        let number = PLANS.fetch_add(1, Ordering::Relaxed);
+        Self::named(platform, &format!("acme-{number}"))
+    }
+
+    /// An account and no streams yet.
+    pub(crate) fn named(platform: SocketAddr, account: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let tables = format!(
+            r#"
+            http = {{ listen = "127.0.0.1:0" }}
+            admin = {{ listen = "127.0.0.1:0" }}
+            store = {{ path = {} }}
+            [accounts.{account}]
+            platform = "genesys-cloud"
+            token_url = "http://{platform}/oauth/token"
+            api_url = "http://{platform}"
+            refresh_interval_min = "0s"
+            refresh_jitter = "0s"
+            "#,
+            Value::from(folder.path().join("data").display().to_string())
+        );
+        let plan = Self { tables: tables.parse().unwrap(), folder, account: account.to_owned(), streams: Vec::new() };
+        plan.secret("client_id", "demo").secret("client_secret", "demo-secret")
+    }
+
+    /// One more stream, numbered.
+    pub(crate) fn and_numbered(self, name: &str, platform: SocketAddr) -> Self {
+        let stream = format!(
+            r#"
+            connector = "genesys-sequenced"
+            url = "ws://{platform}/api/v2/analytics/conversations/summary/stream"
+            snapshot_url = "http://{platform}/api/v2/analytics/conversations/summary"
+            "#
+        );
+        self.and(name, &stream)
+    }
+
+    /// One more stream, of notifications.
+    pub(crate) fn and_topics(self, name: &str, topics: &[&str]) -> Self {
+        self.and(name, &format!("connector = \"genesys-notifications\"\ntopics = {topics:?}"))
+    }
+
+    fn and(mut self, name: &str, keys: &str) -> Self {
+        let mut stream: Table = keys.parse().unwrap();
+        stream.insert("account".to_owned(), self.account.clone().into());
+        let name = self.account.replacen("acme", name, 1);
+        self.table("streams").insert(name.clone(), stream.into());
+        self.streams.push(name);
+        self.stream("silence_max", "5s")
+            .stream("rotation_jitter", "20ms")
+            .stream("backoff.first", "20ms")
+            .stream("backoff.cap", "200ms")
+    }
+
+    fn table(&mut self, name: &str) -> &mut Table {
+        let table = self.tables.entry(name).or_insert_with(|| Table::new().into());
+        table.as_table_mut().unwrap()
+    }
+
+    /// A key of the stream that was added last.
+    pub(crate) fn stream(mut self, key: &str, value: impl Into<Value>) -> Self {
+        let stream = self.streams.last().unwrap().clone();
+        set(self.table("streams")[&stream].as_table_mut().unwrap(), key, value.into());
+        self
+    }
+
+    /// A key of the account.
+    pub(crate) fn account(mut self, key: &str, value: impl Into<Value>) -> Self {
+        set(self.account_table(), key, value.into());
+        self
+    }
+
+    fn account_table(&mut self) -> &mut Table {
+        let account = self.account.clone();
+        self.table("accounts")[&account].as_table_mut().unwrap()
+    }
+
+    /// A key of the store.
+    pub(crate) fn store(mut self, key: &str, value: impl Into<Value>) -> Self {
+        set(self.table("store"), key, value.into());
+        self
+    }
+
+    /// A key of the account that is a secret: it goes into a file.
+    pub(crate) fn secret(mut self, key: &str, secret: &str) -> Self {
+        std::fs::write(self.secret_file(key), secret).unwrap();
+        let file = Value::from(self.secret_file(key).display().to_string());
+        self.account_table().insert(key.to_owned(), Table::from_iter([("file".to_owned(), file)]).into());
+        self
+    }
+
+    /// Where a secret of the account is kept.
+    pub(crate) fn secret_file(&self, key: &str) -> PathBuf {
+        self.folder.path().join(key)
+    }
+
+    /// The account without these keys.
+    pub(crate) fn without(mut self, keys: &[&str]) -> Self {
+        for key in keys {
+            self.account_table().remove(*key);
+        }
+        self
+    }
+
+    pub(crate) fn account_name(&self) -> &str {
+        &self.account
+    }
+
+    /// The names of the streams, in the order in which they were added.
+    pub(crate) fn stream_names(&self) -> &[String] {
+        &self.streams
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        let text = toml::to_string(&self.tables).unwrap();
+        let environment = Environment::from_iter::<[(&str, &str); 0]>([]);
+        config::from_text("test.toml", &text, &environment).unwrap_or_else(|findings| panic!("{findings}"))
+    }
+}
+
+/// Sets a key; dots lead into tables.
+fn set(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+        Some((first, rest)) => {
+            let below = table.entry(first).or_insert_with(|| Table::new().into());
+            set(below.as_table_mut().unwrap(), rest, value);
+        }
+    }
+}

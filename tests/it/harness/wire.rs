@@ -1,0 +1,185 @@
+//! What may stand between the daemon and a platform: a slow or broken network, or somebody else.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::sleep_until,
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+use trunkline::clock;
+
+const CHUNK_LEN: usize = 16 * 1024;
+/// Chunks on their way in one direction; when so many are, no more is read.
+const IN_FLIGHT_MAX: usize = 1_024;
+
+/// A network path to the platform that can be slow, and can be cut.
+pub(crate) struct Wire {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    _stop: DropGuard,
+}
+
+#[derive(Default)]
+struct State {
+    one_way: Duration,
+    cut: bool,
+    /// Ends the connections there are.
+    connections: CancellationToken,
+    requests: Vec<String>,
+}
+
+impl Wire {
+    pub(crate) async fn to(platform: SocketAddr) -> Self {
+        let state = Arc::new(Mutex::new(State::default()));
+        let shared = Arc::clone(&state);
+        let (address, stop) = listen(move |client| carry(client, platform, Arc::clone(&shared))).await;
+        Self { address, state, _stop: stop }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Adds this to every round trip.
+    pub(crate) fn add_round_trip(&self, time: Duration) {
+        self.state.lock().unwrap().one_way = time / 2;
+    }
+
+    /// Ends every connection, and lets no other through.
+    pub(crate) fn cut(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.cut = true;
+        std::mem::take(&mut state.connections).cancel();
+    }
+
+    pub(crate) fn mend(&self) {
+        self.state.lock().unwrap().cut = false;
+    }
+
+    /// The request lines that went through.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        self.state.lock().unwrap().requests.clone()
+    }
+}
+
+/// Accepts connections until the guard is dropped.
+async fn listen<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> (SocketAddr, DropGuard)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let (stopped, spawner) = (stop.clone(), tasks.clone());
+    tasks.spawn(async move {
+        while let Some(Ok((client, _))) = stopped.run_until_cancelled(listener.accept()).await {
+            let conversation = serve(client);
+            let stopped = stopped.clone();
+            spawner.spawn(async move { stopped.run_until_cancelled(conversation).await });
+        }
+    });
+    (address, stop.drop_guard())
+}
+
+async fn carry(client: TcpStream, platform: SocketAddr, state: Arc<Mutex<State>>) {
+    let (cut, connections) = {
+        let state = state.lock().unwrap();
+        (state.cut, state.connections.clone())
+    };
+    if cut {
+        return;
+    }
+    let Ok(server) = TcpStream::connect(platform).await else { return };
+    client.set_nodelay(true).unwrap();
+    server.set_nodelay(true).unwrap();
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let conversation =
+        async { tokio::join!(pump(from_client, to_server, &state, true), pump(from_server, to_client, &state, false)) };
+    connections.run_until_cancelled(conversation).await;
+}
+
+/// Hands on what is read, each chunk so much later.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    state: &Mutex<State>,
+    from_client: bool,
+) {
+    let (sender, mut on_their_way) = mpsc::channel::<(std::time::Instant, Vec<u8>)>(IN_FLIGHT_MAX);
+    let read = async move {
+        let mut chunk = vec![0; CHUNK_LEN];
+        while let Ok(len @ 1..) = from.read(&mut chunk).await {
+            if from_client {
+                note_request(state, &chunk[..len]);
+            }
+            let due = clock::now() + state.lock().unwrap().one_way;
+            if sender.send((due, chunk[..len].to_vec())).await.is_err() {
+                return;
+            }
+        }
+    };
+    let write = async move {
+        while let Some((due, chunk)) = on_their_way.recv().await {
+            sleep_until(due.into()).await;
+            if to.write_all(&chunk).await.is_err() {
+                return;
+            }
+        }
+        drop(to.shutdown().await);
+    };
+    tokio::join!(read, write);
+}
+
+fn note_request(state: &Mutex<State>, chunk: &[u8]) {
+    let text = String::from_utf8_lossy(chunk);
+    let line = text.lines().next().filter(|line| line.ends_with(" HTTP/1.1"));
+    state.lock().unwrap().requests.extend(line.map(str::to_owned));
+}
+
+/// Somebody who answers every request with the same words, and remembers what was said.
+pub(crate) struct Impostor {
+    address: SocketAddr,
+    heard: Arc<Mutex<Vec<String>>>,
+    _stop: DropGuard,
+}
+
+impl Impostor {
+    /// `answer` is the head of the answer without its empty line.
+    pub(crate) async fn start(answer: &str) -> Self {
+        let answer: Arc<str> = format!("{answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").into();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&heard);
+        let (address, stop) =
+            listen(move |client| listen_and_answer(client, Arc::clone(&answer), Arc::clone(&shared))).await;
+        Self { address, heard, _stop: stop }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What each connection said first.
+    pub(crate) fn heard(&self) -> Vec<String> {
+        self.heard.lock().unwrap().clone()
+    }
+}
+
+async fn listen_and_answer(mut client: TcpStream, answer: Arc<str>, heard: Arc<Mutex<Vec<String>>>) {
+    let mut chunk = vec![0; CHUNK_LEN];
+    let Ok(len) = client.read(&mut chunk).await else { return };
+    heard.lock().unwrap().push(String::from_utf8_lossy(&chunk[..len]).into_owned());
+    drop(client.write_all(answer.as_bytes()).await);
+    drop(client.shutdown().await);
+}
