@@ -57,10 +57,11 @@ async fn no_secret_is_told_or_stored_anywhere() {
     relay.child.signal("TERM");
     assert_eq!(relay.child.ends(PATIENCE).await, 0);
     told.push(("what run printed", relay.child.told()));
-    assert!(relay.child.stderr().contains(r#""level":"TRACE""#), "every log line is there");
-    assert!(site.platform.tally().grants_total() < TOKENS as u64, "every token is known");
+    assert!(relay.child.stderr().contains(r#""level":"DEBUG""#), "every log line is there");
+    let granted = usize::try_from(site.platform.tally().grants_total()).unwrap();
+    assert!(granted < TOKENS, "every token is known");
 
-    let needles = needles(&tokens);
+    let needles = needles(&tokens[..granted]);
     for (what, text) in &told {
         assert_clean(what, text.as_bytes(), &needles);
     }
@@ -166,7 +167,8 @@ async fn is_rejected(site: &Site, relay: &Relay) {
 
 /// Each secret as it is, and as encodings would show it.
 fn needles(tokens: &[String]) -> Vec<String> {
-    let percent = |text: &str| reqwest::Url::parse_with_params("x:y", [("", text)]).unwrap().query().unwrap()[1..].to_owned();
+    let percent =
+        |text: &str| reqwest::Url::parse_with_params("x:y", [("", text)]).unwrap().query().unwrap()[1..].to_owned();
     let mut needles = vec![STANDARD.encode(format!("{}:{}", percent(CLIENT), percent(SECRET)))];
     for secret in tokens.iter().map(String::as_str).chain([SECRET]) {
         let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
