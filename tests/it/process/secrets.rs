@@ -1,1 +1,213 @@
-//! To come.
+//! Secrets stay secret: through rotations and failures, with every log line there is, none is told or stored anywhere.
+//!
+//! The tokens are known because two simulated platforms of one seed mint the same ones: the second is only asked for
+//! tokens.
+
+use std::{fs, path::Path, time::Duration};
+
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use serde_json::{Value, json};
+use trunkline::simulator::{self, Fault, Settings, Simulator, Target, TokenFailure, Undecodable};
+
+use super::{
+    child::{Child, PATIENCE, eventually},
+    relay::{Relay, client},
+    site::Site,
+};
+
+/// Has characters that every encoding changes.
+const SECRET: &str = "c4nary/+s3cret=&?of the:client";
+const CLIENT: &str = "canary client";
+/// More tokens than a run can use.
+const TOKENS: usize = 60;
+/// Rotations of each stream before it is enough.
+const ROTATIONS: u64 = 2;
+
+#[tokio::test]
+async fn no_secret_is_told_or_stored_anywhere() {
+    let site = Site::start_with(settings(), &[]).await;
+    write_three_streams(&site);
+    let tokens = tokens_of_a_twin().await;
+    let mut relay = Relay::start_with(&site, &[("TRUNKLINE_LOG", "trace")]).await;
+    relay.goes_live().await;
+    assert_genuine(&site, &tokens[0]).await;
+    for fault in faults() {
+        site.platform.inject(fault);
+        site.platform.say(3);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    rotates(&relay).await;
+    is_rejected(&site, &relay).await;
+
+    let mut told = vec![("metrics", relay.text(&relay.admin, "/metrics").await)];
+    told.push(("status", relay.text(&relay.admin, "/admin/v1/status").await));
+    told.push(("readiness", relay.text(&relay.admin, "/readyz").await));
+    told.push(("streams", relay.text(&relay.consumers, "/v1/streams").await));
+    for (what, arguments) in
+        [("config show", ["config", "show", "--config"].as_slice()), ("check", &["check", "--connect", "--config"])]
+    {
+        let arguments = [arguments, &[site.config()]].concat();
+        let mut child = Child::start_with(site.folder.path(), &arguments, &[("TRUNKLINE_LOG", "trace")]);
+        child.ends(PATIENCE).await;
+        told.push((what, child.told()));
+    }
+    relay.child.signal("TERM");
+    assert_eq!(relay.child.ends(PATIENCE).await, 0);
+    told.push(("what run printed", relay.child.told()));
+    assert!(relay.child.stderr().contains(r#""level":"DEBUG""#), "every log line is there");
+    let granted = usize::try_from(site.platform.tally().grants_total()).unwrap();
+    assert!(granted < TOKENS, "every token is known");
+
+    let needles = needles(&tokens[..granted]);
+    for (what, text) in &told {
+        assert_clean(what, text.as_bytes(), &needles);
+    }
+    assert!(search_files(&site.store(), &needles) > 2, "there was something to search");
+}
+
+fn settings() -> Settings {
+    Settings {
+        client_id: CLIENT.to_owned(),
+        client_secret: SECRET.to_owned(),
+        token_ttl: Duration::from_secs(3),
+        heartbeat: Duration::from_secs(1),
+        ..Settings::default()
+    }
+}
+
+/// The token in a header, in the query of a socket, and with REST calls.
+fn write_three_streams(site: &Site) {
+    let address = site.platform.address();
+    let text = format!(
+        r#"{}
+[streams.calls]
+account = "demo"
+connector = "genesys-sequenced"
+url = "ws://{address}/api/v2/analytics/conversations/summary/stream"
+snapshot_url = "http://{address}/api/v2/analytics/conversations/summary"
+[streams.events]
+account = "demo"
+connector = "genesys-sequenced"
+url = "ws://{address}/api/v2/analytics/events/ws?channel=1"
+auth = "query"
+[streams.queues]
+account = "demo"
+connector = "genesys-notifications"
+topics = ["v2.analytics.queues.*.observations"]
+"#,
+        site.base(&site.store())
+    );
+    fs::write(site.config(), text).unwrap();
+}
+
+/// The tokens that the platform will grant, in their order.
+async fn tokens_of_a_twin() -> Vec<String> {
+    let twin: Simulator = simulator::start(settings()).await.unwrap();
+    let form = [("grant_type", "client_credentials"), ("client_id", CLIENT), ("client_secret", SECRET)];
+    let mut tokens = Vec::new();
+    for _ in 0..TOKENS {
+        let answer = client().post(format!("{}/oauth/token", twin.url())).form(&form).send().await.unwrap();
+        let token: Value = answer.json().await.unwrap();
+        tokens.push(token["access_token"].as_str().unwrap().to_owned());
+    }
+    twin.stop().await;
+    tokens
+}
+
+/// The relay's first token really is this one.
+async fn assert_genuine(site: &Site, token: &str) {
+    let url = format!("{}/api/v2/analytics/conversations/summary", site.platform.url());
+    assert_eq!(client().get(&url).bearer_auth("x").send().await.unwrap().status(), 401);
+    assert_eq!(client().get(&url).bearer_auth(token).send().await.unwrap().status(), 200);
+}
+
+/// Everything that makes a relay complain about a token, an address or an answer.
+fn faults() -> Vec<Fault> {
+    let on = Target::All;
+    let token = |failure| Fault::Token { failure, times: 1 };
+    vec![
+        Fault::Jump { n: 3 },
+        Fault::Drop { on },
+        Fault::Refuse { on, status: 401, times: 2, retry_after: None },
+        Fault::Drop { on },
+        token(TokenFailure::Html),
+        Fault::TokenRevoked {},
+        token(TokenFailure::Status { status: 500 }),
+        Fault::Close { on, code: 1008, reason: "expired".to_owned() },
+        token(TokenFailure::Redirect { to: "http://127.0.0.1:1/elsewhere".to_owned() }),
+        Fault::Close { on, code: 1008, reason: "expired".to_owned() },
+        Fault::Rest { status: 401, times: 2, retry_after: None, path: None },
+        Fault::Undecodable { on, what: Undecodable::InvalidJson },
+        Fault::Refuse { on, status: 404, times: 1, retry_after: None },
+        Fault::Drop { on },
+        Fault::Close { on: Target::Sequenced, code: 4001, reason: "expired".to_owned() },
+    ]
+}
+
+async fn rotates(relay: &Relay) {
+    eventually("every stream has rotated", PATIENCE, async || {
+        let status = relay.status().await;
+        let enough = |stream: &Value| stream["rotations"].as_u64().is_some_and(|count| count >= ROTATIONS);
+        status["streams"].as_array()?.iter().all(enough).then_some(())
+    })
+    .await;
+}
+
+/// The last failure, because a relay whose secret was refused asks again only after a long time.
+async fn is_rejected(site: &Site, relay: &Relay) {
+    site.platform.inject(Fault::Token { failure: TokenFailure::InvalidClient, times: 1 });
+    eventually("the account is rejected", PATIENCE, async || {
+        (relay.status().await["accounts"][0]["state"] == "rejected").then_some(())
+    })
+    .await;
+}
+
+/// Each secret as it is, and as encodings would show it.
+fn needles(tokens: &[String]) -> Vec<String> {
+    let percent =
+        |text: &str| reqwest::Url::parse_with_params("x:y", [("", text)]).unwrap().query().unwrap()[1..].to_owned();
+    let mut needles = vec![STANDARD.encode(format!("{}:{}", percent(CLIENT), percent(SECRET)))];
+    for secret in tokens.iter().map(String::as_str).chain([SECRET]) {
+        let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let escaped = json!(secret).to_string().trim_matches('"').to_owned();
+        let encoded = [STANDARD.encode(secret), URL_SAFE_NO_PAD.encode(secret), hex, percent(secret), escaped];
+        needles.extend(encoded);
+        needles.push(secret.to_owned());
+    }
+    needles
+}
+
+fn assert_clean(what: &str, bytes: &[u8], needles: &[String]) {
+    for needle in needles {
+        let Some(at) = memchr::memmem::find(bytes, needle.as_bytes()) else { continue };
+        let (from, to) = (at.saturating_sub(300), (at + needle.len() + 100).min(bytes.len()));
+        panic!("{what} shows {needle:?}: …{}…", String::from_utf8_lossy(&bytes[from..to]));
+    }
+}
+
+/// Searches every file, and returns how many there were.
+fn search_files(folder: &Path, needles: &[String]) -> usize {
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            count += search_files(&path, needles);
+        } else {
+            assert_clean(&path.display().to_string(), &fs::read(&path).unwrap(), needles);
+            count += 1;
+        }
+    }
+    count
+}
+
+#[test]
+fn the_search_can_fail() {
+    let needles = needles(&["t0ken".to_owned()]);
+    for text in ["a t0ken!", "74306b656e", "dDBrZW4=", "c4nary%2F%2Bs3cret%3D%26%3Fof+the%3Aclient"] {
+        assert!(std::panic::catch_unwind(|| assert_clean("it", text.as_bytes(), &needles)).is_err(), "{text}");
+    }
+    assert_clean("it", b"nothing of the kind", &needles);
+}
