@@ -100,7 +100,7 @@ fn answer(status: StatusCode, body: Value) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt;
+    use axum::body::to_bytes;
 
     use super::*;
 
@@ -110,7 +110,7 @@ mod tests {
     }
 
     async fn body(response: Response) -> Value {
-        serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap()
+        serde_json::from_slice(&to_bytes(response.into_body(), usize::MAX).await.unwrap()).unwrap()
     }
 
     #[test]
