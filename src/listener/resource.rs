@@ -1,7 +1,7 @@
-//! What the resources of both listeners have in common: one list of methods each, names in paths, and an answer for
-//! paths that lead nowhere.
+//! What the resources of both listeners have in common: which methods they answer, how names stand in their paths, and
+//! what is said of paths that lead nowhere.
 //!
-//! HEAD is refused where it is not asked for by name: an answer that only follows what happens has no head worth having.
+//! It refuses HEAD: what a GET answers may be endless or dear to make, and its head alone tells nobody anything.
 
 use std::convert::Infallible;
 
@@ -13,7 +13,7 @@ use axum::{
 
 use super::problem::Problem;
 
-/// A resource for `methods`, which tells every other method that it is `allowed` only, as in `"GET, DELETE"`.
+/// A resource that answers `methods`, and tells every other which are `allowed`, as in `"GET, DELETE"`.
 pub fn only<S>(allowed: &'static str, methods: MethodRouter<S>) -> MethodRouter<S>
 where
     S: Clone + Send + Sync + 'static,
