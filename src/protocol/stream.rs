@@ -30,7 +30,7 @@ use super::{
     session::{self, Dial, Minted, Patience, Session, SessionId},
 };
 use crate::{
-    connector::{Answer, Choices, Connector, Failure, Frame, Probe, RefusedTopic, Request, Resume},
+    connector::{Answer, Choices, Connector, Failure, Frame, Probe, RefusedTopic, Request},
     model::{Checkpoint, Event, Gap, GapReason, Mark, Position},
 };
 
