@@ -9,6 +9,8 @@ mod intake;
 mod link;
 mod order;
 mod recovery;
+#[cfg(test)]
+mod tests;
 mod twins;
 
 pub use buffer::Overflow;
@@ -30,7 +32,7 @@ use super::{
     session::{self, Dial, Minted, Patience, Session, SessionId},
 };
 use crate::{
-    connector::{Answer, Choices, Connector, Failure, Frame, Probe, RefusedTopic, Request, Resume},
+    connector::{Answer, Choices, Connector, Failure, Frame, Probe, RefusedTopic, Request},
     model::{Checkpoint, Event, Gap, GapReason, Mark, Position},
 };
 

@@ -37,7 +37,7 @@ use self::{
 };
 
 /// So many worlds of each kind are a normal run.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 600;
 /// So many of the newest things that happened are told with a failure; all of them, when one seed is asked for.
 const STORY_LEN: usize = 120;
 
@@ -145,8 +145,15 @@ impl World {
         let plan = Plan::draw(night, &mut chance);
         let mut scene = Scene::new(plan, chance, story_len);
         let platform = Platform::new(&mut scene);
-        let around =
-            Around { scene, platform, store: Store::new(), judge: Judge::new(), ledger: Ledger::default(), endpoint: None, crowded: false };
+        let around = Around {
+            scene,
+            platform,
+            store: Store::new(),
+            judge: Judge::new(),
+            ledger: Ledger::default(),
+            endpoint: None,
+            crowded: false,
+        };
         Self { around, process: None, lives: 0, quiet: false }
     }
 
@@ -190,7 +197,9 @@ impl World {
     }
 
     fn is_live(&self) -> bool {
-        self.process.is_some() && self.around.judge.connected && matches!(self.around.judge.state, State::Live | State::Recovering)
+        self.process.is_some()
+            && self.around.judge.connected
+            && matches!(self.around.judge.state, State::Live | State::Recovering)
     }
 
     /// What is said to a live stream arrives, and a snapshot that is owed is had.

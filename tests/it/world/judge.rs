@@ -228,7 +228,8 @@ impl Judge {
 
     /// Delays grow with each failure of a row, whatever else happened in between.
     fn backed_off(&mut self, delay: Duration, scene: &Scene) {
-        let was_stable = self.connected_since.is_some_and(|since| scene.now - since >= scene.plan.stream.backoff.stable_after);
+        let was_stable =
+            self.connected_since.is_some_and(|since| scene.now - since >= scene.plan.stream.backoff.stable_after);
         self.settle_row(scene);
         self.connected_since = None;
         if was_stable && delay <= Duration::from_millis(250) {
@@ -282,7 +283,11 @@ impl Judge {
 /// A planned change is no trouble: nothing is missed, nothing is lost, nobody is without a session.
 fn forbid_trouble(report: &Report) {
     match report {
-        Report::Gap { .. } | Report::Lost { .. } | Report::GivenUp(_) | Report::Shed(_) | Report::RotationFailed { .. } => {
+        Report::Gap { .. }
+        | Report::Lost { .. }
+        | Report::GivenUp(_)
+        | Report::Shed(_)
+        | Report::RotationFailed { .. } => {
             panic!("a planned night, and yet: {report:?}");
         }
         Report::Rotated { silence, .. } => assert!(silence.is_zero(), "a planned change was heard: {report:?}"),

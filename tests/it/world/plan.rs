@@ -81,7 +81,7 @@ impl Plan {
             grace: if bad { chance.millis(0..5_000) } else { Duration::from_secs(2) },
             snapshots,
             trouble: chance.millis(30_000..120_000),
-            calamity_pause: chance.millis(500..10_000),
+            calamity_pause: if bad { chance.millis(500..10_000) } else { chance.millis(300..5_000) },
             // A night knows a few kinds of fault, so that each gets its chance to meet each other.
             calamities: (0..chance.number(1..8)).map(|_| chance.pick(kinds)).collect(),
         }
@@ -104,7 +104,11 @@ fn stream(night: Night, dialect: Dialect, snapshots: bool, chance: &mut Chance) 
         rotation_jitter: Duration::from_millis(100),
         retention: chance.millis(5_000..60_000),
         buffer: if bad { chance.pick(&[20, 100, 1_000, 5_000]) } else { 5_000 },
-        overflow: if bad { chance.pick(&[Overflow::Backpressure, Overflow::DropOldest]) } else { Overflow::Backpressure },
+        overflow: if bad {
+            chance.pick(&[Overflow::Backpressure, Overflow::DropOldest])
+        } else {
+            Overflow::Backpressure
+        },
         patience: Patience {
             connect: chance.millis(3_000..10_000),
             silence: chance.millis(6_000..35_000),

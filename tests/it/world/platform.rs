@@ -161,14 +161,7 @@ impl Platform {
         self.token_ended(token, scene);
     }
 
-    pub(super) fn dialled(
-        &mut self,
-        life: u32,
-        session: SessionId,
-        dial: &Dial,
-        token: TokenId,
-        scene: &mut Scene,
-    ) {
+    pub(super) fn dialled(&mut self, life: u32, session: SessionId, dial: &Dial, token: TokenId, scene: &mut Scene) {
         let refusal = self.handshakes.filter(|(_, until)| scene.now < *until).map(|(refusal, _)| refusal);
         let refusal = match (refusal, scene.plan.dialect) {
             (Some(refusal), _) => Some(refusal),

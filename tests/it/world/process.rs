@@ -264,7 +264,8 @@ impl Process {
         match output {
             refresh::Output::Fetch => {
                 around.judge.token_asked(around.scene.now);
-                let failure = around.endpoint.filter(|(_, until)| around.scene.now < *until).map(|(failure, _)| failure);
+                let failure =
+                    around.endpoint.filter(|(_, until)| around.scene.now < *until).map(|(failure, _)| failure);
                 let delay = around.scene.latency() * 2;
                 let answer = failure.map_or(Ok(()), Err);
                 around.scene.after(delay, Happening::Process { life: self.life, news: News::Granted(answer) });

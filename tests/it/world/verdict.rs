@@ -123,14 +123,19 @@ fn judge_missing(class: usize, places: &BTreeMap<usize, Vec<usize>>, gaps: &BTre
 /// A snapshot names its gap and stands right behind it, unless getting it took a while.
 fn judge_snapshots(around: &Around) {
     let log = &around.store.log;
-    let marks: BTreeMap<String, usize> =
-        (0..log.len()).filter(|place| reason(&log[*place]).is_some()).map(|place| (around.store.mark(place).to_string(), place)).collect();
+    let marks: BTreeMap<String, usize> = (0..log.len())
+        .filter(|place| reason(&log[*place]).is_some())
+        .map(|place| (around.store.mark(place).to_string(), place))
+        .collect();
     for (place, event) in log.iter().enumerate().filter(|(_, event)| event.kind == "trunkline.snapshot.v1") {
         let data: serde_json::Value = serde_json::from_str(text_of(event)).unwrap();
         let gap = data["gap"].as_str().and_then(|gap| marks.get(gap));
         let Some(gap) = gap.filter(|gap| **gap < place) else { panic!("a snapshot without its gap: {data}") };
         assert_eq!(Some(data["reason"].as_str().unwrap()), reason(&log[*gap]), "a snapshot of another gap");
         let own = log[*gap + 1..place].iter().all(|event| event.kind.starts_with("trunkline."));
-        assert!(own || around.platform.snapshot_failed || around.crowded, "events stand between a gap and its snapshot {data}");
+        assert!(
+            own || around.platform.snapshot_failed || around.crowded,
+            "events stand between a gap and its snapshot {data}"
+        );
     }
 }

@@ -189,7 +189,7 @@ impl Platform {
         for id in self.sockets_of(|socket| !socket.leaving) {
             self.send(id, Ok(system("socket_closing")), scene);
             let ahead = match scene.plan.night {
-                Night::Planned => scene.chance.millis(20_000..60_000),
+                Night::Planned => scene.chance.millis(10_000..30_000),
                 Night::Bad => scene.chance.millis(0..60_000),
             };
             scene.after(ahead, Happening::Closes(id));
