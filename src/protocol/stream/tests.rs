@@ -412,12 +412,12 @@ impl Desk {
             }
             Output::RefuseToken(generation) => format!("refuse token {generation}"),
             Output::Drained => "drained".to_owned(),
-            Output::Report(report) => return tell_report(report),
+            Output::Report(report) => return tell_report(&report),
         })
     }
 }
 
-fn tell_report(report: Report) -> Option<String> {
+fn tell_report(report: &Report) -> Option<String> {
     match report {
         Report::State(state) => Some(state.as_str().to_owned()),
         Report::Gap { reason, .. } => Some(format!("gap {}", reason.as_str())),
@@ -427,7 +427,7 @@ fn tell_report(report: Report) -> Option<String> {
         Report::Rotated { silence, .. } => Some(format!("rotated after {silence:?}")),
         Report::Lost { retry_in: Some(delay), .. } => Some(format!("again in {delay:?}")),
         Report::Lost { retry_in: None, .. } => Some("again at once".to_owned()),
-        Report::Snapshot { taken } => Some(if taken { "snapshot" } else { "no snapshot" }.to_owned()),
+        Report::Snapshot { taken } => Some(if *taken { "snapshot" } else { "no snapshot" }.to_owned()),
         Report::Connected(_)
         | Report::Resuming(_)
         | Report::Undecoded { .. }
