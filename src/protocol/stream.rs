@@ -9,6 +9,8 @@ mod intake;
 mod link;
 mod order;
 mod recovery;
+#[cfg(test)]
+mod tests;
 mod twins;
 
 pub use buffer::Overflow;
@@ -476,10 +478,8 @@ impl Stream {
     }
 
     fn report_state(&mut self, now: Now) {
-        let state = match self.link.state() {
-            State::Live if self.intake.recovery.holds() => State::Recovering,
-            state => state,
-        };
+        let recovering = self.link.is_live() && self.intake.recovery.holds();
+        let state = if recovering { State::Recovering } else { self.link.state() };
         let connected = self.link.is_live();
         let breaker = self.backoff.is_open(now.at);
         let before = std::mem::replace(&mut self.told, (state, connected, breaker));

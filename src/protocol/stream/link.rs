@@ -316,7 +316,13 @@ impl Stream {
                 self.report(Report::Rotated { trigger: retire.trigger, silence: Duration::ZERO });
                 self.overlap(old, new, now);
             }
-            link => self.link = link,
+            link @ (Link::Waiting
+            | Link::Live { .. }
+            | Link::Swapping { .. }
+            | Link::Overlapping { .. }
+            | Link::Resting { .. }
+            | Link::Paused
+            | Link::Drained) => self.link = link,
         }
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
@@ -389,7 +395,14 @@ impl Stream {
                 self.retire_if_outdated(now);
             }
             Link::Resting { until, .. } if now.at >= until => self.open(None, now),
-            link => self.link = link,
+            link @ (Link::Waiting
+            | Link::Opening { .. }
+            | Link::Live { .. }
+            | Link::Swapping { .. }
+            | Link::Overlapping { .. }
+            | Link::Resting { .. }
+            | Link::Paused
+            | Link::Drained) => self.link = link,
         }
     }
 
@@ -440,7 +453,7 @@ impl Stream {
             }
             Link::Live { session, .. } => self.lost(&session, failure, now),
             Link::Swapping { old, new, retire } if new.id() == id => {
-                self.successor_failed(old, &new, retire, failure, now)
+                self.successor_failed(old, &new, retire, failure, now);
             }
             Link::Swapping { old, new, retire } => {
                 // The successor on its way is the immediate attempt.
