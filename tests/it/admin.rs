@@ -102,6 +102,9 @@ async fn what_is_not_there_is_a_problem_with_a_type() {
         let status = answer.status().as_u16();
         let problem: Value = answer.json().await.unwrap();
         assert_eq!(problem["type"], format!("urn:trunkline:problem:{slug}"), "{path}");
-        assert_eq!((&problem["status"], status), (&status.into(), if slug == "method-not-allowed" { 405 } else { 404 }));
+        assert_eq!(
+            (&problem["status"], status),
+            (&status.into(), if slug == "method-not-allowed" { 405 } else { 404 })
+        );
     }
 }

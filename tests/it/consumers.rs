@@ -156,7 +156,8 @@ async fn several_streams_come_by_one_connection_and_one_cursor() {
     let half = consumer.take(count / 2).await;
     let cursor = consumer.last_id.clone().unwrap();
     drop(consumer);
-    let rest = Consumer::of(at, &format!("{query}&after={cursor}"), Transport::WebSocket).await.take(count - half.len()).await;
+    let rest =
+        Consumer::of(at, &format!("{query}&after={cursor}"), Transport::WebSocket).await.take(count - half.len()).await;
     let mut by_source = BTreeMap::<&str, Vec<Value>>::new();
     for event in half.iter().chain(&rest) {
         by_source.entry(event["source"].as_str().unwrap()).or_default().push(event.clone());
@@ -223,7 +224,8 @@ async fn a_drain_tells_everybody_what_was_heard_and_says_goodbye() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     let mut socket = relay.consumer().await;
-    let mut endless = [relay.consume(Transport::Sse, "from=first").await, relay.consume(Transport::Ndjson, "from=first").await];
+    let mut endless =
+        [relay.consume(Transport::Sse, "from=first").await, relay.consume(Transport::Ndjson, "from=first").await];
     platform.say(500);
     socket.expect(1..=1).await;
     let drained = relay.stop();

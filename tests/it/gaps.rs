@@ -45,7 +45,8 @@ async fn a_gap_without_a_snapshot_url_stays_a_gap() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_older_than_the_platform_keeps_is_abandoned_with_a_gap() {
     let platform = Platform::with(Settings { retention: Duration::from_secs(1), ..Settings::default() }).await;
-    let relay = Relay::of(Plan::numbered(platform.address()).stream("retention", "1s").stream("silence_max", "900ms")).await;
+    let relay =
+        Relay::of(Plan::numbered(platform.address()).stream("retention", "1s").stream("silence_max", "900ms")).await;
     platform.say(3);
     relay.tells("1 2 3").await;
     let plan = relay.stop().await;
@@ -60,7 +61,8 @@ async fn a_position_older_than_the_platform_keeps_is_abandoned_with_a_gap() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abandoned_position_is_told_even_if_nothing_follows() {
     let platform = Platform::with(Settings { retention: Duration::ZERO, ..Settings::default() }).await;
-    let relay = Relay::of(Plan::numbered(platform.address()).stream("retention", "1s").stream("silence_max", "900ms")).await;
+    let relay =
+        Relay::of(Plan::numbered(platform.address()).stream("retention", "1s").stream("silence_max", "900ms")).await;
     platform.say(1);
     relay.tells("1").await;
     let plan = relay.stop().await;

@@ -25,7 +25,8 @@ async fn the_envelope_is_what_it_was() {
     let notified = Relay::of(plan).await;
     let body = r#"{"group":{"queueId":"9c1e"},"eventTime":"2026-05-04T12:00:01.000Z"}"#;
     let topic = "v2.analytics.queues.9c1e.observations";
-    let text = format!(r#"{{"topicName":"{topic}","version":"2","eventBody":{body},"metadata":{{"CorrelationId":"c-1"}}}}"#);
+    let text =
+        format!(r#"{{"topicName":"{topic}","version":"2","eventBody":{body},"metadata":{{"CorrelationId":"c-1"}}}}"#);
     platform.say_raw_notification(Raw::Text(text));
     notified.tells("event").await;
     let text = [lines(&numbered).await, lines(&notified).await].concat();

@@ -21,7 +21,13 @@ async fn a_star_stands_for_every_queue_and_every_user() {
         queues.iter().any(|id| topic == format!("v2.analytics.queues.{id}.observations"))
             || users.iter().any(|id| topic == format!("v2.users.{id}.presence"))
     };
-    let meant: Vec<String> = platform.ledger().said_since(mark).into_iter().filter(|said| wanted(&said.topic)).map(|said| said.correlation).collect();
+    let meant: Vec<String> = platform
+        .ledger()
+        .said_since(mark)
+        .into_iter()
+        .filter(|said| wanted(&said.topic))
+        .map(|said| said.correlation)
+        .collect();
     assert_eq!(said, meant);
     let heard = relay.consumer().await.take(said.len()).await;
     let heard: Vec<&str> = heard.iter().map(|event| event["correlationid"].as_str().unwrap()).collect();
@@ -66,7 +72,8 @@ async fn a_restart_is_a_gap_where_nothing_is_replayed() {
     platform.say(60);
     relay.until("something was heard", |stream| stream["events"].as_u64() > Some(0)).await;
     let relay = relay.restart().await;
-    eventually("the gap is marked", async || relay.story().await.ends_with("event gap(no-replay) snapshot(no-replay)")).await;
+    eventually("the gap is marked", async || relay.story().await.ends_with("event gap(no-replay) snapshot(no-replay)"))
+        .await;
     let relay = relay.restart().await;
     eventually("each has its own", async || relay.count("gaps").await == 1).await;
 }
@@ -76,7 +83,8 @@ async fn heartbeats_keep_a_quiet_stream() {
     let heartbeat = Duration::from_millis(50);
     let platform = Platform::with(Settings { heartbeat, ..Settings::default() }).await;
     let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES]).stream("silence_max", "200ms")).await;
-    throughout(Duration::from_secs(1), "it keeps its socket", async || platform.opened(Dialect::Notifications) == 1).await;
+    throughout(Duration::from_secs(1), "it keeps its socket", async || platform.opened(Dialect::Notifications) == 1)
+        .await;
     platform.inject(Fault::Stall { on: Target::All, lasting: Duration::from_secs(60) });
     relay.tells("gap(no-replay) snapshot(no-replay)").await;
     assert!(relay.entries().await[0]["data"]["silence_ms"].as_u64().unwrap() >= 200);

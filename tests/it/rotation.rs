@@ -134,7 +134,8 @@ const CHANNEL_LIFE: &str = "1s";
 #[tokio::test(flavor = "multi_thread")]
 async fn a_successor_that_fails_is_tried_again_while_the_old_session_serves() {
     let platform = Platform::start().await;
-    let relay = Relay::of(Plan::numbered(platform.address()).stream("backoff.first", "30s").stream("backoff.cap", "60s")).await;
+    let relay =
+        Relay::of(Plan::numbered(platform.address()).stream("backoff.first", "30s").stream("backoff.cap", "60s")).await;
     let mut consumer = relay.consumer().await;
     platform.say(1);
     consumer.expect(1..=1).await;

@@ -30,7 +30,9 @@ fn near(found: f64, expected: f64) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_renewed_its_buffer_before_its_end_or_a_quarter_of_its_life() {
-    for (life, buffer, due) in [(3_600, "300s", 3_300.0), (1_200, "300s", 900.0), (100, "300s", 75.0), (100, "10s", 90.0)] {
+    for (life, buffer, due) in
+        [(3_600, "300s", 3_300.0), (1_200, "300s", 900.0), (100, "300s", 75.0), (100, "10s", 90.0)]
+    {
         let platform = Platform::with(Settings { token_ttl: Duration::from_secs(life), ..Settings::default() }).await;
         let relay = Relay::of(Plan::numbered(platform.address()).account("refresh_buffer", buffer)).await;
         let account = relay.account().await;
@@ -201,7 +203,8 @@ async fn a_rotated_refresh_token_survives_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_may_be_named_in_the_body() {
-    let settings = Settings { client_id: "a b:c".to_owned(), client_secret: "s+e%c&r=é".to_owned(), ..Settings::default() };
+    let settings =
+        Settings { client_id: "a b:c".to_owned(), client_secret: "s+e%c&r=é".to_owned(), ..Settings::default() };
     let platform = Platform::with(settings).await;
     for client_auth in ["basic", "body"] {
         let plan = Plan::numbered(platform.address()).account("client_auth", client_auth);

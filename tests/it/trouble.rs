@@ -60,7 +60,8 @@ async fn a_close_for_authentication_brings_a_new_token_and_no_backoff() {
     for code in [1008, 4001] {
         let platform = Platform::start().await;
         let wire = Wire::to(platform.address()).await;
-        let relay = Relay::of(Plan::numbered(wire.address()).stream("backoff.first", "30s").stream("backoff.cap", "60s")).await;
+        let relay =
+            Relay::of(Plan::numbered(wire.address()).stream("backoff.first", "30s").stream("backoff.cap", "60s")).await;
         platform.say(1);
         relay.tells("1").await;
         platform.close(code);
@@ -93,9 +94,12 @@ async fn a_handshake_answered_with_401_brings_a_new_token() {
 async fn a_platform_that_rejects_every_token_is_not_stormed() {
     let platform = Platform::start().await;
     platform.refuse(401, 1_000);
-    let relay = Relay::launch(Plan::numbered(platform.address()).stream("backoff.first", "30s").stream("backoff.cap", "60s")).await;
+    let relay =
+        Relay::launch(Plan::numbered(platform.address()).stream("backoff.first", "30s").stream("backoff.cap", "60s"))
+            .await;
     relay.until("it backs off", |stream| stream["state"] == "backing-off").await;
-    throughout(Duration::from_millis(500), "it does so for long", async || platform.tally().handshakes_refused == 3).await;
+    throughout(Duration::from_millis(500), "it does so for long", async || platform.tally().handshakes_refused == 3)
+        .await;
     assert!(platform.tally().grants_total() <= 4);
 }
 

@@ -143,7 +143,8 @@ impl Relay {
         let page = self.get("/metrics").await.text().await.unwrap();
         let own = [format!("stream=\"{}\"", self.name()), format!("account=\"{}\"", self.plan.account_name())];
         let wanted: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
-        let series = page.lines().filter_map(|line| line.strip_prefix("trunkline_")?.strip_prefix(name)?.strip_prefix('{'));
+        let series =
+            page.lines().filter_map(|line| line.strip_prefix("trunkline_")?.strip_prefix(name)?.strip_prefix('{'));
         let series = series.filter(|line| own.iter().any(|own| line.contains(own.as_str())));
         let series: Vec<f64> = series
             .filter(|line| wanted.iter().all(|label| line.contains(label.as_str())))

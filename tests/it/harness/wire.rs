@@ -75,7 +75,13 @@ impl Wire {
 
     /// The bearers that they presented.
     pub(crate) fn bearers(&self) -> Vec<String> {
-        let bearer = |head: &String| head.lines().find_map(|line| line.to_lowercase().strip_prefix("authorization: bearer ").map(|_| line["authorization: bearer ".len()..].to_owned()));
+        let bearer = |head: &String| {
+            head.lines().find_map(|line| {
+                line.to_lowercase()
+                    .strip_prefix("authorization: bearer ")
+                    .map(|_| line["authorization: bearer ".len()..].to_owned())
+            })
+        };
         self.heads().iter().filter_map(bearer).collect()
     }
 
@@ -117,9 +123,8 @@ async fn carry(client: TcpStream, platform: SocketAddr, state: Arc<Mutex<State>>
     server.set_nodelay(true).unwrap();
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let conversation = async {
-        tokio::join!(pump(from_client, to_server, &state, true), pump(from_server, to_client, &state, false))
-    };
+    let conversation =
+        async { tokio::join!(pump(from_client, to_server, &state, true), pump(from_server, to_client, &state, false)) };
     connections.run_until_cancelled(conversation).await;
 }
 
@@ -175,7 +180,8 @@ impl Impostor {
         let answer: Arc<str> = format!("{answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").into();
         let heard = Arc::new(Mutex::new(Vec::new()));
         let shared = Arc::clone(&heard);
-        let (address, stop) = listen(move |client| listen_and_answer(client, Arc::clone(&answer), Arc::clone(&shared))).await;
+        let (address, stop) =
+            listen(move |client| listen_and_answer(client, Arc::clone(&answer), Arc::clone(&shared))).await;
         Self { address, heard, _stop: stop }
     }
 
