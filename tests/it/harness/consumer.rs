@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, ops::RangeInclusive};
 
 use futures_util::{StreamExt, stream::BoxStream};
-use reqwest::Client;
 use serde_json::Value;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
@@ -11,7 +10,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, protocol::frame::CloseFrame},
 };
 
-use super::PATIENCE;
+use super::{PATIENCE, http};
 
 /// How a client reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +87,7 @@ impl Consumer {
 }
 
 async fn endless(at: SocketAddr, target: &str, media_type: &str, last_id: Option<&str>) -> Source {
-    let mut request = Client::new().get(format!("http://{at}{target}")).header("accept", media_type);
+    let mut request = http().get(format!("http://{at}{target}")).header("accept", media_type);
     if let Some(last_id) = last_id {
         request = request.header("last-event-id", last_id);
     }
