@@ -250,16 +250,14 @@ impl Session {
     }
 
     fn take_step(&mut self, preparation: Preparation, step: Step, now: Now) {
+        self.stage = Stage::Preparing(preparation);
         match step {
-            Step::Call(request) => {
-                self.stage = Stage::Preparing(preparation);
-                self.outputs.push_back(Output::Call(request));
-            }
+            Step::Call(request) => self.outputs.push_back(Output::Call(request)),
             Step::Ready(endpoint) => {
                 let ends = self.choices.life.map(|life| now.at + life);
                 self.dial(Minted { endpoint, generation: self.generation, ends }, now);
             }
-            Step::Failed(failure) => self.over(failure),
+            Step::Failed(failure) => self.end(failure),
         }
     }
 
@@ -356,13 +354,9 @@ impl Session {
 
     fn end(&mut self, failure: Failure) {
         if !matches!(self.stage, Stage::Ended) {
-            self.over(failure);
+            self.stage = Stage::Ended;
+            self.outputs.push_back(Output::Ended(failure));
         }
-    }
-
-    fn over(&mut self, failure: Failure) {
-        self.stage = Stage::Ended;
-        self.outputs.push_back(Output::Ended(failure));
     }
 }
 
