@@ -307,11 +307,11 @@ impl Stream {
                     Resume::None => OVERLAP,
                 };
                 self.link = Link::Overlapping { old, new, until: now.at + overlap };
-                self.adopt_endpoint();
                 self.link_timeout(now);
             }
             link => self.link = link,
         }
+        self.adopt_endpoint();
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
     }
