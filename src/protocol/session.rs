@@ -276,7 +276,7 @@ impl Session {
                 let ends = self.choices.life.map(|life| now.at + life);
                 self.dial(Minted { endpoint, generation: self.generation, ends }, now);
             }
-            Step::Failed(failure) => self.over(failure),
+            Step::Failed(failure) => self.end(failure),
         }
     }
 
@@ -375,13 +375,9 @@ impl Session {
 
     fn end(&mut self, failure: Failure) {
         if !matches!(self.stage, Stage::Ended) {
-            self.over(failure);
+            self.stage = Stage::Ended;
+            self.outputs.push_back(Output::Ended(failure));
         }
-    }
-
-    fn over(&mut self, failure: Failure) {
-        self.stage = Stage::Ended;
-        self.outputs.push_back(Output::Ended(failure));
     }
 }
 

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use reqwest::Client;
 use serde_json::Value;
 use trunkline::{
     clock,
     simulator::{Dialect, Fault, Settings, TokenFailure, TokenKind},
 };
 
-use crate::harness::{Impostor, Plan, Platform, Relay, Wire, eventually, throughout};
+use crate::harness::{Impostor, Plan, Platform, Relay, Wire, eventually, http, throughout};
 
 async fn refresh(relay: &Relay) {
     let path = format!("/admin/v1/accounts/{}/refresh", relay.plan().account_name());
@@ -217,12 +216,11 @@ async fn a_client_may_be_named_in_the_body() {
 async fn a_static_token_is_read_again_when_its_file_changes() {
     let platform = Platform::start().await;
     let grant = async || {
-        let request = Client::new().post(format!("{}/oauth/token", platform.url()));
+        let request = http().post(format!("{}/oauth/token", platform.url()));
         let request = request.basic_auth("demo", Some("demo-secret")).form(&[("grant_type", "client_credentials")]);
         let answer: Value = request.send().await.unwrap().json().await.unwrap();
         answer["access_token"].as_str().unwrap().to_owned()
     };
-    trunkline::app::install_crypto();
     let wire = Wire::to(platform.address()).await;
     let first = grant().await;
     let plan = Plan::numbered(wire.address()).account("grant", "static").secret("token", &first);

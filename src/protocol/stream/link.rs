@@ -324,6 +324,7 @@ impl Stream {
             | Link::Paused
             | Link::Drained) => self.link = link,
         }
+        self.adopt_endpoint();
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
     }

@@ -6,12 +6,9 @@ use reqwest::{Client, Response};
 use serde_json::Value;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use trunkline::{
-    app::{App, install_crypto},
-    clock,
-};
+use trunkline::{app::App, clock};
 
-use super::{Consumer, LOOK, PATIENCE, Plan, Platform, Transport};
+use super::{Consumer, LOOK, PATIENCE, Plan, Platform, Transport, http};
 
 /// A running daemon. Dropped, it is cut off with its test.
 pub(crate) struct Relay {
@@ -38,12 +35,11 @@ impl Relay {
 
     /// Started, however far its streams are.
     pub(crate) async fn launch(plan: Plan) -> Self {
-        install_crypto();
         let app = App::start(plan.config()).await.unwrap();
         let (consumers_at, admin_at) = (app.consumers_at(), app.admin_at());
         let stop = CancellationToken::new();
         let running = TaskTracker::new().spawn(app.run(stop.clone().cancelled_owned()));
-        Self { plan, consumers_at, admin_at, stop, running, http: Client::new() }
+        Self { plan, consumers_at, admin_at, stop, running, http: http() }
     }
 
     /// Waits until every stream is live.
