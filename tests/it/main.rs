@@ -5,5 +5,6 @@
 mod architecture;
 mod harness;
 mod process;
+mod readme;
 mod sequenced;
 mod world;
