@@ -315,6 +315,7 @@ impl Stream {
             Link::Swapping { old, new, retire } if new.id() == id => {
                 self.report(Report::Rotated { trigger: retire.trigger, silence: Duration::ZERO });
                 self.overlap(old, new, now);
+                self.adopt_endpoint();
             }
             link @ (Link::Waiting
             | Link::Live { .. }
@@ -324,7 +325,6 @@ impl Stream {
             | Link::Paused
             | Link::Drained) => self.link = link,
         }
-        self.adopt_endpoint();
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
     }

@@ -1,0 +1,186 @@
+//! What must hold of every decoder, whatever bytes it is given: no panic, and for each what its reader relies on.
+//!
+//! A function a decoder. They call what the library offers everybody, and know nothing of its inside.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use serde_json::{Value, value::RawValue};
+use trunkline::{
+    config::{self, Environment},
+    connector::{Connector, Frame, Item, genesys_notifications, genesys_sequenced},
+    model::{Batch, BatchBuilder, Body, Cursor, Epoch, Event, Offset, Size, Source, Span, Timestamp},
+    protocol::{
+        refresh::lifetime::{self, Claims, LIFETIME_MAX, LIFETIME_MIN, Lifetime, Stated},
+        retry_after,
+    },
+};
+
+const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
+
+/// A frame of a numbered stream: read as a whole, or kept as a whole.
+pub fn sequenced(data: &[u8]) {
+    let settings = genesys_sequenced::Settings {
+        url: "wss://platform.test/stream".to_owned(),
+        placement: genesys_sequenced::Placement::Query,
+        snapshot_url: None,
+    };
+    let Some((frame, items)) = decode(&Connector::Sequenced(settings), data) else { return };
+    if let Some(list) = elements(&frame, &items) {
+        assert_eq!(items.len(), list, "each element is one item");
+    }
+}
+
+/// The elements of a frame that was read; an empty list is one sign of life.
+fn elements(frame: &str, items: &[Item]) -> Option<usize> {
+    if items.iter().any(|item| matches!(item, Item::Undecoded(_))) {
+        assert_eq!(items.len(), 1, "a frame is kept as a whole or not at all");
+        return None;
+    }
+    match serde_json::from_str::<Vec<&RawValue>>(frame) {
+        Ok(list) => Some(list.len().max(1)),
+        Err(_) => {
+            assert!(serde_json::from_str::<&RawValue>(frame).is_ok(), "what was read is JSON");
+            Some(1)
+        }
+    }
+}
+
+/// A frame of a notification channel: one item.
+pub fn notifications(data: &[u8]) {
+    let settings = genesys_notifications::Settings {
+        topics: vec!["v2.users.*.presence".to_owned()],
+        channel_life: Duration::from_secs(86_400),
+        discovery: Duration::from_secs(60),
+    };
+    if let Some((_, items)) = decode(&Connector::Notifications(settings), data) {
+        assert_eq!(items.len(), 1, "a frame is one item");
+    }
+}
+
+/// Decodes a text frame and checks what holds for every connector.
+fn decode(connector: &Connector, data: &[u8]) -> Option<(ByteString, Vec<Item>)> {
+    let frame = ByteString::try_from(Bytes::copy_from_slice(data)).ok()?;
+    let mut items = Vec::new();
+    connector.decode(Frame::Text(frame.clone()), RECEIVED, &mut items);
+    assert!(!items.is_empty(), "nothing of a frame is dropped");
+    let mut events = Vec::new();
+    for item in &items {
+        match item {
+            Item::Event(event) => events.push(event.clone()),
+            Item::Undecoded(kept) => assert_eq!(*kept, *frame.as_bytes(), "what cannot be read is kept whole"),
+            Item::Alive | Item::Notice(_) => (),
+        }
+    }
+    events.iter().for_each(|event| is_part_of(event, &frame));
+    wrapped(&events);
+    Some((frame, items))
+}
+
+/// The platform's bytes are handed on untouched, without a copy.
+fn is_part_of(event: &Event, frame: &ByteString) {
+    let Body::Json(body) = &event.body else { panic!("a text has a JSON body") };
+    let (whole, part) = (frame.as_bytes().as_ptr_range(), body.as_bytes().as_ptr_range());
+    assert!(whole.start <= part.start && part.end <= whole.end, "a body is a slice of its frame");
+    serde_json::from_str::<&RawValue>(body).expect("a body is JSON");
+    assert!(!event.kind.is_empty(), "an event has a type");
+}
+
+/// Whatever a platform says, the envelope around it is a CloudEvent, and what is stored can be read back.
+fn wrapped(events: &[Event]) {
+    let (account, stream) = ("acme".parse().expect("a name"), "queues".parse().expect("a name"));
+    let mut builder = BatchBuilder::new(&Source::new(&account, &stream), Epoch(7), Offset(41));
+    builder.reserve(events);
+    events.iter().for_each(|event| builder.push(event));
+    let Some(batch) = builder.finish() else { return };
+    let again = Batch::restore(Epoch(7), Offset(42), batch.bytes().clone(), &batch.index());
+    let again = again.expect("what was written is read back");
+    for (index, event) in events.iter().enumerate() {
+        let entry = batch.entry(index);
+        assert_eq!(entry.json, again.entry(index).json);
+        let envelope: Envelope = serde_json::from_slice(entry.json).expect("an envelope is JSON");
+        let Body::Json(body) = &event.body else { continue };
+        assert_eq!(envelope["data"].get(), body.trim_matches(WHITESPACE), "data is untouched");
+        let kind: String = serde_json::from_str(envelope["type"].get()).expect("a type is a text");
+        assert_eq!(kind, *event.kind);
+        if event.kind.len() < usize::from(u16::MAX) / 6 {
+            assert_eq!(format!("\"{}\"", entry.kind()), envelope["type"].get(), "the index finds the type");
+        }
+    }
+}
+
+type Envelope<'a> = std::collections::BTreeMap<String, &'a RawValue>;
+
+/// JSON's own.
+const WHITESPACE: [char; 4] = [' ', '\t', '\r', '\n'];
+
+/// A stored batch: refused, or every byte of it belongs to an entry.
+pub fn batch(data: &[u8]) {
+    let Some((head, rest)) = data.split_first_chunk::<10>() else { return };
+    let [len, extra, first @ ..] = *head;
+    let first = Offset((u64::from_le_bytes(first) >> 1).max(1));
+    let (index, bytes) = rest.split_at(rest.len().min(usize::from(len) * 16 + usize::from(extra % 16)));
+    let Some(batch) = Batch::restore(Epoch(1), first, Bytes::copy_from_slice(bytes), index) else { return };
+    assert_eq!(batch.index(), index, "the index is what was read");
+    assert_eq!(batch.last().0 - batch.first().0 + 1, batch.len() as u64);
+    let entries: Vec<_> = (0..batch.len()).map(|at| batch.entry(at)).collect();
+    assert_eq!(entries.iter().flat_map(|entry| entry.json).copied().collect::<Vec<u8>>(), bytes);
+    assert!(entries.iter().all(|entry| entry.kind().len() <= entry.json.len()));
+}
+
+/// A cursor prints back what was read.
+pub fn cursor(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(cursor) = text.parse::<Cursor>() {
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+    }
+}
+
+/// A configuration: taken, or refused with at least one finding, each on a line of its own.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let environment: Environment = [("ID", "id"), ("SECRET", "s3cret")].into_iter().collect();
+    let Err(findings) = config::from_text("a.toml", text, &environment) else { return };
+    assert!(findings.iter().count() > 0, "a refusal has a reason");
+    for finding in findings.iter().map(ToString::to_string) {
+        assert!(!finding.is_empty() && !finding.contains(['\n', '\x1b']), "one line each: {finding:?}");
+    }
+}
+
+/// `Retry-After`: a pause within its bounds, or none.
+pub fn retry_after(data: &[u8]) {
+    let Some((answered, text)) = data.split_first_chunk::<8>() else { return };
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    if let Some(pause) = retry_after::parse(text, Timestamp(i64::from_le_bytes(*answered))) {
+        assert!((retry_after::RETRY_AFTER_MIN..=retry_after::RETRY_AFTER_MAX).contains(&pause), "{pause:?}");
+    }
+}
+
+/// What a token and the answer it came in tell of its life: some life within its bounds, whatever they say.
+pub fn token(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (token, expires_in) = text.split_once('\n').unwrap_or((text, "null"));
+    let value: Value = serde_json::from_str(expires_in).unwrap_or(Value::Null);
+    let stated = Stated {
+        expires_in: lifetime::seconds(&value),
+        claims: Claims::of(token),
+        answered: retry_after::http_date(token),
+    };
+    let life = Lifetime::weigh(&stated, Duration::from_secs(600)).scheduled;
+    assert!((LIFETIME_MIN..=LIFETIME_MAX).contains(&life), "{life:?}");
+}
+
+/// Durations, sizes and times of a configuration or a query print back what was read.
+pub fn settings(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(span) = text.parse::<Span>() {
+        assert_eq!(span.to_string().parse(), Ok(span), "{text:?}");
+    }
+    if let Ok(size) = text.parse::<Size>() {
+        assert_eq!(size.to_string().parse(), Ok(size), "{text:?}");
+    }
+    if let Some(time) = Timestamp::parse(text) {
+        assert_eq!(Timestamp::parse(&time.to_string()), Some(time), "{text:?}");
+    }
+}

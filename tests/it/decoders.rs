@@ -1,0 +1,115 @@
+//! Every decoder against mutated inputs: the checks of `fuzz/`, on a stable compiler and within seconds.
+//!
+//! The inputs come from a seed, so that a failure can be had again. Longer runs are `cargo fuzz`'s.
+
+#[path = "../../fuzz/src/lib.rs"]
+mod checks;
+
+use std::{fs, path::Path};
+
+/// Mutations of each decoder's inputs.
+const ROUNDS: usize = 20_000;
+const LEN_MAX: usize = 4_096;
+/// Pieces that mean something to some decoder.
+const WORDS: [&str; 24] = [
+    "\"",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "\\",
+    "\\u0000",
+    "\\ud800",
+    "null",
+    "-1",
+    "1e999",
+    "18446744073709551616",
+    "sequenceId",
+    "topicName",
+    "eventBody",
+    "type",
+    "metadata",
+    "v2.system.",
+    "\u{feff}",
+    "é",
+    "\n",
+    "\u{1b}[31m",
+];
+
+type Check = fn(&[u8]);
+
+const DECODERS: [(&str, Check); 8] = [
+    ("sequenced", checks::sequenced),
+    ("notifications", checks::notifications),
+    ("batch", checks::batch),
+    ("cursor", checks::cursor),
+    ("config", checks::config),
+    ("retry_after", checks::retry_after),
+    ("token", checks::token),
+    ("settings", checks::settings),
+];
+
+fn inputs(decoder: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(decoder);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.into_iter().map(|file| fs::read(file).unwrap()).collect()
+}
+
+fn run(decoder: &str, rounds: usize) {
+    let (_, check) = DECODERS.into_iter().find(|(name, _)| *name == decoder).unwrap();
+    let seeds = inputs(decoder);
+    seeds.iter().for_each(|seed| check(seed));
+    let mut rng = fastrand::Rng::with_seed(7);
+    for _ in 0..rounds {
+        let mut input = seeds[rng.usize(..seeds.len())].clone();
+        for _ in 0..rng.usize(1..6) {
+            mutate(&mut input, &seeds, &mut rng);
+        }
+        input.truncate(LEN_MAX);
+        let outcome = std::panic::catch_unwind(|| check(&input));
+        assert!(outcome.is_ok(), "{decoder}: {:?}", String::from_utf8_lossy(&input));
+    }
+}
+
+fn mutate(input: &mut Vec<u8>, seeds: &[Vec<u8>], rng: &mut fastrand::Rng) {
+    let at = rng.usize(..=input.len());
+    let end = (at + rng.usize(..16)).min(input.len());
+    match rng.u8(..6) {
+        0 => drop(input.drain(at..end)),
+        1 => drop(input.splice(at..at, WORDS[rng.usize(..WORDS.len())].bytes())),
+        2 => drop(input.splice(at..end, input[at..end].repeat(2))),
+        3 => input.iter_mut().skip(at).take(1).for_each(|byte| *byte = rng.u8(..)),
+        4 => input.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << rng.u8(..8)),
+        _ => {
+            let other = &seeds[rng.usize(..seeds.len())];
+            drop(input.splice(at..end, other[rng.usize(..=other.len())..].iter().copied()));
+        }
+    }
+}
+
+#[test]
+fn whatever_a_platform_sends_is_accounted_for() {
+    run("sequenced", ROUNDS);
+    run("notifications", ROUNDS);
+}
+
+#[test]
+fn whatever_the_disk_gives_back_is_refused_or_whole() {
+    run("batch", ROUNDS);
+}
+
+#[test]
+fn whatever_a_client_or_an_endpoint_writes_is_read_within_bounds() {
+    for decoder in ["cursor", "retry_after", "token", "settings"] {
+        run(decoder, ROUNDS);
+    }
+}
+
+#[test]
+fn whatever_stands_in_a_configuration_is_taken_or_refused_by_the_line() {
+    run("config", ROUNDS / 20);
+}

@@ -1,0 +1,167 @@
+//! What the README says is true: every fenced block of it is exercised, and one that is not understood fails.
+//!
+//! A `toml` block is a complete configuration. An `sh` block is run line by line, on real processes, against a running
+//! demo in place of the ports it names and a simulated platform in place of the real one. A `json` block is JSON. A
+//! block without a word is a drawing.
+
+mod block;
+mod line;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use tempfile::TempDir;
+use trunkline::{clock, simulator};
+
+use self::{
+    block::{Block, blocks},
+    line::{Act, Ends, Places, understand},
+};
+use crate::process::child::{Child, PATIENCE};
+
+/// Every text for users that lies in the repository.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let mut documents: Vec<PathBuf> = docs.filter(|path| path.extension().is_some_and(|word| word == "md")).collect();
+    documents.push(root.join("README.md"));
+    documents.sort();
+    documents
+}
+
+#[tokio::test]
+async fn every_block_of_the_readme_does_what_it_says() {
+    let stage = Stage::set().await;
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        let mut exercised = 0;
+        for block in blocks(&text) {
+            let place = format!("{}:{}", document.display(), block.at_line);
+            stage.exercise(&block, &place).await;
+            exercised += 1;
+        }
+        assert!(exercised > 0, "{} has examples", document.display());
+    }
+}
+
+/// What stands behind the words of a document: a demo, a platform, a folder.
+struct Stage {
+    folder: TempDir,
+    places: Places,
+    platform: simulator::Simulator,
+    /// Runs until the stage is dropped.
+    _demo: Child,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let platform = simulator::start(simulator::Settings { rate: 20.0, ..Default::default() }).await.unwrap();
+        let ports = ["demo", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--rate", "100"];
+        let mut demo = Child::start(folder.path(), &ports);
+        demo.says("curl -N").await;
+        let said = demo.stdout();
+        let address = |before: &str| {
+            let rest = said.split_once(before).unwrap_or_else(|| panic!("{said}")).1;
+            rest.split(|c: char| c.is_whitespace() || c == '/').next().unwrap().to_owned()
+        };
+        let places = Places { consumers: address("conversations --url http://"), admin: address("metrics   http://") };
+        Self { folder, places, platform, _demo: demo }
+    }
+
+    async fn exercise(&self, block: &Block, place: &str) {
+        match block.word.as_str() {
+            "sh" => {
+                for line in block.lines() {
+                    let act = understand(&line, &self.places).unwrap_or_else(|why| panic!("{place}: {line}: {why}"));
+                    self.act(act, &format!("{place}: {line}")).await;
+                }
+            }
+            "toml" => self.check(&block.text, place).await,
+            "json" => drop(serde_json::from_str::<serde_json::Value>(&block.text).unwrap_or_else(|error| {
+                panic!("{place}: {error}");
+            })),
+            "" => (),
+            word => panic!("{place}: nobody knows what to do with a block of {word:?}"),
+        }
+    }
+
+    async fn act(&self, act: Act, line: &str) {
+        match act {
+            Act::Find(path) => {
+                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+                assert!(path.exists(), "{line}: {} is not there", path.display());
+            }
+            Act::Run { command, ends, says } => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &command]).envs(self.variables());
+                let mut child = Child::spawn(self.folder.path(), shell);
+                match ends {
+                    Ends::ByItself => {
+                        let code = child.ends(PATIENCE).await;
+                        assert_eq!(code, 0, "{line}\n{}", child.told());
+                        assert!(!child.stdout().trim().is_empty() && child.told().contains(says), "{line}");
+                    }
+                    Ends::Never => is_heard(&mut child, says, line).await,
+                }
+            }
+        }
+    }
+
+    /// Checks a configuration as it is written, with its secrets supplied, and leaves it for the commands that follow.
+    async fn check(&self, text: &str, place: &str) {
+        let file = self.folder.path().join("block.toml");
+        fs::write(&file, self.supply_files(text)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
+        command.args(["check", "--config", "block.toml"]).envs(SECRETS);
+        let mut child = Child::spawn(self.folder.path(), command);
+        assert_eq!(child.ends(PATIENCE).await, 0, "{place}: {}", child.told());
+        assert!(child.stdout().starts_with("The configuration is good"), "{place}: {}", child.told());
+        let first = self.folder.path().join("trunkline.toml");
+        if !first.exists() {
+            fs::rename(file, first).unwrap();
+        }
+    }
+
+    /// Secrets in files are looked for in the stage's folder.
+    fn supply_files(&self, text: &str) -> String {
+        let secret = self.folder.path().join("secret");
+        fs::write(&secret, "demo-secret").unwrap();
+        let mut pieces = text.split("{ file = \"");
+        let mut supplied = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            let (_, rest) = piece.split_once('"').expect("a path ends with a quote");
+            supplied.push_str(&format!("{{ file = \"{}\"{rest}", secret.display()));
+        }
+        supplied
+    }
+
+    /// The secrets, and the simulated platform in place of the real one: nothing leaves this machine.
+    fn variables(&self) -> Vec<(String, String)> {
+        let platform = self.platform.url();
+        let steer = [
+            ("TRUNKLINE__HTTP__LISTEN", "127.0.0.1:0".to_owned()),
+            ("TRUNKLINE__ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
+            ("TRUNKLINE__ACCOUNTS__ACME__TOKEN_URL", format!("{platform}/oauth/token")),
+            ("TRUNKLINE__ACCOUNTS__ACME__API_URL", platform),
+        ];
+        let steer = steer.into_iter().map(|(name, value)| (name.to_owned(), value));
+        steer.chain(SECRETS.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+    }
+}
+
+/// What the platform of the stage takes.
+const SECRETS: [(&str, &str); 2] = [("GENESYS_CLIENT_ID", "demo"), ("GENESYS_CLIENT_SECRET", "demo-secret")];
+
+/// A command without an end is heard until it said what is expected of it.
+async fn is_heard(child: &mut Child, says: &str, line: &str) {
+    let until = clock::now() + PATIENCE;
+    while !child.told().contains(says) {
+        assert!(child.has_ended().is_none(), "{line}: it ended\n{}", child.told());
+        assert!(clock::now() < until, "{line}: it did not say {says:?}\n{}", child.told());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,150 @@
+//! What is done about one command of a document. It refuses what it does not know, so that nothing is skipped in
+//! silence.
+
+/// Where the demo of the test listens.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    pub(super) consumers: String,
+    pub(super) admin: String,
+}
+
+/// What is done about a line.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Act {
+    /// It takes long, or is what runs this test: that it is there must do.
+    Find(String),
+    Run {
+        command: String,
+        ends: Ends,
+        /// What must be in its output.
+        says: &'static str,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    ByItself,
+    Never,
+}
+
+/// The addresses that documents name.
+const CONSUMERS: &str = "127.0.0.1:8080";
+const ADMIN: &str = "127.0.0.1:9090";
+
+/// What the commands of the program print: the command's first words, whether it ends, and some of what it says.
+const COMMANDS: [(&str, Ends, &str); 10] = [
+    ("--help", Ends::ByItself, "Usage: trunkline"),
+    ("demo", Ends::Never, "Try in another terminal:"),
+    ("simulate", Ends::Never, "tokens at http://127.0.0.1:"),
+    ("run", Ends::Never, "trunkline runs"),
+    ("tail", Ends::Never, "\"specversion\":\"1.0\""),
+    ("status", Ends::ByItself, "conversations"),
+    ("check", Ends::ByItself, "The configuration is good"),
+    ("config schema", Ends::ByItself, "\"$schema\""),
+    ("config show", Ends::ByItself, "client_secret = \"***\""),
+    ("completions", Ends::ByItself, "trunkline"),
+];
+
+/// Reads a line.
+pub(super) fn understand(line: &str, places: &Places) -> Result<Act, String> {
+    if line.contains(['|', ';', '&', '>', '`']) && !line.contains('\'') && !line.contains('"') {
+        return Err("only single commands are run".to_owned());
+    }
+    let line = line.replace(CONSUMERS, &places.consumers).replace(ADMIN, &places.admin);
+    let mut words = line.split_whitespace();
+    match (words.next(), words.next()) {
+        (Some("./test"), _) => Ok(Act::Find("test".to_owned())),
+        (Some("cargo"), Some("bench")) => Ok(Act::Find(named(&line, "--bench", "benches", "rs")?)),
+        (Some("cargo"), Some("fuzz")) => Ok(Act::Find(named(&line, "run", "fuzz/fuzz_targets", "rs")?)),
+        (Some("cargo"), Some("run")) => match line.split_once(" -- ") {
+            Some((_, rest)) => program(rest, places),
+            None => Ok(Act::Find(named(&line, "--example", "examples", "rs")?)),
+        },
+        (Some("trunkline"), Some(_)) => program(line.trim_start_matches("trunkline "), places),
+        (Some("curl"), Some(_)) => Ok(curl(&line)),
+        _ => Err("this command is not known to the test".to_owned()),
+    }
+}
+
+/// The file of what is named behind a word; the folder if nothing is.
+fn named(line: &str, word: &str, folder: &str, extension: &str) -> Result<String, String> {
+    let mut words = line.split_whitespace().skip_while(|found| *found != word).skip(1);
+    match words.next() {
+        Some(name) if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
+            Ok(format!("{folder}/{name}.{extension}"))
+        }
+        Some(name) => Err(format!("{name:?} is no name")),
+        None => Ok(folder.to_owned()),
+    }
+}
+
+/// A command of the program, steered to the test's addresses where it would use the usual ones.
+fn program(rest: &str, places: &Places) -> Result<Act, String> {
+    let known = COMMANDS.iter().find(|(command, _, _)| rest.starts_with(command));
+    let (command, mut ends, says) = *known.ok_or_else(|| format!("trunkline has no known command in {rest:?}"))?;
+    let mut arguments = rest.to_owned();
+    let mut add = |option: &str, value: &str| {
+        if !rest.contains(option) {
+            arguments.push_str(&format!(" {option} {value}"));
+        }
+    };
+    match command {
+        "demo" => {
+            add("--http", "127.0.0.1:0");
+            add("--admin", "127.0.0.1:0");
+        }
+        "tail" => add("--url", &format!("http://{}", places.consumers)),
+        "status" => add("--url", &format!("http://{}", places.admin)),
+        _ => (),
+    }
+    if rest.contains("--watch") {
+        ends = Ends::Never;
+    }
+    let command = format!("exec '{}' {arguments}", env!("CARGO_BIN_EXE_trunkline"));
+    Ok(Act::Run { command, ends, says })
+}
+
+/// An answer that is a refusal is a mistake of the document.
+fn curl(line: &str) -> Act {
+    let endless = line.split_whitespace().any(|word| word == "-N" || word == "--no-buffer");
+    let ends = if endless { Ends::Never } else { Ends::ByItself };
+    let command = format!("exec {}", line.replacen("curl ", "curl --fail-with-body --max-time 25 ", 1));
+    Act::Run { command, ends, says: if endless { "\"specversion\":\"1.0\"" } else { "" } }
+}
+
+#[test]
+fn each_kind_of_line_is_understood() {
+    let places = Places { consumers: "127.0.0.1:1".to_owned(), admin: "127.0.0.1:2".to_owned() };
+    let run = |line: &str| match understand(line, &places).unwrap() {
+        Act::Run { command, ends, .. } => {
+            (command.replace(&format!("'{}'", env!("CARGO_BIN_EXE_trunkline")), "T"), ends == Ends::Never)
+        }
+        Act::Find(path) => (path, false),
+    };
+    for (line, done, endless) in [
+        ("./test", "test", false),
+        ("cargo bench", "benches", false),
+        ("cargo bench --bench log", "benches/log.rs", false),
+        ("cargo fuzz run cursor", "fuzz/fuzz_targets/cursor.rs", false),
+        ("cargo run --example mutants", "examples/mutants.rs", false),
+        ("cargo run --release -- demo", "exec T demo --http 127.0.0.1:0 --admin 127.0.0.1:0", true),
+        ("trunkline status", "exec T status --url http://127.0.0.1:2", false),
+        ("trunkline status --watch", "exec T status --watch --url http://127.0.0.1:2", true),
+        ("trunkline tail q --url http://127.0.0.1:8080", "exec T tail q --url http://127.0.0.1:1", true),
+        (
+            "curl -N 'http://127.0.0.1:8080/v1/events?stream=a&stream=b'",
+            "exec curl --fail-with-body --max-time 25 -N 'http://127.0.0.1:1/v1/events?stream=a&stream=b'",
+            true,
+        ),
+    ] {
+        assert_eq!(run(line), (done.to_owned(), endless), "{line}");
+    }
+}
+
+#[test]
+fn what_is_not_understood_is_refused() {
+    let places = Places { consumers: String::new(), admin: String::new() };
+    for line in ["docker compose up", "trunkline fly", "trunkline", "cargo bench --bench ../x", "curl x | sh", "ls"] {
+        assert!(understand(line, &places).is_err(), "{line}");
+    }
+}
