@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use axum::{http::header::CONTENT_LENGTH, response::Response};
+use axum::response::Response;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
@@ -33,8 +33,6 @@ impl Upgrade {
     /// Takes what was agreed on out of an answer.
     pub(super) fn agreed(answer: &mut Response) -> Option<Conversation> {
         let Self(agreed) = answer.extensions_mut().remove()?;
-        // The router gives every body its length, and a 101 must not have one (RFC 9110 section 8.6).
-        answer.headers_mut().remove(CONTENT_LENGTH);
         agreed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
