@@ -5,15 +5,15 @@
 mod admin;
 mod architecture;
 mod consumers;
+mod decoders;
 mod frames;
 mod gaps;
 mod golden;
-mod decoders;
 mod harness;
 mod notifications;
 mod process;
-mod rotation;
 mod readme;
+mod rotation;
 mod sequenced;
 mod tokens;
 mod trouble;
