@@ -60,7 +60,6 @@ impl Bench {
             fs::remove_dir_all(&tree)?;
         }
         copy(root, &tree).context("copying the tree")?;
-        // The manifest names nothing that was left out.
         Ok(Self { tree, build })
     }
 
