@@ -85,7 +85,11 @@ impl Backoff {
     /// Nothing has failed yet.
     pub fn new(settings: Settings) -> Self {
         let Settings { first, cap, jitter, breaker_after, stable_after } = settings;
-        Self { curve: Curve { first, cap, jitter }, breaker: Breaker::new(breaker_after, stable_after), failing_since: None }
+        Self {
+            curve: Curve { first, cap, jitter },
+            breaker: Breaker::new(breaker_after, stable_after),
+            failing_since: None,
+        }
     }
 
     /// A session is live.
