@@ -82,6 +82,11 @@ fn source(module: &str) -> Vec<PathBuf> {
 
 /// The code of a file without its tests and comments.
 fn code(file: &Path) -> String {
+    if file.file_name().is_some_and(|name| name == "tests.rs")
+        || file.components().any(|part| part.as_os_str() == "tests")
+    {
+        return String::new();
+    }
     let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let text = text.split("\n#[cfg(test)]").next().unwrap_or_default();
     let is_code = |line: &&str| !line.trim_start().starts_with("//");

@@ -34,6 +34,8 @@ pub(super) struct Judge {
     connected_since: Option<Moment>,
     /// A planned replacement is under way.
     replacing: bool,
+    /// When the present row of failures began.
+    failing_since: Option<Moment>,
     failures: u32,
     refused: u64,
     first_uses: BTreeMap<SessionId, u64>,
@@ -64,6 +66,9 @@ const WAKES_AT_ONCE_MAX: u32 = 16;
 const WAKES_A_SECOND_MAX: u32 = 80;
 /// Events that wait for a missing number, or are suspected to be of a new numbering; and entries of the relay's own.
 const HOLDINGS: usize = 64 + 100 + 64;
+/// While an outage is shorter than this, no attempt need be put off for longer than the step.
+const SHORT_OUTAGE: Duration = Duration::from_secs(6);
+const SHORT_OUTAGE_STEP: Duration = Duration::from_millis(4_500);
 
 impl Heard {
     pub(super) fn of(frame: &Frame) -> Self {
@@ -89,6 +94,7 @@ impl Judge {
             connected: false,
             connected_since: None,
             replacing: false,
+            failing_since: None,
             failures: 0,
             refused: 0,
             first_uses: BTreeMap::new(),
@@ -227,6 +233,7 @@ impl Judge {
         let lived = self.connected_since.map_or(Duration::ZERO, |since| scene.now - since);
         if lived >= scene.plan.stream.backoff.stable_after {
             self.failures = 0;
+            self.failing_since = None;
         }
     }
 
@@ -241,9 +248,11 @@ impl Judge {
         }
         let settings = scene.plan.stream.backoff;
         let grown = settings.first.saturating_mul(2_u32.saturating_pow(self.failures)).min(settings.cap);
+        let since = *self.failing_since.get_or_insert(scene.now);
         self.failures += 1;
+        let may_be_short = scene.now - since < SHORT_OUTAGE && delay >= SHORT_OUTAGE_STEP;
         assert!(
-            delay >= grown.mul_f64(1.0 - settings.jitter - 0.001),
+            may_be_short || delay >= grown.mul_f64(1.0 - settings.jitter - 0.001),
             "failure {} of a row is followed after {delay:?}",
             self.failures
         );
