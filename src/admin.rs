@@ -12,21 +12,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
 };
-
-use bytes::Bytes;
-use hyper::{Request, Response, body::Incoming};
 
 use crate::{
     auth::Tokens,
     clock,
-    listener::{Answer, Body, Limits, Listener, Site, Socket, origin::Origins, problem::Problem},
+    listener::{Limits, Listener, origin::Origins},
     store::Store,
     tasks::Tasks,
     upstream::Streams,
 };
-use shown::{Report, Status};
+use routes::Operators;
 
 /// Where operators and orchestrators are served.
 #[derive(Debug, Clone)]
@@ -89,73 +85,11 @@ impl Admin {
     /// Serves until the group's stop signal.
     pub fn start(self, tasks: &mut Tasks, parts: Parts) {
         let origins = Origins { allowed: Vec::new(), loopback: self.address.ip().is_loopback() };
-        let site = Operators { parts, origins, started: clock::now() };
+        let site = routes::router(Operators { parts, origins, started: clock::now() });
         let stop = tasks.stop();
         tasks.start("admin", async move {
             self.listener.serve(site, stop).await;
             Ok(())
         });
-    }
-}
-
-struct Operators {
-    parts: Parts,
-    origins: Origins,
-    started: Instant,
-}
-
-/// A connection of this listener is never upgraded.
-enum NoSession {}
-
-impl Site for Operators {
-    type Session = NoSession;
-
-    async fn answer(&self, request: Request<Incoming>) -> Answer<NoSession> {
-        Answer::Response(self.serve(&request).unwrap_or_else(Problem::response))
-    }
-
-    async fn converse(session: NoSession, _: Socket, _: Bytes) {
-        match session {}
-    }
-}
-
-impl Operators {
-    fn serve(&self, request: &Request<Incoming>) -> Result<Response<Body>, Problem> {
-        use routes::Route;
-        match routes::route(request.method(), request.uri(), request.headers(), &self.origins)? {
-            Route::Health => Ok(shown::text("ok\n")),
-            Route::Ready { every_stream_live } => Ok(self.report().response(every_stream_live)),
-            Route::Metrics => Ok(shown::metrics()),
-            Route::Status => Ok(self.status().response()),
-            Route::Wish { stream, wish } => {
-                self.parts.streams.wish(&stream, wish).map_err(|_| routes::unknown("stream", &stream))?;
-                tracing::info!(%stream, ?wish, "an operator's wish");
-                Ok(shown::accepted())
-            }
-            Route::Refresh { account } => {
-                let tokens = self.parts.accounts.iter().find(|tokens| *tokens.account() == account);
-                tokens.ok_or_else(|| routes::unknown("account", &account))?.refresh();
-                tracing::info!(%account, "an operator wants a new token");
-                Ok(shown::accepted())
-            }
-        }
-    }
-
-    fn report(&self) -> Report {
-        let streams = self.parts.streams.statuses().into_iter().map(|status| (status.stream, status.state));
-        Report {
-            store: self.parts.store.health(),
-            draining: self.parts.readiness.draining(),
-            streams: streams.collect(),
-        }
-    }
-
-    fn status(&self) -> Status {
-        Status {
-            uptime: clock::now().duration_since(self.started),
-            report: self.report(),
-            streams: self.parts.streams.statuses(),
-            accounts: self.parts.accounts.iter().map(Tokens::status).collect(),
-        }
     }
 }

@@ -1,32 +1,36 @@
 //! A listener of ours: accepts connections within limits, speaks HTTP/1.1 on each, and ends only when they have.
 //!
 //! It refuses HTTP/2, more connections than it was given seats for, a request head that does not arrive in time, and
-//! a client that takes nothing of what is written to it. What is answered is the [`Site`]'s business.
+//! a client that takes nothing of what is written to it. What is answered is the router's business.
 
 pub mod origin;
 pub mod problem;
+pub mod resource;
 mod seats;
 mod socket;
+mod upgrade;
 
 use std::{
     convert::Infallible,
-    error::Error,
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use axum::Router;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
-    Request, Response,
+    Request,
     body::Incoming,
     server::conn::http1,
-    service::service_fn,
+    service::{Service, service_fn},
     upgrade::{OnUpgrade, Upgraded},
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     task::{JoinError, JoinSet},
@@ -36,14 +40,8 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::chain;
 use seats::{Seat, Seats};
 pub use socket::Socket;
-
-/// What an answer carries: all of it at once, or piece by piece as it becomes known.
-pub type Body = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
-
-/// A body that is known as a whole.
-pub fn whole(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
-}
+use upgrade::Conversation;
+pub use upgrade::Upgrade;
 
 /// What a listener grants and for how long it waits.
 #[derive(Debug, Clone)]
@@ -67,26 +65,6 @@ impl Default for Limits {
             stall_max: Duration::from_secs(60),
         }
     }
-}
-
-/// What is served on a listener.
-pub trait Site: Send + Sync + 'static {
-    /// What a connection goes on with after an upgrade.
-    type Session: Send + 'static;
-
-    /// Answers one request.
-    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Answer<Self::Session>> + Send;
-
-    /// Holds an upgraded connection to its end. `heard` is what the client sent right behind its request.
-    fn converse(session: Self::Session, socket: Socket, heard: Bytes) -> impl Future<Output = ()> + Send;
-}
-
-/// The answer to a request.
-#[derive(Debug)]
-pub enum Answer<S> {
-    Response(Response<Body>),
-    /// 101, and what follows it.
-    Upgrade(Response<Body>, S),
 }
 
 /// A bound socket that does not accept yet.
@@ -123,10 +101,11 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Accepts until `stop`, then waits until every open connection has come to its own end.
-    pub async fn serve<S: Site>(self, site: S, stop: CancellationToken) {
+    /// Accepts until `stop`, then waits until every open connection has come to its own end. An answer that carries an
+    /// [`Upgrade`] is followed by it.
+    pub async fn serve(self, router: Router, stop: CancellationToken) {
         let mut host = Host {
-            site: Arc::new(site),
+            site: TowerToHyperService::new(router),
             seats: Seats::new(self.limits.connections_max, self.limits.connections_per_address_max),
             limits: self.limits,
             stop,
@@ -140,15 +119,18 @@ impl Listener {
     }
 }
 
-struct Host<S> {
-    site: Arc<S>,
+/// The router, as hyper calls it.
+type Site = TowerToHyperService<Router>;
+
+struct Host {
+    site: Site,
     seats: Arc<Seats>,
     limits: Limits,
     stop: CancellationToken,
     connections: JoinSet<()>,
 }
 
-impl<S: Site> Host<S> {
+impl Host {
     async fn accept_all(&mut self, socket: &TcpListener) {
         let stop = self.stop.clone();
         let mut pause = ACCEPT_PAUSES.0;
@@ -184,7 +166,7 @@ impl<S: Site> Host<S> {
             return;
         }
         let socket = Socket::new(stream, self.limits.stall_max);
-        let (site, stop) = (Arc::clone(&self.site), self.stop.clone());
+        let (site, stop) = (self.site.clone(), self.stop.clone());
         self.connections.spawn(attend(site, seat, socket, self.limits.header_timeout, stop));
     }
 }
@@ -216,13 +198,13 @@ fn note_end(ended: Result<(), JoinError>) {
 
 /// One connection from its first request to its end. Each phase is boxed, so that what the first needed is freed
 /// before the second begins: an idle upgraded socket keeps no HTTP buffers.
-async fn attend<S: Site>(site: Arc<S>, seat: Seat, socket: Socket, header_timeout: Duration, stop: CancellationToken) {
+async fn attend(site: Site, seat: Seat, socket: Socket, header_timeout: Duration, stop: CancellationToken) {
     let _seat = seat;
-    let Some((upgrade, session)) = Box::pin(speak_http(site, socket, header_timeout, stop)).await else { return };
+    let Some((upgrade, converse)) = Box::pin(speak_http(site, socket, header_timeout, stop)).await else { return };
     match upgrade.await {
         Ok(upgraded) => {
             let (socket, heard) = take_over(upgraded);
-            Box::pin(S::converse(session, socket, heard)).await;
+            converse(socket, heard).await;
         }
         Err(error) => tracing::debug!(error = chain(&error), "upgrade not completed"),
     }
@@ -233,24 +215,22 @@ fn take_over(upgraded: Upgraded) -> (Socket, Bytes) {
     (parts.io.into_inner(), parts.read_buf)
 }
 
-async fn speak_http<S: Site>(
-    site: Arc<S>,
+async fn speak_http(
+    site: Site,
     socket: Socket,
     header_timeout: Duration,
     stop: CancellationToken,
-) -> Option<(OnUpgrade, S::Session)> {
+) -> Option<(OnUpgrade, Conversation)> {
     let agreed = Mutex::new(None);
-    let service = service_fn(|mut request| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         let upgrade = hyper::upgrade::on(&mut request);
-        let (site, agreed) = (&site, &agreed);
+        let (answer, agreed) = (site.call(request), &agreed);
         async move {
-            Ok::<_, Infallible>(match site.answer(request).await {
-                Answer::Response(response) => response,
-                Answer::Upgrade(response, session) => {
-                    *agreed.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, session));
-                    response
-                }
-            })
+            let mut answer = answer.await?;
+            if let Some(conversation) = Upgrade::agreed(&mut answer) {
+                *agreed.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, conversation));
+            }
+            Ok::<_, Infallible>(answer)
         }
     });
     let mut connection = std::pin::pin!(

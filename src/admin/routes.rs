@@ -1,90 +1,131 @@
-//! What a request to the admin listener asks for. Pure: nothing is looked up, nothing is done.
+//! What operators, probes and scrapers can ask for, path by path.
 //!
 //! It refuses a wish from any page that is not this listener's own.
 
-use std::fmt;
+use std::{fmt, str::FromStr, sync::Arc, time::Instant};
 
-use hyper::{HeaderMap, Method, StatusCode, Uri};
+use axum::{
+    Router,
+    extract::{RawQuery, Request, State},
+    http::{Method, StatusCode},
+    middleware::{Next, from_fn_with_state},
+    response::Response,
+    routing::{MethodRouter, get, post},
+};
 
+use super::{
+    Parts,
+    shown::{self, Report, Status},
+};
 use crate::{
+    auth::Tokens,
+    clock,
     listener::{
         origin::{self, Origins},
         problem::Problem,
+        resource::{Name, nowhere, only},
     },
     model::{AccountName, NameError, StreamName},
     upstream::Wish,
 };
 
-/// One thing that can be asked.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Route {
-    Health,
-    Ready { every_stream_live: bool },
-    Metrics,
-    Status,
-    Wish { stream: StreamName, wish: Wish },
-    Refresh { account: AccountName },
+/// What every handler works on.
+pub(super) struct Operators {
+    pub(super) parts: Parts,
+    pub(super) origins: Origins,
+    pub(super) started: Instant,
 }
 
-/// Reads a request.
-pub(super) fn route(method: &Method, uri: &Uri, headers: &HeaderMap, origins: &Origins) -> Result<Route, Problem> {
-    let segments: Vec<&str> = uri.path().split('/').skip(1).collect();
-    let route = match segments[..] {
-        // Probes and scrapers reach us under any name; what they get is no secret.
-        ["healthz"] => return only(&Method::GET, method, || Ok(Route::Health)),
-        ["readyz"] => return only(&Method::GET, method, || ready(uri)),
-        ["metrics"] => return only(&Method::GET, method, || Ok(Route::Metrics)),
-        ["admin", "v1", "status"] => only(&Method::GET, method, || Ok(Route::Status)),
-        ["admin", "v1", "streams", stream, "rotate"] => only(&Method::POST, method, || wish(stream, Wish::Rotate)),
-        ["admin", "v1", "streams", stream, "pause"] => only(&Method::POST, method, || wish(stream, Wish::Pause)),
-        ["admin", "v1", "streams", stream, "resume"] => only(&Method::POST, method, || wish(stream, Wish::Resume)),
-        ["admin", "v1", "accounts", account, "refresh"] => only(&Method::POST, method, || {
-            let account = account.parse().map_err(|error| no_name("account", &error))?;
-            Ok(Route::Refresh { account })
-        }),
-        [..] => Err(Problem::no_such_path(uri.path())),
-    };
-    origins.admit(headers).map_err(|foreign| cross_origin(foreign.to_string()))?;
-    if *method != Method::GET && !origin::is_own(headers) {
+pub(super) fn router(operators: Operators) -> Router {
+    let operators = Arc::new(operators);
+    let guarded = Router::new()
+        .route("/admin/v1/status", only("GET", get(status)))
+        .route("/admin/v1/streams/{stream}/rotate", wish(Wish::Rotate))
+        .route("/admin/v1/streams/{stream}/pause", wish(Wish::Pause))
+        .route("/admin/v1/streams/{stream}/resume", wish(Wish::Resume))
+        .route("/admin/v1/accounts/{account}/refresh", only("POST", post(refresh)))
+        .fallback(nowhere)
+        .layer(from_fn_with_state(Arc::clone(&operators), guard));
+    // Probes and scrapers reach us under any name; what they get is no secret.
+    let open = Router::new()
+        .route("/healthz", only("GET", get(async || shown::health())))
+        .route("/readyz", only("GET", get(ready)))
+        .route("/metrics", only("GET", get(async || shown::metrics())));
+    guarded.merge(open).with_state(operators)
+}
+
+/// Lets in who reached us by a name of ours; what changes something must come from a page of ours, or from none.
+async fn guard(State(operators): State<Arc<Operators>>, request: Request, next: Next) -> Result<Response, Problem> {
+    let headers = request.headers();
+    operators.origins.admit(headers).map_err(|foreign| cross_origin(foreign.to_string()))?;
+    if request.method() != Method::GET && !origin::is_own(headers) {
         return Err(cross_origin("a page of another origin may not ask for this".to_owned()));
     }
-    route
+    Ok(next.run(request).await)
 }
 
-fn only(allowed: &Method, method: &Method, route: impl FnOnce() -> Result<Route, Problem>) -> Result<Route, Problem> {
-    if method == allowed {
-        return route();
-    }
-    Err(Problem::wrong_method(if *allowed == Method::GET { "GET" } else { "POST" }))
-}
-
-fn ready(uri: &Uri) -> Result<Route, Problem> {
-    match uri.query() {
-        None | Some("") => Ok(Route::Ready { every_stream_live: false }),
-        Some("streams=all") => Ok(Route::Ready { every_stream_live: true }),
+async fn ready(State(operators): State<Arc<Operators>>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let every_stream_live = match query.as_deref() {
+        None | Some("") => false,
+        Some("streams=all") => true,
         Some(_) => {
             let detail = "the only parameter here is streams=all";
-            Err(Problem::new(StatusCode::BAD_REQUEST, "unknown-parameter", "Unknown parameter", detail))
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "unknown-parameter", "Unknown parameter", detail));
+        }
+    };
+    Ok(operators.report().response(every_stream_live))
+}
+
+async fn status(State(operators): State<Arc<Operators>>) -> Response {
+    operators.status().response()
+}
+
+/// The resource that passes `wish` on to the stream in its path.
+fn wish(wish: Wish) -> MethodRouter<Arc<Operators>> {
+    let pass_on = async move |State(operators): State<Arc<Operators>>, Name(name): Name| {
+        let stream: StreamName = read("stream", &name)?;
+        operators.parts.streams.wish(&stream, wish).map_err(|_| unknown("stream", &stream))?;
+        tracing::info!(%stream, ?wish, "an operator's wish");
+        Ok::<_, Problem>(shown::accepted())
+    };
+    only("POST", post(pass_on))
+}
+
+async fn refresh(State(operators): State<Arc<Operators>>, Name(name): Name) -> Result<Response, Problem> {
+    let account: AccountName = read("account", &name)?;
+    let tokens = operators.parts.accounts.iter().find(|tokens| *tokens.account() == account);
+    tokens.ok_or_else(|| unknown("account", &account))?.refresh();
+    tracing::info!(%account, "an operator wants a new token");
+    Ok(shown::accepted())
+}
+
+impl Operators {
+    fn report(&self) -> Report {
+        let streams = self.parts.streams.statuses().into_iter().map(|status| (status.stream, status.state));
+        Report {
+            store: self.parts.store.health(),
+            draining: self.parts.readiness.draining(),
+            streams: streams.collect(),
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            uptime: clock::now().duration_since(self.started),
+            report: self.report(),
+            streams: self.parts.streams.statuses(),
+            accounts: self.parts.accounts.iter().map(Tokens::status).collect(),
         }
     }
 }
 
-fn wish(stream: &str, wish: Wish) -> Result<Route, Problem> {
-    let stream = stream.parse().map_err(|error| no_name("stream", &error))?;
-    Ok(Route::Wish { stream, wish })
-}
-
-fn cross_origin(detail: String) -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "cross-origin", "Cross-origin request refused", detail)
+fn read<T: FromStr<Err = NameError>>(what: &str, name: &str) -> Result<T, Problem> {
+    name.parse().map_err(|error: NameError| not_found(what, error.to_string()))
 }
 
 /// The path names nothing that there is.
-pub(super) fn unknown(what: &str, name: &impl fmt::Display) -> Problem {
+fn unknown(what: &str, name: &impl fmt::Display) -> Problem {
     not_found(what, format!("there is no {what} {name}"))
-}
-
-fn no_name(what: &str, error: &NameError) -> Problem {
-    not_found(what, error.to_string())
 }
 
 fn not_found(what: &str, detail: String) -> Problem {
@@ -93,55 +134,256 @@ fn not_found(what: &str, detail: String) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, slug, title, detail)
 }
 
+fn cross_origin(detail: String) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "cross-origin", "Cross-origin request refused", detail)
+}
+
 #[cfg(test)]
 mod tests {
-    use hyper::header::{HeaderValue, ORIGIN};
+    use std::{collections::BTreeMap, time::Duration};
+
+    use axum::{
+        body::{Body, to_bytes},
+        http::header::{ALLOW, CONTENT_TYPE, HOST, HeaderName, ORIGIN},
+    };
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+    use serde_json::Value;
 
     use super::*;
+    use crate::{
+        admin::Readiness,
+        auth::{self, Grant},
+        connector::{Connector, genesys_sequenced},
+        event_log::{self, EventLogs},
+        model::{SecretRef, Source},
+        protocol::{
+            backoff,
+            session::Patience,
+            stream::{self, Overflow, Rotation},
+        },
+        store::{
+            Store,
+            embedded::{self, Embedded, Retention},
+        },
+        tasks::Tasks,
+        upstream::{self, Streams},
+    };
 
-    fn ask(method: &str, path: &'static str, origin: Option<&'static str>) -> Result<Route, (u16, &'static str)> {
-        let method = if method == "GET" { Method::GET } else { Method::POST };
-        let mut headers = HeaderMap::new();
-        headers.insert("host", HeaderValue::from_static("127.0.0.1:9090"));
-        headers.extend(origin.map(|origin| (ORIGIN, HeaderValue::from_static(origin))));
-        let origins = Origins { allowed: Vec::new(), loopback: true };
-        route(&method, &Uri::from_static(path), &headers, &origins)
-            .map_err(|problem| (problem.status.as_u16(), problem.slug))
+    /// No test waits longer for a single fact.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const QUEUES: &str = "/admin/v1/streams/queues";
+
+    /// The routes over an account and two streams whose platform is not there.
+    struct Daemon {
+        site: TowerToHyperService<Router>,
+        tasks: Tasks,
+        logs: EventLogs,
+        _directory: tempfile::TempDir,
     }
 
-    #[test]
-    fn each_path_has_its_method_and_its_meaning() {
-        let queues: StreamName = "queues".parse().unwrap();
-        let wish = |wish| Ok(Route::Wish { stream: queues.clone(), wish });
-        for (method, path, meaning) in [
-            ("GET", "/healthz", Ok(Route::Health)),
-            ("GET", "/readyz", Ok(Route::Ready { every_stream_live: false })),
-            ("GET", "/readyz?streams=all", Ok(Route::Ready { every_stream_live: true })),
-            ("GET", "/readyz?stream=all", Err((400, "unknown-parameter"))),
-            ("GET", "/metrics", Ok(Route::Metrics)),
-            ("GET", "/admin/v1/status", Ok(Route::Status)),
-            ("POST", "/admin/v1/streams/queues/rotate", wish(Wish::Rotate)),
-            ("POST", "/admin/v1/streams/queues/pause", wish(Wish::Pause)),
-            ("POST", "/admin/v1/streams/queues/resume", wish(Wish::Resume)),
-            ("POST", "/admin/v1/accounts/acme/refresh", Ok(Route::Refresh { account: "acme".parse().unwrap() })),
-            ("GET", "/admin/v1/streams/queues/rotate", Err((405, "method-not-allowed"))),
-            ("POST", "/healthz", Err((405, "method-not-allowed"))),
-            ("POST", "/admin/v1/streams/QUEUES/rotate", Err((404, "unknown-stream"))),
-            ("POST", "/admin/v1/accounts/ACME/refresh", Err((404, "unknown-account"))),
-            ("POST", "/admin/v1/streams/queues/explode", Err((404, "not-found"))),
-            ("GET", "/", Err((404, "not-found"))),
+    impl Daemon {
+        async fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let token = directory.path().join("token");
+            std::fs::write(&token, "a-token").unwrap();
+            let retention = Retention { events: u64::MAX, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
+            let path = directory.path().join("data");
+            let store = Store::Embedded(Embedded::open(&embedded::Settings { path, retention }).unwrap());
+            let names: [StreamName; 2] = ["agents", "queues"].map(|name| name.parse().unwrap());
+            let sources = names.clone().map(|name| (name.clone(), Source::new(&acme(), &name)));
+            let logs =
+                EventLogs::open(store.clone(), &sources, &event_log::Settings { tail_bytes: 1 << 20 }).await.unwrap();
+            let mut tasks = Tasks::new("admin's tests");
+            let tokens = tokens(SecretRef::File(token), directory.path(), &mut tasks);
+            let accounts = vec![tokens.clone()];
+            let tokens = BTreeMap::from([(acme(), tokens)]);
+            let streams = Streams::start(names.map(unheard).into(), &logs, &tokens, &tls(), &mut tasks).unwrap();
+            let parts = Parts { store, streams, accounts, readiness: Readiness::default() };
+            let origins = Origins { allowed: Vec::new(), loopback: true };
+            let site = TowerToHyperService::new(router(Operators { parts, origins, started: clock::now() }));
+            Self { site, tasks, logs, _directory: directory }
+        }
+
+        async fn ask(&self, method: &str, path: &str, headers: &[(HeaderName, &str)]) -> Response {
+            let mut request = Request::builder().method(method).uri(path);
+            if !headers.iter().any(|(name, _)| name == HOST) {
+                request = request.header(HOST, "127.0.0.1:9090");
+            }
+            for (name, value) in headers {
+                request = request.header(name, *value);
+            }
+            self.site.call(request.body(Body::empty()).unwrap()).await.unwrap()
+        }
+
+        /// The status, and what kind of problem it is, if it is one.
+        async fn meaning(&self, method: &str, path: &str, headers: &[(HeaderName, &str)]) -> (u16, Option<String>) {
+            let answer = self.ask(method, path, headers).await;
+            let status = answer.status().as_u16();
+            if answer.headers()[CONTENT_TYPE] != "application/problem+json" {
+                return (status, None);
+            }
+            let problem = body(answer).await;
+            let kind = problem["type"].as_str().unwrap().strip_prefix("urn:trunkline:problem:").unwrap().to_owned();
+            (status, Some(kind))
+        }
+
+        async fn states(&self) -> [String; 2] {
+            let shown = body(self.ask("GET", "/readyz", &[]).await).await;
+            ["agents", "queues"].map(|stream| shown["streams"][stream].as_str().unwrap().to_owned())
+        }
+
+        async fn eventually(&self, what: &str, fact: impl AsyncFn() -> bool) {
+            let met = async {
+                while !fact().await {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, met).await.expect(what);
+        }
+
+        async fn end(self) {
+            self.logs.close();
+            self.tasks.drain(PATIENCE).await.unwrap();
+        }
+    }
+
+    async fn body(answer: Response) -> Value {
+        serde_json::from_slice(&to_bytes(answer.into_body(), usize::MAX).await.unwrap()).unwrap()
+    }
+
+    fn acme() -> AccountName {
+        "acme".parse().unwrap()
+    }
+
+    fn tokens(token: SecretRef, vault: &std::path::Path, tasks: &mut Tasks) -> Tokens {
+        rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+        let settings = auth::Settings {
+            account: acme(),
+            grant: Grant::Static { token },
+            token_url: String::new(),
+            scope: String::new(),
+            refresh_buffer: Duration::from_secs(300),
+            refresh_interval_min: Duration::ZERO,
+            refresh_jitter: Duration::ZERO,
+            lifetime_default: Duration::from_secs(3_600),
+            vault: vault.to_owned(),
+        };
+        Tokens::start(settings, tasks).unwrap()
+    }
+
+    fn tls() -> Arc<rustls::ClientConfig> {
+        let roots = rustls::RootCertStore::empty();
+        Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+    }
+
+    /// A stream whose platform listens nowhere.
+    fn unheard(stream: StreamName) -> upstream::Settings {
+        let minute = Duration::from_secs(60);
+        let url = "ws://127.0.0.1:1/".to_owned();
+        let placement = genesys_sequenced::Placement::Header;
+        upstream::Settings {
+            stream,
+            account: acme(),
+            api_url: String::new(),
+            frame_max: 1 << 20,
+            rules: stream::Settings {
+                connector: Connector::Sequenced(genesys_sequenced::Settings { url, placement, snapshot_url: None }),
+                rotation: Rotation::Overlap,
+                rotation_jitter: Duration::ZERO,
+                retention: minute,
+                buffer: 16,
+                overflow: Overflow::Backpressure,
+                patience: Patience { connect: minute, silence: minute, farewell: minute },
+                backoff: backoff::Settings {
+                    first: minute,
+                    cap: minute,
+                    jitter: 0.0,
+                    breaker_after: 5,
+                    stable_after: minute,
+                },
+            },
+        }
+    }
+
+    #[tokio::test]
+    async fn each_path_has_its_method_and_its_meaning() {
+        let daemon = Daemon::start().await;
+        for (method, path, status, kind) in [
+            ("GET", "/healthz", 200, None),
+            ("GET", "/readyz", 200, None),
+            ("GET", "/readyz?streams=all", 503, None),
+            ("GET", "/readyz?stream=all", 400, Some("unknown-parameter")),
+            ("GET", "/metrics", 200, None),
+            ("GET", "/admin/v1/status", 200, None),
+            ("POST", "/admin/v1/streams/queues/rotate", 202, None),
+            ("POST", "/admin/v1/streams/queues/pause", 202, None),
+            ("POST", "/admin/v1/streams/queues/resume", 202, None),
+            ("POST", "/admin/v1/accounts/acme/refresh", 202, None),
+            ("GET", "/admin/v1/streams/queues/rotate", 405, Some("method-not-allowed")),
+            ("POST", "/healthz", 405, Some("method-not-allowed")),
+            ("POST", "/admin/v1/streams/QUEUES/rotate", 404, Some("unknown-stream")),
+            ("POST", "/admin/v1/streams/nobody/rotate", 404, Some("unknown-stream")),
+            ("POST", "/admin/v1/streams/%ff/rotate", 404, Some("unknown-stream")),
+            ("POST", "/admin/v1/accounts/ACME/refresh", 404, Some("unknown-account")),
+            ("POST", "/admin/v1/accounts/nobody/refresh", 404, Some("unknown-account")),
+            ("POST", "/admin/v1/streams/queues/explode", 404, Some("not-found")),
+            ("GET", "/", 404, Some("not-found")),
         ] {
-            assert_eq!(ask(method, path, None), meaning, "{method} {path}");
+            let meaning = daemon.meaning(method, path, &[]).await;
+            assert_eq!((meaning.0, meaning.1.as_deref()), (status, kind), "{method} {path}");
         }
+        for (method, path, allowed) in [
+            ("GET", "/admin/v1/streams/queues/rotate", "POST"),
+            ("DELETE", "/admin/v1/status", "GET"),
+            ("HEAD", "/healthz", "GET"),
+        ] {
+            let wrong = daemon.ask(method, path, &[]).await;
+            assert_eq!((wrong.status().as_u16(), &wrong.headers()[ALLOW]), (405, &allowed.parse().unwrap()), "{path}");
+        }
+        daemon.end().await;
     }
 
-    #[test]
-    fn a_wish_from_another_page_is_refused() {
-        let refused = Err((403, "cross-origin"));
+    #[tokio::test]
+    async fn a_wish_reaches_its_stream_or_account_and_no_other() {
+        let daemon = Daemon::start().await;
+        assert_eq!(daemon.ask("POST", &format!("{QUEUES}/pause"), &[]).await.status(), 202);
+        daemon.eventually("the stream pauses", async || daemon.states().await[1] == "paused").await;
+        assert_ne!(daemon.states().await[0], "paused");
+        assert_eq!(daemon.ask("POST", &format!("{QUEUES}/resume"), &[]).await.status(), 202);
+        daemon.eventually("the stream goes on", async || daemon.states().await[1] != "paused").await;
+        assert_eq!(daemon.ask("POST", "/admin/v1/accounts/acme/refresh", &[]).await.status(), 202);
+        let renewed = async || {
+            let status = body(daemon.ask("GET", "/admin/v1/status", &[]).await).await;
+            status["accounts"][0]["refreshes"].as_u64() > Some(1)
+        };
+        daemon.eventually("the token is renewed", renewed).await;
+        daemon.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_wish_from_another_page_is_refused() {
+        let daemon = Daemon::start().await;
+        let refused = (403, Some("cross-origin".to_owned()));
+        let pause = format!("{QUEUES}/pause");
         for origin in ["https://evil.test", "http://127.0.0.1:8080", "http://localhost:9090", "null"] {
-            assert_eq!(ask("POST", "/admin/v1/streams/queues/pause", Some(origin)), refused, "{origin}");
+            assert_eq!(daemon.meaning("POST", &pause, &[(ORIGIN, origin)]).await, refused, "{origin}");
         }
-        assert!(ask("POST", "/admin/v1/streams/queues/pause", Some("http://127.0.0.1:9090")).is_ok());
-        assert_eq!(ask("GET", "/admin/v1/status", Some("https://evil.test")), refused);
+        assert_eq!(daemon.meaning("POST", &pause, &[(ORIGIN, "http://127.0.0.1:9090")]).await, (202, None));
+        let foreign = [(ORIGIN, "https://evil.test")];
+        for path in ["/admin/v1/status", "/admin/v1/streams/queues/pause", "/nothing"] {
+            assert_eq!(daemon.meaning("GET", path, &foreign).await, refused, "{path}");
+        }
+        daemon.end().await;
+    }
+
+    #[tokio::test]
+    async fn probes_reach_us_by_any_name_and_nobody_else_does() {
+        let daemon = Daemon::start().await;
+        let rebound = [(HOST, "evil.test")];
+        for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/metrics", 200), ("/admin/v1/status", 403)] {
+            assert_eq!(daemon.ask("GET", path, &rebound).await.status(), status, "{path}");
+        }
+        daemon.end().await;
     }
 }

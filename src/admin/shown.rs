@@ -2,20 +2,17 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use hyper::{
-    Response, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
+use axum::{
+    Json,
+    http::{
+        StatusCode,
+        header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+    },
+    response::{IntoResponse, Response},
 };
-use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::{
-    auth::AccountStatus,
-    listener::{Body, whole},
-    model::StreamName,
-    telemetry::metrics,
-    upstream::StreamStatus,
-};
+use crate::{auth::AccountStatus, model::StreamName, telemetry::metrics, upstream::StreamStatus};
 
 /// The Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -34,7 +31,7 @@ pub(super) struct Report {
 
 impl Report {
     /// 200 when consumers can be served, else 503; either way with what was found.
-    pub(super) fn response(&self, every_stream_live: bool) -> Response<Body> {
+    pub(super) fn response(&self, every_stream_live: bool) -> Response {
         let live = !every_stream_live || self.streams.values().all(|state| *state == LIVE);
         let ready = self.ready() && live;
         let body = json!({
@@ -42,11 +39,7 @@ impl Report {
             "checks": { "store": self.store_shown(), "draining": self.draining },
             "streams": self.streams,
         });
-        let mut response = json(&body);
-        if !ready {
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-        }
-        response
+        answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
     }
 
     fn ready(&self) -> bool {
@@ -68,8 +61,8 @@ pub(super) struct Status {
 }
 
 impl Status {
-    pub(super) fn response(&self) -> Response<Body> {
-        json(&json!({
+    pub(super) fn response(&self) -> Response {
+        let body = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.uptime.as_secs(),
             "ready": self.report.ready(),
@@ -78,41 +71,36 @@ impl Status {
             "streams": self.streams,
             "accounts": self.accounts,
             "subscribers": metrics::subscribers().into_iter().collect::<BTreeMap<_, _>>(),
-        }))
+        });
+        answer(StatusCode::OK, body)
     }
 }
 
 /// The whole metrics page.
-pub(super) fn metrics() -> Response<Body> {
-    answer(METRICS_TYPE, metrics::page())
+pub(super) fn metrics() -> Response {
+    ([(CONTENT_TYPE, METRICS_TYPE), NOT_STORED], metrics::page()).into_response()
 }
 
-pub(super) fn text(text: &'static str) -> Response<Body> {
-    answer("text/plain; charset=utf-8", text.to_owned())
+/// The process lives.
+pub(super) fn health() -> Response {
+    ([NOT_STORED], "ok\n").into_response()
 }
 
 /// A wish was passed on; it is not fulfilled yet.
-pub(super) fn accepted() -> Response<Body> {
-    let mut response = json(&json!({ "accepted": true }));
-    *response.status_mut() = StatusCode::ACCEPTED;
-    response
+pub(super) fn accepted() -> Response {
+    answer(StatusCode::ACCEPTED, json!({ "accepted": true }))
 }
 
-fn json(value: &impl Serialize) -> Response<Body> {
-    answer("application/json", serde_json::to_string(value).expect("our own values always serialize"))
-}
+/// What is told holds for this moment only.
+const NOT_STORED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
-fn answer(media_type: &'static str, body: String) -> Response<Body> {
-    let mut response = Response::new(whole(body));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+fn answer(status: StatusCode, body: Value) -> Response {
+    (status, [NOT_STORED], Json(body)).into_response()
 }
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt;
-    use serde_json::Value;
+    use axum::body::to_bytes;
 
     use super::*;
 
@@ -121,8 +109,8 @@ mod tests {
         Report { store, draining, streams: names.into_iter().zip(states).collect() }
     }
 
-    async fn body(response: Response<Body>) -> Value {
-        serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap()
+    async fn body(response: Response) -> Value {
+        serde_json::from_slice(&to_bytes(response.into_body(), usize::MAX).await.unwrap()).unwrap()
     }
 
     #[test]

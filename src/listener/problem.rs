@@ -2,13 +2,14 @@
 //!
 //! The text is for the client; what an operator must know goes into the log, not here.
 
-use hyper::{
-    Response, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue},
+use axum::{
+    http::{
+        StatusCode,
+        header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+    },
+    response::{IntoResponse, Response},
 };
 use serde_json::json;
-
-use super::{Body, whole};
 
 /// One refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,26 +47,22 @@ impl Problem {
     pub fn wrong_method(allowed: &'static str) -> Self {
         let detail = format!("this resource answers {allowed} only");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
-            .with(hyper::header::ALLOW, allowed)
+            .with(ALLOW, allowed)
     }
+}
 
-    /// The answer that carries it.
-    pub fn response(self) -> Response<Body> {
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.status.as_u16();
+        tracing::debug!(status, reason = self.slug, "request refused");
         let body = json!({
             "type": format!("urn:trunkline:problem:{}", self.slug),
             "title": self.title,
-            "status": self.status.as_u16(),
+            "status": status,
             "detail": self.detail,
         });
-        let mut response = Response::new(whole(body.to_string()));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some((name, value)) = self.header {
-            headers.insert(name, HeaderValue::from_static(value));
-        }
-        response
+        let headers = [(CONTENT_TYPE, "application/problem+json"), (CACHE_CONTROL, "no-store")];
+        (self.status, headers, self.header.map(|header| [header]), body.to_string()).into_response()
     }
 }
 

@@ -1,21 +1,30 @@
-//! The listener with a site of two pages: one answers, one panics.
+//! The listener with a site of three pages: one answers, one panics, one goes on as an echo.
 
+use axum::{
+    Extension,
+    http::{StatusCode, Uri},
+    routing::get,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::tasks::Tasks;
 
-struct TwoPages;
+fn three_pages() -> Router {
+    let echo = || async { (StatusCode::SWITCHING_PROTOCOLS, [("upgrade", "echo")], Extension(Upgrade::to(echo))) };
+    Router::new().route("/", get(fine)).route("/broken", get(fine)).route("/echo", get(echo))
+}
 
-impl Site for TwoPages {
-    type Session = ();
+async fn fine(uri: Uri) -> &'static str {
+    assert_ne!(uri.path(), "/broken", "a defect");
+    "fine"
+}
 
-    async fn answer(&self, request: Request<Incoming>) -> Answer<()> {
-        assert_ne!(request.uri().path(), "/broken", "a defect");
-        Answer::Response(Response::new(whole("fine")))
-    }
-
-    async fn converse(_: (), _: Socket, _: Bytes) {}
+async fn echo(mut socket: Socket, heard: Bytes) {
+    socket.write_all(&heard).await.unwrap();
+    let mut more = [0; 64];
+    let read = socket.read(&mut more).await.unwrap();
+    socket.write_all(&more[..read]).await.unwrap();
 }
 
 fn start(limits: Limits) -> (SocketAddr, Tasks) {
@@ -23,8 +32,8 @@ fn start(limits: Limits) -> (SocketAddr, Tasks) {
     let address = listener.address().unwrap();
     let mut tasks = Tasks::new("listener");
     let stop = tasks.stop();
-    tasks.start("two pages", async move {
-        listener.serve(TwoPages, stop).await;
+    tasks.start("three pages", async move {
+        listener.serve(three_pages(), stop).await;
         Ok(())
     });
     (address, tasks)
@@ -62,4 +71,26 @@ async fn an_idle_connection_does_not_hold_up_the_end() {
     });
     drained.unwrap();
     assert_eq!(closed, (0, 0));
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_goes_on_with_what_the_answer_named_and_keeps_its_seat() {
+    let (address, tasks) = start(Limits { connections_max: 1, ..Limits::default() });
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nearly";
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nearly") {
+        assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    let head = String::from_utf8(answer).unwrap().to_lowercase();
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    assert!(!head.contains("content-length"), "a 101 has no body: {head}");
+    let mut second = TcpStream::connect(address).await.unwrap();
+    assert!(ask(&mut second, "/").await.contains("503"));
+    stream.write_all(b"later").await.unwrap();
+    let mut later = Vec::new();
+    stream.read_to_end(&mut later).await.unwrap();
+    assert_eq!(later, b"later");
+    tasks.drain(Duration::from_secs(10)).await.unwrap();
 }

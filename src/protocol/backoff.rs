@@ -13,6 +13,11 @@ pub const IMMEDIATE_MAX: Duration = Duration::from_millis(250);
 /// Close code 1013 without a delay of its own: the platform is overloaded and asks to be left alone for a while.
 pub const OVERLOADED_MIN: Duration = Duration::from_secs(5);
 
+/// An outage that is shorter than this is followed by a live stream within five seconds …
+const SHORT_OUTAGE: Duration = Duration::from_secs(6);
+/// … so no attempt is put off for longer while it may still be that short. The rest is for the handshake.
+const SHORT_OUTAGE_STEP_MAX: Duration = Duration::from_millis(4_500);
+
 /// Delays that double from `first` to `cap`, each spread by `jitter` to both sides.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Curve {
@@ -51,6 +56,8 @@ pub enum Trouble {
 pub struct Backoff {
     curve: Curve,
     breaker: Breaker,
+    /// When the present row of failures began.
+    failing_since: Option<Instant>,
 }
 
 impl Curve {
@@ -78,7 +85,11 @@ impl Backoff {
     /// Nothing has failed yet.
     pub fn new(settings: Settings) -> Self {
         let Settings { first, cap, jitter, breaker_after, stable_after } = settings;
-        Self { curve: Curve { first, cap, jitter }, breaker: Breaker::new(breaker_after, stable_after) }
+        Self {
+            curve: Curve { first, cap, jitter },
+            breaker: Breaker::new(breaker_after, stable_after),
+            failing_since: None,
+        }
     }
 
     /// A session is live.
@@ -99,8 +110,11 @@ impl Backoff {
             return scaled(IMMEDIATE_MAX, unit);
         }
         let before = self.breaker.failed();
+        let since = self.failing_since.filter(|_| before > 0).unwrap_or(now);
+        self.failing_since = Some(since);
         let delay = match self.breaker.is_open(now) {
             true => self.curve.spread(self.curve.cap, unit),
+            false if now < since + SHORT_OUTAGE => self.curve.delay(before, unit).min(SHORT_OUTAGE_STEP_MAX),
             false => self.curve.delay(before, unit),
         };
         match trouble {
@@ -131,11 +145,31 @@ mod tests {
 
     #[test]
     fn delays_double_until_the_breaker_opens_and_then_probe_once_each_cap() {
-        let now = Instant::now();
+        let mut now = Instant::now();
         let mut backoff = Backoff::new(settings());
-        let delays = [(); 8].map(|()| backoff.failed(Trouble::Restarting, now, MIDDLE).as_secs());
+        let delays = [(); 8].map(|()| {
+            let delay = backoff.failed(Trouble::Restarting, now, MIDDLE);
+            now += delay;
+            delay.as_secs()
+        });
         assert_eq!(delays, [1, 2, 4, 8, 30, 30, 30, 30]);
         assert!(backoff.is_open(now));
+    }
+
+    #[test]
+    fn whatever_the_jitter_an_attempt_follows_within_five_seconds_of_a_short_outage() {
+        for unit in (0..=100).map(|percent| f64::from(percent) / 100.0) {
+            let lost = Instant::now();
+            let mut backoff = Backoff::new(settings());
+            backoff.connected(lost - Duration::from_secs(10));
+            let (mut now, mut longest) = (lost, Duration::ZERO);
+            while now < lost + SHORT_OUTAGE {
+                let delay = backoff.failed(Trouble::Dropped, now, unit);
+                longest = longest.max(delay);
+                now += delay;
+            }
+            assert!(longest < Duration::from_secs(5), "{longest:?} with {unit}");
+        }
     }
 
     #[test]

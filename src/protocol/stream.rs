@@ -9,6 +9,8 @@ mod intake;
 mod link;
 mod order;
 mod recovery;
+#[cfg(test)]
+mod tests;
 mod twins;
 
 pub use buffer::Overflow;
@@ -30,7 +32,7 @@ use super::{
     session::{self, Dial, Minted, Patience, Session, SessionId},
 };
 use crate::{
-    connector::{Answer, Choices, Connector, Failure, Frame, Probe, RefusedTopic, Request, Resume},
+    connector::{Answer, Choices, Connector, Failure, Frame, Probe, RefusedTopic, Request},
     model::{Checkpoint, Event, Gap, GapReason, Mark, Position},
 };
 
@@ -317,8 +319,9 @@ impl Stream {
             Input::Opened(id) => self.tell(id, session::Input::Opened, now),
             Input::Refused { session, failure } => self.tell(session, session::Input::Refused(failure), now),
             Input::Frame { session, frame } => {
-                self.heard = Heard { at: Some(now.at), wall: now.wall };
+                // The frame that proves a new session ends a silence, so the silence is measured before it counts.
                 self.tell(session, session::Input::Frame(frame), now);
+                self.heard = Heard { at: Some(now.at), wall: now.wall };
             }
             Input::Closed { session, failure } => self.tell(session, session::Input::Closed(failure), now),
             Input::Appended(last) => {
@@ -475,10 +478,8 @@ impl Stream {
     }
 
     fn report_state(&mut self, now: Now) {
-        let state = match self.link.state() {
-            State::Live if self.intake.recovery.holds() => State::Recovering,
-            state => state,
-        };
+        let recovering = self.link.is_live() && self.intake.recovery.holds();
+        let state = if recovering { State::Recovering } else { self.link.state() };
         let connected = self.link.is_live();
         let breaker = self.backoff.is_open(now.at);
         let before = std::mem::replace(&mut self.told, (state, connected, breaker));

@@ -100,8 +100,8 @@ impl Board {
         });
     }
 
-    /// Entries became durable.
-    pub(super) fn appended(&self, events: usize, bytes: usize, latency: Duration) {
+    /// Entries became durable, so long after the oldest of them was received (none if all are the relay's own).
+    pub(super) fn appended(&self, events: usize, bytes: usize, latency: Option<Duration>) {
         self.metrics.appended(events, bytes, latency);
         self.with(|facts| facts.events += events as u64);
     }

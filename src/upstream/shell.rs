@@ -243,11 +243,15 @@ impl Shell {
 
     fn append(&mut self, events: Vec<Event>, checkpoint: Checkpoint) {
         let (log, board, oldest) = (self.log.clone(), Arc::clone(&self.board), self.oldest.take());
+        if self.machine.buffered() > events.len() {
+            // What was read behind this batch waits from here on.
+            self.oldest = Some(clock::now());
+        }
         self.work.push(Box::pin(async move {
             let bytes = events.iter().map(|event| event.body.len()).sum();
             let appended = append_until_done(&log, &events, checkpoint, &board).await;
-            if let (Ok(_), Some(oldest)) = (&appended, oldest) {
-                board.appended(events.len(), bytes, clock::now().saturating_duration_since(oldest));
+            if appended.is_ok() && !events.is_empty() {
+                board.appended(events.len(), bytes, oldest.map(|at| clock::now().saturating_duration_since(at)));
             }
             Done::Appended(appended)
         }));

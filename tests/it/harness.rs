@@ -10,6 +10,7 @@ mod wire;
 use std::{ops::Deref, time::Duration};
 
 use trunkline::{
+    app::install_crypto,
     clock,
     simulator::{self, Dialect, Fault, Settings, Simulator, Target},
 };
@@ -22,7 +23,7 @@ pub(crate) use self::{
 };
 
 /// No test waits longer for a single fact.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(8);
 /// How often a fact is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -72,6 +73,12 @@ impl Deref for Platform {
     fn deref(&self) -> &Simulator {
         &self.0
     }
+}
+
+/// A client of plain HTTP. It reads no certificates, which would take longer than most tests.
+pub(crate) fn http() -> reqwest::Client {
+    install_crypto();
+    reqwest::Client::builder().tls_certs_only([]).build().unwrap()
 }
 
 /// Waits until the fact is one.

@@ -2,10 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod admin;
 mod architecture;
+mod consumers;
 mod decoders;
+mod frames;
+mod gaps;
+mod golden;
 mod harness;
+mod notifications;
 mod process;
 mod readme;
+mod rotation;
 mod sequenced;
+mod tokens;
+mod trouble;
 mod world;

@@ -37,7 +37,7 @@ use self::{
 };
 
 /// So many worlds of each kind are a normal run.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 600;
 /// So many of the newest things that happened are told with a failure; all of them, when one seed is asked for.
 const STORY_LEN: usize = 120;
 
@@ -78,6 +78,7 @@ fn run_all(night: Night) {
                     return None;
                 }
                 if catch_unwind(AssertUnwindSafe(|| World::new(night, seed, 0).live())).is_err() {
+                    next.store(seeds, Ordering::Relaxed);
                     return Some(seed);
                 }
             }
@@ -94,9 +95,9 @@ fn run_all(night: Night) {
 fn tell(night: Night, seed: u64, story_len: usize) {
     let mut world = World::new(night, seed, story_len);
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.live())) {
-        eprintln!("{}\n\n{:?}\n", world.around.scene.story(), world.around.scene.plan);
-        eprintln!("{}\nTRUNKLINE_SEED={seed} runs this {night:?} night again", message(&*panic));
-        std::panic::resume_unwind(panic);
+        let Scene { plan, .. } = &world.around.scene;
+        let (story, what) = (world.around.scene.story(), message(&*panic));
+        panic!("\n{story}\n\n{plan:?}\n\n{what}\nTRUNKLINE_SEED={seed} runs this {night:?} night again");
     }
 }
 

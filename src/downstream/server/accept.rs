@@ -1,6 +1,6 @@
 //! Which form of the events a client wants, by its `Accept` header (RFC 9110 section 12.5.1). Pure text.
 
-use hyper::{HeaderMap, header::ACCEPT};
+use axum::http::{HeaderMap, header::ACCEPT};
 
 /// A form of the events over plain HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,14 +2,17 @@
 //!
 //! What the client is told and what is logged are two texts: nothing of the store's inside leaves the process.
 
-use hyper::{
-    Response, StatusCode,
-    header::{RETRY_AFTER, SEC_WEBSOCKET_VERSION},
+use axum::{
+    http::{
+        StatusCode,
+        header::{RETRY_AFTER, SEC_WEBSOCKET_VERSION},
+    },
+    response::{IntoResponse, Response},
 };
 
 use super::{accept::Form, query::QueryError, ws::handshake::HandshakeError};
 use crate::{
-    listener::{Body, origin::Foreign, problem::Problem},
+    listener::{origin::Foreign, problem::Problem},
     model::{Mark, StreamName},
     store::ReadError,
     telemetry::chain,
@@ -18,10 +21,6 @@ use crate::{
 /// One request that is not served.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("there is nothing at {0}")]
-    NoSuchPath(String),
-    #[error("method not allowed")]
-    Method,
     #[error("there is no stream {0}")]
     UnknownStream(StreamName),
     #[error("{0:?} is not the name of a stream")]
@@ -47,22 +46,19 @@ pub(super) enum Refusal {
 /// After a failed read of the store, in seconds.
 const RETRY_AFTER_SECS: &str = "5";
 
-impl Refusal {
-    /// The answer; what an operator must know is logged on the way.
-    pub(super) fn response(&self) -> Response<Body> {
-        if let Self::Unreadable(cause) = self {
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        if let Self::Unreadable(cause) = &self {
             tracing::warn!(error = chain(cause), "a consumer's request failed");
         }
-        let problem = self.problem();
-        tracing::debug!(status = problem.status.as_u16(), reason = problem.slug, "request refused");
-        problem.response()
+        self.problem().into_response()
     }
+}
 
+impl Refusal {
     fn problem(&self) -> Problem {
         let plain = |status, slug, title| Problem::new(status, slug, title, self.to_string());
         match self {
-            Self::NoSuchPath(path) => Problem::no_such_path(path),
-            Self::Method => Problem::wrong_method("GET"),
             Self::UnknownStream(_) | Self::NoStreamName(_) => {
                 plain(StatusCode::NOT_FOUND, "unknown-stream", "No such stream")
             }

@@ -1,16 +1,17 @@
 //! One page of events as a JSON array, and where the next begins. It never waits, and it looks at a bounded number of
 //! entries: the cursor moves on even when none of them was wanted.
 
-use bytes::Bytes;
-use hyper::{
-    Response, Uri,
-    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK},
+use axum::{
+    http::{
+        Uri,
+        header::{CACHE_CONTROL, CONTENT_TYPE, LINK},
+    },
+    response::{IntoResponse, Response},
 };
 
 use super::{accept::Form, error::Refusal, render::Kinds};
 use crate::{
     downstream::feed::{CursorForm, Due, Feed, Progress},
-    listener::{Body, whole},
     model::BatchView,
     telemetry::metrics,
 };
@@ -36,7 +37,7 @@ pub(super) async fn response(
     limit: usize,
     form: CursorForm,
     uri: &Uri,
-) -> Result<Response<Body>, Refusal> {
+) -> Result<Response, Refusal> {
     let _subscriber = metrics::Subscriber::connected("page");
     let progress = Progress::of(&feed, form);
     let mut page = Page { body: vec![b'['], progress, room: limit, scanned: 0 };
@@ -75,15 +76,11 @@ impl Page {
         }
     }
 
-    fn finish(mut self, uri: &Uri) -> Response<Body> {
+    fn finish(mut self, uri: &Uri) -> Response {
         self.body.push(b']');
         let next = next_link(uri, &self.progress.cursor().to_string());
-        let mut response = Response::new(whole(Bytes::from(self.body)));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(Form::Page.media_type()));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(LINK, HeaderValue::try_from(next).expect("a request's address and a cursor are plain text"));
-        response
+        let headers = [(CONTENT_TYPE, Form::Page.media_type()), (CACHE_CONTROL, "no-store")];
+        (headers, [(LINK, next)], self.body).into_response()
     }
 }
 

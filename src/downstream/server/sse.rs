@@ -4,14 +4,13 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use axum::{
+    body::Body,
+    http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+    response::{IntoResponse, Response},
+};
 use bytes::Bytes;
 use futures_util::stream;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::{
-    Response,
-    body::Frame,
-    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue},
-};
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::{
@@ -21,7 +20,6 @@ use super::{
 use crate::{
     clock,
     downstream::feed::{CursorForm, Due, Feed, Progress},
-    listener::Body,
     model::BatchView,
     store::ReadError,
     telemetry::{chain, metrics},
@@ -51,31 +49,25 @@ pub(super) struct Following {
 }
 
 /// The answer that goes on until its logs end.
-pub(super) fn response(
-    feed: Feed,
-    kinds: Kinds,
-    endless: Endless,
-    form: CursorForm,
-    keep_alive: Duration,
-) -> Response<Body> {
+pub(super) fn response(feed: Feed, kinds: Kinds, endless: Endless, form: CursorForm, keep_alive: Duration) -> Response {
     let following = Following::new(feed, kinds, endless, form, keep_alive);
     let pieces = stream::unfold(Some(Box::new(following)), |following| async {
         let mut following = following?;
         match following.next().await {
-            Ok(Some(piece)) => Some((Ok(Frame::data(piece)), Some(following))),
+            Ok(Some(piece)) => Some((Ok(piece), Some(following))),
             Ok(None) => None,
             Err(error) => {
                 tracing::warn!(error = chain(&error), "a subscriber's answer was cut off");
-                Some((Err(error.into()), None))
+                Some((Err(error), None))
             }
         }
     });
-    let mut response = Response::new(StreamBody::new(pieces).boxed_unsync());
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(endless.form().media_type()));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    response
+    let headers = [
+        (CONTENT_TYPE, endless.form().media_type()),
+        (CACHE_CONTROL, "no-store"),
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, Body::from_stream(pieces)).into_response()
 }
 
 impl Endless {

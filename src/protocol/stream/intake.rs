@@ -69,6 +69,13 @@ impl Intake {
         }
     }
 
+    /// A session is asked to go on there.
+    pub(super) fn resumes(&mut self, session: SessionId, position: Option<Position>) {
+        if let (Numbering::Numbered { order, .. }, Some(position)) = (&mut self.numbering, position) {
+            order.resumes(session, position.0);
+        }
+    }
+
     /// The last number accepted.
     pub(super) fn position(&self) -> Option<Position> {
         match &self.numbering {

@@ -210,6 +210,7 @@ impl Stream {
 
     fn dial(&mut self, session: SessionId, generation: u64, endpoint: &Endpoint) {
         let resume = self.intake.resume();
+        self.intake.resumes(session, resume);
         let url = self.settings.connector.url(endpoint, resume);
         let dial = Dial { url, credential: endpoint.credential };
         self.outputs.push_back(Output::Dial { session, generation, dial });
@@ -304,6 +305,8 @@ impl Stream {
         match std::mem::replace(&mut self.link, Link::Waiting) {
             Link::Opening { session, swap } => {
                 self.link = Link::Live { session, retire: None };
+                // First: the snapshot behind a gap is about the endpoint's topics.
+                self.adopt_endpoint();
                 self.listen(now);
                 if let Some(Swap { trigger, since }) = swap {
                     self.report(Report::Rotated { trigger, silence: now.at.saturating_duration_since(since) });
@@ -312,10 +315,16 @@ impl Stream {
             Link::Swapping { old, new, retire } if new.id() == id => {
                 self.report(Report::Rotated { trigger: retire.trigger, silence: Duration::ZERO });
                 self.overlap(old, new, now);
+                self.adopt_endpoint();
             }
-            link => self.link = link,
+            link @ (Link::Waiting
+            | Link::Live { .. }
+            | Link::Swapping { .. }
+            | Link::Overlapping { .. }
+            | Link::Resting { .. }
+            | Link::Paused
+            | Link::Drained) => self.link = link,
         }
-        self.adopt_endpoint();
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
     }
@@ -387,7 +396,14 @@ impl Stream {
                 self.retire_if_outdated(now);
             }
             Link::Resting { until, .. } if now.at >= until => self.open(None, now),
-            link => self.link = link,
+            link @ (Link::Waiting
+            | Link::Opening { .. }
+            | Link::Live { .. }
+            | Link::Swapping { .. }
+            | Link::Overlapping { .. }
+            | Link::Resting { .. }
+            | Link::Paused
+            | Link::Drained) => self.link = link,
         }
     }
 
@@ -438,7 +454,7 @@ impl Stream {
             }
             Link::Live { session, .. } => self.lost(&session, failure, now),
             Link::Swapping { old, new, retire } if new.id() == id => {
-                self.successor_failed(old, &new, retire, failure, now)
+                self.successor_failed(old, &new, retire, failure, now);
             }
             Link::Swapping { old, new, retire } => {
                 // The successor on its way is the immediate attempt.

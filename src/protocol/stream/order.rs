@@ -23,6 +23,8 @@ const SUSPECTS_MAX: usize = 100;
 const SUSPICION_MAX: Duration = Duration::from_millis(500);
 /// So many of the newest holes are remembered, to know an event that came too late for one.
 const HOLES_MAX: usize = 8;
+/// So many sessions may be catching up at a time.
+const REPLAYS_MAX: usize = 4;
 /// The bodies of so many of the newest events are remembered, to tell a repeated event from a new one with an old number.
 const REMEMBERED: usize = 1024;
 
@@ -52,6 +54,10 @@ pub(super) struct Order {
     waiting: BTreeMap<Sequence, Event>,
     waiting_since: Option<Instant>,
     suspects: Option<Suspects>,
+    /// The newest session that brought an event.
+    newest: SessionId,
+    /// The newest sessions that were asked to go on after a number, and have not caught up yet.
+    replays: VecDeque<(SessionId, Sequence)>,
     /// The newest holes that were told: the numbers on both sides.
     holes: VecDeque<(Sequence, Sequence)>,
     /// By number modulo its length: the newest events' numbers and digests.
@@ -75,6 +81,8 @@ impl Order {
             waiting: BTreeMap::new(),
             waiting_since: None,
             suspects: None,
+            newest: SessionId(0),
+            replays: VecDeque::new(),
             holes: VecDeque::new(),
             memory: Vec::new(),
         }
@@ -115,6 +123,14 @@ impl Order {
         Some(Gap::between(reason, Some(last), None))
     }
 
+    /// A session is asked to go on after this number: up to where we are by then it repeats.
+    pub(super) fn resumes(&mut self, session: SessionId, after: Sequence) {
+        if self.replays.len() == REPLAYS_MAX {
+            self.replays.pop_front();
+        }
+        self.replays.push_back((session, after));
+    }
+
     /// How many events are held back.
     pub(super) fn held(&self) -> usize {
         self.waiting.len() + self.suspects.as_ref().map_or(0, |suspects| suspects.events.len())
@@ -129,6 +145,10 @@ impl Order {
         now: Instant,
         rulings: &mut Vec<Ruling>,
     ) {
+        self.newest = self.newest.max(session);
+        if self.last().is_some_and(|last| sequence > last) {
+            self.replays.retain(|(caught_up, _)| *caught_up != session);
+        }
         match self.expected {
             Expected::First => self.pass(sequence, event, rulings),
             Expected::After(last) | Expected::Beyond(last, _) if sequence <= last => {
@@ -195,16 +215,23 @@ impl Order {
         self.waiting.insert(sequence, event);
         self.waiting_since.get_or_insert(now);
         if self.waiting.len() >= WAITING_MAX {
-            self.jump(rulings);
+            self.jump_once(rulings);
         }
     }
 
     /// The missing numbers do not come: says so and goes on with what is there, hole by hole.
     fn jump(&mut self, rulings: &mut Vec<Ruling>) {
-        while let Some((sequence, event)) = self.waiting.pop_first() {
-            self.pass_over(sequence, event, rulings);
+        while !self.waiting.is_empty() {
+            self.jump_once(rulings);
         }
-        self.waiting_since = None;
+    }
+
+    /// Gives up the first hole; later ones have not been waited for as long.
+    fn jump_once(&mut self, rulings: &mut Vec<Ruling>) {
+        if let Some((sequence, event)) = self.waiting.pop_first() {
+            self.pass_over(sequence, event, rulings);
+            self.pass_waiting(rulings);
+        }
     }
 
     /// Goes on with this event, and tells the hole in front of it.
@@ -242,8 +269,10 @@ impl Order {
             self.clear_suspects_before(session, sequence, rulings);
             return rulings.push(Ruling::Duplicates(1));
         }
-        if self.holes.iter().any(|(after, before)| sequence > *after && sequence < *before) {
-            // Order is promised, and its loss is in the log.
+        // Order is promised, and the loss of what comes too late is in the log.
+        let too_late = self.holes.iter().any(|(after, before)| sequence > *after && sequence < *before);
+        // What an older socket has left to say the newer one said already, or will say too.
+        if too_late || session < self.newest || self.is_replay(session, sequence) {
             return rulings.push(Ruling::Duplicates(1));
         }
         if self.suspects.as_ref().is_some_and(|suspects| !suspects.may_go_on(session, sequence)) {
@@ -290,6 +319,12 @@ impl Order {
         for (sequence, event) in suspects.events {
             self.accept(sequence, event, suspects.session, now, rulings);
         }
+    }
+
+    /// Whether a session that catches up repeats this number, as far as we remember it.
+    fn is_replay(&self, session: SessionId, sequence: Sequence) -> bool {
+        let asked = self.replays.iter().any(|(replaying, after)| *replaying == session && sequence > *after);
+        asked && self.recall(sequence).is_none()
     }
 
     fn remember(&mut self, sequence: Sequence, digest: u32) {
@@ -429,6 +464,14 @@ mod tests {
         let mut order = Order::new(Some(Sequence(1)));
         assert_eq!(run(&mut order, "3..65"), "");
         assert!(run(&mut order, "66").starts_with("jump(1..3) 3 4 5"));
+
+        let mut order = Order::new(Some(Sequence(1)));
+        assert_eq!(run(&mut order, "3..60 62..66 68"), "jump(1..3) ".to_owned() + &numbers(3, 60));
+        assert_eq!(run(&mut order, "67 61"), numbers(61, 68), "the later holes were waited for");
+    }
+
+    fn numbers(first: u64, last: u64) -> String {
+        (first..=last).map(|number| number.to_string()).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
@@ -438,6 +481,7 @@ mod tests {
         check(Some(5), "3 4 5 wait", "-3");
         check(Some(5), "6 7 8 3 4 5 6 7 8 wait 9", "6 7 8 9 -6");
         check(None, "5 6 3 4 5 6 7 wait", "5 6 7 -4");
+        check(Some(5), "b:6 b:7 3 4 wait b:8", "6 7 8 -2");
     }
 
     #[test]
@@ -467,6 +511,14 @@ mod tests {
         assert_eq!(order.tell_abandoned().unwrap().before, None);
         assert_eq!(order.tell_abandoned(), None);
         assert_eq!(run(&mut order, "9 10"), "9 10");
+    }
+
+    #[test]
+    fn a_socket_that_catches_up_repeats_more_than_anybody_remembers() {
+        let mut order = Order::new(Some(Sequence(1)));
+        run(&mut order, "2..3000");
+        order.resumes(SessionId(2), Sequence(1));
+        assert_eq!(run(&mut order, "b:2..3001"), "3001 -2999");
     }
 
     proptest! {

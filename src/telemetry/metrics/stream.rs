@@ -153,10 +153,12 @@ impl Stream {
     }
 
     /// Entries became durable, `latency` after the oldest of them was received.
-    pub fn appended(&self, events: usize, bytes: usize, latency: Duration) {
+    pub fn appended(&self, events: usize, bytes: usize, latency: Option<Duration>) {
         self.events.inc_by(events as u64);
         self.bytes.inc_by(bytes as u64);
-        self.ingest_latency.observe(latency.as_secs_f64());
+        if let Some(latency) = latency {
+            self.ingest_latency.observe(latency.as_secs_f64());
+        }
     }
 
     pub fn duplicates_dropped(&self, count: u64) {

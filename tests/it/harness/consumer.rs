@@ -2,8 +2,7 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive};
 
-use futures_util::{SinkExt, StreamExt, stream::BoxStream};
-use reqwest::Client;
+use futures_util::{StreamExt, stream::BoxStream};
 use serde_json::Value;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
@@ -11,7 +10,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, protocol::frame::CloseFrame},
 };
 
-use super::PATIENCE;
+use super::{PATIENCE, http};
 
 /// How a client reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +39,16 @@ impl Consumer {
                 let connected = timeout(PATIENCE, connect_async(format!("ws://{at}{target}"))).await;
                 Source::WebSocket(Box::new(connected.unwrap().unwrap().0))
             }
-            Transport::Sse => endless(at, target, "text/event-stream", "\n\n").await,
-            Transport::Ndjson => endless(at, target, "application/x-ndjson", "\n").await,
+            Transport::Sse => endless(at, target, "text/event-stream", None).await,
+            Transport::Ndjson => endless(at, target, "application/x-ndjson", None).await,
         };
         Self { source, last_id: None }
+    }
+
+    /// As a browser does whose connection was lost: the same address, and how far it got.
+    pub(crate) async fn resumed(at: SocketAddr, target: &str, last_id: &str) -> Self {
+        let source = endless(at, target, "text/event-stream", Some(last_id)).await;
+        Self { source, last_id: Some(last_id.to_owned()) }
     }
 
     /// The next event; none when the daemon has ended the answer.
@@ -79,21 +84,18 @@ impl Consumer {
             assert!(matches!(message, Some(Ok(_))), "{message:?} where a close was expected");
         }
     }
-
-    /// Says goodbye.
-    pub(crate) async fn leave(self) {
-        if let Source::WebSocket(mut socket) = self.source {
-            socket.send(Message::Close(None)).await.unwrap();
-        }
-    }
 }
 
-async fn endless(at: SocketAddr, target: &str, media_type: &str, end: &'static str) -> Source {
-    let request = Client::new().get(format!("http://{at}{target}")).header("accept", media_type);
+async fn endless(at: SocketAddr, target: &str, media_type: &str, last_id: Option<&str>) -> Source {
+    let mut request = http().get(format!("http://{at}{target}")).header("accept", media_type);
+    if let Some(last_id) = last_id {
+        request = request.header("last-event-id", last_id);
+    }
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["content-type"], media_type);
     let chunks = response.bytes_stream().filter_map(|chunk| async { chunk.ok().map(|bytes| bytes.to_vec()) });
+    let end = if media_type == "text/event-stream" { "\n\n" } else { "\n" };
     Source::Endless { chunks: chunks.boxed(), text: Vec::new(), end }
 }
 
@@ -137,16 +139,10 @@ async fn piece(chunks: &mut BoxStream<'static, Vec<u8>>, text: &mut Vec<u8>, end
 /// An entry in a word: its number, what it marks, or `event`.
 pub(crate) fn tell(entry: &Value) -> String {
     let data = &entry["data"];
-    let part = |name: &str| match &data[name] {
-        Value::Null => "?".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
+    let part = |name: &str| data[name].as_str().unwrap_or("?");
     match entry["type"].as_str().unwrap() {
-        "trunkline.gap.v1" => match &data["after"] {
-            Value::Null => format!("gap({})", part("reason")),
-            _ => format!("gap({} {}..{})", part("reason"), part("after"), part("before")),
-        },
+        "trunkline.gap.v1" if data["after"].is_null() => format!("gap({})", part("reason")),
+        "trunkline.gap.v1" => format!("gap({} {}..{})", part("reason"), part("after"), part("before")),
         "trunkline.snapshot.v1" => format!("snapshot({})", part("reason")),
         "trunkline.undecoded.v1" => "undecoded".to_owned(),
         _ => entry["platformsequence"].as_str().unwrap_or("event").to_owned(),

@@ -99,6 +99,13 @@ impl Plan {
         self
     }
 
+    /// The stream that was added last without this key.
+    pub(crate) fn stream_without(mut self, key: &str) -> Self {
+        let stream = self.streams.last().unwrap().clone();
+        self.table("streams")[&stream].as_table_mut().unwrap().remove(key);
+        self
+    }
+
     /// A key of the account.
     pub(crate) fn account(mut self, key: &str, value: impl Into<Value>) -> Self {
         set(self.account_table(), key, value.into());

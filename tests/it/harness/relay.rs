@@ -6,9 +6,9 @@ use reqwest::{Client, Response};
 use serde_json::Value;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use trunkline::app::{App, install_crypto};
+use trunkline::{app::App, clock};
 
-use super::{Consumer, PATIENCE, Plan, Platform, Transport, eventually};
+use super::{Consumer, LOOK, PATIENCE, Plan, Platform, Transport, http};
 
 /// A running daemon. Dropped, it is cut off with its test.
 pub(crate) struct Relay {
@@ -35,17 +35,20 @@ impl Relay {
 
     /// Started, however far its streams are.
     pub(crate) async fn launch(plan: Plan) -> Self {
-        install_crypto();
         let app = App::start(plan.config()).await.unwrap();
         let (consumers_at, admin_at) = (app.consumers_at(), app.admin_at());
         let stop = CancellationToken::new();
         let running = TaskTracker::new().spawn(app.run(stop.clone().cancelled_owned()));
-        Self { plan, consumers_at, admin_at, stop, running, http: Client::new() }
+        Self { plan, consumers_at, admin_at, stop, running, http: http() }
     }
 
     /// Waits until every stream is live.
     pub(crate) async fn live(&self) {
-        eventually("every stream is live", async || self.get("/readyz?streams=all").await.status() == 200).await;
+        let end = clock::now() + PATIENCE;
+        while self.get("/readyz?streams=all").await.status() != 200 {
+            assert!(clock::now() < end, "not every stream came alive: {}", self.status().await);
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Asks it to end, and goes on at once.
@@ -147,9 +150,17 @@ impl Relay {
         series.iter().sum()
     }
 
-    /// Waits until the stream's status says so.
+    /// Waits until the first stream's status says so.
     pub(crate) async fn until(&self, what: &str, fact: impl Fn(&Value) -> bool) {
-        eventually(what, async || fact(&self.stream().await)).await;
+        let end = clock::now() + PATIENCE;
+        loop {
+            let stream = self.stream().await;
+            if fact(&stream) {
+                return;
+            }
+            assert!(clock::now() < end, "it never came true that {what}: {stream}");
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// The story of the first stream's log so far.
@@ -167,11 +178,11 @@ impl Relay {
     /// Waits until the log tells this story, and nothing beyond it.
     pub(crate) async fn tells(&self, story: &str) {
         let mut told = String::new();
-        let end = trunkline::clock::now() + PATIENCE;
+        let end = clock::now() + PATIENCE;
         while told != story {
             told = self.story().await;
-            assert!(trunkline::clock::now() < end, "the log tells\n  {told}\nwhere it should tell\n  {story}");
-            tokio::time::sleep(super::LOOK).await;
+            assert!(clock::now() < end, "the log tells\n  {told}\nwhere it should tell\n  {story}");
+            tokio::time::sleep(LOOK).await;
         }
     }
 }

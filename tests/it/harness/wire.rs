@@ -35,7 +35,8 @@ struct State {
     cut: bool,
     /// Ends the connections there are.
     connections: CancellationToken,
-    requests: Vec<String>,
+    /// The heads of upgrades.
+    upgrades: Vec<String>,
 }
 
 impl Wire {
@@ -66,9 +67,26 @@ impl Wire {
         self.state.lock().unwrap().cut = false;
     }
 
-    /// The request lines that went through.
-    pub(crate) fn requests(&self) -> Vec<String> {
-        self.state.lock().unwrap().requests.clone()
+    /// The targets of the upgrades that went through.
+    pub(crate) fn upgrades(&self) -> Vec<String> {
+        let target = |head: &String| head.split(' ').nth(1).map(str::to_owned);
+        self.heads().iter().filter_map(target).collect()
+    }
+
+    /// The bearers that they presented.
+    pub(crate) fn bearers(&self) -> Vec<String> {
+        let bearer = |head: &String| {
+            head.lines().find_map(|line| {
+                line.to_lowercase()
+                    .strip_prefix("authorization: bearer ")
+                    .map(|_| line["authorization: bearer ".len()..].to_owned())
+            })
+        };
+        self.heads().iter().filter_map(bearer).collect()
+    }
+
+    fn heads(&self) -> Vec<String> {
+        self.state.lock().unwrap().upgrades.clone()
     }
 }
 
@@ -122,7 +140,7 @@ async fn pump(
         let mut chunk = vec![0; CHUNK_LEN];
         while let Ok(len @ 1..) = from.read(&mut chunk).await {
             if from_client {
-                note_request(state, &chunk[..len]);
+                note_upgrade(state, &chunk[..len]);
             }
             let due = clock::now() + state.lock().unwrap().one_way;
             if sender.send((due, chunk[..len].to_vec())).await.is_err() {
@@ -142,10 +160,11 @@ async fn pump(
     tokio::join!(read, write);
 }
 
-fn note_request(state: &Mutex<State>, chunk: &[u8]) {
+fn note_upgrade(state: &Mutex<State>, chunk: &[u8]) {
     let text = String::from_utf8_lossy(chunk);
-    let line = text.lines().next().filter(|line| line.ends_with(" HTTP/1.1"));
-    state.lock().unwrap().requests.extend(line.map(str::to_owned));
+    if text.starts_with("GET ") && text.to_lowercase().contains("upgrade: websocket") {
+        state.lock().unwrap().upgrades.push(text.into_owned());
+    }
 }
 
 /// Somebody who answers every request with the same words, and remembers what was said.

@@ -47,7 +47,7 @@ pub(super) enum Calamity {
 const PLANNED: [Calamity; 2] = [Calamity::Rotate, Calamity::RefreshToken];
 const PLANNED_NOTIFICATIONS: [Calamity; 4] =
     [Calamity::Rotate, Calamity::RefreshToken, Calamity::Notice, Calamity::AddQueue];
-const SEQUENCED: [Calamity; 21] = [
+const SEQUENCED: [Calamity; 22] = [
     Calamity::Rotate,
     Calamity::RefreshToken,
     Calamity::Cut,
@@ -69,6 +69,7 @@ const SEQUENCED: [Calamity; 21] = [
     Calamity::Repeat,
     Calamity::SkipNumbers,
     Calamity::StartOver,
+    Calamity::Mutter,
 ];
 const NOTIFICATIONS: [Calamity; 22] = [
     Calamity::Rotate,

@@ -32,6 +32,8 @@ pub(super) struct Judge {
     pub(super) state: State,
     pub(super) connected: bool,
     connected_since: Option<Moment>,
+    /// A planned replacement is under way.
+    replacing: bool,
     failures: u32,
     refused: u64,
     first_uses: BTreeMap<SessionId, u64>,
@@ -86,6 +88,7 @@ impl Judge {
             state: State::Starting,
             connected: false,
             connected_since: None,
+            replacing: false,
             failures: 0,
             refused: 0,
             first_uses: BTreeMap::new(),
@@ -191,15 +194,19 @@ impl Judge {
         match report {
             Report::Connected(true) => {
                 self.connected = true;
-                self.connected_since = Some(scene.now);
+                self.connected_since.get_or_insert(scene.now);
+                self.replacing = false;
                 self.heard_at = Some(scene.now);
                 self.heard_wall = scene.wall();
             }
             Report::Connected(false) => {
                 self.settle_row(scene);
                 self.connected = false;
-                self.connected_since = None;
+                // A planned break does not begin the proof of stability anew.
+                self.connected_since = self.connected_since.filter(|_| self.replacing);
             }
+            Report::RotationBegins(_) => self.replacing = true,
+            Report::RotationFailed { .. } | Report::Rotated { .. } => self.replacing = false,
             Report::State(state) => self.state = *state,
             Report::Lost { retry_in: Some(delay), .. } => self.backed_off(*delay, scene),
             Report::GivenUp(_) => self.given_up = true,
@@ -208,9 +215,6 @@ impl Judge {
             | Report::Duplicates(_)
             | Report::Undecoded { .. }
             | Report::Shed(_)
-            | Report::RotationBegins(_)
-            | Report::RotationFailed { .. }
-            | Report::Rotated { .. }
             | Report::Lost { retry_in: None, .. }
             | Report::Breaker(_)
             | Report::Snapshot { .. }

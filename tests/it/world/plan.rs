@@ -47,8 +47,6 @@ pub(super) struct Plan {
     pub(super) frame_len_max: u64,
     /// How long a channel outlives its token.
     pub(super) grace: Duration,
-    /// Whether snapshots can be had, and whether getting one may fail.
-    pub(super) snapshots: bool,
     /// For so long there are faults, this far apart.
     pub(super) trouble: Duration,
     pub(super) calamity_pause: Duration,
@@ -79,9 +77,8 @@ impl Plan {
             burst_max,
             frame_len_max: chance.pick(&[1, 4, 50]),
             grace: if bad { chance.millis(0..5_000) } else { Duration::from_secs(2) },
-            snapshots,
-            trouble: chance.millis(30_000..120_000),
-            calamity_pause: chance.millis(500..10_000),
+            trouble: chance.millis(30_000..150_000),
+            calamity_pause: if bad { chance.millis(500..10_000) } else { chance.millis(300..5_000) },
             // A night knows a few kinds of fault, so that each gets its chance to meet each other.
             calamities: (0..chance.number(1..8)).map(|_| chance.pick(kinds)).collect(),
         }
@@ -142,7 +139,8 @@ fn connector(dialect: Dialect, snapshots: bool, chance: &mut Chance) -> Connecto
             };
             Connector::Notifications(genesys_notifications::Settings {
                 topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
-                channel_life: chance.millis(30_000..200_000),
+                // A twenty-fourth of it is the time for a swap.
+                channel_life: chance.millis(100_000..200_000),
                 discovery: chance.millis(3_000..30_000),
             })
         }

@@ -31,7 +31,6 @@ pub(super) struct Said {
     pub(super) number: Option<u64>,
     /// Which numbering the number belongs to.
     pub(super) era: u32,
-    pub(super) topic: String,
     /// Equal for events that are equal on purpose.
     pub(super) class: usize,
     pub(super) flaw: Option<Flaw>,

@@ -42,6 +42,49 @@ async fn what_is_not_there_or_not_understood_is_told_as_a_problem() {
 }
 
 #[tokio::test]
+async fn every_resource_answers_one_method_and_tells_which() {
+    let relay = Relay::start().await;
+    for path in ["/v1/streams", "/v1/events?stream=queues", QUEUES] {
+        for method in ["HEAD", "POST", "PUT", "DELETE", "OPTIONS"] {
+            let refused = Http::send(&relay.authority, method, path, &[]).await;
+            let allowed = refused.header("allow");
+            assert_eq!((refused.status(), allowed.as_deref()), (405, Some("get")), "{method} {path}");
+        }
+    }
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn a_name_in_a_path_may_be_percent_encoded() {
+    let relay = Relay::start().await;
+    for (path, status) in [
+        ("/v1/streams/%71ueue%73/events", 200),
+        ("/v1/streams/queues%2Fevents/events", 404),
+        ("/v1/streams/%ff/events", 404),
+    ] {
+        let mut answer = relay.get(path, &[]).await;
+        assert_eq!(answer.status(), status, "{path}");
+        if status == 404 {
+            assert_eq!(answer.problem().await.0, "unknown-stream", "{path}");
+        }
+    }
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn a_page_of_an_allowed_origin_may_read_why_it_is_refused() {
+    let mut setup = Setup::default();
+    setup.server.allowed_origins = vec!["https://dash.example.com".to_owned()];
+    let relay = Relay::with(setup).await;
+    for (path, status) in [("/", 404), ("/v1/events", 400), ("/v1/streams/nobody/events", 404)] {
+        let refused = relay.get(path, &[("Origin", "https://dash.example.com")]).await;
+        let shared = refused.header("access-control-allow-origin");
+        assert_eq!((refused.status(), shared.as_deref()), (status, Some("https://dash.example.com")), "{path}");
+    }
+    relay.drain().await;
+}
+
+#[tokio::test]
 async fn a_foreign_page_is_refused_before_anything_else() {
     let mut setup = Setup::default();
     setup.server.allowed_origins = vec!["https://dash.example.com".to_owned()];

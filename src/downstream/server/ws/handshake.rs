@@ -2,17 +2,18 @@
 //!
 //! It refuses other versions and malformed keys, and accepts no extension: compressed frames could not be shared.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use hyper::{
-    HeaderMap, Response, StatusCode, Version,
-    header::{
-        CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-        SEC_WEBSOCKET_VERSION, UPGRADE,
+use axum::{
+    http::{
+        HeaderMap, StatusCode, Version,
+        header::{
+            CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+            SEC_WEBSOCKET_VERSION, UPGRADE,
+        },
     },
+    response::{IntoResponse, Response},
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-
-use crate::listener::{Body, whole};
 
 /// Why a handshake is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -36,10 +37,7 @@ pub(in crate::downstream::server) fn is_asked(headers: &HeaderMap) -> bool {
 }
 
 /// The 101 that completes the handshake.
-pub(in crate::downstream::server) fn accept(
-    version: Version,
-    headers: &HeaderMap,
-) -> Result<Response<Body>, HandshakeError> {
+pub(in crate::downstream::server) fn accept(version: Version, headers: &HeaderMap) -> Result<Response, HandshakeError> {
     if version != Version::HTTP_11 {
         return Err(HandshakeError::Protocol);
     }
@@ -50,16 +48,14 @@ pub(in crate::downstream::server) fn accept(
         return Err(HandshakeError::Version);
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| is_key(key.as_bytes())).ok_or(HandshakeError::Key)?;
-    let mut response = Response::new(whole(""));
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let answer = response.headers_mut();
-    answer.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    answer.insert(SEC_WEBSOCKET_ACCEPT, proof(key));
-    if has_token(headers, &SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
-        answer.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-    }
-    Ok(response)
+    let agreed = has_token(headers, &SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)
+        .then_some([(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL))]);
+    let answer = [
+        (UPGRADE, HeaderValue::from_static("websocket")),
+        (CONNECTION, HeaderValue::from_static("Upgrade")),
+        (SEC_WEBSOCKET_ACCEPT, proof(key)),
+    ];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, agreed, answer).into_response())
 }
 
 /// What shows the client that its key was read.

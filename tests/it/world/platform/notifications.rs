@@ -150,8 +150,7 @@ impl Platform {
         }
         // Nobody is owed what he did not subscribe to: a queue that is new, a topic that was refused.
         let withheld = open && !sent;
-        let (at, topic) = (scene.now, topic.to_owned());
-        self.said.push(Said { at, number: None, era: 0, topic, class, flaw, withheld, heard_in: 0 });
+        self.said.push(Said { at: scene.now, number: None, era: 0, class, flaw, withheld, heard_in: 0 });
     }
 
     /// A channel does not outlive its token for long.
@@ -189,7 +188,7 @@ impl Platform {
         for id in self.sockets_of(|socket| !socket.leaving) {
             self.send(id, Ok(system("socket_closing")), scene);
             let ahead = match scene.plan.night {
-                Night::Planned => scene.chance.millis(20_000..60_000),
+                Night::Planned => scene.chance.millis(10_000..30_000),
                 Night::Bad => scene.chance.millis(0..60_000),
             };
             scene.after(ahead, Happening::Closes(id));

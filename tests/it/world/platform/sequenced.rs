@@ -104,16 +104,7 @@ impl Platform {
         self.numbering.next += 1;
         let flaw = self.flaw.take();
         let era = self.numbering.era;
-        self.said.push(Said {
-            at: scene.now,
-            number,
-            era,
-            topic: String::new(),
-            class,
-            flaw,
-            withheld: false,
-            heard_in: 0,
-        });
+        self.said.push(Said { at: scene.now, number, era, class, flaw, withheld: false, heard_in: 0 });
     }
 
     /// Sends events in frames; the first that has a flaw ends the socket.

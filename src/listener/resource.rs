@@ -1,0 +1,42 @@
+//! What the resources of both listeners have in common: which methods they answer, how names stand in their paths, and
+//! what is said of paths that lead nowhere.
+//!
+//! It refuses HEAD: what a GET answers may be endless or dear to make, and its head alone tells nobody anything.
+
+use std::convert::Infallible;
+
+use axum::{
+    extract::{FromRequestParts, Path},
+    http::{Uri, request::Parts},
+    routing::MethodRouter,
+};
+
+use super::problem::Problem;
+
+/// A resource that answers `methods`, and tells every other which are `allowed`, as in `"GET, DELETE"`.
+pub fn only<S>(allowed: &'static str, methods: MethodRouter<S>) -> MethodRouter<S>
+where
+    S: Clone + Send + Sync + 'static,
+{
+    let refuse = move || async move { Problem::wrong_method(allowed) };
+    methods.head(refuse).fallback(refuse)
+}
+
+/// The handler of every path that is not routed.
+pub async fn nowhere(uri: Uri) -> Problem {
+    Problem::no_such_path(uri.path())
+}
+
+/// The one name in a path, percent-decoded and not judged yet. Where it is no text, the whole path stands for it, which
+/// is no name of anything.
+#[derive(Debug)]
+pub struct Name(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let name = Path::from_request_parts(parts, state).await.map(|Path(name)| name);
+        Ok(Self(name.unwrap_or_else(|_| parts.uri.path().to_owned())))
+    }
+}

@@ -1,0 +1,95 @@
+//! Frames as no platform should send them: none is lost, none stops a stream.
+
+use trunkline::simulator::{Dialect, Fault, Raw, Target, Undecodable};
+
+use crate::harness::{Plan, Platform, Relay};
+
+const UNREADABLE: [Undecodable; 4] =
+    [Undecodable::Binary, Undecodable::InvalidJson, Undecodable::WrongShape, Undecodable::Deep];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_nobody_can_read_is_kept_as_it_came() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    for what in UNREADABLE {
+        platform.inject(Fault::Undecodable { on: Target::All, what });
+        platform.say(1);
+    }
+    relay.tells("undecoded 1 undecoded 2 undecoded 3 undecoded 4").await;
+    let entries = relay.entries().await;
+    let binary = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+Pw==";
+    assert_eq!(entries[0]["data_base64"], binary);
+    assert!(entries.iter().all(|entry| entry.get("data").is_none() || entry.get("data_base64").is_none()));
+    assert_eq!(relay.metric("stream_undecoded_total", &[]).await, 4.0);
+    assert_eq!(platform.opened(Dialect::Sequenced), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notification_that_nobody_can_read_is_kept_as_it_came() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::topics(platform.address(), &["v2.users.*.presence"])).await;
+    for what in UNREADABLE {
+        platform.inject(Fault::Undecodable { on: Target::All, what });
+    }
+    relay.tells("undecoded undecoded undecoded undecoded").await;
+    assert_eq!(platform.opened(Dialect::Notifications), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_is_not_utf8_ends_the_session_and_not_the_stream() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    platform.say(1);
+    relay.tells("1").await;
+    platform.inject(Fault::Undecodable { on: Target::All, what: Undecodable::InvalidUtf8 });
+    platform.say(1);
+    relay.tells("1 2").await;
+    assert_eq!(relay.metric("stream_network_reconnects_total", &[("class", "protocol")]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_in_fragments_is_one_message() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    platform.inject(Fault::Fragments { on: Target::All, n: 7 });
+    platform.say(2);
+    let text = r#"{"type":"split","name":"Zoë €"}"#.to_owned();
+    platform.say_raw_sequenced(Raw::Fragments { text, pieces: 31 });
+    relay.tells("1 2 event").await;
+    assert_eq!(relay.entries().await[2]["data"]["name"], "Zoë €");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_oversize_frame_is_marked_and_not_met_for_ever() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::numbered(platform.address()).stream("frame_max", "16KiB")).await;
+    platform.say(2);
+    relay.tells("1 2").await;
+    platform.inject(Fault::Oversize { on: Target::All, bytes: 40_000 });
+    relay.until("it is live again", |stream| stream["reconnects"] == 1 && stream["state"] == "live").await;
+    platform.say(2);
+    relay.tells("1 2 gap(oversize 2..4) snapshot(oversize) 4 5").await;
+    assert_eq!(relay.entries().await[2]["data"]["lost"], 1);
+    assert_eq!(platform.opened(Dialect::Sequenced), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_oversize_notification_is_marked() {
+    let platform = Platform::start().await;
+    let queue = format!("v2.analytics.queues.{}.observations", platform.queue_ids()[0]);
+    let plan = Plan::topics(platform.address(), &[&queue]).stream("frame_max", "64KiB");
+    let relay = Relay::of(plan).await;
+    platform.inject(Fault::Oversize { on: Target::All, bytes: 100_000 });
+    relay.tells("gap(oversize) snapshot(oversize)").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_of_an_event_are_the_platforms() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    let odd = r#"{"sequenceId": 1,  "n":1.0e2, "n":12345678901234567890123, "text":"\u00e9\/é", "deep":[[{}]] }"#;
+    platform.say_raw_sequenced(Raw::Text(odd.to_owned()));
+    relay.tells("1").await;
+    let page = relay.page(&format!("/v1/streams/{}/events?from=first", relay.name())).await.text().await.unwrap();
+    assert!(page.contains(odd), "{page}");
+}

@@ -1,0 +1,151 @@
+//! What is missing is said: where, why, how much; and the platform's present state follows.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use trunkline::simulator::{Dialect, Fault, Settings, Target};
+
+use crate::harness::{Plan, Platform, Relay, tell};
+
+const SUMMARY: &str = "/api/v2/analytics/conversations/summary";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_are_skipped_are_a_gap_with_a_snapshot_right_behind_it() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    platform.say(2);
+    platform.inject(Fault::Jump { n: 10 });
+    platform.say(3);
+    relay.tells("1 2 gap(jump 2..13) snapshot(jump) 13 14 15").await;
+    let entries = relay.entries().await;
+    let (gap, snapshot) = (&entries[2], &entries[3]);
+    assert_eq!(gap["data"]["lost"], 10);
+    assert_eq!(snapshot["data"]["gap"], gap["id"]);
+    assert_eq!(snapshot["data"]["status"], 200);
+    assert!(snapshot["data"]["resource"].as_str().unwrap().ends_with(SUMMARY));
+    assert!(snapshot["data"]["answer"]["queues"].is_array());
+    assert_eq!(relay.metric("stream_lost_events_total", &[]).await, 10.0);
+    assert_eq!(relay.metric("stream_gaps_total", &[("reason", "jump")]).await, 1.0);
+    assert_eq!(relay.metric("stream_snapshots_total", &[("outcome", "taken")]).await, 1.0);
+    assert_eq!(platform.opened(Dialect::Sequenced), 1, "a gap is no reason to hang up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_without_a_snapshot_url_stays_a_gap() {
+    let platform = Platform::start().await;
+    let url = format!("ws://{}{SUMMARY}/stream", platform.address());
+    let plan = Plan::named(platform.address(), "acme-bare").and_numbered("bare", platform.address());
+    let relay = Relay::of(plan.stream("url", url).stream_without("snapshot_url")).await;
+    platform.say(1);
+    platform.inject(Fault::Jump { n: 1 });
+    platform.say(1);
+    relay.tells("1 gap(jump 1..3) 3").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_older_than_the_platform_keeps_is_abandoned_with_a_gap() {
+    let platform = Platform::with(Settings { retention: Duration::from_secs(1), ..Settings::default() }).await;
+    let relay =
+        Relay::of(Plan::numbered(platform.address()).stream("retention", "1s").stream("silence_max", "900ms")).await;
+    platform.say(3);
+    relay.tells("1 2 3").await;
+    let plan = relay.stop().await;
+    platform.say(2);
+    sleep(Duration::from_millis(1_200)).await;
+    let relay = Relay::of(plan).await;
+    platform.say(2);
+    relay.tells("1 2 3 gap(retention 3..6) snapshot(retention) 6 7").await;
+    assert_eq!(relay.entries().await[3]["data"]["lost"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abandoned_position_is_told_even_if_nothing_follows() {
+    let platform = Platform::with(Settings { retention: Duration::ZERO, ..Settings::default() }).await;
+    let relay =
+        Relay::of(Plan::numbered(platform.address()).stream("retention", "1s").stream("silence_max", "900ms")).await;
+    platform.say(1);
+    relay.tells("1").await;
+    let plan = relay.stop().await;
+    sleep(Duration::from_millis(1_200)).await;
+    let relay = Relay::of(plan).await;
+    relay.tells("1 gap(retention 1..?) snapshot(retention)").await;
+    platform.say(1);
+    relay.tells("1 gap(retention 1..?) snapshot(retention) 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_passes_over_a_young_position_in_silence_is_found_out() {
+    let platform = Platform::with(Settings { retention: Duration::ZERO, ..Settings::default() }).await;
+    let relay = Relay::start(&platform).await;
+    platform.say(3);
+    relay.tells("1 2 3").await;
+    platform.inject(Fault::Drop { on: Target::All });
+    platform.say(4);
+    relay.until("it is live again", |stream| stream["reconnects"] == 1 && stream["state"] == "live").await;
+    platform.say(2);
+    relay.tells("1 2 3 gap(jump 3..8) snapshot(jump) 8 9").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_numbering_that_starts_over_is_a_reset_that_loses_nothing() {
+    for behind in [3, 150] {
+        let platform = Platform::start().await;
+        let relay = Relay::start(&platform).await;
+        platform.say(200);
+        relay.consumer().await.expect(1..=200).await;
+        platform.inject(Fault::Reset {});
+        platform.say(behind);
+        let mut consumer = relay.consumer().await;
+        consumer.expect(1..=200).await;
+        assert_eq!(tell(&consumer.next().await.unwrap()), "gap(reset 200..1)", "{behind} behind");
+        assert_eq!(tell(&consumer.next().await.unwrap()), "snapshot(reset)");
+        consumer.expect(1..=behind).await;
+        platform.say(1);
+        consumer.expect(behind + 1..=behind + 1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_starts_over_while_nobody_listens_is_found_out() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    platform.say(9);
+    relay.consumer().await.expect(1..=9).await;
+    let plan = relay.stop().await;
+    platform.inject(Fault::Reset {});
+    let relay = Relay::of(plan).await;
+    platform.say(4);
+    relay.tells("1 2 3 4 5 6 7 8 9 gap(reset 9..1) snapshot(reset) 1 2 3 4").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_fails_is_owed_and_paid_behind_the_live_stream() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    let path = Some(SUMMARY.to_owned());
+    platform.inject(Fault::Rest { status: 503, times: 1, retry_after: None, path });
+    platform.say(1);
+    platform.inject(Fault::Jump { n: 1 });
+    platform.say(2);
+    relay.tells("1 gap(jump 1..3) 3 4").await;
+    relay.until("the snapshot is owed", |stream| stream["snapshot_owed"] == true).await;
+    relay.tells("1 gap(jump 1..3) 3 4 snapshot(jump)").await;
+    relay.until("nothing is owed", |stream| stream["snapshot_owed"] == false).await;
+    let entries = relay.entries().await;
+    assert_eq!(entries[4]["data"]["gap"], entries[1]["id"]);
+    assert_eq!(relay.metric("stream_snapshots_total", &[("outcome", "failed")]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_forbidden_is_told_in_its_place() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    let path = Some(SUMMARY.to_owned());
+    platform.inject(Fault::Rest { status: 403, times: 1, retry_after: None, path });
+    platform.say(1);
+    platform.inject(Fault::Jump { n: 1 });
+    platform.say(1);
+    relay.tells("1 gap(jump 1..3) snapshot(jump) 3").await;
+    let data = &relay.entries().await[2]["data"];
+    assert_eq!((&data["status"], &data["answer"]), (&403.into(), &serde_json::Value::Null));
+}

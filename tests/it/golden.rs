@@ -1,0 +1,117 @@
+//! What users build on, held against the files under `tests/golden`: the envelope and the metrics page.
+//!
+//! With `UPDATE_GOLDEN` set the files are written anew, to be read before they are kept.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use time::macros::datetime;
+use trunkline::simulator::{Fault, Raw, Settings, Target, Undecodable};
+
+use crate::harness::{Plan, Platform, Relay};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_envelope_is_what_it_was() {
+    let story_base = Some(datetime!(2026-05-04 12:00 UTC));
+    let platform = Platform::with(Settings { story_base, frame_max: 1, ..Settings::default() }).await;
+    let queue = format!("v2.analytics.queues.{}.observations", platform.queue_ids()[0]);
+    let plan = Plan::named(platform.address(), "acme-golden").and_numbered("calls", platform.address());
+    let numbered = Relay::of(plan.stream_without("snapshot_url")).await;
+    platform.inject(Fault::Undecodable { on: Target::All, what: Undecodable::InvalidJson });
+    platform.say(1);
+    platform.inject(Fault::Jump { n: 4 });
+    platform.say(1);
+    numbered.tells("undecoded 1 gap(jump 1..6) 6").await;
+    let plan = Plan::named(platform.address(), "acme-golden").and_topics("queues", &[&queue]);
+    let notified = Relay::of(plan).await;
+    let body = r#"{"group":{"queueId":"9c1e"},"eventTime":"2026-05-04T12:00:01.000Z"}"#;
+    let topic = "v2.analytics.queues.9c1e.observations";
+    let text =
+        format!(r#"{{"topicName":"{topic}","version":"2","eventBody":{body},"metadata":{{"CorrelationId":"c-1"}}}}"#);
+    platform.say_raw_notification(Raw::Text(text));
+    notified.tells("event").await;
+    let text = [lines(&numbered).await, lines(&notified).await].concat();
+    hold_against("envelope.json", &text);
+}
+
+/// The entries of the first stream, one a line, without what differs from run to run.
+async fn lines(relay: &Relay) -> String {
+    let target = format!("/v1/streams/{}/events?from=first", relay.name());
+    let mut page = relay.page(&target).await.text().await.unwrap();
+    for entry in relay.entries().await {
+        let (epoch, _) = entry["id"].as_str().unwrap().split_once('-').unwrap();
+        page = page.replace(&format!("\"{epoch}-"), "\"EPOCH-");
+        page = page.replace(entry["receivedtime"].as_str().unwrap(), "RECEIVED");
+    }
+    let page = page.strip_prefix('[').unwrap().strip_suffix(']').unwrap();
+    page.replace("},{\"specversion\"", "}\n{\"specversion\"") + "\n"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_page_is_what_it_was() {
+    let platform = Platform::start().await;
+    let plan = Plan::named(platform.address(), "acme-page").and_numbered("calls", platform.address());
+    let relay = Relay::of(plan.and_topics("queues", &["v2.users.*.presence"])).await;
+    platform.say(1);
+    relay.tells("1").await;
+    let page = relay.get("/metrics").await.text().await.unwrap();
+    let own = ["calls-page", "queues-page", "acme-page"].map(|name| format!("\"{name}\""));
+    let others = |line: &&str| {
+        let labelled = line.contains("stream=\"") || line.contains("account=\"");
+        !labelled || own.iter().any(|own| line.contains(own.as_str()))
+    };
+    let mut seen = BTreeSet::new();
+    let lines = page.lines().filter(others).map(without_value).filter(|line| seen.insert(line.clone()));
+    hold_against("metrics.txt", &(lines.collect::<Vec<_>>().join("\n") + "\n"));
+}
+
+/// A line of the page without what differs from run to run, and without a histogram's bounds.
+fn without_value(line: &str) -> String {
+    if line.starts_with('#') {
+        return line.to_owned();
+    }
+    let (series, _) = line.rsplit_once(' ').unwrap();
+    let mut series = series.to_owned();
+    for label in ["le=\"", "version=\"", "commit=\""] {
+        if let Some(at) = series.find(label) {
+            let value = at + label.len();
+            let end = value + series[value..].find('"').unwrap();
+            series.replace_range(value..end, "*");
+        }
+    }
+    series
+}
+
+/// Every metric that the daemon is known by has its series from the start.
+#[tokio::test(flavor = "multi_thread")]
+async fn series_are_there_before_anything_has_happened() {
+    let plan = Plan::numbered(([127, 0, 0, 1], 9).into());
+    let relay = Relay::launch(plan).await;
+    for (name, labels) in [
+        ("stream_events_total", vec![]),
+        ("stream_gaps_total", vec![("reason", "store")]),
+        ("stream_rotations_total", vec![("trigger", "token"), ("outcome", "failed")]),
+        ("stream_network_reconnects_total", vec![("class", "silence")]),
+        ("stream_snapshots_total", vec![("outcome", "taken")]),
+        ("stream_shed_total", vec![]),
+        ("token_refreshes_total", vec![("outcome", "granted")]),
+    ] {
+        assert_eq!(relay.metric(name, &labels).await, 0.0, "{name}");
+    }
+    assert_eq!(relay.metric("stream_lease_owner", &[]).await, 1.0);
+}
+
+fn hold_against(name: &str, found: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&file, found).unwrap();
+    }
+    let expected = fs::read_to_string(&file).unwrap_or_default();
+    let (mut found, mut expected) = (found.lines(), expected.lines());
+    loop {
+        let pair = (expected.next(), found.next());
+        assert_eq!(pair.0, pair.1, "tests/golden/{name} says otherwise");
+        if pair == (None, None) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Notifications: channels, topics, and what cannot be had again.
+
+use std::time::Duration;
+
+use serde_json::json;
+use trunkline::simulator::{Dialect, Fault, Raw, Settings, Target};
+
+use crate::harness::{Plan, Platform, Relay, eventually, throughout};
+
+const QUEUES: &str = "v2.analytics.queues.*.observations";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_star_stands_for_every_queue_and_every_user() {
+    let platform = Platform::with(Settings { agents: 120, queues: 3, ..Settings::default() }).await;
+    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"])).await;
+    let mark = platform.ledger().mark();
+    platform.say(400);
+    let said = platform.said_since(mark);
+    let (queues, users) = (platform.queue_ids(), platform.agent_ids());
+    let wanted = |topic: &str| {
+        queues.iter().any(|id| topic == format!("v2.analytics.queues.{id}.observations"))
+            || users.iter().any(|id| topic == format!("v2.users.{id}.presence"))
+    };
+    let meant: Vec<String> = platform
+        .ledger()
+        .said_since(mark)
+        .into_iter()
+        .filter(|said| wanted(&said.topic))
+        .map(|said| said.correlation)
+        .collect();
+    assert_eq!(said, meant);
+    let heard = relay.consumer().await.take(said.len()).await;
+    let heard: Vec<&str> = heard.iter().map(|event| event["correlationid"].as_str().unwrap()).collect();
+    assert_eq!(heard, said);
+    assert!(platform.tally().rest["GET /api/v2/users"] >= 2, "users come in pages");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_topic_is_told_and_the_others_flow() {
+    let settings = Settings { forbidden_topics: vec!["v2.users.".to_owned()], ..Settings::default() };
+    let platform = Platform::with(settings).await;
+    let agent = platform.agent_ids().remove(0);
+    let refused = [format!("v2.users.{agent}.presence"), "v2.routing.queues.nobody.users".to_owned()];
+    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES, &refused[0], &refused[1]])).await;
+    let told = relay.stream().await["refused_topics"].clone();
+    let told: Vec<&str> = told.as_array().unwrap().iter().map(|topic| topic.as_str().unwrap()).collect();
+    assert!(told.len() == 2 && refused.iter().all(|topic| told.iter().any(|told| told.starts_with(topic))), "{told:?}");
+    assert!(told.iter().any(|told| told.contains("directory:user:view")), "{told:?}");
+    platform.say(50);
+    assert!(relay.consumer().await.next().await.unwrap()["type"] == "v2.analytics.queues.observations");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_said_while_nobody_listened_is_a_gap_with_snapshots_behind_it() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"])).await;
+    platform.inject(Fault::Drop { on: Target::All });
+    relay.tells("gap(no-replay) snapshot(no-replay) snapshot(no-replay)").await;
+    let entries = relay.entries().await;
+    assert!(entries[0]["data"]["silence_ms"].as_u64().is_some());
+    assert!(entries[1..].iter().all(|snapshot| snapshot["data"]["gap"] == entries[0]["id"]));
+    let resources: Vec<&str> = entries[1..].iter().map(|entry| entry["data"]["resource"].as_str().unwrap()).collect();
+    assert_eq!(resources[0], "/api/v2/analytics/queues/observations/query");
+    assert!(resources[1].starts_with("/api/v2/users?"));
+    assert_eq!(platform.tally().channels_created, 1, "the channel outlives its socket");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_is_a_gap_where_nothing_is_replayed() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES])).await;
+    platform.say(60);
+    relay.until("something was heard", |stream| stream["events"].as_u64() > Some(0)).await;
+    let relay = relay.restart().await;
+    eventually("the gap is marked", async || relay.story().await.ends_with("event gap(no-replay) snapshot(no-replay)"))
+        .await;
+    let relay = relay.restart().await;
+    eventually("each has its own", async || relay.count("gaps").await == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_keep_a_quiet_stream() {
+    let heartbeat = Duration::from_millis(50);
+    let platform = Platform::with(Settings { heartbeat, ..Settings::default() }).await;
+    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES]).stream("silence_max", "200ms")).await;
+    throughout(Duration::from_secs(1), "it keeps its socket", async || platform.opened(Dialect::Notifications) == 1)
+        .await;
+    platform.inject(Fault::Stall { on: Target::All, lasting: Duration::from_secs(60) });
+    relay.tells("gap(no-replay) snapshot(no-replay)").await;
+    assert!(relay.entries().await[0]["data"]["silence_ms"].as_u64().unwrap() >= 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_notifications_on_one_socket_are_both_kept_and_on_two_they_are_one() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES])).await;
+    let same = || Raw::Text(json!({"topicName": "v2.test.twin", "eventBody": {"n": 1}}).to_string());
+    platform.say_raw_notification(same());
+    platform.say_raw_notification(same());
+    relay.tells("event event").await;
+    relay.wish("rotate").await;
+    eventually("two sockets overlap", async || {
+        relay.count("rotations").await == 1 && platform.open(Dialect::Notifications) == 2
+    })
+    .await;
+    platform.say_raw_notification(same());
+    relay.until("the copy is dropped", |stream| stream["duplicates"] == 1).await;
+    relay.tells("event event event").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscriptions_that_somebody_else_took_need_an_operator() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES])).await;
+    platform.inject(Fault::NoLongerSubscribed {});
+    relay.until("it has failed", |stream| stream["state"] == "failed").await;
+    eventually("it fights nobody", async || platform.open(Dialect::Notifications) == 0).await;
+    relay.wish("pause").await;
+    relay.wish("resume").await;
+    relay.live().await;
+    relay.tells("gap(no-replay) snapshot(no-replay)").await;
+    assert_eq!(platform.tally().channels_created, 2);
+}

@@ -1,0 +1,217 @@
+//! A planned change of socket: nothing lost, nothing doubled, no silence.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use trunkline::simulator::{Dialect, Fault, Settings, Target};
+
+use crate::harness::{Plan, Platform, Relay, Wire, eventually};
+
+const TOPICS: [&str; 3] = ["v2.analytics.queues.*.observations", "v2.users.*.presence", "v2.users.*.routingStatus"];
+
+/// The platform speaks all the while, until the fact is one.
+async fn talking_until(platform: &Platform, what: &str, fact: impl AsyncFn() -> bool) {
+    eventually(what, async || {
+        platform.say(3);
+        fact().await
+    })
+    .await;
+}
+
+/// Everything that was said to somebody is in the log, and nothing twice.
+async fn all_notifications_arrive_once(platform: &Platform, relay: &Relay, mark: u64) {
+    let said: BTreeSet<String> = platform.said_since(mark).into_iter().collect();
+    let mut consumer = relay.consumer().await;
+    let mut heard = BTreeSet::new();
+    while heard.len() < said.len() {
+        let event = consumer.next().await.unwrap();
+        let correlation = event["correlationid"].as_str().unwrap_or_else(|| panic!("{event}")).to_owned();
+        assert!(heard.insert(correlation), "twice: {event}");
+    }
+    assert_eq!(heard, said);
+}
+
+async fn silence(relay: &Relay) -> f64 {
+    relay.metric("stream_rotation_silence_seconds_sum", &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_under_load_leaves_no_gap_no_duplicate_and_no_silence() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    let mut consumer = relay.consumer().await;
+    platform.say(1);
+    consumer.expect(1..=1).await;
+    for rotations in 1..=4 {
+        relay.wish("rotate").await;
+        talking_until(&platform, "it has rotated", async || relay.count("rotations").await == rotations).await;
+    }
+    consumer.expect(2..=platform.ledger().last_sequence()).await;
+    assert_eq!(silence(&relay).await, 0.0);
+    assert_eq!(relay.metric("stream_rotation_silence_seconds_count", &[]).await, 4.0);
+    assert_eq!(relay.metric("stream_rotations_total", &[("trigger", "operator"), ("outcome", "completed")]).await, 4.0);
+    assert_eq!(relay.metric("stream_network_reconnects_total", &[]).await, 0.0);
+    assert_eq!(relay.count("gaps").await, 0);
+    assert_eq!(platform.opened(Dialect::Sequenced), 5);
+    eventually("one socket is left", async || platform.open(Dialect::Sequenced) == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_token_moves_the_stream_before_the_old_one_ends() {
+    let platform = Platform::with(Settings { token_ttl: Duration::from_secs(2), ..Settings::default() }).await;
+    let wire = Wire::to(platform.address()).await;
+    let relay = Relay::of(Plan::numbered(wire.address())).await;
+    let mut consumer = relay.consumer().await;
+    platform.say(1);
+    consumer.expect(1..=1).await;
+    talking_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
+    consumer.expect(2..=platform.ledger().last_sequence()).await;
+    assert_eq!(relay.metric("stream_rotations_total", &[("trigger", "token"), ("outcome", "completed")]).await, 1.0);
+    assert_eq!(relay.count("reconnects").await, 0);
+    assert_eq!(silence(&relay).await, 0.0);
+    let bearers = wire.bearers();
+    assert!(bearers.len() == 2 && bearers[0] != bearers[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn notifications_move_to_a_channel_of_the_new_token_without_loss() {
+    let settings = Settings { token_ttl: Duration::from_secs(2), ..Settings::default() };
+    let platform = Platform::with(settings).await;
+    let relay = Relay::of(Plan::topics(platform.address(), &TOPICS)).await;
+    let mark = platform.ledger().mark();
+    talking_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
+    talking_until(&platform, "the old socket is gone", async || platform.open(Dialect::Notifications) == 1).await;
+    all_notifications_arrive_once(&platform, &relay, mark).await;
+    assert_eq!(platform.tally().channels_created, 2, "a channel per token");
+    assert_eq!(relay.count("gaps").await, 0);
+    assert_eq!(relay.count("reconnects").await, 0);
+    assert_eq!(silence(&relay).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notice_of_the_end_is_followed_before_the_platform_hangs_up() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::topics(platform.address(), &TOPICS)).await;
+    let mark = platform.ledger().mark();
+    platform.inject(Fault::SocketClosing { lead: Duration::from_millis(600) });
+    talking_until(&platform, "the old socket is gone", async || {
+        relay.count("rotations").await == 1 && platform.open(Dialect::Notifications) == 1
+    })
+    .await;
+    all_notifications_arrive_once(&platform, &relay, mark).await;
+    assert_eq!(relay.metric("stream_rotations_total", &[("trigger", "notice"), ("outcome", "completed")]).await, 1.0);
+    assert_eq!(relay.metric("stream_network_reconnects_total", &[]).await, 0.0);
+    assert_eq!(relay.count("gaps").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_token_is_replaced_while_its_socket_still_serves() {
+    let platform = Platform::with(Settings { grace: Duration::from_secs(5), ..Settings::default() }).await;
+    let relay = Relay::of(Plan::topics(platform.address(), &TOPICS)).await;
+    let mark = platform.ledger().mark();
+    platform.inject(Fault::TokenRevoked {});
+    talking_until(&platform, "the old socket is gone", async || {
+        relay.count("rotations").await == 1 && platform.open(Dialect::Notifications) == 1
+    })
+    .await;
+    all_notifications_arrive_once(&platform, &relay, mark).await;
+    assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
+    assert_eq!(relay.account().await["generation"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_near_its_end_is_replaced() {
+    let platform = Platform::with(Settings { channel_life: Duration::from_secs(60), ..Settings::default() }).await;
+    let relay = Relay::of(Plan::topics(platform.address(), &TOPICS).stream("channel_life", CHANNEL_LIFE)).await;
+    let mark = platform.ledger().mark();
+    talking_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
+    all_notifications_arrive_once(&platform, &relay, mark).await;
+    let completed = [("trigger", "channel-end"), ("outcome", "completed")];
+    assert_eq!(relay.metric("stream_rotations_total", &completed).await, 1.0);
+}
+
+const CHANNEL_LIFE: &str = "1s";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_that_fails_is_tried_again_while_the_old_session_serves() {
+    let platform = Platform::start().await;
+    let relay =
+        Relay::of(Plan::numbered(platform.address()).stream("backoff.first", "30s").stream("backoff.cap", "60s")).await;
+    let mut consumer = relay.consumer().await;
+    platform.say(1);
+    consumer.expect(1..=1).await;
+    platform.refuse(503, 2);
+    relay.wish("rotate").await;
+    talking_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
+    consumer.expect(2..=platform.ledger().last_sequence()).await;
+    assert_eq!(relay.metric("stream_rotations_total", &[("outcome", "failed")]).await, 2.0);
+    assert_eq!(relay.metric("stream_network_reconnects_total", &[]).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_socket_may_be_lost_while_its_successor_comes() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    let mut consumer = relay.consumer().await;
+    platform.say(1);
+    consumer.expect(1..=1).await;
+    for round in 0..5 {
+        relay.wish("rotate").await;
+        tokio::time::sleep(Duration::from_millis(8 + 4 * round)).await;
+        platform.inject(Fault::Drop { on: Target::All });
+        platform.say(5);
+        relay.live().await;
+    }
+    consumer.expect(2..=platform.ledger().last_sequence()).await;
+    assert_eq!(relay.count("gaps").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn breaking_first_keeps_order_and_position() {
+    let platform = Platform::start().await;
+    let wire = Wire::to(platform.address()).await;
+    wire.add_round_trip(Duration::from_millis(60));
+    let relay = Relay::of(Plan::numbered(wire.address()).stream("rotation", "break-first")).await;
+    let mut consumer = relay.consumer().await;
+    platform.say(1);
+    consumer.expect(1..=1).await;
+    let mut silences = Vec::new();
+    for rotations in 1..=3 {
+        let before = silence(&relay).await;
+        relay.wish("rotate").await;
+        talking_until(&platform, "it has rotated", async || relay.count("rotations").await == rotations).await;
+        silences.push(silence(&relay).await - before);
+    }
+    consumer.expect(2..=platform.ledger().last_sequence()).await;
+    silences.sort_by(f64::total_cmp);
+    println!("silence of break-first over a 60 ms round trip: {silences:?} s");
+    assert!(silences[1] > 0.0 && silences[1] < 1.0, "{silences:?}");
+    assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overlapping_over_a_slow_network_is_silent_for_no_time() {
+    let platform = Platform::start().await;
+    let wire = Wire::to(platform.address()).await;
+    wire.add_round_trip(Duration::from_millis(60));
+    let relay = Relay::of(Plan::numbered(wire.address())).await;
+    let mut consumer = relay.consumer().await;
+    platform.say(1);
+    consumer.expect(1..=1).await;
+    for rotations in 1..=3 {
+        relay.wish("rotate").await;
+        talking_until(&platform, "it has rotated", async || relay.count("rotations").await == rotations).await;
+    }
+    consumer.expect(2..=platform.ledger().last_sequence()).await;
+    assert_eq!(silence(&relay).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn breaking_first_on_a_platform_without_replay_is_marked() {
+    let platform = Platform::start().await;
+    let queue = format!("v2.analytics.queues.{}.observations", platform.queue_ids()[0]);
+    let relay = Relay::of(Plan::topics(platform.address(), &[&queue]).stream("rotation", "break-first")).await;
+    relay.wish("rotate").await;
+    relay.tells("gap(no-replay) snapshot(no-replay)").await;
+    assert_eq!(relay.count("rotations").await, 1);
+    assert!(relay.entries().await[0]["data"]["silence_ms"].as_u64().is_some());
+}

@@ -1,0 +1,261 @@
+//! Tokens: when they are renewed, what happens when they cannot be, and that the streams hardly notice.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use trunkline::{
+    clock,
+    simulator::{Dialect, Fault, Settings, TokenFailure, TokenKind},
+};
+
+use crate::harness::{Impostor, Plan, Platform, Relay, Wire, eventually, http, throughout};
+
+async fn refresh(relay: &Relay) {
+    let path = format!("/admin/v1/accounts/{}/refresh", relay.plan().account_name());
+    assert_eq!(relay.post(&path).await.status(), 202);
+}
+
+fn next_refresh(account: &Value) -> f64 {
+    account["next_refresh_seconds"].as_f64().unwrap_or_else(|| panic!("{account}"))
+}
+
+fn remaining(account: &Value) -> f64 {
+    account["remaining_seconds"].as_f64().unwrap_or_else(|| panic!("{account}"))
+}
+
+fn near(found: f64, expected: f64) -> bool {
+    (expected - 3.0..=expected).contains(&found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_renewed_its_buffer_before_its_end_or_a_quarter_of_its_life() {
+    for (life, buffer, due) in
+        [(3_600, "300s", 3_300.0), (1_200, "300s", 900.0), (100, "300s", 75.0), (100, "10s", 90.0)]
+    {
+        let platform = Platform::with(Settings { token_ttl: Duration::from_secs(life), ..Settings::default() }).await;
+        let relay = Relay::of(Plan::numbered(platform.address()).account("refresh_buffer", buffer)).await;
+        let account = relay.account().await;
+        assert!(near(next_refresh(&account), due), "{life} {buffer}: {account}");
+        assert!(near(remaining(&account), life as f64), "{life} {buffer}: {account}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_an_hour_off_changes_nothing() {
+    for clock_offset in [-3_600, 0, 3_600] {
+        for stated in [None, Some(TokenFailure::NoExpiresIn)] {
+            let settings = Settings {
+                clock_offset,
+                token_kind: TokenKind::Jwt,
+                token_ttl: Duration::from_secs(1_800),
+                ..Settings::default()
+            };
+            let platform = Platform::with(settings).await;
+            if let Some(failure) = stated {
+                platform.inject(Fault::Token { failure, times: 1 });
+            }
+            let relay = Relay::of(Plan::numbered(platform.address())).await;
+            let account = relay.account().await;
+            assert!(near(next_refresh(&account), 1_500.0), "{clock_offset}: {account}");
+            assert_eq!(relay.metric("token_lifetime_seconds", &[]).await, 1_800.0);
+            assert_eq!(relay.metric("token_claimed_lifetime_seconds", &[]).await, 1_800.0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_life_that_is_stated_oddly_is_bounded() {
+    let table = [
+        (TokenFailure::ExpiresIn { json: "\"1800\"".to_owned() }, 1_800.0),
+        (TokenFailure::ExpiresIn { json: "1e300".to_owned() }, 172_800.0),
+        (TokenFailure::ExpiresIn { json: "null".to_owned() }, 600.0),
+        (TokenFailure::NoExpiresIn, 600.0),
+    ];
+    for (failure, life) in table {
+        let platform = Platform::start().await;
+        platform.inject(Fault::Token { failure: failure.clone(), times: 1 });
+        let relay = Relay::of(Plan::numbered(platform.address())).await;
+        let account = relay.account().await;
+        assert!(near(remaining(&account), life), "{failure:?}: {account}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_life_of_nothing_is_a_second_and_no_spin() {
+    for json in ["0", "-5"] {
+        let platform = Platform::start().await;
+        platform.inject(Fault::Token { failure: TokenFailure::ExpiresIn { json: json.to_owned() }, times: 2 });
+        let begin = clock::now();
+        let relay = Relay::of(Plan::numbered(platform.address())).await;
+        eventually("it has a real life", async || remaining(&relay.account().await) > 2.0).await;
+        assert!(begin.elapsed() > Duration::from_millis(1_400));
+        assert_eq!(platform.tally().grants_total(), 3);
+        assert_eq!(relay.count("reconnects").await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_fails_leaves_the_sockets_alone() {
+    let thief = Impostor::start("HTTP/1.1 200 OK").await;
+    let wait = |text: &str| TokenFailure::TooManyRequests { retry_after: Some(text.to_owned()) };
+    // how it fails, as what it is counted, and when it is tried again
+    let table = [
+        (wait("20"), "throttled", 18.0, 24.0),
+        (wait("99999999"), "throttled", 3_590.0, 4_320.0),
+        (wait("soon"), "throttled", 0.0, 1.2),
+        (TokenFailure::Status { status: 500 }, "unreachable", 0.0, 1.2),
+        (TokenFailure::Reset, "unreachable", 0.0, 1.2),
+        (TokenFailure::Html, "unreachable", 0.0, 1.2),
+        (TokenFailure::Huge, "unreachable", 0.0, 1.2),
+        (TokenFailure::Redirect { to: format!("http://{}/", thief.address()) }, "unreachable", 0.0, 1.2),
+        (TokenFailure::InvalidClient, "rejected", 23.0, 36.0),
+        (TokenFailure::InvalidGrant, "rejected", 23.0, 36.0),
+    ];
+    for (failure, outcome, least, most) in table {
+        let platform = Platform::start().await;
+        let relay = Relay::start(&platform).await;
+        platform.inject(Fault::Token { failure: failure.clone(), times: 1 });
+        refresh(&relay).await;
+        eventually("it has failed", async || relay.account().await["last_error"].is_string()).await;
+        let account = relay.account().await;
+        assert!((least..=most).contains(&next_refresh(&account)), "{failure:?}: {account}");
+        assert_eq!(account["state"], if outcome == "rejected" { "rejected" } else { "renewing" }, "{failure:?}");
+        assert_eq!(account["generation"], 1, "{failure:?}");
+        assert_eq!(relay.metric("token_refreshes_total", &[("outcome", outcome)]).await, 1.0, "{failure:?}");
+        platform.say(1);
+        relay.tells("1").await;
+        assert_eq!(platform.opened(Dialect::Sequenced), 1, "{failure:?}");
+    }
+    assert_eq!(thief.heard(), [""; 0], "a redirect is not followed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_failed_is_asked_again_and_the_stream_moves_on() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    platform.inject(Fault::Token { failure: TokenFailure::Status { status: 503 }, times: 1 });
+    refresh(&relay).await;
+    eventually("there is a new token", async || relay.account().await["generation"] == 2).await;
+    relay.until("the stream uses it", |stream| stream["rotations"] == 1).await;
+    let account = relay.account().await;
+    assert_eq!((&account["state"], &account["last_error"]), (&"valid".into(), &Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_token_is_waited_for_as_long_as_the_endpoint_asks() {
+    let platform = Platform::start().await;
+    let failure = TokenFailure::TooManyRequests { retry_after: Some("1".to_owned()) };
+    platform.inject(Fault::Token { failure, times: 1 });
+    let begin = clock::now();
+    let relay = Relay::launch(Plan::numbered(platform.address())).await;
+    assert_eq!(relay.get("/readyz").await.status(), 200, "consumers can be served meanwhile");
+    relay.live().await;
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_alarm_and_mended_ones_are_tried_at_once() {
+    let platform = Platform::start().await;
+    let plan = Plan::numbered(platform.address()).secret("client_secret", "wrong");
+    let file = plan.secret_file("client_secret");
+    let relay = Relay::launch(plan).await;
+    eventually("they are rejected", async || relay.account().await["state"] == "rejected").await;
+    let account = relay.account().await;
+    assert!(account["last_error"].as_str().unwrap().contains("invalid_client"), "{account}");
+    assert_eq!(relay.stream().await["state"], "starting");
+    std::fs::write(file, "demo-secret\n").unwrap();
+    relay.live().await;
+    assert_eq!(platform.tally().token_failures, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_cannot_hurry_an_account_beyond_its_interval() {
+    let platform = Platform::start().await;
+    let plan = Plan::numbered(platform.address()).account("refresh_interval_min", "60s");
+    let relay = Relay::of(plan).await;
+    for _ in 0..5 {
+        refresh(&relay).await;
+    }
+    throughout(Duration::from_millis(300), "it waits", async || platform.tally().grants_total() == 1).await;
+    assert!(next_refresh(&relay.account().await) <= 60.0);
+    platform.say(1);
+    relay.tells("1").await;
+    platform.close(1008);
+    platform.say(1);
+    relay.tells("1 2").await;
+    assert_eq!(platform.tally().grants_total(), 2, "the first one after a rejection does not wait");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_refresh_token_survives_a_restart() {
+    let platform = Platform::start().await;
+    let plan = Plan::numbered(platform.address()).account("grant", "refresh_token");
+    let relay = Relay::of(plan.secret("refresh_token", "demo-refresh")).await;
+    refresh(&relay).await;
+    relay.until("the stream uses the second token", |stream| stream["rotations"] == 1).await;
+    let relay = relay.restart().await;
+    platform.say(1);
+    relay.tells("1").await;
+    let tally = platform.tally();
+    assert_eq!((tally.grants["refresh_token"], tally.token_failures), (3, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_may_be_named_in_the_body() {
+    let settings =
+        Settings { client_id: "a b:c".to_owned(), client_secret: "s+e%c&r=é".to_owned(), ..Settings::default() };
+    let platform = Platform::with(settings).await;
+    for client_auth in ["basic", "body"] {
+        let plan = Plan::numbered(platform.address()).account("client_auth", client_auth);
+        let relay = Relay::of(plan.secret("client_id", "a b:c").secret("client_secret", "s+e%c&r=é")).await;
+        assert_eq!(relay.account().await["state"], "valid");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_static_token_is_read_again_when_its_file_changes() {
+    let platform = Platform::start().await;
+    let grant = async || {
+        let request = http().post(format!("{}/oauth/token", platform.url()));
+        let request = request.basic_auth("demo", Some("demo-secret")).form(&[("grant_type", "client_credentials")]);
+        let answer: Value = request.send().await.unwrap().json().await.unwrap();
+        answer["access_token"].as_str().unwrap().to_owned()
+    };
+    let wire = Wire::to(platform.address()).await;
+    let first = grant().await;
+    let plan = Plan::numbered(wire.address()).account("grant", "static").secret("token", &first);
+    let plan = plan.without(&["client_id", "client_secret", "token_url"]);
+    let file = plan.secret_file("token");
+    let relay = Relay::of(plan).await;
+    platform.say(1);
+    relay.tells("1").await;
+    let second = grant().await;
+    std::fs::write(&file, &second).unwrap();
+    relay.until("the stream uses it", |stream| stream["rotations"] == 1).await;
+    assert_eq!(wire.bearers(), [first, second]);
+    platform.inject(Fault::TokenRevoked {});
+    eventually("only an operator can help", async || relay.account().await["state"] == "rejected").await;
+    std::fs::write(&file, grant().await).unwrap();
+    platform.say(1);
+    relay.live().await;
+    relay.tells("1 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_is_shown_holds_a_secret() {
+    let platform = Platform::start().await;
+    let wire = Wire::to(platform.address()).await;
+    let relay = Relay::of(Plan::numbered(wire.address())).await;
+    platform.inject(Fault::Token { failure: TokenFailure::InvalidGrant, times: 1 });
+    refresh(&relay).await;
+    eventually("it has failed", async || relay.account().await["last_error"].is_string()).await;
+    let shown = [
+        relay.status().await.to_string(),
+        relay.get("/metrics").await.text().await.unwrap(),
+        relay.get("/readyz").await.text().await.unwrap(),
+    ]
+    .concat();
+    for secret in wire.bearers().iter().map(String::as_str).chain(["demo-secret"]) {
+        assert!(!secret.is_empty() && !shown.contains(secret));
+    }
+}

@@ -1,0 +1,268 @@
+//! Sessions that are lost or refused: each cause has its own way back, and none is mistaken for a rotation.
+
+use std::time::Duration;
+
+use trunkline::{
+    clock,
+    simulator::{Dialect, Fault, Settings, Target},
+};
+
+use crate::harness::{Impostor, Plan, Platform, Relay, Wire, eventually, throughout};
+
+const TOPICS: [&str; 1] = ["v2.analytics.queues.*.observations"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_close_code_of_the_network_is_taken_up_again_without_loss() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::numbered(platform.address()).stream("backoff.breaker_after", 1_000)).await;
+    let mut consumer = relay.consumer().await;
+    platform.say(1);
+    consumer.expect(1..=1).await;
+    let table = [
+        (1000, "clean"),
+        (1001, "network"),
+        (1002, "protocol"),
+        (1003, "protocol"),
+        (1007, "protocol"),
+        (1009, "protocol"),
+        (1011, "restart"),
+        (1012, "restart"),
+        (3000, "network"),
+        (4000, "network"),
+        (4999, "network"),
+    ];
+    for (lost, (code, class)) in (1..).zip(table) {
+        let before = relay.metric("stream_network_reconnects_total", &[("class", class)]).await;
+        platform.close(code);
+        platform.say(2);
+        consumer.expect(2 * lost..=2 * lost + 1).await;
+        assert_eq!(relay.count("reconnects").await, lost, "{code}");
+        assert_eq!(relay.metric("stream_network_reconnects_total", &[("class", class)]).await, before + 1.0, "{code}");
+    }
+    assert_eq!(platform.tally().grants_total(), 1, "none of them is a reason for a new token");
+    assert_eq!(relay.metric("stream_rotations_total", &[]).await, 0.0);
+    assert_eq!(relay.count("gaps").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overloaded_platform_is_left_alone_for_a_while() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    platform.close(1013);
+    relay.until("it backs off", |stream| stream["state"] == "backing-off").await;
+    throughout(Duration::from_millis(700), "it stays away", async || platform.opened(Dialect::Sequenced) == 1).await;
+    assert_eq!(relay.get("/readyz?streams=all").await.status(), 503);
+    assert_eq!(relay.get("/readyz").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_for_authentication_brings_a_new_token_and_no_backoff() {
+    for code in [1008, 4001] {
+        let platform = Platform::start().await;
+        let wire = Wire::to(platform.address()).await;
+        let relay =
+            Relay::of(Plan::numbered(wire.address()).stream("backoff.first", "30s").stream("backoff.cap", "60s")).await;
+        platform.say(1);
+        relay.tells("1").await;
+        platform.close(code);
+        platform.say(1);
+        relay.tells("1 2").await;
+        let bearers = wire.bearers();
+        assert!(bearers.len() == 2 && bearers[0] != bearers[1], "{code}: the rejected token is not presented again");
+        assert_eq!(relay.account().await["generation"], 2);
+        assert_eq!(relay.metric("stream_network_reconnects_total", &[("class", "refused")]).await, 1.0);
+        assert_eq!(relay.metric("stream_network_reconnects_total", &[("class", "network")]).await, 0.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_answered_with_401_brings_a_new_token() {
+    let platform = Platform::start().await;
+    let wire = Wire::to(platform.address()).await;
+    let relay = Relay::of(Plan::numbered(wire.address())).await;
+    platform.say(1);
+    relay.tells("1").await;
+    platform.refuse(401, 1);
+    platform.inject(Fault::Drop { on: Target::All });
+    platform.say(1);
+    relay.tells("1 2").await;
+    let [first, refused, second] = &wire.bearers()[..] else { panic!("three upgrades") };
+    assert!(first == refused && refused != second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_rejects_every_token_is_not_stormed() {
+    let platform = Platform::start().await;
+    platform.refuse(401, 1_000);
+    let relay =
+        Relay::launch(Plan::numbered(platform.address()).stream("backoff.first", "30s").stream("backoff.cap", "60s"))
+            .await;
+    relay.until("it backs off", |stream| stream["state"] == "backing-off").await;
+    throughout(Duration::from_millis(500), "it does so for long", async || platform.tally().handshakes_refused == 3)
+        .await;
+    assert!(platform.tally().grants_total() <= 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forbidden_stream_fails_alone_and_a_new_token_revives_it() {
+    let platform = Platform::start().await;
+    let plan = Plan::numbered(platform.address()).and_topics("queues", &TOPICS);
+    let relay = Relay::of(plan).await;
+    platform.say(1);
+    relay.tells("1").await;
+    let on = Target::Sequenced;
+    platform.inject(Fault::Refuse { on, status: 403, times: 1, retry_after: None });
+    platform.inject(Fault::Drop { on });
+    relay.until("it has failed", |stream| stream["state"] == "failed").await;
+    assert!(relay.stream().await["last_error"].as_str().unwrap().contains("403"));
+    assert_eq!(relay.get("/readyz").await.status(), 200);
+    assert_eq!(relay.get("/readyz?streams=all").await.status(), 503);
+    assert_eq!(relay.status().await["streams"][1]["state"], "live");
+    let account = relay.plan().account_name();
+    assert_eq!(relay.post(&format!("/admin/v1/accounts/{account}/refresh")).await.status(), 202);
+    platform.say(1);
+    relay.live().await;
+    relay.tells("1 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_not_there_has_failed() {
+    let platform = Platform::start().await;
+    let url = format!("ws://{}/no/such/stream", platform.address());
+    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", url)).await;
+    relay.until("it has failed", |stream| stream["state"] == "failed").await;
+    assert!(relay.stream().await["last_error"].as_str().unwrap().contains("404"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_is_told_to_wait_waits() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    platform.say(1);
+    relay.tells("1").await;
+    for status in [429, 503] {
+        let (on, retry_after) = (Target::All, Some("1".to_owned()));
+        platform.inject(Fault::Refuse { on, status, times: 1, retry_after });
+        let begin = clock::now();
+        platform.inject(Fault::Drop { on });
+        relay.until("it backs off", |stream| stream["state"] == "backing-off").await;
+        relay.live().await;
+        assert!(begin.elapsed() >= Duration::from_secs(1), "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_in_a_row_open_the_breaker_and_a_stable_session_closes_it() {
+    let platform = Platform::start().await;
+    let plan = Plan::numbered(platform.address())
+        .stream("backoff.cap", "50ms")
+        .stream("backoff.breaker_after", 2)
+        .stream("backoff.stable_after", "300ms");
+    let relay = Relay::of(plan).await;
+    platform.say(1);
+    relay.tells("1").await;
+    platform.refuse(500, 20);
+    platform.inject(Fault::Drop { on: Target::All });
+    eventually("the breaker opens", async || relay.metric("stream_breaker_open", &[]).await == 1.0).await;
+    platform.say(1);
+    relay.tells("1 2").await;
+    eventually("the breaker closes", async || relay.metric("stream_breaker_open", &[]).await == 0.0).await;
+    assert_eq!(relay.metric("stream_rotations_total", &[]).await, 0.0);
+    assert_eq!(platform.tally().grants_total(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_outage_of_six_seconds_a_stream_is_live_within_five() {
+    let platform = Platform::start().await;
+    let wire = Wire::to(platform.address()).await;
+    let plan = Plan::numbered(wire.address())
+        .stream("backoff.first", "1s")
+        .stream("backoff.cap", "30s")
+        .stream("backoff.stable_after", "100ms");
+    let relay = Relay::of(plan).await;
+    platform.say(1);
+    relay.tells("1").await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    wire.cut();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    platform.say(5);
+    wire.mend();
+    let mended = clock::now();
+    relay.live().await;
+    assert!(mended.elapsed() < Duration::from_secs(5), "live {:?} after the network", mended.elapsed());
+    relay.tells("1 2 3 4 5 6").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirected_upgrade_is_not_followed_and_the_token_goes_nowhere() {
+    let platform = Platform::start().await;
+    let thief = Impostor::start("HTTP/1.1 200 OK").await;
+    let elsewhere = format!("HTTP/1.1 302 Found\r\nlocation: ws://{}/stream", thief.address());
+    let redirect = Impostor::start(&elsewhere).await;
+    let url = format!("ws://{}/stream", redirect.address());
+    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", url)).await;
+    relay.until("it has failed", |stream| stream["state"] == "failed").await;
+    assert!(redirect.heard()[0].to_lowercase().contains("authorization: bearer "));
+    assert_eq!(thief.heard(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirected_call_is_not_followed_and_the_token_goes_nowhere() {
+    let platform = Platform::start().await;
+    let thief = Impostor::start("HTTP/1.1 200 OK").await;
+    let elsewhere = format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: http://{}/", thief.address());
+    let redirect = Impostor::start(&elsewhere).await;
+    let api_url = format!("http://{}", redirect.address());
+    let relay = Relay::launch(Plan::topics(platform.address(), &TOPICS).account("api_url", api_url)).await;
+    relay.until("it has failed", |stream| stream["state"] == "failed").await;
+    assert!(redirect.heard()[0].to_lowercase().contains("authorization: bearer "));
+    assert_eq!(thief.heard(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_gone_is_made_anew() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::topics(platform.address(), &TOPICS)).await;
+    for (lost, status) in (1..).zip([401, 403, 404]) {
+        platform.refuse(status, 1);
+        platform.inject(Fault::Drop { on: Target::All });
+        relay.until("it is live again", |stream| stream["state"] == "live" && stream["gaps"] == lost).await;
+        assert_eq!(platform.tally().channels_created, lost + 1, "{status}");
+    }
+    assert_eq!(platform.tally().grants_total(), 1, "a channel's address is no token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_fail_while_a_stream_starts_are_tried_again() {
+    let platform = Platform::start().await;
+    let fail = |status, retry_after: Option<&str>| {
+        let retry_after = retry_after.map(str::to_owned);
+        platform.inject(Fault::Rest { status, times: 1, retry_after, path: None });
+    };
+    fail(500, None);
+    fail(503, None);
+    fail(401, None);
+    fail(429, Some("1"));
+    let begin = clock::now();
+    let relay = Relay::of(Plan::topics(platform.address(), &TOPICS)).await;
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+    assert_eq!(platform.tally().grants_total(), 2);
+    assert_eq!(relay.count("gaps").await, 0, "nothing was missed before it ever listened");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_dies_with_its_token_in_silence_is_noticed() {
+    let settings = Settings {
+        token_ttl: Duration::from_secs(1),
+        expiry: trunkline::simulator::Expiry::Silence,
+        ..Settings::default()
+    };
+    let platform = Platform::with(settings).await;
+    // An answer that promises an hour hides from the relay that the token dies within a second.
+    let promise = trunkline::simulator::TokenFailure::ExpiresIn { json: "3600".to_owned() };
+    platform.inject(Fault::Token { failure: promise, times: 1 });
+    let relay = Relay::of(Plan::numbered(platform.address()).stream("silence_max", "500ms")).await;
+    platform.say(1);
+    relay.tells("1").await;
+    assert!(relay.account().await["remaining_seconds"].as_f64().unwrap() > 3_000.0);
+}
