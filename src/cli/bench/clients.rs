@@ -139,7 +139,8 @@ impl Client {
         };
         let mut socket = TcpStream::connect(at).context("cannot connect")?;
         socket.set_read_timeout(Some(ANSWER_MAX))?;
-        write!(socket, "GET /v1/streams/s0/events?from={from} HTTP/1.1\r\nHost: {at}\r\n{wish}\r\n\r\n")?;
+        let request = format!("GET /v1/streams/s0/events?from={from} HTTP/1.1\r\nHost: {at}\r\n{wish}\r\n\r\n");
+        socket.write_all(request.as_bytes())?;
         let (head, rest) = read_head(&mut socket).context("a subscription was not answered")?;
         ensure!(head.starts_with(status.as_bytes()), "a subscription was refused: {}", head.escape_ascii());
         let mut counter = Counter::new(transport);
