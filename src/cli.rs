@@ -2,6 +2,7 @@
 //!
 //! A file a command. None of them prints to anything but the output it is given.
 
+pub mod bench;
 pub mod check;
 pub mod completions;
 pub mod config;
@@ -50,6 +51,8 @@ pub enum Command {
     Tail(tail::TailArgs),
     /// Show streams and tokens of a running daemon
     Status(status::StatusArgs),
+    /// Measure the daemon on this machine
+    Bench(bench::BenchArgs),
     /// Print the completions of a shell
     Completions(completions::CompletionsArgs),
 }
@@ -220,6 +223,7 @@ mod tests {
             "trunkline tail queues --since 10m --token x",
             "trunkline tail queues --since 2026-05-04T13:31:49Z",
             "trunkline status --url http://127.0.0.1:9090 --json --watch",
+            "trunkline bench --quick --json --only ingest,latency --data d",
             "trunkline completions bash",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
@@ -234,6 +238,7 @@ mod tests {
             "trunkline demo --rate 0",
             "trunkline demo --rate NaN",
             "trunkline demo --token-ttl 20",
+            "trunkline bench --only speed",
             "trunkline tail Queues",
             "trunkline tail queues --after yesterday",
             "trunkline tail queues --since yesterday",

@@ -44,6 +44,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             let terminal = std::io::stdout().is_terminal();
             cli::status::run(&args, terminal, out, cli::interrupted()).await
         }
+        Command::Bench(args) => cli::bench::run(&args, out, &mut std::io::stderr()),
         Command::Completions(args) => Ok(cli::completions::run(&args, out)?),
     }
 }

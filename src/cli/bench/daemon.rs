@@ -1,0 +1,172 @@
+//! The daemon that is measured: this very program, started with a configuration made for one phase.
+//!
+//! It is killed at the end, not drained: its folder goes with it.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+use super::{
+    machine::{self, Cores},
+    source::Source,
+};
+use crate::clock;
+
+/// From start until every stream is connected and consumers are served.
+const START_MAX: Duration = Duration::from_secs(20);
+/// An answer to a question takes no longer, whatever the daemon is busy with.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How often is looked whether something has come true.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// A running daemon of `streams` streams, named `s0` and so on.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    child: Child,
+    consumers: SocketAddr,
+    folder: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    streams: Vec<Listed>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    last: Option<String>,
+}
+
+impl Daemon {
+    /// Starts it in an empty folder, on a core of its own where there are two, and waits until it is connected.
+    pub(super) fn start(folder: &Path, source: &Source, streams: usize, cores: Option<Cores>) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let (consumers, admin) = (free_address()?, free_address()?);
+        let file = folder.join("bench.toml");
+        fs::write(&file, configuration(folder, source.address(), streams, consumers, admin)?)?;
+        let mut command = Command::new(machine::this_program()?);
+        command.args(["run", "--config"]).arg(&file);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(folder.join("log"))?);
+        // A child begins where its parent is.
+        let pinned = cores.is_some_and(|cores| machine::pin(cores.daemon));
+        let child = command.spawn();
+        if let Some(cores) = cores.filter(|_| pinned) {
+            machine::pin(cores.load);
+        }
+        let child = child.context("cannot start this program again")?;
+        let mut daemon = Self { child, consumers, folder: folder.to_owned() };
+        daemon.wait_until_connected(source, streams)?;
+        Ok(daemon)
+    }
+
+    fn wait_until_connected(&mut self, source: &Source, streams: usize) -> anyhow::Result<()> {
+        let end = clock::now() + START_MAX;
+        while clock::now() < end {
+            if let Some(status) = self.child.try_wait()? {
+                let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+                bail!("the daemon ended with {status}: {}", log.trim());
+            }
+            if source.connected() >= streams && TcpStream::connect(self.consumers).is_ok() {
+                return Ok(());
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        bail!("the daemon was not connected within {} s", START_MAX.as_secs())
+    }
+
+    /// Where consumers are served.
+    pub(super) fn consumers(&self) -> SocketAddr {
+        self.consumers
+    }
+
+    /// CPU time used so far, where the system tells.
+    pub(super) fn cpu(&self) -> Option<Duration> {
+        machine::cpu_time(self.child.id())
+    }
+
+    /// Resident bytes, where the system tells.
+    pub(super) fn resident(&self) -> Option<u64> {
+        machine::resident(self.child.id())
+    }
+
+    /// Entries in all logs: what is durable.
+    pub(super) fn entries(&self) -> anyhow::Result<u64> {
+        let mut socket = TcpStream::connect(self.consumers).context("the daemon does not listen")?;
+        socket.set_read_timeout(Some(ANSWER_MAX))?;
+        let host = self.consumers;
+        write!(socket, "GET /v1/streams HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).context("the daemon does not answer")?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("the daemon's answer has no body")?;
+        let listing: Listing = serde_json::from_str(body).context("the daemon's answer is not understood")?;
+        let offset = |listed: &Listed| listed.last.as_ref()?.rsplit_once('-')?.1.parse::<u64>().ok();
+        Ok(listing.streams.iter().filter_map(offset).sum())
+    }
+
+    /// Waits until so many entries are durable; returns how many there were at the end of the time.
+    pub(super) fn wait_for_entries(&self, wanted: u64, end: Instant) -> anyhow::Result<u64> {
+        loop {
+            let entries = self.entries()?;
+            if entries >= wanted || clock::now() >= end {
+                return Ok(entries);
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended by itself, and the folder may be gone: then there is nothing left to do.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        drop(fs::remove_dir_all(&self.folder));
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_address() -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
+    Ok(listener.local_addr()?)
+}
+
+fn configuration(
+    folder: &Path,
+    source: SocketAddr,
+    streams: usize,
+    consumers: SocketAddr,
+    admin: SocketAddr,
+) -> anyhow::Result<String> {
+    let token = folder.join("token");
+    fs::write(&token, "bench")?;
+    let [data, token] = [folder.join("data"), token].map(|path| toml::Value::from(path.display().to_string()));
+    let mut text = format!(
+        r#"
+[http]
+listen = "{consumers}"
+[admin]
+listen = "{admin}"
+[store]
+path = {data}
+[accounts.bench]
+platform = "generic"
+grant = "static"
+token = {{ file = {token} }}
+"#
+    );
+    for stream in 0..streams {
+        text.push_str(&format!(
+            "[streams.s{stream}]\naccount = \"bench\"\nconnector = \"genesys-sequenced\"\nurl = \"ws://{source}/\"\n"
+        ));
+    }
+    Ok(text)
+}

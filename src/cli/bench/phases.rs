@@ -1,0 +1,299 @@
+//! What is measured, a function a phase: each starts what it needs, measures for a bounded time, and ends it.
+
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use bytestring::ByteString;
+
+use super::{
+    Phase, clients,
+    clients::{Clients, Transport},
+    daemon::Daemon,
+    machine::{self, Cores},
+    pipeline,
+    report::{Figure, Target},
+    source::{EVENT_LEN, Frames, Pace, Source},
+};
+use crate::{
+    clock,
+    event_log::{self, EventLogs},
+    model::{Body, Checkpoint, Event, Source as LogSource, StreamName},
+    store::{
+        Store,
+        embedded::{self, Embedded, Retention},
+    },
+};
+
+/// Subscribers of the fan-out.
+const SUBSCRIBERS: usize = 1_000;
+/// Subscribers of whom each does nothing.
+const IDLE_SUBSCRIBERS: usize = 5_000;
+/// How far the source may be ahead of the mean subscriber.
+const WINDOW: u64 = 32;
+/// Events a second while latency is measured.
+const LATENCY_RATE: f64 = 1_000.0;
+/// Events that a cold reader has to read.
+const COLD_EVENTS: u64 = 200_000;
+/// Streams, and events a second of each; held against one stream that says as many.
+const MANY_STREAMS: usize = 100;
+const MANY_RATE: f64 = 20.0;
+/// Events of one append when the store is measured alone: what comes in while it is busy with the last.
+const APPEND_LEN: usize = 256;
+/// From the first event until caches are warm and the write-ahead log has its size.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// The allocator gives back what it does not need within this time.
+const SETTLING: Duration = Duration::from_secs(3);
+/// A phase that waits for an event that does not come gives up after this time.
+const PATIENCE: Duration = Duration::from_secs(30);
+const MICROS: f64 = 1e6;
+
+/// What all phases share.
+#[derive(Debug)]
+pub(super) struct Setting {
+    pub(super) cores: Option<Cores>,
+    /// A folder of its own, emptied by each phase.
+    pub(super) folder: PathBuf,
+    /// How long one thing is measured.
+    pub(super) span: Duration,
+    pub(super) sockets_max: usize,
+}
+
+/// Measures one thing once.
+pub(super) fn measure(phase: Phase, setting: &Setting) -> anyhow::Result<Vec<Figure>> {
+    match phase {
+        Phase::Ingest => ingest(setting),
+        Phase::Append => append(setting),
+        Phase::Fanout => fanout(setting),
+        Phase::Latency => latency(setting),
+        Phase::Cold => cold(setting),
+        Phase::Streams => streams(setting),
+        Phase::Idle => idle(setting),
+    }
+}
+
+impl Setting {
+    fn daemon(&self, source: &Source, streams: usize) -> anyhow::Result<Daemon> {
+        Daemon::start(&self.folder.join("daemon"), source, streams, self.cores)
+    }
+
+    /// As many subscribers as the system allows sockets for, on our side and on the daemon's.
+    fn subscribers(&self, wanted: usize) -> usize {
+        wanted.min(self.sockets_max.saturating_sub(100))
+    }
+}
+
+fn figure(name: &'static str, value: f64, unit: &'static str, target: Target) -> Figure {
+    Figure { name, value, unit, target }
+}
+
+/// The figure of CPU time for each of `count`, where the system tells it.
+fn cpu_figure(name: &'static str, used: Option<Duration>, count: u64, target: Target) -> Option<Figure> {
+    used.map(|used| figure(name, used.as_secs_f64() * MICROS / count.max(1) as f64, "µs CPU each", target))
+}
+
+/// Events and CPU time of a daemon between two moments.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    events: u64,
+    took: Duration,
+    cpu: Option<Duration>,
+}
+
+/// What a daemon takes in for `span`, after it has warmed up.
+fn observe(daemon: &Daemon, span: Duration) -> anyhow::Result<Pass> {
+    daemon.wait_for_entries(1, clock::now() + PATIENCE)?;
+    thread::sleep(WARM_UP);
+    let look = || anyhow::Ok((daemon.entries()?, clock::now(), daemon.cpu()));
+    let (entries, start, cpu) = look()?;
+    thread::sleep(span);
+    let (entries_after, end, cpu_after) = look()?;
+    let events = entries_after - entries;
+    ensure!(events > 0, "nothing was taken in for {} s", span.as_secs_f64());
+    Ok(Pass { events, took: end - start, cpu: cpu_after.zip(cpu).map(|(after, before)| after - before) })
+}
+
+fn ingest(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
+    let source = Source::start(Frames::Mixed, Pace::AsTaken)?;
+    let daemon = setting.daemon(&source, 1)?;
+    source.gate().raise(u64::MAX);
+    let Pass { events, took, cpu } = observe(&daemon, setting.span)?;
+    let rate = events as f64 / took.as_secs_f64();
+    let mut figures = vec![figure("ingest, source to durable log", rate, "events/s", Target::AtLeast(120_000.0))];
+    figures.extend(cpu_figure("ingest, daemon's CPU", cpu, events, Target::AtMost(5.0)));
+    Ok(figures)
+}
+
+fn append(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
+    let alone = thread::scope(|scope| scope.spawn(|| append_alone(setting)).join());
+    // A panic over there is our own mistake, and is one here.
+    let (events, took) = alone.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    Ok(vec![figure("append, the store alone", events as f64 / took.as_secs_f64(), "events/s", Target::None)])
+}
+
+/// On a thread of its own, so that the store's thread begins on the daemon's core.
+fn append_alone(setting: &Setting) -> anyhow::Result<(u64, Duration)> {
+    if let Some(cores) = setting.cores {
+        machine::pin(cores.daemon);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let folder = setting.folder.join("store");
+    let appended = runtime.block_on(append_for(&folder, setting.span));
+    std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    appended
+}
+
+async fn append_for(folder: &std::path::Path, span: Duration) -> anyhow::Result<(u64, Duration)> {
+    let retention = Retention { events: 1_000_000, age: Duration::from_secs(86_400), bytes: 4 << 30 };
+    let store = Embedded::open(&embedded::Settings { path: folder.to_owned(), retention })?;
+    let stream: StreamName = "s0".parse()?;
+    let source = LogSource::new(&"bench".parse()?, &stream);
+    let settings = event_log::Settings { tail_bytes: 4 << 20 };
+    let logs = EventLogs::open(Store::Embedded(store.clone()), &[(stream.clone(), source)], &settings).await?;
+    let log = logs.get(&stream).context("it was opened")?;
+    let mut event = Event::own("v2.analytics.queues.observations", &(), clock::wall());
+    event.body = Body::Json(ByteString::from(format!("\"{}\"", "x".repeat(EVENT_LEN - 2))));
+    let events = vec![event; APPEND_LEN];
+    let checkpoint = Checkpoint { position: None, heard_at: clock::wall() };
+    let (start, mut appended) = (clock::now(), 0);
+    while start.elapsed() < span {
+        log.append(&events, checkpoint).await?;
+        appended += events.len() as u64;
+    }
+    let took = start.elapsed();
+    store.close().await;
+    Ok((appended, took))
+}
+
+fn fanout(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
+    let websocket = fan(setting, Transport::WebSocket)?;
+    let sse = fan(setting, Transport::Sse)?;
+    let rate = |pass: Pass| pass.events as f64 / pass.took.as_secs_f64();
+    let mut figures =
+        vec![figure("fan-out to 1,000 WebSockets", rate(websocket), "deliveries/s", Target::AtLeast(1_500_000.0))];
+    figures.extend(cpu_figure("fan-out to WebSockets, daemon's CPU", websocket.cpu, websocket.events, Target::None));
+    figures.push(figure("fan-out to 1,000 SSE clients", rate(sse), "deliveries/s", Target::AtLeast(750_000.0)));
+    figures.extend(cpu_figure("fan-out to SSE clients, daemon's CPU", sse.cpu, sse.events, Target::None));
+    Ok(figures)
+}
+
+/// A closed loop: the source is never further ahead than [`WINDOW`] events of the mean subscriber.
+fn fan(setting: &Setting, transport: Transport) -> anyhow::Result<Pass> {
+    let source = Source::start(Frames::One, Pace::AsTaken)?;
+    let daemon = setting.daemon(&source, 1)?;
+    let count = setting.subscribers(SUBSCRIBERS);
+    let clients = Clients::subscribe(daemon.consumers(), transport, clients::From::Last, count)?;
+    source.gate().raise(WINDOW);
+    let warm = clock::now() + WARM_UP;
+    let end = warm + setting.span;
+    let mut begin = None;
+    let total = clients.count(end, |heard| {
+        source.gate().raise(heard / count as u64 + WINDOW);
+        if begin.is_none() && clock::now() >= warm {
+            begin = Some((heard, clock::now(), daemon.cpu()));
+        }
+        false
+    })?;
+    let cpu_after = daemon.cpu();
+    let (heard, start, cpu) = begin.context("nothing was delivered")?;
+    let cpu = cpu_after.zip(cpu).map(|(after, before)| after - before);
+    Ok(Pass { events: total - heard, took: clock::now() - start, cpu })
+}
+
+fn latency(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
+    let source = Source::start(Frames::One, Pace::Rate(LATENCY_RATE))?;
+    let file = setting.folder.join("pipeline");
+    let pipeline = pipeline::start(&file, source.address(), setting.cores)?;
+    let bare = delays(&source, pipeline, setting.span)?;
+    std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+
+    let source = Source::start(Frames::One, Pace::Rate(LATENCY_RATE))?;
+    let daemon = setting.daemon(&source, 1)?;
+    let ours = delays(&source, daemon.consumers(), setting.span)?;
+    let ratio = ours.p99 / bare.p99;
+    Ok(vec![
+        figure("latency at 1,000 events/s, p50", ours.p50, "ms", Target::AtMost(2.0)),
+        figure("latency at 1,000 events/s, p99", ours.p99, "ms", Target::None),
+        figure("the same of a minimal disk pipeline, p50", bare.p50, "ms", Target::None),
+        figure("the same of a minimal disk pipeline, p99", bare.p99, "ms", Target::None),
+        figure("latency, p99 against the pipeline's", ratio, "times", Target::AtMost(1.5)),
+    ])
+}
+
+/// Milliseconds from the source's socket to the client's.
+#[derive(Debug, Clone, Copy)]
+struct Delays {
+    p50: f64,
+    p99: f64,
+}
+
+/// One client at a source of one connection: the events come in order, so the count says which one it is.
+fn delays(source: &Source, at: std::net::SocketAddr, span: Duration) -> anyhow::Result<Delays> {
+    let client = Clients::subscribe(at, Transport::WebSocket, clients::From::Last, 1)?;
+    source.gate().raise(u64::MAX);
+    let mut heard_at: Vec<Instant> = Vec::new();
+    client.count(clock::now() + WARM_UP + span, |heard| {
+        let now = clock::now();
+        heard_at.resize(usize::try_from(heard).unwrap_or(usize::MAX), now);
+        false
+    })?;
+    let warm = (LATENCY_RATE * WARM_UP.as_secs_f64()) as usize;
+    let said_at = source.said_at();
+    let pairs = said_at.iter().zip(&heard_at).skip(warm);
+    let mut millis: Vec<f64> = pairs.map(|(said, heard)| (*heard - *said).as_secs_f64() * 1e3).collect();
+    ensure!(!millis.is_empty(), "no event came");
+    millis.sort_by(f64::total_cmp);
+    Ok(Delays { p50: millis[millis.len() / 2], p99: millis[millis.len() * 99 / 100] })
+}
+
+fn cold(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
+    let source = Source::start(Frames::Mixed, Pace::AsTaken)?;
+    let daemon = setting.daemon(&source, 1)?;
+    source.gate().raise(COLD_EVENTS);
+    let entries = daemon.wait_for_entries(COLD_EVENTS, clock::now() + PATIENCE)?;
+    let start = clock::now();
+    let reader = Clients::subscribe(daemon.consumers(), Transport::WebSocket, clients::From::First, 1)?;
+    let read = reader.count(start + PATIENCE, |heard| heard >= entries)?;
+    let rate = read as f64 / start.elapsed().as_secs_f64();
+    Ok(vec![figure("one cold reader, from the first entry", rate, "events/s", Target::AtLeast(200_000.0))])
+}
+
+fn streams(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
+    let cost = |streams: usize| {
+        let rate = MANY_RATE * MANY_STREAMS as f64 / streams as f64;
+        let source = Source::start(Frames::One, Pace::Rate(rate))?;
+        let daemon = setting.daemon(&source, streams)?;
+        source.gate().raise(u64::MAX);
+        observe(&daemon, setting.span)
+    };
+    let (one, many) = (cost(1)?, cost(MANY_STREAMS)?);
+    let each = |pass: Pass| pass.cpu.map(|cpu| cpu.as_secs_f64() / pass.events as f64);
+    let ratio = each(many).zip(each(one)).map(|(many, one)| many / one);
+    let mut figures = Vec::new();
+    figures.extend(cpu_figure("1 stream of 2,000 events/s, daemon's CPU", one.cpu, one.events, Target::None));
+    figures.extend(cpu_figure("100 streams of 20 events/s, daemon's CPU", many.cpu, many.events, Target::None));
+    figures
+        .extend(ratio.map(|ratio| figure("100 streams against 1, CPU an event", ratio, "times", Target::AtMost(1.5))));
+    Ok(figures)
+}
+
+fn idle(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
+    let source = Source::start(Frames::One, Pace::AsTaken)?;
+    let daemon = setting.daemon(&source, 1)?;
+    let resident = || {
+        thread::sleep(SETTLING);
+        daemon.resident().map(|bytes| bytes as f64)
+    };
+    let bare = resident();
+    let count = setting.subscribers(IDLE_SUBSCRIBERS);
+    let subscribers = Clients::subscribe(daemon.consumers(), Transport::WebSocket, clients::From::Last, count)?;
+    let each = resident().zip(bare).map(|(held, bare)| (held - bare) / count as f64);
+    drop(subscribers);
+    let mut figures = Vec::new();
+    figures.extend(bare.map(|bytes| figure("idle daemon", bytes / f64::from(1 << 20), "MiB", Target::AtMost(20.0))));
+    figures.extend(each.map(|bytes| figure("idle subscriber", bytes / 1024.0, "KiB", Target::AtMost(6.0))));
+    Ok(figures)
+}

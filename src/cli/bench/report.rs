@@ -1,0 +1,203 @@
+//! What was measured, as a table for people and as JSON for programs.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use serde::Serialize;
+
+/// What a figure should be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Target {
+    AtLeast(f64),
+    AtMost(f64),
+    /// It stands there to compare others with.
+    None,
+}
+
+/// One figure of one round.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Figure {
+    pub(super) name: &'static str,
+    pub(super) value: f64,
+    pub(super) unit: &'static str,
+    pub(super) target: Target,
+}
+
+/// Where and how it was measured.
+#[derive(Debug, Serialize)]
+pub(super) struct Conditions {
+    pub(super) version: &'static str,
+    /// The daemon had a core to itself, source and clients another.
+    pub(super) pinned: bool,
+    /// Programs that waited for a core before the first round, over a minute.
+    pub(super) load_before: Option<f64>,
+    /// What is written never reaches a disk.
+    pub(super) in_memory: bool,
+    pub(super) rounds: usize,
+}
+
+/// One figure over all rounds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Row {
+    name: &'static str,
+    /// The median of the rounds.
+    value: f64,
+    lowest: f64,
+    highest: f64,
+    unit: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    met: Option<bool>,
+}
+
+/// Everything that was measured.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    conditions: Conditions,
+    figures: Vec<Row>,
+}
+
+impl Target {
+    fn met_by(self, value: f64) -> Option<bool> {
+        match self {
+            Self::AtLeast(bound) => Some(value >= bound),
+            Self::AtMost(bound) => Some(value <= bound),
+            Self::None => None,
+        }
+    }
+
+    fn shown(self) -> Option<String> {
+        match self {
+            Self::AtLeast(bound) => Some(format!("≥ {}", number(bound))),
+            Self::AtMost(bound) => Some(format!("≤ {}", number(bound))),
+            Self::None => None,
+        }
+    }
+}
+
+impl Report {
+    /// The medians of the rounds, in the order in which the figures first came.
+    pub(super) fn new(conditions: Conditions, measured: &[Figure]) -> Self {
+        let mut order = Vec::new();
+        let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for figure in measured {
+            let rounds = values.entry(figure.name).or_default();
+            if rounds.is_empty() {
+                order.push(*figure);
+            }
+            rounds.push(figure.value);
+        }
+        let figures = order.into_iter().map(|figure| Row::new(figure, values.remove(figure.name).unwrap_or_default()));
+        Self { conditions, figures: figures.collect() }
+    }
+
+    pub(super) fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
+        serde_json::to_writer_pretty(&mut *out, self)?;
+        writeln!(out)
+    }
+
+    pub(super) fn write_table(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "{}", self.conditions.told())?;
+        writeln!(out, "{:<46} {:>12} {:>23}  {:<12} {:>12}", "", "median", "lowest … highest", "", "target")?;
+        for row in &self.figures {
+            let Row { name, value, lowest, highest, unit, target, met } = row;
+            let spread = format!("{} … {}", number(*lowest), number(*highest));
+            let verdict = match met {
+                Some(true) => "  met",
+                Some(false) => "  missed",
+                None => "",
+            };
+            let target = target.as_deref().unwrap_or("");
+            writeln!(out, "{name:<46} {:>12} {spread:>23}  {unit:<12} {target:>12}{verdict}", number(*value))?;
+        }
+        Ok(())
+    }
+}
+
+impl Conditions {
+    fn told(&self) -> String {
+        let Self { version, pinned, load_before, in_memory, rounds } = self;
+        let cores = if *pinned { "the daemon on a core of its own" } else { "nothing pinned" };
+        let load = load_before.map_or(String::new(), |load| format!(", load before {load:.1}"));
+        let memory = if *in_memory { "; the folder is in memory: no figure says what a disk can do" } else { "" };
+        format!("trunkline {version}, {cores}, {rounds} rounds{load}{memory}\n")
+    }
+}
+
+impl Row {
+    fn new(figure: Figure, mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let value = values[values.len() / 2];
+        let (lowest, highest) = (values[0], values[values.len() - 1]);
+        let Figure { name, unit, target, .. } = figure;
+        Self { name, value, lowest, highest, unit, target: target.shown(), met: target.met_by(value) }
+    }
+}
+
+/// Large numbers in groups of three, small ones with two digits behind the point.
+fn number(value: f64) -> String {
+    if value < 1_000.0 {
+        return format!("{value:.2}").trim_end_matches('0').trim_end_matches('.').to_owned();
+    }
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(name: &'static str, value: f64, target: Target) -> Figure {
+        Figure { name, value, unit: "µs", target }
+    }
+
+    fn report() -> Report {
+        let conditions =
+            Conditions { version: "1.0.0", pinned: true, load_before: Some(0.3), in_memory: true, rounds: 3 };
+        let measured = [
+            figure("b", 4.0, Target::AtMost(5.0)),
+            figure("a", 2.0, Target::AtLeast(120_000.0)),
+            figure("b", 9.0, Target::AtMost(5.0)),
+            figure("b", 5.5, Target::AtMost(5.0)),
+            figure("c", 1.0, Target::None),
+        ];
+        Report::new(conditions, &measured)
+    }
+
+    #[test]
+    fn a_row_is_the_median_of_its_rounds_held_against_its_target() {
+        let rows = report().figures;
+        let told: Vec<_> = rows.iter().map(|row| (row.name, row.value, row.lowest, row.highest, row.met)).collect();
+        assert_eq!(
+            told,
+            [("b", 5.5, 4.0, 9.0, Some(false)), ("a", 2.0, 2.0, 2.0, Some(false)), ("c", 1.0, 1.0, 1.0, None)]
+        );
+        assert_eq!(rows[1].target.as_deref(), Some("≥ 120,000"));
+    }
+
+    #[test]
+    fn the_table_says_what_was_missed_and_that_no_disk_was_there() {
+        let mut table = Vec::new();
+        report().write_table(&mut table).unwrap();
+        let table = String::from_utf8(table).unwrap();
+        assert!(table.contains("in memory") && table.matches("missed").count() == 2, "{table}");
+    }
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(
+            [0.4, 12.0, 3.456, 999.0, 1_234.5, 1_000_000.0].map(number),
+            ["0.4", "12", "3.46", "999", "1,234", "1,000,000"]
+        );
+    }
+}

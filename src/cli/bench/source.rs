@@ -1,0 +1,319 @@
+//! The source: a sequenced stream that speaks as fast as it is taken, at a rate, or as far as a gate allows.
+//!
+//! Frames are made once and sent again and again with higher numbers, so that it costs next to nothing beside the
+//! daemon it feeds. It is no simulator: it knows one dialect and no faults.
+
+use std::{
+    io::{self, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio_tungstenite::tungstenite::{
+    self,
+    handshake::server::{ErrorResponse, Request, Response},
+};
+
+use crate::{clock, downstream::server::render};
+
+/// Bytes of one event as the platform writes it.
+pub(super) const EVENT_LEN: usize = 1_024;
+/// Stands once in each event and nowhere else, so that events can be counted without reading JSON.
+pub(super) const MARKER: u8 = 0x7f;
+/// The first number: all numbers of a run have as many digits.
+const FIRST: u64 = 1_000_000_000;
+const DIGITS: usize = 10;
+/// The longest frame has so many events.
+const FRAME_EVENTS_MAX: usize = 50;
+/// Frames of one length after another, before the same lengths come again.
+const FRAMES: usize = 50;
+/// About as many bytes are given to the kernel at once.
+const WRITE_LEN: usize = 256 * 1024;
+
+/// How many events a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frames {
+    One,
+    /// One to fifty, all lengths as often.
+    Mixed,
+}
+
+/// How fast the source speaks, once its gate is open.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Pace {
+    AsTaken,
+    /// Events a second, on each connection.
+    Rate(f64),
+}
+
+/// How many events may be said.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    open_to: Mutex<u64>,
+    raised: Condvar,
+}
+
+impl Gate {
+    /// Allows events up to this count; it never falls.
+    pub(super) fn raise(&self, count: u64) {
+        let mut open_to = self.open_to.lock().unwrap_or_else(PoisonError::into_inner);
+        if count > *open_to {
+            *open_to = count;
+            self.raised.notify_all();
+        }
+    }
+
+    /// Waits until more than `said` may be said; returns how many.
+    fn beyond(&self, said: u64) -> u64 {
+        let open_to = self.open_to.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.raised.wait_while(open_to, |open_to| *open_to <= said).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the source and its user share.
+#[derive(Debug)]
+struct Shared {
+    frames: Frames,
+    pace: Pace,
+    gate: Gate,
+    connected: AtomicUsize,
+    /// When each event was given to the kernel; kept where there is a rate.
+    said_at: Mutex<Vec<Instant>>,
+}
+
+/// A running source. Its threads end with the sockets they serve; the one that listens ends with the process.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl Source {
+    /// Listens on a free port of the loopback. Nothing is said before its gate is raised.
+    pub(super) fn start(frames: Frames, pace: Pace) -> io::Result<Self> {
+        let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            frames,
+            pace,
+            gate: Gate::default(),
+            connected: AtomicUsize::new(0),
+            said_at: Mutex::default(),
+        });
+        let source = Self { address, shared: Arc::clone(&shared) };
+        thread::spawn(move || {
+            for socket in listener.incoming().flatten() {
+                let shared = Arc::clone(&shared);
+                // A socket that ends, ends its thread: whoever was served is gone.
+                thread::spawn(move || shared.serve(socket).unwrap_or_default());
+            }
+        });
+        Ok(source)
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn gate(&self) -> &Gate {
+        &self.shared.gate
+    }
+
+    /// Connections that were ever made.
+    pub(super) fn connected(&self) -> usize {
+        self.shared.connected.load(Ordering::Relaxed)
+    }
+
+    /// When each event was said, in order; for a source of one connection that has a rate.
+    pub(super) fn said_at(&self) -> Vec<Instant> {
+        self.shared.said_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Shared {
+    fn serve(&self, socket: TcpStream) -> io::Result<()> {
+        socket.set_nodelay(true)?;
+        let mut said = 0;
+        #[expect(clippy::result_large_err, reason = "the library's own shape")]
+        let resume = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
+            said = resumed(request.uri().query());
+            Ok(response)
+        };
+        let Ok(mut socket) = tungstenite::accept_hdr(socket, resume) else { return Ok(()) };
+        self.connected.fetch_add(1, Ordering::Relaxed);
+        let mut script = Script::new(self.frames, said);
+        match self.pace {
+            Pace::AsTaken => self.flood(socket.get_mut(), &mut script),
+            Pace::Rate(rate) => self.speak(socket.get_mut(), &mut script, rate),
+        }
+    }
+
+    fn flood(&self, socket: &mut TcpStream, script: &mut Script) -> io::Result<()> {
+        let mut out = Vec::with_capacity(2 * WRITE_LEN);
+        loop {
+            let open_to = self.gate.beyond(script.said);
+            while script.said < open_to && out.len() < WRITE_LEN {
+                script.write(&mut out, open_to);
+            }
+            socket.write_all(&out)?;
+            out.clear();
+        }
+    }
+
+    fn speak(&self, socket: &mut TcpStream, script: &mut Script, rate: f64) -> io::Result<()> {
+        let mut out = Vec::new();
+        self.gate.beyond(0);
+        let start = clock::now();
+        for turn in 0_u32.. {
+            let due = start + Duration::from_secs_f64(f64::from(turn) / rate);
+            thread::sleep(due.saturating_duration_since(clock::now()));
+            self.gate.beyond(script.said);
+            script.write(&mut out, u64::MAX);
+            self.said_at.lock().unwrap_or_else(PoisonError::into_inner).push(clock::now());
+            socket.write_all(&out)?;
+            out.clear();
+        }
+        Ok(())
+    }
+}
+
+/// How many events were taken before the connection, from its resume parameter.
+fn resumed(query: Option<&str>) -> u64 {
+    let pairs = query.unwrap_or_default().split('&');
+    let last = pairs.filter_map(|pair| pair.strip_prefix("sequenceId=")?.parse::<u64>().ok()).next_back();
+    last.map_or(0, |last| (last + 1).saturating_sub(FIRST))
+}
+
+/// The frames, ready to be sent but for their numbers.
+#[derive(Debug)]
+struct Script {
+    frames: Vec<Frame>,
+    turn: usize,
+    said: u64,
+}
+
+#[derive(Debug)]
+struct Frame {
+    bytes: Vec<u8>,
+    /// Where the numbers stand.
+    numbers: Vec<usize>,
+}
+
+impl Script {
+    fn new(frames: Frames, said: u64) -> Self {
+        let lens: Vec<usize> = match frames {
+            Frames::One => vec![1],
+            // Steps of 7 visit every length once, large and small by turns.
+            Frames::Mixed => (0..FRAMES).map(|turn| turn * 7 % FRAME_EVENTS_MAX + 1).collect(),
+        };
+        Self { frames: lens.into_iter().map(Frame::new).collect(), turn: 0, said }
+    }
+
+    /// Writes the next frame: with fewer events where the gate leaves no room for all.
+    fn write(&mut self, out: &mut Vec<u8>, open_to: u64) {
+        let turn = self.turn;
+        self.turn = (turn + 1) % self.frames.len();
+        let room = usize::try_from(open_to - self.said).unwrap_or(usize::MAX);
+        let short;
+        let frame = if self.frames[turn].numbers.len() <= room {
+            &self.frames[turn]
+        } else {
+            short = Frame::new(room);
+            &short
+        };
+        let start = out.len();
+        out.extend_from_slice(&frame.bytes);
+        for at in &frame.numbers {
+            write_digits(&mut out[start + at..start + at + DIGITS], FIRST + self.said);
+            self.said += 1;
+        }
+    }
+}
+
+impl Frame {
+    fn new(events: usize) -> Self {
+        let text = format!("[{}]", vec![event(); events].join(","));
+        let bytes = render::frame(&text);
+        let head = bytes.len() - text.len();
+        let numbers = text.match_indices(&FIRST.to_string()).map(|(at, _)| head + at).collect();
+        Self { bytes, numbers }
+    }
+}
+
+fn write_digits(place: &mut [u8], mut number: u64) {
+    for digit in place.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(number % 10).expect("a digit");
+        number /= 10;
+    }
+}
+
+/// One event of [`EVENT_LEN`] bytes: a queue's observations, as a platform would tell them.
+fn event() -> String {
+    let mut event = format!(
+        r#"{{"sequenceId":{FIRST},"type":"v2.analytics.queues.observations","eventTime":"2026-05-04T13:31:49.570Z","queueId":"3fa85f64-5717-4562-b3fc-2c963f66afa6","mark":"{}","metrics":["#,
+        char::from(MARKER)
+    );
+    let end = r#"],"note":""}"#;
+    for index in 0.. {
+        let comma = if index == 0 { "" } else { "," };
+        let metric = format!(
+            r#"{comma}{{"metric":"oWaiting","qualifier":"voice","interval":{index},"stats":{{"count":{index}7,"max":31.5}}}}"#
+        );
+        if event.len() + metric.len() + end.len() > EVENT_LEN {
+            break;
+        }
+        event.push_str(&metric);
+    }
+    let note = "n".repeat(EVENT_LEN - event.len() - end.len());
+    format!(r#"{event}],"note":"{note}"}}"#)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(frame: &[u8]) -> Vec<u64> {
+        let head = frame.iter().position(|byte| *byte == b'[').unwrap();
+        let events: Vec<serde_json::Value> = serde_json::from_slice(&frame[head..]).unwrap();
+        events.iter().map(|event| event["sequenceId"].as_u64().unwrap() - FIRST).collect()
+    }
+
+    #[test]
+    fn an_event_has_its_length_and_one_marker() {
+        let event = event();
+        assert_eq!(event.len(), EVENT_LEN);
+        assert_eq!(event.bytes().filter(|byte| *byte == MARKER).count(), 1);
+        assert!(serde_json::from_str::<serde_json::Value>(&event).is_ok());
+    }
+
+    #[test]
+    fn frames_are_numbered_on_and_end_where_the_gate_does() {
+        let mut script = Script::new(Frames::Mixed, 3);
+        let (mut expected, mut lens) = (3, Vec::new());
+        while script.said < 2_000 {
+            let mut out = Vec::new();
+            script.write(&mut out, 2_000);
+            let found = numbers(&out);
+            assert_eq!(found, (expected..expected + found.len() as u64).collect::<Vec<_>>());
+            assert_eq!(render::frame_len(&out), Some(out.len()));
+            expected += found.len() as u64;
+            lens.push(found.len());
+        }
+        assert_eq!(expected, 2_000);
+        lens.truncate(FRAMES);
+        lens.sort_unstable();
+        assert_eq!(lens, (1..=FRAME_EVENTS_MAX).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_source_goes_on_where_the_stream_was() {
+        assert_eq!(resumed(None), 0);
+        assert_eq!(resumed(Some("sequenceId=1000000004")), 5);
+        assert_eq!(resumed(Some("a=b&sequenceId=7")), 0);
+    }
+}
