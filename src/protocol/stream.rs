@@ -8,9 +8,11 @@ mod buffer;
 mod intake;
 mod link;
 mod order;
+mod planned;
 mod recovery;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod twins;
 
 pub use buffer::Overflow;

@@ -22,6 +22,8 @@ const FIRST_EVENT_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Intake {
     numbering: Numbering,
+    /// Nobody listened, and nothing of that time will be repeated.
+    deaf: Option<GapReason>,
     buffer: Buffer,
     pub(super) recovery: Recovery,
     tickets: u64,
@@ -34,8 +36,8 @@ pub(super) struct Intake {
 enum Numbering {
     /// By the platform's dense numbers. `marks_at`: when the gap of an abandoned position is marked without its end.
     Numbered { order: Order, marks_at: Option<Instant> },
-    /// By comparing, while sockets overlap; and by knowing when nobody listened.
-    Unnumbered { twins: Option<Twins>, deaf: Option<GapReason> },
+    /// By comparing, while sockets overlap.
+    Unnumbered { twins: Option<Twins> },
 }
 
 /// What came of taking items in.
@@ -54,11 +56,11 @@ impl Intake {
             Resume::Sequence => {
                 Numbering::Numbered { order: Order::new(position.map(|position| position.0)), marks_at: None }
             }
-            Resume::None => Numbering::Unnumbered { twins: None, deaf: None },
+            Resume::None => Numbering::Unnumbered { twins: None },
         };
         let snapshot = settings.connector.snapshot(None);
         let buffer = Buffer::new(settings.buffer, settings.overflow, position);
-        Self { numbering, buffer, recovery: Recovery::default(), tickets: 0, rulings: Vec::new(), snapshot }
+        Self { numbering, deaf: None, buffer, recovery: Recovery::default(), tickets: 0, rulings: Vec::new(), snapshot }
     }
 
     /// Where to resume; none when there is nothing to resume from, or it was abandoned.
@@ -113,41 +115,38 @@ impl Intake {
         }
     }
 
-    /// From here on nothing can be heard of a platform that repeats nothing.
+    /// From here on nothing can be heard, and nothing of it will be repeated: unless there is a number to ask behind.
     pub(super) fn deaf(&mut self, reason: GapReason) {
-        if let Numbering::Unnumbered { deaf, .. } = &mut self.numbering {
-            deaf.get_or_insert(reason);
+        if self.position().is_none() {
+            self.deaf.get_or_insert(reason);
         }
     }
 
     /// A session is live again. Returns the gap that is known by that alone.
     pub(super) fn listening(&mut self, silence: Duration, now: Now) -> Option<Gap> {
-        match &mut self.numbering {
-            Numbering::Numbered { order, marks_at } => {
-                *marks_at = order.is_abandoned().then(|| now.at + FIRST_EVENT_WAIT);
-                None
-            }
-            Numbering::Unnumbered { deaf, .. } => deaf.take().map(|reason| Gap::unknown(reason).silent_for(silence)),
+        if let Numbering::Numbered { order, marks_at } = &mut self.numbering {
+            *marks_at = order.is_abandoned().then(|| now.at + FIRST_EVENT_WAIT);
         }
+        self.deaf.take().map(|reason| Gap::unknown(reason).silent_for(silence))
     }
 
     /// Two sockets carry the same events from here on.
     pub(super) fn overlap_begins(&mut self) {
-        if let Numbering::Unnumbered { twins, .. } = &mut self.numbering {
+        if let Numbering::Unnumbered { twins } = &mut self.numbering {
             twins.get_or_insert_default().go_on();
         }
     }
 
     /// One socket is left.
     pub(super) fn overlap_ends(&mut self, now: Now) {
-        if let Numbering::Unnumbered { twins: Some(twins), .. } = &mut self.numbering {
+        if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
             twins.end(now.at);
         }
     }
 
     /// Frames are left unread for our own reasons.
     pub(super) fn excuse(&mut self, now: Now) {
-        if let Numbering::Unnumbered { twins: Some(twins), .. } = &mut self.numbering {
+        if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
             twins.excuse(now.at);
         }
     }
@@ -175,7 +174,7 @@ impl Intake {
                 order.accept(sequence, event, session, now.at, &mut self.rulings);
                 self.carry_out_rulings(now, taken);
             }
-            Numbering::Unnumbered { twins, .. } => {
+            Numbering::Unnumbered { twins } => {
                 if twins.as_mut().is_none_or(|twins| twins.is_new(&event, session, now.at)) {
                     self.push(event.into(), taken);
                 } else {
@@ -246,7 +245,7 @@ impl Intake {
                     self.gap(gap, now, &mut taken);
                 }
             }
-            Numbering::Unnumbered { twins, .. } => {
+            Numbering::Unnumbered { twins } => {
                 twins.take_if(|twins| twins.ends_at().is_some_and(|at| now.at >= at));
             }
         }
@@ -256,7 +255,7 @@ impl Intake {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let numbering = match &self.numbering {
             Numbering::Numbered { order, marks_at } => order.poll_timeout().into_iter().chain(*marks_at).min(),
-            Numbering::Unnumbered { twins, .. } => twins.as_ref().and_then(Twins::ends_at),
+            Numbering::Unnumbered { twins } => twins.as_ref().and_then(Twins::ends_at),
         };
         numbering.into_iter().chain(self.recovery.poll_timeout()).min()
     }

@@ -1,0 +1,201 @@
+//! The planned way from one session to the next: retire, replace, overlap, leave.
+//!
+//! It shares no counter with trouble: a successor that fails is tried again while the old session serves.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Output, Report, Rotation, Stream, Trigger,
+    link::{Link, Retire, Swap},
+};
+use crate::{
+    connector::{Failure, Overlap, Resume, Verdict},
+    model::GapReason,
+    protocol::{
+        Now,
+        backoff::Curve,
+        session::{Session, SessionId},
+    },
+};
+
+/// Two sockets serve at least this long …
+const OVERLAP_MIN: Duration = Duration::from_secs(1);
+/// … and the old one is given up as dead when it does not answer in this time.
+pub(super) const OVERLAP_MAX: Duration = Duration::from_secs(5);
+/// A successor that failed is tried again while the old session serves.
+const SUCCESSOR_RETRY: Curve = Curve { first: Duration::from_millis(250), cap: Duration::from_secs(10), jitter: 0.2 };
+
+impl Stream {
+    pub(super) fn overlap(&mut self, mut old: Session, new: Session, now: Now) {
+        let (least, most) = match self.choices.resume {
+            // The successor repeats what the old one may not have brought.
+            Resume::Sequence => (now.at, now.at),
+            Resume::None => {
+                old.ask();
+                (now.at + OVERLAP_MIN, now.at + OVERLAP_MAX)
+            }
+        };
+        let id = old.id();
+        self.link = Link::Overlapping { old, new, least, most, retire: None };
+        self.obey(id, now);
+        self.link_timeout(now);
+    }
+
+    /// A token that came while the session was on its way.
+    pub(super) fn retire_if_outdated(&mut self, now: Now) {
+        if let Link::Live { session, retire: None } = &self.link
+            && session.generation() < self.token
+        {
+            self.retire(Trigger::Token, now);
+        }
+    }
+
+    /// The one planned way to another session.
+    pub(super) fn retire(&mut self, trigger: Trigger, now: Now) {
+        let jitter = self.settings.rotation_jitter.mul_f64(0.5 + now.unit / 2.0);
+        if let Link::Live { retire, .. } | Link::Overlapping { retire, .. } = &mut self.link {
+            retire.get_or_insert(Retire { trigger, at: now.at + jitter, failures: 0 });
+        }
+    }
+
+    /// The same for what was learned of one session: nothing, if that one is being replaced already.
+    pub(super) fn retire_session(&mut self, id: SessionId, trigger: Trigger, now: Now) {
+        if self.link.sessions().last().is_some_and(|newest| newest.id() == id) {
+            self.retire(trigger, now);
+        }
+    }
+
+    pub(super) fn link_timeout(&mut self, now: Now) {
+        match std::mem::replace(&mut self.link, Link::Waiting) {
+            Link::Live { session, retire: Some(retire) } if now.at >= retire.at => {
+                self.replace(session, retire, now);
+            }
+            Link::Overlapping { old, new, least, most, retire } if now.at >= overlap_end(&old, least, most) => {
+                self.link = Link::Live { session: new, retire };
+                self.doubt(&old, GapReason::NoReplay, now);
+                self.leave(old, 1000, "replaced", now);
+                self.retire_if_outdated(now);
+            }
+            Link::Resting { until, .. } if now.at >= until => self.open(None, now),
+            link @ (Link::Waiting
+            | Link::Opening { .. }
+            | Link::Live { .. }
+            | Link::Swapping { .. }
+            | Link::Overlapping { .. }
+            | Link::Resting { .. }
+            | Link::Paused
+            | Link::Drained) => self.link = link,
+        }
+    }
+
+    pub(super) fn replace(&mut self, old: Session, retire: Retire, now: Now) {
+        let Some(generation) = self.usable_token() else {
+            // It goes on as soon as there is a token to go on with.
+            let at = now.at + SUCCESSOR_RETRY.delay(retire.failures, now.unit);
+            self.link = Link::Live { session: old, retire: Some(Retire { at, ..retire }) };
+            return;
+        };
+        if retire.failures == 0 {
+            self.report(Report::RotationBegins(retire.trigger));
+        }
+        let two = self.settings.rotation == Rotation::Overlap && self.choices.overlap == Overlap::Duplicate;
+        if !two {
+            self.endpoint = None;
+            self.leave(old, 1000, "rotation", now);
+            self.intake.deaf(GapReason::NoReplay);
+            return self.open(Some(Swap { trigger: retire.trigger, since: now.at }), now);
+        }
+        self.intake.overlap_begins();
+        let new = self.begin(generation, None, now);
+        let id = new.id();
+        self.link = Link::Swapping { old, new, retire };
+        self.obey(id, now);
+    }
+
+    pub(super) fn leave(&mut self, mut session: Session, code: u16, reason: &'static str, now: Now) {
+        if !session.is_open() {
+            self.outputs.push_back(Output::Forget(session.id()));
+            return;
+        }
+        session.leave(now);
+        self.outputs.push_back(Output::Leave { session: session.id(), code, reason });
+        self.leaving.push(session);
+    }
+
+    /// The successor failed while the old session serves: try again, without any effect on network trouble.
+    pub(super) fn successor_failed(
+        &mut self,
+        old: Session,
+        new: &Session,
+        mut retire: Retire,
+        failure: Failure,
+        now: Now,
+    ) {
+        if self.settings.connector.classify(&failure) == Verdict::RefreshToken && new.generation() >= self.token {
+            self.refuse(new.generation());
+        }
+        let delay = match self.settings.connector.classify(&failure) {
+            Verdict::WaitFor(wait) => wait,
+            Verdict::BackOff | Verdict::Restarting | Verdict::RefreshToken | Verdict::NewEndpoint | Verdict::GiveUp => {
+                SUCCESSOR_RETRY.delay(retire.failures, now.unit)
+            }
+        };
+        retire.failures = retire.failures.saturating_add(1);
+        retire.at = now.at + delay;
+        self.report(Report::RotationFailed { trigger: retire.trigger, failure });
+        self.link = Link::Live { session: old, retire: Some(retire) };
+        self.overlap_ends(now);
+    }
+
+    /// Copies are looked for until the last socket that may still carry one is gone.
+    pub(super) fn overlap_ends(&mut self, now: Now) {
+        if self.leaving.is_empty() && self.link.sessions().count() < 2 {
+            self.intake.overlap_ends(now);
+        }
+    }
+
+    pub(super) fn pause(&mut self, now: Now) {
+        if !matches!(self.link, Link::Drained) {
+            self.leave_all("paused", now);
+            self.link = Link::Paused;
+        }
+    }
+
+    pub(super) fn unpause(&mut self, now: Now) {
+        if matches!(self.link, Link::Paused) && !self.draining {
+            self.open(None, now);
+        }
+    }
+
+    pub(super) fn drain(&mut self, now: Now) {
+        self.leave_all("draining", now);
+        self.link = Link::Paused;
+        self.draining = true;
+        self.intake.recovery.stop_holding();
+    }
+
+    pub(super) fn leave_all(&mut self, reason: &'static str, now: Now) {
+        let link = std::mem::replace(&mut self.link, Link::Waiting);
+        // What an open socket still brings is heard; what comes after it is not.
+        if link.sessions().any(Session::is_open) {
+            self.backoff.retired(now.at);
+            self.intake.deaf(GapReason::NoReplay);
+        }
+        match link {
+            Link::Opening { session, .. } | Link::Live { session, .. } => self.leave(session, 1000, reason, now),
+            Link::Swapping { old, new, .. } | Link::Overlapping { old, new, .. } => {
+                self.leave(old, 1000, reason, now);
+                self.leave(new, 1000, reason, now);
+            }
+            Link::Waiting | Link::Resting { .. } | Link::Paused | Link::Drained => (),
+        }
+    }
+}
+
+pub(super) fn overlap_end(old: &Session, least: Instant, most: Instant) -> Instant {
+    if old.has_answered() { least } else { most }
+}
+
+pub(super) fn again(now: Now) -> Retire {
+    Retire { trigger: Trigger::Token, at: now.at + SUCCESSOR_RETRY.first, failures: 1 }
+}

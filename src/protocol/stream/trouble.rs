@@ -1,0 +1,167 @@
+//! The other way: a session is lost, or cannot be had. What next follows from the connector's verdict.
+
+use std::time::Duration;
+
+use super::{
+    Output, Report, Stream,
+    link::{Link, Swap},
+    planned::again,
+};
+use crate::{
+    connector::{Failure, Resume, Verdict},
+    model::{Gap, GapReason},
+    protocol::{
+        Now,
+        backoff::Trouble,
+        session::{Session, SessionId},
+    },
+};
+
+/// Rejections of new tokens within this time …
+const REJECTION_WINDOW: Duration = Duration::from_secs(300);
+/// … are followed at once only so often.
+const REJECTIONS_MAX: usize = 3;
+/// What an operator must mend is tried again this rarely.
+const GIVEN_UP_WAIT: Duration = Duration::from_secs(300);
+/// Frames that end the session at one place are met so often before the place is given up.
+const POISON_MAX: u32 = 2;
+
+impl Stream {
+    pub(super) fn refuse(&mut self, generation: u64) {
+        if generation > self.refused {
+            self.refused = generation;
+            self.outputs.push_back(Output::RefuseToken(generation));
+        }
+    }
+
+    pub(super) fn session_ended(&mut self, id: SessionId, failure: Failure, now: Now) {
+        self.outputs.push_back(Output::Forget(id));
+        if let Some(index) = self.leaving.iter().position(|session| session.id() == id) {
+            self.leaving.swap_remove(index);
+            return self.overlap_ends(now);
+        }
+        match std::mem::replace(&mut self.link, Link::Waiting) {
+            Link::Opening { session, .. } => {
+                self.give_up_place(&failure);
+                self.trouble(&session, failure, now);
+            }
+            Link::Live { session, .. } => self.lost(&session, failure, now),
+            Link::Swapping { old, new, retire } if new.id() == id => {
+                self.successor_failed(old, &new, retire, failure, now);
+            }
+            Link::Swapping { old, new, retire } => {
+                // The successor on its way is the immediate attempt.
+                self.backoff.retired(now.at);
+                self.deafen(&failure);
+                self.report(Report::Lost { failure, retry_in: None });
+                let since = old.heard_at();
+                self.link = Link::Opening { session: new, swap: Some(Swap { trigger: retire.trigger, since }) };
+                self.overlap_ends(now);
+            }
+            Link::Overlapping { old, new, retire, .. } => {
+                // One of the two is enough; which one is left decides whether the rotation still has to be done.
+                let (left, retire) = if old.id() == id {
+                    self.doubt(&old, deaf_reason(&failure), now);
+                    (new, retire)
+                } else {
+                    (old, Some(again(now)))
+                };
+                self.link = Link::Live { session: left, retire };
+                self.overlap_ends(now);
+                self.adopt_endpoint();
+            }
+            link @ (Link::Waiting | Link::Resting { .. } | Link::Paused | Link::Drained) => self.link = link,
+        }
+    }
+
+    /// The only live session is gone, unplanned.
+    pub(super) fn lost(&mut self, session: &Session, failure: Failure, now: Now) {
+        self.deafen(&failure);
+        self.trouble(session, failure, now);
+    }
+
+    /// What the old session was sent before its successor was live, nobody else brings: if it never answered what it
+    /// was asked then, some of that may be missing.
+    pub(super) fn doubt(&mut self, old: &Session, reason: GapReason, now: Now) {
+        if self.choices.resume == Resume::None && !old.has_answered() {
+            let silence = now.at.saturating_duration_since(old.heard_at());
+            self.mark_gap(Gap::unknown(reason).silent_for(silence), now);
+        }
+    }
+
+    pub(super) fn deafen(&mut self, failure: &Failure) {
+        self.intake.deaf(deaf_reason(failure));
+        self.give_up_place(failure);
+    }
+
+    /// A frame that cannot be taken is sent again on resuming, for ever: an oversized one at once, and one that breaks
+    /// the protocol after a few meetings, the stream goes on without it.
+    pub(super) fn give_up_place(&mut self, failure: &Failure) {
+        if *failure == Failure::Oversize {
+            self.intake.give_up_position(GapReason::Oversize);
+        }
+        if !matches!(failure, Failure::Closed { code: 1002 | 1003 | 1007, .. }) {
+            return;
+        }
+        let place = self.intake.position();
+        let met = if self.poison.0 == place { self.poison.1 + 1 } else { 1 };
+        self.poison = (place, met % POISON_MAX);
+        if met == POISON_MAX {
+            self.intake.give_up_position(GapReason::Jump);
+        }
+    }
+
+    /// There is no session and none on its way: what next follows from the verdict.
+    pub(super) fn trouble(&mut self, session: &Session, failure: Failure, now: Now) {
+        self.overlap_ends(now);
+        self.endpoint = session.minted().cloned();
+        match self.settings.connector.classify(&failure) {
+            Verdict::RefreshToken => self.rejected(session.generation(), failure, now),
+            Verdict::NewEndpoint => {
+                self.endpoint = None;
+                self.rest(Trouble::Dropped, failure, now);
+            }
+            Verdict::BackOff => self.rest(Trouble::Dropped, failure, now),
+            Verdict::Restarting => self.rest(Trouble::Restarting, failure, now),
+            Verdict::WaitFor(wait) => self.rest(Trouble::Told(wait), failure, now),
+            Verdict::GiveUp => {
+                self.endpoint = None;
+                self.backoff.retired(now.at);
+                self.link = Link::Resting { until: now.at + GIVEN_UP_WAIT, given_up: true };
+                self.report(Report::GivenUp(failure));
+            }
+        }
+    }
+
+    pub(super) fn rest(&mut self, trouble: Trouble, failure: Failure, now: Now) {
+        let delay = self.backoff.failed(trouble, now.at, now.unit);
+        self.link = Link::Resting { until: now.at + delay, given_up: false };
+        self.report(Report::Lost { failure, retry_in: Some(delay) });
+    }
+
+    /// The platform does not take the token (any more): the next one is used at once, unless that happens too often.
+    pub(super) fn rejected(&mut self, generation: u64, failure: Failure, now: Now) {
+        self.endpoint = None;
+        self.backoff.retired(now.at);
+        if generation >= self.token {
+            self.refuse(generation);
+        }
+        self.rejections.retain(|at| now.at.saturating_duration_since(*at) < REJECTION_WINDOW);
+        self.rejections.push_back(now.at);
+        if self.rejections.len() >= REJECTIONS_MAX {
+            self.rejections.pop_front();
+            return self.rest(Trouble::Restarting, failure, now);
+        }
+        self.report(Report::Lost { failure, retry_in: None });
+        let jitter = self.settings.rotation_jitter.mul_f64(0.5 + now.unit / 2.0);
+        self.link = match self.usable_token() {
+            Some(_) => Link::Resting { until: now.at + jitter, given_up: false },
+            None => Link::Waiting,
+        };
+    }
+}
+
+/// Why nothing is heard of a platform that repeats nothing.
+fn deaf_reason(failure: &Failure) -> GapReason {
+    if *failure == Failure::Oversize { GapReason::Oversize } else { GapReason::NoReplay }
+}
