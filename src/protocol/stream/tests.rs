@@ -37,6 +37,21 @@ fn a_first_connect_asks_for_no_position_and_goes_on_where_it_was_lost() {
 }
 
 #[test]
+fn without_a_number_to_ask_behind_what_nobody_heard_is_marked() {
+    play(
+        sequenced(),
+        Opening::default(),
+        &[
+            ("token 1", "dial 1 under 1 after none, connecting"),
+            ("open 1", "live"),
+            ("close 1 1006", "forget 1, again in 1s, backing-off"),
+            ("wait 1s", "dial 2 under 1 after none, connecting"),
+            ("open 2", "gap no-replay, call GET https://p.test/summary, append gap(no-replay ?..?), recovering"),
+        ],
+    );
+}
+
+#[test]
 fn a_new_token_is_swapped_in_before_the_old_session_is_left() {
     play(
         sequenced(),
