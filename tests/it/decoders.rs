@@ -2,7 +2,6 @@
 //!
 //! The inputs come from a seed, so that a failure can be had again. Longer runs are `cargo fuzz`'s.
 
-#[expect(unreachable_pub, reason = "the same file is the library of the fuzz targets")]
 #[path = "../../fuzz/src/lib.rs"]
 #[expect(unreachable_pub, reason = "the fuzz targets reach them")]
 mod checks;

@@ -121,6 +121,7 @@ async fn status_is_a_table_for_people_and_json_for_programs() {
     let site = Site::start().await;
     let relay = Relay::live(&site).await;
     site.platform.say(7);
+    relay.holds(7).await;
     eventually("seven events are counted", PATIENCE, async || {
         (relay.stream().await["events"] == json!(7)).then_some(())
     })

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::MissedTickBehavior};
 use trunkline::simulator::{self, Settings, Simulator};
 
 /// The numbered stream of every site.
@@ -83,11 +83,12 @@ refresh_jitter = "0s"
         self.config.to_str().unwrap()
     }
 
-    /// Lets the platform talk, at about this rate, until it is hushed.
+    /// Lets the platform talk, at this rate or as fast as a busy machine can, until it is hushed.
     pub(crate) fn talk(&self, events_a_second: u64) -> Talk {
         const TICK: Duration = Duration::from_millis(10);
         let (platform, mut tasks) = (Arc::clone(&self.platform), JoinSet::new());
         let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tasks.spawn(async move {
             loop {
                 tick.tick().await;
