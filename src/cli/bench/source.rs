@@ -262,7 +262,7 @@ fn event() -> String {
     for index in 0.. {
         let comma = if index == 0 { "" } else { "," };
         let metric = format!(
-            r#"{comma}{{"metric":"oWaiting","qualifier":"voice","interval":{index},"stats":{{"count":{index}7,"max":31.5}}}}"#
+            r#"{comma}{{"metric":"oWaiting","qualifier":"voice","interval":{index},"stats":{{"count":{index},"max":31.5}}}}"#
         );
         if event.len() + metric.len() + end.len() > EVENT_LEN {
             break;
