@@ -89,9 +89,9 @@ pub fn run(args: &BenchArgs, out: &mut impl Write, progress: &mut (impl Write + 
     fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     let report = measured.unwrap_or_else(|panic| resume_unwind(panic))?;
     if args.json {
-        report.write_json(out)?
+        report.write_json(out)?;
     } else {
-        report.write_table(out)?
+        report.write_table(out)?;
     }
     Ok(())
 }
