@@ -33,7 +33,7 @@ const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
 /// One event of a sequenced stream; about a dozen small objects, as a queue's observations have.
 fn event(sequence: u64) -> String {
     let metric = r#"{"metric":"oWaiting","qualifier":"voice","stats":{"count":17,"max":31.5}}"#;
-    let metrics = vec![metric; 9].join(",");
+    let metrics = [metric; 9].join(",");
     let head = format!(
         r#"{{"sequenceId":{sequence},"type":"v2.analytics.queues.observations","eventTime":"2026-05-04T13:31:49.570Z","queueId":"3fa85f64-5717-4562-b3fc-2c963f66afa6","metrics":[{metrics}],"note":""#
     );

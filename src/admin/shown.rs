@@ -17,8 +17,8 @@ use crate::{auth::AccountStatus, model::StreamName, telemetry::metrics, upstream
 /// The Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The state in which a stream hears its platform.
-const LIVE: &str = "live";
+/// The states in which a stream hears its platform; `recovering` waits for a snapshot only.
+const LIVE: [&str; 2] = ["live", "recovering"];
 
 /// What readiness rests on.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) struct Report {
 impl Report {
     /// 200 when consumers can be served, else 503; either way with what was found.
     pub(super) fn response(&self, every_stream_live: bool) -> Response {
-        let live = !every_stream_live || self.streams.values().all(|state| *state == LIVE);
+        let live = !every_stream_live || self.streams.values().all(|state| LIVE.contains(state));
         let ready = self.ready() && live;
         let body = json!({
             "ready": ready,
@@ -118,6 +118,7 @@ mod tests {
         let full = || Err("no room".to_owned());
         for (store, draining, states, ready, all_live) in [
             (Ok(()), false, ["live", "live"], 200, 200),
+            (Ok(()), false, ["live", "recovering"], 200, 200),
             (Ok(()), false, ["live", "backing-off"], 200, 503),
             (Ok(()), true, ["live", "live"], 503, 503),
             (full(), false, ["live", "live"], 503, 503),

@@ -76,7 +76,7 @@ impl Families {
             rotation_silence: histogram_vec(
                 r,
                 "stream_rotation_silence_seconds",
-                "From the old session's last event to the new one's first",
+                "How long a planned replacement left no session live",
                 &["stream"],
             ),
             reconnects: counter_vec(
