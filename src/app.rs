@@ -1,8 +1,9 @@
 //! The wiring: builds every part from the configuration, owns the task groups, and drains them in order.
 
-use std::{collections::BTreeMap, future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
+use tempfile::TempDir;
 
 use crate::{
     admin::{self, Admin, Readiness},
@@ -147,14 +148,14 @@ pub struct Trial {
     streams: Streams,
     logs: EventLogs,
     store: Embedded,
-    folder: PathBuf,
+    folder: TempDir,
 }
 
 impl Trial {
     /// Starts every account and stream; listens nowhere.
     pub async fn start(mut config: Config) -> anyhow::Result<Self> {
         let folder = temporary_folder("check")?;
-        config.store.path.clone_from(&folder);
+        config.store.path = folder.path().to_owned();
         let store = open_store(&config).await?;
         let logs = open_logs(&config, &store).await?;
         let (mut accounts, mut upstream) = (Tasks::new("accounts"), Tasks::new("upstream"));
@@ -177,15 +178,16 @@ impl Trial {
         self.accounts.drain(ACCOUNTS_GRACE).await?;
         self.logs.close();
         self.store.close().await;
-        std::fs::remove_dir_all(&self.folder).with_context(|| format!("cannot remove {}", self.folder.display()))
+        self.folder.close().context("cannot remove what was heard")
     }
 }
 
-/// A folder of this process's own below the system's temporary folder.
-pub fn temporary_folder(purpose: &str) -> anyhow::Result<PathBuf> {
-    let folder = std::env::temp_dir().join(format!("trunkline-{purpose}-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    Ok(folder)
+/// A folder of this process's own below the system's temporary folder; it goes away with the value.
+pub fn temporary_folder(purpose: &str) -> anyhow::Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix(&format!("trunkline-{purpose}-"))
+        .tempdir()
+        .context("cannot make a temporary folder")
 }
 
 /// Opens and closes the configured store.

@@ -81,7 +81,7 @@ impl std::fmt::Display for Phase {
 pub fn run(args: &BenchArgs, out: &mut impl Write, progress: &mut (impl Write + Send)) -> Result<(), Failure> {
     let folder = match &args.data {
         Some(folder) => folder.join(format!("bench-{}", std::process::id())),
-        None => temporary_folder("bench")?,
+        None => temporary_folder("bench")?.keep(),
     };
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     // On a thread that can be pinned, and that belongs to no runtime.

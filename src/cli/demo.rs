@@ -49,20 +49,16 @@ pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Writ
     logs::start(environment.get("TRUNKLINE_LOG").or(Some("warn")));
     let mut signals = Signals::listen()?;
     let platform = start_platform(args).await?;
-    let (folder, temporary) = match &args.data {
-        Some(folder) => (folder.clone(), false),
-        None => (temporary_folder("demo")?, true),
-    };
-    let config = configuration(args, &platform, &folder)?;
+    let temporary = temporary_folder("demo")?;
+    let folder = args.data.as_deref().unwrap_or(temporary.path());
+    let config = configuration(args, &platform, folder)?;
     let app = App::start(config).await?;
     let mut books = Books::open(&app, platform.ledger());
     introduce(&app, &platform, args, out)?;
     let seconds = watch(&app, &mut books, args, &mut signals, out).await?;
     writeln!(out, "\nDraining …")?;
     finish(app, platform, books, seconds, signals, out).await?;
-    if temporary {
-        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
+    temporary.close().context("cannot remove the demo's folder")?;
     Ok(())
 }
 
