@@ -38,10 +38,12 @@ fn elements(frame: &str, items: &[Item]) -> Option<usize> {
         assert_eq!(items.len(), 1, "a frame is kept as a whole or not at all");
         return None;
     }
-    match serde_json::from_str::<Vec<&RawValue>>(frame) {
+    // Between two elements a form feed is let pass, which JSON does not know.
+    let frame = frame.replace('\x0c', " ");
+    match serde_json::from_str::<Vec<&RawValue>>(&frame) {
         Ok(list) => Some(list.len().max(1)),
         Err(_) => {
-            assert!(serde_json::from_str::<&RawValue>(frame).is_ok(), "what was read is JSON");
+            assert!(serde_json::from_str::<&RawValue>(&frame).is_ok(), "what was read is JSON");
             Some(1)
         }
     }
@@ -171,10 +173,13 @@ pub fn token(data: &[u8]) {
     assert!((LIFETIME_MIN..=LIFETIME_MAX).contains(&life), "{life:?}");
 }
 
+/// No setting is longer.
+const CENTURY: Duration = Duration::from_secs(100 * 366 * 86_400);
+
 /// Durations, sizes and times of a configuration or a query print back what was read.
 pub fn settings(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    if let Ok(span) = text.parse::<Span>() {
+    if let Some(span) = text.parse::<Span>().ok().filter(|span| span.0 < CENTURY) {
         assert_eq!(span.to_string().parse(), Ok(span), "{text:?}");
     }
     if let Ok(size) = text.parse::<Size>() {

@@ -86,10 +86,11 @@ fn read(frame: &ByteString, message: &Message<'_>, received: Timestamp) -> Optio
     if let Some(notice) = system_notice(&topic) {
         return Some(notice);
     }
-    let body = message.body?.get();
-    json::is_shallow(body).then(|| {
+    let (kind, body) = (kind_of(&topic), message.body?.get());
+    // A CloudEvent must have a type.
+    (!kind.is_empty() && json::is_shallow(body)).then(|| {
         Item::Event(Event {
-            kind: kind_of(&topic).into(),
+            kind: kind.into(),
             time: event_time(frame, body),
             sequence: None,
             correlation: message.metadata.correlation.as_ref().and_then(|id| id.text_in(frame)),
@@ -234,9 +235,15 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_kept_whole() {
-        for frame in
-            ["", "[]", "{}", "{\"topicName\":7,\"eventBody\":{}}", "{\"topicName\":\"v2.users.1.presence\"}", "x"]
-        {
+        for frame in [
+            "",
+            "[]",
+            "{}",
+            "{\"topicName\":7,\"eventBody\":{}}",
+            "{\"topicName\":\"\",\"eventBody\":{}}",
+            "{\"topicName\":\"v2.users.1.presence\"}",
+            "x",
+        ] {
             assert_eq!(read_one(frame), Item::Undecoded(frame.to_owned().into()), "{frame}");
         }
     }

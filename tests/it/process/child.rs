@@ -56,6 +56,8 @@ impl Child {
         for name in ["RUST_LOG", "TRUNKLINE_TOKEN"] {
             command.env_remove(name);
         }
+        // What a killed program leaves behind goes with the folder.
+        command.env("TMPDIR", folder);
         command.current_dir(folder).stdin(Stdio::null()).stdout(file(&out)).stderr(file(&err));
         let process = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         Self { process, out, err }

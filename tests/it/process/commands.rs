@@ -46,8 +46,7 @@ async fn a_demo_of_some_seconds_rotates_and_finds_its_own_logs_sound() {
 async fn a_demo_leaves_nothing_behind_and_ends_on_a_signal() {
     let folder = tempfile::tempdir().unwrap();
     let line = ["demo", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-    let variables = [("TMPDIR", folder.path().to_str().unwrap())];
-    let mut demo = Child::start_with(folder.path(), &line, &variables);
+    let mut demo = Child::start(folder.path(), &line);
     demo.says("Try in another terminal:").await;
     let kept = || fs::read_dir(folder.path()).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
     assert_eq!(kept(), 1, "its logs lie in the temporary folder");
