@@ -44,7 +44,7 @@ pub struct StreamStatus {
     pub state: &'static str,
     /// Newest entry of its log.
     pub last: Mark,
-    /// Where the platform would be asked to go on.
+    /// Where the platform would be asked to go on: what was heard, also while the store has no room for it.
     pub position: Option<String>,
     pub events: u64,
     pub gaps: u64,

@@ -205,6 +205,10 @@ impl Shell {
             }
         }
         self.board.update(&self.machine);
+        if self.machine.buffered() == 0 {
+            // A heartbeat waits for nothing.
+            self.oldest = None;
+        }
         false
     }
 
