@@ -81,7 +81,7 @@ pub struct Session {
     heard_at: Instant,
     /// How many probes went out since the platform was last heard.
     probes: u32,
-    /// It said that it lives since it was asked last.
+    /// It said that it lives since it was asked last, or was not asked.
     answered: bool,
     outputs: std::collections::VecDeque<Output>,
 }
@@ -132,7 +132,7 @@ impl Session {
             minted: None,
             heard_at: now.at,
             probes: 0,
-            answered: false,
+            answered: true,
             outputs: std::collections::VecDeque::new(),
         };
         match reuse {
@@ -169,9 +169,14 @@ impl Session {
         self.outputs.push_back(Output::Probe(self.choices.probe));
     }
 
-    /// Whether it said so since it was asked last.
+    /// Whether nothing that it was asked is unanswered.
     pub fn has_answered(&self) -> bool {
         self.answered
+    }
+
+    /// No answer is expected any longer. Whether one was.
+    pub fn write_off(&mut self) -> bool {
+        !std::mem::replace(&mut self.answered, true)
     }
 
     pub fn is_live(&self) -> bool {

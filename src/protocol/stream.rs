@@ -386,6 +386,7 @@ impl Stream {
 
     /// What follows from every step: what may be appended is, and changes of state are told.
     fn settle(&mut self, now: Now) {
+        self.let_successor_in(now);
         let shed = self.intake.release(now);
         self.report_shed(shed);
         if let Some((call, request)) = self.intake.recovery.next_call() {

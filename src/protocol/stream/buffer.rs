@@ -76,6 +76,10 @@ impl Buffer {
         self.passed
     }
 
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// How many more entries there is room for.
     pub(super) fn room(&self) -> usize {
         self.limit.saturating_sub(self.pending.len())

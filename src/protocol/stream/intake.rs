@@ -7,7 +7,7 @@ use super::{
     buffer::{Buffer, Pending, Taken, Ticket},
     order::{Order, Ruling},
     recovery::Recovery,
-    twins::Twins,
+    twins::{Kept, Twins},
 };
 use crate::{
     connector::{Choices, Item, Request, Resume},
@@ -92,7 +92,20 @@ impl Intake {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.buffer.len() + self.recovery.held()
+        self.buffer.len() + self.recovery.held() + self.kept_back()
+    }
+
+    /// How many events of a successor wait for the old session.
+    pub(super) fn kept_back(&self) -> usize {
+        match &self.numbering {
+            Numbering::Numbered { .. } | Numbering::Unnumbered { twins: None } => 0,
+            Numbering::Unnumbered { twins: Some(twins) } => twins.held(),
+        }
+    }
+
+    /// Whether more of a successor cannot wait.
+    pub(super) fn is_full_of_successor(&self) -> bool {
+        self.kept_back() >= self.buffer.limit()
     }
 
     /// Whether everything that can be appended was. Events that wait for a missing number are heard again.
@@ -137,6 +150,40 @@ impl Intake {
         }
     }
 
+    /// What this session brings waits until the old one has answered.
+    pub(super) fn keep_back(&mut self, successor: SessionId) {
+        if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
+            twins.hold(successor);
+        }
+    }
+
+    /// A successor is lost while the old session has not answered.
+    pub(super) fn lose_successor(&mut self) {
+        if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
+            twins.lose_successor();
+        }
+    }
+
+    /// The old session will not answer.
+    pub(super) fn write_off(&mut self) {
+        if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
+            twins.write_off();
+        }
+    }
+
+    /// Nothing that a successor brought has to wait any longer.
+    pub(super) fn let_in(&mut self, now: Now) -> TakenIn {
+        let mut taken = TakenIn::default();
+        let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering else { return taken };
+        for kept in twins.release(now.at) {
+            match kept {
+                Kept::Event(session, event) => self.event(event, session, now, &mut taken),
+                Kept::Break => self.gap(Gap::unknown(GapReason::NoReplay), now, &mut taken),
+            }
+        }
+        taken
+    }
+
     /// One socket is left.
     pub(super) fn overlap_ends(&mut self, now: Now) {
         if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
@@ -159,7 +206,7 @@ impl Intake {
                 Item::Event(event) => self.event(event, session, now, &mut taken),
                 Item::Undecoded(frame) => {
                     taken.undecoded.push(frame.len());
-                    self.push(Event::undecoded(frame, now.wall).into(), &mut taken);
+                    self.event(Event::undecoded(frame, now.wall), session, now, &mut taken);
                 }
                 Item::Notice(_) | Item::Alive => (),
             }
@@ -174,8 +221,10 @@ impl Intake {
                 order.accept(sequence, event, session, now.at, &mut self.rulings);
                 self.carry_out_rulings(now, taken);
             }
-            Numbering::Unnumbered { twins } => {
-                if twins.as_mut().is_none_or(|twins| twins.is_new(&event, session, now.at)) {
+            Numbering::Unnumbered { twins: None } => self.push(event.into(), taken),
+            Numbering::Unnumbered { twins: Some(twins) } => {
+                let Some(event) = twins.keep_back(event, session) else { return };
+                if twins.is_new(&event, session, now.at) {
                     self.push(event.into(), taken);
                 } else {
                     taken.duplicates += 1;

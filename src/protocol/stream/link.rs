@@ -81,7 +81,7 @@ impl Link {
         one.into_iter().chain(two)
     }
 
-    fn sessions_mut(&mut self) -> impl Iterator<Item = &mut Session> {
+    pub(super) fn sessions_mut(&mut self) -> impl Iterator<Item = &mut Session> {
         let (one, two) = match self {
             Self::Opening { session, .. } | Self::Live { session, .. } => (Some(session), None),
             Self::Swapping { old, new, .. } | Self::Overlapping { old, new, .. } => (Some(old), Some(new)),

@@ -32,6 +32,7 @@ impl Stream {
             Resume::Sequence => (now.at, now.at),
             Resume::None => {
                 old.ask();
+                self.intake.keep_back(new.id());
                 (now.at + OVERLAP_MIN, now.at + OVERLAP_MAX)
             }
         };
@@ -39,6 +40,18 @@ impl Stream {
         self.link = Link::Overlapping { old, new, least, most, retire: None };
         self.obey(id, now);
         self.link_timeout(now);
+    }
+
+    /// What a successor brought goes its way as soon as it is known what the old session brought before it: when that
+    /// one has answered, or is gone, or when there is no room to wait in.
+    pub(super) fn let_successor_in(&mut self, now: Now) {
+        if self.intake.is_full_of_successor() {
+            self.write_off_all(now);
+        }
+        if self.link.sessions().chain(&self.leaving).all(Session::has_answered) {
+            let taken = self.intake.let_in(now);
+            self.report_taken(taken);
+        }
     }
 
     /// A token that came while the session was on its way.
@@ -70,9 +83,9 @@ impl Stream {
             Link::Live { session, retire: Some(retire) } if now.at >= retire.at => {
                 self.replace(session, retire, now);
             }
-            Link::Overlapping { old, new, least, most, retire } if now.at >= overlap_end(&old, least, most) => {
+            Link::Overlapping { mut old, new, least, most, retire } if now.at >= overlap_end(&old, least, most) => {
                 self.link = Link::Live { session: new, retire };
-                self.doubt(&old, GapReason::NoReplay, now);
+                self.write_off(&mut old, GapReason::NoReplay, now);
                 self.leave(old, 1000, "replaced", now);
                 self.retire_if_outdated(now);
             }

@@ -211,11 +211,15 @@ fn a_channel_is_replaced_by_a_second_one_and_the_old_is_left_when_it_has_answere
             ("answer 200 {}", "dial 2 under 1"),
             ("open 2", "probe 2"),
             ("pong 2", "rotated after 0ns, probe 1"),
+            // The old one may still bring what lies before it.
             ("tell 2 b", ""),
-            ("tell 1 b", "dropped 1"),
-            ("wait 1s", ""),
-            ("pong 1", ""),
-            ("wait 0s", "leave 1 1000"),
+            ("stored", ""),
+            ("tell 1 ab", "append ab"),
+            ("tell 1 b", ""),
+            ("stored", "append b"),
+            ("pong 1", "dropped 1"),
+            ("tell 2 bc", ""),
+            ("wait 1s", "leave 1 1000"),
             ("tell 1 c", ""),
             ("close 1 1000", "forget 1"),
             ("tell 2 c", "dropped 1"),
@@ -240,7 +244,62 @@ fn a_channel_that_died_unnoticed_is_told_when_its_successor_is_live() {
             ("answer 200 {}", "dial 2 under 1"),
             ("open 2", "probe 2"),
             ("pong 2", "rotated after 0ns, probe 1"),
-            ("wait 5s", "gap no-replay, leave 1 1000, append gap(no-replay ?..?)"),
+            ("tell 2 c", ""),
+            ("wait 5s", "gap no-replay, leave 1 1000, append gap(no-replay ?..?) c"),
+        ],
+    );
+}
+
+#[test]
+fn a_successor_that_brings_more_than_can_wait_gives_the_silent_channel_up() {
+    play(
+        Settings { buffer: 2, ..notifications() },
+        Opening::default(),
+        &[
+            ("token 1", "call POST /api/v2/notifications/channels, connecting"),
+            (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
+            ("answer 200 {}", "dial 1 under 1"),
+            ("open 1", "probe 1"),
+            ("pong 1", "live"),
+            ("rotate", ""),
+            ("wait 75ms", "rotation operator, call POST /api/v2/notifications/channels"),
+            (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
+            ("answer 200 {}", "dial 2 under 1"),
+            ("open 2", "probe 2"),
+            ("pong 2", "rotated after 0ns, probe 1"),
+            ("tell 2 c", ""),
+            ("tell 2 d", "gap no-replay, append gap(no-replay ?..?) c d"),
+            ("wait 1s", "leave 1 1000"),
+        ],
+    );
+}
+
+#[test]
+fn what_a_lost_successor_brought_waits_for_the_session_that_is_left() {
+    play(
+        notifications(),
+        Opening::default(),
+        &[
+            ("token 1", "call POST /api/v2/notifications/channels, connecting"),
+            (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
+            ("answer 200 {}", "dial 1 under 1"),
+            ("open 1", "probe 1"),
+            ("pong 1", "live"),
+            ("rotate", ""),
+            ("wait 75ms", "rotation operator, call POST /api/v2/notifications/channels"),
+            (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
+            ("answer 200 {}", "dial 2 under 1"),
+            ("open 2", "probe 2"),
+            ("pong 2", "rotated after 0ns, probe 1"),
+            ("tell 2 c", ""),
+            ("close 2 1006", "forget 2"),
+            ("tell 1 b", "append b"),
+            ("stored", ""),
+            (
+                "close 1 1006",
+                "forget 1, gap no-replay, again in 1s, gap no-replay, append gap(no-replay ?..?) c gap(no-replay ?..?), \
+                 backing-off",
+            ),
         ],
     );
 }

@@ -8,7 +8,7 @@ use super::{
     planned::again,
 };
 use crate::{
-    connector::{Failure, Resume, Verdict},
+    connector::{Failure, Verdict},
     model::{Gap, GapReason},
     protocol::{
         Now,
@@ -37,7 +37,10 @@ impl Stream {
     pub(super) fn session_ended(&mut self, id: SessionId, failure: Failure, now: Now) {
         self.outputs.push_back(Output::Forget(id));
         if let Some(index) = self.leaving.iter().position(|session| session.id() == id) {
-            self.leaving.swap_remove(index);
+            let mut session = self.leaving.swap_remove(index);
+            if !matches!(failure, Failure::Closed { code: 1000, .. }) {
+                self.write_off_before_kept(&mut session, &failure, now);
+            }
             return self.overlap_ends(now);
         }
         match std::mem::replace(&mut self.link, Link::Waiting) {
@@ -45,11 +48,15 @@ impl Stream {
                 self.give_up_place(&failure);
                 self.trouble(&session, failure, now);
             }
-            Link::Live { session, .. } => self.lost(&session, failure, now),
+            Link::Live { mut session, .. } => {
+                self.write_off_before_kept(&mut session, &failure, now);
+                self.lost(&session, failure, now);
+            }
             Link::Swapping { old, new, retire } if new.id() == id => {
                 self.successor_failed(old, &new, retire, failure, now);
             }
-            Link::Swapping { old, new, retire } => {
+            Link::Swapping { mut old, new, retire } => {
+                self.write_off_before_kept(&mut old, &failure, now);
                 // The successor on its way is the immediate attempt.
                 self.backoff.retired(now.at);
                 self.deafen(&failure);
@@ -58,12 +65,13 @@ impl Stream {
                 self.link = Link::Opening { session: new, swap: Some(Swap { trigger: retire.trigger, since }) };
                 self.overlap_ends(now);
             }
-            Link::Overlapping { old, new, retire, .. } => {
+            Link::Overlapping { mut old, new, retire, .. } => {
                 // One of the two is enough; which one is left decides whether the rotation still has to be done.
                 let (left, retire) = if old.id() == id {
-                    self.doubt(&old, deaf_reason(&failure), now);
+                    self.write_off(&mut old, deaf_reason(&failure), now);
                     (new, retire)
                 } else {
+                    self.intake.lose_successor();
                     (old, Some(again(now)))
                 };
                 self.link = Link::Live { session: left, retire };
@@ -82,10 +90,27 @@ impl Stream {
 
     /// What the old session was sent before its successor was live, nobody else brings: if it never answered what it
     /// was asked then, some of that may be missing.
-    pub(super) fn doubt(&mut self, old: &Session, reason: GapReason, now: Now) {
-        if self.choices.resume == Resume::None && !old.has_answered() {
-            let silence = now.at.saturating_duration_since(old.heard_at());
-            self.mark_gap(Gap::unknown(reason).silent_for(silence), now);
+    pub(super) fn write_off(&mut self, old: &mut Session, reason: GapReason, now: Now) {
+        if let Some(gap) = written_off(old, reason, now) {
+            self.intake.write_off();
+            self.mark_gap(gap, now);
+        }
+    }
+
+    /// The same while it goes on.
+    pub(super) fn write_off_all(&mut self, now: Now) {
+        let sessions = self.link.sessions_mut().chain(&mut self.leaving);
+        let gaps = sessions.filter_map(|session| written_off(session, GapReason::NoReplay, now));
+        if let Some(gap) = gaps.last() {
+            self.intake.write_off();
+            self.mark_gap(gap, now);
+        }
+    }
+
+    /// The same, if a successor is gone before it and has left something behind.
+    fn write_off_before_kept(&mut self, old: &mut Session, failure: &Failure, now: Now) {
+        if self.intake.kept_back() > 0 {
+            self.write_off(old, deaf_reason(failure), now);
         }
     }
 
@@ -159,6 +184,11 @@ impl Stream {
             None => Link::Waiting,
         };
     }
+}
+
+fn written_off(old: &mut Session, reason: GapReason, now: Now) -> Option<Gap> {
+    let silence = now.at.saturating_duration_since(old.heard_at());
+    old.write_off().then(|| Gap::unknown(reason).silent_for(silence))
 }
 
 /// Why nothing is heard of a platform that repeats nothing.

@@ -1,6 +1,9 @@
 //! Equal events of an overlap: on a platform that numbers nothing, both sockets carry each event, and one is kept.
 //!
 //! Two equal events on *one* socket are both kept: the log gets as many as the socket that carried most.
+//!
+//! What the successor brings waits until the old session has said all that it had to say before: if the old one turns
+//! out to be dead, the gap stands in front of it.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::DefaultHasher},
@@ -25,8 +28,27 @@ pub(super) struct Twins {
     ages: VecDeque<(Instant, u64)>,
     /// When the memory may be given up; none while sockets overlap.
     ends: Option<Instant>,
-    /// Until then frames were left unread: what was remembered before is as old as this.
+    /// Until then frames were left unread, or waited: what was remembered before is as old as this.
     unread_until: Option<Instant>,
+    successor: Option<Successor>,
+}
+
+/// The new sessions of an overlap whose old one was asked and has not answered.
+#[derive(Debug)]
+struct Successor {
+    first: SessionId,
+    kept: Vec<Kept>,
+    events: usize,
+    /// The old session will not answer.
+    alone: bool,
+}
+
+/// What waits for the old session.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    Event(SessionId, Event),
+    /// Here one successor was lost, and the next began. It is a hole if the old session did not fill it.
+    Break,
 }
 
 /// How often each socket carried an event. Few sockets overlap, so a list is the quickest map.
@@ -36,6 +58,9 @@ struct Counts(Vec<(SessionId, u32)>);
 impl Twins {
     /// Whether the event is new; false for the copy of one that the other socket carried already.
     pub(super) fn is_new(&mut self, event: &Event, session: SessionId, now: Instant) -> bool {
+        if self.successor.is_some() {
+            self.unread_until = Some(now);
+        }
         self.forget(now);
         let key = key(event);
         let counts = self.counts.entry(key).or_insert_with(|| {
@@ -53,6 +78,53 @@ impl Twins {
     /// Another overlap begins before this one's memory was given up.
     pub(super) fn go_on(&mut self) {
         self.ends = None;
+    }
+
+    /// From here on the events of this session, and of later ones, wait.
+    pub(super) fn hold(&mut self, session: SessionId) {
+        self.successor.get_or_insert(Successor { first: session, kept: Vec::new(), events: 0, alone: false });
+    }
+
+    /// The newest of them is lost.
+    pub(super) fn lose_successor(&mut self) {
+        if let Some(successor) = &mut self.successor
+            && matches!(successor.kept.last(), Some(Kept::Event(..)))
+        {
+            successor.kept.push(Kept::Break);
+        }
+    }
+
+    /// The old session will not answer: nobody else fills the holes between them.
+    pub(super) fn write_off(&mut self) {
+        if let Some(successor) = &mut self.successor {
+            successor.alone = true;
+        }
+    }
+
+    /// Keeps the event back if its session has to wait; else it is given back.
+    pub(super) fn keep_back(&mut self, event: Event, session: SessionId) -> Option<Event> {
+        match &mut self.successor {
+            Some(successor) if session >= successor.first => {
+                successor.kept.push(Kept::Event(session, event));
+                successor.events += 1;
+                None
+            }
+            Some(_) | None => Some(event),
+        }
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.successor.as_ref().map_or(0, |successor| successor.events)
+    }
+
+    /// What waited is to be taken in now; the breaks that are left are holes.
+    pub(super) fn release(&mut self, now: Instant) -> Vec<Kept> {
+        let Some(mut successor) = self.successor.take() else { return Vec::new() };
+        self.unread_until = Some(now);
+        if !successor.alone {
+            successor.kept.retain(|kept| *kept != Kept::Break);
+        }
+        successor.kept
     }
 
     /// Frames are left unread for our own reasons: copies wait in the sockets, and nothing grows old.
@@ -154,6 +226,37 @@ mod tests {
         assert!(twins.is_new(&event("a"), SessionId(1), now));
         assert!(!twins.is_new(&event("a"), SessionId(2), now + TWIN_WAIT));
         assert!(twins.is_new(&event("a"), SessionId(2), now + TWIN_WAIT * 3));
+    }
+
+    #[test]
+    fn what_a_successor_brought_is_compared_when_it_is_released_however_late() {
+        let (mut twins, now) = (Twins::default(), Instant::now());
+        assert!(twins.is_new(&event("a"), SessionId(1), now));
+        twins.hold(SessionId(2));
+        assert_eq!(twins.keep_back(event("a"), SessionId(2)), None);
+        assert_eq!(twins.keep_back(event("b"), SessionId(1)), Some(event("b")));
+        assert!(twins.is_new(&event("b"), SessionId(1), now + TWIN_WAIT * 2));
+        let later = now + TWIN_WAIT * 3;
+        assert_eq!(twins.release(later), [Kept::Event(SessionId(2), event("a"))]);
+        assert!(!twins.is_new(&event("a"), SessionId(2), later));
+    }
+
+    #[test]
+    fn between_two_successors_is_a_hole_unless_the_old_session_filled_it() {
+        for alone in [false, true] {
+            let (mut twins, now) = (Twins::default(), Instant::now());
+            twins.hold(SessionId(2));
+            twins.lose_successor();
+            assert_eq!(twins.keep_back(event("a"), SessionId(2)), None);
+            twins.lose_successor();
+            twins.hold(SessionId(3));
+            assert_eq!(twins.keep_back(event("b"), SessionId(3)), None);
+            if alone {
+                twins.write_off();
+            }
+            let breaks = twins.release(now).iter().filter(|kept| **kept == Kept::Break).count();
+            assert_eq!(breaks, usize::from(alone));
+        }
     }
 
     #[test]

@@ -310,6 +310,7 @@ impl Platform {
         self.calls = None;
         self.flaw = None;
         self.refused_topic = None;
+        self.said.iter_mut().for_each(|said| said.flaw = None);
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use trunkline::{model::Event, protocol::stream::Rotation};
+use trunkline::model::Event;
 
 use super::{
     Around,
@@ -13,9 +13,6 @@ use super::{
     plan::{Dialect, Night},
     platform::Said,
 };
-
-/// An old socket that does not answer while its successor is live is found to be dead within this time.
-const DOUBT_MAX: Duration = Duration::from_secs(5);
 
 /// Panics with what is wrong.
 pub(super) fn judge(around: &Around) {
@@ -104,11 +101,10 @@ fn judge_unnumbered(around: &Around) {
 }
 
 /// A gap must stand between what was said before the missing event and what was said after it. Order is not promised
-/// within the time by which one socket may lag behind another, or in which an old one is found to be dead.
+/// within the time by which one socket may lag behind another.
 fn judge_missing(class: usize, places: &BTreeMap<usize, Vec<usize>>, gaps: &BTreeSet<usize>, around: &Around) {
     let (said, plan) = (&around.platform.said, &around.scene.plan);
-    let doubt = if plan.stream.rotation == Rotation::Overlap { DOUBT_MAX } else { Duration::ZERO };
-    let lag = plan.spread_max + plan.latency_max * 2 + doubt;
+    let lag = plan.spread_max + plan.latency_max * 2;
     let at = |class: &usize| said[*class].at;
     let (earlier, later) = (places.range(..class), places.range(class + 1..));
     let Some(fell_silent) = earlier.clone().next_back().map(|(class, _)| at(class)) else { return };

@@ -135,13 +135,14 @@ impl Platform {
         let frame = format!(r#"{{"topicName":"{topic}","eventBody":{{"uid":{class}}}}}"#);
         let (mut sent, mut open) = (false, false);
         for id in self.sockets_of(|_| true) {
-            open = true;
+            let hears = self.sockets.get(&id).is_some_and(|socket| !socket.stalled);
+            open |= hears;
             let channel = self.sockets.get(&id).and_then(|socket| socket.channel);
             let subscribed = |index: usize| self.channels[index].topics.iter().any(|held| held == topic);
             if !channel.is_some_and(subscribed) {
                 continue;
             }
-            sent = true;
+            sent |= hears;
             match flaw {
                 None => self.send(id, Ok(Frame::Text(frame.as_str().into())), scene),
                 Some(Flaw::Oversize) => self.close(id, trunkline::connector::Failure::Oversize, scene),
