@@ -125,8 +125,9 @@ impl Stream {
         self.obey(id, now);
     }
 
+    /// A session that was never live is not heard out: in front of what it would bring, no gap is marked.
     pub(super) fn leave(&mut self, mut session: Session, code: u16, reason: &'static str, now: Now) {
-        if !session.is_open() {
+        if !session.is_live() {
             self.outputs.push_back(Output::Forget(session.id()));
             return;
         }
