@@ -73,7 +73,8 @@ impl App {
         let logs = open_logs(&config, &store).await?;
 
         let mut accounts = Tasks::new("accounts");
-        let mut upstream = Tasks::new("upstream");
+        // An event from the platform does not wait behind a thousand subscribers.
+        let mut upstream = Tasks::on_own_threads("upstream").context("cannot start threads for the streams")?;
         let mut downstream = Tasks::new("downstream");
         let mut operators = Tasks::new("admin");
         let tokens = start_accounts(&config, &mut accounts)?;

@@ -4,7 +4,10 @@
 
 use std::{any::Any, future::Future, time::Duration};
 
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    runtime::{self, Runtime},
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
 /// A group of tasks under one stop signal.
@@ -13,6 +16,22 @@ pub struct Tasks {
     name: &'static str,
     set: JoinSet<(&'static str, Outcome)>,
     stop: CancellationToken,
+    threads: Option<Threads>,
+}
+
+/// More of them do not make a group quicker that mostly waits for sockets.
+const THREADS_MAX: usize = 4;
+
+/// A runtime of a group's own. What still runs on it when it goes is cancelled, not waited for.
+#[derive(Debug)]
+struct Threads(Option<Runtime>);
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// How a task ends when it does.
@@ -31,7 +50,18 @@ pub struct Fault {
 impl Tasks {
     /// An empty group.
     pub fn new(name: &'static str) -> Self {
-        Self { name, set: JoinSet::new(), stop: CancellationToken::new() }
+        Self { name, set: JoinSet::new(), stop: CancellationToken::new(), threads: None }
+    }
+
+    /// An empty group whose tasks do not wait behind those of other groups.
+    pub fn on_own_threads(name: &'static str) -> std::io::Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name(format!("trunkline-{name}"))
+            .enable_all()
+            .build()?;
+        Ok(Self { threads: Some(Threads(Some(runtime))), ..Self::new(name) })
     }
 
     /// The signal that asks this group's tasks to end.
@@ -41,7 +71,11 @@ impl Tasks {
 
     /// Begins a task.
     pub fn start(&mut self, task: &'static str, work: impl Future<Output = Outcome> + Send + 'static) {
-        self.set.spawn(async move { (task, work.await) });
+        let work = async move { (task, work.await) };
+        match self.threads.as_ref().and_then(|threads| threads.0.as_ref()) {
+            Some(runtime) => self.set.spawn_on(work, runtime.handle()),
+            None => self.set.spawn(work),
+        };
     }
 
     /// Waits for the first task that ends with an error, panics, or ends before the stop signal. For ever, if none does.
@@ -99,6 +133,19 @@ mod tests {
         let fault = tasks.fault().await;
         assert_eq!(fault.to_string(), "upstream task panicked ended");
         assert_eq!(fault.cause.to_string(), "broken");
+    }
+
+    #[tokio::test]
+    async fn a_group_with_its_own_threads_is_not_held_up_by_others() {
+        let mut tasks = Tasks::on_own_threads("upstream").unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        tasks.start("queues", async move {
+            tokio::task::yield_now().await;
+            Ok(tell.send(())?)
+        });
+        // The only thread of this test's runtime waits without giving way.
+        assert!(told.recv_timeout(Duration::from_secs(5)).is_ok());
+        assert!(tasks.drain(Duration::from_secs(5)).await.is_ok());
     }
 
     #[tokio::test]

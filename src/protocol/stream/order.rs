@@ -24,7 +24,7 @@ const SUSPICION_MAX: Duration = Duration::from_millis(500);
 /// So many of the newest holes are remembered, to know an event that came too late for one.
 const HOLES_MAX: usize = 8;
 /// So many sessions may be catching up at a time.
-const REPLAYS_MAX: usize = 4;
+const REPLAYS_MAX: usize = 64;
 /// The bodies of so many of the newest events are remembered, to tell a repeated event from a new one with an old number.
 const REMEMBERED: usize = 1024;
 
