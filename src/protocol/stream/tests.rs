@@ -228,6 +228,34 @@ fn a_channel_is_replaced_by_a_second_one_and_the_old_is_left_when_it_has_answere
 }
 
 #[test]
+fn a_revoked_token_is_what_its_rotation_is_counted_under() {
+    play(
+        notifications(),
+        Opening::default(),
+        &[
+            ("token 1", "call POST /api/v2/notifications/channels, connecting"),
+            (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
+            ("answer 200 {}", "dial 1 under 1"),
+            ("open 1", "probe 1"),
+            ("pong 1", "live"),
+            ("revoke 1", "refuse token 1"),
+            ("token 2", ""),
+            ("wait 75ms", "rotation revoked, call POST /api/v2/notifications/channels"),
+            (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
+            ("answer 200 {}", "dial 2 under 2"),
+            ("open 2", "probe 2"),
+            ("pong 2", "rotated after 0ns, probe 1"),
+            // The next one is revoked while the two overlap, and replaced before they are done.
+            ("revoke 2", "refuse token 2"),
+            ("token 3", ""),
+            ("pong 1", ""),
+            ("wait 1s", "leave 1 1000"),
+            ("wait 75ms", "rotation revoked, call POST /api/v2/notifications/channels"),
+        ],
+    );
+}
+
+#[test]
 fn a_channel_that_died_unnoticed_is_told_when_its_successor_is_live() {
     play(
         notifications(),
@@ -424,6 +452,7 @@ impl Desk {
             "say" => frame(id, format!("[{}]", words.split(' ').map(numbered).collect::<Vec<_>>().join(","))),
             "tell" => frame(id, format!(r#"{{"topicName":"v2.conversations.c-1.x","eventBody":"{words}"}}"#)),
             "pong" => frame(id, r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#.to_owned()),
+            "revoke" => frame(id, r#"{"topicName":"v2.system.token_revoked.u-1","eventBody":{}}"#.to_owned()),
             "notice" => frame(id, r#"{"topicName":"v2.system.socket_closing","eventBody":{}}"#.to_owned()),
             "answer" => {
                 let (status, body) = (subject.parse().unwrap(), ByteString::from(words).into_bytes());

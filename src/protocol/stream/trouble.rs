@@ -72,7 +72,8 @@ impl Stream {
                     (new, retire)
                 } else {
                     self.intake.lose_successor();
-                    (old, Some(again(now)))
+                    let trigger = self.outdated_by(&old);
+                    (old, Some(again(trigger, now)))
                 };
                 self.link = Link::Live { session: left, retire };
                 self.overlap_ends(now);
