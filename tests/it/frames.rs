@@ -1,5 +1,6 @@
 //! Frames as no platform should send them: none is lost, none stops a stream.
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use trunkline::simulator::{Dialect, Fault, Raw, Target, Undecodable};
 
 use crate::harness::{Plan, Platform, Relay};
@@ -36,15 +37,36 @@ async fn a_notification_that_nobody_can_read_is_kept_as_it_came() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_text_that_is_not_utf8_ends_the_session_and_not_the_stream() {
+async fn a_text_that_is_not_utf8_is_kept_and_ends_the_session_and_not_the_stream() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     platform.say(1);
     relay.tells("1").await;
     platform.inject(Fault::Undecodable { on: Target::All, what: Undecodable::InvalidUtf8 });
     platform.say(1);
-    relay.tells("1 2").await;
+    relay.tells("1 undecoded 2").await;
+    assert_eq!(relay.entries().await[1]["data_base64"], BASE64_STANDARD.encode([0xff; 64]));
+    assert_eq!(relay.metric("stream_undecoded_total", &[]).await, 1.0);
     assert_eq!(relay.metric("stream_network_reconnects_total", &[("class", "protocol")]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notification_that_is_not_utf8_is_kept_also_in_fragments() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::topics(platform.address(), &["v2.users.*.presence"])).await;
+    platform.inject(Fault::Fragments { on: Target::All, n: 3 });
+    platform.say_raw_notification(Raw::InvalidText(b"{\"topicName\": \"Zo\xeb\"}".to_vec()));
+    relay.tells("undecoded gap(no-replay) snapshot(no-replay)").await;
+    assert_eq!(relay.entries().await[0]["data_base64"], BASE64_STANDARD.encode(b"{\"topicName\": \"Zo\xeb\"}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binary_frame_is_no_text_though_it_could_be_one() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    platform.say_raw_sequenced(Raw::Binary(br#"{"sequenceId":1}"#.to_vec()));
+    platform.say_raw_sequenced(Raw::Text(r#"{"sequenceId":1}"#.to_owned()));
+    relay.tells("undecoded 1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
