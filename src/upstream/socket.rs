@@ -51,6 +51,8 @@ pub(super) struct Socket {
     stream: WebSocketStream<Wire>,
     /// How many messages it brought.
     messages: u64,
+    /// The message that it brought the beginning of.
+    begun: Option<u64>,
     /// A text that it brought was none: nothing more is taken.
     broken: bool,
 }
@@ -79,7 +81,7 @@ impl Dialler {
         let wire = Wire::open(request.uri(), &self.tls).await;
         let wire = wire.map_err(|error| Failure::Unreachable(bounded(&error.to_string())))?;
         match client_async_with_config(request, wire, Some(config)).await {
-            Ok((stream, _)) => Ok(Socket { stream, messages: 0, broken: false }),
+            Ok((stream, _)) => Ok(Socket { stream, messages: 0, begun: None, broken: false }),
             Err(Error::Http(response)) => Err(refusal(&response)),
             Err(error) => Err(Failure::Unreachable(bounded(&error.to_string()))),
         }
@@ -121,18 +123,36 @@ fn bounded(text: &str) -> String {
     text.chars().take(REASON_LEN_MAX).collect()
 }
 
+/// What a socket brings.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Brought {
+    /// The beginning of a frame whose rest is not there. Told once.
+    Beginning,
+    Frame(Frame),
+}
+
 impl Socket {
     /// The next frame, or why there are no more.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Failure>> {
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Brought, Failure>> {
         if self.broken {
             return Poll::Ready(Err(closed(1007, NOT_UTF8)));
         }
         match Pin::new(&mut self.stream).poll_next(cx) {
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => self.beginning(),
             Poll::Ready(None) => Poll::Ready(Err(closed(1006, ""))),
-            Poll::Ready(Some(Ok(message))) => Poll::Ready(self.frame(message)),
+            Poll::Ready(Some(Ok(message))) => Poll::Ready(self.frame(message).map(Brought::Frame)),
             Poll::Ready(Some(Err(error))) => Poll::Ready(Err(failure(&error))),
         }
+    }
+
+    /// Every whole frame has been brought: what is under way goes on with what is not here yet.
+    fn beginning(&mut self) -> Poll<Result<Brought, Failure>> {
+        let under_way = self.stream.get_ref().follower.under_way();
+        if under_way.is_none() || under_way == self.begun {
+            return Poll::Pending;
+        }
+        self.begun = under_way;
+        Poll::Ready(Ok(Brought::Beginning))
     }
 
     /// Puts the connector's question. An error shows when the socket is read next.

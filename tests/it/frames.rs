@@ -1,9 +1,11 @@
 //! Frames as no platform should send them: none is lost, none stops a stream.
 
+use std::time::Duration;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use trunkline::simulator::{Dialect, Fault, Raw, Target, Undecodable};
 
-use crate::harness::{Plan, Platform, Relay};
+use crate::harness::{Babbler, Plan, Platform, Relay, throughout};
 
 const UNREADABLE: [Undecodable; 4] =
     [Undecodable::Binary, Undecodable::InvalidJson, Undecodable::WrongShape, Undecodable::Deep];
@@ -80,6 +82,32 @@ async fn a_message_in_fragments_is_one_message() {
     relay.tells("1 2 event").await;
     assert_eq!(relay.entries().await[2]["data"]["name"], "Zoë €");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_never_ends_is_given_up_however_the_platform_says_that_it_lives() {
+    let (platform, babbler) = (Platform::start().await, Babbler::start().await);
+    let plan = Plan::numbered(platform.address()).stream("url", format!("ws://{}/", babbler.address()));
+    let relay = Relay::launch(plan.frame_time_max(SHORT)).await;
+    relay.until("its session is lost", |stream| stream["reconnects"].as_u64() >= Some(1)).await;
+    assert_eq!(relay.stream().await["last_error"], "a message not complete in 0.3 s");
+    assert!(relay.metric("stream_network_reconnects_total", &[("class", "protocol")]).await >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_trickles_in_is_given_up_and_had_by_the_next_session() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::numbered(platform.address()).frame_time_max(SHORT)).await;
+    platform.say(1);
+    relay.tells("1").await;
+    platform.inject(Fault::SlowLoris { on: Target::All, every: Duration::from_millis(20) });
+    platform.say(2);
+    relay.tells("1 2 3").await;
+    assert_eq!(relay.metric("stream_network_reconnects_total", &[("class", "protocol")]).await, 1.0);
+    let quiet = async || relay.count("reconnects").await == 1;
+    throughout(2 * SHORT, "a whole frame leaves nothing behind", quiet).await;
+}
+
+const SHORT: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_oversize_frame_is_marked_and_not_met_for_ever() {

@@ -177,6 +177,77 @@ fn a_frame_that_is_too_large_is_not_met_twice() {
 }
 
 #[test]
+fn a_frame_that_does_not_end_is_waited_for_only_so_long_whatever_comes_between_its_parts() {
+    play(
+        notifications(),
+        Opening::default(),
+        &[
+            ("token 1", "call POST /api/v2/notifications/channels, connecting"),
+            (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
+            ("answer 200 {}", "dial 1 under 1"),
+            ("open 1", "probe 1"),
+            ("pong 1", "live"),
+            // One that is whole in time is no matter.
+            ("begin 1", ""),
+            ("wait 29s", ""),
+            ("tell 1 a", "append a"),
+            ("stored", ""),
+            ("begin 1", ""),
+            ("wait 20s", ""),
+            // The checkpoint of a quiet stream is renewed.
+            ("ping 1", "append"),
+            ("stored", ""),
+            ("wait 9s", ""),
+            ("ping 1", ""),
+            ("wait 999ms", ""),
+            ("wait 1ms", "forget 1, a message not complete in 30 s, again in 125ms, backing-off"),
+        ],
+    );
+}
+
+#[test]
+fn a_frame_that_never_ends_is_not_met_for_ever() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "live"),
+            ("begin 1", ""),
+            ("wait 30s", "forget 1, a message not complete in 30 s, again in 125ms, backing-off"),
+            ("wait 125ms", "dial 2 under 1 after 4, connecting"),
+            ("open 2", "append at 4, live"),
+            ("stored", ""),
+            ("begin 2", ""),
+            ("wait 30s", "forget 2, a message not complete in 30 s, again in 125ms, backing-off"),
+            ("wait 125ms", "dial 3 under 1 after none, connecting"),
+        ],
+    );
+}
+
+#[test]
+fn a_frame_is_not_late_while_frames_are_left_unread() {
+    play(
+        Settings { buffer: 2, ..sequenced() },
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "live"),
+            ("begin 1", ""),
+            ("say 1 5", "append 5 at 5"),
+            ("begin 1", ""),
+            ("say 1 6 7 8", ""),
+            ("begin 1", ""),
+            ("wait 50s", ""),
+            ("stored", "append 6 7 8 at 8"),
+            ("wait 20s", ""),
+            ("stored", ""),
+            ("wait 29s", ""),
+        ],
+    );
+}
+
+#[test]
 fn a_full_buffer_keeps_the_order_of_what_was_held() {
     play(
         Settings { buffer: 3, overflow: Overflow::DropOldest, ..sequenced() },
@@ -382,7 +453,7 @@ fn sequenced() -> Settings {
         retention: seconds(60),
         buffer: 5_000,
         overflow: Overflow::Backpressure,
-        patience: Patience { connect: seconds(10), silence: seconds(60), farewell: seconds(2) },
+        patience: Patience { connect: seconds(10), silence: seconds(60), frame: seconds(30), farewell: seconds(2) },
         backoff: backoff::Settings {
             first: seconds(1),
             cap: seconds(30),
@@ -440,6 +511,7 @@ impl Desk {
             "wait" => return self.wait(subject),
             "token" => Input::Token(id.0),
             "open" => Input::Opened(id),
+            "begin" => Input::Begun(id),
             "refuse" => {
                 let failure = Failure::Handshake { status: words.parse().unwrap(), retry_after: None };
                 Input::Refused { session: id, failure }
@@ -451,6 +523,7 @@ impl Desk {
             "oversize" => Input::Closed { session: id, failure: Failure::Oversize },
             "say" => frame(id, format!("[{}]", words.split(' ').map(numbered).collect::<Vec<_>>().join(","))),
             "tell" => frame(id, format!(r#"{{"topicName":"v2.conversations.c-1.x","eventBody":"{words}"}}"#)),
+            "ping" => Input::Frame { session: id, frame: Frame::Pong },
             "pong" => frame(id, r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#.to_owned()),
             "revoke" => frame(id, r#"{"topicName":"v2.system.token_revoked.u-1","eventBody":{}}"#.to_owned()),
             "notice" => frame(id, r#"{"topicName":"v2.system.socket_closing","eventBody":{}}"#.to_owned()),
@@ -528,6 +601,9 @@ fn tell_report(report: &Report) -> Option<String> {
         Report::Shed(count) => Some(format!("shed {count}")),
         Report::RotationBegins(trigger) => Some(format!("rotation {}", trigger.as_str())),
         Report::Rotated { silence, .. } => Some(format!("rotated after {silence:?}")),
+        Report::Lost { failure: failure @ Failure::Unfinished { .. }, retry_in: Some(delay) } => {
+            Some(format!("{failure}, again in {delay:?}"))
+        }
         Report::Lost { retry_in: Some(delay), .. } => Some(format!("again in {delay:?}")),
         Report::Lost { retry_in: None, .. } => Some("again at once".to_owned()),
         Report::Snapshot { taken } => Some(if *taken { "snapshot" } else { "no snapshot" }.to_owned()),
