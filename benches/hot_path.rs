@@ -175,7 +175,7 @@ fn settings() -> stream::Settings {
         retention: 60 * second,
         buffer: 5_000,
         overflow: Overflow::Backpressure,
-        patience: Patience { connect: 10 * second, silence: 35 * second, farewell: 2 * second },
+        patience: Patience { connect: 10 * second, silence: 35 * second, frame: 30 * second, farewell: 2 * second },
         backoff: backoff::Settings {
             first: second,
             cap: 30 * second,

@@ -277,7 +277,12 @@ fn stream_settings(name: &StreamName, from: &StreamConfig, config: &Config) -> u
                 config::Overflow::Backpressure => Overflow::Backpressure,
                 config::Overflow::DropOldest => Overflow::DropOldest,
             },
-            patience: Patience { connect: CONNECT_MAX, silence: from.silence_max, farewell: FAREWELL_MAX },
+            patience: Patience {
+                connect: CONNECT_MAX,
+                silence: from.silence_max,
+                frame: from.frame_time_max,
+                farewell: FAREWELL_MAX,
+            },
             backoff: backoff::Settings {
                 first: from.backoff.first,
                 cap: from.backoff.cap,

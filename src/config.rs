@@ -109,6 +109,8 @@ pub struct StreamConfig {
     pub backoff: Backoff,
     /// Bytes of the largest frame that is taken.
     pub frame_max: usize,
+    /// From the first bytes of a frame until it is whole. The file has no key for it.
+    pub frame_time_max: Duration,
 }
 
 /// The dialect of a stream with its own keys.

@@ -201,6 +201,8 @@ pub enum Failure {
     Silent,
     /// A frame beyond `frame_max`.
     Oversize,
+    /// A frame that was not whole within this time.
+    Unfinished { within: Duration },
     /// The platform said so in a frame.
     Said(Notice),
 }
@@ -317,7 +319,9 @@ impl Connector {
                 Self::Notifications(_) | Self::Sequenced(_) => by_status(*status, *retry_after),
             },
             Failure::Closed { code, .. } => by_close_code(*code),
-            Failure::Unreachable(_) | Failure::Silent | Failure::Oversize => Verdict::BackOff,
+            Failure::Unreachable(_) | Failure::Silent | Failure::Oversize | Failure::Unfinished { .. } => {
+                Verdict::BackOff
+            }
             Failure::Said(Notice::TokenInvalid | Notice::TokenRevoked) => Verdict::RefreshToken,
             Failure::Said(Notice::EndpointGone | Notice::Closing) => Verdict::NewEndpoint,
             Failure::Said(Notice::Displaced) => Verdict::GiveUp,
@@ -361,7 +365,7 @@ impl Failure {
             Self::Handshake { .. } | Self::Call { .. } => "refused",
             Self::Unreachable(_) => "network",
             Self::Silent => "silence",
-            Self::Oversize => "protocol",
+            Self::Oversize | Self::Unfinished { .. } => "protocol",
             Self::Said(_) => "refused",
             Self::Closed { code, .. } => match code {
                 1000 => "clean",
@@ -384,6 +388,7 @@ impl std::fmt::Display for Failure {
             Self::Closed { code, reason } => write!(f, "closed with {code} {reason:?}"),
             Self::Silent => write!(f, "not heard within the window"),
             Self::Oversize => write!(f, "a frame beyond frame_max"),
+            Self::Unfinished { within } => write!(f, "a message not complete in {} s", within.as_secs_f64()),
             Self::Said(notice) => write!(f, "the platform said {notice:?}"),
         }
     }
@@ -421,6 +426,13 @@ mod tests {
             let failure = Failure::Closed { code, reason: String::new() };
             assert_eq!((sequenced().classify(&failure), failure.class()), (verdict, class), "{code}");
         }
+    }
+
+    #[test]
+    fn a_frame_that_does_not_end_is_tried_again_and_says_for_how_long_it_was_waited() {
+        let failure = Failure::Unfinished { within: Duration::from_secs(30) };
+        assert_eq!((sequenced().classify(&failure), failure.class()), (Verdict::BackOff, "protocol"));
+        assert_eq!(failure.to_string(), "a message not complete in 30 s");
     }
 
     #[test]

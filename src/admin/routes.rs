@@ -294,7 +294,7 @@ mod tests {
                 retention: minute,
                 buffer: 16,
                 overflow: Overflow::Backpressure,
-                patience: Patience { connect: minute, silence: minute, farewell: minute },
+                patience: Patience { connect: minute, silence: minute, frame: minute, farewell: minute },
                 backoff: backoff::Settings {
                     first: minute,
                     cap: minute,

@@ -2,7 +2,7 @@
 //!
 //! It finds no mistakes: the checks have left none.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use crate::{
     auth,
@@ -14,6 +14,8 @@ use super::{
     shape::{self, ClientAuth, Connector, File, Grant},
 };
 
+/// A frame that trickles in for longer is not worth its socket; no platform needs another time.
+const FRAME_TIME_MAX: Duration = Duration::from_secs(30);
 /// Beside the log, because both must survive a restart.
 const VAULT_DIRECTORY: &str = "vault";
 
@@ -108,6 +110,7 @@ fn stream(from: &shape::Stream, file: &File) -> StreamConfig {
             stable_after: from.backoff.stable_after.0,
         },
         frame_max: usize::try_from(from.frame_max.0).expect("the schema bounds it"),
+        frame_time_max: FRAME_TIME_MAX,
     }
 }
 

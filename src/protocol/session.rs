@@ -22,6 +22,8 @@ pub struct Patience {
     pub connect: Duration,
     /// The platform must be heard at least once in this time.
     pub silence: Duration,
+    /// A frame must be whole so long after its first bytes.
+    pub frame: Duration,
     /// After our farewell the platform may still finish what it was saying for this long.
     pub farewell: Duration,
 }
@@ -35,6 +37,8 @@ pub enum Input {
     Opened,
     /// The socket could not be opened.
     Refused(Failure),
+    /// A frame has begun that is not whole yet.
+    Begun,
     Frame(Frame),
     /// The socket is gone.
     Closed(Failure),
@@ -79,6 +83,8 @@ pub struct Session {
     stage: Stage,
     minted: Option<Minted>,
     heard_at: Instant,
+    /// When the frame that has begun must be whole.
+    whole_by: Option<Instant>,
     /// How many probes went out since the platform was last heard.
     probes: u32,
     /// It said that it lives since it was asked last, or was not asked.
@@ -131,6 +137,7 @@ impl Session {
             stage: Stage::Ended,
             minted: None,
             heard_at: now.at,
+            whole_by: None,
             probes: 0,
             answered: true,
             outputs: std::collections::VecDeque::new(),
@@ -193,10 +200,11 @@ impl Session {
         self.stage = Stage::Leaving { until: now.at + self.patience.farewell };
     }
 
-    /// Frames are left unread for our own reasons: silence is not the platform's fault, and no answer late.
+    /// Frames are left unread for our own reasons: silence is not the platform's fault, and no answer or frame late.
     pub fn excuse(&mut self, now: Now) {
         self.heard_at = now.at;
         self.probes = 0;
+        self.whole_by = self.whole_by.map(|_| now.at + self.patience.frame);
         match &mut self.stage {
             Stage::Proving { until, .. } => *until = now.at + self.patience.connect,
             Stage::Leaving { until } => *until = now.at + self.patience.farewell,
@@ -209,6 +217,7 @@ impl Session {
             Input::Answered(answer) => self.answered(answer, now),
             Input::Opened => self.opened(now),
             Input::Refused(failure) | Input::Closed(failure) => self.end(failure),
+            Input::Begun => self.whole_by = Some(now.at + self.patience.frame),
             Input::Frame(frame) => self.heard(frame, now),
         }
     }
@@ -245,7 +254,7 @@ impl Session {
             Stage::Live { tend_at, tending, aged } => {
                 let ends = self.minted.as_ref().and_then(|minted| minted.ends).filter(|_| !aged);
                 let tend = tend_at.filter(|_| tending.is_none());
-                [Some(self.next_watch()), ends, tend].into_iter().flatten().min()
+                [Some(self.next_watch()), self.whole_by, ends, tend].into_iter().flatten().min()
             }
         }
     }
@@ -319,6 +328,11 @@ impl Session {
         }
         self.heard_at = now.at;
         self.probes = 0;
+        match frame {
+            Frame::Text(_) | Frame::Binary(_) => self.whole_by = None,
+            // It may stand between the parts of another.
+            Frame::Pong => (),
+        }
         let mut items = Vec::new();
         self.connector.decode(frame, now.wall, &mut items);
         if let Some(refusal) = items.iter().find_map(fatal) {
@@ -337,6 +351,9 @@ impl Session {
     fn watch(&mut self, now: Now) {
         if now.at >= self.heard_at + self.patience.silence {
             return self.end(Failure::Silent);
+        }
+        if self.whole_by.is_some_and(|by| now.at >= by) {
+            return self.end(Failure::Unfinished { within: self.patience.frame });
         }
         if now.at >= self.next_watch() {
             self.probes += 1;

@@ -107,6 +107,8 @@ pub enum Input {
         session: SessionId,
         failure: Failure,
     },
+    /// A frame has begun to arrive and is not whole yet.
+    Begun(SessionId),
     Frame {
         session: SessionId,
         frame: Frame,
@@ -320,6 +322,7 @@ impl Stream {
             Input::Answered { call: CallId::Snapshot(call), answer } => self.snapshot_answered(call, answer, now),
             Input::Opened(id) => self.tell(id, session::Input::Opened, now),
             Input::Refused { session, failure } => self.tell(session, session::Input::Refused(failure), now),
+            Input::Begun(id) => self.tell(id, session::Input::Begun, now),
             Input::Frame { session, frame } => {
                 // The frame that proves a new session ends a silence, so the silence is measured before it counts.
                 self.tell(session, session::Input::Frame(frame), now);

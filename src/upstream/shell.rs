@@ -17,12 +17,12 @@ use super::{
     Wish,
     board::Board,
     rest::Rest,
-    socket::{Dialler, Socket},
+    socket::{Brought, Dialler, Socket},
 };
 use crate::{
     auth::{Token, Tokens},
     clock,
-    connector::{Answer, Failure, Frame},
+    connector::{Answer, Failure},
     event_log::EventLog,
     model::{Checkpoint, Event, Mark, Secret},
     protocol::{
@@ -74,7 +74,7 @@ enum Woken {
     Wish(Wish),
     Token,
     Done(Done),
-    Frame(SessionId, Result<Frame, Failure>),
+    Frame(SessionId, Result<Brought, Failure>),
     Timer,
 }
 
@@ -132,7 +132,7 @@ impl Shell {
     }
 
     /// Reads what is there, up to a bound, so that one append covers it.
-    fn frames(&mut self, id: SessionId, frame: Result<Frame, Failure>) {
+    fn frames(&mut self, id: SessionId, frame: Result<Brought, Failure>) {
         self.frame(id, frame);
         for _ in 1..FRAMES_AT_ONCE {
             if !self.machine.wants_frames() {
@@ -143,11 +143,12 @@ impl Shell {
         }
     }
 
-    fn frame(&mut self, session: SessionId, frame: Result<Frame, Failure>) {
+    fn frame(&mut self, session: SessionId, frame: Result<Brought, Failure>) {
         let now = now();
         self.oldest.get_or_insert(now.at);
         match frame {
-            Ok(frame) => self.machine.handle(Input::Frame { session, frame }, now),
+            Ok(Brought::Beginning) => self.machine.handle(Input::Begun(session), now),
+            Ok(Brought::Frame(frame)) => self.machine.handle(Input::Frame { session, frame }, now),
             Err(failure) => {
                 self.sockets.ended(session, &failure);
                 self.machine.handle(Input::Closed { session, failure }, now);
@@ -314,7 +315,7 @@ impl Sockets {
         Some((socket, ended?))
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(SessionId, Result<Frame, Failure>)> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(SessionId, Result<Brought, Failure>)> {
         for open in self.0.iter_mut().filter(|open| open.ended.is_none()) {
             if let Poll::Ready(frame) = open.socket.poll_frame(cx) {
                 return Poll::Ready((open.id, frame));
@@ -324,12 +325,12 @@ impl Sockets {
     }
 
     /// The next frame of any socket.
-    async fn next(&mut self) -> (SessionId, Result<Frame, Failure>) {
+    async fn next(&mut self) -> (SessionId, Result<Brought, Failure>) {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// The next frame, if one is there.
-    fn next_now(&mut self) -> Option<(SessionId, Result<Frame, Failure>)> {
+    fn next_now(&mut self) -> Option<(SessionId, Result<Brought, Failure>)> {
         // Whoever waits next registers its own waker.
         match self.poll_next(&mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Ready(next) => Some(next),

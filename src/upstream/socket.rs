@@ -1,5 +1,8 @@
 //! The socket to a platform: opening it, one frame after the other, farewell. It decides nothing.
 
+mod follower;
+mod wire;
+
 use std::{
     pin::Pin,
     sync::Arc,
@@ -10,9 +13,8 @@ use std::{
 use bytes::Bytes;
 use bytestring::ByteString;
 use futures_util::{SinkExt, Stream};
-use tokio::net::TcpStream;
 use tokio_tungstenite::{
-    Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
+    WebSocketStream, client_async_with_config,
     tungstenite::{
         Error, Message,
         client::IntoClientRequest,
@@ -23,6 +25,7 @@ use tokio_tungstenite::{
     },
 };
 
+use self::wire::Wire;
 use crate::{
     clock,
     connector::{Credential, Failure, Frame, Probe},
@@ -39,9 +42,20 @@ const SEND_MAX: Duration = Duration::from_secs(5);
 /// Reasons and error texts of a platform are kept up to this length.
 const REASON_LEN_MAX: usize = 200;
 
+/// Why a session ends behind a text that nobody can read: RFC 6455 section 8.1.
+const NOT_UTF8: &str = "a text that is not UTF-8";
+
 /// An open socket.
 #[derive(Debug)]
-pub(super) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub(super) struct Socket {
+    stream: WebSocketStream<Wire>,
+    /// How many messages it brought.
+    messages: u64,
+    /// The message that it brought the beginning of.
+    begun: Option<u64>,
+    /// A text that it brought was none: nothing more is taken.
+    broken: bool,
+}
 
 /// What every socket of this process shares.
 #[derive(Clone)]
@@ -64,9 +78,10 @@ impl Dialler {
             .write_buffer_size(0)
             .max_message_size(Some(self.frame_max))
             .max_frame_size(Some(self.frame_max));
-        let connector = Connector::Rustls(Arc::clone(&self.tls));
-        match connect_async_tls_with_config(request, Some(config), true, Some(connector)).await {
-            Ok((socket, _)) => Ok(Socket(socket)),
+        let wire = Wire::open(request.uri(), &self.tls).await;
+        let wire = wire.map_err(|error| Failure::Unreachable(bounded(&error.to_string())))?;
+        match client_async_with_config(request, wire, Some(config)).await {
+            Ok((stream, _)) => Ok(Socket { stream, messages: 0, begun: None, broken: false }),
             Err(Error::Http(response)) => Err(refusal(&response)),
             Err(error) => Err(Failure::Unreachable(bounded(&error.to_string()))),
         }
@@ -108,15 +123,36 @@ fn bounded(text: &str) -> String {
     text.chars().take(REASON_LEN_MAX).collect()
 }
 
+/// What a socket brings.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Brought {
+    /// The beginning of a frame whose rest is not there. Told once.
+    Beginning,
+    Frame(Frame),
+}
+
 impl Socket {
     /// The next frame, or why there are no more.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Failure>> {
-        match Pin::new(&mut self.0).poll_next(cx) {
-            Poll::Pending => Poll::Pending,
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Brought, Failure>> {
+        if self.broken {
+            return Poll::Ready(Err(closed(1007, NOT_UTF8)));
+        }
+        match Pin::new(&mut self.stream).poll_next(cx) {
+            Poll::Pending => self.beginning(),
             Poll::Ready(None) => Poll::Ready(Err(closed(1006, ""))),
-            Poll::Ready(Some(Ok(message))) => Poll::Ready(frame(message)),
+            Poll::Ready(Some(Ok(message))) => Poll::Ready(self.frame(message).map(Brought::Frame)),
             Poll::Ready(Some(Err(error))) => Poll::Ready(Err(failure(&error))),
         }
+    }
+
+    /// Every whole frame has been brought: what is under way goes on with what is not here yet.
+    fn beginning(&mut self) -> Poll<Result<Brought, Failure>> {
+        let under_way = self.stream.get_ref().follower.under_way();
+        if under_way.is_none() || under_way == self.begun {
+            return Poll::Pending;
+        }
+        self.begun = under_way;
+        Poll::Ready(Ok(Brought::Beginning))
     }
 
     /// Puts the connector's question. An error shows when the socket is read next.
@@ -135,7 +171,7 @@ impl Socket {
 
     async fn send(&mut self, message: Message) {
         // What cannot be sent is heard as silence or as a lost socket: there is nothing else to decide here.
-        drop(tokio::time::timeout(SEND_MAX, self.0.send(message)).await);
+        drop(tokio::time::timeout(SEND_MAX, self.stream.send(message)).await);
     }
 
     /// Ends the socket politely where the platform is still there: answers its farewell, or says why we go.
@@ -143,21 +179,36 @@ impl Socket {
         if failure == Failure::Oversize {
             self.leave(1009, "frame_max").await;
         }
-        drop(tokio::time::timeout(Duration::from_secs(1), self.0.flush()).await);
-    }
-}
-
-fn frame(message: Message) -> Result<Frame, Failure> {
-    match message {
-        Message::Text(text) => {
-            let bytes = Bytes::from(text);
-            // Checked a second time: a tenth of what parsing costs, and no unsafe code.
-            Ok(ByteString::try_from(bytes.clone()).map_or(Frame::Binary(bytes), Frame::Text))
+        if self.broken {
+            self.leave(1007, NOT_UTF8).await;
         }
-        Message::Binary(bytes) => Ok(Frame::Binary(bytes)),
-        Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(Frame::Pong),
-        Message::Close(None) => Err(closed(1005, "")),
-        Message::Close(Some(CloseFrame { code, reason })) => Err(closed(code.into(), &reason)),
+        drop(tokio::time::timeout(Duration::from_secs(1), self.stream.flush()).await);
+    }
+
+    fn frame(&mut self, message: Message) -> Result<Frame, Failure> {
+        match message {
+            Message::Text(text) => Ok(self.data(text.into())),
+            Message::Binary(bytes) => Ok(self.data(bytes)),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(Frame::Pong),
+            Message::Close(None) => Err(closed(1005, "")),
+            Message::Close(Some(CloseFrame { code, reason })) => Err(closed(code.into(), &reason)),
+        }
+    }
+
+    /// A text, if it came as one. One that is not UTF-8 is kept as it came, and is the last of its session.
+    fn data(&mut self, bytes: Bytes) -> Frame {
+        let message = self.messages;
+        self.messages += 1;
+        if !self.stream.get_mut().follower.was_text(message) {
+            return Frame::Binary(bytes);
+        }
+        ByteString::try_from(bytes.clone()).map_or_else(
+            |_| {
+                self.broken = true;
+                Frame::Binary(bytes)
+            },
+            Frame::Text,
+        )
     }
 }
 
@@ -168,7 +219,7 @@ fn closed(code: u16, reason: &str) -> Failure {
 fn failure(error: &Error) -> Failure {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => Failure::Oversize,
-        Error::Utf8(_) => closed(1007, "a text that is not UTF-8"),
+        Error::Utf8(_) => closed(1007, NOT_UTF8),
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) | Error::Io(_) => closed(1006, &error.to_string()),
         Error::Protocol(_) => closed(1002, &error.to_string()),
         Error::ConnectionClosed

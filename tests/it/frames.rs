@@ -1,8 +1,11 @@
 //! Frames as no platform should send them: none is lost, none stops a stream.
 
+use std::time::Duration;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
 use trunkline::simulator::{Dialect, Fault, Raw, Target, Undecodable};
 
-use crate::harness::{Plan, Platform, Relay};
+use crate::harness::{Babbler, Plan, Platform, Relay, throughout};
 
 const UNREADABLE: [Undecodable; 4] =
     [Undecodable::Binary, Undecodable::InvalidJson, Undecodable::WrongShape, Undecodable::Deep];
@@ -36,15 +39,36 @@ async fn a_notification_that_nobody_can_read_is_kept_as_it_came() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_text_that_is_not_utf8_ends_the_session_and_not_the_stream() {
+async fn a_text_that_is_not_utf8_is_kept_and_ends_the_session_and_not_the_stream() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     platform.say(1);
     relay.tells("1").await;
     platform.inject(Fault::Undecodable { on: Target::All, what: Undecodable::InvalidUtf8 });
     platform.say(1);
-    relay.tells("1 2").await;
+    relay.tells("1 undecoded 2").await;
+    assert_eq!(relay.entries().await[1]["data_base64"], BASE64_STANDARD.encode([0xff; 64]));
+    assert_eq!(relay.metric("stream_undecoded_total", &[]).await, 1.0);
     assert_eq!(relay.metric("stream_network_reconnects_total", &[("class", "protocol")]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notification_that_is_not_utf8_is_kept_also_in_fragments() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::topics(platform.address(), &["v2.users.*.presence"])).await;
+    platform.inject(Fault::Fragments { on: Target::All, n: 3 });
+    platform.say_raw_notification(Raw::InvalidText(b"{\"topicName\": \"Zo\xeb\"}".to_vec()));
+    relay.tells("undecoded gap(no-replay) snapshot(no-replay)").await;
+    assert_eq!(relay.entries().await[0]["data_base64"], BASE64_STANDARD.encode(b"{\"topicName\": \"Zo\xeb\"}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binary_frame_is_no_text_though_it_could_be_one() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    platform.say_raw_sequenced(Raw::Binary(br#"{"sequenceId":1}"#.to_vec()));
+    platform.say_raw_sequenced(Raw::Text(r#"{"sequenceId":1}"#.to_owned()));
+    relay.tells("undecoded 1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,6 +82,32 @@ async fn a_message_in_fragments_is_one_message() {
     relay.tells("1 2 event").await;
     assert_eq!(relay.entries().await[2]["data"]["name"], "Zoë €");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_never_ends_is_given_up_however_the_platform_says_that_it_lives() {
+    let (platform, babbler) = (Platform::start().await, Babbler::start().await);
+    let plan = Plan::numbered(platform.address()).stream("url", format!("ws://{}/", babbler.address()));
+    let relay = Relay::launch(plan.frame_time_max(SHORT)).await;
+    relay.until("its session is lost", |stream| stream["reconnects"].as_u64() >= Some(1)).await;
+    assert_eq!(relay.stream().await["last_error"], "a message not complete in 0.3 s");
+    assert!(relay.metric("stream_network_reconnects_total", &[("class", "protocol")]).await >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_trickles_in_is_given_up_and_had_by_the_next_session() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::numbered(platform.address()).frame_time_max(SHORT)).await;
+    platform.say(1);
+    relay.tells("1").await;
+    platform.inject(Fault::SlowLoris { on: Target::All, every: Duration::from_millis(20) });
+    platform.say(2);
+    relay.tells("1 2 3").await;
+    assert_eq!(relay.metric("stream_network_reconnects_total", &[("class", "protocol")]).await, 1.0);
+    let quiet = async || relay.count("reconnects").await == 1;
+    throughout(2 * SHORT, "a whole frame leaves nothing behind", quiet).await;
+}
+
+const SHORT: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_oversize_frame_is_marked_and_not_met_for_ever() {

@@ -19,7 +19,7 @@ pub(crate) use self::{
     consumer::{Consumer, Transport, story, tell},
     plan::Plan,
     relay::Relay,
-    wire::{Impostor, Wire},
+    wire::{Babbler, Impostor, Wire},
 };
 
 /// No test waits longer for a single fact.

@@ -116,6 +116,8 @@ async fn a_revoked_token_is_replaced_while_its_socket_still_serves() {
     all_notifications_arrive_once(&platform, &relay, mark).await;
     assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
     assert_eq!(relay.account().await["generation"], 2);
+    assert_eq!(relay.metric("stream_rotations_total", &[("trigger", "revoked"), ("outcome", "completed")]).await, 1.0);
+    assert_eq!(relay.metric("stream_rotations_total", &[]).await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

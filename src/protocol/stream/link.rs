@@ -126,9 +126,8 @@ impl Stream {
             Link::Waiting => self.open(None, now),
             // A token that was rejected may be what was given up for.
             Link::Resting { given_up: true, .. } if self.usable_token().is_some() => self.open(None, now),
-            Link::Live { session, .. } if session.generation() < self.token => self.retire(Trigger::Token, now),
-            Link::Live { .. }
-            | Link::Opening { .. }
+            Link::Live { .. } => self.retire_if_outdated(now),
+            Link::Opening { .. }
             | Link::Swapping { .. }
             | Link::Overlapping { .. }
             | Link::Resting { .. }

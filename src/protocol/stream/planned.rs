@@ -54,13 +54,18 @@ impl Stream {
         }
     }
 
-    /// A token that came while the session was on its way.
+    /// A live session whose token is not the newest is replaced, also if that one came while it was on its way.
     pub(super) fn retire_if_outdated(&mut self, now: Now) {
         if let Link::Live { session, retire: None } = &self.link
             && session.generation() < self.token
         {
-            self.retire(Trigger::Token, now);
+            self.retire(self.outdated_by(session), now);
         }
+    }
+
+    /// Why there is a newer token than this session's.
+    pub(super) fn outdated_by(&self, session: &Session) -> Trigger {
+        if session.generation() > self.refused { Trigger::Token } else { Trigger::Revoked }
     }
 
     /// The one planned way to another session.
@@ -210,6 +215,6 @@ pub(super) fn overlap_end(old: &Session, least: Instant, most: Instant) -> Insta
     if old.has_answered() { least } else { most }
 }
 
-pub(super) fn again(now: Now) -> Retire {
-    Retire { trigger: Trigger::Token, at: now.at + SUCCESSOR_RETRY.first, failures: 1 }
+pub(super) fn again(trigger: Trigger, now: Now) -> Retire {
+    Retire { trigger, at: now.at + SUCCESSOR_RETRY.first, failures: 1 }
 }

@@ -177,6 +177,77 @@ fn a_frame_that_is_too_large_is_not_met_twice() {
 }
 
 #[test]
+fn a_frame_that_does_not_end_is_waited_for_only_so_long_whatever_comes_between_its_parts() {
+    play(
+        notifications(),
+        Opening::default(),
+        &[
+            ("token 1", "call POST /api/v2/notifications/channels, connecting"),
+            (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
+            ("answer 200 {}", "dial 1 under 1"),
+            ("open 1", "probe 1"),
+            ("pong 1", "live"),
+            // One that is whole in time is no matter.
+            ("begin 1", ""),
+            ("wait 29s", ""),
+            ("tell 1 a", "append a"),
+            ("stored", ""),
+            ("begin 1", ""),
+            ("wait 20s", ""),
+            // The checkpoint of a quiet stream is renewed.
+            ("ping 1", "append"),
+            ("stored", ""),
+            ("wait 9s", ""),
+            ("ping 1", ""),
+            ("wait 999ms", ""),
+            ("wait 1ms", "forget 1, a message not complete in 30 s, again in 125ms, backing-off"),
+        ],
+    );
+}
+
+#[test]
+fn a_frame_that_never_ends_is_not_met_for_ever() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "live"),
+            ("begin 1", ""),
+            ("wait 30s", "forget 1, a message not complete in 30 s, again in 125ms, backing-off"),
+            ("wait 125ms", "dial 2 under 1 after 4, connecting"),
+            ("open 2", "append at 4, live"),
+            ("stored", ""),
+            ("begin 2", ""),
+            ("wait 30s", "forget 2, a message not complete in 30 s, again in 125ms, backing-off"),
+            ("wait 125ms", "dial 3 under 1 after none, connecting"),
+        ],
+    );
+}
+
+#[test]
+fn a_frame_is_not_late_while_frames_are_left_unread() {
+    play(
+        Settings { buffer: 2, ..sequenced() },
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "live"),
+            ("begin 1", ""),
+            ("say 1 5", "append 5 at 5"),
+            ("begin 1", ""),
+            ("say 1 6 7 8", ""),
+            ("begin 1", ""),
+            ("wait 50s", ""),
+            ("stored", "append 6 7 8 at 8"),
+            ("wait 20s", ""),
+            ("stored", ""),
+            ("wait 29s", ""),
+        ],
+    );
+}
+
+#[test]
 fn a_full_buffer_keeps_the_order_of_what_was_held() {
     play(
         Settings { buffer: 3, overflow: Overflow::DropOldest, ..sequenced() },
@@ -223,6 +294,34 @@ fn a_channel_is_replaced_by_a_second_one_and_the_old_is_left_when_it_has_answere
             ("tell 1 c", ""),
             ("close 1 1000", "forget 1"),
             ("tell 2 c", "dropped 1"),
+        ],
+    );
+}
+
+#[test]
+fn a_revoked_token_is_what_its_rotation_is_counted_under() {
+    play(
+        notifications(),
+        Opening::default(),
+        &[
+            ("token 1", "call POST /api/v2/notifications/channels, connecting"),
+            (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
+            ("answer 200 {}", "dial 1 under 1"),
+            ("open 1", "probe 1"),
+            ("pong 1", "live"),
+            ("revoke 1", "refuse token 1"),
+            ("token 2", ""),
+            ("wait 75ms", "rotation revoked, call POST /api/v2/notifications/channels"),
+            (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
+            ("answer 200 {}", "dial 2 under 2"),
+            ("open 2", "probe 2"),
+            ("pong 2", "rotated after 0ns, probe 1"),
+            // The next one is revoked while the two overlap, and replaced before they are done.
+            ("revoke 2", "refuse token 2"),
+            ("token 3", ""),
+            ("pong 1", ""),
+            ("wait 1s", "leave 1 1000"),
+            ("wait 75ms", "rotation revoked, call POST /api/v2/notifications/channels"),
         ],
     );
 }
@@ -354,7 +453,7 @@ fn sequenced() -> Settings {
         retention: seconds(60),
         buffer: 5_000,
         overflow: Overflow::Backpressure,
-        patience: Patience { connect: seconds(10), silence: seconds(60), farewell: seconds(2) },
+        patience: Patience { connect: seconds(10), silence: seconds(60), frame: seconds(30), farewell: seconds(2) },
         backoff: backoff::Settings {
             first: seconds(1),
             cap: seconds(30),
@@ -412,6 +511,7 @@ impl Desk {
             "wait" => return self.wait(subject),
             "token" => Input::Token(id.0),
             "open" => Input::Opened(id),
+            "begin" => Input::Begun(id),
             "refuse" => {
                 let failure = Failure::Handshake { status: words.parse().unwrap(), retry_after: None };
                 Input::Refused { session: id, failure }
@@ -423,7 +523,9 @@ impl Desk {
             "oversize" => Input::Closed { session: id, failure: Failure::Oversize },
             "say" => frame(id, format!("[{}]", words.split(' ').map(numbered).collect::<Vec<_>>().join(","))),
             "tell" => frame(id, format!(r#"{{"topicName":"v2.conversations.c-1.x","eventBody":"{words}"}}"#)),
+            "ping" => Input::Frame { session: id, frame: Frame::Pong },
             "pong" => frame(id, r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#.to_owned()),
+            "revoke" => frame(id, r#"{"topicName":"v2.system.token_revoked.u-1","eventBody":{}}"#.to_owned()),
             "notice" => frame(id, r#"{"topicName":"v2.system.socket_closing","eventBody":{}}"#.to_owned()),
             "answer" => {
                 let (status, body) = (subject.parse().unwrap(), ByteString::from(words).into_bytes());
@@ -499,6 +601,9 @@ fn tell_report(report: &Report) -> Option<String> {
         Report::Shed(count) => Some(format!("shed {count}")),
         Report::RotationBegins(trigger) => Some(format!("rotation {}", trigger.as_str())),
         Report::Rotated { silence, .. } => Some(format!("rotated after {silence:?}")),
+        Report::Lost { failure: failure @ Failure::Unfinished { .. }, retry_in: Some(delay) } => {
+            Some(format!("{failure}, again in {delay:?}"))
+        }
         Report::Lost { retry_in: Some(delay), .. } => Some(format!("again in {delay:?}")),
         Report::Lost { retry_in: None, .. } => Some("again at once".to_owned()),
         Report::Snapshot { taken } => Some(if *taken { "snapshot" } else { "no snapshot" }.to_owned()),

@@ -72,7 +72,8 @@ impl Stream {
                     (new, retire)
                 } else {
                     self.intake.lose_successor();
-                    (old, Some(again(now)))
+                    let trigger = self.outdated_by(&old);
+                    (old, Some(again(trigger, now)))
                 };
                 self.link = Link::Live { session: left, retire };
                 self.overlap_ends(now);
@@ -120,12 +121,12 @@ impl Stream {
     }
 
     /// A frame that cannot be taken is sent again on resuming, for ever: an oversized one at once, and one that breaks
-    /// the protocol after a few meetings, the stream goes on without it.
+    /// the protocol or does not end after a few meetings, the stream goes on without it.
     pub(super) fn give_up_place(&mut self, failure: &Failure) {
         if *failure == Failure::Oversize {
             self.intake.give_up_position(GapReason::Oversize);
         }
-        if !matches!(failure, Failure::Closed { code: 1002 | 1003 | 1007, .. }) {
+        if !matches!(failure, Failure::Unfinished { .. } | Failure::Closed { code: 1002 | 1003 | 1007, .. }) {
             return;
         }
         let place = self.intake.position();

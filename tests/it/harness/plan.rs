@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -19,6 +20,7 @@ pub(crate) struct Plan {
     folder: TempDir,
     account: String,
     streams: Vec<String>,
+    frame_time_max: Option<Duration>,
 }
 
 impl Plan {
@@ -54,7 +56,13 @@ impl Plan {
             "#,
             Value::from(folder.path().join("data").display().to_string())
         );
-        let plan = Self { tables: tables.parse().unwrap(), folder, account: account.to_owned(), streams: Vec::new() };
+        let plan = Self {
+            tables: tables.parse().unwrap(),
+            folder,
+            account: account.to_owned(),
+            streams: Vec::new(),
+            frame_time_max: None,
+        };
         plan.secret("client_id", "demo").secret("client_secret", "demo-secret")
     }
 
@@ -96,6 +104,12 @@ impl Plan {
     pub(crate) fn stream(mut self, key: &str, value: impl Into<Value>) -> Self {
         let stream = self.streams.last().unwrap().clone();
         set(self.table("streams")[&stream].as_table_mut().unwrap(), key, value.into());
+        self
+    }
+
+    /// How long a frame may take, which no configuration says.
+    pub(crate) fn frame_time_max(mut self, time: Duration) -> Self {
+        self.frame_time_max = Some(time);
         self
     }
 
@@ -156,7 +170,12 @@ impl Plan {
     pub(crate) fn config(&self) -> Config {
         let text = toml::to_string(&self.tables).unwrap();
         let environment = Environment::from_iter::<[(&str, &str); 0]>([]);
-        config::from_text("test.toml", &text, &environment).unwrap_or_else(|findings| panic!("{findings}"))
+        let mut config =
+            config::from_text("test.toml", &text, &environment).unwrap_or_else(|findings| panic!("{findings}"));
+        for stream in config.streams.values_mut() {
+            stream.frame_time_max = self.frame_time_max.unwrap_or(stream.frame_time_max);
+        }
+        config
     }
 }
 

@@ -6,11 +6,22 @@ use std::{
     time::Duration,
 };
 
+use futures_util::SinkExt;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::mpsc,
     time::sleep_until,
+};
+use tokio_tungstenite::{
+    accept_async,
+    tungstenite::{
+        Message,
+        protocol::frame::{
+            Frame,
+            coding::{Data, OpCode},
+        },
+    },
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -201,4 +212,34 @@ async fn listen_and_answer(mut client: TcpStream, answer: Arc<str>, heard: Arc<M
     heard.lock().unwrap().push(String::from_utf8_lossy(&chunk[..len]).into_owned());
     drop(client.write_all(answer.as_bytes()).await);
     drop(client.shutdown().await);
+}
+
+/// A platform that begins a frame on every socket, and between parts that never end says that it lives.
+pub(crate) struct Babbler {
+    address: SocketAddr,
+    _stop: DropGuard,
+}
+
+impl Babbler {
+    pub(crate) async fn start() -> Self {
+        let (address, stop) = listen(babble).await;
+        Self { address, _stop: stop }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+async fn babble(client: TcpStream) {
+    let Ok(mut socket) = accept_async(client).await else { return };
+    let mut part = Data::Text;
+    loop {
+        let frame = Frame::message("[", OpCode::Data(part), false);
+        if socket.send(Message::Frame(frame)).await.is_err() || socket.send(Message::Ping("".into())).await.is_err() {
+            return;
+        }
+        part = Data::Continue;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

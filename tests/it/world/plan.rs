@@ -109,6 +109,7 @@ fn stream(night: Night, dialect: Dialect, snapshots: bool, chance: &mut Chance) 
         patience: Patience {
             connect: chance.millis(3_000..10_000),
             silence: chance.millis(6_000..35_000),
+            frame: Duration::from_secs(30),
             farewell: Duration::from_secs(2),
         },
         backoff: backoff::Settings {
