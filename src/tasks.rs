@@ -138,7 +138,7 @@ mod tests {
     #[tokio::test]
     async fn a_group_with_its_own_threads_is_not_held_up_by_others() {
         let mut tasks = Tasks::on_own_threads("upstream").unwrap();
-        let (tell, told) = std::sync::mpsc::channel();
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
         tasks.start("queues", async move {
             tokio::task::yield_now().await;
             Ok(tell.send(())?)

@@ -45,6 +45,7 @@ struct Successor {
 
 /// What waits for the old session.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a break among the events is rare")]
 pub(super) enum Kept {
     Event(SessionId, Event),
     /// Here one successor was lost, and the next began. It is a hole if the old session did not fill it.

@@ -32,7 +32,7 @@ const CONSUMERS: &str = "127.0.0.1:8080";
 const ADMIN: &str = "127.0.0.1:9090";
 
 /// What the commands of the program print: the command's first words, whether it ends, and some of what it says.
-const COMMANDS: [(&str, Ends, &str); 10] = [
+const COMMANDS: [(&str, Ends, &str); 11] = [
     ("--help", Ends::ByItself, "Usage: trunkline"),
     ("demo", Ends::Never, "Try in another terminal:"),
     ("simulate", Ends::Never, "tokens at http://127.0.0.1:"),
@@ -43,6 +43,7 @@ const COMMANDS: [(&str, Ends, &str); 10] = [
     ("config schema", Ends::ByItself, "\"$schema\""),
     ("config show", Ends::ByItself, "client_secret = \"***\""),
     ("completions", Ends::ByItself, "trunkline"),
+    ("bench", Ends::ByItself, "append"),
 ];
 
 /// Reads a line.
