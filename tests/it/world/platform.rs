@@ -310,7 +310,8 @@ impl Platform {
         self.calls = None;
         self.flaw = None;
         self.refused_topic = None;
-        self.said.iter_mut().for_each(|said| said.flaw = None);
+        // A poisoned place is met twice before it is given up, which is one meeting too many for what is said next.
+        self.said.iter_mut().for_each(|said| said.flaw = said.flaw.filter(|flaw| *flaw != Flaw::Poison));
     }
 }
 
