@@ -3,6 +3,7 @@
 //! An enum of stores, not a trait: the set is closed and shipped.
 
 pub mod embedded;
+pub mod redis;
 
 use std::sync::Arc;
 

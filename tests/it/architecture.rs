@@ -14,7 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &["model"]),
     ("tasks", &[]),
     ("telemetry", &["model"]),
-    ("store", &["model", "clock", "tasks", "telemetry"]),
+    ("store", &["model", "protocol", "clock", "tasks", "telemetry"]),
     ("event_log", &["model", "clock", "tasks", "telemetry", "store"]),
     ("listener", &["clock", "tasks", "telemetry"]),
     ("auth", &["model", "protocol", "clock", "tasks", "telemetry"]),

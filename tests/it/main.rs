@@ -13,6 +13,7 @@ mod harness;
 mod notifications;
 mod process;
 mod readme;
+mod redis;
 mod rotation;
 mod sequenced;
 mod tokens;
