@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("upstream", &["model", "connector", "protocol", "clock", "tasks", "telemetry", "store", "event_log", "auth"]),
     ("downstream", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener"]),
     ("admin", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "upstream"]),
-    ("config", &["model", "connector", "auth", "clock"]),
+    ("config", &["model", "connector", "auth", "clock", "store"]),
     (
         "app",
         &[

@@ -110,7 +110,18 @@ pub(crate) fn free_port() -> u16 {
 fn run(folder: &TempDir, port: u16, options: &[String]) -> Child {
     let mut command = Command::new("redis-server");
     command
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"])
+        .args([
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--daemonize",
+            "no",
+            "--repl-diskless-sync-delay",
+            "0",
+        ])
         .args(["--dir", folder.path().to_str().unwrap()])
         .args(options)
         .stdin(Stdio::null())
