@@ -120,6 +120,14 @@ impl Store {
         }
     }
 
+    /// What an operator should know about the way it is set up.
+    pub fn warnings(&self) -> &[String] {
+        match self {
+            Self::Embedded(_) => &[],
+            Self::Redis(store) => store.warnings(),
+        }
+    }
+
     /// Whether it can be written right now (for readiness), else why not.
     pub fn health(&self) -> Result<(), String> {
         match self {

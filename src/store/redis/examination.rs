@@ -45,8 +45,8 @@ async fn save(connection: &Connection, probe: &str) -> Option<String> {
 
 async fn permissions(connection: &Connection, probe: &str) -> Result<(), Unfit> {
     let script = Script::new(include_str!("scripts/probe.lua"));
-    let refused: Vec<String> = connection.call(&script, &[probe], &[]).await.map_err(unfit)?;
-    // Known by now, so that this tries the other way to run a script.
+    let refused: Vec<String> = connection.run(&script.in_full(&[probe], &[])).await.map_err(unfit)?;
+    // It is known by now: this tries the other way to run a script.
     let _: Vec<String> = connection.run(&script.by_name(&[probe], &[])).await.map_err(unfit)?;
     let _: Value = connection.run(cmd("XRANGE").arg(probe).arg("-").arg("+")).await.map_err(unfit)?;
     if refused.is_empty() { Ok(()) } else { Err(Unfit::Forbidden(refused.join("; "))) }

@@ -62,9 +62,12 @@ impl Bed {
 }
 
 pub(super) fn redis_store(server: &Redis, retention: Retention, durability: Durability) -> redis::Redis {
+    redis::Redis::new(redis_settings(server, retention, durability))
+}
+
+pub(super) fn redis_settings(server: &Redis, retention: Retention, durability: Durability) -> redis::Settings {
     let address = server.url().parse().unwrap();
-    let prefix = "trunkline".to_owned();
-    redis::Redis::new(redis::Settings { address, prefix, durability, retention, limits: redis_limits() })
+    redis::Settings { address, prefix: "trunkline".to_owned(), durability, retention, limits: redis_limits() }
 }
 
 pub(super) fn checkpoint(position: u64) -> Checkpoint {

@@ -237,3 +237,56 @@ async fn promote(replica: &Redis) {
 async fn last_of(server: &Redis) -> Option<String> {
     server.connection().run(cmd("HGET").arg("{trunkline:queues}:head").arg("last")).await.unwrap()
 }
+
+/// What the shipped configuration tells an operator to grant.
+fn documented_rules() -> Vec<String> {
+    let shipped = include_str!("../../../config/trunkline.toml");
+    let (_, after) = shipped.split_once("ACL SETUSER trunkline ").unwrap();
+    let (rules, _) = after.split_once("\n#url").unwrap();
+    rules.split_whitespace().filter(|word| *word != "#").map(str::to_owned).collect()
+}
+
+async fn grant(server: &Redis, rules: &[String]) {
+    server.connection().run::<()>(cmd("ACL").arg("SETUSER").arg("trunkline").arg(rules)).await.unwrap();
+}
+
+fn as_user(server: &Redis, durability: Durability) -> trunkline::store::redis::Redis {
+    let mut settings = super::bed::redis_settings(server, KEEP_ALL, durability);
+    settings.address = format!("redis://trunkline:PASSWORD@127.0.0.1:{}", server.port()).parse().unwrap();
+    trunkline::store::redis::Redis::new(settings)
+}
+
+#[tokio::test]
+async fn the_permissions_of_the_shipped_configuration_are_enough() {
+    let (server, replica) = (Redis::volatile(), Redis::volatile());
+    follow(&replica, &server).await;
+    grant(&server, &documented_rules()).await;
+    let redis = as_user(&server, Durability::Replicated);
+    assert_eq!(redis.examine().await.unwrap().len(), 1, "no persistence is all there is to say");
+    let store = Store::Redis(redis.clone());
+    let mut log = Log::open(&store, "queues").await;
+    log.append(3).await.unwrap();
+    redis.trim(&log.name).await.unwrap();
+    assert_eq!(log.entries().await, [1, 2, 3]);
+    let keys: Vec<String> = server.connection().run(cmd("KEYS").arg("*")).await.unwrap();
+    assert!(keys.iter().all(|key| key.starts_with("{trunkline:queues}:")), "{keys:?}");
+}
+
+#[tokio::test]
+async fn a_permission_that_is_missing_is_named() {
+    let server = Redis::volatile();
+    for (rule, name) in [
+        ("-xadd", "xadd"),
+        ("-hincrby", "hincrby"),
+        ("-xtrim", "xtrim"),
+        ("-info", "info"),
+        ("-eval", "eval"),
+        ("-evalsha", "evalsha"),
+        ("-xrange", "xrange"),
+    ] {
+        let rules = documented_rules();
+        grant(&server, &[&["reset".to_owned()], &rules[..], &[rule.to_owned()]].concat()).await;
+        let refused = as_user(&server, Durability::Written).examine().await.unwrap_err().to_string();
+        assert!(refused.contains(name) && refused.contains("may not run"), "{rule}: {refused}");
+    }
+}
