@@ -6,18 +6,21 @@ use redis::cmd;
 use trunkline::{
     clock,
     model::{Offset, Standing},
-    store::{AppendError, Store, redis::Durability},
+    store::{
+        Append, AppendError, Store,
+        redis::{Durability, Redis as RedisStore},
+    },
 };
 
-use super::bed::{KEEP_ALL, Log, redis_store};
-use crate::harness::{Redis, eventually};
+use super::bed::{KEEP_ALL, Log, redis_settings, redis_store};
+use crate::harness::{Redis, eventually, free_port};
 
 fn store(server: &Redis) -> Store {
     Store::Redis(redis_store(server, KEEP_ALL, Durability::Written))
 }
 
 /// Tries an append again until it is done, as a stream does.
-async fn until_done(log: &mut Log, append: &trunkline::store::Append) {
+async fn until_done(log: &mut Log, append: &Append) {
     let end = clock::now() + Duration::from_secs(8);
     loop {
         match log.put(append).await {
@@ -250,10 +253,9 @@ async fn grant(server: &Redis, rules: &[String]) {
     server.connection().run::<()>(cmd("ACL").arg("SETUSER").arg("trunkline").arg(rules)).await.unwrap();
 }
 
-fn as_user(server: &Redis, durability: Durability) -> trunkline::store::redis::Redis {
-    let mut settings = super::bed::redis_settings(server, KEEP_ALL, durability);
-    settings.address = format!("redis://trunkline:PASSWORD@127.0.0.1:{}", server.port()).parse().unwrap();
-    trunkline::store::redis::Redis::new(settings)
+fn as_user(server: &Redis, durability: Durability) -> RedisStore {
+    let url = format!("redis://trunkline:PASSWORD@127.0.0.1:{}", server.port());
+    RedisStore::new(redis_settings(&url, KEEP_ALL, durability))
 }
 
 #[tokio::test]
@@ -265,7 +267,8 @@ async fn the_permissions_of_the_shipped_configuration_are_enough() {
     assert_eq!(redis.examine().await.unwrap().len(), 1, "no persistence is all there is to say");
     let store = Store::Redis(redis.clone());
     let mut log = Log::open(&store, "queues").await;
-    log.append(3).await.unwrap();
+    let append = log.next(3, clock::wall());
+    until_done(&mut log, &append).await;
     redis.trim(&log.name).await.unwrap();
     assert_eq!(log.entries().await, [1, 2, 3]);
     let keys: Vec<String> = server.connection().run(cmd("KEYS").arg("*")).await.unwrap();
@@ -289,4 +292,28 @@ async fn a_permission_that_is_missing_is_named() {
         let refused = as_user(&server, Durability::Written).examine().await.unwrap_err().to_string();
         assert!(refused.contains(name) && refused.contains("may not run"), "{rule}: {refused}");
     }
+}
+
+#[tokio::test]
+async fn when_a_sentinel_promotes_a_replica_the_writer_goes_on_there() {
+    let (mut primary, replica) = (Redis::volatile(), Redis::volatile());
+    follow(&replica, &primary).await;
+    let sentinel = Redis::sentinel(&primary);
+    let watcher = sentinel.connection();
+    eventually("the Sentinel knows the replica", async || {
+        let known: Vec<redis::Value> = watcher.run(cmd("SENTINEL").arg("replicas").arg("main")).await.unwrap();
+        known.len() == 1
+    })
+    .await;
+    let url = format!("redis+sentinel://127.0.0.1:{},127.0.0.1:{}/main", free_port(), sentinel.port());
+    let redis = RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written));
+    redis.examine().await.unwrap();
+    let mut log = Log::open(&Store::Redis(redis), "queues").await;
+    log.append(5).await.unwrap();
+    eventually("the replica has it", async || last_of(&replica).await == Some("5".to_owned())).await;
+    primary.kill();
+    let append = log.next(2, clock::wall());
+    until_done(&mut log, &append).await;
+    assert_eq!(last_of(&replica).await, Some("7".to_owned()));
+    assert_eq!(log.entries().await, (1..=7).collect::<Vec<_>>());
 }
