@@ -69,6 +69,8 @@ struct Writing {
     last: Offset,
     /// An append of which it is not known whether it was done. Nothing else is appended before that is known.
     open: Option<Identity>,
+    /// Why the last append has to be tried again.
+    trouble: Option<String>,
 }
 
 /// What tells an append from another one.
@@ -105,7 +107,7 @@ impl Log {
             connection,
             scripts,
             first: AtomicU64::new(state.first.0),
-            writing: Mutex::new(Writing { turn: 0, last: state.last, open: None }),
+            writing: Mutex::new(Writing { turn: 0, last: state.last, open: None, trouble: None }),
         };
         Ok((log, state))
     }
@@ -123,6 +125,11 @@ impl Log {
         if first > after.next() {
             self.first.fetch_max(first.0, Ordering::AcqRel);
         }
+    }
+
+    /// Whether the last append was done, else why not.
+    pub(super) fn health(&self) -> Result<(), String> {
+        self.writing().trouble.clone().map_or(Ok(()), Err)
     }
 
     pub(super) fn close(&self) {
@@ -187,7 +194,7 @@ impl Log {
         match outcome {
             Ok((word, last)) => match word.as_str() {
                 "done" => {
-                    *writing = Writing { turn: writing.turn + 1, last: identity.last, open: None };
+                    *writing = Writing { turn: writing.turn + 1, last: identity.last, open: None, trouble: None };
                     Ok(())
                 }
                 "fenced" => Err(AppendError::Fenced),
@@ -200,6 +207,7 @@ impl Log {
                 if matches!(error, CommandError::NoAnswer(_)) {
                     writing.open = Some(identity);
                 }
+                writing.trouble = Some(error.to_string());
                 Err(verdict(&error))
             }
         }
