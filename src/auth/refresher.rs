@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     clock,
-    protocol::refresh::{self, Failure, Input, Output, Phase, Refresh},
+    protocol::refresh::{self, Failure, Input, Origin, Output, Phase, Refresh, Sharing},
     tasks::Outcome,
     telemetry::{chain, metrics},
 };
@@ -128,8 +128,14 @@ impl Refresher {
                 Some(answer) => self.take(answer),
                 None => return ControlFlow::Break(()),
             },
-            Output::Adopt { generation } => self.adopt(generation),
+            Output::Adopt { generation, origin: Origin::Grant } => self.adopt(generation),
             Output::Retry { at, alarm } => self.lament(at, alarm),
+            Output::Adopt { origin: Origin::Vault, .. }
+            | Output::Look
+            | Output::Lock { .. }
+            | Output::Renew { .. }
+            | Output::Release { .. }
+            | Output::Publish { .. } => panic!("a token that is not shared knows no vault"),
         }
         ControlFlow::Continue(())
     }
@@ -229,7 +235,12 @@ impl Settings {
             Grant::Static { .. } => Duration::ZERO,
             Grant::ClientCredentials(_) | Grant::RefreshToken { .. } => self.refresh_interval_min,
         };
-        refresh::Settings { buffer: self.refresh_buffer, interval_min, jitter_max: self.refresh_jitter }
+        refresh::Settings {
+            buffer: self.refresh_buffer,
+            interval_min,
+            jitter_max: self.refresh_jitter,
+            sharing: Sharing::None,
+        }
     }
 }
 
@@ -251,7 +262,7 @@ fn report(machine: &Refresh, refreshes: u64, last_error: Option<String>) -> Repo
         phase: machine.phase(),
         generation: machine.generation(),
         ends_at: machine.ends_at(),
-        next_at: machine.poll_timeout(),
+        next_at: machine.next_at(),
         refreshes,
         last_error,
     }
