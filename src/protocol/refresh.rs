@@ -423,4 +423,5 @@ impl Held {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
 mod tests;

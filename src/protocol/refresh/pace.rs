@@ -99,20 +99,26 @@ impl Refresh {
         }
     }
 
-    /// How long a lock lives: never so long that a holder's death would cost the others the rest of their token.
-    pub(super) fn lock_life(&self) -> Duration {
-        LOCK_LIFE_MAX.min(self.buffer() / 2).max(LOCK_LIFE_MIN)
+    /// How long a lock that is taken at this moment lives: a holder's death must leave time for another's try.
+    pub(super) fn lock_life(&self, now: Instant) -> Duration {
+        let spare = self.lock_spare(now).unwrap_or(Duration::MAX);
+        LOCK_LIFE_MAX.min(self.buffer() / 2).min(spare).max(LOCK_LIFE_MIN)
     }
 
-    /// The last moment up to which a lock may live: after it there must be time for another replica's try.
-    pub(super) fn lock_until(&self, now: Instant) -> Option<Instant> {
-        let (life, _) = self.held?.left(now)?;
-        life.ends_at.checked_sub(self.buffer() / 4)
+    /// Whether there is time left in which one replica may keep the others waiting.
+    pub(super) fn may_lock(&self, now: Instant) -> bool {
+        self.lock_spare(now).is_none_or(|spare| spare > LOCK_LIFE_MIN)
+    }
+
+    /// How long a lock may live from this moment: the last quarter of the buffer is for the others.
+    fn lock_spare(&self, now: Instant) -> Option<Duration> {
+        let (_, left) = self.held?.left(now)?;
+        Some(left.saturating_sub(self.buffer() / 4))
     }
 
     /// The time between two looks while another replica has the lock.
     pub(super) fn poll_pause(&self, unit: f64) -> Duration {
-        POLL_MAX.min(self.lock_life() / 4).mul_f64(0.5 + unit / 2.0)
+        POLL_MAX.min(self.buffer() / 8).mul_f64(0.5 + unit / 2.0)
     }
 
     /// How long a replica that is on its own waits before it asks: never beyond half of what the running token has.

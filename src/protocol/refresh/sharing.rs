@@ -28,6 +28,7 @@ pub(super) enum Step {
     },
     Locking {
         asked: Instant,
+        life: Duration,
     },
     /// We have the lock. Somebody may have been quicker by just that.
     LookingAgain {
@@ -95,7 +96,7 @@ impl Refresh {
                 Some(seen) => self.take_turn(seen, asked, unit, now),
             },
             Step::LookingAgain { asked, hold } => self.looked_again(seen, asked, hold, unit, now),
-            Step::Conceding { asked, life } => match self.newer(seen) {
+            Step::Conceding { asked, life } => match self.newer(seen, asked, now) {
                 Some(found) => self.adopt_found(found, asked, unit, now),
                 None => self.adopt(self.next_generation(), Some(life), Origin::Grant),
             },
@@ -109,10 +110,10 @@ impl Refresh {
 
     pub(super) fn locked(&mut self, lock: Lock, unit: f64, now: Instant) {
         let (step, row) = self.step();
-        let Step::Locking { asked } = step else { panic!("an answer about a lock that was not asked for") };
+        let Step::Locking { asked, life } = step else { panic!("an answer about a lock that was not asked for") };
         match lock {
             Lock::Got => {
-                let hold = Hold { renew_at: Some(asked + self.lock_life() / 3) };
+                let hold = Hold { renew_at: Some(asked + life / 3) };
                 self.go_to(Step::LookingAgain { asked: now, hold }, row);
                 self.outputs.push_back(Output::Look);
             }
@@ -177,13 +178,14 @@ impl Refresh {
 
     /// Keeps the lock while the request is under way, as long as that leaves time for another replica's try.
     pub(super) fn renew(&mut self, now: Instant) {
-        let (life, until) = (self.lock_life(), self.lock_until(now));
+        let life = self.lock_life(now);
+        let worth_it = self.may_lock(now);
         let State::Fetching { hold: Some(hold), .. } = &mut self.state else { return };
-        if until.is_some_and(|until| now + life > until) {
-            hold.renew_at = None;
-        } else {
+        if worth_it {
             hold.renew_at = Some(now + life / 3);
             self.outputs.push_back(Output::Renew { life });
+        } else {
+            hold.renew_at = None;
         }
     }
 
@@ -209,19 +211,20 @@ impl Refresh {
 
     fn take_turn(&mut self, seen: Seen, asked: Instant, unit: f64, now: Instant) {
         let (_, row) = self.step();
-        if let Some(found) = self.newer(Some(seen)) {
+        if let Some(found) = self.newer(Some(seen), asked, now) {
             self.adopt_found(found, asked, unit, now);
         } else if let Some(pause) = seen.pause {
             self.keep_away(pause, row, unit, now);
         } else {
-            self.go_to(Step::Locking { asked: now }, row);
-            self.outputs.push_back(Output::Lock { life: self.lock_life() });
+            let life = self.lock_life(now);
+            self.go_to(Step::Locking { asked: now, life }, row);
+            self.outputs.push_back(Output::Lock { life });
         }
     }
 
     fn looked_again(&mut self, seen: Option<Seen>, asked: Instant, hold: Hold, unit: f64, now: Instant) {
         let (_, row) = self.step();
-        if let Some(found) = self.newer(seen) {
+        if let Some(found) = self.newer(seen, asked, now) {
             self.outputs.push_back(Output::Release { pause: None });
             self.adopt_found(found, asked, unit, now);
         } else if let Some(pause) = seen.and_then(|seen| seen.pause) {
@@ -234,7 +237,7 @@ impl Refresh {
 
     fn glanced(&mut self, seen: Option<Seen>, asked: Instant, due: Option<Instant>, unit: f64, now: Instant) {
         let (_, row) = self.step();
-        if let Some(found) = self.newer(seen) {
+        if let Some(found) = self.newer(seen, asked, now) {
             self.adopt_found(found, asked, unit, now);
         } else if seen.is_some_and(|seen| seen.last < self.generation()) && row.is_none() {
             self.offer(due, now);
@@ -280,9 +283,11 @@ impl Refresh {
         };
     }
 
-    /// What was found, if it is newer than what is held. What was refused here is never newer.
-    fn newer(&self, seen: Option<Seen>) -> Option<Found> {
-        seen?.token.filter(|found| found.generation > self.generation())
+    /// What was found, if it is newer than what is held (what was refused here never is), and has not ended while the
+    /// answer was on its way.
+    fn newer(&self, seen: Option<Seen>, asked: Instant, now: Instant) -> Option<Found> {
+        let found = seen?.token.filter(|found| found.generation > self.generation())?;
+        (asked + found.left > now).then_some(found)
     }
 
     /// Another replica's token is ours from here on. One that comes long before ours was due tells of a refusal or a

@@ -1,5 +1,8 @@
 //! The rules of one replica, as scripts: what it is told, and what it wants done.
 
+mod explore;
+mod model;
+
 use proptest::prelude::*;
 
 use super::*;
