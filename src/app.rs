@@ -19,8 +19,9 @@ use crate::{
         stream::{self, Overflow, Rotation},
     },
     store::{
-        Store,
+        self, Store,
         embedded::{self, Embedded},
+        redis::{self, Redis},
     },
     tasks::Tasks,
     telemetry::metrics,
@@ -50,7 +51,7 @@ pub struct App {
     downstream: Tasks,
     admin: Tasks,
     logs: EventLogs,
-    store: Embedded,
+    store: Store,
     streams: Streams,
     readiness: Readiness,
     consumers_at: SocketAddr,
@@ -84,12 +85,13 @@ impl App {
         server.start(&mut downstream, logs.clone(), move |stream: &StreamName| live.is_live(stream));
         let (admin_at, readiness) = (admin.address(), Readiness::default());
         let parts = admin::Parts {
-            store: Store::Embedded(store.clone()),
+            store: store.clone(),
             streams: streams.clone(),
             accounts: tokens.into_values().collect(),
             readiness: readiness.clone(),
         };
         admin.start(&mut operators, parts);
+        tend(&store, &mut operators);
         let admin = operators;
         Ok(Self { accounts, upstream, downstream, admin, logs, store, streams, readiness, consumers_at, admin_at })
     }
@@ -148,7 +150,7 @@ pub struct Trial {
     tokens: BTreeMap<AccountName, Tokens>,
     streams: Streams,
     logs: EventLogs,
-    store: Embedded,
+    store: Store,
     folder: TempDir,
 }
 
@@ -156,6 +158,7 @@ impl Trial {
     /// Starts every account and stream; listens nowhere.
     pub async fn start(mut config: Config) -> anyhow::Result<Self> {
         let folder = temporary_folder("check")?;
+        config.store.kind = config::StoreKind::Embedded;
         config.store.path = folder.path().to_owned();
         let store = open_store(&config).await?;
         let logs = open_logs(&config, &store).await?;
@@ -196,7 +199,10 @@ pub async fn try_store(config: &Config) -> anyhow::Result<String> {
     match open_store(config).await {
         Ok(store) => {
             store.close().await;
-            Ok(format!("{} can be used", config.store.path.display()))
+            Ok(match &config.store.kind {
+                config::StoreKind::Embedded => format!("{} can be used", config.store.path.display()),
+                config::StoreKind::Redis(redis) => format!("{} can be used", redis.address),
+            })
         }
         Err(error) if matches!(error.downcast_ref(), Some(embedded::OpenError::InUse { .. })) => {
             Ok(format!("{} is in use by a running daemon", config.store.path.display()))
@@ -223,19 +229,58 @@ fn tls() -> anyhow::Result<Arc<rustls::ClientConfig>> {
     Ok(Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
 }
 
-async fn open_store(config: &Config) -> anyhow::Result<Embedded> {
+async fn open_store(config: &Config) -> anyhow::Result<Store> {
     let config::Retention { events, age, bytes } = config.store.retention;
-    let settings =
-        embedded::Settings { path: config.store.path.clone(), retention: embedded::Retention { events, age, bytes } };
-    let opened = tokio::task::spawn_blocking(move || Embedded::open(&settings)).await?;
-    Ok(opened?)
+    let retention = store::Retention { events, age, bytes };
+    match &config.store.kind {
+        config::StoreKind::Embedded => {
+            let settings = embedded::Settings { path: config.store.path.clone(), retention };
+            let opened = tokio::task::spawn_blocking(move || Embedded::open(&settings)).await?;
+            Ok(Store::Embedded(opened?))
+        }
+        config::StoreKind::Redis(from) => {
+            let store = Redis::new(redis_settings(from, retention));
+            let warnings = store.examine().await.with_context(|| format!("store.url: {}", from.address))?;
+            for warning in warnings {
+                tracing::warn!(address = %from.address, "{warning}");
+            }
+            Ok(Store::Redis(store))
+        }
+    }
 }
 
-async fn open_logs(config: &Config, store: &Embedded) -> anyhow::Result<EventLogs> {
+fn redis_settings(from: &config::RedisConfig, retention: store::Retention) -> redis::Settings {
+    redis::Settings {
+        address: from.address.clone(),
+        prefix: from.prefix.clone(),
+        durability: match from.durability {
+            config::Durability::Written => redis::Durability::Written,
+            config::Durability::Replicated => redis::Durability::Replicated,
+        },
+        retention,
+        limits: redis::connection::Limits::default(),
+    }
+}
+
+/// What a store wants done from time to time.
+fn tend(store: &Store, tasks: &mut Tasks) {
+    match store {
+        Store::Embedded(_) => (),
+        Store::Redis(store) => {
+            let (store, stop) = (store.clone(), tasks.stop());
+            tasks.start("store", async move {
+                store.tend(stop).await;
+                Ok(())
+            });
+        }
+    }
+}
+
+async fn open_logs(config: &Config, store: &Store) -> anyhow::Result<EventLogs> {
     let streams: Vec<(StreamName, Source)> =
         config.streams.iter().map(|(name, stream)| (name.clone(), Source::new(&stream.account, name))).collect();
     let settings = event_log::Settings { tail_bytes: TAIL_BYTES };
-    EventLogs::open(Store::Embedded(store.clone()), &streams, &settings).await.context("cannot open the logs")
+    EventLogs::open(store.clone(), &streams, &settings).await.context("cannot open the logs")
 }
 
 fn start_accounts(config: &Config, tasks: &mut Tasks) -> anyhow::Result<BTreeMap<AccountName, Tokens>> {

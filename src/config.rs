@@ -27,13 +27,14 @@ use config::Value;
 
 use crate::{
     auth,
-    model::{AccountName, StreamName},
+    model::{AccountName, SecretRef, StreamName},
+    store::redis::address::Address,
 };
 
 pub use finding::{Finding, Findings};
 pub use guarantee::Guarantee;
 pub use schema::schema;
-pub use shape::{Overflow, Platform, Rotation, SocketAuth};
+pub use shape::{Durability, Overflow, Platform, Rotation, SocketAuth};
 pub use source::Environment;
 
 use finding::KeyPath;
@@ -65,12 +66,33 @@ pub struct AdminConfig {
     pub listen: SocketAddr,
 }
 
-/// The embedded store.
+/// The store.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
-    /// Its directory.
+    pub kind: StoreKind,
+    /// The embedded store's directory; rotated refresh tokens are kept there with every kind.
     pub path: PathBuf,
     pub retention: Retention,
+}
+
+/// The kinds of store, with their own keys.
+#[derive(Debug, Clone)]
+pub enum StoreKind {
+    Embedded,
+    Redis(RedisConfig),
+}
+
+/// A store in Redis.
+#[derive(Debug, Clone)]
+pub struct RedisConfig {
+    pub address: Address,
+    /// The beginning of all keys.
+    pub prefix: String,
+    pub durability: Durability,
+    /// Life of a replica's membership.
+    pub lease: Duration,
+    /// Seals tokens at rest.
+    pub seal_key: Option<SecretRef>,
 }
 
 /// How much of each stream's log is kept; the first limit that is reached trims.

@@ -9,7 +9,7 @@ mod secret;
 mod setting;
 mod time;
 
-pub use batch::{Batch, BatchView, Entry, Rendering};
+pub use batch::{Batch, BatchView, Entry, Rendering, StoredEntry};
 pub use cursor::{Cursor, CursorError, Epoch, Lineage, Mark, Offset, Standing};
 pub use envelope::{BatchBuilder, Source};
 pub use event::{Body, Event, Gap, GapReason};

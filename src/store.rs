@@ -3,8 +3,11 @@
 //! An enum of stores, not a trait: the set is closed and shipped.
 
 pub mod embedded;
+pub mod redis;
 
 use std::sync::Arc;
+
+pub use embedded::Retention;
 
 use crate::model::{Batch, Checkpoint, Fence, Lineage, Offset, StreamName, Timestamp};
 
@@ -56,6 +59,7 @@ pub struct ReadError(pub String);
 #[derive(Debug, Clone)]
 pub enum Store {
     Embedded(embedded::Embedded),
+    Redis(redis::Redis),
 }
 
 impl Store {
@@ -63,6 +67,7 @@ impl Store {
     pub async fn open_log(&self, stream: &StreamName) -> Result<LogState, AppendError> {
         match self {
             Self::Embedded(store) => store.open_log(stream).await,
+            Self::Redis(store) => store.open_log(stream).await,
         }
     }
 
@@ -70,19 +75,23 @@ impl Store {
     pub async fn append(&self, append: Append) -> Result<(), AppendError> {
         match self {
             Self::Embedded(store) => store.append(append).await,
+            Self::Redis(store) => store.append(append).await,
         }
     }
 
     /// The batches that follow `after`, oldest first, until about `bytes_max` are together; at least one if there is one.
-    /// The first of them may begin before `after`.
+    /// The first of them may begin before `after`. `last` is the last entry that the caller may be shown: none reaches
+    /// over it that was not appended so.
     pub async fn read(
         &self,
         stream: &StreamName,
         after: Offset,
+        last: Offset,
         bytes_max: usize,
     ) -> Result<Vec<Arc<Batch>>, ReadError> {
         match self {
             Self::Embedded(store) => store.read(stream, after, bytes_max).await,
+            Self::Redis(store) => store.read(stream, after, last, bytes_max).await,
         }
     }
 
@@ -90,6 +99,7 @@ impl Store {
     pub async fn offset_before(&self, stream: &StreamName, moment: Timestamp) -> Result<Offset, ReadError> {
         match self {
             Self::Embedded(store) => store.offset_before(stream, moment).await,
+            Self::Redis(store) => store.offset_before(stream, moment).await,
         }
     }
 
@@ -97,6 +107,7 @@ impl Store {
     pub fn first(&self, stream: &StreamName) -> Offset {
         match self {
             Self::Embedded(store) => store.first(stream),
+            Self::Redis(store) => store.first(stream),
         }
     }
 
@@ -105,6 +116,15 @@ impl Store {
     pub async fn close(&self) {
         match self {
             Self::Embedded(store) => store.close().await,
+            Self::Redis(store) => store.close(),
+        }
+    }
+
+    /// What an operator should know about the way it is set up.
+    pub fn warnings(&self) -> &[String] {
+        match self {
+            Self::Embedded(_) => &[],
+            Self::Redis(store) => store.warnings(),
         }
     }
 
@@ -112,6 +132,7 @@ impl Store {
     pub fn health(&self) -> Result<(), String> {
         match self {
             Self::Embedded(store) => store.health(),
+            Self::Redis(store) => store.health(),
         }
     }
 }

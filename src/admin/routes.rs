@@ -104,6 +104,7 @@ impl Operators {
         let streams = self.parts.streams.statuses().into_iter().map(|status| (status.stream, status.state));
         Report {
             store: self.parts.store.health(),
+            warnings: self.parts.store.warnings().to_vec(),
             draining: self.parts.readiness.draining(),
             streams: streams.collect(),
         }

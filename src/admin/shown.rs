@@ -25,6 +25,8 @@ const LIVE: [&str; 2] = ["live", "recovering"];
 pub(super) struct Report {
     /// Why the store cannot be written, if it cannot.
     pub(super) store: Result<(), String>,
+    /// What an operator should know about the store.
+    pub(super) warnings: Vec<String>,
     pub(super) draining: bool,
     pub(super) streams: BTreeMap<StreamName, &'static str>,
 }
@@ -37,6 +39,7 @@ impl Report {
         let body = json!({
             "ready": ready,
             "checks": { "store": self.store_shown(), "draining": self.draining },
+            "warnings": self.warnings,
             "streams": self.streams,
         });
         answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
@@ -106,7 +109,7 @@ mod tests {
 
     fn report(store: Result<(), String>, draining: bool, states: [&'static str; 2]) -> Report {
         let names = ["agents", "queues"].map(|name| name.parse().unwrap());
-        Report { store, draining, streams: names.into_iter().zip(states).collect() }
+        Report { store, warnings: Vec::new(), draining, streams: names.into_iter().zip(states).collect() }
     }
 
     async fn body(response: Response) -> Value {
@@ -137,6 +140,7 @@ mod tests {
             json!({
                 "ready": false,
                 "checks": { "store": "no room", "draining": false },
+                "warnings": [],
                 "streams": { "agents": "live", "queues": "paused" },
             })
         );

@@ -44,8 +44,8 @@ fn report(config: &Config, out: &mut impl Write) -> io::Result<()> {
     let retention = &config.store.retention;
     writeln!(
         out,
-        "Every entry is on the disk, in {}, before a consumer sees it; a log keeps {} entries, {} or {}.",
-        config.store.path.display(),
+        "Every entry is {} before a consumer sees it; a log keeps {} entries, {} or {}.",
+        kept(&config.store),
         retention.events,
         crate::model::Span(retention.age),
         crate::model::Size(retention.bytes),
@@ -59,6 +59,21 @@ fn report(config: &Config, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "  can be reordered  {}", guarantee.reordered)?;
     }
     Ok(())
+}
+
+/// Where an entry is safe, and what from.
+fn kept(store: &config::StoreConfig) -> String {
+    match &store.kind {
+        config::StoreKind::Embedded => format!("on the disk, in {},", store.path.display()),
+        config::StoreKind::Redis(redis) => match redis.durability {
+            config::Durability::Written => {
+                format!("in {} (a failover may take the newest back, and a new epoch says so)", redis.address)
+            }
+            config::Durability::Replicated => {
+                format!("in {} and on a replica (a failover to another one may take the newest back)", redis.address)
+            }
+        },
+    }
 }
 
 fn counted(count: usize, word: &str) -> String {

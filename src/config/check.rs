@@ -8,13 +8,13 @@ use std::net::SocketAddr;
 use config::Value;
 use reqwest::Url;
 
-use crate::model::Span;
+use crate::{model::Span, store::redis::address::Address};
 
 use super::{
     finding::{Finding, KeyPath, nearest},
     format::is_loopback,
-    keys::{CONNECTOR_KEYS, GRANT_KEYS, Keys},
-    shape::{Account, Backoff, Connector, File, Grant, Platform, Stream},
+    keys::{CONNECTOR_KEYS, GRANT_KEYS, Keys, STORE_KEYS},
+    shape::{Account, Backoff, Connector, File, Grant, Platform, Store, Stream},
     source::{child, find, place_of, table},
 };
 
@@ -28,6 +28,7 @@ const OWN_PARAMETERS: [&str; 2] = ["sequenceId", "auth_token"];
 pub(super) fn check(tree: &Value, file: &File) -> Vec<Finding> {
     let mut check = Check { tree, findings: Vec::new() };
     check.listeners(file);
+    check.store(&file.store);
     check.anything_to_do();
     for (name, account) in &file.accounts {
         check.account(&KeyPath::of(&["accounts", name.as_str()]), account);
@@ -71,6 +72,22 @@ impl Check<'_> {
                 listen.port()
             );
             self.wrong(KeyPath::of(&[section, "listen"]), text);
+        }
+    }
+
+    fn store(&mut self, store: &Store) {
+        let path = KeyPath::of(&["store"]);
+        let kind = find(self.tree, &path.join("kind")).map(ToString::to_string);
+        if kind.is_some_and(|kind| kind != store.kind.name()) {
+            // A wrong word is told already, and what it leaves in its place was not meant.
+            return;
+        }
+        self.keys(&path, &STORE_KEYS, &store.kind.keys(), &format!("kind {}", store.kind.name()));
+        let address = store.url.as_deref().and_then(|url| url.parse::<Address>().ok());
+        if address.is_some_and(|address| address.exposes_credentials()) && !store.insecure {
+            let text = "the password would travel to another machine in plain text; write rediss in place of redis, \
+                        or insecure = true in the store of a closed test network";
+            self.wrong(path.join("url"), text);
         }
     }
 

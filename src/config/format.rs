@@ -6,8 +6,13 @@ use std::net::SocketAddr;
 
 use reqwest::Url;
 
+use crate::store::redis::address::Address;
+
 /// Genesys refuses longer topics.
 const TOPIC_LEN_MAX: usize = 200;
+
+/// It stands in every key.
+const PREFIX_LEN_MAX: usize = 64;
 
 /// Whether a text is what its format says, else what was expected. A format without a rule takes any text.
 pub(super) fn judge(format: &str, text: &str) -> Result<(), String> {
@@ -18,6 +23,8 @@ pub(super) fn judge(format: &str, text: &str) -> Result<(), String> {
         "origin" => origin(text),
         "domain" => domain(text),
         "topic" => topic(text),
+        "redis-url" => text.parse::<Address>().map(drop).map_err(|error| error.to_string()),
+        "prefix" => prefix(text),
         _ => Ok(()),
     }
 }
@@ -82,6 +89,23 @@ fn topic(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Braces would decide a key's slot, and spaces end a pattern of an ACL.
+fn prefix(text: &str) -> Result<(), String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b':');
+    if (1..=PREFIX_LEN_MAX).contains(&text.len()) && text.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(format!("expected 1 to {PREFIX_LEN_MAX} letters, digits, '.', '_', '-' or ':', found {text:?}"))
+}
+
+/// The address of a Redis as it may be shown.
+pub(super) fn without_login(text: &str) -> String {
+    match (text.split_once("://"), text.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://***@{rest}"),
+        (Some(_) | None, _) => text.to_owned(),
+    }
+}
+
 /// Whether a URL leads to this machine.
 pub(super) fn is_loopback(url: &Url) -> bool {
     let address = |host: &str| host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
@@ -101,6 +125,8 @@ mod tests {
             ("origin", "http://localhost:3000"),
             ("domain", "usw2.pure.cloud"),
             ("topic", "v2.users.*?presence&routingStatus"),
+            ("redis-url", "rediss+sentinel://u:p@a,b:5/main"),
+            ("prefix", "acme:trunkline"),
             ("topic", "v2.detail.events.conversation.2f7bf00a-0fc2.acd.end"),
         ] {
             assert_eq!(judge(format, good), Ok(()), "{format} {good}");
@@ -120,6 +146,10 @@ mod tests {
             ("topic", "users.presence"),
             ("topic", "v2.users..presence"),
             ("topic", "v2.users.a*.presence"),
+            ("redis-url", "redis://:secret@a:x"),
+            ("redis-url", "secret"),
+            ("prefix", "{a}"),
+            ("prefix", ""),
         ] {
             assert!(judge(format, bad).is_err_and(|text| !text.contains("secret")), "{format} {bad}");
         }

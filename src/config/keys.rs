@@ -1,6 +1,6 @@
 //! Which keys belong to which grant and which connector. A key that would have no effect is a mistake, not a comment.
 
-use super::shape::{Connector, Grant};
+use super::shape::{Connector, Grant, StoreKind};
 
 /// The keys of one choice, beside those that every choice has.
 #[derive(Debug)]
@@ -43,6 +43,26 @@ impl Grant {
                 Keys { needed: &["client_id", "client_secret", "refresh_token"], taken: &["client_auth", "scope"] }
             }
             Self::Static => Keys { needed: &["token"], taken: &[] },
+        }
+    }
+}
+
+/// Every key that some kind of store has and others have not.
+pub(super) const STORE_KEYS: [&str; 6] = ["url", "prefix", "seal_key", "durability", "lease", "insecure"];
+
+impl StoreKind {
+    /// The word of the file.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Redis => "redis",
+        }
+    }
+
+    pub(super) fn keys(self) -> Keys {
+        match self {
+            Self::Embedded => Keys { needed: &[], taken: &[] },
+            Self::Redis => Keys { needed: &["url"], taken: &["prefix", "seal_key", "durability", "lease", "insecure"] },
         }
     }
 }

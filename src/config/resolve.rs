@@ -10,7 +10,8 @@ use crate::{
 };
 
 use super::{
-    Account, AdminConfig, Backoff, Config, ConnectorConfig, HttpConfig, Overflow, Retention, StoreConfig, StreamConfig,
+    Account, AdminConfig, Backoff, Config, ConnectorConfig, HttpConfig, Overflow, RedisConfig, Retention, StoreConfig,
+    StoreKind, StreamConfig,
     shape::{self, ClientAuth, Connector, File, Grant},
 };
 
@@ -47,11 +48,26 @@ pub(super) fn resolve(file: &File) -> Config {
         http: HttpConfig { listen: file.http.listen, allowed_origins: file.http.allowed_origins.clone() },
         admin: AdminConfig { listen: file.admin.listen },
         store: StoreConfig {
+            kind: store(&file.store),
             path: file.store.path.clone(),
             retention: Retention { events: retention.events, age: retention.age.0, bytes: retention.bytes.0 },
         },
         accounts: file.accounts.iter().map(|(name, from)| (name.clone(), account(name, from, &vault))).collect(),
         streams: file.streams.iter().map(|(name, from)| (name.clone(), stream(from, file))).collect(),
+    }
+}
+
+fn store(from: &shape::Store) -> StoreKind {
+    let address = || from.url.as_deref().and_then(|url| url.parse().ok());
+    match from.kind {
+        shape::StoreKind::Embedded => StoreKind::Embedded,
+        shape::StoreKind::Redis => StoreKind::Redis(RedisConfig {
+            address: address().expect("the checks demand an address"),
+            prefix: from.prefix.clone(),
+            durability: from.durability,
+            lease: from.lease.0,
+            seal_key: from.seal_key.clone(),
+        }),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::model::SecretRef;
 use super::{
     Environment,
     finding::{Finding, KeyPath},
-    shape::{Account, File},
+    shape::{Account, File, StoreKind},
     source::place_of,
 };
 
@@ -19,6 +19,12 @@ const SECRET_LEN_MAX: u64 = 64 << 10;
 /// A finding for every secret that is not there.
 pub(super) fn check(tree: &Value, file: &File, environment: &Environment) -> Vec<Finding> {
     let mut findings = Vec::new();
+    if let (StoreKind::Redis, Some(secret)) = (file.store.kind, &file.store.seal_key)
+        && let Err(text) = look(secret, environment)
+    {
+        let path = KeyPath::of(&["store", "seal_key"]);
+        findings.push(Finding::new(place_of(tree, &path), path, text));
+    }
     for (name, account) in &file.accounts {
         for (key, secret) in secrets(account) {
             if let Err(text) = look(secret, environment) {

@@ -71,14 +71,35 @@ pub(crate) struct Admin {
 /// Where the logs live.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("x-not-yet" = ["url", "prefix", "seal_key", "lease", "durability"]))]
+#[schemars(extend("x-decides" = "kind"))]
 pub(crate) struct Store {
     /// The kind of store.
     #[serde(default)]
     pub kind: StoreKind,
-    /// The directory of the embedded store, relative to the working directory. One process uses it at a time.
+    /// The directory of the embedded store, relative to the working directory. One process uses it at a time. Rotated
+    /// refresh tokens are kept in it with every kind of store.
     #[serde(default = "store_path")]
     pub path: PathBuf,
+    /// Which Redis: `redis://HOST`, `redis+sentinel://HOST,HOST/NAME?db=0` or `redis-cluster://HOST,HOST`; with
+    /// `rediss` for TLS, and with `USER:PASSWORD@` before the host. Required by the kind `redis`.
+    #[schemars(extend("format" = "redis-url"))]
+    pub url: Option<String>,
+    /// The beginning of all keys in Redis. Relays that have nothing to do with each other need different ones.
+    #[serde(default = "store_prefix")]
+    #[schemars(extend("format" = "prefix"))]
+    pub prefix: String,
+    /// The key that seals tokens in Redis.
+    pub seal_key: Option<SecretRef>,
+    /// When an entry is shown to consumers: `written` by the primary, or `replicated` to at least one replica.
+    #[serde(default)]
+    pub durability: Durability,
+    /// Life of a replica's membership: a dead holder of a stream is noticed within it.
+    #[serde(default = "secs::<2>")]
+    #[schemars(extend("x-minimum" = "500ms", "x-maximum" = "60s"))]
+    pub lease: Span,
+    /// Lets a password travel to Redis in plain text. For a closed test network only.
+    #[serde(default)]
+    pub insecure: bool,
     /// How much of each stream's log is kept; the first limit that is reached trims.
     #[serde(default = "all_defaults::<Retention>")]
     pub retention: Retention,
@@ -87,11 +108,23 @@ pub(crate) struct Store {
 /// The kinds of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-#[schemars(extend("x-not-yet" = ["redis"]))]
 pub(crate) enum StoreKind {
     /// A database in one directory of this machine.
     #[default]
     Embedded,
+    /// Redis 7 or later, or Valkey.
+    Redis,
+}
+
+/// When an entry in Redis counts as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// The primary has it.
+    #[default]
+    Written,
+    /// A replica has it, too.
+    Replicated,
 }
 
 /// How much of each stream's log is kept.
@@ -346,6 +379,10 @@ fn loopback<const PORT: u16>() -> SocketAddr {
 
 fn store_path() -> PathBuf {
     PathBuf::from("data")
+}
+
+fn store_prefix() -> String {
+    "trunkline".to_owned()
 }
 
 fn count<const N: u64>() -> u64 {

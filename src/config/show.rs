@@ -10,7 +10,8 @@ use toml::{Table, Value};
 use super::{
     Draft,
     finding::{KeyPath, Place},
-    keys::{CONNECTOR_KEYS, GRANT_KEYS},
+    format::without_login,
+    keys::{CONNECTOR_KEYS, GRANT_KEYS, STORE_KEYS},
     schema::{Wanted, at_path, schema, wanted},
     shape::File,
     source::find,
@@ -39,6 +40,8 @@ pub(super) fn show(draft: &Draft) -> String {
 fn with_effect(draft: &Draft) -> serde_json::Value {
     let file: &File = &draft.file;
     let mut value = serde_json::to_value(file).expect("every key has a JSON form");
+    let kind = file.store.kind.keys();
+    without(&mut value["store"], STORE_KEYS.into_iter().filter(|key| !kind.has(key)));
     for (name, account) in &file.accounts {
         let entry = &mut value["accounts"][name.as_str()];
         without(entry, GRANT_KEYS.into_iter().filter(|key| !account.grant.keys().has(key)));
@@ -84,6 +87,9 @@ impl Page<'_> {
     fn value(&self, path: &KeyPath, value: &Value) -> String {
         match at_path(self.schema, &path.0).map(wanted) {
             Some(Wanted::Secret) => "\"***\"".to_owned(),
+            Some(Wanted::Text("redis-url")) => {
+                Value::from(without_login(value.as_str().unwrap_or_default())).to_string()
+            }
             None
             | Some(
                 Wanted::Table

@@ -136,6 +136,22 @@ fn the_effective_configuration_shows_every_value_with_its_place_and_no_secret() 
 }
 
 #[test]
+fn a_store_in_redis_is_shown_without_its_password_and_without_keys_of_the_other_kind() {
+    let store = "[store]\nkind = \"redis\"\nurl = \"rediss://relay:hunter2@redis.test:1/2\"\n";
+    let environment = [("CLIENT_SECRET", "secret")].into_iter().collect();
+    let (draft, _) = draft(&documents(&[&good_text(), store]), &environment).unwrap();
+    let shown = show::show(&draft);
+    assert!(shown.contains("url = \"rediss://***@redis.test:1/2\""), "{shown}");
+    assert!(!shown.contains("hunter2") && !shown.contains("seal_key"), "{shown}");
+    let StoreKind::Redis(redis) = good(&[&good_text(), store], &[]).store.kind else { panic!("it is redis") };
+    assert_eq!(
+        (redis.address.to_string(), redis.prefix),
+        ("rediss://redis.test:1/2".to_owned(), "trunkline".to_owned())
+    );
+    assert!(!format!("{:?}", redis.address).contains("hunter2"));
+}
+
+#[test]
 fn every_example_is_a_good_configuration() {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/config");
     let secrets = [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "secret")];

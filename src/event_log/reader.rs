@@ -70,7 +70,7 @@ impl Reader {
         }
         let views = match self.log.shared.tail.after(self.position, last, bytes_max) {
             Some(views) => views,
-            None => self.read_store(bytes_max).await?,
+            None => self.read_store(last, bytes_max).await?,
         };
         let Some(first) = views.first().map(|view| Offset(view.batch.first().0 + view.from as u64)) else {
             return Err(ReadError(format!("the entries after {} are missing", self.position)));
@@ -81,9 +81,9 @@ impl Reader {
         Ok(Some(self.hand_out(views, last)))
     }
 
-    async fn read_store(&self, bytes_max: usize) -> Result<Vec<BatchView>, ReadError> {
+    async fn read_store(&self, last: Offset, bytes_max: usize) -> Result<Vec<BatchView>, ReadError> {
         let log = &self.log.shared;
-        let batches = log.store.read(&log.name, self.position, bytes_max).await?;
+        let batches = log.store.read(&log.name, self.position, last, bytes_max).await?;
         Ok(batches.iter().map(|batch| view(batch, self.position.next())).collect())
     }
 
@@ -98,6 +98,7 @@ impl Reader {
     fn trimmed(&mut self, first: Offset) -> Read {
         let after = self.position;
         self.position = first.previous();
-        Read::Trimmed { after, first: Mark { epoch: self.log.shared.epoch, offset: first } }
+        let (epoch, _) = self.moved.borrow().lineage.epoch_of(first);
+        Read::Trimmed { after, first: Mark { epoch, offset: first } }
     }
 }

@@ -109,6 +109,17 @@ impl Batch {
         (rest.is_empty() && rising && complete).then(|| Self::new(epoch, first, bytes, slots))
     }
 
+    /// Puts a batch together from entries that were stored one by one; none when there are none, or they are too long.
+    pub fn of(epoch: Epoch, first: Offset, entries: &[StoredEntry<'_>]) -> Option<Self> {
+        let mut bytes = Vec::with_capacity(entries.iter().map(|entry| entry.json.len()).sum());
+        let mut slots = Vec::with_capacity(entries.len());
+        for &StoredEntry { json, kind: (kind_at, kind_len), received } in entries {
+            bytes.extend_from_slice(json);
+            slots.push(Slot { end: u32::try_from(bytes.len()).ok()?, kind_at, kind_len, received });
+        }
+        (!slots.is_empty()).then(|| Self::new(epoch, first, bytes.into(), slots.into()))
+    }
+
     /// The batch as WebSocket text frames; `render` makes it once for all subscribers.
     pub fn frames(&self, render: impl FnOnce(&Self) -> Rendering) -> &Rendering {
         self.frames.get_or_init(|| render(self))
@@ -118,6 +129,16 @@ impl Batch {
     pub fn sse(&self, render: impl FnOnce(&Self) -> Rendering) -> &Rendering {
         self.sse.get_or_init(|| render(self))
     }
+}
+
+/// An entry as a store has it that keeps each by itself.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredEntry<'a> {
+    /// The whole envelope.
+    pub json: &'a [u8],
+    /// Where the `type` begins within the envelope, and its length.
+    pub kind: (u16, u16),
+    pub received: Timestamp,
 }
 
 const SLOT_LEN: usize = 16;
@@ -143,6 +164,11 @@ pub struct Entry<'a> {
 }
 
 impl Entry<'_> {
+    /// Where the `type` begins within the envelope, and its length.
+    pub fn kind_span(&self) -> (u16, u16) {
+        self.kind
+    }
+
     /// The event's `type`, as written in the envelope.
     pub fn kind(&self) -> &str {
         let (at, len) = (usize::from(self.kind.0), usize::from(self.kind.1));

@@ -163,6 +163,22 @@ impl Lineage {
         Self { current, earlier: Vec::new() }
     }
 
+    /// A log whose earlier epochs ended with these offsets, oldest first.
+    pub fn with_earlier(current: Epoch, earlier: Vec<(Epoch, Offset)>) -> Self {
+        Self { current, earlier }
+    }
+
+    /// The epochs that ended, each with its last offset, oldest first.
+    pub fn earlier(&self) -> &[(Epoch, Offset)] {
+        &self.earlier
+    }
+
+    /// The epoch that the entry at `offset` belongs to, and its last offset, if it has ended.
+    pub fn epoch_of(&self, offset: Offset) -> (Epoch, Option<Offset>) {
+        let ended = self.earlier.iter().find(|(_, end)| offset <= *end);
+        ended.map_or((self.current, None), |(epoch, end)| (*epoch, Some(*end)))
+    }
+
     /// The epoch that new entries belong to.
     pub fn current(&self) -> Epoch {
         self.current
@@ -220,5 +236,19 @@ mod tests {
         assert_eq!(lineage.standing(at(7, 5), Offset(9)), Standing::After(Offset(5)));
         assert_eq!(lineage.standing(at(7, 10), Offset(9)), Standing::Beyond);
         assert_eq!(lineage.standing(at(8, 1), Offset(9)), Standing::Foreign);
+    }
+
+    #[test]
+    fn an_epoch_that_ended_keeps_its_entries_and_its_cursors() {
+        let earlier = vec![(Epoch(7), Offset(5)), (Epoch(8), Offset(5)), (Epoch(9), Offset(8))];
+        let lineage = Lineage::with_earlier(Epoch(10), earlier);
+        let epochs = [1, 5, 6, 8, 9].map(|offset| lineage.epoch_of(Offset(offset)).0.0);
+        assert_eq!(epochs, [7, 7, 9, 9, 10]);
+        assert_eq!(lineage.epoch_of(Offset(6)), (Epoch(9), Some(Offset(8))));
+        assert_eq!(lineage.epoch_of(Offset(9)), (Epoch(10), None));
+        let at = |epoch, offset| Mark { epoch: Epoch(epoch), offset: Offset(offset) };
+        assert_eq!(lineage.standing(at(7, 5), Offset(9)), Standing::After(Offset(5)));
+        assert_eq!(lineage.standing(at(7, 6), Offset(9)), Standing::Beyond);
+        assert_eq!(lineage.standing(at(10, 9), Offset(9)), Standing::After(Offset(9)));
     }
 }

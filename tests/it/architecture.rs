@@ -14,14 +14,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &["model"]),
     ("tasks", &[]),
     ("telemetry", &["model"]),
-    ("store", &["model", "clock", "tasks", "telemetry"]),
+    ("store", &["model", "protocol", "clock", "tasks", "telemetry"]),
     ("event_log", &["model", "clock", "tasks", "telemetry", "store"]),
     ("listener", &["clock", "tasks", "telemetry"]),
     ("auth", &["model", "protocol", "clock", "tasks", "telemetry"]),
     ("upstream", &["model", "connector", "protocol", "clock", "tasks", "telemetry", "store", "event_log", "auth"]),
     ("downstream", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener"]),
     ("admin", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "upstream"]),
-    ("config", &["model", "connector", "auth", "clock"]),
+    ("config", &["model", "connector", "auth", "clock", "store"]),
     (
         "app",
         &[
@@ -72,7 +72,7 @@ fn source(module: &str) -> Vec<PathBuf> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else {
+            } else if path.extension().is_some_and(|kind| kind == "rs") {
                 files.push(path);
             }
         }

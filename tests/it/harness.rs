@@ -4,6 +4,7 @@
 
 mod consumer;
 mod plan;
+mod redis;
 mod relay;
 mod wire;
 
@@ -18,6 +19,7 @@ use trunkline::{
 pub(crate) use self::{
     consumer::{Consumer, Transport, story, tell},
     plan::Plan,
+    redis::{Redis, free_port, limits as redis_limits},
     relay::Relay,
     wire::{Babbler, Impostor, Wire},
 };

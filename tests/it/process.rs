@@ -8,6 +8,7 @@ mod commands;
 mod disk;
 mod kill;
 mod log;
+mod redis;
 mod refusals;
 mod relay;
 mod secrets;

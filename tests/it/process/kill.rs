@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
-use self::shared::{Board, Seen};
+pub(super) use self::shared::{Board, Seen};
 use super::{
     child::{PATIENCE, eventually},
     log::{Entry, assert_whole, pages},
@@ -63,12 +63,12 @@ async fn kill_again_and_again(site: &Site, board: &Board) {
 }
 
 /// Where a reader goes on.
-fn place(after: Option<String>) -> String {
+pub(super) fn place(after: Option<String>) -> String {
     let start = after.map_or("from=first".to_owned(), |id| format!("after={id}"));
     format!("/v1/streams/{STREAM}/events?{start}")
 }
 
-async fn follow_lines(board: Arc<Board>, seen: Arc<Seen>) {
+pub(super) async fn follow_lines(board: Arc<Board>, seen: Arc<Seen>) {
     loop {
         let url = format!("{}{}", board.get().await, place(seen.last_id()));
         let Ok(mut answer) = client().get(url).header("accept", "application/x-ndjson").send().await else { continue };
@@ -85,7 +85,7 @@ async fn follow_lines(board: Arc<Board>, seen: Arc<Seen>) {
     }
 }
 
-async fn follow_messages(board: Arc<Board>, seen: Arc<Seen>) {
+pub(super) async fn follow_messages(board: Arc<Board>, seen: Arc<Seen>) {
     loop {
         let url = format!("{}{}", board.get().await, place(seen.last_id())).replacen("http", "ws", 1);
         let Ok((mut socket, _)) = tokio_tungstenite::connect_async(url).await else { continue };
@@ -114,16 +114,16 @@ mod shared {
 
     /// Where the relay of the moment listens.
     #[derive(Default)]
-    pub(super) struct Board(watch::Sender<Option<String>>);
+    pub(crate) struct Board(watch::Sender<Option<String>>);
 
     impl Board {
-        pub(super) fn put(&self, url: Option<String>) {
+        pub(crate) fn put(&self, url: Option<String>) {
             self.0.send_replace(url);
         }
 
         /// The address, as soon as there is one. It may be that of a relay that was just killed: whoever finds
         /// nobody there comes back at once, so a breath is taken first.
-        pub(super) async fn get(&self) -> String {
+        pub(crate) async fn get(&self) -> String {
             tokio::time::sleep(Duration::from_millis(5)).await;
             self.0.subscribe().wait_for(Option::is_some).await.unwrap().clone().unwrap()
         }
@@ -131,30 +131,30 @@ mod shared {
 
     /// What one consumer was sent.
     #[derive(Default)]
-    pub(super) struct Seen(Mutex<Vec<Entry>>, AtomicU64);
+    pub(crate) struct Seen(Mutex<Vec<Entry>>, AtomicU64);
 
     impl Seen {
-        pub(super) fn push(&self, entry: Entry) {
+        pub(crate) fn push(&self, entry: Entry) {
             self.0.lock().unwrap().push(entry);
         }
 
-        pub(super) fn connected(&self) {
+        pub(crate) fn connected(&self) {
             self.1.fetch_add(1, Ordering::Relaxed);
         }
 
-        pub(super) fn connections(&self) -> u64 {
+        pub(crate) fn connections(&self) -> u64 {
             self.1.load(Ordering::Relaxed)
         }
 
-        pub(super) fn len(&self) -> usize {
+        pub(crate) fn len(&self) -> usize {
             self.0.lock().unwrap().len()
         }
 
-        pub(super) fn all(&self) -> Vec<Entry> {
+        pub(crate) fn all(&self) -> Vec<Entry> {
             self.0.lock().unwrap().clone()
         }
 
-        pub(super) fn last_id(&self) -> Option<String> {
+        pub(crate) fn last_id(&self) -> Option<String> {
             self.0.lock().unwrap().last().map(|entry| entry.id.clone())
         }
     }

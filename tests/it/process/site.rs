@@ -55,6 +55,13 @@ impl Site {
         fs::write(&self.config, text).unwrap();
     }
 
+    /// The same configuration with its store in this Redis.
+    pub(crate) fn use_redis(&self, url: &str) {
+        let text = fs::read_to_string(&self.config).unwrap();
+        let text = text.replace("[store]\n", &format!("[store]\nkind = \"redis\"\nurl = \"{url}\"\n"));
+        fs::write(&self.config, text).unwrap();
+    }
+
     /// Everything but the streams.
     pub(crate) fn base(&self, store: &Path) -> String {
         let (address, folder) = (self.platform.address(), self.folder.path().display());

@@ -1,0 +1,213 @@
+//! Where logs live in Redis (7 or later, or Valkey): one server, one behind Sentinels, or a cluster.
+//!
+//! Every change is a script that compares the fence first. An append whose answer was lost is never done twice: it
+//! carries a number of its own, and trying it again finds out.
+
+pub mod address;
+pub mod connection;
+mod examination;
+mod keys;
+mod log;
+mod reads;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    time::Duration,
+};
+
+use redis::cmd;
+use tokio_util::sync::CancellationToken;
+
+pub use self::examination::Unfit;
+use self::{
+    address::Address,
+    connection::{CommandError, Connection, Limits},
+    log::{Log, Scripts},
+};
+use super::{Append, AppendError, LogState, ReadError, Retention};
+use crate::{
+    clock,
+    model::{Batch, Offset, StreamName, Timestamp},
+    telemetry::metrics,
+};
+
+/// Retention and the connection are looked after this often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Where the store is and how much it keeps.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub address: Address,
+    /// The beginning of all keys: several relays that know nothing of each other share a server.
+    pub prefix: String,
+    pub durability: Durability,
+    /// Of each stream.
+    pub retention: Retention,
+    pub limits: Limits,
+}
+
+/// When an entry counts as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The primary has it.
+    Written,
+    /// A replica has it, too.
+    Replicated,
+}
+
+/// A handle to the store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Redis {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    connection: Connection,
+    scripts: Arc<Scripts>,
+    logs: RwLock<BTreeMap<StreamName, Arc<Log>>>,
+    /// Why the last command failed that had to do with the server and not with its caller.
+    trouble: Mutex<Option<String>>,
+    /// What the examination found at the start.
+    warnings: OnceLock<Vec<String>>,
+}
+
+impl Redis {
+    /// A handle; it connects when it is first asked for something.
+    pub fn new(settings: Settings) -> Self {
+        let connection = Connection::new(settings.address.clone(), settings.limits);
+        let shared = Shared {
+            settings,
+            connection,
+            scripts: Arc::default(),
+            logs: RwLock::default(),
+            trouble: Mutex::default(),
+            warnings: OnceLock::new(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The way to the server.
+    pub fn connection(&self) -> &Connection {
+        &self.shared.connection
+    }
+
+    /// Looks whether the server can hold logs, and returns what an operator should know. Done once, at the start.
+    pub async fn examine(&self) -> Result<Vec<String>, examination::Unfit> {
+        let Shared { connection, settings, .. } = &*self.shared;
+        let warnings = examination::examine(connection, &settings.prefix).await?;
+        Ok(self.shared.warnings.get_or_init(|| warnings).clone())
+    }
+
+    /// What the examination found.
+    pub fn warnings(&self) -> &[String] {
+        self.shared.warnings.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Looks after the retention and the connection until `stop`.
+    pub async fn tend(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let greeted = self.shared.connection.run::<String>(&cmd("PING")).await;
+            self.shared.note(greeted.as_ref().err());
+            for stream in self.shared.streams() {
+                if let Err(error) = self.trim(&stream).await {
+                    tracing::debug!(%stream, %error, "retention waits");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => (),
+                () = tokio::time::sleep(TICK) => (),
+            }
+        }
+    }
+
+    /// Removes what outlived the retention.
+    pub async fn trim(&self, stream: &StreamName) -> Result<(), CommandError> {
+        match self.shared.log(stream) {
+            Some(log) => log.trim(&self.shared.settings.retention, clock::wall()).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn open_log(&self, stream: &StreamName) -> Result<LogState, AppendError> {
+        let Shared { settings, connection, scripts, .. } = &*self.shared;
+        let connection = match settings.durability {
+            Durability::Written => connection.clone(),
+            // Waiting for a replica must not hold up others.
+            Durability::Replicated => connection.another(),
+        };
+        let opened = Log::open(connection, Arc::clone(scripts), settings, stream).await;
+        self.shared.note(opened.as_ref().err());
+        let (log, state) = opened.map_err(|error| log::verdict(&error))?;
+        self.shared.logs.write().unwrap_or_else(PoisonError::into_inner).insert(stream.clone(), Arc::new(log));
+        Ok(state)
+    }
+
+    pub(super) async fn append(&self, append: Append) -> Result<(), AppendError> {
+        let log = self.shared.log(&append.stream).ok_or(AppendError::Fenced)?;
+        let started = clock::now();
+        let outcome = log.append(&append).await;
+        match &outcome {
+            Ok(()) => metrics::store_appended(started.elapsed()),
+            Err(AppendError::NoRoom(_)) => metrics::store_failed("io"),
+            Err(AppendError::Fenced) => metrics::store_failed("fenced"),
+            Err(AppendError::Broken(_)) => metrics::store_failed("damaged"),
+        }
+        self.shared.note(outcome.as_ref().err());
+        outcome
+    }
+
+    pub(super) async fn read(
+        &self,
+        stream: &StreamName,
+        after: Offset,
+        last: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<Arc<Batch>>, ReadError> {
+        let Some(log) = self.shared.log(stream) else { return Ok(Vec::new()) };
+        let found = reads::batches(&self.shared.connection, &log, after, last, bytes_max).await;
+        if let Some(first) = found.as_ref().ok().and_then(|batches| batches.first()) {
+            log.seen_first(first.first(), after);
+        }
+        found.inspect_err(|_| metrics::store_failed("read"))
+    }
+
+    pub(super) async fn offset_before(&self, stream: &StreamName, moment: Timestamp) -> Result<Offset, ReadError> {
+        let Some(log) = self.shared.log(stream) else { return Ok(Offset::START) };
+        let found = reads::offset_before(&self.shared.connection, &log, moment).await;
+        found.inspect_err(|_| metrics::store_failed("read"))
+    }
+
+    pub(super) fn first(&self, stream: &StreamName) -> Offset {
+        self.shared.log(stream).map_or(Offset::START.next(), |log| log.first())
+    }
+
+    pub(super) fn health(&self) -> Result<(), String> {
+        let trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        trouble.map_or(Ok(()), Err)
+    }
+
+    /// Ends it: nothing is sent any more.
+    pub fn close(&self) {
+        self.shared.connection.close();
+        for log in self.shared.logs.read().unwrap_or_else(PoisonError::into_inner).values() {
+            log.close();
+        }
+    }
+}
+
+impl Shared {
+    fn log(&self, stream: &StreamName) -> Option<Arc<Log>> {
+        self.logs.read().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
+    }
+
+    fn streams(&self) -> Vec<StreamName> {
+        self.logs.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    fn note(&self, error: Option<&impl ToString>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = error.map(ToString::to_string);
+    }
+}

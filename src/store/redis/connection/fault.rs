@@ -1,0 +1,54 @@
+//! What became of a command that failed.
+
+use redis::{ErrorKind, RedisError};
+
+/// A command failed; the caller must know whether it may have been done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// There is no connection: nothing was sent, nothing was done.
+    #[error("no connection: {0}")]
+    NotSent(String),
+    /// It was sent, and no answer came (or none that makes sense): it was done, or will be yet, or never.
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+    /// The server did not do it. `code` is the first word of its answer, such as `OOM`.
+    #[error("refused: {code} {text}")]
+    Refused { code: String, text: String },
+}
+
+impl CommandError {
+    pub(super) fn of(error: &RedisError) -> Self {
+        match error.code() {
+            Some(code) => Self::Refused { code: code.to_owned(), text: error.detail().unwrap_or_default().to_owned() },
+            None => Self::NoAnswer(text(error)),
+        }
+    }
+
+    /// The first word of the server's refusal.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused { code, .. } => Some(code),
+            Self::NotSent(_) | Self::NoAnswer(_) => None,
+        }
+    }
+
+    /// Whether the server that answered is no primary (now), or nobody answered: then it is looked up anew.
+    pub(super) fn ends_connection(&self) -> bool {
+        match self {
+            Self::NotSent(_) => false,
+            Self::NoAnswer(_) => true,
+            Self::Refused { code, .. } => {
+                matches!(code.as_str(), "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "NOAUTH" | "UNBLOCKED")
+            }
+        }
+    }
+}
+
+/// An error for people, with its kind where the text alone says little.
+pub(super) fn text(error: &RedisError) -> String {
+    match error.kind() {
+        ErrorKind::Io => format!("the network says: {error}"),
+        ErrorKind::AuthenticationFailed => format!("user or password is refused: {error}"),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,39 @@
+//! A script that the server runs in one step.
+
+use redis::{Cmd, cmd};
+
+/// Lua, known to the server by its digest once it was run. Begin it with `#!lua`: then a server that cannot write
+/// refuses it before its first line, and not half-way.
+#[derive(Debug)]
+pub struct Script {
+    source: &'static str,
+    digest: String,
+}
+
+impl Script {
+    pub fn new(source: &'static str) -> Self {
+        Self { source, digest: redis::Script::new(source).get_hash().to_owned() }
+    }
+
+    /// Refused with `NOSCRIPT` by a server that never ran it.
+    pub fn by_name(&self, keys: &[&str], arguments: &[&[u8]]) -> Cmd {
+        command("EVALSHA", &self.digest, keys, arguments)
+    }
+
+    /// Makes it known, too.
+    pub fn in_full(&self, keys: &[&str], arguments: &[&[u8]]) -> Cmd {
+        command("EVAL", self.source, keys, arguments)
+    }
+}
+
+fn command(name: &str, script: &str, keys: &[&str], arguments: &[&[u8]]) -> Cmd {
+    let mut command = cmd(name);
+    command.arg(script).arg(keys.len());
+    keys.iter().for_each(|key| {
+        command.arg(*key);
+    });
+    arguments.iter().for_each(|argument| {
+        command.arg(*argument);
+    });
+    command
+}

@@ -1,0 +1,38 @@
+//! The names of keys. All keys of one stream lie in one slot of a cluster.
+
+use crate::model::StreamName;
+
+/// The keys of one stream's log.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    /// A hash: epochs, fence, last offset, position.
+    pub(super) head: String,
+    /// A Redis Stream: the entry with offset 17 has the id `17-0`.
+    pub(super) log: String,
+}
+
+impl Keys {
+    pub(super) fn of(prefix: &str, stream: &StreamName) -> Self {
+        Self { head: key(prefix, stream.as_str(), "head"), log: key(prefix, stream.as_str(), "log") }
+    }
+
+    pub(super) fn both(&self) -> [&str; 2] {
+        [&self.head, &self.log]
+    }
+}
+
+/// `{trunkline:queues}:log`: what stands in braces decides the slot.
+pub(super) fn key(prefix: &str, about: &str, what: &str) -> String {
+    format!("{{{prefix}:{about}}}:{what}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_of_a_stream_share_a_slot() {
+        let Keys { head, log } = Keys::of("trunkline", &"queues".parse().unwrap());
+        assert_eq!((&*head, &*log), ("{trunkline:queues}:head", "{trunkline:queues}:log"));
+    }
+}

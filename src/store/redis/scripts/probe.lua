@@ -1,0 +1,20 @@
+#!lua
+-- Tries every command that the other scripts run, and leaves nothing behind. KEYS: a key of its own. Returns a line for
+-- each that is refused.
+local probe = KEYS[1]
+local refused = {}
+local function try(name, ...)
+  local answer = redis.pcall(...)
+  if type(answer) == 'table' and answer.err then
+    refused[#refused + 1] = name .. ': ' .. answer.err
+  end
+end
+try('info', 'INFO', 'replication')
+try('hset', 'HSET', probe, 'number', '1')
+try('hmget', 'HMGET', probe, 'number')
+try('hincrby', 'HINCRBY', probe, 'number', '1')
+try('del', 'DEL', probe)
+try('xadd', 'XADD', probe, 'NOMKSTREAM', '1-0', 'a', 'b')
+try('xrange', 'XRANGE', probe, '-', '+')
+try('xtrim', 'XTRIM', probe, 'MINID', '1')
+return refused

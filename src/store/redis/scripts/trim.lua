@@ -1,0 +1,30 @@
+#!lua
+-- Removes the oldest entries that outlived the retention, a slice at a time; never the newest one. KEYS: head, log.
+-- ARGV: number, nonce, entries to keep, received before, bytes to keep, entries of a slice, overhead of an entry.
+-- Returns the oldest entry ('' when there is none), and whether there is more to remove.
+local head, log = KEYS[1], KEYS[2]
+local held = redis.call('HMGET', head, 'number', 'nonce', 'last', 'bytes')
+if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
+  return {'', 0}
+end
+local last, bytes = tonumber(held[3]), tonumber(held[4] or '0')
+local beyond, moment, room = last - tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local slice, overhead = tonumber(ARGV[6]), tonumber(ARGV[7])
+local gone, freed, first = 0, 0, ''
+for _, entry in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', slice)) do
+  first = tonumber(string.match(entry[1], '^%d+'))
+  local fields = entry[2]
+  local outlived = first <= beyond or tonumber(fields[6]) < moment or bytes - freed > room
+  if first >= last or not outlived then
+    break
+  end
+  gone, freed, first = gone + 1, freed + #fields[2] + overhead, first + 1
+end
+if first ~= '' then
+  first = string.format('%.0f', first)
+end
+if gone > 0 then
+  redis.call('XTRIM', log, 'MINID', first .. '-0')
+  redis.call('HINCRBY', head, 'bytes', -freed)
+end
+return {first, gone == slice and 1 or 0}

@@ -1,0 +1,129 @@
+//! The relay with its log in Redis: both may be killed at any moment, and nothing is lost or doubled.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use tokio::task::JoinSet;
+
+use super::{
+    child::{Child, PATIENCE, eventually},
+    kill::{Board, Seen, follow_lines, place},
+    log::{Entry, assert_whole, pages},
+    relay::{Relay, client},
+    site::Site,
+};
+use crate::harness::{Redis, free_port};
+
+const EVENTS_A_SECOND: u64 = 300;
+
+/// A platform, and a relay's configuration with a store in `server`.
+async fn site(server: &Redis) -> Site {
+    let site = Site::start().await;
+    site.use_redis(&server.url());
+    site
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_is_killed_goes_on_where_it_was_and_its_consumers_do_not_notice() {
+    let server = Redis::durable();
+    let site = site(&server).await;
+    let (board, mut readers) = (Arc::new(Board::default()), JoinSet::new());
+    let (lines, events) = (Arc::new(Seen::default()), Arc::new(Seen::default()));
+    readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
+    readers.spawn(follow_events(Arc::clone(&board), Arc::clone(&events)));
+    let talk = site.talk(EVENTS_A_SECOND);
+    for round in 0..6 {
+        let mut relay = Relay::live(&site).await;
+        board.put(Some(relay.consumers.clone()));
+        tokio::time::sleep(Duration::from_millis(200 + 50 * round)).await;
+        relay.child.kill();
+        board.put(None);
+    }
+    let relay = Relay::live(&site).await;
+    board.put(Some(relay.consumers.clone()));
+    let last_said = talk.hush().await;
+    relay.holds(last_said).await;
+    let log = pages(&relay.consumers).await;
+    assert_whole(&log, last_said);
+    for (who, seen) in [("NDJSON", lines), ("SSE", events)] {
+        eventually(who, PATIENCE, async || (seen.len() >= log.len()).then_some(())).await;
+        assert!(seen.all() == log, "{who} saw each entry once, in order, byte for byte as it stayed in the log");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_killed_is_waited_for_and_nothing_is_lost() {
+    let mut server = Redis::durable();
+    let site = site(&server).await;
+    let talk = site.talk(EVENTS_A_SECOND);
+    let relay = Relay::live(&site).await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.kill();
+        let away = async || (relay.ready().await?.0 == 503).then_some(());
+        eventually("it says that its store is away", PATIENCE, away).await;
+        server.restart();
+        let back = async || (relay.ready().await?.0 == 200).then_some(());
+        eventually("its store is back", PATIENCE, back).await;
+    }
+    server.pause();
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    server.resume();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let last_said = talk.hush().await;
+    relay.holds(last_said).await;
+    assert_whole(&pages(&relay.consumers).await, last_said);
+}
+
+#[tokio::test]
+async fn a_server_that_may_lose_entries_is_told_about() {
+    let server = Redis::start(&["--maxmemory", "1gb", "--maxmemory-policy", "allkeys-lru"]);
+    let site = site(&server).await;
+    let relay = Relay::live(&site).await;
+    let (_, shown) = relay.ready().await.unwrap();
+    for word in ["allkeys-lru", "appendonly"] {
+        assert!(shown["warnings"].to_string().contains(word), "{shown}");
+        assert!(relay.child.stderr().contains(word), "{}", relay.child.stderr());
+    }
+}
+
+#[tokio::test]
+async fn a_check_tries_the_store_and_a_start_without_one_says_why() {
+    let server = Redis::volatile();
+    let site = site(&server).await;
+    let mut good = Child::start(site.folder.path(), &["check", "--connect", "--config", site.config()]);
+    assert_eq!(good.ends(PATIENCE).await, 0, "{}", good.told());
+    let address = format!("redis://127.0.0.1:{}/0 can be used", server.port());
+    assert!(good.stdout().contains(&address), "{}", good.told());
+
+    let text = fs::read_to_string(&site.config).unwrap();
+    let (free, secret) = (free_port(), "hunter2");
+    fs::write(&site.config, text.replace(&server.url(), &format!("redis://:{secret}@127.0.0.1:{free}"))).unwrap();
+    for arguments in [["check", "--connect", "--config", site.config()].as_slice(), &["run", "--config", site.config()]]
+    {
+        let mut bad = Child::start(site.folder.path(), arguments);
+        assert_ne!(bad.ends(PATIENCE).await, 0, "{}", bad.told());
+        assert!(bad.told().contains("cannot be reached"), "{}", bad.told());
+        assert!(!bad.told().contains(secret), "{}", bad.told());
+    }
+    let mut show = Child::start(site.folder.path(), &["config", "show", "--config", site.config()]);
+    assert_eq!(show.ends(PATIENCE).await, 0, "{}", show.told());
+    assert!(show.stdout().contains("redis://***@127.0.0.1") && !show.stdout().contains(secret), "{}", show.told());
+}
+
+async fn follow_events(board: Arc<Board>, seen: Arc<Seen>) {
+    loop {
+        let url = format!("{}{}", board.get().await, place(seen.last_id()));
+        let Ok(mut answer) = client().get(url).header("accept", "text/event-stream").send().await else { continue };
+        seen.connected();
+        let mut rest = Vec::new();
+        while let Ok(Some(chunk)) = answer.chunk().await {
+            rest.extend_from_slice(&chunk);
+            let Some(end) = rest.windows(2).rposition(|pair| pair == b"\n\n") else { continue };
+            let events: Vec<u8> = rest.drain(..end + 2).collect();
+            let text = String::from_utf8(events).unwrap();
+            for data in text.lines().filter_map(|line| line.strip_prefix("data:")) {
+                seen.push(Entry::read(data.trim_start()));
+            }
+        }
+    }
+}

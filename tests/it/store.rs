@@ -1,0 +1,220 @@
+//! What every store keeps to: the same cases run on each of them.
+
+mod bed;
+mod redis_only;
+
+use std::{sync::Arc, time::Duration};
+
+use trunkline::{
+    clock,
+    model::{Batch, BatchBuilder, Checkpoint, Event, Offset, Source, Standing, Timestamp},
+    store::{Append, AppendError, Retention},
+};
+
+use self::bed::{Bed, KEEP_ALL, Log, checkpoint};
+
+/// Runs a case on each store.
+macro_rules! on_each {
+    ($($case:ident),* $(,)?) => {
+        mod embedded {
+            use super::bed::Bed;
+            $(#[tokio::test] async fn $case() { super::$case(Bed::embedded()).await; })*
+        }
+        mod redis {
+            use super::bed::Bed;
+            $(#[tokio::test] async fn $case() { super::$case(Bed::redis()).await; })*
+        }
+    };
+}
+
+on_each![
+    what_is_appended_is_read_as_it_was,
+    a_holder_whose_stream_was_taken_over_is_refused,
+    an_append_that_would_leave_a_hole_or_a_double_is_refused_as_a_whole,
+    a_position_is_stored_with_and_without_entries,
+    everything_is_there_after_a_close,
+    streams_do_not_mix,
+    a_read_is_bounded_and_goes_on_anywhere,
+    an_offset_is_found_by_its_time_exactly,
+    each_bound_of_the_retention_trims_and_the_newest_stays,
+    a_closed_store_refuses_and_says_so,
+];
+
+async fn what_is_appended_is_read_as_it_was(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let mut log = Log::open(&store, "queues").await;
+    let mut appended = Vec::new();
+    for len in [1, 5, 70, 400] {
+        appended.extend(log.append(len).await.unwrap().batches);
+    }
+    let shown = |batches: &[Arc<Batch>]| -> Vec<String> {
+        let entries = batches.iter().flat_map(|batch| (0..batch.len()).map(|index| batch.entry(index)));
+        entries.map(|entry| format!("{} {} {:?} {:?}", entry.mark, entry.kind(), entry.received, entry.json)).collect()
+    };
+    let read = log.read(Offset::START, usize::MAX).await;
+    assert_eq!(shown(&read), shown(&appended));
+    assert_eq!(log.entries().await, (1..=476).collect::<Vec<_>>());
+    assert_eq!(store.first(&log.name), Offset(1));
+}
+
+async fn a_holder_whose_stream_was_taken_over_is_refused(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let mut former = Log::open(&store, "queues").await;
+    former.append(1).await.unwrap();
+    let mut holder = Log::open(&store, "queues").await;
+    assert_eq!(holder.state.fence.number, former.state.fence.number + 1);
+    assert!(matches!(former.append(1).await, Err(AppendError::Fenced)));
+    holder.append(1).await.unwrap();
+    let mut forged = Log::open(&store, "queues").await;
+    forged.state.fence.nonce ^= 1;
+    assert!(matches!(forged.append(1).await, Err(AppendError::Fenced)));
+    assert_eq!(holder.entries().await, [1, 2]);
+}
+
+async fn an_append_that_would_leave_a_hole_or_a_double_is_refused_as_a_whole(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let mut log = Log::open(&store, "queues").await;
+    log.append(2).await.unwrap();
+    let mut twice = log.next(1, clock::wall());
+    twice.batches.push(Arc::clone(&twice.batches[0]));
+    assert!(matches!(store.append(twice).await, Err(AppendError::Broken(_))));
+    for last in [0, 1, 3] {
+        let mut elsewhere = log.clone();
+        elsewhere.state.last = Offset(last);
+        assert!(matches!(elsewhere.append(1).await, Err(AppendError::Broken(_))), "after {last}");
+    }
+    assert_eq!(log.entries().await, [1, 2]);
+    log.append(1).await.unwrap();
+}
+
+async fn a_position_is_stored_with_and_without_entries(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let mut log = Log::open(&store, "queues").await;
+    assert_eq!(log.state.checkpoint, None);
+    log.append(3).await.unwrap();
+    let log = Log::open(&store, "queues").await;
+    assert_eq!(log.state.checkpoint, Some(checkpoint(3)));
+    let none = Checkpoint { position: None, heard_at: Timestamp(7) };
+    for expected in [checkpoint(u64::MAX), none] {
+        let append = Append { checkpoint: expected, ..log.next(0, Timestamp(0)) };
+        store.append(append).await.unwrap();
+    }
+    let log = Log::open(&store, "queues").await;
+    assert_eq!((log.state.checkpoint, log.state.last), (Some(none), Offset(3)));
+}
+
+async fn everything_is_there_after_a_close(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let mut log = Log::open(&store, "queues").await;
+    log.append(7).await.unwrap();
+    store.close().await;
+    let store = bed.open(KEEP_ALL);
+    let mut again = Log::open(&store, "queues").await;
+    assert_eq!(again.state.lineage, log.state.lineage);
+    assert_eq!((again.state.first, again.state.last), (Offset(1), Offset(7)));
+    assert_eq!((again.state.checkpoint, again.state.damaged), (Some(checkpoint(7)), false));
+    again.append(3).await.unwrap();
+    assert_eq!(again.entries().await, (1..=10).collect::<Vec<_>>());
+    store.close().await;
+}
+
+async fn streams_do_not_mix(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let (mut queues, mut agents) = (Log::open(&store, "queues").await, Log::open(&store, "agents").await);
+    queues.append(2).await.unwrap();
+    agents.append(3).await.unwrap();
+    queues.append(1).await.unwrap();
+    assert_eq!((queues.entries().await.len(), agents.entries().await.len()), (3, 3));
+    assert_ne!(queues.state.lineage, agents.state.lineage);
+}
+
+async fn a_read_is_bounded_and_goes_on_anywhere(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let mut log = Log::open(&store, "queues").await;
+    for _ in 0..30 {
+        log.append(10).await.unwrap();
+    }
+    for after in [0, 1, 9, 10, 11, 150, 299] {
+        let read = log.read(Offset(after), 1).await;
+        assert!(read[0].first() <= Offset(after + 1) && read[0].last() > Offset(after), "after {after}");
+        let bytes: usize = read.iter().map(|batch| batch.bytes().len()).sum();
+        assert!(bytes < 100_000, "{bytes} bytes after {after}");
+    }
+    assert!(log.read(Offset(300), usize::MAX).await.is_empty());
+    let (mut after, mut seen) = (Offset::START, 0);
+    while after < log.state.last {
+        for batch in log.read(after, 20_000).await {
+            assert!(batch.first() <= after.next());
+            seen += batch.last().0 - after.0;
+            after = batch.last();
+        }
+    }
+    assert_eq!(seen, 300);
+}
+
+async fn an_offset_is_found_by_its_time_exactly(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let log = Log::open(&store, "queues").await;
+    assert_eq!(store.offset_before(&log.name, Timestamp(5)).await.unwrap(), Offset::START);
+    let source = Source::new(&"acme".parse().unwrap(), &log.name);
+    let mut last = Offset::START;
+    // Entry n was received at 10 n; batches of 1 to 7.
+    for len in (0..15).map(|n| n % 7 + 1) {
+        let mut builder = BatchBuilder::new(&source, log.state.lineage.current(), last);
+        for _ in 0..len {
+            let received = Timestamp(i64::try_from(builder.next_mark().offset.0 * 10).unwrap());
+            builder.push(&Event::own("test.v1", &(), received));
+        }
+        let batch = Arc::new(builder.finish().unwrap());
+        last = batch.last();
+        store.append(Append { batches: vec![batch], ..log.next(0, Timestamp(0)) }).await.unwrap();
+    }
+    for (moment, expected) in [(0, 0), (10, 0), (i64::MAX, last.0)] {
+        assert_eq!(store.offset_before(&log.name, Timestamp(moment)).await.unwrap(), Offset(expected), "{moment}");
+    }
+    for offset in 1..=last.0 {
+        let moment = Timestamp(i64::try_from(offset * 10).unwrap() + 1);
+        assert_eq!(store.offset_before(&log.name, moment).await.unwrap(), Offset(offset));
+    }
+}
+
+/// What is kept of 100 entries in batches of 10, the first half two days old: at least and at most.
+async fn each_bound_of_the_retention_trims_and_the_newest_stays(bed: Bed) {
+    let day = Duration::from_secs(86_400);
+    for (index, (retention, least, most)) in [
+        (Retention { events: 25, ..KEEP_ALL }, 25, 34),
+        (Retention { bytes: 40_000, ..KEEP_ALL }, 30, 60),
+        (Retention { age: day, ..KEEP_ALL }, 50, 50),
+        (Retention { events: 0, ..KEEP_ALL }, 1, 10),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let store = bed.open(retention);
+        let mut log = Log::open(&store, &format!("s{index}")).await;
+        for batch in 0..10 {
+            let age = if batch < 5 { day * 2 } else { Duration::ZERO };
+            log.append_received(10, clock::wall().before(age)).await.unwrap();
+        }
+        bed.trimmed(&store, &log.name, |first| (least..=most).contains(&(101 - first.0))).await;
+        let first = store.first(&log.name);
+        assert_eq!(log.entries().await, (first.0..=100).collect::<Vec<_>>(), "{retention:?}");
+        store.close().await;
+        let store = bed.open(retention);
+        let log = Log::open(&store, &format!("s{index}")).await;
+        assert_eq!((log.state.first, log.state.last), (first, Offset(100)));
+        store.close().await;
+    }
+}
+
+async fn a_closed_store_refuses_and_says_so(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let mut log = Log::open(&store, "queues").await;
+    log.append(1).await.unwrap();
+    assert_eq!(store.health(), Ok(()));
+    let standing = log.state.lineage.standing(log.mark(1), Offset(1));
+    assert_eq!(standing, Standing::After(Offset(1)));
+    store.close().await;
+    assert!(log.append(1).await.is_err());
+    assert!(store.health().is_err());
+}

@@ -1,0 +1,139 @@
+//! A place for stores of one kind, and one stream of a store for appending and looking.
+
+use std::{sync::Arc, time::Duration};
+
+use tempfile::TempDir;
+use trunkline::{
+    clock,
+    model::{
+        Batch, BatchBuilder, Body, Checkpoint, Event, Mark, Offset, Position, Sequence, Source, StreamName, Timestamp,
+    },
+    store::{
+        Append, AppendError, LogState, Retention, Store,
+        embedded::{self, Embedded},
+        redis::{self, Durability},
+    },
+};
+
+use crate::harness::{Redis, redis_limits};
+
+pub(super) const KEEP_ALL: Retention =
+    Retention { events: u64::MAX, age: Duration::from_secs(1 << 33), bytes: u64::MAX };
+
+/// What a store of one kind lives in.
+pub(super) enum Bed {
+    Embedded(TempDir),
+    Redis(Box<Redis>),
+}
+
+impl Bed {
+    pub(super) fn embedded() -> Self {
+        Self::Embedded(tempfile::tempdir().unwrap())
+    }
+
+    pub(super) fn redis() -> Self {
+        Self::Redis(Box::new(Redis::volatile()))
+    }
+
+    /// The store that lives here.
+    pub(super) fn open(&self, retention: Retention) -> Store {
+        match self {
+            Self::Embedded(folder) => {
+                let settings = embedded::Settings { path: folder.path().to_owned(), retention };
+                Store::Embedded(Embedded::open(&settings).unwrap())
+            }
+            Self::Redis(server) => Store::Redis(redis_store(server, retention, Durability::Written)),
+        }
+    }
+
+    /// Waits until retention has trimmed to what is expected.
+    pub(super) async fn trimmed(&self, store: &Store, stream: &StreamName, done: impl Fn(Offset) -> bool) {
+        if let Store::Redis(store) = store {
+            store.trim(stream).await.unwrap();
+        }
+        for _ in 0..500 {
+            if done(store.first(stream)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the log begins at {}", store.first(stream));
+    }
+}
+
+pub(super) fn redis_store(server: &Redis, retention: Retention, durability: Durability) -> redis::Redis {
+    redis::Redis::new(redis_settings(server, retention, durability))
+}
+
+pub(super) fn redis_settings(server: &Redis, retention: Retention, durability: Durability) -> redis::Settings {
+    let address = server.url().parse().unwrap();
+    redis::Settings { address, prefix: "trunkline".to_owned(), durability, retention, limits: redis_limits() }
+}
+
+pub(super) fn checkpoint(position: u64) -> Checkpoint {
+    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570) }
+}
+
+/// A stream of a store.
+#[derive(Clone)]
+pub(super) struct Log {
+    store: Store,
+    pub(super) name: StreamName,
+    pub(super) state: LogState,
+}
+
+impl Log {
+    pub(super) async fn open(store: &Store, name: &str) -> Self {
+        let name: StreamName = name.parse().unwrap();
+        let state = store.open_log(&name).await.unwrap();
+        Self { store: store.clone(), name, state }
+    }
+
+    /// An append of so many entries of about 600 bytes to the log as it is.
+    pub(super) fn next(&self, len: usize, received: Timestamp) -> Append {
+        let source = Source::new(&"acme".parse().unwrap(), &self.name);
+        let mut builder = BatchBuilder::new(&source, self.state.lineage.current(), self.state.last);
+        for _ in 0..len {
+            let mut event = Event::own("test.v1", &(), received);
+            event.body = Body::Json(format!("\"{}\"", "x".repeat(600)).into());
+            builder.push(&event);
+        }
+        Append {
+            stream: self.name.clone(),
+            fence: self.state.fence,
+            batches: builder.finish().map(Arc::new).into_iter().collect(),
+            checkpoint: checkpoint(self.state.last.0 + len as u64),
+        }
+    }
+
+    pub(super) async fn append(&mut self, len: usize) -> Result<Append, AppendError> {
+        self.append_received(len, clock::wall()).await
+    }
+
+    pub(super) async fn append_received(&mut self, len: usize, received: Timestamp) -> Result<Append, AppendError> {
+        let append = self.next(len, received);
+        self.put(&append).await?;
+        Ok(append)
+    }
+
+    /// Appends, and counts it when it was done.
+    pub(super) async fn put(&mut self, append: &Append) -> Result<(), AppendError> {
+        self.store.append(append.clone()).await?;
+        self.state.last = append.batches.last().map_or(self.state.last, |batch| batch.last());
+        Ok(())
+    }
+
+    pub(super) async fn read(&self, after: Offset, bytes_max: usize) -> Vec<Arc<Batch>> {
+        self.store.read(&self.name, after, self.state.last, bytes_max).await.unwrap()
+    }
+
+    pub(super) async fn entries(&self) -> Vec<u64> {
+        let batches = self.read(Offset::START, usize::MAX).await;
+        batches.iter().flat_map(|batch| batch.first().0..=batch.last().0).collect()
+    }
+
+    /// The mark of an entry of the present epoch.
+    pub(super) fn mark(&self, offset: u64) -> Mark {
+        Mark { epoch: self.state.lineage.current(), offset: Offset(offset) }
+    }
+}

@@ -1,0 +1,292 @@
+//! What can befall a store in another process: it is killed, says nothing, is full, or another server takes its place.
+
+use std::{sync::Arc, time::Duration};
+
+use redis::cmd;
+use trunkline::{
+    clock,
+    model::{Offset, Standing},
+    store::{AppendError, Store, redis::Durability},
+};
+
+use super::bed::{KEEP_ALL, Log, redis_store};
+use crate::harness::{Redis, eventually};
+
+fn store(server: &Redis) -> Store {
+    Store::Redis(redis_store(server, KEEP_ALL, Durability::Written))
+}
+
+/// Tries an append again until it is done, as a stream does.
+async fn until_done(log: &mut Log, append: &trunkline::store::Append) {
+    let end = clock::now() + Duration::from_secs(8);
+    loop {
+        match log.put(append).await {
+            Ok(()) => return,
+            Err(AppendError::NoRoom(_)) => assert!(clock::now() < end, "it was never done"),
+            Err(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_kills_and_the_writer_goes_on() {
+    let mut server = Redis::durable();
+    let store = store(&server);
+    let mut log = Log::open(&store, "queues").await;
+    for round in 1..=5 {
+        log.append(3).await.unwrap();
+        server.kill();
+        let append = log.next(2, clock::wall());
+        assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+        assert!(store.health().is_err());
+        server.restart();
+        until_done(&mut log, &append).await;
+        assert_eq!(store.health(), Ok(()));
+        assert_eq!(log.entries().await, (1..=round * 5).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_server_may_have_lost_something_so_a_new_epoch_begins_where_the_log_ends() {
+    let mut server = Redis::durable();
+    let mut log = Log::open(&store(&server), "queues").await;
+    log.append(3).await.unwrap();
+    server.kill();
+    server.restart();
+    let mut again = Log::open(&store(&server), "queues").await;
+    assert_ne!(again.state.lineage.current(), log.state.lineage.current());
+    assert_eq!(again.state.lineage.earlier(), [(log.state.lineage.current(), Offset(3))]);
+    again.append(2).await.unwrap();
+    let epochs: Vec<_> = again.read(Offset::START, usize::MAX).await.iter().map(|batch| batch.epoch()).collect();
+    assert_eq!(epochs, [log.state.lineage.current(), again.state.lineage.current()]);
+    assert_eq!(again.entries().await, [1, 2, 3, 4, 5]);
+}
+
+#[tokio::test]
+async fn an_append_whose_answer_was_lost_is_done_once() {
+    let server = Redis::volatile();
+    let mut log = Log::open(&store(&server), "queues").await;
+    log.append(1).await.unwrap();
+    for round in 0..3 {
+        server.pause();
+        let append = log.next(2, clock::wall());
+        assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+        assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+        server.resume();
+        until_done(&mut log, &append).await;
+        assert_eq!(log.entries().await, (1..=3 + round * 2).collect::<Vec<_>>());
+    }
+    log.append(1).await.unwrap();
+    assert_eq!(Log::open(&store(&server), "queues").await.state.last, log.state.last);
+}
+
+#[tokio::test]
+async fn a_position_whose_answer_was_lost_is_not_put_back_later() {
+    let server = Redis::volatile();
+    let mut log = Log::open(&store(&server), "queues").await;
+    log.append(1).await.unwrap();
+    server.pause();
+    let position = log.next(0, clock::wall());
+    assert!(matches!(log.put(&position).await, Err(AppendError::NoRoom(_))));
+    server.resume();
+    until_done(&mut log, &position).await;
+    log.append(4).await.unwrap();
+    assert_eq!(Log::open(&store(&server), "queues").await.state.checkpoint, Some(super::checkpoint(5)));
+}
+
+#[tokio::test]
+async fn an_append_that_may_have_been_done_is_not_replaced_by_another() {
+    let server = Redis::volatile();
+    let mut log = Log::open(&store(&server), "queues").await;
+    server.pause();
+    let append = log.next(2, clock::wall());
+    assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+    let other = log.next(3, clock::wall());
+    assert!(matches!(log.put(&other).await, Err(AppendError::Broken(_))));
+}
+
+#[tokio::test]
+async fn a_full_server_is_no_room_until_it_has_some() {
+    let server = Redis::volatile();
+    let store = store(&server);
+    let mut log = Log::open(&store, "queues").await;
+    log.append(1).await.unwrap();
+    let set = async |bytes: &str| {
+        server.connection().run::<()>(cmd("CONFIG").arg("SET").arg("maxmemory").arg(bytes)).await.unwrap();
+    };
+    set("1").await;
+    let append = log.next(5, clock::wall());
+    let refused = log.put(&append).await.unwrap_err();
+    assert!(matches!(&refused, AppendError::NoRoom(why) if why.contains("OOM")), "{refused}");
+    assert_eq!(log.entries().await, [1], "it can still be read");
+    set("0").await;
+    log.put(&append).await.unwrap();
+    assert_eq!(log.entries().await.len(), 6);
+}
+
+#[tokio::test]
+async fn a_wiped_server_refuses_its_former_holder_and_begins_anew() {
+    let server = Redis::volatile();
+    let mut log = Log::open(&store(&server), "queues").await;
+    log.append(3).await.unwrap();
+    server.connection().run::<()>(&cmd("FLUSHALL")).await.unwrap();
+    assert!(matches!(log.append(1).await, Err(AppendError::Fenced)));
+    let anew = Log::open(&store(&server), "queues").await;
+    assert_eq!(anew.state.last, Offset::START);
+    assert_eq!(anew.state.lineage.standing(log.mark(2), Offset::START), Standing::Foreign);
+}
+
+#[tokio::test]
+async fn after_a_failover_that_lost_entries_cursors_are_good_up_to_where_it_was() {
+    let (old, new) = (Redis::volatile(), Redis::volatile());
+    let mut log = Log::open(&store(&old), "queues").await;
+    follow(&new, &old).await;
+    log.append(5).await.unwrap();
+    eventually("the replica has it", async || last_of(&new).await == Some("5".to_owned())).await;
+    promote(&new).await;
+    log.append(3).await.unwrap();
+
+    let mut after = Log::open(&store(&new), "queues").await;
+    assert_eq!(after.state.last, Offset(5));
+    assert_eq!(after.state.checkpoint, Some(super::checkpoint(5)), "the position went back with the log");
+    assert_eq!(after.state.lineage.standing(log.mark(5), Offset(5)), Standing::After(Offset(5)));
+    assert_eq!(after.state.lineage.standing(log.mark(6), Offset(5)), Standing::Beyond);
+    after.append(4).await.unwrap();
+    assert_eq!(after.state.lineage.standing(log.mark(6), Offset(9)), Standing::Beyond);
+    assert_eq!(after.entries().await, (1..=9).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_writer_that_is_ahead_of_the_new_primary_does_not_go_on() {
+    let (old, new) = (Redis::volatile(), Redis::volatile());
+    let mut log = Log::open(&store(&old), "queues").await;
+    follow(&new, &old).await;
+    log.append(5).await.unwrap();
+    eventually("the replica has it", async || last_of(&new).await == Some("5".to_owned())).await;
+    promote(&new).await;
+    log.append(3).await.unwrap();
+    // The former primary follows the new one: what it had beyond it is gone.
+    follow(&old, &new).await;
+    promote(&old).await;
+    assert!(matches!(log.append(1).await, Err(AppendError::Broken(_))));
+}
+
+#[tokio::test]
+async fn replicated_means_that_a_replica_has_it() {
+    let (primary, replica) = (Redis::volatile(), Redis::volatile());
+    let store = Store::Redis(redis_store(&primary, KEEP_ALL, Durability::Replicated));
+    let mut log = Log::open(&store, "queues").await;
+    let append = log.next(2, clock::wall());
+    assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))), "there is no replica");
+    assert!(store.health().is_err());
+    follow(&replica, &primary).await;
+    until_done(&mut log, &append).await;
+    assert_eq!(last_of(&replica).await, Some("2".to_owned()));
+    log.append(2).await.unwrap();
+    assert_eq!(last_of(&replica).await, Some("4".to_owned()));
+    replica.pause();
+    let append = log.next(1, clock::wall());
+    assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+    replica.resume();
+    until_done(&mut log, &append).await;
+    assert_eq!(log.entries().await, [1, 2, 3, 4, 5]);
+}
+
+#[tokio::test]
+async fn a_log_grows_while_another_reads_it_and_neither_sees_a_hole() {
+    let server = Redis::volatile();
+    let store = Arc::new(store(&server));
+    let mut log = Log::open(&store, "queues").await;
+    let appending = async {
+        for round in 0..60 {
+            log.append(round % 9 + 1).await.unwrap();
+        }
+        log.state.last
+    };
+    let reading = async {
+        let name = "queues".parse().unwrap();
+        let mut after = Offset::START;
+        while after < Offset(290) {
+            for batch in store.read(&name, after, Offset(u64::MAX >> 1), 10_000).await.unwrap() {
+                assert_eq!(batch.first(), after.next());
+                after = batch.last();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let (last, ()) = tokio::join!(appending, reading);
+    assert_eq!(last, Offset(291));
+}
+
+async fn follow(replica: &Redis, primary: &Redis) {
+    let command = cmd("REPLICAOF").arg("127.0.0.1").arg(primary.port()).clone();
+    replica.connection().run::<()>(&command).await.unwrap();
+    let synced = async || {
+        let about: String = replica.connection().run(cmd("INFO").arg("replication")).await.unwrap_or_default();
+        about.contains("master_link_status:up")
+    };
+    eventually("the replica follows", synced).await;
+}
+
+async fn promote(replica: &Redis) {
+    replica.connection().run::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await.unwrap();
+}
+
+/// The last offset as this server has it.
+async fn last_of(server: &Redis) -> Option<String> {
+    server.connection().run(cmd("HGET").arg("{trunkline:queues}:head").arg("last")).await.unwrap()
+}
+
+/// What the shipped configuration tells an operator to grant.
+fn documented_rules() -> Vec<String> {
+    let shipped = include_str!("../../../config/trunkline.toml");
+    let (_, after) = shipped.split_once("ACL SETUSER trunkline ").unwrap();
+    let (rules, _) = after.split_once("\n#url").unwrap();
+    rules.split_whitespace().filter(|word| *word != "#").map(str::to_owned).collect()
+}
+
+async fn grant(server: &Redis, rules: &[String]) {
+    server.connection().run::<()>(cmd("ACL").arg("SETUSER").arg("trunkline").arg(rules)).await.unwrap();
+}
+
+fn as_user(server: &Redis, durability: Durability) -> trunkline::store::redis::Redis {
+    let mut settings = super::bed::redis_settings(server, KEEP_ALL, durability);
+    settings.address = format!("redis://trunkline:PASSWORD@127.0.0.1:{}", server.port()).parse().unwrap();
+    trunkline::store::redis::Redis::new(settings)
+}
+
+#[tokio::test]
+async fn the_permissions_of_the_shipped_configuration_are_enough() {
+    let (server, replica) = (Redis::volatile(), Redis::volatile());
+    follow(&replica, &server).await;
+    grant(&server, &documented_rules()).await;
+    let redis = as_user(&server, Durability::Replicated);
+    assert_eq!(redis.examine().await.unwrap().len(), 1, "no persistence is all there is to say");
+    let store = Store::Redis(redis.clone());
+    let mut log = Log::open(&store, "queues").await;
+    log.append(3).await.unwrap();
+    redis.trim(&log.name).await.unwrap();
+    assert_eq!(log.entries().await, [1, 2, 3]);
+    let keys: Vec<String> = server.connection().run(cmd("KEYS").arg("*")).await.unwrap();
+    assert!(keys.iter().all(|key| key.starts_with("{trunkline:queues}:")), "{keys:?}");
+}
+
+#[tokio::test]
+async fn a_permission_that_is_missing_is_named() {
+    let server = Redis::volatile();
+    for (rule, name) in [
+        ("-xadd", "xadd"),
+        ("-hincrby", "hincrby"),
+        ("-xtrim", "xtrim"),
+        ("-info", "info"),
+        ("-eval", "eval"),
+        ("-evalsha", "evalsha"),
+        ("-xrange", "xrange"),
+    ] {
+        let rules = documented_rules();
+        grant(&server, &[&["reset".to_owned()], &rules[..], &[rule.to_owned()]].concat()).await;
+        let refused = as_user(&server, Durability::Written).examine().await.unwrap_err().to_string();
+        assert!(refused.contains(name) && refused.contains("may not run"), "{rule}: {refused}");
+    }
+}
