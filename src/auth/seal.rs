@@ -67,6 +67,12 @@ impl Seal {
         Ok(Self { keys: keys.iter().map(Key::read).collect::<Result<_, _>>()? })
     }
 
+    /// Keys in one text, with white space between them; one at least.
+    pub fn read(text: &Secret) -> Result<Self, KeyError> {
+        let keys: Vec<Secret> = text.expose().split_whitespace().map(Secret::new).collect();
+        if keys.is_empty() { Err(KeyError) } else { Self::new(&keys) }
+    }
+
     pub(super) fn seal(&self, secret: &Secret, place: Place<'_>) -> Result<Vec<u8>, SealError> {
         let plain = secret.expose().as_bytes();
         let Some(Key { id, key }) = self.keys.first() else { return Ok([&[PLAIN], plain].concat()) };

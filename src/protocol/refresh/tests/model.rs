@@ -119,6 +119,8 @@ struct Replica {
     /// None: dead.
     machine: Option<Refresh>,
     paused: bool,
+    /// It was paused once: what it reckons of its token is too little, and nobody can help that.
+    slept: bool,
     asked_at: Option<Instant>,
     dawdles: bool,
     locks: u8,
@@ -135,6 +137,7 @@ impl Nights {
         let replica = Replica {
             machine: Some(machine(now)),
             paused: false,
+            slept: false,
             asked_at: None,
             dawdles: false,
             locks: 0,
@@ -337,7 +340,7 @@ impl Night {
         self.now = self.now.max(self.next().unwrap());
         let now = self.now;
         for replica in self.replicas.iter_mut().filter(|replica| !replica.paused) {
-            let dawdles = replica.asked_at.is_some();
+            let excused = replica.asked_at.is_some() || replica.slept;
             let Some(machine) = replica.machine.as_mut() else { continue };
             if !dawdles
                 && !machine.is_refused()
@@ -365,6 +368,7 @@ impl Night {
                 self.replicas[index] = Replica {
                     machine: None,
                     paused: false,
+                    slept: false,
                     asked_at: None,
                     dawdles: false,
                     locks,
@@ -375,7 +379,10 @@ impl Night {
                     words: Vec::new(),
                 };
             }
-            Fault::Pause => self.replicas[index].paused = true,
+            Fault::Pause => {
+                self.replicas[index].paused = true;
+                self.replicas[index].slept = true;
+            }
             Fault::Forget => self.vault = self.before,
             Fault::Revoke => self.revoked = self.granted,
             Fault::Outage => self.away = true,
