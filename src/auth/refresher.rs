@@ -223,6 +223,7 @@ impl Refresher {
             Origin::Vault => self.adopt_found(generation),
         };
         self.last_error = None;
+        self.publish();
         self.tokens.send_replace(Some(Token { generation, secret }));
         show_remaining(&self.metrics, &self.machine);
     }
