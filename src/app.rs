@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::{
     admin::{self, Admin, Readiness},
-    auth::{AccountStatus, Tokens},
+    auth::{self, AccountStatus, Tokens},
     config::{self, Config, ConnectorConfig, StreamConfig},
     connector::{Connector, genesys_notifications, genesys_sequenced},
     downstream::server,
@@ -78,7 +78,8 @@ impl App {
         let mut upstream = Tasks::on_own_threads("upstream").context("cannot start threads for the streams")?;
         let mut downstream = Tasks::new("downstream");
         let mut operators = Tasks::new("admin");
-        let tokens = start_accounts(&config, &mut accounts)?;
+        let sharing = sharing(&config, &store).await?;
+        let tokens = start_accounts(&config, sharing.as_ref(), &mut accounts)?;
         let streams = start_streams(&config, &logs, &tokens, &mut upstream)?;
         let consumers_at = server.address();
         let live = streams.clone();
@@ -163,7 +164,7 @@ impl Trial {
         let store = open_store(&config).await?;
         let logs = open_logs(&config, &store).await?;
         let (mut accounts, mut upstream) = (Tasks::new("accounts"), Tasks::new("upstream"));
-        let tokens = start_accounts(&config, &mut accounts)?;
+        let tokens = start_accounts(&config, None, &mut accounts)?;
         let streams = start_streams(&config, &logs, &tokens, &mut upstream)?;
         Ok(Self { accounts, upstream, tokens, streams, logs, store, folder })
     }
@@ -283,10 +284,25 @@ async fn open_logs(config: &Config, store: &Store) -> anyhow::Result<EventLogs> 
     EventLogs::open(store.clone(), &streams, &settings).await.context("cannot open the logs")
 }
 
-fn start_accounts(config: &Config, tasks: &mut Tasks) -> anyhow::Result<BTreeMap<AccountName, Tokens>> {
+/// With the replicas on the same Redis tokens are shared, over a connection that no append holds up.
+async fn sharing(config: &Config, store: &Store) -> anyhow::Result<Option<auth::Sharing>> {
+    let (config::StoreKind::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else { return Ok(None) };
+    let seal = auth::read_seal(from.seal_key.as_ref()).await.context("store.seal_key")?;
+    let connection = store.connection().another();
+    Ok(Some(auth::Sharing { connection, prefix: from.prefix.clone(), seal: Arc::new(seal) }))
+}
+
+fn start_accounts(
+    config: &Config,
+    sharing: Option<&auth::Sharing>,
+    tasks: &mut Tasks,
+) -> anyhow::Result<BTreeMap<AccountName, Tokens>> {
     let start = |(name, account): (&AccountName, &config::Account)| {
-        let tokens = Tokens::start(account.auth.clone(), tasks).with_context(|| format!("accounts.{name}"))?;
-        Ok((name.clone(), tokens))
+        let tokens = match sharing {
+            Some(sharing) => Tokens::share(account.auth.clone(), sharing.clone(), tasks),
+            None => Tokens::start(account.auth.clone(), tasks),
+        };
+        Ok((name.clone(), tokens.with_context(|| format!("accounts.{name}"))?))
     };
     config.accounts.iter().map(start).collect()
 }

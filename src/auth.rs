@@ -6,7 +6,9 @@
 mod answer;
 mod grants;
 mod refresher;
+pub mod seal;
 mod secrets;
+mod sharing;
 mod vault;
 
 #[cfg(test)]
@@ -19,9 +21,13 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing::Instrument;
 
+pub use self::sharing::Sharing;
 use self::{
     grants::{Grants, REQUEST_MAX},
     refresher::{Ends, Refresher, until},
+    seal::Seal,
+    secrets::Secrets,
+    sharing::Shared,
 };
 use crate::{
     model::{AccountName, Secret, SecretRef},
@@ -99,6 +105,12 @@ pub struct AccountStatus {
     pub last_error: Option<String>,
 }
 
+/// Reads the keys that seal tokens; without any, they are not sealed.
+pub async fn read_seal(keys: Option<&SecretRef>) -> anyhow::Result<Seal> {
+    let Some(keys) = keys else { return Ok(Seal::default()) };
+    Ok(Seal::read(&Secrets::default().read(keys).await?)?)
+}
+
 /// The handle to one account's token. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Tokens {
@@ -110,8 +122,26 @@ impl Tokens {
     /// Starts the refresher of an account, which gets the first token at once. To be called within a Tokio runtime,
     /// with rustls' process-wide provider installed.
     pub fn start(settings: Settings, tasks: &mut Tasks) -> anyhow::Result<Self> {
+        Self::begin(settings, None, tasks)
+    }
+
+    /// The same together with every replica that looks into the same vault: they make one request between them.
+    pub fn share(settings: Settings, sharing: Sharing, tasks: &mut Tasks) -> anyhow::Result<Self> {
+        match settings.grant {
+            // Reading a file again bothers nobody.
+            Grant::Static { .. } => Self::begin(settings, None, tasks),
+            Grant::ClientCredentials(_) | Grant::RefreshToken { .. } => Self::begin(settings, Some(sharing), tasks),
+        }
+    }
+
+    fn begin(settings: Settings, sharing: Option<Sharing>, tasks: &mut Tasks) -> anyhow::Result<Self> {
         let grants = Grants::new(&settings, REQUEST_MAX).context("could not set up the token endpoint's client")?;
-        let (refresher, ends) = Refresher::new(&settings, grants);
+        let shared = sharing.map(|sharing| {
+            let (shared, listening) = Shared::new(sharing, &settings.account, tasks.stop());
+            tasks.start("token news", listening);
+            shared
+        });
+        let (refresher, ends) = Refresher::new(&settings, grants, shared);
         let span = tracing::info_span!("tokens", account = %settings.account);
         tasks.start("tokens", refresher.run(tasks.stop()).instrument(span));
         Ok(Self { account: settings.account, ends })

@@ -17,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Grant, Settings, Token,
     grants::{GrantError, Granted, Grants},
+    sharing::Shared,
 };
 use crate::{
     clock,
-    protocol::refresh::{self, Failure, Input, Output, Phase, Refresh},
+    model::Secret,
+    protocol::refresh::{self, Failure, Found, Input, Origin, Output, Phase, Refresh},
     tasks::Outcome,
     telemetry::{chain, metrics},
 };
@@ -61,6 +63,7 @@ pub(super) struct Ends {
 pub(super) struct Refresher {
     machine: Refresh,
     grants: Grants,
+    shared: Option<Shared>,
     /// Granted, and waiting for its number.
     granted: Option<Granted>,
     asked: watch::Receiver<Asked>,
@@ -75,8 +78,9 @@ pub(super) struct Refresher {
 
 impl Refresher {
     /// Must be called within a Tokio runtime. Nothing is fetched before [`Refresher::run`].
-    pub(super) fn new(settings: &Settings, grants: Grants) -> (Self, Ends) {
-        let machine = Refresh::new(settings.refresh());
+    pub(super) fn new(settings: &Settings, grants: Grants, shared: Option<Shared>) -> (Self, Ends) {
+        let sharing = if shared.is_some() { refresh::Sharing::Vault } else { refresh::Sharing::None };
+        let machine = Refresh::new(settings.refresh(sharing));
         let (asked_sender, asked) = watch::channel(Asked::default());
         let (tokens, tokens_receiver) = watch::channel(None);
         let (reports, reports_receiver) = watch::channel(report(&machine, 0, None));
@@ -85,6 +89,7 @@ impl Refresher {
         let refresher = Self {
             machine,
             grants,
+            shared,
             granted: None,
             asked,
             wishes_heard: 0,
@@ -116,6 +121,9 @@ impl Refresher {
                     Ok(()) => self.hear(),
                     Err(_) => return forsaken(&stop).await,
                 },
+                generation = hint(&mut self.shared) => {
+                    self.machine.handle(Input::Told { generation }, clock::now());
+                }
                 () = sleep_until(wake) => self.machine.handle_timeout(clock::now()),
                 _ = self.tick.tick() => self.look_around().await,
             }
@@ -128,8 +136,15 @@ impl Refresher {
                 Some(answer) => self.take(answer),
                 None => return ControlFlow::Break(()),
             },
-            Output::Adopt { generation } => self.adopt(generation),
+            Output::Adopt { generation, origin } => self.adopt(generation, origin),
             Output::Retry { at, alarm } => self.lament(at, alarm),
+            Output::Look => self.look().await,
+            Output::Lock { life } => self.lock(life).await,
+            Output::Renew { life } => self.shared().renew(life).await,
+            Output::Release { pause } => self.shared().release(pause).await,
+            Output::Publish { generation, lifetime, left } => {
+                self.publish_token(Found { generation, lifetime, left }).await;
+            }
         }
         ControlFlow::Continue(())
     }
@@ -140,15 +155,46 @@ impl Refresher {
         let droppable = !self.grants.must_finish();
         let held = self.tokens.borrow().as_ref().map(|token| token.secret.clone());
         let refused = held.filter(|_| self.machine.is_refused());
-        let mut answer = Box::pin(self.grants.fetch(refused));
+        let Self { grants, machine, shared, metrics, tick, .. } = self;
+        let mut answer = Box::pin(grants.fetch(refused));
         loop {
+            let wake = machine.poll_timeout();
             tokio::select! {
                 biased;
-                () = stop.cancelled(), if droppable => return None,
+                () = stop.cancelled(), if droppable => break,
                 answer = &mut answer => return Some(answer),
-                _ = self.tick.tick() => show_remaining(&self.metrics, &self.machine),
+                () = sleep_until(wake) => keep_lock(machine, shared.as_mut()).await,
+                _ = tick.tick() => show_remaining(metrics, machine),
             }
         }
+        drop(answer);
+        if let Some(shared) = shared {
+            shared.release(None).await;
+        }
+        None
+    }
+
+    async fn look(&mut self) {
+        let seen = self.shared().look().await;
+        self.machine.handle(Input::Looked { seen, unit: fastrand::f64() }, clock::now());
+    }
+
+    async fn lock(&mut self, life: Duration) {
+        let lock = self.shared().lock(life).await;
+        self.machine.handle(Input::Locked { lock, unit: fastrand::f64() }, clock::now());
+    }
+
+    /// What was just granted, or what is in force.
+    async fn publish_token(&mut self, found: Found) {
+        let granted = self.granted.as_ref().map(|granted| granted.secret.clone());
+        let secret = granted.or_else(|| self.tokens.borrow().as_ref().map(|token| token.secret.clone()));
+        let secret = secret.expect("a token is there before it is published");
+        let published = self.shared().publish(&secret, found).await;
+        self.machine.handle(Input::Published(published), clock::now());
+    }
+
+    fn shared(&mut self) -> &mut Shared {
+        self.shared.as_mut().expect("only a token that is shared has a vault")
     }
 
     fn take(&mut self, answer: Result<Granted, GrantError>) {
@@ -170,23 +216,44 @@ impl Refresher {
         self.machine.handle(input, clock::now());
     }
 
-    fn adopt(&mut self, generation: u64) {
-        let Granted { secret, lifetime } = self.granted.take().expect("a token is granted before it is adopted");
+    fn adopt(&mut self, generation: u64, origin: Origin) {
+        let granted = self.granted.take();
+        let secret = match origin {
+            Origin::Grant => self.adopt_granted(generation, granted.expect("a token is granted before it is adopted")),
+            Origin::Vault => self.adopt_found(generation),
+        };
+        self.last_error = None;
+        self.publish();
+        self.tokens.send_replace(Some(Token { generation, secret }));
+        show_remaining(&self.metrics, &self.machine);
+    }
+
+    fn adopt_granted(&mut self, generation: u64, granted: Granted) -> Secret {
+        let Granted { secret, lifetime } = granted;
         if let Some(lifetime) = lifetime {
             self.metrics.lives(lifetime.scheduled, lifetime.claimed);
         }
         self.refreshes += 1;
-        self.last_error = None;
         tracing::info!(
             generation,
             life_secs = lifetime.map(|lifetime| lifetime.scheduled.as_secs_f64()),
             life_from = lifetime.map(|lifetime| lifetime.source.as_str()),
             claimed_secs = lifetime.and_then(|lifetime| lifetime.claimed).map(|claimed| claimed.as_secs_f64()),
-            next_secs = self.machine.poll_timeout().map(until),
+            next_secs = self.machine.next_at().map(until),
             "token adopted"
         );
-        self.tokens.send_replace(Some(Token { generation, secret }));
-        show_remaining(&self.metrics, &self.machine);
+        secret
+    }
+
+    fn adopt_found(&mut self, generation: u64) -> Secret {
+        self.metrics.adopted();
+        tracing::info!(
+            generation,
+            remaining_secs = self.machine.ends_at().map(until),
+            next_secs = self.machine.next_at().map(until),
+            "token of another replica adopted"
+        );
+        self.shared().take_found().expect("a token is found before it is adopted")
     }
 
     fn lament(&self, at: Instant, alarm: bool) {
@@ -224,12 +291,31 @@ impl Refresher {
 
 impl Settings {
     /// Nobody is bothered by reading a file again, so a static token knows no interval.
-    fn refresh(&self) -> refresh::Settings {
+    fn refresh(&self, sharing: refresh::Sharing) -> refresh::Settings {
         let interval_min = match self.grant {
             Grant::Static { .. } => Duration::ZERO,
             Grant::ClientCredentials(_) | Grant::RefreshToken { .. } => self.refresh_interval_min,
         };
-        refresh::Settings { buffer: self.refresh_buffer, interval_min, jitter_max: self.refresh_jitter }
+        refresh::Settings { buffer: self.refresh_buffer, interval_min, jitter_max: self.refresh_jitter, sharing }
+    }
+}
+
+/// What the others say; nothing ever, where nothing is shared.
+async fn hint(shared: &mut Option<Shared>) -> Option<u64> {
+    match shared {
+        Some(shared) => shared.hint().await,
+        None => future::pending().await,
+    }
+}
+
+/// While a request is under way, the machine wants nothing else.
+async fn keep_lock(machine: &mut Refresh, mut shared: Option<&mut Shared>) {
+    machine.handle_timeout(clock::now());
+    while let Some(output) = machine.poll_output() {
+        match (output, shared.as_deref_mut()) {
+            (Output::Renew { life }, Some(shared)) => shared.renew(life).await,
+            (output, _) => panic!("{output:?} while a request is under way"),
+        }
     }
 }
 
@@ -251,7 +337,7 @@ fn report(machine: &Refresh, refreshes: u64, last_error: Option<String>) -> Repo
         phase: machine.phase(),
         generation: machine.generation(),
         ends_at: machine.ends_at(),
-        next_at: machine.poll_timeout(),
+        next_at: machine.next_at(),
         refreshes,
         last_error,
     }

@@ -1,35 +1,25 @@
-//! When the token of an account is renewed, and what stands in its way: deadlines, refusals, failures, operators.
+//! When the token of an account is renewed, by whom, and what stands in its way: deadlines, refusals, failures,
+//! operators, and other replicas that may be about to do the same.
 //!
 //! It holds no secret, only generation numbers and lives. It never has two requests under way, and it never takes a
 //! running token away: that one stays in use until there is a newer one.
 
 pub mod lifetime;
+mod pace;
+mod sharing;
 
 use std::{
     collections::VecDeque,
-    mem,
     time::{Duration, Instant},
 };
 
-use super::backoff::Curve;
-
-/// In the last stretch of a token's life an unreachable endpoint is tried every few seconds.
-const EMERGENCY: Duration = Duration::from_secs(60);
-
-/// The longest pause between two tries in the emergency.
-const EMERGENCY_STEP_MAX: Duration = Duration::from_secs(5);
-
-/// The shortest such pause: the last seconds of a token must not turn the emergency into a spin.
-const EMERGENCY_STEP_MIN: Duration = Duration::from_secs(1);
-
-/// An endpoint that cannot be reached, or does not answer sensibly.
-const UNREACHABLE: Curve = Curve { first: Duration::from_secs(1), cap: Duration::from_secs(30), jitter: 0.2 };
-
-/// An endpoint that rejects the credentials. Only a person can help, so there is no hurry.
-const REJECTED: Curve = Curve { first: Duration::from_secs(30), cap: Duration::from_secs(15 * 60), jitter: 0.2 };
+use self::{
+    pace::Row,
+    sharing::{Hold, Step},
+};
 
 /// What an account is configured with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// A token is renewed this long before its end (a quarter of its life, if that is shorter than four of these).
     pub buffer: Duration,
@@ -37,6 +27,16 @@ pub struct Settings {
     pub interval_min: Duration,
     /// Upper bound of the random delay before a scheduled refresh; never more than a quarter of the buffer in force.
     pub jitter_max: Duration,
+    pub sharing: Sharing,
+}
+
+/// With whom a token is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// With nobody: whatever is due is fetched.
+    None,
+    /// With every replica that looks into the same vault: one of them fetches, under a lock.
+    Vault,
 }
 
 /// What happened. `unit` is a random number from 0 to 1.
@@ -53,10 +53,60 @@ pub enum Input {
     Refused { generation: u64 },
     /// Someone wants a new token: an operator, or a secret that changed.
     Wanted,
+    /// What the vault holds; none while it is away.
+    Looked { seen: Option<Seen>, unit: f64 },
+    /// What came of the try to lock.
+    Locked { lock: Lock, unit: f64 },
+    /// What came of the try to publish.
+    Published(Published),
+    /// The vault's word of a newer token. None: words may have been missed. Merely a hint, so it may be late or wrong.
+    Told { generation: Option<u64> },
+}
+
+/// What a look into the vault found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Seen {
+    /// The newest generation that was ever published, as far as the vault remembers.
+    pub last: u64,
+    pub token: Option<Found>,
+    /// The token endpoint asked somebody to leave it alone for so long.
+    pub pause: Option<Duration>,
+}
+
+/// The token in the vault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Found {
+    pub generation: u64,
+    /// From the sending of its request to its end.
+    pub lifetime: Duration,
+    /// What is left of that, counted from the moment the look was asked for.
+    pub left: Duration,
+}
+
+/// What came of a try to lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lock {
+    Got,
+    /// Another replica has it.
+    Held,
+    /// The vault does not answer.
+    Away,
+}
+
+/// What came of a try to publish. The lock is given back by it, unless the vault is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Published {
+    Done,
+    /// The vault has this generation already, or a newer one.
+    Newer,
+    /// Another replica has the lock: it will publish what it gets.
+    Lost,
+    /// The vault does not answer; it may be done all the same.
+    Away,
 }
 
 /// Why there is no token: all that matters for the next try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Failure {
     /// 429, with the pause of its `Retry-After` where that could be read.
     Throttled(Option<Duration>),
@@ -66,15 +116,35 @@ pub enum Failure {
     Rejected,
 }
 
-/// What is to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is to be done, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Output {
     /// Send the grant request. It must be answered with [`Input::Granted`] or [`Input::Failed`].
     Fetch,
-    /// The token just granted is in force under this number.
-    Adopt { generation: u64 },
+    /// A token is in force under this number.
+    Adopt { generation: u64, origin: Origin },
     /// The failure just reported is tried again then. With `alarm`, a person has to act.
     Retry { at: Instant, alarm: bool },
+    /// Look into the vault. It must be answered with [`Input::Looked`].
+    Look,
+    /// Take the lock for `life`, if nobody has it. It must be answered with [`Input::Locked`].
+    Lock { life: Duration },
+    /// Let the lock, if it is still ours, live for `life` from this moment.
+    Renew { life: Duration },
+    /// Give the lock back, if it is still ours. With `pause`, nobody shall ask the token endpoint for so long.
+    Release { pause: Option<Duration> },
+    /// Put the token just granted, or the one in force, into the vault, unless that has this generation or a newer
+    /// one, or another replica has the lock. It must be answered with [`Input::Published`].
+    Publish { generation: u64, lifetime: Duration, left: Duration },
+}
+
+/// Where a token comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// It is the one just granted.
+    Grant,
+    /// It is what the newest look found.
+    Vault,
 }
 
 /// Where an account stands, in one word.
@@ -90,70 +160,93 @@ pub enum Phase {
 }
 
 /// The machine of one account.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Refresh {
     settings: Settings,
     held: Option<Held>,
     state: State,
-    /// When the newest request was sent.
-    asked_at: Option<Instant>,
-    /// When the newest request was sent that a refusal had caused.
+    /// When a token was last sought, here or (seen from here) elsewhere.
+    sought_at: Option<Instant>,
+    /// The same, where a refusal was the cause.
     rescued_at: Option<Instant>,
+    /// The newest generation that the vault ever told of.
+    last_seen: u64,
     outputs: VecDeque<Output>,
 }
 
 /// The token in force.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Held {
     generation: u64,
-    ends_at: Option<Instant>,
+    life: Option<Life>,
     refused: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// The time that a token has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Life {
+    whole: Duration,
+    ends_at: Instant,
+    /// When the next one is sought.
+    due: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
     Idle,
     Resting { due: Option<Instant> },
-    Fetching { sent: Instant, row: Option<Row> },
+    Fetching { sent: Instant, row: Option<Row>, hold: Option<Hold> },
     Retrying { at: Instant, row: Row },
-}
-
-/// Failures of one kind, one after the other.
-#[derive(Debug, Clone, Copy)]
-struct Row {
-    failure: Failure,
-    /// How many came before `failure`.
-    before: u32,
+    Sharing { step: Step, row: Option<Row> },
 }
 
 impl Refresh {
     /// Nothing happens before [`Input::Start`].
     pub fn new(settings: Settings) -> Self {
-        let outputs = VecDeque::new();
-        Self { settings, held: None, state: State::Idle, asked_at: None, rescued_at: None, outputs }
+        Self {
+            settings,
+            held: None,
+            state: State::Idle,
+            sought_at: None,
+            rescued_at: None,
+            last_seen: 0,
+            outputs: VecDeque::new(),
+        }
     }
 
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {
             Input::Start => self.start(now),
-            Input::Granted { lifetime, unit } => self.adopt(lifetime, unit),
+            Input::Granted { lifetime, unit } => self.granted(lifetime, unit, now),
             Input::Failed { failure, unit } => self.retry(failure, unit, now),
             Input::Refused { generation } => self.refuse(generation, now),
-            Input::Wanted => self.hasten(self.spaced(self.asked_at, now), now),
+            Input::Wanted => self.hasten(self.spaced(self.sought_at, now), now),
+            Input::Looked { seen, unit } => self.looked(seen, unit, now),
+            Input::Locked { lock, unit } => self.locked(lock, unit, now),
+            Input::Published(published) => self.published(published, now),
+            Input::Told { generation } => self.told(generation, now),
         }
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.poll_timeout().is_some_and(|at| at <= now) {
-            self.fetch(now);
+        if self.poll_timeout().is_none_or(|at| at > now) {
+            return;
+        }
+        match self.state {
+            State::Idle => (),
+            State::Resting { .. } | State::Retrying { .. } => self.seek(now),
+            State::Fetching { .. } => self.renew(now),
+            State::Sharing { step, row } => self.go_on(step, row, now),
         }
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            State::Idle | State::Fetching { .. } => None,
+            State::Idle => None,
             State::Resting { due } => due,
+            State::Fetching { hold, .. } => hold?.renew_at,
             State::Retrying { at, .. } => Some(at),
+            State::Sharing { step, .. } => step.wakes_at(),
         }
     }
 
@@ -167,9 +260,15 @@ impl Refresh {
             _ if rejected => Phase::Rejected,
             (_, None) => Phase::Waiting,
             (State::Resting { .. }, Some(held)) if !held.refused => Phase::Valid,
-            (State::Idle | State::Resting { .. } | State::Fetching { .. } | State::Retrying { .. }, Some(_)) => {
-                Phase::Renewing
-            }
+            (State::Sharing { step, row: None }, Some(held)) if !held.refused && step.is_aside() => Phase::Valid,
+            (
+                State::Idle
+                | State::Resting { .. }
+                | State::Fetching { .. }
+                | State::Retrying { .. }
+                | State::Sharing { .. },
+                Some(_),
+            ) => Phase::Renewing,
         }
     }
 
@@ -180,7 +279,15 @@ impl Refresh {
 
     /// When the token in force ends, if that is known.
     pub fn ends_at(&self) -> Option<Instant> {
-        self.held?.ends_at
+        Some(self.held?.life?.ends_at)
+    }
+
+    /// When a token is sought next, unless that is happening.
+    pub fn next_at(&self) -> Option<Instant> {
+        match self.state {
+            State::Idle | State::Fetching { .. } => None,
+            State::Resting { .. } | State::Retrying { .. } | State::Sharing { .. } => self.poll_timeout(),
+        }
     }
 
     /// Whether the platform rejects the token in force.
@@ -190,54 +297,61 @@ impl Refresh {
 
     fn start(&mut self, now: Instant) {
         assert!(matches!(self.state, State::Idle), "started twice");
-        self.fetch(now);
+        self.seek(now);
     }
 
-    fn fetch(&mut self, now: Instant) {
+    /// A token is needed: from the endpoint, or from whoever gets one first.
+    fn seek(&mut self, now: Instant) {
         if self.is_refused() {
             self.rescued_at = Some(now);
         }
-        self.asked_at = Some(now);
-        self.state = State::Fetching { sent: now, row: self.row() };
+        self.sought_at = Some(now);
+        let row = self.row();
+        match self.settings.sharing {
+            Sharing::None => self.fetch(row, None, now),
+            Sharing::Vault => self.look(row, now),
+        }
+    }
+
+    fn fetch(&mut self, row: Option<Row>, hold: Option<Hold>, now: Instant) {
+        self.state = State::Fetching { sent: now, row, hold };
         self.outputs.push_back(Output::Fetch);
     }
 
-    fn adopt(&mut self, lifetime: Option<Duration>, unit: f64) {
-        let (sent, _) = self.answered();
-        let generation = self.generation() + 1;
-        self.held = Some(Held { generation, ends_at: lifetime.map(|life| sent + life), refused: false });
-        self.state = State::Resting { due: lifetime.map(|life| sent + self.settings.due_after(life, unit)) };
-        self.outputs.push_back(Output::Adopt { generation });
+    fn granted(&mut self, lifetime: Option<Duration>, unit: f64, now: Instant) {
+        let (sent, _, hold) = self.answered();
+        let life = lifetime.map(|whole| Life {
+            whole,
+            ends_at: sent + whole,
+            due: sent + self.settings.due_after(whole, unit),
+        });
+        match self.settings.sharing {
+            Sharing::None => self.adopt(self.next_generation(), life, Origin::Grant),
+            Sharing::Vault => self.hand_in(life, hold, now),
+        }
+    }
+
+    /// Above everything that was ever seen.
+    fn next_generation(&self) -> u64 {
+        self.generation().max(self.last_seen) + 1
+    }
+
+    fn adopt(&mut self, generation: u64, life: Option<Life>, origin: Origin) {
+        self.held = Some(Held { generation, life, refused: false });
+        self.state = State::Resting { due: life.map(|life| life.due) };
+        self.outputs.push_back(Output::Adopt { generation, origin });
     }
 
     fn retry(&mut self, failure: Failure, unit: f64, now: Instant) {
-        let (_, past) = self.answered();
-        let before = past.filter(|row| row.is_like(failure)).map_or(0, |row| row.before.saturating_add(1));
-        let at = now + self.pause(failure, before, unit, now);
-        self.state = State::Retrying { at, row: Row { failure, before } };
-        self.outputs.push_back(Output::Retry { at, alarm: failure == Failure::Rejected && before == 0 });
-    }
-
-    fn pause(&self, failure: Failure, before: u32, unit: f64, now: Instant) -> Duration {
-        match failure {
-            Failure::Throttled(Some(pause)) => UNREACHABLE.told(pause, unit),
-            Failure::Throttled(None) => UNREACHABLE.delay(before, unit),
-            Failure::Unreachable => UNREACHABLE.delay(before, unit).min(self.patience(now)),
-            Failure::Rejected => REJECTED.delay(before, unit),
+        let (_, past, hold) = self.answered();
+        let row = Row::after(past, failure);
+        let pause = row.pause(unit, self.patience(now));
+        if hold.is_some() {
+            let asked_for = row.is_like(Failure::Throttled(None));
+            self.outputs.push_back(Output::Release { pause: asked_for.then_some(pause) });
         }
-    }
-
-    /// The longest pause that the running token allows: none may swallow the rest of its life.
-    fn patience(&self, now: Instant) -> Duration {
-        let running = self.held.filter(|held| !held.refused).and_then(|held| held.ends_at);
-        let remaining = running.map_or(Duration::ZERO, |ends_at| ends_at.saturating_duration_since(now));
-        if remaining.is_zero() {
-            Duration::MAX
-        } else if remaining > EMERGENCY {
-            EMERGENCY_STEP_MAX.max(remaining - EMERGENCY)
-        } else {
-            (remaining / 4).clamp(EMERGENCY_STEP_MIN, EMERGENCY_STEP_MAX)
-        }
+        self.state = State::Retrying { at: now + pause, row };
+        self.outputs.push_back(Output::Retry { at: now + pause, alarm: row.is_alarming() });
     }
 
     fn refuse(&mut self, generation: u64, now: Instant) {
@@ -253,29 +367,35 @@ impl Refresh {
         earlier.map_or(now, |earlier| now.max(earlier + self.settings.interval_min))
     }
 
-    /// Brings the next request forward to `at`. A request under way is the one that is wanted, and a pause that the
-    /// endpoint asked for is kept.
+    /// Brings the next try forward to `at`. One under way is the one that is wanted, and a pause that the endpoint
+    /// asked for is kept.
     fn hasten(&mut self, at: Instant, now: Instant) {
+        let patient = self.row().is_some_and(|row| row.is_like(Failure::Throttled(None)));
         match &mut self.state {
             State::Resting { due } => *due = Some(due.map_or(at, |due| due.min(at))),
-            State::Retrying { at: again, row } if !row.is_like(Failure::Throttled(None)) => *again = at.min(*again),
-            State::Idle | State::Fetching { .. } | State::Retrying { .. } => return,
+            State::Retrying { at: again, .. } if !patient => *again = at.min(*again),
+            State::Sharing { step: Step::Glancing { due, .. } | Step::Offering { due }, .. } if !patient => {
+                *due = Some(due.map_or(at, |due| due.min(at)));
+            }
+            State::Idle | State::Fetching { .. } | State::Retrying { .. } | State::Sharing { .. } => return,
         }
         self.handle_timeout(now);
     }
 
-    /// When the request was sent that is answered here, and the failures before it.
-    fn answered(&self) -> (Instant, Option<Row>) {
+    /// When the request was sent that is answered here, the failures before it, and the lock that it was sent under.
+    fn answered(&self) -> (Instant, Option<Row>, Option<Hold>) {
         match self.state {
-            State::Fetching { sent, row } => (sent, row),
-            State::Idle | State::Resting { .. } | State::Retrying { .. } => panic!("an answer without a request"),
+            State::Fetching { sent, row, hold } => (sent, row, hold),
+            State::Idle | State::Resting { .. } | State::Retrying { .. } | State::Sharing { .. } => {
+                panic!("an answer without a request")
+            }
         }
     }
 
     fn row(&self) -> Option<Row> {
         match self.state {
             State::Idle | State::Resting { .. } => None,
-            State::Fetching { row, .. } => row,
+            State::Fetching { row, .. } | State::Sharing { row, .. } => row,
             State::Retrying { row, .. } => Some(row),
         }
     }
@@ -293,397 +413,15 @@ impl Phase {
     }
 }
 
-impl Settings {
-    /// From the sending of a request to the next scheduled one.
-    fn due_after(&self, life: Duration, unit: f64) -> Duration {
-        let buffer = if life < self.buffer.saturating_mul(4) { life / 4 } else { self.buffer };
-        life - buffer + self.jitter_max.min(buffer / 4).mul_f64(unit)
-    }
-}
-
-impl Row {
-    fn is_like(&self, failure: Failure) -> bool {
-        mem::discriminant(&self.failure) == mem::discriminant(&failure)
+impl Held {
+    /// What is left of a token that may still be used.
+    fn left(&self, now: Instant) -> Option<(Life, Duration)> {
+        let life = self.life.filter(|_| !self.refused)?;
+        let left = life.ends_at.saturating_duration_since(now);
+        (!left.is_zero()).then_some((life, left))
     }
 }
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn a_token_is_renewed_ahead_of_its_end_counted_from_the_sending_of_the_request() {
-        // life, random number, due after the sending (buffer 300 s, jitter up to 2 s)
-        let table = [
-            (1_800.0, 0.0, "1500"),
-            (1_800.0, 1.0, "1502"),
-            (1_200.0, 0.0, "900"),
-            (1_199.0, 0.0, "899.25"),
-            (20.0, 0.0, "15"),
-            (20.0, 1.0, "16.25"),
-            (1.0, 1.0, "0.8125"),
-        ];
-        for (life, unit, due) in table {
-            let lifetime = Some(Duration::from_secs_f64(life));
-            let told = play(&[(0.0, Input::Start), (0.5, Input::Granted { lifetime, unit })], life);
-            assert_eq!(told, format!("0 fetch, 0.5 adopt 1, {due} fetch"), "{life} {unit}");
-        }
-        assert_eq!(play(&[(0.0, Input::Start), (1.0, endless())], 1e6), "0 fetch, 1 adopt 1");
-    }
-
-    #[test]
-    fn a_refused_token_is_replaced_at_once_and_only_once() {
-        let start = [(0.0, Input::Start), (1.0, granted(1800))];
-        let table = [
-            // fifty callers refuse the same token
-            (vec![(20.0, refused(1)), (20.0, refused(1)), (21.0, refused(1))], "20 fetch"),
-            (vec![(20.0, refused(1)), (21.0, granted(1800)), (22.0, refused(1))], "20 fetch, 21 adopt 2"),
-            // an older token, and one that never was
-            (vec![(20.0, refused(0)), (20.0, refused(2))], ""),
-            // a token younger than the interval is exempt, once
-            (vec![(2.0, refused(1))], "2 fetch"),
-            (
-                vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, refused(2)), (4.0, refused(2))],
-                "2 fetch, 3 adopt 2, 62 fetch",
-            ),
-            (vec![(2.0, refused(1)), (3.0, granted(1800)), (63.0, refused(2))], "2 fetch, 3 adopt 2, 63 fetch"),
-        ];
-        for (script, expected) in table {
-            let told = play(&[&start[..], &script].concat(), 600.0);
-            assert_eq!(told.strip_prefix("0 fetch, 1 adopt 1").unwrap().trim_start_matches(", "), expected);
-        }
-    }
-
-    #[test]
-    fn an_operator_waits_out_the_interval() {
-        let table = [
-            (vec![(20.0, Input::Wanted), (30.0, Input::Wanted)], "60 fetch"),
-            (vec![(100.0, Input::Wanted), (100.0, Input::Wanted)], "100 fetch"),
-            (
-                vec![(100.0, Input::Wanted), (101.0, granted(1800)), (102.0, Input::Wanted)],
-                "100 fetch, 101 adopt 2, 160 fetch",
-            ),
-            // the scheduled one comes first
-            (vec![(1.5, Input::Wanted), (60.0, granted(60)), (61.0, Input::Wanted)], "60 fetch, 60 adopt 2, 105 fetch"),
-        ];
-        for (script, expected) in table {
-            let told = play(&[&[(0.0, Input::Start), (1.0, granted(1800))][..], &script].concat(), 600.0);
-            assert_eq!(told, format!("0 fetch, 1 adopt 1, {expected}"));
-        }
-    }
-
-    #[test]
-    fn each_failure_has_its_pace() {
-        let pause = |secs| Failure::Throttled(Some(Duration::from_secs(secs)));
-        // failure, tries within so many seconds with the random number 0.5
-        let table = [
-            (Failure::Unreachable, 130.0, "0 1 3 7 15 31 61 91 121"),
-            (Failure::Throttled(None), 130.0, "0 1 3 7 15 31 61 91 121"),
-            (pause(100), 400.0, "0 110 220 330"),
-            (pause(3_600), 3_600.0, "0"),
-            (Failure::Rejected, 4_000.0, "0 30 90 210 450 930 1830 2730 3630"),
-        ];
-        for (failure, until, expected) in table {
-            assert_eq!(tries(None, failure, until), expected, "{failure:?}");
-        }
-    }
-
-    #[test]
-    fn an_unreachable_endpoint_is_tried_every_few_seconds_before_the_token_ends() {
-        // due at 300 of 400; the emergency begins at 340
-        let told = tries(Some(400), Failure::Unreachable, 432.0);
-        assert_eq!(
-            told,
-            "0 300 301 303 307 315 331 340 345 350 355 360 365 370 375 380 385 388 391 393 395 396 397 398 399 400 430"
-        );
-        let told = tries(Some(400), Failure::Rejected, 600.0);
-        assert_eq!(told, "0 300 330 390 510", "bad credentials are not tried faster");
-    }
-
-    #[test]
-    fn bad_credentials_alarm_once_and_the_running_token_stays() {
-        let mut world = World::new();
-        world.play(&[(0.0, Input::Start), (0.0, granted(1800)), (1500.0, failed(Failure::Rejected))]);
-        world.play(&[(1530.0, failed(Failure::Rejected))]);
-        assert_eq!(
-            world.told(),
-            "0 fetch, 0 adopt 1, 1500 fetch, 1500 alarm and retry at 1530, 1530 fetch, 1530 retry at 1590"
-        );
-        assert_eq!((world.machine.phase(), world.machine.generation()), (Phase::Rejected, 1));
-        assert_eq!(world.machine.ends_at(), Some(world.start + Duration::from_secs(1800)));
-
-        world.play(&[(1590.0, granted(1800))]);
-        assert_eq!(world.machine.phase(), Phase::Valid);
-    }
-
-    #[test]
-    fn corrected_credentials_are_tried_within_the_interval_but_a_throttled_endpoint_is_left_alone() {
-        let rejected = [(0.0, Input::Start), (0.0, failed(Failure::Rejected)), (30.0, failed(Failure::Rejected))];
-        let told = play(&[&rejected[..], &[(31.0, Input::Wanted)]].concat(), 600.0);
-        assert!(told.ends_with("30 fetch, 30 retry at 90, 90 fetch"), "{told}");
-        let late = [&rejected[..], &[(90.0, failed(Failure::Rejected)), (155.0, Input::Wanted)]].concat();
-        let told = play(&late, 600.0);
-        assert!(told.ends_with("90 retry at 210, 155 fetch"), "{told}");
-
-        let throttled = Failure::Throttled(Some(Duration::from_secs(300)));
-        let told = play(
-            &[
-                (0.0, Input::Start),
-                (0.0, granted(1800)),
-                (100.0, Input::Wanted),
-                (101.0, failed(throttled)),
-                (200.0, Input::Wanted),
-                (201.0, refused(1)),
-            ],
-            1_000.0,
-        );
-        assert_eq!(told, "0 fetch, 0 adopt 1, 100 fetch, 101 retry at 431, 431 fetch");
-    }
-
-    #[test]
-    fn a_refusal_while_the_endpoint_is_away_is_tried_at_once() {
-        let script = [
-            (0.0, Input::Start),
-            (0.0, granted(1800)),
-            (1500.0, failed(Failure::Unreachable)),
-            (1501.0, failed(Failure::Unreachable)),
-            (1501.5, refused(1)),
-            (1502.0, failed(Failure::Unreachable)),
-            (1502.5, refused(1)),
-        ];
-        let told = play(&script, 1_600.0);
-        assert!(told.ends_with("1501.5 fetch, 1502 retry at 1506, 1506 fetch"), "{told}");
-    }
-
-    #[test]
-    fn streams_that_go_on_refusing_do_not_hurry_what_was_tried_in_vain() {
-        let rejected = |at| (at, failed(Failure::Rejected));
-        let start = [(0.0, Input::Start), (0.0, granted(1800)), (100.0, refused(1))];
-        let script = [&start[..], &[rejected(100.0), rejected(130.0), rejected(190.0), (290.0, refused(1))]].concat();
-        let told = play(&script, 600.0);
-        assert!(told.ends_with("190 fetch, 190 retry at 310, 310 fetch"), "{told}");
-    }
-
-    #[test]
-    fn phases_tell_where_an_account_stands() {
-        let mut world = World::new();
-        let mut phases = Vec::new();
-        for step in [(0.0, Input::Start), (0.0, granted(400)), (1.0, refused(1)), (2.0, granted(400))] {
-            world.play(&[step]);
-            phases.push(world.machine.phase());
-        }
-        world.run_to(world.start + Duration::from_secs(302));
-        phases.push(world.machine.phase());
-        let expected = [Phase::Waiting, Phase::Valid, Phase::Renewing, Phase::Valid, Phase::Renewing];
-        assert_eq!(phases, expected);
-    }
-
-    proptest! {
-        /// Whatever the endpoint, the platform and the operators do; `World` checks it at each step.
-        #[test]
-        fn one_request_at_a_time_and_none_before_a_throttling_endpoint_wants_it(
-            steps in proptest::collection::vec(step(), 1..200),
-        ) {
-            let mut world = World::new();
-            world.play(&[(0.0, Input::Start)]);
-            let mut now = 0.0;
-            for (pause, input) in steps {
-                now += pause;
-                world.run_to(world.start + Duration::from_secs_f64(now));
-                if world.in_flight || !is_answer(&input) {
-                    world.play(&[(now, input)]);
-                }
-            }
-        }
-
-        #[test]
-        fn a_token_is_replaced_before_it_ends_when_the_endpoint_answers(
-            life in 1.0..200_000.0_f64,
-            latency in 0.0..0.18_f64,
-            unit in 0.0..1.0_f64,
-        ) {
-            let mut world = World::new();
-            let lifetime = Some(Duration::from_secs_f64(life));
-            world.play(&[(0.0, Input::Start), (latency, Input::Granted { lifetime, unit })]);
-            for _ in 0..20 {
-                let ends_at = world.machine.ends_at().unwrap();
-                let due = world.machine.poll_timeout().unwrap();
-                world.run_to(due);
-                prop_assert!(world.in_flight);
-                let answered = due + Duration::from_secs_f64(latency);
-                prop_assert!(answered < ends_at);
-                world.tell(Input::Granted { lifetime, unit }, answered);
-            }
-            prop_assert_eq!(world.machine.generation(), 21);
-        }
-
-        #[test]
-        fn refusals_and_wishes_cost_few_requests_a_minute(
-            steps in proptest::collection::vec((0.0..40.0_f64, any::<bool>()), 1..200),
-            accepted in any::<bool>(),
-        ) {
-            let mut world = World::new();
-            world.play(&[(0.0, Input::Start), (0.0, granted(1800))]);
-            let mut now = 0.0;
-            for (pause, refuse) in steps {
-                now += pause;
-                let answer = if accepted { granted(1800) } else { failed(Failure::Rejected) };
-                world.run_answered(now, answer);
-                let generation = world.machine.generation();
-                world.play(&[(now, if refuse { refused(generation) } else { Input::Wanted })]);
-            }
-            // a scheduled or repeated one, one that was wanted, and the first after a refusal
-            let spread_min = Duration::from_secs(if accepted { 60 } else { 30 });
-            for window in world.fetches.windows(4) {
-                prop_assert!(window[3] - window[0] >= spread_min);
-            }
-        }
-    }
-
-    /// Runs the script and then the clock to `until`; what the machine wanted, as text.
-    fn play(script: &[(f64, Input)], until: f64) -> String {
-        let mut world = World::new();
-        world.play(script);
-        world.run_to(world.start + Duration::from_secs_f64(until));
-        world.told()
-    }
-
-    /// When an endpoint that always fails like this is tried, after it granted one token of `life`.
-    fn tries(life: Option<u64>, failure: Failure, until: f64) -> String {
-        let mut world = World::new();
-        world.play(&[(0.0, Input::Start)]);
-        if let Some(life) = life {
-            world.play(&[(0.0, granted(life))]);
-        }
-        world.run_answered(until, failed(failure));
-        let seconds = world.fetches.iter().map(|at| (*at - world.start).as_secs().to_string());
-        seconds.collect::<Vec<_>>().join(" ")
-    }
-
-    fn step() -> impl Strategy<Value = (f64, Input)> {
-        let unit = 0.0..1.0_f64;
-        let failure = prop_oneof![
-            Just(Failure::Unreachable),
-            Just(Failure::Rejected),
-            proptest::option::of(1..3_600_u64).prop_map(|secs| Failure::Throttled(secs.map(Duration::from_secs))),
-        ];
-        let input = prop_oneof![
-            (10..100_000_u64, unit.clone())
-                .prop_map(|(life, unit)| Input::Granted { lifetime: Some(Duration::from_secs(life)), unit }),
-            (failure, unit).prop_map(|(failure, unit)| Input::Failed { failure, unit }),
-            (0..20_u64).prop_map(|generation| Input::Refused { generation }),
-            Just(Input::Wanted),
-        ];
-        (0.0..100.0_f64, input)
-    }
-
-    fn is_answer(input: &Input) -> bool {
-        match input {
-            Input::Granted { .. } | Input::Failed { .. } => true,
-            Input::Start | Input::Refused { .. } | Input::Wanted => false,
-        }
-    }
-
-    fn granted(life: u64) -> Input {
-        Input::Granted { lifetime: Some(Duration::from_secs(life)), unit: 0.0 }
-    }
-
-    fn endless() -> Input {
-        Input::Granted { lifetime: None, unit: 0.0 }
-    }
-
-    fn failed(failure: Failure) -> Input {
-        Input::Failed { failure, unit: 0.5 }
-    }
-
-    fn refused(generation: u64) -> Input {
-        Input::Refused { generation }
-    }
-
-    /// A machine, its clock, and what it wanted so far.
-    struct World {
-        machine: Refresh,
-        start: Instant,
-        in_flight: bool,
-        not_before: Instant,
-        fetches: Vec<Instant>,
-        told: Vec<String>,
-    }
-
-    impl World {
-        fn new() -> Self {
-            let machine = Refresh::new(Settings {
-                buffer: Duration::from_secs(300),
-                interval_min: Duration::from_secs(60),
-                jitter_max: Duration::from_secs(2),
-            });
-            let start = Instant::now();
-            Self { machine, start, in_flight: false, not_before: start, fetches: Vec::new(), told: Vec::new() }
-        }
-
-        fn play(&mut self, script: &[(f64, Input)]) {
-            for (at, input) in script {
-                let at = self.start + Duration::from_secs_f64(*at);
-                self.run_to(at);
-                self.tell(*input, at);
-            }
-        }
-
-        fn tell(&mut self, input: Input, at: Instant) {
-            if is_answer(&input) {
-                assert!(self.in_flight, "the script answers what was not asked");
-                self.in_flight = false;
-            }
-            if let Input::Failed { failure: Failure::Throttled(Some(pause)), .. } = input {
-                self.not_before = at + pause;
-            }
-            self.machine.handle(input, at);
-            self.listen(at);
-        }
-
-        /// Lets every timer fire that is due by then.
-        fn run_to(&mut self, end: Instant) {
-            while let Some(at) = self.machine.poll_timeout().filter(|at| *at <= end) {
-                self.machine.handle_timeout(at);
-                self.listen(at);
-            }
-        }
-
-        /// The same with an endpoint that always answers at once.
-        fn run_answered(&mut self, until: f64, answer: Input) {
-            let end = self.start + Duration::from_secs_f64(until);
-            loop {
-                if self.in_flight {
-                    self.tell(answer, *self.fetches.last().unwrap());
-                }
-                let Some(next) = self.machine.poll_timeout().filter(|at| *at <= end) else { return };
-                self.run_to(next);
-            }
-        }
-
-        fn listen(&mut self, now: Instant) {
-            let seconds = |at: Instant| (at - self.start).as_secs_f64();
-            while let Some(output) = self.machine.poll_output() {
-                self.told.push(match output {
-                    Output::Fetch => {
-                        assert!(!self.in_flight, "two requests under way");
-                        assert!(now >= self.not_before, "asked although told to wait");
-                        self.in_flight = true;
-                        self.fetches.push(now);
-                        format!("{} fetch", seconds(now))
-                    }
-                    Output::Adopt { generation } => format!("{} adopt {generation}", seconds(now)),
-                    Output::Retry { at, alarm: false } => format!("{} retry at {}", seconds(now), seconds(at)),
-                    Output::Retry { at, alarm: true } => format!("{} alarm and retry at {}", seconds(now), seconds(at)),
-                });
-            }
-        }
-
-        fn told(&self) -> String {
-            self.told.join(", ")
-        }
-    }
-}
+mod tests;

@@ -17,7 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["model", "protocol", "clock", "tasks", "telemetry"]),
     ("event_log", &["model", "clock", "tasks", "telemetry", "store"]),
     ("listener", &["clock", "tasks", "telemetry"]),
-    ("auth", &["model", "protocol", "clock", "tasks", "telemetry"]),
+    ("auth", &["model", "protocol", "clock", "tasks", "telemetry", "store"]),
     ("upstream", &["model", "connector", "protocol", "clock", "tasks", "telemetry", "store", "event_log", "auth"]),
     ("downstream", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener"]),
     ("admin", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "upstream"]),

@@ -16,6 +16,7 @@ mod readme;
 mod redis;
 mod rotation;
 mod sequenced;
+mod sharing;
 mod store;
 mod tokens;
 mod trouble;

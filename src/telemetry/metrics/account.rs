@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{Gauge, GaugeVec, IntCounterVec, Registry};
+use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, Registry};
 
 use super::{METRICS, counter_vec, float_vec};
 use crate::model::AccountName;
@@ -15,12 +15,14 @@ pub(super) struct Families {
     token_remaining: GaugeVec,
     token_lifetime: GaugeVec,
     token_claimed: GaugeVec,
+    adoptions: IntCounterVec,
 }
 
 impl Families {
     pub(super) fn register(r: &Registry) -> Self {
         Self {
             refreshes: counter_vec(r, "token_refreshes_total", "Grant requests", &["account", "outcome"]),
+            adoptions: counter_vec(r, "token_adoptions_total", "Tokens taken over from another replica", &["account"]),
             token_remaining: float_vec(
                 r,
                 "token_remaining_seconds",
@@ -50,6 +52,7 @@ pub struct Account {
     remaining: Gauge,
     lifetime: Gauge,
     claimed: Gauge,
+    adoptions: IntCounter,
 }
 
 impl Account {
@@ -63,6 +66,7 @@ impl Account {
             remaining: METRICS.accounts.token_remaining.with_label_values(label),
             lifetime: METRICS.accounts.token_lifetime.with_label_values(label),
             claimed: METRICS.accounts.token_claimed.with_label_values(label),
+            adoptions: METRICS.accounts.adoptions.with_label_values(label),
             name: name.clone(),
         }
     }
@@ -76,6 +80,11 @@ impl Account {
     pub fn lives(&self, lifetime: Duration, claimed: Option<Duration>) {
         self.lifetime.set(lifetime.as_secs_f64());
         self.claimed.set(claimed.unwrap_or_default().as_secs_f64());
+    }
+
+    /// Another replica's token is in use here.
+    pub fn adopted(&self) {
+        self.adoptions.inc();
     }
 
     pub fn remaining(&self, remaining: Duration) {

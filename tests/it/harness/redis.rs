@@ -110,6 +110,22 @@ impl Redis {
         Connection::new(self.url().parse().unwrap(), limits())
     }
 
+    /// Everything that it wrote to its folder.
+    pub(crate) fn files(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut folders = vec![self.folder.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => folders.push(path),
+                    false => bytes.extend(std::fs::read(path).unwrap()),
+                }
+            }
+        }
+        bytes
+    }
+
     /// As when the machine loses its power, except that what was given to the disk is there.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();

@@ -69,6 +69,7 @@ impl Plan {
                 buffer: Duration::from_secs(300),
                 interval_min: chance.millis(5_000..60_000),
                 jitter_max: Duration::from_secs(2),
+                sharing: refresh::Sharing::None,
             },
             token_life: if bad { chance.millis(4_000..180_000) } else { chance.millis(20_000..90_000) },
             latency_max: calm_or(chance, Duration::from_millis(60), 5..150),

@@ -270,11 +270,16 @@ impl Process {
                 let answer = failure.map_or(Ok(()), Err);
                 around.scene.after(delay, Happening::Process { life: self.life, news: News::Granted(answer) });
             }
-            refresh::Output::Adopt { generation } => {
+            refresh::Output::Adopt { generation, .. } => {
                 around.scene.tell(|| format!("token {generation} adopted"));
                 self.machine.handle(Input::Token(generation), around.scene.now());
             }
             refresh::Output::Retry { .. } => (),
+            refresh::Output::Look
+            | refresh::Output::Lock { .. }
+            | refresh::Output::Renew { .. }
+            | refresh::Output::Release { .. }
+            | refresh::Output::Publish { .. } => panic!("a token that is not shared knows no vault"),
         }
     }
 

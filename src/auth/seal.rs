@@ -1,0 +1,209 @@
+//! Seals what other replicas may read and nobody else: tokens at rest, outside of this process.
+//!
+//! AES-256-GCM with a random nonce. What is sealed is bound to its place (prefix, account, generation), so that a text
+//! put into another place does not open. The first key seals and every key opens: that is how keys are changed.
+
+use std::fmt;
+
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
+    digest::{SHA256, digest},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use crate::model::Secret;
+
+/// A key is so long, and written in base64.
+pub const KEY_LEN: usize = 32;
+
+/// The first bytes of a key's digest: they name the key, and tell nothing of it.
+const ID_LEN: usize = 4;
+
+/// What stands before a text that is not sealed, and before one that is.
+const PLAIN: u8 = 0;
+const SEALED: u8 = 1;
+
+/// The keys of an installation; none at all leaves everything readable.
+#[derive(Debug, Default)]
+pub struct Seal {
+    keys: Vec<Key>,
+}
+
+struct Key {
+    id: [u8; ID_LEN],
+    key: RandomizedNonceKey,
+}
+
+/// Where a sealed text belongs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// The beginning of every key of the installation.
+    pub(super) prefix: &'a str,
+    pub(super) account: &'a str,
+    pub(super) generation: u64,
+}
+
+/// A key is no key. It is not repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a sealing key is {KEY_LEN} random bytes in base64")]
+pub struct KeyError;
+
+/// A text does not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum SealError {
+    #[error("it is sealed with a key that is not listed here")]
+    UnknownKey,
+    #[error("it is not sealed, and a sealing key is configured")]
+    Plain,
+    #[error("it was changed, or belongs elsewhere")]
+    Forged,
+    #[error("it could not be sealed")]
+    Unsealable,
+}
+
+impl Seal {
+    /// The first of `keys` seals, all of them open.
+    pub fn new(keys: &[Secret]) -> Result<Self, KeyError> {
+        Ok(Self { keys: keys.iter().map(Key::read).collect::<Result<_, _>>()? })
+    }
+
+    /// Keys in one text, with white space between them; one at least.
+    pub fn read(text: &Secret) -> Result<Self, KeyError> {
+        let keys: Vec<Secret> = text.expose().split_whitespace().map(Secret::new).collect();
+        if keys.is_empty() { Err(KeyError) } else { Self::new(&keys) }
+    }
+
+    pub(super) fn seal(&self, secret: &Secret, place: Place<'_>) -> Result<Vec<u8>, SealError> {
+        let plain = secret.expose().as_bytes();
+        let Some(Key { id, key }) = self.keys.first() else { return Ok([&[PLAIN], plain].concat()) };
+        let mut sealed = plain.to_vec();
+        let nonce = key.seal_in_place_append_tag(place.bound(id), &mut sealed).map_err(|_| SealError::Unsealable)?;
+        Ok([&[SEALED], &id[..], nonce.as_ref(), &sealed].concat())
+    }
+
+    pub(super) fn open(&self, text: &[u8], place: Place<'_>) -> Result<Secret, SealError> {
+        match text.split_first() {
+            Some((&PLAIN, plain)) if self.keys.is_empty() => readable(plain),
+            Some((&PLAIN, _)) => Err(SealError::Plain),
+            Some((&SEALED, rest)) => self.unseal(rest, place),
+            Some(_) | None => Err(SealError::Forged),
+        }
+    }
+
+    fn unseal(&self, rest: &[u8], place: Place<'_>) -> Result<Secret, SealError> {
+        let (id, rest) = rest.split_first_chunk::<ID_LEN>().ok_or(SealError::Forged)?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Forged)?;
+        let key = self.keys.iter().find(|key| key.id == *id).ok_or(SealError::UnknownKey)?;
+        let mut sealed = sealed.to_vec();
+        let opened = key.key.open_in_place(Nonce::assume_unique_for_key(*nonce), place.bound(id), &mut sealed);
+        readable(opened.map_err(|_| SealError::Forged)?)
+    }
+}
+
+impl Key {
+    fn read(written: &Secret) -> Result<Self, KeyError> {
+        let bytes = STANDARD.decode(written.expose().trim()).map_err(|_| KeyError)?;
+        let bytes: [u8; KEY_LEN] = bytes.try_into().map_err(|_| KeyError)?;
+        let key = RandomizedNonceKey::new(&AES_256_GCM, &bytes).map_err(|_| KeyError)?;
+        let digest = digest(&SHA256, &bytes);
+        let id = digest.as_ref().first_chunk::<ID_LEN>().copied().ok_or(KeyError)?;
+        Ok(Self { id, key })
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Place<'_> {
+    /// Lengths stand before the texts, so that no two places look alike.
+    fn bound(self, id: &[u8; ID_LEN]) -> Aad<Vec<u8>> {
+        let Self { prefix, account, generation } = self;
+        let head = format!("trunkline token {}:{prefix}{}:{account}{generation} ", prefix.len(), account.len());
+        Aad::from([head.as_bytes(), id].concat())
+    }
+}
+
+fn readable(text: &[u8]) -> Result<Secret, SealError> {
+    std::str::from_utf8(text).map(Secret::new).map_err(|_| SealError::Forged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Place<'_> = Place { prefix: "trunkline", account: "acme", generation: 7 };
+
+    #[test]
+    fn what_is_sealed_opens_in_its_place_and_nowhere_else() {
+        let seal = seal(&[1]);
+        let sealed = seal.seal(&Secret::new("canary-token"), HERE).unwrap();
+        assert_eq!(seal.open(&sealed, HERE), Ok(Secret::new("canary-token")));
+        let elsewhere = [
+            Place { prefix: "trunklin", ..HERE },
+            Place { account: "acme2", ..HERE },
+            Place { generation: 8, ..HERE },
+            Place { prefix: "trunkline4:a", account: "cme", ..HERE },
+        ];
+        for place in elsewhere {
+            assert_eq!(seal.open(&sealed, place), Err(SealError::Forged), "{place:?}");
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_and_a_missing_one_are_refused() {
+        let seal = seal(&[1]);
+        let sealed = seal.seal(&Secret::new("canary-token"), HERE).unwrap();
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert!(seal.open(&changed, HERE).is_err(), "byte {at}");
+            assert!(seal.open(&sealed[..at], HERE).is_err(), "the first {at} bytes");
+        }
+    }
+
+    #[test]
+    fn nothing_readable_is_left_and_no_two_are_alike() {
+        let seal = seal(&[1]);
+        let token = Secret::new("canary-token");
+        let sealed = seal.seal(&token, HERE).unwrap();
+        assert!(!sealed.windows(4).any(|part| token.expose().as_bytes().windows(4).any(|known| known == part)));
+        assert_ne!(sealed, seal.seal(&token, HERE).unwrap());
+        assert!(!format!("{seal:?}").contains(&STANDARD.encode([1; KEY_LEN])));
+    }
+
+    #[test]
+    fn keys_are_changed_by_listing_both_for_a_while() {
+        let (old, both, new) = (seal(&[1]), seal(&[2, 1]), seal(&[2]));
+        let token = Secret::new("canary-token");
+        let before = old.seal(&token, HERE).unwrap();
+        let after = both.seal(&token, HERE).unwrap();
+        assert_eq!(both.open(&before, HERE), Ok(token.clone()));
+        assert_eq!(new.open(&after, HERE), Ok(token));
+        assert_eq!(new.open(&before, HERE), Err(SealError::UnknownKey));
+    }
+
+    #[test]
+    fn what_is_not_sealed_opens_only_where_nothing_is() {
+        let (token, none) = (Secret::new("canary-token"), Seal::default());
+        let plain = none.seal(&token, HERE).unwrap();
+        assert_eq!(none.open(&plain, HERE), Ok(token));
+        assert_eq!(seal(&[1]).open(&plain, HERE), Err(SealError::Plain));
+        assert_eq!(none.open(b"", HERE), Err(SealError::Forged));
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_refused_without_being_repeated() {
+        for bad in ["", "canary", &STANDARD.encode([1; 31]), &STANDARD.encode([1; 33])] {
+            assert_eq!(Seal::new(&[Secret::new(bad)]).unwrap_err(), KeyError, "{bad}");
+        }
+        assert_eq!(KeyError.to_string(), "a sealing key is 32 random bytes in base64");
+    }
+
+    fn seal(keys: &[u8]) -> Seal {
+        let keys: Vec<Secret> = keys.iter().map(|byte| Secret::new(STANDARD.encode([*byte; KEY_LEN]))).collect();
+        Seal::new(&keys).unwrap()
+    }
+}

@@ -1,0 +1,394 @@
+//! The rules of one replica, as scripts: what it is told, and what it wants done.
+
+mod explore;
+mod model;
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn a_token_is_renewed_ahead_of_its_end_counted_from_the_sending_of_the_request() {
+    // life, random number, due after the sending (buffer 300 s, jitter up to 2 s)
+    let table = [
+        (1_800.0, 0.0, "1500"),
+        (1_800.0, 1.0, "1502"),
+        (1_200.0, 0.0, "900"),
+        (1_199.0, 0.0, "899.25"),
+        (20.0, 0.0, "15"),
+        (20.0, 1.0, "16.25"),
+        (1.0, 1.0, "0.8125"),
+    ];
+    for (life, unit, due) in table {
+        let lifetime = Some(Duration::from_secs_f64(life));
+        let told = play(&[(0.0, Input::Start), (0.5, Input::Granted { lifetime, unit })], life);
+        assert_eq!(told, format!("0 fetch, 0.5 adopt 1, {due} fetch"), "{life} {unit}");
+    }
+    assert_eq!(play(&[(0.0, Input::Start), (1.0, endless())], 1e6), "0 fetch, 1 adopt 1");
+}
+
+#[test]
+fn a_refused_token_is_replaced_at_once_and_only_once() {
+    let start = [(0.0, Input::Start), (1.0, granted(1800))];
+    let table = [
+        // fifty callers refuse the same token
+        (vec![(20.0, refused(1)), (20.0, refused(1)), (21.0, refused(1))], "20 fetch"),
+        (vec![(20.0, refused(1)), (21.0, granted(1800)), (22.0, refused(1))], "20 fetch, 21 adopt 2"),
+        // an older token, and one that never was
+        (vec![(20.0, refused(0)), (20.0, refused(2))], ""),
+        // a token younger than the interval is exempt, once
+        (vec![(2.0, refused(1))], "2 fetch"),
+        (
+            vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, refused(2)), (4.0, refused(2))],
+            "2 fetch, 3 adopt 2, 62 fetch",
+        ),
+        (vec![(2.0, refused(1)), (3.0, granted(1800)), (63.0, refused(2))], "2 fetch, 3 adopt 2, 63 fetch"),
+    ];
+    for (script, expected) in table {
+        let told = play(&[&start[..], &script].concat(), 600.0);
+        assert_eq!(told.strip_prefix("0 fetch, 1 adopt 1").unwrap().trim_start_matches(", "), expected);
+    }
+}
+
+#[test]
+fn an_operator_waits_out_the_interval() {
+    let table = [
+        (vec![(20.0, Input::Wanted), (30.0, Input::Wanted)], "60 fetch"),
+        (vec![(100.0, Input::Wanted), (100.0, Input::Wanted)], "100 fetch"),
+        (
+            vec![(100.0, Input::Wanted), (101.0, granted(1800)), (102.0, Input::Wanted)],
+            "100 fetch, 101 adopt 2, 160 fetch",
+        ),
+        // the scheduled one comes first
+        (vec![(1.5, Input::Wanted), (60.0, granted(60)), (61.0, Input::Wanted)], "60 fetch, 60 adopt 2, 105 fetch"),
+    ];
+    for (script, expected) in table {
+        let told = play(&[&[(0.0, Input::Start), (1.0, granted(1800))][..], &script].concat(), 600.0);
+        assert_eq!(told, format!("0 fetch, 1 adopt 1, {expected}"));
+    }
+}
+
+#[test]
+fn each_failure_has_its_pace() {
+    let pause = |secs| Failure::Throttled(Some(Duration::from_secs(secs)));
+    // failure, tries within so many seconds with the random number 0.5
+    let table = [
+        (Failure::Unreachable, 130.0, "0 1 3 7 15 31 61 91 121"),
+        (Failure::Throttled(None), 130.0, "0 1 3 7 15 31 61 91 121"),
+        (pause(100), 400.0, "0 110 220 330"),
+        (pause(3_600), 3_600.0, "0"),
+        (Failure::Rejected, 4_000.0, "0 30 90 210 450 930 1830 2730 3630"),
+    ];
+    for (failure, until, expected) in table {
+        assert_eq!(tries(None, failure, until), expected, "{failure:?}");
+    }
+}
+
+#[test]
+fn an_unreachable_endpoint_is_tried_every_few_seconds_before_the_token_ends() {
+    // due at 300 of 400; the emergency begins at 340
+    let told = tries(Some(400), Failure::Unreachable, 432.0);
+    assert_eq!(
+        told,
+        "0 300 301 303 307 315 331 340 345 350 355 360 365 370 375 380 385 388 391 393 395 396 397 398 399 400 430"
+    );
+    let told = tries(Some(400), Failure::Rejected, 600.0);
+    assert_eq!(told, "0 300 330 390 510", "bad credentials are not tried faster");
+}
+
+#[test]
+fn bad_credentials_alarm_once_and_the_running_token_stays() {
+    let mut world = World::new();
+    world.play(&[(0.0, Input::Start), (0.0, granted(1800)), (1500.0, failed(Failure::Rejected))]);
+    world.play(&[(1530.0, failed(Failure::Rejected))]);
+    assert_eq!(
+        world.told(),
+        "0 fetch, 0 adopt 1, 1500 fetch, 1500 alarm and retry at 1530, 1530 fetch, 1530 retry at 1590"
+    );
+    assert_eq!((world.machine.phase(), world.machine.generation()), (Phase::Rejected, 1));
+    assert_eq!(world.machine.ends_at(), Some(world.start + Duration::from_secs(1800)));
+
+    world.play(&[(1590.0, granted(1800))]);
+    assert_eq!(world.machine.phase(), Phase::Valid);
+}
+
+#[test]
+fn corrected_credentials_are_tried_within_the_interval_but_a_throttled_endpoint_is_left_alone() {
+    let rejected = [(0.0, Input::Start), (0.0, failed(Failure::Rejected)), (30.0, failed(Failure::Rejected))];
+    let told = play(&[&rejected[..], &[(31.0, Input::Wanted)]].concat(), 600.0);
+    assert!(told.ends_with("30 fetch, 30 retry at 90, 90 fetch"), "{told}");
+    let late = [&rejected[..], &[(90.0, failed(Failure::Rejected)), (155.0, Input::Wanted)]].concat();
+    let told = play(&late, 600.0);
+    assert!(told.ends_with("90 retry at 210, 155 fetch"), "{told}");
+
+    let throttled = Failure::Throttled(Some(Duration::from_secs(300)));
+    let told = play(
+        &[
+            (0.0, Input::Start),
+            (0.0, granted(1800)),
+            (100.0, Input::Wanted),
+            (101.0, failed(throttled)),
+            (200.0, Input::Wanted),
+            (201.0, refused(1)),
+        ],
+        1_000.0,
+    );
+    assert_eq!(told, "0 fetch, 0 adopt 1, 100 fetch, 101 retry at 431, 431 fetch");
+}
+
+#[test]
+fn a_refusal_while_the_endpoint_is_away_is_tried_at_once() {
+    let script = [
+        (0.0, Input::Start),
+        (0.0, granted(1800)),
+        (1500.0, failed(Failure::Unreachable)),
+        (1501.0, failed(Failure::Unreachable)),
+        (1501.5, refused(1)),
+        (1502.0, failed(Failure::Unreachable)),
+        (1502.5, refused(1)),
+    ];
+    let told = play(&script, 1_600.0);
+    assert!(told.ends_with("1501.5 fetch, 1502 retry at 1506, 1506 fetch"), "{told}");
+}
+
+#[test]
+fn streams_that_go_on_refusing_do_not_hurry_what_was_tried_in_vain() {
+    let rejected = |at| (at, failed(Failure::Rejected));
+    let start = [(0.0, Input::Start), (0.0, granted(1800)), (100.0, refused(1))];
+    let script = [&start[..], &[rejected(100.0), rejected(130.0), rejected(190.0), (290.0, refused(1))]].concat();
+    let told = play(&script, 600.0);
+    assert!(told.ends_with("190 fetch, 190 retry at 310, 310 fetch"), "{told}");
+}
+
+#[test]
+fn phases_tell_where_an_account_stands() {
+    let mut world = World::new();
+    let mut phases = Vec::new();
+    for step in [(0.0, Input::Start), (0.0, granted(400)), (1.0, refused(1)), (2.0, granted(400))] {
+        world.play(&[step]);
+        phases.push(world.machine.phase());
+    }
+    world.run_to(world.start + Duration::from_secs(302));
+    phases.push(world.machine.phase());
+    let expected = [Phase::Waiting, Phase::Valid, Phase::Renewing, Phase::Valid, Phase::Renewing];
+    assert_eq!(phases, expected);
+}
+
+proptest! {
+    /// Whatever the endpoint, the platform and the operators do; `World` checks it at each step.
+    #[test]
+    fn one_request_at_a_time_and_none_before_a_throttling_endpoint_wants_it(
+        steps in proptest::collection::vec(step(), 1..200),
+    ) {
+        let mut world = World::new();
+        world.play(&[(0.0, Input::Start)]);
+        let mut now = 0.0;
+        for (pause, input) in steps {
+            now += pause;
+            world.run_to(world.start + Duration::from_secs_f64(now));
+            if world.in_flight || !is_answer(&input) {
+                world.play(&[(now, input)]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_is_replaced_before_it_ends_when_the_endpoint_answers(
+        life in 1.0..200_000.0_f64,
+        latency in 0.0..0.18_f64,
+        unit in 0.0..1.0_f64,
+    ) {
+        let mut world = World::new();
+        let lifetime = Some(Duration::from_secs_f64(life));
+        world.play(&[(0.0, Input::Start), (latency, Input::Granted { lifetime, unit })]);
+        for _ in 0..20 {
+            let ends_at = world.machine.ends_at().unwrap();
+            let due = world.machine.poll_timeout().unwrap();
+            world.run_to(due);
+            prop_assert!(world.in_flight);
+            let answered = due + Duration::from_secs_f64(latency);
+            prop_assert!(answered < ends_at);
+            world.tell(Input::Granted { lifetime, unit }, answered);
+        }
+        prop_assert_eq!(world.machine.generation(), 21);
+    }
+
+    #[test]
+    fn refusals_and_wishes_cost_few_requests_a_minute(
+        steps in proptest::collection::vec((0.0..40.0_f64, any::<bool>()), 1..200),
+        accepted in any::<bool>(),
+    ) {
+        let mut world = World::new();
+        world.play(&[(0.0, Input::Start), (0.0, granted(1800))]);
+        let mut now = 0.0;
+        for (pause, refuse) in steps {
+            now += pause;
+            let answer = if accepted { granted(1800) } else { failed(Failure::Rejected) };
+            world.run_answered(now, answer);
+            let generation = world.machine.generation();
+            world.play(&[(now, if refuse { refused(generation) } else { Input::Wanted })]);
+        }
+        // a scheduled or repeated one, one that was wanted, and the first after a refusal
+        let spread_min = Duration::from_secs(if accepted { 60 } else { 30 });
+        for window in world.fetches.windows(4) {
+            prop_assert!(window[3] - window[0] >= spread_min);
+        }
+    }
+}
+
+/// Runs the script and then the clock to `until`; what the machine wanted, as text.
+fn play(script: &[(f64, Input)], until: f64) -> String {
+    let mut world = World::new();
+    world.play(script);
+    world.run_to(world.start + Duration::from_secs_f64(until));
+    world.told()
+}
+
+/// When an endpoint that always fails like this is tried, after it granted one token of `life`.
+fn tries(life: Option<u64>, failure: Failure, until: f64) -> String {
+    let mut world = World::new();
+    world.play(&[(0.0, Input::Start)]);
+    if let Some(life) = life {
+        world.play(&[(0.0, granted(life))]);
+    }
+    world.run_answered(until, failed(failure));
+    let seconds = world.fetches.iter().map(|at| (*at - world.start).as_secs().to_string());
+    seconds.collect::<Vec<_>>().join(" ")
+}
+
+fn step() -> impl Strategy<Value = (f64, Input)> {
+    let unit = 0.0..1.0_f64;
+    let failure = prop_oneof![
+        Just(Failure::Unreachable),
+        Just(Failure::Rejected),
+        proptest::option::of(1..3_600_u64).prop_map(|secs| Failure::Throttled(secs.map(Duration::from_secs))),
+    ];
+    let input = prop_oneof![
+        (10..100_000_u64, unit.clone())
+            .prop_map(|(life, unit)| Input::Granted { lifetime: Some(Duration::from_secs(life)), unit }),
+        (failure, unit).prop_map(|(failure, unit)| Input::Failed { failure, unit }),
+        (0..20_u64).prop_map(|generation| Input::Refused { generation }),
+        Just(Input::Wanted),
+    ];
+    (0.0..100.0_f64, input)
+}
+
+fn is_answer(input: &Input) -> bool {
+    match input {
+        Input::Granted { .. } | Input::Failed { .. } => true,
+        Input::Start
+        | Input::Refused { .. }
+        | Input::Wanted
+        | Input::Looked { .. }
+        | Input::Locked { .. }
+        | Input::Published(_)
+        | Input::Told { .. } => false,
+    }
+}
+
+fn granted(life: u64) -> Input {
+    Input::Granted { lifetime: Some(Duration::from_secs(life)), unit: 0.0 }
+}
+
+fn endless() -> Input {
+    Input::Granted { lifetime: None, unit: 0.0 }
+}
+
+fn failed(failure: Failure) -> Input {
+    Input::Failed { failure, unit: 0.5 }
+}
+
+fn refused(generation: u64) -> Input {
+    Input::Refused { generation }
+}
+
+/// A machine, its clock, and what it wanted so far.
+struct World {
+    machine: Refresh,
+    start: Instant,
+    in_flight: bool,
+    not_before: Instant,
+    fetches: Vec<Instant>,
+    told: Vec<String>,
+}
+
+impl World {
+    fn new() -> Self {
+        let machine = Refresh::new(Settings {
+            buffer: Duration::from_secs(300),
+            interval_min: Duration::from_secs(60),
+            jitter_max: Duration::from_secs(2),
+            sharing: Sharing::None,
+        });
+        let start = Instant::now();
+        Self { machine, start, in_flight: false, not_before: start, fetches: Vec::new(), told: Vec::new() }
+    }
+
+    fn play(&mut self, script: &[(f64, Input)]) {
+        for (at, input) in script {
+            let at = self.start + Duration::from_secs_f64(*at);
+            self.run_to(at);
+            self.tell(*input, at);
+        }
+    }
+
+    fn tell(&mut self, input: Input, at: Instant) {
+        if is_answer(&input) {
+            assert!(self.in_flight, "the script answers what was not asked");
+            self.in_flight = false;
+        }
+        if let Input::Failed { failure: Failure::Throttled(Some(pause)), .. } = input {
+            self.not_before = at + pause;
+        }
+        self.machine.handle(input, at);
+        self.listen(at);
+    }
+
+    /// Lets every timer fire that is due by then.
+    fn run_to(&mut self, end: Instant) {
+        while let Some(at) = self.machine.poll_timeout().filter(|at| *at <= end) {
+            self.machine.handle_timeout(at);
+            self.listen(at);
+        }
+    }
+
+    /// The same with an endpoint that always answers at once.
+    fn run_answered(&mut self, until: f64, answer: Input) {
+        let end = self.start + Duration::from_secs_f64(until);
+        loop {
+            if self.in_flight {
+                self.tell(answer, *self.fetches.last().unwrap());
+            }
+            let Some(next) = self.machine.poll_timeout().filter(|at| *at <= end) else { return };
+            self.run_to(next);
+        }
+    }
+
+    fn listen(&mut self, now: Instant) {
+        let seconds = |at: Instant| (at - self.start).as_secs_f64();
+        while let Some(output) = self.machine.poll_output() {
+            self.told.push(match output {
+                Output::Fetch => {
+                    assert!(!self.in_flight, "two requests under way");
+                    assert!(now >= self.not_before, "asked although told to wait");
+                    self.in_flight = true;
+                    self.fetches.push(now);
+                    format!("{} fetch", seconds(now))
+                }
+                Output::Adopt { generation, origin: Origin::Grant } => format!("{} adopt {generation}", seconds(now)),
+                Output::Retry { at, alarm: false } => format!("{} retry at {}", seconds(now), seconds(at)),
+                Output::Retry { at, alarm: true } => format!("{} alarm and retry at {}", seconds(now), seconds(at)),
+                Output::Adopt { origin: Origin::Vault, .. }
+                | Output::Look
+                | Output::Lock { .. }
+                | Output::Renew { .. }
+                | Output::Release { .. }
+                | Output::Publish { .. } => panic!("a token that is not shared knows no vault"),
+            });
+        }
+    }
+
+    fn told(&self) -> String {
+        self.told.join(", ")
+    }
+}

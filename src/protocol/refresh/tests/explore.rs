@@ -1,0 +1,53 @@
+//! Walks through every state that a model can reach, each once, nearest first.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt::Debug,
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
+/// Something that can be in many states.
+pub(super) trait Model {
+    type State: Clone + Hash;
+    type Action: Copy + Debug;
+
+    fn actions(&self, state: &Self::State) -> Vec<Self::Action>;
+
+    /// The state after it, or what must never be.
+    fn act(&self, state: &Self::State, action: Self::Action) -> Result<Self::State, String>;
+}
+
+/// How many states there are, or the shortest way to one that must not be.
+pub(super) fn explore<M: Model>(model: &M, start: M::State) -> Result<usize, String> {
+    let root = digest(&start);
+    let mut origins = HashMap::from([(root, None)]);
+    let mut frontier = VecDeque::from([start]);
+    while let Some(state) = frontier.pop_front() {
+        let from = digest(&state);
+        for action in model.actions(&state) {
+            let next = model.act(&state, action);
+            let next = next.map_err(|flaw| format!("{flaw}, after {}", way(&origins, from, action)))?;
+            origins.entry(digest(&next)).or_insert_with(|| {
+                frontier.push_back(next);
+                Some((from, action))
+            });
+        }
+    }
+    Ok(origins.len())
+}
+
+fn digest(state: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    state.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn way<A: Copy + Debug>(origins: &HashMap<u64, Option<(u64, A)>>, mut at: u64, last: A) -> String {
+    let mut steps = vec![format!("{last:?}")];
+    while let Some(Some((from, action))) = origins.get(&at) {
+        steps.push(format!("{action:?}"));
+        at = *from;
+    }
+    steps.reverse();
+    steps.join(", ")
+}

@@ -1,0 +1,148 @@
+//! Replicas that share a token: one request between them, whatever happens to Redis, its words, and whoever asks.
+
+mod replicas;
+mod vault;
+
+use std::time::Duration;
+
+use redis::cmd;
+use trunkline::{
+    clock,
+    simulator::{Fault, Settings, TokenFailure},
+};
+
+use self::replicas::{Replica, Replicas};
+use crate::harness::{Platform, Redis, eventually, throughout};
+
+/// Many enough to get in each other's way on a small machine.
+const MANY: usize = 20;
+
+async fn platform(life: u64) -> Platform {
+    Platform::with(Settings { token_ttl: Duration::from_secs(life), ..Settings::default() }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_replicas_make_one_request_a_life() {
+    let (platform, redis) = (platform(3).await, Redis::volatile());
+    let replicas = Replicas::start(MANY, &platform, &redis);
+    replicas.reach(1).await;
+    while replicas.newest() < 4 {
+        replicas.all_have_a_token();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    replicas.reach(4).await;
+    replicas.agree();
+    assert_eq!(platform.tally().grants_total(), replicas.newest());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_words_cost_no_request() {
+    let (platform, redis) = (platform(3).await, Redis::volatile());
+    let replicas = Replicas::start(5, &platform, &redis);
+    replicas.reach(1).await;
+    let connection = redis.connection();
+    while replicas.newest() < 4 {
+        replicas.all_have_a_token();
+        let killed = connection.run::<i64>(cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub")).await;
+        assert!(killed.is_ok(), "{killed:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    replicas.reach(4).await;
+    assert_eq!(platform.tally().grants_total(), replicas.newest());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_dies_with_what_was_granted_costs_one_request() {
+    let (platform, mut redis) = (platform(12).await, Redis::durable());
+    // due three seconds before the end, and one
+    let (early, late) = (Replica::with("300s", &platform, &redis), Replica::with("1s", &platform, &redis));
+    early.reach(1).await;
+    late.reach(1).await;
+    let connection = redis.connection();
+    platform.inject(Fault::Token { failure: TokenFailure::Slow { lasting: Duration::from_millis(200) }, times: 1 });
+    let lock = Replica::key("lock");
+    let locked = async || connection.run::<i64>(cmd("EXISTS").arg(&lock)).await == Ok(1);
+    let end = clock::now() + Duration::from_secs(12);
+    while !locked().await {
+        assert!(clock::now() < end, "nobody locks");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    redis.kill();
+    eventually("it is granted", async || platform.tally().grants_total() == 2).await;
+    early.die().await;
+    redis.restart();
+    late.reach(2).await;
+    assert!(late.has_a_token());
+    assert_eq!(platform.tally().grants_total(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_every_replica_keeps_a_token_and_afterwards_they_share_again() {
+    let (platform, mut redis) = (platform(4).await, Redis::volatile());
+    let replicas = Replicas::start(5, &platform, &redis);
+    replicas.reach(2).await;
+    redis.kill();
+    let span = Duration::from_secs(9);
+    throughout(span, "all have a token", async || {
+        replicas.all_have_a_token();
+        true
+    })
+    .await;
+    let alone = platform.tally().grants_total() - 2;
+    assert!(alone <= 5 * 4, "{alone} requests in nine seconds");
+    redis.restart();
+    eventually("they agree again", async || replicas.are_alike()).await;
+    let (newest, granted) = (replicas.newest(), platform.tally().grants_total());
+    while replicas.newest() < newest + 2 {
+        replicas.all_have_a_token();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    replicas.reach(newest + 2).await;
+    assert_eq!(platform.tally().grants_total(), granted + 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_everybody_hears_costs_one_request() {
+    let (platform, redis) = (platform(600).await, Redis::volatile());
+    let replicas = Replicas::start(MANY, &platform, &redis);
+    replicas.reach(1).await;
+    for refused in [1, 2] {
+        replicas.refuse(refused);
+        if refused == 1 {
+            replicas.reach(2).await;
+            replicas.agree();
+        }
+    }
+    throughout(Duration::from_millis(300), "the next one waits", async || platform.tally().grants_total() == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_one_is_told_is_kept_by_all() {
+    let (platform, redis) = (platform(600).await, Redis::volatile());
+    let failure = TokenFailure::TooManyRequests { retry_after: Some("2".to_owned()) };
+    platform.inject(Fault::Token { failure, times: 1 });
+    let begin = clock::now();
+    let replicas = Replicas::start(5, &platform, &redis);
+    replicas.reach(1).await;
+    assert!(begin.elapsed() >= Duration::from_secs(2));
+    let tally = platform.tally();
+    assert_eq!((tally.grants_total(), tally.token_failures), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_replica_asks_nobody_and_sealing_keys_are_changed_without_a_request() {
+    let (platform, redis) = (platform(600).await, Redis::durable());
+    let first = Replica::sealed(&[1], &platform, &redis);
+    first.reach(1).await;
+    let second = Replica::sealed(&[2, 1], &platform, &redis);
+    second.reach(1).await;
+    assert_eq!(first.secret(), second.secret());
+    assert_eq!(platform.tally().grants_total(), 1);
+    let connection = redis.connection();
+    let stored: Vec<Vec<u8>> = connection.run(cmd("HVALS").arg(Replica::key("token"))).await.unwrap();
+    let token = first.secret().expose().as_bytes().to_vec();
+    assert!(stored.iter().all(|value| !value.windows(token.len()).any(|part| part == token)));
+    let on_disk = redis.files();
+    assert!(on_disk.len() > 100 && !on_disk.windows(token.len()).any(|part| part == token));
+}

@@ -1,0 +1,127 @@
+//! Replicas of one account, each with connections and tasks of its own.
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use tempfile::TempDir;
+use trunkline::{
+    app::install_crypto,
+    auth::{Client, ClientAuth, Grant, Settings, Sharing, Tokens, seal::Seal},
+    model::{Secret, SecretRef, Span},
+    tasks::Tasks,
+};
+
+use crate::harness::{Platform, Redis};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) struct Replica {
+    tokens: Tokens,
+    tasks: Tasks,
+    _folder: TempDir,
+}
+
+pub(super) struct Replicas(Vec<Replica>);
+
+impl Replica {
+    fn start(buffer: &str, seal: Seal, platform: &Platform, redis: &Redis) -> Self {
+        install_crypto();
+        let folder = tempfile::tempdir().unwrap();
+        let secret = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            SecretRef::File(path)
+        };
+        let client =
+            Client { id: secret("id", "demo"), secret: secret("secret", "demo-secret"), placement: ClientAuth::Basic };
+        let settings = Settings {
+            account: "acme".parse().unwrap(),
+            grant: Grant::ClientCredentials(client),
+            token_url: format!("{}/oauth/token", platform.url()),
+            scope: String::new(),
+            refresh_buffer: buffer.parse::<Span>().unwrap().0,
+            refresh_interval_min: Duration::from_secs(60),
+            refresh_jitter: Duration::from_secs(2),
+            lifetime_default: Duration::from_secs(600),
+            vault: folder.path().join("vault"),
+        };
+        let sharing = Sharing { connection: redis.connection(), prefix: "trunkline".to_owned(), seal: Arc::new(seal) };
+        let mut tasks = Tasks::new("replica");
+        let tokens = Tokens::share(settings, sharing, &mut tasks).unwrap();
+        Self { tokens, tasks, _folder: folder }
+    }
+
+    pub(super) fn with(buffer: &str, platform: &Platform, redis: &Redis) -> Self {
+        Self::start(buffer, Seal::default(), platform, redis)
+    }
+
+    /// With the keys that consist of these bytes.
+    pub(super) fn sealed(keys: &[u8], platform: &Platform, redis: &Redis) -> Self {
+        let keys: Vec<Secret> = keys.iter().map(|byte| Secret::new(BASE64_STANDARD.encode([*byte; 32]))).collect();
+        Self::start("300s", Seal::new(&keys).unwrap(), platform, redis)
+    }
+
+    pub(super) fn key(what: &str) -> String {
+        format!("{{trunkline:token:acme}}:{what}")
+    }
+
+    pub(super) async fn reach(&self, generation: u64) {
+        let mut watch = self.tokens.watch();
+        let reached = watch.wait_for(|token| token.as_ref().is_some_and(|token| token.generation >= generation));
+        tokio::time::timeout(PATIENCE, reached).await.expect("the token never came").unwrap();
+    }
+
+    pub(super) fn has_a_token(&self) -> bool {
+        self.tokens.status().remaining_seconds.is_some_and(|remaining| remaining > 0.0)
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.tokens.watch().borrow().as_ref().map_or(0, |token| token.generation)
+    }
+
+    pub(super) fn secret(&self) -> Secret {
+        self.tokens.watch().borrow().as_ref().unwrap().secret.clone()
+    }
+
+    /// At once, without a word to anybody.
+    pub(super) async fn die(self) {
+        drop(self.tasks);
+        tokio::task::yield_now().await;
+    }
+}
+
+impl Replicas {
+    pub(super) fn start(count: usize, platform: &Platform, redis: &Redis) -> Self {
+        Self((0..count).map(|_| Replica::with("300s", platform, redis)).collect())
+    }
+
+    pub(super) async fn reach(&self, generation: u64) {
+        for replica in &self.0 {
+            replica.reach(generation).await;
+        }
+    }
+
+    pub(super) fn newest(&self) -> u64 {
+        self.0.iter().map(Replica::generation).max().unwrap()
+    }
+
+    pub(super) fn all_have_a_token(&self) {
+        for replica in &self.0 {
+            assert!(replica.has_a_token(), "{:?}", replica.tokens.status());
+        }
+    }
+
+    pub(super) fn are_alike(&self) -> bool {
+        self.0.iter().all(|replica| replica.secret() == self.0[0].secret())
+    }
+
+    pub(super) fn agree(&self) {
+        assert!(self.are_alike());
+    }
+
+    pub(super) fn refuse(&self, generation: u64) {
+        for replica in &self.0 {
+            replica.tokens.refuse(generation);
+        }
+    }
+}
