@@ -51,7 +51,7 @@ fn a_line_of_our_own_that_is_dead_is_not_the_death_of_the_holder() {
         ("wait 400ms", "follow a"),
         ("beat 2", ""),
         ("away", ""),
-        ("wait 899ms", ""),
+        ("wait 1099ms", ""),
         ("wait 1ms", "step down"),
         ("wait 5s", ""),
         ("back", ""),
