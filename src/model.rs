@@ -60,10 +60,36 @@ pub struct Checkpoint {
 }
 
 /// The right to append to one stream: the number orders holders, the nonce decides (compared by equality).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fence {
     /// Grows with each holder.
     pub number: u64,
     /// Random, so that a number handed out twice after a store lost writes still tells two holders apart.
     pub nonce: u128,
+}
+
+impl Fence {
+    /// Before the first holder; nobody ever appends with it.
+    pub const NONE: Self = Self { number: 0, nonce: 0 };
+
+    /// The fence of whoever comes after the holder of this one.
+    pub fn next(self, nonce: u128) -> Self {
+        Self { number: self.number.saturating_add(1), nonce }
+    }
+}
+
+impl fmt::Display for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:032x}", self.number, self.nonce)
+    }
+}
+
+/// One running process, told from its own earlier lives: drawn at random when it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplicaId(pub u64);
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
 }

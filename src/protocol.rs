@@ -4,6 +4,7 @@
 
 pub mod backoff;
 pub mod breaker;
+pub mod lease;
 pub mod refresh;
 pub mod retry_after;
 pub mod session;

@@ -10,6 +10,7 @@ mod frames;
 mod gaps;
 mod golden;
 mod harness;
+mod models;
 mod notifications;
 mod process;
 mod readme;

@@ -58,7 +58,7 @@ impl<'a> Step<'a> {
             Some(held) => held,
             None => self.insert(stream, replaced)?,
         };
-        held.fence = Fence { number: held.fence.number + 1, nonce: fastrand::u128(..) };
+        held.fence = held.fence.next(fastrand::u128(..));
         self.save(&held)?;
         let state = held.state();
         self.changed.insert(stream.clone(), held);
@@ -123,7 +123,7 @@ impl<'a> Step<'a> {
         Ok(Held {
             number: self.transaction.last_insert_rowid(),
             epoch,
-            fence: Fence { number: 0, nonce: 0 },
+            fence: Fence::NONE,
             last: Offset::START,
             len: 0,
             checkpoint: None,

@@ -1,0 +1,425 @@
+//! One replica's nights, as scripts: what it is told, and what it wants done.
+//!
+//! The store of a script answers renewals and looks at once; it is asked for a change in the open.
+
+use super::*;
+
+/// What a step leads to: `change a none to 1/1`, `own a/1`, `release a`, … (holder/number of the fence).
+type Script<'a> = &'a [(&'a str, &'a str)];
+
+#[test]
+fn what_nobody_holds_is_taken_but_not_right_at_the_start() {
+    play(&[
+        ("members 1", ""),
+        ("start", "resume"),
+        ("wait 900ms", ""),
+        ("wait 400ms", "change a none to 1/1, change b none to 1/1"),
+        ("done a", "own a/1"),
+        // Somebody was faster.
+        ("record b 2/4", ""),
+        ("refused b", ""),
+        ("wait 400ms", "change b 4 to 1/5"),
+        ("done b", "own b/5"),
+    ]);
+}
+
+#[test]
+fn a_holder_is_followed_and_its_stream_taken_when_it_falls_silent() {
+    play(&[
+        ("members 1 2", ""),
+        ("record a 2/7", ""),
+        ("record b 1/3", ""),
+        ("start", "own b/3, resume"),
+        ("wait 400ms", "follow a"),
+        ("prepared a", ""),
+        ("beat 2", ""),
+        ("wait 300ms", ""),
+        ("beat 2", ""),
+        ("wait 399ms", ""),
+        ("wait 1ms", "change a 7 to 1/8"),
+        ("done a", "own a/8"),
+    ]);
+}
+
+#[test]
+fn a_line_of_our_own_that_is_dead_is_not_the_death_of_the_holder() {
+    play(&[
+        ("members 1 2", ""),
+        ("record a 2/7", ""),
+        ("record b 1/3", ""),
+        ("start", "own b/3, resume"),
+        ("wait 400ms", "follow a"),
+        ("beat 2", ""),
+        ("away", ""),
+        ("wait 1099ms", ""),
+        ("wait 1ms", "step down"),
+        ("wait 5s", ""),
+        ("back", ""),
+        ("wait 100ms", "resume"),
+        ("beat 2", ""),
+        ("wait 390ms", ""),
+    ]);
+}
+
+#[test]
+fn one_that_joins_gets_its_share_after_it_has_its_session() {
+    play(&[
+        ("members 1", ""),
+        ("record a 1/1", ""),
+        ("record b 1/1", ""),
+        ("start", "own a/1, own b/1, resume"),
+        ("members 1 2", ""),
+        ("wait 400ms", "ask 2 a"),
+        ("wait 400ms", ""),
+        // Not the one that was asked.
+        ("ready 3 a", ""),
+        ("ready 2 a", "change a 1 to 2/2"),
+        ("done a", "release a, given 2 a/2"),
+        ("wait 400ms", "follow a"),
+    ]);
+}
+
+#[test]
+fn a_successor_that_does_not_come_is_given_up() {
+    play(&[
+        ("members 1 2", ""),
+        ("record a 1/1", ""),
+        ("record b 1/1", ""),
+        ("start", "own a/1, own b/1, resume"),
+        ("wait 400ms", "ask 2 a"),
+        ("wait 14s", ""),
+        ("wait 1200ms", "ask 2 a"),
+        // It is gone: what it says late counts for nothing.
+        ("members 1", ""),
+        ("wait 400ms", ""),
+        ("ready 2 a", ""),
+    ]);
+}
+
+#[test]
+fn a_successor_says_so_when_its_session_is_live_and_owns_when_the_record_has_moved() {
+    play(&[
+        ("members 1 2", ""),
+        ("record a 2/4", ""),
+        ("record b 2/4", ""),
+        ("start", "resume"),
+        ("ask 2 a", "prepare a"),
+        ("prepared a", "ready 2 a"),
+        ("record a 1/5", ""),
+        ("given 2 a/5", "own a/5"),
+        // A second one that was never asked for is looked up.
+        ("given 2 b/5", ""),
+    ]);
+}
+
+#[test]
+fn a_standby_whose_session_is_live_is_ready_at_once() {
+    play(&[
+        ("members 1 2", ""),
+        ("record a 2/4", ""),
+        ("record b 2/4", ""),
+        ("start", "resume"),
+        ("wait 400ms", "follow a, follow b"),
+        ("beat 2", ""),
+        ("prepared a", ""),
+        ("ask 2 a", "ready 2 a"),
+        ("ask 2 b", ""),
+        ("prepared b", "ready 2 b"),
+    ]);
+}
+
+#[test]
+fn without_the_store_it_steps_down_and_goes_on_with_what_still_stands() {
+    play(&[
+        ("members 1", ""),
+        ("record a 1/1", ""),
+        ("record b 1/1", ""),
+        ("start", "own a/1, own b/1, resume"),
+        ("away", ""),
+        ("wait 1199ms", ""),
+        ("right a", "1"),
+        ("wait 1ms", "step down"),
+        ("right a", "none"),
+        ("wait 1m", ""),
+        ("record b 2/2", ""),
+        ("back", ""),
+        ("wait 100ms", "release b, resume"),
+        ("right a", "1"),
+        ("right b", "none"),
+    ]);
+}
+
+#[test]
+fn one_that_slept_may_not_append_before_any_timer_fires() {
+    play(&[
+        ("members 1", ""),
+        ("record a 1/1", ""),
+        ("start", "own a/1, resume"),
+        ("right a", "1"),
+        ("sleep 1200ms", ""),
+        ("right a", "none"),
+        ("record a 2/2", ""),
+        ("prepared a", "step down, release a, resume"),
+    ]);
+}
+
+#[test]
+fn a_refused_append_ends_the_ownership() {
+    play(&[
+        ("members 1 2", ""),
+        ("record a 1/1", ""),
+        ("record b 2/1", ""),
+        ("start", "own a/1, resume"),
+        ("fenced a/9", ""),
+        ("record a 2/2", ""),
+        ("fenced a/1", "release a"),
+        ("right a", "none"),
+    ]);
+}
+
+#[test]
+fn a_record_that_names_us_is_ours_whatever_we_remember() {
+    play(&[
+        ("members 1", ""),
+        ("record a 1/1", ""),
+        ("record b 1/1", ""),
+        ("start", "own a/1, own b/1, resume"),
+        // The store forgot the newest change.
+        ("record a 1/9", ""),
+        ("wait 2s", "own a/9"),
+        ("right a", "9"),
+    ]);
+}
+
+#[test]
+fn a_change_whose_answer_was_lost_is_looked_up() {
+    play(&[
+        ("members 1", ""),
+        ("start", "resume"),
+        ("wait 1300ms", "change a none to 1/1, change b none to 1/1"),
+        ("record a 1/1", ""),
+        ("unknown a", "own a/1"),
+        ("unknown b", ""),
+        ("wait 400ms", "change b none to 1/1"),
+    ]);
+}
+
+#[test]
+fn what_is_neglected_is_taken_by_anybody_with_room() {
+    play(&[
+        ("members 1 2", ""),
+        ("record b 1/1", ""),
+        ("start", "own b/1, resume"),
+        ("wait 4s", ""),
+        ("wait 400ms", "change a none to 1/1"),
+    ]);
+}
+
+#[test]
+fn a_drain_hands_everything_over_and_then_leaves() {
+    play(&[
+        ("members 1 2", ""),
+        ("record a 1/1", ""),
+        ("record b 2/1", ""),
+        ("start", "own a/1, resume"),
+        ("wait 400ms", "follow b"),
+        ("beat 2", ""),
+        ("drain 5s", "ask 2 a, release b"),
+        ("ready 2 a", "change a 1 to 2/2"),
+        ("done a", "release a, given 2 a/2, leave"),
+        ("wait 1m", ""),
+    ]);
+}
+
+#[test]
+fn a_drain_gives_up_what_nobody_takes() {
+    let start = [("members 1 2", ""), ("record a 1/1", ""), ("record b 2/1", ""), ("start", "own a/1, resume")];
+    let alone = [("members 1 2:0", ""), ("drain 5s", "change a 1 to none/2"), ("done a", "release a, leave")];
+    let late = [("drain 5s", "ask 2 a"), ("wait 5s", "change a 1 to none/2"), ("done a", "release a, leave")];
+    play(&[&start[..], &alone[..]].concat());
+    play(&[&start[..], &late[..]].concat());
+}
+
+const ME: ReplicaId = ReplicaId(1);
+
+/// A replica, its clock and the store it talks to.
+struct Desk {
+    lease: Lease,
+    now: Boot,
+    members: Vec<Member>,
+    records: BTreeMap<StreamName, Record>,
+    asked_for: BTreeMap<StreamName, Record>,
+    away: bool,
+}
+
+fn play(script: Script<'_>) {
+    let settings = Settings {
+        me: ME,
+        streams: vec![stream("a"), stream("b")],
+        limit: 9,
+        standby: true,
+        life: Duration::from_secs(2),
+        beat: Duration::from_millis(100),
+        silence: Duration::from_millis(400),
+        handover: Duration::from_secs(15),
+        jitter: Duration::from_secs(1),
+    };
+    let now = Duration::from_secs(1_000);
+    let lease = Lease::new(settings, now);
+    let (members, records, asked_for) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    let mut desk = Desk { lease, now, members, records, asked_for, away: false };
+    for (number, (step, expected)) in script.iter().enumerate() {
+        assert_eq!(desk.step(step), *expected, "step {number}: {step}");
+    }
+}
+
+impl Desk {
+    fn step(&mut self, step: &str) -> String {
+        let (verb, rest) = step.split_once(' ').unwrap_or((step, ""));
+        match verb {
+            "members" => self.members = rest.split(' ').map(member).collect(),
+            "record" => {
+                let (name, text) = rest.split_once(' ').unwrap();
+                self.records.insert(stream(name), record(text));
+            }
+            "away" => self.away = true,
+            "back" => self.away = false,
+            "sleep" => self.now += humantime::parse_duration(rest).unwrap(),
+            "right" => {
+                let right = self.lease.right(&stream(rest), self.now);
+                return right.map_or_else(|| "none".to_owned(), |fence| fence.number.to_string());
+            }
+            "start" => return self.wait(Duration::ZERO),
+            "wait" => return self.wait(humantime::parse_duration(rest).unwrap()),
+            _ => return self.tell(verb, rest),
+        }
+        String::new()
+    }
+
+    fn tell(&mut self, verb: &str, rest: &str) -> String {
+        let input = match (verb, rest.split_once(' ')) {
+            ("done" | "refused" | "unknown", _) => self.answer(verb, stream(rest)),
+            ("beat", _) => Input::Beat { from: replica(rest) },
+            ("prepared", _) => Input::Prepared { stream: stream(rest), live: true },
+            ("drain", _) => Input::Drain { until: self.now + humantime::parse_duration(rest).unwrap() },
+            ("fenced", _) => {
+                let (stream, fence) = with_fence(rest);
+                Input::Fenced { stream, fence }
+            }
+            ("ask", Some((from, name))) => heard(from, Note::Ask { stream: stream(name) }),
+            ("ready", Some((from, name))) => heard(from, Note::Ready { stream: stream(name) }),
+            ("given", Some((from, rest))) => {
+                let (stream, fence) = with_fence(rest);
+                heard(from, Note::Given { stream, fence })
+            }
+            _ => panic!("{verb}?"),
+        };
+        self.lease.handle(input, self.moment());
+        self.told()
+    }
+
+    fn answer(&mut self, verb: &str, stream: StreamName) -> Input {
+        let record = self.asked_for.remove(&stream).unwrap();
+        let outcome = match verb {
+            "done" => Outcome::Done,
+            "refused" => Outcome::Refused,
+            _ => Outcome::Unknown,
+        };
+        if outcome == Outcome::Done {
+            self.records.insert(stream.clone(), record);
+        }
+        Input::Changed { stream, fence: record.fence, outcome }
+    }
+
+    fn wait(&mut self, time: Duration) -> String {
+        let end = self.now + time;
+        let mut told = Vec::new();
+        while let Some(at) = self.lease.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.lease.handle_timeout(self.moment());
+            told.push(self.told());
+        }
+        self.now = end;
+        told.retain(|line| !line.is_empty());
+        told.join(", ")
+    }
+
+    fn moment(&self) -> Now {
+        Now { boot: self.now, nonce: 7 }
+    }
+
+    /// What is wanted; the store answers what it can at once.
+    fn told(&mut self) -> String {
+        let mut told = Vec::new();
+        while let Some(output) = self.lease.poll_output() {
+            let answer = match output {
+                Output::Renew { .. } if self.away => Input::Unanswered(Request::Renew),
+                Output::Renew { .. } => Input::Renewed { members: self.members.clone() },
+                Output::List if self.away => Input::Unanswered(Request::List),
+                Output::List => Input::Listed { records: self.records.clone() },
+                Output::Beat => continue,
+                other => {
+                    if let Output::Change { stream, record, .. } = &other {
+                        self.asked_for.insert(stream.clone(), *record);
+                    }
+                    told.push(line(&other));
+                    continue;
+                }
+            };
+            self.lease.handle(answer, self.moment());
+        }
+        told.join(", ")
+    }
+}
+
+fn line(output: &Output) -> String {
+    match output {
+        Output::Change { stream, expected, record } => {
+            let expected = expected.map_or_else(|| "none".to_owned(), |fence| fence.number.to_string());
+            let holder = record.holder.map_or_else(|| "none".to_owned(), |holder| holder.0.to_string());
+            format!("change {stream} {expected} to {holder}/{}", record.fence.number)
+        }
+        Output::Send { to, note: Note::Ask { stream } } => format!("ask {} {stream}", to.0),
+        Output::Send { to, note: Note::Ready { stream } } => format!("ready {} {stream}", to.0),
+        Output::Send { to, note: Note::Given { stream, fence } } => format!("given {} {stream}/{}", to.0, fence.number),
+        Output::Follow { stream } => format!("follow {stream}"),
+        Output::Prepare { stream } => format!("prepare {stream}"),
+        Output::Own { stream, fence } => format!("own {stream}/{}", fence.number),
+        Output::Release { stream } => format!("release {stream}"),
+        Output::StepDown => "step down".to_owned(),
+        Output::Resume => "resume".to_owned(),
+        Output::Leave => "leave".to_owned(),
+        Output::Renew { .. } | Output::List | Output::Beat => panic!("{output:?} is answered elsewhere"),
+    }
+}
+
+fn stream(name: &str) -> StreamName {
+    name.parse().unwrap()
+}
+
+fn replica(id: &str) -> ReplicaId {
+    ReplicaId(id.parse().unwrap())
+}
+
+fn member(text: &str) -> Member {
+    let (id, limit) = text.split_once(':').unwrap_or((text, "9"));
+    Member { replica: replica(id), limit: limit.parse().unwrap() }
+}
+
+fn fence(number: &str) -> Fence {
+    Fence { number: number.parse().unwrap(), nonce: 7 }
+}
+
+fn record(text: &str) -> Record {
+    let (holder, number) = text.split_once('/').unwrap();
+    Record { holder: Some(replica(holder)), fence: fence(number) }
+}
+
+fn with_fence(text: &str) -> (StreamName, Fence) {
+    let (name, number) = text.split_once('/').unwrap();
+    (stream(name), fence(number))
+}
+
+fn heard(from: &str, note: Note) -> Input {
+    Input::Heard { from: replica(from), note }
+}

@@ -1,0 +1,141 @@
+//! Visits every state that a model can reach, breadth first, so that what it finds is told by the shortest way there.
+//!
+//! It also looks backwards: from every state there must be a way to one in which all is well.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash},
+};
+
+/// What can be explored.
+pub(crate) trait Model {
+    type State: Clone + Hash;
+    type Action: Copy + fmt::Debug;
+
+    fn start(&self) -> Self::State;
+
+    /// What can happen next.
+    fn actions(&self, state: &Self::State) -> Vec<Self::Action>;
+
+    /// What becomes of it; an error says what must never happen.
+    fn step(&self, state: &mut Self::State, action: Self::Action) -> Result<(), String>;
+
+    /// Whether all is well.
+    fn is_well(&self, state: &Self::State) -> bool;
+}
+
+/// How much was seen.
+pub(crate) struct Extent {
+    states: usize,
+    steps: usize,
+    /// States in which all is well.
+    well: usize,
+    /// How many were reached and not looked into any more.
+    unvisited: usize,
+}
+
+/// What must never happen, and the way there.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) what: String,
+    pub(crate) way: Vec<String>,
+}
+
+/// Visits everything, or what is nearest to the start if there are more states than `states_max`.
+pub(crate) fn explore<M: Model>(model: &M, states_max: usize) -> Result<Extent, Found> {
+    let mut map = Map { model, known: HashMap::default(), from: Vec::new(), steps: Vec::new(), well: Vec::new() };
+    let mut ahead = VecDeque::new();
+    let start = model.start();
+    map.enter(&start, None);
+    ahead.push_back((0, start));
+    while map.well.len() < states_max
+        && let Some((here, state)) = ahead.pop_front()
+    {
+        for action in model.actions(&state) {
+            let mut next = state.clone();
+            if let Err(what) = model.step(&mut next, action) {
+                return Err(map.found(what, here, Some(action)));
+            }
+            if let Some(there) = map.enter(&next, Some((here, action))) {
+                ahead.push_back((there, next));
+            }
+        }
+    }
+    map.check_ways(ahead.iter().map(|(number, _)| *number))?;
+    let well = map.well.iter().filter(|well| **well).count();
+    Ok(Extent { states: map.well.len(), steps: map.steps.len(), well, unvisited: ahead.len() })
+}
+
+/// The states visited, by number.
+struct Map<'a, M: Model> {
+    model: &'a M,
+    known: HashMap<u64, usize, BuildHasherDefault<DefaultHasher>>,
+    /// From where each state was reached first, and how.
+    from: Vec<Option<(usize, M::Action)>>,
+    steps: Vec<(u32, u32)>,
+    well: Vec<bool>,
+}
+
+impl<M: Model> Map<'_, M> {
+    /// Notes a state and the step there; its number, if it is new.
+    fn enter(&mut self, state: &M::State, from: Option<(usize, M::Action)>) -> Option<usize> {
+        let number = self.well.len();
+        let mark = BuildHasherDefault::<DefaultHasher>::default().hash_one(state);
+        let there = *self.known.entry(mark).or_insert(number);
+        if let Some((here, _)) = from {
+            self.steps.push((u32::try_from(here).unwrap(), u32::try_from(there).unwrap()));
+        }
+        (there == number).then(|| {
+            self.from.push(from);
+            self.well.push(self.model.is_well(state));
+            number
+        })
+    }
+
+    /// From every state a way leads to one in which all is well, or to one that was not looked into.
+    fn check_ways(&self, unvisited: impl Iterator<Item = usize>) -> Result<(), Found> {
+        let mut back = vec![Vec::new(); self.well.len()];
+        for (here, there) in &self.steps {
+            back[*there as usize].push(*here);
+        }
+        let mut saved = self.well.clone();
+        unvisited.for_each(|number| saved[number] = true);
+        let mut ahead: Vec<usize> = (0..saved.len()).filter(|number| saved[*number]).collect();
+        while let Some(number) = ahead.pop() {
+            for before in &back[number] {
+                if !std::mem::replace(&mut saved[*before as usize], true) {
+                    ahead.push(*before as usize);
+                }
+            }
+        }
+        match saved.iter().position(|saved| !saved) {
+            Some(lost) => Err(self.found("no way leads from here to where all is well".to_owned(), lost, None)),
+            None => Ok(()),
+        }
+    }
+
+    fn found(&self, what: String, mut here: usize, last: Option<M::Action>) -> Found {
+        let mut way: Vec<_> = last.iter().map(|action| format!("{action:?}")).collect();
+        while let Some((before, action)) = self.from[here] {
+            way.push(format!("{action:?}"));
+            here = before;
+        }
+        way.reverse();
+        Found { what, way }
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}:", self.what)?;
+        self.way.iter().try_for_each(|step| writeln!(f, "  {step}"))
+    }
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { states, steps, well, unvisited } = self;
+        write!(f, "{states} states, {steps} steps, {well} well, {unvisited} not looked into")
+    }
+}

@@ -1,0 +1,113 @@
+//! The store of the model: memberships that end, records with compare-and-set, logs that compare the fence.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use trunkline::{
+    model::{Fence, ReplicaId, StreamName},
+    protocol::lease::{Boot, Member, Outcome, Record},
+};
+
+/// What the store holds. It can be rolled back as a whole, as a failover does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Store {
+    members: BTreeMap<ReplicaId, Membership>,
+    pub(super) records: BTreeMap<StreamName, Record>,
+    pub(super) logs: BTreeMap<StreamName, Log>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Membership {
+    limit: usize,
+    ends_at: Boot,
+}
+
+/// A stream's log: what was appended is all there is to its position.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Log {
+    pub(super) epoch: u8,
+    pub(super) entries: Vec<Entry>,
+    pub(super) position: usize,
+}
+
+/// Who wrote, and under which fence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Entry {
+    pub(super) by: ReplicaId,
+    pub(super) fence: Fence,
+}
+
+/// An append as it travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Append {
+    pub(super) entry: Entry,
+    pub(super) epoch: u8,
+    pub(super) offset: usize,
+}
+
+/// What the store says to an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Verdict {
+    Stored,
+    Fenced,
+    /// It does not follow the newest entry of this epoch.
+    Displaced,
+}
+
+impl Store {
+    pub(super) fn renew(&mut self, replica: ReplicaId, limit: usize, ends_at: Boot) {
+        self.members.insert(replica, Membership { limit, ends_at });
+    }
+
+    pub(super) fn remove(&mut self, replica: ReplicaId) {
+        self.members.remove(&replica);
+    }
+
+    pub(super) fn members(&self) -> Vec<Member> {
+        self.members.iter().map(|(replica, found)| Member { replica: *replica, limit: found.limit }).collect()
+    }
+
+    pub(super) fn has_member(&self, replica: ReplicaId) -> bool {
+        self.members.contains_key(&replica)
+    }
+
+    pub(super) fn change(&mut self, stream: &StreamName, expected: Option<Fence>, record: Record) -> Outcome {
+        if self.records.get(stream).map(|record| record.fence) != expected {
+            return Outcome::Refused;
+        }
+        self.records.insert(stream.clone(), record);
+        Outcome::Done
+    }
+
+    pub(super) fn append(&mut self, stream: &StreamName, append: Append) -> Verdict {
+        if self.records.get(stream).map(|record| record.fence) != Some(append.entry.fence) {
+            return Verdict::Fenced;
+        }
+        let log = self.logs.entry(stream.clone()).or_default();
+        if append.epoch != log.epoch || append.offset != log.entries.len() + 1 {
+            return Verdict::Displaced;
+        }
+        log.entries.push(append.entry);
+        log.position = append.offset;
+        Verdict::Stored
+    }
+
+    /// What a failover may bring back: all but the memberships, which are renewed all the time.
+    pub(super) fn memory(&self) -> Self {
+        Self { members: BTreeMap::new(), ..self.clone() }
+    }
+
+    /// What is left after a failover to `past`: each log lives on in a new epoch.
+    pub(super) fn rolled_back_to(&self, past: Self) -> Self {
+        let mut next = Self { members: self.members.clone(), ..past };
+        for (stream, log) in &self.logs {
+            next.logs.entry(stream.clone()).or_default().epoch = log.epoch + 1;
+        }
+        next
+    }
+
+    /// Lets time pass; moments are told from a clock that starts later.
+    pub(super) fn pass(&mut self, now: Boot, by: Duration) {
+        self.members.retain(|_, membership| membership.ends_at > now);
+        self.members.values_mut().for_each(|membership| membership.ends_at -= by);
+    }
+}
