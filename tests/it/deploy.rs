@@ -7,3 +7,4 @@ mod files;
 mod kubernetes;
 mod prometheus;
 mod proxy;
+mod replicas;
