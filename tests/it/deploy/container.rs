@@ -3,6 +3,7 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
+use tempfile::TempDir;
 use trunkline::simulator::{self, Settings};
 
 use super::files::{free, path, text};
@@ -65,8 +66,7 @@ fn what_is_copied_goes_into_the_context_and_nothing_else() {
 
 #[tokio::test]
 async fn the_image_runs_read_only_as_a_number_and_asks_after_its_own_health() {
-    let image = tempfile::tempdir().unwrap();
-    assembled(image.path());
+    let image = Image::assembled();
     let platform = simulator::start(Settings::default()).await.unwrap();
     fs::write(image.path().join("runtime/etc/trunkline/trunkline.toml"), config(&platform.url())).unwrap();
     let [admin] = free();
@@ -108,12 +108,41 @@ async fn the_image_runs_read_only_as_a_number_and_asks_after_its_own_health() {
 
 #[test]
 fn the_default_command_is_one_that_the_program_knows() {
-    let image = tempfile::tempdir().unwrap();
-    assembled(image.path());
+    let image = Image::assembled();
     let told = steps(&["start"], image.path()).output().unwrap();
     let error = String::from_utf8_lossy(&told.stderr).into_owned();
     assert_eq!(told.status.code(), Some(2), "there is no configuration yet: {error}");
     assert!(error.contains("/etc/trunkline/trunkline.toml") && error.contains("No such file"), "{error}");
+}
+
+/// The script follows the Dockerfile itself, and what it does not know it does not pass over.
+#[test]
+fn an_instruction_that_is_not_known_is_refused_and_so_is_root() {
+    for (from, to, error) in [
+        ("VOLUME /data", "ADD . /data", "the instruction ADD is not known"),
+        ("USER 65532:65532", "USER root", "USER root is no number"),
+        ("USER 65532:65532", "USER 0:0", "USER 0:0 is no number"),
+        ("CMD [\"run\", ", "CMD run [", "only the list form is understood"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let (deploy, image) = (folder.path().join("deploy"), folder.path().join("image"));
+        fs::create_dir(&deploy).unwrap();
+        fs::copy(path("deploy/container-steps"), deploy.join("container-steps")).unwrap();
+        let dockerfile = text("Dockerfile");
+        assert!(dockerfile.contains(from));
+        fs::write(folder.path().join("Dockerfile"), dockerfile.replace(from, to)).unwrap();
+        let step = |act: &str, argument: Option<&str>| {
+            let told =
+                Command::new(deploy.join("container-steps")).arg(act).arg(&image).args(argument).output().unwrap();
+            (told.status.success(), String::from_utf8_lossy(&told.stderr).into_owned())
+        };
+        let (assembled, mut told) = step("assemble", Some(env!("CARGO_BIN_EXE_trunkline")));
+        let mut succeeded = assembled;
+        if assembled {
+            (succeeded, told) = step("start", None);
+        }
+        assert!(!succeeded && told.contains(error), "{to}: {told}");
+    }
 }
 
 fn steps(act: &[&str], image: &Path) -> Command {
@@ -122,9 +151,26 @@ fn steps(act: &[&str], image: &Path) -> Command {
     command
 }
 
-fn assembled(image: &Path) {
-    let told = steps(&["assemble"], image).arg(env!("CARGO_BIN_EXE_trunkline")).output().unwrap();
-    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+/// The stages' folders. Whoever is not root cannot remove what is read-only, so it is made writable in the end.
+struct Image(TempDir);
+
+impl Image {
+    fn assembled() -> Self {
+        let image = Self(tempfile::tempdir().unwrap());
+        let told = steps(&["assemble"], image.path()).arg(env!("CARGO_BIN_EXE_trunkline")).output().unwrap();
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        image
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        drop(Command::new("chmod").args(["-R", "u+w"]).arg(self.path()).status());
+    }
 }
 
 /// Secrets come from the environment, as in a container.
