@@ -79,6 +79,33 @@ fn redis_persists_and_evicts_nothing() {
     assert_eq!(config["store"]["url"].as_str(), Some(&*format!("redis://127.0.0.1:{port}")));
 }
 
+/// A real one takes the very command line, but for the port and the folder.
+#[tokio::test]
+async fn redis_understands_how_it_is_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let compose = compose();
+    let command = strings(&compose["services"]["redis"]["command"]);
+    let port = free::<1>()[0].port().to_string();
+    let own = |word: &&str| match *word {
+        "6379" => port.clone(),
+        "/data" => ".".to_owned(),
+        word => word.to_owned(),
+    };
+    let mut server = Command::new(command[0]);
+    server.args(command[1..].iter().map(own));
+    let found = Command::new("redis-cli").arg("--version").output().is_ok();
+    assert!(found, "there is no Redis; sudo apt-get install -y redis-server");
+    let _server = Child::spawn(folder.path(), server);
+    let setting = |name: &str| {
+        let told = Command::new("redis-cli").args(["-p", &port, "config", "get", name]).output().unwrap();
+        String::from_utf8_lossy(&told.stdout).lines().nth(1).map(str::to_owned)
+    };
+    eventually("Redis answers", PATIENCE, async || setting("port")).await;
+    for (name, value) in [("maxmemory-policy", "noeviction"), ("appendonly", "yes"), ("maxmemory", "536870912")] {
+        assert_eq!(setting(name).as_deref(), Some(value), "{name}");
+    }
+}
+
 #[test]
 fn the_platform_listens_where_the_replicas_look_for_it() {
     let compose = compose();

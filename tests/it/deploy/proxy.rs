@@ -43,7 +43,8 @@ impl Proxy {
             _server: server,
         };
         eventually("the proxy answers", PATIENCE, async || {
-            client().get(format!("{}/proxyz", proxy.operators)).send().await.ok()
+            let answer = client().get(format!("{}/proxyz", proxy.operators)).send().await.ok()?;
+            (answer.status() == 204).then_some(())
         })
         .await;
         proxy
