@@ -7,9 +7,15 @@ pub(crate) mod child;
 mod commands;
 mod disk;
 mod kill;
-pub(crate) mod log;
+mod log;
 mod refusals;
-pub(crate) mod relay;
+mod relay;
 mod secrets;
-pub(crate) mod site;
+mod site;
 mod stop;
+
+pub(crate) use self::{
+    log::Entry,
+    relay::{Relay, client},
+    site::{STREAM, Site},
+};

@@ -6,10 +6,8 @@ use serde_json::Value;
 
 use super::files::{assert_good, document, drain_secs_max, free, path, seconds, strings, text};
 use crate::process::{
+    Entry, Relay, STREAM, Site,
     child::{Child, PATIENCE, eventually},
-    log::Entry,
-    relay::Relay,
-    site::{STREAM, Site},
 };
 
 const REPLICAS: [&str; 2] = ["replica-a", "replica-b"];

@@ -8,8 +8,9 @@ use trunkline::simulator::{self, Settings};
 
 use super::files::{free, path, text};
 use crate::process::{
+    Relay,
     child::{Child, PATIENCE, eventually},
-    relay::{Relay, client},
+    client,
 };
 
 /// The instructions with their continued lines put together.

@@ -8,9 +8,9 @@ use trunkline::simulator::{Fault, Settings};
 
 use super::files::{document, free, path, text};
 use crate::process::{
+    Relay, Site,
     child::{Child, PATIENCE, eventually},
-    relay::{Relay, client},
-    site::Site,
+    client,
 };
 
 const RULES: &str = "deploy/prometheus/trunkline.rules.yml";

@@ -4,9 +4,9 @@ use std::{fs, path::Path, process::Command};
 
 use super::files::{documents, free};
 use crate::process::{
+    Relay, STREAM, Site,
     child::{Child, PATIENCE, eventually},
-    relay::{Relay, client},
-    site::{STREAM, Site},
+    client,
 };
 
 /// The placeholder of the Secret.
