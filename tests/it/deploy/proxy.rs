@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use super::files::{documents, free};
+use super::files::{document, documents, free, strings};
 use crate::process::{
     Relay, STREAM, Site,
     child::{Child, PATIENCE, eventually},
@@ -35,7 +35,7 @@ impl Proxy {
             .unwrap();
         let program = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists());
         let mut command = Command::new(program.expect("there is no nginx; sudo apt-get install -y nginx-light"));
-        command.args(["-e", "stderr", "-c"]).arg(folder.join("nginx.conf"));
+        command.args(arguments().iter().map(|word| word.replace("/etc/proxy", place)));
         let server = Child::spawn(folder, command);
         let proxy = Self {
             consumers: format!("http://{consumers}"),
@@ -49,6 +49,14 @@ impl Proxy {
         .await;
         proxy
     }
+}
+
+/// The words behind `nginx` in the pod's command.
+fn arguments() -> Vec<String> {
+    let pod = document("deploy/kubernetes/deployment.yaml")["spec"]["template"]["spec"].take();
+    let command = strings(&pod["initContainers"][0]["command"]);
+    assert_eq!(command[0], "nginx");
+    command[1..].iter().map(|&word| word.to_owned()).collect()
 }
 
 /// A key of whichever document of a file has it.
