@@ -6,6 +6,7 @@ mod admin;
 mod architecture;
 mod consumers;
 mod decoders;
+mod deploy;
 mod frames;
 mod gaps;
 mod golden;

@@ -14,3 +14,9 @@ mod relay;
 mod secrets;
 mod site;
 mod stop;
+
+pub(crate) use self::{
+    log::Entry,
+    relay::{Relay, client},
+    site::{STREAM, Site},
+};

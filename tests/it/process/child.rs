@@ -76,6 +76,10 @@ impl Child {
         format!("--- stdout\n{}\n--- stderr\n{}", self.stdout(), self.stderr())
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// `kill -9`, and the end of it.
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();

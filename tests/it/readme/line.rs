@@ -11,7 +11,7 @@ pub(super) struct Places {
 /// What is done about a line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Act {
-    /// It takes long, or is what runs this test: that it is there must do.
+    /// It takes long, needs a cluster or a container engine, or is what runs this test: that it is there must do here.
     Find(String),
     Run {
         command: String,
@@ -55,6 +55,10 @@ pub(super) fn understand(line: &str, places: &Places) -> Result<Act, String> {
     let mut words = line.split_whitespace();
     match (words.next(), words.next()) {
         (Some("./test"), _) => Ok(Act::Find("test".to_owned())),
+        (Some("docker"), Some("compose")) => Ok(Act::Find("docker-compose.yml".to_owned())),
+        (Some("docker"), Some("build")) => Ok(Act::Find("Dockerfile".to_owned())),
+        (Some("kubectl"), Some("apply")) => Ok(Act::Find(format!("{}/kustomization.yaml", last(&line)))),
+        (Some(script), _) if script.starts_with("deploy/") => Ok(Act::Find(script.to_owned())),
         (Some("cargo"), Some("bench")) => Ok(Act::Find(named(&line, "--bench", "benches", "rs")?)),
         (Some("cargo"), Some("fuzz")) => Ok(Act::Find(named(&line, "run", "fuzz/fuzz_targets", "rs")?)),
         (Some("cargo"), Some("run")) => match line.split_once(" -- ") {
@@ -65,6 +69,10 @@ pub(super) fn understand(line: &str, places: &Places) -> Result<Act, String> {
         (Some("curl"), Some(_)) => Ok(curl(&line)),
         _ => Err("this command is not known to the test".to_owned()),
     }
+}
+
+fn last(line: &str) -> &str {
+    line.split_whitespace().next_back().unwrap_or_default()
 }
 
 /// The file of what is named behind a word; the folder if nothing is.
@@ -124,6 +132,9 @@ fn each_kind_of_line_is_understood() {
     };
     for (line, done, endless) in [
         ("./test", "test", false),
+        ("docker compose stop replica-a", "docker-compose.yml", false),
+        ("kubectl apply --kustomize deploy/kubernetes", "deploy/kubernetes/kustomization.yaml", false),
+        ("deploy/redis-memory 20000 1200", "deploy/redis-memory", false),
         ("cargo bench", "benches", false),
         ("cargo bench --bench log", "benches/log.rs", false),
         ("cargo fuzz run cursor", "fuzz/fuzz_targets/cursor.rs", false),
@@ -145,7 +156,15 @@ fn each_kind_of_line_is_understood() {
 #[test]
 fn what_is_not_understood_is_refused() {
     let places = Places { consumers: String::new(), admin: String::new() };
-    for line in ["docker compose up", "trunkline fly", "trunkline", "cargo bench --bench ../x", "curl x | sh", "ls"] {
+    for line in [
+        "docker run x",
+        "kubectl delete pod x",
+        "trunkline fly",
+        "trunkline",
+        "cargo bench --bench ../x",
+        "curl x | sh",
+        "ls",
+    ] {
         assert!(understand(line, &places).is_err(), "{line}");
     }
 }

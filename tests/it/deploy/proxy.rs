@@ -1,0 +1,117 @@
+//! The proxy of a pod: a real nginx with the ConfigMap's own configuration, in front of a relay.
+
+use std::{fs, path::Path, process::Command};
+
+use super::files::{document, documents, free, strings};
+use crate::process::{
+    Relay, STREAM, Site,
+    child::{Child, PATIENCE, eventually},
+    client,
+};
+
+/// The placeholder of the Secret.
+const BEARER: &str = "Bearer CHANGE-ME";
+
+struct Proxy {
+    consumers: String,
+    operators: String,
+    _server: Child,
+}
+
+impl Proxy {
+    /// As in a pod, but for the ports and the folders.
+    async fn before(relay: &Relay, folder: &Path) -> Self {
+        let [consumers, operators] = free::<2>().map(|address| address.to_string());
+        let place = folder.to_str().unwrap();
+        let config = held("deploy/kubernetes/configmap.yaml", "data", "nginx.conf")
+            .replace("127.0.0.1:8080", relay.consumers.trim_start_matches("http://"))
+            .replace("127.0.0.1:9090", relay.admin.trim_start_matches("http://"))
+            .replace("listen 8081", &format!("listen {consumers}"))
+            .replace("listen 9091", &format!("listen {operators}"))
+            .replace("/tmp/", &format!("{place}/"))
+            .replace("/etc/proxy-secret", place);
+        fs::write(folder.join("nginx.conf"), config).unwrap();
+        fs::write(folder.join("tokens.conf"), held("deploy/kubernetes/secret.yaml", "stringData", "tokens.conf"))
+            .unwrap();
+        let program = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists());
+        let mut command = Command::new(program.expect("there is no nginx; sudo apt-get install -y nginx-light"));
+        command.args(arguments().iter().map(|word| word.replace("/etc/proxy", place)));
+        let server = Child::spawn(folder, command);
+        let proxy = Self {
+            consumers: format!("http://{consumers}"),
+            operators: format!("http://{operators}"),
+            _server: server,
+        };
+        eventually("the proxy answers", PATIENCE, async || {
+            let answer = client().get(format!("{}/proxyz", proxy.operators)).send().await.ok()?;
+            (answer.status() == 204).then_some(())
+        })
+        .await;
+        proxy
+    }
+}
+
+/// The words behind `nginx` in the pod's command.
+fn arguments() -> Vec<String> {
+    let pod = document("deploy/kubernetes/deployment.yaml")["spec"]["template"]["spec"].take();
+    let command = strings(&pod["initContainers"][0]["command"]);
+    assert_eq!(command[0], "nginx");
+    command[1..].iter().map(|&word| word.to_owned()).collect()
+}
+
+/// A key of whichever document of a file has it.
+fn held(file: &str, table: &str, key: &str) -> String {
+    let found = documents(file).into_iter().find_map(|document| Some(document[table][key].as_str()?.to_owned()));
+    found.unwrap_or_else(|| panic!("{file}: {table} has no {key}"))
+}
+
+#[tokio::test]
+async fn consumers_come_in_by_token_and_probes_by_path() {
+    let site = Site::start().await;
+    let relay = Relay::live(&site).await;
+    site.platform.say(3);
+    relay.holds(3).await;
+    // A folder that any user may enter: nginx's workers give up being root.
+    let folder = tempfile::tempdir().unwrap();
+    Command::new("chmod").arg("0777").arg(folder.path()).status().unwrap();
+    let proxy = Proxy::before(&relay, folder.path()).await;
+    let asked = async |url: String, bearer: &str| {
+        let answer = client().get(url).header("authorization", bearer).send().await.unwrap();
+        answer.status().as_u16()
+    };
+
+    let events = format!("{}/v1/streams/{STREAM}/events?from=first", proxy.consumers);
+    for (bearer, status) in [(BEARER, 200), ("Bearer change-me", 401), ("CHANGE-ME", 401), ("", 401)] {
+        assert_eq!(asked(events.clone(), bearer).await, status, "{bearer:?}");
+    }
+    for (path, status) in [
+        ("/healthz", 200),
+        ("/readyz?streams=all", 200),
+        ("/metrics", 200),
+        ("/admin/v1/status", 404),
+        ("/admin/v1/streams/calls/rotate", 404),
+        ("/healthz/../admin/v1/status", 404),
+        ("/", 404),
+    ] {
+        assert_eq!(asked(format!("{}{path}", proxy.operators), "").await, status, "{path}");
+    }
+    streams_without_delay(&site, &proxy, &events).await;
+}
+
+/// An event that is said while a consumer listens comes through at once, and is not held in a buffer.
+async fn streams_without_delay(site: &Site, proxy: &Proxy, events: &str) {
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "-N", "--fail", "-H", "Accept: text/event-stream", "-H"]);
+    curl.arg(format!("Authorization: {BEARER}")).arg(events);
+    let mut consumer = Child::spawn(site.folder.path(), curl);
+    consumer.says("\"sequence\":\"3\"").await;
+    site.platform.say(1);
+    consumer.says("\"sequence\":\"4\"").await;
+
+    let mut upgrade = Command::new("curl");
+    upgrade.args(["-sS", "-i", "-N", "--http1.1", "-H", "Connection: Upgrade", "-H", "Upgrade: websocket", "-H"]);
+    upgrade.args(["Sec-WebSocket-Version: 13", "-H", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "-H"]);
+    upgrade.arg(format!("Authorization: {BEARER}")).arg(format!("{}/v1/streams/{STREAM}/events", proxy.consumers));
+    let mut socket = Child::spawn(site.folder.path(), upgrade);
+    socket.says("101 Switching Protocols").await;
+}

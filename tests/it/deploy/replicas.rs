@@ -1,0 +1,77 @@
+//! `docs/replicas.md`: its configuration is good, its figures are those of a real Redis, and its names are in the files.
+
+use std::process::Command;
+
+use super::files::{assert_good, document, drain_secs_max, path, text};
+
+const DOCUMENT: &str = "docs/replicas.md";
+/// What the document says that an entry takes, with the nodes of each size, for a byte of it.
+const FACTORS: [(u32, f64); 2] = [(4_096, 1.55), (16_384, 1.15)];
+/// Figures of memory depend on the version a little.
+const TOLERANCE: f64 = 0.05;
+
+#[test]
+fn its_configuration_is_good() {
+    let text = text(DOCUMENT);
+    let block = text.split("```").find(|block| block.contains("[store]\n")).unwrap();
+    let secrets = [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "secret")];
+    assert_good(DOCUMENT, block, &secrets);
+}
+
+/// Bytes of an entry, and what it takes in memory.
+fn figures(text: &str) -> Vec<(f64, [f64; 2])> {
+    let (_, table) = text.split_once("| bytes of an entry |").unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let number = |cell: &str| cell.trim().replace(',', "").parse().unwrap();
+    let row = |row: &str| {
+        let cells: Vec<f64> = row.trim_matches('|').split('|').map(number).collect();
+        (cells[0], [cells[1], cells[2]])
+    };
+    rows.map(row).collect()
+}
+
+#[test]
+fn its_figures_of_memory_are_what_redis_says() {
+    let text = text(DOCUMENT);
+    assert!(text.contains("memory = 1.15 × Σ") && text.contains("it is up to 1.55"));
+    let figures = figures(&text);
+    assert!(figures.len() > 5);
+    let mut command = Command::new(path("deploy/redis-memory"));
+    command.arg("20000").args(figures.iter().map(|(bytes, _)| bytes.to_string()));
+    let told = command.output().unwrap();
+    let out = String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned();
+    assert!(told.status.success(), "{out}\nis there a redis-server? sudo apt-get install -y redis-server");
+    for (bytes, figures) in figures {
+        for ((node, factor), figure) in FACTORS.into_iter().zip(figures) {
+            let start = format!("node={node} bytes={bytes} memory=");
+            let measured: f64 = out.lines().find_map(|line| line.strip_prefix(&start)).unwrap().parse().unwrap();
+            assert!((measured / figure - 1.0).abs() < TOLERANCE, "{bytes}: {measured}, not {figure}\n{out}");
+            assert!(figure / bytes <= factor, "{bytes}: {figure}");
+        }
+    }
+}
+
+#[test]
+fn its_example_adds_up() {
+    let text = text(DOCUMENT);
+    assert!(text.contains("288,000 × 1,200 + 720,000 × 1,500 = 1.43 GB of events, 1.64 GB of logs"));
+    let seconds = 2.0 * 3600.0;
+    assert_eq!((40.0 * seconds, 100.0 * seconds), (288_000.0, 720_000.0));
+    let gigabytes = (288_000.0 * 1200.0 + 720_000.0 * 1500.0) / 1e9;
+    assert_eq!(
+        (format!("{gigabytes:.2}"), format!("{:.2}", gigabytes * FACTORS[1].1)),
+        ("1.43".to_owned(), "1.64".to_owned())
+    );
+}
+
+#[test]
+fn it_names_what_the_files_say() {
+    let (text, compose) = (text(DOCUMENT), document("docker-compose.yml"));
+    let grace = compose["services"]["replica-a"]["stop_grace_period"].as_str().unwrap().trim_end_matches('s');
+    assert!(text.contains(&format!("give it {grace} s")) && text.contains(&format!("--time {grace}")));
+    assert!(grace.parse::<u64>().unwrap() > drain_secs_max());
+    let command = super::files::strings(&compose["services"]["redis"]["command"]).join(" ");
+    for setting in ["noeviction", "appendonly", "appendfsync", "stream-node-max-bytes"] {
+        assert!(text.contains(setting) && command.contains(setting), "{setting}");
+    }
+}
