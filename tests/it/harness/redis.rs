@@ -10,7 +10,6 @@ use std::{
 };
 
 use redis::cmd;
-use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::eventually;
@@ -140,15 +139,17 @@ impl Redis {
 
     /// It answers nothing any more, and loses nothing.
     pub(crate) fn pause(&self) {
-        self.signal(Signal::STOP);
+        self.signal("STOP");
     }
 
     pub(crate) fn resume(&self) {
-        self.signal(Signal::CONT);
+        self.signal("CONT");
     }
 
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", name, &id]).status().unwrap();
+        assert!(sent.success(), "kill -{name} {id}");
     }
 }
 
