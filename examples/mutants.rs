@@ -1,9 +1,10 @@
-//! Shows that the world test bites: breaks one rule at a time in a copy of the tree (`tests/mutants.toml`), and expects
-//! the test to fail. It changes nothing in the tree itself.
+//! Shows that the world test (or another that a mutant names) bites: breaks one rule at a time in a copy of the tree
+//! (`tests/mutants.toml`), and expects the test to fail. It changes nothing in the tree itself.
 //!
 //! `cargo run --example mutants [WORD]` tries those whose name holds the word.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     io::Write,
     path::{Path, PathBuf},
@@ -26,6 +27,13 @@ struct Mutant {
     file: PathBuf,
     find: String,
     replace: String,
+    /// What notices it, as arguments of `cargo test`; the world test, if nothing else is said.
+    #[serde(default = "world")]
+    test: Vec<String>,
+}
+
+fn world() -> Vec<String> {
+    ["--test", "it", "world::"].map(str::to_owned).to_vec()
 }
 
 /// What stays out of the copy.
@@ -36,9 +44,12 @@ fn main() -> anyhow::Result<ExitCode> {
     let word = std::env::args().nth(1).unwrap_or_default();
     let listed: Mutants = toml::from_str(&fs::read_to_string(root.join("tests/mutants.toml"))?)?;
     let bench = Bench::set_up(root)?;
-    ensure!(bench.passes()?, "the world test fails without any mutant");
+    let mutants: Vec<&Mutant> = listed.mutant.iter().filter(|mutant| mutant.name.contains(&word)).collect();
+    for test in mutants.iter().map(|mutant| &mutant.test).collect::<BTreeSet<_>>() {
+        ensure!(bench.passes(test)?, "{test:?} fails without any mutant");
+    }
     let mut survived = 0;
-    for mutant in listed.mutant.iter().filter(|mutant| mutant.name.contains(&word)) {
+    for mutant in mutants {
         let caught = bench.catches(mutant)?;
         survived += u32::from(!caught);
         writeln!(io::stdout(), "{}  {}", if caught { "caught  " } else { "SURVIVED" }, mutant.name)?;
@@ -68,19 +79,19 @@ impl Bench {
         let sound = fs::read_to_string(&path).with_context(|| format!("reading {}", mutant.file.display()))?;
         ensure!(sound.matches(&mutant.find).count() == 1, "{:?}: `find` must stand once in its file", mutant.name);
         fs::write(&path, sound.replace(&mutant.find, &mutant.replace))?;
-        if !self.cargo(&["test", "--no-run", "--test", "it"])? {
+        if !self.cargo(&[&["test".to_owned(), "--no-run".to_owned()], &mutant.test[..]].concat())? {
             bail!("{:?} does not compile", mutant.name);
         }
-        let passes = self.passes();
+        let passes = self.passes(&mutant.test);
         fs::write(&path, sound)?;
         Ok(!passes?)
     }
 
-    fn passes(&self) -> anyhow::Result<bool> {
-        self.cargo(&["test", "--test", "it", "world::"])
+    fn passes(&self, test: &[String]) -> anyhow::Result<bool> {
+        self.cargo(&[&["test".to_owned()], test].concat())
     }
 
-    fn cargo(&self, arguments: &[&str]) -> anyhow::Result<bool> {
+    fn cargo(&self, arguments: &[String]) -> anyhow::Result<bool> {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(arguments).arg("--quiet").current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.build);
         let status = cargo.stdout(Stdio::null()).stderr(Stdio::null()).status().context("running cargo")?;

@@ -171,6 +171,8 @@ pub struct Refresh {
     rescued_at: Option<Instant>,
     /// The newest generation that the vault ever told of.
     last_seen: u64,
+    /// How long the token lived that was last seen there.
+    life_seen: Option<Duration>,
     outputs: VecDeque<Output>,
 }
 
@@ -210,6 +212,7 @@ impl Refresh {
             sought_at: None,
             rescued_at: None,
             last_seen: 0,
+            life_seen: None,
             outputs: VecDeque::new(),
         }
     }

@@ -121,15 +121,21 @@ impl Refresh {
         POLL_MAX.min(self.buffer() / 8).mul_f64(0.5 + unit / 2.0)
     }
 
+    /// Whether the running token is so near its end that whoever has the lock is not waited for.
+    pub(super) fn is_pressed(&self, unit: f64, now: Instant) -> bool {
+        let running = self.held.and_then(|held| held.left(now));
+        running.is_some_and(|(_, left)| left <= (self.buffer() / 16).mul_f64(1.0 + unit))
+    }
+
     /// How long a replica that is on its own waits before it asks: never beyond half of what the running token has.
     pub(super) fn alone_pause(&self, unit: f64, now: Instant) -> Duration {
         let running = self.held.and_then(|held| held.left(now));
         running.map_or(ALONE_MAX, |(_, left)| ALONE_MAX.min(left / 2)).mul_f64(unit)
     }
 
-    /// The buffer in force.
+    /// The buffer in force, here or (for who has no token) where the vault's token is in use.
     fn buffer(&self) -> Duration {
-        let life = self.held.and_then(|held| held.life);
-        life.map_or(self.settings.buffer, |life| self.settings.buffer_of(life.whole))
+        let whole = self.held.and_then(|held| held.life).map(|life| life.whole).or(self.life_seen);
+        whole.map_or(self.settings.buffer, |whole| self.settings.buffer_of(whole))
     }
 }

@@ -89,6 +89,7 @@ impl Refresh {
     pub(super) fn looked(&mut self, seen: Option<Seen>, unit: f64, now: Instant) {
         let (step, row) = self.step();
         self.last_seen = self.last_seen.max(seen.map_or(0, |seen| seen.last));
+        self.life_seen = seen.and_then(|seen| seen.token).map(|found| found.lifetime).or(self.life_seen);
         match step {
             Step::Glancing { asked, due } => self.glanced(seen, asked, due, unit, now),
             Step::Looking { asked } => match seen {
@@ -117,6 +118,7 @@ impl Refresh {
                 self.go_to(Step::LookingAgain { asked: now, hold }, row);
                 self.outputs.push_back(Output::Look);
             }
+            Lock::Held if self.is_pressed(unit, now) => self.fetch(row, None, now),
             Lock::Held => self.go_to(Step::Waiting { at: now + self.poll_pause(unit) }, row),
             Lock::Away => self.wait_alone(row, unit, now),
         }
