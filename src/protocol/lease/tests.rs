@@ -198,8 +198,9 @@ fn a_change_whose_answer_was_lost_is_looked_up() {
         ("start", "resume"),
         ("wait 1300ms", "change a none to 1/1, change b none to 1/1"),
         ("record a 1/1", ""),
-        ("unknown a", "own a/1"),
+        ("unknown a", ""),
         ("unknown b", ""),
+        ("wait 100ms", "own a/1"),
         ("wait 400ms", "change b none to 1/1"),
     ]);
 }
