@@ -51,6 +51,7 @@ fn three_replicas_find_a_holder_for_every_stream() {
     check("three, join", 3, 1, Faults { joins: 1, ..NONE });
 }
 
+#[expect(clippy::print_stdout, reason = "how much was seen is the point of a model")]
 fn check(faults_named: &str, replicas: u8, streams: usize, faults: Faults) {
     match explore(&Plan { replicas, streams, entries: 2 - streams, faults }, STATES_MAX) {
         Ok(extent) => println!("{faults_named}: {extent}"),
