@@ -313,6 +313,11 @@ impl Lease {
         self.outputs.push_back(Output::List);
     }
 
+    /// What was believed of a record is wrong. A look at once could become a race with whoever changes it.
+    fn look_soon(&mut self, now: Boot) {
+        self.look_at = self.look_at.min(now + self.settings.beat);
+    }
+
     fn renewed(&mut self, mut members: Vec<Member>, now: Now) {
         let Some(sent) = self.membership.renewed() else { return };
         for member in members.iter_mut().filter(|member| member.replica == self.settings.me) {
@@ -361,7 +366,7 @@ impl Lease {
             }
             Outcome::Refused | Outcome::Unknown => {
                 seat.seen = None;
-                self.look_at = now;
+                self.look_soon(now);
             }
         }
     }
@@ -393,7 +398,7 @@ impl Lease {
         let Some(seat) = self.seats.get_mut(stream).filter(|seat| seat.fence() == Some(fence)) else { return };
         seat.seen = None;
         seat.outruns_look = self.look.is_some();
-        self.look_at = now;
+        self.look_soon(now);
         self.release(stream);
     }
 

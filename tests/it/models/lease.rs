@@ -15,8 +15,7 @@ use super::explore::explore;
 /// Enough for most plans to be seen whole; the others are seen as far as that.
 const STATES_MAX: usize = 60_000;
 
-const NONE: Faults =
-    Faults { crashes: 0, naps: 0, cuts: 0, late: 0, losses: 0, failovers: 0, drains: 0, joins: 0 };
+const NONE: Faults = Faults { crashes: 0, naps: 0, cuts: 0, late: 0, losses: 0, failovers: 0, drains: 0, joins: 0 };
 
 #[test]
 fn whoever_slept_looks_before_it_appends() {
@@ -52,6 +51,7 @@ fn three_replicas_find_a_holder_for_every_stream() {
     check("three, join", 3, 1, Faults { joins: 1, ..NONE });
 }
 
+#[expect(clippy::print_stdout, reason = "how much was seen is the point of a model")]
 fn check(faults_named: &str, replicas: u8, streams: usize, faults: Faults) {
     match explore(&Plan { replicas, streams, entries: 2 - streams, faults }, STATES_MAX) {
         Ok(extent) => println!("{faults_named}: {extent}"),

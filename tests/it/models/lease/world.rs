@@ -54,7 +54,9 @@ pub(super) enum Action {
     Drain(usize),
     Join(usize),
     /// The store forgets its newest changes.
-    Failover { forgotten: usize },
+    Failover {
+        forgotten: usize,
+    },
 }
 
 #[derive(Debug, Clone, Hash)]
