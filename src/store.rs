@@ -75,7 +75,7 @@ impl Store {
     pub async fn append(&self, append: Append) -> Result<(), AppendError> {
         match self {
             Self::Embedded(store) => store.append(append).await,
-            Self::Redis(store) => store.append(append).await,
+            Self::Redis(store) => Box::pin(store.append(append)).await,
         }
     }
 
@@ -91,7 +91,8 @@ impl Store {
     ) -> Result<Vec<Arc<Batch>>, ReadError> {
         match self {
             Self::Embedded(store) => store.read(stream, after, bytes_max).await,
-            Self::Redis(store) => store.read(stream, after, last, bytes_max).await,
+            // On the heap: every subscriber keeps room for the larger of the two, and most never read the store.
+            Self::Redis(store) => Box::pin(store.read(stream, after, last, bytes_max)).await,
         }
     }
 
@@ -99,7 +100,7 @@ impl Store {
     pub async fn offset_before(&self, stream: &StreamName, moment: Timestamp) -> Result<Offset, ReadError> {
         match self {
             Self::Embedded(store) => store.offset_before(stream, moment).await,
-            Self::Redis(store) => store.offset_before(stream, moment).await,
+            Self::Redis(store) => Box::pin(store.offset_before(stream, moment)).await,
         }
     }
 

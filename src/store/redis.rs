@@ -69,7 +69,7 @@ struct Shared {
     connection: Connection,
     scripts: Arc<Scripts>,
     logs: RwLock<BTreeMap<StreamName, Arc<Log>>>,
-    /// Why the last command failed that had to do with the server and not with its caller.
+    /// Why the server did not greet when it was last looked after.
     trouble: Mutex<Option<String>>,
     /// What the examination found at the start.
     warnings: OnceLock<Vec<String>>,
@@ -111,7 +111,7 @@ impl Redis {
     pub async fn tend(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let greeted = self.shared.connection.run::<String>(&cmd("PING")).await;
-            self.shared.note(greeted.as_ref().err());
+            self.shared.note(greeted.err().map(|error| error.to_string()));
             for stream in self.shared.streams() {
                 if let Err(error) = self.trim(&stream).await {
                     tracing::debug!(%stream, %error, "retention waits");
@@ -140,7 +140,6 @@ impl Redis {
             Durability::Replicated => connection.another(),
         };
         let opened = Log::open(connection, Arc::clone(scripts), settings, stream).await;
-        self.shared.note(opened.as_ref().err());
         let (log, state) = opened.map_err(|error| log::verdict(&error))?;
         self.shared.logs.write().unwrap_or_else(PoisonError::into_inner).insert(stream.clone(), Arc::new(log));
         Ok(state)
@@ -156,7 +155,6 @@ impl Redis {
             Err(AppendError::Fenced) => metrics::store_failed("fenced"),
             Err(AppendError::Broken(_)) => metrics::store_failed("damaged"),
         }
-        self.shared.note(outcome.as_ref().err());
         outcome
     }
 
@@ -187,12 +185,14 @@ impl Redis {
 
     pub(super) fn health(&self) -> Result<(), String> {
         let trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        trouble.map_or(Ok(()), Err)
+        trouble.map_or(Ok(()), Err)?;
+        self.shared.logs.read().unwrap_or_else(PoisonError::into_inner).values().try_for_each(|log| log.health())
     }
 
     /// Ends it: nothing is sent any more.
     pub fn close(&self) {
         self.shared.connection.close();
+        self.shared.note(Some("it is closed".to_owned()));
         for log in self.shared.logs.read().unwrap_or_else(PoisonError::into_inner).values() {
             log.close();
         }
@@ -208,7 +208,7 @@ impl Shared {
         self.logs.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
-    fn note(&self, error: Option<&impl ToString>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = error.map(ToString::to_string);
+    fn note(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 }

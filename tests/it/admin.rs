@@ -15,7 +15,8 @@ async fn health_readiness_and_status_are_told() {
     assert_eq!((health.status().as_u16(), health.text().await.unwrap().as_str()), (200, "ok\n"));
     let ready: Value = relay.get("/readyz").await.json().await.unwrap();
     let streams = json!({ relay.name(): "live" });
-    assert_eq!(ready, json!({"ready": true, "checks": {"store": "ok", "draining": false}, "streams": streams}));
+    let checks = json!({"store": "ok", "draining": false});
+    assert_eq!(ready, json!({"ready": true, "checks": checks, "warnings": [], "streams": streams}));
     platform.say(4);
     relay.tells("1 2 3 4").await;
     let stream = relay.stream().await;

@@ -27,9 +27,6 @@ const ENTRY_OVERHEAD: usize = 16;
 /// Entries that one step of the retention removes.
 const TRIM_SLICE: usize = 256;
 
-/// How long a replica may take to have an entry.
-const REPLICATED_MAX: Duration = Duration::from_secs(1);
-
 /// What the server runs.
 #[derive(Debug)]
 pub(super) struct Scripts {
@@ -56,6 +53,8 @@ pub(super) struct Log {
     pub(super) lineage: Lineage,
     fence: Fence,
     durability: Durability,
+    /// How long a replica may take to have an entry: well below the time for an answer, which comes after it.
+    replicated_max: Duration,
     connection: Connection,
     scripts: Arc<Scripts>,
     first: AtomicU64,
@@ -70,6 +69,8 @@ struct Writing {
     last: Offset,
     /// An append of which it is not known whether it was done. Nothing else is appended before that is known.
     open: Option<Identity>,
+    /// Why the last append has to be tried again.
+    trouble: Option<String>,
 }
 
 /// What tells an append from another one.
@@ -102,10 +103,11 @@ impl Log {
             lineage: state.lineage.clone(),
             fence: state.fence,
             durability: settings.durability,
+            replicated_max: settings.limits.answer / 2,
             connection,
             scripts,
             first: AtomicU64::new(state.first.0),
-            writing: Mutex::new(Writing { turn: 0, last: state.last, open: None }),
+            writing: Mutex::new(Writing { turn: 0, last: state.last, open: None, trouble: None }),
         };
         Ok((log, state))
     }
@@ -123,6 +125,11 @@ impl Log {
         if first > after.next() {
             self.first.fetch_max(first.0, Ordering::AcqRel);
         }
+    }
+
+    /// Whether the last append was done, else why not.
+    pub(super) fn health(&self) -> Result<(), String> {
+        self.writing().trouble.clone().map_or(Ok(()), Err)
     }
 
     pub(super) fn close(&self) {
@@ -187,7 +194,7 @@ impl Log {
         match outcome {
             Ok((word, last)) => match word.as_str() {
                 "done" => {
-                    *writing = Writing { turn: writing.turn + 1, last: identity.last, open: None };
+                    *writing = Writing { turn: writing.turn + 1, last: identity.last, open: None, trouble: None };
                     Ok(())
                 }
                 "fenced" => Err(AppendError::Fenced),
@@ -200,6 +207,7 @@ impl Log {
                 if matches!(error, CommandError::NoAnswer(_)) {
                     writing.open = Some(identity);
                 }
+                writing.trouble = Some(error.to_string());
                 Err(verdict(&error))
             }
         }
@@ -220,7 +228,7 @@ impl Log {
     async fn append_replicated(&self, arguments: &[&[u8]]) -> Result<(String, String), CommandError> {
         let keys = self.keys.both();
         let mut wait = cmd("WAIT");
-        wait.arg(1).arg(REPLICATED_MAX.as_millis().to_string());
+        wait.arg(1).arg(self.replicated_max.as_millis().to_string());
         let with = |append| pipe().add_command(append).add_command(wait.clone()).clone();
         let by_name = with(self.scripts.append.by_name(&keys, arguments));
         let answers = match self.connection.run_all(keys[0], &by_name).await {
@@ -234,7 +242,7 @@ impl Log {
         let [verdict, Value::Int(replicas)] = &answers[..] else { return Err(strange()) };
         let verdict: (String, String) = redis::from_redis_value_ref(verdict).map_err(|_| strange())?;
         if verdict.0 == "done" && *replicas < 1 {
-            return Err(CommandError::NoAnswer(format!("no replica had it within {REPLICATED_MAX:?}")));
+            return Err(CommandError::NoAnswer(format!("no replica had it within {:?}", self.replicated_max)));
         }
         Ok(verdict)
     }

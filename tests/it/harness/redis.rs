@@ -1,13 +1,18 @@
-//! A real `redis-server` of its own: on a free port, in a temporary folder, gone with the value.
+//! A real `redis-server` of its own: on a free port, in a temporary folder, gone with the value. Also one that is a
+//! Sentinel, and two that are a cluster.
 
 use std::{
+    fs,
+    io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use redis::cmd;
 use tempfile::TempDir;
+
+use super::eventually;
 use trunkline::{
     clock,
     store::redis::connection::{Connection, Limits},
@@ -24,6 +29,7 @@ pub(crate) struct Redis {
     port: u16,
     options: Vec<String>,
     child: Child,
+    beside: Option<TempDir>,
 }
 
 impl Redis {
@@ -44,10 +50,50 @@ impl Redis {
             let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
             let mut child = run(&folder, port, &options);
             if answers(&mut child, port) {
-                return Self { folder, port, options, child };
+                return Self { folder, port, options, child, beside: None };
             }
         }
         panic!("redis-server does not start");
+    }
+
+    /// A Sentinel that watches `primary` under the name `main`, and needs nobody's consent.
+    pub(crate) fn sentinel(primary: &Self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("sentinel.conf");
+        let text = format!(
+            "bind 127.0.0.1\ndir {}\nsentinel monitor main 127.0.0.1 {} 1\n\
+             sentinel down-after-milliseconds main 300\nsentinel failover-timeout main 2000\n",
+            folder.path().display(),
+            primary.port
+        );
+        fs::write(&file, text).unwrap();
+        let mut sentinel = Self::start(&[file.to_str().unwrap(), "--sentinel"]);
+        // The file outlives the start.
+        sentinel.beside = Some(folder);
+        sentinel
+    }
+
+    /// Two primaries that share the slots.
+    pub(crate) async fn cluster() -> [Self; 2] {
+        let bus = [free_port(), free_port()];
+        let [one, two] = bus.map(|bus| {
+            Self::start(&["--appendonly", "no", "--cluster-enabled", "yes", "--cluster-port", &bus.to_string()])
+        });
+        let tell = async |node: &Self, words: &[&str]| {
+            node.connection().run::<()>(cmd("CLUSTER").arg(words)).await.unwrap();
+        };
+        tell(&one, &["ADDSLOTSRANGE", "0", "8191"]).await;
+        tell(&two, &["ADDSLOTSRANGE", "8192", "16383"]).await;
+        tell(&one, &["MEET", "127.0.0.1", &two.port.to_string(), &bus[1].to_string()]).await;
+        for node in [&one, &two] {
+            let connection = node.connection();
+            eventually("the nodes know each other", async || {
+                let about: String = connection.run(cmd("CLUSTER").arg("INFO")).await.unwrap();
+                about.contains("cluster_state:ok") && about.contains("cluster_known_nodes:2")
+            })
+            .await;
+        }
+        [one, two]
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -93,15 +139,17 @@ impl Redis {
 
     /// It answers nothing any more, and loses nothing.
     pub(crate) fn pause(&self) {
-        self.signal(Signal::STOP);
+        self.signal("STOP");
     }
 
     pub(crate) fn resume(&self) {
-        self.signal(Signal::CONT);
+        self.signal("CONT");
     }
 
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", name, &id]).status().unwrap();
+        assert!(sent.success(), "kill -{name} {id}");
     }
 }
 
@@ -124,35 +172,36 @@ pub(crate) fn free_port() -> u16 {
 }
 
 fn run(folder: &TempDir, port: u16, options: &[String]) -> Child {
+    let (port, folder) = (port.to_string(), folder.path().to_str().unwrap());
     let mut command = Command::new("redis-server");
-    command
-        .args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--daemonize",
-            "no",
-            "--repl-diskless-sync-delay",
-            "0",
-        ])
-        .args(["--dir", folder.path().to_str().unwrap()])
-        .args(options)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    if options.iter().any(|option| option == "--sentinel") {
+        // A file of settings comes first, and has the rest.
+        command.args(options).args(["--port", &port]);
+    } else {
+        command.args(["--port", &port, "--bind", "127.0.0.1", "--dir", folder, "--save", ""]);
+        command.args(["--repl-diskless-sync-delay", "0"]).args(options);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().unwrap_or_else(|error| {
         panic!("cannot run redis-server ({error}); install it: sudo apt-get install -y redis-server")
     })
 }
 
-/// Waits until the server takes connections; not so when it ends before.
+/// How it answers: not as it should while it loads its files.
+fn greets(port: u16) -> io::Result<[u8; 5]> {
+    let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    socket.write_all(b"PING\r\n")?;
+    let mut greeting = [0; 5];
+    socket.read_exact(&mut greeting)?;
+    Ok(greeting)
+}
+
+/// Waits until the server answers; not so when it ends before.
 fn answers(child: &mut Child, port: u16) -> bool {
     let end = clock::now() + START_MAX;
     while clock::now() < end {
-        if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if greets(port).is_ok_and(|greeting| greeting == *b"+PONG" || greeting == *b"-NOAU") {
             return true;
         }
         if child.try_wait().unwrap().is_some() {

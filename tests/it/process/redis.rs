@@ -1,6 +1,12 @@
 //! The relay with its log in Redis: both may be killed at any moment, and nothing is lost or doubled.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::task::JoinSet;
 
@@ -108,6 +114,54 @@ async fn a_check_tries_the_store_and_a_start_without_one_says_why() {
     let mut show = Child::start(site.folder.path(), &["config", "show", "--config", site.config()]);
     assert_eq!(show.ends(PATIENCE).await, 0, "{}", show.told());
     assert!(show.stdout().contains("redis://***@127.0.0.1") && !show.stdout().contains(secret), "{}", show.told());
+}
+
+#[tokio::test]
+async fn the_way_to_the_store_may_be_encrypted_and_a_stranger_is_not_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = certificates(folder.path());
+    let file = |name: &str| certificates.join(name).display().to_string();
+    let port = free_port().to_string();
+    let server = Redis::start(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &file("server.pem"),
+        "--tls-key-file",
+        &file("server.key"),
+        "--tls-ca-cert-file",
+        &file("ca.pem"),
+        "--tls-auth-clients",
+        "no",
+        "--requirepass",
+        "sword fish",
+    ]);
+    let site = site(&server).await;
+    let text = fs::read_to_string(&site.config).unwrap();
+    let url = format!("rediss://default:sword%20fish@localhost:{port}/3");
+    fs::write(&site.config, text.replace(&server.url(), &url)).unwrap();
+    let check = ["check", "--connect", "--config", site.config()];
+    let mut trusting = Child::start_with(site.folder.path(), &check, &[("SSL_CERT_FILE", &file("ca.pem"))]);
+    assert_eq!(trusting.ends(PATIENCE).await, 0, "{}", trusting.told());
+    let address = format!("rediss://localhost:{port}/3 can be used");
+    assert!(trusting.stdout().contains(&address), "{}", trusting.told());
+    let mut doubting = Child::start(site.folder.path(), &check);
+    assert_ne!(doubting.ends(PATIENCE).await, 0, "{}", doubting.told());
+    assert!(doubting.told().contains("cannot be reached"), "{}", doubting.told());
+}
+
+/// An authority of its own, and a certificate for `localhost`.
+fn certificates(folder: &Path) -> PathBuf {
+    let steps = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.pem \
+                 -days 2 -subj /CN=authority && \
+                 openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout server.key \
+                 -out server.csr -subj /CN=localhost && \
+                 echo subjectAltName=DNS:localhost > names && \
+                 openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 \
+                 -extfile names";
+    let made = Command::new("sh").args(["-c", steps]).current_dir(folder).output().unwrap();
+    assert!(made.status.success(), "sudo apt-get install -y openssl: {}", String::from_utf8_lossy(&made.stderr));
+    folder.to_owned()
 }
 
 async fn follow_events(board: Arc<Board>, seen: Arc<Seen>) {

@@ -24,6 +24,7 @@ pub(super) const KEEP_ALL: Retention =
 pub(super) enum Bed {
     Embedded(TempDir),
     Redis(Box<Redis>),
+    Cluster(Box<[Redis; 2]>),
 }
 
 impl Bed {
@@ -35,6 +36,10 @@ impl Bed {
         Self::Redis(Box::new(Redis::volatile()))
     }
 
+    pub(super) async fn cluster() -> Self {
+        Self::Cluster(Box::new(Redis::cluster().await))
+    }
+
     /// The store that lives here.
     pub(super) fn open(&self, retention: Retention) -> Store {
         match self {
@@ -43,6 +48,10 @@ impl Bed {
                 Store::Embedded(Embedded::open(&settings).unwrap())
             }
             Self::Redis(server) => Store::Redis(redis_store(server, retention, Durability::Written)),
+            Self::Cluster(nodes) => {
+                let url = format!("redis-cluster://127.0.0.1:{}", nodes[0].port());
+                Store::Redis(redis::Redis::new(redis_settings(&url, retention, Durability::Written)))
+            }
         }
     }
 
@@ -62,11 +71,11 @@ impl Bed {
 }
 
 pub(super) fn redis_store(server: &Redis, retention: Retention, durability: Durability) -> redis::Redis {
-    redis::Redis::new(redis_settings(server, retention, durability))
+    redis::Redis::new(redis_settings(&server.url(), retention, durability))
 }
 
-pub(super) fn redis_settings(server: &Redis, retention: Retention, durability: Durability) -> redis::Settings {
-    let address = server.url().parse().unwrap();
+pub(super) fn redis_settings(url: &str, retention: Retention, durability: Durability) -> redis::Settings {
+    let address = url.parse().unwrap();
     redis::Settings { address, prefix: "trunkline".to_owned(), durability, retention, limits: redis_limits() }
 }
 

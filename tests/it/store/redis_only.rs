@@ -1,23 +1,35 @@
 //! What can befall a store in another process: it is killed, says nothing, is full, or another server takes its place.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use redis::cmd;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinSet,
+};
 use trunkline::{
     clock,
     model::{Offset, Standing},
-    store::{AppendError, Store, redis::Durability},
+    store::{
+        Append, AppendError, Store,
+        redis::{Durability, Redis as RedisStore},
+    },
 };
 
-use super::bed::{KEEP_ALL, Log, redis_store};
-use crate::harness::{Redis, eventually};
+use super::bed::{KEEP_ALL, Log, redis_settings, redis_store};
+use crate::harness::{Redis, eventually, free_port};
 
 fn store(server: &Redis) -> Store {
     Store::Redis(redis_store(server, KEEP_ALL, Durability::Written))
 }
 
 /// Tries an append again until it is done, as a stream does.
-async fn until_done(log: &mut Log, append: &trunkline::store::Append) {
+async fn until_done(log: &mut Log, append: &Append) {
     let end = clock::now() + Duration::from_secs(8);
     loop {
         match log.put(append).await {
@@ -93,6 +105,77 @@ async fn a_position_whose_answer_was_lost_is_not_put_back_later() {
     until_done(&mut log, &position).await;
     log.append(4).await.unwrap();
     assert_eq!(Log::open(&store(&server), "queues").await.state.checkpoint, Some(super::checkpoint(5)));
+}
+
+#[tokio::test]
+async fn a_command_that_arrives_long_after_it_was_tried_again_changes_nothing() {
+    let server = Redis::volatile();
+    for entries in [0, 2] {
+        let road = Road::to(server.port()).await;
+        let url = format!("redis://127.0.0.1:{}", road.port);
+        let store = Store::Redis(RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written)));
+        let mut log = Log::open(&store, "queues").await;
+        log.append(1).await.unwrap();
+        road.held.send_replace(true);
+        let append = log.next(entries, clock::wall());
+        assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+        until_done(&mut log, &append).await;
+        // No entry follows that would give the late one away.
+        let newest = Append { checkpoint: super::checkpoint(99), ..log.next(0, clock::wall()) };
+        log.put(&newest).await.unwrap();
+        let last = log.state.last.0;
+        let before = scripts_run(&server).await;
+        road.held.send_replace(false);
+        eventually("the late command is there", async || scripts_run(&server).await > before).await;
+        assert_eq!(log.entries().await, (1..=last).collect::<Vec<_>>());
+        let found = Log::open(&store, "queues").await.state;
+        assert_eq!((found.last.0, found.checkpoint), (last, Some(newest.checkpoint)));
+    }
+}
+
+async fn scripts_run(server: &Redis) -> u64 {
+    let about: String = server.connection().run(cmd("INFO").arg("commandstats")).await.unwrap();
+    let (_, calls) = about.split_once("cmdstat_evalsha:calls=").unwrap();
+    calls.split(',').next().unwrap().parse().unwrap()
+}
+
+/// A way to a server on which the first connection can be held up; later ones are not.
+struct Road {
+    port: u16,
+    held: watch::Sender<bool>,
+    _traffic: JoinSet<()>,
+}
+
+impl Road {
+    async fn to(server: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (port, held, mut traffic) =
+            (listener.local_addr().unwrap().port(), watch::Sender::new(false), JoinSet::new());
+        let hold = held.subscribe();
+        traffic.spawn(async move {
+            let mut lanes = JoinSet::new();
+            for number in 0.. {
+                let (here, _) = listener.accept().await.unwrap();
+                let there = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await.unwrap();
+                let (from, to) = (here.into_split(), there.into_split());
+                lanes.spawn(carry(from.0, to.1, (number == 0).then(|| hold.clone())));
+                lanes.spawn(carry(to.0, from.1, None));
+            }
+        });
+        Self { port, held, _traffic: traffic }
+    }
+}
+
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut hold: Option<watch::Receiver<bool>>) {
+    let mut bytes = vec![0; 64 << 10];
+    while let Ok(len @ 1..) = from.read(&mut bytes).await {
+        if let Some(hold) = &mut hold {
+            hold.wait_for(|held| !held).await.unwrap();
+        }
+        if to.write_all(&bytes[..len]).await.is_err() {
+            return;
+        }
+    }
 }
 
 #[tokio::test]
@@ -250,10 +333,9 @@ async fn grant(server: &Redis, rules: &[String]) {
     server.connection().run::<()>(cmd("ACL").arg("SETUSER").arg("trunkline").arg(rules)).await.unwrap();
 }
 
-fn as_user(server: &Redis, durability: Durability) -> trunkline::store::redis::Redis {
-    let mut settings = super::bed::redis_settings(server, KEEP_ALL, durability);
-    settings.address = format!("redis://trunkline:PASSWORD@127.0.0.1:{}", server.port()).parse().unwrap();
-    trunkline::store::redis::Redis::new(settings)
+fn as_user(server: &Redis, durability: Durability) -> RedisStore {
+    let url = format!("redis://trunkline:PASSWORD@127.0.0.1:{}", server.port());
+    RedisStore::new(redis_settings(&url, KEEP_ALL, durability))
 }
 
 #[tokio::test]
@@ -265,7 +347,8 @@ async fn the_permissions_of_the_shipped_configuration_are_enough() {
     assert_eq!(redis.examine().await.unwrap().len(), 1, "no persistence is all there is to say");
     let store = Store::Redis(redis.clone());
     let mut log = Log::open(&store, "queues").await;
-    log.append(3).await.unwrap();
+    let append = log.next(3, clock::wall());
+    until_done(&mut log, &append).await;
     redis.trim(&log.name).await.unwrap();
     assert_eq!(log.entries().await, [1, 2, 3]);
     let keys: Vec<String> = server.connection().run(cmd("KEYS").arg("*")).await.unwrap();
@@ -289,4 +372,28 @@ async fn a_permission_that_is_missing_is_named() {
         let refused = as_user(&server, Durability::Written).examine().await.unwrap_err().to_string();
         assert!(refused.contains(name) && refused.contains("may not run"), "{rule}: {refused}");
     }
+}
+
+#[tokio::test]
+async fn when_a_sentinel_promotes_a_replica_the_writer_goes_on_there() {
+    let (mut primary, replica) = (Redis::volatile(), Redis::volatile());
+    follow(&replica, &primary).await;
+    let sentinel = Redis::sentinel(&primary);
+    let watcher = sentinel.connection();
+    eventually("the Sentinel knows the replica", async || {
+        let known: Vec<redis::Value> = watcher.run(cmd("SENTINEL").arg("replicas").arg("main")).await.unwrap();
+        known.len() == 1
+    })
+    .await;
+    let url = format!("redis+sentinel://127.0.0.1:{},127.0.0.1:{}/main", free_port(), sentinel.port());
+    let redis = RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written));
+    redis.examine().await.unwrap();
+    let mut log = Log::open(&Store::Redis(redis), "queues").await;
+    log.append(5).await.unwrap();
+    eventually("the replica has it", async || last_of(&replica).await == Some("5".to_owned())).await;
+    primary.kill();
+    let append = log.next(2, clock::wall());
+    until_done(&mut log, &append).await;
+    assert_eq!(last_of(&replica).await, Some("7".to_owned()));
+    assert_eq!(log.entries().await, (1..=7).collect::<Vec<_>>());
 }

@@ -46,9 +46,11 @@ impl CommandError {
 
 /// An error for people, with its kind where the text alone says little.
 pub(super) fn text(error: &RedisError) -> String {
-    match error.kind() {
-        ErrorKind::Io => format!("the network says: {error}"),
-        ErrorKind::AuthenticationFailed => format!("user or password is refused: {error}"),
-        _ => error.to_string(),
+    if error.kind() == ErrorKind::Io {
+        format!("the network says: {error}")
+    } else if error.kind() == ErrorKind::AuthenticationFailed {
+        format!("user or password is refused: {error}")
+    } else {
+        error.to_string()
     }
 }

@@ -10,19 +10,22 @@ end
 local last, bytes = tonumber(held[3]), tonumber(held[4] or '0')
 local beyond, moment, room = last - tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local slice, overhead = tonumber(ARGV[6]), tonumber(ARGV[7])
-local gone, freed, first = 0, 0, ''
-for _, entry in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', slice)) do
+local gone, freed, first = 0, 0, nil
+local function outlived(entry)
   first = tonumber(string.match(entry[1], '^%d+'))
-  local fields = entry[2]
-  local outlived = first <= beyond or tonumber(fields[6]) < moment or bytes - freed > room
-  if first >= last or not outlived then
-    break
+  return first < last and (first <= beyond or tonumber(entry[2][6]) < moment or bytes - freed > room)
+end
+-- Most of the time nothing is to be done, and one entry tells.
+local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')[1]
+if oldest and outlived(oldest) then
+  for _, entry in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', slice)) do
+    if not outlived(entry) then
+      break
+    end
+    gone, freed, first = gone + 1, freed + #entry[2][2] + overhead, first + 1
   end
-  gone, freed, first = gone + 1, freed + #fields[2] + overhead, first + 1
 end
-if first ~= '' then
-  first = string.format('%.0f', first)
-end
+first = first and string.format('%.0f', first) or ''
 if gone > 0 then
   redis.call('XTRIM', log, 'MINID', first .. '-0')
   redis.call('HINCRBY', head, 'bytes', -freed)
