@@ -74,7 +74,7 @@ impl Vault {
             generation: name("generation"),
             lock: name("lock"),
             pause: name("pause"),
-            channel: name("news"),
+            channel: format!("{prefix}:token:{account}:news"),
         }
     }
 
