@@ -13,7 +13,7 @@ use self::world::{Faults, Plan};
 use super::explore::explore;
 
 /// Enough for most plans to be seen whole; the others are seen as far as that.
-const STATES_MAX: usize = 60_000;
+const STATES_MAX: usize = 80_000;
 
 const NONE: Faults = Faults { crashes: 0, naps: 0, cuts: 0, late: 0, losses: 0, failovers: 0, drains: 0, joins: 0 };
 

@@ -281,7 +281,6 @@ impl World {
                 return Ok(Some(Input::Listed { records: self.store.records.clone() }));
             }
             Output::Change { stream, expected, record } => {
-                self.nonce += 1;
                 return self.request(at, Late { stream, expected, record, outcome: None }, is_cut);
             }
             Output::Beat if replica.suffers(Trouble::Loss) => (),
@@ -324,6 +323,7 @@ impl World {
             return answer(change.stream, change.record.fence, Outcome::Unknown);
         }
         if self.replicas[at].suffers(Trouble::LateRequest) {
+            self.nonce += 1;
             self.replicas[at].late = Some(change);
             return Ok(None);
         }
@@ -346,6 +346,8 @@ impl World {
             self.past.pop();
             return Ok(outcome);
         }
+        // The nonce of a change that was refused is known to nobody: it is drawn again, or the model had no end.
+        self.nonce += 1;
         let me = self.replicas[at].id;
         if record.holder == Some(me) {
             self.may_be_taken(before, me)?;
