@@ -95,7 +95,15 @@ impl Intake {
         self.buffer.len() + self.recovery.held() + self.kept_back()
     }
 
-    /// How many events of a successor wait for the old session.
+    /// What is remembered of an overlap, while there is something.
+    fn twins(&mut self) -> Option<&mut Twins> {
+        match &mut self.numbering {
+            Numbering::Numbered { .. } => None,
+            Numbering::Unnumbered { twins } => twins.as_mut(),
+        }
+    }
+
+    /// How much of a successor waits for the old session: events, and holes between them.
     pub(super) fn kept_back(&self) -> usize {
         match &self.numbering {
             Numbering::Numbered { .. } | Numbering::Unnumbered { twins: None } => 0,
@@ -152,21 +160,21 @@ impl Intake {
 
     /// What this session brings waits until the old one has answered.
     pub(super) fn keep_back(&mut self, successor: SessionId) {
-        if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
+        if let Some(twins) = self.twins() {
             twins.hold(successor);
         }
     }
 
     /// A successor is lost while the old session has not answered.
     pub(super) fn lose_successor(&mut self) {
-        if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
+        if let Some(twins) = self.twins() {
             twins.lose_successor();
         }
     }
 
     /// The old session will not answer.
     pub(super) fn write_off(&mut self) {
-        if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
+        if let Some(twins) = self.twins() {
             twins.write_off();
         }
     }
@@ -174,8 +182,8 @@ impl Intake {
     /// Nothing that a successor brought has to wait any longer.
     pub(super) fn let_in(&mut self, now: Now) -> TakenIn {
         let mut taken = TakenIn::default();
-        let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering else { return taken };
-        for kept in twins.release(now.at) {
+        let kept = self.twins().map(|twins| twins.release(now.at));
+        for kept in kept.into_iter().flatten() {
             match kept {
                 Kept::Event(session, event) => self.event(event, session, now, &mut taken),
                 Kept::Break => self.gap(Gap::unknown(GapReason::NoReplay), now, &mut taken),
@@ -186,14 +194,14 @@ impl Intake {
 
     /// One socket is left.
     pub(super) fn overlap_ends(&mut self, now: Now) {
-        if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
+        if let Some(twins) = self.twins() {
             twins.end(now.at);
         }
     }
 
     /// Frames are left unread for our own reasons.
     pub(super) fn excuse(&mut self, now: Now) {
-        if let Numbering::Unnumbered { twins: Some(twins) } = &mut self.numbering {
+        if let Some(twins) = self.twins() {
             twins.excuse(now.at);
         }
     }

@@ -38,7 +38,6 @@ pub(super) struct Twins {
 struct Successor {
     first: SessionId,
     kept: Vec<Kept>,
-    events: usize,
     /// The old session will not answer.
     alone: bool,
 }
@@ -83,7 +82,7 @@ impl Twins {
 
     /// From here on the events of this session, and of later ones, wait.
     pub(super) fn hold(&mut self, session: SessionId) {
-        self.successor.get_or_insert(Successor { first: session, kept: Vec::new(), events: 0, alone: false });
+        self.successor.get_or_insert(Successor { first: session, kept: Vec::new(), alone: false });
     }
 
     /// The newest of them is lost.
@@ -107,7 +106,6 @@ impl Twins {
         match &mut self.successor {
             Some(successor) if session >= successor.first => {
                 successor.kept.push(Kept::Event(session, event));
-                successor.events += 1;
                 None
             }
             Some(_) | None => Some(event),
@@ -115,7 +113,7 @@ impl Twins {
     }
 
     pub(super) fn held(&self) -> usize {
-        self.successor.as_ref().map_or(0, |successor| successor.events)
+        self.successor.as_ref().map_or(0, |successor| successor.kept.len())
     }
 
     /// What waited is to be taken in now; the breaks that are left are holes.
