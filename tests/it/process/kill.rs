@@ -69,18 +69,28 @@ pub(super) fn place(after: Option<String>) -> String {
 }
 
 pub(super) async fn follow_lines(board: Arc<Board>, seen: Arc<Seen>) {
+    follow_text(board, seen, "application/x-ndjson", "\n", |line| Some(line).filter(|line| !line.is_empty())).await;
+}
+
+/// Follows a text in pieces that each end with `end`; `entry` finds the entry in a line.
+pub(super) async fn follow_text(
+    board: Arc<Board>,
+    seen: Arc<Seen>,
+    accept: &str,
+    end: &str,
+    entry: impl Fn(&str) -> Option<&str>,
+) {
     loop {
         let url = format!("{}{}", board.get().await, place(seen.last_id()));
-        let Ok(mut answer) = client().get(url).header("accept", "application/x-ndjson").send().await else { continue };
+        let Ok(mut answer) = client().get(url).header("accept", accept).send().await else { continue };
         seen.connected();
         let mut rest = Vec::new();
         while let Ok(Some(chunk)) = answer.chunk().await {
             rest.extend_from_slice(&chunk);
-            let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
-            let lines: Vec<u8> = rest.drain(..=end).collect();
-            for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-                seen.push(Entry::read(std::str::from_utf8(line).unwrap()));
-            }
+            let Some(last) = rest.windows(end.len()).rposition(|piece| piece == end.as_bytes()) else { continue };
+            let pieces: Vec<u8> = rest.drain(..last + end.len()).collect();
+            let text = String::from_utf8(pieces).unwrap();
+            text.lines().filter_map(&entry).for_each(|entry| seen.push(Entry::read(entry)));
         }
     }
 }

@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 
 use super::{
     child::{Child, PATIENCE, eventually},
-    kill::{Board, Seen, follow_lines, place},
-    log::{Entry, assert_whole, pages},
-    relay::{Relay, client},
+    kill::{Board, Seen, follow_lines, follow_text},
+    log::{assert_whole, pages},
+    relay::Relay,
     site::Site,
 };
 use crate::harness::{Redis, free_port};
@@ -165,19 +165,5 @@ fn certificates(folder: &Path) -> PathBuf {
 }
 
 async fn follow_events(board: Arc<Board>, seen: Arc<Seen>) {
-    loop {
-        let url = format!("{}{}", board.get().await, place(seen.last_id()));
-        let Ok(mut answer) = client().get(url).header("accept", "text/event-stream").send().await else { continue };
-        seen.connected();
-        let mut rest = Vec::new();
-        while let Ok(Some(chunk)) = answer.chunk().await {
-            rest.extend_from_slice(&chunk);
-            let Some(end) = rest.windows(2).rposition(|pair| pair == b"\n\n") else { continue };
-            let events: Vec<u8> = rest.drain(..end + 2).collect();
-            let text = String::from_utf8(events).unwrap();
-            for data in text.lines().filter_map(|line| line.strip_prefix("data:")) {
-                seen.push(Entry::read(data.trim_start()));
-            }
-        }
-    }
+    follow_text(board, seen, "text/event-stream", "\n\n", |line| line.strip_prefix("data:").map(str::trim_start)).await;
 }

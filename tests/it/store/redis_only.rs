@@ -220,8 +220,8 @@ async fn a_wiped_server_refuses_its_former_holder_and_begins_anew() {
     assert_eq!(anew.state.lineage.standing(log.mark(2), Offset::START), Standing::Foreign);
 }
 
-#[tokio::test]
-async fn after_a_failover_that_lost_entries_cursors_are_good_up_to_where_it_was() {
+/// Two servers of which the second was promoted when the log had 5 entries; the first has 3 more, and the writer.
+async fn parted() -> (Redis, Redis, Log) {
     let (old, new) = (Redis::volatile(), Redis::volatile());
     let mut log = Log::open(&store(&old), "queues").await;
     follow(&new, &old).await;
@@ -229,7 +229,12 @@ async fn after_a_failover_that_lost_entries_cursors_are_good_up_to_where_it_was(
     eventually("the replica has it", async || last_of(&new).await == Some("5".to_owned())).await;
     promote(&new).await;
     log.append(3).await.unwrap();
+    (old, new, log)
+}
 
+#[tokio::test]
+async fn after_a_failover_that_lost_entries_cursors_are_good_up_to_where_it_was() {
+    let (_old, new, log) = parted().await;
     let mut after = Log::open(&store(&new), "queues").await;
     assert_eq!(after.state.last, Offset(5));
     assert_eq!(after.state.checkpoint, Some(super::checkpoint(5)), "the position went back with the log");
@@ -242,13 +247,7 @@ async fn after_a_failover_that_lost_entries_cursors_are_good_up_to_where_it_was(
 
 #[tokio::test]
 async fn a_writer_that_is_ahead_of_the_new_primary_does_not_go_on() {
-    let (old, new) = (Redis::volatile(), Redis::volatile());
-    let mut log = Log::open(&store(&old), "queues").await;
-    follow(&new, &old).await;
-    log.append(5).await.unwrap();
-    eventually("the replica has it", async || last_of(&new).await == Some("5".to_owned())).await;
-    promote(&new).await;
-    log.append(3).await.unwrap();
+    let (old, new, mut log) = parted().await;
     // The former primary follows the new one: what it had beyond it is gone.
     follow(&old, &new).await;
     promote(&old).await;
