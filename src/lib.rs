@@ -5,7 +5,7 @@
 //!
 //! - [`model`]: the words. [`connector`]: what a platform is. [`protocol`]: the rules of every conversation, pure.
 //! - [`store`] and [`event_log`]: what was heard, durable, and its readers. The only road from a platform to a consumer.
-//! - [`auth`]: tokens. [`upstream`]: a task per stream, which carries out its rules over sockets and REST calls.
+//! - [`replica`]: which streams this process keeps. [`auth`]: tokens. [`upstream`]: a task per stream, which carries out its rules over sockets and REST calls.
 //! - [`downstream`]: consumers over HTTP. [`admin`]: health, metrics, status, an operator's wishes.
 //! - [`config`]: the file. [`app`] builds every part from it and drains them in order. [`cli`]: a file a command.
 //! - [`simulator`]: fake platforms, written from the platforms' documents; it knows nothing of the rest.
@@ -26,6 +26,7 @@ pub mod event_log;
 pub mod listener;
 pub mod model;
 pub mod protocol;
+pub mod replica;
 pub mod simulator;
 pub mod store;
 pub mod tasks;

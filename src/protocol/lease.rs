@@ -13,7 +13,7 @@ mod seat;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -52,8 +52,8 @@ pub struct Settings {
     pub streams: Vec<StreamName>,
     /// How many streams it takes at most.
     pub limit: usize,
-    /// Whether it holds a session ready for streams of others.
-    pub standby: bool,
+    /// Streams for which some other replica than the holder keeps a session ready.
+    pub standby: BTreeSet<StreamName>,
     /// How long a membership lasts that is not renewed.
     pub life: Duration,
     /// Between two beats of a holder.
@@ -418,7 +418,8 @@ impl Lease {
 
     /// Whether there is something that a standby should know to be alive.
     fn beats(&self) -> bool {
-        self.membership.is_sure() && self.seats.values().any(|seat| seat.fence().is_some())
+        let followed = |stream: &StreamName| self.seats.get(stream).is_some_and(|seat| seat.fence().is_some());
+        self.membership.is_sure() && self.settings.standby.iter().any(followed)
     }
 
     fn limit(&self) -> usize {

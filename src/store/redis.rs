@@ -9,6 +9,7 @@ mod examination;
 mod keys;
 mod log;
 mod reads;
+pub mod registry;
 pub mod vault;
 
 use std::{

@@ -177,7 +177,7 @@ impl Lease {
     fn follow_holders(&mut self, places: &BTreeMap<StreamName, Place>, now: Boot) {
         for (stream, place) in places {
             let Place::Held(holder) = place else { continue };
-            let wanted = self.settings.standby
+            let wanted = self.settings.standby.contains(stream)
                 && *holder != self.settings.me
                 && plan::standby(stream, *holder, &self.members) == Some(self.settings.me);
             let Some(seat) = self.seats.get_mut(stream).filter(|seat| seat.asked_for.is_none()) else { continue };

@@ -258,7 +258,7 @@ fn play(script: Script<'_>) {
         me: ME,
         streams: vec![stream("a"), stream("b")],
         limit: 9,
-        standby: true,
+        standby: [stream("a"), stream("b")].into(),
         life: Duration::from_secs(2),
         beat: Duration::from_millis(100),
         silence: Duration::from_millis(400),

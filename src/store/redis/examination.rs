@@ -26,7 +26,7 @@ pub(super) async fn examine(connection: &Connection, prefix: &str) -> Result<Vec
     let probe = key(prefix, "probe", "probe");
     let about = about(connection, &probe).await?;
     too_old(&about)?;
-    permissions(connection, &probe).await?;
+    permissions(connection, &probe, &format!("{prefix}:probe")).await?;
     let save = save(connection, &probe).await;
     Ok([policy(&about), persistence(&about, save.as_deref())].into_iter().flatten().collect())
 }
@@ -43,11 +43,12 @@ async fn save(connection: &Connection, probe: &str) -> Option<String> {
     pairs.into_iter().find(|(name, _)| name == "save").map(|(_, when)| when)
 }
 
-async fn permissions(connection: &Connection, probe: &str) -> Result<(), Unfit> {
+async fn permissions(connection: &Connection, probe: &str, channel: &str) -> Result<(), Unfit> {
+    let channel = channel.as_bytes();
     let script = Script::new(include_str!("scripts/probe.lua"));
-    let refused: Vec<String> = connection.run(&script.in_full(&[probe], &[])).await.map_err(unfit)?;
+    let refused: Vec<String> = connection.run(&script.in_full(&[probe], &[channel])).await.map_err(unfit)?;
     // It is known by now: this tries the other way to run a script.
-    let _: Vec<String> = connection.run(&script.by_name(&[probe], &[])).await.map_err(unfit)?;
+    let _: Vec<String> = connection.run(&script.by_name(&[probe], &[channel])).await.map_err(unfit)?;
     let _: Value = connection.run(cmd("XRANGE").arg(probe).arg("-").arg("+")).await.map_err(unfit)?;
     if refused.is_empty() { Ok(()) } else { Err(Unfit::Forbidden(refused.join("; "))) }
 }

@@ -1,6 +1,6 @@
 #!lua
--- Tries every command that the other scripts run, and leaves nothing behind. KEYS: a key of its own. Returns a line for
--- each that is refused.
+-- Tries every command that the other scripts run, and leaves nothing behind. KEYS: a key of its own. ARGV: a channel.
+-- Returns a line for each that is refused.
 local probe = KEYS[1]
 local refused = {}
 local function try(name, ...)
@@ -19,6 +19,11 @@ try('del', 'DEL', probe)
 try('set', 'SET', probe, '1', 'PX', '1000')
 try('get', 'GET', probe)
 redis.pcall('DEL', probe)
+try('sadd', 'SADD', probe, '1')
+try('smembers', 'SMEMBERS', probe)
+try('srem', 'SREM', probe, '1')
+redis.pcall('DEL', probe)
+try('publish', 'PUBLISH', ARGV[1], '')
 try('xadd', 'XADD', probe, 'NOMKSTREAM', '1-0', 'a', 'b')
 try('xrange', 'XRANGE', probe, '-', '+')
 try('xtrim', 'XTRIM', probe, 'MINID', '1')

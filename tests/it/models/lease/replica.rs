@@ -101,7 +101,7 @@ impl Replica {
             me: id,
             streams: streams.to_vec(),
             limit: 9,
-            standby: true,
+            standby: streams.iter().cloned().collect(),
             life: LIFE,
             beat: TICK,
             silence: TICK * 2,

@@ -1,0 +1,260 @@
+//! Which replicas live, which of them has which stream, and what they say to one another.
+//!
+//! A stream's record stands in the head of its log, so that the fence that changes hands is the one that appends are
+//! compared with. Words go over pub/sub: one that is lost costs time, never an event.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures_util::future::try_join_all;
+use redis::cmd;
+
+use super::{
+    connection::{CommandError, Connection, Listener, Script},
+    keys::{Keys, key},
+};
+use crate::{
+    model::{Fence, ReplicaId, StreamName},
+    protocol::lease::{Member, Note, Record},
+};
+
+/// What one replica sees of all.
+#[derive(Debug)]
+pub struct Registry {
+    connection: Connection,
+    prefix: String,
+    me: ReplicaId,
+    renew: Script,
+    leave: Script,
+    change: Script,
+}
+
+/// Something that a replica says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Word {
+    /// To all: it lives.
+    Beat,
+    /// To one.
+    Note { to: ReplicaId, note: Note },
+}
+
+/// What was heard, and from whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    Beat { from: ReplicaId },
+    Note { from: ReplicaId, note: Note },
+}
+
+/// A record as it stands in a head: number, nonce, holder.
+type Row = (Option<String>, Option<String>, Option<String>);
+
+impl Registry {
+    /// What `me` sees over this connection. It should be one that no append holds up.
+    pub fn new(connection: Connection, prefix: &str, me: ReplicaId) -> Self {
+        Self {
+            connection,
+            prefix: prefix.to_owned(),
+            me,
+            renew: Script::new(include_str!("scripts/replica_renew.lua")),
+            leave: Script::new(include_str!("scripts/replica_leave.lua")),
+            change: Script::new(include_str!("scripts/change.lua")),
+        }
+    }
+
+    /// Lives on for `life`, and says that it takes `limit` streams at most. Returns all that live, itself among them.
+    pub async fn renew(&self, limit: usize, life: Duration) -> Result<Vec<Member>, CommandError> {
+        let (known, mine) = self.membership();
+        let (me, limit, life) = (self.me.to_string(), limit.to_string(), life.as_millis().to_string());
+        let members = self.memberships();
+        let arguments = [me.as_bytes(), limit.as_bytes(), life.as_bytes(), members.as_bytes()];
+        let answer: Vec<(String, String)> = self.connection.call(&self.renew, &[&known, &mine], &arguments).await?;
+        let strange = || CommandError::NoAnswer(format!("{known} holds what is no replica"));
+        answer.iter().map(|(replica, limit)| member(replica, limit).ok_or_else(strange)).collect()
+    }
+
+    /// It lives no longer.
+    pub async fn leave(&self) -> Result<(), CommandError> {
+        let (known, mine) = self.membership();
+        let me = self.me.to_string();
+        self.connection.call::<u64>(&self.leave, &[&known, &mine], &[me.as_bytes()]).await.map(drop)
+    }
+
+    /// The records that there are of these streams.
+    pub async fn records(&self, streams: &[StreamName]) -> Result<BTreeMap<StreamName, Record>, CommandError> {
+        let records = try_join_all(streams.iter().map(|stream| self.record(stream))).await?;
+        let named = streams.iter().cloned().zip(records);
+        Ok(named.filter_map(|(stream, record)| Some((stream, record?))).collect())
+    }
+
+    async fn record(&self, stream: &StreamName) -> Result<Option<Record>, CommandError> {
+        let head = Keys::of(&self.prefix, stream).head;
+        let row: Row = self.connection.run(cmd("HMGET").arg(&head).arg(&["number", "nonce", "holder"])).await?;
+        match row {
+            (None, None, _) => Ok(None),
+            row => match record(&row) {
+                Some(record) => Ok(Some(record)),
+                None => Err(CommandError::NoAnswer(format!("{head} holds what is no record: {row:?}"))),
+            },
+        }
+    }
+
+    /// Sets a record if its fence is the one expected (none: if nobody ever had the stream). Whether that was done.
+    pub async fn change(
+        &self,
+        stream: &StreamName,
+        expected: Option<Fence>,
+        record: Record,
+    ) -> Result<bool, CommandError> {
+        let head = Keys::of(&self.prefix, stream).head;
+        let (number, nonce) = expected.map(texts).unwrap_or_default();
+        let (number_next, nonce_next) = texts(record.fence);
+        let holder = record.holder.map(|holder| holder.to_string()).unwrap_or_default();
+        let arguments = [&number, &nonce, &number_next, &nonce_next, &holder].map(String::as_bytes);
+        self.connection.call(&self.change, &[&head], &arguments).await
+    }
+
+    /// Says something.
+    pub async fn say(&self, word: &Word) -> Result<(), CommandError> {
+        let (channel, text) = match word {
+            Word::Beat => (self.beats(), self.me.to_string()),
+            Word::Note { to, note } => (self.notes(*to), format!("{} {}", self.me, written(note))),
+        };
+        self.connection.run::<u64>(cmd("PUBLISH").arg(channel).arg(text)).await.map(drop)
+    }
+
+    /// Hears what others say to all, and to this one.
+    pub async fn listen(&self) -> Result<Words, CommandError> {
+        let (beats, notes) = (self.beats(), self.notes(self.me));
+        let listener = self.connection.listen(&[&beats, &notes]).await?;
+        Ok(Words { listener, me: self.me, beats })
+    }
+
+    fn membership(&self) -> (String, String) {
+        (key(&self.prefix, "replicas", "known"), format!("{}{}", self.memberships(), self.me))
+    }
+
+    fn memberships(&self) -> String {
+        key(&self.prefix, "replicas", "lives:")
+    }
+
+    fn beats(&self) -> String {
+        format!("{}:replicas:beats", self.prefix)
+    }
+
+    fn notes(&self, to: ReplicaId) -> String {
+        format!("{}:replicas:notes:{to}", self.prefix)
+    }
+}
+
+/// What replicas say.
+#[derive(Debug)]
+pub struct Words {
+    listener: Listener,
+    me: ReplicaId,
+    beats: String,
+}
+
+impl Words {
+    /// What was said next by another replica. None when the connection is lost.
+    pub async fn next(&mut self) -> Option<Heard> {
+        loop {
+            let (channel, bytes) = self.listener.next().await?;
+            let text = String::from_utf8_lossy(&bytes);
+            match heard(channel == self.beats, &text) {
+                Some(Heard::Beat { from } | Heard::Note { from, .. }) if from == self.me => (),
+                Some(heard) => return Some(heard),
+                None => tracing::debug!(channel, "a word that nobody understands"),
+            }
+        }
+    }
+}
+
+fn heard(is_beat: bool, text: &str) -> Option<Heard> {
+    if is_beat {
+        return Some(Heard::Beat { from: replica(text)? });
+    }
+    let (from, note) = text.split_once(' ')?;
+    Some(Heard::Note { from: replica(from)?, note: read(note)? })
+}
+
+fn written(note: &Note) -> String {
+    match note {
+        Note::Ask { stream } => format!("ask {stream}"),
+        Note::Ready { stream } => format!("ready {stream}"),
+        Note::Given { stream, fence } => format!("given {stream} {fence}"),
+    }
+}
+
+fn read(text: &str) -> Option<Note> {
+    let words: Vec<&str> = text.split(' ').collect();
+    match words[..] {
+        ["ask", stream] => Some(Note::Ask { stream: stream.parse().ok()? }),
+        ["ready", stream] => Some(Note::Ready { stream: stream.parse().ok()? }),
+        ["given", stream, fence] => {
+            let (number, nonce) = fence.split_once('-')?;
+            Some(Note::Given { stream: stream.parse().ok()?, fence: read_fence(number, nonce)? })
+        }
+        _ => None,
+    }
+}
+
+fn member(replica_text: &str, limit: &str) -> Option<Member> {
+    Some(Member { replica: replica(replica_text)?, limit: limit.parse().ok()? })
+}
+
+fn record((number, nonce, holder): &Row) -> Option<Record> {
+    let holder = match holder.as_deref() {
+        None | Some("") => None,
+        Some(text) => Some(replica(text)?),
+    };
+    Some(Record { holder, fence: read_fence(number.as_deref()?, nonce.as_deref()?)? })
+}
+
+fn replica(text: &str) -> Option<ReplicaId> {
+    u64::from_str_radix(text, 16).ok().map(ReplicaId)
+}
+
+fn read_fence(number: &str, nonce: &str) -> Option<Fence> {
+    Some(Fence { number: number.parse().ok()?, nonce: u128::from_str_radix(nonce, 16).ok()? })
+}
+
+fn texts(fence: Fence) -> (String, String) {
+    (fence.number.to_string(), format!("{:032x}", fence.nonce))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_read_as_it_was_written() {
+        let fence = Fence { number: 7, nonce: 0xabc };
+        let stream: StreamName = "queues".parse().unwrap();
+        for note in [
+            Note::Ask { stream: stream.clone() },
+            Note::Ready { stream: stream.clone() },
+            Note::Given { stream, fence },
+        ] {
+            let text = format!("{} {}", ReplicaId(0x2a), written(&note));
+            assert_eq!(heard(false, &text), Some(Heard::Note { from: ReplicaId(0x2a), note }));
+        }
+        assert_eq!(heard(true, "000000000000002a"), Some(Heard::Beat { from: ReplicaId(0x2a) }));
+    }
+
+    #[test]
+    fn what_is_no_word_is_none() {
+        for text in ["", "2a", "2a ask", "x ask queues", "2a given queues 7", "2a given queues 7-x", "2a ask a b"] {
+            assert_eq!(heard(false, text), None, "{text}");
+        }
+        assert_eq!(heard(true, "x"), None);
+    }
+
+    #[test]
+    fn a_record_may_have_no_holder() {
+        let row = |holder: Option<&str>| (Some("4".to_owned()), Some("ff".to_owned()), holder.map(str::to_owned));
+        let fence = Fence { number: 4, nonce: 255 };
+        assert_eq!(record(&row(None)), Some(Record { holder: None, fence }));
+        assert_eq!(record(&row(Some(""))), Some(Record { holder: None, fence }));
+        assert_eq!(record(&row(Some("2a"))), Some(Record { holder: Some(ReplicaId(42)), fence }));
+        assert_eq!(record(&row(Some("nobody"))), None);
+    }
+}
