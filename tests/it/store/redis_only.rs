@@ -251,7 +251,7 @@ async fn a_writer_that_is_ahead_of_the_new_primary_does_not_go_on() {
     // The former primary follows the new one: what it had beyond it is gone.
     follow(&old, &new).await;
     promote(&old).await;
-    assert!(matches!(log.append(1).await, Err(AppendError::Broken(_))));
+    assert!(matches!(log.append(1).await, Err(AppendError::Moved(_))));
 }
 
 #[tokio::test]
