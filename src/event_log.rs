@@ -10,6 +10,7 @@ mod writer;
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
@@ -23,7 +24,7 @@ pub use self::{
 };
 use crate::{
     model::{Batch, Epoch, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp},
-    store::{AppendError, Extent, ReadError, Store},
+    store::{AppendError, Extent, News, ReadError, Store},
 };
 
 /// How far a log goes. Sent when it moves; carries no events.
@@ -137,6 +138,22 @@ impl EventLog {
         let state = self.shared.store.claim(&self.shared.name, under).await?;
         self.shared.settle(Extent { lineage: state.lineage.clone(), first: state.first, last: state.safe });
         Ok(Writer::new(Arc::clone(&self.shared), state))
+    }
+
+    /// Shows readers what others append, until it is dropped; run by whoever owns the log while this process has no
+    /// [`Writer`] of it. All readers are fed by this one follower. Cancel-safe; it fails only when the store is closed.
+    pub async fn follow(&self) -> Result<Infallible, ReadError> {
+        let mut follower = self.shared.store.follower(&self.shared.name);
+        loop {
+            let (epoch, shown) = self.shared.reached();
+            match follower.next(epoch, shown).await? {
+                News::Entries(batches) => {
+                    let last = batches.last().map_or(shown, |newest| newest.last());
+                    self.shared.show(batches, epoch, last);
+                }
+                News::Elsewhere(extent) => self.shared.settle(extent),
+            }
+        }
     }
 
     /// A reader that starts after `after`, an offset of this log (see [`EventLog::standing`]).

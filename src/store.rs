@@ -74,6 +74,34 @@ pub enum AppendError {
     Broken(String),
 }
 
+/// What somebody who knew a log hears of it.
+#[derive(Debug)]
+pub enum News {
+    /// These follow what was known, and may be shown.
+    Entries(Vec<Arc<Batch>>),
+    /// It is in another epoch, or what followed is not held any more: this is how far it goes.
+    Elsewhere(Extent),
+}
+
+/// Hears what other processes append to a log.
+#[derive(Debug)]
+pub enum Follower {
+    /// There are no other processes.
+    Embedded,
+    Redis(Box<redis::Follower>),
+}
+
+impl Follower {
+    /// Waits for what is news to somebody who knows the log up to `last` of `epoch`. It goes on by itself after trouble,
+    /// and fails when the store is closed. Cancel-safe.
+    pub async fn next(&mut self, epoch: Epoch, last: Offset) -> Result<News, ReadError> {
+        match self {
+            Self::Embedded => std::future::pending().await,
+            Self::Redis(follower) => follower.next(epoch, last).await,
+        }
+    }
+}
+
 /// Entries could not be read.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the store could not be read: {0}")]
@@ -117,6 +145,14 @@ impl Store {
         match self {
             Self::Embedded(store) => store.append(append).await,
             Self::Redis(store) => Box::pin(store.append(append)).await,
+        }
+    }
+
+    /// Follows the log, over a connection of its own where it needs one.
+    pub fn follower(&self, stream: &StreamName) -> Follower {
+        match self {
+            Self::Embedded(_) => Follower::Embedded,
+            Self::Redis(store) => Follower::Redis(Box::new(store.follower(stream))),
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod connection;
 mod examination;
+mod follower;
 mod head;
 mod keys;
 mod log;
@@ -22,7 +23,6 @@ use std::{
 use redis::cmd;
 use tokio_util::sync::CancellationToken;
 
-pub use self::examination::Unfit;
 use self::{
     address::Address,
     connection::{CommandError, Connection, Limits},
@@ -30,6 +30,7 @@ use self::{
     log::{Log, Scripts},
     view::View,
 };
+pub use self::{examination::Unfit, follower::Follower};
 use super::{Append, AppendError, Extent, LogState, ReadError, Retention};
 use crate::{
     clock,
@@ -211,6 +212,10 @@ impl Redis {
         let view = self.shared.view(stream);
         let found = reads::offset_before(&self.shared.connection, &view.keys, last, moment).await;
         found.inspect_err(|_| metrics::store_failed("read"))
+    }
+
+    pub(super) fn follower(&self, stream: &StreamName) -> Follower {
+        Follower::new(self.clone(), stream)
     }
 
     pub(super) fn first(&self, stream: &StreamName) -> Offset {

@@ -18,16 +18,16 @@ const COUNT_MAX: usize = 4096;
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// An entry as it comes over the wire: its id, and names and values in turn.
-type Wire = (String, Vec<Vec<u8>>);
+pub(super) type Wire = (String, Vec<Vec<u8>>);
 
 /// An entry as it was stored.
 #[derive(Debug)]
 pub(super) struct Stored {
-    offset: Offset,
-    epoch: Epoch,
-    json: Vec<u8>,
-    kind: (u16, u16),
-    received: Timestamp,
+    pub(super) offset: Offset,
+    pub(super) epoch: Epoch,
+    pub(super) json: Vec<u8>,
+    pub(super) kind: (u16, u16),
+    pub(super) received: Timestamp,
 }
 
 /// The entries after `after` and up to `last`, until `bytes_max` is reached; at least one if there is one.
@@ -97,7 +97,7 @@ async fn range(
     entries.into_iter().map(|entry| stored(entry).ok_or_else(damaged)).collect()
 }
 
-fn stored((id, fields): Wire) -> Option<Stored> {
+pub(super) fn stored((id, fields): Wire) -> Option<Stored> {
     let [_, json, _, kind, _, received] = <[Vec<u8>; 6]>::try_from(fields).ok()?;
     let (at, len) = std::str::from_utf8(&kind).ok()?.split_once('+')?;
     Some(Stored {

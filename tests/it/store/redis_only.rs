@@ -365,6 +365,8 @@ async fn a_permission_that_is_missing_is_named() {
         ("-eval", "eval"),
         ("-evalsha", "evalsha"),
         ("-xrange", "xrange"),
+        ("-xread", "xread"),
+        ("-hdel", "hdel"),
     ] {
         let rules = documented_rules();
         grant(&server, &[&["reset".to_owned()], &rules[..], &[rule.to_owned()]].concat()).await;
