@@ -169,7 +169,7 @@ async fn serve(
     let stream: StreamName = STREAM.parse().expect("a name");
     let settings = LogSettings { tail_bytes: 16 << 20 };
     let logs = EventLogs::open(Store::Embedded(store), &[(stream.clone(), source())], &settings).await.expect("a log");
-    let log = logs.get(&stream).expect("it was opened").clone();
+    let writer = logs.get(&stream).expect("it was opened").claim(None).await.expect("nobody else has it");
     let server = Server::bind(Settings::new(([127, 0, 0, 1], 0).into())).expect("a free port");
     let address = server.address();
     let mut tasks = Tasks::new("bench");
@@ -188,7 +188,7 @@ async fn serve(
     let events: Vec<Event> = (0..EVENTS).map(|_| event()).collect();
     let checkpoint = Checkpoint { position: None, heard_at: Timestamp(0) };
     while let Some(done) = wishes.recv().await {
-        log.append(&events, checkpoint).await.expect("a healthy store");
+        writer.append(&events, checkpoint).await.expect("a healthy store");
         done.send(()).expect("somebody waits");
     }
 }

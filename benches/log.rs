@@ -11,7 +11,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use trunkline::{
-    event_log::{self, EventLog, EventLogs, Read},
+    event_log::{self, EventLog, EventLogs, Read, Writer},
     model::{BatchBuilder, Body, Checkpoint, Epoch, Event, Offset, Position, Sequence, Source, StreamName, Timestamp},
     store::{
         Store,
@@ -48,12 +48,14 @@ fn stream() -> (StreamName, Source) {
     (stream, source)
 }
 
-async fn open(path: &Path, tail_bytes: usize) -> EventLog {
+async fn open(path: &Path, tail_bytes: usize) -> (EventLog, Writer) {
     let retention = Retention { events: EVENTS_KEPT, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
     let store = Embedded::open(&embedded::Settings { path: path.to_owned(), retention }).unwrap();
     let settings = event_log::Settings { tail_bytes };
     let logs = EventLogs::open(Store::Embedded(store), &[stream()], &settings).await.unwrap();
-    logs.iter().next().unwrap().1.clone()
+    let log = logs.iter().next().unwrap().1.clone();
+    let writer = log.claim(None).await.unwrap();
+    (log, writer)
 }
 
 fn directory() -> TempDir {
@@ -94,11 +96,11 @@ fn append(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("append");
     for (name, len) in [("256 events of 1 KiB", APPEND_LEN), ("1 event of 1 KiB", 1)] {
         let directory = directory();
-        let log = runtime.block_on(open(directory.path(), 8 << 20));
+        let (_, writer) = runtime.block_on(open(directory.path(), 8 << 20));
         let events = vec![event(); len];
         group.throughput(Throughput::Elements(len as u64));
         group.bench_function(name, |bencher| {
-            bencher.iter(|| runtime.block_on(log.append(&events, checkpoint())).unwrap());
+            bencher.iter(|| runtime.block_on(writer.append(&events, checkpoint())).unwrap());
         });
     }
     group.finish();
@@ -114,11 +116,11 @@ fn read(criterion: &mut Criterion) {
         ("from the tail, batches of 256", usize::MAX, APPEND_LEN, 40),
     ] {
         let directory = directory();
-        let log = runtime.block_on(open(directory.path(), tail_bytes));
+        let (log, writer) = runtime.block_on(open(directory.path(), tail_bytes));
         let events = vec![event(); len];
         runtime.block_on(async {
             for _ in 0..count {
-                log.append(&events, checkpoint()).await.unwrap();
+                writer.append(&events, checkpoint()).await.unwrap();
             }
         });
         group.throughput(Throughput::Elements((len * count) as u64));

@@ -80,7 +80,7 @@ impl App {
         let mut operators = Tasks::new("admin");
         let sharing = sharing(&config, &store).await?;
         let tokens = start_accounts(&config, sharing.as_ref(), &mut accounts)?;
-        let streams = start_streams(&config, &logs, &tokens, &mut upstream)?;
+        let streams = start_streams(&config, &logs, &tokens, &mut upstream).await?;
         let consumers_at = server.address();
         let live = streams.clone();
         server.start(&mut downstream, logs.clone(), move |stream: &StreamName| live.is_live(stream));
@@ -165,7 +165,7 @@ impl Trial {
         let logs = open_logs(&config, &store).await?;
         let (mut accounts, mut upstream) = (Tasks::new("accounts"), Tasks::new("upstream"));
         let tokens = start_accounts(&config, None, &mut accounts)?;
-        let streams = start_streams(&config, &logs, &tokens, &mut upstream)?;
+        let streams = start_streams(&config, &logs, &tokens, &mut upstream).await?;
         Ok(Self { accounts, upstream, tokens, streams, logs, store, folder })
     }
 
@@ -307,14 +307,14 @@ fn start_accounts(
     config.accounts.iter().map(start).collect()
 }
 
-fn start_streams(
+async fn start_streams(
     config: &Config,
     logs: &EventLogs,
     tokens: &BTreeMap<AccountName, Tokens>,
     tasks: &mut Tasks,
 ) -> anyhow::Result<Streams> {
     let settings = config.streams.iter().map(|(name, stream)| stream_settings(name, stream, config)).collect();
-    Streams::start(settings, logs, tokens, &tls()?, tasks)
+    Streams::start(settings, logs, tokens, &tls()?, tasks).await
 }
 
 /// A stream's rules from its configuration.

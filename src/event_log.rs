@@ -6,28 +6,26 @@
 mod reader;
 mod tail;
 mod turn;
+mod writer;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+};
 
 use futures_util::future::try_join_all;
 use tokio::sync::watch;
 
-pub use self::reader::{Read, Reader};
-use self::{tail::Tail, turn::Turn};
-use crate::{
-    model::{
-        Batch, BatchBuilder, Checkpoint, Epoch, Event, Fence, Lineage, Mark, Offset, Source, Standing, StreamName,
-        Timestamp,
-    },
-    store::{Append, AppendError, LogState, ReadError, Store},
+use self::tail::Tail;
+pub use self::{
+    reader::{Read, Reader},
+    writer::{Opening, Writer},
 };
-
-/// Entries are stored, kept and handed on in batches of about this size: large enough that a batch costs little,
-/// small enough that a reader can bound what it takes.
-const BATCH_BYTES_MAX: usize = 256 * 1024;
-
-/// What an envelope is taken to have beside its body, when batches are cut.
-const ATTRIBUTES_LEN: usize = 512;
+use crate::{
+    model::{Batch, Epoch, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp},
+    store::{AppendError, Extent, News, ReadError, Store},
+};
 
 /// How far a log goes. Sent when it moves; carries no events.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,12 +53,8 @@ pub struct EventLogs {
 }
 
 impl EventLogs {
-    /// Opens the log of each stream.
-    pub async fn open(
-        store: Store,
-        streams: &[(StreamName, Source)],
-        settings: &Settings,
-    ) -> Result<Self, AppendError> {
+    /// Looks at the log of each stream, for readers. Nothing is written; who writes [claims](EventLog::claim) it.
+    pub async fn open(store: Store, streams: &[(StreamName, Source)], settings: &Settings) -> Result<Self, ReadError> {
         let opening = streams.iter().map(|(stream, source)| EventLog::open(&store, stream, source, settings));
         let logs = try_join_all(opening).await?;
         let logs = logs.into_iter().map(|log| (log.name().clone(), log)).collect();
@@ -83,18 +77,10 @@ impl EventLogs {
     }
 }
 
-/// One stream's log. Cheap to clone.
+/// One stream's log, for reading; a [`Writer`] appends to it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct EventLog {
     shared: Arc<Shared>,
-}
-
-/// What the writer found when the log was opened.
-#[derive(Debug, Clone)]
-pub struct Opening {
-    pub checkpoint: Option<Checkpoint>,
-    /// A gap with reason `store` is owed.
-    pub damaged: bool,
 }
 
 #[derive(Debug)]
@@ -102,32 +88,25 @@ struct Shared {
     name: StreamName,
     source: Source,
     store: Store,
-    epoch: Epoch,
-    fence: Fence,
-    opening: Opening,
     tail: Tail,
     end: watch::Sender<End>,
-    turn: Turn,
+    /// Held while tail and end move.
+    moving: Mutex<()>,
+    /// How often it was claimed: the newest writer alone may append.
+    claims: AtomicU64,
 }
 
 impl EventLog {
-    async fn open(
-        store: &Store,
-        stream: &StreamName,
-        source: &Source,
-        settings: &Settings,
-    ) -> Result<Self, AppendError> {
-        let LogState { lineage, first, last, checkpoint, fence, damaged } = store.open_log(stream).await?;
+    async fn open(store: &Store, stream: &StreamName, source: &Source, settings: &Settings) -> Result<Self, ReadError> {
+        let Extent { lineage, first, last } = store.look(stream).await?;
         let shared = Shared {
             name: stream.clone(),
             source: source.clone(),
             store: store.clone(),
-            epoch: lineage.current(),
-            fence,
-            opening: Opening { checkpoint, damaged },
             tail: Tail::new(settings.tail_bytes),
             end: watch::Sender::new(End { lineage, first, last, closed: false }),
-            turn: Turn::default(),
+            moving: Mutex::default(),
+            claims: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -139,10 +118,6 @@ impl EventLog {
     /// The CloudEvents `source` of its entries.
     pub fn source(&self) -> &Source {
         &self.shared.source
-    }
-
-    pub fn opening(&self) -> &Opening {
-        &self.shared.opening
     }
 
     /// How far it goes.
@@ -157,20 +132,28 @@ impl EventLog {
         self.shared.end.subscribe()
     }
 
-    /// Wraps the events, makes them durable with their position, then shows them to readers. Returns the new last
-    /// offset; without events only the checkpoint is stored. All is done or nothing.
-    ///
-    /// Callers append one at a time, and wait: an append that is dropped half-way leaves it unknown whether it was
-    /// done, and every later one is refused as [`AppendError::Broken`].
-    pub async fn append(&self, events: &[Event], checkpoint: Checkpoint) -> Result<Offset, AppendError> {
-        let turn = self.shared.turn.begin()?;
-        let batches = self.wrap(events);
-        let append =
-            Append { stream: self.shared.name.clone(), fence: self.shared.fence, batches: batches.clone(), checkpoint };
-        let outcome = self.shared.store.append(append).await;
-        turn.end();
-        outcome?;
-        Ok(self.show(batches))
+    /// Takes the log over for writing: under a new fence, or under the one that was drawn for this process already. Then
+    /// the log must hold that very fence, else [`AppendError::Fenced`]. An earlier writer of it is refused from now on.
+    pub async fn claim(&self, under: Option<Fence>) -> Result<Writer, AppendError> {
+        let state = self.shared.store.claim(&self.shared.name, under).await?;
+        self.shared.settle(Extent { lineage: state.lineage.clone(), first: state.first, last: state.safe });
+        Ok(Writer::new(Arc::clone(&self.shared), state))
+    }
+
+    /// Shows readers what others append, until it is dropped; run by whoever owns the log while this process has no
+    /// [`Writer`] of it. All readers are fed by this one follower. Cancel-safe; it fails only when the store is closed.
+    pub async fn follow(&self) -> Result<Infallible, ReadError> {
+        let mut follower = self.shared.store.follower(&self.shared.name);
+        loop {
+            let (epoch, shown) = self.shared.reached();
+            match follower.next(epoch, shown).await? {
+                News::Entries(batches) => {
+                    let last = batches.last().map_or(shown, |newest| newest.last());
+                    self.shared.show(batches, epoch, last);
+                }
+                News::Elsewhere(extent) => self.shared.settle(extent),
+            }
+        }
     }
 
     /// A reader that starts after `after`, an offset of this log (see [`EventLog::standing`]).
@@ -180,7 +163,8 @@ impl EventLog {
 
     /// The last offset whose entry was received before `moment`.
     pub async fn offset_before(&self, moment: Timestamp) -> Result<Offset, ReadError> {
-        self.shared.store.offset_before(&self.shared.name, moment).await
+        let last = self.shared.end.borrow().last;
+        self.shared.store.offset_before(&self.shared.name, last, moment).await
     }
 
     /// What a mark is worth here.
@@ -189,48 +173,65 @@ impl EventLog {
         end.lineage.standing(mark, end.last)
     }
 
-    fn wrap(&self, mut events: &[Event]) -> Vec<Arc<Batch>> {
-        let mut batches = Vec::new();
-        let mut last = self.shared.end.borrow().last;
-        while !events.is_empty() {
-            let (now, later) = events.split_at(batch_len(events));
-            let mut builder = BatchBuilder::new(&self.shared.source, self.shared.epoch, last);
-            builder.reserve(now);
-            now.iter().for_each(|event| builder.push(event));
-            let batch = builder.finish().expect("a batch begins with an event");
-            last = batch.last();
-            batches.push(Arc::new(batch));
-            events = later;
-        }
-        batches
-    }
-
-    /// What is durable becomes visible: first the entries, then the word that they are there.
-    fn show(&self, batches: Vec<Arc<Batch>>) -> Offset {
-        let Some(newest) = batches.last() else { return self.shared.end.borrow().last };
-        let last = newest.last();
-        self.shared.tail.push(batches);
-        let first = self.shared.store.first(&self.shared.name);
-        self.shared.end.send_modify(|end| {
-            end.first = first;
-            end.last = last;
-        });
-        last
-    }
-
     fn close(&self) {
         self.shared.end.send_modify(|end| end.closed = true);
     }
 }
 
-/// How many of the events make the next batch: at least one.
-fn batch_len(events: &[Event]) -> usize {
-    let mut bytes = 0;
-    let fit = events.iter().take_while(|event| {
-        bytes += event.body.len() + ATTRIBUTES_LEN;
-        bytes <= BATCH_BYTES_MAX
-    });
-    fit.count().max(1)
+impl Shared {
+    /// What is durable becomes visible, up to `last`: first the entries, then the word that they are there. When another
+    /// epoch has begun meanwhile, they are of the past.
+    fn show(&self, mut batches: Vec<Arc<Batch>>, epoch: Epoch, last: Offset) {
+        let _alone = self.moving();
+        let (current, shown) = self.reached();
+        if current != epoch {
+            return;
+        }
+        batches.retain(|batch| batch.last() > shown);
+        if batches.first().map_or(last > shown, |batch| batch.first() != shown.next()) {
+            self.tail.clear();
+        }
+        self.tail.push(batches);
+        self.move_to(|end| end.last = last.max(shown));
+    }
+
+    /// What the store says of the log. Where that is not what was shown so far, readers go on in the store.
+    fn settle(&self, extent: Extent) {
+        let _alone = self.moving();
+        let (current, shown) = self.reached();
+        let same = current == extent.lineage.current();
+        // Within an epoch a log that ends earlier was rolled back, and nobody has claimed it yet.
+        let last = if same { extent.last.max(shown) } else { extent.last };
+        if !same || last > shown {
+            self.tail.clear();
+        }
+        self.move_to(|end| {
+            end.lineage = extent.lineage;
+            end.last = last;
+        });
+    }
+
+    /// The present epoch, and the last entry shown.
+    fn reached(&self) -> (Epoch, Offset) {
+        let end = self.end.borrow();
+        (end.lineage.current(), end.last)
+    }
+
+    /// Readers wake when it makes a difference to them.
+    fn move_to(&self, change: impl FnOnce(&mut End)) {
+        let first = self.store.first(&self.name);
+        self.end.send_if_modified(|end| {
+            let before = (end.lineage.current(), end.last);
+            change(end);
+            end.first = first;
+            before != (end.lineage.current(), end.last)
+        });
+    }
+
+    /// The tail and the end move together.
+    fn moving(&self) -> MutexGuard<'_, ()> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]

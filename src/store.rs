@@ -9,9 +9,25 @@ use std::sync::Arc;
 
 pub use embedded::Retention;
 
-use crate::model::{Batch, Checkpoint, Fence, Lineage, Offset, StreamName, Timestamp};
+use crate::model::{Batch, Checkpoint, Epoch, Fence, Lineage, Offset, StreamName, Timestamp};
 
-/// What a stream's log looks like when it is opened for writing.
+/// How far a log goes for those who read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// Of the epoch [`Epoch::NONE`] when nobody has written to it yet.
+    pub lineage: Lineage,
+    /// The oldest entry held; the one to come when there is none.
+    pub first: Offset,
+    /// The newest entry that may be shown; [`Offset::START`] when there is none.
+    pub last: Offset,
+}
+
+impl Extent {
+    /// Of a stream that has no log yet.
+    const NONE: Self = Self { lineage: Lineage::new(Epoch::NONE), first: Offset(1), last: Offset::START };
+}
+
+/// What whoever claims a log for writing finds.
 #[derive(Debug, Clone)]
 pub struct LogState {
     pub lineage: Lineage,
@@ -19,6 +35,8 @@ pub struct LogState {
     pub first: Offset,
     /// The newest entry; [`Offset::START`] when there never was one.
     pub last: Offset,
+    /// The newest entry that may be shown. What lies between is shown with the next append.
+    pub safe: Offset,
     pub checkpoint: Option<Checkpoint>,
     /// The right to append from now on; whoever held it before is refused.
     pub fence: Fence,
@@ -45,9 +63,43 @@ pub enum AppendError {
     /// Somebody else holds the stream now.
     #[error("the fence is stale: another holder has the stream")]
     Fenced,
+    /// The log does not end where this writer left it: it was rolled back with the server that has it, or an append
+    /// that was given up was done after all. Nothing more can be appended under this claim. Whoever still has the right
+    /// drops the writer and claims the log anew, under the same fence; the claim says where it goes on, and which
+    /// position the entries that are left cover.
+    #[error("the log has moved: {0}")]
+    Moved(String),
     /// The store is broken; the process must end and open it anew.
     #[error("the store is broken: {0}")]
     Broken(String),
+}
+
+/// What somebody who knew a log hears of it.
+#[derive(Debug)]
+pub enum News {
+    /// These follow what was known, and may be shown.
+    Entries(Vec<Arc<Batch>>),
+    /// It is in another epoch, or what followed is not held any more: this is how far it goes.
+    Elsewhere(Extent),
+}
+
+/// Hears what other processes append to a log.
+#[derive(Debug)]
+pub enum Follower {
+    /// There are no other processes.
+    Embedded,
+    Redis(Box<redis::Follower>),
+}
+
+impl Follower {
+    /// Waits for what is news to somebody who knows the log up to `last` of `epoch`. It goes on by itself after trouble,
+    /// and fails when the store is closed. Cancel-safe.
+    pub async fn next(&mut self, epoch: Epoch, last: Offset) -> Result<News, ReadError> {
+        match self {
+            Self::Embedded => std::future::pending().await,
+            Self::Redis(follower) => follower.next(epoch, last).await,
+        }
+    }
 }
 
 /// Entries could not be read.
@@ -63,11 +115,28 @@ pub enum Store {
 }
 
 impl Store {
-    /// Takes the stream over: a new fence, and what is there.
-    pub async fn open_log(&self, stream: &StreamName) -> Result<LogState, AppendError> {
+    /// How far the log goes. Nothing is written; a stream without a log has an empty one.
+    pub async fn look(&self, stream: &StreamName) -> Result<Extent, ReadError> {
         match self {
-            Self::Embedded(store) => store.open_log(stream).await,
-            Self::Redis(store) => store.open_log(stream).await,
+            Self::Embedded(store) => store.look(stream).await,
+            Self::Redis(store) => store.look(stream).await,
+        }
+    }
+
+    /// Takes the log over for writing: under a new fence, or under the one that was drawn for the caller already. The
+    /// log must hold that very fence.
+    pub async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
+        match self {
+            Self::Embedded(store) => store.claim(stream, under).await,
+            Self::Redis(store) => store.claim(stream, under).await,
+        }
+    }
+
+    /// The claim under this fence is over: this process appends nothing more, nor looks after the retention.
+    pub fn let_go(&self, stream: &StreamName, fence: Fence) {
+        match self {
+            Self::Embedded(_) => (),
+            Self::Redis(store) => store.let_go(stream, fence),
         }
     }
 
@@ -76,6 +145,22 @@ impl Store {
         match self {
             Self::Embedded(store) => store.append(append).await,
             Self::Redis(store) => Box::pin(store.append(append)).await,
+        }
+    }
+
+    /// Follows the log, over a connection of its own where it needs one.
+    pub fn follower(&self, stream: &StreamName) -> Follower {
+        match self {
+            Self::Embedded(_) => Follower::Embedded,
+            Self::Redis(store) => Follower::Redis(Box::new(store.follower(stream))),
+        }
+    }
+
+    /// After an append and when its entries are shown here: those who follow the log from elsewhere may show them, too.
+    pub async fn tell_safe(&self, stream: &StreamName) {
+        match self {
+            Self::Embedded(_) => (),
+            Self::Redis(store) => store.tell_safe(stream).await,
         }
     }
 
@@ -96,11 +181,16 @@ impl Store {
         }
     }
 
-    /// The last offset whose entry was received before `moment` (START when none was).
-    pub async fn offset_before(&self, stream: &StreamName, moment: Timestamp) -> Result<Offset, ReadError> {
+    /// The last offset up to `last` whose entry was received before `moment` (START when none was).
+    pub async fn offset_before(
+        &self,
+        stream: &StreamName,
+        last: Offset,
+        moment: Timestamp,
+    ) -> Result<Offset, ReadError> {
         match self {
-            Self::Embedded(store) => store.offset_before(stream, moment).await,
-            Self::Redis(store) => Box::pin(store.offset_before(stream, moment)).await,
+            Self::Embedded(store) => Ok(store.offset_before(stream, moment).await?.min(last)),
+            Self::Redis(store) => Box::pin(store.offset_before(stream, last, moment)).await,
         }
     }
 

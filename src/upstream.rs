@@ -25,7 +25,7 @@ use self::{
 use crate::{
     auth::Tokens,
     clock,
-    event_log::{EventLog, EventLogs},
+    event_log::{EventLog, EventLogs, Writer},
     model::{AccountName, Mark, StreamName},
     protocol::{
         self,
@@ -105,8 +105,9 @@ struct Entry {
 }
 
 impl Streams {
-    /// Starts a task for each stream. `tokens` holds a handle for each account that a stream names.
-    pub fn start(
+    /// Claims the log of each stream, and starts a task for it. `tokens` holds a handle for each account that a stream
+    /// names.
+    pub async fn start(
         settings: Vec<Settings>,
         logs: &EventLogs,
         tokens: &BTreeMap<AccountName, Tokens>,
@@ -117,10 +118,11 @@ impl Streams {
         let mut streams = BTreeMap::new();
         for settings in settings {
             let log = logs.get(&settings.stream).context("every stream has a log")?.clone();
+            let writer = log.claim(None).await.with_context(|| format!("cannot open the log of {}", log.name()))?;
             let tokens = tokens.get(&settings.account).context("every stream has an account")?.clone();
             let stream = settings.stream.clone();
             let rest = Rest::new(client.clone(), &settings.api_url);
-            let entry = start(settings, log, tokens, rest, Arc::clone(tls), tasks);
+            let entry = start(settings, log, writer, tokens, rest, Arc::clone(tls), tasks);
             streams.insert(stream, entry);
         }
         Ok(Self { streams: Arc::new(streams) })
@@ -150,6 +152,7 @@ impl Streams {
 fn start(
     settings: Settings,
     log: EventLog,
+    writer: Writer,
     tokens: Tokens,
     rest: Rest,
     tls: Arc<rustls::ClientConfig>,
@@ -158,11 +161,11 @@ fn start(
     let (wishes, receiver) = mpsc::channel(WISHES_MAX);
     let board = Arc::new(Board::new(&settings.stream));
     let connector = settings.rules.connector.name();
-    let opening = log.opening();
+    let opening = writer.opening();
     let opening = Opening { checkpoint: opening.checkpoint, damaged: opening.damaged };
     let shell = Shell {
         machine: Stream::new(settings.rules, opening, shell::now()),
-        log: log.clone(),
+        writer: Arc::new(writer),
         tokens,
         wishes: receiver,
         board: Arc::clone(&board),

@@ -142,6 +142,10 @@ impl Feed {
                 let lost = first.offset.0.checked_sub(after.offset.next().0);
                 Some(Due::Trimmed { lane: index, gap: Trimmed { after, first, lost } })
             }
+            Read::Wiped { first } => {
+                let after = std::mem::replace(&mut lane.mark, Mark { offset: first.offset.previous(), ..first });
+                Some(Due::Trimmed { lane: index, gap: Trimmed { after, first, lost: None } })
+            }
             Read::End => {
                 lane.ended = true;
                 None

@@ -1,12 +1,15 @@
 //! A cursor over one log. Where the tail ends and the store begins is its business alone.
 //!
-//! It never skips: between two answers nothing is left out, or [`Read::Trimmed`] stands between them.
+//! It never skips: between two answers nothing is left out, or [`Read::Trimmed`] stands between them. Where the log was
+//! rolled back, it goes on with what follows the last entry that is left of what it handed out.
 
 use tokio::sync::watch;
 
 use super::{End, EventLog, tail::view};
-use crate::model::{BatchView, Mark, Offset};
-use crate::store::ReadError;
+use crate::{
+    model::{BatchView, Lineage, Mark, Offset},
+    store::ReadError,
+};
 
 /// What a reader gets.
 #[derive(Debug)]
@@ -15,6 +18,9 @@ pub enum Read {
     Entries(Vec<BatchView>),
     /// Retention removed what would have followed `after`; the oldest entry held is `first`. Reading goes on there.
     Trimmed { after: Offset, first: Mark },
+    /// The log was wiped: nothing that was handed out is in it any more. Reading goes on with the oldest entry held, or
+    /// the one to come.
+    Wiped { first: Mark },
     /// The log is closed and everything was read.
     End,
 }
@@ -25,12 +31,15 @@ pub struct Reader {
     log: EventLog,
     moved: watch::Receiver<End>,
     position: Offset,
+    /// What `position` means.
+    lineage: Lineage,
 }
 
 impl Reader {
     pub(super) fn new(log: EventLog, after: Offset) -> Self {
         let moved = log.tail();
-        Self { log, moved, position: after }
+        let lineage = moved.borrow().lineage.clone();
+        Self { log, moved, position: after, lineage }
     }
 
     /// The last entry handed out.
@@ -41,11 +50,11 @@ impl Reader {
     /// Waits until something follows. Cancel-safe: nothing is skipped when the future is dropped.
     pub async fn next(&mut self, bytes_max: usize) -> Result<Read, ReadError> {
         loop {
-            let (last, closed) = self.seen();
-            if let Some(read) = self.read(last, bytes_max).await? {
+            let seen = self.look();
+            if let Some(read) = self.read(&seen, bytes_max).await? {
                 return Ok(read);
             }
-            if closed || self.moved.changed().await.is_err() {
+            if seen.closed || self.moved.changed().await.is_err() {
                 return Ok(Read::End);
             }
         }
@@ -53,32 +62,47 @@ impl Reader {
 
     /// The same without waiting: none when the reader is at the end.
     pub async fn next_now(&mut self, bytes_max: usize) -> Result<Option<Read>, ReadError> {
-        let (last, closed) = self.seen();
-        let read = self.read(last, bytes_max).await?;
-        Ok(read.or(closed.then_some(Read::End)))
+        let seen = self.look();
+        let read = self.read(&seen, bytes_max).await?;
+        Ok(read.or(seen.closed.then_some(Read::End)))
     }
 
-    fn seen(&mut self) -> (Offset, bool) {
+    /// How far the log goes, and what has become of the reader's position in it.
+    fn look(&mut self) -> Seen {
         let end = self.moved.borrow_and_update();
-        (end.last, end.closed)
+        let mut seen = Seen { last: end.last, closed: end.closed, wiped: None };
+        if end.lineage.current() != self.lineage.current() {
+            let left = self.lineage.common(&end.lineage, self.position);
+            self.position = left.unwrap_or(end.first.previous());
+            self.lineage = end.lineage.clone();
+            seen.wiped = left.is_none().then_some(end.first);
+        }
+        seen
     }
 
-    /// What follows, up to `last`.
-    async fn read(&mut self, last: Offset, bytes_max: usize) -> Result<Option<Read>, ReadError> {
-        if self.position >= last {
+    /// What follows, up to where the log goes. None also when the log is another one by now than it was thought to be:
+    /// word of that is on its way.
+    async fn read(&mut self, seen: &Seen, bytes_max: usize) -> Result<Option<Read>, ReadError> {
+        if let Some(first) = seen.wiped {
+            return Ok(Some(Read::Wiped { first: self.mark(first) }));
+        }
+        if self.position >= seen.last {
             return Ok(None);
         }
-        let views = match self.log.shared.tail.after(self.position, last, bytes_max) {
+        let epoch = self.lineage.current();
+        let views = match self.log.shared.tail.after(epoch, self.position, seen.last, bytes_max) {
             Some(views) => views,
-            None => self.read_store(last, bytes_max).await?,
+            None => self.read_store(seen.last, bytes_max).await?,
         };
-        let Some(first) = views.first().map(|view| Offset(view.batch.first().0 + view.from as u64)) else {
-            return Err(ReadError(format!("the entries after {} are missing", self.position)));
-        };
+        let Some(oldest) = views.first() else { return self.missing() };
+        let first = Offset(oldest.batch.first().0 + oldest.from as u64);
+        if !self.lineage.has(oldest.batch.epoch(), first) {
+            return Ok(None);
+        }
         if first > self.position.next() {
             return Ok(Some(self.trimmed(first)));
         }
-        Ok(Some(self.hand_out(views, last)))
+        Ok(Some(self.hand_out(views, seen.last)))
     }
 
     async fn read_store(&self, last: Offset, bytes_max: usize) -> Result<Vec<BatchView>, ReadError> {
@@ -87,9 +111,18 @@ impl Reader {
         Ok(batches.iter().map(|batch| view(batch, self.position.next())).collect())
     }
 
-    /// What is durable but not shown yet is not for readers: a cursor beyond the end would be refused.
+    /// Nothing is where something should be.
+    fn missing(&self) -> Result<Option<Read>, ReadError> {
+        match self.moved.has_changed() {
+            Ok(true) => Ok(None),
+            Ok(false) | Err(_) => Err(ReadError(format!("the entries after {} are missing", self.position))),
+        }
+    }
+
+    /// What is durable but not shown yet is not for readers: a cursor beyond the end would be refused. Nor is what came
+    /// to be while this was read, in an epoch that the reader has not heard of.
     fn hand_out(&mut self, mut views: Vec<BatchView>, last: Offset) -> Read {
-        views.retain(|view| view.batch.last() <= last);
+        views.retain(|view| view.batch.last() <= last && self.lineage.has(view.batch.epoch(), view.batch.first()));
         let newest = views.last().expect("batches do not reach over the end, and one begins before it");
         self.position = newest.batch.last();
         Read::Entries(views)
@@ -98,7 +131,19 @@ impl Reader {
     fn trimmed(&mut self, first: Offset) -> Read {
         let after = self.position;
         self.position = first.previous();
-        let (epoch, _) = self.moved.borrow().lineage.epoch_of(first);
-        Read::Trimmed { after, first: Mark { epoch, offset: first } }
+        Read::Trimmed { after, first: self.mark(first) }
     }
+
+    fn mark(&self, offset: Offset) -> Mark {
+        Mark { epoch: self.lineage.epoch_of(offset).0, offset }
+    }
+}
+
+/// What a reader saw of the log's end.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    last: Offset,
+    closed: bool,
+    /// Where a log begins that has nothing in common with the one that the reader knew.
+    wiped: Option<Offset>,
 }

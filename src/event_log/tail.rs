@@ -1,13 +1,13 @@
 //! The hot tail: the newest batches of one log in memory, shared by every reader.
 //!
-//! It holds neighbouring batches up to the log's end, or nothing; it never waits and never reads the store.
+//! It holds neighbouring batches of one epoch up to the log's end, or nothing; it never waits and never reads the store.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use crate::model::{Batch, BatchView, Offset};
+use crate::model::{Batch, BatchView, Epoch, Offset};
 
 /// A batch's own bytes, and its renderings for two kinds of subscribers, each about as large.
 const COPIES: usize = 3;
@@ -49,12 +49,19 @@ impl Tail {
         drop(gone);
     }
 
-    /// What follows `after`, up to `last` and about `bytes_max`, at least one batch; none when the tail does not
+    /// Forgets everything: what comes next is no neighbour.
+    pub(super) fn clear(&self) {
+        let gone = std::mem::take(&mut *self.held.write().unwrap_or_else(PoisonError::into_inner));
+        drop(gone);
+    }
+
+    /// What follows `after` in the same epoch, up to `last` and about `bytes_max`, at least one batch; none when the tail does not
     /// reach so far back, or nothing follows.
-    pub(super) fn after(&self, after: Offset, last: Offset, bytes_max: usize) -> Option<Vec<BatchView>> {
+    pub(super) fn after(&self, epoch: Epoch, after: Offset, last: Offset, bytes_max: usize) -> Option<Vec<BatchView>> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         let next = after.next();
-        if held.batches.front()?.first() > next {
+        let oldest = held.batches.front()?;
+        if oldest.epoch() != epoch || oldest.first() > next {
             return None;
         }
         let from = held.batches.partition_point(|batch| batch.last() < next);

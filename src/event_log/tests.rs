@@ -8,7 +8,7 @@ use bytestring::ByteString;
 
 use super::*;
 use crate::{
-    model::{Body, Position, Sequence},
+    model::{Body, Checkpoint, Event, Position, Sequence},
     store::embedded::{Embedded, Retention, Settings as StoreSettings},
 };
 
@@ -18,6 +18,7 @@ const KEEP_ALL: Retention = Retention { events: u64::MAX, age: Duration::from_se
 struct Opened {
     store: Embedded,
     logs: EventLogs,
+    writer: Writer,
 }
 
 impl Opened {
@@ -27,7 +28,8 @@ impl Opened {
         let source = Source::new(&"acme".parse().unwrap(), &stream);
         let settings = Settings { tail_bytes };
         let logs = EventLogs::open(Store::Embedded(store.clone()), &[(stream, source)], &settings).await.unwrap();
-        Self { store, logs }
+        let writer = logs.iter().next().unwrap().1.claim(None).await.unwrap();
+        Self { store, logs, writer }
     }
 
     fn log(&self) -> &EventLog {
@@ -42,7 +44,7 @@ impl Opened {
     async fn append_large(&self, count: usize, body_len: usize) -> Offset {
         let last = self.log().end().last.0;
         let events: Vec<Event> = (1..=count as u64).map(|n| event(last + n, body_len)).collect();
-        self.log().append(&events, checkpoint(last + count as u64)).await.unwrap()
+        self.writer.append(&events, checkpoint(last + count as u64)).await.unwrap()
     }
 }
 
@@ -62,7 +64,7 @@ fn offsets(read: &Read) -> Vec<u64> {
         Read::Entries(views) => {
             views.iter().flat_map(|view| view.entries().map(|entry| entry.mark.offset.0).collect::<Vec<_>>()).collect()
         }
-        Read::Trimmed { .. } | Read::End => panic!("{read:?} where entries were expected"),
+        Read::Trimmed { .. } | Read::Wiped { .. } | Read::End => panic!("{read:?} where entries were expected"),
     }
 }
 
@@ -101,8 +103,8 @@ async fn a_reopened_log_goes_on_where_it_stopped() {
 
     let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
     assert_eq!(opened.log().end(), before);
-    assert_eq!(opened.log().opening().checkpoint, Some(checkpoint(5)));
-    assert!(!opened.log().opening().damaged);
+    assert_eq!(opened.writer.opening().checkpoint, Some(checkpoint(5)));
+    assert!(!opened.writer.opening().damaged);
     assert_eq!(opened.append(2).await, Offset(7));
     assert_eq!(read_all(opened.log(), Offset::START, 1).await, [1, 2, 3, 4, 5, 6, 7]);
     opened.store.close().await;
@@ -145,11 +147,11 @@ async fn a_checkpoint_without_events_is_stored_and_nothing_is_shown() {
     let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
     opened.append(2).await;
     let tail = opened.log().tail();
-    assert_eq!(opened.log().append(&[], checkpoint(9)).await.unwrap(), Offset(2));
+    assert_eq!(opened.writer.append(&[], checkpoint(9)).await.unwrap(), Offset(2));
     assert!(!tail.has_changed().unwrap());
     opened.store.close().await;
     let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
-    assert_eq!(opened.log().opening().checkpoint, Some(checkpoint(9)));
+    assert_eq!(opened.writer.opening().checkpoint, Some(checkpoint(9)));
     opened.store.close().await;
 }
 
@@ -163,7 +165,7 @@ async fn an_append_that_was_dropped_half_way_ends_the_log_for_writing() {
         _ = opened.append(1) => panic!("an append takes a step of the store's thread"),
         () = std::future::ready(()) => (),
     }
-    let refused = opened.log().append(&[event(2, 10)], checkpoint(2)).await;
+    let refused = opened.writer.append(&[event(2, 10)], checkpoint(2)).await;
     assert!(matches!(refused, Err(AppendError::Broken(_))));
     opened.store.close().await;
     let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
@@ -179,6 +181,53 @@ async fn two_appends_at_once_are_our_own_mistake() {
     let directory = tempfile::tempdir().unwrap();
     let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
     tokio::join!(opened.append(1), opened.append(1));
+}
+
+#[tokio::test]
+async fn a_log_is_looked_at_without_a_claim_and_a_claim_ends_the_one_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    opened.append(3).await;
+    let (stream, source) = (opened.log().name().clone(), opened.log().source().clone());
+    let other: StreamName = "agents".parse().unwrap();
+    let streams = [(stream.clone(), source.clone()), (other.clone(), source)];
+    let settings = Settings { tail_bytes: 1 << 20 };
+    let looked = EventLogs::open(Store::Embedded(opened.store.clone()), &streams, &settings).await.unwrap();
+    let (log, empty) = (looked.get(&stream).unwrap(), looked.get(&other).unwrap());
+    assert_eq!(log.end(), opened.log().end());
+    assert_eq!(read_all(log, Offset::START, 1).await, [1, 2, 3]);
+    let end = empty.end();
+    assert_eq!((end.lineage.current(), end.first, end.last), (Epoch::NONE, Offset(1), Offset::START));
+    opened.append(1).await;
+
+    let mut reader = empty.reader(Offset::START);
+    let writer = empty.claim(None).await.unwrap();
+    writer.append(&[event(1, 10)], checkpoint(1)).await.unwrap();
+    assert_eq!(offsets(&reader.next(1).await.unwrap()), [1]);
+    let newer = empty.claim(Some(writer.fence())).await.unwrap();
+    assert!(matches!(writer.append(&[event(2, 10)], checkpoint(2)).await, Err(AppendError::Fenced)));
+    drop(writer);
+    newer.append(&[event(2, 10)], checkpoint(2)).await.unwrap();
+    assert_eq!(offsets(&reader.next(1).await.unwrap()), [2]);
+    opened.store.close().await;
+}
+
+#[tokio::test]
+async fn a_claim_finds_what_others_appended_and_readers_wake_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let streams = [(opened.log().name().clone(), opened.log().source().clone())];
+    let settings = Settings { tail_bytes: 1 << 20 };
+    let beside = EventLogs::open(Store::Embedded(opened.store.clone()), &streams, &settings).await.unwrap();
+    let log = beside.get(opened.log().name()).unwrap();
+    let mut reader = log.reader(Offset::START);
+    opened.append(5).await;
+    assert!(reader.next_now(1 << 20).await.unwrap().is_none(), "nobody told it");
+    let (read, writer) = tokio::join!(reader.next(1 << 20), log.claim(None));
+    assert_eq!(offsets(&read.unwrap()), [1, 2, 3, 4, 5]);
+    assert_eq!(writer.unwrap().append(&[event(6, 10)], checkpoint(6)).await.unwrap(), Offset(6));
+    assert_eq!(read_all(log, Offset(2), 1 << 20).await, [3, 4, 5, 6], "a tail with a hole in front is not one");
+    opened.store.close().await;
 }
 
 #[tokio::test]

@@ -35,6 +35,11 @@ impl fmt::Display for Offset {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(pub u32);
 
+impl Epoch {
+    /// Before the first one: of a log that nobody has written to yet. It has no entries.
+    pub const NONE: Self = Self(0);
+}
+
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}", self.0)
@@ -157,9 +162,12 @@ pub enum Standing {
     Foreign,
 }
 
+/// A lineage forgets its oldest epochs; one that has fewer than these has forgotten none.
+const FORGETFUL_LEN: usize = 32;
+
 impl Lineage {
     /// A log with one life so far.
-    pub fn new(current: Epoch) -> Self {
+    pub const fn new(current: Epoch) -> Self {
         Self { current, earlier: Vec::new() }
     }
 
@@ -186,15 +194,41 @@ impl Lineage {
 
     /// What `mark` is worth when the last entry of the log is `last`.
     pub fn standing(&self, mark: Mark, last: Offset) -> Standing {
-        let end = if mark.epoch == self.current {
-            last
-        } else {
-            match self.earlier.iter().find(|(epoch, _)| *epoch == mark.epoch) {
-                Some((_, end)) => *end,
-                None => return Standing::Foreign,
-            }
-        };
-        if mark.offset <= end { Standing::After(mark.offset) } else { Standing::Beyond }
+        let end = if mark.epoch == self.current { Some(last) } else { self.end_of(mark.epoch) };
+        match end {
+            Some(end) if mark.offset <= end => Standing::After(mark.offset),
+            Some(_) => Standing::Beyond,
+            None => Standing::Foreign,
+        }
+    }
+
+    /// How far a reader that came to `offset` under this lineage still stands under a later one: what lies beyond was
+    /// rolled back. None when the two have nothing in common: the log was wiped.
+    pub fn common(&self, later: &Self, offset: Offset) -> Option<Offset> {
+        if offset == Offset::START || self.current == later.current {
+            return Some(offset);
+        }
+        let (reached, _) = self.epoch_of(offset);
+        let ended = self.earlier.iter().copied().take_while(|(_, end)| *end < offset);
+        let shared = ended.chain([(reached, offset)]).filter_map(|(epoch, end)| match epoch == later.current {
+            true => Some(end),
+            false => later.end_of(epoch).map(|later| later.min(end)),
+        });
+        shared.max()
+    }
+
+    /// Whether the entry at `offset` can be one of `epoch`: else this lineage is out of date.
+    pub fn has(&self, epoch: Epoch, offset: Offset) -> bool {
+        match self.earlier.first() {
+            Some((_, end)) if offset <= *end && self.earlier.len() >= FORGETFUL_LEN => true,
+            Some(_) | None => self.epoch_of(offset).0 == epoch,
+        }
+    }
+
+    /// The last offset of an epoch that has ended.
+    fn end_of(&self, epoch: Epoch) -> Option<Offset> {
+        let ended = self.earlier.iter().find(|(ended, _)| *ended == epoch);
+        ended.map(|(_, end)| *end).or((epoch == Epoch::NONE).then_some(Offset::START))
     }
 }
 
@@ -250,5 +284,56 @@ mod tests {
         assert_eq!(lineage.standing(at(7, 5), Offset(9)), Standing::After(Offset(5)));
         assert_eq!(lineage.standing(at(7, 6), Offset(9)), Standing::Beyond);
         assert_eq!(lineage.standing(at(10, 9), Offset(9)), Standing::After(Offset(9)));
+    }
+
+    #[test]
+    fn the_cursor_of_a_log_that_nobody_wrote_to_is_good_in_every_log() {
+        let nothing = Mark { epoch: Epoch::NONE, offset: Offset::START };
+        for lineage in [Lineage::new(Epoch::NONE), Lineage::new(Epoch(7))] {
+            assert_eq!(lineage.standing(nothing, Offset(9)), Standing::After(Offset::START));
+        }
+        let crafted = Mark { offset: Offset(1), ..nothing };
+        assert_eq!(Lineage::new(Epoch(7)).standing(crafted, Offset(9)), Standing::Beyond);
+    }
+
+    #[test]
+    fn what_two_lineages_have_in_common_is_where_the_epochs_that_both_know_ended() {
+        let lineage = |current, earlier: &[(u32, u64)]| {
+            let earlier = earlier.iter().map(|(epoch, end)| (Epoch(*epoch), Offset(*end)));
+            Lineage::with_earlier(Epoch(current), earlier.collect())
+        };
+        let first = lineage(7, &[]);
+        let second = lineage(8, &[(7, 5)]);
+        for (before, later, offset, expected) in [
+            (&first, &first, 9, Some(9)),
+            (&first, &second, 3, Some(3)),
+            (&first, &second, 5, Some(5)),
+            (&first, &second, 8, Some(5)),
+            // Another epoch came and went unseen.
+            (&first, &lineage(10, &[(7, 5), (9, 6)]), 8, Some(5)),
+            (&second, &lineage(9, &[(7, 5), (8, 7)]), 9, Some(7)),
+            // Rolled back to before this epoch began: it is not even known there.
+            (&second, &lineage(9, &[(7, 3)]), 8, Some(3)),
+            (&second, &lineage(9, &[(7, 3)]), 4, Some(3)),
+            (&second, &lineage(9, &[(7, 3)]), 2, Some(2)),
+            (&second, &lineage(9, &[(7, 6)]), 8, Some(5)),
+            // Rolled back to a server on which the earlier epoch is the present one.
+            (&second, &lineage(7, &[]), 8, Some(5)),
+            (&first, &lineage(9, &[]), 8, None),
+            (&lineage(0, &[]), &first, 0, Some(0)),
+        ] {
+            assert_eq!(before.common(later, Offset(offset)), expected.map(Offset), "{before:?} {later:?} {offset}");
+        }
+    }
+
+    #[test]
+    fn an_entry_of_an_epoch_that_is_not_known_tells_that_a_lineage_is_out_of_date() {
+        let lineage = Lineage::with_earlier(Epoch(8), vec![(Epoch(7), Offset(5))]);
+        for (epoch, offset, expected) in [(7, 5, true), (8, 6, true), (9, 6, false), (9, 5, false), (8, 5, false)] {
+            assert_eq!(lineage.has(Epoch(epoch), Offset(offset)), expected, "{epoch} {offset}");
+        }
+        let earlier = (1..=40).map(|epoch| (Epoch(epoch), Offset(100 + u64::from(epoch))));
+        let forgetful = Lineage::with_earlier(Epoch(99), earlier.collect());
+        assert!(forgetful.has(Epoch(1000), Offset(50)) && !forgetful.has(Epoch(1000), Offset(141)));
     }
 }

@@ -21,6 +21,16 @@ impl Source {
     }
 }
 
+/// What every envelope begins with: its id follows, the entry's mark.
+const HEAD: &str = r#"{"specversion":"1.0","id":""#;
+
+/// The epoch of an entry, as its envelope has it.
+pub fn epoch_of(envelope: &[u8]) -> Option<Epoch> {
+    let id = envelope.strip_prefix(HEAD.as_bytes())?;
+    let digits = id.split(|byte| *byte == b'-').next()?;
+    u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok().map(Epoch)
+}
+
 /// Wraps events one behind the other and numbers them.
 #[derive(Debug)]
 pub struct BatchBuilder {
@@ -45,7 +55,7 @@ impl BatchBuilder {
         Self {
             epoch,
             first: last.next(),
-            head: format!(r#"{{"specversion":"1.0","id":"{epoch}-"#),
+            head: format!("{HEAD}{epoch}-"),
             source: format!(r#"","source":"{}","type":"#, source.as_str()),
             receipt: (Timestamp(i64::MIN), String::new()),
             bytes: Vec::new(),
@@ -205,6 +215,15 @@ mod tests {
         builder.reserve(events);
         events.iter().for_each(|event| builder.push(event));
         builder.finish().unwrap()
+    }
+
+    #[test]
+    fn an_envelope_tells_the_epoch_of_its_entry() {
+        let batch = wrap(&[full()], 0);
+        assert_eq!(epoch_of(batch.entry(0).json), Some(Epoch(0x4f2a)));
+        for other in [&b"{}"[..], br#"{"specversion":"1.0","id":"x-1""#, br#"{"specversion":"1.0","id":""#] {
+            assert_eq!(epoch_of(other), None);
+        }
     }
 
     fn full() -> Event {

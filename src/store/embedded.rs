@@ -35,9 +35,9 @@ use self::{
     reads::{Pool, Range},
     writer::Writer,
 };
-use super::{Append, AppendError, LogState, ReadError};
+use super::{Append, AppendError, Extent, LogState, ReadError};
 use crate::{
-    model::{Batch, Offset, StreamName, Timestamp},
+    model::{Batch, Fence, Offset, StreamName, Timestamp},
     telemetry::metrics,
 };
 
@@ -103,8 +103,17 @@ impl Embedded {
         self.shared.steps.load(Ordering::Relaxed)
     }
 
-    pub(super) async fn open_log(&self, stream: &StreamName) -> Result<LogState, AppendError> {
-        self.ask(|reply| Command::Open(stream.clone(), reply)).await
+    pub(super) async fn look(&self, stream: &StreamName) -> Result<Extent, ReadError> {
+        let (pool, name) = (Arc::clone(&self.shared.readers), stream.clone());
+        let found = pool.run(move |connection| step::load(connection, &name)).await;
+        let Some(held) = found.map_err(|fault| self.shared.read_failed(&fault))? else { return Ok(Extent::NONE) };
+        self.shared.make_known(stream, &held);
+        let LogState { lineage, first, last, .. } = held.state();
+        Ok(Extent { lineage, first, last })
+    }
+
+    pub(super) async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
+        self.ask(|reply| Command::Claim(stream.clone(), under, reply)).await
     }
 
     pub(super) async fn append(&self, append: Append) -> Result<(), AppendError> {
@@ -188,14 +197,17 @@ impl Shared {
         self.logs.read().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
     }
 
-    fn publish(&self, stream: &StreamName, held: &Held) {
-        let first = held.first().0;
-        if let Some(log) = self.log(stream) {
-            return log.first.store(first, Ordering::Release);
-        }
+    /// Readers find it from now on. What the writer says of it is newer.
+    fn make_known(&self, stream: &StreamName, held: &Held) -> Arc<Log> {
+        let mut logs = self.logs.write().unwrap_or_else(PoisonError::into_inner);
         let range = Range { number: held.number, epoch: held.epoch };
-        let log = Arc::new(Log { range, first: AtomicU64::new(first) });
-        self.logs.write().unwrap_or_else(PoisonError::into_inner).insert(stream.clone(), log);
+        let log = || Arc::new(Log { range, first: AtomicU64::new(held.first().0) });
+        Arc::clone(logs.entry(stream.clone()).or_insert_with(log))
+    }
+
+    fn publish(&self, stream: &StreamName, held: &Held) {
+        let log = self.log(stream).unwrap_or_else(|| self.make_known(stream, held));
+        log.first.store(held.first().0, Ordering::Release);
     }
 
     fn step_done(&self) {

@@ -6,11 +6,14 @@
 pub mod address;
 pub mod connection;
 mod examination;
+mod follower;
+mod head;
 mod keys;
 mod log;
 mod reads;
 pub mod registry;
 pub mod vault;
+mod view;
 
 use std::{
     collections::BTreeMap,
@@ -21,16 +24,18 @@ use std::{
 use redis::cmd;
 use tokio_util::sync::CancellationToken;
 
-pub use self::examination::Unfit;
 use self::{
     address::Address,
     connection::{CommandError, Connection, Limits},
+    keys::Keys,
     log::{Log, Scripts},
+    view::View,
 };
-use super::{Append, AppendError, LogState, ReadError, Retention};
+pub use self::{examination::Unfit, follower::Follower};
+use super::{Append, AppendError, Extent, LogState, ReadError, Retention};
 use crate::{
     clock,
-    model::{Batch, Offset, StreamName, Timestamp},
+    model::{Batch, Fence, Offset, StreamName, Timestamp},
     telemetry::metrics,
 };
 
@@ -69,6 +74,9 @@ struct Shared {
     settings: Settings,
     connection: Connection,
     scripts: Arc<Scripts>,
+    /// Every log that anybody asked for.
+    views: RwLock<BTreeMap<StreamName, Arc<View>>>,
+    /// Those that this process writes to.
     logs: RwLock<BTreeMap<StreamName, Arc<Log>>>,
     /// Why the server did not greet when it was last looked after.
     trouble: Mutex<Option<String>>,
@@ -84,6 +92,7 @@ impl Redis {
             settings,
             connection,
             scripts: Arc::default(),
+            views: RwLock::default(),
             logs: RwLock::default(),
             trouble: Mutex::default(),
             warnings: OnceLock::new(),
@@ -125,7 +134,7 @@ impl Redis {
         }
     }
 
-    /// Removes what outlived the retention.
+    /// Removes what outlived the retention of a log that this process writes to.
     pub async fn trim(&self, stream: &StreamName) -> Result<(), CommandError> {
         match self.shared.log(stream) {
             Some(log) => log.trim(&self.shared.settings.retention, clock::wall()).await,
@@ -133,17 +142,30 @@ impl Redis {
         }
     }
 
-    pub(super) async fn open_log(&self, stream: &StreamName) -> Result<LogState, AppendError> {
+    pub(super) async fn look(&self, stream: &StreamName) -> Result<Extent, ReadError> {
+        let Shared { settings, connection, scripts, .. } = &*self.shared;
+        let found = self.shared.view(stream).look(connection, &scripts.look, settings.durability).await;
+        found.map_err(|error| ReadError(error.to_string())).inspect_err(|_| metrics::store_failed("read"))
+    }
+
+    pub(super) async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
         let Shared { settings, connection, scripts, .. } = &*self.shared;
         let connection = match settings.durability {
             Durability::Written => connection.clone(),
             // Waiting for a replica must not hold up others.
             Durability::Replicated => connection.another(),
         };
-        let opened = Log::open(connection, Arc::clone(scripts), settings, stream).await;
-        let (log, state) = opened.map_err(|error| log::verdict(&error))?;
+        let view = self.shared.view(stream);
+        let (log, state) = Log::claim(connection, Arc::clone(scripts), settings, stream, view, under).await?;
         self.shared.logs.write().unwrap_or_else(PoisonError::into_inner).insert(stream.clone(), Arc::new(log));
         Ok(state)
+    }
+
+    pub(super) fn let_go(&self, stream: &StreamName, fence: Fence) {
+        let mut logs = self.shared.logs.write().unwrap_or_else(PoisonError::into_inner);
+        if logs.get(stream).is_some_and(|log| log.fence == fence) {
+            logs.remove(stream);
+        }
     }
 
     pub(super) async fn append(&self, append: Append) -> Result<(), AppendError> {
@@ -154,9 +176,17 @@ impl Redis {
             Ok(()) => metrics::store_appended(started.elapsed()),
             Err(AppendError::NoRoom(_)) => metrics::store_failed("io"),
             Err(AppendError::Fenced) => metrics::store_failed("fenced"),
-            Err(AppendError::Broken(_)) => metrics::store_failed("damaged"),
+            Err(AppendError::Moved(_) | AppendError::Broken(_)) => metrics::store_failed("damaged"),
         }
         outcome
+    }
+
+    /// What came of the last append is told to those who follow from afar, where that takes a step of its own.
+    pub(super) async fn tell_safe(&self, stream: &StreamName) {
+        let Some(log) = self.shared.log(stream) else { return };
+        if let Err(error) = log.tell_safe().await {
+            tracing::debug!(%stream, %error, "those who follow wait for the next append");
+        }
     }
 
     pub(super) async fn read(
@@ -166,22 +196,31 @@ impl Redis {
         last: Offset,
         bytes_max: usize,
     ) -> Result<Vec<Arc<Batch>>, ReadError> {
-        let Some(log) = self.shared.log(stream) else { return Ok(Vec::new()) };
-        let found = reads::batches(&self.shared.connection, &log, after, last, bytes_max).await;
+        let view = self.shared.view(stream);
+        let found = reads::batches(&self.shared.connection, &view.keys, after, last, bytes_max).await;
         if let Some(first) = found.as_ref().ok().and_then(|batches| batches.first()) {
-            log.seen_first(first.first(), after);
+            view.seen_first(first.first(), after);
         }
         found.inspect_err(|_| metrics::store_failed("read"))
     }
 
-    pub(super) async fn offset_before(&self, stream: &StreamName, moment: Timestamp) -> Result<Offset, ReadError> {
-        let Some(log) = self.shared.log(stream) else { return Ok(Offset::START) };
-        let found = reads::offset_before(&self.shared.connection, &log, moment).await;
+    pub(super) async fn offset_before(
+        &self,
+        stream: &StreamName,
+        last: Offset,
+        moment: Timestamp,
+    ) -> Result<Offset, ReadError> {
+        let view = self.shared.view(stream);
+        let found = reads::offset_before(&self.shared.connection, &view.keys, last, moment).await;
         found.inspect_err(|_| metrics::store_failed("read"))
     }
 
+    pub(super) fn follower(&self, stream: &StreamName) -> Follower {
+        Follower::new(self.clone(), stream)
+    }
+
     pub(super) fn first(&self, stream: &StreamName) -> Offset {
-        self.shared.log(stream).map_or(Offset::START.next(), |log| log.first())
+        self.shared.view(stream).first()
     }
 
     pub(super) fn health(&self) -> Result<(), String> {
@@ -201,6 +240,15 @@ impl Redis {
 }
 
 impl Shared {
+    fn view(&self, stream: &StreamName) -> Arc<View> {
+        if let Some(view) = self.views.read().unwrap_or_else(PoisonError::into_inner).get(stream) {
+            return Arc::clone(view);
+        }
+        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
+        let view = || Arc::new(View::new(Keys::of(&self.settings.prefix, stream)));
+        Arc::clone(views.entry(stream.clone()).or_insert_with(view))
+    }
+
     fn log(&self, stream: &StreamName) -> Option<Arc<Log>> {
         self.logs.read().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
     }

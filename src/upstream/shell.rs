@@ -23,7 +23,7 @@ use crate::{
     auth::{Token, Tokens},
     clock,
     connector::{Answer, Failure},
-    event_log::EventLog,
+    event_log::Writer,
     model::{Checkpoint, Event, Mark, Secret},
     protocol::{
         Now,
@@ -43,7 +43,7 @@ const NO_ROOM_WAIT: Duration = Duration::from_secs(1);
 /// One stream's task.
 pub(super) struct Shell {
     pub(super) machine: Stream,
-    pub(super) log: EventLog,
+    pub(super) writer: Arc<Writer>,
     pub(super) tokens: Tokens,
     pub(super) wishes: mpsc::Receiver<Wish>,
     pub(super) board: Arc<Board>,
@@ -247,14 +247,14 @@ impl Shell {
     }
 
     fn append(&mut self, events: Vec<Event>, checkpoint: Checkpoint) {
-        let (log, board, oldest) = (self.log.clone(), Arc::clone(&self.board), self.oldest.take());
+        let (writer, board, oldest) = (Arc::clone(&self.writer), Arc::clone(&self.board), self.oldest.take());
         if self.machine.buffered() > events.len() {
             // What was read behind this batch waits from here on.
             self.oldest = Some(clock::now());
         }
         self.work.push(Box::pin(async move {
             let bytes = events.iter().map(|event| event.body.len()).sum();
-            let appended = append_until_done(&log, &events, checkpoint, &board).await;
+            let appended = append_until_done(&writer, &events, checkpoint, &board).await;
             if appended.is_ok() && !events.is_empty() {
                 board.appended(events.len(), bytes, oldest.map(|at| clock::now().saturating_duration_since(at)));
             }
@@ -265,19 +265,19 @@ impl Shell {
 
 /// Appends, waiting for room as long as it takes: meanwhile the buffer fills and the platform is not read.
 async fn append_until_done(
-    log: &EventLog,
+    writer: &Writer,
     events: &[Event],
     checkpoint: Checkpoint,
     board: &Board,
 ) -> Result<Mark, AppendError> {
     loop {
-        match log.append(events, checkpoint).await {
+        match writer.append(events, checkpoint).await {
             Ok(offset) => {
                 board.store_has_room();
-                return Ok(Mark { epoch: log.end().lineage.current(), offset });
+                return Ok(Mark { epoch: writer.epoch(), offset });
             }
             Err(AppendError::NoRoom(why)) => board.store_has_no_room(&why),
-            Err(error @ (AppendError::Fenced | AppendError::Broken(_))) => return Err(error),
+            Err(error @ (AppendError::Fenced | AppendError::Moved(_) | AppendError::Broken(_))) => return Err(error),
         }
         tokio::time::sleep(NO_ROOM_WAIT).await;
     }

@@ -159,7 +159,7 @@ async fn a_read_is_bounded_and_goes_on_anywhere(bed: Bed) {
 async fn an_offset_is_found_by_its_time_exactly(bed: Bed) {
     let store = bed.open(KEEP_ALL);
     let log = Log::open(&store, "queues").await;
-    assert_eq!(store.offset_before(&log.name, Timestamp(5)).await.unwrap(), Offset::START);
+    assert_eq!(store.offset_before(&log.name, log.state.last, Timestamp(5)).await.unwrap(), Offset::START);
     let source = Source::new(&"acme".parse().unwrap(), &log.name);
     let mut last = Offset::START;
     // Entry n was received at 10 n; batches of 1 to 7.
@@ -174,11 +174,15 @@ async fn an_offset_is_found_by_its_time_exactly(bed: Bed) {
         store.append(Append { batches: vec![batch], ..log.next(0, Timestamp(0)) }).await.unwrap();
     }
     for (moment, expected) in [(0, 0), (10, 0), (i64::MAX, last.0)] {
-        assert_eq!(store.offset_before(&log.name, Timestamp(moment)).await.unwrap(), Offset(expected), "{moment}");
+        assert_eq!(
+            store.offset_before(&log.name, last, Timestamp(moment)).await.unwrap(),
+            Offset(expected),
+            "{moment}"
+        );
     }
     for offset in 1..=last.0 {
         let moment = Timestamp(i64::try_from(offset * 10).unwrap() + 1);
-        assert_eq!(store.offset_before(&log.name, moment).await.unwrap(), Offset(offset));
+        assert_eq!(store.offset_before(&log.name, last, moment).await.unwrap(), Offset(offset));
     }
 }
 

@@ -153,14 +153,14 @@ async fn append_for(folder: &std::path::Path, span: Duration) -> anyhow::Result<
     let source = LogSource::new(&"bench".parse()?, &stream);
     let settings = event_log::Settings { tail_bytes: 4 << 20 };
     let logs = EventLogs::open(Store::Embedded(store.clone()), &[(stream.clone(), source)], &settings).await?;
-    let log = logs.get(&stream).context("it was opened")?;
+    let writer = logs.get(&stream).context("it was opened")?.claim(None).await?;
     let mut event = Event::own("v2.analytics.queues.observations", &(), clock::wall());
     event.body = Body::Json(ByteString::from(format!("\"{}\"", "x".repeat(EVENT_LEN - 2))));
     let events = vec![event; APPEND_LEN];
     let checkpoint = Checkpoint { position: None, heard_at: clock::wall() };
     let (start, mut appended) = (clock::now(), 0);
     while start.elapsed() < span {
-        log.append(&events, checkpoint).await?;
+        writer.append(&events, checkpoint).await?;
         appended += events.len() as u64;
     }
     let took = start.elapsed();

@@ -76,6 +76,7 @@ impl World {
         match reader.next_now(bytes_max).await.unwrap() {
             None => assert_eq!(before.0, self.last, "nothing came before the end"),
             Some(Read::End) => panic!("the log is open"),
+            Some(Read::Wiped { .. }) => panic!("the log was not wiped"),
             Some(Read::Trimmed { after, first }) => {
                 assert_eq!((after, first.offset.previous()), (before, reader.position()));
                 let kept = self.last - reader.position().0;
@@ -107,7 +108,7 @@ impl World {
         self.opened.store.close().await;
         self.opened = Opened::at(&path, self.retention, self.tail_bytes).await;
         assert_eq!(self.opened.log().end().last.0, self.last);
-        assert!(!self.opened.log().opening().damaged);
+        assert!(!self.opened.writer.opening().damaged);
         let positions = self.readers.iter().map(Reader::position);
         self.readers = positions.map(|position| self.opened.log().reader(position)).collect();
     }
@@ -163,6 +164,7 @@ async fn follow(mut reader: Reader, bytes_max: usize, pause: Duration) -> (u64, 
         let before = reader.position();
         match reader.next(bytes_max).await.unwrap() {
             Read::End => return (had, trimmed),
+            Read::Wiped { .. } => panic!("the log was not wiped"),
             Read::Trimmed { after, first } => {
                 assert!(after == before && first.offset > before.next());
                 trimmed += first.offset.previous().0 - before.0;

@@ -9,7 +9,7 @@ use tokio::{
 
 use super::fault::Fault;
 use crate::{
-    model::StreamName,
+    model::{Fence, StreamName},
     store::{Append, AppendError, LogState},
     telemetry::metrics,
 };
@@ -26,7 +26,7 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 /// What is asked of the writer.
 #[derive(Debug)]
 pub(super) enum Command {
-    Open(StreamName, Reply<LogState>),
+    Claim(StreamName, Option<Fence>, Reply<LogState>),
     Append(Append, Reply<()>),
     Close(oneshot::Sender<()>),
 }
@@ -34,7 +34,7 @@ pub(super) enum Command {
 /// Commands that share a step.
 #[derive(Debug, Default)]
 pub(super) struct Group {
-    pub(super) opens: Vec<(StreamName, Reply<LogState>)>,
+    pub(super) claims: Vec<(StreamName, Option<Fence>, Reply<LogState>)>,
     pub(super) appends: Vec<(Append, Reply<()>)>,
     pub(super) batches: usize,
     bytes: usize,
@@ -44,7 +44,7 @@ pub(super) struct Group {
 impl Group {
     pub(super) fn take(&mut self, command: Command) {
         match command {
-            Command::Open(stream, reply) => self.opens.push((stream, reply)),
+            Command::Claim(stream, under, reply) => self.claims.push((stream, under, reply)),
             Command::Append(append, reply) => {
                 self.batches += append.batches.len();
                 self.bytes += append.batches.iter().map(|batch| batch.bytes().len()).sum::<usize>();
@@ -55,7 +55,7 @@ impl Group {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.opens.len() + self.appends.len()
+        self.claims.len() + self.appends.len()
     }
 
     fn is_full(&self) -> bool {
@@ -63,16 +63,16 @@ impl Group {
     }
 
     /// Tells everybody what became of it.
-    pub(super) fn answer(self, opened: Vec<LogState>, appended: Vec<Result<(), AppendError>>) {
-        for ((_, reply), state) in self.opens.into_iter().zip(opened) {
+    pub(super) fn answer(self, claimed: Vec<Result<LogState, AppendError>>, appended: Vec<Result<(), AppendError>>) {
+        for ((_, _, reply), outcome) in self.claims.into_iter().zip(claimed) {
             // Whoever asked may have stopped waiting: the same below.
-            drop(reply.send(Ok(state)));
+            drop(reply.send(outcome));
         }
         for ((_, reply), outcome) in self.appends.into_iter().zip(appended) {
             match outcome {
                 Err(AppendError::Fenced) => metrics::store_failed("fenced"),
                 Err(AppendError::NoRoom(_)) => metrics::store_failed("full"),
-                Err(AppendError::Broken(_)) | Ok(()) => (),
+                Err(AppendError::Moved(_) | AppendError::Broken(_)) | Ok(()) => (),
             }
             drop(reply.send(outcome));
         }
@@ -80,7 +80,7 @@ impl Group {
 
     /// Tells everybody that nothing was done.
     pub(super) fn refuse(self, fault: &Fault) {
-        for (_, reply) in self.opens {
+        for (_, _, reply) in self.claims {
             drop(reply.send(Err(fault.clone().into())));
         }
         for (_, reply) in self.appends {

@@ -71,12 +71,13 @@ impl Held {
         (too_many || too_old || too_large).then_some(oldest)
     }
 
-    /// What the one who opens the log is told.
+    /// What the one who claims the log is told.
     pub(super) fn state(&self) -> LogState {
         LogState {
             lineage: Lineage::new(self.epoch),
             first: self.first(),
             last: self.last,
+            safe: self.last,
             checkpoint: self.checkpoint,
             fence: self.fence,
             damaged: self.damaged,

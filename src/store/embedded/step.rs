@@ -48,21 +48,30 @@ impl<'a> Step<'a> {
         Ok(Outcome { changed: self.changed, written: self.written })
     }
 
-    /// Hands the stream to a new holder, and makes it if there was none. `replaced`: what there was is lost.
-    pub(super) fn open_log(&mut self, stream: &StreamName, replaced: bool) -> Result<LogState, Fault> {
+    /// Hands the log to a new holder, and makes it if there was none, or to the holder of the fence `under`.
+    /// `replaced`: what there was is lost.
+    pub(super) fn claim(
+        &mut self,
+        stream: &StreamName,
+        under: Option<Fence>,
+        replaced: bool,
+    ) -> Result<Result<LogState, AppendError>, Fault> {
         let found = match self.held(stream) {
             Some(held) => Some(held.clone()),
             None => load(&self.transaction, stream)?,
         };
-        let mut held = match found {
-            Some(held) => held,
-            None => self.insert(stream, replaced)?,
+        let held = match (found, under) {
+            (Some(held), Some(fence)) if held.fence == fence => held,
+            (Some(_) | None, Some(_)) => return Ok(Err(AppendError::Fenced)),
+            (Some(held), None) => self.draw(held)?,
+            (None, None) => {
+                let made = self.insert(stream, replaced)?;
+                self.draw(made)?
+            }
         };
-        held.fence = held.fence.next(fastrand::u128(..));
-        self.save(&held)?;
         let state = held.state();
         self.changed.insert(stream.clone(), held);
-        Ok(state)
+        Ok(Ok(state))
     }
 
     /// Does an append, or says why not; `Err` ends the whole step.
@@ -107,6 +116,13 @@ impl<'a> Step<'a> {
             self.changed.insert(stream.clone(), held);
         }
         Ok(removed)
+    }
+
+    /// Under a new fence.
+    fn draw(&mut self, mut held: Held) -> Result<Held, Fault> {
+        held.fence = held.fence.next(fastrand::u128(..));
+        self.save(&held)?;
+        Ok(held)
     }
 
     fn held(&self, stream: &StreamName) -> Option<&Held> {
@@ -195,7 +211,7 @@ fn disorder(held: &Held, append: &Append) -> Option<String> {
     None
 }
 
-fn load(connection: &Connection, stream: &StreamName) -> Result<Option<Held>, Fault> {
+pub(super) fn load(connection: &Connection, stream: &StreamName) -> Result<Option<Held>, Fault> {
     let mut statement = connection.prepare(
         "SELECT number, epoch, fence_number, fence_nonce, last, len, position, heard_at, damaged
          FROM stream WHERE name = ?1",

@@ -60,7 +60,7 @@ struct Log {
 impl Log {
     async fn open(store: &Embedded, name: &str) -> Self {
         let name = stream(name);
-        let state = store.open_log(&name).await.unwrap();
+        let state = store.claim(&name, None).await.unwrap();
         Self { store: store.clone(), name, state }
     }
 
@@ -162,8 +162,8 @@ async fn a_position_is_stored_with_and_without_entries() {
     let mut log = Log::open(&store, "queues").await;
     assert_eq!(log.state.checkpoint, None);
     log.append(3).await.unwrap();
-    assert_eq!(store.open_log(&log.name).await.unwrap().checkpoint, Some(checkpoint(3)));
-    let fence = store.open_log(&log.name).await.unwrap().fence;
+    assert_eq!(store.claim(&log.name, None).await.unwrap().checkpoint, Some(checkpoint(3)));
+    let fence = store.claim(&log.name, None).await.unwrap().fence;
     let none = Checkpoint { position: None, heard_at: Timestamp(7) };
     for expected in [checkpoint(u64::MAX), none] {
         let append = Append { stream: log.name.clone(), fence, batches: Vec::new(), checkpoint: expected };
@@ -171,7 +171,7 @@ async fn a_position_is_stored_with_and_without_entries() {
     }
     store.close().await;
     let store = open(directory.path(), KEEP_ALL).unwrap();
-    assert_eq!(store.open_log(&log.name).await.unwrap().checkpoint, Some(none));
+    assert_eq!(store.claim(&log.name, None).await.unwrap().checkpoint, Some(none));
     store.close().await;
 }
 
@@ -230,7 +230,7 @@ async fn each_bound_of_the_retention_trims_whole_batches() {
         assert_eq!(log.entries().await, (first..=100).collect::<Vec<_>>(), "{retention:?}");
         store.close().await;
         let store = open(directory.path(), retention).unwrap();
-        let state = store.open_log(&log.name).await.unwrap();
+        let state = store.claim(&log.name, None).await.unwrap();
         assert_eq!((state.first, state.last), (Offset(first), Offset(100)));
         store.close().await;
     }
@@ -358,15 +358,15 @@ async fn damaged_files_are_put_aside_and_a_new_epoch_begins() {
         assert_eq!(anew.state.last, Offset::START, "{harm}");
         assert_ne!(anew.state.lineage.current(), log.state.lineage.current(), "{harm}");
         assert_eq!(put_aside(&path), aside, "{harm}");
-        let still_owed = store.open_log(&anew.name).await.unwrap();
+        let still_owed = store.claim(&anew.name, None).await.unwrap();
         assert!(still_owed.damaged, "{harm}: the gap is owed until it is in the log");
         anew.state = still_owed;
         anew.append(1).await.unwrap();
-        assert!(!store.open_log(&anew.name).await.unwrap().damaged, "{harm}");
+        assert!(!store.claim(&anew.name, None).await.unwrap().damaged, "{harm}");
         store.close().await;
 
         let store = open(&path, KEEP_ALL).unwrap();
-        assert!(!store.open_log(&stream("agents")).await.unwrap().damaged, "{harm}: a later stream lost nothing");
+        assert!(!store.claim(&stream("agents"), None).await.unwrap().damaged, "{harm}: a later stream lost nothing");
         store.close().await;
     }
 }

@@ -126,7 +126,7 @@ impl Writer {
             Ok(done) => {
                 metrics::store_appended(started.elapsed());
                 self.settle(done.outcome);
-                group.answer(done.opened, done.appended);
+                group.answer(done.claimed, done.appended);
                 self.move_if_due();
                 done.backlog
             }
@@ -140,9 +140,9 @@ impl Writer {
 
     fn perform(&mut self, group: &Group) -> Result<Done, Fault> {
         let mut step = Step::begin(&mut self.connection, &self.streams)?;
-        let mut opened = Vec::with_capacity(group.opens.len());
-        for (stream, _) in &group.opens {
-            opened.push(step.open_log(stream, self.replaced)?);
+        let mut claimed = Vec::with_capacity(group.claims.len());
+        for (stream, under, _) in &group.claims {
+            claimed.push(step.claim(stream, *under, self.replaced)?);
         }
         let mut appended = Vec::with_capacity(group.appends.len());
         for (append, _) in &group.appends {
@@ -153,7 +153,7 @@ impl Writer {
         }
         let slice = TRIM_SLICE + 2 * group.batches;
         let backlog = trim(&mut step, &self.streams, &self.retention, slice)?;
-        Ok(Done { opened, appended, backlog, outcome: step.commit()? })
+        Ok(Done { claimed, appended, backlog, outcome: step.commit()? })
     }
 
     /// What is due now and then; true when retention has more to do.
@@ -269,7 +269,7 @@ impl Writer {
 }
 
 struct Done {
-    opened: Vec<LogState>,
+    claimed: Vec<Result<LogState, AppendError>>,
     appended: Vec<Result<(), AppendError>>,
     backlog: bool,
     outcome: Outcome,

@@ -125,6 +125,11 @@ impl Connection {
         }
     }
 
+    /// Whether it was ended.
+    pub fn is_closed(&self) -> bool {
+        matches!(&*self.shared.link(), Link::Closed)
+    }
+
     /// Sends one command and waits for its answer.
     pub async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, CommandError> {
         let (mut wire, serial) = self.wire().await?;

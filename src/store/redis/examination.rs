@@ -50,6 +50,7 @@ async fn permissions(connection: &Connection, probe: &str, channel: &str) -> Res
     // It is known by now: this tries the other way to run a script.
     let _: Vec<String> = connection.run(&script.by_name(&[probe], &[channel])).await.map_err(unfit)?;
     let _: Value = connection.run(cmd("XRANGE").arg(probe).arg("-").arg("+")).await.map_err(unfit)?;
+    let _: Value = connection.run(cmd("XREAD").arg("STREAMS").arg(probe).arg("0")).await.map_err(unfit)?;
     if refused.is_empty() { Ok(()) } else { Err(Unfit::Forbidden(refused.join("; "))) }
 }
 

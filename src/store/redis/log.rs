@@ -2,10 +2,7 @@
 
 use std::{
     borrow::Cow,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -14,10 +11,11 @@ use redis::{Value, cmd, pipe};
 use super::{
     Durability, Settings,
     connection::{CommandError, Connection, Script},
-    keys::Keys,
+    head,
+    view::View,
 };
 use crate::{
-    model::{Batch, Checkpoint, Epoch, Fence, Lineage, Offset, Position, Sequence, StreamName, Timestamp},
+    model::{Batch, Checkpoint, Epoch, Fence, Offset, StreamName, Timestamp},
     store::{Append, AppendError, LogState, Retention},
 };
 
@@ -30,34 +28,37 @@ const TRIM_SLICE: usize = 256;
 /// What the server runs.
 #[derive(Debug)]
 pub(super) struct Scripts {
+    pub(super) look: Script,
     open: Script,
     append: Script,
+    safe: Script,
     trim: Script,
 }
 
 impl Default for Scripts {
     fn default() -> Self {
         Self {
+            look: Script::new(include_str!("scripts/look.lua")),
             open: Script::new(include_str!("scripts/open.lua")),
             append: Script::new(include_str!("scripts/append.lua")),
+            safe: Script::new(include_str!("scripts/safe.lua")),
             trim: Script::new(include_str!("scripts/trim.lua")),
         }
     }
 }
 
-/// A log that was opened for writing.
+/// A log that was claimed for writing.
 #[derive(Debug)]
 pub(super) struct Log {
-    pub(super) stream: StreamName,
-    pub(super) keys: Keys,
-    pub(super) lineage: Lineage,
-    fence: Fence,
+    view: Arc<View>,
+    stream: StreamName,
+    epoch: Epoch,
+    pub(super) fence: Fence,
     durability: Durability,
     /// How long a replica may take to have an entry: well below the time for an answer, which comes after it.
     replicated_max: Duration,
     connection: Connection,
     scripts: Arc<Scripts>,
-    first: AtomicU64,
     writing: Mutex<Writing>,
 }
 
@@ -67,10 +68,21 @@ struct Writing {
     /// Appends done under this fence: the server compares it, so that none is done twice or out of turn.
     turn: u64,
     last: Offset,
+    /// What is known to be replicated, where that counts; and up to where the log says so.
+    safe: Offset,
+    told: Offset,
     /// An append of which it is not known whether it was done. Nothing else is appended before that is known.
     open: Option<Identity>,
     /// Why the last append has to be tried again.
     trouble: Option<String>,
+}
+
+/// Where an append goes: under this turn, behind this offset; and what the log is told of replicas, where they count.
+#[derive(Debug)]
+struct Place {
+    turn: u64,
+    last: Offset,
+    safe: Option<Offset>,
 }
 
 /// What tells an append from another one.
@@ -82,49 +94,45 @@ struct Identity {
 }
 
 impl Log {
-    /// Takes the log over.
-    pub(super) async fn open(
+    /// Takes the log over, under a new fence or the one given.
+    pub(super) async fn claim(
         connection: Connection,
         scripts: Arc<Scripts>,
         settings: &Settings,
         stream: &StreamName,
-    ) -> Result<(Self, LogState), CommandError> {
-        let keys = Keys::of(&settings.prefix, stream);
-        let nonce = fastrand::u128(..);
-        let epoch = Epoch(fastrand::u32(1..));
-        let arguments = [hex(nonce), format!("{:08x}", epoch.0)];
+        view: Arc<View>,
+        under: Option<Fence>,
+    ) -> Result<(Self, LogState), AppendError> {
+        let nonce = under.map_or_else(|| fastrand::u128(..), |fence| fence.nonce);
+        let replicated = matches!(settings.durability, Durability::Replicated);
+        let arguments = [
+            hex(nonce),
+            format!("{:08x}", fastrand::u32(1..)),
+            under.map(|fence| fence.number.to_string()).unwrap_or_default(),
+            u8::from(replicated).to_string(),
+        ];
         let arguments = arguments.each_ref().map(String::as_bytes);
-        let answer: Vec<String> = connection.call(&scripts.open, &keys.both(), &arguments).await?;
-        let state = state(&answer, nonce)
-            .ok_or_else(|| CommandError::NoAnswer(format!("the head of {stream} is damaged: {answer:?}")))?;
+        let answer = connection.call(&scripts.open, &view.keys.both(), &arguments).await;
+        let answer: Vec<String> = answer.map_err(|error| verdict(&error))?;
+        if answer == ["fenced"] {
+            return Err(AppendError::Fenced);
+        }
+        let damaged = || AppendError::Broken(format!("the head of {stream} is damaged: {answer:?}"));
+        let (state, turn) = head::claimed(&answer, nonce, settings.durability).ok_or_else(damaged)?;
+        view.begins_with(state.first);
+        let writing = Writing { turn, last: state.last, safe: state.safe, told: state.safe, open: None, trouble: None };
         let log = Self {
+            view,
             stream: stream.clone(),
-            keys,
-            lineage: state.lineage.clone(),
+            epoch: state.lineage.current(),
             fence: state.fence,
             durability: settings.durability,
             replicated_max: settings.limits.answer / 2,
             connection,
             scripts,
-            first: AtomicU64::new(state.first.0),
-            writing: Mutex::new(Writing { turn: 0, last: state.last, open: None, trouble: None }),
+            writing: Mutex::new(writing),
         };
         Ok((log, state))
-    }
-
-    pub(super) fn first(&self) -> Offset {
-        Offset(self.first.load(Ordering::Acquire))
-    }
-
-    pub(super) fn last(&self) -> Offset {
-        self.writing().last
-    }
-
-    /// What a reader saw: nothing between `after` and `first` is there any more.
-    pub(super) fn seen_first(&self, first: Offset, after: Offset) {
-        if first > after.next() {
-            self.first.fetch_max(first.0, Ordering::AcqRel);
-        }
     }
 
     /// Whether the last append was done, else why not.
@@ -137,15 +145,31 @@ impl Log {
     }
 
     pub(super) async fn append(&self, append: &Append) -> Result<(), AppendError> {
-        let identity = identity(append, self.last());
-        let (turn, last) = self.begin(append, &identity)?;
-        let arguments = arguments(append, turn, last, &identity);
+        let identity = identity(append, self.writing().last);
+        let place = self.begin(append, &identity)?;
+        let arguments = arguments(append, &place, &identity);
         let arguments: Vec<&[u8]> = arguments.iter().map(Cow::as_ref).collect();
         let outcome = match self.durability {
-            Durability::Written => self.connection.call(&self.scripts.append, &self.keys.both(), &arguments).await,
+            Durability::Written => self.connection.call(&self.scripts.append, &self.view.keys.both(), &arguments).await,
             Durability::Replicated => self.append_replicated(&arguments).await,
         };
         self.end(outcome, identity)
+    }
+
+    /// Lets those who follow from afar show what a replica has. When it is not done the next append does it.
+    pub(super) async fn tell_safe(&self) -> Result<(), CommandError> {
+        let (safe, told) = {
+            let writing = self.writing();
+            (writing.safe, writing.told)
+        };
+        if self.durability == Durability::Written || safe <= told {
+            return Ok(());
+        }
+        let arguments = [self.fence.number.to_string(), hex(self.fence.nonce), safe.to_string()];
+        let arguments = arguments.each_ref().map(String::as_bytes);
+        self.connection.call::<u8>(&self.scripts.safe, &self.view.keys.both(), &arguments).await?;
+        self.writing().told = safe;
+        Ok(())
     }
 
     /// Removes what outlived the retention.
@@ -162,9 +186,9 @@ impl Log {
         let arguments = arguments.each_ref().map(String::as_bytes);
         loop {
             let (first, more): (String, bool) =
-                self.connection.call(&self.scripts.trim, &self.keys.both(), &arguments).await?;
+                self.connection.call(&self.scripts.trim, &self.view.keys.both(), &arguments).await?;
             if let Ok(first) = first.parse() {
-                self.first.fetch_max(first, Ordering::AcqRel);
+                self.view.trimmed_to(Offset(first));
             }
             if !more {
                 return Ok(());
@@ -172,8 +196,8 @@ impl Log {
         }
     }
 
-    /// The turn and the last offset before this append.
-    fn begin(&self, append: &Append, identity: &Identity) -> Result<(u64, Offset), AppendError> {
+    /// Where this append goes.
+    fn begin(&self, append: &Append, identity: &Identity) -> Result<Place, AppendError> {
         if append.fence != self.fence {
             return Err(AppendError::Fenced);
         }
@@ -185,7 +209,10 @@ impl Log {
             Some(open) if open != identity => {
                 Err(AppendError::Broken("an append of which nobody knows whether it was done was given up".to_owned()))
             }
-            Some(_) | None => Ok((writing.turn, writing.last)),
+            Some(_) | None => {
+                let safe = (self.durability == Durability::Replicated).then_some(writing.safe);
+                Ok(Place { turn: writing.turn, last: writing.last, safe })
+            }
         }
     }
 
@@ -194,14 +221,13 @@ impl Log {
         match outcome {
             Ok((word, last)) => match word.as_str() {
                 "done" => {
-                    *writing = Writing { turn: writing.turn + 1, last: identity.last, open: None, trouble: None };
+                    let told = writing.safe;
+                    let Identity { last, .. } = identity;
+                    *writing = Writing { turn: writing.turn + 1, last, safe: last, told, open: None, trouble: None };
                     Ok(())
                 }
                 "fenced" => Err(AppendError::Fenced),
-                _ => Err(AppendError::Broken(format!(
-                    "the log of {} ends at {last}, not at {}: it was rolled back, or somebody else wrote to it",
-                    self.stream, writing.last
-                ))),
+                _ => Err(AppendError::Moved(format!("{} ends at {last}, not at {}", self.stream, writing.last))),
             },
             Err(error) => {
                 if matches!(error, CommandError::NoAnswer(_)) {
@@ -216,7 +242,7 @@ impl Log {
     /// Why the batches do not follow what is held.
     fn disorder(&self, mut last: Offset, batches: &[Arc<Batch>]) -> Option<String> {
         for batch in batches {
-            if batch.first() != last.next() || batch.epoch() != self.lineage.current() {
+            if batch.first() != last.next() || batch.epoch() != self.epoch {
                 return Some(format!("{} goes on at {}, not at {}", self.stream, last.next(), batch.first()));
             }
             last = batch.last();
@@ -226,7 +252,7 @@ impl Log {
 
     /// The append, and then the wait for a replica, on one connection: what is waited for is what it wrote.
     async fn append_replicated(&self, arguments: &[&[u8]]) -> Result<(String, String), CommandError> {
-        let keys = self.keys.both();
+        let keys = self.view.keys.both();
         let mut wait = cmd("WAIT");
         wait.arg(1).arg(self.replicated_max.as_millis().to_string());
         let with = |append| pipe().add_command(append).add_command(wait.clone()).clone();
@@ -273,18 +299,19 @@ fn identity(append: &Append, last: Offset) -> Identity {
     }
 }
 
-fn arguments<'a>(append: &'a Append, turn: u64, before: Offset, identity: &Identity) -> Vec<Cow<'a, [u8]>> {
+fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<Cow<'a, [u8]>> {
     let Checkpoint { position, heard_at } = identity.checkpoint;
     let head = [
         append.fence.number.to_string(),
         hex(append.fence.nonce),
-        turn.to_string(),
-        (turn + 1).to_string(),
-        before.to_string(),
+        place.turn.to_string(),
+        (place.turn + 1).to_string(),
+        place.last.to_string(),
         identity.last.to_string(),
         position.map(|position| position.0.0.to_string()).unwrap_or_default(),
         heard_at.0.to_string(),
         identity.len.to_string(),
+        place.safe.map(|safe| safe.to_string()).unwrap_or_default(),
     ];
     let mut arguments: Vec<Cow<'a, [u8]>> = head.into_iter().map(own).collect();
     for batch in &append.batches {
@@ -308,69 +335,9 @@ fn hex(nonce: u128) -> String {
     format!("{nonce:032x}")
 }
 
-/// What the script that opens says.
-fn state(answer: &[String], nonce: u128) -> Option<LogState> {
-    let [epoch, earlier, last, number, position, heard_at, first] = answer else { return None };
-    let earlier = earlier.split_whitespace().map(ended_epoch).collect::<Option<Vec<_>>>()?;
-    let last = Offset(last.parse().ok()?);
-    let position = match position.as_str() {
-        "" => None,
-        digits => Some(Position(Sequence(digits.parse().ok()?))),
-    };
-    let checkpoint = match heard_at.as_str() {
-        "" => None,
-        millis => Some(Checkpoint { position, heard_at: Timestamp(millis.parse().ok()?) }),
-    };
-    let first = match first.as_str() {
-        "" => last.next(),
-        digits => Offset(digits.parse().ok()?),
-    };
-    let lineage = Lineage::with_earlier(read_epoch(epoch)?, earlier);
-    let fence = Fence { number: number.parse().ok()?, nonce };
-    Some(LogState { lineage, first, last, checkpoint, fence, damaged: false })
-}
-
-fn ended_epoch(text: &str) -> Option<(Epoch, Offset)> {
-    let (epoch, end) = text.split_once(':')?;
-    Some((read_epoch(epoch)?, Offset(end.parse().ok()?)))
-}
-
-fn read_epoch(text: &str) -> Option<Epoch> {
-    u32::from_str_radix(text, 16).ok().map(Epoch)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn answer(fields: [&str; 7]) -> Vec<String> {
-        fields.map(str::to_owned).to_vec()
-    }
-
-    #[test]
-    fn the_head_of_a_log_is_read() {
-        let state = state(&answer(["0000002a", "00000007:5 00000008:9 ", "12", "4", "77", "1000", "3"]), 1).unwrap();
-        let earlier = vec![(Epoch(7), Offset(5)), (Epoch(8), Offset(9))];
-        assert_eq!(state.lineage, Lineage::with_earlier(Epoch(42), earlier));
-        assert_eq!((state.first, state.last, state.fence), (Offset(3), Offset(12), Fence { number: 4, nonce: 1 }));
-        let checkpoint = Checkpoint { position: Some(Position(Sequence(77))), heard_at: Timestamp(1000) };
-        assert_eq!(state.checkpoint, Some(checkpoint));
-    }
-
-    #[test]
-    fn a_log_without_entries_begins_with_the_next_one() {
-        let state = state(&answer(["1", "", "12", "4", "", "", ""]), 1).unwrap();
-        assert_eq!((state.first, state.checkpoint), (Offset(13), None));
-    }
-
-    #[test]
-    fn a_damaged_head_is_none() {
-        for fields in
-            [["x", "", "0", "1", "", "", ""], ["1", "7", "0", "1", "", "", ""], ["1", "", "", "1", "", "", ""]]
-        {
-            assert!(state(&answer(fields), 1).is_none(), "{fields:?}");
-        }
-    }
 
     #[test]
     fn what_may_pass_is_tried_again_and_what_does_not_ends_the_process() {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use redis::cmd;
 
-use super::{connection::Connection, log::Log};
+use super::{connection::Connection, keys::Keys};
 use crate::{
-    model::{Batch, Offset, StoredEntry, Timestamp},
+    model::{Batch, Epoch, Offset, StoredEntry, Timestamp, epoch_of},
     store::ReadError,
 };
 
@@ -18,42 +18,47 @@ const COUNT_MAX: usize = 4096;
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// An entry as it comes over the wire: its id, and names and values in turn.
-type Wire = (String, Vec<Vec<u8>>);
+pub(super) type Wire = (String, Vec<Vec<u8>>);
 
 /// An entry as it was stored.
 #[derive(Debug)]
-struct Stored {
-    offset: Offset,
-    json: Vec<u8>,
-    kind: (u16, u16),
-    received: Timestamp,
+pub(super) struct Stored {
+    pub(super) offset: Offset,
+    pub(super) epoch: Epoch,
+    pub(super) json: Vec<u8>,
+    pub(super) kind: (u16, u16),
+    pub(super) received: Timestamp,
 }
 
 /// The entries after `after` and up to `last`, until `bytes_max` is reached; at least one if there is one.
 pub(super) async fn batches(
     connection: &Connection,
-    log: &Log,
+    keys: &Keys,
     mut after: Offset,
     last: Offset,
     bytes_max: usize,
 ) -> Result<Vec<Arc<Batch>>, ReadError> {
     let (mut found, mut bytes, mut count) = (Vec::new(), 0, COUNT_FIRST);
     while after < last && (found.is_empty() || bytes < bytes_max) {
-        let entries = range(connection, log, after.next(), last, count).await?;
+        let entries = range(connection, keys, after.next(), last, count).await?;
         let Some(newest) = entries.last() else { break };
         after = newest.offset;
         bytes += entries.iter().map(|entry| entry.json.len()).sum::<usize>();
         found.extend(entries);
         count = (count * 2).min(COUNT_MAX);
     }
-    together(log, &found)
+    together(&found)
 }
 
 /// The last offset whose entry was received before `moment`, by halving. Where the wall clock was set back between
 /// entries there may be several answers; it is one of them.
-pub(super) async fn offset_before(connection: &Connection, log: &Log, moment: Timestamp) -> Result<Offset, ReadError> {
-    let last = log.last();
-    let Some(oldest) = at_or_after(connection, log, Offset(1), last).await? else { return Ok(last) };
+pub(super) async fn offset_before(
+    connection: &Connection,
+    keys: &Keys,
+    last: Offset,
+    moment: Timestamp,
+) -> Result<Offset, ReadError> {
+    let Some(oldest) = at_or_after(connection, keys, Offset(1), last).await? else { return Ok(last) };
     if oldest.received >= moment {
         return Ok(oldest.offset.previous());
     }
@@ -61,7 +66,7 @@ pub(super) async fn offset_before(connection: &Connection, log: &Log, moment: Ti
     let (mut before, mut beyond) = (oldest.offset, last.next());
     while before.next() < beyond {
         let middle = Offset(before.0 + (beyond.0 - before.0) / 2);
-        match at_or_after(connection, log, middle, last).await? {
+        match at_or_after(connection, keys, middle, last).await? {
             Some(entry) if entry.received < moment => before = entry.offset,
             Some(_) | None => beyond = middle,
         }
@@ -71,32 +76,33 @@ pub(super) async fn offset_before(connection: &Connection, log: &Log, moment: Ti
 
 async fn at_or_after(
     connection: &Connection,
-    log: &Log,
+    keys: &Keys,
     from: Offset,
     last: Offset,
 ) -> Result<Option<Stored>, ReadError> {
-    Ok(range(connection, log, from, last, 1).await?.pop())
+    Ok(range(connection, keys, from, last, 1).await?.pop())
 }
 
 async fn range(
     connection: &Connection,
-    log: &Log,
+    keys: &Keys,
     from: Offset,
     last: Offset,
     count: usize,
 ) -> Result<Vec<Stored>, ReadError> {
     let mut command = cmd("XRANGE");
-    command.arg(&log.keys.log).arg(format!("{from}-0")).arg(format!("{last}-0")).arg("COUNT").arg(count);
+    command.arg(&keys.log).arg(format!("{from}-0")).arg(format!("{last}-0")).arg("COUNT").arg(count);
     let entries: Vec<Wire> = connection.run(&command).await.map_err(|error| ReadError(error.to_string()))?;
-    let damaged = || ReadError(format!("{} holds what is no entry", log.keys.log));
+    let damaged = || ReadError(format!("{} holds what is no entry", keys.log));
     entries.into_iter().map(|entry| stored(entry).ok_or_else(damaged)).collect()
 }
 
-fn stored((id, fields): Wire) -> Option<Stored> {
+pub(super) fn stored((id, fields): Wire) -> Option<Stored> {
     let [_, json, _, kind, _, received] = <[Vec<u8>; 6]>::try_from(fields).ok()?;
     let (at, len) = std::str::from_utf8(&kind).ok()?.split_once('+')?;
     Some(Stored {
         offset: Offset(id.strip_suffix("-0")?.parse().ok()?),
+        epoch: epoch_of(&json)?,
         json,
         kind: (at.parse().ok()?, len.parse().ok()?),
         received: Timestamp(std::str::from_utf8(&received).ok()?.parse().ok()?),
@@ -104,23 +110,22 @@ fn stored((id, fields): Wire) -> Option<Stored> {
 }
 
 /// Neighbours of one epoch make a batch, up to a size.
-fn together(log: &Log, mut entries: &[Stored]) -> Result<Vec<Arc<Batch>>, ReadError> {
+pub(super) fn together(mut entries: &[Stored]) -> Result<Vec<Arc<Batch>>, ReadError> {
     let mut batches = Vec::new();
     while let Some(first) = entries.first() {
-        let (epoch, end) = log.lineage.epoch_of(first.offset);
         let mut bytes = 0;
         let len = entries.iter().enumerate().take_while(|(index, entry)| {
             bytes += entry.json.len();
             let fits = *index == 0 || bytes <= BATCH_BYTES_MAX;
             let follows = entry.offset.0 == first.offset.0 + *index as u64;
-            fits && follows && end.is_none_or(|end| entry.offset <= end)
+            fits && follows && entry.epoch == first.epoch
         });
         let (now, later) = entries.split_at(len.count());
         let parts: Vec<StoredEntry<'_>> = now
             .iter()
             .map(|entry| StoredEntry { json: &entry.json, kind: entry.kind, received: entry.received })
             .collect();
-        let batch = Batch::of(epoch, first.offset, &parts);
+        let batch = Batch::of(first.epoch, first.offset, &parts);
         batches.push(Arc::new(batch.ok_or_else(|| ReadError(format!("the entry {} is too long", first.offset)))?));
         if let Some(next) = later.first()
             && let Some(newest) = now.last()

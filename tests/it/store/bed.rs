@@ -94,7 +94,7 @@ pub(super) struct Log {
 impl Log {
     pub(super) async fn open(store: &Store, name: &str) -> Self {
         let name: StreamName = name.parse().unwrap();
-        let state = store.open_log(&name).await.unwrap();
+        let state = store.claim(&name, None).await.unwrap();
         Self { store: store.clone(), name, state }
     }
 

@@ -251,7 +251,7 @@ async fn a_writer_that_is_ahead_of_the_new_primary_does_not_go_on() {
     // The former primary follows the new one: what it had beyond it is gone.
     follow(&old, &new).await;
     promote(&old).await;
-    assert!(matches!(log.append(1).await, Err(AppendError::Broken(_))));
+    assert!(matches!(log.append(1).await, Err(AppendError::Moved(_))));
 }
 
 #[tokio::test]
@@ -365,6 +365,8 @@ async fn a_permission_that_is_missing_is_named() {
         ("-eval", "eval"),
         ("-evalsha", "evalsha"),
         ("-xrange", "xrange"),
+        ("-xread", "xread"),
+        ("-hdel", "hdel"),
     ] {
         let rules = documented_rules();
         grant(&server, &[&["reset".to_owned()], &rules[..], &[rule.to_owned()]].concat()).await;

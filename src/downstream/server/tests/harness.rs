@@ -1,6 +1,6 @@
 //! A server over logs in a temporary directory, and clients of every transport.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytestring::ByteString;
 use futures_util::StreamExt;
@@ -17,7 +17,7 @@ use tokio_tungstenite::{
 
 use crate::{
     downstream::server::{Server, Settings},
-    event_log::{EventLog, EventLogs, Settings as LogSettings},
+    event_log::{EventLog, EventLogs, Settings as LogSettings, Writer},
     model::{Body, Checkpoint, Event, Mark, Offset, Source, StreamName, Timestamp},
     store::{
         Store,
@@ -32,6 +32,7 @@ pub(super) const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
 
 pub(super) struct Relay {
     pub(super) logs: EventLogs,
+    writers: BTreeMap<StreamName, Writer>,
     pub(super) authority: String,
     tasks: Tasks,
     _directory: tempfile::TempDir,
@@ -67,11 +68,15 @@ impl Relay {
         });
         let settings = LogSettings { tail_bytes: setup.tail_bytes };
         let logs = EventLogs::open(Store::Embedded(store), &streams, &settings).await.unwrap();
+        let mut writers = BTreeMap::new();
+        for (stream, log) in logs.iter() {
+            writers.insert(stream.clone(), log.claim(None).await.unwrap());
+        }
         let server = Server::bind(setup.server).unwrap();
         let authority = server.address().to_string();
         let mut tasks = Tasks::new("downstream");
         server.start(&mut tasks, logs.clone(), |stream| stream.as_str() == "queues");
-        Self { logs, authority, tasks, _directory: directory }
+        Self { logs, writers, authority, tasks, _directory: directory }
     }
 
     pub(super) fn log(&self, stream: &str) -> &EventLog {
@@ -87,7 +92,7 @@ impl Relay {
     pub(super) async fn append(&self, stream: &str, bodies: &[&str]) {
         let events: Vec<Event> = bodies.iter().map(|body| event(body)).collect();
         let checkpoint = Checkpoint { position: None, heard_at: RECEIVED };
-        self.log(stream).append(&events, checkpoint).await.unwrap();
+        self.writers[&stream.parse::<StreamName>().unwrap()].append(&events, checkpoint).await.unwrap();
     }
 
     /// Appends events `"{from}"` to `"{to}"`, a few at a time.

@@ -24,7 +24,7 @@ fn writer(path: &Path) -> Writer {
 fn open(writer: &mut Writer, name: &str) -> Result<LogState, AppendError> {
     let (reply, mut answer) = oneshot::channel();
     let mut group = Group::default();
-    group.take(Command::Open(stream(name), reply));
+    group.take(Command::Claim(stream(name), None, reply));
     writer.serve(group);
     answer.try_recv().unwrap()
 }

@@ -1,12 +1,23 @@
 #!lua
--- Takes a log over: a new fence, and what is there. KEYS: head, log. ARGV: nonce, an epoch for the case that one begins.
+-- Takes a log over, and says what is there. KEYS: head, log. ARGV: nonce, an epoch for the case that one begins, number
+-- ('' to draw a new fence with this nonce; else the log must be under the very fence), whether replicas count.
 -- When another server became primary since (or this one was restarted), what it did not have is gone: the log and its
 -- position have gone back together. Then a new epoch begins where the log ends now.
 local head, log = KEYS[1], KEYS[2]
 local EARLIER_LEN_MAX = 1024
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
-local held = redis.call('HMGET', head, 'epoch', 'earlier', 'last', 'number', 'replid', 'position', 'heard_at')
+local held = redis.call('HMGET', head, 'epoch', 'earlier', 'last', 'number', 'replid', 'position', 'heard_at', 'nonce',
+  'turn', 'safe')
 local epoch, earlier, last, number = held[1] or ARGV[2], held[2] or '', held[3] or '0', held[4] or '0'
+local turn, safe = '0', held[10] or last
+if ARGV[3] == '' then
+  number = string.format('%.0f', tonumber(number) + 1)
+elseif number ~= ARGV[3] or held[8] ~= ARGV[1] then
+  return {'fenced'}
+else
+  -- What was sent under an earlier claim and arrives only now finds a turn that is over.
+  turn = string.format('%.0f', tonumber(held[9] or '0') + 1)
+end
 if held[1] and held[5] ~= replid then
   if last ~= '0' then
     earlier = earlier .. epoch .. ':' .. last .. ' '
@@ -16,9 +27,16 @@ if held[1] and held[5] ~= replid then
   end
   epoch = ARGV[2]
 end
-number = string.format('%.0f', tonumber(number) + 1)
+if tonumber(safe) > tonumber(last) then
+  safe = last
+end
 redis.call('HSET', head, 'epoch', epoch, 'earlier', earlier, 'last', last, 'number', number, 'nonce', ARGV[1],
-  'turn', '0', 'replid', replid)
+  'turn', turn, 'replid', replid)
+if ARGV[4] == '1' then
+  redis.call('HSET', head, 'safe', safe)
+elseif held[10] then
+  redis.call('HDEL', head, 'safe')
+end
 local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')
 local first = oldest[1] and string.match(oldest[1][1], '^%d+') or ''
-return {epoch, earlier, last, number, held[6] or '', held[7] or '', first}
+return {epoch, earlier, last, safe, first, number, turn, held[6] or '', held[7] or ''}

@@ -29,5 +29,6 @@ first = first and string.format('%.0f', first) or ''
 if gone > 0 then
   redis.call('XTRIM', log, 'MINID', first .. '-0')
   redis.call('HINCRBY', head, 'bytes', -freed)
+  redis.call('HSET', head, 'first', first)
 end
 return {first, gone == slice and 1 or 0}

@@ -1,0 +1,253 @@
+//! Following a log that another process writes to: one connection of its own, and one command on it that waits.
+//!
+//! It remembers nothing between two answers but its connection, so it may be dropped at any moment.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use redis::{Pipeline, RedisError, Value, pipe};
+
+use super::{
+    Durability, Redis,
+    connection::{CommandError, Connection},
+    head,
+    reads::{self, Stored, Wire},
+    view::View,
+};
+use crate::{
+    clock,
+    model::{Epoch, Offset, StreamName},
+    protocol::backoff::Curve,
+    store::{News, ReadError},
+    telemetry::metrics,
+};
+
+/// Where nothing is appended, the server is asked this often: once for entries, once for the epoch.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Entries of one answer; what is beyond them comes with the next one.
+const ENTRIES_MAX: usize = 512;
+
+/// Delays after failures.
+const RETRY: Curve = Curve { first: Duration::from_millis(50), cap: Duration::from_secs(1), jitter: 0.2 };
+
+/// Delays while entries are there that no replica is known to have.
+const UNSAFE: Curve = Curve { first: Duration::from_millis(4), cap: Duration::from_millis(500), jitter: 0.0 };
+
+/// One stream's follower.
+#[derive(Debug)]
+pub struct Follower {
+    store: Redis,
+    stream: StreamName,
+    view: Arc<View>,
+    connection: Connection,
+    /// How long the server waits for entries before it says that there are none.
+    patience: Duration,
+    /// Answers in a row that were none, and that held nothing that may be shown.
+    failures: u32,
+    unsafe_answers: u32,
+    told: Option<Instant>,
+}
+
+/// What the server said.
+#[derive(Debug)]
+struct Answer {
+    entries: Vec<Stored>,
+    /// None where the log has no head, or one that no writer has been at.
+    epoch: Option<Epoch>,
+    /// Up to where replicas have it.
+    safe: String,
+    first: Option<Offset>,
+}
+
+/// What an answer means for somebody who knows the log up to an entry of an epoch.
+#[derive(Debug, PartialEq, Eq)]
+enum Meaning {
+    Nothing,
+    /// There is something that may not be shown yet.
+    Early,
+    /// So many of the entries follow.
+    Follow(usize),
+    /// The log is not the one that was known, or goes on elsewhere.
+    Anew,
+}
+
+impl Follower {
+    pub(super) fn new(store: Redis, stream: &StreamName) -> Self {
+        let shared = &store.shared;
+        Self {
+            stream: stream.clone(),
+            view: shared.view(stream),
+            connection: shared.connection.another(),
+            patience: IDLE.min(shared.settings.limits.answer / 2),
+            failures: 0,
+            unsafe_answers: 0,
+            told: None,
+            store,
+        }
+    }
+
+    /// Waits for what is news to somebody who knows the log up to `last` of `epoch`. Fails only when the store is closed.
+    pub(in crate::store) async fn next(&mut self, epoch: Epoch, last: Offset) -> Result<News, ReadError> {
+        loop {
+            if self.store.shared.connection.is_closed() {
+                return Err(ReadError("the store is closed".to_owned()));
+            }
+            match self.step(epoch, last).await {
+                Ok(Some(news)) => return Ok(news),
+                Ok(None) => (),
+                Err(error) => self.recover(&error).await,
+            }
+        }
+    }
+
+    async fn step(&mut self, epoch: Epoch, last: Offset) -> Result<Option<News>, ReadError> {
+        let Answer { entries, epoch: found, safe, first } = self.ask(last).await?;
+        self.failures = 0;
+        let meaning = meaning(&entries, found, &safe, self.store.shared.settings.durability, (epoch, last))?;
+        if meaning != Meaning::Early {
+            self.unsafe_answers = 0;
+        }
+        if let Some(first) = first
+            && meaning != Meaning::Anew
+        {
+            self.view.trimmed_to(first);
+        }
+        match meaning {
+            Meaning::Nothing => Ok(None),
+            Meaning::Early => {
+                let delay = UNSAFE.delay(self.unsafe_answers, 0.0);
+                self.unsafe_answers = self.unsafe_answers.saturating_add(1);
+                tokio::time::sleep(delay).await;
+                Ok(None)
+            }
+            Meaning::Follow(len) => Ok(Some(News::Entries(reads::together(&entries[..len])?))),
+            Meaning::Anew => Ok(Some(News::Elsewhere(self.store.look(&self.stream).await?))),
+        }
+    }
+
+    /// The entries after `last`, and then what the head says: so it is not older than they are.
+    async fn ask(&self, last: Offset) -> Result<Answer, ReadError> {
+        let keys = &self.view.keys;
+        let answers = self.connection.run_all(&keys.log, &self.question(last)).await.map_err(unread)?;
+        let [entries, head] = <[Value; 2]>::try_from(answers).map_err(|_| strange())?;
+        let logs: Option<BTreeMap<String, Vec<Wire>>> = redis::from_redis_value(entries).map_err(no_answer)?;
+        let (epoch, safe, first): (Option<String>, Option<String>, Option<u64>) =
+            redis::from_redis_value(head).map_err(no_answer)?;
+        let epoch = epoch.map(|digits| head::epoch(&digits).ok_or_else(strange)).transpose()?;
+        let entries = logs.into_iter().flatten().flat_map(|(_, entries)| entries);
+        let entries = entries.map(|entry| reads::stored(entry).ok_or_else(strange)).collect::<Result<_, _>>()?;
+        Ok(Answer { entries, epoch, safe: safe.unwrap_or_default(), first: first.map(Offset) })
+    }
+
+    fn question(&self, last: Offset) -> Pipeline {
+        let (keys, mut question) = (&self.view.keys, pipe());
+        let wait = self.patience.as_millis().max(1).to_string();
+        question.cmd("XREAD").arg("COUNT").arg(ENTRIES_MAX).arg("BLOCK").arg(wait);
+        question.arg("STREAMS").arg(&keys.log).arg(format!("{last}-0"));
+        question.cmd("HMGET").arg(&keys.head).arg(&["epoch", "safe", "first"]);
+        question
+    }
+
+    /// Says what is wrong, not more often than once a second, and waits.
+    async fn recover(&mut self, error: &ReadError) {
+        metrics::store_failed("read");
+        if self.told.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+            self.told = Some(clock::now());
+            tracing::warn!(stream = %self.stream, %error, "the log cannot be followed; it is tried again");
+        }
+        let delay = RETRY.delay(self.failures, fastrand::f64());
+        self.failures = self.failures.saturating_add(1);
+        tokio::time::sleep(delay).await;
+    }
+}
+
+fn meaning(
+    entries: &[Stored],
+    epoch: Option<Epoch>,
+    safe: &str,
+    durability: Durability,
+    known: (Epoch, Offset),
+) -> Result<Meaning, ReadError> {
+    let Some(newest) = entries.last() else {
+        let same = epoch.is_none_or(|epoch| epoch == known.0);
+        return Ok(if same { Meaning::Nothing } else { Meaning::Anew });
+    };
+    let shown = head::shown(newest.offset, safe, durability).ok_or_else(strange)?;
+    let len = entries.partition_point(|entry| entry.offset <= shown);
+    Ok(match (epoch, &entries[..len]) {
+        // Until somebody has claimed it, nobody knows what becomes of it.
+        (None, _) => Meaning::Early,
+        (Some(epoch), _) if epoch != known.0 => Meaning::Anew,
+        (Some(_), []) => Meaning::Early,
+        (Some(_), [first, ..]) if first.offset != known.1.next() => Meaning::Anew,
+        (Some(_), some) if some.iter().any(|entry| entry.epoch != known.0) => Meaning::Anew,
+        (Some(_), some) => Meaning::Follow(some.len()),
+    })
+}
+
+fn unread(error: CommandError) -> ReadError {
+    ReadError(error.to_string())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it maps errors")]
+fn no_answer(error: impl Into<RedisError>) -> ReadError {
+    ReadError(error.into().to_string())
+}
+
+fn strange() -> ReadError {
+    ReadError("what the log holds makes no sense".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    const EPOCH: Epoch = Epoch(7);
+
+    fn entries(epoch: u32, offsets: std::ops::RangeInclusive<u64>) -> Vec<Stored> {
+        let entry = |offset| Stored {
+            offset: Offset(offset),
+            epoch: Epoch(epoch),
+            json: Vec::new(),
+            kind: (0, 0),
+            received: Timestamp(0),
+        };
+        offsets.map(entry).collect()
+    }
+
+    fn check(entries: &[Stored], epoch: Option<u32>, safe: &str, durability: Durability) -> Meaning {
+        meaning(entries, epoch.map(Epoch), safe, durability, (EPOCH, Offset(4))).unwrap()
+    }
+
+    #[test]
+    fn what_follows_in_the_same_epoch_is_taken_and_anything_else_is_looked_at() {
+        let written = Durability::Written;
+        for (entries, epoch, expected) in [
+            (entries(7, 5..=9), Some(7), Meaning::Follow(5)),
+            (Vec::new(), Some(7), Meaning::Nothing),
+            (Vec::new(), Some(8), Meaning::Anew),
+            (entries(7, 5..=9), Some(8), Meaning::Anew),
+            (entries(8, 5..=9), Some(7), Meaning::Anew),
+            (entries(7, 6..=9), Some(7), Meaning::Anew),
+            (Vec::new(), None, Meaning::Nothing),
+            (entries(7, 5..=9), None, Meaning::Early),
+        ] {
+            assert_eq!(check(&entries, epoch, "", written), expected, "{entries:?} {epoch:?}");
+        }
+    }
+
+    #[test]
+    fn where_replicas_count_no_more_is_taken_than_they_have() {
+        for (safe, expected) in
+            [("9", Meaning::Follow(5)), ("6", Meaning::Follow(2)), ("4", Meaning::Early), ("", Meaning::Follow(5))]
+        {
+            assert_eq!(check(&entries(7, 5..=9), Some(7), safe, Durability::Replicated), expected, "{safe}");
+            assert_eq!(check(&entries(7, 5..=9), Some(7), safe, Durability::Written), Meaning::Follow(5));
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What a log's head says, as the scripts tell it.
+
+use super::Durability;
+use crate::{
+    model::{Checkpoint, Epoch, Fence, Lineage, Offset, Position, Sequence, Timestamp},
+    store::{Extent, LogState},
+};
+
+/// What a claim finds: the state, and the turn that the first append has.
+pub(super) type Claimed = (LogState, u64);
+
+/// What the script that looks says.
+pub(super) fn extent(answer: &[String], durability: Durability) -> Option<Extent> {
+    let [epoch, earlier, last, safe, first] = answer else { return None };
+    let newest = offset(last)?;
+    let last = shown(newest, safe, durability)?;
+    Some(Extent { lineage: lineage(epoch, earlier)?, first: first_of(first, newest)?, last })
+}
+
+/// What the script that opens says, under the fence with `nonce`.
+pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability) -> Option<Claimed> {
+    let [epoch, earlier, last, safe, first, number, turn, position, heard_at] = answer else { return None };
+    let newest = offset(last)?;
+    let state = LogState {
+        lineage: lineage(epoch, earlier)?,
+        first: first_of(first, newest)?,
+        last: newest,
+        safe: shown(newest, safe, durability)?,
+        checkpoint: checkpoint(position, heard_at)?,
+        fence: Fence { number: number.parse().ok()?, nonce },
+        damaged: false,
+    };
+    Some((state, turn.parse().ok()?))
+}
+
+/// The newest entry that may be shown. A log that was written without waiting for replicas says nothing about them:
+/// what it has was shown then.
+pub(super) fn shown(last: Offset, safe: &str, durability: Durability) -> Option<Offset> {
+    match (durability, safe) {
+        (Durability::Written, _) | (Durability::Replicated, "") => Some(last),
+        (Durability::Replicated, digits) => Some(offset(digits)?.min(last)),
+    }
+}
+
+fn lineage(epoch: &str, earlier: &str) -> Option<Lineage> {
+    let earlier = earlier.split_whitespace().map(ended_epoch).collect::<Option<Vec<_>>>()?;
+    Some(Lineage::with_earlier(self::epoch(epoch)?, earlier))
+}
+
+fn ended_epoch(text: &str) -> Option<(Epoch, Offset)> {
+    let (epoch, end) = text.split_once(':')?;
+    Some((self::epoch(epoch)?, offset(end)?))
+}
+
+/// An epoch as the head has it; none was begun where it says nothing.
+pub(super) fn epoch(text: &str) -> Option<Epoch> {
+    match text {
+        "" => Some(Epoch::NONE),
+        digits => u32::from_str_radix(digits, 16).ok().map(Epoch),
+    }
+}
+
+fn checkpoint(position: &str, heard_at: &str) -> Option<Option<Checkpoint>> {
+    let position = match position {
+        "" => None,
+        digits => Some(Position(Sequence(digits.parse().ok()?))),
+    };
+    match heard_at {
+        "" => Some(None),
+        millis => Some(Some(Checkpoint { position, heard_at: Timestamp(millis.parse().ok()?) })),
+    }
+}
+
+fn first_of(text: &str, last: Offset) -> Option<Offset> {
+    match text {
+        "" => Some(last.next()),
+        digits => offset(digits),
+    }
+}
+
+fn offset(digits: &str) -> Option<Offset> {
+    digits.parse().ok().map(Offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer<const N: usize>(fields: [&str; N]) -> Vec<String> {
+        fields.map(str::to_owned).to_vec()
+    }
+
+    #[test]
+    fn the_head_of_a_log_is_read() {
+        let answer = answer(["0000002a", "00000007:5 00000008:9 ", "12", "11", "3", "4", "6", "77", "1000"]);
+        let (state, turn) = claimed(&answer, 1, Durability::Replicated).unwrap();
+        let earlier = vec![(Epoch(7), Offset(5)), (Epoch(8), Offset(9))];
+        assert_eq!(state.lineage, Lineage::with_earlier(Epoch(42), earlier));
+        assert_eq!((state.first, state.last, state.safe), (Offset(3), Offset(12), Offset(11)));
+        assert_eq!((state.fence, turn), (Fence { number: 4, nonce: 1 }, 6));
+        let checkpoint = Checkpoint { position: Some(Position(Sequence(77))), heard_at: Timestamp(1000) };
+        assert_eq!(state.checkpoint, Some(checkpoint));
+        let (state, _) = claimed(&answer, 1, Durability::Written).unwrap();
+        assert_eq!(state.safe, Offset(12));
+    }
+
+    #[test]
+    fn a_log_without_entries_begins_with_the_next_one() {
+        let (state, _) =
+            claimed(&answer(["1", "", "12", "", "", "4", "0", "", ""]), 1, Durability::Replicated).unwrap();
+        assert_eq!((state.first, state.safe, state.checkpoint), (Offset(13), Offset(12), None));
+    }
+
+    #[test]
+    fn what_nobody_wrote_to_is_an_empty_log() {
+        let extent = extent(&answer(["", "", "0", "", ""]), Durability::Replicated).unwrap();
+        assert_eq!(extent, Extent::NONE);
+    }
+
+    #[test]
+    fn no_more_is_shown_than_a_replica_has() {
+        for (last, safe, expected) in [(12, "9", 9), (12, "12", 12), (5, "9", 5), (12, "", 12)] {
+            assert_eq!(shown(Offset(last), safe, Durability::Replicated), Some(Offset(expected)), "{last} {safe}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_head_is_none() {
+        for fields in [["x", "", "0", "", ""], ["1", "7", "0", "", ""], ["1", "", "", "", ""], ["1", "", "9", "x", ""]]
+        {
+            assert!(extent(&answer(fields), Durability::Replicated).is_none(), "{fields:?}");
+        }
+    }
+}
