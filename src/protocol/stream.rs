@@ -5,11 +5,13 @@
 //! where the platform allows two. Trouble is the other: back off, and try again for ever.
 
 mod buffer;
+mod handover;
 mod intake;
 mod link;
 mod order;
 mod planned;
 mod recovery;
+mod standby;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -24,9 +26,11 @@ use std::{
 
 use self::{
     buffer::Ticket,
+    handover::{Flush, Role},
     intake::{Intake, TakenIn},
     link::Link,
     recovery::Outcome,
+    standby::Ring,
 };
 use super::{
     Now, backoff,
@@ -34,7 +38,7 @@ use super::{
     session::{self, Dial, Minted, Patience, Session, SessionId},
 };
 use crate::{
-    connector::{Answer, Choices, Connector, Failure, Frame, Probe, RefusedTopic, Request},
+    connector::{Answer, Choices, Connector, Failure, Frame, Probe, RefusedTopic, Request, Resume},
     model::{Checkpoint, Event, Gap, GapReason, Mark, Position},
 };
 
@@ -124,6 +128,24 @@ pub enum Input {
     Resume,
     /// Take nothing more in; let what was heard become durable.
     Drain,
+    /// To a standby: the log's position. The next session goes on from there.
+    Follow(Position),
+    /// To a standby: the log is ours now.
+    Own {
+        /// What the log's head says now.
+        opening: Opening,
+        /// Where nothing is numbered: the newest entries of the log, oldest first, at least as many of the platform's
+        /// as are kept (if there are so many) and no more than a little beyond; kind, subject and body matter. Where
+        /// nothing is kept, only those that were appended since the session was live.
+        stored: Vec<Event>,
+        /// Everything that the platform said before [`Stream::is_ready`] became true is durable: the last holder has
+        /// flushed after that.
+        covered: bool,
+    },
+    /// To the owner: a successor is live. Say when all is durable that it may not have heard, and go on.
+    Flush,
+    /// The stream is another's: append nothing more, and end.
+    Release,
 }
 
 /// What a stream wants done.
@@ -161,7 +183,9 @@ pub enum Output {
     /// The platform rejected the token of this generation.
     RefuseToken(u64),
     Report(Report),
-    /// Everything that was heard is durable, and all sessions are over.
+    /// Everything is durable that was said before [`Input::Flush`].
+    Flushed,
+    /// Everything that was heard is durable (or another's business), and all sessions are over.
     Drained,
 }
 
@@ -237,6 +261,7 @@ impl State {
 pub struct Stream {
     settings: Settings,
     choices: Choices,
+    role: Role,
     link: Link,
     /// Sessions to which farewell was said and which may still finish.
     leaving: Vec<Session>,
@@ -274,6 +299,12 @@ pub struct Opening {
     pub damaged: bool,
 }
 
+impl Opening {
+    fn position(&self) -> Option<Position> {
+        self.checkpoint.and_then(|checkpoint| checkpoint.position)
+    }
+}
+
 /// A quiet stream's checkpoint is renewed this often, so that a restart knows how long nothing was heard.
 const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(15);
 
@@ -281,13 +312,13 @@ impl Stream {
     /// A stream that goes on from what is known; it waits for a token.
     pub fn new(settings: Settings, opening: Opening, now: Now) -> Self {
         let choices = settings.connector.choices();
-        let position = opening.checkpoint.and_then(|checkpoint| checkpoint.position);
         let wall = opening.checkpoint.map_or(now.wall, |checkpoint| checkpoint.heard_at);
         let mut stream = Self {
-            intake: Intake::new(&settings, &choices, position),
+            intake: Intake::new(&settings, &choices, opening.position()),
             backoff: Backoff::new(settings.backoff),
             choices,
             settings,
+            role: Role::Owner(Flush::Idle),
             link: Link::Waiting,
             leaving: Vec::new(),
             token: 0,
@@ -311,6 +342,13 @@ impl Stream {
             stream.intake.deaf(GapReason::NoReplay);
         }
         stream
+    }
+
+    /// A stream whose log is another replica's: it holds a session, appends nothing, and keeps the newest of what it
+    /// hears until [`Input::Own`].
+    pub fn standby(settings: Settings, now: Now) -> Self {
+        let ring = Ring::new(settings.buffer);
+        Self { role: Role::Standby(ring), ..Self::new(settings, Opening::default(), now) }
     }
 
     pub fn handle(&mut self, input: Input, now: Now) {
@@ -337,6 +375,10 @@ impl Stream {
             Input::Pause => self.pause(now),
             Input::Resume => self.unpause(now),
             Input::Drain => self.drain(now),
+            Input::Follow(position) => self.follow(position),
+            Input::Own { opening, stored, covered } => self.own(opening, stored, covered, now),
+            Input::Flush => self.want_flush(),
+            Input::Release => self.release(now),
         }
         self.settle(now);
     }
@@ -345,8 +387,10 @@ impl Stream {
         self.excuse_if_unread(now);
         self.sessions_timeout(now);
         self.link_timeout(now);
-        let taken = self.intake.handle_timeout(now);
-        self.report_taken(taken);
+        if self.is_owner() {
+            let taken = self.intake.handle_timeout(now);
+            self.report_taken(taken);
+        }
         self.settle(now);
     }
 
@@ -355,7 +399,8 @@ impl Stream {
         let link = self.link.poll_timeout();
         let stable = self.backoff.stable_at().filter(|_| self.told.2);
         let checkpoint = self.checkpoint_due();
-        sessions.chain(link).chain(stable).chain(checkpoint).chain(self.intake.poll_timeout()).min()
+        let intake = self.intake.poll_timeout().filter(|_| self.is_owner());
+        sessions.chain(link).chain(stable).chain(checkpoint).chain(intake).min()
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {
@@ -365,6 +410,24 @@ impl Stream {
     /// Whether frames are wanted now. If not, they stay in the socket until the log has caught up.
     pub fn wants_frames(&self) -> bool {
         !self.intake.holds_back(self.appending_len)
+    }
+
+    /// Whether a session is there that events come by.
+    pub fn is_ready(&self) -> bool {
+        self.link.is_live()
+    }
+
+    /// How many events a standby keeps.
+    pub fn kept(&self) -> usize {
+        match &self.role {
+            Role::Standby(ring) => ring.len(),
+            Role::Owner(_) | Role::Released => 0,
+        }
+    }
+
+    /// Whether a standby compares what it keeps with the newest entries of the log when it takes over.
+    pub fn compares(&self) -> bool {
+        self.choices.resume == Resume::None
     }
 
     /// Where the platform would be asked to go on.
@@ -395,7 +458,8 @@ impl Stream {
         if let Some((call, request)) = self.intake.recovery.next_call() {
             self.outputs.push_back(Output::Call { call: CallId::Snapshot(call), generation: self.token, request });
         }
-        if self.appending.is_none() {
+        self.flush(now);
+        if self.appending.is_none() && self.is_owner() {
             self.append(now);
         }
         self.report_state(now);
@@ -404,6 +468,10 @@ impl Stream {
             self.link = Link::Drained;
             self.outputs.push_back(Output::Drained);
         }
+    }
+
+    fn is_owner(&self) -> bool {
+        matches!(self.role, Role::Owner(_))
     }
 
     fn is_idle(&self) -> bool {
@@ -432,7 +500,8 @@ impl Stream {
     /// When a quiet stream's checkpoint is to be renewed.
     fn checkpoint_due(&self) -> Option<Instant> {
         let interval = (self.settings.retention / 4).min(CHECKPOINT_INTERVAL_MAX);
-        let quiet = self.link.is_live() && self.appending.is_none() && self.heard.at? > self.checkpointed_at;
+        let quiet =
+            self.is_owner() && self.link.is_live() && self.appending.is_none() && self.heard.at? > self.checkpointed_at;
         quiet.then(|| self.checkpointed_at + interval)
     }
 
@@ -454,7 +523,11 @@ impl Stream {
         }
     }
 
+    /// In a log that is another's nothing is marked.
     fn mark_gap(&mut self, gap: Gap, now: Now) {
+        if !self.is_owner() {
+            return;
+        }
         let mut taken = TakenIn::default();
         self.intake.gap(gap, now, &mut taken);
         self.report_taken(taken);

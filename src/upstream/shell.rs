@@ -202,6 +202,8 @@ impl Shell {
                 Output::Append { events, checkpoint } => self.append(events, checkpoint),
                 Output::RefuseToken(generation) => self.tokens.refuse(generation),
                 Output::Report(report) => self.board.report(report),
+                // Only a successor waits for it.
+                Output::Flushed => (),
                 Output::Drained => return true,
             }
         }

@@ -44,6 +44,8 @@ pub(super) struct Buffer {
     shed: Option<Shed>,
     /// The newest numbered event that went through here, dropped ones included.
     passed: Option<Position>,
+    /// How many entries ever came.
+    came: u64,
 }
 
 /// Events dropped since the last batch was taken.
@@ -64,7 +66,7 @@ pub(super) struct Taken {
 
 impl Buffer {
     pub(super) fn new(limit: usize, overflow: Overflow, position: Option<Position>) -> Self {
-        Self { pending: VecDeque::new(), limit, overflow, shed: None, passed: position }
+        Self { pending: VecDeque::new(), limit, overflow, shed: None, passed: position, came: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -74,6 +76,16 @@ impl Buffer {
     /// The newest number that went through here.
     pub(super) fn passed(&self) -> Option<Position> {
         self.passed
+    }
+
+    /// How many entries ever came.
+    pub(super) fn came(&self) -> u64 {
+        self.came
+    }
+
+    /// Whether so many of them have been taken, and what was dropped of them was told.
+    pub(super) fn is_past(&self, count: u64) -> bool {
+        self.shed.is_none() && self.came - self.pending.len() as u64 >= count
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -93,6 +105,7 @@ impl Buffer {
     /// Adds an entry; returns how many were dropped for it.
     pub(super) fn push(&mut self, pending: Pending) -> u64 {
         self.pending.push_back(pending);
+        self.came += 1;
         if self.overflow == Overflow::Backpressure || self.pending.len() <= self.limit {
             return 0;
         }

@@ -7,6 +7,7 @@ use super::{
     buffer::{Buffer, Pending, Taken, Ticket},
     order::{Order, Ruling},
     recovery::Recovery,
+    standby::Carried,
     twins::{Kept, Twins},
 };
 use crate::{
@@ -17,6 +18,9 @@ use crate::{
 
 /// After an abandoned position the first event tells how much is missing; the gap is marked without it after this time.
 const FIRST_EVENT_WAIT: Duration = Duration::from_secs(1);
+
+/// Its entries are compared with what sessions bring as if it were one; no session has this name.
+const THE_LOG: SessionId = SessionId(0);
 
 /// The way from a session to the log.
 #[derive(Debug)]
@@ -78,6 +82,13 @@ impl Intake {
         }
     }
 
+    /// Up to its position this log was written by another replica.
+    pub(super) fn took_over(&mut self) {
+        if let Numbering::Numbered { order, .. } = &mut self.numbering {
+            order.took_over();
+        }
+    }
+
     /// The last number accepted.
     pub(super) fn position(&self) -> Option<Position> {
         match &self.numbering {
@@ -109,6 +120,16 @@ impl Intake {
             Numbering::Numbered { .. } | Numbering::Unnumbered { twins: None } => 0,
             Numbering::Unnumbered { twins: Some(twins) } => twins.held(),
         }
+    }
+
+    /// How many entries are on their way to the log; none while some wait for a snapshot or for another session.
+    pub(super) fn queued(&self) -> Option<u64> {
+        (self.recovery.held() + self.kept_back() == 0).then(|| self.buffer.came())
+    }
+
+    /// Whether so many of them have left for it.
+    pub(super) fn is_past(&self, count: u64) -> bool {
+        self.buffer.is_past(count)
     }
 
     /// Whether more of a successor cannot wait.
@@ -222,7 +243,7 @@ impl Intake {
         taken
     }
 
-    fn event(&mut self, event: Event, session: SessionId, now: Now, taken: &mut TakenIn) {
+    pub(super) fn event(&mut self, event: Event, session: SessionId, now: Now, taken: &mut TakenIn) {
         match &mut self.numbering {
             Numbering::Numbered { order, .. } => {
                 let Some(sequence) = event.sequence else { return self.push(event.into(), taken) };
@@ -238,6 +259,41 @@ impl Intake {
                     taken.duplicates += 1;
                 }
             }
+        }
+    }
+
+    /// Takes in what a standby has kept, compared with the newest entries of the log. What `waits` brought alone has to
+    /// wait for the session before it.
+    pub(super) fn take_over(
+        &mut self,
+        stored: &[Event],
+        carried: Vec<Carried>,
+        waits: Option<SessionId>,
+        now: Now,
+    ) -> TakenIn {
+        let mut taken = TakenIn::default();
+        let Numbering::Unnumbered { twins } = &mut self.numbering else { return taken };
+        let twins = twins.get_or_insert_default();
+        for entry in stored {
+            twins.is_new(entry, THE_LOG, now.at);
+        }
+        waits.into_iter().for_each(|session| twins.hold(session));
+        for Carried { event, by } in carried {
+            match *by {
+                [session] => self.event(event, session, now, &mut taken),
+                _ => self.event_of_many(event, &by, now, &mut taken),
+            }
+        }
+        TakenIn { duplicates: 0, ..taken }
+    }
+
+    /// An event that several sessions have brought.
+    fn event_of_many(&mut self, event: Event, by: &[SessionId], now: Now, taken: &mut TakenIn) {
+        let Some(twins) = self.twins() else { return };
+        // Each of them is counted.
+        let rises = by.iter().filter(|session| twins.is_new(&event, **session, now.at)).count();
+        if rises > 0 {
+            self.push(event.into(), taken);
         }
     }
 

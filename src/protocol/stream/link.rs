@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Output, Report, State, Stream, Trigger,
+    handover::Role,
     planned::{OVERLAP_MAX, overlap_end},
 };
 use crate::{
@@ -198,6 +199,9 @@ impl Stream {
     pub(super) fn dial(&mut self, session: SessionId, generation: u64, endpoint: &Endpoint) {
         let resume = self.intake.resume();
         self.intake.resumes(session, resume);
+        if let Role::Standby(ring) = &mut self.role {
+            ring.resumes(session, resume);
+        }
         let url = self.settings.connector.url(endpoint, resume);
         let dial = Dial { url, credential: endpoint.credential };
         self.outputs.push_back(Output::Dial { session, generation, dial });
@@ -214,8 +218,12 @@ impl Stream {
     pub(super) fn heard_items(&mut self, id: SessionId, items: Vec<Item>, now: Now) {
         let closing = items.contains(&Item::Notice(Notice::Closing));
         let revoked = items.contains(&Item::Notice(Notice::TokenRevoked));
-        let taken = self.intake.take_in(items, id, now);
-        self.report_taken(taken);
+        if self.is_owner() {
+            let taken = self.intake.take_in(items, id, now);
+            self.report_taken(taken);
+        } else {
+            self.keep(id, items, now);
+        }
         if closing {
             self.retire_session(id, Trigger::Notice, now);
         }
@@ -249,7 +257,9 @@ impl Stream {
             self.link = Link::Waiting;
             return;
         };
-        self.abandon_if_too_old(now);
+        if self.is_owner() {
+            self.abandon_if_too_old(now);
+        }
         let reuse = self
             .endpoint
             .take_if(|minted| minted.generation == generation && minted.ends.is_none_or(|ends| now.at < ends));
@@ -287,7 +297,7 @@ impl Stream {
                 self.link = Link::Live { session, retire: None };
                 // First: the snapshot behind a gap is about the endpoint's topics.
                 self.adopt_endpoint();
-                self.listen(now);
+                self.listen(id, now);
                 if let Some(Swap { trigger, since }) = swap {
                     self.report(Report::Rotated { trigger, silence: now.at.saturating_duration_since(since) });
                 }
@@ -309,10 +319,12 @@ impl Stream {
         self.retire_if_outdated(now);
     }
 
-    pub(super) fn listen(&mut self, now: Now) {
+    pub(super) fn listen(&mut self, id: SessionId, now: Now) {
         let silence = self.unheard(now);
         self.heard = super::Heard { at: Some(now.at), wall: now.wall };
-        if let Some(gap) = self.intake.listening(silence, now) {
+        if let Role::Standby(ring) = &mut self.role {
+            ring.begin(id);
+        } else if let Some(gap) = self.intake.listening(silence, now) {
             self.mark_gap(gap, now);
         }
     }

@@ -60,6 +60,8 @@ pub(super) struct Order {
     replays: VecDeque<(SessionId, Sequence)>,
     /// The newest holes that were told: the numbers on both sides.
     holes: VecDeque<(Sequence, Sequence)>,
+    /// Up to this number another replica heard the events, and we may hear some of them yet.
+    taken_over: Option<Sequence>,
     /// By number modulo its length: the newest events' numbers and digests.
     memory: Vec<(Sequence, u32)>,
 }
@@ -84,6 +86,7 @@ impl Order {
             newest: SessionId(0),
             replays: VecDeque::new(),
             holes: VecDeque::new(),
+            taken_over: None,
             memory: Vec::new(),
         }
     }
@@ -129,6 +132,11 @@ impl Order {
             self.replays.pop_front();
         }
         self.replays.push_back((session, after));
+    }
+
+    /// What came before was heard by another replica.
+    pub(super) fn took_over(&mut self) {
+        self.taken_over = self.last();
     }
 
     /// How many events are held back.
@@ -272,7 +280,8 @@ impl Order {
         // Order is promised, and the loss of what comes too late is in the log.
         let too_late = self.holes.iter().any(|(after, before)| sequence > *after && sequence < *before);
         // What an older socket has left to say the newer one said already, or will say too.
-        if too_late || session < self.newest || self.is_replay(session, sequence) {
+        let repeated = self.is_replay(session, sequence) || self.is_taken_over(last, sequence);
+        if too_late || session < self.newest || repeated {
             return rulings.push(Ruling::Duplicates(1));
         }
         if self.suspects.as_ref().is_some_and(|suspects| !suspects.may_go_on(session, sequence)) {
@@ -315,6 +324,7 @@ impl Order {
         rulings.push(Ruling::Gap(gap));
         self.memory.clear();
         self.holes.clear();
+        self.taken_over = None;
         self.expected = Expected::First;
         for (sequence, event) in suspects.events {
             self.accept(sequence, event, suspects.session, now, rulings);
@@ -325,6 +335,12 @@ impl Order {
     fn is_replay(&self, session: SessionId, sequence: Sequence) -> bool {
         let asked = self.replays.iter().any(|(replaying, after)| *replaying == session && sequence > *after);
         asked && self.recall(sequence).is_none()
+    }
+
+    /// Whether this number, a little out of order, lies just behind where the log was taken over.
+    fn is_taken_over(&self, last: Sequence, sequence: Sequence) -> bool {
+        let near = |number: Sequence, other: Sequence| number.0.abs_diff(other.0) < WAITING_MAX as u64;
+        self.taken_over.is_some_and(|end| sequence <= end && near(sequence, end) && near(last, end))
     }
 
     fn remember(&mut self, sequence: Sequence, digest: u32) {

@@ -119,6 +119,7 @@ impl Stream {
         let two = self.settings.rotation == Rotation::Overlap && self.choices.overlap == Overlap::Duplicate;
         if !two {
             self.endpoint = None;
+            self.cut_off(old.id());
             self.leave(old, 1000, "rotation", now);
             self.intake.deaf(GapReason::NoReplay);
             return self.open(Some(Swap { trigger: retire.trigger, since: now.at }), now);
@@ -187,6 +188,9 @@ impl Stream {
     }
 
     pub(super) fn drain(&mut self, now: Now) {
+        if !self.is_owner() {
+            return self.release(now);
+        }
         self.leave_all("draining", now);
         self.link = Link::Paused;
         self.draining = true;
@@ -200,6 +204,7 @@ impl Stream {
             self.backoff.retired(now.at);
             self.intake.deaf(GapReason::NoReplay);
         }
+        self.cut_off(SessionId(self.sessions));
         match link {
             Link::Opening { session, .. } | Link::Live { session, .. } => self.leave(session, 1000, reason, now),
             Link::Swapping { old, new, .. } | Link::Overlapping { old, new, .. } => {

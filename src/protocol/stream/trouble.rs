@@ -59,7 +59,7 @@ impl Stream {
                 self.write_off_before_kept(&mut old, &failure, now);
                 // The successor on its way is the immediate attempt.
                 self.backoff.retired(now.at);
-                self.deafen(&failure);
+                self.deafen(id, &failure);
                 self.report(Report::Lost { failure, retry_in: None });
                 let since = old.heard_at();
                 self.link = Link::Opening { session: new, swap: Some(Swap { trigger: retire.trigger, since }) };
@@ -85,7 +85,7 @@ impl Stream {
 
     /// The only live session is gone, unplanned.
     pub(super) fn lost(&mut self, session: &Session, failure: Failure, now: Now) {
-        self.deafen(&failure);
+        self.deafen(session.id(), &failure);
         self.trouble(session, failure, now);
     }
 
@@ -94,6 +94,7 @@ impl Stream {
     pub(super) fn write_off(&mut self, old: &mut Session, reason: GapReason, now: Now) {
         if let Some(gap) = written_off(old, reason, now) {
             self.intake.write_off();
+            self.cut_off(old.id());
             self.mark_gap(gap, now);
         }
     }
@@ -115,7 +116,8 @@ impl Stream {
         }
     }
 
-    pub(super) fn deafen(&mut self, failure: &Failure) {
+    pub(super) fn deafen(&mut self, lost: SessionId, failure: &Failure) {
+        self.cut_off(lost);
         self.intake.deaf(deaf_reason(failure));
         self.give_up_place(failure);
     }

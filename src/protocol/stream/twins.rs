@@ -166,7 +166,8 @@ impl Counts {
     }
 }
 
-fn key(event: &Event) -> u64 {
+/// What two copies have in common.
+pub(super) fn key(event: &Event) -> u64 {
     let mut hasher = DefaultHasher::new();
     event.subject.hash(&mut hasher);
     match &event.body {

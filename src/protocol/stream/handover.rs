@@ -1,0 +1,231 @@
+//! From one replica to the next: a standby that takes the log over, an owner that makes way.
+//!
+//! Sessions are opened, proved and replaced as ever, whoever the log belongs to; only what becomes of their events
+//! differs.
+
+use super::{
+    Heard, Opening, Output, Stream,
+    intake::{Intake, TakenIn},
+    link::Link,
+    standby::{Overlay, Ring, is_heard, is_hole_likely, keys_of, lay_over},
+};
+use crate::{
+    connector::{Item, Resume},
+    model::{Event, Gap, GapReason, Position},
+    protocol::{
+        Now,
+        session::{Session, SessionId},
+    },
+};
+
+/// Whose log it is.
+#[derive(Debug)]
+pub(super) enum Role {
+    Owner(Flush),
+    /// Another's: what is heard is kept here.
+    Standby(Ring),
+    /// Another's, and nothing that is heard is wanted any more.
+    Released,
+}
+
+/// What a successor waits for: that everything is durable which was said before it could hear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flush {
+    /// Nobody waits.
+    Idle,
+    Wanted,
+    /// This session was asked; what it brings before it answers is waited for.
+    Asked(SessionId),
+    /// It has answered; so many entries must be durable.
+    Answered(u64),
+}
+
+impl Stream {
+    /// The position of the log that another replica writes.
+    pub(super) fn follow(&mut self, position: Position) {
+        if matches!(self.role, Role::Standby(_)) {
+            self.intake = Intake::new(&self.settings, &self.choices, Some(position));
+        }
+    }
+
+    pub(super) fn keep(&mut self, session: SessionId, items: Vec<Item>, now: Now) {
+        let Role::Standby(ring) = &mut self.role else { return };
+        for item in items {
+            match item {
+                Item::Event(event) => ring.keep(session, event, now.at),
+                Item::Undecoded(frame) => ring.keep(session, Event::undecoded(frame, now.wall), now.at),
+                Item::Notice(_) | Item::Alive => (),
+            }
+        }
+    }
+
+    /// What sessions up to this one bring has a hole behind it.
+    pub(super) fn cut_off(&mut self, session: SessionId) {
+        if let Role::Standby(ring) = &mut self.role {
+            ring.cut_off(session);
+        }
+    }
+
+    /// The log is ours.
+    pub(super) fn own(&mut self, opening: Opening, stored: Vec<Event>, covered: bool, now: Now) {
+        if !matches!(self.role, Role::Standby(_)) {
+            return;
+        }
+        let Role::Standby(ring) = std::mem::replace(&mut self.role, Role::Owner(Flush::Idle)) else { return };
+        self.intake = Intake::new(&self.settings, &self.choices, opening.position());
+        self.checkpointed_at = now.at;
+        self.adopt_endpoint();
+        if opening.damaged {
+            self.mark_gap(Gap::unknown(GapReason::Store), now);
+        }
+        if !self.link.is_live() {
+            self.heard = Heard { at: None, wall: opening.checkpoint.map_or(now.wall, |known| known.heard_at) };
+            if opening.checkpoint.is_some() {
+                self.intake.deaf(GapReason::NoReplay);
+            }
+        }
+        // An empty log has nothing in front of which something could be missing, and a damaged one has its gap.
+        let covered = covered || opening.checkpoint.is_none();
+        let doubted = self.link.is_live() && !opening.damaged;
+        match self.choices.resume {
+            Resume::Sequence => self.own_numbered(ring, opening.position(), doubted && !covered, now),
+            Resume::None => self.own_unnumbered(ring, stored, doubted.then_some(covered), now),
+        }
+    }
+
+    fn own_numbered(&mut self, ring: Ring, position: Option<Position>, doubted: bool, now: Now) {
+        if position.is_some_and(|position| self.has_missed(&ring, position)) {
+            return self.begin_again(now);
+        }
+        if !self.link.is_live() {
+            self.abandon_if_too_old(now);
+        } else if position.is_none() && doubted {
+            self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
+        }
+        self.intake.took_over();
+        let start = ring.start();
+        for session in self.session_ids() {
+            self.intake.resumes(session, ring.asked(session).flatten().or(start));
+        }
+        let taken = self.intake.take_kept(ring, now);
+        self.report_taken(taken);
+    }
+
+    /// Whether between the log and what the session brings lies something that only the platform still has.
+    fn has_missed(&self, ring: &Ring, position: Position) -> bool {
+        match self.link.sessions().next() {
+            None => false,
+            Some(_) if self.link.is_live() => !ring.reaches(position),
+            // One that is not dialled yet is asked to go on in the right place.
+            Some(session) => ring.asked(session.id()).is_some_and(|after| after.is_none_or(|after| after > position)),
+        }
+    }
+
+    /// Drops the sessions that there are, whatever they still bring, and goes on from the log's position.
+    fn begin_again(&mut self, now: Now) {
+        for session in self.session_ids() {
+            self.outputs.push_back(Output::Forget(session));
+        }
+        self.leaving.clear();
+        self.link = Link::Waiting;
+        self.open(None, now);
+    }
+
+    /// `covered`: none when no hole is to be looked for.
+    fn own_unnumbered(&mut self, ring: Ring, mut stored: Vec<Event>, covered: Option<bool>, now: Now) {
+        stored.retain(is_heard);
+        let gave_way = ring.gave_way();
+        let mut carried = ring.into_carried(&self.session_ids());
+        let log = keys_of(stored.iter());
+        let kept = keys_of(carried.iter().map(|carried| &carried.event));
+        match lay_over(&log, &kept) {
+            Overlay::FromEntry(entry) => drop(stored.drain(..entry)),
+            // What lies in front of a log is not owed to it.
+            Overlay::FromEvent(event) => drop(carried.drain(..event)),
+            Overlay::Unclear => {
+                if covered.is_some_and(|covered| is_hole_likely(&log, &kept, gave_way, covered)) {
+                    self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
+                }
+            }
+        }
+        let waits = match &self.link {
+            Link::Overlapping { old, new, .. } if !old.has_answered() => Some(new.id()),
+            Link::Overlapping { .. }
+            | Link::Waiting
+            | Link::Opening { .. }
+            | Link::Live { .. }
+            | Link::Swapping { .. }
+            | Link::Resting { .. }
+            | Link::Paused
+            | Link::Drained => None,
+        };
+        let taken = self.intake.take_over(&stored, carried, waits, now);
+        self.report_taken(taken);
+        self.overlap_ends(now);
+    }
+
+    fn session_ids(&self) -> Vec<SessionId> {
+        self.link.sessions().chain(&self.leaving).map(Session::id).collect()
+    }
+
+    /// A successor is live, and asks for what was said before.
+    pub(super) fn want_flush(&mut self) {
+        if let Role::Owner(flush) = &mut self.role {
+            *flush = Flush::Wanted;
+        }
+    }
+
+    /// Goes on with what the successor waits for, as far as it goes.
+    pub(super) fn flush(&mut self, now: Now) {
+        while let Role::Owner(flush) = self.role {
+            let Some(next) = self.flush_step(flush, now) else { return };
+            self.role = Role::Owner(next);
+            if next == Flush::Idle {
+                self.outputs.push_back(Output::Flushed);
+            }
+        }
+    }
+
+    fn flush_step(&mut self, flush: Flush, now: Now) -> Option<Flush> {
+        match flush {
+            Flush::Idle => None,
+            // The successor asks the platform for what is not durable.
+            Flush::Wanted if self.choices.resume == Resume::Sequence => self.link.is_live().then_some(Flush::Idle),
+            Flush::Wanted => {
+                let Link::Live { session, .. } = &mut self.link else { return None };
+                session.ask();
+                let id = session.id();
+                self.obey(id, now);
+                Some(Flush::Asked(id))
+            }
+            Flush::Asked(id) => match self.link.sessions().find(|session| session.id() == id) {
+                None => Some(Flush::Wanted),
+                Some(session) if session.has_answered() => self.intake.queued().map(Flush::Answered),
+                Some(_) => None,
+            },
+            Flush::Answered(end) => (self.appending.is_none() && self.intake.is_past(end)).then_some(Flush::Idle),
+        }
+    }
+
+    /// The log is another's: whatever is not durable is that one's to hear, or to mark.
+    pub(super) fn release(&mut self, now: Now) {
+        self.leave_all("released", now);
+        self.link = Link::Paused;
+        self.role = Role::Released;
+        self.intake = Intake::new(&self.settings, &self.choices, None);
+        self.appending = None;
+        self.appending_len = 0;
+        self.draining = true;
+    }
+}
+
+impl Intake {
+    /// Reads what a standby of a numbered stream has kept. What the log has already is no double of the platform's.
+    fn take_kept(&mut self, ring: Ring, now: Now) -> TakenIn {
+        let mut taken = TakenIn::default();
+        for (session, event) in ring.into_heard() {
+            self.event(event, session, now, &mut taken);
+        }
+        TakenIn { duplicates: 0, ..taken }
+    }
+}

@@ -1,0 +1,274 @@
+//! The desk at which the scripts are played: a stream, its clock, and what it wants told in words.
+
+use bytestring::ByteString;
+
+use super::*;
+use crate::{
+    connector::{genesys_notifications, genesys_sequenced},
+    model::{Body, Epoch, Offset, Sequence},
+};
+
+/// What a step leads to: `dial`, `leave`, `forget`, `append`, … and the state of the stream when it changes.
+pub(super) type Script<'a> = &'a [(&'a str, &'a str)];
+
+pub(super) const WALL: i64 = 1_777_901_509_570;
+pub(super) const CHANNEL_1: &str = r#"answer 200 {"id":"c1","connectUri":"wss://p.test/c1"}"#;
+pub(super) const CHANNEL_2: &str = r#"answer 200 {"id":"c2","connectUri":"wss://p.test/c2"}"#;
+
+pub(super) fn sequenced() -> Settings {
+    let connector = Connector::Sequenced(genesys_sequenced::Settings {
+        url: "wss://p.test/stream".to_owned(),
+        placement: genesys_sequenced::Placement::Header,
+        snapshot_url: Some("https://p.test/summary".to_owned()),
+    });
+    let seconds = Duration::from_secs;
+    Settings {
+        connector,
+        rotation: Rotation::Overlap,
+        rotation_jitter: Duration::from_millis(100),
+        retention: seconds(60),
+        buffer: 5_000,
+        overflow: Overflow::Backpressure,
+        patience: Patience { connect: seconds(10), silence: seconds(60), frame: seconds(30), farewell: seconds(2) },
+        backoff: backoff::Settings {
+            first: seconds(1),
+            cap: seconds(30),
+            jitter: 0.2,
+            breaker_after: 5,
+            stable_after: seconds(10),
+        },
+    }
+}
+
+pub(super) fn notifications() -> Settings {
+    let connector = Connector::Notifications(genesys_notifications::Settings {
+        topics: vec!["v2.conversations.c-1.transcription".to_owned()],
+        channel_life: Duration::from_secs(86_400),
+        discovery: Duration::from_secs(60),
+    });
+    Settings { connector, ..sequenced() }
+}
+
+pub(super) fn checkpoint(last: u64) -> Checkpoint {
+    Checkpoint { position: Some(Position(Sequence(last))), heard_at: Timestamp(WALL) }
+}
+
+pub(super) fn position(last: u64) -> Opening {
+    Opening { checkpoint: Some(checkpoint(last)), damaged: false }
+}
+
+/// A stream, its clock, and the log that it appends to.
+struct Desk {
+    stream: Stream,
+    now: Now,
+    call: Option<CallId>,
+    begun: usize,
+    log: u64,
+}
+
+pub(super) fn play(settings: Settings, opening: Opening, script: Script<'_>) {
+    #[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
+    let at = Instant::now();
+    let now = Now { at, wall: Timestamp(WALL), unit: 0.5 };
+    play_on(Stream::new(settings, opening, now), now, script);
+}
+
+/// The same for a stream whose log is another's.
+pub(super) fn play_standby(settings: Settings, script: Script<'_>) {
+    #[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
+    let at = Instant::now();
+    let now = Now { at, wall: Timestamp(WALL), unit: 0.5 };
+    play_on(Stream::standby(settings, now), now, script);
+}
+
+fn play_on(stream: Stream, now: Now, script: Script<'_>) {
+    let mut desk = Desk { stream, now, call: None, begun: 0, log: 0 };
+    desk.told();
+    for (number, (step, expected)) in script.iter().enumerate() {
+        desk.step(step);
+        assert_eq!(desk.told(), *expected, "step {number}: {step}");
+    }
+}
+
+/// The same from where two channels overlap and the old one has been asked.
+pub(super) fn play_overlap(settings: Settings, script: Script<'_>) {
+    let swap = [
+        ("token 1", "call POST /api/v2/notifications/channels, connecting"),
+        (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
+        ("answer 200 {}", "dial 1 under 1"),
+        ("open 1", "probe 1"),
+        ("pong 1", "live"),
+        ("rotate", ""),
+        ("wait 75ms", "rotation operator, call POST /api/v2/notifications/channels"),
+        (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
+        ("answer 200 {}", "dial 2 under 1"),
+        ("open 2", "probe 2"),
+        ("pong 2", "rotated after 0ns, probe 1"),
+    ];
+    play(settings, Opening::default(), &[&swap, script].concat());
+}
+
+impl Desk {
+    fn step(&mut self, step: &str) {
+        let (verb, rest) = step.split_once(' ').unwrap_or((step, ""));
+        let (subject, words) = rest.split_once(' ').unwrap_or((rest, ""));
+        let id = SessionId(subject.parse().unwrap_or(0));
+        let input = match verb {
+            "wait" => return self.wait(subject),
+            "token" => Input::Token(id.0),
+            "open" => Input::Opened(id),
+            "begin" => Input::Begun(id),
+            "refuse" => {
+                let failure = Failure::Handshake { status: words.parse().unwrap(), retry_after: None };
+                Input::Refused { session: id, failure }
+            }
+            "close" => {
+                let failure = Failure::Closed { code: words.parse().unwrap(), reason: String::new() };
+                Input::Closed { session: id, failure }
+            }
+            "oversize" => Input::Closed { session: id, failure: Failure::Oversize },
+            "say" => frame(id, format!("[{}]", words.split(' ').map(numbered).collect::<Vec<_>>().join(","))),
+            "tell" => frame(id, format!(r#"{{"topicName":"v2.conversations.c-1.x","eventBody":"{words}"}}"#)),
+            "ping" => Input::Frame { session: id, frame: Frame::Pong },
+            "pong" => frame(id, r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#.to_owned()),
+            "revoke" => frame(id, r#"{"topicName":"v2.system.token_revoked.u-1","eventBody":{}}"#.to_owned()),
+            "notice" => frame(id, r#"{"topicName":"v2.system.socket_closing","eventBody":{}}"#.to_owned()),
+            "answer" => {
+                let (status, body) = (subject.parse().unwrap(), ByteString::from(words).into_bytes());
+                let call = self.call.take().expect("a call is under way");
+                Input::Answered { call, answer: Ok(Answer { status, retry_after: None, body }) }
+            }
+            "stored" => {
+                self.log += std::mem::take(&mut self.begun) as u64;
+                Input::Appended(Mark { epoch: Epoch(1), offset: Offset(self.log) })
+            }
+            "rotate" => Input::Rotate,
+            "drain" => Input::Drain,
+            "flush" => Input::Flush,
+            "release" => Input::Release,
+            "follow" => Input::Follow(Position(Sequence(id.0))),
+            "own" | "own-covered" => own(subject, words, verb == "own-covered"),
+            "kept" => {
+                return assert_eq!((self.stream.kept(), self.stream.is_ready()), (id.0 as usize, words == "live"));
+            }
+            other => panic!("no such step: {other}"),
+        };
+        self.stream.handle(input, self.now);
+    }
+
+    /// Lets the time go by, and every timer fire that is due.
+    fn wait(&mut self, time: &str) {
+        let end = self.now.at + time.parse::<crate::model::Span>().unwrap().0;
+        while let Some(at) = self.stream.poll_timeout().filter(|at| *at <= end) {
+            self.go_on(at.max(self.now.at));
+            self.stream.handle_timeout(self.now);
+        }
+        self.go_on(end);
+    }
+
+    fn go_on(&mut self, at: Instant) {
+        self.now.wall.0 += i64::try_from((at - self.now.at).as_millis()).unwrap();
+        self.now.at = at;
+    }
+
+    fn told(&mut self) -> String {
+        let mut words = Vec::new();
+        while let Some(output) = self.stream.poll_output() {
+            words.extend(self.tell(output));
+        }
+        words.join(", ")
+    }
+
+    fn tell(&mut self, output: Output) -> Option<String> {
+        Some(match output {
+            Output::Call { call, request, .. } => {
+                self.call = Some(call);
+                format!("call {} {}", format!("{:?}", request.method).to_uppercase(), request.target)
+            }
+            Output::Dial { session, generation, dial } => {
+                let after = dial.url.split_once("sequenceId=").map(|(_, position)| format!(" after {position}"));
+                let numbered = dial.url.contains("/stream").then(|| " after none".to_owned());
+                format!("dial {} under {generation}{}", session.0, after.or(numbered).unwrap_or_default())
+            }
+            Output::Probe { session, .. } => format!("probe {}", session.0),
+            Output::Leave { session, code, .. } => format!("leave {} {code}", session.0),
+            Output::Forget(session) => format!("forget {}", session.0),
+            Output::Append { events, checkpoint } => {
+                self.begun = events.len();
+                let events: String = events.iter().map(|event| format!(" {}", entry(event))).collect();
+                let at = checkpoint.position.map(|position| format!(" at {position}")).unwrap_or_default();
+                format!("append{events}{at}")
+            }
+            Output::RefuseToken(generation) => format!("refuse token {generation}"),
+            Output::Flushed => "flushed".to_owned(),
+            Output::Drained => "drained".to_owned(),
+            Output::Report(report) => return tell_report(&report),
+        })
+    }
+}
+
+/// The position of the log (`-`: it has none, `new`: it is empty), and its newest entries.
+fn own(last: &str, stored: &str, covered: bool) -> Input {
+    let checkpoint = |last: &str| match last {
+        "new" => None,
+        "-" => Some(Checkpoint { position: None, heard_at: Timestamp(WALL) }),
+        number => Some(checkpoint(number.parse().unwrap())),
+    };
+    let stored = stored.split(' ').filter(|body| !body.is_empty()).map(stored_event).collect();
+    Input::Own { opening: Opening { checkpoint: checkpoint(last), damaged: false }, stored, covered }
+}
+
+/// `a` is an event by its body, `gap` an entry of the relay's own.
+fn stored_event(body: &str) -> Event {
+    if body == "gap" {
+        return Gap::unknown(GapReason::NoReplay).event(Timestamp(WALL));
+    }
+    let mut event = Event::own("e", &body, Timestamp(WALL));
+    event.subject = Some("v2.conversations.c-1.x".into());
+    event
+}
+
+fn tell_report(report: &Report) -> Option<String> {
+    match report {
+        Report::State(state) => Some(state.as_str().to_owned()),
+        Report::Gap { reason, .. } => Some(format!("gap {}", reason.as_str())),
+        Report::Duplicates(count) => Some(format!("dropped {count}")),
+        Report::Shed(count) => Some(format!("shed {count}")),
+        Report::RotationBegins(trigger) => Some(format!("rotation {}", trigger.as_str())),
+        Report::Rotated { silence, .. } => Some(format!("rotated after {silence:?}")),
+        Report::Lost { failure: failure @ Failure::Unfinished { .. }, retry_in: Some(delay) } => {
+            Some(format!("{failure}, again in {delay:?}"))
+        }
+        Report::Lost { retry_in: Some(delay), .. } => Some(format!("again in {delay:?}")),
+        Report::Lost { retry_in: None, .. } => Some("again at once".to_owned()),
+        Report::Snapshot { taken } => Some(if *taken { "snapshot" } else { "no snapshot" }.to_owned()),
+        Report::Connected(_)
+        | Report::Resuming(_)
+        | Report::Undecoded { .. }
+        | Report::RotationFailed { .. }
+        | Report::GivenUp(_)
+        | Report::Breaker(_)
+        | Report::Refused(_) => None,
+    }
+}
+
+/// An entry in a word: `5` by its number, `gap(jump 4..7)`, `snapshot(0001-1)` with its gap, `a` by its body.
+fn entry(event: &Event) -> String {
+    let Body::Json(text) = &event.body else { return "binary".to_owned() };
+    let data: serde_json::Value = serde_json::from_str(text).unwrap();
+    let word = |key: &str| data[key].as_str().unwrap_or("?").to_owned();
+    match (&*event.kind, event.sequence) {
+        (_, Some(sequence)) => sequence.to_string(),
+        ("trunkline.gap.v1", None) => format!("gap({} {}..{})", word("reason"), word("after"), word("before")),
+        ("trunkline.snapshot.v1", None) => format!("snapshot({})", word("gap")),
+        (_, None) => data.as_str().unwrap_or("?").to_owned(),
+    }
+}
+
+fn numbered(number: &str) -> String {
+    format!(r#"{{"sequenceId":{number}}}"#)
+}
+
+fn frame(session: SessionId, text: String) -> Input {
+    Input::Frame { session, frame: Frame::Text(text.into()) }
+}
