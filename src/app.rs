@@ -12,16 +12,17 @@ use crate::{
     connector::{Connector, genesys_notifications, genesys_sequenced},
     downstream::server,
     event_log::{self, EventLogs},
-    model::{AccountName, Source, StreamName},
+    model::{AccountName, ReplicaId, Source, StreamName},
     protocol::{
-        backoff,
+        backoff, lease,
         session::Patience,
         stream::{self, Overflow, Rotation},
     },
+    replica::{Replica, Seat},
     store::{
         self, Store,
         embedded::{self, Embedded},
-        redis::{self, Redis},
+        redis::{self, Redis, registry::Registry},
     },
     tasks::Tasks,
     telemetry::metrics,
@@ -34,6 +35,17 @@ const TAIL_BYTES: usize = 4 << 20;
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// After our farewell a platform may still finish what it was saying.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// A successor has so long to be live. Streams without one are given up then.
+const HANDOVER_MAX: Duration = Duration::from_secs(8);
+/// Until the last stream is another's, or nobody's.
+const HANDOVER_GRACE: Duration = Duration::from_secs(15);
+const REPLICAS_GRACE: Duration = Duration::from_secs(1);
+/// A holder says that it lives this often, where a standby listens …
+const BEAT: Duration = Duration::from_millis(100);
+/// … and is taken for dead after this silence.
+const SILENCE: Duration = Duration::from_millis(400);
+/// A replica takes nothing for this part of a lease after its start: those that start together find one another first.
+const JITTER: f64 = 0.5;
 /// Streams say farewell and make durable what they heard.
 const UPSTREAM_GRACE: Duration = Duration::from_secs(10);
 /// Subscribers are sent what is due to them and a farewell.
@@ -46,6 +58,9 @@ const ADMIN_GRACE: Duration = Duration::from_secs(1);
 /// A running daemon.
 #[derive(Debug)]
 pub struct App {
+    /// Where several processes share a store.
+    replica: Option<Replica>,
+    replicas: Tasks,
     accounts: Tasks,
     upstream: Tasks,
     downstream: Tasks,
@@ -73,6 +88,7 @@ impl App {
         let store = open_store(&config).await?;
         let logs = open_logs(&config, &store).await?;
 
+        let mut replicas = Tasks::new("replicas");
         let mut accounts = Tasks::new("accounts");
         // An event from the platform does not wait behind a thousand subscribers.
         let mut upstream = Tasks::on_own_threads("upstream").context("cannot start threads for the streams")?;
@@ -80,7 +96,8 @@ impl App {
         let mut operators = Tasks::new("admin");
         let sharing = sharing(&config, &store).await?;
         let tokens = start_accounts(&config, sharing.as_ref(), &mut accounts)?;
-        let streams = start_streams(&config, &logs, &tokens, &mut upstream).await?;
+        let (replica, seats) = join(&config, &store, &mut replicas);
+        let streams = start_streams(&config, &logs, &tokens, seats, &mut upstream).await?;
         let consumers_at = server.address();
         let live = streams.clone();
         server.start(&mut downstream, logs.clone(), move |stream: &StreamName| live.is_live(stream));
@@ -94,7 +111,20 @@ impl App {
         admin.start(&mut operators, parts);
         tend(&store, &mut operators);
         let admin = operators;
-        Ok(Self { accounts, upstream, downstream, admin, logs, store, streams, readiness, consumers_at, admin_at })
+        Ok(Self {
+            replica,
+            replicas,
+            accounts,
+            upstream,
+            downstream,
+            admin,
+            logs,
+            store,
+            streams,
+            readiness,
+            consumers_at,
+            admin_at,
+        })
     }
 
     /// Where consumers are served.
@@ -124,12 +154,20 @@ impl App {
             () = stop => Ok(()),
             fault = self.accounts.fault() => Err(anyhow!(fault)),
             fault = self.upstream.fault() => Err(anyhow!(fault)),
+            fault = self.replicas.fault() => Err(anyhow!(fault)),
             fault = self.downstream.fault() => Err(anyhow!(fault)),
             fault = self.admin.fault() => Err(anyhow!(fault)),
         };
         self.readiness.drain();
+        if let Some(replica) = &self.replica {
+            let handing_over = replica.drain(HANDOVER_MAX);
+            if tokio::time::timeout(HANDOVER_GRACE, handing_over).await.is_err() {
+                tracing::warn!("not every stream was handed over: the others notice that this replica is gone");
+            }
+        }
         let drained = [
             self.upstream.drain(UPSTREAM_GRACE).await,
+            self.replicas.drain(REPLICAS_GRACE).await,
             self.accounts.drain(ACCOUNTS_GRACE).await,
             {
                 self.logs.close();
@@ -165,7 +203,7 @@ impl Trial {
         let logs = open_logs(&config, &store).await?;
         let (mut accounts, mut upstream) = (Tasks::new("accounts"), Tasks::new("upstream"));
         let tokens = start_accounts(&config, None, &mut accounts)?;
-        let streams = start_streams(&config, &logs, &tokens, &mut upstream).await?;
+        let streams = start_streams(&config, &logs, &tokens, BTreeMap::new(), &mut upstream).await?;
         Ok(Self { accounts, upstream, tokens, streams, logs, store, folder })
     }
 
@@ -292,6 +330,31 @@ async fn sharing(config: &Config, store: &Store) -> anyhow::Result<Option<auth::
     Ok(Some(auth::Sharing { connection, prefix: from.prefix.clone(), seal: Arc::new(seal) }))
 }
 
+/// With the other replicas on the same Redis each stream has one holder.
+fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, BTreeMap<StreamName, Seat>) {
+    let (config::StoreKind::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else {
+        return (None, BTreeMap::new());
+    };
+    let me = ReplicaId(fastrand::u64(..));
+    let standby = config.streams.iter().filter(|(_, stream)| stream.standby).map(|(name, _)| name.clone());
+    let settings = lease::Settings {
+        me,
+        streams: config.streams.keys().cloned().collect(),
+        limit: from.streams_max,
+        standby: standby.collect(),
+        life: from.lease,
+        beat: BEAT,
+        silence: SILENCE,
+        handover: HANDOVER_MAX,
+        jitter: from.lease.mul_f64(JITTER * fastrand::f64()),
+    };
+    // No append holds it up.
+    let registry = Registry::new(store.connection().another(), &from.prefix, me);
+    let (replica, seats) = Replica::join(settings, registry, tasks);
+    tracing::info!(replica = %me, "joined");
+    (Some(replica), seats)
+}
+
 fn start_accounts(
     config: &Config,
     sharing: Option<&auth::Sharing>,
@@ -311,10 +374,11 @@ async fn start_streams(
     config: &Config,
     logs: &EventLogs,
     tokens: &BTreeMap<AccountName, Tokens>,
+    seats: BTreeMap<StreamName, Seat>,
     tasks: &mut Tasks,
 ) -> anyhow::Result<Streams> {
     let settings = config.streams.iter().map(|(name, stream)| stream_settings(name, stream, config)).collect();
-    Streams::start(settings, logs, tokens, &tls()?, tasks).await
+    Streams::start(settings, logs, tokens, seats, &tls()?, tasks).await
 }
 
 /// A stream's rules from its configuration.

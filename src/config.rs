@@ -91,6 +91,8 @@ pub struct RedisConfig {
     pub durability: Durability,
     /// Life of a replica's membership.
     pub lease: Duration,
+    /// Streams that one replica keeps at most.
+    pub streams_max: usize,
     /// Seals tokens at rest.
     pub seal_key: Option<SecretRef>,
 }
@@ -133,6 +135,8 @@ pub struct StreamConfig {
     pub frame_max: usize,
     /// From the first bytes of a frame until it is whole. The file has no key for it.
     pub frame_time_max: Duration,
+    /// Another replica than the holder has a session ready.
+    pub standby: bool,
 }
 
 /// The dialect of a stream with its own keys.

@@ -23,9 +23,12 @@ pub use self::{
     writer::{Opening, Writer},
 };
 use crate::{
-    model::{Batch, Epoch, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp},
+    model::{Batch, Epoch, Event, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp},
     store::{AppendError, Extent, News, ReadError, Store},
 };
+
+/// About so much is read at once where the newest entries are asked for.
+const NEWEST_BYTES: usize = 1 << 20;
 
 /// How far a log goes. Sent when it moves; carries no events.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,6 +168,24 @@ impl EventLog {
     pub async fn offset_before(&self, moment: Timestamp) -> Result<Offset, ReadError> {
         let last = self.shared.end.borrow().last;
         self.shared.store.offset_before(&self.shared.name, last, moment).await
+    }
+
+    /// The newest entries, oldest first: what follows `after`, but no more than `count`. Entries that cannot be read as
+    /// events are left out.
+    pub async fn newest(&self, after: Offset, count: usize) -> Result<Vec<Event>, ReadError> {
+        let last = self.shared.end.borrow().last;
+        let after = after.max(Offset(last.0.saturating_sub(count as u64)));
+        let (mut reader, mut newest) = (self.reader(after), Vec::new());
+        while reader.position() < last {
+            match reader.next_now(NEWEST_BYTES).await? {
+                Some(Read::Entries(views)) => {
+                    newest.extend(views.iter().flat_map(|view| view.entries().filter_map(|entry| entry.event())));
+                }
+                Some(Read::Trimmed { .. } | Read::Wiped { .. }) => (),
+                Some(Read::End) | None => break,
+            }
+        }
+        Ok(newest)
     }
 
     /// What a mark is worth here.

@@ -14,13 +14,13 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 
-pub use self::seat::{Owning, Part, Rights, Seat, Stage};
+pub use self::seat::{Owning, Part, Rights, Seat, Stage, View};
 use self::shell::{Shell, Wish};
 use crate::{
     clock,
     model::{Fence, ReplicaId, StreamName},
-    protocol::lease::{self, Lease, Member},
-    store::redis::registry::Registry,
+    protocol::lease::{self, Lease},
+    store::redis::registry::{Life, Registry},
     tasks::Tasks,
 };
 
@@ -41,7 +41,8 @@ struct Shared {
     /// Moves whenever something may be appended that could not be before.
     rights: watch::Sender<u64>,
     parts: BTreeMap<StreamName, watch::Sender<Part>>,
-    members: Mutex<Vec<Member>>,
+    /// Who lives, and what each said last.
+    lives: Mutex<Vec<Life>>,
 }
 
 impl Replica {
@@ -58,7 +59,7 @@ impl Replica {
             me: settings.me,
             parts: streams.iter().map(|stream| (stream.clone(), watch::Sender::new(Part::Apart))).collect(),
             rights: watch::Sender::new(0),
-            members: Mutex::default(),
+            lives: Mutex::default(),
             lease: Mutex::new(Lease::new(settings.clone(), clock::boot())),
         });
         let seat = |stream: StreamName| (stream.clone(), Seat::among(stream, &shared, said.clone()));
@@ -75,7 +76,7 @@ impl Replica {
 
     /// Who lives, as far as this replica knows.
     pub fn members(&self) -> Vec<ReplicaId> {
-        self.shared.members().iter().map(|member| member.replica).collect()
+        self.shared.lives().iter().map(|life| life.member.replica).collect()
     }
 
     /// Hands every stream over to a successor that is live, gives up what finds none in `patience`, and leaves.
@@ -93,8 +94,8 @@ impl Shared {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn members(&self) -> MutexGuard<'_, Vec<Member>> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lives(&self) -> MutexGuard<'_, Vec<Life>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn part(&self, stream: &StreamName) -> Part {

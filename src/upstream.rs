@@ -1,36 +1,32 @@
 //! One task per stream: carries out what the stream's machine says, over real sockets and REST calls.
 
+mod appender;
 mod board;
+mod holding;
+mod keeper;
 mod rest;
 mod shell;
 mod socket;
+mod sockets;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context;
-use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use self::{
-    board::Board,
-    rest::Rest,
-    shell::{Shell, Sockets},
-    socket::Dialler,
-};
+use self::{board::Board, keeper::Keeper, rest::Rest, socket::Dialler};
 use crate::{
     auth::Tokens,
     clock,
-    event_log::{EventLog, EventLogs, Writer},
+    event_log::{EventLog, EventLogs},
     model::{AccountName, Mark, StreamName},
     protocol::{
         self,
-        stream::{Input, Opening, State, Stream},
+        stream::{Input, State},
     },
+    replica::{Seat, View},
     tasks::Tasks,
 };
 
@@ -40,8 +36,12 @@ pub struct StreamStatus {
     pub stream: StreamName,
     pub account: AccountName,
     pub connector: &'static str,
-    /// One of `starting`, `connecting`, `live`, `recovering`, `backing-off`, `paused`, `failed`.
+    /// One of `starting`, `connecting`, `live`, `recovering`, `backing-off`, `paused`, `failed`. Of a stream that another
+    /// replica keeps: `live`, when it is live there.
     pub state: &'static str,
+    /// Which replica keeps it; none while nobody is known to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
     /// Newest entry of its log.
     pub last: Mark,
     /// Where the platform would be asked to go on: what was heard, also while the store has no room for it.
@@ -101,16 +101,19 @@ struct Entry {
     connector: &'static str,
     log: EventLog,
     board: Arc<Board>,
+    /// Who keeps it, where there are replicas.
+    view: Option<View>,
     wishes: mpsc::Sender<Wish>,
 }
 
 impl Streams {
-    /// Claims the log of each stream, and starts a task for it. `tokens` holds a handle for each account that a stream
-    /// names.
+    /// Starts a task for each stream, and claims the logs that are this process's alone. `tokens` holds a handle for each account that a stream names, and `seats` says what
+    /// this process has to do with it: all of it, where there is none.
     pub async fn start(
         settings: Vec<Settings>,
         logs: &EventLogs,
         tokens: &BTreeMap<AccountName, Tokens>,
+        mut seats: BTreeMap<StreamName, Seat>,
         tls: &Arc<rustls::ClientConfig>,
         tasks: &mut Tasks,
     ) -> anyhow::Result<Self> {
@@ -118,11 +121,28 @@ impl Streams {
         let mut streams = BTreeMap::new();
         for settings in settings {
             let log = logs.get(&settings.stream).context("every stream has a log")?.clone();
-            let writer = log.claim(None).await.with_context(|| format!("cannot open the log of {}", log.name()))?;
             let tokens = tokens.get(&settings.account).context("every stream has an account")?.clone();
             let stream = settings.stream.clone();
             let rest = Rest::new(client.clone(), &settings.api_url);
-            let entry = start(settings, log, writer, tokens, rest, Arc::clone(tls), tasks);
+            let dialler = Dialler::new(Arc::clone(tls), settings.frame_max);
+            let (seat, writer) = match seats.remove(&stream) {
+                Some(seat) => (seat, None),
+                None => (Seat::alone(), Some(log.claim(None).await.with_context(|| format!("the log of {stream}"))?)),
+            };
+            let board = Arc::new(Board::new(&stream));
+            let (wishes, wished) = mpsc::channel(WISHES_MAX);
+            let entry = Entry {
+                account: settings.account,
+                connector: settings.rules.connector.name(),
+                log: log.clone(),
+                board: Arc::clone(&board),
+                view: seat.view(),
+                wishes,
+            };
+            let rules = settings.rules;
+            let keeper = Keeper { rules, seat, log, writer, tokens, wishes: wished, board, dialler, rest };
+            let span = tracing::info_span!("stream", %stream);
+            tasks.start("stream", keeper.run(tasks.stop()).instrument(span));
             streams.insert(stream, entry);
         }
         Ok(Self { streams: Arc::new(streams) })
@@ -133,10 +153,9 @@ impl Streams {
         self.streams.iter().map(|(name, entry)| entry.status(name)).collect()
     }
 
-    /// Whether events of this stream come in right now.
+    /// Whether events of this stream come in right now, here or at another replica.
     pub fn is_live(&self, stream: &StreamName) -> bool {
-        let state = self.streams.get(stream).map(|entry| entry.board.facts().state);
-        matches!(state, Some(State::Live | State::Recovering))
+        self.streams.get(stream).is_some_and(|entry| matches!(entry.state(), State::Live | State::Recovering))
     }
 
     /// Tells a stream what an operator wants. Takes effect within its next step; asking twice is harmless.
@@ -149,40 +168,18 @@ impl Streams {
     }
 }
 
-fn start(
-    settings: Settings,
-    log: EventLog,
-    writer: Writer,
-    tokens: Tokens,
-    rest: Rest,
-    tls: Arc<rustls::ClientConfig>,
-    tasks: &mut Tasks,
-) -> Entry {
-    let (wishes, receiver) = mpsc::channel(WISHES_MAX);
-    let board = Arc::new(Board::new(&settings.stream));
-    let connector = settings.rules.connector.name();
-    let opening = writer.opening();
-    let opening = Opening { checkpoint: opening.checkpoint, damaged: opening.damaged };
-    let shell = Shell {
-        machine: Stream::new(settings.rules, opening, shell::now()),
-        writer: Arc::new(writer),
-        tokens,
-        wishes: receiver,
-        board: Arc::clone(&board),
-        dialler: Dialler::new(tls, settings.frame_max),
-        rest,
-        sockets: Sockets::new(),
-        work: FuturesUnordered::new(),
-        dialling: BTreeSet::new(),
-        secrets: BTreeMap::new(),
-        oldest: None,
-    };
-    let span = tracing::info_span!("stream", stream = %settings.stream);
-    tasks.start("stream", shell.run(tasks.stop()).instrument(span));
-    Entry { account: settings.account, connector, log, board, wishes }
-}
-
 impl Entry {
+    /// What it is in, wherever it is kept.
+    fn state(&self) -> State {
+        let here = self.board.facts().state;
+        let elsewhere = self.view.as_ref().filter(|view| !view.is_here());
+        match elsewhere {
+            Some(view) if view.is_live() => State::Live,
+            Some(_) if here == State::Live => State::Starting,
+            Some(_) | None => here,
+        }
+    }
+
     fn status(&self, name: &StreamName) -> StreamStatus {
         let facts = self.board.facts();
         let end = self.log.end();
@@ -191,7 +188,8 @@ impl Entry {
             stream: name.clone(),
             account: self.account.clone(),
             connector: self.connector,
-            state: facts.state.as_str(),
+            state: self.state().as_str(),
+            holder: self.view.as_ref().and_then(View::holder).map(|holder| holder.to_string()),
             last: Mark { epoch: end.lineage.current(), offset: end.last },
             position: facts.position.map(|position| position.to_string()),
             events: facts.events,

@@ -199,7 +199,10 @@ mod tests {
             let tokens = tokens(SecretRef::File(token), directory.path(), &mut tasks);
             let accounts = vec![tokens.clone()];
             let tokens = BTreeMap::from([(acme(), tokens)]);
-            let streams = Streams::start(names.map(unheard).into(), &logs, &tokens, &tls(), &mut tasks).await.unwrap();
+            let streams =
+                Streams::start(names.map(unheard).into(), &logs, &tokens, BTreeMap::new(), &tls(), &mut tasks)
+                    .await
+                    .unwrap();
             let parts = Parts { store, streams, accounts, readiness: Readiness::default() };
             let origins = Origins { allowed: Vec::new(), loopback: true };
             let site = TowerToHyperService::new(router(Operators { parts, origins, started: clock::now() }));

@@ -247,6 +247,7 @@ mod tests {
             stream: "queues".parse().unwrap(),
             account: "acme".parse().unwrap(),
             connector: "genesys-notifications",
+            holder: None,
             state: "live",
             last: Mark { epoch: Epoch(0x4f2a), offset: Offset(17) },
             position: None,

@@ -48,7 +48,8 @@ impl Grant {
 }
 
 /// Every key that some kind of store has and others have not.
-pub(super) const STORE_KEYS: [&str; 6] = ["url", "prefix", "seal_key", "durability", "lease", "insecure"];
+pub(super) const STORE_KEYS: [&str; 7] =
+    ["url", "prefix", "seal_key", "durability", "lease", "streams_max", "insecure"];
 
 impl StoreKind {
     /// The word of the file.
@@ -62,7 +63,10 @@ impl StoreKind {
     pub(super) fn keys(self) -> Keys {
         match self {
             Self::Embedded => Keys { needed: &[], taken: &[] },
-            Self::Redis => Keys { needed: &["url"], taken: &["prefix", "seal_key", "durability", "lease", "insecure"] },
+            Self::Redis => Keys {
+                needed: &["url"],
+                taken: &["prefix", "seal_key", "durability", "lease", "streams_max", "insecure"],
+            },
         }
     }
 }

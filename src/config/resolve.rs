@@ -66,6 +66,7 @@ fn store(from: &shape::Store) -> StoreKind {
             prefix: from.prefix.clone(),
             durability: from.durability,
             lease: from.lease.0,
+            streams_max: usize::try_from(from.streams_max).expect("the schema bounds it"),
             seal_key: from.seal_key.clone(),
         }),
     }
@@ -127,6 +128,7 @@ fn stream(from: &shape::Stream, file: &File) -> StreamConfig {
         },
         frame_max: usize::try_from(from.frame_max.0).expect("the schema bounds it"),
         frame_time_max: FRAME_TIME_MAX,
+        standby: from.standby,
     }
 }
 

@@ -97,6 +97,10 @@ pub(crate) struct Store {
     #[serde(default = "secs::<2>")]
     #[schemars(extend("x-minimum" = "500ms", "x-maximum" = "60s"))]
     pub lease: Span,
+    /// Streams that one replica keeps at most.
+    #[serde(default = "count::<100_000>")]
+    #[schemars(range(min = 1, max = 100_000), extend("x-unit" = "streams"))]
+    pub streams_max: u64,
     /// Lets a password travel to Redis in plain text. For a closed test network only.
     #[serde(default)]
     pub insecure: bool,
@@ -293,6 +297,10 @@ pub(crate) struct Stream {
     /// How a lost connection is taken up again. A planned change of socket never waits.
     #[serde(default = "all_defaults::<Backoff>")]
     pub backoff: Backoff,
+    /// With replicas on one Redis: a second one holds a session of its own ready, so that a dead holder is followed within
+    /// half a second. It takes one more connection of the platform's.
+    #[serde(default)]
+    pub standby: bool,
     /// A larger frame closes the socket and is marked as a gap.
     #[serde(default = "mib::<16>")]
     #[schemars(extend("x-minimum" = "1KiB", "x-maximum" = "256MiB"))]

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
-use super::{Epoch, Mark, Offset, Timestamp};
+use super::{Epoch, Event, Mark, Offset, Timestamp, envelope};
 
 /// Where one entry ends in the batch's bytes, and what a reader may ask of it without parsing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,6 +167,11 @@ impl Entry<'_> {
     /// Where the `type` begins within the envelope, and its length.
     pub fn kind_span(&self) -> (u16, u16) {
         self.kind
+    }
+
+    /// The event that was wrapped, as far as the envelope tells.
+    pub fn event(&self) -> Option<Event> {
+        envelope::unwrap(self.json, self.received)
     }
 
     /// The event's `type`, as written in the envelope.

@@ -2,10 +2,15 @@
 //!
 //! The order of the attributes is fixed, so that equal events give equal bytes.
 
+use std::borrow::Cow;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use bytestring::ByteString;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::{AccountName, Batch, Body, Epoch, Event, Mark, Offset, StreamName, Timestamp, batch::Slot};
+use super::{AccountName, Batch, Body, Epoch, Event, Mark, Offset, Sequence, StreamName, Timestamp, batch::Slot};
 
 /// The CloudEvents `source` of a stream: `/accounts/{account}/streams/{stream}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,6 +144,41 @@ impl BatchBuilder {
     }
 }
 
+/// The attributes that tell an event from another.
+#[derive(Deserialize)]
+struct Told<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    subject: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    platformsequence: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data_base64: Option<Cow<'a, str>>,
+}
+
+/// The event that an envelope holds, without its times and the platform's further attributes.
+pub(super) fn unwrap(json: &[u8], received: Timestamp) -> Option<Event> {
+    let told: Told<'_> = serde_json::from_slice(json).ok()?;
+    let body = match (told.data, told.data_base64) {
+        (Some(data), _) => Body::Json(ByteString::from(data.get())),
+        (None, Some(text)) => Body::Binary(STANDARD.decode(&*text).ok()?.into()),
+        (None, None) => return None,
+    };
+    Some(Event {
+        kind: ByteString::from(&*told.kind),
+        subject: told.subject.map(|subject| ByteString::from(&*subject)),
+        time: None,
+        sequence: told.platformsequence.and_then(|digits| digits.parse().ok()).map(Sequence),
+        correlation: None,
+        partition_key: None,
+        body,
+        received,
+    })
+}
+
 fn optional(out: &mut Vec<u8>, name: &str, value: Option<&str>) {
     if let Some(value) = value {
         out.extend_from_slice(name.as_bytes());
@@ -199,10 +239,8 @@ fn body(out: &mut Vec<u8>, body: &Body) {
 mod tests {
     use std::sync::Arc;
 
-    use bytestring::ByteString;
-
     use super::*;
-    use crate::model::{BatchView, Gap, GapReason, Sequence};
+    use crate::model::{BatchView, Gap, GapReason};
 
     const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
 
@@ -284,6 +322,18 @@ mod tests {
             assert_eq!((json["type"].as_str(), json["subject"].as_str()), (Some(hostile), Some(hostile)));
             let kind: String = serde_json::from_str(&format!("\"{}\"", batch.entry(0).kind())).unwrap();
             assert_eq!(kind, hostile, "the type is found without parsing");
+        }
+    }
+
+    #[test]
+    fn an_event_is_unwrapped_as_it_was() {
+        let undecoded = Event::undecoded(Bytes::from_static(b"\xff\x00?"), RECEIVED);
+        let mut odd = full();
+        odd.subject = Some(ByteString::from("a\"\\\nb"));
+        for event in [full(), undecoded, odd] {
+            let batch = wrap(std::slice::from_ref(&event), 16);
+            let same = Event { time: None, correlation: None, partition_key: None, ..event };
+            assert_eq!(batch.entry(0).event(), Some(same));
         }
     }
 

@@ -279,6 +279,12 @@ impl Lease {
         self.seats.get(stream)?.fence().filter(|_| self.membership.may_append(now))
     }
 
+    /// Who has the stream, as far as this replica knows.
+    pub fn holder(&self, stream: &StreamName) -> Option<ReplicaId> {
+        let seat = self.seats.get(stream)?;
+        if seat.fence().is_some() { Some(self.settings.me) } else { seat.holder() }
+    }
+
     /// Stops trusting itself when the time has come, before anything else is considered.
     fn watch(&mut self, now: Boot) {
         if self.membership.has_lapsed(now) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 use super::Shared;
-use crate::model::{Fence, StreamName};
+use crate::model::{Fence, ReplicaId, StreamName};
 
 /// What this process has to do with a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Part {
 /// What a stream says to the replica's task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Said {
-    Ready { stream: StreamName, live: bool },
+    Live { stream: StreamName, live: bool },
     Flushed { stream: StreamName },
     Closed { stream: StreamName },
     Fenced { stream: StreamName, fence: Fence },
@@ -74,6 +74,13 @@ enum Kind {
     },
 }
 
+/// Who keeps a stream, as far as this replica knows. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct View {
+    stream: StreamName,
+    shared: Arc<Shared>,
+}
+
 /// Whoever appends asks it first. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Rights(Option<(StreamName, watch::Receiver<u64>, Arc<Shared>)>);
@@ -90,6 +97,14 @@ impl Seat {
             .get(&stream)
             .map_or_else(|| watch::Sender::new(Part::Apart).subscribe(), watch::Sender::subscribe);
         Self(Kind::Among { stream, part, rights: shared.rights.subscribe(), shared: Arc::clone(shared), said })
+    }
+
+    /// Who keeps the stream; none where there is but this one process.
+    pub fn view(&self) -> Option<View> {
+        match &self.0 {
+            Kind::Alone => None,
+            Kind::Among { stream, shared, .. } => Some(View { stream: stream.clone(), shared: Arc::clone(shared) }),
+        }
     }
 
     /// The part that it has now.
@@ -121,9 +136,9 @@ impl Seat {
         }
     }
 
-    /// The session that the part asks for is live, or is no longer.
-    pub async fn say_ready(&self, live: bool) {
-        self.say(|stream| Said::Ready { stream, live }).await;
+    /// A session of the stream is live here, or none is any longer.
+    pub async fn say_live(&self, live: bool) {
+        self.say(|stream| Said::Live { stream, live }).await;
     }
 
     /// What [`Stage::Flushing`] asks for is done.
@@ -146,6 +161,25 @@ impl Seat {
             // An error says that the replica's task has ended, and with it every right.
             drop(said.send(what(stream.clone())).await);
         }
+    }
+}
+
+impl View {
+    /// The replica that keeps it.
+    pub fn holder(&self) -> Option<ReplicaId> {
+        self.shared.lease().holder(&self.stream)
+    }
+
+    /// Whether that is this one.
+    pub fn is_here(&self) -> bool {
+        self.holder() == Some(self.shared.me)
+    }
+
+    /// Whether its holder lives, and says nothing else of it.
+    pub fn is_live(&self) -> bool {
+        let Some(holder) = self.holder() else { return false };
+        let lives = self.shared.lives();
+        lives.iter().any(|life| life.member.replica == holder && !life.ailing.contains(&self.stream))
     }
 }
 

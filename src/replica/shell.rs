@@ -1,6 +1,12 @@
 //! The task of one replica: tells the lease machine what happens, and carries out what it says.
 
-use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
@@ -15,11 +21,11 @@ use crate::{
     model::{Fence, ReplicaId, StreamName},
     protocol::{
         backoff::Curve,
-        lease::{self, Boot, Input, Member, Note, Now, Outcome, Output, Record, Request},
+        lease::{self, Boot, Input, Note, Now, Outcome, Output, Record, Request},
     },
     store::redis::{
         connection::CommandError,
-        registry::{Heard, Registry, Word},
+        registry::{Heard, Life, Registry, Word},
     },
 };
 
@@ -57,6 +63,8 @@ pub(super) struct Shell {
     /// The newest fence of each stream that this replica asked for itself: any other was handed over.
     taken: BTreeMap<StreamName, Fence>,
     flushes: u32,
+    /// Streams that are live here.
+    live: BTreeSet<StreamName>,
     /// Whether the store did not answer when it was last asked.
     away: bool,
     left: Option<oneshot::Sender<()>>,
@@ -68,8 +76,8 @@ type Work = Pin<Box<dyn Future<Output = Option<Done>> + Send>>;
 /// What came of it.
 enum Done {
     Told(Input),
-    /// The members that are to be shown, and the input that tells of them.
-    Renewed(Vec<Member>),
+    /// Who lives.
+    Renewed(Vec<Life>),
     Unanswered(Request, String),
     /// A stream had its time to close.
     Closed(StreamName),
@@ -105,6 +113,7 @@ impl Shell {
             closing: BTreeMap::new(),
             taken: BTreeMap::new(),
             flushes: 0,
+            live: BTreeSet::new(),
             away: false,
             left: None,
         }
@@ -153,9 +162,10 @@ impl Shell {
                 self.answered();
                 self.handle(input);
             }
-            Done::Renewed(members) => {
+            Done::Renewed(lives) => {
                 self.answered();
-                self.shared.members().clone_from(&members);
+                let members = lives.iter().map(|life| life.member).collect();
+                *self.shared.lives() = lives;
                 self.handle(Input::Renewed { members });
             }
             Done::Unanswered(request, why) => {
@@ -182,7 +192,7 @@ impl Shell {
 
     fn said(&mut self, said: Said) {
         match said {
-            Said::Ready { stream, live } => self.handle(Input::Prepared { stream, live }),
+            Said::Live { stream, live } => self.live(stream, live),
             Said::Flushed { stream } => {
                 if let Some(from) = self.ready.remove(&stream) {
                     self.handle(Input::Heard { from, note: Note::Ready { stream } });
@@ -194,6 +204,15 @@ impl Shell {
                 self.handle(Input::Fenced { stream, fence });
             }
         }
+    }
+
+    fn live(&mut self, stream: StreamName, live: bool) {
+        if live {
+            self.live.insert(stream.clone());
+        } else {
+            self.live.remove(&stream);
+        }
+        self.handle(Input::Prepared { stream, live });
     }
 
     fn heard(&mut self, heard: Heard) {
@@ -255,10 +274,12 @@ impl Shell {
 
     fn renew(&self, limit: usize) {
         let (registry, life) = (Arc::clone(&self.registry), self.settings.life);
+        let ails = |stream: &&StreamName| self.shared.part(stream) != Part::Apart && !self.live.contains(*stream);
+        let ailing: Vec<StreamName> = self.settings.streams.iter().filter(ails).cloned().collect();
         let answer_max = life.mul_f64(ANSWER);
         self.work.push(Box::pin(async move {
-            Some(match within(answer_max, registry.renew(limit, life)).await {
-                Ok(members) => Done::Renewed(members),
+            Some(match within(answer_max, registry.renew(limit, &ailing, life)).await {
+                Ok(lives) => Done::Renewed(lives),
                 Err(why) => Done::Unanswered(Request::Renew, why.to_string()),
             })
         }));

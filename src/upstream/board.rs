@@ -88,6 +88,23 @@ impl Board {
         change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The stream is kept elsewhere.
+    pub(super) fn left(&self) {
+        self.metrics.left();
+        self.with(|facts| {
+            facts.state = State::Starting;
+            facts.position = None;
+            facts.buffered = 0;
+            facts.heard_at = None;
+            facts.snapshot_owed = false;
+        });
+    }
+
+    /// Whether this process appends to its log.
+    pub(super) fn owned(&self, owned: bool) {
+        self.metrics.owned(owned);
+    }
+
     /// What changes with every step.
     pub(super) fn update(&self, machine: &Stream) {
         let buffered = machine.buffered();

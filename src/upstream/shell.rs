@@ -2,11 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::{Future, poll_fn},
+    future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -16,20 +15,23 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Wish,
     board::Board,
+    holding::{Claimed, Holding},
     rest::Rest,
     socket::{Brought, Dialler, Socket},
+    sockets::Sockets,
 };
 use crate::{
     auth::{Token, Tokens},
     clock,
     connector::{Answer, Failure},
-    event_log::Writer,
-    model::{Checkpoint, Event, Mark, Secret},
+    event_log::EventLog,
+    model::{Checkpoint, Event, Mark, Position, Secret},
     protocol::{
         Now,
         session::SessionId,
         stream::{CallId, Input, Output, Stream},
     },
+    replica::Seat,
     store::AppendError,
 };
 
@@ -37,15 +39,15 @@ use crate::{
 const FRAMES_AT_ONCE: usize = 64;
 /// Sessions may still be on their way under the token before the newest.
 const TOKENS_KEPT: usize = 3;
-/// A store without room is asked again after this time.
-const NO_ROOM_WAIT: Duration = Duration::from_secs(1);
 
-/// One stream's task.
-pub(super) struct Shell {
+/// One stream's task while it has something to do with the stream.
+pub(super) struct Shell<'a> {
     pub(super) machine: Stream,
-    pub(super) writer: Arc<Writer>,
+    pub(super) holding: Holding,
+    pub(super) seat: &'a mut Seat,
+    pub(super) wishes: &'a mut mpsc::Receiver<Wish>,
+    pub(super) log: EventLog,
     pub(super) tokens: Tokens,
-    pub(super) wishes: mpsc::Receiver<Wish>,
     pub(super) board: Arc<Board>,
     pub(super) dialler: Dialler,
     pub(super) rest: Rest,
@@ -55,6 +57,17 @@ pub(super) struct Shell {
     pub(super) secrets: BTreeMap<u64, Secret>,
     /// When the oldest event that is not durable yet was received.
     pub(super) oldest: Option<Instant>,
+    /// Whether the others were told that a session is live.
+    pub(super) told_live: bool,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The process ends.
+    Stopped,
+    /// The stream's part is another one now.
+    Released,
 }
 
 /// Something under way that answers once.
@@ -65,12 +78,17 @@ pub(super) enum Done {
     Dialled(SessionId, Box<Result<Socket, Failure>>),
     Answered(CallId, Result<Answer, String>),
     Appended(Result<Mark, AppendError>),
+    /// The log was claimed, or cannot be.
+    Claimed(Box<Claimed>),
+    /// Where the log of another holder is.
+    Position(Option<Position>),
     Finished,
 }
 
 /// What the loop was woken by.
 enum Woken {
     Stop,
+    Part,
     Wish(Wish),
     Token,
     Done(Done),
@@ -78,39 +96,48 @@ enum Woken {
     Timer,
 }
 
-impl Shell {
-    /// Runs until the stop signal, and then until everything that was heard is durable.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+impl Shell<'_> {
+    /// Runs until the stop signal or until the stream's part is another one, and then until everything that was heard
+    /// is durable, where that is this process's to see to.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<Ended> {
         let mut tokens = self.tokens.watch();
         let mut stopping = false;
         self.take_token(&mut tokens);
         loop {
             if self.carry_out().await {
-                return Ok(());
+                if stopping {
+                    return Ok(Ended::Stopped);
+                }
+                if self.has_ended().await {
+                    return Ok(Ended::Released);
+                }
             }
             let wake = self.machine.poll_timeout();
             if wake.is_some_and(|at| clock::now() >= at) {
                 self.machine.handle_timeout(now());
                 continue;
             }
-            let reading = self.machine.wants_frames() && !self.sockets.0.is_empty();
+            let reading = self.machine.wants_frames() && !self.sockets.is_empty() && !self.holding.is_claiming();
             let woken = tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopping => Woken::Stop,
+                () = self.seat.changed() => Woken::Part,
                 Some(wish) = self.wishes.recv() => Woken::Wish(wish),
                 Ok(()) = tokens.changed() => Woken::Token,
                 Some(done) = self.work.next(), if !self.work.is_empty() => Woken::Done(done),
                 (id, frame) = self.sockets.next(), if reading => Woken::Frame(id, frame),
+                () = self.holding.follow() => Woken::Timer,
                 () = sleep_until(wake) => Woken::Timer,
             };
             match woken {
                 Woken::Stop => {
                     stopping = true;
-                    self.machine.handle(Input::Drain, now());
+                    self.stop();
                 }
+                Woken::Part => self.take_part(),
                 Woken::Wish(wish) => self.machine.handle(wish.into(), now()),
                 Woken::Token => self.take_token(&mut tokens),
-                Woken::Done(done) => self.done(done)?,
+                Woken::Done(done) => self.done(done).await?,
                 Woken::Frame(id, frame) => self.frames(id, frame),
                 Woken::Timer => self.machine.handle_timeout(now()),
             }
@@ -156,7 +183,7 @@ impl Shell {
         }
     }
 
-    fn done(&mut self, done: Done) -> anyhow::Result<()> {
+    async fn done(&mut self, done: Done) -> anyhow::Result<()> {
         match done {
             Done::Dialled(session, dialled) => {
                 if self.dialling.remove(&session) {
@@ -164,9 +191,10 @@ impl Shell {
                 }
             }
             Done::Answered(call, answer) => self.machine.handle(Input::Answered { call, answer }, now()),
-            Done::Appended(appended) => {
-                self.machine.handle(Input::Appended(appended?), now());
-            }
+            Done::Appended(Ok(mark)) => self.machine.handle(Input::Appended(mark), now()),
+            Done::Appended(Err(error)) => self.lost_log(error).await?,
+            Done::Claimed(claimed) => self.claimed(*claimed).await?,
+            Done::Position(position) => self.log_is_at(position),
             Done::Finished => (),
         }
         Ok(())
@@ -175,7 +203,7 @@ impl Shell {
     fn dialled(&mut self, session: SessionId, dialled: Result<Socket, Failure>) {
         match dialled {
             Ok(socket) => {
-                self.sockets.0.push(Open { id: session, socket, ended: None });
+                self.sockets.add(session, socket);
                 self.machine.handle(Input::Opened(session), now());
             }
             Err(failure) => self.machine.handle(Input::Refused { session, failure }, now()),
@@ -202,12 +230,13 @@ impl Shell {
                 Output::Append { events, checkpoint } => self.append(events, checkpoint),
                 Output::RefuseToken(generation) => self.tokens.refuse(generation),
                 Output::Report(report) => self.board.report(report),
-                // Only a successor waits for it.
-                Output::Flushed => (),
+                Output::Flushed => self.seat.say_flushed().await,
                 Output::Drained => return true,
             }
         }
+        self.tell_live().await;
         self.board.update(&self.machine);
+        self.board.owned(self.holding.is_owning());
         if self.machine.buffered() == 0 {
             // A heartbeat waits for nothing.
             self.oldest = None;
@@ -249,94 +278,30 @@ impl Shell {
     }
 
     fn append(&mut self, events: Vec<Event>, checkpoint: Checkpoint) {
-        let (writer, board, oldest) = (Arc::clone(&self.writer), Arc::clone(&self.board), self.oldest.take());
+        let Some(mut appender) = self.holding.appender() else { return };
+        let (board, oldest) = (Arc::clone(&self.board), self.oldest.take());
         if self.machine.buffered() > events.len() {
             // What was read behind this batch waits from here on.
             self.oldest = Some(clock::now());
         }
         self.work.push(Box::pin(async move {
             let bytes = events.iter().map(|event| event.body.len()).sum();
-            let appended = append_until_done(&writer, &events, checkpoint, &board).await;
+            let appended = appender.append(&events, checkpoint, &board).await;
             if appended.is_ok() && !events.is_empty() {
                 board.appended(events.len(), bytes, oldest.map(|at| clock::now().saturating_duration_since(at)));
             }
             Done::Appended(appended)
         }));
     }
-}
 
-/// Appends, waiting for room as long as it takes: meanwhile the buffer fills and the platform is not read.
-async fn append_until_done(
-    writer: &Writer,
-    events: &[Event],
-    checkpoint: Checkpoint,
-    board: &Board,
-) -> Result<Mark, AppendError> {
-    loop {
-        match writer.append(events, checkpoint).await {
-            Ok(offset) => {
-                board.store_has_room();
-                return Ok(Mark { epoch: writer.epoch(), offset });
+    /// The others are told when a session becomes live, or is no longer.
+    async fn tell_live(&mut self) {
+        let live = self.machine.is_ready();
+        if std::mem::replace(&mut self.told_live, live) != live {
+            if live {
+                self.note_live();
             }
-            Err(AppendError::NoRoom(why)) => board.store_has_no_room(&why),
-            Err(error @ (AppendError::Fenced | AppendError::Moved(_) | AppendError::Broken(_))) => return Err(error),
-        }
-        tokio::time::sleep(NO_ROOM_WAIT).await;
-    }
-}
-
-/// The open sockets of a stream: one, or a few while a session is replaced.
-pub(super) struct Sockets(Vec<Open>);
-
-struct Open {
-    id: SessionId,
-    socket: Socket,
-    /// It has nothing more to say.
-    ended: Option<Failure>,
-}
-
-impl Sockets {
-    pub(super) fn new() -> Self {
-        Self(Vec::new())
-    }
-
-    fn get(&mut self, id: SessionId) -> Option<&mut Socket> {
-        self.0.iter_mut().find(|open| open.id == id).map(|open| &mut open.socket)
-    }
-
-    fn ended(&mut self, id: SessionId, failure: &Failure) {
-        if let Some(open) = self.0.iter_mut().find(|open| open.id == id) {
-            open.ended = Some(failure.clone());
-        }
-    }
-
-    /// Takes a socket out, with what it ended by; one that never ended is simply dropped by its owner.
-    fn remove(&mut self, id: SessionId) -> Option<(Socket, Failure)> {
-        let index = self.0.iter().position(|open| open.id == id)?;
-        let Open { socket, ended, .. } = self.0.swap_remove(index);
-        Some((socket, ended?))
-    }
-
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(SessionId, Result<Brought, Failure>)> {
-        for open in self.0.iter_mut().filter(|open| open.ended.is_none()) {
-            if let Poll::Ready(frame) = open.socket.poll_frame(cx) {
-                return Poll::Ready((open.id, frame));
-            }
-        }
-        Poll::Pending
-    }
-
-    /// The next frame of any socket.
-    async fn next(&mut self) -> (SessionId, Result<Brought, Failure>) {
-        poll_fn(|cx| self.poll_next(cx)).await
-    }
-
-    /// The next frame, if one is there.
-    fn next_now(&mut self) -> Option<(SessionId, Result<Brought, Failure>)> {
-        // Whoever waits next registers its own waker.
-        match self.poll_next(&mut Context::from_waker(std::task::Waker::noop())) {
-            Poll::Ready(next) => Some(next),
-            Poll::Pending => None,
+            self.seat.say_live(live).await;
         }
     }
 }

@@ -28,6 +28,17 @@ pub struct Registry {
     change: Script,
 }
 
+/// A replica that lives, and what it says of its streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    pub member: Member,
+    /// Streams that it keeps and that are not live there: as many as it could say.
+    pub ailing: Vec<StreamName>,
+}
+
+/// So many ailing streams are named.
+const AILING_MAX: usize = 64;
+
 /// Something that a replica says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Word {
@@ -60,15 +71,17 @@ impl Registry {
         }
     }
 
-    /// Lives on for `life`, and says that it takes `limit` streams at most. Returns all that live, itself among them.
-    pub async fn renew(&self, limit: usize, life: Duration) -> Result<Vec<Member>, CommandError> {
+    /// Lives on for `life`, and says how many streams it takes at most and which of its streams are not live. Returns
+    /// all that live, itself among them.
+    pub async fn renew(&self, limit: usize, ailing: &[StreamName], life: Duration) -> Result<Vec<Life>, CommandError> {
         let (known, mine) = self.membership();
-        let (me, limit, life) = (self.me.to_string(), limit.to_string(), life.as_millis().to_string());
-        let members = self.memberships();
-        let arguments = [me.as_bytes(), limit.as_bytes(), life.as_bytes(), members.as_bytes()];
+        let ailing: Vec<&str> = ailing.iter().take(AILING_MAX).map(StreamName::as_str).collect();
+        let (me, says) = (self.me.to_string(), format!("{limit} {}", ailing.join(",")));
+        let (life, members) = (life.as_millis().to_string(), self.memberships());
+        let arguments = [me.as_bytes(), says.as_bytes(), life.as_bytes(), members.as_bytes()];
         let answer: Vec<(String, String)> = self.connection.call(&self.renew, &[&known, &mine], &arguments).await?;
         let strange = || CommandError::NoAnswer(format!("{known} holds what is no replica"));
-        answer.iter().map(|(replica, limit)| member(replica, limit).ok_or_else(strange)).collect()
+        answer.iter().map(|(replica, says)| read_life(replica, says).ok_or_else(strange)).collect()
     }
 
     /// It lives no longer.
@@ -197,8 +210,10 @@ fn read(text: &str) -> Option<Note> {
     }
 }
 
-fn member(replica_text: &str, limit: &str) -> Option<Member> {
-    Some(Member { replica: replica(replica_text)?, limit: limit.parse().ok()? })
+fn read_life(id: &str, says: &str) -> Option<Life> {
+    let (limit, ailing) = says.split_once(' ')?;
+    let member = Member { replica: replica(id)?, limit: limit.parse().ok()? };
+    Some(Life { member, ailing: ailing.split(',').filter_map(|name| name.parse().ok()).collect() })
 }
 
 fn record((number, nonce, holder): &Row) -> Option<Record> {
@@ -246,6 +261,15 @@ mod tests {
             assert_eq!(heard(false, text), None, "{text}");
         }
         assert_eq!(heard(true, "x"), None);
+    }
+
+    #[test]
+    fn a_life_names_what_ails_it() {
+        let member = Member { replica: ReplicaId(42), limit: 9 };
+        let ailing = vec!["queues".parse().unwrap(), "agents".parse().unwrap()];
+        assert_eq!(read_life("2a", "9 queues,agents"), Some(Life { member, ailing }));
+        assert_eq!(read_life("2a", "9 "), Some(Life { member, ailing: Vec::new() }));
+        assert_eq!(read_life("2a", "nine "), None);
     }
 
     #[test]

@@ -179,7 +179,21 @@ impl Stream {
         for other in STATES {
             METRICS.streams.state.with_label_values(&[self.name.as_str(), other]).set(i64::from(other == state));
         }
-        self.lease_owner.set(1);
+    }
+
+    /// Whether this process appends to its log.
+    pub fn owned(&self, owned: bool) {
+        self.lease_owner.set(i64::from(owned));
+    }
+
+    /// Another process keeps it: nothing is said of its state here.
+    pub fn left(&self) {
+        for state in STATES {
+            METRICS.streams.state.with_label_values(&[self.name.as_str(), state]).set(0);
+        }
+        self.connected.set(0);
+        self.buffer.set(0);
+        self.owned(false);
     }
 
     pub fn connected(&self, connected: bool) {

@@ -222,6 +222,7 @@ impl Process {
                 }
                 self.send(session, around, Happening::Left);
             }
+            Output::Flushed => (),
             Output::Forget(session) => {
                 self.dialling.remove(&session);
                 self.send(session, around, Happening::Dropped);
