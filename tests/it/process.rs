@@ -11,6 +11,7 @@ mod log;
 mod redis;
 mod refusals;
 mod relay;
+mod replicas;
 mod secrets;
 mod site;
 mod stop;

@@ -1,0 +1,189 @@
+//! Several relays on one Redis behave as one: each stream has one holder, whatever becomes of its holders.
+//!
+//! `TRUNKLINE_ROUNDS` says how often; the figures are printed.
+
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+use trunkline::clock;
+
+use super::{
+    child::{PATIENCE, eventually},
+    kill::{Board, Seen, follow_lines},
+    log::{assert_whole, pages},
+    relay::Relay,
+    site::{STREAM, Site},
+};
+use crate::harness::Redis;
+
+const EVENTS_A_SECOND: u64 = 500;
+
+fn rounds(default: usize) -> usize {
+    std::env::var("TRUNKLINE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+async fn site(server: &Redis, keys: &[&str]) -> Site {
+    let site = Site::start_with(trunkline::simulator::Settings::default(), keys).await;
+    site.use_redis(&server.url());
+    site
+}
+
+/// What a relay says of itself.
+async fn holds_stream(relay: &Relay) -> bool {
+    let page = relay.text(&relay.admin, "/metrics").await;
+    let line = format!("trunkline_stream_lease_owner{{stream=\"{STREAM}\"}} 1");
+    page.lines().any(|found| found == line)
+}
+
+/// The index of the relay that keeps the stream.
+async fn holder(relays: &[Relay]) -> usize {
+    eventually("one relay keeps the stream", PATIENCE, async || {
+        for (index, relay) in relays.iter().enumerate() {
+            if holds_stream(relay).await {
+                return Some(index);
+            }
+        }
+        None
+    })
+    .await
+}
+
+/// The number of the newest entry that this relay shows.
+async fn shown(relay: &Relay) -> u64 {
+    let last = relay.stream().await["last"].as_str().unwrap().to_owned();
+    last.split_once('-').unwrap().1.parse().unwrap()
+}
+
+/// Waits until this relay shows more than it does now.
+async fn goes_on(relay: &Relay, since: Instant) -> Duration {
+    let before = shown(relay).await;
+    eventually("the log goes on", PATIENCE, async || (shown(relay).await > before).then_some(())).await;
+    clock::now().saturating_duration_since(since)
+}
+
+fn tell(what: &str, mut took: Vec<Duration>) {
+    took.sort_unstable();
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_millis();
+    println!("{what}: median {} ms, p99 {} ms, {} times", at(0.5), at(0.99), took.len());
+}
+
+/// Kills the holder again and again; returns how long each time nothing was appended.
+async fn kill_holders(keys: &[&str], count: usize) -> Vec<Duration> {
+    let server = Redis::durable();
+    let site = site(&server, keys).await;
+    let mut relays = vec![Relay::live(&site).await, Relay::live(&site).await];
+    let (board, mut readers, lines) = (Arc::new(Board::default()), JoinSet::new(), Arc::new(Seen::default()));
+    readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
+    board.put(Some(relays[1].consumers.clone()));
+    let talk = site.talk(EVENTS_A_SECOND);
+    let mut took = Vec::new();
+    for _ in 0..count {
+        let index = holder(&relays).await;
+        let other = 1 - index;
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(700..1_200))).await;
+        board.put(Some(relays[other].consumers.clone()));
+        relays[index].child.kill();
+        took.push(goes_on(&relays[other], clock::now()).await);
+        relays[index] = Relay::live(&site).await;
+    }
+    let last_said = talk.hush().await;
+    relays[0].holds(last_said).await;
+    relays[1].holds(last_said).await;
+    let log = pages(&relays[0].consumers).await;
+    assert_whole(&log, last_said);
+    assert!(pages(&relays[1].consumers).await == log, "both relays show the same log");
+    eventually("the consumer has all", PATIENCE, async || (lines.len() >= log.len()).then_some(())).await;
+    assert!(lines.all() == log, "it saw each entry once, in order, from whichever relay");
+    took
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_is_killed_is_followed_and_nothing_is_lost_or_doubled() {
+    tell("take-over without a standby", kill_holders(&[], rounds(3)).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_goes_on_within_half_a_second() {
+    tell("take-over by a standby", kill_holders(&["standby = true"], rounds(3)).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_was_frozen_appends_nothing_more_and_stands_by() {
+    let server = Redis::durable();
+    let site = site(&server, &[]).await;
+    let relays = [Relay::live(&site).await, Relay::live(&site).await];
+    let talk = site.talk(EVENTS_A_SECOND);
+    for _ in 0..rounds(2) {
+        let index = holder(&relays).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        relays[index].child.signal("STOP");
+        goes_on(&relays[1 - index], clock::now()).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        relays[index].child.signal("CONT");
+        let apart = async || (!holds_stream(&relays[index]).await).then_some(());
+        eventually("it knows that the stream is another's", PATIENCE, apart).await;
+        relays[index].goes_live().await;
+    }
+    let last_said = talk.hush().await;
+    for relay in &relays {
+        relay.holds(last_said).await;
+        assert_whole(&pages(&relay.consumers).await, last_said);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_are_restarted_in_turn_hand_their_streams_over() {
+    let server = Redis::durable();
+    let site = site(&server, &[]).await;
+    let mut relays = vec![Relay::live(&site).await, Relay::live(&site).await, Relay::live(&site).await];
+    let talk = site.talk(EVENTS_A_SECOND);
+    let mut took = Vec::new();
+    for _ in 0..rounds(1) {
+        for index in 0..relays.len() {
+            let since = clock::now();
+            let held = holds_stream(&relays[index]).await;
+            relays[index].child.signal("TERM");
+            assert_eq!(relays[index].child.ends(PATIENCE).await, 0, "{}", relays[index].child.told());
+            if held {
+                took.push(clock::now().saturating_duration_since(since));
+            }
+            relays[index] = Relay::live(&site).await;
+        }
+    }
+    let last_said = talk.hush().await;
+    for relay in &relays {
+        relay.holds(last_said).await;
+        assert_whole(&pages(&relay.consumers).await, last_said);
+    }
+    assert!(!took.is_empty(), "a holder was restarted");
+    tell("a holder that is told to stop has ended", took);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_are_spread_over_the_replicas_that_are_there() {
+    let server = Redis::durable();
+    let site = site(&server, &[]).await;
+    let text = fs::read_to_string(&site.config).unwrap();
+    let (base, stream) = text.split_once("[streams.").unwrap();
+    let more = (0..6).map(|number| format!("[streams.s{number}]{}", stream.split_once(']').unwrap().1));
+    fs::write(&site.config, format!("{base}{}", more.collect::<String>())).unwrap();
+    let first = Relay::live(&site).await;
+    assert_eq!(owned(&first).await, 6);
+    let second = Relay::live(&site).await;
+    eventually("each has its share", PATIENCE, async || {
+        let shares = (owned(&first).await, owned(&second).await);
+        (shares == (3, 3)).then_some(())
+    })
+    .await;
+    first.goes_live().await;
+}
+
+/// How many streams a relay keeps.
+async fn owned(relay: &Relay) -> usize {
+    let page = relay.text(&relay.admin, "/metrics").await;
+    page.lines().filter(|line| line.starts_with("trunkline_stream_lease_owner{") && line.ends_with(" 1")).count()
+}
