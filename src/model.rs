@@ -11,7 +11,7 @@ mod time;
 
 pub use batch::{Batch, BatchView, Entry, Rendering, StoredEntry};
 pub use cursor::{Cursor, CursorError, Epoch, Lineage, Mark, Offset, Standing};
-pub use envelope::{BatchBuilder, Source, epoch_of};
+pub use envelope::{BatchBuilder, Imprint, Source};
 pub use event::{Body, Event, Gap, GapReason};
 pub use name::{AccountName, NameError, StreamName};
 pub use secret::Secret;

@@ -29,11 +29,41 @@ impl Source {
 /// What every envelope begins with: its id follows, the entry's mark.
 const HEAD: &str = r#"{"specversion":"1.0","id":""#;
 
-/// The epoch of an entry, as its envelope has it.
-pub fn epoch_of(envelope: &[u8]) -> Option<Epoch> {
-    let id = envelope.strip_prefix(HEAD.as_bytes())?;
-    let digits = id.split(|byte| *byte == b'-').next()?;
-    u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok().map(Epoch)
+/// What stands in front of the type and of the time of receipt. No text within an envelope has quotes that are not
+/// escaped, so neither is found within one.
+const KIND: &[u8] = br#","type":""#;
+const RECEIPT: &[u8] = br#","receivedtime":""#;
+
+/// What an envelope says of itself, found by the fixed order of its attributes without parsing it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Imprint {
+    pub epoch: Epoch,
+    /// Where the `type` begins within the envelope, and its length (as written in JSON, escapes included).
+    pub kind: (u16, u16),
+    pub received: Timestamp,
+}
+
+impl Imprint {
+    /// None for what is no envelope.
+    pub fn of(envelope: &[u8]) -> Option<Self> {
+        let id = envelope.strip_prefix(HEAD.as_bytes())?;
+        let digits = id.split(|byte| *byte == b'-').next()?;
+        let epoch = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok().map(Epoch)?;
+        let (at, kind) = quoted(envelope, KIND)?;
+        let (_, receipt) = quoted(envelope, RECEIPT)?;
+        let received = Timestamp::parse(std::str::from_utf8(receipt).ok()?)?;
+        let kind = (u16::try_from(at).unwrap_or(0), u16::try_from(kind.len()).unwrap_or(0));
+        Some(Self { epoch, kind, received })
+    }
+}
+
+/// The text behind `name` up to the quote that ends it, and where it begins.
+fn quoted<'a>(envelope: &'a [u8], name: &[u8]) -> Option<(usize, &'a [u8])> {
+    let at = memchr::memmem::find(envelope, name)? + name.len();
+    let text = &envelope[at..];
+    let escaped = |quote: usize| text[..quote].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1;
+    let end = memchr::memchr_iter(b'"', text).find(|quote| !escaped(*quote))?;
+    Some((at, &text[..end]))
 }
 
 /// Wraps events one behind the other and numbers them.
@@ -256,11 +286,17 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope_tells_the_epoch_of_its_entry() {
-        let batch = wrap(&[full()], 0);
-        assert_eq!(epoch_of(batch.entry(0).json), Some(Epoch(0x4f2a)));
+    fn an_envelope_tells_what_was_known_when_it_was_made() {
+        for hostile in ["v2.users", "", "a\"b\\", "\",\"type\":\"", ",\"receivedtime\":\"x\""] {
+            let text = ByteString::from(hostile);
+            let event = Event { kind: text.clone(), subject: Some(text), ..full() };
+            let batch = wrap(&[event], 0);
+            let entry = batch.entry(0);
+            let expected = Imprint { epoch: Epoch(0x4f2a), kind: entry.kind_span(), received: RECEIVED };
+            assert_eq!(Imprint::of(entry.json), Some(expected), "{hostile}");
+        }
         for other in [&b"{}"[..], br#"{"specversion":"1.0","id":"x-1""#, br#"{"specversion":"1.0","id":""#] {
-            assert_eq!(epoch_of(other), None);
+            assert_eq!(Imprint::of(other), None);
         }
     }
 

@@ -179,7 +179,7 @@ impl Log {
             self.fence.number.to_string(),
             hex(self.fence.nonce),
             retention.events.to_string(),
-            now.before(retention.age).0.to_string(),
+            now.before(retention.age).to_string(),
             retention.bytes.to_string(),
             TRIM_SLICE.to_string(),
             ENTRY_OVERHEAD.to_string(),
@@ -317,14 +317,7 @@ fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<
     ];
     let mut arguments: Vec<Cow<'a, [u8]>> = head.into_iter().map(own).collect();
     for batch in &append.batches {
-        for entry in (0..batch.len()).map(|index| batch.entry(index)) {
-            let (at, len) = entry.kind_span();
-            arguments.extend([
-                Cow::Borrowed(entry.json),
-                own(format!("{at}+{len}")),
-                own(entry.received.0.to_string()),
-            ]);
-        }
+        arguments.extend((0..batch.len()).map(|index| Cow::Borrowed(batch.entry(index).json)));
     }
     arguments
 }

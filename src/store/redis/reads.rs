@@ -6,7 +6,7 @@ use redis::cmd;
 
 use super::{connection::Connection, keys::Keys};
 use crate::{
-    model::{Batch, Epoch, Offset, StoredEntry, Timestamp, epoch_of},
+    model::{Batch, Epoch, Imprint, Offset, StoredEntry, Timestamp},
     store::ReadError,
 };
 
@@ -98,15 +98,9 @@ async fn range(
 }
 
 pub(super) fn stored((id, fields): Wire) -> Option<Stored> {
-    let [_, json, _, kind, _, received] = <[Vec<u8>; 6]>::try_from(fields).ok()?;
-    let (at, len) = std::str::from_utf8(&kind).ok()?.split_once('+')?;
-    Some(Stored {
-        offset: Offset(id.strip_suffix("-0")?.parse().ok()?),
-        epoch: epoch_of(&json)?,
-        json,
-        kind: (at.parse().ok()?, len.parse().ok()?),
-        received: Timestamp(std::str::from_utf8(&received).ok()?.parse().ok()?),
-    })
+    let [_, json] = <[Vec<u8>; 2]>::try_from(fields).ok()?;
+    let Imprint { epoch, kind, received } = Imprint::of(&json)?;
+    Some(Stored { offset: Offset(id.strip_suffix("-0")?.parse().ok()?), epoch, json, kind, received })
 }
 
 /// Neighbours of one epoch make a batch, up to a size.

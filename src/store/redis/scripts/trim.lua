@@ -1,6 +1,7 @@
 #!lua
 -- Removes the oldest entries that outlived the retention, a slice at a time; never the newest one. KEYS: head, log.
--- ARGV: number, nonce, entries to keep, received before, bytes to keep, entries of a slice, overhead of an entry.
+-- ARGV: number, nonce, entries to keep, received before (as envelopes have it: texts sort as times do), bytes to keep,
+-- entries of a slice, overhead of an entry.
 -- Returns the oldest entry ('' when there is none), and whether there is more to remove.
 local head, log = KEYS[1], KEYS[2]
 local held = redis.call('HMGET', head, 'number', 'nonce', 'last', 'bytes')
@@ -8,12 +9,13 @@ if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
   return {'', 0}
 end
 local last, bytes = tonumber(held[3]), tonumber(held[4] or '0')
-local beyond, moment, room = last - tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local beyond, moment, room = last - tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local slice, overhead = tonumber(ARGV[6]), tonumber(ARGV[7])
 local gone, freed, first = 0, 0, nil
 local function outlived(entry)
   first = tonumber(string.match(entry[1], '^%d+'))
-  return first < last and (first <= beyond or tonumber(entry[2][6]) < moment or bytes - freed > room)
+  local received = string.match(entry[2][2], ',"receivedtime":"([^"]*)"') or moment
+  return first < last and (first <= beyond or received < moment or bytes - freed > room)
 end
 -- Most of the time nothing is to be done, and one entry tells.
 local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')[1]
