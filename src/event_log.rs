@@ -140,7 +140,7 @@ impl EventLog {
     pub async fn claim(&self, under: Option<Fence>) -> Result<Writer, AppendError> {
         let state = self.shared.store.claim(&self.shared.name, under).await?;
         self.shared.settle(Extent { lineage: state.lineage.clone(), first: state.first, last: state.safe });
-        Ok(Writer::new(Arc::clone(&self.shared), state))
+        Ok(Writer::new(Arc::clone(&self.shared), &state))
     }
 
     /// Shows readers what others append, until it is dropped; run by whoever owns the log while this process has no

@@ -119,7 +119,7 @@ impl Store {
     pub async fn look(&self, stream: &StreamName) -> Result<Extent, ReadError> {
         match self {
             Self::Embedded(store) => store.look(stream).await,
-            Self::Redis(store) => store.look(stream).await,
+            Self::Redis(store) => Box::pin(store.look(stream)).await,
         }
     }
 

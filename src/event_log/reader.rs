@@ -94,7 +94,7 @@ impl Reader {
             Some(views) => views,
             None => self.read_store(seen.last, bytes_max).await?,
         };
-        let Some(oldest) = views.first() else { return self.missing() };
+        let Some(oldest) = views.first() else { return Box::pin(self.missing(seen.last)).await };
         let first = Offset(oldest.batch.first().0 + oldest.from as u64);
         if !self.lineage.has(oldest.batch.epoch(), first) {
             return Ok(None);
@@ -111,11 +111,14 @@ impl Reader {
         Ok(batches.iter().map(|batch| view(batch, self.position.next())).collect())
     }
 
-    /// Nothing is where something should be.
-    fn missing(&self) -> Result<Option<Read>, ReadError> {
-        match self.moved.has_changed() {
-            Ok(true) => Ok(None),
-            Ok(false) | Err(_) => Err(ReadError(format!("the entries after {} are missing", self.position))),
+    /// Nothing is where something should be: the log was rolled back, and word of that is on its way, or it is damaged.
+    /// On the heap: few subscribers ever come here, and all would keep room for it.
+    async fn missing(&self, last: Offset) -> Result<Option<Read>, ReadError> {
+        let log = &self.log.shared;
+        let extent = log.store.look(&log.name).await?;
+        match extent.last < last || extent.lineage.current() != self.lineage.current() {
+            true => Ok(None),
+            false => Err(ReadError(format!("the entries after {} are missing", self.position))),
         }
     }
 

@@ -41,7 +41,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, state: LogState) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, state: &LogState) -> Self {
         let claim = shared.claims.fetch_add(1, Ordering::AcqRel) + 1;
         Self {
             shared,

@@ -134,9 +134,9 @@ pub enum Input {
     Own {
         /// What the log's head says now.
         opening: Opening,
-        /// Where nothing is numbered: the newest entries of the log, oldest first, at least as many of the platform's
-        /// as are kept (if there are so many) and no more than a little beyond; kind, subject and body matter. Where
-        /// nothing is kept, only those that were appended since the session was live.
+        /// Where nothing is numbered: the newest entries of the log, oldest first; kind, subject and body matter. As
+        /// many of the platform's as are kept, and as many more as the log may be ahead by (if there are so many).
+        /// Where nothing is kept, only those that were appended since the session was begun.
         stored: Vec<Event>,
         /// Everything that the platform said before [`Stream::is_ready`] became true is durable: the last holder has
         /// flushed after that.

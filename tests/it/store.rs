@@ -1,13 +1,14 @@
 //! What every store keeps to: the same cases run on each of them.
 
 mod bed;
+mod following;
 mod redis_only;
 
 use std::{sync::Arc, time::Duration};
 
 use trunkline::{
     clock,
-    model::{Batch, BatchBuilder, Checkpoint, Event, Offset, Source, Standing, Timestamp},
+    model::{Batch, BatchBuilder, Checkpoint, Epoch, Event, Fence, Offset, Source, Standing, StreamName, Timestamp},
     store::{Append, AppendError, Retention},
 };
 
@@ -34,6 +35,8 @@ macro_rules! on_each {
 on_each![
     what_is_appended_is_read_as_it_was,
     a_holder_whose_stream_was_taken_over_is_refused,
+    a_look_finds_what_is_there_and_changes_nothing,
+    a_claim_under_a_fence_needs_that_very_fence,
     an_append_that_would_leave_a_hole_or_a_double_is_refused_as_a_whole,
     a_position_is_stored_with_and_without_entries,
     everything_is_there_after_a_close,
@@ -73,6 +76,58 @@ async fn a_holder_whose_stream_was_taken_over_is_refused(bed: Bed) {
     forged.state.fence.nonce ^= 1;
     assert!(matches!(forged.append(1).await, Err(AppendError::Fenced)));
     assert_eq!(holder.entries().await, [1, 2]);
+}
+
+async fn a_look_finds_what_is_there_and_changes_nothing(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let name: StreamName = "queues".parse().unwrap();
+    let nothing = store.look(&name).await.unwrap();
+    assert_eq!((nothing.lineage.current(), nothing.first, nothing.last), (Epoch::NONE, Offset(1), Offset::START));
+    assert_eq!(store.look(&name).await.unwrap(), nothing);
+    let mut log = Log::open(&store, "queues").await;
+    assert_eq!(log.state.fence.number, 1, "a look draws no fence");
+    log.append(4).await.unwrap();
+    let found = store.look(&name).await.unwrap();
+    assert_eq!((found.lineage, found.first, found.last), (log.state.lineage.clone(), Offset(1), Offset(4)));
+    log.append(1).await.unwrap();
+    store.close().await;
+    let store = bed.open(KEEP_ALL);
+    let found = store.look(&name).await.unwrap();
+    assert_eq!((found.lineage, found.first, found.last), (log.state.lineage.clone(), Offset(1), Offset(5)));
+    let read = store.read(&name, Offset::START, found.last, usize::MAX).await.unwrap();
+    assert_eq!(read.iter().map(|batch| batch.len()).sum::<usize>(), 5, "it can be read without a claim");
+    assert_eq!(store.offset_before(&name, found.last, Timestamp(i64::MAX)).await.unwrap(), Offset(5));
+}
+
+async fn a_claim_under_a_fence_needs_that_very_fence(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let name: StreamName = "queues".parse().unwrap();
+    assert!(matches!(store.claim(&name, Some(Fence { number: 1, nonce: 2 })).await, Err(AppendError::Fenced)));
+    let mut former = Log::open(&store, "queues").await;
+    former.append(1).await.unwrap();
+    let log = Log::open(&store, "queues").await;
+    let fence = log.state.fence;
+    let wrong = [
+        former.state.fence,
+        Fence { number: fence.number + 1, ..fence },
+        Fence { number: fence.number - 1, ..fence },
+        Fence { nonce: fence.nonce ^ 1, ..fence },
+        Fence::NONE,
+    ];
+    for wrong in wrong {
+        assert!(matches!(store.claim(&name, Some(wrong)).await, Err(AppendError::Fenced)), "{wrong}");
+    }
+    let state = store.claim(&name, Some(fence)).await.unwrap();
+    assert_eq!((state.fence, state.last, state.safe), (fence, Offset(1), Offset(1)));
+    assert_eq!((state.lineage.clone(), state.checkpoint), (log.state.lineage.clone(), log.state.checkpoint));
+    let mut log = Log { state, ..log };
+    for _ in 0..3 {
+        log.append(2).await.unwrap();
+        let state = store.claim(&name, Some(fence)).await.unwrap();
+        log = Log { state, ..log };
+    }
+    assert!(matches!(former.append(1).await, Err(AppendError::Fenced)));
+    assert_eq!(log.entries().await, (1..=7).collect::<Vec<_>>());
 }
 
 async fn an_append_that_would_leave_a_hole_or_a_double_is_refused_as_a_whole(bed: Bed) {

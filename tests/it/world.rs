@@ -6,6 +6,7 @@
 mod calamity;
 mod chance;
 mod judge;
+mod pair;
 mod plan;
 mod platform;
 mod process;
@@ -28,6 +29,7 @@ use trunkline::protocol::{
 use self::{
     chance::Chance,
     judge::Judge,
+    pair::{Fate, Pair},
     plan::{Dialect, Night, Plan},
     platform::Platform,
     process::Process,
@@ -43,12 +45,27 @@ const STORY_LEN: usize = 120;
 
 #[test]
 fn a_planned_change_is_never_noticed() {
-    run_all(Night::Planned);
+    run_all(Tale::Alone(Night::Planned));
 }
 
 #[test]
 fn a_bad_night_leaves_no_hole_without_a_word() {
-    run_all(Night::Bad);
+    run_all(Tale::Alone(Night::Bad));
+}
+
+#[test]
+fn a_planned_handover_is_never_noticed() {
+    run_all(Tale::Pair(Fate::Planned));
+}
+
+#[test]
+fn what_a_killed_owner_had_heard_is_not_lost() {
+    run_all(Tale::Pair(Fate::Kills));
+}
+
+#[test]
+fn a_bad_night_of_two_leaves_no_hole_without_a_word() {
+    run_all(Tale::Pair(Fate::Bad));
 }
 
 #[test]
@@ -64,9 +81,16 @@ fn digest_of(seed: u64) -> String {
     format!("{} {} {}", world.around.store.log.len(), world.around.scene.now.as_nanos(), world.around.scene.story())
 }
 
-fn run_all(night: Night) {
+/// What a test lives through, seed by seed.
+#[derive(Debug, Clone, Copy)]
+enum Tale {
+    Alone(Night),
+    Pair(Fate),
+}
+
+fn run_all(tale: Tale) {
     if let Some(seed) = setting("TRUNKLINE_SEED") {
-        return tell(night, seed, usize::MAX);
+        return tell(tale, seed, usize::MAX);
     }
     let (next, seeds) = (AtomicU64::new(0), setting("TRUNKLINE_SEEDS").unwrap_or(SEEDS));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -77,7 +101,7 @@ fn run_all(night: Night) {
                 if seed >= seeds {
                     return None;
                 }
-                if catch_unwind(AssertUnwindSafe(|| World::new(night, seed, 0).live())).is_err() {
+                if tale.live(seed, 0).is_err() {
                     next.store(seeds, Ordering::Relaxed);
                     return Some(seed);
                 }
@@ -87,17 +111,32 @@ fn run_all(night: Night) {
         workers.into_iter().filter_map(|worker| worker.join().unwrap()).min()
     });
     if let Some(seed) = failed {
-        tell(night, seed, STORY_LEN);
+        tell(tale, seed, STORY_LEN);
     }
 }
 
 /// Runs one world, and tells its story if it fails.
-fn tell(night: Night, seed: u64, story_len: usize) {
-    let mut world = World::new(night, seed, story_len);
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.live())) {
-        let Scene { plan, .. } = &world.around.scene;
-        let (story, what) = (world.around.scene.story(), message(&*panic));
-        panic!("\n{story}\n\n{plan:?}\n\n{what}\nTRUNKLINE_SEED={seed} runs this {night:?} night again");
+fn tell(tale: Tale, seed: u64, story_len: usize) {
+    if let Err(story) = tale.live(seed, story_len) {
+        panic!("{story}\nTRUNKLINE_SEED={seed} runs this {tale:?} again");
+    }
+}
+
+impl Tale {
+    /// Lives through one world; the error is what happened in it.
+    fn live(self, seed: u64, story_len: usize) -> Result<(), String> {
+        match self {
+            Self::Alone(night) => {
+                let mut world = World::new(night, seed, story_len);
+                let outcome = catch_unwind(AssertUnwindSafe(|| world.live()));
+                outcome.map_err(|panic| world.around.story_of(&*panic))
+            }
+            Self::Pair(fate) => {
+                let mut pair = Pair::new(fate, seed, story_len);
+                let outcome = catch_unwind(AssertUnwindSafe(|| pair.live()));
+                outcome.map_err(|panic| pair.around.story_of(&*panic))
+            }
+        }
     }
 }
 
@@ -139,13 +178,11 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// An event that is said to a live stream is in the log within this time.
 const ARRIVAL_MAX: Duration = Duration::from_secs(10);
 
-impl World {
-    fn new(night: Night, seed: u64, story_len: usize) -> Self {
-        let mut chance = Chance::of(seed);
-        let plan = Plan::draw(night, &mut chance);
+impl Around {
+    fn new(plan: Plan, chance: Chance, story_len: usize) -> Self {
         let mut scene = Scene::new(plan, chance, story_len);
         let platform = Platform::new(&mut scene);
-        let around = Around {
+        Self {
             scene,
             platform,
             store: Store::new(),
@@ -153,8 +190,20 @@ impl World {
             ledger: Ledger::default(),
             endpoint: None,
             crowded: false,
-        };
-        Self { around, process: None, lives: 0, quiet: false }
+        }
+    }
+
+    /// What happened until this.
+    fn story_of(&self, panic: &(dyn Any + Send)) -> String {
+        format!("\n{}\n\n{:?}\n\n{}", self.scene.story(), self.scene.plan, message(panic))
+    }
+}
+
+impl World {
+    fn new(night: Night, seed: u64, story_len: usize) -> Self {
+        let mut chance = Chance::of(seed);
+        let plan = Plan::draw(night, &mut chance);
+        Self { around: Around::new(plan, chance, story_len), process: None, lives: 0, quiet: false }
     }
 
     /// The night, the morning after, and the judgement.
@@ -298,6 +347,7 @@ impl World {
             Happening::Closes(socket) => platform.notice_is_up(socket, scene),
             Happening::TokenEnds(token) => platform.token_ended(token, scene),
             Happening::ChannelEnds(channel) => platform.channel_ended(channel, scene),
+            Happening::Strikes | Happening::Follows | Happening::TakesOver { .. } => unreachable!("it is no pair"),
         }
     }
 

@@ -7,7 +7,8 @@ use super::{
     Heard, Opening, Output, Stream,
     intake::{Intake, TakenIn},
     link::Link,
-    standby::{Overlay, Ring, is_heard, is_hole_likely, keys_of, lay_over},
+    standby::{Overlay, Ring, is_heard, is_hole_likely, lay_over},
+    twins,
 };
 use crate::{
     connector::{Item, Resume},
@@ -17,6 +18,10 @@ use crate::{
         session::{Session, SessionId},
     },
 };
+
+/// So many signs of life may have been on their way when a session is asked: the answer to a probe of its own watch, and
+/// a heartbeat. They would be taken for the answer, so it is asked as often again.
+const EARLY_SIGNS_MAX: u32 = 2;
 
 /// Whose log it is.
 #[derive(Debug)]
@@ -34,8 +39,8 @@ pub(super) enum Flush {
     /// Nobody waits.
     Idle,
     Wanted,
-    /// This session was asked; what it brings before it answers is waited for.
-    Asked(SessionId),
+    /// This session was asked for the last time but so many; what it brings before it answers is waited for.
+    Asked(SessionId, u32),
     /// It has answered; so many entries must be durable.
     Answered(u64),
 }
@@ -79,7 +84,7 @@ impl Stream {
             self.mark_gap(Gap::unknown(GapReason::Store), now);
         }
         if !self.link.is_live() {
-            self.heard = Heard { at: None, wall: opening.checkpoint.map_or(now.wall, |known| known.heard_at) };
+            self.hear_as_told(opening, now);
             if opening.checkpoint.is_some() {
                 self.intake.deaf(GapReason::NoReplay);
             }
@@ -88,37 +93,40 @@ impl Stream {
         let covered = covered || opening.checkpoint.is_none();
         let doubted = self.link.is_live() && !opening.damaged;
         match self.choices.resume {
-            Resume::Sequence => self.own_numbered(ring, opening.position(), doubted && !covered, now),
+            Resume::Sequence => self.own_numbered(ring, opening, doubted && !covered, now),
             Resume::None => self.own_unnumbered(ring, stored, doubted.then_some(covered), now),
         }
     }
 
-    fn own_numbered(&mut self, ring: Ring, position: Option<Position>, doubted: bool, now: Now) {
-        if position.is_some_and(|position| self.has_missed(&ring, position)) {
+    /// The platform was last heard when the log says so.
+    fn hear_as_told(&mut self, opening: Opening, now: Now) {
+        self.heard = Heard { at: None, wall: opening.checkpoint.map_or(now.wall, |known| known.heard_at) };
+    }
+
+    fn own_numbered(&mut self, ring: Ring, opening: Opening, doubted: bool, now: Now) {
+        let Some(first) = self.goes_on_from(&ring, opening.position()) else {
+            self.hear_as_told(opening, now);
             return self.begin_again(now);
-        }
+        };
         if !self.link.is_live() {
             self.abandon_if_too_old(now);
-        } else if position.is_none() && doubted {
+        } else if opening.position().is_none() && doubted {
             self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
         }
         self.intake.took_over();
-        let start = ring.start();
-        for session in self.session_ids() {
-            self.intake.resumes(session, ring.asked(session).flatten().or(start));
-        }
-        let taken = self.intake.take_kept(ring, now);
+        let taken = self.intake.take_kept(ring, first, &self.session_ids(), now);
         self.report_taken(taken);
     }
 
-    /// Whether between the log and what the session brings lies something that only the platform still has.
-    fn has_missed(&self, ring: &Ring, position: Position) -> bool {
-        match self.link.sessions().next() {
-            None => false,
-            Some(_) if self.link.is_live() => !ring.reaches(position),
-            // One that is not dialled yet is asked to go on in the right place.
-            Some(session) => ring.asked(session.id()).is_some_and(|after| after.is_none_or(|after| after > position)),
+    /// The session with which the log goes on; none if between the two lies something that only the platform still has.
+    fn goes_on_from(&self, ring: &Ring, position: Option<Position>) -> Option<SessionId> {
+        let Some(position) = position else { return Some(SessionId(0)) };
+        if self.link.is_live() {
+            return ring.reaches(position);
         }
+        // One that is not dialled yet is asked to go on in the right place.
+        let dialled = self.link.sessions().next().and_then(|session| ring.asked(session.id()));
+        dialled.is_none_or(|after| after.is_some_and(|after| after <= position)).then_some(SessionId(0))
     }
 
     /// Drops the sessions that there are, whatever they still bring, and goes on from the log's position.
@@ -127,6 +135,7 @@ impl Stream {
             self.outputs.push_back(Output::Forget(session));
         }
         self.leaving.clear();
+        self.backoff.retired(now.at);
         self.link = Link::Waiting;
         self.open(None, now);
     }
@@ -136,13 +145,14 @@ impl Stream {
         stored.retain(is_heard);
         let gave_way = ring.gave_way();
         let mut carried = ring.into_carried(&self.session_ids());
-        let log = keys_of(stored.iter());
-        let kept = keys_of(carried.iter().map(|carried| &carried.event));
+        let log: Vec<u64> = stored.iter().map(twins::key).collect();
+        let kept: Vec<u64> = carried.iter().map(|carried| carried.key).collect();
         match lay_over(&log, &kept) {
-            Overlay::FromEntry(entry) => drop(stored.drain(..entry)),
-            // What lies in front of a log is not owed to it.
-            Overlay::FromEvent(event) => drop(carried.drain(..event)),
-            Overlay::Unclear => {
+            Some(Overlay { entry, event }) => {
+                stored.drain(..entry);
+                carried.drain(..event);
+            }
+            None => {
                 if covered.is_some_and(|covered| is_hole_likely(&log, &kept, gave_way, covered)) {
                     self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
                 }
@@ -189,22 +199,34 @@ impl Stream {
     fn flush_step(&mut self, flush: Flush, now: Now) -> Option<Flush> {
         match flush {
             Flush::Idle => None,
-            // The successor asks the platform for what is not durable.
-            Flush::Wanted if self.choices.resume == Resume::Sequence => self.link.is_live().then_some(Flush::Idle),
-            Flush::Wanted => {
-                let Link::Live { session, .. } = &mut self.link else { return None };
-                session.ask();
-                let id = session.id();
-                self.obey(id, now);
-                Some(Flush::Asked(id))
+            // The successor asks the platform for what it did not hear, unless the log stalls for longer than that is kept.
+            Flush::Wanted if self.choices.resume == Resume::Sequence => {
+                let queued = self.intake.queued().filter(|_| self.link.is_live());
+                queued.map(Flush::Answered)
             }
-            Flush::Asked(id) => match self.link.sessions().find(|session| session.id() == id) {
-                None => Some(Flush::Wanted),
-                Some(session) if session.has_answered() => self.intake.queued().map(Flush::Answered),
-                Some(_) => None,
-            },
+            Flush::Wanted => {
+                let Link::Live { session, .. } = &self.link else { return None };
+                Some(self.ask_again(session.id(), EARLY_SIGNS_MAX, now))
+            }
+            Flush::Asked(id, again) => {
+                let mut sessions = self.link.sessions().filter(|session| session.id() == id);
+                let answered = sessions.next().map(Session::has_answered);
+                drop(sessions);
+                match answered {
+                    None => Some(Flush::Wanted),
+                    Some(false) => None,
+                    Some(true) if again > 0 => Some(self.ask_again(id, again - 1, now)),
+                    Some(true) => self.intake.queued().map(Flush::Answered),
+                }
+            }
             Flush::Answered(end) => (self.appending.is_none() && self.intake.is_past(end)).then_some(Flush::Idle),
         }
+    }
+
+    fn ask_again(&mut self, id: SessionId, again: u32, now: Now) -> Flush {
+        self.link.sessions_mut().filter(|session| session.id() == id).for_each(Session::ask);
+        self.obey(id, now);
+        Flush::Asked(id, again)
     }
 
     /// The log is another's: whatever is not durable is that one's to hear, or to mark.
@@ -221,10 +243,17 @@ impl Stream {
 
 impl Intake {
     /// Reads what a standby of a numbered stream has kept. What the log has already is no double of the platform's.
-    fn take_kept(&mut self, ring: Ring, now: Now) -> TakenIn {
+    fn take_kept(&mut self, mut ring: Ring, first: SessionId, alive: &[SessionId], now: Now) -> TakenIn {
         let mut taken = TakenIn::default();
-        for (session, event) in ring.into_heard() {
+        let mut repeating = ring.repeating(alive, self.position());
+        for (session, event) in ring.take_from(first) {
+            if let Some(after) = repeating.remove(&session) {
+                self.resumes(session, after);
+            }
             self.event(event, session, now, &mut taken);
+        }
+        for (session, after) in repeating {
+            self.resumes(session, after);
         }
         TakenIn { duplicates: 0, ..taken }
     }

@@ -278,7 +278,7 @@ impl Intake {
             twins.is_new(entry, THE_LOG, now.at);
         }
         waits.into_iter().for_each(|session| twins.hold(session));
-        for Carried { event, by } in carried {
+        for Carried { event, by, .. } in carried {
             match *by {
                 [session] => self.event(event, session, now, &mut taken),
                 _ => self.event_of_many(event, &by, now, &mut taken),

@@ -304,6 +304,9 @@ impl Stream {
             }
             Link::Swapping { old, new, retire } if new.id() == id => {
                 self.report(Report::Rotated { trigger: retire.trigger, silence: Duration::ZERO });
+                if let Role::Standby(ring) = &mut self.role {
+                    ring.hears(id);
+                }
                 self.overlap(old, new, now);
                 self.adopt_endpoint();
             }

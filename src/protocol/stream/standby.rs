@@ -3,18 +3,25 @@
 //! Bounded: the oldest give way, and it is remembered that they did.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Instant,
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::{Duration, Instant},
 };
 
-use super::twins::{self, Twins};
+use super::{
+    planned::OVERLAP_MAX,
+    twins::{self, TWIN_WAIT},
+};
 use crate::{
     model::{Event, Position, Sequence},
     protocol::session::SessionId,
 };
 
 /// However large the buffer is: all that is kept is compared with the log at once, and memory of copies has a bound too.
-const KEPT_MAX: usize = 50_000;
+const KEPT_MAX: usize = 20_000;
+/// The copies that two sessions of an overlap bring are heard within this time of one another.
+const COPY_WAIT: Duration = OVERLAP_MAX.saturating_add(TWIN_WAIT);
+/// A run of so many equal events is the same in the log and in the ring.
+const RUN_MIN: usize = 3;
 /// No more sessions than this are remembered with their positions.
 const SESSIONS_MAX: usize = 64;
 
@@ -31,8 +38,10 @@ pub(super) struct Ring {
     dropped: Option<Sequence>,
     /// The first number that was heard since the ring began.
     first: Option<Sequence>,
-    /// What each session was asked to go on after.
+    /// What each session that was live since then was asked to go on after; none: it began at the present.
     asked: BTreeMap<SessionId, Option<Position>>,
+    /// The same of the newest session, which may not be live yet.
+    dialled: Option<(SessionId, Option<Position>)>,
 }
 
 #[derive(Debug)]
@@ -46,18 +55,17 @@ struct Heard {
 #[derive(Debug)]
 pub(super) struct Carried {
     pub(super) event: Event,
+    pub(super) key: u64,
+    at: Instant,
     pub(super) by: Vec<SessionId>,
 }
 
-/// How the end of the log and the ring lie over one another.
+/// Where the newest entries of the log and the ring begin to be the same: what lies in front of it in the ring is in the
+/// log too, or in a hole that the log tells.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Overlay {
-    /// From this entry on the log holds what the ring holds, as far as either goes.
-    FromEntry(usize),
-    /// The log that is there begins with this event of the ring.
-    FromEvent(usize),
-    /// They do not follow one another event by event.
-    Unclear,
+pub(super) struct Overlay {
+    pub(super) entry: usize,
+    pub(super) event: usize,
 }
 
 impl Ring {
@@ -70,6 +78,7 @@ impl Ring {
             dropped: None,
             first: None,
             asked: BTreeMap::new(),
+            dialled: None,
         }
     }
 
@@ -79,17 +88,23 @@ impl Ring {
 
     /// A session is asked to go on there, or from the present on.
     pub(super) fn resumes(&mut self, session: SessionId, after: Option<Position>) {
+        self.dialled = Some((session, after));
+    }
+
+    /// Events come by this session.
+    pub(super) fn hears(&mut self, session: SessionId) {
         if self.asked.len() >= SESSIONS_MAX {
             // The first is where the ring begins.
             let second = self.asked.keys().nth(1).copied();
             second.and_then(|second| self.asked.remove(&second));
         }
-        self.asked.insert(session, after);
+        let dialled = self.dialled.filter(|(dialled, _)| *dialled == session);
+        self.asked.insert(session, dialled.and_then(|(_, after)| after));
     }
 
     /// The only session is live: here the ring begins.
     pub(super) fn begin(&mut self, session: SessionId) {
-        self.asked = self.asked.split_off(&session);
+        self.hears(session);
         self.gave_way = false;
     }
 
@@ -111,9 +126,16 @@ impl Ring {
         self.kept.push_back(Heard { session, at, event });
         while self.kept.len() > self.limit {
             let oldest = self.kept.pop_front();
-            self.dropped = self.dropped.max(oldest.and_then(|oldest| oldest.event.sequence));
+            self.dropped = self.dropped.max(oldest.and_then(|oldest| self.told_by(oldest.event.sequence?)));
             self.gave_way = true;
         }
+    }
+
+    /// Up to which position the log must reach to have this number. One that lies before the ring is of a numbering that
+    /// started over, and no position tells whether the log has it.
+    fn told_by(&self, number: Sequence) -> Option<Sequence> {
+        let in_order = self.start().is_none_or(|start| number > start.0);
+        Some(if in_order { number } else { Sequence(u64::MAX) })
     }
 
     /// Whether something that belongs in front of what is kept may be in nobody's hands.
@@ -123,69 +145,139 @@ impl Ring {
 
     /// What this session was asked to go on after, if it was dialled.
     pub(super) fn asked(&self, session: SessionId) -> Option<Option<Position>> {
-        self.asked.get(&session).copied()
+        let dialled = self.dialled.filter(|(dialled, _)| *dialled == session).map(|(_, after)| after);
+        self.asked.get(&session).copied().or(dialled)
     }
 
     /// The number behind which nothing was missed; none when the ring began at the present and has heard none.
-    pub(super) fn start(&self) -> Option<Position> {
+    fn start(&self) -> Option<Position> {
         let asked = self.asked.values().next().copied().flatten();
         asked.or_else(|| self.first.map(|first| Position(Sequence(first.0.saturating_sub(1)))))
     }
 
-    /// Whether everything behind this position is kept, or will come.
-    pub(super) fn reaches(&self, position: Position) -> bool {
-        self.start().is_some_and(|start| start <= position) && self.dropped.is_none_or(|dropped| dropped <= position.0)
+    /// Whether the numbers that are kept have met the end of the log, wherever the sessions were asked to go on: lower
+    /// numbers alone may be of a numbering that started over.
+    fn met(&self, position: Position) -> bool {
+        let is_end = |number: Sequence| Position(number) == position || number == position.0.next();
+        let first = self.first.filter(|first| *first <= position.0.next());
+        first.is_some() && self.kept.iter().filter_map(|heard| heard.event.sequence).any(is_end)
     }
 
-    /// What was heard, as it came.
-    pub(super) fn into_heard(self) -> impl Iterator<Item = (SessionId, Event)> {
-        self.kept.into_iter().map(|heard| (heard.session, heard.event))
-    }
-
-    /// What was heard, without the copies that its own sessions brought while they overlapped. A session that is
-    /// `alive` counts as having brought everything up to its newest event: it says what it says in order.
-    pub(super) fn into_carried(self, alive: &[SessionId]) -> Vec<Carried> {
-        let newest = |id: &SessionId| Some((*id, self.kept.iter().rposition(|heard| heard.session == *id)?));
-        let reached: Vec<(SessionId, usize)> = alive.iter().filter_map(newest).collect();
-        let mut twins = Twins::default();
-        let mut carried = Vec::new();
-        for (place, Heard { session, at, event }) in self.kept.into_iter().enumerate() {
-            if !twins.is_new(&event, session, at) {
-                continue;
-            }
-            let past = reached.iter().filter(|(_, newest)| place <= *newest);
-            let mut by: Vec<SessionId> = past.map(|(id, _)| *id).collect();
-            if by.is_empty() {
-                by.push(session);
-            }
-            carried.push(Carried { event, by });
+    /// The session from which on everything behind this position is kept, or will come.
+    pub(super) fn reaches(&self, position: Position) -> Option<SessionId> {
+        if self.dropped.is_some_and(|dropped| dropped > position.0) {
+            return None;
         }
+        if self.met(position) {
+            return Some(self.cut);
+        }
+        let mut sessions = self.asked.iter();
+        sessions.find(|(_, after)| after.is_some_and(|after| after <= position)).map(|(session, _)| *session)
+    }
+
+    /// The sessions that were heard or are `alive`, and behind which number each may repeat what the log has.
+    pub(super) fn repeating(
+        &self,
+        alive: &[SessionId],
+        position: Option<Position>,
+    ) -> BTreeMap<SessionId, Option<Position>> {
+        let sessions = self.kept.iter().map(|heard| heard.session).chain(alive.iter().copied());
+        let mut repeating = BTreeMap::new();
+        for session in sessions {
+            repeating.entry(session).or_insert_with(|| self.repeats_after(session, position));
+        }
+        repeating
+    }
+
+    /// Behind which number a session may repeat what a log with this position has.
+    fn repeats_after(&self, session: SessionId, position: Option<Position>) -> Option<Position> {
+        let asked = self.asked(session).flatten();
+        let met = position.is_some_and(|position| self.met(position));
+        let first = self.first.filter(|_| met).map(|first| Position(Sequence(first.0.saturating_sub(1))));
+        asked.into_iter().chain(first).min().or(self.start())
+    }
+
+    /// What was heard by this session and later ones, as it came.
+    pub(super) fn take_from(&mut self, first: SessionId) -> impl Iterator<Item = (SessionId, Event)> + use<> {
+        let kept = std::mem::take(&mut self.kept).into_iter();
+        kept.filter(move |heard| heard.session >= first).map(|heard| (heard.session, heard.event))
+    }
+
+    /// What was heard, without the copies that its own sessions brought while they overlapped, in the order in which it
+    /// was said: what a successor alone brought stands behind what the session before it had to say.
+    pub(super) fn into_carried(self, alive: &[SessionId]) -> Vec<Carried> {
+        let mut heard = Vec::from(self.kept);
+        heard.sort_by_key(|heard| heard.session);
+        let mut carried: Vec<Carried> = Vec::new();
+        let mut places: HashMap<u64, Vec<usize>> = HashMap::new();
+        for Heard { session, at, event } in heard {
+            let key = twins::key(&event);
+            let same = places.entry(key).or_default();
+            match same.iter().find(|place| carried[**place].is_awaited_by(session, at)) {
+                Some(place) => carried[*place].by.push(session),
+                None => {
+                    same.push(carried.len());
+                    carried.push(Carried { event, key, at, by: vec![session] });
+                }
+            }
+        }
+        count_as_brought(&mut carried, alive);
         carried
     }
 }
 
-/// Where the newest entries of the log and the events of a ring are the same.
-pub(super) fn lay_over(stored: &[u64], kept: &[u64]) -> Overlay {
-    let agree = |stored: &[u64], kept: &[u64]| stored.iter().zip(kept).all(|(stored, kept)| stored == kept);
-    if !kept.is_empty()
-        && let Some(entry) = (0..stored.len()).find(|entry| agree(&stored[*entry..], kept))
-    {
-        return Overlay::FromEntry(entry);
+impl Carried {
+    /// Whether an equal event of this session, heard then, is a copy.
+    fn is_awaited_by(&self, session: SessionId, at: Instant) -> bool {
+        let apart = at.saturating_duration_since(self.at).max(self.at.saturating_duration_since(at));
+        apart <= COPY_WAIT && !self.by.contains(&session)
     }
-    let within = kept.len().checked_sub(stored.len()).filter(|_| !stored.is_empty());
-    let event = within.and_then(|last| (0..=last).find(|event| agree(stored, &kept[*event..])));
-    event.map_or(Overlay::Unclear, Overlay::FromEvent)
+}
+
+/// A session says what it says in order: one that lives has brought everything up to its newest event, or will never.
+fn count_as_brought(carried: &mut [Carried], alive: &[SessionId]) {
+    let newest = |id: &SessionId| Some((*id, carried.iter().rposition(|carried| carried.by.contains(id))?));
+    let reached: Vec<(SessionId, usize)> = alive.iter().filter_map(newest).collect();
+    for (place, carried) in carried.iter_mut().enumerate() {
+        let past = reached.iter().filter(|(_, newest)| place <= *newest);
+        let by: Vec<SessionId> = past.map(|(id, _)| *id).collect();
+        if !by.is_empty() {
+            carried.by = by;
+        }
+    }
+}
+
+/// Lays the end of the log and a ring over one another; none if they do not follow one another event by event.
+pub(super) fn lay_over(stored: &[u64], kept: &[u64]) -> Option<Overlay> {
+    let agree = |stored: &[u64], kept: &[u64]| stored.iter().zip(kept).all(|(stored, kept)| stored == kept);
+    if stored.is_empty() || kept.is_empty() {
+        return None;
+    }
+    if let Some(entry) = (0..stored.len()).find(|entry| agree(&stored[*entry..], kept)) {
+        return Some(Overlay { entry, event: 0 });
+    }
+    // By a few alone it may be chance.
+    let enough = stored.len().min(kept.len().div_ceil(2));
+    let mut places = 0..=kept.len() - enough;
+    let begins = places.find(|event| agree(stored, &kept[*event..])).map(|event| Overlay { entry: 0, event });
+    begins.or_else(|| {
+        // The last holder missed some of it and went on.
+        let ends = (1..=kept.len()).rev().map(|event| (stored.len(), event));
+        let ahead = (1..=stored.len()).rev().map(|entry| (entry, kept.len()));
+        ends.chain(ahead).find_map(|(entry, event)| run_in_front(&stored[..entry], &kept[..event]))
+    })
+}
+
+/// Where the run begins by which both end, if it is long enough to be none by chance.
+fn run_in_front(stored: &[u64], kept: &[u64]) -> Option<Overlay> {
+    let same = stored.iter().rev().zip(kept.iter().rev()).take_while(|(stored, kept)| stored == kept).count();
+    (same >= RUN_MIN).then(|| Overlay { entry: stored.len() - same, event: kept.len() - same })
 }
 
 /// Whether between the log and what is kept something may have been said that nobody holds.
 pub(super) fn is_hole_likely(stored: &[u64], kept: &[u64], gave_way: bool, covered: bool) -> bool {
     let is_stored = |key: &u64| stored.contains(key);
     if gave_way { !kept.first().is_some_and(is_stored) } else { !covered && !kept.iter().any(is_stored) }
-}
-
-/// What the events of a platform without numbers are compared by; the relay's own entries are no such events.
-pub(super) fn keys_of<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<u64> {
-    events.map(twins::key).collect()
 }
 
 /// Whether an entry of the log came from the platform.

@@ -189,11 +189,11 @@ fn meaning(
     })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it maps errors")]
 fn unread(error: CommandError) -> ReadError {
     ReadError(error.to_string())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it maps errors")]
 fn no_answer(error: impl Into<RedisError>) -> ReadError {
     ReadError(error.into().to_string())
 }

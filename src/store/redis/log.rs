@@ -77,9 +77,10 @@ struct Writing {
     trouble: Option<String>,
 }
 
-/// Where an append goes: under this turn, behind this offset; and what the log is told of replicas, where they count.
+/// Where an append goes: in this epoch, under this turn, behind this offset; and what the log is told of replicas, where they count.
 #[derive(Debug)]
 struct Place {
+    epoch: Epoch,
     turn: u64,
     last: Offset,
     safe: Option<Offset>,
@@ -107,7 +108,7 @@ impl Log {
         let replicated = matches!(settings.durability, Durability::Replicated);
         let arguments = [
             hex(nonce),
-            format!("{:08x}", fastrand::u32(1..)),
+            epoch_text(Epoch(fastrand::u32(1..))),
             under.map(|fence| fence.number.to_string()).unwrap_or_default(),
             u8::from(replicated).to_string(),
         ];
@@ -211,7 +212,7 @@ impl Log {
             }
             Some(_) | None => {
                 let safe = (self.durability == Durability::Replicated).then_some(writing.safe);
-                Ok(Place { turn: writing.turn, last: writing.last, safe })
+                Ok(Place { epoch: self.epoch, turn: writing.turn, last: writing.last, safe })
             }
         }
     }
@@ -312,6 +313,7 @@ fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<
         heard_at.0.to_string(),
         identity.len.to_string(),
         place.safe.map(|safe| safe.to_string()).unwrap_or_default(),
+        epoch_text(place.epoch),
     ];
     let mut arguments: Vec<Cow<'a, [u8]>> = head.into_iter().map(own).collect();
     for batch in &append.batches {
@@ -329,6 +331,11 @@ fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<
 
 fn own<'a>(text: String) -> Cow<'a, [u8]> {
     Cow::Owned(text.into_bytes())
+}
+
+/// As the head has it.
+fn epoch_text(epoch: Epoch) -> String {
+    format!("{:08x}", epoch.0)
 }
 
 fn hex(nonce: u128) -> String {

@@ -86,7 +86,7 @@ pub(super) fn checkpoint(position: u64) -> Checkpoint {
 /// A stream of a store.
 #[derive(Clone)]
 pub(super) struct Log {
-    store: Store,
+    pub(super) store: Store,
     pub(super) name: StreamName,
     pub(super) state: LogState,
 }

@@ -301,7 +301,7 @@ async fn a_log_grows_while_another_reads_it_and_neither_sees_a_hole() {
     assert_eq!(last, Offset(291));
 }
 
-async fn follow(replica: &Redis, primary: &Redis) {
+pub(super) async fn follow(replica: &Redis, primary: &Redis) {
     let command = cmd("REPLICAOF").arg("127.0.0.1").arg(primary.port()).clone();
     replica.connection().run::<()>(&command).await.unwrap();
     let synced = async || {
@@ -311,12 +311,12 @@ async fn follow(replica: &Redis, primary: &Redis) {
     eventually("the replica follows", synced).await;
 }
 
-async fn promote(replica: &Redis) {
+pub(super) async fn promote(replica: &Redis) {
     replica.connection().run::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await.unwrap();
 }
 
 /// The last offset as this server has it.
-async fn last_of(server: &Redis) -> Option<String> {
+pub(super) async fn last_of(server: &Redis) -> Option<String> {
     server.connection().run(cmd("HGET").arg("{trunkline:queues}:head").arg("last")).await.unwrap()
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use trunkline::protocol::{refresh, stream::Input};
 
 use super::{
-    World,
+    Around, World,
     plan::{Dialect, Night},
     platform::{Flaw, Refusal},
     scene::{Happening, News, Scene},
@@ -108,6 +108,48 @@ impl Calamity {
     }
 }
 
+impl Around {
+    /// What goes wrong at the platform.
+    pub(super) fn strike_platform(&mut self, calamity: Calamity) {
+        let (platform, scene) = (&mut self.platform, &mut self.scene);
+        match calamity {
+            Calamity::Notice => platform.give_notice(scene),
+            Calamity::Cut => platform.cut(scene),
+            Calamity::HangUp => {
+                let code = scene.chance.pick(&[1000, 1001, 1006, 1011, 1012, 1013, 3999]);
+                platform.hang_up(code, scene);
+            }
+            Calamity::Stall => platform.stall(scene),
+            Calamity::RefuseHandshakes => platform.handshakes = Some(outage(scene)),
+            Calamity::RefuseCalls => platform.calls = Some(outage(scene)),
+            Calamity::Revoke => platform.revoke(scene),
+            Calamity::Babble => platform.babble(scene),
+            Calamity::Oversize => platform.flaw = Some(Flaw::Oversize),
+            Calamity::Poison => platform.flaw = Some(Flaw::Poison),
+            Calamity::Flood => {
+                let count = scene.chance.number(50..500);
+                platform.speak(count, scene);
+            }
+            Calamity::Repeat => platform.repeat(scene),
+            Calamity::SkipNumbers => platform.skip_numbers(scene),
+            Calamity::StartOver => platform.start_over(scene),
+            Calamity::Mutter => platform.mutter(scene),
+            Calamity::Evict => platform.evict(scene),
+            Calamity::AddQueue => platform.add_queue(),
+            Calamity::RefuseTopic => platform.refuse_topic(scene),
+            Calamity::Displace => platform.displace(scene),
+            Calamity::Rotate
+            | Calamity::RefreshToken
+            | Calamity::Pause
+            | Calamity::Crash
+            | Calamity::Restart
+            | Calamity::Wipe
+            | Calamity::StoreStall
+            | Calamity::Endpoint => unreachable!("not the platform's"),
+        }
+    }
+}
+
 impl World {
     /// Lets it happen.
     pub(super) fn strike(&mut self, calamity: Calamity) {
@@ -151,46 +193,7 @@ impl World {
             | Calamity::Evict
             | Calamity::AddQueue
             | Calamity::RefuseTopic
-            | Calamity::Displace => self.strike_platform(calamity),
-        }
-    }
-
-    fn strike_platform(&mut self, calamity: Calamity) {
-        let (platform, scene) = (&mut self.around.platform, &mut self.around.scene);
-        match calamity {
-            Calamity::Notice => platform.give_notice(scene),
-            Calamity::Cut => platform.cut(scene),
-            Calamity::HangUp => {
-                let code = scene.chance.pick(&[1000, 1001, 1006, 1011, 1012, 1013, 3999]);
-                platform.hang_up(code, scene);
-            }
-            Calamity::Stall => platform.stall(scene),
-            Calamity::RefuseHandshakes => platform.handshakes = Some(outage(scene)),
-            Calamity::RefuseCalls => platform.calls = Some(outage(scene)),
-            Calamity::Revoke => platform.revoke(scene),
-            Calamity::Babble => platform.babble(scene),
-            Calamity::Oversize => platform.flaw = Some(Flaw::Oversize),
-            Calamity::Poison => platform.flaw = Some(Flaw::Poison),
-            Calamity::Flood => {
-                let count = scene.chance.number(50..500);
-                platform.speak(count, scene);
-            }
-            Calamity::Repeat => platform.repeat(scene),
-            Calamity::SkipNumbers => platform.skip_numbers(scene),
-            Calamity::StartOver => platform.start_over(scene),
-            Calamity::Mutter => platform.mutter(scene),
-            Calamity::Evict => platform.evict(scene),
-            Calamity::AddQueue => platform.add_queue(),
-            Calamity::RefuseTopic => platform.refuse_topic(scene),
-            Calamity::Displace => platform.displace(scene),
-            Calamity::Rotate
-            | Calamity::RefreshToken
-            | Calamity::Pause
-            | Calamity::Crash
-            | Calamity::Restart
-            | Calamity::Wipe
-            | Calamity::StoreStall
-            | Calamity::Endpoint => unreachable!("not the platform's"),
+            | Calamity::Displace => self.around.strike_platform(calamity),
         }
     }
 

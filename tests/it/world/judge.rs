@@ -26,6 +26,8 @@ pub(super) struct Judge {
     /// When the platform was last heard, by the world's clock and by the wall.
     heard_at: Option<Moment>,
     heard_wall: Timestamp,
+    /// The position is another's to give up.
+    follows: bool,
     /// Why a position may be given up until the next numbered event.
     may_give_up: bool,
     poisoned: u32,
@@ -88,6 +90,7 @@ impl Judge {
             known: None,
             heard_at: None,
             heard_wall: Timestamp(0),
+            follows: false,
             may_give_up: false,
             poisoned: 0,
             state: State::Starting,
@@ -108,6 +111,27 @@ impl Judge {
         *self = Self { wakes: self.wakes, ..Self::new() };
         self.known = opening.checkpoint.and_then(|checkpoint| checkpoint.position).map(|position| position.0.0);
         self.heard_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.heard_at);
+    }
+
+    pub(super) fn standby_starts(&mut self) {
+        *self = Self { wakes: self.wakes, follows: true, ..Self::new() };
+    }
+
+    /// A standby is told where the log of another ends.
+    pub(super) fn follows(&mut self, position: u64) {
+        self.known = self.known.max(Some(position));
+    }
+
+    /// The log is its own now.
+    pub(super) fn owns(&mut self, opening: &Opening, scene: &Scene) {
+        self.follows = false;
+        if !self.connected {
+            self.heard_at = None;
+            self.heard_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.heard_at);
+        }
+        let known = opening.checkpoint.filter(|checkpoint| checkpoint.position.is_some());
+        self.may_give_up |= known.is_some_and(|known| scene.wall().since(known.heard_at) > scene.plan.stream.retention);
+        self.known = self.known.max(known.and_then(|known| known.position).map(|position| position.0.0));
     }
 
     pub(super) fn woke(&mut self, now: Moment) {
@@ -162,7 +186,7 @@ impl Judge {
             Some(at) => scene.now.saturating_sub(at),
             None => scene.wall().since(self.heard_wall),
         };
-        let Some(known) = self.known else { return };
+        let Some(known) = self.known.filter(|_| !self.follows) else { return };
         let too_old = unheard > scene.plan.stream.retention;
         self.may_give_up |= too_old;
         match position_in(&dial.url) {

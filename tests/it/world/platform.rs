@@ -102,6 +102,8 @@ pub(super) struct Platform {
     refused_topic: Option<String>,
     /// The next event has this flaw.
     pub(super) flaw: Option<Flaw>,
+    /// The life that is owed what is said; 0: any.
+    pub(super) owed_to: u32,
 }
 
 /// Between a stalled line's last sign and the relay's patience lie these: a shell gives a call up after a while.
@@ -123,6 +125,7 @@ impl Platform {
             queues: 2,
             refused_topic: None,
             flaw: None,
+            owed_to: 0,
         }
     }
 

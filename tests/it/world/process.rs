@@ -25,6 +25,8 @@ pub(super) struct Process {
     refresh: Refresh,
     sockets: BTreeMap<SessionId, Open>,
     dialling: BTreeSet<SessionId>,
+    /// What its successor waits for is durable.
+    pub(super) flushed: bool,
     /// Everything is durable, and it may end.
     pub(super) drained: bool,
 }
@@ -48,12 +50,29 @@ impl Process {
         around.scene.tell(|| format!("process {life} starts from {opening:?}"));
         around.judge.process_starts(&opening);
         let machine = Stream::new(around.scene.plan.stream.clone(), opening, around.scene.now());
+        Self::run(life, machine, around)
+    }
+
+    /// It holds a session for the log of another.
+    pub(super) fn stand_by(life: u32, around: &mut Around) -> Self {
+        around.scene.tell(|| format!("process {life} stands by"));
+        around.judge.standby_starts();
+        let mut machine = Stream::standby(around.scene.plan.stream.clone(), around.scene.now());
+        if let Some(position) = around.store.position() {
+            around.judge.follows(position.0.0);
+            machine.handle(Input::Follow(position), around.scene.now());
+        }
+        Self::run(life, machine, around)
+    }
+
+    fn run(life: u32, machine: Stream, around: &mut Around) -> Self {
         let mut process = Self {
             life,
             machine,
             refresh: Refresh::new(around.scene.plan.refresh),
             sockets: BTreeMap::new(),
             dialling: BTreeSet::new(),
+            flushed: false,
             drained: false,
         };
         process.refresh.handle(refresh::Input::Start, around.scene.instant());
@@ -65,7 +84,7 @@ impl Process {
     pub(super) fn vanish(self, around: &mut Around) {
         let was_written = around.scene.chance.once_in(2);
         let from = around.store.log.len();
-        around.store.abandon(was_written);
+        around.store.abandon(self.life, was_written);
         around.ledger.take(&around.store.log[from..], &around.platform.said, self.life);
         around.scene.tell(|| format!("process {} is gone; its last append was written: {was_written}", self.life));
         for open in self.sockets.values() {
@@ -115,7 +134,10 @@ impl Process {
             }
             News::Appended => {
                 let from = around.store.log.len();
-                let last = around.store.commit();
+                let Some(last) = around.store.commit(self.life) else {
+                    around.scene.tell(|| format!("process {} is fenced", self.life));
+                    return self.tell(Input::Release, around);
+                };
                 around.judge.stored(&around.store);
                 around.ledger.take(&around.store.log[from..], &around.platform.said, self.life);
                 self.machine.handle(Input::Appended(last), around.scene.now());
@@ -166,7 +188,9 @@ impl Process {
             match what {
                 Ok(frame) => {
                     let heard = Heard::of(&frame);
-                    heard.uids.iter().for_each(|uid| around.platform.said[*uid].heard_in(self.life));
+                    let owes = around.platform.owed_to == 0 || around.platform.owed_to == self.life;
+                    let uids = heard.uids.iter().filter(|_| owes);
+                    uids.for_each(|uid| around.platform.said[*uid].heard_in(self.life));
                     around.judge.heard(&heard, around.scene.now, around.scene.wall());
                     self.machine.handle(Input::Frame { session, frame }, around.scene.now());
                 }
@@ -237,6 +261,7 @@ impl Process {
                 around.scene.tell(|| format!("{report:?}"));
                 around.judge.report(&report, &around.scene);
             }
+            Output::Flushed => self.flushed = true,
             Output::Drained => self.drained = true,
         }
     }
@@ -256,7 +281,7 @@ impl Process {
     ) {
         around.scene.tell(|| format!("append of {} under {checkpoint:?}", events.len()));
         around.judge.appends(&checkpoint, around.scene.wall());
-        around.store.begin(events, checkpoint);
+        around.store.begin(self.life, events, checkpoint);
         let done = around.store.stalls_until.max(around.scene.now + around.scene.chance.millis(1..20));
         around.scene.at(done, Happening::Process { life: self.life, news: News::Appended });
     }

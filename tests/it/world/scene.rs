@@ -69,6 +69,14 @@ pub(super) enum Happening {
     Closes(SocketId),
     TokenEnds(TokenId),
     ChannelEnds(usize),
+    /// Something happens to a pair of replicas, …
+    Strikes,
+    /// … its standby is told where the log ends, …
+    Follows,
+    /// … and takes it over, having stood by as this life.
+    TakesOver {
+        life: u32,
+    },
 }
 
 /// What a process is told by the world around it.

@@ -1,7 +1,9 @@
 //! The model store: what it acknowledged stays, and what it had begun may or may not.
 
+use std::collections::BTreeMap;
+
 use trunkline::{
-    model::{Checkpoint, Epoch, Event, Mark, Offset},
+    model::{Checkpoint, Epoch, Event, Mark, Offset, Position},
     protocol::stream::Opening,
 };
 
@@ -14,7 +16,10 @@ pub(super) struct Store {
     pub(super) log: Vec<Event>,
     pub(super) checkpoint: Option<Checkpoint>,
     damaged: bool,
-    begun: Option<(Vec<Event>, Checkpoint)>,
+    /// What each life of a process has begun to append.
+    begun: BTreeMap<u32, (Vec<Event>, Checkpoint)>,
+    /// The life whose appends are taken; 0: any.
+    pub(super) holder: u32,
     /// Appends are not answered before.
     pub(super) stalls_until: Moment,
 }
@@ -22,33 +27,48 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn new() -> Self {
         let stalls_until = Moment::ZERO;
-        Self { epoch: Epoch(1), log: Vec::new(), checkpoint: None, damaged: false, begun: None, stalls_until }
+        Self {
+            epoch: Epoch(1),
+            log: Vec::new(),
+            checkpoint: None,
+            damaged: false,
+            begun: BTreeMap::new(),
+            holder: 0,
+            stalls_until,
+        }
     }
 
     pub(super) fn opening(&self) -> Opening {
         Opening { checkpoint: self.checkpoint, damaged: self.damaged }
     }
 
-    pub(super) fn begin(&mut self, events: Vec<Event>, checkpoint: Checkpoint) {
-        assert!(self.begun.is_none(), "one append at a time");
-        self.begun = Some((events, checkpoint));
+    pub(super) fn position(&self) -> Option<Position> {
+        self.checkpoint.and_then(|checkpoint| checkpoint.position)
     }
 
-    /// What was begun is durable; returns the address of the last entry.
-    pub(super) fn commit(&mut self) -> Mark {
-        let (events, checkpoint) = self.begun.take().expect("an append was begun");
+    pub(super) fn begin(&mut self, life: u32, events: Vec<Event>, checkpoint: Checkpoint) {
+        let before = self.begun.insert(life, (events, checkpoint));
+        assert!(before.is_none(), "one append at a time");
+    }
+
+    /// What was begun is durable; returns the address of the last entry. None: nothing was, or the log is another's.
+    pub(super) fn commit(&mut self, life: u32) -> Option<Mark> {
+        let (events, checkpoint) = self.begun.remove(&life)?;
+        if self.holder != 0 && self.holder != life {
+            return None;
+        }
         self.log.extend(events);
         self.checkpoint = Some(checkpoint);
         self.damaged = false;
-        Mark { epoch: self.epoch, offset: Offset(self.log.len() as u64) }
+        Some(Mark { epoch: self.epoch, offset: Offset(self.log.len() as u64) })
     }
 
     /// The process is gone: what was begun is there, or it is not.
-    pub(super) fn abandon(&mut self, was_written: bool) {
-        if was_written && self.begun.is_some() {
-            self.commit();
+    pub(super) fn abandon(&mut self, life: u32, was_written: bool) {
+        if was_written && self.begun.contains_key(&life) {
+            self.commit(life);
         }
-        self.begun = None;
+        self.begun.remove(&life);
     }
 
     /// Everything is lost: a new log begins.

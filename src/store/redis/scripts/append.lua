@@ -1,11 +1,14 @@
 #!lua
 -- Fence, order, entries and position in one step. KEYS: head, log.
 -- ARGV: number, nonce, turn, next turn, last before, last after, position, heard_at, bytes, up to where replicas have the
--- log ('' where that does not count); then of each entry its envelope, where its type is, and when it was received.
+-- log ('' where that does not count), epoch; then of each entry its envelope, where its type is, and when it was received.
 local head, log = KEYS[1], KEYS[2]
-local held = redis.call('HMGET', head, 'number', 'nonce', 'turn', 'last')
+local held = redis.call('HMGET', head, 'number', 'nonce', 'turn', 'last', 'epoch')
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
   return {'fenced', held[4] or ''}
+end
+if held[5] ~= ARGV[11] then
+  return {'elsewhere', held[4] or ''}
 end
 if held[3] == ARGV[4] and held[4] == ARGV[6] then
   -- It was done, and the answer was lost. Written once more, so that a replica that has this has that, too.
@@ -16,7 +19,7 @@ if held[3] ~= ARGV[3] or held[4] ~= ARGV[5] then
   return {'elsewhere', held[4] or ''}
 end
 local offset = tonumber(ARGV[5])
-for i = 11, #ARGV, 3 do
+for i = 12, #ARGV, 3 do
   offset = offset + 1
   redis.call('XADD', log, string.format('%.0f-0', offset), 'event', ARGV[i], 'type', ARGV[i + 1], 'time', ARGV[i + 2])
 end

@@ -53,14 +53,16 @@ impl Platform {
             return Ok(());
         }
         let position = position_in(&dial.url);
-        let replayed = self.replayed(position, scene);
+        let owed = position.is_some() || self.owed_to == 0 || self.owed_to == life;
+        let replayed = self.replayed(position, owed, scene);
         scene.tell(|| format!("{id:?} asked to go on after {position:?}: {} events", replayed.len()));
         self.send_events(id, &replayed, scene);
         Ok(())
     }
 
-    /// What is sent again to whoever goes on after `position`. What should be and cannot be is withheld.
-    fn replayed(&mut self, position: Option<u64>, scene: &Scene) -> Vec<usize> {
+    /// What is sent again to whoever goes on after `position`. What should be and cannot be is withheld; not from a
+    /// standby that asks for nothing, since that is owed nothing.
+    fn replayed(&mut self, position: Option<u64>, owed: bool, scene: &Scene) -> Vec<usize> {
         let kept_since = scene.now.saturating_sub(scene.plan.stream.retention);
         let Numbering { era, next, first, replays_unknown } = self.numbering;
         let known = position.is_some_and(|position| position + 1 >= first && position < next);
@@ -80,7 +82,7 @@ impl Platform {
             if wanted && said.at >= kept_since {
                 replayed.push(index);
             } else {
-                said.withheld = true;
+                said.withheld |= owed;
             }
         }
         replayed.reverse();

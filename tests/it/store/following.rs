@@ -1,0 +1,445 @@
+//! A log that several processes read and one writes: stores over one server, each with a tail and readers of its own.
+
+mod nights;
+
+use std::time::Duration;
+
+use redis::cmd;
+use tokio::task::JoinSet;
+use trunkline::{
+    clock,
+    event_log::{EventLog, EventLogs, Read, Reader, Settings, Writer},
+    model::{Epoch, Event, Fence, Mark, Offset, Source, StreamName},
+    store::{
+        AppendError, Store,
+        redis::{Durability, Redis as RedisStore, connection::Limits},
+    },
+};
+
+use super::{
+    bed::{Bed, KEEP_ALL, checkpoint, redis_settings, redis_store},
+    redis_only::{follow, last_of, promote},
+};
+use crate::harness::{PATIENCE, Redis, eventually, free_port, throughout};
+
+const READ_BYTES: usize = 20_000;
+
+/// One process's share of a log.
+struct Replica {
+    log: EventLog,
+    following: JoinSet<()>,
+}
+
+impl Replica {
+    async fn at(store: &Store) -> Self {
+        Self::with_tail(store, 1 << 20).await
+    }
+
+    async fn with_tail(store: &Store, tail_bytes: usize) -> Self {
+        let stream: StreamName = "queues".parse().unwrap();
+        let source = Source::new(&"acme".parse().unwrap(), &stream);
+        let logs = EventLogs::open(store.clone(), &[(stream, source)], &Settings { tail_bytes }).await.unwrap();
+        let log = logs.iter().next().unwrap().1.clone();
+        Self { log, following: JoinSet::new() }
+    }
+
+    async fn following(store: &Store) -> Self {
+        let mut replica = Self::at(store).await;
+        replica.follow();
+        replica
+    }
+
+    fn follow(&mut self) {
+        let log = self.log.clone();
+        self.following.spawn(async move { drop(log.follow().await) });
+    }
+
+    async fn claim(&mut self, under: Option<Fence>) -> Writer {
+        self.following.shutdown().await;
+        self.log.claim(under).await.unwrap()
+    }
+
+    fn subscribe(&self, after: u64) -> Subscriber {
+        Subscriber { reader: self.log.reader(Offset(after)), had: Vec::new() }
+    }
+
+    fn last(&self) -> u64 {
+        self.log.end().last.0
+    }
+}
+
+/// A reader, and the marks of all that it was given.
+struct Subscriber {
+    reader: Reader,
+    had: Vec<Mark>,
+}
+
+impl Subscriber {
+    /// Reads until it has had this mark.
+    async fn reach(&mut self, mark: Mark) {
+        while self.had.last() != Some(&mark) {
+            let read = tokio::time::timeout(PATIENCE, self.reader.next(READ_BYTES)).await;
+            match read.unwrap_or_else(|_| panic!("{mark} never came after {:?}", self.had.last())).unwrap() {
+                Read::Entries(views) => {
+                    self.had.extend(views.iter().flat_map(|view| view.entries().map(|entry| entry.mark)));
+                }
+                other @ (Read::Trimmed { .. } | Read::Wiped { .. } | Read::End) => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Reads what is there.
+    async fn reach_now(&mut self) {
+        while let Some(read) = self.reader.next_now(READ_BYTES).await.unwrap() {
+            let Read::Entries(views) = read else { panic!("{read:?}") };
+            self.had.extend(views.iter().flat_map(|view| view.entries().map(|entry| entry.mark)));
+        }
+    }
+
+    fn offsets(&self) -> Vec<u64> {
+        self.had.iter().map(|mark| mark.offset.0).collect()
+    }
+}
+
+async fn append(writer: &Writer, len: usize) -> Result<Mark, AppendError> {
+    let events = vec![Event::own("test.v1", &(), clock::wall()); len];
+    let offset = writer.append(&events, checkpoint(7)).await?;
+    Ok(Mark { epoch: writer.epoch(), offset })
+}
+
+/// Tries an append again until it is done, as a stream does.
+async fn until_done(writer: &Writer, len: usize) -> Mark {
+    let end = clock::now() + PATIENCE;
+    loop {
+        match append(writer, len).await {
+            Ok(mark) => return mark,
+            Err(AppendError::NoRoom(_)) => assert!(clock::now() < end, "it was never done"),
+            Err(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn store(server: &Redis) -> Store {
+    Store::Redis(redis_store(server, KEEP_ALL, Durability::Written))
+}
+
+fn marks(epoch: Epoch, offsets: std::ops::RangeInclusive<u64>) -> impl Iterator<Item = Mark> {
+    offsets.map(move |offset| Mark { epoch, offset: Offset(offset) })
+}
+
+async fn one_appends_and_the_other_shows_it_once_and_in_order(bed: Bed) {
+    let (mut here, there) = (Replica::at(&bed.open(KEEP_ALL)).await, Replica::following(&bed.open(KEEP_ALL)).await);
+    let mut early = there.subscribe(0);
+    let writer = here.claim(None).await;
+    let mut last = append(&writer, 1).await.unwrap();
+    early.reach(last).await;
+    for round in 0..40 {
+        last = append(&writer, round % 9 + 1).await.unwrap();
+    }
+    early.reach(last).await;
+    let mut late = there.subscribe(0);
+    late.reach(last).await;
+    assert_eq!(early.had, late.had);
+    assert_eq!(early.had, marks(writer.epoch(), 1..=last.offset.0).collect::<Vec<_>>());
+    assert_eq!(there.log.end(), here.log.end());
+}
+
+#[tokio::test]
+async fn what_one_process_appends_another_shows() {
+    one_appends_and_the_other_shows_it_once_and_in_order(Bed::redis()).await;
+}
+
+#[tokio::test]
+async fn what_one_process_appends_another_shows_in_a_cluster() {
+    one_appends_and_the_other_shows_it_once_and_in_order(Bed::cluster().await).await;
+}
+
+/// As whoever decides who writes: a new fence, drawn beside the log.
+async fn draw(server: &Redis, number: u64) -> Fence {
+    let fence = Fence { number, nonce: u128::from(number) << 64 | 7 };
+    let mut command = cmd("HSET");
+    command.arg("{trunkline:queues}:head").arg("number").arg(fence.number);
+    command.arg("nonce").arg(format!("{:032x}", fence.nonce)).arg("turn").arg(0).arg("holder").arg("somebody");
+    server.connection().run::<()>(&command).await.unwrap();
+    fence
+}
+
+#[tokio::test]
+async fn subscribers_stay_while_the_writer_changes_back_and_forth() {
+    let server = Redis::volatile();
+    let mut replicas = [Replica::following(&store(&server)).await, Replica::following(&store(&server)).await];
+    let mut subscribers = [replicas[0].subscribe(0), replicas[1].subscribe(0)];
+    let mut epochs = Vec::new();
+    for number in 1..=8_u64 {
+        let [one, two] = &mut replicas;
+        let (owner, other) = if number % 2 == 1 { (one, two) } else { (two, one) };
+        let fence = draw(&server, number).await;
+        let former = other.log.claim(Some(Fence { number: number - 1, ..fence })).await;
+        assert!(matches!(former, Err(AppendError::Fenced)));
+        let writer = owner.claim(Some(fence)).await;
+        assert_eq!(writer.fence(), fence);
+        epochs.push(writer.epoch());
+        let mut last = append(&writer, 3).await.unwrap();
+        for subscriber in &mut subscribers {
+            subscriber.reach(last).await;
+        }
+        for _ in 0..5 {
+            last = append(&writer, 2).await.unwrap();
+        }
+        drop(writer);
+        owner.follow();
+        // Only one of them is up to date when the writer changes again.
+        subscribers[usize::try_from(number % 2).unwrap()].reach(last).await;
+    }
+    let last = Mark { epoch: epochs[0], offset: Offset(8 * 13) };
+    for subscriber in &mut subscribers {
+        subscriber.reach(last).await;
+        assert_eq!(subscriber.had, marks(epochs[0], 1..=8 * 13).collect::<Vec<_>>());
+    }
+    let holder: String =
+        server.connection().run(cmd("HGET").arg("{trunkline:queues}:head").arg("holder")).await.unwrap();
+    assert_eq!(holder, "somebody", "what others keep in the head stays");
+}
+
+#[tokio::test]
+async fn a_follower_goes_on_by_itself_after_the_server_was_away() {
+    let mut server = Redis::durable();
+    let mut here = Replica::at(&store(&server)).await;
+    let there = Replica::following(&store(&server)).await;
+    let mut subscriber = there.subscribe(0);
+    let writer = here.claim(None).await;
+    subscriber.reach(append(&writer, 4).await.unwrap()).await;
+    server.kill();
+    assert!(matches!(append(&writer, 2).await, Err(AppendError::NoRoom(_))));
+    server.restart();
+    let last = until_done(&writer, 2).await;
+    subscriber.reach(last).await;
+    assert_eq!(subscriber.offsets(), [1, 2, 3, 4, 5, 6]);
+
+    // Who claims it now begins an epoch, and nothing was lost.
+    let before = writer.epoch();
+    drop(writer);
+    let mut third = Replica::at(&store(&server)).await;
+    let writer = third.claim(None).await;
+    assert_ne!(writer.epoch(), before);
+    eventually("the new epoch is known there", async || there.log.end().lineage.current() == writer.epoch()).await;
+    subscriber.reach(append(&writer, 2).await.unwrap()).await;
+    assert_eq!(subscriber.had, marks(before, 1..=6).chain(marks(writer.epoch(), 7..=8)).collect::<Vec<_>>());
+    assert_eq!(there.log.end().lineage.earlier(), [(before, Offset(6))]);
+}
+
+#[tokio::test]
+async fn after_a_roll_back_readers_go_on_with_the_new_epoch_where_the_log_was_cut() {
+    let (server, replica) = (Redis::volatile(), Redis::volatile());
+    follow(&replica, &server).await;
+    let mut here = Replica::at(&store(&server)).await;
+    let there = Replica::following(&store(&server)).await;
+    let without_tail = {
+        let mut replica = Replica::with_tail(&store(&server), 0).await;
+        replica.follow();
+        replica
+    };
+    let writer = here.claim(None).await;
+    append(&writer, 5).await.unwrap();
+    eventually("the replica has it", async || last_of(&replica).await == Some("5".to_owned())).await;
+    promote(&replica).await;
+    let lost = append(&writer, 3).await.unwrap();
+    let old = writer.epoch();
+    let mut ahead = [here.subscribe(0), there.subscribe(0), without_tail.subscribe(0)];
+    for subscriber in &mut ahead {
+        subscriber.reach(lost).await;
+    }
+    let mut behind = [here.subscribe(3), there.subscribe(3), without_tail.subscribe(3), there.subscribe(7)];
+    let mut unaware = Replica::with_tail(&store(&server), 0).await;
+    let mut stale = unaware.subscribe(3);
+
+    // What the other one did not have is gone.
+    follow(&server, &replica).await;
+    promote(&server).await;
+    let moved = append(&writer, 1).await;
+    assert!(matches!(moved, Err(AppendError::Moved(_) | AppendError::NoRoom(_))), "{moved:?}");
+    stale.reach_now().await;
+    assert_eq!(stale.had, marks(old, 4..=5).collect::<Vec<_>>(), "nobody knows yet what follows");
+    let fence = writer.fence();
+    drop(writer);
+    let writer = here.claim(Some(fence)).await;
+    assert_eq!(writer.opening().checkpoint, Some(checkpoint(7)));
+    assert_ne!(writer.epoch(), old);
+    let last = append(&writer, 4).await.unwrap();
+    assert_eq!(last.offset, Offset(9));
+    let new = writer.epoch();
+    for subscriber in &mut ahead {
+        subscriber.reach(last).await;
+        assert_eq!(subscriber.had, marks(old, 1..=8).chain(marks(new, 6..=9)).collect::<Vec<_>>());
+    }
+    for (subscriber, after) in behind.iter_mut().zip([3, 3, 3, 7]) {
+        subscriber.reach(last).await;
+        assert_eq!(subscriber.had, marks(old, after + 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
+    }
+    for mut anew in [there.subscribe(0), here.subscribe(0)] {
+        anew.reach(last).await;
+        assert_eq!(anew.had, marks(old, 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
+    }
+
+    // What is in the store is not taken for what was meant.
+    let mut misled = unaware.subscribe(2);
+    for subscriber in [&mut stale, &mut misled] {
+        subscriber.reach_now().await;
+        assert_eq!(subscriber.had.last(), marks(old, 5..=5).last().as_ref());
+    }
+    unaware.follow();
+    for (mut subscriber, after) in [(stale, 3), (misled, 2)] {
+        subscriber.reach(last).await;
+        assert_eq!(subscriber.had, marks(old, after + 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_wiped_log_is_told_and_read_from_its_beginning() {
+    let server = Redis::volatile();
+    let mut here = Replica::at(&store(&server)).await;
+    let there = Replica::following(&store(&server)).await;
+    let mut subscriber = there.subscribe(0);
+    let writer = here.claim(None).await;
+    subscriber.reach(append(&writer, 4).await.unwrap()).await;
+    server.connection().run::<()>(&cmd("FLUSHALL")).await.unwrap();
+    assert!(matches!(append(&writer, 1).await, Err(AppendError::Fenced)));
+    drop(writer);
+    let writer = here.claim(None).await;
+    let last = append(&writer, 2).await.unwrap();
+    let read = tokio::time::timeout(PATIENCE, subscriber.reader.next(READ_BYTES)).await.unwrap().unwrap();
+    let Read::Wiped { first } = read else { panic!("{read:?}") };
+    assert_eq!(first, Mark { epoch: writer.epoch(), offset: Offset(1) });
+    subscriber.had.clear();
+    subscriber.reach(last).await;
+    assert_eq!(subscriber.had, marks(writer.epoch(), 1..=2).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn where_replicas_count_nothing_is_shown_before_one_has_it() {
+    let (primary, replica) = (Redis::volatile(), Redis::volatile());
+    let store = || Store::Redis(redis_store(&primary, KEEP_ALL, Durability::Replicated));
+    let mut here = Replica::at(&store()).await;
+    let there = Replica::following(&store()).await;
+    follow(&replica, &primary).await;
+    let writer = here.claim(None).await;
+    let mut subscriber = there.subscribe(0);
+    subscriber.reach(until_done(&writer, 3).await).await;
+    for _ in 0..10 {
+        append(&writer, 2).await.unwrap();
+    }
+    subscriber.reach(append(&writer, 1).await.unwrap()).await;
+    assert_eq!(subscriber.offsets(), (1..=24).collect::<Vec<_>>());
+
+    replica.pause();
+    assert!(matches!(append(&writer, 2).await, Err(AppendError::NoRoom(_))));
+    assert_eq!(last_of(&primary).await, Some("26".to_owned()), "the primary has it");
+    let beside = Replica::following(&store()).await;
+    throughout(Duration::from_secs(1), "nothing of it is shown", async || {
+        [here.last(), there.last(), beside.last()] == [24; 3]
+    })
+    .await;
+    replica.resume();
+    let last = until_done(&writer, 2).await;
+    subscriber.reach(last).await;
+    assert_eq!(last.offset, Offset(26));
+    eventually("it is shown everywhere", async || [here.last(), beside.last()] == [26; 2]).await;
+
+    // A writer that comes while no replica is there shows what was safe, and the rest with its first append.
+    replica.pause();
+    assert!(matches!(append(&writer, 1).await, Err(AppendError::NoRoom(_))));
+    let mut third = Replica::at(&store()).await;
+    let writer = third.claim(None).await;
+    assert_eq!(third.last(), 26);
+    replica.resume();
+    let last = until_done(&writer, 1).await;
+    assert_eq!(last.offset, Offset(28));
+    subscriber.reach(last).await;
+    assert_eq!(subscriber.offsets(), (1..=28).collect::<Vec<_>>());
+    let mut own = third.subscribe(0);
+    own.reach(last).await;
+    assert_eq!(own.had, subscriber.had);
+}
+
+#[tokio::test]
+async fn a_follower_of_a_quiet_log_asks_twice_a_second() {
+    let server = Redis::volatile();
+    let settings = redis_settings(&server.url(), KEEP_ALL, Durability::Replicated);
+    let settings = trunkline::store::redis::Settings { limits: Limits::default(), ..settings };
+    let quiet = Store::Redis(RedisStore::new(settings));
+    let mut here = Replica::at(&store(&server)).await;
+    let there = Replica::following(&quiet).await;
+    let writer = here.claim(None).await;
+    there.subscribe(0).reach(append(&writer, 1).await.unwrap()).await;
+    let watcher = server.connection();
+    let commands = async || -> u64 {
+        let about: String = watcher.run(cmd("INFO").arg("commandstats")).await.unwrap();
+        let calls = about.lines().filter(|line| !line.starts_with("cmdstat_info:"));
+        let calls = calls.filter_map(|line| line.split_once("calls=")?.1.split(',').next()?.parse::<u64>().ok());
+        calls.sum()
+    };
+    let (before, seconds) = (commands().await, 3);
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    let asked = commands().await - before;
+    assert!((2..=2 * seconds + 2).contains(&asked), "{asked} commands in {seconds} s");
+}
+
+#[tokio::test]
+async fn a_follower_behind_sentinels_follows_to_the_new_primary() {
+    let (mut primary, replica) = (Redis::volatile(), Redis::volatile());
+    follow(&replica, &primary).await;
+    let sentinel = Redis::sentinel(&primary);
+    let watcher = sentinel.connection();
+    eventually("the Sentinel knows the replica", async || {
+        let known: Vec<redis::Value> = watcher.run(cmd("SENTINEL").arg("replicas").arg("main")).await.unwrap();
+        known.len() == 1
+    })
+    .await;
+    let url = format!("redis+sentinel://127.0.0.1:{},127.0.0.1:{}/main", free_port(), sentinel.port());
+    let store = || Store::Redis(RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written)));
+    let mut here = Replica::at(&store()).await;
+    let there = Replica::following(&store()).await;
+    let mut subscriber = there.subscribe(0);
+    let writer = here.claim(None).await;
+    subscriber.reach(append(&writer, 5).await.unwrap()).await;
+    eventually("the replica has it", async || last_of(&replica).await == Some("5".to_owned())).await;
+    primary.kill();
+    let last = until_done(&writer, 2).await;
+    subscriber.reach(last).await;
+    assert_eq!(subscriber.offsets(), (1..=7).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_an_earlier_claim_sent_too_late_changes_nothing() {
+    let server = Redis::volatile();
+    let (mut here, mut there) = (Replica::at(&store(&server)).await, Replica::at(&store(&server)).await);
+    let earlier = here.claim(None).await;
+    append(&earlier, 1).await.unwrap();
+    let writer = there.claim(Some(earlier.fence())).await;
+    assert_eq!(writer.epoch(), earlier.epoch());
+    append(&writer, 2).await.unwrap();
+    assert!(matches!(append(&earlier, 2).await, Err(AppendError::Moved(_))));
+    let last = append(&writer, 1).await.unwrap();
+    assert_eq!(last.offset, Offset(4));
+    let mut subscriber = there.subscribe(0);
+    subscriber.reach(last).await;
+    assert_eq!(subscriber.offsets(), [1, 2, 3, 4]);
+    drop(earlier);
+    let earlier = here.claim(Some(writer.fence())).await;
+    assert_eq!(append(&earlier, 1).await.unwrap().offset, Offset(5), "it claimed anew and goes on");
+}
+
+#[tokio::test]
+async fn a_follower_ends_with_its_store() {
+    let server = Redis::volatile();
+    let store = store(&server);
+    let replica = Replica::at(&store).await;
+    let log = replica.log.clone();
+    let closing = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        store.close().await;
+    };
+    let (ended, ()) = tokio::join!(tokio::time::timeout(PATIENCE, log.follow()), closing);
+    assert!(ended.expect("it ends").unwrap_err().to_string().contains("closed"));
+}

@@ -1,0 +1,151 @@
+//! Whatever befalls a shared log, its readers have in the end what it holds.
+
+use super::*;
+
+/// Two processes, one of which writes, on a server whose newest entries are lost now and then.
+struct Night {
+    rng: fastrand::Rng,
+    server: Redis,
+    /// It takes what the server had when the two parted for the whole truth.
+    beside: Redis,
+    parted: bool,
+    replicas: [Replica; 2],
+    owner: usize,
+    writer: Option<Writer>,
+    subscribers: Vec<Subscriber>,
+}
+
+impl Night {
+    async fn begin(seed: u64) -> Self {
+        let (server, beside) = (Redis::volatile(), Redis::volatile());
+        let replicas = [Replica::following(&store(&server)).await, {
+            let mut small = Replica::with_tail(&store(&server), 6_000).await;
+            small.follow();
+            small
+        }];
+        let subscribers = (0..6).map(|number| replicas[number % 2].subscribe(0)).collect();
+        let rng = fastrand::Rng::with_seed(seed);
+        let mut night = Self { rng, server, beside, parted: false, replicas, owner: 0, writer: None, subscribers };
+        night.claim(None).await;
+        // A log that is cut back to nothing is as good as wiped, which another test tells.
+        night.append().await;
+        night
+    }
+
+    async fn act(&mut self) {
+        match self.rng.u8(..20) {
+            0..=8 => drop(self.append().await),
+            9..=14 => self.read().await,
+            15..=16 => self.change_writer().await,
+            17..=18 if self.parted => self.cut().await,
+            17..=18 => self.part().await,
+            _ => tokio::time::sleep(Duration::from_millis(self.rng.u64(..300))).await,
+        }
+    }
+
+    async fn append(&mut self) -> Mark {
+        let (len, end) = (self.rng.usize(1..6), clock::now() + PATIENCE);
+        loop {
+            assert!(clock::now() < end, "it was never done");
+            match append(self.writer.as_ref().unwrap(), len).await {
+                Ok(mark) => return mark,
+                Err(AppendError::NoRoom(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(AppendError::Moved(_)) => {
+                    let fence = self.writer.as_ref().unwrap().fence();
+                    self.claim(Some(fence)).await;
+                }
+                // The fence went with the entries.
+                Err(AppendError::Fenced) => self.claim(None).await,
+                Err(error @ AppendError::Broken(_)) => panic!("{error}"),
+            }
+        }
+    }
+
+    async fn read(&mut self) {
+        let number = self.rng.usize(..self.subscribers.len());
+        let subscriber = &mut self.subscribers[number];
+        for _ in 0..self.rng.u8(..4) {
+            match subscriber.reader.next_now(self.rng.usize(1..3_000)).await.unwrap() {
+                Some(Read::Entries(views)) => {
+                    subscriber.had.extend(views.iter().flat_map(|view| view.entries().map(|entry| entry.mark)));
+                }
+                Some(other) => panic!("{other:?}"),
+                None => return,
+            }
+        }
+    }
+
+    async fn change_writer(&mut self) {
+        self.writer = None;
+        self.replicas[self.owner].follow();
+        self.owner = 1 - self.owner;
+        self.claim(None).await;
+    }
+
+    async fn claim(&mut self, under: Option<Fence>) {
+        self.writer = None;
+        let replica = &mut self.replicas[self.owner];
+        replica.following.shutdown().await;
+        let end = clock::now() + PATIENCE;
+        while self.writer.is_none() {
+            assert!(clock::now() < end, "it was never claimed");
+            match replica.log.claim(under).await {
+                Ok(writer) => self.writer = Some(writer),
+                Err(AppendError::NoRoom(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    async fn part(&mut self) {
+        follow(&self.beside, &self.server).await;
+        promote(&self.beside).await;
+        self.parted = true;
+    }
+
+    /// What came since they parted is lost.
+    async fn cut(&mut self) {
+        follow(&self.server, &self.beside).await;
+        promote(&self.server).await;
+        self.parted = false;
+    }
+
+    async fn end(mut self) {
+        let last = self.append().await;
+        let mut anew = [self.replicas[0].subscribe(0), self.replicas[1].subscribe(0)];
+        for subscriber in self.subscribers.iter_mut().chain(&mut anew) {
+            subscriber.reach(last).await;
+        }
+        assert_eq!(anew[0].had, marks_of(&anew[1].had));
+        for subscriber in &self.subscribers {
+            assert_eq!(marks_of(&subscriber.had), anew[0].had, "{:?}", subscriber.had);
+        }
+    }
+}
+
+/// What is left of what a reader was given: a new epoch goes on where the log was cut.
+fn marks_of(had: &[Mark]) -> Vec<Mark> {
+    let mut left: Vec<Mark> = Vec::new();
+    for mark in had {
+        while left.last().is_some_and(|last| last.offset >= mark.offset) {
+            let gone = left.pop().unwrap();
+            assert_ne!(gone.epoch, mark.epoch, "{mark} came when {gone} had come: {had:?}");
+        }
+        assert_eq!(left.last().map_or(0, |last| last.offset.0) + 1, mark.offset.0, "{mark} leaves a hole: {had:?}");
+        left.push(*mark);
+    }
+    left
+}
+
+#[tokio::test]
+async fn whatever_befalls_the_log_readers_have_in_the_end_what_it_holds() {
+    for _ in 0..4 {
+        let seed = fastrand::u64(..);
+        eprintln!("seed {seed}");
+        let mut night = Night::begin(seed).await;
+        for _ in 0..60 {
+            night.act().await;
+        }
+        night.end().await;
+    }
+}
