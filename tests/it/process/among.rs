@@ -1,6 +1,6 @@
 //! What operators meet where there are several replicas: who keeps a stream, whom to ask, and what Redis must allow.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 use redis::cmd;
 use serde_json::Value;
@@ -44,7 +44,7 @@ async fn wish(relay: &Relay, wish: &str) -> (u16, Value) {
 async fn a_wish_is_taken_by_the_replica_that_keeps_the_stream_and_the_other_names_it() {
     let server = Redis::volatile();
     let site = site(&server.url(), &[]).await;
-    let (holder, other) = told_apart([Relay::live(&site).await, Relay::live(&site).await]).await;
+    let (mut holder, other) = told_apart([Relay::live(&site).await, Relay::live(&site).await]).await;
     let id = holder.status().await["replica"].as_str().unwrap().to_owned();
     for kind in ["pause", "rotate", "resume"] {
         let (status, problem) = wish(&other, kind).await;
@@ -58,6 +58,14 @@ async fn a_wish_is_taken_by_the_replica_that_keeps_the_stream_and_the_other_name
     }
     shows_the_holder(&site, &holder, "here").await;
     shows_the_holder(&site, &other, &id).await;
+
+    assert_eq!(wish(&holder, "pause").await.0, 202);
+    let paused = async || (holder.stream().await["state"] == "paused").then_some(());
+    eventually("the stream is paused again", PATIENCE, paused).await;
+    holder.child.signal("TERM");
+    assert_eq!(holder.child.ends(PATIENCE).await, 0, "{}", holder.child.told());
+    other.goes_live().await;
+    shows_the_holder(&site, &other, "here").await;
 }
 
 /// `trunkline status`, as a person sees it.
@@ -68,7 +76,7 @@ async fn shows_the_holder(site: &Site, relay: &Relay, holder: &str) {
     let row = told.lines().find(|line| line.starts_with(STREAM)).unwrap();
     assert_eq!(row.split_whitespace().nth(2), Some(holder), "{told}");
     let id = relay.status().await["replica"].as_str().unwrap().to_owned();
-    assert!(told.lines().nth(1).unwrap().starts_with(&format!("replica {id}, with ")), "{told}");
+    assert!(told.lines().nth(1).unwrap().starts_with(&format!("replica {id}, ")), "{told}");
 }
 
 /// The very user of `config/trunkline.toml` is enough for all that replicas do; and what they leave in Redis is what
@@ -94,7 +102,7 @@ async fn replicas_need_no_more_of_redis_than_is_written_and_keep_nothing_there_t
     let refused: Vec<redis::Value> = server.connection().run(cmd("ACL").arg("LOG")).await.unwrap();
     assert!(refused.is_empty(), "{refused:?}");
     left.extend(lying(&server).await);
-    let document = include_str!("../../../docs/replicas.md");
+    let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/replicas.md")).unwrap();
     for name in left {
         assert!(document.contains(&format!("`{name}`")), "docs/replicas.md does not tell of {name}");
     }

@@ -246,7 +246,6 @@ impl Process {
                 }
                 self.send(session, around, Happening::Left);
             }
-            Output::Flushed => (),
             Output::Forget(session) => {
                 self.dialling.remove(&session);
                 self.send(session, around, Happening::Dropped);
