@@ -18,6 +18,7 @@ use crate::{
     auth::Tokens,
     clock,
     listener::{Limits, Listener, origin::Origins},
+    replica::Replica,
     store::Store,
     tasks::Tasks,
     upstream::Streams,
@@ -59,6 +60,8 @@ pub struct Parts {
     pub store: Store,
     pub streams: Streams,
     pub accounts: Vec<Tokens>,
+    /// This process among the others, where several share a store.
+    pub replica: Option<Replica>,
     pub readiness: Readiness,
 }
 

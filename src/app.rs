@@ -106,6 +106,7 @@ impl App {
             store: store.clone(),
             streams: streams.clone(),
             accounts: tokens.into_values().collect(),
+            replica: replica.clone(),
             readiness: readiness.clone(),
         };
         admin.start(&mut operators, parts);

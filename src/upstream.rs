@@ -21,7 +21,7 @@ use crate::{
     auth::Tokens,
     clock,
     event_log::{EventLog, EventLogs},
-    model::{AccountName, Mark, StreamName},
+    model::{AccountName, Mark, ReplicaId, StreamName},
     protocol::{
         self,
         stream::{Input, State},
@@ -61,10 +61,15 @@ pub struct StreamStatus {
     pub last_error: Option<String>,
 }
 
-/// No such stream is configured.
+/// A wish could not be passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no such stream")]
-pub struct UnknownStream;
+pub enum WishError {
+    #[error("no such stream")]
+    UnknownStream,
+    /// Only who keeps a stream can change what it does.
+    #[error("the stream is kept elsewhere")]
+    KeptElsewhere { holder: Option<ReplicaId> },
+}
 
 /// What an operator may ask of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,8 +112,8 @@ struct Entry {
 }
 
 impl Streams {
-    /// Starts a task for each stream, and claims the logs that are this process's alone. `tokens` holds a handle for each account that a stream names, and `seats` says what
-    /// this process has to do with it: all of it, where there is none.
+    /// Starts a task for each stream, and claims the logs that are this process's alone. `tokens` holds a handle for each
+    /// account that a stream names, and `seats` says what this process has to do with it: all of it, where there is none.
     pub async fn start(
         settings: Vec<Settings>,
         logs: &EventLogs,
@@ -158,9 +163,13 @@ impl Streams {
         self.streams.get(stream).is_some_and(|entry| matches!(entry.state(), State::Live | State::Recovering))
     }
 
-    /// Tells a stream what an operator wants. Takes effect within its next step; asking twice is harmless.
-    pub fn wish(&self, stream: &StreamName, wish: Wish) -> Result<(), UnknownStream> {
-        let entry = self.streams.get(stream).ok_or(UnknownStream)?;
+    /// Tells a stream what an operator wants. Takes effect within its next step; asking twice is harmless. It is refused
+    /// where another replica keeps the stream, and where nobody does.
+    pub fn wish(&self, stream: &StreamName, wish: Wish) -> Result<(), WishError> {
+        let entry = self.streams.get(stream).ok_or(WishError::UnknownStream)?;
+        if let Some(view) = entry.elsewhere() {
+            return Err(WishError::KeptElsewhere { holder: view.holder() });
+        }
         if entry.wishes.try_send(wish).is_err() {
             tracing::debug!(%stream, ?wish, "the stream has as many wishes waiting as it can take");
         }
@@ -169,11 +178,15 @@ impl Streams {
 }
 
 impl Entry {
+    /// Who keeps it, unless that is this process.
+    fn elsewhere(&self) -> Option<&View> {
+        self.view.as_ref().filter(|view| !view.is_here())
+    }
+
     /// What it is in, wherever it is kept.
     fn state(&self) -> State {
         let here = self.board.facts().state;
-        let elsewhere = self.view.as_ref().filter(|view| !view.is_here());
-        match elsewhere {
+        match self.elsewhere() {
             Some(view) if view.is_live() => State::Live,
             Some(_) if here == State::Live => State::Starting,
             Some(_) | None => here,

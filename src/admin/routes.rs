@@ -15,7 +15,7 @@ use axum::{
 
 use super::{
     Parts,
-    shown::{self, Report, Status},
+    shown::{self, Among, Report, Status},
 };
 use crate::{
     auth::Tokens,
@@ -26,7 +26,7 @@ use crate::{
         resource::{Name, nowhere, only},
     },
     model::{AccountName, NameError, StreamName},
-    upstream::Wish,
+    upstream::{Wish, WishError},
 };
 
 /// What every handler works on.
@@ -84,7 +84,7 @@ async fn status(State(operators): State<Arc<Operators>>) -> Response {
 fn wish(wish: Wish) -> MethodRouter<Arc<Operators>> {
     let pass_on = async move |State(operators): State<Arc<Operators>>, Name(name): Name| {
         let stream: StreamName = read("stream", &name)?;
-        operators.parts.streams.wish(&stream, wish).map_err(|_| unknown("stream", &stream))?;
+        operators.parts.streams.wish(&stream, wish).map_err(|error| refused(&stream, error))?;
         tracing::info!(%stream, ?wish, "an operator's wish");
         Ok::<_, Problem>(shown::accepted())
     };
@@ -116,12 +116,25 @@ impl Operators {
             report: self.report(),
             streams: self.parts.streams.statuses(),
             accounts: self.parts.accounts.iter().map(Tokens::status).collect(),
+            among: self.parts.replica.as_ref().map(Among::of),
         }
     }
 }
 
 fn read<T: FromStr<Err = NameError>>(what: &str, name: &str) -> Result<T, Problem> {
     name.parse().map_err(|error: NameError| not_found(what, error.to_string()))
+}
+
+/// Why a wish is not passed on.
+fn refused(stream: &StreamName, error: WishError) -> Problem {
+    let detail = match error {
+        WishError::UnknownStream => return unknown("stream", stream),
+        WishError::KeptElsewhere { holder: Some(holder) } => {
+            format!("the replica {holder} keeps {stream}: ask that one")
+        }
+        WishError::KeptElsewhere { holder: None } => format!("no replica keeps {stream} at this moment: ask again"),
+    };
+    Problem::new(StatusCode::CONFLICT, "kept-elsewhere", "Another replica keeps the stream", detail)
 }
 
 /// The path names nothing that there is.
@@ -203,7 +216,7 @@ mod tests {
                 Streams::start(names.map(unheard).into(), &logs, &tokens, BTreeMap::new(), &tls(), &mut tasks)
                     .await
                     .unwrap();
-            let parts = Parts { store, streams, accounts, readiness: Readiness::default() };
+            let parts = Parts { store, streams, accounts, replica: None, readiness: Readiness::default() };
             let origins = Origins { allowed: Vec::new(), loopback: true };
             let site = TowerToHyperService::new(router(Operators { parts, origins, started: clock::now() }));
             Self { site, tasks, logs, _directory: directory }

@@ -12,7 +12,13 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use crate::{auth::AccountStatus, model::StreamName, telemetry::metrics, upstream::StreamStatus};
+use crate::{
+    auth::AccountStatus,
+    model::{ReplicaId, StreamName},
+    replica::Replica,
+    telemetry::metrics,
+    upstream::StreamStatus,
+};
 
 /// The Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -61,11 +67,31 @@ pub(super) struct Status {
     pub(super) report: Report,
     pub(super) streams: Vec<StreamStatus>,
     pub(super) accounts: Vec<AccountStatus>,
+    pub(super) among: Option<Among>,
+}
+
+/// This replica, and all that live as far as it knows.
+#[derive(Debug)]
+pub(super) struct Among {
+    me: ReplicaId,
+    members: Vec<ReplicaId>,
+}
+
+impl Among {
+    pub(super) fn of(replica: &Replica) -> Self {
+        let mut members = replica.members();
+        members.sort_unstable();
+        Self { me: replica.id(), members }
+    }
+
+    fn members_shown(&self) -> Vec<String> {
+        self.members.iter().map(ToString::to_string).collect()
+    }
 }
 
 impl Status {
     pub(super) fn response(&self) -> Response {
-        let body = json!({
+        let mut body = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.uptime.as_secs(),
             "ready": self.report.ready(),
@@ -75,6 +101,10 @@ impl Status {
             "accounts": self.accounts,
             "subscribers": metrics::subscribers().into_iter().collect::<BTreeMap<_, _>>(),
         });
+        if let Some(among) = &self.among {
+            body["replica"] = json!(among.me.to_string());
+            body["members"] = json!(among.members_shown());
+        }
         answer(StatusCode::OK, body)
     }
 }
@@ -158,10 +188,24 @@ mod tests {
 
     async fn shown_subscribers() -> Value {
         let report = report(Ok(()), false, ["live", "live"]);
-        let status = Status { uptime: Duration::from_secs(61), report, streams: Vec::new(), accounts: Vec::new() };
-        let mut shown = body(status.response()).await;
+        let mut shown = body(status(report, None).response()).await;
         assert_eq!(shown["uptime_seconds"], 61);
         assert_eq!(shown["version"], env!("CARGO_PKG_VERSION"));
         shown["subscribers"].take()
+    }
+
+    fn status(report: Report, among: Option<Among>) -> Status {
+        Status { uptime: Duration::from_secs(61), report, streams: Vec::new(), accounts: Vec::new(), among }
+    }
+
+    #[tokio::test]
+    async fn a_replica_says_who_it_is_and_who_else_lives() {
+        let live = || report(Ok(()), false, ["live", "live"]);
+        let alone = body(status(live(), None).response()).await;
+        assert!(alone["replica"].is_null() && alone["members"].is_null());
+        let among = Among { me: ReplicaId(0x2a), members: vec![ReplicaId(0x1b), ReplicaId(0x2a)] };
+        let shown = body(status(live(), Some(among)).response()).await;
+        assert_eq!(shown["replica"], "000000000000002a");
+        assert_eq!(shown["members"], json!(["000000000000001b", "000000000000002a"]));
     }
 }

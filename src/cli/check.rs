@@ -45,12 +45,14 @@ fn report(config: &Config, out: &mut impl Write) -> io::Result<()> {
     writeln!(
         out,
         "Every entry is {} before a consumer sees it; a log keeps {} entries, {} or {}.",
-        kept(&config.store),
+        safe(&config.store),
         retention.events,
         crate::model::Span(retention.age),
         crate::model::Size(retention.bytes),
     )?;
     writeln!(out, "A consumer sees every entry at least once and in order; a repeated one has the same id.")?;
+    writeln!(out, "\nthe store  ({})", kind(&config.store))?;
+    writeln!(out, "  can be lost       {}", config.store.can_lose())?;
     for (name, stream) in &config.streams {
         let guarantee = stream.guarantee();
         writeln!(out, "\n{name}  ({} of {})", stream.connector.name(), stream.account)?;
@@ -61,17 +63,24 @@ fn report(config: &Config, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Where an entry is safe, and what from.
-fn kept(store: &config::StoreConfig) -> String {
+/// Where an entry is safe.
+fn safe(store: &config::StoreConfig) -> String {
     match &store.kind {
         config::StoreKind::Embedded => format!("on the disk, in {},", store.path.display()),
         config::StoreKind::Redis(redis) => match redis.durability {
-            config::Durability::Written => {
-                format!("in {} (a failover may take the newest back, and a new epoch says so)", redis.address)
-            }
-            config::Durability::Replicated => {
-                format!("in {} and on a replica (a failover to another one may take the newest back)", redis.address)
-            }
+            config::Durability::Written => format!("in {}", redis.address),
+            config::Durability::Replicated => format!("in {} and on a replica of it", redis.address),
+        },
+    }
+}
+
+/// What decides how much a store can lose.
+fn kind(store: &config::StoreConfig) -> &'static str {
+    match &store.kind {
+        config::StoreKind::Embedded => "embedded",
+        config::StoreKind::Redis(redis) => match redis.durability {
+            config::Durability::Written => "redis, durability written",
+            config::Durability::Replicated => "redis, durability replicated",
         },
     }
 }
@@ -99,8 +108,31 @@ mod tests {
         let (outcome, report) = check("config/genesys-cloud.toml").await;
         assert!(outcome.is_ok());
         assert!(report.starts_with("The configuration is good: 2 streams, 1 account.\n"), "{report}");
-        assert_eq!(report.matches("can be lost").count(), 2, "{report}");
+        assert_eq!(report.matches("can be lost").count(), 3, "of the store and of each stream: {report}");
         assert!(!report.contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn what_a_durability_can_lose_is_said() {
+        let good = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/genesys-cloud.toml")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for (store, head, words) in [
+            ("", "the store  (embedded)", "nothing that was shown, as long as the disk"),
+            ("durability = \"written\"", "the store  (redis, durability written)", "consumers may have seen it"),
+            ("durability = \"replicated\"", "the store  (redis, durability replicated)", "while none answers"),
+        ] {
+            let redis = "[store]\nkind = \"redis\"\nurl = \"rediss://:hunter2@redis.test\"\n";
+            let store = if store.is_empty() { String::new() } else { format!("{redis}{store}\n") };
+            let path = folder.path().join("trunkline.toml");
+            std::fs::write(&path, format!("{good}\n{store}")).unwrap();
+            let environment = [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "secret")].into_iter().collect();
+            let mut out = Vec::new();
+            run(&CheckArgs { config: vec![path], connect: false }, &environment, &mut out).await.unwrap();
+            let report = String::from_utf8(out).unwrap();
+            let (_, said) = report.split_once(head).unwrap_or_else(|| panic!("{report}"));
+            assert!(said.lines().nth(1).unwrap().contains(words), "{report}");
+            assert!(!report.contains("hunter2"), "{report}");
+        }
     }
 
     #[tokio::test]

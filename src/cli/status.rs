@@ -109,6 +109,11 @@ fn write(text: &str, args: &StatusArgs, out: &mut impl Write) -> Result<(), Fail
 struct Report {
     version: String,
     uptime_seconds: f64,
+    /// Who answers, where several share a store.
+    replica: Option<String>,
+    /// All that live.
+    #[serde(default)]
+    members: Vec<String>,
     streams: Vec<Stream>,
     accounts: Vec<Account>,
 }
@@ -117,6 +122,7 @@ struct Report {
 struct Stream {
     stream: String,
     state: String,
+    holder: Option<String>,
     last: String,
     position: Option<String>,
     events: u64,
@@ -144,9 +150,12 @@ struct Account {
 
 impl Report {
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "trunkline {}, up {}\n", printable(&self.version), seconds(self.uptime_seconds))?;
-        let head = ["STREAM", "STATE", "LAST", "POSITION", "EVENTS", "ROTATIONS", "RECONNECTS", "GAPS", "SILENT"];
-        table(head, self.streams.iter().map(Stream::row), out)?;
+        writeln!(out, "trunkline {}, up {}", printable(&self.version), seconds(self.uptime_seconds))?;
+        if let Some(replica) = &self.replica {
+            writeln!(out, "replica {}, {}", printable(replica), printable(&self.others(replica)))?;
+        }
+        writeln!(out)?;
+        self.write_streams(out)?;
         writeln!(out)?;
         let head = ["ACCOUNT", "STATE", "TOKEN", "ENDS IN", "NEXT REFRESH IN", "REFRESHES"];
         table(head, self.accounts.iter().map(Account::row), out)?;
@@ -157,6 +166,34 @@ impl Report {
         }
         Ok(())
     }
+
+    fn write_streams(&self, out: &mut impl Write) -> io::Result<()> {
+        let rows = self.streams.iter().map(Stream::row);
+        let Some(replica) = &self.replica else { return table(HEAD, rows, out) };
+        let [stream, state, rest @ ..] = HEAD;
+        let holders = self.streams.iter().map(|stream| stream.holder_seen_from(replica));
+        let rows = rows.zip(holders).map(|([stream, state, rest @ ..], holder)| beside(stream, state, holder, rest));
+        table(beside(stream, state, "HOLDER", rest), rows, out)
+    }
+
+    /// Who lives beside the replica that answers.
+    fn others(&self, replica: &str) -> String {
+        let others: Vec<&str> = self.members.iter().map(String::as_str).filter(|member| *member != replica).collect();
+        if others.is_empty() { "alone".to_owned() } else { format!("with {}", others.join(", ")) }
+    }
+}
+
+/// What a row of a stream tells.
+const HEAD: [&str; 9] = ["STREAM", "STATE", "LAST", "POSITION", "EVENTS", "ROTATIONS", "RECONNECTS", "GAPS", "SILENT"];
+
+/// The holder stands beside the state.
+fn beside<T>(
+    stream: T,
+    state: T,
+    holder: T,
+    [last, position, events, rotations, reconnects, gaps, silent]: [T; 7],
+) -> [T; 10] {
+    [stream, state, holder, last, position, events, rotations, reconnects, gaps, silent]
 }
 
 impl Stream {
@@ -172,6 +209,14 @@ impl Stream {
             self.gaps.to_string(),
             self.silent_seconds.map_or_else(none, seconds),
         ]
+    }
+
+    fn holder_seen_from(&self, replica: &str) -> String {
+        match self.holder.as_deref() {
+            Some(holder) if holder == replica => "here".to_owned(),
+            Some(holder) => holder.to_owned(),
+            None => none(),
+        }
     }
 
     fn notes(&self) -> Vec<String> {
@@ -301,6 +346,40 @@ acme: invalid_client
         let asked = server.asked();
         assert_eq!(asked[0].target, "/admin/v1/status");
         assert_eq!(asked[0].authorization.as_deref(), Some("Bearer t0ken"));
+    }
+
+    #[tokio::test]
+    async fn among_replicas_it_says_who_keeps_what() {
+        let mut report: serde_json::Value = serde_json::from_str(&answered()).unwrap();
+        let of = |name: &str, holder: Option<&str>| {
+            let mut stream = report["streams"][0].clone();
+            stream["stream"] = name.into();
+            stream["holder"] = holder.into();
+            stream["snapshot_owed"] = false.into();
+            stream["refused_topics"] = serde_json::json!([]);
+            stream
+        };
+        let streams =
+            [of("agents", Some("000000000000001b")), of("calls", None), of("queues", Some("000000000000002a"))];
+        report["streams"] = streams.into();
+        report["accounts"] = serde_json::json!([]);
+        report["replica"] = "000000000000002a".into();
+        report["members"] = ["000000000000001b", "000000000000002a"].as_slice().into();
+        let server = serve(move |_| Served::json(report.to_string())).await;
+        let mut out = Vec::new();
+        run(&args(&server.url, false, false), false, &mut out, std::future::pending()).await.unwrap();
+        let expected = "\
+trunkline 0.1.0, up 25h
+replica 000000000000002a, with 000000000000001b
+
+STREAM  STATE  HOLDER            LAST     POSITION  EVENTS  ROTATIONS  RECONNECTS  GAPS  SILENT
+agents  live   000000000000001b  4f2a-17  -         17      3          2           1     0.2s
+calls   live   -                 4f2a-17  -         17      3          2           1     0.2s
+queues  live   here              4f2a-17  -         17      3          2           1     0.2s
+
+ACCOUNT  STATE  TOKEN  ENDS IN  NEXT REFRESH IN  REFRESHES
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
     #[tokio::test]

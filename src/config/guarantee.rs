@@ -4,7 +4,7 @@
 
 use crate::model::Span;
 
-use super::{ConnectorConfig, Overflow, Rotation, StreamConfig};
+use super::{ConnectorConfig, Durability, Overflow, RedisConfig, Rotation, StoreConfig, StoreKind, StreamConfig};
 
 /// The honest report of one stream. Each text is one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,36 @@ pub struct Guarantee {
     pub doubled: String,
     /// What may be in the log in another order than it happened.
     pub reordered: String,
+}
+
+impl StoreConfig {
+    /// What a store may take back although consumers have seen it, and what becomes of it then.
+    pub fn can_lose(&self) -> String {
+        match &self.kind {
+            StoreKind::Embedded => "nothing that was shown, as long as the disk keeps what it has acknowledged; \
+                                    a damaged database is put aside, and a gap says so (store)"
+                .to_owned(),
+            StoreKind::Redis(redis) => redis.can_lose(),
+        }
+    }
+}
+
+impl RedisConfig {
+    fn can_lose(&self) -> String {
+        let lost = match self.durability {
+            Durability::Written => {
+                "in a failover what the new primary had not got, although consumers may have seen it; \
+                 when the machine of Redis dies, what was not on its disk (appendfsync)"
+            }
+            Durability::Replicated => {
+                "nothing that was shown, in a failover to the one replica of Redis that there is; \
+                 with several, what the new primary had not got; while none answers, nothing is shown and events wait"
+            }
+        };
+        format!(
+            "{lost}; after that a new epoch begins, and the platform repeats what is missing, or a gap stands for it"
+        )
+    }
 }
 
 impl StreamConfig {

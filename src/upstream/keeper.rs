@@ -76,7 +76,7 @@ impl Keeper {
                 biased;
                 () = stop.cancelled() => return,
                 () = self.seat.changed() => return,
-                Some(wish) = self.wishes.recv() => tracing::info!(?wish, "the stream is not kept here"),
+                Some(wish) = self.wishes.recv() => tracing::info!(?wish, "the stream has just gone elsewhere"),
                 () = &mut following => (),
             }
         }

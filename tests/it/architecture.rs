@@ -24,7 +24,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["model", "connector", "protocol", "clock", "tasks", "telemetry", "store", "event_log", "auth", "replica"],
     ),
     ("downstream", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener"]),
-    ("admin", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "upstream"]),
+    (
+        "admin",
+        &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "replica", "upstream"],
+    ),
     ("config", &["model", "connector", "auth", "clock", "store"]),
     (
         "app",

@@ -8,3 +8,4 @@ mod kubernetes;
 mod prometheus;
 mod proxy;
 mod replicas;
+mod takeover;

@@ -19,7 +19,7 @@ use trunkline::{
 pub(crate) use self::{
     consumer::{Consumer, Transport, story, tell},
     plan::Plan,
-    redis::{Redis, free_port, limits as redis_limits},
+    redis::{Redis, documented_rules, free_port, limits as redis_limits},
     relay::Relay,
     wire::{Babbler, Impostor, Wire},
 };

@@ -3,6 +3,7 @@
 //! These tests know nothing of the inside: they speak through the command line, HTTP, signals and files. Each process
 //! is ended by its own handle, and every wait has a bound.
 
+mod among;
 pub(crate) mod child;
 mod commands;
 mod disk;

@@ -65,7 +65,7 @@ pub(super) fn drain_secs_max() -> u64 {
         name.ends_with("_GRACE").then(|| value.trim_end_matches(");").parse::<u64>().unwrap())
     };
     let graces: Vec<u64> = source.lines().filter_map(grace).collect();
-    assert_eq!(graces.len(), 4, "one for each group of tasks: {graces:?}");
+    assert_eq!(graces.len(), 6, "one for the hand-over, and one for each group of tasks: {graces:?}");
     graces.iter().sum()
 }
 

@@ -135,11 +135,16 @@ fn there_is_time_for_the_longest_drain() {
 #[test]
 fn replicas_are_spread_and_go_one_at_a_time() {
     let deployment = manifest("Deployment", "trunkline");
-    assert_eq!(deployment["spec"]["replicas"], 1, "until replicas share the streams of a store");
-    assert_eq!(deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0);
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    let update = &deployment["spec"]["strategy"]["rollingUpdate"];
+    assert_eq!((&update["maxUnavailable"], &update["maxSurge"]), (&0.into(), &1.into()));
+    assert_eq!(deployment["spec"]["minReadySeconds"], 10);
     let pod = pod();
-    let keys = pod["topologySpreadConstraints"].as_array().unwrap().iter().map(|spread| spread["topologyKey"].as_str());
-    let keys: Vec<_> = keys.flatten().collect();
+    let spreads = pod["topologySpreadConstraints"].as_array().unwrap();
+    for spread in spreads {
+        assert_eq!(strings(&spread["matchLabelKeys"]), ["pod-template-hash"], "new ones are spread among themselves");
+    }
+    let keys: Vec<_> = spreads.iter().filter_map(|spread| spread["topologyKey"].as_str()).collect();
     assert_eq!(keys, ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]);
     assert_eq!(manifest("PodDisruptionBudget", "trunkline")["spec"]["maxUnavailable"], 1);
 }

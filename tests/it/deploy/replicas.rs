@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use super::files::{assert_good, document, drain_secs_max, path, text};
+use crate::harness::documented_rules;
 
 const DOCUMENT: &str = "docs/replicas.md";
 /// What the document says that an entry takes, with the nodes of each size, for a byte of it.
@@ -70,7 +71,14 @@ fn it_names_what_the_files_say() {
     let grace = compose["services"]["replica-a"]["stop_grace_period"].as_str().unwrap().trim_end_matches('s');
     assert!(text.contains(&format!("give it {grace} s")) && text.contains(&format!("--time {grace}")));
     assert!(grace.parse::<u64>().unwrap() > drain_secs_max());
+    assert!(text.contains(&format!("add up to {} s", drain_secs_max())));
+    let deployment = document("deploy/kubernetes/deployment.yaml");
+    let grace = &deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"];
+    assert!(text.contains(&format!("in Kubernetes {grace} s")), "{grace}");
     let command = super::files::strings(&compose["services"]["redis"]["command"]).join(" ");
+    let (_, user) = text.split_once("\nACL SETUSER trunkline ").unwrap();
+    let (user, _) = user.split_once("\n```").unwrap();
+    assert_eq!(user.split_whitespace().collect::<Vec<_>>(), documented_rules(), "as in config/trunkline.toml");
     for setting in ["noeviction", "appendonly", "appendfsync", "stream-node-max-bytes"] {
         assert!(text.contains(setting) && command.contains(setting), "{setting}");
     }

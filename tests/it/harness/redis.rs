@@ -166,6 +166,14 @@ pub(crate) fn limits() -> Limits {
     Limits { connect: Duration::from_millis(800), answer: Duration::from_millis(800) }
 }
 
+/// What the shipped configuration tells an operator to grant.
+pub(crate) fn documented_rules() -> Vec<String> {
+    let shipped = include_str!("../../../config/trunkline.toml");
+    let (_, after) = shipped.split_once("ACL SETUSER trunkline ").unwrap();
+    let (rules, _) = after.split_once("\n#url").unwrap();
+    rules.split_whitespace().filter(|word| *word != "#").map(str::to_owned).collect()
+}
+
 /// A port that nobody listens on right now.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()

@@ -22,7 +22,7 @@ use trunkline::{
 };
 
 use super::bed::{KEEP_ALL, Log, redis_settings, redis_store};
-use crate::harness::{Redis, eventually, free_port};
+use crate::harness::{Redis, documented_rules, eventually, free_port};
 
 fn store(server: &Redis) -> Store {
     Store::Redis(redis_store(server, KEEP_ALL, Durability::Written))
@@ -320,14 +320,6 @@ pub(super) async fn last_of(server: &Redis) -> Option<String> {
     server.connection().run(cmd("HGET").arg("{trunkline:queues}:head").arg("last")).await.unwrap()
 }
 
-/// What the shipped configuration tells an operator to grant.
-fn documented_rules() -> Vec<String> {
-    let shipped = include_str!("../../../config/trunkline.toml");
-    let (_, after) = shipped.split_once("ACL SETUSER trunkline ").unwrap();
-    let (rules, _) = after.split_once("\n#url").unwrap();
-    rules.split_whitespace().filter(|word| *word != "#").map(str::to_owned).collect()
-}
-
 async fn grant(server: &Redis, rules: &[String]) {
     server.connection().run::<()>(cmd("ACL").arg("SETUSER").arg("trunkline").arg(rules)).await.unwrap();
 }
@@ -367,6 +359,10 @@ async fn a_permission_that_is_missing_is_named() {
         ("-xrange", "xrange"),
         ("-xread", "xread"),
         ("-hdel", "hdel"),
+        ("-sadd", "sadd"),
+        ("-smembers", "smembers"),
+        ("-srem", "srem"),
+        ("-publish", "publish"),
     ] {
         let rules = documented_rules();
         grant(&server, &[&["reset".to_owned()], &rules[..], &[rule.to_owned()]].concat()).await;

@@ -1,0 +1,154 @@
+//! What `docker-compose.yml` invites to: its services as processes of this machine, each with the very command line and
+//! variables of the file, but for ports and folders; one replica is stopped, then one is killed, and the consumer prints on.
+
+use std::{fs, process::Command};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::files::{document, free, path, strings, text};
+use crate::process::{
+    Entry, Relay,
+    child::{Child, PATIENCE, eventually},
+};
+
+/// The ports of the file.
+const PORTS: [&str; 6] = ["6379", "8081", "8082", "9080", "9091", "9092"];
+const REPLICAS: [&str; 2] = ["replica-a", "replica-b"];
+/// The stream that the consumer of the file prints.
+const STREAM: &str = "conversations";
+/// The consumer is seen to go on when it has printed so many more.
+const MORE: usize = 40;
+
+struct Stage {
+    folder: TempDir,
+    compose: Value,
+    /// What each port of the file is here.
+    ports: [(&'static str, String); 6],
+}
+
+impl Stage {
+    fn set() -> Self {
+        let own = free::<6>().map(|address| address.port().to_string());
+        let mut own = own.into_iter();
+        let ports = PORTS.map(|port| (port, own.next().unwrap()));
+        Self { folder: tempfile::tempdir().unwrap(), compose: document("docker-compose.yml"), ports }
+    }
+
+    /// A text of the files as it is here.
+    fn here(&self, text: &str) -> String {
+        self.ports.iter().fold(text.to_owned(), |text, (port, own)| match text == *port {
+            true => own.clone(),
+            false => text.replace(&format!("127.0.0.1:{port}"), &format!("127.0.0.1:{own}")),
+        })
+    }
+
+    fn words(&self, service: &str, key: &str) -> Vec<String> {
+        strings(&self.compose["services"][service][key]).into_iter().map(|word| self.here(word)).collect()
+    }
+
+    fn spawn(&self, service: &str, program: &str, words: Vec<String>) -> Child {
+        let folder = self.folder.path().join(service);
+        fs::create_dir_all(&folder).unwrap();
+        let mut command = Command::new(program);
+        command.args(words);
+        for (name, value) in self.compose["services"][service]["environment"].as_object().into_iter().flatten() {
+            command.env(name, self.here(value.as_str().unwrap()));
+        }
+        Child::spawn(&folder, command)
+    }
+
+    async fn redis(&self) -> Child {
+        let words = self.words("redis", "command").into_iter();
+        let mut words = words.map(|word| if word == "/data" { ".".to_owned() } else { word });
+        let server = self.spawn("redis", &words.next().unwrap(), words.collect());
+        let asked = strings(&self.compose["services"]["redis"]["healthcheck"]["test"]).into_iter().skip(1);
+        let asked: Vec<String> = asked.map(str::to_owned).collect();
+        eventually("Redis is healthy", PATIENCE, async || {
+            let told = Command::new(&asked[0]).args(["-p", &self.ports[0].1]).args(&asked[1..]).output().unwrap();
+            String::from_utf8_lossy(&told.stdout).contains("PONG").then_some(())
+        })
+        .await;
+        server
+    }
+
+    async fn platform(&self) -> Child {
+        let mut platform = self.spawn("platform", env!("CARGO_BIN_EXE_trunkline"), self.words("platform", "command"));
+        platform.says("The simulated platform listens").await;
+        platform
+    }
+
+    /// With the image's own command, and the file that is mounted.
+    async fn replica(&self, name: &str) -> Relay {
+        let config = self.folder.path().join("trunkline.toml");
+        fs::write(&config, self.here(&text("deploy/compose/trunkline.toml"))).unwrap();
+        let words = ["run", "--config", config.to_str().unwrap()].map(str::to_owned).to_vec();
+        let relay = Relay::of(self.spawn(name, env!("CARGO_BIN_EXE_trunkline"), words)).await;
+        relay.goes_live().await;
+        relay
+    }
+
+    fn consumer(&self) -> Child {
+        assert_eq!(self.words("consumer", "entrypoint"), ["sh", "/consume"]);
+        let script = path("deploy/compose/consume").display().to_string();
+        let words = [vec![script], self.words("consumer", "command")].concat();
+        self.spawn("consumer", "sh", words)
+    }
+}
+
+/// Which replica keeps the stream, once each keeps one of the two: as `trunkline status` of either says.
+async fn keeper(relays: &[Relay; 2]) -> usize {
+    eventually("each replica keeps one stream", PATIENCE, async || {
+        let shown = [relays[0].status().await, relays[1].status().await];
+        let kept = shown.each_ref().map(kept);
+        (kept[0].len() == 1 && kept[1].len() == 1).then(|| usize::from(kept[1][0] == STREAM))
+    })
+    .await
+}
+
+/// The streams that whoever says this keeps itself.
+fn kept(status: &Value) -> Vec<String> {
+    let streams = status["streams"].as_array().unwrap().iter();
+    let own = streams.filter(|stream| stream["holder"] == status["replica"]);
+    own.map(|stream| stream["stream"].as_str().unwrap().to_owned()).collect()
+}
+
+/// What the consumer has printed, when that is more by a good piece than it was.
+async fn prints_on(consumer: &Child) -> Vec<Entry> {
+    let before = consumer.stdout().lines().count();
+    let lines = eventually("the consumer prints on", PATIENCE, async || {
+        let out = consumer.stdout();
+        (out.lines().count() >= before + MORE && out.ends_with('\n')).then_some(out)
+    })
+    .await;
+    lines.lines().map(Entry::read).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_is_stopped_another_is_killed_and_the_consumer_prints_on_without_a_hole() {
+    let stage = Stage::set();
+    let (_redis, _platform) = (stage.redis().await, stage.platform().await);
+    let mut relays = [stage.replica(REPLICAS[0]).await, stage.replica(REPLICAS[1]).await];
+    let consumer = stage.consumer();
+    prints_on(&consumer).await;
+
+    let stopped = keeper(&relays).await;
+    relays[stopped].child.signal("TERM");
+    assert_eq!(relays[stopped].child.ends(PATIENCE).await, 0, "{}", relays[stopped].child.told());
+    assert_eq!(kept(&relays[1 - stopped].status().await).len(), 2, "it was given both before the other one ended");
+    prints_on(&consumer).await;
+    relays[stopped] = stage.replica(REPLICAS[stopped]).await;
+
+    let killed = keeper(&relays).await;
+    relays[killed].child.kill();
+    prints_on(&consumer).await;
+    relays[killed] = stage.replica(REPLICAS[killed]).await;
+    keeper(&relays).await;
+
+    let entries = prints_on(&consumer).await;
+    let offsets: Vec<u64> = entries.iter().map(|entry| entry.offset).collect();
+    assert_eq!(offsets, (1..=entries.len() as u64).collect::<Vec<_>>(), "each entry once, in order");
+    let numbers: Option<Vec<u64>> = entries.iter().map(|entry| entry.number).collect();
+    let numbers = numbers.expect("no entry is the relay's own: nothing was missed");
+    assert!(numbers.is_sorted_by(|before, after| before + 1 == *after), "{numbers:?}");
+}

@@ -1,0 +1,123 @@
+//! What operators meet where there are several replicas: who keeps a stream, whom to ask, and what Redis must allow.
+
+use std::{collections::BTreeSet, fs};
+
+use redis::cmd;
+use serde_json::Value;
+
+use super::{
+    child::{Child, PATIENCE, eventually},
+    log::{assert_whole, pages},
+    relay::{Relay, client},
+    site::{STREAM, Site},
+};
+use crate::harness::{Redis, documented_rules};
+
+const EVENTS_A_SECOND: u64 = 200;
+
+async fn site(url: &str, keys: &[&str]) -> Site {
+    let site = Site::start_with(trunkline::simulator::Settings::default(), keys).await;
+    site.use_redis(url);
+    site
+}
+
+/// The one that keeps the stream, and the other one.
+async fn told_apart(relays: [Relay; 2]) -> (Relay, Relay) {
+    let [one, two] = relays;
+    let here = eventually("both name the same holder, and each other", PATIENCE, async || {
+        let (first, second) = (one.status().await, two.status().await);
+        let holders = [&first, &second].map(|status| status["streams"][0]["holder"].clone());
+        let agreed = holders[0].is_string() && holders[0] == holders[1] && first["members"] == second["members"];
+        (agreed && first["members"].as_array()?.len() == 2).then(|| first["replica"] == holders[0])
+    })
+    .await;
+    if here { (one, two) } else { (two, one) }
+}
+
+async fn wish(relay: &Relay, wish: &str) -> (u16, Value) {
+    let url = format!("{}/admin/v1/streams/{STREAM}/{wish}", relay.admin);
+    let answer = client().post(url).send().await.unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wish_is_taken_by_the_replica_that_keeps_the_stream_and_the_other_names_it() {
+    let server = Redis::volatile();
+    let site = site(&server.url(), &[]).await;
+    let (mut holder, other) = told_apart([Relay::live(&site).await, Relay::live(&site).await]).await;
+    let id = holder.status().await["replica"].as_str().unwrap().to_owned();
+    for kind in ["pause", "rotate", "resume"] {
+        let (status, problem) = wish(&other, kind).await;
+        assert_eq!((status, &problem["type"]), (409, &"urn:trunkline:problem:kept-elsewhere".into()), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(&id), "{problem}");
+    }
+    for (kind, state) in [("pause", "paused"), ("resume", "live")] {
+        assert_eq!(wish(&holder, kind).await.0, 202);
+        let met = async || (holder.stream().await["state"] == state).then_some(());
+        eventually(&format!("the stream is {state}"), PATIENCE, met).await;
+    }
+    shows_the_holder(&site, &holder, "here").await;
+    shows_the_holder(&site, &other, &id).await;
+
+    assert_eq!(wish(&holder, "pause").await.0, 202);
+    let paused = async || (holder.stream().await["state"] == "paused").then_some(());
+    eventually("the stream is paused again", PATIENCE, paused).await;
+    holder.child.signal("TERM");
+    assert_eq!(holder.child.ends(PATIENCE).await, 0, "{}", holder.child.told());
+    other.goes_live().await;
+    shows_the_holder(&site, &other, "here").await;
+}
+
+/// `trunkline status`, as a person sees it.
+async fn shows_the_holder(site: &Site, relay: &Relay, holder: &str) {
+    let mut status = Child::start(site.folder.path(), &["status", "--url", &relay.admin]);
+    assert_eq!(status.ends(PATIENCE).await, 0, "{}", status.told());
+    let told = status.stdout();
+    let row = told.lines().find(|line| line.starts_with(STREAM)).unwrap();
+    assert_eq!(row.split_whitespace().nth(2), Some(holder), "{told}");
+    let id = relay.status().await["replica"].as_str().unwrap().to_owned();
+    assert!(told.lines().nth(1).unwrap().starts_with(&format!("replica {id}, ")), "{told}");
+}
+
+/// The very user of `config/trunkline.toml` is enough for all that replicas do; and what they leave in Redis is what
+/// `docs/replicas.md` says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_need_no_more_of_redis_than_is_written_and_keep_nothing_there_that_is_not() {
+    let server = Redis::volatile();
+    server.connection().run::<()>(cmd("ACL").arg("SETUSER").arg("trunkline").arg(documented_rules())).await.unwrap();
+    let url = format!("redis://trunkline:PASSWORD@127.0.0.1:{}", server.port());
+    let site = site(&url, &["standby = true"]).await;
+    let talk = site.talk(EVENTS_A_SECOND);
+    let (mut holder, other) = told_apart([Relay::live(&site).await, Relay::live(&site).await]).await;
+    let mut left = lying(&server).await;
+    holder.child.signal("TERM");
+    assert_eq!(holder.child.ends(PATIENCE).await, 0, "{}", holder.child.told());
+    let (mut killed, heir) = told_apart([other, Relay::live(&site).await]).await;
+    killed.child.kill();
+    heir.goes_live().await;
+    let last_said = talk.hush().await;
+    heir.holds(last_said).await;
+    assert_whole(&pages(&heir.consumers).await, last_said);
+
+    let refused: Vec<redis::Value> = server.connection().run(cmd("ACL").arg("LOG")).await.unwrap();
+    assert!(refused.is_empty(), "{refused:?}");
+    left.extend(lying(&server).await);
+    let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/replicas.md")).unwrap();
+    for name in left {
+        assert!(document.contains(&format!("`{name}`")), "docs/replicas.md does not tell of {name}");
+    }
+}
+
+/// Keys, channels and the fields of a head, with the names that the document takes for examples.
+async fn lying(server: &Redis) -> BTreeSet<String> {
+    let redis = server.connection();
+    let keys: Vec<String> = redis.run(cmd("KEYS").arg("*")).await.unwrap();
+    let channels: Vec<String> = redis.run(cmd("PUBSUB").arg("CHANNELS")).await.unwrap();
+    let fields: Vec<String> = redis.run(cmd("HKEYS").arg(format!("{{trunkline:{STREAM}}}:head"))).await.unwrap();
+    assert!(!keys.is_empty() && !channels.is_empty() && !fields.is_empty());
+    let example = |name: &String| match name.rsplit_once(':') {
+        Some((about, id)) if id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => format!("{about}:ID"),
+        Some(_) | None => name.replace(STREAM, "queues").replace("demo", "acme"),
+    };
+    keys.iter().chain(&channels).chain(&fields).map(example).collect()
+}
