@@ -76,7 +76,9 @@ impl Relay {
     }
 
     pub(crate) async fn text(&self, listener: &str, path: &str) -> String {
-        client().get(format!("{listener}{path}")).send().await.unwrap().text().await.unwrap()
+        let answer = client().get(format!("{listener}{path}")).send().await;
+        let answer = answer.unwrap_or_else(|error| panic!("{error}\n{}", self.child.told()));
+        answer.text().await.unwrap()
     }
 
     /// Asks an operator's wish.

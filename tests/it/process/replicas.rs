@@ -1,6 +1,8 @@
 //! Several relays on one Redis behave as one: each stream has one holder, whatever becomes of its holders.
 //!
-//! `TRUNKLINE_ROUNDS` says how often; the figures are printed.
+//! `TRUNKLINE_ROUNDS` says how often, `TRUNKLINE_RATE` how many events a second; the figures are printed.
+
+mod cut;
 
 use std::{
     fs,
@@ -9,7 +11,7 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use trunkline::clock;
+use trunkline::{clock, simulator::Dialect};
 
 use super::{
     child::{PATIENCE, eventually},
@@ -18,12 +20,18 @@ use super::{
     relay::Relay,
     site::{STREAM, Site},
 };
-use crate::harness::Redis;
+use crate::harness::{Redis, knob};
 
 const EVENTS_A_SECOND: u64 = 500;
 
-fn rounds(default: usize) -> usize {
-    std::env::var("TRUNKLINE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+/// How often a scene is played.
+pub(super) fn rounds(default: usize) -> usize {
+    knob("TRUNKLINE_ROUNDS").unwrap_or(default)
+}
+
+/// Events a second.
+pub(super) fn rate() -> u64 {
+    knob("TRUNKLINE_RATE").unwrap_or(EVENTS_A_SECOND)
 }
 
 async fn site(server: &Redis, keys: &[&str]) -> Site {
@@ -79,7 +87,7 @@ async fn kill_holders(keys: &[&str], count: usize) -> Vec<Duration> {
     let (board, mut readers, lines) = (Arc::new(Board::default()), JoinSet::new(), Arc::new(Seen::default()));
     readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
     board.put(Some(relays[1].consumers.clone()));
-    let talk = site.talk(EVENTS_A_SECOND);
+    let talk = site.talk(rate());
     let mut took = Vec::new();
     for _ in 0..count {
         let index = holder(&relays).await;
@@ -116,7 +124,7 @@ async fn a_holder_that_was_frozen_appends_nothing_more_and_stands_by() {
     let server = Redis::durable();
     let site = site(&server, &[]).await;
     let relays = [Relay::live(&site).await, Relay::live(&site).await];
-    let talk = site.talk(EVENTS_A_SECOND);
+    let talk = site.talk(rate());
     for _ in 0..rounds(2) {
         let index = holder(&relays).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -133,6 +141,15 @@ async fn a_holder_that_was_frozen_appends_nothing_more_and_stands_by() {
         relay.holds(last_said).await;
         assert_whole(&pages(&relay.consumers).await, last_said);
     }
+    let refused = refused(&relays[0]).await + refused(&relays[1]).await;
+    println!("{} times frozen: {refused} appends were under way, and refused", rounds(2));
+}
+
+/// How many appends of this relay came too late.
+pub(super) async fn refused(relay: &Relay) -> u64 {
+    let page = relay.text(&relay.admin, "/metrics").await;
+    let line = page.lines().find_map(|line| line.strip_prefix("trunkline_store_errors_total{reason=\"fenced\"} "));
+    line.unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,7 +157,7 @@ async fn replicas_that_are_restarted_in_turn_hand_their_streams_over() {
     let server = Redis::durable();
     let site = site(&server, &[]).await;
     let mut relays = vec![Relay::live(&site).await, Relay::live(&site).await, Relay::live(&site).await];
-    let talk = site.talk(EVENTS_A_SECOND);
+    let talk = site.talk(rate());
     let mut took = Vec::new();
     for _ in 0..rounds(1) {
         for index in 0..relays.len() {
@@ -160,6 +177,7 @@ async fn replicas_that_are_restarted_in_turn_hand_their_streams_over() {
         assert_whole(&pages(&relay.consumers).await, last_said);
     }
     assert!(!took.is_empty(), "a holder was restarted");
+    assert_eq!(site.platform.tally().sockets(Dialect::Sequenced).deserted, 0, "the stream was live at every instant");
     tell("a holder that is told to stop has ended", took);
 }
 
