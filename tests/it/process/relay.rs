@@ -96,7 +96,7 @@ impl Relay {
     }
 
     /// The newest entry of the log, as a consumer gets it.
-    async fn newest(&self) -> Option<Entry> {
+    pub(crate) async fn newest(&self) -> Option<Entry> {
         let last = self.stream().await["last"].as_str()?.to_owned();
         let (epoch, offset) = last.split_once('-')?;
         let before = offset.parse::<u64>().ok()?.checked_sub(1)?;

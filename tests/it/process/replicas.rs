@@ -60,16 +60,10 @@ async fn holder(relays: &[Relay]) -> usize {
     .await
 }
 
-/// The number of the newest entry that this relay shows.
-async fn shown(relay: &Relay) -> u64 {
-    let last = relay.stream().await["last"].as_str().unwrap().to_owned();
-    last.split_once('-').unwrap().1.parse().unwrap()
-}
-
-/// Waits until this relay shows more than it does now.
-async fn goes_on(relay: &Relay, since: Instant) -> Duration {
-    let before = shown(relay).await;
-    eventually("the log goes on", PATIENCE, async || (shown(relay).await > before).then_some(())).await;
+/// Waits until this relay shows what is said from here on.
+async fn goes_on(site: &Site, relay: &Relay, since: Instant) -> Duration {
+    let said = site.platform.ledger().last_sequence();
+    eventually("the log goes on", PATIENCE, async || (relay.newest().await?.number? > said).then_some(())).await;
     clock::now().saturating_duration_since(since)
 }
 
@@ -95,7 +89,7 @@ async fn kill_holders(keys: &[&str], count: usize) -> Vec<Duration> {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(700..1_200))).await;
         board.put(Some(relays[other].consumers.clone()));
         relays[index].child.kill();
-        took.push(goes_on(&relays[other], clock::now()).await);
+        took.push(goes_on(&site, &relays[other], clock::now()).await);
         relays[index] = Relay::live(&site).await;
     }
     let last_said = talk.hush().await;
@@ -129,7 +123,7 @@ async fn a_holder_that_was_frozen_appends_nothing_more_and_stands_by() {
         let index = holder(&relays).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         relays[index].child.signal("STOP");
-        goes_on(&relays[1 - index], clock::now()).await;
+        goes_on(&site, &relays[1 - index], clock::now()).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         relays[index].child.signal("CONT");
         let apart = async || (!holds_stream(&relays[index]).await).then_some(());

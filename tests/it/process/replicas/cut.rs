@@ -53,7 +53,7 @@ impl Pair {
         let apart = async || (!holds_stream(&self.far).await).then_some(());
         eventually("it knows that the stream is another's", PATIENCE, apart).await;
         self.far.goes_live().await;
-        goes_on(&self.far, clock::now()).await;
+        goes_on(&self.site, &self.far, clock::now()).await;
     }
 
     async fn ends_whole(&self, last_said: u64) {
@@ -83,7 +83,7 @@ async fn a_holder_that_is_cut_off_stops_in_time_and_stands_by_afterwards() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let (before, since) = (pair.stepped_down(), clock::now());
         pair.road.hold(if round % 2 == 0 { Held::Everything } else { Held::Answers });
-        let (stop, over) = tokio::join!(pair.steps_down(before, since), goes_on(&pair.near, since));
+        let (stop, over) = tokio::join!(pair.steps_down(before, since), goes_on(&pair.site, &pair.near, since));
         assert!(stop < TRUST + SLACK, "it went on for {stop:?}");
         stopped.push(stop);
         took.push(over);
@@ -107,9 +107,9 @@ async fn an_append_that_arrives_after_another_took_over_is_refused() {
         // There are events every 10 ms, so that an append is under way by now.
         tokio::time::sleep(Duration::from_millis(100)).await;
         pair.far.child.signal("STOP");
-        goes_on(&pair.near, clock::now()).await;
+        goes_on(&pair.site, &pair.near, clock::now()).await;
         pair.road.hold(Held::Nothing);
-        goes_on(&pair.near, clock::now()).await;
+        goes_on(&pair.site, &pair.near, clock::now()).await;
         pair.far.child.signal("CONT");
         pair.stands_by().await;
         pair.give_back().await;
