@@ -2,7 +2,10 @@
 //!
 //! `TRUNKLINE_ROUNDS` says how often, `TRUNKLINE_RATE` how many events a second; the figures are printed.
 
+mod away;
 mod cut;
+mod failover;
+mod unnumbered;
 
 use std::{
     fs,

@@ -2,7 +2,7 @@
 //!
 //! `TRUNKLINE_ROUNDS` says how many lives; with it there are fifty replicas and lives of ten seconds.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::cmd;
 use trunkline::{
@@ -18,6 +18,9 @@ use crate::harness::{Platform, Redis, knob};
 
 /// How often it is looked whether everybody has a token.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Who looks so much later than it wanted to was not running, and neither was anybody else.
+const ASLEEP: Duration = Duration::from_millis(500);
 
 /// How much of it is played.
 struct Scale {
@@ -41,8 +44,9 @@ async fn many_replicas_make_one_request_a_life() {
     let (platform, redis) = (platform(life).await, Redis::volatile());
     let replicas = Replicas::start(replicas, &platform, &redis);
     replicas.reach(1).await;
+    let mut watch = Watch::begin();
     while replicas.newest() < lives {
-        replicas.all_have_a_token();
+        watch.look(&replicas);
         tokio::time::sleep(LOOK).await;
     }
     replicas.reach(lives).await;
@@ -123,11 +127,36 @@ async fn is_locked(redis: &Redis) -> bool {
     redis.connection().run::<i64>(cmd("EXISTS").arg(Replica::key("lock"))).await == Ok(1)
 }
 
+/// Sees to it that everybody has a token at every moment. When the whole test was asleep, nobody could have one.
+struct Watch {
+    looked_at: Instant,
+    asleep_until: Instant,
+}
+
+impl Watch {
+    fn begin() -> Self {
+        let now = clock::now();
+        Self { looked_at: now, asleep_until: now }
+    }
+
+    fn look(&mut self, all: &Replicas) {
+        let now = clock::now();
+        if now - self.looked_at > ASLEEP {
+            println!("everything was asleep for {:?}", now - self.looked_at);
+            self.asleep_until = now + 4 * ASLEEP;
+        }
+        self.looked_at = now;
+        if now >= self.asleep_until {
+            all.all_have_a_token();
+        }
+    }
+}
+
 /// Waits for a fact; meanwhile all of them have a token, whatever happens to the one.
 async fn until(what: &str, all: &Replicas, mut fact: impl AsyncFnMut() -> bool) {
-    let end = clock::now() + Duration::from_secs(20);
+    let (end, mut watch) = (clock::now() + Duration::from_secs(30), Watch::begin());
     while !fact().await {
-        all.all_have_a_token();
+        watch.look(all);
         assert!(clock::now() < end, "it never came true that {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
