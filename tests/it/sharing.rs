@@ -1,6 +1,7 @@
 //! Replicas that share a token: one request between them, whatever happens to Redis, its words, and whoever asks.
 
 mod lives;
+mod refresh;
 mod replicas;
 mod vault;
 

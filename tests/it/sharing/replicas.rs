@@ -20,16 +20,24 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Replica {
     tokens: Tokens,
     tasks: Tasks,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 pub(super) struct Replicas(Vec<Replica>);
+
+/// By which grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Client,
+    RefreshToken,
+}
 
 /// What a replica is made from.
 #[derive(Clone)]
 struct Plan {
     buffer: Span,
     keys: Vec<Secret>,
+    by: By,
     token_url: String,
     redis: Address,
 }
@@ -37,7 +45,13 @@ struct Plan {
 impl Plan {
     fn new(buffer: &str, platform: &Platform, redis: &Redis) -> Self {
         let token_url = format!("{}/oauth/token", platform.url());
-        Self { buffer: buffer.parse().unwrap(), keys: Vec::new(), token_url, redis: redis.url().parse().unwrap() }
+        Self {
+            buffer: buffer.parse().unwrap(),
+            keys: Vec::new(),
+            by: By::Client,
+            token_url,
+            redis: redis.url().parse().unwrap(),
+        }
     }
 
     fn start(self) -> Replica {
@@ -50,9 +64,13 @@ impl Plan {
         };
         let client =
             Client { id: secret("id", "demo"), secret: secret("secret", "demo-secret"), placement: ClientAuth::Basic };
+        let grant = match self.by {
+            By::Client => Grant::ClientCredentials(client),
+            By::RefreshToken => Grant::RefreshToken { client, refresh_token: secret("refresh", "demo-refresh") },
+        };
         let settings = Settings {
             account: "acme".parse().unwrap(),
-            grant: Grant::ClientCredentials(client),
+            grant,
             token_url: self.token_url,
             scope: String::new(),
             refresh_buffer: self.buffer.0,
@@ -66,7 +84,7 @@ impl Plan {
         let sharing = Sharing { connection, prefix: "trunkline".to_owned(), seal };
         let mut tasks = Tasks::new("replica");
         let tokens = Tokens::share(settings, sharing, &mut tasks).unwrap();
-        Replica { tokens, tasks, _folder: folder }
+        Replica { tokens, tasks, folder }
     }
 }
 
@@ -115,6 +133,18 @@ impl Replica {
     pub(super) fn sealed(keys: &[u8], platform: &Platform, redis: &Redis) -> Self {
         let keys: Vec<Secret> = keys.iter().map(|byte| Secret::new(BASE64_STANDARD.encode([*byte; 32]))).collect();
         Plan { keys, ..Plan::new("300s", platform, redis) }.start()
+    }
+
+    /// With the one refresh token of the platform, sealed with a key.
+    pub(super) fn refreshing(platform: &Platform, redis: &Redis) -> Self {
+        let keys = vec![Secret::new(BASE64_STANDARD.encode([1; 32]))];
+        Plan { keys, by: By::RefreshToken, ..Plan::new("300s", platform, redis) }.start()
+    }
+
+    /// The refresh token in its file.
+    pub(super) fn refresh_token(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.path().join("vault/acme.refresh")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["refresh_token"].as_str().unwrap().to_owned()
     }
 
     pub(super) fn key(what: &str) -> String {

@@ -1,6 +1,6 @@
 //! A Sentinel gives Redis another primary that lacks what was written last, while two relays run.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use redis::cmd;
 use trunkline::{clock, simulator::Settings};
