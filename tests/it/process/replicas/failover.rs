@@ -10,7 +10,7 @@ use crate::{
     harness::{Redis, eventually as soon},
     process::{
         child::{PATIENCE, eventually},
-        log::{assert_whole, pages},
+        log::{Entry, assert_whole, pages},
         relay::{Relay, client},
         site::{STREAM, Site},
     },
@@ -78,6 +78,18 @@ async fn page_after(relay: &Relay, id: &str) -> u16 {
     answer.status().as_u16()
 }
 
+/// What a stream after this entry begins with.
+async fn first_after(relay: &Relay, id: &str) -> Entry {
+    let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
+    let mut answer = client().get(url).header("accept", "application/x-ndjson").send().await.unwrap();
+    let mut text = Vec::new();
+    while !text.contains(&b'\n') {
+        text.extend_from_slice(&answer.chunk().await.unwrap().unwrap());
+    }
+    let text = String::from_utf8(text).unwrap();
+    Entry::read(text.lines().next().unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_failover_lost_is_asked_of_the_platform_again() {
     let mut trio = Trio::start().await;
@@ -110,6 +122,7 @@ async fn what_a_failover_lost_is_asked_of_the_platform_again() {
     for relay in &relays {
         assert_eq!(page_after(relay, &kept.id).await, 200, "what was kept is a good place");
         assert_eq!(page_after(relay, &seen).await, 410, "what was lost is none");
+        assert_eq!(first_after(relay, &seen).await.kind, "trunkline.gap.v1", "a stream begins with a gap");
     }
 }
 
