@@ -48,6 +48,12 @@ impl Pair {
         eventually("the far one has it", PATIENCE, async || holds_stream(&self.far).await.then_some(())).await;
     }
 
+    /// The near one has the stream, and shows what is said from then on.
+    async fn takes_over(&self, since: Instant) -> Duration {
+        eventually("the near one has it", PATIENCE, async || holds_stream(&self.near).await.then_some(())).await;
+        goes_on(&self.site, &self.near, since).await
+    }
+
     /// The far one knows that the stream is not its own, and shows what the other appends.
     async fn stands_by(&self) {
         let apart = async || (!holds_stream(&self.far).await).then_some(());
@@ -83,7 +89,7 @@ async fn a_holder_that_is_cut_off_stops_in_time_and_stands_by_afterwards() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let (before, since) = (pair.stepped_down(), clock::now());
         pair.road.hold(if round % 2 == 0 { Held::Everything } else { Held::Answers });
-        let (stop, over) = tokio::join!(pair.steps_down(before, since), goes_on(&pair.site, &pair.near, since));
+        let (stop, over) = tokio::join!(pair.steps_down(before, since), pair.takes_over(since));
         assert!(stop < TRUST + SLACK, "it went on for {stop:?}");
         stopped.push(stop);
         took.push(over);
@@ -107,7 +113,7 @@ async fn an_append_that_arrives_after_another_took_over_is_refused() {
         // There are events every 10 ms, so that an append is under way by now.
         tokio::time::sleep(Duration::from_millis(100)).await;
         pair.far.child.signal("STOP");
-        goes_on(&pair.site, &pair.near, clock::now()).await;
+        pair.takes_over(clock::now()).await;
         pair.road.hold(Held::Nothing);
         goes_on(&pair.site, &pair.near, clock::now()).await;
         pair.far.child.signal("CONT");
