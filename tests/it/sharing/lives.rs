@@ -22,6 +22,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Who looks so much later than it wanted to was not running, and neither was anybody else.
 const ASLEEP: Duration = Duration::from_millis(500);
 
+/// A lack is one when it is seen for so long: a look may be the last thing before a sleep.
+const LACK_MAX: Duration = Duration::from_millis(250);
+
 /// How much of it is played.
 struct Scale {
     lives: u64,
@@ -131,22 +134,26 @@ async fn is_locked(redis: &Redis) -> bool {
 struct Watch {
     looked_at: Instant,
     asleep_until: Instant,
+    /// Since when somebody has had none.
+    lacking: Option<Instant>,
 }
 
 impl Watch {
     fn begin() -> Self {
         let now = clock::now();
-        Self { looked_at: now, asleep_until: now }
+        Self { looked_at: now, asleep_until: now, lacking: None }
     }
 
     fn look(&mut self, all: &Replicas) {
         let now = clock::now();
         if now - self.looked_at > ASLEEP {
             println!("everything was asleep for {:?}", now - self.looked_at);
-            self.asleep_until = now + 4 * ASLEEP;
+            self.asleep_until = now + 6 * ASLEEP;
         }
         self.looked_at = now;
-        if now >= self.asleep_until {
+        if all.have_a_token() || now < self.asleep_until {
+            self.lacking = None;
+        } else if now - *self.lacking.get_or_insert(now) > LACK_MAX {
             all.all_have_a_token();
         }
     }

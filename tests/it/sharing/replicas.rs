@@ -199,6 +199,10 @@ impl Replicas {
         self.0.iter().map(Replica::generation).min().unwrap()
     }
 
+    pub(super) fn have_a_token(&self) -> bool {
+        self.0.iter().all(Replica::has_a_token)
+    }
+
     pub(super) fn all_have_a_token(&self) {
         for replica in &self.0 {
             assert!(replica.has_a_token(), "{:?}", replica.tokens.status());
