@@ -22,7 +22,7 @@ use crate::{
     store::{
         self, Store,
         embedded::{self, Embedded},
-        redis::{self, Redis, registry::Registry},
+        redis::{self, Redis, connection::Limits, registry::Registry},
     },
     tasks::Tasks,
     telemetry::metrics,
@@ -46,6 +46,11 @@ const BEAT: Duration = Duration::from_millis(100);
 const SILENCE: Duration = Duration::from_millis(400);
 /// A replica takes nothing for this part of a lease after its start: those that start together find one another first.
 const JITTER: f64 = 0.5;
+/// The part of a lease in which the store has to answer a replica, and that in which it has to be reached.
+const ANSWER: f64 = 0.25;
+const DIAL: f64 = 0.5;
+/// The same for what is asked about tokens: no replica waits much longer before it goes on alone.
+const VAULT_LIMITS: Limits = Limits { connect: Duration::from_millis(750), answer: Duration::from_millis(750) };
 /// Streams say farewell and make durable what they heard.
 const UPSTREAM_GRACE: Duration = Duration::from_secs(10);
 /// Subscribers are sent what is due to them and a farewell.
@@ -298,7 +303,7 @@ fn redis_settings(from: &config::RedisConfig, retention: store::Retention) -> re
             config::Durability::Replicated => redis::Durability::Replicated,
         },
         retention,
-        limits: redis::connection::Limits::default(),
+        limits: Limits::default(),
     }
 }
 
@@ -327,7 +332,7 @@ async fn open_logs(config: &Config, store: &Store) -> anyhow::Result<EventLogs> 
 async fn sharing(config: &Config, store: &Store) -> anyhow::Result<Option<auth::Sharing>> {
     let (config::StoreKind::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else { return Ok(None) };
     let seal = auth::read_seal(from.seal_key.as_ref()).await.context("store.seal_key")?;
-    let connection = store.connection().another();
+    let connection = store.connection().another_within(VAULT_LIMITS);
     Ok(Some(auth::Sharing { connection, prefix: from.prefix.clone(), seal: Arc::new(seal) }))
 }
 
@@ -350,7 +355,8 @@ fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, 
         jitter: from.lease.mul_f64(JITTER * fastrand::f64()),
     };
     // No append holds it up.
-    let registry = Registry::new(store.connection().another(), &from.prefix, me);
+    let limits = Limits { connect: from.lease.mul_f64(DIAL), answer: from.lease.mul_f64(ANSWER) };
+    let registry = Registry::new(store.connection().another_within(limits), &from.prefix, me);
     let (replica, seats) = Replica::join(settings, registry, tasks);
     tracing::info!(replica = %me, "joined");
     (Some(replica), seats)

@@ -15,7 +15,7 @@ use super::{
     Client, ClientAuth, Grant, Settings,
     answer::{Answer, Unusable, error_code},
     secrets::{SecretError, Secrets},
-    vault::Vault,
+    vault::{Kept, Vault, ancestor},
 };
 use crate::{
     clock,
@@ -148,6 +148,32 @@ impl Grants {
     /// A request that was sent may already have used the refresh token up, so its answer must be waited for.
     pub(super) fn must_finish(&self) -> bool {
         matches!(self.grant, Grant::RefreshToken { .. })
+    }
+
+    /// The name that the configured refresh token has among replicas; none where there is no such token.
+    pub(super) async fn refresh_line(&mut self) -> Option<String> {
+        Some(ancestor(&self.configured().await?))
+    }
+
+    /// The newest refresh token in place of the configured one.
+    pub(super) async fn rotated(&mut self) -> Option<Kept> {
+        let configured = self.configured().await?;
+        self.vault.kept(&configured).await.cloned()
+    }
+
+    /// Another replica was given a refresh token.
+    pub(super) async fn learn(&mut self, told: Kept) {
+        let Some(configured) = self.configured().await else { return };
+        if let Err(error) = self.vault.learn(&configured, told).await {
+            tracing::error!(error = chain(&error), "the refresh token of another replica is kept in memory only");
+        }
+    }
+
+    async fn configured(&mut self) -> Option<Secret> {
+        match self.grant.clone() {
+            Grant::RefreshToken { refresh_token, .. } => self.secrets.read(&refresh_token).await.ok(),
+            Grant::ClientCredentials(_) | Grant::Static { .. } => None,
+        }
     }
 
     async fn exchange(&mut self, client: &Client, configured: &Secret) -> Result<Granted, GrantError> {

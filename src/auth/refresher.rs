@@ -136,7 +136,12 @@ impl Refresher {
                 Some(answer) => self.take(answer),
                 None => return ControlFlow::Break(()),
             },
-            Output::Adopt { generation, origin } => self.adopt(generation, origin),
+            Output::Adopt { generation, origin } => {
+                self.adopt(generation, origin);
+                if origin == Origin::Vault {
+                    self.learn_refresh_token().await;
+                }
+            }
             Output::Retry { at, alarm } => self.lament(at, alarm),
             Output::Look => self.look().await,
             Output::Lock { life } => self.lock(life).await,
@@ -152,6 +157,13 @@ impl Refresher {
     /// The answer to one request, or none if the daemon ends first and the request may be dropped.
     async fn fetch(&mut self, stop: &CancellationToken) -> Option<Result<Granted, GrantError>> {
         self.publish();
+        self.learn_refresh_token().await;
+        let answer = self.ask(stop).await?;
+        self.share_refresh_token().await;
+        Some(answer)
+    }
+
+    async fn ask(&mut self, stop: &CancellationToken) -> Option<Result<Granted, GrantError>> {
         let droppable = !self.grants.must_finish();
         let held = self.tokens.borrow().as_ref().map(|token| token.secret.clone());
         let refused = held.filter(|_| self.machine.is_refused());
@@ -174,8 +186,29 @@ impl Refresher {
         None
     }
 
+    /// Another replica may have used the refresh token up, and was given the next one.
+    async fn learn_refresh_token(&mut self) {
+        let Some(shared) = &mut self.shared else { return };
+        let Some(line) = self.grants.refresh_line().await else { return };
+        if let Some(told) = shared.refresh_token(&line).await {
+            self.grants.learn(told).await;
+        }
+    }
+
+    /// Before the access token is used: whoever asks next needs it.
+    async fn share_refresh_token(&mut self) {
+        let Some(shared) = &mut self.shared else { return };
+        if let Some(rotated) = self.grants.rotated().await {
+            shared.share_refresh_token(&rotated).await;
+        }
+    }
+
     async fn look(&mut self) {
         let seen = self.shared().look().await;
+        if seen.is_some() {
+            // What was given while the vault was away.
+            self.share_refresh_token().await;
+        }
         self.machine.handle(Input::Looked { seen, unit: fastrand::f64() }, clock::now());
     }
 

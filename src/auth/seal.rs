@@ -37,10 +37,18 @@ struct Key {
 /// Where a sealed text belongs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
+    pub(super) what: What,
     /// The beginning of every key of the installation.
     pub(super) prefix: &'a str,
     pub(super) account: &'a str,
     pub(super) generation: u64,
+}
+
+/// What is sealed: one never opens in the other's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    AccessToken,
+    RefreshToken,
 }
 
 /// A key is no key. It is not repeated.
@@ -120,8 +128,12 @@ impl fmt::Debug for Key {
 impl Place<'_> {
     /// Lengths stand before the texts, so that no two places look alike.
     fn bound(self, id: &[u8; ID_LEN]) -> Aad<Vec<u8>> {
-        let Self { prefix, account, generation } = self;
-        let head = format!("trunkline token {}:{prefix}{}:{account}{generation} ", prefix.len(), account.len());
+        let Self { what, prefix, account, generation } = self;
+        let what = match what {
+            What::AccessToken => "token",
+            What::RefreshToken => "refresh token",
+        };
+        let head = format!("trunkline {what} {}:{prefix}{}:{account}{generation} ", prefix.len(), account.len());
         Aad::from([head.as_bytes(), id].concat())
     }
 }
@@ -134,7 +146,7 @@ fn readable(text: &[u8]) -> Result<Secret, SealError> {
 mod tests {
     use super::*;
 
-    const HERE: Place<'_> = Place { prefix: "trunkline", account: "acme", generation: 7 };
+    const HERE: Place<'_> = Place { what: What::AccessToken, prefix: "trunkline", account: "acme", generation: 7 };
 
     #[test]
     fn what_is_sealed_opens_in_its_place_and_nowhere_else() {
@@ -142,6 +154,7 @@ mod tests {
         let sealed = seal.seal(&Secret::new("canary-token"), HERE).unwrap();
         assert_eq!(seal.open(&sealed, HERE), Ok(Secret::new("canary-token")));
         let elsewhere = [
+            Place { what: What::RefreshToken, ..HERE },
             Place { prefix: "trunklin", ..HERE },
             Place { account: "acme2", ..HERE },
             Place { generation: 8, ..HERE },

@@ -7,7 +7,10 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::seal::{Place, Seal};
+use super::{
+    seal::{Place, Seal, What},
+    vault::Kept,
+};
 use crate::{
     model::{AccountName, Secret},
     protocol::{
@@ -16,7 +19,7 @@ use crate::{
     },
     store::redis::{
         connection::{CommandError, Connection},
-        vault::{Content, Stored, Token, Vault},
+        vault::{Content, RefreshToken, Stored, Token, Vault},
     },
     tasks::Outcome,
     telemetry::chain,
@@ -52,6 +55,8 @@ pub(super) struct Shared {
     /// Words may have been missed before that many beginnings were heard of.
     beginnings: u64,
     away: bool,
+    /// Which refresh token the vault is known to have.
+    has: Option<(String, u64)>,
 }
 
 /// What was heard. A value, not a queue: an older word is worth nothing.
@@ -83,6 +88,7 @@ impl Shared {
             news,
             beginnings: 0,
             away: false,
+            has: None,
         };
         (shared, listening)
     }
@@ -130,7 +136,7 @@ impl Shared {
 
     pub(super) async fn publish(&mut self, secret: &Secret, found: Found) -> Published {
         let Found { generation, lifetime, left } = found;
-        let secret = match self.seal.seal(secret, self.place(generation)) {
+        let secret = match self.seal.seal(secret, self.place(What::AccessToken, generation)) {
             Ok(secret) => secret,
             Err(error) => {
                 tracing::error!(error = chain(&error), generation, "a token stays on this replica");
@@ -146,6 +152,40 @@ impl Shared {
         }
     }
 
+    /// The newest refresh token that any replica was given in place of the one with this name.
+    pub(super) async fn refresh_token(&mut self, ancestor: &str) -> Option<Kept> {
+        let name = ancestor.to_owned();
+        let found = self.ask(Arc::clone(&self.vault), async |vault| vault.refresh_token(&name).await).await??;
+        let RefreshToken { number, secret } = found;
+        let opened = self.seal.open(&secret, self.place(What::RefreshToken, number));
+        let opened = opened.inspect_err(|error| {
+            tracing::error!(error = chain(error), number, "the refresh token in the vault cannot be used");
+        });
+        self.has = Some((ancestor.to_owned(), number));
+        Some(Kept { ancestor: ancestor.to_owned(), number, refresh_token: opened.ok()? })
+    }
+
+    /// Lets the others have a refresh token, unless the vault has it already, or a newer one. When the vault is away, it
+    /// is to be tried again.
+    pub(super) async fn share_refresh_token(&mut self, kept: &Kept) {
+        let Kept { ancestor, number, refresh_token } = kept;
+        if self.has.as_ref().is_some_and(|(name, has)| name == ancestor && has >= number) {
+            return;
+        }
+        let secret = match self.seal.seal(refresh_token, self.place(What::RefreshToken, *number)) {
+            Ok(secret) => secret,
+            Err(error) => {
+                tracing::error!(error = chain(&error), number, "a refresh token stays on this replica");
+                return;
+            }
+        };
+        let token = RefreshToken { number: *number, secret };
+        let (vault, name) = (Arc::clone(&self.vault), ancestor.clone());
+        if self.ask(vault, async |vault| vault.keep_refresh_token(&name, &token).await).await.is_some() {
+            self.has = Some((ancestor.clone(), *number));
+        }
+    }
+
     /// The next hint: a generation, or none when some may have been missed. Waits for ever when there can be no more.
     pub(super) async fn hint(&mut self) -> Option<u64> {
         if self.news.changed().await.is_err() {
@@ -158,7 +198,7 @@ impl Shared {
     }
 
     fn open(&self, token: &Token) -> Option<Secret> {
-        let opened = self.seal.open(&token.secret, self.place(token.generation));
+        let opened = self.seal.open(&token.secret, self.place(What::AccessToken, token.generation));
         opened
             .inspect_err(|error| {
                 let generation = token.generation;
@@ -167,8 +207,8 @@ impl Shared {
             .ok()
     }
 
-    fn place(&self, generation: u64) -> Place<'_> {
-        Place { prefix: &self.prefix, account: self.account.as_str(), generation }
+    fn place(&self, what: What, generation: u64) -> Place<'_> {
+        Place { what, prefix: &self.prefix, account: self.account.as_str(), generation }
     }
 
     /// The vault's answer, in time.

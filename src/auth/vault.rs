@@ -1,7 +1,7 @@
 //! Where a rotated refresh token survives a restart: one file an account, for its owner's eyes only.
 //!
 //! It never overrules the configuration: a rotated token is a descendant of the configured one, and is forgotten as
-//! soon as another one is configured.
+//! soon as another one is configured. Replicas tell one another of rotations: the one with the higher number is newer.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -43,11 +43,14 @@ enum Memory {
     Kept(Kept),
 }
 
+/// A refresh token that the platform gave in place of another.
 #[derive(Debug, Clone)]
-struct Kept {
+pub(super) struct Kept {
     /// Which configured token this one descends from.
-    ancestor: String,
-    refresh_token: Secret,
+    pub(super) ancestor: String,
+    /// How many rotations that is ago.
+    pub(super) number: u64,
+    pub(super) refresh_token: Secret,
 }
 
 /// The file's shape.
@@ -55,6 +58,8 @@ struct Kept {
 struct Stored {
     /// Digest of the configured token.
     configured: String,
+    #[serde(default)]
+    number: u64,
     refresh_token: String,
 }
 
@@ -76,18 +81,33 @@ impl Vault {
 
     /// The newest token that descends from the configured one, or that one itself.
     pub(super) async fn newest(&mut self, configured: &Secret) -> Secret {
+        self.kept(configured).await.map_or_else(|| configured.clone(), |kept| kept.refresh_token.clone())
+    }
+
+    /// The newest token that descends from the configured one.
+    pub(super) async fn kept(&mut self, configured: &Secret) -> Option<&Kept> {
         if let Memory::Unread = self.memory {
             self.memory = self.load().await;
         }
         match &self.memory {
-            Memory::Kept(kept) if kept.ancestor == ancestor(configured) => kept.refresh_token.clone(),
-            Memory::Unread | Memory::Nothing | Memory::Kept(_) => configured.clone(),
+            Memory::Kept(kept) if kept.ancestor == ancestor(configured) => Some(kept),
+            Memory::Unread | Memory::Nothing | Memory::Kept(_) => None,
         }
     }
 
     /// Keeps a rotated token, durable when this returns. After an error it is kept in memory all the same.
     pub(super) async fn keep(&mut self, configured: &Secret, rotated: Secret) -> Result<(), VaultError> {
-        let kept = Kept { ancestor: ancestor(configured), refresh_token: rotated };
+        let number = self.kept(configured).await.map_or(0, |kept| kept.number) + 1;
+        self.store(Kept { ancestor: ancestor(configured), number, refresh_token: rotated }).await
+    }
+
+    /// Keeps what another replica was given, if it is newer.
+    pub(super) async fn learn(&mut self, configured: &Secret, told: Kept) -> Result<(), VaultError> {
+        let known = self.kept(configured).await.map_or(0, |kept| kept.number);
+        if told.ancestor == ancestor(configured) && told.number > known { self.store(told).await } else { Ok(()) }
+    }
+
+    async fn store(&mut self, kept: Kept) -> Result<(), VaultError> {
         self.memory = Memory::Kept(kept.clone());
         let path = self.path.clone();
         let stored = off_the_runtime(move || write(&path, &kept)).await;
@@ -116,7 +136,8 @@ async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> io::Result<T>
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-fn ancestor(configured: &Secret) -> String {
+/// The name of a configured token; it tells nothing of it.
+pub(super) fn ancestor(configured: &Secret) -> String {
     STANDARD_NO_PAD.encode(fingerprint(configured))
 }
 
@@ -131,7 +152,8 @@ fn read(path: &Path) -> io::Result<Option<Kept>> {
     // the parser's own error could quote the token
     let stored: Stored =
         serde_json::from_slice(&text).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))?;
-    Ok(Some(Kept { ancestor: stored.configured, refresh_token: Secret::new(stored.refresh_token) }))
+    let Stored { configured, number, refresh_token } = stored;
+    Ok(Some(Kept { ancestor: configured, number, refresh_token: Secret::new(refresh_token) }))
 }
 
 /// Beside the old file and then over it, so that a crash leaves the one or the other.
@@ -141,7 +163,11 @@ fn write(path: &Path, kept: &Kept) -> io::Result<()> {
     let beside = path.with_extension("refresh.new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&beside)?;
     file.set_permissions(Permissions::from_mode(FILE_MODE))?;
-    let stored = Stored { configured: kept.ancestor.clone(), refresh_token: kept.refresh_token.expose().to_owned() };
+    let stored = Stored {
+        configured: kept.ancestor.clone(),
+        number: kept.number,
+        refresh_token: kept.refresh_token.expose().to_owned(),
+    };
     file.write_all(&serde_json::to_vec(&stored)?)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
@@ -168,6 +194,24 @@ mod tests {
         assert_eq!(restarted.newest(&third).await, third, "a newly configured one wins");
         restarted.keep(&first, third.clone()).await.unwrap();
         assert_eq!(self::vault(&folder).newest(&first).await, third);
+    }
+
+    #[tokio::test]
+    async fn what_another_replica_was_given_counts_if_it_is_newer_and_of_the_same_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let (configured, own, other) = (Secret::new("configured"), Secret::new("own"), Secret::new("other"));
+        let told = |number| Kept { ancestor: ancestor(&configured), number, refresh_token: other.clone() };
+        let mut vault = vault(folder.path());
+        vault.keep(&configured, own.clone()).await.unwrap();
+        vault.learn(&configured, told(1)).await.unwrap();
+        assert_eq!(vault.newest(&configured).await, own);
+        vault.learn(&configured, Kept { ancestor: ancestor(&own), ..told(9) }).await.unwrap();
+        assert_eq!(vault.newest(&configured).await, own);
+        vault.learn(&configured, told(2)).await.unwrap();
+        assert_eq!(vault.newest(&configured).await, other);
+        assert_eq!(self::vault(folder.path()).kept(&configured).await.unwrap().number, 2);
+        vault.keep(&configured, own).await.unwrap();
+        assert_eq!(vault.kept(&configured).await.unwrap().number, 3);
     }
 
     #[tokio::test]

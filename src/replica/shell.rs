@@ -29,9 +29,6 @@ use crate::{
     },
 };
 
-/// The part of a membership's life in which the store has to answer.
-const ANSWER: f64 = 0.25;
-
 /// A stream that is given up has this time to make durable what it heard.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
@@ -276,9 +273,8 @@ impl Shell {
         let (registry, life) = (Arc::clone(&self.registry), self.settings.life);
         let ails = |stream: &&StreamName| self.shared.part(stream) != Part::Apart && !self.live.contains(*stream);
         let ailing: Vec<StreamName> = self.settings.streams.iter().filter(ails).cloned().collect();
-        let answer_max = life.mul_f64(ANSWER);
         self.work.push(Box::pin(async move {
-            Some(match within(answer_max, registry.renew(limit, &ailing, life)).await {
+            Some(match registry.renew(limit, &ailing, life).await {
                 Ok(lives) => Done::Renewed(lives),
                 Err(why) => Done::Unanswered(Request::Renew, why.to_string()),
             })
@@ -287,9 +283,8 @@ impl Shell {
 
     fn list(&self) {
         let (registry, streams) = (Arc::clone(&self.registry), self.settings.streams.clone());
-        let answer_max = self.settings.life.mul_f64(ANSWER);
         self.work.push(Box::pin(async move {
-            Some(match within(answer_max, registry.records(&streams)).await {
+            Some(match registry.records(&streams).await {
                 Ok(records) => Done::Told(Input::Listed { records }),
                 Err(why) => Done::Unanswered(Request::List, why.to_string()),
             })
@@ -321,9 +316,8 @@ impl Shell {
 
     fn set(&self, stream: StreamName, expected: Option<Fence>, record: Record) {
         let registry = Arc::clone(&self.registry);
-        let answer_max = self.settings.life.mul_f64(ANSWER);
         self.work.push(Box::pin(async move {
-            let outcome = match within(answer_max, registry.change(&stream, expected, record)).await {
+            let outcome = match registry.change(&stream, expected, record).await {
                 Ok(true) => Outcome::Done,
                 Ok(false) => Outcome::Refused,
                 Err(error) => {
@@ -343,9 +337,8 @@ impl Shell {
             return;
         }
         let registry = Arc::clone(&self.registry);
-        let answer_max = self.settings.life.mul_f64(ANSWER);
         self.words.push(Box::pin(async move {
-            if let Err(error) = within(answer_max, registry.say(&word)).await {
+            if let Err(error) = registry.say(&word).await {
                 tracing::debug!(%error, ?word, "a word could not be said");
             }
             None
@@ -354,23 +347,13 @@ impl Shell {
 
     fn leave(&self) {
         let registry = Arc::clone(&self.registry);
-        let answer_max = self.settings.life.mul_f64(ANSWER);
         self.work.push(Box::pin(async move {
-            if let Err(error) = within(answer_max, registry.leave()).await {
+            if let Err(error) = registry.leave().await {
                 tracing::debug!(%error, "the others will notice that this replica left");
             }
             Some(Done::Left)
         }));
     }
-}
-
-/// The answer, in time.
-async fn within<T>(
-    answer_max: Duration,
-    asking: impl Future<Output = Result<T, CommandError>>,
-) -> Result<T, CommandError> {
-    let late = |_| Err(CommandError::NoAnswer(format!("none within {answer_max:?}")));
-    tokio::time::timeout(answer_max, asking).await.unwrap_or_else(late)
 }
 
 /// Listens for ever, and begins anew whenever the connection is lost.

@@ -185,7 +185,9 @@ impl Drop for Registered {
         let Some(socket) = state.sockets.remove(&self.number) else {
             return;
         };
-        state.tally.sockets.entry(socket.dialect).or_default().open -= 1;
+        let count = state.tally.sockets.entry(socket.dialect).or_default();
+        count.open -= 1;
+        count.deserted += u64::from(count.open == 0);
         if let Some(channel) = socket.channel {
             state.channels.detach(&channel, self.number);
         }

@@ -278,7 +278,8 @@ mod tests {
         probe.simulator.inject(Fault::Drop { on: Target::Sequenced });
         assert!(ear.is_reset().await);
         eventually(|| probe.simulator.tally().sockets(Dialect::Sequenced).open == 0).await;
-        assert_eq!(probe.simulator.tally().sockets(Dialect::Sequenced).total, 1);
+        let sockets = probe.simulator.tally().sockets(Dialect::Sequenced);
+        assert_eq!((sockets.total, sockets.deserted), (1, 1));
     }
 
     #[tokio::test]

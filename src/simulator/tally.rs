@@ -56,6 +56,8 @@ pub enum Dialect {
 pub struct Sockets {
     pub open: u64,
     pub total: u64,
+    /// How often the last one was closed while no other was open.
+    pub deserted: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

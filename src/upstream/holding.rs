@@ -198,8 +198,12 @@ impl Shell<'_> {
 
     /// Nothing more can be appended as it was. Whether that ends the process.
     pub(super) async fn lost_log(&mut self, error: AppendError) -> anyhow::Result<()> {
-        let fence = self.holding.owning().and_then(|owning| owning.fence);
-        match (error, fence) {
+        let Some(owning) = self.holding.owning() else {
+            // It was under way when the stream went to another replica, which hears the same again.
+            tracing::info!(%error, "an append came too late");
+            return Ok(());
+        };
+        match (error, owning.fence) {
             (AppendError::Fenced, Some(fence)) => {
                 self.release();
                 self.seat.say_fenced(fence).await;

@@ -6,9 +6,10 @@ mod consumer;
 mod plan;
 mod redis;
 mod relay;
+mod road;
 mod wire;
 
-use std::{ops::Deref, time::Duration};
+use std::{ops::Deref, str::FromStr, time::Duration};
 
 use trunkline::{
     app::install_crypto,
@@ -21,6 +22,7 @@ pub(crate) use self::{
     plan::Plan,
     redis::{Redis, documented_rules, free_port, limits as redis_limits},
     relay::Relay,
+    road::{Held, Road},
     wire::{Babbler, Impostor, Wire},
 };
 
@@ -81,6 +83,12 @@ impl Deref for Platform {
 pub(crate) fn http() -> reqwest::Client {
     install_crypto();
     reqwest::Client::builder().tls_certs_only([]).build().unwrap()
+}
+
+/// What the environment says of the size of a test.
+#[expect(clippy::disallowed_methods, reason = "no configuration of the daemon says how long a test shall last")]
+pub(crate) fn knob<T: FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
 }
 
 /// Waits until the fact is one.

@@ -1,5 +1,7 @@
 //! Replicas that share a token: one request between them, whatever happens to Redis, its words, and whoever asks.
 
+mod lives;
+mod refresh;
 mod replicas;
 mod vault;
 
@@ -19,36 +21,6 @@ const MANY: usize = 20;
 
 async fn platform(life: u64) -> Platform {
     Platform::with(Settings { token_ttl: Duration::from_secs(life), ..Settings::default() }).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn many_replicas_make_one_request_a_life() {
-    let (platform, redis) = (platform(3).await, Redis::volatile());
-    let replicas = Replicas::start(MANY, &platform, &redis);
-    replicas.reach(1).await;
-    while replicas.newest() < 4 {
-        replicas.all_have_a_token();
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    replicas.reach(4).await;
-    replicas.agree();
-    assert_eq!(platform.tally().grants_total(), replicas.newest());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn lost_words_cost_no_request() {
-    let (platform, redis) = (platform(3).await, Redis::volatile());
-    let replicas = Replicas::start(5, &platform, &redis);
-    replicas.reach(1).await;
-    let connection = redis.connection();
-    while replicas.newest() < 4 {
-        replicas.all_have_a_token();
-        let killed = connection.run::<i64>(cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub")).await;
-        assert!(killed.is_ok(), "{killed:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    replicas.reach(4).await;
-    assert_eq!(platform.tally().grants_total(), replicas.newest());
 }
 
 #[tokio::test(flavor = "multi_thread")]

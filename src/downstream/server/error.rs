@@ -33,6 +33,8 @@ pub(super) enum Refusal {
     Trimmed { mark: Mark, first: Mark },
     #[error("{mark} is of another life of this log; the oldest event held is {first}")]
     ForeignEpoch { mark: Mark, first: Mark },
+    #[error("{mark} was lost with a failover of the store; what it kept of that epoch ends with {kept}")]
+    Lost { mark: Mark, kept: Mark },
     #[error("there is no event {mark} in {stream} yet")]
     BeyondEnd { mark: Mark, stream: StreamName },
     #[error(transparent)]
@@ -70,6 +72,7 @@ impl Refusal {
             }
             Self::Trimmed { .. } => plain(StatusCode::GONE, "cursor-trimmed", "Cursor beyond retention"),
             Self::ForeignEpoch { .. } => plain(StatusCode::GONE, "cursor-foreign", "Cursor of another epoch"),
+            Self::Lost { .. } => plain(StatusCode::GONE, "cursor-lost", "Cursor of an event that was lost"),
             Self::BeyondEnd { .. } => {
                 plain(StatusCode::BAD_REQUEST, "cursor-beyond-end", "Cursor beyond the end of the log")
             }

@@ -45,6 +45,10 @@ async fn begin(log: &EventLog, start: StartIn, loss: Loss) -> Result<Beginning, 
         StartIn::After(mark) => match (place(&end, mark), loss) {
             (Place::At(after), _) | (Place::Trimmed(after), Loss::Told) => at(after),
             (Place::Foreign, Loss::Told) => Ok(Beginning { after: end.first.previous(), foreign: Some(mark) }),
+            (Place::Lost(kept), Loss::Told) => {
+                Ok(Beginning { after: kept.offset.max(end.first.previous()), foreign: Some(mark) })
+            }
+            (Place::Lost(kept), Loss::Refused) => Err(Refusal::Lost { mark, kept }),
             (Place::Trimmed(_), Loss::Refused) => Err(Refusal::Trimmed { mark, first: first_mark(&end) }),
             (Place::Foreign, Loss::Refused) => Err(Refusal::ForeignEpoch { mark, first: first_mark(&end) }),
             (Place::Beyond, _) => Err(Refusal::BeyondEnd { mark, stream: log.name().clone() }),
@@ -58,6 +62,8 @@ enum Place {
     At(Offset),
     /// It was an entry of this log, but what follows is not held any more.
     Trimmed(Offset),
+    /// It was an entry of an epoch that ended before it, with this one.
+    Lost(Mark),
     /// It is of an epoch that this log does not know.
     Foreign,
     /// There is no such entry yet.
@@ -69,7 +75,10 @@ fn place(end: &End, mark: Mark) -> Place {
         Standing::After(offset) if offset < end.first.previous() => Place::Trimmed(offset),
         Standing::After(offset) => Place::At(offset),
         Standing::Foreign => Place::Foreign,
-        Standing::Beyond => Place::Beyond,
+        Standing::Beyond => {
+            let ended = end.lineage.earlier().iter().find(|(epoch, _)| *epoch == mark.epoch);
+            ended.map_or(Place::Beyond, |(epoch, offset)| Place::Lost(Mark { epoch: *epoch, offset: *offset }))
+        }
     }
 }
 
@@ -93,6 +102,20 @@ mod tests {
             ("4f2a-0", Place::Trimmed(Offset(0))),
             ("4f2a-21", Place::Beyond),
             ("9c01-15", Place::Foreign),
+        ] {
+            assert_eq!(place(&end, mark.parse().unwrap()), worth, "{mark}");
+        }
+    }
+
+    #[test]
+    fn what_a_failover_lost_is_known_to_be_lost() {
+        let lineage = Lineage::with_earlier(Epoch(0x9c01), vec![(Epoch(0x4f2a), Offset(15))]);
+        let end = End { lineage, first: Offset(11), last: Offset(20), closed: false };
+        for (mark, worth) in [
+            ("4f2a-15", Place::At(Offset(15))),
+            ("4f2a-16", Place::Lost("4f2a-15".parse().unwrap())),
+            ("4f2a-99", Place::Lost("4f2a-15".parse().unwrap())),
+            ("9c01-21", Place::Beyond),
         ] {
             assert_eq!(place(&end, mark.parse().unwrap()), worth, "{mark}");
         }

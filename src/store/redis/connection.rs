@@ -107,9 +107,15 @@ impl Connection {
 
     /// A connection of its own to the same address: for what must not wait behind other commands.
     pub fn another(&self) -> Self {
-        let Shared { address, limits, runtime, .. } = &*self.shared;
+        self.another_within(self.shared.limits)
+    }
+
+    /// The same with a patience of its own. Whoever has less than the connection has better tell it: an answer that
+    /// nobody waits for any more does not give a dead connection away.
+    pub fn another_within(&self, limits: Limits) -> Self {
+        let Shared { address, runtime, .. } = &*self.shared;
         let _inside = runtime.enter();
-        Self::new(address.clone(), *limits)
+        Self::new(address.clone(), limits)
     }
 
     pub fn address(&self) -> &Address {

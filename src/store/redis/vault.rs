@@ -1,4 +1,5 @@
-//! The token that the replicas of an account share, its lock, and word of a new one. All keys lie in one slot.
+//! The token that the replicas of an account share, its lock, word of a new one, and the refresh token behind it. All
+//! keys lie in one slot.
 //!
 //! It knows no secrets: what is stored is sealed by whoever stores it. A token's remaining life is its key's, so that no
 //! replica's clock matters.
@@ -21,10 +22,13 @@ pub struct Vault {
     publish: Script,
     release: Script,
     renew: Script,
+    keep_refresh: Script,
     token: String,
     generation: String,
     lock: String,
     pause: String,
+    /// The beginning of the keys of refresh tokens.
+    refresh: String,
     channel: String,
 }
 
@@ -45,6 +49,15 @@ pub struct Token {
     /// From the sending of its request to its end.
     pub lifetime: Duration,
     pub left: Duration,
+    /// As it was given.
+    pub secret: Vec<u8>,
+}
+
+/// A refresh token that the platform gave in place of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefreshToken {
+    /// How many rotations the configured one is ago.
+    pub number: u64,
     /// As it was given.
     pub secret: Vec<u8>,
 }
@@ -70,10 +83,12 @@ impl Vault {
             publish: Script::new(include_str!("scripts/token_publish.lua")),
             release: Script::new(include_str!("scripts/token_release.lua")),
             renew: Script::new(include_str!("scripts/token_renew.lua")),
+            keep_refresh: Script::new(include_str!("scripts/token_refresh.lua")),
             token: name("token"),
             generation: name("generation"),
             lock: name("lock"),
             pause: name("pause"),
+            refresh: name("refresh:"),
             channel: format!("{prefix}:token:{account}:news"),
         }
     }
@@ -118,6 +133,25 @@ impl Vault {
             "lost" => Ok(Stored::Lost),
             _ => Err(CommandError::NoAnswer(format!("the script says {word:?}"))),
         }
+    }
+
+    /// The newest refresh token in place of the configured one that has this name.
+    pub async fn refresh_token(&self, configured: &str) -> Result<Option<RefreshToken>, CommandError> {
+        let mut command = cmd("HMGET");
+        command.arg(self.refresh_key(configured)).arg(&["number", "secret"]);
+        let (number, secret): (Option<u64>, Option<Vec<u8>>) = self.connection.run(&command).await?;
+        Ok(number.zip(secret).map(|(number, secret)| RefreshToken { number, secret }))
+    }
+
+    /// Stores it, unless this number or a higher one was. It has no end: nobody knows when the platform forgets it.
+    pub async fn keep_refresh_token(&self, configured: &str, token: &RefreshToken) -> Result<(), CommandError> {
+        let (key, number) = (self.refresh_key(configured), token.number.to_string());
+        let arguments = [number.as_bytes(), &token.secret];
+        self.connection.call::<u8>(&self.keep_refresh, &[&key], &arguments).await.map(drop)
+    }
+
+    fn refresh_key(&self, configured: &str) -> String {
+        format!("{}{configured}", self.refresh)
     }
 
     /// Hears generations that are stored.

@@ -76,7 +76,9 @@ impl Relay {
     }
 
     pub(crate) async fn text(&self, listener: &str, path: &str) -> String {
-        client().get(format!("{listener}{path}")).send().await.unwrap().text().await.unwrap()
+        let answer = client().get(format!("{listener}{path}")).send().await;
+        let answer = answer.unwrap_or_else(|error| panic!("{error}\n{}", self.child.told()));
+        answer.text().await.unwrap()
     }
 
     /// Asks an operator's wish.
@@ -94,7 +96,7 @@ impl Relay {
     }
 
     /// The newest entry of the log, as a consumer gets it.
-    async fn newest(&self) -> Option<Entry> {
+    pub(crate) async fn newest(&self) -> Option<Entry> {
         let last = self.stream().await["last"].as_str()?.to_owned();
         let (epoch, offset) = last.split_once('-')?;
         let before = offset.parse::<u64>().ok()?.checked_sub(1)?;

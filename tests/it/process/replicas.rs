@@ -1,6 +1,13 @@
 //! Several relays on one Redis behave as one: each stream has one holder, whatever becomes of its holders.
 //!
-//! `TRUNKLINE_ROUNDS` says how often; the figures are printed.
+//! `TRUNKLINE_ROUNDS` says how often, `TRUNKLINE_RATE` how many events a second; the figures are printed.
+
+mod away;
+mod clocks;
+mod cut;
+mod failover;
+mod sealed;
+mod unnumbered;
 
 use std::{
     fs,
@@ -9,7 +16,7 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use trunkline::clock;
+use trunkline::{clock, simulator::Dialect};
 
 use super::{
     child::{PATIENCE, eventually},
@@ -18,12 +25,18 @@ use super::{
     relay::Relay,
     site::{STREAM, Site},
 };
-use crate::harness::Redis;
+use crate::harness::{Redis, knob};
 
 const EVENTS_A_SECOND: u64 = 500;
 
-fn rounds(default: usize) -> usize {
-    std::env::var("TRUNKLINE_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+/// How often a scene is played.
+pub(super) fn rounds(default: usize) -> usize {
+    knob("TRUNKLINE_ROUNDS").unwrap_or(default)
+}
+
+/// Events a second.
+pub(super) fn rate() -> u64 {
+    knob("TRUNKLINE_RATE").unwrap_or(EVENTS_A_SECOND)
 }
 
 async fn site(server: &Redis, keys: &[&str]) -> Site {
@@ -52,16 +65,10 @@ async fn holder(relays: &[Relay]) -> usize {
     .await
 }
 
-/// The number of the newest entry that this relay shows.
-async fn shown(relay: &Relay) -> u64 {
-    let last = relay.stream().await["last"].as_str().unwrap().to_owned();
-    last.split_once('-').unwrap().1.parse().unwrap()
-}
-
-/// Waits until this relay shows more than it does now.
-async fn goes_on(relay: &Relay, since: Instant) -> Duration {
-    let before = shown(relay).await;
-    eventually("the log goes on", PATIENCE, async || (shown(relay).await > before).then_some(())).await;
+/// Waits until this relay shows what is said from here on.
+async fn goes_on(site: &Site, relay: &Relay, since: Instant) -> Duration {
+    let said = site.platform.ledger().last_sequence();
+    eventually("the log goes on", PATIENCE, async || (relay.newest().await?.number? > said).then_some(())).await;
     clock::now().saturating_duration_since(since)
 }
 
@@ -79,7 +86,7 @@ async fn kill_holders(keys: &[&str], count: usize) -> Vec<Duration> {
     let (board, mut readers, lines) = (Arc::new(Board::default()), JoinSet::new(), Arc::new(Seen::default()));
     readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
     board.put(Some(relays[1].consumers.clone()));
-    let talk = site.talk(EVENTS_A_SECOND);
+    let talk = site.talk(rate());
     let mut took = Vec::new();
     for _ in 0..count {
         let index = holder(&relays).await;
@@ -87,7 +94,7 @@ async fn kill_holders(keys: &[&str], count: usize) -> Vec<Duration> {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(700..1_200))).await;
         board.put(Some(relays[other].consumers.clone()));
         relays[index].child.kill();
-        took.push(goes_on(&relays[other], clock::now()).await);
+        took.push(goes_on(&site, &relays[other], clock::now()).await);
         relays[index] = Relay::live(&site).await;
     }
     let last_said = talk.hush().await;
@@ -116,12 +123,12 @@ async fn a_holder_that_was_frozen_appends_nothing_more_and_stands_by() {
     let server = Redis::durable();
     let site = site(&server, &[]).await;
     let relays = [Relay::live(&site).await, Relay::live(&site).await];
-    let talk = site.talk(EVENTS_A_SECOND);
+    let talk = site.talk(rate());
     for _ in 0..rounds(2) {
         let index = holder(&relays).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         relays[index].child.signal("STOP");
-        goes_on(&relays[1 - index], clock::now()).await;
+        goes_on(&site, &relays[1 - index], clock::now()).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         relays[index].child.signal("CONT");
         let apart = async || (!holds_stream(&relays[index]).await).then_some(());
@@ -133,6 +140,15 @@ async fn a_holder_that_was_frozen_appends_nothing_more_and_stands_by() {
         relay.holds(last_said).await;
         assert_whole(&pages(&relay.consumers).await, last_said);
     }
+    let refused = refused(&relays[0]).await + refused(&relays[1]).await;
+    println!("{} times frozen: {refused} appends were under way, and refused", rounds(2));
+}
+
+/// How many appends of this relay came too late.
+pub(super) async fn refused(relay: &Relay) -> u64 {
+    let page = relay.text(&relay.admin, "/metrics").await;
+    let line = page.lines().find_map(|line| line.strip_prefix("trunkline_store_errors_total{reason=\"fenced\"} "));
+    line.unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,7 +156,7 @@ async fn replicas_that_are_restarted_in_turn_hand_their_streams_over() {
     let server = Redis::durable();
     let site = site(&server, &[]).await;
     let mut relays = vec![Relay::live(&site).await, Relay::live(&site).await, Relay::live(&site).await];
-    let talk = site.talk(EVENTS_A_SECOND);
+    let talk = site.talk(rate());
     let mut took = Vec::new();
     for _ in 0..rounds(1) {
         for index in 0..relays.len() {
@@ -160,6 +176,7 @@ async fn replicas_that_are_restarted_in_turn_hand_their_streams_over() {
         assert_whole(&pages(&relay.consumers).await, last_said);
     }
     assert!(!took.is_empty(), "a holder was restarted");
+    assert_eq!(site.platform.tally().sockets(Dialect::Sequenced).deserted, 0, "the stream was live at every instant");
     tell("a holder that is told to stop has ended", took);
 }
 

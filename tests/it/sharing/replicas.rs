@@ -1,30 +1,60 @@
 //! Replicas of one account, each with connections and tasks of its own.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 use trunkline::{
     app::install_crypto,
     auth::{Client, ClientAuth, Grant, Settings, Sharing, Tokens, seal::Seal},
     model::{Secret, SecretRef, Span},
+    store::redis::{address::Address, connection::Connection},
     tasks::Tasks,
 };
 
-use crate::harness::{Platform, Redis};
+use crate::harness::{Platform, Redis, redis_limits};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) struct Replica {
     tokens: Tokens,
     tasks: Tasks,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 pub(super) struct Replicas(Vec<Replica>);
 
-impl Replica {
-    fn start(buffer: &str, seal: Seal, platform: &Platform, redis: &Redis) -> Self {
+/// By which grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Client,
+    RefreshToken,
+}
+
+/// What a replica is made from.
+#[derive(Clone)]
+struct Plan {
+    buffer: Span,
+    keys: Vec<Secret>,
+    by: By,
+    token_url: String,
+    redis: Address,
+}
+
+impl Plan {
+    fn new(buffer: &str, platform: &Platform, redis: &Redis) -> Self {
+        let token_url = format!("{}/oauth/token", platform.url());
+        Self {
+            buffer: buffer.parse().unwrap(),
+            keys: Vec::new(),
+            by: By::Client,
+            token_url,
+            redis: redis.url().parse().unwrap(),
+        }
+    }
+
+    fn start(self) -> Replica {
         install_crypto();
         let folder = tempfile::tempdir().unwrap();
         let secret = |name: &str, text: &str| {
@@ -34,31 +64,87 @@ impl Replica {
         };
         let client =
             Client { id: secret("id", "demo"), secret: secret("secret", "demo-secret"), placement: ClientAuth::Basic };
+        let grant = match self.by {
+            By::Client => Grant::ClientCredentials(client),
+            By::RefreshToken => Grant::RefreshToken { client, refresh_token: secret("refresh", "demo-refresh") },
+        };
         let settings = Settings {
             account: "acme".parse().unwrap(),
-            grant: Grant::ClientCredentials(client),
-            token_url: format!("{}/oauth/token", platform.url()),
+            grant,
+            token_url: self.token_url,
             scope: String::new(),
-            refresh_buffer: buffer.parse::<Span>().unwrap().0,
+            refresh_buffer: self.buffer.0,
             refresh_interval_min: Duration::from_secs(60),
             refresh_jitter: Duration::from_secs(2),
             lifetime_default: Duration::from_secs(600),
             vault: folder.path().join("vault"),
         };
-        let sharing = Sharing { connection: redis.connection(), prefix: "trunkline".to_owned(), seal: Arc::new(seal) };
+        let connection = Connection::new(self.redis, redis_limits());
+        let seal = Arc::new(Seal::new(&self.keys).unwrap());
+        let sharing = Sharing { connection, prefix: "trunkline".to_owned(), seal };
         let mut tasks = Tasks::new("replica");
         let tokens = Tokens::share(settings, sharing, &mut tasks).unwrap();
-        Self { tokens, tasks, _folder: folder }
+        Replica { tokens, tasks, folder }
+    }
+}
+
+/// A replica with a thread of its own, on which nothing happens any more when it is frozen.
+pub(super) struct Alone {
+    orders: mpsc::Sender<std::sync::mpsc::Receiver<()>>,
+    thread: JoinHandle<()>,
+}
+
+impl Alone {
+    pub(super) fn with(buffer: &str, platform: &Platform, redis: &Redis) -> Self {
+        let plan = Plan::new(buffer, platform, redis);
+        let (orders, mut ordered) = mpsc::channel::<std::sync::mpsc::Receiver<()>>(1);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let _replica = plan.start();
+                while let Some(thaw) = ordered.recv().await {
+                    if thaw.recv().is_err() {
+                        return;
+                    }
+                }
+            });
+        });
+        Self { orders, thread }
     }
 
+    /// Until the value that it returns is used. When that is dropped, it dies as it is.
+    pub(super) async fn freeze(&self) -> std::sync::mpsc::SyncSender<()> {
+        let (thaw, frozen) = std::sync::mpsc::sync_channel(1);
+        self.orders.send(frozen).await.unwrap();
+        thaw
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+impl Replica {
     pub(super) fn with(buffer: &str, platform: &Platform, redis: &Redis) -> Self {
-        Self::start(buffer, Seal::default(), platform, redis)
+        Plan::new(buffer, platform, redis).start()
     }
 
     /// With the keys that consist of these bytes.
     pub(super) fn sealed(keys: &[u8], platform: &Platform, redis: &Redis) -> Self {
         let keys: Vec<Secret> = keys.iter().map(|byte| Secret::new(BASE64_STANDARD.encode([*byte; 32]))).collect();
-        Self::start("300s", Seal::new(&keys).unwrap(), platform, redis)
+        Plan { keys, ..Plan::new("300s", platform, redis) }.start()
+    }
+
+    /// With the one refresh token of the platform, sealed with a key.
+    pub(super) fn refreshing(platform: &Platform, redis: &Redis) -> Self {
+        let keys = vec![Secret::new(BASE64_STANDARD.encode([1; 32]))];
+        Plan { keys, by: By::RefreshToken, ..Plan::new("300s", platform, redis) }.start()
+    }
+
+    /// The refresh token in its file.
+    pub(super) fn refresh_token(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.path().join("vault/acme.refresh")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["refresh_token"].as_str().unwrap().to_owned()
     }
 
     pub(super) fn key(what: &str) -> String {
@@ -92,7 +178,11 @@ impl Replica {
 
 impl Replicas {
     pub(super) fn start(count: usize, platform: &Platform, redis: &Redis) -> Self {
-        Self((0..count).map(|_| Replica::with("300s", platform, redis)).collect())
+        Self::with("300s", count, platform, redis)
+    }
+
+    pub(super) fn with(buffer: &str, count: usize, platform: &Platform, redis: &Redis) -> Self {
+        Self((0..count).map(|_| Replica::with(buffer, platform, redis)).collect())
     }
 
     pub(super) async fn reach(&self, generation: u64) {
@@ -103,6 +193,14 @@ impl Replicas {
 
     pub(super) fn newest(&self) -> u64 {
         self.0.iter().map(Replica::generation).max().unwrap()
+    }
+
+    pub(super) fn oldest(&self) -> u64 {
+        self.0.iter().map(Replica::generation).min().unwrap()
+    }
+
+    pub(super) fn have_a_token(&self) -> bool {
+        self.0.iter().all(Replica::has_a_token)
     }
 
     pub(super) fn all_have_a_token(&self) {

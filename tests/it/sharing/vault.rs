@@ -12,7 +12,7 @@ fn token(generation: u64) -> Token {
     Token { generation, lifetime: LONG, left: Duration::from_secs(30), secret: vec![0, 255, generation as u8] }
 }
 
-fn vault(redis: &Redis) -> Vault {
+pub(super) fn vault(redis: &Redis) -> Vault {
     Vault::new(redis.connection(), "test", &"acme".parse().unwrap())
 }
 

@@ -1,17 +1,8 @@
 //! What can befall a store in another process: it is killed, says nothing, is full, or another server takes its place.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use redis::cmd;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpListener, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-    sync::watch,
-    task::JoinSet,
-};
 use trunkline::{
     clock,
     model::{Offset, Standing},
@@ -22,7 +13,7 @@ use trunkline::{
 };
 
 use super::bed::{KEEP_ALL, Log, redis_settings, redis_store};
-use crate::harness::{Redis, documented_rules, eventually, free_port};
+use crate::harness::{Held, Redis, Road, documented_rules, eventually, free_port};
 
 fn store(server: &Redis) -> Store {
     Store::Redis(redis_store(server, KEEP_ALL, Durability::Written))
@@ -112,11 +103,11 @@ async fn a_command_that_arrives_long_after_it_was_tried_again_changes_nothing() 
     let server = Redis::volatile();
     for entries in [0, 2] {
         let road = Road::to(server.port()).await;
-        let url = format!("redis://127.0.0.1:{}", road.port);
+        let url = format!("redis://127.0.0.1:{}", road.port());
         let store = Store::Redis(RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written)));
         let mut log = Log::open(&store, "queues").await;
         log.append(1).await.unwrap();
-        road.held.send_replace(true);
+        road.hold(Held::First);
         let append = log.next(entries, clock::wall());
         assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
         until_done(&mut log, &append).await;
@@ -125,7 +116,7 @@ async fn a_command_that_arrives_long_after_it_was_tried_again_changes_nothing() 
         log.put(&newest).await.unwrap();
         let last = log.state.last.0;
         let before = scripts_run(&server).await;
-        road.held.send_replace(false);
+        road.hold(Held::Nothing);
         eventually("the late command is there", async || scripts_run(&server).await > before).await;
         assert_eq!(log.entries().await, (1..=last).collect::<Vec<_>>());
         let found = Log::open(&store, "queues").await.state;
@@ -137,45 +128,6 @@ async fn scripts_run(server: &Redis) -> u64 {
     let about: String = server.connection().run(cmd("INFO").arg("commandstats")).await.unwrap();
     let (_, calls) = about.split_once("cmdstat_evalsha:calls=").unwrap();
     calls.split(',').next().unwrap().parse().unwrap()
-}
-
-/// A way to a server on which the first connection can be held up; later ones are not.
-struct Road {
-    port: u16,
-    held: watch::Sender<bool>,
-    _traffic: JoinSet<()>,
-}
-
-impl Road {
-    async fn to(server: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let (port, held, mut traffic) =
-            (listener.local_addr().unwrap().port(), watch::Sender::new(false), JoinSet::new());
-        let hold = held.subscribe();
-        traffic.spawn(async move {
-            let mut lanes = JoinSet::new();
-            for number in 0.. {
-                let (here, _) = listener.accept().await.unwrap();
-                let there = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await.unwrap();
-                let (from, to) = (here.into_split(), there.into_split());
-                lanes.spawn(carry(from.0, to.1, (number == 0).then(|| hold.clone())));
-                lanes.spawn(carry(to.0, from.1, None));
-            }
-        });
-        Self { port, held, _traffic: traffic }
-    }
-}
-
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut hold: Option<watch::Receiver<bool>>) {
-    let mut bytes = vec![0; 64 << 10];
-    while let Ok(len @ 1..) = from.read(&mut bytes).await {
-        if let Some(hold) = &mut hold {
-            hold.wait_for(|held| !held).await.unwrap();
-        }
-        if to.write_all(&bytes[..len]).await.is_err() {
-            return;
-        }
-    }
 }
 
 #[tokio::test]

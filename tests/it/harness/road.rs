@@ -1,0 +1,81 @@
+//! A way to a server on which what is said can be held up, and arrives late.
+
+use std::net::Ipv4Addr;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinSet,
+};
+
+/// What does not get through for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    Nothing,
+    /// What the first connection tells the server; later connections are free.
+    First,
+    /// What the server answers; it goes on hearing, and doing, what it is told.
+    Answers,
+    /// Everything, both ways: the server might as well be on another continent, with the cable cut.
+    Everything,
+}
+
+/// It goes with the value, and every connection over it.
+pub(crate) struct Road {
+    port: u16,
+    held: watch::Sender<Held>,
+    _traffic: JoinSet<()>,
+}
+
+impl Road {
+    pub(crate) async fn to(server: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (held, mut traffic) = (watch::Sender::new(Held::Nothing), JoinSet::new());
+        let hold = held.subscribe();
+        traffic.spawn(async move {
+            let mut lanes = JoinSet::new();
+            for number in 0_u64.. {
+                let (here, _) = listener.accept().await.unwrap();
+                let Ok(there) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else { continue };
+                let (from, to) = (here.into_split(), there.into_split());
+                let is_free = move |held: &Held| match held {
+                    Held::Nothing | Held::Answers => true,
+                    Held::First => number > 0,
+                    Held::Everything => false,
+                };
+                lanes.spawn(carry(from.0, to.1, hold.clone(), is_free));
+                lanes
+                    .spawn(carry(to.0, from.1, hold.clone(), |held| !matches!(held, Held::Answers | Held::Everything)));
+            }
+        });
+        Self { port, held, _traffic: traffic }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What was held before and is not now goes on its way.
+    pub(crate) fn hold(&self, held: Held) {
+        self.held.send_replace(held);
+    }
+}
+
+async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut held: watch::Receiver<Held>,
+    is_free: impl Fn(&Held) -> bool,
+) {
+    let mut bytes = vec![0; 64 << 10];
+    while let Ok(len @ 1..) = from.read(&mut bytes).await {
+        if held.wait_for(&is_free).await.is_err() || to.write_all(&bytes[..len]).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Redis is away for a while: relays keep their sockets, hold what they hear, and go on as soon as it is back.
+//!
+//! `TRUNKLINE_AWAY` says for how many seconds.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use serde_json::Value;
+use trunkline::{clock, simulator::Dialect};
+
+use super::{
+    goes_on, holds_stream, site,
+    unnumbered::{self, Books, has_all},
+};
+use crate::{
+    harness::{Redis, knob},
+    process::{
+        child::{PATIENCE, eventually},
+        log::{assert_whole, pages},
+        relay::Relay,
+    },
+};
+
+/// Slow enough for the buffer of a stream to hold a minute of it.
+const EVENTS_A_SECOND: u64 = 100;
+
+/// Clock ticks of a second, as the kernel tells processes.
+const TICKS: f64 = 100.0;
+
+/// Part of one processor that a relay may use meanwhile, without any optimization and on a busy machine.
+const LOAD_MAX: f64 = 0.4;
+
+fn span() -> Duration {
+    Duration::from_secs(knob("TRUNKLINE_AWAY").unwrap_or(6))
+}
+
+/// How Redis goes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Absence {
+    /// It says nothing.
+    Mute,
+    /// Nobody is there, and then it is another process with the same files.
+    Gone,
+}
+
+impl Absence {
+    fn begin(self, server: &mut Redis) {
+        match self {
+            Self::Mute => server.pause(),
+            Self::Gone => server.kill(),
+        }
+    }
+
+    fn end(self, server: &mut Redis) {
+        match self {
+            Self::Mute => server.resume(),
+            Self::Gone => server.restart(),
+        }
+    }
+}
+
+/// What a relay did while nobody asked it anything.
+struct Quiet {
+    /// Part of one processor.
+    load: f64,
+    /// The most lines that were logged of one thing.
+    loudest: (String, usize),
+}
+
+/// The time on a processor that a process has had.
+fn worked(relay: &Relay) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", relay.child.id())).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    // The 14th and the 15th field of all; the name was the second.
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / TICKS
+}
+
+/// Watches a relay for so long.
+async fn watch(relay: &Relay, span: Duration) -> Quiet {
+    let (worked_before, said_before) = (worked(relay), relay.child.stderr().len());
+    tokio::time::sleep(span).await;
+    let load = (worked(relay) - worked_before) / span.as_secs_f64();
+    let mut lines: BTreeMap<String, usize> = BTreeMap::new();
+    for line in relay.child.stderr()[said_before..].lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_default();
+        *lines.entry(line["message"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+    }
+    Quiet { load, loudest: lines.into_iter().max_by_key(|(_, count)| *count).unwrap_or_default() }
+}
+
+/// Relays on a numbered stream while Redis is away: nothing is lost, nothing doubled, no socket is changed.
+async fn redis_goes_away(absence: Absence, count: usize) {
+    let mut server = Redis::durable();
+    let site = site(&server, &[]).await;
+    let mut relays = Vec::new();
+    for _ in 0..count {
+        relays.push(Relay::live(&site).await);
+    }
+    let talk = site.talk(EVENTS_A_SECOND);
+    goes_on(&site, &relays[0], clock::now()).await;
+    let sockets = || site.platform.tally().sockets(Dialect::Sequenced);
+    let opened = sockets().total;
+    absence.begin(&mut server);
+    let quiet = watch(&relays[0], span()).await;
+    assert_eq!((sockets().open, sockets().total), (1, opened), "the socket stays, and nobody else opens one");
+    absence.end(&mut server);
+    let back = goes_on(&site, &relays[0], clock::now()).await;
+    let Quiet { load, loudest: (line, lines) } = quiet;
+    println!(
+        "{absence:?}, {count} relays: {:.1} % of a processor, {lines} x {line:?} in {:?}, back after {back:?}",
+        load * 100.0,
+        span()
+    );
+    assert!(load < LOAD_MAX, "{load}");
+    assert!(lines as u64 <= span().as_secs() + 2, "{lines} x {line:?}");
+    let mut held = 0;
+    for relay in &relays {
+        held += usize::from(holds_stream(relay).await);
+    }
+    assert_eq!(held, 1, "one keeps it");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let last_said = talk.hush().await;
+    for relay in &relays {
+        relay.holds(last_said).await;
+        assert_whole(&pages(&relay.consumers).await, last_said);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_holds_what_it_hears_while_redis_is_mute() {
+    redis_goes_away(Absence::Mute, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_holds_what_it_hears_while_redis_is_gone() {
+    redis_goes_away(Absence::Gone, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_relays_do_not_fight_when_redis_is_back() {
+    redis_goes_away(Absence::Mute, 2).await;
+    redis_goes_away(Absence::Gone, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beyond_the_buffer_what_is_dropped_is_marked() {
+    let mut server = Redis::durable();
+    let site = unnumbered::site(&server, &["buffer = 50", "overflow = \"drop-oldest\""]).await;
+    let relays = [Relay::live(&site).await, Relay::live(&site).await];
+    let (mut books, talk) = (Books::open(&site), site.talk(4 * EVENTS_A_SECOND));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for absence in [Absence::Mute, Absence::Gone] {
+        absence.begin(&mut server);
+        tokio::time::sleep(span()).await;
+        books.hear();
+        absence.end(&mut server);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        for relay in &relays {
+            relay.goes_live().await;
+        }
+    }
+    talk.hush().await;
+    let log = has_all(&relays[0], &mut books).await;
+    let findings = books.audit(&log);
+    println!("beyond the buffer: {findings:?}");
+    assert_eq!((findings.doubled, findings.unmarked), (0, 0), "{findings:?}");
+    assert!(findings.gaps.get("shed").is_some_and(|shed| *shed >= 2) && findings.marked > 0, "{findings:?}");
+    eventually("one keeps it", PATIENCE, async || {
+        (holds_stream(&relays[0]).await != holds_stream(&relays[1]).await).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,126 @@
+//! A replica's way to Redis is cut: nothing that it may not append gets into the log, now or late.
+
+use std::time::{Duration, Instant};
+
+use trunkline::clock;
+
+use super::{goes_on, holds_stream, rate, refused, rounds, site, tell};
+use crate::{
+    harness::{Held, Redis, Road},
+    process::{
+        child::{PATIENCE, eventually},
+        log::{assert_whole, pages},
+        relay::Relay,
+        site::Site,
+    },
+};
+
+/// What a replica may trust itself for after its last proof: 60 % of a lease of 2 s; and what a busy machine needs.
+const TRUST: Duration = Duration::from_millis(1_200);
+const SLACK: Duration = Duration::from_millis(800);
+
+/// Two relays, of which the first keeps the stream and reaches Redis over a road.
+struct Pair {
+    _server: Redis,
+    site: Site,
+    road: Road,
+    far: Relay,
+    near: Relay,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let server = Redis::durable();
+        let site = site(&server, &[]).await;
+        let road = Road::to(server.port()).await;
+        let url = format!("redis://127.0.0.1:{}/0", road.port());
+        let far = Relay::start_with(&site, &[("TRUNKLINE__STORE__URL", &url)]).await;
+        far.goes_live().await;
+        let near = Relay::live(&site).await;
+        Self { _server: server, site, road, far, near }
+    }
+
+    /// The near one hands the stream over to the far one, and is started again.
+    async fn give_back(&mut self) {
+        self.near.child.signal("TERM");
+        assert_eq!(self.near.child.ends(PATIENCE).await, 0, "{}", self.near.child.told());
+        self.near = Relay::live(&self.site).await;
+        eventually("the far one has it", PATIENCE, async || holds_stream(&self.far).await.then_some(())).await;
+    }
+
+    /// The near one has the stream, and shows what is said from then on.
+    async fn takes_over(&self, since: Instant) -> Duration {
+        eventually("the near one has it", PATIENCE, async || holds_stream(&self.near).await.then_some(())).await;
+        goes_on(&self.site, &self.near, since).await
+    }
+
+    /// The far one knows that the stream is not its own, and shows what the other appends.
+    async fn stands_by(&self) {
+        let apart = async || (!holds_stream(&self.far).await).then_some(());
+        eventually("it knows that the stream is another's", PATIENCE, apart).await;
+        self.far.goes_live().await;
+        goes_on(&self.site, &self.far, clock::now()).await;
+    }
+
+    async fn ends_whole(&self, last_said: u64) {
+        for relay in [&self.far, &self.near] {
+            relay.holds(last_said).await;
+            assert_whole(&pages(&relay.consumers).await, last_said);
+        }
+    }
+
+    /// How often the far one stopped appending by itself.
+    fn stepped_down(&self) -> usize {
+        self.far.child.stderr().matches("nothing is appended until the store has answered").count()
+    }
+
+    async fn steps_down(&self, before: usize, since: Instant) -> Duration {
+        eventually("it stops appending", PATIENCE, async || (self.stepped_down() > before).then_some(())).await;
+        since.elapsed()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_that_is_cut_off_stops_in_time_and_stands_by_afterwards() {
+    let mut pair = Pair::start().await;
+    let talk = pair.site.talk(rate());
+    let (mut stopped, mut took) = (Vec::new(), Vec::new());
+    for round in 0..rounds(2) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let (before, since) = (pair.stepped_down(), clock::now());
+        pair.road.hold(if round % 2 == 0 { Held::Everything } else { Held::Answers });
+        let (stop, over) = tokio::join!(pair.steps_down(before, since), pair.takes_over(since));
+        assert!(stop < TRUST + SLACK, "it went on for {stop:?}");
+        stopped.push(stop);
+        took.push(over);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        pair.road.hold(Held::Nothing);
+        pair.stands_by().await;
+        pair.give_back().await;
+    }
+    pair.ends_whole(talk.hush().await).await;
+    tell("a holder that is cut off has stopped appending", stopped);
+    tell("and the other goes on", took);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_that_arrives_after_another_took_over_is_refused() {
+    let mut pair = Pair::start().await;
+    let talk = pair.site.talk(rate());
+    for _ in 0..rounds(2) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        pair.road.hold(Held::Everything);
+        // There are events every 10 ms, so that an append is under way by now.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        pair.far.child.signal("STOP");
+        pair.takes_over(clock::now()).await;
+        pair.road.hold(Held::Nothing);
+        goes_on(&pair.site, &pair.near, clock::now()).await;
+        pair.far.child.signal("CONT");
+        pair.stands_by().await;
+        pair.give_back().await;
+    }
+    pair.ends_whole(talk.hush().await).await;
+    let refused = refused(&pair.far).await;
+    println!("{} appends arrived late: {refused} refusals were heard of", rounds(2));
+}

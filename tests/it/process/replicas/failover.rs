@@ -1,0 +1,138 @@
+//! A Sentinel gives Redis another primary that lacks what was written last, while two relays run.
+
+use std::time::Duration;
+
+use redis::cmd;
+use trunkline::{clock, simulator::Settings};
+
+use super::{goes_on, holder, holds_stream, rate};
+use crate::{
+    harness::{Redis, eventually as soon},
+    process::{
+        child::{PATIENCE, eventually},
+        log::{Entry, assert_whole, pages},
+        relay::{Relay, client},
+        site::{STREAM, Site},
+    },
+};
+
+/// A primary, its replica, and the Sentinel that watches them.
+struct Trio {
+    primary: Redis,
+    replica: Redis,
+    sentinel: Redis,
+}
+
+impl Trio {
+    async fn start() -> Self {
+        let (primary, replica) = (Redis::durable(), Redis::durable());
+        let mut follow = cmd("REPLICAOF");
+        replica.connection().run::<()>(follow.arg("127.0.0.1").arg(primary.port())).await.unwrap();
+        soon("the replica follows", async || about(&replica).await.contains("master_link_status:up")).await;
+        let sentinel = Redis::sentinel(&primary);
+        Self { primary, replica, sentinel }
+    }
+
+    fn url(&self) -> String {
+        format!("redis+sentinel://127.0.0.1:{}/main", self.sentinel.port())
+    }
+
+    /// The Sentinel knows the replica.
+    async fn is_watched(&self) {
+        let sentinel = self.sentinel.connection();
+        soon("the Sentinel knows the replica", async || {
+            let known = sentinel.run::<Vec<redis::Value>>(cmd("SENTINEL").arg("replicas").arg("main")).await;
+            known.is_ok_and(|known| !known.is_empty())
+        })
+        .await;
+    }
+
+    /// The replica hears nothing more, and the primary goes on for a while; then the one takes the other's place.
+    async fn fail_over(&mut self, lost: Duration) {
+        let cut = async || {
+            let mut kill = cmd("CLIENT");
+            self.primary.connection().run::<i64>(kill.arg("KILL").arg("TYPE").arg("replica")).await.ok();
+        };
+        // A password that it does not have keeps it from coming back.
+        let mut config = cmd("CONFIG");
+        let secret = config.arg("SET").arg("masterauth").arg("not the one");
+        self.replica.connection().run::<()>(secret).await.unwrap();
+        let mut rule = cmd("ACL");
+        let rule = rule.arg("SETUSER").arg("default").arg("-psync").arg("-replconf").arg("-sync");
+        self.primary.connection().run::<()>(rule).await.unwrap();
+        cut().await;
+        tokio::time::sleep(lost).await;
+        self.primary.kill();
+        soon("the replica is the primary", async || about(&self.replica).await.contains("role:master")).await;
+    }
+}
+
+async fn about(server: &Redis) -> String {
+    server.connection().run(cmd("INFO").arg("replication")).await.unwrap_or_default()
+}
+
+/// The status that a page after this entry has.
+async fn page_after(relay: &Relay, id: &str) -> u16 {
+    let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
+    let answer = client().get(url).header("accept", "application/cloudevents-batch+json").send().await.unwrap();
+    answer.status().as_u16()
+}
+
+/// What a stream after this entry begins with.
+async fn first_after(relay: &Relay, id: &str) -> Entry {
+    let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
+    let mut answer = client().get(url).header("accept", "application/x-ndjson").send().await.unwrap();
+    let mut text = Vec::new();
+    while !text.contains(&b'\n') {
+        text.extend_from_slice(&answer.chunk().await.unwrap().unwrap());
+    }
+    let text = String::from_utf8(text).unwrap();
+    Entry::read(text.lines().next().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failover_lost_is_asked_of_the_platform_again() {
+    let mut trio = Trio::start().await;
+    trio.is_watched().await;
+    let site = Site::start_with(Settings::default(), &[]).await;
+    site.use_redis(&trio.url());
+    let relays = [Relay::live(&site).await, Relay::live(&site).await];
+    let talk = site.talk(rate().min(1_000));
+    goes_on(&site, &relays[1], clock::now()).await;
+    let kept = relays[0].newest().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    trio.fail_over(Duration::from_millis(1_200)).await;
+    let since = clock::now();
+    let seen = pages_end(&relays).await;
+    for relay in &relays {
+        let back = goes_on(&site, relay, since).await;
+        println!("after a failover by Sentinel: goes on after {back:?}");
+    }
+    let index = holder(&relays).await;
+    assert!(!holds_stream(&relays[1 - index]).await, "one keeps it");
+    let last_said = talk.hush().await;
+    let mut logs = Vec::new();
+    for relay in &relays {
+        relay.holds(last_said).await;
+        logs.push(pages(&relay.consumers).await);
+    }
+    assert_whole(&logs[0], last_said);
+    assert!(logs[0] == logs[1], "both show the same log");
+    println!("kept {}, seen {seen}, in the log {}", kept.id, logs[0].len());
+    for relay in &relays {
+        assert_eq!(page_after(relay, &kept.id).await, 200, "what was kept is a good place");
+        assert_eq!(page_after(relay, &seen).await, 410, "what was lost is none");
+        assert_eq!(first_after(relay, &seen).await.kind, "trunkline.gap.v1", "a stream begins with a gap");
+    }
+}
+
+/// The newest entry that either of them showed before it knew better.
+async fn pages_end(relays: &[Relay]) -> String {
+    let mut newest = None;
+    for relay in relays {
+        let last = relay.stream().await["last"].as_str().unwrap().to_owned();
+        let offset: u64 = last.split_once('-').unwrap().1.parse().unwrap();
+        newest = newest.max(Some((offset, last)));
+    }
+    eventually("something was shown", PATIENCE, async || newest.clone()).await.1
+}
