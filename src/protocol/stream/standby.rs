@@ -213,7 +213,7 @@ impl Ring {
         for Heard { session, at, event } in heard {
             let key = twins::key(&event);
             let same = places.entry(key).or_default();
-            match same.iter().find(|place| carried[**place].is_awaited_by(session, at)) {
+            match same.iter().find(|place| carried[**place].is_due_from(session, at)) {
                 Some(place) => carried[*place].by.push(session),
                 None => {
                     same.push(carried.len());
@@ -228,7 +228,7 @@ impl Ring {
 
 impl Carried {
     /// Whether an equal event of this session, heard then, is a copy.
-    fn is_awaited_by(&self, session: SessionId, at: Instant) -> bool {
+    fn is_due_from(&self, session: SessionId, at: Instant) -> bool {
         let apart = at.saturating_duration_since(self.at).max(self.at.saturating_duration_since(at));
         apart <= COPY_WAIT && !self.by.contains(&session)
     }
