@@ -36,9 +36,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// After our farewell a platform may still finish what it was saying.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 /// A successor has so long to be live. Streams without one are given up then.
-const HANDOVER_MAX: Duration = Duration::from_secs(8);
+const HANDOVER_MAX: Duration = Duration::from_secs(5);
 /// Until the last stream is another's, or nobody's.
-const HANDOVER_GRACE: Duration = Duration::from_secs(15);
+const HANDOVER_GRACE: Duration = Duration::from_secs(10);
 const REPLICAS_GRACE: Duration = Duration::from_secs(1);
 /// A holder says that it lives this often, where a standby listens …
 const BEAT: Duration = Duration::from_millis(100);
@@ -52,9 +52,9 @@ const DIAL: f64 = 0.5;
 /// The same for what is asked about tokens: no replica waits much longer before it goes on alone.
 const VAULT_LIMITS: Limits = Limits { connect: Duration::from_millis(750), answer: Duration::from_millis(750) };
 /// Streams say farewell and make durable what they heard.
-const UPSTREAM_GRACE: Duration = Duration::from_secs(10);
+const UPSTREAM_GRACE: Duration = Duration::from_secs(6);
 /// Subscribers are sent what is due to them and a farewell.
-const DOWNSTREAM_GRACE: Duration = Duration::from_secs(10);
+const DOWNSTREAM_GRACE: Duration = Duration::from_secs(5);
 /// A refresh token that is being rotated is not lost half-way.
 const ACCOUNTS_GRACE: Duration = Duration::from_secs(12);
 /// The orchestrator is answered to the last.
@@ -171,16 +171,16 @@ impl App {
                 tracing::warn!("not every stream was handed over: the others notice that this replica is gone");
             }
         }
-        let drained = [
-            self.upstream.drain(UPSTREAM_GRACE).await,
-            self.replicas.drain(REPLICAS_GRACE).await,
-            self.accounts.drain(ACCOUNTS_GRACE).await,
-            {
-                self.logs.close();
-                self.downstream.drain(DOWNSTREAM_GRACE).await
-            },
-            self.admin.drain(ADMIN_GRACE).await,
-        ];
+        // A token that is being refreshed keeps nobody waiting who needs none any more.
+        let accounts = self.accounts.drain(ACCOUNTS_GRACE);
+        let streams = async {
+            let upstream = self.upstream.drain(UPSTREAM_GRACE).await;
+            let replicas = self.replicas.drain(REPLICAS_GRACE).await;
+            self.logs.close();
+            [upstream, replicas, self.downstream.drain(DOWNSTREAM_GRACE).await]
+        };
+        let (accounts, [upstream, replicas, downstream]) = tokio::join!(accounts, streams);
+        let drained = [upstream, replicas, accounts, downstream, self.admin.drain(ADMIN_GRACE).await];
         self.store.close().await;
         let first = drained.into_iter().find_map(Result::err);
         outcome.and(first.map_or(Ok(()), |fault| Err(anyhow!(fault))))

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// A stream that is given up has this time to make durable what it heard.
-const CLOSE_MAX: Duration = Duration::from_secs(5);
+const CLOSE_MAX: Duration = Duration::from_secs(4);
 
 /// Words under way; what is beyond them is not said. Each is a hint.
 const WORDS_MAX: usize = 256;
