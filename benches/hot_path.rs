@@ -138,6 +138,7 @@ impl Machine {
             | Output::Append { .. }
             | Output::RefuseToken(_)
             | Output::Report(_)
+            | Output::Flushed
             | Output::Drained => None,
         });
         let session = dialled.unwrap();

@@ -92,7 +92,7 @@ pub(super) fn following(log: &EventLog) -> Following {
     Box::pin(async move {
         let Err(error) = log.follow().await;
         tracing::debug!(%error, "the log is followed no longer");
-        std::future::pending().await
+        std::future::pending::<()>().await;
     })
 }
 

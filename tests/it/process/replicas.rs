@@ -3,8 +3,10 @@
 //! `TRUNKLINE_ROUNDS` says how often, `TRUNKLINE_RATE` how many events a second; the figures are printed.
 
 mod away;
+mod clocks;
 mod cut;
 mod failover;
+mod sealed;
 mod unnumbered;
 
 use std::{

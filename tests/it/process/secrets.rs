@@ -68,7 +68,7 @@ async fn no_secret_is_told_or_stored_anywhere() {
     assert!(search_files(&site.store(), &needles) > 2, "there was something to search");
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         client_id: CLIENT.to_owned(),
         client_secret: SECRET.to_owned(),
@@ -79,7 +79,7 @@ fn settings() -> Settings {
 }
 
 /// The token in a header, in the query of a socket, and with REST calls.
-fn write_three_streams(site: &Site) {
+pub(super) fn write_three_streams(site: &Site) {
     let address = site.platform.address();
     let text = format!(
         r#"{}
@@ -104,7 +104,7 @@ topics = ["v2.analytics.queues.*.observations"]
 }
 
 /// The tokens that the platform will grant, in their order.
-async fn tokens_of_a_twin() -> Vec<String> {
+pub(super) async fn tokens_of_a_twin() -> Vec<String> {
     let twin: Simulator = simulator::start(settings()).await.unwrap();
     let form = [("grant_type", "client_credentials"), ("client_id", CLIENT), ("client_secret", SECRET)];
     let mut tokens = Vec::new();
@@ -166,7 +166,7 @@ async fn is_rejected(site: &Site, relay: &Relay) {
 }
 
 /// Each secret as it is, and as encodings would show it.
-fn needles(tokens: &[String]) -> Vec<String> {
+pub(super) fn needles(tokens: &[String]) -> Vec<String> {
     let percent =
         |text: &str| reqwest::Url::parse_with_params("x:y", [("", text)]).unwrap().query().unwrap()[1..].to_owned();
     let mut needles = vec![STANDARD.encode(format!("{}:{}", percent(CLIENT), percent(SECRET)))];
@@ -180,7 +180,7 @@ fn needles(tokens: &[String]) -> Vec<String> {
     needles
 }
 
-fn assert_clean(what: &str, bytes: &[u8], needles: &[String]) {
+pub(super) fn assert_clean(what: &str, bytes: &[u8], needles: &[String]) {
     for needle in needles {
         let Some(at) = memchr::memmem::find(bytes, needle.as_bytes()) else { continue };
         let (from, to) = (at.saturating_sub(300), (at + needle.len() + 100).min(bytes.len()));
