@@ -141,6 +141,7 @@ struct Played {
 }
 
 /// Lets the holder end again and again while the platform talks.
+#[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
 async fn play(keys: &[&str], end: End, times: usize) -> Played {
     let server = Redis::durable();
     let site = site(&server, keys).await;
