@@ -112,8 +112,9 @@ async fn who_dies_or_sleeps_with_the_lock_costs_one_request() {
 async fn befall(first: Alone, fate: Fate, platform: &Platform, redis: &Redis, others: &Replicas) -> Alone {
     let slow = TokenFailure::Slow { lasting: Duration::from_millis(300) };
     platform.inject(Fault::Token { failure: slow, times: 1 });
-    let (granted, newest) = (platform.tally().grants_total(), others.newest());
-    until("somebody has the lock", redis, others, async || is_locked(redis).await).await;
+    let (granted, newest, connection) = (platform.tally().grants_total(), others.newest(), redis.connection());
+    let locked = async || connection.run::<i64>(cmd("EXISTS").arg(Replica::key("lock"))).await == Ok(1);
+    until("somebody has the lock", redis, others, locked).await;
     let thaw = first.freeze().await;
     until("it was granted", redis, others, async || platform.tally().grants_total() > granted).await;
     if fate == Fate::Dies {
@@ -125,10 +126,6 @@ async fn befall(first: Alone, fate: Fate, platform: &Platform, redis: &Redis, ot
     }
     until("everybody has the next one", redis, others, async || others.oldest() > newest).await;
     if fate == Fate::Dies { Alone::with("300s", platform, redis) } else { first }
-}
-
-async fn is_locked(redis: &Redis) -> bool {
-    redis.connection().run::<i64>(cmd("EXISTS").arg(Replica::key("lock"))).await == Ok(1)
 }
 
 /// Sees to it that everybody has a token at every moment. When the whole test or its server was asleep, by no fault of
