@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A store without room is asked again after this time.
-pub(super) const NO_ROOM_WAIT: Duration = Duration::from_secs(1);
+pub(super) const NO_ROOM_WAIT: Duration = Duration::from_millis(500);
 
 /// The right to append to one stream's log, and the way to do it.
 #[derive(Debug, Clone)]

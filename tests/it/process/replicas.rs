@@ -72,6 +72,7 @@ async fn goes_on(site: &Site, relay: &Relay, since: Instant) -> Duration {
     clock::now().saturating_duration_since(since)
 }
 
+#[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
 fn tell(what: &str, mut took: Vec<Duration>) {
     took.sort_unstable();
     let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_millis();
@@ -159,7 +160,7 @@ async fn replicas_that_are_restarted_in_turn_hand_their_streams_over() {
     let talk = site.talk(rate());
     let mut took = Vec::new();
     for _ in 0..rounds(1) {
-        for index in 0..relays.len() {
+        for index in [0, 1, 2] {
             let since = clock::now();
             let held = holds_stream(&relays[index]).await;
             relays[index].child.signal("TERM");

@@ -8,6 +8,7 @@ use redis::cmd;
 use trunkline::{
     clock,
     simulator::{Fault, TokenFailure},
+    store::redis::connection::Connection,
 };
 
 use super::{
@@ -47,9 +48,9 @@ async fn many_replicas_make_one_request_a_life() {
     let (platform, redis) = (platform(life).await, Redis::volatile());
     let replicas = Replicas::start(replicas, &platform, &redis);
     replicas.reach(1).await;
-    let mut watch = Watch::begin();
+    let mut watch = Watch::begin(&redis);
     while replicas.newest() < lives {
-        watch.look(&replicas);
+        watch.look(&replicas).await;
         tokio::time::sleep(LOOK).await;
     }
     replicas.reach(lives).await;
@@ -111,27 +112,26 @@ async fn who_dies_or_sleeps_with_the_lock_costs_one_request() {
 async fn befall(first: Alone, fate: Fate, platform: &Platform, redis: &Redis, others: &Replicas) -> Alone {
     let slow = TokenFailure::Slow { lasting: Duration::from_millis(300) };
     platform.inject(Fault::Token { failure: slow, times: 1 });
-    let (granted, newest) = (platform.tally().grants_total(), others.newest());
-    until("somebody has the lock", others, async || is_locked(redis).await).await;
+    let (granted, newest, connection) = (platform.tally().grants_total(), others.newest(), redis.connection());
+    let locked = async || connection.run::<i64>(cmd("EXISTS").arg(Replica::key("lock"))).await == Ok(1);
+    until("somebody has the lock", redis, others, locked).await;
     let thaw = first.freeze().await;
-    until("it was granted", others, async || platform.tally().grants_total() > granted).await;
+    until("it was granted", redis, others, async || platform.tally().grants_total() > granted).await;
     if fate == Fate::Dies {
         drop(thaw);
-        until("it is dead", others, async || first.is_dead()).await;
+        until("it is dead", redis, others, async || first.is_dead()).await;
     } else {
-        until("another has asked", others, async || others.newest() > newest).await;
+        until("another has asked", redis, others, async || others.newest() > newest).await;
         thaw.send(()).unwrap();
     }
-    until("everybody has the next one", others, async || others.oldest() > newest).await;
+    until("everybody has the next one", redis, others, async || others.oldest() > newest).await;
     if fate == Fate::Dies { Alone::with("300s", platform, redis) } else { first }
 }
 
-async fn is_locked(redis: &Redis) -> bool {
-    redis.connection().run::<i64>(cmd("EXISTS").arg(Replica::key("lock"))).await == Ok(1)
-}
-
-/// Sees to it that everybody has a token at every moment. When the whole test was asleep, nobody could have one.
+/// Sees to it that everybody has a token at every moment. When the whole test or its server was asleep, by no fault of
+/// ours, nobody could be sure to have one.
 struct Watch {
+    server: Connection,
     looked_at: Instant,
     asleep_until: Instant,
     /// Since when somebody has had none.
@@ -139,12 +139,15 @@ struct Watch {
 }
 
 impl Watch {
-    fn begin() -> Self {
+    fn begin(redis: &Redis) -> Self {
         let now = clock::now();
-        Self { looked_at: now, asleep_until: now, lacking: None }
+        Self { server: redis.connection(), looked_at: now, asleep_until: now, lacking: None }
     }
 
-    fn look(&mut self, all: &Replicas) {
+    #[expect(clippy::print_stdout, reason = "whoever reads the figures should know")]
+    async fn look(&mut self, all: &Replicas) {
+        // No answer in time is a long time, too.
+        self.server.run::<String>(&cmd("PING")).await.unwrap_or_default();
         let now = clock::now();
         if now - self.looked_at > ASLEEP {
             println!("everything was asleep for {:?}", now - self.looked_at);
@@ -160,10 +163,10 @@ impl Watch {
 }
 
 /// Waits for a fact; meanwhile all of them have a token, whatever happens to the one.
-async fn until(what: &str, all: &Replicas, mut fact: impl AsyncFnMut() -> bool) {
-    let (end, mut watch) = (clock::now() + Duration::from_secs(30), Watch::begin());
+async fn until(what: &str, redis: &Redis, all: &Replicas, mut fact: impl AsyncFnMut() -> bool) {
+    let (end, mut watch) = (clock::now() + Duration::from_secs(30), Watch::begin(redis));
     while !fact().await {
-        watch.look(all);
+        watch.look(all).await;
         assert!(clock::now() < end, "it never came true that {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }

@@ -88,6 +88,7 @@ async fn watch(relay: &Relay, span: Duration) -> Quiet {
 }
 
 /// Relays on a numbered stream while Redis is away: nothing is lost, nothing doubled, no socket is changed.
+#[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
 async fn redis_goes_away(absence: Absence, count: usize) {
     let mut server = Redis::durable();
     let site = site(&server, &[]).await;
