@@ -118,6 +118,13 @@ impl Ring {
         self.first = self.kept.iter().find_map(|heard| heard.event.sequence);
     }
 
+    /// A successor is lost, and the old session serves on: it has brought what this one did, or brings it still. If it
+    /// turns out to be dead, what this one brought reaches neither back to it nor up to the next.
+    pub(super) fn lose_successor(&mut self, session: SessionId) {
+        self.asked.remove(&session);
+        self.kept.retain(|heard| heard.session != session);
+    }
+
     pub(super) fn keep(&mut self, session: SessionId, event: Event, at: Instant) {
         if session <= self.cut {
             return;

@@ -1,6 +1,6 @@
 //! A standby that takes the log over, and an owner that makes way.
 
-use super::desk::{CHANNEL_1, CHANNEL_2, Script, notifications, play, play_standby, position, sequenced};
+use super::desk::{CHANNEL_2, LIVE, Script, notifications, play, play_standby, position, sequenced};
 use super::*;
 
 #[test]
@@ -201,6 +201,34 @@ fn copies_of_a_standbys_own_overlap_are_one_event() {
 }
 
 #[test]
+fn a_successor_that_a_standby_lost_reaches_neither_back_nor_forward() {
+    let swap = |minted, dialled: [(&'static str, &'static str); 2]| {
+        [
+            ("rotate", ""),
+            ("wait 75ms", "rotation operator, call POST /api/v2/notifications/channels"),
+            minted,
+            dialled[0],
+            dialled[1],
+        ]
+    };
+    let second = swap(
+        (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
+        [("answer 200 {}", "dial 2 under 1"), ("open 2", "probe 2")],
+    );
+    let lost: Script<'_> = &[
+        ("pong 2", "rotated after 0ns, probe 1"),
+        // The old session is dead, and what it would have brought is heard by nobody.
+        ("tell 2 c", ""),
+        ("kept 2 live", ""),
+        ("close 2 1006", "forget 2"),
+        ("kept 1 live", ""),
+        ("own - a", ""),
+        ("close 1 1006", "forget 1, again in 1s, backing-off"),
+    ];
+    follow_unnumbered(&[&[("tell 1 a", "")], &second as Script<'_>, lost].concat());
+}
+
+#[test]
 fn a_standby_that_hears_nobody_begins_as_a_restart_does() {
     follow_unnumbered(&[
         ("tell 1 b", ""),
@@ -226,9 +254,8 @@ fn a_standby_that_hears_nobody_begins_as_a_restart_does() {
 fn an_owner_says_when_everything_is_durable_that_its_successor_may_not_have_heard() {
     let live = [LIVE, &[("tell 1 a", "append a"), ("flush", "probe 1"), ("tell 1 b", "")]].concat();
     let answered: Script<'_> = &[
-        // It may be the answer to an older probe, and the next a heartbeat.
-        ("pong 1", "probe 1"),
-        ("pong 1", "probe 1"),
+        // It comes unasked.
+        ("heartbeat 1", ""),
         ("tell 1 c", ""),
         ("pong 1", ""),
         ("stored", "append b c"),
@@ -249,8 +276,6 @@ fn an_owner_says_when_everything_is_durable_that_its_successor_may_not_have_hear
         ("open 2", "probe 2"),
         ("pong 2", "gap no-replay, probe 2, append gap(no-replay ?..?), live"),
         ("stored", ""),
-        ("pong 2", "probe 2"),
-        ("pong 2", "probe 2"),
         ("pong 2", "flushed"),
     ];
     play(notifications(), Opening::default(), &[&live, lost].concat());
@@ -285,14 +310,6 @@ fn a_standby_that_is_released_or_drained_appends_nothing() {
         ]);
     }
 }
-
-const LIVE: Script<'_> = &[
-    ("token 1", "call POST /api/v2/notifications/channels, connecting"),
-    (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
-    ("answer 200 {}", "dial 1 under 1"),
-    ("open 1", "probe 1"),
-    ("pong 1", "live"),
-];
 
 fn follow_unnumbered(script: Script<'_>) {
     play_standby(notifications(), &[LIVE, script].concat());
