@@ -7,7 +7,7 @@ use super::{
     Heard, Opening, Output, Stream,
     intake::{Intake, TakenIn},
     link::Link,
-    standby::{Overlay, Ring, is_heard, is_hole_likely, lay_over},
+    standby::{Ring, awaited_from, is_heard, is_hole_likely, lay_over},
     twins,
 };
 use crate::{
@@ -140,13 +140,14 @@ impl Stream {
     fn own_unnumbered(&mut self, ring: Ring, mut stored: Vec<Event>, covered: Option<bool>, now: Now) {
         stored.retain(is_heard);
         let gave_way = ring.gave_way();
-        let mut carried = ring.into_carried(&self.session_ids());
+        let alive = self.session_ids();
+        let mut carried = ring.into_carried(&alive);
         let log: Vec<u64> = stored.iter().map(twins::key).collect();
         let kept: Vec<u64> = carried.iter().map(|carried| carried.key).collect();
         match lay_over(&log, &kept) {
-            Some(Overlay { entry, event }) => {
-                stored.drain(..entry);
-                carried.drain(..event);
+            Some(overlay) => {
+                stored.drain(..awaited_from(&log, &carried, &alive, &overlay));
+                carried.drain(..overlay.event);
             }
             None => {
                 if covered.is_some_and(|covered| is_hole_likely(&log, &kept, gave_way, covered)) {

@@ -275,6 +275,16 @@ pub(super) fn lay_over(stored: &[u64], kept: &[u64]) -> Option<Overlay> {
     })
 }
 
+/// Behind which of the log's entries copies may still come: a session that lags behind the other of an overlap brings what
+/// follows its newest event.
+pub(super) fn awaited_from(stored: &[u64], carried: &[Carried], alive: &[SessionId], overlay: &Overlay) -> usize {
+    let newest = |id: &SessionId| carried[..overlay.event].iter().rposition(|carried| carried.by.contains(id));
+    let lags = |id: &&SessionId| !carried[overlay.event..].iter().any(|carried| carried.by.contains(id));
+    let entry_of = |place: usize| stored[..overlay.entry].iter().rposition(|key| *key == carried[place].key);
+    let behind = alive.iter().filter(lags).filter_map(newest).filter_map(entry_of).min();
+    behind.map_or(overlay.entry, |entry| entry + 1)
+}
+
 /// Where the run begins by which both end, if it is long enough to be none by chance.
 fn run_in_front(stored: &[u64], kept: &[u64]) -> Option<Overlay> {
     let same = stored.iter().rev().zip(kept.iter().rev()).take_while(|(stored, kept)| stored == kept).count();
