@@ -93,7 +93,7 @@ fn events() -> Vec<Event> {
     let items = decoded(&sequenced(), sequenced_frame(1, BATCH_LEN));
     let events = items.into_iter().filter_map(|item| match item {
         Item::Event(event) => Some(event),
-        Item::Undecoded(_) | Item::Notice(_) | Item::Alive => None,
+        Item::Undecoded(_) | Item::Notice(_) | Item::Alive | Item::Answer => None,
     });
     events.collect()
 }

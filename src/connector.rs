@@ -166,6 +166,8 @@ pub enum Item {
     Event(Event),
     /// The platform lives; nothing else.
     Alive,
+    /// The answer to a [`Probe::Text`]: one comes for each, in their order.
+    Answer,
     Notice(Notice),
     /// Nobody can read it.
     Undecoded(Bytes),

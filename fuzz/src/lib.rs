@@ -72,7 +72,7 @@ fn decode(connector: &Connector, data: &[u8]) -> Option<(ByteString, Vec<Item>)>
         match item {
             Item::Event(event) => events.push(event.clone()),
             Item::Undecoded(kept) => assert_eq!(*kept, *frame.as_bytes(), "what cannot be read is kept whole"),
-            Item::Alive | Item::Notice(_) => (),
+            Item::Alive | Item::Answer | Item::Notice(_) => (),
         }
     }
     events.iter().for_each(|event| is_part_of(event, &frame));

@@ -81,7 +81,7 @@ fn read(frame: &ByteString, message: &Message<'_>, received: Timestamp) -> Optio
     };
     let topic = topic.text_in(frame)?;
     if topic.eq_ignore_ascii_case("channel.metadata") {
-        return Some(Item::Alive);
+        return Some(if message.body.is_some_and(is_pong) { Item::Answer } else { Item::Alive });
     }
     if let Some(notice) = system_notice(&topic) {
         return Some(notice);
@@ -100,6 +100,15 @@ fn read(frame: &ByteString, message: &Message<'_>, received: Timestamp) -> Optio
             subject: Some(topic),
         })
     })
+}
+
+/// Section 2.4: a heartbeat comes unasked, and is told by the same topic.
+fn is_pong(body: &RawValue) -> bool {
+    #[derive(Deserialize)]
+    struct Told<'a> {
+        message: &'a str,
+    }
+    serde_json::from_str(body.get()).is_ok_and(|told: Told<'_>| told.message.eq_ignore_ascii_case("pong"))
 }
 
 /// Section 2.5.
@@ -221,7 +230,7 @@ mod tests {
     fn what_the_platform_says_about_the_conversation_is_not_an_event() {
         let table = [
             (r#"{"topicName":"channel.metadata","eventBody":{"message":"WebSocket Heartbeat"}}"#, Item::Alive),
-            (r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#, Item::Alive),
+            (r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#, Item::Answer),
             (r#"{"topicName":"v2.system.socket_closing","eventBody":{}}"#, Item::Notice(Notice::Closing)),
             (r#"{"topicName":"v2.system.token_revoked.3f0f","eventBody":{}}"#, Item::Notice(Notice::TokenRevoked)),
             (r#"{"topicName":"v2.system.no_longer_subscribed.3f0f"}"#, Item::Notice(Notice::Displaced)),

@@ -202,7 +202,7 @@ mod tests {
                 format!("{sequence} {} {body}", event.kind)
             }
             Item::Undecoded(bytes) => format!("undecoded {}", bytes.len()),
-            Item::Alive => "alive".to_owned(),
+            Item::Alive | Item::Answer => "alive".to_owned(),
             Item::Notice(notice) => format!("{notice:?}"),
         };
         items.iter().map(tell).collect()
@@ -269,7 +269,7 @@ mod tests {
     fn time_and_correlation_are_taken_where_they_are_sound() {
         let read_one = |frame: &str| match read(frame).remove(0) {
             Item::Event(event) => (event.time.map(|time| time.to_string()), event.correlation.map(|id| id.to_string())),
-            other @ (Item::Alive | Item::Notice(_) | Item::Undecoded(_)) => panic!("{other:?}"),
+            other @ (Item::Alive | Item::Answer | Item::Notice(_) | Item::Undecoded(_)) => panic!("{other:?}"),
         };
         let time = Some("2026-05-04T13:31:49.570Z".to_owned());
         assert_eq!(

@@ -87,8 +87,11 @@ pub struct Session {
     whole_by: Option<Instant>,
     /// How many probes went out since the platform was last heard.
     probes: u32,
-    /// It said that it lives since it was asked last, or was not asked.
-    answered: bool,
+    /// How many probes ever went out, and how many were answered.
+    asked: u64,
+    answers: u64,
+    /// So many have to be answered by now.
+    awaited: u64,
     outputs: std::collections::VecDeque<Output>,
 }
 
@@ -139,7 +142,9 @@ impl Session {
             heard_at: now.at,
             whole_by: None,
             probes: 0,
-            answered: true,
+            asked: 0,
+            answers: 0,
+            awaited: 0,
             outputs: std::collections::VecDeque::new(),
         };
         match reuse {
@@ -170,20 +175,28 @@ impl Session {
         self.heard_at
     }
 
-    /// Asks the platform whether it lives. What it sent before its answer is heard before it.
+    /// Asks the platform whether it lives. What it sent before its answer is heard before it. Answers to older probes
+    /// may be on their way, and a heartbeat: neither is taken for this one.
     pub fn ask(&mut self) {
-        self.answered = false;
-        self.outputs.push_back(Output::Probe(self.choices.probe));
+        self.probe();
+        self.awaited = self.asked;
     }
 
     /// Whether nothing that it was asked is unanswered.
     pub fn has_answered(&self) -> bool {
-        self.answered
+        self.answers >= self.awaited
     }
 
     /// No answer is expected any longer. Whether one was.
     pub fn write_off(&mut self) -> bool {
-        !std::mem::replace(&mut self.answered, true)
+        let was_expected = !self.has_answered();
+        self.awaited = 0;
+        was_expected
+    }
+
+    fn probe(&mut self) {
+        self.asked += 1;
+        self.outputs.push_back(Output::Probe(self.choices.probe));
     }
 
     pub fn is_live(&self) -> bool {
@@ -310,7 +323,7 @@ impl Session {
             Proof::Opened => self.live(now),
             Proof::Answered => {
                 self.stage = Stage::Proving { until, lives_at: None };
-                self.outputs.push_back(Output::Probe(self.choices.probe));
+                self.probe();
             }
             Proof::QuietFor(wait) => self.stage = Stage::Proving { until, lives_at: Some(now.at + wait) },
         }
@@ -341,8 +354,9 @@ impl Session {
         if matches!(self.stage, Stage::Proving { .. }) {
             self.live(now);
         }
-        self.answered |= items.contains(&Item::Alive);
-        items.retain(|item| *item != Item::Alive);
+        let answers = items.iter().filter(|item| **item == Item::Answer).count() as u64;
+        self.answers = self.asked.min(self.answers + answers);
+        items.retain(|item| !matches!(item, Item::Alive | Item::Answer));
         if !items.is_empty() {
             self.outputs.push_back(Output::Heard(items));
         }
@@ -357,7 +371,7 @@ impl Session {
         }
         if now.at >= self.next_watch() {
             self.probes += 1;
-            self.outputs.push_back(Output::Probe(self.choices.probe));
+            self.probe();
         }
         let Stage::Live { tend_at, tending, aged } = &mut self.stage else { return };
         let ends = self.minted.as_ref().and_then(|minted| minted.ends);
@@ -416,9 +430,11 @@ fn fatal(item: &Item) -> Option<Notice> {
         Item::Notice(notice @ (Notice::TokenInvalid | Notice::EndpointGone | Notice::Displaced)) => {
             Some(notice.clone())
         }
-        Item::Notice(Notice::Closing | Notice::TokenRevoked) | Item::Event(_) | Item::Alive | Item::Undecoded(_) => {
-            None
-        }
+        Item::Notice(Notice::Closing | Notice::TokenRevoked)
+        | Item::Event(_)
+        | Item::Alive
+        | Item::Answer
+        | Item::Undecoded(_) => None,
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     Heard, Opening, Output, Stream,
     intake::{Intake, TakenIn},
     link::Link,
-    standby::{Overlay, Ring, is_heard, is_hole_likely, lay_over},
+    standby::{Ring, awaited_from, is_heard, is_hole_likely, lay_over},
     twins,
 };
 use crate::{
@@ -18,10 +18,6 @@ use crate::{
         session::{Session, SessionId},
     },
 };
-
-/// So many signs of life may have been on their way when a session is asked: the answer to a probe of its own watch, and
-/// a heartbeat. They would be taken for the answer, so it is asked as often again.
-const EARLY_SIGNS_MAX: u32 = 2;
 
 /// Whose log it is.
 #[derive(Debug)]
@@ -39,8 +35,8 @@ pub(super) enum Flush {
     /// Nobody waits.
     Idle,
     Wanted,
-    /// This session was asked for the last time but so many; what it brings before it answers is waited for.
-    Asked(SessionId, u32),
+    /// This session was asked; what it brings before it answers is waited for.
+    Asked(SessionId),
     /// It has answered; so many entries must be durable.
     Answered(u64),
 }
@@ -59,7 +55,7 @@ impl Stream {
             match item {
                 Item::Event(event) => ring.keep(session, event, now.at),
                 Item::Undecoded(frame) => ring.keep(session, Event::undecoded(frame, now.wall), now.at),
-                Item::Notice(_) | Item::Alive => (),
+                Item::Notice(_) | Item::Alive | Item::Answer => (),
             }
         }
     }
@@ -144,13 +140,14 @@ impl Stream {
     fn own_unnumbered(&mut self, ring: Ring, mut stored: Vec<Event>, covered: Option<bool>, now: Now) {
         stored.retain(is_heard);
         let gave_way = ring.gave_way();
-        let mut carried = ring.into_carried(&self.session_ids());
+        let alive = self.session_ids();
+        let mut carried = ring.into_carried(&alive);
         let log: Vec<u64> = stored.iter().map(twins::key).collect();
         let kept: Vec<u64> = carried.iter().map(|carried| carried.key).collect();
         match lay_over(&log, &kept) {
-            Some(Overlay { entry, event }) => {
-                stored.drain(..entry);
-                carried.drain(..event);
+            Some(overlay) => {
+                stored.drain(..awaited_from(&log, &carried, &alive, &overlay));
+                carried.drain(..overlay.event);
             }
             None => {
                 if covered.is_some_and(|covered| is_hole_likely(&log, &kept, gave_way, covered)) {
@@ -205,28 +202,22 @@ impl Stream {
                 queued.map(Flush::Answered)
             }
             Flush::Wanted => {
-                let Link::Live { session, .. } = &self.link else { return None };
-                Some(self.ask_again(session.id(), EARLY_SIGNS_MAX, now))
+                let Link::Live { session, .. } = &mut self.link else { return None };
+                session.ask();
+                let id = session.id();
+                self.obey(id, now);
+                Some(Flush::Asked(id))
             }
-            Flush::Asked(id, again) => {
-                let mut sessions = self.link.sessions().filter(|session| session.id() == id);
-                let answered = sessions.next().map(Session::has_answered);
-                drop(sessions);
-                match answered {
+            Flush::Asked(id) => {
+                let asked = self.link.sessions().find(|session| session.id() == id).map(Session::has_answered);
+                match asked {
                     None => Some(Flush::Wanted),
                     Some(false) => None,
-                    Some(true) if again > 0 => Some(self.ask_again(id, again - 1, now)),
                     Some(true) => self.intake.queued().map(Flush::Answered),
                 }
             }
             Flush::Answered(end) => (self.appending.is_none() && self.intake.is_past(end)).then_some(Flush::Idle),
         }
-    }
-
-    fn ask_again(&mut self, id: SessionId, again: u32, now: Now) -> Flush {
-        self.link.sessions_mut().filter(|session| session.id() == id).for_each(Session::ask);
-        self.obey(id, now);
-        Flush::Asked(id, again)
     }
 
     /// The log is another's: whatever is not durable is that one's to hear, or to mark.

@@ -237,7 +237,7 @@ impl Intake {
                     taken.undecoded.push(frame.len());
                     self.event(Event::undecoded(frame, now.wall), session, now, &mut taken);
                 }
-                Item::Notice(_) | Item::Alive => (),
+                Item::Notice(_) | Item::Alive | Item::Answer => (),
             }
         }
         taken

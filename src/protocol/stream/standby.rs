@@ -118,6 +118,13 @@ impl Ring {
         self.first = self.kept.iter().find_map(|heard| heard.event.sequence);
     }
 
+    /// A successor is lost, and the old session serves on: it has brought what this one did, or brings it still. If it
+    /// turns out to be dead, what this one brought reaches neither back to it nor up to the next.
+    pub(super) fn lose_successor(&mut self, session: SessionId) {
+        self.asked.remove(&session);
+        self.kept.retain(|heard| heard.session != session);
+    }
+
     pub(super) fn keep(&mut self, session: SessionId, event: Event, at: Instant) {
         if session <= self.cut {
             return;
@@ -266,6 +273,16 @@ pub(super) fn lay_over(stored: &[u64], kept: &[u64]) -> Option<Overlay> {
         let ahead = (1..=stored.len()).rev().map(|entry| (entry, kept.len()));
         ends.chain(ahead).find_map(|(entry, event)| run_in_front(&stored[..entry], &kept[..event]))
     })
+}
+
+/// Behind which of the log's entries copies may still come: a session that lags behind the other of an overlap brings what
+/// follows its newest event.
+pub(super) fn awaited_from(stored: &[u64], carried: &[Carried], alive: &[SessionId], overlay: &Overlay) -> usize {
+    let newest = |id: &SessionId| carried[..overlay.event].iter().rposition(|carried| carried.by.contains(id));
+    let lags = |id: &&SessionId| !carried[overlay.event..].iter().any(|carried| carried.by.contains(id));
+    let entry_of = |place: usize| stored[..overlay.entry].iter().rposition(|key| *key == carried[place].key);
+    let behind = alive.iter().filter(lags).filter_map(newest).filter_map(entry_of).min();
+    behind.map_or(overlay.entry, |entry| entry + 1)
 }
 
 /// Where the run begins by which both end, if it is long enough to be none by chance.

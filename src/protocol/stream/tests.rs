@@ -3,7 +3,9 @@
 mod desk;
 mod handover;
 
-use self::desk::{CHANNEL_1, CHANNEL_2, WALL, checkpoint, notifications, play, play_overlap, position, sequenced};
+use self::desk::{
+    CHANNEL_1, CHANNEL_2, LIVE, Script, WALL, checkpoint, notifications, play, play_overlap, position, sequenced,
+};
 use super::*;
 use crate::model::Timestamp;
 
@@ -328,6 +330,28 @@ fn a_channel_that_died_unnoticed_is_told_when_its_successor_is_live() {
         notifications(),
         &[("tell 2 c", ""), ("wait 5s", "gap no-replay, leave 1 1000, append gap(no-replay ?..?) c")],
     );
+}
+
+#[test]
+fn an_older_sign_of_life_is_not_the_answer_to_what_the_old_channel_was_asked() {
+    // What it brings after a heartbeat, and after the answer to a probe of its own watch, is still waited for.
+    let asked_twice: Script<'_> = &[
+        ("wait 30s", "probe 1"),
+        ("rotate", ""),
+        ("wait 75ms", "rotation operator, call POST /api/v2/notifications/channels"),
+        (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
+        ("answer 200 {}", "dial 2 under 1"),
+        ("open 2", "probe 2"),
+        ("pong 2", "rotated after 0ns, probe 1, append"),
+        ("stored", ""),
+        ("tell 2 c", ""),
+        ("heartbeat 1", ""),
+        ("pong 1", ""),
+    ];
+    let answered: Script<'_> = &[("tell 1 b", "append b"), ("stored", ""), ("pong 1", "append c")];
+    play(notifications(), Opening::default(), &[LIVE, asked_twice, answered].concat());
+    let dies: Script<'_> = &[("close 1 1006", "forget 1, gap no-replay, append gap(no-replay ?..?) c")];
+    play(notifications(), Opening::default(), &[LIVE, asked_twice, dies].concat());
 }
 
 #[test]

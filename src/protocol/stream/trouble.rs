@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     Output, Report, Stream,
+    handover::Role,
     link::{Link, Swap},
     planned::again,
 };
@@ -72,6 +73,9 @@ impl Stream {
                     (new, retire)
                 } else {
                     self.intake.lose_successor();
+                    if let Role::Standby(ring) = &mut self.role {
+                        ring.lose_successor(id);
+                    }
                     let trigger = self.outdated_by(&old);
                     (old, Some(again(trigger, now)))
                 };

@@ -123,8 +123,10 @@ impl Judge {
     }
 
     /// The log is its own now.
-    pub(super) fn owns(&mut self, opening: &Opening, scene: &Scene) {
+    pub(super) fn owns(&mut self, opening: &Opening, kept: usize, scene: &Scene) {
         self.follows = false;
+        // What a lost session brought to a standby is forgotten.
+        self.known = self.known.filter(|_| kept > 0);
         if !self.connected {
             self.heard_at = None;
             self.heard_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.heard_at);

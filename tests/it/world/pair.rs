@@ -287,10 +287,10 @@ impl Pair {
         self.hold(life);
         let opening = self.around.store.opening();
         let Replica { process, judge, begun, covered, .. } = &mut self.replicas[index];
-        judge.owns(&opening, &self.around.scene);
+        let kept = process.machine.kept();
+        judge.owns(&opening, kept, &self.around.scene);
         // The relay's own entries are counted among them too.
         let log = &self.around.store.log;
-        let kept = process.machine.kept();
         let own = log.iter().filter(|event| event.sequence.is_none() && event.kind.starts_with("trunkline.")).count();
         let from =
             if kept == 0 { begun.unwrap_or(log.len()) } else { log.len().saturating_sub(kept + own + AHEAD_MAX) };

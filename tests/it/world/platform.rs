@@ -210,7 +210,8 @@ impl Platform {
         self.snapshot_failed |= matches!(call, CallId::Snapshot(_)) && !sound;
         let silent = matches!(refusal, Some(Refusal::Silence));
         let delay = if silent { CALL_MAX } else { scene.latency() };
-        scene.tell(|| format!("call {call:?} {} -> {:?}", request.target, answer.as_ref().map(|answer| answer.status)));
+        let told = answer.as_ref().map(|answer| answer.status);
+        scene.tell(|| format!("{life}: call {call:?} {} -> {told:?}", request.target));
         scene.after(delay, Happening::Process { life, news: News::Answered(call, answer) });
     }
 

@@ -124,7 +124,7 @@ impl Process {
             News::Opened(session, socket) => return self.opened(session, socket, around),
             News::Refused(session, failure) => {
                 if self.dialling.remove(&session) {
-                    around.scene.tell(|| format!("{session:?} is refused: {failure}"));
+                    around.scene.tell(|| format!("{}: {session:?} is refused: {failure}", self.life));
                     around.judge.failed(&failure);
                     self.machine.handle(Input::Refused { session, failure }, around.scene.now());
                 }
@@ -196,7 +196,7 @@ impl Process {
                 }
                 Err(failure) => {
                     open.ended = true;
-                    around.scene.tell(|| format!("{session:?} is closed: {failure}"));
+                    around.scene.tell(|| format!("{}: {session:?} is closed: {failure}", self.life));
                     around.judge.failed(&failure);
                     self.machine.handle(Input::Closed { session, failure }, around.scene.now());
                 }
@@ -257,7 +257,7 @@ impl Process {
                 self.refresh.handle(refresh::Input::Refused { generation }, around.scene.instant());
             }
             Output::Report(report) => {
-                around.scene.tell(|| format!("{report:?}"));
+                around.scene.tell(|| format!("{life}: {report:?}"));
                 around.judge.report(&report, &around.scene);
             }
             Output::Flushed => self.flushed = true,
@@ -278,7 +278,7 @@ impl Process {
         checkpoint: trunkline::model::Checkpoint,
         around: &mut Around,
     ) {
-        around.scene.tell(|| format!("append of {} under {checkpoint:?}", events.len()));
+        around.scene.tell(|| format!("{}: append of {} under {checkpoint:?}", self.life, events.len()));
         around.judge.appends(&checkpoint, around.scene.wall());
         around.store.begin(self.life, events, checkpoint);
         let done = around.store.stalls_until.max(around.scene.now + around.scene.chance.millis(1..20));
@@ -296,7 +296,7 @@ impl Process {
                 around.scene.after(delay, Happening::Process { life: self.life, news: News::Granted(answer) });
             }
             refresh::Output::Adopt { generation, .. } => {
-                around.scene.tell(|| format!("token {generation} adopted"));
+                around.scene.tell(|| format!("{}: token {generation} adopted", self.life));
                 self.machine.handle(Input::Token(generation), around.scene.now());
             }
             refresh::Output::Retry { .. } => (),

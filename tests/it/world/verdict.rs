@@ -110,8 +110,9 @@ fn judge_missing(class: usize, places: &BTreeMap<usize, Vec<usize>>, gaps: &BTre
     let Some(fell_silent) = earlier.clone().next_back().map(|(class, _)| at(class)) else { return };
     let spoke_again = later.clone().next().map_or(Duration::MAX, |(class, _)| at(class));
     let before = earlier.rev().find(|(class, _)| at(class) + lag < fell_silent).map_or(0, |(_, places)| places[0]);
-    let after = later.clone().find(|(class, _)| at(class) > spoke_again.saturating_add(lag));
-    let end = after.map_or(usize::MAX, |(_, places)| places[0].max(before));
+    // What a standby kept while the owner was deaf stands behind what the owner heard since: only what lies behind counts.
+    let after = later.clone().find(|(class, places)| at(class) > spoke_again.saturating_add(lag) && places[0] > before);
+    let end = after.map_or(usize::MAX, |(_, places)| places[0]);
     let marked = gaps.range(before..end).next().is_some();
     assert!(marked, "a silent hole: event {class} said at {:?}, between the places {before} and {end}", said[class].at);
 }

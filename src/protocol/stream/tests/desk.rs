@@ -15,6 +15,15 @@ pub(super) const WALL: i64 = 1_777_901_509_570;
 pub(super) const CHANNEL_1: &str = r#"answer 200 {"id":"c1","connectUri":"wss://p.test/c1"}"#;
 pub(super) const CHANNEL_2: &str = r#"answer 200 {"id":"c2","connectUri":"wss://p.test/c2"}"#;
 
+/// An unnumbered stream whose first session is live.
+pub(super) const LIVE: Script<'_> = &[
+    ("token 1", "call POST /api/v2/notifications/channels, connecting"),
+    (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
+    ("answer 200 {}", "dial 1 under 1"),
+    ("open 1", "probe 1"),
+    ("pong 1", "live"),
+];
+
 pub(super) fn sequenced() -> Settings {
     let connector = Connector::Sequenced(genesys_sequenced::Settings {
         url: "wss://p.test/stream".to_owned(),
@@ -131,6 +140,10 @@ impl Desk {
             "tell" => frame(id, format!(r#"{{"topicName":"v2.conversations.c-1.x","eventBody":"{words}"}}"#)),
             "ping" => Input::Frame { session: id, frame: Frame::Pong },
             "pong" => frame(id, r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#.to_owned()),
+            "heartbeat" => frame(
+                id,
+                r#"{"topicName":"channel.metadata","eventBody":{"message":"WebSocket Heartbeat"}}"#.to_owned(),
+            ),
             "revoke" => frame(id, r#"{"topicName":"v2.system.token_revoked.u-1","eventBody":{}}"#.to_owned()),
             "notice" => frame(id, r#"{"topicName":"v2.system.socket_closing","eventBody":{}}"#.to_owned()),
             "answer" => {
