@@ -75,9 +75,10 @@ fn place(end: &End, mark: Mark) -> Place {
         Standing::After(offset) if offset < end.first.previous() => Place::Trimmed(offset),
         Standing::After(offset) => Place::At(offset),
         Standing::Foreign => Place::Foreign,
+        Standing::Beyond if mark.epoch == end.lineage.current() => Place::Beyond,
         Standing::Beyond => {
             let ended = end.lineage.earlier().iter().find(|(epoch, _)| *epoch == mark.epoch);
-            ended.map_or(Place::Beyond, |(epoch, offset)| Place::Lost(Mark { epoch: *epoch, offset: *offset }))
+            ended.map_or(Place::Foreign, |(epoch, offset)| Place::Lost(Mark { epoch: *epoch, offset: *offset }))
         }
     }
 }

@@ -1,6 +1,12 @@
 //! A way to a server on which what is said can be held up, and arrives late.
 
-use std::net::Ipv4Addr;
+use std::{
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,6 +26,8 @@ pub(crate) enum Held {
     First,
     /// What the server answers; it goes on hearing, and doing, what it is told.
     Answers,
+    /// Everything of the connections before this one, both ways, and nobody is told; later ones are free.
+    Before(u64),
     /// Everything, both ways: the server might as well be on another continent, with the cable cut.
     Everything,
 }
@@ -28,6 +36,7 @@ pub(crate) enum Held {
 pub(crate) struct Road {
     port: u16,
     held: watch::Sender<Held>,
+    connections: Arc<AtomicU64>,
     _traffic: JoinSet<()>,
 }
 
@@ -36,7 +45,8 @@ impl Road {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (held, mut traffic) = (watch::Sender::new(Held::Nothing), JoinSet::new());
-        let hold = held.subscribe();
+        let (hold, connections) = (held.subscribe(), Arc::new(AtomicU64::new(0)));
+        let count = Arc::clone(&connections);
         traffic.spawn(async move {
             let mut lanes = JoinSet::new();
             for number in 0_u64.. {
@@ -46,18 +56,29 @@ impl Road {
                 let is_free = move |held: &Held| match held {
                     Held::Nothing | Held::Answers => true,
                     Held::First => number > 0,
+                    Held::Before(first) => number >= *first,
                     Held::Everything => false,
                 };
                 lanes.spawn(carry(from.0, to.1, hold.clone(), is_free));
-                lanes
-                    .spawn(carry(to.0, from.1, hold.clone(), |held| !matches!(held, Held::Answers | Held::Everything)));
+                let answers_are_free = move |held: &Held| match held {
+                    Held::Nothing | Held::First => true,
+                    Held::Before(first) => number >= *first,
+                    Held::Answers | Held::Everything => false,
+                };
+                lanes.spawn(carry(to.0, from.1, hold.clone(), answers_are_free));
+                count.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Self { port, held, _traffic: traffic }
+        Self { port, held, connections, _traffic: traffic }
     }
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The connections that there are say and hear nothing any more, for ever.
+    pub(crate) fn lose_connections(&self) {
+        self.hold(Held::Before(self.connections.load(Ordering::Relaxed)));
     }
 
     /// What was held before and is not now goes on its way.

@@ -124,3 +124,36 @@ async fn an_append_that_arrives_after_another_took_over_is_refused() {
     let refused = refused(&pair.far).await;
     println!("{} appends arrived late: {refused} refusals were heard of", rounds(2));
 }
+
+/// How often this relay was given a stream, or took it.
+fn owned(relay: &Relay) -> usize {
+    relay.child.stderr().matches("the stream is this replica's").count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_died_without_a_word_are_replaced_and_nobody_fights() {
+    let server = Redis::durable();
+    let site = site(&server, &["standby = true"]).await;
+    let road = Road::to(server.port()).await;
+    let url = format!("redis://127.0.0.1:{}/0", road.port());
+    let variables = [("TRUNKLINE__STORE__URL", url.as_str())];
+    let relays = [Relay::start_with(&site, &variables).await, Relay::start_with(&site, &variables).await];
+    relays[1].goes_live().await;
+    let talk = site.talk(rate());
+    goes_on(&site, &relays[1], clock::now()).await;
+    road.lose_connections();
+    let since = clock::now();
+    for relay in &relays {
+        tell("after every connection died in silence it goes on", vec![goes_on(&site, relay, since).await]);
+    }
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let before = owned(&relays[0]) + owned(&relays[1]);
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let after = owned(&relays[0]) + owned(&relays[1]);
+    assert_eq!(before, after, "nobody fights\n{}\n{}", relays[0].child.told(), relays[1].child.told());
+    let last_said = talk.hush().await;
+    for relay in &relays {
+        relay.holds(last_said).await;
+        assert_whole(&pages(&relay.consumers).await, last_said);
+    }
+}
