@@ -217,17 +217,29 @@ impl Ring {
         heard.sort_by_key(|heard| heard.session);
         let mut carried: Vec<Carried> = Vec::new();
         let mut places: HashMap<u64, Vec<usize>> = HashMap::new();
+        // What this session alone has brought since its last copy of an older session's event.
+        let mut alone: (SessionId, Vec<usize>) = (SessionId(0), Vec::new());
         for Heard { session, at, event } in heard {
+            if alone.0 != session {
+                alone = (session, Vec::new());
+            }
             let key = twins::key(&event);
             let same = places.entry(key).or_default();
             match same.iter().find(|place| carried[**place].is_awaited_by(session, at)) {
-                Some(place) => carried[*place].by.push(session),
+                Some(place) => {
+                    carried[*place].by.push(session);
+                    // The older session said before this one what came before: it gave way.
+                    let gave_way = alone.1.drain(..).filter(|_| self.gave_way);
+                    gave_way.for_each(|place| carried[place].by.clear());
+                }
                 None => {
                     same.push(carried.len());
+                    alone.1.push(carried.len());
                     carried.push(Carried { event, key, at, by: vec![session] });
                 }
             }
         }
+        carried.retain(|carried| !carried.by.is_empty());
         count_as_brought(&mut carried, alive);
         carried
     }
