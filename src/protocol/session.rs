@@ -91,7 +91,7 @@ pub struct Session {
     asked: u64,
     answers: u64,
     /// So many have to be answered by now.
-    awaited: u64,
+    wanted: u64,
     outputs: std::collections::VecDeque<Output>,
 }
 
@@ -144,7 +144,7 @@ impl Session {
             probes: 0,
             asked: 0,
             answers: 0,
-            awaited: 0,
+            wanted: 0,
             outputs: std::collections::VecDeque::new(),
         };
         match reuse {
@@ -179,18 +179,18 @@ impl Session {
     /// may be on their way, and a heartbeat: neither is taken for this one.
     pub fn ask(&mut self) {
         self.probe();
-        self.awaited = self.asked;
+        self.wanted = self.asked;
     }
 
     /// Whether nothing that it was asked is unanswered.
     pub fn has_answered(&self) -> bool {
-        self.answers >= self.awaited
+        self.answers >= self.wanted
     }
 
     /// No answer is expected any longer. Whether one was.
     pub fn write_off(&mut self) -> bool {
         let was_expected = !self.has_answered();
-        self.awaited = 0;
+        self.wanted = 0;
         was_expected
     }
 

@@ -39,7 +39,7 @@ use self::{
 };
 
 /// So many worlds of each kind are a normal run.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 400;
 /// So many of the newest things that happened are told with a failure; all of them, when one seed is asked for.
 const STORY_LEN: usize = 120;
 

@@ -7,7 +7,7 @@ use super::{
     Heard, Opening, Output, Stream,
     intake::{Intake, TakenIn},
     link::Link,
-    standby::{Ring, awaited_from, is_heard, is_hole_likely, lay_over},
+    standby::{Ring, due_from, is_heard, is_hole_likely, lay_over},
     twins,
 };
 use crate::{
@@ -146,7 +146,7 @@ impl Stream {
         let kept: Vec<u64> = carried.iter().map(|carried| carried.key).collect();
         match lay_over(&log, &kept) {
             Some(overlay) => {
-                stored.drain(..awaited_from(&log, &carried, &alive, &overlay));
+                stored.drain(..due_from(&log, &carried, &alive, &overlay));
                 carried.drain(..overlay.event);
             }
             None => {

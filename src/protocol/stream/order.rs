@@ -273,14 +273,19 @@ impl Order {
         now: Instant,
         rulings: &mut Vec<Ruling>,
     ) {
-        if self.recall(sequence) == Some(digest(&event)) {
+        let digest = digest(&event);
+        if self.recall(sequence) == Some(digest) {
             self.clear_suspects_before(session, sequence, rulings);
             return rulings.push(Ruling::Duplicates(1));
         }
         // Order is promised, and the loss of what comes too late is in the log.
         let too_late = self.holes.iter().any(|(after, before)| sequence > *after && sequence < *before);
         // What an older socket has left to say the newer one said already, or will say too.
-        let repeated = self.is_replay(session, sequence) || self.is_taken_over(last, sequence);
+        let replayed = self.is_replay(session, sequence);
+        if replayed {
+            self.remember_older(sequence, digest);
+        }
+        let repeated = replayed || self.is_taken_over(last, sequence);
         if too_late || session < self.newest || repeated {
             return rulings.push(Ruling::Duplicates(1));
         }
@@ -348,6 +353,14 @@ impl Order {
             self.memory = vec![(Sequence(u64::MAX), 0); REMEMBERED];
         }
         self.memory[slot(sequence)] = (sequence, digest);
+    }
+
+    /// What another replica heard, or a life before: it is known when it comes again, as far as newer ones leave room.
+    fn remember_older(&mut self, sequence: Sequence, digest: u32) {
+        let newer = self.memory.get(slot(sequence)).map(|(remembered, _)| *remembered);
+        if newer.is_none_or(|newer| newer < sequence || newer == Sequence(u64::MAX)) {
+            self.remember(sequence, digest);
+        }
     }
 
     fn recall(&self, sequence: Sequence) -> Option<u32> {

@@ -217,17 +217,29 @@ impl Ring {
         heard.sort_by_key(|heard| heard.session);
         let mut carried: Vec<Carried> = Vec::new();
         let mut places: HashMap<u64, Vec<usize>> = HashMap::new();
+        // What this session alone has brought since its last copy of an older session's event.
+        let mut alone: (SessionId, Vec<usize>) = (SessionId(0), Vec::new());
         for Heard { session, at, event } in heard {
+            if alone.0 != session {
+                alone = (session, Vec::new());
+            }
             let key = twins::key(&event);
             let same = places.entry(key).or_default();
             match same.iter().find(|place| carried[**place].is_due_from(session, at)) {
-                Some(place) => carried[*place].by.push(session),
+                Some(place) => {
+                    carried[*place].by.push(session);
+                    // The older session said before this one what came before: it gave way.
+                    let gave_way = alone.1.drain(..).filter(|_| self.gave_way);
+                    gave_way.for_each(|place| carried[place].by.clear());
+                }
                 None => {
                     same.push(carried.len());
+                    alone.1.push(carried.len());
                     carried.push(Carried { event, key, at, by: vec![session] });
                 }
             }
         }
+        carried.retain(|carried| !carried.by.is_empty());
         count_as_brought(&mut carried, alive);
         carried
     }
@@ -277,7 +289,7 @@ pub(super) fn lay_over(stored: &[u64], kept: &[u64]) -> Option<Overlay> {
 
 /// Behind which of the log's entries copies may still come: a session that lags behind the other of an overlap brings what
 /// follows its newest event.
-pub(super) fn awaited_from(stored: &[u64], carried: &[Carried], alive: &[SessionId], overlay: &Overlay) -> usize {
+pub(super) fn due_from(stored: &[u64], carried: &[Carried], alive: &[SessionId], overlay: &Overlay) -> usize {
     let newest = |id: &SessionId| carried[..overlay.event].iter().rposition(|carried| carried.by.contains(id));
     let lags = |id: &&SessionId| !carried[overlay.event..].iter().any(|carried| carried.by.contains(id));
     let entry_of = |place: usize| stored[..overlay.entry].iter().rposition(|key| *key == carried[place].key);

@@ -126,7 +126,8 @@ impl Pair {
 
     fn has_arrived(&self) -> bool {
         let last = self.around.platform.said.iter().rev().find(|said| !said.withheld).map(|said| said.class);
-        self.around.store.log.iter().rev().take(10).any(|event| judge::uid(event) == last)
+        // A session that is opened just then may be told that all of it is out of its reach.
+        last.is_some() && self.around.store.log.iter().rev().take(10).any(|event| judge::uid(event) == last)
     }
 
     fn drain(&mut self) {

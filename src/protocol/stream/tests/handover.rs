@@ -42,6 +42,22 @@ fn a_log_that_is_ahead_of_its_standby_is_no_numbering_that_started_over() {
 }
 
 #[test]
+fn what_the_platform_says_again_to_a_standby_is_no_numbering_that_started_over() {
+    play_standby(
+        sequenced(),
+        &[
+            ("follow 6", ""),
+            ("token 1", "dial 1 under 1 after 6, connecting"),
+            ("open 1", "live"),
+            ("say 1 7 8 9 10 5 6 7 8 9 10 11 12", ""),
+            ("own 11", "append 12 at 12"),
+            ("stored", ""),
+            ("wait 1s", ""),
+        ],
+    );
+}
+
+#[test]
 fn what_gave_way_is_asked_for_again() {
     let small = || Settings { buffer: 3, ..sequenced() };
     let to_the_end = [
