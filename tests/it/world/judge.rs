@@ -26,6 +26,8 @@ pub(super) struct Judge {
     /// When the platform was last heard, by the world's clock and by the wall.
     heard_at: Option<Moment>,
     heard_wall: Timestamp,
+    /// When the log that it took over says so.
+    told_wall: Timestamp,
     /// The position is another's to give up.
     follows: bool,
     /// Why a position may be given up until the next numbered event.
@@ -90,6 +92,7 @@ impl Judge {
             known: None,
             heard_at: None,
             heard_wall: Timestamp(0),
+            told_wall: Timestamp(0),
             follows: false,
             may_give_up: false,
             poisoned: 0,
@@ -127,9 +130,10 @@ impl Judge {
         self.follows = false;
         // What a lost session brought to a standby is forgotten.
         self.known = self.known.filter(|_| kept > 0);
+        self.told_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.heard_at);
         if !self.connected {
             self.heard_at = None;
-            self.heard_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.heard_at);
+            self.heard_wall = self.told_wall;
         }
         let known = opening.checkpoint.filter(|checkpoint| checkpoint.position.is_some());
         self.may_give_up |= known.is_some_and(|known| scene.wall().since(known.heard_at) > scene.plan.stream.retention);
@@ -194,7 +198,9 @@ impl Judge {
         match position_in(&dial.url) {
             Some(asked) => {
                 // While another session serves, nothing grows old.
-                assert!(!too_old || self.connected, "asked to go on after {asked}, unheard for {unheard:?}");
+                // One that begins again where a log ends that it took over goes by what that says.
+                let told = scene.wall().since(self.told_wall) <= scene.plan.stream.retention;
+                assert!(!too_old || told || self.connected, "asked to go on after {asked}, unheard for {unheard:?}");
                 assert!(asked <= known, "asked to go on after {asked}, which nobody heard");
             }
             None => assert!(self.may_give_up, "the position {known} was given up without a reason"),
