@@ -145,14 +145,7 @@ impl Shell<'_> {
     }
 
     fn claim(&mut self, owning: Owning) {
-        let since = match mem::replace(&mut self.holding, Holding::Over) {
-            Holding::Standing { since, .. } => since,
-            Holding::Over => return,
-            other @ (Holding::Claiming { .. } | Holding::Owning { .. }) => {
-                self.holding = other;
-                return;
-            }
-        };
+        let Holding::Standing { since, .. } = self.holding else { return };
         self.holding = Holding::Claiming { owning };
         let (log, compares, kept) = (self.log.clone(), self.machine.compares(), self.machine.kept());
         self.work.push(Box::pin(async move {

@@ -179,6 +179,17 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 const ARRIVAL_MAX: Duration = Duration::from_secs(10);
 
 impl Around {
+    /// The platform says something, and will again.
+    fn speak(&mut self) {
+        let Self { scene, platform, .. } = self;
+        let count = scene.chance.number(1..scene.plan.burst_max + 1);
+        let pause = if scene.calm { Duration::from_secs(3) } else { scene.plan.pause };
+        scene.tell(|| format!("platform says {count} events from {}", platform.said.len()));
+        platform.speak(count, scene);
+        let pause = scene.chance.pause(pause) + Duration::from_millis(1);
+        scene.after(pause, Happening::Speaks);
+    }
+
     fn new(plan: Plan, chance: Chance, story_len: usize) -> Self {
         let mut scene = Scene::new(plan, chance, story_len);
         let platform = Platform::new(&mut scene);
@@ -323,7 +334,8 @@ impl World {
         let Around { scene, platform, .. } = &mut self.around;
         match happening {
             Happening::Starts => self.start(),
-            Happening::Speaks => self.speak(),
+            Happening::Speaks if self.quiet => (),
+            Happening::Speaks => self.around.speak(),
             Happening::Calamity(calamity) => {
                 if !self.around.scene.calm {
                     self.strike(calamity);
@@ -367,19 +379,6 @@ impl World {
                 }
             }
         }
-    }
-
-    fn speak(&mut self) {
-        let scene = &mut self.around.scene;
-        if self.quiet {
-            return;
-        }
-        let count = scene.chance.number(1..scene.plan.burst_max + 1);
-        let pause = if scene.calm { Duration::from_secs(3) } else { scene.plan.pause };
-        scene.tell(|| format!("platform says {count} events from {}", self.around.platform.said.len()));
-        self.around.platform.speak(count, scene);
-        let pause = scene.chance.pause(pause) + Duration::from_millis(1);
-        scene.after(pause, Happening::Speaks);
     }
 
     fn next_calamity(&mut self) {

@@ -18,9 +18,9 @@ use trunkline::{
 
 use super::{
     bed::{Bed, KEEP_ALL, checkpoint, redis_settings, redis_store},
-    redis_only::{follow, last_of, promote},
+    redis_only::{follow, last_of, promote, watched},
 };
-use crate::harness::{PATIENCE, Redis, eventually, free_port, throughout};
+use crate::harness::{PATIENCE, Redis, eventually, throughout};
 
 const READ_BYTES: usize = 20_000;
 
@@ -389,14 +389,7 @@ async fn a_follower_of_a_quiet_log_asks_twice_a_second() {
 async fn a_follower_behind_sentinels_follows_to_the_new_primary() {
     let (mut primary, replica) = (Redis::volatile(), Redis::volatile());
     follow(&replica, &primary).await;
-    let sentinel = Redis::sentinel(&primary);
-    let watcher = sentinel.connection();
-    eventually("the Sentinel knows the replica", async || {
-        let known: Vec<redis::Value> = watcher.run(cmd("SENTINEL").arg("replicas").arg("main")).await.unwrap();
-        known.len() == 1
-    })
-    .await;
-    let url = format!("redis+sentinel://127.0.0.1:{},127.0.0.1:{}/main", free_port(), sentinel.port());
+    let (_sentinel, url) = watched(&primary).await;
     let store = || Store::Redis(RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written)));
     let mut here = Replica::at(&store()).await;
     let there = Replica::following(&store()).await;

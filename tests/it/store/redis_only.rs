@@ -263,6 +263,19 @@ pub(super) async fn follow(replica: &Redis, primary: &Redis) {
     eventually("the replica follows", synced).await;
 }
 
+/// A Sentinel that knows the primary's replica, and the address of a store behind it and behind one that is gone.
+pub(super) async fn watched(primary: &Redis) -> (Redis, String) {
+    let sentinel = Redis::sentinel(primary);
+    let watcher = sentinel.connection();
+    eventually("the Sentinel knows the replica", async || {
+        let known: Vec<redis::Value> = watcher.run(cmd("SENTINEL").arg("replicas").arg("main")).await.unwrap();
+        known.len() == 1
+    })
+    .await;
+    let url = format!("redis+sentinel://127.0.0.1:{},127.0.0.1:{}/main", free_port(), sentinel.port());
+    (sentinel, url)
+}
+
 pub(super) async fn promote(replica: &Redis) {
     replica.connection().run::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await.unwrap();
 }
@@ -327,14 +340,7 @@ async fn a_permission_that_is_missing_is_named() {
 async fn when_a_sentinel_promotes_a_replica_the_writer_goes_on_there() {
     let (mut primary, replica) = (Redis::volatile(), Redis::volatile());
     follow(&replica, &primary).await;
-    let sentinel = Redis::sentinel(&primary);
-    let watcher = sentinel.connection();
-    eventually("the Sentinel knows the replica", async || {
-        let known: Vec<redis::Value> = watcher.run(cmd("SENTINEL").arg("replicas").arg("main")).await.unwrap();
-        known.len() == 1
-    })
-    .await;
-    let url = format!("redis+sentinel://127.0.0.1:{},127.0.0.1:{}/main", free_port(), sentinel.port());
+    let (_sentinel, url) = watched(&primary).await;
     let redis = RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written));
     redis.examine().await.unwrap();
     let mut log = Log::open(&Store::Redis(redis), "queues").await;

@@ -201,7 +201,8 @@ impl Pair {
         let Around { scene, platform, .. } = &mut self.around;
         match happening {
             Happening::Starts => self.start(),
-            Happening::Speaks => self.speak(),
+            Happening::Speaks if self.quiet => (),
+            Happening::Speaks => self.around.speak(),
             Happening::Strikes => {
                 if !self.around.scene.calm {
                     self.strike();
@@ -349,18 +350,5 @@ impl Pair {
             }
             Handover::Asked => (),
         }
-    }
-
-    fn speak(&mut self) {
-        let scene = &mut self.around.scene;
-        if self.quiet {
-            return;
-        }
-        let count = scene.chance.number(1..scene.plan.burst_max + 1);
-        let pause = if scene.calm { Duration::from_secs(3) } else { scene.plan.pause };
-        scene.tell(|| format!("platform says {count} events from {}", self.around.platform.said.len()));
-        self.around.platform.speak(count, scene);
-        let pause = scene.chance.pause(pause) + Duration::from_millis(1);
-        scene.after(pause, Happening::Speaks);
     }
 }
