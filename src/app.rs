@@ -405,6 +405,10 @@ fn stream_settings(name: &StreamName, from: &StreamConfig, config: &Config) -> u
             rotation_jitter: from.rotation_jitter,
             retention: from.retention,
             buffer: from.buffer,
+            append_max: match &config.store.kind {
+                config::StoreKind::Embedded => embedded::APPEND_MAX,
+                config::StoreKind::Redis(_) => redis::APPEND_MAX,
+            },
             overflow: match from.overflow {
                 config::Overflow::Backpressure => Overflow::Backpressure,
                 config::Overflow::DropOldest => Overflow::DropOldest,

@@ -310,6 +310,7 @@ mod tests {
                 rotation_jitter: Duration::ZERO,
                 retention: minute,
                 buffer: 16,
+                append_max: 16,
                 overflow: Overflow::Backpressure,
                 patience: Patience { connect: minute, silence: minute, frame: minute, farewell: minute },
                 backoff: backoff::Settings {

@@ -12,8 +12,8 @@ const DEPTH_MAX: usize = 64;
 
 /// Whether the text nests no deeper than consumers can read. Expects valid JSON.
 pub(super) fn is_shallow(text: &str) -> bool {
-    let openers = memchr::memchr2_iter(b'{', b'[', text.as_bytes()).take(DEPTH_MAX + 1).count();
-    openers <= DEPTH_MAX || depth(text.as_bytes()) <= DEPTH_MAX
+    let count = |opener| memchr::memchr_iter(opener, text.as_bytes()).count();
+    count(b'{') + count(b'[') <= DEPTH_MAX || depth(text.as_bytes()) <= DEPTH_MAX
 }
 
 fn depth(text: &[u8]) -> usize {

@@ -53,6 +53,8 @@ pub struct Settings {
     pub retention: Duration,
     /// How many events may wait for the log.
     pub buffer: usize,
+    /// How many events one append takes at most.
+    pub append_max: usize,
     pub overflow: Overflow,
     pub patience: Patience,
     pub backoff: backoff::Settings,

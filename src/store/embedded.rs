@@ -41,6 +41,9 @@ use crate::{
     telemetry::metrics,
 };
 
+/// An append should have no more entries than this; the more it has, the less is each one's share in the sync.
+pub const APPEND_MAX: usize = 2_048;
+
 /// Where the store is and how much it keeps.
 #[derive(Debug, Clone)]
 pub struct Settings {

@@ -1,9 +1,10 @@
 //! Where logs live in Redis (7 or later, or Valkey): one server, one behind Sentinels, or a cluster.
 //!
-//! Every change is a script that compares the fence first. An append whose answer was lost is never done twice: it
-//! carries a number of its own, and trying it again finds out.
+//! Every change compares the fence and is done in one step, by a script or by a transaction over keys that are watched.
+//! An append whose answer was lost is never done twice: it carries a number of its own, and trying it again finds out.
 
 pub mod address;
+mod append;
 pub mod connection;
 mod examination;
 mod follower;
@@ -12,8 +13,11 @@ mod keys;
 mod log;
 mod reads;
 pub mod registry;
+mod scripted;
+mod transaction;
 pub mod vault;
 mod view;
+mod way;
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +29,7 @@ use redis::cmd;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    address::Address,
+    address::{Address, Kind},
     connection::{CommandError, Connection, Limits},
     keys::Keys,
     log::{Log, Scripts},
@@ -41,6 +45,10 @@ use crate::{
 
 /// Retention and the connection are looked after this often.
 const TICK: Duration = Duration::from_secs(1);
+
+/// An append should have no more entries than this, or it gets slower for each of them: the server has what it copies in its nearest memory no more
+/// (measured: 5.4 µs for each of 128 entries of 1.4 KiB, 6.2 of 256, 7.9 of 1,000).
+pub const APPEND_MAX: usize = 128;
 
 /// Where the store is and how much it keeps.
 #[derive(Debug, Clone)]
@@ -150,10 +158,10 @@ impl Redis {
 
     pub(super) async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
         let Shared { settings, connection, scripts, .. } = &*self.shared;
-        let connection = match settings.durability {
-            Durability::Written => connection.clone(),
-            // Waiting for a replica must not hold up others.
-            Durability::Replicated => connection.another(),
+        let connection = match (&settings.address.kind, settings.durability) {
+            (Kind::Cluster, Durability::Written) => connection.clone(),
+            // What is watched is watched by a connection, and waiting for a replica must not hold up others.
+            (Kind::Single | Kind::Sentinel { .. }, _) | (Kind::Cluster, Durability::Replicated) => connection.another(),
         };
         let view = self.shared.view(stream);
         let (log, state) = Log::claim(connection, Arc::clone(scripts), settings, stream, view, under).await?;

@@ -4,9 +4,7 @@ use std::collections::VecDeque;
 
 use crate::model::{Event, Gap, GapReason, Position, Timestamp};
 
-/// One append covers at most so many events …
-const BATCH_EVENTS_MAX: usize = 2_048;
-/// … and about so many bytes of bodies.
+/// One append covers at most about so many bytes of bodies.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// What happens at the limit.
@@ -40,6 +38,7 @@ impl From<Event> for Pending {
 pub(super) struct Buffer {
     pending: VecDeque<Pending>,
     limit: usize,
+    append_max: usize,
     overflow: Overflow,
     shed: Option<Shed>,
     /// The newest numbered event that went through here, dropped ones included.
@@ -65,8 +64,8 @@ pub(super) struct Taken {
 }
 
 impl Buffer {
-    pub(super) fn new(limit: usize, overflow: Overflow, position: Option<Position>) -> Self {
-        Self { pending: VecDeque::new(), limit, overflow, shed: None, passed: position, came: 0 }
+    pub(super) fn new(limit: usize, append_max: usize, overflow: Overflow, position: Option<Position>) -> Self {
+        Self { pending: VecDeque::new(), limit, append_max, overflow, shed: None, passed: position, came: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -134,7 +133,7 @@ impl Buffer {
             taken.events.push(self.shed_gap(&shed).event(received));
         }
         let mut bytes = 0;
-        while taken.events.len() < BATCH_EVENTS_MAX && bytes < BATCH_BYTES_MAX {
+        while taken.events.len() < self.append_max && bytes < BATCH_BYTES_MAX {
             let Some(Pending { event, ticket }) = self.pending.pop_front() else { break };
             bytes += event.body.len();
             self.pass(&event);
@@ -165,7 +164,7 @@ mod tests {
 
     #[test]
     fn at_the_limit_the_oldest_are_dropped_and_a_gap_says_which() {
-        let mut buffer = Buffer::new(3, Overflow::DropOldest, Some(Position(Sequence(10))));
+        let mut buffer = Buffer::new(3, 10, Overflow::DropOldest, Some(Position(Sequence(10))));
         let shed: u64 = (11..=16).map(|sequence| buffer.push(event(sequence))).sum();
         assert_eq!(shed, 3);
         let taken = buffer.take(Timestamp(0)).unwrap();
@@ -178,7 +177,7 @@ mod tests {
 
     #[test]
     fn under_backpressure_nothing_is_dropped_and_reading_is_held_back() {
-        let mut buffer = Buffer::new(3, Overflow::Backpressure, None);
+        let mut buffer = Buffer::new(3, 10, Overflow::Backpressure, None);
         assert!((1..=2).all(|sequence| buffer.push(event(sequence)) == 0));
         assert!(!buffer.holds_back(0));
         assert!(buffer.holds_back(1));
@@ -190,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_bounded_by_count_and_its_gaps_keep_their_places() {
-        let mut buffer = Buffer::new(10_000, Overflow::Backpressure, None);
+        let mut buffer = Buffer::new(10_000, 2_000, Overflow::Backpressure, None);
         buffer.push(event(1));
         let gap = Gap::unknown(GapReason::Store).event(Timestamp(0));
         buffer.push(Pending { event: gap, ticket: Some(Ticket(7)) });
@@ -198,6 +197,6 @@ mod tests {
             buffer.push(event(sequence));
         });
         let taken = buffer.take(Timestamp(0)).unwrap();
-        assert_eq!((taken.events.len(), taken.tickets), (BATCH_EVENTS_MAX, vec![(1, Ticket(7))]));
+        assert_eq!((taken.events.len(), taken.tickets), (2_000, vec![(1, Ticket(7))]));
     }
 }

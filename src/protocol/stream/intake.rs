@@ -63,7 +63,7 @@ impl Intake {
             Resume::None => Numbering::Unnumbered { twins: None },
         };
         let snapshot = settings.connector.snapshot(None);
-        let buffer = Buffer::new(settings.buffer, settings.overflow, position);
+        let buffer = Buffer::new(settings.buffer, settings.append_max, settings.overflow, position);
         Self { numbering, deaf: None, buffer, recovery: Recovery::default(), tickets: 0, rulings: Vec::new(), snapshot }
     }
 

@@ -84,6 +84,14 @@ struct Down {
     serial: u64,
 }
 
+/// One of a handle's connections, told from those before and after. What a server remembers of a connection (the keys
+/// it watches) is forgotten with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tie(u64);
+
+/// One for each command that was sent together with others.
+pub type Answers = Vec<Result<Value, CommandError>>;
+
 /// What carries commands.
 #[derive(Clone)]
 enum Wire {
@@ -163,6 +171,25 @@ impl Connection {
             None if answers.len() == count => Ok(answers),
             None => Err(CommandError::NoAnswer("answers are missing".to_owned())),
         }
+    }
+
+    /// The connection that what follows is sent over, dialled if need be.
+    pub async fn tie(&self) -> Result<Tie, CommandError> {
+        self.wire().await.map(|(_, serial)| Tie(serial))
+    }
+
+    /// Sends all commands at once over that connection, and waits for their answers, refusals among them; nothing is
+    /// sent, and there are none, when it was lost. (Nor in a cluster, where commands go over many.)
+    pub async fn run_tied(&self, tie: Tie, commands: &Pipeline) -> Result<Option<Answers>, CommandError> {
+        let (wire, serial) = self.wire().await?;
+        let mut wire = match wire {
+            Wire::Single(wire) if tie == Tie(serial) => wire,
+            Wire::Single(_) | Wire::Cluster(_) => return Ok(None),
+        };
+        let answers = wire.req_packed_commands(commands, 0, commands.len()).await;
+        let answers = answers.map_err(|error| self.judge(&error, serial))?;
+        let judged = |answer: Value| answer.extract_error().map_err(|error| self.judge(&error, serial));
+        Ok(Some(answers.into_iter().map(judged).collect()))
     }
 
     /// Runs a script, which touches only the keys it is given (in a cluster all of one slot).

@@ -3,6 +3,7 @@
 use redis::{Value, cmd, pipe};
 
 use super::{
+    address::Kind,
     connection::{CommandError, Connection, Script},
     keys::key,
 };
@@ -51,13 +52,40 @@ async fn permissions(connection: &Connection, probe: &str, channel: &str) -> Res
     let _: Vec<String> = connection.run(&script.by_name(&[probe], &[channel])).await.map_err(unfit)?;
     let _: Value = connection.run(cmd("XRANGE").arg(probe).arg("-").arg("+")).await.map_err(unfit)?;
     let _: Value = connection.run(cmd("XREAD").arg("STREAMS").arg(probe).arg("0")).await.map_err(unfit)?;
+    transaction(connection, probe).await.map_err(unfit)?;
+    may(connection.run::<Value>(cmd("XINFO").arg("STREAM").arg(probe)).await)?;
     if refused.is_empty() { Ok(()) } else { Err(Unfit::Forbidden(refused.join("; "))) }
 }
 
+/// There is nothing to tell of; that is an answer, too.
+fn may(told: Result<Value, CommandError>) -> Result<(), Unfit> {
+    match told {
+        Err(CommandError::Refused { code, .. }) if code == "ERR" => Ok(()),
+        told => told.map(drop).map_err(unfit),
+    }
+}
+
+/// Tried over a connection of its own, which may be left in the midst of one.
+async fn transaction(connection: &Connection, probe: &str) -> Result<(), CommandError> {
+    match connection.address().kind {
+        Kind::Single | Kind::Sentinel { .. } => {
+            let commands = pipe().cmd("WATCH").arg(probe).cmd("MULTI").cmd("EXEC").clone();
+            connection.another().run_all(probe, &commands).await.map(drop)
+        }
+        // There appends are scripts.
+        Kind::Cluster => Ok(()),
+    }
+}
+
 fn unfit(error: CommandError) -> Unfit {
-    match error.code() {
-        Some("NOPERM") => Unfit::Forbidden(error.to_string()),
-        Some(_) | None => Unfit::Unreachable(error),
+    // A transaction that may not be ended is said to be discarded for want of the permission.
+    match &error {
+        CommandError::Refused { code, text } if code == "NOPERM" || text.contains("NOPERM") => {
+            Unfit::Forbidden(error.to_string())
+        }
+        CommandError::Refused { .. } | CommandError::NotSent(_) | CommandError::NoAnswer(_) => {
+            Unfit::Unreachable(error)
+        }
     }
 }
 

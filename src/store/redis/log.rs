@@ -1,26 +1,19 @@
 //! One stream's log as its writer has it.
 
-use std::{
-    borrow::Cow,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
-
-use redis::{Value, cmd, pipe};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
     Durability, Settings,
+    append::{Answer, ENTRY_OVERHEAD, Identity, Place, epoch_text, hex},
     connection::{CommandError, Connection, Script},
     head,
     view::View,
+    way::Way,
 };
 use crate::{
-    model::{Batch, Checkpoint, Epoch, Fence, Offset, StreamName, Timestamp},
+    model::{Batch, Epoch, Fence, Offset, StreamName, Timestamp},
     store::{Append, AppendError, LogState, Retention},
 };
-
-/// Beside its envelope an entry is counted with so much.
-const ENTRY_OVERHEAD: usize = 16;
 
 /// Entries that one step of the retention removes.
 const TRIM_SLICE: usize = 256;
@@ -30,7 +23,6 @@ const TRIM_SLICE: usize = 256;
 pub(super) struct Scripts {
     pub(super) look: Script,
     open: Script,
-    append: Script,
     safe: Script,
     trim: Script,
 }
@@ -40,7 +32,6 @@ impl Default for Scripts {
         Self {
             look: Script::new(include_str!("scripts/look.lua")),
             open: Script::new(include_str!("scripts/open.lua")),
-            append: Script::new(include_str!("scripts/append.lua")),
             safe: Script::new(include_str!("scripts/safe.lua")),
             trim: Script::new(include_str!("scripts/trim.lua")),
         }
@@ -55,9 +46,7 @@ pub(super) struct Log {
     epoch: Epoch,
     pub(super) fence: Fence,
     durability: Durability,
-    /// How long a replica may take to have an entry: well below the time for an answer, which comes after it.
-    replicated_max: Duration,
-    connection: Connection,
+    way: Way,
     scripts: Arc<Scripts>,
     writing: Mutex<Writing>,
 }
@@ -75,23 +64,6 @@ struct Writing {
     open: Option<Identity>,
     /// Why the last append has to be tried again.
     trouble: Option<String>,
-}
-
-/// Where an append goes: in this epoch, under this turn, behind this offset; and what the log is told of replicas, where they count.
-#[derive(Debug)]
-struct Place {
-    epoch: Epoch,
-    turn: u64,
-    last: Offset,
-    safe: Option<Offset>,
-}
-
-/// What tells an append from another one.
-#[derive(Debug, Clone, PartialEq)]
-struct Identity {
-    last: Offset,
-    len: usize,
-    checkpoint: Checkpoint,
 }
 
 impl Log {
@@ -121,6 +93,7 @@ impl Log {
         let damaged = || AppendError::Broken(format!("the head of {stream} is damaged: {answer:?}"));
         let (state, turn) = head::claimed(&answer, nonce, settings.durability).ok_or_else(damaged)?;
         view.begins_with(state.first);
+        let way = Way::new(connection, &view.keys, settings);
         let writing = Writing { turn, last: state.last, safe: state.safe, told: state.safe, open: None, trouble: None };
         let log = Self {
             view,
@@ -128,8 +101,7 @@ impl Log {
             epoch: state.lineage.current(),
             fence: state.fence,
             durability: settings.durability,
-            replicated_max: settings.limits.answer / 2,
-            connection,
+            way,
             scripts,
             writing: Mutex::new(writing),
         };
@@ -142,19 +114,14 @@ impl Log {
     }
 
     pub(super) fn close(&self) {
-        self.connection.close();
+        self.way.close();
     }
 
     pub(super) async fn append(&self, append: &Append) -> Result<(), AppendError> {
-        let identity = identity(append, self.writing().last);
+        let identity = Identity::of(append, self.writing().last);
         let place = self.begin(append, &identity)?;
-        let arguments = arguments(append, &place, &identity);
-        let arguments: Vec<&[u8]> = arguments.iter().map(Cow::as_ref).collect();
-        let outcome = match self.durability {
-            Durability::Written => self.connection.call(&self.scripts.append, &self.view.keys.both(), &arguments).await,
-            Durability::Replicated => self.append_replicated(&arguments).await,
-        };
-        self.end(outcome, identity)
+        let answer = self.way.append(append, &place, &identity).await;
+        self.end(answer, identity)
     }
 
     /// Lets those who follow from afar show what a replica has. When it is not done the next append does it.
@@ -168,7 +135,7 @@ impl Log {
         }
         let arguments = [self.fence.number.to_string(), hex(self.fence.nonce), safe.to_string()];
         let arguments = arguments.each_ref().map(String::as_bytes);
-        self.connection.call::<u8>(&self.scripts.safe, &self.view.keys.both(), &arguments).await?;
+        self.way.call::<u8>(&self.scripts.safe, &arguments).await?;
         self.writing().told = safe;
         Ok(())
     }
@@ -186,8 +153,7 @@ impl Log {
         ];
         let arguments = arguments.each_ref().map(String::as_bytes);
         loop {
-            let (first, more): (String, bool) =
-                self.connection.call(&self.scripts.trim, &self.view.keys.both(), &arguments).await?;
+            let (first, more): (String, bool) = self.way.call(&self.scripts.trim, &arguments).await?;
             if let Ok(first) = first.parse() {
                 self.view.trimmed_to(Offset(first));
             }
@@ -212,24 +178,29 @@ impl Log {
             }
             Some(_) | None => {
                 let safe = (self.durability == Durability::Replicated).then_some(writing.safe);
-                Ok(Place { epoch: self.epoch, turn: writing.turn, last: writing.last, safe })
+                Ok(Place { fence: self.fence, epoch: self.epoch, turn: writing.turn, last: writing.last, safe })
             }
         }
     }
 
-    fn end(&self, outcome: Result<(String, String), CommandError>, identity: Identity) -> Result<(), AppendError> {
+    fn end(&self, outcome: Result<Answer, CommandError>, identity: Identity) -> Result<(), AppendError> {
         let mut writing = self.writing();
         match outcome {
-            Ok((word, last)) => match word.as_str() {
-                "done" => {
-                    let told = writing.safe;
-                    let Identity { last, .. } = identity;
-                    *writing = Writing { turn: writing.turn + 1, last, safe: last, told, open: None, trouble: None };
-                    Ok(())
-                }
-                "fenced" => Err(AppendError::Fenced),
-                _ => Err(AppendError::Moved(format!("{} ends at {last}, not at {}", self.stream, writing.last))),
-            },
+            Ok(Answer::Done) => {
+                let told = writing.safe;
+                let Identity { last, .. } = identity;
+                *writing = Writing { turn: writing.turn + 1, last, safe: last, told, open: None, trouble: None };
+                Ok(())
+            }
+            Ok(Answer::Fenced) => Err(AppendError::Fenced),
+            Ok(Answer::Elsewhere(last)) => {
+                Err(AppendError::Moved(format!("{} ends at {last}, not at {}", self.stream, writing.last)))
+            }
+            Ok(Answer::Foreign(id)) => Err(AppendError::Broken(format!(
+                "{0} has had the entry {id}, which is none of ours: take it out (XDEL {0} {id}), set the end right \
+                 (XSETID {0} {1}-0) and start again",
+                self.view.keys.log, writing.last
+            ))),
             Err(error) => {
                 if matches!(error, CommandError::NoAnswer(_)) {
                     writing.open = Some(identity);
@@ -251,29 +222,6 @@ impl Log {
         None
     }
 
-    /// The append, and then the wait for a replica, on one connection: what is waited for is what it wrote.
-    async fn append_replicated(&self, arguments: &[&[u8]]) -> Result<(String, String), CommandError> {
-        let keys = self.view.keys.both();
-        let mut wait = cmd("WAIT");
-        wait.arg(1).arg(self.replicated_max.as_millis().to_string());
-        let with = |append| pipe().add_command(append).add_command(wait.clone()).clone();
-        let by_name = with(self.scripts.append.by_name(&keys, arguments));
-        let answers = match self.connection.run_all(keys[0], &by_name).await {
-            Err(error) if error.code() == Some("NOSCRIPT") => {
-                let in_full = with(self.scripts.append.in_full(&keys, arguments));
-                self.connection.run_all(keys[0], &in_full).await?
-            }
-            answers => answers?,
-        };
-        let strange = || CommandError::NoAnswer("the answer to an append makes no sense".to_owned());
-        let [verdict, Value::Int(replicas)] = &answers[..] else { return Err(strange()) };
-        let verdict: (String, String) = redis::from_redis_value_ref(verdict).map_err(|_| strange())?;
-        if verdict.0 == "done" && *replicas < 1 {
-            return Err(CommandError::NoAnswer(format!("no replica had it within {:?}", self.replicated_max)));
-        }
-        Ok(verdict)
-    }
-
     fn writing(&self) -> std::sync::MutexGuard<'_, Writing> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -286,53 +234,12 @@ pub(super) fn verdict(error: &CommandError) -> AppendError {
         CommandError::Refused { code, .. } => match code.as_str() {
             // Full, not writable, not the primary, not yet: it passes, or an operator makes it pass.
             "OOM" | "MISCONF" | "NOREPLICAS" | "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN"
-            | "BUSY" | "MOVED" | "ASK" | "NOAUTH" | "NOPERM" | "UNBLOCKED" => AppendError::NoRoom(error.to_string()),
+            | "BUSY" | "EXECABORT" | "MOVED" | "ASK" | "NOAUTH" | "NOPERM" | "UNBLOCKED" => {
+                AppendError::NoRoom(error.to_string())
+            }
             _ => AppendError::Broken(error.to_string()),
         },
     }
-}
-
-fn identity(append: &Append, last: Offset) -> Identity {
-    Identity {
-        last: append.batches.last().map_or(last, |batch| batch.last()),
-        len: append.batches.iter().map(|batch| batch.bytes().len() + ENTRY_OVERHEAD * batch.len()).sum(),
-        checkpoint: append.checkpoint,
-    }
-}
-
-fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<Cow<'a, [u8]>> {
-    let Checkpoint { position, heard_at } = identity.checkpoint;
-    let head = [
-        append.fence.number.to_string(),
-        hex(append.fence.nonce),
-        place.turn.to_string(),
-        (place.turn + 1).to_string(),
-        place.last.to_string(),
-        identity.last.to_string(),
-        position.map(|position| position.0.0.to_string()).unwrap_or_default(),
-        heard_at.0.to_string(),
-        identity.len.to_string(),
-        place.safe.map(|safe| safe.to_string()).unwrap_or_default(),
-        epoch_text(place.epoch),
-    ];
-    let mut arguments: Vec<Cow<'a, [u8]>> = head.into_iter().map(own).collect();
-    for batch in &append.batches {
-        arguments.extend((0..batch.len()).map(|index| Cow::Borrowed(batch.entry(index).json)));
-    }
-    arguments
-}
-
-fn own<'a>(text: String) -> Cow<'a, [u8]> {
-    Cow::Owned(text.into_bytes())
-}
-
-/// As the head has it.
-fn epoch_text(epoch: Epoch) -> String {
-    format!("{:08x}", epoch.0)
-}
-
-fn hex(nonce: u128) -> String {
-    format!("{nonce:032x}")
 }
 
 #[cfg(test)]
@@ -342,7 +249,13 @@ mod tests {
     #[test]
     fn what_may_pass_is_tried_again_and_what_does_not_ends_the_process() {
         let refused = |code: &str| CommandError::Refused { code: code.to_owned(), text: String::new() };
-        for error in [refused("OOM"), refused("MISCONF"), refused("READONLY"), CommandError::NotSent(String::new())] {
+        for error in [
+            refused("OOM"),
+            refused("EXECABORT"),
+            refused("MISCONF"),
+            refused("READONLY"),
+            CommandError::NotSent(String::new()),
+        ] {
             assert!(matches!(verdict(&error), AppendError::NoRoom(_)), "{error}");
         }
         assert!(matches!(verdict(&refused("WRONGTYPE")), AppendError::Broken(_)));

@@ -115,18 +115,18 @@ async fn a_command_that_arrives_long_after_it_was_tried_again_changes_nothing() 
         let newest = Append { checkpoint: super::checkpoint(99), ..log.next(0, clock::wall()) };
         log.put(&newest).await.unwrap();
         let last = log.state.last.0;
-        let before = scripts_run(&server).await;
+        let before = transactions(&server).await;
         road.hold(Held::Nothing);
-        eventually("the late command is there", async || scripts_run(&server).await > before).await;
+        eventually("the late command is there", async || transactions(&server).await > before).await;
         assert_eq!(log.entries().await, (1..=last).collect::<Vec<_>>());
         let found = Log::open(&store, "queues").await.state;
         assert_eq!((found.last.0, found.checkpoint), (last, Some(newest.checkpoint)));
     }
 }
 
-async fn scripts_run(server: &Redis) -> u64 {
+async fn transactions(server: &Redis) -> u64 {
     let about: String = server.connection().run(cmd("INFO").arg("commandstats")).await.unwrap();
-    let (_, calls) = about.split_once("cmdstat_evalsha:calls=").unwrap();
+    let (_, calls) = about.split_once("cmdstat_exec:calls=").unwrap();
     calls.split(',').next().unwrap().parse().unwrap()
 }
 
@@ -139,6 +139,40 @@ async fn an_append_that_may_have_been_done_is_not_replaced_by_another() {
     assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
     let other = log.next(3, clock::wall());
     assert!(matches!(log.put(&other).await, Err(AppendError::Broken(_))));
+}
+
+#[tokio::test]
+async fn what_others_do_to_the_head_or_the_log_voids_no_append() {
+    let server = Redis::volatile();
+    let mut log = Log::open(&store(&server), "queues").await;
+    log.append(2).await.unwrap();
+    let others = server.connection();
+    for round in 1..=3 {
+        others.run::<u8>(cmd("HSET").arg("{trunkline:queues}:head").arg("holder").arg(round)).await.unwrap();
+        log.append(1).await.unwrap();
+        others.run::<u8>(cmd("XDEL").arg("{trunkline:queues}:log").arg(format!("{round}-0"))).await.unwrap();
+        log.append(1).await.unwrap();
+    }
+    assert_eq!(log.entries().await, (4..=8).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_entry_that_somebody_else_put_into_a_log_is_named_and_nothing_is_appended() {
+    let server = Redis::volatile();
+    let mut log = Log::open(&store(&server), "queues").await;
+    log.append(2).await.unwrap();
+    let stranger = cmd("XADD").arg("{trunkline:queues}:log").arg("9-0").arg("a").arg("b").clone();
+    server.connection().run::<String>(&stranger).await.unwrap();
+    let append = log.next(1, clock::wall());
+    let Err(AppendError::Broken(why)) = log.put(&append).await else { panic!("it was appended") };
+    assert!(why.contains("{trunkline:queues}:log has had the entry 9-0") && why.contains("XDEL"), "{why}");
+    assert_eq!(last_of(&server).await, Some("2".to_owned()));
+    let log_key = "{trunkline:queues}:log";
+    server.connection().run::<u8>(cmd("XDEL").arg(log_key).arg("9-0")).await.unwrap();
+    assert!(matches!(log.put(&append).await, Err(AppendError::Broken(_))), "the id is still taken");
+    server.connection().run::<String>(cmd("XSETID").arg(log_key).arg("2-0")).await.unwrap();
+    log.put(&append).await.unwrap();
+    assert_eq!(log.entries().await, [1, 2, 3]);
 }
 
 #[tokio::test]
@@ -321,6 +355,10 @@ async fn a_permission_that_is_missing_is_named() {
         ("-info", "info"),
         ("-eval", "eval"),
         ("-evalsha", "evalsha"),
+        ("-xinfo|stream", "xinfo"),
+        ("-watch", "watch"),
+        ("-multi", "multi"),
+        ("-exec", "exec"),
         ("-xrange", "xrange"),
         ("-xread", "xread"),
         ("-hdel", "hdel"),

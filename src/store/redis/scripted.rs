@@ -1,0 +1,105 @@
+//! Appending by a script: in a cluster, whose client has no connection that one could watch keys over.
+
+use std::{borrow::Cow, time::Duration};
+
+use redis::{FromRedisValue, Value, cmd, pipe};
+
+use super::{
+    append::{Answer, Identity, Place, envelopes, epoch_text, hex},
+    connection::{CommandError, Connection, Script},
+    keys::Keys,
+};
+use crate::store::Append;
+
+/// Appends to one log, each time by one script.
+#[derive(Debug)]
+pub(super) struct Scripted {
+    connection: Connection,
+    script: Script,
+    keys: Keys,
+    /// How long a replica may take to have an append, where one must.
+    replicated_max: Option<Duration>,
+}
+
+impl Scripted {
+    pub(super) fn new(connection: Connection, keys: Keys, replicated_max: Option<Duration>) -> Self {
+        Self { connection, script: Script::new(include_str!("scripts/append.lua")), keys, replicated_max }
+    }
+
+    /// Appends once.
+    pub(super) async fn append(
+        &self,
+        append: &Append,
+        place: &Place,
+        identity: &Identity,
+    ) -> Result<Answer, CommandError> {
+        let arguments = arguments(append, place, identity);
+        let arguments: Vec<&[u8]> = arguments.iter().map(Cow::as_ref).collect();
+        let (word, last): (String, String) = match self.replicated_max {
+            None => self.call(&self.script, &arguments).await?,
+            Some(patience) => self.append_replicated(&arguments, patience).await?,
+        };
+        Ok(match word.as_str() {
+            "done" => Answer::Done,
+            "fenced" => Answer::Fenced,
+            _ => Answer::Elsewhere(last),
+        })
+    }
+
+    /// Runs another script over the log and its head.
+    pub(super) async fn call<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        arguments: &[&[u8]],
+    ) -> Result<T, CommandError> {
+        self.connection.call(script, &self.keys.both(), arguments).await
+    }
+
+    pub(super) fn close(&self) {
+        self.connection.close();
+    }
+
+    /// The append, and then the wait for a replica, on one connection: what is waited for is what it wrote.
+    async fn append_replicated(
+        &self,
+        arguments: &[&[u8]],
+        patience: Duration,
+    ) -> Result<(String, String), CommandError> {
+        let keys = self.keys.both();
+        let mut wait = cmd("WAIT");
+        wait.arg(1).arg(patience.as_millis().to_string());
+        let with = |append| pipe().add_command(append).add_command(wait.clone()).clone();
+        let by_name = with(self.script.by_name(&keys, arguments));
+        let answers = match self.connection.run_all(keys[0], &by_name).await {
+            Err(error) if error.code() == Some("NOSCRIPT") => {
+                self.connection.run_all(keys[0], &with(self.script.in_full(&keys, arguments))).await?
+            }
+            answers => answers?,
+        };
+        let strange = || CommandError::NoAnswer("the answer to an append makes no sense".to_owned());
+        let [verdict, Value::Int(replicas)] = &answers[..] else { return Err(strange()) };
+        let verdict: (String, String) = redis::from_redis_value_ref(verdict).map_err(|_| strange())?;
+        if verdict.0 == "done" && *replicas < 1 {
+            return Err(CommandError::NoAnswer(format!("no replica had it within {patience:?}")));
+        }
+        Ok(verdict)
+    }
+}
+
+fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<Cow<'a, [u8]>> {
+    let head = [
+        place.fence.number.to_string(),
+        hex(place.fence.nonce),
+        place.turn.to_string(),
+        (place.turn + 1).to_string(),
+        place.last.to_string(),
+        identity.last.to_string(),
+        identity.position(),
+        identity.checkpoint.heard_at.0.to_string(),
+        identity.len.to_string(),
+        place.safe.map(|safe| safe.to_string()).unwrap_or_default(),
+        epoch_text(place.epoch),
+    ];
+    let head = head.into_iter().map(|text| Cow::Owned(text.into_bytes()));
+    head.chain(envelopes(&append.batches).map(Cow::Borrowed)).collect()
+}

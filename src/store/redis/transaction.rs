@@ -1,0 +1,341 @@
+//! Appending by a transaction of plain commands: it is void when anybody touched the log or its head since they were
+//! last looked at over the same connection. For the server an entry costs half of what a script makes of it.
+//!
+//! What follows an append, in the same round trip, is the look that the next one goes by.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use redis::{Cmd, FromRedisValue, Pipeline, Value};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{
+    append::{Answer, Identity, Place, envelopes, epoch_text, hex},
+    connection::{Answers, CommandError, Connection, Script, Tie},
+    keys::Keys,
+};
+use crate::{
+    model::{Checkpoint, Offset},
+    store::Append,
+};
+
+/// So often somebody may touch a log in the midst of one append before the append is put off.
+const ATTEMPTS_MAX: u32 = 8;
+
+/// Appends to one log over a connection that nobody else uses.
+#[derive(Debug)]
+pub(super) struct Transactions {
+    connection: Connection,
+    keys: Keys,
+    /// How long a replica may take to have an append, where one must.
+    replicated_max: Option<Duration>,
+    /// One is at it, the others wait: what comes between a look and its transaction makes it void.
+    turn: Semaphore,
+    /// None when it is not known what the keys hold.
+    watched: Mutex<Option<Watched>>,
+}
+
+/// What the keys hold, or else the next transaction over this connection is void.
+#[derive(Debug)]
+struct Watched {
+    tie: Tie,
+    found: Found,
+}
+
+/// What a look found.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    /// Fields of the head: those of [`FIELDS`].
+    number: String,
+    nonce: String,
+    epoch: String,
+    turn: String,
+    last: String,
+    /// The highest id that an entry of the log ever had: a lower one cannot be added any more.
+    top: Option<String>,
+}
+
+const FIELDS: [&str; 5] = ["number", "nonce", "epoch", "turn", "last"];
+
+/// Commands of a look.
+const LOOK_LEN: usize = 3;
+
+/// Words of the command that adds an entry, and about how long they are without the log's name and the envelope.
+const ENTRY_ARGUMENTS: usize = 5;
+const ENTRY_WORDS_LEN: usize = 32;
+
+/// What is to be done, going by what was found.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Write,
+    /// It was done, and the answer was lost: written once more, so that a replica that has this has that, too.
+    Repeat,
+    Answer(Answer),
+}
+
+/// What came of a transaction.
+#[derive(Debug)]
+enum Outcome {
+    Done(Option<Watched>),
+    /// Nothing was done: somebody touched the keys, or the connection that watched them was lost.
+    Void,
+}
+
+impl Transactions {
+    pub(super) fn new(connection: Connection, keys: Keys, replicated_max: Option<Duration>) -> Self {
+        Self { connection, keys, replicated_max, turn: Semaphore::new(1), watched: Mutex::default() }
+    }
+
+    /// Appends once.
+    pub(super) async fn append(
+        &self,
+        append: &Append,
+        place: &Place,
+        identity: &Identity,
+    ) -> Result<Answer, CommandError> {
+        let _turn = self.turn().await;
+        for _ in 0..ATTEMPTS_MAX {
+            let Some(now) = self.look().await? else { continue };
+            let entries = match now.found.step(place, identity) {
+                Step::Write => Some(append),
+                Step::Repeat => None,
+                Step::Answer(answer) => return Ok(answer),
+            };
+            if let Outcome::Done(then) = self.transact(now.tie, entries, place, identity).await? {
+                self.replace(then);
+                return Ok(Answer::Done);
+            }
+        }
+        Err(CommandError::NotSent("the head of the log is changed all the time".to_owned()))
+    }
+
+    /// Runs a script that changes the log; after it nothing is known of what the keys hold.
+    pub(super) async fn call<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        arguments: &[&[u8]],
+    ) -> Result<T, CommandError> {
+        let _turn = self.turn().await;
+        self.replace(None);
+        self.connection.call(script, &self.keys.both(), arguments).await
+    }
+
+    pub(super) fn close(&self) {
+        self.connection.close();
+    }
+
+    async fn turn(&self) -> SemaphorePermit<'_> {
+        self.turn.acquire().await.expect("nobody closes it")
+    }
+
+    /// What is watched now, and what was watched so far.
+    fn replace(&self, now: Option<Watched>) -> Option<Watched> {
+        std::mem::replace(&mut *self.watched.lock().unwrap_or_else(PoisonError::into_inner), now)
+    }
+
+    /// What the keys hold; none when the connection was lost meanwhile.
+    async fn look(&self) -> Result<Option<Watched>, CommandError> {
+        if let Some(watched) = self.replace(None) {
+            return Ok(Some(watched));
+        }
+        let tie = self.connection.tie().await?;
+        let mut commands = Pipeline::with_capacity(LOOK_LEN);
+        self.watch(&mut commands);
+        let Some(answers) = self.connection.run_tied(tie, &commands).await? else { return Ok(None) };
+        Ok(Some(Watched { tie, found: Found::read(answers)? }))
+    }
+
+    async fn transact(
+        &self,
+        tie: Tie,
+        entries: Option<&Append>,
+        place: &Place,
+        identity: &Identity,
+    ) -> Result<Outcome, CommandError> {
+        let mut commands = self.transaction(entries, place, identity);
+        let changes = commands.len();
+        if let Some(patience) = self.replicated_max {
+            commands.cmd("WAIT").arg(1).arg(patience.as_millis().to_string());
+        }
+        let looks = commands.len();
+        self.watch(&mut commands);
+        let Some(mut answers) = self.connection.run_tied(tie, &commands).await? else { return Ok(Outcome::Void) };
+        if answers.len() != commands.len() {
+            return Err(strange("the answer to an append"));
+        }
+        let look = answers.split_off(looks);
+        let replicas = answers.split_off(changes);
+        if !was_done(answers)? {
+            return Ok(Outcome::Void);
+        }
+        if let (Some(patience), Some(replicas)) = (self.replicated_max, replicas.into_iter().next()) {
+            one_has_it(&replicas?, patience)?;
+        }
+        // It is done, whatever came of the look.
+        Ok(Outcome::Done(Found::read(look).ok().map(|found| Watched { tie, found })))
+    }
+
+    fn transaction(&self, entries: Option<&Append>, place: &Place, identity: &Identity) -> Pipeline {
+        let head = &self.keys.head;
+        let count = entries.map_or(0, |append| append.batches.iter().map(|batch| batch.len()).sum());
+        let mut commands = Pipeline::with_capacity(count + 5 + LOOK_LEN);
+        commands.cmd("MULTI");
+        if let Some(append) = entries {
+            for (offset, envelope) in (place.last.0 + 1..).zip(envelopes(&append.batches)) {
+                commands.add_command(self.entry(offset, envelope));
+            }
+            commands.cmd("HINCRBY").arg(head).arg("bytes").arg(identity.len);
+        }
+        let Checkpoint { heard_at, .. } = identity.checkpoint;
+        commands.cmd("HSET").arg(head).arg("turn").arg(place.turn + 1).arg("last").arg(identity.last.0);
+        commands.arg("position").arg(identity.position()).arg("heard_at").arg(heard_at.0);
+        if let Some(safe) = place.safe {
+            commands.arg("safe").arg(safe.0);
+        }
+        commands.cmd("EXEC");
+        commands
+    }
+
+    fn entry(&self, offset: u64, envelope: &[u8]) -> Cmd {
+        let mut command = Cmd::with_capacity(ENTRY_ARGUMENTS, self.keys.log.len() + envelope.len() + ENTRY_WORDS_LEN);
+        command.arg("XADD").arg(&self.keys.log).arg(format!("{offset}-0")).arg("event").arg(envelope);
+        command
+    }
+
+    /// Begins to watch, and looks.
+    fn watch(&self, commands: &mut Pipeline) {
+        let Keys { head, log } = &self.keys;
+        commands.cmd("WATCH").arg(head).arg(log);
+        commands.cmd("HMGET").arg(head).arg(&FIELDS);
+        commands.cmd("XINFO").arg("STREAM").arg(log);
+    }
+}
+
+impl Found {
+    fn read(answers: Answers) -> Result<Self, CommandError> {
+        let strange = || strange("a look at a log");
+        let [watching, head, log] = <[_; LOOK_LEN]>::try_from(answers).map_err(|_| strange())?;
+        watching?;
+        let head: [Option<String>; FIELDS.len()] = redis::from_redis_value(head?).map_err(|_| strange())?;
+        let [number, nonce, epoch, turn, last] = head.map(Option::unwrap_or_default);
+        let top = match log {
+            Ok(log) => Some(top(&log).ok_or_else(strange)?),
+            // Nothing was appended yet.
+            Err(CommandError::Refused { code, text }) if code == "ERR" && text.contains("no such key") => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { number, nonce, epoch, turn, last, top })
+    }
+
+    fn step(&self, place: &Place, identity: &Identity) -> Step {
+        let Place { fence, epoch, turn, last, .. } = place;
+        if self.number != fence.number.to_string() || self.nonce != hex(fence.nonce) {
+            return Step::Answer(Answer::Fenced);
+        }
+        let is_at = |turn: u64, last: Offset| self.turn == turn.to_string() && self.last == last.to_string();
+        if self.epoch != epoch_text(*epoch) {
+            Step::Answer(Answer::Elsewhere(self.last.clone()))
+        } else if is_at(turn + 1, identity.last) {
+            Step::Repeat
+        } else if !is_at(*turn, *last) {
+            Step::Answer(Answer::Elsewhere(self.last.clone()))
+        } else {
+            match &self.top {
+                Some(top) if !reaches(*last, top) => Step::Answer(Answer::Foreign(top.clone())),
+                Some(_) | None => Step::Write,
+            }
+        }
+    }
+}
+
+/// What the server tells of a log as its last id.
+fn top(log: &Value) -> Option<String> {
+    let Value::Map(facts) = log else { return None };
+    let named = |(name, _): &&(Value, Value)| matches!(name, Value::BulkString(name) if name == b"last-generated-id");
+    redis::from_redis_value_ref(&facts.iter().find(named)?.1).ok()
+}
+
+/// Whether entries behind `last` can be added to a log with this highest id.
+fn reaches(last: Offset, top: &str) -> bool {
+    let offset = top.split('-').next().and_then(|digits| digits.parse().ok());
+    offset.is_some_and(|offset| Offset(offset) <= last)
+}
+
+/// Whether a transaction was done; it was void else.
+fn was_done(answers: Answers) -> Result<bool, CommandError> {
+    let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
+    match answers.last() {
+        Some(Value::Array(_)) => Ok(true),
+        Some(Value::Nil) => Ok(false),
+        Some(_) | None => Err(strange("the answer to a transaction")),
+    }
+}
+
+fn one_has_it(replicas: &Value, patience: Duration) -> Result<(), CommandError> {
+    if matches!(replicas, Value::Int(1..)) {
+        return Ok(());
+    }
+    Err(CommandError::NoAnswer(format!("no replica had it within {patience:?}")))
+}
+
+fn strange(what: &str) -> CommandError {
+    CommandError::NoAnswer(format!("{what} makes no sense"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Epoch, Fence, Timestamp};
+
+    const PLACE: Place =
+        Place { fence: Fence { number: 3, nonce: 7 }, epoch: Epoch(9), turn: 4, last: Offset(20), safe: None };
+
+    const IDENTITY: Identity =
+        Identity { last: Offset(25), len: 1, checkpoint: Checkpoint { position: None, heard_at: Timestamp(0) } };
+
+    fn found() -> Found {
+        let [number, epoch, turn, last] = ["3", "00000009", "4", "20"].map(str::to_owned);
+        Found { number, nonce: hex(7), epoch, turn, last, top: Some("20-0".to_owned()) }
+    }
+
+    #[test]
+    fn an_append_is_written_where_the_log_ends_and_once() {
+        assert_eq!(found().step(&PLACE, &IDENTITY), Step::Write);
+        let done = Found { turn: "5".to_owned(), last: "25".to_owned(), top: Some("25-0".to_owned()), ..found() };
+        assert_eq!(done.step(&PLACE, &IDENTITY), Step::Repeat);
+    }
+
+    #[test]
+    fn whoever_lost_the_log_is_fenced() {
+        for lost in [Found { number: "4".to_owned(), ..found() }, Found { nonce: hex(8), ..found() }, Found::default()]
+        {
+            assert_eq!(lost.step(&PLACE, &IDENTITY), Step::Answer(Answer::Fenced));
+        }
+    }
+
+    #[test]
+    fn a_log_that_moved_gets_nothing() {
+        let moved = [
+            Found { epoch: "0000000a".to_owned(), ..found() },
+            Found { turn: "5".to_owned(), ..found() },
+            Found { last: "19".to_owned(), ..found() },
+        ];
+        for found in moved {
+            let step = found.step(&PLACE, &IDENTITY);
+            assert!(matches!(step, Step::Answer(Answer::Elsewhere(_))), "{found:?}: {step:?}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_somebody_else_wrote_to_gets_nothing() {
+        for id in ["1700000000000-0", "21-0"].map(str::to_owned) {
+            let found = Found { top: Some(id.clone()), ..found() };
+            assert_eq!(found.step(&PLACE, &IDENTITY), Step::Answer(Answer::Foreign(id)));
+        }
+        for top in [None, Some("19-0".to_owned())] {
+            assert_eq!(Found { top, ..found() }.step(&PLACE, &IDENTITY), Step::Write);
+        }
+    }
+}
