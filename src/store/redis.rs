@@ -12,6 +12,7 @@ mod keys;
 mod log;
 mod reads;
 pub mod registry;
+mod skew;
 pub mod vault;
 mod view;
 

@@ -11,10 +11,12 @@ use redis::{Value, cmd, pipe};
 use super::{
     Durability, Settings,
     connection::{CommandError, Connection, Script},
-    head,
+    head::{self, Claimed},
+    skew::Skew,
     view::View,
 };
 use crate::{
+    clock,
     model::{Batch, Checkpoint, Epoch, Fence, Offset, StreamName, Timestamp},
     store::{Append, AppendError, LogState, Retention},
 };
@@ -54,6 +56,8 @@ pub(super) struct Log {
     stream: StreamName,
     epoch: Epoch,
     pub(super) fence: Fence,
+    /// Of the server's clock; measured with the claim and whenever the retention is looked after.
+    skew: Skew,
     durability: Durability,
     /// How long a replica may take to have an entry: well below the time for an answer, which comes after it.
     replicated_max: Duration,
@@ -77,13 +81,15 @@ struct Writing {
     trouble: Option<String>,
 }
 
-/// Where an append goes: in this epoch, under this turn, behind this offset; and what the log is told of replicas, where they count.
+/// Where an append goes: in this epoch, under this turn, behind this offset; what the log is told of replicas, where they
+/// count; and when the platform was heard, by the server's clock.
 #[derive(Debug)]
 struct Place {
     epoch: Epoch,
     turn: u64,
     last: Offset,
     safe: Option<Offset>,
+    heard_at: Timestamp,
 }
 
 /// What tells an append from another one.
@@ -119,7 +125,8 @@ impl Log {
             return Err(AppendError::Fenced);
         }
         let damaged = || AppendError::Broken(format!("the head of {stream} is damaged: {answer:?}"));
-        let (state, turn) = head::claimed(&answer, nonce, settings.durability).ok_or_else(damaged)?;
+        let claimed = head::claimed(&answer, nonce, settings.durability, clock::wall());
+        let Claimed { state, turn, skew } = claimed.ok_or_else(damaged)?;
         view.begins_with(state.first);
         let writing = Writing { turn, last: state.last, safe: state.safe, told: state.safe, open: None, trouble: None };
         let log = Self {
@@ -127,6 +134,7 @@ impl Log {
             stream: stream.clone(),
             epoch: state.lineage.current(),
             fence: state.fence,
+            skew,
             durability: settings.durability,
             replicated_max: settings.limits.answer / 2,
             connection,
@@ -173,7 +181,7 @@ impl Log {
         Ok(())
     }
 
-    /// Removes what outlived the retention.
+    /// Removes what outlived the retention, and looks what the server's clock says.
     pub(super) async fn trim(&self, retention: &Retention, now: Timestamp) -> Result<(), CommandError> {
         let arguments = [
             self.fence.number.to_string(),
@@ -186,8 +194,9 @@ impl Log {
         ];
         let arguments = arguments.each_ref().map(String::as_bytes);
         loop {
-            let (first, more): (String, bool) =
+            let (first, more, server): (String, bool, i64) =
                 self.connection.call(&self.scripts.trim, &self.view.keys.both(), &arguments).await?;
+            self.skew.measure(Timestamp(server), clock::wall());
             if let Ok(first) = first.parse() {
                 self.view.trimmed_to(Offset(first));
             }
@@ -212,7 +221,8 @@ impl Log {
             }
             Some(_) | None => {
                 let safe = (self.durability == Durability::Replicated).then_some(writing.safe);
-                Ok(Place { epoch: self.epoch, turn: writing.turn, last: writing.last, safe })
+                let heard_at = self.skew.to_server(identity.checkpoint.heard_at);
+                Ok(Place { epoch: self.epoch, turn: writing.turn, last: writing.last, safe, heard_at })
             }
         }
     }
@@ -301,7 +311,6 @@ fn identity(append: &Append, last: Offset) -> Identity {
 }
 
 fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<Cow<'a, [u8]>> {
-    let Checkpoint { position, heard_at } = identity.checkpoint;
     let head = [
         append.fence.number.to_string(),
         hex(append.fence.nonce),
@@ -309,8 +318,8 @@ fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<
         (place.turn + 1).to_string(),
         place.last.to_string(),
         identity.last.to_string(),
-        position.map(|position| position.0.0.to_string()).unwrap_or_default(),
-        heard_at.0.to_string(),
+        identity.checkpoint.position.map(|position| position.0.0.to_string()).unwrap_or_default(),
+        place.heard_at.0.to_string(),
         identity.len.to_string(),
         place.safe.map(|safe| safe.to_string()).unwrap_or_default(),
         epoch_text(place.epoch),

@@ -10,6 +10,7 @@ local function try(name, ...)
   end
 end
 try('info', 'INFO', 'replication')
+try('time', 'TIME')
 try('hset', 'HSET', probe, 'number', '1')
 try('hmget', 'HMGET', probe, 'number')
 try('hincrby', 'HINCRBY', probe, 'number', '1')
