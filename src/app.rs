@@ -356,7 +356,7 @@ fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, 
     };
     // No append holds it up.
     let limits = Limits { connect: from.lease.mul_f64(DIAL), answer: from.lease.mul_f64(ANSWER) };
-    let registry = Registry::new(store.connection().another_within(limits), &from.prefix, me);
+    let registry = Registry::new(store.connection().another_within(limits), &from.prefix, me, store.terms());
     let (replica, seats) = Replica::join(settings, registry, tasks);
     tracing::info!(replica = %me, "joined");
     (Some(replica), seats)

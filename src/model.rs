@@ -54,8 +54,9 @@ impl fmt::Display for Position {
 pub struct Checkpoint {
     /// Where to resume; none on platforms that number nothing, and before the first event.
     pub position: Option<Position>,
-    /// When the platform was last heard with nothing outstanding. Wall clock, because it must survive a restart;
-    /// it only ever says that a position is *certainly* too old, so a wrong clock costs a snapshot, never an event.
+    /// When the platform was last heard with nothing outstanding. Wall clock, because it must survive a restart, and
+    /// that of whoever has it in hand: a store that others share translates it. It only ever says that a position is
+    /// *certainly* too old, so a wrong clock costs a snapshot, never an event.
     pub heard_at: Timestamp,
 }
 

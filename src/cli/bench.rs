@@ -4,12 +4,14 @@
 //! its consumers. Figures are medians of rounds. It refuses to measure inside the daemon: what is not seen from outside
 //! is not told.
 
+mod bare;
 mod clients;
 mod daemon;
 mod machine;
 mod phases;
 mod pipeline;
 mod report;
+mod server;
 mod source;
 
 use std::{fs, io::Write, panic::resume_unwind, path::PathBuf, thread, time::Duration};
@@ -20,6 +22,7 @@ use clap::{Args, ValueEnum};
 use self::{
     phases::Setting,
     report::{Conditions, Report},
+    server::Which,
 };
 use super::Failure;
 use crate::app::temporary_folder;
@@ -38,12 +41,15 @@ pub struct BenchArgs {
     /// One short round
     #[arg(long)]
     pub quick: bool,
-    /// Measure these alone
-    #[arg(long, value_name = "WHAT", value_delimiter = ',', default_values_t = Phase::ALL)]
+    /// Measure these alone [default: all that can be]
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub only: Vec<Phase>,
     /// Keep the stores below this directory while they are measured; the disk decides most figures
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Measure with this Redis, which keeps nothing of it; by default with a redis-server of its own, if one is installed
+    #[arg(long, value_name = "URL")]
+    pub redis: Option<String>,
 }
 
 /// What can be measured.
@@ -63,11 +69,13 @@ pub enum Phase {
     Streams,
     /// Memory, with and without subscribers
     Idle,
+    /// Into Redis and through it to another replica, beside a minimal loop and a minimal pipeline
+    Redis,
 }
 
 impl Phase {
-    const ALL: [Self; 7] =
-        [Self::Ingest, Self::Append, Self::Fanout, Self::Latency, Self::Cold, Self::Streams, Self::Idle];
+    const ALL: [Self; 8] =
+        [Self::Ingest, Self::Append, Self::Fanout, Self::Latency, Self::Cold, Self::Streams, Self::Idle, Self::Redis];
 }
 
 impl std::fmt::Display for Phase {
@@ -99,20 +107,31 @@ pub fn run(args: &BenchArgs, out: &mut impl Write, progress: &mut (impl Write + 
 fn measure(args: &BenchArgs, folder: PathBuf, progress: &mut impl Write) -> anyhow::Result<Report> {
     let (span, rounds) = if args.quick { (SPAN_QUICK, ROUNDS_QUICK) } else { (SPAN, ROUNDS) };
     let cores = machine::cores().filter(|cores| machine::pin(cores.load));
+    let redis = Which::find(args.redis.as_deref())?;
+    let phases = phases(args, redis.is_some());
     let conditions = Conditions {
         version: env!("CARGO_PKG_VERSION"),
         pinned: cores.is_some(),
         load_before: machine::load(),
         in_memory: machine::is_in_memory(&folder),
+        redis: redis.as_ref().filter(|_| phases.contains(&Phase::Redis)).map(Which::told),
         rounds,
     };
-    let setting = Setting { cores, folder, span, sockets_max: machine::sockets_max() };
+    let setting = Setting { cores, folder, span, sockets_max: machine::sockets_max(), redis };
     let mut measured = Vec::new();
     for round in 1..=rounds {
-        for phase in &args.only {
+        for phase in &phases {
             writeln!(progress, "round {round} of {rounds}: {phase} …")?;
             measured.extend(phases::measure(*phase, &setting).with_context(|| format!("could not measure {phase}"))?);
         }
     }
     Ok(Report::new(conditions, &measured))
+}
+
+/// What is asked for; of what was not named, what can be measured here.
+fn phases(args: &BenchArgs, redis: bool) -> Vec<Phase> {
+    match &args.only[..] {
+        [] => Phase::ALL.into_iter().filter(|phase| redis || *phase != Phase::Redis).collect(),
+        only => only.to_vec(),
+    }
 }

@@ -14,6 +14,8 @@ mod log;
 mod reads;
 pub mod registry;
 mod scripted;
+mod skew;
+mod terms;
 mod transaction;
 pub mod vault;
 mod view;
@@ -35,7 +37,7 @@ use self::{
     log::{Log, Scripts},
     view::View,
 };
-pub use self::{examination::Unfit, follower::Follower};
+pub use self::{examination::Unfit, follower::Follower, terms::Terms};
 use super::{Append, AppendError, Extent, LogState, ReadError, Retention};
 use crate::{
     clock,
@@ -113,10 +115,15 @@ impl Redis {
         &self.shared.connection
     }
 
+    /// What the other replicas on this Redis should have set alike.
+    pub fn terms(&self) -> Terms {
+        Terms::of(&self.shared.settings)
+    }
+
     /// Looks whether the server can hold logs, and returns what an operator should know. Done once, at the start.
     pub async fn examine(&self) -> Result<Vec<String>, examination::Unfit> {
         let Shared { connection, settings, .. } = &*self.shared;
-        let warnings = examination::examine(connection, &settings.prefix).await?;
+        let warnings = examination::examine(connection, settings).await?;
         Ok(self.shared.warnings.get_or_init(|| warnings).clone())
     }
 

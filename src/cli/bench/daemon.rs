@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use super::{
     machine::{self, Cores},
+    server::Server,
     source::Source,
 };
 use crate::clock;
@@ -36,6 +37,13 @@ pub(super) struct Daemon {
     folder: PathBuf,
 }
 
+/// Where its logs are kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kept<'a> {
+    Embedded,
+    Redis(&'a Server),
+}
+
 #[derive(Deserialize)]
 struct Listing {
     streams: Vec<Listed>,
@@ -48,11 +56,17 @@ struct Listed {
 
 impl Daemon {
     /// Starts it in an empty folder, on a core of its own where there are two, and waits until it is connected.
-    pub(super) fn start(folder: &Path, source: &Source, streams: usize, cores: Option<Cores>) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        folder: &Path,
+        source: &Source,
+        streams: usize,
+        kept: Kept<'_>,
+        cores: Option<Cores>,
+    ) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let (consumers, admin) = (free_address()?, free_address()?);
         let file = folder.join("bench.toml");
-        fs::write(&file, configuration(folder, source.address(), streams, consumers, admin)?)?;
+        fs::write(&file, configuration(folder, source.address(), streams, kept, [consumers, admin])?)?;
         let mut command = Command::new(machine::this_program()?);
         command.args(["run", "--config"]).arg(&file);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(folder.join("log"))?);
@@ -133,8 +147,21 @@ impl Drop for Daemon {
     }
 }
 
+impl Kept<'_> {
+    /// What says so in a configuration.
+    fn keys(self) -> String {
+        match self {
+            Self::Embedded => String::new(),
+            Self::Redis(server) => {
+                let [url, prefix] = [server.url(), server.prefix()].map(toml::Value::from);
+                format!("kind = \"redis\"\nurl = {url}\nprefix = {prefix}")
+            }
+        }
+    }
+}
+
 /// A port that was free a moment ago.
-fn free_address() -> anyhow::Result<SocketAddr> {
+pub(super) fn free_address() -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
     Ok(listener.local_addr()?)
 }
@@ -143,8 +170,8 @@ fn configuration(
     folder: &Path,
     source: SocketAddr,
     streams: usize,
-    consumers: SocketAddr,
-    admin: SocketAddr,
+    kept: Kept<'_>,
+    [consumers, admin]: [SocketAddr; 2],
 ) -> anyhow::Result<String> {
     let token = folder.join("token");
     fs::write(&token, "bench")?;
@@ -157,11 +184,13 @@ listen = "{consumers}"
 listen = "{admin}"
 [store]
 path = {data}
+{}
 [accounts.bench]
 platform = "generic"
 grant = "static"
 token = {{ file = {token} }}
-"#
+"#,
+        kept.keys()
     );
     for stream in 0..streams {
         text.push_str(&format!(

@@ -1,5 +1,7 @@
 //! What is measured, a function a phase: each starts what it needs, measures for a bounded time, and ends it.
 
+mod redis;
+
 use std::{
     path::PathBuf,
     thread,
@@ -12,10 +14,11 @@ use bytestring::ByteString;
 use super::{
     Phase, clients,
     clients::{Clients, Transport},
-    daemon::Daemon,
+    daemon::{Daemon, Kept},
     machine::{self, Cores},
     pipeline,
     report::{Figure, Target},
+    server::{Server, Which},
     source::{EVENT_LEN, Frames, Pace, Source},
 };
 use crate::{
@@ -60,6 +63,7 @@ pub(super) struct Setting {
     /// How long one thing is measured.
     pub(super) span: Duration,
     pub(super) sockets_max: usize,
+    pub(super) redis: Option<Which>,
 }
 
 /// Measures one thing once.
@@ -72,12 +76,24 @@ pub(super) fn measure(phase: Phase, setting: &Setting) -> anyhow::Result<Vec<Fig
         Phase::Cold => cold(setting),
         Phase::Streams => streams(setting),
         Phase::Idle => idle(setting),
+        Phase::Redis => redis::redis(setting),
     }
 }
 
 impl Setting {
     fn daemon(&self, source: &Source, streams: usize) -> anyhow::Result<Daemon> {
-        Daemon::start(&self.folder.join("daemon"), source, streams, self.cores)
+        Daemon::start(&self.folder.join("daemon"), source, streams, Kept::Embedded, self.cores)
+    }
+
+    /// One of several that share a Redis.
+    fn replica(&self, name: &str, source: &Source, server: &Server) -> anyhow::Result<Daemon> {
+        Daemon::start(&self.folder.join(name), source, 1, Kept::Redis(server), self.cores)
+    }
+
+    /// A Redis that is empty.
+    fn server(&self) -> anyhow::Result<Server> {
+        let which = self.redis.as_ref().context("there is no redis-server; install one, or name one by --redis")?;
+        Server::start(which, &self.folder.join("redis"))
     }
 
     /// As many subscribers as the system allows sockets for, on our side and on the daemon's.
@@ -101,26 +117,30 @@ struct Pass {
     events: u64,
     took: Duration,
     cpu: Option<Duration>,
+    /// Of the Redis behind it.
+    server_cpu: Option<Duration>,
 }
 
 /// What a daemon takes in for `span`, after it has warmed up.
-fn observe(daemon: &Daemon, span: Duration) -> anyhow::Result<Pass> {
+fn observe(daemon: &Daemon, server: Option<&Server>, span: Duration) -> anyhow::Result<Pass> {
     daemon.wait_for_entries(1, clock::now() + PATIENCE)?;
     thread::sleep(WARM_UP);
-    let look = || anyhow::Ok((daemon.entries()?, clock::now(), daemon.cpu()));
-    let (entries, start, cpu) = look()?;
+    let look = || anyhow::Ok((daemon.entries()?, clock::now(), daemon.cpu(), server.and_then(Server::cpu)));
+    let (entries, start, cpu, server_cpu) = look()?;
     thread::sleep(span);
-    let (entries_after, end, cpu_after) = look()?;
+    let (entries_after, end, cpu_after, server_cpu_after) = look()?;
     let events = entries_after - entries;
     ensure!(events > 0, "nothing was taken in for {} s", span.as_secs_f64());
-    Ok(Pass { events, took: end - start, cpu: cpu_after.zip(cpu).map(|(after, before)| after - before) })
+    let used = |after: Option<Duration>, before| after.zip(before).map(|(after, before): (_, Duration)| after - before);
+    let server_cpu = used(server_cpu_after, server_cpu);
+    Ok(Pass { events, took: end - start, cpu: used(cpu_after, cpu), server_cpu })
 }
 
 fn ingest(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
     let source = Source::start(Frames::Mixed, Pace::AsTaken)?;
     let daemon = setting.daemon(&source, 1)?;
     source.gate().raise(u64::MAX);
-    let Pass { events, took, cpu } = observe(&daemon, setting.span)?;
+    let Pass { events, took, cpu, .. } = observe(&daemon, None, setting.span)?;
     let rate = events as f64 / took.as_secs_f64();
     let mut figures = vec![figure("ingest, source to durable log", rate, "events/s", Target::AtLeast(120_000.0))];
     figures.extend(cpu_figure("ingest, daemon's CPU", cpu, events, Target::AtMost(5.0)));
@@ -200,7 +220,7 @@ fn fan(setting: &Setting, transport: Transport) -> anyhow::Result<Pass> {
     let cpu_after = daemon.cpu();
     let (heard, start, cpu) = begin.context("nothing was delivered")?;
     let cpu = cpu_after.zip(cpu).map(|(after, before)| after - before);
-    Ok(Pass { events: total - heard, took: clock::now() - start, cpu })
+    Ok(Pass { events: total - heard, took: clock::now() - start, cpu, server_cpu: None })
 }
 
 fn latency(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
@@ -267,7 +287,7 @@ fn streams(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
         let source = Source::start(Frames::One, Pace::Rate(rate))?;
         let daemon = setting.daemon(&source, streams)?;
         source.gate().raise(u64::MAX);
-        observe(&daemon, setting.span)
+        observe(&daemon, None, setting.span)
     };
     let (one, many) = (cost(1)?, cost(MANY_STREAMS)?);
     let each = |pass: Pass| pass.cpu.map(|cpu| cpu.as_secs_f64() / pass.events as f64);

@@ -1,17 +1,23 @@
-//! The minimal disk pipeline, to hold the daemon's latency against: receive, write, sync, send, and nothing else.
+//! The minimal pipelines, to hold the daemon's latency against: receive, write, sync, send, and nothing else. Over the
+//! disk, and over Redis from one thread to another.
 //!
-//! It does not know what it carries: a client's request goes to the source as it is, and what the source says comes
-//! back once it is on the disk. What it cannot do is why there is a daemon.
+//! They do not know what they carry: a client's request goes to the source as it is, and what the source says comes back
+//! once it is stored. What they cannot do is why there is a daemon.
 
 use std::{
     fs::File,
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
     thread,
 };
 
-use super::machine::{self, Cores};
+use redis::cmd;
+
+use super::{
+    machine::{self, Cores},
+    server::Server,
+};
 
 /// Bytes received, written and sent at once.
 const READ_LEN: usize = 64 * 1024;
@@ -32,13 +38,7 @@ pub(super) fn start(file: &Path, source: SocketAddr, cores: Option<Cores>) -> io
 }
 
 fn carry(listener: &TcpListener, source: SocketAddr, mut file: File) -> io::Result<()> {
-    let (mut client, _) = listener.accept()?;
-    let mut source = TcpStream::connect(source)?;
-    client.set_nodelay(true)?;
-    source.set_nodelay(true)?;
-    let mut buffer = vec![0; READ_LEN];
-    let request = client.read(&mut buffer)?;
-    source.write_all(&buffer[..request])?;
+    let (mut client, mut source, mut buffer) = meet(listener, source)?;
     loop {
         let heard = source.read(&mut buffer)?;
         if heard == 0 {
@@ -47,5 +47,67 @@ fn carry(listener: &TcpListener, source: SocketAddr, mut file: File) -> io::Resu
         file.write_all(&buffer[..heard])?;
         file.sync_data()?;
         client.write_all(&buffer[..heard])?;
+    }
+}
+
+/// A client, and the source that has its request.
+fn meet(listener: &TcpListener, source: SocketAddr) -> io::Result<(TcpStream, TcpStream, Vec<u8>)> {
+    let (mut client, _) = listener.accept()?;
+    let mut source = TcpStream::connect(source)?;
+    client.set_nodelay(true)?;
+    source.set_nodelay(true)?;
+    let mut buffer = vec![0; READ_LEN];
+    let request = client.read(&mut buffer)?;
+    source.write_all(&buffer[..request])?;
+    Ok((client, source, buffer))
+}
+
+/// The same over Redis: one thread appends what the source says, another one follows and sends it to the client.
+pub(super) fn start_over_redis(
+    server: &Server,
+    source: SocketAddr,
+    cores: Option<Cores>,
+) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?;
+    let (key, writer, reader) = (server.key("pipeline", "log"), server.connect()?, server.connect()?);
+    thread::spawn(move || {
+        if let Some(cores) = cores {
+            machine::pin(cores.daemon);
+        }
+        let Ok((client, source, buffer)) = meet(&listener, source) else { return };
+        let Ok(other) = source.try_clone() else { return };
+        let follower = (key.clone(), reader);
+        thread::spawn(move || {
+            // Whoever was served is gone, and with it the need to go on: both threads end.
+            follow(follower, client).unwrap_or_default();
+            other.shutdown(Shutdown::Both).unwrap_or_default();
+        });
+        write(&key, writer, source, buffer).unwrap_or_default();
+    });
+    Ok(address)
+}
+
+fn write(key: &str, mut redis: redis::Connection, mut source: TcpStream, mut buffer: Vec<u8>) -> anyhow::Result<()> {
+    loop {
+        let heard = source.read(&mut buffer)?;
+        if heard == 0 {
+            return Ok(());
+        }
+        cmd("XADD").arg(key).arg("*").arg("bytes").arg(&buffer[..heard]).exec(&mut redis)?;
+    }
+}
+
+fn follow((key, mut redis): (String, redis::Connection), mut client: TcpStream) -> anyhow::Result<()> {
+    type Entries = Vec<(String, (String, Vec<u8>))>;
+    let mut after = "0".to_owned();
+    loop {
+        let mut read = cmd("XREAD");
+        read.arg("BLOCK").arg(0).arg("STREAMS").arg(&key).arg(&after);
+        let found: Vec<(String, Entries)> = read.query(&mut redis)?;
+        for (id, (_, bytes)) in found.into_iter().flat_map(|(_, entries)| entries) {
+            client.write_all(&bytes)?;
+            after = id;
+        }
     }
 }

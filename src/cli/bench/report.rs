@@ -35,6 +35,9 @@ pub(super) struct Conditions {
     pub(super) load_before: Option<f64>,
     /// What is written never reaches a disk.
     pub(super) in_memory: bool,
+    /// Which Redis it was, where one was measured with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) redis: Option<String>,
     pub(super) rounds: usize,
 }
 
@@ -119,11 +122,12 @@ impl Report {
 
 impl Conditions {
     fn told(&self) -> String {
-        let Self { version, pinned, load_before, in_memory, rounds } = self;
+        let Self { version, pinned, load_before, in_memory, redis, rounds } = self;
         let cores = if *pinned { "the daemon on a core of its own" } else { "nothing pinned" };
         let load = load_before.map_or(String::new(), |load| format!(", load before {load:.1}"));
         let memory = if *in_memory { "; the folder is in memory: no figure says what a disk can do" } else { "" };
-        format!("trunkline {version}, {cores}, {rounds} rounds{load}{memory}\n")
+        let redis = redis.as_ref().map_or(String::new(), |redis| format!(", {redis}"));
+        format!("trunkline {version}, {cores}, {rounds} rounds{load}{redis}{memory}\n")
     }
 }
 
@@ -162,8 +166,14 @@ mod tests {
     }
 
     fn report() -> Report {
-        let conditions =
-            Conditions { version: "1.0.0", pinned: true, load_before: Some(0.3), in_memory: true, rounds: 3 };
+        let conditions = Conditions {
+            version: "1.0.0",
+            pinned: true,
+            load_before: Some(0.3),
+            in_memory: true,
+            redis: None,
+            rounds: 3,
+        };
         let measured = [
             figure("b", 4.0, Target::AtMost(5.0)),
             figure("a", 2.0, Target::AtLeast(120_000.0)),

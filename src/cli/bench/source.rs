@@ -26,8 +26,8 @@ pub(super) const EVENT_LEN: usize = 1_024;
 /// Stands once in each event and nowhere else, so that events can be counted without reading JSON.
 pub(super) const MARKER: u8 = 0x7f;
 /// The first number: all numbers of a run have as many digits.
-const FIRST: u64 = 1_000_000_000;
-const DIGITS: usize = 10;
+pub(super) const FIRST: u64 = 1_000_000_000;
+pub(super) const DIGITS: usize = 10;
 /// The longest frame has so many events.
 const FRAME_EVENTS_MAX: usize = 50;
 /// Frames of one length after another, before the same lengths come again.
@@ -245,7 +245,7 @@ impl Frame {
     }
 }
 
-fn write_digits(place: &mut [u8], mut number: u64) {
+pub(super) fn write_digits(place: &mut [u8], mut number: u64) {
     for digit in place.iter_mut().rev() {
         *digit = b'0' + u8::try_from(number % 10).expect("a digit");
         number /= 10;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    model::{Batch, Checkpoint, Epoch, Fence, Offset},
+    model::{Batch, Checkpoint, Epoch, Fence, Offset, Timestamp},
     store::Append,
 };
 
@@ -19,6 +19,8 @@ pub(super) struct Place {
     pub(super) last: Offset,
     /// What the log is told of replicas, where they count.
     pub(super) safe: Option<Offset>,
+    /// When the platform was heard, by the server's clock.
+    pub(super) heard_at: Timestamp,
 }
 
 /// What tells an append from another one: what is true after it.

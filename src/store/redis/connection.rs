@@ -213,7 +213,10 @@ impl Connection {
         let Shared { address, limits, .. } = &*self.shared;
         let connecting = listener::open(address, *limits, channels);
         match tokio::time::timeout(limits.connect, connecting).await {
-            Ok(listener) => listener.map_err(|error| CommandError::NotSent(fault::text(&error))),
+            Ok(listener) => listener.map_err(|error| match error.code() {
+                Some(_) => CommandError::of(&error),
+                None => CommandError::NotSent(fault::text(&error)),
+            }),
             Err(_) => Err(CommandError::NotSent(too_late(limits.connect))),
         }
     }

@@ -3,9 +3,11 @@
 use redis::{Value, cmd, pipe};
 
 use super::{
+    Durability, Settings,
     address::Kind,
     connection::{CommandError, Connection, Script},
     keys::key,
+    terms::{self, Terms},
 };
 
 /// Older servers refuse the scripts.
@@ -23,13 +25,22 @@ pub enum Unfit {
 }
 
 /// Asks, and tries each command. Returns warnings.
-pub(super) async fn examine(connection: &Connection, prefix: &str) -> Result<Vec<String>, Unfit> {
+pub(super) async fn examine(connection: &Connection, settings: &Settings) -> Result<Vec<String>, Unfit> {
+    let Settings { prefix, durability, .. } = settings;
     let probe = key(prefix, "probe", "probe");
     let about = about(connection, &probe).await?;
     too_old(&about)?;
     permissions(connection, &probe, &format!("{prefix}:probe")).await?;
+    match durability {
+        Durability::Written => (),
+        Durability::Replicated => {
+            // For no replica, and without waiting.
+            connection.run_all(&probe, pipe().cmd("WAIT").arg(0).arg(1)).await.map_err(unfit)?;
+        }
+    }
     let save = save(connection, &probe).await;
-    Ok([policy(&about), persistence(&about, save.as_deref())].into_iter().flatten().collect())
+    let others = terms::compare(connection, prefix, Terms::of(settings)).await.map_err(unfit)?;
+    Ok([policy(&about), persistence(&about, save.as_deref()), others].into_iter().flatten().collect())
 }
 
 async fn about(connection: &Connection, probe: &str) -> Result<String, Unfit> {
@@ -45,16 +56,24 @@ async fn save(connection: &Connection, probe: &str) -> Option<String> {
 }
 
 async fn permissions(connection: &Connection, probe: &str, channel: &str) -> Result<(), Unfit> {
+    listening(connection, channel).await?;
     let channel = channel.as_bytes();
     let script = Script::new(include_str!("scripts/probe.lua"));
     let refused: Vec<String> = connection.run(&script.in_full(&[probe], &[channel])).await.map_err(unfit)?;
+    if !refused.is_empty() {
+        return Err(Unfit::Forbidden(refused.join("; ")));
+    }
     // It is known by now: this tries the other way to run a script.
     let _: Vec<String> = connection.run(&script.by_name(&[probe], &[channel])).await.map_err(unfit)?;
     let _: Value = connection.run(cmd("XRANGE").arg(probe).arg("-").arg("+")).await.map_err(unfit)?;
     let _: Value = connection.run(cmd("XREAD").arg("STREAMS").arg(probe).arg("0")).await.map_err(unfit)?;
     transaction(connection, probe).await.map_err(unfit)?;
-    may(connection.run::<Value>(cmd("XINFO").arg("STREAM").arg(probe)).await)?;
-    if refused.is_empty() { Ok(()) } else { Err(Unfit::Forbidden(refused.join("; "))) }
+    may(connection.run::<Value>(cmd("XINFO").arg("STREAM").arg(probe)).await)
+}
+
+/// What replicas and refreshers say to one another is heard over connections of their own.
+async fn listening(connection: &Connection, channel: &str) -> Result<(), Unfit> {
+    connection.listen(&[channel]).await.map(drop).map_err(unfit)
 }
 
 /// There is nothing to tell of; that is an answer, too.

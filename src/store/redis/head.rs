@@ -1,13 +1,19 @@
 //! What a log's head says, as the scripts tell it.
 
-use super::Durability;
+use super::{Durability, skew::Skew};
 use crate::{
     model::{Checkpoint, Epoch, Fence, Lineage, Offset, Position, Sequence, Timestamp},
     store::{Extent, LogState},
 };
 
-/// What a claim finds: the state, and the turn that the first append has.
-pub(super) type Claimed = (LogState, u64);
+/// What a claim finds.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub(super) state: LogState,
+    /// Which the first append has.
+    pub(super) turn: u64,
+    pub(super) skew: Skew,
+}
 
 /// What the script that looks says.
 pub(super) fn extent(answer: &[String], durability: Durability) -> Option<Extent> {
@@ -17,20 +23,21 @@ pub(super) fn extent(answer: &[String], durability: Durability) -> Option<Extent
     Some(Extent { lineage: lineage(epoch, earlier)?, first: first_of(first, newest)?, last })
 }
 
-/// What the script that opens says, under the fence with `nonce`.
-pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability) -> Option<Claimed> {
-    let [epoch, earlier, last, safe, first, number, turn, position, heard_at] = answer else { return None };
+/// What the script that opens says, under the fence with `nonce`, when our clock says `now`.
+pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability, now: Timestamp) -> Option<Claimed> {
+    let [epoch, earlier, last, safe, first, number, turn, position, heard_at, server] = answer else { return None };
+    let skew = Skew::measured(Timestamp(server.parse().ok()?), now);
     let newest = offset(last)?;
     let state = LogState {
         lineage: lineage(epoch, earlier)?,
         first: first_of(first, newest)?,
         last: newest,
         safe: shown(newest, safe, durability)?,
-        checkpoint: checkpoint(position, heard_at)?,
+        checkpoint: checkpoint(position, heard_at, &skew)?,
         fence: Fence { number: number.parse().ok()?, nonce },
         damaged: false,
     };
-    Some((state, turn.parse().ok()?))
+    Some(Claimed { state, turn: turn.parse().ok()?, skew })
 }
 
 /// The newest entry that may be shown. A log that was written without waiting for replicas says nothing about them:
@@ -60,14 +67,17 @@ pub(super) fn epoch(text: &str) -> Option<Epoch> {
     }
 }
 
-fn checkpoint(position: &str, heard_at: &str) -> Option<Option<Checkpoint>> {
+fn checkpoint(position: &str, heard_at: &str, skew: &Skew) -> Option<Option<Checkpoint>> {
     let position = match position {
         "" => None,
         digits => Some(Position(Sequence(digits.parse().ok()?))),
     };
     match heard_at {
         "" => Some(None),
-        millis => Some(Some(Checkpoint { position, heard_at: Timestamp(millis.parse().ok()?) })),
+        millis => {
+            let heard_at = skew.to_own(Timestamp(millis.parse().ok()?));
+            Some(Some(Checkpoint { position, heard_at }))
+        }
     }
 }
 
@@ -92,22 +102,23 @@ mod tests {
 
     #[test]
     fn the_head_of_a_log_is_read() {
-        let answer = answer(["0000002a", "00000007:5 00000008:9 ", "12", "11", "3", "4", "6", "77", "1000"]);
-        let (state, turn) = claimed(&answer, 1, Durability::Replicated).unwrap();
+        let answer = answer(["0000002a", "00000007:5 00000008:9 ", "12", "11", "3", "4", "6", "77", "1000", "1500"]);
+        let now = Timestamp(9_500);
+        let Claimed { state, turn, .. } = claimed(&answer, 1, Durability::Replicated, now).unwrap();
         let earlier = vec![(Epoch(7), Offset(5)), (Epoch(8), Offset(9))];
         assert_eq!(state.lineage, Lineage::with_earlier(Epoch(42), earlier));
         assert_eq!((state.first, state.last, state.safe), (Offset(3), Offset(12), Offset(11)));
         assert_eq!((state.fence, turn), (Fence { number: 4, nonce: 1 }, 6));
-        let checkpoint = Checkpoint { position: Some(Position(Sequence(77))), heard_at: Timestamp(1000) };
-        assert_eq!(state.checkpoint, Some(checkpoint));
-        let (state, _) = claimed(&answer, 1, Durability::Written).unwrap();
+        let checkpoint = Checkpoint { position: Some(Position(Sequence(77))), heard_at: Timestamp(9_000) };
+        assert_eq!(state.checkpoint, Some(checkpoint), "half a second ago by the server's clock");
+        let Claimed { state, .. } = claimed(&answer, 1, Durability::Written, now).unwrap();
         assert_eq!(state.safe, Offset(12));
     }
 
     #[test]
     fn a_log_without_entries_begins_with_the_next_one() {
-        let (state, _) =
-            claimed(&answer(["1", "", "12", "", "", "4", "0", "", ""]), 1, Durability::Replicated).unwrap();
+        let answer = answer(["1", "", "12", "", "", "4", "0", "", "", "1500"]);
+        let Claimed { state, .. } = claimed(&answer, 1, Durability::Replicated, Timestamp(0)).unwrap();
         assert_eq!((state.first, state.safe, state.checkpoint), (Offset(13), Offset(12), None));
     }
 

@@ -6,11 +6,13 @@ use super::{
     Durability, Settings,
     append::{Answer, ENTRY_OVERHEAD, Identity, Place, epoch_text, hex},
     connection::{CommandError, Connection, Script},
-    head,
+    head::{self, Claimed},
+    skew::Skew,
     view::View,
     way::Way,
 };
 use crate::{
+    clock,
     model::{Batch, Epoch, Fence, Offset, StreamName, Timestamp},
     store::{Append, AppendError, LogState, Retention},
 };
@@ -45,6 +47,8 @@ pub(super) struct Log {
     stream: StreamName,
     epoch: Epoch,
     pub(super) fence: Fence,
+    /// Of the server's clock; measured with the claim and whenever the retention is looked after.
+    skew: Skew,
     durability: Durability,
     way: Way,
     scripts: Arc<Scripts>,
@@ -91,7 +95,8 @@ impl Log {
             return Err(AppendError::Fenced);
         }
         let damaged = || AppendError::Broken(format!("the head of {stream} is damaged: {answer:?}"));
-        let (state, turn) = head::claimed(&answer, nonce, settings.durability).ok_or_else(damaged)?;
+        let claimed = head::claimed(&answer, nonce, settings.durability, clock::wall());
+        let Claimed { state, turn, skew } = claimed.ok_or_else(damaged)?;
         view.begins_with(state.first);
         let way = Way::new(connection, &view.keys, settings);
         let writing = Writing { turn, last: state.last, safe: state.safe, told: state.safe, open: None, trouble: None };
@@ -100,6 +105,7 @@ impl Log {
             stream: stream.clone(),
             epoch: state.lineage.current(),
             fence: state.fence,
+            skew,
             durability: settings.durability,
             way,
             scripts,
@@ -140,7 +146,7 @@ impl Log {
         Ok(())
     }
 
-    /// Removes what outlived the retention.
+    /// Removes what outlived the retention, and looks what the server's clock says.
     pub(super) async fn trim(&self, retention: &Retention, now: Timestamp) -> Result<(), CommandError> {
         let arguments = [
             self.fence.number.to_string(),
@@ -153,7 +159,8 @@ impl Log {
         ];
         let arguments = arguments.each_ref().map(String::as_bytes);
         loop {
-            let (first, more): (String, bool) = self.way.call(&self.scripts.trim, &arguments).await?;
+            let (first, more, server): (String, bool, i64) = self.way.call(&self.scripts.trim, &arguments).await?;
+            self.skew.measure(Timestamp(server), clock::wall());
             if let Ok(first) = first.parse() {
                 self.view.trimmed_to(Offset(first));
             }
@@ -178,7 +185,8 @@ impl Log {
             }
             Some(_) | None => {
                 let safe = (self.durability == Durability::Replicated).then_some(writing.safe);
-                Ok(Place { fence: self.fence, epoch: self.epoch, turn: writing.turn, last: writing.last, safe })
+                let (fence, heard_at) = (self.fence, self.skew.to_server(identity.checkpoint.heard_at));
+                Ok(Place { fence, epoch: self.epoch, turn: writing.turn, last: writing.last, safe, heard_at })
             }
         }
     }

@@ -11,6 +11,7 @@ use redis::cmd;
 use super::{
     connection::{CommandError, Connection, Listener, Script},
     keys::{Keys, key},
+    terms::Terms,
 };
 use crate::{
     model::{Fence, ReplicaId, StreamName},
@@ -23,6 +24,7 @@ pub struct Registry {
     connection: Connection,
     prefix: String,
     me: ReplicaId,
+    terms: Terms,
     renew: Script,
     leave: Script,
     change: Script,
@@ -59,12 +61,13 @@ pub enum Heard {
 type Row = (Option<String>, Option<String>, Option<String>);
 
 impl Registry {
-    /// What `me` sees over this connection. It should be one that no append holds up.
-    pub fn new(connection: Connection, prefix: &str, me: ReplicaId) -> Self {
+    /// What `me` sees over this connection, and what it goes by. It should be one that no append holds up.
+    pub fn new(connection: Connection, prefix: &str, me: ReplicaId, terms: Terms) -> Self {
         Self {
             connection,
             prefix: prefix.to_owned(),
             me,
+            terms,
             renew: Script::new(include_str!("scripts/replica_renew.lua")),
             leave: Script::new(include_str!("scripts/replica_leave.lua")),
             change: Script::new(include_str!("scripts/change.lua")),
@@ -74,10 +77,10 @@ impl Registry {
     /// Lives on for `life`, and says how many streams it takes at most and which of its streams are not live. Returns
     /// all that live, itself among them.
     pub async fn renew(&self, limit: usize, ailing: &[StreamName], life: Duration) -> Result<Vec<Life>, CommandError> {
-        let (known, mine) = self.membership();
+        let ((known, mine), (_, members)) = (self.membership(), memberships(&self.prefix));
         let ailing: Vec<&str> = ailing.iter().take(AILING_MAX).map(StreamName::as_str).collect();
-        let (me, says) = (self.me.to_string(), format!("{limit} {}", ailing.join(",")));
-        let (life, members) = (life.as_millis().to_string(), self.memberships());
+        let (me, says) = (self.me.to_string(), format!("{limit} {} {}", ailing.join(","), self.terms));
+        let life = life.as_millis().to_string();
         let arguments = [me.as_bytes(), says.as_bytes(), life.as_bytes(), members.as_bytes()];
         let answer: Vec<(String, String)> = self.connection.call(&self.renew, &[&known, &mine], &arguments).await?;
         let strange = || CommandError::NoAnswer(format!("{known} holds what is no replica"));
@@ -142,11 +145,8 @@ impl Registry {
     }
 
     fn membership(&self) -> (String, String) {
-        (key(&self.prefix, "replicas", "known"), format!("{}{}", self.memberships(), self.me))
-    }
-
-    fn memberships(&self) -> String {
-        key(&self.prefix, "replicas", "lives:")
+        let (known, lives) = memberships(&self.prefix);
+        (known, format!("{lives}{}", self.me))
     }
 
     fn beats(&self) -> String {
@@ -156,6 +156,11 @@ impl Registry {
     fn notes(&self, to: ReplicaId) -> String {
         format!("{}:replicas:notes:{to}", self.prefix)
     }
+}
+
+/// Where the replicas are that were seen, and what the keys of their memberships begin with.
+pub(super) fn memberships(prefix: &str) -> (String, String) {
+    (key(prefix, "replicas", "known"), key(prefix, "replicas", "lives:"))
 }
 
 /// What replicas say.
@@ -211,7 +216,8 @@ fn read(text: &str) -> Option<Note> {
 }
 
 fn read_life(id: &str, says: &str) -> Option<Life> {
-    let (limit, ailing) = says.split_once(' ')?;
+    let mut words = says.split(' ');
+    let (limit, ailing) = (words.next()?, words.next()?);
     let member = Member { replica: replica(id)?, limit: limit.parse().ok()? };
     Some(Life { member, ailing: ailing.split(',').filter_map(|name| name.parse().ok()).collect() })
 }
@@ -267,7 +273,7 @@ mod tests {
     fn a_life_names_what_ails_it() {
         let member = Member { replica: ReplicaId(42), limit: 9 };
         let ailing = vec!["queues".parse().unwrap(), "agents".parse().unwrap()];
-        assert_eq!(read_life("2a", "9 queues,agents"), Some(Life { member, ailing }));
+        assert_eq!(read_life("2a", "9 queues,agents written,1,2,3"), Some(Life { member, ailing }));
         assert_eq!(read_life("2a", "9 "), Some(Life { member, ailing: Vec::new() }));
         assert_eq!(read_life("2a", "nine "), None);
     }

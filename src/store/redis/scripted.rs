@@ -95,7 +95,7 @@ fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<
         place.last.to_string(),
         identity.last.to_string(),
         identity.position(),
-        identity.checkpoint.heard_at.0.to_string(),
+        place.heard_at.0.to_string(),
         identity.len.to_string(),
         place.safe.map(|safe| safe.to_string()).unwrap_or_default(),
         epoch_text(place.epoch),

@@ -16,10 +16,7 @@ use super::{
     connection::{Answers, CommandError, Connection, Script, Tie},
     keys::Keys,
 };
-use crate::{
-    model::{Checkpoint, Offset},
-    store::Append,
-};
+use crate::{model::Offset, store::Append};
 
 /// So often somebody may touch a log in the midst of one append before the append is put off.
 const ATTEMPTS_MAX: u32 = 8;
@@ -188,9 +185,8 @@ impl Transactions {
             }
             commands.cmd("HINCRBY").arg(head).arg("bytes").arg(identity.len);
         }
-        let Checkpoint { heard_at, .. } = identity.checkpoint;
         commands.cmd("HSET").arg(head).arg("turn").arg(place.turn + 1).arg("last").arg(identity.last.0);
-        commands.arg("position").arg(identity.position()).arg("heard_at").arg(heard_at.0);
+        commands.arg("position").arg(identity.position()).arg("heard_at").arg(place.heard_at.0);
         if let Some(safe) = place.safe {
             commands.arg("safe").arg(safe.0);
         }
@@ -287,10 +283,16 @@ fn strange(what: &str) -> CommandError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Epoch, Fence, Timestamp};
+    use crate::model::{Checkpoint, Epoch, Fence, Timestamp};
 
-    const PLACE: Place =
-        Place { fence: Fence { number: 3, nonce: 7 }, epoch: Epoch(9), turn: 4, last: Offset(20), safe: None };
+    const PLACE: Place = Place {
+        fence: Fence { number: 3, nonce: 7 },
+        epoch: Epoch(9),
+        turn: 4,
+        last: Offset(20),
+        safe: None,
+        heard_at: Timestamp(0),
+    };
 
     const IDENTITY: Identity =
         Identity { last: Offset(25), len: 1, checkpoint: Checkpoint { position: None, heard_at: Timestamp(0) } };

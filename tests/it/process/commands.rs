@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use redis::cmd;
 use serde_json::{Value, json};
 use trunkline::simulator::Settings;
 
@@ -11,6 +12,7 @@ use super::{
     relay::{Relay, client},
     site::{STREAM, Site},
 };
+use crate::harness::Redis;
 
 /// Runs to the end, which must be a good one, and returns what it printed.
 async fn output(folder: &Path, arguments: &[&str]) -> String {
@@ -191,4 +193,25 @@ async fn the_simulated_platform_serves_tokens_and_takes_faults() {
     child.signal("TERM");
     assert_eq!(child.ends(Duration::from_secs(5)).await, 0, "{}", child.told());
     assert!(child.stdout().contains("tokens granted: 1"), "{}", child.stdout());
+}
+
+#[tokio::test]
+async fn a_bench_with_a_redis_that_is_named_measures_there_and_leaves_nothing() {
+    let (folder, server) = (tempfile::tempdir().unwrap(), Redis::volatile());
+    let line = format!("bench --quick --json --only redis --redis {}", server.url());
+    let mut bench = Child::start(folder.path(), &line.split(' ').collect::<Vec<_>>());
+    assert_eq!(bench.ends(PATIENCE).await, 0, "{}", bench.told());
+    let report: Value = serde_json::from_str(&bench.stdout()).unwrap();
+    let port = server.port().to_string();
+    assert!(report["conditions"]["redis"].as_str().is_some_and(|told| told.contains(&port)), "{report}");
+    let figures = report["figures"].as_array().unwrap();
+    for name in ["redis, source to acknowledged append", "redis, to another replica, p50"] {
+        let figure = figures.iter().find(|figure| figure["name"] == name).unwrap_or_else(|| panic!("{report}"));
+        assert!(figure["value"].as_f64().is_some_and(|value| value > 0.0), "{figure}");
+    }
+    eventually("nothing of it is left", PATIENCE, async || {
+        let keys: Vec<String> = server.connection().run(cmd("KEYS").arg("*")).await.ok()?;
+        keys.is_empty().then_some(())
+    })
+    .await;
 }

@@ -93,6 +93,28 @@ async fn a_server_that_may_lose_entries_is_told_about() {
 }
 
 #[tokio::test]
+async fn a_relay_that_is_set_otherwise_than_one_that_lives_is_told_what_differs() {
+    let server = Redis::durable();
+    let site = site(&server).await;
+    let first = Relay::live(&site).await;
+    let same = Relay::start(&site).await;
+    for relay in [&first, &same] {
+        let (_, shown) = relay.ready().await.unwrap();
+        assert!(!shown["warnings"].to_string().contains("other settings"), "{shown}");
+    }
+    let text = fs::read_to_string(&site.config).unwrap();
+    let other = "[store]\ndurability = \"replicated\"\nretention = { events = 5000 }\n";
+    fs::write(&site.config, text.replace("[store]\n", other)).unwrap();
+    let odd = Relay::start(&site).await;
+    let (_, shown) = odd.ready().await.unwrap();
+    for words in ["durability is written there and replicated here", "retention.events is 1000000 there and 5000 here"]
+    {
+        assert!(shown["warnings"].to_string().contains(words), "{shown}");
+        assert!(odd.child.stderr().contains(words), "{}", odd.child.stderr());
+    }
+}
+
+#[tokio::test]
 async fn a_check_tries_the_store_and_a_start_without_one_says_why() {
     let server = Redis::volatile();
     let site = site(&server).await;
@@ -164,6 +186,6 @@ fn certificates(folder: &Path) -> PathBuf {
     folder.to_owned()
 }
 
-async fn follow_events(board: Arc<Board>, seen: Arc<Seen>) {
+pub(super) async fn follow_events(board: Arc<Board>, seen: Arc<Seen>) {
     follow_text(board, seen, "text/event-stream", "\n\n", |line| line.strip_prefix("data:").map(str::trim_start)).await;
 }

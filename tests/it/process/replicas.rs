@@ -8,6 +8,7 @@ mod cut;
 mod failover;
 mod sealed;
 mod unnumbered;
+mod wiped;
 
 use std::{
     fs,

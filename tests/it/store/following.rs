@@ -17,7 +17,7 @@ use trunkline::{
 };
 
 use super::{
-    bed::{Bed, KEEP_ALL, checkpoint, redis_settings, redis_store},
+    bed::{Bed, KEEP_ALL, assert_found, checkpoint, redis_settings, redis_store},
     redis_only::{follow, last_of, promote, watched},
 };
 use crate::harness::{PATIENCE, Redis, eventually, throughout};
@@ -264,7 +264,7 @@ async fn after_a_roll_back_readers_go_on_with_the_new_epoch_where_the_log_was_cu
     let fence = writer.fence();
     drop(writer);
     let writer = here.claim(Some(fence)).await;
-    assert_eq!(writer.opening().checkpoint, Some(checkpoint(7)));
+    assert_found(writer.opening().checkpoint, checkpoint(7));
     assert_ne!(writer.epoch(), old);
     let last = append(&writer, 4).await.unwrap();
     assert_eq!(last.offset, Offset(9));

@@ -1,5 +1,5 @@
 #!lua
--- Takes a log over, and says what is there. KEYS: head, log. ARGV: nonce, an epoch for the case that one begins, number
+-- Takes a log over, and says what is there, and what time it is here. KEYS: head, log. ARGV: nonce, an epoch for the case that one begins, number
 -- ('' to draw a new fence with this nonce; else the log must be under the very fence), whether replicas count.
 -- When another server became primary since (or this one was restarted), what it did not have is gone: the log and its
 -- position have gone back together. Then a new epoch begins where the log ends now.
@@ -39,4 +39,6 @@ elseif held[10] then
 end
 local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')
 local first = oldest[1] and string.match(oldest[1][1], '^%d+') or ''
-return {epoch, earlier, last, safe, first, number, turn, held[6] or '', held[7] or ''}
+local time = redis.call('TIME')
+local millis = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+return {epoch, earlier, last, safe, first, number, turn, held[6] or '', held[7] or '', millis}

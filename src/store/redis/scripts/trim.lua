@@ -2,11 +2,13 @@
 -- Removes the oldest entries that outlived the retention, a slice at a time; never the newest one. KEYS: head, log.
 -- ARGV: number, nonce, entries to keep, received before (as envelopes have it: texts sort as times do), bytes to keep,
 -- entries of a slice, overhead of an entry.
--- Returns the oldest entry ('' when there is none), and whether there is more to remove.
+-- Returns the oldest entry ('' when there is none), whether there is more to remove, and what time it is here (in ms).
 local head, log = KEYS[1], KEYS[2]
+local time = redis.call('TIME')
+local millis = time[1] * 1000 + math.floor(time[2] / 1000)
 local held = redis.call('HMGET', head, 'number', 'nonce', 'last', 'bytes')
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
-  return {'', 0}
+  return {'', 0, millis}
 end
 local last, bytes = tonumber(held[3]), tonumber(held[4] or '0')
 local beyond, moment, room = last - tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
@@ -33,4 +35,4 @@ if gone > 0 then
   redis.call('HINCRBY', head, 'bytes', -freed)
   redis.call('HSET', head, 'first', first)
 end
-return {first, gone == slice and 1 or 0}
+return {first, gone == slice and 1 or 0, millis}

@@ -1,15 +1,15 @@
-//! Two relays whose wall clocks are an hour apart share one token, and one of them is followed by the other.
+//! Two relays whose wall clocks are an hour apart share one token, and each goes on where the other was.
 
 use std::{path::PathBuf, time::Duration};
 
 use trunkline::{clock, simulator::Settings};
 
-use super::{goes_on, rate};
+use super::{goes_on, rate, site};
 use crate::{
     harness::Redis,
     process::{
         child::{PATIENCE, eventually},
-        log::{Entry, pages},
+        log::{assert_whole, pages},
         relay::Relay,
         site::Site,
     },
@@ -46,7 +46,7 @@ async fn clocks_that_are_an_hour_apart_cost_no_request_and_hide_no_event() {
     let site = Site::start_with(Settings { token_ttl: Duration::from_secs(4), ..Settings::default() }, &[]).await;
     site.use_redis(&server.url());
     let mut late = start(&site, "-30m").await;
-    let early = start(&site, "+30m").await;
+    let mut early = start(&site, "+30m").await;
     let talk = site.talk(rate());
     let shown = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["timestamp"].to_string();
     let clocks = [&late, &early].map(|relay| shown(relay.child.stderr().lines().next().unwrap()));
@@ -58,19 +58,29 @@ async fn clocks_that_are_an_hour_apart_cost_no_request_and_hide_no_event() {
     println!("{clocks:?}: {generation} lives, {granted} grants");
     assert!((generation..=generation + 1).contains(&granted), "one may just be on its way");
     late.child.kill();
-    let back = goes_on(&site, &early, clock::now()).await;
+    let ahead = goes_on(&site, &early, clock::now()).await;
+    let late = start(&site, "-30m").await;
+    early.child.kill();
+    let behind = goes_on(&site, &late, clock::now()).await;
+    println!("the one that is an hour ahead went on after {ahead:?}, the one that is an hour behind after {behind:?}");
     let last_said = talk.hush().await;
-    early.holds(last_said).await;
-    let log = pages(&early.consumers).await;
-    let gaps = log.iter().filter(|entry| entry.number.is_none()).count();
-    println!("the one that is an hour ahead went on after {back:?}, with {gaps} gaps");
-    assert_marked(&log);
+    late.holds(last_said).await;
+    assert_whole(&pages(&late.consumers).await, last_said);
 }
 
-/// Numbers follow one another, or a gap stands between them: whose clock is far ahead takes a position for too old.
-fn assert_marked(log: &[Entry]) {
-    for pair in log.windows(2) {
-        let (Some(before), Some(number)) = (pair[0].number, pair[1].number) else { continue };
-        assert_eq!(number, before + 1, "{}", pair[1].json);
-    }
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_that_is_too_old_is_given_up_by_one_whose_clock_is_an_hour_behind() {
+    let server = Redis::durable();
+    let site = site(&server, &["retention = \"3s\"", "silence_max = \"2s\""]).await;
+    let mut early = start(&site, "+30m").await;
+    site.platform.say(9);
+    early.holds(site.platform.ledger().last_sequence()).await;
+    early.child.kill();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let late = start(&site, "-30m").await;
+    let marked = async || {
+        let log = pages(&late.consumers).await;
+        log.iter().any(|entry| entry.kind == "trunkline.gap.v1" && entry.json.contains("\"retention\"")).then_some(())
+    };
+    eventually("the log says that it was too old", PATIENCE, marked).await;
 }

@@ -1,0 +1,86 @@
+//! Everything in Redis is gone while relays run: whoever subscribed is told so where it is, and goes on in the new log.
+
+use std::sync::Arc;
+
+use redis::cmd;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::{holder, site};
+use crate::{
+    harness::Redis,
+    process::{
+        child::{PATIENCE, eventually},
+        kill::{Board, Seen, follow_lines, follow_messages},
+        log::{Entry, pages},
+        redis::follow_events,
+        relay::{Relay, client},
+        site::STREAM,
+    },
+};
+
+/// Everyone has had so many entries.
+async fn all_have(readers: &[Arc<Seen>], count: usize) {
+    for seen in readers {
+        eventually("a subscriber has all", PATIENCE, async || (seen.len() >= count).then_some(())).await;
+        assert_eq!(seen.len(), count, "{:?}", seen.last_id());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscribers_of_a_log_that_is_wiped_are_told_and_go_on_in_the_new_one() {
+    let server = Redis::volatile();
+    let site = site(&server, &[]).await;
+    let relays = [Relay::live(&site).await, Relay::live(&site).await];
+    let (readers, mut tasks) = ([(); 6].map(|()| Arc::new(Seen::default())), JoinSet::new());
+    for (relay, seen) in relays.iter().zip(readers.chunks(3)) {
+        let board = Arc::new(Board::default());
+        board.put(Some(relay.consumers.clone()));
+        tasks.spawn(follow_lines(Arc::clone(&board), Arc::clone(&seen[0])));
+        tasks.spawn(follow_events(Arc::clone(&board), Arc::clone(&seen[1])));
+        tasks.spawn(follow_messages(board, Arc::clone(&seen[2])));
+    }
+    site.platform.say(5);
+    all_have(&readers, 5).await;
+    let last = readers[0].last_id().unwrap();
+
+    server.connection().run::<()>(&cmd("FLUSHALL")).await.unwrap();
+    // The holder learns of it with its next renewal or append, whichever comes first.
+    eventually("there is a new log", PATIENCE, async || {
+        site.platform.say(1);
+        let found = relays[0].newest().await?;
+        (epoch(&found.id) != epoch(&last)).then_some(())
+    })
+    .await;
+    let index = holder(&relays).await;
+    relays[index].holds(site.platform.ledger().last_sequence()).await;
+    let log = pages(&relays[index].consumers).await;
+    assert!(log.iter().all(|entry| epoch(&entry.id) == epoch(&log[0].id)), "nothing of the old log is left");
+
+    all_have(&readers, 5 + 1 + log.len()).await;
+    for seen in &readers {
+        let all = seen.all();
+        assert_told(&all[5], &last, &log[0]);
+        assert!(all[6..] == log[..], "and then comes all of the new log");
+        assert_eq!(seen.connections(), 1, "nobody was sent away");
+    }
+    for relay in &relays {
+        let url = format!("{}/v1/streams/{STREAM}/events?after={last}", relay.consumers);
+        let page = client().get(url).header("accept", "application/cloudevents-batch+json").send().await.unwrap();
+        assert_eq!(page.status(), 410, "a page has no place for a gap");
+    }
+}
+
+fn epoch(id: &str) -> &str {
+    id.split_once('-').unwrap().0
+}
+
+/// The gap is for this subscriber alone: no entry of the log, right before the first one that is held.
+fn assert_told(gap: &Entry, last: &str, first: &Entry) {
+    let told: Value = serde_json::from_str(&gap.json).unwrap();
+    assert_eq!(told["type"], "trunkline.gap.v1", "{told}");
+    assert_eq!(told["id"], format!("{}/trimmed", first.id));
+    assert!(told.get("sequence").is_none(), "{told}");
+    let expected = json!({"reason": "trimmed", "after": last, "before": first.id, "lost": null, "silence_ms": null});
+    assert_eq!(told["data"], expected);
+}
