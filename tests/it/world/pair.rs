@@ -12,7 +12,7 @@ pub(super) use self::blow::Fate;
 use super::{
     Around, DRAIN_MAX,
     chance::Chance,
-    judge::{self, Judge, reason},
+    judge::{Judge, reason},
     plan::{Dialect, Plan},
     process::Process,
     scene::{Happening, Moment, News},
@@ -116,18 +116,12 @@ impl Pair {
         for _ in 0..4 {
             self.around.platform.speak(3, &mut self.around.scene);
             let deadline = self.around.scene.now + super::ARRIVAL_MAX;
-            self.run_until(deadline, Self::has_arrived);
-            if self.has_arrived() {
+            self.run_until(deadline, |pair| pair.around.has_arrived());
+            if self.around.has_arrived() {
                 return;
             }
         }
         panic!("what is said to a live stream does not arrive");
-    }
-
-    fn has_arrived(&self) -> bool {
-        let last = self.around.platform.said.iter().rev().find(|said| !said.withheld).map(|said| said.class);
-        // A session that is opened just then may be told that all of it is out of its reach.
-        last.is_some() && self.around.store.log.iter().rev().take(10).any(|event| judge::uid(event) == last)
     }
 
     fn drain(&mut self) {

@@ -129,6 +129,11 @@ impl Platform {
         }
     }
 
+    /// Whether there is anything that it could bring and was asked to.
+    pub(super) fn owes(&self) -> bool {
+        self.said.iter().any(|said| !said.withheld)
+    }
+
     pub(super) fn issue(&mut self, token: TokenId, scene: &mut Scene) {
         let ends = scene.now + scene.plan.token_life;
         self.tokens.insert(token, ends);

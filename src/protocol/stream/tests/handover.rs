@@ -55,6 +55,22 @@ fn what_the_platform_says_again_to_a_standby_is_no_numbering_that_started_over()
             ("wait 1s", ""),
         ],
     );
+    // Nobody here has heard what it says again, and a hole lies behind it.
+    play_standby(
+        sequenced(),
+        &[
+            ("follow 6", ""),
+            ("token 1", "dial 1 under 1 after 6, connecting"),
+            ("open 1", "live"),
+            ("own 6", ""),
+            ("say 1 3 4 6 9", "dropped 3"),
+            ("wait 200ms", "gap jump, call GET https://p.test/summary, append gap(jump 6..9) at 6, recovering"),
+            ("stored", ""),
+            ("answer 200 {}", "snapshot, append snapshot(0001-1) 9 at 9, live"),
+            ("stored", ""),
+            ("wait 1s", ""),
+        ],
+    );
 }
 
 #[test]
