@@ -31,7 +31,7 @@ use self::{
     judge::Judge,
     pair::{Fate, Pair},
     plan::{Dialect, Night, Plan},
-    platform::{Platform, Said},
+    platform::Platform,
     process::Process,
     scene::{Happening, Moment, Scene},
     store::Store,
@@ -205,14 +205,13 @@ impl Around {
         }
     }
 
-    /// Whether the newest event that is owed, or one that came behind it, is in the log. A session that begins at the
-    /// present owes nothing of before, even where another still brings it.
+    /// Whether the last event is in the log, or the last one that is owed: a session that begins at the present owes
+    /// nothing of before, even where another still brings it.
     fn has_arrived(&self) -> bool {
-        let log = self.store.log.iter().rev().take(10);
-        let there: Vec<usize> = log.filter_map(judge::uid).collect();
-        let is_there = |said: &Said| there.contains(&said.class);
-        let newest = self.platform.said.iter().rev().find(|said| !said.withheld || is_there(said));
-        newest.is_some_and(is_there)
+        let said = &self.platform.said;
+        let there: Vec<usize> = self.store.log.iter().rev().take(10).filter_map(judge::uid).collect();
+        let ends = [said.last(), said.iter().rev().find(|said| !said.withheld)];
+        ends.into_iter().flatten().any(|end| there.contains(&end.class))
     }
 
     /// What happened until this.

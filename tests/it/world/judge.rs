@@ -132,12 +132,17 @@ impl Judge {
         self.known = self.known.filter(|_| kept > 0);
         self.told_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.heard_at);
         if !self.connected {
-            self.heard_at = None;
-            self.heard_wall = self.told_wall;
+            self.begins_again();
         }
         let known = opening.checkpoint.filter(|checkpoint| checkpoint.position.is_some());
         self.may_give_up |= known.is_some_and(|known| scene.wall().since(known.heard_at) > scene.plan.stream.retention);
         self.known = self.known.max(known.and_then(|known| known.position).map(|position| position.0.0));
+    }
+
+    /// It has dropped its sessions, and goes by what the log says.
+    pub(super) fn begins_again(&mut self) {
+        self.heard_at = None;
+        self.heard_wall = self.told_wall;
     }
 
     pub(super) fn woke(&mut self, now: Moment) {

@@ -283,7 +283,7 @@ impl Pair {
         self.hold(life);
         let opening = self.around.store.opening();
         let Replica { process, judge, begun, covered, .. } = &mut self.replicas[index];
-        let kept = process.machine.kept();
+        let (kept, was_ready) = (process.machine.kept(), process.machine.is_ready());
         judge.owns(&opening, kept, &self.around.scene);
         // The relay's own entries are counted among them too.
         let log = &self.around.store.log;
@@ -294,6 +294,10 @@ impl Pair {
         let covered = *covered;
         self.around.scene.tell(|| format!("it keeps {kept}, {} are stored, covered: {covered}", stored.len()));
         self.tell(index, Input::Own { opening, stored, covered });
+        let Replica { process, judge, .. } = &mut self.replicas[index];
+        if was_ready && !process.machine.is_ready() {
+            judge.begins_again();
+        }
         if let Some(before) = before {
             let late = self.around.scene.chance.once_in(2);
             // One that is not told finds out by its next append.
