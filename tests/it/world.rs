@@ -279,7 +279,7 @@ impl World {
     /// What is said to a live stream arrives, and a snapshot that is owed is had.
     fn expect_arrival(&mut self) {
         self.quiet = true;
-        for _ in 0..4 {
+        for _ in 0..4 + self.around.platform.flaws() {
             self.around.platform.speak(3, &mut self.around.scene);
             let deadline = self.around.scene.now + ARRIVAL_MAX;
             self.run_until(deadline, |world| world.around.has_arrived());
@@ -300,7 +300,7 @@ impl World {
             return true;
         }
         // A frame of the night that is too long ends one more session, and the pause behind it may be long.
-        let met_flaw = !self.is_live() && self.around.platform.said.iter().any(|said| said.flaw.is_some());
+        let met_flaw = self.around.platform.flaws() > 0 && !self.is_live();
         if met_flaw {
             self.expect_live();
         }

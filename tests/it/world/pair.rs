@@ -97,6 +97,10 @@ impl Pair {
         let patience = self.around.scene.plan.stream.patience;
         let silence = self.around.scene.now + patience.silence + patience.connect;
         self.run_until(silence, |_| false);
+        self.expect_live();
+    }
+
+    fn expect_live(&mut self) {
         // What an operator must mend is tried again after five minutes, and a token may be waited for.
         let deadline = self.around.scene.now + Duration::from_secs(500);
         self.run_until(deadline, Self::is_live);
@@ -113,12 +117,17 @@ impl Pair {
     /// What is said to a live stream arrives.
     fn expect_arrival(&mut self) {
         self.quiet = true;
-        for _ in 0..4 {
+        let flaws = self.around.platform.flaws();
+        for _ in 0..4 + flaws {
             self.around.platform.speak(3, &mut self.around.scene);
             let deadline = self.around.scene.now + super::ARRIVAL_MAX;
             self.run_until(deadline, |pair| pair.around.has_arrived());
             if self.around.has_arrived() {
                 return;
+            }
+            if flaws > 0 && !self.is_live() {
+                // A frame of the night that is too long ends one more session, and the pause behind it may be long.
+                self.expect_live();
             }
         }
         panic!("what is said to a live stream does not arrive");
