@@ -307,8 +307,7 @@ fn run_in_front(stored: &[u64], kept: &[u64]) -> Option<Overlay> {
 /// itself and goes on behind it, and what is kept may have been said before that.
 pub(super) fn is_hole_likely(stored: &[u64], kept: &[u64], gave_way: bool, covered: bool, told: bool) -> bool {
     let is_stored = |key: &u64| stored.contains(key);
-    let apart =
-        if gave_way { !kept.first().is_some_and(is_stored) } else { !covered && !kept.iter().any(is_stored) };
+    let apart = if gave_way { !kept.first().is_some_and(is_stored) } else { !covered && !kept.iter().any(is_stored) };
     apart || told && !kept.iter().all(is_stored)
 }
 

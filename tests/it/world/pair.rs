@@ -3,12 +3,14 @@
 //! The fence is the store's: appends of a life that does not hold the log are refused.
 
 mod blow;
+mod promise;
 
 use std::time::Duration;
 
 use trunkline::protocol::stream::{Input, State};
 
 pub(super) use self::blow::Fate;
+use self::promise::{Promise, Standing};
 use super::{
     Around, DRAIN_MAX,
     chance::Chance,
@@ -27,6 +29,8 @@ pub(super) struct Pair {
     replicas: Vec<Replica>,
     lives: u32,
     handover: Handover,
+    /// Of the owner.
+    promise: Option<Promise>,
     quiet: bool,
 }
 
@@ -40,6 +44,22 @@ struct Replica {
     begun: Option<usize>,
     /// The owner has flushed since.
     covered: bool,
+    live_since: Option<Moment>,
+    kept: usize,
+}
+
+impl Replica {
+    /// Looks whether its session is live yet, or still, and whether what it brought is still kept.
+    fn stands(&mut self, now: Moment) {
+        let kept = std::mem::replace(&mut self.kept, self.process.machine.kept());
+        if !self.ready || self.kept < kept {
+            self.live_since = None;
+            self.judge.heard.clear();
+        }
+        if self.ready {
+            self.live_since.get_or_insert(now);
+        }
+    }
 }
 
 /// How far a planned hand-over has come.
@@ -67,7 +87,7 @@ impl Pair {
         let mut around = Around::new(plan, chance, story_len);
         // A snapshot that is owed when the log changes hands may never come.
         around.crowded = true;
-        Self { around, fate, replicas: Vec::new(), lives: 0, handover: Handover::None, quiet: false }
+        Self { around, fate, replicas: Vec::new(), lives: 0, handover: Handover::None, promise: None, quiet: false }
     }
 
     /// The night, the morning after, and the judgement.
@@ -263,7 +283,15 @@ impl Pair {
             Process::stand_by(life, &mut self.around)
         };
         let judge = std::mem::replace(&mut self.around.judge, Judge::new());
-        self.replicas.push(Replica { process, judge, ready: false, begun: None, covered: false });
+        self.replicas.push(Replica {
+            process,
+            judge,
+            ready: false,
+            begun: None,
+            covered: false,
+            live_since: None,
+            kept: 0,
+        });
     }
 
     fn hold(&mut self, life: u32) {
@@ -302,8 +330,13 @@ impl Pair {
         let stored = if process.machine.compares() { log[from.min(log.len())..].to_vec() } else { Vec::new() };
         let covered = *covered;
         self.around.scene.tell(|| format!("it keeps {kept}, {} are stored, covered: {covered}", stored.len()));
+        let Replica { judge, live_since, .. } = &self.replicas[index];
+        let standing = Standing { life, live_since: *live_since, kept, heard: &judge.heard };
+        self.promise = Promise::of(&standing, self.fate, &self.around);
+        let gaps = judge.gaps;
         self.tell(index, Input::Own { opening, stored, covered });
         let Replica { process, judge, .. } = &mut self.replicas[index];
+        assert!(self.promise.is_none() || judge.gaps == gaps, "a gap in front of what a standby kept");
         if was_ready && !process.machine.is_ready() {
             judge.begins_again();
         }
@@ -321,6 +354,7 @@ impl Pair {
         for replica in &mut self.replicas {
             replica.ready = replica.process.machine.is_ready();
             replica.covered &= replica.ready;
+            replica.stands(self.around.scene.now);
             match replica.judge.state {
                 State::Live | State::Recovering | State::Connecting => {
                     replica.begun.get_or_insert(self.around.store.log.len());
@@ -329,6 +363,12 @@ impl Pair {
             }
         }
         self.hand_over();
+        if let Some(owner) = self.owner()
+            && self.replicas[owner].process.machine.buffered() == 0
+            && let Some(promise) = self.promise.take_if(|promise| promise.life == self.around.store.holder)
+        {
+            promise.is_kept(&self.around);
+        }
         let before = self.replicas.len();
         self.replicas.retain(|replica| !replica.process.drained);
         if self.replicas.len() < before && !self.quiet {
