@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use trunkline::model::Event;
+
 use super::Fate;
 use crate::world::{
     Around,
@@ -37,8 +39,8 @@ impl Promise {
         if full || standing.kept == 0 || fate == Fate::Bad || around.scene.plan.dialect == Dialect::Sequenced {
             return None;
         }
-        let newest = newest_in(around)?;
-        let touches = standing.live_since.is_some_and(|since| newest > since) && !tells_hole(around, standing.kept);
+        let (newest, since) = (newest_in(around)?, standing.live_since?);
+        let touches = newest > since && !tells_hole(around, since);
         touches.then(|| Self { life: standing.life, heard: standing.heard.to_vec(), newest })
     }
 
@@ -58,7 +60,8 @@ fn newest_in(around: &Around) -> Option<Duration> {
     around.store.log.iter().filter_map(uid).map(|class| around.platform.said[class].at).max()
 }
 
-/// Whether a gap stands among so many of the newest entries.
-fn tells_hole(around: &Around, count: usize) -> bool {
-    around.store.log.iter().rev().take(count + super::AHEAD_MAX).any(|event| reason(event).is_some())
+/// Whether a gap stands behind the first entry that was said since then.
+fn tells_hole(around: &Around, since: Duration) -> bool {
+    let is_before = |event: &&Event| uid(event).is_none_or(|class| around.platform.said[class].at <= since);
+    around.store.log.iter().skip_while(is_before).any(|event| reason(event).is_some())
 }
