@@ -138,6 +138,7 @@ impl Stream {
 
     /// `covered`: none when no hole is to be looked for.
     fn own_unnumbered(&mut self, ring: Ring, mut stored: Vec<Event>, covered: Option<bool>, now: Now) {
+        let told = stored.iter().skip_while(|entry| is_heard(entry)).any(is_heard);
         stored.retain(is_heard);
         let gave_way = ring.gave_way();
         let alive = self.session_ids();
@@ -150,7 +151,7 @@ impl Stream {
                 carried.drain(..overlay.event);
             }
             None => {
-                if covered.is_some_and(|covered| is_hole_likely(&log, &kept, gave_way, covered)) {
+                if covered.is_some_and(|covered| is_hole_likely(&log, &kept, gave_way, covered, told)) {
                     self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
                 }
             }

@@ -286,6 +286,9 @@ impl Order {
             self.remember_older(sequence, digest);
         }
         let repeated = replayed || self.is_taken_over(last, sequence);
+        if repeated {
+            self.clear_suspects_before(session, sequence, rulings);
+        }
         if too_late || session < self.newest || repeated {
             return rulings.push(Ruling::Duplicates(1));
         }
@@ -310,7 +313,7 @@ impl Order {
         }
     }
 
-    /// A run that leads up to an event that we remember was a replay: it began before what we remember.
+    /// A run that leads up to what is known for a repetition was one too: it began before what we remember.
     fn clear_suspects_before(&mut self, session: SessionId, sequence: Sequence, rulings: &mut Vec<Ruling>) {
         if let Some(suspects) = self.suspects.take_if(|suspects| suspects.lead_up_to(session, sequence)) {
             rulings.push(Ruling::Duplicates(suspects.events.len() as u64));

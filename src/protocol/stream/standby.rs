@@ -303,10 +303,12 @@ fn run_in_front(stored: &[u64], kept: &[u64]) -> Option<Overlay> {
     (same >= RUN_MIN).then(|| Overlay { entry: stored.len() - same, event: kept.len() - same })
 }
 
-/// Whether between the log and what is kept something may have been said that nobody holds.
-pub(super) fn is_hole_likely(stored: &[u64], kept: &[u64], gave_way: bool, covered: bool) -> bool {
+/// Whether between the log and what is kept something may have been said that nobody holds. `told`: the log tells a hole
+/// itself and goes on behind it, and what is kept may have been said before that.
+pub(super) fn is_hole_likely(stored: &[u64], kept: &[u64], gave_way: bool, covered: bool, told: bool) -> bool {
     let is_stored = |key: &u64| stored.contains(key);
-    if gave_way { !kept.first().is_some_and(is_stored) } else { !covered && !kept.iter().any(is_stored) }
+    let apart = if gave_way { !kept.first().is_some_and(is_stored) } else { !covered && !kept.iter().any(is_stored) };
+    apart || told && !kept.iter().all(is_stored)
 }
 
 /// Whether an entry of the log came from the platform.

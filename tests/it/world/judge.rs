@@ -47,6 +47,9 @@ pub(super) struct Judge {
     wakes: (Moment, u32, u32),
     /// An operator had to act at some time: the relay goes on slowly.
     pub(super) given_up: bool,
+    pub(super) gaps: u32,
+    /// What was heard, for as long as somebody wants to know.
+    pub(super) heard: Vec<usize>,
 }
 
 /// The requests for tokens of one process.
@@ -107,6 +110,8 @@ impl Judge {
             tokens: Tokens::default(),
             wakes: (Moment::ZERO, 0, 0),
             given_up: false,
+            gaps: 0,
+            heard: Vec::new(),
         }
     }
 
@@ -132,12 +137,17 @@ impl Judge {
         self.known = self.known.filter(|_| kept > 0);
         self.told_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.heard_at);
         if !self.connected {
-            self.heard_at = None;
-            self.heard_wall = self.told_wall;
+            self.begins_again();
         }
         let known = opening.checkpoint.filter(|checkpoint| checkpoint.position.is_some());
         self.may_give_up |= known.is_some_and(|known| scene.wall().since(known.heard_at) > scene.plan.stream.retention);
         self.known = self.known.max(known.and_then(|known| known.position).map(|position| position.0.0));
+    }
+
+    /// It has dropped its sessions, and goes by what the log says.
+    pub(super) fn begins_again(&mut self) {
+        self.heard_at = None;
+        self.heard_wall = self.told_wall;
     }
 
     pub(super) fn woke(&mut self, now: Moment) {
@@ -159,7 +169,8 @@ impl Judge {
         assert!(buffered <= limit + HOLDINGS, "{buffered} events are buffered, with a buffer of {buffer}");
     }
 
-    pub(super) fn heard(&mut self, heard: &Heard, now: Moment, wall: Timestamp) {
+    pub(super) fn hears(&mut self, heard: &Heard, now: Moment, wall: Timestamp) {
+        self.heard.extend(&heard.uids);
         self.heard_at = Some(now);
         self.heard_wall = wall;
         if heard.newest > self.known {
@@ -248,8 +259,8 @@ impl Judge {
             Report::State(state) => self.state = *state,
             Report::Lost { retry_in: Some(delay), .. } => self.backed_off(*delay, scene),
             Report::GivenUp(_) => self.given_up = true,
+            Report::Gap { .. } => self.gaps += 1,
             Report::Resuming(_)
-            | Report::Gap { .. }
             | Report::Duplicates(_)
             | Report::Undecoded { .. }
             | Report::Shed(_)

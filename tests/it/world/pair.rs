@@ -3,16 +3,18 @@
 //! The fence is the store's: appends of a life that does not hold the log are refused.
 
 mod blow;
+mod promise;
 
 use std::time::Duration;
 
 use trunkline::protocol::stream::{Input, State};
 
 pub(super) use self::blow::Fate;
+use self::promise::{Promise, Standing};
 use super::{
     Around, DRAIN_MAX,
     chance::Chance,
-    judge::{self, Judge, reason},
+    judge::{Judge, reason},
     plan::{Dialect, Plan},
     process::Process,
     scene::{Happening, Moment, News},
@@ -27,6 +29,8 @@ pub(super) struct Pair {
     replicas: Vec<Replica>,
     lives: u32,
     handover: Handover,
+    /// Of the owner.
+    promise: Option<Promise>,
     quiet: bool,
 }
 
@@ -40,6 +44,22 @@ struct Replica {
     begun: Option<usize>,
     /// The owner has flushed since.
     covered: bool,
+    live_since: Option<Moment>,
+    kept: usize,
+}
+
+impl Replica {
+    /// Looks whether its session is live yet, or still, and whether what it brought is still kept.
+    fn stands(&mut self, now: Moment) {
+        let kept = std::mem::replace(&mut self.kept, self.process.machine.kept());
+        if !self.ready || self.kept < kept {
+            self.live_since = None;
+            self.judge.heard.clear();
+        }
+        if self.ready {
+            self.live_since.get_or_insert(now);
+        }
+    }
 }
 
 /// How far a planned hand-over has come.
@@ -67,7 +87,7 @@ impl Pair {
         let mut around = Around::new(plan, chance, story_len);
         // A snapshot that is owed when the log changes hands may never come.
         around.crowded = true;
-        Self { around, fate, replicas: Vec::new(), lives: 0, handover: Handover::None, quiet: false }
+        Self { around, fate, replicas: Vec::new(), lives: 0, handover: Handover::None, promise: None, quiet: false }
     }
 
     /// The night, the morning after, and the judgement.
@@ -97,6 +117,10 @@ impl Pair {
         let patience = self.around.scene.plan.stream.patience;
         let silence = self.around.scene.now + patience.silence + patience.connect;
         self.run_until(silence, |_| false);
+        self.expect_live();
+    }
+
+    fn expect_live(&mut self) {
         // What an operator must mend is tried again after five minutes, and a token may be waited for.
         let deadline = self.around.scene.now + Duration::from_secs(500);
         self.run_until(deadline, Self::is_live);
@@ -113,21 +137,20 @@ impl Pair {
     /// What is said to a live stream arrives.
     fn expect_arrival(&mut self) {
         self.quiet = true;
-        for _ in 0..4 {
+        let flaws = self.around.platform.flaws();
+        for _ in 0..4 + flaws {
             self.around.platform.speak(3, &mut self.around.scene);
             let deadline = self.around.scene.now + super::ARRIVAL_MAX;
-            self.run_until(deadline, Self::has_arrived);
-            if self.has_arrived() {
+            self.run_until(deadline, |pair| pair.around.has_arrived());
+            if self.around.has_arrived() {
                 return;
+            }
+            if flaws > 0 && !self.is_live() {
+                // A frame of the night that is too long ends one more session, and the pause behind it may be long.
+                self.expect_live();
             }
         }
         panic!("what is said to a live stream does not arrive");
-    }
-
-    fn has_arrived(&self) -> bool {
-        let last = self.around.platform.said.iter().rev().find(|said| !said.withheld).map(|said| said.class);
-        // A session that is opened just then may be told that all of it is out of its reach.
-        last.is_some() && self.around.store.log.iter().rev().take(10).any(|event| judge::uid(event) == last)
     }
 
     fn drain(&mut self) {
@@ -260,7 +283,15 @@ impl Pair {
             Process::stand_by(life, &mut self.around)
         };
         let judge = std::mem::replace(&mut self.around.judge, Judge::new());
-        self.replicas.push(Replica { process, judge, ready: false, begun: None, covered: false });
+        self.replicas.push(Replica {
+            process,
+            judge,
+            ready: false,
+            begun: None,
+            covered: false,
+            live_since: None,
+            kept: 0,
+        });
     }
 
     fn hold(&mut self, life: u32) {
@@ -289,7 +320,7 @@ impl Pair {
         self.hold(life);
         let opening = self.around.store.opening();
         let Replica { process, judge, begun, covered, .. } = &mut self.replicas[index];
-        let kept = process.machine.kept();
+        let (kept, was_ready) = (process.machine.kept(), process.machine.is_ready());
         judge.owns(&opening, kept, &self.around.scene);
         // The relay's own entries are counted among them too.
         let log = &self.around.store.log;
@@ -299,7 +330,16 @@ impl Pair {
         let stored = if process.machine.compares() { log[from.min(log.len())..].to_vec() } else { Vec::new() };
         let covered = *covered;
         self.around.scene.tell(|| format!("it keeps {kept}, {} are stored, covered: {covered}", stored.len()));
+        let Replica { judge, live_since, .. } = &self.replicas[index];
+        let standing = Standing { life, live_since: *live_since, kept, heard: &judge.heard };
+        self.promise = Promise::of(&standing, self.fate, &self.around);
+        let gaps = judge.gaps;
         self.tell(index, Input::Own { opening, stored, covered });
+        let Replica { process, judge, .. } = &mut self.replicas[index];
+        assert!(self.promise.is_none() || judge.gaps == gaps, "a gap in front of what a standby kept");
+        if was_ready && !process.machine.is_ready() {
+            judge.begins_again();
+        }
         if let Some(before) = before {
             let late = self.around.scene.chance.once_in(2);
             // One that is not told finds out by its next append.
@@ -314,6 +354,7 @@ impl Pair {
         for replica in &mut self.replicas {
             replica.ready = replica.process.machine.is_ready();
             replica.covered &= replica.ready;
+            replica.stands(self.around.scene.now);
             match replica.judge.state {
                 State::Live | State::Recovering | State::Connecting => {
                     replica.begun.get_or_insert(self.around.store.log.len());
@@ -322,6 +363,12 @@ impl Pair {
             }
         }
         self.hand_over();
+        if let Some(owner) = self.owner()
+            && self.replicas[owner].process.machine.buffered() == 0
+            && let Some(promise) = self.promise.take_if(|promise| promise.life == self.around.store.holder)
+        {
+            promise.is_kept(&self.around);
+        }
         let before = self.replicas.len();
         self.replicas.retain(|replica| !replica.process.drained);
         if self.replicas.len() < before && !self.quiet {

@@ -129,6 +129,16 @@ impl Platform {
         }
     }
 
+    /// Whether there is anything that it could bring and was asked to.
+    pub(super) fn owes(&self) -> bool {
+        self.said.iter().any(|said| !said.withheld)
+    }
+
+    /// How many events there are that end the session of whoever is sent them.
+    pub(super) fn flaws(&self) -> usize {
+        self.said.iter().filter(|said| said.flaw.is_some()).count()
+    }
+
     pub(super) fn issue(&mut self, token: TokenId, scene: &mut Scene) {
         let ends = scene.now + scene.plan.token_life;
         self.tokens.insert(token, ends);

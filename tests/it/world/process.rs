@@ -191,7 +191,7 @@ impl Process {
                     let owes = around.platform.owed_to == 0 || around.platform.owed_to == self.life;
                     let uids = heard.uids.iter().filter(|_| owes);
                     uids.for_each(|uid| around.platform.said[*uid].heard_in(self.life));
-                    around.judge.heard(&heard, around.scene.now, around.scene.wall());
+                    around.judge.hears(&heard, around.scene.now, around.scene.wall());
                     self.machine.handle(Input::Frame { session, frame }, around.scene.now());
                 }
                 Err(failure) => {

@@ -21,7 +21,10 @@ pub(super) fn judge(around: &Around) {
         Dialect::Sequenced => {
             assert!(around.ledger.is_complete(&around.platform.said), "the last event said is not the last in the log");
         }
-        Dialect::Notifications => judge_unnumbered(around),
+        Dialect::Notifications => {
+            judge_unnumbered(around);
+            judge_order(around);
+        }
     }
     judge_snapshots(around);
     if around.scene.plan.night == Night::Planned {
@@ -97,6 +100,23 @@ fn judge_unnumbered(around: &Around) {
         if held < times && !said[class].withheld {
             judge_missing(class, &places, &gaps, around);
         }
+    }
+}
+
+/// What was said long before stands behind what was said after it only if a gap stands between the two. One socket may
+/// lag behind another.
+fn judge_order(around: &Around) {
+    let (said, plan) = (&around.platform.said, &around.scene.plan);
+    let lag = plan.spread_max + plan.latency_max * 2;
+    let mut newest = Duration::ZERO;
+    for event in &around.store.log {
+        if reason(event).is_some() {
+            newest = Duration::ZERO;
+        }
+        let Some(class) = uid(event) else { continue };
+        let at = said[class].at;
+        assert!(at + lag >= newest, "event {class}, said at {at:?}, stands behind what was said at {newest:?}");
+        newest = newest.max(at);
     }
 }
 

@@ -55,6 +55,22 @@ fn what_the_platform_says_again_to_a_standby_is_no_numbering_that_started_over()
             ("wait 1s", ""),
         ],
     );
+    // Nobody here has heard what it says again, and a hole lies behind it.
+    play_standby(
+        sequenced(),
+        &[
+            ("follow 6", ""),
+            ("token 1", "dial 1 under 1 after 6, connecting"),
+            ("open 1", "live"),
+            ("own 6", ""),
+            ("say 1 3 4 6 9", "dropped 3"),
+            ("wait 200ms", "gap jump, call GET https://p.test/summary, append gap(jump 6..9) at 6, recovering"),
+            ("stored", ""),
+            ("answer 200 {}", "snapshot, append snapshot(0001-1) 9 at 9, live"),
+            ("stored", ""),
+            ("wait 1s", ""),
+        ],
+    );
 }
 
 #[test]
@@ -166,12 +182,41 @@ fn what_may_be_in_nobodys_hands_is_marked() {
 }
 
 #[test]
+fn what_was_kept_while_the_last_holder_was_deaf_stands_behind_a_gap() {
+    let kept: Script<'_> = &[("tell 1 b", ""), ("tell 1 c", ""), ("tell 1 d", "")];
+    let own = ("own-covered - a gap d", "gap no-replay, append gap(no-replay ?..?) b c");
+    follow_unnumbered(&[kept, &[own]].concat());
+    // It has heard nothing of what the last holder heard since.
+    let deaf = ("own-covered - a gap e f", "gap no-replay, append gap(no-replay ?..?) b c d");
+    follow_unnumbered(&[kept, &[deaf]].concat());
+    for known in [("own-covered - a gap", "append b c d"), ("own-covered - gap a b c d", "")] {
+        follow_unnumbered(&[kept, &[known]].concat());
+    }
+}
+
+#[test]
 fn what_gave_way_is_marked_unless_the_log_has_it() {
     let told = [("tell 1 b", ""), ("tell 1 c", ""), ("tell 1 d", ""), ("kept 2 live", "")];
     let small = || Settings { buffer: 2, ..notifications() };
     let marked = [("own-covered - a b", "gap no-replay, append gap(no-replay ?..?) c d")];
     play_standby(small(), &[LIVE as Script<'_>, &told, &marked].concat());
     play_standby(small(), &[LIVE as Script<'_>, &told, &[("own - a b c", "append d")]].concat());
+}
+
+#[test]
+fn a_copy_whose_first_gave_way_stands_behind_nothing_newer() {
+    let small = || Settings { buffer: 3, ..notifications() };
+    let told: Script<'_> = &[
+        ("tell 1 b", ""),
+        ("tell 2 b", ""),
+        ("tell 1 c", ""),
+        ("tell 2 c", ""),
+        // The older session's `a` and `b` gave way; its `c` says that they came before.
+        ("kept 3 live", ""),
+        ("own - a b c", ""),
+        ("tell 1 d", "append d"),
+    ];
+    play_standby(small(), &[LIVE, &[("tell 1 a", "")], SWAP, told].concat());
 }
 
 #[test]

@@ -153,13 +153,14 @@ impl Platform {
         }
     }
 
-    /// Says the newest events once more.
+    /// Says the newest events once more, but for those that have a flaw.
     pub(in crate::world) fn repeat(&mut self, scene: &mut Scene) {
         let era = self.numbering.era;
         let len = scene.chance.number(1..30) as usize;
         let from = self.said.len().saturating_sub(len);
-        let sound = |index: &usize| self.said[*index].era == era && self.said[*index].flaw.is_none();
-        let events: Vec<usize> = (from..self.said.len()).filter(sound).collect();
+        let newest = (from..self.said.len()).filter(|index| self.said[*index].era == era);
+        let (events, flawed): (Vec<usize>, Vec<usize>) = newest.partition(|index| self.said[*index].flaw.is_none());
+        flawed.into_iter().for_each(|index| self.said[index].withheld = true);
         scene.tell(|| format!("platform repeats {} events", events.len()));
         for id in self.sockets_of(|_| true) {
             self.send_frame(id, &events, false, scene);
