@@ -69,6 +69,10 @@ impl Daemon {
         fs::write(&file, configuration(folder, source.address(), streams, kept, [consumers, admin])?)?;
         let mut command = Command::new(machine::this_program()?);
         command.args(["run", "--config"]).arg(&file);
+        // Settings of another daemon are none of this one.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUNKLINE__")) {
+            command.env_remove(name);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(folder.join("log"))?);
         // A child begins where its parent is.
         let pinned = cores.is_some_and(|cores| machine::pin(cores.daemon));
