@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{
-    database::{crc, key, key_max, key_offset},
+    database::{PAGE_LEN, crc, key, key_max, key_offset},
     fault::Fault,
     held::{Held, Oldest, Retention},
 };
@@ -35,7 +35,7 @@ pub(super) struct Outcome {
 }
 
 /// Beside its bytes an append changes about this much: the stream's page and the table's.
-const APPEND_OVERHEAD: u64 = 16 * 1024;
+const APPEND_OVERHEAD: u64 = 2 * PAGE_LEN as u64;
 
 impl<'a> Step<'a> {
     pub(super) fn begin(connection: &'a mut Connection, committed: &'a Streams) -> Result<Self, Fault> {
