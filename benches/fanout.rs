@@ -22,8 +22,8 @@ use trunkline::{
     event_log::{EventLogs, Settings as LogSettings},
     model::{Batch, BatchBuilder, Body, Checkpoint, Epoch, Event, Offset, Source, StreamName, Timestamp},
     store::{
-        Store,
-        embedded::{Embedded, Retention, Settings as StoreSettings},
+        Retention, Store,
+        embedded::{Embedded, Settings as StoreSettings},
     },
     tasks::Tasks,
 };

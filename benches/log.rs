@@ -14,8 +14,8 @@ use trunkline::{
     event_log::{self, EventLog, EventLogs, Read, Writer},
     model::{BatchBuilder, Body, Checkpoint, Epoch, Event, Offset, Position, Sequence, Source, StreamName, Timestamp},
     store::{
-        Store,
-        embedded::{self, Embedded, Retention},
+        Retention, Store,
+        embedded::{self, Embedded},
     },
 };
 

@@ -5,11 +5,20 @@
 pub mod embedded;
 pub mod redis;
 
-use std::sync::Arc;
-
-pub use embedded::Retention;
+use std::{sync::Arc, time::Duration};
 
 use crate::model::{Batch, Checkpoint, Epoch, Fence, Lineage, Offset, StreamName, Timestamp};
+
+/// How much of each stream is kept. The newest entry is kept in any case, and those that are held together with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// At least so many entries are kept, where age and bytes allow it, and few more: the embedded store at most a batch.
+    pub events: u64,
+    /// An entry that was received longer ago goes; in the embedded store with its whole batch.
+    pub age: Duration,
+    /// More bytes than this are not kept.
+    pub bytes: u64,
+}
 
 /// How far a log goes for those who read it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -177,8 +177,8 @@ mod tests {
             stream::{self, Overflow, Rotation},
         },
         store::{
-            Store,
-            embedded::{self, Embedded, Retention},
+            Retention, Store,
+            embedded::{self, Embedded},
         },
         tasks::Tasks,
         upstream::{self, Streams},

@@ -9,7 +9,10 @@ use bytestring::ByteString;
 use super::*;
 use crate::{
     model::{Body, Checkpoint, Event, Position, Sequence},
-    store::embedded::{Embedded, Retention, Settings as StoreSettings},
+    store::{
+        Retention,
+        embedded::{Embedded, Settings as StoreSettings},
+    },
 };
 
 const KEEP_ALL: Retention = Retention { events: u64::MAX, age: Duration::from_secs(1 << 30), bytes: u64::MAX };

@@ -26,7 +26,6 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::held::Retention;
 use self::{
     directory::{Directory, Word},
     fault::Fault,
@@ -35,7 +34,7 @@ use self::{
     reads::{Pool, Range},
     writer::Writer,
 };
-use super::{Append, AppendError, Extent, LogState, ReadError};
+use super::{Append, AppendError, Extent, LogState, ReadError, Retention};
 use crate::{
     model::{Batch, Fence, Offset, StreamName, Timestamp},
     telemetry::metrics,

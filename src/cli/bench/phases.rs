@@ -26,8 +26,8 @@ use crate::{
     event_log::{self, EventLogs},
     model::{Body, Checkpoint, Event, Source as LogSource, StreamName},
     store::{
-        Store,
-        embedded::{self, Embedded, Retention},
+        Retention, Store,
+        embedded::{self, Embedded},
     },
 };
 

@@ -1,22 +1,9 @@
 //! What the store holds of one stream, and which part of it has outlived its retention. Rules only.
 
-use std::time::Duration;
-
 use crate::{
     model::{Batch, Checkpoint, Epoch, Fence, Lineage, Offset, Timestamp},
-    store::LogState,
+    store::{LogState, Retention},
 };
-
-/// How much of each stream is kept. The newest batch is kept in any case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retention {
-    /// At least so many entries are kept, where age and bytes allow it, and at most one batch more.
-    pub events: u64,
-    /// An entry that was received longer ago goes, with its whole batch.
-    pub age: Duration,
-    /// More bytes than this are not kept.
-    pub bytes: u64,
-}
 
 /// One stream as the database has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +74,8 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const KEEP_ALL: Retention = Retention { events: 1_000, age: Duration::from_secs(60), bytes: 10_000 };

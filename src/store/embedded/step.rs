@@ -7,11 +7,11 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 use super::{
     database::{PAGE_LEN, crc, key, key_max, key_offset},
     fault::Fault,
-    held::{Held, Oldest, Retention},
+    held::{Held, Oldest},
 };
 use crate::{
     model::{Batch, Checkpoint, Epoch, Fence, Offset, Position, Sequence, StreamName, Timestamp},
-    store::{Append, AppendError, LogState},
+    store::{Append, AppendError, LogState, Retention},
 };
 
 /// The streams that are open, as committed.

@@ -13,12 +13,11 @@ use super::{
     directory::{Directory, Word},
     fault::Fault,
     group::{Arrival, Command, Group, gather},
-    held::Retention,
     step::{Outcome, Step, Streams},
 };
 use crate::{
     clock,
-    store::{AppendError, LogState},
+    store::{AppendError, LogState, Retention},
     telemetry::metrics,
 };
 

@@ -20,8 +20,8 @@ use crate::{
     event_log::{EventLog, EventLogs, Settings as LogSettings, Writer},
     model::{Body, Checkpoint, Event, Mark, Offset, Source, StreamName, Timestamp},
     store::{
-        Store,
-        embedded::{Embedded, Retention, Settings as StoreSettings},
+        Retention, Store,
+        embedded::{Embedded, Settings as StoreSettings},
     },
     tasks::Tasks,
 };
