@@ -7,7 +7,7 @@ use super::{
     Heard, Opening, Output, Stream,
     intake::{Intake, TakenIn},
     link::Link,
-    standby::{Ring, due_from, is_heard, is_hole_likely, lay_over},
+    standby::{Ring, due_from, is_heard, is_hole_likely, is_older, lay_over},
     twins,
 };
 use crate::{
@@ -138,7 +138,8 @@ impl Stream {
 
     /// `covered`: none when no hole is to be looked for.
     fn own_unnumbered(&mut self, ring: Ring, mut stored: Vec<Event>, covered: Option<bool>, now: Now) {
-        let told = stored.iter().skip_while(|entry| is_heard(entry)).any(is_heard);
+        let told = stored.iter().rposition(|entry| !is_heard(entry));
+        let behind = told.map_or(0, |place| stored.len() - 1 - place);
         stored.retain(is_heard);
         let gave_way = ring.gave_way();
         let alive = self.session_ids();
@@ -151,7 +152,9 @@ impl Stream {
                 carried.drain(..overlay.event);
             }
             None => {
-                if covered.is_some_and(|covered| is_hole_likely(&log, &kept, gave_way, covered, told)) {
+                let behind = &log[log.len() - behind..];
+                let doubted = |covered| is_hole_likely(&log, &kept, gave_way, covered) || is_older(&log, &kept, behind);
+                if covered.is_some_and(doubted) {
                     self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
                 }
             }

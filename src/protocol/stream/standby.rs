@@ -303,12 +303,16 @@ fn run_in_front(stored: &[u64], kept: &[u64]) -> Option<Overlay> {
     (same >= RUN_MIN).then(|| Overlay { entry: stored.len() - same, event: kept.len() - same })
 }
 
-/// Whether between the log and what is kept something may have been said that nobody holds. `told`: the log tells a hole
-/// itself and goes on behind it, and what is kept may have been said before that.
-pub(super) fn is_hole_likely(stored: &[u64], kept: &[u64], gave_way: bool, covered: bool, told: bool) -> bool {
+/// Whether between the log and what is kept something may have been said that nobody holds.
+pub(super) fn is_hole_likely(stored: &[u64], kept: &[u64], gave_way: bool, covered: bool) -> bool {
     let is_stored = |key: &u64| stored.contains(key);
-    let apart = if gave_way { !kept.first().is_some_and(is_stored) } else { !covered && !kept.iter().any(is_stored) };
-    apart || told && !kept.iter().all(is_stored)
+    if gave_way { !kept.first().is_some_and(is_stored) } else { !covered && !kept.iter().any(is_stored) }
+}
+
+/// Whether some of what is kept may have been said before that with which the log goes on `behind` a hole that it tells.
+pub(super) fn is_older(stored: &[u64], kept: &[u64], behind: &[u64]) -> bool {
+    let begins_there = kept.first().is_some_and(|first| behind.contains(first));
+    !behind.is_empty() && !begins_there && !kept.iter().all(|key| stored.contains(key))
 }
 
 /// Whether an entry of the log came from the platform.

@@ -54,6 +54,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// By so much one socket may lag behind another.
+    pub(super) fn lag(&self) -> Duration {
+        self.spread_max + self.latency_max * 2
+    }
+
     pub(super) fn draw(night: Night, chance: &mut Chance) -> Self {
         let dialect = chance.pick(&[Dialect::Sequenced, Dialect::Sequenced, Dialect::Notifications]);
         let bad = night == Night::Bad;

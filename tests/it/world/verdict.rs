@@ -106,8 +106,7 @@ fn judge_unnumbered(around: &Around) {
 /// What was said long before stands behind what was said after it only if a gap stands between the two. One socket may
 /// lag behind another.
 fn judge_order(around: &Around) {
-    let (said, plan) = (&around.platform.said, &around.scene.plan);
-    let lag = plan.spread_max + plan.latency_max * 2;
+    let (said, lag) = (&around.platform.said, around.scene.plan.lag());
     let mut newest = Duration::ZERO;
     for event in &around.store.log {
         if reason(event).is_some() {
@@ -123,8 +122,7 @@ fn judge_order(around: &Around) {
 /// A gap must stand between what was said before the missing event and what was said after it. Order is not promised
 /// within the time by which one socket may lag behind another.
 fn judge_missing(class: usize, places: &BTreeMap<usize, Vec<usize>>, gaps: &BTreeSet<usize>, around: &Around) {
-    let (said, plan) = (&around.platform.said, &around.scene.plan);
-    let lag = plan.spread_max + plan.latency_max * 2;
+    let (said, lag) = (&around.platform.said, around.scene.plan.lag());
     let at = |class: &usize| said[*class].at;
     let (earlier, later) = (places.range(..class), places.range(class + 1..));
     let Some(fell_silent) = earlier.clone().next_back().map(|(class, _)| at(class)) else { return };

@@ -33,22 +33,25 @@ pub(super) struct Standing<'a> {
 }
 
 impl Promise {
-    /// None if nothing is promised: its ring was full, it heard nothing, or the platform misbehaves.
+    /// None if nothing is promised: it kept nothing that shows where the log ends, or the platform misbehaves.
     pub(super) fn of(standing: &Standing<'_>, fate: Fate, around: &Around) -> Option<Self> {
-        let full = standing.kept >= around.scene.plan.stream.buffer;
-        if full || standing.kept == 0 || fate == Fate::Bad || around.scene.plan.dialect == Dialect::Sequenced {
+        if standing.kept == 0 || fate == Fate::Bad || around.scene.plan.dialect == Dialect::Sequenced {
             return None;
         }
-        let (newest, since) = (newest_in(around)?, standing.live_since?);
+        let (newest, mut since) = (newest_in(around)?, standing.live_since?);
+        if standing.kept >= around.scene.plan.stream.buffer {
+            // The oldest gave way; with the copies of an overlap, it may be half of it.
+            let middle = standing.heard.len().checked_sub(standing.kept / 2)?;
+            since = since.max(around.platform.said[*standing.heard.get(middle)?].at + around.scene.plan.lag());
+        }
         let touches = newest > since && !tells_hole(around, since);
         touches.then(|| Self { life: standing.life, heard: standing.heard.to_vec(), newest })
     }
 
     /// Everything is durable that was heard.
     pub(super) fn is_kept(&self, around: &Around) {
-        let (said, plan) = (&around.platform.said, &around.scene.plan);
-        let lag = plan.spread_max + plan.latency_max * 2;
-        let since = |class: &&usize| said[**class].at > self.newest + lag;
+        let said = &around.platform.said;
+        let since = |class: &&usize| said[**class].at > self.newest + around.scene.plan.lag();
         for class in self.heard.iter().filter(since) {
             let is_there = around.store.log.iter().rev().any(|event| uid(event) == Some(*class));
             assert!(is_there, "a standby heard event {class}, said at {:?}, and lost it", said[*class].at);
@@ -60,8 +63,8 @@ fn newest_in(around: &Around) -> Option<Duration> {
     around.store.log.iter().filter_map(uid).map(|class| around.platform.said[class].at).max()
 }
 
-/// Whether a gap stands behind the first entry that was said since then.
+/// Whether a gap stands among, or in front of, the entries that were said since then.
 fn tells_hole(around: &Around, since: Duration) -> bool {
-    let is_before = |event: &&Event| uid(event).is_none_or(|class| around.platform.said[class].at <= since);
-    around.store.log.iter().skip_while(is_before).any(|event| reason(event).is_some())
+    let is_since = |event: &&Event| uid(event).is_none_or(|class| around.platform.said[class].at > since);
+    around.store.log.iter().rev().take_while(is_since).any(|event| reason(event).is_some())
 }
