@@ -4,7 +4,6 @@
 //! An append whose answer was lost is never done twice: it carries a number of its own, and trying it again finds out.
 
 pub mod address;
-mod append;
 pub mod connection;
 mod examination;
 mod follower;
@@ -13,13 +12,10 @@ mod keys;
 mod log;
 mod reads;
 pub mod registry;
-mod scripted;
 mod skew;
 mod terms;
-mod transaction;
 pub mod vault;
 mod view;
-mod way;
 
 use std::{
     collections::BTreeMap,

@@ -1,15 +1,22 @@
 //! One stream's log as its writer has it.
 
+mod append;
+mod scripted;
+mod transaction;
+mod way;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
+use self::{
+    append::{Answer, ENTRY_OVERHEAD, Identity, Place, epoch_text, hex},
+    way::Way,
+};
 use super::{
     Durability, Settings,
-    append::{Answer, ENTRY_OVERHEAD, Identity, Place, epoch_text, hex},
     connection::{CommandError, Connection, Script},
     head::{self, Claimed},
     skew::Skew,
     view::View,
-    way::Way,
 };
 use crate::{
     clock,

@@ -11,12 +11,17 @@ use std::{
 use redis::{Cmd, FromRedisValue, Pipeline, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{
-    append::{Answer, Identity, Place, envelopes, epoch_text, hex},
-    connection::{Answers, CommandError, Connection, Script, Tie},
-    keys::Keys,
+use super::append::{Answer, Identity, Place, envelopes, epoch_text, hex};
+use crate::{
+    model::Offset,
+    store::{
+        Append,
+        redis::{
+            connection::{Answers, CommandError, Connection, Script, Tie},
+            keys::Keys,
+        },
+    },
 };
-use crate::{model::Offset, store::Append};
 
 /// So often somebody may touch a log in the midst of one append before the append is put off.
 const ATTEMPTS_MAX: u32 = 8;

@@ -3,15 +3,19 @@
 use redis::FromRedisValue;
 
 use super::{
-    Durability, Settings,
-    address::Kind,
     append::{Answer, Identity, Place},
-    connection::{CommandError, Connection, Script},
-    keys::Keys,
     scripted::Scripted,
     transaction::Transactions,
 };
-use crate::store::Append;
+use crate::store::{
+    Append,
+    redis::{
+        Durability, Settings,
+        address::Kind,
+        connection::{CommandError, Connection, Script},
+        keys::Keys,
+    },
+};
 
 /// By transactions where one connection leads to the server, else by scripts.
 #[derive(Debug)]

@@ -4,12 +4,14 @@ use std::{borrow::Cow, time::Duration};
 
 use redis::{FromRedisValue, Value, cmd, pipe};
 
-use super::{
-    append::{Answer, Identity, Place, envelopes, epoch_text, hex},
-    connection::{CommandError, Connection, Script},
-    keys::Keys,
+use super::append::{Answer, Identity, Place, envelopes, epoch_text, hex};
+use crate::store::{
+    Append,
+    redis::{
+        connection::{CommandError, Connection, Script},
+        keys::Keys,
+    },
 };
-use crate::store::Append;
 
 /// Appends to one log, each time by one script.
 #[derive(Debug)]
@@ -23,7 +25,7 @@ pub(super) struct Scripted {
 
 impl Scripted {
     pub(super) fn new(connection: Connection, keys: Keys, replicated_max: Option<Duration>) -> Self {
-        Self { connection, script: Script::new(include_str!("scripts/append.lua")), keys, replicated_max }
+        Self { connection, script: Script::new(include_str!("../scripts/append.lua")), keys, replicated_max }
     }
 
     /// Appends once.
