@@ -47,6 +47,17 @@ impl Trio {
         .await;
     }
 
+    /// The replica has this entry.
+    async fn has(&self, offset: u64) {
+        let redis = self.replica.connection();
+        let head = format!("{{trunkline:{STREAM}}}:head");
+        soon("the replica has the entry", async || {
+            let last = redis.run::<u64>(cmd("HGET").arg(&head).arg("last")).await;
+            last.is_ok_and(|last| last >= offset)
+        })
+        .await;
+    }
+
     /// The replica hears nothing more, and the primary goes on for a while; then the one takes the other's place.
     async fn fail_over(&mut self, lost: Duration) {
         let cut = async || {
@@ -100,7 +111,7 @@ async fn what_a_failover_lost_is_asked_of_the_platform_again() {
     let talk = site.talk(rate().min(1_000));
     goes_on(&site, &relays[1], clock::now()).await;
     let kept = relays[0].newest().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    trio.has(kept.offset).await;
     trio.fail_over(Duration::from_millis(1_200)).await;
     let since = clock::now();
     let seen = pages_end(&relays).await;
