@@ -36,6 +36,9 @@ fn world() -> Vec<String> {
     ["--test", "it", "world::"].map(str::to_owned).to_vec()
 }
 
+/// A broken rule may make a test wait for ever: after this time it is noticed, too. (`timeout` is of coreutils.)
+const RUN_MAX: &str = "15m";
+
 /// What stays out of the copy.
 const LEFT_OUT: [&str; 3] = [".git", "target", "examples"];
 
@@ -92,8 +95,13 @@ impl Bench {
     }
 
     fn cargo(&self, arguments: &[String]) -> anyhow::Result<bool> {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(arguments).arg("--quiet").current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.build);
+        let mut cargo = Command::new("timeout");
+        cargo
+            .args(["--kill-after=5s", RUN_MAX, env!("CARGO")])
+            .args(arguments)
+            .arg("--quiet")
+            .current_dir(&self.tree)
+            .env("CARGO_TARGET_DIR", &self.build);
         let status = cargo.stdout(Stdio::null()).stderr(Stdio::null()).status().context("running cargo")?;
         Ok(status.success())
     }

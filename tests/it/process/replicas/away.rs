@@ -165,7 +165,6 @@ async fn holes_told_beyond_the_buffer(count: usize) -> BTreeMap<String, usize> {
     talk.hush().await;
     let log = has_all(&relays[0], &mut books).await;
     let findings = books.audit(&log);
-    println!("beyond the buffer: {findings:?}");
     assert_eq!((findings.doubled, findings.unmarked), (0, 0), "{findings:?}");
     assert!(findings.marked > 0, "{findings:?}");
     eventually("one keeps it", PATIENCE, async || {
