@@ -8,7 +8,7 @@ pub mod connection;
 mod examination;
 mod follower;
 mod head;
-mod keys;
+pub mod keys;
 mod log;
 mod reads;
 pub mod registry;
@@ -27,7 +27,7 @@ use redis::cmd;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    address::{Address, Kind},
+    address::Address,
     connection::{CommandError, Connection, Limits},
     keys::Keys,
     log::{Log, Scripts},
@@ -161,11 +161,6 @@ impl Redis {
 
     pub(super) async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
         let Shared { settings, connection, scripts, .. } = &*self.shared;
-        let connection = match (&settings.address.kind, settings.durability) {
-            (Kind::Cluster, Durability::Written) => connection.clone(),
-            // What is watched is watched by a connection, and waiting for a replica must not hold up others.
-            (Kind::Single | Kind::Sentinel { .. }, _) | (Kind::Cluster, Durability::Replicated) => connection.another(),
-        };
         let view = self.shared.view(stream);
         let (log, state) = Log::claim(connection, Arc::clone(scripts), settings, stream, view, under).await?;
         self.shared.logs.write().unwrap_or_else(PoisonError::into_inner).insert(stream.clone(), Arc::new(log));

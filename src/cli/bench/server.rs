@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context, bail};
 
 use super::{daemon::free_address, machine};
-use crate::{clock, store::redis::address::Address};
+use crate::{
+    clock,
+    store::redis::{address::Address, keys::key},
+};
 
 /// What an own one is started from.
 const PROGRAM: &str = "redis-server";
@@ -137,7 +140,7 @@ impl Server {
 
     /// A key of the bench's own, or of a stream of the daemon.
     pub(super) fn key(&self, about: &str, what: &str) -> String {
-        format!("{{{}:{about}}}:{what}", self.prefix)
+        key(&self.prefix, about, what)
     }
 
     /// Everything that was written; what lives for seconds goes by itself.

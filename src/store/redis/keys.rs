@@ -22,7 +22,7 @@ impl Keys {
 }
 
 /// `{trunkline:queues}:log`: what stands in braces decides the slot.
-pub(super) fn key(prefix: &str, about: &str, what: &str) -> String {
+pub fn key(prefix: &str, about: &str, what: &str) -> String {
     format!("{{{prefix}:{about}}}:{what}")
 }
 

@@ -80,13 +80,14 @@ struct Writing {
 impl Log {
     /// Takes the log over, under a new fence or the one given.
     pub(super) async fn claim(
-        connection: Connection,
+        shared: &Connection,
         scripts: Arc<Scripts>,
         settings: &Settings,
         stream: &StreamName,
         view: Arc<View>,
         under: Option<Fence>,
     ) -> Result<(Self, LogState), AppendError> {
+        let connection = Way::connection(shared, settings);
         let nonce = under.map_or_else(|| fastrand::u128(..), |fence| fence.nonce);
         let replicated = matches!(settings.durability, Durability::Replicated);
         let arguments = [

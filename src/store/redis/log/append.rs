@@ -1,10 +1,12 @@
 //! What is appended, and where it goes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use redis::{Cmd, Value, cmd};
 
 use crate::{
     model::{Batch, Checkpoint, Epoch, Fence, Offset, Timestamp},
-    store::Append,
+    store::{Append, redis::connection::CommandError},
 };
 
 /// Beside its envelope an entry is counted with so much.
@@ -62,6 +64,21 @@ impl Identity {
 /// The envelopes of an append's entries, in order.
 pub(super) fn envelopes(batches: &[Arc<Batch>]) -> impl Iterator<Item = &[u8]> {
     batches.iter().flat_map(|batch| (0..batch.len()).map(|index| batch.entry(index).json))
+}
+
+/// Waits until a replica has what was written over the same connection before.
+pub(super) fn wait_for_replica(patience: Duration) -> Cmd {
+    let mut wait = cmd("WAIT");
+    wait.arg(1).arg(patience.as_millis().to_string());
+    wait
+}
+
+/// Whether one has it, by the answer to that.
+pub(super) fn must_be_one(replicas: &Value, patience: Duration) -> Result<(), CommandError> {
+    if matches!(replicas, Value::Int(1..)) {
+        return Ok(());
+    }
+    Err(CommandError::NoAnswer(format!("no replica had it within {patience:?}")))
 }
 
 /// As the head has it.

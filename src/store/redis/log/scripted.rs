@@ -2,9 +2,9 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use redis::{FromRedisValue, Value, cmd, pipe};
+use redis::{FromRedisValue, pipe};
 
-use super::append::{Answer, Identity, Place, envelopes, epoch_text, hex};
+use super::append::{Answer, Identity, Place, envelopes, epoch_text, hex, must_be_one, wait_for_replica};
 use crate::store::{
     Append,
     redis::{
@@ -68,9 +68,7 @@ impl Scripted {
         patience: Duration,
     ) -> Result<(String, String), CommandError> {
         let keys = self.keys.both();
-        let mut wait = cmd("WAIT");
-        wait.arg(1).arg(patience.as_millis().to_string());
-        let with = |append| pipe().add_command(append).add_command(wait.clone()).clone();
+        let with = |append| pipe().add_command(append).add_command(wait_for_replica(patience)).clone();
         let by_name = with(self.script.by_name(&keys, arguments));
         let answers = match self.connection.run_all(keys[0], &by_name).await {
             Err(error) if error.code() == Some("NOSCRIPT") => {
@@ -79,10 +77,10 @@ impl Scripted {
             answers => answers?,
         };
         let strange = || CommandError::NoAnswer("the answer to an append makes no sense".to_owned());
-        let [verdict, Value::Int(replicas)] = &answers[..] else { return Err(strange()) };
+        let [verdict, replicas] = &answers[..] else { return Err(strange()) };
         let verdict: (String, String) = redis::from_redis_value_ref(verdict).map_err(|_| strange())?;
-        if verdict.0 == "done" && *replicas < 1 {
-            return Err(CommandError::NoAnswer(format!("no replica had it within {patience:?}")));
+        if verdict.0 == "done" {
+            must_be_one(replicas, patience)?;
         }
         Ok(verdict)
     }

@@ -11,7 +11,7 @@ use std::{
 use redis::{Cmd, FromRedisValue, Pipeline, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::append::{Answer, Identity, Place, envelopes, epoch_text, hex};
+use super::append::{Answer, Identity, Place, envelopes, epoch_text, hex, must_be_one, wait_for_replica};
 use crate::{
     model::Offset,
     store::{
@@ -159,7 +159,7 @@ impl Transactions {
         let mut commands = self.transaction(entries, place, identity);
         let changes = commands.len();
         if let Some(patience) = self.replicated_max {
-            commands.cmd("WAIT").arg(1).arg(patience.as_millis().to_string());
+            commands.add_command(wait_for_replica(patience));
         }
         let looks = commands.len();
         self.watch(&mut commands);
@@ -173,7 +173,7 @@ impl Transactions {
             return Ok(Outcome::Void);
         }
         if let (Some(patience), Some(replicas)) = (self.replicated_max, replicas.into_iter().next()) {
-            one_has_it(&replicas?, patience)?;
+            must_be_one(&replicas?, patience)?;
         }
         // It is done, whatever came of the look.
         Ok(Outcome::Done(Found::read(look).ok().map(|found| Watched { tie, found })))
@@ -272,13 +272,6 @@ fn was_done(answers: Answers) -> Result<bool, CommandError> {
         Some(Value::Nil) => Ok(false),
         Some(_) | None => Err(strange("the answer to a transaction")),
     }
-}
-
-fn one_has_it(replicas: &Value, patience: Duration) -> Result<(), CommandError> {
-    if matches!(replicas, Value::Int(1..)) {
-        return Ok(());
-    }
-    Err(CommandError::NoAnswer(format!("no replica had it within {patience:?}")))
 }
 
 fn strange(what: &str) -> CommandError {

@@ -25,7 +25,16 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// Over a connection that is the log's own, except for scripts that wait for no replica.
+    /// The connection that a log needs. What is watched is watched by a connection, and waiting for a replica must not
+    /// hold up others: then it is one of its own.
+    pub(super) fn connection(shared: &Connection, settings: &Settings) -> Connection {
+        match (&settings.address.kind, settings.durability) {
+            (Kind::Cluster, Durability::Written) => shared.clone(),
+            (Kind::Single | Kind::Sentinel { .. }, _) | (Kind::Cluster, Durability::Replicated) => shared.another(),
+        }
+    }
+
+    /// Over that connection.
     pub(super) fn new(connection: Connection, keys: &Keys, settings: &Settings) -> Self {
         // Well below the time for an answer, which comes after it.
         let patience = settings.limits.answer / 2;

@@ -1,6 +1,7 @@
 #!lua
--- Takes a log over, and says what is there, and what time it is here. KEYS: head, log. ARGV: nonce, an epoch for the case that one begins, number
--- ('' to draw a new fence with this nonce; else the log must be under the very fence), whether replicas count.
+-- Takes a log over, and says what is there, and what time it is here. KEYS: head, log. ARGV: nonce, an epoch for the
+-- case that one begins, number ('' to draw a new fence with this nonce; else the log must be under the very fence),
+-- whether replicas count.
 -- When another server became primary since (or this one was restarted), what it did not have is gone: the log and its
 -- position have gone back together. Then a new epoch begins where the log ends now.
 local head, log = KEYS[1], KEYS[2]
