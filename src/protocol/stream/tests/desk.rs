@@ -24,6 +24,16 @@ pub(super) const LIVE: Script<'_> = &[
     ("pong 1", "live"),
 ];
 
+/// From one session to where two overlap and the old one has been asked.
+pub(super) const SWAP: Script<'_> = &[
+    ("rotate", ""),
+    ("wait 75ms", "rotation operator, call POST /api/v2/notifications/channels"),
+    (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
+    ("answer 200 {}", "dial 2 under 1"),
+    ("open 2", "probe 2"),
+    ("pong 2", "rotated after 0ns, probe 1"),
+];
+
 pub(super) fn sequenced() -> Settings {
     let connector = Connector::Sequenced(genesys_sequenced::Settings {
         url: "wss://p.test/stream".to_owned(),
@@ -102,20 +112,7 @@ fn play_on(stream: Stream, now: Now, script: Script<'_>) {
 
 /// The same from where two channels overlap and the old one has been asked.
 pub(super) fn play_overlap(settings: Settings, script: Script<'_>) {
-    let swap = [
-        ("token 1", "call POST /api/v2/notifications/channels, connecting"),
-        (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
-        ("answer 200 {}", "dial 1 under 1"),
-        ("open 1", "probe 1"),
-        ("pong 1", "live"),
-        ("rotate", ""),
-        ("wait 75ms", "rotation operator, call POST /api/v2/notifications/channels"),
-        (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
-        ("answer 200 {}", "dial 2 under 1"),
-        ("open 2", "probe 2"),
-        ("pong 2", "rotated after 0ns, probe 1"),
-    ];
-    play(settings, Opening::default(), &[&swap, script].concat());
+    play(settings, Opening::default(), &[LIVE, SWAP, script].concat());
 }
 
 impl Desk {

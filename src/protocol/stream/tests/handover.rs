@@ -1,6 +1,6 @@
 //! A standby that takes the log over, and an owner that makes way.
 
-use super::desk::{CHANNEL_2, LIVE, Script, notifications, play, play_standby, position, sequenced};
+use super::desk::{LIVE, SWAP, Script, notifications, play, play_standby, position, sequenced};
 use super::*;
 
 #[test]
@@ -375,16 +375,6 @@ fn a_standby_that_is_released_or_drained_appends_nothing() {
         ]);
     }
 }
-
-/// From one session to where two overlap and the old one has been asked.
-const SWAP: Script<'_> = &[
-    ("rotate", ""),
-    ("wait 75ms", "rotation operator, call POST /api/v2/notifications/channels"),
-    (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
-    ("answer 200 {}", "dial 2 under 1"),
-    ("open 2", "probe 2"),
-    ("pong 2", "rotated after 0ns, probe 1"),
-];
 
 fn follow_unnumbered(script: Script<'_>) {
     play_standby(notifications(), &[LIVE, script].concat());
