@@ -191,7 +191,8 @@ pub struct Lease {
     look: Option<Look>,
     look_at: Boot,
     beat_at: Boot,
-    takes_from: Boot,
+    /// When it may take streams that it was not given. None: not before it is sure again.
+    takes_from: Option<Boot>,
     stay: Stay,
     outputs: VecDeque<Output>,
 }
@@ -225,7 +226,7 @@ impl Lease {
             look: None,
             look_at: now + settings.life,
             beat_at: now,
-            takes_from: now + settings.jitter,
+            takes_from: Some(now + settings.jitter),
             stay: Stay::Staying,
             outputs: VecDeque::new(),
             settings,
@@ -289,6 +290,7 @@ impl Lease {
     fn watch(&mut self, now: Boot) {
         if self.membership.has_lapsed(now) {
             self.membership.doubt(now);
+            self.takes_from = None;
             self.outputs.push_back(Output::StepDown);
         }
     }
@@ -350,6 +352,9 @@ impl Lease {
             }
         }
         if self.membership.looked(look.proved_at, now) {
+            // Whatever cut this replica off may have cut off the holders: they have a life to come back in, and what
+            // they kept meanwhile is worth more than a session that begins anew.
+            self.takes_from.get_or_insert(now + self.settings.life);
             self.outputs.push_back(Output::Resume);
         }
     }

@@ -60,7 +60,8 @@ impl Lease {
     fn takes(&self, stream: &StreamName, taker: ReplicaId, now: Boot) -> bool {
         let vacant_since = self.seats.get(stream).and_then(|seat| seat.vacant_since);
         let neglected = vacant_since.is_some_and(|since| since + self.settings.life * PATIENCE <= now);
-        now >= self.takes_from && self.has_room() && (taker == self.settings.me || neglected)
+        let allowed = self.takes_from.is_some_and(|from| from <= now);
+        allowed && self.has_room() && (taker == self.settings.me || neglected)
     }
 
     fn take(&mut self, stream: &StreamName, nonce: u128) {
@@ -210,10 +211,11 @@ impl Lease {
     pub(super) fn suspicion(&self, seat: &Seat) -> Option<Suspicion> {
         let Role::Following { since, .. } = seat.role else { return None };
         let holder = seat.holder().filter(|_| seat.asked_for.is_none() && self.has_room())?;
+        let from = self.takes_from?;
         let heard = self.heard.get(&holder).copied().unwrap_or(since).max(since).max(self.membership.sure_since()?);
         let doubt = heard + self.settings.silence / 2;
         if self.membership.proved_at() >= Some(doubt) {
-            Some(Suspicion::Death(heard + self.settings.silence))
+            Some(Suspicion::Death(from.max(heard + self.settings.silence)))
         } else {
             (self.membership.sent_at() < Some(doubt)).then_some(Suspicion::Doubt(doubt))
         }
@@ -270,7 +272,7 @@ impl Lease {
         self.membership.rebase(by);
         self.seats.values_mut().for_each(|seat| seat.rebase(by));
         super::rebase(self.heard.values_mut(), by);
-        super::rebase([&mut self.look_at, &mut self.beat_at, &mut self.takes_from], by);
+        super::rebase([&mut self.look_at, &mut self.beat_at].into_iter().chain(&mut self.takes_from), by);
         if let Stay::Draining { until } = &mut self.stay {
             super::rebase([until], by);
         }

@@ -150,6 +150,29 @@ fn without_the_store_it_steps_down_and_goes_on_with_what_still_stands() {
 }
 
 #[test]
+fn one_that_was_cut_off_leaves_the_others_a_life_to_come_back_in() {
+    let night = [
+        ("members 1 2", ""),
+        ("record a 2/7", ""),
+        ("record b 1/3", ""),
+        ("start", "own b/3, resume"),
+        ("wait 400ms", "follow a"),
+        ("prepared a", ""),
+        ("beat 2", ""),
+        ("away", ""),
+        ("wait 1m", "step down"),
+        ("members 1", ""),
+        ("back", ""),
+        ("wait 100ms", "resume"),
+        ("wait 1s", ""),
+    ];
+    let back = [("members 1 2", ""), ("wait 950ms", ""), ("beat 2", ""), ("wait 399ms", "")];
+    let gone = [("wait 999ms", ""), ("wait 1ms", "change a 7 to 1/8"), ("done a", "own a/8")];
+    play(&[&night[..], &back[..]].concat());
+    play(&[&night[..], &gone[..]].concat());
+}
+
+#[test]
 fn one_that_slept_may_not_append_before_any_timer_fires() {
     play(&[
         ("members 1", ""),
