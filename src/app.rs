@@ -96,7 +96,8 @@ impl App {
         let mut replicas = Tasks::new("replicas");
         let mut accounts = Tasks::new("accounts");
         // An event from the platform does not wait behind a thousand subscribers.
-        let mut upstream = Tasks::on_own_threads("upstream").context("cannot start threads for the streams")?;
+        let mut upstream =
+            Tasks::on_own_threads("upstream", config.streams.len()).context("cannot start threads for the streams")?;
         let mut downstream = Tasks::new("downstream");
         let mut operators = Tasks::new("admin");
         let sharing = sharing(&config, &store).await?;

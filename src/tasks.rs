@@ -53,9 +53,11 @@ impl Tasks {
         Self { name, set: JoinSet::new(), stop: CancellationToken::new(), threads: None }
     }
 
-    /// An empty group whose tasks do not wait behind those of other groups.
-    pub fn on_own_threads(name: &'static str) -> std::io::Result<Self> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    /// An empty group whose tasks do not wait behind those of other groups. On more threads than it has jobs, what
+    /// belongs to one job would be passed from thread to thread.
+    pub fn on_own_threads(name: &'static str, jobs: usize) -> std::io::Result<Self> {
+        let most = jobs.clamp(1, THREADS_MAX);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(most);
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(threads)
             .thread_name(format!("trunkline-{name}"))
@@ -137,7 +139,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_group_with_its_own_threads_is_not_held_up_by_others() {
-        let mut tasks = Tasks::on_own_threads("upstream").unwrap();
+        let mut tasks = Tasks::on_own_threads("upstream", 1).unwrap();
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         tasks.start("queues", async move {
             tokio::task::yield_now().await;

@@ -113,7 +113,8 @@ impl Connection {
         Self { shared: Arc::new(shared) }
     }
 
-    /// A connection of its own to the same address: for what must not wait behind other commands.
+    /// A connection of its own to the same address: for what must not wait behind other commands. It lives on the
+    /// runtime that this is called in.
     pub fn another(&self) -> Self {
         self.another_within(self.shared.limits)
     }
@@ -121,9 +122,7 @@ impl Connection {
     /// The same with a patience of its own. Whoever has less than the connection has better tell it: an answer that
     /// nobody waits for any more does not give a dead connection away.
     pub fn another_within(&self, limits: Limits) -> Self {
-        let Shared { address, runtime, .. } = &*self.shared;
-        let _inside = runtime.enter();
-        Self::new(address.clone(), limits)
+        Self::new(self.shared.address.clone(), limits)
     }
 
     pub fn address(&self) -> &Address {
@@ -178,18 +177,30 @@ impl Connection {
         self.wire().await.map(|(_, serial)| Tie(serial))
     }
 
-    /// Sends all commands at once over that connection, and waits for their answers, refusals among them; nothing is
-    /// sent, and there are none, when it was lost. (Nor in a cluster, where commands go over many.)
-    pub async fn run_tied(&self, tie: Tie, commands: &Pipeline) -> Result<Option<Answers>, CommandError> {
+    /// Sends all commands at once over that connection, and waits for their answers, refusals among them. The first
+    /// `unanswered` of them tell the server not to answer, and the one behind those that it shall again. Nothing is
+    /// sent, and there are no answers, when it was lost. (Nor in a cluster, where commands go over many.)
+    pub async fn run_tied(
+        &self,
+        tie: Tie,
+        commands: &Pipeline,
+        unanswered: usize,
+    ) -> Result<Option<Answers>, CommandError> {
         let (wire, serial) = self.wire().await?;
         let mut wire = match wire {
             Wire::Single(wire) if tie == Tie(serial) => wire,
             Wire::Single(_) | Wire::Cluster(_) => return Ok(None),
         };
-        let answers = wire.req_packed_commands(commands, 0, commands.len()).await;
+        let answers = wire.req_packed_commands(commands, 0, commands.len() - unanswered).await;
         let answers = answers.map_err(|error| self.judge(&error, serial))?;
         let judged = |answer: Value| answer.extract_error().map_err(|error| self.judge(&error, serial));
         Ok(Some(answers.into_iter().map(judged).collect()))
+    }
+
+    /// Ends that connection, of which nobody knows any more which answer belongs to which command.
+    pub fn cut(&self, tie: Tie, why: &str) {
+        let Tie(serial) = tie;
+        self.shared.lost(serial, why);
     }
 
     /// Runs a script, which touches only the keys it is given (in a cluster all of one slot).

@@ -11,9 +11,10 @@ mod world;
 
 use self::world::{Faults, Plan};
 use super::explore::explore;
+use crate::harness::knob;
 
-/// Enough for most plans to be seen whole; the others are seen as far as that.
-const STATES_MAX: usize = 80_000;
+/// Enough for most plans to be seen whole; the others are seen as far as that. `TRUNKLINE_STATES` says how many.
+const STATES_MAX: u64 = 80_000;
 
 const NONE: Faults = Faults { crashes: 0, naps: 0, cuts: 0, late: 0, losses: 0, failovers: 0, drains: 0, joins: 0 };
 
@@ -53,7 +54,8 @@ fn three_replicas_find_a_holder_for_every_stream() {
 
 #[expect(clippy::print_stdout, reason = "how much was seen is the point of a model")]
 fn check(faults_named: &str, replicas: u8, streams: usize, faults: Faults) {
-    match explore(&Plan { replicas, streams, entries: 2 - streams, faults }, STATES_MAX) {
+    let states_max = knob("TRUNKLINE_STATES").unwrap_or(STATES_MAX) as usize;
+    match explore(&Plan { replicas, streams, entries: 2 - streams, faults }, states_max) {
         Ok(extent) => println!("{faults_named}: {extent}"),
         Err(found) => panic!("{faults_named}: {found}"),
     }

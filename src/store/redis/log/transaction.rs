@@ -1,7 +1,8 @@
 //! Appending by a transaction of plain commands: it is void when anybody touched the log or its head since they were
 //! last looked at over the same connection. For the server an entry costs half of what a script makes of it.
 //!
-//! What follows an append, in the same round trip, is the look that the next one goes by.
+//! What follows an append, in the same round trip, is a look: it tells whether the append was done, and the next one
+//! goes by it. So the server need not answer the transaction itself; only one that was not done is tried aloud.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -57,12 +58,17 @@ struct Found {
     last: String,
     /// The highest id that an entry of the log ever had: a lower one cannot be added any more.
     top: Option<String>,
+    /// Whether the server can be told not to answer, and its user may tell it.
+    can_be_mute: bool,
 }
 
 const FIELDS: [&str; 5] = ["number", "nonce", "epoch", "turn", "last"];
 
 /// Commands of a look.
-const LOOK_LEN: usize = 3;
+const LOOK_LEN: usize = 4;
+
+/// Commands of a transaction beside the entries, and that for a replica to wait for.
+const TRANSACTION_LEN: usize = 6;
 
 /// Words of the command that adds an entry, and about how long they are without the log's name and the envelope.
 const ENTRY_ARGUMENTS: usize = 5;
@@ -77,12 +83,14 @@ enum Step {
     Answer(Answer),
 }
 
-/// What came of a transaction.
-#[derive(Debug)]
-enum Outcome {
-    Done(Option<Watched>),
-    /// Nothing was done: somebody touched the keys, or the connection that watched them was lost.
-    Void,
+/// Whether the server answers each command of a transaction. It sends an answer for every few that it reads, and each
+/// of those wakes this side up: together they cost both sides a third of an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Voice {
+    /// What became of it, the look that follows tells.
+    Mute,
+    /// Why it is refused is heard.
+    Loud,
 }
 
 impl Transactions {
@@ -98,15 +106,15 @@ impl Transactions {
         identity: &Identity,
     ) -> Result<Answer, CommandError> {
         let _turn = self.turn().await;
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 0..ATTEMPTS_MAX {
             let Some(now) = self.look().await? else { continue };
             let entries = match now.found.step(place, identity) {
                 Step::Write => Some(append),
                 Step::Repeat => None,
                 Step::Answer(answer) => return Ok(answer),
             };
-            if let Outcome::Done(then) = self.transact(now.tie, entries, place, identity).await? {
-                self.replace(then);
+            let voice = if attempt == 0 && now.found.can_be_mute { Voice::Mute } else { Voice::Loud };
+            if self.transact(now.tie, voice, entries, place, identity).await? {
                 return Ok(Answer::Done);
             }
         }
@@ -145,44 +153,58 @@ impl Transactions {
         let tie = self.connection.tie().await?;
         let mut commands = Pipeline::with_capacity(LOOK_LEN);
         self.watch(&mut commands);
-        let Some(answers) = self.connection.run_tied(tie, &commands).await? else { return Ok(None) };
-        Ok(Some(Watched { tie, found: Found::read(answers)? }))
+        let Some(answers) = self.connection.run_tied(tie, &commands, 0).await? else { return Ok(None) };
+        Ok(Some(Watched { tie, found: self.read(answers, tie)? }))
     }
 
+    /// True when it was done. When not, somebody touched the keys, or the server refused it without a word, or the
+    /// connection that watched them was lost.
     async fn transact(
         &self,
         tie: Tie,
+        voice: Voice,
         entries: Option<&Append>,
         place: &Place,
         identity: &Identity,
-    ) -> Result<Outcome, CommandError> {
-        let mut commands = self.transaction(entries, place, identity);
+    ) -> Result<bool, CommandError> {
+        let mut commands = self.transaction(voice, entries, place, identity);
         let changes = commands.len();
+        self.watch(&mut commands);
         if let Some(patience) = self.replicated_max {
             commands.add_command(wait_for_replica(patience));
         }
-        let looks = commands.len();
-        self.watch(&mut commands);
-        let Some(mut answers) = self.connection.run_tied(tie, &commands).await? else { return Ok(Outcome::Void) };
-        if answers.len() != commands.len() {
-            return Err(strange("the answer to an append"));
+        let unanswered = match voice {
+            Voice::Mute => changes,
+            Voice::Loud => 0,
+        };
+        let Some(mut answers) = self.connection.run_tied(tie, &commands, unanswered).await? else { return Ok(false) };
+        let mut look = answers.split_off((changes - unanswered).min(answers.len()));
+        for answer in answers {
+            answer?;
         }
-        let look = answers.split_off(looks);
-        let replicas = answers.split_off(changes);
-        if !was_done(answers)? {
-            return Ok(Outcome::Void);
-        }
-        if let (Some(patience), Some(replicas)) = (self.replicated_max, replicas.into_iter().next()) {
+        let replicas = look.split_off(LOOK_LEN.min(look.len()));
+        let found = self.read(look, tie)?;
+        let is_done = found.step(place, identity) == Step::Repeat;
+        self.replace(Some(Watched { tie, found }));
+        if let (true, Some(patience), Some(replicas)) = (is_done, self.replicated_max, replicas.into_iter().next()) {
             must_be_one(&replicas?, patience)?;
         }
-        // It is done, whatever came of the look.
-        Ok(Outcome::Done(Found::read(look).ok().map(|found| Watched { tie, found })))
+        Ok(is_done)
     }
 
-    fn transaction(&self, entries: Option<&Append>, place: &Place, identity: &Identity) -> Pipeline {
+    /// What the answers to a look tell. Where they make no sense, they are answers to something else.
+    fn read(&self, answers: Answers, tie: Tie) -> Result<Found, CommandError> {
+        Found::read(answers).inspect_err(|error| self.connection.cut(tie, &error.to_string()))
+    }
+
+    fn transaction(&self, voice: Voice, entries: Option<&Append>, place: &Place, identity: &Identity) -> Pipeline {
         let head = &self.keys.head;
         let count = entries.map_or(0, |append| append.batches.iter().map(|batch| batch.len()).sum());
-        let mut commands = Pipeline::with_capacity(count + 5 + LOOK_LEN);
+        let mut commands = Pipeline::with_capacity(count + TRANSACTION_LEN + LOOK_LEN);
+        match voice {
+            Voice::Mute => commands.cmd("CLIENT").arg("REPLY").arg("OFF"),
+            Voice::Loud => &mut commands,
+        };
         commands.cmd("MULTI");
         if let Some(append) = entries {
             for (offset, envelope) in (place.last.0 + 1..).zip(envelopes(&append.batches)) {
@@ -205,9 +227,10 @@ impl Transactions {
         command
     }
 
-    /// Begins to watch, and looks.
+    /// Lets the server answer (again), begins to watch, and looks.
     fn watch(&self, commands: &mut Pipeline) {
         let Keys { head, log } = &self.keys;
+        commands.cmd("CLIENT").arg("REPLY").arg("ON");
         commands.cmd("WATCH").arg(head).arg(log);
         commands.cmd("HMGET").arg(head).arg(&FIELDS);
         commands.cmd("XINFO").arg("STREAM").arg(log);
@@ -217,7 +240,7 @@ impl Transactions {
 impl Found {
     fn read(answers: Answers) -> Result<Self, CommandError> {
         let strange = || strange("a look at a log");
-        let [watching, head, log] = <[_; LOOK_LEN]>::try_from(answers).map_err(|_| strange())?;
+        let [answering, watching, head, log] = <[_; LOOK_LEN]>::try_from(answers).map_err(|_| strange())?;
         watching?;
         let head: [Option<String>; FIELDS.len()] = redis::from_redis_value(head?).map_err(|_| strange())?;
         let [number, nonce, epoch, turn, last] = head.map(Option::unwrap_or_default);
@@ -227,7 +250,7 @@ impl Found {
             Err(CommandError::Refused { code, text }) if code == "ERR" && text.contains("no such key") => None,
             Err(error) => return Err(error),
         };
-        Ok(Self { number, nonce, epoch, turn, last, top })
+        Ok(Self { number, nonce, epoch, turn, last, top, can_be_mute: answering.is_ok() })
     }
 
     fn step(&self, place: &Place, identity: &Identity) -> Step {
@@ -264,16 +287,6 @@ fn reaches(last: Offset, top: &str) -> bool {
     offset.is_some_and(|offset| Offset(offset) <= last)
 }
 
-/// Whether a transaction was done; it was void else.
-fn was_done(answers: Answers) -> Result<bool, CommandError> {
-    let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
-    match answers.last() {
-        Some(Value::Array(_)) => Ok(true),
-        Some(Value::Nil) => Ok(false),
-        Some(_) | None => Err(strange("the answer to a transaction")),
-    }
-}
-
 fn strange(what: &str) -> CommandError {
     CommandError::NoAnswer(format!("{what} makes no sense"))
 }
@@ -297,7 +310,7 @@ mod tests {
 
     fn found() -> Found {
         let [number, epoch, turn, last] = ["3", "00000009", "4", "20"].map(str::to_owned);
-        Found { number, nonce: hex(7), epoch, turn, last, top: Some("20-0".to_owned()) }
+        Found { number, nonce: hex(7), epoch, turn, last, top: Some("20-0".to_owned()), can_be_mute: true }
     }
 
     #[test]
