@@ -68,6 +68,8 @@ async fn permissions(connection: &Connection, probe: &str, channel: &str) -> Res
     let _: Value = connection.run(cmd("XRANGE").arg(probe).arg("-").arg("+")).await.map_err(unfit)?;
     let _: Value = connection.run(cmd("XREAD").arg("STREAMS").arg(probe).arg("0")).await.map_err(unfit)?;
     transaction(connection, probe).await.map_err(unfit)?;
+    // A server that cannot be mute answers what nobody needs to hear.
+    may(connection.run::<Value>(cmd("CLIENT").arg("REPLY").arg("ON")).await)?;
     may(connection.run::<Value>(cmd("XINFO").arg("STREAM").arg(probe)).await)
 }
 
@@ -76,7 +78,7 @@ async fn listening(connection: &Connection, channel: &str) -> Result<(), Unfit> 
     connection.listen(&[channel]).await.map(drop).map_err(unfit)
 }
 
-/// There is nothing to tell of; that is an answer, too.
+/// That there is nothing to tell of, or no such command, is an answer, too.
 fn may(told: Result<Value, CommandError>) -> Result<(), Unfit> {
     match told {
         Err(CommandError::Refused { code, .. }) if code == "ERR" => Ok(()),

@@ -364,6 +364,20 @@ async fn each_permission_that_is_missing_is_named() {
 }
 
 #[tokio::test]
+async fn a_server_that_must_not_be_mute_any_more_gets_each_append_once() {
+    let server = Redis::volatile();
+    grant(&server, &documented_rules()).await;
+    let mut log = Log::open(&Store::Redis(as_user(&server, Durability::Written)), "queues").await;
+    log.append(2).await.unwrap();
+    grant(&server, &["-client|reply".to_owned()]).await;
+    let append = log.next(3, clock::wall());
+    assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))), "its answers cannot be told apart");
+    until_done(&mut log, &append).await;
+    log.append(1).await.unwrap();
+    assert_eq!(log.entries().await, [1, 2, 3, 4, 5, 6]);
+}
+
+#[tokio::test]
 async fn when_a_sentinel_promotes_a_replica_the_writer_goes_on_there() {
     let (mut primary, replica) = (Redis::volatile(), Redis::volatile());
     follow(&replica, &primary).await;
