@@ -157,6 +157,7 @@ impl Keeper {
             secrets: BTreeMap::new(),
             oldest: None,
             told_live: false,
+            has_begun_append: false,
         }
     }
 }

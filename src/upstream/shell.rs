@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     time::Instant,
@@ -59,6 +60,8 @@ pub(super) struct Shell<'a> {
     pub(super) oldest: Option<Instant>,
     /// Whether the others were told that a session is live.
     pub(super) told_live: bool,
+    /// An append was begun a moment ago, and is not on its way yet.
+    pub(super) has_begun_append: bool,
 }
 
 /// How it ended.
@@ -117,7 +120,10 @@ impl Shell<'_> {
                 self.machine.handle_timeout(now());
                 continue;
             }
-            let reading = self.machine.wants_frames() && !self.sockets.is_empty() && !self.holding.is_claiming();
+            // The store works while we read on: first it gets what it is to work on.
+            let giving = mem::take(&mut self.has_begun_append);
+            let wants = self.machine.wants_frames() && !self.sockets.is_empty() && !self.holding.is_claiming();
+            let reading = wants && !giving;
             let woken = tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopping => Woken::Stop,
@@ -125,6 +131,7 @@ impl Shell<'_> {
                 Some(wish) = self.wishes.recv() => Woken::Wish(wish),
                 Ok(()) = tokens.changed() => Woken::Token,
                 Some(done) = self.work.next(), if !self.work.is_empty() => Woken::Done(done),
+                () = tokio::task::yield_now(), if giving => Woken::Timer,
                 (id, frame) = self.sockets.next(), if reading => Woken::Frame(id, frame),
                 () = self.holding.follow() => Woken::Timer,
                 () = sleep_until(wake) => Woken::Timer,
@@ -284,6 +291,7 @@ impl Shell<'_> {
             // What was read behind this batch waits from here on.
             self.oldest = Some(clock::now());
         }
+        self.has_begun_append = true;
         self.work.push(Box::pin(async move {
             let bytes = events.iter().map(|event| event.body.len()).sum();
             let appended = appender.append(&events, checkpoint, &board).await;
@@ -297,7 +305,7 @@ impl Shell<'_> {
     /// The others are told when a session becomes live, or is no longer.
     async fn tell_live(&mut self) {
         let live = self.machine.is_ready();
-        if std::mem::replace(&mut self.told_live, live) != live {
+        if mem::replace(&mut self.told_live, live) != live {
             if live {
                 self.note_live();
             }
