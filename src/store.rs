@@ -5,9 +5,11 @@
 pub mod embedded;
 pub mod redis;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use crate::model::{Batch, Checkpoint, Epoch, Fence, Lineage, Offset, StreamName, Timestamp};
+use crate::model::{
+    Batch, Checkpoint, ConsumerName, Epoch, Fence, Lineage, Mark, Offset, Revocation, StreamName, Timestamp, Whose,
+};
 
 /// How much of each stream is kept. The newest entry is kept in any case, and those that are held together with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,6 +202,45 @@ impl Store {
         match self {
             Self::Embedded(store) => Ok(store.offset_before(stream, moment).await?.min(last)),
             Self::Redis(store) => Box::pin(store.offset_before(stream, last, moment)).await,
+        }
+    }
+
+    /// Up to where a consumer has acknowledged a stream; none before it has acknowledged anything.
+    pub async fn cursor(&self, consumer: &ConsumerName, stream: &StreamName) -> Result<Option<Mark>, ReadError> {
+        match self {
+            Self::Embedded(store) => store.cursor(consumer, stream).await,
+            Self::Redis(store) => Box::pin(store.cursor(consumer, stream)).await,
+        }
+    }
+
+    /// Moves a cursor that is where the caller knows it to be: false, and nothing is moved, when it is elsewhere. Whether
+    /// it may go back is the caller's to say. Durable when it returns; what was moved already is moved.
+    pub async fn move_cursor(
+        &self,
+        consumer: &ConsumerName,
+        stream: &StreamName,
+        from: Option<Mark>,
+        to: Mark,
+    ) -> Result<bool, AppendError> {
+        match self {
+            Self::Embedded(store) => store.move_cursor(consumer, stream, from, to).await,
+            Self::Redis(store) => Box::pin(store.move_cursor(consumer, stream, from, to)).await,
+        }
+    }
+
+    /// Refuses somebody for a time. One that is revoked again is refused up to the later moment, for the longer time.
+    pub async fn revoke(&self, revocation: &Revocation) -> Result<(), AppendError> {
+        match self {
+            Self::Embedded(store) => store.revoke(revocation).await,
+            Self::Redis(store) => Box::pin(store.revoke(revocation)).await,
+        }
+    }
+
+    /// Who is refused now, and up to which moment of issue.
+    pub async fn revoked(&self) -> Result<BTreeMap<Whose, Timestamp>, ReadError> {
+        match self {
+            Self::Embedded(store) => store.revoked().await,
+            Self::Redis(store) => Box::pin(store.revoked()).await,
         }
     }
 

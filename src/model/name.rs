@@ -74,6 +74,10 @@ macro_rules! name {
 }
 
 name!(
+    /// A durable reader that acknowledges what it has.
+    ConsumerName
+);
+name!(
     /// A configured upstream feed.
     StreamName
 );

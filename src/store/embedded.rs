@@ -10,6 +10,7 @@ mod group;
 mod held;
 mod opening;
 mod reads;
+mod records;
 mod reserve;
 mod step;
 mod writer;
@@ -32,11 +33,13 @@ use self::{
     group::{Command, QUEUE_LEN},
     held::Held,
     reads::{Pool, Range},
+    records::Change,
     writer::Writer,
 };
 use super::{Append, AppendError, Extent, LogState, ReadError, Retention};
 use crate::{
-    model::{Batch, Fence, Offset, StreamName, Timestamp},
+    clock,
+    model::{Batch, ConsumerName, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
     telemetry::metrics,
 };
 
@@ -120,6 +123,36 @@ impl Embedded {
 
     pub(super) async fn append(&self, append: Append) -> Result<(), AppendError> {
         self.ask(|reply| Command::Append(append, reply)).await
+    }
+
+    pub(super) async fn cursor(&self, consumer: &ConsumerName, stream: &StreamName) -> Result<Option<Mark>, ReadError> {
+        let (pool, consumer, stream) = (Arc::clone(&self.shared.readers), consumer.clone(), stream.clone());
+        let found = pool.run(move |connection| records::cursor(connection, &consumer, &stream)).await;
+        found.map_err(|fault| self.shared.read_failed(&fault))
+    }
+
+    pub(super) async fn move_cursor(
+        &self,
+        consumer: &ConsumerName,
+        stream: &StreamName,
+        from: Option<Mark>,
+        to: Mark,
+    ) -> Result<bool, AppendError> {
+        let change = Change::Cursor { consumer: consumer.clone(), stream: stream.clone(), from, to };
+        self.ask(|reply| Command::Change(change, reply)).await
+    }
+
+    pub(super) async fn revoke(&self, revocation: &Revocation) -> Result<(), AppendError> {
+        let Revocation { whose, at, lasting } = revocation;
+        let now = clock::wall();
+        let change = Change::Revocation { whose: whose.clone(), at: *at, now, ends_at: now.after(*lasting) };
+        self.ask(|reply| Command::Change(change, reply)).await.map(drop)
+    }
+
+    pub(super) async fn revoked(&self) -> Result<BTreeMap<Whose, Timestamp>, ReadError> {
+        let pool = Arc::clone(&self.shared.readers);
+        let found = pool.run(move |connection| records::revoked(connection, clock::wall())).await;
+        found.map_err(|fault| self.shared.read_failed(&fault))
     }
 
     pub(super) async fn read(

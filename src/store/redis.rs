@@ -11,6 +11,7 @@ mod head;
 pub mod keys;
 mod log;
 mod reads;
+mod records;
 pub mod registry;
 mod skew;
 mod terms;
@@ -31,13 +32,14 @@ use self::{
     connection::{CommandError, Connection, Limits},
     keys::Keys,
     log::{Log, Scripts},
+    records::Records,
     view::View,
 };
 pub use self::{examination::Unfit, follower::Follower, terms::Terms};
 use super::{Append, AppendError, Extent, LogState, ReadError, Retention};
 use crate::{
     clock,
-    model::{Batch, Fence, Offset, StreamName, Timestamp},
+    model::{Batch, ConsumerName, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
     telemetry::metrics,
 };
 
@@ -81,6 +83,7 @@ struct Shared {
     settings: Settings,
     connection: Connection,
     scripts: Arc<Scripts>,
+    record_scripts: records::Scripts,
     /// Every log that anybody asked for.
     views: RwLock<BTreeMap<StreamName, Arc<View>>>,
     /// Those that this process writes to.
@@ -99,6 +102,7 @@ impl Redis {
             settings,
             connection,
             scripts: Arc::default(),
+            record_scripts: records::Scripts::default(),
             views: RwLock::default(),
             logs: RwLock::default(),
             trouble: Mutex::default(),
@@ -222,6 +226,28 @@ impl Redis {
         found.inspect_err(|_| metrics::store_failed("read"))
     }
 
+    pub(super) async fn cursor(&self, consumer: &ConsumerName, stream: &StreamName) -> Result<Option<Mark>, ReadError> {
+        self.shared.records().cursor(consumer, stream).await.inspect_err(|_| metrics::store_failed("read"))
+    }
+
+    pub(super) async fn move_cursor(
+        &self,
+        consumer: &ConsumerName,
+        stream: &StreamName,
+        from: Option<Mark>,
+        to: Mark,
+    ) -> Result<bool, AppendError> {
+        self.shared.records().move_cursor(consumer, stream, from, to).await
+    }
+
+    pub(super) async fn revoke(&self, revocation: &Revocation) -> Result<(), AppendError> {
+        self.shared.records().revoke(revocation).await
+    }
+
+    pub(super) async fn revoked(&self) -> Result<BTreeMap<Whose, Timestamp>, ReadError> {
+        self.shared.records().revoked().await.inspect_err(|_| metrics::store_failed("read"))
+    }
+
     pub(super) fn follower(&self, stream: &StreamName) -> Follower {
         Follower::new(self.clone(), stream)
     }
@@ -247,6 +273,10 @@ impl Redis {
 }
 
 impl Shared {
+    fn records(&self) -> Records<'_> {
+        Records { connection: &self.connection, prefix: &self.settings.prefix, scripts: &self.record_scripts }
+    }
+
     fn view(&self, stream: &StreamName) -> Arc<View> {
         if let Some(view) = self.views.read().unwrap_or_else(PoisonError::into_inner).get(stream) {
             return Arc::clone(view);

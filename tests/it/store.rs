@@ -4,11 +4,14 @@ mod bed;
 mod following;
 mod redis_only;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use trunkline::{
     clock,
-    model::{Batch, BatchBuilder, Checkpoint, Epoch, Event, Fence, Offset, Source, Standing, StreamName, Timestamp},
+    model::{
+        Batch, BatchBuilder, Checkpoint, ConsumerName, Epoch, Event, Fence, Mark, Offset, Revocation, Source, Standing,
+        StreamName, Timestamp, Whose,
+    },
     store::{Append, AppendError, Retention},
 };
 
@@ -45,7 +48,68 @@ on_each![
     an_offset_is_found_by_its_time_exactly,
     each_bound_of_the_retention_trims_and_the_newest_stays,
     a_closed_store_refuses_and_says_so,
+    a_cursor_moves_only_from_where_it_is_known_to_be,
+    of_many_who_move_a_cursor_one_does,
+    who_is_revoked_is_refused_for_a_time,
 ];
+
+fn mark(epoch: u32, offset: u64) -> Mark {
+    Mark { epoch: Epoch(epoch), offset: Offset(offset) }
+}
+
+async fn a_cursor_moves_only_from_where_it_is_known_to_be(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let (billing, queues): (ConsumerName, StreamName) = ("billing".parse().unwrap(), "queues".parse().unwrap());
+    assert_eq!(store.cursor(&billing, &queues).await.unwrap(), None);
+    let steps = [
+        (None, mark(7, 4), true),
+        (None, mark(7, 5), false),
+        (Some(mark(7, 5)), mark(7, 9), false),
+        (Some(mark(8, 4)), mark(8, 9), false),
+        (Some(mark(7, 4)), mark(7, 9), true),
+        // Its answer was lost, so it is asked again.
+        (Some(mark(7, 4)), mark(7, 9), true),
+        (Some(mark(7, 9)), mark(9, 1), true),
+    ];
+    for (from, to, moves) in steps {
+        assert_eq!(store.move_cursor(&billing, &queues, from, to).await.unwrap(), moves, "{from:?} to {to:?}");
+    }
+    for other in [("billing", "agents"), ("wallboard", "queues")] {
+        assert_eq!(store.cursor(&other.0.parse().unwrap(), &other.1.parse().unwrap()).await.unwrap(), None);
+    }
+    store.close().await;
+    assert_eq!(bed.open(KEEP_ALL).cursor(&billing, &queues).await.unwrap(), Some(mark(9, 1)));
+}
+
+async fn of_many_who_move_a_cursor_one_does(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let (billing, queues): (ConsumerName, StreamName) = ("billing".parse().unwrap(), "queues".parse().unwrap());
+    let moves = (1..=20).map(|offset| store.move_cursor(&billing, &queues, None, mark(7, offset)));
+    let moved = futures_util::future::join_all(moves).await;
+    let winners: Vec<usize> = (0..moved.len()).filter(|index| *moved[*index].as_ref().unwrap()).collect();
+    assert_eq!(winners.len(), 1, "{moved:?}");
+    assert_eq!(store.cursor(&billing, &queues).await.unwrap(), Some(mark(7, winners[0] as u64 + 1)));
+}
+
+async fn who_is_revoked_is_refused_for_a_time(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let revoke = async |whose: &Whose, at: i64, lasting: Duration| {
+        store.revoke(&Revocation { whose: whose.clone(), at: Timestamp(at), lasting }).await.unwrap();
+    };
+    assert!(store.revoked().await.unwrap().is_empty());
+    let (session, subject) = (Whose::Session("4f2a".to_owned()), Whose::Subject("4f2a".to_owned()));
+    revoke(&session, 1_777_901_509_570, Duration::from_secs(60)).await;
+    revoke(&subject, 20, Duration::from_millis(1)).await;
+    // The later moment and the longer time count.
+    revoke(&session, 5, Duration::from_millis(1)).await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let expected = BTreeMap::from([(session.clone(), Timestamp(1_777_901_509_570))]);
+    assert_eq!(store.revoked().await.unwrap(), expected);
+    revoke(&subject, 20, Duration::from_secs(60)).await;
+    store.close().await;
+    let expected = BTreeMap::from([(session, Timestamp(1_777_901_509_570)), (subject, Timestamp(20))]);
+    assert_eq!(bed.open(KEEP_ALL).revoked().await.unwrap(), expected);
+}
 
 async fn what_is_appended_is_read_as_it_was(bed: Bed) {
     let store = bed.open(KEEP_ALL);

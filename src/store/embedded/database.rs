@@ -18,7 +18,10 @@ use super::fault::Fault;
 use crate::model::{Batch, Epoch, Offset};
 
 /// The schema this program writes and reads, kept in `user_version`.
-pub(super) const SCHEMA: i64 = 1;
+pub(super) const SCHEMA: i64 = 2;
+
+/// The one before, which is added to when it is found.
+pub(super) const SCHEMA_WITHOUT_RECORDS: i64 = 1;
 
 const TABLES: &str = "
 CREATE TABLE stream (
@@ -42,6 +45,21 @@ CREATE TABLE batch (
     slots BLOB NOT NULL,
     bytes BLOB NOT NULL
 ) STRICT;
+";
+
+/// What the second schema has beside the first.
+const RECORDS: &str = "
+CREATE TABLE cursor (
+    consumer TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    mark TEXT NOT NULL,
+    PRIMARY KEY (consumer, stream)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE revocation (
+    whose TEXT NOT NULL PRIMARY KEY,
+    at INTEGER NOT NULL,
+    ends_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Bits of a row's key that hold the offset; the stream's number is above them.
@@ -155,6 +173,15 @@ pub(super) fn schema(connection: &Connection) -> rusqlite::Result<Option<i64>> {
 pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     transaction.execute_batch(TABLES)?;
+    transaction.execute_batch(RECORDS)?;
+    transaction.pragma_update(None, "user_version", SCHEMA)?;
+    transaction.commit()
+}
+
+/// Makes the first schema the second: whoever wrote it had no cursors and no revocations.
+pub(super) fn add_records(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(RECORDS)?;
     transaction.pragma_update(None, "user_version", SCHEMA)?;
     transaction.commit()
 }

@@ -7,7 +7,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::fault::Fault;
+use super::{fault::Fault, records::Change};
 use crate::{
     model::{Fence, StreamName},
     store::{Append, AppendError, LogState},
@@ -28,6 +28,7 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 pub(super) enum Command {
     Claim(StreamName, Option<Fence>, Reply<LogState>),
     Append(Append, Reply<()>),
+    Change(Change, Reply<bool>),
     Close(oneshot::Sender<()>),
 }
 
@@ -36,6 +37,7 @@ pub(super) enum Command {
 pub(super) struct Group {
     pub(super) claims: Vec<(StreamName, Option<Fence>, Reply<LogState>)>,
     pub(super) appends: Vec<(Append, Reply<()>)>,
+    pub(super) changes: Vec<(Change, Reply<bool>)>,
     pub(super) batches: usize,
     bytes: usize,
     pub(super) close: Option<oneshot::Sender<()>>,
@@ -50,12 +52,13 @@ impl Group {
                 self.bytes += append.batches.iter().map(|batch| batch.bytes().len()).sum::<usize>();
                 self.appends.push((append, reply));
             }
+            Command::Change(change, reply) => self.changes.push((change, reply)),
             Command::Close(reply) => self.close = Some(reply),
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.claims.len() + self.appends.len()
+        self.claims.len() + self.appends.len() + self.changes.len()
     }
 
     fn is_full(&self) -> bool {
@@ -63,7 +66,12 @@ impl Group {
     }
 
     /// Tells everybody what became of it.
-    pub(super) fn answer(self, claimed: Vec<Result<LogState, AppendError>>, appended: Vec<Result<(), AppendError>>) {
+    pub(super) fn answer(
+        self,
+        claimed: Vec<Result<LogState, AppendError>>,
+        appended: Vec<Result<(), AppendError>>,
+        changed: Vec<bool>,
+    ) {
         for ((_, _, reply), outcome) in self.claims.into_iter().zip(claimed) {
             // Whoever asked may have stopped waiting: the same below.
             drop(reply.send(outcome));
@@ -76,6 +84,9 @@ impl Group {
             }
             drop(reply.send(outcome));
         }
+        for ((_, reply), changed) in self.changes.into_iter().zip(changed) {
+            drop(reply.send(Ok(changed)));
+        }
     }
 
     /// Tells everybody that nothing was done.
@@ -84,6 +95,9 @@ impl Group {
             drop(reply.send(Err(fault.clone().into())));
         }
         for (_, reply) in self.appends {
+            drop(reply.send(Err(fault.clone().into())));
+        }
+        for (_, reply) in self.changes {
             drop(reply.send(Err(fault.clone().into())));
         }
     }

@@ -134,6 +134,10 @@ fn carry_out(directory: &Directory, plan: Plan) -> Result<Connection, Refusal> {
     let mut connection = database::connect(&directory.database(), Purpose::Write)?;
     match database::schema(&connection)? {
         Some(database::SCHEMA) => examine(&connection, plan)?,
+        Some(database::SCHEMA_WITHOUT_RECORDS) => {
+            examine(&connection, plan)?;
+            database::add_records(&mut connection)?;
+        }
         Some(newer) if newer > database::SCHEMA => return Err(Refusal::Newer(newer)),
         Some(older) => return Err(Refusal::Damaged(format!("schema version {older} never existed"))),
         None if plan == Plan::Create || directory.word() == Word::Unsaid => database::create(&mut connection)?,

@@ -8,6 +8,7 @@ use super::{
     database::{PAGE_LEN, crc, key, key_max, key_offset},
     fault::Fault,
     held::{Held, Oldest},
+    records::{self, Change},
 };
 use crate::{
     model::{Batch, Checkpoint, Epoch, Fence, Offset, Position, Sequence, StreamName, Timestamp},
@@ -36,6 +37,9 @@ pub(super) struct Outcome {
 
 /// Beside its bytes an append changes about this much: the stream's page and the table's.
 const APPEND_OVERHEAD: u64 = 2 * PAGE_LEN as u64;
+
+/// And a change of what is beside the logs about this much.
+const CHANGE_OVERHEAD: u64 = PAGE_LEN as u64;
 
 impl<'a> Step<'a> {
     pub(super) fn begin(connection: &'a mut Connection, committed: &'a Streams) -> Result<Self, Fault> {
@@ -90,6 +94,12 @@ impl<'a> Step<'a> {
         self.save(&held)?;
         self.changed.insert(append.stream.clone(), held);
         Ok(Ok(()))
+    }
+
+    /// Changes what is kept beside the logs; false when it is not as it was taken to be.
+    pub(super) fn change(&mut self, change: &Change) -> Result<bool, Fault> {
+        self.written += CHANGE_OVERHEAD;
+        records::change(&self.transaction, change)
     }
 
     /// Removes up to `batches_max` of the stream's batches that outlived the retention; returns how many.

@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use super::*;
 use crate::{
     clock,
-    model::{BatchBuilder, Body, Checkpoint, Event, Position, Sequence, Source},
+    model::{BatchBuilder, Body, Checkpoint, Epoch, Event, Position, Sequence, Source},
 };
 
 pub(super) const KEEP_ALL: Retention =
@@ -409,6 +409,27 @@ async fn a_suspicion_that_is_not_true_costs_nothing() {
     let log = Log::open(&store, "queues").await;
     assert_eq!((log.state.last, log.state.damaged), (Offset(20), false));
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_schema_is_added_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path(), KEEP_ALL).unwrap();
+    Log::open(&store, "queues").await.append(3).await.unwrap();
+    store.close().await;
+    let database = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
+    database.execute_batch("DROP TABLE cursor; DROP TABLE revocation; PRAGMA user_version = 1").unwrap();
+    drop(database);
+    let (billing, queues) = ("billing".parse().unwrap(), "queues".parse().unwrap());
+    let mark = Mark { epoch: Epoch(7), offset: Offset(2) };
+    for found in [None, Some(mark)] {
+        let store = open(directory.path(), KEEP_ALL).unwrap();
+        assert_eq!(Log::open(&store, "queues").await.state.last, Offset(3));
+        assert_eq!(store.cursor(&billing, &queues).await.unwrap(), found);
+        assert!(store.move_cursor(&billing, &queues, found, mark).await.unwrap());
+        store.close().await;
+    }
+    assert_eq!(put_aside(directory.path()), 0);
 }
 
 #[tokio::test]

@@ -125,7 +125,7 @@ impl Writer {
             Ok(done) => {
                 metrics::store_appended(started.elapsed());
                 self.settle(done.outcome);
-                group.answer(done.claimed, done.appended);
+                group.answer(done.claimed, done.appended, done.changed);
                 self.move_if_due();
                 done.backlog
             }
@@ -150,9 +150,13 @@ impl Writer {
                 Some(_) | None => step.append(append)?,
             });
         }
+        let mut changed = Vec::with_capacity(group.changes.len());
+        for (change, _) in &group.changes {
+            changed.push(step.change(change)?);
+        }
         let slice = TRIM_SLICE + 2 * group.batches;
         let backlog = trim(&mut step, &self.streams, &self.retention, slice)?;
-        Ok(Done { claimed, appended, backlog, outcome: step.commit()? })
+        Ok(Done { claimed, appended, changed, backlog, outcome: step.commit()? })
     }
 
     /// What is due now and then; true when retention has more to do.
@@ -270,6 +274,7 @@ impl Writer {
 struct Done {
     claimed: Vec<Result<LogState, AppendError>>,
     appended: Vec<Result<(), AppendError>>,
+    changed: Vec<bool>,
     backlog: bool,
     outcome: Outcome,
 }

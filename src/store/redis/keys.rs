@@ -21,6 +21,11 @@ impl Keys {
     }
 }
 
+/// A hash: up to where each consumer has acknowledged a stream.
+pub(super) fn cursors(prefix: &str, stream: &StreamName) -> String {
+    key(prefix, stream.as_str(), "cursors")
+}
+
 /// `{trunkline:queues}:log`: what stands in braces decides the slot.
 pub fn key(prefix: &str, about: &str, what: &str) -> String {
     format!("{{{prefix}:{about}}}:{what}")

@@ -1,0 +1,14 @@
+#!lua
+-- Refuses somebody for a time. KEYS: the refused. ARGV: whose, at, how long (both ms; integers of a double are exact far
+-- beyond them).
+local time = redis.call('TIME')
+local ends_at = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3])
+local at = tonumber(ARGV[2])
+local found = redis.call('HMGET', KEYS[1], ARGV[1])[1]
+if found then
+  local former_at, former_end = string.match(found, '^(-?%d+) (-?%d+)$')
+  at = math.max(at, tonumber(former_at))
+  ends_at = math.max(ends_at, tonumber(former_end))
+end
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f %.0f', at, ends_at))
+return 1
