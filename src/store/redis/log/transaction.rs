@@ -208,7 +208,7 @@ impl Transactions {
         commands.cmd("MULTI");
         if let Some(append) = entries {
             for (offset, envelope) in (place.last.0 + 1..).zip(envelopes(&append.batches)) {
-                commands.add_command(self.entry(offset, envelope));
+                commands.add_command(self.entry(Offset(offset), envelope));
             }
             commands.cmd("HINCRBY").arg(head).arg("bytes").arg(identity.len);
         }
@@ -221,9 +221,9 @@ impl Transactions {
         commands
     }
 
-    fn entry(&self, offset: u64, envelope: &[u8]) -> Cmd {
+    fn entry(&self, offset: Offset, envelope: &[u8]) -> Cmd {
         let mut command = Cmd::with_capacity(ENTRY_ARGUMENTS, self.keys.log.len() + envelope.len() + ENTRY_WORDS_LEN);
-        command.arg("XADD").arg(&self.keys.log).arg(format!("{offset}-0")).arg("event").arg(envelope);
+        command.arg("XADD").arg(&self.keys.log).arg(id(offset)).arg("event").arg(envelope);
         command
     }
 
@@ -261,7 +261,7 @@ impl Found {
         let is_at = |turn: u64, last: Offset| self.turn == turn.to_string() && self.last == last.to_string();
         if self.epoch != epoch_text(*epoch) {
             Step::Answer(Answer::Elsewhere(self.last.clone()))
-        } else if is_at(turn + 1, identity.last) {
+        } else if is_at(turn + 1, identity.last) && self.has_entries(*last, identity.last) {
             Step::Repeat
         } else if !is_at(*turn, *last) {
             Step::Answer(Answer::Elsewhere(self.last.clone()))
@@ -272,6 +272,16 @@ impl Found {
             }
         }
     }
+
+    /// Whether what an append from `last` on added is in the log, not in the head alone.
+    fn has_entries(&self, last: Offset, newest: Offset) -> bool {
+        last == newest || self.top.as_deref() == Some(&id(newest))
+    }
+}
+
+/// Of the entry at this offset.
+fn id(offset: Offset) -> String {
+    format!("{offset}-0")
 }
 
 /// What the server tells of a log as its last id.
@@ -318,6 +328,10 @@ mod tests {
         assert_eq!(found().step(&PLACE, &IDENTITY), Step::Write);
         let done = Found { turn: "5".to_owned(), last: "25".to_owned(), top: Some("25-0".to_owned()), ..found() };
         assert_eq!(done.step(&PLACE, &IDENTITY), Step::Repeat);
+        let hollow = Found { turn: "5".to_owned(), last: "25".to_owned(), ..found() };
+        assert!(matches!(hollow.step(&PLACE, &IDENTITY), Step::Answer(Answer::Elsewhere(_))), "the head alone has it");
+        let position = Identity { last: Offset(20), ..IDENTITY };
+        assert_eq!(Found { turn: "5".to_owned(), ..found() }.step(&PLACE, &position), Step::Repeat);
     }
 
     #[test]
