@@ -1,6 +1,6 @@
 //! What can befall a store in another process: it is killed, says nothing, is full, or another server takes its place.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use redis::cmd;
 use trunkline::{
@@ -369,12 +369,20 @@ async fn a_server_that_must_not_be_mute_any_more_gets_each_append_once() {
     grant(&server, &documented_rules()).await;
     let mut log = Log::open(&Store::Redis(as_user(&server, Durability::Written)), "queues").await;
     log.append(2).await.unwrap();
+    let connections = async || -> BTreeSet<String> {
+        let list: String = server.connection().run(cmd("CLIENT").arg("LIST")).await.unwrap();
+        let ours = list.lines().filter(|line| line.contains(" user=trunkline "));
+        ours.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+    };
+    let before = connections().await;
     grant(&server, &["-client|reply".to_owned()]).await;
     let append = log.next(3, clock::wall());
     assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))), "its answers cannot be told apart");
     until_done(&mut log, &append).await;
     log.append(1).await.unwrap();
     assert_eq!(log.entries().await, [1, 2, 3, 4, 5, 6]);
+    let left = connections().await;
+    assert_eq!(before.difference(&left).count(), 1, "the connection is another one: {before:?}, {left:?}");
 }
 
 #[tokio::test]
