@@ -14,7 +14,7 @@ use super::explore::explore;
 use crate::harness::knob;
 
 /// Enough for most plans to be seen whole; the others are seen as far as that. `TRUNKLINE_STATES` says how many.
-const STATES_MAX: u64 = 80_000;
+const STATES_MAX: u64 = 140_000;
 
 const NONE: Faults = Faults { crashes: 0, naps: 0, cuts: 0, late: 0, losses: 0, failovers: 0, drains: 0, joins: 0 };
 
