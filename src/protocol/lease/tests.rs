@@ -7,6 +7,15 @@ use super::*;
 /// What a step leads to: `change a none to 1/1`, `own a/1`, `release a`, … (holder/number of the fence).
 type Script<'a> = &'a [(&'a str, &'a str)];
 
+/// Replica 2 has a stream, and we follow it.
+const FOLLOWS: Script<'_> = &[
+    ("members 1 2", ""),
+    ("record a 2/7", ""),
+    ("record b 1/3", ""),
+    ("start", "own b/3, resume"),
+    ("wait 400ms", "follow a"),
+];
+
 #[test]
 fn what_nobody_holds_is_taken_but_not_right_at_the_start() {
     play(&[
@@ -25,12 +34,7 @@ fn what_nobody_holds_is_taken_but_not_right_at_the_start() {
 
 #[test]
 fn a_holder_is_followed_and_its_stream_taken_when_it_falls_silent() {
-    play(&[
-        ("members 1 2", ""),
-        ("record a 2/7", ""),
-        ("record b 1/3", ""),
-        ("start", "own b/3, resume"),
-        ("wait 400ms", "follow a"),
+    let night = [
         ("prepared a", ""),
         ("beat 2", ""),
         ("wait 300ms", ""),
@@ -38,17 +42,13 @@ fn a_holder_is_followed_and_its_stream_taken_when_it_falls_silent() {
         ("wait 399ms", ""),
         ("wait 1ms", "change a 7 to 1/8"),
         ("done a", "own a/8"),
-    ]);
+    ];
+    play(&[FOLLOWS, &night[..]].concat());
 }
 
 #[test]
 fn a_line_of_our_own_that_is_dead_is_not_the_death_of_the_holder() {
-    play(&[
-        ("members 1 2", ""),
-        ("record a 2/7", ""),
-        ("record b 1/3", ""),
-        ("start", "own b/3, resume"),
-        ("wait 400ms", "follow a"),
+    let night = [
         ("beat 2", ""),
         ("away", ""),
         ("wait 1099ms", ""),
@@ -58,7 +58,8 @@ fn a_line_of_our_own_that_is_dead_is_not_the_death_of_the_holder() {
         ("wait 100ms", "resume"),
         ("beat 2", ""),
         ("wait 390ms", ""),
-    ]);
+    ];
+    play(&[FOLLOWS, &night[..]].concat());
 }
 
 #[test]
@@ -152,11 +153,6 @@ fn without_the_store_it_steps_down_and_goes_on_with_what_still_stands() {
 #[test]
 fn one_that_was_cut_off_leaves_the_others_a_life_to_come_back_in() {
     let night = [
-        ("members 1 2", ""),
-        ("record a 2/7", ""),
-        ("record b 1/3", ""),
-        ("start", "own b/3, resume"),
-        ("wait 400ms", "follow a"),
         ("prepared a", ""),
         ("beat 2", ""),
         ("away", ""),
@@ -168,8 +164,8 @@ fn one_that_was_cut_off_leaves_the_others_a_life_to_come_back_in() {
     ];
     let back = [("members 1 2", ""), ("wait 950ms", ""), ("beat 2", ""), ("wait 399ms", "")];
     let gone = [("wait 999ms", ""), ("wait 1ms", "change a 7 to 1/8"), ("done a", "own a/8")];
-    play(&[&night[..], &back[..]].concat());
-    play(&[&night[..], &gone[..]].concat());
+    play(&[FOLLOWS, &night[..], &back[..]].concat());
+    play(&[FOLLOWS, &night[..], &gone[..]].concat());
 }
 
 #[test]

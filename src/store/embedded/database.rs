@@ -171,17 +171,19 @@ pub(super) fn schema(connection: &Connection) -> rusqlite::Result<Option<i64>> {
 
 /// Makes the tables of an empty file, all or none.
 pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
-    let transaction = connection.transaction()?;
-    transaction.execute_batch(TABLES)?;
-    transaction.execute_batch(RECORDS)?;
-    transaction.pragma_update(None, "user_version", SCHEMA)?;
-    transaction.commit()
+    make(connection, &[TABLES, RECORDS])
 }
 
 /// Makes the first schema the second: whoever wrote it had no cursors and no revocations.
 pub(super) fn add_records(connection: &mut Connection) -> rusqlite::Result<()> {
+    make(connection, &[RECORDS])
+}
+
+fn make(connection: &mut Connection, tables: &[&str]) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
-    transaction.execute_batch(RECORDS)?;
+    for tables in tables {
+        transaction.execute_batch(tables)?;
+    }
     transaction.pragma_update(None, "user_version", SCHEMA)?;
     transaction.commit()
 }

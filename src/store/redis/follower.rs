@@ -14,6 +14,7 @@ use super::{
     Durability, Redis,
     connection::{CommandError, Connection},
     head,
+    keys::entry_id,
     reads::{self, Stored, Wire},
     view::View,
 };
@@ -147,7 +148,7 @@ impl Follower {
         let (keys, mut question) = (&self.view.keys, pipe());
         let wait = self.patience.as_millis().max(1).to_string();
         question.cmd("XREAD").arg("COUNT").arg(ENTRIES_MAX).arg("BLOCK").arg(wait);
-        question.arg("STREAMS").arg(&keys.log).arg(format!("{last}-0"));
+        question.arg("STREAMS").arg(&keys.log).arg(entry_id(last));
         question.cmd("HMGET").arg(&keys.head).arg(&["epoch", "safe", "first"]);
         question
     }

@@ -1,6 +1,6 @@
 //! The names of keys. All keys of one stream lie in one slot of a cluster.
 
-use crate::model::StreamName;
+use crate::model::{Offset, StreamName};
 
 /// The keys of one stream's log.
 #[derive(Debug, Clone)]
@@ -19,6 +19,11 @@ impl Keys {
     pub(super) fn both(&self) -> [&str; 2] {
         [&self.head, &self.log]
     }
+}
+
+/// What an entry of a log is called.
+pub(super) fn entry_id(offset: Offset) -> String {
+    format!("{offset}-0")
 }
 
 /// A hash: up to where each consumer has acknowledged a stream.

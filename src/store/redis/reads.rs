@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use redis::cmd;
 
-use super::{connection::Connection, keys::Keys};
+use super::{
+    connection::Connection,
+    keys::{Keys, entry_id},
+};
 use crate::{
     model::{Batch, Epoch, Imprint, Offset, StoredEntry, Timestamp},
     store::ReadError,
@@ -91,7 +94,7 @@ async fn range(
     count: usize,
 ) -> Result<Vec<Stored>, ReadError> {
     let mut command = cmd("XRANGE");
-    command.arg(&keys.log).arg(format!("{from}-0")).arg(format!("{last}-0")).arg("COUNT").arg(count);
+    command.arg(&keys.log).arg(entry_id(from)).arg(entry_id(last)).arg("COUNT").arg(count);
     let entries: Vec<Wire> = connection.run(&command).await.map_err(|error| ReadError(error.to_string()))?;
     let damaged = || ReadError(format!("{} holds what is no entry", keys.log));
     entries.into_iter().map(|entry| stored(entry).ok_or_else(damaged)).collect()

@@ -19,7 +19,7 @@ use crate::{
         Append,
         redis::{
             connection::{Answers, CommandError, Connection, Script, Tie},
-            keys::Keys,
+            keys::{Keys, entry_id},
         },
     },
 };
@@ -223,7 +223,7 @@ impl Transactions {
 
     fn entry(&self, offset: Offset, envelope: &[u8]) -> Cmd {
         let mut command = Cmd::with_capacity(ENTRY_ARGUMENTS, self.keys.log.len() + envelope.len() + ENTRY_WORDS_LEN);
-        command.arg("XADD").arg(&self.keys.log).arg(id(offset)).arg("event").arg(envelope);
+        command.arg("XADD").arg(&self.keys.log).arg(entry_id(offset)).arg("event").arg(envelope);
         command
     }
 
@@ -275,13 +275,8 @@ impl Found {
 
     /// Whether what an append from `last` on added is in the log, not in the head alone.
     fn has_entries(&self, last: Offset, newest: Offset) -> bool {
-        last == newest || self.top.as_deref() == Some(&id(newest))
+        last == newest || self.top.as_deref() == Some(&entry_id(newest))
     }
-}
-
-/// Of the entry at this offset.
-fn id(offset: Offset) -> String {
-    format!("{offset}-0")
 }
 
 /// What the server tells of a log as its last id.

@@ -17,6 +17,7 @@ use crate::{
         child::{PATIENCE, eventually},
         log::{assert_whole, pages},
         relay::Relay,
+        site::Site,
     },
 };
 
@@ -87,15 +88,30 @@ async fn watch(relay: &Relay, span: Duration) -> Quiet {
     Quiet { load, loudest: lines.into_iter().max_by_key(|(_, count)| *count).unwrap_or_default() }
 }
 
+/// So many of them, one after the other.
+async fn live(site: &Site, count: usize) -> Vec<Relay> {
+    let mut relays = Vec::new();
+    for _ in 0..count {
+        relays.push(Relay::live(site).await);
+    }
+    relays
+}
+
+/// How many of them keep the stream.
+async fn holders(relays: &[Relay]) -> usize {
+    let mut held = 0;
+    for relay in relays {
+        held += usize::from(holds_stream(relay).await);
+    }
+    held
+}
+
 /// Relays on a numbered stream while Redis is away: nothing is lost, nothing doubled, no socket is changed.
 #[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
 async fn redis_goes_away(absence: Absence, count: usize) {
     let mut server = Redis::durable();
     let site = site(&server, &[]).await;
-    let mut relays = Vec::new();
-    for _ in 0..count {
-        relays.push(Relay::live(&site).await);
-    }
+    let relays = live(&site, count).await;
     let talk = site.talk(EVENTS_A_SECOND);
     goes_on(&site, &relays[0], clock::now()).await;
     let sockets = || site.platform.tally().sockets(Dialect::Sequenced);
@@ -113,11 +129,7 @@ async fn redis_goes_away(absence: Absence, count: usize) {
     );
     assert!(load < LOAD_MAX, "{load}");
     assert!(lines as u64 <= span().as_secs() + 2, "{lines} x {line:?}");
-    let mut held = 0;
-    for relay in &relays {
-        held += usize::from(holds_stream(relay).await);
-    }
-    assert_eq!(held, 1, "one keeps it");
+    assert_eq!(holders(&relays).await, 1, "one keeps it");
     tokio::time::sleep(Duration::from_secs(1)).await;
     let last_said = talk.hush().await;
     for relay in &relays {
@@ -146,10 +158,7 @@ async fn two_relays_do_not_fight_when_redis_is_back() {
 async fn holes_told_beyond_the_buffer(count: usize) -> BTreeMap<String, usize> {
     let mut server = Redis::durable();
     let site = unnumbered::site(&server, &["buffer = 50", "overflow = \"drop-oldest\""]).await;
-    let mut relays = Vec::new();
-    for _ in 0..count {
-        relays.push(Relay::live(&site).await);
-    }
+    let relays = live(&site, count).await;
     let (mut books, talk) = (Books::open(&site), site.talk(4 * EVENTS_A_SECOND));
     tokio::time::sleep(Duration::from_millis(500)).await;
     for absence in [Absence::Mute, Absence::Gone] {
@@ -167,14 +176,7 @@ async fn holes_told_beyond_the_buffer(count: usize) -> BTreeMap<String, usize> {
     let findings = books.audit(&log);
     assert_eq!((findings.doubled, findings.unmarked), (0, 0), "{findings:?}");
     assert!(findings.marked > 0, "{findings:?}");
-    eventually("one keeps it", PATIENCE, async || {
-        let mut held = 0;
-        for relay in &relays {
-            held += usize::from(holds_stream(relay).await);
-        }
-        (held == 1).then_some(())
-    })
-    .await;
+    eventually("one keeps it", PATIENCE, async || (holders(&relays).await == 1).then_some(())).await;
     findings.gaps
 }
 
