@@ -3,6 +3,8 @@
 mod redis;
 
 use std::{
+    net::SocketAddr,
+    panic::resume_unwind,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -39,6 +41,9 @@ const IDLE_SUBSCRIBERS: usize = 5_000;
 const WINDOW: u64 = 32;
 /// Events a second while latency is measured.
 const LATENCY_RATE: f64 = 1_000.0;
+/// How long one way speaks while latency is measured, before it is the other's turn, and until all has arrived.
+const TURN: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(30);
 /// Events that a cold reader has to read.
 const COLD_EVENTS: u64 = 200_000;
 /// Streams, and events a second of each; held against one stream that says as many.
@@ -150,7 +155,7 @@ fn ingest(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
 fn append(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
     let alone = thread::scope(|scope| scope.spawn(|| append_alone(setting)).join());
     // A panic over there is our own mistake, and is one here.
-    let (events, took) = alone.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let (events, took) = alone.unwrap_or_else(|panic| resume_unwind(panic))?;
     Ok(vec![figure("append, the store alone", events as f64 / took.as_secs_f64(), "events/s", Target::None)])
 }
 
@@ -224,15 +229,12 @@ fn fan(setting: &Setting, transport: Transport) -> anyhow::Result<Pass> {
 }
 
 fn latency(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
-    let source = Source::start(Frames::One, Pace::Rate(LATENCY_RATE))?;
     let file = setting.folder.join("pipeline");
-    let pipeline = pipeline::start(&file, source.address(), setting.cores)?;
-    let bare = delays(&source, pipeline, setting.span)?;
+    let [through, past] = sources()?;
+    let pipeline = pipeline::start(&file, past.address(), setting.cores)?;
+    let daemon = setting.daemon(&through, 1)?;
+    let [ours, bare] = delays([(&through, daemon.consumers()), (&past, pipeline)], setting.span)?;
     std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
-
-    let source = Source::start(Frames::One, Pace::Rate(LATENCY_RATE))?;
-    let daemon = setting.daemon(&source, 1)?;
-    let ours = delays(&source, daemon.consumers(), setting.span)?;
     let ratio = ours.p99 / bare.p99;
     Ok(vec![
         figure("latency at 1,000 events/s, p50", ours.p50, "ms", Target::AtMost(2.0)),
@@ -243,6 +245,12 @@ fn latency(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
     ])
 }
 
+/// One for what goes through the daemon, and one for what is sent past it.
+fn sources() -> anyhow::Result<[Source; 2]> {
+    let start = || Source::start(Frames::One, Pace::Rate(LATENCY_RATE));
+    Ok([start()?, start()?])
+}
+
 /// Milliseconds from the source's socket to the client's.
 #[derive(Debug, Clone, Copy)]
 struct Delays {
@@ -250,12 +258,35 @@ struct Delays {
     p99: f64,
 }
 
+/// Each way from a source to its client in turns, a short one at a time, so that what else the machine does befalls
+/// all of them alike; `span` for each.
+fn delays<const WAYS: usize>(ways: [(&Source, SocketAddr); WAYS], span: Duration) -> anyhow::Result<[Delays; WAYS]> {
+    let turns = (WARM_UP + span).div_duration_f64(TURN).ceil() as usize;
+    let end = clock::now() + (TURN + PAUSE) * u32::try_from(turns * WAYS)?;
+    thread::scope(|scope| {
+        let listeners = ways.map(|(source, at)| {
+            let client = Clients::subscribe(at, Transport::WebSocket, clients::From::Last, 1);
+            scope.spawn(move || listen(source, client?, end))
+        });
+        for turn in 1..=turns {
+            for (source, _) in ways {
+                source.gate().raise((turn as f64 * LATENCY_RATE * TURN.as_secs_f64()) as u64);
+                thread::sleep(TURN + PAUSE);
+            }
+        }
+        let heard = listeners.map(|listener| listener.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let mut delays = Vec::with_capacity(WAYS);
+        for delay in heard {
+            delays.push(delay?);
+        }
+        Ok(delays.try_into().expect("as many as there are ways"))
+    })
+}
+
 /// One client at a source of one connection: the events come in order, so the count says which one it is.
-fn delays(source: &Source, at: std::net::SocketAddr, span: Duration) -> anyhow::Result<Delays> {
-    let client = Clients::subscribe(at, Transport::WebSocket, clients::From::Last, 1)?;
-    source.gate().raise(u64::MAX);
+fn listen(source: &Source, client: Clients, end: Instant) -> anyhow::Result<Delays> {
     let mut heard_at: Vec<Instant> = Vec::new();
-    client.count(clock::now() + WARM_UP + span, |heard| {
+    client.count(end, |heard| {
         let now = clock::now();
         heard_at.resize(usize::try_from(heard).unwrap_or(usize::MAX), now);
         false

@@ -73,6 +73,10 @@ impl Gate {
         let open_to = self.open_to.lock().unwrap_or_else(PoisonError::into_inner);
         *self.raised.wait_while(open_to, |open_to| *open_to <= said).unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn is_open(&self, said: u64) -> bool {
+        *self.open_to.lock().unwrap_or_else(PoisonError::into_inner) > said
+    }
 }
 
 /// What the source and its user share.
@@ -167,18 +171,20 @@ impl Shared {
 
     fn speak(&self, socket: &mut TcpStream, script: &mut Script, rate: f64) -> io::Result<()> {
         let mut out = Vec::new();
-        self.gate.beyond(0);
-        let start = clock::now();
-        for turn in 0_u32.. {
-            let due = start + Duration::from_secs_f64(f64::from(turn) / rate);
+        let mut due = clock::now();
+        loop {
+            if !self.gate.is_open(script.said) {
+                self.gate.beyond(script.said);
+                // What was not allowed is not made up for.
+                due = clock::now();
+            }
             thread::sleep(due.saturating_duration_since(clock::now()));
-            self.gate.beyond(script.said);
             script.write(&mut out, u64::MAX);
             self.said_at.lock().unwrap_or_else(PoisonError::into_inner).push(clock::now());
             socket.write_all(&out)?;
             out.clear();
+            due += Duration::from_secs_f64(1.0 / rate);
         }
-        Ok(())
     }
 }
 

@@ -6,8 +6,8 @@ use anyhow::ensure;
 
 use super::{
     super::bare::{self, Done},
-    APPEND_LEN, Figure, Frames, LATENCY_RATE, Pace, Setting, Source, Target, WARM_UP, cpu_figure, delays, figure,
-    observe, pipeline,
+    APPEND_LEN, Figure, Frames, Pace, Setting, Source, Target, WARM_UP, cpu_figure, delays, figure, observe, pipeline,
+    sources,
 };
 
 /// Everything that is written stays in memory while it is measured: this bounds it to about half a gigabyte.
@@ -48,18 +48,13 @@ fn ingest(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
 
 /// From the source over the replica that holds the stream to a subscriber of the other one.
 fn latency(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
-    let bare = {
-        let server = setting.server()?;
-        let source = Source::start(Frames::One, Pace::Rate(LATENCY_RATE))?;
-        let pipeline = pipeline::start_over_redis(&server, source.address(), setting.cores)?;
-        delays(&source, pipeline, setting.span)?
-    };
     let server = setting.server()?;
-    let source = Source::start(Frames::One, Pace::Rate(LATENCY_RATE))?;
-    let _holder = setting.replica("daemon", &source, &server)?;
-    let other = setting.replica("other", &source, &server)?;
-    let ours = delays(&source, other.consumers(), setting.span)?;
-    ensure!(source.connected() == 1, "the stream changed hands while it was measured");
+    let [through, past] = sources()?;
+    let pipeline = pipeline::start_over_redis(&server, past.address(), setting.cores)?;
+    let _holder = setting.replica("daemon", &through, &server)?;
+    let other = setting.replica("other", &through, &server)?;
+    let [ours, bare] = delays([(&through, other.consumers()), (&past, pipeline)], setting.span)?;
+    ensure!(through.connected() == 1, "the stream changed hands while it was measured");
     Ok(vec![
         figure("redis, to another replica, p50", ours.p50, "ms", Target::AtMost(0.6)),
         figure("redis, to another replica, p99", ours.p99, "ms", Target::None),
