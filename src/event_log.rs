@@ -11,11 +11,13 @@ mod writer;
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    panic::resume_unwind,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
 use futures_util::future::try_join_all;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use self::tail::Tail;
 pub use self::{
@@ -56,7 +58,7 @@ pub struct EventLogs {
 }
 
 impl EventLogs {
-    /// Looks at the log of each stream, for readers. Nothing is written; who writes [claims](EventLog::claim) it.
+    /// Looks at the log of each stream, for readers on the runtime that this is called in. Nothing is written; who writes [claims](EventLog::claim) it.
     pub async fn open(store: Store, streams: &[(StreamName, Source)], settings: &Settings) -> Result<Self, ReadError> {
         let opening = streams.iter().map(|(stream, source)| EventLog::open(&store, stream, source, settings));
         let logs = try_join_all(opening).await?;
@@ -91,6 +93,8 @@ struct Shared {
     name: StreamName,
     source: Source,
     store: Store,
+    /// Where the readers run.
+    readers: Handle,
     tail: Tail,
     end: watch::Sender<End>,
     /// Held while tail and end move.
@@ -106,6 +110,7 @@ impl EventLog {
             name: stream.clone(),
             source: source.clone(),
             store: store.clone(),
+            readers: Handle::current(),
             tail: Tail::new(settings.tail_bytes),
             end: watch::Sender::new(End { lineage, first, last, closed: false }),
             moving: Mutex::default(),
@@ -144,18 +149,17 @@ impl EventLog {
     }
 
     /// Shows readers what others append, until it is dropped; run by whoever owns the log while this process has no
-    /// [`Writer`] of it. All readers are fed by this one follower. Cancel-safe; it fails only when the store is closed.
+    /// [`Writer`] of it. All readers are fed by this one follower, on their own runtime: no thread wakes another for what
+    /// it heard. Cancel-safe; it fails only when the store is closed.
     pub async fn follow(&self) -> Result<Infallible, ReadError> {
-        let mut follower = self.shared.store.follower(&self.shared.name);
-        loop {
-            let (epoch, shown) = self.shared.reached();
-            match follower.next(epoch, shown).await? {
-                News::Entries(batches) => {
-                    let last = batches.last().map_or(shown, |newest| newest.last());
-                    self.shared.show(batches, epoch, last);
-                }
-                News::Elsewhere(extent) => self.shared.settle(extent),
-            }
+        let following = self.shared.readers.spawn(Arc::clone(&self.shared).follow());
+        match AbortOnDropHandle::new(following).await {
+            Ok(ended) => ended,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                // The runtime ends, and whoever waits here with it.
+                Err(_) => std::future::pending().await,
+            },
         }
     }
 
@@ -200,6 +204,20 @@ impl EventLog {
 }
 
 impl Shared {
+    async fn follow(self: Arc<Self>) -> Result<Infallible, ReadError> {
+        let mut follower = self.store.follower(&self.name);
+        loop {
+            let (epoch, shown) = self.reached();
+            match follower.next(epoch, shown).await? {
+                News::Entries(batches) => {
+                    let last = batches.last().map_or(shown, |newest| newest.last());
+                    self.show(batches, epoch, last);
+                }
+                News::Elsewhere(extent) => self.settle(extent),
+            }
+        }
+    }
+
     /// What is durable becomes visible, up to `last`: first the entries, then the word that they are there. When another
     /// epoch has begun meanwhile, they are of the past.
     fn show(&self, mut batches: Vec<Arc<Batch>>, epoch: Epoch, last: Offset) {

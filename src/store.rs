@@ -65,6 +65,13 @@ pub struct Append {
     pub checkpoint: Checkpoint,
 }
 
+impl Append {
+    /// How many entries; none where only the checkpoint moves.
+    pub fn entries(&self) -> usize {
+        self.batches.iter().map(|batch| batch.len()).sum()
+    }
+}
+
 /// Why an append was not done. It was then not done at all.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {

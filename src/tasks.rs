@@ -22,6 +22,17 @@ pub struct Tasks {
 /// More of them do not make a group quicker that mostly waits for sockets.
 const THREADS_MAX: usize = 4;
 
+/// More often than anything that is waited for with a timer for each event.
+const BEAT: Duration = Duration::from_millis(500);
+
+/// Whoever sets a timer that is due before all others wakes the thread that waits for them, even if it is its own: for
+/// each command that has a time to be answered in. With one that is always due before, nobody does.
+async fn beat() {
+    loop {
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
 /// A runtime of a group's own. What still runs on it when it goes is cancelled, not waited for.
 #[derive(Debug)]
 struct Threads(Option<Runtime>);
@@ -63,6 +74,7 @@ impl Tasks {
             .thread_name(format!("trunkline-{name}"))
             .enable_all()
             .build()?;
+        runtime.spawn(beat());
         Ok(Self { threads: Some(Threads(Some(runtime))), ..Self::new(name) })
     }
 

@@ -41,9 +41,11 @@ const IDLE_SUBSCRIBERS: usize = 5_000;
 const WINDOW: u64 = 32;
 /// Events a second while latency is measured.
 const LATENCY_RATE: f64 = 1_000.0;
-/// How long one way speaks while latency is measured, before it is the other's turn, and until all has arrived.
-const TURN: Duration = Duration::from_millis(200);
+/// How long one way speaks while latency is measured, before it is the other's turn, and until all has arrived. The
+/// first events of a turn find everybody asleep: they belong to no steady rate.
+const TURN: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(30);
+const WAKING: Duration = Duration::from_millis(50);
 /// Events that a cold reader has to read.
 const COLD_EVENTS: u64 = 200_000;
 /// Streams, and events a second of each; held against one stream that says as many.
@@ -291,10 +293,11 @@ fn listen(source: &Source, client: Clients, end: Instant) -> anyhow::Result<Dela
         heard_at.resize(usize::try_from(heard).unwrap_or(usize::MAX), now);
         false
     })?;
-    let warm = (LATENCY_RATE * WARM_UP.as_secs_f64()) as usize;
+    let count = |span: Duration| (LATENCY_RATE * span.as_secs_f64()) as usize;
+    let counts = |index: &usize| *index >= count(WARM_UP) && index % count(TURN) >= count(WAKING);
     let said_at = source.said_at();
-    let pairs = said_at.iter().zip(&heard_at).skip(warm);
-    let mut millis: Vec<f64> = pairs.map(|(said, heard)| (*heard - *said).as_secs_f64() * 1e3).collect();
+    let pairs = said_at.iter().zip(&heard_at).enumerate().filter(|(index, _)| counts(index));
+    let mut millis: Vec<f64> = pairs.map(|(_, (said, heard))| (*heard - *said).as_secs_f64() * 1e3).collect();
     ensure!(!millis.is_empty(), "no event came");
     millis.sort_by(f64::total_cmp);
     Ok(Delays { p50: millis[millis.len() / 2], p99: millis[millis.len() * 99 / 100] })

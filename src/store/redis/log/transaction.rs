@@ -1,8 +1,9 @@
 //! Appending by a transaction of plain commands: it is void when anybody touched the log or its head since they were
 //! last looked at over the same connection. For the server an entry costs half of what a script makes of it.
 //!
-//! What follows an append, in the same round trip, is a look: it tells whether the append was done, and the next one
-//! goes by it. So the server need not answer the transaction itself; only one that was not done is tried aloud.
+//! What follows an append, in the same round trip, is a look: the next one goes by it. Where many entries are appended,
+//! the server is mute meanwhile, and the look tells whether it was done; one that was not is tried aloud. A few are
+//! appended aloud from the start: then the look is short, and what waits for the entries hears of them first.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -20,6 +21,7 @@ use crate::{
         redis::{
             connection::{Answers, CommandError, Connection, Script, Tie},
             keys::{Keys, entry_id},
+            reads::Wire,
         },
     },
 };
@@ -66,6 +68,10 @@ const FIELDS: [&str; 5] = ["number", "nonce", "epoch", "turn", "last"];
 
 /// Commands of a look.
 const LOOK_LEN: usize = 4;
+const SHORT_LOOK_LEN: usize = 3;
+
+/// So many entries cost less to append aloud than a full look costs.
+const LOUD_MAX: usize = 8;
 
 /// Commands of a transaction beside the entries, and that for a replica to wait for.
 const TRANSACTION_LEN: usize = 6;
@@ -81,6 +87,18 @@ enum Step {
     /// It was done, and the answer was lost: written once more, so that a replica that has this has that, too.
     Repeat,
     Answer(Answer),
+}
+
+/// What is asked when the keys are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Full,
+    /// The server has just said that an append was done: what is to be known beside the head is whether the log goes
+    /// on behind it.
+    Short {
+        newest: Offset,
+        can_be_mute: bool,
+    },
 }
 
 /// Whether the server answers each command of a transaction. It sends an answer for every few that it reads, and each
@@ -113,8 +131,9 @@ impl Transactions {
                 Step::Repeat => None,
                 Step::Answer(answer) => return Ok(answer),
             };
-            let voice = if attempt == 0 && now.found.can_be_mute { Voice::Mute } else { Voice::Loud };
-            if self.transact(now.tie, voice, entries, place, identity).await? {
+            let many = entries.map_or(0, Append::entries) > LOUD_MAX;
+            let voice = if attempt == 0 && many && now.found.can_be_mute { Voice::Mute } else { Voice::Loud };
+            if self.transact(&now, voice, entries, place, identity).await? {
                 return Ok(Answer::Done);
             }
         }
@@ -152,16 +171,16 @@ impl Transactions {
         }
         let tie = self.connection.tie().await?;
         let mut commands = Pipeline::with_capacity(LOOK_LEN);
-        self.watch(&mut commands);
+        self.watch(Look::Full, &mut commands);
         let Some(answers) = self.connection.run_tied(tie, &commands, 0).await? else { return Ok(None) };
-        Ok(Some(Watched { tie, found: self.read(answers, tie)? }))
+        Ok(Some(Watched { tie, found: self.read(Look::Full, answers, tie)? }))
     }
 
     /// True when it was done. When not, somebody touched the keys, or the server refused it without a word, or the
     /// connection that watched them was lost.
     async fn transact(
         &self,
-        tie: Tie,
+        now: &Watched,
         voice: Voice,
         entries: Option<&Append>,
         place: &Place,
@@ -169,23 +188,26 @@ impl Transactions {
     ) -> Result<bool, CommandError> {
         let mut commands = self.transaction(voice, entries, place, identity);
         let changes = commands.len();
-        self.watch(&mut commands);
+        let (look, unanswered) = match voice {
+            Voice::Mute => (Look::Full, changes),
+            Voice::Loud => (Look::Short { newest: identity.last, can_be_mute: now.found.can_be_mute }, 0),
+        };
+        self.watch(look, &mut commands);
         if let Some(patience) = self.replicated_max {
             commands.add_command(wait_for_replica(patience));
         }
-        let unanswered = match voice {
-            Voice::Mute => changes,
-            Voice::Loud => 0,
+        let Some(mut answers) = self.connection.run_tied(now.tie, &commands, unanswered).await? else {
+            return Ok(false);
         };
-        let Some(mut answers) = self.connection.run_tied(tie, &commands, unanswered).await? else { return Ok(false) };
-        let mut look = answers.split_off((changes - unanswered).min(answers.len()));
-        for answer in answers {
-            answer?;
+        let mut seen = answers.split_off((changes - unanswered).min(answers.len()));
+        let outcome = answers.into_iter().try_fold(None, |_, answer| answer.map(Some))?;
+        if outcome == Some(Value::Nil) {
+            return Ok(false);
         }
-        let replicas = look.split_off(LOOK_LEN.min(look.len()));
-        let found = self.read(look, tie)?;
+        let replicas = seen.split_off(look.len().min(seen.len()));
+        let found = self.read(look, seen, now.tie)?;
         let is_done = found.step(place, identity) == Step::Repeat;
-        self.replace(Some(Watched { tie, found }));
+        self.replace(Some(Watched { tie: now.tie, found }));
         if let (true, Some(patience), Some(replicas)) = (is_done, self.replicated_max, replicas.into_iter().next()) {
             must_be_one(&replicas?, patience)?;
         }
@@ -193,13 +215,13 @@ impl Transactions {
     }
 
     /// What the answers to a look tell. Where they make no sense, they are answers to something else.
-    fn read(&self, answers: Answers, tie: Tie) -> Result<Found, CommandError> {
-        Found::read(answers).inspect_err(|error| self.connection.cut(tie, &error.to_string()))
+    fn read(&self, look: Look, answers: Answers, tie: Tie) -> Result<Found, CommandError> {
+        Found::read(look, answers).inspect_err(|error| self.connection.cut(tie, &error.to_string()))
     }
 
     fn transaction(&self, voice: Voice, entries: Option<&Append>, place: &Place, identity: &Identity) -> Pipeline {
         let head = &self.keys.head;
-        let count = entries.map_or(0, |append| append.batches.iter().map(|batch| batch.len()).sum());
+        let count = entries.map_or(0, Append::entries);
         let mut commands = Pipeline::with_capacity(count + TRANSACTION_LEN + LOOK_LEN);
         match voice {
             Voice::Mute => commands.cmd("CLIENT").arg("REPLY").arg("OFF"),
@@ -227,30 +249,59 @@ impl Transactions {
         command
     }
 
-    /// Lets the server answer (again), begins to watch, and looks.
-    fn watch(&self, commands: &mut Pipeline) {
+    /// Begins to watch, and looks. A full look lets the server answer (again).
+    fn watch(&self, look: Look, commands: &mut Pipeline) {
         let Keys { head, log } = &self.keys;
-        commands.cmd("CLIENT").arg("REPLY").arg("ON");
+        if look == Look::Full {
+            commands.cmd("CLIENT").arg("REPLY").arg("ON");
+        }
         commands.cmd("WATCH").arg(head).arg(log);
         commands.cmd("HMGET").arg(head).arg(&FIELDS);
-        commands.cmd("XINFO").arg("STREAM").arg(log);
+        match look {
+            Look::Full => commands.cmd("XINFO").arg("STREAM").arg(log),
+            Look::Short { newest, .. } => {
+                commands.cmd("XRANGE").arg(log).arg(entry_id(newest.next())).arg("+").arg("COUNT").arg(1)
+            }
+        };
+    }
+}
+
+impl Look {
+    fn len(self) -> usize {
+        match self {
+            Self::Full => LOOK_LEN,
+            Self::Short { .. } => SHORT_LOOK_LEN,
+        }
     }
 }
 
 impl Found {
-    fn read(answers: Answers) -> Result<Self, CommandError> {
+    fn read(look: Look, mut answers: Answers) -> Result<Self, CommandError> {
         let strange = || strange("a look at a log");
-        let [answering, watching, head, log] = <[_; LOOK_LEN]>::try_from(answers).map_err(|_| strange())?;
+        let can_be_mute = match look {
+            Look::Full if answers.is_empty() => return Err(strange()),
+            Look::Full => answers.remove(0).is_ok(),
+            Look::Short { can_be_mute, .. } => can_be_mute,
+        };
+        let [watching, head, log] = <[_; SHORT_LOOK_LEN]>::try_from(answers).map_err(|_| strange())?;
         watching?;
         let head: [Option<String>; FIELDS.len()] = redis::from_redis_value(head?).map_err(|_| strange())?;
         let [number, nonce, epoch, turn, last] = head.map(Option::unwrap_or_default);
-        let top = match log {
-            Ok(log) => Some(top(&log).ok_or_else(strange)?),
+        let top = match (look, log) {
+            (Look::Full, Ok(log)) => Some(top(&log).ok_or_else(strange)?),
+            (Look::Short { newest, .. }, Ok(behind)) => {
+                let behind: Vec<Wire> = redis::from_redis_value(behind).map_err(|_| strange())?;
+                Some(behind.into_iter().next().map_or_else(|| entry_id(newest), |(id, _)| id))
+            }
             // Nothing was appended yet.
-            Err(CommandError::Refused { code, text }) if code == "ERR" && text.contains("no such key") => None,
-            Err(error) => return Err(error),
+            (Look::Full, Err(CommandError::Refused { code, text }))
+                if code == "ERR" && text.contains("no such key") =>
+            {
+                None
+            }
+            (Look::Full | Look::Short { .. }, Err(error)) => return Err(error),
         };
-        Ok(Self { number, nonce, epoch, turn, last, top, can_be_mute: answering.is_ok() })
+        Ok(Self { number, nonce, epoch, turn, last, top, can_be_mute })
     }
 
     fn step(&self, place: &Place, identity: &Identity) -> Step {
