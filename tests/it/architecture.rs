@@ -181,3 +181,18 @@ fn the_table_can_fail() {
     let sample = "use crate::{model::{A, B}, store::{self, C}};\nlet x = crate::config::load();";
     assert_eq!(used(sample), ["config", "model", "store"].map(str::to_owned).into());
 }
+
+/// A rule that is broken nowhere would count as kept.
+#[test]
+fn each_mutant_breaks_one_line_of_the_tree() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let listed: toml::Table = fs::read_to_string(root.join("tests/mutants.toml")).unwrap().parse().unwrap();
+    let mutants = listed["mutant"].as_array().unwrap();
+    assert!(!mutants.is_empty());
+    for mutant in mutants {
+        let text = |key: &str| mutant[key].as_str().unwrap();
+        let source = fs::read_to_string(root.join(text("file"))).unwrap();
+        assert_eq!(source.matches(text("find")).count(), 1, "{}: {}", text("name"), text("find"));
+        assert_ne!(text("find"), text("replace"));
+    }
+}

@@ -15,8 +15,16 @@ use trunkline::{
 use super::bed::{KEEP_ALL, Log, assert_found, redis_settings, redis_store};
 use crate::harness::{Held, Redis, Road, documented_rules, eventually, free_port};
 
+/// More entries than are appended aloud.
+const MANY: usize = 20;
+
 fn store(server: &Redis) -> Store {
     Store::Redis(redis_store(server, KEEP_ALL, Durability::Written))
+}
+
+/// Nothing is missing, and nothing is there twice.
+async fn assert_whole(log: &Log, count: usize) {
+    assert_eq!(log.entries().await, (1..=count as u64).collect::<Vec<_>>());
 }
 
 /// Tries an append again until it is done, as a stream does.
@@ -71,14 +79,16 @@ async fn an_append_whose_answer_was_lost_is_done_once() {
     let server = Redis::volatile();
     let mut log = Log::open(&store(&server), "queues").await;
     log.append(1).await.unwrap();
-    for round in 0..3 {
+    let mut whole = 1;
+    for count in [2, MANY, 2] {
         server.pause();
-        let append = log.next(2, clock::wall());
+        let append = log.next(count, clock::wall());
         assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
         assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
         server.resume();
         until_done(&mut log, &append).await;
-        assert_eq!(log.entries().await, (1..=3 + round * 2).collect::<Vec<_>>());
+        whole += count;
+        assert_whole(&log, whole).await;
     }
     log.append(1).await.unwrap();
     assert_eq!(Log::open(&store(&server), "queues").await.state.last, log.state.last);
@@ -101,7 +111,7 @@ async fn a_position_whose_answer_was_lost_is_not_put_back_later() {
 #[tokio::test]
 async fn a_command_that_arrives_long_after_it_was_tried_again_changes_nothing() {
     let server = Redis::volatile();
-    for entries in [0, 2] {
+    for entries in [0, 2, MANY] {
         let road = Road::to(server.port()).await;
         let url = format!("redis://127.0.0.1:{}", road.port());
         let store = Store::Redis(RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written)));
@@ -118,7 +128,7 @@ async fn a_command_that_arrives_long_after_it_was_tried_again_changes_nothing() 
         let before = transactions(&server).await;
         road.hold(Held::Nothing);
         eventually("the late command is there", async || transactions(&server).await > before).await;
-        assert_eq!(log.entries().await, (1..=last).collect::<Vec<_>>());
+        assert_whole(&log, usize::try_from(last).unwrap()).await;
         let found = Log::open(&store, "queues").await.state;
         assert_eq!(found.last.0, last);
         assert_found(found.checkpoint, newest.checkpoint);
@@ -150,11 +160,11 @@ async fn what_others_do_to_the_head_or_the_log_voids_no_append() {
     let others = server.connection();
     for round in 1..=3 {
         others.run::<u8>(cmd("HSET").arg("{trunkline:queues}:head").arg("holder").arg(round)).await.unwrap();
-        log.append(1).await.unwrap();
+        log.append(MANY).await.unwrap();
         others.run::<u8>(cmd("XDEL").arg("{trunkline:queues}:log").arg(format!("{round}-0"))).await.unwrap();
         log.append(1).await.unwrap();
     }
-    assert_eq!(log.entries().await, (4..=8).collect::<Vec<_>>());
+    assert_eq!(log.entries().await, (4..=5 + 3 * MANY as u64).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -162,18 +172,26 @@ async fn an_entry_that_somebody_else_put_into_a_log_is_named_and_nothing_is_appe
     let server = Redis::volatile();
     let mut log = Log::open(&store(&server), "queues").await;
     log.append(2).await.unwrap();
-    let stranger = cmd("XADD").arg("{trunkline:queues}:log").arg("9-0").arg("a").arg("b").clone();
-    server.connection().run::<String>(&stranger).await.unwrap();
-    let append = log.next(1, clock::wall());
-    let Err(AppendError::Broken(why)) = log.put(&append).await else { panic!("it was appended") };
-    assert!(why.contains("{trunkline:queues}:log has had the entry 9-0") && why.contains("XDEL"), "{why}");
-    assert_eq!(last_of(&server).await, Some("2".to_owned()));
-    let log_key = "{trunkline:queues}:log";
-    server.connection().run::<u8>(cmd("XDEL").arg(log_key).arg("9-0")).await.unwrap();
-    assert!(matches!(log.put(&append).await, Err(AppendError::Broken(_))), "the id is still taken");
-    server.connection().run::<String>(cmd("XSETID").arg(log_key).arg("2-0")).await.unwrap();
-    log.put(&append).await.unwrap();
-    assert_eq!(log.entries().await, [1, 2, 3]);
+    let (others, log_key) = (server.connection(), "{trunkline:queues}:log");
+    let mut whole = 2;
+    for (count, stays) in [(1, true), (MANY, true), (1, false), (MANY, false)] {
+        let stranger = format!("{}-0", whole + 30);
+        let remove = cmd("XDEL").arg(log_key).arg(&stranger).clone();
+        others.run::<String>(cmd("XADD").arg(log_key).arg(&stranger).arg("a").arg("b")).await.unwrap();
+        if !stays {
+            others.run::<u8>(&remove).await.unwrap();
+        }
+        let append = log.next(count, clock::wall());
+        let Err(AppendError::Broken(why)) = log.put(&append).await else { panic!("it was appended") };
+        assert!(why.contains(&format!("{log_key} has had the entry {stranger}")) && why.contains("XDEL"), "{why}");
+        assert_eq!(last_of(&server).await, Some(whole.to_string()));
+        others.run::<u8>(&remove).await.unwrap();
+        assert!(matches!(log.put(&append).await, Err(AppendError::Broken(_))), "the id is still taken");
+        others.run::<String>(cmd("XSETID").arg(log_key).arg(format!("{whole}-0"))).await.unwrap();
+        log.put(&append).await.unwrap();
+        whole += count;
+    }
+    assert_whole(&log, whole).await;
 }
 
 #[tokio::test]
@@ -185,14 +203,17 @@ async fn a_full_server_is_no_room_until_it_has_some() {
     let set = async |bytes: &str| {
         server.connection().run::<()>(cmd("CONFIG").arg("SET").arg("maxmemory").arg(bytes)).await.unwrap();
     };
-    set("1").await;
-    let append = log.next(5, clock::wall());
-    let refused = log.put(&append).await.unwrap_err();
-    assert!(matches!(&refused, AppendError::NoRoom(why) if why.contains("OOM")), "{refused}");
-    assert_eq!(log.entries().await, [1], "it can still be read");
-    set("0").await;
-    log.put(&append).await.unwrap();
-    assert_eq!(log.entries().await.len(), 6);
+    for count in [5, MANY] {
+        let before = log.entries().await;
+        set("1").await;
+        let append = log.next(count, clock::wall());
+        let refused = log.put(&append).await.unwrap_err();
+        assert!(matches!(&refused, AppendError::NoRoom(why) if why.contains("OOM")), "{refused}");
+        assert_eq!(log.entries().await, before, "it can still be read");
+        set("0").await;
+        log.put(&append).await.unwrap();
+    }
+    assert_whole(&log, 6 + MANY).await;
 }
 
 #[tokio::test]
@@ -376,11 +397,11 @@ async fn a_server_that_must_not_be_mute_any_more_gets_each_append_once() {
     };
     let before = connections().await;
     grant(&server, &["-client|reply".to_owned()]).await;
-    let append = log.next(3, clock::wall());
+    let append = log.next(MANY, clock::wall());
     assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))), "its answers cannot be told apart");
     until_done(&mut log, &append).await;
-    log.append(1).await.unwrap();
-    assert_eq!(log.entries().await, [1, 2, 3, 4, 5, 6]);
+    log.append(MANY).await.unwrap();
+    assert_whole(&log, 2 + 2 * MANY).await;
     let left = connections().await;
     assert_eq!(before.difference(&left).count(), 1, "the connection is another one: {before:?}, {left:?}");
 }
