@@ -8,6 +8,7 @@ mod buffer;
 mod handover;
 mod intake;
 mod link;
+mod messages;
 mod order;
 mod planned;
 mod recovery;
@@ -17,7 +18,10 @@ mod tests;
 mod trouble;
 mod twins;
 
-pub use buffer::Overflow;
+pub use self::{
+    buffer::Overflow,
+    messages::{CallId, Input, Opening, Output, Report, State, Trigger},
+};
 
 use std::{
     collections::VecDeque,
@@ -35,11 +39,11 @@ use self::{
 use super::{
     Now, backoff,
     backoff::Backoff,
-    session::{self, Dial, Minted, Patience, Session, SessionId},
+    session::{self, Minted, Patience, Session},
 };
 use crate::{
-    connector::{Answer, Choices, Connector, Failure, Frame, Probe, RefusedTopic, Request, Resume},
-    model::{Checkpoint, Event, Gap, GapReason, Mark, Position},
+    connector::{Answer, Choices, Connector, Resume},
+    model::{Checkpoint, Gap, GapReason, Mark, Position},
 };
 
 /// How a stream is kept.
@@ -67,195 +71,6 @@ pub enum Rotation {
     Overlap,
     /// The old session is left first.
     BreakFirst,
-}
-
-/// Why a session is replaced as planned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    Token,
-    Notice,
-    ChannelEnd,
-    Revoked,
-    Operator,
-}
-
-impl Trigger {
-    /// The word in metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Token => "token",
-            Self::Notice => "notice",
-            Self::ChannelEnd => "channel-end",
-            Self::Revoked => "revoked",
-            Self::Operator => "operator",
-        }
-    }
-}
-
-/// Which call an answer belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CallId {
-    Session(SessionId),
-    Snapshot(u64),
-}
-
-/// What a stream is told.
-#[derive(Debug, Clone)]
-pub enum Input {
-    /// There is a token of this generation.
-    Token(u64),
-    Answered {
-        call: CallId,
-        answer: Result<Answer, String>,
-    },
-    Opened(SessionId),
-    Refused {
-        session: SessionId,
-        failure: Failure,
-    },
-    /// A frame has begun to arrive and is not whole yet.
-    Begun(SessionId),
-    Frame {
-        session: SessionId,
-        frame: Frame,
-    },
-    Closed {
-        session: SessionId,
-        failure: Failure,
-    },
-    /// The append that was asked for is durable; the log's last entry is this one.
-    Appended(Mark),
-    Rotate,
-    Pause,
-    Resume,
-    /// Take nothing more in; let what was heard become durable.
-    Drain,
-    /// To a standby: the log's position. The next session goes on from there.
-    Follow(Position),
-    /// To a standby: the log is ours now.
-    Own {
-        /// What the log's head says now.
-        opening: Opening,
-        /// Where nothing is numbered: the newest entries of the log, oldest first; kind, subject and body matter. As
-        /// many of the platform's as are kept, and as many more as the log may be ahead by (if there are so many).
-        /// Where nothing is kept, only those that were appended since the session was begun.
-        stored: Vec<Event>,
-        /// Everything that the platform said before [`Stream::is_ready`] became true is durable: the last holder has
-        /// flushed after that.
-        covered: bool,
-    },
-    /// To the owner: a successor is live. Say when all is durable that it may not have heard, and go on.
-    Flush,
-    /// The stream is another's: append nothing more, and end.
-    Release,
-}
-
-/// What a stream wants done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// A REST call under the token of this generation.
-    Call {
-        call: CallId,
-        generation: u64,
-        request: Request,
-    },
-    /// Open a socket under the token of this generation.
-    Dial {
-        session: SessionId,
-        generation: u64,
-        dial: Dial,
-    },
-    Probe {
-        session: SessionId,
-        probe: Probe,
-    },
-    /// Say farewell with this code; frames that still arrive are wanted.
-    Leave {
-        session: SessionId,
-        code: u16,
-        reason: &'static str,
-    },
-    /// The session is over: drop its socket.
-    Forget(SessionId),
-    /// Make these durable with their position; one at a time.
-    Append {
-        events: Vec<Event>,
-        checkpoint: Checkpoint,
-    },
-    /// The platform rejected the token of this generation.
-    RefuseToken(u64),
-    Report(Report),
-    /// Everything is durable that was said before [`Input::Flush`].
-    Flushed,
-    /// Everything that was heard is durable (or another's business), and all sessions are over.
-    Drained,
-}
-
-/// Something worth counting or logging.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Report {
-    State(State),
-    Connected(bool),
-    /// A numbered stream goes on after this position.
-    Resuming(Option<Position>),
-    Gap {
-        reason: GapReason,
-        lost: Option<u64>,
-    },
-    Duplicates(u64),
-    Undecoded {
-        bytes: usize,
-    },
-    Shed(u64),
-    RotationBegins(Trigger),
-    RotationFailed {
-        trigger: Trigger,
-        failure: Failure,
-    },
-    /// How long no session was live.
-    Rotated {
-        trigger: Trigger,
-        silence: Duration,
-    },
-    /// A session was lost, or could not be had, to trouble.
-    Lost {
-        failure: Failure,
-        retry_in: Option<Duration>,
-    },
-    /// An operator must act; trying goes on slowly.
-    GivenUp(Failure),
-    Breaker(bool),
-    Snapshot {
-        taken: bool,
-    },
-    Refused(Vec<RefusedTopic>),
-}
-
-/// What an operator sees of a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    Starting,
-    Connecting,
-    Live,
-    Recovering,
-    BackingOff,
-    Paused,
-    Failed,
-}
-
-impl State {
-    /// The word in metrics, logs and the admin API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Connecting => "connecting",
-            Self::Live => "live",
-            Self::Recovering => "recovering",
-            Self::BackingOff => "backing-off",
-            Self::Paused => "paused",
-            Self::Failed => "failed",
-        }
-    }
 }
 
 /// The machine of one stream.
@@ -291,20 +106,6 @@ pub struct Stream {
 struct Heard {
     at: Option<Instant>,
     wall: crate::model::Timestamp,
-}
-
-/// What is known of the stream from before.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Opening {
-    pub checkpoint: Option<Checkpoint>,
-    /// The store lost what it held: a gap with reason `store` is owed.
-    pub damaged: bool,
-}
-
-impl Opening {
-    fn position(&self) -> Option<Position> {
-        self.checkpoint.and_then(|checkpoint| checkpoint.position)
-    }
 }
 
 /// A quiet stream's checkpoint is renewed this often, so that a restart knows how long nothing was heard.

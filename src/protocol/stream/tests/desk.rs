@@ -4,8 +4,9 @@ use bytestring::ByteString;
 
 use super::*;
 use crate::{
-    connector::{genesys_notifications, genesys_sequenced},
-    model::{Body, Epoch, Offset, Sequence},
+    connector::{Failure, Frame, genesys_notifications, genesys_sequenced},
+    model::{Body, Epoch, Event, Offset, Sequence},
+    protocol::session::SessionId,
 };
 
 /// What a step leads to: `dial`, `leave`, `forget`, `append`, … and the state of the stream when it changes.
