@@ -107,19 +107,10 @@ impl Page<'_> {
     fn origin(&self, path: &KeyPath) -> String {
         let Some(written) = find(&self.draft.tree, path) else { return unwritten(path).to_owned() };
         let place = Place::of(written).map_or_else(String::new, |place| place.to_string());
-        match at_path(self.schema, &path.0).map(wanted) {
-            Some(Wanted::Secret) => format!("{place}, {}", reference(written)),
-            None
-            | Some(
-                Wanted::Table
-                | Wanted::List
-                | Wanted::Words(_)
-                | Wanted::Text(_)
-                | Wanted::Whole
-                | Wanted::Number
-                | Wanted::Flag,
-            ) => place,
+        if let Some(Wanted::Secret) = at_path(self.schema, &path.0).map(wanted) {
+            return format!("{place}, {}", reference(written));
         }
+        place
     }
 }
 

@@ -176,35 +176,23 @@ fn text(value: &Value, format: &str, schema: &Schema) -> Result<(), String> {
     match format {
         "time-span" => quantity::<Span>(value, schema, "a duration such as \"300s\""),
         "size" => quantity::<Size>(value, schema, "a size such as \"16MiB\""),
-        _ => match &value.kind {
-            ValueKind::String(text) => format::judge(format, text),
-            ValueKind::Nil
-            | ValueKind::Boolean(_)
-            | ValueKind::I64(_)
-            | ValueKind::I128(_)
-            | ValueKind::U64(_)
-            | ValueKind::U128(_)
-            | ValueKind::Float(_)
-            | ValueKind::Table(_)
-            | ValueKind::Array(_) => Err(format!("expected a text, found {}", shown(value))),
-        },
+        _ => {
+            let ValueKind::String(text) = &value.kind else {
+                return Err(format!("expected a text, found {}", shown(value)));
+            };
+            format::judge(format, text)
+        }
     }
 }
 
 /// A number with its unit, within the bounds of the schema. A bare number is told which unit it probably lacks.
 fn quantity<Q: FromStr<Err: ToString> + Ord>(value: &Value, schema: &Schema, expected: &str) -> Result<(), String> {
-    let written = match &value.kind {
-        ValueKind::String(text) => text.clone(),
-        ValueKind::I64(number) if *number >= 0 => number.to_string(),
-        ValueKind::Nil
-        | ValueKind::Boolean(_)
-        | ValueKind::I64(_)
-        | ValueKind::I128(_)
-        | ValueKind::U64(_)
-        | ValueKind::U128(_)
-        | ValueKind::Float(_)
-        | ValueKind::Table(_)
-        | ValueKind::Array(_) => return Err(format!("expected {expected}, found {}", shown(value))),
+    let written = if let ValueKind::String(text) = &value.kind {
+        text.clone()
+    } else if let ValueKind::I64(number @ 0..) = &value.kind {
+        number.to_string()
+    } else {
+        return Err(format!("expected {expected}, found {}", shown(value)));
     };
     let found: Q = written.parse().map_err(|error: Q::Err| error.to_string())?;
     let bound = |name: &str| Some((schema[name].as_str()?, schema[name].as_str()?.parse::<Q>().ok()?));
@@ -247,18 +235,10 @@ fn within(found: f64, schema: &Schema) -> Result<(), String> {
 }
 
 fn flag(value: &Value) -> Result<(), String> {
-    match &value.kind {
-        ValueKind::Boolean(_) => Ok(()),
-        ValueKind::Nil
-        | ValueKind::I64(_)
-        | ValueKind::I128(_)
-        | ValueKind::U64(_)
-        | ValueKind::U128(_)
-        | ValueKind::Float(_)
-        | ValueKind::String(_)
-        | ValueKind::Table(_)
-        | ValueKind::Array(_) => Err(format!("expected true or false, found {}", shown(value))),
-    }
+    let ValueKind::Boolean(_) = &value.kind else {
+        return Err(format!("expected true or false, found {}", shown(value)));
+    };
+    Ok(())
 }
 
 /// A value as a mistake shows it: short, and never the inside of a table.
