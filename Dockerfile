@@ -44,7 +44,7 @@ VOLUME /data
 # The process alone is asked, through its admin listener on loopback; never Redis or a platform.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["/usr/local/bin/trunkline", "status"]
 
-# SIGTERM drains; give it the time for that: docker stop --time 60.
+# SIGTERM drains; give it the time for that: docker stop -t 30.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/trunkline"]
 CMD ["run", "--config", "/etc/trunkline/trunkline.toml"]

@@ -29,6 +29,10 @@ macro_rules! on_each {
             use super::bed::Bed;
             $(#[tokio::test] async fn $case() { super::$case(Bed::redis()).await; })*
         }
+        mod valkey {
+            use super::bed::Bed;
+            $(#[tokio::test] async fn $case() { super::$case(Bed::valkey()).await; })*
+        }
         mod cluster {
             use super::bed::Bed;
             $(#[tokio::test] async fn $case() { super::$case(Bed::cluster().await).await; })*

@@ -69,7 +69,7 @@ fn its_example_adds_up() {
 fn it_names_what_the_files_say() {
     let (text, compose) = (text(DOCUMENT), document("docker-compose.yml"));
     let grace = compose["services"]["replica-a"]["stop_grace_period"].as_str().unwrap().trim_end_matches('s');
-    assert!(text.contains(&format!("give it {grace} s")) && text.contains(&format!("--time {grace}")));
+    assert!(text.contains(&format!("give it {grace} s")) && text.contains(&format!("docker stop -t {grace}")));
     assert!(grace.parse::<u64>().unwrap() > drain_secs_max());
     assert!(text.contains(&format!("add up to {} s", drain_secs_max())));
     let deployment = document("deploy/kubernetes/deployment.yaml");

@@ -1,5 +1,5 @@
 //! A real `redis-server` of its own: on a free port, in a temporary folder, gone with the value. Also one that is a
-//! Sentinel, and two that are a cluster.
+//! Sentinel, three that are a cluster, and a Valkey.
 
 use std::{
     fs,
@@ -23,8 +23,22 @@ const START_MAX: Duration = Duration::from_secs(8);
 /// Ports are tried again when another process was quicker.
 const PORTS_MAX: usize = 5;
 
+/// A server's program, and the packages that have it.
+#[derive(Debug, Clone, Copy)]
+struct Program {
+    name: &'static str,
+    install: &'static str,
+}
+
+const REDIS: Program = Program { name: "redis-server", install: "sudo apt-get install -y redis-server" };
+const VALKEY: Program = Program {
+    name: "valkey-server",
+    install: "sudo apt-get install -y valkey-server (in Debian 12: with -t bookworm-backports)",
+};
+
 /// A running server.
 pub(crate) struct Redis {
+    program: Program,
     folder: TempDir,
     port: u16,
     options: Vec<String>,
@@ -43,17 +57,26 @@ impl Redis {
         Self::start(&["--appendonly", "no"])
     }
 
+    /// A Valkey that keeps everything in memory.
+    pub(crate) fn valkey() -> Self {
+        Self::start_as(VALKEY, &["--appendonly", "no"])
+    }
+
     /// With options as on its command line.
     pub(crate) fn start(options: &[&str]) -> Self {
+        Self::start_as(REDIS, options)
+    }
+
+    fn start_as(program: Program, options: &[&str]) -> Self {
         let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
         for _ in 0..PORTS_MAX {
             let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
-            let mut child = run(&folder, port, &options);
+            let mut child = run(program, &folder, port, &options);
             if answers(&mut child, port) {
-                return Self { folder, port, options, child, beside: None };
+                return Self { program, folder, port, options, child, beside: None };
             }
         }
-        panic!("redis-server does not start");
+        panic!("{} does not start", program.name);
     }
 
     /// A Sentinel that watches `primary` under the name `main`, and needs nobody's consent.
@@ -73,27 +96,30 @@ impl Redis {
         sentinel
     }
 
-    /// Two primaries that share the slots.
-    pub(crate) async fn cluster() -> [Self; 2] {
-        let bus = [free_port(), free_port()];
-        let [one, two] = bus.map(|bus| {
+    /// Three primaries that share the slots.
+    pub(crate) async fn cluster() -> [Self; 3] {
+        let bus = [free_port(), free_port(), free_port()];
+        let nodes = bus.map(|bus| {
             Self::start(&["--appendonly", "no", "--cluster-enabled", "yes", "--cluster-port", &bus.to_string()])
         });
         let tell = async |node: &Self, words: &[&str]| {
             node.connection().run::<()>(cmd("CLUSTER").arg(words)).await.unwrap();
         };
-        tell(&one, &["ADDSLOTSRANGE", "0", "8191"]).await;
-        tell(&two, &["ADDSLOTSRANGE", "8192", "16383"]).await;
-        tell(&one, &["MEET", "127.0.0.1", &two.port.to_string(), &bus[1].to_string()]).await;
-        for node in [&one, &two] {
+        for (node, [first, last]) in nodes.iter().zip([["0", "5460"], ["5461", "10922"], ["10923", "16383"]]) {
+            tell(node, &["ADDSLOTSRANGE", first, last]).await;
+        }
+        for (node, bus) in nodes.iter().zip(bus).skip(1) {
+            tell(&nodes[0], &["MEET", "127.0.0.1", &node.port.to_string(), &bus.to_string()]).await;
+        }
+        for node in &nodes {
             let connection = node.connection();
             eventually("the nodes know each other", async || {
                 let about: String = connection.run(cmd("CLUSTER").arg("INFO")).await.unwrap();
-                about.contains("cluster_state:ok") && about.contains("cluster_known_nodes:2")
+                about.contains("cluster_state:ok") && about.contains("cluster_known_nodes:3")
             })
             .await;
         }
-        [one, two]
+        nodes
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -133,8 +159,8 @@ impl Redis {
 
     /// Starts it again, on the same port and with its files.
     pub(crate) fn restart(&mut self) {
-        self.child = run(&self.folder, self.port, &self.options);
-        assert!(answers(&mut self.child, self.port), "redis-server does not start again");
+        self.child = run(self.program, &self.folder, self.port, &self.options);
+        assert!(answers(&mut self.child, self.port), "{} does not start again", self.program.name);
     }
 
     /// It answers nothing any more, and loses nothing.
@@ -179,9 +205,10 @@ pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-fn run(folder: &TempDir, port: u16, options: &[String]) -> Child {
+fn run(program: Program, folder: &TempDir, port: u16, options: &[String]) -> Child {
     let (port, folder) = (port.to_string(), folder.path().to_str().unwrap());
-    let mut command = Command::new("redis-server");
+    let Program { name, install } = program;
+    let mut command = Command::new(name);
     if options.iter().any(|option| option == "--sentinel") {
         // A file of settings comes first, and has the rest.
         command.args(options).args(["--port", &port]);
@@ -190,9 +217,7 @@ fn run(folder: &TempDir, port: u16, options: &[String]) -> Child {
         command.args(["--repl-diskless-sync-delay", "0"]).args(options);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().unwrap_or_else(|error| {
-        panic!("cannot run redis-server ({error}); install it: sudo apt-get install -y redis-server")
-    })
+    command.spawn().unwrap_or_else(|error| panic!("cannot run {name} ({error}); install it: {install}"))
 }
 
 /// How it answers: not as it should while it loads its files.

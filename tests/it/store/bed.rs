@@ -24,7 +24,7 @@ pub(super) const KEEP_ALL: Retention =
 pub(super) enum Bed {
     Embedded(TempDir),
     Redis(Box<Redis>),
-    Cluster(Box<[Redis; 2]>),
+    Cluster(Box<[Redis; 3]>),
 }
 
 impl Bed {
@@ -34,6 +34,10 @@ impl Bed {
 
     pub(super) fn redis() -> Self {
         Self::Redis(Box::new(Redis::volatile()))
+    }
+
+    pub(super) fn valkey() -> Self {
+        Self::Redis(Box::new(Redis::valkey()))
     }
 
     pub(super) async fn cluster() -> Self {

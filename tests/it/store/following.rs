@@ -151,6 +151,11 @@ async fn what_one_process_appends_another_shows() {
 }
 
 #[tokio::test]
+async fn what_one_process_appends_another_shows_in_a_valkey() {
+    one_appends_and_the_other_shows_it_once_and_in_order(Bed::valkey()).await;
+}
+
+#[tokio::test]
 async fn what_one_process_appends_another_shows_in_a_cluster() {
     one_appends_and_the_other_shows_it_once_and_in_order(Bed::cluster().await).await;
 }

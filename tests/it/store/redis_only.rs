@@ -368,6 +368,19 @@ async fn the_permissions_of_the_shipped_configuration_are_enough() {
     assert!(keys.iter().all(|key| key.starts_with("{trunkline:queues}:")), "{keys:?}");
 }
 
+#[tokio::test]
+async fn a_valkey_is_fit_and_wants_no_more_permissions() {
+    let server = Redis::valkey();
+    grant(&server, &documented_rules()).await;
+    let redis = as_user(&server, Durability::Written);
+    assert_eq!(redis.examine().await.unwrap().len(), 1, "no persistence is all there is to say");
+    let mut log = Log::open(&Store::Redis(redis), "queues").await;
+    for count in [1, MANY] {
+        log.append(count).await.unwrap();
+    }
+    assert_whole(&log, 1 + MANY).await;
+}
+
 /// What a start does without, or a user without it cannot even connect to.
 const NOT_ASKED: [&str; 6] = ["ping", "role", "select", "config|get", "cluster|slots", "unsubscribe"];
 
