@@ -76,7 +76,7 @@ impl Append {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
     /// No room on the disk, or the store cannot be written right now: hold the events and try again.
-    #[error("the store has no room: {0}")]
+    #[error("the store takes no entries: {0}")]
     NoRoom(String),
     /// Somebody else holds the stream now.
     #[error("the fence is stale: another holder has the stream")]

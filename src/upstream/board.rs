@@ -126,14 +126,14 @@ impl Board {
     pub(super) fn store_has_no_room(&self, why: &str) {
         let news = self.with(|facts| !std::mem::replace(&mut facts.no_room, true));
         if news {
-            error!(%why, "the store has no room: the platform is not read until it has");
+            error!(%why, "the store takes no entries: the platform is not read until it does");
         }
-        self.with(|facts| facts.last_error = Some(format!("the store has no room: {why}")));
+        self.with(|facts| facts.last_error = Some(format!("the store takes no entries: {why}")));
     }
 
     pub(super) fn store_has_room(&self) {
         if self.with(|facts| std::mem::take(&mut facts.no_room)) {
-            info!("the store has room again");
+            info!("the store takes entries again");
         }
     }
 

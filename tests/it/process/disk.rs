@@ -86,7 +86,7 @@ async fn a_full_disk_holds_the_platform_back_and_nothing_is_lost() {
         (stream["buffered"].as_u64()? >= BUFFER).then_some(stream)
     })
     .await;
-    assert!(full["last_error"].as_str().unwrap().starts_with("the store has no room: "), "{full}");
+    assert!(full["last_error"].as_str().unwrap().starts_with("the store takes no entries: "), "{full}");
     assert_eq!(full["state"], "live", "it waits; the socket stays");
     assert_held_back(&site, &relay, &full).await;
     assert_eq!(pages(&relay.consumers).await.len() as u64, offset(&full), "what is there is still served");
