@@ -79,8 +79,8 @@ pub enum Input {
         /// many of the platform's as are kept, and as many more as the log may be ahead by (if there are so many).
         /// Where nothing is kept, only those that were appended since the session was begun.
         stored: Vec<Event>,
-        /// Everything that the platform said before [`Stream::is_ready`] became true is durable: the last holder has
-        /// flushed after that.
+        /// Everything that the platform said before [`is_ready`](super::Stream::is_ready) became true is durable: the
+        /// last holder has flushed after that.
         covered: bool,
     },
     /// To the owner: a successor is live. Say when all is durable that it may not have heard, and go on.
