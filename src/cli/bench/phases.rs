@@ -276,11 +276,8 @@ fn delays<const WAYS: usize>(ways: [(&Source, SocketAddr); WAYS], span: Duration
                 thread::sleep(TURN + PAUSE);
             }
         }
-        let heard = listeners.map(|listener| listener.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        let mut delays = Vec::with_capacity(WAYS);
-        for delay in heard {
-            delays.push(delay?);
-        }
+        let heard = listeners.into_iter().map(|listener| listener.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let delays: Vec<Delays> = heard.collect::<anyhow::Result<_>>()?;
         Ok(delays.try_into().expect("as many as there are ways"))
     })
 }
