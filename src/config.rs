@@ -20,6 +20,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod warnings;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -50,6 +51,8 @@ pub struct Config {
     pub accounts: BTreeMap<AccountName, Account>,
     /// Each names an account that is there.
     pub streams: BTreeMap<StreamName, StreamConfig>,
+    /// What is probably not meant, although it keeps nothing from running.
+    pub warnings: Vec<Finding>,
 }
 
 /// The listener for consumers.
@@ -201,7 +204,7 @@ fn load_documents(documents: &[Document], environment: &Environment) -> Result<C
     let (draft, mut findings) = draft(documents, environment)?;
     findings.extend(secrets::check(&draft.tree, &draft.file, environment));
     Findings::or(findings, ())?;
-    Ok(resolve::resolve(&draft.file))
+    Ok(Config { warnings: warnings::warnings(&draft.tree, environment), ..resolve::resolve(&draft.file) })
 }
 
 fn read(files: &[PathBuf]) -> Result<Vec<Document>, Findings> {

@@ -28,6 +28,9 @@ pub struct CheckArgs {
 /// Writes the report of a good configuration, and tries it on the real platform where that is wanted.
 pub async fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Write) -> Result<(), Failure> {
     let config = config::load(&args.config, environment)?;
+    for warning in &config.warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
     report(&config, out)?;
     if args.connect {
         writeln!(out)?;

@@ -22,6 +22,9 @@ use crate::{
 pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), Failure> {
     let config = config::load(&args.config, environment)?;
     logs::start(environment.get("TRUNKLINE_LOG").or(environment.get("RUST_LOG")));
+    for warning in &config.warnings {
+        tracing::warn!(%warning, "configuration");
+    }
     let stop = Signals::listen()?;
     let app = App::start(config).await?;
     tracing::info!(

@@ -16,7 +16,7 @@ use super::{
 const FILE_LEN_MAX: u64 = 4 << 20;
 
 /// Variables that override keys begin with this; `__` stands between keys.
-const OVERRIDE_PREFIX: &str = "TRUNKLINE__";
+pub(super) const OVERRIDE_PREFIX: &str = "TRUNKLINE__";
 
 /// The environment of the process, read once.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +34,10 @@ impl Environment {
     /// The value of a variable.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     fn overrides(&self) -> impl Iterator<Item = (&str, &str)> {

@@ -1,0 +1,96 @@
+//! What is probably not meant, but keeps nothing from running: `check` prints it and `run` logs it.
+
+use std::collections::BTreeSet;
+
+use config::{Value, ValueKind};
+
+use super::{
+    Environment,
+    finding::{Finding, KeyPath, Place, nearest},
+    source::OVERRIDE_PREFIX,
+};
+
+/// Every variable of ours begins with this.
+const OWN_PREFIX: &str = "TRUNKLINE_";
+/// Variables that commands read by themselves.
+const OWN_VARIABLES: [&str; 3] = ["TRUNKLINE_LOG", "TRUNKLINE_TOKEN", "TRUNKLINE_COMMIT"];
+
+/// Every warning about a configuration without mistakes.
+pub(super) fn warnings(tree: &Value, environment: &Environment) -> Vec<Finding> {
+    unknown_variables(tree, environment)
+}
+
+/// Variables that look like ours and have no effect. They are no mistake: a container may be given others by the same
+/// prefix, as Kubernetes does for a service of that name.
+fn unknown_variables(tree: &Value, environment: &Environment) -> Vec<Finding> {
+    let mut known = BTreeSet::from(OWN_VARIABLES.map(str::to_owned));
+    secret_variables(tree, &mut known);
+    let unknown = environment.names().filter(|name| {
+        name.starts_with(OWN_PREFIX)
+            && !name.starts_with(OVERRIDE_PREFIX)
+            && !known.contains(*name)
+            && !is_service_link(name)
+    });
+    unknown.map(|name| Finding::new(Some(Place::whole(name)), KeyPath::default(), advice(name, &known))).collect()
+}
+
+fn advice(name: &str, known: &BTreeSet<String>) -> String {
+    if let Some(near) = nearest(name, known.iter().map(String::as_str)) {
+        return format!("unknown variable, ignored; did you mean {near}?");
+    }
+    let keys = name[OWN_PREFIX.len()..].trim_matches('_').replace('_', "__");
+    format!("unknown variable, ignored; overrides have two underscores between keys, as in {OVERRIDE_PREFIX}{keys}")
+}
+
+/// The variables that the configuration reads secrets from.
+fn secret_variables(value: &Value, names: &mut BTreeSet<String>) {
+    let ValueKind::Table(table) = &value.kind else { return };
+    for (key, value) in table {
+        if let ("env", ValueKind::String(name)) = (key.as_str(), &value.kind) {
+            names.insert(name.clone());
+        }
+        secret_variables(value, names);
+    }
+}
+
+/// Kubernetes describes each service of a namespace to its pods in variables of these forms.
+fn is_service_link(name: &str) -> bool {
+    let mut parts = name.split('_').skip_while(|part| *part != "PORT").skip(1);
+    let has_port = parts.next().is_some_and(|port| port.parse::<u16>().is_ok());
+    name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || name.ends_with("_PORT") || has_port
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::from_text;
+
+    #[test]
+    fn a_variable_without_effect_is_reported_and_one_that_is_used_is_not() {
+        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/genesys-cloud.toml")).unwrap();
+        let text = text.replace("GENESYS_CLIENT_SECRET", "TRUNKLINE_CLIENT_SECRET");
+        let warned = |name: &str| {
+            let used = [("GENESYS_CLIENT_ID", "id"), ("TRUNKLINE_CLIENT_SECRET", "x"), ("TRUNKLINE_LOG", "info")];
+            let environment = used.into_iter().chain([(name, "1")]).collect();
+            let config = from_text("t.toml", &text, &environment).unwrap_or_else(|wrong| panic!("{wrong}"));
+            config.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let override_of = "unknown variable, ignored; overrides have two underscores between keys, as in";
+        for (name, text) in [
+            ("TRUNKLINE_STREAMS_QUEUES_X", format!("{override_of} TRUNKLINE__STREAMS__QUEUES__X")),
+            ("TRUNKLINE_HTTP_LISTEN", format!("{override_of} TRUNKLINE__HTTP__LISTEN")),
+            ("TRUNKLINE_LOGS", "unknown variable, ignored; did you mean TRUNKLINE_LOG?".to_owned()),
+        ] {
+            assert_eq!(warned(name), [format!("{name}: {text}")]);
+        }
+        for name in [
+            "TRUNKLINE_SERVICE_HOST",
+            "TRUNKLINE_SERVICE_PORT_HTTP",
+            "TRUNKLINE_PORT",
+            "TRUNKLINE_PORT_8080_TCP_ADDR",
+            "TRUNKLINE_REDIS_PORT_6379_TCP",
+            "OTHER_STREAMS_X",
+        ] {
+            assert_eq!(warned(name), [""; 0], "{name}");
+        }
+    }
+}
