@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 
-use crate::model::{Event, Position, Timestamp};
+use crate::model::{Event, Exchange, Position, StatusMeaning, Timestamp};
 
 /// The dialect of a platform. A closed set that we ship.
 #[derive(Debug, Clone)]
@@ -313,12 +313,12 @@ impl Connector {
         match failure {
             Failure::Handshake { status, retry_after } => match self {
                 Self::Notifications(_) if matches!(status, 401 | 403 | 404) => Verdict::NewEndpoint,
-                Self::Notifications(_) | Self::Sequenced(_) => by_status(*status, *retry_after),
+                Self::Notifications(_) | Self::Sequenced(_) => by_status(Exchange::Upgrade, *status, *retry_after),
             },
             Failure::Call { status, retry_after } => match self {
                 // A channel that is not there any more is made anew.
                 Self::Notifications(_) if *status == 404 => Verdict::NewEndpoint,
-                Self::Notifications(_) | Self::Sequenced(_) => by_status(*status, *retry_after),
+                Self::Notifications(_) | Self::Sequenced(_) => by_status(Exchange::Call, *status, *retry_after),
             },
             Failure::Closed { code, .. } => by_close_code(*code),
             Failure::Unreachable(_) | Failure::Silent | Failure::Oversize | Failure::Unfinished { .. } => {
@@ -331,12 +331,13 @@ impl Connector {
     }
 }
 
-fn by_status(status: u16, retry_after: Option<Duration>) -> Verdict {
-    match (status, retry_after) {
-        (401, _) => Verdict::RefreshToken,
-        (429 | 503, Some(wait)) => Verdict::WaitFor(wait),
-        (408 | 429 | 500..=599, _) => Verdict::BackOff,
-        _ => Verdict::GiveUp,
+/// The verdict on a status that is not the wanted one. A success that cannot be used is tried again like a server error.
+fn by_status(exchange: Exchange, status: u16, retry_after: Option<Duration>) -> Verdict {
+    match StatusMeaning::of(exchange, status, retry_after) {
+        StatusMeaning::Throttled(Some(wait)) => Verdict::WaitFor(wait),
+        StatusMeaning::Success | StatusMeaning::Transient | StatusMeaning::Throttled(None) => Verdict::BackOff,
+        StatusMeaning::TokenRefused => Verdict::RefreshToken,
+        StatusMeaning::Refused => Verdict::GiveUp,
     }
 }
 
@@ -438,20 +439,25 @@ mod tests {
     }
 
     #[test]
-    fn every_handshake_status_has_its_verdict() {
+    fn a_refused_upgrade_is_tried_again_and_a_refused_call_needs_an_operator() {
         let second = Some(Duration::from_secs(1));
+        // status, Retry-After; upgrade, REST call
         let table = [
-            (401, None, Verdict::RefreshToken),
-            (403, None, Verdict::GiveUp),
-            (404, None, Verdict::GiveUp),
-            (429, second, Verdict::WaitFor(Duration::from_secs(1))),
-            (429, None, Verdict::BackOff),
-            (500, second, Verdict::BackOff),
-            (503, second, Verdict::WaitFor(Duration::from_secs(1))),
-            (302, None, Verdict::GiveUp),
+            (200, None, Verdict::BackOff, Verdict::BackOff),
+            (302, None, Verdict::BackOff, Verdict::BackOff),
+            (401, None, Verdict::RefreshToken, Verdict::RefreshToken),
+            (403, None, Verdict::BackOff, Verdict::GiveUp),
+            (404, None, Verdict::BackOff, Verdict::GiveUp),
+            (421, None, Verdict::BackOff, Verdict::BackOff),
+            (429, second, Verdict::WaitFor(Duration::from_secs(1)), Verdict::WaitFor(Duration::from_secs(1))),
+            (429, None, Verdict::BackOff, Verdict::BackOff),
+            (500, second, Verdict::BackOff, Verdict::BackOff),
+            (503, second, Verdict::WaitFor(Duration::from_secs(1)), Verdict::WaitFor(Duration::from_secs(1))),
         ];
-        for (status, retry_after, verdict) in table {
-            assert_eq!(sequenced().classify(&Failure::Handshake { status, retry_after }), verdict, "{status}");
+        for (status, retry_after, upgrade, call) in table {
+            let failures = [Failure::Handshake { status, retry_after }, Failure::Call { status, retry_after }];
+            let verdicts = failures.map(|failure| sequenced().classify(&failure));
+            assert_eq!(verdicts, [upgrade, call], "{status}");
         }
     }
 }

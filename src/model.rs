@@ -8,6 +8,7 @@ mod name;
 mod revocation;
 mod secret;
 mod setting;
+mod status;
 mod time;
 
 pub use batch::{Batch, BatchView, Entry, Rendering, StoredEntry};
@@ -18,6 +19,7 @@ pub use name::{AccountName, ConsumerName, NameError, StreamName};
 pub use revocation::{Revocation, Whose};
 pub use secret::Secret;
 pub use setting::{SecretRef, SettingError, Size, Span};
+pub use status::{Exchange, StatusMeaning};
 pub use time::Timestamp;
 
 use std::fmt;

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock,
-    model::{Secret, Timestamp},
+    model::{Exchange, Secret, StatusMeaning, Timestamp},
     protocol::{
         refresh::{
             Failure,
@@ -67,8 +67,8 @@ pub(super) enum GrantError {
     Unreachable(#[source] reqwest::Error),
     #[error("the token endpoint answered {0}")]
     Status(u16),
-    #[error("the token endpoint asks for fewer requests (429)")]
-    Throttled(Option<Duration>),
+    #[error("the token endpoint asks for fewer requests ({status})")]
+    Throttled { status: u16, pause: Option<Duration> },
     #[error("the token endpoint's answer is not in JSON")]
     ContentType,
     #[error("the token endpoint's answer is longer than {BODY_LEN_MAX} bytes")]
@@ -84,7 +84,7 @@ pub(super) enum GrantError {
 impl GrantError {
     pub(super) fn verdict(&self) -> Failure {
         match self {
-            Self::Throttled(pause) => Failure::Throttled(*pause),
+            Self::Throttled { pause, .. } => Failure::Throttled(*pause),
             Self::Rejected { .. } | Self::StaticRefused => Failure::Rejected,
             Self::Secret(_)
             | Self::Unreachable(_)
@@ -240,18 +240,14 @@ async fn judge(response: Response) -> Result<Answer, GrantError> {
     let status = response.status();
     let dated = header(&response, &DATE).and_then(retry_after::http_date);
     log_skew(dated);
-    if status == StatusCode::OK {
-        return accept(response, dated).await;
+    let answered = dated.unwrap_or_else(clock::wall);
+    let pause = header(&response, &RETRY_AFTER).and_then(|value| retry_after::parse(value, answered));
+    match StatusMeaning::of(Exchange::TokenRequest, status.as_u16(), pause) {
+        StatusMeaning::Success => accept(response, dated).await,
+        StatusMeaning::Throttled(pause) => Err(GrantError::Throttled { status: status.as_u16(), pause }),
+        StatusMeaning::Transient => Err(GrantError::Status(status.as_u16())),
+        StatusMeaning::TokenRefused | StatusMeaning::Refused => refusal(status, response).await,
     }
-    if status == StatusCode::TOO_MANY_REQUESTS {
-        let answered = dated.unwrap_or_else(clock::wall);
-        let pause = header(&response, &RETRY_AFTER).and_then(|value| retry_after::parse(value, answered));
-        return Err(GrantError::Throttled(pause));
-    }
-    if !status.is_client_error() || status == StatusCode::REQUEST_TIMEOUT || status == StatusCode::TOO_EARLY {
-        return Err(GrantError::Status(status.as_u16()));
-    }
-    refusal(status, response).await
 }
 
 async fn accept(response: Response, dated: Option<Timestamp>) -> Result<Answer, GrantError> {

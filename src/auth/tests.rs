@@ -60,12 +60,13 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
     let pause = |secs| Failure::Throttled(Some(Duration::from_secs(secs)));
     let table = [
         (Reply::say(500, "", body), Failure::Unreachable, "the token endpoint answered 500"),
-        (Reply::say(503, "Retry-After: 7", ""), Failure::Unreachable, "the token endpoint answered 503"),
+        (Reply::say(503, "", body), Failure::Unreachable, "the token endpoint answered 503"),
+        (Reply::say(503, "Retry-After: 7", ""), pause(7), "fewer requests (503)"),
         (Reply::say(302, &format!("Location: {}", elsewhere.url), ""), Failure::Unreachable, "answered 302"),
         (Reply::say(200, "Content-Type: text/html", "<html>canary-access-token"), Failure::Unreachable, "not in JSON"),
         (Reply::say(200, "", &long), Failure::Unreachable, "longer than 65536 bytes"),
         (Reply::say(200, "", r#"{"access_token":"canary-access-token""#), Failure::Unreachable, "no JSON object"),
-        (Reply::say(204, "", ""), Failure::Unreachable, "answered 204"),
+        (Reply::say(204, "", ""), Failure::Unreachable, "no JSON object"),
         (Reply::truncated(), Failure::Unreachable, "could not reach the token endpoint"),
         (Reply::HangUp, Failure::Unreachable, "could not reach the token endpoint"),
         (Reply::Hang, Failure::Unreachable, "could not reach the token endpoint"),
