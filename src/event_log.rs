@@ -3,6 +3,7 @@
 //! The only road: what is heard goes in here, every consumer reads here. There is no second, faster path and no
 //! queue per consumer: a slow reader is merely behind.
 
+mod places;
 mod reader;
 mod tail;
 mod turn;
@@ -19,11 +20,12 @@ use futures_util::future::try_join_all;
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::tail::Tail;
 pub use self::{
+    places::Place,
     reader::{Read, Reader},
     writer::{Opening, Writer},
 };
+use self::{places::Places, tail::Tail};
 use crate::{
     model::{Batch, Epoch, Event, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp},
     store::{AppendError, Extent, News, ReadError, Store},
@@ -99,6 +101,8 @@ struct Shared {
     end: watch::Sender<End>,
     /// Held while tail and end move.
     moving: Mutex<()>,
+    /// Where the readers of clients stand.
+    places: Places,
     /// How often it was claimed: the newest writer alone may append.
     claims: AtomicU64,
 }
@@ -114,6 +118,7 @@ impl EventLog {
             tail: Tail::new(settings.tail_bytes),
             end: watch::Sender::new(End { lineage, first, last, closed: false }),
             moving: Mutex::default(),
+            places: Places::default(),
             claims: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -166,6 +171,17 @@ impl EventLog {
     /// A reader that starts after `after`, an offset of this log (see [`EventLog::standing`]).
     pub fn reader(&self, after: Offset) -> Reader {
         Reader::new(self.clone(), after)
+    }
+
+    /// A place for a reader on behalf of a client, which is counted in [`EventLog::lag_max`] as long as it is held.
+    pub fn place(&self, after: Offset) -> Place {
+        self.shared.places.take(after)
+    }
+
+    /// How many entries the client's reader that is furthest behind has not been handed yet.
+    pub fn lag_max(&self) -> u64 {
+        let last = self.shared.end.borrow().last;
+        self.shared.places.lag_max(last)
     }
 
     /// The last offset whose entry was received before `moment`.

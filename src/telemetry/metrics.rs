@@ -11,12 +11,16 @@ pub use stream::Stream;
 use std::{sync::LazyLock, time::Duration};
 
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
-    histogram_opts, opts,
+    Encoder, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder, histogram_opts, opts,
 };
+
+use crate::model::StreamName;
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
+/// Why a subscription ended; a page is none.
+const CLOSE_REASONS: [&str; 6] = ["draining", "gone", "limit", "protocol", "store", "too_slow"];
 const TRANSPORTS: [&str; 4] = ["websocket", "sse", "ndjson", "page"];
 const STORE_ERRORS: [&str; 5] = ["full", "fenced", "damaged", "io", "read"];
 
@@ -25,6 +29,9 @@ struct Metrics {
     streams: stream::Families,
     accounts: account::Families,
     subscribers: IntGaugeVec,
+    deliveries: IntCounterVec,
+    closed: IntCounterVec,
+    lag: IntGaugeVec,
     store_append: Histogram,
     store_errors: IntCounterVec,
 }
@@ -44,6 +51,14 @@ impl Metrics {
             streams: stream::Families::register(r),
             accounts: account::Families::register(r),
             subscribers: gauge_vec(r, "subscribers", "Connected clients", &["transport"]),
+            deliveries: counter_vec(r, "deliveries_total", "Events handed to clients", &["transport"]),
+            closed: counter_vec(r, "subscribers_closed_total", "Subscriptions that ended, by reason", &["reason"]),
+            lag: gauge_vec(
+                r,
+                "subscribers_lag_events_max",
+                "Entries that the reader furthest behind has not been handed yet",
+                &["stream"],
+            ),
             store_append: histogram(r, "store_append_seconds", "One durable step of the store"),
             store_errors: counter_vec(r, "store_errors_total", "Steps that the store refused or failed", &["reason"]),
             registry: r.clone(),
@@ -94,20 +109,44 @@ pub fn page() -> String {
 
 /// A connected client; counted until dropped. `transport` is one of `websocket`, `sse`, `ndjson`, `page`.
 #[derive(Debug)]
-pub struct Subscriber(IntGauge);
+pub struct Subscriber {
+    gauge: IntGauge,
+    deliveries: IntCounter,
+    /// None for a page, whose end says nothing.
+    reason: Option<&'static str>,
+}
 
 impl Subscriber {
     pub fn connected(transport: &'static str) -> Self {
         let gauge = METRICS.subscribers.with_label_values(&[transport]);
         gauge.inc();
-        Self(gauge)
+        let deliveries = METRICS.deliveries.with_label_values(&[transport]);
+        Self { gauge, deliveries, reason: (transport != "page").then_some("gone") }
+    }
+
+    /// Events were handed over.
+    pub fn delivered(&self, events: usize) {
+        self.deliveries.inc_by(events as u64);
+    }
+
+    /// It ends for one of `draining`, `limit`, `protocol`, `store`, `too_slow`; unless it is said, its client is `gone`.
+    pub fn closes(&mut self, reason: &'static str) {
+        self.reason = Some(reason);
     }
 }
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        self.0.dec();
+        self.gauge.dec();
+        if let Some(reason) = self.reason {
+            METRICS.closed.with_label_values(&[reason]).inc();
+        }
     }
+}
+
+/// How far the reader of a stream that is furthest behind is behind.
+pub fn subscribers_lag(stream: &StreamName, events: u64) {
+    METRICS.lag.with_label_values(&[stream.as_str()]).set(i64::try_from(events).unwrap_or(i64::MAX));
 }
 
 /// How many clients are connected, by transport.
@@ -129,6 +168,10 @@ pub fn store_failed(reason: &'static str) {
 pub fn announce() {
     for transport in TRANSPORTS {
         METRICS.subscribers.with_label_values(&[transport]);
+        METRICS.deliveries.with_label_values(&[transport]);
+    }
+    for reason in CLOSE_REASONS {
+        METRICS.closed.with_label_values(&[reason]);
     }
     for reason in STORE_ERRORS {
         METRICS.store_errors.with_label_values(&[reason]);
