@@ -14,28 +14,35 @@ use std::{
     },
 };
 
+use tokio::sync::Semaphore;
+
 use crate::{
     auth::Tokens,
     clock,
-    listener::{Limits, Listener, origin::Origins},
+    event_log::EventLogs,
+    listener::{Limits, Listener, descriptors::OPERATORS_MAX, origin::Origins},
     replica::Replica,
     store::Store,
     tasks::Tasks,
     upstream::Streams,
 };
-use routes::Operators;
+use routes::{Operators, PAGES_MAX};
 
 /// Where operators and orchestrators are served.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub listen: SocketAddr,
+    /// Hosts that it answers to beside its own addresses.
+    pub allowed_hosts: Vec<String>,
     pub limits: Limits,
 }
 
 impl Settings {
     /// The defaults on an address.
     pub fn new(listen: SocketAddr) -> Self {
-        Self { listen, limits: Limits::default() }
+        let limits =
+            Limits { connections_max: OPERATORS_MAX, connections_per_address_max: OPERATORS_MAX, ..Limits::default() };
+        Self { listen, allowed_hosts: Vec::new(), limits }
     }
 }
 
@@ -63,6 +70,7 @@ pub struct Parts {
     /// This process among the others, where several share a store.
     pub replica: Option<Replica>,
     pub readiness: Readiness,
+    pub logs: EventLogs,
 }
 
 /// A bound listener that does not accept yet.
@@ -70,6 +78,7 @@ pub struct Parts {
 pub struct Admin {
     listener: Listener,
     address: SocketAddr,
+    allowed_hosts: Vec<String>,
 }
 
 impl Admin {
@@ -77,7 +86,7 @@ impl Admin {
     pub fn bind(settings: Settings) -> io::Result<Self> {
         let listener = Listener::bind(settings.listen, settings.limits)?;
         let address = listener.address()?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, allowed_hosts: settings.allowed_hosts })
     }
 
     /// Where it listens.
@@ -87,12 +96,15 @@ impl Admin {
 
     /// Serves until the group's stop signal.
     pub fn start(self, tasks: &mut Tasks, parts: Parts) {
-        let origins = Origins { allowed: Vec::new(), loopback: self.address.ip().is_loopback() };
-        let site = routes::router(Operators { parts, origins, started: clock::now() });
+        let origins = Origins {
+            allowed: Vec::new(),
+            hosts: self.allowed_hosts,
+            hosts_key: "admin.allowed_hosts",
+            loopback: self.address.ip().is_loopback(),
+        };
+        let pages = Arc::new(Semaphore::new(PAGES_MAX));
+        let site = routes::router(Operators { parts, origins, started: clock::now(), pages });
         let stop = tasks.stop();
-        tasks.start("admin", async move {
-            self.listener.serve(site, stop).await;
-            Ok(())
-        });
+        tasks.start("admin", async move { Ok(self.listener.serve(site, stop).await?) });
     }
 }

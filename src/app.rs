@@ -12,6 +12,7 @@ use crate::{
     connector::{Connector, genesys_notifications, genesys_sequenced},
     downstream::server,
     event_log::{self, EventLogs},
+    listener::{self, descriptors},
     model::{AccountName, ReplicaId, Source, StreamName},
     protocol::{
         backoff, lease,
@@ -57,6 +58,8 @@ const UPSTREAM_GRACE: Duration = Duration::from_secs(6);
 const DOWNSTREAM_GRACE: Duration = Duration::from_secs(5);
 /// A refresh token that is being rotated is not lost half-way.
 const ACCOUNTS_GRACE: Duration = Duration::from_secs(12);
+/// One answers probes while the other makes a long page.
+const ADMIN_THREADS: usize = 2;
 /// The orchestrator is answered to the last.
 const ADMIN_GRACE: Duration = Duration::from_secs(1);
 
@@ -83,12 +86,10 @@ impl App {
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         install_crypto();
         metrics::announce();
-        let server = server::Server::bind(server::Settings {
-            allowed_origins: config.http.allowed_origins.clone(),
-            ..server::Settings::new(config.http.listen)
-        })
-        .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
-        let admin = Admin::bind(admin::Settings::new(config.admin.listen))
+        let connections = share_descriptors(&config);
+        let server = server::Server::bind(server_settings(&config, connections.consumers))
+            .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
+        let admin = Admin::bind(admin_settings(&config, connections.operators))
             .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
         let store = open_store(&config).await?;
         let logs = open_logs(&config, &store).await?;
@@ -99,7 +100,9 @@ impl App {
         let mut upstream =
             Tasks::on_own_threads("upstream", config.streams.len()).context("cannot start threads for the streams")?;
         let mut downstream = Tasks::new("downstream");
-        let mut operators = Tasks::new("admin");
+        // An operator's question does not wait behind a thousand subscribers either.
+        let mut operators =
+            Tasks::on_own_threads("admin", ADMIN_THREADS).context("cannot start threads for operators")?;
         let sharing = sharing(&config, &store).await?;
         let tokens = start_accounts(&config, sharing.as_ref(), &mut accounts)?;
         let (replica, seats) = join(&config, &store, &mut replicas);
@@ -114,6 +117,7 @@ impl App {
             accounts: tokens.into_values().collect(),
             replica: replica.clone(),
             readiness: readiness.clone(),
+            logs: logs.clone(),
         };
         admin.start(&mut operators, parts);
         tend(&store, &mut operators);
@@ -186,6 +190,53 @@ impl App {
         let first = drained.into_iter().find_map(Result::err);
         outcome.and(first.map_or(Ok(()), |fault| Err(anyhow!(fault))))
     }
+}
+
+/// Raises the limit of open files, and says how many connections it allows.
+fn share_descriptors(config: &Config) -> descriptors::Share {
+    let limit = descriptors::raise();
+    let wanted = descriptors::Wanted {
+        consumers: config.http.connections,
+        streams: config.streams.len(),
+        accounts: config.accounts.len(),
+    };
+    let share = descriptors::share(limit, wanted);
+    let (consumers, operators) = (share.consumers, share.operators);
+    if consumers < wanted.consumers {
+        tracing::warn!(
+            consumers,
+            operators,
+            configured = wanted.consumers,
+            descriptors = limit,
+            "fewer connections than http.connections: raise the hard limit of open files (ulimit -Hn, LimitNOFILE)"
+        );
+    } else {
+        tracing::info!(consumers, operators, descriptors = limit, "connections that the listeners take");
+    }
+    share
+}
+
+fn server_settings(config: &Config, connections: usize) -> server::Settings {
+    let http = &config.http;
+    let limits = listener::Limits {
+        connections_max: connections,
+        connections_per_address_max: http.connections_per_address,
+        trusted_proxies: http.trusted_proxies.clone(),
+        ..listener::Limits::default()
+    };
+    server::Settings {
+        allowed_origins: http.allowed_origins.clone(),
+        allowed_hosts: http.allowed_hosts.clone(),
+        limits,
+        ..server::Settings::new(http.listen)
+    }
+}
+
+fn admin_settings(config: &Config, connections: usize) -> admin::Settings {
+    let usual = admin::Settings::new(config.admin.listen);
+    let limits =
+        listener::Limits { connections_max: connections, connections_per_address_max: connections, ..usual.limits };
+    admin::Settings { allowed_hosts: config.admin.allowed_hosts.clone(), limits, ..usual }
 }
 
 /// The accounts and streams of a configuration over a log that goes away with it: to try them.

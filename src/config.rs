@@ -11,6 +11,7 @@ mod format;
 mod golden;
 mod guarantee;
 mod keys;
+mod listen;
 mod resolve;
 mod schema;
 mod secrets;
@@ -28,6 +29,7 @@ use config::Value;
 
 use crate::{
     auth,
+    listener::Network,
     model::{AccountName, SecretRef, StreamName},
     store::redis::address::Address,
 };
@@ -61,12 +63,19 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// As browsers write them in `Origin`.
     pub allowed_origins: Vec<String>,
+    /// Hosts that it answers to beside its own addresses.
+    pub allowed_hosts: Vec<String>,
+    pub connections: usize,
+    pub connections_per_address: usize,
+    pub trusted_proxies: Vec<Network>,
 }
 
 /// The listener for operators.
 #[derive(Debug, Clone)]
 pub struct AdminConfig {
     pub listen: SocketAddr,
+    /// Hosts that it answers to beside its own addresses.
+    pub allowed_hosts: Vec<String>,
 }
 
 /// The store.

@@ -1,8 +1,12 @@
 //! A listener of ours: accepts connections within limits, speaks HTTP/1.1 on each, and ends only when they have.
 //!
-//! It refuses HTTP/2, more connections than it was given seats for, a request head that does not arrive in time, and
-//! a client that takes nothing of what is written to it. What is answered is the router's business.
+//! It refuses HTTP/2, more connections than it was given seats for or one address may have, a request head that does not
+//! arrive in time or names no host, and a client that takes nothing of what is written to it. What is answered is the
+//! router's business.
 
+pub mod descriptors;
+mod forwarded;
+mod host;
 pub mod origin;
 pub mod problem;
 pub mod resource;
@@ -13,12 +17,16 @@ mod upgrade;
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use axum::Router;
+use axum::{
+    Router,
+    http::{StatusCode, header::RETRY_AFTER},
+    response::IntoResponse,
+};
 use bytes::Bytes;
 use hyper::{
     Request,
@@ -32,14 +40,20 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
     task::{JoinError, JoinSet},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::chain;
-use seats::{Seat, Seats};
-pub use socket::Socket;
+pub use forwarded::{Network, NetworkError};
+pub(crate) use host::is_authority;
+use problem::Problem;
+use seats::{Full, Seat, Seats};
+pub use socket::{Socket, notice_vanished_peer};
 use upgrade::Conversation;
 pub use upgrade::Upgrade;
 
@@ -48,8 +62,10 @@ pub use upgrade::Upgrade;
 pub struct Limits {
     /// Open connections in all. One more is told 503 and closed.
     pub connections_max: usize,
-    /// Open connections of one address. One more is told 503 and closed.
+    /// Open connections of one address. One more is told 429 and closed.
     pub connections_per_address_max: usize,
+    /// Proxies that are believed whom they serve: their connections count in the shares of their clients.
+    pub trusted_proxies: Vec<Network>,
     /// A request head must be complete within this time; also how long a connection may idle between requests.
     pub header_timeout: Duration,
     /// A client that takes nothing for this long while something is due to it is given up.
@@ -60,7 +76,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
-            connections_per_address_max: 10_000,
+            connections_per_address_max: 2_500,
+            trusted_proxies: Vec::new(),
             header_timeout: Duration::from_secs(10),
             stall_max: Duration::from_secs(60),
         }
@@ -70,7 +87,8 @@ impl Default for Limits {
 /// A bound socket that does not accept yet.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
+    /// Of no runtime yet: it is watched by the one that serves it.
+    socket: std::net::TcpListener,
     limits: Limits,
 }
 
@@ -83,6 +101,20 @@ const SEND_BUFFER: u32 = 256 * 1024;
 /// A request head larger than this is refused; also how much of an answer is buffered above the kernel.
 const HTTP_BUFFER_MAX: usize = 32 * 1024;
 
+/// A client that was answered without a seat may take so long to read why …
+const REFUSAL_MAX: Duration = Duration::from_secs(1);
+/// … and send so much meanwhile. An unread byte would turn the close into a reset, and the answer would be lost.
+const REFUSAL_LEN_MAX: usize = 16 * 1024;
+/// Clients that are told at a time why there is no seat. One more is closed without a word: each takes a descriptor.
+const REFUSALS_MAX: usize = 8;
+
+/// How much later than the stall deadline the kernel gives a peer up that acknowledges nothing: the deadline comes first
+/// where the peer is there and merely slow, so that it can be told.
+const UNACKNOWLEDGED_MARGIN: Duration = Duration::from_secs(15);
+
+/// When a client without a seat may ask again, in seconds.
+const RETRY_AFTER_SECS: &str = "5";
+
 /// Pauses after a failed `accept` (out of file descriptors): they double from the first to the second.
 const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -93,7 +125,7 @@ impl Listener {
         socket.set_reuseaddr(true)?;
         socket.set_send_buffer_size(SEND_BUFFER)?;
         socket.bind(address)?;
-        Ok(Self { socket: socket.listen(BACKLOG)?, limits })
+        Ok(Self { socket: socket.listen(BACKLOG)?.into_std()?, limits })
     }
 
     /// Where it listens, with the port that the system chose if 0 was asked for.
@@ -103,19 +135,23 @@ impl Listener {
 
     /// Accepts until `stop`, then waits until every open connection has come to its own end. An answer that carries an
     /// [`Upgrade`] is followed by it.
-    pub async fn serve(self, router: Router, stop: CancellationToken) {
+    pub async fn serve(self, router: Router, stop: CancellationToken) -> io::Result<()> {
+        let socket = TcpListener::from_std(self.socket)?;
         let mut host = Host {
             site: TowerToHyperService::new(router),
             seats: Seats::new(self.limits.connections_max, self.limits.connections_per_address_max),
+            trusted_proxies: self.limits.trusted_proxies.clone().into(),
             limits: self.limits,
             stop,
             connections: JoinSet::new(),
+            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
         };
-        host.accept_all(&self.socket).await;
-        drop(self.socket);
+        host.accept_all(&socket).await;
+        drop(socket);
         while let Some(ended) = host.connections.join_next().await {
             note_end(ended);
         }
+        Ok(())
     }
 }
 
@@ -125,9 +161,11 @@ type Site = TowerToHyperService<Router>;
 struct Host {
     site: Site,
     seats: Arc<Seats>,
+    trusted_proxies: Arc<[Network]>,
     limits: Limits,
     stop: CancellationToken,
     connections: JoinSet<()>,
+    refusals: Arc<Semaphore>,
 }
 
 impl Host {
@@ -147,7 +185,9 @@ impl Host {
                     Err(error) if of_one_client(&error) => (),
                     Err(error) => {
                         tracing::warn!(error = chain(&error), ?pause, "cannot accept connections");
-                        tokio::time::sleep(pause).await;
+                        if timeout(pause, stop.cancelled()).await.is_ok() {
+                            return;
+                        }
                         pause = (pause * 2).min(ACCEPT_PAUSES.1);
                     }
                 },
@@ -156,18 +196,37 @@ impl Host {
     }
 
     fn welcome(&mut self, stream: TcpStream, peer: SocketAddr) {
-        let Some(seat) = self.seats.take(peer.ip()) else {
-            tracing::debug!(%peer, "no seat left");
-            refuse(&stream);
-            return;
-        };
-        if let Err(error) = stream.set_nodelay(true) {
+        let of_proxy = forwarded::is_trusted(peer.ip(), &self.trusted_proxies);
+        match self.seats.take((!of_proxy).then(|| forwarded::share_of(peer.ip()))) {
+            Ok(seat) => self.admit(stream, peer, seat, of_proxy),
+            Err(full) => self.turn_away(stream, peer, full),
+        }
+    }
+
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr, seat: Seat, of_proxy: bool) {
+        let stall_max = self.limits.stall_max;
+        let prepared =
+            stream.set_nodelay(true).and_then(|()| notice_vanished_peer(&stream, stall_max + UNACKNOWLEDGED_MARGIN));
+        if let Err(error) = prepared {
             tracing::debug!(%peer, error = chain(&error), "gone before it was served");
             return;
         }
-        let socket = Socket::new(stream, self.limits.stall_max);
+        let socket = Socket::new(stream, stall_max);
+        let proxies = of_proxy.then(|| Arc::clone(&self.trusted_proxies));
+        let admission = Admission { seat: Mutex::new(seat), peer: peer.ip(), proxies };
         let (site, stop) = (self.site.clone(), self.stop.clone());
-        self.connections.spawn(attend(site, seat, socket, self.limits.header_timeout, stop));
+        self.connections.spawn(attend(site, admission, socket, self.limits.header_timeout, stop));
+    }
+
+    fn turn_away(&mut self, stream: TcpStream, peer: SocketAddr, full: Full) {
+        tracing::debug!(%peer, ?full, "no seat left");
+        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
+        self.connections.spawn(async move {
+            if let Ok(Err(error)) = timeout(REFUSAL_MAX, refuse(stream, full)).await {
+                tracing::debug!(error = chain(&error), "could not say that there is no seat left");
+            }
+            drop(permit);
+        });
     }
 }
 
@@ -179,15 +238,47 @@ fn of_one_client(error: &io::Error) -> bool {
     )
 }
 
-const NO_SEAT: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n\
-    Content-Type: application/problem+json\r\nContent-Length: 84\r\n\r\n\
-    {\"type\":\"urn:trunkline:problem:no-seat\",\"title\":\"Too many connections\",\"status\":503}";
-
-/// Says why on a fresh socket, whose buffer is empty; nothing is waited for.
-fn refuse(stream: &TcpStream) {
-    if let Err(error) = stream.try_write(NO_SEAT) {
-        tracing::debug!(error = chain(&error), "could not say that there is no seat left");
+impl From<Full> for Problem {
+    fn from(full: Full) -> Self {
+        let (status, slug, title, detail) = match full {
+            Full::All => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no-seat",
+                "Too many connections",
+                "every connection that this listener takes is in use",
+            ),
+            Full::Share => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "address-share",
+                "Too many connections from one address",
+                "this address has as many connections as one may have; close some, or reuse them",
+            ),
+        };
+        Self::new(status, slug, title, detail).with(RETRY_AFTER, RETRY_AFTER_SECS)
     }
+}
+
+/// Says why there is no seat, and waits until the client has hung up.
+async fn refuse(mut stream: TcpStream, full: Full) -> io::Result<()> {
+    let problem = Problem::from(full);
+    let body = problem.body();
+    let answer = format!(
+        "HTTP/1.1 {}\r\nRetry-After: {RETRY_AFTER_SECS}\r\nConnection: close\r\nCache-Control: no-store\r\n\
+         Content-Type: {}\r\nContent-Length: {}\r\n\r\n{body}",
+        problem.status,
+        problem::MEDIA_TYPE,
+        body.len()
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    let (mut ignored, mut left) = ([0; 512], REFUSAL_LEN_MAX);
+    while left > 0 {
+        match stream.read(&mut ignored).await? {
+            0 => break,
+            read => left = left.saturating_sub(read),
+        }
+    }
+    Ok(())
 }
 
 fn note_end(ended: Result<(), JoinError>) {
@@ -196,11 +287,29 @@ fn note_end(ended: Result<(), JoinError>) {
     }
 }
 
+/// What a connection holds, and what each of its requests has to pass before the router sees it.
+struct Admission {
+    seat: Mutex<Seat>,
+    peer: IpAddr,
+    /// Where the peer is a trusted proxy: all that are.
+    proxies: Option<Arc<[Network]>>,
+}
+
+impl Admission {
+    fn check<B>(&self, request: &Request<B>) -> Result<(), Problem> {
+        host::check(request.version(), request.headers())?;
+        let Some(proxies) = &self.proxies else { return Ok(()) };
+        let client = forwarded::client(request.headers(), self.peer, proxies);
+        let mut seat = self.seat.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(seat.count_for(forwarded::share_of(client))?)
+    }
+}
+
 /// One connection from its first request to its end. Each phase is boxed, so that what the first needed is freed
 /// before the second begins: an idle upgraded socket keeps no HTTP buffers.
-async fn attend(site: Site, seat: Seat, socket: Socket, header_timeout: Duration, stop: CancellationToken) {
-    let _seat = seat;
-    let Some((upgrade, converse)) = Box::pin(speak_http(site, socket, header_timeout, stop)).await else { return };
+async fn attend(site: Site, admission: Admission, socket: Socket, header_timeout: Duration, stop: CancellationToken) {
+    let spoken = Box::pin(speak_http(site, &admission, socket, header_timeout, stop)).await;
+    let Some((upgrade, converse)) = spoken else { return };
     match upgrade.await {
         Ok(upgraded) => {
             let (socket, heard) = take_over(upgraded);
@@ -217,6 +326,7 @@ fn take_over(upgraded: Upgraded) -> (Socket, Bytes) {
 
 async fn speak_http(
     site: Site,
+    admission: &Admission,
     socket: Socket,
     header_timeout: Duration,
     stop: CancellationToken,
@@ -224,9 +334,12 @@ async fn speak_http(
     let agreed = Mutex::new(None);
     let service = service_fn(|mut request: Request<Incoming>| {
         let upgrade = hyper::upgrade::on(&mut request);
-        let (answer, agreed) = (site.call(request), &agreed);
+        let (answer, agreed) = (admission.check(&request).map(|()| site.call(request)), &agreed);
         async move {
-            let mut answer = answer.await?;
+            let mut answer = match answer {
+                Ok(answer) => answer.await?,
+                Err(problem) => problem.into_response(),
+            };
             if let Some(conversation) = Upgrade::agreed(&mut answer) {
                 *agreed.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, conversation));
             }

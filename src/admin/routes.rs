@@ -2,16 +2,22 @@
 //!
 //! It refuses a wish from any page that is not this listener's own.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
     extract::{RawQuery, Request, State},
-    http::{Method, StatusCode},
+    http::{StatusCode, header::RETRY_AFTER},
     middleware::{Next, from_fn_with_state},
     response::Response,
     routing::{MethodRouter, get, post},
 };
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use super::{
     Parts,
@@ -23,9 +29,10 @@ use crate::{
     listener::{
         origin::{self, Origins},
         problem::Problem,
-        resource::{Name, nowhere, only},
+        resource::{Name, READ, nowhere, only},
     },
     model::{AccountName, NameError, StreamName},
+    telemetry::{chain, metrics},
     upstream::{Wish, WishError},
 };
 
@@ -34,12 +41,19 @@ pub(super) struct Operators {
     pub(super) parts: Parts,
     pub(super) origins: Origins,
     pub(super) started: Instant,
+    /// Metrics pages that may be on their way at a time.
+    pub(super) pages: Arc<Semaphore>,
 }
+
+/// Metrics pages on their way at a time; each can be some megabytes. One more waits …
+pub(super) const PAGES_MAX: usize = 4;
+/// … so long, and is refused then with 503.
+const PAGE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 pub(super) fn router(operators: Operators) -> Router {
     let operators = Arc::new(operators);
     let guarded = Router::new()
-        .route("/admin/v1/status", only("GET", get(status)))
+        .route("/admin/v1/status", only(READ, get(status)))
         .route("/admin/v1/streams/{stream}/rotate", wish(Wish::Rotate))
         .route("/admin/v1/streams/{stream}/pause", wish(Wish::Pause))
         .route("/admin/v1/streams/{stream}/resume", wish(Wish::Resume))
@@ -48,9 +62,9 @@ pub(super) fn router(operators: Operators) -> Router {
         .layer(from_fn_with_state(Arc::clone(&operators), guard));
     // Probes and scrapers reach us under any name; what they get is no secret.
     let open = Router::new()
-        .route("/healthz", only("GET", get(async || shown::health())))
-        .route("/readyz", only("GET", get(ready)))
-        .route("/metrics", only("GET", get(async || shown::metrics())));
+        .route("/healthz", only(READ, get(async || shown::health())))
+        .route("/readyz", only(READ, get(ready)))
+        .route("/metrics", only(READ, get(page)));
     guarded.merge(open).with_state(operators)
 }
 
@@ -58,10 +72,33 @@ pub(super) fn router(operators: Operators) -> Router {
 async fn guard(State(operators): State<Arc<Operators>>, request: Request, next: Next) -> Result<Response, Problem> {
     let headers = request.headers();
     operators.origins.admit(headers).map_err(|foreign| cross_origin(foreign.to_string()))?;
-    if request.method() != Method::GET && !origin::is_own(headers) {
+    if !request.method().is_safe() && !origin::is_own(headers) {
         return Err(cross_origin("a page of another origin may not ask for this".to_owned()));
     }
     Ok(next.run(request).await)
+}
+
+/// The metrics page. Making it takes a while where there are many streams, and it is large: a few are made at a time, on
+/// a thread that answers nobody else.
+async fn page(State(operators): State<Arc<Operators>>) -> Result<Response, Problem> {
+    let permit = timeout(PAGE_WAIT_MAX, Arc::clone(&operators.pages).acquire_owned()).await;
+    let permit = permit.ok().and_then(Result::ok).ok_or_else(busy)?;
+    let made = spawn_blocking(move || {
+        for (stream, log) in operators.parts.logs.iter() {
+            metrics::subscribers_lag(stream, log.lag_max());
+        }
+        metrics::page()
+    });
+    let page = made.await.map_err(|error| {
+        tracing::error!(error = chain(&error), "the metrics page could not be made");
+        busy()
+    })?;
+    Ok(shown::metrics(page, permit))
+}
+
+fn busy() -> Problem {
+    let detail = format!("{PAGES_MAX} scrapers are being answered already");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy", detail).with(RETRY_AFTER, "5")
 }
 
 async fn ready(State(operators): State<Arc<Operators>>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
@@ -154,7 +191,7 @@ fn cross_origin(detail: String) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Duration};
+    use std::collections::BTreeMap;
 
     use axum::{
         body::{Body, to_bytes},
@@ -216,9 +253,16 @@ mod tests {
                 Streams::start(names.map(unheard).into(), &logs, &tokens, BTreeMap::new(), &tls(), &mut tasks)
                     .await
                     .unwrap();
-            let parts = Parts { store, streams, accounts, replica: None, readiness: Readiness::default() };
-            let origins = Origins { allowed: Vec::new(), loopback: true };
-            let site = TowerToHyperService::new(router(Operators { parts, origins, started: clock::now() }));
+            let readiness = Readiness::default();
+            let parts = Parts { store, streams, accounts, replica: None, readiness, logs: logs.clone() };
+            let origins =
+                Origins { allowed: Vec::new(), hosts: Vec::new(), hosts_key: "admin.allowed_hosts", loopback: true };
+            let site = TowerToHyperService::new(router(Operators {
+                parts,
+                origins,
+                started: clock::now(),
+                pages: Arc::new(Semaphore::new(PAGES_MAX)),
+            }));
             Self { site, tasks, logs, _directory: directory }
         }
 
@@ -353,11 +397,23 @@ mod tests {
         }
         for (method, path, allowed) in [
             ("GET", "/admin/v1/streams/queues/rotate", "POST"),
-            ("DELETE", "/admin/v1/status", "GET"),
-            ("HEAD", "/healthz", "GET"),
+            ("DELETE", "/admin/v1/status", "GET, HEAD"),
+            ("HEAD", "/admin/v1/streams/queues/rotate", "POST"),
         ] {
             let wrong = daemon.ask(method, path, &[]).await;
             assert_eq!((wrong.status().as_u16(), &wrong.headers()[ALLOW]), (405, &allowed.parse().unwrap()), "{path}");
+        }
+        daemon.end().await;
+    }
+
+    #[tokio::test]
+    async fn head_is_answered_as_get_is_without_a_body() {
+        let daemon = Daemon::start().await;
+        for path in ["/healthz", "/readyz", "/readyz?streams=all", "/metrics", "/admin/v1/status", "/nothing"] {
+            let (get, head) = (daemon.ask("GET", path, &[]).await, daemon.ask("HEAD", path, &[]).await);
+            assert_eq!(head.status(), get.status(), "{path}");
+            assert_eq!(head.headers().get(CONTENT_TYPE), get.headers().get(CONTENT_TYPE), "{path}");
+            assert!(to_bytes(head.into_body(), usize::MAX).await.unwrap().is_empty(), "{path}");
         }
         daemon.end().await;
     }

@@ -1,16 +1,20 @@
 //! What the admin listener shows, as text and JSON. Pure: the parts have been asked already.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use axum::{
     Json,
+    body::Body,
     http::{
         StatusCode,
-        header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+        header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName},
     },
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     auth::AccountStatus,
@@ -109,10 +113,23 @@ impl Status {
     }
 }
 
-/// The whole metrics page.
-pub(super) fn metrics() -> Response {
-    ([(CONTENT_TYPE, METRICS_TYPE), NOT_STORED], metrics::page()).into_response()
+/// The whole metrics page. The permit is given back when it was sent.
+pub(super) fn metrics(page: String, permit: OwnedSemaphorePermit) -> Response {
+    let len = page.len();
+    let body = stream::iter(pieces(page.into())).map(move |piece| {
+        let _until_sent = &permit;
+        Ok::<_, Infallible>(piece)
+    });
+    ([(CONTENT_TYPE, METRICS_TYPE), NOT_STORED], [(CONTENT_LENGTH, len)], Body::from_stream(body)).into_response()
 }
+
+fn pieces(page: Bytes) -> impl Iterator<Item = Bytes> {
+    let starts = (0..page.len()).step_by(PIECE_LEN);
+    starts.map(move |start| page.slice(start..page.len().min(start + PIECE_LEN)))
+}
+
+/// What is given to a connection at a time.
+const PIECE_LEN: usize = 64 * 1024;
 
 /// The process lives.
 pub(super) fn health() -> Response {

@@ -3,8 +3,6 @@
 //! It trusts that each value by itself is right, and asks the tree, not the struct, whether a key was written: a value
 //! that was already found wrong is not called missing on top.
 
-use std::net::SocketAddr;
-
 use config::Value;
 use reqwest::Url;
 
@@ -14,6 +12,7 @@ use super::{
     finding::{Finding, KeyPath, nearest},
     format::is_loopback,
     keys::{CONNECTOR_KEYS, GRANT_KEYS, Keys, STORE_KEYS},
+    listen::Listen,
     shape::{Account, Backoff, Connector, File, Grant, Platform, Store, Stream},
     source::{child, find, place_of, table},
 };
@@ -54,25 +53,25 @@ impl Check<'_> {
     }
 
     fn listeners(&mut self, file: &File) {
-        let (http, admin) = (file.http.listen, file.admin.listen);
+        let (http, admin) = (&file.http.listen, &file.admin.listen);
         self.listener("http", http, "consumers");
         self.listener("admin", admin, "operators");
-        let overlap = http.ip() == admin.ip() || http.ip().is_unspecified() || admin.ip().is_unspecified();
-        if http.port() == admin.port() && http.port() != 0 && overlap {
+        if http.overlaps(admin) {
             let text = format!("{admin} is taken by http.listen; consumers and operators have a port each");
             self.wrong(KeyPath::of(&["admin", "listen"]), text);
         }
     }
 
-    fn listener(&mut self, section: &str, listen: SocketAddr, who: &str) {
-        if !listen.ip().is_loopback() {
-            let text = format!(
-                "{listen} can be reached from other machines, and this build cannot authenticate {who} yet; \
-                 write \"127.0.0.1:{}\"",
-                listen.port()
-            );
-            self.wrong(KeyPath::of(&[section, "listen"]), text);
-        }
+    fn listener(&mut self, section: &str, listen: &Listen, who: &str) {
+        let Some(exposed) = listen.exposed() else { return };
+        let written = listen.to_string();
+        let shown = if written == exposed.to_string() { written } else { format!("{written} ({})", exposed.ip()) };
+        let text = format!(
+            "{shown} can be reached from other machines, and this build cannot authenticate {who} yet; \
+             write \"127.0.0.1:{}\"",
+            exposed.port()
+        );
+        self.wrong(KeyPath::of(&[section, "listen"]), text);
     }
 
     fn store(&mut self, store: &Store) {

@@ -2,11 +2,13 @@
 //!
 //! It never shows a text that may carry a password.
 
-use std::net::SocketAddr;
-
 use reqwest::Url;
 
-use crate::store::redis::address::Address;
+use super::listen::Listen;
+use crate::{
+    listener::{Network, is_authority},
+    store::redis::address::Address,
+};
 
 /// Genesys refuses longer topics.
 const TOPIC_LEN_MAX: usize = 200;
@@ -17,7 +19,9 @@ const PREFIX_LEN_MAX: usize = 64;
 /// Whether a text is what its format says, else what was expected. A format without a rule takes any text.
 pub(super) fn judge(format: &str, text: &str) -> Result<(), String> {
     match format {
-        "address" => address(text),
+        "address" => Listen::try_from(text.to_owned()).map(drop),
+        "host" => host(text),
+        "network" => text.parse::<Network>().map(drop).map_err(|error| error.to_string()),
         "http-url" => url(text, ["http", "https"]),
         "ws-url" => url(text, ["ws", "wss"]),
         "origin" => origin(text),
@@ -29,9 +33,11 @@ pub(super) fn judge(format: &str, text: &str) -> Result<(), String> {
     }
 }
 
-fn address(text: &str) -> Result<(), String> {
-    let parsed: Result<SocketAddr, _> = text.parse();
-    parsed.map(drop).map_err(|_| format!("expected an address and port such as \"127.0.0.1:8080\", found {text:?}"))
+fn host(text: &str) -> Result<(), String> {
+    let plain = is_authority(text) && !text.contains('*');
+    plain
+        .then_some(())
+        .ok_or_else(|| format!("expected a host such as \"relay.example.com\", with or without a port, found {text:?}"))
 }
 
 fn url(text: &str, schemes: [&str; 2]) -> Result<(), String> {
@@ -120,6 +126,11 @@ mod tests {
     fn a_text_is_what_its_format_says() {
         for (format, good) in [
             ("address", "[::1]:0"),
+            ("address", "localhost:8080"),
+            ("host", "relay.example.com"),
+            ("host", "relay.example.com:8443"),
+            ("network", "10.0.0.0/8"),
+            ("network", "::1"),
             ("http-url", "https://api.mypurecloud.com/base"),
             ("ws-url", "ws://127.0.0.1:1/x?y=z"),
             ("origin", "http://localhost:3000"),
@@ -133,6 +144,11 @@ mod tests {
         }
         for (format, bad) in [
             ("address", "localhost"),
+            ("host", "https://relay.example.com"),
+            ("host", "*.example.com"),
+            ("host", ""),
+            ("network", "10.0.0.0/33"),
+            ("network", "localhost"),
             ("http-url", "wss://x"),
             ("http-url", "x"),
             ("http-url", "https://user:secret@x/"),

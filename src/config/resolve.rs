@@ -45,8 +45,8 @@ pub(super) fn resolve(file: &File) -> Config {
     let vault = file.store.path.join(VAULT_DIRECTORY);
     let retention = &file.store.retention;
     Config {
-        http: HttpConfig { listen: file.http.listen, allowed_origins: file.http.allowed_origins.clone() },
-        admin: AdminConfig { listen: file.admin.listen },
+        http: http(&file.http),
+        admin: AdminConfig { listen: file.admin.listen.address(), allowed_hosts: file.admin.allowed_hosts.clone() },
         store: StoreConfig {
             kind: store(&file.store),
             path: file.store.path.clone(),
@@ -55,6 +55,19 @@ pub(super) fn resolve(file: &File) -> Config {
         accounts: file.accounts.iter().map(|(name, from)| (name.clone(), account(name, from, &vault))).collect(),
         streams: file.streams.iter().map(|(name, from)| (name.clone(), stream(from, file))).collect(),
         warnings: Vec::new(),
+    }
+}
+
+fn http(from: &shape::Http) -> HttpConfig {
+    let count = |count: u64| usize::try_from(count).expect("the schema bounds it");
+    let network = |text: &String| text.parse().expect("its format was checked");
+    HttpConfig {
+        listen: from.listen.address(),
+        allowed_origins: from.allowed_origins.clone(),
+        allowed_hosts: from.allowed_hosts.clone(),
+        connections: count(from.connections),
+        connections_per_address: count(from.connections_per_address),
+        trusted_proxies: from.trusted_proxies.iter().map(network).collect(),
     }
 }
 

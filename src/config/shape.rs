@@ -15,6 +15,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::listen::Listen;
 use crate::model::{AccountName, SecretRef, Size, Span, StreamName};
 
 /// The configuration of the relay.
@@ -46,15 +47,33 @@ pub(crate) struct File {
 #[serde(deny_unknown_fields)]
 #[schemars(extend("x-not-yet" = ["auth", "tls"]))]
 pub(crate) struct Http {
-    /// Address and port where consumers connect. Only loopback as long as consumers cannot be authenticated.
+    /// Address and port where consumers connect, or a name and port, such as `localhost:8080`: its first address is
+    /// taken, IPv4 before IPv6. Only loopback as long as consumers cannot be authenticated.
     #[serde(default = "loopback::<8080>")]
-    #[schemars(extend("format" = "address"))]
-    pub listen: SocketAddr,
+    #[schemars(with = "String", extend("format" = "address"))]
+    pub listen: Listen,
     /// Origins of the web pages that may connect, as in `https://dash.example.com`. None by default: a page of
     /// another site cannot read events through the browser of somebody who sits next to the relay.
     #[serde(default)]
     #[schemars(extend("items" = { "type": "string", "format": "origin" }))]
     pub allowed_origins: Vec<String>,
+    /// Hosts that it answers to beside its own addresses, as `relay.example.com`: for a proxy that keeps the `Host`.
+    #[serde(default)]
+    #[schemars(extend("items" = { "type": "string", "format": "host" }))]
+    pub allowed_hosts: Vec<String>,
+    /// Connections in all; fewer where the system allows the process fewer open files. One more is answered with 503.
+    #[serde(default = "count::<10_000>")]
+    #[schemars(range(min = 1, max = 1_000_000), extend("x-unit" = "connections"))]
+    pub connections: u64,
+    /// Connections of one address, so that one cannot take them all. One more is answered with 429.
+    #[serde(default = "count::<2_500>")]
+    #[schemars(range(min = 1, max = 1_000_000), extend("x-unit" = "connections"))]
+    pub connections_per_address: u64,
+    /// Proxies, as `10.0.0.7` or `10.0.0.0/8`, whose `Forwarded` or `X-Forwarded-For` is believed: what they bring counts
+    /// for the client that they name.
+    #[serde(default)]
+    #[schemars(extend("items" = { "type": "string", "format": "network" }))]
+    pub trusted_proxies: Vec<String>,
 }
 
 /// The listener for health, metrics, status and the console.
@@ -64,8 +83,12 @@ pub(crate) struct Http {
 pub(crate) struct Admin {
     /// Address and port of the admin listener. Only loopback as long as operators cannot be authenticated.
     #[serde(default = "loopback::<9090>")]
-    #[schemars(extend("format" = "address"))]
-    pub listen: SocketAddr,
+    #[schemars(with = "String", extend("format" = "address"))]
+    pub listen: Listen,
+    /// Hosts that it answers to beside its own addresses, as `relay.example.com`: for a proxy that keeps the `Host`.
+    #[serde(default)]
+    #[schemars(extend("items" = { "type": "string", "format": "host" }))]
+    pub allowed_hosts: Vec<String>,
 }
 
 /// Where the logs live.
@@ -381,8 +404,8 @@ fn all_defaults<T: DeserializeOwned>() -> T {
     serde_json::from_str("{}").expect("every key of the table has a default")
 }
 
-fn loopback<const PORT: u16>() -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, PORT).into()
+fn loopback<const PORT: u16>() -> Listen {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).into()
 }
 
 fn store_path() -> PathBuf {

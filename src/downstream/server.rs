@@ -28,10 +28,12 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Origins of pages that may read here, as browsers write them. Empty: pages of this host and of loopback.
     pub allowed_origins: Vec<String>,
+    /// Hosts that it answers to beside its own addresses.
+    pub allowed_hosts: Vec<String>,
     pub limits: Limits,
     /// A WebSocket client that says nothing for this long is pinged.
     pub ping_every: Duration,
-    /// A server-sent stream that has nothing to say for this long says so.
+    /// An endless answer that has nothing to say for this long says so.
     pub keep_alive: Duration,
 }
 
@@ -41,6 +43,7 @@ impl Settings {
         Self {
             listen,
             allowed_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
             limits: Limits::default(),
             ping_every: Duration::from_secs(25),
             keep_alive: Duration::from_secs(15),
@@ -75,14 +78,17 @@ impl Server {
     where
         L: Fn(&StreamName) -> bool + Send + Sync + 'static,
     {
-        let Settings { allowed_origins, ping_every, keep_alive, .. } = self.settings;
-        let origins = Origins { allowed: allowed_origins, loopback: self.address.ip().is_loopback() };
-        let site = routes::router(Consumers { logs, live: Box::new(live), origins, ping_every, keep_alive });
+        let Settings { allowed_origins, allowed_hosts, ping_every, keep_alive, .. } = self.settings;
+        let origins = Origins {
+            allowed: allowed_origins,
+            hosts: allowed_hosts,
+            hosts_key: "http.allowed_hosts",
+            loopback: self.address.ip().is_loopback(),
+        };
+        let live = Box::new(live);
+        let site = routes::router(Consumers { logs, live, origins, ping_every, keep_alive });
         let stop = tasks.stop();
-        tasks.start("consumers", async move {
-            self.listener.serve(site, stop).await;
-            Ok(())
-        });
+        tasks.start("consumers", async move { Ok(self.listener.serve(site, stop).await?) });
     }
 }
 

@@ -8,33 +8,38 @@ use hyper::{
     header::{HOST, HeaderName, ORIGIN},
 };
 
+use super::problem::excerpt;
+
 /// What is let in.
 #[derive(Debug, Clone)]
 pub struct Origins {
     /// Origins as browsers write them, compared exactly. Empty: pages of this host and of loopback only.
     pub allowed: Vec<String>,
+    /// Hosts that the listener answers to beside loopback; one without a port stands for every port.
+    pub hosts: Vec<String>,
+    /// The configuration's key of these hosts.
+    pub hosts_key: &'static str,
     /// The listener is on a loopback address, so only a loopback name can rightly lead to it.
     pub loopback: bool,
 }
 
 /// Why a request is not let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Foreign {
     #[error("pages of this origin may not use this listener")]
     Origin,
-    #[error("this listener does not go by that host name")]
-    Host,
+    #[error("this listener does not answer to the host {host:?}; a name that a proxy keeps is listed in {key}")]
+    Host { host: String, key: &'static str },
 }
 
 impl Origins {
     /// Lets a request in, or tells why not.
     pub fn admit(&self, headers: &HeaderMap) -> Result<(), Foreign> {
-        let host = text(headers, HOST).map(name_of);
-        let known =
-            |host: &str| is_loopback(host) || self.allowed.iter().any(|allowed| origin_name(allowed) == Some(host));
-        if self.loopback && host.is_some_and(|host| !known(host)) {
-            return Err(Foreign::Host);
+        let authority = text(headers, HOST);
+        if let Some(authority) = authority.filter(|authority| self.loopback && !self.answers_to(authority)) {
+            return Err(Foreign::Host { host: excerpt(authority), key: self.hosts_key });
         }
+        let host = authority.map(name_of);
         if !headers.contains_key(ORIGIN) {
             return Ok(());
         }
@@ -45,6 +50,15 @@ impl Origins {
             self.allowed.iter().any(|allowed| allowed == origin)
         };
         admitted.then_some(()).ok_or(Foreign::Origin)
+    }
+
+    /// Whether a request for this host, with or without a port, can rightly be meant for a listener on loopback.
+    fn answers_to(&self, authority: &str) -> bool {
+        let name = name_of(authority);
+        let is = |listed: &String| listed.eq_ignore_ascii_case(authority) || listed.eq_ignore_ascii_case(name);
+        is_loopback(name)
+            || self.hosts.iter().any(is)
+            || self.allowed.iter().any(|allowed| origin_name(allowed) == Some(name))
     }
 
     /// The origin of a request, where it is one that is named as allowed.
@@ -103,9 +117,39 @@ mod tests {
         headers
     }
 
+    fn origins(hosts: &[&str]) -> Origins {
+        let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+        Origins { allowed: Vec::new(), hosts, hosts_key: "http.allowed_hosts", loopback: false }
+    }
+
+    fn not_ours(host: &str) -> Foreign {
+        Foreign::Host { host: host.to_owned(), key: "http.allowed_hosts" }
+    }
+
+    #[test]
+    fn a_listed_host_is_answered_to_in_any_case_and_with_the_port_that_is_listed() {
+        let origins = Origins { loopback: true, ..origins(&["relay.example.com", "other.example.com:8443"]) };
+        for (host, admitted) in [
+            ("relay.example.com", true),
+            ("relay.example.com:443", true),
+            ("Relay.Example.COM", true),
+            ("other.example.com:8443", true),
+            ("other.example.com", false),
+            ("other.example.com:443", false),
+            ("relay.example.com.evil.test", false),
+            ("localhost:9", true),
+        ] {
+            assert_eq!(origins.admit(&headers(host, None)).is_ok(), admitted, "{host}");
+        }
+        let own_page = headers("relay.example.com", Some("https://relay.example.com"));
+        assert_eq!(origins.admit(&own_page), Ok(()), "a page of the host that the proxy keeps");
+        let refused = origins.admit(&headers("evil.test", None)).unwrap_err().to_string();
+        assert!(refused.contains("\"evil.test\"") && refused.contains("http.allowed_hosts"), "{refused}");
+    }
+
     #[test]
     fn only_listed_origins_are_let_in_and_exactly() {
-        let origins = Origins { allowed: vec!["https://dash.example.com".to_owned()], loopback: false };
+        let origins = Origins { allowed: vec!["https://dash.example.com".to_owned()], ..origins(&[]) };
         for (origin, admitted) in [
             (None, true),
             (Some("https://dash.example.com"), true),
@@ -126,7 +170,7 @@ mod tests {
 
     #[test]
     fn without_a_list_a_page_must_be_of_this_host_or_of_loopback() {
-        let origins = Origins { allowed: Vec::new(), loopback: true };
+        let origins = Origins { loopback: true, ..origins(&[]) };
         for (host, origin, admitted) in [
             ("127.0.0.1:8080", None, Ok(())),
             ("localhost:8080", Some("http://localhost:3000"), Ok(())),
@@ -136,8 +180,8 @@ mod tests {
             ("127.0.0.1:8080", Some("http://evil.test@localhost"), Err(Foreign::Origin)),
             ("127.0.0.1:8080", Some("https://evil.test"), Err(Foreign::Origin)),
             ("127.0.0.1:8080", Some("null"), Err(Foreign::Origin)),
-            ("evil.test:8080", Some("http://evil.test:8080"), Err(Foreign::Host)),
-            ("evil.test:8080", None, Err(Foreign::Host)),
+            ("evil.test:8080", Some("http://evil.test:8080"), Err(not_ours("evil.test:8080"))),
+            ("evil.test:8080", None, Err(not_ours("evil.test:8080"))),
         ] {
             assert_eq!(origins.admit(&headers(host, origin)), admitted, "{host} {origin:?}");
         }
@@ -147,7 +191,7 @@ mod tests {
     fn a_second_origin_header_is_refused() {
         let mut twice = headers("localhost", Some("http://localhost"));
         twice.append(ORIGIN, "https://evil.test".parse().unwrap());
-        let origins = Origins { allowed: Vec::new(), loopback: true };
+        let origins = Origins { loopback: true, ..origins(&[]) };
         assert_eq!(origins.admit(&twice), Err(Foreign::Origin));
         assert!(!is_own(&twice));
     }

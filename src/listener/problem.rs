@@ -39,8 +39,8 @@ impl Problem {
 
     /// There is nothing at this path.
     pub fn no_such_path(path: &str) -> Self {
-        let shown: String = path.chars().take(PATH_SHOWN_MAX).collect();
-        Self::new(StatusCode::NOT_FOUND, "not-found", "No such resource", format!("there is nothing at {shown}"))
+        let detail = format!("there is nothing at {}", excerpt(path));
+        Self::new(StatusCode::NOT_FOUND, "not-found", "No such resource", detail)
     }
 
     /// The path is there, but not for this method.
@@ -51,20 +51,35 @@ impl Problem {
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let status = self.status.as_u16();
-        tracing::debug!(status, reason = self.slug, "request refused");
+/// What a problem is served as.
+pub(super) const MEDIA_TYPE: &str = "application/problem+json";
+
+impl Problem {
+    /// The problem as JSON.
+    pub(super) fn body(&self) -> String {
         let body = json!({
             "type": format!("urn:trunkline:problem:{}", self.slug),
             "title": self.title,
-            "status": status,
+            "status": self.status.as_u16(),
             "detail": self.detail,
         });
-        let headers = [(CONTENT_TYPE, "application/problem+json"), (CACHE_CONTROL, "no-store")];
-        (self.status, headers, self.header.map(|header| [header]), body.to_string()).into_response()
+        body.to_string()
     }
 }
 
-/// A path is repeated to the client up to this many characters.
-const PATH_SHOWN_MAX: usize = 200;
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        tracing::debug!(status = self.status.as_u16(), reason = self.slug, "request refused");
+        let body = self.body();
+        let headers = [(CONTENT_TYPE, MEDIA_TYPE), (CACHE_CONTROL, "no-store")];
+        (self.status, headers, self.header.map(|header| [header]), body).into_response()
+    }
+}
+
+/// What a client sent is repeated to it up to this many characters.
+const EXCERPT_LEN_MAX: usize = 200;
+
+/// The beginning of a text from outside, as much as an answer may repeat.
+pub(super) fn excerpt(text: &str) -> String {
+    text.chars().take(EXCERPT_LEN_MAX).collect()
+}

@@ -1,7 +1,7 @@
 //! What the resources of both listeners have in common: which methods they answer, how names stand in their paths, and
 //! what is said of paths that lead nowhere.
 //!
-//! It refuses HEAD: what a GET answers may be endless or dear to make, and its head alone tells nobody anything.
+//! HEAD is answered wherever GET is: the same head, and no body.
 
 use std::convert::Infallible;
 
@@ -13,13 +13,16 @@ use axum::{
 
 use super::problem::Problem;
 
-/// A resource that answers `methods`, and tells every other which are `allowed`, as in `"GET, DELETE"`.
+/// What a resource that can be read answers to.
+pub const READ: &str = "GET, HEAD";
+
+/// A resource that answers `methods`, and tells every other which are `allowed`, as in `"GET, HEAD"`.
 pub fn only<S>(allowed: &'static str, methods: MethodRouter<S>) -> MethodRouter<S>
 where
     S: Clone + Send + Sync + 'static,
 {
     let refuse = move || async move { Problem::wrong_method(allowed) };
-    methods.head(refuse).fallback(refuse)
+    methods.fallback(refuse)
 }
 
 /// The handler of every path that is not routed.

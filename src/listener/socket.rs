@@ -14,6 +14,33 @@ use tokio::{
     time::Sleep,
 };
 
+/// A peer that says nothing for this long is asked whether it is still there …
+const PROBE_AFTER: Duration = Duration::from_secs(15);
+/// … this often …
+const PROBE_EVERY: Duration = Duration::from_secs(15);
+/// … and so many times without an answer.
+#[cfg(target_os = "linux")]
+const PROBES_MAX: u32 = 3;
+
+/// Has the kernel notice a peer that vanished without a word: by probes while nothing is sent, and where something is,
+/// when it is not acknowledged within `unacknowledged_max`. That also ends a peer that takes nothing for so long.
+#[cfg(target_os = "linux")]
+pub fn notice_vanished_peer(stream: &TcpStream, unacknowledged_max: Duration) -> io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, PROBE_EVERY)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES_MAX)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(unacknowledged_max.as_millis()).unwrap_or(u32::MAX))?;
+    Ok(())
+}
+
+/// Elsewhere the deadlines of the relay itself have to do.
+#[cfg(not(target_os = "linux"))]
+pub fn notice_vanished_peer(_: &TcpStream, _: Duration) -> io::Result<()> {
+    Ok(())
+}
+
 /// A TCP stream whose writes fail with [`io::ErrorKind::TimedOut`] after a while without any progress.
 #[derive(Debug)]
 pub struct Socket {

@@ -32,10 +32,7 @@ fn start(limits: Limits) -> (SocketAddr, Tasks) {
     let address = listener.address().unwrap();
     let mut tasks = Tasks::new("listener");
     let stop = tasks.stop();
-    tasks.start("three pages", async move {
-        listener.serve(three_pages(), stop).await;
-        Ok(())
-    });
+    tasks.start("three pages", async move { Ok(listener.serve(three_pages(), stop).await?) });
     (address, tasks)
 }
 
@@ -58,6 +55,42 @@ async fn a_panic_ends_its_own_connection_and_no_other() {
     }
     assert!(ask(&mut other, "/").await.ends_with("fine"));
     tasks.drain(Duration::from_secs(10)).await.unwrap();
+}
+
+/// The kernel's own list shows which timer a connection has: 02 is that of the keep-alive probes.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_client_that_says_nothing_is_probed_by_the_kernel() {
+    let (address, tasks) = start(Limits::default());
+    let mut client = TcpStream::connect(address).await.unwrap();
+    assert!(ask(&mut client, "/").await.ends_with("fine"));
+    let ends = [address.port(), client.local_addr().unwrap().port()].map(|port| format!("0100007F:{port:04X}"));
+    let mut timers = Vec::new();
+    for _ in 0..1_000 {
+        let listed = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let ours = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let ours = ours.filter(|fields| fields.len() > 5 && fields[1] == ends[0] && fields[2] == ends[1]);
+        timers = ours.map(|fields| fields[5].to_owned()).collect();
+        if timers.iter().any(|timer| timer.starts_with("02:")) {
+            return tasks.drain(Duration::from_secs(10)).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the connection is not probed: {timers:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_peer_that_acknowledges_nothing_is_given_up_by_the_kernel() {
+    use rustix::net::sockopt;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    notice_vanished_peer(&stream, Duration::from_secs(75)).unwrap();
+    assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 75_000);
+    assert!(sockopt::socket_keepalive(&stream).unwrap());
+    let longest = sockopt::tcp_keepidle(&stream).unwrap()
+        + sockopt::tcp_keepintvl(&stream).unwrap() * sockopt::tcp_keepcnt(&stream).unwrap();
+    assert!(longest <= Duration::from_secs(90), "{longest:?}");
 }
 
 #[tokio::test]

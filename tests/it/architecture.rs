@@ -28,7 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "admin",
         &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "replica", "upstream"],
     ),
-    ("config", &["model", "connector", "auth", "clock", "store"]),
+    ("config", &["model", "connector", "auth", "clock", "store", "listener"]),
     (
         "app",
         &[

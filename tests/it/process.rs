@@ -6,6 +6,7 @@
 mod among;
 pub(crate) mod child;
 mod commands;
+mod descriptors;
 mod disk;
 mod kill;
 mod log;

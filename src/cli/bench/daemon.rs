@@ -183,6 +183,7 @@ fn configuration(
     let mut text = format!(
         r#"
 [http]
+connections_per_address = 1000000
 listen = "{consumers}"
 [admin]
 listen = "{admin}"

@@ -9,7 +9,7 @@ use axum::{
     Extension, Json, Router,
     extract::{Request, State},
     http::{
-        HeaderMap, StatusCode,
+        HeaderMap, Method, StatusCode,
         header::{
             ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, HeaderName, HeaderValue, VARY,
         },
@@ -37,7 +37,7 @@ use crate::{
     listener::{
         Upgrade,
         origin::Origins,
-        resource::{Name, nowhere, only},
+        resource::{Name, READ, nowhere, only},
     },
     model::{Mark, StreamName},
     telemetry::metrics,
@@ -56,9 +56,9 @@ pub(super) struct Consumers {
 pub(super) fn router(consumers: Consumers) -> Router {
     let consumers = Arc::new(consumers);
     Router::new()
-        .route("/v1/streams", only("GET", get(streams)))
-        .route("/v1/streams/{stream}/events", only("GET", get(events_of_one)))
-        .route("/v1/events", only("GET", get(events_of_several)))
+        .route("/v1/streams", only(READ, get(streams)))
+        .route("/v1/streams/{stream}/events", only(READ, get(events_of_one)))
+        .route("/v1/events", only(READ, get(events_of_several)))
         .fallback(nowhere)
         .layer(from_fn_with_state(Arc::clone(&consumers), guard))
         .with_state(consumers)
@@ -131,8 +131,8 @@ async fn events_of_several(State(consumers): State<Arc<Consumers>>, request: Req
 impl Consumers {
     /// Events in the form that the client asks for, of the stream that its path names or of those in its query.
     async fn events(&self, request: &Parts, stream: Option<StreamName>) -> Result<Response, Refusal> {
-        let Parts { uri, headers, version, .. } = request;
-        let wanted = wanted(headers)?;
+        let Parts { method, uri, headers, version, .. } = request;
+        let wanted = wanted(method, headers)?;
         let (named, cursors) = match stream {
             Some(_) => (Named::InPath, CursorForm::Bare),
             None => (Named::InQuery, CursorForm::Named),
@@ -167,8 +167,8 @@ enum Wanted {
     Endless(Endless),
 }
 
-fn wanted(headers: &HeaderMap) -> Result<Wanted, Refusal> {
-    if ws::handshake::is_asked(headers) {
+fn wanted(method: &Method, headers: &HeaderMap) -> Result<Wanted, Refusal> {
+    if method == Method::GET && ws::handshake::is_asked(headers) {
         return Ok(Wanted::WebSocket);
     }
     match accept::form(headers).ok_or(Refusal::NotAcceptable)? {

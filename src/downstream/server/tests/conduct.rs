@@ -37,18 +37,18 @@ async fn what_is_not_there_or_not_understood_is_told_as_a_problem() {
     let mut image = relay.get(QUEUES, &[("Accept", "image/png")]).await;
     assert_eq!((image.status(), image.problem().await.0.as_str()), (406, "not-acceptable"));
     let post = Http::send(&relay.authority, "POST", QUEUES, &[]).await;
-    assert_eq!(post.header("allow").as_deref(), Some("get"));
+    assert_eq!(post.header("allow").as_deref(), Some("get, head"));
     relay.drain().await;
 }
 
 #[tokio::test]
-async fn every_resource_answers_one_method_and_tells_which() {
+async fn every_resource_is_read_and_tells_so_whoever_asks_otherwise() {
     let relay = Relay::start().await;
     for path in ["/v1/streams", "/v1/events?stream=queues", QUEUES] {
-        for method in ["HEAD", "POST", "PUT", "DELETE", "OPTIONS"] {
+        for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
             let refused = Http::send(&relay.authority, method, path, &[]).await;
             let allowed = refused.header("allow");
-            assert_eq!((refused.status(), allowed.as_deref()), (405, Some("get")), "{method} {path}");
+            assert_eq!((refused.status(), allowed.as_deref()), (405, Some("get, head")), "{method} {path}");
         }
     }
     relay.drain().await;
@@ -95,8 +95,10 @@ async fn a_foreign_page_is_refused_before_anything_else() {
         let shared = answer.header("access-control-allow-origin");
         assert_eq!(shared.is_some(), status == 200, "{origin}");
     }
-    let rebound = relay.get("/v1/streams", &[("Host", "evil.test")]).await;
+    let mut rebound = relay.get("/v1/streams", &[("Host", "evil.test")]).await;
     assert_eq!(rebound.status(), 403);
+    let detail = rebound.problem().await.1;
+    assert!(detail.contains("evil.test") && detail.contains("http.allowed_hosts"), "{detail}");
     let upgrade = [
         ("Connection", "Upgrade"),
         ("Upgrade", "websocket"),
@@ -291,6 +293,128 @@ async fn a_request_head_that_does_not_arrive_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn a_host_that_a_proxy_keeps_is_answered_to_where_it_is_listed() {
+    let mut setup = Setup::default();
+    setup.server.allowed_hosts = vec!["relay.example.com".to_owned()];
+    let relay = Relay::with(setup).await;
+    for (host, status) in [("relay.example.com", 200), ("relay.example.com:443", 200), ("evil.test", 403)] {
+        assert_eq!(relay.get("/v1/streams", &[("Host", host)]).await.status(), status, "{host}");
+    }
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn head_is_answered_as_get_is_without_a_body() {
+    let relay = Relay::start().await;
+    relay.say("queues", 1..=3).await;
+    let from_first = format!("{QUEUES}?from=first");
+    for (path, accept, status) in [
+        ("/v1/streams", "*/*", 200),
+        (from_first.as_str(), "*/*", 200),
+        (from_first.as_str(), "text/event-stream", 200),
+        (from_first.as_str(), "application/x-ndjson", 200),
+        ("/v1/streams/nobody/events", "*/*", 404),
+    ] {
+        let get = relay.get(path, &[("Accept", accept)]).await;
+        let mut stream = TcpStream::connect(&relay.authority).await.unwrap();
+        let authority = &relay.authority;
+        let request =
+            format!("HEAD {path} HTTP/1.1\r\nHost: {authority}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
+        let head = answer.to_lowercase();
+        assert!(head.starts_with(&format!("http/1.1 {status} ")) && head.ends_with("\r\n\r\n"), "{path}: {answer}");
+        assert_eq!(head.matches("\r\n\r\n").count(), 1, "no body: {answer}");
+        for name in ["content-type", "content-length", "cache-control", "link"] {
+            let line = get.header(name).map(|value| format!("\r\n{name}: {value}\r\n"));
+            match line {
+                Some(line) => assert!(head.contains(&line), "{path} {accept}: {line:?} is not in {answer}"),
+                None => assert!(!head.contains(&format!("\r\n{name}: ")), "{path} {accept}: {name} in {answer}"),
+            }
+        }
+    }
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_say_which_host_it_is_for_is_refused() {
+    let relay = Relay::start().await;
+    for (lines, status) in [
+        ("HTTP/1.1\r\n", 400),
+        ("HTTP/1.1\r\nHost:\r\n", 400),
+        ("HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n", 400),
+        ("HTTP/1.1\r\nHost: localhost\r\nhost: evil.test\r\n", 400),
+        ("HTTP/1.1\r\nHost: local host\r\n", 400),
+        ("HTTP/1.1\r\nHost: localhost:99999\r\n", 400),
+        ("HTTP/1.1\r\nHost: localhost\r\n", 200),
+        ("HTTP/1.0\r\n", 200),
+    ] {
+        let mut stream = TcpStream::connect(&relay.authority).await.unwrap();
+        stream.write_all(format!("GET /v1/streams {lines}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
+        assert_eq!(answer.split(' ').nth(1), Some(status.to_string().as_str()), "{lines:?}: {answer}");
+        assert_eq!(answer.contains("urn:trunkline:problem:invalid-host"), status == 400, "{lines:?}: {answer}");
+    }
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn an_address_over_its_share_leaves_room_for_the_others() {
+    let mut setup = Setup::default();
+    setup.server.limits.connections_max = 3;
+    setup.server.limits.connections_per_address_max = 2;
+    let relay = Relay::with(setup).await;
+    let from = async |address: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        socket.connect(relay.authority.parse().unwrap()).await.unwrap()
+    };
+    let held = [from([127, 0, 0, 1]).await, from([127, 0, 0, 1]).await];
+    let status = async |mut stream: TcpStream| {
+        stream.write_all(b"GET /v1/streams HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
+        assert_ne!(answer.starts_with("HTTP/1.1 2"), answer.contains("Retry-After: 5"), "{answer}");
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    assert_eq!(status(from([127, 0, 0, 1]).await).await, "429");
+    assert_eq!(status(from([127, 0, 0, 2]).await).await, "200");
+    // Whoever has the last seat keeps it; until the one before has given it back, there is none.
+    let third = loop {
+        let mut third = from([127, 0, 0, 3]).await;
+        third.write_all(b"GET /v1/streams HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        timeout(PATIENCE, third.read_exact(&mut answer)).await.expect("an answer in time").unwrap();
+        if &answer == b"HTTP/1.1 200" {
+            break third;
+        }
+    };
+    assert_eq!(status(from([127, 0, 0, 4]).await).await, "503", "none is left for anybody");
+    drop((held, third));
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_each_client_has_a_share_of_its_own() {
+    let mut setup = Setup::default();
+    setup.server.limits.connections_per_address_max = 1;
+    setup.server.limits.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    let relay = Relay::with(setup).await;
+    let sse = ("Accept", "text/event-stream");
+    let first = relay.get(QUEUES, &[sse, ("X-Forwarded-For", "192.0.2.1")]).await;
+    assert_eq!(first.status(), 200);
+    let mut over = relay.get(QUEUES, &[sse, ("X-Forwarded-For", "192.0.2.1")]).await;
+    assert_eq!((over.status(), over.header("retry-after").as_deref()), (429, Some("5")));
+    assert_eq!(over.problem().await.0, "address-share");
+    let other = relay.get(QUEUES, &[sse, ("Forwarded", "for=192.0.2.2")]).await;
+    assert_eq!(other.status(), 200);
+    drop((first, other));
+    relay.drain().await;
+}
+
+#[tokio::test]
 async fn one_connection_too_many_is_told_so_and_a_freed_seat_is_given_again() {
     let mut setup = Setup::default();
     setup.server.limits.connections_per_address_max = 2;
@@ -298,9 +422,8 @@ async fn one_connection_too_many_is_told_so_and_a_freed_seat_is_given_again() {
     let first = relay.subscribe(QUEUES).await;
     let second = relay.subscribe(QUEUES).await;
     let mut third = relay.get("/v1/streams", &[]).await;
-    assert_eq!((third.status(), third.header("retry-after").as_deref()), (503, Some("5")));
-    let problem = third.json().await;
-    assert_eq!(problem["type"], "urn:trunkline:problem:no-seat");
+    assert_eq!((third.status(), third.header("retry-after").as_deref()), (429, Some("5")));
+    assert_eq!(third.problem().await.0, "address-share");
     drop(first);
     for _ in 0..1_000 {
         if relay.get("/v1/streams", &[]).await.status() == 200 {

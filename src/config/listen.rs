@@ -1,0 +1,146 @@
+//! Where a listener listens: an address and port, or a name and port whose addresses are looked up once.
+//!
+//! It refuses a name that cannot be looked up in time: a configuration is good or bad, not pending.
+
+use std::{
+    fmt,
+    net::{SocketAddr, ToSocketAddrs},
+    sync::mpsc::sync_channel,
+    thread,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The system's resolver has so long for a name.
+const LOOKUP_MAX: Duration = Duration::from_secs(5);
+
+/// An address and port as written, and what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Listen {
+    text: String,
+    /// Never empty; IPv4 first.
+    addresses: Vec<SocketAddr>,
+}
+
+impl Listen {
+    /// Where to bind: the first address of IPv4, else the first.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    /// The first address that other machines can reach.
+    pub(super) fn exposed(&self) -> Option<SocketAddr> {
+        self.addresses.iter().copied().find(|address| !address.ip().is_loopback())
+    }
+
+    /// Whether both would listen at one place.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let (own, other) = (self.address(), other.address());
+        let same = own.ip() == other.ip() || own.ip().is_unspecified() || other.ip().is_unspecified();
+        own.port() == other.port() && own.port() != 0 && same
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<SocketAddr> for Listen {
+    fn from(address: SocketAddr) -> Self {
+        Self { text: address.to_string(), addresses: vec![address] }
+    }
+}
+
+impl From<Listen> for String {
+    fn from(listen: Listen) -> Self {
+        listen.text
+    }
+}
+
+impl TryFrom<String> for Listen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self { text, addresses: vec![address] });
+        }
+        let named = text.rsplit_once(':').filter(|(name, port)| is_name(name) && port.parse::<u16>().is_ok());
+        if named.is_none() {
+            return Err(format!("expected an address and port such as \"127.0.0.1:8080\", found {text:?}"));
+        }
+        let mut addresses = look_up(&text).map_err(|why| {
+            format!("the name in {text:?} was not found ({why}); write an address such as \"127.0.0.1:8080\"")
+        })?;
+        addresses.sort_by_key(|address| !address.is_ipv4());
+        Ok(Self { text, addresses })
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let label =
+        |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    // Digits and dots alone are an address that was mistyped.
+    text.bytes().any(|byte| byte.is_ascii_alphabetic()) && text.trim_end_matches('.').split('.').all(label)
+}
+
+/// Asks the system on a thread of its own, because its resolver has no deadline.
+fn look_up(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let (sender, found) = sync_channel(1);
+    let asked = text.to_owned();
+    let thread = thread::Builder::new().name("look-up".to_owned());
+    let asking = thread.spawn(move || {
+        let addresses = asked.to_socket_addrs().map(Vec::from_iter);
+        // Nobody waits any more when the deadline is over.
+        sender.send(addresses.map_err(|error| error.to_string())).ok();
+    });
+    asking.map_err(|error| error.to_string())?;
+    let addresses = found.recv_timeout(LOOKUP_MAX).map_err(|_| format!("no answer within {LOOKUP_MAX:?}"))??;
+    if addresses.is_empty() { Err("it has no address".to_owned()) } else { Ok(addresses) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listen(text: &str) -> Result<Listen, String> {
+        text.to_owned().try_into()
+    }
+
+    #[test]
+    fn an_address_or_a_name_with_a_port_is_where_to_listen() {
+        assert_eq!(listen("127.0.0.1:8080").unwrap().address(), ([127, 0, 0, 1], 8080).into());
+        assert_eq!(listen("[::1]:0").unwrap().to_string(), "[::1]:0");
+        let local = listen("localhost:8080").unwrap();
+        assert!(local.address().ip().is_loopback() && local.address().port() == 8080);
+        assert_eq!((local.to_string().as_str(), local.exposed()), ("localhost:8080", None));
+    }
+
+    #[test]
+    fn what_is_neither_is_told_with_an_example() {
+        for text in ["", "localhost", "localhost:", "localhost:x", "127.0.0.1", "1.2.3:80", "127.0.0.1:99999", "a b:80"]
+        {
+            let wrong = listen(text).unwrap_err();
+            assert!(wrong.contains("127.0.0.1:8080"), "{text}: {wrong}");
+        }
+        let unknown = listen("no-such-host.invalid:80").unwrap_err();
+        assert!(unknown.contains("no-such-host.invalid") && unknown.contains("127.0.0.1:8080"), "{unknown}");
+    }
+
+    #[test]
+    fn listeners_overlap_where_they_would_take_one_port() {
+        for (one, other, overlaps) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "localhost:80", true),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("127.0.0.1:80", "127.0.0.1:81", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+        ] {
+            assert_eq!(listen(one).unwrap().overlaps(&listen(other).unwrap()), overlaps, "{one} {other}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Whose connection it is where a proxy stands in between. Pure: headers and addresses in, an address out.
+//!
+//! Only what a trusted proxy wrote is believed: the headers are read from their end, where the nearest proxy wrote, and
+//! no further than the first address that is not a trusted proxy's.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+};
+
+use hyper::{
+    HeaderMap,
+    header::{FORWARDED, HeaderName},
+};
+
+/// Addresses with a common beginning: one address, or a block such as `10.0.0.0/8`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    prefix: u8,
+}
+
+/// A text that is no address and no block of addresses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected an address such as \"10.0.0.7\" or a block such as \"10.0.0.0/8\", found {0:?}")]
+pub struct NetworkError(String);
+
+impl Network {
+    fn contains(self, address: IpAddr) -> bool {
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                let differing = u32::from(own) ^ u32::from(other);
+                differing.leading_zeros() >= u32::from(self.prefix)
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => {
+                let differing = u128::from(own) ^ u128::from(other);
+                differing.leading_zeros() >= u32::from(self.prefix)
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
+impl FromStr for Network {
+    type Err = NetworkError;
+
+    fn from_str(text: &str) -> Result<Self, NetworkError> {
+        let wrong = || NetworkError(text.chars().take(80).collect());
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.map_or(Ok(most), |prefix| prefix.parse().map_err(|_| wrong()))?;
+        if prefix > most { Err(wrong()) } else { Ok(Self { address, prefix }) }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// Whether this is a proxy whose headers are believed.
+pub(super) fn is_trusted(address: IpAddr, trusted: &[Network]) -> bool {
+    trusted.iter().any(|network| network.contains(address))
+}
+
+/// What proxies without the standard header write.
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The client of a request that came from `peer`. Where both headers are there and name different clients, one of them
+/// came through from the client itself: neither is believed, and the request counts as the proxy's own.
+pub(super) fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> IpAddr {
+    if !is_trusted(peer, trusted) {
+        return peer;
+    }
+    let standard = headers.contains_key(FORWARDED).then(|| last_untrusted(&forwarded(headers), peer, trusted));
+    let usual = headers.contains_key(X_FORWARDED_FOR).then(|| last_untrusted(&x_forwarded_for(headers), peer, trusted));
+    match (standard, usual) {
+        (Some(one), Some(other)) if one != other => peer,
+        (Some(client), _) | (None, Some(client)) => client,
+        (None, None) => peer,
+    }
+}
+
+/// Follows the hops from the nearest on, up to the first that is not a trusted proxy. A hop that is no address ends it:
+/// what lies beyond is counted for the last one that is known.
+fn last_untrusted(hops: &[Option<IpAddr>], peer: IpAddr, trusted: &[Network]) -> IpAddr {
+    let mut client = peer;
+    for hop in hops.iter().rev() {
+        let Some(address) = hop else { return client };
+        client = *address;
+        if !is_trusted(client, trusted) {
+            return client;
+        }
+    }
+    client
+}
+
+/// The `for` of each element of `Forwarded` (RFC 7239), first hop first; none where it is no address.
+fn forwarded(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+    let lines = headers.get_all(FORWARDED).iter().map(|line| line.to_str().unwrap_or(""));
+    let elements = lines.flat_map(|line| unquoted_split(line, ','));
+    elements
+        .map(|element| {
+            let pairs = unquoted_split(element, ';');
+            let pair = pairs.into_iter().filter_map(|pair| pair.trim().split_once('='));
+            let mut named = pair.filter(|(name, _)| name.eq_ignore_ascii_case("for"));
+            named.next().and_then(|(_, node)| node_address(node.trim().trim_matches('"')))
+        })
+        .collect()
+}
+
+fn x_forwarded_for(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+    let lines = headers.get_all(X_FORWARDED_FOR).iter().map(|line| line.to_str().unwrap_or(""));
+    lines.flat_map(|line| line.split(',')).map(|hop| node_address(hop.trim())).collect()
+}
+
+/// Splits where the separator does not stand between quotes.
+fn unquoted_split(text: &str, separator: char) -> Vec<&str> {
+    let mut quoted = false;
+    let split = text.split(|found: char| {
+        quoted ^= found == '"';
+        found == separator && !quoted
+    });
+    split.collect()
+}
+
+/// An address with or without a port and brackets.
+fn node_address(node: &str) -> Option<IpAddr> {
+    let bracketed = node.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(address, _)| address);
+    let address = node.parse().ok().or_else(|| bracketed?.parse().ok());
+    let address = address.or_else(|| node.parse().ok().map(|socket: SocketAddr| socket.ip()));
+    address.map(|address: IpAddr| address.to_canonical())
+}
+
+/// What a share is counted for: an IPv4 address, or the /64 of an IPv6 address, which is what one host has.
+pub(super) fn share_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) & !u128::from(u64::MAX))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trusted() -> Vec<Network> {
+        ["127.0.0.1", "10.0.0.0/8", "2001:db8::/32"].map(|text| text.parse().unwrap()).into()
+    }
+
+    fn client_of(peer: &str, headers: &[(&'static str, &str)]) -> String {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        client(&map, peer.parse().unwrap(), &trusted()).to_string()
+    }
+
+    #[test]
+    fn a_client_is_whom_the_nearest_trusted_proxy_names() {
+        for (peer, headers, client) in [
+            ("127.0.0.1", vec![], "127.0.0.1"),
+            ("127.0.0.1", vec![("x-forwarded-for", "192.0.2.7")], "192.0.2.7"),
+            ("127.0.0.1", vec![("x-forwarded-for", "192.0.2.7:4711")], "192.0.2.7"),
+            ("127.0.0.1", vec![("x-forwarded-for", "[2a00::1]:4711")], "2a00::1"),
+            ("127.0.0.1", vec![("x-forwarded-for", "2a00::1")], "2a00::1"),
+            ("127.0.0.1", vec![("x-forwarded-for", "6.6.6.6, 192.0.2.7")], "192.0.2.7"),
+            ("127.0.0.1", vec![("x-forwarded-for", "192.0.2.7, 10.1.1.1")], "192.0.2.7"),
+            ("127.0.0.1", vec![("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "192.0.2.7")], "192.0.2.7"),
+            ("127.0.0.1", vec![("x-forwarded-for", "192.0.2.7, unknown")], "127.0.0.1"),
+            ("127.0.0.1", vec![("x-forwarded-for", "")], "127.0.0.1"),
+            ("127.0.0.1", vec![("forwarded", "for=192.0.2.7;proto=http;by=10.0.0.1")], "192.0.2.7"),
+            ("127.0.0.1", vec![("forwarded", "proto=http; For=\"[2a00::1]:4711\"")], "2a00::1"),
+            ("127.0.0.1", vec![("forwarded", "for=\"6.6.6.6, for=7.7.7.7\", for=192.0.2.7")], "192.0.2.7"),
+            ("127.0.0.1", vec![("forwarded", "for=192.0.2.7, for=_hidden")], "127.0.0.1"),
+            ("127.0.0.1", vec![("forwarded", "for=192.0.2.7"), ("x-forwarded-for", "192.0.2.7")], "192.0.2.7"),
+            ("127.0.0.1", vec![("forwarded", "for=6.6.6.6"), ("x-forwarded-for", "192.0.2.7")], "127.0.0.1"),
+            ("2001:db8::5", vec![("x-forwarded-for", "192.0.2.7")], "192.0.2.7"),
+            ("::ffff:10.9.9.9", vec![("x-forwarded-for", "192.0.2.7")], "192.0.2.7"),
+            ("192.0.2.99", vec![("x-forwarded-for", "6.6.6.6")], "192.0.2.99"),
+        ] {
+            assert_eq!(client_of(peer, &headers), client, "{peer} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_an_address_or_a_block() {
+        for (network, address, inside) in [
+            ("10.0.0.0/8", "10.255.0.1", true),
+            ("10.0.0.0/8", "11.0.0.1", false),
+            ("10.0.0.7", "10.0.0.7", true),
+            ("10.0.0.7", "10.0.0.6", false),
+            ("0.0.0.0/0", "203.0.113.9", true),
+            ("0.0.0.0/0", "::1", false),
+            ("::1", "::1", true),
+            ("fd00::/8", "fd12::1", true),
+        ] {
+            let network: Network = network.parse().unwrap();
+            assert_eq!(network.contains(address.parse().unwrap()), inside, "{network} {address}");
+        }
+        for wrong in ["", "localhost", "10.0.0.0/33", "10.0.0.0/", "::1/129", "10.0.0.0/8/8", "10.0.0/8"] {
+            assert!(wrong.parse::<Network>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_host_has_one_share_whatever_address_it_uses() {
+        let share = |text: &str| share_of(text.parse().unwrap()).to_string();
+        assert_eq!(share("2a00:1:2:3:4:5:6:7"), "2a00:1:2:3::");
+        assert_eq!(share("2a00:1:2:3::1"), "2a00:1:2:3::");
+        assert_eq!(share("::ffff:192.0.2.7"), "192.0.2.7");
+    }
+}

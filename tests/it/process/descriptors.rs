@@ -1,0 +1,82 @@
+//! Few file descriptors: consumers take what is left, and nobody else goes without.
+
+use std::{process::Command, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{
+    child::{Child, PATIENCE, eventually},
+    relay::Relay,
+    site::Site,
+};
+
+/// Descriptors that the process may have at most; at first it may have half of them.
+const LIMIT: usize = 128;
+
+async fn start(site: &Site) -> Relay {
+    let script = format!("ulimit -Sn {} && ulimit -Hn {LIMIT} && exec \"$0\" \"$@\"", LIMIT / 2);
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_trunkline"), "run", "--config", site.config()]);
+    let relay = Relay::of(Child::spawn(site.folder.path(), command)).await;
+    relay.goes_live().await;
+    relay
+}
+
+/// A connection with a request that is never over, and the first bytes of its answer.
+async fn subscribe(relay: &Relay) -> Option<(TcpStream, String)> {
+    let address = relay.consumers.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = "GET /v1/streams/calls/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut head = [0; 12];
+    timeout(PATIENCE, stream.read_exact(&mut head)).await.expect("an answer in time").ok()?;
+    Some((stream, String::from_utf8_lossy(&head).into_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_never_take_the_descriptors_of_streams_and_operators() {
+    let site = Site::start().await;
+    let relay = start(&site).await;
+    let (mut served, mut refused) = (Vec::new(), 0);
+    for _ in 0..LIMIT {
+        match subscribe(&relay).await {
+            Some((stream, head)) if head == "HTTP/1.1 200" => served.push(stream),
+            Some((_, head)) => {
+                assert_eq!(head, "HTTP/1.1 503");
+                refused += 1;
+            }
+            None => refused += 1,
+        }
+    }
+    assert!(served.len() >= 8, "some consumers are served: {}", served.len());
+    assert!(refused > 0, "and not all");
+    let page = relay.text(&relay.admin, "/metrics").await;
+    assert!(page.contains(&format!("process_max_fds {LIMIT}\n")), "the soft limit was raised");
+    relay.wish("streams/calls/rotate").await;
+    eventually("the stream has dialled a second socket", PATIENCE, async || {
+        (relay.stream().await["rotations"] == 1).then_some(())
+    })
+    .await;
+    assert_eq!(relay.text(&relay.admin, "/healthz").await, "ok\n");
+    site.platform.say(1);
+    let mut heard = [0; 4_096];
+    let read = async {
+        loop {
+            let read = served[0].read(&mut heard).await.unwrap();
+            assert_ne!(read, 0, "the subscriber was cut off");
+            if String::from_utf8_lossy(&heard[..read]).contains("\"sequence\":\"1\"") {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE.max(Duration::from_secs(30)), read).await.expect("the event arrives");
+    drop(served);
+    eventually("a seat is free again", PATIENCE, async || {
+        subscribe(&relay).await.filter(|(_, head)| head == "HTTP/1.1 200").map(drop)
+    })
+    .await;
+}
