@@ -8,7 +8,7 @@ use futures_util::future::select_all;
 use serde::Serialize;
 
 use crate::{
-    event_log::{EventLog, Read, Reader},
+    event_log::{EventLog, Place, Read, Reader},
     model::{BatchView, Cursor, Mark, Offset, Source, StreamName, Timestamp},
     store::ReadError,
 };
@@ -22,6 +22,7 @@ struct Lane {
     mark: Mark,
     /// A mark of another epoch that the reader wanted to go on from: it is owed a gap.
     foreign: Option<Mark>,
+    place: Place,
     ended: bool,
 }
 
@@ -72,6 +73,11 @@ impl Feed {
     /// The streams, in the order of lanes, and where each stands.
     pub fn marks(&self) -> impl Iterator<Item = (&StreamName, Mark)> {
         self.lanes.iter().map(|lane| (lane.log.name(), lane.mark))
+    }
+
+    /// How many streams it reads.
+    pub fn width(&self) -> usize {
+        self.lanes.len()
     }
 
     /// The CloudEvents `source` of a lane.
@@ -158,12 +164,14 @@ impl Lane {
     fn new(log: EventLog, Beginning { after, foreign }: Beginning) -> Self {
         let reader = log.reader(after);
         let mark = Mark { epoch: log.end().lineage.current(), offset: after };
-        Self { log, reader, mark, foreign, ended: false }
+        let place = log.place(after);
+        Self { log, reader, mark, foreign, place, ended: false }
     }
 
     fn advance(&mut self, views: &[BatchView]) {
         if let Some(view) = views.last() {
             self.mark = Mark { epoch: view.batch.epoch(), offset: view.batch.last() };
+            self.place.reached(self.mark.offset);
         }
     }
 }
@@ -195,6 +203,12 @@ impl Progress {
         self.marks[lane].1 = mark;
     }
 
+    /// The event that tells a reader this cursor. It is no entry of a log; its `id` is `{nonce}/position`.
+    pub fn envelope(&self, kind: &'static str, source: &str, nonce: u64, now: Timestamp) -> String {
+        let data = PositionData { cursor: self.cursor().to_string() };
+        Envelope::text(format!("{nonce:016x}/position"), source, kind, data, now)
+    }
+
     /// How its cursor is written.
     pub fn form(&self) -> CursorForm {
         self.form
@@ -209,8 +223,9 @@ impl Progress {
     }
 }
 
+/// What one reader is sent beside the entries of its logs.
 #[derive(Serialize)]
-struct Envelope<'a> {
+struct Envelope<'a, D> {
     specversion: &'static str,
     id: String,
     source: &'a str,
@@ -219,11 +234,32 @@ struct Envelope<'a> {
     time: String,
     receivedtime: String,
     datacontenttype: &'static str,
-    data: Data,
+    data: D,
+}
+
+impl<'a, D: Serialize> Envelope<'a, D> {
+    fn text(id: String, source: &'a str, kind: &'static str, data: D, now: Timestamp) -> String {
+        let envelope = Self {
+            specversion: "1.0",
+            id,
+            source,
+            kind,
+            time: now.to_string(),
+            receivedtime: now.to_string(),
+            datacontenttype: "application/json",
+            data,
+        };
+        serde_json::to_string(&envelope).expect("texts and numbers always serialize")
+    }
 }
 
 #[derive(Serialize)]
-struct Data {
+struct PositionData {
+    cursor: String,
+}
+
+#[derive(Serialize)]
+struct GapData {
     reason: &'static str,
     after: Mark,
     before: Mark,
@@ -237,17 +273,9 @@ impl Trimmed {
 
     /// The event that tells the reader. It is no entry of the log, so it has no `sequence`.
     pub fn envelope(&self, source: &Source, now: Timestamp) -> String {
-        let envelope = Envelope {
-            specversion: "1.0",
-            id: format!("{}/trimmed", self.first),
-            source: source.as_str(),
-            kind: Self::KIND,
-            time: now.to_string(),
-            receivedtime: now.to_string(),
-            datacontenttype: "application/json",
-            data: Data { reason: "trimmed", after: self.after, before: self.first, lost: self.lost, silence_ms: None },
-        };
-        serde_json::to_string(&envelope).expect("texts and numbers always serialize")
+        let data =
+            GapData { reason: "trimmed", after: self.after, before: self.first, lost: self.lost, silence_ms: None };
+        Envelope::text(format!("{}/trimmed", self.first), source.as_str(), Self::KIND, data, now)
     }
 
     /// Where a reader that has had this gap stands: right before the first entry held.

@@ -5,6 +5,7 @@
 mod accept;
 mod error;
 mod pages;
+mod position;
 mod query;
 pub mod render;
 mod routes;
@@ -35,6 +36,10 @@ pub struct Settings {
     pub ping_every: Duration,
     /// An endless answer that has nothing to say for this long says so.
     pub keep_alive: Duration,
+    /// What all pages together may take that their clients have not taken.
+    pub pages_len_max: usize,
+    /// A reader of a part is told at least this often how far the whole has gone.
+    pub position_every: Duration,
 }
 
 impl Settings {
@@ -47,6 +52,8 @@ impl Settings {
             limits: Limits::default(),
             ping_every: Duration::from_secs(25),
             keep_alive: Duration::from_secs(15),
+            position_every: Duration::from_secs(30),
+            pages_len_max: pages::PAGES_LEN_MAX,
         }
     }
 }
@@ -78,7 +85,8 @@ impl Server {
     where
         L: Fn(&StreamName) -> bool + Send + Sync + 'static,
     {
-        let Settings { allowed_origins, allowed_hosts, ping_every, keep_alive, .. } = self.settings;
+        let Settings { allowed_origins, allowed_hosts, ping_every, keep_alive, position_every, pages_len_max, .. } =
+            self.settings;
         let origins = Origins {
             allowed: allowed_origins,
             hosts: allowed_hosts,
@@ -86,7 +94,8 @@ impl Server {
             loopback: self.address.ip().is_loopback(),
         };
         let live = Box::new(live);
-        let site = routes::router(Consumers { logs, live, origins, ping_every, keep_alive });
+        let pages = pages::Budget::of(pages_len_max);
+        let site = routes::router(Consumers { logs, live, origins, ping_every, keep_alive, position_every, pages });
         let stop = tasks.stop();
         tasks.start("consumers", async move { Ok(self.listener.serve(site, stop).await?) });
     }

@@ -41,11 +41,13 @@ pub(super) enum Refusal {
     Foreign(#[from] Foreign),
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
+    #[error("the pages that other clients have not taken yet leave no room for this one")]
+    NoRoom,
     #[error("the log could not be read")]
     Unreadable(#[from] ReadError),
 }
 
-/// After a failed read of the store, in seconds.
+/// After a failed read of the store, or where there was no room, in seconds.
 const RETRY_AFTER_SECS: &str = "5";
 
 impl IntoResponse for Refusal {
@@ -78,6 +80,7 @@ impl Refusal {
             }
             Self::Foreign(_) => plain(StatusCode::FORBIDDEN, "cross-origin", "Cross-origin request refused"),
             Self::Handshake(error) => handshake_problem(error),
+            Self::NoRoom => plain(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy").with(RETRY_AFTER, RETRY_AFTER_SECS),
             Self::Unreadable(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "Store unavailable")
                 .with(RETRY_AFTER, RETRY_AFTER_SECS),
         }
@@ -95,6 +98,7 @@ fn query_problem(error: &QueryError, plain: impl Fn(StatusCode, &'static str, &'
         | QueryError::From(_)
         | QueryError::Type(_)
         | QueryError::Limit(_)
+        | QueryError::Positions(_)
         | QueryError::Stream(_)
         | QueryError::NoStream
         | QueryError::TooManyStreams => ("invalid-parameter", "Invalid parameter"),

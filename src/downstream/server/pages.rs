@@ -1,12 +1,31 @@
-//! One page of events as a JSON array, and where the next begins. It never waits, and it looks at a bounded number of
-//! entries: the cursor moves on even when none of them was wanted.
+//! One page of events as a JSON array, and where the next begins. It never waits for events, and it looks at a bounded
+//! number of entries: the cursor moves on even when none of them was wanted.
+//!
+//! A page must be complete before its head is sent, since the head says where the next begins. What all pages take that
+//! their clients have not taken is bounded by a budget: it waits for its share of that a little, and is refused then.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
+    body::Body,
     http::{
         Uri,
-        header::{CACHE_CONTROL, CONTENT_TYPE, LINK},
+        header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LINK},
     },
     response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
 };
 
 use super::{accept::Form, error::Refusal, render::Kinds};
@@ -22,12 +41,87 @@ const SCAN_MAX: usize = 10_000;
 const PAGE_LEN_MAX: usize = 8 * 1024 * 1024;
 /// What is read from a log at a time.
 const READ_LEN: usize = 1024 * 1024;
+/// A page is kept in pieces of this length, so that what its client took is freed.
+const PIECE_LEN: usize = 32 * 1024;
+/// What all pages may take that their clients have not taken. One that finds no room waits …
+pub(super) const PAGES_LEN_MAX: usize = 64 * 1024 * 1024;
+/// … so long, and is refused then with 503: its client asks again.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The budget is counted in units of this, rounded up.
+const UNIT: usize = 1024;
+
+/// The room that all pages share.
+#[derive(Debug, Clone)]
+pub(super) struct Budget {
+    free: Arc<Semaphore>,
+    units: usize,
+}
+
+/// Room for one page, given back as its client takes it.
+#[derive(Debug)]
+struct Room {
+    budget: Budget,
+    held: OwnedSemaphorePermit,
+}
+
+impl Budget {
+    pub(super) fn of(bytes: usize) -> Self {
+        let units = units(bytes);
+        Self { free: Arc::new(Semaphore::new(units)), units }
+    }
+
+    async fn room(&self, bytes: usize) -> Result<Room, Refusal> {
+        Ok(Room { budget: self.clone(), held: self.take(self.part(bytes)).await? })
+    }
+
+    /// What so many bytes take. More than there is in all can never be had: a page as large as that takes everything.
+    fn part(&self, bytes: usize) -> usize {
+        units(bytes).min(self.units)
+    }
+
+    async fn take(&self, units: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let taken = timeout(ROOM_WAIT_MAX, Arc::clone(&self.free).acquire_many_owned(units)).await;
+        taken.ok().and_then(Result::ok).ok_or(Refusal::NoRoom)
+    }
+}
+
+impl Room {
+    /// Makes it as large as `bytes`.
+    async fn fit(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let (held, wanted) = (self.held.num_permits(), self.budget.part(bytes));
+        if wanted > held {
+            // Two that wait for one another are both refused at the deadline.
+            let rest = self.budget.take(wanted - held).await?;
+            self.held.merge(rest);
+        }
+        self.give_back(held.saturating_sub(wanted));
+        Ok(())
+    }
+
+    fn give_back(&mut self, units: usize) {
+        drop(self.held.split(units));
+    }
+}
+
+fn units(bytes: usize) -> usize {
+    bytes.div_ceil(UNIT)
+}
 
 struct Page {
-    body: Vec<u8>,
+    body: Pieces,
     progress: Progress,
-    room: usize,
+    left: usize,
     scanned: usize,
+    taken: usize,
+}
+
+/// A text in pieces.
+#[derive(Debug, Default)]
+struct Pieces {
+    done: VecDeque<Bytes>,
+    open: Vec<u8>,
+    len: usize,
 }
 
 /// Reads and answers.
@@ -37,10 +131,13 @@ pub(super) async fn response(
     limit: usize,
     form: CursorForm,
     uri: &Uri,
+    budget: &Budget,
 ) -> Result<Response, Refusal> {
-    let _subscriber = metrics::Subscriber::connected("page");
+    let subscriber = metrics::Subscriber::connected("page");
+    let mut room = budget.room(PAGE_LEN_MAX).await?;
     let progress = Progress::of(&feed, form);
-    let mut page = Page { body: vec![b'['], progress, room: limit, scanned: 0 };
+    let mut page = Page { body: Pieces::default(), progress, left: limit, scanned: 0, taken: 0 };
+    page.body.push(b"[");
     while !page.full() {
         match feed.next_now(READ_LEN).await? {
             Some(Due::Entries { lane, views }) => page.take(lane, &views, kinds),
@@ -51,12 +148,15 @@ pub(super) async fn response(
             Some(Due::Trimmed { .. }) | None => break,
         }
     }
-    Ok(page.finish(uri))
+    page.body.push(b"]");
+    room.fit(page.body.len).await?;
+    subscriber.delivered(page.taken);
+    Ok(page.finish(uri, room))
 }
 
 impl Page {
     fn full(&self) -> bool {
-        self.room == 0 || self.scanned >= SCAN_MAX || self.body.len() >= PAGE_LEN_MAX
+        self.left == 0 || self.scanned >= SCAN_MAX || self.body.len >= PAGE_LEN_MAX
     }
 
     fn take(&mut self, lane: usize, views: &[BatchView], kinds: &Kinds) {
@@ -67,20 +167,59 @@ impl Page {
             self.scanned += 1;
             self.progress.reached(lane, entry.mark);
             if kinds.wants(entry.kind()) {
-                self.room -= 1;
-                if self.body.len() > 1 {
-                    self.body.push(b',');
+                self.left -= 1;
+                if self.taken > 0 {
+                    self.body.push(b",");
                 }
-                self.body.extend_from_slice(entry.json);
+                self.taken += 1;
+                self.body.push(entry.json);
             }
         }
     }
 
-    fn finish(mut self, uri: &Uri) -> Response {
-        self.body.push(b']');
+    fn finish(self, uri: &Uri, room: Room) -> Response {
         let next = next_link(uri, &self.progress.cursor().to_string());
         let headers = [(CONTENT_TYPE, Form::Page.media_type()), (CACHE_CONTROL, "no-store")];
-        (headers, [(LINK, next)], self.body).into_response()
+        let len = self.body.len.to_string();
+        let body = Body::from_stream(Sent { pieces: self.body.finish(), room });
+        (headers, [(LINK, next), (CONTENT_LENGTH, len)], body).into_response()
+    }
+}
+
+impl Pieces {
+    fn push(&mut self, text: &[u8]) {
+        self.open.extend_from_slice(text);
+        self.len += text.len();
+        if self.open.len() >= PIECE_LEN {
+            self.close();
+        }
+    }
+
+    fn close(&mut self) {
+        self.done.push_back(std::mem::take(&mut self.open).into());
+    }
+
+    fn finish(mut self) -> VecDeque<Bytes> {
+        self.close();
+        self.done
+    }
+}
+
+/// A page on its way: what the connection takes of it is no longer counted.
+#[derive(Debug)]
+struct Sent {
+    pieces: VecDeque<Bytes>,
+    room: Room,
+}
+
+impl Stream for Sent {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(piece) = self.pieces.pop_front() else { return Poll::Ready(None) };
+        let left = self.room.held.num_permits();
+        self.room.give_back((piece.len() / UNIT).min(left));
+        Poll::Ready(Some(Ok(piece)))
     }
 }
 

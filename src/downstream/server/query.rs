@@ -18,6 +18,9 @@ pub(super) struct Query {
     pub(super) kinds: Kinds,
     /// The most entries of a page. The endless forms have no use for it.
     pub(super) limit: usize,
+    /// Lines between the events tell a reader of a part how far the whole has gone. For NDJSON: the other endless forms
+    /// have ways of their own.
+    pub(super) positions: bool,
 }
 
 /// Where to begin.
@@ -54,6 +57,8 @@ pub(super) enum QueryError {
     Type(String),
     #[error("limit: {0:?} is not a number from 1 to {LIMIT_MAX}")]
     Limit(String),
+    #[error("positions: {0:?} is neither true nor false")]
+    Positions(String),
     #[error("stream: {0}")]
     Stream(NameError),
     #[error("name at least one stream, as in ?stream=queues")]
@@ -79,8 +84,8 @@ const GLOB_LEN_MAX: usize = 256;
 /// What is repeated to the client of a value that it sent.
 const SHOWN_MAX: usize = 80;
 
-const PARAMETERS: [&str; 5] = ["after", "since", "from", "type", "limit"];
-const PARAMETERS_OF_SEVERAL: [&str; 6] = ["stream", "after", "since", "from", "type", "limit"];
+const PARAMETERS: [&str; 6] = ["after", "since", "from", "type", "limit", "positions"];
+const PARAMETERS_OF_SEVERAL: [&str; 7] = ["stream", "after", "since", "from", "type", "limit", "positions"];
 
 /// Whether the path names the stream, or the query one or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +118,7 @@ impl Query {
             start: resumed.map_or(Ok(start), |text| parse_cursor(text).map(Start::After))?,
             kinds: given.get("type").map_or(Ok(Kinds::default()), |text| kinds(text))?,
             limit: given.get("limit").map_or(Ok(LIMIT_DEFAULT), |text| limit(text))?,
+            positions: given.get("positions").map_or(Ok(false), |text| flag(text))?,
         })
     }
 }
@@ -175,6 +181,10 @@ fn kinds(text: &str) -> Result<Kinds, QueryError> {
 fn limit(text: &str) -> Result<usize, QueryError> {
     let number = text.parse().ok().filter(|number| (1..=LIMIT_MAX).contains(number));
     number.ok_or_else(|| QueryError::Limit(shown(text)))
+}
+
+fn flag(text: &str) -> Result<bool, QueryError> {
+    text.parse().map_err(|_| QueryError::Positions(shown(text)))
 }
 
 fn shown(text: &str) -> String {
@@ -274,6 +284,7 @@ mod tests {
             ("after=17", r#"after: "17" is not a cursor: expected an event's id such as 4f2a-17"#),
             ("after=-1/trimmed", r#"after: "-1" is not a cursor: expected an event's id such as 4f2a-17"#),
             ("limit=0", r#"limit: "0" is not a number from 1 to 1000"#),
+            ("positions=yes", r#"positions: "yes" is neither true nor false"#),
             ("limit=1001", r#"limit: "1001" is not a number from 1 to 1000"#),
             (
                 "since=yesterday",

@@ -25,8 +25,9 @@ use super::{
     accept::{self, Form},
     error::Refusal,
     pages,
+    position::Positions,
     query::{Named, Query},
-    sse::{self, Endless},
+    sse::{self, Endless, Manner},
     start::{self, Loss},
     ws,
 };
@@ -51,6 +52,8 @@ pub(super) struct Consumers {
     pub(super) origins: Origins,
     pub(super) ping_every: Duration,
     pub(super) keep_alive: Duration,
+    pub(super) position_every: Duration,
+    pub(super) pages: pages::Budget,
 }
 
 pub(super) fn router(consumers: Consumers) -> Router {
@@ -144,17 +147,26 @@ impl Consumers {
         let feed = start::feed(&self.logs, &streams, &query.start, loss).await?;
         match wanted {
             Wanted::WebSocket => {
-                let handshake = ws::handshake::accept(*version, headers)?;
-                Ok((Extension(self.conversation(feed, query)), handshake).into_response())
+                let (handshake, subprotocol) = ws::handshake::accept(*version, headers)?;
+                let told = subprotocol == ws::handshake::Subprotocol::Session;
+                Ok((Extension(self.conversation(feed, query, cursors, told)), handshake).into_response())
             }
-            Wanted::Page => pages::response(feed, &query.kinds, query.limit, cursors, uri).await,
-            Wanted::Endless(endless) => Ok(sse::response(feed, query.kinds, endless, cursors, self.keep_alive)),
+            Wanted::Page => pages::response(feed, &query.kinds, query.limit, cursors, uri, &self.pages).await,
+            Wanted::Endless(endless) => {
+                let (keep_alive, position_every) = (self.keep_alive, self.position_every);
+                let manner = Manner { endless, form: cursors, keep_alive, position_every, positions: query.positions };
+                Ok(sse::response(feed, query.kinds, &manner))
+            }
         }
     }
 
-    fn conversation(&self, feed: Feed, query: Query) -> Upgrade {
+    /// What follows the handshake; `told` whether the client wants to hear about its subscription, too.
+    fn conversation(&self, feed: Feed, query: Query, form: CursorForm, told: bool) -> Upgrade {
         let subscriber = metrics::Subscriber::connected("websocket");
-        let session = ws::Session { feed, kinds: query.kinds, ping_every: self.ping_every, subscriber };
+        let (kinds, one) = (query.kinds, feed.width() == 1);
+        let partial = told && !(one && kinds.all());
+        let positions = partial.then(|| Box::new(Positions::new(one, self.position_every)));
+        let session = ws::Session { feed, kinds, ping_every: self.ping_every, positions, form, subscriber };
         Upgrade::to(|socket, heard| ws::converse(session, socket, heard))
     }
 }

@@ -1,6 +1,8 @@
 //! The endless bodies: server-sent events and NDJSON. They end when their logs do.
 //!
-//! Nothing is queued for a client: the next piece is made when the last was taken.
+//! Nothing is queued for a client: the next piece is made when the last was taken. While there is nothing to send, a
+//! comment or an empty line goes out from time to time: proxies keep the connection, and a client that vanished is
+//! noticed.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -15,6 +17,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::{
     accept::Form,
+    position::{self, Positions},
     render::{self, Kinds},
 };
 use crate::{
@@ -27,6 +30,9 @@ use crate::{
 
 /// What is read from a log for one turn; the pieces of one turn are all that a client can hold of ours.
 const TURN_LEN: usize = 128 * 1024;
+
+/// The CloudEvents `type` of a line that tells a position.
+const POSITION_KIND: &str = "trunkline.position.v1";
 
 /// How an endless body is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,20 +49,40 @@ pub(super) struct Following {
     endless: Endless,
     progress: Progress,
     keep_alive: Interval,
+    /// For a reader that does not see everything by itself.
+    positions: Option<Box<Positions>>,
     /// Pieces of this turn that were not taken yet.
     pieces: VecDeque<Bytes>,
-    _subscriber: metrics::Subscriber,
+    subscriber: metrics::Subscriber,
+}
+
+/// How an endless answer is given.
+#[derive(Debug)]
+pub(super) struct Manner {
+    pub(super) endless: Endless,
+    pub(super) form: CursorForm,
+    /// After so long without an event something else is sent.
+    pub(super) keep_alive: Duration,
+    /// How long entries may pass a reader before it is told.
+    pub(super) position_every: Duration,
+    /// NDJSON: the reader wants to be told how far it has been passed.
+    pub(super) positions: bool,
 }
 
 /// The answer that goes on until its logs end.
-pub(super) fn response(feed: Feed, kinds: Kinds, endless: Endless, form: CursorForm, keep_alive: Duration) -> Response {
-    let following = Following::new(feed, kinds, endless, form, keep_alive);
+pub(super) fn response(feed: Feed, kinds: Kinds, manner: &Manner) -> Response {
+    let endless = manner.endless;
+    let following = Following::new(feed, kinds, manner);
     let pieces = stream::unfold(Some(Box::new(following)), |following| async {
         let mut following = following?;
         match following.next().await {
             Ok(Some(piece)) => Some((Ok(piece), Some(following))),
-            Ok(None) => None,
+            Ok(None) => {
+                following.subscriber.closes("draining");
+                None
+            }
             Err(error) => {
+                following.subscriber.closes("store");
                 tracing::warn!(error = chain(&error), "a subscriber's answer was cut off");
                 Some((Err(error), None))
             }
@@ -78,6 +104,14 @@ impl Endless {
         }
     }
 
+    /// What means nothing to a client, but shows that we are there.
+    fn sign_of_life(self) -> &'static [u8] {
+        match self {
+            Self::Sse => b":\n\n",
+            Self::Ndjson => b"\n",
+        }
+    }
+
     fn transport(self) -> &'static str {
         match self {
             Self::Sse => "sse",
@@ -87,7 +121,8 @@ impl Endless {
 }
 
 impl Following {
-    fn new(feed: Feed, kinds: Kinds, endless: Endless, form: CursorForm, keep_alive: Duration) -> Self {
+    fn new(feed: Feed, kinds: Kinds, manner: &Manner) -> Self {
+        let &Manner { endless, form, keep_alive, position_every, positions } = manner;
         let progress = Progress::of(&feed, form);
         let mut ticks = interval_at(tokio::time::Instant::from_std(clock::now()) + keep_alive, keep_alive);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -96,8 +131,14 @@ impl Following {
             Endless::Sse => VecDeque::from([Bytes::from(format!("retry: 1000\nid: {}\n\n", progress.cursor()))]),
             Endless::Ndjson => VecDeque::new(),
         };
-        let _subscriber = metrics::Subscriber::connected(endless.transport());
-        Self { feed, kinds, endless, progress, keep_alive: ticks, pieces, _subscriber }
+        let subscriber = metrics::Subscriber::connected(endless.transport());
+        let partial = match endless {
+            Endless::Sse => !kinds.all(),
+            Endless::Ndjson => positions && (!kinds.all() || feed.width() > 1),
+        };
+        let carried = endless == Endless::Sse || feed.width() == 1;
+        let positions = partial.then(|| Box::new(Positions::new(carried, position_every)));
+        Self { feed, kinds, endless, progress, keep_alive: ticks, positions, pieces, subscriber }
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
@@ -112,9 +153,8 @@ impl Following {
                     Some(due) => self.wrap(&due),
                     None => return Ok(None),
                 },
-                _ = self.keep_alive.tick(), if self.endless == Endless::Sse => {
-                    return Ok(Some(Bytes::from_static(b":\n\n")));
-                }
+                () = position::time(&mut self.positions) => self.tell_position(),
+                _ = self.keep_alive.tick() => return Ok(Some(Bytes::from_static(self.endless.sign_of_life()))),
             }
         }
     }
@@ -134,24 +174,61 @@ impl Following {
                 self.pieces.push_back(out.into());
             }
         }
+        if self.positions.as_ref().is_some_and(|positions| positions.due()) {
+            self.tell_position();
+        }
+    }
+
+    /// Tells the reader how far everything has gone that was handed out, wanted or not. A server-sent event without data
+    /// is not dispatched, but its `id` is what the client comes back with.
+    fn tell_position(&mut self) {
+        let Some(positions) = &mut self.positions else { return };
+        positions.told();
+        let reached = Progress::of(&self.feed, self.progress.form());
+        let mut out = Vec::new();
+        match self.endless {
+            Endless::Sse => out.extend_from_slice(format!("id: {}\n\n", reached.cursor()).as_bytes()),
+            Endless::Ndjson => {
+                let nonce = fastrand::u64(..);
+                let told = reached.envelope(POSITION_KIND, self.feed.source(0).as_str(), nonce, clock::wall());
+                render::line(&mut out, told.as_bytes());
+            }
+        }
+        self.pieces.push_back(out.into());
     }
 
     fn wrap_view(&mut self, lane: usize, view: &BatchView) {
         if self.endless == Endless::Sse && self.progress.form() == CursorForm::Bare {
             let rendering = view.batch.sse(render::sse);
-            let wanted = self.kinds.runs(view).map(|run| rendering.bytes.slice(render::span(rendering, &run)));
-            self.pieces.extend(wanted);
+            let (mut delivered, mut end) = (0, None);
+            for run in self.kinds.runs(view) {
+                self.pieces.push_back(rendering.bytes.slice(render::span(rendering, &run)));
+                delivered += run.len();
+                end = Some(run.end);
+            }
+            self.delivered(view, delivered, end);
             return;
         }
         let mut out = Vec::new();
-        for entry in view.entries() {
+        let (mut delivered, mut end) = (0, None);
+        for (index, entry) in (view.from..).zip(view.entries()) {
             self.progress.reached(lane, entry.mark);
             if self.kinds.wants(entry.kind()) {
                 self.write(&mut out, entry.json);
+                delivered += 1;
+                end = Some(index + 1);
             }
         }
         if !out.is_empty() {
             self.pieces.push_back(out.into());
+        }
+        self.delivered(view, delivered, end);
+    }
+
+    fn delivered(&mut self, view: &BatchView, count: usize, end: Option<usize>) {
+        self.subscriber.delivered(count);
+        if let Some(positions) = &mut self.positions {
+            positions.saw(view, end);
         }
     }
 

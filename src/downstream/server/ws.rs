@@ -28,10 +28,13 @@ use tokio_tungstenite::{
     },
 };
 
-use super::render::{self, Kinds};
+use super::{
+    position::{self, Positions},
+    render::{self, Kinds},
+};
 use crate::{
     clock,
-    downstream::feed::{Due, Feed},
+    downstream::feed::{CursorForm, Due, Feed, Progress},
     listener::Socket,
     model::BatchView,
     store::ReadError,
@@ -45,8 +48,15 @@ pub(super) struct Session {
     pub(super) kinds: Kinds,
     /// After this long without a word from the client it is asked for one.
     pub(super) ping_every: Duration,
+    /// For a reader that does not see everything by itself, and wants to be told.
+    pub(super) positions: Option<Box<Positions>>,
+    /// How its cursor is written.
+    pub(super) form: CursorForm,
     pub(super) subscriber: metrics::Subscriber,
 }
+
+/// The CloudEvents `type` of the message that tells a position.
+const POSITION_KIND: &str = "trunkline.session.position";
 
 /// Clients have little to say: a ping, a close, a short message.
 const READ_BUFFER: usize = 512;
@@ -81,6 +91,20 @@ enum End {
     Unreadable(ReadError),
 }
 
+impl End {
+    /// The word of the metrics.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Drained => "draining",
+            Self::Gone => "gone",
+            Self::TooSlow { .. } => "too_slow",
+            Self::Violation(CloseCode::Size, _) => "limit",
+            Self::Violation(..) => "protocol",
+            Self::Unreadable(_) => "store",
+        }
+    }
+}
+
 /// Speaks with one client to the end.
 pub(super) async fn converse(session: Session, socket: Socket, heard: Bytes) {
     let mut conversation = Box::pin(Conversation::open(session, socket, heard)).await;
@@ -94,7 +118,9 @@ struct Conversation {
     kinds: Kinds,
     pings: Interval,
     unanswered: u8,
-    _subscriber: metrics::Subscriber,
+    positions: Option<Box<Positions>>,
+    form: CursorForm,
+    subscriber: metrics::Subscriber,
 }
 
 impl Conversation {
@@ -105,13 +131,13 @@ impl Conversation {
             .max_write_buffer_size(WRITE_BUFFER_MAX)
             .max_message_size(Some(MESSAGE_LEN_MAX))
             .max_frame_size(Some(MESSAGE_LEN_MAX));
-        let Session { feed, kinds, ping_every, subscriber } = session;
+        let Session { feed, kinds, ping_every, positions, form, subscriber } = session;
         let mut pings = interval_at(tokio::time::Instant::from_std(clock::now()) + ping_every, ping_every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // A copy, because the few bytes heard would keep the whole buffer of the HTTP head alive.
         let heard = heard.to_vec();
         let socket = WebSocketStream::from_partially_read(socket, heard, Role::Server, Some(config)).await;
-        Self { socket, feed, kinds, pings, unanswered: 0, _subscriber: subscriber }
+        Self { socket, feed, kinds, pings, unanswered: 0, positions, form, subscriber }
     }
 
     async fn run(&mut self) -> End {
@@ -124,6 +150,7 @@ impl Conversation {
                     Ok(None) => Err(End::Drained),
                     Err(error) => Err(End::Unreadable(error)),
                 },
+                () = position::time(&mut self.positions) => Box::pin(self.tell_position()).await,
                 _ = self.pings.tick() => self.ping().await,
             };
             if let Err(end) = done {
@@ -157,17 +184,47 @@ impl Conversation {
         match due {
             Due::Entries { views, .. } => {
                 let chunks: Vec<&[u8]> = views.iter().flat_map(|view| chunks(view, &self.kinds)).collect();
-                write_all(self.socket.get_mut(), &chunks).await
+                write_all(self.socket.get_mut(), &chunks).await?;
             }
             Due::Trimmed { lane, gap } => {
                 let frame = render::frame(&gap.envelope(self.feed.source(*lane), clock::wall()));
-                write_all(self.socket.get_mut(), &[&frame]).await
+                write_all(self.socket.get_mut(), &[&frame]).await?;
             }
         }
+        // On the heap: few subscribers ever come here, and all would keep room for it.
+        if self.saw(due) { Box::pin(self.tell_position()).await } else { Ok(()) }
+    }
+
+    /// Counts what was delivered. Whether the reader is to be told how far it was passed over.
+    fn saw(&mut self, due: &Due) -> bool {
+        let Due::Entries { views, .. } = due else { return false };
+        for view in views {
+            let (mut delivered, mut end) = (0, None);
+            for run in self.kinds.runs(view) {
+                delivered += run.len();
+                end = Some(run.end);
+            }
+            self.subscriber.delivered(delivered);
+            if let Some(positions) = &mut self.positions {
+                positions.saw(view, end);
+            }
+        }
+        self.positions.as_ref().is_some_and(|positions| positions.due())
+    }
+
+    async fn tell_position(&mut self) -> Result<(), End> {
+        let Some(positions) = &mut self.positions else { return Ok(()) };
+        positions.told();
+        let reached = Progress::of(&self.feed, self.form);
+        let nonce = fastrand::u64(..);
+        let told = reached.envelope(POSITION_KIND, self.feed.source(0).as_str(), nonce, clock::wall());
+        self.socket.flush().await.map_err(fault)?;
+        write_all(self.socket.get_mut(), &[&render::frame(&told)]).await
     }
 
     /// Tells the client why, if there is something to tell and it still takes it, and hangs up.
     async fn part(mut self, end: End) {
+        self.subscriber.closes(end.reason());
         self.socket.get_mut().bear(FAREWELL_MAX);
         let (code, reason) = match end {
             End::Gone => return self.answer_close().await,

@@ -434,3 +434,52 @@ async fn one_connection_too_many_is_told_so_and_a_freed_seat_is_given_again() {
     }
     panic!("the seat stayed taken");
 }
+
+#[tokio::test]
+async fn a_quiet_endless_answer_shows_that_it_is_there() {
+    let mut setup = Setup::default();
+    setup.server.keep_alive = Duration::from_millis(20);
+    let relay = Relay::with(setup).await;
+    let mut lines = relay.get(QUEUES, &[("Accept", "application/x-ndjson")]).await;
+    let mut sse = relay.get(QUEUES, &[("Accept", "text/event-stream")]).await;
+    sse.sse_id().await.expect("it begins with its cursor");
+    for _ in 0..3 {
+        assert_eq!(lines.until("\n").await.as_deref(), Some(""));
+        assert_eq!(sse.until("\n\n").await.as_deref(), Some(":"));
+    }
+    relay.say("queues", 1..=1).await;
+    assert_eq!(sequences(&lines.lines(1).await), [1]);
+    drop((lines, sse));
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn pages_that_nobody_takes_leave_room_only_up_to_a_bound() {
+    let mut setup = Setup::default();
+    setup.server.pages_len_max = 3 * 1024 * 1024;
+    let relay = Relay::with(setup).await;
+    let body = format!("\"{}\"", "x".repeat(4_000));
+    for _ in 0..10 {
+        relay.append("queues", &vec![body.as_str(); 100]).await;
+    }
+    let page = format!("{QUEUES}?from=first&limit=1000");
+    let mut whole = relay.get(&page, &[]).await;
+    assert_eq!(whole.json().await.as_array().unwrap().len(), 1_000, "a page beyond the bound has it for itself");
+    // Heads arrive, bodies stay: each leaves more behind than the kernel takes for it.
+    let mut held = Vec::new();
+    let mut refused = loop {
+        let answer = relay.get(&page, &[]).await;
+        if answer.status() != 200 {
+            break answer;
+        }
+        held.push(answer);
+        assert!(held.len() < 30, "there is no bound");
+    };
+    assert_eq!((refused.status(), refused.header("retry-after").as_deref()), (503, Some("5")));
+    assert_eq!(refused.problem().await.0, "busy");
+    assert_eq!(relay.get("/v1/streams", &[]).await.status(), 200, "what is no page is served");
+    drop(held);
+    let mut again = relay.get(&page, &[]).await;
+    assert_eq!((again.status(), again.json().await.as_array().unwrap().len()), (200, 1_000));
+    relay.drain().await;
+}

@@ -337,3 +337,116 @@ async fn a_quiet_server_sent_stream_says_that_it_is_alive() {
     assert_eq!(tokio::time::timeout(PATIENCE, sse.until("\n\n")).await.unwrap().unwrap(), ":");
     relay.drain().await;
 }
+
+/// So many entries that a reader of `test.w` does not want.
+async fn pass(relay: &Relay, stream: &str, hundreds: usize) {
+    for _ in 0..hundreds {
+        relay.append(stream, &["\"x\""; 100]).await;
+    }
+}
+
+const WANTED: &str = "\"w\"";
+
+#[tokio::test]
+async fn a_filtered_server_sent_reader_comes_back_after_retention_and_misses_nothing() {
+    let relay = Relay::with(Setup { retention: 1_500, ..Setup::default() }).await;
+    let path = format!("{QUEUES}?type=test.w");
+    let mut sse = relay.get(&path, &[SSE]).await;
+    relay.append("queues", &[WANTED]).await;
+    assert_eq!(sequences(&sse.sse_events(1).await), [1]);
+    pass(&relay, "queues", 30).await;
+    let mut told = String::new();
+    while told.is_empty() || offset(&told) <= 2_001 {
+        told = sse.sse_id().await.expect("an id that goes on");
+    }
+    drop(sse);
+    assert!(relay.log("queues").end().first.0 > 2, "retention has overtaken the first event");
+    relay.append("queues", &[WANTED]).await;
+    let event = relay.get(&path, &[SSE, ("Last-Event-ID", &told)]).await.sse().await.unwrap().1;
+    assert_eq!((event["type"].as_str(), event["sequence"].as_str()), (Some("test.w"), Some("3002")), "{event}");
+    let stale = relay.mark("queues", 1).to_string();
+    let event = relay.get(&path, &[SSE, ("Last-Event-ID", &stale)]).await.sse().await.unwrap().1;
+    assert_eq!(event["data"]["reason"], "trimmed", "what the reader would meet without the ids");
+    relay.drain().await;
+}
+
+fn offset(mark: &str) -> u64 {
+    mark.rsplit_once('-').unwrap().1.parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_filtered_reader_of_several_streams_is_told_the_whole_cursor() {
+    let relay = Relay::start().await;
+    let path = "/v1/events?stream=agents&stream=queues&type=test.w";
+    let mut sse = relay.get(path, &[SSE]).await;
+    relay.append("agents", &[WANTED]).await;
+    assert_eq!(sse.sse_events(1).await.len(), 1);
+    pass(&relay, "queues", 10).await;
+    let agents = relay.mark("agents", 1);
+    let told = loop {
+        let told = sse.sse_id().await.expect("an id that goes on");
+        if told.ends_with("-1000") {
+            break told;
+        }
+    };
+    assert!(told.contains(&format!("agents:{agents}")) && told.contains("queues:"), "{told}");
+    relay.append("queues", &[WANTED]).await;
+    let event = relay.get(path, &[SSE, ("Last-Event-ID", &told)]).await.sse().await.unwrap().1;
+    assert_eq!(event["sequence"], "1001");
+    drop(sse);
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn positions_are_told_by_websocket_and_ndjson_to_whoever_asks_for_them() {
+    let relay = Relay::start().await;
+    let one = format!("{QUEUES}?type=test.w");
+    let session = [("sec-websocket-protocol", "trunkline.v1")];
+    let (mut told, response) = relay.offer(&one, &session).await;
+    assert_eq!(response.headers()["sec-websocket-protocol"], "trunkline.v1");
+    let (mut plain, _) = relay.offer(&one, &[("sec-websocket-protocol", "cloudevents.json")]).await;
+    let (mut several, _) = relay.offer("/v1/events?stream=agents&stream=queues", &session).await;
+    let (mut whole, _) = relay.offer(QUEUES, &session).await;
+    let mut lines = relay.get(&format!("{one}&positions=true"), &[NDJSON]).await;
+    let mut bare = relay.get(&one, &[NDJSON]).await;
+    pass(&relay, "queues", 10).await;
+    relay.append("queues", &[WANTED]).await;
+    let end = relay.mark("queues", 1_000).to_string();
+    for (event, kind) in
+        [(told.event().await, "trunkline.session.position"), (lines.line().await.unwrap(), "trunkline.position.v1")]
+    {
+        assert_eq!((event["type"].as_str(), &event["data"]), (Some(kind), &json!({"cursor": end})));
+        assert_eq!((event["specversion"].as_str(), event["sequence"].as_str()), (Some("1.0"), None));
+        assert!(event["id"].is_string() && event["source"].is_string(), "{event}");
+    }
+    for event in [told.event().await, plain.event().await, lines.line().await.unwrap(), bare.line().await.unwrap()] {
+        assert_eq!((event["type"].as_str(), event["sequence"].as_str()), (Some("test.w"), Some("1001")));
+    }
+    let events = whole.events(1_001).await;
+    assert_eq!(sequences(&events), (1..=1_001).collect::<Vec<_>>(), "who gets all is told nothing beside");
+    let position = loop {
+        let event = several.event().await;
+        if event["type"] == "trunkline.session.position" {
+            break event;
+        }
+    };
+    let cursor = position["data"]["cursor"].as_str().unwrap();
+    assert!(cursor.contains("agents:") && cursor.contains("queues:"), "{cursor}");
+    drop((told, plain, several, whole, lines, bare));
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn what_passes_a_quiet_reader_is_told_before_long() {
+    let mut setup = Setup::default();
+    setup.server.position_every = std::time::Duration::from_millis(50);
+    let relay = Relay::with(setup).await;
+    let mut sse = relay.get(&format!("{QUEUES}?type=test.w"), &[SSE]).await;
+    let mut all = relay.get(QUEUES, &[SSE]).await;
+    relay.append("queues", &["\"x\""; 3]).await;
+    let end = relay.mark("queues", 3).to_string();
+    while sse.sse_id().await.expect("an id that goes on") != end {}
+    assert_eq!(sequences(&all.sse_events(3).await), [1, 2, 3]);
+    drop((sse, all));
+    relay.drain().await;
+}

@@ -291,6 +291,17 @@ impl Http {
         }
     }
 
+    /// The next `id` that a server-sent stream tells, with an event or without.
+    pub(super) async fn sse_id(&mut self) -> Option<String> {
+        loop {
+            let block = self.until("\n\n").await?;
+            let id = block.lines().find_map(|line| line.strip_prefix("id: "));
+            if let Some(id) = id {
+                return Some(id.to_owned());
+            }
+        }
+    }
+
     /// The next server-sent event: its id and its data. Comments and blocks without data are passed over.
     pub(super) async fn sse(&mut self) -> Option<(String, Value)> {
         loop {
@@ -311,8 +322,14 @@ impl Http {
         events
     }
 
+    /// The next line that is not empty.
     pub(super) async fn line(&mut self) -> Option<Value> {
-        self.until("\n").await.map(|line| serde_json::from_str(&line).unwrap())
+        loop {
+            let line = self.until("\n").await?;
+            if !line.is_empty() {
+                return Some(serde_json::from_str(&line).unwrap());
+            }
+        }
     }
 
     pub(super) async fn lines(&mut self, count: usize) -> Vec<Value> {

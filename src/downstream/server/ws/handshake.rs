@@ -28,16 +28,47 @@ pub(in crate::downstream::server) enum HandshakeError {
     Key,
 }
 
-/// The one subprotocol: an event in CloudEvents' JSON format a message.
-const SUBPROTOCOL: &str = "cloudevents.json";
+/// What was agreed on beside WebSocket itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::downstream::server) enum Subprotocol {
+    /// Nothing: events, as with `cloudevents.json`.
+    None,
+    /// An event in CloudEvents' JSON format a message.
+    Events,
+    /// Events, and messages about the subscription between them.
+    Session,
+}
+
+impl Subprotocol {
+    const OFFERED: [Self; 2] = [Self::Events, Self::Session];
+
+    fn name(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Events => Some("cloudevents.json"),
+            Self::Session => Some("trunkline.v1"),
+        }
+    }
+
+    /// The first that the client names and we know: clients name first what they like best.
+    fn agreed(headers: &HeaderMap) -> Self {
+        let known = |word: &str| {
+            Self::OFFERED.into_iter().find(|offered| offered.name().is_some_and(|name| name.eq_ignore_ascii_case(word)))
+        };
+        tokens(headers, &SEC_WEBSOCKET_PROTOCOL).find_map(known).unwrap_or(Self::None)
+    }
+}
 
 /// Whether a request asks to go on as a WebSocket.
 pub(in crate::downstream::server) fn is_asked(headers: &HeaderMap) -> bool {
     has_token(headers, &UPGRADE, "websocket")
 }
 
-/// The 101 that completes the handshake.
-pub(in crate::downstream::server) fn accept(version: Version, headers: &HeaderMap) -> Result<Response, HandshakeError> {
+/// The 101 that completes the handshake, and the subprotocol that it names.
+pub(in crate::downstream::server) fn accept(
+    version: Version,
+    headers: &HeaderMap,
+) -> Result<(Response, Subprotocol), HandshakeError> {
     if version != Version::HTTP_11 {
         return Err(HandshakeError::Protocol);
     }
@@ -48,14 +79,14 @@ pub(in crate::downstream::server) fn accept(version: Version, headers: &HeaderMa
         return Err(HandshakeError::Version);
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| is_key(key.as_bytes())).ok_or(HandshakeError::Key)?;
-    let agreed = has_token(headers, &SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL)
-        .then_some([(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL))]);
+    let subprotocol = Subprotocol::agreed(headers);
+    let agreed = subprotocol.name().map(|name| [(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name))]);
     let answer = [
         (UPGRADE, HeaderValue::from_static("websocket")),
         (CONNECTION, HeaderValue::from_static("Upgrade")),
         (SEC_WEBSOCKET_ACCEPT, proof(key)),
     ];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, agreed, answer).into_response())
+    Ok(((StatusCode::SWITCHING_PROTOCOLS, agreed, answer).into_response(), subprotocol))
 }
 
 /// What shows the client that its key was read.
@@ -68,8 +99,13 @@ fn is_key(key: &[u8]) -> bool {
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|word| word.eq_ignore_ascii_case(token))
+}
+
+/// The words of a header that is a list.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).any(|word| word.trim().eq_ignore_ascii_case(token))
+    lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
 #[cfg(test)]
@@ -93,7 +129,8 @@ mod tests {
 
     #[test]
     fn the_handshake_of_the_standard_is_answered_as_the_standard_says() {
-        let response = accept(Version::HTTP_11, &headers(&[])).unwrap();
+        let (response, subprotocol) = accept(Version::HTTP_11, &headers(&[])).unwrap();
+        assert_eq!(subprotocol, Subprotocol::None);
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
         assert_eq!(response.headers()[SEC_WEBSOCKET_ACCEPT], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         assert!(!response.headers().contains_key(SEC_WEBSOCKET_PROTOCOL));
@@ -107,21 +144,25 @@ mod tests {
             (("sec-websocket-key", "c2hvcnQ="), HandshakeError::Key),
             (("sec-websocket-key", "not base64 at all!!!!!!="), HandshakeError::Key),
         ] {
-            assert_eq!(accept(Version::HTTP_11, &headers(&[changed])).unwrap_err(), refused, "{changed:?}");
+            assert_eq!(accept(Version::HTTP_11, &headers(&[changed])).map(drop).unwrap_err(), refused, "{changed:?}");
         }
-        assert_eq!(accept(Version::HTTP_10, &headers(&[])).unwrap_err(), HandshakeError::Protocol);
+        assert_eq!(accept(Version::HTTP_10, &headers(&[])).map(drop).unwrap_err(), HandshakeError::Protocol);
     }
 
     #[test]
-    fn only_the_known_subprotocol_and_no_extension_is_agreed_to() {
+    fn only_a_known_subprotocol_and_no_extension_is_agreed_to() {
         for (offered, agreed) in [
             ("cloudevents.json", Some("cloudevents.json")),
             ("mqtt, cloudevents.json", Some("cloudevents.json")),
+            ("trunkline.v1", Some("trunkline.v1")),
+            ("trunkline.v1, cloudevents.json", Some("trunkline.v1")),
+            ("cloudevents.json, trunkline.v1", Some("cloudevents.json")),
             ("mqtt", None),
         ] {
             let extended = ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits");
             let asked = headers(&[("sec-websocket-protocol", offered), extended]);
-            let response = accept(Version::HTTP_11, &asked).unwrap();
+            let (response, subprotocol) = accept(Version::HTTP_11, &asked).unwrap();
+            assert_eq!(subprotocol.name(), agreed, "{offered}");
             let header = response.headers().get(SEC_WEBSOCKET_PROTOCOL).map(|value| value.to_str().unwrap());
             assert_eq!(header, agreed, "{offered}");
             assert!(!response.headers().contains_key("sec-websocket-extensions"));
