@@ -260,16 +260,21 @@ async fn calls_that_fail_while_a_stream_starts_are_tried_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_that_dies_with_its_token_in_silence_is_noticed() {
     let settings = Settings {
-        token_ttl: Duration::from_secs(1),
+        token_ttl: Duration::from_secs(2),
         expiry: trunkline::simulator::Expiry::Silence,
         ..Settings::default()
     };
     let platform = Platform::with(settings).await;
-    // An answer that promises an hour hides from the relay that the token dies within a second.
+    // An answer that promises an hour hides from the relay that the token dies within two seconds.
     let promise = trunkline::simulator::TokenFailure::ExpiresIn { json: "3600".to_owned() };
     platform.inject(Fault::Token { failure: promise, times: 1 });
     let relay = Relay::of(Plan::numbered(platform.address()).stream("silence_max", "500ms")).await;
     platform.say(1);
     relay.tells("1").await;
     assert!(relay.account().await["remaining_seconds"].as_f64().unwrap() > 3_000.0);
+    let silent = async || relay.metric("stream_network_reconnects_total", &[("class", "silence")]).await >= 1.0;
+    eventually("the silence is noticed", silent).await;
+    platform.say(1);
+    relay.tells("1 2").await;
+    assert!(relay.account().await["generation"].as_u64().unwrap() >= 2, "the dead token was refused, and replaced");
 }

@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use crate::model::Timestamp;
 
-/// Shorter lives are taken for this: an answer that says 0 must not become a spin.
-pub const LIFETIME_MIN: Duration = Duration::from_secs(1);
+/// A shorter life is not believed, and what is known otherwise is used: no platform can mean a token that ends before
+/// a socket is open, and believing it would be a request and a rotation in each second.
+pub const LIFETIME_MIN: Duration = Duration::from_secs(2);
 
 /// Longer lives are taken for this: a token should be proved replaceable every other day.
 pub const LIFETIME_MAX: Duration = Duration::from_secs(48 * 3_600);
@@ -55,10 +56,15 @@ impl Lifetime {
     /// Weighs what was stated. `default` is used where nothing was.
     pub fn weigh(stated: &Stated, default: Duration) -> Self {
         let claimed = stated.claims.life();
-        let (life, source) = match (stated.expires_in, claimed) {
-            (Some(secs), _) => (positive(secs), LifetimeSource::Answer),
+        let believed = |life: &Duration| *life >= LIFETIME_MIN;
+        let answered = stated.expires_in.map(positive).filter(believed);
+        let (life, source) = match (answered, claimed.filter(believed)) {
+            (Some(life), _) => (life, LifetimeSource::Answer),
             (None, Some(life)) => (life, LifetimeSource::Claims),
-            (None, None) => (default.min(stated.bound()), LifetimeSource::Default),
+            (None, None) => {
+                let bound = Some(stated.bound()).filter(believed);
+                (default.min(bound.unwrap_or(LIFETIME_MAX)), LifetimeSource::Default)
+            }
         };
         Self { scheduled: life.clamp(LIFETIME_MIN, LIFETIME_MAX), claimed, source }
     }
@@ -98,7 +104,8 @@ impl Claims {
         Some(Self { issued_at: time("iat"), expires_at: time("exp") })
     }
 
-    fn life(self) -> Option<Duration> {
+    /// `exp - iat`, where both are there and make sense.
+    pub fn life(self) -> Option<Duration> {
         let life = self.expires_at? - self.issued_at?;
         (life > 0.0).then(|| positive(life))
     }
@@ -131,8 +138,16 @@ mod tests {
             (json!(1800), json!({"iat": 1000, "exp": 1900}), None, 1800, "answer"),
             (json!("1800"), json!({}), None, 1800, "answer"),
             (json!(" 1800.5 "), json!({}), None, 1800, "answer"),
-            (json!(0), json!({}), None, 1, "answer"),
-            (json!(-7), json!({}), None, 1, "answer"),
+            (json!(2), json!({}), None, 2, "answer"),
+            (json!(0), json!({}), None, 600, "default"),
+            (json!(1), json!({}), None, 600, "default"),
+            (json!(1.9), json!({}), None, 600, "default"),
+            (json!(" 0 "), json!({}), None, 600, "default"),
+            (json!(-7), json!({}), None, 600, "default"),
+            (json!("-1e999"), json!({}), None, 600, "default"),
+            (json!(0), json!({"iat": 1000, "exp": 1900}), None, 900, "claims"),
+            (json!(0), json!({"iat": 1000, "exp": 1001}), None, 600, "default"),
+            (json!(null), json!({"exp": 1001}), Some(1_000), 600, "default"),
             (json!(1e300), json!({}), None, 172_800, "answer"),
             (json!("1e999"), json!({}), None, 172_800, "answer"),
             (json!(31_536_000), json!({}), None, 172_800, "answer"),
@@ -183,6 +198,7 @@ mod tests {
         ) {
             let stated = Stated { expires_in, claims: Claims { issued_at, expires_at }, answered };
             let life = Lifetime::weigh(&stated, DEFAULT).scheduled;
+            prop_assert!(life == DEFAULT || expires_in.is_some() || issued_at.is_some() || expires_at.is_some());
             prop_assert!((LIFETIME_MIN..=LIFETIME_MAX).contains(&life));
         }
 

@@ -23,6 +23,9 @@ const UNREACHABLE: Curve = Curve { first: Duration::from_secs(1), cap: Duration:
 /// An endpoint that rejects the credentials. Only a person can help, so there is no hurry.
 const REJECTED: Curve = Curve { first: Duration::from_secs(30), cap: Duration::from_secs(15 * 60), jitter: 0.2 };
 
+/// Two scheduled requests are at least so far apart, however short the life of a token is.
+const SCHEDULED_MIN: Duration = Duration::from_secs(1);
+
 /// The lock lives so long, unless renewed: time for one request to a slow endpoint.
 const LOCK_LIFE_MAX: Duration = Duration::from_secs(10);
 
@@ -78,7 +81,7 @@ impl Settings {
 
     /// From the sending of a request to the next scheduled one.
     pub(super) fn due_after(&self, life: Duration, unit: f64) -> Duration {
-        life - self.buffer_of(life) + self.jitter(life, unit)
+        (life - self.buffer_of(life) + self.jitter(life, unit)).max(SCHEDULED_MIN)
     }
 
     pub(super) fn jitter(&self, life: Duration, unit: f64) -> Duration {
