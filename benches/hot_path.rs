@@ -139,6 +139,7 @@ impl Machine {
             | Output::RefuseToken(_)
             | Output::Report(_)
             | Output::Flushed
+            | Output::TokenCarried(_)
             | Output::Drained => None,
         });
         let session = dialled.unwrap();

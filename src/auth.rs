@@ -14,7 +14,7 @@ mod vault;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::PoisonError, time::Duration};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -30,7 +30,12 @@ use self::{
     sharing::Shared,
 };
 use crate::{
-    model::{AccountName, Secret, SecretRef},
+    clock,
+    model::{AccountName, Secret, SecretRef, StreamName},
+    protocol::refresh::{
+        Phase,
+        usage::{Ruling, Usage},
+    },
     tasks::Tasks,
 };
 
@@ -43,7 +48,8 @@ pub struct Settings {
     pub scope: String,
     /// A token is renewed this long before its end (a quarter of its life, if that is shorter than four of these).
     pub refresh_buffer: Duration,
-    /// At most one refresh in this time; scheduled ones and the first after a rejection are exempt.
+    /// At most one refresh in this time; exempt are scheduled ones, and those after the refusal of a token that had
+    /// carried a live session.
     pub refresh_interval_min: Duration,
     /// Upper bound of the random delay before a scheduled refresh.
     pub refresh_jitter: Duration,
@@ -95,14 +101,21 @@ pub struct Token {
 #[derive(Debug, Clone, Serialize)]
 pub struct AccountStatus {
     pub account: AccountName,
-    /// One of `waiting` (no token yet), `valid`, `renewing`, `rejected` (an operator must act).
+    /// One of `waiting` (no token yet), `valid`, `degraded` (valid, but the platform keeps refusing tokens), `renewing`,
+    /// `rejected` (an operator must act).
     pub state: &'static str,
     pub generation: u64,
     pub remaining_seconds: Option<f64>,
     pub next_refresh_seconds: Option<f64>,
     pub refreshes: u64,
-    /// The newest failure, as an operator may read it.
+    /// For what a refresh waits, if one is wanted and not done.
+    pub waiting_for: Option<&'static str>,
+    /// When that goes on at the latest, from this moment.
+    pub waiting_seconds: Option<f64>,
+    /// The newest failure, as an operator may read it. None once there is a newer token.
     pub last_error: Option<String>,
+    /// When it happened (RFC 3339).
+    pub last_error_at: Option<String>,
 }
 
 /// Reads the keys that seal tokens; without any, they are not sealed.
@@ -156,13 +169,33 @@ impl Tokens {
         self.ends.tokens.clone()
     }
 
-    /// The platform rejected this generation: get another one at once, unless there is a newer one already.
-    pub fn refuse(&self, generation: u64) {
-        self.ends.asked.send_if_modified(|asked| {
-            let news = asked.refused < generation;
-            asked.refused = asked.refused.max(generation);
-            news
+    /// A session of the stream is live under this generation.
+    pub fn carried(&self, stream: &StreamName, generation: u64) {
+        if self.usage(|usage| usage.live(stream, generation)) {
+            self.ends.asked.send_modify(|asked| {
+                asked.cleared = asked.cleared.max(generation);
+                asked.offers += 1;
+            });
+        }
+    }
+
+    /// The platform refuses this generation to the stream. Either another one is got, unless there is a newer one
+    /// already, or the same one is offered again: then the account stands by it, and the trouble is the stream's.
+    pub fn refuse(&self, stream: &StreamName, generation: u64) {
+        let ruling = self.usage(|usage| usage.refused(stream, generation, clock::now()));
+        tracing::info!(%stream, account = %self.account, generation, ?ruling, "the platform refuses the token");
+        self.ends.asked.send_if_modified(|asked| match ruling {
+            Ruling::Old => false,
+            Ruling::Stream => {
+                asked.offers += 1;
+                true
+            }
+            Ruling::Account { carried } => asked.refuse(generation, carried),
         });
+    }
+
+    fn usage<T>(&self, act: impl FnOnce(&mut Usage) -> T) -> T {
+        act(&mut self.ends.usage.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// An operator wants a new token now (within `refresh_interval_min`).
@@ -172,14 +205,19 @@ impl Tokens {
 
     pub fn status(&self) -> AccountStatus {
         let report = self.ends.reports.borrow().clone();
+        let degraded = report.degraded_until.is_some_and(|until| clock::now() < until);
+        let (last_error, last_error_at) = report.last_error.map(|error| (error.text, error.at.to_string())).unzip();
         AccountStatus {
             account: self.account.clone(),
-            state: report.phase.as_str(),
+            state: if report.phase == Phase::Valid && degraded { "degraded" } else { report.phase.as_str() },
             generation: report.generation,
             remaining_seconds: report.ends_at.map(until),
             next_refresh_seconds: report.next_at.map(until),
             refreshes: report.refreshes,
-            last_error: report.last_error,
+            waiting_for: report.waiting.map(|waiting| waiting.reason.as_str()),
+            waiting_seconds: report.waiting.and_then(|waiting| waiting.until).map(until),
+            last_error,
+            last_error_at,
         }
     }
 }

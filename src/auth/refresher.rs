@@ -5,6 +5,7 @@
 use std::{
     future,
     ops::ControlFlow,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,13 +17,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Grant, Settings, Token,
-    grants::{GrantError, Granted, Grants},
+    grants::{GrantError, Granted, Grants, REQUEST_MAX},
     sharing::Shared,
 };
 use crate::{
     clock,
-    model::Secret,
-    protocol::refresh::{self, Failure, Found, Input, Origin, Output, Phase, Refresh},
+    model::{Secret, Timestamp},
+    protocol::refresh::{
+        self, Failure, Found, Input, Origin, Output, Phase, Reason, Refresh, Waiting, lifetime::Claims, usage::Usage,
+    },
     tasks::Outcome,
     telemetry::{chain, metrics},
 };
@@ -30,13 +33,39 @@ use crate::{
 /// How often secrets in files are looked at, and the life that is left is shown.
 const TICK: Duration = Duration::from_secs(1);
 
+/// What an operator reads where a pause of the token endpoint is kept that another replica was told.
+const KEPT_AWAY: &str = "the token endpoint asked for a pause (Retry-After), which holds for every replica";
+
 /// What handles ask for. A value, not a queue: whoever asks again changes nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Asked {
-    /// The newest generation that was refused.
-    pub(super) refused: u64,
+    /// The newest generation that was refused, and whether it had carried a live session.
+    refused: (u64, bool),
+    /// The newest generation that was refused and then carried a live session.
+    pub(super) cleared: u64,
+    /// How often a stream must hear that the token it was refused stays.
+    pub(super) offers: u64,
     /// How often an operator wanted a new token.
     pub(super) wishes: u64,
+}
+
+impl Asked {
+    /// Whether that is news.
+    pub(super) fn refuse(&mut self, generation: u64, carried: bool) -> bool {
+        let refused = (generation, carried);
+        let news = self.refused < refused || self.cleared >= generation;
+        self.refused = if self.cleared >= generation { refused } else { self.refused.max(refused) };
+        // What is refused after it was cleared is refused.
+        self.cleared = self.cleared.min(generation.saturating_sub(1));
+        news
+    }
+}
+
+/// The newest failure.
+#[derive(Debug, Clone)]
+pub(super) struct LastError {
+    pub(super) text: String,
+    pub(super) at: Timestamp,
 }
 
 /// What handles may know beside the token.
@@ -47,7 +76,9 @@ pub(super) struct Report {
     pub(super) ends_at: Option<Instant>,
     pub(super) next_at: Option<Instant>,
     pub(super) refreshes: u64,
-    pub(super) last_error: Option<String>,
+    pub(super) degraded_until: Option<Instant>,
+    pub(super) waiting: Option<Waiting>,
+    pub(super) last_error: Option<LastError>,
 }
 
 /// The ends that handles hold.
@@ -56,6 +87,7 @@ pub(super) struct Ends {
     pub(super) asked: watch::Sender<Asked>,
     pub(super) tokens: watch::Receiver<Option<Token>>,
     pub(super) reports: watch::Receiver<Report>,
+    pub(super) usage: Arc<Mutex<Usage>>,
 }
 
 /// One account's refresher.
@@ -68,10 +100,16 @@ pub(super) struct Refresher {
     granted: Option<Granted>,
     asked: watch::Receiver<Asked>,
     wishes_heard: u64,
+    offers_heard: u64,
     tokens: watch::Sender<Option<Token>>,
     reports: watch::Sender<Report>,
+    usage: Arc<Mutex<Usage>>,
     refreshes: u64,
-    last_error: Option<String>,
+    /// When the request under way, or the newest one, is given up.
+    request_ends: Option<Instant>,
+    /// What was logged last.
+    waits_for: Option<Reason>,
+    last_error: Option<LastError>,
     metrics: metrics::Account,
     tick: Interval,
 }
@@ -83,7 +121,8 @@ impl Refresher {
         let machine = Refresh::new(settings.refresh(sharing));
         let (asked_sender, asked) = watch::channel(Asked::default());
         let (tokens, tokens_receiver) = watch::channel(None);
-        let (reports, reports_receiver) = watch::channel(report(&machine, 0, None));
+        let (reports, reports_receiver) = watch::channel(report(&machine, 0, None, None));
+        let usage = Arc::<Mutex<Usage>>::default();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let refresher = Self {
@@ -93,14 +132,18 @@ impl Refresher {
             granted: None,
             asked,
             wishes_heard: 0,
+            offers_heard: 0,
             tokens,
             reports,
+            usage: Arc::clone(&usage),
             refreshes: 0,
+            request_ends: None,
+            waits_for: None,
             last_error: None,
             metrics: metrics::Account::new(&settings.account),
             tick,
         };
-        (refresher, Ends { asked: asked_sender, tokens: tokens_receiver, reports: reports_receiver })
+        (refresher, Ends { asked: asked_sender, tokens: tokens_receiver, reports: reports_receiver, usage })
     }
 
     /// Keeps a token until the stop signal.
@@ -143,6 +186,7 @@ impl Refresher {
                 }
             }
             Output::Retry { at, alarm } => self.lament(at, alarm),
+            Output::KeepAway { at } => self.keep_away(at),
             Output::Look => self.look().await,
             Output::Lock { life } => self.lock(life).await,
             Output::Renew { life } => self.shared().renew(life).await,
@@ -156,6 +200,7 @@ impl Refresher {
 
     /// The answer to one request, or none if the daemon ends first and the request may be dropped.
     async fn fetch(&mut self, stop: &CancellationToken) -> Option<Result<Granted, GrantError>> {
+        self.request_ends = Some(clock::now() + REQUEST_MAX);
         self.publish();
         self.learn_refresh_token().await;
         let answer = self.ask(stop).await?;
@@ -242,7 +287,7 @@ impl Refresher {
             Err(error) => {
                 let failure = error.verdict();
                 self.metrics.refreshed(outcome(failure));
-                self.last_error = Some(chain(&error));
+                self.last_error = Some(LastError { text: chain(&error), at: clock::wall() });
                 Input::Failed { failure, unit }
             }
         };
@@ -256,6 +301,7 @@ impl Refresher {
             Origin::Vault => self.adopt_found(generation),
         };
         self.last_error = None;
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner).offered(generation, clock::now());
         self.publish();
         self.tokens.send_replace(Some(Token { generation, secret }));
         show_remaining(&self.metrics, &self.machine);
@@ -280,17 +326,21 @@ impl Refresher {
 
     fn adopt_found(&mut self, generation: u64) -> Secret {
         self.metrics.adopted();
+        let secret = self.shared().take_found().expect("a token is found before it is adopted");
+        if let Some(lifetime) = self.machine.lifetime() {
+            self.metrics.lives(lifetime, Claims::of(secret.expose()).life());
+        }
         tracing::info!(
             generation,
             remaining_secs = self.machine.ends_at().map(until),
             next_secs = self.machine.next_at().map(until),
             "token of another replica adopted"
         );
-        self.shared().take_found().expect("a token is found before it is adopted")
+        secret
     }
 
     fn lament(&self, at: Instant, alarm: bool) {
-        let (error, retry_secs) = (self.last_error.as_deref(), until(at));
+        let (error, retry_secs) = (self.last_error.as_ref().map(|error| &*error.text), until(at));
         let remaining_secs = self.machine.ends_at().map(until);
         if alarm {
             tracing::error!(error, retry_secs, remaining_secs, "the credentials of the account need an operator");
@@ -299,13 +349,49 @@ impl Refresher {
         }
     }
 
+    /// Another replica was asked for a pause, so the endpoint is not asked from here either.
+    fn keep_away(&mut self, at: Instant) {
+        let retry_secs = until(at);
+        tracing::warn!(retry_secs, "{KEPT_AWAY}");
+        self.last_error = Some(LastError { text: KEPT_AWAY.to_owned(), at: clock::wall() });
+    }
+
     fn hear(&mut self) {
         let asked = *self.asked.borrow_and_update();
         let now = clock::now();
-        self.machine.handle(Input::Refused { generation: asked.refused }, now);
+        let (generation, carried) = asked.refused;
+        if asked.cleared < generation {
+            self.hear_refusal(generation, carried, now);
+        } else {
+            self.machine.handle(Input::Cleared { generation: asked.cleared }, now);
+        }
+        if self.offers_heard < asked.offers {
+            self.offers_heard = asked.offers;
+            self.offer_again();
+        }
         if self.wishes_heard < asked.wishes {
             self.wishes_heard = asked.wishes;
             self.machine.handle(Input::Wanted, now);
+        }
+    }
+
+    fn hear_refusal(&mut self, generation: u64, carried: bool, now: Instant) {
+        let (before, was_refused) = (self.machine.degraded_until(), self.machine.is_refused());
+        self.machine.handle(Input::Refused { generation, carried }, now);
+        let after = self.machine.degraded_until();
+        if self.machine.is_refused() && !was_refused {
+            self.metrics.refused();
+        }
+        if after != before && before.is_none_or(|until| until <= now) && after.is_some_and(|until| now < until) {
+            let (refusals, within) = (refresh::REFUSALS_MAX, refresh::REFUSALS_WINDOW);
+            tracing::error!(refusals, ?within, "the platform keeps refusing tokens of the account");
+        }
+    }
+
+    /// Streams that were refused the token hear that it stays. While another one is sought, they wait for that.
+    fn offer_again(&self) {
+        if !self.machine.is_refused() {
+            self.tokens.send_modify(|_| ());
         }
     }
 
@@ -317,8 +403,22 @@ impl Refresher {
         }
     }
 
-    fn publish(&self) {
-        self.reports.send_replace(report(&self.machine, self.refreshes, self.last_error.clone()));
+    fn publish(&mut self) {
+        let report = report(&self.machine, self.refreshes, self.request_ends, self.last_error.clone());
+        self.log_wait(report.waiting);
+        self.reports.send_replace(report);
+    }
+
+    /// Each wait is logged once, when it begins. An answer of Redis takes milliseconds, and has a deadline.
+    fn log_wait(&mut self, waiting: Option<Waiting>) {
+        let reason = waiting.map(|waiting| waiting.reason).filter(|reason| *reason != Reason::Vault);
+        if std::mem::replace(&mut self.waits_for, reason) == reason {
+            return;
+        }
+        if let (Some(reason), Some(waiting)) = (reason, waiting) {
+            let until_secs = waiting.until.map(until);
+            tracing::info!(waiting_for = reason.as_str(), until_secs, "a token refresh waits");
+        }
     }
 }
 
@@ -365,8 +465,20 @@ async fn sleep_until(wake: Option<Instant>) {
     }
 }
 
-fn report(machine: &Refresh, refreshes: u64, last_error: Option<String>) -> Report {
+fn report(machine: &Refresh, refreshes: u64, request_ends: Option<Instant>, last_error: Option<LastError>) -> Report {
+    let waiting = machine.waiting(clock::now()).map(|waiting| match waiting.reason {
+        Reason::Endpoint => Waiting { until: request_ends, ..waiting },
+        Reason::Vault
+        | Reason::AnotherReplica
+        | Reason::VaultAway
+        | Reason::IntervalMin
+        | Reason::RetryAfter
+        | Reason::Backoff
+        | Reason::Jitter => waiting,
+    });
     Report {
+        degraded_until: machine.degraded_until(),
+        waiting,
         phase: machine.phase(),
         generation: machine.generation(),
         ends_at: machine.ends_at(),

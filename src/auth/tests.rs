@@ -21,7 +21,7 @@ use super::{
     grants::{GrantError, Granted, Grants},
 };
 use crate::{
-    model::{Secret, SecretRef},
+    model::{Secret, SecretRef, StreamName},
     protocol::refresh::Failure,
     tasks::Tasks,
     telemetry::chain,
@@ -117,8 +117,8 @@ async fn the_life_is_taken_from_the_claims_where_the_answer_is_silent() {
 }
 
 #[tokio::test]
-async fn a_token_of_a_second_is_renewed_again_and_again() {
-    let endpoint = Endpoint::start(vec![Reply::granted("t", 1)]).await;
+async fn a_token_of_two_seconds_is_renewed_again_and_again() {
+    let endpoint = Endpoint::start(vec![Reply::granted("t", 2)]).await;
     let world = World::new();
     let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
     relay.token(3).await;
@@ -131,14 +131,15 @@ async fn fifty_streams_that_refuse_one_token_cause_one_grant() {
     let world = World::new();
     let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
     relay.token(1).await;
+    relay.tokens.carried(&stream(), 1);
     let mut streams = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let tokens = relay.tokens.clone();
         streams.spawn(async move {
-            tokens.refuse(1);
+            tokens.refuse(&stream(), 1);
             let mut watch = tokens.watch();
             watch.wait_for(|token| token.as_ref().is_some_and(|token| token.generation == 2)).await.unwrap();
-            tokens.refuse(1);
+            tokens.refuse(&stream(), 1);
         });
     }
     streams.join_all().await;
@@ -155,7 +156,7 @@ async fn the_running_token_stays_while_the_endpoint_fails() {
     let world = World::new();
     let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
     relay.token(1).await;
-    relay.tokens.refuse(1);
+    relay.refuse(1);
     let status = relay.status(|status| status.last_error.is_some()).await;
     assert_eq!((status.state, status.generation), ("renewing", 1));
     assert_eq!(status.last_error.as_deref(), Some("the token endpoint answered 500"));
@@ -235,7 +236,7 @@ async fn a_static_token_is_read_again_when_its_file_changes() {
     let status = relay.status(|status| status.state == "valid").await;
     assert_eq!((status.remaining_seconds, status.next_refresh_seconds), (None, None));
 
-    relay.tokens.refuse(1);
+    relay.refuse(1);
     let status = relay.status(|status| status.state == "rejected").await;
     let error = "the platform rejects the static token, and there is no other in its place";
     assert_eq!((status.generation, status.last_error.as_deref()), (1, Some(error)));
@@ -256,7 +257,7 @@ async fn no_secret_gets_into_logs_status_or_debug() {
     fs::write(world.folder.path().join("vault"), "a file where a directory should be").unwrap();
     let relay = world.start(&endpoint, world.refresh_token());
     relay.token(1).await;
-    relay.tokens.refuse(1);
+    relay.refuse(1);
     let status = relay.status(|status| status.state == "rejected").await;
 
     let logs = logs.text();
@@ -280,6 +281,12 @@ impl Relay {
         Self { tokens: Tokens::start(settings, &mut tasks).unwrap(), tasks }
     }
 
+    /// A stream was live under it, and is refused it.
+    fn refuse(&self, generation: u64) {
+        self.tokens.carried(&stream(), generation);
+        self.tokens.refuse(&stream(), generation);
+    }
+
     /// Waits for the token with this number.
     async fn token(&self, generation: u64) -> Token {
         let mut watch = self.tokens.watch();
@@ -299,6 +306,10 @@ impl Relay {
         };
         tokio::time::timeout(PATIENCE, fitting).await.expect("the status never came")
     }
+}
+
+fn stream() -> StreamName {
+    "queues".parse().unwrap()
 }
 
 /// A directory with the secrets of an account.

@@ -145,7 +145,10 @@ struct Account {
     remaining_seconds: Option<f64>,
     next_refresh_seconds: Option<f64>,
     refreshes: u64,
+    waiting_for: Option<String>,
+    waiting_seconds: Option<f64>,
     last_error: Option<String>,
+    last_error_at: Option<String>,
 }
 
 impl Report {
@@ -159,7 +162,7 @@ impl Report {
         writeln!(out)?;
         let head = ["ACCOUNT", "STATE", "TOKEN", "ENDS IN", "NEXT REFRESH IN", "REFRESHES"];
         table(head, self.accounts.iter().map(Account::row), out)?;
-        let notes = self.streams.iter().flat_map(Stream::notes).chain(self.accounts.iter().flat_map(Account::note));
+        let notes = self.streams.iter().flat_map(Stream::notes).chain(self.accounts.iter().flat_map(Account::notes));
         for (index, note) in notes.enumerate() {
             let blank = if index == 0 { "\n" } else { "" };
             writeln!(out, "{blank}{}", printable(&note))?;
@@ -239,8 +242,12 @@ impl Account {
         ]
     }
 
-    fn note(&self) -> Option<String> {
-        self.last_error.as_ref().map(|error| format!("{}: {error}", self.account))
+    fn notes(&self) -> Vec<String> {
+        let until = self.waiting_seconds.map(|count| format!(", {} at most", seconds(count))).unwrap_or_default();
+        let waits = self.waiting_for.iter().map(|what| format!("{}: a refresh waits for {what}{until}", self.account));
+        let at = self.last_error_at.as_ref().map(|at| format!(" ({at})")).unwrap_or_default();
+        let error = self.last_error.iter().map(|error| format!("{}: {error}{at}", self.account));
+        waits.chain(error).collect()
     }
 }
 
@@ -314,7 +321,10 @@ mod tests {
             remaining_seconds: Some(3599.9),
             next_refresh_seconds: None,
             refreshes: 3,
+            waiting_for: Some("the next attempt after a failure"),
+            waiting_seconds: Some(42.0),
             last_error: Some("invalid_client".to_owned()),
+            last_error_at: Some("2026-05-04T13:31:49.570Z".to_owned()),
         };
         serde_json::json!({ "version": "0.1.0", "uptime_seconds": 90061.0, "streams": [stream], "accounts": [account] })
             .to_string()
@@ -340,7 +350,8 @@ acme     rejected  #4     59m      -                3
 
 queues: a snapshot is owed
 queues: topic refused: v2.users.x.presence (403)
-acme: invalid_client
+acme: a refresh waits for the next attempt after a failure, 42s at most
+acme: invalid_client (2026-05-04T13:31:49.570Z)
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
         let asked = server.asked();

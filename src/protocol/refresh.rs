@@ -7,23 +7,42 @@
 pub mod lifetime;
 mod pace;
 mod sharing;
+pub mod usage;
+mod waiting;
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
+pub use self::waiting::{Reason, Waiting};
 use self::{
     pace::Row,
     sharing::{Hold, Step},
 };
+
+/// The highest generation: above it a script of Redis, which counts in floating point, could not tell two apart. What
+/// the vault holds at or above it is damaged and is reset.
+pub const GENERATION_MAX: u64 = (1 << 53) - 1;
+
+/// So many refused tokens within [`REFUSALS_WINDOW`] degrade an account, and the next ones are replaced no sooner than
+/// [`REFUSAL_SPACING`] after the last request.
+pub const REFUSALS_MAX: usize = 3;
+
+/// How long a refused token counts.
+pub const REFUSALS_WINDOW: Duration = Duration::from_secs(300);
+
+/// The shortest time between two requests while the platform keeps refusing tokens: a platform that closes each new
+/// session at once costs one request in this time.
+const REFUSAL_SPACING: Duration = Duration::from_secs(5);
 
 /// What an account is configured with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// A token is renewed this long before its end (a quarter of its life, if that is shorter than four of these).
     pub buffer: Duration,
-    /// At most one refresh in this time; scheduled ones and the first after a rejection are exempt.
+    /// At most one refresh in this time; exempt are scheduled ones, and those after the refusal of a token that had
+    /// carried a live session.
     pub interval_min: Duration,
     /// Upper bound of the random delay before a scheduled refresh; never more than a quarter of the buffer in force.
     pub jitter_max: Duration,
@@ -49,8 +68,10 @@ pub enum Input {
     Granted { lifetime: Option<Duration>, unit: f64 },
     /// The fetch brought none.
     Failed { failure: Failure, unit: f64 },
-    /// The platform rejects a token. Only the newest generation counts, and only once.
-    Refused { generation: u64 },
+    /// The platform refuses a token. Only the newest generation counts. `carried`: a session was live under it here.
+    Refused { generation: u64, carried: bool },
+    /// A token that was refused carries a live session after all, so the account keeps it.
+    Cleared { generation: u64 },
     /// Someone wants a new token: an operator, or a secret that changed.
     Wanted,
     /// What the vault holds; none while it is away.
@@ -125,6 +146,8 @@ pub enum Output {
     Adopt { generation: u64, origin: Origin },
     /// The failure just reported is tried again then. With `alarm`, a person has to act.
     Retry { at: Instant, alarm: bool },
+    /// The token endpoint asked another replica for a pause until then, and this one keeps it.
+    KeepAway { at: Instant },
     /// Look into the vault. It must be answered with [`Input::Looked`].
     Look,
     /// Take the lock for `life`, if nobody has it. It must be answered with [`Input::Locked`].
@@ -167,8 +190,8 @@ pub struct Refresh {
     state: State,
     /// When a token was last sought, here or (seen from here) elsewhere.
     sought_at: Option<Instant>,
-    /// The same, where a refusal was the cause.
-    rescued_at: Option<Instant>,
+    /// When the newest tokens were refused, [`REFUSALS_MAX`] at most: the oldest goes first.
+    refusals: VecDeque<Instant>,
     /// The newest generation that the vault ever told of.
     last_seen: u64,
     /// How long the token lived that was last seen there.
@@ -181,7 +204,8 @@ pub struct Refresh {
 struct Held {
     generation: u64,
     life: Option<Life>,
-    refused: bool,
+    /// The platform refuses it; whether it had carried a live session.
+    refused: Option<bool>,
 }
 
 /// The time that a token has.
@@ -210,7 +234,7 @@ impl Refresh {
             held: None,
             state: State::Idle,
             sought_at: None,
-            rescued_at: None,
+            refusals: VecDeque::new(),
             last_seen: 0,
             life_seen: None,
             outputs: VecDeque::new(),
@@ -222,7 +246,8 @@ impl Refresh {
             Input::Start => self.start(now),
             Input::Granted { lifetime, unit } => self.granted(lifetime, unit, now),
             Input::Failed { failure, unit } => self.retry(failure, unit, now),
-            Input::Refused { generation } => self.refuse(generation, now),
+            Input::Refused { generation, carried } => self.refuse(generation, carried, now),
+            Input::Cleared { generation } => self.clear(generation),
             Input::Wanted => self.hasten(self.spaced(self.sought_at, now), now),
             Input::Looked { seen, unit } => self.looked(seen, unit, now),
             Input::Locked { lock, unit } => self.locked(lock, unit, now),
@@ -262,8 +287,10 @@ impl Refresh {
         match (self.state, self.held) {
             _ if rejected => Phase::Rejected,
             (_, None) => Phase::Waiting,
-            (State::Resting { .. }, Some(held)) if !held.refused => Phase::Valid,
-            (State::Sharing { step, row: None }, Some(held)) if !held.refused && step.is_aside() => Phase::Valid,
+            (State::Resting { .. }, Some(held)) if held.refused.is_none() => Phase::Valid,
+            (State::Sharing { step, row: None }, Some(held)) if held.refused.is_none() && step.is_aside() => {
+                Phase::Valid
+            }
             (
                 State::Idle
                 | State::Resting { .. }
@@ -285,6 +312,11 @@ impl Refresh {
         Some(self.held?.life?.ends_at)
     }
 
+    /// How long the token in force lives in all, if that is known.
+    pub fn lifetime(&self) -> Option<Duration> {
+        Some(self.held?.life?.whole)
+    }
+
     /// When a token is sought next, unless that is happening.
     pub fn next_at(&self) -> Option<Instant> {
         match self.state {
@@ -295,7 +327,7 @@ impl Refresh {
 
     /// Whether the platform rejects the token in force.
     pub fn is_refused(&self) -> bool {
-        self.held.is_some_and(|held| held.refused)
+        self.held.is_some_and(|held| held.refused.is_some())
     }
 
     fn start(&mut self, now: Instant) {
@@ -305,9 +337,6 @@ impl Refresh {
 
     /// A token is needed: from the endpoint, or from whoever gets one first.
     fn seek(&mut self, now: Instant) {
-        if self.is_refused() {
-            self.rescued_at = Some(now);
-        }
         self.sought_at = Some(now);
         let row = self.row();
         match self.settings.sharing {
@@ -334,13 +363,14 @@ impl Refresh {
         }
     }
 
-    /// Above everything that was ever seen.
+    /// Above everything that was ever seen. Both are below [`GENERATION_MAX`], which counting up never reaches.
     fn next_generation(&self) -> u64 {
-        self.generation().max(self.last_seen) + 1
+        let last = self.generation().max(self.last_seen);
+        last.checked_add(1).expect("generations are bounded where they are read")
     }
 
     fn adopt(&mut self, generation: u64, life: Option<Life>, origin: Origin) {
-        self.held = Some(Held { generation, life, refused: false });
+        self.held = Some(Held { generation, life, refused: None });
         self.state = State::Resting { due: life.map(|life| life.due) };
         self.outputs.push_back(Output::Adopt { generation, origin });
     }
@@ -357,12 +387,53 @@ impl Refresh {
         self.outputs.push_back(Output::Retry { at: now + pause, alarm: row.is_alarming() });
     }
 
-    fn refuse(&mut self, generation: u64, now: Instant) {
-        let Some(held) = self.held.as_mut().filter(|held| held.generation == generation && !held.refused) else {
+    /// A token that carried a live session is replaced at once, another one when the minimal interval is over.
+    fn refuse(&mut self, generation: u64, carried: bool, now: Instant) {
+        let Some(held) = self.held.as_mut().filter(|held| held.generation == generation) else { return };
+        if held.refused.is_some_and(|known| known == carried || known) {
             return;
-        };
-        held.refused = true;
-        self.hasten(self.spaced(self.rescued_at, now), now);
+        }
+        let at_once = self.after_refusal(now);
+        let held = self.held.as_mut().expect("it is there");
+        if held.refused.replace(carried).is_none() {
+            self.note_refusal(now);
+        }
+        let at = if carried { at_once } else { at_once.max(self.spaced(self.sought_at, now)) };
+        self.hasten(at, now);
+    }
+
+    fn note_refusal(&mut self, now: Instant) {
+        if self.refusals.len() == REFUSALS_MAX {
+            self.refusals.pop_front();
+        }
+        self.refusals.push_back(now);
+    }
+
+    /// Until when the account counts as degraded because the platform refused so many tokens.
+    pub fn degraded_until(&self) -> Option<Instant> {
+        let oldest = self.refusals.front().filter(|_| self.refusals.len() == REFUSALS_MAX)?;
+        Some(*oldest + REFUSALS_WINDOW)
+    }
+
+    /// The first moment at which one more refused token is replaced.
+    fn after_refusal(&self, now: Instant) -> Instant {
+        let often = self.degraded_until().is_some_and(|until| now < until);
+        let spaced = self.sought_at.filter(|_| often).map(|sought| sought + REFUSAL_SPACING);
+        spaced.map_or(now, |at| at.max(now))
+    }
+
+    /// As before the refusal, unless a newer token is on its way already.
+    fn clear(&mut self, generation: u64) {
+        let Some(held) = self.held.as_mut().filter(|held| held.generation == generation) else { return };
+        if held.refused.take().is_none() {
+            return;
+        }
+        let planned = held.life.map(|life| life.due);
+        match &mut self.state {
+            State::Resting { due }
+            | State::Sharing { step: Step::Glancing { due, .. } | Step::Offering { due }, row: None } => *due = planned,
+            State::Idle | State::Fetching { .. } | State::Retrying { .. } | State::Sharing { .. } => (),
+        }
     }
 
     /// The first moment that keeps the minimal interval to an earlier one.
@@ -419,7 +490,7 @@ impl Phase {
 impl Held {
     /// What is left of a token that may still be used.
     fn left(&self, now: Instant) -> Option<(Life, Duration)> {
-        let life = self.life.filter(|_| !self.refused)?;
+        let life = self.life.filter(|_| self.refused.is_none())?;
         let left = life.ends_at.saturating_duration_since(now);
         (!left.is_zero()).then_some((life, left))
     }

@@ -235,7 +235,8 @@ impl Shell<'_> {
                 }
                 Output::Forget(session) => self.forget(session),
                 Output::Append { events, checkpoint } => self.append(events, checkpoint),
-                Output::RefuseToken(generation) => self.tokens.refuse(generation),
+                Output::RefuseToken(generation) => self.tokens.refuse(self.log.name(), generation),
+                Output::TokenCarried(generation) => self.tokens.carried(self.log.name(), generation),
                 Output::Report(report) => self.board.report(report),
                 Output::Flushed => self.seat.say_flushed().await,
                 Output::Drained => return true,

@@ -83,7 +83,7 @@ fn patience(accounts: &BTreeMap<AccountName, AccountStatus>, streams: &BTreeMap<
 
 fn progress_of_account(account: &AccountStatus) -> Progress {
     match (account.state, &account.last_error) {
-        ("valid" | "rejected", _) => Progress::Decided,
+        ("valid" | "degraded" | "rejected", _) => Progress::Decided,
         (_, Some(_)) => Progress::Failing,
         (_, None) => Progress::Silent,
     }
@@ -94,13 +94,18 @@ fn progress_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) ->
     match (stream.state, &stream.last_error, account) {
         ("live" | "failed", _, _) => Progress::Decided,
         (_, Some(_), _) => Progress::Failing,
-        (_, None, Some(account)) if account.state != "valid" => progress_of_account(account),
+        (_, None, Some(account)) if !has_token(account) => progress_of_account(account),
         (_, None, _) => Progress::Silent,
     }
 }
 
+/// One that is degraded has one, too.
+fn has_token(account: &AccountStatus) -> bool {
+    matches!(account.state, "valid" | "degraded")
+}
+
 fn verdict_of_account(account: &AccountStatus) -> Result<String, String> {
-    if account.state == "valid" {
+    if has_token(account) {
         let life = account.remaining_seconds.map(|seconds| format!(", {seconds:.0} s left"));
         return Ok(format!("has a token{}", life.unwrap_or_default()));
     }

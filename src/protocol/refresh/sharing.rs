@@ -5,7 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Failure, Found, Life, Lock, Origin, Output, Published, Refresh, Row, Seen, Sharing, State};
+use super::{
+    Failure, Found, GENERATION_MAX, Life, Lock, Origin, Output, Published, Refresh, Row, Seen, Sharing, State,
+};
 
 /// The lock, as far as this replica knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,7 +90,7 @@ impl Refresh {
 
     pub(super) fn looked(&mut self, seen: Option<Seen>, unit: f64, now: Instant) {
         let (step, row) = self.step();
-        self.last_seen = self.last_seen.max(seen.map_or(0, |seen| seen.last));
+        self.last_seen = self.last_seen.max(seen.map_or(0, |seen| seen.last)).min(GENERATION_MAX - 1);
         self.life_seen = seen.and_then(|seen| seen.token).map(|found| found.lifetime).or(self.life_seen);
         match step {
             Step::Glancing { asked, due } => self.glanced(seen, asked, due, unit, now),
@@ -261,7 +263,9 @@ impl Refresh {
     /// The token endpoint told another replica to wait, so it need not tell us.
     fn keep_away(&mut self, pause: Duration, row: Option<Row>, unit: f64, now: Instant) {
         let row = Row::after(row, Failure::Throttled(Some(pause)));
-        self.state = State::Retrying { at: now + row.pause(unit, Duration::MAX), row };
+        let at = now + row.pause(unit, Duration::MAX);
+        self.state = State::Retrying { at, row };
+        self.outputs.push_back(Output::KeepAway { at });
     }
 
     /// The vault is away. After a failure the pause is over already.
@@ -298,7 +302,6 @@ impl Refresh {
         let jitter_max = |life: &Life| self.settings.jitter(life.whole, 1.0);
         if self.held.and_then(|held| held.life).is_some_and(|life| now + jitter_max(&life) < life.due) {
             self.sought_at = Some(now);
-            self.rescued_at = Some(now);
         }
         let ends_at = asked + found.left;
         let planned = ends_at.checked_sub(self.settings.buffer_of(found.lifetime)).unwrap_or(asked);

@@ -17,7 +17,8 @@ fn a_token_is_renewed_ahead_of_its_end_counted_from_the_sending_of_the_request()
         (1_199.0, 0.0, "899.25"),
         (20.0, 0.0, "15"),
         (20.0, 1.0, "16.25"),
-        (1.0, 1.0, "0.8125"),
+        (2.0, 1.0, "1.625"),
+        (1.0, 0.0, "1"),
     ];
     for (life, unit, due) in table {
         let lifetime = Some(Duration::from_secs_f64(life));
@@ -36,17 +37,72 @@ fn a_refused_token_is_replaced_at_once_and_only_once() {
         (vec![(20.0, refused(1)), (21.0, granted(1800)), (22.0, refused(1))], "20 fetch, 21 adopt 2"),
         // an older token, and one that never was
         (vec![(20.0, refused(0)), (20.0, refused(2))], ""),
-        // a token younger than the interval is exempt, once
+        // one that carried a live session, again and again
         (vec![(2.0, refused(1))], "2 fetch"),
         (
-            vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, refused(2)), (4.0, refused(2))],
-            "2 fetch, 3 adopt 2, 62 fetch",
+            vec![(2.0, refused(1)), (3.0, granted(1800)), (8.0, refused(2)), (9.0, granted(1800)), (14.0, refused(3))],
+            "2 fetch, 3 adopt 2, 8 fetch, 9 adopt 3, 14 fetch",
         ),
-        (vec![(2.0, refused(1)), (3.0, granted(1800)), (63.0, refused(2))], "2 fetch, 3 adopt 2, 63 fetch"),
+        // one that never did waits for the interval, unless a session under it is live after all
+        (vec![(2.0, unusable(1))], "60 fetch"),
+        (vec![(2.0, unusable(1)), (5.0, refused(1))], "5 fetch"),
+        (vec![(2.0, unusable(1)), (5.0, cleared(1))], ""),
+        (vec![(2.0, unusable(1)), (5.0, cleared(1)), (9.0, refused(1))], "9 fetch"),
+        (vec![(2.0, unusable(1)), (5.0, cleared(0)), (5.0, cleared(2))], "60 fetch"),
+        (vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, unusable(2))], "2 fetch, 3 adopt 2, 62 fetch"),
+        (vec![(2.0, refused(1)), (3.0, granted(1800)), (63.0, unusable(2))], "2 fetch, 3 adopt 2, 63 fetch"),
     ];
     for (script, expected) in table {
         let told = play(&[&start[..], &script].concat(), 600.0);
         assert_eq!(told.strip_prefix("0 fetch, 1 adopt 1").unwrap().trim_start_matches(", "), expected);
+    }
+}
+
+#[test]
+fn a_platform_that_refuses_every_token_at_once_is_asked_every_few_seconds_and_degrades_the_account() {
+    let mut world = World::new();
+    world.play(&[(0.0, Input::Start), (0.0, granted(1800))]);
+    let mut degraded = Vec::new();
+    for second in 1..=20_u32 {
+        let now = f64::from(second);
+        world.run_answered(now, granted(1800));
+        let until = world.machine.degraded_until();
+        degraded.push(until.is_some_and(|until| world.start + Duration::from_secs_f64(now) < until));
+        world.play(&[(now, refused(world.machine.generation()))]);
+    }
+    world.run_to(world.start + Duration::from_secs(20));
+    let fetches = world.fetches.iter().map(|at| (*at - world.start).as_secs().to_string());
+    // The platform is asked five seconds after it was asked before, and the session's life does not matter.
+    assert_eq!(fetches.collect::<Vec<_>>().join(" "), "0 1 2 3 8 13 18");
+    assert_eq!(degraded.iter().filter(|degraded| !**degraded).count(), 3);
+    let past = world.start + Duration::from_secs(3) + REFUSALS_WINDOW;
+    assert!(world.machine.degraded_until().unwrap() > past, "it stays so while that goes on");
+}
+
+#[test]
+fn status_says_for_what_a_refresh_waits_and_until_when() {
+    let throttled = |secs| Failure::Throttled(Some(Duration::from_secs(secs)));
+    let start = [(0.0, Input::Start), (0.0, granted(1800))];
+    // what happens, when it is looked; for what it waits, and until when
+    let table = [
+        (vec![], 10.0, None),
+        (vec![], 1_501.0, Some((Reason::Endpoint, None))),
+        (vec![(10.0, Input::Wanted)], 20.0, Some((Reason::IntervalMin, Some(60)))),
+        (vec![(10.0, unusable(1))], 20.0, Some((Reason::IntervalMin, Some(60)))),
+        (vec![(10.0, unusable(1)), (11.0, cleared(1))], 20.0, None),
+        (vec![(10.0, refused(1))], 20.0, Some((Reason::Endpoint, None))),
+        (vec![(10.0, refused(1)), (10.0, failed(throttled(100)))], 20.0, Some((Reason::RetryAfter, Some(120)))),
+        (vec![(10.0, refused(1)), (10.0, failed(Failure::Rejected))], 20.0, Some((Reason::Backoff, Some(40)))),
+        (vec![(10.0, refused(1)), (20.0, failed(Failure::Unreachable))], 20.0, Some((Reason::Backoff, Some(21)))),
+    ];
+    for (script, looked, expected) in table {
+        let mut world = World::new();
+        world.play(&[&start[..], &script].concat());
+        let now = world.start + Duration::from_secs_f64(looked);
+        world.run_to(now);
+        let seconds = |at: Instant| (at - world.start).as_secs();
+        let found = world.machine.waiting(now).map(|waiting| (waiting.reason, waiting.until.map(seconds)));
+        assert_eq!(found, expected, "{script:?}");
     }
 }
 
@@ -194,7 +250,7 @@ proptest! {
 
     #[test]
     fn a_token_is_replaced_before_it_ends_when_the_endpoint_answers(
-        life in 1.0..200_000.0_f64,
+        life in 2.0..200_000.0_f64,
         latency in 0.0..0.18_f64,
         unit in 0.0..1.0_f64,
     ) {
@@ -226,7 +282,7 @@ proptest! {
             let answer = if accepted { granted(1800) } else { failed(Failure::Rejected) };
             world.run_answered(now, answer);
             let generation = world.machine.generation();
-            world.play(&[(now, if refuse { refused(generation) } else { Input::Wanted })]);
+            world.play(&[(now, if refuse { unusable(generation) } else { Input::Wanted })]);
         }
         // a scheduled or repeated one, one that was wanted, and the first after a refusal
         let spread_min = Duration::from_secs(if accepted { 60 } else { 30 });
@@ -267,7 +323,8 @@ fn step() -> impl Strategy<Value = (f64, Input)> {
         (10..100_000_u64, unit.clone())
             .prop_map(|(life, unit)| Input::Granted { lifetime: Some(Duration::from_secs(life)), unit }),
         (failure, unit).prop_map(|(failure, unit)| Input::Failed { failure, unit }),
-        (0..20_u64).prop_map(|generation| Input::Refused { generation }),
+        (0..20_u64, any::<bool>()).prop_map(|(generation, carried)| Input::Refused { generation, carried }),
+        (0..20_u64).prop_map(cleared),
         Just(Input::Wanted),
     ];
     (0.0..100.0_f64, input)
@@ -278,6 +335,7 @@ fn is_answer(input: &Input) -> bool {
         Input::Granted { .. } | Input::Failed { .. } => true,
         Input::Start
         | Input::Refused { .. }
+        | Input::Cleared { .. }
         | Input::Wanted
         | Input::Looked { .. }
         | Input::Locked { .. }
@@ -298,8 +356,18 @@ fn failed(failure: Failure) -> Input {
     Input::Failed { failure, unit: 0.5 }
 }
 
+/// A token that had carried a live session.
 fn refused(generation: u64) -> Input {
-    Input::Refused { generation }
+    Input::Refused { generation, carried: true }
+}
+
+/// One that never did.
+fn unusable(generation: u64) -> Input {
+    Input::Refused { generation, carried: false }
+}
+
+fn cleared(generation: u64) -> Input {
+    Input::Cleared { generation }
 }
 
 /// A machine, its clock, and what it wanted so far.
@@ -379,6 +447,7 @@ impl World {
                 Output::Retry { at, alarm: false } => format!("{} retry at {}", seconds(now), seconds(at)),
                 Output::Retry { at, alarm: true } => format!("{} alarm and retry at {}", seconds(now), seconds(at)),
                 Output::Adopt { origin: Origin::Vault, .. }
+                | Output::KeepAway { .. }
                 | Output::Look
                 | Output::Lock { .. }
                 | Output::Renew { .. }

@@ -318,6 +318,9 @@ impl Stream {
             | Link::Paused
             | Link::Drained) => self.link = link,
         }
+        if let Some(session) = self.link.sessions().find(|session| session.id() == id) {
+            self.outputs.push_back(Output::TokenCarried(session.generation()));
+        }
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
     }

@@ -137,6 +137,8 @@ pub enum Output {
     },
     /// The platform rejected the token of this generation.
     RefuseToken(u64),
+    /// A session is live under the token of this generation.
+    TokenCarried(u64),
     Report(Report),
     /// Everything is durable that was said before [`Input::Flush`].
     Flushed,

@@ -16,6 +16,7 @@ pub(super) struct Families {
     token_lifetime: GaugeVec,
     token_claimed: GaugeVec,
     adoptions: IntCounterVec,
+    refusals: IntCounterVec,
 }
 
 impl Families {
@@ -23,6 +24,12 @@ impl Families {
         Self {
             refreshes: counter_vec(r, "token_refreshes_total", "Grant requests", &["account", "outcome"]),
             adoptions: counter_vec(r, "token_adoptions_total", "Tokens taken over from another replica", &["account"]),
+            refusals: counter_vec(
+                r,
+                "token_refusals_total",
+                "Tokens in use that the platform refused before their end",
+                &["account"],
+            ),
             token_remaining: float_vec(
                 r,
                 "token_remaining_seconds",
@@ -32,13 +39,13 @@ impl Families {
             token_lifetime: float_vec(
                 r,
                 "token_lifetime_seconds",
-                "Life of the newest token by which refreshes are scheduled",
+                "Life of the token in use, by which refreshes are scheduled",
                 &["account"],
             ),
             token_claimed: float_vec(
                 r,
                 "token_claimed_lifetime_seconds",
-                "Life that the newest token's own claims state; 0 when it has none",
+                "Life that the claims of the token in use state; 0 when it has none",
                 &["account"],
             ),
         }
@@ -53,6 +60,7 @@ pub struct Account {
     lifetime: Gauge,
     claimed: Gauge,
     adoptions: IntCounter,
+    refusals: IntCounter,
 }
 
 impl Account {
@@ -67,6 +75,7 @@ impl Account {
             lifetime: METRICS.accounts.token_lifetime.with_label_values(label),
             claimed: METRICS.accounts.token_claimed.with_label_values(label),
             adoptions: METRICS.accounts.adoptions.with_label_values(label),
+            refusals: METRICS.accounts.refusals.with_label_values(label),
             name: name.clone(),
         }
     }
@@ -85,6 +94,11 @@ impl Account {
     /// Another replica's token is in use here.
     pub fn adopted(&self) {
         self.adoptions.inc();
+    }
+
+    /// The platform refuses the token in use.
+    pub fn refused(&self) {
+        self.refusals.inc();
     }
 
     pub fn remaining(&self, remaining: Duration) {

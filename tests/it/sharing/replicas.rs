@@ -7,8 +7,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use trunkline::{
     app::install_crypto,
-    auth::{Client, ClientAuth, Grant, Settings, Sharing, Tokens, seal::Seal},
-    model::{Secret, SecretRef, Span},
+    auth::{AccountStatus, Client, ClientAuth, Grant, Settings, Sharing, Tokens, seal::Seal},
+    model::{Secret, SecretRef, Span, StreamName},
     store::redis::{address::Address, connection::Connection},
     tasks::Tasks,
 };
@@ -169,11 +169,30 @@ impl Replica {
         self.tokens.watch().borrow().as_ref().unwrap().secret.clone()
     }
 
+    /// A stream is live under it, and then is refused it.
+    pub(super) fn refuse(&self, generation: u64) {
+        self.tokens.carried(&stream(), generation);
+        self.tokens.refuse(&stream(), generation);
+    }
+
+    /// A stream is refused it at its first handshake.
+    pub(super) fn refuse_unused(&self, generation: u64) {
+        self.tokens.refuse(&stream(), generation);
+    }
+
+    pub(super) fn status(&self) -> AccountStatus {
+        self.tokens.status()
+    }
+
     /// At once, without a word to anybody.
     pub(super) async fn die(self) {
         drop(self.tasks);
         tokio::task::yield_now().await;
     }
+}
+
+fn stream() -> StreamName {
+    "queues".parse().unwrap()
 }
 
 impl Replicas {
@@ -219,7 +238,13 @@ impl Replicas {
 
     pub(super) fn refuse(&self, generation: u64) {
         for replica in &self.0 {
-            replica.tokens.refuse(generation);
+            replica.refuse(generation);
+        }
+    }
+
+    pub(super) fn refuse_unused(&self, generation: u64) {
+        for replica in &self.0 {
+            replica.refuse_unused(generation);
         }
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Process {
     pub(super) life: u32,
     pub(super) machine: Stream,
     refresh: Refresh,
+    /// The newest generation under which a session was live.
+    carried: u64,
     sockets: BTreeMap<SessionId, Open>,
     dialling: BTreeSet<SessionId>,
     /// What its successor waits for is durable.
@@ -70,6 +72,7 @@ impl Process {
             life,
             machine,
             refresh: Refresh::new(around.scene.plan.refresh),
+            carried: 0,
             sockets: BTreeMap::new(),
             dialling: BTreeSet::new(),
             flushed: false,
@@ -254,8 +257,10 @@ impl Process {
             Output::Append { events, checkpoint } => self.append(events, checkpoint, around),
             Output::RefuseToken(generation) => {
                 around.judge.token_refused(generation);
-                self.refresh.handle(refresh::Input::Refused { generation }, around.scene.instant());
+                let carried = generation == self.carried;
+                self.refresh.handle(refresh::Input::Refused { generation, carried }, around.scene.instant());
             }
+            Output::TokenCarried(generation) => self.carried = self.carried.max(generation),
             Output::Report(report) => {
                 around.scene.tell(|| format!("{life}: {report:?}"));
                 around.judge.report(&report, &around.scene);
@@ -300,7 +305,8 @@ impl Process {
                 self.machine.handle(Input::Token(generation), around.scene.now());
             }
             refresh::Output::Retry { .. } => (),
-            refresh::Output::Look
+            refresh::Output::KeepAway { .. }
+            | refresh::Output::Look
             | refresh::Output::Lock { .. }
             | refresh::Output::Renew { .. }
             | refresh::Output::Release { .. }

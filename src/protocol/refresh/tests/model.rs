@@ -241,7 +241,7 @@ impl Walk {
                 let replica = &mut night.replicas[index];
                 replica.refused = replica.token;
                 let generation = replica.machine.as_ref().unwrap().generation();
-                night.tell(index, Input::Refused { generation });
+                night.tell(index, Input::Refused { generation, carried: true });
             }
             Act::Fault(fault, index) => night.suffer(fault, index),
             Act::Wake(index) => night.wake(index),
@@ -422,7 +422,8 @@ impl Night {
         while inward {
             let machine = self.replicas[index].machine.as_mut().unwrap();
             let Some(output) = machine.poll_output() else { return Ok(()) };
-            inward = matches!(output, Output::Adopt { .. } | Output::Retry { .. } | Output::Fetch);
+            inward =
+                matches!(output, Output::Adopt { .. } | Output::Retry { .. } | Output::KeepAway { .. } | Output::Fetch);
             self.perform(index, output, nights)?;
         }
         Ok(())
@@ -433,7 +434,7 @@ impl Night {
         match output {
             Output::Fetch => self.replicas[index].asked_at = Some(now),
             Output::Adopt { origin, .. } => self.adopt(index, origin)?,
-            Output::Retry { .. } => (),
+            Output::Retry { .. } | Output::KeepAway { .. } => (),
             Output::Look => {
                 let seen = (!self.away).then(|| self.look(index));
                 self.tell(index, Input::Looked { seen, unit });

@@ -212,6 +212,7 @@ impl Desk {
                 format!("append{events}{at}")
             }
             Output::RefuseToken(generation) => format!("refuse token {generation}"),
+            Output::TokenCarried(_) => return None,
             Output::Flushed => "flushed".to_owned(),
             Output::Drained => "drained".to_owned(),
             Output::Report(report) => return tell_report(&report),

@@ -1,0 +1,168 @@
+//! Which streams use an account's token, and whose trouble it is when the platform refuses it.
+//!
+//! A refusal may mean that the token is worth nothing, or that one stream may not use it. The first asks for another
+//! token, the second must not: every other stream would rotate for nothing.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use crate::model::StreamName;
+
+/// A token that is younger than this, and under which other streams are live, was not revoked.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// What is known of the token in force, on this replica. All sets are bounded by the configured streams.
+#[derive(Debug, Clone, Default)]
+pub struct Usage {
+    generation: u64,
+    offered_at: Option<Instant>,
+    /// Streams that were live under the token in force.
+    carried_by: BTreeSet<StreamName>,
+    /// Streams that were live, and were not refused since.
+    healthy: BTreeSet<StreamName>,
+    /// Streams that were refused, and were not live since.
+    failing: BTreeSet<StreamName>,
+    /// The token in force is refused; whether it had carried a live session.
+    refused: Option<bool>,
+}
+
+/// Whose trouble a refusal is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ruling {
+    /// There is a newer token already.
+    Old,
+    /// The account gets another token: at once if this one had carried a live session.
+    Account { carried: bool },
+    /// The stream's own: the account keeps its token.
+    Stream,
+}
+
+impl Usage {
+    /// A token is in force.
+    pub fn offered(&mut self, generation: u64, now: Instant) {
+        if generation > self.generation {
+            self.generation = generation;
+            self.offered_at = Some(now);
+            self.carried_by.clear();
+            self.refused = None;
+        }
+    }
+
+    /// A session of the stream is live under a token. True if that clears the token of a refusal that was believed.
+    pub fn live(&mut self, stream: &StreamName, generation: u64) -> bool {
+        self.failing.remove(stream);
+        self.healthy.insert(stream.clone());
+        if generation != self.generation {
+            return false;
+        }
+        self.carried_by.insert(stream.clone());
+        let cleared = self.refused == Some(false);
+        if cleared {
+            self.refused = None;
+        }
+        cleared
+    }
+
+    /// The platform refuses a token to the stream.
+    pub fn refused(&mut self, stream: &StreamName, generation: u64, now: Instant) -> Ruling {
+        if generation < self.generation {
+            return Ruling::Old;
+        }
+        self.healthy.remove(stream);
+        let failing = !self.failing.insert(stream.clone());
+        let ruling = self.judge(stream, failing, now);
+        if let Ruling::Account { carried } = ruling {
+            self.refused = Some(carried || self.refused == Some(true));
+        }
+        ruling
+    }
+
+    fn judge(&self, stream: &StreamName, failing: bool, now: Instant) -> Ruling {
+        let carried = !self.carried_by.is_empty();
+        let fresh = self.offered_at.is_some_and(|at| now < at + FRESH);
+        if self.carried_by.contains(stream) && !failing {
+            return Ruling::Account { carried: true };
+        }
+        let others_fine = !self.healthy.is_empty() && self.refused.is_none();
+        if others_fine && (failing || (carried && fresh)) {
+            return Ruling::Stream;
+        }
+        Ruling::Account { carried }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_streams_refusal_is_its_own_trouble_and_what_carried_is_replaced_at_once() {
+        let table = [
+            ("alone, it carried", "offer 1, live a 1, refuse a 1 at-once"),
+            ("alone, it never carried", "offer 1, refuse a 1 later"),
+            (
+                "alone, the second never carried",
+                "offer 1, live a 1, refuse a 1 at-once, offer 2, live a 2, refuse a 2 at-once, offer 3, refuse a 3 later",
+            ),
+            ("an older token", "offer 2, live a 2, refuse b 1 old"),
+            (
+                "a fresh token, its neighbour is live",
+                "offer 1, live a 1, refuse b 1 stream, refuse b 1 stream, pass 600, refuse b 1 stream",
+            ),
+            (
+                "an older token, its neighbour is live",
+                "offer 1, live a 1, pass 600, refuse b 1 at-once, offer 2, refuse b 2 stream, live a 2, pass 600, \
+                 refuse b 2 stream, offer 3, refuse b 3 stream",
+            ),
+            (
+                "it was live, and then is refused until it is live again",
+                "offer 1, live a 1, live b 1, refuse b 1 at-once, offer 2, refuse b 2 stream, live b 2, refuse b 2 at-once",
+            ),
+            (
+                "revoked for all",
+                "offer 1, live a 1, live b 1, refuse a 1 at-once, refuse b 1 at-once, offer 2, refuse a 2 later, \
+                 refuse b 2 later",
+            ),
+        ];
+        for (name, script) in table {
+            let (mut usage, mut now) = (Usage::default(), Instant::now());
+            for step in script.split(", ") {
+                match step.split_whitespace().collect::<Vec<_>>()[..] {
+                    ["offer", generation] => usage.offered(generation.parse().unwrap(), now),
+                    ["live", stream, generation] => {
+                        usage.live(&stream.parse().unwrap(), generation.parse().unwrap());
+                    }
+                    ["refuse", stream, generation, expected] => {
+                        let ruling = usage.refused(&stream.parse().unwrap(), generation.parse().unwrap(), now);
+                        assert_eq!(word(ruling), expected, "{name}: {step}");
+                    }
+                    ["pass", seconds] => now += Duration::from_secs(seconds.parse().unwrap()),
+                    _ => panic!("{step}"),
+                }
+            }
+        }
+    }
+
+    fn word(ruling: Ruling) -> &'static str {
+        match ruling {
+            Ruling::Old => "old",
+            Ruling::Account { carried: true } => "at-once",
+            Ruling::Account { carried: false } => "later",
+            Ruling::Stream => "stream",
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_a_token_that_never_carried_is_cleared_by_a_neighbour_that_goes_live_under_it() {
+        let (mut usage, now) = (Usage::default(), Instant::now());
+        let [a, b] = ["a", "b"].map(|name| name.parse().unwrap());
+        usage.offered(1, now);
+        assert_eq!(usage.refused(&b, 1, now), Ruling::Account { carried: false });
+        assert!(usage.live(&a, 1), "the account keeps it");
+        assert_eq!(usage.refused(&b, 1, now), Ruling::Stream);
+        assert!(!usage.live(&a, 1), "nothing is cleared twice");
+    }
+}
