@@ -2,8 +2,7 @@
 //!
 //! What it cannot believe is refused by a fixed word: nothing of a body ever gets into an error.
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     model::{Secret, Timestamp},
@@ -30,19 +29,6 @@ pub(super) enum Unusable {
     TokenType,
 }
 
-#[derive(Deserialize)]
-struct Wire {
-    access_token: String,
-    token_type: Option<Value>,
-    expires_in: Option<Value>,
-    refresh_token: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    error: String,
-}
-
 /// The codes of RFC 6749 section 5.2 and of its common extensions: others stay unnamed, since they are free text.
 const CODES: [&str; 9] = [
     "invalid_request",
@@ -56,32 +42,61 @@ const CODES: [&str; 9] = [
     "temporarily_unavailable",
 ];
 
-impl Answer {
-    /// Reads the body of a 200. `answered` is the answer's `Date`.
-    pub(super) fn read(body: &[u8], answered: Option<Timestamp>) -> Result<Self, Unusable> {
-        let wire: Wire = serde_json::from_slice(body).map_err(|_| Unusable::Shape)?;
-        if !is_bearer(wire.token_type.as_ref()) {
+/// The members of a body, whatever they are called and whatever its content type says.
+#[derive(Debug)]
+pub(super) struct Body(Map<String, Value>);
+
+/// What a body says of an error (RFC 6749 section 5.2), whatever the status beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The server is to blame.
+    Server,
+    /// The request is refused as it is. The code, if it is a known one.
+    Request(Option<&'static str>),
+}
+
+impl Body {
+    /// None: it is no JSON object.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+        serde_json::from_slice(bytes).ok().map(Self)
+    }
+
+    /// What its `error` says. An empty one, or one that is no text, says nothing.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        let error = self.text("error")?;
+        match CODES.into_iter().find(|code| *code == error) {
+            Some("server_error" | "temporarily_unavailable") => Some(Refusal::Server),
+            code => Some(Refusal::Request(code)),
+        }
+    }
+
+    /// The answer that it is, if it is one. Members that are not needed may be of any type.
+    pub(super) fn answer(&self, answered: Option<Timestamp>) -> Result<Answer, Unusable> {
+        if !is_bearer(self.0.get("token_type")) {
             return Err(Unusable::TokenType);
         }
-        if wire.access_token.is_empty() || !wire.access_token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let token = self.0.get("access_token").and_then(Value::as_str).ok_or(Unusable::Shape)?;
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Unusable::Token);
         }
-        let expires_in = wire.expires_in.as_ref().and_then(seconds);
-        let stated = Stated { expires_in, claims: Claims::of(&wire.access_token), answered };
-        let refresh_token = wire.refresh_token.filter(|token| !token.is_empty()).map(Secret::new);
-        Ok(Self { access_token: Secret::new(wire.access_token), refresh_token, stated })
+        let expires_in = self.0.get("expires_in").and_then(seconds);
+        let stated = Stated { expires_in, claims: Claims::of(token), answered };
+        let refresh_token = self.text("refresh_token").map(Secret::new);
+        Ok(Answer { access_token: Secret::new(token), refresh_token, stated })
+    }
+
+    fn text(&self, member: &str) -> Option<&str> {
+        self.0.get(member)?.as_str().filter(|text| !text.is_empty())
     }
 }
 
-/// The error code of a refusal, if it is a known one.
-pub(super) fn error_code(body: &[u8]) -> Option<&'static str> {
-    let refusal: Refusal = serde_json::from_slice(body).ok()?;
-    CODES.into_iter().find(|code| *code == refusal.error)
-}
+/// Some servers write it in front of a text.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// Some servers leave the type out, and each writes it in its own case.
+/// Some servers leave the type out, and each writes it in its own case. One that is no text says nothing.
 fn is_bearer(token_type: Option<&Value>) -> bool {
-    token_type.is_none_or(|value| value.as_str().is_some_and(|word| word.eq_ignore_ascii_case("bearer")))
+    token_type.and_then(Value::as_str).is_none_or(|word| word.trim().eq_ignore_ascii_case("bearer"))
 }
 
 #[cfg(test)]
@@ -97,7 +112,10 @@ mod tests {
             (r#"{"access_token":"t","token_type":null,"expires_in":null}"#, Ok(("t", None))),
             (r#"{"access_token":"t","expires_in":{}}"#, Ok(("t", None))),
             (r#"{"access_token":"t","token_type":"mac"}"#, Err(Unusable::TokenType)),
-            (r#"{"access_token":"t","token_type":1}"#, Err(Unusable::TokenType)),
+            (r#"{"access_token":"t","token_type":1}"#, Ok(("t", None))),
+            (r#"{"access_token":"t","refresh_token":7,"scope":["a"],"id":{}}"#, Ok(("t", None))),
+            (r#"{"access_token":"old","access_token":"t","error":null}"#, Ok(("t", None))),
+            ("\u{feff}{\"access_token\":\"t\"}", Ok(("t", None))),
             (r#"{"access_token":""}"#, Err(Unusable::Token)),
             (r#"{"access_token":"a\r\nX-Evil: 1"}"#, Err(Unusable::Token)),
             (r#"{"access_token":"tökén"}"#, Err(Unusable::Token)),
@@ -108,16 +126,31 @@ mod tests {
             ("", Err(Unusable::Shape)),
         ];
         for (body, expected) in table {
-            let read = Answer::read(body.as_bytes(), None);
+            let read = Body::read(body.as_bytes()).ok_or(Unusable::Shape).and_then(|body| body.answer(None));
             let found = read.as_ref().map(|answer| (answer.access_token.expose(), answer.stated.expires_in));
             assert_eq!(found.map_err(|why| *why), expected, "{body}");
         }
     }
 
     #[test]
-    fn only_known_error_codes_are_named() {
-        assert_eq!(error_code(br#"{"error":"invalid_grant","error_description":"canary"}"#), Some("invalid_grant"));
-        assert_eq!(error_code(br#"{"error":"canary"}"#), None);
-        assert_eq!(error_code(b"<html>"), None);
+    fn an_error_is_read_and_only_known_codes_are_named() {
+        let table = [
+            (
+                r#"{"error":"invalid_grant","error_description":"canary"}"#,
+                Some(Refusal::Request(Some("invalid_grant"))),
+            ),
+            (r#"{"error":"invalid_client","access_token":"t"}"#, Some(Refusal::Request(Some("invalid_client")))),
+            (r#"{"error":"canary"}"#, Some(Refusal::Request(None))),
+            (r#"{"error":"temporarily_unavailable"}"#, Some(Refusal::Server)),
+            (r#"{"error":"server_error"}"#, Some(Refusal::Server)),
+            (r#"{"error":""}"#, None),
+            (r#"{"error":null}"#, None),
+            (r#"{"error":{"code":"invalid_client"}}"#, None),
+            ("{}", None),
+        ];
+        for (body, expected) in table {
+            assert_eq!(Body::read(body.as_bytes()).unwrap().refusal(), expected, "{body}");
+        }
+        assert!(Body::read(b"<html>").is_none());
     }
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{
-    Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER},
+    Response,
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER},
     redirect, retry,
 };
 
 use super::{
     Client, ClientAuth, Grant, Settings,
-    answer::{Answer, Unusable, error_code},
+    answer::{Answer, Body, Refusal, Unusable},
     secrets::{SecretError, Secrets},
     vault::{Kept, Vault, ancestor},
 };
@@ -67,14 +67,17 @@ pub(super) enum GrantError {
     Unreachable(#[source] reqwest::Error),
     #[error("the token endpoint answered {0}")]
     Status(u16),
-    #[error("the token endpoint asks for fewer requests ({status})")]
+    #[error("the token endpoint asks for fewer requests ({status}{})", wait_words(*.pause))]
     Throttled { status: u16, pause: Option<Duration> },
-    #[error("the token endpoint's answer is not in JSON")]
-    ContentType,
     #[error("the token endpoint's answer is longer than {BODY_LEN_MAX} bytes")]
     TooLong,
-    #[error("the token endpoint's answer cannot be used")]
-    Unusable(#[from] Unusable),
+    #[error("the token endpoint's answer ({status}, content type {content_type}) cannot be used")]
+    Unusable {
+        status: u16,
+        content_type: String,
+        #[source]
+        cause: Unusable,
+    },
     #[error("the token endpoint rejects the credentials ({status} {code})")]
     Rejected { status: u16, code: &'static str },
     #[error("the platform rejects the static token, and there is no other in its place")]
@@ -86,12 +89,9 @@ impl GrantError {
         match self {
             Self::Throttled { pause, .. } => Failure::Throttled(*pause),
             Self::Rejected { .. } | Self::StaticRefused => Failure::Rejected,
-            Self::Secret(_)
-            | Self::Unreachable(_)
-            | Self::Status(_)
-            | Self::ContentType
-            | Self::TooLong
-            | Self::Unusable(_) => Failure::Unreachable,
+            Self::Secret(_) | Self::Unreachable(_) | Self::Status(_) | Self::TooLong | Self::Unusable { .. } => {
+                Failure::Unreachable
+            }
         }
     }
 }
@@ -103,7 +103,8 @@ impl Grants {
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .no_proxy()
-            .no_gzip()
+            // Nobody asks for it, and some send it all the same.
+            .gzip(true)
             .pool_max_idle_per_host(0)
             .connect_timeout(CONNECT_MAX)
             .timeout(request_max)
@@ -204,14 +205,23 @@ impl Grants {
                 request
             }
         };
-        let response = request.header("accept", "application/json").form(&form).send().await;
+        let request = request.header(ACCEPT, "application/json").header(ACCEPT_ENCODING, "identity");
+        let response = request.form(&form).send().await;
         judge(response.map_err(unreachable)?).await
     }
 
     fn granted(&self, answer: Answer) -> Granted {
         let lifetime = Lifetime::weigh(&answer.stated, self.lifetime_default);
-        if lifetime.source == LifetimeSource::Default {
-            tracing::warn!(life_secs = lifetime.scheduled.as_secs(), "nobody says how long the token lives");
+        let life_secs = lifetime.scheduled.as_secs();
+        match (answer.stated.expires_in, lifetime.source) {
+            (_, LifetimeSource::Answer) | (None, LifetimeSource::Claims) => (),
+            (Some(expires_in), LifetimeSource::Claims | LifetimeSource::Default) => {
+                let from = lifetime.source.as_str();
+                tracing::warn!(expires_in, life_secs, life_from = from, "expires_in below two seconds is not believed");
+            }
+            (None, LifetimeSource::Default) => {
+                tracing::warn!(life_secs, "neither the answer nor the token says how long the token lives");
+            }
         }
         Granted { secret: answer.access_token, lifetime: Some(lifetime) }
     }
@@ -236,36 +246,60 @@ fn form_encoded(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
+/// An `error` in the body is read first, whatever the status.
 async fn judge(response: Response) -> Result<Answer, GrantError> {
-    let status = response.status();
+    let status = response.status().as_u16();
     let dated = header(&response, &DATE).and_then(retry_after::http_date);
     log_skew(dated);
     let answered = dated.unwrap_or_else(clock::wall);
     let pause = header(&response, &RETRY_AFTER).and_then(|value| retry_after::parse(value, answered));
-    match StatusMeaning::of(Exchange::TokenRequest, status.as_u16(), pause) {
-        StatusMeaning::Success => accept(response, dated).await,
-        StatusMeaning::Throttled(pause) => Err(GrantError::Throttled { status: status.as_u16(), pause }),
-        StatusMeaning::Transient => Err(GrantError::Status(status.as_u16())),
-        StatusMeaning::TokenRefused | StatusMeaning::Refused => refusal(status, response).await,
+    let meaning = StatusMeaning::of(Exchange::TokenRequest, status, pause);
+    let content_type = content_type(&response);
+    let body = match bounded(response).await {
+        Ok(body) => Body::read(&body),
+        Err(error) if meaning == StatusMeaning::Success => return Err(error),
+        // The status says enough.
+        Err(_) => None,
+    };
+    if let Some(error) = failure(status, meaning, body.as_ref().and_then(Body::refusal), pause) {
+        return Err(error);
+    }
+    let answer = body.ok_or(Unusable::Shape).and_then(|body| body.answer(dated));
+    answer.map_err(|cause| GrantError::Unusable { status, content_type, cause })
+}
+
+/// Why there is no token in the answer. None: there should be one.
+fn failure(
+    status: u16,
+    meaning: StatusMeaning,
+    refusal: Option<Refusal>,
+    pause: Option<Duration>,
+) -> Option<GrantError> {
+    match (refusal, meaning) {
+        (Some(Refusal::Request(Some(code))), _) => Some(GrantError::Rejected { status, code }),
+        (_, StatusMeaning::Throttled(pause)) => Some(GrantError::Throttled { status, pause }),
+        (Some(Refusal::Server), _) if pause.is_some() => Some(GrantError::Throttled { status, pause }),
+        (_, StatusMeaning::Transient) | (Some(Refusal::Server), _) => Some(GrantError::Status(status)),
+        (None, StatusMeaning::Success) => None,
+        (Some(Refusal::Request(None)), StatusMeaning::Success)
+        | (None | Some(Refusal::Request(None)), StatusMeaning::TokenRefused | StatusMeaning::Refused) => {
+            Some(GrantError::Rejected { status, code: "without a known code" })
+        }
     }
 }
 
-async fn accept(response: Response, dated: Option<Timestamp>) -> Result<Answer, GrantError> {
-    if !header(&response, &CONTENT_TYPE).is_none_or(is_json) {
-        return Err(GrantError::ContentType);
-    }
-    let body = bounded(response).await?;
-    Ok(Answer::read(&body, dated)?)
+/// For an error: what the answer says it is, printable and no longer than a media type is.
+fn content_type(response: &Response) -> String {
+    let Some(stated) = header(response, &CONTENT_TYPE) else { return "not stated".to_owned() };
+    let printable = stated.chars().filter(|letter| letter.is_ascii_graphic() || *letter == ' ');
+    printable.take(CONTENT_TYPE_LEN_MAX).collect()
 }
 
-/// A 4xx means that the request was understood and is not wanted, unless its code says that the server is to blame.
-async fn refusal(status: StatusCode, response: Response) -> Result<Answer, GrantError> {
-    let body = bounded(response).await.unwrap_or_default();
-    let status = status.as_u16();
-    match error_code(&body) {
-        Some("server_error" | "temporarily_unavailable") => Err(GrantError::Status(status)),
-        code => Err(GrantError::Rejected { status, code: code.unwrap_or("without a known code") }),
-    }
+/// Longer content types are cut in an error.
+const CONTENT_TYPE_LEN_MAX: usize = 80;
+
+fn wait_words(pause: Option<Duration>) -> String {
+    pause.map(|pause| format!(", Retry-After {} s", pause.as_secs())).unwrap_or_default()
 }
 
 async fn bounded(mut response: Response) -> Result<Vec<u8>, GrantError> {
@@ -287,11 +321,6 @@ fn header<'a>(response: &'a Response, name: &HeaderName) -> Option<&'a str> {
     response.headers().get(name)?.to_str().ok()
 }
 
-fn is_json(content_type: &str) -> bool {
-    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    media_type == "application/json" || (media_type.starts_with("application/") && media_type.ends_with("+json"))
-}
-
 /// Nothing is decided by it; it helps whoever wonders about times in two systems' logs.
 fn log_skew(dated: Option<Timestamp>) {
     if let Some(dated) = dated {
@@ -311,15 +340,5 @@ mod tests {
         let encoded = value.to_str().unwrap().strip_prefix("Basic ").unwrap();
         let pair = String::from_utf8(STANDARD.decode(encoded).unwrap()).unwrap();
         assert_eq!(pair, "app%3A1+%C3%A4:s%25c%2Br%26t%3D*-._%7E");
-    }
-
-    #[test]
-    fn only_json_is_read() {
-        for good in ["application/json", "Application/JSON; charset=utf-8", "application/token+json"] {
-            assert!(is_json(good), "{good}");
-        }
-        for bad in ["text/html", "text/plain", "", "application/jsonp", "text/x+json"] {
-            assert!(!is_json(bad), "{bad}");
-        }
     }
 }

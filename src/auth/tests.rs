@@ -59,14 +59,35 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
     let long = format!(r#"{{"access_token":"canary-access-token","more":"{}"}}"#, "x".repeat(65_536));
     let pause = |secs| Failure::Throttled(Some(Duration::from_secs(secs)));
     let table = [
-        (Reply::say(500, "", body), Failure::Unreachable, "the token endpoint answered 500"),
-        (Reply::say(503, "", body), Failure::Unreachable, "the token endpoint answered 503"),
-        (Reply::say(503, "Retry-After: 7", ""), pause(7), "fewer requests (503)"),
+        (Reply::say(500, "", body), Failure::Rejected, "rejects the credentials (500 invalid_grant)"),
+        (Reply::say(500, "", "{}"), Failure::Unreachable, "the token endpoint answered 500"),
+        (Reply::say(503, "", ""), Failure::Unreachable, "the token endpoint answered 503"),
+        (Reply::say(503, "Retry-After: soon", ""), Failure::Unreachable, "the token endpoint answered 503"),
+        (Reply::say(503, "Retry-After: 7", ""), pause(7), "fewer requests (503, Retry-After 7 s)"),
+        (Reply::say(503, far, "<html>"), pause(120), "fewer requests (503, Retry-After 120 s)"),
+        (
+            Reply::say(503, "Retry-After: 7", r#"{"error":"temporarily_unavailable"}"#),
+            pause(7),
+            "fewer requests (503, Retry-After 7 s)",
+        ),
+        (Reply::say(503, "Retry-After: 7", r#"{"error":"invalid_client"}"#), Failure::Rejected, "(503 invalid_client)"),
+        (Reply::say(200, "", r#"{"error":"invalid_client"}"#), Failure::Rejected, "credentials (200 invalid_client)"),
+        (Reply::say(200, "", r#"{"error":"canary-refresh-1"}"#), Failure::Rejected, "(200 without a known code)"),
+        (Reply::say(200, "", r#"{"error":"server_error"}"#), Failure::Unreachable, "answered 200"),
+        (
+            Reply::say(200, "", r#"{"error":"invalid_grant","access_token":"canary-access-token"}"#),
+            Failure::Rejected,
+            "credentials (200 invalid_grant)",
+        ),
         (Reply::say(302, &format!("Location: {}", elsewhere.url), ""), Failure::Unreachable, "answered 302"),
-        (Reply::say(200, "Content-Type: text/html", "<html>canary-access-token"), Failure::Unreachable, "not in JSON"),
+        (
+            Reply::say(200, "Content-Type: text/html", "<html>canary-access-token"),
+            Failure::Unreachable,
+            "(200, content type text/html) cannot be used",
+        ),
         (Reply::say(200, "", &long), Failure::Unreachable, "longer than 65536 bytes"),
         (Reply::say(200, "", r#"{"access_token":"canary-access-token""#), Failure::Unreachable, "no JSON object"),
-        (Reply::say(204, "", ""), Failure::Unreachable, "no JSON object"),
+        (Reply::say(204, "", ""), Failure::Unreachable, "(204, content type application/json) cannot be used"),
         (Reply::truncated(), Failure::Unreachable, "could not reach the token endpoint"),
         (Reply::HangUp, Failure::Unreachable, "could not reach the token endpoint"),
         (Reply::Hang, Failure::Unreachable, "could not reach the token endpoint"),
@@ -74,7 +95,7 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
         (Reply::say(401, "", r#"{"error":"canary-access-token"}"#), Failure::Rejected, "(401 without a known code)"),
         (Reply::say(404, "Content-Type: text/html", "<html>"), Failure::Rejected, "(404 without a known code)"),
         (Reply::say(400, "", r#"{"error":"temporarily_unavailable"}"#), Failure::Unreachable, "answered 400"),
-        (Reply::say(429, "Retry-After: 42", body), pause(42), "fewer requests"),
+        (Reply::say(429, "Retry-After: 42", "{}"), pause(42), "fewer requests"),
         (Reply::say(429, far, ""), pause(120), "fewer requests"),
         (Reply::say(429, "Retry-After: Sun, 06 Nov 1994 08:51:37 GMT", ""), pause(1), "fewer requests"),
         (Reply::say(429, "Retry-After: 99999999", ""), pause(3_600), "fewer requests"),
@@ -91,6 +112,39 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
         assert_no_canary(&format!("{error:?} {}", chain(&error)));
     }
     assert_eq!(elsewhere.count(), 0, "a redirect was followed");
+}
+
+#[tokio::test]
+async fn a_good_token_is_read_whatever_stands_around_it() {
+    let body = r#"{"access_token":"t","token_type":"Bearer","expires_in":1800}"#;
+    let odd =
+        r#"{"access_token":"t","expires_in":"1800","refresh_token":null,"scope":["a"],"token_type":7,"error":""}"#;
+    let table = [
+        (Reply::say(201, "", body), 1_800),
+        (Reply::say(200, "Content-Type: text/plain", body), 1_800),
+        (Reply::say(200, "Content-Type: text/html; charset=utf-8", odd), 1_800),
+        (Reply::say(200, "Content-Type: ", body), 1_800),
+        (Reply::compressed(body), 1_800),
+        (Reply::say(200, "", r#"{"access_token":"t","expires_in":0}"#), 600),
+    ];
+    let world = World::new();
+    for (reply, life) in table {
+        let name = format!("{reply:?}");
+        let endpoint = Endpoint::start(vec![reply]).await;
+        let granted = fetch(&world.settings(&endpoint, world.client_credentials(ClientAuth::Basic))).await;
+        let granted = granted.unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
+        assert_eq!(granted.secret.expose(), "t", "{name}");
+        assert_eq!(granted.lifetime.unwrap().scheduled, Duration::from_secs(life), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_answer_is_read_within_its_bound() {
+    let world = World::new();
+    let long = format!(r#"{{"access_token":"t","more":"{}"}}"#, "x".repeat(1 << 20));
+    let endpoint = Endpoint::start(vec![Reply::compressed(&long)]).await;
+    let error = fetch(&world.settings(&endpoint, world.client_credentials(ClientAuth::Basic))).await.unwrap_err();
+    assert!(chain(&error).contains("longer than 65536 bytes"), "{}", chain(&error));
 }
 
 #[tokio::test]
