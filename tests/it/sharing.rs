@@ -3,6 +3,7 @@
 mod lives;
 mod refresh;
 mod replicas;
+mod shown;
 mod vault;
 
 use std::time::Duration;

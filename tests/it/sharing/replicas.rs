@@ -35,6 +35,7 @@ enum By {
 /// What a replica is made from.
 #[derive(Clone)]
 struct Plan {
+    account: String,
     buffer: Span,
     keys: Vec<Secret>,
     by: By,
@@ -46,6 +47,7 @@ impl Plan {
     fn new(buffer: &str, platform: &Platform, redis: &Redis) -> Self {
         let token_url = format!("{}/oauth/token", platform.url());
         Self {
+            account: "acme".to_owned(),
             buffer: buffer.parse().unwrap(),
             keys: Vec::new(),
             by: By::Client,
@@ -69,7 +71,7 @@ impl Plan {
             By::RefreshToken => Grant::RefreshToken { client, refresh_token: secret("refresh", "demo-refresh") },
         };
         let settings = Settings {
-            account: "acme".parse().unwrap(),
+            account: self.account.parse().unwrap(),
             grant,
             token_url: self.token_url,
             scope: String::new(),
@@ -127,6 +129,11 @@ impl Alone {
 impl Replica {
     pub(super) fn with(buffer: &str, platform: &Platform, redis: &Redis) -> Self {
         Plan::new(buffer, platform, redis).start()
+    }
+
+    /// Of another account than the others.
+    pub(super) fn of(account: &str, platform: &Platform, redis: &Redis) -> Self {
+        Plan { account: account.to_owned(), ..Plan::new("300s", platform, redis) }.start()
     }
 
     /// With the keys that consist of these bytes.

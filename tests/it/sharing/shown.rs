@@ -1,0 +1,82 @@
+//! What status and metrics show on every replica, whoever of them asks the token endpoint.
+
+use std::time::Duration;
+
+use trunkline::{
+    auth::AccountStatus,
+    simulator::{Fault, TokenFailure},
+    store::redis::vault::{Token, Vault},
+};
+
+use super::{platform, replicas::Replica};
+use crate::harness::{Redis, eventually};
+
+fn waits_for(status: &AccountStatus, what: &str) -> bool {
+    status.waiting_for.is_some_and(|words| words.contains(what))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_one_replica_was_asked_for_is_shown_on_both_and_forgotten_afterwards() {
+    let (platform, redis) = (platform(600).await, Redis::volatile());
+    let failure = TokenFailure::TooManyRequests { retry_after: Some("4".to_owned()) };
+    platform.inject(Fault::Token { failure, times: 1 });
+    let replicas = [Replica::with("300s", &platform, &redis), Replica::with("300s", &platform, &redis)];
+    for replica in &replicas {
+        eventually("the pause is shown", async || waits_for(&replica.status(), "Retry-After")).await;
+        let status = replica.status();
+        assert_eq!(status.state, "waiting", "{status:?}");
+        assert!(status.waiting_seconds.is_some_and(|seconds| seconds < 5.0), "{status:?}");
+        assert!(status.last_error.as_ref().is_some_and(|error| error.contains("Retry-After")), "{status:?}");
+        assert!(status.last_error_at.as_ref().is_some_and(|at| at.ends_with('Z')), "{status:?}");
+    }
+    for replica in &replicas {
+        replica.reach(1).await;
+        eventually("nothing is waited for", async || replica.status().waiting_for.is_none()).await;
+        let status = replica.status();
+        assert_eq!((status.state, status.last_error, status.last_error_at), ("valid", None, None));
+    }
+    assert_eq!(platform.tally().grants_total(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_the_endpoint_and_who_waits_for_that_are_told_apart() {
+    let (platform, redis) = (platform(600).await, Redis::volatile());
+    let slow = TokenFailure::Slow { lasting: Duration::from_secs(3) };
+    platform.inject(Fault::Token { failure: slow, times: 1 });
+    let replicas = [Replica::with("300s", &platform, &redis), Replica::with("300s", &platform, &redis)];
+    let shown = |what: &str| replicas.iter().filter(|replica| waits_for(&replica.status(), what)).count();
+    eventually("one asks, one waits for it", async || shown("token endpoint") == 1 && shown("another replica") == 1)
+        .await;
+    for replica in &replicas {
+        let status = replica.status();
+        assert!(status.waiting_seconds.is_some_and(|seconds| seconds <= 10.0), "{status:?}");
+        replica.reach(1).await;
+    }
+    // A token that never carried a session is refused.
+    replicas[1].refuse_unused(1);
+    eventually("the minimal interval is shown", async || waits_for(&replicas[1].status(), "refresh_interval_min"))
+        .await;
+    let status = replicas[1].status();
+    assert!(status.waiting_seconds.is_some_and(|seconds| (20.0..=60.0).contains(&seconds)), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_only_adopts_tokens_shows_how_long_they_live() {
+    let (platform, redis) = (platform(600).await, Redis::volatile());
+    let account = "adopting";
+    let vault = Vault::new(redis.connection(), "trunkline", &account.parse().unwrap());
+    let (lifetime, left) = (Duration::from_secs(3_000), Duration::from_secs(2_000));
+    vault.publish("elsewhere", &Token { generation: 7, lifetime, left, secret: b"\0a-token".to_vec() }).await.unwrap();
+    let replica = Replica::of(account, &platform, &redis);
+    replica.reach(7).await;
+    assert_eq!(gauge("token_lifetime_seconds", account), 3_000.0);
+    let remaining = gauge("token_remaining_seconds", account);
+    assert!((1_900.0..=2_000.0).contains(&remaining), "{remaining}");
+    assert_eq!(platform.tally().grants_total(), 0);
+}
+
+fn gauge(name: &str, account: &str) -> f64 {
+    let page = trunkline::telemetry::metrics::page();
+    let series = format!("trunkline_{name}{{account=\"{account}\"}} ");
+    page.lines().find_map(|line| line.strip_prefix(&series)).expect(name).parse().unwrap()
+}
