@@ -3,6 +3,7 @@
 use std::{
     io::{IsTerminal, Write},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Parser;
@@ -13,6 +14,9 @@ use trunkline::{
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// A reader of standard error that has stopped reading does not keep the process from ending.
+const LAST_WRITE_MAX: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
@@ -49,11 +53,15 @@ async fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// Says why on standard error; there is nobody to tell if that fails.
+/// Writes why to standard error, and waits only so long for somebody to read it.
 fn end(failure: &Failure) -> ExitCode {
     let mut text = Vec::new();
-    if failure.report(&mut text).and_then(|()| std::io::stderr().write_all(&text)).is_err() {
+    if failure.report(&mut text).is_err() {
         return Exit::Failed.into();
     }
-    failure.exit().into()
+    let (done, written) = std::sync::mpsc::sync_channel(1);
+    let write = move || done.send(std::io::stderr().write_all(&text));
+    let writer = std::thread::Builder::new().name("exit message".to_owned()).spawn(write);
+    let outcome = writer.ok().and_then(|_| written.recv_timeout(LAST_WRITE_MAX).ok());
+    if outcome.is_some_and(|written| written.is_ok()) { failure.exit().into() } else { Exit::Failed.into() }
 }

@@ -46,7 +46,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Runs until a signal or the wished end; then says whether everything arrived.
 pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Write) -> Result<(), Failure> {
-    logs::start(environment.get("TRUNKLINE_LOG").or(Some("warn")));
+    let _log = logs::start(environment.get("TRUNKLINE_LOG").or(Some("warn")));
     let mut signals = Signals::listen()?;
     let platform = start_platform(args).await?;
     let temporary = temporary_folder("demo")?;

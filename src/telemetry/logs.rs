@@ -1,36 +1,73 @@
-//! Where log lines go: for people on a terminal, as JSON anywhere else, always on standard error.
+//! Where log lines go: text on a terminal, JSON anywhere else, always on standard error.
 //!
-//! It refuses the TRACE lines of libraries whatever the filter says: they hold what goes over the wire.
+//! Logging never waits: a thread of its own writes, and lines that it has no room for are dropped and counted. Text
+//! from outside is escaped in every field. TRACE lines of libraries are refused whatever the filter says: they hold
+//! what goes over the wire.
 
-use std::io::IsTerminal;
+mod escape;
+mod filter;
+mod lines;
+
+use std::{io::IsTerminal, sync::OnceLock};
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::{EnvFilter, filter::filter_fn, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    field::MakeExt, filter::filter_fn, fmt, fmt::format::debug_fn, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
-/// What is told unless `TRUNKLINE_LOG` (or `RUST_LOG`) says otherwise.
-pub const FILTER_DEFAULT: &str = "info";
+pub use self::escape::is_unsafe;
+use self::lines::Lines;
 
-/// Starts logging for the whole process. `filter` in the syntax of `RUST_LOG`; a filter that cannot be read is told and
-/// the default is used. Starting twice changes nothing.
-pub fn start(filter: Option<&str>) {
-    let wanted = EnvFilter::try_new(filter.unwrap_or(FILTER_DEFAULT));
-    let (filter, refused) = match wanted {
-        Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new(FILTER_DEFAULT), Some(error)),
-    };
+/// Lines that may wait for a slow reader of standard error. Further ones are dropped and counted.
+const LINES_MAX: usize = 4_096;
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Keeps the log's thread running; when it is dropped, waiting lines are written, for about a second at most.
+#[derive(Debug)]
+#[must_use = "lines that wait are lost with it"]
+pub struct LogGuard(#[expect(dead_code, reason = "held for its end")] WorkerGuard);
+
+/// Starts logging for the whole process. `filter` in the syntax of `RUST_LOG`; what cannot be used of it is reported in
+/// the log. Starting twice changes nothing.
+pub fn start(filter: Option<&str>) -> LogGuard {
+    let (filter, complaint) = filter::read(filter);
+    let (writer, guard) = writer();
     let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_discreet));
     let started = if std::io::stderr().is_terminal() {
-        registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false)).try_init()
+        let text = fmt::layer().fmt_fields(debug_fn(escape::field).delimited(" ")).with_target(false);
+        registry.with(text.with_writer(Lines::text(writer))).try_init()
     } else {
         let json = fmt::layer().json().flatten_event(true).with_current_span(true).with_span_list(false);
-        registry.with(json.with_writer(std::io::stderr)).try_init()
+        registry.with(json.with_writer(Lines::json(writer))).try_init()
     };
-    if let Some(error) = refused {
-        tracing::warn!(%error, "the log filter cannot be read; {FILTER_DEFAULT} is used");
+    if started.is_ok() {
+        std::panic::set_hook(Box::new(log_panic));
     }
-    if started.is_err() {
-        tracing::debug!("logging had been started before");
+    if let Some(complaint) = complaint {
+        tracing::error!("{complaint}");
     }
+    LogGuard(guard)
+}
+
+/// Lines that were dropped because nobody read standard error.
+pub fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
+}
+
+fn writer() -> (NonBlocking, WorkerGuard) {
+    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
+    let (writer, guard) = builder.finish(std::io::stderr());
+    DROPPED.get_or_init(|| writer.error_counter());
+    (writer, guard)
+}
+
+/// A panic is a line like any other: the standard hook would wait for a reader of standard error.
+fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let text = panic.payload_as_str().unwrap_or("panic without a text");
+    let location = panic.location().map(ToString::to_string);
+    tracing::error!(location, "panic: {text}");
 }
 
 /// At TRACE the WebSocket library writes whole upgrade requests, tokens included, and every frame.

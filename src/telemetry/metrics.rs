@@ -34,6 +34,7 @@ struct Metrics {
     lag: IntGaugeVec,
     store_append: Histogram,
     store_errors: IntCounterVec,
+    log_lines_dropped: IntCounter,
 }
 
 /// Histogram bounds in seconds, from a quick fsync to a stalled disk.
@@ -61,9 +62,20 @@ impl Metrics {
             ),
             store_append: histogram(r, "store_append_seconds", "One durable step of the store"),
             store_errors: counter_vec(r, "store_errors_total", "Steps that the store refused or failed", &["reason"]),
+            log_lines_dropped: counter(
+                r,
+                "log_lines_dropped_total",
+                "Log lines dropped because standard error was not read",
+            ),
             registry: r.clone(),
         }
     }
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    let metric = IntCounter::new(name, help).expect("metric names are valid");
+    registry.register(Box::new(metric.clone())).expect("metric names are unique");
+    metric
 }
 
 fn counter_vec(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
@@ -100,6 +112,8 @@ fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
 
 /// The whole page in Prometheus' text format, process metrics included.
 pub fn page() -> String {
+    let dropped = &METRICS.log_lines_dropped;
+    dropped.inc_by(super::logs::dropped_lines().saturating_sub(dropped.get()));
     let mut families = METRICS.registry.gather();
     families.extend(prometheus::gather());
     let mut page = Vec::new();

@@ -10,6 +10,7 @@ mod descriptors;
 mod disk;
 mod kill;
 mod log;
+mod logs;
 mod redis;
 mod refusals;
 mod relay;

@@ -9,6 +9,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::telemetry::logs::is_unsafe;
+
 const DIM: &str = "\x1b[2m";
 const CYAN: &str = "\x1b[36m";
 const LOUD: &str = "\x1b[1;97;41m";
@@ -85,9 +87,9 @@ impl<'a> Event<'a> {
     }
 }
 
-/// The text without anything that a terminal would obey.
+/// The text without anything that a terminal would obey, or that would show other text than is there.
 pub(in crate::cli) fn printable(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { '·' } else { character }).collect()
+    text.chars().map(|character| if is_unsafe(character) { '·' } else { character }).collect()
 }
 
 #[cfg(test)]

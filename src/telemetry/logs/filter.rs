@@ -1,0 +1,61 @@
+//! Which lines are written: a filter in the syntax of `RUST_LOG`, checked before the library reads it.
+//!
+//! The library writes its own complaints to standard error, in colour; here they become a log line.
+
+use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
+use tracing_subscriber::EnvFilter;
+
+/// The filter where none is given, or none that can be used.
+const FILTER_DEFAULT: &str = "info";
+
+/// The filter to use, and what is wrong with the one that was given.
+pub(super) fn read(given: Option<&str>) -> (EnvFilter, Option<String>) {
+    let given = given.map(str::trim).filter(|given| !given.is_empty()).unwrap_or(FILTER_DEFAULT);
+    match checked(given).and_then(|filter| EnvFilter::try_new(filter).map_err(|error| error.to_string())) {
+        Ok(filter) => (filter, None),
+        Err(why) => {
+            let complaint = format!("the log filter {given:?} is not used: {why}; {FILTER_DEFAULT} is used");
+            (EnvFilter::new(FILTER_DEFAULT), Some(complaint))
+        }
+    }
+}
+
+/// The filter without white space, if every part is `LEVEL` or `TARGET=LEVEL`.
+fn checked(filter: &str) -> Result<String, String> {
+    let parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty());
+    Ok(parts.map(checked_part).collect::<Result<Vec<_>, _>>()?.join(","))
+}
+
+fn checked_part(part: &str) -> Result<&str, String> {
+    let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+    match level.parse::<LevelFilter>() {
+        Ok(level) if level > STATIC_MAX_LEVEL => {
+            Err(format!("level {level} is not part of this build, the finest is {STATIC_MAX_LEVEL}"))
+        }
+        Ok(_) => Ok(part),
+        Err(_) => Err(format!("unknown level {level:?}, expected error, warn, info, debug, off or TARGET=LEVEL")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_used_or_its_fault_is_named() {
+        for good in ["info", "DEBUG", "off", "warn,trunkline=debug", " trunkline::auth=info , hyper=off", "", " "] {
+            assert_eq!(read(Some(good)).1, None, "{good:?}");
+        }
+        assert_eq!(read(None).1, None);
+        for (bad, named) in [
+            ("verbose", "unknown level \"verbose\""),
+            ("trunkline=loud", "unknown level \"loud\""),
+            ("info,trunkline", "unknown level \"trunkline\""),
+            ("\u{1b}[31m", "unknown level \"\\u{1b}[31m\""),
+        ] {
+            let (filter, complaint) = read(Some(bad));
+            assert!(complaint.is_some_and(|complaint| complaint.contains(named)), "{bad:?}");
+            assert_eq!(filter.to_string(), FILTER_DEFAULT);
+        }
+    }
+}

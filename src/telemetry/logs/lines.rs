@@ -1,0 +1,74 @@
+//! Hands whole lines to the log's thread, each bounded in length.
+
+use std::io::{self, Write};
+
+use tracing_appender::non_blocking::NonBlocking;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::escape;
+
+/// Bytes of the longest line; a longer one is replaced by a note, so that waiting lines are bounded in bytes, too.
+const LINE_LEN_MAX: usize = 16 * 1024;
+
+/// Makes a writer for each line.
+#[derive(Debug, Clone)]
+pub(super) struct Lines {
+    writer: NonBlocking,
+    shape: Shape,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Text,
+    Json,
+}
+
+impl Lines {
+    pub(super) fn text(writer: NonBlocking) -> Self {
+        Self { writer, shape: Shape::Text }
+    }
+
+    pub(super) fn json(writer: NonBlocking) -> Self {
+        Self { writer, shape: Shape::Json }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// Is given one whole line at a time.
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if line.len() > LINE_LEN_MAX {
+            self.writer.write_all(self.shape.omitted(line.len()).as_bytes())?;
+        } else if self.shape == Shape::Text || is_plain(line) {
+            self.writer.write_all(line)?;
+        } else {
+            self.writer.write_all(escape::json(&String::from_utf8_lossy(line)).as_bytes())?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl Shape {
+    fn omitted(self, len: usize) -> String {
+        match self {
+            Self::Text => format!(" WARN a log line of {len} bytes was left out\n"),
+            Self::Json => format!("{{\"level\":\"WARN\",\"message\":\"a log line was left out\",\"bytes\":{len}}}\n"),
+        }
+    }
+}
+
+/// Printable ASCII: nothing to escape in JSON.
+fn is_plain(line: &[u8]) -> bool {
+    line.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n'))
+}

@@ -1,0 +1,107 @@
+//! Logging never holds the process up, and every line of a log that is no terminal is JSON.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, ChildStderr, Command, Stdio},
+};
+
+use serde_json::Value;
+
+use super::{
+    child::{PATIENCE, eventually},
+    log::{assert_whole, pages},
+    relay::client,
+    site::Site,
+};
+
+/// A daemon whose standard error is a pipe, which is read no further than its first lines.
+struct Piped {
+    process: Child,
+    stderr: BufReader<ChildStderr>,
+    consumers: String,
+    admin: String,
+}
+
+impl Piped {
+    fn start(site: &Site, log: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
+        command.args(["run", "--config", site.config()]).env("TRUNKLINE_LOG", log).current_dir(site.folder.path());
+        let mut process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(process.stderr.take().unwrap());
+        let runs = loop {
+            let mut line = String::new();
+            assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "ended before it ran");
+            let line: Value = serde_json::from_str(&line).unwrap();
+            if line["message"] == "trunkline runs" {
+                break line;
+            }
+        };
+        let address = |name: &str| format!("http://{}", runs[name].as_str().unwrap());
+        Self { process, stderr, consumers: address("consumers"), admin: address("admin") }
+    }
+
+    async fn dropped(&self) -> u64 {
+        let page = client().get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix("trunkline_log_lines_dropped_total "));
+        line.expect("the metric is there from the start").parse().unwrap()
+    }
+}
+
+impl Drop for Piped {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_holds_nothing_up() {
+    let site = Site::start().await;
+    let mut relay = Piped::start(&site, "debug");
+    assert_eq!(relay.dropped().await, 0);
+    let talk = site.talk(500);
+    let pooled = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    eventually("more lines than the pipe and the queue hold", PATIENCE * 2, async || {
+        // A refused request is a line at this level.
+        for _ in 0..500 {
+            let unknown = pooled.get(format!("{}/v1/streams/none/events", relay.consumers)).send().await.unwrap();
+            assert_eq!(unknown.status(), 404);
+        }
+        (relay.dropped().await > 0).then_some(())
+    })
+    .await;
+    let healthy = client().get(format!("{}/healthz", relay.admin)).send().await.unwrap();
+    assert_eq!(healthy.status(), 200);
+    let last = talk.hush().await;
+    eventually("everything that was sent is in the log", PATIENCE, async || {
+        let log = pages(&relay.consumers).await;
+        (log.last().and_then(|entry| entry.number) == Some(last)).then(|| assert_whole(&log, last))
+    })
+    .await;
+    let id = relay.process.id().to_string();
+    assert!(Command::new("sh").args(["-c", "kill -TERM \"$0\"", &id]).status().unwrap().success());
+    let ended =
+        eventually("it ends although its log is not read", PATIENCE, async || relay.process.try_wait().unwrap());
+    assert!(ended.await.success());
+    let mut rest = String::new();
+    relay.stderr.read_to_string(&mut rest).unwrap();
+    let whole = rest.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    for line in whole.lines() {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "dropping leaves whole lines: {line}");
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_level_is_named_in_the_one_format_and_the_relay_runs() {
+    let site = Site::start().await;
+    for (given, named) in [("verbose", "unknown level \\\"verbose\\\""), ("\u{1b}[31mred", "unknown level")] {
+        let variables = [("TRUNKLINE_LOG", given)];
+        let relay = super::Relay::start_with(&site, &variables).await;
+        let log = relay.child.stderr();
+        assert!(log.contains(named), "{log}");
+        for line in log.lines() {
+            let read: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            assert!(read["level"].is_string() && !line.contains('\u{1b}'), "{line}");
+        }
+    }
+}
