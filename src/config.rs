@@ -12,12 +12,14 @@ mod golden;
 mod guarantee;
 mod keys;
 mod listen;
+mod machine;
 mod resolve;
 mod schema;
 mod secrets;
 mod shape;
 mod show;
 mod source;
+mod syntax;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -36,6 +38,7 @@ use crate::{
 
 pub use finding::{Finding, Findings};
 pub use guarantee::Guarantee;
+pub use machine::fits;
 pub use schema::schema;
 pub use shape::{Durability, Overflow, Platform, Rotation, SocketAuth};
 pub use source::Environment;
@@ -53,6 +56,8 @@ pub struct Config {
     pub accounts: BTreeMap<AccountName, Account>,
     /// Each names an account that is there.
     pub streams: BTreeMap<StreamName, StreamConfig>,
+    /// Parts that cannot work and keep nothing else from working. `check` refuses them, `run` reports them.
+    pub ineffective: Vec<Finding>,
     /// What is probably not meant, although it keeps nothing from running.
     pub warnings: Vec<Finding>,
 }
@@ -213,7 +218,8 @@ fn load_documents(documents: &[Document], environment: &Environment) -> Result<C
     let (draft, mut findings) = draft(documents, environment)?;
     findings.extend(secrets::check(&draft.tree, &draft.file, environment));
     Findings::or(findings, ())?;
-    Ok(Config { warnings: warnings::warnings(&draft.tree, environment), ..resolve::resolve(&draft.file) })
+    let warnings = warnings::warnings(&draft.tree, environment);
+    Ok(Config { ineffective: draft.ineffective, warnings, ..resolve::resolve(&draft.file) })
 }
 
 fn read(files: &[PathBuf]) -> Result<Vec<Document>, Findings> {
@@ -233,6 +239,8 @@ fn read(files: &[PathBuf]) -> Result<Vec<Document>, Findings> {
 struct Draft {
     tree: Value,
     file: File,
+    /// Parts that cannot work and keep nothing else from working.
+    ineffective: Vec<Finding>,
 }
 
 /// A draft with all mistakes but those of secrets; only the mistakes where nothing can be read at all.
@@ -251,9 +259,10 @@ fn draft(documents: &[Document], environment: &Environment) -> Result<(Draft, Ve
     let walk::Walk { mut findings, broken } = walk::walk(&tree, &schema);
     match readable(&tree, &broken) {
         Ok(mut file) => {
-            findings.extend(check::check(&tree, &file));
+            let check::Findings { mistakes, ineffective } = check::check(&tree, &file);
+            findings.extend(mistakes);
             resolve::fill(&mut file);
-            Ok((Draft { tree, file }, findings))
+            Ok((Draft { tree, file, ineffective }, findings))
         }
         Err(error) => {
             let unread = Finding::new(None, KeyPath::default(), format!("could not be read: {error}"));

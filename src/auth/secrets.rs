@@ -92,7 +92,7 @@ pub(super) fn fingerprint(secret: &Secret) -> Vec<u8> {
 )]
 fn variable(name: &str) -> Result<Secret, SecretError> {
     let text = std::env::var(name).map_err(|_| SecretError::NoVariable(name.to_owned()))?;
-    match text.trim() {
+    match Secret::trimmed(&text) {
         "" => Err(SecretError::EmptyVariable(name.to_owned())),
         text => Ok(Secret::new(text)),
     }
@@ -100,7 +100,7 @@ fn variable(name: &str) -> Result<Secret, SecretError> {
 
 async fn file(path: &PathBuf) -> Result<Secret, SecretError> {
     let text = text_of(path).await.map_err(|cause| SecretError::Unreadable { path: path.clone(), cause })?;
-    match text.trim() {
+    match Secret::trimmed(&text) {
         "" => Err(SecretError::EmptyFile(path.clone())),
         text => Ok(Secret::new(text)),
     }

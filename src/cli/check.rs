@@ -1,6 +1,6 @@
 //! `trunkline check`: every mistake of a configuration, or a report of what it promises.
 //!
-//! It changes nothing, and opens connections only when asked to (`--connect`).
+//! It leaves nothing changed, and opens connections only when asked to (`--connect`).
 
 mod connect;
 
@@ -28,7 +28,8 @@ pub struct CheckArgs {
 /// Writes the report of a good configuration, and tries it on the real platform where that is wanted.
 pub async fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Write) -> Result<(), Failure> {
     let config = config::load(&args.config, environment)?;
-    for warning in &config.warnings {
+    let of_machine = config::fits(&config)?;
+    for warning in config.warnings.iter().chain(&of_machine) {
         writeln!(out, "warning: {warning}")?;
     }
     report(&config, out)?;

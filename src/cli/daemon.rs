@@ -118,5 +118,5 @@ pub(super) fn url(text: &str) -> Result<Url, String> {
 /// A token as `--token` takes it.
 #[expect(clippy::unnecessary_wraps, reason = "the shape that the command line's parsers have")]
 pub(super) fn token(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text.trim()))
+    Ok(Secret::new(Secret::trimmed(text)))
 }

@@ -6,14 +6,14 @@
 use config::Value;
 use reqwest::Url;
 
-use crate::{model::Span, store::redis::address::Address};
+use crate::{connector::genesys_notifications, model::Span, store::redis::address::Address};
 
 use super::{
     finding::{Finding, KeyPath, nearest},
     format::is_loopback,
     keys::{CONNECTOR_KEYS, GRANT_KEYS, Keys, STORE_KEYS},
     listen::Listen,
-    shape::{Account, Backoff, Connector, File, Grant, Platform, Store, Stream},
+    shape::{Account, Backoff, Connector, File, Grant, Platform, Store, StoreKind, Stream},
     source::{child, find, place_of, table},
 };
 
@@ -23,9 +23,18 @@ const GENESYS_HEARTBEAT: Span = Span(std::time::Duration::from_secs(30));
 /// Query parameters that the relay adds to a sequenced stream's address by itself.
 const OWN_PARAMETERS: [&str; 2] = ["sequenceId", "auth_token"];
 
+/// What is wrong between keys.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// Nothing may run before these are mended.
+    pub(super) mistakes: Vec<Finding>,
+    /// Parts that cannot work, and keep nothing else from working.
+    pub(super) ineffective: Vec<Finding>,
+}
+
 /// Every mistake between keys. `tree` is what was written, `file` what could be read of it.
-pub(super) fn check(tree: &Value, file: &File) -> Vec<Finding> {
-    let mut check = Check { tree, findings: Vec::new() };
+pub(super) fn check(tree: &Value, file: &File) -> Findings {
+    let mut check = Check { tree, found: Findings::default() };
     check.listeners(file);
     check.store(&file.store);
     check.anything_to_do();
@@ -35,17 +44,21 @@ pub(super) fn check(tree: &Value, file: &File) -> Vec<Finding> {
     for (name, stream) in &file.streams {
         check.stream(&KeyPath::of(&["streams", name.as_str()]), stream, file);
     }
-    check.findings
+    check.found
 }
 
 struct Check<'a> {
     tree: &'a Value,
-    findings: Vec<Finding>,
+    found: Findings,
 }
 
 impl Check<'_> {
     fn wrong(&mut self, path: KeyPath, text: impl Into<String>) {
-        self.findings.push(Finding::new(place_of(self.tree, &path), path, text));
+        self.found.mistakes.push(Finding::new(place_of(self.tree, &path), path, text));
+    }
+
+    fn ineffective(&mut self, path: KeyPath, text: impl Into<String>) {
+        self.found.ineffective.push(Finding::new(place_of(self.tree, &path), path, text));
     }
 
     fn written(&self, path: &KeyPath) -> bool {
@@ -162,6 +175,11 @@ impl Check<'_> {
             Connector::GenesysNotifications => self.notifications(path, stream, account),
             Connector::GenesysSequenced => self.sequenced(path, stream),
         }
+        if stream.standby && file.store.kind == StoreKind::Embedded {
+            let text =
+                "true has no effect with kind embedded: a standby is another replica, and replicas share a Redis";
+            self.ineffective(path.join("standby"), text);
+        }
         let insecure = account.is_none_or(|account| account.insecure);
         for (key, url) in [("url", &stream.url), ("snapshot_url", &stream.snapshot_url)] {
             self.transport(path.join(key), url.as_deref(), insecure);
@@ -217,6 +235,9 @@ impl Check<'_> {
             if topics[..index].contains(topic) {
                 self.wrong(path.clone(), format!("item {}: {topic:?} is there twice", index + 1));
             }
+            if let Some(text) = unknown_star(topic) {
+                self.ineffective(path.clone(), format!("item {}: {text}", index + 1));
+            }
         }
     }
 
@@ -235,5 +256,18 @@ impl Check<'_> {
                 self.wrong(path.join("url"), format!("the parameter {own} is added by the relay; take it out"));
             }
         }
+    }
+}
+
+/// Why `*` in a topic stands for nothing.
+fn unknown_star(topic: &str) -> Option<String> {
+    match topic.matches('*').count() {
+        0 => None,
+        1 if genesys_notifications::expands(topic) => None,
+        1 => Some(format!(
+            "* is looked up for {} only, not in {topic:?}; write a topic for each id",
+            genesys_notifications::EXPANDED.join(" and ")
+        )),
+        _ => Some(format!("{topic:?} has more than one *; write the other ids")),
     }
 }

@@ -54,6 +54,7 @@ pub(super) fn resolve(file: &File) -> Config {
         },
         accounts: file.accounts.iter().map(|(name, from)| (name.clone(), account(name, from, &vault))).collect(),
         streams: file.streams.iter().map(|(name, from)| (name.clone(), stream(from, file))).collect(),
+        ineffective: Vec::new(),
         warnings: Vec::new(),
     }
 }

@@ -74,7 +74,7 @@ fn variable(name: &str, environment: &Environment) -> Result<String, String> {
     if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
         return Err("env is not the name of an environment variable (not shown here)".to_owned());
     }
-    match environment.get(name).map(str::trim) {
+    match environment.get(name).map(Secret::trimmed) {
         None => Err(format!("the environment variable {name} is not set")),
         Some("") => Err(format!("the environment variable {name} is empty")),
         Some(text) => Ok(text.to_owned()),
@@ -91,5 +91,8 @@ fn file(path: &Path) -> Result<String, String> {
         return Err(format!("the file {shown} is larger than 64 KiB: not a secret"));
     }
     let text = fs::read_to_string(path).map_err(|error| format!("the file {shown} cannot be read: {error}"))?;
-    if text.trim().is_empty() { Err(format!("the file {shown} is empty")) } else { Ok(text) }
+    match Secret::trimmed(&text) {
+        "" => Err(format!("the file {shown} is empty")),
+        secret => Ok(secret.to_owned()),
+    }
 }

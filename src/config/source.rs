@@ -2,7 +2,12 @@
 //!
 //! It judges no value; it refuses only what is not TOML, and what cannot be read.
 
-use std::{collections::BTreeMap, fs, io::Read, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{ErrorKind, Read},
+    path::Path,
+};
 
 use config::{Map, Value, ValueKind};
 use toml::de::{DeTable, DeValue};
@@ -10,10 +15,14 @@ use toml::de::{DeTable, DeValue};
 use super::{
     finding::{Finding, KeyPath, Place},
     schema::{Wanted, at_key, at_path, wanted},
+    syntax::{self, Duplicate},
 };
 
 /// A larger file is no configuration of ours.
 const FILE_LEN_MAX: u64 = 4 << 20;
+
+/// What the TOML library says of a key or table that stands twice.
+const DUPLICATE_KEY: &str = "duplicate key";
 
 /// Variables that override keys begin with this; `__` stands between keys.
 pub(super) const OVERRIDE_PREFIX: &str = "TRUNKLINE__";
@@ -66,7 +75,15 @@ impl Document {
         let refused = |name: &str, why: String| Finding::new(Some(Place::whole(name)), KeyPath::default(), why);
         let file = fs::File::open(path).map_err(|error| refused(&name, format!("could not be opened: {error}")))?;
         let read = file.take(FILE_LEN_MAX + 1).read_to_string(&mut text);
-        read.map_err(|error| refused(&name, format!("could not be read: {error}")))?;
+        read.map_err(|error| {
+            let foreign = error.kind() == ErrorKind::InvalidData;
+            let why = if foreign {
+                "is not UTF-8 text; save it as UTF-8".to_owned()
+            } else {
+                format!("could not be read: {error}")
+            };
+            refused(&name, why)
+        })?;
         if text.len() as u64 > FILE_LEN_MAX {
             return Err(refused(&name, "is larger than 4 MiB: not a configuration".to_owned()));
         }
@@ -80,12 +97,24 @@ impl Document {
             let place = |at| format!("{}:{}", self.name, line_column(&self.text, at).0);
             return Ok(Layer(Value::new(Some(&self.name), from_table(table.get_ref(), &place))));
         }
-        let finding = |error: &toml::de::Error| {
-            let (line, column) = line_column(&self.text, error.span().map_or(0, |span| span.start));
-            let text = format!("column {column}: {}", error.message());
-            Finding::new(Some(Place::line(&self.name, line)), KeyPath::default(), text)
+        if let Some(format) = syntax::other_format(&self.text) {
+            let text =
+                format!("looks like {format}; a configuration is TOML, as in [http] and listen = \"127.0.0.1:8080\"");
+            return Err(vec![Finding::new(Some(Place::whole(&self.name)), KeyPath::default(), text)]);
+        }
+        Err(errors.iter().map(|error| self.wrong(error)).collect())
+    }
+
+    fn wrong(&self, error: &toml::de::Error) -> Finding {
+        let span = error.span().unwrap_or_default();
+        let (line, column) = line_column(&self.text, span.start);
+        let name = self.text.get(span).unwrap_or_default();
+        let twice = (error.message() == DUPLICATE_KEY).then(|| syntax::duplicate(&self.text, line, name)).flatten();
+        let text = match twice {
+            Some(Duplicate { path, first }) => format!("column {column}: {path} stands twice, first in line {first}"),
+            None => format!("column {column}: {}", error.message()),
         };
-        Err(errors.iter().map(finding).collect())
+        Finding::new(Some(Place::line(&self.name, line)), KeyPath::default(), text)
     }
 }
 

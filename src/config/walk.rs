@@ -7,7 +7,7 @@ use std::str::FromStr;
 use config::{Value, ValueKind};
 use serde_json::Value as Schema;
 
-use crate::model::{Size, Span, StreamName};
+use crate::model::{SettingError, Size, Span, StreamName};
 
 use super::{
     finding::{Finding, KeyPath, Place, nearest},
@@ -186,7 +186,11 @@ fn text(value: &Value, format: &str, schema: &Schema) -> Result<(), String> {
 }
 
 /// A number with its unit, within the bounds of the schema. A bare number is told which unit it probably lacks.
-fn quantity<Q: FromStr<Err: ToString> + Ord>(value: &Value, schema: &Schema, expected: &str) -> Result<(), String> {
+fn quantity<Q: FromStr<Err = SettingError> + Ord>(
+    value: &Value,
+    schema: &Schema,
+    expected: &str,
+) -> Result<(), String> {
     let written = if let ValueKind::String(text) = &value.kind {
         text.clone()
     } else if let ValueKind::I64(number @ 0..) = &value.kind {
@@ -194,8 +198,11 @@ fn quantity<Q: FromStr<Err: ToString> + Ord>(value: &Value, schema: &Schema, exp
     } else {
         return Err(format!("expected {expected}, found {}", shown(value)));
     };
-    let found: Q = written.parse().map_err(|error: Q::Err| error.to_string())?;
     let bound = |name: &str| Some((schema[name].as_str()?, schema[name].as_str()?.parse::<Q>().ok()?));
+    let found: Q = match written.parse() {
+        Ok(found) => found,
+        Err(error) => return Err(with_a_hint_in_bounds(&error, bound("x-maximum"))),
+    };
     if let Some((text, _)) = bound("x-minimum").filter(|(_, least)| found < *least) {
         return Err(format!("{written:?} is below the least that is allowed, {text:?}"));
     }
@@ -203,6 +210,22 @@ fn quantity<Q: FromStr<Err: ToString> + Ord>(value: &Value, schema: &Schema, exp
         return Err(format!("{written:?} is above the most that is allowed, {text:?}"));
     }
     Ok(())
+}
+
+/// The error, whose hint must not be refused in its turn.
+fn with_a_hint_in_bounds<Q: FromStr<Err = SettingError> + Ord>(
+    error: &SettingError,
+    most: Option<(&str, Q)>,
+) -> String {
+    let (SettingError::NoUnit { found, suggestion }, Some((text, most))) = (error, most) else {
+        return error.to_string();
+    };
+    let fits = |hint: &String| hint.parse::<Q>().is_ok_and(|hint| hint <= most);
+    let smaller = ["ms", "B"].map(|unit| format!("{found}{unit}"));
+    match std::iter::once(suggestion).chain(&smaller).find(|hint| fits(hint)) {
+        Some(hint) => format!("{found:?} has no unit; write {hint:?}"),
+        None => format!("{found:?} has no unit, and the most that is allowed is {text:?}"),
+    }
 }
 
 fn whole(value: &Value, schema: &Schema) -> Result<(), String> {

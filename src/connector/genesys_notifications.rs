@@ -7,7 +7,7 @@
 mod preparation;
 mod snapshot;
 
-pub use preparation::Preparation;
+pub use preparation::{EXPANDED, Preparation, expands};
 pub(super) use snapshot::{next_page, snapshot};
 
 use std::{borrow::Cow, time::Duration};

@@ -4,6 +4,9 @@ use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 
+/// Some editors begin a file with it.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// A secret text: wiped from memory when dropped, printed as `***`.
 #[derive(Clone)]
 pub struct Secret(SecretString);
@@ -12,6 +15,11 @@ impl Secret {
     /// Takes the text over.
     pub fn new(text: impl Into<String>) -> Self {
         Self(SecretString::from(text.into()))
+    }
+
+    /// The secret in a text as files and variables hold it, without white space and byte order mark around it.
+    pub fn trimmed(text: &str) -> &str {
+        text.trim_matches(|character: char| character.is_whitespace() || character == BYTE_ORDER_MARK)
     }
 
     /// The text itself: only where it goes onto the wire.
@@ -32,5 +40,18 @@ impl Eq for Secret {}
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_around_a_secret_is_no_part_of_it() {
+        for text in ["s3cr t", " s3cr t\n", "\u{feff}s3cr t\r\n", "\n\u{feff} s3cr t\u{feff}"] {
+            assert_eq!(Secret::trimmed(text), "s3cr t", "{text:?}");
+        }
+        assert_eq!(Secret::trimmed("\u{feff}\n"), "");
     }
 }

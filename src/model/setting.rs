@@ -71,11 +71,19 @@ impl FromStr for Size {
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
         if digits > 0 && unit.is_empty() {
-            return Err(SettingError::NoUnit { found: text.to_owned(), suggestion: format!("{text}MiB") });
+            return Err(SettingError::NoUnit { found: text.to_owned(), suggestion: size_meant(text) });
         }
         let number: u64 = number.parse().map_err(|_| unreadable())?;
         let factor = SIZE_UNITS.iter().find(|(name, _)| *name == unit.trim()).ok_or_else(unreadable)?.1;
         number.checked_mul(factor).map(Self).ok_or_else(unreadable)
+    }
+}
+
+/// What a number without unit probably means: bytes where it is large, as in `16777216`, else MiB.
+fn size_meant(digits: &str) -> String {
+    match digits.parse::<u64>() {
+        Ok(bytes @ 65_536..) => Size(bytes).to_string(),
+        Ok(_) | Err(_) => format!("{digits}MiB"),
     }
 }
 
@@ -163,6 +171,8 @@ mod tests {
         assert_eq!("4GiB".parse(), Ok(Size(4 << 30)));
         assert_eq!(Size(4 << 30).to_string(), "4GiB");
         assert_eq!("16".parse::<Size>().unwrap_err().to_string(), r#""16" has no unit; write "16MiB""#);
+        assert_eq!("16777216".parse::<Size>().unwrap_err().to_string(), r#""16777216" has no unit; write "16MiB""#);
+        assert_eq!("100000".parse::<Size>().unwrap_err().to_string(), r#""100000" has no unit; write "100000B""#);
         assert!("4 parsecs".parse::<Size>().is_err());
     }
 }

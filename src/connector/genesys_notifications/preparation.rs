@@ -55,6 +55,14 @@ const PAGE_LEN: usize = 100;
 /// More pages than any organisation that fits on a channel has; a platform that pages for ever is cut off.
 const PAGES_MAX: u32 = 100;
 
+/// The families whose ids `*` stands for.
+pub const EXPANDED: [&str; 2] = ["queues", "users"];
+
+/// Whether the ids that `*` stands for in a topic can be looked up.
+pub fn expands(topic: &str) -> bool {
+    Family::of(topic).is_some()
+}
+
 impl Family {
     const ALL: [Self; 2] = [Self::Queues, Self::Users];
 

@@ -1,0 +1,114 @@
+//! Why a text is not TOML, in the words of its author: another format, or a key that is written twice.
+//!
+//! It looks at the text line by line and quotes no value: one may be a secret.
+
+/// Another format that the text seems to be written in.
+pub(super) fn other_format(text: &str) -> Option<&'static str> {
+    let lines = || text.trim_start_matches('\u{feff}').lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut content = lines().filter(|line| !line.starts_with('#')).peekable();
+    if content.peek().is_some_and(|line| line.starts_with('{')) {
+        return Some("JSON");
+    }
+    let is_toml = |line: &str| line.starts_with('[') || keys(line).is_some();
+    let is_yaml = |line: &str| line == "---" || line.starts_with("- ") || is_yaml_key(line);
+    let mut yaml = false;
+    for line in content {
+        if is_toml(line) {
+            return None;
+        }
+        yaml |= is_yaml(line);
+    }
+    yaml.then_some("YAML")
+}
+
+/// `key:` or `key: value`.
+fn is_yaml_key(line: &str) -> bool {
+    let Some((key, rest)) = line.split_once(':') else { return false };
+    !key.is_empty() && !key.contains(char::is_whitespace) && (rest.is_empty() || rest.starts_with(' '))
+}
+
+/// A key that stands twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Duplicate {
+    /// Its keys from the outside, joined by dots.
+    pub(super) path: String,
+    /// The line that has it first, counted from 1.
+    pub(super) first: usize,
+}
+
+/// What stands twice, where the second is on this line (counted from 1) and has this name last.
+pub(super) fn duplicate(text: &str, line: usize, name: &str) -> Option<Duplicate> {
+    let paths = paths(text, line);
+    let (_, last) = paths.iter().rfind(|(at, _)| *at == line)?;
+    let end = last.iter().rposition(|key| key == name.trim_matches(['"', '\'']))?;
+    let path = &last[..=end];
+    let mut before = paths.iter().filter(|(at, _)| *at < line);
+    let first =
+        before.clone().find(|(_, other)| other == path).or_else(|| before.find(|(_, other)| other.starts_with(path)));
+    Some(Duplicate { path: path.join("."), first: first?.0 })
+}
+
+/// The whole path of each line up to one that opens a table or sets a key.
+fn paths(text: &str, until: usize) -> Vec<(usize, Vec<String>)> {
+    let mut table = Vec::new();
+    let mut paths = Vec::new();
+    for (number, line) in (1..=until).zip(text.trim_start_matches('\u{feff}').lines()) {
+        let line = line.trim();
+        if line.starts_with('[') {
+            let header = line.trim_start_matches('[').split(']').next().unwrap_or_default();
+            table = segments(header);
+            paths.push((number, table.clone()));
+        } else if let Some(keys) = keys(line) {
+            paths.push((number, table.iter().cloned().chain(keys).collect()));
+        }
+    }
+    paths
+}
+
+/// The keys before an equals sign.
+fn keys(line: &str) -> Option<Vec<String>> {
+    let (keys, _) = line.split_once('=')?;
+    let plain =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'"' | b'\'' | b' ' | b'\t');
+    (!keys.trim().is_empty() && keys.bytes().all(plain)).then(|| segments(keys))
+}
+
+fn segments(keys: &str) -> Vec<String> {
+    keys.split('.').map(|key| key.trim().trim_matches(['"', '\'']).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_in_another_format_is_recognised() {
+        for (text, format) in [
+            ("http:\n  listen: \"127.0.0.1:8080\"\nstreams:\n  - a\n", Some("YAML")),
+            ("---\n# relay\nhttp:\n", Some("YAML")),
+            ("\u{feff}http: {listen: 1}\n", Some("YAML")),
+            ("\n{\n  \"http\": {}\n}\n", Some("JSON")),
+            ("[http]\nlisten: \"x\"\n", None),
+            ("listen = x:y\n", None),
+            ("", None),
+            ("some words\n", None),
+        ] {
+            assert_eq!(other_format(text), format, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_named_with_the_line_that_has_it_first() {
+        for (text, line, name, expected) in [
+            ("[a.b]\nx=1\n[c]\ny=2\n[a.b]\nx=2\n", 5, "b", Some(("a.b", 1))),
+            ("[a]\nx = 1\n# x = 5\ny=2\nx = 3\n", 5, "x", Some(("a.x", 2))),
+            ("[a]\nb.c=1\n[a.b]\nd=1\n", 3, "b", Some(("a.b", 2))),
+            ("[http]\nlisten=\"x\"\n\"listen\"=\"y\"\n", 3, "\"listen\"", Some(("http.listen", 2))),
+            ("[a.b.c]\n[a.b]\n[a.b]\n", 3, "b", Some(("a.b", 2))),
+            ("a={x=1,x=2}\n", 1, "x", None),
+        ] {
+            let expected = expected.map(|(path, first)| Duplicate { path: path.to_owned(), first });
+            assert_eq!(duplicate(text, line, name), expected, "{text:?}");
+        }
+    }
+}
