@@ -12,9 +12,13 @@ use trunkline::{
     connector::{Connector, Frame, Item, genesys_notifications, genesys_sequenced},
     model::{Batch, BatchBuilder, Body, Cursor, Epoch, Event, Offset, Size, Source, Span, Timestamp},
     protocol::{
-        refresh::lifetime::{self, Claims, LIFETIME_MAX, LIFETIME_MIN, Lifetime, Stated},
+        refresh::{
+            GENERATION_MAX,
+            lifetime::{self, Claims, LIFETIME_MAX, LIFETIME_MIN, Lifetime, Stated},
+        },
         retry_after,
     },
+    store::redis::vault::{self, Damaged, RefreshToken, Values},
 };
 
 const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
@@ -171,6 +175,32 @@ pub fn token(data: &[u8]) {
     };
     let life = Lifetime::weigh(&stated, Duration::from_secs(600)).scheduled;
     assert!((LIFETIME_MIN..=LIFETIME_MAX).contains(&life), "{life:?}");
+}
+
+/// The values of a token vault's keys in Redis, a line each: whatever stands there, what is read is within bounds, and a
+/// damaged value is named. The order: newest number, the token's number, lifetime and time left, pause, secret.
+pub fn vault(data: &[u8]) {
+    let mut lines = data.split(|byte| *byte == b'\n');
+    let mut value = || lines.next().filter(|line| *line != b"-").map(<[u8]>::to_vec);
+    let millis =
+        |value: Option<Vec<u8>>| value.and_then(|value| String::from_utf8(value).ok()?.parse().ok()).unwrap_or(-2);
+    let (last, generation, lifetime) = (value(), value(), value());
+    let (left, pause, secret) = (millis(value()), millis(value()), value());
+    let values = Values { last, generation, lifetime, secret, left, pause };
+    let (content, damaged) = values.read();
+    assert!(content.last < GENERATION_MAX, "there is a next number");
+    assert!(content.pause.is_none_or(|pause| pause <= 2 * retry_after::RETRY_AFTER_MAX), "a pause ends");
+    if let Some(token) = &content.token {
+        assert!(token.generation <= content.last && token.lifetime <= LIFETIME_MAX && token.left <= token.lifetime);
+        assert!(!token.left.is_zero() && Some(&token.secret) == values.secret.as_ref());
+    }
+    for (text, damage) in [(&values.last, Damaged::Generation), (&values.generation, Damaged::TokenGeneration)] {
+        let bad = text.as_deref().is_some_and(|text| vault::number(text).is_none());
+        assert_eq!(bad, damaged.contains(&damage), "what is no number is told");
+    }
+    let refresh = RefreshToken::read(values.generation.as_deref(), values.secret.clone());
+    assert_eq!(refresh.is_err(), damaged.contains(&Damaged::TokenGeneration));
+    assert!(refresh.is_ok_and(|token| token.is_none_or(|token| token.number < GENERATION_MAX)) || !damaged.is_empty());
 }
 
 /// No setting is longer.

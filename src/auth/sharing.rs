@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    seal::{Place, Seal, What},
+    seal::{Place, Seal, SealError, What},
     vault::Kept,
 };
 use crate::{
@@ -199,6 +199,7 @@ impl Shared {
 
     fn open(&self, token: &Token) -> Option<Secret> {
         let opened = self.seal.open(&token.secret, self.place(What::AccessToken, token.generation));
+        let opened = opened.and_then(|secret| if is_usable(&secret) { Ok(secret) } else { Err(SealError::Forged) });
         opened
             .inspect_err(|error| {
                 let generation = token.generation;
@@ -231,6 +232,12 @@ impl Shared {
         self.away = true;
         None
     }
+}
+
+/// Whether a header may carry it, as of a token that the endpoint grants.
+fn is_usable(secret: &Secret) -> bool {
+    let text = secret.expose().as_bytes();
+    !text.is_empty() && text.iter().all(u8::is_ascii_graphic)
 }
 
 /// Another one for every lock, so that an old one is never taken for a new one.

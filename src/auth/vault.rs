@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::secrets::fingerprint;
 use crate::{
     model::{AccountName, Secret},
+    protocol::refresh::GENERATION_MAX,
     telemetry::chain,
 };
 
@@ -153,7 +154,17 @@ fn read(path: &Path) -> io::Result<Option<Kept>> {
     let stored: Stored =
         serde_json::from_slice(&text).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))?;
     let Stored { configured, number, refresh_token } = stored;
-    Ok(Some(Kept { ancestor: configured, number, refresh_token: Secret::new(refresh_token) }))
+    Ok(Some(Kept { ancestor: configured, number: sound(number, path), refresh_token: Secret::new(refresh_token) }))
+}
+
+/// A number that no rotation leads to is taken for the first one: the token beside it may be the newest there is.
+fn sound(number: u64, path: &Path) -> u64 {
+    if number < GENERATION_MAX {
+        return number;
+    }
+    let path = path.display();
+    tracing::error!(%path, number, expected_below = GENERATION_MAX, "a refresh token's number is damaged; it is 1 again");
+    1
 }
 
 /// Beside the old file and then over it, so that a crash leaves the one or the other.
@@ -212,6 +223,20 @@ mod tests {
         assert_eq!(self::vault(folder.path()).kept(&configured).await.unwrap().number, 2);
         vault.keep(&configured, own).await.unwrap();
         assert_eq!(vault.kept(&configured).await.unwrap().number, 3);
+    }
+
+    #[tokio::test]
+    async fn a_number_that_no_rotation_leads_to_costs_no_refresh_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = (Secret::new("first"), Secret::new("second"));
+        for number in [u64::MAX, u64::MAX - 1, GENERATION_MAX] {
+            let stored = Stored { configured: ancestor(&first), number, refresh_token: "rotated".to_owned() };
+            fs::write(folder.path().join("acme.refresh"), serde_json::to_vec(&stored).unwrap()).unwrap();
+            let mut vault = vault(folder.path());
+            assert_eq!(vault.newest(&first).await.expose(), "rotated");
+            vault.keep(&first, second.clone()).await.unwrap();
+            assert_eq!(vault.kept(&first).await.unwrap().number, 2);
+        }
     }
 
     #[tokio::test]

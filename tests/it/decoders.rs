@@ -41,7 +41,7 @@ const WORDS: [&str; 24] = [
 
 type Check = fn(&[u8]);
 
-const DECODERS: [(&str, Check); 8] = [
+const DECODERS: [(&str, Check); 9] = [
     ("sequenced", checks::sequenced),
     ("notifications", checks::notifications),
     ("batch", checks::batch),
@@ -50,6 +50,7 @@ const DECODERS: [(&str, Check); 8] = [
     ("retry_after", checks::retry_after),
     ("token", checks::token),
     ("settings", checks::settings),
+    ("vault", checks::vault),
 ];
 
 fn inputs(decoder: &str) -> Vec<Vec<u8>> {
@@ -101,6 +102,11 @@ fn whatever_a_platform_sends_is_accounted_for() {
 #[test]
 fn whatever_the_disk_gives_back_is_refused_or_whole() {
     run("batch", ROUNDS);
+}
+
+#[test]
+fn whatever_stands_in_the_keys_of_the_token_vault_is_read_within_bounds_or_named() {
+    run("vault", ROUNDS);
 }
 
 #[test]

@@ -105,6 +105,24 @@ async fn a_pause_that_one_is_told_is_kept_by_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_number_that_nobody_can_count_up_from_is_reset_and_replicas_share_on() {
+    for number in ["18446744073709551615", "18446744073709551614", "9007199254740991"] {
+        let (platform, redis) = (platform(600).await, Redis::volatile());
+        let replicas = Replicas::start(2, &platform, &redis);
+        replicas.reach(1).await;
+        redis.connection().run::<()>(cmd("SET").arg(Replica::key("generation")).arg(number)).await.unwrap();
+        replicas.refuse(1);
+        replicas.reach(2).await;
+        replicas.agree();
+        assert_eq!(platform.tally().grants_total(), 2, "{number}");
+        // One that starts later, too.
+        let late = Replica::with("300s", &platform, &redis);
+        late.reach(2).await;
+        assert_eq!((late.generation(), platform.tally().grants_total()), (2, 2), "{number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_late_replica_asks_nobody_and_sealing_keys_are_changed_without_a_request() {
     let (platform, redis) = (platform(600).await, Redis::durable());
     let first = Replica::sealed(&[1], &platform, &redis);

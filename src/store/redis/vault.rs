@@ -12,7 +12,22 @@ use super::{
     connection::{CommandError, Connection, Listener, Script},
     keys::key,
 };
-use crate::model::AccountName;
+use crate::{
+    model::AccountName,
+    protocol::{
+        refresh::{GENERATION_MAX, lifetime::LIFETIME_MAX},
+        retry_after::RETRY_AFTER_MAX,
+    },
+};
+
+/// A longer pause was not written by a replica: the longest that it writes is [`RETRY_AFTER_MAX`] and its jitter.
+const PAUSE_MAX: Duration = Duration::from_secs(2 * RETRY_AFTER_MAX.as_secs());
+
+/// A lock that lives longer was not taken by a replica. One without an end would be waited for by all, for ever.
+const LOCK_MAX: Duration = Duration::from_secs(60);
+
+/// So much of a damaged value is shown.
+const SHOWN_LEN_MAX: usize = 40;
 
 /// One account's place. Every caller has its own `owner`, and another one for every lock.
 #[derive(Debug)]
@@ -23,6 +38,7 @@ pub struct Vault {
     release: Script,
     renew: Script,
     keep_refresh: Script,
+    reset: Script,
     token: String,
     generation: String,
     lock: String,
@@ -72,7 +88,29 @@ pub enum Stored {
     Lost,
 }
 
-type Row = (u64, Option<u64>, Option<u64>, Option<Vec<u8>>, i64, i64);
+/// The values of the keys as Redis has them, absent ones as none. The spans are what the server says they have left.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Values {
+    pub last: Option<Vec<u8>>,
+    pub generation: Option<Vec<u8>>,
+    pub lifetime: Option<Vec<u8>>,
+    pub secret: Option<Vec<u8>>,
+    pub left: i64,
+    pub pause: i64,
+}
+
+/// A key whose value no replica can have written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damaged {
+    /// The number of the newest token.
+    Generation,
+    /// The token's own number.
+    TokenGeneration,
+    TokenLifetime,
+    Pause,
+}
+
+type Row = (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, i64, i64);
 
 impl Vault {
     pub fn new(connection: Connection, prefix: &str, account: &AccountName) -> Self {
@@ -84,6 +122,7 @@ impl Vault {
             release: Script::new(include_str!("scripts/token_release.lua")),
             renew: Script::new(include_str!("scripts/token_renew.lua")),
             keep_refresh: Script::new(include_str!("scripts/token_refresh.lua")),
+            reset: Script::new(include_str!("scripts/token_reset.lua")),
             token: name("token"),
             generation: name("generation"),
             lock: name("lock"),
@@ -93,10 +132,44 @@ impl Vault {
         }
     }
 
+    /// What is there. A damaged key is reset with an error, and read as if it were absent.
     pub async fn look(&self) -> Result<Content, CommandError> {
         let keys = [&*self.token, &*self.generation, &*self.pause];
         let row: Row = self.connection.call(&self.look, &keys, &[]).await?;
-        Ok(Content::of(row))
+        let (last, generation, lifetime, secret, left, pause) = row;
+        let values = Values { last, generation, lifetime, secret, left, pause };
+        let (content, damaged) = values.read();
+        for damage in damaged {
+            self.reset_damaged(damage, &values).await?;
+        }
+        Ok(content)
+    }
+
+    async fn reset_damaged(&self, damage: Damaged, values: &Values) -> Result<(), CommandError> {
+        let whole = format!("a number below {GENERATION_MAX}");
+        match damage {
+            Damaged::Generation => self.reset(&self.generation, "", values.last.as_deref(), &whole).await,
+            Damaged::TokenGeneration => {
+                self.reset(&self.token, "generation", values.generation.as_deref(), &whole).await
+            }
+            Damaged::TokenLifetime => {
+                let expected = format!("milliseconds from 1 to {}", LIFETIME_MAX.as_millis());
+                self.reset(&self.token, "lifetime", values.lifetime.as_deref(), &expected).await
+            }
+            Damaged::Pause => {
+                let (key, left_ms) = (&self.pause, values.pause);
+                tracing::error!(key, left_ms, expected_max = ?PAUSE_MAX, "a key of the token vault is damaged; it is reset");
+                self.connection.run::<i64>(cmd("DEL").arg(key)).await.map(drop)
+            }
+        }
+    }
+
+    /// Deletes a key in which something stands that no replica writes.
+    async fn reset(&self, key: &str, field: &str, found: Option<&[u8]>, expected: &str) -> Result<(), CommandError> {
+        let found = found.unwrap_or_default();
+        let shown = shown(found);
+        tracing::error!(key, field, found = shown, expected, "a key of the token vault is damaged; it is reset");
+        self.connection.call::<u8>(&self.reset, &[key], &[field.as_bytes(), found]).await.map(drop)
     }
 
     /// Whether `owner` has the lock now: only if nobody had it.
@@ -104,7 +177,24 @@ impl Vault {
         let mut command = cmd("SET");
         command.arg(&self.lock).arg(owner).arg("NX").arg("PX").arg(millis(life));
         let taken: Option<String> = self.connection.run(&command).await?;
+        if taken.is_none() {
+            self.check_lock().await?;
+        }
         Ok(taken.is_some())
+    }
+
+    /// A lock that no replica can have taken is broken: else all would wait for it, for ever.
+    async fn check_lock(&self) -> Result<(), CommandError> {
+        let left: i64 = self.connection.run(cmd("PTTL").arg(&self.lock)).await?;
+        if lock_is_sound(left) {
+            return Ok(());
+        }
+        let owner: Option<Vec<u8>> = self.connection.run(cmd("GET").arg(&self.lock)).await?;
+        let expected = format!("a lock that ends within {LOCK_MAX:?}");
+        match owner {
+            Some(owner) => self.reset(&self.lock, "", Some(&owner), &expected).await,
+            None => Ok(()),
+        }
     }
 
     /// Whether `owner` still has the lock, which then lives on for `life`.
@@ -139,8 +229,16 @@ impl Vault {
     pub async fn refresh_token(&self, configured: &str) -> Result<Option<RefreshToken>, CommandError> {
         let mut command = cmd("HMGET");
         command.arg(self.refresh_key(configured)).arg(&["number", "secret"]);
-        let (number, secret): (Option<u64>, Option<Vec<u8>>) = self.connection.run(&command).await?;
-        Ok(number.zip(secret).map(|(number, secret)| RefreshToken { number, secret }))
+        let (number, secret): (Option<Vec<u8>>, Option<Vec<u8>>) = self.connection.run(&command).await?;
+        match RefreshToken::read(number.as_deref(), secret) {
+            Ok(token) => Ok(token),
+            Err(DamagedNumber) => {
+                let expected = format!("a number below {GENERATION_MAX}");
+                let key = self.refresh_key(configured);
+                self.reset(&key, "number", number.as_deref(), &expected).await?;
+                Ok(None)
+            }
+        }
     }
 
     /// Stores it, unless this number or a higher one was. It has no end: nobody knows when the platform forgets it.
@@ -168,19 +266,81 @@ impl News {
     /// The next generation that was stored (0, if that cannot be read). None when the connection is lost.
     pub async fn next(&mut self) -> Option<u64> {
         let (_, bytes) = self.0.next().await?;
-        Some(std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok()).unwrap_or_default())
+        Some(number(&bytes).unwrap_or_default())
     }
 }
 
-impl Content {
-    fn of((last, generation, lifetime, secret, left, pause): Row) -> Self {
-        let span = |millis: i64| u64::try_from(millis).ok().filter(|millis| *millis > 0).map(Duration::from_millis);
-        let token = || {
-            let lifetime = Duration::from_millis(lifetime?);
-            Some(Token { generation: generation?, lifetime, left: span(left)?, secret: secret? })
+impl Values {
+    /// What they say, and which of them no replica can have written; those are left out.
+    pub fn read(&self) -> (Content, Vec<Damaged>) {
+        let mut damaged = Vec::new();
+        let last = self.last.as_deref().map_or(Some(0), number);
+        let pause = span(self.pause);
+        if last.is_none() {
+            damaged.push(Damaged::Generation);
+        }
+        if pause.is_some_and(|pause| pause > PAUSE_MAX) {
+            damaged.push(Damaged::Pause);
+        }
+        let token = self.token().unwrap_or_else(|damage| {
+            damaged.push(damage);
+            None
+        });
+        let newest = token.as_ref().map_or(0, |token| token.generation);
+        let content = Content {
+            last: last.unwrap_or_default().max(newest),
+            token,
+            pause: pause.filter(|pause| *pause <= PAUSE_MAX),
         };
-        Self { last, token: token(), pause: span(pause) }
+        (content, damaged)
     }
+
+    /// The token, if it has not ended.
+    fn token(&self) -> Result<Option<Token>, Damaged> {
+        let Some(generation) = self.generation.as_deref() else { return Ok(None) };
+        let generation = number(generation).ok_or(Damaged::TokenGeneration)?;
+        let lifetime = self.lifetime.as_deref().and_then(number).map(Duration::from_millis);
+        let lifetime = lifetime
+            .filter(|lifetime| !lifetime.is_zero() && *lifetime <= LIFETIME_MAX)
+            .ok_or(Damaged::TokenLifetime)?;
+        let found = span(self.left).zip(self.secret.clone());
+        Ok(found.map(|(left, secret)| Token { generation, lifetime, left: left.min(lifetime), secret }))
+    }
+}
+
+/// The number of a refresh token's rotation is none that a replica writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DamagedNumber;
+
+impl RefreshToken {
+    /// What its fields say.
+    pub fn read(stored: Option<&[u8]>, secret: Option<Vec<u8>>) -> Result<Option<Self>, DamagedNumber> {
+        let Some(stored) = stored else { return Ok(None) };
+        let number = number(stored).ok_or(DamagedNumber)?;
+        Ok(secret.map(|secret| Self { number, secret }))
+    }
+}
+
+/// A number as replicas write it, below [`GENERATION_MAX`].
+pub fn number(text: &[u8]) -> Option<u64> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let text = std::str::from_utf8(text).ok().filter(|_| digits)?;
+    text.parse().ok().filter(|number| *number < GENERATION_MAX)
+}
+
+/// Whether a lock with this left (negative: it has no end, or is gone) will end by itself.
+fn lock_is_sound(left: i64) -> bool {
+    const GONE: i64 = -2;
+    left == GONE || span(left).map_or(left == 0, |left| left <= LOCK_MAX)
+}
+
+fn span(millis: i64) -> Option<Duration> {
+    u64::try_from(millis).ok().filter(|millis| *millis > 0).map(Duration::from_millis)
+}
+
+/// The beginning of a value, as an operator may read it.
+fn shown(value: &[u8]) -> String {
+    value.iter().take(SHOWN_LEN_MAX).flat_map(|byte| std::ascii::escape_default(*byte)).map(char::from).collect()
 }
 
 /// The server counts in whole milliseconds, and nothing may live for none of them.

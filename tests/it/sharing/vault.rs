@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use trunkline::store::redis::vault::{Stored, Token, Vault};
+use redis::cmd;
+use trunkline::store::redis::{
+    connection::Connection,
+    vault::{RefreshToken, Stored, Token, Vault},
+};
 
-use crate::harness::{Redis, eventually};
+use crate::harness::{Redis, eventually, redis_limits};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -78,4 +82,67 @@ async fn a_pause_is_for_everybody_and_word_of_a_token_is_heard() {
     let mut news = vault.listen().await.unwrap();
     vault.publish("a", &token(9)).await.unwrap();
     assert_eq!(news.next().await, Some(9));
+}
+
+#[tokio::test]
+async fn what_no_replica_can_have_written_is_reset() {
+    let redis = Redis::volatile();
+    let (vault, connection) = (vault(&redis), redis.connection());
+    let key = |what: &str| format!("{{test:token:acme}}:{what}");
+    let run = async |words: &[&str]| connection.run::<redis::Value>(cmd(words[0]).arg(&words[1..])).await.unwrap();
+    let there = async |what: &str| connection.run::<i64>(cmd("EXISTS").arg(key(what))).await == Ok(1);
+    for number in ["18446744073709551615", "18446744073709551614", "9007199254740991", "-1", "1e3", "abc", ""] {
+        run(&["SET", &key("generation"), number]).await;
+        assert_eq!(vault.look().await.unwrap().last, 0, "{number}");
+        assert!(!there("generation").await, "{number}");
+        run(&["HSET", &key("token"), "generation", number, "lifetime", "60000", "secret", "s"]).await;
+        run(&["PEXPIRE", &key("token"), "30000"]).await;
+        assert_eq!(vault.look().await.unwrap().token, None, "{number}");
+        assert!(!there("token").await, "{number}");
+        run(&["HSET", &key("refresh:x"), "number", number, "secret", "s"]).await;
+        assert_eq!(vault.refresh_token("x").await, Ok(None), "{number}");
+        assert!(!there("refresh:x").await, "{number}");
+    }
+    run(&["HSET", &key("token"), "generation", "3", "lifetime", "172800001", "secret", "s"]).await;
+    assert_eq!(vault.look().await.unwrap().token, None);
+    assert!(!there("token").await);
+    run(&["SET", &key("pause"), "1", "PX", "999999999999"]).await;
+    assert_eq!(vault.look().await.unwrap().pause, None);
+    assert!(!there("pause").await);
+    for lock in [&["SET", &key("lock"), "a"][..], &["SET", &key("lock"), "a", "PX", "999999999"]] {
+        run(lock).await;
+        assert_eq!(vault.lock("b", LONG).await, Ok(false), "it is looked at before it is broken");
+        assert_eq!(vault.lock("b", LONG).await, Ok(true));
+        vault.release("b", None).await.unwrap();
+    }
+    assert_eq!(vault.publish("a", &token(1)).await, Ok(Stored::Done), "it goes on from the beginning");
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_a_vault_as_one_server_does() {
+    let nodes = Redis::cluster().await;
+    let address = format!("redis-cluster://127.0.0.1:{}", nodes[1].port());
+    let connection = Connection::new(address.parse().unwrap(), redis_limits());
+    for account in ["acme", "globex", "initech"] {
+        let vault = Vault::new(connection.clone(), "test", &account.parse().unwrap());
+        let mut news = vault.listen().await.unwrap();
+        assert_eq!(vault.look().await.unwrap().last, 0);
+        assert_eq!(vault.lock("a", LONG).await, Ok(true));
+        assert_eq!(vault.lock("b", LONG).await, Ok(false));
+        assert_eq!(vault.renew("a", LONG).await, Ok(true));
+        assert_eq!(vault.publish("b", &token(5)).await, Ok(Stored::Lost));
+        assert_eq!(vault.publish("a", &token(5)).await, Ok(Stored::Done));
+        assert_eq!(vault.publish("a", &token(5)).await, Ok(Stored::Newer));
+        assert_eq!(news.next().await, Some(5), "{account}");
+        let content = vault.look().await.unwrap();
+        assert_eq!((content.last, content.token.unwrap().secret), (5, token(5).secret));
+        vault.release("a", Some(LONG)).await.unwrap();
+        assert!(vault.look().await.unwrap().pause.is_some_and(|pause| pause <= LONG));
+        vault.keep_refresh_token("x", &RefreshToken { number: 2, secret: vec![1] }).await.unwrap();
+        assert_eq!(vault.refresh_token("x").await.unwrap().unwrap().number, 2);
+        let generation = format!("{{test:token:{account}}}:generation");
+        connection.run::<()>(cmd("SET").arg(&generation).arg("18446744073709551615")).await.unwrap();
+        // The token's own number is sound.
+        assert_eq!(vault.look().await.unwrap().last, 5);
+    }
 }
