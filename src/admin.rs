@@ -20,7 +20,11 @@ use crate::{
     auth::Tokens,
     clock,
     event_log::EventLogs,
-    listener::{Limits, Listener, descriptors::OPERATORS_MAX, origin::Origins},
+    listener::{
+        Limits, Listener,
+        descriptors::{OPERATORS_MAX, Share},
+        origin::Origins,
+    },
     replica::Replica,
     store::Store,
     tasks::Tasks,
@@ -71,6 +75,8 @@ pub struct Parts {
     pub replica: Option<Replica>,
     pub readiness: Readiness,
     pub logs: EventLogs,
+    /// How many connections the listeners take.
+    pub connections: Share,
 }
 
 /// A bound listener that does not accept yet.

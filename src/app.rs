@@ -118,6 +118,7 @@ impl App {
             replica: replica.clone(),
             readiness: readiness.clone(),
             logs: logs.clone(),
+            connections,
         };
         admin.start(&mut operators, parts);
         tend(&store, &mut operators);

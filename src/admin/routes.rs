@@ -12,7 +12,7 @@ use std::{
 use axum::{
     Router,
     extract::{RawQuery, Request, State},
-    http::{StatusCode, header::RETRY_AFTER},
+    http::{HeaderMap, StatusCode, header::RETRY_AFTER},
     middleware::{Next, from_fn_with_state},
     response::Response,
     routing::{MethodRouter, get, post},
@@ -80,20 +80,21 @@ async fn guard(State(operators): State<Arc<Operators>>, request: Request, next: 
 
 /// The metrics page. Making it takes a while where there are many streams, and it is large: a few are made at a time, on
 /// a thread that answers nobody else.
-async fn page(State(operators): State<Arc<Operators>>) -> Result<Response, Problem> {
+async fn page(State(operators): State<Arc<Operators>>, headers: HeaderMap) -> Result<Response, Problem> {
+    let gzip = shown::takes_gzip(&headers);
     let permit = timeout(PAGE_WAIT_MAX, Arc::clone(&operators.pages).acquire_owned()).await;
     let permit = permit.ok().and_then(Result::ok).ok_or_else(busy)?;
     let made = spawn_blocking(move || {
         for (stream, log) in operators.parts.logs.iter() {
             metrics::subscribers_lag(stream, log.lag_max());
         }
-        metrics::page()
+        if gzip { shown::compressed(&metrics::page()) } else { metrics::page().into() }
     });
     let page = made.await.map_err(|error| {
         tracing::error!(error = chain(&error), "the metrics page could not be made");
         busy()
     })?;
-    Ok(shown::metrics(page, permit))
+    Ok(shown::metrics(page, gzip, permit))
 }
 
 fn busy() -> Problem {
@@ -153,6 +154,7 @@ impl Operators {
             report: self.report(),
             streams: self.parts.streams.statuses(),
             accounts: self.parts.accounts.iter().map(Tokens::status).collect(),
+            connections: self.parts.connections,
             among: self.parts.replica.as_ref().map(Among::of),
         }
     }
@@ -195,7 +197,9 @@ mod tests {
 
     use axum::{
         body::{Body, to_bytes},
-        http::header::{ALLOW, CONTENT_TYPE, HOST, HeaderName, ORIGIN},
+        http::header::{
+            ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, ORIGIN,
+        },
     };
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
@@ -203,7 +207,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        admin::Readiness,
+        admin::{Readiness, Share},
         auth::{self, Grant},
         connector::{Connector, genesys_sequenced},
         event_log::{self, EventLogs},
@@ -254,7 +258,8 @@ mod tests {
                     .await
                     .unwrap();
             let readiness = Readiness::default();
-            let parts = Parts { store, streams, accounts, replica: None, readiness, logs: logs.clone() };
+            let connections = Share { consumers: 10, operators: 8 };
+            let parts = Parts { store, streams, accounts, replica: None, readiness, logs: logs.clone(), connections };
             let origins =
                 Origins { allowed: Vec::new(), hosts: Vec::new(), hosts_key: "admin.allowed_hosts", loopback: true };
             let site = TowerToHyperService::new(router(Operators {
@@ -415,6 +420,39 @@ mod tests {
             assert_eq!(head.headers().get(CONTENT_TYPE), get.headers().get(CONTENT_TYPE), "{path}");
             assert!(to_bytes(head.into_body(), usize::MAX).await.unwrap().is_empty(), "{path}");
         }
+        daemon.end().await;
+    }
+
+    #[tokio::test]
+    async fn the_metrics_page_is_compressed_for_whoever_takes_it_so() {
+        let daemon = Daemon::start().await;
+        let plain = daemon.ask("GET", "/metrics", &[]).await;
+        assert!(!plain.headers().contains_key(CONTENT_ENCODING));
+        let len = to_bytes(plain.into_body(), usize::MAX).await.unwrap().len();
+        let zipped = daemon.ask("GET", "/metrics", &[(ACCEPT_ENCODING, "deflate, gzip;q=0.8")]).await;
+        assert_eq!(zipped.headers()[CONTENT_ENCODING], "gzip");
+        let stated: usize = zipped.headers()[CONTENT_LENGTH].to_str().unwrap().parse().unwrap();
+        let zipped = to_bytes(zipped.into_body(), usize::MAX).await.unwrap();
+        assert!(zipped.len() == stated && stated < len / 4, "{stated} of {len}");
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*zipped), &mut text).unwrap();
+        assert!(text.contains("trunkline_stream_state{"), "{text}");
+        daemon.end().await;
+    }
+
+    #[tokio::test]
+    async fn scrapers_that_take_nothing_keep_no_probe_waiting() {
+        let daemon = Daemon::start().await;
+        let mut held = Vec::new();
+        for _ in 0..PAGES_MAX {
+            held.push(daemon.ask("GET", "/metrics", &[]).await);
+        }
+        let waiting = daemon.meaning("GET", "/metrics", &[]);
+        let probed = daemon.meaning("GET", "/healthz", &[]);
+        let (waited, probed) = tokio::join!(waiting, probed);
+        assert_eq!((waited, probed), ((503, Some("busy".to_owned())), (200, None)));
+        held.clear();
+        assert_eq!(daemon.meaning("GET", "/metrics", &[]).await, (200, None));
         daemon.end().await;
     }
 

@@ -1,23 +1,25 @@
 //! What the admin listener shows, as text and JSON. Pure: the parts have been asked already.
 
-use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, io::Write, time::Duration};
 
 use axum::{
     Json,
     body::Body,
     http::{
-        StatusCode,
-        header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName},
+        HeaderMap, StatusCode,
+        header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, VARY},
     },
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     auth::AccountStatus,
+    listener::descriptors::Share,
     model::{ReplicaId, StreamName},
     replica::Replica,
     telemetry::metrics,
@@ -71,6 +73,7 @@ pub(super) struct Status {
     pub(super) report: Report,
     pub(super) streams: Vec<StreamStatus>,
     pub(super) accounts: Vec<AccountStatus>,
+    pub(super) connections: Share,
     pub(super) among: Option<Among>,
 }
 
@@ -103,6 +106,7 @@ impl Status {
             "store": self.report.store_shown(),
             "streams": self.streams,
             "accounts": self.accounts,
+            "connections_max": { "consumers": self.connections.consumers, "operators": self.connections.operators },
             "subscribers": metrics::subscribers().into_iter().collect::<BTreeMap<_, _>>(),
         });
         if let Some(among) = &self.among {
@@ -114,13 +118,32 @@ impl Status {
 }
 
 /// The whole metrics page. The permit is given back when it was sent.
-pub(super) fn metrics(page: String, permit: OwnedSemaphorePermit) -> Response {
+pub(super) fn metrics(page: Bytes, gzip: bool, permit: OwnedSemaphorePermit) -> Response {
     let len = page.len();
-    let body = stream::iter(pieces(page.into())).map(move |piece| {
+    let encoding = gzip.then_some([(CONTENT_ENCODING, "gzip")]);
+    let body = stream::iter(pieces(page)).map(move |piece| {
         let _until_sent = &permit;
         Ok::<_, Infallible>(piece)
     });
-    ([(CONTENT_TYPE, METRICS_TYPE), NOT_STORED], [(CONTENT_LENGTH, len)], Body::from_stream(body)).into_response()
+    let headers = [(CONTENT_TYPE, METRICS_TYPE), NOT_STORED, (VARY, "accept-encoding")];
+    (headers, encoding, [(CONTENT_LENGTH, len)], Body::from_stream(body)).into_response()
+}
+
+/// Whether a client takes gzip: scrapers do, and the page is a twentieth then.
+pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|wish| {
+        let (name, weight) = wish.split_once(';').unwrap_or((wish, ""));
+        let refused = weight.trim().strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.0));
+        name.trim().eq_ignore_ascii_case("gzip") && !refused
+    })
+}
+
+/// A page as gzip, quickly rather than as small as can be.
+pub(super) fn compressed(page: &str) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let written = encoder.write_all(page.as_bytes()).and_then(|()| encoder.finish());
+    written.expect("writing to memory does not fail").into()
 }
 
 fn pieces(page: Bytes) -> impl Iterator<Item = Bytes> {
@@ -157,6 +180,20 @@ mod tests {
     fn report(store: Result<(), String>, draining: bool, states: [&'static str; 2]) -> Report {
         let names = ["agents", "queues"].map(|name| name.parse().unwrap());
         Report { store, warnings: Vec::new(), draining, streams: names.into_iter().zip(states).collect() }
+    }
+
+    #[test]
+    fn gzip_is_sent_only_to_whoever_takes_it() {
+        for (accepted, taken) in [
+            ("gzip", true),
+            ("deflate, GZIP ; q=0.5", true),
+            ("gzip;q=0", false),
+            ("identity", false),
+            ("gzipped", false),
+        ] {
+            let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, accepted.parse().unwrap())]);
+            assert_eq!(takes_gzip(&headers), taken, "{accepted}");
+        }
     }
 
     async fn body(response: Response) -> Value {
@@ -207,12 +244,15 @@ mod tests {
         let report = report(Ok(()), false, ["live", "live"]);
         let mut shown = body(status(report, None).response()).await;
         assert_eq!(shown["uptime_seconds"], 61);
+        assert_eq!(shown["connections_max"], json!({ "consumers": 10, "operators": 8 }));
         assert_eq!(shown["version"], env!("CARGO_PKG_VERSION"));
         shown["subscribers"].take()
     }
 
     fn status(report: Report, among: Option<Among>) -> Status {
-        Status { uptime: Duration::from_secs(61), report, streams: Vec::new(), accounts: Vec::new(), among }
+        let connections = Share { consumers: 10, operators: 8 };
+        let (streams, accounts) = (Vec::new(), Vec::new());
+        Status { uptime: Duration::from_secs(61), report, streams, accounts, connections, among }
     }
 
     #[tokio::test]

@@ -92,26 +92,66 @@ impl Feed {
             if let Some(due) = self.owed() {
                 return Ok(Some(due));
             }
-            let Some((index, read)) = self.first_ready(bytes_max).await else { return Ok(None) };
-            if let Some(due) = self.serve(index, read?) {
+            let [lane] = self.lanes.as_mut_slice() else {
+                // On the heap: most subscribers read one stream, and all would keep room for it.
+                return Box::pin(self.next_of_several(bytes_max)).await;
+            };
+            if lane.ended {
+                return Ok(None);
+            }
+            let read = lane.reader.next(bytes_max).await?;
+            if let Some(due) = self.serve(0, read) {
                 return Ok(Some(due));
+            }
+        }
+    }
+
+    async fn next_of_several(&mut self, bytes_max: usize) -> Result<Option<Due>, ReadError> {
+        loop {
+            if let Some(due) = self.look_around(bytes_max).await? {
+                return Ok(Some(due));
+            }
+            if !self.changed().await {
+                return Ok(None);
             }
         }
     }
 
     /// The same without waiting: none when nothing more is there for now.
     pub async fn next_now(&mut self, bytes_max: usize) -> Result<Option<Due>, ReadError> {
-        if let Some(due) = self.owed() {
-            return Ok(Some(due));
+        match self.owed() {
+            Some(due) => Ok(Some(due)),
+            None => self.look_around(bytes_max).await,
         }
+    }
+
+    /// Asks each lane in turn for what is there. The store is read for one lane at a time, and what it was asked for is
+    /// handed out: of reads side by side all but the first would have been in vain.
+    async fn look_around(&mut self, bytes_max: usize) -> Result<Option<Due>, ReadError> {
+        let from = self.turn;
         for step in 0..self.lanes.len() {
-            let index = (self.turn + step) % self.lanes.len();
-            let Some(read) = self.lanes[index].reader.next_now(bytes_max).await? else { continue };
+            let index = (from + step) % self.lanes.len();
+            let lane = &mut self.lanes[index];
+            if lane.ended {
+                continue;
+            }
+            let Some(read) = lane.reader.next_now(bytes_max).await? else { continue };
             if let Some(due) = self.serve(index, read) {
                 return Ok(Some(due));
             }
         }
         Ok(None)
+    }
+
+    /// Waits until a log has moved in which nothing more was found; false when all have ended.
+    async fn changed(&mut self) -> bool {
+        let open = self.lanes.iter_mut().filter(|lane| !lane.ended);
+        let waits: Vec<_> = open.map(|lane| Box::pin(lane.changed())).collect();
+        if waits.is_empty() {
+            return false;
+        }
+        select_all(waits).await;
+        true
     }
 
     fn owed(&mut self) -> Option<Due> {
@@ -120,18 +160,6 @@ impl Feed {
         let mark = self.lanes[lane].mark;
         let first = Mark { offset: mark.offset.next(), ..mark };
         Some(Due::Trimmed { lane, gap: Trimmed { after: foreign, first, lost: None } })
-    }
-
-    async fn first_ready(&mut self, bytes_max: usize) -> Option<(usize, Result<Read, ReadError>)> {
-        if let [lane] = self.lanes.as_mut_slice() {
-            return if lane.ended { None } else { Some((0, lane.reader.next(bytes_max).await)) };
-        }
-        let (before, from) = self.lanes.split_at_mut(self.turn);
-        let behind = from.iter_mut().zip(self.turn..).chain(before.iter_mut().zip(0..));
-        let open = behind.filter(|(lane, _)| !lane.ended);
-        let waits: Vec<_> =
-            open.map(|(lane, index)| Box::pin(async move { (index, lane.reader.next(bytes_max).await) })).collect();
-        if waits.is_empty() { None } else { Some(select_all(waits).await.0) }
     }
 
     fn serve(&mut self, index: usize, read: Read) -> Option<Due> {
@@ -166,6 +194,11 @@ impl Lane {
         let mark = Mark { epoch: log.end().lineage.current(), offset: after };
         let place = log.place(after);
         Self { log, reader, mark, foreign, place, ended: false }
+    }
+
+    /// A log that is gone has ended.
+    async fn changed(&mut self) {
+        self.ended |= !self.reader.changed().await;
     }
 
     fn advance(&mut self, views: &[BatchView]) {

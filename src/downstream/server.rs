@@ -4,6 +4,7 @@
 
 mod accept;
 mod error;
+mod memory;
 mod pages;
 mod position;
 mod query;
@@ -21,6 +22,7 @@ use crate::{
     model::StreamName,
     tasks::Tasks,
 };
+use memory::Memory;
 use routes::Consumers;
 
 /// How consumers are served.
@@ -95,7 +97,16 @@ impl Server {
         };
         let live = Box::new(live);
         let pages = pages::Budget::of(pages_len_max);
-        let site = routes::router(Consumers { logs, live, origins, ping_every, keep_alive, position_every, pages });
+        let site = routes::router(Consumers {
+            logs,
+            live,
+            origins,
+            ping_every,
+            keep_alive,
+            position_every,
+            pages,
+            memory: Memory::default(),
+        });
         let stop = tasks.stop();
         tasks.start("consumers", async move { Ok(self.listener.serve(site, stop).await?) });
     }

@@ -67,6 +67,12 @@ impl Reader {
         Ok(read.or(seen.closed.then_some(Read::End)))
     }
 
+    /// Waits until the log has moved since [`next_now`](Self::next_now) last found nothing; false when it never will
+    /// again. Cancel-safe, and reads nothing.
+    pub async fn changed(&mut self) -> bool {
+        self.moved.changed().await.is_ok()
+    }
+
     /// How far the log goes, and what has become of the reader's position in it.
     fn look(&mut self) -> Seen {
         let end = self.moved.borrow_and_update();

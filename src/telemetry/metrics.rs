@@ -41,6 +41,10 @@ struct Metrics {
 const LATENCY_BOUNDS: [f64; 14] =
     [0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 2.0, 8.0];
 
+/// The bounds of what is measured for each stream: few, because there may be a thousand streams. They tell what is usual
+/// from what a person would notice.
+const STREAM_BOUNDS: [f64; 5] = [0.001, 0.008, 0.064, 0.512, 4.0];
+
 impl Metrics {
     fn new() -> Self {
         let r = &Registry::new_custom(Some("trunkline".to_owned()), None).expect("the prefix is a valid name");
@@ -97,7 +101,7 @@ fn float_vec(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Ga
 }
 
 fn histogram_vec(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-    let options = histogram_opts!(name, help, LATENCY_BOUNDS.to_vec());
+    let options = histogram_opts!(name, help, STREAM_BOUNDS.to_vec());
     let metric = HistogramVec::new(options, labels).expect("metric names are valid");
     registry.register(Box::new(metric.clone())).expect("metric names are unique");
     metric
@@ -126,8 +130,8 @@ pub fn page() -> String {
 pub struct Subscriber {
     gauge: IntGauge,
     deliveries: IntCounter,
-    /// None for a page, whose end says nothing.
-    reason: Option<&'static str>,
+    /// Counts its end; none for a page, whose end says nothing.
+    closed: Option<IntCounter>,
 }
 
 impl Subscriber {
@@ -135,7 +139,8 @@ impl Subscriber {
         let gauge = METRICS.subscribers.with_label_values(&[transport]);
         gauge.inc();
         let deliveries = METRICS.deliveries.with_label_values(&[transport]);
-        Self { gauge, deliveries, reason: (transport != "page").then_some("gone") }
+        let closed = (transport != "page").then(|| METRICS.closed.with_label_values(&["gone"]));
+        Self { gauge, deliveries, closed }
     }
 
     /// Events were handed over.
@@ -145,15 +150,15 @@ impl Subscriber {
 
     /// It ends for one of `draining`, `limit`, `protocol`, `store`, `too_slow`; unless it is said, its client is `gone`.
     pub fn closes(&mut self, reason: &'static str) {
-        self.reason = Some(reason);
+        self.closed = Some(METRICS.closed.with_label_values(&[reason]));
     }
 }
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
         self.gauge.dec();
-        if let Some(reason) = self.reason {
-            METRICS.closed.with_label_values(&[reason]).inc();
+        if let Some(closed) = &self.closed {
+            closed.inc();
         }
     }
 }
@@ -189,5 +194,23 @@ pub fn announce() {
     }
     for reason in STORE_ERRORS {
         METRICS.store_errors.with_label_values(&[reason]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thousand streams have a page that a scrape of a second can take: about 75 bytes a series.
+    const SERIES_MAX: usize = 80;
+
+    #[test]
+    fn a_stream_has_few_series() {
+        let name: StreamName = "few-series".parse().unwrap();
+        Stream::new(&name).entered("live");
+        subscribers_lag(&name, 1);
+        let page = page();
+        let series = page.lines().filter(|line| line.contains("stream=\"few-series\"")).count();
+        assert!((40..=SERIES_MAX).contains(&series), "{series} series of one stream");
     }
 }

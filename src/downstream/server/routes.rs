@@ -24,6 +24,7 @@ use serde::Serialize;
 use super::{
     accept::{self, Form},
     error::Refusal,
+    memory::Memory,
     pages,
     position::Positions,
     query::{Named, Query},
@@ -54,6 +55,7 @@ pub(super) struct Consumers {
     pub(super) keep_alive: Duration,
     pub(super) position_every: Duration,
     pub(super) pages: pages::Budget,
+    pub(super) memory: Memory,
 }
 
 pub(super) fn router(consumers: Consumers) -> Router {
@@ -154,7 +156,8 @@ impl Consumers {
             Wanted::Page => pages::response(feed, &query.kinds, query.limit, cursors, uri, &self.pages).await,
             Wanted::Endless(endless) => {
                 let (keep_alive, position_every) = (self.keep_alive, self.position_every);
-                let manner = Manner { endless, form: cursors, keep_alive, position_every, positions: query.positions };
+                let (positions, memory) = (query.positions, self.memory.clone());
+                let manner = Manner { endless, form: cursors, keep_alive, position_every, positions, memory };
                 Ok(sse::response(feed, query.kinds, &manner))
             }
         }
@@ -166,7 +169,8 @@ impl Consumers {
         let (kinds, one) = (query.kinds, feed.width() == 1);
         let partial = told && !(one && kinds.all());
         let positions = partial.then(|| Box::new(Positions::new(one, self.position_every)));
-        let session = ws::Session { feed, kinds, ping_every: self.ping_every, positions, form, subscriber };
+        let (ping_every, memory) = (self.ping_every, self.memory.clone());
+        let session = ws::Session { feed, kinds, ping_every, positions, form, memory, subscriber };
         Upgrade::to(|socket, heard| ws::converse(session, socket, heard))
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::{
     accept::Form,
+    memory::{Held, Memory},
     position::{self, Positions},
     render::{self, Kinds},
 };
@@ -53,6 +54,9 @@ pub(super) struct Following {
     positions: Option<Box<Positions>>,
     /// Pieces of this turn that were not taken yet.
     pieces: VecDeque<Bytes>,
+    memory: Memory,
+    /// What this turn takes until its last piece was taken.
+    held: Option<Box<Held>>,
     subscriber: metrics::Subscriber,
 }
 
@@ -67,6 +71,7 @@ pub(super) struct Manner {
     pub(super) position_every: Duration,
     /// NDJSON: the reader wants to be told how far it has been passed.
     pub(super) positions: bool,
+    pub(super) memory: Memory,
 }
 
 /// The answer that goes on until its logs end.
@@ -122,7 +127,8 @@ impl Endless {
 
 impl Following {
     fn new(feed: Feed, kinds: Kinds, manner: &Manner) -> Self {
-        let &Manner { endless, form, keep_alive, position_every, positions } = manner;
+        let &Manner { endless, form, keep_alive, position_every, positions, ref memory } = manner;
+        let memory = memory.clone();
         let progress = Progress::of(&feed, form);
         let mut ticks = interval_at(tokio::time::Instant::from_std(clock::now()) + keep_alive, keep_alive);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -138,7 +144,7 @@ impl Following {
         };
         let carried = endless == Endless::Sse || feed.width() == 1;
         let positions = partial.then(|| Box::new(Positions::new(carried, position_every)));
-        Self { feed, kinds, endless, progress, keep_alive: ticks, positions, pieces, subscriber }
+        Self { feed, kinds, endless, progress, keep_alive: ticks, positions, pieces, memory, held: None, subscriber }
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
@@ -147,9 +153,10 @@ impl Following {
                 self.keep_alive.reset();
                 return Ok(Some(piece));
             }
+            self.held = None;
             tokio::select! {
                 biased;
-                due = self.feed.next(TURN_LEN) => match due? {
+                due = self.feed.next(self.memory.read_len(TURN_LEN)) => match due? {
                     Some(due) => self.wrap(&due),
                     None => return Ok(None),
                 },
@@ -162,6 +169,7 @@ impl Following {
     fn wrap(&mut self, due: &Due) {
         match due {
             Due::Entries { lane, views } => {
+                self.held = self.memory.hold(views);
                 for view in views {
                     self.wrap_view(*lane, view);
                 }

@@ -29,6 +29,7 @@ use tokio_tungstenite::{
 };
 
 use super::{
+    memory::Memory,
     position::{self, Positions},
     render::{self, Kinds},
 };
@@ -52,6 +53,7 @@ pub(super) struct Session {
     pub(super) positions: Option<Box<Positions>>,
     /// How its cursor is written.
     pub(super) form: CursorForm,
+    pub(super) memory: Memory,
     pub(super) subscriber: metrics::Subscriber,
 }
 
@@ -120,6 +122,7 @@ struct Conversation {
     unanswered: u8,
     positions: Option<Box<Positions>>,
     form: CursorForm,
+    memory: Memory,
     subscriber: metrics::Subscriber,
 }
 
@@ -131,13 +134,13 @@ impl Conversation {
             .max_write_buffer_size(WRITE_BUFFER_MAX)
             .max_message_size(Some(MESSAGE_LEN_MAX))
             .max_frame_size(Some(MESSAGE_LEN_MAX));
-        let Session { feed, kinds, ping_every, positions, form, subscriber } = session;
+        let Session { feed, kinds, ping_every, positions, form, memory, subscriber } = session;
         let mut pings = interval_at(tokio::time::Instant::from_std(clock::now()) + ping_every, ping_every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // A copy, because the few bytes heard would keep the whole buffer of the HTTP head alive.
         let heard = heard.to_vec();
         let socket = WebSocketStream::from_partially_read(socket, heard, Role::Server, Some(config)).await;
-        Self { socket, feed, kinds, pings, unanswered: 0, positions, form, subscriber }
+        Self { socket, feed, kinds, pings, unanswered: 0, positions, form, memory, subscriber }
     }
 
     async fn run(&mut self) -> End {
@@ -145,7 +148,7 @@ impl Conversation {
             let done = tokio::select! {
                 biased;
                 message = self.socket.next() => self.hear(message),
-                due = self.feed.next(WRITE_LEN) => match due {
+                due = self.feed.next(self.memory.read_len(WRITE_LEN)) => match due {
                     Ok(Some(due)) => self.say(&due).await,
                     Ok(None) => Err(End::Drained),
                     Err(error) => Err(End::Unreadable(error)),
@@ -183,6 +186,7 @@ impl Conversation {
         self.socket.flush().await.map_err(fault)?;
         match due {
             Due::Entries { views, .. } => {
+                let _held = self.memory.hold(views);
                 let chunks: Vec<&[u8]> = views.iter().flat_map(|view| chunks(view, &self.kinds)).collect();
                 write_all(self.socket.get_mut(), &chunks).await?;
             }

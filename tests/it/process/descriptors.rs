@@ -56,6 +56,8 @@ async fn consumers_never_take_the_descriptors_of_streams_and_operators() {
     assert!(refused > 0, "and not all");
     let page = relay.text(&relay.admin, "/metrics").await;
     assert!(page.contains(&format!("process_max_fds {LIMIT}\n")), "the soft limit was raised");
+    let told = &relay.status().await["connections_max"]["consumers"];
+    assert_eq!(told, served.len(), "as many as the status says");
     relay.wish("streams/calls/rotate").await;
     eventually("the stream has dialled a second socket", PATIENCE, async || {
         (relay.stream().await["rotations"] == 1).then_some(())

@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use redis::cmd;
 use trunkline::{
     clock,
-    model::{Offset, Standing},
+    downstream::feed::{Beginning, Due, Feed},
+    event_log::{self, EventLogs},
+    model::{Offset, Source, Standing, StreamName},
     store::{
         Append, AppendError, Store,
         redis::{Durability, Redis as RedisStore},
@@ -133,6 +135,51 @@ async fn a_command_that_arrives_long_after_it_was_tried_again_changes_nothing() 
         assert_eq!(found.last.0, last);
         assert_found(found.checkpoint, newest.checkpoint);
     }
+}
+
+#[tokio::test]
+async fn many_cold_streams_at_once_cost_no_more_than_one_by_one() {
+    const STREAMS: usize = 16;
+    let server = Redis::volatile();
+    let store = store(&server);
+    let mut names = Vec::new();
+    for index in 0..STREAMS {
+        let mut log = Log::open(&store, &format!("cold-{index}")).await;
+        for _ in 0..20 {
+            log.append(MANY).await.unwrap();
+        }
+        let source = Source::new(&"acme".parse().unwrap(), &log.name);
+        names.push((log.name.clone(), source));
+    }
+    let (mut one_by_one, mut together) = (0, 0);
+    for (name, source) in &names {
+        one_by_one += read_bytes(&server, &store, &[(name.clone(), source.clone())]).await;
+    }
+    together += read_bytes(&server, &store, &names).await;
+    assert!(together < one_by_one * 3 / 2, "{together} bytes together, {one_by_one} one by one");
+}
+
+/// What the server sends while everything of these cold streams is read as one subscription reads it.
+async fn read_bytes(server: &Redis, store: &Store, streams: &[(StreamName, Source)]) -> u64 {
+    let logs = EventLogs::open(store.clone(), streams, &event_log::Settings { tail_bytes: 1 }).await.unwrap();
+    let before = sent(server).await;
+    let beginning = Beginning { after: Offset::START, foreign: None };
+    let mut feed = Feed::new(logs.iter().map(|(_, log)| (log.clone(), beginning)));
+    let mut left = streams.len() * 20 * MANY;
+    while left > 0 {
+        let next = tokio::time::timeout(Duration::from_secs(30), feed.next(16 * 1024)).await;
+        match next.expect("more in time").unwrap().unwrap() {
+            Due::Entries { views, .. } => left -= views.iter().map(|view| view.entries().len()).sum::<usize>(),
+            other @ Due::Trimmed { .. } => panic!("{other:?}"),
+        }
+    }
+    sent(server).await - before
+}
+
+async fn sent(server: &Redis) -> u64 {
+    let about: String = server.connection().run(cmd("INFO").arg("stats")).await.unwrap();
+    let (_, bytes) = about.split_once("total_net_output_bytes:").unwrap();
+    bytes.lines().next().unwrap().trim().parse().unwrap()
 }
 
 async fn transactions(server: &Redis) -> u64 {
