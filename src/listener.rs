@@ -53,7 +53,7 @@ pub use forwarded::{Network, NetworkError};
 pub(crate) use host::is_authority;
 use problem::Problem;
 use seats::{Full, Seat, Seats};
-pub use socket::{Socket, notice_vanished_peer};
+pub use socket::{Socket, Stalled, notice_vanished_peer};
 use upgrade::Conversation;
 pub use upgrade::Upgrade;
 
@@ -331,9 +331,10 @@ async fn speak_http(
     header_timeout: Duration,
     stop: CancellationToken,
 ) -> Option<(OnUpgrade, Conversation)> {
-    let agreed = Mutex::new(None);
+    let (agreed, stalled) = (Mutex::new(None), socket.stalled_out());
     let service = service_fn(|mut request: Request<Incoming>| {
         let upgrade = hyper::upgrade::on(&mut request);
+        request.extensions_mut().insert(stalled.clone());
         let (answer, agreed) = (admission.check(&request).map(|()| site.call(request)), &agreed);
         async move {
             let mut answer = match answer {

@@ -4,6 +4,10 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -41,18 +45,35 @@ pub fn notice_vanished_peer(_: &TcpStream, _: Duration) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a connection's client was given up for taking nothing; an extension of each of its requests. Whoever makes an
+/// endless body sees it dropped, and finds the reason here.
+#[derive(Debug, Clone, Default)]
+pub struct Stalled(Arc<AtomicBool>);
+
+impl Stalled {
+    pub fn is_true(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A TCP stream whose writes fail with [`io::ErrorKind::TimedOut`] after a while without any progress.
 #[derive(Debug)]
 pub struct Socket {
     stream: TcpStream,
     stall_max: Duration,
+    stalled_out: Stalled,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl Socket {
     pub(super) fn new(stream: TcpStream, stall_max: Duration) -> Self {
-        Self { stream, stall_max, stalled: None }
+        Self { stream, stall_max, stalled_out: Stalled::default(), stalled: None }
+    }
+
+    /// What becomes true when the client is given up for taking nothing.
+    pub(super) fn stalled_out(&self) -> Stalled {
+        self.stalled_out.clone()
     }
 
     /// From here on a stall is borne for this long.
@@ -72,6 +93,7 @@ impl Socket {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => {
                 self.stalled = None;
+                self.stalled_out.0.store(true, Ordering::Relaxed);
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
             }
         }

@@ -24,12 +24,17 @@ const CLOSE_REASONS: [&str; 6] = ["draining", "gone", "limit", "protocol", "stor
 const TRANSPORTS: [&str; 4] = ["websocket", "sse", "ndjson", "page"];
 const STORE_ERRORS: [&str; 5] = ["full", "fenced", "damaged", "io", "read"];
 
+/// What is counted of a transport. Handles are resolved once.
+struct Transport {
+    connected: IntGauge,
+    deliveries: IntCounter,
+}
+
 struct Metrics {
     registry: Registry,
     streams: stream::Families,
     accounts: account::Families,
-    subscribers: IntGaugeVec,
-    deliveries: IntCounterVec,
+    transports: [Transport; TRANSPORTS.len()],
     closed: IntCounterVec,
     lag: IntGaugeVec,
     store_append: Histogram,
@@ -52,11 +57,15 @@ impl Metrics {
         build
             .with_label_values(&[env!("CARGO_PKG_VERSION"), option_env!("TRUNKLINE_COMMIT").unwrap_or("unknown")])
             .set(1);
+        let subscribers = gauge_vec(r, "subscribers", "Connected clients", &["transport"]);
+        let deliveries = counter_vec(r, "deliveries_total", "Events handed to clients", &["transport"]);
         Self {
             streams: stream::Families::register(r),
             accounts: account::Families::register(r),
-            subscribers: gauge_vec(r, "subscribers", "Connected clients", &["transport"]),
-            deliveries: counter_vec(r, "deliveries_total", "Events handed to clients", &["transport"]),
+            transports: TRANSPORTS.map(|transport| Transport {
+                connected: subscribers.with_label_values(&[transport]),
+                deliveries: deliveries.with_label_values(&[transport]),
+            }),
             closed: counter_vec(r, "subscribers_closed_total", "Subscriptions that ended, by reason", &["reason"]),
             lag: gauge_vec(
                 r,
@@ -128,24 +137,23 @@ pub fn page() -> String {
 /// A connected client; counted until dropped. `transport` is one of `websocket`, `sse`, `ndjson`, `page`.
 #[derive(Debug)]
 pub struct Subscriber {
-    gauge: IntGauge,
-    deliveries: IntCounter,
+    /// Index of its transport.
+    transport: usize,
     /// Counts its end; none for a page, whose end says nothing.
     closed: Option<IntCounter>,
 }
 
 impl Subscriber {
     pub fn connected(transport: &'static str) -> Self {
-        let gauge = METRICS.subscribers.with_label_values(&[transport]);
-        gauge.inc();
-        let deliveries = METRICS.deliveries.with_label_values(&[transport]);
+        let index = TRANSPORTS.iter().position(|known| *known == transport).expect("one of the four transports");
+        METRICS.transports[index].connected.inc();
         let closed = (transport != "page").then(|| METRICS.closed.with_label_values(&["gone"]));
-        Self { gauge, deliveries, closed }
+        Self { transport: index, closed }
     }
 
     /// Events were handed over.
     pub fn delivered(&self, events: usize) {
-        self.deliveries.inc_by(events as u64);
+        METRICS.transports[self.transport].deliveries.inc_by(events as u64);
     }
 
     /// It ends for one of `draining`, `limit`, `protocol`, `store`, `too_slow`; unless it is said, its client is `gone`.
@@ -156,7 +164,7 @@ impl Subscriber {
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        self.gauge.dec();
+        METRICS.transports[self.transport].connected.dec();
         if let Some(closed) = &self.closed {
             closed.inc();
         }
@@ -170,7 +178,7 @@ pub fn subscribers_lag(stream: &StreamName, events: u64) {
 
 /// How many clients are connected, by transport.
 pub fn subscribers() -> [(&'static str, i64); TRANSPORTS.len()] {
-    TRANSPORTS.map(|transport| (transport, METRICS.subscribers.with_label_values(&[transport]).get()))
+    std::array::from_fn(|index| (TRANSPORTS[index], METRICS.transports[index].connected.get()))
 }
 
 /// One durable step of the store took this long.
@@ -185,10 +193,6 @@ pub fn store_failed(reason: &'static str) {
 
 /// Makes the series exist whose labels are known without any configuration.
 pub fn announce() {
-    for transport in TRANSPORTS {
-        METRICS.subscribers.with_label_values(&[transport]);
-        METRICS.deliveries.with_label_values(&[transport]);
-    }
     for reason in CLOSE_REASONS {
         METRICS.closed.with_label_values(&[reason]);
     }

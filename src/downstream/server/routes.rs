@@ -157,7 +157,8 @@ impl Consumers {
             Wanted::Endless(endless) => {
                 let (keep_alive, position_every) = (self.keep_alive, self.position_every);
                 let (positions, memory) = (query.positions, self.memory.clone());
-                let manner = Manner { endless, form: cursors, keep_alive, position_every, positions, memory };
+                let stalled = request.extensions.get().cloned().unwrap_or_default();
+                let manner = Manner { endless, form: cursors, keep_alive, position_every, positions, memory, stalled };
                 Ok(sse::response(feed, query.kinds, &manner))
             }
         }

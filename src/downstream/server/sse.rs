@@ -24,6 +24,7 @@ use super::{
 use crate::{
     clock,
     downstream::feed::{CursorForm, Due, Feed, Progress},
+    listener::Stalled,
     model::BatchView,
     store::ReadError,
     telemetry::{chain, metrics},
@@ -58,6 +59,16 @@ pub(super) struct Following {
     /// What this turn takes until its last piece was taken.
     held: Option<Box<Held>>,
     subscriber: metrics::Subscriber,
+    stalled: Stalled,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if self.stalled.is_true() {
+            tracing::info!("a subscriber took nothing for too long");
+            self.subscriber.closes("too_slow");
+        }
+    }
 }
 
 /// How an endless answer is given.
@@ -72,6 +83,7 @@ pub(super) struct Manner {
     /// NDJSON: the reader wants to be told how far it has been passed.
     pub(super) positions: bool,
     pub(super) memory: Memory,
+    pub(super) stalled: Stalled,
 }
 
 /// The answer that goes on until its logs end.
@@ -127,8 +139,8 @@ impl Endless {
 
 impl Following {
     fn new(feed: Feed, kinds: Kinds, manner: &Manner) -> Self {
-        let &Manner { endless, form, keep_alive, position_every, positions, ref memory } = manner;
-        let memory = memory.clone();
+        let &Manner { endless, form, keep_alive, position_every, positions, ref memory, ref stalled } = manner;
+        let (memory, stalled) = (memory.clone(), stalled.clone());
         let progress = Progress::of(&feed, form);
         let mut ticks = interval_at(tokio::time::Instant::from_std(clock::now()) + keep_alive, keep_alive);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -144,7 +156,19 @@ impl Following {
         };
         let carried = endless == Endless::Sse || feed.width() == 1;
         let positions = partial.then(|| Box::new(Positions::new(carried, position_every)));
-        Self { feed, kinds, endless, progress, keep_alive: ticks, positions, pieces, memory, held: None, subscriber }
+        Self {
+            feed,
+            kinds,
+            endless,
+            progress,
+            keep_alive: ticks,
+            positions,
+            pieces,
+            memory,
+            held: None,
+            subscriber,
+            stalled,
+        }
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {

@@ -187,7 +187,7 @@ impl Conversation {
         match due {
             Due::Entries { views, .. } => {
                 let _held = self.memory.hold(views);
-                let chunks: Vec<&[u8]> = views.iter().flat_map(|view| chunks(view, &self.kinds)).collect();
+                let chunks = wanted(views, &self.kinds, &mut self.positions, &self.subscriber);
                 write_all(self.socket.get_mut(), &chunks).await?;
             }
             Due::Trimmed { lane, gap } => {
@@ -195,25 +195,9 @@ impl Conversation {
                 write_all(self.socket.get_mut(), &[&frame]).await?;
             }
         }
+        let told = self.positions.as_ref().is_none_or(|positions| !positions.due());
         // On the heap: few subscribers ever come here, and all would keep room for it.
-        if self.saw(due) { Box::pin(self.tell_position()).await } else { Ok(()) }
-    }
-
-    /// Counts what was delivered. Whether the reader is to be told how far it was passed over.
-    fn saw(&mut self, due: &Due) -> bool {
-        let Due::Entries { views, .. } = due else { return false };
-        for view in views {
-            let (mut delivered, mut end) = (0, None);
-            for run in self.kinds.runs(view) {
-                delivered += run.len();
-                end = Some(run.end);
-            }
-            self.subscriber.delivered(delivered);
-            if let Some(positions) = &mut self.positions {
-                positions.saw(view, end);
-            }
-        }
-        self.positions.as_ref().is_some_and(|positions| positions.due())
+        if told { Ok(()) } else { Box::pin(self.tell_position()).await }
     }
 
     async fn tell_position(&mut self) -> Result<(), End> {
@@ -262,10 +246,28 @@ impl Conversation {
     }
 }
 
-/// The wanted frames of a view, as few slices as possible.
-fn chunks<'a>(view: &'a BatchView, kinds: &'a Kinds) -> impl Iterator<Item = &'a [u8]> {
-    let rendering = view.batch.frames(render::frames);
-    kinds.runs(view).map(|run| &rendering.bytes[render::span(rendering, &run)])
+/// The wanted frames of these views, as few slices as possible; counted, and what is passed over with them.
+fn wanted<'a>(
+    views: &'a [BatchView],
+    kinds: &Kinds,
+    positions: &mut Option<Box<Positions>>,
+    subscriber: &metrics::Subscriber,
+) -> Vec<&'a [u8]> {
+    let (mut chunks, mut delivered) = (Vec::with_capacity(views.len()), 0);
+    for view in views {
+        let rendering = view.batch.frames(render::frames);
+        let mut end = None;
+        for run in kinds.runs(view) {
+            chunks.push(&rendering.bytes[render::span(rendering, &run)]);
+            delivered += run.len();
+            end = Some(run.end);
+        }
+        if let Some(positions) = positions {
+            positions.saw(view, end);
+        }
+    }
+    subscriber.delivered(delivered);
+    chunks
 }
 
 fn fault(error: tungstenite::Error) -> End {

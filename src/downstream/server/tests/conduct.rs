@@ -11,6 +11,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 
 use super::harness::{Http, PATIENCE, Relay, Setup, sequences};
+use crate::telemetry::metrics;
 
 const QUEUES: &str = "/v1/streams/queues/events";
 
@@ -481,5 +482,45 @@ async fn pages_that_nobody_takes_leave_room_only_up_to_a_bound() {
     drop(held);
     let mut again = relay.get(&page, &[]).await;
     assert_eq!((again.status(), again.json().await.as_array().unwrap().len()), (200, 1_000));
+    relay.drain().await;
+}
+
+#[tokio::test]
+async fn a_subscription_that_ends_is_counted_with_its_reason() {
+    let mut setup = Setup::default();
+    setup.server.limits.stall_max = Duration::from_millis(300);
+    let relay = Relay::with(setup).await;
+    let count = |reason: &str| -> f64 {
+        let series = format!("trunkline_subscribers_closed_total{{reason=\"{reason}\"}} ");
+        let page = metrics::page();
+        let line = page.lines().find_map(|line| line.strip_prefix(&series).map(str::to_owned));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    };
+    // Other tests of the process close subscriptions, too: counts only rise.
+    for accept in ["text/event-stream", "application/x-ndjson"] {
+        let before = count("too_slow");
+        let slow = relay.get(QUEUES, &[("Accept", accept)]).await;
+        let body = format!("\"{}\"", "x".repeat(50_000));
+        for _ in 0..8 {
+            relay.append("queues", &vec![body.as_str(); 100]).await;
+        }
+        let counted = async {
+            while count("too_slow") <= before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, counted).await.expect("it is counted as too slow");
+        drop(slow);
+    }
+    let before = count("protocol");
+    let mut ws = relay.subscribe(QUEUES).await;
+    ws.0.send(Message::binary(vec![1])).await.unwrap();
+    ws.closed().await;
+    let counted = async {
+        while count("protocol") <= before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, counted).await.expect("it is counted");
     relay.drain().await;
 }
