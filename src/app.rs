@@ -14,6 +14,7 @@ use crate::{
     event_log::{self, EventLogs},
     listener::{self, descriptors},
     model::{AccountName, ReplicaId, Source, StreamName},
+    network::{NetworkPolicy, Resolver, Trust},
     protocol::{
         backoff, lease,
         session::Patience,
@@ -316,17 +317,6 @@ pub fn install_crypto() {
     }
 }
 
-/// Trust comes from the system's certificates; they are read once.
-fn tls() -> anyhow::Result<Arc<rustls::ClientConfig>> {
-    let mut roots = rustls::RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
-        tracing::warn!("no certificates found: install ca-certificates, or wss:// and https:// cannot be trusted");
-    }
-    Ok(Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
-}
-
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
     let config::Retention { events, age, bytes } = config.store.retention;
     let retention = store::Retention { events, age, bytes };
@@ -420,10 +410,13 @@ fn start_accounts(
     sharing: Option<&auth::Sharing>,
     tasks: &mut Tasks,
 ) -> anyhow::Result<BTreeMap<AccountName, Tokens>> {
+    // The accounts share what is trusted and the resolver.
+    let (trust, resolver) = (Trust::of_machine().context("cannot set up TLS")?, Resolver::default());
     let start = |(name, account): (&AccountName, &config::Account)| {
+        let network = NetworkPolicy::new(account.network.clone(), trust.clone(), resolver.clone());
         let tokens = match sharing {
-            Some(sharing) => Tokens::share(account.auth.clone(), sharing.clone(), tasks),
-            None => Tokens::start(account.auth.clone(), tasks),
+            Some(sharing) => Tokens::share(account.auth.clone(), &network, sharing.clone(), tasks),
+            None => Tokens::start(account.auth.clone(), &network, tasks),
         };
         Ok((name.clone(), tokens.with_context(|| format!("accounts.{name}"))?))
     };
@@ -437,17 +430,27 @@ async fn start_streams(
     seats: BTreeMap<StreamName, Seat>,
     tasks: &mut Tasks,
 ) -> anyhow::Result<Streams> {
-    let settings = config.streams.iter().map(|(name, stream)| stream_settings(name, stream, config)).collect();
-    Streams::start(settings, logs, tokens, seats, &tls()?, tasks).await
+    let settings = |(name, stream): (&StreamName, &StreamConfig)| {
+        let tokens = tokens.get(&stream.account).context("every stream has an account")?;
+        Ok(stream_settings(name, stream, config, tokens.network()))
+    };
+    let settings: anyhow::Result<Vec<_>> = config.streams.iter().map(settings).collect();
+    Streams::start(settings?, logs, tokens, seats, tasks).await
 }
 
 /// A stream's rules from its configuration.
-fn stream_settings(name: &StreamName, from: &StreamConfig, config: &Config) -> upstream::Settings {
+fn stream_settings(
+    name: &StreamName,
+    from: &StreamConfig,
+    config: &Config,
+    network: &NetworkPolicy,
+) -> upstream::Settings {
     let api_url = config.accounts.get(&from.account).and_then(|account| account.api_url.clone());
     upstream::Settings {
         stream: name.clone(),
         account: from.account.clone(),
         api_url: api_url.unwrap_or_default(),
+        network: network.clone(),
         frame_max: from.frame_max,
         rules: stream::Settings {
             connector: connector(&from.connector),

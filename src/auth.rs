@@ -32,6 +32,7 @@ use self::{
 use crate::{
     clock,
     model::{AccountName, Secret, SecretRef, StreamName},
+    network::NetworkPolicy,
     protocol::refresh::{
         Phase,
         usage::{Ruling, Usage},
@@ -116,6 +117,8 @@ pub struct AccountStatus {
     pub last_error: Option<String>,
     /// When it happened (RFC 3339).
     pub last_error_at: Option<String>,
+    /// The proxy that token requests go through, without login; none where they are direct.
+    pub proxy: Option<String>,
 }
 
 /// Reads the keys that seal tokens; without any, they are not sealed.
@@ -129,26 +132,43 @@ pub async fn read_seal(keys: Option<&SecretRef>) -> anyhow::Result<Seal> {
 pub struct Tokens {
     account: AccountName,
     ends: Ends,
+    /// How the account's connections are made.
+    network: NetworkPolicy,
+    /// Which proxy its token requests go through.
+    proxy: Option<String>,
 }
 
 impl Tokens {
-    /// Starts the refresher of an account, which gets the first token at once. To be called within a Tokio runtime,
-    /// with rustls' process-wide provider installed.
-    pub fn start(settings: Settings, tasks: &mut Tasks) -> anyhow::Result<Self> {
-        Self::begin(settings, None, tasks)
+    /// Starts the refresher of an account, which gets the first token at once. To be called within a Tokio runtime.
+    pub fn start(settings: Settings, network: &NetworkPolicy, tasks: &mut Tasks) -> anyhow::Result<Self> {
+        Self::begin(settings, network, None, tasks)
     }
 
     /// The same together with every replica that looks into the same vault: they make one request between them.
-    pub fn share(settings: Settings, sharing: Sharing, tasks: &mut Tasks) -> anyhow::Result<Self> {
+    pub fn share(
+        settings: Settings,
+        network: &NetworkPolicy,
+        sharing: Sharing,
+        tasks: &mut Tasks,
+    ) -> anyhow::Result<Self> {
         match settings.grant {
             // Reading a file again bothers nobody.
-            Grant::Static { .. } => Self::begin(settings, None, tasks),
-            Grant::ClientCredentials(_) | Grant::RefreshToken { .. } => Self::begin(settings, Some(sharing), tasks),
+            Grant::Static { .. } => Self::begin(settings, network, None, tasks),
+            Grant::ClientCredentials(_) | Grant::RefreshToken { .. } => {
+                Self::begin(settings, network, Some(sharing), tasks)
+            }
         }
     }
 
-    fn begin(settings: Settings, sharing: Option<Sharing>, tasks: &mut Tasks) -> anyhow::Result<Self> {
-        let grants = Grants::new(&settings, REQUEST_MAX).context("could not set up the token endpoint's client")?;
+    fn begin(
+        settings: Settings,
+        network: &NetworkPolicy,
+        sharing: Option<Sharing>,
+        tasks: &mut Tasks,
+    ) -> anyhow::Result<Self> {
+        let proxy = network.proxy_shown(&settings.token_url);
+        let grants =
+            Grants::new(&settings, network, REQUEST_MAX).context("could not set up the token endpoint's client")?;
         let shared = sharing.map(|sharing| {
             let (shared, listening) = Shared::new(sharing, &settings.account, tasks.stop());
             tasks.start("token news", listening);
@@ -157,7 +177,12 @@ impl Tokens {
         let (refresher, ends) = Refresher::new(&settings, grants, shared);
         let span = tracing::info_span!("tokens", account = %settings.account);
         tasks.start("tokens", refresher.run(tasks.stop()).instrument(span));
-        Ok(Self { account: settings.account, ends })
+        Ok(Self { account: settings.account, ends, network: network.clone(), proxy })
+    }
+
+    /// How every connection under this account's token is made.
+    pub fn network(&self) -> &NetworkPolicy {
+        &self.network
     }
 
     pub fn account(&self) -> &AccountName {
@@ -218,6 +243,7 @@ impl Tokens {
             waiting_seconds: report.waiting.and_then(|waiting| waiting.until).map(until),
             last_error,
             last_error_at,
+            proxy: self.proxy.clone(),
         }
     }
 }

@@ -13,6 +13,7 @@ mod guarantee;
 mod keys;
 mod listen;
 mod machine;
+mod proxies;
 mod resolve;
 mod schema;
 mod secrets;
@@ -33,6 +34,7 @@ use crate::{
     auth,
     listener::Network,
     model::{AccountName, SecretRef, StreamName},
+    network,
     store::redis::address::Address,
 };
 
@@ -130,6 +132,8 @@ pub struct Account {
     pub api_url: Option<String>,
     /// `token_url` is empty with a static token, which never asks for another.
     pub auth: auth::Settings,
+    /// How its connections are made.
+    pub network: network::Settings,
 }
 
 /// One upstream feed.
@@ -217,9 +221,10 @@ pub fn effective(files: &[PathBuf], environment: &Environment) -> Result<String,
 fn load_documents(documents: &[Document], environment: &Environment) -> Result<Config, Findings> {
     let (draft, mut findings) = draft(documents, environment)?;
     findings.extend(secrets::check(&draft.tree, &draft.file, environment));
+    findings.extend(proxies::check(&draft.file, environment));
     Findings::or(findings, ())?;
     let warnings = warnings::warnings(&draft.tree, environment);
-    Ok(Config { ineffective: draft.ineffective, warnings, ..resolve::resolve(&draft.file) })
+    Ok(Config { ineffective: draft.ineffective, warnings, ..resolve::resolve(&draft.file, environment) })
 }
 
 fn read(files: &[PathBuf]) -> Result<Vec<Document>, Findings> {

@@ -245,6 +245,14 @@ impl Connector {
         }
     }
 
+    /// The socket's URL, where the configuration names it.
+    pub fn socket_url(&self) -> Option<&str> {
+        match self {
+            Self::Notifications(_) => None,
+            Self::Sequenced(settings) => Some(&settings.url),
+        }
+    }
+
     /// Begins to get an endpoint.
     pub fn prepare(&self) -> (Preparation, Step) {
         match self {

@@ -22,6 +22,7 @@ use crate::{
     clock,
     event_log::{EventLog, EventLogs},
     model::{AccountName, Mark, ReplicaId, StreamName},
+    network::NetworkPolicy,
     protocol::{
         self,
         stream::{Input, State},
@@ -59,6 +60,8 @@ pub struct StreamStatus {
     /// Topics that the platform refused, each with its reason (at most 20).
     pub refused_topics: Vec<String>,
     pub last_error: Option<String>,
+    /// The proxy that its connections go through, without login; none where they are direct.
+    pub proxy: Option<String>,
 }
 
 /// A wish could not be passed on.
@@ -86,9 +89,30 @@ pub struct Settings {
     pub account: AccountName,
     /// Base of the account's REST API.
     pub api_url: String,
+    /// How the account's connections are made.
+    pub network: NetworkPolicy,
     /// Bytes of the largest frame that is taken.
     pub frame_max: usize,
     pub rules: protocol::stream::Settings,
+}
+
+/// The part of a session's time to connect that an attempt may take: then its error names the step that was late, before
+/// the session gives it up.
+const DIAL_SHARE: f64 = 0.95;
+
+impl Settings {
+    fn connections(&self) -> reqwest::Result<(Rest, Dialler)> {
+        let client = rest::client(&self.network)?;
+        let configured = self.rules.connector.snapshot(None);
+        let rest = Rest::new(client, self.network.clone(), &self.api_url, &configured);
+        let within = self.rules.patience.connect.mul_f64(DIAL_SHARE);
+        Ok((rest, Dialler::new(self.network.clone(), self.frame_max, within)))
+    }
+
+    /// The proxy of its socket, where the configuration names one; else that of the API, which does.
+    fn proxy(&self) -> Option<String> {
+        self.network.proxy_shown(self.rules.connector.socket_url().unwrap_or(&self.api_url))
+    }
 }
 
 /// Wishes that may wait; what is beyond them repeats what waits already.
@@ -109,6 +133,8 @@ struct Entry {
     /// Who keeps it, where there are replicas.
     view: Option<View>,
     wishes: mpsc::Sender<Wish>,
+    /// Which proxy its socket goes through.
+    proxy: Option<String>,
 }
 
 impl Streams {
@@ -119,17 +145,15 @@ impl Streams {
         logs: &EventLogs,
         tokens: &BTreeMap<AccountName, Tokens>,
         mut seats: BTreeMap<StreamName, Seat>,
-        tls: &Arc<rustls::ClientConfig>,
         tasks: &mut Tasks,
     ) -> anyhow::Result<Self> {
-        let client = rest::client()?;
         let mut streams = BTreeMap::new();
         for settings in settings {
             let log = logs.get(&settings.stream).context("every stream has a log")?.clone();
             let tokens = tokens.get(&settings.account).context("every stream has an account")?.clone();
             let stream = settings.stream.clone();
-            let rest = Rest::new(client.clone(), &settings.api_url);
-            let dialler = Dialler::new(Arc::clone(tls), settings.frame_max);
+            let (rest, dialler) = settings.connections().context("cannot set up the client for REST calls")?;
+            let proxy = settings.proxy();
             let (seat, writer) = match seats.remove(&stream) {
                 Some(seat) => (seat, None),
                 None => (Seat::alone(), Some(log.claim(None).await.with_context(|| format!("the log of {stream}"))?)),
@@ -143,6 +167,7 @@ impl Streams {
                 board: Arc::clone(&board),
                 view: seat.view(),
                 wishes,
+                proxy,
             };
             let rules = settings.rules;
             let keeper = Keeper { rules, seat, log, writer, tokens, wishes: wished, board, dialler, rest };
@@ -215,6 +240,7 @@ impl Entry {
             snapshot_owed: facts.snapshot_owed,
             refused_topics: facts.refused_shown(),
             last_error: facts.last_error,
+            proxy: self.proxy.clone(),
         }
     }
 }

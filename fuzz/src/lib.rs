@@ -158,7 +158,7 @@ pub fn config(data: &[u8]) {
 pub fn retry_after(data: &[u8]) {
     let Some((answered, text)) = data.split_first_chunk::<8>() else { return };
     let Ok(text) = std::str::from_utf8(text) else { return };
-    if let Some(pause) = retry_after::parse(text, Timestamp(i64::from_le_bytes(*answered))) {
+    if let Some(pause) = retry_after::of_answer(Some(text), None, Timestamp(i64::from_le_bytes(*answered))) {
         assert!((retry_after::RETRY_AFTER_MIN..=retry_after::RETRY_AFTER_MAX).contains(&pause), "{pause:?}");
     }
 }

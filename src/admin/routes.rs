@@ -212,6 +212,7 @@ mod tests {
         connector::{Connector, genesys_sequenced},
         event_log::{self, EventLogs},
         model::{SecretRef, Source},
+        network::{self, NetworkPolicy, Resolver, Trust},
         protocol::{
             backoff,
             session::Patience,
@@ -254,9 +255,7 @@ mod tests {
             let accounts = vec![tokens.clone()];
             let tokens = BTreeMap::from([(acme(), tokens)]);
             let streams =
-                Streams::start(names.map(unheard).into(), &logs, &tokens, BTreeMap::new(), &tls(), &mut tasks)
-                    .await
-                    .unwrap();
+                Streams::start(names.map(unheard).into(), &logs, &tokens, BTreeMap::new(), &mut tasks).await.unwrap();
             let readiness = Readiness::default();
             let connections = Share { consumers: 10, operators: 8 };
             let parts = Parts { store, streams, accounts, replica: None, readiness, logs: logs.clone(), connections };
@@ -323,7 +322,6 @@ mod tests {
     }
 
     fn tokens(token: SecretRef, vault: &std::path::Path, tasks: &mut Tasks) -> Tokens {
-        rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
         let settings = auth::Settings {
             account: acme(),
             grant: Grant::Static { token },
@@ -335,12 +333,12 @@ mod tests {
             lifetime_default: Duration::from_secs(3_600),
             vault: vault.to_owned(),
         };
-        Tokens::start(settings, tasks).unwrap()
+        Tokens::start(settings, &network(), tasks).unwrap()
     }
 
-    fn tls() -> Arc<rustls::ClientConfig> {
-        let roots = rustls::RootCertStore::empty();
-        Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+    fn network() -> NetworkPolicy {
+        let trust = Trust::of(rustls::RootCertStore::empty()).unwrap();
+        NetworkPolicy::new(network::Settings::default(), trust, Resolver::default())
     }
 
     /// A stream whose platform listens nowhere.
@@ -352,6 +350,7 @@ mod tests {
             stream,
             account: acme(),
             api_url: String::new(),
+            network: network(),
             frame_max: 1 << 20,
             rules: stream::Settings {
                 connector: Connector::Sequenced(genesys_sequenced::Settings { url, placement, snapshot_url: None }),

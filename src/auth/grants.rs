@@ -7,8 +7,7 @@ use std::time::Duration;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{
     Response,
-    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER},
-    redirect, retry,
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue},
 };
 
 use super::{
@@ -20,6 +19,7 @@ use super::{
 use crate::{
     clock,
     model::{Exchange, Secret, StatusMeaning, Timestamp},
+    network::{HttpLimits, NetworkPolicy, head},
     protocol::{
         refresh::{
             Failure,
@@ -47,6 +47,8 @@ pub(super) struct Grants {
     scope: String,
     lifetime_default: Duration,
     http: reqwest::Client,
+    /// The proxy in front of the token endpoint.
+    proxy: Option<String>,
     secrets: Secrets,
     vault: Vault,
 }
@@ -65,6 +67,8 @@ pub(super) enum GrantError {
     Secret(#[from] SecretError),
     #[error("could not reach the token endpoint")]
     Unreachable(#[source] reqwest::Error),
+    #[error("token request through the proxy {proxy}")]
+    Proxied { proxy: String, source: Box<Self> },
     #[error("the token endpoint answered {0}")]
     Status(u16),
     #[error("the token endpoint asks for fewer requests ({status}{})", wait_words(*.pause))]
@@ -85,9 +89,18 @@ pub(super) enum GrantError {
 }
 
 impl GrantError {
+    /// The same error with the name of the proxy that the request went through.
+    fn through(self, proxy: Option<&str>) -> Self {
+        match proxy {
+            Some(proxy) => Self::Proxied { proxy: proxy.to_owned(), source: Box::new(self) },
+            None => self,
+        }
+    }
+
     pub(super) fn verdict(&self) -> Failure {
         match self {
             Self::Throttled { pause, .. } => Failure::Throttled(*pause),
+            Self::Proxied { source, .. } => source.verdict(),
             Self::Rejected { .. } | Self::StaticRefused => Failure::Rejected,
             Self::Secret(_) | Self::Unreachable(_) | Self::Status(_) | Self::TooLong | Self::Unusable { .. } => {
                 Failure::Unreachable
@@ -97,24 +110,22 @@ impl GrantError {
 }
 
 impl Grants {
-    /// Opens no connection yet. Fails if no TLS provider is installed, or the platform's roots cannot be read.
-    pub(super) fn new(settings: &Settings, request_max: Duration) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .redirect(redirect::Policy::none())
-            .retry(retry::never())
-            .no_proxy()
-            // Nobody asks for it, and some send it all the same.
-            .gzip(true)
-            .pool_max_idle_per_host(0)
-            .connect_timeout(CONNECT_MAX)
-            .timeout(request_max)
-            .build()?;
+    /// Opens no connection yet.
+    pub(super) fn new(
+        settings: &Settings,
+        network: &NetworkPolicy,
+        request_max: Duration,
+    ) -> Result<Self, reqwest::Error> {
+        let limits = HttpLimits { connect: CONNECT_MAX, total: request_max };
+        // Nobody asks for gzip, and some send it all the same.
+        let http = network.http_client(limits).gzip(true).pool_max_idle_per_host(0).build()?;
         Ok(Self {
             grant: settings.grant.clone(),
             token_url: settings.token_url.clone(),
             scope: settings.scope.clone(),
             lifetime_default: settings.lifetime_default,
             http,
+            proxy: network.proxy_shown(&settings.token_url),
             secrets: Secrets::default(),
             vault: Vault::new(&settings.vault, &settings.account),
         })
@@ -206,8 +217,11 @@ impl Grants {
             }
         };
         let request = request.header(ACCEPT, "application/json").header(ACCEPT_ENCODING, "identity");
-        let response = request.form(&form).send().await;
-        judge(response.map_err(unreachable)?).await
+        let answered = match request.form(&form).send().await {
+            Ok(response) => judge(response).await,
+            Err(error) => Err(unreachable(error)),
+        };
+        answered.map_err(|error| error.through(self.proxy.as_deref()))
     }
 
     fn granted(&self, answer: Answer) -> Granted {
@@ -251,8 +265,7 @@ async fn judge(response: Response) -> Result<Answer, GrantError> {
     let status = response.status().as_u16();
     let dated = header(&response, &DATE).and_then(retry_after::http_date);
     log_skew(dated);
-    let answered = dated.unwrap_or_else(clock::wall);
-    let pause = header(&response, &RETRY_AFTER).and_then(|value| retry_after::parse(value, answered));
+    let pause = head::retry_after(response.headers());
     let meaning = StatusMeaning::of(Exchange::TokenRequest, status, pause);
     let content_type = content_type(&response);
     let body = match bounded(response).await {

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     model::{Secret, SecretRef, StreamName},
+    network::{self, NetworkPolicy, Resolver, Trust},
     protocol::refresh::Failure,
     tasks::Tasks,
     telemetry::chain,
@@ -330,9 +331,8 @@ struct Relay {
 
 impl Relay {
     fn start(settings: Settings) -> Self {
-        install_tls();
         let mut tasks = Tasks::new("auth");
-        Self { tokens: Tokens::start(settings, &mut tasks).unwrap(), tasks }
+        Self { tokens: Tokens::start(settings, &network(), &mut tasks).unwrap(), tasks }
     }
 
     /// A stream was live under it, and is refused it.
@@ -460,13 +460,15 @@ impl io::Write for Logs {
 
 /// One try with little patience.
 async fn fetch(settings: &Settings) -> Result<Granted, GrantError> {
-    install_tls();
-    Grants::new(settings, Duration::from_millis(500)).unwrap().fetch(None::<Secret>).await
+    Grants::new(settings, &network(), Duration::from_millis(500)).unwrap().fetch(None::<Secret>).await
 }
 
-fn install_tls() {
-    // the second test of a process finds it installed
-    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+fn network() -> NetworkPolicy {
+    NetworkPolicy::new(
+        network::Settings::default(),
+        Trust::of(rustls::RootCertStore::empty()).unwrap(),
+        Resolver::default(),
+    )
 }
 
 fn reference(folder: &Path, name: &str) -> SecretRef {

@@ -149,6 +149,7 @@ struct Account {
     waiting_seconds: Option<f64>,
     last_error: Option<String>,
     last_error_at: Option<String>,
+    proxy: Option<String>,
 }
 
 impl Report {
@@ -243,11 +244,12 @@ impl Account {
     }
 
     fn notes(&self) -> Vec<String> {
+        let proxy = self.proxy.iter().map(|proxy| format!("{}: connects through the proxy {proxy}", self.account));
         let until = self.waiting_seconds.map(|count| format!(", {} at most", seconds(count))).unwrap_or_default();
         let waits = self.waiting_for.iter().map(|what| format!("{}: a refresh waits for {what}{until}", self.account));
         let at = self.last_error_at.as_ref().map(|at| format!(" ({at})")).unwrap_or_default();
         let error = self.last_error.iter().map(|error| format!("{}: {error}{at}", self.account));
-        waits.chain(error).collect()
+        proxy.chain(waits).chain(error).collect()
     }
 }
 
@@ -313,6 +315,7 @@ mod tests {
             snapshot_owed: true,
             refused_topics: vec!["v2.users.x.presence (403)".to_owned()],
             last_error: None,
+            proxy: None,
         };
         let account = AccountStatus {
             account: "acme".parse().unwrap(),
@@ -325,6 +328,7 @@ mod tests {
             waiting_seconds: Some(42.0),
             last_error: Some("invalid_client".to_owned()),
             last_error_at: Some("2026-05-04T13:31:49.570Z".to_owned()),
+            proxy: Some("http://proxy.test:3128".to_owned()),
         };
         serde_json::json!({ "version": "0.1.0", "uptime_seconds": 90061.0, "streams": [stream], "accounts": [account] })
             .to_string()
@@ -350,6 +354,7 @@ acme     rejected  #4     59m      -                3
 
 queues: a snapshot is owed
 queues: topic refused: v2.users.x.presence (403)
+acme: connects through the proxy http://proxy.test:3128
 acme: a refresh waits for the next attempt after a failure, 42s at most
 acme: invalid_client (2026-05-04T13:31:49.570Z)
 ";

@@ -6,11 +6,12 @@
 use config::Value;
 use reqwest::Url;
 
-use crate::{connector::genesys_notifications, model::Span, store::redis::address::Address};
+use crate::{
+    connector::genesys_notifications, model::Span, network::proxy::is_loopback, store::redis::address::Address,
+};
 
 use super::{
     finding::{Finding, KeyPath, nearest},
-    format::is_loopback,
     keys::{CONNECTOR_KEYS, GRANT_KEYS, Keys, STORE_KEYS},
     listen::Listen,
     shape::{Account, Backoff, Connector, File, Grant, Platform, Store, StoreKind, Stream},

@@ -7,6 +7,7 @@ use reqwest::Url;
 use super::listen::Listen;
 use crate::{
     listener::{Network, is_authority},
+    network::proxy::{self, Proxy},
     store::redis::address::Address,
 };
 
@@ -29,6 +30,8 @@ pub(super) fn judge(format: &str, text: &str) -> Result<(), String> {
         "topic" => topic(text),
         "redis-url" => text.parse::<Address>().map(drop).map_err(|error| error.to_string()),
         "prefix" => prefix(text),
+        "proxy-url" => proxy(text),
+        "proxy-exception" => proxy_exception(text),
         _ => Ok(()),
     }
 }
@@ -95,6 +98,22 @@ fn topic(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+fn proxy(text: &str) -> Result<(), String> {
+    match text == proxy::NONE {
+        true => Ok(()),
+        false => Proxy::parse(text).map(drop).map_err(|error| format!("{error}, or \"none\"")),
+    }
+}
+
+fn proxy_exception(text: &str) -> Result<(), String> {
+    match proxy::is_exception(text) {
+        true => Ok(()),
+        false => {
+            Err(format!("expected a domain, an address, a network such as \"10.0.0.0/8\", or \"*\", found {text:?}"))
+        }
+    }
+}
+
 /// Braces would decide a key's slot, and spaces end a pattern of an ACL.
 fn prefix(text: &str) -> Result<(), String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b':');
@@ -104,18 +123,12 @@ fn prefix(text: &str) -> Result<(), String> {
     Err(format!("expected 1 to {PREFIX_LEN_MAX} letters, digits, '.', '_', '-' or ':', found {text:?}"))
 }
 
-/// The address of a Redis as it may be shown.
+/// The URL of a Redis or of a proxy as it may be shown.
 pub(super) fn without_login(text: &str) -> String {
     match (text.split_once("://"), text.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://***@{rest}"),
         (Some(_) | None, _) => text.to_owned(),
     }
-}
-
-/// Whether a URL leads to this machine.
-pub(super) fn is_loopback(url: &Url) -> bool {
-    let address = |host: &str| host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-    url.host_str().is_some_and(|host| host == "localhost" || address(host).is_ok_and(|address| address.is_loopback()))
 }
 
 #[cfg(test)]
@@ -138,6 +151,10 @@ mod tests {
             ("topic", "v2.users.*?presence&routingStatus"),
             ("redis-url", "rediss+sentinel://u:p@a,b:5/main"),
             ("prefix", "acme:trunkline"),
+            ("proxy-url", "http://user:pass@proxy.test:3128"),
+            ("proxy-url", "none"),
+            ("proxy-exception", "10.0.0.0/8"),
+            ("proxy-exception", ".corp.test"),
             ("topic", "v2.detail.events.conversation.2f7bf00a-0fc2.acd.end"),
         ] {
             assert_eq!(judge(format, good), Ok(()), "{format} {good}");
@@ -166,6 +183,10 @@ mod tests {
             ("redis-url", "secret"),
             ("prefix", "{a}"),
             ("prefix", ""),
+            ("proxy-url", "socks5://secret@proxy.test"),
+            ("proxy-url", ""),
+            ("proxy-exception", "10.0.0.0/99"),
+            ("proxy-exception", ""),
         ] {
             assert!(judge(format, bad).is_err_and(|text| !text.contains("secret")), "{format} {bad}");
         }

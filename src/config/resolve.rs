@@ -7,11 +7,12 @@ use std::{path::Path, time::Duration};
 use crate::{
     auth,
     model::{AccountName, SecretRef},
+    network,
 };
 
 use super::{
-    Account, AdminConfig, Backoff, Config, ConnectorConfig, HttpConfig, Overflow, RedisConfig, Retention, StoreConfig,
-    StoreKind, StreamConfig,
+    Account, AdminConfig, Backoff, Config, ConnectorConfig, Environment, HttpConfig, Overflow, RedisConfig, Retention,
+    StoreConfig, StoreKind, StreamConfig, proxies,
     shape::{self, ClientAuth, Connector, File, Grant},
 };
 
@@ -41,7 +42,7 @@ pub(super) fn fill(file: &mut File) {
 }
 
 /// What the wiring takes, from a file that is checked and filled.
-pub(super) fn resolve(file: &File) -> Config {
+pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
     let vault = file.store.path.join(VAULT_DIRECTORY);
     let retention = &file.store.retention;
     Config {
@@ -52,7 +53,11 @@ pub(super) fn resolve(file: &File) -> Config {
             path: file.store.path.clone(),
             retention: Retention { events: retention.events, age: retention.age.0, bytes: retention.bytes.0 },
         },
-        accounts: file.accounts.iter().map(|(name, from)| (name.clone(), account(name, from, &vault))).collect(),
+        accounts: file
+            .accounts
+            .iter()
+            .map(|(name, from)| (name.clone(), account(name, from, &vault, environment)))
+            .collect(),
         streams: file.streams.iter().map(|(name, from)| (name.clone(), stream(from, file))).collect(),
         ineffective: Vec::new(),
         warnings: Vec::new(),
@@ -87,7 +92,7 @@ fn store(from: &shape::Store) -> StoreKind {
     }
 }
 
-fn account(name: &AccountName, from: &shape::Account, vault: &Path) -> Account {
+fn account(name: &AccountName, from: &shape::Account, vault: &Path, environment: &Environment) -> Account {
     Account {
         platform: from.platform,
         api_url: from.api_url.clone(),
@@ -101,6 +106,10 @@ fn account(name: &AccountName, from: &shape::Account, vault: &Path) -> Account {
             refresh_jitter: from.refresh_jitter.0,
             lifetime_default: from.lifetime_default.0,
             vault: vault.to_owned(),
+        },
+        network: network::Settings {
+            proxies: proxies::of(from, environment).expect("the checks refuse what is no proxy"),
+            insecure: from.insecure,
         },
     }
 }

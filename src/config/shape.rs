@@ -221,6 +221,15 @@ pub(crate) struct Account {
     #[serde(default = "secs::<600>")]
     #[schemars(extend("x-minimum" = "1s", "x-maximum" = "30d"))]
     pub lifetime_default: Span,
+    /// The HTTP proxy of every connection of the account: `http://HOST:PORT`, or `https` for one that is reached over TLS,
+    /// with `USER:PASSWORD@` before the host where it wants a login; `none` for direct connections. Without it the
+    /// variables `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` hold. This machine is never reached by a proxy.
+    #[schemars(extend("format" = "proxy-url"))]
+    pub proxy: Option<String>,
+    /// Hosts that are reached without the proxy: domains with all below them, addresses, networks such as `10.0.0.0/8`.
+    #[serde(default)]
+    #[schemars(extend("items" = { "type": "string", "format": "proxy-exception" }))]
+    pub no_proxy: Vec<String>,
     /// Allows credentials over plain `http` and `ws` to other machines. For a closed test network only.
     #[serde(default)]
     pub insecure: bool,

@@ -87,7 +87,7 @@ impl Page<'_> {
     fn value(&self, path: &KeyPath, value: &Value) -> String {
         match at_path(self.schema, &path.0).map(wanted) {
             Some(Wanted::Secret) => "\"***\"".to_owned(),
-            Some(Wanted::Text("redis-url")) => {
+            Some(Wanted::Text("redis-url" | "proxy-url")) => {
                 Value::from(without_login(value.as_str().unwrap_or_default())).to_string()
             }
             None

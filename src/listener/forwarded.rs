@@ -27,7 +27,8 @@ pub struct Network {
 pub struct NetworkError(String);
 
 impl Network {
-    fn contains(self, address: IpAddr) -> bool {
+    /// Whether an address is in it. IPv4 in IPv6 counts as IPv4.
+    pub fn contains(self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(other)) => {
                 let differing = u32::from(own) ^ u32::from(other);

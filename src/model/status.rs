@@ -41,8 +41,9 @@ impl StatusMeaning {
             (Exchange::Upgrade | Exchange::Call, 401) => Self::TokenRefused,
             // A deployment, a load balancer or a firewall answers an upgrade with any of these for minutes.
             (Exchange::Upgrade, _) => Self::Transient,
-            // The time was too short (408), a proxy between routed to the wrong server (421), or the request is early (425).
-            (Exchange::Call | Exchange::TokenRequest, 408 | 421 | 425) => Self::Transient,
+            // The proxy wants a login (407), the time was too short (408), the request went to the wrong server (421), or came
+            // too early (425): nothing that the platform decided.
+            (Exchange::Call | Exchange::TokenRequest, 407 | 408 | 421 | 425) => Self::Transient,
             (Exchange::Call | Exchange::TokenRequest, 400..=499) => Self::Refused,
             (Exchange::Call | Exchange::TokenRequest, _) => Self::Transient,
         }
@@ -71,6 +72,7 @@ mod tests {
             (401, PAUSE, [TokenRefused, TokenRefused, Refused]),
             (403, None, [Transient, Refused, Refused]),
             (404, None, [Transient, Refused, Refused]),
+            (407, None, [Transient, Transient, Transient]),
             (408, None, [Transient, Transient, Transient]),
             (421, None, [Transient, Transient, Transient]),
             (425, None, [Transient, Transient, Transient]),

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::breaker::Breaker;
+use super::{breaker::Breaker, retry_after::RETRY_AFTER_MAX};
 
 /// The one immediate attempt after a stable session comes within this time, so that a thousand streams that lost the
 /// same network do not knock in the same millisecond.
@@ -67,9 +67,9 @@ impl Curve {
         self.spread(self.first.saturating_mul(factor).min(self.cap), unit)
     }
 
-    /// A delay that was asked for: the jitter comes on top, never off it.
+    /// A delay that was asked for: the jitter comes on top, never off it. It does not lead beyond [`RETRY_AFTER_MAX`].
     pub fn told(&self, delay: Duration, unit: f64) -> Duration {
-        scaled(delay, 1.0 + self.jitter * unit).max(delay)
+        scaled(delay, 1.0 + self.jitter * unit).min(RETRY_AFTER_MAX).max(delay)
     }
 
     fn spread(&self, delay: Duration, unit: f64) -> Duration {
@@ -184,6 +184,7 @@ mod tests {
             (Trouble::Told(OVERLOADED_MIN), true, [5_500, 5_500]),
             (told(100), false, [110_000, 110_000]),
             (told(0), false, [1_000, 2_000]),
+            (told(3_600), false, [3_600_000, 3_600_000]),
         ];
         for (trouble, stable, expected) in table {
             let start = Instant::now();

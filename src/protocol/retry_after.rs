@@ -14,9 +14,15 @@ pub const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 /// Nobody is sent away for longer, whatever the header says.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 
+/// The pause that an answer asks for by its `Retry-After`. `date` is its `Date`, `received` the local wall clock, by
+/// which a date counts where the answer has no `Date` that can be read.
+pub fn of_answer(retry_after: Option<&str>, date: Option<&str>, received: Timestamp) -> Option<Duration> {
+    parse(retry_after?, date.and_then(http_date).unwrap_or(received))
+}
+
 /// The pause that the header's value asks for, within [`RETRY_AFTER_MIN`] and [`RETRY_AFTER_MAX`]; none, if it cannot
-/// be read. `answered` is when the answer was made: its `Date`, or else the local wall clock.
-pub fn parse(value: &str, answered: Timestamp) -> Option<Duration> {
+/// be read. `answered` is when the answer was made.
+fn parse(value: &str, answered: Timestamp) -> Option<Duration> {
     let value = value.trim();
     let pause = match is_integer(value) {
         true => seconds(value),
@@ -72,6 +78,20 @@ mod tests {
         for (value, expected) in table {
             assert_eq!(parse(value, answered), expected.map(Duration::from_secs), "{value:?}");
         }
+    }
+
+    #[test]
+    fn a_date_counts_from_the_answers_own_date_whatever_the_local_clock_shows() {
+        let (date, at) = ("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:50:57 GMT");
+        let sent = http_date(date).unwrap();
+        for skew_secs in [-86_400, -3_600, 0, 3_600, 86_400] {
+            let received = Timestamp(sent.0 + skew_secs * 1_000);
+            let pause = |date| of_answer(Some(at), date, received).unwrap().as_secs();
+            assert_eq!(pause(Some(date)), 80, "{skew_secs}");
+            let by_local_clock = u64::try_from((80 - skew_secs).clamp(1, 3_600)).unwrap();
+            assert_eq!((pause(None), pause(Some("yesterday"))), (by_local_clock, by_local_clock), "{skew_secs}");
+        }
+        assert_eq!(of_answer(None, Some(date), sent), None);
     }
 
     proptest! {

@@ -1,10 +1,7 @@
 //! The task of one stream for as long as the process lives: reads the log while another replica keeps the stream, and
 //! begins the work with the platform when its seat says so.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
@@ -153,7 +150,7 @@ impl Keeper {
             rest: self.rest.clone(),
             sockets: Sockets::new(),
             work: FuturesUnordered::new(),
-            dialling: BTreeSet::new(),
+            attempts: BTreeMap::new(),
             secrets: BTreeMap::new(),
             oldest: None,
             told_live: false,

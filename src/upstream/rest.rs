@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use reqwest::{Client, RequestBuilder, Response, header, redirect};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, header};
 
 use crate::{
-    clock,
     connector::{Answer, Method, Request},
     model::Secret,
-    protocol::retry_after,
+    network::{HttpLimits, NetworkPolicy, head},
     telemetry::chain,
 };
 
@@ -23,33 +22,58 @@ const BODY_LEN_MAX: usize = 16 << 20;
 #[derive(Debug, Clone)]
 pub(super) struct Rest {
     client: Client,
+    network: NetworkPolicy,
     api_url: String,
+    /// Who may be sent the token: the account's API, and the hosts of URLs in the configuration.
+    hosts: Vec<Url>,
 }
 
-/// The client that all streams share. It follows no redirects: a token goes to the configured host only.
-pub(super) fn client() -> reqwest::Result<Client> {
-    Client::builder()
-        .connect_timeout(CONNECT_MAX)
-        .timeout(CALL_MAX)
-        .redirect(redirect::Policy::none())
-        .user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION")))
-        .build()
+/// The client of one account's API. It follows no redirects: a token goes to the configured hosts only.
+pub(super) fn client(network: &NetworkPolicy) -> reqwest::Result<Client> {
+    let limits = HttpLimits { connect: CONNECT_MAX, total: CALL_MAX };
+    network.http_client(limits).user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION"))).build()
 }
 
 impl Rest {
-    pub(super) fn new(client: Client, api_url: &str) -> Self {
-        Self { client, api_url: api_url.trim_end_matches('/').to_owned() }
+    /// `configured` are the absolute URLs that the stream's configuration names beside the account's.
+    pub(super) fn new(client: Client, network: NetworkPolicy, api_url: &str, configured: &[Request]) -> Self {
+        let api_url = api_url.trim_end_matches('/').to_owned();
+        let targets = configured.iter().map(|request| request.target.as_str()).chain([api_url.as_str()]);
+        let hosts = targets.filter_map(|target| Url::parse(target).ok()).collect();
+        Self { client, network, api_url, hosts }
     }
 
     /// Carries out a call under a token.
     pub(super) async fn call(&self, request: Request, token: Secret) -> Result<Answer, String> {
-        let response = self.build(request, &token).send().await.map_err(|error| chain(&error.without_url()))?;
-        answer(response).await
+        let url = self.url(&request.target)?;
+        let lost = |error: reqwest::Error| format!("{}{}", chain(&error.without_url()), self.network.through(&url));
+        let response = self.build(url.clone(), request, &token).send().await.map_err(lost)?;
+        if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            return Err(format!("the call was answered with 407{}", self.network.through(&url)));
+        }
+        let too_long = || format!("an answer of more than {BODY_LEN_MAX} bytes");
+        answer(response).await.map_err(|unread| unread.map_or_else(too_long, lost))
     }
 
-    fn build(&self, request: Request, token: &Secret) -> RequestBuilder {
-        let Request { method, target, body } = request;
-        let url = if target.starts_with("http") { target } else { format!("{}{target}", self.api_url) };
+    /// Where a call goes. A target may come from the platform's answers: whatever it spells, the token goes to no other
+    /// host than configured.
+    fn url(&self, target: &str) -> Result<Url, String> {
+        let absolute = Url::parse(target).ok().filter(Url::has_host);
+        let url = match absolute {
+            Some(url) => url,
+            None => Url::parse(&format!("{}{target}", self.api_url)).map_err(|error| format!("not a URL: {error}"))?,
+        };
+        let has_login = !url.username().is_empty() || url.password().is_some();
+        if has_login || !self.hosts.iter().any(|host| host.origin() == url.origin()) {
+            let origin = url.origin().ascii_serialization();
+            return Err(format!("{origin} is not the account's API: the token is not sent there"));
+        }
+        self.network.permit(&url).map_err(|error| error.to_string())?;
+        Ok(url)
+    }
+
+    fn build(&self, url: Url, request: Request, token: &Secret) -> RequestBuilder {
+        let Request { method, body, .. } = request;
         let builder = match method {
             Method::Get => self.client.get(url),
             Method::Post => self.client.post(url),
@@ -63,18 +87,67 @@ impl Rest {
     }
 }
 
-async fn answer(response: Response) -> Result<Answer, String> {
+/// Reads an answer to its end; the error is none where it is longer than is taken.
+async fn answer(response: Response) -> Result<Answer, Option<reqwest::Error>> {
     let status = response.status().as_u16();
-    let wait = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let retry_after = wait.and_then(|text| retry_after::parse(text, clock::wall()));
+    let retry_after = head::retry_after(response.headers());
     let mut body = Vec::new();
     let mut chunks = response.bytes_stream();
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| chain(&error.without_url()))?;
+        let chunk = chunk.map_err(Some)?;
         if body.len() + chunk.len() > BODY_LEN_MAX {
-            return Err(format!("an answer of more than {BODY_LEN_MAX} bytes"));
+            return Err(None);
         }
         body.extend_from_slice(&chunk);
     }
     Ok(Answer { status, retry_after, body: body.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::{Resolver, Settings, Trust};
+
+    fn rest(api_url: &str, snapshot_url: &str, insecure: bool) -> Rest {
+        let trust = Trust::of(rustls::RootCertStore::empty()).unwrap();
+        let network = NetworkPolicy::new(Settings { insecure, ..Settings::default() }, trust, Resolver::default());
+        let configured = Request { method: Method::Get, target: snapshot_url.to_owned(), body: None };
+        Rest::new(client(&network).unwrap(), network, api_url, &[configured])
+    }
+
+    #[test]
+    fn a_token_goes_to_configured_hosts_only() {
+        let rest = rest("https://api.test/base/", "https://snapshots.test/all", false);
+        for (target, expected) in [
+            ("/v2/users?page=2", Some("https://api.test/base/v2/users?page=2")),
+            ("https://api.test/v2/users", Some("https://api.test/v2/users")),
+            ("HTTPS://API.TEST/v2", Some("https://api.test/v2")),
+            ("https://snapshots.test/all?x", Some("https://snapshots.test/all?x")),
+            ("https://evil.test/v2/users", None),
+            ("https://api.test:8443/v2/users", None),
+            ("https://user@api.test/v2/users", None),
+            ("http://api.test/v2/users", None),
+            ("httpx://evil.test/", None),
+            ("//evil.test/", Some("https://api.test/base//evil.test/")),
+            ("@evil.test/", None),
+            (".evil.test/", None),
+            (":1/", None),
+        ] {
+            // Only where there is no path before it can a target change the host.
+            let found = if target.starts_with(['@', '.', ':']) {
+                self::rest("https://api.test", "", false)
+            } else {
+                rest.clone()
+            };
+            assert_eq!(found.url(target).ok().as_ref().map(Url::as_str), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_token_travels_in_plain_text_within_this_machine_or_by_explicit_wish_only() {
+        assert!(rest("http://127.0.0.1:1", "", false).url("/x").is_ok());
+        assert!(rest("http://10.0.0.1:1", "", true).url("/x").is_ok());
+        let refused = rest("http://10.0.0.1:1", "", false).url("/x").unwrap_err();
+        assert!(refused.contains("plain text") && refused.contains("insecure = true"), "{refused}");
+    }
 }

@@ -1,15 +1,12 @@
 //! The task of one stream: tells its machine what happens, and carries out what it says.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    future::Future,
-    mem,
-    pin::Pin,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, future::Future, mem, pin::Pin, sync::Arc, time::Instant};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    StreamExt,
+    future::{AbortHandle, abortable},
+    stream::FuturesUnordered,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -54,7 +51,8 @@ pub(super) struct Shell<'a> {
     pub(super) rest: Rest,
     pub(super) sockets: Sockets,
     pub(super) work: FuturesUnordered<Work>,
-    pub(super) dialling: BTreeSet<SessionId>,
+    /// What a session is waiting for: one call or one dial at a time. Dropping it with the session closes its connection.
+    pub(super) attempts: BTreeMap<SessionId, AbortHandle>,
     pub(super) secrets: BTreeMap<u64, Secret>,
     /// When the oldest event that is not durable yet was received.
     pub(super) oldest: Option<Instant>,
@@ -193,11 +191,16 @@ impl Shell<'_> {
     async fn done(&mut self, done: Done) -> anyhow::Result<()> {
         match done {
             Done::Dialled(session, dialled) => {
-                if self.dialling.remove(&session) {
+                if self.attempts.remove(&session).is_some() {
                     self.dialled(session, *dialled);
                 }
             }
-            Done::Answered(call, answer) => self.machine.handle(Input::Answered { call, answer }, now()),
+            Done::Answered(call, answer) => {
+                if let CallId::Session(session) = call {
+                    self.attempts.remove(&session);
+                }
+                self.machine.handle(Input::Answered { call, answer }, now());
+            }
             Done::Appended(Ok(mark)) => self.machine.handle(Input::Appended(mark), now()),
             Done::Appended(Err(error)) => self.lost_log(error).await?,
             Done::Claimed(claimed) => self.claimed(*claimed).await?,
@@ -252,31 +255,44 @@ impl Shell<'_> {
         false
     }
 
-    fn call(&self, call: CallId, generation: u64, request: crate::connector::Request) {
+    fn call(&mut self, call: CallId, generation: u64, request: crate::connector::Request) {
         let (rest, secret) = (self.rest.clone(), self.secret(generation));
-        self.work.push(Box::pin(async move {
+        let calling = async move {
             let answer = match secret {
                 Some(secret) => rest.call(request, secret).await,
                 None => Err("there is no token".to_owned()),
             };
             Done::Answered(call, answer)
-        }));
+        };
+        match call {
+            CallId::Session(session) => self.attempt(session, calling),
+            // Bounded by the time that a REST call may take.
+            CallId::Snapshot(_) => self.work.push(Box::pin(calling)),
+        }
+    }
+
+    /// Starts what a session waits for. It is cancelled when the session is forgotten.
+    fn attempt(&mut self, session: SessionId, work: impl Future<Output = Done> + Send + 'static) {
+        let (work, handle) = abortable(work);
+        self.attempts.insert(session, handle);
+        self.work.push(Box::pin(async move { work.await.unwrap_or(Done::Finished) }));
     }
 
     fn dial(&mut self, session: SessionId, generation: u64, dial: crate::protocol::session::Dial) {
         let (dialler, secret) = (self.dialler.clone(), self.secret(generation));
-        self.dialling.insert(session);
-        self.work.push(Box::pin(async move {
+        self.attempt(session, async move {
             let dialled = match secret {
                 Some(secret) => dialler.open(dial, secret).await,
                 None => Err(Failure::Unreachable("there is no token".to_owned())),
             };
             Done::Dialled(session, Box::new(dialled))
-        }));
+        });
     }
 
     fn forget(&mut self, session: SessionId) {
-        self.dialling.remove(&session);
+        if let Some(attempt) = self.attempts.remove(&session) {
+            attempt.abort();
+        }
         if let Some((socket, failure)) = self.sockets.remove(session) {
             self.work.push(Box::pin(async move {
                 socket.finish(failure).await;

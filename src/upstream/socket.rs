@@ -1,11 +1,12 @@
 //! The socket to a platform: opening it, one frame after the other, farewell. It decides nothing.
 
 mod follower;
+mod upgrade;
 mod wire;
 
 use std::{
+    io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,23 +15,21 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use futures_util::{SinkExt, Stream};
 use tokio_tungstenite::{
-    WebSocketStream, client_async_with_config,
+    WebSocketStream,
     tungstenite::{
         Error, Message,
-        client::IntoClientRequest,
         error::{CapacityError, ProtocolError},
-        handshake::client::Request,
-        http::{HeaderValue, Response, header},
-        protocol::{CloseFrame, WebSocketConfig},
+        protocol::{CloseFrame, Role, WebSocketConfig},
     },
 };
 
-use self::wire::Wire;
+use self::{upgrade::Upgrade, wire::Wire};
 use crate::{
     clock,
     connector::{Credential, Failure, Frame, Probe},
     model::Secret,
-    protocol::{retry_after, session::Dial},
+    network::NetworkPolicy,
+    protocol::session::Dial,
 };
 
 /// Bytes asked of the kernel at once; one allocation holds the frames of one read.
@@ -57,66 +56,63 @@ pub(super) struct Socket {
     broken: bool,
 }
 
-/// What every socket of this process shares.
-#[derive(Clone)]
+/// Opens the sockets of one stream.
+#[derive(Debug, Clone)]
 pub(super) struct Dialler {
-    tls: Arc<rustls::ClientConfig>,
+    network: NetworkPolicy,
     frame_max: usize,
+    within: Duration,
 }
 
 impl Dialler {
-    pub(super) fn new(tls: Arc<rustls::ClientConfig>, frame_max: usize) -> Self {
-        Self { tls, frame_max }
+    /// `within` bounds one attempt: name resolution, TCP, proxy, TLS and the upgrade.
+    pub(super) fn new(network: NetworkPolicy, frame_max: usize, within: Duration) -> Self {
+        Self { network, frame_max, within }
     }
 
-    /// Opens a socket. Redirects are not followed: a token is never sent to another host than the configured one.
+    /// Opens a socket. Dropping the future cancels the attempt and closes its connection. Redirects are not followed: a
+    /// token is never sent to another host than the configured one.
     pub(super) async fn open(&self, dial: Dial, token: Secret) -> Result<Socket, Failure> {
-        let request = request(&dial, &token).map_err(Failure::Unreachable)?;
-        let config = WebSocketConfig::default()
+        let deadline = clock::now() + self.within;
+        let url = url(&dial, &token).map_err(Failure::Unreachable)?;
+        let upgrade = Upgrade::new(&url, dial.credential, &token).map_err(Failure::Unreachable)?;
+        let connected = self.network.connect(&url, deadline).await;
+        let mut stream = connected.map_err(|error| Failure::Unreachable(error.to_string()))?;
+        let upgraded = tokio::time::timeout_at(deadline.into(), upgrade.carry_out(&mut stream)).await;
+        let late = || self.unreachable(&url, &format!("no answer to the upgrade within {:?}", self.within));
+        let upgraded = upgraded.map_err(|_| late())?;
+        let lost = |error: io::Error| self.unreachable(&url, &format!("upgrade: {error}"));
+        let mut read = upgraded.map_err(lost)??;
+        let wire = Wire::new(stream, &mut read);
+        let stream = WebSocketStream::from_partially_read(wire, read, Role::Client, Some(self.config())).await;
+        Ok(Socket { stream, messages: 0, begun: None, broken: false })
+    }
+
+    fn config(&self) -> WebSocketConfig {
+        WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_LEN)
             .max_write_buffer_size(WRITE_BUFFER_MAX)
             .write_buffer_size(0)
             .max_message_size(Some(self.frame_max))
-            .max_frame_size(Some(self.frame_max));
-        let wire = Wire::open(request.uri(), &self.tls).await;
-        let wire = wire.map_err(|error| Failure::Unreachable(bounded(&error.to_string())))?;
-        match client_async_with_config(request, wire, Some(config)).await {
-            Ok((stream, _)) => Ok(Socket { stream, messages: 0, begun: None, broken: false }),
-            Err(Error::Http(response)) => Err(refusal(&response)),
-            Err(error) => Err(Failure::Unreachable(bounded(&error.to_string()))),
-        }
+            .max_frame_size(Some(self.frame_max))
+    }
+
+    fn unreachable(&self, url: &reqwest::Url, why: &str) -> Failure {
+        Failure::Unreachable(format!("{}{}", bounded(why), self.network.through(url)))
     }
 }
 
-impl std::fmt::Debug for Dialler {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Dialler").field("frame_max", &self.frame_max).finish_non_exhaustive()
+/// The URL to ask for, with the token in its query where the platform wants it there.
+fn url(dial: &Dial, token: &Secret) -> Result<reqwest::Url, String> {
+    let mut url =
+        reqwest::Url::parse(&dial.url).map_err(|error| format!("the socket's URL cannot be read: {error}"))?;
+    if !matches!(url.scheme(), "ws" | "wss") {
+        return Err(format!("the socket's URL begins with {}:, expected wss:", bounded(url.scheme())));
     }
-}
-
-/// The upgrade request, with the token where the platform wants it.
-fn request(dial: &Dial, token: &Secret) -> Result<Request, String> {
-    let mut url = reqwest::Url::parse(&dial.url).map_err(|error| format!("the socket's address is none: {error}"))?;
     if let Credential::Query(parameter) = dial.credential {
         url.query_pairs_mut().append_pair(parameter, token.expose());
     }
-    let refused = |_| "the socket's address is none".to_owned();
-    let mut request = url.as_str().into_client_request().map_err(refused)?;
-    if dial.credential == Credential::Header {
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
-            .map_err(|_| "the token has characters that no header may have".to_owned())?;
-        value.set_sensitive(true);
-        request.headers_mut().insert(header::AUTHORIZATION, value);
-    }
-    Ok(request)
-}
-
-fn refusal<T>(response: &Response<T>) -> Failure {
-    let wait = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-    Failure::Handshake {
-        status: response.status().as_u16(),
-        retry_after: wait.and_then(|text| retry_after::parse(text, clock::wall())),
-    }
+    Ok(url)
 }
 
 fn bounded(text: &str) -> String {

@@ -3,6 +3,7 @@
 //! A test says what happens and waits for facts; it never reaches into a part. Nothing here waits without a bound.
 
 mod consumer;
+mod peers;
 mod plan;
 mod redis;
 mod relay;
@@ -19,6 +20,7 @@ use trunkline::{
 
 pub(crate) use self::{
     consumer::{Consumer, Transport, story, tell},
+    peers::{ForwardProxy, ListingPlatform, SilentPlatform},
     plan::Plan,
     redis::{Redis, documented_rules, free_port, limits as redis_limits},
     relay::Relay,

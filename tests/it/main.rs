@@ -12,6 +12,7 @@ mod gaps;
 mod golden;
 mod harness;
 mod models;
+mod network;
 mod notifications;
 mod process;
 mod readme;

@@ -16,7 +16,7 @@ const HEADER_LEN_MAX: usize = 14;
 /// Where the first byte of a header has its opcode.
 const OPCODE_BITS: u8 = 0x0f;
 
-/// Follows one connection from the answer to its upgrade on. Messages are counted from 0.
+/// Follows one connection from its first frame on. Messages are counted from 0.
 #[derive(Debug)]
 pub(super) struct Follower {
     place: Place,
@@ -30,7 +30,6 @@ pub(super) struct Follower {
 /// What the next byte belongs to.
 #[derive(Debug)]
 enum Place {
-    Answer(Line),
     Header {
         read: [u8; HEADER_LEN_MAX],
         len: usize,
@@ -44,17 +43,9 @@ enum Place {
     Lost,
 }
 
-/// A line of the answer to the upgrade. The first one that is empty ends it, if another stood before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
-    First,
-    Empty,
-    Begun,
-}
-
 impl Follower {
     pub(super) fn new() -> Self {
-        Self { place: Place::Answer(Line::First), messages: 0, under_way: None, binaries: VecDeque::new() }
+        Self { place: Place::header(), messages: 0, under_way: None, binaries: VecDeque::new() }
     }
 
     /// The message that has begun and is not whole.
@@ -78,13 +69,6 @@ impl Follower {
     /// Takes as many bytes as belong together. There is one at least.
     fn step(&mut self, bytes: &mut [u8]) -> usize {
         match &mut self.place {
-            Place::Answer(line) => {
-                match line.next(bytes[0]) {
-                    Some(next) => *line = next,
-                    None => self.place = Place::header(),
-                }
-                1
-            }
             Place::Header { read, len } => {
                 read[*len] = bytes[0];
                 *len += 1;
@@ -145,19 +129,6 @@ impl Place {
     }
 }
 
-impl Line {
-    /// The line after this byte; none behind the answer.
-    fn next(self, byte: u8) -> Option<Self> {
-        match (byte, self) {
-            (b'\r', line) => Some(line),
-            (b'\n', Self::First) => Some(Self::First),
-            (b'\n', Self::Begun) => Some(Self::Empty),
-            (b'\n', Self::Empty) => None,
-            (_, Self::First | Self::Begun | Self::Empty) => Some(Self::Begun),
-        }
-    }
-}
-
 /// The first byte of a header, with a text become binary.
 fn as_binary(first: u8) -> u8 {
     match OpCode::from(first & OPCODE_BITS) {
@@ -170,7 +141,6 @@ fn as_binary(first: u8) -> u8 {
 mod tests {
     use super::*;
 
-    const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n";
     const TEXT: u8 = 0x81;
     const BINARY: u8 = 0x82;
     const PING: u8 = 0x89;
@@ -203,7 +173,6 @@ mod tests {
     fn texts_become_binary_and_are_remembered_however_they_are_read() {
         let long = vec![TEXT; 70_000];
         let come = [
-            ANSWER.to_vec(),
             whole(TEXT, b"\x81one"),
             whole(PING, b"\x81"),
             whole(BINARY, b"two"),
@@ -217,7 +186,6 @@ mod tests {
             whole(BINARY, b""),
         ];
         let handed = [
-            ANSWER.to_vec(),
             whole(BINARY, b"\x81one"),
             whole(PING, b"\x81"),
             whole(BINARY, b"two"),
@@ -241,7 +209,6 @@ mod tests {
     #[test]
     fn a_message_is_under_way_until_its_last_part_is_whole() {
         let mut follower = Follower::new();
-        follower.follow(&mut ANSWER.to_vec());
         let come = [whole(0x01, b"a"), whole(PING, b"b"), whole(0x80, b"c"), whole(PING, b"d")].concat();
         let (_, under_way) = followed(&mut follower, &come, 1);
         let during = [vec![None], vec![Some(0); 7], vec![None; 4]].concat();
@@ -249,18 +216,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_ends_with_its_empty_line_and_nowhere_else() {
-        for answer in [&b"\r\n\r\nHTTP/1.1 101 x\r\na: \r\n\r\n"[..], b"HTTP/1.1 101 x\na: b\n\n"] {
-            let mut follower = Follower::new();
-            let (handed, _) = followed(&mut follower, &[answer, &frame(TEXT, 1)].concat(), 1);
-            assert_eq!((handed, follower.under_way()), ([answer, &frame(BINARY, 1)].concat(), Some(0)));
-        }
-    }
-
-    #[test]
     fn what_is_no_frame_is_left_as_it_is() {
         let mut follower = Follower::new();
-        let come = [ANSWER, &frame(0x83, 3), &frame(TEXT, 1)].concat();
+        let come = [frame(0x83, 3), frame(TEXT, 1)].concat();
         assert_eq!(followed(&mut follower, &come, 1).0, come);
     }
 }

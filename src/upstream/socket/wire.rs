@@ -1,44 +1,29 @@
-//! The connection beneath a socket: TCP, TLS where the address wants it, and a follower of what is read.
+//! The connection beneath a socket, with a follower of what is read.
 
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
-use rustls::pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
-use tokio_rustls::TlsConnector;
-use tokio_tungstenite::{MaybeTlsStream, tungstenite::http::Uri};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::follower::Follower;
+use crate::network::Connection;
 
-/// An open connection.
+/// A connection whose upgrade is done.
 #[derive(Debug)]
 pub(super) struct Wire {
-    stream: MaybeTlsStream<TcpStream>,
+    stream: Connection,
     pub(super) follower: Follower,
 }
 
 impl Wire {
-    /// Connects to the host of a `ws://` or `wss://` address.
-    pub(super) async fn open(address: &Uri, tls: &Arc<rustls::ClientConfig>) -> io::Result<Self> {
-        let encrypted = address.scheme_str() == Some("wss");
-        let host = address.host().unwrap_or_default().trim_matches(['[', ']']);
-        let port = address.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
-        let stream = if encrypted {
-            let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-            MaybeTlsStream::Rustls(TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?)
-        } else {
-            MaybeTlsStream::Plain(stream)
-        };
-        Ok(Self { stream, follower: Follower::new() })
+    /// `read` is what came behind the answer to the upgrade.
+    pub(super) fn new(stream: Connection, read: &mut [u8]) -> Self {
+        let mut follower = Follower::new();
+        follower.follow(read);
+        Self { stream, follower }
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) struct Plan {
     account: String,
     streams: Vec<String>,
     frame_time_max: Option<Duration>,
+    environment: Vec<(String, String)>,
 }
 
 impl Plan {
@@ -62,6 +63,7 @@ impl Plan {
             account: account.to_owned(),
             streams: Vec::new(),
             frame_time_max: None,
+            environment: Vec::new(),
         };
         plan.secret("client_id", "demo").secret("client_secret", "demo-secret")
     }
@@ -126,6 +128,12 @@ impl Plan {
         self
     }
 
+    /// A variable of the environment that the configuration is read with.
+    pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     fn account_table(&mut self) -> &mut Table {
         let account = self.account.clone();
         self.table("accounts")[&account].as_table_mut().unwrap()
@@ -169,7 +177,7 @@ impl Plan {
 
     pub(crate) fn config(&self) -> Config {
         let text = toml::to_string(&self.tables).unwrap();
-        let environment = Environment::from_iter::<[(&str, &str); 0]>([]);
+        let environment = Environment::from_iter(self.environment.clone());
         let mut config =
             config::from_text("test.toml", &text, &environment).unwrap_or_else(|findings| panic!("{findings}"));
         for stream in config.streams.values_mut() {

@@ -102,7 +102,7 @@ impl Wire {
 }
 
 /// Accepts connections until the guard is dropped.
-async fn listen<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> (SocketAddr, DropGuard)
+pub(super) async fn listen<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> (SocketAddr, DropGuard)
 where
     F: Future<Output = ()> + Send + 'static,
 {

@@ -9,6 +9,7 @@ use trunkline::{
     app::install_crypto,
     auth::{AccountStatus, Client, ClientAuth, Grant, Settings, Sharing, Tokens, seal::Seal},
     model::{Secret, SecretRef, Span, StreamName},
+    network::{self, NetworkPolicy, Resolver, Trust},
     store::redis::{address::Address, connection::Connection},
     tasks::Tasks,
 };
@@ -85,7 +86,9 @@ impl Plan {
         let seal = Arc::new(Seal::new(&self.keys).unwrap());
         let sharing = Sharing { connection, prefix: "trunkline".to_owned(), seal };
         let mut tasks = Tasks::new("replica");
-        let tokens = Tokens::share(settings, sharing, &mut tasks).unwrap();
+        let trust = Trust::of_machine().unwrap();
+        let network = NetworkPolicy::new(network::Settings::default(), trust, Resolver::default());
+        let tokens = Tokens::share(settings, &network, sharing, &mut tasks).unwrap();
         Replica { tokens, tasks, folder }
     }
 }

@@ -1,0 +1,254 @@
+//! How every connection to a platform is made: sockets, REST calls and token requests alike.
+//!
+//! One value per account says which proxy is used, what is trusted, and whether credentials may travel in plain text.
+//! A connection has one deadline over name resolution, TCP, proxy and TLS; dropping the future cancels it. It sends
+//! nothing of its own but `CONNECT` to a proxy, and follows no redirect.
+
+mod error;
+pub mod head;
+pub mod proxy;
+mod race;
+mod resolver;
+mod tls;
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use reqwest::{ClientBuilder, Url, redirect, retry};
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+};
+use tokio_rustls::TlsConnector;
+
+use self::error::Step;
+pub use self::{
+    error::ConnectError,
+    proxy::{Proxies, Proxy},
+    resolver::Resolver,
+    tls::Trust,
+};
+use crate::clock;
+
+/// A peer that acknowledges nothing of what was sent for so long is gone.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// An idle connection is probed after this time, and then this often. Middleboxes forget one after minutes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Probes without an answer, after which the connection is closed.
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// What an account configures.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    pub proxies: Proxies,
+    /// Credentials may travel in plain text to other machines.
+    pub insecure: bool,
+}
+
+/// How the connections of one account are made. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct NetworkPolicy {
+    settings: Arc<Settings>,
+    trust: Trust,
+    resolver: Resolver,
+}
+
+/// The two times of an HTTP client.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpLimits {
+    /// For name resolution, TCP, proxy and TLS. Each address of a name has its share of it.
+    pub connect: Duration,
+    /// From sending to the whole answer, connecting included.
+    pub total: Duration,
+}
+
+/// An open connection, encrypted where the URL demands it.
+pub type Connection = Box<dyn Transport>;
+
+/// What a connection can do.
+pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug> Transport for T {}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Peer {
+    /// A name or an address, without brackets.
+    host: String,
+    port: u16,
+    encrypted: bool,
+}
+
+impl NetworkPolicy {
+    pub fn new(settings: Settings, trust: Trust, resolver: Resolver) -> Self {
+        Self { settings: Arc::new(settings), trust, resolver }
+    }
+
+    /// The proxy that connections to this URL go through.
+    pub fn proxy_for(&self, url: &Url) -> Option<&Proxy> {
+        self.settings.proxies.of(url)
+    }
+
+    /// The proxy for a URL as it may be shown, without its password.
+    pub fn proxy_shown(&self, url: &str) -> Option<String> {
+        self.proxy_for(&Url::parse(url).ok()?).map(ToString::to_string)
+    }
+
+    /// Words for an error of a connection to this URL: which proxy it goes through, if any.
+    pub fn through(&self, url: &Url) -> String {
+        self.proxy_for(url).map_or_else(String::new, |proxy| format!(" (through the proxy {proxy})"))
+    }
+
+    /// Credentials leave this machine encrypted only, unless the account allows plain text.
+    pub fn permit(&self, url: &Url) -> Result<(), ConnectError> {
+        let encrypted = matches!(url.scheme(), "https" | "wss");
+        match encrypted || self.settings.insecure || proxy::is_loopback(url) {
+            true => Ok(()),
+            false => Err(ConnectError::plain_text(url)),
+        }
+    }
+
+    /// Connects to the host of a URL.
+    pub async fn connect(&self, url: &Url, deadline: Instant) -> Result<Connection, ConnectError> {
+        self.permit(url)?;
+        let peer = Peer::of(url).ok_or_else(|| ConnectError::no_host(url))?;
+        let proxy = self.proxy_for(url);
+        let connected = match proxy {
+            None => self.open(&peer, deadline).await,
+            Some(proxy) => self.tunnel(proxy, &peer, deadline).await,
+        };
+        connected.map_err(|error| error.through(proxy))
+    }
+
+    /// TCP to a peer, and TLS where it wants it.
+    async fn open(&self, peer: &Peer, deadline: Instant) -> Result<Connection, ConnectError> {
+        let stream = self.tcp(peer, deadline).await?;
+        match peer.encrypted {
+            true => self.encrypt(stream, peer, deadline).await,
+            false => Ok(Box::new(stream)),
+        }
+    }
+
+    async fn tunnel(&self, proxy: &Proxy, peer: &Peer, deadline: Instant) -> Result<Connection, ConnectError> {
+        let mut stream = self.open(&proxy.peer(), deadline).await?;
+        let target = peer.authority();
+        let step = Step::Tunnel(target.clone());
+        let head = within(deadline, &step, connect_request(&mut stream, &target, proxy.authorization())).await?;
+        if !(200..300).contains(&head.status) {
+            return Err(ConnectError::new(step, format!("the proxy answered {}", head.status)));
+        }
+        match peer.encrypted {
+            true => self.encrypt(stream, peer, deadline).await,
+            false => Ok(stream),
+        }
+    }
+
+    async fn tcp(&self, peer: &Peer, deadline: Instant) -> Result<TcpStream, ConnectError> {
+        let step = Step::Resolve(peer.host.clone());
+        let addresses = within(deadline, &step, self.resolver.lookup(&peer.host, peer.port)).await?;
+        let addresses = race::order(&addresses);
+        let step = Step::Tcp(race::shown(&addresses));
+        within(deadline, &step, race::first(&addresses, dial)).await
+    }
+
+    async fn encrypt<S: Transport + 'static>(
+        &self,
+        stream: S,
+        peer: &Peer,
+        deadline: Instant,
+    ) -> Result<Connection, ConnectError> {
+        let step = Step::Tls(peer.host.clone());
+        let name = ServerName::try_from(peer.host.clone());
+        let name = name.map_err(|error| ConnectError::new(step.clone(), error.to_string()))?;
+        let connector = TlsConnector::from(self.trust.for_sockets());
+        Ok(Box::new(within(deadline, &step, connector.connect(name, stream)).await?))
+    }
+
+    /// A client for HTTP under the same rules: proxy, trust, resolver and liveness of connections. It follows no
+    /// redirect and repeats nothing.
+    pub fn http_client(&self, limits: HttpLimits) -> ClientBuilder {
+        let settings = Arc::clone(&self.settings);
+        let through = move |url: &Url| settings.proxies.of(url).map(Proxy::url_with_login);
+        reqwest::Client::builder()
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .tls_backend_preconfigured(self.trust.for_http())
+            .dns_resolver(Arc::new(self.resolver.clone()))
+            .no_proxy()
+            .proxy(reqwest::Proxy::custom(through))
+            .tcp_nodelay(true)
+            .tcp_keepalive(KEEPALIVE_IDLE)
+            .tcp_keepalive_interval(KEEPALIVE_INTERVAL)
+            .tcp_keepalive_retries(KEEPALIVE_RETRIES)
+            .tcp_user_timeout(USER_TIMEOUT)
+            .connect_timeout(limits.connect)
+            .timeout(limits.total)
+    }
+}
+
+impl Peer {
+    fn of(url: &Url) -> Option<Self> {
+        let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+        let port = url.port_or_known_default()?;
+        Some(Self { host, port, encrypted: matches!(url.scheme(), "https" | "wss") })
+    }
+
+    /// `HOST:PORT`, as `CONNECT` wants it.
+    fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// Carries a step out before the deadline. What is not done by then is dropped, and with it its sockets.
+async fn within<T, E: std::fmt::Display>(
+    deadline: Instant,
+    step: &Step,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, ConnectError> {
+    let started = clock::now();
+    match tokio::time::timeout_at(deadline.into(), work).await {
+        Ok(done) => done.map_err(|error| ConnectError::new(step.clone(), error.to_string())),
+        Err(_) => Err(ConnectError::late(step.clone(), clock::now().saturating_duration_since(started))),
+    }
+}
+
+async fn dial(address: std::net::SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let options = socket2::SockRef::from(&socket);
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    options.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_nodelay(true)?;
+    socket.connect(address).await
+}
+
+/// Asks a proxy for a tunnel (RFC 9110 section 9.3.6).
+async fn connect_request(
+    stream: &mut Connection,
+    target: &str,
+    authorization: Option<String>,
+) -> std::io::Result<head::Head> {
+    let login = authorization.map_or_else(String::new, |value| format!("Proxy-Authorization: {value}\r\n"));
+    let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{login}\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let (head, rest) = head::read(stream).await?;
+    match rest.is_empty() || !(200..300).contains(&head.status) {
+        true => Ok(head),
+        false => Err(std::io::Error::other("the proxy sent bytes before the tunnel was used")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

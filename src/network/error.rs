@@ -1,0 +1,113 @@
+//! Why there is no connection: the step that failed, to whom, through which proxy, and the cause.
+
+use std::{fmt, time::Duration};
+
+use reqwest::Url;
+
+use super::Proxy;
+
+/// Causes are other programs' texts: this much of one is kept.
+const CAUSE_LEN_MAX: usize = 300;
+
+/// A step of a connection, with its object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    Resolve(String),
+    Tcp(String),
+    Tunnel(String),
+    Tls(String),
+    /// The URL was refused before anything was sent.
+    Check(String),
+}
+
+/// There is no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectError {
+    step: Step,
+    cause: String,
+    proxy: Option<String>,
+}
+
+impl ConnectError {
+    pub(super) fn new(step: Step, cause: impl AsRef<str>) -> Self {
+        Self { step, cause: printable(cause.as_ref()), proxy: None }
+    }
+
+    pub(super) fn late(step: Step, waited: Duration) -> Self {
+        Self::new(step, format!("not done within {:.1} s", waited.as_secs_f64()))
+    }
+
+    pub(super) fn plain_text(url: &Url) -> Self {
+        let safe = if url.scheme().starts_with("ws") { "wss" } else { "https" };
+        let cause = format!(
+            "credentials would travel to another machine in plain text; it has to be {safe}://, or the account of a \
+             closed test network needs insecure = true"
+        );
+        Self::new(Step::Check(origin(url)), cause)
+    }
+
+    pub(super) fn no_host(url: &Url) -> Self {
+        Self::new(Step::Check(origin(url)), "the URL has no host and port to connect to")
+    }
+
+    pub(super) fn through(self, proxy: Option<&Proxy>) -> Self {
+        Self { proxy: proxy.map(ToString::to_string), ..self }
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.step {
+            Step::Resolve(host) => write!(f, "name resolution of {host}")?,
+            Step::Tcp(addresses) => write!(f, "TCP connection to {addresses}")?,
+            Step::Tunnel(target) => write!(f, "CONNECT to {target}")?,
+            Step::Tls(host) => write!(f, "TLS handshake with {host}")?,
+            Step::Check(origin) => write!(f, "{origin}")?,
+        }
+        if let Some(proxy) = &self.proxy {
+            write!(f, " through the proxy {proxy}")?;
+        }
+        write!(f, ": {}", self.cause)
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
+/// Scheme, host and port of a URL: path and query may hold a token.
+fn origin(url: &Url) -> String {
+    let host = printable(url.host_str().unwrap_or_default());
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    format!("{}://{host}{port}", url.scheme())
+}
+
+/// A text from outside, without control characters and bounded.
+pub(super) fn printable(text: &str) -> String {
+    let shown = text.chars().take(CAUSE_LEN_MAX);
+    shown.flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_step_peer_proxy_and_cause_on_one_line() {
+        let step = Step::Tls("a.test".to_owned());
+        let error = ConnectError::new(step, "invalid\r\ncertificate");
+        assert_eq!(error.to_string(), r"TLS handshake with a.test: invalid\r\ncertificate");
+        let proxy = Proxy::parse("http://user:secret@proxy.test:3128").unwrap();
+        let error = ConnectError::new(Step::Tunnel("a.test:443".to_owned()), "the proxy answered 407");
+        let error = error.through(Some(&proxy)).to_string();
+        assert_eq!(error, "CONNECT to a.test:443 through the proxy http://proxy.test:3128: the proxy answered 407");
+    }
+
+    #[test]
+    fn an_error_about_a_url_hides_its_path_and_query() {
+        let url = Url::parse("ws://a.test:81/channel?auth_token=secret").unwrap();
+        let error = ConnectError::plain_text(&url).to_string();
+        assert!(
+            error.starts_with("ws://a.test:81: ") && error.contains("wss://") && !error.contains("secret"),
+            "{error}"
+        );
+    }
+}

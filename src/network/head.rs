@@ -1,0 +1,183 @@
+//! The head of an HTTP/1.1 answer: what a proxy says to `CONNECT`, and a platform to an upgrade.
+//!
+//! It reads no body. Interim answers (1xx but for 101) are passed over, as RFC 9110 section 15.2 demands.
+
+use std::{io, time::Duration};
+
+use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::{clock, protocol::retry_after};
+
+/// Bytes of an answer's head, interim ones before it included. A longer one is refused.
+const HEAD_LEN_MAX: usize = 64 << 10;
+/// Header lines of one head. One with more is refused.
+const HEADERS_MAX: usize = 128;
+/// Read at once.
+const READ_LEN: usize = 4 << 10;
+
+/// A final answer without its body.
+#[derive(Debug, Clone)]
+pub struct Head {
+    pub status: u16,
+    pub headers: HeaderMap,
+}
+
+impl Head {
+    /// Whether a header that is a list of words holds this one: lists may be spread over lines, and case is no matter.
+    pub fn lists(&self, name: HeaderName, word: &str) -> bool {
+        let lines = self.headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+        lines.flat_map(|line| line.split(',')).any(|item| item.trim().eq_ignore_ascii_case(word))
+    }
+}
+
+/// Reads up to the end of the final head. Returns it with the bytes that came behind it.
+pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Head, Vec<u8>)> {
+    let mut read = Vec::new();
+    let mut parsed = 0;
+    loop {
+        while let Some(len) = head_len(&read[parsed..]) {
+            let head = parse(&read[parsed..parsed + len])?;
+            parsed += len;
+            if !is_interim(head.status) {
+                return Ok((head, read.split_off(parsed)));
+            }
+        }
+        if read.len() >= HEAD_LEN_MAX {
+            return Err(io::Error::other(format!("an answer whose head is longer than {HEAD_LEN_MAX} bytes")));
+        }
+        let mut chunk = [0; READ_LEN];
+        match stream.read(&mut chunk).await? {
+            0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed before the answer was complete")),
+            len => read.extend_from_slice(&chunk[..len]),
+        }
+    }
+}
+
+/// The pause that an answer asks for. A date counts from the answer's own `Date`, so that no two clocks are compared.
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: HeaderName| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    retry_after::of_answer(text(RETRY_AFTER), text(DATE), clock::wall())
+}
+
+fn is_interim(status: u16) -> bool {
+    status != 101 && (100..200).contains(&status)
+}
+
+/// The bytes up to and with the empty line that ends a head. Empty lines before it belong to it.
+fn head_len(bytes: &[u8]) -> Option<usize> {
+    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
+    let mut line_is_empty = false;
+    for (index, byte) in bytes.iter().enumerate().skip(start) {
+        match byte {
+            b'\n' if line_is_empty => return Some(index + 1),
+            b'\n' => line_is_empty = true,
+            b'\r' => (),
+            _ => line_is_empty = false,
+        }
+    }
+    None
+}
+
+fn parse(bytes: &[u8]) -> io::Result<Head> {
+    let refused = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP/1.1 answer: {why}"));
+    let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut answer = httparse::Response::new(&mut lines);
+    answer.parse(bytes).map_err(|error| refused(error.to_string()))?;
+    let (Some(status), Some(1)) = (answer.code, answer.version) else {
+        return Err(refused("another version".to_owned()));
+    };
+    let mut headers = HeaderMap::new();
+    for line in answer.headers.iter() {
+        let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|error| refused(error.to_string()))?;
+        let value = HeaderValue::from_bytes(line.value).map_err(|error| refused(error.to_string()))?;
+        headers.append(name, value);
+    }
+    Ok(Head { status, headers })
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::CONNECTION;
+
+    use super::*;
+
+    async fn head(text: &str) -> Result<(u16, String), String> {
+        // One byte at a time is the hardest way to come.
+        let mut stream = tokio_test_bytes(text);
+        let (head, rest) = read(&mut stream).await.map_err(|error| error.to_string())?;
+        Ok((head.status, String::from_utf8(rest).unwrap()))
+    }
+
+    fn tokio_test_bytes(text: &str) -> impl AsyncRead + Unpin + use<> {
+        use std::{
+            pin::Pin,
+            task::{Context, Poll},
+        };
+        struct Slow(std::collections::VecDeque<u8>);
+        impl AsyncRead for Slow {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+                buffer: &mut tokio::io::ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                if let Some(byte) = self.0.pop_front() {
+                    buffer.put_slice(&[byte]);
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+        Slow(text.bytes().collect())
+    }
+
+    #[tokio::test]
+    async fn interim_answers_are_passed_over_and_bytes_behind_the_head_are_kept() {
+        let early = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+        let switching = "HTTP/1.1 101 Switching Protocols\r\na: b\r\n\r\n";
+        assert_eq!(head(switching).await, Ok((101, String::new())));
+        assert_eq!(
+            head(&format!("\r\nHTTP/1.1 100 Continue\r\n\r\n{early}{switching}")).await,
+            Ok((101, String::new()))
+        );
+        assert_eq!(head("HTTP/1.1 200 x\na: b\n\n").await, Ok((200, String::new())));
+        let mut together = format!("{early}{switching}frames").into_bytes();
+        let (head, rest) = read(&mut together.as_slice()).await.unwrap();
+        assert_eq!((head.status, rest.as_slice()), (101, b"frames".as_slice()));
+        together.clear();
+        assert!(read(&mut together.as_slice()).await.is_err_and(|error| error.to_string().contains("closed before")));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_none_is_refused() {
+        for (text, why) in [
+            ("SSH-2.0-OpenSSH\r\n\r\n", "not an HTTP/1.1 answer"),
+            ("HTTP/1.0 101 x\r\n\r\n", "another version"),
+            ("HTTP/1.1 101 x\r\na", "closed before"),
+            ("HTTP/1.1 103 x\r\n\r\n", "closed before"),
+        ] {
+            assert!(head(text).await.is_err_and(|error| error.contains(why)), "{text}");
+        }
+        let endless = format!("HTTP/1.1 200 x\r\na: {}", "b".repeat(HEAD_LEN_MAX));
+        let read = read(&mut endless.as_bytes()).await;
+        assert!(read.is_err_and(|error| error.to_string().contains("longer than 65536 bytes")));
+    }
+
+    #[test]
+    fn a_list_holds_a_word_wherever_and_however_it_is_written() {
+        for (lines, expected) in [
+            (&["Upgrade"][..], true),
+            (&["keep-alive, Upgrade"], true),
+            (&["upgrade,keep-alive"], true),
+            (&["keep-alive", " UPGRADE "], true),
+            (&["keep-alive"], false),
+            (&["upgrades"], false),
+            (&[], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(CONNECTION, HeaderValue::from_static(line));
+            }
+            assert_eq!(Head { status: 101, headers }.lists(CONNECTION, "upgrade"), expected, "{lines:?}");
+        }
+    }
+}

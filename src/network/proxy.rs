@@ -1,0 +1,352 @@
+//! Which proxy a connection goes through: the account's, else the environment's. Pure: it reads no environment.
+
+use std::{fmt, net::IpAddr};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use reqwest::Url;
+
+use super::Peer;
+use crate::{listener::Network, model::Secret};
+
+/// In place of a proxy's URL: connections are direct, whatever the environment says.
+pub const NONE: &str = "none";
+
+/// An HTTP proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxy {
+    /// Without login and path.
+    url: Url,
+    login: Option<Login>,
+}
+
+/// User and password, decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Login {
+    user: String,
+    password: Secret,
+}
+
+/// The proxies of an account.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// For `http` and `ws`.
+    plain: Option<Proxy>,
+    /// For `https` and `wss`.
+    encrypted: Option<Proxy>,
+    except: Vec<Exception>,
+}
+
+/// What is reached without a proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Exception {
+    host: HostPattern,
+    /// None: every port.
+    port: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum HostPattern {
+    Every,
+    /// The domain and all below it, in lower case.
+    Domain(String),
+    Network(Network),
+}
+
+/// Why a text is no proxy. It never holds the text, which may carry a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ProxyError {
+    #[error("expected the URL of an HTTP proxy such as \"http://proxy.example.com:3128\"")]
+    NotAUrl,
+    #[error("only http:// and https:// proxies are supported; expected one such as \"http://proxy.example.com:3128\"")]
+    Scheme,
+}
+
+/// A variable of the environment that is no proxy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {cause}")]
+pub struct EnvironmentError {
+    pub variable: &'static str,
+    pub cause: ProxyError,
+}
+
+impl Proxy {
+    /// Reads `http://[USER:PASSWORD@]HOST[:PORT]`; a text without a scheme is taken for `http`.
+    pub fn parse(text: &str) -> Result<Self, ProxyError> {
+        let text = text.trim();
+        let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let mut url = Url::parse(&with_scheme).map_err(|_| ProxyError::NotAUrl)?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(ProxyError::Scheme);
+        }
+        let login = Login::of(&url);
+        url.set_username("").and_then(|()| url.set_password(None)).map_err(|()| ProxyError::NotAUrl)?;
+        url.set_path("");
+        url.set_query(None);
+        url.set_fragment(None);
+        Ok(Self { url, login })
+    }
+
+    pub(super) fn peer(&self) -> Peer {
+        Peer::of(&self.url).expect("a URL of http has a host and a port")
+    }
+
+    /// The value of `Proxy-Authorization`.
+    pub(super) fn authorization(&self) -> Option<String> {
+        let Login { user, password } = self.login.as_ref()?;
+        Some(format!("Basic {}", STANDARD.encode(format!("{user}:{}", password.expose()))))
+    }
+
+    /// For the HTTP client, which takes the login from the URL.
+    pub(super) fn url_with_login(&self) -> Url {
+        let mut url = self.url.clone();
+        if let Some(Login { user, password }) = &self.login {
+            let set = url.set_username(user).and_then(|()| url.set_password(Some(password.expose())));
+            set.expect("a URL of http can have a login");
+        }
+        url
+    }
+}
+
+impl Login {
+    fn of(url: &Url) -> Option<Self> {
+        let password = url.password().unwrap_or_default();
+        let given = !url.username().is_empty() || !password.is_empty();
+        given.then(|| Self { user: percent_decoded(url.username()), password: Secret::new(percent_decoded(password)) })
+    }
+}
+
+/// A login as it is written in a URL: `%XX` stands for a byte.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let code = after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = code.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url.origin().ascii_serialization())
+    }
+}
+
+impl Proxies {
+    /// No proxy for anything.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// One proxy for everything but the exceptions.
+    pub fn all(proxy: &Proxy, except: &[String]) -> Self {
+        let (plain, encrypted) = (Some(proxy.clone()), Some(proxy.clone()));
+        Self { plain, encrypted, except: except.iter().filter_map(|text| Exception::parse(text)).collect() }
+    }
+
+    /// What the environment says. `variable` looks one up; a name in small letters goes before one in capitals, and an
+    /// empty value is none.
+    pub fn of_environment<'a>(
+        variable: impl Fn(&str) -> Option<&'a str>,
+        except: &[String],
+    ) -> Result<Self, EnvironmentError> {
+        let value = |name: &str| {
+            let found = variable(&name.to_lowercase()).or_else(|| variable(name));
+            found.map(str::trim).filter(|text| !text.is_empty())
+        };
+        let proxy = |name: &'static str| {
+            let parsed = value(name).map(Proxy::parse).transpose();
+            parsed.map_err(|cause| EnvironmentError { variable: name, cause })
+        };
+        let all = proxy("ALL_PROXY")?;
+        let plain = proxy("HTTP_PROXY")?.or_else(|| all.clone());
+        let encrypted = proxy("HTTPS_PROXY")?.or(all);
+        let listed = value("NO_PROXY").unwrap_or_default().split([',', ' ', '\t']);
+        let except = listed.chain(except.iter().map(String::as_str)).filter_map(Exception::parse);
+        Ok(Self { plain, encrypted, except: except.collect() })
+    }
+
+    /// The proxy for a URL. This machine is reached without one.
+    pub fn of(&self, url: &Url) -> Option<&Proxy> {
+        let proxy = match url.scheme() {
+            "https" | "wss" => self.encrypted.as_ref(),
+            _ => self.plain.as_ref(),
+        };
+        let proxy = proxy?;
+        let peer = Peer::of(url)?;
+        let direct = is_loopback(url) || self.except.iter().any(|except| except.covers(&peer));
+        (!direct).then_some(proxy)
+    }
+}
+
+impl Exception {
+    /// `*`, a domain, an address or a network, with or without a port; none for an empty text.
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => match port.parse() {
+                Ok(port) => (host, Some(port)),
+                Err(_) => (text, None),
+            },
+            Some(_) | None => (text, None),
+        };
+        HostPattern::parse(host.trim_matches(['[', ']'])).map(|host| Self { host, port })
+    }
+
+    fn covers(&self, peer: &Peer) -> bool {
+        self.port.is_none_or(|port| port == peer.port) && self.host.covers(&peer.host)
+    }
+}
+
+impl HostPattern {
+    fn parse(text: &str) -> Option<Self> {
+        if let Ok(network) = text.parse() {
+            return Some(Self::Network(network));
+        }
+        // A domain has no slash: what has one is a network that cannot be read.
+        if text.contains('/') {
+            return None;
+        }
+        match text.strip_prefix('*').unwrap_or(text).trim_matches('.') {
+            "" if text == "*" => Some(Self::Every),
+            "" => None,
+            domain => Some(Self::Domain(domain.to_ascii_lowercase())),
+        }
+    }
+
+    fn covers(&self, host: &str) -> bool {
+        match self {
+            Self::Every => true,
+            Self::Domain(domain) => {
+                let host = host.trim_end_matches('.').to_ascii_lowercase();
+                host.strip_suffix(domain.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            }
+            Self::Network(network) => host.parse().is_ok_and(|address| network.contains(address)),
+        }
+    }
+}
+
+/// Whether a text names what a proxy can be left out for.
+pub fn is_exception(text: &str) -> bool {
+    Exception::parse(text).is_some()
+}
+
+/// Whether a URL leads to this machine, by its text alone.
+pub fn is_loopback(url: &Url) -> bool {
+    let Some(host) = url.host_str() else { return false };
+    let host = host.trim_matches(['[', ']']).trim_end_matches('.');
+    match host.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn through(proxies: &Proxies, url: &str) -> Option<String> {
+        proxies.of(&Url::parse(url).unwrap()).map(ToString::to_string)
+    }
+
+    fn environment(variables: &[(&'static str, &'static str)]) -> Proxies {
+        let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+        Proxies::of_environment(find, &[]).unwrap()
+    }
+
+    #[test]
+    fn each_scheme_has_its_variable_in_either_case() {
+        let all = [("ALL_PROXY", "http://all:1")];
+        let each = [("https_proxy", "http://s:1"), ("HTTP_PROXY", "p:2"), ("ALL_PROXY", "http://all:1")];
+        let both = [("https_proxy", "http://small:1"), ("HTTPS_PROXY", "http://capital:1"), ("http_proxy", " ")];
+        // variables; for https, wss, http, ws
+        let table = [
+            (&each[..], [Some("http://s:1"), Some("http://s:1"), Some("http://p:2"), Some("http://p:2")]),
+            (&all, [Some("http://all:1"); 4]),
+            (&both, [Some("http://small:1"), Some("http://small:1"), None, None]),
+            (&[], [None; 4]),
+        ];
+        for (variables, expected) in table {
+            let proxies = environment(variables);
+            let found = ["https://a.test/", "wss://a.test/", "http://a.test/", "ws://a.test/"]
+                .map(|url| through(&proxies, url));
+            assert_eq!(found.each_ref().map(Option::as_deref), expected, "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn exceptions_and_this_machine_are_reached_directly() {
+        let listed = "internal.test,.corp.test *.dev.test,10.1.0.0/16,192.168.1.7,[fd00::1],port.test:8443,,bad/99";
+        let proxies = environment(&[("ALL_PROXY", "http://p:1"), ("NO_PROXY", listed)]);
+        for direct in [
+            "https://internal.test/",
+            "https://a.INTERNAL.test/",
+            "wss://corp.test/",
+            "wss://x.corp.test:99/",
+            "https://a.dev.test/",
+            "https://10.1.255.1/",
+            "https://192.168.1.7:8443/",
+            "https://[fd00::1]/",
+            "https://port.test:8443/",
+            "https://localhost:1/",
+            "https://app.localhost/",
+            "http://127.9.9.9/",
+            "ws://[::1]:80/",
+            "ws://[::ffff:127.0.0.1]/",
+        ] {
+            assert_eq!(through(&proxies, direct), None, "{direct}");
+        }
+        for proxied in [
+            "https://notinternal.test/",
+            "https://internal.test.evil.test/",
+            "https://10.2.0.1/",
+            "https://192.168.1.8/",
+            "https://[fd00::2]/",
+            "https://port.test/",
+            "https://localhost.evil.test/",
+        ] {
+            assert_eq!(through(&proxies, proxied).as_deref(), Some("http://p:1"), "{proxied}");
+        }
+        let everything = environment(&[("ALL_PROXY", "http://p:1"), ("no_proxy", "*")]);
+        assert_eq!(through(&everything, "https://a.test/"), None);
+    }
+
+    #[test]
+    fn an_accounts_proxy_goes_before_nothing_else_and_its_exceptions_hold() {
+        let proxy = Proxy::parse("https://user:p%40ss+w@proxy.test").unwrap();
+        let proxies = Proxies::all(&proxy, &["api.test".to_owned()]);
+        assert_eq!(through(&proxies, "wss://a.test/").as_deref(), Some("https://proxy.test"));
+        assert_eq!(through(&proxies, "https://api.test/"), None);
+        assert_eq!(through(&proxies, "http://127.0.0.1:1/"), None);
+        assert_eq!(through(&Proxies::none(), "https://a.test/"), None);
+    }
+
+    #[test]
+    fn a_proxys_password_is_sent_and_never_shown() {
+        let proxy = Proxy::parse("http://user:p%40ss+w@proxy.test:3128/ignored?x").unwrap();
+        // "user:p@ss+w"
+        assert_eq!(proxy.authorization().as_deref(), Some("Basic dXNlcjpwQHNzK3c="));
+        assert_eq!(proxy.to_string(), "http://proxy.test:3128");
+        assert!(!format!("{proxy:?}").contains("ss+w"), "{proxy:?}");
+        assert_eq!(proxy.url_with_login().as_str(), "http://user:p%40ss+w@proxy.test:3128/");
+    }
+
+    #[test]
+    fn what_is_no_http_proxy_is_refused_without_being_quoted() {
+        for (text, expected) in [
+            ("socks5://user:secret@proxy:1080", ProxyError::Scheme),
+            ("http://", ProxyError::NotAUrl),
+            ("http://user:secret@:1", ProxyError::NotAUrl),
+            ("a b", ProxyError::NotAUrl),
+            ("", ProxyError::NotAUrl),
+        ] {
+            assert_eq!(Proxy::parse(text), Err(expected), "{text}");
+            assert!(!expected.to_string().contains("secret"));
+        }
+        let find = |name: &str| (name == "HTTPS_PROXY").then_some("socks5://p:1");
+        let error = Proxies::of_environment(find, &[]).unwrap_err();
+        assert!(error.to_string().starts_with("HTTPS_PROXY: only http:// and https:// proxies"), "{error}");
+    }
+}

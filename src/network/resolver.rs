@@ -1,0 +1,119 @@
+//! Names to addresses, by the system's resolver. One look-up of a name at a time: a resolver that hangs costs one thread
+//! for each name, however often it is asked.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tokio::sync::watch;
+
+/// Resolves names for every connection of the process. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Resolver {
+    /// Names whose addresses are given, before the system is asked.
+    hosts: Arc<BTreeMap<String, Vec<IpAddr>>>,
+    running: Arc<Mutex<BTreeMap<String, Running>>>,
+}
+
+type Found = Result<Vec<IpAddr>, String>;
+type Running = watch::Receiver<Option<Found>>;
+
+impl Resolver {
+    /// A resolver that knows these names itself.
+    pub fn with_hosts(hosts: impl IntoIterator<Item = (String, Vec<IpAddr>)>) -> Self {
+        Self { hosts: Arc::new(hosts.into_iter().collect()), ..Self::default() }
+    }
+
+    /// The addresses of a host in the resolver's order. Has no deadline: whoever asks sets one.
+    pub(super) async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let addresses = self.addresses(host).await?;
+        Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+    }
+
+    async fn addresses(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        if let Ok(address) = host.parse() {
+            return Ok(vec![address]);
+        }
+        if let Some(addresses) = self.hosts.get(host) {
+            return Ok(addresses.clone());
+        }
+        let mut running = self.join_or_start(host);
+        let found = running.wait_for(Option::is_some).await;
+        let found = found.map_err(|_| io::Error::other("the look-up was abandoned"))?.clone();
+        found.unwrap_or_else(|| Err("no answer".to_owned())).map_err(io::Error::other)
+    }
+
+    /// The look-up of this name that is under way, or a new one.
+    fn join_or_start(&self, host: &str) -> Running {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(under_way) = running.get(host) {
+            return under_way.clone();
+        }
+        let (answer, receiver) = watch::channel(None);
+        running.insert(host.to_owned(), receiver.clone());
+        let (all, host) = (Arc::clone(&self.running), host.to_owned());
+        // Not cancelled with whoever asked: the system's call cannot be. The next one to ask joins it.
+        tokio::task::spawn_blocking(move || {
+            let found = ask_system(&host);
+            all.lock().unwrap_or_else(PoisonError::into_inner).remove(&host);
+            answer.send_replace(Some(found));
+        });
+        receiver
+    }
+}
+
+fn ask_system(host: &str) -> Found {
+    let found = (host, 0).to_socket_addrs().map_err(|error| error.to_string())?;
+    Ok(found.map(|address| address.ip()).collect())
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let resolver = self.clone();
+        Box::pin(async move {
+            // The port is the URL's.
+            let found = resolver.lookup(name.as_str(), 0).await?;
+            let addresses: Addrs = Box::new(found.into_iter());
+            Ok(addresses)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_and_a_known_name_need_no_system() {
+        let known = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2])];
+        let resolver = Resolver::with_hosts([("two.test".to_owned(), known)]);
+        for (host, expected) in
+            [("two.test", "127.0.0.1:7, 127.0.0.2:7"), ("::1", "[::1]:7"), ("10.0.0.1", "10.0.0.1:7")]
+        {
+            let found = resolver.lookup(host, 7).await.unwrap();
+            assert_eq!(super::super::race::shown(&found), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_being_looked_up_is_not_looked_up_again() {
+        let resolver = Resolver::default();
+        let (answer, receiver) = watch::channel(None);
+        resolver.running.lock().unwrap().insert("slow.test".to_owned(), receiver);
+        let both = async { tokio::join!(resolver.lookup("slow.test", 1), resolver.lookup("slow.test", 2)) };
+        let answering = async { answer.send_replace(Some(Ok(vec![IpAddr::from([10, 0, 0, 1])]))) };
+        let ((one, two), _) = tokio::join!(both, answering);
+        assert_eq!((one.unwrap()[0].port(), two.unwrap()[0].port()), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn a_look_up_that_is_done_is_forgotten() {
+        let resolver = Resolver::default();
+        resolver.lookup("localhost", 1).await.unwrap();
+        assert!(resolver.running.lock().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,45 @@
+//! What is trusted: the system's certificates, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name. Read once.
+
+use std::sync::Arc;
+
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+
+/// The certificates that platforms and proxies are checked against. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Trust(Arc<ClientConfig>);
+
+impl Trust {
+    /// Reads the certificates of this machine. What cannot be read is logged; without any, no TLS handshake succeeds.
+    pub fn of_machine() -> Result<Self, rustls::Error> {
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(%error, "cannot read trusted certificates");
+        }
+        let mut roots = RootCertStore::empty();
+        let (added, ignored) = roots.add_parsable_certificates(found.certs);
+        if added == 0 {
+            tracing::warn!(
+                ignored,
+                "no trusted certificates found: wss:// and https:// cannot be used; install ca-certificates or set SSL_CERT_FILE"
+            );
+        }
+        Self::of(roots)
+    }
+
+    /// Trusts these certificates and no others.
+    pub fn of(roots: RootCertStore) -> Result<Self, rustls::Error> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        Ok(Self(Arc::new(builder.with_root_certificates(roots).with_no_client_auth())))
+    }
+
+    pub(super) fn for_sockets(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0)
+    }
+
+    pub(super) fn for_http(&self) -> ClientConfig {
+        let mut config = ClientConfig::clone(&self.0);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config
+    }
+}

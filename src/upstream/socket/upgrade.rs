@@ -1,0 +1,127 @@
+//! The upgrade to a WebSocket: the request, and whether the answer to it is one (RFC 6455 section 4.1).
+//!
+//! Lists in headers are read word by word, and interim answers are passed over: the WebSocket library does neither.
+
+use std::io;
+
+use tokio::io::AsyncWriteExt;
+use tokio_tungstenite::tungstenite::{
+    client::IntoClientRequest,
+    handshake::{client::generate_request, derive_accept_key},
+    http::{HeaderName, HeaderValue, header},
+};
+
+use crate::{
+    connector::{Credential, Failure},
+    model::Secret,
+    network::{
+        Connection,
+        head::{self, Head},
+    },
+};
+
+/// A request that was not sent yet.
+#[derive(Debug)]
+pub(super) struct Upgrade {
+    bytes: Vec<u8>,
+    /// What `Sec-WebSocket-Accept` has to be.
+    accept: String,
+}
+
+impl Upgrade {
+    /// The request for a URL, with the token where the platform wants it.
+    pub(super) fn new(url: &reqwest::Url, credential: Credential, token: &Secret) -> Result<Self, String> {
+        let refused = |_| "the URL cannot be asked for a WebSocket".to_owned();
+        let mut request = url.as_str().into_client_request().map_err(refused)?;
+        if credential == Credential::Header {
+            let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+                .map_err(|_| "the token has characters that no header may have".to_owned())?;
+            request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
+        let (bytes, key) = generate_request(request).map_err(refused)?;
+        Ok(Self { bytes, accept: derive_accept_key(key.as_bytes()) })
+    }
+
+    /// Sends it and reads the answer. Returns the bytes that came behind a 101, or why there is no WebSocket.
+    pub(super) async fn carry_out(self, stream: &mut Connection) -> io::Result<Result<Vec<u8>, Failure>> {
+        stream.write_all(&self.bytes).await?;
+        stream.flush().await?;
+        let (answer, rest) = head::read(stream).await?;
+        if answer.status != 101 {
+            let retry_after = head::retry_after(&answer.headers);
+            return Ok(Err(Failure::Handshake { status: answer.status, retry_after }));
+        }
+        Ok(self
+            .judge(&answer)
+            .map(|()| rest)
+            .map_err(|why| Failure::Unreachable(format!("the answer to the upgrade {why}"))))
+    }
+
+    /// Whether a 101 opens the WebSocket that was asked for.
+    fn judge(&self, answer: &Head) -> Result<(), &'static str> {
+        if !answer.lists(header::UPGRADE, "websocket") {
+            return Err("has no \"Upgrade: websocket\"");
+        }
+        if !answer.lists(header::CONNECTION, "upgrade") {
+            return Err("has no \"Connection: Upgrade\"");
+        }
+        let accept = answer.headers.get(header::SEC_WEBSOCKET_ACCEPT).and_then(|value| value.to_str().ok());
+        if accept.map(str::trim) != Some(self.accept.as_str()) {
+            return Err("belongs to another request: Sec-WebSocket-Accept is wrong");
+        }
+        let is_empty = |name: HeaderName| {
+            answer.headers.get_all(name).iter().all(|value| value.as_bytes().trim_ascii().is_empty())
+        };
+        if !is_empty(header::SEC_WEBSOCKET_EXTENSIONS) {
+            return Err("names an extension that was not offered");
+        }
+        if !is_empty(header::SEC_WEBSOCKET_PROTOCOL) {
+            return Err("names a subprotocol that was not offered");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderMap;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_opens_a_websocket_when_its_words_are_there_however_they_are_written() {
+        let url = reqwest::Url::parse("wss://a.test/x").unwrap();
+        let upgrade = Upgrade::new(&url, Credential::InUrl, &Secret::new("t")).unwrap();
+        let accept = upgrade.accept.as_str();
+        let good = [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-accept", accept)];
+        let with = |name: &'static str, value: &'static str| {
+            let kept = good.into_iter().filter(move |(known, _)| *known != name);
+            kept.chain([(name, value)]).collect::<Vec<_>>()
+        };
+        let table = [
+            (good.to_vec(), None),
+            (with("connection", "keep-alive, Upgrade"), None),
+            (with("connection", "UPGRADE,keep-alive"), None),
+            ([good.to_vec(), vec![("connection", "keep-alive")]].concat(), None),
+            (with("upgrade", "h2c, WebSocket"), None),
+            (with("sec-websocket-extensions", " "), None),
+            (with("connection", "keep-alive"), Some("Connection")),
+            (with("upgrade", "h2c"), Some("Upgrade")),
+            (with("sec-websocket-accept", "x"), Some("Sec-WebSocket-Accept")),
+            (with("sec-websocket-extensions", "permessage-deflate"), Some("extension")),
+            (with("sec-websocket-protocol", "chat"), Some("subprotocol")),
+        ];
+        for (lines, expected) in table {
+            let mut headers = HeaderMap::new();
+            for (name, value) in &lines {
+                let value = HeaderValue::from_str(value).unwrap();
+                headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
+            }
+            match (upgrade.judge(&Head { status: 101, headers }), expected) {
+                (Ok(()), None) => (),
+                (Err(why), Some(word)) => assert!(why.contains(word), "{lines:?}: {why}"),
+                (found, _) => panic!("{lines:?}: {found:?}"),
+            }
+        }
+    }
+}

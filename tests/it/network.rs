@@ -1,0 +1,137 @@
+//! The connections to a platform: given up in time, through proxies, and with every right answer to an upgrade.
+
+use trunkline::simulator::Dialect;
+
+use crate::harness::{ForwardProxy, Impostor, ListingPlatform, Plan, Platform, Relay, SilentPlatform, eventually};
+
+const STREAM_PATH: &str = "/api/v2/analytics/conversations/summary/stream";
+const TOPICS: [&str; 1] = ["v2.analytics.queues.5a0f6d5c.observations"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_is_given_up_leaves_no_connection_behind() {
+    const ATTEMPTS: u64 = 20;
+    let platform = Platform::start().await;
+    let silent = SilentPlatform::start().await;
+    let url = format!("ws://{}/stream", silent.address());
+    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", url)).await;
+    for attempt in 1..=ATTEMPTS {
+        eventually("it connects", async || silent.opened() >= attempt).await;
+        relay.wish("pause").await;
+        eventually("the attempt's connection is closed", async || silent.open() == 0).await;
+        relay.wish("resume").await;
+    }
+    eventually("it connects", async || silent.opened() > ATTEMPTS).await;
+    assert_eq!(silent.open(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_given_up_leaves_no_connection_behind() {
+    let platform = Platform::start().await;
+    let silent = SilentPlatform::start().await;
+    let plan = Plan::topics(platform.address(), &TOPICS).account("api_url", format!("http://{}", silent.address()));
+    let relay = Relay::launch(plan).await;
+    for attempt in 1..=5 {
+        eventually("it calls", async || silent.opened() >= attempt).await;
+        relay.wish("pause").await;
+        eventually("the call's connection is closed", async || silent.open() == 0).await;
+        relay.wish("resume").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_is_answered_with_lists_after_an_interim_answer_is_live() {
+    let platform = Platform::start().await;
+    let listing = ListingPlatform::start().await;
+    let url = format!("ws://{}/stream", listing.address());
+    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", url)).await;
+    relay.live().await;
+    relay.until("the event behind the answer is taken in", |stream| stream["events"] == 1).await;
+    assert_eq!(relay.count("reconnects").await, 0);
+}
+
+/// Token, REST calls and both kinds of sockets of a platform that only the proxy can find.
+fn behind_a_proxy(platform: &Platform) -> Plan {
+    let host = format!("platform.test:{}", platform.address().port());
+    Plan::numbered(platform.address())
+        .stream("url", format!("ws://{host}{STREAM_PATH}"))
+        .stream("snapshot_url", format!("http://{host}/api/v2/analytics/conversations/summary"))
+        .and_topics("queues", &TOPICS)
+        .account("token_url", format!("http://{host}/oauth/token"))
+        .account("api_url", format!("http://{host}"))
+        .account("insecure", true)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_calls_and_sockets_go_through_one_proxy() {
+    for variable in [None, Some("HTTP_PROXY"), Some("http_proxy"), Some("ALL_PROXY")] {
+        let platform = Platform::start().await;
+        let proxy = ForwardProxy::to(platform.address()).await;
+        let plan = behind_a_proxy(&platform);
+        let plan = match variable {
+            None => plan.account("proxy", proxy.url()).environment("HTTP_PROXY", "http://127.0.0.1:1"),
+            Some(variable) => plan.environment(variable, &proxy.url()),
+        };
+        let relay = Relay::of(plan).await;
+        platform.say(2);
+        relay.tells("1 2").await;
+        let host = format!("platform.test:{}", platform.address().port());
+        for request in [
+            format!("POST http://{host}/oauth/token "),
+            format!("POST http://{host}/api/v2/notifications/channels"),
+            format!("CONNECT {host} "),
+        ] {
+            assert!(proxy.was_asked(&request), "{request} is not in {:?}", proxy.requests());
+        }
+        let status = relay.status().await;
+        assert_eq!(
+            (&status["accounts"][0]["proxy"], &status["streams"][0]["proxy"]),
+            (&proxy.url().into(), &proxy.url().into())
+        );
+        assert_eq!(platform.open(Dialect::Notifications), 1, "the socket of this machine needs no proxy");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn this_machine_is_reached_without_a_proxy_and_so_is_everything_with_none() {
+    let platform = Platform::start().await;
+    let dead = "http://127.0.0.1:1";
+    let relay = Relay::of(Plan::numbered(platform.address()).account("proxy", dead)).await;
+    assert_eq!(relay.stream().await["proxy"], serde_json::Value::Null);
+    let plan = behind_a_proxy(&platform).account("proxy", "none").environment("ALL_PROXY", dead);
+    let relay = Relay::launch(plan).await;
+    eventually("the name is looked up here", async || {
+        let error = relay.account().await["last_error"].as_str().unwrap_or_default().to_owned();
+        !error.is_empty() && !error.contains("proxy")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_refuses_is_named_without_its_password() {
+    let platform = Platform::start().await;
+    let proxy = Impostor::start("HTTP/1.1 407 Proxy Authentication Required").await;
+    let shown = format!("http://{}", proxy.address());
+    let plan = behind_a_proxy(&platform)
+        .account("token_url", format!("http://{}/oauth/token", platform.address()))
+        .account("proxy", format!("http://user:hunter2@{}", proxy.address()));
+    let relay = Relay::launch(plan).await;
+    for index in [0, 1] {
+        eventually("each stream names the proxy", async || {
+            let status = relay.status().await;
+            let error = status["streams"][index]["last_error"].as_str().unwrap_or_default();
+            error.contains(&shown) && error.contains("407")
+        })
+        .await;
+    }
+    let plan = behind_a_proxy(&platform).account("proxy", format!("http://user:hunter2@{}", proxy.address()));
+    let other = Relay::launch(plan).await;
+    eventually("the account names the proxy", async || {
+        let account = other.account().await;
+        account["last_error"].as_str().is_some_and(|error| error.contains(&shown) && error.contains("407"))
+    })
+    .await;
+    for relay in [relay, other] {
+        assert!(!relay.status().await.to_string().contains("hunter2"));
+    }
+    assert!(proxy.heard().iter().all(|request| request.to_lowercase().contains("proxy-authorization: basic ")));
+}
