@@ -85,6 +85,9 @@ pub struct Stream {
     /// The newest token, and the newest that the platform rejected.
     token: u64,
     refused: u64,
+    /// The newest token under which a session was live.
+    carried: u64,
+    /// When tokens were rejected that had carried no session.
     rejections: VecDeque<Instant>,
     /// Where a frame broke the protocol, and how often in a row.
     poison: (Option<Position>, u32),
@@ -126,6 +129,7 @@ impl Stream {
             leaving: Vec::new(),
             token: 0,
             refused: 0,
+            carried: 0,
             rejections: VecDeque::new(),
             poison: (None, 0),
             endpoint: None,

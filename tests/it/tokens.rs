@@ -190,6 +190,52 @@ async fn an_operator_cannot_hurry_an_account_beyond_its_interval() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_are_closed_for_authentication_again_and_again_get_a_new_token_at_once() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::numbered(platform.address()).account("refresh_interval_min", "600s")).await;
+    let mut consumer = relay.consumer().await;
+    platform.say(1);
+    consumer.expect(1..=1).await;
+    for closed in 1..=3 {
+        relay.live().await;
+        platform.close(1008);
+        platform.say(1);
+        consumer.expect(closed + 1..=closed + 1).await;
+        assert_eq!(platform.tally().grants_total(), closed + 1);
+        assert_eq!(relay.account().await["generation"], closed + 1);
+    }
+    assert_eq!(relay.account().await["state"], "degraded");
+    assert_eq!(relay.metric("token_refusals_total", &[]).await, 3.0);
+    // The next one waits for seconds, not for the interval.
+    relay.live().await;
+    platform.close(1008);
+    let waits = async || relay.account().await["waiting_seconds"].as_f64().is_some_and(|seconds| seconds <= 5.0);
+    eventually("it says that it waits", waits).await;
+    platform.say(1);
+    consumer.expect(5..=5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_alone_is_refused_the_token_backs_off_and_its_neighbour_stays() {
+    let platform = Platform::start().await;
+    let refusing = Impostor::start("HTTP/1.1 401 Unauthorized").await;
+    let plan = Plan::numbered(platform.address()).account("refresh_interval_min", "5s");
+    let relay = Relay::launch(plan.and_numbered("agents", refusing.address())).await;
+    relay.until("its neighbour is live", |stream| stream["state"] == "live").await;
+    eventually("it is tried again and again", async || refusing.heard().len() >= 4).await;
+    let status = relay.status().await;
+    let refused = status["streams"].as_array().unwrap().iter().find(|stream| stream["stream"] != relay.name()).unwrap();
+    assert!(refused["last_error"].as_str().unwrap().contains("401"), "{refused}");
+    assert_ne!(refused["state"], "live", "{refused}");
+    assert_eq!(status["accounts"][0]["state"], "valid");
+    // Longer than the interval that a refused token waits for.
+    throughout(Duration::from_secs(6), "the token stays", async || platform.tally().grants_total() == 1).await;
+    assert_eq!((relay.count("rotations").await, relay.count("reconnects").await), (0, 0));
+    platform.say(1);
+    relay.tells("1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rotated_refresh_token_survives_a_restart() {
     let platform = Platform::start().await;
     let plan = Plan::numbered(platform.address()).account("grant", "refresh_token");

@@ -13,6 +13,7 @@ use crate::{
     model::GapReason,
     protocol::{
         Now,
+        backoff::Trouble,
         session::{self, Dial, Session, SessionId},
     },
 };
@@ -122,6 +123,9 @@ impl Link {
 
 impl Stream {
     pub(super) fn token_came(&mut self, generation: u64, now: Now) {
+        if generation == self.token && generation == self.refused {
+            return self.token_stays(now);
+        }
         self.token = self.token.max(generation);
         match &self.link {
             Link::Waiting => self.open(None, now),
@@ -134,6 +138,16 @@ impl Stream {
             | Link::Resting { .. }
             | Link::Paused
             | Link::Drained => (),
+        }
+    }
+
+    /// The account offers the token again that this stream was refused: other streams use it, so there will be no other.
+    /// It is tried again, at the pace of network trouble.
+    fn token_stays(&mut self, now: Now) {
+        self.refused = self.refused.saturating_sub(1);
+        if matches!(self.link, Link::Waiting) {
+            let delay = self.backoff.failed(Trouble::Restarting, now.at, now.unit);
+            self.link = Link::Resting { until: now.at + delay, given_up: false };
         }
     }
 
@@ -319,6 +333,7 @@ impl Stream {
             | Link::Drained) => self.link = link,
         }
         if let Some(session) = self.link.sessions().find(|session| session.id() == id) {
+            self.carried = self.carried.max(session.generation());
             self.outputs.push_back(Output::TokenCarried(session.generation()));
         }
         self.backoff.connected(now.at);

@@ -100,6 +100,46 @@ fn a_rejected_token_is_never_used_again() {
 }
 
 #[test]
+fn a_rejected_token_that_the_account_keeps_is_tried_again_with_backoff() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("refuse 1 401", "forget 1, refuse token 1, again at once, starting"),
+            ("token 1", "backing-off"),
+            ("token 1", ""),
+            ("wait 1s", "dial 2 under 1 after 4, connecting"),
+            ("refuse 2 401", "forget 2, refuse token 1, again at once, starting"),
+            ("token 1", "backing-off"),
+            ("wait 2s", "dial 3 under 1 after 4, connecting"),
+            ("open 3", "live"),
+            ("token 1", ""),
+        ],
+    );
+}
+
+#[test]
+fn tokens_that_carried_a_session_are_followed_at_once_however_often_they_are_rejected() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "live"),
+            ("close 1 1008", "forget 1, refuse token 1, again at once, starting"),
+            ("token 2", "dial 2 under 2 after 4, connecting"),
+            ("open 2", "live"),
+            ("close 2 1008", "forget 2, refuse token 2, again at once, starting"),
+            ("token 3", "dial 3 under 3 after 4, connecting"),
+            ("open 3", "live"),
+            ("close 3 1008", "forget 3, refuse token 3, again at once, starting"),
+            ("token 4", "dial 4 under 4 after 4, connecting"),
+        ],
+    );
+}
+
+#[test]
 fn a_jump_is_marked_and_its_snapshot_stands_right_behind_it() {
     play(
         sequenced(),

@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// Rejections of new tokens within this time …
+/// Rejections of tokens under which this stream was never live, within this time …
 const REJECTION_WINDOW: Duration = Duration::from_secs(300);
 /// … are followed at once only so often.
 const REJECTIONS_MAX: usize = 3;
@@ -171,7 +171,8 @@ impl Stream {
         self.report(Report::Lost { failure, retry_in: Some(delay) });
     }
 
-    /// The platform does not take the token (any more): the next one is used at once, unless that happens too often.
+    /// The platform does not take the token (any more): the next one is used at once, unless that happens too often to
+    /// tokens that carried no session. How often the others are replaced is the account's to bound.
     pub(super) fn rejected(&mut self, generation: u64, failure: Failure, now: Now) {
         self.endpoint = None;
         self.backoff.retired(now.at);
@@ -179,7 +180,9 @@ impl Stream {
             self.refuse(generation);
         }
         self.rejections.retain(|at| now.at.saturating_duration_since(*at) < REJECTION_WINDOW);
-        self.rejections.push_back(now.at);
+        if generation > self.carried {
+            self.rejections.push_back(now.at);
+        }
         if self.rejections.len() >= REJECTIONS_MAX {
             self.rejections.pop_front();
             return self.rest(Trouble::Restarting, failure, now);
