@@ -3,6 +3,7 @@
 //! platforms' documents and uses nothing of the daemon, so that a mistake cannot be made on both sides.
 //! It refuses to be secure: it is for loopback and test networks.
 
+mod answer;
 mod channels;
 mod clock;
 mod control;
@@ -36,12 +37,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-pub use fault::{Fault, FaultError, Target, TokenFailure, Undecodable};
+pub use fault::{ALWAYS, Answered, Asked, Fault, FaultError, Target, TokenFailure, Undecodable, When};
 pub use line::Expiry;
 use platform::Platform;
 pub use script::{Planned, Script, ScriptError};
@@ -129,8 +131,8 @@ impl Settings {
     fn origin(&self) -> Origin {
         Origin {
             seed: self.story_seed(),
-            agents: self.agents,
-            queues: self.queues,
+            agents: self.script.agents.unwrap_or(self.agents),
+            queues: self.script.queues.unwrap_or(self.queues),
             base: self.story_base.unwrap_or_else(|| clock::wall(self.clock_offset)),
             step: self.story_step(),
         }
@@ -198,6 +200,11 @@ impl Simulator {
         self.platform.tally()
     }
 
+    /// The faults since a mark (0: the start) in the words of a script, and the next mark.
+    pub fn injected_since(&self, mark: u64) -> (Vec<String>, u64) {
+        self.platform.injected_since(mark)
+    }
+
     /// What was said, to hold against what arrived.
     pub fn ledger(&self) -> Ledger {
         Ledger { platform: self.platform.clone() }
@@ -259,6 +266,7 @@ fn router(platform: &Arc<Platform>) -> Router {
         .route("/api/v2/analytics/events/ws", get(sequenced::by_query))
         .merge(rest::router(platform))
         .merge(control::router())
+        .layer(from_fn_with_state(platform.clone(), answer::layer))
         .fallback(reply::unknown)
         .with_state(platform.clone())
 }

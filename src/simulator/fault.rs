@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 const COUNT_MAX: u64 = 100_000;
 /// Largest oversize frame.
 const BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Most digits of a raw close: a whole frame of the largest size whose length stands in two bytes.
+const HEX_MAX: usize = 2 * 65_535;
 /// Whose sockets a fault is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,7 +122,166 @@ pub enum Fault {
         on: Target,
         n: usize,
     },
+    /// The next requests of a kind get another answer than the right one.
+    Answer {
+        to: Asked,
+        /// Only upgrades of these sockets.
+        #[serde(default)]
+        on: Target,
+        /// Only requests whose path and query contain this.
+        #[serde(default)]
+        url: Option<String>,
+        /// Only upgrades that ask to resume at a position.
+        #[serde(default)]
+        resuming: bool,
+        /// A number, or "always".
+        #[serde(default = "once", with = "times")]
+        times: u32,
+        how: Answered,
+    },
+    /// The server closes with exactly these bytes in the close frame, well formed or not.
+    CloseRaw {
+        #[serde(default)]
+        on: Target,
+        /// Two hexadecimal digits a byte.
+        hex: String,
+    },
+    /// From now on, a client that sends nothing for so long is closed with 1001; "0s": no longer.
+    CloseQuiet {
+        #[serde(default)]
+        on: Target,
+        #[serde(with = "span")]
+        after: Duration,
+    },
+    /// `n` events at once: now, or when a second socket of the same kind opens.
+    Flood {
+        n: u64,
+        #[serde(default)]
+        when: When,
+    },
+    /// The next `n` text frames of each socket are sent as binary frames.
+    Binary {
+        #[serde(default)]
+        on: Target,
+        n: u64,
+    },
+    /// An empty text frame.
+    EmptyText {
+        #[serde(default)]
+        on: Target,
+    },
+    /// The next frame of each socket is padded with blanks to this size; a replay is not.
+    Pad {
+        #[serde(default)]
+        on: Target,
+        bytes: usize,
+    },
+    /// The next `n` sequenced events write their number or their time in another way.
+    Reword {
+        n: u64,
+        /// `"sequenceId":1.0`
+        #[serde(default)]
+        decimal: bool,
+        /// This text in place of the event time.
+        #[serde(default)]
+        time: Option<String>,
+    },
+    /// The next `n` sequenced events are not sent to open sockets; a resume replays them.
+    Unsent { n: u64 },
 }
+
+/// Which requests get another answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asked {
+    /// A TCP connection, before its first request, whoever opens it.
+    Connection,
+    /// A WebSocket handshake.
+    Upgrade,
+    Rest,
+    Token,
+}
+
+/// What a request gets in place of the right answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Answered {
+    /// This status with an error body.
+    Status {
+        status: u16,
+        /// `Retry-After` as it is.
+        #[serde(default)]
+        retry_after: Option<String>,
+        /// `Retry-After` as a date, so many seconds after the answer's `Date`.
+        #[serde(default)]
+        retry_in: Option<u32>,
+        /// How far the answer's `Date` is off, in seconds.
+        #[serde(default)]
+        clock: Option<i64>,
+    },
+    /// This status, content type and text.
+    Body {
+        #[serde(default = "ok")]
+        status: u16,
+        #[serde(default = "json")]
+        content_type: String,
+        text: String,
+    },
+    /// The right answer with changes.
+    Changed {
+        #[serde(default)]
+        status: Option<u16>,
+        #[serde(default)]
+        content_type: Option<String>,
+        /// Compressed, whether or not the client accepts it.
+        #[serde(default)]
+        gzip: bool,
+        /// JSON that is merged in: objects member by member, an object into each element of an array.
+        #[serde(default)]
+        set: Option<String>,
+        /// JSON pointers to members that are left out.
+        #[serde(default)]
+        without: Vec<String>,
+    },
+    /// Nothing, for ever.
+    Hang,
+    /// The right answer, so much later.
+    Late {
+        #[serde(rename = "for", with = "span")]
+        lasting: Duration,
+    },
+    /// The right answer, and all that follows on its connection, one byte at a time.
+    Trickle {
+        #[serde(with = "span")]
+        every: Duration,
+    },
+    /// The connection is reset.
+    Reset,
+    /// The right answer with `Connection: keep-alive, Upgrade`.
+    ConnectionList,
+    /// An interim 103 and then the right answer.
+    Interim,
+    /// The right answer; the socket is closed so long after it opened.
+    Closed {
+        #[serde(with = "span")]
+        after: Duration,
+        code: u16,
+        #[serde(default)]
+        reason: String,
+    },
+}
+
+/// When a flood comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    #[default]
+    Now,
+    Overlap,
+}
+
+/// A fault that lasts for as long as the simulator runs.
+pub const ALWAYS: u32 = u32::MAX;
 
 /// How a token request fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,7 +344,7 @@ pub enum Undecodable {
 pub enum FaultError {
     #[error("status {0} is no refusal; use 400 to 599")]
     Status(u16),
-    #[error("close code {0} cannot be sent; use 1000 to 4999")]
+    #[error("close code {0} cannot be sent; use 1000 to 4999, or close_raw")]
     CloseCode(u16),
     #[error("times must be at least 1")]
     Times,
@@ -197,6 +358,16 @@ pub enum FaultError {
     RetryAfter(String),
     #[error("to must be visible ASCII, not {0:?}")]
     Redirect(String),
+    #[error("status {0} is no final answer; use 200 to 599")]
+    Answer(u16),
+    #[error("hex must be two digits a byte and at most {HEX_MAX} digits, not {0:?}")]
+    Hex(String),
+    #[error("{0} is an answer that only {1} can get")]
+    Kind(&'static str, &'static str),
+    #[error("content_type must be visible ASCII, not {0:?}")]
+    ContentType(String),
+    #[error("set must be JSON text, not {0:?}")]
+    Set(String),
 }
 
 impl Fault {
@@ -211,7 +382,17 @@ impl Fault {
             | Self::Reset {}
             | Self::Undecodable { .. }
             | Self::Delay { .. }
+            | Self::CloseQuiet { .. }
+            | Self::EmptyText { .. }
             | Self::SlowLoris { .. } => Ok(()),
+            Self::Answer { to, times, how, .. } => {
+                at_least_once(*times)?;
+                how.check(*to)
+            }
+            Self::CloseRaw { hex, .. } => match bytes(hex) {
+                Some(_) => Ok(()),
+                None => Err(FaultError::Hex(hex.clone())),
+            },
             Self::Close { code, .. } if !(1000..5000).contains(code) => Err(FaultError::CloseCode(*code)),
             Self::Close { .. } => Ok(()),
             Self::Refuse { status, times, retry_after, .. } | Self::Rest { status, times, retry_after, .. } => {
@@ -223,10 +404,105 @@ impl Fault {
                 at_least_once(*times)?;
                 failure.check()
             }
-            Self::Duplicate { n } | Self::Jump { n } | Self::Reorder { n } => count(*n),
+            Self::Duplicate { n }
+            | Self::Jump { n }
+            | Self::Reorder { n }
+            | Self::Flood { n, .. }
+            | Self::Binary { n, .. }
+            | Self::Reword { n, .. }
+            | Self::Unsent { n } => count(*n),
             Self::Fragments { n, .. } => count(*n as u64),
-            Self::Oversize { bytes, .. } if *bytes > BYTES_MAX => Err(FaultError::Bytes(*bytes)),
-            Self::Oversize { .. } => Ok(()),
+            Self::Oversize { bytes, .. } | Self::Pad { bytes, .. } if *bytes > BYTES_MAX => {
+                Err(FaultError::Bytes(*bytes))
+            }
+            Self::Oversize { .. } | Self::Pad { .. } => Ok(()),
+        }
+    }
+
+    /// The fault in the words of a script, in one short line.
+    pub fn label(&self) -> String {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        let name = value["fault"].as_str().unwrap_or_default().to_owned();
+        let details = ["to", "how", "code", "hex", "what"].iter().filter_map(|key| value.get(*key));
+        details.fold(name, |label, detail| format!("{label} {detail}")).replace('"', "")
+    }
+}
+
+impl Answered {
+    fn check(&self, to: Asked) -> Result<(), FaultError> {
+        match self {
+            Self::Status { status, retry_after, .. } => {
+                refusal_or_success(*status)?;
+                header(retry_after.as_deref(), FaultError::RetryAfter)?;
+            }
+            Self::Body { status, content_type, .. } => {
+                refusal_or_success(*status)?;
+                header(Some(content_type), FaultError::ContentType)?;
+            }
+            Self::Changed { status, content_type, set, .. } => {
+                status.map_or(Ok(()), refusal_or_success)?;
+                header(content_type.as_deref(), FaultError::ContentType)?;
+                let set = set.as_deref().filter(|set| serde_json::from_str::<serde_json::Value>(set).is_err());
+                set.map_or(Ok(()), |set| Err(FaultError::Set(set.to_owned())))?;
+                if to == Asked::Upgrade {
+                    return Err(FaultError::Kind("changed", "rest and token"));
+                }
+            }
+            Self::ConnectionList if to != Asked::Upgrade => {
+                return Err(FaultError::Kind("connection_list", "upgrade"));
+            }
+            Self::Closed { .. } if to != Asked::Upgrade => return Err(FaultError::Kind("closed", "upgrade")),
+            Self::Closed { code, .. } if !(1000..5000).contains(code) => return Err(FaultError::CloseCode(*code)),
+            Self::Hang | Self::Late { .. } | Self::Trickle { .. } | Self::Reset => return Ok(()),
+            Self::ConnectionList | Self::Interim | Self::Closed { .. } => (),
+        }
+        if to == Asked::Connection {
+            return Err(FaultError::Kind("this", "upgrade, rest and token"));
+        }
+        Ok(())
+    }
+}
+
+/// The bytes that hexadecimal digits stand for.
+pub(super) fn bytes(hex: &str) -> Option<Vec<u8>> {
+    if hex.len() > HEX_MAX || !hex.len().is_multiple_of(2) || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect()
+}
+
+fn ok() -> u16 {
+    200
+}
+
+fn json() -> String {
+    "application/json".to_owned()
+}
+
+fn refusal_or_success(status: u16) -> Result<(), FaultError> {
+    if (200..600).contains(&status) { Ok(()) } else { Err(FaultError::Answer(status)) }
+}
+
+/// How often: a number, or "always".
+mod times {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Times {
+        Number(u32),
+        Word(String),
+    }
+
+    pub(super) fn serialize<S: Serializer>(times: &u32, to: S) -> Result<S::Ok, S::Error> {
+        if *times == super::ALWAYS { to.serialize_str("always") } else { to.serialize_u32(*times) }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+        match Times::deserialize(from) {
+            Ok(Times::Number(times)) => Ok(times),
+            Ok(Times::Word(word)) if word == "always" => Ok(super::ALWAYS),
+            Ok(Times::Word(_)) | Err(_) => Err(D::Error::custom("times must be a number or \"always\"")),
         }
     }
 }
@@ -322,5 +598,29 @@ mod tests {
             let text = serde_json::to_string(&fault).unwrap();
             assert_eq!(serde_json::from_str::<Fault>(&text).unwrap(), fault, "{text}");
         }
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_given_is_refused_with_the_reason() {
+        let table = [
+            (r#"{"fault":"answer","to":"rest","how":{"status":{"status":101}}}"#, "status 101 is no final answer"),
+            (r#"{"fault":"answer","to":"rest","times":0,"how":"hang"}"#, "at least 1"),
+            (r#"{"fault":"answer","to":"rest","how":"connection_list"}"#, "only upgrade"),
+            (r#"{"fault":"answer","to":"token","how":{"closed":{"after":"1s","code":1008}}}"#, "only upgrade"),
+            (r#"{"fault":"answer","to":"upgrade","how":{"changed":{}}}"#, "only rest and token"),
+            (r#"{"fault":"answer","to":"connection","how":"interim"}"#, "only upgrade, rest and token"),
+            (r#"{"fault":"answer","to":"rest","how":{"changed":{"set":"{"}}}"#, "set must be JSON"),
+            (r#"{"fault":"answer","to":"rest","how":{"body":{"content_type":"é","text":""}}}"#, "content_type"),
+            (r#"{"fault":"close_raw","hex":"03f"}"#, "two digits a byte"),
+            (r#"{"fault":"flood","n":0}"#, "n must be"),
+        ];
+        for (text, word) in table {
+            let error = serde_json::from_str::<Fault>(text).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+        let always = r#"{"fault":"answer","to":"token","times":"always","how":"hang"}"#;
+        let fault: Fault = serde_json::from_str(always).unwrap();
+        assert_eq!((fault.check(), fault.label()), (Ok(()), "answer token hang".to_owned()));
+        assert!(serde_json::to_string(&fault).unwrap().contains(r#""times":"always""#));
     }
 }

@@ -14,7 +14,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use super::line::{Line, Order, Over};
+use super::line::{Begin, Line, Order, Over};
 use super::platform::{Platform, Registered, Socket};
 use super::reply;
 use super::server::{Fate, Wire};
@@ -32,6 +32,7 @@ pub(super) struct Handshake {
     fate: Fate,
     orders: mpsc::Receiver<Order>,
     registered: Registered,
+    begin: Begin,
     answer: Response,
 }
 
@@ -46,9 +47,10 @@ impl Handshake {
         let answer = switching(request.headers()).ok_or_else(|| Box::new(reply::upgrade_required()))?;
         let upgrade = hyper::upgrade::on(&mut *request);
         let fate = request.extensions().get::<Fate>().cloned().unwrap_or_default();
+        let begin = request.extensions().get::<Begin>().cloned().unwrap_or_default();
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
         let socket = Socket { dialect, fate: fate.clone(), orders: sender, channel };
-        Ok(Self { upgrade, fate, orders, registered: platform.register(socket), answer })
+        Ok(Self { upgrade, fate, orders, registered: platform.register(socket), begin, answer })
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -57,10 +59,10 @@ impl Handshake {
 
     /// Answers the handshake and lets `talk` have the socket.
     pub(super) fn start(self, platform: &Arc<Platform>, ends: Instant, talk: impl Talk) -> Response {
-        let Self { upgrade, fate, orders, registered, answer } = self;
+        let Self { upgrade, fate, orders, registered, begin, answer } = self;
         let shared = platform.clone();
         platform.tasks.spawn(async move {
-            let life = live(upgrade, orders, shared.clone(), ends, talk);
+            let life = live(upgrade, orders, shared.clone(), (ends, begin), talk);
             tokio::select! {
                 biased;
                 () = shared.stop.cancelled() => (),
@@ -82,7 +84,7 @@ async fn live(
     upgrade: OnUpgrade,
     orders: mpsc::Receiver<Order>,
     platform: Arc<Platform>,
-    ends: Instant,
+    (ends, begin): (Instant, Begin),
     talk: impl Talk,
 ) -> Option<Over> {
     let parts = upgrade.await.ok()?.downcast::<TokioIo<Wire>>().ok()?;
@@ -93,6 +95,7 @@ async fn live(
     let wire = parts.io.into_inner();
     let socket = WebSocketStream::from_partially_read(wire, parts.read_buf.to_vec(), Role::Server, Some(config)).await;
     let mut line = Line::new(socket, platform, orders, ends);
+    line.begins(begin);
     Some(talk.talk(&mut line).await)
 }
 

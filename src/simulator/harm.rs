@@ -51,6 +51,18 @@ impl State {
         }
     }
 
+    /// Sockets that are open, and those that will be.
+    pub(super) fn close_quiet(&mut self, on: Target, after: Duration) {
+        for dialect in [Dialect::Sequenced, Dialect::Notifications] {
+            if on.includes(dialect) && after.is_zero() {
+                self.trouble.quiet.remove(&dialect);
+            } else if on.includes(dialect) {
+                self.trouble.quiet.insert(dialect, after);
+            }
+        }
+        self.order(on, &Order::CloseQuiet(after));
+    }
+
     /// The notice now, the close after the lead time.
     pub(super) fn announce_closing(&mut self, lead: Duration) {
         for (number, channel) in self.channel_sockets() {

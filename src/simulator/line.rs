@@ -23,6 +23,8 @@ use super::server::Wire;
 
 /// How long a closing server waits for the client's half of the goodbye.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
+/// The close of a client that sends nothing.
+const QUIET: u16 = 1001;
 /// RFC 6455 section 5.5: a close reason fits into a control frame.
 const REASON_MAX: usize = 123;
 
@@ -44,6 +46,14 @@ pub(super) enum Order {
     Say(Raw),
     SlowLoris(Duration),
     Fragments(usize),
+    /// Close with this payload, well formed or not.
+    CloseRaw(Vec<u8>),
+    /// Close once the client has sent nothing for so long; zero: no longer.
+    CloseQuiet(Duration),
+    /// The next frames go out as binary ones.
+    Binary(u64),
+    /// The next frame is padded to this size.
+    Pad(usize),
 }
 
 /// How a socket ends with its token.
@@ -67,6 +77,13 @@ pub(super) enum Heard {
     Ended,
 }
 
+/// What faults ordered before a socket was there.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Begin {
+    pub(super) quiet: Option<Duration>,
+    pub(super) closing: Option<(Duration, u16, String)>,
+}
+
 #[derive(Debug)]
 pub(super) struct Line {
     socket: WebSocketStream<Wire>,
@@ -78,6 +95,11 @@ pub(super) struct Line {
     muted: bool,
     pieces: Option<usize>,
     byte_pause: Option<Duration>,
+    /// How long the client may send nothing.
+    quiet: Option<Duration>,
+    heard_at: Instant,
+    binary: u64,
+    pad: usize,
 }
 
 /// Why a line woke up; `attend` deals with it.
@@ -85,6 +107,7 @@ pub(super) struct Line {
 pub(super) enum Woken {
     Order(Option<Order>),
     Closing,
+    Quiet,
     Ended,
     Frame(Option<Result<Message, tungstenite::Error>>),
 }
@@ -96,7 +119,27 @@ impl Line {
         orders: mpsc::Receiver<Order>,
         ends: Instant,
     ) -> Self {
-        Self { socket, platform, orders, ends, closing: None, muted: false, pieces: None, byte_pause: None }
+        let heard_at = now();
+        Self {
+            socket,
+            platform,
+            orders,
+            ends,
+            closing: None,
+            muted: false,
+            pieces: None,
+            byte_pause: None,
+            quiet: None,
+            heard_at,
+            binary: 0,
+            pad: 0,
+        }
+    }
+
+    /// What a fault ordered before the socket was there.
+    pub(super) fn begins(&mut self, begin: Begin) {
+        self.quiet = begin.quiet;
+        self.closing = begin.closing.map(|(wait, code, reason)| (after(now(), wait), code, reason));
     }
 
     /// Whether no more events may be said: the token or channel has ended, noticed or not.
@@ -117,6 +160,7 @@ impl Line {
                 let (_, code, reason) = self.closing.take().expect("only a set moment comes");
                 ControlFlow::Break(self.close(code, &reason).await)
             }
+            Woken::Quiet => ControlFlow::Break(self.close(QUIET, "Nothing was heard of you").await),
             Woken::Ended => ControlFlow::Continue(Some(Heard::Ended)),
             Woken::Frame(Some(Ok(Message::Text(text)))) => ControlFlow::Continue(Some(Heard::Text(text))),
             // Pings are answered by the protocol, and a close is completed by reading on.
@@ -131,12 +175,17 @@ impl Line {
     pub(super) async fn wake(&mut self) -> Woken {
         let closing = self.closing.as_ref().map(|(at, _, _)| *at);
         let ends = (!self.muted).then_some(self.ends);
+        let quiet = self.quiet.map(|quiet| after(self.heard_at, quiet));
         tokio::select! {
             biased;
             order = self.orders.recv() => Woken::Order(order),
             () = moment(closing) => Woken::Closing,
             () = moment(ends) => Woken::Ended,
-            frame = self.socket.next() => Woken::Frame(frame),
+            frame = self.socket.next() => {
+                self.heard_at = now();
+                Woken::Frame(frame)
+            }
+            () = moment(quiet) => Woken::Quiet,
         }
     }
 
@@ -153,6 +202,13 @@ impl Line {
             Order::Say(raw) => return self.say(raw).await,
             Order::SlowLoris(every) => self.byte_pause = Some(every),
             Order::Fragments(pieces) => self.pieces = Some(pieces),
+            Order::CloseRaw(payload) => return ControlFlow::Break(self.close_raw(payload).await),
+            Order::CloseQuiet(quiet) => {
+                self.quiet = Some(quiet).filter(|quiet| !quiet.is_zero());
+                self.heard_at = now();
+            }
+            Order::Binary(n) => self.binary = n,
+            Order::Pad(size) => self.pad = size,
         }
         ControlFlow::Continue(())
     }
@@ -180,6 +236,7 @@ impl Line {
         if !latency.is_zero() {
             sleep(latency).await;
         }
+        let raw = self.disguised(raw);
         let frames = frames(raw, self.pieces.take());
         if let Some(pause) = self.byte_pause.take() {
             return self.put_slowly(frames, pause).await;
@@ -188,6 +245,20 @@ impl Line {
             go_on(self.socket.feed(Message::Frame(frame)).await)?;
         }
         ControlFlow::Continue(())
+    }
+
+    /// A text as a binary frame or with padding, where a fault wants it so.
+    fn disguised(&mut self, raw: Raw) -> Raw {
+        let Raw::Text(mut text) = raw else { return raw };
+        let missing = std::mem::take(&mut self.pad).saturating_sub(text.len());
+        text.push_str(&" ".repeat(missing));
+        match self.binary.checked_sub(1) {
+            None => Raw::Text(text),
+            Some(left) => {
+                self.binary = left;
+                Raw::Binary(text.into_bytes())
+            }
+        }
     }
 
     pub(super) async fn flush(&mut self) -> ControlFlow<Over> {
@@ -207,6 +278,21 @@ impl Line {
         ControlFlow::Continue(())
     }
 
+    /// Closes with a payload that need not be well formed, and reads until the client has gone.
+    async fn close_raw(&mut self, payload: Vec<u8>) -> Over {
+        let bytes = close_frame(&payload);
+        if self.flush().await.is_continue() {
+            let wire = self.socket.get_mut();
+            let goodbye = async {
+                wire.write_all(&bytes).await?;
+                tokio::io::copy(wire, &mut tokio::io::sink()).await
+            };
+            // A client that stays is left.
+            let _gone = timeout(GOODBYE_MAX, goodbye).await;
+        }
+        Over
+    }
+
     /// Says goodbye and gives the client a moment to say so too.
     pub(super) async fn close(&mut self, code: u16, reason: &str) -> Over {
         let frame = CloseFrame { code: code.into(), reason: fitting(reason).into() };
@@ -217,6 +303,16 @@ impl Line {
         }
         Over
     }
+}
+
+/// A close frame (RFC 6455, 5.2) whose payload may be longer than a control frame's may be.
+fn close_frame(payload: &[u8]) -> Vec<u8> {
+    const FINAL_CLOSE: u8 = 0x88;
+    let size = match u8::try_from(payload.len()) {
+        Ok(size @ ..126) => vec![size],
+        Ok(_) | Err(_) => [&[126][..], &(payload.len() as u16).to_be_bytes()].concat(),
+    };
+    [&[FINAL_CLOSE][..], &size, payload].concat()
 }
 
 async fn moment(at: Option<Instant>) {

@@ -35,9 +35,6 @@ pub(super) async fn open(
     Path(channel): Path<String>,
     mut request: Request,
 ) -> Response {
-    if let Some(refused) = reply::refused_handshake(&platform, Dialect::Notifications) {
-        return refused;
-    }
     let Some(ends) = platform.lock().channels.ends(&channel, now()) else {
         return reply::not_found(&platform, "channel not found");
     };

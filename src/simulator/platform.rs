@@ -1,7 +1,7 @@
 //! The simulated platform as a whole: its state behind one lock, what it says, and what goes wrong with it.
 //! It refuses to wait: no method here is async, and the lock is never held across one that is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -13,19 +13,21 @@ use tokio_util::task::TaskTracker;
 use super::Settings;
 use super::channels::Channels;
 use super::clock::now;
-use super::fault::{Fault, Target};
+use super::fault::{Answered, Asked, Fault, Target, When, bytes};
 use super::harm::undecodable;
 use super::line::Order;
 use super::sequence::{Raw, Sequence};
 use super::server::Fate;
 use super::tally::{Dialect, Said, Tally};
 use super::tokens::{Client, Tokens};
-use super::trouble::{Refusal, Trouble};
-use super::wording::{notification_text, sequenced_text};
+use super::trouble::{Trouble, Waits};
+use super::wording::{Wording, notification_text, sequenced_text};
 use super::world::World;
 
 /// Events said under one hold of the lock.
 const SAY_BATCH: u64 = 256;
+/// Faults that are remembered; older ones are forgotten.
+const INJECTED_MAX: usize = 10_000;
 /// Keeps ids that are no part of the story from shifting it.
 const IDS: u64 = 0x69_64_73;
 
@@ -53,6 +55,11 @@ pub(super) struct State {
     /// For ids that are no part of the story.
     pub(super) rng: fastrand::Rng,
     opened: u64,
+    /// How so many of the next sequenced events are worded.
+    pub(super) wording: Option<(u64, Wording)>,
+    /// What went wrong so far, in the words of a script; the last [`INJECTED_MAX`].
+    injected: VecDeque<String>,
+    injected_total: u64,
 }
 
 #[derive(Debug)]
@@ -114,7 +121,9 @@ impl Platform {
 
     /// Makes something go wrong.
     pub(super) fn inject(&self, fault: Fault) {
+        let flood = if let Fault::Flood { n, when: When::Now } = &fault { *n } else { 0 };
         let mut state = self.lock();
+        state.note(&fault);
         match fault {
             Fault::Drop { on } => state.drop_sockets(on),
             Fault::Stall { on, lasting } => state.order(on, &Order::Stall(lasting)),
@@ -123,11 +132,16 @@ impl Platform {
             Fault::TokenRevoked {} => state.revoke_tokens(&self.settings),
             Fault::NoLongerSubscribed {} => state.take_subscriptions(&self.settings),
             Fault::Refuse { on, status, times, retry_after } => {
-                state.trouble.refuse_handshakes(on, Refusal { status, retry_after }, times);
+                let waits = Waits { to: Asked::Upgrade, on, url: None, resuming: false };
+                state.trouble.answer(waits, refusal(status, retry_after), times);
+            }
+            Fault::Answer { to, on, url, resuming, times, how } => {
+                state.trouble.answer(Waits { to, on, url, resuming }, how, times);
             }
             Fault::Token { failure, times } => state.trouble.fail_tokens(failure, times),
             Fault::Rest { status, times, retry_after, path } => {
-                state.trouble.fail_rest(path, Refusal { status, retry_after }, times);
+                let waits = Waits { to: Asked::Rest, on: Target::All, url: path, resuming: false };
+                state.trouble.answer(waits, refusal(status, retry_after), times);
             }
             Fault::Duplicate { n } => state.sequence.duplicate(now(), n),
             Fault::Jump { n } => state.sequence.jump(n),
@@ -141,9 +155,32 @@ impl Platform {
             }
             Fault::SlowLoris { on, every } => state.order(on, &Order::SlowLoris(every)),
             Fault::Fragments { on, n } => state.order(on, &Order::Fragments(n)),
+            Fault::CloseRaw { on, hex } => state.order(on, &Order::CloseRaw(bytes(&hex).unwrap_or_default())),
+            Fault::CloseQuiet { on, after } => state.close_quiet(on, after),
+            Fault::Flood { when: When::Now, .. } => (),
+            Fault::Flood { n, when: When::Overlap } => state.trouble.at_overlap = n,
+            Fault::Binary { on, n } => state.order(on, &Order::Binary(n)),
+            Fault::EmptyText { on } => state.say_on(on, &Raw::Text(String::new())),
+            Fault::Pad { on, bytes } => state.order(on, &Order::Pad(bytes)),
+            Fault::Reword { n, decimal, time } => state.wording = Some((n, Wording { decimal, time })),
+            Fault::Unsent { n } => state.sequence.unsent = n,
         }
         drop(state);
         self.wake();
+        self.say(flood);
+    }
+
+    /// How long a client of this kind may send nothing.
+    pub(super) fn quiet(&self, dialect: Dialect) -> Option<Duration> {
+        self.lock().trouble.quiet.get(&dialect).copied()
+    }
+
+    /// The faults since a mark, and the next mark.
+    pub(super) fn injected_since(&self, mark: u64) -> (Vec<String>, u64) {
+        let state = self.lock();
+        let first = state.injected_total - state.injected.len() as u64;
+        let skip = usize::try_from(mark.saturating_sub(first)).unwrap_or(usize::MAX);
+        (state.injected.iter().skip(skip).cloned().collect(), state.injected_total)
     }
 
     pub(super) fn tally(&self) -> Tally {
@@ -161,8 +198,10 @@ impl Platform {
         let count = state.tally.sockets.entry(socket.dialect).or_default();
         count.open += 1;
         count.total += 1;
+        let flood = if count.open > 1 { std::mem::take(&mut state.trouble.at_overlap) } else { 0 };
         state.sockets.insert(number, socket);
         drop(state);
+        self.say(flood);
         Registered { platform: self.clone(), number }
     }
 
@@ -194,7 +233,27 @@ impl Drop for Registered {
     }
 }
 
+fn refusal(status: u16, retry_after: Option<String>) -> Answered {
+    Answered::Status { status, retry_after, retry_in: None, clock: None }
+}
+
 impl State {
+    fn note(&mut self, fault: &Fault) {
+        if self.injected.len() >= INJECTED_MAX {
+            self.injected.pop_front();
+        }
+        self.injected.push_back(fault.label());
+        self.injected_total += 1;
+    }
+
+    fn next_wording(&mut self) -> Wording {
+        let Some((left, wording)) = self.wording.take() else { return Wording::default() };
+        if left > 1 {
+            self.wording = Some((left - 1, wording.clone()));
+        }
+        wording
+    }
+
     fn new(settings: &Settings) -> Self {
         let seed = settings.story_seed();
         let client = Client { id: settings.client_id.clone(), secret: settings.client_secret.clone() };
@@ -211,12 +270,16 @@ impl State {
             sockets: BTreeMap::new(),
             rng: fastrand::Rng::with_seed(seed ^ IDS),
             opened: 0,
+            wording: None,
+            injected: VecDeque::new(),
+            injected_total: 0,
         }
     }
 
     fn say_next(&mut self, now: Instant) {
         let event = self.world.next_event();
-        self.sequence.say(now, |sequence| sequenced_text(sequence, &event));
+        let wording = self.next_wording();
+        self.sequence.say(now, |sequence| wording.of(sequenced_text(sequence, &event)));
         let number = self.said.end();
         let reach = self.channels.say(&event.topic, number, || notification_text(&event), now);
         self.tally.events_said += 1;

@@ -151,7 +151,7 @@ impl Ear {
         events
     }
 
-    async fn events_at_least(&mut self, count: usize) -> Vec<Value> {
+    pub(super) async fn events_at_least(&mut self, count: usize) -> Vec<Value> {
         let mut events = Vec::new();
         while events.len() < count {
             let frame = self.json().await;

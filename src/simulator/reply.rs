@@ -11,9 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::platform::Platform;
-use super::tally::Dialect;
 use super::tokens::Unwelcome;
-use super::trouble::Refusal;
 use super::world::uuid;
 
 const CORRELATION: HeaderName = HeaderName::from_static("inin-correlation-id");
@@ -60,18 +58,9 @@ pub(super) fn unauthorized(platform: &Platform, unwelcome: Unwelcome) -> Respons
     correlated(platform, error(StatusCode::UNAUTHORIZED, code, message))
 }
 
-/// The refusal that a fault has waiting for this handshake; it is counted.
-pub(super) fn refused_handshake(platform: &Platform, dialect: Dialect) -> Option<Response> {
-    let mut state = platform.lock();
-    let refusal = state.trouble.for_handshake(dialect)?;
-    state.tally.handshakes_refused += 1;
-    drop(state);
-    Some(correlated(platform, refused(&refusal)))
-}
-
-pub(super) fn refused(refusal: &Refusal) -> Response {
-    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    let code = match refusal.status {
+/// An error of the API for a status that a fault ordered.
+pub(super) fn refused(status: u16) -> Response {
+    let code = match status {
         401 => "bad.credentials",
         403 => "missing.permissions",
         404 => "not.found",
@@ -80,7 +69,8 @@ pub(super) fn refused(refusal: &Refusal) -> Response {
         504 => "request.timeout",
         _other => "internal.server.error",
     };
-    retry_after(error(status, code, "A simulated failure."), refusal.retry_after.as_deref())
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    error(status, code, "A simulated failure.")
 }
 
 /// Writes `Retry-After` as it is.

@@ -1,4 +1,4 @@
-//! The REST API: what stands before every call (faults, the bearer, the request limit) and which call is whose.
+//! The REST API: what stands before every call (the bearer, the request limit) and which call is whose.
 //! It refuses calls without a good token, as the platform does.
 
 pub(super) mod notifications;
@@ -7,7 +7,7 @@ mod snapshots;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{Extension, MatchedPath, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -20,7 +20,6 @@ use super::form;
 use super::platform::Platform;
 use super::reply;
 use super::tokens::{Unwelcome, Usage};
-use super::trouble::Refusal;
 
 const COUNT: HeaderName = HeaderName::from_static("inin-ratelimit-count");
 const ALLOWED: HeaderName = HeaderName::from_static("inin-ratelimit-allowed");
@@ -57,16 +56,8 @@ pub(super) fn router(platform: &Arc<Platform>) -> Router<Arc<Platform>> {
         .route_layer(from_fn_with_state(platform.clone(), guard))
 }
 
-/// Lets a call through, or answers it: a waiting fault first, then the bearer, then the limit.
-async fn guard(
-    State(platform): State<Arc<Platform>>,
-    Extension(pattern): Extension<MatchedPath>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    if let Some(refusal) = trouble(&platform, &request, pattern.as_str()) {
-        return reply::correlated(&platform, reply::refused(&refusal));
-    }
+/// Lets a call through, or answers it: the bearer first, then the limit.
+async fn guard(State(platform): State<Arc<Platform>>, mut request: Request, next: Next) -> Response {
     let caller = match identify(&platform, request.headers()) {
         Ok(caller) => caller,
         Err(unwelcome) => return reply::unauthorized(&platform, unwelcome),
@@ -76,13 +67,6 @@ async fn guard(
     request.extensions_mut().insert(caller);
     let answer = if usage.count > allowed { too_many(allowed, usage) } else { next.run(request).await };
     limited(reply::correlated(&platform, answer), allowed, usage)
-}
-
-/// Counts the call, and looks whether a fault waits for it.
-fn trouble(platform: &Platform, request: &Request, pattern: &str) -> Option<Refusal> {
-    let mut state = platform.lock();
-    *state.tally.rest.entry(format!("{} {pattern}", request.method())).or_default() += 1;
-    state.trouble.for_rest(request.uri().path())
 }
 
 fn identify(platform: &Platform, headers: &HeaderMap) -> Result<Caller, Unwelcome> {

@@ -38,6 +38,9 @@ impl Planned {
 pub struct Script {
     /// Takes the place of the seed in the settings, so that one file holds the story and its faults.
     pub seed: Option<u64>,
+    /// Take the place of those in the settings.
+    pub agents: Option<usize>,
+    pub queues: Option<usize>,
     pub faults: Vec<Planned>,
 }
 
@@ -55,6 +58,8 @@ pub enum ScriptError {
 #[serde(deny_unknown_fields)]
 struct Text {
     seed: Option<u64>,
+    agents: Option<usize>,
+    queues: Option<usize>,
     #[serde(default)]
     fault: Vec<toml::Table>,
 }
@@ -75,7 +80,8 @@ impl Script {
     pub fn parse(text: &str) -> Result<Self, ScriptError> {
         let text: Text = toml::from_str(text).map_err(ScriptError::Shape)?;
         let faults = text.fault.into_iter().enumerate().map(|(index, table)| planned(index + 1, table));
-        Ok(Self { seed: text.seed, faults: faults.collect::<Result<_, _>>()? })
+        let (seed, agents, queues) = (text.seed, text.agents, text.queues);
+        Ok(Self { seed, agents, queues, faults: faults.collect::<Result<_, _>>()? })
     }
 
     /// A bad minute, for ever: two network drops, one silent stall, one 1008, one pre-close notice.
@@ -90,7 +96,7 @@ impl Script {
             minute(38, Fault::Close { on, code: 1008, reason: "Authentication expired".to_owned() }),
             minute(46, Fault::Stall { on, lasting: Duration::from_secs(10) }),
         ];
-        Self { seed: None, faults }
+        Self { faults, ..Self::default() }
     }
 
     /// What is due next after `done` (all of it before, and at, that time has had its turn), and when.
@@ -179,7 +185,8 @@ mod tests {
             every: every.map(|every| every * SECOND),
             fault: fault.clone(),
         };
-        let script = Script { seed: None, faults: vec![planned(2, Some(3)), planned(0, None), planned(5, None)] };
+        let script =
+            Script { faults: vec![planned(2, Some(3)), planned(0, None), planned(5, None)], ..Script::default() };
         let mut turns = Vec::new();
         let mut done = None;
         while turns.len() < 5 {

@@ -40,6 +40,8 @@ enum Entry {
     Event {
         sequence: u64,
         text: Arc<str>,
+        /// Only a resume brings it.
+        unsent: bool,
     },
     /// Said again: for those who listen, not for those who resume.
     Echo {
@@ -92,6 +94,8 @@ pub(super) struct Sequence {
     last: u64,
     retention: Duration,
     reversing: Option<Reversal>,
+    /// So many of the next events are not sent to open sockets.
+    pub(super) unsent: u64,
 }
 
 /// Events held back until as many as wanted are there.
@@ -103,7 +107,7 @@ struct Reversal {
 
 impl Sequence {
     pub(super) fn new(retention: Duration) -> Self {
-        Self { held: VecDeque::new(), bytes: 0, first: 0, numbering: 0, last: 0, retention, reversing: None }
+        Self { held: VecDeque::new(), bytes: 0, first: 0, numbering: 0, last: 0, retention, reversing: None, unsent: 0 }
     }
 
     /// The highest number said in the present numbering.
@@ -116,7 +120,9 @@ impl Sequence {
         self.last += 1;
         let (sequence, text) = (self.last, Arc::<str>::from(write(self.last)));
         let Some(mut reversal) = self.reversing.take() else {
-            return self.push(now, Entry::Event { sequence, text });
+            let unsent = self.unsent > 0;
+            self.unsent = self.unsent.saturating_sub(1);
+            return self.push(now, Entry::Event { sequence, text, unsent });
         };
         reversal.kept.push((sequence, text));
         if reversal.kept.len() < reversal.wanted {
@@ -124,7 +130,7 @@ impl Sequence {
             return;
         }
         for (sequence, text) in reversal.kept.into_iter().rev() {
-            self.push(now, Entry::Event { sequence, text });
+            self.push(now, Entry::Event { sequence, text, unsent: false });
         }
     }
 
@@ -205,6 +211,7 @@ impl Sequence {
             let replayed = cursor.index < cursor.replay_end;
             match &held.entry {
                 Entry::Event { sequence, .. } if replayed && *sequence <= cursor.floor => (),
+                Entry::Event { unsent: true, .. } if !replayed => (),
                 Entry::Echo { .. } | Entry::Raw(_) if replayed => (),
                 Entry::Raw(raw) if events.is_empty() => {
                     cursor.index += 1;
@@ -328,6 +335,18 @@ mod tests {
         assert!(matches!(sequence.read(&mut live, 10), Found::Raw(raw) if *raw == Raw::Text("?".to_owned())));
         assert!(matches!(sequence.read(&mut live, 10), Found::Events(events) if *events[0] == *"2"));
         assert!(matches!(sequence.read(&mut live, 10), Found::Nothing));
+    }
+
+    #[test]
+    fn an_unsent_event_is_for_those_who_resume() {
+        let (mut sequence, now) = said(1);
+        let mut live = sequence.enter(Some(1), now);
+        sequence.unsent = 2;
+        for _ in 0..3 {
+            sequence.say(now, |n| n.to_string());
+        }
+        assert_eq!(events(&sequence, &mut live), ["4"]);
+        assert_eq!(events(&sequence, &mut sequence.enter(Some(1), now)), ["2", "3", "4"]);
     }
 
     fn said(count: u64) -> (Sequence, Instant) {

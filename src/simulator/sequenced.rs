@@ -26,9 +26,6 @@ const TOO_SLOW: u16 = 1013;
 
 /// `GET /api/v2/analytics/conversations/summary/stream`, with a bearer.
 pub(super) async fn by_header(State(platform): State<Arc<Platform>>, request: Request) -> Response {
-    if let Some(refused) = reply::refused_handshake(&platform, Dialect::Sequenced) {
-        return refused;
-    }
     let token = reply::bearer(request.headers()).map(str::to_owned);
     let checked = platform.lock().tokens.check(token.as_deref(), now());
     match checked {
@@ -39,9 +36,6 @@ pub(super) async fn by_header(State(platform): State<Arc<Platform>>, request: Re
 
 /// `GET /api/v2/analytics/events/ws?channel=&auth_token=`: a bad token is told in the first frame.
 pub(super) async fn by_query(State(platform): State<Arc<Platform>>, mut request: Request) -> Response {
-    if let Some(refused) = reply::refused_handshake(&platform, Dialect::Sequenced) {
-        return refused;
-    }
     let token = query(&request, "auth_token");
     let checked = platform.lock().tokens.check(token.as_deref(), now());
     match checked {

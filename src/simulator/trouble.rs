@@ -1,19 +1,41 @@
 //! Faults that wait for their next request: refused handshakes, failing token requests, failing REST calls.
 //! It refuses nothing itself; it says what to answer.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
-use super::fault::{Target, TokenFailure};
+use super::fault::{ALWAYS, Answered, Asked, Target, TokenFailure};
 use super::tally::Dialect;
 
 /// Faults waiting at once; more push the oldest out.
 const WAITING_MAX: usize = 1_024;
 
-/// What a refused request is answered with.
+/// Which requests an answer waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: u16,
-    pub(super) retry_after: Option<String>,
+pub(super) struct Waits {
+    pub(super) to: Asked,
+    pub(super) on: Target,
+    pub(super) url: Option<String>,
+    pub(super) resuming: bool,
+}
+
+/// A request, as far as it matters which answer waits for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request<'a> {
+    pub(super) kind: Asked,
+    /// Of an upgrade.
+    pub(super) dialect: Option<Dialect>,
+    /// Path and query.
+    pub(super) url: &'a str,
+}
+
+impl Waits {
+    fn fits(&self, request: Request<'_>) -> bool {
+        self.to == request.kind
+            && request.dialect.is_none_or(|dialect| self.on.includes(dialect))
+            && self.url.as_deref().is_none_or(|part| request.url.contains(part))
+            && (!self.resuming || request.url.contains("sequenceId="))
+    }
 }
 
 #[derive(Debug)]
@@ -37,7 +59,9 @@ impl<What: Clone> Line<What> {
     fn take(&mut self, fits: impl Fn(&What) -> bool) -> Option<What> {
         let index = self.0.iter().position(|waiting| fits(&waiting.what))?;
         let waiting = &mut self.0[index];
-        waiting.left = waiting.left.saturating_sub(1);
+        if waiting.left != ALWAYS {
+            waiting.left = waiting.left.saturating_sub(1);
+        }
         let (what, used_up) = (waiting.what.clone(), waiting.left == 0);
         if used_up {
             self.0.remove(index);
@@ -48,39 +72,33 @@ impl<What: Clone> Line<What> {
 
 #[derive(Debug)]
 pub(super) struct Trouble {
-    handshakes: Line<(Target, Refusal)>,
+    answers: Line<(Waits, Answered)>,
     tokens: Line<TokenFailure>,
-    rest: Line<(Option<String>, Refusal)>,
+    /// Events that are said when a second socket of a kind opens.
+    pub(super) at_overlap: u64,
+    /// How long a client of each kind may send nothing.
+    pub(super) quiet: BTreeMap<Dialect, Duration>,
 }
 
 impl Trouble {
     pub(super) fn none() -> Self {
-        Self { handshakes: Line(VecDeque::new()), tokens: Line(VecDeque::new()), rest: Line(VecDeque::new()) }
+        Self { answers: Line(VecDeque::new()), tokens: Line(VecDeque::new()), at_overlap: 0, quiet: BTreeMap::new() }
     }
 
-    pub(super) fn refuse_handshakes(&mut self, on: Target, refusal: Refusal, times: u32) {
-        self.handshakes.push((on, refusal), times);
+    pub(super) fn answer(&mut self, waits: Waits, how: Answered, times: u32) {
+        self.answers.push((waits, how), times);
     }
 
     pub(super) fn fail_tokens(&mut self, failure: TokenFailure, times: u32) {
         self.tokens.push(failure, times);
     }
 
-    pub(super) fn fail_rest(&mut self, path: Option<String>, refusal: Refusal, times: u32) {
-        self.rest.push((path, refusal), times);
-    }
-
-    pub(super) fn for_handshake(&mut self, dialect: Dialect) -> Option<Refusal> {
-        self.handshakes.take(|(on, _)| on.includes(dialect)).map(|(_, refusal)| refusal)
+    pub(super) fn for_request(&mut self, request: Request<'_>) -> Option<Answered> {
+        self.answers.take(|(waits, _)| waits.fits(request)).map(|(_, how)| how)
     }
 
     pub(super) fn for_token(&mut self) -> Option<TokenFailure> {
         self.tokens.take(|_| true)
-    }
-
-    pub(super) fn for_rest(&mut self, path: &str) -> Option<Refusal> {
-        let fits = |start: &Option<String>| start.as_ref().is_none_or(|start| path.starts_with(start.as_str()));
-        self.rest.take(|(start, _)| fits(start)).map(|(_, refusal)| refusal)
     }
 }
 
@@ -100,16 +118,30 @@ mod tests {
 
     #[test]
     fn a_fault_waits_for_the_requests_it_is_for_and_is_used_up() {
-        let refusal = |status| Refusal { status, retry_after: None };
+        use Dialect::{Notifications, Sequenced};
+        let waits = |to, on, url: Option<&str>, resuming| Waits { to, on, url: url.map(str::to_owned), resuming };
+        let late = |seconds| Answered::Late { lasting: Duration::from_secs(seconds) };
         let mut trouble = Trouble::none();
-        trouble.refuse_handshakes(Target::Notifications, refusal(403), 1);
-        trouble.refuse_handshakes(Target::All, refusal(503), 2);
-        assert_eq!(trouble.for_handshake(Dialect::Sequenced), Some(refusal(503)));
-        assert_eq!(trouble.for_handshake(Dialect::Notifications), Some(refusal(403)));
-        assert_eq!(trouble.for_handshake(Dialect::Notifications), Some(refusal(503)));
-        assert_eq!(trouble.for_handshake(Dialect::Notifications), None);
-        trouble.fail_rest(Some("/api/v2/users".to_owned()), refusal(500), 1);
-        assert_eq!(trouble.for_rest("/api/v2/routing/queues"), None);
-        assert_eq!(trouble.for_rest("/api/v2/users?pageSize=1"), Some(refusal(500)));
+        trouble.answer(waits(Asked::Upgrade, Target::Notifications, None, false), late(1), 1);
+        trouble.answer(waits(Asked::Upgrade, Target::All, None, true), late(2), 1);
+        trouble.answer(waits(Asked::Upgrade, Target::All, Some("channel=b"), false), late(3), ALWAYS);
+        trouble.answer(waits(Asked::Rest, Target::All, Some("/users"), false), late(4), 1);
+        let upgrade = |dialect, url| Request { kind: Asked::Upgrade, dialect: Some(dialect), url };
+        let rest = |url| Request { kind: Asked::Rest, dialect: None, url };
+        let table = [
+            (upgrade(Sequenced, "/stream"), None),
+            (upgrade(Sequenced, "/stream?sequenceId=7"), Some(2)),
+            (upgrade(Sequenced, "/stream?sequenceId=7"), None),
+            (upgrade(Notifications, "/channels/a"), Some(1)),
+            (upgrade(Notifications, "/channels/a"), None),
+            (upgrade(Sequenced, "/stream?channel=b"), Some(3)),
+            (upgrade(Sequenced, "/stream?channel=b"), Some(3)),
+            (rest("/queues"), None),
+            (rest("/users?pageSize=1"), Some(4)),
+            (rest("/users"), None),
+        ];
+        for (request, seconds) in table {
+            assert_eq!(trouble.for_request(request), seconds.map(late), "{request:?}");
+        }
     }
 }

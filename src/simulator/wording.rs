@@ -44,6 +44,30 @@ pub(super) fn sequenced_text(sequence: u64, event: &Event) -> String {
     })
 }
 
+/// How an event writes its number and its time, where a fault wants it otherwise.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wording {
+    /// `1.0` in place of `1`.
+    pub(super) decimal: bool,
+    pub(super) time: Option<String>,
+}
+
+impl Wording {
+    pub(super) fn of(&self, text: String) -> String {
+        let mut text = text;
+        if self.decimal {
+            text = text.replacen(",\"eventType\"", ".0,\"eventType\"", 1);
+        }
+        match (&self.time, text.split_once("\"eventTime\":\"")) {
+            (Some(time), Some((before, after))) => {
+                let rest = after.split_once('"').map_or("", |(_, rest)| rest);
+                format!("{before}\"eventTime\":{}{rest}", serde_json::Value::from(time.as_str()))
+            }
+            _as_it_is => text,
+        }
+    }
+}
+
 /// One event as a notification.
 pub(super) fn notification_text(event: &Event) -> String {
     envelope(&event.topic, &event.body, &event.correlation)

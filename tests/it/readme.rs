@@ -1,6 +1,6 @@
 //! What the README says is true: every fenced block of it is exercised, and one that is not understood fails.
 //!
-//! A `toml` block is a complete configuration. An `sh` block is run line by line, on real processes, against a running
+//! A `toml` block is a complete configuration, or a script of faults. An `sh` block is run line by line, on real processes, against a running
 //! demo in place of the ports it names and a simulated platform in place of the real one. A `json` block is JSON. A
 //! block without a word is a drawing.
 
@@ -79,6 +79,9 @@ impl Stage {
                     let act = understand(&line, &self.places).unwrap_or_else(|why| panic!("{place}: {line}: {why}"));
                     self.act(act, &format!("{place}: {line}")).await;
                 }
+            }
+            "toml" if block.text.contains("[[fault]]") => {
+                simulator::Script::parse(&block.text).unwrap_or_else(|error| panic!("{place}: {error:?}"));
             }
             "toml" => self.check(&block.text, place).await,
             "json" => drop(serde_json::from_str::<serde_json::Value>(&block.text).unwrap_or_else(|error| {
