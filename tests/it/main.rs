@@ -20,6 +20,7 @@ mod redis;
 mod rotation;
 mod sequenced;
 mod sharing;
+mod soak;
 mod store;
 mod tokens;
 mod trouble;
