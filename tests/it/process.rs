@@ -18,6 +18,7 @@ mod replicas;
 mod secrets;
 mod site;
 mod stop;
+mod tls;
 
 pub(crate) use self::{
     log::Entry,

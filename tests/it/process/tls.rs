@@ -1,0 +1,160 @@
+//! TLS to a platform and to a token endpoint: an authority of one's own is believed, a bad certificate never.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    Relay, Site,
+    child::{PATIENCE, eventually},
+};
+
+/// Makes two authorities and, by them, a good certificate for this machine and three bad ones.
+const MAKE: &str = r#"
+set -e
+key="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+authority() { openssl req -x509 $key -keyout $1.key -out $1.pem -days 2 -subj /CN=$1; }
+leaf() {
+  openssl req $key -keyout $1.key -out $1.csr -subj /CN=$1
+  printf 'subjectAltName=%s\nbasicConstraints=CA:FALSE\n' "$4" > $1.ext
+  openssl x509 -req -in $1.csr -CA $2.pem -CAkey $2.key -CAcreateserial -out $1.pem -days $3 -extfile $1.ext
+}
+authority known
+authority unknown
+leaf good known 2 DNS:localhost
+leaf expired known 0 DNS:localhost
+leaf wrong-name known 2 DNS:elsewhere.test
+leaf stranger unknown 2 DNS:localhost
+"#;
+
+/// The bad certificates, with the words by which the error names what is wrong.
+const BAD: [(&str, &str); 3] =
+    [("expired", "expired"), ("wrong-name", "not valid for name"), ("stranger", "UnknownIssuer")];
+
+/// A platform behind TLS.
+struct Terminator {
+    address: SocketAddr,
+    attempts: Arc<AtomicU64>,
+    _tasks: JoinSet<()>,
+}
+
+impl Terminator {
+    async fn start(folder: &Path, certificate: &str, platform: SocketAddr) -> Self {
+        let file = |kind: &str| folder.join(format!("{certificate}.{kind}"));
+        let chain = vec![CertificateDer::from_pem_file(file("pem")).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(file("key")).unwrap();
+        let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let attempts = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&attempts);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Ordering::Relaxed);
+                let acceptor = acceptor.clone();
+                connections.spawn(async move {
+                    let Ok(mut client) = acceptor.accept(client).await else { return };
+                    let mut server = TcpStream::connect(platform).await.unwrap();
+                    drop(copy_bidirectional(&mut client, &mut server).await);
+                });
+            }
+        });
+        Self { address, attempts, _tasks: tasks }
+    }
+
+    fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    fn attempts(&self) -> u64 {
+        self.attempts.load(Ordering::Relaxed)
+    }
+}
+
+fn make_certificates(folder: &Path) {
+    let made = Command::new("sh").args(["-c", MAKE]).current_dir(folder).output().unwrap();
+    assert!(made.status.success(), "sudo apt-get install -y openssl: {}", String::from_utf8_lossy(&made.stderr));
+}
+
+fn account(site: &Site, name: &str, token_port: u16) -> String {
+    let folder = site.folder.path().display();
+    format!(
+        "[accounts.{name}]\nplatform = \"generic\"\ntoken_url = \"https://localhost:{token_port}/oauth/token\"\n\
+         client_id = {{ file = \"{folder}/client-id\" }}\nclient_secret = {{ file = \"{folder}/client-secret\" }}\n\
+         refresh_jitter = \"0s\"\n"
+    )
+}
+
+fn stream(name: &str, account: &str, port: u16) -> String {
+    format!(
+        "[streams.{name}]\naccount = \"{account}\"\nconnector = \"genesys-sequenced\"\n\
+         url = \"wss://localhost:{port}/api/v2/analytics/conversations/summary/stream\"\n\
+         backoff = {{ first = \"100ms\", cap = \"1s\" }}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_of_ones_own_is_believed_and_a_bad_certificate_is_named_and_tried_again() {
+    trunkline::app::install_crypto();
+    let site = Site::start().await;
+    let folder = site.folder.path().to_owned();
+    make_certificates(&folder);
+    let platform = site.platform.address();
+    let good = Terminator::start(&folder, "good", platform).await;
+    let mut text = std::fs::read_to_string(&site.config).unwrap();
+    text.truncate(text.find("[accounts.").unwrap());
+    text.push_str(&account(&site, "good", good.port()));
+    text.push_str(&stream("good", "good", good.port()));
+    let mut bad = Vec::new();
+    for (certificate, words) in BAD {
+        let terminator = Terminator::start(&folder, certificate, platform).await;
+        text.push_str(&account(&site, certificate, terminator.port()));
+        text.push_str(&stream(certificate, "good", terminator.port()));
+        bad.push((certificate, words, terminator));
+    }
+    std::fs::write(&site.config, text).unwrap();
+    let authority = folder.join("known.pem").display().to_string();
+    let relay = Relay::start_with(&site, &[("SSL_CERT_FILE", &authority)]).await;
+    let shown = async |list: &str, key: &str, name: &str| {
+        let status = relay.status().await;
+        status[list].as_array().unwrap().iter().find(|one| one[key] == name).unwrap().clone()
+    };
+    eventually("the good ones work", PATIENCE, async || {
+        (shown("streams", "stream", "good").await["state"] == "live").then_some(())
+    })
+    .await;
+    assert_eq!(shown("accounts", "account", "good").await["state"], "valid");
+    for (name, words, terminator) in &bad {
+        for (list, key) in [("accounts", "account"), ("streams", "stream")] {
+            eventually(&format!("the error of {key} {name} says {words}"), PATIENCE, async || {
+                let one = shown(list, key, name).await;
+                assert!(one["state"] != "live" && one["state"] != "valid", "{one}");
+                one["last_error"]
+                    .as_str()
+                    .filter(|error| error.contains("certificate") && error.contains(words))
+                    .map(drop)
+            })
+            .await;
+        }
+        eventually("it is tried again", PATIENCE, async || (terminator.attempts() > 3).then_some(())).await;
+    }
+    assert_eq!(site.platform.tally().grants_total(), 1, "no secret went to a bad one");
+}
