@@ -1,4 +1,4 @@
-//! The open sockets of one stream, read fairly enough: one, or a few while a session is replaced.
+//! The open sockets of one stream, read in turns: one, or a few while a session is replaced.
 
 use std::{
     future::poll_fn,
@@ -9,7 +9,12 @@ use super::socket::{Brought, Socket};
 use crate::{connector::Failure, protocol::session::SessionId};
 
 /// The open sockets of a stream: one, or a few while a session is replaced.
-pub(super) struct Sockets(Vec<Open>);
+pub(super) struct Sockets {
+    open: Vec<Open>,
+    /// Where the next read begins: behind the socket that was read last, so that a socket with a backlog does not keep
+    /// its successor's answer unread.
+    turn: usize,
+}
 
 struct Open {
     id: SessionId,
@@ -20,37 +25,42 @@ struct Open {
 
 impl Sockets {
     pub(super) fn new() -> Self {
-        Self(Vec::new())
+        Self { open: Vec::new(), turn: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.open.is_empty()
     }
 
     pub(super) fn add(&mut self, id: SessionId, socket: Socket) {
-        self.0.push(Open { id, socket, ended: None });
+        self.open.push(Open { id, socket, ended: None });
     }
 
     pub(super) fn get(&mut self, id: SessionId) -> Option<&mut Socket> {
-        self.0.iter_mut().find(|open| open.id == id).map(|open| &mut open.socket)
+        self.open.iter_mut().find(|open| open.id == id).map(|open| &mut open.socket)
     }
 
     pub(super) fn ended(&mut self, id: SessionId, failure: &Failure) {
-        if let Some(open) = self.0.iter_mut().find(|open| open.id == id) {
+        if let Some(open) = self.open.iter_mut().find(|open| open.id == id) {
             open.ended = Some(failure.clone());
         }
     }
 
     /// Takes a socket out, with what it ended by; one that never ended is simply dropped by its owner.
     pub(super) fn remove(&mut self, id: SessionId) -> Option<(Socket, Failure)> {
-        let index = self.0.iter().position(|open| open.id == id)?;
-        let Open { socket, ended, .. } = self.0.swap_remove(index);
+        let index = self.open.iter().position(|open| open.id == id)?;
+        let Open { socket, ended, .. } = self.open.swap_remove(index);
         Some((socket, ended?))
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(SessionId, Result<Brought, Failure>)> {
-        for open in self.0.iter_mut().filter(|open| open.ended.is_none()) {
-            if let Poll::Ready(frame) = open.socket.poll_frame(cx) {
+        let count = self.open.len();
+        for place in (0..count).map(|step| (self.turn + step) % count) {
+            let open = &mut self.open[place];
+            if open.ended.is_none()
+                && let Poll::Ready(frame) = open.socket.poll_frame(cx)
+            {
+                self.turn = place + 1;
                 return Poll::Ready((open.id, frame));
             }
         }
