@@ -205,6 +205,8 @@ pub enum Failure {
     Oversize,
     /// A frame that was not whole within this time.
     Unfinished { within: Duration },
+    /// A data frame that cannot be taken in: it breaks the protocol, or is a text that is not UTF-8.
+    Unreadable(String),
     /// The platform said so in a frame.
     Said(Notice),
 }
@@ -329,9 +331,11 @@ impl Connector {
                 Self::Notifications(_) | Self::Sequenced(_) => by_status(Exchange::Call, *status, *retry_after),
             },
             Failure::Closed { code, .. } => by_close_code(*code),
-            Failure::Unreachable(_) | Failure::Silent | Failure::Oversize | Failure::Unfinished { .. } => {
-                Verdict::BackOff
-            }
+            Failure::Unreachable(_)
+            | Failure::Silent
+            | Failure::Oversize
+            | Failure::Unfinished { .. }
+            | Failure::Unreadable(_) => Verdict::BackOff,
             Failure::Said(Notice::TokenInvalid | Notice::TokenRevoked) => Verdict::RefreshToken,
             Failure::Said(Notice::EndpointGone | Notice::Closing) => Verdict::NewEndpoint,
             Failure::Said(Notice::Displaced) => Verdict::GiveUp,
@@ -376,7 +380,7 @@ impl Failure {
             Self::Handshake { .. } | Self::Call { .. } => "refused",
             Self::Unreachable(_) => "network",
             Self::Silent => "silence",
-            Self::Oversize | Self::Unfinished { .. } => "protocol",
+            Self::Oversize | Self::Unfinished { .. } | Self::Unreadable(_) => "protocol",
             Self::Said(_) => "refused",
             Self::Closed { code, .. } => match code {
                 1000 => "clean",
@@ -400,6 +404,7 @@ impl std::fmt::Display for Failure {
             Self::Silent => write!(f, "not heard within the window"),
             Self::Oversize => write!(f, "a frame beyond frame_max"),
             Self::Unfinished { within } => write!(f, "a message not complete in {} s", within.as_secs_f64()),
+            Self::Unreadable(why) => write!(f, "a frame that cannot be read: {why}"),
             Self::Said(notice) => write!(f, "the platform said {notice:?}"),
         }
     }

@@ -85,8 +85,11 @@ pub struct Session {
     heard_at: Instant,
     /// When the frame that has begun must be whole.
     whole_by: Option<Instant>,
-    /// How many probes went out since the platform was last heard.
+    /// How many probes went out since the platform was last heard, and when the newest did.
     probes: u32,
+    probed_at: Instant,
+    /// When we last sent anything.
+    sent_at: Instant,
     /// How many probes ever went out, and how many were answered.
     asked: u64,
     answers: u64,
@@ -120,6 +123,8 @@ enum Stage {
 
 /// Probes go out at these parts of the window of silence.
 const PROBE_QUARTERS: [u32; 2] = [2, 3];
+/// A probe goes out, whatever is heard, when nothing was sent for this part of the window.
+const SEND_PART: u32 = 2;
 
 impl Session {
     /// Begins a session under a token; `reuse` is an endpoint that is still good.
@@ -142,6 +147,8 @@ impl Session {
             heard_at: now.at,
             whole_by: None,
             probes: 0,
+            probed_at: now.at,
+            sent_at: now.at,
             asked: 0,
             answers: 0,
             wanted: 0,
@@ -177,8 +184,8 @@ impl Session {
 
     /// Asks the platform whether it lives. What it sent before its answer is heard before it. Answers to older probes
     /// may be on their way, and a heartbeat: neither is taken for this one.
-    pub fn ask(&mut self) {
-        self.probe();
+    pub fn ask(&mut self, now: Now) {
+        self.probe(now);
         self.wanted = self.asked;
     }
 
@@ -194,8 +201,9 @@ impl Session {
         was_expected
     }
 
-    fn probe(&mut self) {
+    fn probe(&mut self, now: Now) {
         self.asked += 1;
+        self.sent_at = now.at;
         self.outputs.push_back(Output::Probe(self.choices.probe));
     }
 
@@ -318,12 +326,13 @@ impl Session {
             return;
         }
         self.heard_at = now.at;
+        self.sent_at = now.at;
         let until = now.at + self.patience.connect;
         match self.choices.proof {
             Proof::Opened => self.live(now),
             Proof::Answered => {
                 self.stage = Stage::Proving { until, lives_at: None };
-                self.probe();
+                self.probe(now);
             }
             Proof::QuietFor(wait) => self.stage = Stage::Proving { until, lives_at: Some(now.at + wait) },
         }
@@ -363,15 +372,19 @@ impl Session {
     }
 
     fn watch(&mut self, now: Now) {
-        if now.at >= self.heard_at + self.patience.silence {
+        let silence_due = self.silence_due();
+        if now.at >= silence_due && self.has_probed_silence() {
             return self.end(Failure::Silent);
         }
         if self.whole_by.is_some_and(|by| now.at >= by) {
             return self.end(Failure::Unfinished { within: self.patience.frame });
         }
-        if now.at >= self.next_watch() {
+        if now.at >= silence_due {
             self.probes += 1;
-            self.probe();
+            self.probed_at = now.at;
+            self.probe(now);
+        } else if now.at >= self.send_due() {
+            self.probe(now);
         }
         let Stage::Live { tend_at, tending, aged } = &mut self.stage else { return };
         let ends = self.minted.as_ref().and_then(|minted| minted.ends);
@@ -388,10 +401,28 @@ impl Session {
         }
     }
 
-    /// When the next probe is due, or the window of silence ends.
+    /// When something is to be done about what is not heard, or not sent.
     fn next_watch(&self) -> Instant {
+        self.silence_due().min(self.send_due())
+    }
+
+    /// When the next probe is due because of silence, or the window of silence ends. A probe has a quarter of the window
+    /// for its answer, also when it went out late because this process was stopped.
+    fn silence_due(&self) -> Instant {
         let quarters = PROBE_QUARTERS.get(self.probes as usize).copied().unwrap_or(4);
-        self.heard_at + self.patience.silence * quarters / 4
+        let due = self.heard_at + self.patience.silence * quarters / 4;
+        if self.probes == 0 { due } else { due.max(self.probed_at + self.patience.silence / 4) }
+    }
+
+    /// Whether every probe of the window went out.
+    fn has_probed_silence(&self) -> bool {
+        self.probes as usize >= PROBE_QUARTERS.len()
+    }
+
+    /// When a probe is due because nothing was sent: a platform that speaks all the time may still close a client that
+    /// does not.
+    fn send_due(&self) -> Instant {
+        self.sent_at + self.patience.silence / SEND_PART
     }
 
     /// Tending never harms a live session: what fails is tried again at the next turn.

@@ -131,7 +131,7 @@ impl Socket {
     /// The next frame, or why there are no more.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Brought, Failure>> {
         if self.broken {
-            return Poll::Ready(Err(closed(1007, NOT_UTF8)));
+            return Poll::Ready(Err(Failure::Unreadable(NOT_UTF8.to_owned())));
         }
         match Pin::new(&mut self.stream).poll_next(cx) {
             Poll::Pending => self.beginning(),
@@ -212,13 +212,23 @@ fn closed(code: u16, reason: &str) -> Failure {
     Failure::Closed { code, reason: bounded(reason) }
 }
 
+/// Only a data frame that cannot be taken in is unreadable. A text is checked by whoever takes it, so what the library
+/// finds not to be UTF-8 is the reason of a close, and a close that is malformed ends the connection like any loss.
 fn failure(error: &Error) -> Failure {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => Failure::Oversize,
-        Error::Utf8(_) => closed(1007, NOT_UTF8),
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) | Error::Io(_) => closed(1006, &error.to_string()),
-        Error::Protocol(_) => closed(1002, &error.to_string()),
-        Error::ConnectionClosed
+        Error::Protocol(
+            ProtocolError::NonZeroReservedBits
+            | ProtocolError::MaskedFrameFromServer
+            | ProtocolError::UnexpectedContinueFrame
+            | ProtocolError::ExpectedFragment(_)
+            | ProtocolError::UnknownDataFrameType(_)
+            | ProtocolError::InvalidOpcode(_),
+        ) => Failure::Unreadable(bounded(&error.to_string())),
+        Error::Utf8(_)
+        | Error::Protocol(_)
+        | Error::Io(_)
+        | Error::ConnectionClosed
         | Error::AlreadyClosed
         | Error::Tls(_)
         | Error::Capacity(_)

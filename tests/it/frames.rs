@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use trunkline::simulator::{Dialect, Fault, Raw, Target, Undecodable};
 
-use crate::harness::{Babbler, Plan, Platform, Relay, throughout};
+use crate::harness::{Babbler, Plan, Platform, Relay, Scripted, Upgrade, frame, numbered, throughout};
 
 const UNREADABLE: [Undecodable; 4] =
     [Undecodable::Binary, Undecodable::InvalidJson, Undecodable::WrongShape, Undecodable::Deep];
@@ -143,3 +143,45 @@ async fn bytes_of_an_event_are_the_platforms() {
     let page = relay.page(&format!("/v1/streams/{}/events?from=first", relay.name())).await.text().await.unwrap();
     assert!(page.contains(odd), "{page}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_malformed_close_is_a_lost_connection_and_gives_no_position_up() {
+    let cut = [&1000_u16.to_be_bytes()[..], b"Zo\xc3"].concat();
+    let codes = [0_u16, 999, 1002, 1003, 1005, 1006, 1007, 1015, 5000];
+    let closes = codes.map(|code| code.to_be_bytes().to_vec()).into_iter().chain([vec![3], cut]);
+    for close in closes {
+        let platform = Platform::start().await;
+        let bad = frame(CLOSE, &close);
+        let script = vec![
+            Upgrade::Ended([numbered(1..=2), bad.clone()].concat()),
+            Upgrade::Ended(bad.clone()),
+            Upgrade::Ended(bad),
+            Upgrade::Open(numbered(3..=4)),
+        ];
+        let scripted = Scripted::start(script).await;
+        let plan = Plan::numbered(platform.address()).stream("url", scripted.url());
+        let relay = Relay::launch(plan.stream("backoff.cap", "50ms")).await;
+        relay.tells("1 2 3 4").await;
+        let targets = scripted.targets();
+        assert_eq!(targets, ["/", "/?sequenceId=2", "/?sequenceId=2", "/?sequenceId=2"], "{close:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_frame_that_breaks_the_protocol_at_one_place_again_is_passed_over() {
+    let platform = Platform::start().await;
+    let reserved = frame(0x83, b"?");
+    let script = vec![
+        Upgrade::Open([numbered(1..=2), reserved.clone()].concat()),
+        Upgrade::Open(reserved),
+        Upgrade::Open(numbered(4..=5)),
+    ];
+    let scripted = Scripted::start(script).await;
+    let plan = Plan::numbered(platform.address()).stream("url", scripted.url());
+    let relay = Relay::launch(plan.stream("backoff.cap", "50ms")).await;
+    relay.until("it goes on", |stream| stream["position"] == "5").await;
+    assert_eq!(scripted.targets(), ["/", "/?sequenceId=2", "/"]);
+    assert_eq!(relay.count("gaps").await, 1);
+}
+
+const CLOSE: u8 = 0x88;

@@ -25,7 +25,7 @@ pub(crate) use self::{
     redis::{Redis, documented_rules, free_port, limits as redis_limits},
     relay::Relay,
     road::{Held, Road},
-    wire::{Babbler, Impostor, Wire},
+    wire::{Babbler, Impostor, Scripted, Upgrade, Wire, frame, numbered},
 };
 
 /// No test waits longer for a single fact.

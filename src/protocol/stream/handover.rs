@@ -207,7 +207,7 @@ impl Stream {
             }
             Flush::Wanted => {
                 let Link::Live { session, .. } = &mut self.link else { return None };
-                session.ask();
+                session.ask(now);
                 let id = session.id();
                 self.obey(id, now);
                 Some(Flush::Asked(id))

@@ -31,7 +31,7 @@ impl Stream {
             // The successor repeats what the old one may not have brought.
             Resume::Sequence => (now.at, now.at),
             Resume::None => {
-                old.ask();
+                old.ask(now);
                 self.intake.keep_back(new.id());
                 (now.at + OVERLAP_MIN, now.at + OVERLAP_MAX)
             }

@@ -231,7 +231,7 @@ fn a_frame_that_does_not_end_is_waited_for_only_so_long_whatever_comes_between_i
             ("tell 1 a", "append a"),
             ("stored", ""),
             ("begin 1", ""),
-            ("wait 20s", ""),
+            ("wait 20s", "probe 1"),
             // The checkpoint of a quiet stream is renewed.
             ("ping 1", "append"),
             ("stored", ""),
@@ -239,6 +239,68 @@ fn a_frame_that_does_not_end_is_waited_for_only_so_long_whatever_comes_between_i
             ("ping 1", ""),
             ("wait 999ms", ""),
             ("wait 1ms", "forget 1, a message not complete in 30 s, again in 125ms, backing-off"),
+        ],
+    );
+}
+
+#[test]
+fn a_platform_that_speaks_all_the_time_still_hears_from_us() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "live"),
+            ("wait 20s", ""),
+            ("say 1 5", "append 5 at 5"),
+            ("wait 9s", ""),
+            ("say 1 6", ""),
+            ("wait 1s", "probe 1"),
+            ("wait 19s", ""),
+            ("say 1 7", ""),
+            ("wait 11s", "probe 1"),
+        ],
+    );
+}
+
+#[test]
+fn a_process_that_was_stopped_asks_before_it_calls_the_platform_silent() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "live"),
+            ("stopped 300s", "probe 1"),
+            ("wait 14s", ""),
+            ("ping 1", "append at 4"),
+            ("stored", ""),
+            ("stopped 300s", "probe 1"),
+            ("wait 15s", "probe 1"),
+            ("wait 15s", "forget 1, again in 125ms, backing-off"),
+        ],
+    );
+}
+
+#[test]
+fn a_close_gives_no_position_up_and_a_frame_that_cannot_be_read_does_at_its_second_meeting() {
+    play(
+        Settings { backoff: backoff::Settings { breaker_after: 100, ..sequenced().backoff }, ..sequenced() },
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "live"),
+            ("close 1 1002", "forget 1, again in 1s, backing-off"),
+            ("wait 1s", "dial 2 under 1 after 4, connecting"),
+            ("open 2", "live"),
+            ("close 2 1007", "forget 2, again in 2s, backing-off"),
+            ("wait 2s", "dial 3 under 1 after 4, connecting"),
+            ("open 3", "live"),
+            ("unreadable 3", "forget 3, again in 4s, backing-off"),
+            ("wait 4s", "dial 4 under 1 after 4, connecting"),
+            ("open 4", "live"),
+            ("unreadable 4", "forget 4, again in 8s, backing-off"),
+            ("wait 8s", "dial 5 under 1 after none, connecting"),
         ],
     );
 }
@@ -276,11 +338,11 @@ fn a_frame_is_not_late_while_frames_are_left_unread() {
             ("begin 1", ""),
             ("say 1 6 7 8", ""),
             ("begin 1", ""),
-            ("wait 50s", ""),
+            ("wait 50s", "probe 1"),
             ("stored", "append 6 7 8 at 8"),
-            ("wait 20s", ""),
+            ("wait 20s", "probe 1"),
             ("stored", ""),
-            ("wait 29s", ""),
+            ("wait 29s", "probe 1"),
         ],
     );
 }

@@ -126,13 +126,14 @@ impl Stream {
         self.give_up_place(failure);
     }
 
-    /// A frame that cannot be taken is sent again on resuming, for ever: an oversized one at once, and one that breaks
-    /// the protocol or does not end after a few meetings, the stream goes on without it.
+    /// A data frame that cannot be taken in is sent again on resuming, for ever: the stream goes on without an oversized
+    /// one at once, and without one that breaks the protocol or does not end after [`POISON_MAX`] times. A close is a
+    /// lost connection whatever its code: it says nothing about the next event.
     pub(super) fn give_up_place(&mut self, failure: &Failure) {
         if *failure == Failure::Oversize {
             self.intake.give_up_position(GapReason::Oversize);
         }
-        if !matches!(failure, Failure::Unfinished { .. } | Failure::Closed { code: 1002 | 1003 | 1007, .. }) {
+        if !matches!(failure, Failure::Unfinished { .. } | Failure::Unreadable(_)) {
             return;
         }
         let place = self.intake.position();

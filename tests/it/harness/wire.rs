@@ -17,6 +17,7 @@ use tokio_tungstenite::{
     accept_async,
     tungstenite::{
         Message,
+        handshake::derive_accept_key,
         protocol::frame::{
             Frame,
             coding::{Data, OpCode},
@@ -242,4 +243,89 @@ async fn babble(client: TcpStream) {
         part = Data::Continue;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A platform by a script: what becomes of each upgrade, in turn; the last one is repeated.
+pub(crate) struct Scripted {
+    address: SocketAddr,
+    targets: Arc<Mutex<Vec<String>>>,
+    _stop: DropGuard,
+}
+
+/// What becomes of one upgrade.
+#[derive(Clone)]
+pub(crate) enum Upgrade {
+    /// It is taken, these bytes follow, and the connection stays open.
+    Open(Vec<u8>),
+    /// It is taken, these bytes follow, and the connection is closed.
+    Ended(Vec<u8>),
+}
+
+impl Scripted {
+    pub(crate) async fn start(script: Vec<Upgrade>) -> Self {
+        let targets = Arc::new(Mutex::new(Vec::new()));
+        let (shared, script) = (Arc::clone(&targets), Arc::new(script));
+        let (address, stop) =
+            listen(move |client| follow_script(client, Arc::clone(&script), Arc::clone(&shared))).await;
+        Self { address, targets, _stop: stop }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("ws://{}/", self.address)
+    }
+
+    /// What each upgrade asked for.
+    pub(crate) fn targets(&self) -> Vec<String> {
+        self.targets.lock().unwrap().clone()
+    }
+}
+
+async fn follow_script(mut client: TcpStream, script: Arc<Vec<Upgrade>>, targets: Arc<Mutex<Vec<String>>>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = client.read_u8().await else { return };
+        head.push(byte);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let step = {
+        let mut targets = targets.lock().unwrap();
+        targets.push(head.split(' ').nth(1).unwrap().to_owned());
+        script[(targets.len() - 1).min(script.len() - 1)].clone()
+    };
+    let (bytes, stays) = match step {
+        Upgrade::Open(frames) => ([accepted(&head), frames].concat(), true),
+        Upgrade::Ended(frames) => ([accepted(&head), frames].concat(), false),
+    };
+    drop(client.write_all(&bytes).await);
+    drop(client.flush().await);
+    let mut chunk = vec![0; CHUNK_LEN];
+    if !stays {
+        drop(client.shutdown().await);
+    }
+    while let Ok(1..) = client.read(&mut chunk).await {}
+}
+
+/// The answer to an upgrade that is taken.
+fn accepted(head: &str) -> Vec<u8> {
+    let key = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("sec-websocket-key").then(|| value.trim())
+    });
+    let accept = derive_accept_key(key.unwrap().as_bytes());
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-accept: {accept}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// Numbered events, a frame each.
+pub(crate) fn numbered(numbers: impl IntoIterator<Item = u64>) -> Vec<u8> {
+    numbers.into_iter().flat_map(|number| frame(0x81, format!(r#"[{{"sequenceId":{number}}}]"#).as_bytes())).collect()
+}
+
+/// A short frame by the first byte of its header.
+pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(payload.len()).ok().filter(|len| *len < 126).expect("a short frame");
+    [&[first, len], payload].concat()
 }

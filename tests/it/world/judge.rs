@@ -184,7 +184,7 @@ impl Judge {
     pub(super) fn failed(&mut self, failure: &Failure) {
         match failure {
             Failure::Oversize => self.may_give_up = true,
-            Failure::Unfinished { .. } | Failure::Closed { code: 1002 | 1003 | 1007, .. } => {
+            Failure::Unfinished { .. } | Failure::Unreadable(_) => {
                 self.poisoned += 1;
                 self.may_give_up |= self.poisoned >= 2;
             }

@@ -333,6 +333,11 @@ pub(super) fn closed(code: u16) -> Failure {
     Failure::Closed { code, reason: String::new() }
 }
 
+/// A data frame that breaks the protocol.
+pub(super) fn unreadable() -> Failure {
+    Failure::Unreadable("a text that is not UTF-8".to_owned())
+}
+
 fn status(status: u16, retry_after: Option<Duration>) -> Answer {
     Answer { status, retry_after, body: "{}".into() }
 }

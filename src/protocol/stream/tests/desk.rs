@@ -123,6 +123,7 @@ impl Desk {
         let id = SessionId(subject.parse().unwrap_or(0));
         let input = match verb {
             "wait" => return self.wait(subject),
+            "stopped" => return self.stopped(subject),
             "token" => Input::Token(id.0),
             "open" => Input::Opened(id),
             "begin" => Input::Begun(id),
@@ -134,6 +135,7 @@ impl Desk {
                 let failure = Failure::Closed { code: words.parse().unwrap(), reason: String::new() };
                 Input::Closed { session: id, failure }
             }
+            "unreadable" => Input::Closed { session: id, failure: Failure::Unreadable("reserved bits".to_owned()) },
             "oversize" => Input::Closed { session: id, failure: Failure::Oversize },
             "say" => frame(id, format!("[{}]", words.split(' ').map(numbered).collect::<Vec<_>>().join(","))),
             "tell" => frame(id, format!(r#"{{"topicName":"v2.conversations.c-1.x","eventBody":"{words}"}}"#)),
@@ -176,6 +178,12 @@ impl Desk {
             self.stream.handle_timeout(self.now);
         }
         self.go_on(end);
+    }
+
+    /// The process is stopped for this long: its timers fire behind it.
+    fn stopped(&mut self, time: &str) {
+        self.go_on(self.now.at + time.parse::<crate::model::Span>().unwrap().0);
+        self.stream.handle_timeout(self.now);
     }
 
     fn go_on(&mut self, at: Instant) {

@@ -6,7 +6,7 @@ use trunkline::{
     protocol::session::{Dial, SessionId},
 };
 
-use super::{Flaw, Platform, Refusal, Said, closed, ok, status};
+use super::{Flaw, Platform, Refusal, Said, closed, ok, status, unreadable};
 use crate::world::{
     plan::Night,
     scene::{Happening, Scene, SocketId, TokenId},
@@ -146,7 +146,7 @@ impl Platform {
             match flaw {
                 None => self.send(id, Ok(Frame::Text(frame.as_str().into())), scene),
                 Some(Flaw::Oversize) => self.close(id, trunkline::connector::Failure::Oversize, scene),
-                Some(Flaw::Poison) => self.close(id, closed(1007), scene),
+                Some(Flaw::Poison) => self.close(id, unreadable(), scene),
             }
         }
         // Nobody is owed what he did not subscribe to: a queue that is new, a topic that was refused.

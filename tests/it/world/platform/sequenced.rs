@@ -7,7 +7,7 @@ use trunkline::{
     protocol::session::{Dial, SessionId},
 };
 
-use super::{Flaw, Platform, Refusal, Said, closed};
+use super::{Flaw, Platform, Refusal, Said, closed, unreadable};
 use crate::world::{
     plan::Night,
     scene::{Scene, SocketId, TokenId},
@@ -128,7 +128,7 @@ impl Platform {
         self.said[index].withheld = true;
         let failure = match self.said[index].flaw {
             Some(Flaw::Oversize) => Failure::Oversize,
-            Some(Flaw::Poison) | None => closed(1007),
+            Some(Flaw::Poison) | None => unreadable(),
         };
         self.close(id, failure, scene);
     }
