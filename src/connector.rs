@@ -211,6 +211,14 @@ pub enum Failure {
     Said(Notice),
 }
 
+/// How sure it is that an upgrade was refused because of the position that it asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PositionDoubt {
+    Certain,
+    /// Only if the same attempt is refused again.
+    WhenRepeated,
+}
+
 /// What to do about a failure. One for each; obeyed, never looked behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -224,8 +232,8 @@ pub enum Verdict {
     RefreshToken,
     /// The endpoint is dead: get another one.
     NewEndpoint,
-    /// Trying again unchanged is futile: an operator must act. Tried once in a long while.
-    GiveUp,
+    /// The platform understood and does not want it. Once it may pass; repeated, an operator must act.
+    Refused,
 }
 
 /// A platform that is overloaded (close code 1013) is left alone for this long.
@@ -338,7 +346,7 @@ impl Connector {
             | Failure::Unreadable(_) => Verdict::BackOff,
             Failure::Said(Notice::TokenInvalid | Notice::TokenRevoked) => Verdict::RefreshToken,
             Failure::Said(Notice::EndpointGone | Notice::Closing) => Verdict::NewEndpoint,
-            Failure::Said(Notice::Displaced) => Verdict::GiveUp,
+            Failure::Said(Notice::Displaced) => Verdict::Refused,
         }
     }
 }
@@ -349,7 +357,7 @@ fn by_status(exchange: Exchange, status: u16, retry_after: Option<Duration>) -> 
         StatusMeaning::Throttled(Some(wait)) => Verdict::WaitFor(wait),
         StatusMeaning::Success | StatusMeaning::Transient | StatusMeaning::Throttled(None) => Verdict::BackOff,
         StatusMeaning::TokenRefused => Verdict::RefreshToken,
-        StatusMeaning::Refused => Verdict::GiveUp,
+        StatusMeaning::Refused => Verdict::Refused,
     }
 }
 
@@ -374,6 +382,40 @@ impl Preparation {
 }
 
 impl Failure {
+    /// Whether an upgrade or a call was answered, and not in a way that passes by itself when it is repeated.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Handshake { status, .. } | Self::Call { status, .. } => {
+                !matches!(status, 401 | 408 | 425 | 429 | 500..=599)
+            }
+            Self::Unreachable(_)
+            | Self::Closed { .. }
+            | Self::Silent
+            | Self::Oversize
+            | Self::Unfinished { .. }
+            | Self::Unreadable(_)
+            | Self::Said(_) => false,
+        }
+    }
+
+    /// Whether an upgrade that asked for a position may have been refused because of it. A 404 may be both: that, or a
+    /// stream that is not there for a moment.
+    pub fn doubts_position(&self) -> Option<PositionDoubt> {
+        match self {
+            Self::Handshake { status: 400 | 409 | 410 | 416, .. } => Some(PositionDoubt::Certain),
+            Self::Handshake { status: 404, .. } => Some(PositionDoubt::WhenRepeated),
+            Self::Handshake { .. }
+            | Self::Call { .. }
+            | Self::Unreachable(_)
+            | Self::Closed { .. }
+            | Self::Silent
+            | Self::Oversize
+            | Self::Unfinished { .. }
+            | Self::Unreadable(_)
+            | Self::Said(_) => None,
+        }
+    }
+
     /// Under which class a lost session is counted.
     pub fn class(&self) -> &'static str {
         match self {
@@ -459,8 +501,8 @@ mod tests {
             (200, None, Verdict::BackOff, Verdict::BackOff),
             (302, None, Verdict::BackOff, Verdict::BackOff),
             (401, None, Verdict::RefreshToken, Verdict::RefreshToken),
-            (403, None, Verdict::BackOff, Verdict::GiveUp),
-            (404, None, Verdict::BackOff, Verdict::GiveUp),
+            (403, None, Verdict::BackOff, Verdict::Refused),
+            (404, None, Verdict::BackOff, Verdict::Refused),
             (421, None, Verdict::BackOff, Verdict::BackOff),
             (429, second, Verdict::WaitFor(Duration::from_secs(1)), Verdict::WaitFor(Duration::from_secs(1))),
             (429, None, Verdict::BackOff, Verdict::BackOff),

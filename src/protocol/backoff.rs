@@ -49,6 +49,8 @@ pub enum Trouble {
     Restarting,
     /// The platform said how long to stay away (`Retry-After`; [`OVERLOADED_MIN`] for 1013). Never less than that.
     Told(Duration),
+    /// The platform refused several times in a row: it is asked again once each `cap`.
+    Refused,
 }
 
 /// The memory of one stream's network trouble.
@@ -120,6 +122,7 @@ impl Backoff {
         match trouble {
             Trouble::Dropped | Trouble::Restarting => delay,
             Trouble::Told(least) => delay.max(self.curve.told(least, unit)),
+            Trouble::Refused => self.curve.spread(self.curve.cap, unit),
         }
     }
 
@@ -184,6 +187,7 @@ mod tests {
             (Trouble::Told(OVERLOADED_MIN), true, [5_500, 5_500]),
             (told(100), false, [110_000, 110_000]),
             (told(0), false, [1_000, 2_000]),
+            (Trouble::Refused, true, [30_000, 30_000]),
             (told(3_600), false, [3_600_000, 3_600_000]),
         ];
         for (trouble, stable, expected) in table {

@@ -39,7 +39,7 @@ use self::{
 use super::{
     Now, backoff,
     backoff::Backoff,
-    session::{self, Minted, Patience, Session},
+    session::{self, Minted, Patience, Session, SessionId},
 };
 use crate::{
     connector::{Answer, Choices, Connector, Resume},
@@ -91,6 +91,12 @@ pub struct Stream {
     rejections: VecDeque<Instant>,
     /// Where a frame broke the protocol, and how often in a row.
     poison: (Option<Position>, u32),
+    /// How often in a row the platform refused.
+    refusals: u32,
+    /// The newest session that was asked to go on after a position.
+    resumed: Option<SessionId>,
+    /// The platform refused the position: the next session asks for none.
+    position_refused: bool,
     endpoint: Option<Minted>,
     intake: Intake,
     backoff: Backoff,
@@ -132,6 +138,9 @@ impl Stream {
             carried: 0,
             rejections: VecDeque::new(),
             poison: (None, 0),
+            refusals: 0,
+            resumed: None,
+            position_refused: false,
             endpoint: None,
             sessions: 0,
             heard: Heard { at: None, wall },

@@ -167,10 +167,11 @@ impl Board {
                 info!(trigger = trigger.as_str(), silence_ms = silence.as_millis(), "rotated");
             }
             Report::Lost { failure, retry_in } => self.lost(&failure, retry_in),
-            Report::GivenUp(failure) => {
+            Report::GivenUp { failure, retry_in } => {
                 self.metrics.session_lost(failure.class());
                 self.with(|facts| facts.last_error = Some(failure.to_string()));
-                error!(error = %failure, "the platform refuses this stream: its configuration or permissions need mending");
+                let retry_ms = retry_in.as_millis();
+                error!(error = %failure, retry_ms, "the platform refuses this stream: check its configuration and permissions");
             }
             Report::Breaker(open) => self.breaker(open),
             Report::Snapshot { taken } => {

@@ -109,14 +109,11 @@ async fn equal_notifications_on_one_socket_are_both_kept_and_on_two_they_are_one
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn subscriptions_that_somebody_else_took_need_an_operator() {
+async fn subscriptions_that_somebody_else_took_are_taken_back_after_a_pause_and_named() {
     let platform = Platform::start().await;
     let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES])).await;
     platform.inject(Fault::NoLongerSubscribed {});
-    relay.until("it has failed", |stream| stream["state"] == "failed").await;
-    eventually("it fights nobody", async || platform.open(Dialect::Notifications) == 0).await;
-    relay.wish("pause").await;
-    relay.wish("resume").await;
+    relay.until("it names the cause", |stream| stream["last_error"] == "the platform said Displaced").await;
     relay.live().await;
     relay.tells("gap(no-replay) snapshot(no-replay)").await;
     assert_eq!(platform.tally().channels_created, 2);

@@ -7,7 +7,7 @@ use trunkline::{
     simulator::{Dialect, Fault, Settings, Target},
 };
 
-use crate::harness::{Impostor, Plan, Platform, Relay, Wire, eventually, throughout};
+use crate::harness::{Impostor, Plan, Platform, Relay, Scripted, Upgrade, Wire, eventually, numbered, throughout};
 
 const TOPICS: [&str; 1] = ["v2.analytics.queues.*.observations"];
 
@@ -274,4 +274,32 @@ async fn sockets_that_fall_silent_with_their_token_are_replaced_before_its_end()
         consumer.expect(rotation..=rotation).await;
     }
     assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_position_is_followed_at_once_by_an_upgrade_without_it_and_marked() {
+    for status in [400, 409, 410, 416] {
+        let platform = Platform::start().await;
+        let script = vec![Upgrade::Ended(numbered(1..=2)), Upgrade::Refused(status), Upgrade::Open(numbered(8..=9))];
+        let scripted = Scripted::start(script).await;
+        let plan = Plan::numbered(platform.address()).stream("url", scripted.url());
+        let relay = Relay::launch(plan.stream("backoff.stable_after", "1ms")).await;
+        relay.tells("1 2 gap(retention 2..8) snapshot(retention) 8 9").await;
+        assert_eq!(scripted.targets(), ["/", "/?sequenceId=2", "/"], "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_refused_three_times_in_a_row_has_failed_and_goes_on_at_the_cap() {
+    let platform = Platform::start().await;
+    let refused = [(); 5].map(|()| Upgrade::Refused(403));
+    let script = [vec![Upgrade::Ended(numbered(1..=2))], refused.to_vec(), vec![Upgrade::Open(numbered(3..=4))]];
+    let scripted = Scripted::start(script.concat()).await;
+    let plan = Plan::numbered(platform.address()).stream("url", scripted.url());
+    let relay = Relay::launch(plan.stream("backoff.cap", "500ms")).await;
+    relay.until("it has failed", |stream| stream["state"] == "failed").await;
+    assert!(relay.stream().await["last_error"].as_str().unwrap().contains("403"));
+    relay.tells("1 2 3 4").await;
+    assert!(scripted.targets()[1..].iter().all(|target| target == "/?sequenceId=2"));
+    assert_eq!(relay.count("gaps").await, 0);
 }

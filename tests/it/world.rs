@@ -265,9 +265,8 @@ impl World {
     fn recovery_max(&self) -> Duration {
         let settings = &self.around.scene.plan.stream;
         let told = Duration::from_secs(30);
-        let given_up = if self.around.judge.given_up { 300 } else { 0 };
         let token = Duration::from_secs(75) + self.around.scene.plan.refresh.interval_min;
-        settings.backoff.cap.mul_f64(1.2) + told + token + settings.patience.connect * 2 + Duration::from_secs(given_up)
+        settings.backoff.cap.mul_f64(1.2) + told + token + settings.patience.connect * 2
     }
 
     fn is_live(&self) -> bool {

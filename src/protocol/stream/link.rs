@@ -48,7 +48,7 @@ pub(super) enum Link {
         /// The successor is to be replaced too.
         retire: Option<Retire>,
     },
-    /// Backing off. `given_up`: an operator must act.
+    /// Backing off. `given_up`: the platform refused several times in a row, and an operator must act.
     Resting {
         until: Instant,
         given_up: bool,
@@ -211,7 +211,8 @@ impl Stream {
     }
 
     pub(super) fn dial(&mut self, session: SessionId, generation: u64, endpoint: &Endpoint) {
-        let resume = self.intake.resume();
+        let resume = self.intake.resume().filter(|_| !self.position_refused);
+        self.resumed = resume.map(|_| session);
         self.intake.resumes(session, resume);
         if let Role::Standby(ring) = &mut self.role {
             ring.resumes(session, resume);
@@ -306,11 +307,16 @@ impl Stream {
     }
 
     pub(super) fn became_live(&mut self, id: SessionId, now: Now) {
+        self.refusals = 0;
+        let position_refused = std::mem::take(&mut self.position_refused);
         match std::mem::replace(&mut self.link, Link::Waiting) {
             Link::Opening { session, swap } => {
                 self.link = Link::Live { session, retire: None };
                 // First: the snapshot behind a gap is about the endpoint's topics.
                 self.adopt_endpoint();
+                if position_refused {
+                    self.intake.give_up_position(GapReason::Retention);
+                }
                 self.listen(id, now);
                 if let Some(Swap { trigger, since }) = swap {
                     self.report(Report::Rotated { trigger, silence: now.at.saturating_duration_since(since) });

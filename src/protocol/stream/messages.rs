@@ -177,8 +177,11 @@ pub enum Report {
         failure: Failure,
         retry_in: Option<Duration>,
     },
-    /// An operator must act; trying goes on slowly.
-    GivenUp(Failure),
+    /// The platform refused several times in a row: an operator must act. Trying goes on at the backoff's cap.
+    GivenUp {
+        failure: Failure,
+        retry_in: Duration,
+    },
     Breaker(bool),
     Snapshot {
         taken: bool,

@@ -154,11 +154,14 @@ impl Stream {
         if self.settings.connector.classify(&failure) == Verdict::RefreshToken && new.generation() >= self.token {
             self.refuse(new.generation());
         }
+        self.position_refused = self.is_position_refused(new.id(), &failure);
         let delay = match self.settings.connector.classify(&failure) {
             Verdict::WaitFor(wait) => wait,
-            Verdict::BackOff | Verdict::Restarting | Verdict::RefreshToken | Verdict::NewEndpoint | Verdict::GiveUp => {
-                SUCCESSOR_RETRY.delay(retire.failures, now.unit)
-            }
+            Verdict::BackOff
+            | Verdict::Restarting
+            | Verdict::RefreshToken
+            | Verdict::NewEndpoint
+            | Verdict::Refused => SUCCESSOR_RETRY.delay(retire.failures, now.unit),
         };
         retire.failures = retire.failures.saturating_add(1);
         retire.at = now.at + delay;

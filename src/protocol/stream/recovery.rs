@@ -259,7 +259,7 @@ fn resource_of(request: &Request, answer: &Answer, connector: &Connector) -> Res
         let failure = Failure::Call { status: answer.status, retry_after: answer.retry_after };
         match connector.classify(&failure) {
             // Asking again is futile: the log says so in the snapshot's place.
-            Verdict::GiveUp | Verdict::NewEndpoint => (),
+            Verdict::Refused | Verdict::NewEndpoint => (),
             Verdict::WaitFor(wait) => return Err(Some(wait)),
             Verdict::BackOff | Verdict::Restarting | Verdict::RefreshToken => return Err(None),
         }

@@ -513,3 +513,86 @@ fn a_drain_takes_in_what_still_comes_and_ends_when_it_is_durable() {
         ],
     );
 }
+
+#[test]
+fn a_refused_upgrade_is_tried_again_like_any_trouble_and_at_the_cap_from_the_third_on() {
+    for status in ["200", "302", "403", "421"] {
+        let refuse = |session: u32| format!("refuse {session} {status}");
+        play(
+            sequenced(),
+            position(4),
+            &[
+                ("token 1", "dial 1 under 1 after 4, connecting"),
+                ("open 1", "live"),
+                ("wait 10s", ""),
+                ("close 1 1006", "forget 1, again in 125ms, backing-off"),
+                ("wait 125ms", "dial 2 under 1 after 4, connecting"),
+                (&refuse(2), "forget 2, again in 1s, backing-off"),
+                ("wait 1s", "dial 3 under 1 after 4, connecting"),
+                (&refuse(3), "forget 3, again in 2s, backing-off"),
+                ("wait 2s", "dial 4 under 1 after 4, connecting"),
+                (&refuse(4), "forget 4, given up, again in 30s, failed"),
+                ("wait 30s", "dial 5 under 1 after 4, connecting"),
+                (&refuse(5), "forget 5, given up, again in 30s, failed"),
+                ("wait 30s", "dial 6 under 1 after none, connecting"),
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_refused_position_is_given_up_only_when_a_session_without_it_is_live() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("refuse 1 410", "forget 1, again in 125ms, backing-off"),
+            ("wait 125ms", "dial 2 under 1 after none, connecting"),
+            ("refuse 2 400", "forget 2, again in 1s, backing-off"),
+            // It was not the position.
+            ("wait 1s", "dial 3 under 1 after 4, connecting"),
+            ("refuse 3 416", "forget 3, again in 125ms, backing-off"),
+            ("wait 125ms", "dial 4 under 1 after none, connecting"),
+            ("open 4", "live"),
+            ("say 4 9", "gap retention, call GET https://p.test/summary, append gap(retention 4..9) at 4, recovering"),
+        ],
+    );
+}
+
+#[test]
+fn a_position_that_is_not_found_is_asked_for_once_more() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("refuse 1 404", "forget 1, again in 1s, backing-off"),
+            ("wait 1s", "dial 2 under 1 after 4, connecting"),
+            ("refuse 2 404", "forget 2, again in 125ms, backing-off"),
+            ("wait 125ms", "dial 3 under 1 after none, connecting"),
+            ("open 3", "live"),
+            ("say 3 5", "append 5 at 5"),
+        ],
+    );
+}
+
+#[test]
+fn a_successor_whose_position_is_refused_begins_without_one_while_the_old_session_serves() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "live"),
+            ("rotate", ""),
+            ("wait 75ms", "rotation operator, dial 2 under 1 after 4"),
+            ("refuse 2 410", "forget 2"),
+            ("wait 250ms", "dial 3 under 1 after none"),
+            ("say 1 5", "append 5 at 5"),
+            ("open 3", "rotated after 0ns, leave 1 1000"),
+            ("say 3 6", ""),
+            ("stored", "append 6 at 6"),
+        ],
+    );
+}

@@ -9,11 +9,11 @@ use super::{
     planned::again,
 };
 use crate::{
-    connector::{Failure, Verdict},
+    connector::{Failure, PositionDoubt, Verdict},
     model::{Gap, GapReason},
     protocol::{
         Now,
-        backoff::Trouble,
+        backoff::{self, Trouble},
         session::{Session, SessionId},
     },
 };
@@ -22,8 +22,8 @@ use crate::{
 const REJECTION_WINDOW: Duration = Duration::from_secs(300);
 /// … are followed at once only so often.
 const REJECTIONS_MAX: usize = 3;
-/// What an operator must mend is tried again this rarely.
-const GIVEN_UP_WAIT: Duration = Duration::from_secs(300);
+/// One refusal may pass by; from so many in a row on, an operator must act, and trying goes on at the backoff's cap.
+const REFUSALS_MAX: u32 = 3;
 /// Frames that end the session at one place are met so often before the place is given up.
 const POISON_MAX: u32 = 2;
 
@@ -148,25 +148,63 @@ impl Stream {
     pub(super) fn trouble(&mut self, session: &Session, failure: Failure, now: Now) {
         self.overlap_ends(now);
         self.endpoint = session.minted().cloned();
-        match self.settings.connector.classify(&failure) {
+        if self.is_position_refused(session.id(), &failure) {
+            return self.go_on_without_position(failure, now);
+        }
+        // Whatever it was, the position was not the cause.
+        self.position_refused = false;
+        let verdict = self.settings.connector.classify(&failure);
+        if matches!(verdict, Verdict::NewEndpoint | Verdict::Refused) {
+            self.endpoint = None;
+        }
+        if failure.is_refusal() {
+            return self.refused_by_platform(Trouble::Dropped, failure, now);
+        }
+        match verdict {
             Verdict::RefreshToken => self.rejected(session.generation(), failure, now),
-            Verdict::NewEndpoint => {
-                self.endpoint = None;
-                self.rest(Trouble::Dropped, failure, now);
-            }
-            Verdict::BackOff => self.rest(Trouble::Dropped, failure, now),
+            Verdict::NewEndpoint | Verdict::BackOff => self.rest(Trouble::Dropped, failure, now),
             Verdict::Restarting => self.rest(Trouble::Restarting, failure, now),
             Verdict::WaitFor(wait) => self.rest(Trouble::Told(wait), failure, now),
-            Verdict::GiveUp => {
-                self.endpoint = None;
-                self.backoff.retired(now.at);
-                self.link = Link::Resting { until: now.at + GIVEN_UP_WAIT, given_up: true };
-                self.report(Report::GivenUp(failure));
-            }
+            // Somebody else took over: no immediate attempt, or the two would take turns.
+            Verdict::Refused => self.refused_by_platform(Trouble::Restarting, failure, now),
         }
     }
 
+    /// One refusal backs off like any other trouble.
+    fn refused_by_platform(&mut self, trouble: Trouble, failure: Failure, now: Now) {
+        self.refusals = self.refusals.saturating_add(1);
+        let refusals = self.refusals;
+        if refusals < REFUSALS_MAX {
+            self.rest(trouble, failure, now);
+            self.refusals = refusals;
+            return;
+        }
+        let delay = self.backoff.failed(Trouble::Refused, now.at, now.unit);
+        self.link = Link::Resting { until: now.at + delay, given_up: true };
+        self.report(Report::GivenUp { failure, retry_in: delay });
+    }
+
+    /// Whether the upgrade of this session was refused because of the position that it asked for.
+    pub(super) fn is_position_refused(&self, id: SessionId, failure: &Failure) -> bool {
+        match failure.doubts_position().filter(|_| self.resumed == Some(id)) {
+            None => false,
+            Some(PositionDoubt::Certain) => true,
+            Some(PositionDoubt::WhenRepeated) => self.refusals > 0,
+        }
+    }
+
+    /// At once again without the position. It is given up when that session is live: if that one is refused too, the
+    /// position was not the cause, and is asked for again.
+    fn go_on_without_position(&mut self, failure: Failure, now: Now) {
+        self.position_refused = true;
+        self.backoff.retired(now.at);
+        let delay = backoff::IMMEDIATE_MAX.mul_f64(now.unit);
+        self.link = Link::Resting { until: now.at + delay, given_up: false };
+        self.report(Report::Lost { failure, retry_in: Some(delay) });
+    }
+
     pub(super) fn rest(&mut self, trouble: Trouble, failure: Failure, now: Now) {
+        self.refusals = 0;
         let delay = self.backoff.failed(trouble, now.at, now.unit);
         self.link = Link::Resting { until: now.at + delay, given_up: false };
         self.report(Report::Lost { failure, retry_in: Some(delay) });

@@ -255,6 +255,8 @@ pub(crate) struct Scripted {
 /// What becomes of one upgrade.
 #[derive(Clone)]
 pub(crate) enum Upgrade {
+    /// It is answered with this status.
+    Refused(u16),
     /// It is taken, these bytes follow, and the connection stays open.
     Open(Vec<u8>),
     /// It is taken, these bytes follow, and the connection is closed.
@@ -293,6 +295,9 @@ async fn follow_script(mut client: TcpStream, script: Arc<Vec<Upgrade>>, targets
         script[(targets.len() - 1).min(script.len() - 1)].clone()
     };
     let (bytes, stays) = match step {
+        Upgrade::Refused(status) => {
+            (format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").into_bytes(), false)
+        }
         Upgrade::Open(frames) => ([accepted(&head), frames].concat(), true),
         Upgrade::Ended(frames) => ([accepted(&head), frames].concat(), false),
     };

@@ -45,8 +45,6 @@ pub(super) struct Judge {
     first_uses: BTreeMap<SessionId, u64>,
     tokens: Tokens,
     wakes: (Moment, u32, u32),
-    /// An operator had to act at some time: the relay goes on slowly.
-    pub(super) given_up: bool,
     pub(super) gaps: u32,
     /// What was heard, for as long as somebody wants to know.
     pub(super) heard: Vec<usize>,
@@ -109,7 +107,6 @@ impl Judge {
             first_uses: BTreeMap::new(),
             tokens: Tokens::default(),
             wakes: (Moment::ZERO, 0, 0),
-            given_up: false,
             gaps: 0,
             heard: Vec::new(),
         }
@@ -258,7 +255,7 @@ impl Judge {
             Report::RotationFailed { .. } | Report::Rotated { .. } => self.replacing = false,
             Report::State(state) => self.state = *state,
             Report::Lost { retry_in: Some(delay), .. } => self.backed_off(*delay, scene),
-            Report::GivenUp(_) => self.given_up = true,
+            Report::GivenUp { retry_in, .. } => self.backed_off(*retry_in, scene),
             Report::Gap { .. } => self.gaps += 1,
             Report::Resuming(_)
             | Report::Duplicates(_)
@@ -341,7 +338,7 @@ fn forbid_trouble(report: &Report) {
     match report {
         Report::Gap { .. }
         | Report::Lost { .. }
-        | Report::GivenUp(_)
+        | Report::GivenUp { .. }
         | Report::Shed(_)
         | Report::RotationFailed { .. } => {
             panic!("a planned night, and yet: {report:?}");

@@ -261,13 +261,13 @@ fn tell_report(report: &Report) -> Option<String> {
             Some(format!("{failure}, again in {delay:?}"))
         }
         Report::Lost { retry_in: Some(delay), .. } => Some(format!("again in {delay:?}")),
+        Report::GivenUp { retry_in, .. } => Some(format!("given up, again in {retry_in:?}")),
         Report::Lost { retry_in: None, .. } => Some("again at once".to_owned()),
         Report::Snapshot { taken } => Some(if *taken { "snapshot" } else { "no snapshot" }.to_owned()),
         Report::Connected(_)
         | Report::Resuming(_)
         | Report::Undecoded { .. }
         | Report::RotationFailed { .. }
-        | Report::GivenUp(_)
         | Report::Breaker(_)
         | Report::Refused(_) => None,
     }
