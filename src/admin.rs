@@ -4,6 +4,7 @@
 
 mod routes;
 mod shown;
+mod starting;
 
 use std::{
     io,
@@ -24,13 +25,16 @@ use crate::{
         Limits, Listener,
         descriptors::{OPERATORS_MAX, Share},
         origin::Origins,
+        switch::Switch,
     },
+    model::StreamName,
     replica::Replica,
     store::Store,
     tasks::Tasks,
     upstream::Streams,
 };
 use routes::{Operators, PAGES_MAX};
+pub use starting::Progress;
 
 /// Where operators and orchestrators are served.
 #[derive(Debug, Clone)]
@@ -100,8 +104,27 @@ impl Admin {
         self.address
     }
 
-    /// Serves until the group's stop signal.
-    pub fn start(self, tasks: &mut Tasks, parts: Parts) {
+    /// Serves until the group's stop signal: that the store is not open yet, until [`Serving::serve`].
+    pub fn start(self, tasks: &mut Tasks, progress: Progress, streams: Vec<StreamName>, connections: Share) -> Serving {
+        let Self { listener, address, allowed_hosts } = self;
+        let site = Switch::new(starting::router(progress, streams, connections));
+        let (router, stop) = (site.router(), tasks.stop());
+        tasks.start("admin", async move { Ok(listener.serve(router, stop).await?) });
+        Serving { site, address, allowed_hosts }
+    }
+}
+
+/// A listener that accepts.
+#[derive(Debug)]
+pub struct Serving {
+    site: Switch,
+    address: SocketAddr,
+    allowed_hosts: Vec<String>,
+}
+
+impl Serving {
+    /// Shows the parts from now on, and passes wishes to them.
+    pub fn serve(self, parts: Parts) {
         let origins = Origins {
             allowed: Vec::new(),
             hosts: self.allowed_hosts,
@@ -110,7 +133,6 @@ impl Admin {
         };
         let pages = Arc::new(Semaphore::new(PAGES_MAX));
         let site = routes::router(Operators { parts, origins, started: clock::now(), pages });
-        let stop = tasks.stop();
-        tasks.start("admin", async move { Ok(self.listener.serve(site, stop).await?) });
+        self.site.replace(site);
     }
 }

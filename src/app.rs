@@ -1,12 +1,14 @@
 //! The wiring: builds every part from the configuration, owns the task groups, and drains them in order.
 
+mod starting;
+
 use std::{collections::BTreeMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use tempfile::TempDir;
 
 use crate::{
-    admin::{self, Admin, Readiness},
+    admin::{self, Admin, Progress, Readiness},
     auth::{self, AccountStatus, Tokens},
     config::{self, Config, ConnectorConfig, StreamConfig},
     connector::{Connector, genesys_notifications, genesys_sequenced},
@@ -22,7 +24,7 @@ use crate::{
     },
     replica::{Replica, Seat},
     store::{
-        self, Store,
+        self, Retry, Store,
         embedded::{self, Embedded},
         redis::{self, Redis, connection::Limits, registry::Registry},
     },
@@ -83,7 +85,7 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store, starts every account and stream, and binds both listeners.
+    /// Binds both listeners, opens the store however long that takes, and starts every account and stream. Cancel-safe.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         install_crypto();
         metrics::announce();
@@ -92,9 +94,6 @@ impl App {
             .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
         let admin = Admin::bind(admin_settings(&config, connections.operators))
             .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
-        let store = open_store(&config).await?;
-        let logs = open_logs(&config, &store).await?;
-
         let mut replicas = Tasks::new("replicas");
         let mut accounts = Tasks::new("accounts");
         // An event from the platform does not wait behind a thousand subscribers.
@@ -104,14 +103,20 @@ impl App {
         // An operator's question does not wait behind a thousand subscribers either.
         let mut operators =
             Tasks::on_own_threads("admin", ADMIN_THREADS).context("cannot start threads for operators")?;
+        let (consumers_at, admin_at) = (server.address(), admin.address());
+        let progress = Progress::default();
+        let server = server.accept(&mut downstream);
+        let admin =
+            admin.start(&mut operators, progress.clone(), config.streams.keys().cloned().collect(), connections);
+        tracing::info!(consumers = %consumers_at, admin = %admin_at, "listening");
+        let (store, logs) = starting::open(&config, &progress).await?;
         let sharing = sharing(&config, &store).await?;
         let tokens = start_accounts(&config, sharing.as_ref(), &mut accounts)?;
         let (replica, seats) = join(&config, &store, &mut replicas);
         let streams = start_streams(&config, &logs, &tokens, seats, &mut upstream).await?;
-        let consumers_at = server.address();
         let live = streams.clone();
-        server.start(&mut downstream, logs.clone(), move |stream: &StreamName| live.is_live(stream));
-        let (admin_at, readiness) = (admin.address(), Readiness::default());
+        server.serve(logs.clone(), move |stream: &StreamName| live.is_live(stream));
+        let readiness = Readiness::default();
         let parts = admin::Parts {
             store: store.clone(),
             streams: streams.clone(),
@@ -121,7 +126,7 @@ impl App {
             logs: logs.clone(),
             connections,
         };
-        admin.start(&mut operators, parts);
+        admin.serve(parts);
         tend(&store, &mut operators);
         let admin = operators;
         Ok(Self {
@@ -315,6 +320,12 @@ pub fn install_crypto() {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::trace!("the crypto provider is installed already");
     }
+}
+
+/// When opening the store is tried again after this failure.
+fn retry(error: &anyhow::Error) -> Retry {
+    let redis = error.downcast_ref::<redis::Unfit>().map(redis::Unfit::retry);
+    redis.or_else(|| error.downcast_ref::<embedded::OpenError>().map(embedded::OpenError::retry)).unwrap_or(Retry::Soon)
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Store> {

@@ -12,6 +12,7 @@ pub mod problem;
 pub mod resource;
 mod seats;
 mod socket;
+pub mod switch;
 mod upgrade;
 
 use std::{

@@ -18,6 +18,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// A reader of standard error that has stopped reading does not keep the process from ending.
 const LAST_WRITE_MAX: Duration = Duration::from_secs(2);
 
+/// How long threads that block are waited for when everything else has ended.
+const BLOCKED_MAX: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let runtime = match tokio::runtime::Runtime::new() {
@@ -25,7 +28,10 @@ fn main() -> ExitCode {
         Err(error) => return end(&Failure::Output(error)),
     };
     trunkline::app::install_crypto();
-    match runtime.block_on(run(command)) {
+    let outcome = runtime.block_on(run(command));
+    // A thread that waits for a disk which does not answer does not keep the process from ending.
+    runtime.shutdown_timeout(BLOCKED_MAX);
+    match outcome {
         Ok(()) => Exit::Done.into(),
         Err(failure) => end(&failure),
     }

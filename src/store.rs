@@ -92,6 +92,17 @@ pub enum AppendError {
     Broken(String),
 }
 
+/// When opening a store that could not be opened is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// It may come by itself.
+    Soon,
+    /// An operator has to act.
+    Slowly,
+    /// Another process has the directory: two of them are configured alike.
+    Never,
+}
+
 /// What somebody who knew a log hears of it.
 #[derive(Debug)]
 pub enum News {

@@ -20,7 +20,7 @@ use self::{board::Board, keeper::Keeper, rest::Rest, socket::Dialler};
 use crate::{
     auth::Tokens,
     clock,
-    event_log::{EventLog, EventLogs},
+    event_log::{EventLog, EventLogs, Writer},
     model::{AccountName, Mark, ReplicaId, StreamName},
     network::NetworkPolicy,
     protocol::{
@@ -28,6 +28,7 @@ use crate::{
         stream::{Input, State},
     },
     replica::{Seat, View},
+    store::AppendError,
     tasks::Tasks,
 };
 
@@ -156,7 +157,7 @@ impl Streams {
             let proxy = settings.proxy();
             let (seat, writer) = match seats.remove(&stream) {
                 Some(seat) => (seat, None),
-                None => (Seat::alone(), Some(log.claim(None).await.with_context(|| format!("the log of {stream}"))?)),
+                None => (Seat::alone(), claim(&log).await.with_context(|| format!("the log of {stream}"))?),
             };
             let board = Arc::new(Board::new(&stream));
             let (wishes, wished) = mpsc::channel(WISHES_MAX);
@@ -199,6 +200,18 @@ impl Streams {
             tracing::debug!(%stream, ?wish, "the stream has as many wishes waiting as it can take");
         }
         Ok(())
+    }
+}
+
+/// Claims a log that is this process's alone; none when the store takes nothing now: the stream's task tries again.
+async fn claim(log: &EventLog) -> Result<Option<Writer>, AppendError> {
+    match log.claim(None).await {
+        Ok(writer) => Ok(Some(writer)),
+        Err(AppendError::NoRoom(why)) => {
+            tracing::warn!(stream = %log.name(), why, "the log cannot be claimed yet");
+            Ok(None)
+        }
+        Err(error @ (AppendError::Fenced | AppendError::Moved(_) | AppendError::Broken(_))) => Err(error),
     }
 }
 

@@ -25,8 +25,14 @@ pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), Failur
     for warning in config.ineffective.iter().chain(&config.warnings) {
         tracing::warn!(%warning, "configuration");
     }
-    let stop = Signals::listen()?;
-    let app = App::start(config).await?;
+    let mut stop = Signals::listen()?;
+    let app = tokio::select! {
+        app = App::start(config) => app?,
+        () = stop.next() => {
+            tracing::info!("ended before the store was open");
+            return Ok(());
+        }
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         consumers = %app.consumers_at(),

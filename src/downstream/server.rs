@@ -16,9 +16,11 @@ mod ws;
 
 use std::{net::SocketAddr, time::Duration};
 
+use axum::Router;
+
 use crate::{
     event_log::EventLogs,
-    listener::{Limits, Listener, origin::Origins},
+    listener::{Limits, Listener, origin::Origins, switch::Switch},
     model::StreamName,
     tasks::Tasks,
 };
@@ -87,6 +89,33 @@ impl Server {
     where
         L: Fn(&StreamName) -> bool + Send + Sync + 'static,
     {
+        self.accept(tasks).serve(logs, live);
+    }
+
+    /// Accepts until the group's stop signal, and answers 503 until [`Serving::serve`].
+    pub fn accept(self, tasks: &mut Tasks) -> Serving {
+        let Self { listener, settings, address } = self;
+        let site = Switch::new(Router::new().fallback(async || error::Refusal::Starting));
+        let (router, stop) = (site.router(), tasks.stop());
+        tasks.start("consumers", async move { Ok(listener.serve(router, stop).await?) });
+        Serving { site, settings, address }
+    }
+}
+
+/// A server that accepts.
+#[derive(Debug)]
+pub struct Serving {
+    site: Switch,
+    settings: Settings,
+    address: SocketAddr,
+}
+
+impl Serving {
+    /// Serves `logs` from now on.
+    pub fn serve<L>(self, logs: EventLogs, live: L)
+    where
+        L: Fn(&StreamName) -> bool + Send + Sync + 'static,
+    {
         let Settings { allowed_origins, allowed_hosts, ping_every, keep_alive, position_every, pages_len_max, .. } =
             self.settings;
         let origins = Origins {
@@ -107,8 +136,7 @@ impl Server {
             pages,
             memory: Memory::default(),
         });
-        let stop = tasks.stop();
-        tasks.start("consumers", async move { Ok(self.listener.serve(site, stop).await?) });
+        self.site.replace(site);
     }
 }
 

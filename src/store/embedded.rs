@@ -36,7 +36,7 @@ use self::{
     records::Change,
     writer::Writer,
 };
-use super::{Append, AppendError, Extent, LogState, ReadError, Retention};
+use super::{Append, AppendError, Extent, LogState, ReadError, Retention, Retry};
 use crate::{
     clock,
     model::{Batch, ConsumerName, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
@@ -72,6 +72,17 @@ pub enum OpenError {
     Database { path: PathBuf, reason: String },
     #[error("the store's thread could not be started")]
     Thread(#[source] io::Error),
+}
+
+impl OpenError {
+    /// When opening is tried again.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::InUse { .. } => Retry::Never,
+            Self::Newer { .. } => Retry::Slowly,
+            Self::Directory { .. } | Self::Database { .. } | Self::Thread(_) => Retry::Soon,
+        }
+    }
 }
 
 /// A handle to the embedded store. Cheap to clone.

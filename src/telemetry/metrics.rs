@@ -22,7 +22,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 /// Why a subscription ended; a page is none.
 const CLOSE_REASONS: [&str; 6] = ["draining", "gone", "limit", "protocol", "store", "too_slow"];
 const TRANSPORTS: [&str; 4] = ["websocket", "sse", "ndjson", "page"];
-const STORE_ERRORS: [&str; 5] = ["full", "fenced", "damaged", "io", "read"];
+const STORE_ERRORS: [&str; 6] = ["full", "fenced", "damaged", "io", "read", "open"];
 
 /// What is counted of a transport. Handles are resolved once.
 struct Transport {

@@ -17,6 +17,7 @@ mod relay;
 mod replicas;
 mod secrets;
 mod site;
+mod starting;
 mod stop;
 mod tls;
 

@@ -43,12 +43,17 @@ pub(super) enum Refusal {
     Handshake(#[from] HandshakeError),
     #[error("the pages that other clients have not taken yet leave no room for this one")]
     NoRoom,
+    #[error("the store is not open yet; try again")]
+    Starting,
     #[error("the log could not be read")]
     Unreadable(#[from] ReadError),
 }
 
 /// After a failed read of the store, or where there was no room, in seconds.
 const RETRY_AFTER_SECS: &str = "5";
+
+/// While the process starts, in seconds.
+const STARTING_RETRY_SECS: &str = "1";
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
@@ -81,6 +86,9 @@ impl Refusal {
             Self::Foreign(_) => plain(StatusCode::FORBIDDEN, "cross-origin", "Cross-origin request refused"),
             Self::Handshake(error) => handshake_problem(error),
             Self::NoRoom => plain(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy").with(RETRY_AFTER, RETRY_AFTER_SECS),
+            Self::Starting => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, "starting", "Starting").with(RETRY_AFTER, STARTING_RETRY_SECS)
+            }
             Self::Unreadable(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "Store unavailable")
                 .with(RETRY_AFTER, RETRY_AFTER_SECS),
         }

@@ -2,6 +2,8 @@
 
 use redis::{Value, cmd, pipe};
 
+use crate::store::Retry;
+
 use super::{
     Durability, Settings,
     address::Kind,
@@ -22,6 +24,17 @@ pub enum Unfit {
     TooOld { found: String },
     #[error("the server's user may not run what is needed ({0}); see the ACL in config/trunkline.toml")]
     Forbidden(String),
+}
+
+impl Unfit {
+    /// When the examination is tried again.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Unreachable(error) if error.is_refused_login() => Retry::Slowly,
+            Self::Unreachable(_) => Retry::Soon,
+            Self::TooOld { .. } | Self::Forbidden(_) => Retry::Slowly,
+        }
+    }
 }
 
 /// Asks, and tries each command. Returns warnings.

@@ -32,6 +32,15 @@ impl CommandError {
         }
     }
 
+    /// Whether user and password were refused: an operator has to act.
+    pub fn is_refused_login(&self) -> bool {
+        match self {
+            Self::NotSent(text) => text.contains(LOGIN_REFUSED),
+            Self::NoAnswer(_) => false,
+            Self::Refused { code, .. } => matches!(code.as_str(), "NOAUTH" | "WRONGPASS" | "NOPERM"),
+        }
+    }
+
     /// Whether the server that answered is no primary (now), or nobody answered: then it is looked up anew.
     pub(super) fn ends_connection(&self) -> bool {
         match self {
@@ -44,12 +53,14 @@ impl CommandError {
     }
 }
 
+const LOGIN_REFUSED: &str = "user or password is refused";
+
 /// An error for people, with its kind where the text alone says little.
 pub(super) fn text(error: &RedisError) -> String {
     if error.kind() == ErrorKind::Io {
         format!("the network says: {error}")
     } else if error.kind() == ErrorKind::AuthenticationFailed {
-        format!("user or password is refused: {error}")
+        format!("{LOGIN_REFUSED}: {error}")
     } else {
         error.to_string()
     }

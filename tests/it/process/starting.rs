@@ -1,0 +1,177 @@
+//! A store that cannot be opened when the process starts: the process stays up, says why, and goes on when it can.
+
+use std::{
+    fs,
+    io::Read,
+    net::{Ipv4Addr, TcpListener},
+    time::Duration,
+};
+
+use redis::cmd;
+use serde_json::Value;
+use trunkline::clock;
+
+use super::{
+    child::{Child, PATIENCE, eventually},
+    relay::{Relay, client},
+    site::Site,
+};
+use crate::harness::{Redis, free_port};
+
+/// A daemon that is told to end while it waits for its store does so within this, on a slow machine too; it waits
+/// seconds between two attempts.
+const END_MAX: Duration = Duration::from_secs(5);
+
+/// A daemon that listens on ports that are known before it has opened its store.
+struct Waiting {
+    site: Site,
+    child: Child,
+    consumers: String,
+    admin: String,
+}
+
+impl Waiting {
+    /// Starts it with its store at `url`.
+    async fn on(url: &str) -> Self {
+        let site = Site::start().await;
+        site.use_redis(url);
+        Self::start(site)
+    }
+
+    fn start(site: Site) -> Self {
+        let (consumers, admin) = (free_port(), free_port());
+        let text = fs::read_to_string(&site.config).unwrap();
+        let text = text.replacen("127.0.0.1:0", &format!("127.0.0.1:{consumers}"), 1);
+        fs::write(&site.config, text.replacen("127.0.0.1:0", &format!("127.0.0.1:{admin}"), 1)).unwrap();
+        let child = Relay::spawn(site.folder.path(), site.config(), &[]);
+        let at = |port: u16| format!("http://127.0.0.1:{port}");
+        Self { site, child, consumers: at(consumers), admin: at(admin) }
+    }
+
+    /// Waits until `/readyz` says 503 with `reason`.
+    async fn is_not_ready(&mut self, reason: &str) {
+        let shown = eventually(&format!("it is not ready: {reason}"), PATIENCE, async || {
+            let answer = client().get(format!("{}/readyz", self.admin)).send().await.ok()?;
+            let status = answer.status().as_u16();
+            let shown: Value = answer.json().await.ok()?;
+            shown["checks"]["store"].as_str()?.contains(reason).then_some((status, shown))
+        })
+        .await;
+        assert_eq!((shown.0, &shown.1["ready"]), (503, &Value::Bool(false)), "{shown:?}");
+        assert_eq!(shown.1["streams"]["calls"], "starting", "{shown:?}");
+        assert_eq!(client().get(format!("{}/healthz", self.admin)).send().await.unwrap().status(), 200);
+        assert!(client().get(format!("{}/metrics", self.admin)).send().await.unwrap().status().is_success());
+        let answer = client().get(format!("{}/v1/streams", self.consumers)).send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+        let problem: Value = answer.json().await.unwrap();
+        assert_eq!(problem["type"], "urn:trunkline:problem:starting");
+        assert!(self.child.has_ended().is_none(), "{}", self.child.told());
+    }
+
+    /// Waits until it serves its stream.
+    async fn goes_on(self) -> Self {
+        let all = format!("{}/readyz?streams=all", self.admin);
+        eventually("it goes on", PATIENCE, async || {
+            client().get(&all).send().await.ok()?.status().is_success().then_some(())
+        })
+        .await;
+        self
+    }
+
+    /// Tells it to end; it does at once, and in order.
+    async fn ends(mut self) {
+        let since = clock::now();
+        self.child.signal("TERM");
+        assert_eq!(self.child.ends(PATIENCE).await, 0, "{}", self.child.told());
+        assert!(since.elapsed() < END_MAX, "{:?}", since.elapsed());
+    }
+}
+
+fn url(port: u16) -> String {
+    format!("redis://127.0.0.1:{port}/0")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_not_there_at_the_start_is_waited_for() {
+    let mut server = Redis::durable();
+    server.kill();
+    let mut waiting = Waiting::on(&server.url()).await;
+    waiting.is_not_ready("cannot be reached").await;
+    server.restart();
+    waiting.goes_on().await.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_waits_for_its_store_ends_at_once_when_it_is_told_to() {
+    let mut waiting = Waiting::on(&url(free_port())).await;
+    waiting.is_not_ready("cannot be reached").await;
+    waiting.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_accepts_and_says_nothing_is_waited_for() {
+    let server = Redis::durable();
+    server.pause();
+    let mut waiting = Waiting::on(&server.url()).await;
+    waiting.is_not_ready("cannot be reached").await;
+    server.resume();
+    waiting.goes_on().await.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_no_redis_is_named_and_the_process_stays_up() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut request = [0; 64];
+            // Whether it read or wrote does not matter: the answer is none of Redis in either case.
+            drop(client.read(&mut request));
+            drop(std::io::Write::write_all(&mut client, b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+        }
+    });
+    let mut waiting = Waiting::on(&url(port)).await;
+    waiting.is_not_ready("cannot be reached").await;
+    waiting.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_login_is_named_and_tried_again_until_it_is_good() {
+    let server = Redis::start(&["--appendonly", "no", "--requirepass", "right"]);
+    let wrong = format!("redis://:wrong@127.0.0.1:{}/0", server.port());
+    let mut waiting = Waiting::on(&wrong).await;
+    waiting.is_not_ready("WRONGPASS").await;
+    assert!(!waiting.child.told().contains("wrong@"), "{}", waiting.child.told());
+    let right = trunkline::store::redis::connection::Connection::new(
+        format!("redis://:right@127.0.0.1:{}/0", server.port()).parse().unwrap(),
+        trunkline::store::redis::connection::Limits::default(),
+    );
+    right.run::<()>(cmd("CONFIG").arg("SET").arg("requirepass").arg("wrong")).await.unwrap();
+    waiting.goes_on().await.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_without_permissions_is_named_and_tried_again_until_it_has_them() {
+    let server = Redis::volatile();
+    let rule = |words: &[&str]| cmd("ACL").arg("SETUSER").arg("ann").arg(words).clone();
+    let operator = server.connection();
+    operator.run::<()>(&rule(&["on", ">pw", "~*", "&*", "+@all", "-xadd"])).await.unwrap();
+    let mut waiting = Waiting::on(&format!("redis://ann:pw@127.0.0.1:{}/0", server.port())).await;
+    waiting.is_not_ready("may not run what is needed").await;
+    operator.run::<()>(&rule(&["+@all"])).await.unwrap();
+    waiting.goes_on().await.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_cannot_be_used_is_waited_for() {
+    let site = Site::start().await;
+    let place = site.folder.path().join("place");
+    fs::write(&place, "a file where a directory should be").unwrap();
+    site.write(&place, &[]);
+    let mut waiting = Waiting::start(site);
+    waiting.is_not_ready("cannot be used").await;
+    fs::remove_file(&place).unwrap();
+    let waiting = waiting.goes_on().await;
+    assert!(place.is_dir() && waiting.site.folder.path().is_dir());
+    waiting.ends().await;
+}
