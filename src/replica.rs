@@ -27,6 +27,9 @@ use crate::{
 /// What streams have to say and was not heard yet. Whoever finds no room waits.
 const SAID_MAX: usize = 256;
 
+/// So many renewals in a row may fail before the replica is called unhealthy.
+const RENEWAL_FAILURES_MAX: u32 = 3;
+
 /// The handle to this process's part among the replicas. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Replica {
@@ -43,6 +46,11 @@ struct Shared {
     parts: BTreeMap<StreamName, watch::Sender<Part>>,
     /// Who lives, and what each said last.
     lives: Mutex<Vec<Life>>,
+    /// Streams whose record cannot be read, and why.
+    unreadable: Mutex<BTreeMap<StreamName, String>>,
+    unreadable_members: Mutex<Vec<String>>,
+    /// Renewals in a row that failed, and why the last one did.
+    failing: Mutex<(u32, String)>,
 }
 
 impl Replica {
@@ -60,6 +68,9 @@ impl Replica {
             parts: streams.iter().map(|stream| (stream.clone(), watch::Sender::new(Part::Apart))).collect(),
             rights: watch::Sender::new(0),
             lives: Mutex::default(),
+            unreadable: Mutex::default(),
+            unreadable_members: Mutex::default(),
+            failing: Mutex::default(),
             lease: Mutex::new(Lease::new(settings.clone(), clock::boot())),
         });
         let seat = |stream: StreamName| (stream.clone(), Seat::among(stream, &shared, said.clone()));
@@ -79,6 +90,23 @@ impl Replica {
         self.shared.lives().iter().map(|life| life.member.replica).collect()
     }
 
+    /// Whether the membership is renewed, else why not. One failure alone says nothing: the next renewal follows within a
+    /// fifth of the lease.
+    pub fn health(&self) -> Result<(), String> {
+        let failing = self.shared.failing();
+        match *failing {
+            (failures, ref why) if failures >= RENEWAL_FAILURES_MAX => {
+                Err(format!("the membership of this replica is not renewed: {why}"))
+            }
+            (_, _) => Ok(()),
+        }
+    }
+
+    /// Memberships of other replicas that this one cannot read.
+    pub fn unreadable_members(&self) -> Vec<String> {
+        self.shared.unreadable_members().clone()
+    }
+
     /// Hands every stream over to a successor that is live, gives up what finds none in `patience`, and leaves.
     pub async fn drain(&self, patience: Duration) {
         let (left, leaving) = tokio::sync::oneshot::channel();
@@ -96,6 +124,27 @@ impl Shared {
 
     fn lives(&self) -> MutexGuard<'_, Vec<Life>> {
         self.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unreadable(&self) -> MutexGuard<'_, BTreeMap<StreamName, String>> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unreadable_members(&self) -> MutexGuard<'_, Vec<String>> {
+        self.unreadable_members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failing(&self) -> MutexGuard<'_, (u32, String)> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn renewal_failed(&self, why: String) {
+        let mut failing = self.failing();
+        *failing = (failing.0.saturating_add(1), why);
+    }
+
+    fn renewed(&self) {
+        self.failing().0 = 0;
     }
 
     fn part(&self, stream: &StreamName) -> Part {

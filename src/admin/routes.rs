@@ -32,6 +32,7 @@ use crate::{
         resource::{Name, READ, nowhere, only},
     },
     model::{AccountName, NameError, StreamName},
+    replica::Replica,
     telemetry::{chain, metrics},
     upstream::{Wish, WishError},
 };
@@ -142,10 +143,17 @@ impl Operators {
         let streams = self.parts.streams.statuses().into_iter().map(|status| (status.stream, status.state));
         Report {
             store: self.parts.store.health(),
-            warnings: self.parts.store.warnings().to_vec(),
+            replica: self.parts.replica.as_ref().map(Replica::health),
+            warnings: self.warnings(),
             draining: self.parts.readiness.draining(),
             streams: streams.collect(),
         }
+    }
+
+    /// What an operator should know of the store, and of what other replicas wrote there.
+    fn warnings(&self) -> Vec<String> {
+        let unreadable = self.parts.replica.as_ref().map(Replica::unreadable_members).unwrap_or_default();
+        self.parts.store.warnings().iter().cloned().chain(unreadable).collect()
     }
 
     fn status(&self) -> Status {

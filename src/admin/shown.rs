@@ -37,6 +37,8 @@ const LIVE: [&str; 2] = ["live", "recovering"];
 pub(super) struct Report {
     /// Why the store cannot be written, if it cannot.
     pub(super) store: Result<(), String>,
+    /// Why this process is not among its replicas, if it is not; none where there are no replicas.
+    pub(super) replica: Option<Result<(), String>>,
     /// What an operator should know about the store.
     pub(super) warnings: Vec<String>,
     pub(super) draining: bool,
@@ -48,17 +50,20 @@ impl Report {
     pub(super) fn response(&self, every_stream_live: bool) -> Response {
         let live = !every_stream_live || self.streams.values().all(|state| LIVE.contains(state));
         let ready = self.ready() && live;
-        let body = json!({
+        let mut body = json!({
             "ready": ready,
             "checks": { "store": self.store_shown(), "draining": self.draining },
             "warnings": self.warnings,
             "streams": self.streams,
         });
+        if let Some(replica) = &self.replica {
+            body["checks"]["replica"] = json!(replica.as_ref().map_or_else(String::as_str, |()| "ok"));
+        }
         answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
     }
 
     fn ready(&self) -> bool {
-        self.store.is_ok() && !self.draining
+        self.store.is_ok() && !matches!(self.replica, Some(Err(_))) && !self.draining
     }
 
     fn store_shown(&self) -> &str {
@@ -179,7 +184,13 @@ mod tests {
 
     fn report(store: Result<(), String>, draining: bool, states: [&'static str; 2]) -> Report {
         let names = ["agents", "queues"].map(|name| name.parse().unwrap());
-        Report { store, warnings: Vec::new(), draining, streams: names.into_iter().zip(states).collect() }
+        Report {
+            store,
+            replica: None,
+            warnings: Vec::new(),
+            draining,
+            streams: names.into_iter().zip(states).collect(),
+        }
     }
 
     #[test]
@@ -214,6 +225,15 @@ mod tests {
             assert_eq!(report.response(false).status(), ready, "{report:?}");
             assert_eq!(report.response(true).status(), all_live, "{report:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_is_not_renewed_is_not_ready_and_says_why() {
+        let report = |replica| Report { replica: Some(replica), ..report(Ok(()), false, ["live", "live"]) };
+        let failing = report(Err("no answer".to_owned()));
+        assert_eq!(failing.response(false).status(), 503);
+        assert_eq!(body(failing.response(false)).await["checks"]["replica"], "no answer");
+        assert_eq!(report(Ok(())).response(false).status(), 200);
     }
 
     #[tokio::test]

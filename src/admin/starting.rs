@@ -102,6 +102,6 @@ impl Starting {
     fn report(&self) -> Report {
         let streams: BTreeMap<StreamName, &'static str> =
             self.streams.iter().map(|stream| (stream.clone(), STARTING)).collect();
-        Report { store: Err(self.progress.reason()), warnings: Vec::new(), draining: false, streams }
+        Report { store: Err(self.progress.reason()), replica: None, warnings: Vec::new(), draining: false, streams }
     }
 }

@@ -175,6 +175,11 @@ impl View {
         self.holder() == Some(self.shared.me)
     }
 
+    /// Why its record cannot be read, if it cannot: then no replica has the stream.
+    pub fn unreadable(&self) -> Option<String> {
+        self.shared.unreadable().get(&self.stream).cloned()
+    }
+
     /// Whether its holder lives, and says nothing else of it.
     pub fn is_live(&self) -> bool {
         let Some(holder) = self.holder() else { return false };

@@ -25,8 +25,9 @@ use crate::{
     },
     store::redis::{
         connection::CommandError,
-        registry::{Heard, Life, Registry, Word},
+        registry::{Heard, Members, Records, Registry, Word},
     },
+    telemetry::metrics,
 };
 
 /// A stream that is given up has this time to make durable what it heard.
@@ -34,6 +35,12 @@ const CLOSE_MAX: Duration = Duration::from_secs(4);
 
 /// Words under way; what is beyond them is not said. Each is a hint.
 const WORDS_MAX: usize = 256;
+
+/// A record that cannot be read is looked at again after this time.
+const UNREADABLE_WAIT: Duration = Duration::from_secs(1);
+
+/// Values that are remembered as reported.
+const REPORTED_MAX: usize = 256;
 
 /// Delays between tries to listen.
 const LISTEN: Curve = Curve { first: Duration::from_millis(50), cap: Duration::from_secs(1), jitter: 0.5 };
@@ -64,6 +71,8 @@ pub(super) struct Shell {
     live: BTreeSet<StreamName>,
     /// Whether the store did not answer when it was last asked.
     away: bool,
+    /// Values that cannot be read and were reported. At most [`REPORTED_MAX`]: beyond them it begins again.
+    reported: BTreeSet<String>,
     left: Option<oneshot::Sender<()>>,
 }
 
@@ -74,7 +83,8 @@ type Work = Pin<Box<dyn Future<Output = Option<Done>> + Send>>;
 enum Done {
     Told(Input),
     /// Who lives.
-    Renewed(Vec<Life>),
+    Renewed(Members),
+    Listed(Records),
     Unanswered(Request, String),
     /// A stream had its time to close.
     Closed(StreamName),
@@ -112,6 +122,7 @@ impl Shell {
             flushes: 0,
             live: BTreeSet::new(),
             away: false,
+            reported: BTreeSet::new(),
             left: None,
         }
     }
@@ -159,13 +170,27 @@ impl Shell {
                 self.answered();
                 self.handle(input);
             }
-            Done::Renewed(lives) => {
+            Done::Renewed(Members { lives, unreadable }) => {
                 self.answered();
+                self.shared.renewed();
+                metrics::replica_members(lives.len());
+                self.report_members(&unreadable);
+                *self.shared.unreadable_members() = unreadable;
                 let members = lives.iter().map(|life| life.member).collect();
                 *self.shared.lives() = lives;
                 self.handle(Input::Renewed { members });
             }
+            Done::Listed(Records { held, unreadable }) => {
+                self.answered();
+                self.report_records(&unreadable);
+                *self.shared.unreadable() = unreadable;
+                self.handle(Input::Listed { records: held });
+            }
             Done::Unanswered(request, why) => {
+                if request == Request::Renew {
+                    metrics::replica_renewal_failed();
+                    self.shared.renewal_failed(why.clone());
+                }
                 if !std::mem::replace(&mut self.away, true) {
                     tracing::warn!(why, "the store does not answer this replica: what it owns it may lose");
                 }
@@ -179,6 +204,30 @@ impl Shell {
                 }
             }
         }
+    }
+
+    fn report_members(&mut self, unreadable: &[String]) {
+        for value in unreadable {
+            if self.is_news(value) {
+                tracing::error!(value, "a replica's membership cannot be read; that replica is not counted");
+            }
+        }
+    }
+
+    fn report_records(&mut self, unreadable: &BTreeMap<StreamName, String>) {
+        for (stream, reason) in unreadable {
+            if self.is_news(reason) {
+                tracing::error!(%stream, reason, "the stream's record cannot be read; the stream waits, others go on");
+            }
+        }
+    }
+
+    /// Whether a value was not reported before.
+    fn is_news(&mut self, value: &str) -> bool {
+        if self.reported.len() >= REPORTED_MAX {
+            self.reported.clear();
+        }
+        self.reported.insert(value.to_owned())
     }
 
     fn answered(&mut self) {
@@ -197,7 +246,7 @@ impl Shell {
             }
             Said::Closed { stream } => self.give_up(&stream),
             Said::Fenced { stream, fence } => {
-                tracing::warn!(%stream, %fence, "another replica has the stream: an append came too late");
+                tracing::warn!(%stream, %fence, "the store refused an append: the stream is not this replica's any more");
                 self.handle(Input::Fenced { stream, fence });
             }
         }
@@ -285,7 +334,7 @@ impl Shell {
         let (registry, streams) = (Arc::clone(&self.registry), self.settings.streams.clone());
         self.work.push(Box::pin(async move {
             Some(match registry.records(&streams).await {
-                Ok(records) => Done::Told(Input::Listed { records }),
+                Ok(records) => Done::Listed(records),
                 Err(why) => Done::Unanswered(Request::List, why.to_string()),
             })
         }));
@@ -316,7 +365,13 @@ impl Shell {
 
     fn set(&self, stream: StreamName, expected: Option<Fence>, record: Record) {
         let registry = Arc::clone(&self.registry);
+        let is_unreadable = self.shared.unreadable().contains_key(&stream);
         self.work.push(Box::pin(async move {
+            if is_unreadable {
+                // What cannot be read is not written over. The machine asks again after this.
+                tokio::time::sleep(UNREADABLE_WAIT).await;
+                return Some(Done::Told(Input::Changed { stream, fence: record.fence, outcome: Outcome::Refused }));
+            }
             let outcome = match registry.change(&stream, expected, record).await {
                 Ok(true) => Outcome::Done,
                 Ok(false) => Outcome::Refused,

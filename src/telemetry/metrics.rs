@@ -22,7 +22,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 /// Why a subscription ended; a page is none.
 const CLOSE_REASONS: [&str; 6] = ["draining", "gone", "limit", "protocol", "store", "too_slow"];
 const TRANSPORTS: [&str; 4] = ["websocket", "sse", "ndjson", "page"];
-const STORE_ERRORS: [&str; 6] = ["full", "fenced", "damaged", "io", "read", "open"];
+const STORE_ERRORS: [&str; 7] = ["full", "fenced", "damaged", "io", "read", "open", "refused"];
 
 /// What is counted of a transport. Handles are resolved once.
 struct Transport {
@@ -40,6 +40,8 @@ struct Metrics {
     store_append: Histogram,
     store_errors: IntCounterVec,
     log_lines_dropped: IntCounter,
+    replica_members: IntGauge,
+    replica_renewal_failures: IntCounter,
 }
 
 /// Histogram bounds in seconds, from a quick fsync to a stalled disk.
@@ -80,6 +82,12 @@ impl Metrics {
                 "log_lines_dropped_total",
                 "Log lines dropped because standard error was not read",
             ),
+            replica_members: gauge(r, "replica_members", "Replicas that live, as this one sees them (alone: 1)"),
+            replica_renewal_failures: counter(
+                r,
+                "replica_renewal_failures_total",
+                "Renewals of this replica's membership that failed",
+            ),
             registry: r.clone(),
         }
     }
@@ -87,6 +95,12 @@ impl Metrics {
 
 fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
     let metric = IntCounter::new(name, help).expect("metric names are valid");
+    registry.register(Box::new(metric.clone())).expect("metric names are unique");
+    metric
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    let metric = IntGauge::new(name, help).expect("metric names are valid");
     registry.register(Box::new(metric.clone())).expect("metric names are unique");
     metric
 }
@@ -186,7 +200,17 @@ pub fn store_appended(took: Duration) {
     METRICS.store_append.observe(took.as_secs_f64());
 }
 
-/// One of `full`, `fenced`, `damaged`, `io`, `read`.
+/// So many replicas live, this one among them.
+pub fn replica_members(count: usize) {
+    METRICS.replica_members.set(i64::try_from(count).unwrap_or(i64::MAX));
+}
+
+/// A renewal of this replica's membership failed.
+pub fn replica_renewal_failed() {
+    METRICS.replica_renewal_failures.inc();
+}
+
+/// One of `full`, `fenced`, `damaged`, `io`, `read`, `open`, `refused`.
 pub fn store_failed(reason: &'static str) {
     METRICS.store_errors.with_label_values(&[reason]).inc();
 }

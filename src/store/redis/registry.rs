@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::future::try_join_all;
-use redis::cmd;
+use redis::{Value, cmd};
 
 use super::{
     connection::{CommandError, Connection, Listener, Script},
@@ -37,6 +37,34 @@ pub struct Life {
     /// Streams that it keeps and that are not live there: as many as it could say.
     pub ailing: Vec<StreamName>,
 }
+
+/// The replicas that live, as one renewal found them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Members {
+    pub lives: Vec<Life>,
+    /// Memberships that this version cannot read, each with its key and what it says. Their replicas are not counted.
+    pub unreadable: Vec<String>,
+}
+
+/// Who has which stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Records {
+    pub held: BTreeMap<StreamName, Record>,
+    /// Streams whose record cannot be read, and why.
+    pub unreadable: BTreeMap<StreamName, String>,
+}
+
+/// What a head holds of its stream's owner.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Record(Record),
+    /// Nobody ever had the stream.
+    Nothing,
+    Unreadable(String),
+}
+
+/// What is shown of a value that cannot be read.
+const SHOWN_LEN_MAX: usize = 120;
 
 /// So many ailing streams are named.
 const AILING_MAX: usize = 64;
@@ -75,16 +103,15 @@ impl Registry {
     }
 
     /// Lives on for `life`, and says how many streams it takes at most and which of its streams are not live. Returns
-    /// all that live, itself among them.
-    pub async fn renew(&self, limit: usize, ailing: &[StreamName], life: Duration) -> Result<Vec<Life>, CommandError> {
+    /// all that live, itself among them, and the memberships that cannot be read.
+    pub async fn renew(&self, limit: usize, ailing: &[StreamName], life: Duration) -> Result<Members, CommandError> {
         let ((known, mine), (_, members)) = (self.membership(), memberships(&self.prefix));
         let ailing: Vec<&str> = ailing.iter().take(AILING_MAX).map(StreamName::as_str).collect();
         let (me, says) = (self.me.to_string(), format!("{limit} {} {}", ailing.join(","), self.terms));
         let life = life.as_millis().to_string();
         let arguments = [me.as_bytes(), says.as_bytes(), life.as_bytes(), members.as_bytes()];
         let answer: Vec<(String, String)> = self.connection.call(&self.renew, &[&known, &mine], &arguments).await?;
-        let strange = || CommandError::NoAnswer(format!("{known} holds what is no replica"));
-        answer.iter().map(|(replica, says)| read_life(replica, says).ok_or_else(strange)).collect()
+        Ok(Members::read(&answer, &memberships(&self.prefix).1))
     }
 
     /// It lives no longer.
@@ -95,21 +122,27 @@ impl Registry {
     }
 
     /// The records that there are of these streams.
-    pub async fn records(&self, streams: &[StreamName]) -> Result<BTreeMap<StreamName, Record>, CommandError> {
-        let records = try_join_all(streams.iter().map(|stream| self.record(stream))).await?;
-        let named = streams.iter().cloned().zip(records);
-        Ok(named.filter_map(|(stream, record)| Some((stream, record?))).collect())
+    pub async fn records(&self, streams: &[StreamName]) -> Result<Records, CommandError> {
+        let found = try_join_all(streams.iter().map(|stream| self.record(stream))).await?;
+        let mut records = Records::default();
+        for (stream, found) in streams.iter().cloned().zip(found) {
+            match found {
+                Found::Record(record) => drop(records.held.insert(stream, record)),
+                Found::Nothing => (),
+                Found::Unreadable(why) => drop(records.unreadable.insert(stream, why)),
+            }
+        }
+        Ok(records)
     }
 
-    async fn record(&self, stream: &StreamName) -> Result<Option<Record>, CommandError> {
+    async fn record(&self, stream: &StreamName) -> Result<Found, CommandError> {
         let head = Keys::of(&self.prefix, stream).head;
-        let row: Row = self.connection.run(cmd("HMGET").arg(&head).arg(&["number", "nonce", "holder"])).await?;
+        let row: Result<Value, CommandError> =
+            self.connection.run(cmd("HMGET").arg(&head).arg(&["number", "nonce", "holder"])).await;
         match row {
-            (None, None, _) => Ok(None),
-            row => match record(&row) {
-                Some(record) => Ok(Some(record)),
-                None => Err(CommandError::NoAnswer(format!("{head} holds what is no record: {row:?}"))),
-            },
+            Ok(row) => Ok(Found::read(&head, redis::from_redis_value(row).ok())),
+            Err(CommandError::Refused { code, .. }) if code == "WRONGTYPE" => Ok(Found::Unreadable(wrong_type(&head))),
+            Err(error) => Err(error),
         }
     }
 
@@ -161,6 +194,63 @@ impl Registry {
 /// Where the replicas are that were seen, and what the keys of their memberships begin with.
 pub(super) fn memberships(prefix: &str) -> (String, String) {
     (key(prefix, "replicas", "known"), key(prefix, "replicas", "lives:"))
+}
+
+impl Members {
+    fn read(answer: &[(String, String)], key: &str) -> Self {
+        let mut members = Self::default();
+        for (replica, says) in answer {
+            match read_life(replica, says) {
+                Some(life) => members.lives.push(life),
+                None => members.unreadable.push(unreadable_member(key, replica, says)),
+            }
+        }
+        members
+    }
+}
+
+impl Found {
+    fn read(head: &str, row: Option<Row>) -> Self {
+        match row {
+            Some((None, None, _)) => Self::Nothing,
+            Some(row) => record(&row).map_or_else(|| Self::Unreadable(unreadable_record(head, &row)), Self::Record),
+            None => Self::Unreadable(format!("{head}: number, nonce or holder is no text; {MEND}")),
+        }
+    }
+}
+
+/// What an operator can do about a key that cannot be read. The product never removes what it did not write.
+pub(super) const MEND: &str =
+    "mend or remove that key (whoever wrote it may need it); the stream goes on by itself then";
+
+/// What is wrong with a head that is no hash.
+pub(super) fn wrong_type(key: &str) -> String {
+    format!("{key} is of another type than the stream's data (expected a hash for a head, a stream for a log); {MEND}")
+}
+
+fn unreadable_record(head: &str, row: &Row) -> String {
+    let (number, nonce, holder) = row;
+    let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "nothing".to_owned(), shown);
+    format!(
+        "{head}: expected a number, a nonce and a holder in hexadecimal, found number {}, nonce {}, holder {}; {MEND}",
+        shown(number),
+        shown(nonce),
+        shown(holder)
+    )
+}
+
+fn unreadable_member(key: &str, replica: &str, says: &str) -> String {
+    format!(
+        "{key}{} says {}; expected what a replica of this version says: its limit and its streams that are not live",
+        shown(replica),
+        shown(says)
+    )
+}
+
+/// The beginning of a value, escaped.
+pub(super) fn shown(text: &str) -> String {
+    let short: String = text.chars().take(SHOWN_LEN_MAX).collect();
+    format!("{short:?}")
 }
 
 /// What replicas say.
@@ -276,6 +366,39 @@ mod tests {
         assert_eq!(read_life("2a", "9 queues,agents written,1,2,3"), Some(Life { member, ailing }));
         assert_eq!(read_life("2a", "9 "), Some(Life { member, ailing: Vec::new() }));
         assert_eq!(read_life("2a", "nine "), None);
+    }
+
+    #[test]
+    fn a_membership_that_cannot_be_read_is_named_and_the_others_count() {
+        let answer = |pairs: &[(&str, &str)]| {
+            let owned = pairs.iter().map(|(id, says)| ((*id).to_owned(), (*says).to_owned()));
+            Members::read(&owned.collect::<Vec<_>>(), "lives:")
+        };
+        let later = "{\"v\":2,\"limit\":9}";
+        for says in [later, "", " ", "nine queues", "99999999999999999999999 queues", "\u{1b}[31m", "v2 9 queues"] {
+            let Members { lives, unreadable } = answer(&[("1b", says), ("2a", "9 queues,agents written,1,2,3 more")]);
+            assert_eq!(lives.len(), 1, "{says:?}");
+            assert_eq!(lives[0].member, Member { replica: ReplicaId(0x2a), limit: 9 });
+            assert_eq!(unreadable.len(), 1, "{says:?}");
+            assert!(unreadable[0].starts_with("lives:") && !unreadable[0].contains('\u{1b}'), "{unreadable:?}");
+        }
+        assert_eq!(answer(&[("nobody", "9 queues")]).unreadable.len(), 1, "no id of a replica");
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_told_with_its_key() {
+        let text = |text: &str| Some(text.to_owned());
+        for row in [
+            (text("x"), text("ff"), None),
+            (text("18446744073709551616"), text("ff"), None),
+            (None, text("ff"), None),
+            (text("4"), None, text("2a")),
+            (text("4"), text("ff"), text("nobody")),
+        ] {
+            let Found::Unreadable(why) = Found::read("head", Some(row.clone())) else { panic!("{row:?}") };
+            assert!(why.starts_with("head: ") && why.contains("found number"), "{why}");
+        }
+        assert_eq!(Found::read("head", Some((None, None, text("2a")))), Found::Nothing);
     }
 
     #[test]

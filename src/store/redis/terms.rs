@@ -79,7 +79,11 @@ pub(super) async fn compare(
     let (known, lives) = memberships(prefix);
     let replicas: Vec<String> = connection.run(cmd("SMEMBERS").arg(known)).await?;
     for replica in replicas {
-        let says: Option<String> = connection.run(cmd("GET").arg(format!("{lives}{replica}"))).await?;
+        let says: Option<String> = match connection.run(cmd("GET").arg(format!("{lives}{replica}"))).await {
+            // No membership at all. The renewals report it.
+            Err(error) if error.code() == Some("WRONGTYPE") => None,
+            says => says?,
+        };
         let terms = says.and_then(|says| Terms::read(says.split(' ').nth(2)?));
         let differences = terms.map(|there| here.differences(&there)).unwrap_or_default();
         if !differences.is_empty() {
