@@ -13,7 +13,10 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     panic::resume_unwind,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use futures_util::future::try_join_all;
@@ -103,13 +106,18 @@ struct Shared {
     moving: Mutex<()>,
     /// Where the readers of clients stand.
     places: Places,
+    /// Everything that was shown is gone from the store, and nobody has claimed the log since.
+    wiped: AtomicBool,
     /// How often it was claimed: the newest writer alone may append.
     claims: AtomicU64,
 }
 
 impl EventLog {
     async fn open(store: &Store, stream: &StreamName, source: &Source, settings: &Settings) -> Result<Self, ReadError> {
-        let Extent { lineage, first, last } = store.look(stream).await?;
+        let (Extent { lineage, first, last }, unusable) = store.look_leniently(stream).await?;
+        if let Some(reason) = unusable {
+            tracing::error!(%stream, reason, "the log of this stream cannot be used; the others are not affected");
+        }
         let shared = Shared {
             name: stream.clone(),
             source: source.clone(),
@@ -119,6 +127,7 @@ impl EventLog {
             end: watch::Sender::new(End { lineage, first, last, closed: false }),
             moving: Mutex::default(),
             places: Places::default(),
+            wiped: AtomicBool::new(false),
             claims: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -148,8 +157,14 @@ impl EventLog {
     /// Takes the log over for writing: under a new fence, or under the one that was drawn for this process already. Then
     /// the log must hold that very fence, else [`AppendError::Fenced`]. An earlier writer of it is refused from now on.
     pub async fn claim(&self, under: Option<Fence>) -> Result<Writer, AppendError> {
-        let state = self.shared.store.claim(&self.shared.name, under).await?;
+        let mut state = self.shared.store.claim(&self.shared.name, under).await?;
+        if self.shared.is_wiped(&state.lineage, state.last) {
+            let stream = &self.shared.name;
+            tracing::error!(%stream, "the entries of this log are gone from the store; it begins again after a gap");
+            state.damaged = true;
+        }
         self.shared.settle(Extent { lineage: state.lineage.clone(), first: state.first, last: state.safe });
+        self.shared.wiped.store(false, Ordering::Release);
         Ok(Writer::new(Arc::clone(&self.shared), &state))
     }
 
@@ -229,7 +244,12 @@ impl Shared {
                     let last = batches.last().map_or(shown, |newest| newest.last());
                     self.show(batches, epoch, last);
                 }
-                News::Elsewhere(extent) => self.settle(extent),
+                News::Elsewhere(extent) => {
+                    let nobody_has_claimed = extent.lineage.current() == Epoch::NONE;
+                    let wiped = nobody_has_claimed && self.is_wiped(&extent.lineage, extent.last);
+                    self.wiped.store(wiped, Ordering::Release);
+                    self.settle(extent);
+                }
             }
         }
     }
@@ -248,6 +268,14 @@ impl Shared {
         }
         self.tail.push(batches);
         self.move_to(|end| end.last = last.max(shown));
+    }
+
+    /// Whether nothing is left of what was shown of the log, when the store says that it goes so far.
+    fn is_wiped(&self, lineage: &Lineage, last: Offset) -> bool {
+        let end = self.end.borrow();
+        let is_another = end.last > Offset::START && end.lineage.current() != lineage.current();
+        let is_gone = is_another && (end.lineage.common(lineage, end.last).is_none() || last < end.first);
+        is_gone || self.wiped.load(Ordering::Acquire)
     }
 
     /// What the store says of the log. Where that is not what was shown so far, readers go on in the store.

@@ -87,6 +87,10 @@ pub enum AppendError {
     /// position the entries that are left cover.
     #[error("the log has moved: {0}")]
     Moved(String),
+    /// What the store holds of this one stream cannot be used: a key of another type, a foreign entry, a field that
+    /// makes no sense. The stream waits, the others go on. Claim the log again until an operator has mended it.
+    #[error("the log cannot be used: {0}")]
+    Refused(String),
     /// The store is broken; the process must end and open it anew.
     #[error("the store is broken: {0}")]
     Broken(String),
@@ -149,6 +153,15 @@ impl Store {
         match self {
             Self::Embedded(store) => store.look(stream).await,
             Self::Redis(store) => Box::pin(store.look(stream)).await,
+        }
+    }
+
+    /// How far the log goes, for a process that starts: an empty extent, and why, where what the store holds of this
+    /// one stream cannot be used.
+    pub async fn look_leniently(&self, stream: &StreamName) -> Result<(Extent, Option<String>), ReadError> {
+        match self {
+            Self::Embedded(store) => store.look(stream).await.map(|extent| (extent, None)),
+            Self::Redis(store) => Box::pin(store.look_leniently(stream)).await,
         }
     }
 

@@ -211,7 +211,9 @@ async fn claim(log: &EventLog) -> Result<Option<Writer>, AppendError> {
             tracing::warn!(stream = %log.name(), why, "the log cannot be claimed yet");
             Ok(None)
         }
-        Err(error @ (AppendError::Fenced | AppendError::Moved(_) | AppendError::Broken(_))) => Err(error),
+        Err(
+            error @ (AppendError::Fenced | AppendError::Moved(_) | AppendError::Refused(_) | AppendError::Broken(_)),
+        ) => Err(error),
     }
 }
 
@@ -225,6 +227,7 @@ impl Entry {
     fn state(&self) -> State {
         let here = self.board.facts().state;
         match self.elsewhere() {
+            Some(view) if view.unreadable().is_some() => State::Failed,
             Some(view) if view.is_live() => State::Live,
             Some(_) if here == State::Live => State::Starting,
             Some(_) | None => here,
@@ -252,7 +255,7 @@ impl Entry {
             silent_seconds: facts.heard_at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
             snapshot_owed: facts.snapshot_owed,
             refused_topics: facts.refused_shown(),
-            last_error: facts.last_error,
+            last_error: self.elsewhere().and_then(View::unreadable).or(facts.last_error),
             proxy: self.proxy.clone(),
         }
     }

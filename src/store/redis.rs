@@ -25,6 +25,7 @@ use std::{
 };
 
 use redis::cmd;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -42,6 +43,10 @@ use crate::{
     model::{Batch, ConsumerName, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
     telemetry::metrics,
 };
+
+/// Reads of entries under way at a time, over all readers: what they hold in memory is bounded by so many answers. One
+/// more waits.
+const READS_MAX: usize = 4;
 
 /// Retention and the connection are looked after this often.
 const TICK: Duration = Duration::from_secs(1);
@@ -82,6 +87,10 @@ pub struct Redis {
 struct Shared {
     settings: Settings,
     connection: Connection,
+    /// Entries are read over a connection of their own: no look, append or renewal waits behind them.
+    reading: Connection,
+    /// Reads under way.
+    reads: Semaphore,
     scripts: Arc<Scripts>,
     record_scripts: records::Scripts,
     /// Every log that anybody asked for.
@@ -100,6 +109,8 @@ impl Redis {
         let connection = Connection::new(settings.address.clone(), settings.limits);
         let shared = Shared {
             settings,
+            reading: connection.another(),
+            reads: Semaphore::new(READS_MAX),
             connection,
             scripts: Arc::default(),
             record_scripts: records::Scripts::default(),
@@ -161,13 +172,28 @@ impl Redis {
     pub(super) async fn look(&self, stream: &StreamName) -> Result<Extent, ReadError> {
         let Shared { settings, connection, scripts, .. } = &*self.shared;
         let found = self.shared.view(stream).look(connection, &scripts.look, settings.durability).await;
-        found.map_err(|error| ReadError(error.to_string())).inspect_err(|_| metrics::store_failed("read"))
+        let found = found.map_err(|error| ReadError(error.to_string())).and_then(|found| found.map_err(ReadError));
+        found.inspect_err(|_| metrics::store_failed("read"))
+    }
+
+    pub(super) async fn look_leniently(&self, stream: &StreamName) -> Result<(Extent, Option<String>), ReadError> {
+        let Shared { settings, connection, scripts, .. } = &*self.shared;
+        match self.shared.view(stream).look(connection, &scripts.look, settings.durability).await {
+            Ok(Ok(extent)) => Ok((extent, None)),
+            Ok(Err(why)) => Ok((Extent::NONE, Some(why))),
+            Err(error) => Err(ReadError(error.to_string())),
+        }
     }
 
     pub(super) async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
         let Shared { settings, connection, scripts, .. } = &*self.shared;
         let view = self.shared.view(stream);
-        let (log, state) = Log::claim(connection, Arc::clone(scripts), settings, stream, view, under).await?;
+        let claimed = Log::claim(connection, Arc::clone(scripts), settings, stream, view, under).await;
+        let (log, state) = claimed.inspect_err(|error| {
+            if matches!(error, AppendError::Refused(_)) {
+                metrics::store_failed("refused");
+            }
+        })?;
         self.shared.logs.write().unwrap_or_else(PoisonError::into_inner).insert(stream.clone(), Arc::new(log));
         Ok(state)
     }
@@ -186,6 +212,7 @@ impl Redis {
         match &outcome {
             Ok(()) => metrics::store_appended(started.elapsed()),
             Err(AppendError::NoRoom(_)) => metrics::store_failed("io"),
+            Err(AppendError::Refused(_)) => metrics::store_failed("refused"),
             Err(AppendError::Fenced) => metrics::store_failed("fenced"),
             Err(AppendError::Moved(_) | AppendError::Broken(_)) => metrics::store_failed("damaged"),
         }
@@ -208,7 +235,8 @@ impl Redis {
         bytes_max: usize,
     ) -> Result<Vec<Arc<Batch>>, ReadError> {
         let view = self.shared.view(stream);
-        let found = reads::batches(&self.shared.connection, &view.keys, after, last, bytes_max).await;
+        let _permit = self.shared.read_permit().await?;
+        let found = reads::batches(&self.shared.reading, &view.keys, after, last, bytes_max).await;
         if let Some(first) = found.as_ref().ok().and_then(|batches| batches.first()) {
             view.seen_first(first.first(), after);
         }
@@ -222,7 +250,8 @@ impl Redis {
         moment: Timestamp,
     ) -> Result<Offset, ReadError> {
         let view = self.shared.view(stream);
-        let found = reads::offset_before(&self.shared.connection, &view.keys, last, moment).await;
+        let _permit = self.shared.read_permit().await?;
+        let found = reads::offset_before(&self.shared.reading, &view.keys, last, moment).await;
         found.inspect_err(|_| metrics::store_failed("read"))
     }
 
@@ -265,6 +294,8 @@ impl Redis {
     /// Ends it: nothing is sent any more.
     pub fn close(&self) {
         self.shared.connection.close();
+        self.shared.reading.close();
+        self.shared.reads.close();
         self.shared.note(Some("it is closed".to_owned()));
         for log in self.shared.logs.read().unwrap_or_else(PoisonError::into_inner).values() {
             log.close();
@@ -275,6 +306,11 @@ impl Redis {
 impl Shared {
     fn records(&self) -> Records<'_> {
         Records { connection: &self.connection, prefix: &self.settings.prefix, scripts: &self.record_scripts }
+    }
+
+    /// Waits for its turn; the reads before it have deadlines.
+    async fn read_permit(&self) -> Result<SemaphorePermit<'_>, ReadError> {
+        self.reads.acquire().await.map_err(|_| ReadError("the store is closed".to_owned()))
     }
 
     fn view(&self, stream: &StreamName) -> Arc<View> {

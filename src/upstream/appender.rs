@@ -39,7 +39,12 @@ impl Appender {
                     return Ok(Mark { epoch: self.writer.epoch(), offset });
                 }
                 Err(AppendError::NoRoom(why)) => board.store_has_no_room(&why),
-                Err(error @ (AppendError::Fenced | AppendError::Moved(_) | AppendError::Broken(_))) => {
+                Err(
+                    error @ (AppendError::Fenced
+                    | AppendError::Moved(_)
+                    | AppendError::Refused(_)
+                    | AppendError::Broken(_)),
+                ) => {
                     return Err(error);
                 }
             }

@@ -43,6 +43,8 @@ pub(super) struct Facts {
     pub(super) refused: Vec<RefusedTopic>,
     pub(super) last_error: Option<String>,
     no_room: bool,
+    /// Why the log cannot be used.
+    refused_log: Option<String>,
     quiet: Quiet,
 }
 
@@ -74,6 +76,7 @@ impl Board {
                 refused: Vec::new(),
                 last_error: None,
                 no_room: false,
+                refused_log: None,
                 quiet: Quiet::default(),
             }),
         }
@@ -134,6 +137,36 @@ impl Board {
     pub(super) fn store_has_room(&self) {
         if self.with(|facts| std::mem::take(&mut facts.no_room)) {
             info!("the store takes entries again");
+        }
+    }
+
+    /// What the store holds of this stream's log cannot be used, until an operator has mended it.
+    pub(super) fn log_refused(&self, why: &str) {
+        let text = format!("the log cannot be used: {why}");
+        let is_news = self.with(|facts| {
+            let is_news = facts.refused_log.as_deref() != Some(why);
+            facts.refused_log = Some(why.to_owned());
+            facts.state = State::Failed;
+            facts.last_error = Some(text);
+            is_news
+        });
+        self.metrics.entered(State::Failed.as_str());
+        if is_news {
+            error!(reason = why, state = State::Failed.as_str(), "the log of this stream cannot be used");
+        }
+    }
+
+    /// The log was claimed, or another reason keeps it from being claimed.
+    pub(super) fn log_usable(&self) {
+        let was_refused = self.with(|facts| {
+            let was_refused = facts.refused_log.take().is_some();
+            if was_refused {
+                facts.last_error = None;
+            }
+            was_refused
+        });
+        if was_refused {
+            info!("the log can be used again");
         }
     }
 

@@ -4,6 +4,7 @@ use std::{future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
     appender::{Appender, NO_ROOM_WAIT},
+    board::Board,
     shell::{Done, Shell, now},
 };
 use crate::{
@@ -17,6 +18,9 @@ use crate::{
 /// The position of a log that is followed is looked at this often, so that a new session of ours does not make the
 /// platform repeat more than that.
 const POSITION_EVERY: Duration = Duration::from_secs(5);
+
+/// A log that cannot be used is claimed again after this time.
+const REFUSED_WAIT: Duration = Duration::from_secs(2);
 
 /// One of so many newest entries has the platform's number.
 const NUMBERED_WITHIN: usize = 64;
@@ -104,6 +108,24 @@ pub(super) async fn claim(log: &EventLog, fence: Option<Fence>) -> Result<Writer
             claimed => return claimed,
         }
         tokio::time::sleep(NO_ROOM_WAIT).await;
+    }
+}
+
+/// Claims a log, waiting also for an operator to mend what the store holds of it.
+pub(super) async fn claim_when_usable(
+    log: &EventLog,
+    fence: Option<Fence>,
+    board: &Board,
+) -> Result<Writer, AppendError> {
+    loop {
+        match claim(log, fence).await {
+            Err(AppendError::Refused(why)) => board.log_refused(&why),
+            claimed => {
+                board.log_usable();
+                return claimed;
+            }
+        }
+        tokio::time::sleep(REFUSED_WAIT).await;
     }
 }
 
@@ -207,6 +229,11 @@ impl Shell<'_> {
                     why,
                     "the log is not where it was left: it is claimed anew, and the stream begins there"
                 );
+                self.release();
+                Ok(())
+            }
+            (AppendError::Refused(why), _) => {
+                self.board.log_refused(&why);
                 self.release();
                 Ok(())
             }

@@ -133,7 +133,7 @@ impl Keeper {
             biased;
             () = stop.cancelled() => None,
             () = self.seat.changed() => None,
-            claimed = holding::claim(&self.log, fence) => Some(claimed),
+            claimed = holding::claim_when_usable(&self.log, fence, &self.board) => Some(claimed),
         }
     }
 

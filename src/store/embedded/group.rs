@@ -80,7 +80,7 @@ impl Group {
             match outcome {
                 Err(AppendError::Fenced) => metrics::store_failed("fenced"),
                 Err(AppendError::NoRoom(_)) => metrics::store_failed("full"),
-                Err(AppendError::Moved(_) | AppendError::Broken(_)) | Ok(()) => (),
+                Err(AppendError::Moved(_) | AppendError::Refused(_) | AppendError::Broken(_)) | Ok(()) => (),
             }
             drop(reply.send(outcome));
         }

@@ -1,6 +1,10 @@
 //! What a log's head says, as the scripts tell it.
 
-use super::{Durability, skew::Skew};
+use super::{
+    Durability,
+    registry::{MEND, shown as shown_text},
+    skew::Skew,
+};
 use crate::{
     model::{Checkpoint, Epoch, Fence, Lineage, Offset, Position, Sequence, Timestamp},
     store::{Extent, LogState},
@@ -23,9 +27,17 @@ pub(super) fn extent(answer: &[String], durability: Durability) -> Option<Extent
     Some(Extent { lineage: lineage(epoch, earlier)?, first: first_of(first, newest)?, last })
 }
 
+/// Why a head cannot be used, for people.
+pub(super) fn unusable(key: &str, answer: &[String]) -> String {
+    let fields: String = answer.join(", ");
+    format!("{key} holds what is no head of a log: {}; {MEND}", shown_text(&fields))
+}
+
 /// What the script that opens says, under the fence with `nonce`, when our clock says `now`.
 pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability, now: Timestamp) -> Option<Claimed> {
-    let [epoch, earlier, last, safe, first, number, turn, position, heard_at, server] = answer else { return None };
+    let [epoch, earlier, last, safe, first, number, turn, position, heard_at, server, lost] = answer else {
+        return None;
+    };
     let skew = Skew::measured(Timestamp(server.parse().ok()?), now);
     let newest = offset(last)?;
     let state = LogState {
@@ -35,7 +47,7 @@ pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability, no
         safe: shown(newest, safe, durability)?,
         checkpoint: checkpoint(position, heard_at, &skew)?,
         fence: Fence { number: number.parse().ok()?, nonce },
-        damaged: false,
+        damaged: lost == "1",
     };
     Some(Claimed { state, turn: turn.parse().ok()?, skew })
 }
@@ -102,7 +114,8 @@ mod tests {
 
     #[test]
     fn the_head_of_a_log_is_read() {
-        let answer = answer(["0000002a", "00000007:5 00000008:9 ", "12", "11", "3", "4", "6", "77", "1000", "1500"]);
+        let answer =
+            answer(["0000002a", "00000007:5 00000008:9 ", "12", "11", "3", "4", "6", "77", "1000", "1500", ""]);
         let now = Timestamp(9_500);
         let Claimed { state, turn, .. } = claimed(&answer, 1, Durability::Replicated, now).unwrap();
         let earlier = vec![(Epoch(7), Offset(5)), (Epoch(8), Offset(9))];
@@ -117,9 +130,10 @@ mod tests {
 
     #[test]
     fn a_log_without_entries_begins_with_the_next_one() {
-        let answer = answer(["1", "", "12", "", "", "4", "0", "", "", "1500"]);
+        let answer = answer(["1", "", "12", "", "", "4", "0", "", "", "1500", "1"]);
         let Claimed { state, .. } = claimed(&answer, 1, Durability::Replicated, Timestamp(0)).unwrap();
         assert_eq!((state.first, state.safe, state.checkpoint), (Offset(13), Offset(12), None));
+        assert!(state.damaged, "its head was lost");
     }
 
     #[test]

@@ -15,8 +15,9 @@ use super::{
     Durability, Settings,
     connection::{CommandError, Connection, Script},
     head::{self, Claimed},
+    registry::{MEND, shown},
     skew::Skew,
-    view::View,
+    view::{View, wrong_types},
 };
 use crate::{
     clock,
@@ -98,11 +99,19 @@ impl Log {
         ];
         let arguments = arguments.each_ref().map(String::as_bytes);
         let answer = connection.call(&scripts.open, &view.keys.both(), &arguments).await;
-        let answer: Vec<String> = answer.map_err(|error| verdict(&error))?;
-        if answer == ["fenced"] {
-            return Err(AppendError::Fenced);
+        let answer: Vec<String> = match answer {
+            Err(CommandError::Refused { code, .. }) if code == "WRONGTYPE" => {
+                return Err(AppendError::Refused(wrong_types(shared, &view.keys).await));
+            }
+            answer => answer.map_err(|error| verdict(&error))?,
+        };
+        match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["fenced"] => return Err(AppendError::Fenced),
+            ["foreign", id] => return Err(AppendError::Refused(foreign(&view.keys.log, id))),
+            ["field", field, value] => return Err(AppendError::Refused(odd_field(&view.keys.head, field, value))),
+            _ => (),
         }
-        let damaged = || AppendError::Broken(format!("the head of {stream} is damaged: {answer:?}"));
+        let damaged = || AppendError::Refused(head::unusable(&view.keys.head, &answer));
         let claimed = head::claimed(&answer, nonce, settings.durability, clock::wall());
         let Claimed { state, turn, skew } = claimed.ok_or_else(damaged)?;
         view.begins_with(state.first);
@@ -212,17 +221,26 @@ impl Log {
             Ok(Answer::Elsewhere(last)) => {
                 Err(AppendError::Moved(format!("{} ends at {last}, not at {}", self.stream, writing.last)))
             }
-            Ok(Answer::Foreign(id)) => Err(AppendError::Broken(format!(
-                "{0} has had the entry {id}, which is none of ours: take it out (XDEL {0} {id}), set the end right \
-                 (XSETID {0} {1}-0) and start again",
-                self.view.keys.log, writing.last
-            ))),
+            Ok(Answer::Gone) => {
+                tracing::error!(
+                    stream = %self.stream,
+                    key = self.view.keys.head,
+                    "the head of the log is gone: it was deleted (FLUSHALL, FLUSHDB, DEL), or the server lost it; the \
+                     log begins again with what comes, and a gap marks it"
+                );
+                Err(AppendError::Fenced)
+            }
+            Ok(Answer::Foreign(id)) => Err(AppendError::Refused(foreign(&self.view.keys.log, &id))),
             Err(error) => {
                 if matches!(error, CommandError::NoAnswer(_)) {
                     writing.open = Some(identity);
                 }
-                writing.trouble = Some(error.to_string());
-                Err(verdict(&error))
+                let verdict = verdict(&error);
+                // What is wrong with one stream does not keep the process from serving the others.
+                if !matches!(verdict, AppendError::Refused(_)) {
+                    writing.trouble = Some(error.to_string());
+                }
+                Err(verdict)
             }
         }
     }
@@ -243,6 +261,18 @@ impl Log {
     }
 }
 
+fn foreign(log: &str, id: &str) -> String {
+    format!(
+        "{log} has the entry {}, which this program did not write: take it out (XDEL {log} ID) and set the end to the \
+         last entry that is left (XSETID {log} OFFSET-0); the stream goes on by itself then",
+        shown(id)
+    )
+}
+
+fn odd_field(head: &str, field: &str, value: &str) -> String {
+    format!("{head}: the field {field} is {}, expected a whole number; {MEND}", shown(value))
+}
+
 /// What the writer is to do after a failure.
 pub(super) fn verdict(error: &CommandError) -> AppendError {
     match error {
@@ -253,7 +283,7 @@ pub(super) fn verdict(error: &CommandError) -> AppendError {
             | "BUSY" | "EXECABORT" | "MOVED" | "ASK" | "NOAUTH" | "NOPERM" | "UNBLOCKED" => {
                 AppendError::NoRoom(error.to_string())
             }
-            _ => AppendError::Broken(error.to_string()),
+            _ => AppendError::Refused(error.to_string()),
         },
     }
 }
@@ -263,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_pass_is_tried_again_and_what_does_not_ends_the_process() {
+    fn what_may_pass_is_tried_again_and_what_does_not_concerns_one_stream() {
         let refused = |code: &str| CommandError::Refused { code: code.to_owned(), text: String::new() };
         for error in [
             refused("OOM"),
@@ -274,6 +304,6 @@ mod tests {
         ] {
             assert!(matches!(verdict(&error), AppendError::NoRoom(_)), "{error}");
         }
-        assert!(matches!(verdict(&refused("WRONGTYPE")), AppendError::Broken(_)));
+        assert!(matches!(verdict(&refused("WRONGTYPE")), AppendError::Refused(_)), "that stream alone waits");
     }
 }

@@ -13,8 +13,9 @@ use crate::{
     store::ReadError,
 };
 
-/// Entries of the first question; each further one asks for twice as many.
-const COUNT_FIRST: usize = 64;
+/// Entries of the first question: how large they are is not known before. Each further one asks for as many as fit into
+/// what is left to read, going by those before.
+const COUNT_FIRST: usize = 4;
 const COUNT_MAX: usize = 4096;
 
 /// Batches are about so large.
@@ -48,9 +49,15 @@ pub(super) async fn batches(
         after = newest.offset;
         bytes += entries.iter().map(|entry| entry.json.len()).sum::<usize>();
         found.extend(entries);
-        count = (count * 2).min(COUNT_MAX);
+        count = next_count(found.len(), bytes, bytes_max);
     }
     together(&found)
+}
+
+/// How many entries are asked for next, where so many of so many bytes were read.
+fn next_count(read: usize, bytes: usize, bytes_max: usize) -> usize {
+    let average = (bytes / read.max(1)).max(1);
+    (bytes_max.saturating_sub(bytes) / average).clamp(1, COUNT_MAX)
 }
 
 /// The last offset whose entry was received before `moment`, by halving. Where the wall clock was set back between
@@ -133,4 +140,23 @@ pub(super) fn together(mut entries: &[Stored]) -> Result<Vec<Arc<Batch>>, ReadEr
         entries = later;
     }
     Ok(batches)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_entries_are_asked_for_as_fit_into_what_is_left() {
+        const MIB: usize = 1 << 20;
+        for (read, bytes, bytes_max, expected) in [
+            (4, 4 * MIB, 8 * MIB, 4),
+            (4, 4 * MIB, 4 * MIB, 1),
+            (4, 4 * 1_024, MIB, 1_020),
+            (4, 0, 1 << 30, COUNT_MAX),
+            (0, 0, 0, 1),
+        ] {
+            assert_eq!(next_count(read, bytes, bytes_max), expected, "{read} {bytes} {bytes_max}");
+        }
+    }
 }

@@ -2,13 +2,28 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use redis::cmd;
+
 use super::{
     Durability,
     connection::{CommandError, Connection, Script},
     head,
     keys::Keys,
+    registry::MEND,
 };
 use crate::{model::Offset, store::Extent};
+
+/// Which of a log's keys are of another type than the log's own, for people.
+pub(super) async fn wrong_types(connection: &Connection, keys: &Keys) -> String {
+    let mut wrong = Vec::new();
+    for (key, expected) in [(&keys.head, "hash"), (&keys.log, "stream")] {
+        let found: String = connection.run(cmd("TYPE").arg(key)).await.unwrap_or_else(|_| "something else".to_owned());
+        if found != expected && found != "none" {
+            wrong.push(format!("{key} holds a {found}, expected a {expected}"));
+        }
+    }
+    format!("{}; {MEND}", wrong.join("; "))
+}
 
 /// Where a log is, and what is known of its beginning.
 #[derive(Debug)]
@@ -22,18 +37,24 @@ impl View {
         Self { keys, first: AtomicU64::new(Offset::START.next().0) }
     }
 
-    /// How far the log goes.
+    /// How far the log goes; else why what is held of it cannot be used.
     pub(super) async fn look(
         &self,
         connection: &Connection,
         script: &Script,
         durability: Durability,
-    ) -> Result<Extent, CommandError> {
-        let answer: Vec<String> = connection.call(script, &self.keys.both(), &[]).await?;
-        let damaged = || CommandError::NoAnswer(format!("{} is damaged: {answer:?}", self.keys.head));
-        let extent = head::extent(&answer, durability).ok_or_else(damaged)?;
+    ) -> Result<Result<Extent, String>, CommandError> {
+        let answer: Vec<String> = match connection.call(script, &self.keys.both(), &[]).await {
+            Err(CommandError::Refused { code, .. }) if code == "WRONGTYPE" => {
+                return Ok(Err(wrong_types(connection, &self.keys).await));
+            }
+            answer => answer?,
+        };
+        let Some(extent) = head::extent(&answer, durability) else {
+            return Ok(Err(head::unusable(&self.keys.head, &answer)));
+        };
         self.begins_with(extent.first);
-        Ok(extent)
+        Ok(Ok(extent))
     }
 
     /// The oldest entry held, as far as is known.

@@ -6,6 +6,7 @@ mod away;
 mod clocks;
 mod cut;
 mod failover;
+mod foreign;
 mod sealed;
 mod unnumbered;
 mod wiped;

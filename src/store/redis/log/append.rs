@@ -39,6 +39,8 @@ pub(super) enum Answer {
     Done,
     /// Somebody else has the log.
     Fenced,
+    /// The log has no head any more.
+    Gone,
     /// The log ends here, and that is not where the append goes.
     Elsewhere(String),
     /// Behind its end the log has or had an entry with this id, which no writer of ours has put there.

@@ -43,6 +43,7 @@ impl Scripted {
         };
         Ok(match word.as_str() {
             "done" => Answer::Done,
+            "fenced" if last.is_empty() => Answer::Gone,
             "fenced" => Answer::Fenced,
             _ => Answer::Elsewhere(last),
         })

@@ -306,6 +306,9 @@ impl Found {
 
     fn step(&self, place: &Place, identity: &Identity) -> Step {
         let Place { fence, epoch, turn, last, .. } = place;
+        if self.number.is_empty() && self.nonce.is_empty() {
+            return Step::Answer(Answer::Gone);
+        }
         if self.number != fence.number.to_string() || self.nonce != hex(fence.nonce) {
             return Step::Answer(Answer::Fenced);
         }
@@ -382,10 +385,10 @@ mod tests {
 
     #[test]
     fn whoever_lost_the_log_is_fenced() {
-        for lost in [Found { number: "4".to_owned(), ..found() }, Found { nonce: hex(8), ..found() }, Found::default()]
-        {
+        for lost in [Found { number: "4".to_owned(), ..found() }, Found { nonce: hex(8), ..found() }] {
             assert_eq!(lost.step(&PLACE, &IDENTITY), Step::Answer(Answer::Fenced));
         }
+        assert_eq!(Found::default().step(&PLACE, &IDENTITY), Step::Answer(Answer::Gone), "it was deleted");
     }
 
     #[test]

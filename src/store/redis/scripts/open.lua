@@ -9,6 +9,32 @@ local EARLIER_LEN_MAX = 1024
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 local held = redis.call('HMGET', head, 'epoch', 'earlier', 'last', 'number', 'replid', 'position', 'heard_at', 'nonce',
   'turn', 'safe')
+-- Doubles count exactly up to 15 digits.
+for index, field in pairs({[3] = 'last', [4] = 'number', [7] = 'heard_at', [9] = 'turn', [10] = 'safe'}) do
+  local value = held[index]
+  if value and value ~= '' and not (#value <= 15 and string.match(value, '^%d+$')) then
+    return {'field', field, value}
+  end
+end
+if held[1] and not held[3] then
+  return {'field', 'last', ''}
+end
+-- A head that was deleted alone: the log goes on behind its newest entry, in another epoch, and has lost its position.
+local lost = ''
+local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', '1')[1]
+if newest then
+  local offset = string.match(newest[1], '^(%d+)%-0$')
+  if not offset or #offset > 15 or held[3] and tonumber(offset) > tonumber(held[3]) then
+    return {'foreign', newest[1]}
+  end
+  if not held[3] then
+    held[3], lost = offset, '1'
+    local former = string.match(newest[2][2] or '', '"id":"(%x+)%-%d+"')
+    if former and #former <= 8 then
+      held[2] = string.format('%08x:%s ', tonumber(former, 16), offset)
+    end
+  end
+end
 local epoch, earlier, last, number = held[1] or ARGV[2], held[2] or '', held[3] or '0', held[4] or '0'
 local turn, safe = '0', held[10] or last
 if ARGV[3] == '' then
@@ -42,4 +68,4 @@ local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')
 local first = oldest[1] and string.match(oldest[1][1], '^%d+') or ''
 local time = redis.call('TIME')
 local millis = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-return {epoch, earlier, last, safe, first, number, turn, held[6] or '', held[7] or '', millis}
+return {epoch, earlier, last, safe, first, number, turn, held[6] or '', held[7] or '', millis, lost}

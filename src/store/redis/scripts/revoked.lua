@@ -6,7 +6,9 @@ local held = redis.call('HGETALL', KEYS[1])
 local refused = {}
 for index = 1, #held, 2 do
   local at, ends_at = string.match(held[index + 1], '^(-?%d+) (-?%d+)$')
-  if tonumber(ends_at) > now then
+  if not ends_at then
+    -- Another version's, or nobody's: left as it is.
+  elseif tonumber(ends_at) > now then
     refused[#refused + 1] = { held[index], at }
   else
     redis.call('HDEL', KEYS[1], held[index])

@@ -56,6 +56,11 @@ async fn subscribers_of_a_log_that_is_wiped_are_told_and_go_on_in_the_new_one() 
     relays[index].holds(site.platform.ledger().last_sequence()).await;
     let log = pages(&relays[index].consumers).await;
     assert!(log.iter().all(|entry| epoch(&entry.id) == epoch(&log[0].id)), "nothing of the old log is left");
+    let marked = |entry: &Entry| entry.kind == "trunkline.gap.v1" && entry.json.contains("\"store\"");
+    assert!(log.iter().any(marked), "the new log says that the store lost what was before");
+    let told = relays.iter().map(|relay| relay.child.stderr()).collect::<String>();
+    assert!(!told.contains("another replica has the stream"), "{told}");
+    assert!(told.contains("gone from the store") || told.contains("head of the log is gone"), "{told}");
 
     all_have(&readers, 5 + 1 + log.len()).await;
     for seen in &readers {

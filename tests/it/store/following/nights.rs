@@ -56,7 +56,7 @@ impl Night {
                 }
                 // The fence went with the entries.
                 Err(AppendError::Fenced) => self.claim(None).await,
-                Err(error @ AppendError::Broken(_)) => panic!("{error}"),
+                Err(error @ (AppendError::Refused(_) | AppendError::Broken(_))) => panic!("{error}"),
             }
         }
     }

@@ -1,0 +1,151 @@
+//! Values in Redis that this version did not write: whoever they concern waits and says so, everybody else goes on.
+
+use std::fs;
+
+use redis::cmd;
+use serde_json::Value;
+use trunkline::clock;
+
+use super::{goes_on, site};
+use crate::{
+    harness::Redis,
+    process::{
+        child::{PATIENCE, eventually},
+        relay::Relay,
+        site::{STREAM, Site},
+    },
+};
+
+/// The stream whose keys are spoilt. The other one of the site is [`STREAM`].
+const SPOILT: &str = "spoilt";
+
+async fn with_two_streams(server: &Redis) -> Site {
+    let site = site(server, &[]).await;
+    let text = fs::read_to_string(&site.config).unwrap();
+    let (_, stream) = text.split_once(&format!("[streams.{STREAM}]")).unwrap();
+    fs::write(&site.config, format!("{text}[streams.{SPOILT}]{stream}")).unwrap();
+    site
+}
+
+async fn run(server: &Redis, words: &[&str]) {
+    server.connection().run::<redis::Value>(cmd(words[0]).arg(&words[1..])).await.unwrap();
+}
+
+/// What the status says of the spoilt stream.
+async fn spoilt(relay: &Relay) -> Value {
+    let status = relay.status().await;
+    status["streams"].as_array().unwrap().iter().find(|stream| stream["stream"] == SPOILT).unwrap().clone()
+}
+
+async fn waits(relay: &Relay, reason: &str) {
+    eventually(&format!("it says {reason}"), PATIENCE, async || {
+        let stream = spoilt(relay).await;
+        let told = stream["last_error"].as_str().is_some_and(|told| told.contains(reason));
+        (told && stream["state"] == "failed").then_some(())
+    })
+    .await;
+}
+
+fn key(what: &str) -> String {
+    format!("{{trunkline:{SPOILT}}}:{what}")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_cannot_be_read_is_reported_and_the_others_append() {
+    let server = Redis::durable();
+    let site = site(&server, &[]).await;
+    let relay = Relay::live(&site).await;
+    let (known, lives) = ("{trunkline:replicas}:known", "{trunkline:replicas}:lives:");
+    for (id, value) in [("00000000000000aa", "{\"v\":2}"), ("nobody", "9 calls written,1,2,3")] {
+        run(&server, &["SADD", known, id]).await;
+        run(&server, &["SET", &format!("{lives}{id}"), value]).await;
+    }
+    run(&server, &["SADD", known, "00000000000000bb"]).await;
+    run(&server, &["RPUSH", &format!("{lives}00000000000000bb"), "a list"]).await;
+    let talk = site.talk(100);
+    goes_on(&site, &relay, clock::now()).await;
+    let reported = async || {
+        let (status, shown) = relay.ready().await?;
+        let warnings = shown["warnings"].to_string();
+        let named = ["aa", "nobody", "bb"].iter().all(|id| warnings.contains(id));
+        (status == 200 && named && shown["checks"]["replica"] == "ok").then_some(())
+    };
+    eventually("each is named", PATIENCE, reported).await;
+    // Another replica starts beside them, too.
+    let second = Relay::live(&site).await;
+    goes_on(&site, &second, clock::now()).await;
+    let metrics = relay.text(&relay.admin, "/metrics").await;
+    assert!(metrics.contains("trunkline_replica_members 2"), "both live");
+    talk.hush().await;
+    let lines = relay.child.stderr().lines().filter(|line| line.contains("membership cannot be read")).count();
+    assert_eq!(lines, 3, "each value is logged once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_membership_that_is_not_renewed_shows_in_readiness_and_metrics() {
+    let server = Redis::durable();
+    let site = site(&server, &[]).await;
+    let relay = Relay::live(&site).await;
+    run(&server, &["DEL", "{trunkline:replicas}:known"]).await;
+    run(&server, &["SET", "{trunkline:replicas}:known", "a text"]).await;
+    let not_ready = async || {
+        let (status, shown) = relay.ready().await?;
+        (status == 503 && shown["checks"]["replica"].as_str()?.contains("WRONGTYPE")).then_some(())
+    };
+    eventually("it is not ready, and says why", PATIENCE, not_ready).await;
+    let metrics = relay.text(&relay.admin, "/metrics").await;
+    assert!(!metrics.contains("trunkline_replica_renewal_failures_total 0"));
+    run(&server, &["DEL", "{trunkline:replicas}:known"]).await;
+    relay.goes_live().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_keys_are_foreign_waits_alone_and_goes_on_when_they_are_mended() {
+    for (spoil, reason, mend) in [
+        (vec!["SET", "head", "a text"], "expected a hash", vec!["DEL", "head"]),
+        (vec!["SET", "log", "a text"], "expected a stream", vec!["DEL", "log"]),
+        (vec!["HSET", "head", "epoch", "7", "last", "xyz"], "the field last", vec!["DEL", "head"]),
+        (vec!["HSET", "head", "number", "x", "nonce", "y"], "found number", vec!["DEL", "head"]),
+        (vec!["XADD", "log", "1700000000000-3", "a", "b"], "did not write", vec!["DEL", "log"]),
+    ] {
+        let server = Redis::durable();
+        let site = with_two_streams(&server).await;
+        let keyed = |words: &[&str]| {
+            words
+                .iter()
+                .map(|word| match *word {
+                    "head" | "log" => key(word),
+                    other => other.to_owned(),
+                })
+                .collect::<Vec<_>>()
+        };
+        let spoil = keyed(&spoil);
+        run(&server, &spoil.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let relay = Relay::start(&site).await;
+        waits(&relay, reason).await;
+        let talk = site.talk(100);
+        goes_on(&site, &relay, clock::now()).await;
+        assert_eq!(relay.ready().await.unwrap().0, 200, "the others are served: {spoil:?}");
+        let kept: u8 = server.connection().run(cmd("EXISTS").arg(&spoil[1])).await.unwrap();
+        assert_eq!(kept, 1, "foreign data is not deleted");
+        let mend = keyed(&mend);
+        run(&server, &mend.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        relay.goes_live().await;
+        talk.hush().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_becomes_foreign_while_it_is_written_stops_that_stream_alone() {
+    let server = Redis::durable();
+    let site = with_two_streams(&server).await;
+    let relay = Relay::live(&site).await;
+    let talk = site.talk(100);
+    run(&server, &["XADD", &key("log"), "1700000000000-3", "a", "b"]).await;
+    waits(&relay, "did not write").await;
+    goes_on(&site, &relay, clock::now()).await;
+    run(&server, &["DEL", &key("log")]).await;
+    run(&server, &["DEL", &key("head")]).await;
+    relay.goes_live().await;
+    talk.hush().await;
+}
