@@ -300,11 +300,19 @@ impl Connector {
     pub fn decode(&self, frame: Frame, received: Timestamp, items: &mut Vec<Item>) {
         match frame {
             Frame::Pong => items.push(Item::Alive),
-            Frame::Binary(bytes) => items.push(Item::Undecoded(bytes)),
-            Frame::Text(text) => match self {
-                Self::Notifications(_) => genesys_notifications::decode(&text, received, items),
-                Self::Sequenced(_) => genesys_sequenced::decode(&text, received, items),
+            // Some platforms and gateways send their texts in binary frames.
+            Frame::Binary(bytes) => match ByteString::try_from(bytes.clone()) {
+                Ok(text) => self.decode_text(&text, received, items),
+                Err(_) => items.push(Item::Undecoded(bytes)),
             },
+            Frame::Text(text) => self.decode_text(&text, received, items),
+        }
+    }
+
+    fn decode_text(&self, text: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
+        match self {
+            Self::Notifications(_) => genesys_notifications::decode(text, received, items),
+            Self::Sequenced(_) => genesys_sequenced::decode(text, received, items),
         }
     }
 

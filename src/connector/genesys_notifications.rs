@@ -68,8 +68,12 @@ struct Message<'a> {
     result: Option<Loose<'a>>,
 }
 
-/// Reads one text frame: one object.
+/// Reads one frame: one object, or nothing at all.
 pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
+    if frame.trim_ascii().is_empty() {
+        // A keep-alive.
+        return items.push(Item::Alive);
+    }
     let item = serde_json::from_str(frame).ok().and_then(|message| read(frame, &message, received));
     items.push(item.unwrap_or_else(|| Item::Undecoded(frame.as_bytes().clone())));
 }
@@ -236,6 +240,8 @@ mod tests {
             (r#"{"topicName":"v2.system.no_longer_subscribed.3f0f"}"#, Item::Notice(Notice::Displaced)),
             (r#"{"result":"404","message":"gone"}"#, Item::Notice(Notice::EndpointGone)),
             (r#"{"result":"200","status":"subscribed","topics":[]}"#, Item::Alive),
+            ("", Item::Alive),
+            (" \n", Item::Alive),
         ];
         for (frame, item) in table {
             assert_eq!(read_one(frame), item, "{frame}");
@@ -245,7 +251,6 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_kept_whole() {
         for frame in [
-            "",
             "[]",
             "{}",
             "{\"topicName\":7,\"eventBody\":{}}",

@@ -73,7 +73,7 @@ impl Settings {
     }
 }
 
-/// Reads one text frame: an array of objects, or one object.
+/// Reads one frame: an array of objects, one object, or nothing at all.
 pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
     let before = items.len();
     if read_events(frame, received, items).is_none() {
@@ -86,6 +86,11 @@ pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<It
 fn read_events(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) -> Option<()> {
     let text: &str = frame;
     let body = text.trim_ascii();
+    if body.is_empty() {
+        // A keep-alive.
+        items.push(Item::Alive);
+        return Some(());
+    }
     let Some(list) = body.strip_prefix('[') else {
         let end = read_event(frame, body, received, items)?;
         return body[end..].trim_ascii().is_empty().then_some(());
@@ -210,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_frame_is_split_into_its_events_byte_for_byte() {
-        let table: [(&str, &[&str]); 9] = [
+        let table: [(&str, &[&str]); 15] = [
             (
                 r#"[{"sequenceId":1,"type":"a"},{"sequenceId":2}]"#,
                 &[r#"1 a {"sequenceId":1,"type":"a"}"#, r#"2 genesys-sequenced.event {"sequenceId":2}"#],
@@ -231,9 +236,15 @@ mod tests {
                 r#"{"sequenceId":1.5,"type":{"a":1}}"#,
                 &[r#"- genesys-sequenced.event {"sequenceId":1.5,"type":{"a":1}}"#],
             ),
+            (r#"{"sequenceId":1.0}"#, &[r#"1 genesys-sequenced.event {"sequenceId":1.0}"#]),
+            (r#"{"sequenceId":2e0}"#, &[r#"2 genesys-sequenced.event {"sequenceId":2e0}"#]),
+            (r#"{"sequenceId":-1}"#, &[r#"- genesys-sequenced.event {"sequenceId":-1}"#]),
+            (r#"{"sequenceId":1e17}"#, &[r#"- genesys-sequenced.event {"sequenceId":1e17}"#]),
             (r#"{"sequenceId":1,"sequenceId":2}"#, &[r#"2 genesys-sequenced.event {"sequenceId":1,"sequenceId":2}"#]),
             (r#"{"error":"invalid_token"}"#, &["TokenInvalid"]),
             ("[]", &["alive"]),
+            ("", &["alive"]),
+            (" \r\n", &["alive"]),
             (
                 r#"{"sequenceId":18446744073709551615}"#,
                 &[r#"18446744073709551615 genesys-sequenced.event {"sequenceId":18446744073709551615}"#],
@@ -247,7 +258,6 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_kept_whole() {
         for frame in [
-            "",
             "hello",
             "[1]",
             "[{}",

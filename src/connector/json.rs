@@ -1,6 +1,6 @@
 //! Reading just as much of a JSON text as a connector needs, in one pass, without building a document.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, ops::Range};
 
 use bytestring::ByteString;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -60,15 +60,28 @@ impl Loose<'_> {
         }
     }
 
-    /// An event time: RFC 3339, or milliseconds since 1970.
+    /// An event time as RFC 3339: a text that is one or becomes one by a colon in its offset, or a plausible number of
+    /// milliseconds since 1970. None for anything else: then the time of receipt is told.
     pub(super) fn time_in(&self, frame: &ByteString) -> Option<ByteString> {
         match self {
-            Self::Text(text) if is_rfc_3339(text) => Some(slice_of(frame, text)),
-            Self::Number(millis) => i64::try_from(*millis).ok().map(|millis| Timestamp(millis).to_string().into()),
-            Self::Text(_) | Self::Other => None,
+            Self::Text(text) => match Written::of(text)? {
+                Written::Rfc3339 => Some(slice_of(frame, text)),
+                Written::OffsetWithoutColon { minutes } => Some(with_colon(text, minutes)),
+            },
+            Self::Number(millis) => {
+                let millis = i64::try_from(*millis).ok().filter(|millis| PLAUSIBLE_MILLIS.contains(millis))?;
+                Some(Timestamp(millis).to_string().into())
+            }
+            Self::Other => None,
         }
     }
 }
+
+/// From the year 2000 up to 2100: a number outside is no time in milliseconds (seconds, a counter, an unset value).
+const PLAUSIBLE_MILLIS: Range<i64> = 946_684_800_000..4_102_444_800_000;
+
+/// Beyond this the platform's floating-point numbers are not exact.
+const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// `text` as a slice of `frame`, or as a copy when it is not part of it (it had escapes).
 #[expect(clippy::ptr_arg, reason = "whether it is borrowed decides")]
@@ -79,15 +92,75 @@ pub(super) fn slice_of(frame: &ByteString, text: &Cow<'_, str>) -> ByteString {
     }
 }
 
-/// The shape of RFC 3339 section 5.6; the numbers are the platform's business.
-fn is_rfc_3339(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let shaped = bytes.len() >= 20 && bytes.len() <= 35;
-    shaped
-        && [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')].iter().all(|(at, mark)| bytes[*at] == *mark)
-        && [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18].iter().all(|at| bytes[*at].is_ascii_digit())
-        && bytes[19..].iter().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'Z' | b'+' | b'-' | b':'))
-        && (bytes.ends_with(b"Z") || bytes[19..].iter().any(|byte| matches!(byte, b'+' | b'-')))
+/// How a time is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    /// As RFC 3339 section 5.6 demands.
+    Rfc3339,
+    /// As that, but its offset is `+hhmm` or `+hh`.
+    OffsetWithoutColon { minutes: bool },
+}
+
+/// `YYYY-MM-DDThh:mm:ss`, and the longest text with a fraction and an offset behind it.
+const DATE_TIME_LEN: usize = 19;
+const TIME_LEN_MAX: usize = 35;
+
+impl Written {
+    /// None for what is no moment: a date that does not exist, no offset, another order.
+    fn of(text: &str) -> Option<Self> {
+        let bytes = text.as_bytes();
+        if bytes.len() <= DATE_TIME_LEN || bytes.len() > TIME_LEN_MAX || !is_date_time(bytes) {
+            return None;
+        }
+        let offset = match &bytes[DATE_TIME_LEN..] {
+            [b'.', fraction @ ..] => {
+                let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
+                if digits == 0 {
+                    return None;
+                }
+                &fraction[digits..]
+            }
+            offset => offset,
+        };
+        let (form, hours, minutes) = match *offset {
+            [b'Z' | b'z'] => return Some(Self::Rfc3339),
+            [b'+' | b'-', a, b, b':', c, d] => (Self::Rfc3339, [a, b], [c, d]),
+            [b'+' | b'-', a, b, c, d] => (Self::OffsetWithoutColon { minutes: true }, [a, b], [c, d]),
+            [b'+' | b'-', a, b] => (Self::OffsetWithoutColon { minutes: false }, [a, b], [b'0', b'0']),
+            _ => return None,
+        };
+        (number(&hours)? < 24 && number(&minutes)? < 60).then_some(form)
+    }
+}
+
+/// Whether the text begins with a date that exists and a time of day. A leap second may stand at the end of an hour.
+fn is_date_time(bytes: &[u8]) -> bool {
+    let marked = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')].iter().all(|(at, mark)| bytes[*at] == *mark);
+    let parts = [0..4, 5..7, 8..10, 11..13, 14..16, 17..19].map(|part| number(&bytes[part]));
+    let [Some(year), Some(month), Some(day), Some(hour), Some(minute), Some(second)] = parts else { return false };
+    let in_day = hour < 24 && minute < 60 && second <= if minute == 59 { 60 } else { 59 };
+    marked && matches!(bytes[10], b'T' | b't') && in_day && (1..=days(year, month)).contains(&day)
+}
+
+/// How many days the month has; none where there is no such month.
+fn days(year: u32, month: u32) -> u32 {
+    match month {
+        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+        4 | 6 | 9 | 11 => 30,
+        2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => 29,
+        2 => 28,
+        _ => 0,
+    }
+}
+
+fn number(digits: &[u8]) -> Option<u32> {
+    digits.iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u32::from(digit - b'0')))
+}
+
+/// The same moment with the offset as RFC 3339 writes it.
+fn with_colon(text: &str, minutes: bool) -> ByteString {
+    let (rest, minutes) = if minutes { text.split_at(text.len() - 2) } else { (text, "00") };
+    format!("{rest}:{minutes}").into()
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Loose<'a> {
@@ -121,8 +194,10 @@ impl<'de> Visitor<'de> for LooseVisitor {
         Ok(Loose::Other)
     }
 
-    fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(Loose::Other)
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is whole and within the range")]
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
+        let whole = (0.0..EXACT_MAX).contains(&number) && number.fract() == 0.0;
+        Ok(if whole { Loose::Number(number as u64) } else { Loose::Other })
     }
 
     fn visit_bool<E: Error>(self, _: bool) -> Result<Self::Value, E> {
@@ -223,13 +298,70 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_taken_only_in_a_form_that_consumers_can_read() {
-        for good in ["2026-05-04T13:31:49Z", "2026-05-04T13:31:49.570Z", "2026-05-04T13:31:49.570+02:00"] {
-            assert!(is_rfc_3339(good), "{good}");
+    fn a_time_is_told_as_rfc_3339_or_not_at_all() {
+        let time_of = |value: &str| {
+            let frame = ByteString::from(value);
+            let loose: Loose<'_> = serde_json::from_str(&frame).unwrap();
+            loose.time_in(&frame).map(|time| time.to_string())
+        };
+        for same in [
+            "2026-05-04T13:31:49Z",
+            "2026-05-04T13:31:49.570Z",
+            "2026-05-04t13:31:49.570z",
+            "2026-05-04T13:31:49.570+02:00",
+            "2026-05-04T13:31:49.123456789-11:30",
+            "2024-02-29T00:00:00Z",
+            "2000-02-29T00:00:00Z",
+            "2016-12-31T23:59:60Z",
+        ] {
+            assert_eq!(time_of(&format!("{same:?}")).as_deref(), Some(same));
         }
-        for bad in ["2026-05-04", "2026-05-04 13:31:49Z", "2026-05-04T13:31:49", "2026-05-04T13:31:49.570 CEST", "now"]
-        {
-            assert!(!is_rfc_3339(bad), "{bad}");
+        for (found, told) in [
+            (r#""2026-05-04T13:31:49.570+0000""#, "2026-05-04T13:31:49.570+00:00"),
+            (r#""2026-05-04T13:31:49-0330""#, "2026-05-04T13:31:49-03:30"),
+            (r#""2026-05-04T13:31:49+02""#, "2026-05-04T13:31:49+02:00"),
+            (r#""2026-05-04T13:31:49\u005a""#, "2026-05-04T13:31:49Z"),
+            ("1777901509570", "2026-05-04T13:31:49.570Z"),
+            ("1.77790150957e12", "2026-05-04T13:31:49.570Z"),
+            ("946684800000", "2000-01-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(time_of(found).as_deref(), Some(told), "{found}");
+        }
+        for bad in [
+            r#""2026-05-04""#,
+            r#""2026-05-04 13:31:49Z""#,
+            r#""2026-05-04T13:31:49""#,
+            r#""2026-05-04T13:31:49.Z""#,
+            r#""2026-05-04T13:31:49.570 CEST""#,
+            r#""2026-05-04T13:31:49.570+00:0""#,
+            r#""2026-05-04T13:31:49+24:00""#,
+            r#""2026-05-04T13:31:49+0060""#,
+            r#""2026-05-04T13:31:49Z0""#,
+            r#""2026-02-29T13:31:49Z""#,
+            r#""1900-02-29T13:31:49Z""#,
+            r#""2026-04-31T13:31:49Z""#,
+            r#""2026-13-04T13:31:49Z""#,
+            r#""2026-00-04T13:31:49Z""#,
+            r#""2026-05-00T13:31:49Z""#,
+            r#""2026-05-04T24:00:00Z""#,
+            r#""2026-05-04T13:60:49Z""#,
+            r#""2026-05-04T13:31:60Z""#,
+            r#""20é-05-04T13:31:49Z""#,
+            r#""now""#,
+            r#""""#,
+            "0",
+            "-1",
+            "1777901509",
+            "946684799999",
+            "4102444800000",
+            "18446744073709551615",
+            "1777901509570.5",
+            "1e300",
+            "null",
+            "true",
+            r#"["2026-05-04T13:31:49Z"]"#,
+        ] {
+            assert_eq!(time_of(bad), None, "{bad}");
         }
     }
 }
