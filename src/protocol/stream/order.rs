@@ -249,8 +249,14 @@ impl Order {
             Expected::After(last) => (Some(last), Some(GapReason::Jump)),
             Expected::Beyond(last, reason) => (Some(last), reason),
         };
-        if let Some((last, reason)) = last.zip(reason).filter(|(last, _)| sequence > last.next()) {
-            self.tell_hole(reason, last, sequence, rulings);
+        if let Some((last, reason)) = last.zip(reason) {
+            if sequence > last.next() {
+                self.tell_hole(reason, last, sequence, rulings);
+            } else if reason == GapReason::Oversize {
+                // The frame that was given up had no number of its own: how much was in it is not known.
+                let gap = Gap::between(reason, Some(last), Some(sequence));
+                rulings.push(Ruling::Gap(Gap { lost: None, ..gap }));
+            }
         }
         self.pass(sequence, event, rulings);
     }
@@ -537,6 +543,10 @@ mod tests {
         let mut order = Order::new(Some(Sequence(4)));
         order.abandon(GapReason::Retention);
         assert_eq!(run(&mut order, "5 6"), "5 6");
+
+        let mut order = Order::new(Some(Sequence(4)));
+        order.abandon(GapReason::Oversize);
+        assert_eq!(run(&mut order, "5 6"), "oversize(4..5) 5 6", "a frame was given up, whatever its number");
 
         let mut order = Order::new(Some(Sequence(4)));
         order.abandon(GapReason::Retention);

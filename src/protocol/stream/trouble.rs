@@ -42,10 +42,14 @@ impl Stream {
             if !matches!(failure, Failure::Closed { code: 1000, .. }) {
                 self.write_off_before_kept(&mut session, &failure, now);
             }
+            self.mark_frame_given_up(&failure, now);
             return self.overlap_ends(now);
         }
         match std::mem::replace(&mut self.link, Link::Waiting) {
             Link::Opening { session, .. } => {
+                if self.intake.position().is_none() {
+                    self.mark_frame_given_up(&failure, now);
+                }
                 self.give_up_place(&failure);
                 self.trouble(&session, failure, now);
             }
@@ -67,6 +71,7 @@ impl Stream {
                 self.overlap_ends(now);
             }
             Link::Overlapping { mut old, new, retire, .. } => {
+                self.mark_frame_given_up(&failure, now);
                 // One of the two is enough; which one is left decides whether the rotation still has to be done.
                 let (left, retire) = if old.id() == id {
                     self.write_off(&mut old, deaf_reason(&failure), now);
@@ -84,6 +89,14 @@ impl Stream {
                 self.adopt_endpoint();
             }
             link @ (Link::Waiting | Link::Resting { .. } | Link::Paused | Link::Drained) => self.link = link,
+        }
+    }
+
+    /// A session that is not the only one has met a frame beyond `frame_max`. Whether the other brings what was in it is
+    /// not known.
+    fn mark_frame_given_up(&mut self, failure: &Failure, now: Now) {
+        if *failure == Failure::Oversize {
+            self.mark_gap(Gap::unknown(GapReason::Oversize), now);
         }
     }
 
