@@ -176,6 +176,7 @@ fn settings() -> stream::Settings {
         rotation_jitter: Duration::ZERO,
         retention: 60 * second,
         buffer: 5_000,
+        buffer_bytes: 64 << 20,
         append_max: 2_048,
         overflow: Overflow::Backpressure,
         patience: Patience { connect: 10 * second, silence: 35 * second, frame: 30 * second, farewell: 2 * second },

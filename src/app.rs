@@ -472,6 +472,7 @@ fn stream_settings(
             rotation_jitter: from.rotation_jitter,
             retention: from.retention,
             buffer: from.buffer,
+            buffer_bytes: from.buffer_bytes,
             append_max: match &config.store.kind {
                 config::StoreKind::Embedded => embedded::APPEND_MAX,
                 config::StoreKind::Redis(_) => redis::APPEND_MAX,

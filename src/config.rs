@@ -148,6 +148,8 @@ pub struct StreamConfig {
     pub retention: Duration,
     /// Events that may wait for the store.
     pub buffer: usize,
+    /// Bytes of events that may wait for the store.
+    pub buffer_bytes: usize,
     pub overflow: Overflow,
     /// A socket that is silent for longer is taken for dead.
     pub silence_max: Duration,

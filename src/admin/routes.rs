@@ -366,6 +366,7 @@ mod tests {
                 rotation_jitter: Duration::ZERO,
                 retention: minute,
                 buffer: 16,
+                buffer_bytes: 1 << 20,
                 append_max: 16,
                 overflow: Overflow::Backpressure,
                 patience: Patience { connect: minute, silence: minute, frame: minute, farewell: minute },

@@ -2,7 +2,7 @@
 //!
 //! It says nothing better than the platform and the settings allow.
 
-use crate::model::Span;
+use crate::model::{Size, Span};
 
 use super::{ConnectorConfig, Durability, Overflow, RedisConfig, Rotation, StoreConfig, StoreKind, StreamConfig};
 
@@ -63,8 +63,9 @@ impl StreamConfig {
         };
         let overflow = match self.overflow {
             Overflow::Backpressure => format!(
-                "while {} events wait the socket is not read, and the platform may close it (no-replay)",
-                self.buffer
+                "while {} events or {} wait the socket is not read, and the platform may close it (no-replay)",
+                self.buffer,
+                self.bytes()
             ),
             Overflow::DropOldest => self.dropped(),
         };
@@ -93,7 +94,11 @@ impl StreamConfig {
         let after = if snapshot { "then a snapshot follows" } else { "and without snapshot_url nothing fills it" };
         let overflow = match self.overflow {
             Overflow::Backpressure => {
-                format!("while {} events wait the socket is not read, and resumed afterwards", self.buffer)
+                format!(
+                    "while {} events or {} wait the socket is not read, and resumed afterwards",
+                    self.buffer,
+                    self.bytes()
+                )
             }
             Overflow::DropOldest => self.dropped(),
         };
@@ -109,6 +114,10 @@ impl StreamConfig {
     }
 
     fn dropped(&self) -> String {
-        format!("beyond {} waiting events the oldest (shed)", self.buffer)
+        format!("beyond {} waiting events, or {} of them, the oldest (shed)", self.buffer, self.bytes())
+    }
+
+    fn bytes(&self) -> Size {
+        Size(self.buffer_bytes as u64)
     }
 }

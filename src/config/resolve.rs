@@ -141,6 +141,7 @@ fn stream(from: &shape::Stream, file: &File) -> StreamConfig {
         rotation_jitter: from.rotation_jitter.0,
         retention: from.retention.0,
         buffer: usize::try_from(from.buffer).expect("the schema bounds it"),
+        buffer_bytes: usize::try_from(from.buffer_bytes.0).expect("the schema bounds it"),
         overflow: from.overflow.expect("filled in"),
         silence_max: from.silence_max.0,
         backoff: Backoff {

@@ -319,6 +319,10 @@ pub(crate) struct Stream {
     #[serde(default = "count::<5000>")]
     #[schemars(range(min = 1, max = 1_000_000), extend("x-unit" = "events"))]
     pub buffer: u64,
+    /// Bytes of events that may wait for the store, however few they are. Beyond either bound `overflow` rules.
+    #[serde(default = "mib::<64>")]
+    #[schemars(extend("x-minimum" = "64KiB", "x-maximum" = "16GiB"))]
+    pub buffer_bytes: Size,
     /// What happens when the buffer is full. By default `backpressure` where the platform can replay, else
     /// `drop-oldest`.
     pub overflow: Option<Overflow>,

@@ -131,6 +131,9 @@ impl Gap {
     }
 }
 
+/// What an event takes in a queue beside its texts and its body.
+const EVENT_OVERHEAD: usize = 256;
+
 /// Undecodable frames are kept up to this size.
 const UNDECODED_LEN_MAX: usize = 64 * 1024;
 
@@ -150,9 +153,18 @@ impl Event {
         }
     }
 
+    /// About how much memory it takes until it is wrapped.
+    pub fn weight(&self) -> usize {
+        let texts = [Some(&self.kind), self.subject.as_ref(), self.correlation.as_ref(), self.partition_key.as_ref()];
+        self.body.len() + texts.into_iter().flatten().map(|text| text.len()).sum::<usize>() + EVENT_OVERHEAD
+    }
+
     /// A frame that nobody could read, kept so that it is not lost either.
     pub fn undecoded(mut frame: Bytes, received: Timestamp) -> Self {
-        frame.truncate(UNDECODED_LEN_MAX);
+        if frame.len() > UNDECODED_LEN_MAX {
+            // A copy: a slice would keep the whole frame in memory for as long as it waits.
+            frame = Bytes::copy_from_slice(&frame[..UNDECODED_LEN_MAX]);
+        }
         let mut event = Self::own("trunkline.undecoded.v1", &(), received);
         event.body = Body::Binary(frame);
         event

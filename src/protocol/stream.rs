@@ -57,6 +57,8 @@ pub struct Settings {
     pub retention: Duration,
     /// How many events may wait for the log.
     pub buffer: usize,
+    /// How many bytes of events may wait for the log; one event more than fits may be among them.
+    pub buffer_bytes: usize,
     /// How many events one append takes at most.
     pub append_max: usize,
     pub overflow: Overflow,
@@ -104,6 +106,7 @@ pub struct Stream {
     heard: Heard,
     appending: Option<Vec<(usize, Ticket)>>,
     appending_len: usize,
+    appending_bytes: usize,
     checkpointed_at: Instant,
     draining: bool,
     told: (State, bool, bool),
@@ -146,6 +149,7 @@ impl Stream {
             heard: Heard { at: None, wall },
             appending: None,
             appending_len: 0,
+            appending_bytes: 0,
             checkpointed_at: now.at,
             draining: false,
             told: (State::Starting, false, false),
@@ -163,7 +167,7 @@ impl Stream {
     /// A stream whose log is another replica's: it holds a session, appends nothing, and keeps the newest of what it
     /// hears until [`Input::Own`].
     pub fn standby(settings: Settings, now: Now) -> Self {
-        let ring = Ring::new(settings.buffer);
+        let ring = Ring::new(settings.buffer, settings.buffer_bytes);
         Self { role: Role::Standby(ring), ..Self::new(settings, Opening::default(), now) }
     }
 
@@ -225,7 +229,7 @@ impl Stream {
 
     /// Whether frames are wanted now. If not, they stay in the socket until the log has caught up.
     pub fn wants_frames(&self) -> bool {
-        !self.intake.holds_back(self.appending_len)
+        !self.intake.holds_back(self.appending_len, self.appending_bytes)
     }
 
     /// Whether a session is there that events come by.
@@ -301,6 +305,7 @@ impl Stream {
         let heard_at = self.heard.wall;
         if let Some(taken) = self.intake.take(now) {
             self.appending_len = taken.events.len();
+            self.appending_bytes = taken.bytes;
             self.appending = Some(taken.tickets);
             self.checkpointed_at = now.at;
             let checkpoint = Checkpoint { position: taken.position, heard_at };
@@ -324,6 +329,7 @@ impl Stream {
     fn appended(&mut self, last: Mark) {
         let Some(tickets) = self.appending.take() else { return };
         let len = std::mem::take(&mut self.appending_len) as u64;
+        self.appending_bytes = 0;
         for (index, ticket) in tickets {
             let offset = crate::model::Offset(last.offset.0 + 1 - len + index as u64);
             self.intake.recovery.appended(ticket, Mark { offset, ..last });

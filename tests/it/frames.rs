@@ -63,12 +63,16 @@ async fn a_notification_that_is_not_utf8_is_kept_also_in_fragments() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_binary_frame_is_no_text_though_it_could_be_one() {
+async fn json_in_a_binary_frame_is_read_and_an_empty_frame_is_a_keep_alive() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     platform.say_raw_sequenced(Raw::Binary(br#"{"sequenceId":1}"#.to_vec()));
-    platform.say_raw_sequenced(Raw::Text(r#"{"sequenceId":1}"#.to_owned()));
-    relay.tells("undecoded 1").await;
+    platform.say_raw_sequenced(Raw::Text(String::new()));
+    platform.say_raw_sequenced(Raw::Binary(b"\xff".to_vec()));
+    platform
+        .say_raw_sequenced(Raw::Text(r#"{"sequenceId":2.0,"timestamp":"2026-05-04T13:31:49.570+0000"}"#.to_owned()));
+    relay.tells("1 undecoded 2").await;
+    assert_eq!(relay.entries().await[2]["time"], "2026-05-04T13:31:49.570+00:00");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,6 +38,8 @@ impl From<Event> for Pending {
 pub(super) struct Buffer {
     pending: VecDeque<Pending>,
     limit: usize,
+    bytes: usize,
+    bytes_max: usize,
     append_max: usize,
     overflow: Overflow,
     shed: Option<Shed>,
@@ -61,11 +63,31 @@ pub(super) struct Taken {
     /// The gap entries among them, by index.
     pub(super) tickets: Vec<(usize, Ticket)>,
     pub(super) position: Option<Position>,
+    /// What the events weigh.
+    pub(super) bytes: usize,
+}
+
+/// How much may wait, and how much goes into one append.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+    pub(super) append_max: usize,
 }
 
 impl Buffer {
-    pub(super) fn new(limit: usize, append_max: usize, overflow: Overflow, position: Option<Position>) -> Self {
-        Self { pending: VecDeque::new(), limit, append_max, overflow, shed: None, passed: position, came: 0 }
+    pub(super) fn new(limits: Limits, overflow: Overflow, position: Option<Position>) -> Self {
+        Self {
+            pending: VecDeque::new(),
+            limit: limits.events,
+            bytes: 0,
+            bytes_max: limits.bytes,
+            append_max: limits.append_max,
+            overflow,
+            shed: None,
+            passed: position,
+            came: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -87,28 +109,38 @@ impl Buffer {
         self.shed.is_none() && self.came - self.pending.len() as u64 >= count
     }
 
-    pub(super) fn limit(&self) -> usize {
-        self.limit
+    /// Whether so much alone is as much as may wait.
+    pub(super) fn is_limit(&self, events: usize, bytes: usize) -> bool {
+        events >= self.limit || bytes >= self.bytes_max
     }
 
-    /// How many more entries there is room for.
-    pub(super) fn room(&self) -> usize {
-        self.limit.saturating_sub(self.pending.len())
+    /// Whether there is no room beside so much that waits elsewhere.
+    pub(super) fn is_full_with(&self, events: usize, bytes: usize) -> bool {
+        self.is_limit(self.pending.len() + events, self.bytes + bytes)
     }
 
     /// Whether frames should be left unread until there is room.
-    pub(super) fn holds_back(&self, held: usize) -> bool {
-        self.overflow == Overflow::Backpressure && self.pending.len() + held >= self.limit
+    pub(super) fn holds_back(&self, events: usize, bytes: usize) -> bool {
+        self.overflow == Overflow::Backpressure && self.is_full_with(events, bytes)
     }
 
     /// Adds an entry; returns how many were dropped for it.
     pub(super) fn push(&mut self, pending: Pending) -> u64 {
+        self.bytes += pending.event.weight();
         self.pending.push_back(pending);
         self.came += 1;
-        if self.overflow == Overflow::Backpressure || self.pending.len() <= self.limit {
+        if self.overflow == Overflow::Backpressure {
             return 0;
         }
-        self.shed_oldest()
+        let mut shed = 0;
+        // One event that is larger than all that may wait stays: the next append takes it.
+        while self.pending.len() > self.limit || (self.bytes > self.bytes_max && self.pending.len() > 1) {
+            match self.shed_oldest() {
+                0 => break,
+                dropped => shed += dropped,
+            }
+        }
+        shed
     }
 
     /// Drops the oldest event; the relay's own entries stay, or the gap that they tell would be silent.
@@ -116,6 +148,7 @@ impl Buffer {
         let own = |pending: &Pending| pending.event.kind.starts_with("trunkline.");
         let Some(oldest) = self.pending.iter().position(|pending| !own(pending)) else { return 0 };
         let Some(dropped) = self.pending.remove(oldest) else { return 0 };
+        self.bytes -= dropped.event.weight();
         let after = self.passed;
         self.shed.get_or_insert(Shed { count: 0, after }).count += 1;
         self.pass(&dropped.event);
@@ -128,18 +161,18 @@ impl Buffer {
 
     /// The next append; none when nothing waits.
     pub(super) fn take(&mut self, received: Timestamp) -> Option<Taken> {
-        let mut taken = Taken { events: Vec::new(), tickets: Vec::new(), position: self.passed };
+        let mut taken = Taken { events: Vec::new(), tickets: Vec::new(), position: self.passed, bytes: 0 };
         if let Some(shed) = self.shed.take() {
             taken.events.push(self.shed_gap(&shed).event(received));
         }
-        let mut bytes = 0;
-        while taken.events.len() < self.append_max && bytes < BATCH_BYTES_MAX {
+        while taken.events.len() < self.append_max && taken.bytes < BATCH_BYTES_MAX {
             let Some(Pending { event, ticket }) = self.pending.pop_front() else { break };
-            bytes += event.body.len();
+            taken.bytes += event.weight();
             self.pass(&event);
             taken.tickets.extend(ticket.map(|ticket| (taken.events.len(), ticket)));
             taken.events.push(event);
         }
+        self.bytes -= taken.bytes;
         taken.position = self.passed;
         (!taken.events.is_empty()).then_some(taken)
     }
@@ -156,6 +189,10 @@ mod tests {
     use super::*;
     use crate::model::{Body, Sequence};
 
+    fn limits(events: usize, append_max: usize) -> Limits {
+        Limits { events, bytes: usize::MAX, append_max }
+    }
+
     fn event(sequence: u64) -> Pending {
         let mut event = Event::own("e", &sequence, Timestamp(0));
         event.sequence = Some(Sequence(sequence));
@@ -164,7 +201,7 @@ mod tests {
 
     #[test]
     fn at_the_limit_the_oldest_are_dropped_and_a_gap_says_which() {
-        let mut buffer = Buffer::new(3, 10, Overflow::DropOldest, Some(Position(Sequence(10))));
+        let mut buffer = Buffer::new(limits(3, 10), Overflow::DropOldest, Some(Position(Sequence(10))));
         let shed: u64 = (11..=16).map(|sequence| buffer.push(event(sequence))).sum();
         assert_eq!(shed, 3);
         let taken = buffer.take(Timestamp(0)).unwrap();
@@ -177,19 +214,47 @@ mod tests {
 
     #[test]
     fn under_backpressure_nothing_is_dropped_and_reading_is_held_back() {
-        let mut buffer = Buffer::new(3, 10, Overflow::Backpressure, None);
+        let mut buffer = Buffer::new(limits(3, 10), Overflow::Backpressure, None);
         assert!((1..=2).all(|sequence| buffer.push(event(sequence)) == 0));
-        assert!(!buffer.holds_back(0));
-        assert!(buffer.holds_back(1));
+        assert!(!buffer.holds_back(0, 0));
+        assert!(buffer.holds_back(1, 0));
         buffer.push(event(3));
         buffer.push(event(4));
-        assert_eq!((buffer.len(), buffer.room()), (4, 0));
+        assert_eq!((buffer.len(), buffer.is_full_with(0, 0)), (4, true));
         assert_eq!(buffer.take(Timestamp(0)).unwrap().events.len(), 4);
     }
 
     #[test]
+    fn bytes_are_a_limit_as_the_count_is() {
+        let large = |sequence| {
+            let mut pending = event(sequence);
+            pending.event.body = Body::Json("x".repeat(1 << 20).into());
+            pending
+        };
+        let limits = Limits { events: 5_000, bytes: 8 << 20, append_max: 2_048 };
+        let mut buffer = Buffer::new(limits, Overflow::Backpressure, None);
+        let read = (1..100).take_while(|sequence| {
+            buffer.push(large(*sequence));
+            !buffer.holds_back(0, 0)
+        });
+        assert_eq!(read.count(), 7, "the eighth fills it");
+        buffer.take(Timestamp(0));
+        assert!(!buffer.holds_back(0, 0), "what left for the log makes room");
+        assert!(buffer.holds_back(0, 1 << 20), "unless it waits elsewhere");
+
+        let mut buffer = Buffer::new(limits, Overflow::DropOldest, Some(Position(Sequence(0))));
+        let shed: u64 = (1..=20).map(|sequence| buffer.push(large(sequence))).sum();
+        assert_eq!((buffer.len(), shed), (7, 13));
+        let gap = buffer.take(Timestamp(0)).unwrap().events.remove(0);
+        assert_eq!(gap.body.len(), r#"{"reason":"shed","after":"0","before":"14","lost":13,"silence_ms":null}"#.len());
+
+        let mut buffer = Buffer::new(Limits { bytes: 1_000, ..limits }, Overflow::DropOldest, None);
+        assert_eq!((buffer.push(large(1)), buffer.len()), (0, 1), "one that fits nowhere is appended all the same");
+    }
+
+    #[test]
     fn a_batch_is_bounded_by_count_and_its_gaps_keep_their_places() {
-        let mut buffer = Buffer::new(10_000, 2_000, Overflow::Backpressure, None);
+        let mut buffer = Buffer::new(limits(10_000, 2_000), Overflow::Backpressure, None);
         buffer.push(event(1));
         let gap = Gap::unknown(GapReason::Store).event(Timestamp(0));
         buffer.push(Pending { event: gap, ticket: Some(Ticket(7)) });

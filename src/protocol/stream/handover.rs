@@ -232,6 +232,7 @@ impl Stream {
         self.intake = Intake::new(&self.settings, &self.choices, None);
         self.appending = None;
         self.appending_len = 0;
+        self.appending_bytes = 0;
         self.draining = true;
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Settings,
-    buffer::{Buffer, Pending, Taken, Ticket},
+    buffer::{Buffer, Limits, Pending, Taken, Ticket},
     order::{Order, Ruling},
     recovery::Recovery,
     standby::Carried,
@@ -63,7 +63,8 @@ impl Intake {
             Resume::None => Numbering::Unnumbered { twins: None },
         };
         let snapshot = settings.connector.snapshot(None);
-        let buffer = Buffer::new(settings.buffer, settings.append_max, settings.overflow, position);
+        let limits = Limits { events: settings.buffer, bytes: settings.buffer_bytes, append_max: settings.append_max };
+        let buffer = Buffer::new(limits, settings.overflow, position);
         Self { numbering, deaf: None, buffer, recovery: Recovery::default(), tickets: 0, rulings: Vec::new(), snapshot }
     }
 
@@ -122,6 +123,13 @@ impl Intake {
         }
     }
 
+    fn kept_back_bytes(&self) -> usize {
+        match &self.numbering {
+            Numbering::Numbered { .. } | Numbering::Unnumbered { twins: None } => 0,
+            Numbering::Unnumbered { twins: Some(twins) } => twins.held_bytes(),
+        }
+    }
+
     /// How many entries are on their way to the log; none while some wait for a snapshot or for another session.
     pub(super) fn queued(&self) -> Option<u64> {
         (self.recovery.held() + self.kept_back() == 0).then(|| self.buffer.came())
@@ -134,7 +142,7 @@ impl Intake {
 
     /// Whether more of a successor cannot wait.
     pub(super) fn is_full_of_successor(&self) -> bool {
-        self.kept_back() >= self.buffer.limit()
+        self.buffer.is_limit(self.kept_back(), self.kept_back_bytes())
     }
 
     /// Whether everything that can be appended was. Events that wait for a missing number are heard again.
@@ -142,12 +150,16 @@ impl Intake {
         self.len() == 0
     }
 
-    pub(super) fn holds_back(&self, appending: usize) -> bool {
-        let ordering = match &self.numbering {
-            Numbering::Numbered { order, .. } => order.held(),
-            Numbering::Unnumbered { .. } => 0,
+    /// Whether nothing more is to be read, with so much in the append under way.
+    pub(super) fn holds_back(&self, appending: usize, appending_bytes: usize) -> bool {
+        let (ordering, ordering_bytes) = match &self.numbering {
+            Numbering::Numbered { order, .. } => (order.held(), order.held_bytes()),
+            Numbering::Unnumbered { .. } => (0, 0),
         };
-        self.buffer.holds_back(self.recovery.held() + ordering + appending)
+        self.buffer.holds_back(
+            self.recovery.held() + ordering + appending,
+            self.recovery.held_bytes() + ordering_bytes + appending_bytes,
+        )
     }
 
     /// The position is worth nothing any more.
@@ -325,7 +337,7 @@ impl Intake {
             return;
         }
         self.recovery.hold(pending);
-        if self.recovery.held() >= self.buffer.room() {
+        if self.buffer.is_full_with(self.recovery.held(), self.recovery.held_bytes()) {
             self.recovery.stop_holding();
         }
     }

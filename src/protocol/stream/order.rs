@@ -21,6 +21,8 @@ const WAIT_MAX: Duration = Duration::from_millis(200);
 const SUSPECTS_MAX: usize = 100;
 /// … or so much time without the run reaching where we are.
 const SUSPICION_MAX: Duration = Duration::from_millis(500);
+/// Events that are held back take at most about so many bytes; then what they are held for is decided without it.
+const HELD_BYTES_MAX: usize = 16 << 20;
 /// So many of the newest holes are remembered, to know an event that came too late for one.
 const HOLES_MAX: usize = 8;
 /// So many sessions may be catching up at a time.
@@ -144,6 +146,11 @@ impl Order {
         self.waiting.len() + self.suspects.as_ref().map_or(0, |suspects| suspects.events.len())
     }
 
+    /// What they weigh. They are few.
+    pub(super) fn held_bytes(&self) -> usize {
+        weight(&self.waiting) + self.suspects.as_ref().map_or(0, |suspects| weight(&suspects.events))
+    }
+
     /// Takes an event in.
     pub(super) fn accept(
         &mut self,
@@ -222,7 +229,7 @@ impl Order {
         }
         self.waiting.insert(sequence, event);
         self.waiting_since.get_or_insert(now);
-        if self.waiting.len() >= WAITING_MAX {
+        if self.waiting.len() >= WAITING_MAX || weight(&self.waiting) >= HELD_BYTES_MAX {
             self.jump_once(rulings);
         }
     }
@@ -305,7 +312,7 @@ impl Order {
         }
         let suspects = self.suspects.get_or_insert_with(|| Suspects { session, since: now, events: BTreeMap::new() });
         suspects.events.insert(sequence, event);
-        if sequence == last || suspects.events.len() >= SUSPECTS_MAX {
+        if sequence == last || suspects.is_full() {
             self.judge_suspects(now, rulings);
         }
     }
@@ -378,7 +385,15 @@ impl Order {
     }
 }
 
+fn weight(events: &BTreeMap<Sequence, Event>) -> usize {
+    events.values().map(Event::weight).sum()
+}
+
 impl Suspects {
+    fn is_full(&self) -> bool {
+        self.events.len() >= SUSPECTS_MAX || weight(&self.events) >= HELD_BYTES_MAX
+    }
+
     /// Whether an event may belong to the same run: it came by the same socket, under a number of its own that is
     /// higher, or only a little out of order.
     fn may_go_on(&self, session: SessionId, sequence: Sequence) -> bool {

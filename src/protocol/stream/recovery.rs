@@ -22,6 +22,8 @@ use crate::{
 const HOLD_MAX: Duration = Duration::from_secs(10);
 /// A snapshot that failed is tried again: soon at first, then twice a minute for as long as it is owed.
 const RETRY: Curve = Curve { first: Duration::from_secs(1), cap: Duration::from_secs(30), jitter: 0.2 };
+/// The answers of one snapshot take at most so many bytes; those beyond stand in the log with their status alone.
+const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
 /// One snapshot takes at most so many calls.
 const CALLS_MAX: usize = 256;
 
@@ -31,6 +33,7 @@ pub(super) struct Recovery {
     stage: Stage,
     /// Live events, and the gaps among them, that wait for the snapshot in front of them.
     held: VecDeque<Pending>,
+    held_bytes: usize,
     /// The newest gap among the held events.
     queued: Option<Debt>,
     calls: u64,
@@ -103,6 +106,11 @@ impl Recovery {
         self.held.len()
     }
 
+    /// What the held events weigh.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     /// Whether a snapshot is still owed to the log.
     pub(super) fn owes(&self) -> bool {
         !matches!(self.stage, Stage::Idle) && !self.holds()
@@ -110,6 +118,7 @@ impl Recovery {
 
     /// Keeps an entry back behind the snapshot.
     pub(super) fn hold(&mut self, pending: Pending) {
+        self.held_bytes += pending.event.weight();
         self.held.push_back(pending);
     }
 
@@ -165,10 +174,14 @@ impl Recovery {
         let Stage::Fetching(fetch) = &mut self.stage else { return Outcome::Pending };
         let Some((_, request)) = fetch.asked.take_if(|(number, _)| *number == call) else { return Outcome::Pending };
         let Ok(answer) = answer else { return self.fail(None, now, unit) };
-        let resource = match resource_of(&request, &answer, connector) {
+        let mut resource = match resource_of(&request, &answer, connector) {
             Ok(resource) => resource,
             Err(wait) => return self.fail(wait, now, unit),
         };
+        let size = |resource: &Resource| resource.answer.as_ref().map_or(0, |answer| answer.get().len());
+        if fetch.answers.iter().map(size).sum::<usize>() + size(&resource) > SNAPSHOT_BYTES_MAX {
+            resource.answer = None;
+        }
         fetch.answers.push(resource);
         fetch.todo.extend(connector.snapshot_next(&request, &answer));
         if fetch.is_complete() { Outcome::Taken } else { Outcome::Pending }
@@ -217,6 +230,7 @@ impl Recovery {
             return released;
         }
         while let Some(pending) = self.held.pop_front() {
+            self.held_bytes -= pending.event.weight();
             let ticket = pending.ticket;
             released.push(pending);
             if let Some(debt) = self.queued.take_if(|debt| Some(debt.ticket) == ticket) {

@@ -30,6 +30,8 @@ const SESSIONS_MAX: usize = 64;
 pub(super) struct Ring {
     kept: VecDeque<Heard>,
     limit: usize,
+    bytes: usize,
+    bytes_max: usize,
     /// What sessions up to this one bring is cut off from the rest.
     cut: SessionId,
     /// Something that was heard since the ring began is not kept, or was not heard for certain.
@@ -69,10 +71,12 @@ pub(super) struct Overlay {
 }
 
 impl Ring {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize, bytes_max: usize) -> Self {
         Self {
             kept: VecDeque::new(),
             limit: limit.min(KEPT_MAX),
+            bytes: 0,
+            bytes_max,
             cut: SessionId(0),
             gave_way: false,
             dropped: None,
@@ -113,6 +117,7 @@ impl Ring {
         self.cut = self.cut.max(session);
         self.asked = self.asked.split_off(&SessionId(self.cut.0 + 1));
         self.kept.retain(|heard| heard.session > session);
+        self.bytes = self.weight();
         self.gave_way = true;
         self.dropped = None;
         self.first = self.kept.iter().find_map(|heard| heard.event.sequence);
@@ -123,6 +128,11 @@ impl Ring {
     pub(super) fn lose_successor(&mut self, session: SessionId) {
         self.asked.remove(&session);
         self.kept.retain(|heard| heard.session != session);
+        self.bytes = self.weight();
+    }
+
+    fn weight(&self) -> usize {
+        self.kept.iter().map(|heard| heard.event.weight()).sum()
     }
 
     pub(super) fn keep(&mut self, session: SessionId, event: Event, at: Instant) {
@@ -130,9 +140,11 @@ impl Ring {
             return;
         }
         self.first = self.first.or(event.sequence);
+        self.bytes += event.weight();
         self.kept.push_back(Heard { session, at, event });
-        while self.kept.len() > self.limit {
+        while self.kept.len() > self.limit || (self.bytes > self.bytes_max && self.kept.len() > 1) {
             let oldest = self.kept.pop_front();
+            self.bytes -= oldest.as_ref().map_or(0, |oldest| oldest.event.weight());
             self.dropped = self.dropped.max(oldest.and_then(|oldest| self.told_by(oldest.event.sequence?)));
             self.gave_way = true;
         }

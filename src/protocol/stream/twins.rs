@@ -38,6 +38,7 @@ pub(super) struct Twins {
 struct Successor {
     first: SessionId,
     kept: Vec<Kept>,
+    bytes: usize,
     /// The old session will not answer.
     alone: bool,
 }
@@ -82,7 +83,7 @@ impl Twins {
 
     /// From here on the events of this session, and of later ones, wait.
     pub(super) fn hold(&mut self, session: SessionId) {
-        self.successor.get_or_insert(Successor { first: session, kept: Vec::new(), alone: false });
+        self.successor.get_or_insert(Successor { first: session, kept: Vec::new(), bytes: 0, alone: false });
     }
 
     /// The newest of them is lost.
@@ -105,6 +106,7 @@ impl Twins {
     pub(super) fn keep_back(&mut self, event: Event, session: SessionId) -> Option<Event> {
         match &mut self.successor {
             Some(successor) if session >= successor.first => {
+                successor.bytes += event.weight();
                 successor.kept.push(Kept::Event(session, event));
                 None
             }
@@ -114,6 +116,11 @@ impl Twins {
 
     pub(super) fn held(&self) -> usize {
         self.successor.as_ref().map_or(0, |successor| successor.kept.len())
+    }
+
+    /// What the kept events weigh.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.successor.as_ref().map_or(0, |successor| successor.bytes)
     }
 
     /// What waited is to be taken in now; the breaks that are left are holes.

@@ -107,6 +107,7 @@ fn stream(night: Night, dialect: Dialect, snapshots: bool, chance: &mut Chance) 
         rotation_jitter: Duration::from_millis(100),
         retention: chance.millis(5_000..60_000),
         append_max: 2_048,
+        buffer_bytes: 64 << 20,
         buffer: if bad { chance.pick(&[20, 100, 1_000, 5_000]) } else { 5_000 },
         overflow: if bad {
             chance.pick(&[Overflow::Backpressure, Overflow::DropOldest])

@@ -48,6 +48,7 @@ pub(super) fn sequenced() -> Settings {
         rotation_jitter: Duration::from_millis(100),
         retention: seconds(60),
         buffer: 5_000,
+        buffer_bytes: 64 << 20,
         append_max: 2_048,
         overflow: Overflow::Backpressure,
         patience: Patience { connect: seconds(10), silence: seconds(60), frame: seconds(30), farewell: seconds(2) },
