@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, config::DbConfig, ffi, params};
 
 use super::fault::Fault;
 use crate::model::{Batch, Epoch, Offset};
@@ -153,7 +153,11 @@ pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connect
         Purpose::Write => {
             connection.pragma_update(None, "page_size", PAGE_LEN)?;
             let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-            assert_eq!(mode, "wal", "SQLite is built with write-ahead logging");
+            if mode != "wal" {
+                // SQLite opened for reading alone what cannot be written.
+                let failure = ffi::Error::new(ffi::SQLITE_READONLY);
+                return Err(rusqlite::Error::SqliteFailure(failure, Some("the file cannot be written".to_owned())));
+            }
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.pragma_update(None, "wal_autocheckpoint", 0)?;
             connection.pragma_update(None, "journal_size_limit", WAL_LEN_KEPT)?;
@@ -270,6 +274,7 @@ pub(super) fn quick_check(connection: &Connection, time_max: Duration) -> Result
     });
     match found {
         Ok(text) if text == "ok" => Ok(Check::Sound),
+        Ok(text) if tells_failed_read(&text) => Err(Fault::Failed(text)),
         Ok(text) => Ok(Check::Damaged(text)),
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Ok(Check::Unfinished),
         Err(error) => match Fault::from(error) {
@@ -277,6 +282,16 @@ pub(super) fn quick_check(connection: &Connection, time_max: Duration) -> Result
             fault @ (Fault::NoRoom(_) | Fault::Failed(_)) => Err(fault),
         },
     }
+}
+
+/// Whether the check met a page that the system would not read: SQLite says so in words, with its own code for it.
+fn tells_failed_read(text: &str) -> bool {
+    let code = text.split_once("error code=").and_then(|(_, code)| {
+        let digits = code.find(|other: char| !other.is_ascii_digit()).unwrap_or(code.len());
+        code[..digits].parse().ok()
+    });
+    let kind = |code: i32| code & 0xff == ffi::SQLITE_IOERR && code != ffi::SQLITE_IOERR_SHORT_READ;
+    code.is_some_and(kind)
 }
 
 /// Whether each stream's newest batch is the one its row speaks of.
@@ -319,4 +334,23 @@ pub(super) fn check_all(connection: &Connection) -> Result<(), Fault> {
         expected = Some(key(stream, batch.last().next()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_could_not_be_read_is_no_damage() {
+        for (text, failed) in [
+            ("Tree 2 page 7: unable to get the page. error code=266", true),
+            ("unable to get the page. error code=10", true),
+            ("unable to get the page. error code=522", false),
+            ("unable to get the page. error code=11", false),
+            ("Tree 2 page 7 cell 3: invalid page number 99", false),
+            ("error code=", false),
+        ] {
+            assert_eq!(tells_failed_read(text), failed, "{text}");
+        }
+    }
 }

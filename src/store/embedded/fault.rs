@@ -66,7 +66,8 @@ fn judge(failure: ffi::Error, text: String) -> Fault {
         // leaves it unknown what is on the disk.
         (_, ffi::SQLITE_IOERR_WRITE | ffi::SQLITE_IOERR_SHMSIZE) => Fault::NoRoom(text),
         (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => Fault::Damaged(text),
-        (_, ffi::SQLITE_IOERR_READ | ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_DATA) => Fault::Damaged(text),
+        // A read that the system refused says nothing about what is on the disk: it may succeed later.
+        (_, ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_DATA) => Fault::Damaged(text),
         _ => Fault::Failed(text),
     }
 }
@@ -90,7 +91,7 @@ mod tests {
             (ffi::SQLITE_IOERR_SHMSIZE, "try again"),
             (ffi::SQLITE_IOERR_FSYNC, "open anew"),
             (ffi::SQLITE_IOERR_DIR_FSYNC, "open anew"),
-            (ffi::SQLITE_IOERR_READ, "put aside"),
+            (ffi::SQLITE_IOERR_READ, "open anew"),
             (ffi::SQLITE_IOERR_SHORT_READ, "put aside"),
             (ffi::SQLITE_CORRUPT, "put aside"),
             (ffi::SQLITE_NOTADB, "put aside"),
