@@ -5,9 +5,9 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -18,6 +18,15 @@ use crate::clock;
 const DATABASE: &str = "trunkline.db";
 const LOCK: &str = "trunkline.lock";
 const RESERVE: &str = "trunkline.reserve";
+
+/// What all names begin with.
+const PREFIX: &str = "trunkline.";
+
+/// Events and sealed tokens are for the user that runs the daemon alone.
+const FILE_MODE: u32 = 0o600;
+const DIRECTORY_MODE: u32 = 0o700;
+/// What group and others may do.
+const OTHERS: u32 = 0o077;
 
 /// Damaged databases that are kept for a person to look at; beyond it the oldest go.
 const ASIDE_MAX: usize = 3;
@@ -73,16 +82,17 @@ impl Directory {
     /// Makes the directory if need be and takes its lock.
     pub(super) fn claim(path: &Path) -> Result<Self, OpenError> {
         let unusable = |source| OpenError::Directory { path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(unusable)?;
-        let name = path.join(LOCK);
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(name).map_err(unusable)?;
+        make_directory(path).map_err(unusable)?;
+        let file = open_private(&path.join(LOCK)).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => (),
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
         let word = Word::parse(&read_word(&file).map_err(unusable)?);
+        if let Err(error) = keep_private(path) {
+            tracing::warn!(path = %path.display(), %error, "others may read the store's directory: make it 0700");
+        }
         Ok(Self { path: path.to_owned(), lock: Mutex::new((file, word)) })
     }
 
@@ -92,6 +102,12 @@ impl Directory {
 
     pub(super) fn database(&self) -> PathBuf {
         self.path.join(DATABASE)
+    }
+
+    /// Makes the database's file, so that SQLite gives its own files the same permissions, and makes its name durable.
+    pub(super) fn make_database(&self) -> io::Result<()> {
+        open_private(&self.database())?;
+        sync_directory(&self.path)
     }
 
     /// SQLite's write-ahead log.
@@ -147,7 +163,7 @@ impl Directory {
         rename_if_there(&self.wal(), &self.path.join(with_suffix(&name, "-wal")))?;
         remove_if_there(&self.shared_memory())?;
         self.forget_oldest_aside()?;
-        File::open(&self.path)?.sync_all()?;
+        sync_directory(&self.path)?;
         Ok(self.path.join(name))
     }
 
@@ -168,6 +184,55 @@ impl Directory {
         }
         Ok(())
     }
+}
+
+/// Makes the directory and those above it that are missing, for this user alone, and makes their names durable.
+fn make_directory(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|at| !at.as_os_str().is_empty() && !at.exists()).collect();
+    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)?;
+    for made in missing {
+        let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_directory(parent.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
+/// Makes names durable. A directory that may be entered and not read, or whose file system knows no such step, is left.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    match File::open(path).and_then(|directory| directory.sync_all()) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Opens a file of the store, and makes it for this user alone if it is not there.
+pub(super) fn open_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(path)
+}
+
+/// Takes from others what an earlier version gave them: the store's files, and the directory if nothing else is in it.
+fn keep_private(path: &Path) -> io::Result<()> {
+    let mut shared = false;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            take_from_others(&entry.path())?;
+        } else {
+            shared = true;
+        }
+    }
+    if !shared {
+        return take_from_others(path);
+    }
+    if fs::metadata(path)?.permissions().mode() & OTHERS != 0 {
+        tracing::warn!(path = %path.display(), "the store's directory has other files and is open to others: its own files are not");
+    }
+    Ok(())
+}
+
+fn take_from_others(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & OTHERS == 0 { Ok(()) } else { fs::set_permissions(path, Permissions::from_mode(mode & !OTHERS)) }
 }
 
 fn read_word(file: &File) -> io::Result<String> {
@@ -230,6 +295,30 @@ mod tests {
         drop(directory);
         let directory = Directory::claim(temporary.path()).unwrap();
         assert_eq!(directory.word(), Word::Suspect("why".to_owned()));
+    }
+
+    #[test]
+    fn what_is_made_is_for_this_user_alone_and_what_was_not_is_made_so() {
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("a/b");
+        let directory = Directory::claim(&path).unwrap();
+        directory.make_database().unwrap();
+        assert_eq!([mode(&path), mode(&temporary.path().join("a"))], [0o700; 2]);
+        assert_eq!([mode(&directory.database()), mode(&path.join(LOCK))], [0o600; 2]);
+        drop(directory);
+
+        let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        open(&path, 0o755);
+        open(&path.join(DATABASE), 0o644);
+        drop(Directory::claim(&path).unwrap());
+        assert_eq!((mode(&path), mode(&path.join(DATABASE))), (0o700, 0o600));
+
+        fs::write(path.join("notes"), "").unwrap();
+        open(&path, 0o755);
+        open(&path.join(DATABASE), 0o644);
+        drop(Directory::claim(&path).unwrap());
+        assert_eq!((mode(&path), mode(&path.join(DATABASE))), (0o755, 0o600), "others have files there, too");
     }
 
     #[test]

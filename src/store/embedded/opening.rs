@@ -131,6 +131,7 @@ fn carry_out(directory: &Directory, plan: Plan) -> Result<Connection, Refusal> {
     if plan != Plan::Create {
         check_header(directory, plan)?;
     }
+    directory.make_database().map_err(Refusal::Io)?;
     let mut connection = database::connect(&directory.database(), Purpose::Write)?;
     match database::schema(&connection)? {
         Some(database::SCHEMA) => examine(&connection, plan)?,

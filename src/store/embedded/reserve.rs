@@ -2,12 +2,11 @@
 //! database, and positions, fences and retention can still be written. It never makes room for entries.
 
 use std::{
-    fs::OpenOptions,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     path::PathBuf,
 };
 
-use super::directory::remove_if_there;
+use super::directory::{open_private, remove_if_there};
 
 /// Four times what the write-ahead log holds before it is moved into the database.
 const RESERVE_LEN: u64 = 16 * 1024 * 1024;
@@ -38,8 +37,9 @@ impl Reserve {
     }
 
     fn fill(&self) -> io::Result<()> {
-        let mut file = OpenOptions::new().append(true).create(true).open(&self.path)?;
-        let missing = RESERVE_LEN.saturating_sub(file.metadata()?.len());
+        let mut file = open_private(&self.path)?;
+        let len = file.seek(SeekFrom::End(0))?;
+        let missing = RESERVE_LEN.saturating_sub(len);
         io::copy(&mut io::repeat(0).take(missing), &mut file)?;
         Ok(())
     }
