@@ -2,6 +2,7 @@
 //!
 //! An enum of stores, not a trait: the set is closed and shipped.
 
+mod age;
 pub mod embedded;
 pub mod redis;
 

@@ -155,8 +155,8 @@ impl Embedded {
 
     pub(super) async fn revoke(&self, revocation: &Revocation) -> Result<(), AppendError> {
         let Revocation { whose, at, lasting } = revocation;
-        let now = clock::wall();
-        let change = Change::Revocation { whose: whose.clone(), at: *at, now, ends_at: now.after(*lasting) };
+        let ends_at = clock::wall().after(*lasting);
+        let change = Change::Revocation { whose: whose.clone(), at: *at, ends_at };
         self.ask(|reply| Command::Change(change, reply)).await.map(drop)
     }
 

@@ -11,11 +11,11 @@ use crate::model::{ConsumerName, Mark, StreamName, Timestamp, Whose};
 #[derive(Debug)]
 pub(super) enum Change {
     Cursor { consumer: ConsumerName, stream: StreamName, from: Option<Mark>, to: Mark },
-    Revocation { whose: Whose, at: Timestamp, now: Timestamp, ends_at: Timestamp },
+    Revocation { whose: Whose, at: Timestamp, ends_at: Timestamp },
 }
 
 /// Does a change; false when it is one of something that is not as the caller knows it.
-pub(super) fn change(connection: &Connection, change: &Change) -> Result<bool, Fault> {
+pub(super) fn change(connection: &Connection, change: &Change, now: Timestamp) -> Result<bool, Fault> {
     match change {
         Change::Cursor { consumer, stream, from, to } => {
             let found = cursor(connection, consumer, stream)?;
@@ -27,7 +27,7 @@ pub(super) fn change(connection: &Connection, change: &Change) -> Result<bool, F
             }
             Ok(moves || found == Some(*to))
         }
-        Change::Revocation { whose, at, now, ends_at } => {
+        Change::Revocation { whose, at, ends_at } => {
             connection.prepare_cached("DELETE FROM revocation WHERE ends_at <= ?1")?.execute([now.0])?;
             let mut statement = connection.prepare_cached(
                 "INSERT INTO revocation (whose, at, ends_at) VALUES (?1, ?2, ?3)

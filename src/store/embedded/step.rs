@@ -97,9 +97,9 @@ impl<'a> Step<'a> {
     }
 
     /// Changes what is kept beside the logs; false when it is not as it was taken to be.
-    pub(super) fn change(&mut self, change: &Change) -> Result<bool, Fault> {
+    pub(super) fn change(&mut self, change: &Change, now: Timestamp) -> Result<bool, Fault> {
         self.written += CHANGE_OVERHEAD;
-        records::change(&self.transaction, change)
+        records::change(&self.transaction, change, now)
     }
 
     /// Removes up to `batches_max` of the stream's batches that outlived the retention; returns how many.

@@ -17,7 +17,11 @@ use super::{
 };
 use crate::{
     clock,
-    store::{AppendError, LogState, Retention},
+    model::Timestamp,
+    store::{
+        AppendError, LogState, Retention,
+        age::{AgeClock, Jump},
+    },
     telemetry::metrics,
 };
 
@@ -43,6 +47,8 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     retention: Retention,
     replaced: bool,
+    /// By which entries and revocations grow old.
+    age: AgeClock,
     streams: Streams,
     /// About as many bytes are in the write-ahead log and not in the database.
     unmoved: u64,
@@ -61,6 +67,7 @@ impl Writer {
             shared,
             retention,
             replaced,
+            age: AgeClock::new(clock::wall(), clock::boot()),
             streams: Streams::new(),
             unmoved: 0,
             log_len: 0,
@@ -138,6 +145,7 @@ impl Writer {
     }
 
     fn perform(&mut self, group: &Group) -> Result<Done, Fault> {
+        let now = self.age_now();
         let mut step = Step::begin(&mut self.connection, &self.streams)?;
         let mut claimed = Vec::with_capacity(group.claims.len());
         for (stream, under, _) in &group.claims {
@@ -152,11 +160,24 @@ impl Writer {
         }
         let mut changed = Vec::with_capacity(group.changes.len());
         for (change, _) in &group.changes {
-            changed.push(step.change(change)?);
+            changed.push(step.change(change, now)?);
         }
         let slice = TRIM_SLICE + 2 * group.batches;
-        let backlog = trim(&mut step, &self.streams, &self.retention, slice)?;
+        let backlog = trim(&mut step, &self.streams, &self.retention, now, slice)?;
         Ok(Done { claimed, appended, changed, backlog, outcome: step.commit()? })
+    }
+
+    /// The moment by which the age of what is held is told.
+    fn age_now(&mut self) -> Timestamp {
+        let (now, jump) = self.age.look(clock::wall(), clock::boot());
+        match jump {
+            None => (),
+            Some(Jump::Ahead(by)) => {
+                tracing::warn!(?by, "the wall clock was set ahead: entries do not expire at once by it");
+            }
+            Some(Jump::Back(by)) => tracing::warn!(?by, "the wall clock was set back: entries are kept longer"),
+        }
+        now
     }
 
     /// What is due now and then; true when retention has more to do.
@@ -178,12 +199,12 @@ impl Writer {
     }
 
     fn trim(&mut self) -> Result<bool, Fault> {
-        let now = clock::wall();
+        let now = self.age_now();
         if self.streams.values().all(|held| held.outlived(&self.retention, now).is_none()) {
             return Ok(false);
         }
         let mut step = Step::begin(&mut self.connection, &self.streams)?;
-        let backlog = trim(&mut step, &self.streams, &self.retention, TRIM_SLICE)?;
+        let backlog = trim(&mut step, &self.streams, &self.retention, now, TRIM_SLICE)?;
         let outcome = step.commit()?;
         self.settle(outcome);
         Ok(backlog)
@@ -280,8 +301,13 @@ struct Done {
 }
 
 /// Removes a slice of what outlived the retention; true when there is more.
-fn trim(step: &mut Step<'_>, streams: &Streams, retention: &Retention, slice: usize) -> Result<bool, Fault> {
-    let now = clock::wall();
+fn trim(
+    step: &mut Step<'_>,
+    streams: &Streams,
+    retention: &Retention,
+    now: Timestamp,
+    slice: usize,
+) -> Result<bool, Fault> {
     let mut left = slice;
     for stream in streams.keys() {
         left -= step.trim(stream, retention, now, left)?;
