@@ -9,11 +9,11 @@ mod shell;
 mod socket;
 mod sockets;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
 use self::{board::Board, keeper::Keeper, rest::Rest, socket::Dialler};
@@ -73,6 +73,19 @@ pub enum WishError {
     /// Only who keeps a stream can change what it does.
     #[error("the stream is kept elsewhere")]
     KeptElsewhere { holder: Option<ReplicaId> },
+    /// It would have no effect in the state that the stream is in.
+    #[error("the stream cannot do that now: {0}")]
+    WithoutEffect(&'static str),
+    /// The stream's task did not take it in time, and will not any more.
+    #[error("the stream is busy")]
+    Busy,
+}
+
+/// A wish on its way to its stream, and where the answer goes.
+#[derive(Debug)]
+struct Asked {
+    wish: Wish,
+    answer: oneshot::Sender<Result<(), &'static str>>,
 }
 
 /// What an operator may ask of a stream.
@@ -116,8 +129,10 @@ impl Settings {
     }
 }
 
-/// Wishes that may wait; what is beyond them repeats what waits already.
+/// Wishes that may wait; what is beyond them is refused.
 const WISHES_MAX: usize = 8;
+/// A stream's task takes a wish in this time, or it is withdrawn.
+const WISH_MAX: Duration = Duration::from_secs(2);
 
 /// The handle to all streams. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -133,7 +148,7 @@ struct Entry {
     board: Arc<Board>,
     /// Who keeps it, where there are replicas.
     view: Option<View>,
-    wishes: mpsc::Sender<Wish>,
+    wishes: mpsc::Sender<Asked>,
     /// Which proxy its socket goes through.
     proxy: Option<String>,
 }
@@ -189,17 +204,21 @@ impl Streams {
         self.streams.get(stream).is_some_and(|entry| matches!(entry.state(), State::Live | State::Recovering))
     }
 
-    /// Tells a stream what an operator wants. Takes effect within its next step; asking twice is harmless. It is refused
-    /// where another replica keeps the stream, and where nobody does.
-    pub fn wish(&self, stream: &StreamName, wish: Wish) -> Result<(), WishError> {
+    /// Tells a stream what an operator wants, and waits a moment for its answer; asking twice is harmless. It is refused
+    /// where another replica keeps the stream, where nobody does, and where it would have no effect.
+    pub async fn wish(&self, stream: &StreamName, wish: Wish) -> Result<(), WishError> {
         let entry = self.streams.get(stream).ok_or(WishError::UnknownStream)?;
         if let Some(view) = entry.elsewhere() {
             return Err(WishError::KeptElsewhere { holder: view.holder() });
         }
-        if entry.wishes.try_send(wish).is_err() {
-            tracing::debug!(%stream, ?wish, "the stream has as many wishes waiting as it can take");
+        let (answer, answered) = oneshot::channel();
+        entry.wishes.try_send(Asked { wish, answer }).map_err(|_| WishError::Busy)?;
+        match tokio::time::timeout(WISH_MAX, answered).await {
+            Ok(Ok(answer)) => answer.map_err(WishError::WithoutEffect),
+            // The stream has just gone to another replica.
+            Ok(Err(_)) => Err(WishError::KeptElsewhere { holder: None }),
+            Err(_) => Err(WishError::Busy),
         }
-        Ok(())
     }
 }
 

@@ -123,7 +123,7 @@ async fn status(State(operators): State<Arc<Operators>>) -> Response {
 fn wish(wish: Wish) -> MethodRouter<Arc<Operators>> {
     let pass_on = async move |State(operators): State<Arc<Operators>>, Name(name): Name| {
         let stream: StreamName = read("stream", &name)?;
-        operators.parts.streams.wish(&stream, wish).map_err(|error| refused(&stream, error))?;
+        operators.parts.streams.wish(&stream, wish).await.map_err(|error| refused(&stream, error))?;
         tracing::info!(%stream, ?wish, "an operator's wish");
         Ok::<_, Problem>(shown::accepted())
     };
@@ -178,6 +178,14 @@ fn refused(stream: &StreamName, error: WishError) -> Problem {
         WishError::UnknownStream => return unknown("stream", stream),
         WishError::KeptElsewhere { holder: Some(holder) } => {
             format!("the replica {holder} keeps {stream}: ask that one")
+        }
+        WishError::WithoutEffect(why) => {
+            let detail = format!("{stream} cannot do that now: {why}");
+            return Problem::new(StatusCode::CONFLICT, "without-effect", "The stream cannot do that now", detail);
+        }
+        WishError::Busy => {
+            let detail = format!("{stream} did not take it in time, and nothing was done: ask again");
+            return Problem::new(StatusCode::CONFLICT, "busy", "The stream is busy", detail);
         }
         WishError::KeptElsewhere { holder: None } => format!("no replica keeps {stream} at this moment: ask again"),
     };

@@ -191,7 +191,7 @@ impl Stream {
                 self.excuse_if_unread(now);
                 self.appended(last);
             }
-            Input::Rotate => self.retire(Trigger::Operator, now),
+            Input::Rotate => self.rotate(now),
             Input::Pause => self.pause(now),
             Input::Resume => self.unpause(now),
             Input::Drain => self.drain(now),

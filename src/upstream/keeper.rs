@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Wish,
+    Asked,
     appender::Appender,
     board::Board,
     holding::{self, Holding},
@@ -34,7 +34,7 @@ pub(super) struct Keeper {
     /// The log was claimed before.
     pub(super) writer: Option<Writer>,
     pub(super) tokens: Tokens,
-    pub(super) wishes: mpsc::Receiver<Wish>,
+    pub(super) wishes: mpsc::Receiver<Asked>,
     pub(super) board: Arc<Board>,
     pub(super) dialler: Dialler,
     pub(super) rest: Rest,
@@ -73,7 +73,8 @@ impl Keeper {
                 biased;
                 () = stop.cancelled() => return,
                 () = self.seat.changed() => return,
-                Some(wish) = self.wishes.recv() => tracing::info!(?wish, "the stream has just gone elsewhere"),
+                // Whoever asked learns by the missing answer that the stream has just gone elsewhere.
+                Some(asked) = self.wishes.recv() => drop(asked),
                 () = &mut following => (),
             }
         }

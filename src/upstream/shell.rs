@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Wish,
+    Asked,
     board::Board,
     holding::{Claimed, Holding},
     rest::Rest,
@@ -45,7 +45,7 @@ pub(super) struct Shell<'a> {
     pub(super) machine: Stream,
     pub(super) holding: Holding,
     pub(super) seat: &'a mut Seat,
-    pub(super) wishes: &'a mut mpsc::Receiver<Wish>,
+    pub(super) wishes: &'a mut mpsc::Receiver<Asked>,
     pub(super) log: EventLog,
     pub(super) tokens: Tokens,
     pub(super) board: Arc<Board>,
@@ -92,7 +92,7 @@ pub(super) enum Done {
 enum Woken {
     Stop,
     Part,
-    Wish(Wish),
+    Wish(Asked),
     Token,
     Done(Done),
     Frame(SessionId, Result<Brought, Failure>),
@@ -129,7 +129,7 @@ impl Shell<'_> {
                 biased;
                 () = stop.cancelled(), if !stopping => Woken::Stop,
                 () = self.seat.changed() => Woken::Part,
-                Some(wish) = self.wishes.recv() => Woken::Wish(wish),
+                Some(asked) = self.wishes.recv() => Woken::Wish(asked),
                 Ok(()) = tokens.changed() => Woken::Token,
                 Some(done) = self.work.next(), if !self.work.is_empty() => Woken::Done(done),
                 () = tokio::task::yield_now(), if giving => Woken::Timer,
@@ -143,7 +143,7 @@ impl Shell<'_> {
                     self.stop();
                 }
                 Woken::Part => self.take_part(),
-                Woken::Wish(wish) => self.machine.handle(wish.into(), now()),
+                Woken::Wish(asked) => self.obey(asked),
                 Woken::Token => self.take_token(&mut tokens),
                 Woken::Done(done) => self.done(done).await?,
                 Woken::Frame(id, frame) => self.frames(id, frame),
@@ -151,6 +151,20 @@ impl Shell<'_> {
                 Woken::Timer => (),
             }
         }
+    }
+
+    /// Does what an operator wants, or says why that would have no effect. What was withdrawn is not done.
+    fn obey(&mut self, Asked { wish, answer }: Asked) {
+        if answer.is_closed() {
+            return;
+        }
+        let wanted = Input::from(wish);
+        let objection = self.machine.objection(&wanted);
+        if objection.is_none() {
+            self.machine.handle(wanted, now());
+        }
+        // Whoever asked may have gone away meanwhile.
+        answer.send(objection.map_or(Ok(()), Err)).ok();
     }
 
     /// A deadline is over. Where this process was stopped meanwhile, what arrived in time is still in the sockets: it is

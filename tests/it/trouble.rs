@@ -303,3 +303,24 @@ async fn a_stream_that_is_refused_three_times_in_a_row_has_failed_and_goes_on_at
     assert!(scripted.targets()[1..].iter().all(|target| target == "/?sequenceId=2"));
     assert_eq!(relay.count("gaps").await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_has_a_failed_stream_tried_at_once_and_is_told_when_that_is_not_possible() {
+    let platform = Platform::start().await;
+    let refused = [(); 3].map(|()| Upgrade::Refused(403)).to_vec();
+    let script = [refused, vec![Upgrade::Open(numbered(1..=2))]].concat();
+    let scripted = Scripted::start(script).await;
+    let plan = Plan::numbered(platform.address()).stream("url", scripted.url());
+    let relay = Relay::launch(plan.stream("backoff.first", "10ms").stream("backoff.cap", "1h")).await;
+    relay.until("it has failed", |stream| stream["state"] == "failed").await;
+    relay.wish("rotate").await;
+    relay.live().await;
+    relay.wish("pause").await;
+    let rotate = format!("/admin/v1/streams/{}/rotate", relay.name());
+    let refused = relay.post(&rotate).await;
+    assert_eq!(refused.status(), 409);
+    let problem: serde_json::Value = refused.json().await.unwrap();
+    assert!(problem["detail"].as_str().unwrap().contains("paused"), "{problem}");
+    relay.wish("resume").await;
+    relay.live().await;
+}

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Output, Report, Rotation, Stream, Trigger,
+    Input, Output, Report, Rotation, Stream, Trigger,
     link::{Link, Retire, Swap},
 };
 use crate::{
@@ -177,6 +177,28 @@ impl Stream {
         }
     }
 
+    /// Why what an operator wants would have no effect now; none where it has one, or where it is so already.
+    pub fn objection(&self, wanted: &Input) -> Option<&'static str> {
+        let attempts = matches!(self.link, Link::Waiting | Link::Resting { .. });
+        match (wanted, &self.link) {
+            (Input::Rotate | Input::Pause | Input::Resume, Link::Drained) => Some("it is ending"),
+            (Input::Rotate | Input::Resume, _) if self.draining => Some("it is ending"),
+            (Input::Rotate, Link::Paused) => Some("it is paused: resume it first"),
+            (Input::Rotate | Input::Resume, _) if attempts && self.usable_token().is_none() => {
+                Some("it waits for a token that the platform accepts: see the account's status")
+            }
+            _ => None,
+        }
+    }
+
+    /// An operator wants another session: as a planned rotation where one is live, at once where none is.
+    pub(super) fn rotate(&mut self, now: Now) {
+        if matches!(self.link, Link::Resting { .. }) && !self.draining {
+            return self.open(None, now);
+        }
+        self.retire(Trigger::Operator, now);
+    }
+
     pub(super) fn pause(&mut self, now: Now) {
         if !matches!(self.link, Link::Drained) {
             self.leave_all("paused", now);
@@ -185,7 +207,7 @@ impl Stream {
     }
 
     pub(super) fn unpause(&mut self, now: Now) {
-        if matches!(self.link, Link::Paused) && !self.draining {
+        if matches!(self.link, Link::Paused | Link::Resting { .. }) && !self.draining {
             self.open(None, now);
         }
     }

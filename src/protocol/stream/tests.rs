@@ -596,3 +596,35 @@ fn a_successor_whose_position_is_refused_begins_without_one_while_the_old_sessio
         ],
     );
 }
+
+#[test]
+fn an_operator_brings_the_next_attempt_forward_or_hears_why_not() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("objects rotate", "it waits for a token that the platform accepts: see the account's status"),
+            ("objects resume", "it waits for a token that the platform accepts: see the account's status"),
+            ("objects pause", ""),
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("objects rotate", ""),
+            ("refuse 1 503", "forget 1, again in 1s, backing-off"),
+            ("objects rotate", ""),
+            ("rotate", "dial 2 under 1 after 4, connecting"),
+            ("refuse 2 403", "forget 2, again in 2s, backing-off"),
+            ("resume", "dial 3 under 1 after 4, connecting"),
+            ("refuse 3 403", "forget 3, again in 4s, backing-off"),
+            ("rotate", "dial 4 under 1 after 4, connecting"),
+            ("refuse 4 403", "forget 4, given up, again in 30s, failed"),
+            ("rotate", "dial 5 under 1 after 4, connecting"),
+            ("open 5", "live"),
+            ("resume", ""),
+            ("pause", "leave 5 1000, paused"),
+            ("objects rotate", "it is paused: resume it first"),
+            ("objects pause", ""),
+            ("objects resume", ""),
+            ("drain", ""),
+            ("objects resume", "it is ending"),
+        ],
+    );
+}

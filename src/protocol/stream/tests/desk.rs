@@ -107,6 +107,10 @@ fn play_on(stream: Stream, now: Now, script: Script<'_>) {
     let mut desk = Desk { stream, now, call: None, begun: 0, log: 0 };
     desk.told();
     for (number, (step, expected)) in script.iter().enumerate() {
+        if let Some(wanted) = step.strip_prefix("objects ") {
+            assert_eq!(desk.objection(wanted), *expected, "step {number}: {step}");
+            continue;
+        }
         desk.step(step);
         assert_eq!(desk.told(), *expected, "step {number}: {step}");
     }
@@ -158,6 +162,8 @@ impl Desk {
                 Input::Appended(Mark { epoch: Epoch(1), offset: Offset(self.log) })
             }
             "rotate" => Input::Rotate,
+            "pause" => Input::Pause,
+            "resume" => Input::Resume,
             "drain" => Input::Drain,
             "flush" => Input::Flush,
             "release" => Input::Release,
@@ -179,6 +185,16 @@ impl Desk {
             self.stream.handle_timeout(self.now);
         }
         self.go_on(end);
+    }
+
+    fn objection(&self, wanted: &str) -> &'static str {
+        let wanted = match wanted {
+            "rotate" => Input::Rotate,
+            "pause" => Input::Pause,
+            "resume" => Input::Resume,
+            other => panic!("no operator can ask for {other}"),
+        };
+        self.stream.objection(&wanted).unwrap_or_default()
     }
 
     /// The process is stopped for this long: its timers fire behind it.
