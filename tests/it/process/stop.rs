@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use reqwest::Response;
+use serde_json::json;
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
     tungstenite::{Message, protocol::CloseFrame},
 };
 use trunkline::{
     clock,
-    simulator::{Fault, Target},
+    simulator::{Fault, Settings, Target},
 };
 
 use super::{
@@ -133,4 +134,21 @@ async fn hear_out(socket: &mut Socket) -> (usize, CloseFrame) {
 
 fn took(began: Instant, at_most: Duration) {
     assert!(began.elapsed() < at_most, "it took {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_was_stopped_reads_what_arrived_before_it_calls_the_platform_silent() {
+    let site = Site::start_with(Settings::default(), &["silence_max = \"2s\""]).await;
+    let relay = Relay::live(&site).await;
+    site.platform.say(3);
+    relay.holds(3).await;
+    for said in [94, 185] {
+        relay.child.signal("STOP");
+        site.platform.say(91);
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        relay.child.signal("CONT");
+        relay.holds(said).await;
+        let stream = relay.stream().await;
+        assert_eq!((&stream["reconnects"], &stream["gaps"]), (&json!(0), &json!(0)), "{}", relay.child.told());
+    }
 }
