@@ -209,7 +209,7 @@ impl Stream {
         self.link_timeout(now);
         if self.is_owner() {
             let taken = self.intake.handle_timeout(now);
-            self.report_taken(taken);
+            self.report_taken(taken, now);
         }
         self.settle(now);
     }
@@ -273,6 +273,10 @@ impl Stream {
     /// What follows from every step: what may be appended is, and changes of state are told.
     fn settle(&mut self, now: Now) {
         self.let_successor_in(now);
+        if !self.wants_frames() {
+            let taken = self.intake.end_refetch(now);
+            self.report_taken(taken, now);
+        }
         let shed = self.intake.release(now);
         self.report_shed(shed);
         if let Some((call, request)) = self.intake.recovery.next_call() {
@@ -352,10 +356,13 @@ impl Stream {
         }
         let mut taken = TakenIn::default();
         self.intake.gap(gap, now, &mut taken);
-        self.report_taken(taken);
+        self.report_taken(taken, now);
     }
 
-    fn report_taken(&mut self, taken: TakenIn) {
+    fn report_taken(&mut self, taken: TakenIn, now: Now) {
+        if taken.refetch {
+            self.retire(Trigger::Gap, now);
+        }
         for gap in taken.gaps {
             self.report(Report::Gap { reason: gap.reason, lost: gap.lost });
         }

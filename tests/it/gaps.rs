@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use trunkline::simulator::{Dialect, Fault, Settings, Target};
 
-use crate::harness::{Plan, Platform, Relay, tell};
+use crate::harness::{Plan, Platform, Relay, Scripted, Upgrade, numbered, tell, throughout};
 
 const SUMMARY: &str = "/api/v2/analytics/conversations/summary";
 
@@ -27,7 +27,7 @@ async fn numbers_that_are_skipped_are_a_gap_with_a_snapshot_right_behind_it() {
     assert_eq!(relay.metric("stream_lost_events_total", &[]).await, 10.0);
     assert_eq!(relay.metric("stream_gaps_total", &[("reason", "jump")]).await, 1.0);
     assert_eq!(relay.metric("stream_snapshots_total", &[("outcome", "taken")]).await, 1.0);
-    assert_eq!(platform.opened(Dialect::Sequenced), 1, "a gap is no reason to hang up");
+    assert_eq!(platform.opened(Dialect::Sequenced), 2, "the platform was asked once more for what is missing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,4 +148,27 @@ async fn a_snapshot_that_is_forbidden_is_told_in_its_place() {
     relay.tells("1 gap(jump 1..3) snapshot(jump) 3").await;
     let data = &relay.entries().await[2]["data"];
     assert_eq!((&data["status"], &data["answer"]), (&403.into(), &serde_json::Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_within_the_retention_is_had_from_a_session_after_the_last_good_number() {
+    let platform = Platform::start().await;
+    let script = vec![Upgrade::Open(numbered([1, 2, 5, 6])), Upgrade::Open(numbered(3..=8))];
+    let scripted = Scripted::start(script).await;
+    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", scripted.url())).await;
+    relay.tells("1 2 3 4 5 6 7 8").await;
+    assert_eq!(scripted.targets(), ["/", "/?sequenceId=2"]);
+    assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
+    assert_eq!(relay.metric("stream_rotations_total", &[("trigger", "gap"), ("outcome", "completed")]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_platform_does_not_have_any_more_is_asked_for_once_and_then_a_jump() {
+    let platform = Platform::start().await;
+    let script = vec![Upgrade::Open(numbered([1, 2, 5, 6])), Upgrade::Open(numbered(5..=8))];
+    let scripted = Scripted::start(script).await;
+    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", scripted.url())).await;
+    relay.tells("1 2 gap(jump 2..5) snapshot(jump) 5 6 7 8").await;
+    let twice = async || scripted.targets() == ["/", "/?sequenceId=2"];
+    throughout(Duration::from_millis(500), "it is not asked again", twice).await;
 }

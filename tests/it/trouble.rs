@@ -86,7 +86,8 @@ async fn a_handshake_answered_with_401_brings_a_new_token() {
     platform.inject(Fault::Drop { on: Target::All });
     platform.say(1);
     relay.tells("1 2").await;
-    let [first, refused, second] = &wire.bearers()[..] else { panic!("three upgrades") };
+    let bearers = wire.bearers();
+    let [first, refused, second] = &bearers[..] else { panic!("not three upgrades: {bearers:?}") };
     assert!(first == refused && refused != second);
 }
 

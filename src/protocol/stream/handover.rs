@@ -111,7 +111,7 @@ impl Stream {
         }
         self.intake.took_over();
         let taken = self.intake.take_kept(ring, first, &self.session_ids(), now);
-        self.report_taken(taken);
+        self.report_taken(taken, now);
     }
 
     /// The session with which the log goes on; none if between the two lies something that only the platform still has.
@@ -171,7 +171,7 @@ impl Stream {
             | Link::Drained => None,
         };
         let taken = self.intake.take_over(&stored, carried, waits, now);
-        self.report_taken(taken);
+        self.report_taken(taken, now);
         self.overlap_ends(now);
     }
 

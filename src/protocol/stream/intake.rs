@@ -52,6 +52,8 @@ pub(super) struct TakenIn {
     /// Sizes of frames that nobody could read.
     pub(super) undecoded: Vec<usize>,
     pub(super) gaps: Vec<Gap>,
+    /// Something is missing that the platform may still have.
+    pub(super) refetch: bool,
 }
 
 impl Intake {
@@ -309,12 +311,25 @@ impl Intake {
         }
     }
 
+    /// There is no room to wait for what is missing.
+    pub(super) fn end_refetch(&mut self, now: Now) -> TakenIn {
+        let mut taken = TakenIn::default();
+        if let Numbering::Numbered { order, .. } = &mut self.numbering
+            && order.is_refetching()
+        {
+            order.end_refetch(now.at, &mut self.rulings);
+            self.carry_out_rulings(now, &mut taken);
+        }
+        taken
+    }
+
     fn carry_out_rulings(&mut self, now: Now, taken: &mut TakenIn) {
         let mut rulings = std::mem::take(&mut self.rulings);
         for ruling in rulings.drain(..) {
             match ruling {
                 Ruling::Accepted(event) => self.push(event.into(), taken),
                 Ruling::Duplicates(count) => taken.duplicates += count,
+                Ruling::Refetch => taken.refetch = true,
                 Ruling::Gap(gap) => self.gap(gap, now, taken),
             }
         }

@@ -235,7 +235,7 @@ impl Stream {
         let revoked = items.contains(&Item::Notice(Notice::TokenRevoked));
         if self.is_owner() {
             let taken = self.intake.take_in(items, id, now);
-            self.report_taken(taken);
+            self.report_taken(taken, now);
         } else {
             self.keep(id, items, now);
         }

@@ -16,6 +16,8 @@ pub enum Trigger {
     ChannelEnd,
     Revoked,
     Operator,
+    /// A number is missing: its successor is asked to go on after the last good one.
+    Gap,
 }
 
 impl Trigger {
@@ -27,6 +29,7 @@ impl Trigger {
             Self::ChannelEnd => "channel-end",
             Self::Revoked => "revoked",
             Self::Operator => "operator",
+            Self::Gap => "gap",
         }
     }
 }

@@ -10,13 +10,21 @@ use std::{
 
 use crate::{
     model::{Body, Event, Gap, GapReason, Sequence},
-    protocol::session::SessionId,
+    protocol::{backoff::Curve, session::SessionId},
 };
 
 /// A missing number is waited for until this many later events are there …
 const WAITING_MAX: usize = 64;
 /// … or this much time has gone by.
 const WAIT_MAX: Duration = Duration::from_millis(200);
+/// Then the platform is asked once more for what is missing, by a session that goes on after the last good number. The
+/// missing number is told as a jump when that session is not heard in this time …
+const REFETCH_MAX: Duration = Duration::from_secs(5);
+/// … or when so many later events are held.
+const REFETCH_HELD_MAX: usize = 1_024;
+/// After a refetch that brought nothing the next one has to wait: a numbering that is never dense must not lead to a
+/// session for each of its holes.
+const REFETCH_PAUSE: Curve = Curve { first: Duration::from_secs(1), cap: Duration::from_secs(60), jitter: 0.0 };
 /// So many events with numbers long gone, and the numbering has started over …
 const SUSPECTS_MAX: usize = 100;
 /// … or so much time without the run reaching where we are.
@@ -36,6 +44,8 @@ pub(super) enum Ruling {
     Accepted(Event),
     Gap(Gap),
     Duplicates(u64),
+    /// A number is missing that the platform may still have: open a session that goes on after the last good one.
+    Refetch,
 }
 
 /// Which number may come next.
@@ -55,6 +65,12 @@ pub(super) struct Order {
     expected: Expected,
     waiting: BTreeMap<Sequence, Event>,
     waiting_since: Option<Instant>,
+    refetch: Option<Refetch>,
+    /// How many refetches in a row brought nothing, and when the next may begin.
+    fruitless: u32,
+    refetch_from: Option<Instant>,
+    /// The newest session that was asked to go on after a number, and that number.
+    asked: Option<(SessionId, Sequence)>,
     suspects: Option<Suspects>,
     /// The newest session that brought an event.
     newest: SessionId,
@@ -66,6 +82,16 @@ pub(super) struct Order {
     taken_over: Option<Sequence>,
     /// By number modulo its length: the newest events' numbers and digests.
     memory: Vec<(Sequence, u32)>,
+}
+
+/// What is missing is being asked for again.
+#[derive(Debug)]
+struct Refetch {
+    /// It is filled when this number is reached.
+    before: Sequence,
+    /// Sessions after this one go on after the last good number.
+    newest: SessionId,
+    until: Instant,
 }
 
 /// Events whose numbers lie behind us and that we do not remember: a replay, or a numbering that started over.
@@ -84,6 +110,10 @@ impl Order {
             expected,
             waiting: BTreeMap::new(),
             waiting_since: None,
+            refetch: None,
+            fruitless: 0,
+            refetch_from: None,
+            asked: None,
             suspects: None,
             newest: SessionId(0),
             replays: VecDeque::new(),
@@ -118,6 +148,7 @@ impl Order {
     pub(super) fn abandon(&mut self, reason: GapReason) {
         if let Some(last) = self.last() {
             self.expected = Expected::Beyond(last, Some(reason));
+            self.refetch = None;
         }
     }
 
@@ -130,6 +161,7 @@ impl Order {
 
     /// A session is asked to go on after this number: up to where we are by then it repeats.
     pub(super) fn resumes(&mut self, session: SessionId, after: Sequence) {
+        self.asked = Some((session, after));
         if self.replays.len() == REPLAYS_MAX {
             self.replays.pop_front();
         }
@@ -173,8 +205,12 @@ impl Order {
                 self.clear_suspects_of(session, last, rulings);
                 self.pass(sequence, event, rulings);
                 self.pass_waiting(rulings);
+                self.refetch_goes_on(now);
             }
-            Expected::After(_) => self.wait(sequence, event, now, rulings),
+            Expected::After(_) => {
+                self.refetch_answers(session, now);
+                self.wait(sequence, event, now, rulings);
+            }
             Expected::Beyond(..) if !self.waiting.is_empty() => {
                 // What was heard before the position was given up comes first.
                 self.jump(rulings);
@@ -186,16 +222,29 @@ impl Order {
 
     /// Gives up waiting where the time is over.
     pub(super) fn handle_timeout(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
-        if self.waiting_since.is_some_and(|since| now >= since + WAIT_MAX) {
-            self.jump(rulings);
+        match &self.refetch {
+            Some(refetch) if now >= refetch.until => self.end_refetch(now, rulings),
+            Some(_) => (),
+            None => self.end_waiting(now, rulings),
         }
         if self.suspects.as_ref().is_some_and(|suspects| now >= suspects.since + SUSPICION_MAX) {
             self.judge_suspects(now, rulings);
         }
     }
 
+    /// What was waited for long enough is asked for once more, or told.
+    fn end_waiting(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
+        let is_over = self.waiting_since.is_some_and(|since| now >= since + WAIT_MAX);
+        if is_over && !self.begin_refetch(now, rulings) {
+            self.jump(rulings);
+        }
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let waiting = self.waiting_since.map(|since| since + WAIT_MAX);
+        let waiting = match &self.refetch {
+            Some(refetch) => Some(refetch.until),
+            None => self.waiting_since.map(|since| since + WAIT_MAX),
+        };
         let suspects = self.suspects.as_ref().map(|suspects| suspects.since + SUSPICION_MAX);
         waiting.into_iter().chain(suspects).min()
     }
@@ -229,13 +278,69 @@ impl Order {
         }
         self.waiting.insert(sequence, event);
         self.waiting_since.get_or_insert(now);
-        if self.waiting.len() >= WAITING_MAX || weight(&self.waiting) >= HELD_BYTES_MAX {
+        let refetching = self.refetch.is_some();
+        let held_max = if refetching { REFETCH_HELD_MAX } else { WAITING_MAX };
+        let is_heavy = weight(&self.waiting) >= HELD_BYTES_MAX;
+        if self.waiting.len() < held_max && !is_heavy {
+            return;
+        }
+        if refetching {
+            self.end_refetch(now, rulings);
+        } else if is_heavy || !self.begin_refetch(now, rulings) {
             self.jump_once(rulings);
+        }
+    }
+
+    /// Asks for what is missing once more, unless that was just done: the newest session was asked to go on exactly
+    /// here, and this is its answer.
+    fn begin_refetch(&mut self, now: Instant, rulings: &mut Vec<Ruling>) -> bool {
+        let answered = self.asked.is_some_and(|(session, after)| session <= self.newest && Some(after) == self.last());
+        let too_soon = self.refetch_from.is_some_and(|from| now < from);
+        let before = self.waiting.first_key_value().map(|(sequence, _)| *sequence);
+        let (Some(before), false) = (before, answered || too_soon) else { return false };
+        self.refetch = Some(Refetch { before, newest: self.newest, until: now + REFETCH_MAX });
+        rulings.push(Ruling::Refetch);
+        true
+    }
+
+    /// The number that was missing next has come.
+    fn refetch_goes_on(&mut self, now: Instant) {
+        let last = self.last();
+        let Some(refetch) = &mut self.refetch else { return };
+        if last.is_some_and(|last| last < refetch.before) {
+            refetch.until = now + WAIT_MAX;
+            return;
+        }
+        self.refetch = None;
+        self.fruitless = 0;
+        self.waiting_since = (!self.waiting.is_empty()).then_some(now);
+    }
+
+    /// A session that was asked brings a later number first: what is missing may only be a little out of order.
+    fn refetch_answers(&mut self, session: SessionId, now: Instant) {
+        if let Some(refetch) = self.refetch.as_mut().filter(|refetch| session > refetch.newest) {
+            refetch.until = refetch.until.min(now + WAIT_MAX);
+        }
+    }
+
+    /// Whether what is missing is being asked for again.
+    pub(super) fn is_refetching(&self) -> bool {
+        self.refetch.is_some()
+    }
+
+    /// The platform has not sent what is missing again. Later holes may still be filled.
+    pub(super) fn end_refetch(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
+        if self.refetch.take().is_some() {
+            self.refetch_from = Some(now + REFETCH_PAUSE.delay(self.fruitless, 0.5));
+            self.fruitless = self.fruitless.saturating_add(1);
+            self.jump_once(rulings);
+            self.waiting_since = (!self.waiting.is_empty()).then_some(now);
         }
     }
 
     /// The missing numbers do not come: says so and goes on with what is there, hole by hole.
     fn jump(&mut self, rulings: &mut Vec<Ruling>) {
+        self.refetch = None;
         while !self.waiting.is_empty() {
             self.jump_once(rulings);
         }
@@ -486,6 +591,7 @@ mod tests {
                     gap.before.as_deref().unwrap_or("?")
                 )),
                 Ruling::Duplicates(count) => duplicates += count,
+                Ruling::Refetch => words.push("refetch".to_owned()),
             }
         }
         if duplicates > 0 {
@@ -506,19 +612,54 @@ mod tests {
 
     #[test]
     fn a_number_that_does_not_come_is_told_after_a_while() {
-        check(None, "1 3 wait 4", "1 jump(1..3) 3 4");
-        check(Some(4), "9 wait", "jump(4..9) 9");
-        check(None, "1 3 5 wait 6", "1 jump(1..3) 3 jump(3..5) 5 6");
-        check(None, "1 3 wait 2 wait", "1 jump(1..3) 3 -1");
+        check(None, "1 3 wait b:3 wait 4", "1 refetch jump(1..3) 3 4 -1");
+        check(Some(4), "9 wait b:9 wait", "refetch jump(4..9) 9 -1");
+        check(None, "1 3 5 wait b:3 wait", "1 refetch jump(1..3) 3 -1");
+        check(None, "1 3 wait b:3 wait 2 wait", "1 refetch jump(1..3) 3 -2");
+        check(None, "1 3 wait wait 4", "1 refetch");
+        check(None, "1 3 wait wait wait wait wait wait 4", "1 refetch jump(1..3) 3 4");
+    }
+
+    #[test]
+    fn what_is_missing_is_had_from_a_session_that_goes_on_after_the_last_good_number() {
+        check(None, "1 4 5 wait b:2 b:3 b:4 b:5 6", "1 refetch 2 3 4 5 6 -2");
+        // It brings them slowly, and the old session goes on meanwhile.
+        check(None, "1 4 wait 5 b:2 6 b:3 b:4 7", "1 refetch 2 3 4 5 6 7 -1");
+        // It has some of them only.
+        check(None, "1 5 wait b:2 b:3 b:5 wait 6", "1 refetch 2 3 jump(3..5) 5 6 -1");
+        // A later hole has its own time.
+        check(None, "1 3 6 wait b:2 wait b:4 b:5 b:6", "1 refetch 2 3 refetch 4 5 6 -1");
+    }
+
+    #[test]
+    fn a_session_that_was_asked_to_go_on_there_is_not_asked_again() {
+        let mut order = Order::new(Some(Sequence(4)));
+        order.resumes(SessionId(1), Sequence(4));
+        assert_eq!(run(&mut order, "7 8 wait"), "jump(4..7) 7 8");
+        assert_eq!(run(&mut order, "10 wait"), "refetch");
+    }
+
+    #[test]
+    fn a_numbering_with_holes_everywhere_does_not_lead_to_a_session_for_each() {
+        let mut order = Order::new(Some(Sequence(1)));
+        let told = run(&mut order, "3 wait b:3 wait 5 wait 7 wait 9 wait 11 wait 13 wait");
+        assert!(told.matches("refetch").count() <= 4, "{told}");
+        assert!(told.ends_with("13") || told.ends_with("refetch -1"), "{told}");
     }
 
     #[test]
     fn sixty_four_later_events_are_enough_waiting() {
         let mut order = Order::new(Some(Sequence(1)));
+        order.resumes(SessionId(1), Sequence(1));
         assert_eq!(run(&mut order, "3..65"), "");
         assert!(run(&mut order, "66").starts_with("jump(1..3) 3 4 5"));
 
         let mut order = Order::new(Some(Sequence(1)));
+        assert_eq!(run(&mut order, "3..66"), "refetch");
+        assert!(run(&mut order, "67..1030").starts_with("jump(1..3) 3 4 5"), "so many are held at most");
+
+        let mut order = Order::new(Some(Sequence(1)));
+        order.resumes(SessionId(1), Sequence(1));
         assert_eq!(run(&mut order, "3..60 62..66 68"), "jump(1..3) ".to_owned() + &numbers(3, 60));
         assert_eq!(run(&mut order, "67 61"), numbers(61, 68), "the later holes were waited for");
     }
@@ -597,7 +738,7 @@ mod tests {
             }
             let accepted: Vec<u64> = told.iter().filter_map(|ruling| match ruling {
                 Ruling::Accepted(event) => event.sequence.map(|sequence| sequence.0),
-                Ruling::Gap(_) | Ruling::Duplicates(_) => None,
+                Ruling::Gap(_) | Ruling::Duplicates(_) | Ruling::Refetch => None,
             }).collect();
             let end = accepted.last().copied().unwrap_or(0);
             prop_assert_eq!(accepted, (1..=end).collect::<Vec<_>>());

@@ -50,7 +50,7 @@ impl Stream {
         }
         if self.link.sessions().chain(&self.leaving).all(Session::has_answered) {
             let taken = self.intake.let_in(now);
-            self.report_taken(taken);
+            self.report_taken(taken, now);
         }
     }
 

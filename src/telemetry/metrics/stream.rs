@@ -7,7 +7,7 @@ use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, I
 use super::{METRICS, counter_vec, gauge_vec, histogram_vec};
 use crate::model::{GapReason, StreamName};
 
-const ROTATION_TRIGGERS: [&str; 6] = ["token", "notice", "channel-end", "revoked", "operator", "drain"];
+const ROTATION_TRIGGERS: [&str; 7] = ["token", "notice", "channel-end", "revoked", "operator", "gap", "drain"];
 const ROTATION_OUTCOMES: [&str; 2] = ["completed", "failed"];
 const NETWORK_CLASSES: [&str; 6] = ["network", "silence", "restart", "clean", "protocol", "refused"];
 const SNAPSHOT_OUTCOMES: [&str; 2] = ["taken", "failed"];
