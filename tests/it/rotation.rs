@@ -167,6 +167,11 @@ async fn the_old_socket_may_be_lost_while_its_successor_comes() {
     assert_eq!(relay.count("gaps").await, 0);
 }
 
+/// An upgrade over a round trip of 60 ms, and what the two ends need beside them.
+const BREAK_FIRST_SILENCE_MAX: f64 = 0.3;
+/// So many rotations are tried for one that nothing else held up.
+const BREAKS_MAX: u64 = 10;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn breaking_first_keeps_order_and_position() {
     let platform = Platform::start().await;
@@ -176,17 +181,22 @@ async fn breaking_first_keeps_order_and_position() {
     let mut consumer = relay.consumer().await;
     platform.say(1);
     consumer.expect(1..=1).await;
-    let mut silences = Vec::new();
-    for rotations in 1..=3 {
+    let mut silences: Vec<f64> = Vec::new();
+    // The best of a few: this machine may be busy, but no wait of its own may stand in every one of them.
+    for rotations in 1..=BREAKS_MAX {
+        if silences.iter().any(|silence| *silence < BREAK_FIRST_SILENCE_MAX) {
+            break;
+        }
         let before = silence(&relay).await;
         relay.wish("rotate").await;
         talking_until(&platform, "it has rotated", async || relay.count("rotations").await == rotations).await;
         silences.push(silence(&relay).await - before);
     }
     consumer.expect(2..=platform.ledger().last_sequence()).await;
-    silences.sort_by(f64::total_cmp);
     println!("silence of break-first over a 60 ms round trip: {silences:?} s");
-    assert!(silences[1] > 0.0 && silences[1] < 1.0, "{silences:?}");
+    let best = silences.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(best < BREAK_FIRST_SILENCE_MAX, "{silences:?}");
+    assert!(best >= 0.06, "the upgrade takes a round trip: {silences:?}");
     assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
 }
 
