@@ -216,7 +216,7 @@ fn what_can_be_lost_is_told_before_it_is() {
 
 proptest! {
     #[test]
-    fn a_damaged_file_is_told_about_and_never_ends_the_process(
+    fn no_line_of_a_configuration_makes_reading_it_panic(
         line in 0_usize..200, with in "[ -~]{0,20}", variable in "[A-Z_]{0,12}", value in "[ -~]{0,12}",
     ) {
         let shipped = shipped();

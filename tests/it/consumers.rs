@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use trunkline::simulator::Dialect;
 
-use crate::harness::{Consumer, Plan, Platform, Relay, Transport, eventually, story, tell};
+use crate::harness::{Consumer, Plan, Platform, Relay, Transport, Wire, eventually, story, tell};
 
 const TRANSPORTS: [Transport; 3] = [Transport::WebSocket, Transport::Sse, Transport::Ndjson];
 
@@ -220,9 +220,10 @@ async fn what_is_not_there_is_a_problem_with_a_type() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_tells_everybody_what_was_heard_and_says_goodbye() {
+async fn a_drain_delivers_all_that_was_stored_and_closes_with_1001() {
     let platform = Platform::start().await;
-    let relay = Relay::start(&platform).await;
+    let wire = Wire::to(platform.address()).await;
+    let relay = Relay::of(Plan::numbered(wire.address())).await;
     let mut socket = relay.consumer().await;
     let mut endless =
         [relay.consume(Transport::Sse, "from=first").await, relay.consume(Transport::Ndjson, "from=first").await];
@@ -230,14 +231,22 @@ async fn a_drain_tells_everybody_what_was_heard_and_says_goodbye() {
     socket.expect(1..=1).await;
     let drained = relay.stop();
     let read = async {
+        let mut delivered = Vec::new();
         for consumer in &mut endless {
             let mut numbers = Vec::new();
             while let Some(event) = consumer.next().await {
                 numbers.push(tell(&event).parse::<u64>().unwrap());
             }
             assert!(numbers.iter().copied().eq(1..=numbers.len() as u64));
+            delivered.push(numbers.len());
         }
+        delivered
     };
-    let (_, (), farewell) = tokio::join!(drained, read, socket.closed());
-    assert_eq!(farewell, (1001, "draining".to_owned()));
+    let (plan, delivered, closed) = tokio::join!(drained, read, socket.closed());
+    assert_eq!(closed, (1001, "draining".to_owned()));
+    // The next process asks for what follows the position that is stored.
+    let _relay = Relay::of(plan).await;
+    let asked = wire.upgrades().pop().unwrap();
+    let position: usize = asked.split_once("sequenceId=").unwrap().1.parse().unwrap();
+    assert_eq!(delivered, [position, position]);
 }

@@ -37,6 +37,7 @@ pub(crate) struct Road {
     port: u16,
     held: watch::Sender<Held>,
     connections: Arc<AtomicU64>,
+    held_appends: Arc<AtomicU64>,
     _traffic: JoinSet<()>,
 }
 
@@ -47,6 +48,8 @@ impl Road {
         let (held, mut traffic) = (watch::Sender::new(Held::Nothing), JoinSet::new());
         let (hold, connections) = (held.subscribe(), Arc::new(AtomicU64::new(0)));
         let count = Arc::clone(&connections);
+        let held_appends = Arc::new(AtomicU64::new(0));
+        let appends = Arc::clone(&held_appends);
         traffic.spawn(async move {
             let mut lanes = JoinSet::new();
             for number in 0_u64.. {
@@ -59,21 +62,26 @@ impl Road {
                     Held::Before(first) => number >= *first,
                     Held::Everything => false,
                 };
-                lanes.spawn(carry(from.0, to.1, hold.clone(), is_free));
+                lanes.spawn(carry(from.0, to.1, hold.clone(), is_free, Arc::clone(&appends)));
                 let answers_are_free = move |held: &Held| match held {
                     Held::Nothing | Held::First => true,
                     Held::Before(first) => number >= *first,
                     Held::Answers | Held::Everything => false,
                 };
-                lanes.spawn(carry(to.0, from.1, hold.clone(), answers_are_free));
+                lanes.spawn(carry(to.0, from.1, hold.clone(), answers_are_free, Arc::clone(&appends)));
                 count.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Self { port, held, connections, _traffic: traffic }
+        Self { port, held, connections, held_appends, _traffic: traffic }
     }
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// How many appends were held up; each arrives when the road is free again.
+    pub(crate) fn held_appends(&self) -> u64 {
+        self.held_appends.load(Ordering::Relaxed)
     }
 
     /// The connections that there are say and hear nothing any more, for ever.
@@ -92,9 +100,13 @@ async fn carry(
     mut to: OwnedWriteHalf,
     mut held: watch::Receiver<Held>,
     is_free: impl Fn(&Held) -> bool,
+    held_appends: Arc<AtomicU64>,
 ) {
     let mut bytes = vec![0; 64 << 10];
     while let Ok(len @ 1..) = from.read(&mut bytes).await {
+        if !is_free(&held.borrow()) && bytes[..len].windows(4).any(|part| part == b"XADD") {
+            held_appends.fetch_add(1, Ordering::Relaxed);
+        }
         if held.wait_for(&is_free).await.is_err() || to.write_all(&bytes[..len]).await.is_err() {
             return;
         }

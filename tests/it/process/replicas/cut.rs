@@ -48,6 +48,24 @@ impl Pair {
         eventually("the far one has it", PATIENCE, async || holds_stream(&self.far).await.then_some(())).await;
     }
 
+    /// An append of the far one is on the road, and does not arrive.
+    async fn holds_an_append_up(&self) {
+        eventually("an append is on the road", PATIENCE, async || {
+            let before = self.road.held_appends();
+            self.road.hold(Held::Everything);
+            // There are events every 10 ms. One append may have arrived already, and wait for its answer: then no other
+            // follows.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            if self.road.held_appends() > before {
+                return Some(());
+            }
+            self.road.hold(Held::Nothing);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            None
+        })
+        .await;
+    }
+
     /// The near one has the stream, and shows what is said from then on.
     async fn takes_over(&self, since: Instant) -> Duration {
         eventually("the near one has it", PATIENCE, async || holds_stream(&self.near).await.then_some(())).await;
@@ -109,9 +127,7 @@ async fn an_append_that_arrives_after_another_took_over_is_refused() {
     let talk = pair.site.talk(rate());
     for _ in 0..rounds(2) {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        pair.road.hold(Held::Everything);
-        // There are events every 10 ms, so that an append is under way by now.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        pair.holds_an_append_up().await;
         pair.far.child.signal("STOP");
         pair.takes_over(clock::now()).await;
         pair.road.hold(Held::Nothing);
