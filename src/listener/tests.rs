@@ -57,6 +57,18 @@ async fn a_panic_ends_its_own_connection_and_no_other() {
     tasks.drain(Duration::from_secs(10)).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_client_that_speaks_http_2_is_refused() {
+    let (address, tasks) = start(Limits::default());
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut answer = Vec::new();
+    let closed = timeout(Duration::from_secs(10), client.read_to_end(&mut answer)).await;
+    assert!(closed.is_ok(), "the connection is open");
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
+    tasks.drain(Duration::from_secs(10)).await.unwrap();
+}
+
 /// The kernel's own list shows which timer a connection has: 02 is that of the keep-alive probes.
 #[cfg(target_os = "linux")]
 #[tokio::test]

@@ -20,6 +20,7 @@ mod site;
 mod starting;
 mod stop;
 mod tls;
+mod vanished;
 
 pub(crate) use self::{
     log::Entry,
