@@ -59,14 +59,7 @@ impl Settings {
             Placement::Header => Credential::Header,
             Placement::Query => Credential::Query("auth_token"),
         };
-        Endpoint {
-            url: self.url.clone(),
-            credential,
-            id: None,
-            topics: Vec::new(),
-            refused: Vec::new(),
-            subscribed: true,
-        }
+        Endpoint { url: self.url.clone(), credential, id: None, topics: Vec::new(), refused: Vec::new() }
     }
 
     pub(super) fn resume_url(&self, url: &str, position: Position) -> String {

@@ -155,7 +155,6 @@ impl Keeper {
             secrets: BTreeMap::new(),
             oldest: None,
             told_live: false,
-            told_degraded: true,
             has_begun_append: false,
         }
     }

@@ -5,6 +5,7 @@
 //! block without a word is a drawing.
 
 mod block;
+mod faults;
 mod line;
 
 use std::{

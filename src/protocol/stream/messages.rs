@@ -189,14 +189,7 @@ pub enum Report {
     Snapshot {
         taken: bool,
     },
-    Refused(Topics),
-}
-
-/// What of the configured topics is heard, and what is not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Topics {
-    pub subscribed: usize,
-    pub missing: Vec<RefusedTopic>,
+    Refused(Vec<RefusedTopic>),
 }
 
 /// What an operator sees of a stream.
@@ -205,8 +198,6 @@ pub enum State {
     Starting,
     Connecting,
     Live,
-    /// Live, but not hearing all that is configured.
-    Degraded,
     Recovering,
     BackingOff,
     Paused,
@@ -220,7 +211,6 @@ impl State {
             Self::Starting => "starting",
             Self::Connecting => "connecting",
             Self::Live => "live",
-            Self::Degraded => "degraded",
             Self::Recovering => "recovering",
             Self::BackingOff => "backing-off",
             Self::Paused => "paused",
