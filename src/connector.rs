@@ -98,15 +98,35 @@ pub struct Endpoint {
     pub id: Option<String>,
     /// What is subscribed on it.
     pub topics: Vec<String>,
-    /// What the platform refused to subscribe, with its reason.
+    /// What is configured and not heard, with the reason.
     pub refused: Vec<RefusedTopic>,
+    /// False where it was made and nothing is subscribed on it yet.
+    pub subscribed: bool,
 }
 
-/// A topic that the platform would not subscribe.
+/// A topic that is configured and not heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedTopic {
     pub topic: String,
     pub reason: String,
+    pub state: Unheard,
+    /// The topic that was asked for: another than `topic` where that is a part of a combined one.
+    pub request: String,
+}
+
+/// Why a topic is not heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unheard {
+    /// The platform refused it, or the look-up of what it stands for.
+    Refused,
+    /// There is no room for it, or nothing that it stands for could be found or read.
+    Unserved,
+}
+
+impl RefusedTopic {
+    pub(crate) fn new(topic: &str, reason: String, state: Unheard) -> Self {
+        Self { topic: topic.to_owned(), reason, state, request: topic.to_owned() }
+    }
 }
 
 /// A REST call. The shell adds the token and the account's API address.
@@ -193,8 +213,8 @@ pub enum Notice {
 pub enum Failure {
     /// The upgrade was answered with another status than 101.
     Handshake { status: u16, retry_after: Option<Duration> },
-    /// A REST call was answered with an error.
-    Call { status: u16, retry_after: Option<Duration> },
+    /// A REST call was answered with an error. `call`: its method and path, and what the answer says.
+    Call { call: String, status: u16, retry_after: Option<Duration> },
     /// No connection, no answer in time, or an answer that makes no sense.
     Unreachable(String),
     /// The socket was closed: RFC 6455 section 7.4; 1006 when nobody said why.
@@ -277,6 +297,17 @@ impl Connector {
         }
     }
 
+    /// Goes on with an endpoint that was made and never subscribed.
+    pub fn resume(&self, spare: &Endpoint) -> (Preparation, Step) {
+        match self {
+            Self::Notifications(settings) => {
+                let (preparation, step) = genesys_notifications::Preparation::resume(settings, spare);
+                (Preparation::Notifications(Box::new(preparation)), step)
+            }
+            Self::Sequenced(_) => self.prepare(),
+        }
+    }
+
     /// Begins to tend a live endpoint; its end is the endpoint as it is then.
     pub fn tend(&self, endpoint: &Endpoint) -> (Preparation, Step) {
         match self {
@@ -341,7 +372,7 @@ impl Connector {
                 Self::Notifications(_) if matches!(status, 401 | 403 | 404) => Verdict::NewEndpoint,
                 Self::Notifications(_) | Self::Sequenced(_) => by_status(Exchange::Upgrade, *status, *retry_after),
             },
-            Failure::Call { status, retry_after } => match self {
+            Failure::Call { status, retry_after, .. } => match self {
                 // A channel that is not there any more is made anew.
                 Self::Notifications(_) if *status == 404 => Verdict::NewEndpoint,
                 Self::Notifications(_) | Self::Sequenced(_) => by_status(Exchange::Call, *status, *retry_after),
@@ -385,6 +416,22 @@ impl Preparation {
         match self {
             Self::Notifications(preparation) => preparation.answered(answer),
             Self::Sequenced(endpoint) => Step::Ready(endpoint.clone()),
+        }
+    }
+
+    /// Takes the fact that the call of the last step has no answer.
+    pub fn unanswered(&mut self, why: String) -> Step {
+        match self {
+            Self::Notifications(preparation) => preparation.unanswered(why),
+            Self::Sequenced(_) => Step::Failed(Failure::Unreachable(why)),
+        }
+    }
+
+    /// An endpoint that was made on the way and can be gone on with.
+    pub fn spare(&self) -> Option<&Endpoint> {
+        match self {
+            Self::Notifications(preparation) => preparation.spare(),
+            Self::Sequenced(_) => None,
         }
     }
 }
@@ -447,7 +494,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Handshake { status, .. } => write!(f, "the upgrade was answered with {status}"),
-            Self::Call { status, .. } => write!(f, "a REST call was answered with {status}"),
+            Self::Call { call, status, .. } => write!(f, "{call} was answered with {status}"),
             Self::Unreachable(why) => write!(f, "unreachable: {why}"),
             Self::Closed { code, reason } if reason.is_empty() => write!(f, "closed with {code}"),
             Self::Closed { code, reason } => write!(f, "closed with {code} {reason:?}"),
@@ -518,7 +565,10 @@ mod tests {
             (503, second, Verdict::WaitFor(Duration::from_secs(1)), Verdict::WaitFor(Duration::from_secs(1))),
         ];
         for (status, retry_after, upgrade, call) in table {
-            let failures = [Failure::Handshake { status, retry_after }, Failure::Call { status, retry_after }];
+            let failures = [
+                Failure::Handshake { status, retry_after },
+                Failure::Call { call: String::new(), status, retry_after },
+            ];
             let verdicts = failures.map(|failure| sequenced().classify(&failure));
             assert_eq!(verdicts, [upgrade, call], "{status}");
         }

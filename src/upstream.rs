@@ -38,8 +38,8 @@ pub struct StreamStatus {
     pub stream: StreamName,
     pub account: AccountName,
     pub connector: &'static str,
-    /// One of `starting`, `connecting`, `live`, `recovering`, `backing-off`, `paused`, `failed`. Of a stream that another
-    /// replica keeps: `live`, when it is live there.
+    /// One of `starting`, `connecting`, `live`, `degraded` (live, but not hearing all that is configured), `recovering`,
+    /// `backing-off`, `paused`, `failed`. Of a stream that another replica keeps: `live` or `degraded`, as it is there.
     pub state: &'static str,
     /// Which replica keeps it; none while nobody is known to.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,11 +58,24 @@ pub struct StreamStatus {
     pub silent_seconds: Option<f64>,
     /// A snapshot that could not be fetched yet.
     pub snapshot_owed: bool,
-    /// Topics that the platform refused, each with its reason (at most 20).
+    /// Topics that are configured and not heard, each with its reason (at most 20).
     pub refused_topics: Vec<String>,
+    /// How many topics are subscribed, refused by the platform, and unserved.
+    pub topics: TopicCounts,
+    /// What does not work now.
     pub last_error: Option<String>,
+    /// When that was found, RFC 3339.
+    pub last_error_at: Option<String>,
     /// The proxy that its connections go through, without login; none where they are direct.
     pub proxy: Option<String>,
+}
+
+/// How many topics of a stream are heard, and how many not.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct TopicCounts {
+    pub subscribed: usize,
+    pub refused: usize,
+    pub unserved: usize,
 }
 
 /// A wish could not be passed on.
@@ -201,7 +214,9 @@ impl Streams {
 
     /// Whether events of this stream come in right now, here or at another replica.
     pub fn is_live(&self, stream: &StreamName) -> bool {
-        self.streams.get(stream).is_some_and(|entry| matches!(entry.state(), State::Live | State::Recovering))
+        self.streams
+            .get(stream)
+            .is_some_and(|entry| matches!(entry.state(), State::Live | State::Degraded | State::Recovering))
     }
 
     /// Tells a stream what an operator wants, and waits a moment for its answer; asking twice is harmless. It is refused
@@ -247,8 +262,9 @@ impl Entry {
         let here = self.board.facts().state;
         match self.elsewhere() {
             Some(view) if view.unreadable().is_some() => State::Failed,
+            Some(view) if view.is_live() && view.is_degraded() => State::Degraded,
             Some(view) if view.is_live() => State::Live,
-            Some(_) if here == State::Live => State::Starting,
+            Some(_) if matches!(here, State::Live | State::Degraded) => State::Starting,
             Some(_) | None => here,
         }
     }
@@ -257,6 +273,9 @@ impl Entry {
         let facts = self.board.facts();
         let end = self.log.end();
         let now = clock::now();
+        let [subscribed, refused, unserved] = facts.topic_counts();
+        let unreadable = self.elsewhere().and_then(View::unreadable).map(|why| (clock::wall(), why));
+        let (at, last_error) = unreadable.or_else(|| facts.last_error()).unzip();
         StreamStatus {
             stream: name.clone(),
             account: self.account.clone(),
@@ -274,7 +293,9 @@ impl Entry {
             silent_seconds: facts.heard_at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
             snapshot_owed: facts.snapshot_owed,
             refused_topics: facts.refused_shown(),
-            last_error: self.elsewhere().and_then(View::unreadable).or(facts.last_error),
+            topics: TopicCounts { subscribed, refused, unserved },
+            last_error,
+            last_error_at: at.map(|at| at.to_string()),
             proxy: self.proxy.clone(),
         }
     }

@@ -34,7 +34,7 @@ use crate::{
     model::{AccountName, NameError, StreamName},
     replica::Replica,
     telemetry::{chain, metrics},
-    upstream::{Wish, WishError},
+    upstream::{StreamStatus, Wish, WishError},
 };
 
 /// What every handler works on.
@@ -140,13 +140,16 @@ async fn refresh(State(operators): State<Arc<Operators>>, Name(name): Name) -> R
 
 impl Operators {
     fn report(&self) -> Report {
-        let streams = self.parts.streams.statuses().into_iter().map(|status| (status.stream, status.state));
+        let statuses = self.parts.streams.statuses();
+        let streams = statuses.iter().map(|status| (status.stream.clone(), status.state)).collect();
+        let reason = |status: StreamStatus| Some((status.stream, status.last_error?));
         Report {
             store: self.parts.store.health(),
             replica: self.parts.replica.as_ref().map(Replica::health),
             warnings: self.warnings(),
             draining: self.parts.readiness.draining(),
-            streams: streams.collect(),
+            streams,
+            reasons: statuses.into_iter().filter_map(reason).collect(),
         }
     }
 

@@ -29,7 +29,8 @@ use crate::{
 /// The Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The states in which a stream hears its platform; `recovering` waits for a snapshot only.
+/// The states in which a stream hears all that is configured; `recovering` waits for a snapshot only, and `degraded` is
+/// not among them.
 const LIVE: [&str; 2] = ["live", "recovering"];
 
 /// What readiness rests on.
@@ -43,6 +44,8 @@ pub(super) struct Report {
     pub(super) warnings: Vec<String>,
     pub(super) draining: bool,
     pub(super) streams: BTreeMap<StreamName, &'static str>,
+    /// Why streams are not live, or do not hear all that is configured.
+    pub(super) reasons: BTreeMap<StreamName, String>,
 }
 
 impl Report {
@@ -58,6 +61,9 @@ impl Report {
         });
         if let Some(replica) = &self.replica {
             body["checks"]["replica"] = json!(replica.as_ref().map_or_else(String::as_str, |()| "ok"));
+        }
+        if !self.reasons.is_empty() {
+            body["reasons"] = json!(self.reasons);
         }
         answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
     }
@@ -190,6 +196,7 @@ mod tests {
             warnings: Vec::new(),
             draining,
             streams: names.into_iter().zip(states).collect(),
+            reasons: BTreeMap::new(),
         }
     }
 
@@ -218,6 +225,7 @@ mod tests {
             (Ok(()), false, ["live", "live"], 200, 200),
             (Ok(()), false, ["live", "recovering"], 200, 200),
             (Ok(()), false, ["live", "backing-off"], 200, 503),
+            (Ok(()), false, ["live", "degraded"], 200, 503),
             (Ok(()), true, ["live", "live"], 503, 503),
             (full(), false, ["live", "live"], 503, 503),
         ] {

@@ -102,6 +102,13 @@ impl Starting {
     fn report(&self) -> Report {
         let streams: BTreeMap<StreamName, &'static str> =
             self.streams.iter().map(|stream| (stream.clone(), STARTING)).collect();
-        Report { store: Err(self.progress.reason()), replica: None, warnings: Vec::new(), draining: false, streams }
+        Report {
+            store: Err(self.progress.reason()),
+            replica: None,
+            warnings: Vec::new(),
+            draining: false,
+            streams,
+            reasons: BTreeMap::new(),
+        }
     }
 }

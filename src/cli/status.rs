@@ -292,7 +292,7 @@ mod tests {
         auth::AccountStatus,
         cli::tests_server::{Served, serve},
         model::{Epoch, Mark, Offset},
-        upstream::StreamStatus,
+        upstream::{StreamStatus, TopicCounts},
     };
 
     /// As the daemon's own structs write it, so that neither side drifts.
@@ -314,7 +314,9 @@ mod tests {
             silent_seconds: Some(0.25),
             snapshot_owed: true,
             refused_topics: vec!["v2.users.x.presence (403)".to_owned()],
+            topics: TopicCounts::default(),
             last_error: None,
+            last_error_at: None,
             proxy: None,
         };
         let account = AccountStatus {

@@ -10,7 +10,7 @@ mod snapshot;
 pub use preparation::{EXPANDED, Preparation, expands};
 pub(super) use snapshot::{next_page, snapshot};
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use bytestring::ByteString;
 use serde::Deserialize;
@@ -176,11 +176,6 @@ pub(super) fn kind_of(topic: &str) -> String {
 fn id_of(topic: &str) -> Option<&str> {
     let named = topic.split('?').next()?;
     named.split('.').skip(1).find(|segment| is_id(segment))
-}
-
-/// One part of an answer's body as text.
-fn text_or(value: Option<&str>, default: &'static str) -> Cow<'static, str> {
-    value.map_or(Cow::Borrowed(default), |value| Cow::Owned(value.to_owned()))
 }
 
 #[cfg(test)]

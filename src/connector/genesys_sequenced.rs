@@ -59,7 +59,14 @@ impl Settings {
             Placement::Header => Credential::Header,
             Placement::Query => Credential::Query("auth_token"),
         };
-        Endpoint { url: self.url.clone(), credential, id: None, topics: Vec::new(), refused: Vec::new() }
+        Endpoint {
+            url: self.url.clone(),
+            credential,
+            id: None,
+            topics: Vec::new(),
+            refused: Vec::new(),
+            subscribed: true,
+        }
     }
 
     pub(super) fn resume_url(&self, url: &str, position: Position) -> String {

@@ -4,6 +4,7 @@ use std::{borrow::Cow, fmt, ops::Range};
 
 use bytestring::ByteString;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use crate::model::Timestamp;
 
@@ -279,6 +280,82 @@ impl<'de> Visitor<'de> for MetadataVisitor {
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
         Ok(Metadata::default())
     }
+}
+
+/// The members of an object, unread: each is read where it is of use, so that one of another type spoils no other.
+/// Of two with one name the later counts.
+#[derive(Debug)]
+pub(super) struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+/// An object has no more members than this that are of interest; what is beyond is passed over.
+const MEMBERS_MAX: usize = 256;
+
+impl<'a> Members<'a> {
+    /// None where the text is no JSON object.
+    pub(super) fn read(text: &'a [u8]) -> Option<Self> {
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+        serde_json::from_slice(text).ok()
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
+        self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| *value)
+    }
+
+    /// A text, or a number as it is written.
+    pub(super) fn text(&self, name: &str) -> Option<String> {
+        self.get(name).and_then(text)
+    }
+
+    /// A whole number, also when it is written as a text.
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
+        serde_json::from_str::<Loose<'_>>(self.get(name)?.get()).ok()?.number()
+    }
+
+    /// The elements of a list; none where it is anything else.
+    pub(super) fn list(&self, name: &str) -> Vec<&'a RawValue> {
+        self.get(name).and_then(|value| serde_json::from_str(value.get()).ok()).unwrap_or_default()
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = Vec::new();
+        while let Some(Key(key)) = map.next_key()? {
+            let value = map.next_value()?;
+            if members.len() < MEMBERS_MAX {
+                members.push((key, value));
+            }
+        }
+        Ok(Members(members))
+    }
+}
+
+/// A text, or a number as it is written.
+pub(super) fn text(value: &RawValue) -> Option<String> {
+    match serde_json::from_str(value.get()).ok()? {
+        Loose::Text(text) => Some(text.into_owned()),
+        Loose::Number(number) => Some(number.to_string()),
+        Loose::Other => None,
+    }
+}
+
+/// A text from outside as it is shown: on one line, and cut off after so many characters.
+pub(super) fn shown(text: &str, len_max: usize) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(len_max).collect()
 }
 
 /// A key of an object, borrowed where it has no escapes.

@@ -155,7 +155,12 @@ impl Session {
             outputs: std::collections::VecDeque::new(),
         };
         match reuse {
-            Some(minted) => session.dial(minted, now),
+            Some(minted) if minted.endpoint.subscribed => session.dial(minted, now),
+            Some(minted) => {
+                let (preparation, step) = connector.resume(&minted.endpoint);
+                session.minted = Some(minted);
+                session.take_step(preparation, step, now);
+            }
             None => {
                 let (preparation, step) = connector.prepare();
                 session.take_step(preparation, step, now);
@@ -308,11 +313,28 @@ impl Session {
         match step {
             Step::Call(request) => self.outputs.push_back(Output::Call(request)),
             Step::Ready(endpoint) => {
-                let ends = self.choices.life.map(|life| now.at + life);
+                let ends = self.life_ends(now);
                 self.dial(Minted { endpoint, generation: self.generation, ends }, now);
             }
-            Step::Failed(failure) => self.end(failure),
+            Step::Failed(failure) => {
+                self.keep_spare(now);
+                self.end(failure);
+            }
         }
+    }
+
+    /// An endpoint that was made and could not be subscribed is there for the next attempt.
+    fn keep_spare(&mut self, now: Now) {
+        let Stage::Preparing(preparation) = &self.stage else { return };
+        let ends = self.life_ends(now);
+        let generation = self.generation;
+        self.minted = preparation.spare().map(|spare| Minted { endpoint: spare.clone(), generation, ends });
+    }
+
+    /// One that was made before lives no longer for being gone on with.
+    fn life_ends(&self, now: Now) -> Option<Instant> {
+        let known = self.minted.as_ref().and_then(|minted| minted.ends);
+        known.or_else(|| self.choices.life.map(|life| now.at + life))
     }
 
     fn dial(&mut self, minted: Minted, now: Now) {
@@ -451,7 +473,7 @@ impl Session {
 fn step_of(preparation: &mut Preparation, answer: Result<Answer, String>) -> Step {
     match answer {
         Ok(answer) => preparation.answered(&answer),
-        Err(why) => Step::Failed(Failure::Unreachable(why)),
+        Err(why) => preparation.unanswered(why),
     }
 }
 

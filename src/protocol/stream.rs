@@ -20,7 +20,7 @@ mod twins;
 
 pub use self::{
     buffer::Overflow,
-    messages::{CallId, Input, Opening, Output, Report, State, Trigger},
+    messages::{CallId, Input, Opening, Output, Report, State, Topics, Trigger},
 };
 
 use std::{
@@ -100,6 +100,10 @@ pub struct Stream {
     /// The platform refused the position: the next session asks for none.
     position_refused: bool,
     endpoint: Option<Minted>,
+    /// One that a successor made and did not become live on: the next attempt takes it.
+    spare: Option<Minted>,
+    /// Not all that is configured is heard.
+    degraded: bool,
     intake: Intake,
     backoff: Backoff,
     sessions: u64,
@@ -145,6 +149,8 @@ impl Stream {
             resumed: None,
             position_refused: false,
             endpoint: None,
+            spare: None,
+            degraded: false,
             sessions: 0,
             heard: Heard { at: None, wall },
             appending: None,
@@ -235,6 +241,11 @@ impl Stream {
     /// Whether a session is there that events come by.
     pub fn is_ready(&self) -> bool {
         self.link.is_live()
+    }
+
+    /// Whether it is live and does not hear all that is configured.
+    pub fn is_degraded(&self) -> bool {
+        self.degraded && self.link.is_live()
     }
 
     /// How many events a standby keeps.
@@ -386,8 +397,13 @@ impl Stream {
     }
 
     fn report_state(&mut self, now: Now) {
-        let recovering = self.link.is_live() && self.intake.recovery.holds();
-        let state = if recovering { State::Recovering } else { self.link.state() };
+        let recovering = self.intake.recovery.holds();
+        let mut state = self.link.state();
+        if state == State::Live && self.degraded {
+            state = State::Degraded;
+        } else if state == State::Live && recovering {
+            state = State::Recovering;
+        }
         let connected = self.link.is_live();
         let breaker = self.backoff.is_open(now.at);
         let before = std::mem::replace(&mut self.told, (state, connected, breaker));

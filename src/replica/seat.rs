@@ -52,6 +52,7 @@ impl Part {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Said {
     Live { stream: StreamName, live: bool },
+    Degraded { stream: StreamName, degraded: bool },
     Flushed { stream: StreamName },
     Closed { stream: StreamName },
     Fenced { stream: StreamName, fence: Fence },
@@ -141,6 +142,11 @@ impl Seat {
         self.say(|stream| Said::Live { stream, live }).await;
     }
 
+    /// The stream is live here, and does not hear all that is configured; or hears it again.
+    pub async fn say_degraded(&self, degraded: bool) {
+        self.say(|stream| Said::Degraded { stream, degraded }).await;
+    }
+
     /// What [`Stage::Flushing`] asks for is done.
     pub async fn say_flushed(&self) {
         self.say(|stream| Said::Flushed { stream }).await;
@@ -185,6 +191,15 @@ impl View {
         let Some(holder) = self.holder() else { return false };
         let lives = self.shared.lives();
         lives.iter().any(|life| life.member.replica == holder && !life.ailing.contains(&self.stream))
+    }
+}
+
+impl View {
+    /// Whether its holder says that it does not hear all that is configured.
+    pub fn is_degraded(&self) -> bool {
+        let Some(holder) = self.holder() else { return false };
+        let lives = self.shared.lives();
+        lives.iter().any(|life| life.member.replica == holder && life.degraded.contains(&self.stream))
     }
 }
 

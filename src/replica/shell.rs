@@ -69,6 +69,8 @@ pub(super) struct Shell {
     flushes: u32,
     /// Streams that are live here.
     live: BTreeSet<StreamName>,
+    /// Streams that do not hear all that is configured.
+    degraded: BTreeSet<StreamName>,
     /// Whether the store did not answer when it was last asked.
     away: bool,
     /// Values that cannot be read and were reported. At most [`REPORTED_MAX`]: beyond them it begins again.
@@ -121,6 +123,7 @@ impl Shell {
             taken: BTreeMap::new(),
             flushes: 0,
             live: BTreeSet::new(),
+            degraded: BTreeSet::new(),
             away: false,
             reported: BTreeSet::new(),
             left: None,
@@ -239,6 +242,8 @@ impl Shell {
     fn said(&mut self, said: Said) {
         match said {
             Said::Live { stream, live } => self.live(stream, live),
+            Said::Degraded { stream, degraded: true } => drop(self.degraded.insert(stream)),
+            Said::Degraded { stream, degraded: false } => drop(self.degraded.remove(&stream)),
             Said::Flushed { stream } => {
                 if let Some(from) = self.ready.remove(&stream) {
                     self.handle(Input::Heard { from, note: Note::Ready { stream } });
@@ -322,8 +327,10 @@ impl Shell {
         let (registry, life) = (Arc::clone(&self.registry), self.settings.life);
         let ails = |stream: &&StreamName| self.shared.part(stream) != Part::Apart && !self.live.contains(*stream);
         let ailing: Vec<StreamName> = self.settings.streams.iter().filter(ails).cloned().collect();
+        let degraded: Vec<StreamName> =
+            self.degraded.iter().filter(|stream| self.live.contains(*stream)).cloned().collect();
         self.work.push(Box::pin(async move {
-            Some(match registry.renew(limit, &ailing, life).await {
+            Some(match registry.renew(limit, &ailing, &degraded, life).await {
                 Ok(lives) => Done::Renewed(lives),
                 Err(why) => Done::Unanswered(Request::Renew, why.to_string()),
             })

@@ -1,6 +1,7 @@
 //! What is known of a stream from outside: its counts, its state, and the log lines and metrics that tell them.
 
 use std::{
+    collections::BTreeMap,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -9,9 +10,9 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     clock,
-    connector::RefusedTopic,
-    model::{Position, StreamName},
-    protocol::stream::{Report, State, Stream},
+    connector::{RefusedTopic, Unheard},
+    model::{Position, StreamName, Timestamp},
+    protocol::stream::{Report, State, Stream, Topics},
     telemetry::metrics,
 };
 
@@ -40,12 +41,23 @@ pub(super) struct Facts {
     pub(super) buffered: usize,
     pub(super) heard_at: Option<Instant>,
     pub(super) snapshot_owed: bool,
-    pub(super) refused: Vec<RefusedTopic>,
-    pub(super) last_error: Option<String>,
+    pub(super) topics: Topics,
+    /// What holds now, with the time at which it began to be so.
+    errors: BTreeMap<Trouble, (Timestamp, String)>,
     no_room: bool,
     /// Why the log cannot be used.
     refused_log: Option<String>,
     quiet: Quiet,
+}
+
+/// What an error is about: each kind is cleared when it no longer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Trouble {
+    Session,
+    Rotation,
+    Store,
+    Log,
+    Topics,
 }
 
 /// When the frequent kinds of trouble were last told.
@@ -73,8 +85,8 @@ impl Board {
                 buffered: 0,
                 heard_at: None,
                 snapshot_owed: false,
-                refused: Vec::new(),
-                last_error: None,
+                topics: Topics { subscribed: 0, missing: Vec::new() },
+                errors: BTreeMap::new(),
                 no_room: false,
                 refused_log: None,
                 quiet: Quiet::default(),
@@ -100,6 +112,8 @@ impl Board {
             facts.buffered = 0;
             facts.heard_at = None;
             facts.snapshot_owed = false;
+            facts.topics = Topics { subscribed: 0, missing: Vec::new() };
+            facts.errors.clear();
         });
     }
 
@@ -131,10 +145,11 @@ impl Board {
         if news {
             error!(%why, "the store takes no entries: the platform is not read until it does");
         }
-        self.with(|facts| facts.last_error = Some(format!("the store takes no entries: {why}")));
+        self.fails(Trouble::Store, format!("the store takes no entries: {why}"));
     }
 
     pub(super) fn store_has_room(&self) {
+        self.recovers(Trouble::Store);
         if self.with(|facts| std::mem::take(&mut facts.no_room)) {
             info!("the store takes entries again");
         }
@@ -147,9 +162,9 @@ impl Board {
             let is_news = facts.refused_log.as_deref() != Some(why);
             facts.refused_log = Some(why.to_owned());
             facts.state = State::Failed;
-            facts.last_error = Some(text);
             is_news
         });
+        self.fails(Trouble::Log, text);
         self.metrics.entered(State::Failed.as_str());
         if is_news {
             error!(reason = why, state = State::Failed.as_str(), "the log of this stream cannot be used");
@@ -158,14 +173,8 @@ impl Board {
 
     /// The log was claimed, or another reason keeps it from being claimed.
     pub(super) fn log_usable(&self) {
-        let was_refused = self.with(|facts| {
-            let was_refused = facts.refused_log.take().is_some();
-            if was_refused {
-                facts.last_error = None;
-            }
-            was_refused
-        });
-        if was_refused {
+        self.recovers(Trouble::Log);
+        if self.with(|facts| facts.refused_log.take().is_some()) {
             info!("the log can be used again");
         }
     }
@@ -190,19 +199,20 @@ impl Board {
             Report::RotationBegins(trigger) => debug!(trigger = trigger.as_str(), "rotation begins"),
             Report::RotationFailed { trigger, failure } => {
                 self.metrics.rotated(trigger.as_str(), false);
-                self.with(|facts| facts.last_error = Some(failure.to_string()));
+                self.fails(Trouble::Rotation, failure.to_string());
                 warn!(trigger = trigger.as_str(), error = %failure, "the successor failed; the old session serves on");
             }
             Report::Rotated { trigger, silence } => {
                 self.metrics.rotated(trigger.as_str(), true);
                 self.metrics.rotation_was_silent_for(silence);
+                self.recovers(Trouble::Rotation);
                 self.with(|facts| facts.rotations += 1);
                 info!(trigger = trigger.as_str(), silence_ms = silence.as_millis(), "rotated");
             }
             Report::Lost { failure, retry_in } => self.lost(&failure, retry_in),
             Report::GivenUp { failure, retry_in } => {
                 self.metrics.session_lost(failure.class());
-                self.with(|facts| facts.last_error = Some(failure.to_string()));
+                self.fails(Trouble::Session, failure.to_string());
                 let retry_ms = retry_in.as_millis();
                 error!(error = %failure, retry_ms, "the platform refuses this stream: check its configuration and permissions");
             }
@@ -213,13 +223,16 @@ impl Board {
                     warn!("the snapshot could not be fetched; it is tried again behind the live stream");
                 }
             }
-            Report::Refused(refused) => self.refused(refused),
+            Report::Refused(topics) => self.topics(&topics),
         }
     }
 
     fn entered(&self, state: State) {
         self.metrics.entered(state.as_str());
         self.with(|facts| facts.state = state);
+        if matches!(state, State::Live | State::Degraded | State::Recovering) {
+            self.recovers(Trouble::Session);
+        }
         info!(state = state.as_str(), "stream");
     }
 
@@ -239,10 +252,9 @@ impl Board {
 
     fn lost(&self, failure: &crate::connector::Failure, retry_in: Option<Duration>) {
         self.metrics.session_lost(failure.class());
-        self.with(|facts| {
-            facts.reconnects += 1;
-            facts.last_error = Some(failure.to_string());
-        });
+        self.with(|facts| facts.reconnects += 1);
+        self.fails(Trouble::Session, failure.to_string());
+        self.recovers(Trouble::Rotation);
         if self.may_tell(|quiet| &mut quiet.lost) {
             let retry_ms = retry_in.map(|delay| delay.as_millis());
             info!(error = %failure, class = failure.class(), retry_ms, "session lost");
@@ -258,14 +270,41 @@ impl Board {
         }
     }
 
-    fn refused(&self, refused: Vec<RefusedTopic>) {
-        let news = self.with(|facts| facts.refused != refused);
+    fn topics(&self, topics: &Topics) {
+        let news = self.with(|facts| facts.topics.missing != topics.missing);
+        let counts = self.with(|facts| {
+            facts.topics = topics.clone();
+            facts.topic_counts()
+        });
+        self.metrics.topics(counts);
         if news {
-            for RefusedTopic { topic, reason } in refused.iter().take(REFUSED_SHOWN_MAX) {
-                warn!(%topic, %reason, "the platform refuses a topic; the others are not affected");
+            for RefusedTopic { topic, reason, .. } in topics.missing.iter().take(REFUSED_SHOWN_MAX) {
+                warn!(%topic, %reason, "a topic is not heard; the others are not affected");
             }
-            self.with(|facts| facts.refused = refused);
+            let [subscribed, refused, unserved] = counts;
+            match degradation(topics) {
+                Some(_) => warn!(subscribed, refused, unserved, "not every configured topic is heard"),
+                None => info!(subscribed, "every configured topic is heard again"),
+            }
         }
+        match degradation(topics) {
+            Some(why) => self.fails(Trouble::Topics, why),
+            None => self.recovers(Trouble::Topics),
+        }
+    }
+
+    /// Something does not work; since when is kept while it stays the same.
+    fn fails(&self, what: Trouble, why: String) {
+        let now = clock::wall();
+        self.with(|facts| {
+            let known = facts.errors.get(&what).filter(|(_, known)| *known == why).map(|(at, _)| *at);
+            let at = if what == Trouble::Topics { known.unwrap_or(now) } else { now };
+            facts.errors.insert(what, (at, why));
+        });
+    }
+
+    fn recovers(&self, what: Trouble) {
+        self.with(|facts| facts.errors.remove(&what));
     }
 
     fn may_tell(&self, kind: impl FnOnce(&mut Quiet) -> &mut Option<Instant>) -> bool {
@@ -282,9 +321,27 @@ impl Board {
 }
 
 impl Facts {
-    /// The refused topics as an operator reads them.
+    /// The topics that are not heard, as an operator reads them.
     pub(super) fn refused_shown(&self) -> Vec<String> {
-        let shown = self.refused.iter().take(REFUSED_SHOWN_MAX);
-        shown.map(|RefusedTopic { topic, reason }| format!("{topic}: {reason}")).collect()
+        let shown = self.topics.missing.iter().take(REFUSED_SHOWN_MAX);
+        shown.map(|RefusedTopic { topic, reason, .. }| format!("{topic}: {reason}")).collect()
     }
+
+    /// How many topics are subscribed, refused and unserved.
+    pub(super) fn topic_counts(&self) -> [usize; 3] {
+        let refused = self.topics.missing.iter().filter(|topic| topic.state == Unheard::Refused).count();
+        [self.topics.subscribed, refused, self.topics.missing.len() - refused]
+    }
+
+    /// What does not work now, the newest first, and since when.
+    pub(super) fn last_error(&self) -> Option<(Timestamp, String)> {
+        self.errors.values().max_by_key(|(at, _)| *at).cloned()
+    }
+}
+
+/// Why a stream is degraded.
+fn degradation(topics: &Topics) -> Option<String> {
+    let first = topics.missing.first()?;
+    let RefusedTopic { topic, reason, .. } = first;
+    Some(format!("{} topics are not heard, the first is {topic}: {reason}", topics.missing.len()))
 }

@@ -155,6 +155,7 @@ impl Keeper {
             secrets: BTreeMap::new(),
             oldest: None,
             told_live: false,
+            told_degraded: true,
             has_begun_append: false,
         }
     }

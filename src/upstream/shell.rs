@@ -60,6 +60,9 @@ pub(super) struct Shell<'a> {
     pub(super) oldest: Option<Instant>,
     /// Whether the others were told that a session is live.
     pub(super) told_live: bool,
+    /// Whether they were told that it does not hear all that is configured. True at first, so that the first word is
+    /// about this session and not about one before.
+    pub(super) told_degraded: bool,
     /// An append was begun a moment ago, and is not on its way yet.
     pub(super) has_begun_append: bool,
 }
@@ -362,6 +365,10 @@ impl Shell<'_> {
                 self.note_live();
             }
             self.seat.say_live(live).await;
+        }
+        let degraded = self.machine.is_degraded();
+        if mem::replace(&mut self.told_degraded, degraded) != degraded {
+            self.seat.say_degraded(degraded).await;
         }
     }
 }

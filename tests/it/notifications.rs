@@ -41,13 +41,52 @@ async fn a_refused_topic_is_told_and_the_others_flow() {
     let platform = Platform::with(settings).await;
     let agent = platform.agent_ids().remove(0);
     let refused = [format!("v2.users.{agent}.presence"), "v2.routing.queues.nobody.users".to_owned()];
-    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES, &refused[0], &refused[1]])).await;
+    let relay = Relay::launch(Plan::topics(platform.address(), &[QUEUES, &refused[0], &refused[1]])).await;
+    relay.until("it is degraded", |stream| stream["state"] == "degraded").await;
     let told = relay.stream().await["refused_topics"].clone();
     let told: Vec<&str> = told.as_array().unwrap().iter().map(|topic| topic.as_str().unwrap()).collect();
     assert!(told.len() == 2 && refused.iter().all(|topic| told.iter().any(|told| told.starts_with(topic))), "{told:?}");
     assert!(told.iter().any(|told| told.contains("directory:user:view")), "{told:?}");
     platform.say(50);
     assert!(relay.consumer().await.next().await.unwrap()["type"] == "v2.analytics.queues.observations");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn families_fail_apart_and_the_stream_is_degraded_until_the_failed_one_recovers() {
+    let platform = Platform::start().await;
+    let path = Some("/api/v2/users".to_owned());
+    platform.inject(Fault::Rest { status: 403, times: 2, retry_after: None, path });
+    let plan = Plan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"]).stream("discovery", "2s");
+    let relay = Relay::launch(plan).await;
+    relay.until("it is degraded", |stream| stream["state"] == "degraded").await;
+    let stream = relay.stream().await;
+    let error = stream["last_error"].as_str().unwrap().to_owned();
+    assert!(["GET /api/v2/users", "403", "v2.users.*.presence"].iter().all(|part| error.contains(part)), "{error}");
+    assert!(stream["last_error_at"].as_str().unwrap().ends_with('Z'));
+    assert_eq!((&stream["topics"]["refused"], &stream["topics"]["unserved"]), (&json!(1), &json!(0)));
+    assert!(stream["topics"]["subscribed"].as_u64() > Some(0), "the queues flow");
+    assert_eq!(relay.get("/readyz").await.status(), 200);
+    let ready = relay.get("/readyz?streams=all").await;
+    assert_eq!(ready.status(), 503);
+    let ready: serde_json::Value = ready.json().await.unwrap();
+    assert!(ready["streams"].as_object().unwrap().values().all(|state| state == "degraded"), "{ready}");
+    assert!(ready["reasons"].as_object().unwrap().values().all(|why| why.as_str().unwrap().contains("403")), "{ready}");
+    let series = format!("trunkline_stream_topics{{state=\"refused\",stream=\"{}\"}} 1", relay.name());
+    assert!(relay.get("/metrics").await.text().await.unwrap().contains(&series));
+    relay.live().await;
+    let stream = relay.stream().await;
+    assert_eq!((&stream["last_error"], &stream["last_error_at"]), (&json!(null), &json!(null)));
+    assert_eq!((&stream["state"], &stream["topics"]["refused"]), (&json!("live"), &json!(0)));
+    assert_eq!(platform.tally().channels_created, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_cannot_be_subscribed_is_used_again_and_not_leaked() {
+    let platform = Platform::start().await;
+    let path = Some("/api/v2/notifications/channels/".to_owned());
+    platform.inject(Fault::Rest { status: 500, times: 3, retry_after: None, path });
+    let _relay = Relay::of(Plan::topics(platform.address(), &[QUEUES])).await;
+    assert_eq!(platform.tally().channels_created, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

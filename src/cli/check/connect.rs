@@ -92,7 +92,7 @@ fn progress_of_account(account: &AccountStatus) -> Progress {
 /// A stream whose account has no token waits for that, and stands as it does.
 fn progress_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> Progress {
     match (stream.state, &stream.last_error, account) {
-        ("live" | "failed", _, _) => Progress::Decided,
+        ("live" | "degraded" | "failed", _, _) => Progress::Decided,
         (_, Some(_), _) => Progress::Failing,
         (_, None, Some(account)) if !has_token(account) => progress_of_account(account),
         (_, None, _) => Progress::Silent,
@@ -113,12 +113,12 @@ fn verdict_of_account(account: &AccountStatus) -> Result<String, String> {
 }
 
 fn verdict_of_stream(stream: &StreamStatus) -> Result<String, String> {
-    if stream.state != "live" {
+    if !matches!(stream.state, "live" | "degraded") {
         return Err(stream.last_error.clone().unwrap_or_else(|| "not live in the time given".to_owned()));
     }
     match stream.refused_topics.as_slice() {
         [] => Ok("opened and closed".to_owned()),
-        refused => Err(format!("opened, but topics are refused: {}", refused.join("; "))),
+        refused => Err(format!("opened, but topics are not heard: {}", refused.join("; "))),
     }
 }
 

@@ -1,37 +1,47 @@
 //! Getting a channel: look up what `*` stands for, mint the channel, subscribe its topics.
+//!
+//! Answers are read member by member. What cannot be read, and what the platform refuses, is named in the endpoint and
+//! takes nothing else down: a family whose look-up fails, a part of a combined topic, a topic beyond the limit.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::{Settings, TOPICS_MAX, text_or};
-use crate::connector::{Answer, Credential, Endpoint, Failure, Method, RefusedTopic, Request, Step};
+use super::{Settings, TOPICS_MAX};
+use crate::connector::{
+    Answer, Credential, Endpoint, Failure, Method, RefusedTopic, Request, Step, Unheard,
+    json::{self, Members},
+};
 
-/// Where the conversation stands.
+/// Where the preparation stands.
 #[derive(Debug, Clone)]
 pub struct Preparation {
     settings: Settings,
     stage: Stage,
     /// The ids found so far, by family.
-    found: BTreeMap<Family, Vec<String>>,
+    found: BTreeMap<Family, BTreeSet<String>>,
+    /// Why what a family's topics stand for is not known, or not all of it.
+    failed: Vec<RefusedTopic>,
     /// Families that are still to be looked up.
     wanted: VecDeque<Family>,
     /// The live channel that is tended; none when one is to be minted.
     tended: Option<Endpoint>,
+    /// A channel that was minted and is not subscribed yet.
+    spare: Option<Endpoint>,
 }
 
 #[derive(Debug, Clone)]
 enum Stage {
     LookingUp {
         family: Family,
-        page: u32,
+        page: Page,
     },
     Minting {
         topics: Vec<String>,
         left_out: Vec<RefusedTopic>,
     },
     Subscribing {
-        channel: Channel,
+        channel: Endpoint,
         topics: Vec<String>,
         left_out: Vec<RefusedTopic>,
     },
@@ -44,6 +54,17 @@ enum Stage {
     Done,
 }
 
+/// Which page of a listing was asked for.
+#[derive(Debug, Clone)]
+struct Page {
+    number: u32,
+    target: String,
+    /// Targets asked before: a listing that leads back to one of them goes round in a loop. At most [`PAGES_MAX`].
+    before: BTreeSet<String>,
+    /// Entries that had no id that can be read.
+    unread: usize,
+}
+
 /// What `*` can stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Family {
@@ -54,6 +75,12 @@ enum Family {
 const PAGE_LEN: usize = 100;
 /// More pages than any organisation that fits on a channel has; a platform that pages for ever is cut off.
 const PAGES_MAX: u32 = 100;
+/// Ids of one family; what is beyond them is counted as a listing that was cut off. A channel has room for far fewer.
+const IDS_MAX: usize = 10_000;
+/// A `nextUri` beyond this is not followed.
+const TARGET_LEN_MAX: usize = 2_048;
+/// Texts from an answer are cut off here before they are shown.
+const TEXT_LEN_MAX: usize = 300;
 
 /// The families whose ids `*` stands for.
 pub const EXPANDED: [&str; 2] = ["queues", "users"];
@@ -76,91 +103,136 @@ impl Family {
         }
     }
 
-    fn page(self, page: u32) -> Step {
-        let path = match self {
+    fn path(self) -> &'static str {
+        match self {
             Self::Queues => "/api/v2/routing/queues",
             Self::Users => "/api/v2/users",
-        };
-        let target = format!("{path}?pageSize={PAGE_LEN}&pageNumber={page}");
-        Step::Call(Request { method: Method::Get, target, body: None })
+        }
+    }
+
+    fn target(self, page: u32) -> String {
+        format!("{}?pageSize={PAGE_LEN}&pageNumber={page}", self.path())
+    }
+
+    /// How its listing is named in errors.
+    fn call(self) -> String {
+        format!("GET {}", self.path())
     }
 }
 
-#[derive(Debug, Clone, Deserialize)]
-struct Channel {
-    id: String,
-    #[serde(rename = "connectUri")]
-    connect_uri: String,
+impl Page {
+    fn first(family: Family) -> Self {
+        Self { number: 1, target: family.target(1), before: BTreeSet::new(), unread: 0 }
+    }
+
+    fn call(&self) -> Step {
+        Step::Call(Request { method: Method::Get, target: self.target.clone(), body: None })
+    }
+
+    /// The page behind this one, none at the end, or why it is not asked for.
+    fn next(&self, family: Family, listed: &Members, len: usize) -> Result<Option<Self>, String> {
+        let number = self.number + 1;
+        let pages = listed.number("pageCount");
+        let target = match listed.text("nextUri").filter(|uri| !uri.is_empty()) {
+            Some(uri) => next_target(family, &uri)?,
+            None if pages.is_some_and(|pages| u64::from(self.number) >= pages) => return Ok(None),
+            None if pages.is_none() && len < PAGE_LEN => return Ok(None),
+            None => family.target(number),
+        };
+        if number > PAGES_MAX {
+            return Err(format!("cut off after {PAGES_MAX} pages"));
+        }
+        let mut before = self.before.clone();
+        before.insert(self.target.clone());
+        if before.contains(&target) {
+            return Err("nextUri leads back to a page that was read".to_owned());
+        }
+        Ok(Some(Self { number, target, before, unread: self.unread }))
+    }
 }
 
-#[derive(Deserialize)]
-struct Page {
-    #[serde(default)]
-    entities: Vec<Entity>,
-    #[serde(rename = "pageCount", default)]
-    page_count: u32,
-}
-
-#[derive(Deserialize)]
-struct Entity {
-    id: String,
-}
-
-#[derive(Deserialize)]
-struct Subscriptions {
-    #[serde(default)]
-    entities: Vec<Subscription>,
-}
-
-#[derive(Deserialize)]
-struct Subscription {
-    id: String,
-    #[serde(default)]
-    state: Option<String>,
-    #[serde(rename = "rejectionReason", default)]
-    reason: Option<String>,
-    #[serde(rename = "missingPermissions", default)]
-    missing: Vec<String>,
+/// Where `nextUri` leads: a path, a query alone, or an absolute URL. Whether the host of an absolute one may be sent the
+/// token is the shell's to check.
+fn next_target(family: Family, uri: &str) -> Result<String, String> {
+    let unreadable = || format!("nextUri {:?} is no path and no URL", json::shown(uri, TEXT_LEN_MAX));
+    if uri.len() > TARGET_LEN_MAX || uri.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(unreadable());
+    }
+    let lower = uri.get(..8).unwrap_or(uri).to_ascii_lowercase();
+    if uri.starts_with('?') {
+        return Ok(format!("{}{uri}", family.path()));
+    }
+    let is_path = uri.starts_with('/') && !uri.starts_with("//");
+    let is_url = lower.starts_with("http://") || lower.starts_with("https://");
+    if is_path || is_url { Ok(uri.to_owned()) } else { Err(unreadable()) }
 }
 
 impl Preparation {
     /// Begins with a new channel.
     pub(in crate::connector) fn begin(settings: &Settings) -> (Self, Step) {
-        Self::start(settings, None)
+        Self::start(settings, None, None)
+    }
+
+    /// Begins with a channel that was minted before and never subscribed.
+    pub(in crate::connector) fn resume(settings: &Settings, spare: &Endpoint) -> (Self, Step) {
+        Self::start(settings, None, Some(spare.clone()))
     }
 
     /// Begins to look after a live channel: new topics, and those that were refused.
     pub(in crate::connector) fn tend(settings: &Settings, endpoint: &Endpoint) -> (Self, Step) {
-        Self::start(settings, Some(endpoint.clone()))
+        Self::start(settings, Some(endpoint.clone()), None)
     }
 
-    fn start(settings: &Settings, tended: Option<Endpoint>) -> (Self, Step) {
+    /// The channel that was minted and is not subscribed.
+    pub(in crate::connector) fn spare(&self) -> Option<&Endpoint> {
+        self.spare.as_ref()
+    }
+
+    fn start(settings: &Settings, tended: Option<Endpoint>, spare: Option<Endpoint>) -> (Self, Step) {
         let wants = |family: &Family| settings.topics.iter().any(|topic| Family::of(topic) == Some(*family));
         let wanted = Family::ALL.into_iter().filter(wants).collect();
-        let mut preparation =
-            Self { settings: settings.clone(), stage: Stage::Done, found: BTreeMap::new(), wanted, tended };
+        let mut preparation = Self {
+            settings: settings.clone(),
+            stage: Stage::Done,
+            found: BTreeMap::new(),
+            failed: Vec::new(),
+            wanted,
+            tended,
+            spare,
+        };
         let step = preparation.look_up_or_go_on();
         (preparation, step)
     }
 
     fn look_up_or_go_on(&mut self) -> Step {
         if let Some(family) = self.wanted.pop_front() {
-            self.stage = Stage::LookingUp { family, page: 1 };
-            return family.page(1);
+            let page = Page::first(family);
+            let step = page.call();
+            self.stage = Stage::LookingUp { family, page };
+            return step;
         }
         let (topics, left_out) = self.topics();
-        match self.tended.take() {
-            None => {
-                self.stage = Stage::Minting { topics, left_out };
-                let target = "/api/v2/notifications/channels".to_owned();
-                Step::Call(Request { method: Method::Post, target, body: None })
-            }
-            Some(endpoint) => self.add(endpoint, topics, left_out),
+        if let Some(endpoint) = self.tended.take() {
+            return self.add(endpoint, &topics, left_out);
         }
+        if let Some(channel) = self.spare.clone() {
+            return self.subscribe_all(channel, topics, left_out);
+        }
+        self.stage = Stage::Minting { topics, left_out };
+        let target = "/api/v2/notifications/channels".to_owned();
+        Step::Call(Request { method: Method::Post, target, body: None })
     }
 
-    fn add(&mut self, endpoint: Endpoint, topics: Vec<String>, left_out: Vec<RefusedTopic>) -> Step {
-        let added: Vec<String> = topics.into_iter().filter(|topic| !endpoint.topics.contains(topic)).collect();
+    /// Adds what is not subscribed yet, and what was refused in part.
+    fn add(&mut self, endpoint: Endpoint, topics: &[String], left_out: Vec<RefusedTopic>) -> Step {
+        let refused: BTreeSet<&String> = endpoint.refused.iter().map(|refused| &refused.request).collect();
+        let subscribed: BTreeSet<&String> = endpoint.topics.iter().collect();
+        let room = TOPICS_MAX.saturating_sub(subscribed.len());
+        let mut added: Vec<String> = topics.iter().filter(|topic| !subscribed.contains(topic)).cloned().collect();
+        let beyond = added.split_off(added.len().min(room));
+        added.extend(topics.iter().filter(|topic| subscribed.contains(topic) && refused.contains(topic)).cloned());
+        let mut left_out = left_out;
+        left_out.extend(beyond.iter().map(|topic| beyond_limit(topic)));
         let id = endpoint.id.clone().unwrap_or_default();
         if added.is_empty() {
             return Step::Ready(Endpoint { refused: left_out, ..endpoint });
@@ -170,63 +242,157 @@ impl Preparation {
         Step::Call(request)
     }
 
-    /// All topics with `*` replaced, without doubles, and what has no room on one channel.
+    fn subscribe_all(&mut self, channel: Endpoint, topics: Vec<String>, left_out: Vec<RefusedTopic>) -> Step {
+        let request = subscribe(Method::Put, channel.id.as_deref().unwrap_or_default(), &topics);
+        self.stage = Stage::Subscribing { channel, topics, left_out };
+        Step::Call(request)
+    }
+
+    /// All topics with `*` replaced, without doubles, and what is not heard whatever the channel says.
     fn topics(&self) -> (Vec<String>, Vec<RefusedTopic>) {
-        let mut topics: Vec<String> = Vec::new();
+        let mut topics = BTreeSet::new();
+        let mut left_out = self.failed.clone();
         for topic in &self.settings.topics {
-            match Family::of(topic).and_then(|family| self.found.get(&family)) {
-                Some(ids) => topics.extend(ids.iter().map(|id| topic.replacen('*', id, 1))),
-                None => topics.push(topic.clone()),
+            let Some(family) = Family::of(topic) else {
+                topics.insert(topic.clone());
+                continue;
+            };
+            let ids = self.found.get(&family).filter(|ids| !ids.is_empty());
+            if ids.is_none() && !left_out.iter().any(|known| known.request == *topic) {
+                let reason = format!("{} lists nothing that {topic} could stand for", family.call());
+                left_out.push(RefusedTopic::new(topic, reason, Unheard::Unserved));
             }
+            topics.extend(ids.into_iter().flatten().map(|id| topic.replacen('*', id, 1)));
         }
-        topics.sort_unstable();
-        topics.dedup();
+        let mut topics: Vec<String> = topics.into_iter().collect();
         let beyond = topics.split_off(topics.len().min(TOPICS_MAX));
-        let reason = format!("a channel holds {TOPICS_MAX} topics");
-        let left_out = beyond.into_iter().map(|topic| RefusedTopic { topic, reason: reason.clone() }).collect();
+        left_out.extend(beyond.iter().map(|topic| beyond_limit(topic)));
         (topics, left_out)
     }
 
     /// Takes the answer to the call of the last step.
     pub(in crate::connector) fn answered(&mut self, answer: &Answer) -> Step {
-        if !(200..300).contains(&answer.status) {
-            return Step::Failed(Failure::Call { status: answer.status, retry_after: answer.retry_after });
-        }
+        let fine = (200..300).contains(&answer.status);
         match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::LookingUp { family, page } => self.looked_up(family, page, answer),
-            Stage::Minting { topics, left_out } => self.minted(topics, left_out, answer),
-            Stage::Subscribing { channel, topics, left_out } => subscribed(channel, &topics, left_out, answer),
-            Stage::Adding { endpoint, added, left_out } => extended(endpoint, &added, left_out, answer),
+            Stage::LookingUp { family, page } if fine => self.looked_up(family, page, answer),
+            Stage::LookingUp { family, .. } => self.not_looked_up(family, refused_call(&family.call(), answer)),
+            Stage::Minting { topics, left_out } if fine => self.minted(topics, left_out, answer),
+            Stage::Minting { .. } => Step::Failed(refused_call("POST /api/v2/notifications/channels", answer)),
+            Stage::Subscribing { channel, topics, left_out } if fine => {
+                self.spare = None;
+                extended(channel, &topics, left_out, answer)
+            }
+            Stage::Subscribing { .. } => {
+                let failure = refused_call("PUT /api/v2/notifications/channels/{id}/subscriptions", answer);
+                if answer.status == 404 {
+                    self.spare = None;
+                }
+                Step::Failed(failure)
+            }
+            Stage::Adding { endpoint, added, left_out } if fine => extended(endpoint, &added, left_out, answer),
+            Stage::Adding { endpoint, added, left_out } => {
+                let failure = refused_call("POST /api/v2/notifications/channels/{id}/subscriptions", answer);
+                not_added(endpoint, &added, left_out, &failure.to_string())
+            }
             Stage::Done => nonsense("an answer that nobody asked for"),
         }
     }
 
-    fn looked_up(&mut self, family: Family, page: u32, answer: &Answer) -> Step {
-        let Ok(listed) = serde_json::from_slice::<Page>(&answer.body) else {
-            return nonsense("a page without entities");
-        };
-        let more = page < listed.page_count.min(PAGES_MAX);
-        let ids = self.found.entry(family).or_default();
-        ids.extend(listed.entities.into_iter().map(|entity| entity.id).filter(|id| !id.is_empty()));
-        if more {
-            self.stage = Stage::LookingUp { family, page: page + 1 };
-            return family.page(page + 1);
+    /// There is no answer to the call of the last step.
+    pub(in crate::connector) fn unanswered(&mut self, why: String) -> Step {
+        match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::LookingUp { family, .. } => {
+                self.not_looked_up(family, Failure::Unreachable(format!("{}: {why}", family.call())))
+            }
+            Stage::Adding { endpoint, added, left_out } => not_added(endpoint, &added, left_out, &why),
+            Stage::Minting { .. } | Stage::Subscribing { .. } | Stage::Done => Step::Failed(Failure::Unreachable(why)),
         }
+    }
+
+    fn looked_up(&mut self, family: Family, mut page: Page, answer: &Answer) -> Step {
+        let Some(listed) = Members::read(&answer.body) else {
+            let what = format!("{} was answered with {} and no JSON object", family.call(), answer.status);
+            return self.not_looked_up(family, Failure::Unreachable(what));
+        };
+        let entities = listed.list("entities");
+        let ids = self.found.entry(family).or_default();
+        for entity in &entities {
+            match id_of_entity(entity) {
+                Some(id) if ids.len() < IDS_MAX => drop(ids.insert(id)),
+                Some(_) | None => page.unread += 1,
+            }
+        }
+        match page.next(family, &listed, entities.len()) {
+            Ok(Some(next)) => {
+                let step = next.call();
+                self.stage = Stage::LookingUp { family, page: next };
+                step
+            }
+            Ok(None) => {
+                if page.unread > 0 {
+                    let reason = format!("{}: {} entries have no id that can be read", family.call(), page.unread);
+                    self.note(family, &reason, Unheard::Unserved);
+                }
+                self.look_up_or_go_on()
+            }
+            Err(why) => {
+                self.note(family, &format!("{}: {why}", family.call()), Unheard::Unserved);
+                self.look_up_or_go_on()
+            }
+        }
+    }
+
+    /// A family fails apart where anything else can be heard. What it needs a new token or a pause for is the whole
+    /// stream's, unless that is live.
+    fn not_looked_up(&mut self, family: Family, failure: Failure) -> Step {
+        let others = self.settings.topics.iter().any(|topic| Family::of(topic) != Some(family));
+        let known = self.found.get(&family).is_some_and(|ids| !ids.is_empty());
+        let whole = matches!(failure, Failure::Call { status: 401 | 429, .. }) || !(others || known);
+        if whole && self.tended.is_none() {
+            return Step::Failed(failure);
+        }
+        let reason = failure.to_string();
+        self.note(family, &reason, Unheard::Refused);
         self.look_up_or_go_on()
     }
 
+    /// Every topic of a family is not heard, or not all that it stands for.
+    fn note(&mut self, family: Family, reason: &str, state: Unheard) {
+        let topics = self.settings.topics.iter().filter(|topic| Family::of(topic) == Some(family));
+        self.failed.extend(topics.map(|topic| RefusedTopic::new(topic, reason.to_owned(), state)));
+    }
+
     fn minted(&mut self, topics: Vec<String>, left_out: Vec<RefusedTopic>, answer: &Answer) -> Step {
-        let Ok(channel) = serde_json::from_slice::<Channel>(&answer.body) else {
-            return nonsense("a channel without connectUri");
+        let members = Members::read(&answer.body);
+        let member = |name| members.as_ref().and_then(|members| members.text(name)).filter(|text| !text.is_empty());
+        let (Some(id), Some(url)) = (member("id"), member("connectUri")) else {
+            return nonsense("a channel without id and connectUri");
         };
-        let socket = channel.connect_uri.starts_with("wss://") || channel.connect_uri.starts_with("ws://");
-        if !socket || !channel.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
+        let socket = url.starts_with("wss://") || url.starts_with("ws://");
+        if !socket || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
             return nonsense("a channel whose address is none");
         }
-        let request = subscribe(Method::Put, &channel.id, &topics);
-        self.stage = Stage::Subscribing { channel, topics, left_out };
-        Step::Call(request)
+        let channel = Endpoint {
+            url,
+            credential: Credential::InUrl,
+            id: Some(id),
+            topics: Vec::new(),
+            refused: Vec::new(),
+            subscribed: false,
+        };
+        self.spare = Some(channel.clone());
+        self.subscribe_all(channel, topics, left_out)
     }
+}
+
+fn beyond_limit(topic: &str) -> RefusedTopic {
+    RefusedTopic::new(topic, format!("a channel holds {TOPICS_MAX} topics"), Unheard::Unserved)
+}
+
+/// The id of an entity of a listing: a text, or a number.
+fn id_of_entity(entity: &RawValue) -> Option<String> {
+    let id = Members::read(entity.get().as_bytes())?.text("id")?;
+    (!id.is_empty() && id.len() <= TEXT_LEN_MAX && !id.contains(['.', '*', '?'])).then_some(id)
 }
 
 /// Section 2.2: with `ignoreErrors` one bad topic does not take the others down.
@@ -236,44 +402,85 @@ fn subscribe(method: Method, channel: &str, topics: &[String]) -> Request {
     Request { method, target, body: Some(serde_json::Value::from(ids).to_string()) }
 }
 
-fn subscribed(channel: Channel, topics: &[String], left_out: Vec<RefusedTopic>, answer: &Answer) -> Step {
-    let endpoint = Endpoint {
-        url: channel.connect_uri,
-        credential: Credential::InUrl,
-        id: Some(channel.id),
-        topics: Vec::new(),
-        refused: Vec::new(),
-    };
-    extended(endpoint, topics, left_out, answer)
+/// The names under which the events of a requested topic arrive: a combined one has several (section 2.2).
+fn parts(topic: &str) -> Vec<String> {
+    match topic.split_once('?') {
+        Some((stem, parts)) => parts.split('&').map(|part| format!("{stem}.{part}")).collect(),
+        None => vec![topic.to_owned()],
+    }
 }
 
-/// The endpoint with what the platform accepted and refused of `asked`.
+/// The endpoint with what the platform accepted and refused of `asked`. What the answer does not speak of is accepted.
 fn extended(mut endpoint: Endpoint, asked: &[String], left_out: Vec<RefusedTopic>, answer: &Answer) -> Step {
-    let Ok(listed) = serde_json::from_slice::<Subscriptions>(&answer.body) else {
-        return nonsense("subscriptions without entities");
-    };
-    let refused: BTreeMap<String, String> = listed.entities.into_iter().filter_map(refusal).collect();
+    let listed = Members::read(&answer.body);
+    let entities = listed.as_ref().map(|listed| listed.list("entities")).unwrap_or_default();
+    let mut refused: BTreeMap<String, String> =
+        entities.iter().filter_map(|entity| refusal(entity)).take(2 * TOPICS_MAX).collect();
+    let subscribed: BTreeSet<String> = endpoint.topics.iter().cloned().collect();
     endpoint.refused = left_out;
+    endpoint.subscribed = true;
     for topic in asked {
-        match refused.get(topic) {
-            Some(reason) => endpoint.refused.push(RefusedTopic { topic: topic.clone(), reason: reason.clone() }),
-            None => endpoint.topics.push(topic.clone()),
+        let whole = refused.remove(topic);
+        let parts = parts(topic);
+        let of_parts: Vec<_> = parts.iter().filter_map(|part| Some((part, refused.remove(part)?))).collect();
+        let nothing_left = whole.is_some() || of_parts.len() == parts.len();
+        if nothing_left {
+            endpoint.topics.retain(|known| known != topic);
+        } else if !subscribed.contains(topic) {
+            endpoint.topics.push(topic.clone());
         }
+        let whole = whole.map(|reason| RefusedTopic::new(topic, reason, Unheard::Refused));
+        let of_parts = of_parts.into_iter().map(|(part, reason)| RefusedTopic {
+            request: topic.clone(),
+            ..RefusedTopic::new(part, reason, Unheard::Refused)
+        });
+        endpoint.refused.extend(whole.into_iter().chain(of_parts));
     }
+    // What was not asked for by this name is told too: it is a part of something that was.
+    let others = refused.into_iter().map(|(topic, reason)| RefusedTopic::new(&topic, reason, Unheard::Refused));
+    endpoint.refused.extend(others);
     Step::Ready(endpoint)
 }
 
-fn refusal(subscription: Subscription) -> Option<(String, String)> {
-    let state = subscription.state.as_deref().unwrap_or("Permitted");
-    if !state.eq_ignore_ascii_case("rejected") {
+/// What could not be added to a live channel is not heard, and is tried again; what it has stays.
+fn not_added(endpoint: Endpoint, added: &[String], left_out: Vec<RefusedTopic>, why: &str) -> Step {
+    let missing = added.iter().map(|topic| RefusedTopic::new(topic, why.to_owned(), Unheard::Unserved));
+    let refused = left_out.into_iter().chain(missing).collect();
+    Step::Ready(Endpoint { refused, ..endpoint })
+}
+
+/// A refused topic of a subscription answer, with the platform's reason.
+fn refusal(subscription: &RawValue) -> Option<(String, String)> {
+    let members = Members::read(subscription.get().as_bytes())?;
+    if !members.text("state").is_some_and(|state| state.eq_ignore_ascii_case("rejected")) {
         return None;
     }
-    let mut reason = text_or(subscription.reason.as_deref(), "no reason given").into_owned();
-    if !subscription.missing.is_empty() {
+    let mut reason = members.text("rejectionReason").filter(|reason| !reason.is_empty());
+    let mut reason = reason.get_or_insert_with(|| "no reason given".to_owned()).clone();
+    let missing: Vec<String> =
+        members.list("missingPermissions").iter().filter_map(|value| json::text(value)).collect();
+    if !missing.is_empty() {
         reason.push_str("; missing permissions: ");
-        reason.push_str(&subscription.missing.join(", "));
+        reason.push_str(&missing.join(", "));
     }
-    Some((subscription.id, reason))
+    let id = members.text("id").unwrap_or_else(|| "(a topic without id)".to_owned());
+    Some((json::shown(&id, TEXT_LEN_MAX), json::shown(&reason, TEXT_LEN_MAX)))
+}
+
+/// A call that was answered with an error, and what the answer says about it (section 1.4).
+fn refused_call(call: &str, answer: &Answer) -> Failure {
+    let members = Members::read(&answer.body);
+    let member = |name| members.as_ref().and_then(|members| members.text(name)).filter(|text| !text.is_empty());
+    let words = [member("code"), member("message")].into_iter().flatten().collect::<Vec<_>>().join(": ");
+    let params = members.as_ref().and_then(|members| Members::read(members.get("messageParams")?.get().as_bytes()));
+    let permissions =
+        params.and_then(|params| params.text("permissions")).filter(|known| !words.contains(known.as_str()));
+    let says = [Some(words).filter(|words| !words.is_empty()), permissions].into_iter().flatten().collect::<Vec<_>>();
+    let call = match says.is_empty() {
+        true => call.to_owned(),
+        false => format!("{call} ({})", json::shown(&says.join("; missing permissions: "), TEXT_LEN_MAX)),
+    };
+    Failure::Call { call, status: answer.status, retry_after: answer.retry_after }
 }
 
 fn nonsense(what: &str) -> Step {
@@ -341,7 +548,7 @@ mod tests {
         let Step::Ready(endpoint) = step else { panic!("{step:?}") };
         assert_eq!(endpoint.topics, ["v2.users.1.presence"]);
         let reason = "no; missing permissions: a:b:c".to_owned();
-        assert_eq!(endpoint.refused, [RefusedTopic { topic: "v2.users.2.presence".to_owned(), reason }]);
+        assert_eq!(endpoint.refused, [RefusedTopic::new("v2.users.2.presence", reason, Unheard::Refused)]);
     }
 
     #[test]
@@ -362,6 +569,7 @@ mod tests {
             id: Some("c".to_owned()),
             topics: vec!["v2.routing.queues.q-1.users".to_owned()],
             refused: Vec::new(),
+            subscribed: true,
         };
         let (mut preparation, step) = Preparation::tend(&settings(&["v2.routing.queues.*.users"]), &live);
         assert_eq!(target(&step), "/api/v2/routing/queues?pageSize=100&pageNumber=1");
@@ -382,5 +590,152 @@ mod tests {
         let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]));
         let refused = Answer { status: 403, retry_after: None, body: "".into() };
         assert!(matches!(preparation.answered(&refused), Step::Failed(Failure::Call { status: 403, .. })));
+    }
+
+    const ALL: [&str; 2] = ["v2.analytics.queues.*.observations", "v2.users.*.presence"];
+
+    fn refusal_of(status: u16, body: &str) -> Answer {
+        Answer { status, retry_after: None, body: body.to_owned().into() }
+    }
+
+    /// What the preparation comes to when its calls are answered in turn.
+    fn outcome(topics: &[&str], answers: &[Answer]) -> Step {
+        let (mut preparation, mut step) = Preparation::begin(&settings(topics));
+        for answer in answers {
+            assert!(matches!(step, Step::Call(_)), "{step:?}");
+            step = preparation.answered(answer);
+        }
+        step
+    }
+
+    #[test]
+    fn a_member_that_cannot_be_read_spoils_no_other() {
+        for listing in [
+            r#"{"entities":[{"id":"q-1"}],"pageCount":null,"nextUri":null}"#,
+            r#"{"entities":[{"id":"q-1"}],"pageCount":"1","nextUri":7}"#,
+            r#"{"entities":[{"id":"q-1"}],"pageCount":{},"pageCount":1}"#,
+        ] {
+            for subscribed in
+                ["", "{}", r#"{"entities":null}"#, r#"{"entities":[{"id":null,"state":"Rejected"}, 7, null]}"#]
+            {
+                let answers = [answer(listing), answer(CHANNEL), answer(subscribed)];
+                let Step::Ready(endpoint) = outcome(&ALL[..1], &answers) else { panic!("{listing} {subscribed}") };
+                assert_eq!(endpoint.topics, ["v2.analytics.queues.q-1.observations"]);
+            }
+        }
+        let odd = r#"{"entities":[{"name":"x"},7,null,{"id":null},{"id":"q-1"},{"id":["q-2"]}],"pageCount":1}"#;
+        let Step::Ready(endpoint) = outcome(&ALL[..1], &[answer(odd), answer(CHANNEL), refusal_of(204, "")]) else {
+            panic!()
+        };
+        assert_eq!(endpoint.topics, ["v2.analytics.queues.q-1.observations"]);
+        let reason = "GET /api/v2/routing/queues: 5 entries have no id that can be read".to_owned();
+        assert_eq!(endpoint.refused, [RefusedTopic::new(ALL[0], reason, Unheard::Unserved)]);
+        let rejected = r#"{"entities":[{"id":"v2.analytics.queues.q-1.observations","state":"Rejected",
+            "missingPermissions":null,"rejectionReason":null}]}"#;
+        let answers = [answer(r#"{"entities":[{"id":"q-1"}]}"#), answer(CHANNEL), answer(rejected)];
+        let Step::Ready(endpoint) = outcome(&ALL[..1], &answers) else { panic!() };
+        assert_eq!(
+            (endpoint.topics.len(), endpoint.refused[0].reason.as_str(), endpoint.refused[0].state),
+            (0, "no reason given", Unheard::Refused)
+        );
+    }
+
+    #[test]
+    fn nothing_found_is_a_topic_that_is_not_served() {
+        for listing in [r#"{"entities":null}"#, r#"{"entities":[],"pageCount":0}"#, "{}"] {
+            let answers = [answer(listing), answer(CHANNEL), answer("")];
+            let Step::Ready(endpoint) = outcome(&ALL[..1], &answers) else { panic!("{listing}") };
+            assert_eq!((endpoint.refused.len(), endpoint.refused[0].state), (1, Unheard::Unserved));
+        }
+    }
+
+    #[test]
+    fn next_uri_is_followed_and_never_in_a_loop() {
+        let next = |uri: &str| answer(&format!(r#"{{"entities":[{{"id":"q-1"}}],"nextUri":"{uri}"}}"#));
+        for (uri, wanted) in [
+            ("/api/v2/routing/queues?pageNumber=2", Some("/api/v2/routing/queues?pageNumber=2")),
+            ("?cursor=x", Some("/api/v2/routing/queues?cursor=x")),
+            ("https://api.test/api/v2/routing/queues?p=2", Some("https://api.test/api/v2/routing/queues?p=2")),
+            ("//evil.test/x", None),
+            ("@evil.test/x", None),
+            ("ftp://evil.test/x", None),
+            ("/api/v2/routing/queues?pageSize=100&pageNumber=1", None),
+        ] {
+            let step = outcome(&ALL[..1], &[next(uri)]);
+            assert_eq!(target(&step), wanted.unwrap_or("/api/v2/notifications/channels"), "{uri}");
+        }
+        let (mut preparation, mut step) = Preparation::begin(&settings(&ALL[..1]));
+        let mut pages = 0;
+        while !target(&step).starts_with("/api/v2/notifications") {
+            pages += 1;
+            step = preparation.answered(&next(&format!("/api/v2/routing/queues?p={pages}")));
+        }
+        assert_eq!(pages, PAGES_MAX);
+        preparation.answered(&answer(CHANNEL));
+        let Step::Ready(endpoint) = preparation.answered(&answer("")) else { panic!() };
+        assert!(endpoint.refused[0].reason.contains("cut off"), "{:?}", endpoint.refused);
+    }
+
+    #[test]
+    fn a_refused_part_belongs_to_its_request_and_is_asked_for_again() {
+        let topic = "v2.users.u-1?presence&routingStatus";
+        let refused = r#"{"entities":[{"id":"v2.users.u-1?presence&routingStatus","state":"Permitted"},
+            {"id":"v2.users.u-1.routingStatus","state":"Rejected","missingPermissions":["a:b:c"]}]}"#;
+        let Step::Ready(endpoint) = outcome(&[topic], &[answer(CHANNEL), answer(refused)]) else { panic!() };
+        assert_eq!(endpoint.topics, [topic]);
+        let part = &endpoint.refused[0];
+        assert_eq!((part.topic.as_str(), part.request.as_str()), ("v2.users.u-1.routingStatus", topic));
+        let (mut preparation, step) = Preparation::tend(&settings(&[topic]), &endpoint);
+        assert!(target(&step).ends_with("/subscriptions?ignoreErrors=true"));
+        let Step::Ready(healed) = preparation.answered(&answer(r#"{"entities":[]}"#)) else { panic!() };
+        assert_eq!(
+            (healed.topics.as_slice(), healed.refused.as_slice()),
+            ([topic.to_owned()].as_slice(), [].as_slice())
+        );
+        let typo = "v2.user.*?presence";
+        let refused = r#"{"entities":[{"id":"v2.user.*.presence","state":"Rejected"}]}"#;
+        let Step::Ready(endpoint) = outcome(&[typo], &[answer(CHANNEL), answer(refused)]) else { panic!() };
+        assert_eq!((endpoint.topics.len(), endpoint.refused[0].request.as_str()), (0, typo));
+    }
+
+    #[test]
+    fn families_fail_apart_and_the_failed_one_is_named_and_looked_up_again() {
+        let denied = r#"{"code":"missing.permissions","message":"You may not","messageParams":{"permissions":"directory:user:view"}}"#;
+        let queues = r#"{"entities":[{"id":"q-1"}],"pageCount":1}"#;
+        for status in [403, 404, 500] {
+            let answers = [answer(queues), refusal_of(status, denied), answer(CHANNEL), answer("")];
+            let Step::Ready(endpoint) = outcome(&ALL, &answers) else { panic!("{status}") };
+            assert_eq!(endpoint.topics, ["v2.analytics.queues.q-1.observations"]);
+            let [failed] = endpoint.refused.as_slice() else { panic!("{:?}", endpoint.refused) };
+            assert_eq!((failed.topic.as_str(), failed.state), (ALL[1], Unheard::Refused));
+            for part in ["GET /api/v2/users", &status.to_string(), "directory:user:view"] {
+                assert!(failed.reason.contains(part), "{}", failed.reason);
+            }
+            let (mut preparation, _) = Preparation::tend(&settings(&ALL), &endpoint);
+            preparation.answered(&answer(queues));
+            preparation.answered(&answer(r#"{"entities":[{"id":"u-1"}]}"#));
+            let Step::Ready(healed) = preparation.answered(&answer("")) else { panic!() };
+            assert_eq!((healed.topics.len(), healed.refused.len()), (2, 0));
+            let (mut preparation, _) = Preparation::tend(&settings(&ALL), &healed);
+            preparation.answered(&refusal_of(status, denied));
+            let Step::Ready(kept) = preparation.unanswered("no answer".to_owned()) else { panic!() };
+            assert_eq!((kept.topics.len(), kept.refused.len()), (2, 2), "what is subscribed stays");
+        }
+        let whole = outcome(&ALL[1..], &[refusal_of(403, denied)]);
+        let Step::Failed(failure) = whole else { panic!("{whole:?}") };
+        assert!(failure.to_string().contains("GET /api/v2/users"), "{failure}");
+        assert!(matches!(outcome(&ALL, &[refusal_of(401, "")]), Step::Failed(Failure::Call { status: 401, .. })));
+    }
+
+    #[test]
+    fn a_channel_that_could_not_be_subscribed_is_taken_for_the_next_attempt() {
+        let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]));
+        preparation.answered(&answer(CHANNEL));
+        assert!(matches!(preparation.answered(&refusal_of(500, "")), Step::Failed(_)));
+        let spare = preparation.spare().unwrap().clone();
+        let (mut again, step) = Preparation::resume(&settings(&["v2.users.1.presence"]), &spare);
+        assert_eq!(target(&step), "/api/v2/notifications/channels/streaming-4-x/subscriptions?ignoreErrors=true");
+        assert!(matches!(again.answered(&refusal_of(404, "")), Step::Failed(_)));
+        assert_eq!(again.spare(), None, "a channel that is gone is made anew");
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
 use serde_json::json;
 
 use super::id_of;
-use crate::connector::{Answer, Method, Request};
+use crate::connector::{Answer, Method, Request, json::Members};
 
 const USERS: &str = "/api/v2/users?expand=presence,routingStatus&pageSize=100&pageNumber=";
+/// Entries of a full page.
+const PAGE_LEN: usize = 100;
 /// More pages of users than one channel's topics can be about.
 const PAGES_MAX: u32 = 100;
 const QUEUE_METRICS: [&str; 8] = [
@@ -49,18 +50,17 @@ fn queue_observations(queues: &BTreeSet<&str>) -> Request {
     Request { method: Method::Post, target, body: Some(body.to_string()) }
 }
 
-#[derive(Deserialize)]
-struct Paged {
-    #[serde(rename = "pageCount")]
-    page_count: u32,
-}
-
 /// The page that follows, for a call that is paged.
 pub(in crate::connector) fn next_page(request: &Request, answer: &Answer) -> Option<Request> {
     let page: u32 = request.target.strip_prefix(USERS)?.parse().ok()?;
-    let paged: Paged = serde_json::from_slice(&answer.body).ok()?;
-    let target = format!("{USERS}{}", page + 1);
-    (page < paged.page_count.min(PAGES_MAX)).then_some(Request { method: Method::Get, target, body: None })
+    let listed = Members::read(&answer.body)?;
+    let goes_on = match listed.number("pageCount") {
+        Some(pages) => u64::from(page) < pages,
+        None => listed.text("nextUri").is_some_and(|uri| !uri.is_empty()) || listed.list("entities").len() >= PAGE_LEN,
+    };
+    // Our own number rather than `nextUri`: it leads nowhere else, and never back.
+    let target = format!("{USERS}{}", page.checked_add(1)?);
+    (goes_on && page < PAGES_MAX).then_some(Request { method: Method::Get, target, body: None })
 }
 
 #[cfg(test)]

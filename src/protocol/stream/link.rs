@@ -4,17 +4,17 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Output, Report, State, Stream, Trigger,
+    Output, Report, State, Stream, Topics, Trigger,
     handover::Role,
     planned::{OVERLAP_MAX, overlap_end},
 };
 use crate::{
-    connector::{Endpoint, Item, Notice, RefusedTopic, Resume},
+    connector::{Endpoint, Item, Notice, Resume},
     model::GapReason,
     protocol::{
         Now,
         backoff::Trouble,
-        session::{self, Dial, Session, SessionId},
+        session::{self, Dial, Minted, Session, SessionId},
     },
 };
 
@@ -223,11 +223,13 @@ impl Stream {
         if self.choices.resume == Resume::Sequence {
             self.report(Report::Resuming(resume));
         }
-        self.report_refused(endpoint.refused.clone());
     }
 
-    pub(super) fn report_refused(&mut self, refused: Vec<RefusedTopic>) {
-        self.report(Report::Refused(refused));
+    /// Says what is heard by the endpoint in use, and what is not.
+    fn report_topics(&mut self, endpoint: &Endpoint) {
+        self.degraded = !endpoint.refused.is_empty();
+        let topics = Topics { subscribed: endpoint.topics.len(), missing: endpoint.refused.clone() };
+        self.report(Report::Refused(topics));
     }
 
     pub(super) fn heard_items(&mut self, id: SessionId, items: Vec<Item>, now: Now) {
@@ -263,7 +265,7 @@ impl Stream {
             minted.endpoint = endpoint.clone();
         }
         self.intake.set_snapshot(self.settings.connector.snapshot(Some(endpoint)));
-        self.report_refused(endpoint.refused.clone());
+        self.report_topics(endpoint);
     }
 
     /// Opens the only session.
@@ -275,9 +277,8 @@ impl Stream {
         if self.is_owner() {
             self.abandon_if_too_old(now);
         }
-        let reuse = self
-            .endpoint
-            .take_if(|minted| minted.generation == generation && minted.ends.is_none_or(|ends| now.at < ends));
+        let endpoint = self.endpoint.take_if(|minted| is_good(minted, generation, now));
+        let reuse = endpoint.or_else(|| self.spare.take_if(|minted| is_good(minted, generation, now)));
         let session = self.begin(generation, reuse, now);
         let id = session.id();
         self.link = Link::Opening { session, swap };
@@ -361,6 +362,12 @@ impl Stream {
         let newest = self.link.sessions().filter(|session| session.is_live()).last();
         let Some(minted) = newest.and_then(Session::minted).cloned() else { return };
         self.intake.set_snapshot(self.settings.connector.snapshot(Some(&minted.endpoint)));
+        self.report_topics(&minted.endpoint);
         self.endpoint = Some(minted);
     }
+}
+
+/// Whether an endpoint can be used under a token.
+pub(super) fn is_good(minted: &Minted, generation: u64, now: Now) -> bool {
+    minted.generation == generation && minted.ends.is_none_or(|ends| now.at < ends)
 }

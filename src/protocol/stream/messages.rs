@@ -189,7 +189,14 @@ pub enum Report {
     Snapshot {
         taken: bool,
     },
-    Refused(Vec<RefusedTopic>),
+    Refused(Topics),
+}
+
+/// What of the configured topics is heard, and what is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topics {
+    pub subscribed: usize,
+    pub missing: Vec<RefusedTopic>,
 }
 
 /// What an operator sees of a stream.
@@ -198,6 +205,8 @@ pub enum State {
     Starting,
     Connecting,
     Live,
+    /// Live, but not hearing all that is configured.
+    Degraded,
     Recovering,
     BackingOff,
     Paused,
@@ -211,6 +220,7 @@ impl State {
             Self::Starting => "starting",
             Self::Connecting => "connecting",
             Self::Live => "live",
+            Self::Degraded => "degraded",
             Self::Recovering => "recovering",
             Self::BackingOff => "backing-off",
             Self::Paused => "paused",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Input, Output, Report, Rotation, Stream, Trigger,
-    link::{Link, Retire, Swap},
+    link::{Link, Retire, Swap, is_good},
 };
 use crate::{
     connector::{Failure, Overlap, Resume, Verdict},
@@ -125,7 +125,8 @@ impl Stream {
             return self.open(Some(Swap { trigger: retire.trigger, since: now.at }), now);
         }
         self.intake.overlap_begins();
-        let new = self.begin(generation, None, now);
+        let reuse = self.spare.take_if(|minted| is_good(minted, generation, now));
+        let new = self.begin(generation, reuse, now);
         let id = new.id();
         self.link = Link::Swapping { old, new, retire };
         self.obey(id, now);
@@ -162,6 +163,11 @@ impl Stream {
             | Verdict::RefreshToken
             | Verdict::NewEndpoint
             | Verdict::Refused => SUCCESSOR_RETRY.delay(retire.failures, now.unit),
+        };
+        // A channel that was made and is not used would be one of the client's few.
+        self.spare = match self.settings.connector.classify(&failure) {
+            Verdict::NewEndpoint | Verdict::RefreshToken => None,
+            Verdict::WaitFor(_) | Verdict::BackOff | Verdict::Restarting | Verdict::Refused => new.minted().cloned(),
         };
         retire.failures = retire.failures.saturating_add(1);
         retire.at = now.at + delay;

@@ -270,7 +270,8 @@ impl Fetch {
 fn resource_of(request: &Request, answer: &Answer, connector: &Connector) -> Result<Resource, Option<Duration>> {
     let refused = !(200..300).contains(&answer.status);
     if refused {
-        let failure = Failure::Call { status: answer.status, retry_after: answer.retry_after };
+        let failure =
+            Failure::Call { call: request.target.clone(), status: answer.status, retry_after: answer.retry_after };
         match connector.classify(&failure) {
             // Asking again is futile: the log says so in the snapshot's place.
             Verdict::Refused | Verdict::NewEndpoint => (),

@@ -167,8 +167,11 @@ impl Stream {
         // Whatever it was, the position was not the cause.
         self.position_refused = false;
         let verdict = self.settings.connector.classify(&failure);
-        if matches!(verdict, Verdict::NewEndpoint | Verdict::Refused) {
+        if verdict == Verdict::NewEndpoint {
             self.endpoint = None;
+        } else if verdict == Verdict::Refused {
+            // One that is not subscribed yet was made for nothing so far.
+            self.endpoint = self.endpoint.take().filter(|minted| !minted.endpoint.subscribed);
         }
         if failure.is_refusal() {
             return self.refused_by_platform(Trouble::Dropped, failure, now);

@@ -36,6 +36,8 @@ pub struct Life {
     pub member: Member,
     /// Streams that it keeps and that are not live there: as many as it could say.
     pub ailing: Vec<StreamName>,
+    /// Streams that are live there and do not hear all that is configured: as many as it could say.
+    pub degraded: Vec<StreamName>,
 }
 
 /// The replicas that live, as one renewal found them.
@@ -65,6 +67,9 @@ enum Found {
 
 /// What is shown of a value that cannot be read.
 const SHOWN_LEN_MAX: usize = 120;
+
+/// Stands before the name of a degraded stream. No name begins so: a replica that does not know of it passes over it.
+const DEGRADED: char = '~';
 
 /// So many ailing streams are named.
 const AILING_MAX: usize = 64;
@@ -104,9 +109,17 @@ impl Registry {
 
     /// Lives on for `life`, and says how many streams it takes at most and which of its streams are not live. Returns
     /// all that live, itself among them, and the memberships that cannot be read.
-    pub async fn renew(&self, limit: usize, ailing: &[StreamName], life: Duration) -> Result<Members, CommandError> {
+    pub async fn renew(
+        &self,
+        limit: usize,
+        ailing: &[StreamName],
+        degraded: &[StreamName],
+        life: Duration,
+    ) -> Result<Members, CommandError> {
         let ((known, mine), (_, members)) = (self.membership(), memberships(&self.prefix));
-        let ailing: Vec<&str> = ailing.iter().take(AILING_MAX).map(StreamName::as_str).collect();
+        let ailing = ailing.iter().take(AILING_MAX).map(ToString::to_string);
+        let degraded = degraded.iter().take(AILING_MAX).map(|stream| format!("{DEGRADED}{stream}"));
+        let ailing: Vec<String> = ailing.chain(degraded).collect();
         let (me, says) = (self.me.to_string(), format!("{limit} {} {}", ailing.join(","), self.terms));
         let life = life.as_millis().to_string();
         let arguments = [me.as_bytes(), says.as_bytes(), life.as_bytes(), members.as_bytes()];
@@ -309,7 +322,8 @@ fn read_life(id: &str, says: &str) -> Option<Life> {
     let mut words = says.split(' ');
     let (limit, ailing) = (words.next()?, words.next()?);
     let member = Member { replica: replica(id)?, limit: limit.parse().ok()? };
-    Some(Life { member, ailing: ailing.split(',').filter_map(|name| name.parse().ok()).collect() })
+    let degraded = ailing.split(',').filter_map(|name| name.strip_prefix(DEGRADED)?.parse().ok()).collect();
+    Some(Life { member, ailing: ailing.split(',').filter_map(|name| name.parse().ok()).collect(), degraded })
 }
 
 fn record((number, nonce, holder): &Row) -> Option<Record> {
@@ -363,8 +377,9 @@ mod tests {
     fn a_life_names_what_ails_it() {
         let member = Member { replica: ReplicaId(42), limit: 9 };
         let ailing = vec!["queues".parse().unwrap(), "agents".parse().unwrap()];
-        assert_eq!(read_life("2a", "9 queues,agents written,1,2,3"), Some(Life { member, ailing }));
-        assert_eq!(read_life("2a", "9 "), Some(Life { member, ailing: Vec::new() }));
+        let degraded = vec!["calls".parse().unwrap()];
+        assert_eq!(read_life("2a", "9 queues,agents,~calls written,1,2,3"), Some(Life { member, ailing, degraded }));
+        assert_eq!(read_life("2a", "9 "), Some(Life { member, ailing: Vec::new(), degraded: Vec::new() }));
         assert_eq!(read_life("2a", "nine "), None);
     }
 

@@ -11,7 +11,9 @@ const ROTATION_TRIGGERS: [&str; 7] = ["token", "notice", "channel-end", "revoked
 const ROTATION_OUTCOMES: [&str; 2] = ["completed", "failed"];
 const NETWORK_CLASSES: [&str; 6] = ["network", "silence", "restart", "clean", "protocol", "refused"];
 const SNAPSHOT_OUTCOMES: [&str; 2] = ["taken", "failed"];
-const STATES: [&str; 7] = ["starting", "connecting", "live", "recovering", "backing-off", "paused", "failed"];
+const TOPIC_STATES: [&str; 3] = ["subscribed", "refused", "unserved"];
+const STATES: [&str; 8] =
+    ["starting", "connecting", "live", "degraded", "recovering", "backing-off", "paused", "failed"];
 
 /// The metrics of all streams.
 pub(super) struct Families {
@@ -32,6 +34,7 @@ pub(super) struct Families {
     snapshots: IntCounterVec,
     ingest_latency: HistogramVec,
     lease_owner: IntGaugeVec,
+    topics: IntGaugeVec,
 }
 
 impl Families {
@@ -93,6 +96,12 @@ impl Families {
                 &["stream", "outcome"],
             ),
             ingest_latency: histogram_vec(r, "stream_ingest_latency_seconds", "From receipt to durable", &["stream"]),
+            topics: gauge_vec(
+                r,
+                "stream_topics",
+                "Topics of a stream that are subscribed, refused by the platform, or unserved",
+                &["stream", "state"],
+            ),
             lease_owner: gauge_vec(r, "stream_lease_owner", "1 on the replica that appends to the stream", &["stream"]),
         }
     }
@@ -128,6 +137,9 @@ impl Stream {
             for outcome in ROTATION_OUTCOMES {
                 m.rotations.with_label_values(&[name.as_str(), trigger, outcome]);
             }
+        }
+        for state in TOPIC_STATES {
+            m.topics.with_label_values(&[name.as_str(), state]);
         }
         for class in NETWORK_CLASSES {
             m.reconnects.with_label_values(&[name.as_str(), class]);
@@ -174,7 +186,15 @@ impl Stream {
         self.lost.inc_by(lost.unwrap_or(0));
     }
 
-    /// One of `starting`, `connecting`, `live`, `recovering`, `backing-off`, `paused`, `failed`.
+    /// How many topics are subscribed, refused, and unserved.
+    pub fn topics(&self, counts: [usize; 3]) {
+        for (state, count) in TOPIC_STATES.into_iter().zip(counts) {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            METRICS.streams.topics.with_label_values(&[self.name.as_str(), state]).set(count);
+        }
+    }
+
+    /// One of `starting`, `connecting`, `live`, `degraded`, `recovering`, `backing-off`, `paused`, `failed`.
     pub fn entered(&self, state: &'static str) {
         for other in STATES {
             METRICS.streams.state.with_label_values(&[self.name.as_str(), other]).set(i64::from(other == state));
@@ -193,6 +213,7 @@ impl Stream {
         }
         self.connected.set(0);
         self.buffer.set(0);
+        self.topics([0; 3]);
         self.owned(false);
     }
 

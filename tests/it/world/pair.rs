@@ -356,7 +356,7 @@ impl Pair {
             replica.covered &= replica.ready;
             replica.stands(self.around.scene.now);
             match replica.judge.state {
-                State::Live | State::Recovering | State::Connecting => {
+                State::Live | State::Degraded | State::Recovering | State::Connecting => {
                     replica.begun.get_or_insert(self.around.store.log.len());
                 }
                 State::Starting | State::BackingOff | State::Paused | State::Failed => replica.begun = None,
