@@ -131,6 +131,8 @@ impl Stream {
             self.outputs.push_back(Output::Forget(session));
         }
         self.leaving.clear();
+        // The log's position is another than the one that was refused.
+        self.position_refused = false;
         self.backoff.retired(now.at);
         self.link = Link::Waiting;
         self.open(None, now);

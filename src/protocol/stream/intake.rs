@@ -311,6 +311,14 @@ impl Intake {
         }
     }
 
+    /// Whether more of what waits for a missing number would not fit into the buffer when it is let go.
+    pub(super) fn is_full_of_waiting(&self) -> bool {
+        match &self.numbering {
+            Numbering::Numbered { order, .. } => self.buffer.is_limit(2 * order.held(), 2 * order.held_bytes()),
+            Numbering::Unnumbered { .. } => false,
+        }
+    }
+
     /// There is no room to wait for what is missing.
     pub(super) fn end_refetch(&mut self, now: Now) -> TakenIn {
         let mut taken = TakenIn::default();
