@@ -244,12 +244,15 @@ impl World {
 
 fn outage(scene: &mut Scene) -> (Refusal, Duration) {
     let told = Some(scene.chance.millis(500..20_000));
-    let refusal = match scene.chance.number(0..9) {
+    let refusal = match scene.chance.number(0..13) {
         0 => Refusal::Status(429, told),
         1 => Refusal::Status(503, told),
         2 => Refusal::Status(500, None),
         3 => Refusal::Status(401, None),
         4 => Refusal::Status(403, None),
+        7 => Refusal::Status(404, None),
+        8 => Refusal::Status(302, None),
+        9 | 10 => Refusal::Status(410, None),
         5 | 6 => Refusal::Silence,
         _ => Refusal::Unreachable,
     };

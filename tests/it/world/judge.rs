@@ -45,6 +45,10 @@ pub(super) struct Judge {
     first_uses: BTreeMap<SessionId, u64>,
     tokens: Tokens,
     wakes: (Moment, u32, u32),
+    /// The newest attempt asked for a position.
+    asked_position: bool,
+    /// … and was refused, perhaps for that.
+    position_refused: bool,
     pub(super) gaps: u32,
     /// What was heard, for as long as somebody wants to know.
     pub(super) heard: Vec<usize>,
@@ -107,6 +111,8 @@ impl Judge {
             first_uses: BTreeMap::new(),
             tokens: Tokens::default(),
             wakes: (Moment::ZERO, 0, 0),
+            asked_position: false,
+            position_refused: false,
             gaps: 0,
             heard: Vec::new(),
         }
@@ -185,6 +191,8 @@ impl Judge {
                 self.poisoned += 1;
                 self.may_give_up |= self.poisoned >= 2;
             }
+            // A platform may refuse a position that it holds: the relay believes it.
+            Failure::Handshake { status: 404 | 410, .. } => self.position_refused = true,
             Failure::Closed { .. }
             | Failure::Handshake { .. }
             | Failure::Call { .. }
@@ -196,6 +204,7 @@ impl Judge {
 
     /// A position is asked for as long as the platform keeps it, and never when it is known not to.
     pub(super) fn dials(&mut self, dial: &Dial, scene: &Scene) {
+        self.asked_position = position_in(&dial.url).is_some();
         let unheard = match self.heard_at {
             Some(at) => scene.now.saturating_sub(at),
             None => scene.wall().since(self.heard_wall),
@@ -210,8 +219,12 @@ impl Judge {
                 let told = scene.wall().since(self.told_wall) <= scene.plan.stream.retention;
                 assert!(!too_old || told || self.connected, "asked to go on after {asked}, unheard for {unheard:?}");
                 assert!(asked <= known, "asked to go on after {asked}, which nobody heard");
+                self.position_refused = false;
             }
-            None => assert!(self.may_give_up, "the position {known} was given up without a reason"),
+            None => {
+                self.may_give_up |= std::mem::take(&mut self.position_refused);
+                assert!(self.may_give_up, "the position {known} was given up without a reason");
+            }
         }
     }
 
@@ -254,6 +267,10 @@ impl Judge {
             Report::RotationBegins(_) => self.replacing = true,
             Report::RotationFailed { .. } | Report::Rotated { .. } => self.replacing = false,
             Report::State(state) => self.state = *state,
+            Report::Lost { failure, retry_in: Some(delay) } if self.is_position_refused(failure, *delay) => {
+                self.settle_row(scene);
+                self.connected_since = None;
+            }
             Report::Lost { retry_in: Some(delay), .. } => self.backed_off(*delay, scene),
             Report::GivenUp { retry_in, .. } => self.backed_off(*retry_in, scene),
             Report::Gap { .. } => self.gaps += 1,
@@ -275,6 +292,12 @@ impl Judge {
             self.failures = 0;
             self.failing_since = None;
         }
+    }
+
+    /// Whether the position was refused: then the next attempt follows at once, without it.
+    fn is_position_refused(&self, failure: &Failure, delay: Duration) -> bool {
+        let refused = matches!(failure, Failure::Handshake { status: 404 | 410, .. });
+        refused && self.asked_position && delay <= Duration::from_millis(250)
     }
 
     /// Delays grow with each failure of a row, whatever else happened in between.

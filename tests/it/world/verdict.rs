@@ -103,10 +103,14 @@ fn judge_unnumbered(around: &Around) {
     }
 }
 
+/// A store that stalls leaves frames unread for a while.
+const UNREAD_LAG_MAX: Duration = Duration::from_secs(1);
+
 /// What was said long before stands behind what was said after it only if a gap stands between the two. One socket may
-/// lag behind another.
+/// lag behind another, and while frames are left unread the old one's answer does, for which its successor waits.
 fn judge_order(around: &Around) {
-    let (said, lag) = (&around.platform.said, around.scene.plan.lag());
+    let said = &around.platform.said;
+    let lag = around.scene.plan.lag() + if around.crowded { UNREAD_LAG_MAX } else { Duration::ZERO };
     let mut newest = Duration::ZERO;
     for event in &around.store.log {
         if reason(event).is_some() {
