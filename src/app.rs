@@ -109,7 +109,7 @@ impl App {
         let admin =
             admin.start(&mut operators, progress.clone(), config.streams.keys().cloned().collect(), connections);
         tracing::info!(consumers = %consumers_at, admin = %admin_at, "listening");
-        let (store, logs) = starting::open(&config, &progress).await?;
+        let (store, logs) = starting::open(&config, &progress).await;
         let sharing = sharing(&config, &store).await?;
         let tokens = start_accounts(&config, sharing.as_ref(), &mut accounts)?;
         let (replica, seats) = join(&config, &store, &mut replicas);
@@ -308,10 +308,12 @@ pub async fn try_store(config: &Config) -> anyhow::Result<String> {
                 config::StoreKind::Redis(redis) => format!("{} can be used", redis.address),
             })
         }
-        Err(error) if matches!(error.downcast_ref(), Some(embedded::OpenError::InUse { .. })) => {
-            Ok(format!("{} is in use by a running daemon", config.store.path.display()))
-        }
-        Err(error) => Err(error),
+        Err(error) => match error.downcast_ref() {
+            Some(embedded::OpenError::InUse { path, holder }) => {
+                Ok(format!("{} is in use by a running daemon ({holder})", path.display()))
+            }
+            _ => Err(error),
+        },
     }
 }
 

@@ -104,8 +104,6 @@ pub enum Retry {
     Soon,
     /// An operator has to act.
     Slowly,
-    /// Another process has the directory: two of them are configured alike.
-    Never,
 }
 
 /// What somebody who knew a log hears of it.

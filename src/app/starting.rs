@@ -1,5 +1,5 @@
-//! Opening the store when the process starts: again and again until it succeeds. Only a directory that another process
-//! uses ends the process.
+//! Opening the store when the process starts: again and again until it succeeds. Whatever the reason
+//! is, the process stays up and says it.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 const ATTEMPT_MAX: Duration = Duration::from_secs(2 * 3600);
 
 /// Opens the configured store and looks at every log. Returns when it has succeeded; cancel-safe.
-pub(super) async fn open(config: &Config, progress: &Progress) -> anyhow::Result<(Store, EventLogs)> {
+pub(super) async fn open(config: &Config, progress: &Progress) -> (Store, EventLogs) {
     let mut failures = Failures { count: 0, logged: None };
     loop {
         let attempt = tokio::time::timeout(ATTEMPT_MAX, attempt(config)).await;
@@ -35,11 +35,11 @@ pub(super) async fn open(config: &Config, progress: &Progress) -> anyhow::Result
                 if failures.count > 0 {
                     tracing::info!(attempts = failures.count + 1, "store opened");
                 }
-                return Ok(opened);
+                return opened;
             }
             Err(error) => {
                 metrics::store_failed("open");
-                let Some(delay) = failures.delay(super::retry(&error)) else { return Err(error) };
+                let delay = failures.delay(super::retry(&error));
                 let reason = format!("{error:#}");
                 failures.log(&reason, delay);
                 progress.failed(reason);
@@ -67,16 +67,15 @@ struct Failures {
 }
 
 impl Failures {
-    /// Until the next attempt; none when there shall be no other.
-    fn delay(&mut self, retry: Retry) -> Option<Duration> {
+    /// Until the next attempt.
+    fn delay(&mut self, retry: Retry) -> Duration {
         let curve = match retry {
             Retry::Soon => SOON,
             Retry::Slowly => SLOWLY,
-            Retry::Never => return None,
         };
         let delay = curve.delay(self.count, fastrand::f64());
         self.count = self.count.saturating_add(1);
-        Some(delay)
+        delay
     }
 
     fn log(&mut self, reason: &str, retry_in: Duration) {

@@ -52,7 +52,10 @@ pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Writ
     let temporary = temporary_folder("demo")?;
     let folder = args.data.as_deref().unwrap_or(temporary.path());
     let config = configuration(args, &platform, folder)?;
-    let app = App::start(config).await?;
+    let app = tokio::select! {
+        app = App::start(config) => app?,
+        () = signals.next() => return Ok(()),
+    };
     let mut books = Books::open(&app, platform.ledger());
     introduce(&app, &platform, args, out)?;
     let seconds = watch(&app, &mut books, args, &mut signals, out).await?;

@@ -64,8 +64,8 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
-    #[error("the store's directory {path} is in use by another process")]
-    InUse { path: PathBuf },
+    #[error("the store's directory {path} is in use by {holder}")]
+    InUse { path: PathBuf, holder: String },
     #[error("the store in {path} has schema {found}, this program knows {known}: a newer one wrote it")]
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("the store in {path} cannot be opened: {reason}")]
@@ -78,9 +78,9 @@ impl OpenError {
     /// When opening is tried again.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::InUse { .. } => Retry::Never,
             Self::Newer { .. } => Retry::Slowly,
-            Self::Directory { .. } | Self::Database { .. } | Self::Thread(_) => Retry::Soon,
+            // A pod's predecessor releases its directory when it has ended.
+            Self::InUse { .. } | Self::Directory { .. } | Self::Database { .. } | Self::Thread(_) => Retry::Soon,
         }
     }
 }

@@ -34,6 +34,11 @@ const ASIDE_MAX: usize = 3;
 /// The word is filled up to this length, so that writing another needs no room on a full disk.
 const WORD_LEN: usize = 512;
 
+/// Behind the word the lock file names the process that holds the lock; what is longer is cut.
+const HOLDER_LEN: usize = 128;
+/// Where Linux has the name of the machine, and of the pod.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
+
 /// How the files were left, as written in the lock file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Word {
@@ -51,7 +56,9 @@ pub(super) enum Word {
 
 impl Word {
     fn parse(text: &str) -> Self {
-        match text.trim_end().split_once(' ').unwrap_or((text.trim_end(), "")) {
+        // A word that was written by hand has no blanks behind it, but a hole up to the holder.
+        let text = text.trim_end_matches(|character: char| character.is_whitespace() || character == '\0');
+        match text.split_once(' ').unwrap_or((text, "")) {
             ("clean", _) => Self::Clean,
             ("open", _) => Self::Open,
             ("replaced", _) => Self::Replaced,
@@ -86,10 +93,16 @@ impl Directory {
         let file = open_private(&path.join(LOCK)).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => (),
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path: path.to_owned() }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::InUse { path: path.to_owned(), holder: read_holder(&file) });
+            }
             Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
         let word = Word::parse(&read_word(&file).map_err(unusable)?);
+        if let Err(error) = write_holder(&file) {
+            // On a full disk, for one. Only the message of a process that waits for the lock is shorter then.
+            tracing::debug!(path = %path.display(), %error, "the lock file does not name this process");
+        }
         if let Err(error) = keep_private(path) {
             tracing::warn!(path = %path.display(), %error, "others may read the store's directory: make it 0700");
         }
@@ -249,6 +262,24 @@ fn write_word(file: &File, word: &Word) -> io::Result<()> {
     file.sync_all()
 }
 
+/// The process that wrote its name last, as text that may be shown: it holds the lock.
+fn read_holder(file: &File) -> String {
+    let mut text = [0; HOLDER_LEN];
+    let len = file.read_at(&mut text, WORD_LEN as u64).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[..len]);
+    let shown: String = text.trim_end().chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();
+    if shown.is_empty() { "another process".to_owned() } else { shown }
+}
+
+fn write_holder(file: &File) -> io::Result<()> {
+    let host = fs::read_to_string(HOST_NAME).unwrap_or_default();
+    let host = if host.trim().is_empty() { String::new() } else { format!(" on {}", host.trim()) };
+    let mut text = format!("process {}{host}", std::process::id()).into_bytes();
+    text.resize(HOLDER_LEN - 1, b' ');
+    text.push(b'\n');
+    file.write_all_at(&text, WORD_LEN as u64)
+}
+
 fn with_suffix(name: impl AsRef<OsStr>, suffix: &str) -> OsString {
     let mut name = name.as_ref().to_owned();
     name.push(suffix);
@@ -281,9 +312,31 @@ mod tests {
             assert_eq!(Word::parse(&word.text()), word);
         }
         assert_eq!(Word::parse("open    \n"), Word::Open);
+        assert_eq!(Word::parse("open\n\0\0"), Word::Open);
         for torn in ["", "cle", "\0\0\0\0", "opened"] {
             assert_eq!(Word::parse(torn), Word::Unsaid, "{torn:?}");
         }
+    }
+
+    #[test]
+    fn the_lock_file_names_its_holder_and_keeps_the_word() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::claim(temporary.path()).unwrap();
+        directory.say(Word::Open).unwrap();
+        let expected = format!("process {}", std::process::id());
+        let second = Directory::claim(temporary.path());
+        assert!(matches!(&second, Err(OpenError::InUse { holder, .. }) if holder.starts_with(&expected)), "{second:?}");
+        drop(directory);
+        assert_eq!(Directory::claim(temporary.path()).unwrap().word(), Word::Open);
+    }
+
+    #[test]
+    fn a_lock_file_without_a_holder_or_with_a_foreign_text_is_shown_safely() {
+        let temporary = tempfile::tempdir().unwrap();
+        let file = open_private(&temporary.path().join(LOCK)).unwrap();
+        assert_eq!(read_holder(&file), "another process");
+        file.write_all_at(b"process\x1b[31m 7\n", WORD_LEN as u64).unwrap();
+        assert_eq!(read_holder(&file), "process[31m 7");
     }
 
     #[test]

@@ -175,3 +175,21 @@ async fn a_directory_that_cannot_be_used_is_waited_for() {
     assert!(place.is_dir() && waiting.site.folder.path().is_dir());
     waiting.ends().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_another_process_uses_is_waited_for_until_it_is_released() {
+    for signal in ["TERM", "KILL"] {
+        let site = Site::start().await;
+        let mut first = Relay::live(&site).await;
+        let mut second = Waiting::start(site);
+        let holder = format!("{} is in use by process {}", second.site.store().display(), first.child.id());
+        second.is_not_ready(&holder).await;
+        second.site.platform.say(1);
+        first.holds(1).await;
+        first.child.signal(signal);
+        eventually("the first process has ended", PATIENCE, async || first.child.has_ended().map(drop)).await;
+        let Waiting { site, child, consumers, admin } = second.goes_on().await;
+        site.platform.say(1);
+        Relay { consumers, admin, child }.holds(2).await;
+    }
+}
