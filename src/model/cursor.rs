@@ -14,9 +14,9 @@ impl Offset {
     /// Before the first entry: reading after it reads everything.
     pub const START: Self = Self(0);
 
-    /// The offset of the entry that follows.
+    /// The offset of the entry that follows. No store takes an offset near the end of the numbers, where it stays.
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 
     /// The offset before this one; [`Offset::START`] has none and stays.

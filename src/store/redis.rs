@@ -15,6 +15,7 @@ mod records;
 pub mod registry;
 mod skew;
 mod terms;
+pub mod values;
 pub mod vault;
 mod view;
 

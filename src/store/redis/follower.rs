@@ -136,12 +136,17 @@ impl Follower {
         let answers = self.connection.run_all(&keys.log, &self.question(last)).await.map_err(unread)?;
         let [entries, head] = <[Value; 2]>::try_from(answers).map_err(|_| strange())?;
         let logs: Option<BTreeMap<String, Vec<Wire>>> = redis::from_redis_value(entries).map_err(no_answer)?;
-        let (epoch, safe, first): (Option<String>, Option<String>, Option<u64>) =
-            redis::from_redis_value(head).map_err(no_answer)?;
-        let epoch = epoch.map(|digits| head::epoch(&digits).ok_or_else(strange)).transpose()?;
+        let head: [Option<String>; 3] = redis::from_redis_value(head).map_err(no_answer)?;
+        let [epoch, safe, first] = head;
+        let unusable = |text: &str| ReadError(head::unusable(&keys.head, &[text.to_owned()]));
+        let epoch = epoch.map(|digits| head::epoch(&digits).ok_or_else(|| unusable(&digits))).transpose()?;
+        let first = first.map(|digits| head::offset(&digits).ok_or_else(|| unusable(&digits))).transpose()?;
+        if let Some(digits) = safe.as_deref().filter(|digits| !digits.is_empty() && head::offset(digits).is_none()) {
+            return Err(unusable(digits));
+        }
         let entries = logs.into_iter().flatten().flat_map(|(_, entries)| entries);
-        let entries = entries.map(|entry| reads::stored(entry).ok_or_else(strange)).collect::<Result<_, _>>()?;
-        Ok(Answer { entries, epoch, safe: safe.unwrap_or_default(), first: first.map(Offset) })
+        let entries = entries.map(|entry| reads::entry(&keys.log, entry)).collect::<Result<_, _>>()?;
+        Ok(Answer { entries, epoch, safe: safe.unwrap_or_default(), first })
     }
 
     fn question(&self, last: Offset) -> Pipeline {

@@ -46,10 +46,10 @@ pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability, no
         last: newest,
         safe: shown(newest, safe, durability)?,
         checkpoint: checkpoint(position, heard_at, &skew)?,
-        fence: Fence { number: number.parse().ok()?, nonce },
+        fence: Fence { number: count(number)?, nonce },
         damaged: lost == "1",
     };
-    Some(Claimed { state, turn: turn.parse().ok()?, skew })
+    Some(Claimed { state, turn: count(turn)?, skew })
 }
 
 /// The newest entry that may be shown. A log that was written without waiting for replicas says nothing about them:
@@ -100,8 +100,18 @@ fn first_of(text: &str, last: Offset) -> Option<Offset> {
     }
 }
 
-fn offset(digits: &str) -> Option<Offset> {
-    digits.parse().ok().map(Offset)
+pub(super) fn offset(digits: &str) -> Option<Offset> {
+    count(digits).map(Offset)
+}
+
+/// Scripts count in doubles, which are exact up to 15 digits. A longer number was not counted up by any replica: the
+/// stream that it belongs to is refused, before anybody adds to it.
+const DIGITS_MAX: usize = 15;
+
+/// A number that replicas count up.
+pub(super) fn count(digits: &str) -> Option<u64> {
+    let sound = !digits.is_empty() && digits.len() <= DIGITS_MAX && digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|_| sound)
 }
 
 #[cfg(test)]
@@ -151,9 +161,37 @@ mod tests {
 
     #[test]
     fn a_damaged_head_is_none() {
-        for fields in [["x", "", "0", "", ""], ["1", "7", "0", "", ""], ["1", "", "", "", ""], ["1", "", "9", "x", ""]]
-        {
-            assert!(extent(&answer(fields), Durability::Replicated).is_none(), "{fields:?}");
+        for fields in [
+            ["x", "", "0", "", ""],
+            ["1", "7", "0", "", ""],
+            ["1", "", "", "", ""],
+            ["1", "", "9", "x", ""],
+            ["1", "", "xyz", "", ""],
+            ["1", "", "18446744073709551615", "", ""],
+            ["1", "", "9007199254740993", "", ""],
+            ["1", "", "+9", "", ""],
+            ["1", "", "9", "", "18446744073709551615"],
+            ["1", "", "9", "18446744073709551615", ""],
+            ["1", "7:18446744073709551615 ", "9", "", ""],
+        ] {
+            let found = answer(fields);
+            assert!(extent(&found, Durability::Replicated).is_none(), "{fields:?}");
+            let why = unusable("{trunkline:queues}:head", &found);
+            assert!(why.contains("{trunkline:queues}:head") && why.contains(fields[2]), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_claim_takes_no_number_that_nobody_can_count_up_from() {
+        let sound = ["1", "", "12", "12", "3", "4", "6", "77", "1000", "1500", ""];
+        let read = |fields| claimed(&answer(fields), 1, Durability::Replicated, Timestamp(0));
+        assert!(read(sound).is_some());
+        for (at, name) in [(2, "last"), (3, "safe"), (4, "first"), (5, "number"), (6, "turn")] {
+            for odd in ["18446744073709551615", "1000000000000000", "-1", "xyz", "1e3"] {
+                let mut fields = sound;
+                fields[at] = odd;
+                assert!(read(fields).is_none(), "{name} {odd}");
+            }
         }
     }
 }

@@ -270,7 +270,10 @@ fn foreign(log: &str, id: &str) -> String {
 }
 
 fn odd_field(head: &str, field: &str, value: &str) -> String {
-    format!("{head}: the field {field} is {}, expected a whole number; {MEND}", shown(value))
+    format!(
+        "{head}: the field {field} is {}, expected a whole number of at most 15 digits (an epoch: in hexadecimal); {MEND}",
+        shown(value)
+    )
 }
 
 /// What the writer is to do after a failure.

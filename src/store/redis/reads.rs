@@ -6,7 +6,9 @@ use redis::cmd;
 
 use super::{
     connection::Connection,
+    head,
     keys::{Keys, entry_id},
+    registry::shown,
 };
 use crate::{
     model::{Batch, Epoch, Imprint, Offset, StoredEntry, Timestamp},
@@ -103,14 +105,19 @@ async fn range(
     let mut command = cmd("XRANGE");
     command.arg(&keys.log).arg(entry_id(from)).arg(entry_id(last)).arg("COUNT").arg(count);
     let entries: Vec<Wire> = connection.run(&command).await.map_err(|error| ReadError(error.to_string()))?;
-    let damaged = || ReadError(format!("{} holds what is no entry", keys.log));
-    entries.into_iter().map(|entry| stored(entry).ok_or_else(damaged)).collect()
+    entries.into_iter().map(|entry| self::entry(&keys.log, entry)).collect()
+}
+
+/// An entry as this version reads it; else which one of the log it is that it cannot read.
+pub(super) fn entry(log: &str, wire: Wire) -> Result<Stored, ReadError> {
+    let id = shown(&wire.0);
+    stored(wire).ok_or_else(|| ReadError(format!("{log} has the entry {id}, which is none that this version reads")))
 }
 
 pub(super) fn stored((id, fields): Wire) -> Option<Stored> {
     let [_, json] = <[Vec<u8>; 2]>::try_from(fields).ok()?;
     let Imprint { epoch, kind, received } = Imprint::of(&json)?;
-    Some(Stored { offset: Offset(id.strip_suffix("-0")?.parse().ok()?), epoch, json, kind, received })
+    Some(Stored { offset: head::offset(id.strip_suffix("-0")?)?, epoch, json, kind, received })
 }
 
 /// Neighbours of one epoch make a batch, up to a size.

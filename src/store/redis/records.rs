@@ -6,8 +6,10 @@ use redis::cmd;
 
 use super::{
     connection::{CommandError, Connection, Script},
+    head,
     keys::{self, key},
     log::verdict,
+    registry::shown,
 };
 use crate::{
     model::{ConsumerName, Mark, Revocation, StreamName, Timestamp, Whose},
@@ -45,8 +47,8 @@ impl Records<'_> {
         let key = keys::cursors(self.prefix, stream);
         let found = self.connection.run(cmd("HMGET").arg(&key).arg(consumer.as_str())).await;
         let [text]: [Option<String>; 1] = found.map_err(|error| unread(&error))?;
-        let strange = |text: &str| ReadError(format!("{text:?} in {key} is no cursor"));
-        text.map(|text| text.parse().map_err(|_| strange(&text))).transpose()
+        let strange = |text: &str| ReadError(format!("{} in {key} is no cursor of {consumer}", shown(text)));
+        text.map(|text| mark(&text).ok_or_else(|| strange(&text))).transpose()
     }
 
     pub(super) async fn move_cursor(
@@ -73,10 +75,13 @@ impl Records<'_> {
 
     pub(super) async fn revoked(self) -> Result<BTreeMap<Whose, Timestamp>, ReadError> {
         let found = self.connection.call(&self.scripts.revoked, &[&self.refused()], &[]).await;
-        let found: Vec<(String, i64)> = found.map_err(|error| unread(&error))?;
-        let strange = |text: &str| ReadError(format!("{text:?} is refused, but that is nobody"));
-        let read = |(text, at): (String, i64)| Ok((text.parse().map_err(|_| strange(&text))?, Timestamp(at)));
-        found.into_iter().map(read).collect()
+        let found: Vec<(String, String)> = found.map_err(|error| unread(&error))?;
+        let (revoked, unreadable) = revocations(&found);
+        if let Some(first) = unreadable.first() {
+            let (key, count) = (self.refused(), unreadable.len());
+            tracing::warn!(key, field = first, count, "revocations that this version cannot read are passed over");
+        }
+        Ok(revoked)
     }
 
     fn refused(self) -> String {
@@ -84,6 +89,51 @@ impl Records<'_> {
     }
 }
 
+/// A cursor as replicas write it.
+pub(super) fn mark(text: &str) -> Option<Mark> {
+    let mark: Mark = text.parse().ok()?;
+    head::offset(&mark.offset.to_string()).map(|_| mark)
+}
+
+/// Who is refused up to when; and the fields that this version cannot read. Those keep nobody else from being refused.
+pub(super) fn revocations(found: &[(String, String)]) -> (BTreeMap<Whose, Timestamp>, Vec<String>) {
+    let (mut revoked, mut unreadable) = (BTreeMap::new(), Vec::new());
+    for (whose, at) in found {
+        match (whose.parse(), at.parse()) {
+            (Ok(whose), Ok(at)) => drop(revoked.insert(whose, Timestamp(at))),
+            (Err(_), _) | (_, Err(_)) => unreadable.push(format!("{}: {}", shown(whose), shown(at))),
+        }
+    }
+    (revoked, unreadable)
+}
+
 fn unread(error: &CommandError) -> ReadError {
     ReadError(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revocation_that_cannot_be_read_is_named_and_the_others_count() {
+        let found = [
+            ("subject:alice", "20"),
+            ("group:agents", "20"),
+            ("session:4f2a", "99999999999999999999"),
+            ("subject:bob", "xyz"),
+        ];
+        let (revoked, unreadable) = revocations(&found.map(|(whose, at)| (whose.to_owned(), at.to_owned())));
+        assert_eq!(revoked, BTreeMap::from([(Whose::Subject("alice".to_owned()), Timestamp(20))]));
+        assert_eq!(unreadable.len(), 3, "{unreadable:?}");
+        assert!(unreadable[0].contains("group:agents"), "{unreadable:?}");
+    }
+
+    #[test]
+    fn a_cursor_that_nobody_can_count_up_from_is_none() {
+        assert!(mark("4f2a-17").is_some());
+        for odd in ["4f2a-18446744073709551615", "4f2a-9007199254740993", "4f2a-", "{}", ""] {
+            assert!(mark(odd).is_none(), "{odd}");
+        }
+    }
 }

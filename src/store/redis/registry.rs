@@ -10,6 +10,7 @@ use redis::{Value, cmd};
 
 use super::{
     connection::{CommandError, Connection, Listener, Script},
+    head,
     keys::{Keys, key},
     terms::Terms,
 };
@@ -91,7 +92,7 @@ pub enum Heard {
 }
 
 /// A record as it stands in a head: number, nonce, holder.
-type Row = (Option<String>, Option<String>, Option<String>);
+pub(super) type Row = (Option<String>, Option<String>, Option<String>);
 
 impl Registry {
     /// What `me` sees over this connection, and what it goes by. It should be one that no append holds up.
@@ -289,7 +290,7 @@ impl Words {
     }
 }
 
-fn heard(is_beat: bool, text: &str) -> Option<Heard> {
+pub(super) fn heard(is_beat: bool, text: &str) -> Option<Heard> {
     if is_beat {
         return Some(Heard::Beat { from: replica(text)? });
     }
@@ -318,7 +319,7 @@ fn read(text: &str) -> Option<Note> {
     }
 }
 
-fn read_life(id: &str, says: &str) -> Option<Life> {
+pub(super) fn read_life(id: &str, says: &str) -> Option<Life> {
     let mut words = says.split(' ');
     let (limit, ailing) = (words.next()?, words.next()?);
     let member = Member { replica: replica(id)?, limit: limit.parse().ok()? };
@@ -326,7 +327,7 @@ fn read_life(id: &str, says: &str) -> Option<Life> {
     Some(Life { member, ailing: ailing.split(',').filter_map(|name| name.parse().ok()).collect(), degraded })
 }
 
-fn record((number, nonce, holder): &Row) -> Option<Record> {
+pub(super) fn record((number, nonce, holder): &Row) -> Option<Record> {
     let holder = match holder.as_deref() {
         None | Some("") => None,
         Some(text) => Some(replica(text)?),
@@ -339,7 +340,7 @@ fn replica(text: &str) -> Option<ReplicaId> {
 }
 
 fn read_fence(number: &str, nonce: &str) -> Option<Fence> {
-    Some(Fence { number: number.parse().ok()?, nonce: u128::from_str_radix(nonce, 16).ok()? })
+    Some(Fence { number: head::count(number)?, nonce: u128::from_str_radix(nonce, 16).ok()? })
 }
 
 fn texts(fence: Fence) -> (String, String) {
@@ -406,6 +407,8 @@ mod tests {
         for row in [
             (text("x"), text("ff"), None),
             (text("18446744073709551616"), text("ff"), None),
+            (text("18446744073709551615"), text("ff"), text("2a")),
+            (text("9007199254740993"), text("ff"), text("2a")),
             (None, text("ff"), None),
             (text("4"), None, text("2a")),
             (text("4"), text("ff"), text("nobody")),

@@ -29,7 +29,7 @@ impl Terms {
         Self { durability: *durability, retention: Retention { age, ..*retention } }
     }
 
-    fn read(text: &str) -> Option<Self> {
+    pub(super) fn read(text: &str) -> Option<Self> {
         let [durability, events, age, bytes] = <[&str; 4]>::try_from(text.split(',').collect::<Vec<_>>()).ok()?;
         let durability =
             [Durability::Written, Durability::Replicated].into_iter().find(|one| word(*one) == durability)?;

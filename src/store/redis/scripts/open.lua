@@ -8,13 +8,29 @@ local head, log = KEYS[1], KEYS[2]
 local EARLIER_LEN_MAX = 1024
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 local held = redis.call('HMGET', head, 'epoch', 'earlier', 'last', 'number', 'replid', 'position', 'heard_at', 'nonce',
-  'turn', 'safe')
--- Doubles count exactly up to 15 digits.
-for index, field in pairs({[3] = 'last', [4] = 'number', [7] = 'heard_at', [9] = 'turn', [10] = 'safe'}) do
+  'turn', 'safe', 'bytes')
+-- Doubles count exactly up to 15 digits. An empty turn, time or position is none.
+local function odd(index, len_max, pattern)
   local value = held[index]
-  if value and value ~= '' and not (#value <= 15 and string.match(value, '^%d+$')) then
-    return {'field', field, value}
+  return value and value ~= '' and not (#value <= len_max and string.match(value, pattern))
+end
+for index, field in pairs({[3] = 'last', [4] = 'number', [7] = 'heard_at', [9] = 'turn', [10] = 'safe'}) do
+  if odd(index, 15, '^%d+$') then
+    return {'field', field, held[index]}
   end
+end
+if odd(6, 20, '^%d+$') then
+  return {'field', 'position', held[6]}
+end
+if odd(11, 16, '^-?%d+$') then
+  return {'field', 'bytes', held[11]}
+end
+if odd(1, 8, '^%x+$') then
+  return {'field', 'epoch', held[1]}
+end
+-- What is no pair of an epoch and its end is left over.
+if string.gsub(held[2] or '', '%x+:%d+ ', '') ~= '' then
+  return {'field', 'earlier', held[2]}
 end
 if held[1] and not held[3] then
   return {'field', 'last', ''}

@@ -9,7 +9,7 @@ for index = 1, #held, 2 do
   if not ends_at then
     -- Another version's, or nobody's: left as it is.
   elseif tonumber(ends_at) > now then
-    refused[#refused + 1] = { held[index], at }
+    refused[#refused + 1] = {held[index], at}
   else
     redis.call('HDEL', KEYS[1], held[index])
   end

@@ -105,7 +105,10 @@ async fn a_stream_whose_keys_are_foreign_waits_alone_and_goes_on_when_they_are_m
         (vec!["SET", "head", "a text"], "expected a hash", vec!["DEL", "head"]),
         (vec!["SET", "log", "a text"], "expected a stream", vec!["DEL", "log"]),
         (vec!["HSET", "head", "epoch", "7", "last", "xyz"], "the field last", vec!["DEL", "head"]),
+        (vec!["HSET", "head", "epoch", "7", "last", "18446744073709551615"], "the field last", vec!["DEL", "head"]),
+        (vec!["HSET", "head", "epoch", "7", "last", "0", "bytes", "many"], "the field bytes", vec!["DEL", "head"]),
         (vec!["HSET", "head", "number", "x", "nonce", "y"], "found number", vec!["DEL", "head"]),
+        (vec!["HSET", "head", "number", "18446744073709551615", "nonce", "ff"], "found number", vec!["DEL", "head"]),
         (vec!["XADD", "log", "1700000000000-3", "a", "b"], "did not write", vec!["DEL", "log"]),
     ] {
         let server = Redis::durable();
