@@ -12,13 +12,19 @@ use trunkline::{
     connector::{Connector, Frame, Item, genesys_notifications, genesys_sequenced},
     model::{Batch, BatchBuilder, Body, Cursor, Epoch, Event, Offset, Size, Source, Span, Timestamp},
     protocol::{
+        lease::Note,
         refresh::{
             GENERATION_MAX,
             lifetime::{self, Claims, LIFETIME_MAX, LIFETIME_MIN, Lifetime, Stated},
         },
         retry_after,
     },
-    store::redis::vault::{self, Damaged, RefreshToken, Values},
+    store::redis::{
+        Durability,
+        registry::Heard,
+        values::{self, COUNT_END},
+        vault::{self, Damaged, RefreshToken, Values},
+    },
 };
 
 const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
@@ -201,6 +207,71 @@ pub fn vault(data: &[u8]) {
     let refresh = RefreshToken::read(values.generation.as_deref(), values.secret.clone());
     assert_eq!(refresh.is_err(), damaged.contains(&Damaged::TokenGeneration));
     assert!(refresh.is_ok_and(|token| token.is_none_or(|token| token.number < GENERATION_MAX)) || !damaged.is_empty());
+}
+
+/// The values of the other keys in Redis, a line each, after one that says which: what is read is within bounds, so that
+/// whoever counts on from there does not wrap; anything else is none.
+pub fn redis(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (what, rest) = text.split_once('\n').unwrap_or((text, ""));
+    let lines: Vec<String> = rest.split('\n').map(str::to_owned).collect();
+    let line = |at: usize| lines.get(at).map_or("", String::as_str);
+    match what {
+        "look" => looked(&lines),
+        "claim" => claimed(&lines),
+        "record" => {
+            let record = values::record(line(0), line(1), lines.get(2).map(String::as_str));
+            assert!(record.is_none_or(|record| record.fence.number < COUNT_END), "the next holder has a number");
+        }
+        "member" => {
+            if let Some(life) = values::life(line(0), line(1)) {
+                assert!(line(1).split(' ').count() >= 2 && !line(0).is_empty(), "{life:?}");
+            }
+        }
+        "terms" => {
+            let said = values::terms(line(0));
+            assert_eq!(said.as_deref().and_then(values::terms), said, "settings are said as they were read");
+        }
+        "word" => match values::heard(line(0) == "beat", line(1)) {
+            Some(Heard::Note { note: Note::Given { fence, .. }, .. }) => assert!(fence.number < COUNT_END),
+            Some(Heard::Note { .. } | Heard::Beat { .. }) | None => (),
+        },
+        "entry" => {
+            let mark = values::entry(line(0), &[b"event", line(1).as_bytes()]);
+            assert!(mark.is_none_or(|mark| mark.offset.0 < COUNT_END), "an entry can be followed");
+        }
+        "cursor" => {
+            let mark = values::cursor(line(0));
+            assert!(mark.is_none_or(|mark| mark.offset.0 < COUNT_END), "a reader can go on behind it");
+        }
+        _ => revoked(&lines),
+    }
+}
+
+const DURABILITIES: [Durability; 2] = [Durability::Written, Durability::Replicated];
+
+fn looked(answer: &[String]) {
+    for extent in DURABILITIES.into_iter().filter_map(|durability| values::extent(answer, durability)) {
+        assert!(extent.last.0 < COUNT_END && extent.first.0 <= COUNT_END, "{extent:?}");
+    }
+}
+
+fn claimed(answer: &[String]) {
+    for state in DURABILITIES.into_iter().filter_map(|durability| values::claimed(answer, durability, RECEIVED)) {
+        assert!(state.last.0 < COUNT_END && state.safe <= state.last && state.fence.number < COUNT_END, "{state:?}");
+    }
+}
+
+/// Each field is read or named; none keeps another from being read.
+fn revoked(lines: &[String]) {
+    let split = |line: &String| line.split_once(' ').map(|(whose, at)| (whose.to_owned(), at.to_owned()));
+    let found: std::collections::BTreeMap<String, String> = lines.iter().filter_map(split).collect();
+    let found: Vec<_> = found.into_iter().collect();
+    let (revoked, unreadable) = values::revocations(&found);
+    assert!(
+        revoked.len() + unreadable.len() <= found.len()
+            && (found.is_empty() || !(revoked.is_empty() && unreadable.is_empty()))
+    );
 }
 
 /// No setting is longer.

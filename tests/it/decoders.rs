@@ -41,7 +41,7 @@ const WORDS: [&str; 24] = [
 
 type Check = fn(&[u8]);
 
-const DECODERS: [(&str, Check); 9] = [
+const DECODERS: [(&str, Check); 10] = [
     ("sequenced", checks::sequenced),
     ("notifications", checks::notifications),
     ("batch", checks::batch),
@@ -51,6 +51,7 @@ const DECODERS: [(&str, Check); 9] = [
     ("token", checks::token),
     ("settings", checks::settings),
     ("vault", checks::vault),
+    ("redis", checks::redis),
 ];
 
 fn inputs(decoder: &str) -> Vec<Vec<u8>> {
@@ -107,6 +108,11 @@ fn whatever_the_disk_gives_back_is_refused_or_whole() {
 #[test]
 fn whatever_stands_in_the_keys_of_the_token_vault_is_read_within_bounds_or_named() {
     run("vault", ROUNDS);
+}
+
+#[test]
+fn whatever_stands_in_the_other_keys_of_redis_is_read_within_bounds_or_is_none() {
+    run("redis", ROUNDS);
 }
 
 #[test]
