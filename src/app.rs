@@ -26,7 +26,7 @@ use crate::{
     store::{
         self, Retry, Store,
         embedded::{self, Embedded},
-        redis::{self, Redis, connection::Limits, registry::Registry},
+        redis::{self, Redis, address::Address, connection::Limits, registry::Registry},
     },
     tasks::Tasks,
     telemetry::metrics,
@@ -340,7 +340,8 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
             Ok(Store::Embedded(opened?))
         }
         config::StoreKind::Redis(from) => {
-            let store = Redis::new(redis_settings(from, retention));
+            let address = from.credentials.locate(&from.address).await?;
+            let store = Redis::new(redis_settings(from, address, retention));
             let warnings = store.examine().await.with_context(|| format!("store.url: {}", from.address))?;
             for warning in warnings {
                 tracing::warn!(address = %from.address, "{warning}");
@@ -350,9 +351,10 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
     }
 }
 
-fn redis_settings(from: &config::RedisConfig, retention: store::Retention) -> redis::Settings {
+fn redis_settings(from: &config::RedisConfig, address: Address, retention: store::Retention) -> redis::Settings {
     redis::Settings {
-        address: from.address.clone(),
+        address,
+        credentials: from.credentials.clone(),
         prefix: from.prefix.clone(),
         durability: match from.durability {
             config::Durability::Written => redis::Durability::Written,

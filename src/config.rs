@@ -12,6 +12,7 @@ mod golden;
 mod guarantee;
 mod keys;
 mod listen;
+mod logins;
 mod machine;
 mod proxies;
 mod resolve;
@@ -35,7 +36,7 @@ use crate::{
     listener::Network,
     model::{AccountName, SecretRef, StreamName},
     network,
-    store::redis::address::Address,
+    store::redis::{Credentials, address::Address},
 };
 
 pub use finding::{Finding, Findings};
@@ -98,13 +99,15 @@ pub struct StoreConfig {
 #[derive(Debug, Clone)]
 pub enum StoreKind {
     Embedded,
-    Redis(RedisConfig),
+    Redis(Box<RedisConfig>),
 }
 
 /// A store in Redis.
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
     pub address: Address,
+    /// Logins beside those of the address; secrets in them are not read yet.
+    pub credentials: Credentials,
     /// The beginning of all keys.
     pub prefix: String,
     pub durability: Durability,

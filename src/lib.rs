@@ -28,6 +28,7 @@ pub mod model;
 pub mod network;
 pub mod protocol;
 pub mod replica;
+pub mod secrets;
 pub mod simulator;
 pub mod store;
 pub mod tasks;

@@ -13,7 +13,7 @@ use reqwest::{
 use super::{
     Client, ClientAuth, Grant, Settings,
     answer::{Answer, Body, Refusal, Unusable},
-    secrets::{SecretError, Secrets},
+    secrets::Secrets,
     vault::{Kept, Vault, ancestor},
 };
 use crate::{
@@ -64,7 +64,7 @@ pub(super) struct Granted {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GrantError {
     #[error("could not read a secret of the account")]
-    Secret(#[from] SecretError),
+    Secret(#[from] crate::secrets::SecretError),
     #[error("could not reach the token endpoint")]
     Unreachable(#[source] reqwest::Error),
     #[error("token request through the proxy {proxy}")]

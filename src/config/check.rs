@@ -6,15 +6,14 @@
 use config::Value;
 use reqwest::Url;
 
-use crate::{
-    connector::genesys_notifications, model::Span, network::proxy::is_loopback, store::redis::address::Address,
-};
+use crate::{connector::genesys_notifications, model::Span, network::proxy::is_loopback};
 
 use super::{
     finding::{Finding, KeyPath, nearest},
     keys::{CONNECTOR_KEYS, GRANT_KEYS, Keys, STORE_KEYS},
     listen::Listen,
-    shape::{Account, Backoff, Connector, File, Grant, Platform, Store, StoreKind, Stream},
+    logins,
+    shape::{Account, Backoff, Connector, File, Grant, Platform, Store, StoreKind, StoreUrl, Stream},
     source::{child, find, place_of, table},
 };
 
@@ -96,11 +95,13 @@ impl Check<'_> {
             return;
         }
         self.keys(&path, &STORE_KEYS, &store.kind.keys(), &format!("kind {}", store.kind.name()));
-        let address = store.url.as_deref().and_then(|url| url.parse::<Address>().ok());
-        if address.is_some_and(|address| address.exposes_credentials()) && !store.insecure {
-            let text = "the password would travel to another machine in plain text; write rediss in place of redis, \
-                        or insecure = true in the store of a closed test network";
-            self.wrong(path.join("url"), text);
+        // An address that is found elsewhere is held against them when secrets are looked for.
+        if let Some(StoreUrl::Text(url)) = &store.url
+            && let Ok(address) = url.parse()
+        {
+            for (key, text) in logins::mistakes(&address, store) {
+                self.wrong(path.join(key), text);
+            }
         }
     }
 

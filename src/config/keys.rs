@@ -48,8 +48,19 @@ impl Grant {
 }
 
 /// Every key that some kind of store has and others have not.
-pub(super) const STORE_KEYS: [&str; 7] =
-    ["url", "prefix", "seal_key", "durability", "lease", "streams_max", "insecure"];
+pub(super) const STORE_KEYS: [&str; 11] = [
+    "url",
+    "username",
+    "password",
+    "sentinel_username",
+    "sentinel_password",
+    "prefix",
+    "seal_key",
+    "durability",
+    "lease",
+    "streams_max",
+    "insecure",
+];
 
 impl StoreKind {
     /// The word of the file.
@@ -65,7 +76,18 @@ impl StoreKind {
             Self::Embedded => Keys { needed: &[], taken: &[] },
             Self::Redis => Keys {
                 needed: &["url"],
-                taken: &["prefix", "seal_key", "durability", "lease", "streams_max", "insecure"],
+                taken: &[
+                    "username",
+                    "password",
+                    "sentinel_username",
+                    "sentinel_password",
+                    "prefix",
+                    "seal_key",
+                    "durability",
+                    "lease",
+                    "streams_max",
+                    "insecure",
+                ],
             },
         }
     }

@@ -12,7 +12,7 @@ use crate::{
 
 use super::{
     Account, AdminConfig, Backoff, Config, ConnectorConfig, Environment, HttpConfig, Overflow, RedisConfig, Retention,
-    StoreConfig, StoreKind, StreamConfig, proxies,
+    StoreConfig, StoreKind, StreamConfig, logins, proxies,
     shape::{self, ClientAuth, Connector, File, Grant},
 };
 
@@ -49,7 +49,7 @@ pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
         http: http(&file.http),
         admin: AdminConfig { listen: file.admin.listen.address(), allowed_hosts: file.admin.allowed_hosts.clone() },
         store: StoreConfig {
-            kind: store(&file.store),
+            kind: store(&file.store, environment),
             path: file.store.path.clone(),
             retention: Retention { events: retention.events, age: retention.age.0, bytes: retention.bytes.0 },
         },
@@ -77,18 +77,18 @@ fn http(from: &shape::Http) -> HttpConfig {
     }
 }
 
-fn store(from: &shape::Store) -> StoreKind {
-    let address = || from.url.as_deref().and_then(|url| url.parse().ok());
+fn store(from: &shape::Store, environment: &Environment) -> StoreKind {
     match from.kind {
         shape::StoreKind::Embedded => StoreKind::Embedded,
-        shape::StoreKind::Redis => StoreKind::Redis(RedisConfig {
-            address: address().expect("the checks demand an address"),
+        shape::StoreKind::Redis => StoreKind::Redis(Box::new(RedisConfig {
+            address: logins::address(from, environment).expect("the checks demand an address"),
+            credentials: logins::credentials(from),
             prefix: from.prefix.clone(),
             durability: from.durability,
             lease: from.lease.0,
             streams_max: usize::try_from(from.streams_max).expect("the schema bounds it"),
             seal_key: from.seal_key.clone(),
-        }),
+        })),
     }
 }
 

@@ -65,6 +65,11 @@ pub(super) fn wanted(schema: &Value) -> Wanted<'_> {
     }
 }
 
+/// The schema of the reference that may stand in place of a text.
+pub(super) fn or_secret(schema: &Value) -> Option<&Value> {
+    schema["anyOf"].as_array()?.iter().find(|choice| choice["format"] == "secret")
+}
+
 /// The words of a choice: plain ones in `enum`, described ones in `oneOf`.
 fn words(schema: &Value) -> Vec<&str> {
     let plain = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);

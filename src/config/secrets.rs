@@ -8,12 +8,14 @@ use config::Value;
 use crate::{
     auth::seal::Seal,
     model::{Secret, SecretRef},
+    store::redis::address::Address,
 };
 
 use super::{
     Environment,
     finding::{Finding, KeyPath},
-    shape::{Account, File, StoreKind},
+    logins,
+    shape::{Account, File, Store, StoreKind, StoreUrl},
     source::place_of,
 };
 
@@ -29,6 +31,12 @@ pub(super) fn check(tree: &Value, file: &File, environment: &Environment) -> Vec
         let path = KeyPath::of(&["store", "seal_key"]);
         findings.push(Finding::new(place_of(tree, &path), path, text));
     }
+    if file.store.kind == StoreKind::Redis {
+        for (key, text) in store(&file.store, environment) {
+            let path = KeyPath::of(&["store", key]);
+            findings.push(Finding::new(place_of(tree, &path), path, text));
+        }
+    }
     for (name, account) in &file.accounts {
         for (key, secret) in secrets(account) {
             if let Err(text) = look(secret, environment) {
@@ -38,6 +46,21 @@ pub(super) fn check(tree: &Value, file: &File, environment: &Environment) -> Vec
         }
     }
     findings
+}
+
+/// What is wrong with the secrets of a store in Redis, by their keys.
+fn store(store: &Store, environment: &Environment) -> Vec<(&'static str, String)> {
+    let looked = logins::passwords(store).map(|(key, secret)| (key, look(secret, environment)));
+    let mut found: Vec<_> = looked.filter_map(|(key, looked)| Some((key, looked.err()?))).collect();
+    let Some(StoreUrl::Secret(secret)) = &store.url else { return found };
+    match look(secret, environment).map(|text| text.parse::<Address>()) {
+        Err(text) => found.push(("url", text)),
+        Ok(Err(error)) => found.push(("url", format!("{} holds no address: {error}", place(secret)))),
+        Ok(Ok(address)) => {
+            found.extend(logins::mistakes(&address, store).into_iter().map(|(key, text)| (key, text.to_owned())));
+        }
+    }
+    found
 }
 
 /// The secrets that the account's grant uses.
@@ -54,15 +77,19 @@ fn secrets(account: &Account) -> impl Iterator<Item = (&'static str, &SecretRef)
 
 /// What seals has a shape, and one that is none is seen before the start.
 fn seals(from: &SecretRef, text: &str) -> Result<(), String> {
-    let place = match from {
+    let key = Seal::read(&Secret::new(text));
+    key.map(drop).map_err(|error| format!("{} holds no key: {error}", place(from)))
+}
+
+fn place(secret: &SecretRef) -> String {
+    match secret {
         SecretRef::Env(name) => format!("the environment variable {name}"),
         SecretRef::File(path) => format!("the file {}", path.display()),
-    };
-    Seal::read(&Secret::new(text)).map(drop).map_err(|error| format!("{place} holds no key: {error}"))
+    }
 }
 
 /// The secret itself.
-fn look(secret: &SecretRef, environment: &Environment) -> Result<String, String> {
+pub(super) fn look(secret: &SecretRef, environment: &Environment) -> Result<String, String> {
     match secret {
         SecretRef::Env(name) => variable(name, environment),
         SecretRef::File(path) => file(path),

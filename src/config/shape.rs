@@ -104,9 +104,17 @@ pub(crate) struct Store {
     #[serde(default = "store_path")]
     pub path: PathBuf,
     /// Which Redis: `redis://HOST`, `redis+sentinel://HOST,HOST/NAME?db=0` or `redis-cluster://HOST,HOST`; with
-    /// `rediss` for TLS, and with `USER:PASSWORD@` before the host. Required by the kind `redis`.
-    #[schemars(extend("format" = "redis-url"))]
-    pub url: Option<String>,
+    /// `rediss` for TLS. Or where it is found, if it holds a password: `{ env = "NAME" }` or `{ file = "PATH" }`.
+    /// Required by the kind `redis`.
+    pub url: Option<StoreUrl>,
+    /// The user of Redis, in place of the one that the URL holds.
+    pub username: Option<String>,
+    /// The password of Redis, in place of the one that the URL holds. Read again for each connection.
+    pub password: Option<SecretRef>,
+    /// The user of the Sentinels, where it is not that of Redis.
+    pub sentinel_username: Option<String>,
+    /// The password of the Sentinels. Without it that of Redis is tried there. Read again for each connection.
+    pub sentinel_password: Option<SecretRef>,
     /// The beginning of all keys in Redis. Relays that have nothing to do with each other need different ones.
     #[serde(default = "store_prefix")]
     #[schemars(extend("format" = "prefix"))]
@@ -130,6 +138,25 @@ pub(crate) struct Store {
     /// How much of each stream's log is kept; the first limit that is reached trims.
     #[serde(default = "all_defaults::<Retention>")]
     pub retention: Retention,
+}
+
+/// The URL of a store, or where it is found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum StoreUrl {
+    Text(String),
+    Secret(SecretRef),
+}
+
+impl JsonSchema for StoreUrl {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "StoreUrl".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let secret = SecretRef::json_schema(generator);
+        schemars::json_schema!({ "format": "redis-url", "anyOf": [{ "type": "string" }, secret] })
+    }
 }
 
 /// The kinds of store.

@@ -12,7 +12,7 @@ use super::{
     finding::{KeyPath, Place},
     format::without_login,
     keys::{CONNECTOR_KEYS, GRANT_KEYS, STORE_KEYS},
-    schema::{Wanted, at_path, schema, wanted},
+    schema::{Wanted, at_path, or_secret, schema, wanted},
     shape::File,
     source::find,
 };
@@ -87,6 +87,7 @@ impl Page<'_> {
     fn value(&self, path: &KeyPath, value: &Value) -> String {
         match at_path(self.schema, &path.0).map(wanted) {
             Some(Wanted::Secret) => "\"***\"".to_owned(),
+            Some(Wanted::Text("redis-url")) if value.is_table() => "\"***\"".to_owned(),
             Some(Wanted::Text("redis-url" | "proxy-url")) => {
                 Value::from(without_login(value.as_str().unwrap_or_default())).to_string()
             }
@@ -107,7 +108,10 @@ impl Page<'_> {
     fn origin(&self, path: &KeyPath) -> String {
         let Some(written) = find(&self.draft.tree, path) else { return unwritten(path).to_owned() };
         let place = Place::of(written).map_or_else(String::new, |place| place.to_string());
-        if let Some(Wanted::Secret) = at_path(self.schema, &path.0).map(wanted) {
+        let schema = at_path(self.schema, &path.0);
+        let is_secret = schema.is_some_and(|schema| matches!(wanted(schema), Wanted::Secret));
+        let is_reference = schema.and_then(or_secret).is_some() && super::source::table(written).is_some();
+        if is_secret || is_reference {
             return format!("{place}, {}", reference(written));
         }
         place

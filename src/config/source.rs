@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     finding::{Finding, KeyPath, Place},
-    schema::{Wanted, at_key, at_path, wanted},
+    schema::{Wanted, at_key, at_path, or_secret, wanted},
     syntax::{self, Duplicate},
 };
 
@@ -187,9 +187,20 @@ fn spelled(tree: &Value, schema: &serde_json::Value, name: &str) -> Vec<String> 
 /// A variable's text as what its key wants: words and texts as they are, everything else as in a file.
 fn from_variable(variable: &str, text: &str, schema: Option<&serde_json::Value>) -> Value {
     let verbatim = || Value::new(Some(&variable.to_owned()), text);
+    let is_reference = schema.is_some_and(|schema| or_secret(schema).is_some()) && text.trim_start().starts_with('{');
     match schema.map(wanted) {
-        None | Some(Wanted::Text(_) | Wanted::Words(_)) => verbatim(),
-        Some(Wanted::Table | Wanted::List | Wanted::Secret | Wanted::Whole | Wanted::Number | Wanted::Flag) => {
+        None | Some(Wanted::Text(_) | Wanted::Words(_)) if !is_reference => verbatim(),
+        None
+        | Some(
+            Wanted::Text(_)
+            | Wanted::Words(_)
+            | Wanted::Table
+            | Wanted::List
+            | Wanted::Secret
+            | Wanted::Whole
+            | Wanted::Number
+            | Wanted::Flag,
+        ) => {
             let parsed = DeValue::parse(text);
             parsed.map_or_else(|_| verbatim(), |value| from_toml(value.get_ref(), variable, &|_| variable.to_owned()))
         }

@@ -151,6 +151,104 @@ fn a_store_in_redis_is_shown_without_its_password_and_without_keys_of_the_other_
     assert!(!format!("{:?}", redis.address).contains("hunter2"));
 }
 
+/// A store in Redis whose login stands beside its URL.
+fn redis(keys: &str) -> String {
+    format!("[store]\nkind = \"redis\"\n{keys}\n")
+}
+
+#[test]
+fn a_login_beside_the_url_is_taken_and_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("url");
+    fs::write(&path, "rediss+sentinel://ann:hunter2@redis.test/main\n").unwrap();
+    for url in [
+        "url = { env = \"REDIS_URL\" }".to_owned(),
+        format!("url = {{ file = \"{}\" }}", path.display()),
+        "url = \"rediss+sentinel://redis.test/main\"".to_owned(),
+    ] {
+        let keys = "username = \"bob\"\npassword = { env = \"PW\" }\nsentinel_username = \"eve\"\nsentinel_password = { env = \"PW\" }";
+        let text = redis(&format!("{url}\n{keys}"));
+        let variables = [("PW", "hunter2"), ("REDIS_URL", "rediss+sentinel://ann:hunter2@redis.test/main")];
+        let config = good(&[&good_text(), &text], &variables);
+        assert_eq!(config.warnings.len(), 0, "{:?}", config.warnings);
+        let StoreKind::Redis(redis) = config.store.kind else { panic!("it is redis") };
+        assert_eq!(redis.address.to_string(), "rediss+sentinel://redis.test:26379/main?db=0");
+        assert_eq!(redis.credentials.username.as_deref(), Some("bob"));
+        assert_eq!(redis.credentials.sentinel_username.as_deref(), Some("eve"));
+        let environment = variables.into_iter().collect();
+        let (draft, _) = draft(&documents(&[&good_text(), &text]), &environment).unwrap();
+        let shown = show::show(&draft);
+        assert!(shown.contains("password = \"***\"  # ") && !shown.contains("hunter2"), "{shown}");
+        assert_eq!(url.contains('{'), shown.contains("url = \"***\"  # 1.toml:3, "), "{shown}");
+    }
+}
+
+#[test]
+fn a_password_in_the_url_of_the_store_is_a_warning_that_does_not_show_it() {
+    let warned = |url: &str| {
+        let config = good(&[&good_text(), &redis(&format!("url = \"{url}\""))], &[]);
+        config.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let warnings = warned("rediss://ann:hunter2@redis.test");
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].starts_with("1.toml:3: store.url: holds a password in plain text"), "{warnings:?}");
+    assert!(!warnings[0].contains("hunter2"), "{warnings:?}");
+    assert_eq!(warned("rediss://redis.test"), [""; 0]);
+}
+
+#[test]
+fn a_login_that_cannot_work_is_a_mistake() {
+    let password = "password = { env = \"PW\" }";
+    for (keys, mistake) in [
+        (format!("url = \"redis://redis.test\"\n{password}"), "store.password: the password would travel"),
+        (
+            "url = \"redis://localhost\"\nusername = \"ann\"".to_owned(),
+            "store.username: has no effect without a password",
+        ),
+        (format!("url = \"redis://localhost\"\nsentinel_{password}"), "store.sentinel_password: has no effect"),
+        (
+            "url = \"redis+sentinel://localhost/main\"\nsentinel_username = \"ann\"".to_owned(),
+            "store.sentinel_username: needs",
+        ),
+        (
+            "url = \"redis://localhost\"\npassword = { env = \"NONE\" }".to_owned(),
+            "store.password: the environment variable NONE is not set",
+        ),
+        ("url = \"redis://localhost\"\npassword = \"hunter2\"".to_owned(), "store.password: a secret is not written"),
+        ("url = { env = \"NONE\" }".to_owned(), "store.url: the environment variable NONE is not set"),
+        (
+            "url = { env = \"PW\" }".to_owned(),
+            "store.url: the environment variable PW holds no address: expected redis://",
+        ),
+        ("url = { env = \"EXPOSED\" }".to_owned(), "store.url: the password would travel"),
+        ("url = { path = \"x\" }".to_owned(), "store.url: says where a secret is found"),
+        ("url = 7".to_owned(), "store.url: expected a text"),
+    ] {
+        let variables = [("PW", "hunter2"), ("EXPOSED", "redis://:hunter2@redis.test")];
+        let told = loaded(&[&good_text(), &redis(&keys)], &variables).unwrap_err().to_string();
+        assert!(told.contains(mistake) && !told.contains("hunter2"), "{keys}\n{told}");
+    }
+    for keys in ["username = \"ann\"", password, "sentinel_username = \"ann\"", "sentinel_password = { env = \"PW\" }"]
+    {
+        let told = loaded(&[&good_text(), &format!("[store]\n{keys}\n")], &[("PW", "x")]).unwrap_err().to_string();
+        assert!(told.contains("has no effect with kind embedded"), "{told}");
+    }
+}
+
+#[test]
+fn a_variable_may_say_where_the_url_of_the_store_is_found() {
+    for (name, value) in [
+        ("TRUNKLINE__STORE__URL", "rediss://redis.test"),
+        ("TRUNKLINE__STORE__URL", "{ env = \"REDIS_URL\" }"),
+        ("TRUNKLINE__STORE__URL__ENV", "REDIS_URL"),
+    ] {
+        let config =
+            good(&[&good_text(), "[store]\nkind = \"redis\""], &[(name, value), ("REDIS_URL", "rediss://redis.test")]);
+        let StoreKind::Redis(redis) = config.store.kind else { panic!("it is redis") };
+        assert_eq!(redis.address.to_string(), "rediss://redis.test:6379/0");
+    }
+}
+
 #[test]
 fn every_example_is_a_good_configuration() {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/config");

@@ -12,7 +12,7 @@ use crate::model::{SettingError, Size, Span, StreamName};
 use super::{
     finding::{Finding, KeyPath, Place, nearest},
     format,
-    schema::{Wanted, at_key, not_yet, wanted},
+    schema::{Wanted, at_key, not_yet, or_secret, wanted},
     source::table,
 };
 
@@ -38,6 +38,9 @@ impl Walk {
     fn value(&mut self, value: &Value, schema: &Schema, path: &KeyPath, around: Option<&Place>) {
         let own = Place::of(value);
         let place = own.as_ref().or(around);
+        if let Some(secret) = or_secret(schema).filter(|_| table(value).is_some()) {
+            return self.secret(value, secret, path, place);
+        }
         let judged = match wanted(schema) {
             Wanted::Table => return self.table(value, schema, path, place),
             Wanted::List => return self.list(value, schema, path, place),

@@ -7,8 +7,9 @@ use config::{Value, ValueKind};
 use super::{
     Environment,
     finding::{Finding, KeyPath, Place, nearest},
-    source::OVERRIDE_PREFIX,
+    source::{OVERRIDE_PREFIX, find, place_of},
 };
+use crate::store::redis::address::Address;
 
 /// Every variable of ours begins with this.
 const OWN_PREFIX: &str = "TRUNKLINE_";
@@ -17,7 +18,19 @@ const OWN_VARIABLES: [&str; 3] = ["TRUNKLINE_LOG", "TRUNKLINE_TOKEN", "TRUNKLINE
 
 /// Every warning about a configuration without mistakes.
 pub(super) fn warnings(tree: &Value, environment: &Environment) -> Vec<Finding> {
-    unknown_variables(tree, environment)
+    let mut found = unknown_variables(tree, environment);
+    found.extend(bare_password(tree));
+    found
+}
+
+/// A password in the store's URL, which is not shown.
+fn bare_password(tree: &Value) -> Option<Finding> {
+    const ADVICE: &str = "holds a password in plain text; write username and password = { env = \"NAME\" } or \
+                          { file = \"PATH\" } beside a url without a login";
+    let path = KeyPath::of(&["store", "url"]);
+    let ValueKind::String(url) = &find(tree, &path)?.kind else { return None };
+    let address: Address = url.parse().ok()?;
+    address.password.map(|_| Finding::new(place_of(tree, &path), path, ADVICE))
 }
 
 /// Variables that look like ours and have no effect. They are no mistake: a container may be given others by the same

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod connection;
+mod credentials;
 mod examination;
 mod follower;
 mod head;
@@ -37,7 +38,7 @@ use self::{
     records::Records,
     view::View,
 };
-pub use self::{examination::Unfit, follower::Follower, terms::Terms};
+pub use self::{credentials::Credentials, examination::Unfit, follower::Follower, terms::Terms};
 use super::{Append, AppendError, Extent, LogState, ReadError, Retention};
 use crate::{
     clock,
@@ -61,6 +62,8 @@ pub const APPEND_MAX: usize = 256;
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub address: Address,
+    /// Logins beside those of the address.
+    pub credentials: Credentials,
     /// The beginning of all keys: several relays that know nothing of each other share a server.
     pub prefix: String,
     pub durability: Durability,
@@ -107,7 +110,7 @@ struct Shared {
 impl Redis {
     /// A handle; it connects when it is first asked for something.
     pub fn new(settings: Settings) -> Self {
-        let connection = Connection::new(settings.address.clone(), settings.limits);
+        let connection = Connection::with(settings.address.clone(), settings.credentials.clone(), settings.limits);
         let shared = Shared {
             settings,
             reading: connection.another(),

@@ -17,6 +17,15 @@ pub struct Address {
     pub user: Option<String>,
     pub password: Option<Secret>,
     pub database: i64,
+    /// What the Sentinels want, where that is not what the server wants. No part of a URL.
+    pub sentinels: Option<Login>,
+}
+
+/// A password, and the user that it belongs to: without one the default user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    pub user: Option<String>,
+    pub password: Secret,
 }
 
 /// How the primary is found.
@@ -78,6 +87,17 @@ impl Address {
     /// Whether user or password would be readable on a network.
     pub fn exposes_credentials(&self) -> bool {
         self.password.is_some() && !self.tls && !self.is_loopback()
+    }
+
+    /// What the server wants.
+    pub fn login(&self) -> Option<Login> {
+        self.password.clone().map(|password| Login { user: self.user.clone(), password })
+    }
+
+    /// Whether both lead to the same data, by whatever login.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let place = |address: &Self| (address.kind.clone(), address.hosts.clone(), address.tls, address.database);
+        place(self) == place(other)
     }
 
     /// Whether everything that is known of it lies on this machine.
@@ -149,6 +169,7 @@ impl FromStr for Address {
             user: (!user.is_empty()).then(|| unescape(user)).transpose()?,
             password: (!password.is_empty()).then(|| unescape(password)).transpose()?.map(Secret::new),
             database: database.unwrap_or(0),
+            sentinels: None,
         })
     }
 }

@@ -24,7 +24,7 @@ use redis::{
 use tokio::{runtime::Handle, sync::Semaphore};
 
 pub use self::{fault::CommandError, listener::Listener, script::Script};
-use super::address::Address;
+use super::{address::Address, credentials::Credentials};
 use crate::{clock, protocol::backoff::Curve};
 
 /// Delays between dials that failed.
@@ -53,6 +53,7 @@ pub struct Connection {
 
 struct Shared {
     address: Address,
+    credentials: Credentials,
     limits: Limits,
     /// Where the connection's own task runs, whoever happens to dial.
     runtime: Handle,
@@ -102,9 +103,15 @@ enum Wire {
 impl Connection {
     /// A handle for `address`. It does not dial yet. Connections live on the runtime that this is called in.
     pub fn new(address: Address, limits: Limits) -> Self {
+        Self::with(address, Credentials::default(), limits)
+    }
+
+    /// The same with logins that are read for each dial.
+    pub fn with(address: Address, credentials: Credentials, limits: Limits) -> Self {
         let down = Down { failures: 0, redial_at: None, why: "it was not dialled yet".to_owned(), serial: 0 };
         let shared = Shared {
             address,
+            credentials,
             limits,
             runtime: Handle::current(),
             dialling: Semaphore::new(1),
@@ -122,7 +129,7 @@ impl Connection {
     /// The same with a patience of its own. Whoever has less than the connection has better tell it: an answer that
     /// nobody waits for any more does not give a dead connection away.
     pub fn another_within(&self, limits: Limits) -> Self {
-        Self::new(self.shared.address.clone(), limits)
+        Self::with(self.shared.address.clone(), self.shared.credentials.clone(), limits)
     }
 
     pub fn address(&self) -> &Address {
@@ -221,15 +228,17 @@ impl Connection {
     /// Hears what is published on channels, over a connection of its own. What was published while there was none is
     /// lost: read the key that it was about anew.
     pub async fn listen(&self, channels: &[&str]) -> Result<Listener, CommandError> {
-        let Shared { address, limits, .. } = &*self.shared;
-        let connecting = listener::open(address, *limits, channels);
-        match tokio::time::timeout(limits.connect, connecting).await {
-            Ok(listener) => listener.map_err(|error| match error.code() {
+        let Shared { address, credentials, limits, .. } = &*self.shared;
+        let connecting = async {
+            let address = credentials.complete(address).await;
+            let address = address.map_err(|error| CommandError::NotSent(error.to_string()))?;
+            listener::open(&address, *limits, channels).await.map_err(|error| match error.code() {
                 Some(_) => CommandError::of(&error),
                 None => CommandError::NotSent(fault::text(&error)),
-            }),
-            Err(_) => Err(CommandError::NotSent(too_late(limits.connect))),
-        }
+            })
+        };
+        let opened = tokio::time::timeout(limits.connect, connecting).await;
+        opened.unwrap_or_else(|_| Err(CommandError::NotSent(too_late(limits.connect))))
     }
 
     /// Ends it: nothing is sent any more.
@@ -250,14 +259,15 @@ impl Connection {
     }
 
     async fn dial(&self) -> Result<(Wire, u64), CommandError> {
-        let Shared { address, limits, runtime, .. } = &*self.shared;
+        let Shared { address, credentials, limits, runtime, .. } = &*self.shared;
         let serial = self.shared.link().serial() + 1;
         let lost = self.when_lost(serial);
-        let dialling = dial::within(runtime, dial::dial(address, *limits, lost));
-        let outcome = match tokio::time::timeout(limits.connect, dialling).await {
-            Ok(outcome) => outcome.map_err(|error| fault::text(&error)),
-            Err(_) => Err(too_late(limits.connect)),
+        let dialling = async {
+            let address = credentials.complete(address).await.map_err(|error| error.to_string())?;
+            dial::dial(&address, *limits, lost).await.map_err(|error| fault::text(&error))
         };
+        let outcome = tokio::time::timeout(limits.connect, dial::within(runtime, dialling)).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(too_late(limits.connect)));
         self.shared.dialled(outcome, serial)
     }
 

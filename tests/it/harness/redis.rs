@@ -81,11 +81,16 @@ impl Redis {
 
     /// A Sentinel that watches `primary` under the name `main`, and needs nobody's consent.
     pub(crate) fn sentinel(primary: &Self) -> Self {
+        Self::sentinel_with(primary, "")
+    }
+
+    /// The same with more lines in its file.
+    pub(crate) fn sentinel_with(primary: &Self, lines: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("sentinel.conf");
         let text = format!(
             "bind 127.0.0.1\ndir {}\nsentinel monitor main 127.0.0.1 {} 1\n\
-             sentinel down-after-milliseconds main 300\nsentinel failover-timeout main 2000\n",
+             sentinel down-after-milliseconds main 300\nsentinel failover-timeout main 2000\n{lines}",
             folder.path().display(),
             primary.port
         );

@@ -193,3 +193,34 @@ async fn a_directory_that_another_process_uses_is_waited_for_until_it_is_release
         Relay { consumers, admin, child }.holds(2).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_file_that_changes_is_read_again_at_the_start_and_while_it_runs() {
+    let server = Redis::start(&["--appendonly", "no", "--requirepass", "first"]);
+    let site = Site::start().await;
+    site.use_redis(&server.url());
+    let file = site.folder.path().join("redis-password");
+    let key = format!("kind = \"redis\"\npassword = {{ file = \"{}\" }}\n", file.display());
+    let text = fs::read_to_string(&site.config).unwrap();
+    fs::write(&site.config, text.replace("kind = \"redis\"\n", &key)).unwrap();
+    fs::write(&file, "not-yet\n").unwrap();
+    let mut waiting = Waiting::start(site);
+    waiting.is_not_ready("WRONGPASS").await;
+    fs::write(&file, "first\n").unwrap();
+    let Waiting { site, child, consumers, admin } = waiting.goes_on().await;
+    let relay = Relay { child, consumers, admin };
+
+    let operator = trunkline::store::redis::connection::Connection::new(
+        format!("redis://:first@127.0.0.1:{}/0", server.port()).parse().unwrap(),
+        trunkline::store::redis::connection::Limits::default(),
+    );
+    operator.run::<()>(cmd("CONFIG").arg("SET").arg("requirepass").arg("second")).await.unwrap();
+    fs::write(&file, "second\n").unwrap();
+    for kind in ["pubsub", "normal"] {
+        operator.run::<i64>(cmd("CLIENT").arg("KILL").arg("TYPE").arg(kind).arg("SKIPME").arg("yes")).await.unwrap();
+    }
+    site.platform.say(1);
+    relay.holds(1).await;
+    relay.goes_live().await;
+    assert!(!relay.child.told().contains("not-yet"), "{}", relay.child.told());
+}

@@ -80,7 +80,8 @@ pub(super) fn redis_store(server: &Redis, retention: Retention, durability: Dura
 
 pub(super) fn redis_settings(url: &str, retention: Retention, durability: Durability) -> redis::Settings {
     let address = url.parse().unwrap();
-    redis::Settings { address, prefix: "trunkline".to_owned(), durability, retention, limits: redis_limits() }
+    let (prefix, credentials) = ("trunkline".to_owned(), redis::Credentials::default());
+    redis::Settings { address, credentials, prefix, durability, retention, limits: redis_limits() }
 }
 
 pub(super) fn checkpoint(position: u64) -> Checkpoint {

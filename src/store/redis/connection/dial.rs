@@ -9,8 +9,8 @@ use redis::{
 };
 use tokio::runtime::Handle;
 
-use super::{Limits, Wire};
-use crate::store::redis::address::{Address, Host, Kind};
+use super::{Limits, Wire, fault};
+use crate::store::redis::address::{Address, Host, Kind, Login};
 
 /// A cluster's client follows so many redirections of one command.
 const REDIRECTIONS_MAX: u32 = 5;
@@ -86,16 +86,35 @@ async fn ask_sentinels(address: &Address, primary: &str, limits: Limits) -> Resu
     for sentinel in &address.hosts {
         match tokio::time::timeout(share, ask_sentinel(address, sentinel, primary, limits)).await {
             Ok(Ok(host)) => return Ok(host),
-            Ok(Err(error)) => last = error,
+            Ok(Err(error)) => last = named(sentinel, error),
             Err(_) => last = (ErrorKind::Io, "a Sentinel did not answer", sentinel.to_string()).into(),
         }
     }
     Err(last)
 }
 
+/// A login of the Sentinels' own is presented. The server's is presented only to a Sentinel that wants one: many have
+/// none, and refuse whatever is presented.
 async fn ask_sentinel(address: &Address, sentinel: &Host, primary: &str, limits: Limits) -> Result<Host, RedisError> {
-    // Sentinels have neither databases nor, as a rule, the server's users.
-    let info = endpoint(address.tls, sentinel).into_connection_info()?.set_tcp_settings(tcp());
+    let own = address.sentinels.as_ref();
+    match (ask(address.tls, sentinel, own, primary, limits).await, address.login()) {
+        (Err(error), Some(login)) if own.is_none() && fault::wants_login(&error) => {
+            ask(address.tls, sentinel, Some(&login), primary, limits).await
+        }
+        (answer, _) => answer,
+    }
+}
+
+async fn ask(
+    tls: bool,
+    sentinel: &Host,
+    login: Option<&Login>,
+    primary: &str,
+    limits: Limits,
+) -> Result<Host, RedisError> {
+    // Sentinels have no databases.
+    let info = endpoint(tls, sentinel).into_connection_info()?.set_tcp_settings(tcp());
+    let info = info.set_redis_settings(with_login(RedisConnectionInfo::default(), login));
     let mut connection = Client::open(info)?.get_multiplexed_async_connection_with_config(&settings(limits)).await?;
     let mut question = cmd("SENTINEL");
     question.arg("get-master-addr-by-name").arg(primary);
@@ -104,6 +123,14 @@ async fn ask_sentinel(address: &Address, sentinel: &Host, primary: &str, limits:
         RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "unknown to the Sentinel", primary.to_owned()))
     })?;
     Ok(Host { name, port })
+}
+
+/// The error with the Sentinel that it comes from, where its login is what is wrong.
+fn named(sentinel: &Host, error: RedisError) -> RedisError {
+    match fault::is_refused_login(&error) {
+        true => (ErrorKind::AuthenticationFailed, "by the Sentinel", format!("{sentinel}: {error}")).into(),
+        false => error,
+    }
 }
 
 /// Sentinels are behind for a moment after a failover; the server itself is asked.
@@ -121,18 +148,22 @@ fn settings(limits: Limits) -> AsyncConnectionConfig {
 }
 
 fn info(address: &Address, host: &Host) -> Result<ConnectionInfo, RedisError> {
-    let mut login = RedisConnectionInfo::default()
+    let login = RedisConnectionInfo::default()
         .set_protocol(ProtocolVersion::RESP3)
         .set_db(address.database)
         .set_lib_name("trunkline", env!("CARGO_PKG_VERSION"));
-    if let Some(user) = &address.user {
-        login = login.set_username(user);
-    }
-    if let Some(password) = &address.password {
-        login = login.set_password(password.expose());
-    }
+    let login = with_login(login, address.login().as_ref());
     let info = endpoint(address.tls, host).into_connection_info()?;
     Ok(info.set_redis_settings(login).set_tcp_settings(tcp()))
+}
+
+fn with_login(settings: RedisConnectionInfo, login: Option<&Login>) -> RedisConnectionInfo {
+    let Some(Login { user, password }) = login else { return settings };
+    let settings = settings.set_password(password.expose());
+    match user {
+        Some(user) => settings.set_username(user),
+        None => settings,
+    }
 }
 
 fn endpoint(tls: bool, host: &Host) -> ConnectionAddr {

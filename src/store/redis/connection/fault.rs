@@ -55,11 +55,21 @@ impl CommandError {
 
 const LOGIN_REFUSED: &str = "user or password is refused";
 
+/// Whether a login was refused, or is missing.
+pub(super) fn is_refused_login(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("WRONGPASS") || wants_login(error)
+}
+
+/// Whether the server answers only those who have presented a (better) login.
+pub(super) fn wants_login(error: &RedisError) -> bool {
+    matches!(error.code(), Some("NOAUTH" | "NOPERM"))
+}
+
 /// An error for people, with its kind where the text alone says little.
 pub(super) fn text(error: &RedisError) -> String {
     if error.kind() == ErrorKind::Io {
         format!("the network says: {error}")
-    } else if error.kind() == ErrorKind::AuthenticationFailed {
+    } else if is_refused_login(error) {
         format!("{LOGIN_REFUSED}: {error}")
     } else {
         error.to_string()

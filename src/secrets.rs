@@ -1,0 +1,65 @@
+//! Reads secrets where the configuration says they are. No error says more than where a secret was looked for.
+
+use std::{io, path::PathBuf};
+
+use tokio::io::AsyncReadExt;
+
+use crate::model::{Secret, SecretRef};
+
+/// A secret file is no longer than this; what is, was mistaken for one.
+const FILE_LEN_MAX: u64 = 64 * 1024;
+
+/// The secret is not where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("environment variable {0} is not set")]
+    NoVariable(String),
+    #[error("environment variable {0} is empty")]
+    EmptyVariable(String),
+    #[error("could not read secret file {}", path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("secret file {} is empty", .0.display())]
+    EmptyFile(PathBuf),
+}
+
+/// The secret as it is at this moment, without white space around it.
+pub async fn read(reference: &SecretRef) -> Result<Secret, SecretError> {
+    match reference {
+        SecretRef::Env(name) => variable(name),
+        SecretRef::File(path) => file(path).await,
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a secret that the configuration refers to is read only where it is used"
+)]
+fn variable(name: &str) -> Result<Secret, SecretError> {
+    let text = std::env::var(name).map_err(|_| SecretError::NoVariable(name.to_owned()))?;
+    match Secret::trimmed(&text) {
+        "" => Err(SecretError::EmptyVariable(name.to_owned())),
+        text => Ok(Secret::new(text)),
+    }
+}
+
+async fn file(path: &PathBuf) -> Result<Secret, SecretError> {
+    let text = text_of(path).await.map_err(|cause| SecretError::Unreadable { path: path.clone(), cause })?;
+    match Secret::trimmed(&text) {
+        "" => Err(SecretError::EmptyFile(path.clone())),
+        text => Ok(Secret::new(text)),
+    }
+}
+
+async fn text_of(path: &PathBuf) -> io::Result<String> {
+    let mut text = String::new();
+    let file = tokio::fs::File::open(path).await?;
+    let len = file.take(FILE_LEN_MAX + 1).read_to_string(&mut text).await?;
+    if len as u64 > FILE_LEN_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than a secret can be"));
+    }
+    Ok(text)
+}

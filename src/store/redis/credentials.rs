@@ -1,0 +1,117 @@
+//! The logins that are configured beside the URL, or in a URL that is itself a secret. They are read anew for each
+//! connection, so that a changed password is used from the next one on.
+
+use super::address::{Address, AddressError, Login};
+use crate::{
+    model::{Secret, SecretRef},
+    secrets::{self, SecretError},
+    telemetry::chain,
+};
+
+/// Where logins are found. By default only in the URL.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// The URL, where it is a secret.
+    pub url: Option<SecretRef>,
+    /// In place of the URL's.
+    pub username: Option<String>,
+    /// In place of the URL's.
+    pub password: Option<SecretRef>,
+    pub sentinel_username: Option<String>,
+    /// Without it the server's login is tried at the Sentinels.
+    pub sentinel_password: Option<SecretRef>,
+    /// A password may travel in plain text.
+    pub insecure: bool,
+}
+
+/// A login could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    #[error("store.{key}: {}", chain(.cause))]
+    Secret { key: &'static str, cause: SecretError },
+    #[error("store.url: the secret is no address: {0}")]
+    Address(#[from] AddressError),
+    #[error("store.url: the password would travel to another machine in plain text; write rediss in place of redis")]
+    Exposed,
+}
+
+impl Credentials {
+    /// The address that the URL has now: `configured`, unless it is a secret.
+    pub async fn locate(&self, configured: &Address) -> Result<Address, CredentialsError> {
+        let Some(url) = &self.url else { return Ok(configured.clone()) };
+        let address: Address = read("url", url).await?.expose().parse()?;
+        if address.exposes_credentials() && !self.insecure {
+            return Err(CredentialsError::Exposed);
+        }
+        Ok(address)
+    }
+
+    /// The address with the logins as they are now. A URL that leads elsewhere by now gives none: where the data is
+    /// does not change while the store is open.
+    pub(super) async fn complete(&self, address: &Address) -> Result<Address, CredentialsError> {
+        let mut complete = self.locate(address).await?;
+        if !complete.is_same_place(address) {
+            tracing::warn!(%address, now = %complete, "store.url names another place; it is used from the next start on");
+            complete = address.clone();
+        }
+        if let Some(username) = &self.username {
+            complete.user = Some(username.clone());
+        }
+        if let Some(password) = &self.password {
+            complete.password = Some(read("password", password).await?);
+        }
+        if let Some(password) = &self.sentinel_password {
+            let password = read("sentinel_password", password).await?;
+            complete.sentinels = Some(Login { user: self.sentinel_username.clone(), password });
+        }
+        Ok(complete)
+    }
+}
+
+async fn read(key: &'static str, secret: &SecretRef) -> Result<Secret, CredentialsError> {
+    secrets::read(secret).await.map_err(|cause| CredentialsError::Secret { key, cause })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_login_beside_the_url_wins_over_the_one_in_it_and_is_read_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        let configured: Address = "redis+sentinel://ann:old@localhost/main".parse().unwrap();
+        let secret = Some(SecretRef::File(path.clone()));
+        let credentials =
+            Credentials { username: Some("bob".to_owned()), password: secret.clone(), ..Credentials::default() };
+        let missing = credentials.complete(&configured).await.unwrap_err().to_string();
+        assert!(missing.starts_with("store.password: could not read secret file "), "{missing}");
+        for password in ["first", "second"] {
+            fs::write(&path, format!("{password}\n")).unwrap();
+            let complete = credentials.complete(&configured).await.unwrap();
+            assert_eq!((complete.user.as_deref(), complete.password), (Some("bob"), Some(Secret::new(password))));
+            assert_eq!(complete.sentinels, None);
+        }
+        let own = Credentials { sentinel_password: secret, ..Credentials::default() };
+        let complete = own.complete(&configured).await.unwrap();
+        assert_eq!(complete.sentinels, Some(Login { user: None, password: Secret::new("second") }));
+        assert_eq!((complete.user.as_deref(), complete.password), (Some("ann"), Some(Secret::new("old"))));
+    }
+
+    #[tokio::test]
+    async fn a_url_in_a_file_gives_its_login_anew_and_keeps_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("url");
+        let credentials = Credentials { url: Some(SecretRef::File(path.clone())), ..Credentials::default() };
+        let configured: Address = "redis://ann:old@localhost/1".parse().unwrap();
+        fs::write(&path, "redis://ann:new@localhost/1").unwrap();
+        assert_eq!(credentials.complete(&configured).await.unwrap().password, Some(Secret::new("new")));
+        fs::write(&path, "redis://ann:new@localhost/2").unwrap();
+        assert_eq!(credentials.complete(&configured).await.unwrap(), configured);
+        fs::write(&path, "redis://ann:hunter2@redis.acme.example").unwrap();
+        let exposed = credentials.locate(&configured).await.unwrap_err().to_string();
+        assert!(exposed.contains("plain text") && !exposed.contains("hunter2"), "{exposed}");
+    }
+}

@@ -1,0 +1,77 @@
+//! Logins: at servers and at Sentinels, beside the URL and in it.
+
+use std::{fs, path::Path};
+
+use redis::cmd;
+use trunkline::{
+    model::SecretRef,
+    store::redis::{
+        Credentials,
+        connection::{CommandError, Connection},
+    },
+};
+
+use crate::harness::{Redis, eventually, redis_limits};
+
+/// A secret in a file of its own.
+fn secret(folder: &Path, text: &str) -> SecretRef {
+    let path = folder.join(text);
+    fs::write(&path, text).unwrap();
+    SecretRef::File(path)
+}
+
+fn connection(url: &str, credentials: Credentials) -> Connection {
+    Connection::with(url.parse().unwrap(), credentials, redis_limits())
+}
+
+async fn greeted(connection: &Connection) -> Result<(), CommandError> {
+    connection.run::<String>(&cmd("PING")).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_sentinel_that_wants_a_login_is_given_its_own_or_that_of_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let primary = Redis::start(&["--appendonly", "no", "--requirepass", "shared", "--masterauth", "shared"]);
+    for (wanted, own, is_good) in [
+        ("", None, true),
+        ("shared", None, true),
+        ("other", Some("other"), true),
+        ("other", None, false),
+        ("shared", Some("other"), false),
+    ] {
+        let wants = if wanted.is_empty() { String::new() } else { format!("requirepass {wanted}\n") };
+        let sentinel = Redis::sentinel_with(&primary, &format!("sentinel auth-pass main shared\n{wants}"));
+        let credentials = Credentials {
+            password: Some(secret(folder.path(), "shared")),
+            sentinel_password: own.map(|own| secret(folder.path(), own)),
+            ..Credentials::default()
+        };
+        let connection = connection(&format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port()), credentials);
+        if is_good {
+            let found = async || greeted(&connection).await.is_ok();
+            eventually("the Sentinel names the server", found).await;
+        } else {
+            let error = greeted(&connection).await.unwrap_err();
+            assert!(error.is_refused_login(), "{wanted} {own:?}: {error}");
+            assert!(error.to_string().contains("by the Sentinel"), "{error}");
+            assert!(!error.to_string().contains("other") && !error.to_string().contains("shared"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_user_beside_the_url_wins_over_the_one_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Redis::volatile();
+    let rule = cmd("ACL").arg("SETUSER").arg(&["ann", "on", ">good", "~*", "&*", "+@all"]).clone();
+    server.connection().run::<()>(&rule).await.unwrap();
+    let url = format!("redis://eve:wrong@127.0.0.1:{}/0", server.port());
+    let credentials = Credentials {
+        username: Some("ann".to_owned()),
+        password: Some(secret(folder.path(), "good")),
+        ..Credentials::default()
+    };
+    let connection = connection(&url, credentials);
+    assert_eq!(connection.run::<String>(cmd("ACL").arg("WHOAMI")).await, Ok("ann".to_owned()));
+    assert!(connection.listen(&["news"]).await.is_ok(), "a listener has the same login");
+}
