@@ -108,8 +108,8 @@ impl Admin {
     pub fn start(self, tasks: &mut Tasks, progress: Progress, streams: Vec<StreamName>, connections: Share) -> Serving {
         let Self { listener, address, allowed_hosts } = self;
         let site = Switch::new(starting::router(progress, streams, connections));
-        let (router, stop) = (site.router(), tasks.stop());
-        tasks.start("admin", async move { Ok(listener.serve(router, stop).await?) });
+        let (switch, stop) = (site.clone(), tasks.stop());
+        tasks.start("admin", async move { Ok(listener.serve(switch, stop).await?) });
         Serving { site, address, allowed_hosts }
     }
 }

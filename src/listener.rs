@@ -24,7 +24,6 @@ use std::{
 };
 
 use axum::{
-    Router,
     http::{StatusCode, header::RETRY_AFTER},
     response::IntoResponse,
 };
@@ -36,10 +35,7 @@ use hyper::{
     service::{Service, service_fn},
     upgrade::{OnUpgrade, Upgraded},
 };
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -55,6 +51,7 @@ pub(crate) use host::is_authority;
 use problem::Problem;
 use seats::{Full, Seat, Seats};
 pub use socket::{Socket, Stalled, notice_vanished_peer};
+use switch::Switch;
 use upgrade::Conversation;
 pub use upgrade::Upgrade;
 
@@ -136,10 +133,10 @@ impl Listener {
 
     /// Accepts until `stop`, then waits until every open connection has come to its own end. An answer that carries an
     /// [`Upgrade`] is followed by it.
-    pub async fn serve(self, router: Router, stop: CancellationToken) -> io::Result<()> {
+    pub async fn serve(self, site: Switch, stop: CancellationToken) -> io::Result<()> {
         let socket = TcpListener::from_std(self.socket)?;
         let mut host = Host {
-            site: TowerToHyperService::new(router),
+            site,
             seats: Seats::new(self.limits.connections_max, self.limits.connections_per_address_max),
             trusted_proxies: self.limits.trusted_proxies.clone().into(),
             limits: self.limits,
@@ -156,11 +153,8 @@ impl Listener {
     }
 }
 
-/// The router, as hyper calls it.
-type Site = TowerToHyperService<Router>;
-
 struct Host {
-    site: Site,
+    site: Switch,
     seats: Arc<Seats>,
     trusted_proxies: Arc<[Network]>,
     limits: Limits,
@@ -308,7 +302,7 @@ impl Admission {
 
 /// One connection from its first request to its end. Each phase is boxed, so that what the first needed is freed
 /// before the second begins: an idle upgraded socket keeps no HTTP buffers.
-async fn attend(site: Site, admission: Admission, socket: Socket, header_timeout: Duration, stop: CancellationToken) {
+async fn attend(site: Switch, admission: Admission, socket: Socket, header_timeout: Duration, stop: CancellationToken) {
     let spoken = Box::pin(speak_http(site, &admission, socket, header_timeout, stop)).await;
     let Some((upgrade, converse)) = spoken else { return };
     match upgrade.await {
@@ -326,7 +320,7 @@ fn take_over(upgraded: Upgraded) -> (Socket, Bytes) {
 }
 
 async fn speak_http(
-    site: Site,
+    site: Switch,
     admission: &Admission,
     socket: Socket,
     header_timeout: Duration,
@@ -336,7 +330,7 @@ async fn speak_http(
     let service = service_fn(|mut request: Request<Incoming>| {
         let upgrade = hyper::upgrade::on(&mut request);
         request.extensions_mut().insert(stalled.clone());
-        let (answer, agreed) = (admission.check(&request).map(|()| site.call(request)), &agreed);
+        let (answer, agreed) = (admission.check(&request).map(|()| site.current().call(request)), &agreed);
         async move {
             let mut answer = match answer {
                 Ok(answer) => answer.await?,

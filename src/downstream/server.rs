@@ -96,8 +96,8 @@ impl Server {
     pub fn accept(self, tasks: &mut Tasks) -> Serving {
         let Self { listener, settings, address } = self;
         let site = Switch::new(Router::new().fallback(async || error::Refusal::Starting));
-        let (router, stop) = (site.router(), tasks.stop());
-        tasks.start("consumers", async move { Ok(listener.serve(router, stop).await?) });
+        let (switch, stop) = (site.clone(), tasks.stop());
+        tasks.start("consumers", async move { Ok(listener.serve(switch, stop).await?) });
         Serving { site, settings, address }
     }
 }

@@ -5,8 +5,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use axum::{Router, extract::Request};
-use hyper::service::Service;
+use axum::Router;
 use hyper_util::service::TowerToHyperService;
 
 /// The site that requests are passed to. Clones share it.
@@ -23,13 +22,8 @@ impl Switch {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = TowerToHyperService::new(site);
     }
 
-    /// A router that passes every request on.
-    pub fn router(&self) -> Router {
-        let switch = self.clone();
-        Router::new().fallback(async move |request: Request| switch.current().call(request).await)
-    }
-
-    fn current(&self) -> TowerToHyperService<Router> {
+    /// The site that answers at this moment.
+    pub(super) fn current(&self) -> TowerToHyperService<Router> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -1,7 +1,7 @@
 //! The listener with a site of three pages: one answers, one panics, one goes on as an echo.
 
 use axum::{
-    Extension,
+    Extension, Router,
     http::{StatusCode, Uri},
     routing::get,
 };
@@ -32,7 +32,7 @@ fn start(limits: Limits) -> (SocketAddr, Tasks) {
     let address = listener.address().unwrap();
     let mut tasks = Tasks::new("listener");
     let stop = tasks.stop();
-    tasks.start("three pages", async move { Ok(listener.serve(three_pages(), stop).await?) });
+    tasks.start("three pages", async move { Ok(listener.serve(Switch::new(three_pages()), stop).await?) });
     (address, tasks)
 }
 
