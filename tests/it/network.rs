@@ -5,7 +5,7 @@ use trunkline::simulator::Dialect;
 use crate::harness::{ForwardProxy, Impostor, ListingPlatform, Plan, Platform, Relay, SilentPlatform, eventually};
 
 const STREAM_PATH: &str = "/api/v2/analytics/conversations/summary/stream";
-const TOPICS: [&str; 1] = ["v2.analytics.queues.5a0f6d5c.observations"];
+const TOPICS: [&str; 1] = ["v2.analytics.queues.*.observations"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_that_is_given_up_leaves_no_connection_behind() {

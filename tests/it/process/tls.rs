@@ -36,7 +36,7 @@ leaf() {
 authority known
 authority unknown
 leaf good known 2 DNS:localhost
-leaf expired known 0 DNS:localhost
+leaf expired known -1 DNS:localhost
 leaf wrong-name known 2 DNS:elsewhere.test
 leaf stranger unknown 2 DNS:localhost
 "#;
