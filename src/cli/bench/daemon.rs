@@ -93,7 +93,8 @@ impl Daemon {
                 let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
                 bail!("the daemon ended with {status}: {}", log.trim());
             }
-            if source.connected() >= streams && TcpStream::connect(self.consumers).is_ok() {
+            // Before its store is open it answers 503.
+            if source.connected() >= streams && self.entries().is_ok() {
                 return Ok(());
             }
             thread::sleep(LOOK_EVERY);

@@ -229,11 +229,11 @@ async fn an_entry_that_somebody_else_put_into_a_log_is_named_and_nothing_is_appe
             others.run::<u8>(&remove).await.unwrap();
         }
         let append = log.next(count, clock::wall());
-        let Err(AppendError::Broken(why)) = log.put(&append).await else { panic!("it was appended") };
+        let Err(AppendError::Refused(why)) = log.put(&append).await else { panic!("it was appended") };
         assert!(why.contains(&format!("{log_key} has had the entry {stranger}")) && why.contains("XDEL"), "{why}");
         assert_eq!(last_of(&server).await, Some(whole.to_string()));
         others.run::<u8>(&remove).await.unwrap();
-        assert!(matches!(log.put(&append).await, Err(AppendError::Broken(_))), "the id is still taken");
+        assert!(matches!(log.put(&append).await, Err(AppendError::Refused(_))), "the id is still taken");
         others.run::<String>(cmd("XSETID").arg(log_key).arg(format!("{whole}-0"))).await.unwrap();
         log.put(&append).await.unwrap();
         whole += count;
