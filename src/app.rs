@@ -22,6 +22,7 @@ use crate::{
         session::Patience,
         stream::{self, Overflow, Rotation},
     },
+    random,
     replica::{Replica, Seat},
     store::{
         self, Retry, Store,
@@ -399,7 +400,7 @@ fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, 
     let (config::StoreKind::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else {
         return (None, BTreeMap::new());
     };
-    let me = ReplicaId(fastrand::u64(..));
+    let me = ReplicaId(random::u64());
     let standby = config.streams.iter().filter(|(_, stream)| stream.standby).map(|(name, _)| name.clone());
     let settings = lease::Settings {
         me,

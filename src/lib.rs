@@ -27,6 +27,7 @@ pub mod listener;
 pub mod model;
 pub mod network;
 pub mod protocol;
+pub mod random;
 pub mod replica;
 pub mod secrets;
 pub mod simulator;

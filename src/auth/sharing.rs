@@ -17,6 +17,7 @@ use crate::{
         backoff::Curve,
         refresh::{Found, Lock, Published, Seen},
     },
+    random,
     store::redis::{
         connection::{CommandError, Connection},
         vault::{Content, RefreshToken, Stored, Token, Vault},
@@ -242,7 +243,7 @@ fn is_usable(secret: &Secret) -> bool {
 
 /// Another one for every lock, so that an old one is never taken for a new one.
 fn new_owner() -> String {
-    format!("{:032x}", fastrand::u128(..))
+    format!("{:032x}", random::u128())
 }
 
 /// Listens until `stop`, and begins anew whenever the connection is lost.
@@ -265,5 +266,19 @@ async fn listen(vault: Arc<Vault>, news: watch::Sender<News>, stop: Cancellation
             () = stop.cancelled() => return Ok(()),
             () = hearing => (),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_of_a_lock_does_not_depend_on_the_seed_of_the_jitter() {
+        let drawn = || {
+            fastrand::seed(7);
+            new_owner()
+        };
+        assert_ne!(drawn(), drawn());
     }
 }

@@ -23,6 +23,7 @@ use crate::{
         backoff::Curve,
         lease::{self, Boot, Input, Note, Now, Outcome, Output, Record, Request},
     },
+    random,
     store::redis::{
         connection::CommandError,
         registry::{Heard, Members, Records, Registry, Word},
@@ -435,7 +436,7 @@ async fn listen(registry: Arc<Registry>, hearing: mpsc::Sender<Heard>) {
 }
 
 fn now() -> Now {
-    Now { boot: clock::boot(), nonce: fastrand::u128(..) }
+    Now { boot: clock::boot(), nonce: random::u128() }
 }
 
 async fn sleep_until(at: Option<Boot>) {

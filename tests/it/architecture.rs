@@ -12,15 +12,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("connector", &["model"]),
     ("protocol", &["model", "connector"]),
     ("clock", &["model"]),
+    ("random", &[]),
     ("tasks", &[]),
     ("telemetry", &["model"]),
     ("secrets", &["model"]),
-    ("store", &["model", "protocol", "clock", "tasks", "telemetry", "secrets"]),
+    ("store", &["model", "protocol", "clock", "random", "tasks", "telemetry", "secrets"]),
     ("event_log", &["model", "clock", "tasks", "telemetry", "store"]),
     ("listener", &["clock", "tasks", "telemetry"]),
     ("network", &["model", "protocol", "clock", "listener"]),
-    ("auth", &["model", "network", "protocol", "clock", "tasks", "telemetry", "store", "secrets"]),
-    ("replica", &["model", "protocol", "clock", "tasks", "telemetry", "store"]),
+    ("auth", &["model", "network", "protocol", "clock", "random", "tasks", "telemetry", "store", "secrets"]),
+    ("replica", &["model", "protocol", "clock", "random", "tasks", "telemetry", "store"]),
     (
         "upstream",
         &[
@@ -37,7 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "replica",
         ],
     ),
-    ("downstream", &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener"]),
+    ("downstream", &["model", "clock", "random", "tasks", "telemetry", "store", "event_log", "listener"]),
     (
         "admin",
         &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "replica", "upstream"],
@@ -51,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "protocol",
             "network",
             "clock",
+            "random",
             "tasks",
             "telemetry",
             "store",
@@ -84,6 +86,9 @@ const FORBIDDEN_IN_RULES: [&str; 11] = [
     "reqwest",
     "rusqlite",
 ];
+/// What may be drawn from a generator that is seeded from the clock: jitter, and the host that is dialled first.
+const FASTRAND_ALLOWED: [&str; 2] = ["::f64()", "::usize(..address.hosts.len())"];
+
 const RULES: [&str; 3] = ["model", "connector", "protocol"];
 
 fn source(module: &str) -> Vec<PathBuf> {
@@ -180,6 +185,23 @@ fn the_rules_neither_wait_nor_look_at_a_clock_nor_touch_a_socket() {
     }
 }
 
+/// The first use of `fastrand` in a code that is not in [`FASTRAND_ALLOWED`]; of its line the rest.
+fn clock_seeded(code: &str) -> Option<&str> {
+    let mut uses = code.split("fastrand").skip(1);
+    let found = uses.find(|rest| !FASTRAND_ALLOWED.iter().any(|allowed| rest.starts_with(allowed)))?;
+    found.lines().next()
+}
+
+#[test]
+fn nonces_epochs_and_ids_come_from_the_systems_generator() {
+    let product = MAY_USE.iter().map(|(module, _)| *module).chain(ENTRIES).filter(|module| *module != "simulator");
+    for file in product.flat_map(source) {
+        let code = code(&file);
+        let found = clock_seeded(&code);
+        assert_eq!(found, None, "{} uses fastrand for more than jitter: use crate::random", file.display());
+    }
+}
+
 #[test]
 fn every_file_opens_with_what_it_is_and_none_is_called_mod() {
     let modules = MAY_USE.iter().map(|(module, _)| *module).chain(ENTRIES);
@@ -195,6 +217,13 @@ fn every_file_opens_with_what_it_is_and_none_is_called_mod() {
 fn the_table_can_fail() {
     let sample = "use crate::{model::{A, B}, store::{self, C}};\nlet x = crate::config::load();";
     assert_eq!(used(sample), ["config", "model", "store"].map(str::to_owned).into());
+    for (sample, found) in [
+        ("let unit = fastrand::f64();", None),
+        ("let unit = fastrand::f64();\nlet id = fastrand::u64(..);", Some("::u64(..);")),
+        ("use fastrand::u128;", Some("::u128;")),
+    ] {
+        assert_eq!(clock_seeded(sample), found, "{sample}");
+    }
 }
 
 /// A rule that is broken nowhere would count as kept.

@@ -26,6 +26,7 @@ use crate::{
     downstream::feed::{CursorForm, Due, Feed, Progress},
     listener::Stalled,
     model::BatchView,
+    random,
     store::ReadError,
     telemetry::{chain, metrics},
 };
@@ -221,7 +222,7 @@ impl Following {
         match self.endless {
             Endless::Sse => out.extend_from_slice(format!("id: {}\n\n", reached.cursor()).as_bytes()),
             Endless::Ndjson => {
-                let nonce = fastrand::u64(..);
+                let nonce = random::u64();
                 let told = reached.envelope(POSITION_KIND, self.feed.source(0).as_str(), nonce, clock::wall());
                 render::line(&mut out, told.as_bytes());
             }

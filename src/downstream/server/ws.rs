@@ -38,6 +38,7 @@ use crate::{
     downstream::feed::{CursorForm, Due, Feed, Progress},
     listener::Socket,
     model::BatchView,
+    random,
     store::ReadError,
     telemetry::{chain, metrics},
 };
@@ -204,7 +205,7 @@ impl Conversation {
         let Some(positions) = &mut self.positions else { return Ok(()) };
         positions.told();
         let reached = Progress::of(&self.feed, self.form);
-        let nonce = fastrand::u64(..);
+        let nonce = random::u64();
         let told = reached.envelope(POSITION_KIND, self.feed.source(0).as_str(), nonce, clock::wall());
         self.socket.flush().await.map_err(fault)?;
         write_all(self.socket.get_mut(), &[&render::frame(&told)]).await

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     model::{Batch, Checkpoint, Epoch, Fence, Offset, Position, Sequence, StreamName, Timestamp},
+    random,
     store::{Append, AppendError, LogState, Retention},
 };
 
@@ -130,7 +131,7 @@ impl<'a> Step<'a> {
 
     /// Under a new fence.
     fn draw(&mut self, mut held: Held) -> Result<Held, Fault> {
-        held.fence = held.fence.next(fastrand::u128(..));
+        held.fence = held.fence.next(random::u128());
         self.save(&held)?;
         Ok(held)
     }
@@ -140,7 +141,7 @@ impl<'a> Step<'a> {
     }
 
     fn insert(&self, stream: &StreamName, replaced: bool) -> Result<Held, Fault> {
-        let epoch = Epoch(fastrand::u32(1..));
+        let epoch = Epoch(random::nonzero_u32());
         self.transaction.execute(
             "INSERT INTO stream (name, epoch, fence_number, fence_nonce, last, len, damaged)
              VALUES (?1, ?2, 0, zeroblob(16), 0, 0, ?3)",

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     clock,
     model::{Batch, Epoch, Fence, Offset, StreamName, Timestamp},
+    random,
     store::{Append, AppendError, LogState, Retention},
 };
 
@@ -89,11 +90,11 @@ impl Log {
         under: Option<Fence>,
     ) -> Result<(Self, LogState), AppendError> {
         let connection = Way::connection(shared, settings);
-        let nonce = under.map_or_else(|| fastrand::u128(..), |fence| fence.nonce);
+        let nonce = under.map_or_else(random::u128, |fence| fence.nonce);
         let replicated = matches!(settings.durability, Durability::Replicated);
         let arguments = [
             hex(nonce),
-            epoch_text(Epoch(fastrand::u32(1..))),
+            epoch_text(Epoch(random::nonzero_u32())),
             under.map(|fence| fence.number.to_string()).unwrap_or_default(),
             u8::from(replicated).to_string(),
         ];
