@@ -22,7 +22,7 @@ pub(super) struct AgeClock {
 
 /// The wall clock was set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Jump {
+enum Jump {
     Ahead(Duration),
     Back(Duration),
 }
@@ -32,8 +32,21 @@ impl AgeClock {
         Self { shows: wall, looked: boot, jumped: false }
     }
 
+    /// What it shows now; a jump of the wall clock is logged once.
+    pub(super) fn show(&mut self, wall: Timestamp, boot: Duration) -> Timestamp {
+        let (shows, jump) = self.look(wall, boot);
+        match jump {
+            None => (),
+            Some(Jump::Ahead(by)) => {
+                tracing::warn!(?by, "the wall clock was set ahead: entries do not expire at once by it");
+            }
+            Some(Jump::Back(by)) => tracing::warn!(?by, "the wall clock was set back: entries are kept longer"),
+        }
+        shows
+    }
+
     /// What it shows now, and the jump of the wall clock that was met for the first time.
-    pub(super) fn look(&mut self, wall: Timestamp, boot: Duration) -> (Timestamp, Option<Jump>) {
+    fn look(&mut self, wall: Timestamp, boot: Duration) -> (Timestamp, Option<Jump>) {
         let passed = boot.saturating_sub(self.looked);
         self.looked = boot;
         let expected = self.shows.after(passed);

@@ -39,7 +39,7 @@ use self::{
     view::View,
 };
 pub use self::{credentials::Credentials, examination::Unfit, follower::Follower, terms::Terms};
-use super::{Append, AppendError, Extent, LogState, ReadError, Retention};
+use super::{Append, AppendError, Extent, LogState, ReadError, Retention, age::AgeClock};
 use crate::{
     clock,
     model::{Batch, ConsumerName, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
@@ -101,6 +101,8 @@ struct Shared {
     views: RwLock<BTreeMap<StreamName, Arc<View>>>,
     /// Those that this process writes to.
     logs: RwLock<BTreeMap<StreamName, Arc<Log>>>,
+    /// By which entries grow old.
+    age: Mutex<AgeClock>,
     /// Why the server did not greet when it was last looked after.
     trouble: Mutex<Option<String>>,
     /// What the examination found at the start.
@@ -120,6 +122,7 @@ impl Redis {
             record_scripts: records::Scripts::default(),
             views: RwLock::default(),
             logs: RwLock::default(),
+            age: Mutex::new(AgeClock::new(clock::wall(), clock::boot())),
             trouble: Mutex::default(),
             warnings: OnceLock::new(),
         };
@@ -167,8 +170,14 @@ impl Redis {
 
     /// Removes what outlived the retention of a log that this process writes to.
     pub async fn trim(&self, stream: &StreamName) -> Result<(), CommandError> {
+        self.trim_at(stream, clock::wall(), clock::boot()).await
+    }
+
+    /// The same at a given time: what the wall clock shows, and the time since the machine was started.
+    pub async fn trim_at(&self, stream: &StreamName, wall: Timestamp, boot: Duration) -> Result<(), CommandError> {
+        let now = self.shared.age.lock().unwrap_or_else(PoisonError::into_inner).show(wall, boot);
         match self.shared.log(stream) {
-            Some(log) => log.trim(&self.shared.settings.retention, clock::wall()).await,
+            Some(log) => log.trim(&self.shared.settings.retention, now).await,
             None => Ok(()),
         }
     }

@@ -18,10 +18,7 @@ use super::{
 use crate::{
     clock,
     model::Timestamp,
-    store::{
-        AppendError, LogState, Retention,
-        age::{AgeClock, Jump},
-    },
+    store::{AppendError, LogState, Retention, age::AgeClock},
     telemetry::metrics,
 };
 
@@ -169,15 +166,7 @@ impl Writer {
 
     /// The moment by which the age of what is held is told.
     fn age_now(&mut self) -> Timestamp {
-        let (now, jump) = self.age.look(clock::wall(), clock::boot());
-        match jump {
-            None => (),
-            Some(Jump::Ahead(by)) => {
-                tracing::warn!(?by, "the wall clock was set ahead: entries do not expire at once by it");
-            }
-            Some(Jump::Back(by)) => tracing::warn!(?by, "the wall clock was set back: entries are kept longer"),
-        }
-        now
+        self.age.show(clock::wall(), clock::boot())
     }
 
     /// What is due now and then; true when retention has more to do.

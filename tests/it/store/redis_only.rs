@@ -9,7 +9,7 @@ use trunkline::{
     event_log::{self, EventLogs},
     model::{Offset, Source, Standing, StreamName},
     store::{
-        Append, AppendError, Store,
+        Append, AppendError, Retention, Store,
         redis::{Durability, Redis as RedisStore},
     },
 };
@@ -481,4 +481,25 @@ async fn when_a_sentinel_promotes_a_replica_the_writer_goes_on_there() {
     until_done(&mut log, &append).await;
     assert_eq!(last_of(&replica).await, Some("7".to_owned()));
     assert_eq!(log.entries().await, (1..=7).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_jump_of_the_wall_clock_deletes_nothing_at_once() {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let server = Redis::volatile();
+    let redis = redis_store(&server, Retention { age: HOUR, ..KEEP_ALL }, Durability::Written);
+    let store = Store::Redis(redis.clone());
+    let mut log = Log::open(&store, "queues").await;
+    for _ in 0..3 {
+        log.append(1).await.unwrap();
+    }
+    let (ahead, boot) = (clock::wall().after(25 * HOUR), clock::boot());
+    let second = Duration::from_secs(1);
+    for passed in [second, 2 * second] {
+        redis.trim_at(&log.name, ahead.after(passed), boot + passed).await.unwrap();
+        assert_eq!(log.entries().await, [1, 2, 3], "{passed:?}");
+    }
+    // The clock stays ahead: the age of the entries follows it at the pace of time.
+    redis.trim_at(&log.name, ahead.after(2 * HOUR), boot + 2 * HOUR).await.unwrap();
+    assert_eq!(store.first(&log.name), Offset(3), "the newest entry is kept");
 }
