@@ -40,6 +40,8 @@ leaf expired known 0 DNS:localhost
 leaf wrong-name known 2 DNS:elsewhere.test
 leaf stranger unknown 2 DNS:localhost
 while openssl x509 -checkend 0 -noout -in expired.pem; do sleep 0.1; done
+# Its last second is over when the next one has begun.
+sleep 1.1
 "#;
 
 /// The bad certificates, with the words by which the error names what is wrong.
