@@ -205,6 +205,11 @@ impl Simulator {
         self.platform.injected_since(mark)
     }
 
+    /// How many faults still wait for the request that they are for.
+    pub fn waiting(&self) -> usize {
+        self.platform.lock().trouble.waiting()
+    }
+
     /// What was said, to hold against what arrived.
     pub fn ledger(&self) -> Ledger {
         Ledger { platform: self.platform.clone() }

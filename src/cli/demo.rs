@@ -4,6 +4,7 @@
 //! held against the simulator's books.
 
 mod audit;
+mod outcome;
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +15,10 @@ use std::{
 
 use anyhow::Context;
 
-use self::audit::Audit;
+use self::{
+    audit::Audit,
+    outcome::{Counters, Outcomes},
+};
 use super::{
     DemoArgs, Failure,
     run::{Signals, drain_on_signals},
@@ -34,15 +38,19 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const SILENCE_MAX: &str = "5s";
 /// What the simulated platform can replay: longer than any of the script's faults lasts.
-const RETENTION: Duration = Duration::from_secs(30);
+const RETENTION: Duration = Duration::from_secs(60);
 /// What was said so long ago is in the log, or is missing.
-const SETTLED_AFTER: u64 = 15;
-/// What was said so shortly before the end may not have arrived.
-const LAST_MOMENTS: u64 = 2;
+const SETTLED_AFTER: u64 = 45;
+/// How long the end waits for what was said last: longer than any fault of the script lasts.
+const ARRIVAL_MAX: Duration = Duration::from_secs(30);
+/// What goes wrong where no other script is given.
+const SCRIPT: &str = include_str!("demo/script.toml");
 /// The demo's stream that is not numbered.
 const UNNUMBERED: &str = "queues";
 const READ_BYTES: usize = 1 << 20;
-const TICK: Duration = Duration::from_secs(1);
+/// How often the counters are looked at.
+const TICK: Duration = Duration::from_millis(100);
+const TICKS_A_SECOND: u64 = 10;
 
 /// Runs until a signal or the wished end; then says whether everything arrived.
 pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Write) -> Result<(), Failure> {
@@ -58,9 +66,11 @@ pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Writ
     };
     let mut books = Books::open(&app, platform.ledger());
     introduce(&app, &platform, args, out)?;
-    let seconds = watch(&app, &mut books, args, &mut signals, out).await?;
+    let seconds = watch(&app, &platform, &mut books, args, &mut signals, out).await?;
     writeln!(out, "\nDraining …")?;
-    finish(app, platform, books, seconds, signals, out).await?;
+    out.flush()?;
+    let end = books.arrive(seconds, &mut signals).await?;
+    finish(app, platform, books, end, signals, out).await?;
     temporary.close().context("cannot remove the demo's folder")?;
     Ok(())
 }
@@ -68,7 +78,7 @@ pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Writ
 async fn start_platform(args: &DemoArgs) -> anyhow::Result<Simulator> {
     let script = match &args.script {
         Some(file) => simulate::script(file)?,
-        None => Script::minute_mix(),
+        None => Script::parse(SCRIPT).context("the script of the demo")?,
     };
     let settings = simulator::Settings {
         seed: args.seed,
@@ -147,33 +157,60 @@ fn introduce(app: &App, platform: &Simulator, args: &DemoArgs, out: &mut impl Wr
     out.flush()
 }
 
-/// A line a second (on a terminal: one line that changes), until it is time to end.
+/// A line a second (on a terminal: one line that changes) and one for each fault, until it is time to end.
 async fn watch(
     app: &App,
+    platform: &Simulator,
     books: &mut Books,
     args: &DemoArgs,
     signals: &mut Signals,
     out: &mut impl Write,
 ) -> Result<u64, Failure> {
-    let end = args.duration.map(|duration| clock::now() + duration.0);
-    let terminal = std::io::stdout().is_terminal();
-    let mut seconds = 0;
+    let begin = clock::now();
+    let end = args.duration.map(|duration| begin + duration.0);
+    let start = if std::io::stdout().is_terminal() { "\r\x1b[2K" } else { "" };
+    let (mut ticks, mut mark, mut outcomes) = (0, 0, Outcomes::default());
     loop {
-        tokio::select! {
-            () = signals.next() => return Ok(seconds),
-            () = tokio::time::sleep(TICK) => (),
+        let interrupted = tokio::select! {
+            () = signals.next() => true,
+            () = tokio::time::sleep(TICK) => false,
+        };
+        ticks += 1;
+        let (injected, next) = platform.injected_since(mark);
+        mark = next;
+        let line = outcomes.step(begin.elapsed(), injected, &counters(app, platform));
+        let over = interrupted || end.is_some_and(|end| clock::now() >= end);
+        let last = if over { outcomes.end() } else { None };
+        for line in line.into_iter().chain(last) {
+            writeln!(out, "{start}{line}")?;
         }
-        seconds += 1;
-        books.keep(seconds).await?;
-        if terminal || seconds % 10 == 0 {
-            let start = if terminal { "\r\x1b[2K" } else { "" };
-            let stop = if terminal { "" } else { "\n" };
-            write!(out, "{start}{}{stop}", progress(app, seconds))?;
-            out.flush()?;
+        if over {
+            return Ok(ticks / TICKS_A_SECOND);
         }
-        if end.is_some_and(|end| clock::now() >= end) {
-            return Ok(seconds);
+        if ticks % TICKS_A_SECOND == 0 {
+            books.keep(ticks / TICKS_A_SECOND).await?;
+            show_progress(app, ticks / TICKS_A_SECOND, start, out)?;
         }
+    }
+}
+
+fn show_progress(app: &App, seconds: u64, start: &str, out: &mut impl Write) -> std::io::Result<()> {
+    if !start.is_empty() {
+        write!(out, "{start}{}", progress(app, seconds))?;
+    } else if seconds.is_multiple_of(10) {
+        writeln!(out, "{}", progress(app, seconds))?;
+    }
+    out.flush()
+}
+
+fn counters(app: &App, platform: &Simulator) -> Counters {
+    let statuses = app.streams().statuses();
+    Counters {
+        reconnects: statuses.iter().map(|status| status.reconnects).sum(),
+        rotations: statuses.iter().map(|status| status.rotations).sum(),
+        gaps: statuses.iter().map(|status| (status.stream.to_string(), status.gaps)).collect(),
+        silence: statuses.iter().filter_map(|status| status.silent_seconds).fold(0.0, f64::max),
+        settled: platform.waiting() == 0 && statuses.iter().all(|status| status.state == "live"),
     }
 }
 
@@ -193,15 +230,13 @@ async fn finish(
     app: App,
     platform: Simulator,
     mut books: Books,
-    seconds: u64,
+    end: End,
     signals: Signals,
     out: &mut impl Write,
 ) -> Result<(), Failure> {
     let statuses = app.streams().statuses();
-    let last_said = platform.ledger().last_sequence();
-    books.hear(seconds);
     drain_on_signals(app, signals).await?;
-    books.close(seconds).await?;
+    books.close(end).await?;
     let grants = platform.tally().grants_total();
     platform.stop().await;
     for status in statuses {
@@ -212,12 +247,19 @@ async fn finish(
         }
     }
     let heard = books.streams.values().find_map(|(audit, _)| audit.last());
-    writeln!(out, "The platform had said number {last_said}; the log ends with {}.", heard.unwrap_or(0))?;
+    writeln!(out, "The platform had said number {}; the log ends with {}.", end.number, heard.unwrap_or(0))?;
     writeln!(out, "Tokens granted: {grants}.")?;
     if books.streams.values().all(|(audit, _)| audit.is_sound() && audit.events > 0) {
         return Ok(());
     }
     Err(anyhow::anyhow!("the logs are not what the guarantees say").into())
+}
+
+/// What was said when the demo came to its end: all of it is in the logs, or is missing.
+#[derive(Debug, Clone, Copy)]
+struct End {
+    second: u64,
+    number: u64,
 }
 
 /// The logs, held against what was said.
@@ -266,8 +308,42 @@ impl Books {
         Ok(())
     }
 
-    /// Everything is durable: what is not there now is missing, but for what was said in the last moments.
-    async fn close(&mut self, second: u64) -> anyhow::Result<()> {
-        self.read(second.saturating_sub(LAST_MOMENTS)).await
+    /// Waits until what was said so far has arrived: for some time, and not against a signal.
+    async fn arrive(&mut self, second: u64, signals: &mut Signals) -> anyhow::Result<End> {
+        self.hear(second);
+        let end = End { second: second + 1, number: self.ledger.last_sequence() };
+        let until = clock::now() + ARRIVAL_MAX;
+        loop {
+            self.read(0).await?;
+            let arrived = self.streams.values().all(|(audit, _)| audit.reaches(end.number, end.second));
+            if arrived || clock::now() >= until {
+                return Ok(end);
+            }
+            tokio::select! {
+                () = signals.next() => return Ok(end),
+                () = tokio::time::sleep(TICK) => (),
+            }
+        }
+    }
+
+    /// Everything is durable: what is not there now is missing.
+    async fn close(&mut self, end: End) -> anyhow::Result<()> {
+        self.hear(end.second);
+        self.read(end.second).await?;
+        self.streams.values_mut().for_each(|(audit, _)| audit.end(end.number));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_script_of_the_demo_can_be_done_and_ends_before_it_begins_again() {
+        let script = Script::parse(SCRIPT).unwrap();
+        let round = Duration::from_secs(300);
+        assert!(script.faults.iter().all(|planned| planned.every == Some(round) && planned.at < round));
+        assert!(script.faults.is_sorted_by_key(|planned| planned.at));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::fault::{Fault, FaultError, Target, maybe_span, span};
+use super::fault::{Fault, FaultError, maybe_span, span};
 
 /// Shortest time between two turns of a repeated fault.
 const EVERY_MIN: Duration = Duration::from_millis(10);
@@ -84,21 +84,6 @@ impl Script {
         Ok(Self { seed, agents, queues, faults: faults.collect::<Result<_, _>>()? })
     }
 
-    /// A bad minute, for ever: two network drops, one silent stall, one 1008, one pre-close notice.
-    pub fn minute_mix() -> Self {
-        let minute =
-            |at: u64, fault| Planned { at: Duration::from_secs(at), every: Some(Duration::from_secs(60)), fault };
-        let on = Target::All;
-        let faults = vec![
-            minute(8, Fault::Drop { on }),
-            minute(20, Fault::SocketClosing { lead: Duration::from_secs(5) }),
-            minute(30, Fault::Drop { on }),
-            minute(38, Fault::Close { on, code: 1008, reason: "Authentication expired".to_owned() }),
-            minute(46, Fault::Stall { on, lasting: Duration::from_secs(10) }),
-        ];
-        Self { faults, ..Self::default() }
-    }
-
     /// What is due next after `done` (all of it before, and at, that time has had its turn), and when.
     pub(super) fn next(&self, done: Option<Duration>) -> Option<(Duration, Vec<Fault>)> {
         let at = self.faults.iter().filter_map(|planned| planned.next(done)).min()?;
@@ -123,7 +108,7 @@ fn planned(number: usize, mut table: toml::Table) -> Result<Planned, ScriptError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulator::fault::TokenFailure;
+    use crate::simulator::fault::{Target, TokenFailure};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -195,13 +180,5 @@ mod tests {
             done = Some(at);
         }
         assert_eq!(turns, [(0, 1), (2, 1), (5, 2), (8, 1), (11, 1)]);
-    }
-
-    #[test]
-    fn a_bad_minute_has_two_drops_a_stall_a_1008_and_a_notice() {
-        let script = Script::minute_mix();
-        assert_eq!(script.faults.len(), 5);
-        assert!(script.faults.iter().all(|planned| planned.every == Some(60 * SECOND) && planned.at < 60 * SECOND));
-        assert!(script.faults.iter().all(|planned| planned.fault.check().is_ok()));
     }
 }

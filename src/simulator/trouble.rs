@@ -89,6 +89,13 @@ impl Trouble {
         self.answers.push((waits, how), times);
     }
 
+    /// How many faults wait for a request; those that last for ever wait for none.
+    pub(super) fn waiting(&self) -> usize {
+        self.answers.0.iter().filter(|waiting| waiting.left != ALWAYS).count()
+            + self.tokens.0.iter().filter(|waiting| waiting.left != ALWAYS).count()
+            + usize::from(self.at_overlap > 0)
+    }
+
     pub(super) fn fail_tokens(&mut self, failure: TokenFailure, times: u32) {
         self.tokens.push(failure, times);
     }

@@ -59,6 +59,10 @@ struct Unnumbered {
     logged: HashMap<String, Logged>,
     said: VecDeque<(u64, String)>,
     doubled: u64,
+    /// Events that came after one that was said later.
+    disordered: u64,
+    /// The entry of the last one that was held against the books.
+    place: u64,
     complete: u64,
     marked: u64,
     unmarked: u64,
@@ -71,6 +75,7 @@ struct Unnumbered {
 struct Logged {
     times: u64,
     gaps: u64,
+    place: u64,
 }
 
 impl Audit {
@@ -98,8 +103,9 @@ impl Audit {
         if let Some(number) = entry.platform_sequence.and_then(|number| number.parse().ok()) {
             self.numbered.take(number, in_gap);
         } else if let Some(correlation) = entry.correlation {
-            let gaps = self.gaps_seen;
-            let logged = self.unnumbered.logged.entry(correlation.to_owned()).or_insert(Logged { times: 0, gaps });
+            let (gaps, place) = (self.gaps_seen, self.entries);
+            let new = Logged { times: 0, gaps, place };
+            let logged = self.unnumbered.logged.entry(correlation.to_owned()).or_insert(new);
             logged.times += 1;
         }
     }
@@ -117,10 +123,36 @@ impl Audit {
         }
     }
 
+    /// Whether the log goes as far as this number, or as what was said before this second.
+    pub(super) fn reaches(&self, number: u64, before_second: u64) -> bool {
+        if let Some(last) = self.numbered.last {
+            return last >= number;
+        }
+        let books = &self.unnumbered;
+        let last = books.said.iter().rev().find(|(at, _)| *at < before_second);
+        last.is_none_or(|(_, correlation)| books.logged.contains_key(correlation))
+    }
+
+    /// Nothing more is to come: what was said at the end and is not there is missing, up to this number where there are
+    /// numbers, else what was settled. Behind a gap that is the end of the log it is marked.
+    pub(super) fn end(&mut self, number: u64) {
+        let Self { numbered, unnumbered, in_gap, gaps_seen, .. } = self;
+        if let Some(last) = numbered.last {
+            numbered.unmarked += if *in_gap { 0 } else { number.saturating_sub(last) };
+        }
+        let missing = std::mem::take(&mut unnumbered.missing);
+        if *gaps_seen > unnumbered.gaps_before {
+            unnumbered.marked += missing;
+        } else {
+            unnumbered.unmarked += missing;
+        }
+    }
+
     /// Whether the log is what the guarantees say.
     pub(super) fn is_sound(&self) -> bool {
         let Self { numbered, unnumbered, undense, .. } = self;
-        *undense + numbered.doubled + numbered.unmarked + unnumbered.doubled + unnumbered.unmarked == 0
+        let unnumbered = unnumbered.doubled + unnumbered.disordered + unnumbered.unmarked;
+        *undense + numbered.doubled + numbered.unmarked + unnumbered == 0
     }
 
     /// The highest number of the platform in the log.
@@ -141,12 +173,14 @@ impl Numbered {
 
 impl Unnumbered {
     fn close(&mut self, correlation: &str) {
-        let Some(Logged { times, gaps }) = self.logged.remove(correlation) else {
+        let Some(Logged { times, gaps, place }) = self.logged.remove(correlation) else {
             self.missing += 1;
             return;
         };
         self.complete += 1;
         self.doubled += times - 1;
+        self.disordered += u64::from(place < self.place);
+        self.place = self.place.max(place);
         let missing = std::mem::take(&mut self.missing);
         if gaps > self.gaps_before || self.complete == 1 {
             self.marked += missing;
@@ -166,6 +200,9 @@ impl fmt::Display for Audit {
         write!(f, ", {} missing without a mark", numbered.unmarked + unnumbered.unmarked)?;
         if unnumbered.marked > 0 {
             write!(f, ", {} said while nobody could listen", unnumbered.marked)?;
+        }
+        if unnumbered.disordered > 0 {
+            write!(f, ", {} out of order", unnumbered.disordered)?;
         }
         if *undense > 0 {
             write!(f, ", {undense} offsets out of order")?;
@@ -208,18 +245,36 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_are_missing_at_the_end_are_missing() {
+        for (number, entries, sound) in [
+            (8, vec![numbered(1, 7), numbered(2, 8)], true),
+            (9, vec![numbered(1, 7), numbered(2, 8)], false),
+            (9, vec![numbered(1, 7), gap(2)], true),
+        ] {
+            let mut audit = audit(&entries);
+            assert_eq!(audit.reaches(number, 0), number == 8);
+            audit.end(number);
+            assert_eq!(audit.is_sound(), sound, "{audit}");
+        }
+    }
+
+    #[test]
     fn what_was_said_and_is_not_there_needs_a_gap_between_its_neighbours() {
         for (entries, sound) in [
             (vec![unnumbered(1, "a"), unnumbered(2, "b"), unnumbered(3, "c")], true),
             (vec![unnumbered(1, "a"), unnumbered(2, "c")], false),
             (vec![unnumbered(1, "a"), gap(2), unnumbered(3, "c")], true),
             (vec![unnumbered(1, "a"), unnumbered(2, "b"), unnumbered(3, "b"), unnumbered(4, "c")], false),
+            (vec![unnumbered(1, "a"), unnumbered(2, "c"), unnumbered(3, "b")], false),
+            (vec![unnumbered(1, "a"), unnumbered(2, "b")], false),
+            (vec![unnumbered(1, "a"), unnumbered(2, "b"), gap(3)], true),
         ] {
             let mut audit = audit(&entries);
             for (second, id) in [(0, "a"), (1, "b"), (2, "c")] {
                 audit.said(second, id.to_owned());
             }
             audit.settle(3);
+            audit.end(0);
             assert_eq!(audit.is_sound(), sound, "{audit}");
         }
     }
