@@ -6,7 +6,7 @@ mod holding;
 mod keeper;
 mod rest;
 mod shell;
-mod socket;
+pub mod socket;
 mod sockets;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

@@ -23,12 +23,13 @@ use tokio_tungstenite::{
     },
 };
 
-use self::{upgrade::Upgrade, wire::Wire};
+pub use self::upgrade::Upgrade;
+use self::wire::Wire;
 use crate::{
     clock,
     connector::{Credential, Failure, Frame, Probe},
     model::Secret,
-    network::NetworkPolicy,
+    network::{Connection, NetworkPolicy},
     protocol::session::Dial,
 };
 
@@ -46,7 +47,7 @@ const NOT_UTF8: &str = "a text that is not UTF-8";
 
 /// An open socket.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub struct Socket {
     stream: WebSocketStream<Wire>,
     /// How many messages it brought.
     messages: u64,
@@ -58,7 +59,7 @@ pub(super) struct Socket {
 
 /// Opens the sockets of one stream.
 #[derive(Debug, Clone)]
-pub(super) struct Dialler {
+pub struct Dialler {
     network: NetworkPolicy,
     frame_max: usize,
     within: Duration,
@@ -66,40 +67,37 @@ pub(super) struct Dialler {
 
 impl Dialler {
     /// `within` bounds one attempt: name resolution, TCP, proxy, TLS and the upgrade.
-    pub(super) fn new(network: NetworkPolicy, frame_max: usize, within: Duration) -> Self {
+    pub fn new(network: NetworkPolicy, frame_max: usize, within: Duration) -> Self {
         Self { network, frame_max, within }
     }
 
     /// Opens a socket. Dropping the future cancels the attempt and closes its connection. Redirects are not followed: a
     /// token is never sent to another host than the configured one.
-    pub(super) async fn open(&self, dial: Dial, token: Secret) -> Result<Socket, Failure> {
+    pub async fn open(&self, dial: Dial, token: Secret) -> Result<Socket, Failure> {
         let deadline = clock::now() + self.within;
         let url = url(&dial, &token).map_err(Failure::Unreachable)?;
         let upgrade = Upgrade::new(&url, dial.credential, &token).map_err(Failure::Unreachable)?;
         let connected = self.network.connect(&url, deadline).await;
-        let mut stream = connected.map_err(|error| Failure::Unreachable(error.to_string()))?;
-        let upgraded = tokio::time::timeout_at(deadline.into(), upgrade.carry_out(&mut stream)).await;
+        let stream = connected.map_err(|error| Failure::Unreachable(error.to_string()))?;
+        let upgraded = tokio::time::timeout_at(deadline.into(), Socket::over(stream, upgrade, self.frame_max)).await;
         let late = || self.unreachable(&url, &format!("no answer to the upgrade within {:?}", self.within));
         let upgraded = upgraded.map_err(|_| late())?;
         let lost = |error: io::Error| self.unreachable(&url, &format!("upgrade: {error}"));
-        let mut read = upgraded.map_err(lost)??;
-        let wire = Wire::new(stream, &mut read);
-        let stream = WebSocketStream::from_partially_read(wire, read, Role::Client, Some(self.config())).await;
-        Ok(Socket { stream, messages: 0, begun: None, broken: false })
-    }
-
-    fn config(&self) -> WebSocketConfig {
-        WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER_LEN)
-            .max_write_buffer_size(WRITE_BUFFER_MAX)
-            .write_buffer_size(0)
-            .max_message_size(Some(self.frame_max))
-            .max_frame_size(Some(self.frame_max))
+        upgraded.map_err(lost)?
     }
 
     fn unreachable(&self, url: &reqwest::Url, why: &str) -> Failure {
         Failure::Unreachable(format!("{}{}", bounded(why), self.network.through(url)))
     }
+}
+
+fn config(frame_max: usize) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_LEN)
+        .max_write_buffer_size(WRITE_BUFFER_MAX)
+        .write_buffer_size(0)
+        .max_message_size(Some(frame_max))
+        .max_frame_size(Some(frame_max))
 }
 
 /// The URL to ask for, with the token in its query where the platform wants it there.
@@ -121,15 +119,30 @@ fn bounded(text: &str) -> String {
 
 /// What a socket brings.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Brought {
+pub enum Brought {
     /// The beginning of a frame whose rest is not there. Told once.
     Beginning,
     Frame(Frame),
 }
 
 impl Socket {
+    /// Makes a WebSocket of an open connection, or says why there is none. A message beyond `frame_max` bytes ends it.
+    pub async fn over(
+        mut connection: Connection,
+        upgrade: Upgrade,
+        frame_max: usize,
+    ) -> io::Result<Result<Self, Failure>> {
+        let mut read = match upgrade.carry_out(&mut connection).await? {
+            Ok(read) => read,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        let wire = Wire::new(connection, &mut read);
+        let stream = WebSocketStream::from_partially_read(wire, read, Role::Client, Some(config(frame_max))).await;
+        Ok(Ok(Self { stream, messages: 0, begun: None, broken: false }))
+    }
+
     /// The next frame, or why there are no more.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Brought, Failure>> {
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Brought, Failure>> {
         if self.broken {
             return Poll::Ready(Err(Failure::Unreadable(NOT_UTF8.to_owned())));
         }
@@ -152,7 +165,7 @@ impl Socket {
     }
 
     /// Puts the connector's question. An error shows when the socket is read next.
-    pub(super) async fn probe(&mut self, probe: Probe) {
+    pub async fn probe(&mut self, probe: Probe) {
         let message = match probe {
             Probe::Ping => Message::Ping(Bytes::new()),
             Probe::Text(text) => Message::text(text),
@@ -161,7 +174,7 @@ impl Socket {
     }
 
     /// Says farewell. Frames may still arrive until the platform answers.
-    pub(super) async fn leave(&mut self, code: u16, reason: &'static str) {
+    pub async fn leave(&mut self, code: u16, reason: &'static str) {
         self.send(Message::Close(Some(CloseFrame { code: code.into(), reason: reason.into() }))).await;
     }
 
@@ -171,7 +184,7 @@ impl Socket {
     }
 
     /// Ends the socket politely where the platform is still there: answers its farewell, or says why we go.
-    pub(super) async fn finish(mut self, failure: Failure) {
+    pub async fn finish(mut self, failure: Failure) {
         if failure == Failure::Oversize {
             self.leave(1009, "frame_max").await;
         }
@@ -213,7 +226,8 @@ fn closed(code: u16, reason: &str) -> Failure {
 }
 
 /// Only a data frame that cannot be taken in is unreadable. A text is checked by whoever takes it, so what the library
-/// finds not to be UTF-8 is the reason of a close, and a close that is malformed ends the connection like any loss.
+/// finds not to be UTF-8 is the reason of a close, and a close that is malformed ends the connection like any loss, as
+/// does every control frame that breaks the protocol: the connection ends in front of it.
 fn failure(error: &Error) -> Failure {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => Failure::Oversize,

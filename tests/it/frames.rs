@@ -153,13 +153,15 @@ async fn a_malformed_close_is_a_lost_connection_and_gives_no_position_up() {
     let cut = [&1000_u16.to_be_bytes()[..], b"Zo\xc3"].concat();
     let codes = [0_u16, 999, 1002, 1003, 1005, 1006, 1007, 1015, 5000];
     let closes = codes.map(|code| code.to_be_bytes().to_vec()).into_iter().chain([vec![3], cut]);
-    for close in closes {
+    let normal = 1000_u16.to_be_bytes();
+    let (masked, too_long) = ([CLOSE, 0x80, 1, 2, 3, 4], [CLOSE, 127, 1, 0, 0, 0, 0, 0, 0, 0]);
+    let frames = [frame(0x08, &normal), frame(0xc8, &normal), frame(0x8b, &normal), masked.into(), too_long.into()];
+    for bad in closes.map(|close| frame(CLOSE, &close)).chain(frames) {
         let platform = Platform::start().await;
-        let bad = frame(CLOSE, &close);
         let script = vec![
             Upgrade::Ended([numbered(1..=2), bad.clone()].concat()),
             Upgrade::Ended(bad.clone()),
-            Upgrade::Ended(bad),
+            Upgrade::Ended(bad.clone()),
             Upgrade::Open(numbered(3..=4)),
         ];
         let scripted = Scripted::start(script).await;
@@ -167,7 +169,7 @@ async fn a_malformed_close_is_a_lost_connection_and_gives_no_position_up() {
         let relay = Relay::launch(plan.stream("backoff.cap", "50ms")).await;
         relay.tells("1 2 3 4").await;
         let targets = scripted.targets();
-        assert_eq!(targets, ["/", "/?sequenceId=2", "/?sequenceId=2", "/?sequenceId=2"], "{close:?}");
+        assert_eq!(targets, ["/", "/?sequenceId=2", "/?sequenceId=2", "/?sequenceId=2"], "{bad:?}");
     }
 }
 

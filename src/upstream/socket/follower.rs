@@ -2,19 +2,28 @@
 //!
 //! The library keeps to itself that a message in parts has begun, and throws away a text that is not UTF-8. So a text
 //! is handed to it as binary, which it takes unread, and whoever takes the message asks here what it was. Headers are
-//! read by the library's own reader, and what breaks the protocol is left to the library to refuse.
+//! read by the library's own reader. A data frame that breaks the protocol is left to the library to refuse. A control
+//! frame that does is refused here: the library tells neither kind from the other in its errors.
 
 use std::{collections::VecDeque, io::Cursor};
 
-use tokio_tungstenite::tungstenite::protocol::frame::{
-    FrameHeader,
-    coding::{Data, OpCode},
+use tokio_tungstenite::tungstenite::{
+    Error,
+    error::ProtocolError,
+    protocol::frame::{
+        FrameHeader,
+        coding::{Data, OpCode},
+    },
 };
 
 /// The longest header of RFC 6455 section 5.2.
 const HEADER_LEN_MAX: usize = 14;
 /// Where the first byte of a header has its opcode.
 const OPCODE_BITS: u8 = 0x0f;
+/// The bit of an opcode that makes it a control frame's.
+const CONTROL_BIT: u8 = 0x08;
+/// The longest payload of a control frame: RFC 6455 section 5.5.
+const CONTROL_LEN_MAX: u64 = 125;
 
 /// Follows one connection from its first frame on. Messages are counted from 0.
 #[derive(Debug)]
@@ -41,6 +50,36 @@ enum Place {
     },
     /// This is no WebSocket; the library will say so.
     Lost,
+    /// Nothing more is handed on.
+    Refused(ControlFault),
+}
+
+/// What is wrong with the header of a control frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ControlFault {
+    #[error("a control frame with an unknown opcode")]
+    Opcode,
+    #[error("a control frame with reserved bits")]
+    ReservedBits,
+    #[error("a control frame that is masked")]
+    Masked,
+    #[error("a control frame in parts")]
+    Fragmented,
+    #[error("a control frame longer than {CONTROL_LEN_MAX} bytes")]
+    TooLong,
+}
+
+impl ControlFault {
+    fn of(header: &FrameHeader, len: u64) -> Option<Self> {
+        let faults = [
+            (header.rsv1 || header.rsv2 || header.rsv3, Self::ReservedBits),
+            (header.mask.is_some(), Self::Masked),
+            (!header.is_final, Self::Fragmented),
+            (len > CONTROL_LEN_MAX, Self::TooLong),
+        ];
+        let is_control = matches!(header.opcode, OpCode::Control(_));
+        faults.into_iter().find(|(is_so, _)| *is_so && is_control).map(|(_, fault)| fault)
+    }
 }
 
 impl Follower {
@@ -58,15 +97,28 @@ impl Follower {
         self.binaries.pop_front_if(|binary| *binary == message).is_none()
     }
 
-    /// Follows the bytes that were read, and makes binary messages of texts.
-    pub(super) fn follow(&mut self, bytes: &mut [u8]) {
+    /// Follows the bytes that were read, and makes binary messages of texts. Returns how many may be handed on: a refused
+    /// control frame and what is behind it may not.
+    pub(super) fn follow(&mut self, bytes: &mut [u8]) -> usize {
         let mut at = 0;
         while at < bytes.len() {
-            at += self.step(&mut bytes[at..]);
+            match self.step(&mut bytes[at..]) {
+                0 => break,
+                taken => at += taken,
+            }
+        }
+        at
+    }
+
+    /// Why nothing more is handed on.
+    pub(super) fn refused(&self) -> Option<ControlFault> {
+        match self.place {
+            Place::Refused(fault) => Some(fault),
+            Place::Header { .. } | Place::Payload { .. } | Place::Lost => None,
         }
     }
 
-    /// Takes as many bytes as belong together. There is one at least.
+    /// Takes as many bytes as belong together: one at least, or none once a control frame is refused.
     fn step(&mut self, bytes: &mut [u8]) -> usize {
         match &mut self.place {
             Place::Header { read, len } => {
@@ -76,11 +128,17 @@ impl Follower {
                     bytes[0] = as_binary(bytes[0]);
                 }
                 match FrameHeader::parse(&mut Cursor::new(&read[..*len])) {
-                    Ok(Some((header, left))) => self.enter(&header, left),
+                    Ok(Some((header, left))) => match ControlFault::of(&header, left) {
+                        None => self.enter(&header, left),
+                        Some(fault) => self.place = Place::Refused(fault),
+                    },
                     Ok(None) if *len < HEADER_LEN_MAX => (),
+                    Err(Error::Protocol(ProtocolError::InvalidOpcode(opcode))) if opcode & CONTROL_BIT != 0 => {
+                        self.place = Place::Refused(ControlFault::Opcode);
+                    }
                     Ok(None) | Err(_) => self.place = Place::Lost,
                 }
-                1
+                usize::from(self.refused().is_none())
             }
             Place::Payload { left, ends } => {
                 let taken = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
@@ -89,6 +147,7 @@ impl Follower {
                 taken
             }
             Place::Lost => bytes.len(),
+            Place::Refused(_) => 0,
         }
     }
 
@@ -213,6 +272,32 @@ mod tests {
         let (_, under_way) = followed(&mut follower, &come, 1);
         let during = [vec![None], vec![Some(0); 7], vec![None; 4]].concat();
         assert_eq!(under_way, during);
+    }
+
+    #[test]
+    fn a_control_frame_that_breaks_the_protocol_is_not_handed_on() {
+        let masked = [&[0x88, 0x80], &[1, 2, 3, 4][..]].concat();
+        for (control, fault) in [
+            (frame(0x8b, 0), ControlFault::Opcode),
+            (frame(0xc8, 2), ControlFault::ReservedBits),
+            (masked, ControlFault::Masked),
+            (frame(0x09, 0), ControlFault::Fragmented),
+            (frame(0x88, 126), ControlFault::TooLong),
+            (frame(0x88, 1 << 40), ControlFault::TooLong),
+        ] {
+            let come = [whole(BINARY, b"one"), control.clone(), whole(TEXT, b"two")].concat();
+            for read in [1, 2, 3, 100] {
+                let (mut follower, mut handed) = (Follower::new(), 0);
+                for read in come.clone().chunks_mut(read) {
+                    handed += follower.follow(read);
+                }
+                assert_eq!(handed, whole(BINARY, b"one").len() + control.len() - 1, "{fault:?}: all but its last byte");
+                assert_eq!((follower.refused(), follower.messages), (Some(fault), 1), "in reads of {read}");
+            }
+        }
+        let mut follower = Follower::new();
+        let longest = whole(PING, &[0; 125]);
+        assert_eq!((follower.follow(&mut longest.clone()), follower.refused()), (longest.len(), None));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
 
 /// A request that was not sent yet.
 #[derive(Debug)]
-pub(super) struct Upgrade {
+pub struct Upgrade {
     bytes: Vec<u8>,
     /// What `Sec-WebSocket-Accept` has to be.
     accept: String,
@@ -30,7 +30,7 @@ pub(super) struct Upgrade {
 
 impl Upgrade {
     /// The request for a URL, with the token where the platform wants it.
-    pub(super) fn new(url: &reqwest::Url, credential: Credential, token: &Secret) -> Result<Self, String> {
+    pub fn new(url: &reqwest::Url, credential: Credential, token: &Secret) -> Result<Self, String> {
         let refused = |_| "the URL cannot be asked for a WebSocket".to_owned();
         let mut request = url.as_str().into_client_request().map_err(refused)?;
         if credential == Credential::Header {

@@ -1,9 +1,10 @@
-//! The connection beneath a socket, with a follower of what is read.
+//! The connection beneath a socket, with a follower of what is read. It ends in front of a control frame that the follower
+//! refuses.
 
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,20 +20,29 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// `read` is what came behind the answer to the upgrade.
-    pub(super) fn new(stream: Connection, read: &mut [u8]) -> Self {
+    /// `read` is what came behind the answer to the upgrade. What may not be handed on is cut off.
+    pub(super) fn new(stream: Connection, read: &mut Vec<u8>) -> Self {
         let mut follower = Follower::new();
-        follower.follow(read);
+        let good = follower.follow(read);
+        read.truncate(good);
         Self { stream, follower }
+    }
+
+    fn refused(&self) -> io::Result<()> {
+        self.follower.refused().map_or(Ok(()), |fault| Err(io::Error::new(io::ErrorKind::InvalidData, fault)))
     }
 }
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.refused()?;
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.follower.follow(&mut buffer.filled_mut()[before..]);
-        read
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let read = buffer.filled().len() - before;
+        let good = self.follower.follow(&mut buffer.filled_mut()[before..]);
+        buffer.set_filled(before + good);
+        // No byte at all would be taken for the end of the connection.
+        Poll::Ready(if good == 0 && read > 0 { self.refused() } else { Ok(()) })
     }
 }
 
