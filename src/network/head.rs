@@ -33,18 +33,23 @@ impl Head {
 
 /// Reads up to the end of the final head. Returns it with the bytes that came behind it.
 pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Head, Vec<u8>)> {
+    let too_long = || io::Error::other(format!("an answer whose head is longer than {HEAD_LEN_MAX} bytes"));
     let mut read = Vec::new();
     let mut parsed = 0;
     loop {
         while let Some(len) = head_len(&read[parsed..]) {
             let head = parse(&read[parsed..parsed + len])?;
             parsed += len;
+            // The same answer is taken or refused however it comes.
+            if parsed > HEAD_LEN_MAX {
+                return Err(too_long());
+            }
             if !is_interim(head.status) {
                 return Ok((head, read.split_off(parsed)));
             }
         }
         if read.len() >= HEAD_LEN_MAX {
-            return Err(io::Error::other(format!("an answer whose head is longer than {HEAD_LEN_MAX} bytes")));
+            return Err(too_long());
         }
         let mut chunk = [0; READ_LEN];
         match stream.read(&mut chunk).await? {

@@ -19,7 +19,7 @@ pub struct Proxy {
     login: Option<Login>,
 }
 
-/// User and password, decoded.
+/// User and password as they are written in a URL, where `%XX` stands for a byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Login {
     user: String,
@@ -91,13 +91,14 @@ impl Proxy {
     }
 
     /// The value of `Proxy-Authorization`.
-    pub(super) fn authorization(&self) -> Option<String> {
+    pub fn authorization(&self) -> Option<String> {
         let Login { user, password } = self.login.as_ref()?;
-        Some(format!("Basic {}", STANDARD.encode(format!("{user}:{}", password.expose()))))
+        let login = format!("{}:{}", percent_decoded(user), percent_decoded(password.expose()));
+        Some(format!("Basic {}", STANDARD.encode(login)))
     }
 
-    /// For the HTTP client, which takes the login from the URL.
-    pub(super) fn url_with_login(&self) -> Url {
+    /// For the HTTP client, which takes the login from the URL and decodes it itself.
+    pub fn url_with_login(&self) -> Url {
         let mut url = self.url.clone();
         if let Some(Login { user, password }) = &self.login {
             let set = url.set_username(user).and_then(|()| url.set_password(Some(password.expose())));
@@ -111,7 +112,7 @@ impl Login {
     fn of(url: &Url) -> Option<Self> {
         let password = url.password().unwrap_or_default();
         let given = !url.username().is_empty() || !password.is_empty();
-        given.then(|| Self { user: percent_decoded(url.username()), password: Secret::new(percent_decoded(password)) })
+        given.then(|| Self { user: url.username().to_owned(), password: Secret::new(password) })
     }
 }
 
@@ -120,7 +121,8 @@ fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
-        let code = after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        let code = after.get(..2).filter(|digits| *first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
+        let code = code.and_then(|digits| std::str::from_utf8(digits).ok());
         let byte = code.and_then(|digits| u8::from_str_radix(digits, 16).ok());
         bytes.push(byte.unwrap_or(*first));
         rest = if byte.is_some() { &after[2..] } else { after };
@@ -331,6 +333,15 @@ mod tests {
         assert_eq!(proxy.to_string(), "http://proxy.test:3128");
         assert!(!format!("{proxy:?}").contains("ss+w"), "{proxy:?}");
         assert_eq!(proxy.url_with_login().as_str(), "http://user:p%40ss+w@proxy.test:3128/");
+    }
+
+    #[test]
+    fn a_login_is_decoded_once_wherever_it_is_sent() {
+        for (written, login) in [("u%2541:p%2540", "u%41:p%40"), ("u:p%+a", "u:p%+a"), ("u:50%", "u:50%")] {
+            let proxy = Proxy::parse(&format!("http://{written}@proxy.test")).unwrap();
+            assert_eq!(proxy.authorization(), Some(format!("Basic {}", STANDARD.encode(login))), "{written}");
+            assert_eq!(Proxy::parse(proxy.url_with_login().as_str()), Ok(proxy), "{written}");
+        }
     }
 
     #[test]
