@@ -5,8 +5,8 @@
 //! router's business.
 
 pub mod descriptors;
-mod forwarded;
-mod host;
+pub mod forwarded;
+pub mod host;
 pub mod origin;
 pub mod problem;
 pub mod resource;

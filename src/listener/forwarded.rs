@@ -4,6 +4,7 @@
 //! no further than the first address that is not a trusted proxy's.
 
 use std::{
+    borrow::Cow,
     fmt,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     str::FromStr,
@@ -72,7 +73,7 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The client of a request that came from `peer`. Where both headers are there and name different clients, one of them
 /// came through from the client itself: neither is believed, and the request counts as the proxy's own.
-pub(super) fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> IpAddr {
+pub fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> IpAddr {
     if !is_trusted(peer, trusted) {
         return peer;
     }
@@ -89,7 +90,7 @@ pub(super) fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> 
 /// what lies beyond is counted for the last one that is known.
 fn last_untrusted(hops: &[Option<IpAddr>], peer: IpAddr, trusted: &[Network]) -> IpAddr {
     let mut client = peer;
-    for hop in hops.iter().rev() {
+    for hop in hops {
         let Some(address) = hop else { return client };
         client = *address;
         if !is_trusted(client, trusted) {
@@ -99,29 +100,37 @@ fn last_untrusted(hops: &[Option<IpAddr>], peer: IpAddr, trusted: &[Network]) ->
     client
 }
 
-/// The `for` of each element of `Forwarded` (RFC 7239), first hop first; none where it is no address.
+/// The `for` of each element of `Forwarded` (RFC 7239), nearest hop first; none where it is no address.
 fn forwarded(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
-    let lines = headers.get_all(FORWARDED).iter().map(|line| line.to_str().unwrap_or(""));
-    let elements = lines.flat_map(|line| unquoted_split(line, ','));
-    elements
-        .map(|element| {
-            let pairs = unquoted_split(element, ';');
-            let pair = pairs.into_iter().filter_map(|pair| pair.trim().split_once('='));
-            let mut named = pair.filter(|(name, _)| name.eq_ignore_ascii_case("for"));
-            named.next().and_then(|(_, node)| node_address(node.trim().trim_matches('"')))
-        })
-        .collect()
+    let address = |element: &str| {
+        let pairs = unquoted_split(element, ';');
+        let mut pairs = pairs.into_iter().filter_map(|pair| pair.trim().split_once('='));
+        let (_, node) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
+        node_address(node.trim().trim_matches('"'))
+    };
+    nearest_first(headers, FORWARDED).flat_map(|line| hops(&unquoted_split(&line, ','), address)).collect()
 }
 
 fn x_forwarded_for(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
-    let lines = headers.get_all(X_FORWARDED_FOR).iter().map(|line| line.to_str().unwrap_or(""));
-    lines.flat_map(|line| line.split(',')).map(|hop| node_address(hop.trim())).collect()
+    let address = |hop: &str| node_address(hop.trim());
+    let lines = nearest_first(headers, X_FORWARDED_FOR);
+    lines.flat_map(|line| hops(&line.rsplit(',').collect::<Vec<_>>(), address)).collect()
 }
 
-/// Splits where the separator does not stand between quotes.
+/// The lines of a header from the last on. Bytes of another line, or of a farther hop, do not spoil a near one.
+fn nearest_first(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = Cow<'_, str>> {
+    headers.get_all(name).into_iter().rev().map(|line| String::from_utf8_lossy(line.as_bytes()))
+}
+
+fn hops(elements: &[&str], address: impl Fn(&str) -> Option<IpAddr>) -> Vec<Option<IpAddr>> {
+    elements.iter().map(|element| address(element)).collect()
+}
+
+/// Splits where the separator does not stand between quotes, the last piece first. It reads from the end, so that a quote
+/// which a client opened and did not close swallows nothing of what the proxy wrote behind it.
 fn unquoted_split(text: &str, separator: char) -> Vec<&str> {
     let mut quoted = false;
-    let split = text.split(|found: char| {
+    let split = text.rsplit(|found: char| {
         quoted ^= found == '"';
         found == separator && !quoted
     });
@@ -177,6 +186,10 @@ mod tests {
             ("127.0.0.1", vec![("forwarded", "proto=http; For=\"[2a00::1]:4711\"")], "2a00::1"),
             ("127.0.0.1", vec![("forwarded", "for=\"6.6.6.6, for=7.7.7.7\", for=192.0.2.7")], "192.0.2.7"),
             ("127.0.0.1", vec![("forwarded", "for=192.0.2.7, for=_hidden")], "127.0.0.1"),
+            // What a client opens and does not close swallows nothing of what the proxy wrote behind it.
+            ("127.0.0.1", vec![("forwarded", "for=6.6.6.6;x=\", for=192.0.2.7")], "192.0.2.7"),
+            ("127.0.0.1", vec![("forwarded", "for=6.6.6.6\";x=é, for=192.0.2.7")], "192.0.2.7"),
+            ("127.0.0.1", vec![("x-forwarded-for", "é, 192.0.2.7")], "192.0.2.7"),
             ("127.0.0.1", vec![("forwarded", "for=192.0.2.7"), ("x-forwarded-for", "192.0.2.7")], "192.0.2.7"),
             ("127.0.0.1", vec![("forwarded", "for=6.6.6.6"), ("x-forwarded-for", "192.0.2.7")], "127.0.0.1"),
             ("2001:db8::5", vec![("x-forwarded-for", "192.0.2.7")], "192.0.2.7"),

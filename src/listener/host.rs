@@ -11,7 +11,7 @@ use super::problem::{Problem, excerpt};
 
 /// A request does not say in one way which host it is for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum HostError {
+pub enum HostError {
     #[error("HTTP/1.1 requires a Host header, such as Host: 127.0.0.1:8080")]
     Missing,
     #[error("the Host header is there {0} times; send it once")]
@@ -29,7 +29,7 @@ impl From<HostError> for Problem {
 }
 
 /// Whether the request names its host as HTTP demands.
-pub(super) fn check(version: Version, headers: &HeaderMap) -> Result<(), HostError> {
+pub fn check(version: Version, headers: &HeaderMap) -> Result<(), HostError> {
     let mut values = headers.get_all(HOST).iter();
     match (values.next(), values.count()) {
         (None, _) if version < Version::HTTP_11 => Ok(()),
