@@ -2,15 +2,34 @@
 //!
 //! A function a decoder. They call what the library offers everybody, and know nothing of its inside.
 
-use std::time::Duration;
+use std::{
+    collections::VecDeque,
+    future::Future,
+    io,
+    net::IpAddr,
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use reqwest::{
+    Url, Version,
+    header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue},
+};
 use serde_json::{Value, value::RawValue};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use trunkline::{
     config::{self, Environment},
-    connector::{Connector, Frame, Item, genesys_notifications, genesys_sequenced},
-    model::{Batch, BatchBuilder, Body, Cursor, Epoch, Event, Offset, Size, Source, Span, Timestamp},
+    connector::{
+        Answer, Connector, Credential, Endpoint, Failure, Frame, Item, Preparation, Step, genesys_notifications,
+        genesys_sequenced,
+    },
+    listener::{Network, forwarded, host},
+    model::{Batch, BatchBuilder, Body, Cursor, Epoch, Event, Offset, Secret, Size, Source, Span, Timestamp},
+    network::{Proxies, Proxy},
     protocol::{
         lease::Note,
         refresh::{
@@ -25,6 +44,7 @@ use trunkline::{
         values::{self, COUNT_END},
         vault::{self, Damaged, RefreshToken, Values},
     },
+    upstream::socket::{Brought, Socket, Upgrade},
 };
 
 const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
@@ -163,11 +183,12 @@ pub fn config(data: &[u8]) {
     }
 }
 
-/// `Retry-After`: a pause within its bounds, or none.
+/// `Retry-After`, and behind a line feed `Date`: a pause within its bounds, or none.
 pub fn retry_after(data: &[u8]) {
     let Some((answered, text)) = data.split_first_chunk::<8>() else { return };
     let Ok(text) = std::str::from_utf8(text) else { return };
-    if let Some(pause) = retry_after::of_answer(Some(text), None, Timestamp(i64::from_le_bytes(*answered))) {
+    let (text, date) = text.split_once('\n').map_or((text, None), |(text, date)| (text, Some(date)));
+    if let Some(pause) = retry_after::of_answer(Some(text), date, Timestamp(i64::from_le_bytes(*answered))) {
         assert!((retry_after::RETRY_AFTER_MIN..=retry_after::RETRY_AFTER_MAX).contains(&pause), "{pause:?}");
     }
 }
@@ -291,5 +312,414 @@ pub fn settings(data: &[u8]) {
     }
     if let Some(time) = Timestamp::parse(text) {
         assert_eq!(Timestamp::parse(&time.to_string()), Some(time), "{text:?}");
+    }
+}
+
+/// Bytes of the largest message that is taken.
+const FRAME_MAX: usize = 1_000;
+/// An answer that opens a WebSocket. `{accept}` stands for what belongs to the request.
+const OPENED: &[u8] =
+    b"HTTP/1.1 101 x\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: {accept}\r\n\r\n";
+const ACCEPT: &[u8] = b"{accept}";
+
+/// A platform that sends its bytes in pieces, nothing before each, and hangs up.
+#[derive(Debug)]
+struct Platform {
+    sends: VecDeque<u8>,
+    /// Bytes of one piece.
+    piece: usize,
+    /// It takes what is written to it, once it was asked for the upgrade.
+    takes: bool,
+    asked: Vec<u8>,
+    is_idle: bool,
+}
+
+impl AsyncRead for Platform {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.is_idle = !self.is_idle;
+        if self.is_idle {
+            return Poll::Pending;
+        }
+        let len = self.piece.min(buffer.remaining()).min(self.sends.len());
+        buffer.put_slice(&self.sends.drain(..len).collect::<Vec<u8>>());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Platform {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.asked.ends_with(b"\r\n\r\n") {
+            return if self.takes { Poll::Ready(Ok(bytes.len())) } else { Poll::Pending };
+        }
+        self.asked.extend_from_slice(bytes);
+        if self.asked.ends_with(b"\r\n\r\n") {
+            let accept = accept(&String::from_utf8_lossy(&self.asked));
+            let sends: Vec<u8> = self.sends.drain(..).collect();
+            self.sends = replaced(&sends, accept.as_bytes()).into();
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What `Sec-WebSocket-Accept` has to be.
+fn accept(request: &str) -> String {
+    let key = request.lines().filter_map(|line| line.split_once(": "));
+    let mut key = key.filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key")).map(|(_, key)| key);
+    derive_accept_key(key.next().expect("an upgrade has a key").as_bytes())
+}
+
+/// The bytes with the first placeholder filled in.
+fn replaced(bytes: &[u8], accept: &[u8]) -> Vec<u8> {
+    match bytes.windows(ACCEPT.len()).position(|window| window == ACCEPT) {
+        Some(at) => [&bytes[..at], accept, &bytes[at + ACCEPT.len()..]].concat(),
+        None => bytes.to_vec(),
+    }
+}
+
+/// Why no WebSocket was opened, or what it brought and what it ended by.
+type Conversation = Result<(Vec<Frame>, Failure), String>;
+
+/// Lets a platform send these bytes.
+#[expect(clippy::unwrap_in_result, reason = "a panic is a finding")]
+fn conversation(sends: &[u8], piece: usize, takes: bool) -> Conversation {
+    // Two for each byte, were they to come one by one, and some for the request and the end.
+    let mut polls = 2 * sends.len() + 100;
+    let url = Url::parse("ws://platform.test/").expect("a URL");
+    let upgrade = Upgrade::new(&url, Credential::InUrl, &Secret::new("t")).expect("an upgrade");
+    let platform = Platform { sends: sends.iter().copied().collect(), piece, takes, asked: Vec::new(), is_idle: false };
+    let opened = {
+        let mut opening = pin!(Socket::over(Box::new(platform), upgrade, FRAME_MAX));
+        until_ready(&mut polls, |cx| opening.as_mut().poll(cx))
+    };
+    let mut socket = opened.map_err(|error| error.to_string())?.map_err(|failure| failure.to_string())?;
+    let (mut brought, mut beginnings) = (Vec::new(), 0);
+    loop {
+        match until_ready(&mut polls, |cx| socket.poll_frame(cx)) {
+            Ok(Brought::Frame(frame)) => brought.push(frame),
+            Ok(Brought::Beginning) => beginnings += 1,
+            Err(failure) => {
+                // One is under way, and one may begin inside it, which ends the session.
+                assert!(beginnings <= brought.len() + 2, "a message begins once");
+                return Ok((brought, failure));
+            }
+        }
+    }
+}
+
+/// Polls until it is ready: what has been sent brings it there.
+fn until_ready<T>(polls: &mut usize, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
+    loop {
+        *polls = polls.checked_sub(1).expect("it ends with its bytes");
+        if let Poll::Ready(ready) = poll(&mut Context::from_waker(Waker::noop())) {
+            return ready;
+        }
+    }
+}
+
+fn is_one_short_line(text: &str) -> bool {
+    text.chars().count() <= 1_000 && !text.chars().any(char::is_control)
+}
+
+/// The answer to an upgrade, behind a byte that says how it is cut: taken or refused alike in any pieces, and a refusal
+/// has a short reason.
+pub fn handshake(data: &[u8]) {
+    let Some((piece, answer)) = data.split_first() else { return };
+    let whole = conversation(answer, usize::MAX, true);
+    assert_eq!(whole, conversation(answer, usize::from(*piece).max(1), true), "the pieces make no difference");
+    match whole {
+        Err(why) => assert!(!why.is_empty() && is_one_short_line(&why), "{why:?}"),
+        Ok(_) => {
+            let said = String::from_utf8_lossy(answer).to_ascii_lowercase();
+            let parts = ["101", "websocket", "upgrade", "{accept}"];
+            assert!(parts.iter().all(|part| said.contains(part)), "it is the answer to the request: {said:?}");
+        }
+    }
+}
+
+/// What follows a good upgrade, behind a byte that says how it is cut: messages and end are what RFC 6455 says, in any
+/// pieces, whether or not the platform takes what is sent to it.
+pub fn frames(data: &[u8]) {
+    let Some((piece, bytes)) = data.split_first() else { return };
+    let sends = [OPENED, bytes].concat();
+    let (brought, failure) = conversation(&sends, usize::MAX, true).expect("it opens");
+    let expected = Told::by(bytes);
+    assert_eq!(brought, expected.frames);
+    let is_right = match (&failure, expected.end) {
+        (Failure::Closed { code, reason }, End::Lost) => *code == 1006 && is_one_short_line(reason),
+        (Failure::Closed { code, reason }, End::Closed(expected)) => *code == expected && reason.len() <= 125,
+        (Failure::Unreadable(why), End::Unreadable) => is_one_short_line(why),
+        (Failure::Oversize, End::Oversize) => true,
+        _ => false,
+    };
+    assert!(is_right, "{failure:?} is not {:?}", expected.end);
+    for takes in [true, false] {
+        let pieces = conversation(&sends, usize::from(*piece).max(1), takes);
+        assert_eq!(pieces, Ok((brought.clone(), failure.clone())), "the pieces make no difference");
+    }
+}
+
+/// What bytes say as frames.
+#[derive(Debug)]
+struct Told {
+    frames: Vec<Frame>,
+    end: End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The bytes end, or a control frame is malformed.
+    Lost,
+    Closed(u16),
+    /// A data frame breaks the protocol, or a text is not UTF-8.
+    Unreadable,
+    Oversize,
+}
+
+struct Header {
+    first: u8,
+    is_masked: bool,
+    len: u64,
+}
+
+impl Header {
+    fn of<'a>(bytes: &mut &'a [u8]) -> Option<Self> {
+        let mut take = |len: usize| -> Option<&'a [u8]> {
+            let (taken, rest) = bytes.split_at_checked(len)?;
+            *bytes = rest;
+            Some(taken)
+        };
+        let [first, second] = *take(2)? else { return None };
+        let extended = match second & 0x7f {
+            126 => take(2)?,
+            127 => take(8)?,
+            _ => &[second & 0x7f][..],
+        };
+        let len = extended.iter().fold(0_u64, |len, byte| (len << 8) | u64::from(*byte));
+        let is_masked = second & 0x80 != 0;
+        if is_masked {
+            take(4)?;
+        }
+        Some(Self { first, is_masked, len })
+    }
+}
+
+impl Told {
+    fn by(mut bytes: &[u8]) -> Self {
+        let (mut frames, mut begun) = (Vec::new(), None);
+        let end = loop {
+            let Some(header) = Header::of(&mut bytes) else { break End::Lost };
+            match next(&header, &mut bytes, &mut begun) {
+                Ok(frame) => {
+                    let broken = frame.as_ref().is_some_and(|(frame, opcode)| is_broken(frame, *opcode));
+                    frames.extend(frame.map(|(frame, _)| frame));
+                    if broken {
+                        break End::Unreadable;
+                    }
+                }
+                Err(end) => break end,
+            }
+        };
+        Self { frames, end }
+    }
+}
+
+fn is_broken(frame: &Frame, opcode: u8) -> bool {
+    opcode == 1 && matches!(frame, Frame::Binary(_))
+}
+
+/// A message under way: its opcode, and its bytes so far.
+type Begun = Option<(u8, Vec<u8>)>;
+
+fn next(header: &Header, bytes: &mut &[u8], begun: &mut Begun) -> Result<Option<(Frame, u8)>, End> {
+    let (opcode, reserved, is_final) = (header.first & 0x0f, header.first & 0x70, header.first & 0x80 != 0);
+    if opcode >= 8 {
+        let is_malformed = opcode > 10 || reserved != 0 || header.is_masked || !is_final || header.len > 125;
+        let payload = if is_malformed { None } else { payload(header.len, bytes) };
+        let payload = payload.ok_or(End::Lost)?;
+        return if opcode == 8 { Err(closed(payload)) } else { Ok(Some((Frame::Pong, opcode))) };
+    }
+    if opcode > 2 {
+        return Err(End::Unreadable);
+    }
+    if header.len > FRAME_MAX as u64 {
+        return Err(End::Oversize);
+    }
+    let payload = payload(header.len, bytes).ok_or(End::Lost)?;
+    if reserved != 0 || header.is_masked || (opcode == 0) != begun.is_some() {
+        return Err(End::Unreadable);
+    }
+    let (opcode, message) = begun.get_or_insert_with(|| (opcode, Vec::new()));
+    message.extend_from_slice(payload);
+    if message.len() > FRAME_MAX {
+        return Err(End::Oversize);
+    }
+    let opcode = *opcode;
+    Ok(begun.take_if(|_| is_final).map(|(_, message)| (frame(opcode, message.into()), opcode)))
+}
+
+fn payload<'a>(len: u64, bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (payload, rest) = bytes.split_at_checked(usize::try_from(len).ok()?)?;
+    *bytes = rest;
+    Some(payload)
+}
+
+fn frame(opcode: u8, message: Bytes) -> Frame {
+    match opcode {
+        1 => ByteString::try_from(message.clone()).map_or(Frame::Binary(message), Frame::Text),
+        _ => Frame::Binary(message),
+    }
+}
+
+/// RFC 6455 sections 5.5.1 and 7.4: a code that nobody may send is a protocol error.
+fn closed(payload: &[u8]) -> End {
+    match payload {
+        [] => End::Closed(1005),
+        [high, low, reason @ ..] if std::str::from_utf8(reason).is_ok() => match u16::from_be_bytes([*high, *low]) {
+            code @ (1000..=1003 | 1007..=1013 | 3000..=4999) => End::Closed(code),
+            _ => End::Closed(1002),
+        },
+        _ => End::Lost,
+    }
+}
+
+/// Statuses that mean different things.
+const STATUSES: [u16; 8] = [200, 204, 302, 401, 403, 404, 429, 503];
+const CONFIGURED: [&str; 4] = [
+    "v2.users.*?presence&routingStatus",
+    "v2.analytics.queues.*.observations",
+    "v2.routing.queues.q1.users",
+    "v2.users.u1.presence",
+];
+
+/// Answers of REST calls in their order, apart by a NUL, each behind a byte for its status: getting a channel ends,
+/// its calls can be made, and every configured topic is heard or named.
+pub fn rest(data: &[u8]) {
+    let mut answers = data.split(|byte| *byte == 0).filter_map(|answer| answer.split_first()).map(answer);
+    let connector = Connector::Notifications(genesys_notifications::Settings {
+        topics: CONFIGURED.map(str::to_owned).to_vec(),
+        channel_life: Duration::from_secs(86_400),
+        discovery: Duration::from_secs(60),
+    });
+    let Some(endpoint) = prepared(connector.prepare(), &mut answers) else { return };
+    let Some(endpoint) = prepared(connector.tend(&endpoint), &mut answers) else { return };
+    for request in connector.snapshot(Some(&endpoint)) {
+        let mut request = Some(request);
+        while let (Some(made), Some(answer)) = (&request, answers.next()) {
+            request = connector.snapshot_next(made, &answer);
+        }
+    }
+}
+
+fn answer((status, body): (&u8, &[u8])) -> Answer {
+    let status = STATUSES[usize::from(*status) % STATUSES.len()];
+    Answer { status, retry_after: None, body: Bytes::copy_from_slice(body) }
+}
+
+fn prepared(
+    (mut preparation, mut step): (Preparation, Step),
+    answers: &mut impl Iterator<Item = Answer>,
+) -> Option<Endpoint> {
+    // Two look-ups, the channel and its topics remain when there is no answer any more.
+    let mut unanswered = 4;
+    loop {
+        step = match step {
+            Step::Call(request) => {
+                let target = &request.target;
+                assert!(
+                    target.starts_with('/') || target.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("http"))
+                );
+                assert!(!target.contains(char::is_whitespace) && !target.contains(char::is_control), "{target:?}");
+                match answers.next() {
+                    Some(answer) => preparation.answered(&answer),
+                    None => {
+                        unanswered -= 1;
+                        assert!(unanswered >= 0, "it ends");
+                        preparation.unanswered("gone".to_owned())
+                    }
+                }
+            }
+            Step::Ready(endpoint) => {
+                is_accounted_for(&endpoint);
+                return Some(endpoint);
+            }
+            Step::Failed(failure) => {
+                assert!(is_one_short_line(&failure.to_string()), "{failure}");
+                return None;
+            }
+        };
+    }
+}
+
+fn is_accounted_for(endpoint: &Endpoint) {
+    assert!(endpoint.topics.len() <= genesys_notifications::TOPICS_MAX);
+    for topic in CONFIGURED {
+        let (start, rest) = topic.split_once('*').unwrap_or((topic, ""));
+        let heard = endpoint.topics.iter().any(|heard| heard.starts_with(start) && heard.ends_with(rest));
+        let mut named = endpoint.refused.iter().flat_map(|refused| [&refused.topic, &refused.request]);
+        assert!(heard || named.any(|named| named.starts_with(start)), "{topic}: {endpoint:?}");
+    }
+    for refused in &endpoint.refused {
+        assert!(is_one_short_line(&refused.reason), "{refused:?}");
+    }
+}
+
+/// Proxies by `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`, a line each, and a URL behind them: a refusal
+/// quotes nothing, what is shown has no login, and this machine is reached directly.
+pub fn proxies(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let lines: Vec<&str> = text.split('\n').collect();
+    let names = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+    let value = |name: &str| names.iter().position(|known| *known == name).and_then(|at| lines.get(at).copied());
+    for proxy in lines.iter().filter_map(|line| Proxy::parse(line).ok()) {
+        assert_eq!(Proxy::parse(proxy.url_with_login().as_str()).as_ref(), Ok(&proxy), "a login is decoded once");
+        assert!(Proxy::parse(&proxy.to_string()).is_ok_and(|shown| shown.authorization().is_none()));
+        assert!(proxy.url_with_login().port_or_known_default().is_some() && proxy.url_with_login().has_host());
+    }
+    match Proxies::of_environment(value, &[]) {
+        Ok(proxies) => {
+            for proxy in lines.iter().filter_map(|line| proxies.of(&Url::parse(line).ok()?)) {
+                assert!(!proxy.to_string().contains('@'), "no login is shown");
+            }
+            assert_eq!(proxies.of(&Url::parse("wss://localhost:1/").expect("a URL")), None);
+        }
+        Err(error) => assert!(error.to_string().len() < 200),
+    }
+}
+
+/// What a client writes into `Forwarded` or `X-Forwarded-For`: it changes nothing of what the proxy adds behind it.
+pub fn forwarded(data: &[u8]) {
+    let proxy = IpAddr::from([10, 0, 0, 1]);
+    let trusted: [Network; 1] = ["10.0.0.0/8".parse().expect("a network")];
+    let client = IpAddr::from([192, 0, 2, 7]);
+    for (name, adds) in [(FORWARDED, ", for=192.0.2.7"), (HeaderName::from_static("x-forwarded-for"), ", 192.0.2.7")] {
+        let own = HeaderValue::from_bytes(data);
+        let both = HeaderValue::from_bytes(&[data, adds.as_bytes()].concat());
+        let (Ok(own), Ok(both)) = (own, both) else { return };
+        let found = |value| forwarded::client(&HeaderMap::from_iter([(name.clone(), value)]), proxy, &trusted);
+        assert_eq!(found(both), client, "{name}: the proxy's word counts");
+        found(own);
+    }
+}
+
+/// `Host`, once or several times: what is taken is one host, and a refusal is short.
+pub fn host(data: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for value in data.split(|byte| *byte == b'\n').filter_map(|line| HeaderValue::from_bytes(line).ok()) {
+        headers.append(HOST, value);
+    }
+    match host::check(Version::HTTP_11, &headers) {
+        Ok(()) => {
+            let value = headers.get(HOST).and_then(|value| value.to_str().ok()).expect("a host");
+            assert!(headers.len() == 1 && !value.is_empty() && !value.contains(['/', '@', ' ', '"', '\\', '?', '#']));
+        }
+        Err(error) => assert!(is_one_short_line(&error.to_string()), "{error}"),
     }
 }

@@ -41,7 +41,7 @@ const WORDS: [&str; 24] = [
 
 type Check = fn(&[u8]);
 
-const DECODERS: [(&str, Check); 10] = [
+const DECODERS: [(&str, Check); 16] = [
     ("sequenced", checks::sequenced),
     ("notifications", checks::notifications),
     ("batch", checks::batch),
@@ -52,6 +52,12 @@ const DECODERS: [(&str, Check); 10] = [
     ("settings", checks::settings),
     ("vault", checks::vault),
     ("redis", checks::redis),
+    ("rest", checks::rest),
+    ("handshake", checks::handshake),
+    ("frames", checks::frames),
+    ("proxies", checks::proxies),
+    ("forwarded", checks::forwarded),
+    ("host", checks::host),
 ];
 
 fn inputs(decoder: &str) -> Vec<Vec<u8>> {
@@ -101,6 +107,27 @@ fn whatever_a_platform_sends_is_accounted_for() {
 }
 
 #[test]
+fn whatever_a_platform_answers_to_a_rest_call_is_read_by_member_or_named() {
+    run("rest", ROUNDS);
+}
+
+#[test]
+fn whatever_answers_an_upgrade_is_taken_or_refused_alike_in_any_pieces() {
+    run("handshake", ROUNDS / 20);
+}
+
+#[test]
+fn frames_and_closes_are_what_the_protocol_says_in_any_pieces() {
+    run("frames", ROUNDS);
+}
+
+#[test]
+fn what_a_client_says_of_itself_changes_nothing_that_a_proxy_says() {
+    run("forwarded", ROUNDS);
+    run("host", ROUNDS);
+}
+
+#[test]
 fn whatever_the_disk_gives_back_is_refused_or_whole() {
     run("batch", ROUNDS);
 }
@@ -117,7 +144,7 @@ fn whatever_stands_in_the_other_keys_of_redis_is_read_within_bounds_or_is_none()
 
 #[test]
 fn whatever_a_client_or_an_endpoint_writes_is_read_within_bounds() {
-    for decoder in ["cursor", "retry_after", "token", "settings"] {
+    for decoder in ["cursor", "retry_after", "token", "settings", "proxies"] {
         run(decoder, ROUNDS);
     }
 }
