@@ -14,7 +14,7 @@ pub fn u128() -> u128 {
 
 /// # Panics
 ///
-/// As [`u128`] does.
+/// When the system has no generator (see [`u128()`]).
 pub fn u64() -> u64 {
     getrandom::u64().expect(AVAILABLE)
 }
@@ -23,7 +23,7 @@ pub fn u64() -> u64 {
 ///
 /// # Panics
 ///
-/// As [`u128`] does.
+/// When the system has no generator (see [`u128()`]).
 pub fn nonzero_u32() -> u32 {
     getrandom::u32().expect(AVAILABLE).max(1)
 }

@@ -26,7 +26,7 @@ use self::{
 pub const GENERATION_MAX: u64 = (1 << 53) - 1;
 
 /// So many refused tokens within [`REFUSALS_WINDOW`] degrade an account, and the next ones are replaced no sooner than
-/// [`REFUSAL_SPACING`] after the last request.
+/// `REFUSAL_SPACING` after the last request.
 pub const REFUSALS_MAX: usize = 3;
 
 /// How long a refused token counts.

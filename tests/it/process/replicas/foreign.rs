@@ -74,8 +74,11 @@ async fn a_member_that_cannot_be_read_is_reported_and_the_others_append() {
     // Another replica starts beside them, too.
     let second = Relay::live(&site).await;
     goes_on(&site, &second, clock::now()).await;
-    let metrics = relay.text(&relay.admin, "/metrics").await;
-    assert!(metrics.contains("trunkline_replica_members 2"), "both live");
+    eventually("both are counted", PATIENCE, async || {
+        let metrics = relay.text(&relay.admin, "/metrics").await;
+        metrics.contains("trunkline_replica_members 2").then_some(())
+    })
+    .await;
     talk.hush().await;
     let lines = relay.child.stderr().lines().filter(|line| line.contains("membership cannot be read")).count();
     assert_eq!(lines, 3, "each value is logged once");
