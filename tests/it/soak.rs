@@ -1,7 +1,7 @@
 //! Faults at random, on four streams of two replicas over one Redis: afterwards every event is in its log once and in
 //! order, or lies in a marked gap, and memory and descriptors have not grown.
 //!
-//! `TRUNKLINE_SOAK_SECONDS` says for how long (60), `TRUNKLINE_SOAK_SEED` repeats a run; a failure prints its seed.
+//! `TRUNKLINE_SOAK_SECONDS` says for how long (60), `TRUNKLINE_SOAK_SEED` draws other faults; each run prints its seed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,6 +25,8 @@ use crate::{
 };
 
 const SECONDS: u64 = 60;
+/// The seed of a run that names none, so that two runs of one tree inject the same faults.
+const SEED: u64 = 7;
 const RATE: f64 = 40.0;
 const STREAMS: [&str; 4] = ["calls", "summaries", "queues", "users"];
 /// Entries of one page.
@@ -240,7 +242,7 @@ fn variable(name: &str, otherwise: u64) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_faults_lose_nothing_without_a_mark() {
     let seconds = variable("TRUNKLINE_SOAK_SECONDS", SECONDS);
-    let seed = variable("TRUNKLINE_SOAK_SEED", fastrand::u64(..1_000_000));
+    let seed = variable("TRUNKLINE_SOAK_SEED", SEED);
     // Shown when the test fails.
     println!("TRUNKLINE_SOAK_SEED={seed} TRUNKLINE_SOAK_SECONDS={seconds}");
     let (faults, mut rng) = (faults(), fastrand::Rng::with_seed(seed));
