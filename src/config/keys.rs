@@ -74,21 +74,7 @@ impl StoreKind {
     pub(super) fn keys(self) -> Keys {
         match self {
             Self::Embedded => Keys { needed: &[], taken: &[] },
-            Self::Redis => Keys {
-                needed: &["url"],
-                taken: &[
-                    "username",
-                    "password",
-                    "sentinel_username",
-                    "sentinel_password",
-                    "prefix",
-                    "seal_key",
-                    "durability",
-                    "lease",
-                    "streams_max",
-                    "insecure",
-                ],
-            },
+            Self::Redis => Keys { needed: &["url"], taken: &STORE_KEYS },
         }
     }
 }
