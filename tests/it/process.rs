@@ -8,6 +8,7 @@ pub(crate) mod child;
 mod commands;
 mod descriptors;
 mod disk;
+mod injected;
 mod kill;
 mod log;
 mod logs;

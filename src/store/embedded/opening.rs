@@ -144,8 +144,21 @@ fn carry_out(directory: &Directory, plan: Plan) -> Result<Connection, Refusal> {
         None if plan == Plan::Create || directory.word() == Word::Unsaid => database::create(&mut connection)?,
         None => return Err(Refusal::Damaged("the tables are gone".to_owned())),
     }
+    move_what_was_left(&connection, plan)?;
     database::stamp(&connection)?;
     Ok(connection)
+}
+
+/// A write-ahead log of a holder that ended at any moment may be read from memory and not be on the disk: an `fsync`
+/// failed, or none came. Nothing durable may stand behind that, so the next step begins the log anew.
+fn move_what_was_left(connection: &Connection, plan: Plan) -> Result<(), Refusal> {
+    match plan {
+        Plan::Create | Plan::Trust | Plan::Replace(_) => Ok(()),
+        Plan::Check | Plan::Search => match database::move_log(connection, true)?.all {
+            true => Ok(()),
+            false => Err(Refusal::Failed("a reader of another process holds up the write-ahead log".to_owned())),
+        },
+    }
 }
 
 fn check_header(directory: &Directory, plan: Plan) -> Result<(), Refusal> {

@@ -98,6 +98,23 @@ fn a_group_in_which_one_append_finds_no_room_stores_none_of_them() {
 }
 
 #[test]
+fn what_a_holder_left_in_its_write_ahead_log_is_in_the_database_before_anything_is_appended() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut first = writer(directory.path());
+    let state = open(&mut first, "queues").unwrap();
+    append(&mut first, next(&stream("queues"), &state, 10, 100, clock::wall())).unwrap();
+    first.note(&Fault::Failed("fsync failed".to_owned()));
+    first.finish();
+
+    drop(writer(directory.path()));
+    let alone = directory.path().join("alone.db");
+    std::fs::copy(directory.path().join("trunkline.db"), &alone).unwrap();
+    let batches: i64 =
+        Connection::open(alone).unwrap().query_row("SELECT count(*) FROM batch", (), |row| row.get(0)).unwrap();
+    assert_eq!(batches, 1, "without the write-ahead log");
+}
+
+#[test]
 fn a_step_of_unknown_outcome_ends_the_store_and_costs_nothing_that_was_acknowledged() {
     let directory = tempfile::tempdir().unwrap();
     let mut first = writer(directory.path());

@@ -1,0 +1,166 @@
+//! System calls on the store's files that fail while the process runs; `strace` injects the errors.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    child::{PATIENCE, eventually},
+    log::{assert_whole, pages},
+    relay::{Relay, client},
+    site::{STREAM, Site},
+};
+
+/// Both calls that make a file durable.
+const SYNC: &str = "fsync,fdatasync";
+/// Every call that changes a file. Those that make it durable succeed on a read-only file system.
+const CHANGE: &str = "write,pwrite64,pwritev,ftruncate,fallocate,copy_file_range,sendfile,splice";
+/// After the cause is gone.
+const RESUME_MAX: Duration = Duration::from_secs(5);
+
+/// A tracer that makes system calls of a process fail. Dropped, it detaches.
+struct Injection(Child);
+
+impl Injection {
+    /// Attaches to a relay: from here on these calls on any of these files fail with this error.
+    async fn into(relay: &Relay, site: &Site, files: &[&Path], calls: &str, error: &str) -> Self {
+        let notes = site.folder.path().join("strace.err");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-o", "/dev/null", "-p", &relay.child.id().to_string()]);
+        command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:error={error}")]);
+        for file in files {
+            command.arg("-P").arg(file);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&notes).unwrap());
+        let tracer = command.spawn().unwrap_or_else(|error| panic!("sudo apt-get install -y strace: {error}"));
+        let read = || fs::read_to_string(&notes).unwrap();
+        eventually("the tracer is attached", PATIENCE, async || read().contains(" attached").then_some(())).await;
+        assert!(!read().contains("ptrace("), "a process may not be traced here: {}", read());
+        Self(tracer)
+    }
+}
+
+impl Drop for Injection {
+    fn drop(&mut self) {
+        let sent = Command::new("kill").args(["-INT", &self.0.id().to_string()]).status();
+        assert!(sent.is_ok(), "{sent:?}");
+        drop(self.0.wait());
+    }
+}
+
+/// A site, and a live relay whose log has so many events.
+async fn running(events: u64) -> (Site, Relay) {
+    let site = Site::start().await;
+    let relay = Relay::live(&site).await;
+    site.platform.say(events);
+    relay.holds(events).await;
+    (site, relay)
+}
+
+/// Reads the log from its first entry until the connection ends; the result is every line.
+async fn follow(relay: &Relay) -> JoinHandle<Vec<String>> {
+    let url = format!("{}/v1/streams/{STREAM}/events?from=first", relay.consumers);
+    let answer = client().get(url).header("accept", "application/x-ndjson").send().await.unwrap();
+    TaskTracker::new().spawn(async move {
+        let mut chunks = answer.bytes_stream();
+        let mut text = Vec::new();
+        while let Some(Ok(chunk)) = chunks.next().await {
+            text.extend(chunk);
+        }
+        String::from_utf8(text).unwrap().lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    })
+}
+
+/// `/readyz` is 503 and gives this as the state of the store.
+async fn store_is(relay: &Relay, reason: &str) {
+    eventually(&format!("the store is not ready: {reason}"), PATIENCE, async || {
+        let (status, shown) = relay.ready().await?;
+        (status == 503 && shown["checks"]["store"].as_str()?.contains(reason)).then_some(())
+    })
+    .await;
+}
+
+/// It ends with exit code 1 and gives the reason.
+async fn ends_broken(relay: &mut Relay) {
+    assert_eq!(relay.child.ends(PATIENCE).await, 1, "{}", relay.child.told());
+    let log = relay.child.stderr();
+    assert!(log.contains("the store is broken; it has to be opened anew") && log.contains("disk I/O error"), "{log}");
+}
+
+/// A new process has the same log, and takes in everything since.
+async fn restarts_whole(site: &Site, said: u64) -> Relay {
+    let relay = Relay::live(site).await;
+    relay.holds(said).await;
+    let log = pages(&relay.consumers).await;
+    assert_whole(&log, said);
+    assert_eq!(log[0].number, Some(1));
+    assert!(!relay.child.stderr().contains("damaged"), "{}", relay.child.stderr());
+    relay
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_whose_fsync_fails_is_not_served_and_ends_the_process_and_the_log_is_whole_afterwards() {
+    let (site, mut relay) = running(100).await;
+    let reader = follow(&relay).await;
+    let wal = site.store().join("trunkline.db-wal");
+    let injection = Injection::into(&relay, &site, &[&wal], SYNC, "EIO").await;
+    site.platform.say(50);
+    ends_broken(&mut relay).await;
+    drop(injection);
+    let served = reader.await.unwrap();
+    assert_eq!(served.len(), 100, "nothing is served that was not durable");
+
+    let relay = restarts_whole(&site, 150).await;
+    let log = pages(&relay.consumers).await;
+    assert!(served.iter().zip(&log).all(|(line, entry)| *line == entry.json), "what was served stays as it was");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_whose_fsync_fails_is_shown_with_its_reason_and_the_next_append_ends_the_process() {
+    let (site, mut relay) = running(100).await;
+    let database = site.store().join("trunkline.db");
+    eventually("all of the log is in the database", PATIENCE, async || {
+        String::from_utf8_lossy(&fs::read(&database).unwrap()).contains(r#""platformsequence":"100""#).then_some(())
+    })
+    .await;
+    let injection = Injection::into(&relay, &site, &[&database], SYNC, "EIO").await;
+    site.platform.say(1);
+    store_is(&relay, "disk I/O error").await;
+    assert_eq!(pages(&relay.consumers).await.len(), 101, "what was durable is still served");
+    assert!(relay.child.has_ended().is_none(), "{}", relay.child.told());
+    site.platform.say(50);
+    ends_broken(&mut relay).await;
+    drop(injection);
+    restarts_whole(&site, 151).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_system_that_becomes_read_only_is_shown_with_its_reason_and_nothing_is_lost() {
+    let (site, relay) = running(100).await;
+    let file = |name: &str| site.store().join(name);
+    let files = fs::read_dir(site.store()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    assert!(files.contains(&file("trunkline.db-wal")), "{files:?}");
+    let files = files.iter().map(AsRef::as_ref).collect::<Vec<&Path>>();
+    let injection = Injection::into(&relay, &site, &files, CHANGE, "EROFS").await;
+    site.platform.say(50);
+    store_is(&relay, "disk I/O error").await;
+    eventually("the stream gives the reason", PATIENCE, async || {
+        let error = relay.stream().await["last_error"].as_str()?.to_owned();
+        error.starts_with("the store takes no entries: ").then_some(())
+    })
+    .await;
+    assert_eq!(pages(&relay.consumers).await.len(), 100, "what is there is still served, and nothing else");
+    assert_eq!(relay.stream().await["state"], "live", "the socket stays");
+
+    drop(injection);
+    eventually("ready again", RESUME_MAX, async || relay.ready().await.filter(|(status, _)| *status == 200)).await;
+    relay.holds(150).await;
+    assert_whole(&pages(&relay.consumers).await, 150);
+}
