@@ -7,6 +7,7 @@ mod peers;
 mod plan;
 mod redis;
 mod relay;
+mod resp;
 mod road;
 mod wire;
 
@@ -24,6 +25,7 @@ pub(crate) use self::{
     plan::Plan,
     redis::{Redis, documented_rules, free_port, limits as redis_limits},
     relay::Relay,
+    resp::{Commands, ERRORS, Reply, RespFault, RespProxy, error_code},
     road::{Held, Road},
     wire::{Babbler, Impostor, Scripted, Upgrade, Wire, frame, numbered},
 };

@@ -7,6 +7,7 @@ mod clocks;
 mod cut;
 mod failover;
 mod foreign;
+mod replies;
 mod sealed;
 mod unnumbered;
 mod wiped;

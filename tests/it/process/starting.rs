@@ -16,7 +16,7 @@ use super::{
     relay::{Relay, client},
     site::Site,
 };
-use crate::harness::{Redis, free_port};
+use crate::harness::{Commands, ERRORS, Redis, Reply, RespFault, RespProxy, error_code, free_port};
 
 /// A daemon that is told to end while it waits for its store does so within this, on a slow machine too; it waits
 /// seconds between two attempts.
@@ -160,6 +160,88 @@ async fn a_user_without_permissions_is_named_and_tried_again_until_it_has_them()
     waiting.is_not_ready("may not run what is needed").await;
     operator.run::<()>(&rule(&["+@all"])).await.unwrap();
     waiting.goes_on().await.ends().await;
+}
+
+/// A start while this fault lasts waits for its end and shows why.
+async fn is_waited_for(fault: RespFault, reason: &str) {
+    let server = Redis::durable();
+    let proxy = RespProxy::to(server.port()).await;
+    proxy.set(fault);
+    let mut waiting = Waiting::on(&proxy.url()).await;
+    waiting.is_not_ready(reason).await;
+    proxy.clear();
+    waiting.goes_on().await.ends().await;
+}
+
+/// Every other error of the table, from this one on: two tests share them.
+async fn errors_are_waited_for(first: usize) {
+    for (commands, error) in ERRORS.into_iter().skip(first).step_by(2) {
+        is_waited_for(RespFault { commands, reply: Reply::Error(error) }, error_code(error)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_answers_with_an_error_is_waited_for() {
+    errors_are_waited_for(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_answers_with_another_error_is_waited_for() {
+    errors_are_waited_for(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_closes_within_a_reply_is_waited_for() {
+    for commands in [Commands::Every, Commands::All, Commands::Named("EXEC"), Commands::Named("INFO")] {
+        is_waited_for(RespFault { commands, reply: Reply::Half }, "cannot be reached").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_too_old_is_named_by_its_version_and_waited_for() {
+    let reply = Reply::Text("redis_version:6.2.14");
+    is_waited_for(RespFault { commands: Commands::Named("INFO"), reply }, "Redis 6.2.14; 7 or later").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_closes_at_once_is_waited_for() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || listener.incoming().flatten().for_each(drop));
+    let mut waiting = Waiting::on(&url(port)).await;
+    waiting.is_not_ready("cannot be reached").await;
+    waiting.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_login_is_named_and_tried_again_until_none_is_wanted() {
+    let server = Redis::start(&["--appendonly", "no", "--requirepass", "right"]);
+    let mut waiting = Waiting::on(&server.url()).await;
+    waiting.is_not_ready("NOAUTH").await;
+    let operator = trunkline::store::redis::connection::Connection::new(
+        format!("redis://:right@127.0.0.1:{}/0", server.port()).parse().unwrap(),
+        trunkline::store::redis::connection::Limits::default(),
+    );
+    operator.run::<()>(cmd("CONFIG").arg("SET").arg("requirepass").arg("")).await.unwrap();
+    waiting.goes_on().await.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_url_of_another_kind_of_server_is_refused_with_its_reason() {
+    let server = Redis::volatile();
+    let sentinel = Redis::sentinel(&server);
+    let nodes = Redis::cluster().await;
+    for (url, reason) in [
+        (url(sentinel.port()), "unknown command"),
+        (url(nodes[0].port()), "MOVED"),
+        (format!("redis-cluster://127.0.0.1:{}", server.port()), "cluster support disabled"),
+        (format!("redis+sentinel://127.0.0.1:{}/main", server.port()), "unknown command"),
+        (format!("redis+sentinel://127.0.0.1:{}/other", sentinel.port()), "unknown to the Sentinel"),
+    ] {
+        let mut waiting = Waiting::on(&url).await;
+        waiting.is_not_ready(reason).await;
+        waiting.ends().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

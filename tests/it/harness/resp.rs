@@ -1,0 +1,401 @@
+//! A proxy in front of a Redis server that parses the protocol: it forwards every command, and while a fault is set it
+//! replaces the replies to chosen commands.
+
+use std::{
+    collections::VecDeque,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, watch},
+};
+use tokio_util::sync::DropGuard;
+
+use super::wire::listen;
+
+/// Replies that one connection waits for at most.
+const PENDING_MAX: usize = 4_096;
+const CHUNK_LEN: usize = 64 << 10;
+
+/// Commands that manage a connection or a transaction, or that a server answers in every state.
+const OF_CONNECTIONS: [&str; 17] = [
+    "HELLO",
+    "AUTH",
+    "CLIENT",
+    "SELECT",
+    "MULTI",
+    "EXEC",
+    "DISCARD",
+    "WATCH",
+    "UNWATCH",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
+    "PUBLISH",
+    "INFO",
+    "CONFIG",
+    "ROLE",
+    "CLUSTER",
+    "WAIT",
+];
+const READS: [&str; 11] =
+    ["PING", "GET", "HMGET", "HGETALL", "SMEMBERS", "TYPE", "PTTL", "XINFO", "XRANGE", "XREVRANGE", "XREAD"];
+
+/// An error and the commands that a server in this state refuses.
+pub(crate) const ERRORS: [(Commands, &str); 14] = [
+    (Commands::All, "LOADING Redis is loading the dataset in memory"),
+    (Commands::All, "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
+    (Commands::All, "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."),
+    (Commands::All, "NOAUTH Authentication required."),
+    (Commands::Keyed, "CLUSTERDOWN The cluster is down"),
+    (Commands::Keyed, "CLUSTERDOWN Hash slot not served"),
+    (Commands::Keyed, "TRYAGAIN Multiple keys request during rehashing of slot"),
+    (Commands::Keyed, "MOVED 3999 127.0.0.1:1"),
+    (Commands::Keyed, "ASK 3999 127.0.0.1:1"),
+    (Commands::Keyed, "NOPERM this user has no permissions to access one of the keys used as arguments"),
+    (Commands::Writes, "READONLY You can't write against a read only replica."),
+    (Commands::Writes, "OOM command not allowed when used memory > 'maxmemory'."),
+    (Commands::Writes, "NOREPLICAS Not enough good replicas to write."),
+    (Commands::Writes, "MISCONF Errors writing to the AOF file: No space left on device"),
+];
+
+/// Its first word.
+pub(crate) fn error_code(error: &str) -> &str {
+    error.split(' ').next().unwrap()
+}
+
+/// Which commands a fault meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Commands {
+    /// All but those of connections and transactions.
+    All,
+    /// Those that name a key.
+    Keyed,
+    /// Those that may change a key. A script counts as one of them.
+    Writes,
+    /// All without exception.
+    Every,
+    /// This one.
+    Named(&'static str),
+}
+
+/// What comes in place of a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// The server never gets the command. Within a transaction it aborts the transaction, as in a real server.
+    Error(&'static str),
+    /// This text, and the server never gets the command.
+    Text(&'static str),
+    /// The server executes the command; half of its reply arrives, then the connection is closed.
+    Half,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RespFault {
+    pub(crate) commands: Commands,
+    pub(crate) reply: Reply,
+}
+
+/// It ends with the value, and every connection through it.
+pub(crate) struct RespProxy {
+    address: SocketAddr,
+    fault: watch::Sender<Option<RespFault>>,
+    replaced: Arc<AtomicU64>,
+    _stop: DropGuard,
+}
+
+impl RespProxy {
+    pub(crate) async fn to(server: u16) -> Self {
+        let (fault, replaced) = (watch::Sender::new(None), Arc::new(AtomicU64::new(0)));
+        let (now, count) = (fault.subscribe(), Arc::clone(&replaced));
+        let (address, stop) = listen(move |client| forward(client, server, now.clone(), Arc::clone(&count))).await;
+        Self { address, fault, replaced, _stop: stop }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}/0", self.address)
+    }
+
+    pub(crate) fn set(&self, fault: RespFault) {
+        self.fault.send_replace(Some(fault));
+    }
+
+    /// Everything is forwarded again.
+    pub(crate) fn clear(&self) {
+        self.fault.send_replace(None);
+    }
+
+    /// How many replies were replaced so far.
+    pub(crate) fn replaced(&self) -> u64 {
+        self.replaced.load(Ordering::Relaxed)
+    }
+}
+
+/// A reply that the client waits for.
+#[derive(Debug, PartialEq, Eq)]
+enum Expected {
+    /// The server's own.
+    Forwarded,
+    /// This one in place of the server's.
+    Replaced(Bytes),
+    /// This one; the server sends none.
+    Injected(Bytes),
+    Half,
+}
+
+async fn forward(client: TcpStream, server: u16, fault: watch::Receiver<Option<RespFault>>, replaced: Arc<AtomicU64>) {
+    let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else { return };
+    client.set_nodelay(true).unwrap();
+    server.set_nodelay(true).unwrap();
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let (expect, expected) = mpsc::channel(PENDING_MAX);
+    let requests = Requests { fault, replaced, expect, to_server, muted: false, transaction: None };
+    // Whichever ends first closes both connections.
+    tokio::select! {
+        _ = requests.run(Frames::of(from_client)) => (),
+        _ = replies(Frames::of(from_server), expected, to_client) => (),
+    }
+}
+
+/// The commands of one client, on their way to the server.
+struct Requests {
+    fault: watch::Receiver<Option<RespFault>>,
+    replaced: Arc<AtomicU64>,
+    expect: mpsc::Sender<Expected>,
+    to_server: OwnedWriteHalf,
+    /// The client has told the server not to reply.
+    muted: bool,
+    transaction: Option<Transaction>,
+}
+
+/// How a transaction that was begun will end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transaction {
+    Sound,
+    Aborted,
+}
+
+impl Requests {
+    /// Until one side has closed the connection.
+    async fn run(mut self, mut commands: Frames) -> Option<()> {
+        loop {
+            let command = commands.next().await?;
+            let words = words(&command);
+            let name = words[0].to_ascii_uppercase();
+            let fault = self.fault.borrow().filter(|fault| fault.commands.contain(&name));
+            match fault.map(|fault| fault.reply) {
+                Some(Reply::Error(error)) => self.refuse(error).await?,
+                Some(Reply::Text(text)) => self.inject(format!("${}\r\n{text}\r\n", text.len())).await?,
+                Some(Reply::Half) if !self.muted => self.send(&command, Some(Expected::Half)).await?,
+                Some(Reply::Half) | None => self.pass(&name, &words, &command).await?,
+            }
+        }
+    }
+
+    async fn refuse(&mut self, error: &str) -> Option<()> {
+        if self.transaction.is_some() {
+            self.transaction = Some(Transaction::Aborted);
+        }
+        self.inject(format!("-{error}\r\n")).await
+    }
+
+    async fn inject(&mut self, reply: String) -> Option<()> {
+        self.replaced.fetch_add(1, Ordering::Relaxed);
+        self.expect(Expected::Injected(reply.into())).await
+    }
+
+    async fn pass(&mut self, name: &str, words: &[String], command: &[u8]) -> Option<()> {
+        match (name, words.get(1..).unwrap_or_default()) {
+            ("CLIENT", [reply, state]) if reply.eq_ignore_ascii_case("REPLY") => {
+                self.muted = state.eq_ignore_ascii_case("OFF");
+                self.send(command, Some(Expected::Forwarded)).await
+            }
+            ("EXEC" | "DISCARD", _) => self.end_transaction(command).await,
+            // With RESP3 their replies are pushes.
+            ("SUBSCRIBE" | "UNSUBSCRIBE", _) => self.send(command, None).await,
+            _ => {
+                if name == "MULTI" {
+                    self.transaction = Some(Transaction::Sound);
+                }
+                self.send(command, Some(Expected::Forwarded)).await
+            }
+        }
+    }
+
+    async fn end_transaction(&mut self, command: &[u8]) -> Option<()> {
+        match self.transaction.take() {
+            Some(Transaction::Aborted) => {
+                let aborted = b"-EXECABORT Transaction discarded because of previous errors.\r\n";
+                self.send(b"*1\r\n$7\r\nDISCARD\r\n", Some(Expected::Replaced(Bytes::from_static(aborted)))).await
+            }
+            Some(Transaction::Sound) | None => self.send(command, Some(Expected::Forwarded)).await,
+        }
+    }
+
+    /// The reply is expected before the server can send it.
+    async fn send(&mut self, command: &[u8], expected: Option<Expected>) -> Option<()> {
+        if let Some(expected) = expected {
+            if expected == Expected::Half {
+                self.replaced.fetch_add(1, Ordering::Relaxed);
+            }
+            self.expect(expected).await?;
+        }
+        self.to_server.write_all(command).await.ok()
+    }
+
+    async fn expect(&self, expected: Expected) -> Option<()> {
+        if self.muted {
+            return Some(());
+        }
+        self.expect.send(expected).await.ok()
+    }
+}
+
+impl Commands {
+    fn contain(self, name: &str) -> bool {
+        let of_connections = OF_CONNECTIONS.contains(&name);
+        match self {
+            Self::All => !of_connections,
+            Self::Keyed => !of_connections && name != "PING",
+            Self::Writes => !of_connections && !READS.contains(&name),
+            Self::Every => true,
+            Self::Named(only) => name == only,
+        }
+    }
+}
+
+/// Carries replies back in the order of their commands; what is pushed passes at once.
+async fn replies(
+    mut frames: Frames,
+    mut expected: mpsc::Receiver<Expected>,
+    mut to_client: OwnedWriteHalf,
+) -> Option<()> {
+    let mut pending = VecDeque::new();
+    loop {
+        while let Some(reply) = first_injected(&mut pending) {
+            to_client.write_all(&reply).await.ok()?;
+        }
+        tokio::select! {
+            biased;
+            next = expected.recv() => pending.push_back(next?),
+            frame = frames.next() => {
+                let frame = frame?;
+                if frame[0] == b'>' {
+                    to_client.write_all(&frame).await.ok()?;
+                } else {
+                    answer(frame, &mut pending, &mut expected, &mut to_client).await?;
+                }
+            }
+        }
+    }
+}
+
+/// The reply that is due without the server; taken out.
+fn first_injected(pending: &mut VecDeque<Expected>) -> Option<Bytes> {
+    match pending.pop_front()? {
+        Expected::Injected(reply) => Some(reply),
+        other @ (Expected::Forwarded | Expected::Replaced(_) | Expected::Half) => {
+            pending.push_front(other);
+            None
+        }
+    }
+}
+
+/// Writes what the client gets for this reply of the server.
+async fn answer(
+    frame: Bytes,
+    pending: &mut VecDeque<Expected>,
+    expected: &mut mpsc::Receiver<Expected>,
+    to_client: &mut OwnedWriteHalf,
+) -> Option<()> {
+    loop {
+        let next = match pending.pop_front() {
+            Some(next) => next,
+            None => expected.recv().await?,
+        };
+        match next {
+            Expected::Injected(reply) => to_client.write_all(&reply).await.ok()?,
+            Expected::Replaced(reply) => return to_client.write_all(&reply).await.ok(),
+            Expected::Forwarded => return to_client.write_all(&frame).await.ok(),
+            Expected::Half => {
+                to_client.write_all(&frame[..frame.len() / 2]).await.ok()?;
+                return None;
+            }
+        }
+    }
+}
+
+/// One direction of a connection, frame by frame.
+struct Frames {
+    from: OwnedReadHalf,
+    read: BytesMut,
+}
+
+impl Frames {
+    fn of(from: OwnedReadHalf) -> Self {
+        Self { from, read: BytesMut::with_capacity(CHUNK_LEN) }
+    }
+
+    /// The next frame; none when the connection is closed. Cancel-safe.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(len) = frame_len(&self.read) {
+                return Some(self.read.split_to(len).freeze());
+            }
+            self.read.reserve(CHUNK_LEN);
+            if !self.from.read_buf(&mut self.read).await.is_ok_and(|len| len > 0) {
+                return None;
+            }
+        }
+    }
+}
+
+/// The length of the first frame of RESP2 or RESP3; none while it is not whole.
+fn frame_len(bytes: &[u8]) -> Option<usize> {
+    let line_len = bytes.windows(2).position(|end| end == b"\r\n")? + 2;
+    let count = || std::str::from_utf8(&bytes[1..line_len - 2]).unwrap().parse::<i64>().unwrap();
+    let of_parts = |parts: i64| {
+        let mut len = line_len;
+        for _ in 0..parts {
+            len += frame_len(bytes.get(len..)?)?;
+        }
+        Some(len)
+    };
+    match bytes[0] {
+        b'$' | b'=' | b'!' => {
+            let Ok(body_len) = usize::try_from(count()) else { return Some(line_len) };
+            let len = line_len + body_len + 2;
+            (bytes.len() >= len).then_some(len)
+        }
+        b'*' | b'~' | b'>' => of_parts(count()),
+        b'%' => of_parts(2 * count()),
+        // An attribute stands before the reply that it belongs to.
+        b'|' => of_parts(2 * count() + 1),
+        _ => Some(line_len),
+    }
+}
+
+/// The words of a command.
+fn words(command: &[u8]) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut rest = &command[line_len(command)..];
+    while !rest.is_empty() {
+        let (head, len) = (line_len(rest), frame_len(rest).unwrap());
+        words.push(String::from_utf8_lossy(&rest[head..len - 2]).into_owned());
+        rest = &rest[len..];
+    }
+    words
+}
+
+fn line_len(bytes: &[u8]) -> usize {
+    bytes.windows(2).position(|end| end == b"\r\n").unwrap() + 2
+}
