@@ -4,7 +4,7 @@
 //! `TRUNKLINE_SOAK_SECONDS` says for how long (60), `TRUNKLINE_SOAK_SEED` draws other faults; each run prints its seed.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     time::Duration,
 };
@@ -41,7 +41,7 @@ const MEMORY_SLACK_KB: u64 = 48 * 1_024;
 /// The same for descriptors: sockets of an overlap, a token request, pooled connections.
 const DESCRIPTORS_SLACK: u64 = 48;
 
-/// What the simulator does wrong, each as a script would write it.
+/// Every kind of fault that the simulator has, as a script would write it.
 fn faults() -> Vec<Value> {
     let answer = |to: &str, how: Value| json!({"fault": "answer", "to": to, "how": how});
     let mut faults = vec![
@@ -51,7 +51,18 @@ fn faults() -> Vec<Value> {
         json!({"fault": "close", "code": 1002}),
         json!({"fault": "close", "code": 1011}),
         json!({"fault": "socket_closing", "lead": "2s"}),
+        json!({"fault": "close_quiet", "after": "4s"}),
+        json!({"fault": "close_quiet", "after": "0s"}),
         json!({"fault": "token_revoked"}),
+        json!({"fault": "no_longer_subscribed"}),
+        json!({"fault": "refuse", "status": 503, "times": 2}),
+        json!({"fault": "rest", "status": 500, "times": 2}),
+        json!({"fault": "reset"}),
+        json!({"fault": "reorder", "n": 3}),
+        json!({"fault": "oversize", "bytes": 2_000_000}),
+        json!({"fault": "pad", "bytes": 2_000_000}),
+        json!({"fault": "delay", "for": "100ms"}),
+        json!({"fault": "delay", "for": "0s"}),
         json!({"fault": "duplicate", "n": 20}),
         json!({"fault": "jump", "n": 3}),
         json!({"fault": "unsent", "n": 3}),
@@ -71,6 +82,11 @@ fn faults() -> Vec<Value> {
         answer("upgrade", json!("connection_list")),
         answer("upgrade", json!("interim")),
         answer("upgrade", json!({"closed": {"after": "1s", "code": 1008}})),
+        json!({"fault": "token", "failure": "invalid_client"}),
+        json!({"fault": "token", "failure": "html"}),
+        json!({"fault": "token", "failure": "huge"}),
+        json!({"fault": "token", "failure": {"slow": {"for": "3s"}}}),
+        json!({"fault": "token", "failure": {"expires_in": {"json": "\"soon\""}}}),
         answer("token", json!("hang")),
         answer("token", json!("reset")),
         answer("token", json!({"status": {"status": 503, "retry_after": "2"}})),
@@ -113,7 +129,7 @@ fn configure(site: &Site, redis: &Redis) {
                 .to_owned(),
         };
         text.push_str(&format!(
-            "[streams.{name}]\naccount = \"demo\"\nsilence_max = \"5s\"\nretention = \"60s\"\n{own}\
+            "[streams.{name}]\naccount = \"demo\"\nsilence_max = \"5s\"\nretention = \"60s\"\nframe_max = \"1MiB\"\n{own}\
              backoff = {{ first = \"200ms\", cap = \"2s\" }}\n"
         ));
     }
@@ -297,6 +313,16 @@ async fn settle(site: &Site, relays: &[Relay; 2], said: &mut Vec<Notification>) 
         let log = log_of(&relays[0], stream).await;
         judge(stream, &log, said);
     }
+}
+
+#[test]
+fn the_soak_injects_every_kind_of_fault() {
+    let injected: BTreeSet<String> = faults().iter().map(|fault| fault["fault"].as_str().unwrap().to_owned()).collect();
+    let table = include_str!("../../docs/simulator.md").split("\n## ").next().unwrap();
+    let names = table.lines().filter(|line| line.starts_with("| `")).filter_map(|line| line.split('|').nth(1));
+    let documented: BTreeSet<String> =
+        names.flat_map(|names| names.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
+    assert_eq!(injected, documented);
 }
 
 #[test]
