@@ -3,6 +3,7 @@
 //! A test says what happens and waits for facts; it never reaches into a part. Nothing here waits without a bound.
 
 mod consumer;
+mod firehose;
 mod peers;
 mod plan;
 mod redis;
@@ -21,6 +22,7 @@ use trunkline::{
 
 pub(crate) use self::{
     consumer::{Consumer, Transport, story, tell},
+    firehose::Firehose,
     peers::{ForwardProxy, ListingPlatform, SilentPlatform},
     plan::Plan,
     redis::{Redis, documented_rules, free_port, limits as redis_limits},

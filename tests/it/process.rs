@@ -10,6 +10,7 @@ mod descriptors;
 mod disk;
 mod injected;
 mod kill;
+mod large;
 mod log;
 mod logs;
 mod redis;
@@ -22,6 +23,7 @@ mod starting;
 mod stop;
 mod tls;
 mod vanished;
+mod wall;
 
 pub(crate) use self::{
     log::Entry,

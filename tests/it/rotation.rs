@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use trunkline::simulator::{Dialect, Fault, Settings, Target};
+use trunkline::simulator::{ALWAYS, Answered, Asked, Dialect, Fault, Settings, Target};
 
-use crate::harness::{Plan, Platform, Relay, Wire, eventually};
+use crate::harness::{Firehose, Plan, Platform, Relay, Wire, eventually};
 
 const TOPICS: [&str; 3] = ["v2.analytics.queues.*.observations", "v2.users.*.presence", "v2.users.*.routingStatus"];
 
@@ -165,6 +165,36 @@ async fn the_old_socket_may_be_lost_while_its_successor_comes() {
     }
     consumer.expect(2..=platform.ledger().last_sequence()).await;
     assert_eq!(relay.count("gaps").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successors_answer_is_read_while_the_old_socket_always_has_more() {
+    let platform = Platform::start().await;
+    let queue = format!("v2.analytics.queues.{}.observations", platform.queue_ids()[0]);
+    let firehose = Firehose::start(queue.clone()).await;
+    platform.inject(Fault::Answer {
+        to: Asked::Rest,
+        on: Target::All,
+        url: Some("/api/v2/notifications/channels".to_owned()),
+        resuming: false,
+        times: ALWAYS,
+        how: Answered::Changed {
+            status: None,
+            content_type: None,
+            gzip: false,
+            set: Some(format!(r#"{{"connectUri":"{}"}}"#, firehose.url())),
+            without: Vec::new(),
+        },
+    });
+    let relay = Relay::of(Plan::topics(platform.address(), &[&queue]).stream("overflow", "backpressure")).await;
+    for _ in 0..2 {
+        let events = relay.count("events").await;
+        relay.until("the old socket has more", |stream| stream["events"].as_u64() > Some(events + 1_000)).await;
+    }
+    relay.wish("rotate").await;
+    relay.until("it has rotated", |stream| stream["rotations"] == 1).await;
+    assert_eq!(firehose.opened(), 2, "at the first attempt");
+    assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
 }
 
 /// An upgrade over a round trip of 60 ms, and what the two ends need beside them.

@@ -21,16 +21,16 @@ use super::{
 /// Both calls that make a file durable.
 const SYNC: &str = "fsync,fdatasync";
 /// Every call that changes a file. Those that make it durable succeed on a read-only file system.
-const CHANGE: &str = "write,pwrite64,pwritev,ftruncate,fallocate,copy_file_range,sendfile,splice";
+pub(super) const CHANGE: &str = "write,pwrite64,pwritev,ftruncate,fallocate,copy_file_range,sendfile,splice";
 /// After the cause is gone.
 const RESUME_MAX: Duration = Duration::from_secs(5);
 
 /// A tracer that makes system calls of a process fail. Dropped, it detaches.
-struct Injection(Child);
+pub(super) struct Injection(Child);
 
 impl Injection {
     /// Attaches to a relay: from here on these calls on any of these files fail with this error.
-    async fn into(relay: &Relay, site: &Site, files: &[&Path], calls: &str, error: &str) -> Self {
+    pub(super) async fn into(relay: &Relay, site: &Site, files: &[&Path], calls: &str, error: &str) -> Self {
         let notes = site.folder.path().join("strace.err");
         let mut command = Command::new("strace");
         command.args(["-f", "-o", "/dev/null", "-p", &relay.child.id().to_string()]);

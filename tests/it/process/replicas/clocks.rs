@@ -1,6 +1,6 @@
 //! Two relays whose wall clocks are an hour apart share one token, and each goes on where the other was.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use trunkline::{clock, simulator::Settings};
 
@@ -12,23 +12,18 @@ use crate::{
         log::{assert_whole, pages},
         relay::Relay,
         site::Site,
+        wall::faketime,
     },
 };
 
 /// Lives of a token before it is enough.
 const LIVES: u64 = 4;
 
-/// What lies about the wall clock, and about no other.
-fn liar() -> PathBuf {
-    let folders = std::fs::read_dir("/usr/lib").unwrap().filter_map(Result::ok);
-    let found = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1")).find(|file| file.exists());
-    found.expect("there is no libfaketime; sudo apt-get install -y libfaketime")
-}
-
 async fn start(site: &Site, by: &str) -> Relay {
-    let liar = liar();
-    let lies = [("LD_PRELOAD", liar.to_str().unwrap()), ("FAKETIME", by), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
-    let relay = Relay::start_with(site, &lies).await;
+    let library = faketime();
+    let variables =
+        [("LD_PRELOAD", library.to_str().unwrap()), ("FAKETIME", by), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+    let relay = Relay::start_with(site, &variables).await;
     relay.goes_live().await;
     relay
 }

@@ -1,0 +1,90 @@
+//! Large events while the store takes none: what waits is bounded in bytes, and nothing is lost.
+
+use std::{fs, path::Path};
+
+use trunkline::simulator::{Fault, Settings, Target};
+
+use super::{
+    child::{PATIENCE, eventually},
+    injected::{CHANGE, Injection},
+    log::{assert_whole, pages},
+    relay::Relay,
+    site::Site,
+};
+use crate::harness::Redis;
+
+const EVENT_BYTES: usize = 1_000_000;
+const BUFFER_BYTES: u64 = 8 << 20;
+/// Many times what the buffer may hold.
+const EVENTS: u64 = 160;
+/// What the process may take beyond what it had: the buffer, an append under way with its copies, and frames that are
+/// read. All events would be 160 MB.
+const GROWTH_MAX: u64 = 8 * BUFFER_BYTES;
+
+/// One large event in each frame.
+async fn site() -> Site {
+    let keys = format!("buffer_bytes = \"{BUFFER_BYTES}B\"");
+    Site::start_with(Settings { frame_max: 1, ..Settings::default() }, &[&keys]).await
+}
+
+/// The most memory that a process has had, in bytes.
+fn peak(relay: &Relay) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", relay.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel gives the peak");
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// The platform sends all of it while the store takes nothing; it takes entries again after `mend`.
+#[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
+async fn a_burst_is_bounded(site: &Site, relay: &Relay, mend: impl FnOnce()) {
+    let before = peak(relay);
+    for _ in 0..EVENTS {
+        site.platform.inject(Fault::Oversize { on: Target::Sequenced, bytes: EVENT_BYTES });
+    }
+    let full = BUFFER_BYTES / EVENT_BYTES as u64;
+    eventually("the buffer is full", PATIENCE, async || {
+        (relay.stream().await["buffered"].as_u64()? >= full).then_some(())
+    })
+    .await;
+    eventually("the stream gives the reason", PATIENCE, async || {
+        relay.ready().await.filter(|(status, _)| *status == 503).map(drop)
+    })
+    .await;
+    let waiting = relay.stream().await["buffered"].as_u64().unwrap();
+    assert!(waiting < EVENTS / 4, "{waiting} events wait");
+    let grown = peak(relay) - before;
+    println!("{waiting} events wait in {} MiB", grown >> 20);
+    assert!(grown < GROWTH_MAX, "{} MiB more than before", grown >> 20);
+
+    mend();
+    let said = site.platform.ledger().last_sequence();
+    relay.holds(said).await;
+    let grown = peak(relay) - before;
+    println!("all was appended in {} MiB", grown >> 20);
+    assert!(grown < GROWTH_MAX, "{} MiB more than before", grown >> 20);
+    assert_whole(&pages(&relay.consumers).await, said);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_events_that_wait_for_redis_are_bounded_in_bytes_and_none_is_lost() {
+    let server = Redis::volatile();
+    let site = site().await;
+    site.use_redis(&server.url());
+    let relay = Relay::live(&site).await;
+    site.platform.say(1);
+    relay.holds(1).await;
+    server.pause();
+    a_burst_is_bounded(&site, &relay, || server.resume()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_events_that_wait_for_the_disk_are_bounded_in_bytes_and_none_is_lost() {
+    let site = site().await;
+    let relay = Relay::live(&site).await;
+    site.platform.say(1);
+    relay.holds(1).await;
+    let files = ["trunkline.db", "trunkline.db-wal"].map(|name| site.store().join(name));
+    let files = files.each_ref().map(AsRef::<Path>::as_ref);
+    let injection = Injection::into(&relay, &site, &files, CHANGE, "EROFS").await;
+    a_burst_is_bounded(&site, &relay, || drop(injection)).await;
+}

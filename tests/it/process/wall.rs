@@ -1,0 +1,103 @@
+//! The wall clock of a process jumps by a day and more while it runs; no other clock of it does.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use trunkline::clock;
+
+use super::{
+    child::{PATIENCE, eventually},
+    log::{assert_whole, pages},
+    relay::Relay,
+    site::Site,
+};
+use crate::harness::Redis;
+
+/// Retention is looked at at least twice in it.
+const WATCHED: Duration = Duration::from_millis(2_500);
+
+/// The library that replaces the clock functions of a process.
+pub(super) fn faketime() -> PathBuf {
+    let folders = fs::read_dir("/usr/lib").unwrap().filter_map(Result::ok);
+    let found = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1")).find(|file| file.exists());
+    found.expect("there is no libfaketime; sudo apt-get install -y libfaketime")
+}
+
+/// The wall clock of one process, as an offset in a file that is read at each call.
+struct Wall(PathBuf);
+
+impl Wall {
+    fn new(folder: &Path) -> Self {
+        let wall = Self(folder.join("wall"));
+        wall.set("+0h");
+        wall
+    }
+
+    fn set(&self, offset: &str) {
+        let next = self.0.with_extension("next");
+        fs::write(&next, offset).unwrap();
+        fs::rename(next, &self.0).unwrap();
+    }
+
+    async fn start(&self, site: &Site) -> Relay {
+        let library = faketime();
+        let variables = [
+            ("LD_PRELOAD", library.to_str().unwrap()),
+            ("FAKETIME_TIMESTAMP_FILE", self.0.to_str().unwrap()),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ];
+        let relay = Relay::start_with(site, &variables).await;
+        relay.goes_live().await;
+        relay
+    }
+}
+
+/// Says one event after the other while retention is looked at, and expects all of them from the first one on.
+async fn keeps_everything(site: &Site, relay: &Relay) {
+    let end = clock::now() + WATCHED;
+    while clock::now() < end {
+        site.platform.say(1);
+        let said = site.platform.ledger().last_sequence();
+        relay.holds(said).await;
+        let log = pages(&relay.consumers).await;
+        assert_eq!(log[0].number, Some(1), "{}", relay.child.told());
+        assert_whole(&log, said);
+    }
+}
+
+/// The clock jumps ahead and back, and back and ahead; each jump is in the log.
+async fn the_wall_clock_jumps(site: Site) {
+    let wall = Wall::new(site.folder.path());
+    let relay = wall.start(&site).await;
+    for _ in 0..50 {
+        site.platform.say(1);
+        relay.holds(site.platform.ledger().last_sequence()).await;
+    }
+    for (offset, logged) in [("+25h", "the wall clock was set ahead"), ("-25h", "the wall clock was set back")] {
+        wall.set(offset);
+        eventually(logged, PATIENCE, async || relay.child.stderr().contains(logged).then_some(())).await;
+        keeps_everything(&site, &relay).await;
+        wall.set("+0h");
+        keeps_everything(&site, &relay).await;
+    }
+    let stream = relay.stream().await;
+    assert_eq!((&stream["state"], &stream["reconnects"]), (&"live".into(), &0.into()), "{stream}");
+    assert_eq!(site.platform.tally().grants_total(), 1, "no token ended by it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wall_clock_that_jumps_by_a_day_deletes_nothing_on_disk_and_is_logged() {
+    the_wall_clock_jumps(Site::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wall_clock_that_jumps_by_a_day_deletes_nothing_in_redis_and_is_logged() {
+    let server = Redis::durable();
+    let site = Site::start().await;
+    site.use_redis(&server.url());
+    the_wall_clock_jumps(site).await;
+}
