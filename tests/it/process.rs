@@ -26,7 +26,7 @@ mod vanished;
 mod wall;
 
 pub(crate) use self::{
-    log::Entry,
+    log::{Entry, pages_of},
     relay::{Relay, client},
     site::{STREAM, Site},
 };

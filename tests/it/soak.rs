@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Value, json};
 use trunkline::{
     clock,
     simulator::{Fault, Notification, Settings},
@@ -20,7 +20,7 @@ use crate::{
     process::{
         Relay, Site,
         child::{PATIENCE, eventually},
-        client,
+        client, pages_of,
     },
 };
 
@@ -29,8 +29,6 @@ const SECONDS: u64 = 60;
 const SEED: u64 = 7;
 const RATE: f64 = 40.0;
 const STREAMS: [&str; 4] = ["calls", "summaries", "queues", "users"];
-/// Entries of one page.
-const PAGE: usize = 1_000;
 /// After the last fault everything must be live and caught up within this time: pauses and backoffs end long before.
 const RECOVERY: Duration = Duration::from_secs(90);
 /// A replica's figures count from this age on.
@@ -61,7 +59,7 @@ fn faults() -> Vec<Value> {
         json!({"fault": "reorder", "n": 3}),
         json!({"fault": "oversize", "bytes": 2_000_000}),
         json!({"fault": "pad", "bytes": 2_000_000}),
-        json!({"fault": "delay", "for": "100ms"}),
+        json!({"fault": "delay", "for": "5ms"}),
         json!({"fault": "delay", "for": "0s"}),
         json!({"fault": "duplicate", "n": 20}),
         json!({"fault": "jump", "n": 3}),
@@ -194,30 +192,16 @@ async fn calamity(rng: &mut fastrand::Rng, site: &Site, relays: &mut [Relay; 2],
 
 /// The correlation ids of a log in its order; a gap is `None`.
 async fn log_of(relay: &Relay, stream: &str) -> Vec<Option<String>> {
-    let (mut entries, mut offset) = (Vec::new(), 0);
-    let mut next = format!("/v1/streams/{stream}/events?limit={PAGE}&from=first");
-    loop {
-        let url = format!("{}{next}", relay.consumers);
-        let answer = client().get(&url).header("accept", "application/cloudevents-batch+json").send().await.unwrap();
-        assert_eq!(answer.status(), 200, "{url}");
-        let link = answer.headers()["link"].to_str().unwrap().to_owned();
-        next = link.strip_prefix('<').and_then(|link| link.split_once('>')).unwrap().0.to_owned();
-        let body = answer.text().await.unwrap();
-        let page: Vec<&RawValue> = serde_json::from_str(&body).unwrap();
-        if page.is_empty() {
-            return entries;
-        }
-        for event in page {
-            let event: Value = serde_json::from_str(event.get()).unwrap();
-            offset += 1;
-            assert_eq!(event["sequence"], offset.to_string(), "{stream}: offsets are dense: {event}");
-            match event["type"].as_str().unwrap() {
-                "trunkline.gap.v1" => entries.push(None),
-                kind if kind.starts_with("trunkline.") => (),
-                _event => entries.extend(event["correlationid"].as_str().map(|id| Some(id.to_owned()))),
-            }
-        }
-    }
+    let log = pages_of(&relay.consumers, stream).await;
+    let dense = log.iter().zip(1..).all(|(entry, offset)| entry.offset == offset);
+    assert!(dense, "{stream}: offsets are dense");
+    log.into_iter()
+        .filter_map(|entry| match entry.kind.as_str() {
+            "trunkline.gap.v1" => Some(None),
+            kind if kind.starts_with("trunkline.") => None,
+            _event => Some(entry.correlation).filter(Option::is_some),
+        })
+        .collect()
 }
 
 /// Once, in order, and what is missing between two events has a gap there.

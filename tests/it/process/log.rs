@@ -5,6 +5,9 @@ use serde_json::value::RawValue;
 
 use super::{relay::client, site::STREAM};
 
+/// Entries of one page: the most that a page may have.
+const PAGE: usize = 1_000;
+
 /// One event, as it was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -13,6 +16,7 @@ pub(crate) struct Entry {
     pub(crate) offset: u64,
     /// The platform's number.
     pub(crate) number: Option<u64>,
+    pub(crate) correlation: Option<String>,
     /// Every byte of it.
     pub(crate) json: String,
 }
@@ -24,6 +28,7 @@ struct Attributes {
     kind: String,
     sequence: Option<String>,
     platformsequence: Option<String>,
+    correlationid: Option<String>,
 }
 
 impl Entry {
@@ -35,15 +40,21 @@ impl Entry {
             kind: read.kind,
             offset: number(read.sequence).unwrap_or(0),
             number: number(read.platformsequence),
+            correlation: read.correlationid,
             json: json.to_owned(),
         }
     }
 }
 
-/// The whole log, page by page.
+/// The whole log of the tests' usual stream.
 pub(crate) async fn pages(consumers: &str) -> Vec<Entry> {
+    pages_of(consumers, STREAM).await
+}
+
+/// The whole log of a stream, page by page.
+pub(crate) async fn pages_of(consumers: &str, stream: &str) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let mut next = format!("/v1/streams/{STREAM}/events?limit=1000&from=first");
+    let mut next = format!("/v1/streams/{stream}/events?limit={PAGE}&from=first");
     loop {
         let url = format!("{consumers}{next}");
         let answer = client().get(&url).header("accept", "application/cloudevents-batch+json").send().await.unwrap();
