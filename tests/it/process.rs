@@ -13,6 +13,7 @@ mod kill;
 mod large;
 mod log;
 mod logs;
+mod proxy;
 mod redis;
 mod refusals;
 mod relay;

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use trunkline::{
     clock,
-    simulator::{Dialect, Fault, Settings, Target},
+    simulator::{ALWAYS, Answered, Asked, Dialect, Fault, Settings, Target},
 };
 
 use crate::harness::{Impostor, Plan, Platform, Relay, Scripted, Upgrade, Wire, eventually, numbered, throughout};
@@ -225,6 +226,66 @@ async fn a_redirected_call_is_not_followed_and_the_token_goes_nowhere() {
         .await;
     assert!(redirect.heard()[0].to_lowercase().contains("authorization: bearer "));
     assert_eq!(thief.heard(), [""; 0]);
+}
+
+/// The right answer to these calls, with these members in it.
+fn changed(url: &str, members: &str) -> Fault {
+    let (set, without) = (Some(members.to_owned()), Vec::new());
+    let how = Answered::Changed { status: None, content_type: None, gzip: false, set, without };
+    Fault::Answer { to: Asked::Rest, on: Target::All, url: Some(url.to_owned()), resuming: false, times: ALWAYS, how }
+}
+
+/// The last error of the first stream contains this.
+async fn reports(relay: &Relay, words: &str) {
+    let fact = |stream: &Value| stream["last_error"].as_str().is_some_and(|text| text.contains(words));
+    relay.until(&format!("the error contains {words:?}"), fact).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_next_page_on_another_host_is_refused_and_the_token_goes_nowhere() {
+    let platform = Platform::start().await;
+    let thief = Impostor::start("HTTP/1.1 200 OK").await;
+    let next = format!(r#"{{"pageCount":null,"nextUri":"http://{}/api/v2/users?pageNumber=2"}}"#, thief.address());
+    platform.inject(changed("/api/v2/users", &next));
+    let relay = Relay::launch(Plan::topics(platform.address(), &["v2.users.*.presence"])).await;
+    reports(&relay, &format!("http://{} is not the account's API: the token is not sent there", thief.address())).await;
+    assert_eq!(thief.heard(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_on_another_host_is_reached_without_the_token_and_never_in_plain_text_off_this_machine() {
+    let platform = Platform::start().await;
+    let other = Impostor::start("HTTP/1.1 503 Service Unavailable").await;
+    let connect_uri = |host: &str| changed("/notifications/channels", &format!(r#"{{"connectUri":"ws://{host}/c"}}"#));
+    platform.inject(connect_uri(&other.address().to_string()));
+    let relay = Relay::launch(Plan::topics(platform.address(), &TOPICS)).await;
+    eventually("the channel is tried", async || !other.heard().is_empty()).await;
+    for upgrade in other.heard() {
+        assert!(upgrade.starts_with("GET /c "), "{upgrade}");
+        assert!(!upgrade.to_lowercase().contains("authorization"), "{upgrade}");
+    }
+    drop(relay);
+
+    let platform = Platform::start().await;
+    platform.inject(connect_uri("192.0.2.1:9"));
+    let relay = Relay::launch(Plan::topics(platform.address(), &TOPICS)).await;
+    reports(&relay, "ws://192.0.2.1:9: credentials would travel to another machine in plain text").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_date_to_come_back_at_counts_from_the_platforms_own_clock() {
+    const WAIT: u32 = 2;
+    for (to, skew) in [Asked::Token, Asked::Rest, Asked::Upgrade].into_iter().flat_map(|to| [(to, -3_600), (to, 3_600)])
+    {
+        let platform = Platform::start().await;
+        let what = format!("{to:?} {skew}");
+        let how = Answered::Status { status: 429, retry_after: None, retry_in: Some(WAIT), clock: Some(skew) };
+        platform.inject(Fault::Answer { to, on: Target::All, url: None, resuming: false, times: 1, how });
+        let begin = clock::now();
+        let relay = Relay::of(Plan::topics(platform.address(), &TOPICS)).await;
+        assert!(begin.elapsed() >= Duration::from_secs(WAIT.into()), "{what}: {:?}", begin.elapsed());
+        assert_eq!(relay.count("gaps").await, 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use std::{
 };
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use serde_json::Value;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -23,7 +24,7 @@ use super::{
     child::{PATIENCE, eventually},
 };
 
-/// Makes two authorities and, by them, a good certificate for this machine and three bad ones.
+/// Makes two authorities and, by them, good certificates for this machine and for `platform.test`, and three bad ones.
 const MAKE: &str = r#"
 set -e
 key="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
@@ -36,6 +37,7 @@ leaf() {
 authority known
 authority unknown
 leaf good known 2 DNS:localhost
+leaf named known 2 DNS:platform.test
 leaf expired known 0 DNS:localhost
 leaf wrong-name known 2 DNS:elsewhere.test
 leaf stranger unknown 2 DNS:localhost
@@ -49,14 +51,14 @@ const BAD: [(&str, &str); 3] =
     [("expired", "expired"), ("wrong-name", "not valid for name"), ("stranger", "UnknownIssuer")];
 
 /// A platform behind TLS.
-struct Terminator {
+pub(super) struct Terminator {
     address: SocketAddr,
     attempts: Arc<AtomicU64>,
     _tasks: JoinSet<()>,
 }
 
 impl Terminator {
-    async fn start(folder: &Path, certificate: &str, platform: SocketAddr) -> Self {
+    pub(super) async fn start(folder: &Path, certificate: &str, platform: SocketAddr) -> Self {
         let file = |kind: &str| folder.join(format!("{certificate}.{kind}"));
         let chain = vec![CertificateDer::from_pem_file(file("pem")).unwrap()];
         let key = PrivateKeyDer::from_pem_file(file("key")).unwrap();
@@ -83,35 +85,56 @@ impl Terminator {
         Self { address, attempts, _tasks: tasks }
     }
 
-    fn port(&self) -> u16 {
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn port(&self) -> u16 {
         self.address.port()
     }
 
-    fn attempts(&self) -> u64 {
+    pub(super) fn attempts(&self) -> u64 {
         self.attempts.load(Ordering::Relaxed)
     }
 }
 
-fn make_certificates(folder: &Path) {
+pub(super) fn make_certificates(folder: &Path) {
     let made = Command::new("sh").args(["-c", MAKE]).current_dir(folder).output().unwrap();
     assert!(made.status.success(), "sudo apt-get install -y openssl: {}", String::from_utf8_lossy(&made.stderr));
 }
 
-fn account(site: &Site, name: &str, token_port: u16) -> String {
+/// An account whose token comes from the first port, and whose REST calls go to the second.
+fn account(site: &Site, name: &str, token_port: u16, api_port: u16) -> String {
     let folder = site.folder.path().display();
     format!(
-        "[accounts.{name}]\nplatform = \"generic\"\ntoken_url = \"https://localhost:{token_port}/oauth/token\"\n\
+        "[accounts.{name}]\nplatform = \"genesys-cloud\"\ntoken_url = \"https://localhost:{token_port}/oauth/token\"\n\
+         api_url = \"https://localhost:{api_port}\"\n\
          client_id = {{ file = \"{folder}/client-id\" }}\nclient_secret = {{ file = \"{folder}/client-secret\" }}\n\
          refresh_jitter = \"0s\"\n"
     )
 }
 
-fn stream(name: &str, account: &str, port: u16) -> String {
+/// A stream whose first step is its socket.
+fn numbered(name: &str, account: &str, port: u16) -> String {
     format!(
         "[streams.{name}]\naccount = \"{account}\"\nconnector = \"genesys-sequenced\"\n\
          url = \"wss://localhost:{port}/api/v2/analytics/conversations/summary/stream\"\n\
          backoff = {{ first = \"100ms\", cap = \"1s\" }}\n"
     )
+}
+
+/// A stream whose first step is a REST call.
+fn topics(name: &str, account: &str) -> String {
+    format!(
+        "[streams.{name}]\naccount = \"{account}\"\nconnector = \"genesys-notifications\"\n\
+         topics = [\"v2.users.*.presence\"]\nbackoff = {{ first = \"100ms\", cap = \"1s\" }}\n"
+    )
+}
+
+/// What the status has of one account or stream.
+async fn shown(relay: &Relay, list: &str, key: &str, name: &str) -> Value {
+    let status = relay.status().await;
+    status[list].as_array().unwrap().iter().find(|one| one[key] == name).unwrap().clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,31 +147,33 @@ async fn an_authority_of_ones_own_is_believed_and_a_bad_certificate_is_named_and
     let good = Terminator::start(&folder, "good", platform).await;
     let mut text = std::fs::read_to_string(&site.config).unwrap();
     text.truncate(text.find("[accounts.").unwrap());
-    text.push_str(&account(&site, "good", good.port()));
-    text.push_str(&stream("good", "good", good.port()));
+    text.push_str(&account(&site, "good", good.port(), good.port()));
+    text.push_str(&numbered("good", "good", good.port()));
     let mut bad = Vec::new();
     for (certificate, words) in BAD {
         let terminator = Terminator::start(&folder, certificate, platform).await;
-        text.push_str(&account(&site, certificate, terminator.port()));
-        text.push_str(&stream(certificate, "good", terminator.port()));
-        bad.push((certificate, words, terminator));
+        let calls = format!("{certificate}-calls");
+        text.push_str(&account(&site, certificate, terminator.port(), good.port()));
+        text.push_str(&numbered(certificate, "good", terminator.port()));
+        text.push_str(&account(&site, &calls, good.port(), terminator.port()));
+        text.push_str(&topics(&calls, &calls));
+        bad.push((certificate, calls, words, terminator));
     }
     std::fs::write(&site.config, text).unwrap();
     let authority = folder.join("known.pem").display().to_string();
     let relay = Relay::start_with(&site, &[("SSL_CERT_FILE", &authority)]).await;
-    let shown = async |list: &str, key: &str, name: &str| {
-        let status = relay.status().await;
-        status[list].as_array().unwrap().iter().find(|one| one[key] == name).unwrap().clone()
-    };
     eventually("the good ones work", PATIENCE, async || {
-        (shown("streams", "stream", "good").await["state"] == "live").then_some(())
+        (shown(&relay, "streams", "stream", "good").await["state"] == "live").then_some(())
     })
     .await;
-    assert_eq!(shown("accounts", "account", "good").await["state"], "valid");
-    for (name, words, terminator) in &bad {
-        for (list, key) in [("accounts", "account"), ("streams", "stream")] {
-            eventually(&format!("the error of {key} {name} says {words}"), PATIENCE, async || {
-                let one = shown(list, key, name).await;
+    assert_eq!(shown(&relay, "accounts", "account", "good").await["state"], "valid");
+    for (certificate, calls, words, terminator) in &bad {
+        // A token, a socket and a REST call.
+        for (list, key, name) in
+            [("accounts", "account", *certificate), ("streams", "stream", *certificate), ("streams", "stream", calls)]
+        {
+            eventually(&format!("the error of {key} {name} gives {words}"), PATIENCE, async || {
+                let one = shown(&relay, list, key, name).await;
                 assert!(one["state"] != "live" && one["state"] != "valid", "{one}");
                 one["last_error"]
                     .as_str()
@@ -157,7 +182,9 @@ async fn an_authority_of_ones_own_is_believed_and_a_bad_certificate_is_named_and
             })
             .await;
         }
-        eventually("it is tried again", PATIENCE, async || (terminator.attempts() > 3).then_some(())).await;
+        eventually("it is tried again", PATIENCE, async || (terminator.attempts() > 4).then_some(())).await;
     }
-    assert_eq!(site.platform.tally().grants_total(), 1, "no secret went to a bad one");
+    let good_ones = 1 + BAD.len() as u64;
+    assert_eq!(site.platform.tally().grants_total(), good_ones, "no secret went to a bad one");
+    assert_eq!(site.platform.tally().channels_created, 0, "and no token");
 }
