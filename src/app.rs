@@ -398,6 +398,7 @@ async fn sharing(config: &Config, store: &Store) -> anyhow::Result<Option<auth::
 /// With the other replicas on the same Redis each stream has one holder.
 fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, BTreeMap<StreamName, Seat>) {
     let (config::StoreKind::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else {
+        metrics::replica_members(1);
         return (None, BTreeMap::new());
     };
     let me = ReplicaId(random::u64());

@@ -15,7 +15,7 @@ use super::{
     connection::{CommandError, Connection},
     head,
     keys::entry_id,
-    reads::{self, Stored, Wire},
+    reads::{self, COUNT_FIRST, Stored, Wire, count_within},
     view::View,
 };
 use crate::{
@@ -29,8 +29,11 @@ use crate::{
 /// Where nothing is appended, the server is asked this often: once for entries, once for the epoch.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Entries of one answer; what is beyond them comes with the next one.
-const ENTRIES_MAX: usize = 512;
+/// About the bytes of one answer; what is beyond them comes with the next one.
+const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How often the same failure is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Delays after failures.
 const RETRY: Curve = Curve { first: Duration::from_millis(50), cap: Duration::from_secs(1), jitter: 0.2 };
@@ -50,7 +53,10 @@ pub struct Follower {
     /// Answers in a row that were none, and that held nothing that may be shown.
     failures: u32,
     unsafe_answers: u32,
-    told: Option<Instant>,
+    /// How many entries the next answer may have, by the size of those of the last one.
+    count: usize,
+    /// When a failure was logged last, and its text.
+    logged: Option<(Instant, String)>,
 }
 
 /// What the server said.
@@ -86,7 +92,8 @@ impl Follower {
             patience: IDLE.min(shared.settings.limits.answer / 2),
             failures: 0,
             unsafe_answers: 0,
-            told: None,
+            count: COUNT_FIRST,
+            logged: None,
             store,
         }
     }
@@ -108,6 +115,10 @@ impl Follower {
     async fn step(&mut self, epoch: Epoch, last: Offset) -> Result<Option<News>, ReadError> {
         let Answer { entries, epoch: found, safe, first } = self.ask(last).await?;
         self.failures = 0;
+        if !entries.is_empty() {
+            let bytes = entries.iter().map(|entry| entry.json.len()).sum();
+            self.count = count_within(entries.len(), bytes, ANSWER_BYTES_MAX);
+        }
         let meaning = meaning(&entries, found, &safe, self.store.shared.settings.durability, (epoch, last))?;
         if meaning != Meaning::Early {
             self.unsafe_answers = 0;
@@ -152,17 +163,18 @@ impl Follower {
     fn question(&self, last: Offset) -> Pipeline {
         let (keys, mut question) = (&self.view.keys, pipe());
         let wait = self.patience.as_millis().max(1).to_string();
-        question.cmd("XREAD").arg("COUNT").arg(ENTRIES_MAX).arg("BLOCK").arg(wait);
+        question.cmd("XREAD").arg("COUNT").arg(self.count).arg("BLOCK").arg(wait);
         question.arg("STREAMS").arg(&keys.log).arg(entry_id(last));
         question.cmd("HMGET").arg(&keys.head).arg(&["epoch", "safe", "first"]);
         question
     }
 
-    /// Says what is wrong, not more often than once a second, and waits.
+    /// Logs another failure at once, the same one each `LOG_INTERVAL`, and waits.
     async fn recover(&mut self, error: &ReadError) {
         metrics::store_failed("read");
-        if self.told.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
-            self.told = Some(clock::now());
+        let due = |(at, text): &(Instant, String)| *text != error.0 || at.elapsed() >= LOG_INTERVAL;
+        if self.logged.as_ref().is_none_or(due) {
+            self.logged = Some((clock::now(), error.0.clone()));
             tracing::warn!(stream = %self.stream, %error, "the log cannot be followed; it is tried again");
         }
         let delay = RETRY.delay(self.failures, fastrand::f64());

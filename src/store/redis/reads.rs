@@ -17,8 +17,9 @@ use crate::{
 
 /// Entries of the first question: how large they are is not known before. Each further one asks for as many as fit into
 /// what is left to read, going by those before.
-const COUNT_FIRST: usize = 4;
-const COUNT_MAX: usize = 4096;
+pub(super) const COUNT_FIRST: usize = 4;
+/// Most entries of one answer. Entries that are much larger than those before them are bounded by this alone.
+const COUNT_MAX: usize = 512;
 
 /// Batches are about so large.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
@@ -51,15 +52,15 @@ pub(super) async fn batches(
         after = newest.offset;
         bytes += entries.iter().map(|entry| entry.json.len()).sum::<usize>();
         found.extend(entries);
-        count = next_count(found.len(), bytes, bytes_max);
+        count = count_within(found.len(), bytes, bytes_max.saturating_sub(bytes));
     }
     together(&found)
 }
 
-/// How many entries are asked for next, where so many of so many bytes were read.
-fn next_count(read: usize, bytes: usize, bytes_max: usize) -> usize {
+/// How many entries to ask for so that their answer has about `room` bytes, where `read` entries had `bytes`.
+pub(super) fn count_within(read: usize, bytes: usize, room: usize) -> usize {
     let average = (bytes / read.max(1)).max(1);
-    (bytes_max.saturating_sub(bytes) / average).clamp(1, COUNT_MAX)
+    (room / average).clamp(1, COUNT_MAX)
 }
 
 /// The last offset whose entry was received before `moment`, by halving. Where the wall clock was set back between
@@ -156,14 +157,15 @@ mod tests {
     #[test]
     fn as_many_entries_are_asked_for_as_fit_into_what_is_left() {
         const MIB: usize = 1 << 20;
-        for (read, bytes, bytes_max, expected) in [
-            (4, 4 * MIB, 8 * MIB, 4),
-            (4, 4 * MIB, 4 * MIB, 1),
-            (4, 4 * 1_024, MIB, 1_020),
+        for (read, bytes, room, expected) in [
+            (4, 4 * MIB, 4 * MIB, 4),
+            (4, 4 * MIB, 0, 1),
+            (4, 4 * 1_024, MIB / 4, 256),
+            (4, 4 * 1_024, MIB, COUNT_MAX),
             (4, 0, 1 << 30, COUNT_MAX),
             (0, 0, 0, 1),
         ] {
-            assert_eq!(next_count(read, bytes, bytes_max), expected, "{read} {bytes} {bytes_max}");
+            assert_eq!(count_within(read, bytes, room), expected, "{read} {bytes} {room}");
         }
     }
 }
