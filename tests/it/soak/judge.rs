@@ -1,0 +1,87 @@
+//! What a log must hold after a soak.
+
+use std::collections::HashMap;
+
+use trunkline::simulator::Notification;
+
+use crate::process::Entry;
+
+/// What counts of a log's entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Item<'a> {
+    /// The correlation id of an event.
+    Event(&'a str),
+    Gap,
+}
+
+fn item(entry: &Entry) -> Option<Item<'_>> {
+    match entry.kind.as_str() {
+        "trunkline.gap.v1" => Some(Item::Gap),
+        kind if kind.starts_with("trunkline.") => None,
+        _event => entry.correlation.as_deref().map(Item::Event),
+    }
+}
+
+/// Every event once and in order, and a gap entry wherever events are missing between two.
+pub(super) fn judge(stream: &str, log: &[Entry], sent: &[Notification]) -> Result<(), String> {
+    if let Some((entry, _)) = log.iter().zip(1..).find(|(entry, offset)| entry.offset != *offset) {
+        return Err(format!("{stream}: offsets are not dense at {}", entry.id));
+    }
+    let items: Vec<Item<'_>> = log.iter().filter_map(item).collect();
+    judge_items(&items, &wanted(stream, sent)).map_err(|fault| format!("{stream}: {fault}"))
+}
+
+/// The correlation ids of what a stream subscribes to.
+fn wanted<'a>(stream: &str, sent: &'a [Notification]) -> Vec<&'a str> {
+    let wanted = |topic: &str| match stream {
+        "queues" => topic.ends_with(".observations"),
+        "users" => topic.ends_with(".presence") || topic.ends_with(".routingStatus"),
+        _numbered => true,
+    };
+    sent.iter().filter(|sent| wanted(&sent.topic)).map(|sent| sent.correlation.as_str()).collect()
+}
+
+fn judge_items(items: &[Item<'_>], wanted: &[&str]) -> Result<(), String> {
+    let places: HashMap<&str, usize> = wanted.iter().enumerate().map(|(place, id)| (*id, place)).collect();
+    let (mut next, mut in_gap) = (None::<usize>, false);
+    for item in items {
+        let Item::Event(id) = item else {
+            in_gap = true;
+            continue;
+        };
+        let Some(&place) = places.get(id) else { continue };
+        let expected = next.unwrap_or(place);
+        if place < expected {
+            return Err(format!("{id} is there twice or too late"));
+        }
+        if place > expected && !in_gap {
+            return Err(format!("{} events from {} to {id} are missing", place - expected, wanted[expected]));
+        }
+        (next, in_gap) = (Some(place + 1), false);
+    }
+    match next {
+        None => Err("no event is there".to_owned()),
+        Some(next) if next < wanted.len() => Err(format!("the last {} events are missing", wanted.len() - next)),
+        Some(_all) => Ok(()),
+    }
+}
+
+#[test]
+fn an_event_that_is_missing_doubled_or_late_without_a_gap_fails_the_soak() {
+    for (log, sound) in [
+        ("0 1 2 3", true),
+        ("1 2 3", true),
+        ("0 gap 3", true),
+        ("gap 3", true),
+        ("0 3", false),
+        ("0 1 1 2 3", false),
+        ("0 2 gap 1 3", false),
+        ("0 1 2", false),
+        ("0 1 gap", false),
+        ("gap", false),
+    ] {
+        let item = |word| if word == "gap" { Item::Gap } else { Item::Event(word) };
+        let items: Vec<Item<'_>> = log.split(' ').map(item).collect();
+        assert_eq!(judge_items(&items, &["0", "1", "2", "3"]).is_ok(), sound, "{log}");
+    }
+}
