@@ -186,7 +186,7 @@ async fn serve(
         }
     });
     let events: Vec<Event> = (0..EVENTS).map(|_| event()).collect();
-    let checkpoint = Checkpoint { position: None, heard_at: Timestamp(0) };
+    let checkpoint = Checkpoint { position: None, heard_at: Timestamp(0), feed: None };
     while let Some(done) = wishes.recv().await {
         writer.append(&events, checkpoint).await.expect("a healthy store");
         done.send(()).expect("somebody waits");

@@ -170,8 +170,10 @@ impl Machine {
 
 fn settings() -> stream::Settings {
     let second = Duration::from_secs(1);
+    let connector = sequenced();
     stream::Settings {
-        connector: sequenced(),
+        feed: connector.feed(""),
+        connector,
         rotation: Rotation::Overlap,
         rotation_jitter: Duration::ZERO,
         retention: 60 * second,

@@ -63,7 +63,7 @@ fn directory() -> TempDir {
 }
 
 fn checkpoint() -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(1))), heard_at: Timestamp(1_777_901_509_570) }
+    Checkpoint { position: Some(Position(Sequence(1))), heard_at: Timestamp(1_777_901_509_570), feed: None }
 }
 
 async fn read_to_the_end(log: &EventLog) -> usize {

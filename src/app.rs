@@ -463,14 +463,16 @@ fn stream_settings(
     network: &NetworkPolicy,
 ) -> upstream::Settings {
     let api_url = config.accounts.get(&from.account).and_then(|account| account.api_url.clone());
+    let api_url = api_url.unwrap_or_default();
+    let connector = connector(&from.connector);
     upstream::Settings {
         stream: name.clone(),
         account: from.account.clone(),
-        api_url: api_url.unwrap_or_default(),
         network: network.clone(),
         frame_max: from.frame_max,
         rules: stream::Settings {
-            connector: connector(&from.connector),
+            feed: connector.feed(&api_url),
+            connector,
             rotation: match from.rotation {
                 config::Rotation::Overlap => Rotation::Overlap,
                 config::Rotation::BreakFirst => Rotation::BreakFirst,
@@ -501,6 +503,7 @@ fn stream_settings(
                 stable_after: from.backoff.stable_after,
             },
         },
+        api_url,
     }
 }
 

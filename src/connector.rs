@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 
-use crate::model::{Event, Exchange, Position, StatusMeaning, Timestamp};
+use crate::model::{Event, Exchange, FeedId, Position, StatusMeaning, Timestamp};
 
 /// The dialect of a platform. A closed set that we ship.
 #[derive(Debug, Clone)]
@@ -281,6 +281,11 @@ impl Connector {
             Self::Notifications(_) => None,
             Self::Sequenced(settings) => Some(&settings.url),
         }
+    }
+
+    /// Whose numbers a position of it is in: the socket's URL where the configuration names it, else the account's API.
+    pub fn feed(&self, api_url: &str) -> FeedId {
+        FeedId::of(self.name(), self.socket_url().unwrap_or(api_url))
     }
 
     /// Begins to get an endpoint.

@@ -30,7 +30,7 @@ pub use self::{
 };
 use self::{places::Places, tail::Tail};
 use crate::{
-    model::{Batch, Epoch, Event, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp},
+    model::{Batch, Epoch, Event, FeedId, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp},
     store::{AppendError, Extent, News, ReadError, Store},
 };
 
@@ -221,6 +221,11 @@ impl EventLog {
             }
         }
         Ok(newest)
+    }
+
+    /// Whose numbers the stored position is in, as far as is known.
+    pub async fn feed(&self) -> Result<Option<FeedId>, ReadError> {
+        self.shared.store.feed(&self.shared.name).await
     }
 
     /// What a mark is worth here.

@@ -4,6 +4,7 @@ mod batch;
 mod cursor;
 mod envelope;
 mod event;
+mod feed;
 mod name;
 mod revocation;
 mod secret;
@@ -15,6 +16,7 @@ pub use batch::{Batch, BatchView, Entry, Rendering, StoredEntry};
 pub use cursor::{Cursor, CursorError, Epoch, Lineage, Mark, Offset, Standing};
 pub use envelope::{BatchBuilder, Imprint, Source};
 pub use event::{Body, Event, Gap, GapReason};
+pub use feed::{FeedId, stable_hash};
 pub use name::{AccountName, ConsumerName, NameError, StreamName};
 pub use revocation::{Revocation, Whose};
 pub use secret::Secret;
@@ -62,6 +64,8 @@ pub struct Checkpoint {
     /// that of whoever has it in hand: a store that others share translates it. It only ever says that a position is
     /// *certainly* too old, so a wrong clock costs a snapshot, never an event.
     pub heard_at: Timestamp,
+    /// Whose numbers the position is in; none where an earlier version stored it.
+    pub feed: Option<FeedId>,
 }
 
 /// The right to append to one stream: the number orders holders, the nonce decides (compared by equality).

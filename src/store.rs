@@ -9,7 +9,8 @@ pub mod redis;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::model::{
-    Batch, Checkpoint, ConsumerName, Epoch, Fence, Lineage, Mark, Offset, Revocation, StreamName, Timestamp, Whose,
+    Batch, Checkpoint, ConsumerName, Epoch, FeedId, Fence, Lineage, Mark, Offset, Revocation, StreamName, Timestamp,
+    Whose,
 };
 
 /// How much of each stream is kept. The newest entry is kept in any case, and those that are held together with it.
@@ -161,6 +162,14 @@ impl Store {
         match self {
             Self::Embedded(store) => store.look(stream).await.map(|extent| (extent, None)),
             Self::Redis(store) => Box::pin(store.look_leniently(stream)).await,
+        }
+    }
+
+    /// Whose numbers the stored position is in, as far as is known. For who does not hold the log.
+    pub async fn feed(&self, stream: &StreamName) -> Result<Option<FeedId>, ReadError> {
+        match self {
+            Self::Embedded(store) => store.feed(stream).await,
+            Self::Redis(store) => Box::pin(store.feed(stream)).await,
         }
     }
 

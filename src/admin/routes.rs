@@ -365,6 +365,7 @@ mod tests {
         let minute = Duration::from_secs(60);
         let url = "ws://127.0.0.1:1/".to_owned();
         let placement = genesys_sequenced::Placement::Header;
+        let connector = Connector::Sequenced(genesys_sequenced::Settings { url, placement, snapshot_url: None });
         upstream::Settings {
             stream,
             account: acme(),
@@ -372,7 +373,8 @@ mod tests {
             network: network(),
             frame_max: 1 << 20,
             rules: stream::Settings {
-                connector: Connector::Sequenced(genesys_sequenced::Settings { url, placement, snapshot_url: None }),
+                feed: connector.feed(""),
+                connector,
                 rotation: Rotation::Overlap,
                 rotation_jitter: Duration::ZERO,
                 retention: minute,

@@ -59,7 +59,7 @@ fn event(number: u64, body_len: usize) -> Event {
 }
 
 fn checkpoint(position: u64) -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570) }
+    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570), feed: None }
 }
 
 fn offsets(read: &Read) -> Vec<u64> {

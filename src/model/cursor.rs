@@ -165,6 +165,9 @@ pub enum Standing {
 /// A lineage forgets its oldest epochs; one that has fewer than these has forgotten none.
 const FORGETFUL_LEN: usize = 32;
 
+/// An embedded store remembers so many epochs that ended.
+const EARLIER_MAX: usize = 64;
+
 impl Lineage {
     /// A log with one life so far.
     pub const fn new(current: Epoch) -> Self {
@@ -174,6 +177,16 @@ impl Lineage {
     /// A log whose earlier epochs ended with these offsets, oldest first.
     pub fn with_earlier(current: Epoch, earlier: Vec<(Epoch, Offset)>) -> Self {
         Self { current, earlier }
+    }
+
+    /// The next epoch begins behind `last`. The oldest are forgotten beyond a bound.
+    pub fn begin(&self, next: Epoch, last: Offset) -> Self {
+        let mut earlier = self.earlier.clone();
+        if last > Offset::START {
+            earlier.push((self.current, last));
+        }
+        earlier.drain(..earlier.len().saturating_sub(EARLIER_MAX));
+        Self { current: next, earlier }
     }
 
     /// The epochs that ended, each with its last offset, oldest first.
@@ -284,6 +297,25 @@ mod tests {
         assert_eq!(lineage.standing(at(7, 5), Offset(9)), Standing::After(Offset(5)));
         assert_eq!(lineage.standing(at(7, 6), Offset(9)), Standing::Beyond);
         assert_eq!(lineage.standing(at(10, 9), Offset(9)), Standing::After(Offset(9)));
+    }
+
+    #[test]
+    fn an_epoch_that_begins_leaves_the_cursors_of_those_before_good() {
+        let mut lineage = Lineage::new(Epoch(1)).begin(Epoch(2), Offset::START);
+        assert_eq!(lineage, Lineage::new(Epoch(2)), "nothing had an id of the first");
+        for epoch in 3..=70 {
+            lineage = lineage.begin(Epoch(epoch), Offset(u64::from(epoch)));
+        }
+        let mark = |epoch, offset| Mark { epoch: Epoch(epoch), offset: Offset(offset) };
+        for (mark, expected) in [
+            (mark(69, 70), Standing::After(Offset(70))),
+            (mark(69, 71), Standing::Beyond),
+            (mark(6, 7), Standing::After(Offset(7))),
+            (mark(5, 6), Standing::Foreign),
+        ] {
+            assert_eq!(lineage.standing(mark, Offset(99)), expected, "{mark}");
+        }
+        assert_eq!(lineage.earlier().len(), EARLIER_MAX);
     }
 
     #[test]

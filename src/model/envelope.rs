@@ -44,11 +44,16 @@ pub struct Imprint {
 }
 
 impl Imprint {
-    /// None for what is no envelope.
-    pub fn of(envelope: &[u8]) -> Option<Self> {
+    /// The epoch of the envelope that these bytes begin with.
+    pub fn epoch_of(envelope: &[u8]) -> Option<Epoch> {
         let id = envelope.strip_prefix(HEAD.as_bytes())?;
         let digits = id.split(|byte| *byte == b'-').next()?;
-        let epoch = u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok().map(Epoch)?;
+        u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok().map(Epoch)
+    }
+
+    /// None for what is no envelope.
+    pub fn of(envelope: &[u8]) -> Option<Self> {
+        let epoch = Self::epoch_of(envelope)?;
         let (at, kind) = quoted(envelope, KIND)?;
         let (_, receipt) = quoted(envelope, RECEIPT)?;
         let received = Timestamp::parse(std::str::from_utf8(receipt).ok()?)?;

@@ -43,13 +43,15 @@ use super::{
 };
 use crate::{
     connector::{Answer, Choices, Connector, Resume},
-    model::{Checkpoint, Gap, GapReason, Mark, Position},
+    model::{Checkpoint, FeedId, Gap, GapReason, Mark, Position},
 };
 
 /// How a stream is kept.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub connector: Connector,
+    /// What the connector reads: a position of another feed is worth nothing.
+    pub feed: FeedId,
     pub rotation: Rotation,
     /// A planned rotation begins within this time (at least after half of it).
     pub rotation_jitter: Duration,
@@ -131,6 +133,8 @@ impl Stream {
     /// A stream that goes on from what is known; it waits for a token.
     pub fn new(settings: Settings, opening: Opening, now: Now) -> Self {
         let choices = settings.connector.choices();
+        let judged = opening.judged(settings.feed);
+        let opening = judged.opening;
         let wall = opening.checkpoint.map_or(now.wall, |checkpoint| checkpoint.heard_at);
         let mut stream = Self {
             intake: Intake::new(&settings, &choices, opening.position()),
@@ -164,9 +168,7 @@ impl Stream {
         if opening.damaged {
             stream.mark_gap(Gap::unknown(GapReason::Store), now);
         }
-        if opening.checkpoint.is_some() {
-            stream.intake.deaf(GapReason::NoReplay);
-        }
+        stream.take_verdict(judged);
         stream
     }
 
@@ -261,6 +263,11 @@ impl Stream {
         self.choices.resume == Resume::None
     }
 
+    /// What it reads.
+    pub fn feed(&self) -> FeedId {
+        self.settings.feed
+    }
+
     /// Where the platform would be asked to go on.
     pub fn position(&self) -> Option<Position> {
         self.intake.position()
@@ -317,20 +324,25 @@ impl Stream {
     }
 
     fn append(&mut self, now: Now) {
-        let heard_at = self.heard.wall;
         if let Some(taken) = self.intake.take(now) {
             self.appending_len = taken.events.len();
             self.appending_bytes = taken.bytes;
             self.appending = Some(taken.tickets);
             self.checkpointed_at = now.at;
-            let checkpoint = Checkpoint { position: taken.position, heard_at };
+            let checkpoint = self.checkpoint(taken.position);
             self.outputs.push_back(Output::Append { events: taken.events, checkpoint });
         } else if self.checkpoint_due().is_some_and(|due| now.at >= due) {
             self.appending = Some(Vec::new());
             self.checkpointed_at = now.at;
-            let checkpoint = Checkpoint { position: self.intake.passed(), heard_at };
+            let checkpoint = self.checkpoint(self.intake.passed());
             self.outputs.push_back(Output::Append { events: Vec::new(), checkpoint });
         }
+    }
+
+    /// What is stored with everything up to this position.
+    fn checkpoint(&self, position: Option<Position>) -> Checkpoint {
+        let heard_at = self.heard.wall;
+        Checkpoint { position, heard_at, feed: Some(self.settings.feed) }
     }
 
     /// When a quiet stream's checkpoint is to be renewed.

@@ -8,6 +8,7 @@ mod directory;
 mod fault;
 mod group;
 mod held;
+mod life;
 mod opening;
 mod reads;
 mod records;
@@ -39,7 +40,7 @@ use self::{
 use super::{Append, AppendError, Extent, LogState, ReadError, Retention, Retry};
 use crate::{
     clock,
-    model::{Batch, ConsumerName, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
+    model::{Batch, ConsumerName, FeedId, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
     telemetry::metrics,
 };
 
@@ -126,6 +127,13 @@ impl Embedded {
         self.shared.make_known(stream, &held);
         let LogState { lineage, first, last, .. } = held.state();
         Ok(Extent { lineage, first, last })
+    }
+
+    pub(super) async fn feed(&self, stream: &StreamName) -> Result<Option<FeedId>, ReadError> {
+        let (pool, name) = (Arc::clone(&self.shared.readers), stream.clone());
+        let found = pool.run(move |connection| step::load(connection, &name)).await;
+        let held = found.map_err(|fault| self.shared.read_failed(&fault))?;
+        Ok(held.and_then(|held| held.checkpoint?.feed))
     }
 
     pub(super) async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
@@ -246,7 +254,7 @@ impl Shared {
     /// Readers find it from now on. What the writer says of it is newer.
     fn make_known(&self, stream: &StreamName, held: &Held) -> Arc<Log> {
         let mut logs = self.logs.write().unwrap_or_else(PoisonError::into_inner);
-        let range = Range { number: held.number, epoch: held.epoch };
+        let range = Range { number: held.number };
         let log = || Arc::new(Log { range, first: AtomicU64::new(held.first().0) });
         Arc::clone(logs.entry(stream.clone()).or_insert_with(log))
     }

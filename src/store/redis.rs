@@ -42,7 +42,7 @@ pub use self::{credentials::Credentials, examination::Unfit, follower::Follower,
 use super::{Append, AppendError, Extent, LogState, ReadError, Retention, age::AgeClock};
 use crate::{
     clock,
-    model::{Batch, ConsumerName, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
+    model::{Batch, ConsumerName, FeedId, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
     telemetry::metrics,
 };
 
@@ -196,6 +196,11 @@ impl Redis {
             Ok(Err(why)) => Ok((Extent::NONE, Some(why))),
             Err(error) => Err(ReadError(error.to_string())),
         }
+    }
+
+    pub(super) async fn feed(&self, stream: &StreamName) -> Result<Option<FeedId>, ReadError> {
+        let found = self.shared.view(stream).feed(&self.shared.connection).await;
+        found.map_err(|error| ReadError(error.to_string())).inspect_err(|_| metrics::store_failed("read"))
     }
 
     pub(super) async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {

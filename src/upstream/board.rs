@@ -184,6 +184,9 @@ impl Board {
         match report {
             Report::State(state) => self.entered(state),
             Report::Connected(connected) => self.metrics.connected(connected),
+            Report::OtherFeed => warn!(
+                "the log was written from another feed (connector or URL): its position is not used, and a gap is marked"
+            ),
             Report::Resuming(position) => info!(position = position.map(|position| position.0.0), "connecting"),
             Report::Gap { reason, lost } => {
                 self.metrics.gap_seen(reason, lost);

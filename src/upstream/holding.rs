@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     event_log::{EventLog, Writer},
-    model::{Event, Fence, Offset, Position},
+    model::{Event, FeedId, Fence, Offset, Position},
     protocol::stream::{Input, Opening},
     replica::{Owning, Part, Stage},
     store::AppendError,
@@ -135,8 +135,12 @@ pub(super) fn opening(writer: &Writer) -> Opening {
     Opening { checkpoint: found.checkpoint, damaged: found.damaged }
 }
 
-/// Where a numbered log is, by its newest entries.
-pub(super) async fn position(log: &EventLog) -> Option<Position> {
+/// Where a numbered log is, by its newest entries; none where it is written from another feed.
+pub(super) async fn position(log: &EventLog, feed: FeedId) -> Option<Position> {
+    let stored = log.feed().await.ok()?;
+    if stored.is_some_and(|stored| stored != feed) {
+        return None;
+    }
     let newest = log.newest(Offset::START, NUMBERED_WITHIN).await.ok()?;
     newest.iter().rev().find_map(|event| event.sequence).map(Position)
 }
@@ -263,10 +267,10 @@ impl Shell<'_> {
 
     /// Looks again after a while.
     pub(super) fn look_at_position(&self) {
-        let log = self.log.clone();
+        let (log, feed) = (self.log.clone(), self.machine.feed());
         self.work.push(Box::pin(async move {
             tokio::time::sleep(POSITION_EVERY).await;
-            Done::Position(position(&log).await)
+            Done::Position(position(&log, feed).await)
         }));
     }
 

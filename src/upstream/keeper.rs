@@ -92,7 +92,7 @@ impl Keeper {
     async fn stand(&mut self, stop: &CancellationToken) -> anyhow::Result<Ended> {
         let mut machine = Stream::standby(self.rules.clone(), now());
         if !machine.compares()
-            && let Some(position) = holding::position(&self.log).await
+            && let Some(position) = holding::position(&self.log, self.rules.feed).await
         {
             machine.handle(Input::Follow(position), now());
         }

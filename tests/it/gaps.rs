@@ -172,3 +172,40 @@ async fn what_the_platform_does_not_have_any_more_is_asked_for_once_and_then_a_j
     let twice = async || scripted.targets() == ["/", "/?sequenceId=2"];
     throughout(Duration::from_millis(500), "it is not asked again", twice).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_feed_under_the_same_name_begins_behind_a_gap_and_so_does_the_first_one_when_it_is_back() {
+    let (first, second) = (Platform::start().await, Platform::start().await);
+    let relay = Relay::start(&first).await;
+    first.say(5);
+    relay.tells("1 2 3 4 5").await;
+    second.say(8);
+    let relay = Relay::of(relay.stop().await.moved_to(second.address())).await;
+    second.say(2);
+    relay.tells("1 2 3 4 5 gap(reset) snapshot(reset) 9 10").await;
+    // It is its own from here on.
+    let plan = relay.stop().await;
+    second.say(1);
+    let relay = Relay::of(plan).await;
+    relay.tells("1 2 3 4 5 gap(reset) snapshot(reset) 9 10 11").await;
+    first.say(4);
+    let relay = Relay::of(relay.stop().await.moved_to(first.address())).await;
+    first.say(1);
+    relay.tells("1 2 3 4 5 gap(reset) snapshot(reset) 9 10 11 gap(reset) snapshot(reset) 10").await;
+    assert_eq!(relay.metric("stream_gaps_total", &[("reason", "reset")]).await, 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feed_that_was_never_heard_costs_the_other_one_nothing() {
+    let (first, second) = (Platform::start().await, Platform::start().await);
+    let relay = Relay::start(&first).await;
+    first.say(3);
+    relay.tells("1 2 3").await;
+    second.refuse(503, u32::MAX);
+    let relay = Relay::launch(relay.stop().await.moved_to(second.address())).await;
+    relay.until("it was tried", |stream| stream["state"] == "backing-off").await;
+    let plan = relay.stop().await;
+    first.say(2);
+    let relay = Relay::of(plan.moved_to(first.address())).await;
+    relay.tells("1 2 3 4 5").await;
+}

@@ -6,6 +6,7 @@
 mod among;
 pub(crate) mod child;
 mod commands;
+mod copied;
 mod descriptors;
 mod disk;
 mod injected;

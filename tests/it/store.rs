@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use trunkline::{
     clock,
     model::{
-        Batch, BatchBuilder, Checkpoint, ConsumerName, Epoch, Event, Fence, Mark, Offset, Revocation, Source, Standing,
-        StreamName, Timestamp, Whose,
+        Batch, BatchBuilder, Checkpoint, ConsumerName, Epoch, Event, FeedId, Fence, Mark, Offset, Revocation, Source,
+        Standing, StreamName, Timestamp, Whose,
     },
     store::{Append, AppendError, Retention},
 };
@@ -47,6 +47,7 @@ on_each![
     a_claim_under_a_fence_needs_that_very_fence,
     an_append_that_would_leave_a_hole_or_a_double_is_refused_as_a_whole,
     a_position_is_stored_with_and_without_entries,
+    a_position_is_stored_with_its_feed,
     everything_is_there_after_a_close,
     streams_do_not_mix,
     a_read_is_bounded_and_goes_on_anywhere,
@@ -222,7 +223,7 @@ async fn a_position_is_stored_with_and_without_entries(bed: Bed) {
     log.append(3).await.unwrap();
     let log = Log::open(&store, "queues").await;
     assert_found(log.state.checkpoint, checkpoint(3));
-    let none = Checkpoint { position: None, heard_at: Timestamp(7) };
+    let none = Checkpoint { position: None, heard_at: Timestamp(7), feed: None };
     for expected in [checkpoint(u64::MAX), none] {
         let append = Append { checkpoint: expected, ..log.next(0, Timestamp(0)) };
         store.append(append).await.unwrap();
@@ -230,6 +231,29 @@ async fn a_position_is_stored_with_and_without_entries(bed: Bed) {
     let log = Log::open(&store, "queues").await;
     assert_found(log.state.checkpoint, none);
     assert_eq!(log.state.last, Offset(3));
+}
+
+async fn a_position_is_stored_with_its_feed(bed: Bed) {
+    let store = bed.open(KEEP_ALL);
+    let mut log = Log::open(&store, "queues").await;
+    assert_eq!(store.feed(&log.name).await.unwrap(), None);
+    for (feed, len) in [(None, 1), (Some(7), 0), (Some(u64::MAX), 2), (None, 0), (Some(7), 1)] {
+        let feed = feed.map(FeedId);
+        for position in [true, false] {
+            let mut append = log.next(len, clock::wall());
+            append.checkpoint.feed = feed;
+            append.checkpoint.position = append.checkpoint.position.filter(|_| position);
+            log.put(&append).await.unwrap();
+            assert_eq!(store.feed(&log.name).await.unwrap(), feed, "{len} entries");
+            let state = store.claim(&log.name, Some(log.state.fence)).await.unwrap();
+            assert_found(state.checkpoint, append.checkpoint);
+            log = Log { state, ..log };
+        }
+    }
+    store.close().await;
+    let store = bed.open(KEEP_ALL);
+    assert_eq!(store.feed(&log.name).await.unwrap(), Some(FeedId(7)));
+    assert_eq!(Log::open(&store, "queues").await.state.checkpoint.unwrap().feed, Some(FeedId(7)));
 }
 
 async fn everything_is_there_after_a_close(bed: Bed) {

@@ -184,7 +184,7 @@ async fn append_for(folder: &std::path::Path, span: Duration) -> anyhow::Result<
     let mut event = Event::own("v2.analytics.queues.observations", &(), clock::wall());
     event.body = Body::Json(ByteString::from(format!("\"{}\"", "x".repeat(EVENT_LEN - 2))));
     let events = vec![event; APPEND_LEN];
-    let checkpoint = Checkpoint { position: None, heard_at: clock::wall() };
+    let checkpoint = Checkpoint { position: None, heard_at: clock::wall(), feed: None };
     let (start, mut appended) = (clock::now(), 0);
     while start.elapsed() < span {
         writer.append(&events, checkpoint).await?;

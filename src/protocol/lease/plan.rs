@@ -4,7 +4,7 @@
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::Member;
-use crate::model::{ReplicaId, StreamName};
+use crate::model::{ReplicaId, StreamName, stable_hash};
 
 /// Where a stream stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,9 +122,7 @@ impl<'a> Table<'a> {
 
 /// How much a stream draws a replica (FNV-1a over both, mixed once more): as good as random, and the same everywhere.
 fn weight(stream: &StreamName, replica: ReplicaId) -> u64 {
-    let bytes = stream.as_str().bytes().chain(replica.0.to_le_bytes());
-    let hash = bytes
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = stable_hash(stream.as_str().bytes().chain(replica.0.to_le_bytes()));
     let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     mixed ^ (mixed >> 33)
 }

@@ -4,9 +4,10 @@
 //! differs.
 
 use super::{
-    Heard, Opening, Output, Stream,
+    Heard, Opening, Output, Report, Stream,
     intake::{Intake, TakenIn},
     link::Link,
+    messages::Judged,
     standby::{Ring, due_from, is_heard, is_hole_likely, is_older, lay_over},
     twins,
 };
@@ -73,17 +74,20 @@ impl Stream {
             return;
         }
         let Role::Standby(ring) = std::mem::replace(&mut self.role, Role::Owner(Flush::Idle)) else { return };
+        let judged = opening.judged(self.settings.feed);
+        let opening = judged.opening;
         self.intake = Intake::new(&self.settings, &self.choices, opening.position());
         self.checkpointed_at = now.at;
         self.adopt_endpoint();
         if opening.damaged {
             self.mark_gap(Gap::unknown(GapReason::Store), now);
         }
+        if judged.is_other_feed {
+            return self.own_after_other_feed(judged, now);
+        }
         if !self.link.is_live() {
             self.hear_as_told(opening, now);
-            if opening.checkpoint.is_some() {
-                self.intake.deaf(GapReason::NoReplay);
-            }
+            self.take_verdict(judged);
         }
         // An empty log has nothing in front of which something could be missing, and a damaged one has its gap.
         let covered = covered || opening.checkpoint.is_none();
@@ -91,6 +95,27 @@ impl Stream {
         match self.choices.resume {
             Resume::Sequence => self.own_numbered(ring, opening, doubted && !covered, now),
             Resume::None => self.own_unnumbered(ring, stored, doubted.then_some(covered), now),
+        }
+    }
+
+    /// What stands in front of the first session.
+    pub(super) fn take_verdict(&mut self, judged: Judged) {
+        if judged.is_other_feed {
+            self.report(Report::OtherFeed);
+        }
+        if let Some(reason) = judged.unheard {
+            self.intake.deaf(reason);
+        }
+    }
+
+    /// The log's last holder read another feed (replicas with different configurations, or the feed was changed and
+    /// changed back). Sessions may have been asked to go on after a position that the log has left since: none of them,
+    /// and nothing that they brought, is used.
+    fn own_after_other_feed(&mut self, judged: Judged, now: Now) {
+        self.hear_as_told(judged.opening, now);
+        self.take_verdict(judged);
+        if !matches!(self.link, Link::Paused | Link::Drained) {
+            self.begin_again(now);
         }
     }
 

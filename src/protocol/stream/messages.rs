@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     connector::{Answer, Failure, Frame, Probe, RefusedTopic, Request},
-    model::{Checkpoint, Event, GapReason, Mark, Position},
+    model::{Checkpoint, Event, FeedId, GapReason, Mark, Position},
     protocol::session::{Dial, SessionId},
 };
 
@@ -93,14 +93,36 @@ pub enum Input {
 }
 
 /// What is known of the stream from before.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Opening {
     pub checkpoint: Option<Checkpoint>,
     /// The store lost what it held: a gap with reason `store` is owed.
     pub damaged: bool,
 }
 
+/// What of an opening holds for a feed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Judged {
+    pub(super) opening: Opening,
+    /// The log was written from another feed.
+    pub(super) is_other_feed: bool,
+    /// What is marked in front of the first session, unless that one goes on after a position.
+    pub(super) unheard: Option<GapReason>,
+}
+
 impl Opening {
+    /// The position of another feed is worth nothing here. One of which nobody knows the feed (an earlier version stored
+    /// it) is trusted: what is stored next has its feed.
+    pub(super) fn judged(self, feed: FeedId) -> Judged {
+        let stored = self.checkpoint.and_then(|checkpoint| checkpoint.feed);
+        let is_other_feed = stored.is_some_and(|stored| stored != feed);
+        let position = self.position().filter(|_| !is_other_feed);
+        let reason = if is_other_feed { GapReason::Reset } else { GapReason::NoReplay };
+        let checkpoint = self.checkpoint.map(|known| Checkpoint { position, ..known });
+        let opening = Self { checkpoint, ..self };
+        Judged { opening, is_other_feed, unheard: checkpoint.map(|_| reason) }
+    }
+
     pub(super) fn position(&self) -> Option<Position> {
         self.checkpoint.and_then(|checkpoint| checkpoint.position)
     }
@@ -154,6 +176,8 @@ pub enum Output {
 pub enum Report {
     State(State),
     Connected(bool),
+    /// The log was written from another feed: its position is not used.
+    OtherFeed,
     /// A numbered stream goes on after this position.
     Resuming(Option<Position>),
     Gap {

@@ -1,6 +1,7 @@
 //! The main conversations of a stream, as scripts: what it is told, and what it wants done.
 
 mod desk;
+mod feed;
 mod handover;
 
 use self::desk::{

@@ -15,13 +15,14 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, config::DbConfig, ffi, params};
 
 use super::fault::Fault;
-use crate::model::{Batch, Epoch, Offset};
+use crate::model::{Batch, Epoch, Imprint, Lineage, Offset};
 
 /// The schema this program writes and reads, kept in `user_version`.
-pub(super) const SCHEMA: i64 = 2;
+pub(super) const SCHEMA: i64 = 3;
 
-/// The one before, which is added to when it is found.
+/// Those before, which are added to when they are found.
 pub(super) const SCHEMA_WITHOUT_RECORDS: i64 = 1;
+pub(super) const SCHEMA_WITHOUT_LIFE: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE stream (
@@ -60,6 +61,19 @@ CREATE TABLE revocation (
     at INTEGER NOT NULL,
     ends_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// What the third schema has beside the second: epochs that ended, whose numbers a position is in, and what tells a copy.
+const LIFE: &str = "
+ALTER TABLE stream ADD COLUMN earlier TEXT NOT NULL DEFAULT '';
+ALTER TABLE stream ADD COLUMN feed INTEGER;
+CREATE TABLE life (
+    number INTEGER PRIMARY KEY,
+    database TEXT NOT NULL,
+    wal TEXT NOT NULL,
+    name TEXT NOT NULL,
+    seal TEXT NOT NULL
+) STRICT;
 ";
 
 /// Bits of a row's key that hold the offset; the stream's number is above them.
@@ -107,7 +121,7 @@ pub(super) fn crc(first: Offset, last: Offset, slots: &[u8], bytes: &[u8]) -> u3
 pub(super) const BATCH_COLUMNS: &str = "key, last, crc, slots, bytes";
 
 /// The batch of a row; [`Fault::Damaged`] when it is not what was written.
-pub(super) fn read_batch(row: &Row<'_>, epoch: Epoch) -> Result<Batch, Fault> {
+pub(super) fn read_batch(row: &Row<'_>) -> Result<Batch, Fault> {
     let first = key_offset(row.get(0)?);
     let last = Offset(row.get::<_, i64>(1)?.cast_unsigned());
     let slots = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
@@ -116,8 +130,27 @@ pub(super) fn read_batch(row: &Row<'_>, epoch: Epoch) -> Result<Batch, Fault> {
     if i64::from(crc(first, last, slots, bytes)) != row.get::<_, i64>(2)? {
         return Err(damaged());
     }
+    let epoch = Imprint::epoch_of(bytes).ok_or_else(damaged)?;
     let batch = Batch::restore(epoch, first, bytes::Bytes::copy_from_slice(bytes), slots);
     batch.filter(|batch| batch.last() == last).ok_or_else(damaged)
+}
+
+/// The epochs that ended, as the stream's row has them: `7:17 9:30`, the last offset of each, oldest first.
+pub(super) fn earlier_text(lineage: &Lineage) -> String {
+    let ended = lineage.earlier().iter().map(|(epoch, end)| format!("{epoch}:{end}"));
+    ended.collect::<Vec<_>>().join(" ")
+}
+
+/// A log's epochs, by what its row has.
+pub(super) fn read_lineage(current: Epoch, earlier: &str) -> Result<Lineage, Fault> {
+    let ended = |text: &str| {
+        let (epoch, end) = text.split_once(':')?;
+        Some((Epoch(u32::from_str_radix(epoch, 16).ok()?), Offset(end.parse().ok()?)))
+    };
+    let earlier: Option<Vec<_>> = earlier.split_whitespace().map(ended).collect();
+    let earlier =
+        earlier.ok_or_else(|| Fault::Damaged("the epochs of a stream are not what was written".to_owned()))?;
+    Ok(Lineage::with_earlier(current, earlier))
 }
 
 /// What a connection is for; each has its own share of memory.
@@ -175,12 +208,13 @@ pub(super) fn schema(connection: &Connection) -> rusqlite::Result<Option<i64>> {
 
 /// Makes the tables of an empty file, all or none.
 pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
-    make(connection, &[TABLES, RECORDS])
+    make(connection, &[TABLES, RECORDS, LIFE])
 }
 
-/// Makes the first schema the second: whoever wrote it had no cursors and no revocations.
-pub(super) fn add_records(connection: &mut Connection) -> rusqlite::Result<()> {
-    make(connection, &[RECORDS])
+/// Makes an earlier schema this one. Whoever wrote the first had no cursors and no revocations.
+pub(super) fn migrate(connection: &mut Connection, from: i64) -> rusqlite::Result<()> {
+    let missing: &[&str] = if from == SCHEMA_WITHOUT_RECORDS { &[RECORDS, LIFE] } else { &[LIFE] };
+    make(connection, missing)
 }
 
 fn make(connection: &mut Connection, tables: &[&str]) -> rusqlite::Result<()> {
@@ -296,12 +330,12 @@ fn tells_failed_read(text: &str) -> bool {
 
 /// Whether each stream's newest batch is the one its row speaks of.
 pub(super) fn check_ends(connection: &Connection) -> Result<(), Fault> {
-    let mut streams = connection.prepare("SELECT number, name, epoch, last FROM stream")?;
+    let mut streams = connection.prepare("SELECT number, name, last FROM stream")?;
     let mut rows = streams.query(())?;
     while let Some(row) = rows.next()? {
         let (number, name): (i64, String) = (row.get(0)?, row.get(1)?);
-        let (epoch, last) = (Epoch(row.get(2)?), Offset(row.get::<_, i64>(3)?.cast_unsigned()));
-        let newest = newest_batch(connection, number, epoch)?.map_or(Offset::START, |batch| batch.last());
+        let last = Offset(row.get::<_, i64>(2)?.cast_unsigned());
+        let newest = newest_batch(connection, number)?.map_or(Offset::START, |batch| batch.last());
         if newest != last {
             return Err(Fault::Damaged(format!("{name} ends at {newest}, its record says {last}")));
         }
@@ -309,11 +343,11 @@ pub(super) fn check_ends(connection: &Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-fn newest_batch(connection: &Connection, number: i64, epoch: Epoch) -> Result<Option<Batch>, Fault> {
+fn newest_batch(connection: &Connection, number: i64) -> Result<Option<Batch>, Fault> {
     let sql = format!("SELECT {BATCH_COLUMNS} FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1");
     let mut statement = connection.prepare(&sql)?;
     let found = statement
-        .query_row(params![key(number, Offset::START), key_max(number)], |row| Ok(read_batch(row, epoch)))
+        .query_row(params![key(number, Offset::START), key_max(number)], |row| Ok(read_batch(row)))
         .optional()?;
     found.transpose()
 }
@@ -330,7 +364,7 @@ pub(super) fn check_all(connection: &Connection) -> Result<(), Fault> {
         if expected.is_some_and(|expected| expected >> OFFSET_BITS == stream && expected != found) {
             return Err(Fault::Damaged(format!("entries before offset {} are missing", key_offset(found))));
         }
-        let batch = read_batch(row, Epoch(0))?;
+        let batch = read_batch(row)?;
         expected = Some(key(stream, batch.last().next()));
     }
     Ok(())

@@ -211,7 +211,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Makes names durable. A directory that may be entered and not read, or whose file system knows no such step, is left.
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     match File::open(path).and_then(|directory| directory.sync_all()) {
         Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => Ok(()),
         outcome => outcome,

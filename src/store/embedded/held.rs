@@ -1,7 +1,9 @@
 //! What the store holds of one stream, and which part of it has outlived its retention. Rules only.
 
+use std::sync::Arc;
+
 use crate::{
-    model::{Batch, Checkpoint, Epoch, Fence, Lineage, Offset, Timestamp},
+    model::{Batch, Checkpoint, Fence, Lineage, Offset, Timestamp},
     store::{LogState, Retention},
 };
 
@@ -9,7 +11,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Held {
     pub(super) number: i64,
-    pub(super) epoch: Epoch,
+    pub(super) lineage: Arc<Lineage>,
     pub(super) fence: Fence,
     pub(super) last: Offset,
     /// Bytes of all batches held, their indexes included.
@@ -61,7 +63,7 @@ impl Held {
     /// What the one who claims the log is told.
     pub(super) fn state(&self) -> LogState {
         LogState {
-            lineage: Lineage::new(self.epoch),
+            lineage: Lineage::clone(&self.lineage),
             first: self.first(),
             last: self.last,
             safe: self.last,
@@ -77,6 +79,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::model::Epoch;
 
     const KEEP_ALL: Retention = Retention { events: 1_000, age: Duration::from_secs(60), bytes: 10_000 };
     const NOW: Timestamp = Timestamp(1_000_000);
@@ -91,7 +94,7 @@ mod tests {
         };
         Held {
             number: 1,
-            epoch: Epoch(7),
+            lineage: Arc::new(Lineage::new(Epoch(7))),
             fence: Fence { number: 1, nonce: 1 },
             last: Offset(30),
             len: 3_000,

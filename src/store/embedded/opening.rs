@@ -12,6 +12,7 @@ use super::{
     database::{self, Check, Purpose},
     directory::{Directory, Word},
     fault::Fault,
+    life::{self, WalFound},
 };
 
 /// A start after a kill spends at most this on looking for damage; what it does not get to, reads will find.
@@ -59,17 +60,18 @@ pub(super) fn open(directory: &Directory) -> Result<(Connection, bool), OpenErro
     let before = directory.word();
     let unusable = |source| OpenError::Directory { path: directory.path().to_owned(), source };
     let plan = plan(&before, find(directory).map_err(unusable)?);
-    let mut outcome = carry_out(directory, plan);
+    let wal = life::find_wal(directory);
+    let mut outcome = carry_out(directory, plan, &wal);
     if let Err(Refusal::NoRoom(_)) = outcome {
         directory.reserve().give_up().map_err(unusable)?;
-        outcome = carry_out(directory, plan);
+        outcome = carry_out(directory, plan, &wal);
     }
     let (connection, replaced) = match outcome {
         Ok(connection) => (connection, before == Word::Replaced),
         Err(Refusal::Damaged(reason)) => {
             let aside = directory.put_aside().map_err(unusable)?;
             tracing::error!(reason, aside = %aside.display(), "the store is damaged; it was put aside and begins anew");
-            (carry_out(directory, Plan::Create).map_err(|refusal| refusal.into_error(directory))?, true)
+            (carry_out(directory, Plan::Create, &wal).map_err(|refusal| refusal.into_error(directory))?, true)
         }
         Err(refusal) => return Err(refusal.into_error(directory)),
     };
@@ -124,7 +126,7 @@ impl From<rusqlite::Error> for Refusal {
     }
 }
 
-fn carry_out(directory: &Directory, plan: Plan) -> Result<Connection, Refusal> {
+fn carry_out(directory: &Directory, plan: Plan, wal: &WalFound) -> Result<Connection, Refusal> {
     if let Plan::Replace(reason) = plan {
         return Err(Refusal::Damaged(reason.to_owned()));
     }
@@ -135,9 +137,9 @@ fn carry_out(directory: &Directory, plan: Plan) -> Result<Connection, Refusal> {
     let mut connection = database::connect(&directory.database(), Purpose::Write)?;
     match database::schema(&connection)? {
         Some(database::SCHEMA) => examine(&connection, plan)?,
-        Some(database::SCHEMA_WITHOUT_RECORDS) => {
+        Some(older @ (database::SCHEMA_WITHOUT_RECORDS | database::SCHEMA_WITHOUT_LIFE)) => {
             examine(&connection, plan)?;
-            database::add_records(&mut connection)?;
+            database::migrate(&mut connection, older)?;
         }
         Some(newer) if newer > database::SCHEMA => return Err(Refusal::Newer(newer)),
         Some(older) => return Err(Refusal::Damaged(format!("schema version {older} never existed"))),
@@ -146,6 +148,8 @@ fn carry_out(directory: &Directory, plan: Plan) -> Result<Connection, Refusal> {
     }
     move_what_was_left(&connection, plan)?;
     database::stamp(&connection)?;
+    let origin = life::origin(&connection, directory, wal)?;
+    life::renew(&mut connection, directory, origin)?;
     Ok(connection)
 }
 

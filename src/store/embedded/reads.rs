@@ -12,7 +12,7 @@ use super::{
     database::{self, BATCH_COLUMNS, Purpose, key, key_max, key_offset, read_batch},
     fault::Fault,
 };
-use crate::model::{Batch, Epoch, Offset, Timestamp};
+use crate::model::{Batch, Offset, Timestamp};
 
 /// Reads at the same time; whoever comes later waits.
 const READERS_MAX: usize = 4;
@@ -21,7 +21,6 @@ const READERS_MAX: usize = 4;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Range {
     pub(super) number: i64,
-    pub(super) epoch: Epoch,
 }
 
 impl Range {
@@ -92,7 +91,7 @@ pub(super) fn batches(
     while bytes < bytes_max
         && let Some(row) = rows.next()?
     {
-        let batch = read_batch(row, range.epoch)?;
+        let batch = read_batch(row)?;
         if batch.last() > after {
             bytes += batch.bytes().len();
             found.push(Arc::new(batch));
@@ -141,7 +140,7 @@ fn received_first(connection: &Connection, low: i64, key: i64) -> Result<Timesta
 fn last_before(connection: &Connection, range: Range, key: i64, moment: Timestamp) -> Result<Offset, Fault> {
     let sql = format!("SELECT {BATCH_COLUMNS} FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1");
     let mut statement = connection.prepare_cached(&sql)?;
-    let batch = statement.query_row([range.keys().0, key], |row| Ok(read_batch(row, range.epoch)))??;
+    let batch = statement.query_row([range.keys().0, key], |row| Ok(read_batch(row)))??;
     let earlier = (0..batch.len()).take_while(|index| batch.entry(*index).received < moment).count();
     Ok(Offset(batch.first().0 + earlier as u64).previous())
 }

@@ -1,17 +1,17 @@
 //! One durable step: what a transaction does to the streams it touches, seen by nobody until it is committed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{
-    database::{PAGE_LEN, crc, key, key_max, key_offset},
+    database::{PAGE_LEN, crc, key, key_max, key_offset, read_lineage},
     fault::Fault,
     held::{Held, Oldest},
     records::{self, Change},
 };
 use crate::{
-    model::{Batch, Checkpoint, Epoch, Fence, Offset, Position, Sequence, StreamName, Timestamp},
+    model::{Batch, Checkpoint, Epoch, FeedId, Fence, Lineage, Offset, Position, Sequence, StreamName, Timestamp},
     random,
     store::{Append, AppendError, LogState, Retention},
 };
@@ -149,7 +149,7 @@ impl<'a> Step<'a> {
         )?;
         Ok(Held {
             number: self.transaction.last_insert_rowid(),
-            epoch,
+            lineage: Arc::new(Lineage::new(epoch)),
             fence: Fence::NONE,
             last: Offset::START,
             len: 0,
@@ -161,9 +161,10 @@ impl<'a> Step<'a> {
 
     fn save(&mut self, held: &Held) -> Result<(), Fault> {
         let position = held.checkpoint.and_then(|checkpoint| checkpoint.position);
+        let feed = held.checkpoint.and_then(|checkpoint| checkpoint.feed);
         let mut statement = self.transaction.prepare_cached(
             "UPDATE stream SET fence_number = ?2, fence_nonce = ?3, last = ?4, len = ?5, position = ?6, heard_at = ?7,
-             damaged = ?8 WHERE number = ?1",
+             damaged = ?8, feed = ?9 WHERE number = ?1",
         )?;
         statement.execute(params![
             held.number,
@@ -174,6 +175,7 @@ impl<'a> Step<'a> {
             position.map(|position| position.0.0.cast_signed()),
             held.checkpoint.map(|checkpoint| checkpoint.heard_at.0),
             held.damaged,
+            feed.map(|feed| feed.0.cast_signed()),
         ])?;
         self.written += APPEND_OVERHEAD;
         Ok(())
@@ -214,7 +216,7 @@ impl<'a> Step<'a> {
 fn disorder(held: &Held, append: &Append) -> Option<String> {
     let mut last = held.last;
     for batch in &append.batches {
-        if batch.first() != last.next() || batch.epoch() != held.epoch {
+        if batch.first() != last.next() || batch.epoch() != held.lineage.current() {
             return Some(format!("{} goes on at {}, not at {}", append.stream, last.next(), batch.first()));
         }
         last = batch.last();
@@ -224,24 +226,26 @@ fn disorder(held: &Held, append: &Append) -> Option<String> {
 
 pub(super) fn load(connection: &Connection, stream: &StreamName) -> Result<Option<Held>, Fault> {
     let mut statement = connection.prepare(
-        "SELECT number, epoch, fence_number, fence_nonce, last, len, position, heard_at, damaged
+        "SELECT number, epoch, fence_number, fence_nonce, last, len, position, heard_at, damaged, feed, earlier
          FROM stream WHERE name = ?1",
     )?;
-    let Some(mut held) = statement.query_row([stream.as_str()], read_stream).optional()? else { return Ok(None) };
+    let found = statement.query_row([stream.as_str()], |row| Ok(read_stream(row))).optional()?;
+    let Some(mut held) = found.transpose()? else { return Ok(None) };
     held.oldest = load_oldest(connection, held.number, Offset::START)?;
     Ok(Some(held))
 }
 
-fn read_stream(row: &Row<'_>) -> rusqlite::Result<Held> {
+fn read_stream(row: &Row<'_>) -> Result<Held, Fault> {
     let position = row.get::<_, Option<i64>>(6)?.map(|position| Position(Sequence(position.cast_unsigned())));
     let heard_at = row.get::<_, Option<i64>>(7)?.map(Timestamp);
+    let feed = row.get::<_, Option<i64>>(9)?.map(|feed| FeedId(feed.cast_unsigned()));
     Ok(Held {
         number: row.get(0)?,
-        epoch: Epoch(row.get(1)?),
+        lineage: Arc::new(read_lineage(Epoch(row.get(1)?), &row.get::<_, String>(10)?)?),
         fence: Fence { number: row.get::<_, i64>(2)?.cast_unsigned(), nonce: u128::from_le_bytes(row.get(3)?) },
         last: Offset(row.get::<_, i64>(4)?.cast_unsigned()),
         len: row.get::<_, i64>(5)?.cast_unsigned(),
-        checkpoint: heard_at.map(|heard_at| Checkpoint { position, heard_at }),
+        checkpoint: heard_at.map(|heard_at| Checkpoint { position, heard_at, feed }),
         damaged: row.get(8)?,
         oldest: None,
     })

@@ -18,6 +18,8 @@ use crate::{
     model::{BatchBuilder, Body, Checkpoint, Epoch, Event, Position, Sequence, Source},
 };
 
+mod copies;
+
 pub(super) const KEEP_ALL: Retention =
     Retention { events: u64::MAX, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
 
@@ -47,7 +49,7 @@ pub(super) fn next(stream: &StreamName, state: &LogState, len: usize, body_len: 
 }
 
 pub(super) fn checkpoint(position: u64) -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570) }
+    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570), feed: None }
 }
 
 /// A stream of a store, for appending and looking.
@@ -62,6 +64,10 @@ impl Log {
         let name = stream(name);
         let state = store.claim(&name, None).await.unwrap();
         Self { store: store.clone(), name, state }
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.state.lineage.current()
     }
 
     async fn append(&mut self, len: usize) -> Result<(), AppendError> {
@@ -90,11 +96,17 @@ impl Log {
     }
 }
 
+/// No step can be taken while it is open.
+fn blocker(path: &Path) -> rusqlite::Connection {
+    let blocker = rusqlite::Connection::open(path.join("trunkline.db")).unwrap();
+    blocker.busy_timeout(Duration::from_secs(10)).unwrap();
+    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    blocker
+}
+
 /// The files as a kill at this moment would leave them.
 pub(crate) fn killed_copy(from: &Path, to: &Path) {
-    // No step can be taken while this is open; the database is copied first, since entries move only towards it.
-    let blocker = rusqlite::Connection::open(from.join("trunkline.db")).unwrap();
-    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let _blocker = blocker(from);
     fs::create_dir_all(to).unwrap();
     for name in ["trunkline.db", "trunkline.db-wal", "trunkline.lock"] {
         fs::copy(from.join(name), to.join(name)).unwrap();
@@ -164,7 +176,7 @@ async fn a_position_is_stored_with_and_without_entries() {
     log.append(3).await.unwrap();
     assert_eq!(store.claim(&log.name, None).await.unwrap().checkpoint, Some(checkpoint(3)));
     let fence = store.claim(&log.name, None).await.unwrap().fence;
-    let none = Checkpoint { position: None, heard_at: Timestamp(7) };
+    let none = Checkpoint { position: None, heard_at: Timestamp(7), feed: None };
     for expected in [checkpoint(u64::MAX), none] {
         let append = Append { stream: log.name.clone(), fence, batches: Vec::new(), checkpoint: expected };
         store.append(append).await.unwrap();
@@ -411,25 +423,37 @@ async fn a_suspicion_that_is_not_true_costs_nothing() {
     store.close().await;
 }
 
+/// Makes a database of this schema that of an earlier one.
+const EARLIER: [(i64, &str); 2] = [(1, "DROP TABLE cursor; DROP TABLE revocation"), (2, "")];
+const WITHOUT_LIFE: &str =
+    "ALTER TABLE stream DROP COLUMN earlier; ALTER TABLE stream DROP COLUMN feed; DROP TABLE life";
+
 #[tokio::test]
-async fn a_database_of_the_first_schema_is_added_to() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    Log::open(&store, "queues").await.append(3).await.unwrap();
-    store.close().await;
-    let database = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
-    database.execute_batch("DROP TABLE cursor; DROP TABLE revocation; PRAGMA user_version = 1").unwrap();
-    drop(database);
-    let (billing, queues) = ("billing".parse().unwrap(), "queues".parse().unwrap());
-    let mark = Mark { epoch: Epoch(7), offset: Offset(2) };
-    for found in [None, Some(mark)] {
+async fn a_database_of_an_earlier_schema_is_added_to_and_begins_an_epoch() {
+    for (schema, harm) in EARLIER {
+        let directory = tempfile::tempdir().unwrap();
         let store = open(directory.path(), KEEP_ALL).unwrap();
-        assert_eq!(Log::open(&store, "queues").await.state.last, Offset(3));
-        assert_eq!(store.cursor(&billing, &queues).await.unwrap(), found);
-        assert!(store.move_cursor(&billing, &queues, found, mark).await.unwrap());
+        let mut former = Log::open(&store, "queues").await;
+        former.append(3).await.unwrap();
         store.close().await;
+        let database = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
+        database.execute_batch(&format!("{WITHOUT_LIFE}; {harm}; PRAGMA user_version = {schema}")).unwrap();
+        drop(database);
+        let (billing, queues) = ("billing".parse().unwrap(), "queues".parse().unwrap());
+        let mark = Mark { epoch: former.epoch(), offset: Offset(2) };
+        let mut epoch = None;
+        for found in [None, Some(mark)] {
+            let store = open(directory.path(), KEEP_ALL).unwrap();
+            let log = Log::open(&store, "queues").await;
+            assert_eq!((log.state.last, log.state.checkpoint), (Offset(3), Some(checkpoint(3))), "schema {schema}");
+            assert_eq!(log.state.lineage.earlier(), [(former.epoch(), Offset(3))], "schema {schema}");
+            assert_eq!(*epoch.get_or_insert(log.epoch()), log.epoch(), "one epoch for all later starts");
+            assert_eq!(store.cursor(&billing, &queues).await.unwrap(), found);
+            assert!(store.move_cursor(&billing, &queues, found, mark).await.unwrap());
+            store.close().await;
+        }
+        assert_eq!(put_aside(directory.path()), 0);
     }
-    assert_eq!(put_aside(directory.path()), 0);
 }
 
 #[tokio::test]
@@ -516,7 +540,8 @@ async fn child_that_appends_until_it_is_killed() {
     }
 }
 
-fn run_until_killed(directory: &Path, appends: usize) -> u64 {
+/// Kills it some appends behind `midway`, which it does after so many; returns the last one acknowledged.
+fn run_until_killed(directory: &Path, appends: usize, midway: impl FnOnce()) -> u64 {
     let mut child = Process::new(std::env::current_exe().unwrap())
         .args(["--exact", "store::embedded::tests::child_that_appends_until_it_is_killed", "--ignored", "--nocapture"])
         .env(CHILD_DIRECTORY, directory)
@@ -528,7 +553,9 @@ fn run_until_killed(directory: &Path, appends: usize) -> u64 {
     let acknowledged = lines.filter_map(|line| line.unwrap().strip_prefix("acknowledged ")?.parse().ok());
     let mut acknowledged = acknowledged.peekable();
     assert!(acknowledged.peek().is_some(), "the child did not start");
-    let seen: Vec<u64> = acknowledged.by_ref().take(appends).collect();
+    let mut seen: Vec<u64> = acknowledged.by_ref().take(appends).collect();
+    midway();
+    seen.extend(acknowledged.by_ref().take(3));
     child.kill().unwrap();
     let last = acknowledged.last().or(seen.last().copied());
     child.wait().unwrap();
@@ -540,7 +567,7 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
     let directory = tempfile::tempdir().unwrap();
     let (mut before, mut epoch) = (0, None);
     for appends in [1, 2, 3, 5, 8, 13, 40, 80, 120, 200] {
-        let acknowledged = run_until_killed(directory.path(), appends);
+        let acknowledged = run_until_killed(directory.path(), appends, || ());
         assert!(acknowledged >= before, "{acknowledged} after {before}");
         let store = open(directory.path(), KEEP_ALL).unwrap();
         let log = Log::open(&store, "queues").await;

@@ -13,6 +13,7 @@ use super::{
     directory::{Directory, Word},
     fault::Fault,
     group::{Arrival, Command, Group, gather},
+    life::{self, Origin},
     step::{Outcome, Step, Streams},
 };
 use crate::{
@@ -269,9 +270,13 @@ impl Writer {
 
     /// The word is said when all is in the database and before the write-ahead log goes, so that at no moment a kill
     /// looks like a loss.
-    fn leave(self) -> Result<(), String> {
+    fn leave(mut self) -> Result<(), String> {
         if let Some(reason) = self.shared.broken() {
             return Err(reason);
+        }
+        if let Err(fault) = life::renew(&mut self.connection, &self.directory, Origin::Same) {
+            // That of the start still holds.
+            tracing::debug!(reason = fault.text(), "the store was not sealed anew");
         }
         if !database::move_log(&self.connection, true).map_err(|error| error.to_string())?.all {
             return Err("a reader holds it up".to_owned());

@@ -6,7 +6,7 @@ use super::{
     skew::Skew,
 };
 use crate::{
-    model::{Checkpoint, Epoch, Fence, Lineage, Offset, Position, Sequence, Timestamp},
+    model::{Checkpoint, Epoch, FeedId, Fence, Lineage, Offset, Position, Sequence, Timestamp},
     store::{Extent, LogState},
 };
 
@@ -35,7 +35,7 @@ pub(super) fn unusable(key: &str, answer: &[String]) -> String {
 
 /// What the script that opens says, under the fence with `nonce`, when our clock says `now`.
 pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability, now: Timestamp) -> Option<Claimed> {
-    let [epoch, earlier, last, safe, first, number, turn, position, heard_at, server, lost] = answer else {
+    let [epoch, earlier, last, safe, first, number, turn, position, heard_at, server, lost, feed] = answer else {
         return None;
     };
     let skew = Skew::measured(Timestamp(server.parse().ok()?), now);
@@ -45,7 +45,7 @@ pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability, no
         first: first_of(first, newest)?,
         last: newest,
         safe: shown(newest, safe, durability)?,
-        checkpoint: checkpoint(position, heard_at, &skew)?,
+        checkpoint: checkpoint(position, heard_at, feed, &skew)?,
         fence: Fence { number: count(number)?, nonce },
         damaged: lost == "1",
     };
@@ -79,7 +79,8 @@ pub(super) fn epoch(text: &str) -> Option<Epoch> {
     }
 }
 
-fn checkpoint(position: &str, heard_at: &str, skew: &Skew) -> Option<Option<Checkpoint>> {
+fn checkpoint(position: &str, heard_at: &str, feed: &str, skew: &Skew) -> Option<Option<Checkpoint>> {
+    let feed = feed_of(feed, position);
     let position = match position {
         "" => None,
         digits => Some(Position(Sequence(digits.parse().ok()?))),
@@ -88,9 +89,16 @@ fn checkpoint(position: &str, heard_at: &str, skew: &Skew) -> Option<Option<Chec
         "" => Some(None),
         millis => {
             let heard_at = skew.to_own(Timestamp(millis.parse().ok()?));
-            Some(Some(Checkpoint { position, heard_at }))
+            Some(Some(Checkpoint { position, heard_at, feed }))
         }
     }
+}
+
+/// The feed that this position is of. None where an earlier version moved the position since: it moves no feed.
+pub(super) fn feed_of(text: &str, position: &str) -> Option<FeedId> {
+    let mut words = text.split(' ');
+    let feed = words.next().and_then(FeedId::parse)?;
+    (words.next() == Some(position)).then_some(feed)
 }
 
 fn first_of(text: &str, last: Offset) -> Option<Offset> {
@@ -118,6 +126,8 @@ pub(super) fn count(digits: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    const FEED: &str = "000000000000002a 77";
+
     fn answer<const N: usize>(fields: [&str; N]) -> Vec<String> {
         fields.map(str::to_owned).to_vec()
     }
@@ -125,22 +135,41 @@ mod tests {
     #[test]
     fn the_head_of_a_log_is_read() {
         let answer =
-            answer(["0000002a", "00000007:5 00000008:9 ", "12", "11", "3", "4", "6", "77", "1000", "1500", ""]);
+            answer(["0000002a", "00000007:5 00000008:9 ", "12", "11", "3", "4", "6", "77", "1000", "1500", "", FEED]);
         let now = Timestamp(9_500);
         let Claimed { state, turn, .. } = claimed(&answer, 1, Durability::Replicated, now).unwrap();
         let earlier = vec![(Epoch(7), Offset(5)), (Epoch(8), Offset(9))];
         assert_eq!(state.lineage, Lineage::with_earlier(Epoch(42), earlier));
         assert_eq!((state.first, state.last, state.safe), (Offset(3), Offset(12), Offset(11)));
         assert_eq!((state.fence, turn), (Fence { number: 4, nonce: 1 }, 6));
-        let checkpoint = Checkpoint { position: Some(Position(Sequence(77))), heard_at: Timestamp(9_000) };
+        let checkpoint =
+            Checkpoint { position: Some(Position(Sequence(77))), heard_at: Timestamp(9_000), feed: Some(FeedId(42)) };
         assert_eq!(state.checkpoint, Some(checkpoint), "half a second ago by the server's clock");
         let Claimed { state, .. } = claimed(&answer, 1, Durability::Written, now).unwrap();
         assert_eq!(state.safe, Offset(12));
     }
 
     #[test]
+    fn the_feed_of_a_position_that_moved_without_it_is_not_known() {
+        let feed = Some(FeedId(42));
+        for (text, position, expected) in [
+            (FEED, "77", feed),
+            (FEED, "78", None),
+            (FEED, "", None),
+            ("000000000000002a ", "", feed),
+            ("000000000000002a 77 of a later version", "77", feed),
+            ("000000000000002a", "77", None),
+            ("", "77", None),
+            ("", "", None),
+            ("a feed 77", "77", None),
+        ] {
+            assert_eq!(feed_of(text, position), expected, "{text} {position}");
+        }
+    }
+
+    #[test]
     fn a_log_without_entries_begins_with_the_next_one() {
-        let answer = answer(["1", "", "12", "", "", "4", "0", "", "", "1500", "1"]);
+        let answer = answer(["1", "", "12", "", "", "4", "0", "", "", "1500", "1", ""]);
         let Claimed { state, .. } = claimed(&answer, 1, Durability::Replicated, Timestamp(0)).unwrap();
         assert_eq!((state.first, state.safe, state.checkpoint), (Offset(13), Offset(12), None));
         assert!(state.damaged, "its head was lost");
@@ -183,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_claim_takes_no_number_that_nobody_can_count_up_from() {
-        let sound = ["1", "", "12", "12", "3", "4", "6", "77", "1000", "1500", ""];
+        let sound = ["1", "", "12", "12", "3", "4", "6", "77", "1000", "1500", "", FEED];
         let read = |fields| claimed(&answer(fields), 1, Durability::Replicated, Timestamp(0));
         assert!(read(sound).is_some());
         for (at, name) in [(2, "last"), (3, "safe"), (4, "first"), (5, "number"), (6, "turn")] {

@@ -11,7 +11,10 @@ use super::{
     keys::Keys,
     registry::MEND,
 };
-use crate::{model::Offset, store::Extent};
+use crate::{
+    model::{FeedId, Offset},
+    store::Extent,
+};
 
 /// Which of a log's keys are of another type than the log's own, for people.
 pub(super) async fn wrong_types(connection: &Connection, keys: &Keys) -> String {
@@ -55,6 +58,13 @@ impl View {
         };
         self.begins_with(extent.first);
         Ok(Ok(extent))
+    }
+
+    /// Whose numbers the stored position is in, as far as is known.
+    pub(super) async fn feed(&self, connection: &Connection) -> Result<Option<FeedId>, CommandError> {
+        let fields = connection.run(cmd("HMGET").arg(&self.keys.head).arg("feed").arg("position")).await?;
+        let [feed, position]: [Option<String>; 2] = fields;
+        Ok(head::feed_of(&feed.unwrap_or_default(), &position.unwrap_or_default()))
     }
 
     /// The oldest entry held, as far as is known.

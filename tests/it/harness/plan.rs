@@ -158,6 +158,15 @@ impl Plan {
         self.folder.path().join(key)
     }
 
+    /// The account and its numbered stream at another platform.
+    pub(crate) fn moved_to(self, platform: SocketAddr) -> Self {
+        let summary = format!("{platform}/api/v2/analytics/conversations/summary");
+        self.account("token_url", format!("http://{platform}/oauth/token"))
+            .account("api_url", format!("http://{platform}"))
+            .stream("url", format!("ws://{summary}/stream"))
+            .stream("snapshot_url", format!("http://{summary}"))
+    }
+
     /// The account without these keys.
     pub(crate) fn without(mut self, keys: &[&str]) -> Self {
         for key in keys {

@@ -62,6 +62,16 @@ impl Redis {
         Self::start_as(VALKEY, &["--appendonly", "no"])
     }
 
+    /// One that starts with what another has saved.
+    pub(crate) fn copy_of(other: &Self) -> Self {
+        let mut copy = Self::volatile();
+        copy.kill();
+        let saved = |server: &Self| server.folder.path().join("dump.rdb");
+        fs::copy(saved(other), saved(&copy)).unwrap();
+        copy.restart();
+        copy
+    }
+
     /// With options as on its command line.
     pub(crate) fn start(options: &[&str]) -> Self {
         Self::start_as(REDIS, options)

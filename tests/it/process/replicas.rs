@@ -6,6 +6,7 @@ mod away;
 mod clocks;
 mod cut;
 mod failover;
+mod feeds;
 mod foreign;
 mod replies;
 mod sealed;
@@ -24,7 +25,7 @@ use trunkline::{clock, simulator::Dialect};
 use super::{
     child::{PATIENCE, eventually},
     kill::{Board, Seen, follow_lines},
-    log::{assert_whole, pages},
+    log::{Entry, assert_whole, pages},
     relay::Relay,
     site::{STREAM, Site},
 };

@@ -85,14 +85,14 @@ pub(super) fn redis_settings(url: &str, retention: Retention, durability: Durabi
 }
 
 pub(super) fn checkpoint(position: u64) -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570) }
+    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570), feed: None }
 }
 
 /// A claim found this position, and when the platform was heard: a store that has another clock tells that to within the
 /// way of an answer.
 pub(super) fn assert_found(found: Option<Checkpoint>, expected: Checkpoint) {
     let found = found.expect("a position was stored");
-    assert_eq!(found.position, expected.position);
+    assert_eq!((found.position, found.feed), (expected.position, expected.feed));
     let apart = found.heard_at.0.abs_diff(expected.heard_at.0);
     assert!(apart <= 1_000, "{found:?} where {expected:?} was stored");
 }

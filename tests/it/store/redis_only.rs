@@ -7,7 +7,7 @@ use trunkline::{
     clock,
     downstream::feed::{Beginning, Due, Feed},
     event_log::{self, EventLogs},
-    model::{Offset, Source, Standing, StreamName},
+    model::{FeedId, Offset, Position, Sequence, Source, Standing, StreamName},
     store::{
         Append, AppendError, Retention, Store,
         redis::{Durability, Redis as RedisStore},
@@ -74,6 +74,45 @@ async fn a_restarted_server_may_have_lost_something_so_a_new_epoch_begins_where_
     let epochs: Vec<_> = again.read(Offset::START, usize::MAX).await.iter().map(|batch| batch.epoch()).collect();
     assert_eq!(epochs, [log.state.lineage.current(), again.state.lineage.current()]);
     assert_eq!(again.entries().await, [1, 2, 3, 4, 5]);
+}
+
+/// An earlier version has its turn while replicas are replaced, or after a change was taken back.
+#[tokio::test]
+async fn the_feed_of_a_position_that_an_earlier_version_moved_is_not_known() {
+    let server = Redis::volatile();
+    let store = store(&server);
+    let mut log = Log::open(&store, "queues").await;
+    let mut append = log.next(1, clock::wall());
+    append.checkpoint.feed = Some(FeedId(7));
+    log.put(&append).await.unwrap();
+    let head = "{trunkline:queues}:head";
+    for (field, value, position, feed) in [
+        ("position", "99", 99, None),
+        ("feed", "0000000000000008 99 and more", 99, Some(FeedId(8))),
+        ("feed", "what a later version writes", 99, None),
+    ] {
+        server.connection().run::<i64>(cmd("HSET").arg(head).arg(field).arg(value)).await.unwrap();
+        assert_eq!(store.feed(&log.name).await.unwrap(), feed, "{value}");
+        let checkpoint = Log::open(&store, "queues").await.state.checkpoint.unwrap();
+        assert_eq!((checkpoint.position, checkpoint.feed), (Some(Position(Sequence(position))), feed), "{value}");
+    }
+}
+
+/// What a server has on its disk, and another one that starts with it.
+#[tokio::test]
+async fn a_copy_of_a_server_and_its_original_never_give_the_same_id_to_different_entries() {
+    let original = Redis::volatile();
+    let mut log = Log::open(&store(&original), "queues").await;
+    log.append(5).await.unwrap();
+    original.connection().run::<String>(&cmd("SAVE")).await.unwrap();
+    let copy = Redis::copy_of(&original);
+    log.append(4).await.unwrap();
+    let mut copied = Log::open(&store(&copy), "queues").await;
+    copied.append(10).await.unwrap();
+    let lineage = &copied.state.lineage;
+    assert_eq!(lineage.earlier(), [(log.state.lineage.current(), Offset(5))]);
+    assert_eq!(lineage.standing(log.mark(9), Offset(15)), Standing::Beyond);
+    assert_eq!(lineage.standing(log.mark(5), Offset(15)), Standing::After(Offset(5)));
 }
 
 #[tokio::test]

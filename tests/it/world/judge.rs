@@ -274,7 +274,8 @@ impl Judge {
             Report::Lost { retry_in: Some(delay), .. } => self.backed_off(*delay, scene),
             Report::GivenUp { retry_in, .. } => self.backed_off(*retry_in, scene),
             Report::Gap { .. } => self.gaps += 1,
-            Report::Resuming(_)
+            Report::OtherFeed
+            | Report::Resuming(_)
             | Report::Duplicates(_)
             | Report::Undecoded { .. }
             | Report::Shed(_)
@@ -360,6 +361,7 @@ impl Judge {
 fn forbid_trouble(report: &Report) {
     match report {
         Report::Gap { .. }
+        | Report::OtherFeed
         | Report::Lost { .. }
         | Report::GivenUp { .. }
         | Report::Shed(_)

@@ -101,8 +101,10 @@ fn spread(dialect: Dialect, chance: &mut Chance) -> Duration {
 fn stream(night: Night, dialect: Dialect, snapshots: bool, chance: &mut Chance) -> Settings {
     let bad = night == Night::Bad;
     let rotation = if bad { chance.pick(&[Rotation::Overlap, Rotation::BreakFirst]) } else { Rotation::Overlap };
+    let connector = connector(dialect, snapshots, chance);
     Settings {
-        connector: connector(dialect, snapshots, chance),
+        feed: connector.feed("https://platform.test"),
+        connector,
         rotation,
         rotation_jitter: Duration::from_millis(100),
         retention: chance.millis(5_000..60_000),

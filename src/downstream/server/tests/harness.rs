@@ -91,7 +91,7 @@ impl Relay {
     /// Appends one event for each body, each of type `test.{its first letter}`.
     pub(super) async fn append(&self, stream: &str, bodies: &[&str]) {
         let events: Vec<Event> = bodies.iter().map(|body| event(body)).collect();
-        let checkpoint = Checkpoint { position: None, heard_at: RECEIVED };
+        let checkpoint = Checkpoint { position: None, heard_at: RECEIVED, feed: None };
         self.writers[&stream.parse::<StreamName>().unwrap()].append(&events, checkpoint).await.unwrap();
     }
 

@@ -43,6 +43,7 @@ pub(super) fn sequenced() -> Settings {
     });
     let seconds = Duration::from_secs;
     Settings {
+        feed: connector.feed("https://p.test"),
         connector,
         rotation: Rotation::Overlap,
         rotation_jitter: Duration::from_millis(100),
@@ -68,11 +69,11 @@ pub(super) fn notifications() -> Settings {
         channel_life: Duration::from_secs(86_400),
         discovery: Duration::from_secs(60),
     });
-    Settings { connector, ..sequenced() }
+    Settings { feed: connector.feed("https://p.test"), connector, ..sequenced() }
 }
 
 pub(super) fn checkpoint(last: u64) -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(last))), heard_at: Timestamp(WALL) }
+    Checkpoint { position: Some(Position(Sequence(last))), heard_at: Timestamp(WALL), feed: None }
 }
 
 pub(super) fn position(last: u64) -> Opening {
@@ -88,18 +89,26 @@ struct Desk {
     log: u64,
 }
 
-pub(super) fn play(settings: Settings, opening: Opening, script: Script<'_>) {
+/// When every script begins.
+pub(super) fn start() -> Now {
     #[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
     let at = Instant::now();
-    let now = Now { at, wall: Timestamp(WALL), unit: 0.5 };
+    Now { at, wall: Timestamp(WALL), unit: 0.5 }
+}
+
+/// A frame with these numbered events.
+pub(super) fn said(numbers: &[&str]) -> Frame {
+    Frame::Text(format!("[{}]", numbers.iter().copied().map(numbered).collect::<Vec<_>>().join(",")).into())
+}
+
+pub(super) fn play(settings: Settings, opening: Opening, script: Script<'_>) {
+    let now = start();
     play_on(Stream::new(settings, opening, now), now, script);
 }
 
 /// The same for a stream whose log is another's.
 pub(super) fn play_standby(settings: Settings, script: Script<'_>) {
-    #[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
-    let at = Instant::now();
-    let now = Now { at, wall: Timestamp(WALL), unit: 0.5 };
+    let now = start();
     play_on(Stream::standby(settings, now), now, script);
 }
 
@@ -142,7 +151,7 @@ impl Desk {
             }
             "unreadable" => Input::Closed { session: id, failure: Failure::Unreadable("reserved bits".to_owned()) },
             "oversize" => Input::Closed { session: id, failure: Failure::Oversize },
-            "say" => frame(id, format!("[{}]", words.split(' ').map(numbered).collect::<Vec<_>>().join(","))),
+            "say" => Input::Frame { session: id, frame: said(&words.split(' ').collect::<Vec<_>>()) },
             "tell" => frame(id, format!(r#"{{"topicName":"v2.conversations.c-1.x","eventBody":"{words}"}}"#)),
             "ping" => Input::Frame { session: id, frame: Frame::Pong },
             "pong" => frame(id, r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#.to_owned()),
@@ -168,7 +177,8 @@ impl Desk {
             "flush" => Input::Flush,
             "release" => Input::Release,
             "follow" => Input::Follow(Position(Sequence(id.0))),
-            "own" | "own-covered" => own(subject, words, verb == "own-covered"),
+            "own" | "own-covered" => own(subject, words, verb == "own-covered", None),
+            "own-other" => own(subject, words, false, Some(FeedId(0))),
             "kept" => {
                 return assert_eq!((self.stream.kept(), self.stream.is_ready()), (id.0 as usize, words == "live"));
             }
@@ -245,12 +255,12 @@ impl Desk {
     }
 }
 
-/// The position of the log (`-`: it has none, `new`: it is empty), and its newest entries.
-fn own(last: &str, stored: &str, covered: bool) -> Input {
+/// The position of the log (`-`: it has none, `new`: it is empty), its newest entries, and its feed, if that is known.
+fn own(last: &str, stored: &str, covered: bool, feed: Option<FeedId>) -> Input {
     let checkpoint = |last: &str| match last {
         "new" => None,
-        "-" => Some(Checkpoint { position: None, heard_at: Timestamp(WALL) }),
-        number => Some(checkpoint(number.parse().unwrap())),
+        "-" => Some(Checkpoint { position: None, heard_at: Timestamp(WALL), feed }),
+        number => Some(Checkpoint { feed, ..checkpoint(number.parse().unwrap()) }),
     };
     let stored = stored.split(' ').filter(|body| !body.is_empty()).map(stored_event).collect();
     Input::Own { opening: Opening { checkpoint: checkpoint(last), damaged: false }, stored, covered }
@@ -280,6 +290,7 @@ fn tell_report(report: &Report) -> Option<String> {
         Report::Lost { retry_in: Some(delay), .. } => Some(format!("again in {delay:?}")),
         Report::GivenUp { retry_in, .. } => Some(format!("given up, again in {retry_in:?}")),
         Report::Lost { retry_in: None, .. } => Some("again at once".to_owned()),
+        Report::OtherFeed => Some("other feed".to_owned()),
         Report::Snapshot { taken } => Some(if *taken { "snapshot" } else { "no snapshot" }.to_owned()),
         Report::Connected(_)
         | Report::Resuming(_)

@@ -61,6 +61,12 @@ impl Identity {
     pub(super) fn position(&self) -> String {
         self.checkpoint.position.map(|position| position.0.0.to_string()).unwrap_or_default()
     }
+
+    /// As the head has it: the feed, and the position that is meant. An earlier version moves the position alone, and
+    /// then the two differ.
+    pub(super) fn feed(&self) -> String {
+        self.checkpoint.feed.map(|feed| format!("{feed} {}", self.position())).unwrap_or_default()
+    }
 }
 
 /// The envelopes of an append's entries, in order.

@@ -236,6 +236,7 @@ impl Transactions {
         }
         commands.cmd("HSET").arg(head).arg("turn").arg(place.turn + 1).arg("last").arg(identity.last.0);
         commands.arg("position").arg(identity.position()).arg("heard_at").arg(place.heard_at.0);
+        commands.arg("feed").arg(identity.feed());
         if let Some(safe) = place.safe {
             commands.arg("safe").arg(safe.0);
         }
@@ -364,8 +365,9 @@ mod tests {
         heard_at: Timestamp(0),
     };
 
-    const IDENTITY: Identity =
-        Identity { last: Offset(25), len: 1, checkpoint: Checkpoint { position: None, heard_at: Timestamp(0) } };
+    const NOTHING: Checkpoint = Checkpoint { position: None, heard_at: Timestamp(0), feed: None };
+
+    const IDENTITY: Identity = Identity { last: Offset(25), len: 1, checkpoint: NOTHING };
 
     fn found() -> Found {
         let [number, epoch, turn, last] = ["3", "00000009", "4", "20"].map(str::to_owned);

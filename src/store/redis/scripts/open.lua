@@ -8,7 +8,7 @@ local head, log = KEYS[1], KEYS[2]
 local EARLIER_LEN_MAX = 1024
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 local held = redis.call('HMGET', head, 'epoch', 'earlier', 'last', 'number', 'replid', 'position', 'heard_at', 'nonce',
-  'turn', 'safe', 'bytes')
+  'turn', 'safe', 'bytes', 'feed')
 -- Doubles count exactly up to 15 digits. An empty turn, time or position is none.
 local function odd(index, len_max, pattern)
   local value = held[index]
@@ -84,4 +84,4 @@ local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')
 local first = oldest[1] and string.match(oldest[1][1], '^%d+') or ''
 local time = redis.call('TIME')
 local millis = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-return {epoch, earlier, last, safe, first, number, turn, held[6] or '', held[7] or '', millis, lost}
+return {epoch, earlier, last, safe, first, number, turn, held[6] or '', held[7] or '', millis, lost, held[12] or ''}

@@ -1,0 +1,45 @@
+//! Replicas whose configurations name different feeds under one name, as while a change is rolled out and back.
+
+use trunkline::simulator::Simulator;
+
+use super::*;
+
+/// The log in words: numbers, and the reasons of gaps.
+async fn story(relay: &Relay) -> String {
+    let log = pages(&relay.consumers).await;
+    let word = |entry: &Entry| {
+        let value: serde_json::Value = serde_json::from_str(&entry.json).unwrap();
+        entry.number.map_or_else(|| format!("gap({})", value["data"]["reason"].as_str().unwrap()), |n| n.to_string())
+    };
+    log.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// The former holder ends in order; then this relay has the stream, behind a gap, and hears the next number.
+async fn takes_over(relay: &Relay, mut former: Relay, platform: &Simulator) {
+    former.child.signal("TERM");
+    assert_eq!(former.child.ends(PATIENCE).await, 0, "{}", former.child.told());
+    let marked = async || (relay.newest().await?.kind == "trunkline.gap.v1").then_some(());
+    eventually("the gap is marked", PATIENCE, marked).await;
+    platform.say(1);
+    relay.holds(platform.ledger().last_sequence()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_with_another_feed_never_goes_on_from_the_position_of_the_first() {
+    for keys in [&[] as &[&str], &["standby = true"]] {
+        let server = Redis::durable();
+        let (first, second) = (site(&server, keys).await, site(&server, keys).await);
+        let relay = Relay::live(&first).await;
+        first.platform.say(5);
+        relay.holds(5).await;
+        second.platform.say(8);
+        let other = Relay::live(&second).await;
+        takes_over(&other, relay, &second.platform).await;
+        assert!(other.child.stderr().contains("another feed"), "{}", other.child.told());
+        // And back: what the first feed said meanwhile is missing, and what was heard of it is not heard again.
+        first.platform.say(4);
+        let back = Relay::live(&first).await;
+        takes_over(&back, other, &first.platform).await;
+        assert_eq!(story(&back).await, "1 2 3 4 5 gap(reset) 9 gap(reset) 10", "{keys:?}");
+    }
+}
