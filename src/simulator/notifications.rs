@@ -104,7 +104,10 @@ impl Feed {
             }
         };
         match line.attend(woken).await? {
-            Some(Heard::Text(text)) => line.say(self.answer(&text)).await,
+            Some(Heard::Text(text)) => {
+                self.deliver_pending(line).await?;
+                line.say(self.answer(&text)).await
+            }
             Some(Heard::Ended) => self.end(line).await,
             None => ControlFlow::Continue(()),
         }
@@ -113,6 +116,16 @@ impl Feed {
     /// The channel has given its outbox away, and what was in it has been said.
     fn is_detached(&self) -> bool {
         self.inbox.is_closed() && self.inbox.is_empty()
+    }
+
+    /// Sends what was sent to the channel before a request came: its answer must not overtake that.
+    async fn deliver_pending(&mut self, line: &mut Line) -> ControlFlow<Over> {
+        if line.is_muted() {
+            return ControlFlow::Continue(());
+        }
+        let pending = self.inbox.len();
+        let batch = std::iter::from_fn(|| self.inbox.try_recv().ok()).take(pending).collect();
+        self.deliver(batch, line).await
     }
 
     async fn deliver(&self, batch: Vec<Said>, line: &mut Line) -> ControlFlow<Over> {
@@ -312,6 +325,23 @@ mod tests {
             let heartbeat = json!({"topicName": "channel.metadata", "eventBody": {"message": "WebSocket Heartbeat"}});
             assert_eq!(ear.json().await, heartbeat);
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_comes_after_what_was_sent_before_its_request() {
+        let probe = Probe::start(Settings::default()).await;
+        let topic = format!("v2.analytics.queues.{}.observations", probe.simulator.queue_ids()[0]);
+        let (_, mut ear) = probe.listen(std::slice::from_ref(&topic)).await;
+        probe.simulator.inject(Fault::Delay { lasting: Duration::from_millis(2) });
+        let mark = probe.simulator.ledger().mark();
+        probe.simulator.say(1_000);
+        let sent = probe.simulator.ledger().said_since(mark).iter().filter(|said| said.topic == topic).count();
+        assert!(sent > 20, "{sent}");
+        ear.send(json!({"message": "ping"})).await;
+        for _ in 0..sent {
+            assert_eq!(ear.json().await["topicName"], topic);
+        }
+        assert_eq!(ear.json().await["eventBody"]["message"], "pong");
     }
 
     #[tokio::test]
