@@ -28,6 +28,18 @@ async fn site(server: &Redis) -> Site {
     site
 }
 
+/// Waits until this relay shows what is said from here on.
+async fn goes_on(site: &Site, relay: &Relay) {
+    let said = site.platform.ledger().last_sequence();
+    eventually("the log goes on", PATIENCE, async || (relay.newest().await?.number? > said).then_some(())).await;
+}
+
+/// Waits until `/readyz` has this status.
+async fn shows(relay: &Relay, expected: u16) {
+    let fact = async || relay.ready().await.filter(|(status, _)| *status == expected).map(drop);
+    eventually(&format!("/readyz has {expected}"), PATIENCE, fact).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_is_killed_goes_on_where_it_was_and_its_consumers_do_not_notice() {
     let server = Redis::durable();
@@ -40,7 +52,9 @@ async fn a_relay_that_is_killed_goes_on_where_it_was_and_its_consumers_do_not_no
     for round in 0..6 {
         let mut relay = Relay::live(&site).await;
         board.put(Some(relay.consumers.clone()));
-        tokio::time::sleep(Duration::from_millis(200 + 50 * round)).await;
+        goes_on(&site, &relay).await;
+        // Not always in the same moment of the work.
+        tokio::time::sleep(Duration::from_millis(50 * round)).await;
         relay.child.kill();
         board.put(None);
     }
@@ -63,18 +77,16 @@ async fn a_redis_that_is_killed_is_waited_for_and_nothing_is_lost() {
     let talk = site.talk(EVENTS_A_SECOND);
     let relay = Relay::live(&site).await;
     for _ in 0..3 {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        goes_on(&site, &relay).await;
         server.kill();
-        let away = async || (relay.ready().await?.0 == 503).then_some(());
-        eventually("it says that its store is away", PATIENCE, away).await;
+        shows(&relay, 503).await;
         server.restart();
-        let back = async || (relay.ready().await?.0 == 200).then_some(());
-        eventually("its store is back", PATIENCE, back).await;
+        shows(&relay, 200).await;
     }
     server.pause();
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    shows(&relay, 503).await;
     server.resume();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    goes_on(&site, &relay).await;
     let last_said = talk.hush().await;
     relay.holds(last_said).await;
     assert_whole(&pages(&relay.consumers).await, last_said);

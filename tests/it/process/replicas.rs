@@ -165,10 +165,10 @@ async fn a_holder_that_was_frozen_appends_nothing_more_and_stands_by() {
     let talk = site.talk(rate());
     for _ in 0..rounds(2) {
         let index = holder(&relays).await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        goes_on(&site, &relays[index], clock::now()).await;
         relays[index].child.signal("STOP");
         goes_on(&site, &relays[1 - index], clock::now()).await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        goes_on(&site, &relays[1 - index], clock::now()).await;
         relays[index].child.signal("CONT");
         let apart = async || (!holds_stream(&relays[index]).await).then_some(());
         eventually("it knows that the stream is another's", PATIENCE, apart).await;

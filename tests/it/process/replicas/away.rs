@@ -135,7 +135,7 @@ async fn redis_goes_away(absence: Absence, count: usize) {
     assert!(load < usual + MORE_LOAD_MAX, "{load} after {usual}");
     assert!(lines as u64 <= span().as_secs() + 2, "{lines} x {line:?}");
     assert_eq!(holders(&relays).await, 1, "one keeps it");
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    goes_on(&site, &relays[count - 1], clock::now()).await;
     let last_said = talk.hush().await;
     for relay in &relays {
         relay.holds(last_said).await;
