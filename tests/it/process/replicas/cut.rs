@@ -2,16 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use redis::cmd;
 use trunkline::clock;
 
-use super::{goes_on, holds_stream, rate, refused, rounds, site, tell};
+use super::{goes_on, holds_stream, rate, rounds, site, tell};
 use crate::{
     harness::{Held, Redis, Road},
     process::{
         child::{PATIENCE, eventually},
         log::{assert_whole, pages},
         relay::Relay,
-        site::Site,
+        site::{STREAM, Site},
     },
 };
 
@@ -27,7 +28,7 @@ const CALM_TRIES: usize = 3;
 
 /// Two relays, of which the first keeps the stream and reaches Redis over a road.
 struct Pair {
-    _server: Redis,
+    server: Redis,
     site: Site,
     road: Road,
     far: Relay,
@@ -43,7 +44,7 @@ impl Pair {
         let far = Relay::start_with(&site, &[("TRUNKLINE__STORE__URL", &url)]).await;
         far.goes_live().await;
         let near = Relay::live(&site).await;
-        Self { _server: server, site, road, far, near }
+        Self { server, site, road, far, near }
     }
 
     /// The near one hands the stream over to the far one, and is started again.
@@ -73,6 +74,12 @@ impl Pair {
             None
         })
         .await;
+    }
+
+    /// The nonce under which entries may be appended.
+    async fn fence(&self) -> String {
+        let head = format!("{{trunkline:{STREAM}}}:head");
+        self.server.connection().run(cmd("HGET").arg(head).arg("nonce")).await.unwrap()
     }
 
     /// The near one has the stream, and shows what is said from then on.
@@ -140,15 +147,17 @@ async fn an_append_that_arrives_after_another_took_over_is_refused() {
         pair.holds_an_append_up().await;
         pair.far.child.signal("STOP");
         pair.takes_over(clock::now()).await;
+        // The far one is stopped, so only the append that was held up can be answered with the new holder's fence.
+        pair.road.watch_answers(&pair.fence().await);
         pair.road.hold(Held::Nothing);
+        let refused = async || (pair.road.watched_answers() > 0).then_some(());
+        eventually("the append arrives late, and is answered with another's fence", PATIENCE, refused).await;
         goes_on(&pair.site, &pair.near, clock::now()).await;
         pair.far.child.signal("CONT");
         pair.stands_by().await;
         pair.give_back().await;
     }
     pair.ends_whole(talk.hush().await).await;
-    let refused = refused(&pair.far).await;
-    println!("{} appends arrived late: {refused} refusals were heard of", rounds(2));
 }
 
 /// There comes a time in which the stream stays where it is.
