@@ -231,6 +231,11 @@ impl Log {
                 );
                 Err(AppendError::Fenced)
             }
+            Ok(Answer::Emptied) => {
+                let (stream, key) = (&self.stream, &self.view.keys.log);
+                tracing::error!(%stream, key, "the entries of the log are gone; it goes on behind its end after a gap");
+                Err(AppendError::Moved(format!("{key} was deleted, or the server lost it")))
+            }
             Ok(Answer::Foreign(id)) => Err(AppendError::Refused(foreign(&self.view.keys.log, &id))),
             Err(error) => {
                 if matches!(error, CommandError::NoAnswer(_)) {

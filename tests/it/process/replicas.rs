@@ -5,6 +5,7 @@
 mod away;
 mod clocks;
 mod cut;
+mod deleted;
 mod failover;
 mod feeds;
 mod foreign;

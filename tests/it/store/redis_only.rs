@@ -10,12 +10,12 @@ use trunkline::{
     model::{FeedId, Offset, Position, Sequence, Source, Standing, StreamName},
     store::{
         Append, AppendError, Retention, Store,
-        redis::{Durability, Redis as RedisStore},
+        redis::{Durability, Redis as RedisStore, connection::Connection},
     },
 };
 
-use super::bed::{KEEP_ALL, Log, assert_found, redis_settings, redis_store};
-use crate::harness::{Held, Redis, Road, documented_rules, eventually, free_port};
+use super::bed::{Bed, KEEP_ALL, Log, assert_found, redis_settings, redis_store};
+use crate::harness::{Held, Redis, Road, documented_rules, eventually, free_port, redis_limits};
 
 /// More entries than are appended aloud.
 const MANY: usize = 20;
@@ -313,6 +313,73 @@ async fn a_wiped_server_refuses_its_former_holder_and_begins_anew() {
     let anew = Log::open(&store(&server), "queues").await;
     assert_eq!(anew.state.last, Offset::START);
     assert_eq!(anew.state.lineage.standing(log.mark(2), Offset::START), Standing::Foreign);
+}
+
+/// A connection to whatever keeps the keys of this place.
+fn keys_of(bed: &Bed) -> Connection {
+    match bed {
+        Bed::Embedded(_) => panic!("there are no keys"),
+        Bed::Redis(server) => server.connection(),
+        Bed::Cluster(nodes) => {
+            let url = format!("redis-cluster://127.0.0.1:{}", nodes[0].port());
+            Connection::new(url.parse().unwrap(), redis_limits())
+        }
+    }
+}
+
+async fn delete(bed: &Bed, key: &str) {
+    assert_eq!(keys_of(bed).run::<u8>(cmd("DEL").arg(format!("{{trunkline:queues}}:{key}"))).await, Ok(1), "{key}");
+}
+
+#[tokio::test]
+async fn a_log_whose_entries_were_deleted_goes_on_behind_its_end_once_it_is_claimed_anew() {
+    for bed in [Bed::redis(), Bed::valkey(), Bed::cluster().await] {
+        let store = bed.open(KEEP_ALL);
+        let mut log = Log::open(&store, "queues").await;
+        log.append(3).await.unwrap();
+        for count in [1, MANY] {
+            let end = log.state.last;
+            delete(&bed, "log").await;
+            let refused = log.append(count).await.unwrap_err();
+            assert!(matches!(&refused, AppendError::Moved(why) if why.contains("deleted")), "{refused}");
+            // As long as nothing follows, each claim finds the loss.
+            for _ in 0..2 {
+                let state = store.claim(&log.name, Some(log.state.fence)).await.unwrap();
+                assert!(state.damaged);
+                assert_eq!((state.first, state.last), (end.next(), end));
+                assert_found(state.checkpoint, super::checkpoint(end.0));
+                log = Log { state, ..log };
+            }
+            log.append(count).await.unwrap();
+            assert_eq!(log.entries().await, (end.0 + 1..=end.0 + count as u64).collect::<Vec<_>>());
+            assert!(!store.claim(&log.name, Some(log.state.fence)).await.unwrap().damaged, "it was reported");
+            log = Log::open(&store, "queues").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_whose_head_was_deleted_goes_on_behind_its_entries_with_all_its_epochs() {
+    for bed in [Bed::redis(), Bed::valkey(), Bed::cluster().await] {
+        let store = bed.open(KEEP_ALL);
+        let mut log = Log::open(&store, "queues").await;
+        let mut epochs = Vec::new();
+        for len in [3, 1, MANY, 2] {
+            log.append(len).await.unwrap();
+            epochs.push((log.state.lineage.current(), log.state.last));
+            delete(&bed, "head").await;
+            assert!(matches!(log.append(1).await, Err(AppendError::Fenced)));
+            for _ in 0..2 {
+                log = Log::open(&store, "queues").await;
+                assert!(log.state.damaged, "as long as nothing follows, each claim finds the loss");
+                assert_eq!(log.state.checkpoint, None);
+                assert_eq!(log.state.lineage.earlier(), epochs);
+            }
+        }
+        log.append(1).await.unwrap();
+        assert!(!Log::open(&store, "queues").await.state.damaged, "it was reported");
+        assert_whole(&log, 7 + MANY).await;
+    }
 }
 
 /// Two servers of which the second was promoted when the log had 5 entries; the first has 3 more, and the writer.

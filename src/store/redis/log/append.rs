@@ -41,6 +41,8 @@ pub(super) enum Answer {
     Fenced,
     /// The log has no head any more.
     Gone,
+    /// The log has a head, and no entries any more.
+    Emptied,
     /// The log ends here, and that is not where the append goes.
     Elsewhere(String),
     /// Behind its end the log has or had an entry with this id, which no writer of ours has put there.

@@ -45,6 +45,7 @@ impl Scripted {
             "done" => Answer::Done,
             "fenced" if last.is_empty() => Answer::Gone,
             "fenced" => Answer::Fenced,
+            "emptied" => Answer::Emptied,
             _ => Answer::Elsewhere(last),
         })
     }

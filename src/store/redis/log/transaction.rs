@@ -323,6 +323,7 @@ impl Found {
         } else {
             match &self.top {
                 Some(top) if !reaches(*last, top) => Step::Answer(Answer::Foreign(top.clone())),
+                None if *last > Offset::START && identity.last > *last => Step::Answer(Answer::Emptied),
                 Some(_) | None => Step::Write,
             }
         }
@@ -412,8 +413,17 @@ mod tests {
             let found = Found { top: Some(id.clone()), ..found() };
             assert_eq!(found.step(&PLACE, &IDENTITY), Step::Answer(Answer::Foreign(id)));
         }
-        for top in [None, Some("19-0".to_owned())] {
-            assert_eq!(Found { top, ..found() }.step(&PLACE, &IDENTITY), Step::Write);
-        }
+        let below = Found { top: Some("19-0".to_owned()), ..found() };
+        assert_eq!(below.step(&PLACE, &IDENTITY), Step::Write);
+    }
+
+    #[test]
+    fn a_log_whose_entries_were_deleted_gets_none_before_it_is_claimed_anew() {
+        let emptied = Found { top: None, ..found() };
+        assert_eq!(emptied.step(&PLACE, &IDENTITY), Step::Answer(Answer::Emptied));
+        let position = Identity { last: PLACE.last, ..IDENTITY };
+        assert_eq!(emptied.step(&PLACE, &position), Step::Write, "a position needs no entries");
+        let first = Found { last: "0".to_owned(), top: None, ..found() };
+        assert_eq!(first.step(&Place { last: Offset(0), ..PLACE }, &IDENTITY), Step::Write, "nothing was there before");
     }
 }

@@ -19,6 +19,9 @@ if held[3] ~= ARGV[3] or held[4] ~= ARGV[5] then
   return {'elsewhere', held[4] or ''}
 end
 local offset = tonumber(ARGV[5])
+if offset > 0 and #ARGV > 12 and redis.call('TYPE', log).ok == 'none' then
+  return {'emptied', held[4]}
+end
 for i = 13, #ARGV do
   offset = offset + 1
   redis.call('XADD', log, string.format('%.0f-0', offset), 'event', ARGV[i])

@@ -36,6 +36,39 @@ if held[1] and not held[3] then
   return {'field', 'last', ''}
 end
 -- A head that was deleted alone: the log goes on behind its newest entry, in another epoch, and has lost its position.
+-- Entries that were deleted alone: the log goes on behind its former end, from the position of the head. Either way the
+-- loss is reported to each claim until something is appended, which stores a time and an entry.
+local function offset_of(entry)
+  return tonumber(string.match(entry[1], '^%d+'))
+end
+local function epoch_of(entry)
+  local epoch = string.match(entry[2][2] or '', '"id":"(%x+)%-%d+"')
+  return epoch and #epoch <= 8 and string.format('%08x', tonumber(epoch, 16)) or ''
+end
+local function at_or_after(offset)
+  return redis.call('XRANGE', log, string.format('%.0f-0', offset), '+', 'COUNT', '1')[1]
+end
+-- The epochs of the entries and their ends, each found by halving: the entries of one lie side by side.
+local function epochs(newest)
+  local found, first = '', redis.call('XRANGE', log, '-', '+', 'COUNT', '1')[1]
+  while first do
+    local epoch, within, beyond = epoch_of(first), offset_of(first), newest + 1
+    while within + 1 < beyond do
+      local middle = math.floor((within + beyond) / 2)
+      local entry = at_or_after(middle)
+      if entry and epoch_of(entry) == epoch then
+        within = offset_of(entry)
+      else
+        beyond = middle
+      end
+    end
+    if epoch ~= '' then
+      found = found .. string.format('%s:%.0f ', epoch, within)
+    end
+    first = at_or_after(within + 1)
+  end
+  return found
+end
 local lost = ''
 local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', '1')[1]
 if newest then
@@ -44,12 +77,12 @@ if newest then
     return {'foreign', newest[1]}
   end
   if not held[3] then
-    held[3], lost = offset, '1'
-    local former = string.match(newest[2][2] or '', '"id":"(%x+)%-%d+"')
-    if former and #former <= 8 then
-      held[2] = string.format('%08x:%s ', tonumber(former, 16), offset)
-    end
+    held[3] = offset
+    held[2] = epochs(tonumber(offset))
   end
+end
+if held[3] and tonumber(held[3]) > 0 and (not newest or not held[7]) then
+  lost = '1'
 end
 local epoch, earlier, last, number = held[1] or ARGV[2], held[2] or '', held[3] or '0', held[4] or '0'
 local turn, safe = '0', held[10] or last
@@ -75,6 +108,12 @@ if tonumber(safe) > tonumber(last) then
 end
 redis.call('HSET', head, 'epoch', epoch, 'earlier', earlier, 'last', last, 'number', number, 'nonce', ARGV[1],
   'turn', turn, 'replid', replid)
+if last ~= '0' and redis.call('TYPE', log).ok == 'none' then
+  -- An empty stream with this end: an append to a log that is not there is refused.
+  redis.call('XADD', log, last .. '-0', 'event', '')
+  redis.call('XTRIM', log, 'MAXLEN', '0')
+  redis.call('HSET', head, 'bytes', '0', 'first', string.format('%.0f', tonumber(last) + 1))
+end
 if ARGV[4] == '1' then
   redis.call('HSET', head, 'safe', safe)
 elseif held[10] then

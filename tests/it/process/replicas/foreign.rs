@@ -17,9 +17,9 @@ use crate::{
 };
 
 /// The stream whose keys are spoilt. The other one of the site is [`STREAM`].
-const SPOILT: &str = "spoilt";
+pub(super) const SPOILT: &str = "spoilt";
 
-async fn with_two_streams(server: &Redis) -> Site {
+pub(super) async fn with_two_streams(server: &Redis) -> Site {
     let site = site(server, &[]).await;
     let text = fs::read_to_string(&site.config).unwrap();
     let (_, stream) = text.split_once(&format!("[streams.{STREAM}]")).unwrap();
@@ -27,7 +27,7 @@ async fn with_two_streams(server: &Redis) -> Site {
     site
 }
 
-async fn run(server: &Redis, words: &[&str]) {
+pub(super) async fn run(server: &Redis, words: &[&str]) {
     server.connection().run::<redis::Value>(cmd(words[0]).arg(&words[1..])).await.unwrap();
 }
 
