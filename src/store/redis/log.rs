@@ -15,7 +15,7 @@ use super::{
     Durability, Settings,
     connection::{CommandError, Connection, Script},
     head::{self, Claimed},
-    registry::{MEND, shown},
+    registry::{MEND, later_format, shown},
     skew::Skew,
     view::{View, wrong_types},
 };
@@ -108,6 +108,7 @@ impl Log {
         };
         match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["fenced"] => return Err(AppendError::Fenced),
+            ["format", format] => return Err(AppendError::Refused(later_format(&view.keys.head, format))),
             ["foreign", id] => return Err(AppendError::Refused(foreign(&view.keys.log, id))),
             ["field", field, value] => return Err(AppendError::Refused(odd_field(&view.keys.head, field, value))),
             _ => (),

@@ -24,6 +24,9 @@ const COUNT_MAX: usize = 512;
 /// Batches are about so large.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 
+/// The first field of an entry.
+const ENTRY_FIELD: &[u8] = b"event";
+
 /// An entry as it comes over the wire: its id, and names and values in turn.
 pub(super) type Wire = (String, Vec<Vec<u8>>);
 
@@ -116,7 +119,9 @@ pub(super) fn entry(log: &str, wire: Wire) -> Result<Stored, ReadError> {
 }
 
 pub(super) fn stored((id, fields): Wire) -> Option<Stored> {
-    let [_, json] = <[Vec<u8>; 2]>::try_from(fields).ok()?;
+    // What a later version has added behind them is passed over.
+    let mut fields = fields.into_iter();
+    let json = fields.next().filter(|name| name == ENTRY_FIELD).and_then(|_| fields.next())?;
     let Imprint { epoch, kind, received } = Imprint::of(&json)?;
     Some(Stored { offset: head::offset(id.strip_suffix("-0")?)?, epoch, json, kind, received })
 }

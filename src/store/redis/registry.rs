@@ -66,6 +66,9 @@ enum Found {
     Unreadable(String),
 }
 
+/// Of a head, where it states one: a version that writes what this one would misread states another.
+const FORMAT: &str = "1";
+
 /// What is shown of a value that cannot be read.
 const SHOWN_LEN_MAX: usize = 120;
 
@@ -152,9 +155,10 @@ impl Registry {
     async fn record(&self, stream: &StreamName) -> Result<Found, CommandError> {
         let head = Keys::of(&self.prefix, stream).head;
         let row: Result<Value, CommandError> =
-            self.connection.run(cmd("HMGET").arg(&head).arg(&["number", "nonce", "holder"])).await;
-        match row {
-            Ok(row) => Ok(Found::read(&head, redis::from_redis_value(row).ok())),
+            self.connection.run(cmd("HMGET").arg(&head).arg(&["format", "number", "nonce", "holder"])).await;
+        match row.map(|row| redis::from_redis_value::<(Option<String>, _, _, _)>(row).ok()) {
+            Ok(Some((Some(format), ..))) if format != FORMAT => Ok(Found::Unreadable(later_format(&head, &format))),
+            Ok(row) => Ok(Found::read(&head, row.map(|(_, number, nonce, holder)| (number, nonce, holder)))),
             Err(CommandError::Refused { code, .. }) if code == "WRONGTYPE" => Ok(Found::Unreadable(wrong_type(&head))),
             Err(error) => Err(error),
         }
@@ -240,6 +244,14 @@ pub(super) const MEND: &str =
 /// What is wrong with a head that is no hash.
 pub(super) fn wrong_type(key: &str) -> String {
     format!("{key} is of another type than the stream's data (expected a hash for a head, a stream for a log); {MEND}")
+}
+
+/// What is wrong with a head that states another format.
+pub(super) fn later_format(head: &str, format: &str) -> String {
+    format!(
+        "{head} has the format {}, and this version reads {FORMAT}: the stream is left to replicas of a later version",
+        shown(format)
+    )
 }
 
 fn unreadable_record(head: &str, row: &Row) -> String {

@@ -113,9 +113,15 @@ impl Redis {
 
     /// Three primaries that share the slots.
     pub(crate) async fn cluster() -> [Self; 3] {
+        Self::cluster_with(&["--appendonly", "no"]).await
+    }
+
+    /// The same with options of each node.
+    pub(crate) async fn cluster_with(options: &[&str]) -> [Self; 3] {
         let bus = [free_port(), free_port(), free_port()];
         let nodes = bus.map(|bus| {
-            Self::start(&["--appendonly", "no", "--cluster-enabled", "yes", "--cluster-port", &bus.to_string()])
+            let bus = bus.to_string();
+            Self::start(&[&["--cluster-enabled", "yes", "--cluster-port", &bus], options].concat())
         });
         let tell = async |node: &Self, words: &[&str]| {
             node.connection().run::<()>(cmd("CLUSTER").arg(words)).await.unwrap();

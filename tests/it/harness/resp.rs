@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -86,6 +87,8 @@ pub(crate) enum Commands {
     Every,
     /// This one.
     Named(&'static str),
+    /// Reads of entries up to a given one, which only readers need.
+    Ranges,
 }
 
 /// What comes in place of a reply.
@@ -95,6 +98,8 @@ pub(crate) enum Reply {
     Error(&'static str),
     /// This text, and the server never gets the command.
     Text(&'static str),
+    /// The server gets the command, and each behind it on this connection, so much later.
+    Late(Duration),
     /// The server executes the command; half of its reply arrives, then the connection is closed.
     Half,
 }
@@ -191,10 +196,15 @@ impl Requests {
             let command = commands.next().await?;
             let words = words(&command);
             let name = words[0].to_ascii_uppercase();
-            let fault = self.fault.borrow().filter(|fault| fault.commands.contain(&name));
+            let fault = self.fault.borrow().filter(|fault| fault.commands.contain(&name, &words));
             match fault.map(|fault| fault.reply) {
                 Some(Reply::Error(error)) => self.refuse(error).await?,
                 Some(Reply::Text(text)) => self.inject(format!("${}\r\n{text}\r\n", text.len())).await?,
+                Some(Reply::Late(time)) => {
+                    self.replaced.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(time).await;
+                    self.pass(&name, &words, &command).await?;
+                }
                 Some(Reply::Half) if !self.muted => self.send(&command, Some(Expected::Half)).await?,
                 Some(Reply::Half) | None => self.pass(&name, &words, &command).await?,
             }
@@ -261,7 +271,7 @@ impl Requests {
 }
 
 impl Commands {
-    fn contain(self, name: &str) -> bool {
+    fn contain(self, name: &str, words: &[String]) -> bool {
         let of_connections = OF_CONNECTIONS.contains(&name);
         match self {
             Self::All => !of_connections,
@@ -269,6 +279,7 @@ impl Commands {
             Self::Writes => !of_connections && !READS.contains(&name),
             Self::Every => true,
             Self::Named(only) => name == only,
+            Self::Ranges => name == "XRANGE" && words.get(3).is_some_and(|end| end != "+"),
         }
     }
 }

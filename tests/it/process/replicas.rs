@@ -4,11 +4,14 @@
 
 mod away;
 mod clocks;
+mod cluster;
 mod cut;
 mod deleted;
 mod failover;
 mod feeds;
 mod foreign;
+mod later;
+mod readers;
 mod replies;
 mod sealed;
 mod unnumbered;

@@ -8,7 +8,10 @@ local head, log = KEYS[1], KEYS[2]
 local EARLIER_LEN_MAX = 1024
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 local held = redis.call('HMGET', head, 'epoch', 'earlier', 'last', 'number', 'replid', 'position', 'heard_at', 'nonce',
-  'turn', 'safe', 'bytes', 'feed')
+  'turn', 'safe', 'bytes', 'feed', 'format')
+if held[13] and held[13] ~= '1' then
+  return {'format', held[13]}
+end
 -- Doubles count exactly up to 15 digits. An empty turn, time or position is none.
 local function odd(index, len_max, pattern)
   local value = held[index]

@@ -37,7 +37,7 @@ async fn spoilt(relay: &Relay) -> Value {
     status["streams"].as_array().unwrap().iter().find(|stream| stream["stream"] == SPOILT).unwrap().clone()
 }
 
-async fn waits(relay: &Relay, reason: &str) {
+pub(super) async fn waits(relay: &Relay, reason: &str) {
     eventually(&format!("it says {reason}"), PATIENCE, async || {
         let stream = spoilt(relay).await;
         let told = stream["last_error"].as_str().is_some_and(|told| told.contains(reason));

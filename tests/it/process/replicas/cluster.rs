@@ -1,0 +1,180 @@
+//! Two relays on a Redis Cluster of three nodes: as on one server, also while a slot migrates and when nodes restart.
+
+use redis::cmd;
+use trunkline::clock;
+
+use super::{goes_on, holder, holds_stream};
+use crate::{
+    harness::{Redis, eventually as soon},
+    process::{
+        child::{PATIENCE, eventually},
+        log::{assert_whole, pages},
+        relay::Relay,
+        site::{STREAM, Site},
+    },
+};
+
+const EVENTS_A_SECOND: u64 = 100;
+
+struct Cluster {
+    nodes: [Redis; 3],
+    site: Site,
+    relays: [Relay; 2],
+}
+
+impl Cluster {
+    async fn start(options: &[&str]) -> Self {
+        let nodes = Redis::cluster_with(options).await;
+        let site = Site::start().await;
+        site.use_redis(&format!("redis-cluster://127.0.0.1:{}", nodes[0].port()));
+        let relays = [Relay::live(&site).await, Relay::live(&site).await];
+        Self { nodes, site, relays }
+    }
+
+    async fn goes_on(&self) {
+        for relay in &self.relays {
+            goes_on(&self.site, relay, clock::now()).await;
+        }
+    }
+
+    async fn ends_whole(&self, last_sent: u64) {
+        for relay in &self.relays {
+            relay.holds(last_sent).await;
+            assert_whole(&pages(&relay.consumers).await, last_sent);
+        }
+        self.has_one_owner().await;
+    }
+
+    async fn has_one_owner(&self) {
+        let index = holder(&self.relays).await;
+        assert!(!holds_stream(&self.relays[1 - index]).await, "one relay owns the stream");
+    }
+
+    /// One command to one node, whatever it answers.
+    async fn run(&self, node: usize, words: &[&str]) -> redis::Value {
+        let answer = self.nodes[node].connection().run(cmd(words[0]).arg(&words[1..])).await;
+        answer.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    async fn text(&self, node: usize, words: &[&str]) -> String {
+        redis::from_redis_value(self.run(node, words).await).unwrap()
+    }
+
+    /// The index of the node that serves a slot at first.
+    fn node_of(slot: u16) -> usize {
+        match slot {
+            0..=5_460 => 0,
+            5_461..=10_922 => 1,
+            _ => 2,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_on_a_cluster_take_over_and_hand_over_as_on_one_server() {
+    let mut scene = Cluster::start(&["--appendonly", "no"]).await;
+    let talk = scene.site.talk(EVENTS_A_SECOND);
+    for signal in ["KILL", "TERM", "KILL"] {
+        scene.goes_on().await;
+        for relay in &scene.relays {
+            let both = async || relay.text(&relay.admin, "/metrics").await.contains("replica_members 2").then_some(());
+            eventually("both are members", PATIENCE, both).await;
+        }
+        let index = holder(&scene.relays).await;
+        scene.relays[index].child.signal(signal);
+        let ended = async || scene.relays[index].child.has_ended();
+        let ended = eventually("it has ended", PATIENCE, ended).await;
+        assert_eq!(ended.success(), signal == "TERM", "{}", scene.relays[index].child.told());
+        goes_on(&scene.site, &scene.relays[1 - index], clock::now()).await;
+        scene.relays[index] = Relay::live(&scene.site).await;
+    }
+    scene.goes_on().await;
+    scene.ends_whole(talk.hush().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_migrates_under_appends_and_back_loses_nothing() {
+    let scene = Cluster::start(&["--appendonly", "no"]).await;
+    let talk = scene.site.talk(EVENTS_A_SECOND);
+    let slot: u16 =
+        redis::from_redis_value(scene.run(0, &["CLUSTER", "KEYSLOT", &format!("{{trunkline:{STREAM}}}:log")]).await)
+            .unwrap();
+    let home = Cluster::node_of(slot);
+    let away = (home + 1) % 3;
+    for (from, to) in [(home, away), (away, home)] {
+        scene.goes_on().await;
+        migrate(&scene, slot, from, to).await;
+    }
+    scene.goes_on().await;
+    scene.ends_whole(talk.hush().await).await;
+}
+
+/// Moves a slot key by key, so that for a while its keys lie on two nodes.
+async fn migrate(scene: &Cluster, slot: u16, from: usize, to: usize) {
+    let slot = slot.to_string();
+    let ids = [scene.text(from, &["CLUSTER", "MYID"]).await, scene.text(to, &["CLUSTER", "MYID"]).await];
+    scene.run(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &ids[0]]).await;
+    scene.run(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &ids[1]]).await;
+    let port = scene.nodes[to].port().to_string();
+    for what in ["head", "log"] {
+        let key = format!("{{trunkline:{STREAM}}}:{what}");
+        scene.run(from, &["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"]).await;
+        let refused = async || {
+            let errors = scene.text(from, &["INFO", "errorstats"]).await;
+            errors.contains("errorstat_TRYAGAIN") || errors.contains("errorstat_ASK")
+        };
+        soon("commands are redirected", refused).await;
+    }
+    for node in [to, from, 3 - to - from] {
+        scene.run(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &ids[1]]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_restarts_with_its_data_loses_nothing() {
+    let mut scene = Cluster::start(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let talk = scene.site.talk(EVENTS_A_SECOND);
+    for _ in 0..2 {
+        scene.goes_on().await;
+        restart(&mut scene).await;
+    }
+    scene.goes_on().await;
+    scene.ends_whole(talk.hush().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_restarts_without_its_data_is_a_gap_and_the_streams_go_on() {
+    let mut scene = Cluster::start(&["--appendonly", "no"]).await;
+    let talk = scene.site.talk(EVENTS_A_SECOND);
+    scene.goes_on().await;
+    restart(&mut scene).await;
+    scene.goes_on().await;
+    let last_sent = talk.hush().await;
+    let mut logs = Vec::new();
+    for relay in &scene.relays {
+        relay.goes_live().await;
+        relay.holds(last_sent).await;
+        logs.push(pages(&relay.consumers).await);
+    }
+    assert!(logs[0] == logs[1], "both show the same log");
+    let marked = logs[0].iter().filter(|entry| entry.json.contains(r#""reason":"store""#)).count();
+    assert_eq!(marked, 1, "the gap is marked once");
+    let numbers: Vec<u64> = logs[0].iter().filter_map(|entry| entry.number).collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "and nothing is missing behind it");
+    scene.has_one_owner().await;
+}
+
+/// All nodes are down at once for as long as both relays need to notice.
+async fn restart(scene: &mut Cluster) {
+    scene.nodes.iter_mut().for_each(Redis::kill);
+    for relay in &scene.relays {
+        let away = async || (relay.ready().await?.0 == 503).then_some(());
+        eventually("it is not ready", PATIENCE, away).await;
+    }
+    scene.nodes.iter_mut().for_each(Redis::restart);
+    for relay in &mut scene.relays {
+        let back = async || (relay.ready().await?.0 == 200).then_some(());
+        eventually("it is ready again", PATIENCE, back).await;
+        assert!(relay.child.has_ended().is_none(), "{}", relay.child.told());
+    }
+}

@@ -1,0 +1,104 @@
+//! Readers of large events that only Redis holds: the memory of the process stays bounded, and neither appends nor
+//! renewals wait behind them.
+
+use std::{fs, time::Duration};
+
+use tokio::task::JoinSet;
+use trunkline::simulator::{Fault, Target};
+
+use super::foreign::{SPOILT as OTHER, with_two_streams};
+use crate::{
+    harness::{Commands, Redis, Reply, RespFault, RespProxy},
+    process::{relay::Relay, site::Site},
+};
+
+const READERS: usize = 32;
+const EVENT_LEN: usize = 1 << 20;
+/// Far more than the newest entries that the process keeps for readers.
+const EVENTS: u64 = 32;
+
+/// 32 readers of a megabyte each at a time, and what the process has without them, twice over.
+const MEMORY_MAX: u64 = 256 << 20;
+
+/// A page of a reader may take so long, and less than a connection is given for an answer.
+const SLOW: Duration = Duration::from_millis(1_200);
+
+/// A site with its store behind `url`, and large events in both logs.
+async fn with_large_events(server: &Redis, url: &str) -> (Site, Relay) {
+    let site = with_two_streams(server).await;
+    let text = fs::read_to_string(&site.config).unwrap();
+    // A busy machine may be late by a second: that is no lack of a renewal.
+    let text = text.replace(&server.url(), url).replace("[store]\n", "[store]\nlease = \"8s\"\n");
+    fs::write(&site.config, text).unwrap();
+    let relay = Relay::live(&site).await;
+    for _ in 0..EVENTS {
+        site.platform.inject(Fault::Oversize { on: Target::All, bytes: EVENT_LEN });
+        relay.holds(site.platform.ledger().last_sequence()).await;
+    }
+    (site, relay)
+}
+
+/// Reads the log of the other stream from its first entry until `EVENTS` of it are there.
+async fn read(consumers: String) -> u64 {
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+    let url = format!("{consumers}/v1/streams/{OTHER}/events?from=first");
+    let mut answer = client.get(url).header("accept", "application/x-ndjson").send().await.unwrap();
+    let (mut lines, mut bytes) = (0, 0);
+    while lines < EVENTS {
+        let chunk = answer.chunk().await.unwrap().expect("an endless answer");
+        bytes += chunk.len() as u64;
+        lines += chunk.iter().filter(|byte| **byte == b'\n').count() as u64;
+    }
+    bytes
+}
+
+/// Until all readers are done; meanwhile what is sent is shown, and the membership is renewed.
+async fn is_not_delayed(site: &Site, relay: &Relay, mut readers: JoinSet<u64>) {
+    let (mut bytes, mut rounds) = (0, 0_u32);
+    while !readers.is_empty() {
+        site.platform.say(1);
+        relay.holds(site.platform.ledger().last_sequence()).await;
+        rounds += 1;
+        while let Some(read) = readers.try_join_next() {
+            bytes += read.unwrap();
+        }
+    }
+    assert!(rounds > 10, "appends went on: {rounds}");
+    assert!(bytes > EVENTS * EVENT_LEN as u64, "{bytes} bytes");
+    let metrics = relay.text(&relay.admin, "/metrics").await;
+    assert!(metrics.contains("trunkline_replica_renewal_failures_total 0"), "a renewal was missed");
+    assert!(!relay.child.stderr().contains("nothing is appended until"), "{}", relay.child.stderr());
+}
+
+/// The most memory that a process has had.
+fn memory_max(relay: &Relay) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", relay.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_cold_readers_of_large_events_take_bounded_memory_and_delay_no_append() {
+    let server = Redis::volatile();
+    let (site, relay) = with_large_events(&server, &server.url()).await;
+    let mut readers = JoinSet::new();
+    for _ in 0..READERS {
+        readers.spawn(read(relay.consumers.clone()));
+    }
+    is_not_delayed(&site, &relay, readers).await;
+    let most = memory_max(&relay);
+    println!("{READERS} cold readers of {EVENTS} events of 1 MiB: {} MiB at most", most >> 20);
+    assert!(most < MEMORY_MAX, "{} MiB", most >> 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_that_redis_answers_slowly_delay_no_append_and_no_renewal() {
+    let server = Redis::volatile();
+    let proxy = RespProxy::to(server.port()).await;
+    let (site, relay) = with_large_events(&server, &proxy.url()).await;
+    proxy.set(RespFault { commands: Commands::Ranges, reply: Reply::Late(SLOW) });
+    let mut readers = JoinSet::new();
+    readers.spawn(read(relay.consumers.clone()));
+    is_not_delayed(&site, &relay, readers).await;
+    assert!(proxy.replaced() > 5, "reads were slow");
+}
