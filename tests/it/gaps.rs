@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use trunkline::simulator::{Dialect, Fault, Settings, Target};
+use trunkline::simulator::{ALWAYS, Answered, Asked, Dialect, Fault, Settings, Target};
 
-use crate::harness::{Plan, Platform, Relay, Scripted, Upgrade, numbered, tell, throughout};
+use crate::harness::{Plan, Platform, Relay, Scripted, Upgrade, eventually, numbered, tell, throughout};
 
 const SUMMARY: &str = "/api/v2/analytics/conversations/summary";
+/// The most pages of users that one snapshot asks for.
+const PAGES_MAX: usize = 100;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_that_are_skipped_are_a_gap_with_a_snapshot_right_behind_it() {
@@ -208,4 +210,41 @@ async fn a_feed_that_was_never_heard_costs_the_other_one_nothing() {
     first.say(2);
     let relay = Relay::of(plan.moved_to(first.address())).await;
     relay.tells("1 2 3 4 5").await;
+}
+
+/// A snapshot takes so many pages of users, and no more, where so many pages are answered like this.
+async fn snapshot_takes(pages: usize, times: u32, how: Answered) {
+    let platform = Platform::with(Settings { requests_per_minute: 10_000, ..Settings::default() }).await;
+    let topic = format!("v2.users.{}.presence", platform.agent_ids()[0]);
+    let url = Some("/api/v2/users?expand=presence".to_owned());
+    platform.inject(Fault::Answer { to: Asked::Rest, on: Target::All, url, resuming: false, times, how });
+    let relay = Relay::of(Plan::topics(platform.address(), &[&topic])).await;
+    platform.inject(Fault::Drop { on: Target::All });
+    let taken = async || relay.story().await.matches("snapshot(no-replay)").count() == pages;
+    eventually(&format!("{pages} pages are taken"), &taken).await;
+    relay.until("it is live", |stream| stream["state"] == "live" && stream["snapshot_owed"] == false).await;
+    throughout(Duration::from_millis(300), "no more pages are taken", &taken).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_a_snapshot_with_odd_members_end_and_a_page_that_repeats_itself_is_bounded() {
+    let changed = |set: &str, without: &[&str]| Answered::Changed {
+        status: None,
+        content_type: None,
+        gzip: false,
+        set: Some(set.to_owned()),
+        without: without.iter().map(|pointer| (*pointer).to_owned()).collect(),
+    };
+    let nothing = Answered::Body { status: 204, content_type: "application/json".to_owned(), text: String::new() };
+    for (how, pages) in [
+        (changed(r#"{"pageCount":null}"#, &[]), 1),
+        (changed(r#"{"entities":null}"#, &[]), 1),
+        (changed("{}", &["/entities/0/id"]), 1),
+        (changed(r#"{"pageCount":1000000}"#, &[]), PAGES_MAX),
+        (changed(r#"{"pageCount":null,"nextUri":"/api/v2/users?pageNumber=1"}"#, &[]), PAGES_MAX),
+    ] {
+        snapshot_takes(pages, ALWAYS, how).await;
+    }
+    // An answer without a body is no state: the call is repeated.
+    snapshot_takes(1, 1, nothing).await;
 }

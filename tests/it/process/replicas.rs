@@ -6,6 +6,7 @@ mod away;
 mod clocks;
 mod cluster;
 mod cut;
+mod degraded;
 mod deleted;
 mod failover;
 mod feeds;
