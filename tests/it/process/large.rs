@@ -16,9 +16,9 @@ use crate::harness::Redis;
 const EVENT_BYTES: usize = 1_000_000;
 const BUFFER_BYTES: u64 = 8 << 20;
 /// Many times what the buffer may hold.
-const EVENTS: u64 = 160;
+const EVENTS: u64 = 96;
 /// What the process may take beyond what it had: the buffer, an append under way with its copies, and frames that are
-/// read. All events would be 160 MB.
+/// read. All events would be 96 MB.
 const GROWTH_MAX: u64 = 8 * BUFFER_BYTES;
 
 /// One large event in each frame.
