@@ -20,7 +20,10 @@ mod wiped;
 
 use std::{
     fs,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -38,9 +41,14 @@ use crate::harness::{Redis, knob};
 
 const EVENTS_A_SECOND: u64 = 500;
 
-/// The default `lease`. It is renewed five times in it, so that a holder that dies leaves at least four fifths.
+/// The default `lease`.
 const LEASE: Duration = Duration::from_secs(2);
-const LEASE_LEFT_MIN: Duration = Duration::from_millis(1_600);
+/// It is renewed five times in it: an owner that dies leaves at least four fifths, and the others look that much later.
+const RENEWAL: f64 = 0.2;
+/// A standby takes the stream of an owner that was silent for so long.
+const SILENCE: Duration = Duration::from_millis(400);
+/// What a claim, a session with the platform and the page of a reader take beside.
+const CLAIM: Duration = Duration::from_millis(1_200);
 
 /// How often a scene is played.
 pub(super) fn rounds(default: usize) -> usize {
@@ -92,10 +100,55 @@ fn tell(what: &str, mut took: Vec<Duration>) {
     println!("{what}: median {} ms, p99 {} ms, {} times", at(0.5), at(0.99), took.len());
 }
 
-/// Kills the holder again and again; returns how long each time nothing was appended.
-async fn kill_holders(keys: &[&str], count: usize) -> Vec<Duration> {
+/// How late this process was with what it wanted to do: so much the machine took from everybody.
+struct Lateness {
+    total: Arc<AtomicU64>,
+    _ticks: JoinSet<()>,
+}
+
+impl Lateness {
+    fn watch() -> Self {
+        const TICK: Duration = Duration::from_millis(10);
+        let (total, mut ticks) = (Arc::new(AtomicU64::new(0)), JoinSet::new());
+        let sum = Arc::clone(&total);
+        ticks.spawn(async move {
+            loop {
+                let since = clock::now();
+                tokio::time::sleep(TICK).await;
+                let late = since.elapsed().saturating_sub(2 * TICK);
+                sum.fetch_add(u64::try_from(late.as_millis()).unwrap(), Ordering::Relaxed);
+            }
+        });
+        Self { total, _ticks: ticks }
+    }
+
+    fn total(&self) -> Duration {
+        Duration::from_millis(self.total.load(Ordering::Relaxed))
+    }
+}
+
+/// How long it took until the next entry was shown, and how late this process was meanwhile.
+#[derive(Debug, Clone, Copy)]
+struct TakeOver {
+    shown: Duration,
+    late: Duration,
+}
+
+impl TakeOver {
+    /// Whether it took no longer than this, where three processes wait for one another on a late machine.
+    fn is_within(&self, promised: Duration) -> bool {
+        self.shown < promised + 3 * self.late
+    }
+}
+
+/// Kills the owner again and again; returns how long each time nothing was appended.
+async fn kill_holders(lease: Duration, keys: &[&str], count: usize) -> Vec<TakeOver> {
     let server = Redis::durable();
     let site = site(&server, keys).await;
+    let text = fs::read_to_string(&site.config).unwrap();
+    let with_lease = format!("[store]\nlease = \"{}ms\"\n", lease.as_millis());
+    fs::write(&site.config, text.replace("[store]\n", &with_lease)).unwrap();
+    let lateness = Lateness::watch();
     let mut relays = vec![Relay::live(&site).await, Relay::live(&site).await];
     let (board, mut readers, lines) = (Arc::new(Board::default()), JoinSet::new(), Arc::new(Seen::default()));
     readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
@@ -108,7 +161,9 @@ async fn kill_holders(keys: &[&str], count: usize) -> Vec<Duration> {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(700..1_200))).await;
         board.put(Some(relays[other].consumers.clone()));
         relays[index].child.kill();
-        took.push(goes_on(&site, &relays[other], clock::now()).await);
+        let late = lateness.total();
+        let shown = goes_on(&site, &relays[other], clock::now()).await;
+        took.push(TakeOver { shown, late: lateness.total() - late });
         relays[index] = Relay::live(&site).await;
     }
     let last_said = talk.hush().await;
@@ -124,16 +179,25 @@ async fn kill_holders(keys: &[&str], count: usize) -> Vec<Duration> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_holder_that_is_killed_is_followed_and_nothing_is_lost_or_doubled() {
-    tell("take-over without a standby", kill_holders(&[], rounds(3)).await);
+    for lease in [LEASE, 2 * LEASE] {
+        let took = kill_holders(lease, &[], rounds(3)).await;
+        tell(&format!("take-over without a standby, lease {lease:?}"), took.iter().map(|took| took.shown).collect());
+        let promised = lease.mul_f64(1.0 + RENEWAL) + CLAIM;
+        assert!(took.iter().all(|took| took.is_within(promised)), "{took:?} where {promised:?} is promised");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_takes_over_before_the_lease_of_a_killed_holder_has_ended() {
-    let took = kill_holders(&["standby = true"], rounds(6)).await;
-    // The quickest one: the others may have waited for a busy machine.
-    let quickest = took.iter().min().copied().unwrap();
-    tell("take-over by a standby", took);
-    assert!(quickest < LEASE_LEFT_MIN, "{quickest:?}");
+    // So long that even a busy machine does not wait for its end.
+    let lease = 4 * LEASE;
+    let took = kill_holders(lease, &["standby = true"], rounds(6)).await;
+    tell("take-over by a standby", took.iter().map(|took| took.shown).collect());
+    let left_min = lease.mul_f64(1.0 - RENEWAL);
+    assert!(took.iter().all(|took| took.is_within(left_min)), "{took:?} where {left_min:?} of the lease were left");
+    // The quickest one: the others may have been suspected while they were renewed.
+    let promised = SILENCE + CLAIM;
+    assert!(took.iter().any(|took| took.is_within(promised)), "{took:?} where {promised:?} is promised");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

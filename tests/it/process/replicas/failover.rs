@@ -1,7 +1,5 @@
 //! A Sentinel gives Redis another primary that lacks what was written last, while two relays run.
 
-use std::time::Duration;
-
 use redis::cmd;
 use trunkline::{clock, simulator::Settings};
 
@@ -29,7 +27,8 @@ impl Trio {
         let mut follow = cmd("REPLICAOF");
         replica.connection().run::<()>(follow.arg("127.0.0.1").arg(primary.port())).await.unwrap();
         soon("the replica follows", async || about(&replica).await.contains("master_link_status:up")).await;
-        let sentinel = Redis::sentinel(&primary);
+        // A busy machine is no reason for a failover.
+        let sentinel = Redis::sentinel_with(&primary, "sentinel down-after-milliseconds main 2000\n");
         Self { primary, replica, sentinel }
     }
 
@@ -58,8 +57,8 @@ impl Trio {
         .await;
     }
 
-    /// The replica hears nothing more, and the primary goes on for a while; then the one takes the other's place.
-    async fn fail_over(&mut self, lost: Duration) {
+    /// The replica gets nothing more. Returns the newest entry that it has.
+    async fn cut(&self) -> u64 {
         let cut = async || {
             let mut kill = cmd("CLIENT");
             self.primary.connection().run::<i64>(kill.arg("KILL").arg("TYPE").arg("replica")).await.ok();
@@ -72,7 +71,13 @@ impl Trio {
         let rule = rule.arg("SETUSER").arg("default").arg("-psync").arg("-replconf").arg("-sync");
         self.primary.connection().run::<()>(rule).await.unwrap();
         cut().await;
-        tokio::time::sleep(lost).await;
+        soon("the replica is cut off", async || about(&self.replica).await.contains("master_link_status:down")).await;
+        let head = format!("{{trunkline:{STREAM}}}:head");
+        self.replica.connection().run(cmd("HGET").arg(head).arg("last")).await.unwrap()
+    }
+
+    /// The replica takes the place of the primary.
+    async fn fail_over(&mut self) {
         self.primary.kill();
         soon("the replica is the primary", async || about(&self.replica).await.contains("role:master")).await;
     }
@@ -112,9 +117,10 @@ async fn what_a_failover_lost_is_asked_of_the_platform_again() {
     goes_on(&site, &relays[1], clock::now()).await;
     let kept = relays[0].newest().await.unwrap();
     trio.has(kept.offset).await;
-    trio.fail_over(Duration::from_millis(1_200)).await;
+    let last_kept = trio.cut().await;
+    let seen = shown_beyond(&relays, last_kept).await;
+    trio.fail_over().await;
     let since = clock::now();
-    let seen = pages_end(&relays).await;
     for relay in &relays {
         let back = goes_on(&site, relay, since).await;
         println!("after a failover by Sentinel: goes on after {back:?}");
@@ -137,13 +143,16 @@ async fn what_a_failover_lost_is_asked_of_the_platform_again() {
     }
 }
 
-/// The newest entry that either of them showed before it knew better.
-async fn pages_end(relays: &[Relay]) -> String {
-    let mut newest = None;
-    for relay in relays {
-        let last = relay.stream().await["last"].as_str().unwrap().to_owned();
-        let offset: u64 = last.split_once('-').unwrap().1.parse().unwrap();
-        newest = newest.max(Some((offset, last)));
-    }
-    eventually("something was shown", PATIENCE, async || newest.clone()).await.1
+/// An entry that either of them shows, far enough behind this one to be none that the new primary has.
+async fn shown_beyond(relays: &[Relay], last: u64) -> String {
+    eventually("more is shown", PATIENCE, async || {
+        for relay in relays {
+            let newest = relay.newest().await?;
+            if newest.offset > last {
+                return Some(newest.id);
+            }
+        }
+        None
+    })
+    .await
 }
