@@ -205,7 +205,8 @@ impl Tokens {
     }
 
     /// The platform refuses this generation to the stream. Either another one is got, unless there is a newer one
-    /// already, or the same one is offered again: then the account stands by it, and the trouble is the stream's.
+    /// already, or the same one is offered again, because the trouble is the stream's. Both, where it has never carried
+    /// a session: the interval between two requests may keep the next one away for long.
     pub fn refuse(&self, stream: &StreamName, generation: u64) {
         let ruling = self.usage(|usage| usage.refused(stream, generation, clock::now()));
         tracing::info!(%stream, account = %self.account, generation, ?ruling, "the platform refuses the token");
@@ -215,7 +216,12 @@ impl Tokens {
                 asked.offers += 1;
                 true
             }
-            Ruling::Account { carried } => asked.refuse(generation, carried),
+            Ruling::Account { carried } => {
+                let news = asked.refuse(generation, carried);
+                // Until there is a newer one it is tried again.
+                asked.offers += u64::from(!carried);
+                news || !carried
+            }
         });
     }
 

@@ -43,7 +43,7 @@ pub(super) struct Asked {
     refused: (u64, bool),
     /// The newest generation that was refused and then carried a live session.
     pub(super) cleared: u64,
-    /// How often a stream must hear that the token it was refused stays.
+    /// How often the token in force was offered again to streams that were refused it.
     pub(super) offers: u64,
     /// How often an operator wanted a new token.
     pub(super) wishes: u64,
@@ -281,8 +281,9 @@ impl Refresher {
             Ok(granted) => {
                 self.metrics.refreshed("granted");
                 let lifetime = granted.lifetime.map(|lifetime| lifetime.scheduled);
+                let repeated = self.is_refused(&granted.secret);
                 self.granted = Some(granted);
-                Input::Granted { lifetime, unit }
+                Input::Granted { lifetime, repeated, unit }
             }
             Err(error) => {
                 let failure = error.verdict();
@@ -292,6 +293,11 @@ impl Refresher {
             }
         };
         self.machine.handle(input, clock::now());
+    }
+
+    /// Whether the platform has refused this very token.
+    fn is_refused(&self, secret: &Secret) -> bool {
+        self.machine.is_refused() && self.tokens.borrow().as_ref().is_some_and(|token| token.secret == *secret)
     }
 
     fn adopt(&mut self, generation: u64, origin: Origin) {
@@ -388,9 +394,9 @@ impl Refresher {
         }
     }
 
-    /// Streams that were refused the token hear that it stays. While another one is sought, they wait for that.
+    /// Streams that were refused the token are offered it again, unless it is worth nothing: then they wait for the next.
     fn offer_again(&self) {
-        if !self.machine.is_refused() {
+        if self.machine.may_be_tried_again() {
             self.tokens.send_modify(|_| ());
         }
     }

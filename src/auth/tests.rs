@@ -204,6 +204,23 @@ async fn fifty_streams_that_refuse_one_token_cause_one_grant() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_grants_the_refused_token_again_is_asked_again_within_the_interval() {
+    let replies = vec![Reply::granted("a", 1800), Reply::granted("a", 1800), Reply::granted("b", 1800)];
+    let endpoint = Endpoint::start(replies).await;
+    let world = World::new();
+    let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
+    relay.token(1).await;
+    relay.tokens.carried(&stream(), 1);
+    relay.tokens.refuse(&stream(), 1);
+    relay.token(2).await;
+    relay.tokens.refuse(&stream(), 2);
+    let waits = |status: &AccountStatus| status.waiting_seconds.is_some_and(|seconds| seconds <= 5.0);
+    relay.status(waits).await;
+    relay.token(3).await;
+    assert_eq!(endpoint.count(), 3);
+}
+
+#[tokio::test]
 async fn the_running_token_stays_while_the_endpoint_fails() {
     let late = Reply::gate();
     let replies = vec![Reply::granted("a", 1800), Reply::say(500, "", ""), late.1, Reply::granted("b", 1800)];

@@ -64,8 +64,8 @@ pub enum Input {
     /// Get the first token. Once.
     Start,
     /// The fetch brought a token that lives this long from the moment the request was sent. None: it has no end that
-    /// anybody knows, so it is never due.
-    Granted { lifetime: Option<Duration>, unit: f64 },
+    /// anybody knows, so it is never due. `repeated`: it is the very token that was refused (an endpoint that caches).
+    Granted { lifetime: Option<Duration>, repeated: bool, unit: f64 },
     /// The fetch brought none.
     Failed { failure: Failure, unit: f64 },
     /// The platform refuses a token. Only the newest generation counts. `carried`: a session was live under it here.
@@ -192,6 +192,8 @@ pub struct Refresh {
     sought_at: Option<Instant>,
     /// When the newest tokens were refused, [`REFUSALS_MAX`] at most: the oldest goes first.
     refusals: VecDeque<Instant>,
+    /// How often in a row the endpoint granted the token again that was refused.
+    repeats: u32,
     /// The newest generation that the vault ever told of.
     last_seen: u64,
     /// How long the token lived that was last seen there.
@@ -235,6 +237,7 @@ impl Refresh {
             state: State::Idle,
             sought_at: None,
             refusals: VecDeque::new(),
+            repeats: 0,
             last_seen: 0,
             life_seen: None,
             outputs: VecDeque::new(),
@@ -244,7 +247,10 @@ impl Refresh {
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {
             Input::Start => self.start(now),
-            Input::Granted { lifetime, unit } => self.granted(lifetime, unit, now),
+            Input::Granted { lifetime, repeated, unit } => {
+                self.repeats = if repeated { self.repeats.saturating_add(1) } else { 0 };
+                self.granted(lifetime, unit, now);
+            }
             Input::Failed { failure, unit } => self.retry(failure, unit, now),
             Input::Refused { generation, carried } => self.refuse(generation, carried, now),
             Input::Cleared { generation } => self.clear(generation),
@@ -325,6 +331,12 @@ impl Refresh {
         }
     }
 
+    /// Whether the token in force may be used by a stream that was refused it: its trouble may pass. One that was
+    /// refused after it had carried a live session is worth nothing.
+    pub fn may_be_tried_again(&self) -> bool {
+        self.held.is_some_and(|held| held.refused != Some(true))
+    }
+
     /// Whether the platform rejects the token in force.
     pub fn is_refused(&self) -> bool {
         self.held.is_some_and(|held| held.refused.is_some())
@@ -387,7 +399,8 @@ impl Refresh {
         self.outputs.push_back(Output::Retry { at: now + pause, alarm: row.is_alarming() });
     }
 
-    /// A token that carried a live session is replaced at once, another one when the minimal interval is over.
+    /// A token that carried a live session is replaced at once, another one when the minimal interval is over; one that
+    /// the endpoint had granted before, sooner: what was granted there was no new token.
     fn refuse(&mut self, generation: u64, carried: bool, now: Instant) {
         let Some(held) = self.held.as_mut().filter(|held| held.generation == generation) else { return };
         if held.refused.is_some_and(|known| known == carried || known) {
@@ -398,7 +411,7 @@ impl Refresh {
         if held.refused.replace(carried).is_none() {
             self.note_refusal(now);
         }
-        let at = if carried { at_once } else { at_once.max(self.spaced(self.sought_at, now)) };
+        let at = if carried { at_once } else { at_once.max(self.after_unusable(now)) };
         self.hasten(at, now);
     }
 
@@ -420,6 +433,15 @@ impl Refresh {
         let often = self.degraded_until().is_some_and(|until| now < until);
         let spaced = self.sought_at.filter(|_| often).map(|sought| sought + REFUSAL_SPACING);
         spaced.map_or(now, |at| at.max(now))
+    }
+
+    /// The first moment at which a token is replaced that never carried a session.
+    fn after_unusable(&self, now: Instant) -> Instant {
+        let interval = match self.repeats.checked_sub(1) {
+            None => self.settings.interval_min,
+            Some(before) => REFUSAL_SPACING.saturating_mul(2_u32.saturating_pow(before)).min(self.settings.interval_min),
+        };
+        self.sought_at.map_or(now, |sought| now.max(sought + interval))
     }
 
     /// As before the refusal, unless a newer token is on its way already.

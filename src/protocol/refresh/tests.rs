@@ -22,7 +22,7 @@ fn a_token_is_renewed_ahead_of_its_end_counted_from_the_sending_of_the_request()
     ];
     for (life, unit, due) in table {
         let lifetime = Some(Duration::from_secs_f64(life));
-        let told = play(&[(0.0, Input::Start), (0.5, Input::Granted { lifetime, unit })], life);
+        let told = play(&[(0.0, Input::Start), (0.5, Input::Granted { lifetime, repeated: false, unit })], life);
         assert_eq!(told, format!("0 fetch, 0.5 adopt 1, {due} fetch"), "{life} {unit}");
     }
     assert_eq!(play(&[(0.0, Input::Start), (1.0, endless())], 1e6), "0 fetch, 1 adopt 1");
@@ -51,10 +51,42 @@ fn a_refused_token_is_replaced_at_once_and_only_once() {
         (vec![(2.0, unusable(1)), (5.0, cleared(0)), (5.0, cleared(2))], "60 fetch"),
         (vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, unusable(2))], "2 fetch, 3 adopt 2, 62 fetch"),
         (vec![(2.0, refused(1)), (3.0, granted(1800)), (63.0, unusable(2))], "2 fetch, 3 adopt 2, 63 fetch"),
+        // the endpoint grants the same token again: it is asked again sooner, and ever more seldom
+        (
+            vec![
+                (20.0, refused(1)),
+                (21.0, repeated()),
+                (22.0, unusable(2)),
+                (26.0, repeated()),
+                (27.0, unusable(3)),
+                (36.0, granted(1800)),
+                (37.0, unusable(4)),
+            ],
+            "20 fetch, 21 adopt 2, 25 fetch, 26 adopt 3, 35 fetch, 36 adopt 4, 95 fetch",
+        ),
     ];
     for (script, expected) in table {
         let told = play(&[&start[..], &script].concat(), 600.0);
         assert_eq!(told.strip_prefix("0 fetch, 1 adopt 1").unwrap().trim_start_matches(", "), expected);
+    }
+}
+
+#[test]
+fn a_refused_token_is_tried_again_unless_it_had_carried_a_session() {
+    let start = [(0.0, Input::Start), (1.0, granted(1800))];
+    let table = [
+        (vec![], true),
+        (vec![(2.0, unusable(1))], true),
+        (vec![(2.0, unusable(1)), (60.0, failed(Failure::Unreachable))], true),
+        (vec![(2.0, refused(1))], false),
+        (vec![(2.0, unusable(1)), (3.0, refused(1))], false),
+        (vec![(2.0, refused(1)), (3.0, granted(1800))], true),
+        (vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, unusable(2))], true),
+    ];
+    for (script, expected) in table {
+        let mut world = World::new();
+        world.play(&[&start[..], &script].concat());
+        assert_eq!(world.machine.may_be_tried_again(), expected, "{script:?}");
     }
 }
 
@@ -256,7 +288,7 @@ proptest! {
     ) {
         let mut world = World::new();
         let lifetime = Some(Duration::from_secs_f64(life));
-        world.play(&[(0.0, Input::Start), (latency, Input::Granted { lifetime, unit })]);
+        world.play(&[(0.0, Input::Start), (latency, Input::Granted { lifetime, repeated: false, unit })]);
         for _ in 0..20 {
             let ends_at = world.machine.ends_at().unwrap();
             let due = world.machine.poll_timeout().unwrap();
@@ -264,7 +296,7 @@ proptest! {
             prop_assert!(world.in_flight);
             let answered = due + Duration::from_secs_f64(latency);
             prop_assert!(answered < ends_at);
-            world.tell(Input::Granted { lifetime, unit }, answered);
+            world.tell(Input::Granted { lifetime, repeated: false, unit }, answered);
         }
         prop_assert_eq!(world.machine.generation(), 21);
     }
@@ -320,8 +352,11 @@ fn step() -> impl Strategy<Value = (f64, Input)> {
         proptest::option::of(1..3_600_u64).prop_map(|secs| Failure::Throttled(secs.map(Duration::from_secs))),
     ];
     let input = prop_oneof![
-        (10..100_000_u64, unit.clone())
-            .prop_map(|(life, unit)| Input::Granted { lifetime: Some(Duration::from_secs(life)), unit }),
+        (10..100_000_u64, unit.clone()).prop_map(|(life, unit)| Input::Granted {
+            lifetime: Some(Duration::from_secs(life)),
+            repeated: false,
+            unit
+        }),
         (failure, unit).prop_map(|(failure, unit)| Input::Failed { failure, unit }),
         (0..20_u64, any::<bool>()).prop_map(|(generation, carried)| Input::Refused { generation, carried }),
         (0..20_u64).prop_map(cleared),
@@ -345,11 +380,16 @@ fn is_answer(input: &Input) -> bool {
 }
 
 fn granted(life: u64) -> Input {
-    Input::Granted { lifetime: Some(Duration::from_secs(life)), unit: 0.0 }
+    Input::Granted { lifetime: Some(Duration::from_secs(life)), repeated: false, unit: 0.0 }
+}
+
+/// The very token that was refused.
+fn repeated() -> Input {
+    Input::Granted { lifetime: Some(Duration::from_secs(1_800)), repeated: true, unit: 0.0 }
 }
 
 fn endless() -> Input {
-    Input::Granted { lifetime: None, unit: 0.0 }
+    Input::Granted { lifetime: None, repeated: false, unit: 0.0 }
 }
 
 fn failed(failure: Failure) -> Input {

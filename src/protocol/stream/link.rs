@@ -48,13 +48,23 @@ pub(super) enum Link {
         /// The successor is to be replaced too.
         retire: Option<Retire>,
     },
-    /// Backing off. `given_up`: the platform refused several times in a row, and an operator must act.
+    /// Backing off.
     Resting {
         until: Instant,
-        given_up: bool,
+        cause: Cause,
     },
     Paused,
     Drained,
+}
+
+/// Why no session is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    Trouble,
+    /// The token is refused and there is no newer one yet. A newer one ends the wait.
+    Token,
+    /// The platform refused several times in a row, and an operator must act. A newer token ends the wait.
+    GivenUp,
 }
 
 /// A planned replacement that is due.
@@ -105,8 +115,8 @@ impl Link {
             Self::Waiting => State::Starting,
             Self::Opening { .. } => State::Connecting,
             Self::Live { .. } | Self::Swapping { .. } | Self::Overlapping { .. } => State::Live,
-            Self::Resting { given_up: false, .. } => State::BackingOff,
-            Self::Resting { given_up: true, .. } => State::Failed,
+            Self::Resting { cause: Cause::Trouble | Cause::Token, .. } => State::BackingOff,
+            Self::Resting { cause: Cause::GivenUp, .. } => State::Failed,
             Self::Paused | Self::Drained => State::Paused,
         }
     }
@@ -126,11 +136,14 @@ impl Stream {
         if generation == self.token && generation == self.refused {
             return self.token_stays(now);
         }
+        let is_newer = generation > self.token;
         self.token = self.token.max(generation);
         match &self.link {
             Link::Waiting => self.open(None, now),
             // A token that was rejected may be what was given up for.
-            Link::Resting { given_up: true, .. } if self.usable_token().is_some() => self.open(None, now),
+            Link::Resting { cause: Cause::Token | Cause::GivenUp, .. } if is_newer && self.usable_token().is_some() => {
+                self.open(None, now);
+            }
             Link::Live { .. } => self.retire_if_outdated(now),
             Link::Opening { .. }
             | Link::Swapping { .. }
@@ -141,13 +154,13 @@ impl Stream {
         }
     }
 
-    /// The account offers the token again that this stream was refused: other streams use it, so there will be no other.
-    /// It is tried again, at the pace of network trouble.
+    /// The account offers the token again that this stream was refused: other streams use it, or it has never carried a
+    /// session and a newer one may not be requested yet. It is tried again, at the pace of network trouble.
     fn token_stays(&mut self, now: Now) {
         self.refused = self.refused.saturating_sub(1);
         if matches!(self.link, Link::Waiting) {
             let delay = self.backoff.failed(Trouble::Restarting, now.at, now.unit);
-            self.link = Link::Resting { until: now.at + delay, given_up: false };
+            self.link = Link::Resting { until: now.at + delay, cause: Cause::Token };
         }
     }
 

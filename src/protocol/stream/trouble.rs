@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Output, Report, Stream,
     handover::Role,
-    link::{Link, Swap},
+    link::{Cause, Link, Swap},
     planned::again,
 };
 use crate::{
@@ -196,7 +196,7 @@ impl Stream {
             return;
         }
         let delay = self.backoff.failed(Trouble::Refused, now.at, now.unit);
-        self.link = Link::Resting { until: now.at + delay, given_up: true };
+        self.link = Link::Resting { until: now.at + delay, cause: Cause::GivenUp };
         self.report(Report::GivenUp { failure, retry_in: delay });
     }
 
@@ -215,14 +215,14 @@ impl Stream {
         self.position_refused = true;
         self.backoff.retired(now.at);
         let delay = backoff::IMMEDIATE_MAX.mul_f64(now.unit);
-        self.link = Link::Resting { until: now.at + delay, given_up: false };
+        self.link = Link::Resting { until: now.at + delay, cause: Cause::Trouble };
         self.report(Report::Lost { failure, retry_in: Some(delay) });
     }
 
     pub(super) fn rest(&mut self, trouble: Trouble, failure: Failure, now: Now) {
         self.refusals = 0;
         let delay = self.backoff.failed(trouble, now.at, now.unit);
-        self.link = Link::Resting { until: now.at + delay, given_up: false };
+        self.link = Link::Resting { until: now.at + delay, cause: Cause::Trouble };
         self.report(Report::Lost { failure, retry_in: Some(delay) });
     }
 
@@ -245,7 +245,7 @@ impl Stream {
         self.report(Report::Lost { failure, retry_in: None });
         let jitter = self.settings.rotation_jitter.mul_f64(0.5 + now.unit / 2.0);
         self.link = match self.usable_token() {
-            Some(_) => Link::Resting { until: now.at + jitter, given_up: false },
+            Some(_) => Link::Resting { until: now.at + jitter, cause: Cause::Trouble },
             None => Link::Waiting,
         };
     }

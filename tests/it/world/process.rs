@@ -321,7 +321,7 @@ impl Process {
                 let token = TokenId { life: self.life, generation: self.refresh.generation() + 1 };
                 around.platform.issue(token, &mut around.scene);
                 around.judge.token_granted(&around.scene);
-                refresh::Input::Granted { lifetime: Some(around.scene.plan.token_life), unit }
+                refresh::Input::Granted { lifetime: Some(around.scene.plan.token_life), repeated: false, unit }
             }
             Err(failure) => refresh::Input::Failed { failure, unit },
         };

@@ -413,7 +413,7 @@ impl Night {
         replica.fresh = self.granted;
         replica.asked_at = None;
         replica.dawdles = false;
-        self.tell(index, Input::Granted { lifetime: Some(LIFE), unit: nights.unit(index) });
+        self.tell(index, Input::Granted { lifetime: Some(LIFE), repeated: false, unit: nights.unit(index) });
     }
 
     /// The next thing that others can notice, and all that they cannot.
