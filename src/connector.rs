@@ -31,7 +31,7 @@ pub struct Choices {
     pub overlap: Overlap,
     /// What is sent to a platform that has been silent, to hear whether it lives.
     pub probe: Probe,
-    /// A new socket counts as live when it answered the probe, or when it stayed open this long.
+    /// When a new socket counts as live. One that replaces a live one has to be heard, whatever this is.
     pub proof: Proof,
     /// How long one endpoint may be used before it is replaced.
     pub life: Option<Duration>,
@@ -69,12 +69,22 @@ pub enum Probe {
 /// When an open socket is live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
-    /// As soon as it is open: the handshake is the authentication.
-    Opened,
     /// When the platform said anything that is not a refusal; the probe is sent at once to make it speak.
     Answered,
+    /// The same, or when it said nothing at all for this long: the handshake is the authentication.
+    AnsweredOrQuietFor(Duration),
     /// When it said anything that is not a refusal, or nothing at all for this long.
     QuietFor(Duration),
+}
+
+impl Proof {
+    /// After how long without a word a socket is live.
+    pub fn quiet(self) -> Option<Duration> {
+        match self {
+            Self::Answered => None,
+            Self::AnsweredOrQuietFor(wait) | Self::QuietFor(wait) => Some(wait),
+        }
+    }
 }
 
 /// Where the token goes on the upgrade request.
@@ -102,6 +112,25 @@ pub struct Endpoint {
     pub refused: Vec<RefusedTopic>,
     /// False where it was made and nothing is subscribed on it yet.
     pub subscribed: bool,
+}
+
+impl Endpoint {
+    /// A topic that is heard by this endpoint and that the platform refused to the other one.
+    pub fn refused_to<'a>(&self, other: &'a Self) -> Option<&'a RefusedTopic> {
+        let known = |refused: &RefusedTopic| self.refused.iter().any(|known| known.topic == refused.topic);
+        // A look-up that failed refuses a pattern, which stands for what is not named.
+        let heard = |refused: &RefusedTopic| {
+            let is_subscribed = |topic: &String| *topic == refused.topic || *topic == refused.request;
+            refused.topic.contains('*') || self.topics.iter().any(is_subscribed)
+        };
+        let is_less = |refused: &&RefusedTopic| refused.state == Unheard::Refused && !known(refused) && heard(refused);
+        other.refused.iter().find(is_less)
+    }
+
+    /// The same endpoint with nothing subscribed on it.
+    pub fn unsubscribed(self) -> Self {
+        Self { topics: Vec::new(), refused: Vec::new(), subscribed: false, ..self }
+    }
 }
 
 /// A topic that is configured and not heard.
@@ -229,6 +258,8 @@ pub enum Failure {
     Unreadable(String),
     /// The platform said so in a frame.
     Said(Notice),
+    /// A topic that the session before it hears is not subscribed on the successor.
+    Unsubscribed { topic: String, reason: String },
 }
 
 /// How sure it is that an upgrade was refused because of the position that it asked for.
@@ -390,7 +421,7 @@ impl Connector {
             | Failure::Unreadable(_) => Verdict::BackOff,
             Failure::Said(Notice::TokenInvalid | Notice::TokenRevoked) => Verdict::RefreshToken,
             Failure::Said(Notice::EndpointGone | Notice::Closing) => Verdict::NewEndpoint,
-            Failure::Said(Notice::Displaced) => Verdict::Refused,
+            Failure::Said(Notice::Displaced) | Failure::Unsubscribed { .. } => Verdict::Refused,
         }
     }
 }
@@ -454,7 +485,8 @@ impl Failure {
             | Self::Oversize
             | Self::Unfinished { .. }
             | Self::Unreadable(_)
-            | Self::Said(_) => false,
+            | Self::Said(_)
+            | Self::Unsubscribed { .. } => false,
         }
     }
 
@@ -472,7 +504,8 @@ impl Failure {
             | Self::Oversize
             | Self::Unfinished { .. }
             | Self::Unreadable(_)
-            | Self::Said(_) => None,
+            | Self::Said(_)
+            | Self::Unsubscribed { .. } => None,
         }
     }
 
@@ -483,7 +516,7 @@ impl Failure {
             Self::Unreachable(_) => "network",
             Self::Silent => "silence",
             Self::Oversize | Self::Unfinished { .. } | Self::Unreadable(_) => "protocol",
-            Self::Said(_) => "refused",
+            Self::Said(_) | Self::Unsubscribed { .. } => "refused",
             Self::Closed { code, .. } => match code {
                 1000 => "clean",
                 1002 | 1003 | 1007 | 1009 | 1010 => "protocol",
@@ -508,6 +541,7 @@ impl std::fmt::Display for Failure {
             Self::Unfinished { within } => write!(f, "a message not complete in {} s", within.as_secs_f64()),
             Self::Unreadable(why) => write!(f, "a frame that cannot be read: {why}"),
             Self::Said(notice) => write!(f, "the platform said {notice:?}"),
+            Self::Unsubscribed { topic, reason } => write!(f, "{topic} is not subscribed: {reason}"),
         }
     }
 }

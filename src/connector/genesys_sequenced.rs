@@ -35,13 +35,16 @@ pub struct Settings {
 /// A platform that takes tokens in the query says within this time when it does not like one.
 const REFUSAL_WAIT: Duration = Duration::from_millis(250);
 
+/// A platform that answered the upgrade and does not answer the probe is believed to be live after this time.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
+
 /// The `type` of an event that names none.
 const KIND_DEFAULT: &str = "genesys-sequenced.event";
 
 impl Settings {
     pub(super) fn choices(&self) -> Choices {
         let proof = match self.placement {
-            Placement::Header => Proof::Opened,
+            Placement::Header => Proof::AnsweredOrQuietFor(ANSWER_WAIT),
             Placement::Query => Proof::QuietFor(REFUSAL_WAIT),
         };
         Choices {

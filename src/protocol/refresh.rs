@@ -439,7 +439,9 @@ impl Refresh {
     fn after_unusable(&self, now: Instant) -> Instant {
         let interval = match self.repeats.checked_sub(1) {
             None => self.settings.interval_min,
-            Some(before) => REFUSAL_SPACING.saturating_mul(2_u32.saturating_pow(before)).min(self.settings.interval_min),
+            Some(before) => {
+                REFUSAL_SPACING.saturating_mul(2_u32.saturating_pow(before)).min(self.settings.interval_min)
+            }
         };
         self.sought_at.map_or(now, |sought| now.max(sought + interval))
     }

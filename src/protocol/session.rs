@@ -80,7 +80,10 @@ pub struct Session {
     connector: Connector,
     choices: Choices,
     patience: Patience,
+    /// It replaces a live session: it is not believed before it is heard.
+    replaces: bool,
     stage: Stage,
+    begun_at: Instant,
     minted: Option<Minted>,
     heard_at: Instant,
     /// When the frame that has begun must be whole.
@@ -142,7 +145,9 @@ impl Session {
             connector: connector.clone(),
             choices: connector.choices(),
             patience,
+            replaces: false,
             stage: Stage::Ended,
+            begun_at: now.at,
             minted: None,
             heard_at: now.at,
             whole_by: None,
@@ -169,6 +174,21 @@ impl Session {
         session
     }
 
+    /// The same for one that replaces a live session: that one is left only when the platform was heard on this one.
+    pub fn replacing(mut self) -> Self {
+        self.replaces = true;
+        self
+    }
+
+    /// The session that it was to replace is gone.
+    pub fn stands_alone(&mut self, now: Now) {
+        self.replaces = false;
+        let quiet = self.choices.proof.quiet();
+        if let Stage::Proving { lives_at: lives_at @ None, .. } = &mut self.stage {
+            *lives_at = quiet.map(|wait| now.at + wait);
+        }
+    }
+
     pub fn id(&self) -> SessionId {
         self.id
     }
@@ -180,6 +200,10 @@ impl Session {
 
     pub fn minted(&self) -> Option<&Minted> {
         self.minted.as_ref()
+    }
+
+    pub fn begun_at(&self) -> Instant {
+        self.begun_at
     }
 
     /// When the platform was last heard on it.
@@ -258,7 +282,7 @@ impl Session {
             }
             Stage::Proving { until, lives_at } => {
                 if lives_at.is_some_and(|at| now.at >= at) {
-                    self.live(now);
+                    self.was_quiet(*until, now);
                 } else if now.at >= *until {
                     self.end(Failure::Silent);
                 }
@@ -350,14 +374,25 @@ impl Session {
         self.heard_at = now.at;
         self.sent_at = now.at;
         let until = now.at + self.patience.connect;
-        match self.choices.proof {
-            Proof::Opened => self.live(now),
-            Proof::Answered => {
-                self.stage = Stage::Proving { until, lives_at: None };
-                self.probe(now);
-            }
-            Proof::QuietFor(wait) => self.stage = Stage::Proving { until, lives_at: Some(now.at + wait) },
+        let quiet = self.choices.proof.quiet().map(|wait| now.at + wait);
+        let (probes, lives_at) = match self.choices.proof {
+            Proof::Answered => (true, None),
+            Proof::AnsweredOrQuietFor(_) => (true, quiet.filter(|_| !self.replaces)),
+            Proof::QuietFor(_) => (false, quiet),
+        };
+        self.stage = Stage::Proving { until, lives_at };
+        if probes {
+            self.probe(now);
         }
+    }
+
+    /// Nothing was said that speaks against it. Where another session serves that is not enough.
+    fn was_quiet(&mut self, until: Instant, now: Now) {
+        if !self.replaces {
+            return self.live(now);
+        }
+        self.stage = Stage::Proving { until, lives_at: None };
+        self.probe(now);
     }
 
     fn live(&mut self, now: Now) {

@@ -95,6 +95,12 @@ pub struct Stream {
     rejections: VecDeque<Instant>,
     /// Where a frame broke the protocol, and how often in a row.
     poison: (Option<Position>, u32),
+    /// When the newest session became live.
+    live_since: Option<Instant>,
+    /// How many sessions in a row were to be closed by a notice before they proved stable.
+    notices: u32,
+    /// The endpoint of the session that was left last, while notices come one after the other.
+    former: Option<Minted>,
     /// How often in a row the platform refused.
     refusals: u32,
     /// The newest session that was asked to go on after a position.
@@ -149,6 +155,9 @@ impl Stream {
             carried: 0,
             rejections: VecDeque::new(),
             poison: (None, 0),
+            live_since: None,
+            notices: 0,
+            former: None,
             refusals: 0,
             resumed: None,
             position_refused: false,

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use trunkline::simulator::{ALWAYS, Answered, Asked, Dialect, Fault, Settings, Target};
+use trunkline::{
+    clock,
+    simulator::{ALWAYS, Answered, Asked, Dialect, Fault, Settings, Target},
+};
 
 use crate::harness::{Firehose, Plan, Platform, Relay, Wire, eventually};
 
@@ -147,6 +150,67 @@ async fn a_successor_that_fails_is_tried_again_while_the_old_session_serves() {
     consumer.expect(2..=platform.ledger().last_sequence()).await;
     assert_eq!(relay.metric("stream_rotations_total", &[("outcome", "failed")]).await, 2.0);
     assert_eq!(relay.metric("stream_network_reconnects_total", &[]).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_that_is_closed_right_behind_its_upgrade_costs_nothing_while_the_old_session_serves() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    let mut consumer = relay.consumer().await;
+    platform.say(1);
+    consumer.expect(1..=1).await;
+    let how = Answered::Closed { after: Duration::ZERO, code: 1000, reason: String::new() };
+    let (to, on) = (Asked::Upgrade, Target::Sequenced);
+    platform.inject(Fault::Answer { to, on, url: None, resuming: false, times: 2, how });
+    relay.wish("rotate").await;
+    talking_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
+    consumer.expect(2..=platform.ledger().last_sequence()).await;
+    assert_eq!(relay.metric("stream_rotations_total", &[("outcome", "failed")]).await, 2.0);
+    assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
+    assert_eq!(silence(&relay).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_whose_topics_are_refused_does_not_replace_the_channel_that_hears_them() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::topics(platform.address(), &TOPICS)).await;
+    let mark = platform.ledger().mark();
+    let how = Answered::Changed {
+        status: None,
+        content_type: None,
+        gzip: false,
+        set: Some(r#"{"entities":{"state":"Rejected","rejectionReason":"not now"}}"#.to_owned()),
+        without: Vec::new(),
+    };
+    let (to, on, url) = (Asked::Rest, Target::All, Some("/subscriptions".to_owned()));
+    platform.inject(Fault::Answer { to, on, url, resuming: false, times: 1, how });
+    relay.wish("rotate").await;
+    talking_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
+    talking_until(&platform, "the old socket is gone", async || platform.open(Dialect::Notifications) == 1).await;
+    all_notifications_arrive_once(&platform, &relay, mark).await;
+    assert_eq!(relay.metric("stream_rotations_total", &[("outcome", "failed")]).await, 1.0);
+    assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
+    assert_eq!(platform.tally().channels_created, 2, "the channel is used again");
+}
+
+/// A younger attempt is not begun anew.
+const HANGS_AFTER: Duration = Duration::from_secs(2);
+/// Less than what is left then of the time that an attempt may take.
+const ACTED: Duration = Duration::from_secs(6);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_ends_an_attempt_that_hangs_in_its_upgrade() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    let (to, on) = (Asked::Upgrade, Target::Sequenced);
+    platform.inject(Fault::Answer { to, on, url: None, resuming: false, times: 1, how: Answered::Hang });
+    platform.inject(Fault::Drop { on });
+    relay.until("an attempt hangs", |stream| stream["state"] == "connecting").await;
+    tokio::time::sleep(HANGS_AFTER).await;
+    let begin = clock::now();
+    relay.wish("rotate").await;
+    relay.live().await;
+    assert!(begin.elapsed() < ACTED);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use trunkline::{
     clock,
-    simulator::{ALWAYS, Dialect, Fault, Settings, TokenFailure, TokenKind},
+    simulator::{ALWAYS, Answered, Asked, Dialect, Fault, Settings, Target, TokenFailure, TokenKind},
 };
 
 use crate::harness::{Impostor, Plan, Platform, Relay, Wire, eventually, http, throughout};
@@ -239,6 +239,49 @@ async fn a_stream_that_alone_is_refused_the_token_backs_off_and_its_neighbour_st
     assert_eq!((relay.count("rotations").await, relay.count("reconnects").await), (0, 0));
     platform.say(1);
     relay.tells("1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_token_that_is_refused_for_seconds_is_tried_again_before_the_next_may_be_requested() {
+    let platform = Platform::start().await;
+    let relay = Relay::of(Plan::numbered(platform.address()).account("refresh_interval_min", "600s")).await;
+    platform.say(1);
+    relay.tells("1").await;
+    platform.refuse(401, 2);
+    platform.close(1008);
+    platform.say(1);
+    relay.tells("1 2").await;
+    assert_eq!(platform.tally().grants_total(), 2);
+    eventually("it is not refused any longer", async || relay.account().await["state"] == "valid").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_alone_is_closed_for_authentication_again_and_again_backs_off_and_its_neighbour_stays() {
+    for millis in [0, 300] {
+        let platform = Platform::start().await;
+        let queues = ["v2.analytics.queues.*.observations"];
+        let relay = Relay::of(Plan::numbered(platform.address()).and_topics("queues", &queues)).await;
+        let neighbour = async || {
+            let status = relay.status().await;
+            let mut streams = status["streams"].as_array().unwrap().iter();
+            streams.find(|stream| stream["stream"] != relay.name()).unwrap().clone()
+        };
+        eventually("its neighbour is live", async || neighbour().await["state"] == "live").await;
+        let (to, on) = (Asked::Upgrade, Target::Sequenced);
+        let how = Answered::Closed { after: Duration::from_millis(millis), code: 1008, reason: String::new() };
+        platform.inject(Fault::Answer { to, on, url: None, resuming: false, times: ALWAYS, how });
+        platform.inject(Fault::Drop { on });
+        eventually("it is tried again and again", async || relay.count("reconnects").await >= 5).await;
+        let grants = platform.tally().grants_total();
+        assert!(grants <= 5, "{millis}: {grants}");
+        let rotations = neighbour().await["rotations"].clone();
+        let stays = async || platform.tally().grants_total() == grants;
+        throughout(Duration::from_secs(6), "the token stays", stays).await;
+        let is_named = |stream: &Value| stream["last_error"].as_str().is_some_and(|error| error.contains("1008"));
+        relay.until("it says why", is_named).await;
+        let neighbour = neighbour().await;
+        assert_eq!((&neighbour["rotations"], &neighbour["reconnects"]), (&rotations, &0.into()), "{millis}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@
 //! token, the second must not: every other stream would rotate for nothing.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,8 @@ pub struct Usage {
     carried_by: BTreeSet<StreamName>,
     /// Streams that were live, and were not refused since.
     healthy: BTreeSet<StreamName>,
+    /// When a stream was last refused after another token was got on its word. Kept for [`FRESH`].
+    replaced_for: BTreeMap<StreamName, Instant>,
     /// Streams that were refused, and were not live since.
     failing: BTreeSet<StreamName>,
     /// The token in force is refused; whether it had carried a live session.
@@ -72,7 +74,11 @@ impl Usage {
         }
         self.healthy.remove(stream);
         let failing = !self.failing.insert(stream.clone());
+        self.replaced_for.retain(|_, at| now < *at + FRESH);
         let ruling = self.judge(stream, failing, now);
+        if self.replaced_for.contains_key(stream) || matches!(ruling, Ruling::Account { .. }) {
+            self.replaced_for.insert(stream.clone(), now);
+        }
         if let Ruling::Account { carried } = ruling {
             self.refused = Some(carried || self.refused == Some(true));
         }
@@ -82,6 +88,9 @@ impl Usage {
     fn judge(&self, stream: &StreamName, failing: bool, now: Instant) -> Ruling {
         let carried = !self.carried_by.is_empty();
         let fresh = self.offered_at.is_some_and(|at| now < at + FRESH);
+        if self.is_repeated(stream) {
+            return Ruling::Stream;
+        }
         if self.carried_by.contains(stream) && !failing {
             return Ruling::Account { carried: true };
         }
@@ -90,6 +99,12 @@ impl Usage {
             return Ruling::Stream;
         }
         Ruling::Account { carried }
+    }
+
+    /// Another token did not help this stream a moment ago, and others are live under the one in force.
+    fn is_repeated(&self, stream: &StreamName) -> bool {
+        let others = self.carried_by.iter().any(|other| other != stream && self.healthy.contains(other));
+        others && self.refused.is_none() && self.replaced_for.contains_key(stream)
     }
 }
 
@@ -120,6 +135,17 @@ mod tests {
             (
                 "it was live, and then is refused until it is live again",
                 "offer 1, live a 1, live b 1, refuse b 1 at-once, offer 2, refuse b 2 stream, live b 2, refuse b 2 at-once",
+            ),
+            (
+                "refused again and again while its neighbour is live under each token",
+                "offer 1, live a 1, live b 1, refuse b 1 at-once, offer 2, live a 2, live b 2, pass 5, refuse b 2 stream, \
+                 live b 2, pass 50, refuse b 2 stream, live b 2, pass 50, refuse b 2 stream, live b 2, pass 61, \
+                 refuse b 2 at-once",
+            ),
+            (
+                "revoked for all a moment after it was replaced",
+                "offer 1, live a 1, live b 1, refuse a 1 at-once, refuse b 1 at-once, offer 2, live a 2, live b 2, pass 5, \
+                 refuse a 2 stream, refuse b 2 at-once",
             ),
             (
                 "revoked for all",

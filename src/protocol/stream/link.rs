@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     connector::{Endpoint, Item, Notice, Resume},
-    model::GapReason,
+    model::{Gap, GapReason},
     protocol::{
         Now,
         backoff::Trouble,
@@ -212,7 +212,10 @@ impl Stream {
                     let call = super::CallId::Session(id);
                     self.outputs.push_back(Output::Call { call, generation, request });
                 }
-                session::Output::Dial(endpoint) => self.dial(id, generation, &endpoint),
+                session::Output::Dial(endpoint) => match self.hears_less(id, &endpoint) {
+                    Some(failure) => return self.session_ended(id, failure, now),
+                    None => self.dial(id, generation, &endpoint),
+                },
                 session::Output::Probe(probe) => self.outputs.push_back(Output::Probe { session: id, probe }),
                 session::Output::Live => self.became_live(id, now),
                 session::Output::Heard(items) => self.heard_items(id, items, now),
@@ -341,8 +344,12 @@ impl Stream {
                 if let Role::Standby(ring) = &mut self.role {
                     ring.hears(id);
                 }
+                let is_less = lacks(&old, &new);
                 self.overlap(old, new, now);
                 self.adopt_endpoint();
+                if is_less {
+                    self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
+                }
             }
             link @ (Link::Waiting
             | Link::Live { .. }
@@ -356,6 +363,7 @@ impl Stream {
             self.carried = self.carried.max(session.generation());
             self.outputs.push_back(Output::TokenCarried(session.generation()));
         }
+        self.live_since = Some(now.at);
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
     }
@@ -378,6 +386,12 @@ impl Stream {
         self.report_topics(&minted.endpoint);
         self.endpoint = Some(minted);
     }
+}
+
+/// Whether the platform refused the successor a topic that the old session hears.
+fn lacks(old: &Session, new: &Session) -> bool {
+    let (old, new) = (old.minted(), new.minted());
+    old.zip(new).is_some_and(|(old, new)| old.endpoint.refused_to(&new.endpoint).is_some())
 }
 
 /// Whether an endpoint can be used under a token.

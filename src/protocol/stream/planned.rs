@@ -9,12 +9,12 @@ use super::{
     link::{Link, Retire, Swap, is_good},
 };
 use crate::{
-    connector::{Failure, Overlap, Resume, Verdict},
+    connector::{Endpoint, Failure, Overlap, Resume, Verdict},
     model::GapReason,
     protocol::{
         Now,
         backoff::Curve,
-        session::{Session, SessionId},
+        session::{Minted, Session, SessionId},
     },
 };
 
@@ -24,6 +24,13 @@ const OVERLAP_MIN: Duration = Duration::from_secs(1);
 pub(super) const OVERLAP_MAX: Duration = Duration::from_secs(5);
 /// A successor that failed is tried again while the old session serves.
 const SUCCESSOR_RETRY: Curve = Curve { first: Duration::from_millis(250), cap: Duration::from_secs(10), jitter: 0.2 };
+/// Successors that are told to go before they have proved stable are replaced after these delays, the first at once.
+/// The longest is well within the time (a minute, by the documents) that a notice is ahead of the close.
+const NOTICES: Curve = Curve { first: Duration::from_millis(250), cap: Duration::from_secs(5), jitter: 0.2 };
+/// An attempt that is older than this is begun anew when an operator wants a session.
+const HANGS_AFTER: Duration = Duration::from_secs(2);
+/// A successor that hears less than the old session is tried again so often (about a minute) before it is taken.
+const LESSER_MAX: u32 = 10;
 
 impl Stream {
     pub(super) fn overlap(&mut self, mut old: Session, new: Session, now: Now) {
@@ -56,7 +63,8 @@ impl Stream {
 
     /// A live session whose token is not the newest is replaced, also if that one came while it was on its way.
     pub(super) fn retire_if_outdated(&mut self, now: Now) {
-        if let Link::Live { session, retire: None } = &self.link
+        if let Link::Live { session, retire } = &self.link
+            && retire.is_none_or(|retire| retire.trigger == Trigger::Notice && retire.failures == 0)
             && session.generation() < self.token
         {
             self.retire(self.outdated_by(session), now);
@@ -70,10 +78,64 @@ impl Stream {
 
     /// The one planned way to another session.
     pub(super) fn retire(&mut self, trigger: Trigger, now: Now) {
-        let jitter = self.settings.rotation_jitter.mul_f64(0.5 + now.unit / 2.0);
-        if let Link::Live { retire, .. } | Link::Overlapping { retire, .. } = &mut self.link {
-            retire.get_or_insert(Retire { trigger, at: now.at + jitter, failures: 0 });
+        let (Link::Live { retire, .. } | Link::Overlapping { retire, .. }) = &self.link else { return };
+        let retire = match retire {
+            None => Retire { trigger, at: now.at + self.retire_delay(trigger, now), failures: 0 },
+            Some(known) => self.hastened(*known, trigger, now),
+        };
+        if let Link::Live { retire: known, .. } | Link::Overlapping { retire: known, .. } = &mut self.link {
+            *known = Some(retire);
         }
+    }
+
+    fn jitter(&self, now: Now) -> Duration {
+        self.settings.rotation_jitter.mul_f64(0.5 + now.unit / 2.0)
+    }
+
+    /// A platform that is about to close each new session, too, is not followed in a hurry.
+    fn retire_delay(&mut self, trigger: Trigger, now: Now) -> Duration {
+        if trigger != Trigger::Notice {
+            return self.jitter(now);
+        }
+        let stable_after = self.settings.backoff.stable_after;
+        if self.live_since.is_none_or(|since| now.at >= since + stable_after) {
+            self.notices = 0;
+        }
+        let before = self.notices;
+        self.notices = before.saturating_add(1);
+        let delay = before.checked_sub(1).map(|before| NOTICES.delay(before, now.unit));
+        delay.unwrap_or_default().max(self.jitter(now))
+    }
+
+    /// What waits is brought forward by another reason, and what failed by an operator.
+    fn hastened(&self, known: Retire, trigger: Trigger, now: Now) -> Retire {
+        let is_put_off = known.at > now.at + self.settings.rotation_jitter;
+        let at = now.at + self.jitter(now);
+        match trigger {
+            Trigger::Operator if is_put_off => Retire { at, ..known },
+            Trigger::Token | Trigger::ChannelEnd | Trigger::Revoked | Trigger::Gap
+                if is_put_off && known.failures == 0 =>
+            {
+                Retire { trigger, at, ..known }
+            }
+            Trigger::Token
+            | Trigger::Notice
+            | Trigger::ChannelEnd
+            | Trigger::Revoked
+            | Trigger::Operator
+            | Trigger::Gap => known,
+        }
+    }
+
+    /// Why a successor is not dialled while the old session serves: the platform refused it a topic that the old one
+    /// hears.
+    pub(super) fn hears_less(&self, id: SessionId, endpoint: &Endpoint) -> Option<Failure> {
+        let Link::Swapping { old, new, retire } = &self.link else { return None };
+        if new.id() != id || retire.failures >= LESSER_MAX {
+            return None;
+        }
+        let refused = old.minted()?.endpoint.refused_to(endpoint)?;
+        Some(Failure::Unsubscribed { topic: refused.topic.clone(), reason: refused.reason.clone() })
     }
 
     /// The same for what was learned of one session: nothing, if that one is being replaced already.
@@ -125,11 +187,21 @@ impl Stream {
             return self.open(Some(Swap { trigger: retire.trigger, since: now.at }), now);
         }
         self.intake.overlap_begins();
-        let reuse = self.spare.take_if(|minted| is_good(minted, generation, now));
-        let new = self.begin(generation, reuse, now);
+        let spare = self.spare.take_if(|minted| is_good(minted, generation, now));
+        let reuse = spare.or_else(|| self.former_for(&old, retire.trigger, generation, now));
+        let new = self.begin(generation, reuse, now).replacing();
         let id = new.id();
         self.link = Link::Swapping { old, new, retire };
         self.obey(id, now);
+    }
+
+    /// Where notices come one after the other, two endpoints take turns: a platform allows a client so many only. One that
+    /// hears the same as the one in use.
+    fn former_for(&mut self, old: &Session, trigger: Trigger, generation: u64, now: Now) -> Option<Minted> {
+        let former = self.former.take().filter(|_| trigger == Trigger::Notice)?;
+        let hears = |minted: &Minted| minted.endpoint.topics.clone();
+        let is_same = old.minted().map(hears) == Some(hears(&former));
+        (is_same && is_good(&former, generation, now)).then_some(former)
     }
 
     /// A session that was never live is not heard out: in front of what it would bring, no gap is marked.
@@ -169,6 +241,10 @@ impl Stream {
             Verdict::NewEndpoint | Verdict::RefreshToken => None,
             Verdict::WaitFor(_) | Verdict::BackOff | Verdict::Restarting | Verdict::Refused => new.minted().cloned(),
         };
+        if matches!(failure, Failure::Unsubscribed { .. }) {
+            let again = |minted: Minted| Minted { endpoint: minted.endpoint.unsubscribed(), ..minted };
+            self.spare = self.spare.take().map(again);
+        }
         retire.failures = retire.failures.saturating_add(1);
         retire.at = now.at + delay;
         self.report(Report::RotationFailed { trigger: retire.trigger, failure });
@@ -197,12 +273,31 @@ impl Stream {
         }
     }
 
-    /// An operator wants another session: as a planned rotation where one is live, at once where none is.
+    /// An operator wants another session: as a planned rotation where one is live, at once where none is. An attempt that
+    /// hangs is given up and begun anew, without what it was about to use: that may still be taken up there.
     pub(super) fn rotate(&mut self, now: Now) {
-        if matches!(self.link, Link::Resting { .. }) && !self.draining {
-            return self.open(None, now);
+        match std::mem::replace(&mut self.link, Link::Waiting) {
+            Link::Resting { .. } if !self.draining => self.open(None, now),
+            Link::Opening { session, swap } if hangs(&session, now) => {
+                self.outputs.push_back(Output::Forget(session.id()));
+                self.open(swap, now);
+            }
+            Link::Swapping { old, new, retire } if hangs(&new, now) => {
+                self.outputs.push_back(Output::Forget(new.id()));
+                self.replace(old, Retire { failures: retire.failures.max(1), ..retire }, now);
+            }
+            link @ (Link::Waiting
+            | Link::Opening { .. }
+            | Link::Live { .. }
+            | Link::Swapping { .. }
+            | Link::Overlapping { .. }
+            | Link::Resting { .. }
+            | Link::Paused
+            | Link::Drained) => {
+                self.link = link;
+                self.retire(Trigger::Operator, now);
+            }
         }
-        self.retire(Trigger::Operator, now);
     }
 
     pub(super) fn pause(&mut self, now: Now) {
@@ -245,6 +340,10 @@ impl Stream {
             Link::Waiting | Link::Resting { .. } | Link::Paused | Link::Drained => (),
         }
     }
+}
+
+fn hangs(session: &Session, now: Now) -> bool {
+    now.at >= session.begun_at() + HANGS_AFTER
 }
 
 pub(super) fn overlap_end(old: &Session, least: Instant, most: Instant) -> Instant {

@@ -17,7 +17,7 @@ fn a_first_connect_asks_for_no_position_and_goes_on_where_it_was_lost() {
         Opening::default(),
         &[
             ("token 1", "dial 1 under 1 after none, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 5 6", "append 5 6 at 6"),
             ("say 1 7", ""),
             ("stored", "append 7 at 7"),
@@ -28,7 +28,7 @@ fn a_first_connect_asks_for_no_position_and_goes_on_where_it_was_lost() {
             ("refuse 2 503", "forget 2, again in 1s, backing-off"),
             ("wait 1s", "dial 3 under 1 after 7, connecting"),
             // The checkpoint of a quiet stream is renewed.
-            ("open 3", "append at 7, live"),
+            ("join 3", "probe 3, append at 7, live"),
             ("stored", ""),
             ("say 3 7 8", "dropped 1, append 8 at 8"),
         ],
@@ -42,10 +42,13 @@ fn without_a_number_to_ask_behind_what_nobody_heard_is_marked() {
         Opening::default(),
         &[
             ("token 1", "dial 1 under 1 after none, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("close 1 1006", "forget 1, again in 1s, backing-off"),
             ("wait 1s", "dial 2 under 1 after none, connecting"),
-            ("open 2", "gap no-replay, call GET https://p.test/summary, append gap(no-replay ?..?), recovering"),
+            (
+                "join 2",
+                "probe 2, gap no-replay, call GET https://p.test/summary, append gap(no-replay ?..?), recovering",
+            ),
         ],
     );
 }
@@ -57,11 +60,11 @@ fn a_new_token_is_swapped_in_before_the_old_session_is_left() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("token 2", ""),
             ("wait 75ms", "rotation token, dial 2 under 2 after 4"),
             ("say 1 5", "append 5 at 5"),
-            ("open 2", "rotated after 0ns, leave 1 1000"),
+            ("join 2", "probe 2, rotated after 0ns, leave 1 1000"),
             ("say 2 5 6", "dropped 1"),
             ("stored", "append 6 at 6"),
             ("close 1 1000", "forget 1"),
@@ -76,11 +79,11 @@ fn where_one_socket_is_allowed_the_old_one_is_left_first() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("rotate", ""),
             ("wait 75ms", "rotation operator, leave 1 1000, dial 2 under 1 after 4, connecting"),
             ("wait 60ms", ""),
-            ("open 2", "rotated after 60ms, live"),
+            ("join 2", "probe 2, rotated after 60ms, live"),
         ],
     );
 }
@@ -92,7 +95,7 @@ fn a_rejected_token_is_never_used_again() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("close 1 1008", "forget 1, refuse token 1, again at once, starting"),
             ("wait 61s", ""),
             ("token 2", "dial 2 under 2 after none, connecting"),
@@ -114,8 +117,239 @@ fn a_rejected_token_that_the_account_keeps_is_tried_again_with_backoff() {
             ("refuse 2 401", "forget 2, refuse token 1, again at once, starting"),
             ("token 1", "backing-off"),
             ("wait 2s", "dial 3 under 1 after 4, connecting"),
-            ("open 3", "live"),
+            ("join 3", "probe 3, live"),
             ("token 1", ""),
+        ],
+    );
+}
+
+#[test]
+fn a_newer_token_ends_the_backoff_of_one_that_is_refused() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("refuse 1 401", "forget 1, refuse token 1, again at once, starting"),
+            ("token 1", "backing-off"),
+            ("objects rotate", ""),
+            ("wait 999ms", ""),
+            ("token 2", "dial 2 under 2 after 4, connecting"),
+            // Other trouble is waited out.
+            ("refuse 2 503", "forget 2, again in 2s, backing-off"),
+            ("token 3", ""),
+        ],
+    );
+}
+
+#[test]
+fn a_token_whose_sessions_end_before_anything_was_heard_has_carried_none() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "probe 1"),
+            ("close 1 1008", "forget 1, refuse token 1, again at once, starting"),
+            ("token 2", "dial 2 under 2 after 4, connecting"),
+            ("open 2", "probe 2"),
+            ("close 2 1008", "forget 2, refuse token 2, again at once, starting"),
+            ("token 3", "dial 3 under 3 after 4, connecting"),
+            ("open 3", "probe 3"),
+            ("close 3 1008", "forget 3, refuse token 3, again in 1s, backing-off"),
+            ("token 4", "dial 4 under 4 after 4, connecting"),
+        ],
+    );
+}
+
+#[test]
+fn a_platform_that_does_not_answer_the_probe_is_live_after_two_quiet_seconds() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("open 1", "probe 1"),
+            ("wait 1999ms", ""),
+            ("wait 1ms", "live"),
+        ],
+    );
+}
+
+#[test]
+fn the_old_session_is_left_only_when_its_successor_was_heard() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("join 1", "probe 1, live"),
+            ("rotate", ""),
+            ("wait 75ms", "rotation operator, dial 2 under 1 after 4"),
+            // Closed right behind its upgrade.
+            ("open 2", "probe 2"),
+            ("close 2 1000", "forget 2"),
+            ("say 1 5", "append 5 at 5"),
+            ("stored", ""),
+            // One that says nothing and answers nothing.
+            ("wait 250ms", "dial 3 under 1 after 5"),
+            ("open 3", "probe 3"),
+            ("wait 9999ms", ""),
+            ("say 1 6", "append 6 at 6"),
+            ("stored", ""),
+            ("wait 1ms", "forget 3"),
+            // Lost on the way: what it was to replace goes on.
+            ("wait 500ms", "dial 4 under 1 after 6"),
+            ("open 4", "probe 4"),
+            ("close 4 1006", "forget 4"),
+            ("wait 1s", "dial 5 under 1 after 6"),
+            ("open 5", "probe 5"),
+            ("say 5 7", "rotated after 0ns, leave 1 1000, append 7 at 7"),
+            ("say 1 7", "dropped 1"),
+        ],
+    );
+}
+
+#[test]
+fn a_successor_that_says_nothing_is_used_when_the_old_session_is_lost() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("join 1", "probe 1, live"),
+            ("rotate", ""),
+            ("wait 75ms", "rotation operator, dial 2 under 1 after 4"),
+            ("open 2", "probe 2"),
+            ("wait 5s", ""),
+            ("close 1 1006", "forget 1, again at once, connecting"),
+            ("wait 2s", "rotated after 7.075s, live"),
+        ],
+    );
+}
+
+#[test]
+fn sessions_that_are_told_to_go_one_after_the_other_are_replaced_ever_more_seldom() {
+    let told = |id: u32, delay: &'static str| {
+        let call = "call POST /api/v2/notifications/channels";
+        // The checkpoint of a quiet stream is renewed.
+        let checkpoint = if id == 8 { "append, " } else { "" };
+        let step = |step: &str, told: String| (step.replace('N', &id.to_string()), told.replace('N', &id.to_string()));
+        let mut steps = vec![
+            (format!("notice {}", id - 1), String::new()),
+            (format!("notice {}", id - 1), String::new()),
+            // Two channels take turns.
+            step(
+                &format!("wait {delay}"),
+                format!("{checkpoint}rotation notice, {}", if id == 2 { call } else { "dial N under 1" }),
+            ),
+            ("stored".to_owned(), String::new()),
+            step("open N", "probe N".to_owned()),
+            step("pong N", format!("rotated after 0ns, probe {}", id - 1)),
+            (format!("pong {}", id - 1), String::new()),
+            step("wait 1s", format!("leave {} 1000", id - 1)),
+            (format!("close {} 1000", id - 1), format!("forget {}", id - 1)),
+        ];
+        if id == 2 {
+            let subscribe = "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true";
+            let made = [(CHANNEL_2, subscribe), ("answer 200 {}", "dial 2 under 1")];
+            steps.splice(4..4, made.map(|(step, told)| (step.to_owned(), told.to_owned())));
+        }
+        steps
+    };
+    let mut script: Vec<(String, String)> = ["75ms", "250ms", "500ms", "1s", "2s", "4s", "5s", "5s"]
+        .into_iter()
+        .zip(2..)
+        .flat_map(|(delay, id)| told(id, delay))
+        .collect();
+    // One that proves stable ends the row.
+    script.extend([("wait 9s", "append"), ("stored", "")].map(|(step, told)| (step.to_owned(), told.to_owned())));
+    script.extend(told(10, "75ms"));
+    let script: Vec<_> = script.iter().map(|(step, told)| (step.as_str(), told.as_str())).collect();
+    play(notifications(), Opening::default(), &[LIVE, &script].concat());
+}
+
+#[test]
+fn a_replacement_that_is_put_off_is_brought_forward_by_an_operator_and_by_a_token() {
+    let put_off: Script<'_> = &[
+        ("notice 1", ""),
+        ("wait 75ms", "rotation notice, call POST /api/v2/notifications/channels"),
+        (CHANNEL_2, "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true"),
+        ("answer 200 {}", "dial 2 under 1"),
+        ("open 2", "probe 2"),
+        ("pong 2", "rotated after 0ns, probe 1"),
+        ("pong 1", ""),
+        ("wait 1s", "leave 1 1000"),
+        ("close 1 1000", "forget 1"),
+        ("notice 2", ""),
+    ];
+    let table = [
+        ("rotate", "rotation notice, dial 3 under 1"),
+        ("token 2", "rotation token, call POST /api/v2/notifications/channels"),
+    ];
+    for (step, told) in table {
+        let script: Script<'_> = &[(step, ""), ("wait 75ms", told)];
+        play(notifications(), Opening::default(), &[LIVE, put_off, script].concat());
+    }
+}
+
+#[test]
+fn a_successor_that_is_refused_a_topic_does_not_replace_one_that_hears_it() {
+    let topic = "v2.conversations.c-1.transcription";
+    let rejected =
+        format!(r#"answer 200 {{"entities":[{{"id":"{topic}","state":"Rejected","rejectionReason":"no"}}]}}"#);
+    let subscribe = "call PUT /api/v2/notifications/channels/c2/subscriptions?ignoreErrors=true";
+    let begin: Script<'_> = &[
+        ("rotate", ""),
+        ("wait 75ms", "rotation operator, call POST /api/v2/notifications/channels"),
+        (CHANNEL_2, subscribe),
+        (&rejected, "forget 2"),
+        ("tell 1 a", "append a"),
+        ("stored", ""),
+    ];
+    let accepted: Script<'_> = &[
+        ("wait 250ms", subscribe),
+        ("answer 200 {}", "dial 3 under 1"),
+        ("open 3", "probe 3"),
+        ("pong 3", "rotated after 0ns, probe 1"),
+    ];
+    play(notifications(), Opening::default(), &[LIVE, begin, accepted].concat());
+    // After a minute it does, and a gap tells that.
+    let delays = ["250ms", "500ms", "1s", "2s", "4s", "8s", "10s", "10s", "10s"].map(|delay| format!("wait {delay}"));
+    let forgotten = [3, 4, 5, 6, 7, 8, 9, 10, 11].map(|id| format!("forget {id}"));
+    let probed = format!("probe 1, {subscribe}");
+    let mut refused: Vec<(&str, &str)> = Vec::new();
+    for (place, (delay, forgotten)) in delays.iter().zip(&forgotten).enumerate() {
+        refused.extend([(&**delay, if place == 7 { &*probed } else { subscribe }), (&*rejected, &**forgotten)]);
+        if [5, 7].contains(&place) {
+            refused.extend([("tell 1 b", "append b"), ("stored", "")]);
+        }
+    }
+    let taken: Script<'_> = &[
+        ("wait 10s", subscribe),
+        (&rejected, "dial 12 under 1"),
+        ("open 12", "probe 12"),
+        ("pong 12", "rotated after 0ns, probe 1, gap no-replay, append gap(no-replay ?..?), degraded"),
+    ];
+    play(notifications(), Opening::default(), &[LIVE, begin, &refused, taken].concat());
+}
+
+#[test]
+fn an_operator_ends_an_attempt_that_hangs() {
+    play(
+        sequenced(),
+        position(4),
+        &[
+            ("token 1", "dial 1 under 1 after 4, connecting"),
+            ("rotate", ""),
+            ("wait 5s", ""),
+            ("rotate", "forget 1, dial 2 under 1 after 4"),
+            ("join 2", "probe 2, live"),
+            ("rotate", ""),
+            ("wait 75ms", "rotation operator, dial 3 under 1 after 4"),
+            ("wait 5s", ""),
+            ("rotate", "forget 3, dial 4 under 1 after 4"),
+            ("join 4", "probe 4, rotated after 0ns, leave 2 1000"),
         ],
     );
 }
@@ -127,13 +361,13 @@ fn tokens_that_carried_a_session_are_followed_at_once_however_often_they_are_rej
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("close 1 1008", "forget 1, refuse token 1, again at once, starting"),
             ("token 2", "dial 2 under 2 after 4, connecting"),
-            ("open 2", "live"),
+            ("join 2", "probe 2, live"),
             ("close 2 1008", "forget 2, refuse token 2, again at once, starting"),
             ("token 3", "dial 3 under 3 after 4, connecting"),
-            ("open 3", "live"),
+            ("join 3", "probe 3, live"),
             ("close 3 1008", "forget 3, refuse token 3, again at once, starting"),
             ("token 4", "dial 4 under 4 after 4, connecting"),
         ],
@@ -147,7 +381,7 @@ fn a_jump_is_marked_and_its_snapshot_stands_right_behind_it() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 7 8", ""),
             ("wait 200ms", "gap jump, call GET https://p.test/summary, append gap(jump 4..7) at 4, recovering"),
             ("say 1 9", ""),
@@ -164,7 +398,7 @@ fn a_snapshot_that_cannot_be_had_is_owed_and_holds_nothing_up() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 7", ""),
             ("wait 200ms", "gap jump, call GET https://p.test/summary, append gap(jump 4..7) at 4, recovering"),
             ("stored", ""),
@@ -186,7 +420,7 @@ fn a_position_older_than_the_retention_is_given_up() {
         },
         &[
             ("token 1", "dial 1 under 1 after none, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             (
                 "say 1 90",
                 "gap retention, call GET https://p.test/summary, append gap(retention 4..90) at 4, recovering",
@@ -202,7 +436,7 @@ fn a_frame_that_is_too_large_is_not_met_twice() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 7", ""),
             ("oversize 1", "forget 1, again in 1s, backing-off"),
             // What waited for 5 and 6 is not let go without a word.
@@ -251,7 +485,7 @@ fn a_platform_that_speaks_all_the_time_still_hears_from_us() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("wait 20s", ""),
             ("say 1 5", "append 5 at 5"),
             ("wait 9s", ""),
@@ -271,7 +505,7 @@ fn a_process_that_was_stopped_asks_before_it_calls_the_platform_silent() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("stopped 300s", "probe 1"),
             ("wait 14s", ""),
             ("ping 1", "append at 4"),
@@ -290,16 +524,16 @@ fn a_close_gives_no_position_up_and_a_frame_that_cannot_be_read_does_at_its_seco
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("close 1 1002", "forget 1, again in 1s, backing-off"),
             ("wait 1s", "dial 2 under 1 after 4, connecting"),
-            ("open 2", "live"),
+            ("join 2", "probe 2, live"),
             ("close 2 1007", "forget 2, again in 2s, backing-off"),
             ("wait 2s", "dial 3 under 1 after 4, connecting"),
-            ("open 3", "live"),
+            ("join 3", "probe 3, live"),
             ("unreadable 3", "forget 3, again in 4s, backing-off"),
             ("wait 4s", "dial 4 under 1 after 4, connecting"),
-            ("open 4", "live"),
+            ("join 4", "probe 4, live"),
             ("unreadable 4", "forget 4, again in 8s, backing-off"),
             ("wait 8s", "dial 5 under 1 after none, connecting"),
         ],
@@ -313,11 +547,11 @@ fn a_frame_that_never_ends_is_not_met_for_ever() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("begin 1", ""),
             ("wait 30s", "forget 1, a message not complete in 30 s, again in 125ms, backing-off"),
             ("wait 125ms", "dial 2 under 1 after 4, connecting"),
-            ("open 2", "append at 4, live"),
+            ("join 2", "probe 2, append at 4, live"),
             ("stored", ""),
             ("begin 2", ""),
             ("wait 30s", "forget 2, a message not complete in 30 s, again in 125ms, backing-off"),
@@ -333,7 +567,7 @@ fn a_frame_is_not_late_while_frames_are_left_unread() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("begin 1", ""),
             ("say 1 5", "append 5 at 5"),
             ("begin 1", ""),
@@ -355,7 +589,7 @@ fn a_full_buffer_keeps_the_order_of_what_was_held() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 7 8 9 10 11", ""),
             (
                 "wait 200ms",
@@ -504,7 +738,7 @@ fn a_drain_takes_in_what_still_comes_and_ends_when_it_is_durable() {
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 5", "append 5 at 5"),
             ("drain", "leave 1 1000, paused"),
             ("say 1 6", ""),
@@ -524,7 +758,7 @@ fn a_refused_upgrade_is_tried_again_like_any_trouble_and_at_the_cap_from_the_thi
             position(4),
             &[
                 ("token 1", "dial 1 under 1 after 4, connecting"),
-                ("open 1", "live"),
+                ("join 1", "probe 1, live"),
                 ("wait 10s", ""),
                 ("close 1 1006", "forget 1, again in 125ms, backing-off"),
                 ("wait 125ms", "dial 2 under 1 after 4, connecting"),
@@ -555,7 +789,7 @@ fn a_refused_position_is_given_up_only_when_a_session_without_it_is_live() {
             ("wait 1s", "dial 3 under 1 after 4, connecting"),
             ("refuse 3 416", "forget 3, again in 125ms, backing-off"),
             ("wait 125ms", "dial 4 under 1 after none, connecting"),
-            ("open 4", "live"),
+            ("join 4", "probe 4, live"),
             ("say 4 9", "gap retention, call GET https://p.test/summary, append gap(retention 4..9) at 4, recovering"),
         ],
     );
@@ -572,7 +806,7 @@ fn a_position_that_is_not_found_is_asked_for_once_more() {
             ("wait 1s", "dial 2 under 1 after 4, connecting"),
             ("refuse 2 404", "forget 2, again in 125ms, backing-off"),
             ("wait 125ms", "dial 3 under 1 after none, connecting"),
-            ("open 3", "live"),
+            ("join 3", "probe 3, live"),
             ("say 3 5", "append 5 at 5"),
         ],
     );
@@ -585,13 +819,13 @@ fn a_successor_whose_position_is_refused_begins_without_one_while_the_old_sessio
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("rotate", ""),
             ("wait 75ms", "rotation operator, dial 2 under 1 after 4"),
             ("refuse 2 410", "forget 2"),
             ("wait 250ms", "dial 3 under 1 after none"),
             ("say 1 5", "append 5 at 5"),
-            ("open 3", "rotated after 0ns, leave 1 1000"),
+            ("join 3", "probe 3, rotated after 0ns, leave 1 1000"),
             ("say 3 6", ""),
             ("stored", "append 6 at 6"),
         ],
@@ -618,7 +852,7 @@ fn an_operator_brings_the_next_attempt_forward_or_hears_why_not() {
             ("rotate", "dial 4 under 1 after 4, connecting"),
             ("refuse 4 403", "forget 4, given up, again in 30s, failed"),
             ("rotate", "dial 5 under 1 after 4, connecting"),
-            ("open 5", "live"),
+            ("join 5", "probe 5, live"),
             ("resume", ""),
             ("pause", "leave 5 1000, paused"),
             ("objects rotate", "it is paused: resume it first"),

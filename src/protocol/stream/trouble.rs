@@ -43,6 +43,7 @@ impl Stream {
                 self.write_off_before_kept(&mut session, &failure, now);
             }
             self.mark_frame_given_up(&failure, now);
+            self.former = session.minted().filter(|_| self.notices > 0).cloned();
             return self.overlap_ends(now);
         }
         match std::mem::replace(&mut self.link, Link::Waiting) {
@@ -60,7 +61,8 @@ impl Stream {
             Link::Swapping { old, new, retire } if new.id() == id => {
                 self.successor_failed(old, &new, retire, failure, now);
             }
-            Link::Swapping { mut old, new, retire } => {
+            Link::Swapping { mut old, mut new, retire } => {
+                new.stands_alone(now);
                 self.write_off_before_kept(&mut old, &failure, now);
                 // The successor on its way is the immediate attempt.
                 self.backoff.retired(now.at);
@@ -226,8 +228,8 @@ impl Stream {
         self.report(Report::Lost { failure, retry_in: Some(delay) });
     }
 
-    /// The platform does not take the token (any more): the next one is used at once, unless that happens too often to
-    /// tokens that carried no session. How often the others are replaced is the account's to bound.
+    /// The platform does not take the token (any more): the next one is used at once. How often it is replaced is the
+    /// account's to bound. One that is there already waits, if too many were rejected that carried no session.
     pub(super) fn rejected(&mut self, generation: u64, failure: Failure, now: Now) {
         self.endpoint = None;
         self.backoff.retired(now.at);
@@ -240,7 +242,13 @@ impl Stream {
         }
         if self.rejections.len() >= REJECTIONS_MAX {
             self.rejections.pop_front();
-            return self.rest(Trouble::Restarting, failure, now);
+            self.rest(Trouble::Restarting, failure, now);
+            if self.usable_token().is_none()
+                && let Link::Resting { cause, .. } = &mut self.link
+            {
+                *cause = Cause::Token;
+            }
+            return;
         }
         self.report(Report::Lost { failure, retry_in: None });
         let jitter = self.settings.rotation_jitter.mul_f64(0.5 + now.unit / 2.0);

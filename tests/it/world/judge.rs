@@ -198,7 +198,8 @@ impl Judge {
             | Failure::Call { .. }
             | Failure::Unreachable(_)
             | Failure::Silent
-            | Failure::Said(_) => (),
+            | Failure::Said(_)
+            | Failure::Unsubscribed { .. } => (),
         }
     }
 

@@ -140,6 +140,11 @@ impl Desk {
             "stopped" => return self.stopped(subject),
             "token" => Input::Token(id.0),
             "open" => Input::Opened(id),
+            // The socket is open, and the ping is answered.
+            "join" => {
+                self.stream.handle(Input::Opened(id), self.now);
+                Input::Frame { session: id, frame: Frame::Pong }
+            }
             "begin" => Input::Begun(id),
             "refuse" => {
                 let failure = Failure::Handshake { status: words.parse().unwrap(), retry_after: None };

@@ -61,7 +61,8 @@ fn a_stream_with_another_feed_begins_without_a_position_behind_a_gap() {
             ("token 1", "dial 1 under 1 after none, connecting"),
             ("refuse 1 503", "forget 1, again in 1s, backing-off"),
             ("wait 1s", "dial 2 under 1 after none, connecting"),
-            ("open 2", GAP),
+            ("open 2", "probe 2"),
+            ("ping 2", GAP),
             ("say 2 90", ""),
             ("stored", ""),
             ("answer 200 {}", "snapshot, append snapshot(0001-1) 90 at 90, live"),
@@ -86,16 +87,26 @@ fn a_standby_of_another_feed_than_the_log_begins_anew() {
         ("own-other 6", "other feed, forget 1, dial 2 under 1 after none, connecting"),
         // A session that was asked to go on somewhere says nothing to this log any more.
         ("say 1 8", ""),
-        ("open 2", GAP),
+        ("open 2", "probe 2"),
+        ("ping 2", GAP),
         ("say 2 9", ""),
         ("stored", ""),
         ("answer 200 {}", "snapshot, append snapshot(0001-1) 9 at 9, live"),
     ];
-    let live: Script<'_> =
-        &[("follow 4", ""), ("token 1", "dial 1 under 1 after 4, connecting"), ("open 1", "live"), ("say 1 5 6 7", "")];
+    let live: Script<'_> = &[
+        ("follow 4", ""),
+        ("token 1", "dial 1 under 1 after 4, connecting"),
+        ("join 1", "probe 1, live"),
+        ("say 1 5 6 7", ""),
+    ];
     play_standby(sequenced(), &[live, own_other].concat());
     play_standby(
         sequenced(),
-        &[("own-other 6", "other feed"), ("token 1", "dial 1 under 1 after none, connecting"), ("open 1", GAP)],
+        &[
+            ("own-other 6", "other feed"),
+            ("token 1", "dial 1 under 1 after none, connecting"),
+            ("open 1", "probe 1"),
+            ("ping 1", GAP),
+        ],
     );
 }

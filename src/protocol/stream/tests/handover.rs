@@ -11,7 +11,7 @@ fn a_standby_appends_nothing_and_goes_on_where_the_log_ends() {
             ("follow 4", ""),
             ("token 1", "dial 1 under 1 after 4, connecting"),
             ("kept 0", ""),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 5 6 7", ""),
             ("wait 20s", ""),
             ("kept 3 live", ""),
@@ -29,7 +29,7 @@ fn a_log_that_is_ahead_of_its_standby_is_no_numbering_that_started_over() {
         &[
             ("follow 4", ""),
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 5 6", ""),
             ("own 9", ""),
             ("say 1 7 8", "dropped 2"),
@@ -48,7 +48,7 @@ fn what_the_platform_says_again_to_a_standby_is_no_numbering_that_started_over()
         &[
             ("follow 6", ""),
             ("token 1", "dial 1 under 1 after 6, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 7 8 9 10 5 6 7 8 9 10 11 12", ""),
             ("own 11", "append 12 at 12"),
             ("stored", ""),
@@ -61,7 +61,7 @@ fn what_the_platform_says_again_to_a_standby_is_no_numbering_that_started_over()
         &[
             ("follow 200", ""),
             ("token 1", "dial 1 under 1 after 200, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("own 200", ""),
             ("say 1 99 100 200 203", "dropped 3"),
             ("wait 200ms", "gap jump, call GET https://p.test/summary, append gap(jump 200..203) at 200, recovering"),
@@ -79,12 +79,13 @@ fn what_gave_way_is_asked_for_again() {
     let to_the_end = [
         ("follow 4", ""),
         ("token 1", "dial 1 under 1 after 4, connecting"),
-        ("open 1", "live"),
+        ("join 1", "probe 1, live"),
         ("say 1 5 6 7 8 9", ""),
         ("kept 3 live", ""),
     ];
     play_standby(small(), &[&to_the_end, &[("own 6", "append 7 8 9 at 9")] as Script<'_>].concat());
-    let again = [("own 5", "forget 1, dial 2 under 1 after 5, connecting"), ("say 1 10", ""), ("open 2", "live")];
+    let again =
+        [("own 5", "forget 1, dial 2 under 1 after 5, connecting"), ("say 1 10", ""), ("join 2", "probe 2, live")];
     play_standby(small(), &[&to_the_end, &again as Script<'_>].concat());
 }
 
@@ -96,14 +97,14 @@ fn a_session_that_began_behind_the_end_of_the_log_is_replaced() {
             ("follow 9", ""),
             ("token 1", "dial 1 under 1 after 9, connecting"),
             ("own 4", "forget 1, dial 2 under 1 after 4"),
-            ("open 2", "live"),
+            ("join 2", "probe 2, live"),
         ],
     );
     play_standby(
         sequenced(),
         &[
             ("token 1", "dial 1 under 1 after none, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("own 4", "forget 1, dial 2 under 1 after 4, connecting"),
         ],
     );
@@ -116,13 +117,13 @@ fn a_standby_that_loses_its_session_follows_the_log_with_the_next() {
         &[
             ("follow 4", ""),
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 5", ""),
             ("follow 5", ""),
             ("close 1 1006", "forget 1, again in 1s, backing-off"),
             ("kept 0", ""),
             ("wait 1s", "dial 2 under 1 after 5, connecting"),
-            ("open 2", "live"),
+            ("join 2", "probe 2, live"),
             ("say 2 6", ""),
             ("own 5", "append 6 at 6"),
         ],
@@ -136,12 +137,12 @@ fn a_standby_rotates_as_any_stream_does_and_keeps_what_it_kept() {
         &[
             ("follow 4", ""),
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 5 6", ""),
             ("follow 5", ""),
             ("token 2", ""),
             ("wait 75ms", "rotation token, dial 2 under 2 after 5"),
-            ("open 2", "rotated after 0ns, leave 1 1000"),
+            ("join 2", "probe 2, rotated after 0ns, leave 1 1000"),
             ("say 2 6 7", ""),
             ("close 1 1000", "forget 1"),
             ("own 4", "append 5 6 7 at 7"),
@@ -309,7 +310,7 @@ fn a_standby_that_hears_nobody_begins_as_a_restart_does() {
             ("follow 4", ""),
             ("own 6", ""),
             ("token 1", "dial 1 under 1 after 6, connecting"),
-            ("open 1", "live"),
+            ("join 1", "probe 1, live"),
             ("say 1 7", "append 7 at 7"),
         ],
     );
@@ -354,7 +355,7 @@ fn where_the_platform_repeats_a_successor_waits_for_nothing_but_a_live_owner() {
         &[
             ("flush", ""),
             ("token 1", "dial 1 under 1 after 4, connecting"),
-            ("open 1", "flushed, live"),
+            ("join 1", "probe 1, flushed, live"),
             ("say 1 5", "append 5 at 5"),
             ("say 1 6", ""),
             ("release", "leave 1 1000, paused"),
