@@ -20,7 +20,7 @@ use std::{
 use reqwest::{ClientBuilder, Url, redirect, retry};
 use rustls::pki_types::ServerName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
 };
 use tokio_rustls::TlsConnector;
@@ -138,10 +138,12 @@ impl NetworkPolicy {
         let mut stream = self.open(&proxy.peer(), deadline).await?;
         let target = peer.authority();
         let step = Step::Tunnel(target.clone());
-        let head = within(deadline, &step, connect_request(&mut stream, &target, proxy.authorization())).await?;
+        let asked = connect_request(&mut stream, &target, proxy.authorization());
+        let (head, early) = within(deadline, &step, asked).await?;
         if !(200..300).contains(&head.status) {
             return Err(ConnectError::new(step, format!("the proxy answered {}", head.status)));
         }
+        let stream = behind(early, stream);
         match peer.encrypted {
             true => self.encrypt(stream, peer, deadline).await,
             false => Ok(stream),
@@ -234,20 +236,26 @@ async fn dial(address: std::net::SocketAddr) -> std::io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// Asks a proxy for a tunnel (RFC 9110 section 9.3.6).
+/// Asks a proxy for a tunnel (RFC 9110 section 9.3.6). A 2xx has no body, whatever its headers name: the bytes behind its
+/// head are the tunnel's.
 async fn connect_request(
     stream: &mut Connection,
     target: &str,
     authorization: Option<String>,
-) -> std::io::Result<head::Head> {
+) -> std::io::Result<(head::Head, Vec<u8>)> {
     let login = authorization.map_or_else(String::new, |value| format!("Proxy-Authorization: {value}\r\n"));
     let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{login}\r\n");
     stream.write_all(request.as_bytes()).await?;
-    let (head, rest) = head::read(stream).await?;
-    match rest.is_empty() || !(200..300).contains(&head.status) {
-        true => Ok(head),
-        false => Err(std::io::Error::other("the proxy sent bytes before the tunnel was used")),
+    head::read(stream).await
+}
+
+/// A connection from which some bytes were read already.
+fn behind(early: Vec<u8>, stream: Connection) -> Connection {
+    if early.is_empty() {
+        return stream;
     }
+    let (read, write) = tokio::io::split(stream);
+    Box::new(tokio::io::join(std::io::Cursor::new(early).chain(read), write))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The head of an HTTP/1.1 answer: what a proxy says to `CONNECT`, and a platform to an upgrade.
+//! The head of an HTTP answer: a proxy's to `CONNECT`, and a platform's to an upgrade.
 //!
 //! It reads no body. Interim answers (1xx but for 101) are passed over, as RFC 9110 section 15.2 demands.
 
@@ -19,8 +19,16 @@ const READ_LEN: usize = 4 << 10;
 /// A final answer without its body.
 #[derive(Debug, Clone)]
 pub struct Head {
+    pub version: Version,
     pub status: u16,
     pub headers: HeaderMap,
+}
+
+/// The version of an answer. It is the sender's own: many proxies answer a request of HTTP/1.1 with 1.0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    Http10,
+    Http11,
 }
 
 impl Head {
@@ -33,23 +41,20 @@ impl Head {
 
 /// Reads up to the end of the final head. Returns it with the bytes that came behind it.
 pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Head, Vec<u8>)> {
-    let too_long = || io::Error::other(format!("an answer whose head is longer than {HEAD_LEN_MAX} bytes"));
     let mut read = Vec::new();
     let mut parsed = 0;
     loop {
-        while let Some(len) = head_len(&read[parsed..]) {
+        // Nothing beyond the bound is looked at: an answer is taken or refused alike in any pieces.
+        let bounded = read.len().min(HEAD_LEN_MAX);
+        while let Some(len) = head_len(&read[parsed..bounded]) {
             let head = parse(&read[parsed..parsed + len])?;
             parsed += len;
-            // The same answer is taken or refused however it comes.
-            if parsed > HEAD_LEN_MAX {
-                return Err(too_long());
-            }
             if !is_interim(head.status) {
                 return Ok((head, read.split_off(parsed)));
             }
         }
         if read.len() >= HEAD_LEN_MAX {
-            return Err(too_long());
+            return Err(io::Error::other(format!("an answer whose head is longer than {HEAD_LEN_MAX} bytes")));
         }
         let mut chunk = [0; READ_LEN];
         match stream.read(&mut chunk).await? {
@@ -85,12 +90,14 @@ fn head_len(bytes: &[u8]) -> Option<usize> {
 }
 
 fn parse(bytes: &[u8]) -> io::Result<Head> {
-    let refused = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP/1.1 answer: {why}"));
+    let refused = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP/1 answer: {why}"));
     let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut answer = httparse::Response::new(&mut lines);
     answer.parse(bytes).map_err(|error| refused(error.to_string()))?;
-    let (Some(status), Some(1)) = (answer.code, answer.version) else {
-        return Err(refused("another version".to_owned()));
+    let (version, status) = match (answer.version, answer.code) {
+        (Some(0), Some(status)) => (Version::Http10, status),
+        (Some(1), Some(status)) => (Version::Http11, status),
+        _ => return Err(refused("another version".to_owned())),
     };
     let mut headers = HeaderMap::new();
     for line in answer.headers.iter() {
@@ -98,7 +105,7 @@ fn parse(bytes: &[u8]) -> io::Result<Head> {
         let value = HeaderValue::from_bytes(line.value).map_err(|error| refused(error.to_string()))?;
         headers.append(name, value);
     }
-    Ok(Head { status, headers })
+    Ok(Head { version, status, headers })
 }
 
 #[cfg(test)]
@@ -109,30 +116,29 @@ mod tests {
 
     async fn head(text: &str) -> Result<(u16, String), String> {
         // One byte at a time is the hardest way to come.
-        let mut stream = tokio_test_bytes(text);
-        let (head, rest) = read(&mut stream).await.map_err(|error| error.to_string())?;
+        let (head, rest) = read(&mut pieces_of(text, 1)).await.map_err(|error| error.to_string())?;
         Ok((head.status, String::from_utf8(rest).unwrap()))
     }
 
-    fn tokio_test_bytes(text: &str) -> impl AsyncRead + Unpin + use<> {
+    fn pieces_of(text: &str, piece: usize) -> impl AsyncRead + Unpin + use<> {
         use std::{
             pin::Pin,
             task::{Context, Poll},
         };
-        struct Slow(std::collections::VecDeque<u8>);
+        struct Slow(std::collections::VecDeque<u8>, usize);
         impl AsyncRead for Slow {
             fn poll_read(
                 mut self: Pin<&mut Self>,
                 _: &mut Context<'_>,
                 buffer: &mut tokio::io::ReadBuf<'_>,
             ) -> Poll<io::Result<()>> {
-                if let Some(byte) = self.0.pop_front() {
-                    buffer.put_slice(&[byte]);
-                }
+                let len = self.1.min(self.0.len()).min(buffer.remaining());
+                let bytes: Vec<u8> = self.0.drain(..len).collect();
+                buffer.put_slice(&bytes);
                 Poll::Ready(Ok(()))
             }
         }
-        Slow(text.bytes().collect())
+        Slow(text.bytes().collect(), piece)
     }
 
     #[tokio::test]
@@ -155,8 +161,8 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_is_none_is_refused() {
         for (text, why) in [
-            ("SSH-2.0-OpenSSH\r\n\r\n", "not an HTTP/1.1 answer"),
-            ("HTTP/1.0 101 x\r\n\r\n", "another version"),
+            ("SSH-2.0-OpenSSH\r\n\r\n", "not an HTTP/1 answer"),
+            ("HTTP/2.0 200 x\r\n\r\n", "not an HTTP/1 answer"),
             ("HTTP/1.1 101 x\r\na", "closed before"),
             ("HTTP/1.1 103 x\r\n\r\n", "closed before"),
         ] {
@@ -165,6 +171,46 @@ mod tests {
         let endless = format!("HTTP/1.1 200 x\r\na: {}", "b".repeat(HEAD_LEN_MAX));
         let read = read(&mut endless.as_bytes()).await;
         assert!(read.is_err_and(|error| error.to_string().contains("longer than 65536 bytes")));
+    }
+
+    #[tokio::test]
+    async fn both_versions_and_every_way_to_end_a_line_are_read() {
+        for (text, version) in [
+            ("HTTP/1.0 200 Connection established\r\n\r\n", Version::Http10),
+            ("HTTP/1.1 200 Connection established\r\n\r\n", Version::Http11),
+            ("HTTP/1.1 200\r\n\r\n", Version::Http11),
+            ("HTTP/1.0 200 \r\n\r\n", Version::Http10),
+            ("HTTP/1.0 200 x\nProxy-Agent: a\n\n", Version::Http10),
+            ("HTTP/1.0 200\n\n", Version::Http10),
+            ("HTTP/1.1 200 x\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n", Version::Http11),
+        ] {
+            let (head, rest) = read(&mut [text, "rest"].concat().as_bytes()).await.unwrap();
+            assert_eq!((head.version, head.status, rest.as_slice()), (version, 200, b"rest".as_slice()), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_at_the_bound_is_taken_or_refused_alike_in_any_pieces() {
+        let head_of = |len: usize, value: char| {
+            let (begin, end) = ("HTTP/1.1 200 x\r\na: ", "\r\n\r\n");
+            format!("{begin}{}{end}", value.to_string().repeat(len - begin.len() - end.len()))
+        };
+        for (len, value, expected) in [
+            (HEAD_LEN_MAX, 'b', Ok(200)),
+            (HEAD_LEN_MAX, '\u{1}', Err("not an HTTP/1 answer")),
+            (HEAD_LEN_MAX + 1, 'b', Err("longer than")),
+            (HEAD_LEN_MAX + 1, '\u{1}', Err("longer than")),
+        ] {
+            let text = head_of(len, value);
+            for piece in [READ_LEN, 4_095, 17] {
+                let mut pieces = pieces_of(&text, piece);
+                match (read(&mut pieces).await.map(|(head, _)| head.status), expected) {
+                    (Ok(status), Ok(expected)) => assert_eq!(status, expected),
+                    (Err(error), Err(why)) => assert!(error.to_string().contains(why), "{len} {piece}: {error}"),
+                    (found, expected) => panic!("{len} {piece}: {found:?}, {expected:?}"),
+                }
+            }
+        }
     }
 
     #[test]
@@ -182,7 +228,11 @@ mod tests {
             for line in lines {
                 headers.append(CONNECTION, HeaderValue::from_static(line));
             }
-            assert_eq!(Head { status: 101, headers }.lists(CONNECTION, "upgrade"), expected, "{lines:?}");
+            assert_eq!(
+                Head { version: Version::Http11, status: 101, headers }.lists(CONNECTION, "upgrade"),
+                expected,
+                "{lines:?}"
+            );
         }
     }
 }

@@ -192,13 +192,22 @@ async fn sockets_and_the_http_client_ask_the_proxy_for_a_tunnel_and_name_it_when
 }
 
 #[tokio::test]
-async fn a_tunnel_carries_a_socket_once_the_proxy_agrees() {
-    let (proxy, mut requests, _tasks) =
-        proxy("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 Connection established\r\n\r\n").await;
-    let network = network(Proxies::all(&proxy, &[]), &[]);
-    assert!(network.connect(&url("ws://a.test:81"), later()).await.is_ok());
-    assert!(requests.recv().await.unwrap().starts_with("CONNECT a.test:81 "));
-    let early = self::proxy("HTTP/1.1 200 x\r\n\r\nSSH-2.0").await;
-    let error = self::network(Proxies::all(&early.0, &[]), &[]).connect(&url("ws://a.test:81"), later()).await;
-    assert!(error.unwrap_err().to_string().contains("before the tunnel was used"));
+async fn every_2xx_to_connect_opens_a_tunnel_and_what_is_behind_its_head_is_the_tunnels() {
+    for answer in [
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 Connection established\r\n\r\n",
+        "HTTP/1.0 200 Connection established\r\n\r\n",
+        "HTTP/1.0 200 Connection established\nProxy-agent: a\n\n",
+        "HTTP/1.1 200\r\n\r\n",
+        "HTTP/1.1 204 x\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nearly",
+    ] {
+        let (proxy, mut requests, _tasks) = proxy(answer).await;
+        let network = network(Proxies::all(&proxy, &[]), &[]);
+        let mut tunnel = network.connect(&url("ws://a.test:81"), later()).await.unwrap();
+        assert!(requests.recv().await.unwrap().starts_with("CONNECT a.test:81 "));
+        tunnel.write_all(b"x").await.unwrap();
+        let mut read = String::new();
+        tunnel.read_to_string(&mut read).await.unwrap();
+        assert_eq!(read, if answer.ends_with("early") { "early" } else { "" }, "{answer}");
+    }
 }

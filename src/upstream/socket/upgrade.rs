@@ -16,7 +16,7 @@ use crate::{
     model::Secret,
     network::{
         Connection,
-        head::{self, Head},
+        head::{self, Head, Version},
     },
 };
 
@@ -59,6 +59,9 @@ impl Upgrade {
 
     /// Whether a 101 opens the WebSocket that was asked for.
     fn judge(&self, answer: &Head) -> Result<(), &'static str> {
+        if answer.version != Version::Http11 {
+            return Err("is of HTTP/1.0, which has no upgrade");
+        }
         if !answer.lists(header::UPGRADE, "websocket") {
             return Err("has no \"Upgrade: websocket\"");
         }
@@ -117,11 +120,14 @@ mod tests {
                 let value = HeaderValue::from_str(value).unwrap();
                 headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
             }
-            match (upgrade.judge(&Head { status: 101, headers }), expected) {
+            let mut answer = Head { version: Version::Http11, status: 101, headers };
+            match (upgrade.judge(&answer), expected) {
                 (Ok(()), None) => (),
                 (Err(why), Some(word)) => assert!(why.contains(word), "{lines:?}: {why}"),
                 (found, _) => panic!("{lines:?}: {found:?}"),
             }
+            answer.version = Version::Http10;
+            assert!(upgrade.judge(&answer).is_err_and(|why| why.contains("HTTP/1.0") || expected.is_some()));
         }
     }
 }

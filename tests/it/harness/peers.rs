@@ -54,7 +54,7 @@ async fn forward(mut client: TcpStream, platform: SocketAddr, requests: Arc<Mute
     requests.lock().unwrap().push(first.clone());
     let Ok(mut server) = TcpStream::connect(platform).await else { return };
     if first.starts_with("CONNECT ") {
-        if client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.is_err() {
+        if client.write_all(b"HTTP/1.0 200 Connection established\r\n\r\n").await.is_err() {
             return;
         }
     } else if server.write_all(head.as_bytes()).await.is_err() {
