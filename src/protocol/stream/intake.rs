@@ -181,6 +181,7 @@ impl Intake {
     /// A session is live again. Returns the gap that is known by that alone.
     pub(super) fn listening(&mut self, silence: Duration, now: Now) -> Option<Gap> {
         if let Numbering::Numbered { order, marks_at } = &mut self.numbering {
+            order.listens();
             *marks_at = order.is_abandoned().then(|| now.at + FIRST_EVENT_WAIT);
         }
         self.deaf.take().map(|reason| Gap::unknown(reason).silent_for(silence))
@@ -260,8 +261,10 @@ impl Intake {
     pub(super) fn event(&mut self, event: Event, session: SessionId, now: Now, taken: &mut TakenIn) {
         match &mut self.numbering {
             Numbering::Numbered { order, .. } => {
-                let Some(sequence) = event.sequence else { return self.push(event.into(), taken) };
-                order.accept(sequence, event, session, now.at, &mut self.rulings);
+                match event.sequence {
+                    Some(sequence) => order.accept(sequence, event, session, now.at, &mut self.rulings),
+                    None => order.pass_unnumbered(event, &mut self.rulings),
+                }
                 self.carry_out_rulings(now, taken);
             }
             Numbering::Unnumbered { twins: None } => self.push(event.into(), taken),

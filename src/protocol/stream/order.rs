@@ -29,6 +29,10 @@ const REFETCH_PAUSE: Curve = Curve { first: Duration::from_secs(1), cap: Duratio
 const SUSPECTS_MAX: usize = 100;
 /// … or so much time without the run reaching where we are.
 const SUSPICION_MAX: Duration = Duration::from_millis(500);
+/// A single event with an old number is no new beginning: it takes so many of them, one behind the other.
+const RUN_MIN: usize = 2;
+/// So many of the newest events that were kept without their number are remembered, to drop them when they come again.
+const STRAYS_MAX: usize = 64;
 /// Events that are held back take at most about so many bytes; then what they are held for is decided without it.
 const HELD_BYTES_MAX: usize = 16 << 20;
 /// So many of the newest holes are remembered, to know an event that came too late for one.
@@ -72,6 +76,13 @@ pub(super) struct Order {
     /// The newest session that was asked to go on after a number, and that number.
     asked: Option<(SessionId, Sequence)>,
     suspects: Option<Suspects>,
+    /// The number of the newest lone suspect. One more behind it makes a run, unless the numbering has gone on.
+    stray: Option<Sequence>,
+    /// What was kept without its number.
+    strays: VecDeque<(Sequence, u32)>,
+    /// Why the position was given up, and whether an event without a number came since.
+    abandoned_for: Option<GapReason>,
+    unnumbered_since: bool,
     /// The newest session that brought an event.
     newest: SessionId,
     /// The newest sessions that were asked to go on after a number, and have not caught up yet.
@@ -82,6 +93,8 @@ pub(super) struct Order {
     taken_over: Option<Sequence>,
     /// By number modulo its length: the newest events' numbers and digests.
     memory: Vec<(Sequence, u32)>,
+    /// The same of the numbering before this one: what was judged a new beginning may come to where the old one was.
+    former: Vec<(Sequence, u32)>,
 }
 
 /// What is missing is being asked for again.
@@ -115,11 +128,16 @@ impl Order {
             refetch_from: None,
             asked: None,
             suspects: None,
+            stray: None,
+            strays: VecDeque::new(),
+            abandoned_for: None,
+            unnumbered_since: false,
             newest: SessionId(0),
             replays: VecDeque::new(),
             holes: VecDeque::new(),
             taken_over: None,
             memory: Vec::new(),
+            former: Vec::new(),
         }
     }
 
@@ -148,8 +166,27 @@ impl Order {
     pub(super) fn abandon(&mut self, reason: GapReason) {
         if let Some(last) = self.last() {
             self.expected = Expected::Beyond(last, Some(reason));
+            self.abandoned_for = Some(reason);
+            self.unnumbered_since = false;
             self.refetch = None;
         }
+    }
+
+    /// A session is live that was asked for no position. What stands behind the gap of an abandoned position was brought
+    /// by a session before it: in front of what this one brings there is a hole too.
+    pub(super) fn listens(&mut self) {
+        if let Expected::Beyond(last, None) = self.expected
+            && std::mem::take(&mut self.unnumbered_since)
+        {
+            self.expected = Expected::Beyond(last, self.abandoned_for);
+        }
+    }
+
+    /// An event without a number, or whose number is not its own. The gap of an abandoned position lies in front of it.
+    pub(super) fn pass_unnumbered(&mut self, event: Event, rulings: &mut Vec<Ruling>) {
+        rulings.extend(self.tell_abandoned().map(Ruling::Gap));
+        self.unnumbered_since = true;
+        rulings.push(Ruling::Accepted(Event { sequence: None, ..event }));
     }
 
     /// The gap of an abandoned position that no event has closed yet; told only once.
@@ -195,6 +232,7 @@ impl Order {
         self.newest = self.newest.max(session);
         if self.last().is_some_and(|last| sequence > last) {
             self.replays.retain(|(caught_up, _)| *caught_up != session);
+            self.set_suspects_apart(session, rulings);
         }
         match self.expected {
             Expected::First => self.pass(sequence, event, rulings),
@@ -202,7 +240,6 @@ impl Order {
                 self.heard_old(last, sequence, event, session, now, rulings);
             }
             Expected::After(last) if sequence == last.next() => {
-                self.clear_suspects_of(session, last, rulings);
                 self.pass(sequence, event, rulings);
                 self.pass_waiting(rulings);
                 self.refetch_goes_on(now);
@@ -251,8 +288,10 @@ impl Order {
 
     fn pass(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
         self.expected = Expected::After(sequence);
-        self.remember(sequence, digest(&event));
-        rulings.push(Ruling::Accepted(event));
+        let digest = digest(&event);
+        self.remember(sequence, digest);
+        let is_known = recall_in(&self.former, sequence) == Some(digest) || self.strays.contains(&(sequence, digest));
+        rulings.push(if is_known { Ruling::Duplicates(1) } else { Ruling::Accepted(event) });
     }
 
     /// Lets go what was held back only for the number that has come.
@@ -392,7 +431,7 @@ impl Order {
         rulings: &mut Vec<Ruling>,
     ) {
         let digest = digest(&event);
-        if self.recall(sequence) == Some(digest) {
+        if self.recall(sequence) == Some(digest) || self.strays.contains(&(sequence, digest)) {
             self.clear_suspects_before(session, sequence, rulings);
             return rulings.push(Ruling::Duplicates(1));
         }
@@ -422,13 +461,29 @@ impl Order {
         }
     }
 
-    /// A run that leads up to what we have was a replay.
-    fn clear_suspects_of(&mut self, session: SessionId, last: Sequence, rulings: &mut Vec<Ruling>) {
-        if let Some(replay) =
-            self.suspects.take_if(|suspects| suspects.session == session && suspects.last() == Some(last))
-        {
-            rulings.push(Ruling::Duplicates(replay.events.len() as u64));
+    /// The numbering goes on by the same socket: what it brought under old numbers was no new beginning.
+    fn set_suspects_apart(&mut self, session: SessionId, rulings: &mut Vec<Ruling>) {
+        self.stray = None;
+        if let Some(suspects) = self.suspects.take_if(|suspects| suspects.session == session) {
+            self.set_apart(suspects.events, rulings);
         }
+    }
+
+    /// Events of this numbering under numbers that were heard. One that is known to be another is kept without its
+    /// number; the rest are repetitions.
+    fn set_apart(&mut self, events: BTreeMap<Sequence, Event>, rulings: &mut Vec<Ruling>) {
+        for (sequence, event) in events {
+            if self.is_another(sequence, &event) {
+                self.pass_stray(sequence, event, rulings);
+            } else {
+                rulings.push(Ruling::Duplicates(1));
+            }
+        }
+    }
+
+    /// Whether this number is remembered with another body.
+    fn is_another(&self, sequence: Sequence, event: &Event) -> bool {
+        self.recall(sequence).is_some_and(|known| known != digest(event))
     }
 
     /// A run that leads up to what is known for a repetition was one too: it began before what we remember.
@@ -438,19 +493,46 @@ impl Order {
         }
     }
 
-    /// A run that ends where we are was a replay; any other is a numbering that started over.
+    /// A run that ends where we are was a replay, unless its bodies are known to be others. Any other run is a numbering
+    /// that started over. One event alone is neither, and is kept without its number.
     fn judge_suspects(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
         let Some(suspects) = self.suspects.take() else { return };
-        if suspects.last() == self.last() {
-            return rulings.push(Ruling::Duplicates(suspects.events.len() as u64));
+        let leads_here = suspects.last() == self.last();
+        let run = if leads_here {
+            suspects.events.iter().filter(|(sequence, event)| self.is_another(**sequence, event)).count()
+        } else {
+            suspects.events.len() + usize::from(self.stray.is_some_and(|stray| suspects.follow(stray)))
+        };
+        if run >= RUN_MIN {
+            return self.start_over(suspects, now, rulings);
         }
+        if leads_here {
+            return self.set_apart(suspects.events, rulings);
+        }
+        for (sequence, event) in suspects.events {
+            self.stray = Some(sequence);
+            self.pass_stray(sequence, event, rulings);
+        }
+    }
+
+    /// Keeps an event without its number.
+    fn pass_stray(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
+        if self.strays.len() == STRAYS_MAX {
+            self.strays.pop_front();
+        }
+        self.strays.push_back((sequence, digest(&event)));
+        self.pass_unnumbered(event, rulings);
+    }
+
+    fn start_over(&mut self, suspects: Suspects, now: Instant, rulings: &mut Vec<Ruling>) {
         self.jump(rulings);
         let first = suspects.events.first_key_value().map(|(sequence, _)| *sequence);
         let gap = Gap { lost: None, ..Gap::between(GapReason::Reset, self.last(), first) };
         rulings.push(Ruling::Gap(gap));
-        self.memory.clear();
+        self.former = std::mem::take(&mut self.memory);
         self.holes.clear();
         self.taken_over = None;
+        self.stray = None;
         self.expected = Expected::First;
         for (sequence, event) in suspects.events {
             self.accept(sequence, event, suspects.session, now, rulings);
@@ -485,9 +567,13 @@ impl Order {
     }
 
     fn recall(&self, sequence: Sequence) -> Option<u32> {
-        let (remembered, digest) = *self.memory.get(slot(sequence))?;
-        (remembered == sequence).then_some(digest)
+        recall_in(&self.memory, sequence)
     }
+}
+
+fn recall_in(memory: &[(Sequence, u32)], sequence: Sequence) -> Option<u32> {
+    let (remembered, digest) = *memory.get(slot(sequence))?;
+    (remembered == sequence).then_some(digest)
 }
 
 fn weight(events: &BTreeMap<Sequence, Event>) -> usize {
@@ -508,6 +594,12 @@ impl Suspects {
 
     fn lead_up_to(&self, session: SessionId, sequence: Sequence) -> bool {
         self.session == session && self.last().is_some_and(|last| last < sequence)
+    }
+
+    /// Whether they are a little behind this number.
+    fn follow(&self, stray: Sequence) -> bool {
+        let first = self.events.first_key_value().map(|(sequence, _)| sequence.0);
+        first.is_some_and(|first| first > stray.0 && first - stray.0 <= WAITING_MAX as u64)
     }
 
     fn last(&self) -> Option<Sequence> {
@@ -549,8 +641,9 @@ mod tests {
         }
     }
 
-    /// Feeds `1 2 3` (numbers), `b:4` (by the second socket), `x1` (another body under that number), `wait`; tells
-    /// what came of it.
+    /// Feeds `1 2 3` (numbers), `b:4` (by the second socket), `x1` (another body under that number), `odd` (an event
+    /// without a number), `live` (a session without a position is live), `wait`; tells what came of it, `~` in front of
+    /// what has no number.
     fn check(last: Option<u64>, script: &str, expected: &str) {
         let mut order = Order::new(last.map(Sequence));
         assert_eq!(run(&mut order, script), expected, "{script}");
@@ -563,6 +656,14 @@ mod tests {
             if word == "wait" {
                 now += Duration::from_secs(1);
                 order.handle_timeout(now, &mut told);
+                continue;
+            }
+            if word == "odd" {
+                order.pass_unnumbered(event(0, "odd"), &mut told);
+                continue;
+            }
+            if word == "live" {
+                order.listens();
                 continue;
             }
             let (session, word) = word.strip_prefix("b:").map_or((SessionId(1), word), |word| (SessionId(2), word));
@@ -582,7 +683,7 @@ mod tests {
             match ruling {
                 Ruling::Accepted(event) => {
                     let Body::Json(text) = &event.body else { panic!() };
-                    words.push(text.to_string());
+                    words.push(if event.sequence.is_some() { text.to_string() } else { format!("~{text}") });
                 }
                 Ruling::Gap(gap) => words.push(format!(
                     "{}({}..{})",
@@ -688,6 +789,55 @@ mod tests {
         let told = run(&mut order, "1..150");
         assert!(told.starts_with("reset(5000..1) 1 2 3"));
         assert!(told.ends_with(" 149 150"));
+    }
+
+    #[test]
+    fn one_event_with_an_old_number_is_no_new_beginning() {
+        // The numbering goes on: another body is kept without its number, what nobody remembers is a repetition.
+        check(None, "1 2 3 x1 4 5", "1 2 3 ~x1 4 5");
+        check(None, "1 2 3 x1 x2 4 5", "1 2 3 ~x1 ~x2 4 5");
+        check(None, "1 2 3 x3 4", "1 2 3 ~x3 4");
+        check(None, "1 2 3 x2 5 4", "1 2 3 ~x2 4 5");
+        check(Some(500), "7 501", "501 -1");
+        // It does not: what may be new is kept, and the position stays.
+        check(None, "1 2 3 x1 wait 4", "1 2 3 ~x1 4");
+        check(Some(500), "7 wait 501 502", "~7 501 502");
+        check(None, "1 2 3 x2 wait x2 wait 4", "1 2 3 ~x2 4 -1");
+        check(Some(500), "200 1 wait 501", "~200 ~1 501");
+        let mut order = Order::new(Some(Sequence(500)));
+        run(&mut order, "7 wait");
+        assert_eq!(order.resume(), Some(Sequence(500)));
+    }
+
+    #[test]
+    fn a_run_of_old_numbers_is_a_new_beginning_however_slow_it_is() {
+        check(Some(500), "1 wait 2 wait 3 wait 4", "~1 reset(500..2) 2 3 4");
+        check(Some(500), "1 wait b:2 wait b:3", "~1 reset(500..2) 2 3");
+        check(Some(500), "1 wait b:1 b:2 b:3 wait b:4", "~1 reset(500..2) 2 3 4 -1");
+        check(Some(500), "1 wait 501 2 wait 502", "~1 501 ~2 502");
+        check(Some(500), "1 wait 300 wait", "~1 ~300");
+        check(None, "1 2 3 x1 x2 x3 x4", "1 2 3 reset(3..1) x1 x2 x3 x4");
+    }
+
+    #[test]
+    fn what_was_taken_for_a_new_beginning_and_is_a_replay_is_not_appended_again() {
+        check(None, "1..9 x2 x3 wait b:4..11", &format!("{} reset(9..2) x2 x3 10 11 -6", numbers(1, 9)));
+    }
+
+    #[test]
+    fn the_gap_of_an_abandoned_position_lies_in_front_of_what_has_no_number() {
+        let abandoned = || {
+            let mut order = Order::new(Some(Sequence(4)));
+            order.abandon(GapReason::Jump);
+            order
+        };
+        assert_eq!(run(&mut abandoned(), "live odd 9"), "jump(4..?) ~odd0 9");
+        assert_eq!(run(&mut abandoned(), "live odd odd live odd 9 odd"), {
+            "jump(4..?) ~odd0 ~odd0 jump(4..?) ~odd0 9 ~odd0"
+        });
+        assert_eq!(run(&mut abandoned(), "live odd live live 9"), "jump(4..?) ~odd0 jump(4..9) 9");
+        assert_eq!(run(&mut abandoned(), "live 2 wait 9"), "jump(4..?) ~2 9");
+        assert_eq!(run(&mut Order::new(Some(Sequence(4))), "live odd live 5"), "~odd0 5");
     }
 
     #[test]
