@@ -4,6 +4,7 @@
 //! ([`Request`]) and answers that come in ([`Answer`]). It never sees a token either: the shell puts the token
 //! where [`Credential`] says.
 
+mod attributes;
 pub mod genesys_notifications;
 pub mod genesys_sequenced;
 mod json;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 
+use self::json::Members;
 use crate::model::{Event, Exchange, FeedId, Position, StatusMeaning, Timestamp};
 
 /// The dialect of a platform. A closed set that we ship.
@@ -112,6 +114,8 @@ pub struct Endpoint {
     pub refused: Vec<RefusedTopic>,
     /// False where it was made and nothing is subscribed on it yet.
     pub subscribed: bool,
+    /// It is to be tended after this time, and not at the usual one: the platform asked for a pause.
+    pub tend_in: Option<Duration>,
 }
 
 impl Endpoint {
@@ -173,6 +177,18 @@ pub enum Method {
     Get,
     Post,
     Put,
+}
+
+impl Request {
+    /// How the call is named in errors: without its query, which may be long, or a secret.
+    pub fn call(&self) -> String {
+        let method = match self.method {
+            Method::Get => "GET",
+            Method::Post => "POST",
+            Method::Put => "PUT",
+        };
+        format!("{method} {}", self.target.split(['?', '#']).next().unwrap_or_default())
+    }
 }
 
 /// What came back from a REST call.
@@ -287,6 +303,9 @@ pub enum Verdict {
     Refused,
 }
 
+/// Texts from an answer are cut off here before they are shown.
+const TEXT_LEN_MAX: usize = 300;
+
 /// A platform that is overloaded (close code 1013) is left alone for this long.
 const OVERLOADED_WAIT: Duration = Duration::from_secs(5);
 
@@ -363,8 +382,26 @@ impl Connector {
         }
     }
 
+    /// The `type` of an event that names none, or none that may stand in an envelope.
+    fn kind_default(&self) -> &'static str {
+        match self {
+            Self::Notifications(_) => "genesys-notifications.event",
+            Self::Sequenced(_) => genesys_sequenced::KIND_DEFAULT,
+        }
+    }
+
     /// Reads a frame. Everything in it is accounted for: what cannot be read comes out as [`Item::Undecoded`].
     pub fn decode(&self, frame: Frame, received: Timestamp, items: &mut Vec<Item>) {
+        let before = items.len();
+        self.read(frame, received, items);
+        for item in &mut items[before..] {
+            if let Item::Event(event) = item {
+                attributes::settle(event, self.kind_default());
+            }
+        }
+    }
+
+    fn read(&self, frame: Frame, received: Timestamp, items: &mut Vec<Item>) {
         match frame {
             Frame::Pong => items.push(Item::Alive),
             // Some platforms and gateways send their texts in binary frames.
@@ -473,6 +510,24 @@ impl Preparation {
 }
 
 impl Failure {
+    /// A call that was answered with an error, and what the answer says about it (`reference/genesys-cloud.md`
+    /// section 1.4).
+    pub fn of_answer(call: &str, answer: &Answer) -> Self {
+        let members = Members::read(&answer.body);
+        let member = |name| members.as_ref().and_then(|members| members.text(name)).filter(|text| !text.is_empty());
+        let words = [member("code"), member("message")].into_iter().flatten().collect::<Vec<_>>().join(": ");
+        let params = members.as_ref().and_then(|members| Members::read(members.get("messageParams")?.get().as_bytes()));
+        let permissions =
+            params.and_then(|params| params.text("permissions")).filter(|known| !words.contains(known.as_str()));
+        let says =
+            [Some(words).filter(|words| !words.is_empty()), permissions].into_iter().flatten().collect::<Vec<_>>();
+        let call = match says.is_empty() {
+            true => call.to_owned(),
+            false => format!("{call} ({})", json::shown(&says.join("; missing permissions: "), TEXT_LEN_MAX)),
+        };
+        Self::Call { call, status: answer.status, retry_after: answer.retry_after }
+    }
+
     /// Whether an upgrade or a call was answered, and not in a way that passes by itself when it is repeated.
     pub fn is_refusal(&self) -> bool {
         match self {
@@ -540,9 +595,21 @@ impl std::fmt::Display for Failure {
             Self::Oversize => write!(f, "a frame beyond frame_max"),
             Self::Unfinished { within } => write!(f, "a message not complete in {} s", within.as_secs_f64()),
             Self::Unreadable(why) => write!(f, "a frame that cannot be read: {why}"),
-            Self::Said(notice) => write!(f, "the platform said {notice:?}"),
-            Self::Unsubscribed { topic, reason } => write!(f, "{topic} is not subscribed: {reason}"),
+Self::Unsubscribed { topic, reason } => write!(f, "{topic} is not subscribed: {reason}"),
+            Self::Said(notice) => notice.fmt(f),
         }
+    }
+}
+
+impl std::fmt::Display for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Closing => "the platform announced that it closes the socket",
+            Self::TokenRevoked => "the platform revoked the token",
+            Self::TokenInvalid => "the platform refused the token on the open socket",
+            Self::EndpointGone => "the channel does not exist at the platform any more (expired or evicted)",
+            Self::Displaced => "another channel took the subscriptions over",
+        })
     }
 }
 
@@ -577,6 +644,42 @@ mod tests {
         for (code, verdict, class) in table {
             let failure = Failure::Closed { code, reason: String::new() };
             assert_eq!((sequenced().classify(&failure), failure.class()), (verdict, class), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_the_platform_announces_is_named_in_plain_words() {
+        for (notice, words) in [
+            (Notice::Closing, "closes the socket"),
+            (Notice::TokenRevoked, "revoked the token"),
+            (Notice::TokenInvalid, "refused the token"),
+            (Notice::EndpointGone, "channel does not exist"),
+            (Notice::Displaced, "another channel took the subscriptions"),
+        ] {
+            let shown = Failure::Said(notice.clone()).to_string();
+            assert!(shown.contains(words) && !shown.contains(&format!("{notice:?}")), "{shown}");
+        }
+    }
+
+    #[test]
+    fn an_event_of_a_platform_never_has_a_type_of_ours() {
+        let settings = genesys_notifications::Settings {
+            topics: Vec::new(),
+            channel_life: Duration::from_secs(1),
+            discovery: Duration::from_secs(1),
+        };
+        let texts = [
+            (sequenced(), r#"[{"sequenceId":4,"type":"trunkline.gap.v1"},{"type":"a\r\nb","topicName":"t\n"}]"#),
+            (Connector::Notifications(settings), r#"{"topicName":"trunkline.gap.v1\n","eventBody":{}}"#),
+        ];
+        for (connector, text) in texts {
+            let mut items = Vec::new();
+            connector.decode(Frame::Binary(text.into()), Timestamp(0), &mut items);
+            for item in items {
+                let Item::Event(event) = item else { panic!("{item:?}") };
+                assert_eq!(event.kind, format!("{}.event", connector.name()));
+                assert!(event.subject.is_none_or(|subject| subject.ends_with("\\u000a")));
+            }
         }
     }
 

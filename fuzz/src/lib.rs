@@ -120,6 +120,11 @@ fn is_part_of(event: &Event, frame: &ByteString) {
     assert!(whole.start <= part.start && part.end <= whole.end, "a body is a slice of its frame");
     serde_json::from_str::<&RawValue>(body).expect("a body is JSON");
     assert!(!event.kind.is_empty(), "an event has a type");
+    let is_own = event.kind.to_ascii_lowercase().starts_with("trunkline.");
+    assert!(!is_own && !event.kind.contains(char::is_whitespace), "it is no type of ours: {:?}", event.kind);
+    for text in [Some(&event.kind), event.subject.as_ref(), event.correlation.as_ref()].into_iter().flatten() {
+        assert!(!text.is_empty() && !text.contains(char::is_control), "CloudEvents permits it: {text:?}");
+    }
 }
 
 /// Whatever a platform says, the envelope around it is a CloudEvent, and what is stored can be read back.

@@ -6,6 +6,7 @@
 
 mod preparation;
 mod snapshot;
+mod subscription;
 
 pub use preparation::{EXPANDED, Preparation, expands};
 pub(super) use snapshot::{next_page, snapshot};

@@ -39,7 +39,7 @@ const REFUSAL_WAIT: Duration = Duration::from_millis(250);
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
 /// The `type` of an event that names none.
-const KIND_DEFAULT: &str = "genesys-sequenced.event";
+pub(super) const KIND_DEFAULT: &str = "genesys-sequenced.event";
 
 impl Settings {
     pub(super) fn choices(&self) -> Choices {
@@ -69,6 +69,7 @@ impl Settings {
             topics: Vec::new(),
             refused: Vec::new(),
             subscribed: true,
+            tend_in: None,
         }
     }
 
@@ -144,7 +145,8 @@ fn event(frame: &ByteString, object: &str, header: &Header<'_>, received: Timest
         kind: kind.filter(|kind| !kind.is_empty()).unwrap_or(ByteString::from_static(KIND_DEFAULT)),
         subject: text(&header.topic),
         time: header.time.as_ref().and_then(|time| time.time_in(frame)),
-        sequence: header.sequence.as_ref().and_then(Loose::number).map(Sequence),
+        // Clients send 0 where they have no number (section 5.1): it is not the number of an event.
+        sequence: header.sequence.as_ref().and_then(Loose::number).filter(|number| *number > 0).map(Sequence),
         correlation: text(&header.metadata.correlation),
         partition_key: None,
         body: Body::Json(frame.slice_ref(object)),
@@ -225,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_frame_is_split_into_its_events_byte_for_byte() {
-        let table: [(&str, &[&str]); 15] = [
+        let table: [(&str, &[&str]); 18] = [
             (
                 r#"[{"sequenceId":1,"type":"a"},{"sequenceId":2}]"#,
                 &[r#"1 a {"sequenceId":1,"type":"a"}"#, r#"2 genesys-sequenced.event {"sequenceId":2}"#],
@@ -248,6 +250,9 @@ mod tests {
             ),
             (r#"{"sequenceId":1.0}"#, &[r#"1 genesys-sequenced.event {"sequenceId":1.0}"#]),
             (r#"{"sequenceId":2e0}"#, &[r#"2 genesys-sequenced.event {"sequenceId":2e0}"#]),
+            (r#"{"sequenceId":0}"#, &[r#"- genesys-sequenced.event {"sequenceId":0}"#]),
+            (r#"{"sequenceId":"0"}"#, &[r#"- genesys-sequenced.event {"sequenceId":"0"}"#]),
+            (r#"{"sequenceId":0.0}"#, &[r#"- genesys-sequenced.event {"sequenceId":0.0}"#]),
             (r#"{"sequenceId":-1}"#, &[r#"- genesys-sequenced.event {"sequenceId":-1}"#]),
             (r#"{"sequenceId":1e17}"#, &[r#"- genesys-sequenced.event {"sequenceId":1e17}"#]),
             (r#"{"sequenceId":1,"sequenceId":2}"#, &[r#"2 genesys-sequenced.event {"sequenceId":1,"sequenceId":2}"#]),

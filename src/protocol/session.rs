@@ -322,7 +322,7 @@ impl Session {
             Stage::Live { tend_at, tending: Some(mut preparation), aged } => {
                 let step = step_of(&mut preparation, answer);
                 self.stage = Stage::Live { tend_at, tending: Some(preparation), aged };
-                self.take_tending_step(step);
+                self.take_tending_step(step, now);
             }
             stage @ (Stage::Live { .. }
             | Stage::Dialling { .. }
@@ -396,7 +396,8 @@ impl Session {
     }
 
     fn live(&mut self, now: Now) {
-        let tend_at = self.choices.tending.map(|interval| now.at + interval);
+        let pause = self.minted.as_ref().and_then(|minted| minted.endpoint.tend_in);
+        let tend_at = self.choices.tending.map(|interval| now.at + pause.unwrap_or(interval));
         self.stage = Stage::Live { tend_at, tending: None, aged: false };
         self.outputs.push_back(Output::Live);
     }
@@ -454,7 +455,7 @@ impl Session {
             let endpoint = self.minted.as_ref().map(|minted| &minted.endpoint);
             let Some((preparation, step)) = endpoint.map(|endpoint| self.connector.tend(endpoint)) else { return };
             *tending = Some(preparation);
-            self.take_tending_step(step);
+            self.take_tending_step(step, now);
         }
     }
 
@@ -483,13 +484,14 @@ impl Session {
     }
 
     /// Tending never harms a live session: what fails is tried again at the next turn.
-    fn take_tending_step(&mut self, step: Step) {
-        let Stage::Live { tending, .. } = &mut self.stage else { return };
+    fn take_tending_step(&mut self, step: Step, now: Now) {
+        let Stage::Live { tending, tend_at, .. } = &mut self.stage else { return };
         match step {
             Step::Call(request) => self.outputs.push_back(Output::Call(request)),
             Step::Failed(_) => *tending = None,
             Step::Ready(endpoint) => {
                 *tending = None;
+                *tend_at = endpoint.tend_in.map(|pause| now.at + pause).or(*tend_at);
                 let Some(minted) = self.minted.as_mut().filter(|minted| minted.endpoint != endpoint) else { return };
                 minted.endpoint = endpoint.clone();
                 self.outputs.push_back(Output::Tended(endpoint));

@@ -376,8 +376,8 @@ impl Stream {
         let outcome = self.intake.recovery.answered(call, answer, &self.settings.connector, now.at, now.unit);
         match outcome {
             Outcome::Pending => (),
-            Outcome::Taken => self.report(Report::Snapshot { taken: true }),
-            Outcome::Failed => self.report(Report::Snapshot { taken: false }),
+            Outcome::Taken => self.report(Report::Snapshot(Ok(()))),
+            Outcome::Failed(why) => self.report(Report::Snapshot(Err(why))),
         }
     }
 

@@ -58,6 +58,7 @@ enum Trouble {
     Store,
     Log,
     Topics,
+    Snapshot,
 }
 
 /// When the frequent kinds of trouble were last told.
@@ -126,11 +127,15 @@ impl Board {
     pub(super) fn update(&self, machine: &Stream) {
         let buffered = machine.buffered();
         self.metrics.buffered(buffered);
+        let owes_snapshot = machine.owes_snapshot();
+        if !owes_snapshot {
+            self.recovers(Trouble::Snapshot);
+        }
         self.with(|facts| {
             facts.position = machine.position();
             facts.buffered = buffered;
             facts.heard_at = machine.heard_at();
-            facts.snapshot_owed = machine.owes_snapshot();
+            facts.snapshot_owed = owes_snapshot;
         });
     }
 
@@ -220,12 +225,7 @@ impl Board {
                 error!(error = %failure, retry_ms, "the platform refuses this stream: check its configuration and permissions");
             }
             Report::Breaker(open) => self.breaker(open),
-            Report::Snapshot { taken } => {
-                self.metrics.snapshot(taken);
-                if !taken {
-                    warn!("the snapshot could not be fetched; it is tried again behind the live stream");
-                }
-            }
+            Report::Snapshot(fetched) => self.snapshot(fetched),
             Report::Refused(topics) => self.topics(&topics),
         }
     }
@@ -237,6 +237,14 @@ impl Board {
             self.recovers(Trouble::Session);
         }
         info!(state = state.as_str(), "stream");
+    }
+
+    fn snapshot(&self, fetched: Result<(), String>) {
+        self.metrics.snapshot(fetched.is_ok());
+        if let Err(why) = fetched {
+            warn!(error = %why, "the snapshot could not be fetched; it is tried again behind the live stream");
+            self.fails(Trouble::Snapshot, format!("the snapshot could not be fetched: {why}"));
+        }
     }
 
     fn undecoded(&self, bytes: usize) {

@@ -155,6 +155,22 @@ async fn bytes_of_an_event_are_the_platforms() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_the_platform_never_looks_like_an_entry_of_ours() {
+    let platform = Platform::start().await;
+    let relay = Relay::start(&platform).await;
+    let kinds = ["trunkline.gap.v1", "trunkline.undecoded.v1", "a\\r\\n\\u001b[31m", " a b "];
+    for (index, kind) in kinds.iter().enumerate() {
+        let text = format!(r#"{{"sequenceId":{},"type":"{kind}","topicName":"q\n","reason":"jump"}}"#, index + 1);
+        platform.say_raw_sequenced(Raw::Text(text));
+    }
+    relay.tells("1 2 3 4").await;
+    for entry in relay.entries().await {
+        assert_eq!((&entry["type"], &entry["subject"]), (&"genesys-sequenced.event".into(), &r"q\u000a".into()));
+    }
+    assert_eq!(relay.count("gaps").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_close_is_a_lost_connection_and_gives_no_position_up() {
     let cut = [&1000_u16.to_be_bytes()[..], b"Zo\xc3"].concat();
     let codes = [0_u16, 999, 1002, 1003, 1005, 1006, 1007, 1015, 5000];

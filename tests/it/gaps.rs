@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use trunkline::simulator::{ALWAYS, Answered, Asked, Dialect, Fault, Settings, Target};
 
-use crate::harness::{Plan, Platform, Relay, Scripted, Upgrade, eventually, numbered, tell, throughout};
+use crate::harness::{Plan, Platform, Relay, Scripted, Upgrade, eventually, frame, numbered, tell, throughout};
 
 const SUMMARY: &str = "/api/v2/analytics/conversations/summary";
 /// The most pages of users that one snapshot asks for.
@@ -121,6 +121,51 @@ async fn a_platform_that_starts_over_while_nobody_listens_is_found_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_event_with_an_old_number_is_kept_without_it_and_nothing_is_asked_for_again() {
+    let platform = Platform::start().await;
+    for stray in [r#"{"sequenceId":0,"type":"stray"}"#, r#"{"sequenceId":2,"type":"stray"}"#] {
+        let stray = || frame(0x81, stray.as_bytes());
+        let goes_on = [numbered(1..=3), stray(), numbered(4..=9)].concat();
+        let ends = Upgrade::Ended([numbered(1..=3), stray()].concat());
+        for script in [vec![Upgrade::Open(goes_on)], vec![ends, Upgrade::Open(numbered(4..=9))]] {
+            let scripted = Scripted::start(script).await;
+            let plan = Plan::numbered(platform.address()).stream("url", scripted.url());
+            let relay = Relay::launch(plan.stream("backoff.cap", "50ms")).await;
+            relay.until("it goes on", |stream| stream["position"] == "9").await;
+            eventually("all of it is there once, whichever stands first", async || {
+                let story = relay.story().await;
+                let mut told: Vec<&str> = story.split(' ').collect();
+                told.sort_unstable();
+                told == ["1", "2", "3", "4", "5", "6", "7", "8", "9", "event"]
+            })
+            .await;
+            assert!(scripted.targets().iter().all(|target| !target.ends_with("=0") && !target.ends_with("=2")));
+            assert_eq!(relay.count("gaps").await, 0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_number_behind_an_abandoned_position_stands_behind_the_gap() {
+    let platform = Platform::start().await;
+    let bad = || frame(0x81, b"\xff");
+    let script = vec![
+        Upgrade::Open([numbered(1..=2), bad()].concat()),
+        Upgrade::Open(bad()),
+        Upgrade::Open(bad()),
+        Upgrade::Open(bad()),
+        Upgrade::Open(numbered(9..=9)),
+    ];
+    let scripted = Scripted::start(script).await;
+    let plan = Plan::numbered(platform.address()).stream("url", scripted.url()).stream_without("snapshot_url");
+    let relay = Relay::launch(plan.stream("backoff.cap", "50ms")).await;
+    // Between two sessions that were asked for no position something may be missing too.
+    let story = "1 2 undecoded undecoded gap(jump 2..?) undecoded gap(jump 2..?) undecoded gap(jump 2..9) 9";
+    relay.tells(story).await;
+    assert_eq!(scripted.targets(), ["/", "/?sequenceId=2", "/", "/", "/"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_fails_is_owed_and_paid_behind_the_live_stream() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
@@ -131,8 +176,10 @@ async fn a_snapshot_that_fails_is_owed_and_paid_behind_the_live_stream() {
     platform.say(2);
     relay.tells("1 gap(jump 1..3) 3 4").await;
     relay.until("the snapshot is owed", |stream| stream["snapshot_owed"] == true).await;
+    let error = relay.stream().await["last_error"].as_str().unwrap_or_default().to_owned();
+    assert!(["the snapshot", "GET ", SUMMARY, "answered with 503"].iter().all(|part| error.contains(part)), "{error}");
     relay.tells("1 gap(jump 1..3) 3 4 snapshot(jump)").await;
-    relay.until("nothing is owed", |stream| stream["snapshot_owed"] == false).await;
+    relay.until("nothing is owed", |stream| stream["snapshot_owed"] == false && stream["last_error"].is_null()).await;
     let entries = relay.entries().await;
     assert_eq!(entries[4]["data"]["gap"], entries[1]["id"]);
     assert_eq!(relay.metric("stream_snapshots_total", &[("outcome", "failed")]).await, 1.0);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use trunkline::simulator::{Dialect, Fault, Raw, Settings, Target};
+use trunkline::simulator::{Answered, Asked, Dialect, Fault, Raw, Settings, Target};
 
 use crate::harness::{Plan, Platform, Relay, eventually, throughout};
 
@@ -81,6 +81,63 @@ async fn families_fail_apart_and_the_stream_is_degraded_until_the_failed_one_rec
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_family_that_is_refused_the_token_or_told_to_wait_degrades_the_stream_and_stops_nothing_else() {
+    for (status, retry_after) in [(401, None), (429, Some("1".to_owned())), (503, Some("1".to_owned()))] {
+        let platform = Platform::start().await;
+        let path = Some("/api/v2/users".to_owned());
+        platform.inject(Fault::Rest { status, times: 2, retry_after: retry_after.clone(), path });
+        // Where the platform names a time, the family is looked up then, and not at the usual one.
+        let discovery = if retry_after.is_some() { "60s" } else { "2s" };
+        let plan = Plan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"]).stream("discovery", discovery);
+        let relay = Relay::launch(plan).await;
+        relay.until("the other family flows", |stream| stream["state"] == "degraded").await;
+        let error = relay.stream().await["last_error"].as_str().unwrap().to_owned();
+        assert!(error.contains("GET /api/v2/users") && error.contains(&status.to_string()), "{error}");
+        relay.live().await;
+        assert_eq!((platform.tally().channels_created, relay.count("reconnects").await), (1, 0));
+        assert_eq!(relay.account().await["refreshes"], 1, "the token serves everything else");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_that_an_answer_does_not_confirm_are_told_and_asked_for_again() {
+    let subscriptions = |how| Fault::Answer {
+        to: Asked::Rest,
+        on: Target::All,
+        url: Some("/subscriptions".to_owned()),
+        resuming: false,
+        times: 2,
+        how,
+    };
+    let changed = |set: &str| {
+        let (set, without) = (Some(set.to_owned()), Vec::new());
+        Answered::Changed { status: None, content_type: None, gzip: false, set, without }
+    };
+    let html = Answered::Body { status: 200, content_type: "text/html".to_owned(), text: "<html>".to_owned() };
+    for (how, state, word) in [
+        (changed(r#"{"entities": []}"#), "degraded", "does not name it"),
+        (changed(r#"{"entities": {"state": "Pending"}}"#), "degraded", "its state is"),
+        (html, "backing-off", "no JSON object"),
+    ] {
+        let platform = Platform::start().await;
+        platform.inject(subscriptions(how));
+        let plan = Plan::topics(platform.address(), &[QUEUES]).stream("discovery", "2s");
+        let relay = Relay::launch(plan.stream("backoff.first", "1s")).await;
+        relay
+            .until("it is told", |stream| {
+                stream["state"] == state && stream["last_error"].as_str().is_some_and(|error| error.contains(word))
+            })
+            .await;
+        relay
+            .until("it is asked for again", |stream| {
+                stream["state"] == "live" && stream["topics"]["subscribed"].as_u64() > Some(0)
+            })
+            .await;
+        assert_eq!(platform.tally().channels_created, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_channel_that_cannot_be_subscribed_is_used_again_and_not_leaked() {
     let platform = Platform::start().await;
     let path = Some("/api/v2/notifications/channels/".to_owned());
@@ -152,7 +209,9 @@ async fn subscriptions_that_somebody_else_took_are_taken_back_after_a_pause_and_
     let platform = Platform::start().await;
     let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES])).await;
     platform.inject(Fault::NoLongerSubscribed {});
-    relay.until("it names the cause", |stream| stream["last_error"] == "the platform said Displaced").await;
+    relay
+        .until("it names the cause", |stream| stream["last_error"] == "another channel took the subscriptions over")
+        .await;
     relay.live().await;
     relay.tells("gap(no-replay) snapshot(no-replay)").await;
     assert_eq!(platform.tally().channels_created, 2);

@@ -3,14 +3,20 @@
 //! Answers are read member by member. What cannot be read, and what the platform refuses, is named in the endpoint and
 //! takes nothing else down: a family whose look-up fails, a part of a combined topic, a topic beyond the limit.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use serde_json::value::RawValue;
 
-use super::{Settings, TOPICS_MAX};
-use crate::connector::{
-    Answer, Credential, Endpoint, Failure, Method, RefusedTopic, Request, Step, Unheard,
-    json::{self, Members},
+use super::{Settings, TOPICS_MAX, subscription};
+use crate::{
+    connector::{
+        Answer, Credential, Endpoint, Failure, Method, RefusedTopic, Request, Step, Unheard,
+        json::{self, Members},
+    },
+    model::{Exchange, StatusMeaning},
 };
 
 /// Where the preparation stands.
@@ -22,6 +28,10 @@ pub struct Preparation {
     found: BTreeMap<Family, BTreeSet<String>>,
     /// Why what a family's topics stand for is not known, or not all of it.
     failed: Vec<RefusedTopic>,
+    /// The first look-up that was refused the token, or had too many before it: what it comes to if nothing is left.
+    pressing: Option<Failure>,
+    /// How long the platform wants to be left alone with the look-ups of a family.
+    pause: Option<Duration>,
     /// Families that are still to be looked up.
     wanted: VecDeque<Family>,
     /// The live channel that is tended; none when one is to be minted.
@@ -81,6 +91,10 @@ const IDS_MAX: usize = 10_000;
 const TARGET_LEN_MAX: usize = 2_048;
 /// Texts from an answer are cut off here before they are shown.
 const TEXT_LEN_MAX: usize = 300;
+
+/// How the calls that subscribe are named in errors.
+const PUT_SUBSCRIPTIONS: &str = "PUT /api/v2/notifications/channels/{id}/subscriptions";
+const POST_SUBSCRIPTIONS: &str = "POST /api/v2/notifications/channels/{id}/subscriptions";
 
 /// The families whose ids `*` stands for.
 pub const EXPANDED: [&str; 2] = ["queues", "users"];
@@ -196,6 +210,8 @@ impl Preparation {
             stage: Stage::Done,
             found: BTreeMap::new(),
             failed: Vec::new(),
+            pressing: None,
+            pause: None,
             wanted,
             tended,
             spare,
@@ -212,6 +228,9 @@ impl Preparation {
             return step;
         }
         let (topics, left_out) = self.topics();
+        if let Some(failure) = self.pressing.take_if(|_| topics.is_empty() && self.tended.is_none()) {
+            return Step::Failed(failure);
+        }
         if let Some(endpoint) = self.tended.take() {
             return self.add(endpoint, &topics, left_out);
         }
@@ -223,23 +242,36 @@ impl Preparation {
         Step::Call(Request { method: Method::Post, target, body: None })
     }
 
-    /// Adds what is not subscribed yet, and what was refused in part.
+    /// Adds what is not subscribed yet, and what was refused in part. Where something was refused by a name that was not
+    /// asked for, all is asked for again.
     fn add(&mut self, endpoint: Endpoint, topics: &[String], left_out: Vec<RefusedTopic>) -> Step {
         let refused: BTreeSet<&String> = endpoint.refused.iter().map(|refused| &refused.request).collect();
         let subscribed: BTreeSet<&String> = endpoint.topics.iter().collect();
+        let all = endpoint.refused.iter().any(|refused| self.is_of_no_request(refused, topics));
         let room = TOPICS_MAX.saturating_sub(subscribed.len());
         let mut added: Vec<String> = topics.iter().filter(|topic| !subscribed.contains(topic)).cloned().collect();
         let beyond = added.split_off(added.len().min(room));
-        added.extend(topics.iter().filter(|topic| subscribed.contains(topic) && refused.contains(topic)).cloned());
+        let again = |topic: &&String| subscribed.contains(topic) && (all || refused.contains(topic));
+        added.extend(topics.iter().filter(again).cloned());
         let mut left_out = left_out;
         left_out.extend(beyond.iter().map(|topic| beyond_limit(topic)));
         let id = endpoint.id.clone().unwrap_or_default();
         if added.is_empty() {
-            return Step::Ready(Endpoint { refused: left_out, ..endpoint });
+            return self.ready(Endpoint { refused: left_out, ..endpoint });
         }
         let request = subscribe(Method::Post, &id, &added);
         self.stage = Stage::Adding { endpoint, added, left_out };
         Step::Call(request)
+    }
+
+    /// Whether the platform refused something under a name that belongs to no topic.
+    fn is_of_no_request(&self, refused: &RefusedTopic, topics: &[String]) -> bool {
+        let is_asked = |topics: &[String]| topics.contains(&refused.request);
+        refused.state == Unheard::Refused && !is_asked(topics) && !is_asked(&self.settings.topics)
+    }
+
+    fn ready(&self, endpoint: Endpoint) -> Step {
+        Step::Ready(Endpoint { tend_in: self.pause, ..endpoint })
     }
 
     fn subscribe_all(&mut self, channel: Endpoint, topics: Vec<String>, left_out: Vec<RefusedTopic>) -> Step {
@@ -275,24 +307,30 @@ impl Preparation {
         let fine = (200..300).contains(&answer.status);
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::LookingUp { family, page } if fine => self.looked_up(family, page, answer),
-            Stage::LookingUp { family, .. } => self.not_looked_up(family, refused_call(&family.call(), answer)),
+            Stage::LookingUp { family, .. } => self.not_looked_up(family, Failure::of_answer(&family.call(), answer)),
             Stage::Minting { topics, left_out } if fine => self.minted(topics, left_out, answer),
-            Stage::Minting { .. } => Step::Failed(refused_call("POST /api/v2/notifications/channels", answer)),
+            Stage::Minting { .. } => Step::Failed(Failure::of_answer("POST /api/v2/notifications/channels", answer)),
             Stage::Subscribing { channel, topics, left_out } if fine => {
-                self.spare = None;
-                extended(channel, &topics, left_out, answer)
+                match extended(channel, &topics, left_out, answer) {
+                    Ok(endpoint) => {
+                        self.spare = None;
+                        self.ready(endpoint)
+                    }
+                    Err(why) => Step::Failed(Failure::Unreachable(format!("{PUT_SUBSCRIPTIONS}: {why}"))),
+                }
             }
             Stage::Subscribing { .. } => {
-                let failure = refused_call("PUT /api/v2/notifications/channels/{id}/subscriptions", answer);
                 if answer.status == 404 {
                     self.spare = None;
                 }
-                Step::Failed(failure)
+                Step::Failed(Failure::of_answer(PUT_SUBSCRIPTIONS, answer))
             }
-            Stage::Adding { endpoint, added, left_out } if fine => extended(endpoint, &added, left_out, answer),
             Stage::Adding { endpoint, added, left_out } => {
-                let failure = refused_call("POST /api/v2/notifications/channels/{id}/subscriptions", answer);
-                not_added(endpoint, &added, left_out, &failure.to_string())
+                let extended = match fine {
+                    true => extended(endpoint.clone(), &added, left_out.clone(), answer),
+                    false => Err(Failure::of_answer(POST_SUBSCRIPTIONS, answer).to_string()),
+                };
+                self.ready(extended.unwrap_or_else(|why| not_added(endpoint, &added, left_out, &why)))
             }
             Stage::Done => nonsense("an answer that nobody asked for"),
         }
@@ -304,7 +342,10 @@ impl Preparation {
             Stage::LookingUp { family, .. } => {
                 self.not_looked_up(family, Failure::Unreachable(format!("{}: {why}", family.call())))
             }
-            Stage::Adding { endpoint, added, left_out } => not_added(endpoint, &added, left_out, &why),
+            Stage::Adding { endpoint, added, left_out } => {
+                let why = format!("{POST_SUBSCRIPTIONS}: {why}");
+                self.ready(not_added(endpoint, &added, left_out, &why))
+            }
             Stage::Minting { .. } | Stage::Subscribing { .. } | Stage::Done => Step::Failed(Failure::Unreachable(why)),
         }
     }
@@ -342,16 +383,25 @@ impl Preparation {
         }
     }
 
-    /// A family fails apart where anything else can be heard. What it needs a new token or a pause for is the whole
-    /// stream's, unless that is live.
+    /// A family fails apart where anything else can be heard, whatever the failure: a token that is refused everywhere is
+    /// refused to the calls that follow too. What it asks a pause for is looked up again after that pause.
     fn not_looked_up(&mut self, family: Family, failure: Failure) -> Step {
         let others = self.settings.topics.iter().any(|topic| Family::of(topic) != Some(family));
         let known = self.found.get(&family).is_some_and(|ids| !ids.is_empty());
-        let whole = matches!(failure, Failure::Call { status: 401 | 429, .. }) || !(others || known);
-        if whole && self.tended.is_none() {
+        if !(others || known) && self.tended.is_none() {
             return Step::Failed(failure);
         }
         let reason = failure.to_string();
+        if let Failure::Call { status, retry_after, .. } = failure {
+            match StatusMeaning::of(Exchange::Call, status, retry_after) {
+                StatusMeaning::Throttled(wait) => {
+                    self.pause = self.pause.max(wait);
+                    self.pressing.get_or_insert(failure);
+                }
+                StatusMeaning::TokenRefused => drop(self.pressing.get_or_insert(failure)),
+                StatusMeaning::Success | StatusMeaning::Transient | StatusMeaning::Refused => (),
+            }
+        }
         self.note(family, &reason, Unheard::Refused);
         self.look_up_or_go_on()
     }
@@ -379,6 +429,7 @@ impl Preparation {
             topics: Vec::new(),
             refused: Vec::new(),
             subscribed: false,
+            tend_in: None,
         };
         self.spare = Some(channel.clone());
         self.subscribe_all(channel, topics, left_out)
@@ -402,85 +453,30 @@ fn subscribe(method: Method, channel: &str, topics: &[String]) -> Request {
     Request { method, target, body: Some(serde_json::Value::from(ids).to_string()) }
 }
 
-/// The names under which the events of a requested topic arrive: a combined one has several (section 2.2).
-fn parts(topic: &str) -> Vec<String> {
-    match topic.split_once('?') {
-        Some((stem, parts)) => parts.split('&').map(|part| format!("{stem}.{part}")).collect(),
-        None => vec![topic.to_owned()],
-    }
-}
-
-/// The endpoint with what the platform accepted and refused of `asked`. What the answer does not speak of is accepted.
-fn extended(mut endpoint: Endpoint, asked: &[String], left_out: Vec<RefusedTopic>, answer: &Answer) -> Step {
-    let listed = Members::read(&answer.body);
-    let entities = listed.as_ref().map(|listed| listed.list("entities")).unwrap_or_default();
-    let mut refused: BTreeMap<String, String> =
-        entities.iter().filter_map(|entity| refusal(entity)).take(2 * TOPICS_MAX).collect();
-    let subscribed: BTreeSet<String> = endpoint.topics.iter().cloned().collect();
+/// The endpoint with what the answer confirms of `asked`, and what it does not; or why the answer cannot be read.
+fn extended(
+    mut endpoint: Endpoint,
+    asked: &[String],
+    left_out: Vec<RefusedTopic>,
+    answer: &Answer,
+) -> Result<Endpoint, String> {
+    let outcome = subscription::read(asked, answer)?;
+    let known: BTreeSet<String> = endpoint.topics.iter().cloned().collect();
+    let unheard: BTreeSet<&String> = asked.iter().filter(|topic| !outcome.heard.contains(*topic)).collect();
+    endpoint.topics.retain(|topic| !unheard.contains(topic));
+    let is_new = |topic: &&String| !unheard.contains(topic) && !known.contains(*topic);
+    endpoint.topics.extend(asked.iter().filter(is_new).cloned());
     endpoint.refused = left_out;
+    endpoint.refused.extend(outcome.refused);
     endpoint.subscribed = true;
-    for topic in asked {
-        let whole = refused.remove(topic);
-        let parts = parts(topic);
-        let of_parts: Vec<_> = parts.iter().filter_map(|part| Some((part, refused.remove(part)?))).collect();
-        let nothing_left = whole.is_some() || of_parts.len() == parts.len();
-        if nothing_left {
-            endpoint.topics.retain(|known| known != topic);
-        } else if !subscribed.contains(topic) {
-            endpoint.topics.push(topic.clone());
-        }
-        let whole = whole.map(|reason| RefusedTopic::new(topic, reason, Unheard::Refused));
-        let of_parts = of_parts.into_iter().map(|(part, reason)| RefusedTopic {
-            request: topic.clone(),
-            ..RefusedTopic::new(part, reason, Unheard::Refused)
-        });
-        endpoint.refused.extend(whole.into_iter().chain(of_parts));
-    }
-    // What was not asked for by this name is told too: it is a part of something that was.
-    let others = refused.into_iter().map(|(topic, reason)| RefusedTopic::new(&topic, reason, Unheard::Refused));
-    endpoint.refused.extend(others);
-    Step::Ready(endpoint)
+    Ok(endpoint)
 }
 
 /// What could not be added to a live channel is not heard, and is tried again; what it has stays.
-fn not_added(endpoint: Endpoint, added: &[String], left_out: Vec<RefusedTopic>, why: &str) -> Step {
+fn not_added(endpoint: Endpoint, added: &[String], left_out: Vec<RefusedTopic>, why: &str) -> Endpoint {
     let missing = added.iter().map(|topic| RefusedTopic::new(topic, why.to_owned(), Unheard::Unserved));
     let refused = left_out.into_iter().chain(missing).collect();
-    Step::Ready(Endpoint { refused, ..endpoint })
-}
-
-/// A refused topic of a subscription answer, with the platform's reason.
-fn refusal(subscription: &RawValue) -> Option<(String, String)> {
-    let members = Members::read(subscription.get().as_bytes())?;
-    if !members.text("state").is_some_and(|state| state.eq_ignore_ascii_case("rejected")) {
-        return None;
-    }
-    let mut reason = members.text("rejectionReason").filter(|reason| !reason.is_empty());
-    let mut reason = reason.get_or_insert_with(|| "no reason given".to_owned()).clone();
-    let missing: Vec<String> =
-        members.list("missingPermissions").iter().filter_map(|value| json::text(value)).collect();
-    if !missing.is_empty() {
-        reason.push_str("; missing permissions: ");
-        reason.push_str(&missing.join(", "));
-    }
-    let id = members.text("id").unwrap_or_else(|| "(a topic without id)".to_owned());
-    Some((json::shown(&id, TEXT_LEN_MAX), json::shown(&reason, TEXT_LEN_MAX)))
-}
-
-/// A call that was answered with an error, and what the answer says about it (section 1.4).
-fn refused_call(call: &str, answer: &Answer) -> Failure {
-    let members = Members::read(&answer.body);
-    let member = |name| members.as_ref().and_then(|members| members.text(name)).filter(|text| !text.is_empty());
-    let words = [member("code"), member("message")].into_iter().flatten().collect::<Vec<_>>().join(": ");
-    let params = members.as_ref().and_then(|members| Members::read(members.get("messageParams")?.get().as_bytes()));
-    let permissions =
-        params.and_then(|params| params.text("permissions")).filter(|known| !words.contains(known.as_str()));
-    let says = [Some(words).filter(|words| !words.is_empty()), permissions].into_iter().flatten().collect::<Vec<_>>();
-    let call = match says.is_empty() {
-        true => call.to_owned(),
-        false => format!("{call} ({})", json::shown(&says.join("; missing permissions: "), TEXT_LEN_MAX)),
-    };
-    Failure::Call { call, status: answer.status, retry_after: answer.retry_after }
+    Endpoint { refused, ..endpoint }
 }
 
 fn nonsense(what: &str) -> Step {
@@ -557,7 +553,7 @@ mod tests {
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         let (mut preparation, _) = Preparation::begin(&settings(&topics));
         preparation.answered(&answer(CHANNEL));
-        let Step::Ready(endpoint) = preparation.answered(&answer(r#"{"entities":[]}"#)) else { panic!() };
+        let Step::Ready(endpoint) = preparation.answered(&answer("")) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused.len()), (1_000, 2));
     }
 
@@ -570,6 +566,7 @@ mod tests {
             topics: vec!["v2.routing.queues.q-1.users".to_owned()],
             refused: Vec::new(),
             subscribed: true,
+            tend_in: None,
         };
         let (mut preparation, step) = Preparation::tend(&settings(&["v2.routing.queues.*.users"]), &live);
         assert_eq!(target(&step), "/api/v2/routing/queues?pageSize=100&pageNumber=1");
@@ -577,8 +574,9 @@ mod tests {
         let Step::Call(request) = step else { panic!("{step:?}") };
         assert_eq!(request.method, Method::Post);
         assert_eq!(request.body.as_deref(), Some(r#"[{"id":"v2.routing.queues.q-2.users"}]"#));
-        let Step::Ready(endpoint) = preparation.answered(&answer(r#"{"entities":[]}"#)) else { panic!() };
-        assert_eq!(endpoint.topics.len(), 2);
+        let added = r#"{"entities":[{"id":"v2.routing.queues.q-2.users","state":"Permitted"}]}"#;
+        let Step::Ready(endpoint) = preparation.answered(&answer(added)) else { panic!() };
+        assert_eq!((endpoint.topics.len(), endpoint.refused.len()), (2, 0));
     }
 
     #[test]
@@ -615,9 +613,12 @@ mod tests {
             r#"{"entities":[{"id":"q-1"}],"pageCount":"1","nextUri":7}"#,
             r#"{"entities":[{"id":"q-1"}],"pageCount":{},"pageCount":1}"#,
         ] {
-            for subscribed in
-                ["", "{}", r#"{"entities":null}"#, r#"{"entities":[{"id":null,"state":"Rejected"}, 7, null]}"#]
-            {
+            for subscribed in [
+                "",
+                "{}",
+                r#"{"entities":null}"#,
+                r#"{"entities":[{"id":"v2.analytics.queues.q-1.observations"}, 7, null]}"#,
+            ] {
                 let answers = [answer(listing), answer(CHANNEL), answer(subscribed)];
                 let Step::Ready(endpoint) = outcome(&ALL[..1], &answers) else { panic!("{listing} {subscribed}") };
                 assert_eq!(endpoint.topics, ["v2.analytics.queues.q-1.observations"]);
@@ -687,7 +688,8 @@ mod tests {
         assert_eq!((part.topic.as_str(), part.request.as_str()), ("v2.users.u-1.routingStatus", topic));
         let (mut preparation, step) = Preparation::tend(&settings(&[topic]), &endpoint);
         assert!(target(&step).ends_with("/subscriptions?ignoreErrors=true"));
-        let Step::Ready(healed) = preparation.answered(&answer(r#"{"entities":[]}"#)) else { panic!() };
+        let whole = format!(r#"{{"entities":[{{"id":"{topic}","state":"Permitted"}}]}}"#);
+        let Step::Ready(healed) = preparation.answered(&answer(&whole)) else { panic!() };
         assert_eq!(
             (healed.topics.as_slice(), healed.refused.as_slice()),
             ([topic.to_owned()].as_slice(), [].as_slice())
@@ -702,7 +704,7 @@ mod tests {
     fn families_fail_apart_and_the_failed_one_is_named_and_looked_up_again() {
         let denied = r#"{"code":"missing.permissions","message":"You may not","messageParams":{"permissions":"directory:user:view"}}"#;
         let queues = r#"{"entities":[{"id":"q-1"}],"pageCount":1}"#;
-        for status in [403, 404, 500] {
+        for status in [302, 401, 403, 404, 429, 500, 503] {
             let answers = [answer(queues), refusal_of(status, denied), answer(CHANNEL), answer("")];
             let Step::Ready(endpoint) = outcome(&ALL, &answers) else { panic!("{status}") };
             assert_eq!(endpoint.topics, ["v2.analytics.queues.q-1.observations"]);
@@ -724,7 +726,83 @@ mod tests {
         let whole = outcome(&ALL[1..], &[refusal_of(403, denied)]);
         let Step::Failed(failure) = whole else { panic!("{whole:?}") };
         assert!(failure.to_string().contains("GET /api/v2/users"), "{failure}");
-        assert!(matches!(outcome(&ALL, &[refusal_of(401, "")]), Step::Failed(Failure::Call { status: 401, .. })));
+    }
+
+    #[test]
+    fn a_token_that_is_refused_everywhere_and_too_many_requests_for_everything_are_the_whole_streams() {
+        for status in [401, 429] {
+            let refused = refusal_of(status, "");
+            let fails =
+                |step: Step| matches!(step, Step::Failed(Failure::Call { status: found, .. }) if found == status);
+            assert!(fails(outcome(&ALL[1..], std::slice::from_ref(&refused))));
+            assert!(fails(outcome(&ALL, &[refused.clone(), refused.clone()])), "no family is left");
+            let queues = answer(r#"{"entities":[{"id":"q-1"}]}"#);
+            assert!(fails(outcome(&ALL, &[queues, refused.clone(), refused])), "the channel's call is refused too");
+        }
+        let forbidden = refusal_of(403, "");
+        let answers = [forbidden.clone(), forbidden, answer(CHANNEL), answer("")];
+        let Step::Ready(endpoint) = outcome(&ALL, &answers) else { panic!() };
+        assert_eq!((endpoint.topics.len(), endpoint.refused.len()), (0, 2));
+    }
+
+    #[test]
+    fn a_family_that_is_told_to_wait_is_looked_up_again_after_that_time() {
+        let busy = |status, secs| Answer { retry_after: Some(Duration::from_secs(secs)), ..refusal_of(status, "") };
+        for (queues, users, expected) in [
+            (busy(429, 7), answer(r#"{"entities":[{"id":"u-1"}]}"#), Some(7)),
+            (answer(r#"{"entities":[{"id":"q-1"}]}"#), busy(503, 9), Some(9)),
+            (answer(r#"{"entities":[{"id":"q-1"}]}"#), busy(500, 9), None),
+            (answer(r#"{"entities":[{"id":"q-1"}]}"#), refusal_of(429, ""), None),
+        ] {
+            let Step::Ready(endpoint) = outcome(&ALL, &[queues, users, answer(CHANNEL), answer("")]) else { panic!() };
+            assert_eq!(endpoint.tend_in, expected.map(Duration::from_secs));
+            let (mut preparation, _) = Preparation::tend(&settings(&ALL), &endpoint);
+            preparation.answered(&busy(429, 3));
+            let Step::Ready(tended) = preparation.answered(&busy(429, 4)) else { panic!("{endpoint:?}") };
+            assert_eq!(tended.tend_in, Some(Duration::from_secs(4)));
+            let (mut preparation, _) = Preparation::tend(&settings(&ALL), &tended);
+            preparation.answered(&answer(r#"{"entities":[{"id":"q-1"}]}"#));
+            preparation.answered(&answer(r#"{"entities":[{"id":"u-1"}]}"#));
+            let Step::Ready(healed) = preparation.answered(&answer("")) else { panic!("{tended:?}") };
+            assert_eq!((healed.topics.len(), healed.refused.len(), healed.tend_in), (2, 0, None));
+        }
+    }
+
+    #[test]
+    fn a_subscription_whose_answer_cannot_be_read_has_failed_and_is_tried_again() {
+        let topic = "v2.users.1.presence";
+        let (mut preparation, _) = Preparation::begin(&settings(&[topic]));
+        preparation.answered(&answer(CHANNEL));
+        let Step::Failed(failure) = preparation.answered(&answer("<html>")) else { panic!() };
+        assert!(failure.to_string().contains("PUT /api/v2/notifications/channels/{id}/subscriptions"), "{failure}");
+        let (mut again, _) = Preparation::resume(&settings(&[topic]), preparation.spare().unwrap());
+        let Step::Ready(endpoint) = again.answered(&answer(r#"{"entities":[]}"#)) else { panic!() };
+        assert_eq!((endpoint.topics.len(), endpoint.refused[0].state), (0, Unheard::Unserved));
+        let (mut tending, step) = Preparation::tend(&settings(&[topic]), &endpoint);
+        assert!(matches!(step, Step::Call(_)), "it is asked for again");
+        let Step::Ready(endpoint) = tending.answered(&answer("<html>")) else { panic!() };
+        assert!(endpoint.refused[0].reason.contains("no JSON object"), "{endpoint:?}");
+        let (mut tending, _) = Preparation::tend(&settings(&[topic]), &endpoint);
+        let Step::Ready(healed) = tending.answered(&answer(r#"{"entities":[{"id":"V2.users.1.presence"}]}"#)) else {
+            panic!()
+        };
+        assert_eq!((healed.topics.as_slice(), healed.refused.len()), ([topic.to_owned()].as_slice(), 0));
+    }
+
+    #[test]
+    fn a_refusal_of_something_that_was_not_asked_for_stays_until_the_platform_takes_it_back() {
+        let topic = "v2.users.1.presence";
+        let other = r#"{"entities":[{"id":"v2.users.1.presence","state":"Permitted"},{"id":"x","state":"Rejected"}]}"#;
+        let Step::Ready(endpoint) = outcome(&[topic], &[answer(CHANNEL), answer(other)]) else { panic!() };
+        assert_eq!((endpoint.topics.len(), endpoint.refused[0].topic.as_str()), (1, "x"));
+        let (mut tending, step) = Preparation::tend(&settings(&[topic]), &endpoint);
+        let Step::Call(request) = step else { panic!("{step:?}") };
+        assert_eq!(request.body.as_deref(), Some(r#"[{"id":"v2.users.1.presence"}]"#));
+        let Step::Ready(same) = tending.answered(&answer(other)) else { panic!() };
+        assert_eq!(same.refused, endpoint.refused);
+        let (mut tending, _) = Preparation::tend(&settings(&[topic]), &same);
+        let Step::Ready(healed) = tending.answered(&answer("")) else { panic!() };
+        assert_eq!(healed.refused, []);
     }
 
     #[test]

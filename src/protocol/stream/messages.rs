@@ -210,9 +210,8 @@ pub enum Report {
         retry_in: Duration,
     },
     Breaker(bool),
-    Snapshot {
-        taken: bool,
-    },
+    /// A snapshot was fetched, or why it is owed.
+    Snapshot(Result<(), String>),
     Refused(Topics),
 }
 

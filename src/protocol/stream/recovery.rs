@@ -93,7 +93,15 @@ pub(super) enum Outcome {
     /// More is to be asked, or to be waited for.
     Pending,
     Taken,
-    Failed,
+    /// It is owed, and why.
+    Failed(String),
+}
+
+/// Why an answer is no part of a snapshot, and for how long to wait at least before asking again.
+#[derive(Debug)]
+struct Unusable {
+    why: String,
+    wait: Option<Duration>,
 }
 
 impl Recovery {
@@ -173,10 +181,15 @@ impl Recovery {
     ) -> Outcome {
         let Stage::Fetching(fetch) = &mut self.stage else { return Outcome::Pending };
         let Some((_, request)) = fetch.asked.take_if(|(number, _)| *number == call) else { return Outcome::Pending };
-        let Ok(answer) = answer else { return self.fail(None, now, unit) };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(why) => {
+                return self.fail(Unusable { why: format!("{}: {why}", request.call()), wait: None }, now, unit);
+            }
+        };
         let mut resource = match resource_of(&request, &answer, connector) {
             Ok(resource) => resource,
-            Err(wait) => return self.fail(wait, now, unit),
+            Err(unusable) => return self.fail(unusable, now, unit),
         };
         let size = |resource: &Resource| resource.answer.as_ref().map_or(0, |answer| answer.get().len());
         if fetch.answers.iter().map(size).sum::<usize>() + size(&resource) > SNAPSHOT_BYTES_MAX {
@@ -187,13 +200,13 @@ impl Recovery {
         if fetch.is_complete() { Outcome::Taken } else { Outcome::Pending }
     }
 
-    fn fail(&mut self, wait: Option<Duration>, now: Instant, unit: f64) -> Outcome {
+    fn fail(&mut self, Unusable { why, wait }: Unusable, now: Instant, unit: f64) -> Outcome {
         let Stage::Fetching(fetch) = std::mem::take(&mut self.stage) else { return Outcome::Pending };
         let mut debt = self.queued.take().unwrap_or(fetch.debt);
         let delay = RETRY.delay(debt.attempts, unit);
         debt.attempts += 1;
         self.stage = Stage::Owed { debt, at: now + wait.map_or(delay, |wait| wait.max(delay)) };
-        Outcome::Failed
+        Outcome::Failed(why)
     }
 
     /// Time is over for holding, or it is time to try an owed snapshot again with these requests.
@@ -266,23 +279,24 @@ impl Fetch {
     }
 }
 
-/// The part of a snapshot that an answer is, or for how long to wait before asking again.
-fn resource_of(request: &Request, answer: &Answer, connector: &Connector) -> Result<Resource, Option<Duration>> {
+/// The part of a snapshot that an answer is.
+fn resource_of(request: &Request, answer: &Answer, connector: &Connector) -> Result<Resource, Unusable> {
     let refused = !(200..300).contains(&answer.status);
     if refused {
-        let failure =
-            Failure::Call { call: request.target.clone(), status: answer.status, retry_after: answer.retry_after };
+        let failure = Failure::of_answer(&request.call(), answer);
+        let unusable = |wait| Err(Unusable { why: failure.to_string(), wait });
         match connector.classify(&failure) {
             // Asking again is futile: the log says so in the snapshot's place.
             Verdict::Refused | Verdict::NewEndpoint => (),
-            Verdict::WaitFor(wait) => return Err(Some(wait)),
-            Verdict::BackOff | Verdict::Restarting | Verdict::RefreshToken => return Err(None),
+            Verdict::WaitFor(wait) => return unusable(Some(wait)),
+            Verdict::BackOff | Verdict::Restarting | Verdict::RefreshToken => return unusable(None),
         }
     }
     let text = std::str::from_utf8(&answer.body).ok().filter(|_| !refused);
     let json = text.and_then(|text| RawValue::from_string(text.to_owned()).ok());
     if json.is_none() && !refused {
-        return Err(None);
+        let why = format!("{} was answered with {} and no JSON", request.call(), answer.status);
+        return Err(Unusable { why, wait: None });
     }
     Ok(Resource { target: request.target.clone(), status: answer.status, answer: json })
 }

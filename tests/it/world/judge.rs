@@ -282,7 +282,7 @@ impl Judge {
             | Report::Shed(_)
             | Report::Lost { retry_in: None, .. }
             | Report::Breaker(_)
-            | Report::Snapshot { .. }
+            | Report::Snapshot(_)
             | Report::Refused(_) => (),
         }
     }
@@ -377,7 +377,7 @@ fn forbid_trouble(report: &Report) {
         | Report::Undecoded { .. }
         | Report::RotationBegins(_)
         | Report::Breaker(_)
-        | Report::Snapshot { .. }
+        | Report::Snapshot(_)
         | Report::Refused(_) => (),
     }
 }

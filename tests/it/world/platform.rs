@@ -60,6 +60,8 @@ pub(super) enum Flaw {
 /// One end of an open socket.
 #[derive(Debug)]
 struct Socket {
+    /// Which process opened it.
+    life: u32,
     token: TokenId,
     channel: Option<usize>,
     /// It has carried events.
@@ -202,7 +204,7 @@ impl Platform {
         let id = SocketId(self.sockets_ever);
         let arrives = scene.now + scene.latency();
         scene.at(arrives, Happening::Process { life, news: News::Opened(session, id) });
-        self.sockets.insert(id, Socket { token, channel, used: false, stalled: false, leaving: false, arrives });
+        self.sockets.insert(id, Socket { life, token, channel, used: false, stalled: false, leaving: false, arrives });
         scene.tell(|| format!("platform opens {id:?} for {session:?} of life {life}"));
         id
     }

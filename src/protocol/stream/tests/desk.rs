@@ -296,7 +296,7 @@ fn tell_report(report: &Report) -> Option<String> {
         Report::GivenUp { retry_in, .. } => Some(format!("given up, again in {retry_in:?}")),
         Report::Lost { retry_in: None, .. } => Some("again at once".to_owned()),
         Report::OtherFeed => Some("other feed".to_owned()),
-        Report::Snapshot { taken } => Some(if *taken { "snapshot" } else { "no snapshot" }.to_owned()),
+        Report::Snapshot(fetched) => Some(if fetched.is_ok() { "snapshot" } else { "no snapshot" }.to_owned()),
         Report::Connected(_)
         | Report::Resuming(_)
         | Report::Undecoded { .. }

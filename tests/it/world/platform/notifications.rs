@@ -1,5 +1,7 @@
 //! The model platform's unnumbered dialect: channels minted over REST, one socket each, dying with their token.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use trunkline::{
     connector::{Answer, Frame, Method, Request},
@@ -133,24 +135,28 @@ impl Platform {
 
     fn say_on_topic(&mut self, topic: &str, class: usize, flaw: Option<Flaw>, scene: &mut Scene) {
         let frame = format!(r#"{{"topicName":"{topic}","eventBody":{{"uid":{class}}}}}"#);
-        let (mut sent, mut open) = (false, false);
+        // By process: whether one of its sockets that hear was sent it.
+        let mut sent: BTreeMap<u32, bool> = BTreeMap::new();
         for id in self.sockets_of(|_| true) {
-            let hears = self.sockets.get(&id).is_some_and(|socket| !socket.stalled);
-            open |= hears;
+            let hearing = self.sockets.get(&id).filter(|socket| !socket.stalled).map(|socket| socket.life);
+            if let Some(life) = hearing {
+                sent.entry(life).or_default();
+            }
             let channel = self.sockets.get(&id).and_then(|socket| socket.channel);
             let subscribed = |index: usize| self.channels[index].topics.iter().any(|held| held == topic);
             if !channel.is_some_and(subscribed) {
                 continue;
             }
-            sent |= hears;
+            sent.extend(hearing.map(|life| (life, true)));
             match flaw {
                 None => self.send(id, Ok(Frame::Text(frame.as_str().into())), scene),
                 Some(Flaw::Oversize) => self.close(id, trunkline::connector::Failure::Oversize, scene),
                 Some(Flaw::Poison) => self.close(id, unreadable(), scene),
             }
         }
-        // Nobody is owed what he did not subscribe to: a queue that is new, a topic that was refused.
-        let withheld = open && !sent;
+        // Nobody is owed what he did not subscribe to: a queue that is new, a topic that was refused, a family whose
+        // look-up failed. Of two processes either may be the one that appends.
+        let withheld = sent.values().any(|sent| !sent);
         self.said.push(Said { at: scene.now, number: None, era: 0, class, flaw, withheld, heard_in: 0 });
     }
 

@@ -1,0 +1,118 @@
+//! What of a platform's texts may stand in an envelope: attributes that CloudEvents permits (section 3.1: no control
+//! characters, no noncharacters, not empty), and a type that no reader takes for an entry of Trunkline's own.
+
+use std::fmt::Write;
+
+use bytestring::ByteString;
+
+use crate::model::Event;
+
+/// Every type of Trunkline's own entries begins with this.
+const OWN: &[u8] = b"trunkline.";
+/// A longer type is none: it would not fit where types are carried in a header.
+const KIND_LEN_MAX: usize = 1_024;
+
+/// Replaces a type that must not stand there by the connector's own, and escapes what other attributes must not hold.
+pub(super) fn settle(event: &mut Event, kind_default: &'static str) {
+    if !is_kind(&event.kind) {
+        event.kind = ByteString::from_static(kind_default);
+    }
+    for text in [&mut event.subject, &mut event.correlation, &mut event.partition_key] {
+        *text = text.take().filter(|text| !text.is_empty()).map(escaped);
+    }
+}
+
+fn is_kind(kind: &str) -> bool {
+    let is_own = kind.as_bytes().get(..OWN.len()).is_some_and(|start| start.eq_ignore_ascii_case(OWN));
+    let is_text = kind.chars().all(|c| is_permitted(c) && !c.is_whitespace());
+    is_text && !is_own && !kind.is_empty() && kind.len() <= KIND_LEN_MAX
+}
+
+/// A character that is not permitted is written `\u000a`, as in JSON.
+fn escaped(text: ByteString) -> ByteString {
+    if text.chars().all(is_permitted) {
+        return text;
+    }
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match is_permitted(c) {
+            true => escaped.push(c),
+            false => write!(escaped, "\\u{:04x}", u32::from(c)).expect("a String takes everything"),
+        }
+    }
+    escaped.into()
+}
+
+fn is_permitted(c: char) -> bool {
+    let is_noncharacter = matches!(c, '\u{fdd0}'..='\u{fdef}') || u32::from(c) & 0xfffe == 0xfffe;
+    !c.is_control() && !is_noncharacter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Body, Timestamp};
+
+    fn event(text: &str) -> Event {
+        let text = ByteString::from(text);
+        Event {
+            kind: text.clone(),
+            subject: Some(text.clone()),
+            time: None,
+            sequence: None,
+            correlation: Some(text.clone()),
+            partition_key: Some(text),
+            body: Body::Json("{}".into()),
+            received: Timestamp(0),
+        }
+    }
+
+    #[test]
+    fn a_type_that_is_ours_or_no_attribute_is_replaced() {
+        let long = "x".repeat(KIND_LEN_MAX + 1);
+        for bad in [
+            "trunkline.gap.v1",
+            "trunkline.",
+            "Trunkline.Snapshot.v1",
+            "",
+            " ",
+            " a",
+            "a b",
+            "a\u{a0}b",
+            "a\r\nb",
+            "\u{1b}[31m",
+            "a\u{0}",
+            "a\u{7f}",
+            "a\u{85}",
+            "a\u{ffff}",
+            &long,
+        ] {
+            let mut event = event(bad);
+            settle(&mut event, "x.event");
+            assert_eq!(event.kind, "x.event", "{bad:?}");
+        }
+        for good in ["v2.users.presence", "trunkline", "trunklines.x", "a-b_c/d", "Ereignis-ü", &long[1..]] {
+            let mut event = event(good);
+            settle(&mut event, "x.event");
+            assert_eq!(event.kind, *good);
+        }
+    }
+
+    #[test]
+    fn other_attributes_are_kept_with_what_is_not_permitted_escaped_and_never_empty() {
+        for (text, expected) in [
+            ("v2.users.1.presence", Some("v2.users.1.presence")),
+            ("trunkline.gap.v1", Some("trunkline.gap.v1")),
+            ("a b ü", Some("a b ü")),
+            ("a\r\nb\u{1b}[0m", Some("a\\u000d\\u000ab\\u001b[0m")),
+            ("\u{7f}\u{9f}\u{fdd0}\u{fffe}\u{1ffff}", Some("\\u007f\\u009f\\ufdd0\\ufffe\\u1ffff")),
+            ("", None),
+        ] {
+            let mut event = event(text);
+            settle(&mut event, "x.event");
+            for found in [event.subject, event.correlation, event.partition_key] {
+                assert_eq!(found.as_deref(), expected, "{text:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What an answer to a subscription confirms, and what it does not (reference section 2.2).
+//!
+//! A requested topic has parts, the names under which its events arrive. An answer may name the request, a part, or the
+//! stem that the parts share, in any case of letters. Only what is named as permitted is heard.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::value::RawValue;
+
+use super::TOPICS_MAX;
+use crate::connector::{
+    Answer, RefusedTopic, Unheard,
+    json::{self, Members},
+};
+
+/// Texts from an answer are cut off here before they are shown.
+const TEXT_LEN_MAX: usize = 300;
+
+/// What of the topics that were asked for is heard, and what is not.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) heard: BTreeSet<String>,
+    pub(super) refused: Vec<RefusedTopic>,
+}
+
+/// What the platform says of one topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Word {
+    Permitted,
+    Refused(String),
+}
+
+/// One part of a requested topic.
+#[derive(Debug)]
+struct Part {
+    name: String,
+    word: Option<Word>,
+    /// The word was about the whole request.
+    is_of_whole: bool,
+}
+
+/// Everything that was asked for, under each name by which an answer may mean it.
+#[derive(Debug)]
+struct Asked<'a> {
+    requests: Vec<(&'a String, Vec<Part>)>,
+    /// In small letters: which requests are meant, and which of their parts (none: all of them).
+    names: BTreeMap<String, Vec<(usize, Option<usize>)>>,
+}
+
+/// Reads an answer; the error says why it cannot be read.
+pub(super) fn read(topics: &[String], answer: &Answer) -> Result<Outcome, String> {
+    let Some(entities) = entities(answer)? else {
+        return Ok(Outcome { heard: topics.iter().cloned().collect(), refused: Vec::new() });
+    };
+    let mut asked = Asked::new(topics);
+    let mut others = BTreeMap::new();
+    for members in entities.iter().filter_map(|entity| Members::read(entity.get().as_bytes())) {
+        let (id, word) = (members.text("id").unwrap_or_default(), Word::of(&members));
+        let is_known = asked.take(&id, &word);
+        if let (Word::Refused(reason), false, true) = (word, is_known, others.len() < TOPICS_MAX) {
+            let id = if id.is_empty() { "(a topic without id)" } else { &id };
+            others.insert(json::shown(id, TEXT_LEN_MAX), reason);
+        }
+    }
+    let mut outcome = asked.outcome();
+    // What was not asked for by this name is told too: it is a part of something that was.
+    outcome.refused.extend(others.into_iter().map(|(id, reason)| RefusedTopic::new(&id, reason, Unheard::Refused)));
+    Ok(outcome)
+}
+
+/// The list of an answer. A success without one (204, no body, no `entities`) refuses nothing: with `ignoreErrors` what
+/// is refused stands in the list, and without a list the status is all that there is to go by.
+fn entities(answer: &Answer) -> Result<Option<Vec<&RawValue>>, String> {
+    if answer.body.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    let members = Members::read(&answer.body)
+        .ok_or_else(|| format!("the subscription was answered with {} and no JSON object", answer.status))?;
+    match members.get("entities").map(RawValue::get) {
+        None | Some("null") => Ok(None),
+        Some(list) => serde_json::from_str(list).map(Some).map_err(|_| {
+            format!("the subscription was answered with {} and something else than a list of topics", answer.status)
+        }),
+    }
+}
+
+/// The names under which the events of a requested topic arrive: a combined one has several.
+fn parts(topic: &str) -> Vec<String> {
+    match topic.split_once('?') {
+        Some((stem, parts)) => parts.split('&').map(|part| format!("{stem}.{part}")).collect(),
+        None => vec![topic.to_owned()],
+    }
+}
+
+impl<'a> Asked<'a> {
+    fn new(topics: &'a [String]) -> Self {
+        let mut asked = Self { requests: Vec::new(), names: BTreeMap::new() };
+        for (index, topic) in topics.iter().enumerate() {
+            let names = parts(topic);
+            for (part, name) in names.iter().enumerate().filter(|(_, name)| *name != topic) {
+                asked.name(name, (index, Some(part)));
+            }
+            asked.name(topic, (index, None));
+            if let Some((stem, _)) = topic.split_once('?') {
+                asked.name(stem, (index, None));
+            }
+            let parts = names.into_iter().map(|name| Part { name, word: None, is_of_whole: false });
+            asked.requests.push((topic, parts.collect()));
+        }
+        asked
+    }
+
+    fn name(&mut self, name: &str, meant: (usize, Option<usize>)) {
+        self.names.entry(name.to_lowercase()).or_default().push(meant);
+    }
+
+    /// Takes a word about an id. False where nothing was asked for by this name.
+    fn take(&mut self, id: &str, word: &Word) -> bool {
+        let whole = self.names.get(&id.to_lowercase());
+        let of_parts = || parts(id).into_iter().filter_map(|part| self.names.get(&part.to_lowercase())).flatten();
+        let meant: Vec<_> = whole.map_or_else(|| of_parts().copied().collect(), Clone::clone);
+        for (request, part) in &meant {
+            let parts = &mut self.requests[*request].1;
+            match part {
+                Some(part) => parts[*part].take(word, false),
+                None => parts.iter_mut().for_each(|part| part.take(word, true)),
+            }
+        }
+        !meant.is_empty()
+    }
+
+    fn outcome(self) -> Outcome {
+        let mut outcome = Outcome { heard: BTreeSet::new(), refused: Vec::new() };
+        for (topic, parts) in self.requests {
+            if parts.iter().any(|part| part.word == Some(Word::Permitted)) {
+                outcome.heard.insert(topic.clone());
+            }
+            outcome.refused.extend(missing(topic, &parts));
+        }
+        outcome
+    }
+}
+
+/// What of a request is not heard: itself where that is all of it and for one reason, else part by part.
+fn missing(topic: &str, parts: &[Part]) -> Vec<RefusedTopic> {
+    let Some(first) = parts.first() else { return Vec::new() };
+    let is_one = parts.iter().all(|part| part.word == first.word && (part.is_of_whole || part.word.is_none()));
+    let parts = if is_one { &parts[..1] } else { parts };
+    let name = |part: &Part| if is_one { topic.to_owned() } else { part.name.clone() };
+    let missing = parts.iter().filter_map(|part| {
+        let (reason, state) = part.missing()?;
+        Some(RefusedTopic { topic: name(part), reason, state, request: topic.to_owned() })
+    });
+    missing.collect()
+}
+
+impl Part {
+    /// A refusal stands, whatever else is said.
+    fn take(&mut self, word: &Word, is_of_whole: bool) {
+        if !matches!(self.word, Some(Word::Refused(_))) {
+            self.word = Some(word.clone());
+            self.is_of_whole = is_of_whole;
+        }
+    }
+
+    fn missing(&self) -> Option<(String, Unheard)> {
+        match &self.word {
+            Some(Word::Permitted) => None,
+            Some(Word::Refused(reason)) => Some((reason.clone(), Unheard::Refused)),
+            None => Some(("the answer to the subscription does not name it".to_owned(), Unheard::Unserved)),
+        }
+    }
+}
+
+impl Word {
+    /// A topic that is named without a state is one of the channel's.
+    fn of(members: &Members<'_>) -> Self {
+        let state = members.get("state").filter(|state| state.get() != "null");
+        let word = state.map(|state| json::text(state).unwrap_or_else(|| state.get().to_owned()));
+        let is = |wanted: &str| word.as_deref().is_some_and(|word| word.eq_ignore_ascii_case(wanted));
+        if word.is_none() || is("permitted") {
+            return Self::Permitted;
+        }
+        let known = if is("rejected") { None } else { word.as_deref().map(|word| format!("its state is {word:?}")) };
+        let given = members.text("rejectionReason").filter(|reason| !reason.is_empty());
+        let missing = members.list("missingPermissions");
+        let missing: Vec<String> = missing.iter().filter_map(|value| json::text(value)).collect();
+        let missing = (!missing.is_empty()).then(|| format!("missing permissions: {}", missing.join(", ")));
+        let why = match [known, given].into_iter().flatten().collect::<Vec<_>>() {
+            words if words.is_empty() => "no reason given".to_owned(),
+            words => words.join(": "),
+        };
+        let reason = [Some(why), missing].into_iter().flatten().collect::<Vec<_>>().join("; ");
+        Self::Refused(json::shown(&reason, TEXT_LEN_MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(topics: &[&str], body: &str) -> Result<Outcome, String> {
+        let topics: Vec<String> = topics.iter().map(|topic| (*topic).to_owned()).collect();
+        read(&topics, &Answer { status: 200, retry_after: None, body: body.to_owned().into() })
+    }
+
+    /// `topic<request: reason` for each that is not heard, with `?` in front of one that nobody refused.
+    fn told(topics: &[&str], entities: &str) -> (Vec<String>, Vec<String>) {
+        let outcome = outcome(topics, &format!(r#"{{"entities":[{entities}]}}"#)).unwrap();
+        let tell = |refused: &RefusedTopic| {
+            let mark = if refused.state == Unheard::Unserved { "?" } else { "" };
+            format!("{mark}{}<{}: {}", refused.topic, refused.request, refused.reason)
+        };
+        (outcome.heard.into_iter().collect(), outcome.refused.iter().map(tell).collect())
+    }
+
+    const A: &str = "v2.users.a?presence&routingStatus";
+    const NOT_NAMED: &str = "the answer to the subscription does not name it";
+
+    #[test]
+    fn a_refusal_is_found_by_every_name_of_its_request() {
+        let permitted = format!(r#"{{"id":"{A}","state":"Permitted"}}"#);
+        let part = |name: &str| vec![format!("{name}<{A}: r")];
+        let status = "v2.users.a.routingStatus";
+        for (id, expected) in [
+            ("v2.users.a.routingStatus", part(status)),
+            ("v2.users.a.ROUTINGSTATUS", part(status)),
+            ("v2.users.a?routingStatus", part(status)),
+            ("V2.users.a?routingstatus", part(status)),
+            ("v2.users.a", part(A)),
+            (A, part(A)),
+            (
+                "v2.users.a?routingStatus&presence",
+                vec![format!("v2.users.a.presence<{A}: r"), format!("{status}<{A}: r")],
+            ),
+            ("v2.users.b", vec!["v2.users.b<v2.users.b: r".to_owned()]),
+            ("", vec!["(a topic without id)<(a topic without id): r".to_owned()]),
+        ] {
+            let refused = format!(r#"{{"id":"{id}","state":"Rejected","rejectionReason":"r"}}"#);
+            for entities in [format!("{permitted},{refused}"), format!("{refused},{permitted}")] {
+                let (heard, missing) = told(&[A], &entities);
+                assert_eq!(missing, expected, "{id}");
+                let is_heard = expected.iter().filter(|told| told.ends_with(&format!("<{A}: r"))).count() < 2
+                    && !expected[0].starts_with(A);
+                assert_eq!(heard, if is_heard { vec![A] } else { vec![] }, "{id}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_named_or_in_another_state_is_not_heard() {
+        let not_named = |topic: &str, request: &str| format!("?{topic}<{request}: {NOT_NAMED}");
+        let (x, y) = ("v2.users.x.presence", "v2.users.y.presence");
+        assert_eq!(told(&[x, y], ""), (vec![], vec![not_named(x, x), not_named(y, y)]));
+        assert_eq!(
+            told(&[x, y], r#"{"id":"V2.USERS.X.PRESENCE","state":"PERMITTED"}, 7, null, {}"#),
+            (vec![x.to_owned()], vec![not_named(y, y)])
+        );
+        assert_eq!(told(&[A], r#"{"id":"v2.users.a.presence","state":"Permitted"}"#), {
+            (vec![A.to_owned()], vec![not_named("v2.users.a.routingStatus", A)])
+        });
+        for (state, reason) in [
+            (r#""Pending""#, r#"its state is "Pending""#),
+            (r#""Denied","rejectionReason":"no""#, r#"its state is "Denied": no"#),
+            ("7", r#"its state is "7""#),
+            ("{}", r#"its state is "{}""#),
+            (r#""""#, r#"its state is """#),
+            (r#""rejected""#, "no reason given"),
+            (r#""Rejected","missingPermissions":["a:b",null,"c:d"]"#, "no reason given; missing permissions: a:b, c:d"),
+        ] {
+            let entity = format!(r#"{{"id":"{x}","state":{state}}}"#);
+            assert_eq!(told(&[x], &entity), (vec![], vec![format!("{x}<{x}: {reason}")]), "{state}");
+        }
+        for named in [format!(r#"{{"id":"{x}"}}"#), format!(r#"{{"id":"{x}","state":null}}"#)] {
+            assert_eq!(told(&[x], &named), (vec![x.to_owned()], vec![]));
+        }
+    }
+
+    #[test]
+    fn an_answer_without_a_list_refuses_nothing_and_one_that_is_no_answer_is_an_error() {
+        for body in ["", " \r\n", "{}", r#"{"entities":null}"#] {
+            let outcome = outcome(&["a", "b"], body).unwrap();
+            assert_eq!((outcome.heard.len(), outcome.refused.len()), (2, 0), "{body}");
+        }
+        for body in
+            ["<html>", "[]", "null", r#"[{"id":"a"}]"#, r#"{"entities":{"id":"a"}}"#, r#"{"entities":"a"}"#, "{"]
+        {
+            assert!(outcome(&["a"], body).unwrap_err().contains("was answered with 200"), "{body}");
+        }
+    }
+}
