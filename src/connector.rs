@@ -595,7 +595,7 @@ impl std::fmt::Display for Failure {
             Self::Oversize => write!(f, "a frame beyond frame_max"),
             Self::Unfinished { within } => write!(f, "a message not complete in {} s", within.as_secs_f64()),
             Self::Unreadable(why) => write!(f, "a frame that cannot be read: {why}"),
-Self::Unsubscribed { topic, reason } => write!(f, "{topic} is not subscribed: {reason}"),
+            Self::Unsubscribed { topic, reason } => write!(f, "{topic} is not subscribed: {reason}"),
             Self::Said(notice) => notice.fmt(f),
         }
     }
