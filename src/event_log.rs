@@ -31,7 +31,7 @@ pub use self::{
 use self::{places::Places, tail::Tail};
 use crate::{
     model::{Batch, Epoch, Event, FeedId, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp},
-    store::{AppendError, Extent, News, ReadError, Store},
+    store::{AppendError, Extent, News, ReadError, Seen, Store},
 };
 
 /// About so much is read at once where the newest entries are asked for.
@@ -157,7 +157,8 @@ impl EventLog {
     /// Takes the log over for writing: under a new fence, or under the one that was drawn for this process already. Then
     /// the log must hold that very fence, else [`AppendError::Fenced`]. An earlier writer of it is refused from now on.
     pub async fn claim(&self, under: Option<Fence>) -> Result<Writer, AppendError> {
-        let mut state = self.shared.store.claim(&self.shared.name, under).await?;
+        let seen = self.shared.seen();
+        let mut state = self.shared.store.claim_after(&self.shared.name, under, &seen).await?;
         if self.shared.is_wiped(&state.lineage, state.last) {
             let stream = &self.shared.name;
             tracing::error!(%stream, "the entries of this log are gone from the store; it begins again after a gap");
@@ -221,6 +222,11 @@ impl EventLog {
             }
         }
         Ok(newest)
+    }
+
+    /// Why readers here are not shown what another process appends.
+    pub fn unreadable(&self) -> Option<String> {
+        self.shared.store.unreadable(&self.shared.name)
     }
 
     /// Whose numbers the stored position is in, as far as is known.
@@ -297,6 +303,12 @@ impl Shared {
             end.lineage = extent.lineage;
             end.last = last;
         });
+    }
+
+    /// What readers were shown.
+    fn seen(&self) -> Seen {
+        let end = self.end.borrow();
+        Seen { lineage: end.lineage.clone(), last: end.last }
     }
 
     /// The present epoch, and the last entry shown.

@@ -57,6 +57,18 @@ pub struct LogState {
     pub damaged: bool,
 }
 
+/// What a process has seen of a log: entries up to `last` of the lineage's present epoch, and those before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    pub lineage: Lineage,
+    pub last: Offset,
+}
+
+impl Seen {
+    /// Of a log that nobody has looked at.
+    pub const NOTHING: Self = Self { lineage: Lineage::new(Epoch::NONE), last: Offset::START };
+}
+
 /// One append: entries and the position that covers them, or (without entries) the position alone.
 #[derive(Debug, Clone)]
 pub struct Append {
@@ -176,9 +188,20 @@ impl Store {
     /// Takes the log over for writing: under a new fence, or under the one that was drawn for the caller already. The
     /// log must hold that very fence.
     pub async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
+        self.claim_after(stream, under, &Seen::NOTHING).await
+    }
+
+    /// The same for a process that has seen entries of the log: where they are not in it any more, an epoch begins, so
+    /// that no id is given to two entries.
+    pub async fn claim_after(
+        &self,
+        stream: &StreamName,
+        under: Option<Fence>,
+        seen: &Seen,
+    ) -> Result<LogState, AppendError> {
         match self {
             Self::Embedded(store) => store.claim(stream, under).await,
-            Self::Redis(store) => store.claim(stream, under).await,
+            Self::Redis(store) => Box::pin(store.claim(stream, under, seen)).await,
         }
     }
 
@@ -280,6 +303,14 @@ impl Store {
         match self {
             Self::Embedded(store) => store.revoked().await,
             Self::Redis(store) => Box::pin(store.revoked()).await,
+        }
+    }
+
+    /// Why what the store holds of this stream cannot be shown to readers here now.
+    pub fn unreadable(&self, stream: &StreamName) -> Option<String> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Redis(store) => store.unreadable(stream),
         }
     }
 

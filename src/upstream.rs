@@ -4,6 +4,7 @@ mod appender;
 mod board;
 mod holding;
 mod keeper;
+mod relapse;
 mod rest;
 mod shell;
 pub mod socket;
@@ -257,11 +258,16 @@ impl Entry {
         self.view.as_ref().filter(|view| !view.is_here())
     }
 
+    /// Why nothing comes of a stream that another replica owns: here, or there.
+    fn unusable(&self, view: &View) -> Option<String> {
+        view.unreadable().or_else(|| view.failed()).or_else(|| self.log.unreadable())
+    }
+
     /// What it is in, wherever it is kept.
     fn state(&self) -> State {
         let here = self.board.facts().state;
         match self.elsewhere() {
-            Some(view) if view.unreadable().is_some() => State::Failed,
+            Some(view) if self.unusable(view).is_some() => State::Failed,
             Some(view) if view.is_live() && view.is_degraded() => State::Degraded,
             Some(view) if view.is_live() => State::Live,
             Some(_) if matches!(here, State::Live | State::Degraded) => State::Starting,
@@ -274,8 +280,8 @@ impl Entry {
         let end = self.log.end();
         let now = clock::now();
         let [subscribed, refused, unserved] = facts.topic_counts();
-        let unreadable = self.elsewhere().and_then(View::unreadable).map(|why| (clock::wall(), why));
-        let (at, last_error) = unreadable.or_else(|| facts.last_error()).unzip();
+        let unusable = self.elsewhere().and_then(|view| self.unusable(view)).map(|why| (clock::wall(), why));
+        let (at, last_error) = unusable.or_else(|| facts.last_error()).unzip();
         StreamStatus {
             stream: name.clone(),
             account: self.account.clone(),

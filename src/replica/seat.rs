@@ -51,11 +51,29 @@ impl Part {
 /// What a stream says to the replica's task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Said {
-    Live { stream: StreamName, live: bool },
-    Degraded { stream: StreamName, degraded: bool },
-    Flushed { stream: StreamName },
-    Closed { stream: StreamName },
-    Fenced { stream: StreamName, fence: Fence },
+    Live {
+        stream: StreamName,
+        live: bool,
+    },
+    Degraded {
+        stream: StreamName,
+        degraded: bool,
+    },
+    /// Why the log of a stream that is owned here cannot be used; none when it can.
+    Failed {
+        stream: StreamName,
+        why: Option<String>,
+    },
+    Flushed {
+        stream: StreamName,
+    },
+    Closed {
+        stream: StreamName,
+    },
+    Fenced {
+        stream: StreamName,
+        fence: Fence,
+    },
 }
 
 /// The seat of one stream.
@@ -147,6 +165,11 @@ impl Seat {
         self.say(|stream| Said::Degraded { stream, degraded }).await;
     }
 
+    /// The log of the stream cannot be used, or can be again.
+    pub async fn say_failed(&self, why: Option<String>) {
+        self.say(|stream| Said::Failed { stream, why }).await;
+    }
+
     /// What [`Stage::Flushing`] asks for is done.
     pub async fn say_flushed(&self) {
         self.say(|stream| Said::Flushed { stream }).await;
@@ -195,6 +218,13 @@ impl View {
 }
 
 impl View {
+    /// Why its log cannot be used, by what its holder reports.
+    pub fn failed(&self) -> Option<String> {
+        let holder = self.holder()?;
+        let lives = self.shared.lives();
+        lives.iter().find(|life| life.member.replica == holder)?.failed.get(&self.stream).cloned()
+    }
+
     /// Whether its holder says that it does not hear all that is configured.
     pub fn is_degraded(&self) -> bool {
         let Some(holder) = self.holder() else { return false };

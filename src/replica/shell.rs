@@ -26,7 +26,7 @@ use crate::{
     random,
     store::redis::{
         connection::CommandError,
-        registry::{Heard, Members, Records, Registry, Word},
+        registry::{Ails, Heard, Members, Records, Registry, Word},
     },
     telemetry::metrics,
 };
@@ -72,6 +72,8 @@ pub(super) struct Shell {
     live: BTreeSet<StreamName>,
     /// Streams that do not hear all that is configured.
     degraded: BTreeSet<StreamName>,
+    /// Streams that are owned here and whose logs cannot be used, and why.
+    failed: BTreeMap<StreamName, String>,
     /// Whether the store did not answer when it was last asked.
     away: bool,
     /// Values that cannot be read and were reported. At most [`REPORTED_MAX`]: beyond them it begins again.
@@ -125,6 +127,7 @@ impl Shell {
             flushes: 0,
             live: BTreeSet::new(),
             degraded: BTreeSet::new(),
+            failed: BTreeMap::new(),
             away: false,
             reported: BTreeSet::new(),
             left: None,
@@ -245,6 +248,8 @@ impl Shell {
             Said::Live { stream, live } => self.live(stream, live),
             Said::Degraded { stream, degraded: true } => drop(self.degraded.insert(stream)),
             Said::Degraded { stream, degraded: false } => drop(self.degraded.remove(&stream)),
+            Said::Failed { stream, why: Some(why) } => drop(self.failed.insert(stream, why)),
+            Said::Failed { stream, why: None } => drop(self.failed.remove(&stream)),
             Said::Flushed { stream } => {
                 if let Some(from) = self.ready.remove(&stream) {
                     self.handle(Input::Heard { from, note: Note::Ready { stream } });
@@ -252,7 +257,7 @@ impl Shell {
             }
             Said::Closed { stream } => self.give_up(&stream),
             Said::Fenced { stream, fence } => {
-                tracing::warn!(%stream, %fence, "the store refused an append: the stream is not this replica's any more");
+                tracing::warn!(%stream, %fence, "the store refused an append: the head of the log names another owner or another fence");
                 self.handle(Input::Fenced { stream, fence });
             }
         }
@@ -326,12 +331,13 @@ impl Shell {
 
     fn renew(&self, limit: usize) {
         let (registry, life) = (Arc::clone(&self.registry), self.settings.life);
-        let ails = |stream: &&StreamName| self.shared.part(stream) != Part::Apart && !self.live.contains(*stream);
-        let ailing: Vec<StreamName> = self.settings.streams.iter().filter(ails).cloned().collect();
+        let is_ailing = |stream: &&StreamName| self.shared.part(stream) != Part::Apart && !self.live.contains(*stream);
+        let ailing: Vec<StreamName> = self.settings.streams.iter().filter(is_ailing).cloned().collect();
         let degraded: Vec<StreamName> =
             self.degraded.iter().filter(|stream| self.live.contains(*stream)).cloned().collect();
+        let ails = Ails { ailing, degraded, failed: self.failed.clone() };
         self.work.push(Box::pin(async move {
-            Some(match registry.renew(limit, &ailing, &degraded, life).await {
+            Some(match registry.renew(limit, &ails, life).await {
                 Ok(lives) => Done::Renewed(lives),
                 Err(why) => Done::Unanswered(Request::Renew, why.to_string()),
             })

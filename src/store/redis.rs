@@ -39,7 +39,7 @@ use self::{
     view::View,
 };
 pub use self::{credentials::Credentials, examination::Unfit, follower::Follower, terms::Terms};
-use super::{Append, AppendError, Extent, LogState, ReadError, Retention, age::AgeClock};
+use super::{Append, AppendError, Extent, LogState, ReadError, Retention, Seen, age::AgeClock};
 use crate::{
     clock,
     model::{Batch, ConsumerName, FeedId, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
@@ -203,10 +203,15 @@ impl Redis {
         found.map_err(|error| ReadError(error.to_string())).inspect_err(|_| metrics::store_failed("read"))
     }
 
-    pub(super) async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
+    pub(super) async fn claim(
+        &self,
+        stream: &StreamName,
+        under: Option<Fence>,
+        seen: &Seen,
+    ) -> Result<LogState, AppendError> {
         let Shared { settings, connection, scripts, .. } = &*self.shared;
         let view = self.shared.view(stream);
-        let claimed = Log::claim(connection, Arc::clone(scripts), settings, stream, view, under).await;
+        let claimed = Log::claim(connection, Arc::clone(scripts), settings, stream, view, (under, seen)).await;
         let (log, state) = claimed.inspect_err(|error| {
             if matches!(error, AppendError::Refused(_)) {
                 metrics::store_failed("refused");
@@ -255,8 +260,10 @@ impl Redis {
         let view = self.shared.view(stream);
         let _permit = self.shared.read_permit().await?;
         let found = reads::batches(&self.shared.reading, &view.keys, after, last, bytes_max).await;
-        if let Some(first) = found.as_ref().ok().and_then(|batches| batches.first()) {
-            view.seen_first(first.first(), after);
+        let first = found.as_ref().ok().and_then(|batches| batches.first()).map(|batch| batch.first());
+        if first.is_some_and(|first| first > after.next()) {
+            // Retention came so far, or there is a hole.
+            self.look(stream).await?;
         }
         found.inspect_err(|_| metrics::store_failed("read"))
     }
@@ -297,6 +304,10 @@ impl Redis {
 
     pub(super) fn follower(&self, stream: &StreamName) -> Follower {
         Follower::new(self.clone(), stream)
+    }
+
+    pub(super) fn unreadable(&self, stream: &StreamName) -> Option<String> {
+        self.shared.view(stream).unreadable()
     }
 
     pub(super) fn first(&self, stream: &StreamName) -> Offset {

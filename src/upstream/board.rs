@@ -8,6 +8,7 @@ use std::{
 
 use tracing::{debug, error, info, warn};
 
+use super::relapse::Relapses;
 use crate::{
     clock,
     connector::{RefusedTopic, Unheard},
@@ -47,6 +48,9 @@ pub(super) struct Facts {
     no_room: bool,
     /// Why the log cannot be used.
     refused_log: Option<String>,
+    relapses: Relapses,
+    /// What the machine is in: shown while the log can be used.
+    machine: State,
     quiet: Quiet,
 }
 
@@ -90,6 +94,8 @@ impl Board {
                 errors: BTreeMap::new(),
                 no_room: false,
                 refused_log: None,
+                relapses: Relapses::default(),
+                machine: State::Starting,
                 quiet: Quiet::default(),
             }),
         }
@@ -104,11 +110,24 @@ impl Board {
         change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Another replica owns the log: whether it can be used is for that one to report.
+    pub(super) fn disowned(&self) {
+        self.recovers(Trouble::Log);
+        self.with(|facts| {
+            facts.relapses = Relapses::default();
+            if facts.refused_log.take().is_some() {
+                facts.state = facts.machine;
+            }
+        });
+    }
+
     /// The stream is kept elsewhere.
     pub(super) fn left(&self) {
+        self.disowned();
         self.metrics.left();
         self.with(|facts| {
             facts.state = State::Starting;
+            facts.machine = State::Starting;
             facts.position = None;
             facts.buffered = 0;
             facts.heard_at = None;
@@ -153,11 +172,42 @@ impl Board {
         self.fails(Trouble::Store, format!("the store takes no entries: {why}"));
     }
 
+    /// An append was done.
     pub(super) fn store_has_room(&self) {
-        self.recovers(Trouble::Store);
-        if self.with(|facts| std::mem::take(&mut facts.no_room)) {
+        let (had_no_room, was_refused) = self.with(|facts| {
+            facts.relapses.appended();
+            facts.errors.remove(&Trouble::Store);
+            (std::mem::take(&mut facts.no_room), facts.refused_log.is_some())
+        });
+        if had_no_room {
             info!("the store takes entries again");
         }
+        if was_refused {
+            self.log_usable();
+        }
+    }
+
+    /// The store refused an append for what it holds of the log.
+    pub(super) fn append_refused(&self, why: &str) {
+        self.with(|facts| facts.relapses.refused());
+        self.log_refused(why);
+    }
+
+    /// The log was not where this process left it. What comes of that is no failure the first time.
+    pub(super) fn log_moved(&self, why: &str) {
+        if self.with(|facts| facts.relapses.moved()) {
+            self.log_refused(why);
+        }
+    }
+
+    /// How long the next claim of the log waits.
+    pub(super) fn claim_wait(&self) -> Option<Duration> {
+        self.with(|facts| facts.relapses.wait(fastrand::f64()))
+    }
+
+    /// Why the log cannot be used, while it cannot.
+    pub(super) fn refused_log(&self) -> Option<String> {
+        self.with(|facts| facts.refused_log.clone())
     }
 
     /// What the store holds of this stream's log cannot be used, until an operator has mended it.
@@ -167,6 +217,7 @@ impl Board {
             let is_news = facts.refused_log.as_deref() != Some(why);
             facts.refused_log = Some(why.to_owned());
             facts.state = State::Failed;
+            facts.machine = State::Starting;
             is_news
         });
         self.fails(Trouble::Log, text);
@@ -176,11 +227,23 @@ impl Board {
         }
     }
 
-    /// The log was claimed, or another reason keeps it from being claimed.
-    pub(super) fn log_usable(&self) {
+    /// The log was claimed. After an append that was refused only an append shows that it can be used.
+    pub(super) fn log_claimed(&self) {
+        if !self.with(|facts| facts.relapses.is_doubted()) {
+            self.log_usable();
+        }
+    }
+
+    fn log_usable(&self) {
         self.recovers(Trouble::Log);
-        if self.with(|facts| facts.refused_log.take().is_some()) {
-            info!("the log can be used again");
+        let machine = self.with(|facts| {
+            facts.refused_log.take()?;
+            facts.state = facts.machine;
+            Some(facts.machine)
+        });
+        if let Some(machine) = machine {
+            self.metrics.entered(machine.as_str());
+            info!(state = machine.as_str(), "the log can be used again");
         }
     }
 
@@ -231,12 +294,21 @@ impl Board {
     }
 
     fn entered(&self, state: State) {
-        self.metrics.entered(state.as_str());
-        self.with(|facts| facts.state = state);
+        let is_shown = self.with(|facts| {
+            facts.machine = state;
+            let is_shown = facts.refused_log.is_none();
+            if is_shown {
+                facts.state = state;
+            }
+            is_shown
+        });
         if matches!(state, State::Live | State::Degraded | State::Recovering) {
             self.recovers(Trouble::Session);
         }
-        info!(state = state.as_str(), "stream");
+        if is_shown {
+            self.metrics.entered(state.as_str());
+            info!(state = state.as_str(), "stream");
+        }
     }
 
     fn snapshot(&self, fetched: Result<(), String>) {

@@ -4,7 +4,6 @@ use std::{future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
     appender::{Appender, NO_ROOM_WAIT},
-    board::Board,
     shell::{Done, Shell, now},
 };
 use crate::{
@@ -20,7 +19,7 @@ use crate::{
 const POSITION_EVERY: Duration = Duration::from_secs(5);
 
 /// A log that cannot be used is claimed again after this time.
-const REFUSED_WAIT: Duration = Duration::from_secs(2);
+pub(super) const REFUSED_WAIT: Duration = Duration::from_secs(2);
 
 /// One of so many newest entries has the platform's number.
 const NUMBERED_WITHIN: usize = 64;
@@ -108,24 +107,6 @@ pub(super) async fn claim(log: &EventLog, fence: Option<Fence>) -> Result<Writer
             claimed => return claimed,
         }
         tokio::time::sleep(NO_ROOM_WAIT).await;
-    }
-}
-
-/// Claims a log, waiting also for an operator to mend what the store holds of it.
-pub(super) async fn claim_when_usable(
-    log: &EventLog,
-    fence: Option<Fence>,
-    board: &Board,
-) -> Result<Writer, AppendError> {
-    loop {
-        match claim(log, fence).await {
-            Err(AppendError::Refused(why)) => board.log_refused(&why),
-            claimed => {
-                board.log_usable();
-                return claimed;
-            }
-        }
-        tokio::time::sleep(REFUSED_WAIT).await;
     }
 }
 
@@ -231,13 +212,14 @@ impl Shell<'_> {
             (AppendError::Moved(why), Some(_)) => {
                 tracing::warn!(
                     why,
-                    "the log is not where it was left: it is claimed anew, and the stream begins there"
+                    "the log is not where this replica left it: it is claimed again, and goes on there"
                 );
+                self.board.log_moved(&why);
                 self.release();
                 Ok(())
             }
             (AppendError::Refused(why), _) => {
-                self.board.log_refused(&why);
+                self.board.append_refused(&why);
                 self.release();
                 Ok(())
             }

@@ -11,7 +11,7 @@ use super::{
     Asked,
     appender::Appender,
     board::Board,
-    holding::{self, Holding},
+    holding::{self, Holding, REFUSED_WAIT},
     rest::Rest,
     shell::{Ended, Shell, now},
     socket::Dialler,
@@ -67,6 +67,7 @@ impl Keeper {
     /// Another replica keeps the stream: its entries are shown to readers here.
     async fn read(&mut self, stop: &CancellationToken) {
         self.board.left();
+        self.seat.say_failed(None).await;
         let mut following = holding::following(&self.log);
         loop {
             tokio::select! {
@@ -90,6 +91,8 @@ impl Keeper {
 
     /// A session is held ready.
     async fn stand(&mut self, stop: &CancellationToken) -> anyhow::Result<Ended> {
+        self.board.disowned();
+        self.seat.say_failed(None).await;
         let mut machine = Stream::standby(self.rules.clone(), now());
         if !machine.compares()
             && let Some(position) = holding::position(&self.log, self.rules.feed).await
@@ -125,16 +128,33 @@ impl Keeper {
         shell.run(stop.clone()).await
     }
 
-    /// None when the stop signal or another part came first.
+    /// Claims the log, waiting also for an operator to mend what the store holds of it. None when the stop signal or
+    /// another part came first.
     async fn claim(&mut self, fence: Option<Fence>, stop: &CancellationToken) -> Option<Result<Writer, AppendError>> {
         if let Some(writer) = self.writer.take() {
             return Some(Ok(writer));
         }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => None,
-            () = self.seat.changed() => None,
-            claimed = holding::claim_when_usable(&self.log, fence, &self.board) => Some(claimed),
+        let mut wait = self.board.claim_wait();
+        loop {
+            self.seat.say_failed(self.board.refused_log()).await;
+            let log = self.log.clone();
+            let claiming = async move {
+                tokio::time::sleep(wait.unwrap_or_default()).await;
+                holding::claim(&log, fence).await
+            };
+            let claimed = tokio::select! {
+                biased;
+                () = stop.cancelled() => return None,
+                () = self.seat.changed() => return None,
+                claimed = claiming => claimed,
+            };
+            let Err(AppendError::Refused(why)) = claimed else {
+                self.board.log_claimed();
+                self.seat.say_failed(self.board.refused_log()).await;
+                return Some(claimed);
+            };
+            self.board.log_refused(&why);
+            wait = Some(REFUSED_WAIT);
         }
     }
 
@@ -154,6 +174,7 @@ impl Keeper {
             attempts: BTreeMap::new(),
             secrets: BTreeMap::new(),
             oldest: None,
+            told_failed: self.board.refused_log(),
             told_live: false,
             told_degraded: true,
             has_begun_append: false,

@@ -58,6 +58,8 @@ pub(super) struct Shell<'a> {
     pub(super) secrets: BTreeMap<u64, Secret>,
     /// When the oldest event that is not durable yet was received.
     pub(super) oldest: Option<Instant>,
+    /// Why the log cannot be used, as the others were told.
+    pub(super) told_failed: Option<String>,
     /// Whether the others were told that a session is live.
     pub(super) told_live: bool,
     /// Whether they were told that it does not hear all that is configured. True at first, so that the first word is
@@ -359,7 +361,12 @@ impl Shell<'_> {
 
     /// The others are told when a session becomes live, or is no longer.
     async fn tell_live(&mut self) {
-        let live = self.machine.is_ready();
+        let failed = self.board.refused_log();
+        let live = self.machine.is_ready() && failed.is_none();
+        if self.told_failed != failed {
+            self.told_failed.clone_from(&failed);
+            self.seat.say_failed(failed).await;
+        }
         if mem::replace(&mut self.told_live, live) != live {
             if live {
                 self.note_live();

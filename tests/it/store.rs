@@ -1,6 +1,7 @@
 //! What every store keeps to: the same cases run on each of them.
 
 mod bed;
+mod disagreeing;
 mod following;
 mod redis_only;
 

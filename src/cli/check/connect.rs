@@ -41,7 +41,7 @@ pub(super) async fn run(config: Config, out: &mut impl Write) -> Result<(), Fail
     }
     trial.end().await?;
     if failed > 0 {
-        return Err(Failure::Refused(format!("{failed} of the parts could not be reached")));
+        return Err(Failure::Refused(format!("{failed} of the parts cannot be used, for the reasons above")));
     }
     Ok(())
 }

@@ -31,7 +31,7 @@ pub(super) enum Refusal {
     NotAcceptable,
     #[error("the events after {mark} are not held any more; the oldest held is {first}")]
     Trimmed { mark: Mark, first: Mark },
-    #[error("{mark} is of another life of this log; the oldest event held is {first}")]
+    #[error("{mark} is of an epoch that this log does not have; the oldest event held is {first}")]
     ForeignEpoch { mark: Mark, first: Mark },
     #[error("{mark} was lost with a failover of the store; what it kept of that epoch ends with {kept}")]
     Lost { mark: Mark, kept: Mark },

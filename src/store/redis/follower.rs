@@ -15,14 +15,15 @@ use super::{
     connection::{CommandError, Connection},
     head,
     keys::entry_id,
+    log::verdict,
     reads::{self, COUNT_FIRST, Stored, Wire, count_within},
-    view::View,
+    view::{View, wrong_types},
 };
 use crate::{
     clock,
     model::{Epoch, Offset, StreamName},
     protocol::backoff::Curve,
-    store::{News, ReadError},
+    store::{AppendError, Extent, News, ReadError},
     telemetry::metrics,
 };
 
@@ -57,6 +58,21 @@ pub struct Follower {
     count: usize,
     /// When a failure was logged last, and its text.
     logged: Option<(Instant, String)>,
+}
+
+/// Why the log could not be followed.
+#[derive(Debug)]
+enum Trouble {
+    /// The server was not reached, or takes no commands now.
+    Away(ReadError),
+    /// What it holds cannot be shown.
+    Unreadable(ReadError),
+}
+
+impl From<ReadError> for Trouble {
+    fn from(error: ReadError) -> Self {
+        Self::Unreadable(error)
+    }
 }
 
 /// What the server said.
@@ -107,12 +123,12 @@ impl Follower {
             match self.step(epoch, last).await {
                 Ok(Some(news)) => return Ok(news),
                 Ok(None) => (),
-                Err(error) => self.recover(&error).await,
+                Err(trouble) => self.recover(trouble).await,
             }
         }
     }
 
-    async fn step(&mut self, epoch: Epoch, last: Offset) -> Result<Option<News>, ReadError> {
+    async fn step(&mut self, epoch: Epoch, last: Offset) -> Result<Option<News>, Trouble> {
         let Answer { entries, epoch: found, safe, first } = self.ask(last).await?;
         self.failures = 0;
         if !entries.is_empty() {
@@ -120,6 +136,9 @@ impl Follower {
             self.count = count_within(entries.len(), bytes, ANSWER_BYTES_MAX);
         }
         let meaning = meaning(&entries, found, &safe, self.store.shared.settings.durability, (epoch, last))?;
+        if meaning != Meaning::Anew {
+            self.view.is_readable();
+        }
         if meaning != Meaning::Early {
             self.unsafe_answers = 0;
         }
@@ -137,27 +156,54 @@ impl Follower {
                 Ok(None)
             }
             Meaning::Follow(len) => Ok(Some(News::Entries(reads::together(&entries[..len])?))),
-            Meaning::Anew => Ok(Some(News::Elsewhere(self.store.look(&self.stream).await?))),
+            Meaning::Anew => Ok(Some(News::Elsewhere(self.look().await?))),
         }
     }
 
     /// The entries after `last`, and then what the head says: so it is not older than they are.
-    async fn ask(&self, last: Offset) -> Result<Answer, ReadError> {
+    async fn ask(&self, last: Offset) -> Result<Answer, Trouble> {
         let keys = &self.view.keys;
-        let answers = self.connection.run_all(&keys.log, &self.question(last)).await.map_err(unread)?;
+        let answers = match self.connection.run_all(&keys.log, &self.question(last)).await {
+            Ok(answers) => answers,
+            Err(error) => return Err(self.refused(error).await),
+        };
         let [entries, head] = <[Value; 2]>::try_from(answers).map_err(|_| strange())?;
         let logs: Option<BTreeMap<String, Vec<Wire>>> = redis::from_redis_value(entries).map_err(no_answer)?;
         let head: [Option<String>; 3] = redis::from_redis_value(head).map_err(no_answer)?;
         let [epoch, safe, first] = head;
-        let unusable = |text: &str| ReadError(head::unusable(&keys.head, &[text.to_owned()]));
-        let epoch = epoch.map(|digits| head::epoch(&digits).ok_or_else(|| unusable(&digits))).transpose()?;
-        let first = first.map(|digits| head::offset(&digits).ok_or_else(|| unusable(&digits))).transpose()?;
-        if let Some(digits) = safe.as_deref().filter(|digits| !digits.is_empty() && head::offset(digits).is_none()) {
-            return Err(unusable(digits));
+        let unusable = |field, text: &str| ReadError(head::odd_field(&keys.head, field, text));
+        let written = |digits: &String| head::epoch(digits).filter(|_| !digits.is_empty());
+        let epoch = epoch.map(|digits| written(&digits).ok_or_else(|| unusable("epoch", &digits))).transpose()?;
+        // One that makes no sense is written anew by the owner. The newest entry is always kept.
+        let first = first.and_then(|digits| head::offset(&digits)).filter(|first| *first <= last.next());
+        let counts = self.store.shared.settings.durability == Durability::Replicated;
+        if let Some(digits) = safe.as_deref().filter(|digits| counts && head::offset(digits).is_none()) {
+            return Err(unusable("safe", digits).into());
         }
         let entries = logs.into_iter().flatten().flat_map(|(_, entries)| entries);
         let entries = entries.map(|entry| reads::entry(&keys.log, entry)).collect::<Result<_, _>>()?;
         Ok(Answer { entries, epoch, safe: safe.unwrap_or_default(), first })
+    }
+
+    async fn look(&self) -> Result<Extent, Trouble> {
+        let found = self.store.look_leniently(&self.stream).await.map_err(Trouble::Away)?;
+        match found {
+            (extent, None) => Ok(extent),
+            (_, Some(why)) => Err(Trouble::Unreadable(ReadError(why))),
+        }
+    }
+
+    /// What a command that failed means.
+    async fn refused(&self, error: CommandError) -> Trouble {
+        match verdict(&error) {
+            AppendError::Refused(_) if error.code() == Some("WRONGTYPE") => {
+                Trouble::Unreadable(ReadError(wrong_types(&self.store.shared.connection, &self.view.keys).await))
+            }
+            AppendError::Refused(why) => Trouble::Unreadable(ReadError(why)),
+            AppendError::NoRoom(_) | AppendError::Fenced | AppendError::Moved(_) | AppendError::Broken(_) => {
+                Trouble::Away(ReadError(error.to_string()))
+            }
+        }
     }
 
     fn question(&self, last: Offset) -> Pipeline {
@@ -170,8 +216,15 @@ impl Follower {
     }
 
     /// Logs another failure at once, the same one each `LOG_INTERVAL`, and waits.
-    async fn recover(&mut self, error: &ReadError) {
+    async fn recover(&mut self, trouble: Trouble) {
         metrics::store_failed("read");
+        let error = match trouble {
+            Trouble::Away(error) => error,
+            Trouble::Unreadable(error) => {
+                self.view.is_unreadable(&error.0);
+                error
+            }
+        };
         let due = |(at, text): &(Instant, String)| *text != error.0 || at.elapsed() >= LOG_INTERVAL;
         if self.logged.as_ref().is_none_or(due) {
             self.logged = Some((clock::now(), error.0.clone()));
@@ -205,11 +258,6 @@ fn meaning(
         (Some(_), some) if some.iter().any(|entry| entry.epoch != known.0) => Meaning::Anew,
         (Some(_), some) => Meaning::Follow(some.len()),
     })
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "it maps errors")]
-fn unread(error: CommandError) -> ReadError {
-    ReadError(error.to_string())
 }
 
 fn no_answer(error: impl Into<RedisError>) -> ReadError {

@@ -19,37 +19,60 @@ pub(super) struct Claimed {
     pub(super) skew: Skew,
 }
 
-/// What the script that looks says.
-pub(super) fn extent(answer: &[String], durability: Durability) -> Option<Extent> {
-    let [epoch, earlier, last, safe, first] = answer else { return None };
-    let newest = offset(last)?;
-    let last = shown(newest, safe, durability)?;
-    Some(Extent { lineage: lineage(epoch, earlier)?, first: first_of(first, newest)?, last })
+/// A field that makes no sense, and what it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Odd {
+    field: &'static str,
+    value: String,
+}
+
+impl Odd {
+    pub(super) fn new(field: &'static str, value: &str) -> Self {
+        Self { field, value: value.to_owned() }
+    }
+}
+
+/// What the script that looks returns.
+pub(super) fn extent(answer: &[String], durability: Durability) -> Result<Extent, Odd> {
+    let [epoch, earlier, last, safe, first] = answer else { return Err(Odd::new("(all)", &answer.join(", "))) };
+    let newest = offset(last).ok_or_else(|| Odd::new("last", last))?;
+    if epoch.is_empty() && newest > Offset::START {
+        return Err(Odd::new("epoch", epoch));
+    }
+    let last = shown(newest, safe, durability).ok_or_else(|| Odd::new("safe", safe))?;
+    Ok(Extent { lineage: lineage(epoch, earlier)?, first: first_of(first, newest)?, last })
 }
 
 /// Why a head cannot be used, for people.
-pub(super) fn unusable(key: &str, answer: &[String]) -> String {
-    let fields: String = answer.join(", ");
-    format!("{key} holds what is no head of a log: {}; {MEND}", shown_text(&fields))
+pub(super) fn unusable(key: &str, Odd { field, value }: &Odd) -> String {
+    odd_field(key, field, value)
+}
+
+pub(super) fn odd_field(head: &str, field: &str, value: &str) -> String {
+    format!(
+        "{head}: the field {field} is {}, expected a whole number of at most 15 digits (an epoch: in hexadecimal); {MEND}",
+        shown_text(value)
+    )
 }
 
 /// What the script that opens says, under the fence with `nonce`, when our clock says `now`.
-pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability, now: Timestamp) -> Option<Claimed> {
+pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability, now: Timestamp) -> Result<Claimed, Odd> {
     let [epoch, earlier, last, safe, first, number, turn, position, heard_at, server, lost, feed] = answer else {
-        return None;
+        return Err(Odd::new("(all)", &answer.join(", ")));
     };
-    let skew = Skew::measured(Timestamp(server.parse().ok()?), now);
-    let newest = offset(last)?;
+    let server = server.parse().map_err(|_| Odd::new("(time of the server)", server))?;
+    let skew = Skew::measured(Timestamp(server), now);
+    let newest = offset(last).ok_or_else(|| Odd::new("last", last))?;
     let state = LogState {
         lineage: lineage(epoch, earlier)?,
         first: first_of(first, newest)?,
         last: newest,
-        safe: shown(newest, safe, durability)?,
+        safe: shown(newest, safe, durability).ok_or_else(|| Odd::new("safe", safe))?,
         checkpoint: checkpoint(position, heard_at, feed, &skew)?,
-        fence: Fence { number: count(number)?, nonce },
+        fence: Fence { number: count(number).ok_or_else(|| Odd::new("number", number))?, nonce },
         damaged: lost == "1",
     };
-    Some(Claimed { state, turn: count(turn)?, skew })
+    Ok(Claimed { state, turn: count(turn).ok_or_else(|| Odd::new("turn", turn))?, skew })
 }
 
 /// The newest entry that may be shown. A log that was written without waiting for replicas says nothing about them:
@@ -61,9 +84,10 @@ pub(super) fn shown(last: Offset, safe: &str, durability: Durability) -> Option<
     }
 }
 
-fn lineage(epoch: &str, earlier: &str) -> Option<Lineage> {
-    let earlier = earlier.split_whitespace().map(ended_epoch).collect::<Option<Vec<_>>>()?;
-    Some(Lineage::with_earlier(self::epoch(epoch)?, earlier))
+fn lineage(epoch: &str, earlier: &str) -> Result<Lineage, Odd> {
+    let ended = earlier.split_whitespace().map(ended_epoch).collect::<Option<Vec<_>>>();
+    let ended = ended.ok_or_else(|| Odd::new("earlier", earlier))?;
+    Ok(Lineage::with_earlier(self::epoch(epoch).ok_or_else(|| Odd::new("epoch", epoch))?, ended))
 }
 
 fn ended_epoch(text: &str) -> Option<(Epoch, Offset)> {
@@ -79,17 +103,17 @@ pub(super) fn epoch(text: &str) -> Option<Epoch> {
     }
 }
 
-fn checkpoint(position: &str, heard_at: &str, feed: &str, skew: &Skew) -> Option<Option<Checkpoint>> {
+fn checkpoint(position: &str, heard_at: &str, feed: &str, skew: &Skew) -> Result<Option<Checkpoint>, Odd> {
     let feed = feed_of(feed, position);
     let position = match position {
         "" => None,
-        digits => Some(Position(Sequence(digits.parse().ok()?))),
+        digits => Some(Position(Sequence(digits.parse().map_err(|_| Odd::new("position", digits))?))),
     };
     match heard_at {
-        "" => Some(None),
+        "" => Ok(None),
         millis => {
-            let heard_at = skew.to_own(Timestamp(millis.parse().ok()?));
-            Some(Some(Checkpoint { position, heard_at, feed }))
+            let millis = millis.parse().map_err(|_| Odd::new("heard_at", millis))?;
+            Ok(Some(Checkpoint { position, heard_at: skew.to_own(Timestamp(millis)), feed }))
         }
     }
 }
@@ -101,10 +125,10 @@ pub(super) fn feed_of(text: &str, position: &str) -> Option<FeedId> {
     (words.next() == Some(position)).then_some(feed)
 }
 
-fn first_of(text: &str, last: Offset) -> Option<Offset> {
+fn first_of(text: &str, last: Offset) -> Result<Offset, Odd> {
     match text {
-        "" => Some(last.next()),
-        digits => offset(digits),
+        "" => Ok(last.next()),
+        digits => offset(digits).ok_or_else(|| Odd::new("first", digits)),
     }
 }
 
@@ -189,24 +213,27 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_head_is_none() {
-        for fields in [
-            ["x", "", "0", "", ""],
-            ["1", "7", "0", "", ""],
-            ["1", "", "", "", ""],
-            ["1", "", "9", "x", ""],
-            ["1", "", "xyz", "", ""],
-            ["1", "", "18446744073709551615", "", ""],
-            ["1", "", "9007199254740993", "", ""],
-            ["1", "", "+9", "", ""],
-            ["1", "", "9", "", "18446744073709551615"],
-            ["1", "", "9", "18446744073709551615", ""],
-            ["1", "7:18446744073709551615 ", "9", "", ""],
+    fn the_field_of_a_head_that_makes_no_sense_is_named() {
+        for (field, fields) in [
+            ("epoch", ["x", "", "0", "", ""]),
+            ("earlier", ["1", "7", "0", "", ""]),
+            ("last", ["1", "", "", "", ""]),
+            ("safe", ["1", "", "9", "x", ""]),
+            ("last", ["1", "", "xyz", "", ""]),
+            ("last", ["1", "", "18446744073709551615", "", ""]),
+            ("last", ["1", "", "9007199254740993", "", ""]),
+            ("last", ["1", "", "+9", "", ""]),
+            ("first", ["1", "", "9", "", "18446744073709551615"]),
+            ("safe", ["1", "", "9", "18446744073709551615", ""]),
+            ("earlier", ["1", "7:18446744073709551615 ", "9", "", ""]),
+            ("epoch", ["", "", "9", "", ""]),
         ] {
             let found = answer(fields);
-            assert!(extent(&found, Durability::Replicated).is_none(), "{fields:?}");
-            let why = unusable("{trunkline:queues}:head", &found);
-            assert!(why.contains("{trunkline:queues}:head") && why.contains(fields[2]), "{why}");
+            let odd = extent(&found, Durability::Replicated).unwrap_err();
+            assert_eq!(odd.field, field, "{fields:?}");
+            let why = unusable("{trunkline:queues}:head", &odd);
+            assert!(why.starts_with(&format!("{{trunkline:queues}}:head: the field {field} is \"")), "{why}");
+            assert!(why.contains(odd.value.as_str()), "{why}");
         }
     }
 
@@ -214,12 +241,12 @@ mod tests {
     fn a_claim_takes_no_number_that_nobody_can_count_up_from() {
         let sound = ["1", "", "12", "12", "3", "4", "6", "77", "1000", "1500", "", FEED];
         let read = |fields| claimed(&answer(fields), 1, Durability::Replicated, Timestamp(0));
-        assert!(read(sound).is_some());
+        assert!(read(sound).is_ok());
         for (at, name) in [(2, "last"), (3, "safe"), (4, "first"), (5, "number"), (6, "turn")] {
             for odd in ["18446744073709551615", "1000000000000000", "-1", "xyz", "1e3"] {
                 let mut fields = sound;
                 fields[at] = odd;
-                assert!(read(fields).is_none(), "{name} {odd}");
+                assert_eq!(read(fields).unwrap_err(), Odd::new(name, odd));
             }
         }
     }

@@ -15,7 +15,8 @@ use super::{
     Durability, Settings,
     connection::{CommandError, Connection, Script},
     head::{self, Claimed},
-    registry::{MEND, later_format, shown},
+    keys::Keys,
+    registry::{later_format, shown},
     skew::Skew,
     view::{View, wrong_types},
 };
@@ -23,11 +24,14 @@ use crate::{
     clock,
     model::{Batch, Epoch, Fence, Offset, StreamName, Timestamp},
     random,
-    store::{Append, AppendError, LogState, Retention},
+    store::{Append, AppendError, LogState, Retention, Seen},
 };
 
 /// Entries that one step of the retention removes.
 const TRIM_SLICE: usize = 256;
+
+/// A claim names so many epochs that were seen.
+const EPOCHS_SEEN_MAX: usize = 32;
 
 /// What the server runs.
 #[derive(Debug)]
@@ -77,17 +81,19 @@ struct Writing {
     open: Option<Identity>,
     /// Why the last append has to be tried again.
     trouble: Option<String>,
+    /// The claim found a loss, and nothing was appended since.
+    owes_gap: bool,
 }
 
 impl Log {
-    /// Takes the log over, under a new fence or the one given.
+    /// Takes the log over, under a new fence or the one given, for a process that has seen entries of it.
     pub(super) async fn claim(
         shared: &Connection,
         scripts: Arc<Scripts>,
         settings: &Settings,
         stream: &StreamName,
         view: Arc<View>,
-        under: Option<Fence>,
+        (under, seen): (Option<Fence>, &Seen),
     ) -> Result<(Self, LogState), AppendError> {
         let connection = Way::connection(shared, settings);
         let nonce = under.map_or_else(random::u128, |fence| fence.nonce);
@@ -97,6 +103,7 @@ impl Log {
             epoch_text(Epoch(random::nonzero_u32())),
             under.map(|fence| fence.number.to_string()).unwrap_or_default(),
             u8::from(replicated).to_string(),
+            epochs_seen(seen),
         ];
         let arguments = arguments.each_ref().map(String::as_bytes);
         let answer = connection.call(&scripts.open, &view.keys.both(), &arguments).await;
@@ -106,19 +113,24 @@ impl Log {
             }
             answer => answer.map_err(|error| verdict(&error))?,
         };
-        match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["fenced"] => return Err(AppendError::Fenced),
-            ["format", format] => return Err(AppendError::Refused(later_format(&view.keys.head, format))),
-            ["foreign", id] => return Err(AppendError::Refused(foreign(&view.keys.log, id))),
-            ["field", field, value] => return Err(AppendError::Refused(odd_field(&view.keys.head, field, value))),
-            _ => (),
+        if let Some(refusal) = refusal(&answer, &view.keys) {
+            return Err(refusal);
         }
-        let damaged = || AppendError::Refused(head::unusable(&view.keys.head, &answer));
+        let unusable = |odd| AppendError::Refused(head::unusable(&view.keys.head, &odd));
         let claimed = head::claimed(&answer, nonce, settings.durability, clock::wall());
-        let Claimed { state, turn, skew } = claimed.ok_or_else(damaged)?;
+        let Claimed { state, turn, skew } = claimed.map_err(unusable)?;
         view.begins_with(state.first);
+        view.is_readable();
         let way = Way::new(connection, &view.keys, settings);
-        let writing = Writing { turn, last: state.last, safe: state.safe, told: state.safe, open: None, trouble: None };
+        let writing = Writing {
+            turn,
+            last: state.last,
+            safe: state.safe,
+            told: state.safe,
+            open: None,
+            trouble: None,
+            owes_gap: state.damaged,
+        };
         let log = Self {
             view,
             stream: stream.clone(),
@@ -205,7 +217,8 @@ impl Log {
             Some(_) | None => {
                 let safe = (self.durability == Durability::Replicated).then_some(writing.safe);
                 let (fence, heard_at) = (self.fence, self.skew.to_server(identity.checkpoint.heard_at));
-                Ok(Place { fence, epoch: self.epoch, turn: writing.turn, last: writing.last, safe, heard_at })
+                let Writing { turn, last, owes_gap, .. } = *writing;
+                Ok(Place { fence, epoch: self.epoch, turn, last, safe, heard_at, owes_gap })
             }
         }
     }
@@ -216,13 +229,12 @@ impl Log {
             Ok(Answer::Done) => {
                 let told = writing.safe;
                 let Identity { last, .. } = identity;
-                *writing = Writing { turn: writing.turn + 1, last, safe: last, told, open: None, trouble: None };
+                let turn = writing.turn + 1;
+                *writing = Writing { turn, last, safe: last, told, open: None, trouble: None, owes_gap: false };
                 Ok(())
             }
             Ok(Answer::Fenced) => Err(AppendError::Fenced),
-            Ok(Answer::Elsewhere(last)) => {
-                Err(AppendError::Moved(format!("{} ends at {last}, not at {}", self.stream, writing.last)))
-            }
+            Ok(Answer::Elsewhere(last)) => Err(AppendError::Moved(moved(&self.view.keys.head, &last, writing.last))),
             Ok(Answer::Gone) => {
                 tracing::error!(
                     stream = %self.stream,
@@ -268,18 +280,52 @@ impl Log {
     }
 }
 
-fn foreign(log: &str, id: &str) -> String {
+/// Why a claim was refused; none where it was not.
+fn refusal(answer: &[String], Keys { head, log }: &Keys) -> Option<AppendError> {
+    let why = match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["fenced"] => return Some(AppendError::Fenced),
+        ["format", format] => later_format(head, format),
+        ["foreign", id] => foreign(log, id),
+        ["ahead", top, last] => ahead(log, top, last),
+        ["field", field, value] => head::odd_field(head, field, value),
+        _ => return None,
+    };
+    Some(AppendError::Refused(why))
+}
+
+/// The epochs that were seen, each with its last entry, the present one at the end.
+fn epochs_seen(Seen { lineage, last }: &Seen) -> String {
+    let present = (lineage.current() != Epoch::NONE).then_some((lineage.current(), *last));
+    let earlier = &lineage.earlier()[lineage.earlier().len().saturating_sub(EPOCHS_SEEN_MAX)..];
+    earlier.iter().copied().chain(present).map(|(epoch, end)| format!("{}:{end} ", epoch_text(epoch))).collect()
+}
+
+/// Why an append did not find the log where it was left.
+fn moved(head: &str, last: &str, expected: Offset) -> String {
+    match last == expected.to_string() {
+        true => format!("{head} has another epoch or turn than this replica left there (last: {expected})"),
+        false => format!("{head} has the field last at {}, and this replica left it at {expected}", shown(last)),
+    }
+}
+
+/// Later versions of the server set no stream back behind an entry that was deleted from it.
+const SET_BACK: &str = "the stream goes on by itself then. If the server refuses XSETID for its max_deleted_entry_id, \
+    move the log away (RENAME) or delete it: the stream goes on behind its end, after a gap";
+
+/// An entry that was added and deleted, or an end that was set, keeps Redis from adding entries in order.
+fn ahead(log: &str, top: &str, last: &str) -> String {
     format!(
-        "{log} has the entry {}, which this program did not write: take it out (XDEL {log} ID) and set the end to the \
-         last entry that is left (XSETID {log} OFFSET-0); the stream goes on by itself then",
-        shown(id)
+        "{log} was set ahead of its entries: its last-generated-id is {}, and its last entry is {last}, so that Redis \
+         refuses the next one. Set it back (XSETID {log} {last}); {SET_BACK}",
+        shown(top)
     )
 }
 
-fn odd_field(head: &str, field: &str, value: &str) -> String {
+fn foreign(log: &str, id: &str) -> String {
     format!(
-        "{head}: the field {field} is {}, expected a whole number of at most 15 digits (an epoch: in hexadecimal); {MEND}",
-        shown(value)
+        "{log} has the entry {}, which this program did not write: take it out (XDEL {log} ID) and set the end to the \
+         last entry that is left (XSETID {log} OFFSET-0); {SET_BACK}",
+        shown(id)
     )
 }
 

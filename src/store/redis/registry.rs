@@ -39,6 +39,19 @@ pub struct Life {
     pub ailing: Vec<StreamName>,
     /// Streams that are live there and do not hear all that is configured: as many as it could say.
     pub degraded: Vec<StreamName>,
+    /// Streams that it owns and whose logs cannot be used, and why: as many as it could report.
+    pub failed: BTreeMap<StreamName, String>,
+}
+
+/// What a replica reports of its streams.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ails {
+    /// Not live.
+    pub ailing: Vec<StreamName>,
+    /// Live, without all that is configured.
+    pub degraded: Vec<StreamName>,
+    /// Their logs cannot be used.
+    pub failed: BTreeMap<StreamName, String>,
 }
 
 /// The replicas that live, as one renewal found them.
@@ -74,6 +87,13 @@ const SHOWN_LEN_MAX: usize = 120;
 
 /// Stands before the name of a degraded stream. No name begins so: a replica that does not know of it passes over it.
 const DEGRADED: char = '~';
+
+/// Stands before the name of a stream whose log cannot be used; the reason follows. A replica that does not know of it
+/// passes over it, too: the stream is also named as one that is not live.
+const FAILED: char = '!';
+
+/// Of a reason so many characters are reported.
+const REASON_LEN_MAX: usize = 400;
 
 /// So many ailing streams are named.
 const AILING_MAX: usize = 64;
@@ -111,24 +131,31 @@ impl Registry {
         }
     }
 
-    /// Lives on for `life`, and says how many streams it takes at most and which of its streams are not live. Returns
+    /// Lives on for `life`, and says how many streams it takes at most and what ails its streams. Returns
     /// all that live, itself among them, and the memberships that cannot be read.
-    pub async fn renew(
-        &self,
-        limit: usize,
-        ailing: &[StreamName],
-        degraded: &[StreamName],
-        life: Duration,
-    ) -> Result<Members, CommandError> {
+    pub async fn renew(&self, limit: usize, ails: &Ails, life: Duration) -> Result<Members, CommandError> {
         let ((known, mine), (_, members)) = (self.membership(), memberships(&self.prefix));
-        let ailing = ailing.iter().take(AILING_MAX).map(ToString::to_string);
-        let degraded = degraded.iter().take(AILING_MAX).map(|stream| format!("{DEGRADED}{stream}"));
-        let ailing: Vec<String> = ailing.chain(degraded).collect();
-        let (me, says) = (self.me.to_string(), format!("{limit} {} {}", ailing.join(","), self.terms));
+        let (me, says) = (self.me.to_string(), format!("{limit} {} {}", written_ails(ails), self.terms));
         let life = life.as_millis().to_string();
         let arguments = [me.as_bytes(), says.as_bytes(), life.as_bytes(), members.as_bytes()];
-        let answer: Vec<(String, String)> = self.connection.call(&self.renew, &[&known, &mine], &arguments).await?;
+        let answer: Vec<(String, String)> = match self.connection.call(&self.renew, &[&known, &mine], &arguments).await
+        {
+            Err(CommandError::Refused { code, .. }) if code == "WRONGTYPE" => {
+                return Err(CommandError::Refused { code, text: self.no_set(&known).await });
+            }
+            answer => answer?,
+        };
         Ok(Members::read(&answer, &memberships(&self.prefix).1))
+    }
+
+    /// What is wrong with the key that should hold the replicas that are known.
+    async fn no_set(&self, known: &str) -> String {
+        let found: Result<String, _> = self.connection.run(cmd("TYPE").arg(known)).await;
+        let found = found.unwrap_or_else(|_| "value of another type".to_owned());
+        format!(
+            "{known} holds a {found}, expected a set of replicas: nothing is appended to any stream; move or remove that \
+             key (DEL {known}), and the replicas enter themselves again"
+        )
     }
 
     /// It lives no longer.
@@ -336,7 +363,44 @@ pub(super) fn read_life(id: &str, says: &str) -> Option<Life> {
     let (limit, ailing) = (words.next()?, words.next()?);
     let member = Member { replica: replica(id)?, limit: limit.parse().ok()? };
     let degraded = ailing.split(',').filter_map(|name| name.strip_prefix(DEGRADED)?.parse().ok()).collect();
-    Some(Life { member, ailing: ailing.split(',').filter_map(|name| name.parse().ok()).collect(), degraded })
+    let failed = ailing.split(',').filter_map(|entry| read_failed(entry.strip_prefix(FAILED)?)).collect();
+    let ailing = ailing.split(',').filter_map(|name| name.parse().ok()).collect();
+    Some(Life { member, ailing, degraded, failed })
+}
+
+fn written_ails(Ails { ailing, degraded, failed }: &Ails) -> String {
+    let ailing = ailing.iter().take(AILING_MAX).map(ToString::to_string);
+    let degraded = degraded.iter().take(AILING_MAX).map(|stream| format!("{DEGRADED}{stream}"));
+    let failed = failed.iter().take(AILING_MAX).map(|(stream, why)| format!("{FAILED}{stream}={}", escaped(why)));
+    ailing.chain(degraded).chain(failed).collect::<Vec<_>>().join(",")
+}
+
+fn read_failed(entry: &str) -> Option<(StreamName, String)> {
+    let (stream, why) = entry.split_once('=')?;
+    Some((stream.parse().ok()?, unescaped(why)))
+}
+
+/// A text as a word without blanks and commas.
+fn escaped(text: &str) -> String {
+    let mut word = String::new();
+    for character in text.chars().take(REASON_LEN_MAX) {
+        match character {
+            ' ' | ',' | '%' | '\0'..='\x1f' | '\x7f' => word.push_str(&format!("%{:02x}", u32::from(character))),
+            other => word.push(other),
+        }
+    }
+    word
+}
+
+fn unescaped(word: &str) -> String {
+    let mut parts = word.split('%');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        text.extend(code.map(char::from));
+        text.push_str(part.get(2..).unwrap_or_default());
+    }
+    text
 }
 
 pub(super) fn record((number, nonce, holder): &Row) -> Option<Record> {
@@ -344,7 +408,9 @@ pub(super) fn record((number, nonce, holder): &Row) -> Option<Record> {
         None | Some("") => None,
         Some(text) => Some(replica(text)?),
     };
-    Some(Record { holder, fence: read_fence(number.as_deref()?, nonce.as_deref()?)? })
+    let (number, nonce) = (number.as_deref()?, nonce.as_deref()?);
+    let fence = read_fence(number, nonce).filter(|fence| is_canonical(*fence, number, nonce))?;
+    Some(Record { holder, fence })
 }
 
 fn replica(text: &str) -> Option<ReplicaId> {
@@ -355,6 +421,12 @@ fn read_fence(number: &str, nonce: &str) -> Option<Fence> {
     Some(Fence { number: head::count(number)?, nonce: u128::from_str_radix(nonce, 16).ok()? })
 }
 
+/// In the form that scripts and appends compare: another one would be refused again and again.
+fn is_canonical(fence: Fence, number: &str, nonce: &str) -> bool {
+    let (expected_number, expected_nonce) = texts(fence);
+    number == expected_number && nonce == expected_nonce
+}
+
 fn texts(fence: Fence) -> (String, String) {
     (fence.number.to_string(), format!("{:032x}", fence.nonce))
 }
@@ -362,6 +434,8 @@ fn texts(fence: Fence) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NONCE: &str = "000000000000000000000000000000ff";
 
     #[test]
     fn a_word_is_read_as_it_was_written() {
@@ -391,9 +465,27 @@ mod tests {
         let member = Member { replica: ReplicaId(42), limit: 9 };
         let ailing = vec!["queues".parse().unwrap(), "agents".parse().unwrap()];
         let degraded = vec!["calls".parse().unwrap()];
-        assert_eq!(read_life("2a", "9 queues,agents,~calls written,1,2,3"), Some(Life { member, ailing, degraded }));
-        assert_eq!(read_life("2a", "9 "), Some(Life { member, ailing: Vec::new(), degraded: Vec::new() }));
+        let failed = BTreeMap::new();
+        let life = Life { member, ailing, degraded, failed: failed.clone() };
+        assert_eq!(read_life("2a", "9 queues,agents,~calls written,1,2,3"), Some(life));
+        assert_eq!(read_life("2a", "9 "), Some(Life { member, ailing: Vec::new(), degraded: Vec::new(), failed }));
         assert_eq!(read_life("2a", "nine "), None);
+    }
+
+    #[test]
+    fn a_stream_that_fails_is_reported_with_its_reason() {
+        let (queues, calls): (StreamName, StreamName) = ("queues".parse().unwrap(), "calls".parse().unwrap());
+        let why = "{trunkline:queues}:log has \"a, b\": 100%\u{1b}[31m é";
+        let failed = BTreeMap::from([(queues.clone(), why.to_owned()), (calls, String::new())]);
+        let ails = Ails { ailing: vec![queues.clone()], failed: failed.clone(), ..Ails::default() };
+        let says = format!("9 {} written,1,2,3", written_ails(&ails));
+        assert_eq!(says.split(' ').count(), 3, "it is one word: {says}");
+        let life = read_life("2a", &says).unwrap();
+        assert_eq!((life.failed, life.ailing), (failed, vec![queues]));
+        for odd in ["9 !", "9 !queues", "9 !=x", "9 !a b=x"] {
+            assert!(read_life("2a", odd).is_some_and(|life| life.failed.is_empty()), "{odd}");
+        }
+        assert_eq!(unescaped("a%2cb%zz%2"), "a,b");
     }
 
     #[test]
@@ -423,7 +515,10 @@ mod tests {
             (text("9007199254740993"), text("ff"), text("2a")),
             (None, text("ff"), None),
             (text("4"), None, text("2a")),
-            (text("4"), text("ff"), text("nobody")),
+            (text("4"), text(NONCE), text("nobody")),
+            (text("04"), text(NONCE), text("2a")),
+            (text("4"), text("ff"), text("2a")),
+            (text("4"), text(&NONCE.to_uppercase()), text("2a")),
         ] {
             let Found::Unreadable(why) = Found::read("head", Some(row.clone())) else { panic!("{row:?}") };
             assert!(why.starts_with("head: ") && why.contains("found number"), "{why}");
@@ -433,7 +528,7 @@ mod tests {
 
     #[test]
     fn a_record_may_have_no_holder() {
-        let row = |holder: Option<&str>| (Some("4".to_owned()), Some("ff".to_owned()), holder.map(str::to_owned));
+        let row = |holder: Option<&str>| (Some("4".to_owned()), Some(NONCE.to_owned()), holder.map(str::to_owned));
         let fence = Fence { number: 4, nonce: 255 };
         assert_eq!(record(&row(None)), Some(Record { holder: None, fence }));
         assert_eq!(record(&row(Some(""))), Some(Record { holder: None, fence }));

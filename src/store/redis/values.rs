@@ -19,12 +19,12 @@ pub const COUNT_END: u64 = 1_000_000_000_000_000;
 
 /// A log as whoever looks at its head sees it.
 pub fn extent(answer: &[String], durability: Durability) -> Option<Extent> {
-    head::extent(answer, durability)
+    head::extent(answer, durability).ok()
 }
 
 /// A log as whoever claims it finds it.
 pub fn claimed(answer: &[String], durability: Durability, now: Timestamp) -> Option<LogState> {
-    head::claimed(answer, 1, durability, now).map(|claimed| claimed.state)
+    head::claimed(answer, 1, durability, now).map(|claimed| claimed.state).ok()
 }
 
 /// An entry of a log, by its id and its fields.

@@ -1,6 +1,9 @@
 //! One stream's log as its readers have it: all replicas look, one writes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use redis::cmd;
 
@@ -33,11 +36,13 @@ pub(super) async fn wrong_types(connection: &Connection, keys: &Keys) -> String 
 pub(super) struct View {
     pub(super) keys: Keys,
     first: AtomicU64,
+    /// Why what is held cannot be shown to readers here.
+    unreadable: Mutex<Option<String>>,
 }
 
 impl View {
     pub(super) fn new(keys: Keys) -> Self {
-        Self { keys, first: AtomicU64::new(Offset::START.next().0) }
+        Self { keys, first: AtomicU64::new(Offset::START.next().0), unreadable: Mutex::default() }
     }
 
     /// How far the log goes; else why what is held of it cannot be used.
@@ -53,11 +58,13 @@ impl View {
             }
             answer => answer?,
         };
-        let Some(extent) = head::extent(&answer, durability) else {
-            return Ok(Err(head::unusable(&self.keys.head, &answer)));
-        };
-        self.begins_with(extent.first);
-        Ok(Ok(extent))
+        match head::extent(&answer, durability) {
+            Ok(extent) => {
+                self.begins_with(extent.first);
+                Ok(Ok(extent))
+            }
+            Err(odd) => Ok(Err(head::unusable(&self.keys.head, &odd))),
+        }
     }
 
     /// Whose numbers the stored position is in, as far as is known.
@@ -82,10 +89,18 @@ impl View {
         self.first.fetch_max(first.0, Ordering::AcqRel);
     }
 
-    /// What a reader saw: nothing between `after` and `first` is there any more.
-    pub(super) fn seen_first(&self, first: Offset, after: Offset) {
-        if first > after.next() {
-            self.trimmed_to(first);
-        }
+    /// Why readers here are not shown what the log holds.
+    pub(super) fn unreadable(&self) -> Option<String> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is held cannot be shown to readers.
+    pub(super) fn is_unreadable(&self, why: &str) {
+        *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    }
+
+    /// It can be shown.
+    pub(super) fn is_readable(&self) {
+        *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

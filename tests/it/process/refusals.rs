@@ -116,7 +116,7 @@ async fn a_wrong_secret_is_told_as_soon_as_the_platform_said_so() {
     assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
     assert!(out.contains("failed  account demo: ") && out.contains("invalid_client"), "{out}");
     assert!(out.contains(&format!("failed  stream {STREAM}: ")), "{out}");
-    assert_eq!(err, "error: 2 of the parts could not be reached\n");
+    assert_eq!(err, "error: 2 of the parts cannot be used, for the reasons above\n");
     assert!(!out.contains("not-it"));
 }
 

@@ -8,6 +8,7 @@ mod cluster;
 mod cut;
 mod degraded;
 mod deleted;
+mod disagreeing;
 mod failover;
 mod feeds;
 mod foreign;

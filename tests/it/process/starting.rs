@@ -131,7 +131,7 @@ async fn a_server_that_is_no_redis_is_named_and_the_process_stays_up() {
         }
     });
     let mut waiting = Waiting::on(&url(port)).await;
-    waiting.is_not_ready("cannot be reached").await;
+    waiting.is_not_ready("not a Redis server").await;
     waiting.ends().await;
 }
 

@@ -65,10 +65,18 @@ pub(super) fn wants_login(error: &RedisError) -> bool {
     matches!(error.code(), Some("NOAUTH" | "NOPERM"))
 }
 
+/// Whether the answer was none that any version of Redis gives.
+fn is_no_redis(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Parse || error.to_string().contains("Parse error")
+}
+
 /// An error for people, with its kind where the text alone says little.
 pub(super) fn text(error: &RedisError) -> String {
-    if error.kind() == ErrorKind::Io {
-        format!("the network says: {error}")
+    if is_no_redis(error) {
+        "this is not a Redis server: it does not answer in Redis' protocol (an HTTP server, or TLS on a port without it?)"
+            .to_owned()
+    } else if error.kind() == ErrorKind::Io {
+        format!("network error: {error}")
     } else if is_refused_login(error) {
         format!("{LOGIN_REFUSED}: {error}")
     } else {

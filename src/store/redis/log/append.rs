@@ -23,6 +23,8 @@ pub(super) struct Place {
     pub(super) safe: Option<Offset>,
     /// When the platform was heard, by the server's clock.
     pub(super) heard_at: Timestamp,
+    /// The claim found a loss, and this append is the first after it: the entries report it.
+    pub(super) owes_gap: bool,
 }
 
 /// What tells an append from another one: what is true after it.

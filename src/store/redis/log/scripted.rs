@@ -102,6 +102,7 @@ fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<
         place.safe.map(|safe| safe.to_string()).unwrap_or_default(),
         epoch_text(place.epoch),
         identity.feed(),
+        if place.owes_gap { "1" } else { "" }.to_owned(),
     ];
     let head = head.into_iter().map(|text| Cow::Owned(text.into_bytes()));
     head.chain(envelopes(&append.batches).map(Cow::Borrowed)).collect()

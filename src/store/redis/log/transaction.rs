@@ -60,6 +60,8 @@ struct Found {
     last: String,
     /// The highest id that an entry of the log ever had: a lower one cannot be added any more.
     top: Option<String>,
+    /// Entries that are missing between the oldest and the newest one.
+    missing: i64,
     /// Whether the server can be told not to answer, and its user may tell it.
     can_be_mute: bool,
 }
@@ -97,6 +99,7 @@ enum Look {
     /// on behind it.
     Short {
         newest: Offset,
+        missing: i64,
         can_be_mute: bool,
     },
 }
@@ -190,7 +193,10 @@ impl Transactions {
         let changes = commands.len();
         let (look, unanswered) = match voice {
             Voice::Mute => (Look::Full, changes),
-            Voice::Loud => (Look::Short { newest: identity.last, can_be_mute: now.found.can_be_mute }, 0),
+            Voice::Loud => {
+                let Found { missing, can_be_mute, .. } = now.found;
+                (Look::Short { newest: identity.last, missing, can_be_mute }, 0)
+            }
         };
         self.watch(look, &mut commands);
         if let Some(patience) = self.replicated_max {
@@ -207,6 +213,9 @@ impl Transactions {
         let replicas = seen.split_off(look.len().min(seen.len()));
         let found = self.read(look, seen, now.tie)?;
         let is_done = found.step(place, identity) == Step::Repeat;
+        if is_done && found.missing > now.found.missing {
+            return Err(refused_in_part());
+        }
         self.replace(Some(Watched { tie: now.tie, found }));
         if let (true, Some(patience), Some(replicas)) = (is_done, self.replicated_max, replicas.into_iter().next()) {
             must_be_one(&replicas?, patience)?;
@@ -239,6 +248,9 @@ impl Transactions {
         commands.arg("feed").arg(identity.feed());
         if let Some(safe) = place.safe {
             commands.arg("safe").arg(safe.0);
+        }
+        if place.owes_gap {
+            commands.arg("damaged").arg("");
         }
         commands.cmd("EXEC");
         commands
@@ -288,21 +300,21 @@ impl Found {
         watching?;
         let head: [Option<String>; FIELDS.len()] = redis::from_redis_value(head?).map_err(|_| strange())?;
         let [number, nonce, epoch, turn, last] = head.map(Option::unwrap_or_default);
-        let top = match (look, log) {
-            (Look::Full, Ok(log)) => Some(top(&log).ok_or_else(strange)?),
-            (Look::Short { newest, .. }, Ok(behind)) => {
+        let (top, missing) = match (look, log) {
+            (Look::Full, Ok(log)) => (Some(top(&log).ok_or_else(strange)?), missing(&log).unwrap_or(0)),
+            (Look::Short { newest, missing, .. }, Ok(behind)) => {
                 let behind: Vec<Wire> = redis::from_redis_value(behind).map_err(|_| strange())?;
-                Some(behind.into_iter().next().map_or_else(|| entry_id(newest), |(id, _)| id))
+                (Some(behind.into_iter().next().map_or_else(|| entry_id(newest), |(id, _)| id)), missing)
             }
             // Nothing was appended yet.
             (Look::Full, Err(CommandError::Refused { code, text }))
                 if code == "ERR" && text.contains("no such key") =>
             {
-                None
+                (None, 0)
             }
             (Look::Full | Look::Short { .. }, Err(error)) => return Err(error),
         };
-        Ok(Self { number, nonce, epoch, turn, last, top, can_be_mute })
+        Ok(Self { number, nonce, epoch, turn, last, top, missing, can_be_mute })
     }
 
     fn step(&self, place: &Place, identity: &Identity) -> Step {
@@ -337,9 +349,29 @@ impl Found {
 
 /// What the server tells of a log as its last id.
 fn top(log: &Value) -> Option<String> {
+    redis::from_redis_value_ref(fact(log, b"last-generated-id")?).ok()
+}
+
+fn fact<'a>(log: &'a Value, name: &[u8]) -> Option<&'a Value> {
     let Value::Map(facts) = log else { return None };
-    let named = |(name, _): &&(Value, Value)| matches!(name, Value::BulkString(name) if name == b"last-generated-id");
-    redis::from_redis_value_ref(&facts.iter().find(named)?.1).ok()
+    facts.iter().find(|(found, _)| matches!(found, Value::BulkString(found) if found == name)).map(|(_, fact)| fact)
+}
+
+/// Entries that are missing between the oldest and the newest one; none where it has no entries.
+fn missing(log: &Value) -> Option<i64> {
+    let offset = |name: &[u8]| {
+        let Value::Array(entry) = fact(log, name)? else { return None };
+        let id: String = redis::from_redis_value_ref(entry.first()?).ok()?;
+        id.split('-').next()?.parse::<i64>().ok()
+    };
+    let len: i64 = redis::from_redis_value_ref(fact(log, b"length")?).ok()?;
+    offset(b"last-entry")?.checked_sub(offset(b"first-entry")?)?.checked_add(1)?.checked_sub(len)
+}
+
+/// While the server was mute it refused entries: others of the same append may be in the log.
+fn refused_in_part() -> CommandError {
+    let text = "the log was set ahead of its entries while they were appended; some of them were refused".to_owned();
+    CommandError::Refused { code: "ERR".to_owned(), text }
 }
 
 /// Whether entries behind `last` can be added to a log with this highest id.
@@ -364,6 +396,7 @@ mod tests {
         last: Offset(20),
         safe: None,
         heard_at: Timestamp(0),
+        owes_gap: false,
     };
 
     const NOTHING: Checkpoint = Checkpoint { position: None, heard_at: Timestamp(0), feed: None };
@@ -372,7 +405,7 @@ mod tests {
 
     fn found() -> Found {
         let [number, epoch, turn, last] = ["3", "00000009", "4", "20"].map(str::to_owned);
-        Found { number, nonce: hex(7), epoch, turn, last, top: Some("20-0".to_owned()), can_be_mute: true }
+        Found { number, nonce: hex(7), epoch, turn, last, top: Some("20-0".to_owned()), missing: 0, can_be_mute: true }
     }
 
     #[test]
@@ -405,6 +438,21 @@ mod tests {
             let step = found.step(&PLACE, &IDENTITY);
             assert!(matches!(step, Step::Answer(Answer::Elsewhere(_))), "{found:?}: {step:?}");
         }
+    }
+
+    #[test]
+    fn entries_that_are_missing_in_a_log_are_counted() {
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let log = |len, first: Value, last: Value| {
+            let facts = [("length", Value::Int(len)), ("first-entry", first), ("last-entry", last)];
+            Value::Map(facts.into_iter().map(|(name, fact)| (text(name), fact)).collect())
+        };
+        let entry = |id: &str| Value::Array(vec![text(id), Value::Array(Vec::new())]);
+        assert_eq!(missing(&log(5, entry("3-0"), entry("7-0"))), Some(0));
+        assert_eq!(missing(&log(2, entry("3-0"), entry("7-0"))), Some(3));
+        assert_eq!(missing(&log(0, Value::Nil, Value::Nil)), None);
+        assert_eq!(missing(&log(1, entry("x"), entry("9223372036854775807-0"))), None);
+        assert_eq!(missing(&Value::Nil), None);
     }
 
     #[test]

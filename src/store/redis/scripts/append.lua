@@ -1,7 +1,8 @@
 #!lua
 -- Fence, order, entries and position in one step. KEYS: head, log.
 -- ARGV: number, nonce, turn, next turn, last before, last after, position, heard_at, bytes, up to where replicas have the
--- log ('' where that does not count), epoch, feed with its position; then each entry's envelope.
+-- log ('' where that does not count), epoch, feed with its position, whether a loss is reported by this; then each entry's
+-- envelope.
 local head, log = KEYS[1], KEYS[2]
 local held = redis.call('HMGET', head, 'number', 'nonce', 'turn', 'last', 'epoch')
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
@@ -19,16 +20,19 @@ if held[3] ~= ARGV[3] or held[4] ~= ARGV[5] then
   return {'elsewhere', held[4] or ''}
 end
 local offset = tonumber(ARGV[5])
-if offset > 0 and #ARGV > 12 and redis.call('TYPE', log).ok == 'none' then
+if offset > 0 and #ARGV > 13 and redis.call('TYPE', log).ok == 'none' then
   return {'emptied', held[4]}
 end
-for i = 13, #ARGV do
+for i = 14, #ARGV do
   offset = offset + 1
   redis.call('XADD', log, string.format('%.0f-0', offset), 'event', ARGV[i])
 end
 redis.call('HSET', head, 'turn', ARGV[4], 'last', ARGV[6], 'position', ARGV[7], 'heard_at', ARGV[8],
   'feed', ARGV[12])
 redis.call('HINCRBY', head, 'bytes', ARGV[9])
+if ARGV[13] ~= '' then
+  redis.call('HSET', head, 'damaged', '')
+end
 if ARGV[10] ~= '' then
   redis.call('HSET', head, 'safe', ARGV[10])
 end

@@ -1,6 +1,12 @@
 #!lua flags=no-writes
--- How far a log goes. KEYS: head, log.
+-- How far a log goes. KEYS: head, log. No further than its entries: a head that is ahead of them is put right by a claim.
 local held = redis.call('HMGET', KEYS[1], 'epoch', 'earlier', 'last', 'safe')
+local last = held[3] or '0'
 local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', '1')
 local first = oldest[1] and string.match(oldest[1][1], '^%d+') or ''
-return {held[1] or '', held[2] or '', held[3] or '0', held[4] or '', first}
+local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', '1')[1]
+local ended = newest and string.match(newest[1], '^(%d+)%-0$')
+if ended and string.match(last, '^%d+$') and tonumber(ended) < tonumber(last) then
+  last = ended
+end
+return {held[1] or '', held[2] or '', last, held[4] or '', first}

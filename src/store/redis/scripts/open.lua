@@ -1,34 +1,47 @@
 #!lua
--- Takes a log over, and says what is there, and what time it is here. KEYS: head, log. ARGV: nonce, an epoch for the
+-- Takes a log over, and returns what is there, and what time it is here. KEYS: head, log. ARGV: nonce, an epoch for the
 -- case that one begins, number ('' to draw a new fence with this nonce; else the log must be under the very fence),
--- whether replicas count.
--- When another server became primary since (or this one was restarted), what it did not have is gone: the log and its
--- position have gone back together. Then a new epoch begins where the log ends now.
+-- whether replicas count, what the caller has seen of the log: its epochs, each with its last entry, the newest at the end.
+-- A new epoch begins where the log ends now, when entries behind that end may have been seen: another server became
+-- primary since (or this one was restarted), the caller has seen more, or the log and its head disagree.
 local head, log = KEYS[1], KEYS[2]
 local EARLIER_LEN_MAX = 1024
+-- One of so many newest entries has the platform's number.
+local NUMBERED_WITHIN = 64
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 local held = redis.call('HMGET', head, 'epoch', 'earlier', 'last', 'number', 'replid', 'position', 'heard_at', 'nonce',
-  'turn', 'safe', 'bytes', 'feed', 'format')
+  'turn', 'safe', 'bytes', 'feed', 'format', 'damaged', 'holes')
 if held[13] and held[13] ~= '1' then
   return {'format', held[13]}
 end
--- Doubles count exactly up to 15 digits. An empty turn, time or position is none.
-local function odd(index, len_max, pattern)
-  local value = held[index]
-  return value and value ~= '' and not (#value <= len_max and string.match(value, pattern))
+-- Every field that an append compares or counts up, in the form that it compares. Doubles count exactly up to 15 digits.
+local function text(number)
+  return string.format('%.0f', number)
 end
-for index, field in pairs({[3] = 'last', [4] = 'number', [7] = 'heard_at', [9] = 'turn', [10] = 'safe'}) do
-  if odd(index, 15, '^%d+$') then
+local function odd(value, len_max, pattern)
+  return value and not (#value <= len_max and string.match(value, pattern))
+end
+for index, field in pairs({[3] = 'last', [4] = 'number', [9] = 'turn', [10] = 'safe', [15] = 'holes'}) do
+  if odd(held[index], 15, '^%d+$') then
     return {'field', field, held[index]}
   end
+  held[index] = held[index] and text(tonumber(held[index]))
 end
-if odd(6, 20, '^%d+$') then
+if odd(held[7], 16, '^-?%d+$') then
+  return {'field', 'heard_at', held[7]}
+end
+if odd(held[6], 20, '^%d*$') then
   return {'field', 'position', held[6]}
 end
-if odd(11, 16, '^-?%d+$') then
+if odd(held[11], 16, '^-?%d+$') then
   return {'field', 'bytes', held[11]}
 end
-if odd(1, 8, '^%x+$') then
+held[11] = held[11] and text(tonumber(held[11]))
+if odd(held[1], 8, '^%x+$') then
+  return {'field', 'epoch', held[1]}
+end
+held[1] = held[1] and string.format('%08x', tonumber(held[1], 16))
+if held[1] == '00000000' then
   return {'field', 'epoch', held[1]}
 end
 -- What is no pair of an epoch and its end is left over.
@@ -38,18 +51,26 @@ end
 if held[1] and not held[3] then
   return {'field', 'last', ''}
 end
--- A head that was deleted alone: the log goes on behind its newest entry, in another epoch, and has lost its position.
--- Entries that were deleted alone: the log goes on behind its former end, from the position of the head. Either way the
--- loss is reported to each claim until something is appended, which stores a time and an entry.
+if held[3] and tonumber(held[3]) > 0 and not held[1] then
+  return {'field', 'epoch', ''}
+end
 local function offset_of(entry)
   return tonumber(string.match(entry[1], '^%d+'))
 end
+local function envelope_of(entry)
+  return entry[2][2] or ''
+end
 local function epoch_of(entry)
-  local epoch = string.match(entry[2][2] or '', '"id":"(%x+)%-%d+"')
+  local epoch = string.match(envelope_of(entry), '"id":"(%x+)%-%d+"')
   return epoch and #epoch <= 8 and string.format('%08x', tonumber(epoch, 16)) or ''
 end
 local function at_or_after(offset)
-  return redis.call('XRANGE', log, string.format('%.0f-0', offset), '+', 'COUNT', '1')[1]
+  return redis.call('XRANGE', log, text(offset) .. '-0', '+', 'COUNT', '1')[1]
+end
+-- Whether a writer of this log has put the entry there: its envelope has its offset.
+local function is_own(entry)
+  local offset = string.match(envelope_of(entry), '^{"specversion":"1%.0","id":"%x+%-(%d+)"')
+  return offset and entry[1] == offset .. '-0'
 end
 -- The epochs of the entries and their ends, each found by halving: the entries of one lie side by side.
 local function epochs(newest)
@@ -66,56 +87,136 @@ local function epochs(newest)
       end
     end
     if epoch ~= '' then
-      found = found .. string.format('%s:%.0f ', epoch, within)
+      found = found .. epoch .. ':' .. text(within) .. ' '
     end
     first = at_or_after(within + 1)
   end
   return found
 end
-local lost = ''
-local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', '1')[1]
-if newest then
-  local offset = string.match(newest[1], '^(%d+)%-0$')
-  if not offset or #offset > 15 or held[3] and tonumber(offset) > tonumber(held[3]) then
-    return {'foreign', newest[1]}
+-- The position that the entries cover, by the newest one that has the platform's number.
+local function position()
+  for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-', 'COUNT', NUMBERED_WITHIN)) do
+    local number = string.match(envelope_of(entry), ',"platformsequence":"(%d+)"')
+    if number then
+      return number
+    end
   end
-  if not held[3] then
-    held[3] = offset
-    held[2] = epochs(tonumber(offset))
-  end
+  return ''
 end
+local function go_to(found)
+  local feed = string.match(held[12] or '', '^%x+')
+  held[6], held[12] = found, feed and feed .. ' ' .. found or ''
+end
+-- What is known of the stream itself; nothing where there is none.
+local about = {}
+local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', '1')[1]
+local facts = redis.pcall('XINFO', 'STREAM', log)
+for index = 1, #facts, 2 do
+  about[facts[index]] = facts[index + 1]
+end
+local top = about['last-generated-id']
+local top_offset = tonumber(string.match(top or '0-0', '^%d+'))
+if newest and not string.match(newest[1], '^%d+%-0$') or newest and #newest[1] > 17 then
+  return {'foreign', newest[1]}
+end
+-- A head that was deleted alone: the log goes on behind its newest entry, in another epoch, and has lost its position.
+-- Entries that were deleted alone: the log goes on behind its former end, from the position of the head. Either way the
+-- loss is reported to each claim until something is appended, which stores a time and an entry.
+-- Where the two disagree, the loss is kept in a field of its own until then.
+local parted, damaged = false, held[14] == '1'
+local holes = tonumber(held[15] or '0')
+if newest and not held[3] then
+  held[3] = text(offset_of(newest))
+  held[2] = epochs(tonumber(held[3]))
+elseif newest and offset_of(newest) > tonumber(held[3]) then
+  -- The head is behind its log, as one that was put back: entries of this log's writers stay in it.
+  local behind = at_or_after(tonumber(held[3]) + 1)
+  for _, entry in ipairs({behind, newest}) do
+    if not is_own(entry) then
+      return {'foreign', entry[1]}
+    end
+  end
+  held[3] = text(offset_of(newest))
+  held[2] = epochs(tonumber(held[3]))
+  go_to(position())
+  parted, damaged, held[1] = true, true, nil
+elseif newest and not damaged and offset_of(newest) < tonumber(held[3]) then
+  -- The log is behind its head: the position goes back to that of its entries. An offset that the stream has had is not
+  -- given out again: Redis refuses it.
+  local ended = offset_of(newest)
+  held[2] = string.gsub(held[2] or '', '(%x+):(%d+) ', function(epoch, last)
+    return epoch .. ':' .. text(math.min(tonumber(last), ended)) .. ' '
+  end) .. held[1] .. ':' .. text(ended) .. ' '
+  if top_offset <= tonumber(held[3]) then
+    held[3] = text(math.max(ended, top_offset))
+  end
+  go_to(position())
+  parted, damaged = true, true
+end
+if newest then
+  -- Entries that are missing between the oldest one and the end, beyond those that were reported.
+  local missing = tonumber(held[3]) - offset_of(about['first-entry']) + 1 - about['length']
+  damaged = damaged or missing > holes
+  holes = math.max(missing, 0)
+end
+if top_offset > tonumber(held[3] or '0') then
+  return {'ahead', top, newest and newest[1] or held[3] and held[3] .. '-0' or '0-0'}
+end
+local lost = damaged and '1' or ''
 if held[3] and tonumber(held[3]) > 0 and (not newest or not held[7]) then
   lost = '1'
 end
 local epoch, earlier, last, number = held[1] or ARGV[2], held[2] or '', held[3] or '0', held[4] or '0'
 local turn, safe = '0', held[10] or last
 if ARGV[3] == '' then
-  number = string.format('%.0f', tonumber(number) + 1)
+  number = text(tonumber(number) + 1)
 elseif number ~= ARGV[3] or held[8] ~= ARGV[1] then
   return {'fenced'}
 else
   -- What was sent under an earlier claim and arrives only now finds a turn that is over.
-  turn = string.format('%.0f', tonumber(held[9] or '0') + 1)
+  turn = text(tonumber(held[9] or '0') + 1)
 end
-if held[1] and held[5] ~= replid then
+-- Whether the caller has seen entries of this epoch behind its end, or an epoch that came after it.
+local function was_rolled_back()
+  local seen, is_newest = nil, false
+  for known, ended in string.gmatch(ARGV[5], '(%x+):(%d+) ') do
+    seen, is_newest = known == epoch and tonumber(ended) or seen, known == epoch
+  end
+  return seen and (not is_newest or seen > tonumber(last))
+end
+if parted then
+  epoch = ARGV[2]
+elseif held[1] and (held[5] ~= replid or was_rolled_back()) then
   if last ~= '0' then
     earlier = earlier .. epoch .. ':' .. last .. ' '
   end
-  while #earlier > EARLIER_LEN_MAX do
-    earlier = string.gsub(earlier, '^%S+ ', '', 1)
-  end
   epoch = ARGV[2]
+end
+while #earlier > EARLIER_LEN_MAX do
+  earlier = string.gsub(earlier, '^%S+ ', '', 1)
 end
 if tonumber(safe) > tonumber(last) then
   safe = last
 end
 redis.call('HSET', head, 'epoch', epoch, 'earlier', earlier, 'last', last, 'number', number, 'nonce', ARGV[1],
   'turn', turn, 'replid', replid)
-if last ~= '0' and redis.call('TYPE', log).ok == 'none' then
+if held[11] then
+  redis.call('HSET', head, 'bytes', held[11])
+end
+if parted then
+  redis.call('HSET', head, 'position', held[6], 'feed', held[12])
+end
+if damaged then
+  redis.call('HSET', head, 'damaged', '1')
+end
+if text(holes) ~= (held[15] or '0') then
+  redis.call('HSET', head, 'holes', text(holes))
+end
+if last ~= '0' and not top then
   -- An empty stream with this end: an append to a log that is not there is refused.
   redis.call('XADD', log, last .. '-0', 'event', '')
   redis.call('XTRIM', log, 'MAXLEN', '0')
-  redis.call('HSET', head, 'bytes', '0', 'first', string.format('%.0f', tonumber(last) + 1))
+  redis.call('HSET', head, 'bytes', '0', 'first', text(tonumber(last) + 1))
 end
 if ARGV[4] == '1' then
   redis.call('HSET', head, 'safe', safe)
@@ -125,5 +226,5 @@ end
 local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')
 local first = oldest[1] and string.match(oldest[1][1], '^%d+') or ''
 local time = redis.call('TIME')
-local millis = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+local millis = text(time[1] * 1000 + math.floor(time[2] / 1000))
 return {epoch, earlier, last, safe, first, number, turn, held[6] or '', held[7] or '', millis, lost, held[12] or ''}

@@ -6,7 +6,7 @@
 local head, log = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
 local millis = time[1] * 1000 + math.floor(time[2] / 1000)
-local held = redis.call('HMGET', head, 'number', 'nonce', 'last', 'bytes')
+local held = redis.call('HMGET', head, 'number', 'nonce', 'last', 'bytes', 'first')
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
   return {'', 0, millis}
 end
@@ -33,6 +33,9 @@ first = first and string.format('%.0f', first) or ''
 if gone > 0 then
   redis.call('XTRIM', log, 'MINID', first .. '-0')
   redis.call('HINCRBY', head, 'bytes', -freed)
+end
+-- Also where somebody else has set it.
+if first ~= '' and held[5] ~= first and (held[5] or gone > 0) then
   redis.call('HSET', head, 'first', first)
 end
 return {first, gone == slice and 1 or 0, millis}

@@ -1,0 +1,243 @@
+//! A log and its head that do not fit together while two relays run: the stream waits with its reason on both, without
+//! asking the platform again and again; no id is given to two entries.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use redis::cmd;
+use tokio::task::JoinSet;
+use trunkline::{clock, simulator::Dialect};
+
+use super::{goes_on, holder, holds_stream, site};
+use crate::{
+    harness::Redis,
+    process::{
+        child::{PATIENCE, eventually},
+        kill::{Board, Seen, follow_lines},
+        log::{Entry, pages},
+        relay::Relay,
+        site::{STREAM, Site},
+    },
+};
+
+const EVENTS_A_SECOND: u64 = 100;
+
+/// Claims wait at least so long after the second one that leads to nothing; meanwhile the platform is left alone.
+const OBSERVED: Duration = Duration::from_secs(4);
+
+/// Sockets that the platform may see meanwhile.
+const SOCKETS_MAX: u64 = 6;
+
+fn key(what: &str) -> String {
+    format!("{{trunkline:{STREAM}}}:{what}")
+}
+
+async fn run<T: redis::FromRedisValue>(server: &Redis, words: &[&str]) -> T {
+    server.connection().run(cmd(words[0]).arg(&words[1..])).await.unwrap()
+}
+
+async fn field(server: &Redis, name: &str) -> String {
+    run(server, &["HGET", &key("head"), name]).await
+}
+
+/// Two relays, one stream, one server.
+struct Scene {
+    server: Redis,
+    site: Site,
+    relays: [Relay; 2],
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let server = Redis::durable();
+        let site = site(&server, &[]).await;
+        let relays = [Relay::live(&site).await, Relay::live(&site).await];
+        Self { server, site, relays }
+    }
+
+    async fn goes_on(&self) {
+        for relay in &self.relays {
+            goes_on(&self.site, relay, clock::now()).await;
+        }
+    }
+
+    /// Both relays show that the stream failed, and why.
+    async fn waits(&self, reason: &str) {
+        for relay in &self.relays {
+            eventually(&format!("the reason is shown: {reason}"), PATIENCE, async || {
+                let stream = relay.stream().await;
+                let is_named = stream["last_error"].as_str().is_some_and(|why| why.contains(reason));
+                (is_named && stream["state"] == "failed").then_some(())
+            })
+            .await;
+            let ready = relay.text(&relay.admin, "/readyz?streams=all").await;
+            assert!(ready.contains("failed"), "{ready}");
+        }
+    }
+
+    /// It stays so, and the platform is left alone.
+    async fn keeps_waiting(&self, reason: &str) {
+        let opened = || self.site.platform.tally().sockets(Dialect::Sequenced).total;
+        let (before, end) = (opened(), clock::now() + OBSERVED);
+        while clock::now() < end {
+            self.waits(reason).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(opened() - before <= SOCKETS_MAX, "{} sockets", opened() - before);
+    }
+
+    async fn ends(self, last_sent: u64) -> Vec<Entry> {
+        for relay in &self.relays {
+            relay.goes_live().await;
+            relay.holds(last_sent).await;
+        }
+        let log = pages(&self.relays[0].consumers).await;
+        assert!(log == pages(&self.relays[1].consumers).await, "both show the same log");
+        log
+    }
+}
+
+/// Each number once, in order.
+fn assert_numbers(log: &[Entry], last_sent: u64) {
+    let numbers: Vec<u64> = log.iter().filter_map(|entry| entry.number).collect();
+    let expected: Vec<u64> = (numbers[0]..=last_sent).collect();
+    assert!(numbers == expected, "nothing is missing and nothing doubled: {numbers:?}");
+}
+
+fn gaps(log: &[Entry]) -> usize {
+    let gaps: Vec<&Entry> = log.iter().filter(|entry| entry.kind == "trunkline.gap.v1").collect();
+    assert!(gaps.iter().all(|gap| gap.json.contains(r#""reason":"store""#)), "{gaps:?}");
+    gaps.len()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_was_set_ahead_waits_with_its_reason_and_leaves_the_platform_alone() {
+    let scene = Scene::start().await;
+    let talk = scene.site.talk(EVENTS_A_SECOND);
+    scene.goes_on().await;
+    let id: String = run(&scene.server, &["XADD", &key("log"), "*", "foo", "bar"]).await;
+    run::<u8>(&scene.server, &["XDEL", &key("log"), &id]).await;
+    scene.waits("XSETID").await;
+    scene.keeps_waiting("XSETID").await;
+    let last = field(&scene.server, "last").await;
+    run::<String>(&scene.server, &["XSETID", &key("log"), &format!("{last}-0")]).await;
+    scene.goes_on().await;
+    let last_sent = talk.hush().await;
+    let log = scene.ends(last_sent).await;
+    assert_numbers(&log, last_sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_that_redis_refused_within_a_transaction_are_sent_again() {
+    let scene = Scene::start().await;
+    let talk = scene.site.talk(EVENTS_A_SECOND);
+    scene.goes_on().await;
+    run::<String>(&scene.server, &["XSETID", &key("log"), "999999999-0"]).await;
+    scene.waits("XSETID").await;
+    let entries: Vec<(String, Vec<String>)> =
+        run(&scene.server, &["XREVRANGE", &key("log"), "+", "-", "COUNT", "1"]).await;
+    run::<String>(&scene.server, &["XSETID", &key("log"), &entries[0].0]).await;
+    scene.goes_on().await;
+    let last_sent = talk.hush().await;
+    let log = scene.ends(last_sent).await;
+    assert_numbers(&log, last_sent);
+    assert!(gaps(&log) <= 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_whose_epoch_makes_no_sense_fails_on_both_replicas_until_it_is_mended() {
+    let scene = Scene::start().await;
+    let talk = scene.site.talk(EVENTS_A_SECOND);
+    scene.goes_on().await;
+    let epoch = field(&scene.server, "epoch").await;
+    run::<u8>(&scene.server, &["HSET", &key("head"), "epoch", ""]).await;
+    scene.waits("the field epoch is").await;
+    scene.keeps_waiting("the field epoch is").await;
+    run::<u8>(&scene.server, &["HSET", &key("head"), "epoch", &epoch]).await;
+    scene.goes_on().await;
+    let last_sent = talk.hush().await;
+    let log = scene.ends(last_sent).await;
+    assert_numbers(&log, last_sent);
+    assert_eq!(gaps(&log), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_field_that_only_followers_read_keeps_nobody_from_being_shown_the_log() {
+    let scene = Scene::start().await;
+    let talk = scene.site.talk(EVENTS_A_SECOND);
+    for (name, value) in [("first", "x"), ("safe", "x"), ("first", "999999999"), ("first", "")] {
+        scene.goes_on().await;
+        run::<u8>(&scene.server, &["HSET", &key("head"), name, value]).await;
+        scene.goes_on().await;
+    }
+    let last_sent = talk.hush().await;
+    let log = scene.ends(last_sent).await;
+    assert_numbers(&log, last_sent);
+}
+
+/// Both keys, read and put back in one step, as a snapshot of the machine has them.
+async fn dumped(server: &Redis) -> (Vec<u8>, Vec<u8>) {
+    const SCRIPT: &str = "return {redis.call('DUMP', KEYS[1]), redis.call('DUMP', KEYS[2])}";
+    server.connection().run(cmd("EVAL").arg(SCRIPT).arg(2).arg(key("head")).arg(key("log"))).await.unwrap()
+}
+
+async fn roll_back(server: &Redis, (head, log): &(Vec<u8>, Vec<u8>)) {
+    const SCRIPT: &str = "for i = 1, 2 do redis.call('RESTORE', KEYS[i], 0, ARGV[i], 'REPLACE') end return 1";
+    let mut command = cmd("EVAL");
+    command.arg(SCRIPT).arg(2).arg(key("head")).arg(key("log")).arg(head).arg(log);
+    server.connection().run::<u8>(&command).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_roll_back_under_the_same_server_begins_an_epoch_and_every_id_stays_unique() {
+    let scene = Scene::start().await;
+    let (mut readers, mut tasks) = (Vec::new(), JoinSet::new());
+    for relay in &scene.relays {
+        let (board, seen) = (Arc::new(Board::default()), Arc::new(Seen::default()));
+        board.put(Some(relay.consumers.clone()));
+        tasks.spawn(follow_lines(board, Arc::clone(&seen)));
+        readers.push(seen);
+    }
+    let talk = scene.site.talk(EVENTS_A_SECOND);
+    scene.goes_on().await;
+    let dumps = dumped(&scene.server).await;
+    let epoch = field(&scene.server, "epoch").await;
+    scene.goes_on().await;
+    roll_back(&scene.server, &dumps).await;
+    scene.goes_on().await;
+    let last_sent = talk.hush().await;
+    assert_ne!(field(&scene.server, "epoch").await, epoch, "an epoch begins");
+    let index = holder(&scene.relays).await;
+    assert!(!holds_stream(&scene.relays[1 - index]).await, "one relay owns the stream");
+    let log = scene.ends(last_sent).await;
+    assert_numbers(&log, last_sent);
+    let mut ids = BTreeMap::new();
+    for reader in &readers {
+        let is_at_end = async || (reader.last_id() == log.last().map(|entry| entry.id.clone())).then_some(());
+        eventually("a reader is at the end", PATIENCE, is_at_end).await;
+        for entry in reader.all().into_iter().chain(log.clone()) {
+            let before = ids.insert(entry.id.clone(), entry.json.clone());
+            assert!(before.is_none_or(|before| before == entry.json), "one id, two entries: {}", entry.json);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_are_no_set_are_named_with_what_to_do() {
+    let scene = Scene::start().await;
+    let known = "{trunkline:replicas}:known";
+    run::<u8>(&scene.server, &["DEL", known]).await;
+    run::<u64>(&scene.server, &["LPUSH", known, "a list"]).await;
+    for relay in &scene.relays {
+        let is_named = async || {
+            let (status, shown) = relay.ready().await?;
+            let why = shown["checks"]["replica"].as_str()?.to_owned();
+            (status == 503 && why.contains(known) && why.contains("holds a list") && why.contains("DEL")).then_some(())
+        };
+        eventually("the key is named", PATIENCE, is_named).await;
+    }
+    run::<u8>(&scene.server, &["DEL", known]).await;
+    let talk = scene.site.talk(EVENTS_A_SECOND);
+    scene.goes_on().await;
+    let last_sent = talk.hush().await;
+    assert_numbers(&scene.ends(last_sent).await, last_sent);
+}

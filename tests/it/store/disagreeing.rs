@@ -1,0 +1,277 @@
+//! A log and its head that do not fit together: what is lost is reported by the next claim, no id is given out twice,
+//! and a claim refuses for the same reasons as an append.
+
+use redis::{Value, cmd};
+use trunkline::{
+    clock,
+    model::{Batch, BatchBuilder, Event, Lineage, Offset, Position, Sequence, Source, Standing},
+    store::{Append, AppendError, LogState, Seen, Store},
+};
+
+use super::bed::{Bed, KEEP_ALL, Log, checkpoint};
+use crate::harness::Redis;
+
+const HEAD: &str = "{trunkline:queues}:head";
+const LOG: &str = "{trunkline:queues}:log";
+
+/// More entries than are appended aloud.
+const MANY: usize = 20;
+
+async fn run(server: &Redis, words: &[&str]) -> Value {
+    server.connection().run(cmd(words[0]).arg(&words[1..])).await.unwrap()
+}
+
+/// A server, and the log of a stream on it.
+async fn scene(server: Redis) -> (Redis, Log) {
+    let store = Bed::Redis(Box::new(server));
+    let log = Log::open(&store.open(KEEP_ALL), "queues").await;
+    let Bed::Redis(server) = store else { unreachable!("it was made so") };
+    (*server, log)
+}
+
+/// Entries that have the platform's numbers, which are their offsets.
+fn numbered(log: &Log, len: usize) -> Append {
+    let source = Source::new(&"acme".parse().unwrap(), &log.name);
+    let mut builder = BatchBuilder::new(&source, log.state.lineage.current(), log.state.last);
+    let last = log.state.last.0 + len as u64;
+    for number in log.state.last.0 + 1..=last {
+        builder.push(&Event { sequence: Some(Sequence(number)), ..Event::own("test.v1", &(), clock::wall()) });
+    }
+    Append {
+        stream: log.name.clone(),
+        fence: log.state.fence,
+        batches: builder.finish().map(std::sync::Arc::new).into_iter().collect(),
+        checkpoint: checkpoint(last),
+    }
+}
+
+async fn append(log: &mut Log, len: usize) -> Result<(), AppendError> {
+    let append = numbered(log, len);
+    log.put(&append).await
+}
+
+async fn claim(log: &mut Log) -> Result<LogState, AppendError> {
+    let state = log.store.claim(&log.name, Some(log.state.fence)).await?;
+    log.state = state.clone();
+    Ok(state)
+}
+
+async fn refusal(log: &mut Log) -> String {
+    match claim(log).await {
+        Err(AppendError::Refused(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn position(state: &LogState) -> Option<Position> {
+    state.checkpoint.and_then(|checkpoint| checkpoint.position)
+}
+
+/// The offsets that a reader is given, holes and all.
+async fn offsets(log: &Log) -> Vec<u64> {
+    let (mut after, mut found) = (Offset::START, Vec::new());
+    while after < log.state.last {
+        let batches = log.read(after, usize::MAX).await;
+        let Some(newest) = batches.last() else { break };
+        after = newest.last();
+        found.extend(batches.iter().flat_map(|batch: &std::sync::Arc<Batch>| batch.first().0..=batch.last().0));
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_log_that_was_set_ahead_of_its_entries_is_refused_by_the_claim_too() {
+    for (server, is_added) in [(Redis::volatile(), true), (Redis::volatile(), false), (Redis::valkey(), false)] {
+        let (server, mut log) = scene(server).await;
+        append(&mut log, 3).await.unwrap();
+        if is_added {
+            run(&server, &["XADD", LOG, "1700000000000-3", "a", "b"]).await;
+            run(&server, &["XDEL", LOG, "1700000000000-3"]).await;
+        } else {
+            run(&server, &["XSETID", LOG, "1700000000000-3"]).await;
+        }
+        for _ in 0..2 {
+            append(&mut log, 1).await.unwrap_err();
+            let why = refusal(&mut log).await;
+            assert!(why.contains(LOG) && why.contains("1700000000000-3") && why.contains("XSETID"), "{why}");
+        }
+        run(&server, &["XSETID", LOG, "3-0"]).await;
+        let state = claim(&mut log).await.unwrap();
+        assert_eq!(state.last, Offset(3));
+        append(&mut log, 2).await.unwrap();
+        assert_eq!(offsets(&log).await, [1, 2, 3, 4, 5]);
+    }
+}
+
+/// Valkey sets no stream back behind an entry that was deleted from it.
+#[tokio::test]
+async fn a_log_that_cannot_be_set_back_is_moved_away_and_the_stream_goes_on_behind_its_end() {
+    let (server, mut log) = scene(Redis::valkey()).await;
+    append(&mut log, 3).await.unwrap();
+    run(&server, &["XADD", LOG, "1700000000000-3", "a", "b"]).await;
+    run(&server, &["XDEL", LOG, "1700000000000-3"]).await;
+    let why = refusal(&mut log).await;
+    assert!(why.contains("max_deleted_entry_id") && why.contains("RENAME"), "{why}");
+    run(&server, &["RENAME", LOG, "{trunkline:queues}:moved"]).await;
+    let state = claim(&mut log).await.unwrap();
+    assert!(state.damaged);
+    assert_eq!((state.last, position(&state)), (Offset(3), Some(Position(Sequence(3)))));
+    append(&mut log, 2).await.unwrap();
+    assert_eq!(offsets(&log).await, [4, 5]);
+}
+
+#[tokio::test]
+async fn an_append_that_redis_refuses_within_its_transaction_does_not_count() {
+    for count in [1, MANY] {
+        for (end, last) in [("3-0", 3), ("5-0", 5), ("4-0", 4)] {
+            let (server, mut log) = scene(Redis::volatile()).await;
+            append(&mut log, 3).await.unwrap();
+            let before = log.mark(3);
+            // Nothing tells a connection that watches the key of this.
+            run(&server, &["XSETID", LOG, "1000000-0"]).await;
+            append(&mut log, count).await.unwrap_err();
+            let looked = log.store.look(&log.name).await.unwrap();
+            assert_eq!(looked.last, Offset(3), "readers are shown what there is");
+            refusal(&mut log).await;
+            run(&server, &["XSETID", LOG, end]).await;
+            let expected = if last <= 3 + count as u64 { last } else { 3 + count as u64 };
+            if expected < last {
+                refusal(&mut log).await;
+                continue;
+            }
+            let mut epochs = Vec::new();
+            for _ in 0..2 {
+                let state = claim(&mut log).await.unwrap();
+                assert!(state.damaged, "as long as nothing follows, each claim finds the loss");
+                assert_eq!((state.last, position(&state)), (Offset(expected), Some(Position(Sequence(3)))));
+                assert_eq!(state.lineage.standing(before, state.last), Standing::After(Offset(3)));
+                epochs.push(state.lineage);
+            }
+            assert_eq!(epochs[0], epochs[1], "one epoch begins");
+            append(&mut log, 2).await.unwrap();
+            assert_eq!(offsets(&log).await, [1, 2, 3, expected + 1, expected + 2]);
+            assert!(!claim(&mut log).await.unwrap().damaged, "it was reported");
+        }
+    }
+}
+
+#[tokio::test]
+async fn entries_that_are_missing_in_between_are_reported_once_and_keep_nobody_from_reading() {
+    let (server, mut log) = scene(Redis::volatile()).await;
+    append(&mut log, 3).await.unwrap();
+    // The first entries of the next append are refused, the others are added.
+    run(&server, &["XSETID", LOG, "8-0"]).await;
+    append(&mut log, MANY).await.unwrap_err();
+    assert!(claim(&mut log).await.unwrap().damaged);
+    assert!(claim(&mut log).await.unwrap().damaged, "nothing reports it yet");
+    append(&mut log, 1).await.unwrap();
+    assert_eq!(offsets(&log).await, (1..=3).chain(9..=24).collect::<Vec<_>>());
+    assert!(!claim(&mut log).await.unwrap().damaged, "it was reported");
+    run(&server, &["XDEL", LOG, "2-0"]).await;
+    assert!(claim(&mut log).await.unwrap().damaged, "another one is missing");
+}
+
+/// Both keys as they are, and back.
+async fn dumped(server: &Redis) -> [Vec<u8>; 2] {
+    let dump = async |key: &str| server.connection().run::<Vec<u8>>(cmd("DUMP").arg(key)).await.unwrap();
+    [dump(HEAD).await, dump(LOG).await]
+}
+
+async fn restore(server: &Redis, key: &str, dump: &[u8]) {
+    let mut command = cmd("RESTORE");
+    command.arg(key).arg(0).arg(dump).arg("REPLACE");
+    server.connection().run::<String>(&command).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_that_was_rolled_back_begins_an_epoch_when_its_claimant_has_seen_more() {
+    let (server, mut log) = scene(Redis::volatile()).await;
+    append(&mut log, 3).await.unwrap();
+    let [head, entries] = dumped(&server).await;
+    append(&mut log, 4).await.unwrap();
+    let (lineage, fence) = (log.state.lineage.clone(), log.state.fence);
+    let current = lineage.current();
+    restore(&server, HEAD, &head).await;
+    restore(&server, LOG, &entries).await;
+    assert!(matches!(append(&mut log, 1).await, Err(AppendError::Moved(_))));
+    let after = async |lineage: &Lineage, last: u64| {
+        let seen = Seen { lineage: lineage.clone(), last: Offset(last) };
+        log.store.claim_after(&log.name, Some(fence), &seen).await.unwrap()
+    };
+    assert_eq!(after(&lineage, 3).await.lineage, lineage, "it has seen no more than there is");
+    assert_eq!(after(&Lineage::new(trunkline::model::Epoch(1)), 9).await.lineage, lineage, "that is another log");
+    let begun = after(&lineage, 7).await;
+    assert!(!begun.damaged, "the position went back with the entries");
+    assert_eq!((begun.last, begun.lineage.earlier()), (Offset(3), &[(current, Offset(3))][..]));
+    assert_eq!(begun.lineage.standing(log.mark(7), Offset(9)), Standing::Beyond);
+    // To before the epoch began that was seen last.
+    restore(&server, HEAD, &head).await;
+    let later = begun.lineage;
+    let again = after(&later, 3).await.lineage;
+    assert!(again.current() != current && again.current() != later.current());
+}
+
+#[tokio::test]
+async fn a_head_that_was_put_back_alone_takes_in_the_entries_of_its_own_log() {
+    let (server, mut log) = scene(Redis::volatile()).await;
+    append(&mut log, 5).await.unwrap();
+    let (before, lineage) = (log.mark(5), log.state.lineage.clone());
+    run(&server, &["HSET", HEAD, "last", "2", "position", "2"]).await;
+    assert!(matches!(append(&mut log, 1).await, Err(AppendError::Moved(_))));
+    let state = claim(&mut log).await.unwrap();
+    assert!(state.damaged && state.lineage.current() != lineage.current());
+    assert_eq!((state.last, position(&state)), (Offset(5), Some(Position(Sequence(5)))));
+    assert_eq!(state.lineage.standing(before, state.last), Standing::After(Offset(5)));
+    append(&mut log, 1).await.unwrap();
+    assert_eq!(offsets(&log).await, [1, 2, 3, 4, 5, 6]);
+    // What somebody else has put there stays refused.
+    run(&server, &["XADD", LOG, "7-0", "event", "{\"specversion\":\"1.0\",\"id\":\"7-8\"}"]).await;
+    let why = refusal(&mut log).await;
+    assert!(why.contains("7-0") && why.contains("did not write"), "{why}");
+}
+
+#[tokio::test]
+async fn a_log_that_was_put_back_alone_goes_back_to_the_position_of_its_entries() {
+    let (server, mut log) = scene(Redis::volatile()).await;
+    append(&mut log, 3).await.unwrap();
+    let [_, entries] = dumped(&server).await;
+    append(&mut log, 4).await.unwrap();
+    let (seen, before) = (log.mark(7), log.mark(3));
+    restore(&server, LOG, &entries).await;
+    let state = claim(&mut log).await.unwrap();
+    assert!(state.damaged);
+    assert_eq!((state.last, position(&state)), (Offset(3), Some(Position(Sequence(3)))));
+    assert_eq!(state.lineage.standing(seen, Offset(9)), Standing::Beyond);
+    assert_eq!(state.lineage.standing(before, Offset(9)), Standing::After(Offset(3)));
+    append(&mut log, 1).await.unwrap();
+    assert_eq!(offsets(&log).await, [1, 2, 3, 4]);
+}
+
+/// Whatever a field holds: either the claim names it, or the append that follows is done. Else the stream would be
+/// claimed again and again.
+#[tokio::test]
+async fn a_claim_refuses_for_every_field_that_an_append_would_be_refused_for() {
+    let (server, mut log) = scene(Redis::volatile()).await;
+    let [fields, values] = [
+        &["number", "nonce", "epoch", "turn", "last", "safe", "bytes", "first", "position", "heard_at", "earlier"][..],
+        &["", " ", "x", "0", "007", "+7", "7 ", "0000000A", "a", "99999999999999999999", "-1", "1.5", "\u{7f}é"],
+    ];
+    for field in fields {
+        for value in values {
+            run(&server, &["DEL", HEAD, LOG]).await;
+            log = Log::open(&log.store, "queues").await;
+            append(&mut log, 12).await.unwrap();
+            run(&server, &["HSET", HEAD, field, value]).await;
+            let first = append(&mut log, 1).await;
+            match log.store.claim(&log.name, None).await {
+                Ok(state) => {
+                    log.state = state;
+                    append(&mut log, 1).await.unwrap_or_else(|error| panic!("{field} {value:?}: {error}, {first:?}"));
+                }
+                Err(AppendError::Refused(why)) => assert!(why.contains(&format!("{HEAD}: the field {field}")), "{why}"),
+                Err(other) => panic!("{field} {value:?}: {other}"),
+            }
+        }
+    }
+    assert!(matches!(log.store, Store::Redis(_)));
+}
