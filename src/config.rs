@@ -267,6 +267,7 @@ fn draft(documents: &[Document], environment: &Environment) -> Result<(Draft, Ve
     let schema = schema();
     let tree = source::merge(layers, environment, &schema);
     let walk::Walk { mut findings, broken } = walk::walk(&tree, &schema);
+    findings.extend(environment.lost_overrides());
     match readable(&tree, &broken) {
         Ok(mut file) => {
             let check::Findings { mistakes, ineffective } = check::check(&tree, &file);

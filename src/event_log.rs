@@ -30,7 +30,9 @@ pub use self::{
 };
 use self::{places::Places, tail::Tail};
 use crate::{
-    model::{Batch, Epoch, Event, FeedId, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp},
+    model::{
+        Batch, BatchView, Epoch, Event, FeedId, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp,
+    },
     store::{AppendError, Extent, News, ReadError, Seen, Store},
 };
 
@@ -187,6 +189,21 @@ impl EventLog {
     /// A reader that starts after `after`, an offset of this log (see [`EventLog::standing`]).
     pub fn reader(&self, after: Offset) -> Reader {
         Reader::new(self.clone(), after)
+    }
+
+    /// Entries that a reader had, once more: from `from` on up to `last`, bounded by `bytes_max` (at least one batch).
+    /// None when they are not held any more.
+    pub async fn again(&self, from: Mark, last: Offset, bytes_max: usize) -> Result<Option<Vec<BatchView>>, ReadError> {
+        let (log, after) = (&self.shared, from.offset.previous());
+        let views = match log.tail.after(from.epoch, after, last, bytes_max) {
+            Some(views) => views,
+            None => {
+                let batches = log.store.read(&log.name, after, last, bytes_max).await?;
+                batches.iter().map(|batch| tail::view(batch, from.offset)).collect()
+            }
+        };
+        let begins = views.first().is_some_and(|oldest| oldest.batch.entry(oldest.from).mark == from);
+        Ok(begins.then_some(views))
     }
 
     /// A place for a reader on behalf of a client, which is counted in [`EventLog::lag_max`] as long as it is held.

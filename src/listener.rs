@@ -50,7 +50,7 @@ pub use forwarded::{Network, NetworkError};
 pub(crate) use host::is_authority;
 use problem::Problem;
 use seats::{Full, Seat, Seats};
-pub use socket::{Socket, Stalled, notice_vanished_peer};
+pub use socket::{Endless, Socket, Stalled, notice_vanished_peer};
 use switch::Switch;
 use upgrade::Conversation;
 pub use upgrade::Upgrade;
@@ -291,8 +291,12 @@ struct Admission {
 }
 
 impl Admission {
-    fn check<B>(&self, request: &Request<B>) -> Result<(), Problem> {
+    fn check<B>(&self, request: &mut Request<B>) -> Result<(), Problem> {
         host::check(request.version(), request.headers())?;
+        let target = request.uri().authority().cloned();
+        if let Some(target) = target {
+            host::replace(request.headers_mut(), target.as_str())?;
+        }
         let Some(proxies) = &self.proxies else { return Ok(()) };
         let client = forwarded::client(request.headers(), self.peer, proxies);
         let mut seat = self.seat.lock().unwrap_or_else(PoisonError::into_inner);
@@ -330,12 +334,14 @@ async fn speak_http(
     let service = service_fn(|mut request: Request<Incoming>| {
         let upgrade = hyper::upgrade::on(&mut request);
         request.extensions_mut().insert(stalled.clone());
-        let (answer, agreed) = (admission.check(&request).map(|()| site.current().call(request)), &agreed);
+        let (answer, agreed, stalled) =
+            (admission.check(&mut request).map(|()| site.current().call(request)), &agreed, &stalled);
         async move {
             let mut answer = match answer {
                 Ok(answer) => answer.await?,
                 Err(problem) => problem.into_response(),
             };
+            stalled.answers(answer.extensions().get::<Endless>().is_some());
             if let Some(conversation) = Upgrade::agreed(&mut answer) {
                 *agreed.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, conversation));
             }
@@ -346,6 +352,8 @@ async fn speak_http(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
+            // A client may end its side behind its request. Of endless answers the socket notices it.
+            .half_close(true)
             .max_buf_size(HTTP_BUFFER_MAX)
             .serve_connection(TokioIo::new(socket), service)
             .with_upgrades()

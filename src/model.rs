@@ -9,6 +9,7 @@ mod name;
 mod revocation;
 mod secret;
 mod setting;
+mod spelling;
 mod status;
 mod time;
 
@@ -21,6 +22,7 @@ pub use name::{AccountName, ConsumerName, NameError, StreamName};
 pub use revocation::{Revocation, Whose};
 pub use secret::Secret;
 pub use setting::{SecretRef, SettingError, Size, Span};
+pub use spelling::nearest;
 pub use status::{Exchange, StatusMeaning};
 pub use time::Timestamp;
 

@@ -1,6 +1,6 @@
 //! Reads secrets where the configuration says they are. No error says more than where a secret was looked for.
 
-use std::{io, path::PathBuf};
+use std::{env::VarError, io, path::PathBuf};
 
 use tokio::io::AsyncReadExt;
 
@@ -14,8 +14,12 @@ const FILE_LEN_MAX: u64 = 64 * 1024;
 pub enum SecretError {
     #[error("environment variable {0} is not set")]
     NoVariable(String),
+    #[error("environment variable {0} is not UTF-8 text")]
+    ForeignVariable(String),
     #[error("environment variable {0} is empty")]
     EmptyVariable(String),
+    #[error("environment variable {0} holds more than one line, or a control character")]
+    BrokenVariable(String),
     #[error("could not read secret file {}", path.display())]
     Unreadable {
         path: PathBuf,
@@ -24,6 +28,8 @@ pub enum SecretError {
     },
     #[error("secret file {} is empty", .0.display())]
     EmptyFile(PathBuf),
+    #[error("secret file {} holds more than one line, or a control character", .0.display())]
+    BrokenFile(PathBuf),
 }
 
 /// The secret as it is at this moment, without white space around it.
@@ -39,9 +45,13 @@ pub async fn read(reference: &SecretRef) -> Result<Secret, SecretError> {
     reason = "a secret that the configuration refers to is read only where it is used"
 )]
 fn variable(name: &str) -> Result<Secret, SecretError> {
-    let text = std::env::var(name).map_err(|_| SecretError::NoVariable(name.to_owned()))?;
+    let text = std::env::var(name).map_err(|error| match error {
+        VarError::NotPresent => SecretError::NoVariable(name.to_owned()),
+        VarError::NotUnicode(_) => SecretError::ForeignVariable(name.to_owned()),
+    })?;
     match Secret::trimmed(&text) {
         "" => Err(SecretError::EmptyVariable(name.to_owned())),
+        text if Secret::is_broken(text) => Err(SecretError::BrokenVariable(name.to_owned())),
         text => Ok(Secret::new(text)),
     }
 }
@@ -50,6 +60,7 @@ async fn file(path: &PathBuf) -> Result<Secret, SecretError> {
     let text = text_of(path).await.map_err(|cause| SecretError::Unreadable { path: path.clone(), cause })?;
     match Secret::trimmed(&text) {
         "" => Err(SecretError::EmptyFile(path.clone())),
+        text if Secret::is_broken(text) => Err(SecretError::BrokenFile(path.clone())),
         text => Ok(Secret::new(text)),
     }
 }

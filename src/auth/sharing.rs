@@ -228,7 +228,7 @@ impl Shared {
             Err(_) => format!("no answer within {ANSWER_MAX:?}"),
         };
         if !self.away {
-            tracing::warn!(why, "the vault is away: tokens are refreshed on this replica alone");
+            tracing::warn!(why, "the store of shared tokens cannot be used: this replica refreshes tokens on its own");
         }
         self.away = true;
         None

@@ -6,10 +6,14 @@
 use config::Value;
 use reqwest::Url;
 
-use crate::{connector::genesys_notifications, model::Span, network::proxy::is_loopback};
+use crate::{
+    connector::genesys_notifications,
+    model::{Span, nearest},
+    network::proxy::is_loopback,
+};
 
 use super::{
-    finding::{Finding, KeyPath, nearest},
+    finding::{Finding, KeyPath},
     keys::{CONNECTOR_KEYS, GRANT_KEYS, Keys, STORE_KEYS},
     listen::Listen,
     logins,

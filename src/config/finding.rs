@@ -106,6 +106,11 @@ impl Findings {
         Self(findings)
     }
 
+    /// One mistake in a variable.
+    pub fn in_variable(name: &str, text: String) -> Self {
+        Self::of(vec![Finding::new(Some(Place::whole(name)), KeyPath::default(), text)])
+    }
+
     /// The mistakes, or `good` when there are none.
     pub(super) fn or<T>(findings: Vec<Finding>, good: T) -> Result<T, Self> {
         if findings.is_empty() { Ok(good) } else { Err(Self::of(findings)) }
@@ -129,11 +134,3 @@ impl fmt::Display for Findings {
 }
 
 impl std::error::Error for Findings {}
-
-/// The known word that `found` was probably meant to be.
-pub(super) fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let distance = |word: &str| strsim::damerau_levenshtein(found, word);
-    let best = known.into_iter().min_by_key(|word| distance(word))?;
-    let near = distance(best) <= (best.len().max(found.len()) / 3).max(1);
-    near.then_some(best)
-}

@@ -22,6 +22,8 @@ use super::{
 /// A larger file is no secret.
 const SECRET_LEN_MAX: u64 = 64 << 10;
 
+const BROKEN: &str = "holds more than one line, or a control character; a secret is one line of text";
+
 /// A finding for every secret that is not there.
 pub(super) fn check(tree: &Value, file: &File, environment: &Environment) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -102,8 +104,10 @@ fn variable(name: &str, environment: &Environment) -> Result<String, String> {
         return Err("env is not the name of an environment variable (not shown here)".to_owned());
     }
     match environment.get(name).map(Secret::trimmed) {
+        None if environment.is_unreadable(name) => Err(format!("the environment variable {name} is not UTF-8 text")),
         None => Err(format!("the environment variable {name} is not set")),
         Some("") => Err(format!("the environment variable {name} is empty")),
+        Some(text) if Secret::is_broken(text) => Err(format!("the environment variable {name} {BROKEN}")),
         Some(text) => Ok(text.to_owned()),
     }
 }
@@ -120,6 +124,7 @@ fn file(path: &Path) -> Result<String, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("the file {shown} cannot be read: {error}"))?;
     match Secret::trimmed(&text) {
         "" => Err(format!("the file {shown} is empty")),
+        text if Secret::is_broken(text) => Err(format!("the file {shown} {BROKEN}")),
         secret => Ok(secret.to_owned()),
     }
 }

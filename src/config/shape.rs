@@ -21,7 +21,7 @@ use crate::model::{AccountName, SecretRef, Size, Span, StreamName};
 /// The configuration of the relay.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("x-not-yet" = ["sinks"]))]
+#[schemars(extend("x-not-yet" = ["consumers", "redaction", "sinks"]))]
 pub(crate) struct File {
     /// The listener for consumers.
     #[serde(default = "all_defaults::<Http>")]
@@ -79,7 +79,7 @@ pub(crate) struct Http {
 /// The listener for health, metrics, status and the console.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("x-not-yet" = ["token"]))]
+#[schemars(extend("x-not-yet" = ["token", "drills"]))]
 pub(crate) struct Admin {
     /// Address and port of the admin listener. Only loopback as long as operators cannot be authenticated.
     #[serde(default = "loopback::<9090>")]
@@ -202,7 +202,9 @@ pub(crate) struct Retention {
 /// Credentials at a platform: one token life, shared by every stream that names the account.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("x-decides" = "grant"))]
+#[schemars(extend("x-decides" = "grant", "x-not-yet" = [
+    "tenant", "discovery_url", "access_key_id", "access_key_secret", "access_key_form"
+]))]
 pub(crate) struct Account {
     /// The platform.
     pub platform: Platform,
@@ -302,8 +304,9 @@ pub(crate) enum ClientAuth {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("x-not-yet" = [
-    "state_key", "redact", "channels_max", "deployment_id", "origin",
-    "endpoint", "credential", "renewal", "liveness", "resume", "subscribe", "retire", "decode"
+    "state_key", "redact", "keep_undecoded", "lanes", "channels_max", "deployment_id", "origin", "api_url", "authenticated",
+    "station_id", "station_phone_number", "session_id", "api_version", "poll_timeout", "resources", "poll_interval",
+    "user_id", "endpoint", "credential", "renewal", "liveness", "resume", "subscribe", "retire", "decode"
 ]))]
 pub(crate) struct Stream {
     /// The account whose token opens the feed: a NAME of `[accounts.NAME]`.
@@ -373,7 +376,9 @@ pub(crate) struct Stream {
 /// The dialects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-#[schemars(extend("x-not-yet" = ["cxone-offset", "genesys-web-messaging", "generic"]))]
+#[schemars(extend("x-not-yet" = [
+    "cxone-offset", "cxone-agent-session", "cxone-realtime-data", "cxone-event-hub", "genesys-web-messaging", "generic"
+]))]
 pub(crate) enum Connector {
     /// Genesys Cloud notifications: topics on a channel, without replay.
     GenesysNotifications,

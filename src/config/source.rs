@@ -3,7 +3,8 @@
 //! It judges no value; it refuses only what is not TOML, and what cannot be read.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs,
     io::{ErrorKind, Read},
     path::Path,
@@ -29,36 +30,71 @@ pub(super) const OVERRIDE_PREFIX: &str = "TRUNKLINE__";
 
 /// The environment of the process, read once.
 #[derive(Debug, Clone, Default)]
-pub struct Environment(BTreeMap<String, String>);
+pub struct Environment {
+    text: BTreeMap<String, String>,
+    /// Variables whose name or value is not UTF-8, with what can be shown of the name.
+    unreadable: BTreeSet<String>,
+}
 
 impl Environment {
-    /// What the process was started with. Variables that are not UTF-8 are left out: neither a key nor a secret is.
+    /// What the process was started with.
     pub fn of_process() -> Self {
-        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        };
-        Self(std::env::vars_os().filter_map(text).collect())
+        Self::of(std::env::vars_os())
+    }
+
+    pub(super) fn of(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let mut read = Self::default();
+        for (name, value) in variables {
+            match (name.into_string(), value.into_string()) {
+                (Ok(name), Ok(value)) => drop(read.text.insert(name, value)),
+                (Ok(name), Err(_)) => drop(read.unreadable.insert(name)),
+                (Err(name), _) => drop(read.unreadable.insert(name.to_string_lossy().into_owned())),
+            }
+        }
+        read
     }
 
     /// The value of a variable.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.text.get(name).map(String::as_str)
+    }
+
+    /// The variable is there, but its value is not UTF-8.
+    pub(super) fn is_unreadable(&self, name: &str) -> bool {
+        self.unreadable.contains(name)
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.text.keys().map(String::as_str)
+    }
+
+    /// Overrides that would be passed over: their value cannot be read, or their name begins in another case.
+    pub(super) fn lost_overrides(&self) -> Vec<Finding> {
+        let finding = |name: &str, text: String| Finding::new(Some(Place::whole(name)), KeyPath::default(), text);
+        let unreadable = self.unreadable.iter().filter(|name| is_override_in_any_case(name));
+        let unreadable = unreadable.map(|name| finding(name, "is not UTF-8 text, name and value".to_owned()));
+        let lower = self.names().filter(|name| is_override_in_any_case(name) && !name.starts_with(OVERRIDE_PREFIX));
+        let lower = lower.map(|name| {
+            finding(name, format!("begins in another case than an override; write {}", name.to_ascii_uppercase()))
+        });
+        unreadable.chain(lower).collect()
     }
 
     fn overrides(&self) -> impl Iterator<Item = (&str, &str)> {
-        let named = self.0.iter().filter(|(name, _)| name.starts_with(OVERRIDE_PREFIX));
+        let named = self.text.iter().filter(|(name, _)| name.starts_with(OVERRIDE_PREFIX));
         named.map(|(name, value)| (name.as_str(), value.as_str()))
     }
 }
 
 impl<S: Into<String>> FromIterator<(S, S)> for Environment {
     fn from_iter<I: IntoIterator<Item = (S, S)>>(variables: I) -> Self {
-        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        let text = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Self { text, unreadable: BTreeSet::new() }
     }
+}
+
+fn is_override_in_any_case(name: &str) -> bool {
+    name.get(..OVERRIDE_PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(OVERRIDE_PREFIX))
 }
 
 /// A file's text under the name that mistakes are reported with.
@@ -112,7 +148,12 @@ impl Document {
         let twice = (error.message() == DUPLICATE_KEY).then(|| syntax::duplicate(&self.text, line, name)).flatten();
         let text = match twice {
             Some(Duplicate { path, first }) => format!("column {column}: {path} stands twice, first in line {first}"),
-            None => format!("column {column}: {}", error.message()),
+            None => {
+                let told = error.message().contains("must be quoted");
+                let unquoted = syntax::unquoted(&self.text, line).filter(|_| !told);
+                let hint = unquoted.map(|key| format!("; put the text in quotes: {key} = \"…\""));
+                format!("column {column}: {}{}", error.message(), hint.unwrap_or_default())
+            }
         };
         Finding::new(Some(Place::line(&self.name, line)), KeyPath::default(), text)
     }
@@ -219,7 +260,8 @@ fn from_toml(value: &DeValue<'_>, origin: &str, place: &dyn Fn(usize) -> String)
         DeValue::String(text) => ValueKind::String(text.to_string()),
         DeValue::Integer(number) => {
             let whole = i64::from_str_radix(number.as_str(), number.radix());
-            whole.map_or_else(|_| ValueKind::String(number.to_string()), ValueKind::I64)
+            let wide = || i128::from_str_radix(number.as_str(), number.radix()).map(ValueKind::I128);
+            whole.map(ValueKind::I64).or_else(|_| wide()).unwrap_or_else(|_| ValueKind::String(number.to_string()))
         }
         DeValue::Float(number) => {
             number.as_str().parse().map_or_else(|_| ValueKind::String(number.to_string()), ValueKind::Float)

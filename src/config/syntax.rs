@@ -2,6 +2,8 @@
 //!
 //! It looks at the text line by line and quotes no value: one may be a secret.
 
+use toml::de::DeValue;
+
 /// Another format that the text seems to be written in.
 pub(super) fn other_format(text: &str) -> Option<&'static str> {
     let lines = || text.trim_start_matches('\u{feff}').lines().map(str::trim).filter(|line| !line.is_empty());
@@ -25,6 +27,18 @@ pub(super) fn other_format(text: &str) -> Option<&'static str> {
 fn is_yaml_key(line: &str) -> bool {
     let Some((key, rest)) = line.split_once(':') else { return false };
     !key.is_empty() && !key.contains(char::is_whitespace) && (rest.is_empty() || rest.starts_with(' '))
+}
+
+/// The key of a line (counted from 1) whose value is a text without quotes.
+pub(super) fn unquoted(text: &str, line: usize) -> Option<String> {
+    let line = text.lines().nth(line.checked_sub(1)?)?;
+    let key = keys(line)?.join(".");
+    let (_, value) = line.split_once('=')?;
+    let value = value.split('#').next().unwrap_or_default().trim();
+    let begins_as_text =
+        value.starts_with(|first: char| first.is_alphanumeric() || matches!(first, '.' | '/' | ':' | '*'));
+    let plain = !value.contains(['"', '\'', '{', '[', ',']);
+    (begins_as_text && plain && DeValue::parse(value).is_err()).then_some(key)
 }
 
 /// A key that stands twice.
@@ -80,6 +94,26 @@ fn segments(keys: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_without_quotes_is_recognised() {
+        for (line, key) in [
+            ("listen = 127.0.0.1:8080", Some("listen")),
+            ("listen=localhost:8080 # here", Some("listen")),
+            ("http.listen = :8080", Some("http.listen")),
+            ("silence_max = 45s", Some("silence_max")),
+            ("region = mypurecloud.de", Some("region")),
+            ("listen = \"127.0.0.1:8080", None),
+            ("connections = 10", None),
+            ("insecure = true", None),
+            ("retention = { age = 1h }", None),
+            ("listen", None),
+            ("", None),
+        ] {
+            assert_eq!(unquoted(&format!("[http]\n{line}\n"), 2).as_deref(), key, "{line}");
+        }
+        assert_eq!(unquoted("", 1), None);
+    }
 
     #[test]
     fn a_text_in_another_format_is_recognised() {

@@ -72,10 +72,12 @@ fn later_files_and_then_variables_win_key_by_key() {
 
 #[test]
 fn a_secret_reference_replaces_one_of_another_kind() {
-    let later = "[accounts.acme]\nclient_secret = { file = \"Cargo.toml\" }\n";
-    let config = good(&[&good_text(), later], &[]);
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    fs::write(secret.path(), "hunter2\n").unwrap();
+    let later = format!("[accounts.acme]\nclient_secret = {{ file = {:?} }}\n", secret.path());
+    let config = good(&[&good_text(), &later], &[]);
     let grant = format!("{:?}", config.accounts[&"acme".parse().unwrap()].auth.grant);
-    assert!(grant.contains("Cargo.toml") && !grant.contains("CLIENT_SECRET"), "{grant}");
+    assert!(grant.contains(secret.path().to_str().unwrap()) && !grant.contains("CLIENT_SECRET"), "{grant}");
 }
 
 #[test]
@@ -194,6 +196,123 @@ fn a_password_in_the_url_of_the_store_is_a_warning_that_does_not_show_it() {
     assert!(warnings[0].starts_with("1.toml:3: store.url: holds a password in plain text"), "{warnings:?}");
     assert!(!warnings[0].contains("hunter2"), "{warnings:?}");
     assert_eq!(warned("rediss://redis.test"), [""; 0]);
+}
+
+/// What is said of a configuration that is good but for what is laid over it.
+fn told(over: &str, environment: &Environment) -> String {
+    let document = |name: &str, text: &str| Document { name: name.to_owned(), text: text.to_owned() };
+    let documents = [document("good.toml", &good_text()), document("over.toml", over)];
+    load_documents(&documents, environment).map(drop).unwrap_err().to_string()
+}
+
+fn environment(more: &[(&[u8], &[u8])]) -> Environment {
+    use std::os::unix::ffi::OsStringExt;
+    let text = |bytes: &[u8]| std::ffi::OsString::from_vec(bytes.to_vec());
+    let usual: [(&[u8], &[u8]); 2] = [(b"CLIENT_ID", b"id"), (b"CLIENT_SECRET", b"hunter2")];
+    Environment::of(usual.iter().chain(more).map(|(name, value)| (text(name), text(value))))
+}
+
+#[test]
+fn an_override_that_cannot_be_read_or_begins_in_another_case_is_a_mistake() {
+    for (name, value, expected) in [
+        (
+            b"TRUNKLINE__HTTP__LISTEN".as_slice(),
+            b"127.0.0.1:1\xff".as_slice(),
+            "TRUNKLINE__HTTP__LISTEN: is not UTF-8 text, name and value",
+        ),
+        (b"TRUNKLINE__HTTP\xff", b"1", "TRUNKLINE__HTTP\u{fffd}: is not UTF-8 text, name and value"),
+        (
+            b"trunkline__http__connections",
+            b"7",
+            "trunkline__http__connections: begins in another case than an override; write TRUNKLINE__HTTP__CONNECTIONS",
+        ),
+    ] {
+        assert_eq!(told("", &environment(&[(name, value)])), expected);
+    }
+    let others = environment(&[(b"OTHER\xff", b"\xff"), (b"TRUNKLINE__HTTP__connections", b"7")]);
+    assert!(load_documents(&[Document { name: "good.toml".to_owned(), text: good_text() }], &others).is_ok());
+}
+
+#[test]
+fn a_secret_that_is_not_one_line_of_text_is_a_mistake_that_names_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    let over = format!("[accounts.acme]\nclient_secret = {{ file = {file:?} }}\n");
+    let broken = "holds more than one line, or a control character; a secret is one line of text";
+    for text in ["hunter2\nsecond", "hunter2\0", "hun\tter2"] {
+        fs::write(&file, text).unwrap();
+        let told = told(&over, &environment(&[]));
+        assert!(told.ends_with(&format!("the file {} {broken}", file.display())), "{told}");
+        assert!(!told.contains("hunter2"), "{told}");
+    }
+    let over = "[accounts.acme]\nclient_secret = { env = \"OTHER\" }\n";
+    for (value, expected) in [(b"hun\nter2".as_slice(), broken), (b"hunter2\xff", "is not UTF-8 text")] {
+        let told = told(over, &environment(&[(b"OTHER", value)]));
+        assert!(told.ends_with(&format!("the environment variable OTHER {expected}")), "{told}");
+    }
+}
+
+#[test]
+fn every_proxy_address_trusted_is_a_warning() {
+    for (block, warned) in [("0.0.0.0/0", true), ("::/0", true), ("10.0.0.0/8", false)] {
+        let config = good(&[&good_text(), &format!("[http]\ntrusted_proxies = [\"{block}\"]\n")], &[]);
+        let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(warnings.iter().any(|warning| warning.contains("http.trusted_proxies")), warned, "{warnings:?}");
+    }
+}
+
+/// Keys and words that are documented for later builds.
+const LATER: &[(&str, &str)] = &[
+    ("[consumers.wallboard]\nstreams = [\"queues\"]\n", "consumers"),
+    ("[redaction]\nkey = { env = \"X\" }\n", "redaction"),
+    ("[sinks.wfm]\nkind = \"webhook\"\n", "sinks"),
+    ("[http.auth]\naudience = \"x\"\n", "http.auth"),
+    ("[http]\ntls = {}\n", "http.tls"),
+    ("[admin]\ntoken = { env = \"X\" }\n", "admin.token"),
+    ("[admin]\ndrills = true\n", "admin.drills"),
+    ("[accounts.acme]\ntenant = \"x\"\n", "accounts.acme.tenant"),
+    ("[accounts.acme]\ndiscovery_url = \"x\"\n", "accounts.acme.discovery_url"),
+    ("[accounts.acme]\naccess_key_id = \"x\"\n", "accounts.acme.access_key_id"),
+    ("[accounts.acme]\naccess_key_secret = \"x\"\n", "accounts.acme.access_key_secret"),
+    ("[accounts.acme]\naccess_key_form = \"x\"\n", "accounts.acme.access_key_form"),
+    ("[streams.queues]\nlanes = {}\n", "streams.queues.lanes"),
+    ("[streams.queues]\nredact = []\n", "streams.queues.redact"),
+    ("[streams.queues]\nkeep_undecoded = true\n", "streams.queues.keep_undecoded"),
+    ("[streams.queues]\nstate_key = \"x\"\n", "streams.queues.state_key"),
+    ("[streams.queues]\nchannels_max = 3\n", "streams.queues.channels_max"),
+    ("[streams.queues]\nstation_id = \"x\"\n", "streams.queues.station_id"),
+    ("[streams.queues]\npoll_interval = \"5s\"\n", "streams.queues.poll_interval"),
+    ("[streams.queues]\nuser_id = \"x\"\n", "streams.queues.user_id"),
+];
+
+#[test]
+fn a_key_of_a_later_build_is_told_from_one_that_is_unknown() {
+    for (over, key) in LATER {
+        let told = told(over, &environment(&[]));
+        assert!(told.contains(&format!("{key}: is not offered by this build yet; take it out")), "{key}: {told}");
+    }
+    for connector in ["cxone-agent-session", "cxone-realtime-data", "cxone-event-hub", "generic"] {
+        let told = told(&format!("[streams.queues]\nconnector = \"{connector}\"\n"), &environment(&[]));
+        assert!(told.contains(&format!("{connector:?} is not offered by this build yet")), "{told}");
+    }
+}
+
+#[test]
+fn a_number_that_is_not_whole_or_too_large_is_told_what_is_expected() {
+    for (written, shown) in [("10.0", "10.0"), ("1e3", "1000.0"), ("99999999999999999999", "99999999999999999999")] {
+        let told = told(&format!("[http]\nconnections = {written}\n"), &environment(&[]));
+        let expected = format!("expected a whole number from 1 to 1000000, as in 10, found {shown}");
+        assert!(told.ends_with(&expected), "{told}");
+    }
+}
+
+#[test]
+fn a_text_without_quotes_is_told_to_be_put_in_quotes() {
+    let told = told("[http]\nlisten = 127.0.0.1:8080\n", &environment(&[]));
+    assert!(
+        told.starts_with("over.toml:2: column ") && told.ends_with("; put the text in quotes: listen = \"…\""),
+        "{told}"
+    );
 }
 
 #[test]

@@ -7,10 +7,10 @@ use std::str::FromStr;
 use config::{Value, ValueKind};
 use serde_json::Value as Schema;
 
-use crate::model::{SettingError, Size, Span, StreamName};
+use crate::model::{SettingError, Size, Span, StreamName, nearest};
 
 use super::{
-    finding::{Finding, KeyPath, Place, nearest},
+    finding::{Finding, KeyPath, Place},
     format,
     schema::{Wanted, at_key, not_yet, or_secret, wanted},
     source::table,
@@ -233,7 +233,11 @@ fn with_a_hint_in_bounds<Q: FromStr<Err = SettingError> + Ord>(
 
 fn whole(value: &Value, schema: &Schema) -> Result<(), String> {
     let ValueKind::I64(found) = &value.kind else {
-        return Err(format!("expected a whole number, found {}", shown(value)));
+        let range = match (schema["minimum"].as_u64(), schema["maximum"].as_u64()) {
+            (Some(least), Some(most)) => format!(" from {least} to {most}"),
+            (Some(_) | None, _) => String::new(),
+        };
+        return Err(format!("expected a whole number{range}, as in 10, found {}", shown(value)));
     };
     within(*found as f64, schema)
 }
@@ -276,7 +280,8 @@ fn shown(value: &Value) -> String {
         ValueKind::I128(number) => number.to_string(),
         ValueKind::U64(number) => number.to_string(),
         ValueKind::U128(number) => number.to_string(),
-        ValueKind::Float(number) => number.to_string(),
+        // With a point, so that it does not look like a whole number.
+        ValueKind::Float(number) => format!("{number:?}"),
         ValueKind::String(text) => format!("{:?}", text.chars().take(SHOWN_LEN_MAX).collect::<String>()),
         ValueKind::Table(_) => "a table".to_owned(),
         ValueKind::Array(_) => "a list".to_owned(),

@@ -6,10 +6,10 @@ use config::{Value, ValueKind};
 
 use super::{
     Environment,
-    finding::{Finding, KeyPath, Place, nearest},
+    finding::{Finding, KeyPath, Place},
     source::{OVERRIDE_PREFIX, find, place_of},
 };
-use crate::store::redis::address::Address;
+use crate::{listener::Network, model::nearest, store::redis::address::Address};
 
 /// Every variable of ours begins with this.
 const OWN_PREFIX: &str = "TRUNKLINE_";
@@ -20,7 +20,21 @@ const OWN_VARIABLES: [&str; 3] = ["TRUNKLINE_LOG", "TRUNKLINE_TOKEN", "TRUNKLINE
 pub(super) fn warnings(tree: &Value, environment: &Environment) -> Vec<Finding> {
     let mut found = unknown_variables(tree, environment);
     found.extend(bare_password(tree));
+    found.extend(everybody_trusted(tree));
     found
+}
+
+/// A block of trusted proxies that has every address in it.
+fn everybody_trusted(tree: &Value) -> Vec<Finding> {
+    let path = KeyPath::of(&["http", "trusted_proxies"]);
+    let Some(ValueKind::Array(items)) = find(tree, &path).map(|value| &value.kind) else { return Vec::new() };
+    let blocks = items.iter().map(ToString::to_string).filter(|text| text.parse().is_ok_and(Network::is_everything));
+    let finding = |block: String| {
+        let text =
+            format!("{block:?} has every address in it: any client can then name an address of its choice as its own");
+        Finding::new(place_of(tree, &path), path.clone(), text)
+    };
+    blocks.map(finding).collect()
 }
 
 /// A password in the store's URL, which is not shown.
@@ -48,11 +62,19 @@ fn unknown_variables(tree: &Value, environment: &Environment) -> Vec<Finding> {
 }
 
 fn advice(name: &str, known: &BTreeSet<String>) -> String {
-    if let Some(near) = nearest(name, known.iter().map(String::as_str)) {
+    if let Some(near) = near(name, known) {
         return format!("unknown variable, ignored; did you mean {near}?");
     }
     let keys = name[OWN_PREFIX.len()..].trim_matches('_').replace('_', "__");
     format!("unknown variable, ignored; overrides have two underscores between keys, as in {OVERRIDE_PREFIX}{keys}")
+}
+
+/// The known variable that was probably meant; the prefix that all have makes none more alike.
+fn near(name: &str, known: &BTreeSet<String>) -> Option<String> {
+    let bare = |name: &str| name.strip_prefix(OWN_PREFIX).unwrap_or(name).to_owned();
+    let names: Vec<String> = known.iter().map(|name| bare(name)).collect();
+    let near = nearest(&bare(name), names.iter().map(String::as_str))?;
+    known.iter().find(|name| bare(name) == near).cloned()
 }
 
 /// The variables that the configuration reads secrets from.

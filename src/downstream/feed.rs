@@ -85,6 +85,23 @@ impl Feed {
         self.lanes[lane].log.source()
     }
 
+    /// The stream of a lane.
+    pub fn name(&self, lane: usize) -> &StreamName {
+        self.lanes[lane].log.name()
+    }
+
+    /// Entries of a lane that were handed out, once more: from `from` on up to `last`, or the first of them. None when
+    /// they are not held any more.
+    pub async fn again(
+        &self,
+        lane: usize,
+        from: Mark,
+        last: Offset,
+        bytes_max: usize,
+    ) -> Result<Option<Vec<BatchView>>, ReadError> {
+        self.lanes[lane].log.again(from, last, bytes_max).await
+    }
+
     /// Waits for what follows; none when every log has ended. Cancel-safe. `bytes_max` bounds one answer, though one
     /// batch is always given whole.
     pub async fn next(&mut self, bytes_max: usize) -> Result<Option<Due>, ReadError> {

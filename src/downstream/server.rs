@@ -12,6 +12,7 @@ pub mod render;
 mod routes;
 mod sse;
 mod start;
+mod turn;
 mod ws;
 
 use std::{net::SocketAddr, time::Duration};
@@ -40,8 +41,8 @@ pub struct Settings {
     pub ping_every: Duration,
     /// An endless answer that has nothing to say for this long says so.
     pub keep_alive: Duration,
-    /// What all pages together may take that their clients have not taken.
-    pub pages_len_max: usize,
+    /// What all clients together may not have taken of what was read and rendered for them.
+    pub held_len_max: usize,
     /// A reader of a part is told at least this often how far the whole has gone.
     pub position_every: Duration,
 }
@@ -57,7 +58,7 @@ impl Settings {
             ping_every: Duration::from_secs(25),
             keep_alive: Duration::from_secs(15),
             position_every: Duration::from_secs(30),
-            pages_len_max: pages::PAGES_LEN_MAX,
+            held_len_max: memory::HELD_LEN_MAX,
         }
     }
 }
@@ -116,7 +117,7 @@ impl Serving {
     where
         L: Fn(&StreamName) -> bool + Send + Sync + 'static,
     {
-        let Settings { allowed_origins, allowed_hosts, ping_every, keep_alive, position_every, pages_len_max, .. } =
+        let Settings { allowed_origins, allowed_hosts, ping_every, keep_alive, position_every, held_len_max, .. } =
             self.settings;
         let origins = Origins {
             allowed: allowed_origins,
@@ -125,17 +126,8 @@ impl Serving {
             loopback: self.address.ip().is_loopback(),
         };
         let live = Box::new(live);
-        let pages = pages::Budget::of(pages_len_max);
-        let site = routes::router(Consumers {
-            logs,
-            live,
-            origins,
-            ping_every,
-            keep_alive,
-            position_every,
-            pages,
-            memory: Memory::default(),
-        });
+        let memory = Memory::of(held_len_max);
+        let site = routes::router(Consumers { logs, live, origins, ping_every, keep_alive, position_every, memory });
         self.site.replace(site);
     }
 }

@@ -28,6 +28,11 @@ pub struct Network {
 pub struct NetworkError(String);
 
 impl Network {
+    /// Whether every address of its kind is in it.
+    pub fn is_everything(self) -> bool {
+        self.prefix == 0
+    }
+
     /// Whether an address is in it. IPv4 in IPv6 counts as IPv4.
     pub fn contains(self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {

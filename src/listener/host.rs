@@ -5,7 +5,10 @@
 
 use std::net::Ipv6Addr;
 
-use hyper::{HeaderMap, StatusCode, Version, header::HOST};
+use hyper::{
+    HeaderMap, StatusCode, Version,
+    header::{HOST, HeaderValue},
+};
 
 use super::problem::{Problem, excerpt};
 
@@ -20,6 +23,8 @@ pub enum HostError {
     Empty,
     #[error("the Host header {0:?} is not a host with an optional port, such as 127.0.0.1:8080")]
     Malformed(String),
+    #[error("the request target names the host {0:?}, which is not a host with an optional port")]
+    Target(String),
 }
 
 impl From<HostError> for Problem {
@@ -41,6 +46,13 @@ pub fn check(version: Version, headers: &HeaderMap) -> Result<(), HostError> {
         }
         (Some(_), others) => Err(HostError::Repeated(others + 1)),
     }
+}
+
+/// The host of a request target in absolute form counts in place of the header (RFC 9112 section 3.2.2).
+pub fn replace(headers: &mut HeaderMap, target: &str) -> Result<(), HostError> {
+    let host = HeaderValue::from_str(target).ok().filter(|_| is_authority(target));
+    headers.insert(HOST, host.ok_or_else(|| HostError::Target(excerpt(target)))?);
+    Ok(())
 }
 
 /// `uri-host [ ":" port ]` of RFC 3986, without the address forms of the future.
@@ -123,6 +135,14 @@ mod tests {
         assert_eq!(checked(Version::HTTP_11, &[b""]), Err(HostError::Empty));
         assert_eq!(checked(Version::HTTP_11, &[b"a", b"a"]), Err(HostError::Repeated(2)));
         assert_eq!(checked(Version::HTTP_10, &[b"a", b"b", b"c"]), Err(HostError::Repeated(3)));
+    }
+
+    #[test]
+    fn the_host_of_an_absolute_target_replaces_the_header() {
+        let mut replaced = headers(&[b"localhost"]);
+        assert_eq!(replace(&mut replaced, "evil.test:80"), Ok(()));
+        assert_eq!(replaced.get_all(HOST).iter().collect::<Vec<_>>(), ["evil.test:80"]);
+        assert_eq!(replace(&mut replaced, "user@localhost"), Err(HostError::Target("user@localhost".to_owned())));
     }
 
     #[test]

@@ -48,13 +48,29 @@ pub fn notice_vanished_peer(_: &TcpStream, _: Duration) -> io::Result<()> {
 /// Whether a connection's client was given up for taking nothing; an extension of each of its requests. Whoever makes an
 /// endless body sees it dropped, and finds the reason here.
 #[derive(Debug, Clone, Default)]
-pub struct Stalled(Arc<AtomicBool>);
+pub struct Stalled(Arc<Marks>);
+
+/// What is known of a connection beside its bytes.
+#[derive(Debug, Default)]
+struct Marks {
+    stalled: AtomicBool,
+    endless: AtomicBool,
+}
 
 impl Stalled {
     pub fn is_true(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.stalled.load(Ordering::Relaxed)
+    }
+
+    /// Whether the answer that is given now has an end. A client that ended its side gets an answer that has one.
+    pub(super) fn answers(&self, endless: bool) {
+        self.0.endless.store(endless, Ordering::Relaxed);
     }
 }
+
+/// An extension of an answer whose body goes on until its client hangs up.
+#[derive(Debug, Clone, Copy)]
+pub struct Endless;
 
 /// A TCP stream whose writes fail with [`io::ErrorKind::TimedOut`] after a while without any progress.
 #[derive(Debug)]
@@ -82,6 +98,13 @@ impl Socket {
         self.stalled = None;
     }
 
+    /// Whether the client has ended its side: nobody reads meanwhile. What it sent stays to be read.
+    fn has_hung_up(&self, context: &mut Context<'_>) -> bool {
+        let mut first = [0];
+        let peeked = self.stream.poll_peek(context, &mut ReadBuf::new(&mut first));
+        matches!(peeked, Poll::Ready(Ok(0)))
+    }
+
     fn judge<T>(&mut self, context: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
             self.stalled = None;
@@ -93,7 +116,7 @@ impl Socket {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => {
                 self.stalled = None;
-                self.stalled_out.0.store(true, Ordering::Relaxed);
+                self.stalled_out.0.stalled.store(true, Ordering::Relaxed);
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
             }
         }
@@ -126,6 +149,9 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.stalled_out.0.endless.load(Ordering::Relaxed) && self.has_hung_up(cx) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client has hung up")));
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

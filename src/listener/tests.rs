@@ -1,10 +1,12 @@
-//! The listener with a site of three pages: one answers, one panics, one goes on as an echo.
+//! The listener with a site of a few pages: one answers, one panics, one goes on as an echo, one never ends.
 
 use axum::{
     Extension, Router,
-    http::{StatusCode, Uri},
+    body::Body,
+    http::{HeaderMap, StatusCode, Uri},
     routing::get,
 };
+use futures_util::stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -12,8 +14,15 @@ use crate::tasks::Tasks;
 
 fn three_pages() -> Router {
     let echo = || async { (StatusCode::SWITCHING_PROTOCOLS, [("upgrade", "echo")], Extension(Upgrade::to(echo))) };
-    Router::new().route("/", get(fine)).route("/broken", get(fine)).route("/echo", get(echo))
+    let long = || async { "x".repeat(LONG) };
+    let endless = || async { (Extension(Endless), Body::from_stream(stream::pending::<Result<Bytes, io::Error>>())) };
+    let host = |headers: HeaderMap| async move { headers["host"].to_str().unwrap().to_owned() };
+    let pages = Router::new().route("/", get(fine)).route("/broken", get(fine)).route("/echo", get(echo));
+    pages.route("/long", get(long)).route("/endless", get(endless)).route("/host", get(host))
 }
+
+/// Bytes of a long answer.
+const LONG: usize = 8 * 1024 * 1024;
 
 async fn fine(uri: Uri) -> &'static str {
     assert_ne!(uri.path(), "/broken", "a defect");
@@ -103,6 +112,42 @@ async fn a_peer_that_acknowledges_nothing_is_given_up_by_the_kernel() {
     let longest = sockopt::tcp_keepidle(&stream).unwrap()
         + sockopt::tcp_keepintvl(&stream).unwrap() * sockopt::tcp_keepcnt(&stream).unwrap();
     assert!(longest <= Duration::from_secs(90), "{longest:?}");
+}
+
+async fn ask_and_end(address: SocketAddr, path: &str) -> String {
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    let ended = timeout(Duration::from_secs(10), client.read_to_end(&mut answer)).await;
+    ended.expect("the connection is closed").unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_side_gets_a_whole_answer_and_no_endless_one() {
+    let (address, tasks) = start(Limits::default());
+    assert!(ask_and_end(address, "/").await.ends_with("fine"));
+    let long = ask_and_end(address, "/long").await;
+    let (_, body) = long.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body.len(), LONG, "more than every buffer takes at once");
+    ask_and_end(address, "/endless").await;
+    tasks.drain(Duration::from_secs(10)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_absolute_target_counts_in_place_of_the_host_header() {
+    let (address, tasks) = start(Limits::default());
+    for (target, host) in
+        [("http://evil.test/host", "evil.test"), ("/host", "localhost"), ("http://[::1]:9/host", "[::1]:9")]
+    {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let answer = ask(&mut client, target).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(host), "{target}: {answer}");
+    }
+    let mut client = TcpStream::connect(address).await.unwrap();
+    assert!(ask(&mut client, "http://user@localhost/host").await.starts_with("HTTP/1.1 400 "));
+    tasks.drain(Duration::from_secs(10)).await.unwrap();
 }
 
 #[tokio::test]

@@ -66,8 +66,10 @@ pub enum CursorError {
     Mark(String),
     #[error("{0:?} is not a cursor over several streams: expected queues:4f2a-17,agents:9c01-3")]
     Pair(String),
-    #[error("stream name in cursor")]
+    #[error("in a cursor over several streams {0}")]
     Name(#[from] NameError),
+    #[error("the cursor names the stream {0} more than once")]
+    Twice(StreamName),
 }
 
 /// Longest digit runs that fit the numbers, so that a crafted cursor is refused instead of wrapped.
@@ -122,7 +124,10 @@ impl FromStr for Cursor {
         for pair in text.split(',') {
             let (name, mark) =
                 pair.split_once(':').ok_or_else(|| CursorError::Pair(text.chars().take(80).collect()))?;
-            marks.insert(name.parse()?, mark.parse()?);
+            let name: StreamName = name.parse()?;
+            if marks.insert(name.clone(), mark.parse()?).is_some() {
+                return Err(CursorError::Twice(name));
+            }
         }
         Ok(Self::Several(marks))
     }

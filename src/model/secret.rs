@@ -22,6 +22,11 @@ impl Secret {
         text.trim_matches(|character: char| character.is_whitespace() || character == BYTE_ORDER_MARK)
     }
 
+    /// Whether a trimmed text has a line break or another control character inside: no secret has one.
+    pub fn is_broken(text: &str) -> bool {
+        text.chars().any(char::is_control)
+    }
+
     /// The text itself: only where it goes onto the wire.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
@@ -53,5 +58,9 @@ mod tests {
             assert_eq!(Secret::trimmed(text), "s3cr t", "{text:?}");
         }
         assert_eq!(Secret::trimmed("\u{feff}\n"), "");
+        for text in ["two\nlines", "a\0", "a\tb", "a\u{9b}b"] {
+            assert!(Secret::is_broken(Secret::trimmed(text)), "{text:?}");
+        }
+        assert!(!Secret::is_broken("s3cr t"));
     }
 }

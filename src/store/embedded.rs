@@ -10,6 +10,7 @@ mod group;
 mod held;
 mod life;
 mod opening;
+mod presence;
 mod reads;
 mod records;
 mod reserve;
@@ -33,6 +34,7 @@ use self::{
     fault::Fault,
     group::{Command, QUEUE_LEN},
     held::Held,
+    presence::Presence,
     reads::{Pool, Range},
     records::Change,
     writer::Writer,
@@ -98,9 +100,11 @@ impl Embedded {
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         let directory = Directory::claim(&settings.path)?;
         let (connection, replaced) = opening::open(&directory)?;
+        let unusable = |source| OpenError::Directory { path: settings.path.clone(), source };
+        let presence = Presence::of(&directory).map_err(unusable)?;
         let shared = Arc::new(Shared::new(directory));
         let (commands, queue) = mpsc::channel(QUEUE_LEN);
-        let writer = Writer::new(connection, replaced, settings.retention, Arc::clone(&shared));
+        let writer = Writer::new(connection, presence, replaced, settings.retention, Arc::clone(&shared));
         writer.start(queue).map_err(OpenError::Thread)?;
         Ok(Self { commands, shared })
     }
@@ -230,7 +234,7 @@ struct Shared {
     logs: RwLock<BTreeMap<StreamName, Arc<Log>>>,
     /// Why no further step is taken.
     broken: OnceLock<String>,
-    /// Why no entries are taken for now.
+    /// Why no entries are taken for now: the disk is full, or the files are gone.
     no_room: Mutex<Option<String>>,
     steps: AtomicU64,
 }

@@ -7,8 +7,15 @@
 mod escape;
 mod filter;
 mod lines;
+mod output;
 
-use std::{io::IsTerminal, sync::OnceLock};
+use std::{
+    io::IsTerminal,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use tracing::{Level, Metadata};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -17,12 +24,13 @@ use tracing_subscriber::{
 };
 
 pub use self::escape::is_unsafe;
-use self::lines::Lines;
+use self::{lines::Lines, output::Output};
 
 /// Lines that may wait for a slow reader of standard error. Further ones are dropped and counted.
 const LINES_MAX: usize = 4_096;
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+static REFUSED: AtomicU64 = AtomicU64::new(0);
 
 /// Keeps the log's thread running; when it is dropped, waiting lines are written, for about a second at most.
 #[derive(Debug)]
@@ -51,14 +59,20 @@ pub fn start(filter: Option<&str>) -> LogGuard {
     LogGuard(guard)
 }
 
-/// Lines that were dropped because nobody read standard error.
+/// Lines that were dropped because nobody read standard error, or because it refused them.
 pub fn dropped_lines() -> u64 {
-    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
+    let unread = DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64);
+    unread + REFUSED.load(Ordering::Relaxed)
+}
+
+/// What is wrong with a log filter; none where it can be used.
+pub fn complaint(filter: &str) -> Option<String> {
+    filter::read(Some(filter)).1
 }
 
 fn writer() -> (NonBlocking, WorkerGuard) {
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
-    let (writer, guard) = builder.finish(std::io::stderr());
+    let (writer, guard) = builder.finish(Output::new(std::io::stderr(), &REFUSED));
     DROPPED.get_or_init(|| writer.error_counter());
     (writer, guard)
 }

@@ -80,7 +80,7 @@ impl Metrics {
             log_lines_dropped: counter(
                 r,
                 "log_lines_dropped_total",
-                "Log lines dropped because standard error was not read",
+                "Log lines dropped because standard error was not read or refused them",
             ),
             replica_members: gauge(r, "replica_members", "Replicas that live, as this one sees them (alone: 1)"),
             replica_renewal_failures: counter(

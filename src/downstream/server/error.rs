@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{accept::Form, query::QueryError, ws::handshake::HandshakeError};
+use super::{accept::Form, memory, query::QueryError, ws::handshake::HandshakeError};
 use crate::{
     listener::{origin::Foreign, problem::Problem},
     model::{Mark, StreamName},
@@ -55,6 +55,12 @@ const RETRY_AFTER_SECS: &str = "5";
 /// While the process starts, in seconds.
 const STARTING_RETRY_SECS: &str = "1";
 
+impl From<memory::NoRoom> for Refusal {
+    fn from(memory::NoRoom: memory::NoRoom) -> Self {
+        Self::NoRoom
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         if let Self::Unreadable(cause) = &self {
@@ -98,7 +104,11 @@ impl Refusal {
 fn query_problem(error: &QueryError, plain: impl Fn(StatusCode, &'static str, &'static str) -> Problem) -> Problem {
     let (slug, title) = match error {
         QueryError::Unknown { .. } => ("unknown-parameter", "Unknown parameter"),
-        QueryError::Cursor(_) | QueryError::NoMark(_) | QueryError::Nameless => ("invalid-cursor", "Invalid cursor"),
+        QueryError::Cursor(..)
+        | QueryError::ResumedTwice
+        | QueryError::ResumedUnreadable
+        | QueryError::NoMark(_)
+        | QueryError::Nameless => ("invalid-cursor", "Invalid cursor"),
         QueryError::Conflict(..) => ("conflicting-parameters", "Conflicting parameters"),
         QueryError::Unreadable
         | QueryError::Twice(_)

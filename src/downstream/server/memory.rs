@@ -1,75 +1,322 @@
-//! What readers of old entries hold of their own while their clients take it. Entries of a log's tail are shared by all
-//! who read them and are not counted; what was read from the store is one reader's alone.
+//! What clients have not taken yet of what was read and rendered for them: one budget for pages and endless answers.
 //!
-//! It makes nobody wait: while much is held, each reader reads less at a time. So many slow clients cost little each,
-//! and a quick one only smaller steps.
+//! A page takes room before it is made, and keeps it. Entries that a slow reader is being sent are in a log and can be
+//! read again: the oldest give way where room is needed. So nobody waits for a reader that takes nothing. Readers of the
+//! same entries share them, wherever each of them had them from.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use crate::model::BatchView;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
-/// While readers hold more than this of their own, each reads …
-const HELD_MAX: usize = 64 * 1024 * 1024;
-/// … no more than this at a time, or one batch.
+use crate::model::{Batch, BatchView, Epoch, Offset, StreamName};
+
+/// What all clients together may not have taken.
+pub(super) const HELD_LEN_MAX: usize = 64 * 1024 * 1024;
+/// What is given to the HTTP library at a time. It holds up to twice as much for a client that takes nothing.
+pub(super) const PIECE_LEN: usize = 32 * 1024;
+/// While less than a quarter of the room is left, each reader reads no more than this at a time, or one batch.
 const READ_LEN_MIN: usize = 16 * 1024;
+/// A page that finds no room waits so long.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Room is counted in units of this, rounded up.
+const UNIT: usize = 1024;
+/// A batch's own bytes, and its frames. (As server-sent events only a small one is kept.)
+const COPIES: usize = 2;
 
-/// What all readers of a server hold of their own, in bytes.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Memory(Arc<AtomicUsize>);
+/// The room that all clients of a server share.
+#[derive(Debug, Clone)]
+pub(super) struct Memory(Arc<Shared>);
 
-/// What one reader holds; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Held {
-    memory: Memory,
-    bytes: usize,
+struct Shared {
+    free: Arc<Semaphore>,
+    units: usize,
+    kept: Mutex<Kept>,
 }
+
+/// Entries of slow readers.
+#[derive(Debug, Default)]
+struct Kept {
+    batches: HashMap<Key, KeptBatch>,
+    /// By age.
+    holds: BTreeMap<u64, (StreamName, Views)>,
+    holds_begun: u64,
+}
+
+type Key = (StreamName, Epoch, Offset);
+
+type Views = Arc<Mutex<Vec<BatchView>>>;
+
+/// A batch that one or several holds have in common.
+#[derive(Debug)]
+struct KeptBatch {
+    batch: Arc<Batch>,
+    holds: usize,
+    _room: OwnedSemaphorePermit,
+}
+
+/// There is no room, and nothing that would give way.
+#[derive(Debug)]
+pub(super) struct NoRoom;
 
 impl Memory {
-    /// How much a reader that would like to read `most` reads now.
-    pub(super) fn read_len(&self, most: usize) -> usize {
-        if self.0.load(Ordering::Relaxed) > HELD_MAX { READ_LEN_MIN.min(most) } else { most }
+    pub(super) fn of(bytes: usize) -> Self {
+        let units = units(bytes);
+        let free = Arc::new(Semaphore::new(units));
+        Self(Arc::new(Shared { free, units, kept: Mutex::default() }))
     }
 
-    /// Counts what nobody else holds of these views; none where that is nothing. On the heap: few subscribers hold any,
-    /// and all keep room for it.
-    pub(super) fn hold(&self, views: &[BatchView]) -> Option<Box<Held>> {
-        let own = views.iter().filter(|view| Arc::strong_count(&view.batch) == 1);
-        let bytes: usize = own.map(|view| view.batch.bytes().len()).sum();
-        (bytes > 0).then(|| {
-            self.0.fetch_add(bytes, Ordering::Relaxed);
-            Box::new(Held { memory: self.clone(), bytes })
-        })
+    /// How much a reader that would like to read `most` reads now.
+    pub(super) fn read_len(&self, most: usize) -> usize {
+        let is_short = self.0.free.available_permits() < self.0.units / 4;
+        if is_short { READ_LEN_MIN.min(most) } else { most }
+    }
+
+    /// Room for one page.
+    pub(super) async fn room(&self, bytes: usize) -> Result<Room, NoRoom> {
+        Ok(Room { memory: self.clone(), held: self.take(self.part(bytes)).await? })
+    }
+
+    /// Keeps entries that a reader has not taken, for as long as there is room. None: there is none now.
+    pub(super) fn hold(&self, stream: &StreamName, mut views: Vec<BatchView>) -> Option<Hold> {
+        let mut kept = self.kept();
+        for index in 0..views.len() {
+            if !self.keep(&mut kept, stream, &mut views[index]) {
+                kept.release(stream, &views[..index]);
+                return None;
+            }
+        }
+        kept.holds_begun += 1;
+        let (number, views) = (kept.holds_begun, Arc::new(Mutex::new(views)));
+        kept.holds.insert(number, (stream.clone(), Arc::clone(&views)));
+        Some(Hold { memory: self.clone(), number, views })
+    }
+
+    /// Counts the batch of a view once for all that hold it, and makes it the same one for all.
+    fn keep(&self, kept: &mut Kept, stream: &StreamName, view: &mut BatchView) -> bool {
+        let key = key(stream, &view.batch);
+        if let Some(known) = kept.batches.get_mut(&key) {
+            let same = Arc::ptr_eq(&known.batch, &view.batch) || known.batch.bytes() == view.batch.bytes();
+            if same {
+                known.holds += 1;
+                view.batch = Arc::clone(&known.batch);
+            }
+            return same;
+        }
+        let Some(room) = self.take_now(kept, weight(&view.batch)) else { return false };
+        kept.batches.insert(key, KeptBatch { batch: Arc::clone(&view.batch), holds: 1, _room: room });
+        true
+    }
+
+    /// Takes room without waiting; what is oldest gives way.
+    fn take_now(&self, kept: &mut Kept, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let wanted = u32::try_from(units(bytes)).unwrap_or(u32::MAX);
+        if units(bytes) > self.0.units {
+            return None;
+        }
+        loop {
+            if let Ok(room) = Arc::clone(&self.0.free).try_acquire_many_owned(wanted) {
+                return Some(room);
+            }
+            if !kept.let_oldest_go() {
+                return None;
+            }
+        }
+    }
+
+    async fn take(&self, units: usize) -> Result<OwnedSemaphorePermit, NoRoom> {
+        self.make_room(units);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let taken = timeout(ROOM_WAIT_MAX, Arc::clone(&self.0.free).acquire_many_owned(units)).await;
+        taken.ok().and_then(Result::ok).ok_or(NoRoom)
+    }
+
+    fn make_room(&self, units: usize) {
+        let mut kept = self.kept();
+        while self.0.free.available_permits() < units && kept.let_oldest_go() {}
+    }
+
+    /// What so many bytes take. More than there is in all can never be had: a page as large as that takes everything.
+    fn part(&self, bytes: usize) -> usize {
+        units(bytes).min(self.0.units)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that are taken, rounded up.
+    #[cfg(test)]
+    pub(super) fn taken(&self) -> usize {
+        (self.0.units - self.0.free.available_permits()) * UNIT
     }
 }
 
-impl Drop for Held {
+impl Kept {
+    fn let_oldest_go(&mut self) -> bool {
+        let Some((_, (stream, views))) = self.holds.pop_first() else { return false };
+        let views = std::mem::take(&mut *views.lock().unwrap_or_else(PoisonError::into_inner));
+        self.release(&stream, &views);
+        true
+    }
+
+    fn release(&mut self, stream: &StreamName, views: &[BatchView]) {
+        for view in views {
+            let key = key(stream, &view.batch);
+            let Some(known) = self.batches.get_mut(&key) else { continue };
+            known.holds -= 1;
+            if known.holds == 0 {
+                self.batches.remove(&key);
+            }
+        }
+    }
+}
+
+fn key(stream: &StreamName, batch: &Batch) -> Key {
+    (stream.clone(), batch.epoch(), batch.first())
+}
+
+fn weight(batch: &Batch) -> usize {
+    COPIES * batch.bytes().len() + batch.bytes().len().min(PIECE_LEN)
+}
+
+fn units(bytes: usize) -> usize {
+    bytes.div_ceil(UNIT)
+}
+
+/// Entries that one slow reader is being sent.
+#[derive(Debug)]
+pub(super) struct Hold {
+    memory: Memory,
+    number: u64,
+    views: Views,
+}
+
+impl Hold {
+    /// None of them is left when they had to give way.
+    pub(super) fn views(&self) -> Vec<BatchView> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Hold {
     fn drop(&mut self) {
-        self.memory.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        let mut kept = self.memory.kept();
+        if let Some((stream, views)) = kept.holds.remove(&self.number) {
+            let views = std::mem::take(&mut *views.lock().unwrap_or_else(PoisonError::into_inner));
+            kept.release(&stream, &views);
+        }
+    }
+}
+
+/// Room for one page, given back as its client takes it.
+#[derive(Debug)]
+pub(super) struct Room {
+    memory: Memory,
+    held: OwnedSemaphorePermit,
+}
+
+impl Room {
+    /// Makes it as large as `bytes`.
+    pub(super) async fn fit(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        let (held, wanted) = (self.held.num_permits(), self.memory.part(bytes));
+        if wanted > held {
+            // Two that wait for one another are both refused at the deadline.
+            let rest = self.memory.take(wanted - held).await?;
+            self.held.merge(rest);
+        }
+        self.give_back(held.saturating_sub(wanted));
+        Ok(())
+    }
+
+    /// The client took so many bytes.
+    pub(super) fn taken(&mut self, bytes: usize) {
+        let left = self.held.num_permits();
+        self.give_back((bytes / UNIT).min(left));
+    }
+
+    fn give_back(&mut self, units: usize) {
+        drop(self.held.split(units));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::model::{Batch, Epoch, Offset, StoredEntry, Timestamp};
+    use futures_util::FutureExt;
 
-    fn view(len: usize) -> BatchView {
+    use super::*;
+    use crate::model::{StoredEntry, Timestamp};
+
+    const MIB: usize = 1024 * 1024;
+
+    fn stream() -> StreamName {
+        "queues".parse().unwrap()
+    }
+
+    fn view(first: u64, len: usize) -> BatchView {
         let json = vec![b'x'; len];
         let entry = StoredEntry { json: &json, kind: (0, 0), received: Timestamp(0) };
-        BatchView { batch: Arc::new(Batch::of(Epoch(1), Offset(1), &[entry]).unwrap()), from: 0 }
+        BatchView { batch: Arc::new(Batch::of(Epoch(1), Offset(first), &[entry]).unwrap()), from: 0 }
     }
 
     #[test]
-    fn readers_read_less_at_a_time_while_much_is_held() {
-        let memory = Memory::default();
-        let (own, shared) = (view(HELD_MAX + 1), view(HELD_MAX + 1));
-        let _tail = Arc::clone(&shared.batch);
-        assert!(memory.hold(&[shared]).is_none(), "the tail's entries are nobody's own");
+    fn readers_of_the_same_entries_hold_them_once() {
+        let memory = Memory::of(8 * MIB);
+        let first = memory.hold(&stream(), vec![view(1, MIB)]).unwrap();
+        let taken = memory.taken();
+        assert!((2 * MIB..3 * MIB).contains(&taken), "{taken}");
+        let others: Vec<_> = (0..100).map(|_| memory.hold(&stream(), vec![view(1, MIB)]).unwrap()).collect();
+        assert_eq!(memory.taken(), taken);
+        assert!(others.iter().all(|other| Arc::ptr_eq(&other.views()[0].batch, &first.views()[0].batch)));
+        drop((first, others));
+        assert_eq!(memory.taken(), 0);
+        assert!(memory.kept().batches.is_empty() && memory.kept().holds.is_empty());
+    }
+
+    #[test]
+    fn other_entries_under_the_same_number_are_not_shared() {
+        let memory = Memory::of(8 * MIB);
+        let _held = memory.hold(&stream(), vec![view(1, 1_000)]).unwrap();
+        assert!(memory.hold(&stream(), vec![view(1, 1_001)]).is_none());
+        assert!(memory.hold(&"agents".parse().unwrap(), vec![view(1, 1_001)]).is_some());
+    }
+
+    #[test]
+    fn the_oldest_entries_give_way_and_the_room_is_never_exceeded() {
+        let memory = Memory::of(8 * MIB);
+        let holds: Vec<_> = (1..=20).map(|first| memory.hold(&stream(), vec![view(first, MIB)]).unwrap()).collect();
+        assert!(memory.taken() <= 8 * MIB, "{}", memory.taken());
+        let left: Vec<bool> = holds.iter().map(|hold| !hold.views().is_empty()).collect();
+        assert_eq!(left, [vec![false; 17], vec![true; 3]].concat());
+        assert!(memory.hold(&stream(), vec![view(99, 8 * MIB)]).is_none(), "more than there is in all");
+        drop(holds);
+        assert_eq!(memory.taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn entries_of_slow_readers_give_way_to_a_page_and_a_page_to_nobody() {
+        let memory = Memory::of(8 * MIB);
+        let hold = memory.hold(&stream(), vec![view(1, MIB)]).unwrap();
+        let mut page = memory.room(8 * MIB).await.unwrap();
+        assert!(hold.views().is_empty());
+        assert!(memory.hold(&stream(), vec![view(2, MIB)]).is_none());
+        assert!(memory.room(1).now_or_never().is_none(), "a second page waits");
+        page.taken(4 * MIB);
+        assert!(memory.hold(&stream(), vec![view(2, MIB)]).is_some());
+    }
+
+    #[test]
+    fn readers_read_less_at_a_time_while_little_room_is_left() {
+        let memory = Memory::of(8 * MIB);
         assert_eq!(memory.read_len(256 * 1024), 256 * 1024);
-        let held = memory.hold(&[own]);
+        let held = memory.hold(&stream(), vec![view(1, 3 * MIB + MIB / 2)]);
         assert_eq!(memory.read_len(256 * 1024), READ_LEN_MIN);
         assert_eq!(memory.read_len(1_000), 1_000);
         drop(held);

@@ -1,16 +1,14 @@
 //! One page of events as a JSON array, and where the next begins. It never waits for events, and it looks at a bounded
 //! number of entries: the cursor moves on even when none of them was wanted.
 //!
-//! A page must be complete before its head is sent, since the head says where the next begins. What all pages take that
-//! their clients have not taken is bounded by a budget: it waits for its share of that a little, and is refused then.
+//! A page must be complete before its head is sent, since the head says where the next begins. It waits a little for its
+//! share of the room that all clients have in common, and is refused then.
 
 use std::{
     collections::VecDeque,
     convert::Infallible,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use axum::{
@@ -23,12 +21,13 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::Stream;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
 
-use super::{accept::Form, error::Refusal, render::Kinds};
+use super::{
+    accept::Form,
+    error::Refusal,
+    memory::{Memory, PIECE_LEN, Room},
+    render::Kinds,
+};
 use crate::{
     downstream::feed::{CursorForm, Due, Feed, Progress},
     model::BatchView,
@@ -41,73 +40,6 @@ const SCAN_MAX: usize = 10_000;
 const PAGE_LEN_MAX: usize = 8 * 1024 * 1024;
 /// What is read from a log at a time.
 const READ_LEN: usize = 1024 * 1024;
-/// A page is kept in pieces of this length, so that what its client took is freed.
-const PIECE_LEN: usize = 32 * 1024;
-/// What all pages may take that their clients have not taken. One that finds no room waits …
-pub(super) const PAGES_LEN_MAX: usize = 64 * 1024 * 1024;
-/// … so long, and is refused then with 503: its client asks again.
-const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
-/// The budget is counted in units of this, rounded up.
-const UNIT: usize = 1024;
-
-/// The room that all pages share.
-#[derive(Debug, Clone)]
-pub(super) struct Budget {
-    free: Arc<Semaphore>,
-    units: usize,
-}
-
-/// Room for one page, given back as its client takes it.
-#[derive(Debug)]
-struct Room {
-    budget: Budget,
-    held: OwnedSemaphorePermit,
-}
-
-impl Budget {
-    pub(super) fn of(bytes: usize) -> Self {
-        let units = units(bytes);
-        Self { free: Arc::new(Semaphore::new(units)), units }
-    }
-
-    async fn room(&self, bytes: usize) -> Result<Room, Refusal> {
-        Ok(Room { budget: self.clone(), held: self.take(self.part(bytes)).await? })
-    }
-
-    /// What so many bytes take. More than there is in all can never be had: a page as large as that takes everything.
-    fn part(&self, bytes: usize) -> usize {
-        units(bytes).min(self.units)
-    }
-
-    async fn take(&self, units: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
-        let taken = timeout(ROOM_WAIT_MAX, Arc::clone(&self.free).acquire_many_owned(units)).await;
-        taken.ok().and_then(Result::ok).ok_or(Refusal::NoRoom)
-    }
-}
-
-impl Room {
-    /// Makes it as large as `bytes`.
-    async fn fit(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let (held, wanted) = (self.held.num_permits(), self.budget.part(bytes));
-        if wanted > held {
-            // Two that wait for one another are both refused at the deadline.
-            let rest = self.budget.take(wanted - held).await?;
-            self.held.merge(rest);
-        }
-        self.give_back(held.saturating_sub(wanted));
-        Ok(())
-    }
-
-    fn give_back(&mut self, units: usize) {
-        drop(self.held.split(units));
-    }
-}
-
-fn units(bytes: usize) -> usize {
-    bytes.div_ceil(UNIT)
-}
-
 struct Page {
     body: Pieces,
     progress: Progress,
@@ -116,7 +48,7 @@ struct Page {
     taken: usize,
 }
 
-/// A text in pieces.
+/// A text in pieces, so that what its client took is freed.
 #[derive(Debug, Default)]
 struct Pieces {
     done: VecDeque<Bytes>,
@@ -131,10 +63,10 @@ pub(super) async fn response(
     limit: usize,
     form: CursorForm,
     uri: &Uri,
-    budget: &Budget,
+    memory: &Memory,
 ) -> Result<Response, Refusal> {
     let subscriber = metrics::Subscriber::connected("page");
-    let mut room = budget.room(PAGE_LEN_MAX).await?;
+    let mut room = memory.room(PAGE_LEN_MAX).await?;
     let progress = Progress::of(&feed, form);
     let mut page = Page { body: Pieces::default(), progress, left: limit, scanned: 0, taken: 0 };
     page.body.push(b"[");
@@ -217,8 +149,7 @@ impl Stream for Sent {
 
     fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some(piece) = self.pieces.pop_front() else { return Poll::Ready(None) };
-        let left = self.room.held.num_permits();
-        self.room.give_back((piece.len() / UNIT).min(left));
+        self.room.taken(piece.len());
         Poll::Ready(Some(Ok(piece)))
     }
 }

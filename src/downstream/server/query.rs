@@ -4,10 +4,10 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use axum::extract::Query as Pairs;
 use globset::Glob;
-use hyper::Uri;
+use hyper::{HeaderMap, Uri};
 
 use super::render::Kinds;
-use crate::model::{Cursor, CursorError, Mark, NameError, Span, StreamName, Timestamp};
+use crate::model::{self, Cursor, CursorError, Mark, NameError, Span, StreamName, Timestamp};
 
 /// A request for events.
 #[derive(Debug, Clone)]
@@ -47,8 +47,12 @@ pub(super) enum QueryError {
     Twice(&'static str),
     #[error("{0} and {1} both say where to begin; give one of them")]
     Conflict(&'static str, &'static str),
-    #[error("after: {0}")]
-    Cursor(#[from] CursorError),
+    #[error("{0}: {1}")]
+    Cursor(&'static str, CursorError),
+    #[error("Last-Event-ID: the header is there more than once; send it once")]
+    ResumedTwice,
+    #[error("Last-Event-ID: the header is not plain ASCII text: expected an event's id such as 4f2a-17")]
+    ResumedUnreadable,
     #[error("since: {0:?} is neither a duration such as 10m nor a time such as 2026-05-04T13:31:49Z")]
     Since(String),
     #[error("from: {0:?} is neither first nor last")]
@@ -65,7 +69,9 @@ pub(super) enum QueryError {
     NoStream,
     #[error("at most {STREAMS_MAX} streams can be read at once")]
     TooManyStreams,
-    #[error("the cursor has no mark for {0}; GET /v1/streams tells the marks to begin with")]
+    #[error(
+        "the cursor names no position in the stream {0}; add one, such as {0}:4f2a-17 (GET /v1/streams lists them)"
+    )]
     NoMark(StreamName),
     #[error("several streams are read: write the cursor with names, as in queues:4f2a-17,agents:9c01-3")]
     Nameless,
@@ -115,12 +121,26 @@ impl Query {
         let start = start(&given, now)?;
         Ok(Self {
             streams,
-            start: resumed.map_or(Ok(start), |text| parse_cursor(text).map(Start::After))?,
+            start: resumed.map_or(Ok(start), |text| after(RESUMED, text))?,
             kinds: given.get("type").map_or(Ok(Kinds::default()), |text| kinds(text))?,
             limit: given.get("limit").map_or(Ok(LIMIT_DEFAULT), |text| limit(text))?,
             positions: given.get("positions").map_or(Ok(false), |text| flag(text))?,
         })
     }
+}
+
+/// The header of a browser's event source that comes back.
+const RESUMED: &str = "Last-Event-ID";
+
+/// Where a browser's event source got to; it is empty before the first event.
+pub(super) fn resumed(headers: &HeaderMap) -> Result<Option<&str>, QueryError> {
+    let mut values = headers.get_all(RESUMED).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(QueryError::ResumedTwice);
+    }
+    let text = value.to_str().map_err(|_| QueryError::ResumedUnreadable)?;
+    Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
 fn known(found: &str, named: Named) -> Result<&'static str, QueryError> {
@@ -132,13 +152,8 @@ fn known(found: &str, named: Named) -> Result<&'static str, QueryError> {
     exact.copied().ok_or_else(|| QueryError::Unknown { found: shown(found), nearest: nearest(found, names) })
 }
 
-/// How alike two names must be before one is offered for the other (Jaro-Winkler, 1 is equal).
-const ALIKE_MIN: f64 = 0.7;
-
 fn nearest(found: &str, names: &[&'static str]) -> Option<&'static str> {
-    let likeness = |name: &&'static str| (strsim::jaro_winkler(found, name), *name);
-    let best = names.iter().map(likeness).max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (best.0 >= ALIKE_MIN).then_some(best.1)
+    model::nearest(found, names.iter().copied())
 }
 
 fn add_stream(streams: &mut Vec<StreamName>, text: &str) -> Result<(), QueryError> {
@@ -156,12 +171,16 @@ fn start(given: &BTreeMap<&'static str, String>, now: Timestamp) -> Result<Start
         return Err(QueryError::Conflict(name, other));
     }
     match (name, value.as_str()) {
-        ("after", text) => Ok(Start::After(parse_cursor(text)?)),
+        ("after", text) => after("after", text),
         ("since", text) => moment(text, now).map(Start::Since).ok_or_else(|| QueryError::Since(shown(text))),
         (_, "first") => Ok(Start::First),
         (_, "last") => Ok(Start::Last),
         (_, text) => Err(QueryError::From(shown(text))),
     }
+}
+
+fn after(source: &'static str, text: &str) -> Result<Start, QueryError> {
+    parse_cursor(text).map(Start::After).map_err(|error| QueryError::Cursor(source, error))
 }
 
 fn moment(text: &str, now: Timestamp) -> Option<Timestamp> {
@@ -171,6 +190,9 @@ fn moment(text: &str, now: Timestamp) -> Option<Timestamp> {
 }
 
 fn kinds(text: &str) -> Result<Kinds, QueryError> {
+    if text.is_empty() {
+        return Err(QueryError::Type("it is empty; give a pattern such as v2.analytics.*, or leave it out".to_owned()));
+    }
     if text.len() > GLOB_LEN_MAX {
         return Err(QueryError::Type(format!("a pattern has at most {GLOB_LEN_MAX} characters")));
     }
@@ -237,6 +259,8 @@ pub(super) enum StartIn {
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderValue;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_777_901_509_570);
@@ -283,6 +307,13 @@ mod tests {
             ("from=middle", r#"from: "middle" is neither first nor last"#),
             ("after=17", r#"after: "17" is not a cursor: expected an event's id such as 4f2a-17"#),
             ("after=-1/trimmed", r#"after: "-1" is not a cursor: expected an event's id such as 4f2a-17"#),
+            ("type=", "type: it is empty; give a pattern"),
+            ("after=queues:4f2a-1,queues:4f2a-2", "after: the cursor names the stream queues more than once"),
+            (
+                "after=queues:4f2a-1,%20agents:9c01-3",
+                r#"after: in a cursor over several streams " agents" is not a name: 1 to 64 characters"#,
+            ),
+            ("ticket=x", r#"there is no parameter "ticket""#),
             ("limit=0", r#"limit: "0" is not a number from 1 to 1000"#),
             ("positions=yes", r#"positions: "yes" is neither true nor false"#),
             ("limit=1001", r#"limit: "1001" is not a number from 1 to 1000"#),
@@ -306,6 +337,23 @@ mod tests {
         let query = Query::read(&uri, Named::InPath, Some("4f2a-9"), NOW).unwrap();
         assert_eq!(query.start, Start::After("4f2a-9".parse().unwrap()));
         assert!(Query::read(&uri, Named::InPath, Some("nonsense"), NOW).is_err());
+    }
+
+    #[test]
+    fn a_last_event_id_that_cannot_be_read_is_refused_and_never_taken_for_none() {
+        let headers = |values: &[&[u8]]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(RESUMED, HeaderValue::from_bytes(value).unwrap());
+            }
+            resumed(&headers).map(|text| text.map(str::to_owned))
+        };
+        assert_eq!(headers(&[]), Ok(None));
+        assert_eq!(headers(&[b""]), Ok(None), "before the first event");
+        assert_eq!(headers(&[b"4f2a-9"]), Ok(Some("4f2a-9".to_owned())));
+        assert_eq!(headers(&[b"\xef\xbb\xbf4f2a-9"]), Err(QueryError::ResumedUnreadable));
+        assert_eq!(headers(&[b"\xff"]), Err(QueryError::ResumedUnreadable));
+        assert_eq!(headers(&[b"4f2a-9", b"4f2a-9"]), Err(QueryError::ResumedTwice));
     }
 
     #[test]

@@ -101,26 +101,37 @@ pub fn sse(batch: &Batch) -> Rendering {
     render(batch, SSE_WRAPPING_LEN, |out, entry| sse_event(out, entry.mark, entry.json))
 }
 
-/// One server-sent event. A line break in the envelope begins another `data` line, which the client joins again.
+/// One server-sent event.
 pub fn sse_event(out: &mut Vec<u8>, id: impl std::fmt::Display, json: &[u8]) {
-    writeln!(out, "id: {id}").expect("writing to memory does not fail");
+    sse_begin(out, id);
+    sse_part(out, json);
+    out.extend_from_slice(b"\n\n");
+}
+
+/// What goes before the envelope of a server-sent event.
+pub fn sse_begin(out: &mut Vec<u8>, id: impl std::fmt::Display) {
+    write!(out, "id: {id}\ndata: ").expect("writing to memory does not fail");
+}
+
+/// Part of the envelope of a server-sent event. A line break begins another `data` line, which the client joins again.
+pub fn sse_part(out: &mut Vec<u8>, json: &[u8]) {
     let mut rest = json;
     while let Some(at) = memchr2(b'\n', b'\r', rest) {
-        sse_line(out, &rest[..at]);
+        out.extend_from_slice(&rest[..at]);
+        out.extend_from_slice(b"\ndata: ");
         rest = &rest[at + 1..];
     }
-    sse_line(out, rest);
-    out.push(b'\n');
+    out.extend_from_slice(rest);
 }
 
-fn sse_line(out: &mut Vec<u8>, line: &[u8]) {
-    out.extend_from_slice(b"data: ");
-    out.extend_from_slice(line);
-    out.push(b'\n');
-}
-
-/// One line of NDJSON. A line break in JSON can only stand between tokens, where a space means the same.
+/// One line of NDJSON.
 pub fn line(out: &mut Vec<u8>, json: &[u8]) {
+    line_part(out, json);
+    out.push(b'\n');
+}
+
+/// Part of a line of NDJSON. A line break in JSON can only stand between tokens, where a space means the same.
+pub fn line_part(out: &mut Vec<u8>, json: &[u8]) {
     let start = out.len();
     out.extend_from_slice(json);
     let written = &mut out[start..];
@@ -129,7 +140,6 @@ pub fn line(out: &mut Vec<u8>, json: &[u8]) {
         written[from + at] = b' ';
         from += at + 1;
     }
-    out.push(b'\n');
 }
 
 fn render(batch: &Batch, wrapping_len: usize, mut wrap: impl FnMut(&mut Vec<u8>, Entry<'_>)) -> Rendering {

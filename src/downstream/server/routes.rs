@@ -27,7 +27,7 @@ use super::{
     memory::Memory,
     pages,
     position::Positions,
-    query::{Named, Query},
+    query::{self, Named, Query},
     sse::{self, Endless, Manner},
     start::{self, Loss},
     ws,
@@ -54,7 +54,6 @@ pub(super) struct Consumers {
     pub(super) ping_every: Duration,
     pub(super) keep_alive: Duration,
     pub(super) position_every: Duration,
-    pub(super) pages: pages::Budget,
     pub(super) memory: Memory,
 }
 
@@ -142,7 +141,7 @@ impl Consumers {
             Some(_) => (Named::InPath, CursorForm::Bare),
             None => (Named::InQuery, CursorForm::Named),
         };
-        let resumed = if wanted == Wanted::Endless(Endless::Sse) { last_event_id(headers) } else { None };
+        let resumed = if wanted == Wanted::Endless(Endless::Sse) { query::resumed(headers)? } else { None };
         let query = Query::read(uri, named, resumed, clock::wall())?;
         let streams = stream.map_or_else(|| query.streams.clone(), |stream| vec![stream]);
         let loss = if wanted == Wanted::Page { Loss::Refused } else { Loss::Told };
@@ -153,7 +152,7 @@ impl Consumers {
                 let told = subprotocol == ws::handshake::Subprotocol::Session;
                 Ok((Extension(self.conversation(feed, query, cursors, told)), handshake).into_response())
             }
-            Wanted::Page => pages::response(feed, &query.kinds, query.limit, cursors, uri, &self.pages).await,
+            Wanted::Page => pages::response(feed, &query.kinds, query.limit, cursors, uri, &self.memory).await,
             Wanted::Endless(endless) => {
                 let (keep_alive, position_every) = (self.keep_alive, self.position_every);
                 let (positions, memory) = (query.positions, self.memory.clone());
@@ -193,9 +192,4 @@ fn wanted(method: &Method, headers: &HeaderMap) -> Result<Wanted, Refusal> {
         Form::Sse => Ok(Wanted::Endless(Endless::Sse)),
         Form::Ndjson => Ok(Wanted::Endless(Endless::Ndjson)),
     }
-}
-
-/// Where a browser's event source got to; it is empty before the first event.
-fn last_event_id(headers: &HeaderMap) -> Option<&str> {
-    headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty())
 }

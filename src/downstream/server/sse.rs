@@ -1,12 +1,14 @@
 //! The endless bodies: server-sent events and NDJSON. They end when their logs do.
 //!
-//! Nothing is queued for a client: the next piece is made when the last was taken. While there is nothing to send, a
+//! Nothing is queued for a client: the next piece is made when the last was taken, and a small one, since the HTTP library
+//! keeps some of them for a client that takes nothing. While there is nothing to send, a
 //! comment or an empty line goes out from time to time: proxies keep the connection, and a client that vanished is
 //! noticed.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{ops::Range, time::Duration};
 
 use axum::{
+    Extension,
     body::Body,
     http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName},
     response::{IntoResponse, Response},
@@ -17,21 +19,22 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::{
     accept::Form,
-    memory::{Held, Memory},
+    memory::{Memory, PIECE_LEN},
     position::{self, Positions},
     render::{self, Kinds},
+    turn::{Lost, Turn},
 };
 use crate::{
     clock,
     downstream::feed::{CursorForm, Due, Feed, Progress},
-    listener::Stalled,
-    model::BatchView,
+    listener,
+    model::Batch,
     random,
     store::ReadError,
     telemetry::{chain, metrics},
 };
 
-/// What is read from a log for one turn; the pieces of one turn are all that a client can hold of ours.
+/// What is read from a log for one turn.
 const TURN_LEN: usize = 128 * 1024;
 
 /// The CloudEvents `type` of a line that tells a position.
@@ -54,13 +57,13 @@ pub(super) struct Following {
     keep_alive: Interval,
     /// For a reader that does not see everything by itself.
     positions: Option<Box<Positions>>,
-    /// Pieces of this turn that were not taken yet.
-    pieces: VecDeque<Bytes>,
+    /// What goes before the next entries and is no entry itself.
+    ahead: Option<Bytes>,
+    /// Entries that were not taken yet.
+    turn: Option<Box<Turn>>,
     memory: Memory,
-    /// What this turn takes until its last piece was taken.
-    held: Option<Box<Held>>,
     subscriber: metrics::Subscriber,
-    stalled: Stalled,
+    stalled: listener::Stalled,
 }
 
 impl Drop for Following {
@@ -84,7 +87,7 @@ pub(super) struct Manner {
     /// NDJSON: the reader wants to be told how far it has been passed.
     pub(super) positions: bool,
     pub(super) memory: Memory,
-    pub(super) stalled: Stalled,
+    pub(super) stalled: listener::Stalled,
 }
 
 /// The answer that goes on until its logs end.
@@ -111,7 +114,7 @@ pub(super) fn response(feed: Feed, kinds: Kinds, manner: &Manner) -> Response {
         (CACHE_CONTROL, "no-store"),
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (headers, Body::from_stream(pieces)).into_response()
+    (Extension(listener::Endless), headers, Body::from_stream(pieces)).into_response()
 }
 
 impl Endless {
@@ -130,6 +133,37 @@ impl Endless {
         }
     }
 
+    /// One whole entry.
+    fn write(self, out: &mut Vec<u8>, progress: &Progress, json: &[u8]) {
+        self.begin(out, progress);
+        self.part(out, json);
+        self.end(out);
+    }
+
+    /// What goes before an entry.
+    fn begin(self, out: &mut Vec<u8>, progress: &Progress) {
+        match self {
+            Self::Sse => render::sse_begin(out, progress.cursor()),
+            Self::Ndjson => (),
+        }
+    }
+
+    /// Part of an entry.
+    fn part(self, out: &mut Vec<u8>, json: &[u8]) {
+        match self {
+            Self::Sse => render::sse_part(out, json),
+            Self::Ndjson => render::line_part(out, json),
+        }
+    }
+
+    /// What goes behind an entry.
+    fn end(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(match self {
+            Self::Sse => b"\n\n",
+            Self::Ndjson => b"\n",
+        });
+    }
+
     fn transport(self) -> &'static str {
         match self {
             Self::Sse => "sse",
@@ -145,10 +179,10 @@ impl Following {
         let progress = Progress::of(&feed, form);
         let mut ticks = interval_at(tokio::time::Instant::from_std(clock::now()) + keep_alive, keep_alive);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let pieces = match endless {
+        let ahead = match endless {
             // The cursor comes first, so that a client that loses the connection before the first event loses nothing.
-            Endless::Sse => VecDeque::from([Bytes::from(format!("retry: 1000\nid: {}\n\n", progress.cursor()))]),
-            Endless::Ndjson => VecDeque::new(),
+            Endless::Sse => Some(Bytes::from(format!("retry: 1000\nid: {}\n\n", progress.cursor()))),
+            Endless::Ndjson => None,
         };
         let subscriber = metrics::Subscriber::connected(endless.transport());
         let partial = match endless {
@@ -164,9 +198,9 @@ impl Following {
             progress,
             keep_alive: ticks,
             positions,
-            pieces,
+            ahead,
+            turn: None,
             memory,
-            held: None,
             subscriber,
             stalled,
         }
@@ -174,15 +208,14 @@ impl Following {
 
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
         loop {
-            if let Some(piece) = self.pieces.pop_front() {
+            if let Some(piece) = self.piece().await? {
                 self.keep_alive.reset();
                 return Ok(Some(piece));
             }
-            self.held = None;
             tokio::select! {
                 biased;
                 due = self.feed.next(self.memory.read_len(TURN_LEN)) => match due? {
-                    Some(due) => self.wrap(&due),
+                    Some(due) => self.begin(due),
                     None => return Ok(None),
                 },
                 () = position::time(&mut self.positions) => self.tell_position(),
@@ -191,25 +224,65 @@ impl Following {
         }
     }
 
-    fn wrap(&mut self, due: &Due) {
+    fn begin(&mut self, due: Due) {
         match due {
             Due::Entries { lane, views } => {
-                self.held = self.memory.hold(views);
-                for view in views {
-                    self.wrap_view(*lane, view);
-                }
+                let (positions, subscriber) = (&mut self.positions, &self.subscriber);
+                let turn = Turn::of(lane, views, &self.kinds, |view, count, end| {
+                    subscriber.delivered(count);
+                    if let Some(positions) = positions {
+                        positions.saw(view, end);
+                    }
+                });
+                self.turn = Some(Box::new(turn));
             }
             Due::Trimmed { lane, gap } => {
-                let envelope = gap.envelope(self.feed.source(*lane), clock::wall());
-                self.progress.reached(*lane, gap.resume_after());
+                let envelope = gap.envelope(self.feed.source(lane), clock::wall());
+                self.progress.reached(lane, gap.resume_after());
                 let mut out = Vec::new();
-                self.write(&mut out, envelope.as_bytes());
-                self.pieces.push_back(out.into());
+                self.endless.write(&mut out, &self.progress, envelope.as_bytes());
+                self.ahead = Some(out.into());
             }
         }
+    }
+
+    /// What goes next of what there is; none when all of it was taken.
+    async fn piece(&mut self) -> Result<Option<Bytes>, ReadError> {
+        if self.ahead.is_some() {
+            return Ok(self.ahead.take());
+        }
+        let Some(mut turn) = self.turn.take() else { return Ok(None) };
+        while !turn.course.is_done() {
+            if let Some(piece) = self.piece_of(&mut turn) {
+                if turn.course.is_done() {
+                    self.tell_position_if_due();
+                } else {
+                    // Whether the client takes it is not to be seen from here.
+                    turn.wait(&self.memory, &self.feed);
+                    self.turn = Some(turn);
+                }
+                return Ok(Some(piece));
+            }
+            // On the heap: few subscribers ever come here, and all would keep room for it.
+            Box::pin(self.recall(&mut turn)).await?;
+        }
+        self.tell_position_if_due();
+        Ok(self.ahead.take())
+    }
+
+    fn tell_position_if_due(&mut self) {
         if self.positions.as_ref().is_some_and(|positions| positions.due()) {
             self.tell_position();
         }
+    }
+
+    async fn recall(&self, turn: &mut Turn) -> Result<(), ReadError> {
+        turn.recall(&self.memory, &self.feed).await.map_err(|lost| match lost {
+            Lost::Trimmed => {
+                ReadError("the entries are not held any more that a slow reader was being sent".to_owned())
+            }
+            Lost::Unreadable(error) => error,
+        })
     }
 
     /// Tells the reader how far everything has gone that was handed out, wanted or not. A server-sent event without data
@@ -227,48 +300,61 @@ impl Following {
                 render::line(&mut out, told.as_bytes());
             }
         }
-        self.pieces.push_back(out.into());
+        self.ahead = Some(out.into());
     }
 
-    fn wrap_view(&mut self, lane: usize, view: &BatchView) {
-        if self.endless == Endless::Sse && self.progress.form() == CursorForm::Bare {
-            let rendering = view.batch.sse(render::sse);
-            let (mut delivered, mut end) = (0, None);
-            for run in self.kinds.runs(view) {
-                self.pieces.push_back(rendering.bytes.slice(render::span(rendering, &run)));
-                delivered += run.len();
-                end = Some(run.end);
-            }
-            self.delivered(view, delivered, end);
-            return;
+    /// The next entries of a turn, or part of one; none when none is at hand.
+    fn piece_of(&mut self, turn: &mut Turn) -> Option<Bytes> {
+        let views = turn.stock.views();
+        let shared = self.endless == Endless::Sse && self.progress.form() == CursorForm::Bare && turn.course.sent == 0;
+        let whole = turn.course.first(&views).filter(|(batch, _)| shared && batch.bytes().len() <= PIECE_LEN);
+        if let Some((batch, run)) = whole {
+            let rendering = batch.sse(render::sse);
+            let piece = rendering.bytes.slice(render::span(rendering, &run));
+            turn.course.pass(run.len());
+            return Some(piece);
         }
         let mut out = Vec::new();
-        let (mut delivered, mut end) = (0, None);
-        for (index, entry) in (view.from..).zip(view.entries()) {
-            self.progress.reached(lane, entry.mark);
-            if self.kinds.wants(entry.kind()) {
-                self.write(&mut out, entry.json);
-                delivered += 1;
-                end = Some(index + 1);
+        let lane = turn.lane();
+        while out.len() < PIECE_LEN
+            && let Some((batch, run)) = turn.course.first(&views)
+        {
+            let sent = turn.course.sent;
+            let (passed, sent) = self.copy(&mut out, lane, batch, run, sent);
+            turn.course.pass(passed);
+            turn.course.sent = sent;
+        }
+        (!out.is_empty()).then(|| out.into())
+    }
+
+    /// Copies entries of a run until a piece is full: how many went as a whole, and how many bytes of the next one's JSON.
+    /// A part of a large batch is copied so that the HTTP library does not keep the whole.
+    fn copy(
+        &mut self,
+        out: &mut Vec<u8>,
+        lane: usize,
+        batch: &Batch,
+        run: Range<usize>,
+        mut sent: usize,
+    ) -> (usize, usize) {
+        for (passed, index) in run.clone().enumerate() {
+            let room = PIECE_LEN.saturating_sub(out.len());
+            if room == 0 {
+                return (passed, 0);
             }
+            let entry = batch.entry(index);
+            self.progress.reached(lane, entry.mark);
+            let end = entry.json.len().min(sent + room);
+            if sent == 0 {
+                self.endless.begin(out, &self.progress);
+            }
+            self.endless.part(out, &entry.json[sent..end]);
+            if end < entry.json.len() {
+                return (passed, end);
+            }
+            self.endless.end(out);
+            sent = 0;
         }
-        if !out.is_empty() {
-            self.pieces.push_back(out.into());
-        }
-        self.delivered(view, delivered, end);
-    }
-
-    fn delivered(&mut self, view: &BatchView, count: usize, end: Option<usize>) {
-        self.subscriber.delivered(count);
-        if let Some(positions) = &mut self.positions {
-            positions.saw(view, end);
-        }
-    }
-
-    fn write(&self, out: &mut Vec<u8>, json: &[u8]) {
-        match self.endless {
-            Endless::Sse => render::sse_event(out, self.progress.cursor(), json),
-            Endless::Ndjson => render::line(out, json),
-        }
+        (run.len(), 0)
     }
 }

@@ -10,6 +10,7 @@ use std::{
     future::poll_fn,
     io::{self, IoSlice},
     pin::Pin,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -32,6 +33,7 @@ use super::{
     memory::Memory,
     position::{self, Positions},
     render::{self, Kinds},
+    turn::{Lost, Turn},
 };
 use crate::{
     clock,
@@ -86,9 +88,9 @@ enum End {
     /// The client closed, or is gone.
     Gone,
     /// It took nothing for too long; what is left of the frame that it has begun to get.
-    TooSlow {
-        rest: Vec<u8>,
-    },
+    TooSlow(Rest),
+    /// It has begun to get a frame that cannot be finished.
+    Cut,
     /// It sent what it must not.
     Violation(CloseCode, &'static str),
     Unreadable(ReadError),
@@ -100,12 +102,20 @@ impl End {
         match self {
             Self::Drained => "draining",
             Self::Gone => "gone",
-            Self::TooSlow { .. } => "too_slow",
+            Self::TooSlow(_) | Self::Cut => "too_slow",
             Self::Violation(CloseCode::Size, _) => "limit",
             Self::Violation(..) => "protocol",
             Self::Unreadable(_) => "store",
         }
     }
+}
+
+/// What is left of a frame.
+#[derive(Debug)]
+enum Rest {
+    Nothing,
+    Text(Vec<u8>),
+    Entry(Box<Turn>),
 }
 
 /// Speaks with one client to the end.
@@ -150,7 +160,7 @@ impl Conversation {
                 biased;
                 message = self.socket.next() => self.hear(message),
                 due = self.feed.next(self.memory.read_len(WRITE_LEN)) => match due {
-                    Ok(Some(due)) => self.say(&due).await,
+                    Ok(Some(due)) => self.say(due).await,
                     Ok(None) => Err(End::Drained),
                     Err(error) => Err(End::Unreadable(error)),
                 },
@@ -183,22 +193,81 @@ impl Conversation {
         self.socket.send(Message::Ping(Bytes::new())).await.map_err(fault)
     }
 
-    async fn say(&mut self, due: &Due) -> Result<(), End> {
+    async fn say(&mut self, due: Due) -> Result<(), End> {
         self.socket.flush().await.map_err(fault)?;
         match due {
-            Due::Entries { views, .. } => {
-                let _held = self.memory.hold(views);
-                let chunks = wanted(views, &self.kinds, &mut self.positions, &self.subscriber);
-                write_all(self.socket.get_mut(), &chunks).await?;
+            Due::Entries { lane, views } => {
+                let turn = self.turn(lane, views);
+                self.send(turn).await?;
             }
             Due::Trimmed { lane, gap } => {
-                let frame = render::frame(&gap.envelope(self.feed.source(*lane), clock::wall()));
-                write_all(self.socket.get_mut(), &[&frame]).await?;
+                let frame = render::frame(&gap.envelope(self.feed.source(lane), clock::wall()));
+                write_all(self.socket.get_mut(), &frame).await?;
             }
         }
         let told = self.positions.as_ref().is_none_or(|positions| !positions.due());
         // On the heap: few subscribers ever come here, and all would keep room for it.
         if told { Ok(()) } else { Box::pin(self.tell_position()).await }
+    }
+
+    /// The wanted entries, which are counted, and what is passed over with them.
+    fn turn(&mut self, lane: usize, views: Vec<BatchView>) -> Turn {
+        let (positions, subscriber) = (&mut self.positions, &self.subscriber);
+        Turn::of(lane, views, &self.kinds, |view, count, end| {
+            subscriber.delivered(count);
+            if let Some(positions) = positions {
+                positions.saw(view, end);
+            }
+        })
+    }
+
+    /// Gives every frame of a turn to the kernel.
+    async fn send(&mut self, mut turn: Turn) -> Result<(), End> {
+        loop {
+            let sent = poll_fn(|context| self.poll_send(&mut turn, context)).await;
+            match sent {
+                Ok(()) if turn.course.is_done() => return Ok(()),
+                // On the heap: few subscribers ever come here, and all would keep room for it.
+                Ok(()) => Box::pin(self.recall(&mut turn)).await?,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err(End::TooSlow(Rest::Entry(Box::new(turn))));
+                }
+                Err(_) => return Err(End::Gone),
+            }
+        }
+    }
+
+    async fn recall(&self, turn: &mut Turn) -> Result<(), End> {
+        turn.recall(&self.memory, &self.feed).await.map_err(|lost| match lost {
+            _ if turn.course.sent > 0 => End::Cut,
+            Lost::Trimmed => End::TooSlow(Rest::Nothing),
+            Lost::Unreadable(error) => End::Unreadable(error),
+        })
+    }
+
+    /// Sends what is at hand; that may be less than there is.
+    fn poll_send(&mut self, turn: &mut Turn, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let views = turn.stock.views();
+            // The list of slices lives only while the call is made: kept across a wait it would be the largest part of
+            // an idle subscriber.
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let count = turn.course.frames(&views, &mut slices);
+            if count == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            let socket = Pin::new(self.socket.get_mut());
+            match socket.poll_write_vectored(context, &slices[..count]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => turn.course.frames_sent(&views, written),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    drop(views);
+                    turn.wait(&self.memory, &self.feed);
+                    return Poll::Pending;
+                }
+            }
+        }
     }
 
     async fn tell_position(&mut self) -> Result<(), End> {
@@ -208,7 +277,7 @@ impl Conversation {
         let nonce = random::u64();
         let told = reached.envelope(POSITION_KIND, self.feed.source(0).as_str(), nonce, clock::wall());
         self.socket.flush().await.map_err(fault)?;
-        write_all(self.socket.get_mut(), &[&render::frame(&told)]).await
+        write_all(self.socket.get_mut(), &render::frame(&told)).await
     }
 
     /// Tells the client why, if there is something to tell and it still takes it, and hangs up.
@@ -217,16 +286,16 @@ impl Conversation {
         self.socket.get_mut().bear(FAREWELL_MAX);
         let (code, reason) = match end {
             End::Gone => return self.answer_close().await,
+            End::Cut => return tracing::info!("a subscriber took nothing for too long"),
             End::Drained => (CloseCode::Away, "draining"),
             End::Violation(code, reason) => (code, reason),
             End::Unreadable(error) => {
                 tracing::warn!(error = chain(&error), "a subscriber was closed");
                 (CloseCode::Error, "store")
             }
-            End::TooSlow { rest } => {
+            End::TooSlow(rest) => {
                 tracing::info!("a subscriber took nothing for too long");
-                let finished = timeout(FAREWELL_MAX, self.socket.get_mut().write_all(&rest)).await;
-                if !matches!(finished, Ok(Ok(()))) {
+                if !matches!(timeout(FAREWELL_MAX, self.finish(rest)).await, Ok(Ok(()))) {
                     return;
                 }
                 (CloseCode::Policy, "too_slow")
@@ -239,36 +308,24 @@ impl Conversation {
         }
     }
 
+    /// Sends what is left of a frame.
+    async fn finish(&mut self, rest: Rest) -> Result<(), End> {
+        match rest {
+            Rest::Nothing => Ok(()),
+            Rest::Text(rest) => write_all(self.socket.get_mut(), &rest).await,
+            Rest::Entry(mut turn) => {
+                turn.course.cut();
+                self.send(*turn).await
+            }
+        }
+    }
+
     /// The library has its answer to the client's close ready; it only has to be sent.
     async fn answer_close(&mut self) {
         if let Ok(Err(error)) = timeout(FAREWELL_MAX, self.socket.flush()).await {
             tracing::debug!(error = chain(&error), "a subscriber was gone without a close");
         }
     }
-}
-
-/// The wanted frames of these views, as few slices as possible; counted, and what is passed over with them.
-fn wanted<'a>(
-    views: &'a [BatchView],
-    kinds: &Kinds,
-    positions: &mut Option<Box<Positions>>,
-    subscriber: &metrics::Subscriber,
-) -> Vec<&'a [u8]> {
-    let (mut chunks, mut delivered) = (Vec::with_capacity(views.len()), 0);
-    for view in views {
-        let rendering = view.batch.frames(render::frames);
-        let mut end = None;
-        for run in kinds.runs(view) {
-            chunks.push(&rendering.bytes[render::span(rendering, &run)]);
-            delivered += run.len();
-            end = Some(run.end);
-        }
-        if let Some(positions) = positions {
-            positions.saw(view, end);
-        }
-    }
-    subscriber.delivered(delivered);
-    chunks
 }
 
 fn fault(error: tungstenite::Error) -> End {
@@ -280,8 +337,8 @@ fn fault(error: tungstenite::Error) -> End {
             End::Violation(CloseCode::Protocol, "protocol")
         }
         Error::Utf8(_) => End::Violation(CloseCode::Invalid, "text must be UTF-8"),
-        Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => End::TooSlow { rest: Vec::new() },
-        Error::WriteBufferFull(_) => End::TooSlow { rest: Vec::new() },
+        Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => End::TooSlow(Rest::Nothing),
+        Error::WriteBufferFull(_) => End::TooSlow(Rest::Nothing),
         Error::Io(_)
         | Error::ConnectionClosed
         | Error::AlreadyClosed
@@ -293,50 +350,19 @@ fn fault(error: tungstenite::Error) -> End {
     }
 }
 
-/// Gives everything to the kernel, as much as it takes at a time.
-async fn write_all(socket: &mut Socket, chunks: &[&[u8]]) -> Result<(), End> {
-    let (mut index, mut at) = (0, 0);
-    while index < chunks.len() {
-        let mut written = match write_some(socket, &chunks[index..], at).await {
+/// Gives a frame to the kernel, as much as it takes at a time.
+async fn write_all(socket: &mut Socket, mut frame: &[u8]) -> Result<(), End> {
+    while !frame.is_empty() {
+        match socket.write(frame).await {
             Ok(0) => return Err(End::Gone),
-            Ok(written) => at + written,
+            Ok(written) => frame = &frame[written..],
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                return Err(End::TooSlow { rest: rest_of_frame(chunks[index], at).to_vec() });
+                return Err(End::TooSlow(Rest::Text(frame.to_vec())));
             }
             Err(_) => return Err(End::Gone),
-        };
-        while index < chunks.len() && written >= chunks[index].len() {
-            written -= chunks[index].len();
-            index += 1;
         }
-        at = written;
     }
     Ok(())
-}
-
-/// One system call's worth, without the first `at` bytes. The list of slices lives only while the call is made: kept
-/// across a wait it would be the largest part of an idle subscriber.
-async fn write_some(socket: &mut Socket, chunks: &[&[u8]], at: usize) -> io::Result<usize> {
-    poll_fn(|context| {
-        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        let count = chunks.len().min(SLICES_MAX);
-        for (slice, chunk) in slices.iter_mut().zip(chunks) {
-            *slice = IoSlice::new(chunk);
-        }
-        slices[0].advance(at);
-        Pin::new(&mut *socket).poll_write_vectored(context, &slices[..count])
-    })
-    .await
-}
-
-/// What is missing of the frame that is cut at `at`; nothing when a frame ends there.
-fn rest_of_frame(frames: &[u8], at: usize) -> &[u8] {
-    let mut end = 0;
-    while end < at {
-        let Some(len) = render::frame_len(&frames[end..]) else { return &[] };
-        end += len;
-    }
-    frames.get(at..end).unwrap_or_default()
 }
 
 /// Says why, ends our side, and reads until the client has ended its own: an unread byte would turn the close into a
@@ -368,18 +394,5 @@ mod tests {
         let kept = kept(converse);
         // About 1.5 KiB; how the compiler lays it out differs a little. What is in boxes would be some KiB more.
         assert!(kept <= 1_792, "{kept} bytes for a conversation");
-    }
-
-    #[test]
-    fn a_frame_that_was_cut_is_finished_and_no_more() {
-        for len in [0, 1, 125, 126, 65_535, 65_536] {
-            let one = render::frame(&"x".repeat(len));
-            assert_eq!(render::frame_len(&one), Some(one.len()), "{len}");
-            let three = [one.as_slice(), &one, &one].concat();
-            for at in [0, 1, one.len() - 1, one.len(), one.len() + 1, 2 * one.len()] {
-                let done = at + rest_of_frame(&three, at).len();
-                assert_eq!(done, at.div_ceil(one.len()) * one.len(), "{len} {at}");
-            }
-        }
     }
 }

@@ -109,6 +109,15 @@ impl Directory {
         Ok(Self { path: path.to_owned(), lock: Mutex::new((file, word)) })
     }
 
+    pub(super) fn lock_file(&self) -> PathBuf {
+        self.path.join(LOCK)
+    }
+
+    /// Of the lock file that is held, wherever it is by now.
+    pub(super) fn lock_metadata(&self) -> io::Result<fs::Metadata> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).0.metadata()
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

@@ -11,6 +11,14 @@ use super::directory::{open_private, remove_if_there};
 /// Four times what the write-ahead log holds before it is moved into the database.
 const RESERVE_LEN: u64 = 16 * 1024 * 1024;
 
+/// The file cannot be made, so no entries are taken.
+#[derive(Debug, thiserror::Error)]
+#[error("the file {} of {} MiB, kept for when the disk is full, cannot be written: {source}; free some space there", path.display(), RESERVE_LEN >> 20)]
+pub(super) struct NoReserve {
+    path: PathBuf,
+    source: io::Error,
+}
+
 /// The file that holds the room.
 #[derive(Debug)]
 pub(super) struct Reserve {
@@ -23,12 +31,13 @@ impl Reserve {
     }
 
     /// Makes the file, unless it is there. What cannot be made whole is removed.
-    pub(super) fn make(&self) -> io::Result<()> {
+    pub(super) fn make(&self) -> Result<(), NoReserve> {
+        let refused = |source| NoReserve { path: self.path.clone(), source };
         let made = self.fill();
         if made.is_err() {
-            self.give_up()?;
+            self.give_up().map_err(refused)?;
         }
-        made
+        made.map_err(refused)
     }
 
     /// Frees the room.

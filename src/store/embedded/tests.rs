@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod copies;
+mod presence;
 
 pub(super) const KEEP_ALL: Retention =
     Retention { events: u64::MAX, age: Duration::from_secs(1 << 30), bytes: u64::MAX };

@@ -14,6 +14,7 @@ use super::{
     fault::Fault,
     group::{Arrival, Command, Group, gather},
     life::{self, Origin},
+    presence::Presence,
     step::{Outcome, Step, Streams},
 };
 use crate::{
@@ -54,10 +55,19 @@ pub(super) struct Writer {
     log_len: u64,
     /// Why no entries are taken: the disk was full, and the reserve could not be made again yet.
     full: Option<String>,
+    presence: Presence,
+    /// Why nothing is taken: what was written would not be found again.
+    lost: Option<String>,
 }
 
 impl Writer {
-    pub(super) fn new(connection: Connection, replaced: bool, retention: Retention, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        presence: Presence,
+        replaced: bool,
+        retention: Retention,
+        shared: Arc<Shared>,
+    ) -> Self {
         let directory = Arc::clone(&shared.directory);
         Self {
             connection,
@@ -70,6 +80,8 @@ impl Writer {
             unmoved: 0,
             log_len: 0,
             full: None,
+            presence,
+            lost: None,
         }
     }
 
@@ -115,6 +127,11 @@ impl Writer {
         }
         if let Some(reason) = self.shared.broken() {
             group.refuse(&Fault::Failed(reason));
+            return false;
+        }
+        if let Some(reason) = self.look_for_files() {
+            metrics::store_failed("io");
+            group.refuse(&Fault::NoRoom(reason));
             return false;
         }
         let started = clock::now();
@@ -172,7 +189,7 @@ impl Writer {
 
     /// What is due now and then; true when retention has more to do.
     fn look_after(&mut self, quiet: bool) -> bool {
-        if self.shared.broken().is_some() {
+        if self.shared.broken().is_some() || self.look_for_files().is_some() {
             return false;
         }
         if self.full.is_some() {
@@ -200,21 +217,41 @@ impl Writer {
         Ok(backlog)
     }
 
+    /// Why nothing may be written: the files are not under their names. It costs two system calls, far less than a step.
+    fn look_for_files(&mut self) -> Option<String> {
+        let lost = self.presence.lost();
+        if lost != self.lost {
+            match &lost {
+                Some(reason) => {
+                    tracing::error!(reason, "the store's files are gone: nothing is taken until they are back")
+                }
+                None => tracing::info!("the store's files are back: entries are taken"),
+            }
+            self.lost = lost.clone();
+            self.show_no_room();
+        }
+        lost
+    }
+
+    fn show_no_room(&self) {
+        self.shared.set_no_room(self.lost.clone().or_else(|| self.full.clone()));
+    }
+
     /// With the reserve in place entries are taken; without room for it they are not.
     fn make_reserve(&mut self) {
-        let full = self.directory.reserve().make().err().map(|error| format!("no room for the reserve: {error}"));
+        let full = self.directory.reserve().make().err().map(|error| error.to_string());
         if full.is_none() && self.full.is_some() {
             tracing::info!("the disk has room again: entries are taken");
         }
         self.full = full;
-        self.shared.set_no_room(self.full.clone());
+        self.show_no_room();
     }
 
     /// The disk is full: what is in the write-ahead log gets the reserve's room.
     fn give_up_reserve(&mut self, reason: &str) {
         tracing::error!(reason, "the disk has no room: no entries are taken until it has");
         self.full = Some(reason.to_owned());
-        self.shared.set_no_room(self.full.clone());
+        self.show_no_room();
         if let Err(error) = self.directory.reserve().give_up() {
             tracing::warn!(%error, "the reserve could not be given up");
         }
@@ -271,7 +308,7 @@ impl Writer {
     /// The word is said when all is in the database and before the write-ahead log goes, so that at no moment a kill
     /// looks like a loss.
     fn leave(mut self) -> Result<(), String> {
-        if let Some(reason) = self.shared.broken() {
+        if let Some(reason) = self.shared.broken().or_else(|| self.look_for_files()) {
             return Err(reason);
         }
         if let Err(fault) = life::renew(&mut self.connection, &self.directory, Origin::Same) {

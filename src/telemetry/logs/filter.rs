@@ -33,8 +33,15 @@ fn checked_part(part: &str) -> Result<&str, String> {
             Err(format!("level {level} is not part of this build, the finest is {STATIC_MAX_LEVEL}"))
         }
         Ok(_) => Ok(part),
-        Err(_) => Err(format!("unknown level {level:?}, expected error, warn, info, debug, off or TARGET=LEVEL")),
+        Err(_) => Err(format!("unknown level {level:?}, expected {}, off or TARGET=LEVEL", levels())),
     }
+}
+
+/// The levels that are part of this build.
+fn levels() -> String {
+    let all = [LevelFilter::ERROR, LevelFilter::WARN, LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE];
+    let names = all.into_iter().filter(|level| *level <= STATIC_MAX_LEVEL).map(|level| level.to_string());
+    names.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -48,7 +55,7 @@ mod tests {
         }
         assert_eq!(read(None).1, None);
         for (bad, named) in [
-            ("verbose", "unknown level \"verbose\""),
+            ("verbose", "unknown level \"verbose\", expected error, warn, info, debug"),
             ("trunkline=loud", "unknown level \"loud\""),
             ("info,trunkline", "unknown level \"trunkline\""),
             ("\u{1b}[31m", "unknown level \"\\u{1b}[31m\""),

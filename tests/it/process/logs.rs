@@ -17,7 +17,7 @@ use super::{
 /// A daemon whose standard error is a pipe, which is read no further than its first lines.
 struct Piped {
     process: Child,
-    stderr: BufReader<ChildStderr>,
+    stderr: Option<BufReader<ChildStderr>>,
     consumers: String,
     admin: String,
 }
@@ -37,7 +37,7 @@ impl Piped {
             }
         };
         let address = |name: &str| format!("http://{}", runs[name].as_str().unwrap());
-        Self { process, stderr, consumers: address("consumers"), admin: address("admin") }
+        Self { process, stderr: Some(stderr), consumers: address("consumers"), admin: address("admin") }
     }
 
     async fn dropped(&self) -> u64 {
@@ -52,6 +52,21 @@ impl Drop for Piped {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
+}
+
+#[tokio::test]
+async fn lines_that_standard_error_refuses_are_counted() {
+    let site = Site::start().await;
+    let mut relay = Piped::start(&site, "debug");
+    assert_eq!(relay.dropped().await, 0);
+    relay.stderr = None;
+    eventually("a line that the closed pipe refused is counted", PATIENCE, async || {
+        // A refused request is a line at this level.
+        let unknown = client().get(format!("{}/v1/streams/none/events", relay.consumers)).send().await.unwrap();
+        assert_eq!(unknown.status(), 404);
+        (relay.dropped().await > 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,7 +99,7 @@ async fn a_log_that_nobody_reads_holds_nothing_up() {
         eventually("it ends although its log is not read", PATIENCE, async || relay.process.try_wait().unwrap());
     assert!(ended.await.success());
     let mut rest = String::new();
-    relay.stderr.read_to_string(&mut rest).unwrap();
+    relay.stderr.as_mut().unwrap().read_to_string(&mut rest).unwrap();
     let whole = rest.rsplit_once('\n').map_or("", |(whole, _)| whole);
     for line in whole.lines() {
         assert!(serde_json::from_str::<Value>(line).is_ok(), "dropping leaves whole lines: {line}");

@@ -457,7 +457,7 @@ async fn a_quiet_endless_answer_shows_that_it_is_there() {
 #[tokio::test]
 async fn pages_that_nobody_takes_leave_room_only_up_to_a_bound() {
     let mut setup = Setup::default();
-    setup.server.pages_len_max = 3 * 1024 * 1024;
+    setup.server.held_len_max = 3 * 1024 * 1024;
     let relay = Relay::with(setup).await;
     let body = format!("\"{}\"", "x".repeat(4_000));
     for _ in 0..10 {

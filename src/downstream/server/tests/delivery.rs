@@ -1,5 +1,7 @@
 //! What is delivered: everything, once, in order, by every transport, or a gap that says what is missing.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::harness::{Http, PATIENCE, Relay, Setup, sequences};
@@ -290,6 +292,71 @@ async fn a_reader_that_pauses_gets_everything_and_holds_up_nobody() {
     assert_eq!(sequences(&slow.events(4_000).await), expected);
     assert_eq!(sequences(&slow_sse.sse_events(4_000).await), expected);
     drop((slow, slow_sse, quick));
+    relay.drain().await;
+}
+
+/// JSON of about this many bytes, with line breaks between its tokens, and other in each place.
+fn large(number: usize, len: usize) -> String {
+    let items: Vec<String> = (0..len / 8).map(|item| format!("{:06}", number * 100_000 + item)).collect();
+    format!("[1{}]", items.iter().map(|item| format!(",\r\n1{item}")).collect::<String>())
+}
+
+/// Large and small entries, of which every other one is wanted by a filter.
+fn mixed() -> Vec<String> {
+    (0..10)
+        .map(|number| match number % 3 {
+            0 => large(number, 240_000),
+            1 => format!("\"{number}\""),
+            _ => large(number, 40_000),
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_that_take_nothing_share_a_bound_and_then_get_every_byte_in_every_form() {
+    let mut setup = Setup { tail_bytes: 0, ..Setup::default() };
+    setup.server.held_len_max = 1024 * 1024;
+    // Whoever waits for its turn to be read is not to be given up on a busy machine.
+    setup.server.limits.stall_max = Duration::from_secs(600);
+    let relay = Relay::with(setup).await;
+    let bodies = mixed();
+    for body in &bodies {
+        relay.append("queues", &[body]).await;
+        relay.append("agents", &[body]).await;
+    }
+    let expected: Vec<Value> = bodies.iter().map(|body| serde_json::from_str(body).unwrap()).collect();
+    let quoted: Vec<Value> = expected.iter().filter(|data| data.is_string()).cloned().collect();
+    let data = |events: Vec<Value>| events.into_iter().map(|mut event| event["data"].take()).collect::<Vec<_>>();
+    let (first, filtered) = (format!("{QUEUES}?from=first"), format!("{QUEUES}?from=first&type=test.%5B0-9%5D"));
+    let several = "/v1/events?from=first&stream=agents&stream=queues";
+    let (mut sockets, mut endless) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        for path in [&first, &filtered] {
+            sockets.push(relay.subscribe_over(relay.narrow().await, path).await);
+            for accept in [SSE, NDJSON] {
+                endless.push(Http::send_over(relay.narrow().await, &relay.authority, "GET", path, &[accept]).await);
+            }
+        }
+        endless.push(Http::send_over(relay.narrow().await, &relay.authority, "GET", several, &[SSE]).await);
+    }
+    // All but the one that is read take nothing meanwhile, and what they were being sent gives way.
+    for pair in sockets.chunks_mut(2) {
+        assert_eq!(data(pair[0].events(expected.len()).await), expected);
+        assert_eq!(data(pair[1].events(quoted.len()).await), quoted);
+    }
+    for five in endless.chunks_mut(5) {
+        assert_eq!(data(five[0].sse_events(expected.len()).await), expected);
+        assert_eq!(data(five[1].lines(expected.len()).await), expected);
+        assert_eq!(data(five[2].sse_events(quoted.len()).await), quoted);
+        assert_eq!(data(five[3].lines(quoted.len()).await), quoted);
+        let (agents, queues): (Vec<_>, Vec<_>) = five[4]
+            .sse_events(2 * expected.len())
+            .await
+            .into_iter()
+            .partition(|event| event["source"].as_str().unwrap().ends_with("agents"));
+        assert_eq!((data(agents), data(queues)), (expected.clone(), expected.clone()));
+    }
+    drop((sockets, endless));
     relay.drain().await;
 }
 

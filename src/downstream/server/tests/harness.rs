@@ -7,11 +7,11 @@ use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
+    MaybeTlsStream, WebSocketStream, client_async, connect_async,
     tungstenite::{Message, client::IntoClientRequest, http::HeaderValue},
 };
 
@@ -117,6 +117,19 @@ impl Relay {
         self.offer(path, &[]).await.0
     }
 
+    /// A connection that takes little ahead of its reader.
+    pub(super) async fn narrow(&self) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(64 * 1024).unwrap();
+        socket.connect(self.authority.parse().unwrap()).await.unwrap()
+    }
+
+    pub(super) async fn subscribe_over(&self, stream: TcpStream, path: &str) -> Ws {
+        let request = format!("ws://{}{path}", self.authority).into_client_request().unwrap();
+        let upgraded = client_async(request, MaybeTlsStream::Plain(stream));
+        Ws(timeout(PATIENCE, upgraded).await.unwrap().unwrap().0)
+    }
+
     pub(super) async fn offer(
         &self,
         path: &str,
@@ -191,7 +204,16 @@ pub(super) struct Http {
 
 impl Http {
     pub(super) async fn send(authority: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> Self {
-        let stream = TcpStream::connect(authority).await.unwrap();
+        Self::send_over(TcpStream::connect(authority).await.unwrap(), authority, method, path, headers).await
+    }
+
+    pub(super) async fn send_over(
+        stream: TcpStream,
+        authority: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Self {
         let mut request = format!("{method} {path} HTTP/1.1\r\n");
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
             request.push_str(&format!("Host: {authority}\r\n"));

@@ -18,7 +18,8 @@ fn writer(path: &Path) -> Writer {
     let settings = Settings { path: path.to_owned(), retention: KEEP_ALL };
     let directory = Directory::claim(&settings.path).unwrap();
     let (connection, replaced) = opening::open(&directory).unwrap();
-    Writer::new(connection, replaced, KEEP_ALL, Arc::new(Shared::new(directory)))
+    let presence = Presence::of(&directory).unwrap();
+    Writer::new(connection, presence, replaced, KEEP_ALL, Arc::new(Shared::new(directory)))
 }
 
 fn open(writer: &mut Writer, name: &str) -> Result<LogState, AppendError> {

@@ -1,0 +1,32 @@
+//! Which known word a misspelt one was probably meant to be.
+
+/// The known word nearest to `found`; none when even that differs in more than a third of the shorter one.
+pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let distance = |word: &str| strsim::damerau_levenshtein(found, word);
+    let best = known.into_iter().min_by_key(|word| distance(word))?;
+    let most = (best.chars().count().min(found.chars().count()) / 3).max(1);
+    (distance(best) <= most).then_some(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_suggested_only_for_one_that_is_much_like_it() {
+        let known = ["after", "since", "from", "type", "limit", "positions"];
+        for (found, suggested) in [
+            ("aftr", Some("after")),
+            ("form", Some("from")),
+            ("typ", Some("type")),
+            ("position", Some("positions")),
+            ("ticket", None),
+            ("token", None),
+            ("filter", None),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(found, known), suggested, "{found}");
+        }
+    }
+}

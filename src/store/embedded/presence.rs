@@ -1,0 +1,46 @@
+//! Whether the store's files are still under their names. What is written into a file that was deleted, renamed or
+//! replaced is not found by the next start.
+
+use std::{fs, io, os::unix::fs::MetadataExt, path::PathBuf};
+
+use super::directory::Directory;
+
+/// The files that are in use, and what the system numbers them.
+#[derive(Debug)]
+pub(super) struct Presence {
+    files: [(PathBuf, Number); 2],
+}
+
+/// Device and inode: no other file has both while this one is open.
+type Number = (u64, u64);
+
+impl Presence {
+    /// Of files that are open now.
+    pub(super) fn of(directory: &Directory) -> io::Result<Self> {
+        let (lock, database) = (directory.lock_file(), directory.database());
+        let of_database = number(&fs::metadata(&database)?);
+        Ok(Self { files: [(lock, number(&directory.lock_metadata()?)), (database, of_database)] })
+    }
+
+    /// What became of the first file that is not under its name; none when all are. What cannot be looked at counts as
+    /// being there.
+    pub(super) fn lost(&self) -> Option<String> {
+        self.files.iter().find_map(|(path, known)| {
+            let shown = path.display();
+            match fs::metadata(path) {
+                Ok(found) if number(&found) == *known => None,
+                Ok(_) => {
+                    Some(format!("{shown} was replaced by another file while it was in use; restart to use that one"))
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Some(
+                    format!("{shown} was deleted or renamed while it was in use; put it back, or restart without it"),
+                ),
+                Err(_) => None,
+            }
+        })
+    }
+}
+
+fn number(found: &fs::Metadata) -> Number {
+    (found.dev(), found.ino())
+}

@@ -1,0 +1,63 @@
+//! Where the log's thread writes: lines that are refused there are counted, since nobody else can tell of them.
+
+use std::{
+    io::{self, Write},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// A writer of whole lines that never fails.
+#[derive(Debug)]
+pub(super) struct Output<W> {
+    writer: W,
+    refused: &'static AtomicU64,
+}
+
+impl<W: Write> Output<W> {
+    pub(super) fn new(writer: W, refused: &'static AtomicU64) -> Self {
+        Self { writer, refused }
+    }
+}
+
+impl<W: Write> Write for Output<W> {
+    /// Takes a whole line. A full disk or a reader that went away refuses it, in whole or in part.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.writer.write_all(line).is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes some bytes, then refuses.
+    struct Full(usize);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = self.0.min(bytes.len());
+            self.0 -= taken;
+            if taken > 0 { Ok(taken) } else { Err(io::ErrorKind::StorageFull.into()) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_line_that_is_refused_in_whole_or_in_part_is_counted_once() {
+        static REFUSED: AtomicU64 = AtomicU64::new(0);
+        let mut output = Output::new(Full(9), &REFUSED);
+        for _ in 0..4 {
+            output.write_all(b"a line\n").unwrap();
+        }
+        assert_eq!(REFUSED.load(Ordering::Relaxed), 3, "the first was taken, the second in part");
+    }
+}
