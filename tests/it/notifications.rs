@@ -122,7 +122,7 @@ async fn topics_that_an_answer_does_not_confirm_are_told_and_asked_for_again() {
         let platform = Platform::start().await;
         platform.inject(subscriptions(how));
         let plan = Plan::topics(platform.address(), &[QUEUES]).stream("discovery", "2s");
-        let relay = Relay::launch(plan.stream("backoff.first", "1s")).await;
+        let relay = Relay::launch(plan.stream("backoff.cap", "2s").stream("backoff.first", "1s")).await;
         relay
             .until("it is told", |stream| {
                 stream["state"] == state && stream["last_error"].as_str().is_some_and(|error| error.contains(word))

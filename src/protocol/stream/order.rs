@@ -509,10 +509,8 @@ impl Order {
         if leads_here {
             return self.set_apart(suspects.events, rulings);
         }
-        for (sequence, event) in suspects.events {
-            self.stray = Some(sequence);
-            self.pass_stray(sequence, event, rulings);
-        }
+        self.stray = suspects.last();
+        suspects.events.into_iter().for_each(|(sequence, event)| self.pass_stray(sequence, event, rulings));
     }
 
     /// Keeps an event without its number.
