@@ -39,6 +39,15 @@ use crate::{
 /// About so much is read at once where the newest entries are asked for.
 const NEWEST_BYTES: usize = 1 << 20;
 
+/// Entries that a reader had and wants once more.
+#[derive(Debug, Clone, Copy)]
+pub struct Stretch {
+    pub from: Mark,
+    pub last: Offset,
+    /// About so long is each.
+    pub entry_len: usize,
+}
+
 /// How far a log goes. Sent when it moves; carries no events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
@@ -191,13 +200,16 @@ impl EventLog {
         Reader::new(self.clone(), after)
     }
 
-    /// Entries that a reader had, once more: from `from` on up to `last`, bounded by `bytes_max` (at least one batch).
-    /// None when they are not held any more.
-    pub async fn again(&self, from: Mark, last: Offset, bytes_max: usize) -> Result<Option<Vec<BatchView>>, ReadError> {
+    /// The beginning of a stretch, bounded by `bytes_max` (at least one batch). None when it is not held any more.
+    pub async fn again(&self, stretch: Stretch, bytes_max: usize) -> Result<Option<Vec<BatchView>>, ReadError> {
+        let Stretch { from, last, entry_len } = stretch;
         let (log, after) = (&self.shared, from.offset.previous());
         let views = match log.tail.after(from.epoch, after, last, bytes_max) {
             Some(views) => views,
             None => {
+                // Not every store can bound an answer in bytes before it has it.
+                let entries = (bytes_max / entry_len.max(1)).max(1) as u64;
+                let last = last.min(Offset(after.0.saturating_add(entries)));
                 let batches = log.store.read(&log.name, after, last, bytes_max).await?;
                 batches.iter().map(|batch| tail::view(batch, from.offset)).collect()
             }

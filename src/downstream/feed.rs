@@ -8,7 +8,7 @@ use futures_util::future::select_all;
 use serde::Serialize;
 
 use crate::{
-    event_log::{EventLog, Place, Read, Reader},
+    event_log::{EventLog, Place, Read, Reader, Stretch},
     model::{BatchView, Cursor, Mark, Offset, Source, StreamName, Timestamp},
     store::ReadError,
 };
@@ -90,16 +90,14 @@ impl Feed {
         self.lanes[lane].log.name()
     }
 
-    /// Entries of a lane that were handed out, once more: from `from` on up to `last`, or the first of them. None when
-    /// they are not held any more.
+    /// The beginning of a stretch of a lane that was handed out, once more. None when it is not held any more.
     pub async fn again(
         &self,
         lane: usize,
-        from: Mark,
-        last: Offset,
+        stretch: Stretch,
         bytes_max: usize,
     ) -> Result<Option<Vec<BatchView>>, ReadError> {
-        self.lanes[lane].log.again(from, last, bytes_max).await
+        self.lanes[lane].log.again(stretch, bytes_max).await
     }
 
     /// Waits for what follows; none when every log has ended. Cancel-safe. `bytes_max` bounds one answer, though one

@@ -245,3 +245,26 @@ async fn a_mark_is_worth_what_the_log_holds() {
     assert_eq!(standing(Epoch(epoch.0 ^ 1), 1), Standing::Foreign);
     opened.store.close().await;
 }
+
+#[tokio::test]
+async fn what_a_reader_had_is_read_again_or_known_to_be_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    for tail_bytes in [0, 1 << 20] {
+        let opened = Opened::at(&directory.path().join(tail_bytes.to_string()), KEEP_ALL, tail_bytes).await;
+        for _ in 0..5 {
+            opened.append(4).await;
+        }
+        let epoch = opened.log().end().lineage.current();
+        let again = async |epoch, offset, bytes_max| {
+            let from = Mark { epoch, offset: Offset(offset) };
+            opened.log().again(Stretch { from, last: Offset(20), entry_len: 300 }, bytes_max).await.unwrap()
+        };
+        let offsets = |views| offsets(&Read::Entries(views));
+        assert_eq!(offsets(again(epoch, 6, usize::MAX).await.unwrap()), (6..=20).collect::<Vec<_>>());
+        let some = offsets(again(epoch, 6, 1).await.unwrap());
+        assert!(some.starts_with(&[6]) && some.len() <= 4, "{some:?}");
+        assert!(again(Epoch(epoch.0 ^ 1), 6, usize::MAX).await.is_none(), "of another log");
+        assert!(again(epoch, 21, usize::MAX).await.is_none(), "not there");
+        opened.store.close().await;
+    }
+}

@@ -27,8 +27,15 @@ const READ_LEN_MIN: usize = 16 * 1024;
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Room is counted in units of this, rounded up.
 const UNIT: usize = 1024;
-/// A batch's own bytes, and its frames. (As server-sent events only a small one is kept.)
-const COPIES: usize = 2;
+
+/// What is kept of a batch for readers of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Copies {
+    /// Its own bytes. (A small one may also be kept as server-sent events.)
+    Plain,
+    /// Its own bytes, and as WebSocket frames.
+    WithFrames,
+}
 
 /// The room that all clients of a server share.
 #[derive(Debug, Clone)]
@@ -45,12 +52,25 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Kept {
     batches: HashMap<Key, KeptBatch>,
-    /// By age.
-    holds: BTreeMap<u64, (StreamName, Views)>,
+    /// Who has waited longest comes first.
+    holds: BTreeMap<u64, Held>,
     holds_begun: u64,
 }
 
-type Key = (StreamName, Epoch, Offset);
+#[derive(Debug)]
+struct Held {
+    whose: Whose,
+    views: Views,
+}
+
+/// Readers of one stream and kind have batches in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Whose {
+    stream: StreamName,
+    copies: Copies,
+}
+
+type Key = (Whose, Epoch, Offset);
 
 type Views = Arc<Mutex<Vec<BatchView>>>;
 
@@ -85,23 +105,23 @@ impl Memory {
     }
 
     /// Keeps entries that a reader has not taken, for as long as there is room. None: there is none now.
-    pub(super) fn hold(&self, stream: &StreamName, mut views: Vec<BatchView>) -> Option<Hold> {
+    pub(super) fn hold(&self, stream: &StreamName, copies: Copies, mut views: Vec<BatchView>) -> Option<Hold> {
+        let whose = Whose { stream: stream.clone(), copies };
         let mut kept = self.kept();
         for index in 0..views.len() {
-            if !self.keep(&mut kept, stream, &mut views[index]) {
-                kept.release(stream, &views[..index]);
+            if !self.keep(&mut kept, &whose, &mut views[index]) {
+                kept.release(&whose, &views[..index]);
                 return None;
             }
         }
-        kept.holds_begun += 1;
-        let (number, views) = (kept.holds_begun, Arc::new(Mutex::new(views)));
-        kept.holds.insert(number, (stream.clone(), Arc::clone(&views)));
+        let views = Arc::new(Mutex::new(views));
+        let number = kept.begin(Held { whose, views: Arc::clone(&views) });
         Some(Hold { memory: self.clone(), number, views })
     }
 
     /// Counts the batch of a view once for all that hold it, and makes it the same one for all.
-    fn keep(&self, kept: &mut Kept, stream: &StreamName, view: &mut BatchView) -> bool {
-        let key = key(stream, &view.batch);
+    fn keep(&self, kept: &mut Kept, whose: &Whose, view: &mut BatchView) -> bool {
+        let key = key(whose, &view.batch);
         if let Some(known) = kept.batches.get_mut(&key) {
             let same = Arc::ptr_eq(&known.batch, &view.batch) || known.batch.bytes() == view.batch.bytes();
             if same {
@@ -110,7 +130,7 @@ impl Memory {
             }
             return same;
         }
-        let Some(room) = self.take_now(kept, weight(&view.batch)) else { return false };
+        let Some(room) = self.take_now(kept, whose.weight(&view.batch)) else { return false };
         kept.batches.insert(key, KeptBatch { batch: Arc::clone(&view.batch), holds: 1, _room: room });
         true
     }
@@ -161,15 +181,25 @@ impl Memory {
 
 impl Kept {
     fn let_oldest_go(&mut self) -> bool {
-        let Some((_, (stream, views))) = self.holds.pop_first() else { return false };
-        let views = std::mem::take(&mut *views.lock().unwrap_or_else(PoisonError::into_inner));
-        self.release(&stream, &views);
+        let Some((_, oldest)) = self.holds.pop_first() else { return false };
+        self.end(&oldest);
         true
     }
 
-    fn release(&mut self, stream: &StreamName, views: &[BatchView]) {
+    fn begin(&mut self, held: Held) -> u64 {
+        self.holds_begun += 1;
+        self.holds.insert(self.holds_begun, held);
+        self.holds_begun
+    }
+
+    fn end(&mut self, held: &Held) {
+        let views = std::mem::take(&mut *held.views.lock().unwrap_or_else(PoisonError::into_inner));
+        self.release(&held.whose, &views);
+    }
+
+    fn release(&mut self, whose: &Whose, views: &[BatchView]) {
         for view in views {
-            let key = key(stream, &view.batch);
+            let key = key(whose, &view.batch);
             let Some(known) = self.batches.get_mut(&key) else { continue };
             known.holds -= 1;
             if known.holds == 0 {
@@ -179,12 +209,18 @@ impl Kept {
     }
 }
 
-fn key(stream: &StreamName, batch: &Batch) -> Key {
-    (stream.clone(), batch.epoch(), batch.first())
+fn key(whose: &Whose, batch: &Batch) -> Key {
+    (whose.clone(), batch.epoch(), batch.first())
 }
 
-fn weight(batch: &Batch) -> usize {
-    COPIES * batch.bytes().len() + batch.bytes().len().min(PIECE_LEN)
+impl Whose {
+    fn weight(&self, batch: &Batch) -> usize {
+        let len = batch.bytes().len();
+        match self.copies {
+            Copies::Plain => len + len.min(PIECE_LEN),
+            Copies::WithFrames => 2 * len + UNIT,
+        }
+    }
 }
 
 fn units(bytes: usize) -> usize {
@@ -204,14 +240,21 @@ impl Hold {
     pub(super) fn views(&self) -> Vec<BatchView> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// Its reader took something: all others give way before it.
+    pub(super) fn renew(&mut self) {
+        let mut kept = self.memory.kept();
+        if let Some(held) = kept.holds.remove(&self.number) {
+            self.number = kept.begin(held);
+        }
+    }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut kept = self.memory.kept();
-        if let Some((stream, views)) = kept.holds.remove(&self.number) {
-            let views = std::mem::take(&mut *views.lock().unwrap_or_else(PoisonError::into_inner));
-            kept.release(&stream, &views);
+        if let Some(held) = kept.holds.remove(&self.number) {
+            kept.end(&held);
         }
     }
 }
@@ -269,10 +312,11 @@ mod tests {
     #[test]
     fn readers_of_the_same_entries_hold_them_once() {
         let memory = Memory::of(8 * MIB);
-        let first = memory.hold(&stream(), vec![view(1, MIB)]).unwrap();
+        let first = memory.hold(&stream(), Copies::WithFrames, vec![view(1, MIB)]).unwrap();
         let taken = memory.taken();
         assert!((2 * MIB..3 * MIB).contains(&taken), "{taken}");
-        let others: Vec<_> = (0..100).map(|_| memory.hold(&stream(), vec![view(1, MIB)]).unwrap()).collect();
+        let others: Vec<_> =
+            (0..100).map(|_| memory.hold(&stream(), Copies::WithFrames, vec![view(1, MIB)]).unwrap()).collect();
         assert_eq!(memory.taken(), taken);
         assert!(others.iter().all(|other| Arc::ptr_eq(&other.views()[0].batch, &first.views()[0].batch)));
         drop((first, others));
@@ -283,40 +327,55 @@ mod tests {
     #[test]
     fn other_entries_under_the_same_number_are_not_shared() {
         let memory = Memory::of(8 * MIB);
-        let _held = memory.hold(&stream(), vec![view(1, 1_000)]).unwrap();
-        assert!(memory.hold(&stream(), vec![view(1, 1_001)]).is_none());
-        assert!(memory.hold(&"agents".parse().unwrap(), vec![view(1, 1_001)]).is_some());
+        let _held = memory.hold(&stream(), Copies::WithFrames, vec![view(1, 1_000)]).unwrap();
+        assert!(memory.hold(&stream(), Copies::WithFrames, vec![view(1, 1_001)]).is_none());
+        assert!(memory.hold(&"agents".parse().unwrap(), Copies::WithFrames, vec![view(1, 1_001)]).is_some());
     }
 
     #[test]
     fn the_oldest_entries_give_way_and_the_room_is_never_exceeded() {
         let memory = Memory::of(8 * MIB);
-        let holds: Vec<_> = (1..=20).map(|first| memory.hold(&stream(), vec![view(first, MIB)]).unwrap()).collect();
+        let holds: Vec<_> =
+            (1..=20).map(|first| memory.hold(&stream(), Copies::WithFrames, vec![view(first, MIB)]).unwrap()).collect();
         assert!(memory.taken() <= 8 * MIB, "{}", memory.taken());
         let left: Vec<bool> = holds.iter().map(|hold| !hold.views().is_empty()).collect();
         assert_eq!(left, [vec![false; 17], vec![true; 3]].concat());
-        assert!(memory.hold(&stream(), vec![view(99, 8 * MIB)]).is_none(), "more than there is in all");
+        assert!(
+            memory.hold(&stream(), Copies::WithFrames, vec![view(99, 8 * MIB)]).is_none(),
+            "more than there is in all"
+        );
         drop(holds);
         assert_eq!(memory.taken(), 0);
+    }
+
+    #[test]
+    fn who_takes_something_keeps_its_entries_longer_than_who_takes_nothing() {
+        let memory = Memory::of(8 * MIB);
+        let hold = |first| memory.hold(&stream(), Copies::Plain, vec![view(first, 3 * MIB)]).unwrap();
+        let (mut quick, stuck) = (hold(1), hold(2));
+        quick.renew();
+        let _third = hold(3);
+        assert!(!quick.views().is_empty() && stuck.views().is_empty());
+        assert!(memory.hold(&stream(), Copies::WithFrames, vec![view(1, 8)]).is_some(), "another kind, other copies");
     }
 
     #[tokio::test]
     async fn entries_of_slow_readers_give_way_to_a_page_and_a_page_to_nobody() {
         let memory = Memory::of(8 * MIB);
-        let hold = memory.hold(&stream(), vec![view(1, MIB)]).unwrap();
+        let hold = memory.hold(&stream(), Copies::WithFrames, vec![view(1, MIB)]).unwrap();
         let mut page = memory.room(8 * MIB).await.unwrap();
         assert!(hold.views().is_empty());
-        assert!(memory.hold(&stream(), vec![view(2, MIB)]).is_none());
+        assert!(memory.hold(&stream(), Copies::WithFrames, vec![view(2, MIB)]).is_none());
         assert!(memory.room(1).now_or_never().is_none(), "a second page waits");
         page.taken(4 * MIB);
-        assert!(memory.hold(&stream(), vec![view(2, MIB)]).is_some());
+        assert!(memory.hold(&stream(), Copies::WithFrames, vec![view(2, MIB)]).is_some());
     }
 
     #[test]
     fn readers_read_less_at_a_time_while_little_room_is_left() {
         let memory = Memory::of(8 * MIB);
         assert_eq!(memory.read_len(256 * 1024), 256 * 1024);
-        let held = memory.hold(&stream(), vec![view(1, 3 * MIB + MIB / 2)]);
+        let held = memory.hold(&stream(), Copies::WithFrames, vec![view(1, 3 * MIB + MIB / 2)]);
         assert_eq!(memory.read_len(256 * 1024), READ_LEN_MIN);
         assert_eq!(memory.read_len(1_000), 1_000);
         drop(held);

@@ -19,7 +19,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::{
     accept::Form,
-    memory::{Memory, PIECE_LEN},
+    memory::{Copies, Memory, PIECE_LEN},
     position::{self, Positions},
     render::{self, Kinds},
     turn::{Lost, Turn},
@@ -228,7 +228,7 @@ impl Following {
         match due {
             Due::Entries { lane, views } => {
                 let (positions, subscriber) = (&mut self.positions, &self.subscriber);
-                let turn = Turn::of(lane, views, &self.kinds, |view, count, end| {
+                let turn = Turn::of(lane, views, Copies::Plain, &self.kinds, |view, count, end| {
                     subscriber.delivered(count);
                     if let Some(positions) = positions {
                         positions.saw(view, end);

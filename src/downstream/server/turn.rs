@@ -6,11 +6,12 @@
 use std::{borrow::Cow, collections::VecDeque, io::IoSlice, ops::Range};
 
 use super::{
-    memory::{Hold, Memory},
+    memory::{Copies, Hold, Memory},
     render::{self, Kinds},
 };
 use crate::{
     downstream::feed::Feed,
+    event_log::Stretch,
     model::{Batch, BatchView, Epoch, Mark, Offset, Rendering},
     store::ReadError,
 };
@@ -22,6 +23,9 @@ const AGAIN_LEN: usize = 256 * 1024;
 #[derive(Debug)]
 pub(super) struct Turn {
     lane: usize,
+    copies: Copies,
+    /// About so long is each entry.
+    entry_len: usize,
     pub(super) course: Course,
     pub(super) stock: Stock,
 }
@@ -64,6 +68,7 @@ impl Turn {
     pub(super) fn of(
         lane: usize,
         views: Vec<BatchView>,
+        copies: Copies,
         kinds: &Kinds,
         mut saw: impl FnMut(&BatchView, usize, Option<usize>),
     ) -> Self {
@@ -77,7 +82,11 @@ impl Turn {
             }
             saw(view, count, end);
         }
-        Self { lane, course: Course { runs, sent: 0 }, stock: Stock::Own(views) }
+        let (bytes, entries) = views
+            .iter()
+            .fold((0, 0), |(bytes, entries), view| (bytes + view.batch.bytes().len(), entries + view.batch.len()));
+        let entry_len = bytes / entries.max(1);
+        Self { lane, copies, entry_len, course: Course { runs, sent: 0 }, stock: Stock::Own(views) }
     }
 
     pub(super) fn lane(&self) -> usize {
@@ -86,11 +95,15 @@ impl Turn {
 
     /// The client does not take it now: from here on it gives way to others.
     pub(super) fn wait(&mut self, memory: &Memory, feed: &Feed) {
-        if let Stock::Own(views) = &mut self.stock {
-            let views = std::mem::take(views);
-            if let Some(hold) = memory.hold(feed.name(self.lane), views) {
-                self.stock = Stock::Held(hold);
+        match &mut self.stock {
+            Stock::Own(views) => {
+                let views = std::mem::take(views);
+                if let Some(hold) = memory.hold(feed.name(self.lane), self.copies, views) {
+                    self.stock = Stock::Held(hold);
+                }
             }
+            // It took some of it meanwhile: others have waited longer.
+            Stock::Held(hold) => hold.renew(),
         }
     }
 
@@ -98,7 +111,8 @@ impl Turn {
     pub(super) async fn recall(&mut self, memory: &Memory, feed: &Feed) -> Result<(), Lost> {
         let Some((from, last)) = self.course.ends() else { return Ok(()) };
         self.stock = Stock::Own(Vec::new());
-        let views = feed.again(self.lane, from, last, memory.read_len(AGAIN_LEN)).await.map_err(Lost::Unreadable)?;
+        let stretch = Stretch { from, last, entry_len: self.entry_len };
+        let views = feed.again(self.lane, stretch, memory.read_len(AGAIN_LEN)).await.map_err(Lost::Unreadable)?;
         self.stock = Stock::Own(views.ok_or(Lost::Trimmed)?);
         Ok(())
     }

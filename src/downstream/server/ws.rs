@@ -30,7 +30,7 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    memory::Memory,
+    memory::{Copies, Memory},
     position::{self, Positions},
     render::{self, Kinds},
     turn::{Lost, Turn},
@@ -213,7 +213,7 @@ impl Conversation {
     /// The wanted entries, which are counted, and what is passed over with them.
     fn turn(&mut self, lane: usize, views: Vec<BatchView>) -> Turn {
         let (positions, subscriber) = (&mut self.positions, &self.subscriber);
-        Turn::of(lane, views, &self.kinds, |view, count, end| {
+        Turn::of(lane, views, Copies::WithFrames, &self.kinds, |view, count, end| {
             subscriber.delivered(count);
             if let Some(positions) = positions {
                 positions.saw(view, end);
