@@ -39,7 +39,7 @@ pub(super) struct Intake {
 #[derive(Debug)]
 enum Numbering {
     /// By the platform's dense numbers. `marks_at`: when the gap of an abandoned position is marked without its end.
-    Numbered { order: Order, marks_at: Option<Instant> },
+    Numbered { order: Box<Order>, marks_at: Option<Instant> },
     /// By comparing, while sockets overlap.
     Unnumbered { twins: Option<Twins> },
 }
@@ -60,7 +60,8 @@ impl Intake {
     pub(super) fn new(settings: &Settings, choices: &Choices, position: Option<Position>) -> Self {
         let numbering = match choices.resume {
             Resume::Sequence => {
-                Numbering::Numbered { order: Order::new(position.map(|position| position.0)), marks_at: None }
+                let order = Box::new(Order::new(position.map(|position| position.0)));
+                Numbering::Numbered { order, marks_at: None }
             }
             Resume::None => Numbering::Unnumbered { twins: None },
         };

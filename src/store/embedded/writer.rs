@@ -223,7 +223,7 @@ impl Writer {
         if lost != self.lost {
             match &lost {
                 Some(reason) => {
-                    tracing::error!(reason, "the store's files are gone: nothing is taken until they are back")
+                    tracing::error!(reason, "the store's files are gone: nothing is taken until they are back");
                 }
                 None => tracing::info!("the store's files are back: entries are taken"),
             }

@@ -2,8 +2,11 @@
 
 use super::*;
 
+/// What is done to a directory.
+type Change = fn(&Path);
+
 /// What is done to the files of a running store, and how it is undone where it can be.
-const HARMS: [(&str, fn(&Path), Option<fn(&Path)>); 6] = [
+const HARMS: [(&str, Change, Option<Change>); 6] = [
     ("the directory is renamed", |path| rename(path, &aside(path)), Some(|path| rename(&aside(path), path))),
     (
         "the database is renamed",
