@@ -7,7 +7,7 @@ use trunkline::{
     simulator::{ALWAYS, Answered, Asked, Dialect, Fault, Settings, Target},
 };
 
-use crate::harness::{Firehose, Plan, Platform, Relay, Wire, eventually};
+use crate::harness::{Firehose, Plan, Platform, Relay, Scripted, Upgrade, Wire, eventually, numbered};
 
 const TOPICS: [&str; 3] = ["v2.analytics.queues.*.observations", "v2.users.*.presence", "v2.users.*.routingStatus"];
 
@@ -155,16 +155,15 @@ async fn a_successor_that_fails_is_tried_again_while_the_old_session_serves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_successor_that_is_closed_right_behind_its_upgrade_costs_nothing_while_the_old_session_serves() {
     let platform = Platform::start().await;
-    let relay = Relay::start(&platform).await;
-    let mut consumer = relay.consumer().await;
-    platform.say(1);
-    consumer.expect(1..=1).await;
-    let how = Answered::Closed { after: Duration::ZERO, code: 1000, reason: String::new() };
-    let (to, on) = (Asked::Upgrade, Target::Sequenced);
-    platform.inject(Fault::Answer { to, on, url: None, resuming: false, times: 2, how });
+    let closed = || Upgrade::Ended(Vec::new());
+    let script = vec![Upgrade::Open(numbered([1])), closed(), closed(), Upgrade::Open(numbered(2..=3))];
+    let scripted = Scripted::start(script).await;
+    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", scripted.url())).await;
+    relay.tells("1").await;
     relay.wish("rotate").await;
-    talking_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
-    consumer.expect(2..=platform.ledger().last_sequence()).await;
+    relay.tells("1 2 3").await;
+    assert_eq!(relay.count("rotations").await, 1);
+    assert_eq!(scripted.targets().len(), 4);
     assert_eq!(relay.metric("stream_rotations_total", &[("outcome", "failed")]).await, 2.0);
     assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
     assert_eq!(silence(&relay).await, 0.0);
