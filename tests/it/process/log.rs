@@ -1,7 +1,7 @@
 //! A stream's log as its consumers get it, and what must hold of it.
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use super::{relay::client, site::STREAM};
 
@@ -51,9 +51,10 @@ pub(crate) async fn pages(consumers: &str) -> Vec<Entry> {
     pages_of(consumers, STREAM).await
 }
 
-/// The whole log of a stream, page by page.
+/// The log of a stream up to the end that it has now, page by page.
 pub(crate) async fn pages_of(consumers: &str, stream: &str) -> Vec<Entry> {
-    let mut entries = Vec::new();
+    let end = end_of(consumers, stream).await;
+    let mut entries: Vec<Entry> = Vec::new();
     let mut next = format!("/v1/streams/{stream}/events?limit={PAGE}&from=first");
     loop {
         let url = format!("{consumers}{next}");
@@ -63,11 +64,20 @@ pub(crate) async fn pages_of(consumers: &str, stream: &str) -> Vec<Entry> {
         next = link.strip_prefix('<').and_then(|link| link.split_once('>')).unwrap().0.to_owned();
         let body = answer.text().await.unwrap();
         let page: Vec<&RawValue> = serde_json::from_str(&body).unwrap();
-        if page.is_empty() {
+        entries.extend(page.iter().map(|event| Entry::read(event.get())));
+        if page.is_empty() || entries.last().is_some_and(|last| last.offset >= end) {
             return entries;
         }
-        entries.extend(page.iter().map(|event| Entry::read(event.get())));
     }
+}
+
+/// The newest offset of a stream; 0 where it has none.
+async fn end_of(consumers: &str, stream: &str) -> u64 {
+    let answer = client().get(format!("{consumers}/v1/streams")).send().await.unwrap();
+    let streams: Value = answer.json().await.unwrap();
+    let found = streams["streams"].as_array().unwrap().iter().find(|found| found["name"] == stream);
+    let last = found.and_then(|found| found["last"].as_str()).and_then(|last| last.split_once('-'));
+    last.map_or(0, |(_, offset)| offset.parse().unwrap())
 }
 
 /// Every number from the first one heard to the last one said: once, in order, under dense offsets, and no gap.
