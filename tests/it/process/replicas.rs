@@ -87,6 +87,27 @@ async fn holder(relays: &[Relay]) -> usize {
     .await
 }
 
+/// Two relays on one server.
+struct Scene {
+    server: Redis,
+    site: Site,
+    relays: [Relay; 2],
+}
+
+impl Scene {
+    async fn start(server: Redis, site: Site) -> Self {
+        let relays = [Relay::live(&site).await, Relay::live(&site).await];
+        Self { server, site, relays }
+    }
+
+    /// Waits until both relays show what is sent from here on.
+    async fn goes_on(&self) {
+        for relay in &self.relays {
+            goes_on(&self.site, relay, clock::now()).await;
+        }
+    }
+}
+
 /// Waits until this relay shows what is said from here on.
 async fn goes_on(site: &Site, relay: &Relay, since: Instant) -> Duration {
     let said = site.platform.ledger().last_sequence();

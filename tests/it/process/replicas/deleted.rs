@@ -1,45 +1,31 @@
 //! Single keys in Redis are deleted while two relays run: a gap marks what is lost, and nobody else is affected.
 
 use redis::cmd;
-use trunkline::clock;
 
 use super::{
+    Scene,
     foreign::{SPOILT as OTHER, run, with_two_streams},
-    goes_on, holder, holds_stream,
+    holder, holds_stream,
 };
 use crate::{
     harness::Redis,
     process::{
         child::{PATIENCE, eventually},
         log::{Entry, assert_whole, pages, pages_of},
-        relay::Relay,
-        site::{STREAM, Site},
+        site::STREAM,
     },
 };
 
 const EVENTS_A_SECOND: u64 = 100;
 
-/// Two relays, two streams, one server.
-struct Scene {
-    server: Redis,
-    site: Site,
-    relays: [Relay; 2],
+/// Two relays with two streams.
+async fn start() -> Scene {
+    let server = Redis::durable();
+    let site = with_two_streams(&server).await;
+    Scene::start(server, site).await
 }
 
 impl Scene {
-    async fn start() -> Self {
-        let server = Redis::durable();
-        let site = with_two_streams(&server).await;
-        let relays = [Relay::live(&site).await, Relay::live(&site).await];
-        Self { server, site, relays }
-    }
-
-    async fn goes_on(&self) {
-        for relay in &self.relays {
-            goes_on(&self.site, relay, clock::now()).await;
-        }
-    }
-
     /// Keys that match a pattern.
     async fn keys(&self, pattern: &str) -> Vec<String> {
         self.server.connection().run(cmd("KEYS").arg(pattern)).await.unwrap()
@@ -94,7 +80,7 @@ fn assert_accounted(log: &[Entry]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_that_is_deleted_is_a_gap_behind_the_entries_that_are_left() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let talk = scene.site.talk(EVENTS_A_SECOND);
     for count in 1..=2 {
         scene.goes_on().await;
@@ -115,7 +101,7 @@ async fn a_head_that_is_deleted_is_a_gap_behind_the_entries_that_are_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_is_deleted_begins_with_a_gap_behind_its_former_end() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let talk = scene.site.talk(EVENTS_A_SECOND);
     let mut former_end = 0;
     for _ in 0..2 {
@@ -133,7 +119,7 @@ async fn a_log_that_is_deleted_begins_with_a_gap_behind_its_former_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_is_deleted_is_drawn_anew_and_loses_nothing() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let talk = scene.site.talk(EVENTS_A_SECOND);
     let head = format!("{{trunkline:{STREAM}}}:head");
     for fields in [&["number", "nonce", "holder", "turn"][..], &["number", "nonce"], &["holder"], &["turn"]] {
@@ -147,7 +133,7 @@ async fn a_record_that_is_deleted_is_drawn_anew_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memberships_that_are_deleted_are_renewed_and_lose_nothing() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let talk = scene.site.talk(EVENTS_A_SECOND);
     for pattern in ["{trunkline:replicas}:lives:*", "{trunkline:replicas}:known", "{trunkline:replicas}:*"] {
         scene.goes_on().await;
@@ -164,7 +150,7 @@ async fn memberships_that_are_deleted_are_renewed_and_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_that_are_deleted_stay_in_use_and_the_next_one_is_shared() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let talk = scene.site.talk(EVENTS_A_SECOND);
     let (keys, grants) = ("{trunkline:token:demo}:", || scene.site.platform.tally().grants_total());
     for deleted in [&["token"][..], &["generation"], &["lock", "pause"], &["token", "generation"]] {

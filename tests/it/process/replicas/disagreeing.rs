@@ -7,15 +7,14 @@ use redis::cmd;
 use tokio::task::JoinSet;
 use trunkline::{clock, simulator::Dialect};
 
-use super::{goes_on, holder, holds_stream, site};
+use super::{Scene, holder, holds_stream, site};
 use crate::{
     harness::Redis,
     process::{
         child::{PATIENCE, eventually},
         kill::{Board, Seen, follow_lines},
         log::{Entry, pages},
-        relay::Relay,
-        site::{STREAM, Site},
+        site::STREAM,
     },
 };
 
@@ -39,27 +38,14 @@ async fn field(server: &Redis, name: &str) -> String {
     run(server, &["HGET", &key("head"), name]).await
 }
 
-/// Two relays, one stream, one server.
-struct Scene {
-    server: Redis,
-    site: Site,
-    relays: [Relay; 2],
+/// Two relays with one stream.
+async fn start() -> Scene {
+    let server = Redis::durable();
+    let site = site(&server, &[]).await;
+    Scene::start(server, site).await
 }
 
 impl Scene {
-    async fn start() -> Self {
-        let server = Redis::durable();
-        let site = site(&server, &[]).await;
-        let relays = [Relay::live(&site).await, Relay::live(&site).await];
-        Self { server, site, relays }
-    }
-
-    async fn goes_on(&self) {
-        for relay in &self.relays {
-            goes_on(&self.site, relay, clock::now()).await;
-        }
-    }
-
     /// Both relays show that the stream failed, and why.
     async fn waits(&self, reason: &str) {
         for relay in &self.relays {
@@ -85,7 +71,7 @@ impl Scene {
         assert!(opened() - before <= SOCKETS_MAX, "{} sockets", opened() - before);
     }
 
-    async fn ends(self, last_sent: u64) -> Vec<Entry> {
+    async fn complete_log(self, last_sent: u64) -> Vec<Entry> {
         for relay in &self.relays {
             relay.goes_live().await;
             relay.holds(last_sent).await;
@@ -111,7 +97,7 @@ fn gaps(log: &[Entry]) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_was_set_ahead_waits_with_its_reason_and_leaves_the_platform_alone() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let talk = scene.site.talk(EVENTS_A_SECOND);
     scene.goes_on().await;
     let id: String = run(&scene.server, &["XADD", &key("log"), "*", "foo", "bar"]).await;
@@ -122,13 +108,13 @@ async fn a_log_that_was_set_ahead_waits_with_its_reason_and_leaves_the_platform_
     run::<String>(&scene.server, &["XSETID", &key("log"), &format!("{last}-0")]).await;
     scene.goes_on().await;
     let last_sent = talk.hush().await;
-    let log = scene.ends(last_sent).await;
+    let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_that_redis_refused_within_a_transaction_are_sent_again() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let talk = scene.site.talk(EVENTS_A_SECOND);
     scene.goes_on().await;
     run::<String>(&scene.server, &["XSETID", &key("log"), "999999999-0"]).await;
@@ -138,14 +124,14 @@ async fn entries_that_redis_refused_within_a_transaction_are_sent_again() {
     run::<String>(&scene.server, &["XSETID", &key("log"), &entries[0].0]).await;
     scene.goes_on().await;
     let last_sent = talk.hush().await;
-    let log = scene.ends(last_sent).await;
+    let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
     assert!(gaps(&log) <= 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_whose_epoch_makes_no_sense_fails_on_both_replicas_until_it_is_mended() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let talk = scene.site.talk(EVENTS_A_SECOND);
     scene.goes_on().await;
     let epoch = field(&scene.server, "epoch").await;
@@ -155,14 +141,14 @@ async fn a_head_whose_epoch_makes_no_sense_fails_on_both_replicas_until_it_is_me
     run::<u8>(&scene.server, &["HSET", &key("head"), "epoch", &epoch]).await;
     scene.goes_on().await;
     let last_sent = talk.hush().await;
-    let log = scene.ends(last_sent).await;
+    let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
     assert_eq!(gaps(&log), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_field_that_only_followers_read_keeps_nobody_from_being_shown_the_log() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let talk = scene.site.talk(EVENTS_A_SECOND);
     for (name, value) in [("first", "x"), ("safe", "x"), ("first", "999999999"), ("first", "")] {
         scene.goes_on().await;
@@ -170,7 +156,7 @@ async fn a_field_that_only_followers_read_keeps_nobody_from_being_shown_the_log(
         scene.goes_on().await;
     }
     let last_sent = talk.hush().await;
-    let log = scene.ends(last_sent).await;
+    let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
 }
 
@@ -189,7 +175,7 @@ async fn roll_back(server: &Redis, (head, log): &(Vec<u8>, Vec<u8>)) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_roll_back_under_the_same_server_begins_an_epoch_and_every_id_stays_unique() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let (mut readers, mut tasks) = (Vec::new(), JoinSet::new());
     for relay in &scene.relays {
         let (board, seen) = (Arc::new(Board::default()), Arc::new(Seen::default()));
@@ -208,7 +194,7 @@ async fn a_roll_back_under_the_same_server_begins_an_epoch_and_every_id_stays_un
     assert_ne!(field(&scene.server, "epoch").await, epoch, "an epoch begins");
     let index = holder(&scene.relays).await;
     assert!(!holds_stream(&scene.relays[1 - index]).await, "one relay owns the stream");
-    let log = scene.ends(last_sent).await;
+    let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
     let mut ids = BTreeMap::new();
     for reader in &readers {
@@ -223,7 +209,7 @@ async fn a_roll_back_under_the_same_server_begins_an_epoch_and_every_id_stays_un
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_that_are_no_set_are_named_with_what_to_do() {
-    let scene = Scene::start().await;
+    let scene = start().await;
     let known = "{trunkline:replicas}:known";
     run::<String>(&scene.server, &["SET", known, "a text"]).await;
     for relay in &scene.relays {
@@ -239,5 +225,5 @@ async fn members_that_are_no_set_are_named_with_what_to_do() {
     let talk = scene.site.talk(EVENTS_A_SECOND);
     scene.goes_on().await;
     let last_sent = talk.hush().await;
-    assert_numbers(&scene.ends(last_sent).await, last_sent);
+    assert_numbers(&scene.complete_log(last_sent).await, last_sent);
 }
