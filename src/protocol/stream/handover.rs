@@ -8,7 +8,7 @@ use super::{
     intake::{Intake, TakenIn},
     link::Link,
     messages::Judged,
-    standby::{Ring, due_from, is_heard, is_hole_likely, is_older, lay_over},
+    standby::{RecordedGap, Ring, due_from, is_heard, is_hole_likely, lay_over, lay_over_behind_gap},
     twins,
 };
 use crate::{
@@ -165,23 +165,22 @@ impl Stream {
 
     /// `covered`: none when no hole is to be looked for.
     fn own_unnumbered(&mut self, ring: Ring, mut stored: Vec<Event>, covered: Option<bool>, now: Now) {
-        let told = stored.iter().rposition(|entry| !is_heard(entry));
-        let behind = told.map_or(0, |place| stored.len() - 1 - place);
+        let recorded = RecordedGap::find(&stored);
         stored.retain(is_heard);
         let gave_way = ring.gave_way();
         let alive = self.session_ids();
         let mut carried = ring.into_carried(&alive);
         let log: Vec<u64> = stored.iter().map(twins::key).collect();
         let kept: Vec<u64> = carried.iter().map(|carried| carried.key).collect();
-        match lay_over(&log, &kept) {
+        let behind = recorded.as_ref().map_or(0, |gap| gap.behind);
+        match lay_over(&log, &kept).or_else(|| lay_over_behind_gap(&log, behind, &kept)) {
             Some(overlay) => {
                 stored.drain(..due_from(&log, &carried, &alive, &overlay));
                 carried.drain(..overlay.event);
             }
             None => {
-                let behind = &log[log.len() - behind..];
-                let doubted = |covered| is_hole_likely(&log, &kept, gave_way, covered) || is_older(&log, &kept, behind);
-                if covered.is_some_and(doubted) {
+                let is_older = recorded.is_some_and(|gap| gap.drop_older(&log, &mut carried));
+                if covered.is_some_and(|covered| is_older || is_hole_likely(&log, &kept, gave_way, covered)) {
                     self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
                 }
             }

@@ -12,7 +12,7 @@ use super::{
     twins::{self, TWIN_WAIT},
 };
 use crate::{
-    model::{Event, Position, Sequence},
+    model::{Event, Position, Sequence, Timestamp},
     protocol::session::SessionId,
 };
 
@@ -22,6 +22,8 @@ const KEPT_MAX: usize = 20_000;
 const COPY_WAIT: Duration = OVERLAP_MAX.saturating_add(TWIN_WAIT);
 /// A run of so many equal events is the same in the log and in the ring.
 const RUN_MIN: usize = 3;
+/// The wall clocks of two replicas differ by no more than this, in milliseconds.
+const CLOCK_SKEW_MAX: i64 = 60_000;
 /// No more sessions than this are remembered with their positions.
 const SESSIONS_MAX: usize = 64;
 
@@ -321,10 +323,50 @@ pub(super) fn is_hole_likely(stored: &[u64], kept: &[u64], gave_way: bool, cover
     if gave_way { !kept.first().is_some_and(is_stored) } else { !covered && !kept.iter().any(is_stored) }
 }
 
-/// Whether some of what is kept may have been said before that with which the log goes on `behind` a hole that it tells.
-pub(super) fn is_older(stored: &[u64], kept: &[u64], behind: &[u64]) -> bool {
-    let begins_there = kept.first().is_some_and(|first| behind.contains(first));
-    !behind.is_empty() && !begins_there && !kept.iter().all(|key| stored.contains(key))
+/// The same for a ring that reaches back in front of the log's last gap: what it holds in front of the entries `behind` the
+/// gap lies in that gap. None if they follow one another in no place of the ring, or in more than one.
+pub(super) fn lay_over_behind_gap(stored: &[u64], behind: usize, kept: &[u64]) -> Option<Overlay> {
+    let entry = stored.len() - behind;
+    let agrees = |event: &usize| stored[entry..].iter().zip(&kept[*event..]).all(|(stored, kept)| stored == kept);
+    let mut places = (0..kept.len()).filter(|_| behind > 0).filter(agrees);
+    let event = places.next()?;
+    places.next().is_none().then_some(Overlay { entry, event })
+}
+
+/// The newest gap that a log records, and what stands behind it.
+#[derive(Debug)]
+pub(super) struct RecordedGap {
+    at: Timestamp,
+    /// When the last entry behind it was received.
+    last: Timestamp,
+    pub(super) behind: usize,
+}
+
+impl RecordedGap {
+    /// None without a gap, or with nothing from the platform behind it.
+    pub(super) fn find(stored: &[Event]) -> Option<Self> {
+        let place = stored.iter().rposition(|entry| !is_heard(entry))?;
+        let last = stored.last()?;
+        let behind = stored.len() - 1 - place;
+        (behind > 0).then_some(Self { at: stored[place].received, last: last.received, behind })
+    }
+
+    /// Drops from a ring what may be older than the entries behind the gap: no log gets an older event behind a newer
+    /// one, and the gap stands for what is missing. Returns whether anything was dropped.
+    pub(super) fn drop_older(&self, stored: &[u64], carried: &mut Vec<Carried>) -> bool {
+        let Some(first) = carried.first() else { return false };
+        let begins_behind = stored[stored.len() - self.behind..].contains(&first.key);
+        if begins_behind || first.event.received > plus_skew(self.at) {
+            return false;
+        }
+        let before = carried.len();
+        carried.retain(|carried| stored.contains(&carried.key) || carried.event.received > plus_skew(self.last));
+        carried.len() < before
+    }
+}
+
+fn plus_skew(at: Timestamp) -> Timestamp {
+    Timestamp(at.0 + CLOCK_SKEW_MAX)
 }
 
 /// Whether an entry of the log came from the platform.

@@ -271,10 +271,13 @@ fn own(last: &str, stored: &str, covered: bool, feed: Option<FeedId>) -> Input {
     Input::Own { opening: Opening { checkpoint: checkpoint(last), damaged: false }, stored, covered }
 }
 
-/// `a` is an event by its body, `gap` an entry of the relay's own.
+/// `a` is an event by its body, `gap` an entry of the relay's own, and `old-gap` one of two minutes ago.
 fn stored_event(body: &str) -> Event {
-    if body == "gap" {
-        return Gap::unknown(GapReason::NoReplay).event(Timestamp(WALL));
+    let gap = |age: i64| Gap::unknown(GapReason::NoReplay).event(Timestamp(WALL - age));
+    match body {
+        "gap" => return gap(0),
+        "old-gap" => return gap(120_000),
+        _platform => (),
     }
     let mut event = Event::own("e", &body, Timestamp(WALL));
     event.subject = Some("v2.conversations.c-1.x".into());
