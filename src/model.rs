@@ -13,7 +13,7 @@ mod spelling;
 mod status;
 mod time;
 
-pub use batch::{Batch, BatchView, Entry, Rendering, StoredEntry};
+pub use batch::{Batch, BatchView, Entry, Piece, Pieces, Rendering, StoredEntry};
 pub use cursor::{Cursor, CursorError, Epoch, Lineage, Mark, Offset, Standing};
 pub use envelope::{BatchBuilder, Imprint, Source};
 pub use event::{Body, Event, Gap, GapReason};

@@ -1,6 +1,9 @@
 //! Neighbouring log entries as they travel together: one piece of bytes from append to every subscriber.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 
@@ -25,7 +28,7 @@ pub struct Batch {
     bytes: Bytes,
     slots: Box<[Slot]>,
     frames: OnceLock<Rendering>,
-    sse: OnceLock<Rendering>,
+    sse: OnceLock<Pieces>,
 }
 
 /// The same entries in a transport's own wrapping, made when the first subscriber needs it.
@@ -35,6 +38,44 @@ pub struct Rendering {
     pub bytes: Bytes,
     /// Where each one ends.
     pub ends: Box<[u32]>,
+}
+
+/// The same entries in several renderings, each in memory of its own: who keeps one does not keep the others.
+#[derive(Debug)]
+pub struct Pieces(Box<[Piece]>);
+
+/// Neighbouring entries of a batch, rendered.
+#[derive(Debug)]
+pub struct Piece {
+    /// Index of the first in the batch.
+    pub first: usize,
+    pub rendering: Rendering,
+}
+
+impl Pieces {
+    /// Of these pieces, in the order of their entries. They need not hold every entry.
+    pub fn new(pieces: Vec<Piece>) -> Self {
+        Self(pieces.into())
+    }
+
+    /// The entries with which a run begins, as far as one piece has them, and how many these are. None when no piece
+    /// has the first.
+    pub fn begin(&self, run: &Range<usize>) -> Option<(Bytes, usize)> {
+        let next = self.0.partition_point(|piece| piece.first <= run.start);
+        let Piece { first, rendering } = self.0.get(next.checked_sub(1)?)?;
+        let end = run.end.min(first + rendering.ends.len());
+        let count = end.checked_sub(run.start).filter(|count| *count > 0)?;
+        let part = rendering.span(&(run.start - first..end - first));
+        Some((rendering.bytes.slice(part), count))
+    }
+}
+
+impl Rendering {
+    /// Where the entries of a run lie.
+    pub fn span(&self, run: &Range<usize>) -> Range<usize> {
+        let end_of = |index: usize| self.ends[index] as usize;
+        run.start.checked_sub(1).map_or(0, end_of)..end_of(run.end - 1)
+    }
 }
 
 impl Batch {
@@ -126,7 +167,7 @@ impl Batch {
     }
 
     /// The batch as server-sent events; `render` makes it once for all subscribers.
-    pub fn sse(&self, render: impl FnOnce(&Self) -> Rendering) -> &Rendering {
+    pub fn sse(&self, render: impl FnOnce(&Self) -> Pieces) -> &Pieces {
         self.sse.get_or_init(|| render(self))
     }
 }

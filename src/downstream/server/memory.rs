@@ -19,8 +19,6 @@ use crate::model::{Batch, BatchView, Epoch, Offset, StreamName};
 
 /// What all clients together may not have taken.
 pub(super) const HELD_LEN_MAX: usize = 64 * 1024 * 1024;
-/// What is given to the HTTP library at a time. It holds up to twice as much for a client that takes nothing.
-pub(super) const PIECE_LEN: usize = 32 * 1024;
 /// While less than a quarter of the room is left, each reader reads no more than this at a time, or one batch.
 const READ_LEN_MIN: usize = 16 * 1024;
 /// A page that finds no room waits so long.
@@ -31,8 +29,10 @@ const UNIT: usize = 1024;
 /// What is kept of a batch for readers of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Copies {
-    /// Its own bytes. (A small one may also be kept as server-sent events.)
+    /// Its own bytes.
     Plain,
+    /// Its own bytes, and as server-sent events.
+    WithSse,
     /// Its own bytes, and as WebSocket frames.
     WithFrames,
 }
@@ -217,8 +217,8 @@ impl Whose {
     fn weight(&self, batch: &Batch) -> usize {
         let len = batch.bytes().len();
         match self.copies {
-            Copies::Plain => len + len.min(PIECE_LEN),
-            Copies::WithFrames => 2 * len + UNIT,
+            Copies::Plain => len,
+            Copies::WithSse | Copies::WithFrames => 2 * len + UNIT,
         }
     }
 }

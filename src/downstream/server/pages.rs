@@ -25,8 +25,8 @@ use futures_util::Stream;
 use super::{
     accept::Form,
     error::Refusal,
-    memory::{Memory, PIECE_LEN, Room},
-    render::Kinds,
+    memory::{Memory, Room},
+    render::{Kinds, PIECE_LEN},
 };
 use crate::{
     downstream::feed::{CursorForm, Due, Feed, Progress},

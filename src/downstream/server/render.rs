@@ -7,7 +7,7 @@ use bytes::Bytes;
 use globset::GlobMatcher;
 use memchr::memchr2;
 
-use crate::model::{Batch, BatchView, Entry, Rendering};
+use crate::model::{Batch, BatchView, Entry, Piece, Pieces, Rendering};
 
 /// Which entries a subscriber wants, by their `type`.
 #[derive(Debug, Clone, Default)]
@@ -36,12 +36,6 @@ impl Kinds {
             Some(start..stop)
         })
     }
-}
-
-/// Where the entries of a run lie in a rendering of their batch.
-pub fn span(rendering: &Rendering, run: &Range<usize>) -> Range<usize> {
-    let end_of = |index: usize| rendering.ends[index] as usize;
-    run.start.checked_sub(1).map_or(0, end_of)..end_of(run.end - 1)
 }
 
 /// A final text frame, unmasked (RFC 6455 section 5.2).
@@ -93,12 +87,51 @@ pub fn frame_len(bytes: &[u8]) -> Option<usize> {
     }
 }
 
+/// What is given to the HTTP library at a time. It holds up to twice as much for a client that takes nothing.
+pub const PIECE_LEN: usize = 32 * 1024;
+
 /// What `id: ` and `data: ` and the line ends take beside mark and envelope.
 const SSE_WRAPPING_LEN: usize = 48;
 
-/// The batch as server-sent events whose `id` is the entry's own mark: good for whoever reads this one stream.
-pub fn sse(batch: &Batch) -> Rendering {
-    render(batch, SSE_WRAPPING_LEN, |out, entry| sse_event(out, entry.mark, entry.json))
+/// The batch as server-sent events whose `id` is the entry's own mark: good for whoever reads this one stream. No piece
+/// is longer than [`PIECE_LEN`], and an entry that is too long for one is in none.
+pub fn sse(batch: &Batch) -> Pieces {
+    sse_pieces(batch, PIECE_LEN)
+}
+
+fn sse_pieces(batch: &Batch, len_max: usize) -> Pieces {
+    let room = len_max.min(batch.bytes().len() + batch.len() * SSE_WRAPPING_LEN);
+    let mut pieces = Vec::new();
+    let (mut first, mut out, mut ends) = (0, Vec::with_capacity(room), Vec::new());
+    for index in 0..batch.len() {
+        let (entry, before) = (batch.entry(index), out.len());
+        sse_event(&mut out, entry.mark, entry.json);
+        if out.len() > len_max {
+            let mut next = Vec::with_capacity(room);
+            next.extend_from_slice(&out[before..]);
+            out.truncate(before);
+            finish(&mut pieces, first, std::mem::replace(&mut out, next), std::mem::take(&mut ends));
+            first = index;
+        }
+        if out.len() > len_max {
+            out.clear();
+            first = index + 1;
+        } else {
+            ends.push(end(&out));
+        }
+    }
+    finish(&mut pieces, first, out, ends);
+    Pieces::new(pieces)
+}
+
+fn finish(pieces: &mut Vec<Piece>, first: usize, bytes: Vec<u8>, ends: Vec<u32>) {
+    if !ends.is_empty() {
+        pieces.push(Piece { first, rendering: Rendering { bytes: bytes.into(), ends: ends.into() } });
+    }
+}
+
+fn end(out: &[u8]) -> u32 {
+    u32::try_from(out.len()).expect("a batch is bounded far below 4 GiB")
 }
 
 /// One server-sent event.
@@ -146,8 +179,48 @@ fn render(batch: &Batch, wrapping_len: usize, mut wrap: impl FnMut(&mut Vec<u8>,
     let mut out = Vec::with_capacity(batch.bytes().len() + batch.len() * wrapping_len);
     let mut end_after = |index| {
         wrap(&mut out, batch.entry(index));
-        u32::try_from(out.len()).expect("a batch is bounded far below 4 GiB")
+        end(&out)
     };
     let ends = (0..batch.len()).map(&mut end_after).collect();
     Rendering { bytes: Bytes::from(out), ends }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Epoch, Offset, StoredEntry, Timestamp};
+
+    fn batch(lens: &[usize]) -> Batch {
+        let texts: Vec<Vec<u8>> = lens.iter().map(|len| vec![b'x'; *len]).collect();
+        let entries: Vec<StoredEntry<'_>> =
+            texts.iter().map(|json| StoredEntry { json, kind: (0, 0), received: Timestamp(0) }).collect();
+        Batch::of(Epoch(1), Offset(7), &entries).unwrap()
+    }
+
+    fn alone(batch: &Batch, index: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        sse_event(&mut out, batch.entry(index).mark, batch.entry(index).json);
+        out
+    }
+
+    #[test]
+    fn server_sent_events_are_shared_in_pieces_of_bounded_length() {
+        const LEN_MAX: usize = 200;
+        for lens in [&[1_usize][..], &[300], &[50, 50, 50, 50, 50, 50], &[10, 300, 300, 10, 150, 150, 300]] {
+            let batch = batch(lens);
+            let pieces = sse_pieces(&batch, LEN_MAX);
+            for (start, end) in (0..lens.len()).flat_map(|start| (start + 1..=lens.len()).map(move |end| (start, end)))
+            {
+                let Some((bytes, count)) = pieces.begin(&(start..end)) else {
+                    assert!(alone(&batch, start).len() > LEN_MAX, "{lens:?}: {start} is in no piece");
+                    continue;
+                };
+                let expected: Vec<u8> = (start..start + count).flat_map(|index| alone(&batch, index)).collect();
+                assert_eq!(bytes, expected, "{lens:?}: {start}..{end}");
+                assert!(bytes.len() <= LEN_MAX && start + count <= end, "{lens:?}: {start}..{end}");
+            }
+        }
+        let whole = sse_pieces(&batch(&[10, 10, 10]), LEN_MAX);
+        assert_eq!(whole.begin(&(1..3)).map(|(_, count)| count), Some(2));
+    }
 }

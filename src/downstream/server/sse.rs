@@ -19,9 +19,9 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::{
     accept::Form,
-    memory::{Copies, Memory, PIECE_LEN},
+    memory::{Copies, Memory},
     position::{self, Positions},
-    render::{self, Kinds},
+    render::{self, Kinds, PIECE_LEN},
     turn::{Lost, Turn},
 };
 use crate::{
@@ -224,11 +224,19 @@ impl Following {
         }
     }
 
+    /// Readers of one stream are sent the same server-sent events.
+    fn copies(&self) -> Copies {
+        match (self.endless, self.progress.form()) {
+            (Endless::Sse, CursorForm::Bare) => Copies::WithSse,
+            (Endless::Sse, CursorForm::Named) | (Endless::Ndjson, _) => Copies::Plain,
+        }
+    }
+
     fn begin(&mut self, due: Due) {
         match due {
             Due::Entries { lane, views } => {
-                let (positions, subscriber) = (&mut self.positions, &self.subscriber);
-                let turn = Turn::of(lane, views, Copies::Plain, &self.kinds, |view, count, end| {
+                let (copies, positions, subscriber) = (self.copies(), &mut self.positions, &self.subscriber);
+                let turn = Turn::of(lane, views, copies, &self.kinds, |view, count, end| {
                     subscriber.delivered(count);
                     if let Some(positions) = positions {
                         positions.saw(view, end);
@@ -306,12 +314,10 @@ impl Following {
     /// The next entries of a turn, or part of one; none when none is at hand.
     fn piece_of(&mut self, turn: &mut Turn) -> Option<Bytes> {
         let views = turn.stock.views();
-        let shared = self.endless == Endless::Sse && self.progress.form() == CursorForm::Bare && turn.course.sent == 0;
-        let whole = turn.course.first(&views).filter(|(batch, _)| shared && batch.bytes().len() <= PIECE_LEN);
-        if let Some((batch, run)) = whole {
-            let rendering = batch.sse(render::sse);
-            let piece = rendering.bytes.slice(render::span(rendering, &run));
-            turn.course.pass(run.len());
+        let shared = self.copies() == Copies::WithSse && turn.course.sent == 0;
+        let first = turn.course.first(&views).filter(|_| shared);
+        if let Some((piece, count)) = first.and_then(|(batch, run)| batch.sse(render::sse).begin(&run)) {
+            turn.course.pass(count);
             return Some(piece);
         }
         let mut out = Vec::new();

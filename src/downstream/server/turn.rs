@@ -176,7 +176,7 @@ impl Course {
         for ((batch, run), slice) in self.wanted(views).zip(slices) {
             let rendering = batch.frames(render::frames);
             let skipped = if count == 0 { self.sent } else { 0 };
-            *slice = IoSlice::new(&rendering.bytes[render::span(rendering, &run)][skipped..]);
+            *slice = IoSlice::new(&rendering.bytes[rendering.span(&run)][skipped..]);
             count += 1;
         }
         count
@@ -189,7 +189,7 @@ impl Course {
         while left > 0 {
             let Some((batch, run)) = self.first(views) else { return };
             let rendering = batch.frames(render::frames);
-            let span = render::span(rendering, &run);
+            let span = rendering.span(&run);
             if left >= span.len() {
                 left -= span.len();
                 self.pass(run.len());
@@ -225,6 +225,6 @@ impl Run {
 fn cut_at(rendering: &Rendering, run: &Range<usize>, at: usize) -> (usize, usize) {
     let ends = &rendering.ends[run.clone()];
     let entries = ends.partition_point(|end| *end as usize <= at);
-    let begin = render::span(rendering, &(run.start + entries..run.start + entries + 1)).start;
+    let begin = rendering.span(&(run.start + entries..run.start + entries + 1)).start;
     (entries, at - begin)
 }
