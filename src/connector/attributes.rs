@@ -24,13 +24,13 @@ pub(super) fn settle(event: &mut Event, kind_default: &'static str) {
 
 fn is_kind(kind: &str) -> bool {
     let is_own = kind.as_bytes().get(..OWN.len()).is_some_and(|start| start.eq_ignore_ascii_case(OWN));
-    let is_text = kind.chars().all(|c| is_permitted(c) && !c.is_whitespace());
+    let is_text = is_graphic(kind) || kind.chars().all(|c| is_permitted(c) && !c.is_whitespace());
     is_text && !is_own && !kind.is_empty() && kind.len() <= KIND_LEN_MAX
 }
 
 /// A character that is not permitted is written `\u000a`, as in JSON.
 fn escaped(text: ByteString) -> ByteString {
-    if text.chars().all(is_permitted) {
+    if is_graphic(&text) || text.chars().all(is_permitted) {
         return text;
     }
     let mut escaped = String::with_capacity(text.len());
@@ -41,6 +41,11 @@ fn escaped(text: ByteString) -> ByteString {
         }
     }
     escaped.into()
+}
+
+/// The usual case: visible ASCII only. It is decided many bytes at a time.
+fn is_graphic(text: &str) -> bool {
+    text.bytes().fold(true, |all, byte| all & byte.is_ascii_graphic())
 }
 
 fn is_permitted(c: char) -> bool {

@@ -46,7 +46,7 @@ const FRAME_HEAD_LEN_MAX: usize = 10;
 
 /// The batch as WebSocket text frames, the same for every subscriber because a server does not mask.
 pub fn frames(batch: &Batch) -> Rendering {
-    render(batch, FRAME_HEAD_LEN_MAX, |out, entry| {
+    render(batch, 0..batch.len(), FRAME_HEAD_LEN_MAX, |out, entry| {
         frame_head(out, entry.json.len());
         out.extend_from_slice(entry.json);
     })
@@ -94,44 +94,30 @@ pub const PIECE_LEN: usize = 32 * 1024;
 const SSE_WRAPPING_LEN: usize = 48;
 
 /// The batch as server-sent events whose `id` is the entry's own mark: good for whoever reads this one stream. No piece
-/// is longer than [`PIECE_LEN`], and an entry that is too long for one is in none.
+/// is longer than [`PIECE_LEN`] (line breaks in the JSON apart), and an entry that is too long for one is in none.
 pub fn sse(batch: &Batch) -> Pieces {
     sse_pieces(batch, PIECE_LEN)
 }
 
 fn sse_pieces(batch: &Batch, len_max: usize) -> Pieces {
-    let room = len_max.min(batch.bytes().len() + batch.len() * SSE_WRAPPING_LEN);
-    let mut pieces = Vec::new();
-    let (mut first, mut out, mut ends) = (0, Vec::with_capacity(room), Vec::new());
-    for index in 0..batch.len() {
-        let (entry, before) = (batch.entry(index), out.len());
-        sse_event(&mut out, entry.mark, entry.json);
-        if out.len() > len_max {
-            let mut next = Vec::with_capacity(room);
-            next.extend_from_slice(&out[before..]);
-            out.truncate(before);
-            finish(&mut pieces, first, std::mem::replace(&mut out, next), std::mem::take(&mut ends));
-            first = index;
-        }
-        if out.len() > len_max {
-            out.clear();
-            first = index + 1;
-        } else {
-            ends.push(end(&out));
-        }
-    }
-    finish(&mut pieces, first, out, ends);
-    Pieces::new(pieces)
+    let render = |run: Range<usize>| Piece {
+        first: run.start,
+        rendering: render(batch, run, SSE_WRAPPING_LEN, |out, entry| sse_event(out, entry.mark, entry.json)),
+    };
+    Pieces::new(sse_runs(batch, len_max).map(render).collect())
 }
 
-fn finish(pieces: &mut Vec<Piece>, first: usize, bytes: Vec<u8>, ends: Vec<u32>) {
-    if !ends.is_empty() {
-        pieces.push(Piece { first, rendering: Rendering { bytes: bytes.into(), ends: ends.into() } });
-    }
-}
-
-fn end(out: &[u8]) -> u32 {
-    u32::try_from(out.len()).expect("a batch is bounded far below 4 GiB")
+/// The entries of a batch, but for those that are too long, in runs of bounded length.
+fn sse_runs(batch: &Batch, len_max: usize) -> impl Iterator<Item = Range<usize>> {
+    let len = move |index: usize| batch.entry(index).json.len() + SSE_WRAPPING_LEN;
+    let mut from = 0;
+    iter::from_fn(move || {
+        let start = (from..batch.len()).find(|index| len(*index) <= len_max)?;
+        let mut room = len_max;
+        let fits = |index: &usize| room.checked_sub(len(*index)).inspect(|left| room = *left).is_some();
+        from = start + (start..batch.len()).take_while(fits).count();
+        Some(start..from)
+    })
 }
 
 /// One server-sent event.
@@ -175,13 +161,19 @@ pub fn line_part(out: &mut Vec<u8>, json: &[u8]) {
     }
 }
 
-fn render(batch: &Batch, wrapping_len: usize, mut wrap: impl FnMut(&mut Vec<u8>, Entry<'_>)) -> Rendering {
-    let mut out = Vec::with_capacity(batch.bytes().len() + batch.len() * wrapping_len);
+fn render(
+    batch: &Batch,
+    run: Range<usize>,
+    wrapping_len: usize,
+    mut wrap: impl FnMut(&mut Vec<u8>, Entry<'_>),
+) -> Rendering {
+    let len: usize = run.clone().map(|index| batch.entry(index).json.len() + wrapping_len).sum();
+    let mut out = Vec::with_capacity(len);
     let mut end_after = |index| {
         wrap(&mut out, batch.entry(index));
-        end(&out)
+        u32::try_from(out.len()).expect("a batch is bounded far below 4 GiB")
     };
-    let ends = (0..batch.len()).map(&mut end_after).collect();
+    let ends = run.map(&mut end_after).collect();
     Rendering { bytes: Bytes::from(out), ends }
 }
 
@@ -212,7 +204,7 @@ mod tests {
             for (start, end) in (0..lens.len()).flat_map(|start| (start + 1..=lens.len()).map(move |end| (start, end)))
             {
                 let Some((bytes, count)) = pieces.begin(&(start..end)) else {
-                    assert!(alone(&batch, start).len() > LEN_MAX, "{lens:?}: {start} is in no piece");
+                    assert!(lens[start] + SSE_WRAPPING_LEN > LEN_MAX, "{lens:?}: {start} is in no piece");
                     continue;
                 };
                 let expected: Vec<u8> = (start..start + count).flat_map(|index| alone(&batch, index)).collect();
