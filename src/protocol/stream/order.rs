@@ -35,8 +35,6 @@ const RUN_MIN: usize = 2;
 const STRAYS_MAX: usize = 64;
 /// Events that are held back take at most about so many bytes; then what they are held for is decided without it.
 const HELD_BYTES_MAX: usize = 16 << 20;
-/// So many of the newest holes are remembered, to know an event that came too late for one.
-const HOLES_MAX: usize = 8;
 /// So many sessions may be catching up at a time.
 const REPLAYS_MAX: usize = 64;
 /// The bodies of so many of the newest events are remembered, to tell a repeated event from a new one with an old number.
@@ -87,8 +85,6 @@ pub(super) struct Order {
     newest: SessionId,
     /// The newest sessions that were asked to go on after a number, and have not caught up yet.
     replays: VecDeque<(SessionId, Sequence)>,
-    /// The newest holes that were told: the numbers on both sides.
-    holes: VecDeque<(Sequence, Sequence)>,
     /// Up to this number another replica heard the events, and we may hear some of them yet.
     taken_over: Option<Sequence>,
     /// By number modulo its length: the newest events' numbers and digests.
@@ -134,7 +130,6 @@ impl Order {
             unnumbered_since: false,
             newest: SessionId(0),
             replays: VecDeque::new(),
-            holes: VecDeque::new(),
             taken_over: None,
             memory: Vec::new(),
             former: Vec::new(),
@@ -402,7 +397,7 @@ impl Order {
         };
         if let Some((last, reason)) = last.zip(reason) {
             if sequence > last.next() {
-                self.tell_hole(reason, last, sequence, rulings);
+                rulings.push(Ruling::Gap(Gap::between(reason, Some(last), Some(sequence))));
             } else if reason == GapReason::Oversize {
                 // The frame that was given up had no number of its own: how much was in it is not known.
                 let gap = Gap::between(reason, Some(last), Some(sequence));
@@ -410,14 +405,6 @@ impl Order {
             }
         }
         self.pass(sequence, event, rulings);
-    }
-
-    fn tell_hole(&mut self, reason: GapReason, after: Sequence, before: Sequence, rulings: &mut Vec<Ruling>) {
-        if self.holes.len() == HOLES_MAX {
-            self.holes.pop_front();
-        }
-        self.holes.push_back((after, before));
-        rulings.push(Ruling::Gap(Gap::between(reason, Some(after), Some(before))));
     }
 
     /// A number that lies behind us: a repetition, unless the numbering has started over.
@@ -435,8 +422,6 @@ impl Order {
             self.clear_suspects_before(session, sequence, rulings);
             return rulings.push(Ruling::Duplicates(1));
         }
-        // Order is promised, and the loss of what comes too late is in the log.
-        let too_late = self.holes.iter().any(|(after, before)| sequence > *after && sequence < *before);
         // What an older socket has left to say the newer one said already, or will say too.
         let replayed = self.is_replay(session, sequence);
         if replayed {
@@ -446,7 +431,7 @@ impl Order {
         if repeated {
             self.clear_suspects_before(session, sequence, rulings);
         }
-        if too_late || session < self.newest || repeated {
+        if session < self.newest || repeated {
             return rulings.push(Ruling::Duplicates(1));
         }
         if self.suspects.as_ref().is_some_and(|suspects| !suspects.may_go_on(session, sequence)) {
@@ -528,7 +513,6 @@ impl Order {
         let gap = Gap { lost: None, ..Gap::between(GapReason::Reset, self.last(), first) };
         rulings.push(Ruling::Gap(gap));
         self.former = std::mem::take(&mut self.memory);
-        self.holes.clear();
         self.taken_over = None;
         self.stray = None;
         self.expected = Expected::First;
@@ -775,6 +759,20 @@ mod tests {
         check(Some(5), "6 7 8 3 4 5 6 7 8 wait 9", "6 7 8 9 -6");
         check(None, "5 6 3 4 5 6 7 wait", "5 6 7 -4");
         check(Some(5), "b:6 b:7 3 4 wait b:8", "6 7 8 -2");
+    }
+
+    #[test]
+    fn numbers_inside_a_jump_are_lost_neither_by_a_stray_number_nor_by_a_numbering_that_starts_over() {
+        let far = "1 2 9000 b:9000 wait wait wait wait wait wait";
+        let jump = "1 2 refetch jump(2..9000) 9000";
+        check(None, &format!("{far} b:3 wait b:4 wait b:5"), &format!("{jump} ~3 reset(9000..4) 4 5 -1"));
+        check(None, &format!("{far} b:3..200"), &format!("{jump} reset(9000..3) {} -1", numbers(3, 200)));
+        check(None, &format!("{far} b:3 b:4 b:9001"), &format!("{jump} 9001 -3"));
+        check(
+            None,
+            &format!("{far} b:9001 b:100..210"),
+            &format!("{jump} 9001 reset(9001..100) {} -1", numbers(100, 210)),
+        );
     }
 
     #[test]
