@@ -107,6 +107,12 @@ impl Batch {
         &self.bytes
     }
 
+    /// The envelopes of a run of entries, back to back.
+    pub fn bytes_of(&self, run: &Range<usize>) -> &[u8] {
+        let end_of = |index: usize| self.slots[index].end as usize;
+        &self.bytes[run.start.checked_sub(1).map_or(0, end_of)..run.end.checked_sub(1).map_or(0, end_of)]
+    }
+
     /// When the newest entry was received.
     pub fn received_last(&self) -> Timestamp {
         self.slots[self.slots.len() - 1].received

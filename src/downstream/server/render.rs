@@ -167,8 +167,7 @@ fn render(
     wrapping_len: usize,
     mut wrap: impl FnMut(&mut Vec<u8>, Entry<'_>),
 ) -> Rendering {
-    let len: usize = run.clone().map(|index| batch.entry(index).json.len() + wrapping_len).sum();
-    let mut out = Vec::with_capacity(len);
+    let mut out = Vec::with_capacity(batch.bytes_of(&run).len() + run.len() * wrapping_len);
     let mut end_after = |index| {
         wrap(&mut out, batch.entry(index));
         u32::try_from(out.len()).expect("a batch is bounded far below 4 GiB")
