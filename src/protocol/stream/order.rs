@@ -81,6 +81,8 @@ pub(super) struct Order {
     /// Why the position was given up, and whether an event without a number came since.
     abandoned_for: Option<GapReason>,
     unnumbered_since: bool,
+    /// From this number on every number was received, or lies in a gap, or is only a little older than where this began.
+    received_from: Sequence,
     /// The newest session that brought an event.
     newest: SessionId,
     /// The newest sessions that were asked to go on after a number, and have not caught up yet.
@@ -115,8 +117,10 @@ impl Order {
     /// Goes on after `last`.
     pub(super) fn new(last: Option<Sequence>) -> Self {
         let expected = last.map_or(Expected::First, Expected::After);
+        let received_from = last.map_or(0, |last| last.0.saturating_sub(WAITING_MAX as u64));
         Self {
             expected,
+            received_from: Sequence(received_from),
             waiting: BTreeMap::new(),
             waiting_since: None,
             refetch: None,
@@ -230,7 +234,10 @@ impl Order {
             self.set_suspects_apart(session, rulings);
         }
         match self.expected {
-            Expected::First => self.pass(sequence, event, rulings),
+            Expected::First => {
+                self.received_from = sequence;
+                self.pass(sequence, event, rulings);
+            }
             Expected::After(last) | Expected::Beyond(last, _) if sequence <= last => {
                 self.heard_old(last, sequence, event, session, now, rulings);
             }
@@ -450,15 +457,15 @@ impl Order {
     fn set_suspects_apart(&mut self, session: SessionId, rulings: &mut Vec<Ruling>) {
         self.stray = None;
         if let Some(suspects) = self.suspects.take_if(|suspects| suspects.session == session) {
-            self.set_apart(suspects.events, rulings);
+            self.set_apart(suspects.events, self.received_from, rulings);
         }
     }
 
-    /// Events of this numbering under numbers that were heard. One that is known to be another is kept without its
-    /// number; the rest are repetitions.
-    fn set_apart(&mut self, events: BTreeMap<Sequence, Event>, rulings: &mut Vec<Ruling>) {
+    /// Events under old numbers while the numbering goes on. Those from this number on are repetitions, but for one that
+    /// is known to be another: it is kept without its number, like those below.
+    fn set_apart(&mut self, events: BTreeMap<Sequence, Event>, from: Sequence, rulings: &mut Vec<Ruling>) {
         for (sequence, event) in events {
-            if self.is_another(sequence, &event) {
+            if sequence < from || self.is_another(sequence, &event) {
                 self.pass_stray(sequence, event, rulings);
             } else {
                 rulings.push(Ruling::Duplicates(1));
@@ -492,7 +499,7 @@ impl Order {
             return self.start_over(suspects, now, rulings);
         }
         if leads_here {
-            return self.set_apart(suspects.events, rulings);
+            return self.set_apart(suspects.events, Sequence(0), rulings);
         }
         self.stray = suspects.last();
         suspects.events.into_iter().for_each(|(sequence, event)| self.pass_stray(sequence, event, rulings));
@@ -789,12 +796,14 @@ mod tests {
 
     #[test]
     fn one_event_with_an_old_number_is_no_new_beginning() {
-        // The numbering goes on: another body is kept without its number, what nobody remembers is a repetition.
+        // The numbering goes on: another body is kept without its number, and so is a number that was never received.
         check(None, "1 2 3 x1 4 5", "1 2 3 ~x1 4 5");
         check(None, "1 2 3 x1 x2 4 5", "1 2 3 ~x1 ~x2 4 5");
         check(None, "1 2 3 x3 4", "1 2 3 ~x3 4");
         check(None, "1 2 3 x2 5 4", "1 2 3 ~x2 4 5");
-        check(Some(500), "7 501", "501 -1");
+        check(Some(500), "7 501", "~7 501");
+        check(Some(500), "490 501", "501 -1");
+        check(None, "1000..1019 5 1020 12 1021", &format!("{} ~5 1020 ~12 1021", numbers(1000, 1019)));
         // It does not: what may be new is kept, and the position stays.
         check(None, "1 2 3 x1 wait 4", "1 2 3 ~x1 4");
         check(Some(500), "7 wait 501 502", "~7 501 502");
