@@ -122,10 +122,8 @@ impl Endpoint {
     /// A topic that is heard by this endpoint and that the platform refused to the other one.
     pub fn refused_to<'a>(&self, other: &'a Self) -> Option<&'a RefusedTopic> {
         let known = |refused: &RefusedTopic| self.refused.iter().any(|known| known.topic == refused.topic);
-        // A look-up that failed refuses a pattern, which stands for what is not named.
         let heard = |refused: &RefusedTopic| {
-            let is_subscribed = |topic: &String| *topic == refused.topic || *topic == refused.request;
-            refused.topic.contains('*') || self.topics.iter().any(is_subscribed)
+            self.topics.iter().any(|topic| *topic == refused.topic || *topic == refused.request)
         };
         let is_less = |refused: &&RefusedTopic| refused.state == Unheard::Refused && !known(refused) && heard(refused);
         other.refused.iter().find(is_less)
@@ -338,11 +336,12 @@ impl Connector {
         FeedId::of(self.name(), self.socket_url().unwrap_or(api_url))
     }
 
-    /// Begins to get an endpoint.
-    pub fn prepare(&self) -> (Preparation, Step) {
+    /// Begins to get an endpoint. The topics that were subscribed before are subscribed again, whatever a listing of this
+    /// moment holds.
+    pub fn prepare(&self, subscribed: &[String]) -> (Preparation, Step) {
         match self {
             Self::Notifications(settings) => {
-                let (preparation, step) = genesys_notifications::Preparation::begin(settings);
+                let (preparation, step) = genesys_notifications::Preparation::begin(settings, subscribed);
                 (Preparation::Notifications(Box::new(preparation)), step)
             }
             Self::Sequenced(settings) => {
@@ -353,13 +352,13 @@ impl Connector {
     }
 
     /// Goes on with an endpoint that was made and never subscribed.
-    pub fn resume(&self, spare: &Endpoint) -> (Preparation, Step) {
+    pub fn resume(&self, spare: &Endpoint, subscribed: &[String]) -> (Preparation, Step) {
         match self {
             Self::Notifications(settings) => {
-                let (preparation, step) = genesys_notifications::Preparation::resume(settings, spare);
+                let (preparation, step) = genesys_notifications::Preparation::resume(settings, spare, subscribed);
                 (Preparation::Notifications(Box::new(preparation)), step)
             }
-            Self::Sequenced(_) => self.prepare(),
+            Self::Sequenced(_) => self.prepare(subscribed),
         }
     }
 

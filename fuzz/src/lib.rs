@@ -613,8 +613,9 @@ pub fn rest(data: &[u8]) {
         channel_life: Duration::from_secs(86_400),
         discovery: Duration::from_secs(60),
     });
-    let Some(endpoint) = prepared(connector.prepare(), &mut answers) else { return };
+    let Some(endpoint) = prepared(connector.prepare(&[]), &mut answers) else { return };
     let Some(endpoint) = prepared(connector.tend(&endpoint), &mut answers) else { return };
+    let Some(_next) = prepared(connector.prepare(&endpoint.topics), &mut answers) else { return };
     for request in connector.snapshot(Some(&endpoint)) {
         let mut request = Some(request);
         while let (Some(made), Some(answer)) = (&request, answers.next()) {

@@ -2,7 +2,9 @@
 //!
 //! What it cannot believe is refused by a fixed word: nothing of a body ever gets into an error.
 
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     model::{Secret, Timestamp},
@@ -56,10 +58,12 @@ pub(super) enum Refusal {
 }
 
 impl Body {
-    /// None: it is no JSON object.
+    /// None: it is no JSON object. A member that cannot be read is left out.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-        serde_json::from_slice(bytes).ok().map(Self)
+        let text = String::from_utf8_lossy(bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes));
+        let members: BTreeMap<String, &RawValue> = serde_json::from_str(&text).ok()?;
+        let read = |(name, value): (String, &RawValue)| Some((name, serde_json::from_str(value.get()).ok()?));
+        Some(Self(members.into_iter().filter_map(read).collect()))
     }
 
     /// What its `error` says. An empty one, or one that is no text, says nothing.
@@ -108,6 +112,11 @@ mod tests {
         // body; token and expires_in, or why not
         let table = [
             (r#"{"access_token":"t","token_type":"bearer","expires_in":1800}"#, Ok(("t", Some(1800.0)))),
+            (r#"{"access_token":"t","expires_in":1e400,"x":1e999,"scope":"\ud800"}"#, Ok(("t", None))),
+            (
+                &format!(r#"{{"access_token":"t","expires_in":60,"x":{}{}}}"#, "[".repeat(300), "]".repeat(300)),
+                Ok(("t", Some(60.0))),
+            ),
             (r#"{"access_token":"t","token_type":"Bearer","expires_in":"60","more":[1]}"#, Ok(("t", Some(60.0)))),
             (r#"{"access_token":"t","token_type":null,"expires_in":null}"#, Ok(("t", None))),
             (r#"{"access_token":"t","expires_in":{}}"#, Ok(("t", None))),

@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Choices, Item, Notice, Overlap, Probe, Proof, Resume,
-    json::{self, Loose, Metadata},
+    json::{self, Loose, Members, Metadata},
 };
 use crate::model::{Body, Event, Timestamp};
 
@@ -54,6 +54,16 @@ impl Settings {
             tending: Some(self.discovery),
         }
     }
+
+    /// The configured topic that a topic is an expansion of.
+    fn expansion_of(&self, topic: &str) -> Option<&String> {
+        let expands_to = |pattern: &&String| {
+            let (before, behind) = pattern.split_once('*').unwrap_or((pattern, ""));
+            let id = topic.strip_prefix(before).and_then(|rest| rest.strip_suffix(behind));
+            expands(pattern) && id.is_some_and(|id| !id.is_empty() && !id.contains(['.', '?']))
+        };
+        self.topics.iter().find(expands_to)
+    }
 }
 
 /// The outermost object of a frame. Control replies have no `topicName` (section 2.4).
@@ -69,13 +79,24 @@ struct Message<'a> {
     result: Option<Loose<'a>>,
 }
 
+impl<'a> Message<'a> {
+    /// Where a member cannot be read that none of its fields needs: each member by itself.
+    fn of(members: &Members<'a>) -> Option<Self> {
+        let loose = |name| members.get(name).and_then(|value| serde_json::from_str(value.get()).ok());
+        let topic = Some(loose("topicName")?);
+        let metadata = members.get("metadata").and_then(|value| serde_json::from_str(value.get()).ok());
+        Some(Self { topic, body: members.get("eventBody"), metadata: metadata.unwrap_or_default(), result: None })
+    }
+}
+
 /// Reads one frame: one object, or nothing at all.
 pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
     if frame.trim_ascii().is_empty() {
         // A keep-alive.
         return items.push(Item::Alive);
     }
-    let item = serde_json::from_str(frame).ok().and_then(|message| read(frame, &message, received));
+    let message = serde_json::from_str(frame).ok().or_else(|| Message::of(&Members::read(frame.as_bytes())?));
+    let item = message.and_then(|message| read(frame, &message, received));
     items.push(item.unwrap_or_else(|| Item::Undecoded(frame.as_bytes().clone())));
 }
 

@@ -8,10 +8,11 @@ use std::{fmt, time::Duration};
 
 use bytestring::ByteString;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::{
     Choices, Credential, Endpoint, Item, Method, Notice, Overlap, Probe, Proof, Request, Resume,
-    json::{self, Key, Loose, Metadata},
+    json::{self, Key, Loose, Members, Metadata},
 };
 use crate::model::{Body, Event, Position, Sequence, Timestamp};
 
@@ -84,10 +85,13 @@ impl Settings {
     }
 }
 
-/// Reads one frame: an array of objects, one object, or nothing at all.
+/// Reads one frame: an array of objects, one object, or nothing at all. An element that is no event is undecoded by
+/// itself where there are others.
 pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
     let before = items.len();
-    if read_events(frame, received, items).is_none() {
+    let is_read = read_events(frame, received, items).is_some();
+    let is_undecoded = |item: &Item| matches!(item, Item::Undecoded(_));
+    if !is_read || items[before..].iter().all(is_undecoded) {
         items.truncate(before);
         items.push(Item::Undecoded(frame.as_bytes().clone()));
     }
@@ -125,17 +129,30 @@ fn read_events(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) -
 /// Reads the object that `text` begins with; returns where it ends.
 fn read_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut Vec<Item>) -> Option<usize> {
     let mut parser = serde_json::Deserializer::from_str(text).into_iter::<Header<'_>>();
-    let header = parser.next()?.ok()?;
+    let Ok(header) = parser.next()? else { return read_odd_event(frame, text, received, items) };
     let end = parser.byte_offset();
-    let object = &text[..end];
-    if !json::is_shallow(object) {
-        return None;
-    }
-    items.push(match header.error {
-        Some(Loose::Text(error)) if error == "invalid_token" => Item::Notice(Notice::TokenInvalid),
-        Some(_) | None => Item::Event(event(frame, object, &header, received)),
-    });
+    items.push(item(frame, &text[..end], Some(&header), received));
     Some(end)
+}
+
+/// Reads a value that is no object, or an object in which a member cannot be read: each member by itself.
+fn read_odd_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut Vec<Item>) -> Option<usize> {
+    let mut parser = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
+    parser.next()?.ok()?;
+    let end = parser.byte_offset();
+    let members = Members::read(text[..end].as_bytes());
+    items.push(item(frame, &text[..end], members.as_ref().map(Header::of).as_ref(), received));
+    Some(end)
+}
+
+fn item(frame: &ByteString, value: &str, header: Option<&Header<'_>>, received: Timestamp) -> Item {
+    match header.filter(|_| json::is_shallow(value)) {
+        Some(Header { error: Some(Loose::Text(error)), .. }) if error == "invalid_token" => {
+            Item::Notice(Notice::TokenInvalid)
+        }
+        Some(header) => Item::Event(event(frame, value, header, received)),
+        None => Item::Undecoded(frame.slice_ref(value).into_bytes()),
+    }
 }
 
 fn event(frame: &ByteString, object: &str, header: &Header<'_>, received: Timestamp) -> Event {
@@ -164,6 +181,23 @@ struct Header<'a> {
     time: Option<Loose<'a>>,
     error: Option<Loose<'a>>,
     metadata: Metadata<'a>,
+}
+
+impl<'a> Header<'a> {
+    /// Of those members that can be read.
+    fn of(members: &Members<'a>) -> Self {
+        let loose = |name| members.get(name).and_then(|value| serde_json::from_str(value.get()).ok());
+        let metadata = members.get("metadata").and_then(|value| serde_json::from_str(value.get()).ok());
+        Self {
+            sequence: loose("sequenceId"),
+            kind: loose("type"),
+            event_type: loose("eventType"),
+            topic: loose("topicName"),
+            time: ["time", "timestamp", "eventTime"].into_iter().find_map(loose),
+            error: loose("error"),
+            metadata: metadata.unwrap_or_default(),
+        }
+    }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Header<'a> {
@@ -227,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_frame_is_split_into_its_events_byte_for_byte() {
-        let table: [(&str, &[&str]); 18] = [
+        let table: [(&str, &[&str]); 20] = [
             (
                 r#"[{"sequenceId":1,"type":"a"},{"sequenceId":2}]"#,
                 &[r#"1 a {"sequenceId":1,"type":"a"}"#, r#"2 genesys-sequenced.event {"sequenceId":2}"#],
@@ -257,6 +291,21 @@ mod tests {
             (r#"{"sequenceId":1e17}"#, &[r#"- genesys-sequenced.event {"sequenceId":1e17}"#]),
             (r#"{"sequenceId":1,"sequenceId":2}"#, &[r#"2 genesys-sequenced.event {"sequenceId":1,"sequenceId":2}"#]),
             (r#"{"error":"invalid_token"}"#, &["TokenInvalid"]),
+            (
+                r#"[{"sequenceId":1},null,7,{"sequenceId":2,"type":"t.\ud800"},[{}],{"sequenceId":3,"x":"\ud800"}]"#,
+                &[
+                    r#"1 genesys-sequenced.event {"sequenceId":1}"#,
+                    "undecoded 4",
+                    "undecoded 1",
+                    r#"2 genesys-sequenced.event {"sequenceId":2,"type":"t.\ud800"}"#,
+                    "undecoded 4",
+                    r#"3 genesys-sequenced.event {"sequenceId":3,"x":"\ud800"}"#,
+                ],
+            ),
+            (
+                &format!(r#"[{{"sequenceId":1}},{{"a":{}{}}}]"#, "[".repeat(100), "]".repeat(100)),
+                &[r#"1 genesys-sequenced.event {"sequenceId":1}"#, "undecoded 206"],
+            ),
             ("[]", &["alive"]),
             ("", &["alive"]),
             (" \r\n", &["alive"]),

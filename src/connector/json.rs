@@ -104,7 +104,7 @@ enum Written {
 
 /// `YYYY-MM-DDThh:mm:ss`, and the longest text with a fraction and an offset behind it.
 const DATE_TIME_LEN: usize = 19;
-const TIME_LEN_MAX: usize = 35;
+const TIME_LEN_MAX: usize = 64;
 
 impl Written {
     /// None for what is no moment: a date that does not exist, no offset, another order.
@@ -390,6 +390,7 @@ mod tests {
             "2024-02-29T00:00:00Z",
             "2000-02-29T00:00:00Z",
             "2016-12-31T23:59:60Z",
+            "2026-05-04T13:31:49.12345678901234567890Z",
         ] {
             assert_eq!(time_of(&format!("{same:?}")).as_deref(), Some(same));
         }

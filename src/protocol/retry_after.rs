@@ -31,10 +31,13 @@ fn parse(value: &str, answered: Timestamp) -> Option<Duration> {
     Some(pause.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX))
 }
 
-/// Reads a date as HTTP writes it, as in `Sun, 06 Nov 1994 08:49:37 GMT`. The two forms that were obsolete in 1999 are
-/// not read.
+/// Reads a date in each of the three forms of RFC 9110 section 5.6.7, and one with another offset than GMT.
 pub fn http_date(text: &str) -> Option<Timestamp> {
-    let moment = OffsetDateTime::parse(text.trim(), &Rfc2822).ok()?;
+    let text = text.trim();
+    let moment = match OffsetDateTime::parse(text, &Rfc2822) {
+        Ok(moment) => moment,
+        Err(_) => httpdate::parse_http_date(text).ok()?.into(),
+    };
     moment.unix_timestamp().checked_mul(1_000).map(Timestamp)
 }
 
@@ -67,6 +70,9 @@ mod tests {
             ("999999999999999999999999", Some(3_600)),
             ("Sun, 06 Nov 1994 08:51:37 GMT", Some(120)),
             ("Sun, 06 Nov 1994 07:49:37 GMT", Some(1)),
+            ("Sunday, 06-Nov-94 08:51:37 GMT", Some(120)),
+            ("Sun Nov  6 08:51:37 1994", Some(120)),
+            ("Sun, 06 Nov 1994 09:51:37 +0100", Some(120)),
             ("Fri, 06 Nov 2093 08:49:37 GMT", Some(3_600)),
             ("soon", None),
             ("1.5", None),

@@ -129,16 +129,26 @@ const PROBE_QUARTERS: [u32; 2] = [2, 3];
 /// A probe goes out, whatever is heard, when nothing was sent for this part of the window.
 const SEND_PART: u32 = 2;
 
+/// What a session begins with.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// An endpoint that is still good.
+    pub reuse: Option<Minted>,
+    /// The topics of the session before it.
+    pub subscribed: &'a [String],
+}
+
 impl Session {
-    /// Begins a session under a token; `reuse` is an endpoint that is still good.
+    /// Begins a session under a token.
     pub fn begin(
         id: SessionId,
         generation: u64,
         connector: &Connector,
         patience: Patience,
-        reuse: Option<Minted>,
+        wanted: Wanted<'_>,
         now: Now,
     ) -> Self {
+        let Wanted { reuse, subscribed } = wanted;
         let mut session = Self {
             id,
             generation,
@@ -162,12 +172,12 @@ impl Session {
         match reuse {
             Some(minted) if minted.endpoint.subscribed => session.dial(minted, now),
             Some(minted) => {
-                let (preparation, step) = connector.resume(&minted.endpoint);
+                let (preparation, step) = connector.resume(&minted.endpoint, subscribed);
                 session.minted = Some(minted);
                 session.take_step(preparation, step, now);
             }
             None => {
-                let (preparation, step) = connector.prepare();
+                let (preparation, step) = connector.prepare(subscribed);
                 session.take_step(preparation, step, now);
             }
         }

@@ -110,6 +110,8 @@ pub struct Stream {
     endpoint: Option<Minted>,
     /// One that a successor made and did not become live on: the next attempt takes it.
     spare: Option<Minted>,
+    /// The topics of the newest live session.
+    subscribed: Vec<String>,
     /// Not all that is configured is heard.
     degraded: bool,
     intake: Intake,
@@ -163,6 +165,7 @@ impl Stream {
             position_refused: false,
             endpoint: None,
             spare: None,
+            subscribed: Vec::new(),
             degraded: false,
             sessions: 0,
             heard: Heard { at: None, wall },

@@ -192,6 +192,31 @@ async fn a_successor_whose_topics_are_refused_does_not_replace_the_channel_that_
     assert_eq!(platform.tally().channels_created, 2, "the channel is used again");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_that_is_empty_cut_or_refused_during_a_rotation_costs_no_topic() {
+    let changed = |set: &str| {
+        let (set, without) = (Some(set.to_owned()), Vec::new());
+        Answered::Changed { status: None, content_type: None, gzip: false, set, without }
+    };
+    let refused = Answered::Status { status: 500, retry_after: None, retry_in: None, clock: None };
+    for how in [changed(r#"{"entities":[],"total":0}"#), changed(r#"{"entities":[],"total":3,"pageCount":1}"#), refused]
+    {
+        let platform = Platform::start().await;
+        let relay = Relay::of(Plan::topics(platform.address(), &TOPICS).stream("discovery", "2s")).await;
+        let subscribed = relay.stream().await["topics"]["subscribed"].clone();
+        let mark = platform.ledger().mark();
+        let (to, on, url) = (Asked::Rest, Target::All, Some("/routing/queues".to_owned()));
+        platform.inject(Fault::Answer { to, on, url, resuming: false, times: 1, how });
+        relay.wish("rotate").await;
+        talking_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
+        assert_eq!(relay.stream().await["topics"]["subscribed"], subscribed);
+        talking_until(&platform, "the old socket is gone", async || platform.open(Dialect::Notifications) == 1).await;
+        all_notifications_arrive_once(&platform, &relay, mark).await;
+        assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
+        talking_until(&platform, "it is looked up again", async || relay.stream().await["state"] == "live").await;
+    }
+}
+
 /// A younger attempt is not begun anew.
 const HANGS_AFTER: Duration = Duration::from_secs(2);
 /// Less than what is left then of the time that an attempt may take.

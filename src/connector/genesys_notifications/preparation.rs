@@ -32,6 +32,8 @@ pub struct Preparation {
     pressing: Option<Failure>,
     /// How long the platform wants to be left alone with the look-ups of a family.
     pause: Option<Duration>,
+    /// Topics of the session before: they are subscribed again, whatever the listings of this moment hold.
+    subscribed: BTreeSet<String>,
     /// Families that are still to be looked up.
     wanted: VecDeque<Family>,
     /// The live channel that is tended; none when one is to be minted.
@@ -183,18 +185,18 @@ fn next_target(family: Family, uri: &str) -> Result<String, String> {
 
 impl Preparation {
     /// Begins with a new channel.
-    pub(in crate::connector) fn begin(settings: &Settings) -> (Self, Step) {
-        Self::start(settings, None, None)
+    pub(in crate::connector) fn begin(settings: &Settings, subscribed: &[String]) -> (Self, Step) {
+        Self::start(settings, None, None, subscribed)
     }
 
     /// Begins with a channel that was minted before and never subscribed.
-    pub(in crate::connector) fn resume(settings: &Settings, spare: &Endpoint) -> (Self, Step) {
-        Self::start(settings, None, Some(spare.clone()))
+    pub(in crate::connector) fn resume(settings: &Settings, spare: &Endpoint, subscribed: &[String]) -> (Self, Step) {
+        Self::start(settings, None, Some(spare.clone()), subscribed)
     }
 
     /// Begins to look after a live channel: new topics, and those that were refused.
     pub(in crate::connector) fn tend(settings: &Settings, endpoint: &Endpoint) -> (Self, Step) {
-        Self::start(settings, Some(endpoint.clone()), None)
+        Self::start(settings, Some(endpoint.clone()), None, &[])
     }
 
     /// The channel that was minted and is not subscribed.
@@ -202,7 +204,12 @@ impl Preparation {
         self.spare.as_ref()
     }
 
-    fn start(settings: &Settings, tended: Option<Endpoint>, spare: Option<Endpoint>) -> (Self, Step) {
+    fn start(
+        settings: &Settings,
+        tended: Option<Endpoint>,
+        spare: Option<Endpoint>,
+        subscribed: &[String],
+    ) -> (Self, Step) {
         let wants = |family: &Family| settings.topics.iter().any(|topic| Family::of(topic) == Some(*family));
         let wanted = Family::ALL.into_iter().filter(wants).collect();
         let mut preparation = Self {
@@ -212,6 +219,7 @@ impl Preparation {
             failed: Vec::new(),
             pressing: None,
             pause: None,
+            subscribed: subscribed.iter().filter(|topic| settings.expansion_of(topic).is_some()).cloned().collect(),
             wanted,
             tended,
             spare,
@@ -296,10 +304,21 @@ impl Preparation {
             }
             topics.extend(ids.into_iter().flatten().map(|id| topic.replacen('*', id, 1)));
         }
-        let mut topics: Vec<String> = topics.into_iter().collect();
-        let beyond = topics.split_off(topics.len().min(TOPICS_MAX));
+        let is_new = |topic: &&String| !self.subscribed.contains(*topic);
+        let mut asked: Vec<String> = topics.iter().filter(|topic| !is_new(topic)).cloned().collect();
+        asked.extend(self.subscribed.iter().filter(|topic| !topics.contains(*topic)).cloned());
+        asked.extend(topics.iter().filter(is_new).cloned());
+        let beyond = asked.split_off(asked.len().min(TOPICS_MAX));
         left_out.extend(beyond.iter().map(|topic| beyond_limit(topic)));
-        (topics, left_out)
+        (asked, left_out)
+    }
+
+    /// Whether the listing of its family is whole and does not have it any more: that it is refused is no news.
+    fn is_gone(&self, topic: &str) -> bool {
+        let Some(pattern) = self.settings.expansion_of(topic) else { return false };
+        let ids = Family::of(pattern).and_then(|family| self.found.get(&family)).filter(|ids| !ids.is_empty());
+        let is_whole = self.failed.iter().all(|failed| failed.request != *pattern);
+        is_whole && ids.is_some_and(|ids| ids.iter().all(|id| pattern.replacen('*', id, 1) != topic))
     }
 
     /// Takes the answer to the call of the last step.
@@ -312,8 +331,9 @@ impl Preparation {
             Stage::Minting { .. } => Step::Failed(Failure::of_answer("POST /api/v2/notifications/channels", answer)),
             Stage::Subscribing { channel, topics, left_out } if fine => {
                 match extended(channel, &topics, left_out, answer) {
-                    Ok(endpoint) => {
+                    Ok(mut endpoint) => {
                         self.spare = None;
+                        endpoint.refused.retain(|refused| !self.is_gone(&refused.request));
                         self.ready(endpoint)
                     }
                     Err(why) => Step::Failed(Failure::Unreachable(format!("{PUT_SUBSCRIPTIONS}: {why}"))),
@@ -363,6 +383,7 @@ impl Preparation {
                 Some(_) | None => page.unread += 1,
             }
         }
+        let found = ids.len() as u64;
         match page.next(family, &listed, entities.len()) {
             Ok(Some(next)) => {
                 let step = next.call();
@@ -372,6 +393,9 @@ impl Preparation {
             Ok(None) => {
                 if page.unread > 0 {
                     let reason = format!("{}: {} entries have no id that can be read", family.call(), page.unread);
+                    self.note(family, &reason, Unheard::Unserved);
+                } else if let Some(total) = listed.number("total").filter(|total| *total > found) {
+                    let reason = format!("{} lists {found} of {total}", family.call());
                     self.note(family, &reason, Unheard::Unserved);
                 }
                 self.look_up_or_go_on()
@@ -387,7 +411,7 @@ impl Preparation {
     /// refused to the calls that follow too. What it asks a pause for is looked up again after that pause.
     fn not_looked_up(&mut self, family: Family, failure: Failure) -> Step {
         let others = self.settings.topics.iter().any(|topic| Family::of(topic) != Some(family));
-        let known = self.found.get(&family).is_some_and(|ids| !ids.is_empty());
+        let known = self.found.get(&family).is_some_and(|ids| !ids.is_empty()) || !self.subscribed.is_empty();
         if !(others || known) && self.tended.is_none() {
             return Step::Failed(failure);
         }
@@ -418,7 +442,8 @@ impl Preparation {
         let (Some(id), Some(url)) = (member("id"), member("connectUri")) else {
             return nonsense("a channel without id and connectUri");
         };
-        let socket = url.starts_with("wss://") || url.starts_with("ws://");
+        let scheme = url.split_once("://").map(|(scheme, _)| scheme).unwrap_or_default();
+        let socket = ["wss", "ws"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
         if !socket || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
             return nonsense("a channel whose address is none");
         }
@@ -511,7 +536,7 @@ mod tests {
 
     #[test]
     fn a_star_is_looked_up_page_by_page_before_the_channel_is_minted() {
-        let (mut preparation, step) = Preparation::begin(&settings(&["v2.analytics.queues.*.observations"]));
+        let (mut preparation, step) = Preparation::begin(&settings(&["v2.analytics.queues.*.observations"]), &[]);
         assert_eq!(target(&step), "/api/v2/routing/queues?pageSize=100&pageNumber=1");
         let step = preparation.answered(&answer(r#"{"entities":[{"id":"q-2"}],"pageCount":2}"#));
         assert_eq!(target(&step), "/api/v2/routing/queues?pageSize=100&pageNumber=2");
@@ -526,7 +551,7 @@ mod tests {
 
     #[test]
     fn a_star_in_a_combined_topic_is_looked_up_too() {
-        let (mut preparation, step) = Preparation::begin(&settings(&["v2.users.*?presence&routingStatus"]));
+        let (mut preparation, step) = Preparation::begin(&settings(&["v2.users.*?presence&routingStatus"]), &[]);
         assert_eq!(target(&step), "/api/v2/users?pageSize=100&pageNumber=1");
         preparation.answered(&answer(r#"{"entities":[{"id":"u-1"}],"pageCount":1}"#));
         let Step::Call(request) = preparation.answered(&answer(CHANNEL)) else { panic!() };
@@ -535,7 +560,7 @@ mod tests {
 
     #[test]
     fn a_refused_topic_is_told_and_does_not_take_the_others_down() {
-        let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence", "v2.users.2.presence"]));
+        let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence", "v2.users.2.presence"]), &[]);
         preparation.answered(&answer(CHANNEL));
         let step = preparation.answered(&answer(
             r#"{"entities":[{"id":"v2.users.1.presence","state":"Permitted"},
@@ -551,7 +576,7 @@ mod tests {
     fn topics_beyond_the_channels_limit_are_told_as_refused() {
         let topics: Vec<String> = (0..1_002).map(|n| format!("v2.users.{n:05}.presence")).collect();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-        let (mut preparation, _) = Preparation::begin(&settings(&topics));
+        let (mut preparation, _) = Preparation::begin(&settings(&topics), &[]);
         preparation.answered(&answer(CHANNEL));
         let Step::Ready(endpoint) = preparation.answered(&answer("")) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused.len()), (1_000, 2));
@@ -582,10 +607,10 @@ mod tests {
     #[test]
     fn an_answer_that_makes_no_sense_is_a_failure_and_not_a_panic() {
         for body in ["", "{}", r#"{"id":"x","connectUri":"http://evil"}"#, r#"{"id":"../x","connectUri":"ws://a"}"#] {
-            let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]));
+            let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]), &[]);
             assert!(matches!(preparation.answered(&answer(body)), Step::Failed(Failure::Unreachable(_))), "{body}");
         }
-        let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]));
+        let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]), &[]);
         let refused = Answer { status: 403, retry_after: None, body: "".into() };
         assert!(matches!(preparation.answered(&refused), Step::Failed(Failure::Call { status: 403, .. })));
     }
@@ -598,7 +623,7 @@ mod tests {
 
     /// What the preparation comes to when its calls are answered in turn.
     fn outcome(topics: &[&str], answers: &[Answer]) -> Step {
-        let (mut preparation, mut step) = Preparation::begin(&settings(topics));
+        let (mut preparation, mut step) = Preparation::begin(&settings(topics), &[]);
         for answer in answers {
             assert!(matches!(step, Step::Call(_)), "{step:?}");
             step = preparation.answered(answer);
@@ -665,7 +690,7 @@ mod tests {
             let step = outcome(&ALL[..1], &[next(uri)]);
             assert_eq!(target(&step), wanted.unwrap_or("/api/v2/notifications/channels"), "{uri}");
         }
-        let (mut preparation, mut step) = Preparation::begin(&settings(&ALL[..1]));
+        let (mut preparation, mut step) = Preparation::begin(&settings(&ALL[..1]), &[]);
         let mut pages = 0;
         while !target(&step).starts_with("/api/v2/notifications") {
             pages += 1;
@@ -771,11 +796,11 @@ mod tests {
     #[test]
     fn a_subscription_whose_answer_cannot_be_read_has_failed_and_is_tried_again() {
         let topic = "v2.users.1.presence";
-        let (mut preparation, _) = Preparation::begin(&settings(&[topic]));
+        let (mut preparation, _) = Preparation::begin(&settings(&[topic]), &[]);
         preparation.answered(&answer(CHANNEL));
         let Step::Failed(failure) = preparation.answered(&answer("<html>")) else { panic!() };
         assert!(failure.to_string().contains("PUT /api/v2/notifications/channels/{id}/subscriptions"), "{failure}");
-        let (mut again, _) = Preparation::resume(&settings(&[topic]), preparation.spare().unwrap());
+        let (mut again, _) = Preparation::resume(&settings(&[topic]), preparation.spare().unwrap(), &[]);
         let Step::Ready(endpoint) = again.answered(&answer(r#"{"entities":[]}"#)) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused[0].state), (0, Unheard::Unserved));
         let (mut tending, step) = Preparation::tend(&settings(&[topic]), &endpoint);
@@ -807,13 +832,67 @@ mod tests {
 
     #[test]
     fn a_channel_that_could_not_be_subscribed_is_taken_for_the_next_attempt() {
-        let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]));
+        let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]), &[]);
         preparation.answered(&answer(CHANNEL));
         assert!(matches!(preparation.answered(&refusal_of(500, "")), Step::Failed(_)));
         let spare = preparation.spare().unwrap().clone();
-        let (mut again, step) = Preparation::resume(&settings(&["v2.users.1.presence"]), &spare);
+        let (mut again, step) = Preparation::resume(&settings(&["v2.users.1.presence"]), &spare, &[]);
         assert_eq!(target(&step), "/api/v2/notifications/channels/streaming-4-x/subscriptions?ignoreErrors=true");
         assert!(matches!(again.answered(&refusal_of(404, "")), Step::Failed(_)));
         assert_eq!(again.spare(), None, "a channel that is gone is made anew");
+    }
+
+    /// What a channel made while these queues are subscribed holds, and what it does not, for these answers to the
+    /// look-up. The platform refuses `gone`.
+    fn renewed(subscribed: &[&str], pages: &[(u16, &str)]) -> (Vec<String>, Vec<String>) {
+        let topic = |id: &&str| format!("v2.analytics.queues.{id}.observations");
+        let subscribed: Vec<String> = subscribed.iter().map(topic).collect();
+        let settings = settings(&["v2.analytics.queues.*.observations", "v2.users.1.presence"]);
+        let (mut preparation, _) = Preparation::begin(&settings, &subscribed);
+        let mut step = None;
+        for (status, body) in pages {
+            step = Some(preparation.answered(&Answer { status: *status, ..answer(body) }));
+        }
+        assert_eq!(target(&step.unwrap()), "/api/v2/notifications/channels");
+        let Step::Call(request) = preparation.answered(&answer(CHANNEL)) else { panic!() };
+        let asked: Vec<serde_json::Value> = serde_json::from_str(&request.body.unwrap()).unwrap();
+        let entity = |asked: &serde_json::Value| {
+            let state = if asked["id"].as_str().unwrap().contains("gone") { "Rejected" } else { "Permitted" };
+            serde_json::json!({ "id": asked["id"], "state": state })
+        };
+        let entities: Vec<_> = asked.iter().map(entity).collect();
+        let body = serde_json::json!({ "entities": entities }).to_string();
+        let Step::Ready(endpoint) = preparation.answered(&answer(&body)) else { panic!() };
+        let id = |topic: &String| topic.split('.').rev().nth(1).unwrap().to_owned();
+        (endpoint.topics.iter().map(id).collect(), endpoint.refused.iter().map(|refused| id(&refused.topic)).collect())
+    }
+
+    #[test]
+    fn what_was_subscribed_stays_subscribed_whatever_a_listing_holds() {
+        let empty = r#"{"entities":[],"total":0}"#;
+        let (whole, part) =
+            (r#"{"entities":[{"id":"a"},{"id":"c"}],"total":2}"#, r#"{"entities":[{"id":"a"}],"total":3}"#);
+        for (pages, topics, refused) in [
+            (&[(200, whole)][..], &["a", "b", "c", "1"][..], &[][..]),
+            (&[(200, empty)], &["a", "b", "1"], &["*"]),
+            (&[(200, part)], &["a", "b", "1"], &["*"]),
+            (&[(403, "")], &["a", "b", "1"], &["*"]),
+            (&[(200, r#"{"entities":[{"id":"a"}],"pageCount":2}"#), (500, "")], &["a", "b", "1"], &["*"]),
+        ] {
+            let found = renewed(&["a", "b"], pages);
+            assert_eq!(
+                found,
+                (topics.iter().map(ToString::to_string).collect(), refused.iter().map(ToString::to_string).collect()),
+                "{pages:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_whole_listing_does_not_have_any_more_may_be_refused() {
+        let whole = r#"{"entities":[{"id":"a"}],"total":1}"#;
+        assert_eq!(renewed(&["a", "gone"], &[(200, whole)]), (vec!["a".to_owned(), "1".to_owned()], vec![]));
+        let part = r#"{"entities":[{"id":"a"}],"total":2}"#;
+        assert_eq!(renewed(&["a", "gone"], &[(200, part)]).1, ["*", "gone"]);
     }
 }

@@ -244,6 +244,7 @@ impl Stream {
     /// Says what is heard by the endpoint in use, and what is not.
     fn report_topics(&mut self, endpoint: &Endpoint) {
         self.degraded = !endpoint.refused.is_empty();
+        self.subscribed.clone_from(&endpoint.topics);
         let topics = Topics { subscribed: endpoint.topics.len(), missing: endpoint.refused.clone() };
         self.report(Report::Refused(topics));
     }
@@ -304,7 +305,8 @@ impl Stream {
     pub(super) fn begin(&mut self, generation: u64, reuse: Option<session::Minted>, now: Now) -> Session {
         self.sessions += 1;
         let id = SessionId(self.sessions);
-        Session::begin(id, generation, &self.settings.connector, self.settings.patience, reuse, now)
+        let wanted = session::Wanted { reuse, subscribed: &self.subscribed };
+        Session::begin(id, generation, &self.settings.connector, self.settings.patience, wanted, now)
     }
 
     /// A position that the platform no longer holds is not asked for: what it would answer is silence about the hole.
