@@ -38,7 +38,7 @@ pub struct Cli {
 pub enum Command {
     /// Run the daemon
     Run(RunArgs),
-    /// Run a simulated platform and a relay in one process, to see rotations happen
+    /// Run a simulated platform and a relay in one process, to see rotations happen; Ctrl-C ends it
     Demo(DemoArgs),
     /// Run the simulated platform alone
     Simulate(SimulateArgs),
@@ -81,7 +81,7 @@ pub struct DemoArgs {
     /// Keep the logs in this directory; without it they are gone at the end
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// End by itself after this time
+    /// End by itself after this time; without it the demo runs until Ctrl-C
     #[arg(long, value_name = "DURATION")]
     pub duration: Option<Span>,
     /// The faults of the simulated platform

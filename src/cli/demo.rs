@@ -29,7 +29,7 @@ use crate::{
     clock,
     config::{self, Config, Environment},
     event_log::{Read, Reader},
-    model::{Offset, StreamName},
+    model::{Offset, Span, StreamName},
     simulator::{self, Ledger, Script, Simulator},
     telemetry::logs,
 };
@@ -58,8 +58,8 @@ pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Writ
     let mut signals = Signals::listen()?;
     let platform = start_platform(args).await?;
     let temporary = temporary_folder("demo")?;
-    let folder = args.data.as_deref().unwrap_or(temporary.path());
-    let config = configuration(args, &platform, folder)?;
+    let folder = args.data.clone().unwrap_or_else(|| temporary.path().join("store"));
+    let config = configuration(args, &platform, &folder, temporary.path())?;
     let app = tokio::select! {
         app = App::start(config) => app?,
         () = signals.next() => return Ok(()),
@@ -92,14 +92,14 @@ async fn start_platform(args: &DemoArgs) -> anyhow::Result<Simulator> {
     simulator::start(settings).await.context("cannot start the simulated platform")
 }
 
-/// The configuration that a user would write for this platform.
-fn configuration(args: &DemoArgs, platform: &Simulator, folder: &Path) -> Result<Config, Failure> {
+/// The configuration that a user would write for this platform. The store's directory holds nothing but the store.
+fn configuration(args: &DemoArgs, platform: &Simulator, folder: &Path, secrets: &Path) -> Result<Config, Failure> {
     let address = platform.address();
     let DemoArgs { http, admin, .. } = args;
     let retention = RETENTION.as_secs();
     let path = quoted(folder);
-    let id = quoted(&secret_file(folder, "client-id", "demo")?);
-    let secret = quoted(&secret_file(folder, "client-secret", "demo-secret")?);
+    let id = quoted(&secret_file(secrets, "client-id", "demo")?);
+    let secret = quoted(&secret_file(secrets, "client-secret", "demo-secret")?);
     let text = format!(
         r#"
 [http]
@@ -138,7 +138,6 @@ fn quoted(path: &Path) -> toml::Value {
 }
 
 fn secret_file(folder: &Path, name: &str, secret: &str) -> anyhow::Result<PathBuf> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let file = folder.join(name);
     std::fs::write(&file, secret).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
@@ -154,7 +153,14 @@ fn introduce(app: &App, platform: &Simulator, args: &DemoArgs, out: &mut impl Wr
     writeln!(out, "  trunkline tail conversations --url http://{consumers}")?;
     writeln!(out, "  trunkline status --watch --url http://{admin}")?;
     writeln!(out, "  curl -N -H 'Accept: text/event-stream' http://{consumers}/v1/streams/queues/events\n")?;
+    writeln!(out, "{}\n", ending(args.duration))?;
     out.flush()
+}
+
+/// How the demo comes to its end.
+fn ending(duration: Option<Span>) -> String {
+    let by_itself = duration.map(|duration| format!(" It ends by itself after {duration}.")).unwrap_or_default();
+    format!("Ctrl-C ends it and prints the account of every event.{by_itself}")
 }
 
 /// A line a second (on a terminal: one line that changes) and one for each fault, until it is time to end.
@@ -218,9 +224,9 @@ fn progress(app: &App, seconds: u64) -> String {
     let mut line = format!("{seconds:>4} s");
     for status in app.streams().statuses() {
         let (stream, state, last) = (&status.stream, status.state, status.last.offset);
-        let (rotations, lost, gaps) = (status.rotations, status.reconnects, status.gaps);
+        let (rotations, reconnects, gaps) = (status.rotations, status.reconnects, status.gaps);
         line.push_str(&format!(
-            "  |  {stream} {state}: {last} entries, {rotations} rotations, {lost} lost, {gaps} gaps"
+            "  |  {stream} {state}: {last} entries, {rotations} rotations, {reconnects} reconnects, {gaps} gaps"
         ));
     }
     line
@@ -240,19 +246,24 @@ async fn finish(
     let grants = platform.tally().grants_total();
     platform.stop().await;
     for status in statuses {
-        let (stream, rotations, lost) = (&status.stream, status.rotations, status.reconnects);
-        writeln!(out, "{stream}: {rotations} rotations, {lost} sessions lost to trouble")?;
+        let (stream, rotations, reconnects) = (&status.stream, status.rotations, status.reconnects);
+        writeln!(out, "{stream}: {rotations} rotations, {reconnects} reconnects")?;
         if let Some((audit, _)) = books.streams.get(stream) {
             writeln!(out, "  {audit}")?;
         }
     }
-    let heard = books.streams.values().find_map(|(audit, _)| audit.last());
-    writeln!(out, "The platform had said number {}; the log ends with {}.", end.number, heard.unwrap_or(0))?;
+    let last = books.streams.values().find_map(|(audit, _)| audit.last()).unwrap_or(0);
+    writeln!(out, "{}", numbers(end.number, last))?;
     writeln!(out, "Tokens granted: {grants}.")?;
     if books.streams.values().all(|(audit, _)| audit.is_sound() && audit.events > 0) {
         return Ok(());
     }
     Err(anyhow::anyhow!("the logs are not what the guarantees say").into())
+}
+
+/// The platform goes on while the daemon drains: the log may end behind the number that was the last before.
+fn numbers(due: u64, last: u64) -> String {
+    format!("Before the drain the platform had sent number {due}; at its end the log holds number {last}.")
 }
 
 /// What was said when the demo came to its end: all of it is in the logs, or is missing.
@@ -338,6 +349,21 @@ impl Books {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_banner_says_how_the_demo_ends() {
+        assert!(ending(None).starts_with("Ctrl-C ends it"), "{}", ending(None));
+        let timed = ending(Some(Span(Duration::from_secs(5))));
+        assert!(timed.contains("Ctrl-C") && timed.ends_with("by itself after 5s."), "{timed}");
+    }
+
+    #[test]
+    fn a_log_that_ends_behind_the_number_before_the_drain_is_told_as_such() {
+        assert_eq!(
+            numbers(8, 9),
+            "Before the drain the platform had sent number 8; at its end the log holds number 9."
+        );
+    }
 
     #[test]
     fn the_script_of_the_demo_can_be_done_and_ends_before_it_begins_again() {

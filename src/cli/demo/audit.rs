@@ -29,6 +29,9 @@ struct GapData {
     reason: String,
 }
 
+/// The reason of the gap behind which the numbers begin again.
+const RESET: &str = "reset";
+
 /// What a log showed so far.
 #[derive(Debug, Default)]
 pub(super) struct Audit {
@@ -87,6 +90,9 @@ impl Audit {
         match entry.kind {
             "trunkline.gap.v1" => {
                 let data: GapData = serde_json::from_str(entry.data.map_or("{}", |data| data.get()))?;
+                if data.reason == RESET {
+                    self.start_over();
+                }
                 *self.gaps.entry(data.reason).or_default() += 1;
                 self.gaps_seen += 1;
                 self.in_gap = true;
@@ -95,6 +101,12 @@ impl Audit {
             _ => self.event(&entry),
         }
         Ok(())
+    }
+
+    /// Numbers and ids behind this entry belong to another feed: they may be equal to those before it.
+    fn start_over(&mut self) {
+        self.numbered.last = self.numbered.last.map(|_| 0);
+        self.unnumbered.logged.clear();
     }
 
     fn event(&mut self, entry: &Entry<'_>) {
@@ -222,7 +234,11 @@ mod tests {
     }
 
     fn gap(offset: u64) -> String {
-        format!(r#"{{"type":"trunkline.gap.v1","sequence":"{offset}","data":{{"reason":"jump"}}}}"#)
+        gap_of(offset, "jump")
+    }
+
+    fn gap_of(offset: u64, reason: &str) -> String {
+        format!(r#"{{"type":"trunkline.gap.v1","sequence":"{offset}","data":{{"reason":"{reason}"}}}}"#)
     }
 
     fn unnumbered(offset: u64, id: &str) -> String {
@@ -242,6 +258,33 @@ mod tests {
         assert!(audit(&[numbered(1, 7), gap(2), numbered(3, 9)]).is_sound());
         assert!(!audit(&[numbered(1, 7), numbered(2, 7)]).is_sound());
         assert!(!audit(&[numbered(1, 7), numbered(3, 8)]).is_sound());
+    }
+
+    #[test]
+    fn equal_numbers_and_ids_on_both_sides_of_a_reset_are_not_doubled() {
+        let reset = |offset| gap_of(offset, RESET);
+        let before = [numbered(1, 1), numbered(2, 2)];
+        let cases: [(&[String], bool); 5] = [
+            (&[reset(3), numbered(4, 1), numbered(5, 2)], true),
+            (&[gap(3), numbered(4, 1), numbered(5, 2)], false),
+            (&[reset(3), numbered(4, 1), numbered(5, 1)], false),
+            (&[reset(3), numbered(4, 1), numbered(5, 3)], false),
+            (&[reset(3), numbered(4, 1), reset(5), numbered(6, 1)], true),
+        ];
+        for (behind, sound) in cases {
+            let audit = audit(&[&before, behind].concat());
+            assert_eq!(audit.is_sound(), sound, "{behind:?}: {audit}");
+        }
+        let mut audit = audit(&[unnumbered(1, "a"), reset(2), unnumbered(3, "a")]);
+        audit.said(0, "a".to_owned());
+        audit.settle(1);
+        assert!(audit.is_sound(), "{audit}");
+    }
+
+    #[test]
+    fn a_log_that_ends_with_a_reset_does_not_reach_the_new_numbers() {
+        let audit = audit(&[numbered(1, 7), gap_of(2, RESET)]);
+        assert!(!audit.reaches(3, 0), "number 7 belongs to the feed before");
     }
 
     #[test]

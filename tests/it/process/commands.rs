@@ -39,8 +39,25 @@ async fn a_demo_of_some_seconds_rotates_and_finds_its_own_logs_sound() {
         let rotations = out.lines().find_map(|line| line.strip_prefix(stream)?.split(' ').next()?.parse::<u64>().ok());
         assert!(rotations.is_some_and(|count| count >= 1), "{stream}\n{out}");
     }
-    for command in ["trunkline tail conversations --url http://127.0.0.1:", "curl -N "] {
-        assert!(out.contains(command), "{out}");
+    for words in ["trunkline tail conversations --url http://127.0.0.1:", "curl -N ", "Ctrl-C ends it", " reconnects\n"]
+    {
+        assert!(out.contains(words), "{out}");
+    }
+    assert!(!out.contains(" lost"), "a reconnect is no lost event: {out}");
+    assert!(!demo.stderr().contains("the store's directory"), "{}", demo.stderr());
+}
+
+#[tokio::test]
+async fn a_second_demo_on_the_same_directory_finds_its_logs_sound() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "demo --duration 3s --http 127.0.0.1:0 --admin 127.0.0.1:0 --rate 100 --data kept";
+    for resets in ["gaps: ", "1 reset"] {
+        let mut demo = Child::start(folder.path(), &line.split(' ').collect::<Vec<_>>());
+        assert_eq!(demo.ends(PATIENCE).await, 0, "{}", demo.told());
+        let out = demo.stdout();
+        assert_eq!(out.matches("  sound: ").count(), 2, "{out}");
+        assert_eq!(out.matches(resets).count(), 2, "{out}");
+        assert!(!demo.stderr().contains("the store's directory"), "{}", demo.stderr());
     }
 }
 
