@@ -169,13 +169,14 @@ impl Tokens {
         let proxy = network.proxy_shown(&settings.token_url);
         let grants =
             Grants::new(&settings, network, REQUEST_MAX).context("could not set up the token endpoint's client")?;
+        // At each level of the log its lines name the account.
+        let span = tracing::error_span!("tokens", account = %settings.account);
         let shared = sharing.map(|sharing| {
             let (shared, listening) = Shared::new(sharing, &settings.account, tasks.stop());
-            tasks.start("token news", listening);
+            tasks.start("token news", listening.instrument(span.clone()));
             shared
         });
         let (refresher, ends) = Refresher::new(&settings, grants, shared);
-        let span = tracing::info_span!("tokens", account = %settings.account);
         tasks.start("tokens", refresher.run(tasks.stop()).instrument(span));
         Ok(Self { account: settings.account, ends, network: network.clone(), proxy })
     }

@@ -201,7 +201,8 @@ impl Streams {
             };
             let rules = settings.rules;
             let keeper = Keeper { rules, seat, log, writer, tokens, wishes: wished, board, dialler, rest };
-            let span = tracing::info_span!("stream", %stream);
+            // At each level of the log its lines name the stream.
+            let span = tracing::error_span!("stream", %stream);
             tasks.start("stream", keeper.run(tasks.stop()).instrument(span));
             streams.insert(stream, entry);
         }

@@ -6,12 +6,13 @@ use std::{
 };
 
 use serde_json::Value;
+use trunkline::simulator::{Fault, Settings, Target, TokenFailure};
 
 use super::{
     child::{PATIENCE, eventually},
     log::{assert_whole, pages},
-    relay::client,
-    site::Site,
+    relay::{Relay, client},
+    site::{STREAM, Site},
 };
 
 /// A daemon whose standard error is a pipe, which is read no further than its first lines.
@@ -107,11 +108,31 @@ async fn a_log_that_nobody_reads_holds_nothing_up() {
 }
 
 #[tokio::test]
+async fn lines_of_a_stream_and_of_an_account_name_it_at_every_level() {
+    let rejected = Fault::Token { failure: TokenFailure::InvalidClient, times: 1 };
+    let refused = Fault::Refuse { on: Target::All, status: 503, times: 9, retry_after: None };
+    for (fault, kind, name) in [(rejected, "account", "demo"), (refused, "stream", STREAM)] {
+        for level in ["debug", "warn", "error"] {
+            let site = Site::start_with(Settings::default(), &["backoff = { breaker_after = 1 }"]).await;
+            site.platform.inject(fault.clone());
+            let child = Relay::spawn(site.folder.path(), site.config(), &[("TRUNKLINE_LOG", level)]);
+            let line = eventually("an error is logged", PATIENCE, async || {
+                let log = child.stderr();
+                let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+                lines.into_iter().find(|line| line["level"] == "ERROR")
+            })
+            .await;
+            assert_eq!(line["span"][kind], name, "{level}: {line}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_unknown_level_is_named_in_the_one_format_and_the_relay_runs() {
     let site = Site::start().await;
     for (given, named) in [("verbose", "unknown level \\\"verbose\\\""), ("\u{1b}[31mred", "unknown level")] {
         let variables = [("TRUNKLINE_LOG", given)];
-        let relay = super::Relay::start_with(&site, &variables).await;
+        let relay = Relay::start_with(&site, &variables).await;
         let log = relay.child.stderr();
         assert!(log.contains(named), "{log}");
         for line in log.lines() {
