@@ -254,8 +254,8 @@ pub enum Notice {
 /// Why a conversation failed, before anybody judged it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The upgrade was answered with another status than 101.
-    Handshake { status: u16, retry_after: Option<Duration> },
+    /// The upgrade was answered with another status than 101. `place`: where it was asked for, without secrets.
+    Handshake { status: u16, retry_after: Option<Duration>, place: Option<String> },
     /// A REST call was answered with an error. `call`: its method and path, and what the answer says.
     Call { call: String, status: u16, retry_after: Option<Duration> },
     /// No connection, no answer in time, or an answer that makes no sense.
@@ -440,7 +440,7 @@ impl Connector {
     /// Judges a failure.
     pub fn classify(&self, failure: &Failure) -> Verdict {
         match failure {
-            Failure::Handshake { status, retry_after } => match self {
+            Failure::Handshake { status, retry_after, .. } => match self {
                 Self::Notifications(_) if matches!(status, 401 | 403 | 404) => Verdict::NewEndpoint,
                 Self::Notifications(_) | Self::Sequenced(_) => by_status(Exchange::Upgrade, *status, *retry_after),
             },
@@ -527,6 +527,25 @@ impl Failure {
         Self::Call { call, status: answer.status, retry_after: answer.retry_after }
     }
 
+    /// The same failure of an attempt with the place that it was made at.
+    pub fn at(self, place: &str) -> Self {
+        match self {
+            Self::Handshake { status, retry_after, place: None } => {
+                Self::Handshake { status, retry_after, place: Some(place.to_owned()) }
+            }
+            Self::Unreachable(why) => Self::Unreachable(format!("{place}: {why}")),
+            failure @ (Self::Handshake { .. }
+            | Self::Call { .. }
+            | Self::Closed { .. }
+            | Self::Silent
+            | Self::Oversize
+            | Self::Unfinished { .. }
+            | Self::Unreadable(_)
+            | Self::Said(_)
+            | Self::Unsubscribed { .. }) => failure,
+        }
+    }
+
     /// Whether an upgrade or a call was answered, and not in a way that passes by itself when it is repeated.
     pub fn is_refusal(&self) -> bool {
         match self {
@@ -585,7 +604,10 @@ impl Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Handshake { status, .. } => write!(f, "the upgrade was answered with {status}"),
+            Self::Handshake { status, place: None, .. } => write!(f, "the upgrade was answered with {status}"),
+            Self::Handshake { status, place: Some(place), .. } => {
+                write!(f, "the upgrade of {place} was answered with {status}")
+            }
             Self::Call { call, status, .. } => write!(f, "{call} was answered with {status}"),
             Self::Unreachable(why) => write!(f, "unreachable: {why}"),
             Self::Closed { code, reason } if reason.is_empty() => write!(f, "closed with {code}"),
@@ -707,7 +729,7 @@ mod tests {
         ];
         for (status, retry_after, upgrade, call) in table {
             let failures = [
-                Failure::Handshake { status, retry_after },
+                Failure::Handshake { status, retry_after, place: None },
                 Failure::Call { call: String::new(), status, retry_after },
             ];
             let verdicts = failures.map(|failure| sequenced().classify(&failure));

@@ -27,7 +27,7 @@ use tokio_rustls::TlsConnector;
 
 use self::error::Step;
 pub use self::{
-    error::ConnectError,
+    error::{ConnectError, origin, without_secrets},
     proxy::{Proxies, Proxy},
     resolver::Resolver,
     tls::Trust,

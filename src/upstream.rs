@@ -132,7 +132,8 @@ impl Settings {
     fn connections(&self) -> reqwest::Result<(Rest, Dialler)> {
         let client = rest::client(&self.network)?;
         let configured = self.rules.connector.snapshot(None);
-        let rest = Rest::new(client, self.network.clone(), &self.api_url, &configured);
+        let key = format!("accounts.{}.api_url", self.account);
+        let rest = Rest::new(client, self.network.clone(), &self.api_url, key, &configured);
         let within = self.rules.patience.connect.mul_f64(DIAL_SHARE);
         Ok((rest, Dialler::new(self.network.clone(), self.frame_max, within)))
     }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock,
     model::{Exchange, Secret, StatusMeaning, Timestamp},
-    network::{HttpLimits, NetworkPolicy, head},
+    network::{self, HttpLimits, NetworkPolicy, head},
     protocol::{
         refresh::{
             Failure,
@@ -47,6 +47,8 @@ pub(super) struct Grants {
     scope: String,
     lifetime_default: Duration,
     http: reqwest::Client,
+    /// Where it asks, for errors: the URL without secrets, and its key in the configuration.
+    place: String,
     /// The proxy in front of the token endpoint.
     proxy: Option<String>,
     secrets: Secrets,
@@ -67,6 +69,10 @@ pub(super) enum GrantError {
     Secret(#[from] crate::secrets::SecretError),
     #[error("could not reach the token endpoint")]
     Unreachable(#[source] reqwest::Error),
+    #[error("POST {place}")]
+    Asked { place: String, source: Box<Self> },
+    #[error("answered {0} without an OAuth error code: is it the URL of a token endpoint?")]
+    NoEndpoint(u16),
     #[error("token request through the proxy {proxy}")]
     Proxied { proxy: String, source: Box<Self> },
     #[error("the token endpoint answered {0}")]
@@ -89,6 +95,11 @@ pub(super) enum GrantError {
 }
 
 impl GrantError {
+    /// The same error with the address that was asked.
+    fn at(self, place: &str) -> Self {
+        Self::Asked { place: place.to_owned(), source: Box::new(self) }
+    }
+
     /// The same error with the name of the proxy that the request went through.
     fn through(self, proxy: Option<&str>) -> Self {
         match proxy {
@@ -97,14 +108,21 @@ impl GrantError {
         }
     }
 
+    fn uncoded(status: u16) -> Self {
+        Self::Rejected { status, code: "without a known code" }
+    }
+
     pub(super) fn verdict(&self) -> Failure {
         match self {
             Self::Throttled { pause, .. } => Failure::Throttled(*pause),
-            Self::Proxied { source, .. } => source.verdict(),
+            Self::Proxied { source, .. } | Self::Asked { source, .. } => source.verdict(),
             Self::Rejected { .. } | Self::StaticRefused => Failure::Rejected,
-            Self::Secret(_) | Self::Unreachable(_) | Self::Status(_) | Self::TooLong | Self::Unusable { .. } => {
-                Failure::Unreachable
-            }
+            Self::Secret(_)
+            | Self::Unreachable(_)
+            | Self::Status(_)
+            | Self::NoEndpoint(_)
+            | Self::TooLong
+            | Self::Unusable { .. } => Failure::Unreachable,
         }
     }
 }
@@ -125,6 +143,7 @@ impl Grants {
             scope: settings.scope.clone(),
             lifetime_default: settings.lifetime_default,
             http,
+            place: place(settings),
             proxy: network.proxy_shown(&settings.token_url),
             secrets: Secrets::default(),
             vault: Vault::new(&settings.vault, &settings.account),
@@ -221,7 +240,7 @@ impl Grants {
             Ok(response) => judge(response).await,
             Err(error) => Err(unreachable(error)),
         };
-        answered.map_err(|error| error.through(self.proxy.as_deref()))
+        answered.map_err(|error| error.at(&self.place).through(self.proxy.as_deref()))
     }
 
     fn granted(&self, answer: Answer) -> Granted {
@@ -239,6 +258,12 @@ impl Grants {
         }
         Granted { secret: answer.access_token, lifetime: Some(lifetime) }
     }
+}
+
+/// Where an account's tokens are requested, as an error names it.
+fn place(settings: &Settings) -> String {
+    let url = reqwest::Url::parse(&settings.token_url).map(|url| network::without_secrets(&url));
+    format!("{} (accounts.{}.token_url)", url.unwrap_or_default(), settings.account)
 }
 
 /// Id and secret are form-encoded before they are joined (RFC 6749 section 2.3.1): either may hold a colon.
@@ -281,6 +306,9 @@ async fn judge(response: Response) -> Result<Answer, GrantError> {
     answer.map_err(|cause| GrantError::Unusable { status, content_type, cause })
 }
 
+/// The one status that means wrong credentials by itself.
+const UNAUTHORIZED: u16 = 401;
+
 /// Why there is no token in the answer. None: there should be one.
 fn failure(
     status: u16,
@@ -294,10 +322,12 @@ fn failure(
         (Some(Refusal::Server), _) if pause.is_some() => Some(GrantError::Throttled { status, pause }),
         (_, StatusMeaning::Transient) | (Some(Refusal::Server), _) => Some(GrantError::Status(status)),
         (None, StatusMeaning::Success) => None,
-        (Some(Refusal::Request(None)), StatusMeaning::Success)
-        | (None | Some(Refusal::Request(None)), StatusMeaning::TokenRefused | StatusMeaning::Refused) => {
-            Some(GrantError::Rejected { status, code: "without a known code" })
-        }
+        (Some(Refusal::Request(None)), StatusMeaning::Success) => Some(GrantError::uncoded(status)),
+        (None | Some(Refusal::Request(None)), StatusMeaning::TokenRefused | StatusMeaning::Refused) => match status {
+            UNAUTHORIZED => Some(GrantError::uncoded(status)),
+            // Not the answer of a token endpoint, which names its reason.
+            _ => Some(GrantError::NoEndpoint(status)),
+        },
     }
 }
 

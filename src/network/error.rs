@@ -73,8 +73,13 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {}
 
-/// Scheme, host and port of a URL: path and query may hold a token.
-fn origin(url: &Url) -> String {
+/// A URL for an error: without login, query and fragment, which may hold a secret.
+pub fn without_secrets(url: &Url) -> String {
+    format!("{}{}", origin(url), printable(url.path()))
+}
+
+/// Scheme, host and port of a URL whose path may hold a secret, too.
+pub fn origin(url: &Url) -> String {
     let host = printable(url.host_str().unwrap_or_default());
     let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
     format!("{}://{host}{port}", url.scheme())
@@ -99,6 +104,13 @@ mod tests {
         let error = ConnectError::new(Step::Tunnel("a.test:443".to_owned()), "the proxy answered 407");
         let error = error.through(Some(&proxy)).to_string();
         assert_eq!(error, "CONNECT to a.test:443 through the proxy http://proxy.test:3128: the proxy answered 407");
+    }
+
+    #[test]
+    fn a_url_in_an_error_has_no_login_and_no_query() {
+        let url = Url::parse("https://user:secret@a.test:81/oauth/token?key=secret#secret").unwrap();
+        assert_eq!(without_secrets(&url), "https://a.test:81/oauth/token");
+        assert_eq!(origin(&url), "https://a.test:81");
     }
 
     #[test]

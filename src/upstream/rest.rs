@@ -8,7 +8,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, header};
 use crate::{
     connector::{Answer, Method, Request},
     model::Secret,
-    network::{HttpLimits, NetworkPolicy, head},
+    network::{self, HttpLimits, NetworkPolicy, head},
     telemetry::chain,
 };
 
@@ -24,6 +24,8 @@ pub(super) struct Rest {
     client: Client,
     network: NetworkPolicy,
     api_url: String,
+    /// The configuration's key of it, for errors.
+    api_key: String,
     /// Who may be sent the token: the account's API, and the hosts of URLs in the configuration.
     hosts: Vec<Url>,
 }
@@ -36,17 +38,25 @@ pub(super) fn client(network: &NetworkPolicy) -> reqwest::Result<Client> {
 
 impl Rest {
     /// `configured` are the absolute URLs that the stream's configuration names beside the account's.
-    pub(super) fn new(client: Client, network: NetworkPolicy, api_url: &str, configured: &[Request]) -> Self {
+    pub(super) fn new(
+        client: Client,
+        network: NetworkPolicy,
+        api_url: &str,
+        api_key: String,
+        configured: &[Request],
+    ) -> Self {
         let api_url = api_url.trim_end_matches('/').to_owned();
         let targets = configured.iter().map(|request| request.target.as_str()).chain([api_url.as_str()]);
         let hosts = targets.filter_map(|target| Url::parse(target).ok()).collect();
-        Self { client, network, api_url, hosts }
+        Self { client, network, api_url, api_key, hosts }
     }
 
     /// Carries out a call under a token.
     pub(super) async fn call(&self, request: Request, token: Secret) -> Result<Answer, String> {
         let url = self.url(&request.target)?;
-        let lost = |error: reqwest::Error| format!("{}{}", chain(&error.without_url()), self.network.through(&url));
+        let place = self.place(&request.target, &url);
+        let lost =
+            |error: reqwest::Error| format!("{place}: {}{}", chain(&error.without_url()), self.network.through(&url));
         let response = self.build(url.clone(), request, &token).send().await.map_err(lost)?;
         if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             return Err(format!("the call was answered with 407{}", self.network.through(&url)));
@@ -70,6 +80,14 @@ impl Rest {
         }
         self.network.permit(&url).map_err(|error| error.to_string())?;
         Ok(url)
+    }
+
+    /// Where a call goes, as an error names it: the path of a target that is none of its own is named beside it.
+    fn place(&self, target: &str, url: &Url) -> String {
+        if Url::parse(target).is_ok_and(|absolute| absolute.has_host()) {
+            return network::without_secrets(url);
+        }
+        format!("{} ({})", network::origin(url), self.api_key)
     }
 
     fn build(&self, url: Url, request: Request, token: &Secret) -> RequestBuilder {
@@ -112,7 +130,7 @@ mod tests {
         let trust = Trust::of(rustls::RootCertStore::empty()).unwrap();
         let network = NetworkPolicy::new(Settings { insecure, ..Settings::default() }, trust, Resolver::default());
         let configured = Request { method: Method::Get, target: snapshot_url.to_owned(), body: None };
-        Rest::new(client(&network).unwrap(), network, api_url, &[configured])
+        Rest::new(client(&network).unwrap(), network, api_url, "accounts.a.api_url".to_owned(), &[configured])
     }
 
     #[test]
@@ -140,6 +158,17 @@ mod tests {
                 rest.clone()
             };
             assert_eq!(found.url(target).ok().as_ref().map(Url::as_str), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_host_of_a_call_its_key_and_no_query() {
+        let rest = rest("https://api.test/base/", "https://snapshots.test/all", false);
+        for (target, place) in [
+            ("/v2/users?page=2", "https://api.test (accounts.a.api_url)"),
+            ("https://snapshots.test/all?x=secret", "https://snapshots.test/all"),
+        ] {
+            assert_eq!(rest.place(target, &rest.url(target).unwrap()), place);
         }
     }
 

@@ -29,7 +29,7 @@ use crate::{
     clock,
     connector::{Credential, Failure, Frame, Probe},
     model::Secret,
-    network::{Connection, NetworkPolicy},
+    network::{self, Connection, NetworkPolicy},
     protocol::session::Dial,
 };
 
@@ -63,20 +63,28 @@ pub struct Dialler {
     network: NetworkPolicy,
     frame_max: usize,
     within: Duration,
+    /// The configuration's key of the URL; none where the platform gives the URL.
+    key: Option<String>,
 }
 
 impl Dialler {
-    /// `within` bounds one attempt: name resolution, TCP, proxy, TLS and the upgrade.
-    pub fn new(network: NetworkPolicy, frame_max: usize, within: Duration) -> Self {
-        Self { network, frame_max, within }
+    /// `within` bounds one attempt: name resolution, TCP, proxy, TLS and the upgrade. `key` is for errors: where the
+    /// configuration has the URL.
+    pub fn new(network: NetworkPolicy, frame_max: usize, within: Duration, key: Option<String>) -> Self {
+        Self { network, frame_max, within, key }
     }
 
     /// Opens a socket. Dropping the future cancels the attempt and closes its connection. Redirects are not followed: a
     /// token is never sent to another host than the configured one.
     pub async fn open(&self, dial: Dial, token: Secret) -> Result<Socket, Failure> {
-        let deadline = clock::now() + self.within;
         let url = url(&dial, &token).map_err(Failure::Unreachable)?;
-        let upgrade = Upgrade::new(&url, dial.credential, &token).map_err(Failure::Unreachable)?;
+        let place = self.place(&url, dial.credential);
+        self.open_at(url, &dial, &token).await.map_err(|failure| failure.at(&place))
+    }
+
+    async fn open_at(&self, url: reqwest::Url, dial: &Dial, token: &Secret) -> Result<Socket, Failure> {
+        let deadline = clock::now() + self.within;
+        let upgrade = Upgrade::new(&url, dial.credential, token).map_err(Failure::Unreachable)?;
         let connected = self.network.connect(&url, deadline).await;
         let stream = connected.map_err(|error| Failure::Unreachable(error.to_string()))?;
         let upgraded = tokio::time::timeout_at(deadline.into(), Socket::over(stream, upgrade, self.frame_max)).await;
@@ -84,6 +92,16 @@ impl Dialler {
         let upgraded = upgraded.map_err(|_| late())?;
         let lost = |error: io::Error| self.unreachable(&url, &format!("upgrade: {error}"));
         upgraded.map_err(lost)?
+    }
+
+    /// Where a socket is asked for, as an error names it. A URL that is a credential by itself is not shown in full.
+    fn place(&self, url: &reqwest::Url, credential: Credential) -> String {
+        let shown = match credential {
+            Credential::Header | Credential::Query(_) => network::without_secrets(url),
+            Credential::InUrl => network::origin(url),
+        };
+        let key = self.key.as_ref().map_or_else(String::new, |key| format!(" ({key})"));
+        format!("{shown}{key}")
     }
 
     fn unreachable(&self, url: &reqwest::Url, why: &str) -> Failure {

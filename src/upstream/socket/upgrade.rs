@@ -49,7 +49,7 @@ impl Upgrade {
         let (answer, rest) = head::read(stream).await?;
         if answer.status != 101 {
             let retry_after = head::retry_after(&answer.headers);
-            return Ok(Err(Failure::Handshake { status: answer.status, retry_after }));
+            return Ok(Err(Failure::Handshake { status: answer.status, retry_after, place: None }));
         }
         Ok(self
             .judge(&answer)

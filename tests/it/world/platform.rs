@@ -183,7 +183,7 @@ impl Platform {
             (None, Dialect::Notifications) => self.connect(life, session, dial, token, scene).err(),
         };
         let failure = match refusal {
-            Some(Refusal::Status(status, retry_after)) => Failure::Handshake { status, retry_after },
+            Some(Refusal::Status(status, retry_after)) => Failure::Handshake { status, retry_after, place: None },
             Some(Refusal::Unreachable) => Failure::Unreachable("no route".to_owned()),
             Some(Refusal::Silence) | None => return,
         };

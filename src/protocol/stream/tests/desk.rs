@@ -147,7 +147,7 @@ impl Desk {
             }
             "begin" => Input::Begun(id),
             "refuse" => {
-                let failure = Failure::Handshake { status: words.parse().unwrap(), retry_after: None };
+                let failure = Failure::Handshake { status: words.parse().unwrap(), retry_after: None, place: None };
                 Input::Refused { session: id, failure }
             }
             "close" => {
