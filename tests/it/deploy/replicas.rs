@@ -1,9 +1,9 @@
 //! `docs/replicas.md`: its configuration is good, its figures are those of a real Redis, and its names are in the files.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use super::files::{assert_good, document, drain_secs_max, path, text};
-use crate::harness::documented_rules;
+use crate::harness::{Redis, documented_rules};
 
 const DOCUMENT: &str = "docs/replicas.md";
 /// What the document says that an entry takes, with the nodes of each size, for a byte of it.
@@ -78,8 +78,35 @@ fn it_names_what_the_files_say() {
     let command = super::files::strings(&compose["services"]["redis"]["command"]).join(" ");
     let (_, user) = text.split_once("\nACL SETUSER trunkline ").unwrap();
     let (user, _) = user.split_once("\n```").unwrap();
-    assert_eq!(user.split_whitespace().collect::<Vec<_>>(), documented_rules(), "as in config/trunkline.toml");
+    let rules: Vec<_> = user.split_whitespace().map(|word| word.trim_matches('\'')).collect();
+    assert_eq!(rules, documented_rules(), "as in config/trunkline.toml");
     for setting in ["noeviction", "appendonly", "appendfsync", "stream-node-max-bytes"] {
         assert!(text.contains(setting) && command.contains(setting), "{setting}");
+    }
+}
+
+#[test]
+fn its_user_can_be_pasted_into_a_shell_and_into_the_prompt_of_redis_cli() {
+    let document = text(DOCUMENT);
+    let block = document.split("\n```").find_map(|block| block.strip_prefix("\nACL SETUSER ")).unwrap();
+    assert_eq!(block.lines().count(), 1, "{block}");
+    let server = Redis::volatile();
+    let folder = tempfile::tempdir().unwrap();
+    let typed = folder.path().join("typed");
+    fs::write(&typed, format!("ACL SETUSER {block}\n")).unwrap();
+    let port = server.port();
+    for command in
+        [format!("redis-cli -p {port} ACL SETUSER {block}"), format!("redis-cli -p {port} < '{}'", typed.display())]
+    {
+        let shell = |command: &str| {
+            let output = Command::new("sh").args(["-c", command]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(shell(&command), "OK\n", "{command}");
+        let user = shell(&format!("redis-cli -p {port} ACL GETUSER trunkline"));
+        for rule in ["+unsubscribe", "+config|get", "~{trunkline:*", "&trunkline:*"] {
+            assert!(user.contains(rule), "{rule}: {user}");
+        }
+        assert_eq!(shell(&format!("redis-cli -p {port} ACL DELUSER trunkline")), "1\n");
     }
 }

@@ -218,7 +218,7 @@ pub(crate) fn documented_rules() -> Vec<String> {
     let shipped = include_str!("../../../config/trunkline.toml");
     let (_, after) = shipped.split_once("ACL SETUSER trunkline ").unwrap();
     let (rules, _) = after.split_once("\n#url").unwrap();
-    rules.split_whitespace().filter(|word| *word != "#").map(str::to_owned).collect()
+    rules.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect()
 }
 
 /// A port that nobody listens on right now.
