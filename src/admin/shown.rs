@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, convert::Infallible, io::Write, time::Duration};
 
 use axum::{
-    Json,
     body::Body,
     http::{
         HeaderMap, StatusCode,
@@ -65,11 +64,19 @@ impl Report {
         if !self.reasons.is_empty() {
             body["reasons"] = json!(self.reasons);
         }
-        answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+        answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
     }
 
     fn ready(&self) -> bool {
         self.store.is_ok() && !matches!(self.replica, Some(Err(_))) && !self.draining
+    }
+
+    /// Each reason why it is not ready; none when it is.
+    fn not_ready(&self) -> Vec<String> {
+        let store = self.store.as_ref().err().map(|why| format!("store: {why}"));
+        let replica = self.replica.as_ref().and_then(|replica| replica.as_ref().err());
+        let draining = self.draining.then(|| "the process is draining".to_owned());
+        [store, replica.map(|why| format!("replica: {why}")), draining].into_iter().flatten().collect()
     }
 
     fn store_shown(&self) -> &str {
@@ -113,6 +120,7 @@ impl Status {
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.uptime.as_secs(),
             "ready": self.report.ready(),
+            "not_ready": self.report.not_ready(),
             "draining": self.report.draining,
             "store": self.report.store_shown(),
             "streams": self.streams,
@@ -124,7 +132,7 @@ impl Status {
             body["replica"] = json!(among.me.to_string());
             body["members"] = json!(among.members_shown());
         }
-        answer(StatusCode::OK, body)
+        answer(StatusCode::OK, &body)
     }
 }
 
@@ -172,14 +180,14 @@ pub(super) fn health() -> Response {
 
 /// A wish was passed on; it is not fulfilled yet.
 pub(super) fn accepted() -> Response {
-    answer(StatusCode::ACCEPTED, json!({ "accepted": true }))
+    answer(StatusCode::ACCEPTED, &json!({ "accepted": true }))
 }
 
 /// What is told holds for this moment only.
 const NOT_STORED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
-fn answer(status: StatusCode, body: Value) -> Response {
-    (status, [NOT_STORED], Json(body)).into_response()
+fn answer(status: StatusCode, body: &Value) -> Response {
+    (status, [NOT_STORED, (CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
 }
 
 #[cfg(test)]
@@ -256,6 +264,29 @@ mod tests {
                 "streams": { "agents": "live", "queues": "paused" },
             })
         );
+    }
+
+    #[tokio::test]
+    async fn status_names_each_reason_why_it_is_not_ready() {
+        let ready = status(report(Ok(()), false, ["live", "live"]), None);
+        assert_eq!(body(ready.response()).await["not_ready"], json!([]));
+        let all = Report {
+            replica: Some(Err("no answer".to_owned())),
+            ..report(Err("no room".to_owned()), true, ["live", "live"])
+        };
+        let shown = body(status(all, None).response()).await;
+        let expected = json!(["store: no room", "replica: no answer", "the process is draining"]);
+        assert_eq!((&shown["ready"], &shown["not_ready"]), (&json!(false), &expected));
+    }
+
+    #[tokio::test]
+    async fn json_ends_with_a_newline_so_that_a_shell_prompt_begins_a_line() {
+        let report = || report(Ok(()), false, ["live", "live"]);
+        for answer in [report().response(false), status(report(), None).response(), accepted()] {
+            assert_eq!(answer.headers()[CONTENT_TYPE], "application/json");
+            let text = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+            assert!(text.ends_with(b"}\n"), "{text:?}");
+        }
     }
 
     #[tokio::test]

@@ -109,6 +109,11 @@ fn write(text: &str, args: &StatusArgs, out: &mut impl Write) -> Result<(), Fail
 struct Report {
     version: String,
     uptime_seconds: f64,
+    #[serde(default = "yes")]
+    ready: bool,
+    /// Each reason why it is not ready.
+    #[serde(default)]
+    not_ready: Vec<String>,
     /// Who answers, where several share a store.
     replica: Option<String>,
     /// All that live.
@@ -152,12 +157,26 @@ struct Account {
     proxy: Option<String>,
 }
 
+/// What a daemon that does not show whether it is ready is taken for.
+fn yes() -> bool {
+    true
+}
+
 impl Report {
+    /// Whether consumers can be served, where they cannot.
+    fn write_readiness(&self, out: &mut impl Write) -> io::Result<()> {
+        if !self.ready && self.not_ready.is_empty() {
+            writeln!(out, "NOT READY: /readyz has the reason")?;
+        }
+        self.not_ready.iter().try_for_each(|why| writeln!(out, "NOT READY: {}", printable(why)))
+    }
+
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "trunkline {}, up {}", printable(&self.version), seconds(self.uptime_seconds))?;
         if let Some(replica) = &self.replica {
             writeln!(out, "replica {}, {}", printable(replica), printable(&self.others(replica)))?;
         }
+        self.write_readiness(out)?;
         writeln!(out)?;
         self.write_streams(out)?;
         writeln!(out)?;
@@ -398,6 +417,26 @@ queues  live   here              4f2a-17  -         17      3          2        
 ACCOUNT  STATE  TOKEN  ENDS IN  NEXT REFRESH IN  REFRESHES
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_is_not_ready_is_shown_with_each_reason() {
+        for (given, shown) in [
+            (
+                "\"ready\":false,\"not_ready\":[\"store: redis://h is away\",\"replica: x\"]",
+                ["store: redis://h is away", "replica: x"],
+            ),
+            ("\"ready\":false", ["/readyz has the reason", ""]),
+            ("\"ready\":true,\"not_ready\":[]", ["", ""]),
+        ] {
+            let text = format!("{{\"version\":\"0\",\"uptime_seconds\":1,\"streams\":[],\"accounts\":[],{given}}}");
+            let server = serve(move |_| Served::json(text.clone())).await;
+            let mut out = Vec::new();
+            run(&args(&server.url, false, false), false, &mut out, std::future::pending()).await.unwrap();
+            let out = String::from_utf8(out).unwrap();
+            let lines: Vec<&str> = out.lines().filter_map(|line| line.strip_prefix("NOT READY: ")).collect();
+            assert_eq!(lines, shown.into_iter().filter(|line| !line.is_empty()).collect::<Vec<_>>(), "{out}");
+        }
     }
 
     #[tokio::test]

@@ -65,6 +65,10 @@ impl Waiting {
         assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
         let problem: Value = answer.json().await.unwrap();
         assert_eq!(problem["type"], "urn:trunkline:problem:starting");
+        let mut status = Child::start(self.site.folder.path(), &["status", "--url", &self.admin]);
+        assert_eq!(status.ends(PATIENCE).await, 0, "{}", status.told());
+        let told = status.stdout();
+        assert!(told.lines().any(|line| line.starts_with("NOT READY: store: ") && line.contains(reason)), "{told}");
         assert!(self.child.has_ended().is_none(), "{}", self.child.told());
     }
 
