@@ -189,7 +189,7 @@ impl Streams {
                 Some(seat) => (seat, None),
                 None => (Seat::alone(), claim(&log).await.with_context(|| format!("the log of {stream}"))?),
             };
-            let board = Arc::new(Board::new(&stream));
+            let board = Arc::new(Board::new(&stream, settings.rules.overflow));
             let (wishes, wished) = mpsc::channel(WISHES_MAX);
             let entry = Entry {
                 account: settings.account,

@@ -13,7 +13,7 @@ use crate::{
     clock,
     connector::{RefusedTopic, Unheard},
     model::{Position, StreamName, Timestamp},
-    protocol::stream::{Report, State, Stream, Topics},
+    protocol::stream::{Overflow, Report, State, Stream, Topics},
     telemetry::metrics,
 };
 
@@ -26,6 +26,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Board {
     metrics: metrics::Stream,
+    overflow: Overflow,
     facts: Mutex<Facts>,
 }
 
@@ -74,11 +75,12 @@ struct Quiet {
 }
 
 impl Board {
-    pub(super) fn new(stream: &StreamName) -> Self {
+    pub(super) fn new(stream: &StreamName, overflow: Overflow) -> Self {
         let metrics = metrics::Stream::new(stream);
         metrics.entered(State::Starting.as_str());
         Self {
             metrics,
+            overflow,
             facts: Mutex::new(Facts {
                 state: State::Starting,
                 position: None,
@@ -167,7 +169,8 @@ impl Board {
     pub(super) fn store_has_no_room(&self, why: &str) {
         let news = self.with(|facts| !std::mem::replace(&mut facts.no_room, true));
         if news {
-            error!(%why, "the store takes no entries: the platform is not read until it does");
+            let when_full = when_full(self.overflow);
+            error!(%why, when_full, "the store takes no entries: events wait in the buffer");
         }
         self.fails(Trouble::Store, format!("the store takes no entries: {why}"));
     }
@@ -422,9 +425,30 @@ impl Facts {
     }
 }
 
+/// What a full buffer means while the store takes nothing.
+fn when_full(overflow: Overflow) -> &'static str {
+    match overflow {
+        Overflow::Backpressure => "the platform is not read",
+        Overflow::DropOldest => "the oldest events are dropped, a gap marks them",
+    }
+}
+
 /// Why a stream is degraded.
 fn degradation(topics: &Topics) -> Option<String> {
     let first = topics.missing.first()?;
     let RefusedTopic { topic, reason, .. } = first;
     Some(format!("{} topics are not heard, the first is {topic}: {reason}", topics.missing.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_stream_with_backpressure_is_said_to_stop_reading() {
+        for (overflow, stops) in [(Overflow::Backpressure, true), (Overflow::DropOldest, false)] {
+            assert_eq!(when_full(overflow).contains("not read"), stops, "{overflow:?}");
+            assert_eq!(when_full(overflow).contains("dropped"), !stops, "{overflow:?}");
+        }
+    }
 }
