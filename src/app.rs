@@ -250,6 +250,7 @@ fn admin_settings(config: &Config, connections: usize) -> admin::Settings {
 /// The accounts and streams of a configuration over a log that goes away with it: to try them.
 #[derive(Debug)]
 pub struct Trial {
+    config: Config,
     accounts: Tasks,
     upstream: Tasks,
     tokens: BTreeMap<AccountName, Tokens>,
@@ -270,7 +271,7 @@ impl Trial {
         let (mut accounts, mut upstream) = (Tasks::new("accounts"), Tasks::new("upstream"));
         let tokens = start_accounts(&config, None, &mut accounts)?;
         let streams = start_streams(&config, &logs, &tokens, BTreeMap::new(), &mut upstream).await?;
-        Ok(Self { accounts, upstream, tokens, streams, logs, store, folder })
+        Ok(Self { config, accounts, upstream, tokens, streams, logs, store, folder })
     }
 
     pub fn accounts(&self) -> Vec<AccountStatus> {
@@ -279,6 +280,22 @@ impl Trial {
 
     pub fn streams(&self) -> Vec<StreamStatus> {
         self.streams.statuses()
+    }
+
+    /// Requests the snapshot URL of a stream once; none where its configuration has no such URL.
+    pub async fn snapshot(&self, name: &StreamName) -> Option<SnapshotTry> {
+        let stream = self.config.streams.get(name)?;
+        let tokens = self.tokens.get(&stream.account)?;
+        let settings = stream_settings(name, stream, &self.config, tokens.network());
+        let request = settings.configured_snapshot()?;
+        let token = tokens.watch().borrow().clone();
+        Some(match token {
+            None => SnapshotTry::NoToken,
+            Some(token) => match settings.try_call(request, token.secret).await {
+                Ok(good) => SnapshotTry::Answered(good),
+                Err(why) => SnapshotTry::Failed(format!("streams.{name}.snapshot_url: {why}")),
+            },
+        })
     }
 
     /// Closes every session, and removes what was heard.
@@ -291,6 +308,15 @@ impl Trial {
     }
 }
 
+/// What came of the request for a snapshot.
+#[derive(Debug)]
+pub enum SnapshotTry {
+    /// Its account has no token to send.
+    NoToken,
+    Answered(String),
+    Failed(String),
+}
+
 /// A folder of this process's own below the system's temporary folder; it goes away with the value.
 pub fn temporary_folder(purpose: &str) -> anyhow::Result<TempDir> {
     tempfile::Builder::new()
@@ -299,19 +325,30 @@ pub fn temporary_folder(purpose: &str) -> anyhow::Result<TempDir> {
         .context("cannot make a temporary folder")
 }
 
+/// What was found of a store that can be used.
+#[derive(Debug)]
+pub struct StoreTry {
+    pub found: String,
+    /// The same as at the start of the daemon.
+    pub warnings: Vec<String>,
+}
+
 /// Opens and closes the configured store.
-pub async fn try_store(config: &Config) -> anyhow::Result<String> {
+pub async fn try_store(config: &Config) -> anyhow::Result<StoreTry> {
     match open_store(config).await {
         Ok(store) => {
+            let warnings = store.warnings().to_vec();
             store.close().await;
-            Ok(match &config.store.kind {
+            let found = match &config.store.kind {
                 config::StoreKind::Embedded => format!("{} can be used", config.store.path.display()),
                 config::StoreKind::Redis(redis) => format!("{} can be used", redis.address),
-            })
+            };
+            Ok(StoreTry { found, warnings })
         }
         Err(error) => match error.downcast_ref() {
             Some(embedded::OpenError::InUse { path, holder }) => {
-                Ok(format!("{} is in use by a running daemon ({holder})", path.display()))
+                let found = format!("{} is in use by a running daemon ({holder})", path.display());
+                Ok(StoreTry { found, warnings: Vec::new() })
             }
             _ => Err(error),
         },

@@ -21,8 +21,9 @@ use self::{board::Board, keeper::Keeper, rest::Rest, socket::Dialler};
 use crate::{
     auth::Tokens,
     clock,
+    connector::{Method, Request},
     event_log::{EventLog, EventLogs, Writer},
-    model::{AccountName, Mark, ReplicaId, StreamName},
+    model::{AccountName, Mark, ReplicaId, Secret, StreamName},
     network::NetworkPolicy,
     protocol::{
         self,
@@ -31,6 +32,7 @@ use crate::{
     replica::{Seat, View},
     store::AppendError,
     tasks::Tasks,
+    telemetry::chain,
 };
 
 /// What `status` and the admin API show of a stream.
@@ -135,7 +137,22 @@ impl Settings {
         let key = format!("accounts.{}.api_url", self.account);
         let rest = Rest::new(client, self.network.clone(), &self.api_url, key, &configured);
         let within = self.rules.patience.connect.mul_f64(DIAL_SHARE);
-        Ok((rest, Dialler::new(self.network.clone(), self.frame_max, within)))
+        let key = self.rules.connector.socket_url().map(|_| format!("streams.{}.url", self.stream));
+        Ok((rest, Dialler::new(self.network.clone(), self.frame_max, within, key)))
+    }
+
+    /// The call for the snapshot whose URL the configuration names.
+    pub fn configured_snapshot(&self) -> Option<Request> {
+        let calls = self.rules.connector.snapshot(None).into_iter();
+        calls.into_iter().find(|call| call.method == Method::Get && !call.target.starts_with('/'))
+    }
+
+    /// Makes one call outside of the stream's task, to see whether it succeeds.
+    pub async fn try_call(&self, request: Request, token: Secret) -> Result<String, String> {
+        let (rest, _) = self.connections().map_err(|error| chain(&error))?;
+        let answer = rest.call(request, token).await?;
+        let words = format!("answered with {}", answer.status);
+        if (200..300).contains(&answer.status) { Ok(words) } else { Err(words) }
     }
 
     /// The proxy of its socket, where the configuration names one; else that of the API, which does.

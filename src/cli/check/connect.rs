@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    app::{Trial, try_store},
+    app::{SnapshotTry, Trial, try_store},
     auth::AccountStatus,
     cli::Failure,
     clock,
@@ -28,22 +28,36 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Tries it and writes a line for each part. Refused when any part failed.
 pub(super) async fn run(config: Config, out: &mut impl Write) -> Result<(), Failure> {
-    let mut failed = 0;
-    let store = try_store(&config).await;
-    failed += line(out, "store", store.map_err(|error| format!("{error:#}")))?;
+    let mut failed = store(&config, out).await?;
     let trial = Trial::start(config).await?;
     let (accounts, streams) = wait(&trial, clock::now()).await;
-    for (name, account) in accounts {
-        failed += line(out, &format!("account {name}"), verdict_of_account(&account))?;
+    for (name, account) in &accounts {
+        failed += line(out, &format!("account {name}"), verdict_of_account(account))?;
     }
-    for (name, stream) in streams {
-        failed += line(out, &format!("stream {name}"), verdict_of_stream(&stream))?;
+    for (name, stream) in &streams {
+        failed += line(out, &format!("stream {name}"), verdict_of_stream(stream, accounts.get(&stream.account)))?;
+        if let Some(tried) = trial.snapshot(name).await {
+            failed += line(out, &format!("snapshot of {name}"), verdict_of_snapshot(&stream.account, tried))?;
+        }
     }
     trial.end().await?;
     if failed > 0 {
         return Err(Failure::Refused(format!("{failed} of the parts cannot be used, for the reasons above")));
     }
     Ok(())
+}
+
+/// Opens and closes the store, with the same warnings as `run`.
+async fn store(config: &Config, out: &mut impl Write) -> std::io::Result<usize> {
+    match try_store(config).await {
+        Ok(tried) => {
+            for warning in &tried.warnings {
+                writeln!(out, "warning: store: {warning}")?;
+            }
+            line(out, "store", Verdict::Good(tried.found))
+        }
+        Err(error) => line(out, "store", Verdict::Failed(format!("{error:#}"))),
+    }
 }
 
 type Found = (BTreeMap<AccountName, AccountStatus>, BTreeMap<StreamName, StreamStatus>);
@@ -104,27 +118,51 @@ fn has_token(account: &AccountStatus) -> bool {
     matches!(account.state, "valid" | "degraded")
 }
 
-fn verdict_of_account(account: &AccountStatus) -> Result<String, String> {
+/// What came of a part.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Good(String),
+    Failed(String),
+    /// Not tried, because another part failed.
+    Skipped(String),
+}
+
+fn verdict_of_account(account: &AccountStatus) -> Verdict {
     if has_token(account) {
         let life = account.remaining_seconds.map(|seconds| format!(", {seconds:.0} s left"));
-        return Ok(format!("has a token{}", life.unwrap_or_default()));
+        return Verdict::Good(format!("has a token{}", life.unwrap_or_default()));
     }
-    Err(account.last_error.clone().unwrap_or_else(|| "no token in the time given".to_owned()))
+    Verdict::Failed(account.last_error.clone().unwrap_or_else(|| "no token in the time given".to_owned()))
 }
 
-fn verdict_of_stream(stream: &StreamStatus) -> Result<String, String> {
+fn verdict_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> Verdict {
     if !matches!(stream.state, "live" | "degraded") {
-        return Err(stream.last_error.clone().unwrap_or_else(|| "not live in the time given".to_owned()));
+        let why = || stream.last_error.clone().unwrap_or_else(|| "not live in the time given".to_owned());
+        return if account.is_some_and(has_token) { Verdict::Failed(why()) } else { no_token(&stream.account) };
     }
     match stream.refused_topics.as_slice() {
-        [] => Ok("opened and closed".to_owned()),
-        refused => Err(format!("opened, but topics are not heard: {}", refused.join("; "))),
+        [] => Verdict::Good("opened and closed".to_owned()),
+        refused => Verdict::Failed(format!("opened, but topics are not heard: {}", refused.join("; "))),
     }
 }
 
-fn line(out: &mut impl Write, part: &str, verdict: Result<String, String>) -> std::io::Result<usize> {
+fn verdict_of_snapshot(account: &AccountName, tried: SnapshotTry) -> Verdict {
+    match tried {
+        SnapshotTry::NoToken => no_token(account),
+        SnapshotTry::Answered(good) => Verdict::Good(good),
+        SnapshotTry::Failed(why) => Verdict::Failed(why),
+    }
+}
+
+fn no_token(account: &AccountName) -> Verdict {
+    Verdict::Skipped(format!("account {account} has no token"))
+}
+
+/// Returns how many parts failed with this one.
+fn line(out: &mut impl Write, part: &str, verdict: Verdict) -> std::io::Result<usize> {
     match verdict {
-        Ok(good) => writeln!(out, "ok      {part}: {good}").map(|()| 0),
-        Err(bad) => writeln!(out, "failed  {part}: {bad}").map(|()| 1),
+        Verdict::Good(good) => writeln!(out, "ok      {part}: {good}").map(|()| 0),
+        Verdict::Failed(bad) => writeln!(out, "failed  {part}: {bad}").map(|()| 1),
+        Verdict::Skipped(why) => writeln!(out, "skipped {part}: {why}").map(|()| 0),
     }
 }

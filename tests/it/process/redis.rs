@@ -102,6 +102,12 @@ async fn a_server_that_may_lose_entries_is_told_about() {
         assert!(shown["warnings"].to_string().contains(word), "{shown}");
         assert!(relay.child.stderr().contains(word), "{}", relay.child.stderr());
     }
+    let mut check = Child::start(site.folder.path(), &["check", "--connect", "--config", site.config()]);
+    assert_eq!(check.ends(PATIENCE).await, 0, "{}", check.told());
+    let out = check.stdout();
+    let warnings: Vec<&str> = out.lines().filter(|line| line.starts_with("warning: store: ")).collect();
+    assert_eq!(warnings.len(), 2, "{out}");
+    assert!(warnings.concat().contains("allkeys-lru") && warnings.concat().contains("appendonly"), "{out}");
 }
 
 #[tokio::test]

@@ -115,8 +115,8 @@ async fn a_wrong_secret_is_told_as_soon_as_the_platform_said_so() {
     assert_eq!(code, 3, "{out}{err}");
     assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
     assert!(out.contains("failed  account demo: ") && out.contains("invalid_client"), "{out}");
-    assert!(out.contains(&format!("failed  stream {STREAM}: ")), "{out}");
-    assert_eq!(err, "error: 2 of the parts cannot be used, for the reasons above\n");
+    assert!(out.contains(&format!("skipped stream {STREAM}: account demo has no token\n")), "{out}");
+    assert_eq!(err, "error: 1 of the parts cannot be used, for the reasons above\n");
     assert!(!out.contains("not-it"));
 }
 
@@ -130,5 +130,76 @@ async fn a_platform_that_nobody_answers_for_is_told_with_the_cause() {
     let (code, out, err) = connect(&site).await;
     assert_eq!(code, 3, "{out}{err}");
     assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
-    assert!(out.contains("failed  account demo: ") && out.contains("refused"), "{out}");
+    let asked = format!("failed  account demo: POST http://{nobody}/oauth/token (accounts.demo.token_url): ");
+    assert!(out.contains(&asked) && out.contains("refused"), "{out}");
+}
+
+#[tokio::test]
+async fn a_wrong_path_of_the_token_url_is_named_and_not_taken_for_wrong_credentials() {
+    let site = Site::start().await;
+    let text = fs::read_to_string(site.config()).unwrap();
+    fs::write(site.config(), text.replace("/oauth/token", "/nope")).unwrap();
+    let (code, out, err) = connect(&site).await;
+    assert_eq!(code, 3, "{out}{err}");
+    let address = site.platform.address();
+    let failed = format!("failed  account demo: POST http://{address}/nope (accounts.demo.token_url): answered 404");
+    assert!(out.contains(&failed) && !out.contains("credentials"), "{out}");
+}
+
+#[tokio::test]
+async fn a_socket_that_cannot_be_opened_is_told_with_its_url_and_key() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let platform = Site::start().await;
+    let address = platform.platform.address();
+    for (url, cause) in [(format!("ws://{nobody}/x"), "TCP connection to"), (format!("ws://{address}/nope"), "404")] {
+        let site = Site::start().await;
+        let text = fs::read_to_string(site.config()).unwrap();
+        let at = text.find("\nurl = ").unwrap() + 1;
+        let line = text[at..].lines().next().unwrap();
+        fs::write(site.config(), text.replace(line, &format!("url = \"{url}?key=hunter2\""))).unwrap();
+        let (code, out, err) = connect(&site).await;
+        assert_eq!(code, 3, "{out}{err}");
+        let failed =
+            out.lines().find(|line| line.starts_with("failed  stream calls: ")).unwrap_or_else(|| panic!("{out}"));
+        assert!(failed.contains(&format!("{url} (streams.calls.url)")) && failed.contains(cause), "{failed}");
+        assert!(!out.contains("hunter2"), "{out}");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_url_is_requested_once_by_a_check() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let site = Site::start().await;
+    let address = site.platform.address();
+    let good = format!("http://{address}/api/v2/analytics/conversations/summary");
+    for (url, expected, line) in [
+        (good, 0, "ok      snapshot of calls: answered with 200".to_owned()),
+        (
+            format!("http://{nobody}/x"),
+            3,
+            format!("failed  snapshot of calls: streams.calls.snapshot_url: http://{nobody}/x: "),
+        ),
+        (
+            format!("http://{address}/nope"),
+            3,
+            "failed  snapshot of calls: streams.calls.snapshot_url: answered with 404".to_owned(),
+        ),
+    ] {
+        site.write(&site.store(), &[&format!("snapshot_url = \"{url}\"")]);
+        let (code, out, err) = connect(&site).await;
+        assert_eq!(code, expected, "{url}: {out}{err}");
+        assert!(out.lines().any(|found| found.starts_with(&line)), "{line}: {out}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_filter_that_cannot_be_used_stops_neither_a_check_nor_the_daemon() {
+    let site = Site::start().await;
+    let variables = [("TRUNKLINE_LOG", "verbose")];
+    let complaint = "unknown level";
+    let mut check = Child::start_with(site.folder.path(), &["check", "--config", site.config()], &variables);
+    assert_eq!(check.ends(BOUND).await, 0, "{}", check.told());
+    assert!(check.stdout().starts_with("warning: the log filter ") && check.stdout().contains(complaint));
+    let relay = Relay::start_with(&site, &variables).await;
+    assert!(relay.child.stderr().contains(complaint), "{}", relay.child.stderr());
 }
