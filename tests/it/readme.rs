@@ -19,7 +19,7 @@ use trunkline::{clock, simulator};
 
 use self::{
     block::{Block, blocks},
-    line::{Act, Ends, Places, understand},
+    line::{Act, Ends, Places, SIMULATOR, understand},
 };
 use crate::process::child::{Child, PATIENCE};
 
@@ -45,6 +45,29 @@ async fn every_block_of_the_readme_does_what_it_says() {
             exercised += 1;
         }
         assert!(exercised > 0, "{} has examples", document.display());
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_for_the_simulator_connects_to_it() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/simulator.md")).unwrap();
+    let configurations = blocks(&text).into_iter().filter(|block| block.text.contains("[accounts."));
+    let [block]: [Block; 1] = configurations.collect::<Vec<_>>().try_into().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut platform = Child::start(folder.path(), &["simulate", "--listen", "127.0.0.1:0"]);
+    platform.says("tokens at http://").await;
+    let said = platform.stdout();
+    let (_, rest) = said.split_once("http://").unwrap();
+    let address = rest.split_whitespace().next().unwrap();
+    fs::write(folder.path().join("trunkline.toml"), block.text.replace(SIMULATOR, address)).unwrap();
+    let ports = [("TRUNKLINE__HTTP__LISTEN", "127.0.0.1:0"), ("TRUNKLINE__ADMIN__LISTEN", "127.0.0.1:0")];
+    let variables: Vec<(&str, &str)> = SECRETS.into_iter().chain(ports).collect();
+    let arguments = ["check", "--connect", "--config", "trunkline.toml"];
+    let mut check = Child::start_with(folder.path(), &arguments, &variables);
+    assert_eq!(check.ends(PATIENCE).await, 0, "{}", check.told());
+    let out = check.stdout();
+    for part in ["account acme", "stream conversations", "snapshot of conversations", "stream queues"] {
+        assert!(out.contains(&format!("ok      {part}: ")), "{part}: {out}");
     }
 }
 

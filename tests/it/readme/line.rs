@@ -30,6 +30,8 @@ pub(super) enum Ends {
 /// The addresses that documents name.
 const CONSUMERS: &str = "127.0.0.1:8080";
 const ADMIN: &str = "127.0.0.1:9090";
+/// Where `docs/simulator.md` has the simulated platform listen.
+pub(super) const SIMULATOR: &str = "127.0.0.1:9400";
 
 /// What the commands of the program print: the command's first words, whether it ends, and some of what it says.
 const COMMANDS: [(&str, Ends, &str); 11] = [
@@ -51,7 +53,8 @@ pub(super) fn understand(line: &str, places: &Places) -> Result<Act, String> {
     if line.contains(['|', ';', '&', '>', '`']) && !line.contains('\'') && !line.contains('"') {
         return Err("only single commands are run".to_owned());
     }
-    let line = line.replace(CONSUMERS, &places.consumers).replace(ADMIN, &places.admin);
+    let line =
+        line.replace(SIMULATOR, "127.0.0.1:0").replace(CONSUMERS, &places.consumers).replace(ADMIN, &places.admin);
     let mut words = line.split_whitespace();
     match (words.next(), words.next()) {
         (Some("./test"), _) => Ok(Act::Find("test".to_owned())),
@@ -140,6 +143,7 @@ fn each_kind_of_line_is_understood() {
         ("cargo fuzz run cursor", "fuzz/fuzz_targets/cursor.rs", false),
         ("cargo run --example mutants", "examples/mutants.rs", false),
         ("cargo run --release -- demo", "exec T demo --http 127.0.0.1:0 --admin 127.0.0.1:0", true),
+        ("trunkline simulate --listen 127.0.0.1:9400", "exec T simulate --listen 127.0.0.1:0", true),
         ("trunkline status", "exec T status --url http://127.0.0.1:2", false),
         ("trunkline status --watch", "exec T status --watch --url http://127.0.0.1:2", true),
         ("trunkline tail q --url http://127.0.0.1:8080", "exec T tail q --url http://127.0.0.1:1", true),
