@@ -24,7 +24,10 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{config::Findings, model::Span};
+use crate::{
+    config::{Environment, Findings},
+    model::Span,
+};
 
 /// Keeps one WebSocket per contact-centre stream and serves every consumer from one durable log.
 #[derive(Debug, Parser)]
@@ -186,6 +189,11 @@ fn causes(error: &dyn std::error::Error, out: &mut impl Write) -> io::Result<()>
         cause = error.source();
     }
     Ok(())
+}
+
+/// Which lines the daemon logs. What cannot be used of it is reported, and the daemon runs all the same.
+fn log_filter(environment: &Environment) -> Option<&str> {
+    environment.get("TRUNKLINE_LOG").or(environment.get("RUST_LOG"))
 }
 
 /// Ends a command without complaint when an operator asks for it.

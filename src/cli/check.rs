@@ -32,8 +32,8 @@ pub struct CheckArgs {
 pub async fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Write) -> Result<(), Failure> {
     let config = config::load(&args.config, environment)?;
     let of_machine = config::fits(&config)?;
-    if let Some(complaint) = environment.get("TRUNKLINE_LOG").and_then(logs::complaint) {
-        return Err(config::Findings::in_variable("TRUNKLINE_LOG", complaint).into());
+    if let Some(complaint) = super::log_filter(environment).and_then(logs::complaint) {
+        writeln!(out, "warning: {complaint}")?;
     }
     for warning in config.warnings.iter().chain(&of_machine) {
         writeln!(out, "warning: {warning}")?;
@@ -146,16 +146,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_log_filter_that_cannot_be_used_is_a_mistake_of_its_variable() {
+    async fn a_log_filter_that_cannot_be_used_is_a_warning_since_the_daemon_runs_without_it() {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/genesys-cloud.toml");
         let variables = [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "x"), ("TRUNKLINE_LOG", "verbose")];
         let args = CheckArgs { config: vec![path], connect: false };
-        let failure = run(&args, &variables.into_iter().collect(), &mut Vec::new()).await.unwrap_err();
-        let mut told = Vec::new();
-        failure.report(&mut told).unwrap();
-        let told = String::from_utf8(told).unwrap();
-        assert_eq!(failure.exit(), Exit::Misused);
-        assert!(told.starts_with("TRUNKLINE_LOG: the log filter \"verbose\" is not used: unknown level"), "{told}");
+        let mut out = Vec::new();
+        run(&args, &variables.into_iter().collect(), &mut out).await.unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains("warning: the log filter \"verbose\" is not used: unknown level \"verbose\""), "{out}");
+        assert!(out.contains("; info is used\n"), "{out}");
     }
 
     #[tokio::test]

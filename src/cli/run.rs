@@ -21,7 +21,7 @@ use crate::{
 /// Runs the daemon with a checked configuration. A second signal ends it at once.
 pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), Failure> {
     let config = config::load(&args.config, environment)?;
-    let _log = logs::start(environment.get("TRUNKLINE_LOG").or(environment.get("RUST_LOG")));
+    let _log = logs::start(super::log_filter(environment));
     for warning in config.ineffective.iter().chain(&config.warnings) {
         tracing::warn!(%warning, "configuration");
     }

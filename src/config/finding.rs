@@ -106,11 +106,6 @@ impl Findings {
         Self(findings)
     }
 
-    /// One mistake in a variable.
-    pub fn in_variable(name: &str, text: String) -> Self {
-        Self::of(vec![Finding::new(Some(Place::whole(name)), KeyPath::default(), text)])
-    }
-
     /// The mistakes, or `good` when there are none.
     pub(super) fn or<T>(findings: Vec<Finding>, good: T) -> Result<T, Self> {
         if findings.is_empty() { Ok(good) } else { Err(Self::of(findings)) }
