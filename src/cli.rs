@@ -78,7 +78,7 @@ pub struct DemoArgs {
     /// Where consumers connect
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub http: SocketAddr,
-    /// Where health, metrics and the console are
+    /// Where health, metrics and status are
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
     pub admin: SocketAddr,
     /// Keep the logs in this directory; without it they are gone at the end

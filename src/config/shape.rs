@@ -26,7 +26,7 @@ pub(crate) struct File {
     /// The listener for consumers.
     #[serde(default = "all_defaults::<Http>")]
     pub http: Http,
-    /// The listener for health, metrics, status and the console.
+    /// The listener for health, metrics and status.
     #[serde(default = "all_defaults::<Admin>")]
     pub admin: Admin,
     /// Where the logs live.
@@ -76,7 +76,7 @@ pub(crate) struct Http {
     pub trusted_proxies: Vec<String>,
 }
 
-/// The listener for health, metrics, status and the console.
+/// The listener for health, metrics and status.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("x-not-yet" = ["token", "drills"]))]
