@@ -129,6 +129,7 @@ impl Serving {
             allowed: Vec::new(),
             hosts: self.allowed_hosts,
             hosts_key: "admin.allowed_hosts",
+            origins_key: None,
             loopback: self.address.ip().is_loopback(),
         };
         let pages = Arc::new(Semaphore::new(PAGES_MAX));

@@ -72,9 +72,9 @@ pub(super) fn router(operators: Operators) -> Router {
 /// Lets in who reached us by a name of ours; what changes something must come from a page of ours, or from none.
 async fn guard(State(operators): State<Arc<Operators>>, request: Request, next: Next) -> Result<Response, Problem> {
     let headers = request.headers();
-    operators.origins.admit(headers).map_err(|foreign| cross_origin(foreign.to_string()))?;
+    operators.origins.admit(headers).map_err(|foreign| foreign.problem())?;
     if !request.method().is_safe() && !origin::is_own(headers) {
-        return Err(cross_origin("a page of another origin may not ask for this".to_owned()));
+        return Err(origin::another_page());
     }
     Ok(next.run(request).await)
 }
@@ -206,10 +206,6 @@ fn not_found(what: &str, detail: String) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, slug, title, detail)
 }
 
-fn cross_origin(detail: String) -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "cross-origin", "Cross-origin request refused", detail)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -278,8 +274,13 @@ mod tests {
             let readiness = Readiness::default();
             let connections = Share { consumers: 10, operators: 8 };
             let parts = Parts { store, streams, accounts, replica: None, readiness, logs: logs.clone(), connections };
-            let origins =
-                Origins { allowed: Vec::new(), hosts: Vec::new(), hosts_key: "admin.allowed_hosts", loopback: true };
+            let origins = Origins {
+                allowed: Vec::new(),
+                hosts: Vec::new(),
+                hosts_key: "admin.allowed_hosts",
+                origins_key: None,
+                loopback: true,
+            };
             let site = TowerToHyperService::new(router(Operators {
                 parts,
                 origins,

@@ -123,6 +123,7 @@ impl Serving {
             allowed: allowed_origins,
             hosts: allowed_hosts,
             hosts_key: "http.allowed_hosts",
+            origins_key: Some("http.allowed_origins"),
             loopback: self.address.ip().is_loopback(),
         };
         let live = Box::new(live);

@@ -4,11 +4,11 @@
 //! foreign name that was re-bound to a loopback address (its `Host` tells).
 
 use hyper::{
-    HeaderMap, Uri,
+    HeaderMap, StatusCode, Uri,
     header::{HOST, HeaderName, ORIGIN},
 };
 
-use super::problem::excerpt;
+use super::problem::{Problem, excerpt};
 
 /// What is let in.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct Origins {
     pub hosts: Vec<String>,
     /// The configuration's key of these hosts.
     pub hosts_key: &'static str,
+    /// The configuration's key of the origins; none where no other page is ever let in.
+    pub origins_key: Option<&'static str>,
     /// The listener is on a loopback address, so only a loopback name can rightly lead to it.
     pub loopback: bool,
 }
@@ -26,11 +28,34 @@ pub struct Origins {
 /// Why a request is not let in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Foreign {
-    #[error("pages of this origin may not use this listener")]
-    Origin,
+    #[error("pages of this origin may not use this listener{}", listed_in(*.key))]
+    Origin { key: Option<&'static str> },
     #[error("this listener does not answer to the host {host:?}; a name that a proxy keeps is listed in {key}")]
     Host { host: String, key: &'static str },
 }
+
+fn listed_in(key: Option<&str>) -> String {
+    key.map(|key| format!("; an origin that may is listed in {key}")).unwrap_or_default()
+}
+
+impl Foreign {
+    /// The answer to the request. A name that leads here by mistake is no matter of origins.
+    pub fn problem(&self) -> Problem {
+        let (slug, title) = match self {
+            Self::Origin { .. } => CROSS_ORIGIN,
+            Self::Host { .. } => ("unknown-host", "Host not served"),
+        };
+        Problem::new(StatusCode::FORBIDDEN, slug, title, self.to_string())
+    }
+}
+
+/// The answer to a request that changes something and comes from a page of another origin.
+pub fn another_page() -> Problem {
+    let (slug, title) = CROSS_ORIGIN;
+    Problem::new(StatusCode::FORBIDDEN, slug, title, "a page of another origin may not ask for this")
+}
+
+const CROSS_ORIGIN: (&str, &str) = ("cross-origin", "Cross-origin request refused");
 
 impl Origins {
     /// Lets a request in, or tells why not.
@@ -40,16 +65,17 @@ impl Origins {
             return Err(Foreign::Host { host: excerpt(authority), key: self.hosts_key });
         }
         let host = authority.map(name_of);
+        let refused = Foreign::Origin { key: self.origins_key };
         if !headers.contains_key(ORIGIN) {
             return Ok(());
         }
-        let origin = text(headers, ORIGIN).ok_or(Foreign::Origin)?;
+        let origin = text(headers, ORIGIN).ok_or(refused.clone())?;
         let admitted = if self.allowed.is_empty() {
             origin_name(origin).is_some_and(|name| is_loopback(name) || Some(name) == host)
         } else {
             self.allowed.iter().any(|allowed| allowed == origin)
         };
-        admitted.then_some(()).ok_or(Foreign::Origin)
+        admitted.then_some(()).ok_or(refused)
     }
 
     /// Whether a request for this host, with or without a port, can rightly be meant for a listener on loopback.
@@ -119,8 +145,16 @@ mod tests {
 
     fn origins(hosts: &[&str]) -> Origins {
         let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
-        Origins { allowed: Vec::new(), hosts, hosts_key: "http.allowed_hosts", loopback: false }
+        Origins {
+            allowed: Vec::new(),
+            hosts,
+            hosts_key: "http.allowed_hosts",
+            origins_key: Some("http.allowed_origins"),
+            loopback: false,
+        }
     }
+
+    const NOT_LISTED: Foreign = Foreign::Origin { key: Some("http.allowed_origins") };
 
     fn not_ours(host: &str) -> Foreign {
         Foreign::Host { host: host.to_owned(), key: "http.allowed_hosts" }
@@ -143,6 +177,8 @@ mod tests {
         }
         let own_page = headers("relay.example.com", Some("https://relay.example.com"));
         assert_eq!(origins.admit(&own_page), Ok(()), "a page of the host that the proxy keeps");
+        let foreign = origins.admit(&headers("relay.example.com", Some("https://evil.test"))).unwrap_err().to_string();
+        assert!(foreign.contains("http.allowed_origins"), "{foreign}");
         let refused = origins.admit(&headers("evil.test", None)).unwrap_err().to_string();
         assert!(refused.contains("\"evil.test\"") && refused.contains("http.allowed_hosts"), "{refused}");
     }
@@ -176,10 +212,10 @@ mod tests {
             ("localhost:8080", Some("http://localhost:3000"), Ok(())),
             ("127.0.0.1:8080", Some("http://[::1]:3000"), Ok(())),
             ("[::1]:8080", Some("http://127.9.9.9"), Ok(())),
-            ("127.0.0.1:8080", Some("http://127.0.0.1.evil.test"), Err(Foreign::Origin)),
-            ("127.0.0.1:8080", Some("http://evil.test@localhost"), Err(Foreign::Origin)),
-            ("127.0.0.1:8080", Some("https://evil.test"), Err(Foreign::Origin)),
-            ("127.0.0.1:8080", Some("null"), Err(Foreign::Origin)),
+            ("127.0.0.1:8080", Some("http://127.0.0.1.evil.test"), Err(NOT_LISTED)),
+            ("127.0.0.1:8080", Some("http://evil.test@localhost"), Err(NOT_LISTED)),
+            ("127.0.0.1:8080", Some("https://evil.test"), Err(NOT_LISTED)),
+            ("127.0.0.1:8080", Some("null"), Err(NOT_LISTED)),
             ("evil.test:8080", Some("http://evil.test:8080"), Err(not_ours("evil.test:8080"))),
             ("evil.test:8080", None, Err(not_ours("evil.test:8080"))),
         ] {
@@ -192,7 +228,7 @@ mod tests {
         let mut twice = headers("localhost", Some("http://localhost"));
         twice.append(ORIGIN, "https://evil.test".parse().unwrap());
         let origins = Origins { loopback: true, ..origins(&[]) };
-        assert_eq!(origins.admit(&twice), Err(Foreign::Origin));
+        assert_eq!(origins.admit(&twice), Err(NOT_LISTED));
         assert!(!is_own(&twice));
     }
 

@@ -89,7 +89,7 @@ impl Refusal {
             Self::BeyondEnd { .. } => {
                 plain(StatusCode::BAD_REQUEST, "cursor-beyond-end", "Cursor beyond the end of the log")
             }
-            Self::Foreign(_) => plain(StatusCode::FORBIDDEN, "cross-origin", "Cross-origin request refused"),
+            Self::Foreign(foreign) => foreign.problem(),
             Self::Handshake(error) => handshake_problem(error),
             Self::NoRoom => plain(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy").with(RETRY_AFTER, RETRY_AFTER_SECS),
             Self::Starting => {

@@ -98,7 +98,8 @@ async fn a_foreign_page_is_refused_before_anything_else() {
     }
     let mut rebound = relay.get("/v1/streams", &[("Host", "evil.test")]).await;
     assert_eq!(rebound.status(), 403);
-    let detail = rebound.problem().await.1;
+    let (slug, detail) = rebound.problem().await;
+    assert_eq!(slug, "unknown-host");
     assert!(detail.contains("evil.test") && detail.contains("http.allowed_hosts"), "{detail}");
     let upgrade = [
         ("Connection", "Upgrade"),
@@ -108,7 +109,9 @@ async fn a_foreign_page_is_refused_before_anything_else() {
         ("Origin", "https://evil.test"),
     ];
     let mut refused = relay.get(QUEUES, &upgrade).await;
-    assert_eq!((refused.status(), refused.problem().await.0.as_str()), (403, "cross-origin"));
+    let (slug, detail) = refused.problem().await;
+    assert_eq!((refused.status(), slug.as_str()), (403, "cross-origin"));
+    assert!(detail.contains("http.allowed_origins"), "{detail}");
     relay.drain().await;
 }
 
