@@ -72,7 +72,7 @@ impl IntoResponse for Problem {
         tracing::debug!(status = self.status.as_u16(), reason = self.slug, "request refused");
         let body = self.body();
         let headers = [(CONTENT_TYPE, MEDIA_TYPE), (CACHE_CONTROL, "no-store")];
-        (self.status, headers, self.header.map(|header| [header]), body).into_response()
+        (self.status, headers, self.header.map(|header| [header]), format!("{body}\n")).into_response()
     }
 }
 

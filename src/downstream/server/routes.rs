@@ -6,12 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Extension, Json, Router,
+    Extension, Router,
     extract::{Request, State},
     http::{
         HeaderMap, Method, StatusCode,
         header::{
-            ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, HeaderName, HeaderValue, VARY,
+            ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_TYPE, HeaderName,
+            HeaderValue, VARY,
         },
         request::Parts,
     },
@@ -99,7 +100,9 @@ async fn streams(State(consumers): State<Arc<Consumers>>) -> impl IntoResponse {
         let first = (end.first <= end.last).then(|| mark(end.first));
         StreamShown { name: name.clone(), first, last: mark(end.last), live: (consumers.live)(name) }
     });
-    ([(CACHE_CONTROL, "no-store")], Json(StreamsShown { streams: streams.collect() }))
+    let shown = StreamsShown { streams: streams.collect() };
+    let body = serde_json::to_string(&shown).expect("names and marks can always be written");
+    ([(CACHE_CONTROL, "no-store"), (CONTENT_TYPE, "application/json")], body + "\n")
 }
 
 #[derive(Serialize)]
