@@ -43,8 +43,11 @@ pub fn fits(config: &Config) -> Result<Vec<Finding>, Findings> {
         }
     }
     if let Err((directory, error)) = writable(&config.store.path) {
-        let text =
-            format!("cannot write to {}: {error}; make it writable for the user of the relay", directory.display());
+        let text = if directory.is_dir() {
+            format!("cannot write to {}: {error}; make it writable for the user of the relay", directory.display())
+        } else {
+            format!("{} is a file where a directory is expected", directory.display())
+        };
         findings.push(Finding::new(None, KeyPath::of(&["store", "path"]), text));
     }
     Findings::or(findings, warnings)
@@ -100,7 +103,8 @@ mod tests {
         let lines: Vec<_> = found.lines().collect();
         assert_eq!(lines.len(), 2, "{found}");
         assert!(lines[0].starts_with("http.listen: cannot listen on 127.0.0.1:"), "{found}");
-        assert!(lines[1].starts_with("store.path: cannot write to "), "{found}");
+        let expected = format!("store.path: {} is a file where a directory is expected", file.display());
+        assert_eq!(lines[1], expected);
     }
 
     #[test]

@@ -210,6 +210,11 @@ impl Directory {
 
 /// Makes the directory and those above it that are missing, for this user alone, and makes their names durable.
 fn make_directory(path: &Path) -> io::Result<()> {
+    // The system's error, that the file exists, would name the opposite of the fault.
+    if let Some(file) = path.ancestors().find(|at| at.exists()).filter(|at| !at.is_dir()) {
+        let why = format!("{} is a file where a directory is expected", file.display());
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, why));
+    }
     let missing: Vec<&Path> = path.ancestors().take_while(|at| !at.as_os_str().is_empty() && !at.exists()).collect();
     DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)?;
     for made in missing {

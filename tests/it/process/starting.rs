@@ -255,7 +255,7 @@ async fn a_directory_that_cannot_be_used_is_waited_for() {
     fs::write(&place, "a file where a directory should be").unwrap();
     site.write(&place, &[]);
     let mut waiting = Waiting::start(site);
-    waiting.is_not_ready("cannot be used").await;
+    waiting.is_not_ready(&format!("{} is a file where a directory is expected", place.display())).await;
     fs::remove_file(&place).unwrap();
     let waiting = waiting.goes_on().await;
     assert!(place.is_dir() && waiting.site.folder.path().is_dir());
