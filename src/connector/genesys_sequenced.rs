@@ -140,7 +140,7 @@ fn read_odd_event(frame: &ByteString, text: &str, received: Timestamp, items: &m
     let mut parser = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     parser.next()?.ok()?;
     let end = parser.byte_offset();
-    let members = Members::read(text[..end].as_bytes());
+    let members = Members::read(&text.as_bytes()[..end]);
     items.push(item(frame, &text[..end], members.as_ref().map(Header::of).as_ref(), received));
     Some(end)
 }
