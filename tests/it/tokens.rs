@@ -272,6 +272,9 @@ async fn a_stream_that_alone_is_closed_for_authentication_again_and_again_backs_
         platform.inject(Fault::Answer { to, on, url: None, resuming: false, times: ALWAYS, how });
         platform.inject(Fault::Drop { on });
         eventually("it is tried again and again", async || relay.count("reconnects").await >= 5).await;
+        // Where the neighbour was not live yet under the newest token, that one is refused and renewed once more.
+        let reconnects = relay.count("reconnects").await;
+        eventually("it is tried twice more", async || relay.count("reconnects").await >= reconnects + 2).await;
         let grants = platform.tally().grants_total();
         assert!(grants <= 5, "{millis}: {grants}");
         let rotations = neighbour().await["rotations"].clone();
