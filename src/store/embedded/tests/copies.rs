@@ -128,8 +128,9 @@ async fn what_is_put_back_into_the_life_that_it_was_copied_from_begins_an_epoch(
         let directory = tempfile::tempdir().unwrap();
         let [path, kept] = ["data", "kept"].map(|name| directory.path().join(name));
         let lost = run_until_killed(&path, 3, || {
-            let _blocker = blocker(&path);
+            let blocker = blocker(&path);
             copy(&path, &kept);
+            blocker.query_row("SELECT last FROM stream", (), |row| row.get::<_, i64>(0)).unwrap().cast_unsigned()
         });
         restore(&kept, &path);
         let found = life(&path, 1).await;
