@@ -541,7 +541,8 @@ async fn child_that_appends_until_it_is_killed() {
     }
 }
 
-/// Kills it some appends behind `midway`, which it does after so many; returns the last one acknowledged.
+/// Kills it after `midway`, which is done after so many appends, and some more than the offset that it returns; returns
+/// the last one acknowledged.
 fn run_until_killed(directory: &Path, appends: usize, midway: impl FnOnce() -> u64) -> u64 {
     let mut child = Process::new(std::env::current_exe().unwrap())
         .args(["--exact", "store::embedded::tests::child_that_appends_until_it_is_killed", "--ignored", "--nocapture"])
