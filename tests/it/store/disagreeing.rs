@@ -103,6 +103,28 @@ async fn a_log_that_was_set_ahead_of_its_entries_is_refused_by_the_claim_too() {
     }
 }
 
+#[tokio::test]
+async fn an_epoch_that_no_entry_has_is_replaced_and_every_entry_is_read_on() {
+    for (field, value) in [("epoch", "abcd1234"), ("earlier", "abcd1234:3 "), ("earlier", "")] {
+        let (server, mut log) = scene(Redis::volatile()).await;
+        append(&mut log, 3).await.unwrap();
+        let before = log.mark(3);
+        if field == "earlier" {
+            // The entries are of an earlier epoch, as after a fail-over.
+            run(&server, &["HSET", HEAD, "replid", "0"]).await;
+            claim(&mut log).await.unwrap();
+        }
+        run(&server, &["HSET", HEAD, field, value]).await;
+        let state = claim(&mut log).await.unwrap();
+        assert!(!state.damaged, "{field} {value:?}");
+        assert_eq!((state.last, position(&state)), (Offset(3), Some(Position(Sequence(3)))));
+        assert_eq!(state.lineage.standing(before, state.last), Standing::After(Offset(3)), "{field} {value:?}");
+        append(&mut log, 2).await.unwrap();
+        assert_eq!(offsets(&log).await, [1, 2, 3, 4, 5]);
+        assert_eq!(claim(&mut log).await.unwrap().lineage, state.lineage, "it is one epoch, and no more");
+    }
+}
+
 /// Valkey sets no stream back behind an entry that was deleted from it.
 #[tokio::test]
 async fn a_log_that_cannot_be_set_back_is_moved_away_and_the_stream_goes_on_behind_its_end() {

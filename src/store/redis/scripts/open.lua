@@ -107,6 +107,19 @@ local function go_to(found)
   local feed = string.match(held[12] or '', '^%x+')
   held[6], held[12] = found, feed and feed .. ' ' .. found or ''
 end
+-- Whether the head's epochs have the one of this entry, up to it.
+local function is_of_lineage(entry)
+  local epoch = epoch_of(entry)
+  if epoch == '' or epoch == held[1] then
+    return true
+  end
+  for known, ended in string.gmatch(held[2] or '', '(%x+):(%d+) ') do
+    if string.format('%08x', tonumber(known, 16)) == epoch and tonumber(ended) >= offset_of(entry) then
+      return true
+    end
+  end
+  return false
+end
 -- What is known of the stream itself; nothing where there is none.
 local about = {}
 local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', '1')[1]
@@ -152,6 +165,11 @@ elseif newest and not damaged and offset_of(newest) < tonumber(held[3]) then
   end
   go_to(position())
   parted, damaged = true, true
+end
+if newest and held[1] and not is_of_lineage(newest) then
+  -- A field of the head was changed by somebody else: the entries tell their epochs, and the next ones get a new one.
+  held[2] = epochs(tonumber(held[3]))
+  parted, held[1] = true, nil
 end
 if newest then
   -- Entries that are missing between the oldest one and the end, beyond those that were reported.
@@ -204,7 +222,7 @@ if held[11] then
   redis.call('HSET', head, 'bytes', held[11])
 end
 if parted then
-  redis.call('HSET', head, 'position', held[6], 'feed', held[12])
+  redis.call('HSET', head, 'position', held[6] or '', 'feed', held[12] or '')
 end
 if damaged then
   redis.call('HSET', head, 'damaged', '1')
