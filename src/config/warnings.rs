@@ -65,7 +65,7 @@ fn advice(name: &str, known: &BTreeSet<String>) -> String {
     if let Some(near) = near(name, known) {
         return format!("unknown variable, ignored; did you mean {near}?");
     }
-    let keys = name[OWN_PREFIX.len()..].trim_matches('_').replace('_', "__");
+    let keys = name[OWN_PREFIX.len()..].trim_matches('_').replace("__", "_").replace('_', "__");
     format!("unknown variable, ignored; overrides have two underscores between keys, as in {OVERRIDE_PREFIX}{keys}")
 }
 

@@ -103,7 +103,7 @@ impl Reader {
         let Some(oldest) = views.first() else { return Box::pin(self.missing(seen.last)).await };
         let first = Offset(oldest.batch.first().0 + oldest.from as u64);
         if !self.lineage.has(oldest.batch.epoch(), first) {
-            return Ok(None);
+            return Box::pin(self.unknown(&views, seen.last)).await;
         }
         if first > self.position.next() {
             return Ok(Some(self.trimmed(first)));
@@ -126,6 +126,19 @@ impl Reader {
             true => Ok(None),
             false => Err(ReadError(format!("the entries after {} are missing", self.position))),
         }
+    }
+
+    /// Entries of an epoch that this log does not have: word of it is on its way, or they are not the log's, and are
+    /// passed over as if they were trimmed.
+    async fn unknown(&mut self, views: &[BatchView], last: Offset) -> Result<Option<Read>, ReadError> {
+        let log = &self.log.shared;
+        let extent = log.store.look(&log.name).await?;
+        let is_unknown = |view: &&BatchView| !extent.lineage.has(view.batch.epoch(), view.batch.first());
+        let Some(beyond) = views.iter().take_while(is_unknown).last() else { return Ok(None) };
+        if extent.last < last || extent.lineage.current() != self.lineage.current() {
+            return Ok(None);
+        }
+        Ok(Some(self.trimmed(beyond.batch.last().next())))
     }
 
     /// What is durable but not shown yet is not for readers: a cursor beyond the end would be refused. Nor is what came

@@ -125,6 +125,24 @@ async fn an_epoch_that_no_entry_has_is_replaced_and_every_entry_is_read_on() {
     }
 }
 
+#[tokio::test]
+async fn an_older_log_that_is_put_back_under_a_running_writer_is_found_by_the_next_claim() {
+    let (server, mut log) = scene(Redis::volatile()).await;
+    append(&mut log, 3).await.unwrap();
+    let before = log.mark(3);
+    let Value::BulkString(dump) = run(&server, &["DUMP", LOG]).await else { panic!("no dump") };
+    run(&server, &["FLUSHALL"]).await;
+    let mut log = Log::open(&log.store, "queues").await;
+    append(&mut log, 5).await.unwrap();
+    server.connection().run::<()>(cmd("RESTORE").arg(LOG).arg(0).arg(dump).arg("REPLACE")).await.unwrap();
+    append(&mut log, 1).await.unwrap();
+    let state = claim(&mut log).await.unwrap();
+    assert!(state.damaged, "two entries are missing");
+    assert_eq!(state.lineage.standing(before, state.last), Standing::After(Offset(3)));
+    append(&mut log, 1).await.unwrap();
+    assert_eq!(offsets(&log).await, [1, 2, 3, 6, 7]);
+}
+
 /// Valkey sets no stream back behind an entry that was deleted from it.
 #[tokio::test]
 async fn a_log_that_cannot_be_set_back_is_moved_away_and_the_stream_goes_on_behind_its_end() {

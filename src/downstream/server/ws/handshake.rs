@@ -52,9 +52,8 @@ impl Subprotocol {
 
     /// The first that the client names and we know: clients name first what they like best.
     fn agreed(headers: &HeaderMap) -> Self {
-        let known = |word: &str| {
-            Self::OFFERED.into_iter().find(|offered| offered.name().is_some_and(|name| name.eq_ignore_ascii_case(word)))
-        };
+        let known =
+            |word: &str| Self::OFFERED.into_iter().find(|offered| offered.name().is_some_and(|name| name == word));
         tokens(headers, &SEC_WEBSOCKET_PROTOCOL).find_map(known).unwrap_or(Self::None)
     }
 }

@@ -166,8 +166,9 @@ elseif newest and not damaged and offset_of(newest) < tonumber(held[3]) then
   go_to(position())
   parted, damaged = true, true
 end
-if newest and held[1] and not is_of_lineage(newest) then
-  -- A field of the head was changed by somebody else: the entries tell their epochs, and the next ones get a new one.
+local eldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')[1]
+if newest and held[1] and not (is_of_lineage(newest) and is_of_lineage(eldest)) then
+  -- The head or the log was changed by somebody else: the entries tell their epochs, and the next ones get a new one.
   held[2] = epochs(tonumber(held[3]))
   parted, held[1] = true, nil
 end
