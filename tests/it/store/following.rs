@@ -301,6 +301,33 @@ async fn after_a_roll_back_readers_go_on_with_the_new_epoch_where_the_log_was_cu
 }
 
 #[tokio::test]
+async fn entries_of_an_epoch_that_a_log_does_not_have_are_passed_over_with_a_gap() {
+    const LOG: &str = "{trunkline:queues}:log";
+    let server = Redis::volatile();
+    let mut here = Replica::at(&store(&server)).await;
+    append(&here.claim(None).await, 3).await.unwrap();
+    let dump: redis::Value = server.connection().run(cmd("DUMP").arg(LOG)).await.unwrap();
+    server.connection().run::<()>(&cmd("FLUSHALL")).await.unwrap();
+    let mut here = Replica::at(&store(&server)).await;
+    let writer = here.claim(None).await;
+    append(&writer, 5).await.unwrap();
+    let redis::Value::BulkString(dump) = dump else { panic!("no dump") };
+    server.connection().run::<()>(cmd("RESTORE").arg(LOG).arg(0).arg(dump).arg("REPLACE")).await.unwrap();
+    append(&writer, 1).await.unwrap();
+    let there = Replica::at(&store(&server)).await;
+    let (mut reader, mut told) = (there.log.reader(Offset::START), Vec::new());
+    while told.last() != Some(&"6".to_owned()) {
+        let read = tokio::time::timeout(PATIENCE, reader.next_now(READ_BYTES)).await.expect("it does not hang");
+        told.push(match read.unwrap().expect("there is more") {
+            Read::Entries(views) => views[0].batch.first().to_string(),
+            Read::Trimmed { after, first } => format!("trimmed {after} to {}", first.offset),
+            other @ (Read::Wiped { .. } | Read::End) => panic!("{other:?}"),
+        });
+    }
+    assert_eq!(told, ["trimmed 0 to 4", "trimmed 3 to 6", "6"]);
+}
+
+#[tokio::test]
 async fn a_wiped_log_is_told_and_read_from_its_beginning() {
     let server = Redis::volatile();
     let mut here = Replica::at(&store(&server)).await;
