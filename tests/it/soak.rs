@@ -1,7 +1,7 @@
 //! Faults at random, on four streams of two replicas over one Redis: afterwards every event is in its log once and in
 //! order, or lies in a marked gap, and memory and descriptors have not grown.
 //!
-//! `TRUNKLINE_SOAK_SECONDS` says for how long (60), `TRUNKLINE_SOAK_SEED` draws other faults; each run prints its seed.
+//! `SOAK_SECONDS` says for how long (60), `SOAK_SEED` draws other faults; each run prints its seed.
 
 mod faults;
 mod judge;
@@ -134,10 +134,10 @@ fn variable(name: &str, otherwise: u64) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_faults_lose_nothing_without_a_mark() {
-    let seconds = variable("TRUNKLINE_SOAK_SECONDS", SECONDS);
-    let seed = variable("TRUNKLINE_SOAK_SEED", SEED);
+    let seconds = variable("SOAK_SECONDS", SECONDS);
+    let seed = variable("SOAK_SEED", SEED);
     // Shown when the test fails.
-    println!("TRUNKLINE_SOAK_SEED={seed} TRUNKLINE_SOAK_SECONDS={seconds}");
+    println!("SOAK_SEED={seed} SOAK_SECONDS={seconds}");
     let (faults, mut rng) = (faults(), fastrand::Rng::with_seed(seed));
     let settings = Settings {
         seed,

@@ -3,7 +3,7 @@
 use redis::cmd;
 use trunkline::clock;
 
-use super::{goes_on, holder, holds_stream};
+use super::{goes_on, holder, one_owns};
 use crate::{
     harness::{Redis, eventually as soon},
     process::{
@@ -46,8 +46,7 @@ impl Cluster {
     }
 
     async fn has_one_owner(&self) {
-        let index = holder(&self.relays).await;
-        assert!(!holds_stream(&self.relays[1 - index]).await, "one relay owns the stream");
+        one_owns(&self.relays).await;
     }
 
     /// One command to one node, whatever it answers.

@@ -5,7 +5,7 @@ use redis::cmd;
 use super::{
     Scene,
     foreign::{SPOILT as OTHER, run, with_two_streams},
-    holder, holds_stream,
+    one_owns,
 };
 use crate::{
     harness::Redis,
@@ -51,8 +51,7 @@ impl Scene {
             let log = eventually("the other log is complete", PATIENCE, complete).await;
             assert_whole(&log, last_sent);
         }
-        let index = holder(&self.relays).await;
-        assert!(!holds_stream(&self.relays[1 - index]).await, "one relay owns the stream");
+        one_owns(&self.relays).await;
         let log = pages(&self.relays[0].consumers).await;
         assert!(log == pages(&self.relays[1].consumers).await, "both show the same log");
         log

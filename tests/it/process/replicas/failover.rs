@@ -3,7 +3,7 @@
 use redis::cmd;
 use trunkline::{clock, simulator::Settings};
 
-use super::{goes_on, holder, holds_stream, rate};
+use super::{goes_on, one_owns, rate};
 use crate::{
     harness::{Redis, eventually as soon},
     process::{
@@ -125,8 +125,7 @@ async fn what_a_failover_lost_is_asked_of_the_platform_again() {
         let back = goes_on(&site, relay, since).await;
         println!("after a failover by Sentinel: goes on after {back:?}");
     }
-    let index = holder(&relays).await;
-    assert!(!holds_stream(&relays[1 - index]).await, "one keeps it");
+    one_owns(&relays).await;
     let last_said = talk.hush().await;
     let mut logs = Vec::new();
     for relay in &relays {
