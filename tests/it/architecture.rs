@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Module → what of ours it may use. `ARCHITECTURE.md` says why.
+/// Module → what of ours it may use. `docs/decisions/` has the reasons.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("connector", &["model"]),
