@@ -46,7 +46,8 @@ impl Pair {
         for relay in &self.relays {
             is_not_ready(relay, reason).await;
         }
-        assert!(self.proxy.replaced() > replaced);
+        let is_injected = async || (self.proxy.replaced() > replaced).then_some(());
+        eventually("replies are replaced", PATIENCE, is_injected).await;
         self.proxy.clear();
         for relay in &mut self.relays {
             goes_on(&self.site, relay, clock::now()).await;
