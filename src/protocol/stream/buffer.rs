@@ -161,7 +161,8 @@ impl Buffer {
 
     /// The next append; none when nothing waits.
     pub(super) fn take(&mut self, received: Timestamp) -> Option<Taken> {
-        let mut taken = Taken { events: Vec::new(), tickets: Vec::new(), position: self.passed, bytes: 0 };
+        let events = Vec::with_capacity(self.pending.len().min(self.append_max));
+        let mut taken = Taken { events, tickets: Vec::new(), position: self.passed, bytes: 0 };
         if let Some(shed) = self.shed.take() {
             taken.events.push(self.shed_gap(&shed).event(received));
         }
