@@ -98,8 +98,13 @@ pub(crate) fn knob<T: FromStr>(name: &str) -> Option<T> {
 }
 
 /// Waits until the fact is one.
-pub(crate) async fn eventually(what: &str, mut fact: impl AsyncFnMut() -> bool) {
-    let end = clock::now() + PATIENCE;
+pub(crate) async fn eventually(what: &str, fact: impl AsyncFnMut() -> bool) {
+    within(PATIENCE, what, fact).await;
+}
+
+/// Waits for a fact for so long at most.
+pub(crate) async fn within(span: Duration, what: &str, mut fact: impl AsyncFnMut() -> bool) {
+    let end = clock::now() + span;
     while !fact().await {
         assert!(clock::now() < end, "it never came true that {what}");
         tokio::time::sleep(LOOK).await;

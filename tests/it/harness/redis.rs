@@ -12,7 +12,7 @@ use std::{
 use redis::cmd;
 use tempfile::TempDir;
 
-use super::eventually;
+use super::{PATIENCE, within};
 use trunkline::{
     clock,
     store::redis::connection::{Connection, Limits},
@@ -134,7 +134,8 @@ impl Redis {
         }
         for node in &nodes {
             let connection = node.connection();
-            eventually("the nodes know each other", async || {
+            // A cluster that was just made takes some seconds, and longer on a busy machine.
+            within(4 * PATIENCE, "the nodes know each other", async || {
                 let about: String = connection.run(cmd("CLUSTER").arg("INFO")).await.unwrap();
                 about.contains("cluster_state:ok") && about.contains("cluster_known_nodes:3")
             })
