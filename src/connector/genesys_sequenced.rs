@@ -131,28 +131,36 @@ fn read_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut V
     let mut parser = serde_json::Deserializer::from_str(text).into_iter::<Header<'_>>();
     let Ok(header) = parser.next()? else { return read_odd_event(frame, text, received, items) };
     let end = parser.byte_offset();
-    items.push(item(frame, &text[..end], Some(&header), received));
+    items.push(item(frame, &text[..end], &header, received));
     Some(end)
 }
 
 /// Reads a value that is no object, or an object in which a member cannot be read: each member by itself.
+#[cold]
 fn read_odd_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut Vec<Item>) -> Option<usize> {
     let mut parser = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     parser.next()?.ok()?;
     let end = parser.byte_offset();
     let members = Members::read(&text.as_bytes()[..end]);
-    items.push(item(frame, &text[..end], members.as_ref().map(Header::of).as_ref(), received));
+    items.push(match members.as_ref().map(Header::of) {
+        Some(header) => item(frame, &text[..end], &header, received),
+        None => undecoded(frame, &text[..end]),
+    });
     Some(end)
 }
 
-fn item(frame: &ByteString, value: &str, header: Option<&Header<'_>>, received: Timestamp) -> Item {
-    match header.filter(|_| json::is_shallow(value)) {
-        Some(Header { error: Some(Loose::Text(error)), .. }) if error == "invalid_token" => {
-            Item::Notice(Notice::TokenInvalid)
-        }
-        Some(header) => Item::Event(event(frame, value, header, received)),
-        None => Item::Undecoded(frame.slice_ref(value).into_bytes()),
+fn item(frame: &ByteString, value: &str, header: &Header<'_>, received: Timestamp) -> Item {
+    if !json::is_shallow(value) {
+        return undecoded(frame, value);
     }
+    match &header.error {
+        Some(Loose::Text(error)) if error == "invalid_token" => Item::Notice(Notice::TokenInvalid),
+        Some(_) | None => Item::Event(event(frame, value, header, received)),
+    }
+}
+
+fn undecoded(frame: &ByteString, value: &str) -> Item {
+    Item::Undecoded(frame.slice_ref(value).into_bytes())
 }
 
 fn event(frame: &ByteString, object: &str, header: &Header<'_>, received: Timestamp) -> Event {
