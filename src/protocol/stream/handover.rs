@@ -8,7 +8,7 @@ use super::{
     intake::{Intake, TakenIn},
     link::Link,
     messages::Judged,
-    standby::{RecordedGap, Ring, due_from, is_heard, is_hole_likely, lay_over, lay_over_behind_gap},
+    standby::{RecordedGap, Ring, due_from, is_heard, is_hole_likely, lay_over},
     twins,
 };
 use crate::{
@@ -172,8 +172,7 @@ impl Stream {
         let mut carried = ring.into_carried(&alive);
         let log: Vec<u64> = stored.iter().map(twins::key).collect();
         let kept: Vec<u64> = carried.iter().map(|carried| carried.key).collect();
-        let behind = recorded.as_ref().map_or(0, |gap| gap.behind);
-        match lay_over(&log, &kept).or_else(|| lay_over_behind_gap(&log, behind, &kept)) {
+        match lay_over(&log, &kept).or_else(|| recorded.as_ref()?.lay_over(&log, &kept)) {
             Some(overlay) => {
                 stored.drain(..due_from(&log, &carried, &alive, &overlay));
                 carried.drain(..overlay.event);

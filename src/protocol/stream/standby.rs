@@ -323,23 +323,13 @@ pub(super) fn is_hole_likely(stored: &[u64], kept: &[u64], gave_way: bool, cover
     if gave_way { !kept.first().is_some_and(is_stored) } else { !covered && !kept.iter().any(is_stored) }
 }
 
-/// The same for a ring that reaches back in front of the log's last gap: what it holds in front of the entries `behind` the
-/// gap lies in that gap. None if they follow one another in no place of the ring, or in more than one.
-pub(super) fn lay_over_behind_gap(stored: &[u64], behind: usize, kept: &[u64]) -> Option<Overlay> {
-    let entry = stored.len() - behind;
-    let agrees = |event: &usize| stored[entry..].iter().zip(&kept[*event..]).all(|(stored, kept)| stored == kept);
-    let mut places = (0..kept.len()).filter(|_| behind > 0).filter(agrees);
-    let event = places.next()?;
-    places.next().is_none().then_some(Overlay { entry, event })
-}
-
 /// The newest gap that a log records, and what stands behind it.
 #[derive(Debug)]
 pub(super) struct RecordedGap {
     at: Timestamp,
     /// When the last entry behind it was received.
     last: Timestamp,
-    pub(super) behind: usize,
+    behind: usize,
 }
 
 impl RecordedGap {
@@ -351,6 +341,16 @@ impl RecordedGap {
         (behind > 0).then_some(Self { at: stored[place].received, last: last.received, behind })
     }
 
+    /// Lays the entries behind the gap over a ring that reaches back in front of it: what the ring holds in front of them
+    /// lies in the gap. None if they follow one another in no place of the ring, or in more than one.
+    pub(super) fn lay_over(&self, stored: &[u64], kept: &[u64]) -> Option<Overlay> {
+        let entry = stored.len() - self.behind;
+        let agrees = |event: &usize| stored[entry..].iter().zip(&kept[*event..]).all(|(stored, kept)| stored == kept);
+        let mut places = (0..kept.len()).filter(agrees);
+        let event = places.next()?;
+        places.next().is_none().then_some(Overlay { entry, event })
+    }
+
     /// Drops from a ring what may be older than the entries behind the gap: no log gets an older event behind a newer
     /// one, and the gap stands for what is missing. Returns whether anything was dropped.
     pub(super) fn drop_older(&self, stored: &[u64], carried: &mut Vec<Carried>) -> bool {
@@ -360,7 +360,7 @@ impl RecordedGap {
             return false;
         }
         let before = carried.len();
-        carried.retain(|carried| stored.contains(&carried.key) || carried.event.received > plus_skew(self.last));
+        carried.retain(|carried| carried.event.received > plus_skew(self.last) || stored.contains(&carried.key));
         carried.len() < before
     }
 }
