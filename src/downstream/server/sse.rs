@@ -235,13 +235,8 @@ impl Following {
     fn begin(&mut self, due: Due) {
         match due {
             Due::Entries { lane, views } => {
-                let (copies, positions, subscriber) = (self.copies(), &mut self.positions, &self.subscriber);
-                let turn = Turn::of(lane, views, copies, &self.kinds, |view, count, end| {
-                    subscriber.delivered(count);
-                    if let Some(positions) = positions {
-                        positions.saw(view, end);
-                    }
-                });
+                let copies = self.copies();
+                let turn = Turn::of(lane, views, copies, &self.kinds, &self.subscriber, &mut self.positions);
                 self.turn = Some(Box::new(turn));
             }
             Due::Trimmed { lane, gap } => {

@@ -7,6 +7,7 @@ use std::{borrow::Cow, collections::VecDeque, io::IoSlice, ops::Range};
 
 use super::{
     memory::{Copies, Hold, Memory},
+    position::Positions,
     render::{self, Kinds},
 };
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     event_log::Stretch,
     model::{Batch, BatchView, Epoch, Mark, Offset, Rendering},
     store::ReadError,
+    telemetry::metrics,
 };
 
 /// What is read again at a time.
@@ -64,13 +66,14 @@ pub(super) enum Lost {
 }
 
 impl Turn {
-    /// Of the entries of these views the wanted ones. `saw` is told of each view how many, and where they end.
+    /// Of the entries of these views the wanted ones, which are counted, and what is passed over with them.
     pub(super) fn of(
         lane: usize,
         views: Vec<BatchView>,
         copies: Copies,
         kinds: &Kinds,
-        mut saw: impl FnMut(&BatchView, usize, Option<usize>),
+        subscriber: &metrics::Subscriber,
+        positions: &mut Option<Box<Positions>>,
     ) -> Self {
         let mut runs = VecDeque::with_capacity(views.len());
         for view in &views {
@@ -80,7 +83,10 @@ impl Turn {
                 end = Some(run.end);
                 runs.push_back(Run::of(&view.batch, &run));
             }
-            saw(view, count, end);
+            subscriber.delivered(count);
+            if let Some(positions) = positions {
+                positions.saw(view, end);
+            }
         }
         let (bytes, entries) = views
             .iter()

@@ -39,7 +39,6 @@ use crate::{
     clock,
     downstream::feed::{CursorForm, Due, Feed, Progress},
     listener::Socket,
-    model::BatchView,
     random,
     store::ReadError,
     telemetry::{chain, metrics},
@@ -197,7 +196,8 @@ impl Conversation {
         self.socket.flush().await.map_err(fault)?;
         match due {
             Due::Entries { lane, views } => {
-                let turn = self.turn(lane, views);
+                let (kinds, subscriber, positions) = (&self.kinds, &self.subscriber, &mut self.positions);
+                let turn = Turn::of(lane, views, Copies::WithFrames, kinds, subscriber, positions);
                 self.send(turn).await?;
             }
             Due::Trimmed { lane, gap } => {
@@ -208,17 +208,6 @@ impl Conversation {
         let told = self.positions.as_ref().is_none_or(|positions| !positions.due());
         // On the heap: few subscribers ever come here, and all would keep room for it.
         if told { Ok(()) } else { Box::pin(self.tell_position()).await }
-    }
-
-    /// The wanted entries, which are counted, and what is passed over with them.
-    fn turn(&mut self, lane: usize, views: Vec<BatchView>) -> Turn {
-        let (positions, subscriber) = (&mut self.positions, &self.subscriber);
-        Turn::of(lane, views, Copies::WithFrames, &self.kinds, |view, count, end| {
-            subscriber.delivered(count);
-            if let Some(positions) = positions {
-                positions.saw(view, end);
-            }
-        })
     }
 
     /// Gives every frame of a turn to the kernel.
