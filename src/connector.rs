@@ -301,9 +301,6 @@ pub enum Verdict {
     Refused,
 }
 
-/// Texts from an answer are cut off here before they are shown.
-const TEXT_LEN_MAX: usize = 300;
-
 /// A platform that is overloaded (close code 1013) is left alone for this long.
 const OVERLOADED_WAIT: Duration = Duration::from_secs(5);
 
@@ -522,7 +519,7 @@ impl Failure {
             [Some(words).filter(|words| !words.is_empty()), permissions].into_iter().flatten().collect::<Vec<_>>();
         let call = match says.is_empty() {
             true => call.to_owned(),
-            false => format!("{call} ({})", json::shown(&says.join("; missing permissions: "), TEXT_LEN_MAX)),
+            false => format!("{call} ({})", json::shown(&says.join("; missing permissions: "))),
         };
         Self::Call { call, status: answer.status, retry_after: answer.retry_after }
     }

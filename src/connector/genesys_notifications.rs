@@ -82,9 +82,7 @@ struct Message<'a> {
 impl<'a> Message<'a> {
     /// Where a member cannot be read that none of its fields needs: each member by itself.
     fn of(members: &Members<'a>) -> Option<Self> {
-        let loose = |name| members.get(name).and_then(|value| serde_json::from_str(value.get()).ok());
-        let topic = Some(loose("topicName")?);
-        let metadata = members.get("metadata").and_then(|value| serde_json::from_str(value.get()).ok());
+        let (topic, metadata) = (Some(members.member("topicName")?), members.member("metadata"));
         Some(Self { topic, body: members.get("eventBody"), metadata: metadata.unwrap_or_default(), result: None })
     }
 }

@@ -194,16 +194,14 @@ struct Header<'a> {
 impl<'a> Header<'a> {
     /// Of those members that can be read.
     fn of(members: &Members<'a>) -> Self {
-        let loose = |name| members.get(name).and_then(|value| serde_json::from_str(value.get()).ok());
-        let metadata = members.get("metadata").and_then(|value| serde_json::from_str(value.get()).ok());
         Self {
-            sequence: loose("sequenceId"),
-            kind: loose("type"),
-            event_type: loose("eventType"),
-            topic: loose("topicName"),
-            time: ["time", "timestamp", "eventTime"].into_iter().find_map(loose),
-            error: loose("error"),
-            metadata: metadata.unwrap_or_default(),
+            sequence: members.member("sequenceId"),
+            kind: members.member("type"),
+            event_type: members.member("eventType"),
+            topic: members.member("topicName"),
+            time: ["time", "timestamp", "eventTime"].into_iter().find_map(|name| members.member(name)),
+            error: members.member("error"),
+            metadata: members.member("metadata").unwrap_or_default(),
         }
     }
 }

@@ -301,6 +301,11 @@ impl<'a> Members<'a> {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| *value)
     }
 
+    /// A member as this type; none where there is no such member, or it cannot be read.
+    pub(super) fn member<T: Deserialize<'a>>(&self, name: &str) -> Option<T> {
+        serde_json::from_str(self.get(name)?.get()).ok()
+    }
+
     /// A text, or a number as it is written.
     pub(super) fn text(&self, name: &str) -> Option<String> {
         self.get(name).and_then(text)
@@ -308,12 +313,12 @@ impl<'a> Members<'a> {
 
     /// A whole number, also when it is written as a text.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
-        serde_json::from_str::<Loose<'_>>(self.get(name)?.get()).ok()?.number()
+        self.member::<Loose<'_>>(name)?.number()
     }
 
     /// The elements of a list; none where it is anything else.
     pub(super) fn list(&self, name: &str) -> Vec<&'a RawValue> {
-        self.get(name).and_then(|value| serde_json::from_str(value.get()).ok()).unwrap_or_default()
+        self.member(name).unwrap_or_default()
     }
 }
 
@@ -353,9 +358,12 @@ pub(super) fn text(value: &RawValue) -> Option<String> {
     }
 }
 
-/// A text from outside as it is shown: on one line, and cut off after so many characters.
-pub(super) fn shown(text: &str, len_max: usize) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(len_max).collect()
+/// Texts from an answer are cut off here before they are shown.
+pub(super) const TEXT_LEN_MAX: usize = 300;
+
+/// A text from outside as it is shown: on one line, and of at most [`TEXT_LEN_MAX`] characters.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(TEXT_LEN_MAX).collect()
 }
 
 /// A key of an object, borrowed where it has no escapes.

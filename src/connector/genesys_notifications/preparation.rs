@@ -91,8 +91,6 @@ const PAGES_MAX: u32 = 100;
 const IDS_MAX: usize = 10_000;
 /// A `nextUri` beyond this is not followed.
 const TARGET_LEN_MAX: usize = 2_048;
-/// Texts from an answer are cut off here before they are shown.
-const TEXT_LEN_MAX: usize = 300;
 
 /// How the calls that subscribe are named in errors.
 const PUT_SUBSCRIPTIONS: &str = "PUT /api/v2/notifications/channels/{id}/subscriptions";
@@ -170,7 +168,7 @@ impl Page {
 /// Where `nextUri` leads: a path, a query alone, or an absolute URL. Whether the host of an absolute one may be sent the
 /// token is the shell's to check.
 fn next_target(family: Family, uri: &str) -> Result<String, String> {
-    let unreadable = || format!("nextUri {:?} is no path and no URL", json::shown(uri, TEXT_LEN_MAX));
+    let unreadable = || format!("nextUri {:?} is no path and no URL", json::shown(uri));
     if uri.len() > TARGET_LEN_MAX || uri.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(unreadable());
     }
@@ -304,10 +302,8 @@ impl Preparation {
             }
             topics.extend(ids.into_iter().flatten().map(|id| topic.replacen('*', id, 1)));
         }
-        let is_new = |topic: &&String| !self.subscribed.contains(*topic);
-        let mut asked: Vec<String> = topics.iter().filter(|topic| !is_new(topic)).cloned().collect();
-        asked.extend(self.subscribed.iter().filter(|topic| !topics.contains(*topic)).cloned());
-        asked.extend(topics.iter().filter(is_new).cloned());
+        let mut asked: Vec<String> =
+            self.subscribed.iter().chain(topics.difference(&self.subscribed)).cloned().collect();
         let beyond = asked.split_off(asked.len().min(TOPICS_MAX));
         left_out.extend(beyond.iter().map(|topic| beyond_limit(topic)));
         (asked, left_out)
@@ -468,7 +464,7 @@ fn beyond_limit(topic: &str) -> RefusedTopic {
 /// The id of an entity of a listing: a text, or a number.
 fn id_of_entity(entity: &RawValue) -> Option<String> {
     let id = Members::read(entity.get().as_bytes())?.text("id")?;
-    (!id.is_empty() && id.len() <= TEXT_LEN_MAX && !id.contains(['.', '*', '?'])).then_some(id)
+    (!id.is_empty() && id.len() <= json::TEXT_LEN_MAX && !id.contains(['.', '*', '?'])).then_some(id)
 }
 
 /// Section 2.2: with `ignoreErrors` one bad topic does not take the others down.

@@ -13,9 +13,6 @@ use crate::connector::{
     json::{self, Members},
 };
 
-/// Texts from an answer are cut off here before they are shown.
-const TEXT_LEN_MAX: usize = 300;
-
 /// What of the topics that were asked for is heard, and what is not.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
@@ -59,7 +56,7 @@ pub(super) fn read(topics: &[String], answer: &Answer) -> Result<Outcome, String
         let is_known = asked.take(&id, &word);
         if let (Word::Refused(reason), false, true) = (word, is_known, others.len() < TOPICS_MAX) {
             let id = if id.is_empty() { "(a topic without id)" } else { &id };
-            others.insert(json::shown(id, TEXT_LEN_MAX), reason);
+            others.insert(json::shown(id), reason);
         }
     }
     let mut outcome = asked.outcome();
@@ -191,7 +188,7 @@ impl Word {
             words => words.join(": "),
         };
         let reason = [Some(why), missing].into_iter().flatten().collect::<Vec<_>>().join("; ");
-        Self::Refused(json::shown(&reason, TEXT_LEN_MAX))
+        Self::Refused(json::shown(&reason))
     }
 }
 
