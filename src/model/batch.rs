@@ -73,8 +73,8 @@ impl Pieces {
 impl Rendering {
     /// Where the entries of a run lie.
     pub fn span(&self, run: &Range<usize>) -> Range<usize> {
-        let end_of = |index: usize| self.ends[index] as usize;
-        run.start.checked_sub(1).map_or(0, end_of)..end_of(run.end - 1)
+        let begin = |index: usize| index.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        begin(run.start)..begin(run.end)
     }
 }
 
@@ -109,8 +109,8 @@ impl Batch {
 
     /// The envelopes of a run of entries, back to back.
     pub fn bytes_of(&self, run: &Range<usize>) -> &[u8] {
-        let end_of = |index: usize| self.slots[index].end as usize;
-        &self.bytes[run.start.checked_sub(1).map_or(0, end_of)..run.end.checked_sub(1).map_or(0, end_of)]
+        let begin = |index: usize| index.checked_sub(1).map_or(0, |before| self.slots[before].end as usize);
+        &self.bytes[begin(run.start)..begin(run.end)]
     }
 
     /// When the newest entry was received.
@@ -125,11 +125,10 @@ impl Batch {
 
     /// The entry at `index` of this batch.
     pub fn entry(&self, index: usize) -> Entry<'_> {
-        let start = index.checked_sub(1).map_or(0, |before| self.slots[before].end as usize);
         let slot = self.slots[index];
         Entry {
             mark: Mark { epoch: self.epoch, offset: Offset(self.first.0 + index as u64) },
-            json: &self.bytes[start..slot.end as usize],
+            json: self.bytes_of(&(index..index + 1)),
             kind: (slot.kind_at, slot.kind_len),
             received: slot.received,
         }
