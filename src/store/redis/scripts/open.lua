@@ -166,8 +166,7 @@ elseif newest and not damaged and offset_of(newest) < tonumber(held[3]) then
   go_to(position())
   parted, damaged = true, true
 end
-local eldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')[1]
-if newest and held[1] and not (is_of_lineage(newest) and is_of_lineage(eldest)) then
+if newest and held[1] and not (is_of_lineage(newest) and is_of_lineage(about['first-entry'])) then
   -- The head or the log was changed by somebody else: the entries tell their epochs, and the next ones get a new one.
   held[2] = epochs(tonumber(held[3]))
   parted, held[1] = true, nil
@@ -242,8 +241,7 @@ if ARGV[4] == '1' then
 elseif held[10] then
   redis.call('HDEL', head, 'safe')
 end
-local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')
-local first = oldest[1] and string.match(oldest[1][1], '^%d+') or ''
+local first = newest and string.match(about['first-entry'][1], '^%d+') or ''
 local time = redis.call('TIME')
 local millis = text(time[1] * 1000 + math.floor(time[2] / 1000))
 return {epoch, earlier, last, safe, first, number, turn, held[6] or '', held[7] or '', millis, lost, held[12] or ''}
