@@ -149,8 +149,8 @@ impl Document {
         let text = match twice {
             Some(Duplicate { path, first }) => format!("column {column}: {path} stands twice, first in line {first}"),
             None => {
-                let told = error.message().contains("must be quoted");
-                let unquoted = syntax::unquoted(&self.text, line).filter(|_| !told);
+                let names_quotes = error.message().contains("must be quoted");
+                let unquoted = syntax::unquoted(&self.text, line).filter(|_| !names_quotes);
                 let hint = unquoted.map(|key| format!("; put the text in quotes: {key} = \"…\""));
                 format!("column {column}: {}{}", error.message(), hint.unwrap_or_default())
             }
