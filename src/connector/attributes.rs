@@ -18,7 +18,9 @@ pub(super) fn settle(event: &mut Event, kind_default: &'static str) {
         event.kind = ByteString::from_static(kind_default);
     }
     for text in [&mut event.subject, &mut event.correlation, &mut event.partition_key] {
-        *text = text.take().filter(|text| !text.is_empty()).map(escaped);
+        if text.as_ref().is_some_and(|text| text.is_empty() || !is_graphic(text)) {
+            *text = text.take().filter(|text| !text.is_empty()).map(escaped);
+        }
     }
 }
 
@@ -30,7 +32,7 @@ fn is_kind(kind: &str) -> bool {
 
 /// A character that is not permitted is written `\u000a`, as in JSON.
 fn escaped(text: ByteString) -> ByteString {
-    if is_graphic(&text) || text.chars().all(is_permitted) {
+    if text.chars().all(is_permitted) {
         return text;
     }
     let mut escaped = String::with_capacity(text.len());

@@ -155,8 +155,9 @@ impl Event {
 
     /// About how much memory it takes until it is wrapped.
     pub fn weight(&self) -> usize {
-        let texts = [Some(&self.kind), self.subject.as_ref(), self.correlation.as_ref(), self.partition_key.as_ref()];
-        self.body.len() + texts.into_iter().flatten().map(|text| text.len()).sum::<usize>() + EVENT_OVERHEAD
+        let len = |text: &Option<ByteString>| text.as_ref().map_or(0, |text| text.len());
+        let texts = self.kind.len() + len(&self.subject) + len(&self.correlation) + len(&self.partition_key);
+        self.body.len() + texts + EVENT_OVERHEAD
     }
 
     /// A frame that nobody could read, kept so that it is not lost either.

@@ -303,7 +303,7 @@ impl Stream {
     /// What follows from every step: what may be appended is, and changes of state are told.
     fn settle(&mut self, now: Now) {
         self.let_successor_in(now);
-        if !self.wants_frames() || self.intake.is_full_of_waiting() {
+        if self.intake.is_refetching() && (!self.wants_frames() || self.intake.is_full_of_waiting()) {
             let taken = self.intake.end_refetch(now);
             self.report_taken(taken, now);
         }

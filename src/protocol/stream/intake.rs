@@ -323,12 +323,15 @@ impl Intake {
         }
     }
 
+    /// Whether a missing number is being asked for again.
+    pub(super) fn is_refetching(&self) -> bool {
+        matches!(&self.numbering, Numbering::Numbered { order, .. } if order.is_refetching())
+    }
+
     /// There is no room to wait for what is missing.
     pub(super) fn end_refetch(&mut self, now: Now) -> TakenIn {
         let mut taken = TakenIn::default();
-        if let Numbering::Numbered { order, .. } = &mut self.numbering
-            && order.is_refetching()
-        {
+        if let Numbering::Numbered { order, .. } = &mut self.numbering {
             order.end_refetch(now.at, &mut self.rulings);
             self.carry_out_rulings(now, &mut taken);
         }
