@@ -118,6 +118,11 @@ impl Intake {
         }
     }
 
+    /// Whether what sessions bring is compared.
+    pub(super) fn compares(&self) -> bool {
+        matches!(&self.numbering, Numbering::Unnumbered { twins: Some(_) })
+    }
+
     /// How much of a successor waits for the old session: events, and holes between them.
     pub(super) fn kept_back(&self) -> usize {
         match &self.numbering {

@@ -52,6 +52,9 @@ impl Stream {
     /// What a successor brought goes its way as soon as it is known what the old session brought before it: when that
     /// one has answered, or is gone, or when there is no room to wait in.
     pub(super) fn let_successor_in(&mut self, now: Now) {
+        if !self.intake.compares() {
+            return;
+        }
         if self.intake.is_full_of_successor() {
             self.write_off_all(now);
         }

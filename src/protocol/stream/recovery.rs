@@ -238,6 +238,9 @@ impl Recovery {
 
     /// What may go into the buffer now: a complete snapshot, then held events up to the next gap that needs one.
     pub(super) fn release(&mut self, requests: &[Request], now: Now) -> Vec<Pending> {
+        if self.held.is_empty() && matches!(self.stage, Stage::Idle) {
+            return Vec::new();
+        }
         let mut released = self.take_snapshot(now.wall);
         if self.holds() {
             return released;
