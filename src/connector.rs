@@ -464,7 +464,7 @@ fn by_status(exchange: Exchange, status: u16, retry_after: Option<Duration>) -> 
     match StatusMeaning::of(exchange, status, retry_after) {
         StatusMeaning::Throttled(Some(wait)) => Verdict::WaitFor(wait),
         StatusMeaning::Success | StatusMeaning::Transient | StatusMeaning::Throttled(None) => Verdict::BackOff,
-        StatusMeaning::TokenRefused => Verdict::RefreshToken,
+        StatusMeaning::Unauthenticated => Verdict::RefreshToken,
         StatusMeaning::Refused => Verdict::Refused,
     }
 }
@@ -543,7 +543,8 @@ impl Failure {
         }
     }
 
-    /// Whether an upgrade or a call was answered, and not in a way that passes by itself when it is repeated.
+    /// Whether an upgrade or a call was answered, and not in a way that passes by itself when it is repeated. One such
+    /// answer is tried again like any trouble; several in a row are for an operator.
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Handshake { status, .. } | Self::Call { status, .. } => {

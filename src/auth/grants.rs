@@ -306,9 +306,6 @@ async fn judge(response: Response) -> Result<Answer, GrantError> {
     answer.map_err(|cause| GrantError::Unusable { status, content_type, cause })
 }
 
-/// The one status that means wrong credentials by itself.
-const UNAUTHORIZED: u16 = 401;
-
 /// Why there is no token in the answer. None: there should be one.
 fn failure(
     status: u16,
@@ -323,11 +320,9 @@ fn failure(
         (_, StatusMeaning::Transient) | (Some(Refusal::Server), _) => Some(GrantError::Status(status)),
         (None, StatusMeaning::Success) => None,
         (Some(Refusal::Request(None)), StatusMeaning::Success) => Some(GrantError::uncoded(status)),
-        (None | Some(Refusal::Request(None)), StatusMeaning::TokenRefused | StatusMeaning::Refused) => match status {
-            UNAUTHORIZED => Some(GrantError::uncoded(status)),
-            // Not the answer of a token endpoint, which names its reason.
-            _ => Some(GrantError::NoEndpoint(status)),
-        },
+        (None | Some(Refusal::Request(None)), StatusMeaning::Unauthenticated) => Some(GrantError::uncoded(status)),
+        // Not the answer of a token endpoint, which names its reason.
+        (None | Some(Refusal::Request(None)), StatusMeaning::Refused) => Some(GrantError::NoEndpoint(status)),
     }
 }
 

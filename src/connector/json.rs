@@ -20,7 +20,8 @@ pub(super) fn is_shallow(text: &str) -> bool {
 fn openers(text: &[u8]) -> usize {
     /// In ASCII, `[` and `{` differ in this bit alone.
     const BRACE: u8 = b'[' ^ b'{';
-    let count = |chunk: &[u8]| chunk.iter().fold(0_u8, |count, byte| count.wrapping_add(u8::from(byte | BRACE == b'{')));
+    let count =
+        |chunk: &[u8]| chunk.iter().fold(0_u8, |count, byte| count.wrapping_add(u8::from(byte | BRACE == b'{')));
     text.chunks(usize::from(u8::MAX)).map(|chunk| usize::from(count(chunk))).sum()
 }
 

@@ -25,8 +25,8 @@ pub enum StatusMeaning {
     Transient,
     /// Too many requests. Try again after this time, or back off where the answer names none.
     Throttled(Option<Duration>),
-    /// The access token is not accepted (any more).
-    TokenRefused,
+    /// What authenticates the request is not accepted: the access token, or the credentials of a token request.
+    Unauthenticated,
     /// The request was understood and is not wanted: an operator has to change something.
     Refused,
 }
@@ -38,7 +38,7 @@ impl StatusMeaning {
             (_, 429) => Self::Throttled(retry_after),
             (_, 503) if retry_after.is_some() => Self::Throttled(retry_after),
             (Exchange::Upgrade, 101) | (Exchange::Call | Exchange::TokenRequest, 200..=299) => Self::Success,
-            (Exchange::Upgrade | Exchange::Call, 401) => Self::TokenRefused,
+            (_, 401) => Self::Unauthenticated,
             // A deployment, a load balancer or a firewall answers an upgrade with any of these for minutes.
             (Exchange::Upgrade, _) => Self::Transient,
             // The proxy wants a login (407), the time was too short (408), the request went to the wrong server (421), or came
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn every_status_has_its_meaning_for_an_upgrade_a_call_and_a_token_request() {
-        use StatusMeaning::{Refused, Success, Throttled, TokenRefused, Transient};
+        use StatusMeaning::{Refused, Success, Throttled, Transient, Unauthenticated};
         const PAUSE: Option<Duration> = Some(Duration::from_secs(7));
         // status, Retry-After; upgrade, REST call, token request
         let table = [
@@ -68,8 +68,8 @@ mod tests {
             (302, None, [Transient, Transient, Transient]),
             (307, PAUSE, [Transient, Transient, Transient]),
             (400, None, [Transient, Refused, Refused]),
-            (401, None, [TokenRefused, TokenRefused, Refused]),
-            (401, PAUSE, [TokenRefused, TokenRefused, Refused]),
+            (401, None, [Unauthenticated, Unauthenticated, Unauthenticated]),
+            (401, PAUSE, [Unauthenticated, Unauthenticated, Unauthenticated]),
             (403, None, [Transient, Refused, Refused]),
             (404, None, [Transient, Refused, Refused]),
             (407, None, [Transient, Transient, Transient]),

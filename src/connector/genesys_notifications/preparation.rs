@@ -418,7 +418,7 @@ impl Preparation {
                     self.pause = self.pause.max(wait);
                     self.pressing.get_or_insert(failure);
                 }
-                StatusMeaning::TokenRefused => drop(self.pressing.get_or_insert(failure)),
+                StatusMeaning::Unauthenticated => drop(self.pressing.get_or_insert(failure)),
                 StatusMeaning::Success | StatusMeaning::Transient | StatusMeaning::Refused => (),
             }
         }
