@@ -13,15 +13,19 @@ WORKDIR /work
 # change. The sources are empty so far, but every target that the manifest names has to exist.
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
-RUN mkdir -p src benches tests/it \
+COPY crates/core/Cargo.toml crates/core/
+COPY crates/simulator/Cargo.toml crates/simulator/
+RUN mkdir -p src benches tests/it crates/core/src crates/simulator/src \
+    && touch crates/core/src/lib.rs crates/simulator/src/lib.rs \
     && touch src/lib.rs tests/it/main.rs benches/log.rs benches/fanout.rs benches/hot_path.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cargo build --locked --profile dist --bin trunkline
 
 # The daemon. Cargo compares times, and a file of the context may be older than its empty stand-in.
+COPY crates crates
 COPY src src
 ARG TRUNKLINE_COMMIT=unknown
-RUN touch src/lib.rs src/main.rs \
+RUN touch src/lib.rs src/main.rs crates/core/src/lib.rs crates/simulator/src/lib.rs \
     && TRUNKLINE_COMMIT="$TRUNKLINE_COMMIT" cargo build --locked --profile dist --bin trunkline \
     && mkdir data
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 /// Queues an agent is a member of.
 const QUEUES_PER_AGENT: Range<usize> = 1..4;
 
-pub(in crate::simulator) const ORGANIZATION: &str = "32aa07aa-51c4-4a1e-8d0a-c3f0a4f3a7de";
-pub(in crate::simulator) const DIVISION: &str = "d1f7a8c2-6a0e-4c9b-9b7d-0e5a1c2f3b44";
+pub(crate) const ORGANIZATION: &str = "32aa07aa-51c4-4a1e-8d0a-c3f0a4f3a7de";
+pub(crate) const DIVISION: &str = "d1f7a8c2-6a0e-4c9b-9b7d-0e5a1c2f3b44";
 
 const QUEUE_NAMES: [&str; 12] = [
     "Sales",
@@ -32,46 +32,46 @@ const LAST_NAMES: [&str; 15] = [
 ];
 
 #[derive(Clone, Debug)]
-pub(in crate::simulator) struct Agent {
-    pub(in crate::simulator) id: String,
-    pub(in crate::simulator) name: String,
-    pub(in crate::simulator) email: String,
+pub(crate) struct Agent {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) email: String,
     /// Indices into the queues of the cast.
-    pub(in crate::simulator) queues: Vec<usize>,
+    pub(crate) queues: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
-pub(in crate::simulator) struct Queue {
-    pub(in crate::simulator) id: String,
-    pub(in crate::simulator) name: String,
+pub(crate) struct Queue {
+    pub(crate) id: String,
+    pub(crate) name: String,
 }
 
 #[derive(Clone, Debug)]
-pub(in crate::simulator) struct Cast {
-    pub(in crate::simulator) agents: Vec<Agent>,
-    pub(in crate::simulator) queues: Vec<Queue>,
+pub(crate) struct Cast {
+    pub(crate) agents: Vec<Agent>,
+    pub(crate) queues: Vec<Queue>,
 }
 
 impl Cast {
     /// At least one agent and one queue; each agent serves a few queues, the first queue is never unserved.
-    pub(in crate::simulator) fn hire(seed: u64, agents: usize, queues: usize) -> Self {
+    pub(crate) fn hire(seed: u64, agents: usize, queues: usize) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let queues: Vec<Queue> = (0..queues.max(1)).map(|index| queue(&mut rng, index)).collect();
         let agents = (0..agents.max(1)).map(|index| agent(&mut rng, index, queues.len())).collect();
         Self { agents, queues }
     }
 
-    pub(in crate::simulator) fn agent(&self, id: &str) -> Option<usize> {
+    pub(crate) fn agent(&self, id: &str) -> Option<usize> {
         self.agents.iter().position(|agent| agent.id == id)
     }
 
-    pub(in crate::simulator) fn queue(&self, id: &str) -> Option<usize> {
+    pub(crate) fn queue(&self, id: &str) -> Option<usize> {
         self.queues.iter().position(|queue| queue.id == id)
     }
 }
 
 /// A random id in the text form of a version 4 UUID.
-pub(in crate::simulator) fn uuid(rng: &mut fastrand::Rng) -> String {
+pub(crate) fn uuid(rng: &mut fastrand::Rng) -> String {
     let bits = rng.u128(..);
     let (high, low) = ((bits >> 64) as u64, bits as u64);
     format!(

@@ -165,8 +165,8 @@ mod tests {
 
     use serde_json::json;
 
-    use crate::simulator::probe::{Ear, Probe, eventually, refused};
-    use crate::simulator::{Dialect, Expiry, Fault, Raw, Settings, Target, Undecodable};
+    use crate::probe::{Ear, Probe, eventually, refused};
+    use crate::{Dialect, Expiry, Fault, Raw, Settings, Target, Undecodable};
 
     #[tokio::test]
     async fn what_is_said_arrives_numbered_and_in_full() {

@@ -108,8 +108,8 @@ mod tests {
     use reqwest::Method;
     use serde_json::{Value, json};
 
-    use crate::simulator::probe::{Ear, Probe};
-    use crate::simulator::{Fault, Settings};
+    use crate::probe::{Ear, Probe};
+    use crate::{Fault, Settings};
 
     const CHANNELS: &str = "/api/v2/notifications/channels";
 

@@ -276,7 +276,7 @@ impl<F: FnOnce() -> String> LazyText<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulator::clock::now;
+    use crate::clock::now;
 
     const LIFE: Duration = Duration::from_secs(60);
 

@@ -9,10 +9,10 @@ use super::cast::Cast;
 use super::happening::{Conversation, Duty, Gauges, Happening, Stage};
 use super::shapes;
 use super::story::Story;
-use crate::simulator::clock::stamp;
+use crate::clock::stamp;
 
 #[derive(Debug)]
-pub(in crate::simulator) struct View {
+pub(crate) struct View {
     duties: Vec<Duty>,
     gauges: Vec<Gauges>,
     live: BTreeMap<String, Conversation>,
@@ -63,7 +63,7 @@ impl View {
     }
 
     /// Every user, fully expanded, in the order of the cast.
-    pub(in crate::simulator) fn users(&self, cast: &Cast) -> Vec<Value> {
+    pub(crate) fn users(&self, cast: &Cast) -> Vec<Value> {
         (0..cast.agents.len()).map(|agent| self.user(cast, agent)).collect()
     }
 
@@ -77,13 +77,13 @@ impl View {
         })
     }
 
-    pub(in crate::simulator) fn routing_status(&self, cast: &Cast, agent: usize) -> Value {
+    pub(crate) fn routing_status(&self, cast: &Cast, agent: usize) -> Value {
         let mut status = shapes::routing_status(&self.duties[agent]);
         status["userId"] = json!(cast.agents[agent].id);
         status
     }
 
-    pub(in crate::simulator) fn presence(&self, agent: usize) -> Value {
+    pub(crate) fn presence(&self, agent: usize) -> Value {
         let mut presence = shapes::presence(&self.duties[agent]);
         presence["id"] = json!("PURECLOUD");
         presence
@@ -110,7 +110,7 @@ impl View {
     }
 
     /// One result group of the queue observations query.
-    pub(in crate::simulator) fn observation(&self, cast: &Cast, queue: usize, details: bool) -> Value {
+    pub(crate) fn observation(&self, cast: &Cast, queue: usize, details: bool) -> Value {
         let mut data = shapes::metrics(&self.gauges[queue]);
         if details {
             let waiting = self.waiting(queue);
@@ -126,7 +126,7 @@ impl View {
     }
 
     /// The conversations in progress, as the summary snapshot lists them.
-    pub(in crate::simulator) fn conversations(&self, cast: &Cast) -> Vec<Value> {
+    pub(crate) fn conversations(&self, cast: &Cast) -> Vec<Value> {
         self.live.values().map(|live| summary(live, cast)).collect()
     }
 }

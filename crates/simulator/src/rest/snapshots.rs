@@ -11,9 +11,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::parameter;
-use crate::simulator::clock::stamp;
-use crate::simulator::platform::Platform;
-use crate::simulator::reply;
+use crate::clock::stamp;
+use crate::platform::Platform;
+use crate::reply;
 
 const PAGE_SIZE: usize = 25;
 const PAGE_SIZE_MAX: usize = 100;
@@ -41,7 +41,7 @@ pub(super) async fn users(State(platform): State<Arc<Platform>>, RawQuery(query)
 /// `GET /api/v2/routing/queues?pageSize&pageNumber`
 pub(super) async fn queues(State(platform): State<Arc<Platform>>, RawQuery(query): RawQuery) -> Response {
     let state = platform.lock();
-    let entity = |queue: &crate::simulator::world::Queue| json!({"id": queue.id, "name": queue.name});
+    let entity = |queue: &crate::world::Queue| json!({"id": queue.id, "name": queue.name});
     let queues = state.world.cast().queues.iter().map(entity).collect();
     drop(state);
     page("/api/v2/routing/queues", queues, query.as_deref())

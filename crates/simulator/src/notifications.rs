@@ -226,8 +226,8 @@ mod tests {
 
     use serde_json::json;
 
-    use crate::simulator::probe::{Ear, Probe, eventually, refused};
-    use crate::simulator::{Dialect, Expiry, Fault, Raw, Settings, Target};
+    use crate::probe::{Ear, Probe, eventually, refused};
+    use crate::{Dialect, Expiry, Fault, Raw, Settings, Target};
 
     #[tokio::test]
     async fn only_subscribed_topics_arrive_and_the_ledger_knows_which() {

@@ -13,13 +13,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Caller, parameter};
-use crate::simulator::channels::{Change, ChannelError, Topics};
-use crate::simulator::clock::{now, stamp, wall};
-use crate::simulator::notifications::closing;
-use crate::simulator::platform::Platform;
-use crate::simulator::reply;
-use crate::simulator::topics::{self, Rejected};
-use crate::simulator::world::{Cast, uuid};
+use crate::channels::{Change, ChannelError, Topics};
+use crate::clock::{now, stamp, wall};
+use crate::notifications::closing;
+use crate::platform::Platform;
+use crate::reply;
+use crate::topics::{self, Rejected};
+use crate::world::{Cast, uuid};
 
 #[derive(Deserialize)]
 struct Topic {
@@ -27,15 +27,15 @@ struct Topic {
 }
 
 /// What a batch of requested topics comes to.
-pub(in crate::simulator) struct Wanted {
-    pub(in crate::simulator) permitted: Topics,
+pub(crate) struct Wanted {
+    pub(crate) permitted: Topics,
     /// In the order of the request: the permitted ones as requested, the rejected ones part by part.
     entities: Vec<Value>,
     rejected: usize,
 }
 
 /// Reads a batch of requested topics.
-pub(in crate::simulator) fn wanted(requested: &[String], cast: &Cast, forbidden: &[String]) -> Wanted {
+pub(crate) fn wanted(requested: &[String], cast: &Cast, forbidden: &[String]) -> Wanted {
     let mut wanted = Wanted { permitted: Topics::new(), entities: Vec::new(), rejected: 0 };
     for topic in requested {
         let meaning = topics::mean(topic, cast, forbidden);

@@ -594,11 +594,11 @@ pub(super) mod span {
     use serde::de::{Error, Unexpected};
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(in crate::simulator) fn serialize<S: Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(&humantime::format_duration(*span))
     }
 
-    pub(in crate::simulator) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(from)?;
         let wrong = |_| Error::invalid_value(Unexpected::Str(&text), &"a duration with a unit, such as \"30s\"");
         humantime::parse_duration(&text).map_err(wrong)
@@ -610,7 +610,7 @@ pub(super) mod maybe_span {
 
     use serde::Deserializer;
 
-    pub(in crate::simulator) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
         super::span::deserialize(from).map(Some)
     }
 }

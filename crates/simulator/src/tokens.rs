@@ -195,7 +195,7 @@ fn check_assertion(assertion: Option<&str>) -> Result<(), Denied> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulator::clock::now;
+    use crate::clock::now;
 
     #[test]
     fn a_token_lives_as_long_as_it_says() {

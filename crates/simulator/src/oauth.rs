@@ -174,8 +174,8 @@ mod tests {
     use reqwest::StatusCode;
     use serde_json::{Value, json};
 
-    use crate::simulator::probe::Probe;
-    use crate::simulator::{Fault, Settings, TokenFailure, TokenKind};
+    use crate::probe::Probe;
+    use crate::{Fault, Settings, TokenFailure, TokenKind};
 
     #[tokio::test]
     async fn a_client_is_known_by_basic_or_by_body_with_its_id_and_secret_encoded() {
@@ -234,7 +234,7 @@ mod tests {
         let probe = Probe::without_token(settings).await;
         let answer = probe.token_request().send().await.unwrap();
         let date = answer.headers()["date"].to_str().unwrap().to_owned();
-        let expected = crate::simulator::clock::http_date(crate::simulator::clock::wall(3_600));
+        let expected = crate::clock::http_date(crate::clock::wall(3_600));
         assert_eq!(date[..20], expected[..20], "{date} and {expected}");
         let body: Value = answer.json().await.unwrap();
         assert_eq!(body["access_token"].as_str().unwrap().split('.').count(), 3);

@@ -251,7 +251,7 @@ impl Sequence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulator::clock::now;
+    use crate::clock::now;
 
     const RETENTION: Duration = Duration::from_secs(60);
 

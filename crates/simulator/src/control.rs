@@ -74,8 +74,8 @@ mod tests {
     use reqwest::Method;
     use serde_json::{Value, json};
 
-    use crate::simulator::Settings;
-    use crate::simulator::probe::Probe;
+    use crate::Settings;
+    use crate::probe::Probe;
 
     #[tokio::test]
     async fn faults_events_and_figures_are_there_for_scripts() {

@@ -108,7 +108,7 @@ fn planned(number: usize, mut table: toml::Table) -> Result<Planned, ScriptError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulator::fault::{Target, TokenFailure};
+    use crate::fault::{Target, TokenFailure};
 
     const SECOND: Duration = Duration::from_secs(1);
 

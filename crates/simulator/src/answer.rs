@@ -226,9 +226,9 @@ mod tests {
     use reqwest::Method;
     use serde_json::{Value, json};
 
-    use crate::simulator::fault::{Answered, Fault};
-    use crate::simulator::probe::{Probe, eventually, refused};
-    use crate::simulator::{Dialect, Settings};
+    use crate::fault::{Answered, Fault};
+    use crate::probe::{Probe, eventually, refused};
+    use crate::{Dialect, Settings};
 
     /// As a script or a call writes it.
     fn inject(probe: &Probe, fault: &Value) {
@@ -416,7 +416,7 @@ mod tests {
             });
             let bytes = bytes.await.unwrap();
             let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
-            let payload = crate::simulator::fault::bytes(hex).unwrap();
+            let payload = crate::fault::bytes(hex).unwrap();
             assert_eq!(bytes[end..], [&[0x88, payload.len() as u8], &payload[..]].concat(), "{hex}");
         }
     }
@@ -469,7 +469,7 @@ mod tests {
 
     #[tokio::test]
     async fn more_users_than_places_are_a_matter_of_the_script() {
-        let script = crate::simulator::Script::parse("agents = 1203\nqueues = 5").unwrap();
+        let script = crate::Script::parse("agents = 1203\nqueues = 5").unwrap();
         let probe = Probe::start(Settings { script, ..Settings::default() }).await;
         assert_eq!((probe.simulator.agent_ids().len(), probe.simulator.queue_ids().len()), (1_203, 5));
     }

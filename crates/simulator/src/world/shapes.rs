@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::cast::{Cast, DIVISION, Queue};
 use super::happening::{Conversation, Duty, Gauges, Happening, Presence, Routing, Stage, agent_of};
-use crate::simulator::clock::stamp;
+use crate::clock::stamp;
 
 /// Every kind of event this world tells.
 #[cfg(test)]
