@@ -18,12 +18,12 @@ use bytestring::ByteString;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use tokio::io::AsyncReadExt;
 use trunkline::{
-    downstream::server::{Server, Settings, render},
+    downstream::server::{ConsumerServer, Settings, render},
     event_log::{EventLogs, Settings as LogSettings},
     model::{Batch, BatchBuilder, Body, Checkpoint, Epoch, Event, Offset, Source, StreamName, Timestamp},
     store::{
         Retention, Store,
-        embedded::{Embedded, Settings as StoreSettings},
+        embedded::{EmbeddedStore, Settings as StoreSettings},
     },
     tasks::Tasks,
 };
@@ -53,7 +53,7 @@ fn main() {
 }
 
 fn event() -> Event {
-    let mut event = Event::own("v2.analytics.queues.observations", &(), Timestamp(1_777_901_509_570));
+    let mut event = Event::internal("v2.analytics.queues.observations", &(), Timestamp(1_777_901_509_570));
     let filler = "x".repeat(BODY_LEN - 3);
     event.body = Body::Json(ByteString::from(format!("\"{}{filler}\"", char::from(MARKER))));
     event
@@ -83,8 +83,8 @@ fn delivering(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("deliver on one core");
     group.throughput(Throughput::Elements((SUBSCRIBERS * EVENTS) as u64));
     for transport in ["websocket", "sse"] {
-        let relay = Relay::start();
-        let mut clients = Clients::connect(relay.address, transport, SUBSCRIBERS);
+        let relay = FanoutRelay::start();
+        let mut clients = ClientProcess::connect(relay.address, transport, SUBSCRIBERS);
         group.bench_function(BenchmarkId::new(transport, SUBSCRIBERS), |bencher| {
             bencher.iter_custom(|rounds| {
                 let before = relay.cpu();
@@ -100,10 +100,10 @@ fn delivering(criterion: &mut Criterion) {
 }
 
 fn idle(count: usize) {
-    let relay = Relay::start();
-    let warm = Clients::connect(relay.address, "websocket", 100);
+    let relay = FanoutRelay::start();
+    let warm = ClientProcess::connect(relay.address, "websocket", 100);
     let before = resident();
-    let clients = Clients::connect(relay.address, "websocket", count);
+    let clients = ClientProcess::connect(relay.address, "websocket", count);
     let per_client = (resident() - before) as f64 / count as f64 / 1024.0;
     let mut out = std::io::stdout().lock();
     writeln!(out, "idle websocket: {per_client:.2} KiB each of {count}").expect("stdout is there");
@@ -122,14 +122,14 @@ fn resident() -> u64 {
 }
 
 /// A server over a log, alone on its thread.
-struct Relay {
+struct FanoutRelay {
     address: SocketAddr,
     thread: u32,
     work: mpsc::SyncSender<mpsc::SyncSender<()>>,
     _directory: tempfile::TempDir,
 }
 
-impl Relay {
+impl FanoutRelay {
     fn start() -> Self {
         let directory = tempfile::tempdir().expect("a place to write");
         let path = directory.path().join("data");
@@ -165,12 +165,12 @@ async fn serve(
     ready: mpsc::SyncSender<(SocketAddr, u32)>,
 ) {
     let retention = Retention { events: 20_000, age: Duration::from_secs(3_600), bytes: 1 << 30 };
-    let store = Embedded::open(&StoreSettings { path, retention }).expect("a store");
+    let store = EmbeddedStore::open(&StoreSettings { path, retention }).expect("a store");
     let stream: StreamName = STREAM.parse().expect("a name");
     let settings = LogSettings { tail_bytes: 16 << 20 };
     let logs = EventLogs::open(Store::Embedded(store), &[(stream.clone(), source())], &settings).await.expect("a log");
     let writer = logs.get(&stream).expect("it was opened").claim(None).await.expect("nobody else has it");
-    let server = Server::bind(Settings::new(([127, 0, 0, 1], 0).into())).expect("a free port");
+    let server = ConsumerServer::bind(Settings::new(([127, 0, 0, 1], 0).into())).expect("a free port");
     let address = server.address();
     let mut tasks = Tasks::new("bench");
     server.start(&mut tasks, logs, |_| true);
@@ -186,7 +186,7 @@ async fn serve(
         }
     });
     let events: Vec<Event> = (0..EVENTS).map(|_| event()).collect();
-    let checkpoint = Checkpoint { position: None, heard_at: Timestamp(0), feed: None };
+    let checkpoint = Checkpoint { position: None, last_received_at: Timestamp(0), feed: None };
     while let Some(done) = wishes.recv().await {
         writer.append(&events, checkpoint).await.expect("a healthy store");
         done.send(()).expect("somebody waits");
@@ -194,14 +194,14 @@ async fn serve(
 }
 
 /// Subscribers in a process of their own; it says how many events came, a line at a time.
-struct Clients {
+struct ClientProcess {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
     seen: u64,
     wanted: u64,
 }
 
-impl Clients {
+impl ClientProcess {
     fn connect(address: SocketAddr, transport: &str, count: usize) -> Self {
         let program = std::env::current_exe().expect("this program");
         let mut command = Command::new(program);
@@ -225,7 +225,7 @@ impl Clients {
     }
 }
 
-impl Drop for Clients {
+impl Drop for ClientProcess {
     fn drop(&mut self) {
         self.child.kill().expect("it is ours");
         self.child.wait().expect("it ends");

@@ -18,9 +18,9 @@ use trunkline::{
     downstream::server::render,
     model::{BatchBuilder, Epoch, Event, Mark, Offset, Source, Timestamp},
     protocol::{
-        Now, backoff,
-        session::{Patience, SessionId},
-        stream::{self, Input, Opening, Output, Overflow, Rotation, Stream},
+        Moment, backoff,
+        session::{SessionId, Timeouts},
+        stream::{self, Input, LogHead, Output, OverflowPolicy, Rotation, Stream},
     },
 };
 
@@ -93,7 +93,7 @@ fn events() -> Vec<Event> {
     let items = decoded(&sequenced(), sequenced_frame(1, BATCH_LEN));
     let events = items.into_iter().filter_map(|item| match item {
         Item::Event(event) => Some(event),
-        Item::Undecoded(_) | Item::Notice(_) | Item::Alive | Item::Answer => None,
+        Item::Undecoded(_) | Item::Notice(_) | Item::Heartbeat | Item::ProbeAck => None,
     });
     events.collect()
 }
@@ -117,29 +117,29 @@ fn wrap(criterion: &mut Criterion) {
 }
 
 /// A live machine of one sequenced stream, and the number it expects next.
-struct Machine {
+struct StreamBench {
     stream: Stream,
     session: SessionId,
     next: u64,
-    now: Now,
+    now: Moment,
 }
 
-impl Machine {
+impl StreamBench {
     fn live() -> Self {
-        let now = Now { at: Instant::now(), wall: RECEIVED, unit: 0.5 };
-        let mut stream = Stream::new(settings(), Opening::default(), now);
+        let now = Moment { at: Instant::now(), wall: RECEIVED, random: 0.5 };
+        let mut stream = Stream::new(settings(), LogHead::default(), now);
         stream.handle(Input::Token(1), now);
         let dialled = std::iter::from_fn(|| stream.poll_output()).find_map(|output| match output {
             Output::Dial { session, .. } => Some(session),
             Output::Call { .. }
             | Output::Probe { .. }
-            | Output::Leave { .. }
-            | Output::Forget(_)
+            | Output::Close { .. }
+            | Output::DropSocket(_)
             | Output::Append { .. }
-            | Output::RefuseToken(_)
+            | Output::TokenRejected(_)
             | Output::Report(_)
             | Output::Flushed
-            | Output::TokenCarried(_)
+            | Output::TokenProven(_)
             | Output::Drained => None,
         });
         let session = dialled.unwrap();
@@ -180,8 +180,8 @@ fn settings() -> stream::Settings {
         buffer: 5_000,
         buffer_bytes: 64 << 20,
         append_max: 2_048,
-        overflow: Overflow::Backpressure,
-        patience: Patience { connect: 10 * second, silence: 35 * second, frame: 30 * second, farewell: 2 * second },
+        overflow: OverflowPolicy::Backpressure,
+        timeouts: Timeouts { connect: 10 * second, silence: 35 * second, frame: 30 * second, close: 2 * second },
         backoff: backoff::Settings {
             first: second,
             cap: 30 * second,
@@ -196,7 +196,7 @@ fn settings() -> stream::Settings {
 fn machine(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frame in, append out");
     for len in FRAME_LENS {
-        let mut machine = Machine::live();
+        let mut machine = StreamBench::live();
         group.throughput(Throughput::Elements(len as u64));
         group.bench_function(BenchmarkId::from_parameter(len), |bencher| {
             bencher.iter_custom(|rounds| {

@@ -11,11 +11,11 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use trunkline::{
-    event_log::{self, EventLog, EventLogs, Read, Writer},
+    event_log::{self, EventLog, EventLogs, LogWriter, Read},
     model::{BatchBuilder, Body, Checkpoint, Epoch, Event, Offset, Position, Sequence, Source, StreamName, Timestamp},
     store::{
         Retention, Store,
-        embedded::{self, Embedded},
+        embedded::{self, EmbeddedStore},
     },
 };
 
@@ -48,9 +48,9 @@ fn stream() -> (StreamName, Source) {
     (stream, source)
 }
 
-async fn open(path: &Path, tail_bytes: usize) -> (EventLog, Writer) {
+async fn open(path: &Path, tail_bytes: usize) -> (EventLog, LogWriter) {
     let retention = Retention { events: EVENTS_KEPT, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
-    let store = Embedded::open(&embedded::Settings { path: path.to_owned(), retention }).unwrap();
+    let store = EmbeddedStore::open(&embedded::Settings { path: path.to_owned(), retention }).unwrap();
     let settings = event_log::Settings { tail_bytes };
     let logs = EventLogs::open(Store::Embedded(store), &[stream()], &settings).await.unwrap();
     let log = logs.iter().next().unwrap().1.clone();
@@ -63,13 +63,13 @@ fn directory() -> TempDir {
 }
 
 fn checkpoint() -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(1))), heard_at: Timestamp(1_777_901_509_570), feed: None }
+    Checkpoint { position: Some(Position(Sequence(1))), last_received_at: Timestamp(1_777_901_509_570), feed: None }
 }
 
 async fn read_to_the_end(log: &EventLog) -> usize {
     let mut reader = log.reader(Offset::START);
     let mut entries = 0;
-    while let Some(Read::Entries(views)) = reader.next_now(READ_BYTES).await.unwrap() {
+    while let Some(Read::Entries(views)) = reader.try_next(READ_BYTES).await.unwrap() {
         entries += views.iter().map(|view| view.batch.len() - view.from).sum::<usize>();
     }
     entries

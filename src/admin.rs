@@ -22,19 +22,19 @@ use crate::{
     clock,
     event_log::EventLogs,
     listener::{
-        Limits, Listener,
-        descriptors::{OPERATORS_MAX, Share},
+        HttpListener, Listener,
+        descriptors::{ConnectionBudget, OPERATORS_MAX},
         origin::Origins,
-        switch::Switch,
+        switch::RouterSwitch,
     },
     model::StreamName,
     replica::Replica,
     store::Store,
     tasks::Tasks,
-    upstream::Streams,
+    upstream::StreamRegistry,
 };
-use routes::{Operators, PAGES_MAX};
-pub use starting::Progress;
+use routes::{AdminState, PAGES_MAX};
+pub use starting::StartupProgress;
 
 /// Where operators and orchestrators are served.
 #[derive(Debug, Clone)]
@@ -42,14 +42,17 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Hosts that it answers to beside its own addresses.
     pub allowed_hosts: Vec<String>,
-    pub limits: Limits,
+    pub limits: HttpListener,
 }
 
 impl Settings {
     /// The defaults on an address.
     pub fn new(listen: SocketAddr) -> Self {
-        let limits =
-            Limits { connections_max: OPERATORS_MAX, connections_per_address_max: OPERATORS_MAX, ..Limits::default() };
+        let limits = HttpListener {
+            connections_max: OPERATORS_MAX,
+            connections_per_address_max: OPERATORS_MAX,
+            ..HttpListener::default()
+        };
         Self { listen, allowed_hosts: Vec::new(), limits }
     }
 }
@@ -71,27 +74,27 @@ impl Readiness {
 
 /// What the listener tells about, and whom it passes wishes to.
 #[derive(Debug, Clone)]
-pub struct Parts {
+pub struct AdminContext {
     pub store: Store,
-    pub streams: Streams,
+    pub streams: StreamRegistry,
     pub accounts: Vec<Tokens>,
     /// This process among the others, where several share a store.
     pub replica: Option<Replica>,
     pub readiness: Readiness,
     pub logs: EventLogs,
     /// How many connections the listeners take.
-    pub connections: Share,
+    pub connections: ConnectionBudget,
 }
 
 /// A bound listener that does not accept yet.
 #[derive(Debug)]
-pub struct Admin {
+pub struct AdminServer {
     listener: Listener,
     address: SocketAddr,
     allowed_hosts: Vec<String>,
 }
 
-impl Admin {
+impl AdminServer {
     /// Binds the listener, within a runtime.
     pub fn bind(settings: Settings) -> io::Result<Self> {
         let listener = Listener::bind(settings.listen, settings.limits)?;
@@ -105,26 +108,32 @@ impl Admin {
     }
 
     /// Serves until the group's stop signal: that the store is not open yet, until [`Serving::serve`].
-    pub fn start(self, tasks: &mut Tasks, progress: Progress, streams: Vec<StreamName>, connections: Share) -> Serving {
+    pub fn start(
+        self,
+        tasks: &mut Tasks,
+        progress: StartupProgress,
+        streams: Vec<StreamName>,
+        connections: ConnectionBudget,
+    ) -> AdminServerHandle {
         let Self { listener, address, allowed_hosts } = self;
-        let site = Switch::new(starting::router(progress, streams, connections));
+        let site = RouterSwitch::new(starting::router(progress, streams, connections));
         let (switch, stop) = (site.clone(), tasks.stop());
         tasks.start("admin", async move { Ok(listener.serve(switch, stop).await?) });
-        Serving { site, address, allowed_hosts }
+        AdminServerHandle { site, address, allowed_hosts }
     }
 }
 
 /// A listener that accepts.
 #[derive(Debug)]
-pub struct Serving {
-    site: Switch,
+pub struct AdminServerHandle {
+    site: RouterSwitch,
     address: SocketAddr,
     allowed_hosts: Vec<String>,
 }
 
-impl Serving {
+impl AdminServerHandle {
     /// Shows the parts from now on, and passes wishes to them.
-    pub fn serve(self, parts: Parts) {
+    pub fn serve(self, parts: AdminContext) {
         let origins = Origins {
             allowed: Vec::new(),
             hosts: self.allowed_hosts,
@@ -133,7 +142,7 @@ impl Serving {
             loopback: self.address.ip().is_loopback(),
         };
         let pages = Arc::new(Semaphore::new(PAGES_MAX));
-        let site = routes::router(Operators { parts, origins, started: clock::now(), pages });
+        let site = routes::router(AdminState { parts, origins, started: clock::now(), pages });
         self.site.replace(site);
     }
 }

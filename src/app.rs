@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use tempfile::TempDir;
 
 use crate::{
-    admin::{self, Admin, Progress, Readiness},
+    admin::{self, AdminServer, Readiness, StartupProgress},
     auth::{self, AccountStatus, Tokens},
     config::{self, Config, ConnectorConfig, StreamConfig},
     connector::{Connector, genesys_notifications, genesys_sequenced},
@@ -16,22 +16,22 @@ use crate::{
     event_log::{self, EventLogs},
     listener::{self, descriptors},
     model::{AccountName, ReplicaId, Source, StreamName},
-    network::{NetworkPolicy, Resolver, Trust},
+    network::{NetworkPolicy, Resolver, TrustedRoots},
     protocol::{
         backoff, lease,
-        session::Patience,
-        stream::{self, Overflow, Rotation},
+        session::Timeouts,
+        stream::{self, OverflowPolicy, Rotation},
     },
     random,
-    replica::{Replica, Seat},
+    replica::{LeaseHandle, Replica},
     store::{
         self, Retry, Store,
-        embedded::{self, Embedded},
-        redis::{self, Redis, address::Address, connection::Limits, registry::Registry},
+        embedded::{self, EmbeddedStore},
+        redis::{self, RedisStore, address::Address, connection::RedisTimeouts, registry::Registry},
     },
     tasks::Tasks,
     telemetry::metrics,
-    upstream::{self, StreamStatus, Streams},
+    upstream::{self, StreamRegistry, StreamStatus},
 };
 
 /// Newest entries of a stream that are served without the store.
@@ -39,23 +39,24 @@ const TAIL_BYTES: usize = 4 << 20;
 /// From dialling until a socket is open, and again until it is proved.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// After our farewell a platform may still finish what it was saying.
-const FAREWELL_MAX: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A successor has so long to be live. Streams without one are given up then.
 const HANDOVER_MAX: Duration = Duration::from_secs(5);
 /// Until the last stream is another's, or nobody's.
 const HANDOVER_GRACE: Duration = Duration::from_secs(10);
 const REPLICAS_GRACE: Duration = Duration::from_secs(1);
 /// A holder says that it lives this often, where a standby listens …
-const BEAT: Duration = Duration::from_millis(100);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
 /// … and is taken for dead after this silence.
-const SILENCE: Duration = Duration::from_millis(400);
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(400);
 /// A replica takes nothing for this part of a lease after its start: those that start together find one another first.
-const JITTER: f64 = 0.5;
+const LEASE_JITTER_SHARE: f64 = 0.5;
 /// The part of a lease in which the store has to answer a replica, and that in which it has to be reached.
-const ANSWER: f64 = 0.25;
-const DIAL: f64 = 0.5;
+const ANSWER_TIMEOUT_SHARE: f64 = 0.25;
+const CONNECT_TIMEOUT_SHARE: f64 = 0.5;
 /// The same for what is asked about tokens: no replica waits much longer before it goes on alone.
-const VAULT_LIMITS: Limits = Limits { connect: Duration::from_millis(750), answer: Duration::from_millis(750) };
+const VAULT_LIMITS: RedisTimeouts =
+    RedisTimeouts { connect: Duration::from_millis(750), response: Duration::from_millis(750) };
 /// Streams say farewell and make durable what they heard.
 const UPSTREAM_GRACE: Duration = Duration::from_secs(6);
 /// Subscribers are sent what is due to them and a farewell.
@@ -79,7 +80,7 @@ pub struct App {
     admin: Tasks,
     logs: EventLogs,
     store: Store,
-    streams: Streams,
+    streams: StreamRegistry,
     readiness: Readiness,
     consumers_at: SocketAddr,
     admin_at: SocketAddr,
@@ -89,11 +90,11 @@ impl App {
     /// Binds both listeners, opens the store however long that takes, and starts every account and stream. Cancel-safe.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         install_crypto();
-        metrics::announce();
+        metrics::register_series();
         let connections = share_descriptors(&config);
-        let server = server::Server::bind(server_settings(&config, connections.consumers))
+        let server = server::ConsumerServer::bind(server_settings(&config, connections.consumers))
             .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
-        let admin = Admin::bind(admin_settings(&config, connections.operators))
+        let admin = AdminServer::bind(admin_settings(&config, connections.operators))
             .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
         let mut replicas = Tasks::new("replicas");
         let mut accounts = Tasks::new("accounts");
@@ -105,7 +106,7 @@ impl App {
         let mut operators =
             Tasks::on_own_threads("admin", ADMIN_THREADS).context("cannot start threads for operators")?;
         let (consumers_at, admin_at) = (server.address(), admin.address());
-        let progress = Progress::default();
+        let progress = StartupProgress::default();
         let server = server.accept(&mut downstream);
         let admin =
             admin.start(&mut operators, progress.clone(), config.streams.keys().cloned().collect(), connections);
@@ -113,12 +114,12 @@ impl App {
         let (store, logs) = starting::open(&config, &progress).await;
         let sharing = sharing(&config, &store).await?;
         let tokens = start_accounts(&config, sharing.as_ref(), &mut accounts)?;
-        let (replica, seats) = join(&config, &store, &mut replicas);
-        let streams = start_streams(&config, &logs, &tokens, seats, &mut upstream).await?;
+        let (replica, leases) = join(&config, &store, &mut replicas);
+        let streams = start_streams(&config, &logs, &tokens, leases, &mut upstream).await?;
         let live = streams.clone();
         server.serve(logs.clone(), move |stream: &StreamName| live.is_live(stream));
         let readiness = Readiness::default();
-        let parts = admin::Parts {
+        let parts = admin::AdminContext {
             store: store.clone(),
             streams: streams.clone(),
             accounts: tokens.into_values().collect(),
@@ -128,7 +129,7 @@ impl App {
             connections,
         };
         admin.serve(parts);
-        tend(&store, &mut operators);
+        start_store_maintenance(&store, &mut operators);
         let admin = operators;
         Ok(Self {
             replica,
@@ -157,7 +158,7 @@ impl App {
     }
 
     /// The streams, as an operator sees them.
-    pub fn streams(&self) -> &Streams {
+    pub fn streams(&self) -> &StreamRegistry {
         &self.streams
     }
 
@@ -201,14 +202,14 @@ impl App {
 }
 
 /// Raises the limit of open files, and says how many connections it allows.
-fn share_descriptors(config: &Config) -> descriptors::Share {
+fn share_descriptors(config: &Config) -> descriptors::ConnectionBudget {
     let limit = descriptors::raise();
-    let wanted = descriptors::Wanted {
+    let wanted = descriptors::DescriptorDemand {
         consumers: config.http.connections,
         streams: config.streams.len(),
         accounts: config.accounts.len(),
     };
-    let share = descriptors::share(limit, wanted);
+    let share = descriptors::budget(limit, wanted);
     let (consumers, operators) = (share.consumers, share.operators);
     if consumers < wanted.consumers {
         tracing::warn!(
@@ -226,11 +227,11 @@ fn share_descriptors(config: &Config) -> descriptors::Share {
 
 fn server_settings(config: &Config, connections: usize) -> server::Settings {
     let http = &config.http;
-    let limits = listener::Limits {
+    let limits = listener::HttpListener {
         connections_max: connections,
         connections_per_address_max: http.connections_per_address,
         trusted_proxies: http.trusted_proxies.clone(),
-        ..listener::Limits::default()
+        ..listener::HttpListener::default()
     };
     server::Settings {
         allowed_origins: http.allowed_origins.clone(),
@@ -242,8 +243,11 @@ fn server_settings(config: &Config, connections: usize) -> server::Settings {
 
 fn admin_settings(config: &Config, connections: usize) -> admin::Settings {
     let usual = admin::Settings::new(config.admin.listen);
-    let limits =
-        listener::Limits { connections_max: connections, connections_per_address_max: connections, ..usual.limits };
+    let limits = listener::HttpListener {
+        connections_max: connections,
+        connections_per_address_max: connections,
+        ..usual.limits
+    };
     admin::Settings { allowed_hosts: config.admin.allowed_hosts.clone(), limits, ..usual }
 }
 
@@ -254,7 +258,7 @@ pub struct Trial {
     accounts: Tasks,
     upstream: Tasks,
     tokens: BTreeMap<AccountName, Tokens>,
-    streams: Streams,
+    streams: StreamRegistry,
     logs: EventLogs,
     store: Store,
     folder: TempDir,
@@ -264,7 +268,7 @@ impl Trial {
     /// Starts every account and stream; listens nowhere.
     pub async fn start(mut config: Config) -> anyhow::Result<Self> {
         let folder = temporary_folder("check")?;
-        config.store.kind = config::StoreKind::Embedded;
+        config.store.kind = config::StoreBackend::Embedded;
         config.store.path = folder.path().to_owned();
         let store = open_store(&config).await?;
         let logs = open_logs(&config, &store).await?;
@@ -283,17 +287,17 @@ impl Trial {
     }
 
     /// Requests the snapshot URL of a stream once; none where its configuration has no such URL.
-    pub async fn snapshot(&self, name: &StreamName) -> Option<SnapshotTry> {
+    pub async fn snapshot(&self, name: &StreamName) -> Option<SnapshotCheck> {
         let stream = self.config.streams.get(name)?;
         let tokens = self.tokens.get(&stream.account)?;
         let settings = stream_settings(name, stream, &self.config, tokens.network());
         let request = settings.configured_snapshot()?;
         let token = tokens.watch().borrow().clone();
         Some(match token {
-            None => SnapshotTry::NoToken,
+            None => SnapshotCheck::NoToken,
             Some(token) => match settings.try_call(request, token.secret).await {
-                Ok(good) => SnapshotTry::Answered(good),
-                Err(why) => SnapshotTry::Failed(format!("streams.{name}.snapshot_url: {why}")),
+                Ok(good) => SnapshotCheck::Answered(good),
+                Err(why) => SnapshotCheck::Failed(format!("streams.{name}.snapshot_url: {why}")),
             },
         })
     }
@@ -310,7 +314,7 @@ impl Trial {
 
 /// What came of the request for a snapshot.
 #[derive(Debug)]
-pub enum SnapshotTry {
+pub enum SnapshotCheck {
     /// Its account has no token to send.
     NoToken,
     Answered(String),
@@ -327,28 +331,28 @@ pub fn temporary_folder(purpose: &str) -> anyhow::Result<TempDir> {
 
 /// What was found of a store that can be used.
 #[derive(Debug)]
-pub struct StoreTry {
-    pub found: String,
+pub struct StoreCheck {
+    pub summary: String,
     /// The same as at the start of the daemon.
     pub warnings: Vec<String>,
 }
 
 /// Opens and closes the configured store.
-pub async fn try_store(config: &Config) -> anyhow::Result<StoreTry> {
+pub async fn check_store(config: &Config) -> anyhow::Result<StoreCheck> {
     match open_store(config).await {
         Ok(store) => {
             let warnings = store.warnings().to_vec();
             store.close().await;
             let found = match &config.store.kind {
-                config::StoreKind::Embedded => format!("{} can be used", config.store.path.display()),
-                config::StoreKind::Redis(redis) => format!("{} can be used", redis.address),
+                config::StoreBackend::Embedded => format!("{} can be used", config.store.path.display()),
+                config::StoreBackend::Redis(redis) => format!("{} can be used", redis.address),
             };
-            Ok(StoreTry { found, warnings })
+            Ok(StoreCheck { summary: found, warnings })
         }
         Err(error) => match error.downcast_ref() {
             Some(embedded::OpenError::InUse { path, holder }) => {
                 let found = format!("{} is in use by a running daemon ({holder})", path.display());
-                Ok(StoreTry { found, warnings: Vec::new() })
+                Ok(StoreCheck { summary: found, warnings: Vec::new() })
             }
             _ => Err(error),
         },
@@ -364,23 +368,23 @@ pub fn install_crypto() {
 
 /// When opening the store is tried again after this failure.
 fn retry(error: &anyhow::Error) -> Retry {
-    let redis = error.downcast_ref::<redis::Unfit>().map(redis::Unfit::retry);
+    let redis = error.downcast_ref::<redis::UnsupportedServer>().map(redis::UnsupportedServer::retry);
     redis.or_else(|| error.downcast_ref::<embedded::OpenError>().map(embedded::OpenError::retry)).unwrap_or(Retry::Soon)
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
-    let config::Retention { events, age, bytes } = config.store.retention;
+    let config::RetentionConfig { events, age, bytes } = config.store.retention;
     let retention = store::Retention { events, age, bytes };
     match &config.store.kind {
-        config::StoreKind::Embedded => {
+        config::StoreBackend::Embedded => {
             let settings = embedded::Settings { path: config.store.path.clone(), retention };
-            let opened = tokio::task::spawn_blocking(move || Embedded::open(&settings)).await?;
+            let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&settings)).await?;
             Ok(Store::Embedded(opened?))
         }
-        config::StoreKind::Redis(from) => {
+        config::StoreBackend::Redis(from) => {
             let address = from.credentials.locate(&from.address).await?;
-            let store = Redis::new(redis_settings(from, address, retention));
-            let warnings = store.examine().await.with_context(|| format!("store.url: {}", from.address))?;
+            let store = RedisStore::new(redis_settings(from, address, retention));
+            let warnings = store.preflight().await.with_context(|| format!("store.url: {}", from.address))?;
             for warning in warnings {
                 tracing::warn!(address = %from.address, "{warning}");
             }
@@ -395,22 +399,22 @@ fn redis_settings(from: &config::RedisConfig, address: Address, retention: store
         credentials: from.credentials.clone(),
         prefix: from.prefix.clone(),
         durability: match from.durability {
-            config::Durability::Written => redis::Durability::Written,
-            config::Durability::Replicated => redis::Durability::Replicated,
+            config::DurabilityConfig::Written => redis::Durability::Written,
+            config::DurabilityConfig::Replicated => redis::Durability::Replicated,
         },
         retention,
-        limits: Limits::default(),
+        timeouts: RedisTimeouts::default(),
     }
 }
 
 /// What a store wants done from time to time.
-fn tend(store: &Store, tasks: &mut Tasks) {
+fn start_store_maintenance(store: &Store, tasks: &mut Tasks) {
     match store {
         Store::Embedded(_) => (),
         Store::Redis(store) => {
             let (store, stop) = (store.clone(), tasks.stop());
             tasks.start("store", async move {
-                store.tend(stop).await;
+                store.run_maintenance(stop).await;
                 Ok(())
             });
         }
@@ -425,16 +429,16 @@ async fn open_logs(config: &Config, store: &Store) -> anyhow::Result<EventLogs> 
 }
 
 /// With the replicas on the same Redis tokens are shared, over a connection that no append holds up.
-async fn sharing(config: &Config, store: &Store) -> anyhow::Result<Option<auth::Sharing>> {
-    let (config::StoreKind::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else { return Ok(None) };
+async fn sharing(config: &Config, store: &Store) -> anyhow::Result<Option<auth::TokenSharingSettings>> {
+    let (config::StoreBackend::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else { return Ok(None) };
     let seal = auth::read_seal(from.seal_key.as_ref()).await.context("store.seal_key")?;
-    let connection = store.connection().another_within(VAULT_LIMITS);
-    Ok(Some(auth::Sharing { connection, prefix: from.prefix.clone(), seal: Arc::new(seal) }))
+    let connection = store.connection().dedicated_within(VAULT_LIMITS);
+    Ok(Some(auth::TokenSharingSettings { connection, prefix: from.prefix.clone(), seal: Arc::new(seal) }))
 }
 
 /// With the other replicas on the same Redis each stream has one holder.
-fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, BTreeMap<StreamName, Seat>) {
-    let (config::StoreKind::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else {
+fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, BTreeMap<StreamName, LeaseHandle>) {
+    let (config::StoreBackend::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else {
         metrics::replica_members(1);
         return (None, BTreeMap::new());
     };
@@ -445,31 +449,35 @@ fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, 
         streams: config.streams.keys().cloned().collect(),
         limit: from.streams_max,
         standby: standby.collect(),
-        life: from.lease,
-        beat: BEAT,
-        silence: SILENCE,
-        handover: HANDOVER_MAX,
-        jitter: from.lease.mul_f64(JITTER * fastrand::f64()),
+        lease_ttl: from.lease,
+        heartbeat_interval: HEARTBEAT_INTERVAL,
+        heartbeat_timeout: HEARTBEAT_TIMEOUT,
+        handover_timeout: HANDOVER_MAX,
+        start_delay: from.lease.mul_f64(LEASE_JITTER_SHARE * fastrand::f64()),
     };
     // No append holds it up.
-    let limits = Limits { connect: from.lease.mul_f64(DIAL), answer: from.lease.mul_f64(ANSWER) };
-    let registry = Registry::new(store.connection().another_within(limits), &from.prefix, me, store.terms());
-    let (replica, seats) = Replica::join(settings, registry, tasks);
+    let limits = RedisTimeouts {
+        connect: from.lease.mul_f64(CONNECT_TIMEOUT_SHARE),
+        response: from.lease.mul_f64(ANSWER_TIMEOUT_SHARE),
+    };
+    let registry =
+        Registry::new(store.connection().dedicated_within(limits), &from.prefix, me, store.shared_settings());
+    let (replica, leases) = Replica::join(settings, registry, tasks);
     tracing::info!(replica = %me, "joined");
-    (Some(replica), seats)
+    (Some(replica), leases)
 }
 
 fn start_accounts(
     config: &Config,
-    sharing: Option<&auth::Sharing>,
+    sharing: Option<&auth::TokenSharingSettings>,
     tasks: &mut Tasks,
 ) -> anyhow::Result<BTreeMap<AccountName, Tokens>> {
     // The accounts share what is trusted and the resolver.
-    let (trust, resolver) = (Trust::of_machine().context("cannot set up TLS")?, Resolver::default());
-    let start = |(name, account): (&AccountName, &config::Account)| {
+    let (trust, resolver) = (TrustedRoots::of_machine().context("cannot set up TLS")?, Resolver::default());
+    let start = |(name, account): (&AccountName, &config::AccountConfig)| {
         let network = NetworkPolicy::new(account.network.clone(), trust.clone(), resolver.clone());
         let tokens = match sharing {
-            Some(sharing) => Tokens::share(account.auth.clone(), &network, sharing.clone(), tasks),
+            Some(sharing) => Tokens::start_shared(account.auth.clone(), &network, sharing.clone(), tasks),
             None => Tokens::start(account.auth.clone(), &network, tasks),
         };
         Ok((name.clone(), tokens.with_context(|| format!("accounts.{name}"))?))
@@ -481,15 +489,15 @@ async fn start_streams(
     config: &Config,
     logs: &EventLogs,
     tokens: &BTreeMap<AccountName, Tokens>,
-    seats: BTreeMap<StreamName, Seat>,
+    leases: BTreeMap<StreamName, LeaseHandle>,
     tasks: &mut Tasks,
-) -> anyhow::Result<Streams> {
+) -> anyhow::Result<StreamRegistry> {
     let settings = |(name, stream): (&StreamName, &StreamConfig)| {
         let tokens = tokens.get(&stream.account).context("every stream has an account")?;
         Ok(stream_settings(name, stream, config, tokens.network()))
     };
     let settings: anyhow::Result<Vec<_>> = config.streams.iter().map(settings).collect();
-    Streams::start(settings?, logs, tokens, seats, tasks).await
+    StreamRegistry::start(settings?, logs, tokens, leases, tasks).await
 }
 
 /// A stream's rules from its configuration.
@@ -511,26 +519,26 @@ fn stream_settings(
             feed: connector.feed(&api_url),
             connector,
             rotation: match from.rotation {
-                config::Rotation::Overlap => Rotation::Overlap,
-                config::Rotation::BreakFirst => Rotation::BreakFirst,
+                config::RotationConfig::Overlap => Rotation::Overlap,
+                config::RotationConfig::BreakFirst => Rotation::BreakFirst,
             },
             rotation_jitter: from.rotation_jitter,
             retention: from.retention,
             buffer: from.buffer,
             buffer_bytes: from.buffer_bytes,
             append_max: match &config.store.kind {
-                config::StoreKind::Embedded => embedded::APPEND_MAX,
-                config::StoreKind::Redis(_) => redis::APPEND_MAX,
+                config::StoreBackend::Embedded => embedded::APPEND_MAX,
+                config::StoreBackend::Redis(_) => redis::APPEND_MAX,
             },
             overflow: match from.overflow {
-                config::Overflow::Backpressure => Overflow::Backpressure,
-                config::Overflow::DropOldest => Overflow::DropOldest,
+                config::OverflowConfig::Backpressure => OverflowPolicy::Backpressure,
+                config::OverflowConfig::DropOldest => OverflowPolicy::DropOldest,
             },
-            patience: Patience {
+            timeouts: Timeouts {
                 connect: CONNECT_MAX,
                 silence: from.silence_max,
                 frame: from.frame_time_max,
-                farewell: FAREWELL_MAX,
+                close: CLOSE_TIMEOUT,
             },
             backoff: backoff::Settings {
                 first: from.backoff.first,

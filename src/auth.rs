@@ -21,21 +21,21 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tracing::Instrument;
 
-pub use self::sharing::Sharing;
+pub use self::sharing::TokenSharingSettings;
 use self::{
-    grants::{Grants, REQUEST_MAX},
-    refresher::{Ends, Refresher, until},
+    grants::{REQUEST_TIMEOUT, TokenSource},
+    refresher::{Refresher, RefresherHandle, seconds_until},
     seal::Seal,
     secrets::Secrets,
-    sharing::Shared,
+    sharing::SharedTokens,
 };
 use crate::{
     clock,
     model::{AccountName, Secret, SecretRef, StreamName},
     network::NetworkPolicy,
     protocol::refresh::{
-        Phase,
-        usage::{Ruling, Usage},
+        TokenPhase,
+        usage::{RefusalScope, TokenUsage},
     },
     tasks::Tasks,
 };
@@ -57,16 +57,16 @@ pub struct Settings {
     /// Life of a token whose answer and claims do not tell one.
     pub lifetime_default: Duration,
     /// Where a rotated refresh token is kept across restarts (a directory).
-    pub vault: PathBuf,
+    pub refresh_token_dir: PathBuf,
 }
 
 /// How a token is got.
 #[derive(Debug, Clone)]
 pub enum Grant {
-    ClientCredentials(Client),
+    ClientCredentials(OAuthClient),
     /// The first refresh token; each answer may bring the next one.
     RefreshToken {
-        client: Client,
+        client: OAuthClient,
         refresh_token: SecretRef,
     },
     /// A token that somebody else renews; read again when its file changes.
@@ -77,7 +77,7 @@ pub enum Grant {
 
 /// The OAuth client and where its secret goes (RFC 6749 section 2.3.1).
 #[derive(Debug, Clone)]
-pub struct Client {
+pub struct OAuthClient {
     pub id: SecretRef,
     pub secret: SecretRef,
     pub placement: ClientAuth,
@@ -131,7 +131,7 @@ pub async fn read_seal(keys: Option<&SecretRef>) -> anyhow::Result<Seal> {
 #[derive(Debug, Clone)]
 pub struct Tokens {
     account: AccountName,
-    ends: Ends,
+    handle: RefresherHandle,
     /// How the account's connections are made.
     network: NetworkPolicy,
     /// Which proxy its token requests go through.
@@ -141,44 +141,44 @@ pub struct Tokens {
 impl Tokens {
     /// Starts the refresher of an account, which gets the first token at once. To be called within a Tokio runtime.
     pub fn start(settings: Settings, network: &NetworkPolicy, tasks: &mut Tasks) -> anyhow::Result<Self> {
-        Self::begin(settings, network, None, tasks)
+        Self::start_refresher(settings, network, None, tasks)
     }
 
     /// The same together with every replica that looks into the same vault: they make one request between them.
-    pub fn share(
+    pub fn start_shared(
         settings: Settings,
         network: &NetworkPolicy,
-        sharing: Sharing,
+        sharing: TokenSharingSettings,
         tasks: &mut Tasks,
     ) -> anyhow::Result<Self> {
         match settings.grant {
             // Reading a file again bothers nobody.
-            Grant::Static { .. } => Self::begin(settings, network, None, tasks),
+            Grant::Static { .. } => Self::start_refresher(settings, network, None, tasks),
             Grant::ClientCredentials(_) | Grant::RefreshToken { .. } => {
-                Self::begin(settings, network, Some(sharing), tasks)
+                Self::start_refresher(settings, network, Some(sharing), tasks)
             }
         }
     }
 
-    fn begin(
+    fn start_refresher(
         settings: Settings,
         network: &NetworkPolicy,
-        sharing: Option<Sharing>,
+        sharing: Option<TokenSharingSettings>,
         tasks: &mut Tasks,
     ) -> anyhow::Result<Self> {
-        let proxy = network.proxy_shown(&settings.token_url);
-        let grants =
-            Grants::new(&settings, network, REQUEST_MAX).context("could not set up the token endpoint's client")?;
+        let proxy = network.proxy_name(&settings.token_url);
+        let grants = TokenSource::new(&settings, network, REQUEST_TIMEOUT)
+            .context("could not set up the token endpoint's client")?;
         // At each level of the log its lines name the account.
         let span = tracing::error_span!("tokens", account = %settings.account);
         let shared = sharing.map(|sharing| {
-            let (shared, listening) = Shared::new(sharing, &settings.account, tasks.stop());
+            let (shared, listening) = SharedTokens::new(sharing, &settings.account, tasks.stop());
             tasks.start("token news", listening.instrument(span.clone()));
             shared
         });
         let (refresher, ends) = Refresher::new(&settings, grants, shared);
         tasks.start("tokens", refresher.run(tasks.stop()).instrument(span));
-        Ok(Self { account: settings.account, ends, network: network.clone(), proxy })
+        Ok(Self { account: settings.account, handle: ends, network: network.clone(), proxy })
     }
 
     /// How every connection under this account's token is made.
@@ -192,13 +192,13 @@ impl Tokens {
 
     /// The newest token, and word of each later one.
     pub fn watch(&self) -> watch::Receiver<Option<Token>> {
-        self.ends.tokens.clone()
+        self.handle.tokens.clone()
     }
 
     /// A session of the stream is live under this generation.
-    pub fn carried(&self, stream: &StreamName, generation: u64) {
-        if self.usage(|usage| usage.live(stream, generation)) {
-            self.ends.asked.send_modify(|asked| {
+    pub fn record_live(&self, stream: &StreamName, generation: u64) {
+        if self.usage(|usage| usage.on_live(stream, generation)) {
+            self.handle.requests.send_modify(|asked| {
                 asked.cleared = asked.cleared.max(generation);
                 asked.offers += 1;
             });
@@ -209,45 +209,45 @@ impl Tokens {
     /// already, or the same one is offered again, because the trouble is the stream's. Both, where it has never carried
     /// a session: the interval between two requests may keep the next one away for long.
     pub fn refuse(&self, stream: &StreamName, generation: u64) {
-        let ruling = self.usage(|usage| usage.refused(stream, generation, clock::now()));
+        let ruling = self.usage(|usage| usage.on_refused(stream, generation, clock::now()));
         tracing::info!(%stream, account = %self.account, generation, ?ruling, "the platform refuses the token");
-        self.ends.asked.send_if_modified(|asked| match ruling {
-            Ruling::Old => false,
-            Ruling::Stream => {
+        self.handle.requests.send_if_modified(|asked| match ruling {
+            RefusalScope::Outdated => false,
+            RefusalScope::Stream => {
                 asked.offers += 1;
                 true
             }
-            Ruling::Account { carried } => {
-                let news = asked.refuse(generation, carried);
+            RefusalScope::Account { proven: carried } => {
+                let is_new = asked.refuse(generation, carried);
                 // Until there is a newer one it is tried again.
                 asked.offers += u64::from(!carried);
-                news || !carried
+                is_new || !carried
             }
         });
     }
 
-    fn usage<T>(&self, act: impl FnOnce(&mut Usage) -> T) -> T {
-        act(&mut self.ends.usage.lock().unwrap_or_else(PoisonError::into_inner))
+    fn usage<T>(&self, act: impl FnOnce(&mut TokenUsage) -> T) -> T {
+        act(&mut self.handle.usage.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// An operator wants a new token now (within `refresh_interval_min`).
     pub fn refresh(&self) {
-        self.ends.asked.send_modify(|asked| asked.wishes += 1);
+        self.handle.requests.send_modify(|asked| asked.operator_requests += 1);
     }
 
     pub fn status(&self) -> AccountStatus {
-        let report = self.ends.reports.borrow().clone();
+        let report = self.handle.reports.borrow().clone();
         let degraded = report.degraded_until.is_some_and(|until| clock::now() < until);
         let (last_error, last_error_at) = report.last_error.map(|error| (error.text, error.at.to_string())).unzip();
         AccountStatus {
             account: self.account.clone(),
-            state: if report.phase == Phase::Valid && degraded { "degraded" } else { report.phase.as_str() },
+            state: if report.phase == TokenPhase::Valid && degraded { "degraded" } else { report.phase.as_str() },
             generation: report.generation,
-            remaining_seconds: report.ends_at.map(until),
-            next_refresh_seconds: report.next_at.map(until),
+            remaining_seconds: report.ends_at.map(seconds_until),
+            next_refresh_seconds: report.next_at.map(seconds_until),
             refreshes: report.refreshes,
             waiting_for: report.waiting.map(|waiting| waiting.reason.as_str()),
-            waiting_seconds: report.waiting.and_then(|waiting| waiting.until).map(until),
+            waiting_seconds: report.waiting.and_then(|waiting| waiting.until).map(seconds_until),
             last_error,
             last_error_at,
             proxy: self.proxy.clone(),

@@ -34,11 +34,11 @@ use crate::{
 #[command(name = "trunkline", version, propagate_version = true, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    pub command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum CliCommand {
     /// Run the daemon
     Run(RunArgs),
     /// Run a simulated platform and a relay in one process, to see rotations happen; Ctrl-C ends it
@@ -130,7 +130,7 @@ pub enum Exit {
     /// 1: failed at run time.
     Failed,
     /// 2: bad usage or configuration.
-    Misused,
+    BadUsage,
     /// 3: a remote refused.
     Refused,
 }
@@ -140,7 +140,7 @@ impl From<Exit> for ExitCode {
         Self::from(match exit {
             Exit::Done => 0,
             Exit::Failed => 1,
-            Exit::Misused => 2,
+            Exit::BadUsage => 2,
             Exit::Refused => 3,
         })
     }
@@ -148,7 +148,7 @@ impl From<Exit> for ExitCode {
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum CliError {
     #[error("the configuration is wrong")]
     Configuration(#[from] Findings),
     #[error("{0}")]
@@ -159,11 +159,11 @@ pub enum Failure {
     Failed(#[from] anyhow::Error),
 }
 
-impl Failure {
+impl CliError {
     /// How the process ends. Whoever reads our output may stop reading: that is no failure.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Configuration(_) => Exit::Misused,
+            Self::Configuration(_) => Exit::BadUsage,
             Self::Refused(_) => Exit::Refused,
             Self::Output(error) if error.kind() == ErrorKind::BrokenPipe => Exit::Done,
             Self::Output(_) | Self::Failed(_) => Exit::Failed,
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_commands_agree_with_themselves() {
+    fn the_command_line_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 
@@ -265,9 +265,9 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_tells_one_cause_a_line() {
+    fn a_failure_prints_one_cause_per_line() {
         let inner = anyhow::anyhow!("connection refused").context("could not reach the daemon");
-        let (mut text, failure) = (Vec::new(), Failure::from(inner));
+        let (mut text, failure) = (Vec::new(), CliError::from(inner));
         failure.report(&mut text).unwrap();
         assert_eq!(
             String::from_utf8(text).unwrap(),
@@ -277,11 +277,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_has_seen_enough_is_no_failure() {
-        let (mut text, failure) = (Vec::new(), Failure::from(io::Error::from(ErrorKind::BrokenPipe)));
+    fn a_closed_output_pipe_is_no_failure() {
+        let (mut text, failure) = (Vec::new(), CliError::from(io::Error::from(ErrorKind::BrokenPipe)));
         failure.report(&mut text).unwrap();
         assert!(text.is_empty());
         assert_eq!(failure.exit(), Exit::Done);
-        assert_eq!(Failure::from(io::Error::from(ErrorKind::StorageFull)).exit(), Exit::Failed);
+        assert_eq!(CliError::from(io::Error::from(ErrorKind::StorageFull)).exit(), Exit::Failed);
     }
 }

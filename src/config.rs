@@ -33,7 +33,7 @@ use config::Value;
 
 use crate::{
     auth,
-    listener::Network,
+    listener::IpNetwork,
     model::{AccountName, SecretRef, StreamName},
     network,
     store::redis::{Credentials, address::Address},
@@ -41,9 +41,9 @@ use crate::{
 
 pub use finding::{Finding, Findings};
 pub use guarantee::Guarantee;
-pub use machine::fits;
+pub use machine::check_host;
 pub use schema::schema;
-pub use shape::{Durability, Overflow, Platform, Rotation, SocketAuth};
+pub use shape::{DurabilityConfig, OverflowConfig, PlatformKind, RotationConfig, SocketAuth};
 pub use source::Environment;
 
 use finding::KeyPath;
@@ -56,7 +56,7 @@ pub struct Config {
     pub http: HttpConfig,
     pub admin: AdminConfig,
     pub store: StoreConfig,
-    pub accounts: BTreeMap<AccountName, Account>,
+    pub accounts: BTreeMap<AccountName, AccountConfig>,
     /// Each names an account that is there.
     pub streams: BTreeMap<StreamName, StreamConfig>,
     /// Parts that cannot work and keep nothing else from working. `check` refuses them, `run` reports them.
@@ -75,7 +75,7 @@ pub struct HttpConfig {
     pub allowed_hosts: Vec<String>,
     pub connections: usize,
     pub connections_per_address: usize,
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<IpNetwork>,
 }
 
 /// The listener for operators.
@@ -89,15 +89,15 @@ pub struct AdminConfig {
 /// The store.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
-    pub kind: StoreKind,
+    pub kind: StoreBackend,
     /// The embedded store's directory; rotated refresh tokens are kept there with every kind.
     pub path: PathBuf,
-    pub retention: Retention,
+    pub retention: RetentionConfig,
 }
 
 /// The kinds of store, with their own keys.
 #[derive(Debug, Clone)]
-pub enum StoreKind {
+pub enum StoreBackend {
     Embedded,
     Redis(Box<RedisConfig>),
 }
@@ -110,7 +110,7 @@ pub struct RedisConfig {
     pub credentials: Credentials,
     /// The beginning of all keys.
     pub prefix: String,
-    pub durability: Durability,
+    pub durability: DurabilityConfig,
     /// Life of a replica's membership.
     pub lease: Duration,
     /// Streams that one replica keeps at most.
@@ -121,7 +121,7 @@ pub struct RedisConfig {
 
 /// How much of each stream's log is kept; the first limit that is reached trims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retention {
+pub struct RetentionConfig {
     pub events: u64,
     pub age: Duration,
     pub bytes: u64,
@@ -129,8 +129,8 @@ pub struct Retention {
 
 /// Credentials at a platform.
 #[derive(Debug, Clone)]
-pub struct Account {
-    pub platform: Platform,
+pub struct AccountConfig {
+    pub platform: PlatformKind,
     /// The REST API's base address without a path; a generic platform may have none.
     pub api_url: Option<String>,
     /// `token_url` is empty with a static token, which never asks for another.
@@ -144,7 +144,7 @@ pub struct Account {
 pub struct StreamConfig {
     pub account: AccountName,
     pub connector: ConnectorConfig,
-    pub rotation: Rotation,
+    pub rotation: RotationConfig,
     /// Upper bound of the random delay before a planned change of socket.
     pub rotation_jitter: Duration,
     /// For how long the platform can replay.
@@ -153,10 +153,10 @@ pub struct StreamConfig {
     pub buffer: usize,
     /// Bytes of events that may wait for the store.
     pub buffer_bytes: usize,
-    pub overflow: Overflow,
+    pub overflow: OverflowConfig,
     /// A socket that is silent for longer is taken for dead.
     pub silence_max: Duration,
-    pub backoff: Backoff,
+    pub backoff: BackoffConfig,
     /// Bytes of the largest frame that is taken.
     pub frame_max: usize,
     /// From the first bytes of a frame until it is whole. The file has no key for it.
@@ -188,15 +188,15 @@ impl ConnectorConfig {
     /// The word of the file, which `status` and the metrics use too.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::GenesysNotifications { .. } => shape::Connector::GenesysNotifications.name(),
-            Self::GenesysSequenced { .. } => shape::Connector::GenesysSequenced.name(),
+            Self::GenesysNotifications { .. } => shape::ConnectorName::GenesysNotifications.name(),
+            Self::GenesysSequenced { .. } => shape::ConnectorName::GenesysSequenced.name(),
         }
     }
 }
 
 /// How a lost connection is taken up again.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Backoff {
+pub struct BackoffConfig {
     pub first: Duration,
     pub cap: Duration,
     /// The share by which each delay may be longer or shorter, 0 to 1.
@@ -220,14 +220,14 @@ pub fn from_text(name: &str, text: &str, environment: &Environment) -> Result<Co
 /// Secrets need not be there.
 pub fn effective(files: &[PathBuf], environment: &Environment) -> Result<String, Findings> {
     let (draft, findings) = draft(&read(files)?, environment)?;
-    Findings::or(findings, show::show(&draft))
+    Findings::into_result(findings, show::show(&draft))
 }
 
 fn load_documents(documents: &[Document], environment: &Environment) -> Result<Config, Findings> {
     let (draft, mut findings) = draft(documents, environment)?;
     findings.extend(secrets::check(&draft.tree, &draft.file, environment));
     findings.extend(proxies::check(&draft.file, environment));
-    Findings::or(findings, ())?;
+    Findings::into_result(findings, ())?;
     let warnings = warnings::warnings(&draft.tree, environment);
     Ok(Config { ineffective: draft.ineffective, warnings, ..resolve::resolve(&draft.file, environment) })
 }
@@ -241,7 +241,7 @@ fn read(files: &[PathBuf]) -> Result<Vec<Document>, Findings> {
             Err(finding) => findings.push(finding),
         }
     }
-    Findings::or(findings, documents)
+    Findings::into_result(findings, documents)
 }
 
 /// What was written, and what could be read of it.
@@ -263,16 +263,16 @@ fn draft(documents: &[Document], environment: &Environment) -> Result<(Draft, Ve
             Err(wrong) => findings.extend(wrong),
         }
     }
-    Findings::or(findings, ())?;
+    Findings::into_result(findings, ())?;
     let schema = schema();
     let tree = source::merge(layers, environment, &schema);
-    let walk::Walk { mut findings, broken } = walk::walk(&tree, &schema);
-    findings.extend(environment.lost_overrides());
+    let walk::SchemaWalk { mut findings, broken } = walk::walk(&tree, &schema);
+    findings.extend(environment.unreadable_overrides());
     match readable(&tree, &broken) {
         Ok(mut file) => {
-            let check::Findings { mistakes, ineffective } = check::check(&tree, &file);
+            let check::CheckFindings { mistakes, ineffective } = check::check(&tree, &file);
             findings.extend(mistakes);
-            resolve::fill(&mut file);
+            resolve::fill_defaults(&mut file);
             Ok((Draft { tree, file, ineffective }, findings))
         }
         Err(error) => {
@@ -286,16 +286,16 @@ fn draft(documents: &[Document], environment: &Environment) -> Result<(Draft, Ve
 fn readable(tree: &Value, broken: &[KeyPath]) -> Result<File, config::ConfigError> {
     let mut tree = tree.clone();
     for path in broken {
-        take_out(&mut tree, &path.0);
+        remove_at(&mut tree, &path.0);
     }
     tree.try_deserialize()
 }
 
-fn take_out(tree: &mut Value, path: &[String]) {
+fn remove_at(tree: &mut Value, path: &[String]) {
     let (Some((key, rest)), config::ValueKind::Table(table)) = (path.split_first(), &mut tree.kind) else { return };
     if rest.is_empty() {
         table.remove(key);
     } else if let Some(below) = table.get_mut(key) {
-        take_out(below, rest);
+        remove_at(below, rest);
     }
 }

@@ -3,10 +3,10 @@
 //! The only road: what is heard goes in here, every consumer reads here. There is no second, faster path and no
 //! queue per consumer: a slow reader is merely behind.
 
-mod places;
+mod append_gate;
+mod progress;
 mod reader;
 mod tail;
-mod turn;
 mod writer;
 
 use std::{
@@ -23,17 +23,18 @@ use futures_util::future::try_join_all;
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use self::{progress::ProgressTracker, tail::HotTail};
 pub use self::{
-    places::Place,
-    reader::{Read, Reader},
-    writer::{Opening, Writer},
+    progress::ReaderProgress,
+    reader::{LogReader, Read},
+    writer::{ClaimedState, LogWriter},
 };
-use self::{places::Places, tail::Tail};
 use crate::{
     model::{
-        Batch, BatchView, Epoch, Event, FeedId, Fence, Lineage, Mark, Offset, Source, Standing, StreamName, Timestamp,
+        Batch, BatchView, CursorValidity, Epoch, Event, FeedId, Fence, Lineage, Mark, Offset, Source, StreamName,
+        Timestamp,
     },
-    store::{AppendError, Extent, News, ReadError, Seen, Store},
+    store::{AppendError, LogBounds, LogUpdate, ObservedLog, ReadError, Store},
 };
 
 /// About so much is read at once where the newest entries are asked for.
@@ -41,7 +42,7 @@ const NEWEST_BYTES: usize = 1 << 20;
 
 /// Entries that a reader had and wants once more.
 #[derive(Debug, Clone, Copy)]
-pub struct Stretch {
+pub struct EntryRange {
     pub from: Mark,
     pub last: Offset,
     /// About so long is each.
@@ -50,7 +51,7 @@ pub struct Stretch {
 
 /// How far a log goes. Sent when it moves; carries no events.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct End {
+pub struct LogEnd {
     pub lineage: Lineage,
     /// The oldest entry held. Retention moves it without a message: ask [`EventLog::end`] for the newest.
     pub first: Offset,
@@ -101,22 +102,22 @@ impl EventLogs {
 /// One stream's log, for reading; a [`Writer`] appends to it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct EventLog {
-    shared: Arc<Shared>,
+    shared: Arc<LogShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct LogShared {
     name: StreamName,
     source: Source,
     store: Store,
     /// Where the readers run.
-    readers: Handle,
-    tail: Tail,
-    end: watch::Sender<End>,
+    reader_runtime: Handle,
+    tail: HotTail,
+    end: watch::Sender<LogEnd>,
     /// Held while tail and end move.
-    moving: Mutex<()>,
+    move_lock: Mutex<()>,
     /// Where the readers of clients stand.
-    places: Places,
+    progress: ProgressTracker,
     /// Everything that was shown is gone from the store, and nobody has claimed the log since.
     wiped: AtomicBool,
     /// How often it was claimed: the newest writer alone may append.
@@ -125,19 +126,19 @@ struct Shared {
 
 impl EventLog {
     async fn open(store: &Store, stream: &StreamName, source: &Source, settings: &Settings) -> Result<Self, ReadError> {
-        let (Extent { lineage, first, last }, unusable) = store.look_leniently(stream).await?;
+        let (LogBounds { lineage, first, last }, unusable) = store.bounds_at_startup(stream).await?;
         if let Some(reason) = unusable {
             tracing::error!(%stream, reason, "the log of this stream cannot be used; the others are not affected");
         }
-        let shared = Shared {
+        let shared = LogShared {
             name: stream.clone(),
             source: source.clone(),
             store: store.clone(),
-            readers: Handle::current(),
-            tail: Tail::new(settings.tail_bytes),
-            end: watch::Sender::new(End { lineage, first, last, closed: false }),
-            moving: Mutex::default(),
-            places: Places::default(),
+            reader_runtime: Handle::current(),
+            tail: HotTail::new(settings.tail_bytes),
+            end: watch::Sender::new(LogEnd { lineage, first, last, closed: false }),
+            move_lock: Mutex::default(),
+            progress: ProgressTracker::default(),
             wiped: AtomicBool::new(false),
             claims: AtomicU64::new(0),
         };
@@ -154,37 +155,41 @@ impl EventLog {
     }
 
     /// How far it goes.
-    pub fn end(&self) -> End {
+    pub fn end(&self) -> LogEnd {
         let mut end = self.shared.end.borrow().clone();
         end.first = self.shared.store.first(&self.shared.name);
         end
     }
 
     /// Told whenever it moves.
-    pub fn tail(&self) -> watch::Receiver<End> {
+    pub fn subscribe(&self) -> watch::Receiver<LogEnd> {
         self.shared.end.subscribe()
     }
 
     /// Takes the log over for writing: under a new fence, or under the one that was drawn for this process already. Then
     /// the log must hold that very fence, else [`AppendError::Fenced`]. An earlier writer of it is refused from now on.
-    pub async fn claim(&self, under: Option<Fence>) -> Result<Writer, AppendError> {
-        let seen = self.shared.seen();
+    pub async fn claim(&self, under: Option<Fence>) -> Result<LogWriter, AppendError> {
+        let seen = self.shared.observed();
         let mut state = self.shared.store.claim_after(&self.shared.name, under, &seen).await?;
         if self.shared.is_wiped(&state.lineage, state.last) {
             let stream = &self.shared.name;
             tracing::error!(%stream, "the entries of this log are gone from the store; it begins again after a gap");
             state.damaged = true;
         }
-        self.shared.settle(Extent { lineage: state.lineage.clone(), first: state.first, last: state.safe });
+        self.shared.reconcile(LogBounds {
+            lineage: state.lineage.clone(),
+            first: state.first,
+            last: state.high_watermark,
+        });
         self.shared.wiped.store(false, Ordering::Release);
-        Ok(Writer::new(Arc::clone(&self.shared), &state))
+        Ok(LogWriter::new(Arc::clone(&self.shared), &state))
     }
 
     /// Shows readers what others append, until it is dropped; run by whoever owns the log while this process has no
     /// [`Writer`] of it. All readers are fed by this one follower, on their own runtime: no thread wakes another for what
     /// it heard. Cancel-safe; it fails only when the store is closed.
     pub async fn follow(&self) -> Result<Infallible, ReadError> {
-        let following = self.shared.readers.spawn(Arc::clone(&self.shared).follow());
+        let following = self.shared.reader_runtime.spawn(Arc::clone(&self.shared).follow());
         match AbortOnDropHandle::new(following).await {
             Ok(ended) => ended,
             Err(error) => match error.try_into_panic() {
@@ -196,13 +201,13 @@ impl EventLog {
     }
 
     /// A reader that starts after `after`, an offset of this log (see [`EventLog::standing`]).
-    pub fn reader(&self, after: Offset) -> Reader {
-        Reader::new(self.clone(), after)
+    pub fn reader(&self, after: Offset) -> LogReader {
+        LogReader::new(self.clone(), after)
     }
 
     /// The beginning of a stretch, bounded by `bytes_max` (at least one batch). None when it is not held any more.
-    pub async fn again(&self, stretch: Stretch, bytes_max: usize) -> Result<Option<Vec<BatchView>>, ReadError> {
-        let Stretch { from, last, entry_len } = stretch;
+    pub async fn reread(&self, stretch: EntryRange, bytes_max: usize) -> Result<Option<Vec<BatchView>>, ReadError> {
+        let EntryRange { from, last, entry_len } = stretch;
         let (log, after) = (&self.shared, from.offset.previous());
         let views = match log.tail.after(from.epoch, after, last, bytes_max) {
             Some(views) => views,
@@ -219,14 +224,14 @@ impl EventLog {
     }
 
     /// A place for a reader on behalf of a client, which is counted in [`EventLog::lag_max`] as long as it is held.
-    pub fn place(&self, after: Offset) -> Place {
-        self.shared.places.take(after)
+    pub fn track_reader(&self, after: Offset) -> ReaderProgress {
+        self.shared.progress.add(after)
     }
 
     /// How many entries the client's reader that is furthest behind has not been handed yet.
     pub fn lag_max(&self) -> u64 {
         let last = self.shared.end.borrow().last;
-        self.shared.places.lag_max(last)
+        self.shared.progress.lag_max(last)
     }
 
     /// The last offset whose entry was received before `moment`.
@@ -242,7 +247,7 @@ impl EventLog {
         let after = after.max(Offset(last.0.saturating_sub(count as u64)));
         let (mut reader, mut newest) = (self.reader(after), Vec::new());
         while reader.position() < last {
-            match reader.next_now(NEWEST_BYTES).await? {
+            match reader.try_next(NEWEST_BYTES).await? {
                 Some(Read::Entries(views)) => {
                     newest.extend(views.iter().flat_map(|view| view.entries().filter_map(|entry| entry.event())));
                 }
@@ -264,9 +269,9 @@ impl EventLog {
     }
 
     /// What a mark is worth here.
-    pub fn standing(&self, mark: Mark) -> Standing {
+    pub fn cursor_validity(&self, mark: Mark) -> CursorValidity {
         let end = self.shared.end.borrow();
-        end.lineage.standing(mark, end.last)
+        end.lineage.validity(mark, end.last)
     }
 
     fn close(&self) {
@@ -274,21 +279,21 @@ impl EventLog {
     }
 }
 
-impl Shared {
+impl LogShared {
     async fn follow(self: Arc<Self>) -> Result<Infallible, ReadError> {
         let mut follower = self.store.follower(&self.name);
         loop {
-            let (epoch, shown) = self.reached();
+            let (epoch, shown) = self.shown_up_to();
             match follower.next(epoch, shown).await? {
-                News::Entries(batches) => {
+                LogUpdate::Entries(batches) => {
                     let last = batches.last().map_or(shown, |newest| newest.last());
-                    self.show(batches, epoch, last);
+                    self.publish(batches, epoch, last);
                 }
-                News::Elsewhere(extent) => {
-                    let nobody_has_claimed = extent.lineage.current() == Epoch::NONE;
-                    let wiped = nobody_has_claimed && self.is_wiped(&extent.lineage, extent.last);
+                LogUpdate::Diverged(bounds) => {
+                    let unclaimed = bounds.lineage.current() == Epoch::NONE;
+                    let wiped = unclaimed && self.is_wiped(&bounds.lineage, bounds.last);
                     self.wiped.store(wiped, Ordering::Release);
-                    self.settle(extent);
+                    self.reconcile(bounds);
                 }
             }
         }
@@ -296,9 +301,9 @@ impl Shared {
 
     /// What is durable becomes visible, up to `last`: first the entries, then the word that they are there. When another
     /// epoch has begun meanwhile, they are of the past.
-    fn show(&self, mut batches: Vec<Arc<Batch>>, epoch: Epoch, last: Offset) {
-        let _alone = self.moving();
-        let (current, shown) = self.reached();
+    fn publish(&self, mut batches: Vec<Arc<Batch>>, epoch: Epoch, last: Offset) {
+        let _guard = self.lock_move();
+        let (current, shown) = self.shown_up_to();
         if current != epoch {
             return;
         }
@@ -307,47 +312,47 @@ impl Shared {
             self.tail.clear();
         }
         self.tail.push(batches);
-        self.move_to(|end| end.last = last.max(shown));
+        self.update_end(|end| end.last = last.max(shown));
     }
 
     /// Whether nothing is left of what was shown of the log, when the store says that it goes so far.
     fn is_wiped(&self, lineage: &Lineage, last: Offset) -> bool {
         let end = self.end.borrow();
         let is_another = end.last > Offset::START && end.lineage.current() != lineage.current();
-        let is_gone = is_another && (end.lineage.common(lineage, end.last).is_none() || last < end.first);
+        let is_gone = is_another && (end.lineage.common_offset(lineage, end.last).is_none() || last < end.first);
         is_gone || self.wiped.load(Ordering::Acquire)
     }
 
     /// What the store says of the log. Where that is not what was shown so far, readers go on in the store.
-    fn settle(&self, extent: Extent) {
-        let _alone = self.moving();
-        let (current, shown) = self.reached();
-        let same = current == extent.lineage.current();
+    fn reconcile(&self, bounds: LogBounds) {
+        let _guard = self.lock_move();
+        let (current, shown) = self.shown_up_to();
+        let same = current == bounds.lineage.current();
         // Within an epoch a log that ends earlier was rolled back, and nobody has claimed it yet.
-        let last = if same { extent.last.max(shown) } else { extent.last };
+        let last = if same { bounds.last.max(shown) } else { bounds.last };
         if !same || last > shown {
             self.tail.clear();
         }
-        self.move_to(|end| {
-            end.lineage = extent.lineage;
+        self.update_end(|end| {
+            end.lineage = bounds.lineage;
             end.last = last;
         });
     }
 
     /// What readers were shown.
-    fn seen(&self) -> Seen {
+    fn observed(&self) -> ObservedLog {
         let end = self.end.borrow();
-        Seen { lineage: end.lineage.clone(), last: end.last }
+        ObservedLog { lineage: end.lineage.clone(), last: end.last }
     }
 
     /// The present epoch, and the last entry shown.
-    fn reached(&self) -> (Epoch, Offset) {
+    fn shown_up_to(&self) -> (Epoch, Offset) {
         let end = self.end.borrow();
         (end.lineage.current(), end.last)
     }
 
     /// Readers wake when it makes a difference to them.
-    fn move_to(&self, change: impl FnOnce(&mut End)) {
+    fn update_end(&self, change: impl FnOnce(&mut LogEnd)) {
         let first = self.store.first(&self.name);
         self.end.send_if_modified(|end| {
             let before = (end.lineage.current(), end.last);
@@ -358,8 +363,8 @@ impl Shared {
     }
 
     /// The tail and the end move together.
-    fn moving(&self) -> MutexGuard<'_, ()> {
-        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_move(&self) -> MutexGuard<'_, ()> {
+        self.move_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -46,31 +46,31 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::chain;
-pub use forwarded::{Network, NetworkError};
+pub use forwarded::{IpNetwork, IpNetworkError};
 pub(crate) use host::is_authority;
-use problem::Problem;
-use seats::{Full, Seat, Seats};
-pub use socket::{Endless, Socket, Stalled, notice_vanished_peer};
-use switch::Switch;
-use upgrade::Conversation;
-pub use upgrade::Upgrade;
+use problem::HttpProblem;
+use seats::{ConnectionPermit, ConnectionPermits, PermitError};
+pub use socket::{AcceptedSocket, EndlessBody, StallFlag, notice_vanished_peer};
+use switch::RouterSwitch;
+pub use upgrade::UpgradeExtension;
+use upgrade::UpgradeHandler;
 
 /// What a listener grants and for how long it waits.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct HttpListener {
     /// Open connections in all. One more is told 503 and closed.
     pub connections_max: usize,
     /// Open connections of one address. One more is told 429 and closed.
     pub connections_per_address_max: usize,
     /// Proxies that are believed whom they serve: their connections count in the shares of their clients.
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<IpNetwork>,
     /// A request head must be complete within this time; also how long a connection may idle between requests.
     pub header_timeout: Duration,
     /// A client that takes nothing for this long while something is due to it is given up.
     pub stall_max: Duration,
 }
 
-impl Default for Limits {
+impl Default for HttpListener {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
@@ -87,7 +87,7 @@ impl Default for Limits {
 pub struct Listener {
     /// Of no runtime yet: it is watched by the one that serves it.
     socket: std::net::TcpListener,
-    limits: Limits,
+    limits: HttpListener,
 }
 
 /// Connections that the kernel completes ahead of `accept`; further clients wait for their handshake.
@@ -100,11 +100,11 @@ const SEND_BUFFER: u32 = 256 * 1024;
 const HTTP_BUFFER_MAX: usize = 32 * 1024;
 
 /// A client that was answered without a seat may take so long to read why …
-const REFUSAL_MAX: Duration = Duration::from_secs(1);
+const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// … and send so much meanwhile. An unread byte would turn the close into a reset, and the answer would be lost.
-const REFUSAL_LEN_MAX: usize = 16 * 1024;
+const REJECT_READ_MAX: usize = 16 * 1024;
 /// Clients that are told at a time why there is no seat. One more is closed without a word: each takes a descriptor.
-const REFUSALS_MAX: usize = 8;
+const REJECTIONS_MAX: usize = 8;
 
 /// How much later than the stall deadline the kernel gives a peer up that acknowledges nothing: the deadline comes first
 /// where the peer is there and merely slow, so that it can be told.
@@ -118,7 +118,7 @@ const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration
 
 impl Listener {
     /// Binds `address`, within a runtime.
-    pub fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, limits: HttpListener) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
         socket.set_send_buffer_size(SEND_BUFFER)?;
@@ -133,37 +133,37 @@ impl Listener {
 
     /// Accepts until `stop`, then waits until every open connection has come to its own end. An answer that carries an
     /// [`Upgrade`] is followed by it.
-    pub async fn serve(self, site: Switch, stop: CancellationToken) -> io::Result<()> {
+    pub async fn serve(self, site: RouterSwitch, stop: CancellationToken) -> io::Result<()> {
         let socket = TcpListener::from_std(self.socket)?;
-        let mut host = Host {
+        let mut host = ConnectionServer {
             site,
-            seats: Seats::new(self.limits.connections_max, self.limits.connections_per_address_max),
+            permits: ConnectionPermits::new(self.limits.connections_max, self.limits.connections_per_address_max),
             trusted_proxies: self.limits.trusted_proxies.clone().into(),
             limits: self.limits,
             stop,
             connections: JoinSet::new(),
-            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
+            rejections: Arc::new(Semaphore::new(REJECTIONS_MAX)),
         };
         host.accept_all(&socket).await;
         drop(socket);
         while let Some(ended) = host.connections.join_next().await {
-            note_end(ended);
+            log_task_end(ended);
         }
         Ok(())
     }
 }
 
-struct Host {
-    site: Switch,
-    seats: Arc<Seats>,
-    trusted_proxies: Arc<[Network]>,
-    limits: Limits,
+struct ConnectionServer {
+    site: RouterSwitch,
+    permits: Arc<ConnectionPermits>,
+    trusted_proxies: Arc<[IpNetwork]>,
+    limits: HttpListener,
     stop: CancellationToken,
     connections: JoinSet<()>,
-    refusals: Arc<Semaphore>,
+    rejections: Arc<Semaphore>,
 }
 
-impl Host {
+impl ConnectionServer {
     async fn accept_all(&mut self, socket: &TcpListener) {
         let stop = self.stop.clone();
         let mut pause = ACCEPT_PAUSES.0;
@@ -171,13 +171,13 @@ impl Host {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                Some(ended) = self.connections.join_next() => note_end(ended),
+                Some(ended) = self.connections.join_next() => log_task_end(ended),
                 accepted = socket.accept() => match accepted {
                     Ok((stream, peer)) => {
                         pause = ACCEPT_PAUSES.0;
-                        self.welcome(stream, peer);
+                        self.accept(stream, peer);
                     }
-                    Err(error) if of_one_client(&error) => (),
+                    Err(error) if is_client_error(&error) => (),
                     Err(error) => {
                         tracing::warn!(error = chain(&error), ?pause, "cannot accept connections");
                         if timeout(pause, stop.cancelled()).await.is_ok() {
@@ -190,15 +190,15 @@ impl Host {
         }
     }
 
-    fn welcome(&mut self, stream: TcpStream, peer: SocketAddr) {
+    fn accept(&mut self, stream: TcpStream, peer: SocketAddr) {
         let of_proxy = forwarded::is_trusted(peer.ip(), &self.trusted_proxies);
-        match self.seats.take((!of_proxy).then(|| forwarded::share_of(peer.ip()))) {
-            Ok(seat) => self.admit(stream, peer, seat, of_proxy),
-            Err(full) => self.turn_away(stream, peer, full),
+        match self.permits.acquire((!of_proxy).then(|| forwarded::share_key(peer.ip()))) {
+            Ok(permit) => self.start_connection(stream, peer, permit, of_proxy),
+            Err(full) => self.reject(stream, peer, full),
         }
     }
 
-    fn admit(&mut self, stream: TcpStream, peer: SocketAddr, seat: Seat, of_proxy: bool) {
+    fn start_connection(&mut self, stream: TcpStream, peer: SocketAddr, permit: ConnectionPermit, of_proxy: bool) {
         let stall_max = self.limits.stall_max;
         let prepared =
             stream.set_nodelay(true).and_then(|()| notice_vanished_peer(&stream, stall_max + UNACKNOWLEDGED_MARGIN));
@@ -206,18 +206,18 @@ impl Host {
             tracing::debug!(%peer, error = chain(&error), "gone before it was served");
             return;
         }
-        let socket = Socket::new(stream, stall_max);
+        let socket = AcceptedSocket::new(stream, stall_max);
         let proxies = of_proxy.then(|| Arc::clone(&self.trusted_proxies));
-        let admission = Admission { seat: Mutex::new(seat), peer: peer.ip(), proxies };
+        let admission = ConnectionAdmission { permit: Mutex::new(permit), peer: peer.ip(), proxies };
         let (site, stop) = (self.site.clone(), self.stop.clone());
-        self.connections.spawn(attend(site, admission, socket, self.limits.header_timeout, stop));
+        self.connections.spawn(serve_connection(site, admission, socket, self.limits.header_timeout, stop));
     }
 
-    fn turn_away(&mut self, stream: TcpStream, peer: SocketAddr, full: Full) {
+    fn reject(&mut self, stream: TcpStream, peer: SocketAddr, full: PermitError) {
         tracing::debug!(%peer, ?full, "no seat left");
-        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
+        let Ok(permit) = Arc::clone(&self.rejections).try_acquire_owned() else { return };
         self.connections.spawn(async move {
-            if let Ok(Err(error)) = timeout(REFUSAL_MAX, refuse(stream, full)).await {
+            if let Ok(Err(error)) = timeout(REJECT_TIMEOUT, send_rejection(stream, full)).await {
                 tracing::debug!(error = chain(&error), "could not say that there is no seat left");
             }
             drop(permit);
@@ -226,23 +226,23 @@ impl Host {
 }
 
 /// A connection that broke between the kernel's handshake and ours: the next one is unaffected.
-fn of_one_client(error: &io::Error) -> bool {
+fn is_client_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
     )
 }
 
-impl From<Full> for Problem {
-    fn from(full: Full) -> Self {
+impl From<PermitError> for HttpProblem {
+    fn from(full: PermitError) -> Self {
         let (status, slug, title, detail) = match full {
-            Full::All => (
+            PermitError::Total => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "no-seat",
                 "Too many connections",
                 "every connection that this listener takes is in use",
             ),
-            Full::Share => (
+            PermitError::PerAddress => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "address-share",
                 "Too many connections from one address",
@@ -254,8 +254,8 @@ impl From<Full> for Problem {
 }
 
 /// Says why there is no seat, and waits until the client has hung up.
-async fn refuse(mut stream: TcpStream, full: Full) -> io::Result<()> {
-    let problem = Problem::from(full);
+async fn send_rejection(mut stream: TcpStream, full: PermitError) -> io::Result<()> {
+    let problem = HttpProblem::from(full);
     let body = problem.body();
     let answer = format!(
         "HTTP/1.1 {}\r\nRetry-After: {RETRY_AFTER_SECS}\r\nConnection: close\r\nCache-Control: no-store\r\n\
@@ -266,7 +266,7 @@ async fn refuse(mut stream: TcpStream, full: Full) -> io::Result<()> {
     );
     stream.write_all(answer.as_bytes()).await?;
     stream.shutdown().await?;
-    let (mut ignored, mut left) = ([0; 512], REFUSAL_LEN_MAX);
+    let (mut ignored, mut left) = ([0; 512], REJECT_READ_MAX);
     while left > 0 {
         match stream.read(&mut ignored).await? {
             0 => break,
@@ -276,22 +276,22 @@ async fn refuse(mut stream: TcpStream, full: Full) -> io::Result<()> {
     Ok(())
 }
 
-fn note_end(ended: Result<(), JoinError>) {
+fn log_task_end(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
         tracing::error!(error = chain(&error), "a connection's task panicked; the others are unaffected");
     }
 }
 
 /// What a connection holds, and what each of its requests has to pass before the router sees it.
-struct Admission {
-    seat: Mutex<Seat>,
+struct ConnectionAdmission {
+    permit: Mutex<ConnectionPermit>,
     peer: IpAddr,
     /// Where the peer is a trusted proxy: all that are.
-    proxies: Option<Arc<[Network]>>,
+    proxies: Option<Arc<[IpNetwork]>>,
 }
 
-impl Admission {
-    fn check<B>(&self, request: &mut Request<B>) -> Result<(), Problem> {
+impl ConnectionAdmission {
+    fn check<B>(&self, request: &mut Request<B>) -> Result<(), HttpProblem> {
         host::check(request.version(), request.headers())?;
         let target = request.uri().authority().cloned();
         if let Some(target) = target {
@@ -299,38 +299,44 @@ impl Admission {
         }
         let Some(proxies) = &self.proxies else { return Ok(()) };
         let client = forwarded::client(request.headers(), self.peer, proxies);
-        let mut seat = self.seat.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(seat.count_for(forwarded::share_of(client))?)
+        let mut permit = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(permit.assign_to(forwarded::share_key(client))?)
     }
 }
 
 /// One connection from its first request to its end. Each phase is boxed, so that what the first needed is freed
 /// before the second begins: an idle upgraded socket keeps no HTTP buffers.
-async fn attend(site: Switch, admission: Admission, socket: Socket, header_timeout: Duration, stop: CancellationToken) {
-    let spoken = Box::pin(speak_http(site, &admission, socket, header_timeout, stop)).await;
-    let Some((upgrade, converse)) = spoken else { return };
+async fn serve_connection(
+    site: RouterSwitch,
+    admission: ConnectionAdmission,
+    socket: AcceptedSocket,
+    header_timeout: Duration,
+    stop: CancellationToken,
+) {
+    let upgraded = Box::pin(serve_http(site, &admission, socket, header_timeout, stop)).await;
+    let Some((upgrade, handler)) = upgraded else { return };
     match upgrade.await {
         Ok(upgraded) => {
-            let (socket, heard) = take_over(upgraded);
-            converse(socket, heard).await;
+            let (socket, early_bytes) = into_socket(upgraded);
+            handler(socket, early_bytes).await;
         }
         Err(error) => tracing::debug!(error = chain(&error), "upgrade not completed"),
     }
 }
 
-fn take_over(upgraded: Upgraded) -> (Socket, Bytes) {
-    let parts = upgraded.downcast::<TokioIo<Socket>>().expect("every connection is made from a Socket");
+fn into_socket(upgraded: Upgraded) -> (AcceptedSocket, Bytes) {
+    let parts = upgraded.downcast::<TokioIo<AcceptedSocket>>().expect("every connection is made from a Socket");
     (parts.io.into_inner(), parts.read_buf)
 }
 
-async fn speak_http(
-    site: Switch,
-    admission: &Admission,
-    socket: Socket,
+async fn serve_http(
+    site: RouterSwitch,
+    admission: &ConnectionAdmission,
+    socket: AcceptedSocket,
     header_timeout: Duration,
     stop: CancellationToken,
-) -> Option<(OnUpgrade, Conversation)> {
-    let (agreed, stalled) = (Mutex::new(None), socket.stalled_out());
+) -> Option<(OnUpgrade, UpgradeHandler)> {
+    let (agreed, stalled) = (Mutex::new(None), socket.stall_flag());
     let service = service_fn(|mut request: Request<Incoming>| {
         let upgrade = hyper::upgrade::on(&mut request);
         request.extensions_mut().insert(stalled.clone());
@@ -341,8 +347,8 @@ async fn speak_http(
                 Ok(answer) => answer.await?,
                 Err(problem) => problem.into_response(),
             };
-            stalled.answers(answer.extensions().get::<Endless>().is_some());
-            if let Some(conversation) = Upgrade::agreed(&mut answer) {
+            stalled.set_endless(answer.extensions().get::<EndlessBody>().is_some());
+            if let Some(conversation) = UpgradeExtension::take(&mut answer) {
                 *agreed.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, conversation));
             }
             Ok::<_, Infallible>(answer)

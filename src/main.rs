@@ -8,7 +8,7 @@ use std::{
 
 use clap::Parser;
 use trunkline::{
-    cli::{self, Cli, Command, Exit, Failure},
+    cli::{self, Cli, CliCommand, CliError, Exit},
     config::Environment,
 };
 
@@ -16,51 +16,51 @@ use trunkline::{
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// A reader of standard error that has stopped reading does not keep the process from ending.
-const LAST_WRITE_MAX: Duration = Duration::from_secs(2);
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long threads that block are waited for when everything else has ended.
-const BLOCKED_MAX: Duration = Duration::from_secs(1);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
-        Err(error) => return end(&Failure::Output(error)),
+        Err(error) => return exit_with(&CliError::Output(error)),
     };
     trunkline::app::install_crypto();
     let outcome = runtime.block_on(run(command));
     // A thread that waits for a disk which does not answer does not keep the process from ending.
-    runtime.shutdown_timeout(BLOCKED_MAX);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     match outcome {
         Ok(()) => Exit::Done.into(),
-        Err(failure) => end(&failure),
+        Err(failure) => exit_with(&failure),
     }
 }
 
-async fn run(command: Command) -> Result<(), Failure> {
+async fn run(command: CliCommand) -> Result<(), CliError> {
     let environment = Environment::of_process();
     let out = &mut std::io::stdout().lock();
     match command {
-        Command::Run(args) => cli::run::run(&args, &environment).await,
-        Command::Demo(args) => cli::demo::run(&args, &environment, out).await,
-        Command::Simulate(args) => cli::simulate::run(&args, out).await,
-        Command::Check(args) => cli::check::run(&args, &environment, out).await,
-        Command::Config(command) => cli::config::run(&command, &environment, out),
-        Command::Tail(args) => {
+        CliCommand::Run(args) => cli::run::run(&args, &environment).await,
+        CliCommand::Demo(args) => cli::demo::run(&args, &environment, out).await,
+        CliCommand::Simulate(args) => cli::simulate::run(&args, out).await,
+        CliCommand::Check(args) => cli::check::run(&args, &environment, out).await,
+        CliCommand::Config(command) => cli::config::run(&command, &environment, out),
+        CliCommand::Tail(args) => {
             let style = cli::tail::Style::of(&std::io::stdout(), &environment);
             cli::tail::run(&args, style, out, &mut std::io::stderr(), cli::interrupted()).await
         }
-        Command::Status(args) => {
+        CliCommand::Status(args) => {
             let terminal = std::io::stdout().is_terminal();
             cli::status::run(&args, terminal, out, cli::interrupted()).await
         }
-        Command::Bench(args) => cli::bench::run(&args, out, &mut std::io::stderr()),
-        Command::Completions(args) => Ok(cli::completions::run(&args, out)?),
+        CliCommand::Bench(args) => cli::bench::run(&args, out, &mut std::io::stderr()),
+        CliCommand::Completions(args) => Ok(cli::completions::run(&args, out)?),
     }
 }
 
 /// Writes why to standard error, and waits only so long for somebody to read it.
-fn end(failure: &Failure) -> ExitCode {
+fn exit_with(failure: &CliError) -> ExitCode {
     let mut text = Vec::new();
     if failure.report(&mut text).is_err() {
         return Exit::Failed.into();
@@ -68,6 +68,6 @@ fn end(failure: &Failure) -> ExitCode {
     let (done, written) = std::sync::mpsc::sync_channel(1);
     let write = move || done.send(std::io::stderr().write_all(&text));
     let writer = std::thread::Builder::new().name("exit message".to_owned()).spawn(write);
-    let outcome = writer.ok().and_then(|_| written.recv_timeout(LAST_WRITE_MAX).ok());
+    let outcome = writer.ok().and_then(|_| written.recv_timeout(LAST_WRITE_TIMEOUT).ok());
     if outcome.is_some_and(|written| written.is_ok()) { failure.exit().into() } else { Exit::Failed.into() }
 }

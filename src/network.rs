@@ -25,12 +25,12 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use self::error::Step;
+use self::error::ConnectStep;
 pub use self::{
     error::{ConnectError, origin, without_secrets},
     proxy::{Proxies, Proxy},
     resolver::Resolver,
-    tls::Trust,
+    tls::TrustedRoots,
 };
 use crate::clock;
 
@@ -54,7 +54,7 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct NetworkPolicy {
     settings: Arc<Settings>,
-    trust: Trust,
+    trust: TrustedRoots,
     resolver: Resolver,
 }
 
@@ -68,12 +68,12 @@ pub struct HttpLimits {
 }
 
 /// An open connection, encrypted where the URL demands it.
-pub type Connection = Box<dyn Transport>;
+pub type NetworkStream = Box<dyn ByteStream>;
 
 /// What a connection can do.
-pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug {}
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug> Transport for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug> ByteStream for T {}
 
 /// The other end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +85,7 @@ struct Peer {
 }
 
 impl NetworkPolicy {
-    pub fn new(settings: Settings, trust: Trust, resolver: Resolver) -> Self {
+    pub fn new(settings: Settings, trust: TrustedRoots, resolver: Resolver) -> Self {
         Self { settings: Arc::new(settings), trust, resolver }
     }
 
@@ -95,17 +95,17 @@ impl NetworkPolicy {
     }
 
     /// The proxy for a URL as it may be shown, without its password.
-    pub fn proxy_shown(&self, url: &str) -> Option<String> {
+    pub fn proxy_name(&self, url: &str) -> Option<String> {
         self.proxy_for(&Url::parse(url).ok()?).map(ToString::to_string)
     }
 
     /// Words for an error of a connection to this URL: which proxy it goes through, if any.
-    pub fn through(&self, url: &Url) -> String {
+    pub fn proxy_suffix(&self, url: &Url) -> String {
         self.proxy_for(url).map_or_else(String::new, |proxy| format!(" (through the proxy {proxy})"))
     }
 
     /// Credentials leave this machine encrypted only, unless the account allows plain text.
-    pub fn permit(&self, url: &Url) -> Result<(), ConnectError> {
+    pub fn check_encryption(&self, url: &Url) -> Result<(), ConnectError> {
         let encrypted = matches!(url.scheme(), "https" | "wss");
         match encrypted || self.settings.insecure || proxy::is_loopback(url) {
             true => Ok(()),
@@ -114,8 +114,8 @@ impl NetworkPolicy {
     }
 
     /// Connects to the host of a URL.
-    pub async fn connect(&self, url: &Url, deadline: Instant) -> Result<Connection, ConnectError> {
-        self.permit(url)?;
+    pub async fn connect(&self, url: &Url, deadline: Instant) -> Result<NetworkStream, ConnectError> {
+        self.check_encryption(url)?;
         let peer = Peer::of(url).ok_or_else(|| ConnectError::no_host(url))?;
         let proxy = self.proxy_for(url);
         let connected = match proxy {
@@ -126,7 +126,7 @@ impl NetworkPolicy {
     }
 
     /// TCP to a peer, and TLS where it wants it.
-    async fn open(&self, peer: &Peer, deadline: Instant) -> Result<Connection, ConnectError> {
+    async fn open(&self, peer: &Peer, deadline: Instant) -> Result<NetworkStream, ConnectError> {
         let stream = self.tcp(peer, deadline).await?;
         match peer.encrypted {
             true => self.encrypt(stream, peer, deadline).await,
@@ -134,16 +134,16 @@ impl NetworkPolicy {
         }
     }
 
-    async fn tunnel(&self, proxy: &Proxy, peer: &Peer, deadline: Instant) -> Result<Connection, ConnectError> {
+    async fn tunnel(&self, proxy: &Proxy, peer: &Peer, deadline: Instant) -> Result<NetworkStream, ConnectError> {
         let mut stream = self.open(&proxy.peer(), deadline).await?;
         let target = peer.authority();
-        let step = Step::Tunnel(target.clone());
-        let asked = connect_request(&mut stream, &target, proxy.authorization());
-        let (head, early) = within(deadline, &step, asked).await?;
+        let step = ConnectStep::Tunnel(target.clone());
+        let request = connect_request(&mut stream, &target, proxy.authorization());
+        let (head, early) = with_deadline(deadline, &step, request).await?;
         if !(200..300).contains(&head.status) {
             return Err(ConnectError::new(step, format!("the proxy answered {}", head.status)));
         }
-        let stream = behind(early, stream);
+        let stream = prepend(early, stream);
         match peer.encrypted {
             true => self.encrypt(stream, peer, deadline).await,
             false => Ok(stream),
@@ -151,24 +151,24 @@ impl NetworkPolicy {
     }
 
     async fn tcp(&self, peer: &Peer, deadline: Instant) -> Result<TcpStream, ConnectError> {
-        let step = Step::Resolve(peer.host.clone());
-        let addresses = within(deadline, &step, self.resolver.lookup(&peer.host, peer.port)).await?;
-        let addresses = race::order(&addresses);
-        let step = Step::Tcp(race::shown(&addresses));
-        within(deadline, &step, race::first(&addresses, dial)).await
+        let step = ConnectStep::Resolve(peer.host.clone());
+        let addresses = with_deadline(deadline, &step, self.resolver.lookup(&peer.host, peer.port)).await?;
+        let addresses = race::interleave(&addresses);
+        let step = ConnectStep::Tcp(race::display_list(&addresses));
+        with_deadline(deadline, &step, race::connect_first(&addresses, dial)).await
     }
 
-    async fn encrypt<S: Transport + 'static>(
+    async fn encrypt<S: ByteStream + 'static>(
         &self,
         stream: S,
         peer: &Peer,
         deadline: Instant,
-    ) -> Result<Connection, ConnectError> {
-        let step = Step::Tls(peer.host.clone());
+    ) -> Result<NetworkStream, ConnectError> {
+        let step = ConnectStep::Tls(peer.host.clone());
         let name = ServerName::try_from(peer.host.clone());
         let name = name.map_err(|error| ConnectError::new(step.clone(), error.to_string()))?;
         let connector = TlsConnector::from(self.trust.for_sockets());
-        Ok(Box::new(within(deadline, &step, connector.connect(name, stream)).await?))
+        Ok(Box::new(with_deadline(deadline, &step, connector.connect(name, stream)).await?))
     }
 
     /// A client for HTTP under the same rules: proxy, trust, resolver and liveness of connections. It follows no
@@ -210,15 +210,15 @@ impl Peer {
 }
 
 /// Carries a step out before the deadline. What is not done by then is dropped, and with it its sockets.
-async fn within<T, E: std::fmt::Display>(
+async fn with_deadline<T, E: std::fmt::Display>(
     deadline: Instant,
-    step: &Step,
+    step: &ConnectStep,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ConnectError> {
     let started = clock::now();
     match tokio::time::timeout_at(deadline.into(), work).await {
         Ok(done) => done.map_err(|error| ConnectError::new(step.clone(), error.to_string())),
-        Err(_) => Err(ConnectError::late(step.clone(), clock::now().saturating_duration_since(started))),
+        Err(_) => Err(ConnectError::timed_out(step.clone(), clock::now().saturating_duration_since(started))),
     }
 }
 
@@ -239,10 +239,10 @@ async fn dial(address: std::net::SocketAddr) -> std::io::Result<TcpStream> {
 /// Asks a proxy for a tunnel (RFC 9110 section 9.3.6). A 2xx has no body, whatever its headers name: the bytes behind its
 /// head are the tunnel's.
 async fn connect_request(
-    stream: &mut Connection,
+    stream: &mut NetworkStream,
     target: &str,
     authorization: Option<String>,
-) -> std::io::Result<(head::Head, Vec<u8>)> {
+) -> std::io::Result<(head::ResponseHead, Vec<u8>)> {
     let login = authorization.map_or_else(String::new, |value| format!("Proxy-Authorization: {value}\r\n"));
     let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{login}\r\n");
     stream.write_all(request.as_bytes()).await?;
@@ -250,7 +250,7 @@ async fn connect_request(
 }
 
 /// A connection from which some bytes were read already.
-fn behind(early: Vec<u8>, stream: Connection) -> Connection {
+fn prepend(early: Vec<u8>, stream: NetworkStream) -> NetworkStream {
     if early.is_empty() {
         return stream;
     }

@@ -36,11 +36,11 @@ mod tests {
 
     #[test]
     fn random_ids_do_not_depend_on_the_seed_of_the_jitter() {
-        let drawn = || {
+        let draw = || {
             fastrand::seed(7);
             (u128(), u64())
         };
-        let (one, other) = (drawn(), drawn());
+        let (one, other) = (draw(), draw());
         assert_ne!(one.0, other.0);
         assert_ne!(one.1, other.1);
         assert_ne!(nonzero_u32(), 0);

@@ -13,13 +13,13 @@ const FILE_LEN_MAX: u64 = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     #[error("environment variable {0} is not set")]
-    NoVariable(String),
+    MissingVariable(String),
     #[error("environment variable {0} is not UTF-8 text")]
-    ForeignVariable(String),
+    NonUtf8Variable(String),
     #[error("environment variable {0} is empty")]
     EmptyVariable(String),
     #[error("environment variable {0} holds more than one line, or a control character")]
-    BrokenVariable(String),
+    InvalidVariable(String),
     #[error("could not read secret file {}", path.display())]
     Unreadable {
         path: PathBuf,
@@ -29,7 +29,7 @@ pub enum SecretError {
     #[error("secret file {} is empty", .0.display())]
     EmptyFile(PathBuf),
     #[error("secret file {} holds more than one line, or a control character", .0.display())]
-    BrokenFile(PathBuf),
+    InvalidFile(PathBuf),
 }
 
 /// The secret as it is at this moment, without white space around it.
@@ -46,26 +46,26 @@ pub async fn read(reference: &SecretRef) -> Result<Secret, SecretError> {
 )]
 fn variable(name: &str) -> Result<Secret, SecretError> {
     let text = std::env::var(name).map_err(|error| match error {
-        VarError::NotPresent => SecretError::NoVariable(name.to_owned()),
-        VarError::NotUnicode(_) => SecretError::ForeignVariable(name.to_owned()),
+        VarError::NotPresent => SecretError::MissingVariable(name.to_owned()),
+        VarError::NotUnicode(_) => SecretError::NonUtf8Variable(name.to_owned()),
     })?;
     match Secret::trimmed(&text) {
         "" => Err(SecretError::EmptyVariable(name.to_owned())),
-        text if Secret::is_broken(text) => Err(SecretError::BrokenVariable(name.to_owned())),
+        text if Secret::has_control_characters(text) => Err(SecretError::InvalidVariable(name.to_owned())),
         text => Ok(Secret::new(text)),
     }
 }
 
 async fn file(path: &PathBuf) -> Result<Secret, SecretError> {
-    let text = text_of(path).await.map_err(|cause| SecretError::Unreadable { path: path.clone(), cause })?;
+    let text = read_text(path).await.map_err(|cause| SecretError::Unreadable { path: path.clone(), cause })?;
     match Secret::trimmed(&text) {
         "" => Err(SecretError::EmptyFile(path.clone())),
-        text if Secret::is_broken(text) => Err(SecretError::BrokenFile(path.clone())),
+        text if Secret::has_control_characters(text) => Err(SecretError::InvalidFile(path.clone())),
         text => Ok(Secret::new(text)),
     }
 }
 
-async fn text_of(path: &PathBuf) -> io::Result<String> {
+async fn read_text(path: &PathBuf) -> io::Result<String> {
     let mut text = String::new();
     let file = tokio::fs::File::open(path).await?;
     let len = file.take(FILE_LEN_MAX + 1).read_to_string(&mut text).await?;

@@ -9,8 +9,8 @@ pub mod redis;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::model::{
-    Batch, Checkpoint, ConsumerName, Epoch, FeedId, Fence, Lineage, Mark, Offset, Revocation, StreamName, Timestamp,
-    Whose,
+    Batch, Checkpoint, ConsumerName, Epoch, FeedId, Fence, Lineage, Mark, Offset, Revocation, RevocationTarget,
+    StreamName, Timestamp,
 };
 
 /// How much of each stream is kept. The newest entry is kept in any case, and those that are held together with it.
@@ -26,7 +26,7 @@ pub struct Retention {
 
 /// How far a log goes for those who read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Extent {
+pub struct LogBounds {
     /// Of the epoch [`Epoch::NONE`] when nobody has written to it yet.
     pub lineage: Lineage,
     /// The oldest entry held; the one to come when there is none.
@@ -35,7 +35,7 @@ pub struct Extent {
     pub last: Offset,
 }
 
-impl Extent {
+impl LogBounds {
     /// Of a stream that has no log yet.
     const NONE: Self = Self { lineage: Lineage::new(Epoch::NONE), first: Offset(1), last: Offset::START };
 }
@@ -49,7 +49,7 @@ pub struct LogState {
     /// The newest entry; [`Offset::START`] when there never was one.
     pub last: Offset,
     /// The newest entry that may be shown. What lies between is shown with the next append.
-    pub safe: Offset,
+    pub high_watermark: Offset,
     pub checkpoint: Option<Checkpoint>,
     /// The right to append from now on; whoever held it before is refused.
     pub fence: Fence,
@@ -59,14 +59,14 @@ pub struct LogState {
 
 /// What a process has seen of a log: entries up to `last` of the lineage's present epoch, and those before.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct ObservedLog {
     pub lineage: Lineage,
     pub last: Offset,
 }
 
-impl Seen {
+impl ObservedLog {
     /// Of a log that nobody has looked at.
-    pub const NOTHING: Self = Self { lineage: Lineage::new(Epoch::NONE), last: Offset::START };
+    pub const NONE: Self = Self { lineage: Lineage::new(Epoch::NONE), last: Offset::START };
 }
 
 /// One append: entries and the position that covers them, or (without entries) the position alone.
@@ -91,7 +91,7 @@ impl Append {
 pub enum AppendError {
     /// No room on the disk, or the store cannot be written right now: hold the events and try again.
     #[error("the store takes no entries: {0}")]
-    NoRoom(String),
+    Unavailable(String),
     /// Somebody else holds the stream now.
     #[error("the fence is stale: another holder has the stream")]
     Fenced,
@@ -100,11 +100,11 @@ pub enum AppendError {
     /// drops the writer and claims the log anew, under the same fence; the claim says where it goes on, and which
     /// position the entries that are left cover.
     #[error("the log has moved: {0}")]
-    Moved(String),
+    Diverged(String),
     /// What the store holds of this one stream cannot be used: a key of another type, a foreign entry, a field that
     /// makes no sense. The stream waits, the others go on. Claim the log again until an operator has mended it.
     #[error("the log cannot be used: {0}")]
-    Refused(String),
+    UnusableLog(String),
     /// The store is broken; the process must end and open it anew.
     #[error("the store is broken: {0}")]
     Broken(String),
@@ -121,25 +121,25 @@ pub enum Retry {
 
 /// What somebody who knew a log hears of it.
 #[derive(Debug)]
-pub enum News {
+pub enum LogUpdate {
     /// These follow what was known, and may be shown.
     Entries(Vec<Arc<Batch>>),
     /// It is in another epoch, or what followed is not held any more: this is how far it goes.
-    Elsewhere(Extent),
+    Diverged(LogBounds),
 }
 
 /// Hears what other processes append to a log.
 #[derive(Debug)]
-pub enum Follower {
+pub enum LogFollower {
     /// There are no other processes.
     Embedded,
-    Redis(Box<redis::Follower>),
+    Redis(Box<redis::RedisFollower>),
 }
 
-impl Follower {
+impl LogFollower {
     /// Waits for what is news to somebody who knows the log up to `last` of `epoch`. It goes on by itself after trouble,
     /// and fails when the store is closed. Cancel-safe.
-    pub async fn next(&mut self, epoch: Epoch, last: Offset) -> Result<News, ReadError> {
+    pub async fn next(&mut self, epoch: Epoch, last: Offset) -> Result<LogUpdate, ReadError> {
         match self {
             Self::Embedded => std::future::pending().await,
             Self::Redis(follower) => follower.next(epoch, last).await,
@@ -155,25 +155,25 @@ pub struct ReadError(pub String);
 /// One of the stores.
 #[derive(Debug, Clone)]
 pub enum Store {
-    Embedded(embedded::Embedded),
-    Redis(redis::Redis),
+    Embedded(embedded::EmbeddedStore),
+    Redis(redis::RedisStore),
 }
 
 impl Store {
     /// How far the log goes. Nothing is written; a stream without a log has an empty one.
-    pub async fn look(&self, stream: &StreamName) -> Result<Extent, ReadError> {
+    pub async fn bounds(&self, stream: &StreamName) -> Result<LogBounds, ReadError> {
         match self {
-            Self::Embedded(store) => store.look(stream).await,
-            Self::Redis(store) => Box::pin(store.look(stream)).await,
+            Self::Embedded(store) => store.bounds(stream).await,
+            Self::Redis(store) => Box::pin(store.bounds(stream)).await,
         }
     }
 
     /// How far the log goes, for a process that starts: an empty extent, and why, where what the store holds of this
     /// one stream cannot be used.
-    pub async fn look_leniently(&self, stream: &StreamName) -> Result<(Extent, Option<String>), ReadError> {
+    pub async fn bounds_at_startup(&self, stream: &StreamName) -> Result<(LogBounds, Option<String>), ReadError> {
         match self {
-            Self::Embedded(store) => store.look(stream).await.map(|extent| (extent, None)),
-            Self::Redis(store) => Box::pin(store.look_leniently(stream)).await,
+            Self::Embedded(store) => store.bounds(stream).await.map(|extent| (extent, None)),
+            Self::Redis(store) => Box::pin(store.bounds_at_startup(stream)).await,
         }
     }
 
@@ -188,7 +188,7 @@ impl Store {
     /// Takes the log over for writing: under a new fence, or under the one that was drawn for the caller already. The
     /// log must hold that very fence.
     pub async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
-        self.claim_after(stream, under, &Seen::NOTHING).await
+        self.claim_after(stream, under, &ObservedLog::NONE).await
     }
 
     /// The same for a process that has seen entries of the log: where they are not in it any more, an epoch begins, so
@@ -197,7 +197,7 @@ impl Store {
         &self,
         stream: &StreamName,
         under: Option<Fence>,
-        seen: &Seen,
+        seen: &ObservedLog,
     ) -> Result<LogState, AppendError> {
         match self {
             Self::Embedded(store) => store.claim(stream, under).await,
@@ -206,10 +206,10 @@ impl Store {
     }
 
     /// The claim under this fence is over: this process appends nothing more, nor looks after the retention.
-    pub fn let_go(&self, stream: &StreamName, fence: Fence) {
+    pub fn release_claim(&self, stream: &StreamName, fence: Fence) {
         match self {
             Self::Embedded(_) => (),
-            Self::Redis(store) => store.let_go(stream, fence),
+            Self::Redis(store) => store.release_claim(stream, fence),
         }
     }
 
@@ -222,18 +222,18 @@ impl Store {
     }
 
     /// Follows the log, over a connection of its own where it needs one.
-    pub fn follower(&self, stream: &StreamName) -> Follower {
+    pub fn follower(&self, stream: &StreamName) -> LogFollower {
         match self {
-            Self::Embedded(_) => Follower::Embedded,
-            Self::Redis(store) => Follower::Redis(Box::new(store.follower(stream))),
+            Self::Embedded(_) => LogFollower::Embedded,
+            Self::Redis(store) => LogFollower::Redis(Box::new(store.follower(stream))),
         }
     }
 
     /// After an append and when its entries are shown here: those who follow the log from elsewhere may show them, too.
-    pub async fn tell_safe(&self, stream: &StreamName) {
+    pub async fn publish_high_watermark(&self, stream: &StreamName) {
         match self {
             Self::Embedded(_) => (),
-            Self::Redis(store) => store.tell_safe(stream).await,
+            Self::Redis(store) => store.publish_high_watermark(stream).await,
         }
     }
 
@@ -299,7 +299,7 @@ impl Store {
     }
 
     /// Who is refused now, and up to which moment of issue.
-    pub async fn revoked(&self) -> Result<BTreeMap<Whose, Timestamp>, ReadError> {
+    pub async fn revoked(&self) -> Result<BTreeMap<RevocationTarget, Timestamp>, ReadError> {
         match self {
             Self::Embedded(store) => store.revoked().await,
             Self::Redis(store) => Box::pin(store.revoked()).await,

@@ -14,30 +14,30 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug)]
 pub struct Tasks {
     name: &'static str,
-    set: JoinSet<(&'static str, Outcome)>,
+    set: JoinSet<(&'static str, TaskResult)>,
     stop: CancellationToken,
-    threads: Option<Threads>,
+    runtime: Option<OwnRuntime>,
 }
 
 /// More of them do not make a group quicker that mostly waits for sockets.
 const THREADS_MAX: usize = 4;
 
 /// More often than anything that is waited for with a timer for each event.
-const BEAT: Duration = Duration::from_millis(500);
+const TIMER_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Whoever sets a timer that is due before all others wakes the thread that waits for them, even if it is its own: for
 /// each command that has a time to be answered in. With one that is always due before, nobody does.
-async fn beat() {
+async fn keep_timer_armed() {
     loop {
-        tokio::time::sleep(BEAT).await;
+        tokio::time::sleep(TIMER_INTERVAL).await;
     }
 }
 
 /// A runtime of a group's own. What still runs on it when it goes is cancelled, not waited for.
 #[derive(Debug)]
-struct Threads(Option<Runtime>);
+struct OwnRuntime(Option<Runtime>);
 
-impl Drop for Threads {
+impl Drop for OwnRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
@@ -46,12 +46,12 @@ impl Drop for Threads {
 }
 
 /// How a task ends when it does.
-pub type Outcome = anyhow::Result<()>;
+pub type TaskResult = anyhow::Result<()>;
 
 /// A task of the group ended although nobody had asked it to.
 #[derive(Debug, thiserror::Error)]
 #[error("{group} task {task} ended")]
-pub struct Fault {
+pub struct TaskFault {
     group: &'static str,
     task: &'static str,
     #[source]
@@ -61,7 +61,7 @@ pub struct Fault {
 impl Tasks {
     /// An empty group.
     pub fn new(name: &'static str) -> Self {
-        Self { name, set: JoinSet::new(), stop: CancellationToken::new(), threads: None }
+        Self { name, set: JoinSet::new(), stop: CancellationToken::new(), runtime: None }
     }
 
     /// An empty group whose tasks do not wait behind those of other groups. On more threads than it has jobs, what
@@ -74,8 +74,8 @@ impl Tasks {
             .thread_name(format!("trunkline-{name}"))
             .enable_all()
             .build()?;
-        runtime.spawn(beat());
-        Ok(Self { threads: Some(Threads(Some(runtime))), ..Self::new(name) })
+        runtime.spawn(keep_timer_armed());
+        Ok(Self { runtime: Some(OwnRuntime(Some(runtime))), ..Self::new(name) })
     }
 
     /// The signal that asks this group's tasks to end.
@@ -84,19 +84,19 @@ impl Tasks {
     }
 
     /// Begins a task.
-    pub fn start(&mut self, task: &'static str, work: impl Future<Output = Outcome> + Send + 'static) {
+    pub fn start(&mut self, task: &'static str, work: impl Future<Output = TaskResult> + Send + 'static) {
         let work = async move { (task, work.await) };
-        match self.threads.as_ref().and_then(|threads| threads.0.as_ref()) {
+        match self.runtime.as_ref().and_then(|threads| threads.0.as_ref()) {
             Some(runtime) => self.set.spawn_on(work, runtime.handle()),
             None => self.set.spawn(work),
         };
     }
 
     /// Waits for the first task that ends with an error, panics, or ends before the stop signal. For ever, if none does.
-    pub async fn fault(&mut self) -> Fault {
+    pub async fn fault(&mut self) -> TaskFault {
         loop {
             let Some(ended) = self.set.join_next().await else { return std::future::pending().await };
-            if let Some(fault) = self.judge(ended) {
+            if let Some(fault) = self.fault_of(ended) {
                 return fault;
             }
         }
@@ -104,12 +104,12 @@ impl Tasks {
 
     /// Gives the stop signal, waits for all tasks, and cancels those that are not done after `grace`.
     /// The first fault that comes to light on the way is returned.
-    pub async fn drain(mut self, grace: Duration) -> Result<(), Fault> {
+    pub async fn drain(mut self, grace: Duration) -> Result<(), TaskFault> {
         self.stop.cancel();
         let mut first = None;
         let all = async {
             while let Some(ended) = self.set.join_next().await {
-                first = first.take().or(self.judge(ended));
+                first = first.take().or(self.fault_of(ended));
             }
         };
         if tokio::time::timeout(grace, all).await.is_err() {
@@ -119,8 +119,8 @@ impl Tasks {
         first.map_or(Ok(()), Err)
     }
 
-    fn judge(&self, ended: Result<(&'static str, Outcome), JoinError>) -> Option<Fault> {
-        let fault = |task, cause| Some(Fault { group: self.name, task, cause });
+    fn fault_of(&self, ended: Result<(&'static str, TaskResult), JoinError>) -> Option<TaskFault> {
+        let fault = |task, cause| Some(TaskFault { group: self.name, task, cause });
         match ended {
             Ok((_, Ok(()))) if self.stop.is_cancelled() => None,
             Ok((task, Ok(()))) => fault(task, anyhow::anyhow!("it returned although nobody had asked it to end")),
@@ -152,18 +152,18 @@ mod tests {
     #[tokio::test]
     async fn a_group_with_its_own_threads_is_not_held_up_by_others() {
         let mut tasks = Tasks::on_own_threads("upstream", 1).unwrap();
-        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         tasks.start("queues", async move {
             tokio::task::yield_now().await;
-            Ok(tell.send(())?)
+            Ok(sender.send(())?)
         });
         // The only thread of this test's runtime waits without giving way.
-        assert!(told.recv_timeout(Duration::from_secs(5)).is_ok());
+        assert!(receiver.recv_timeout(Duration::from_secs(5)).is_ok());
         assert!(tasks.drain(Duration::from_secs(5)).await.is_ok());
     }
 
     #[tokio::test]
-    async fn a_task_that_returns_unasked_is_a_fault_and_one_that_was_asked_is_not() {
+    async fn a_task_that_returns_before_the_stop_signal_is_a_fault() {
         let mut tasks = Tasks::new("upstream");
         tasks.start("queues", async { Ok(()) });
         assert!(tasks.fault().await.cause.to_string().contains("nobody"));

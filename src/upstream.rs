@@ -17,19 +17,19 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
-use self::{board::Board, keeper::Keeper, rest::Rest, socket::Dialler};
+use self::{board::StreamReporter, keeper::StreamTask, rest::RestClient, socket::Dialler};
 use crate::{
     auth::Tokens,
     clock,
-    connector::{Method, Request},
-    event_log::{EventLog, EventLogs, Writer},
+    connector::{Method, RestRequest},
+    event_log::{EventLog, EventLogs, LogWriter},
     model::{AccountName, Mark, ReplicaId, Secret, StreamName},
     network::NetworkPolicy,
     protocol::{
         self,
-        stream::{Input, State},
+        stream::{Input, StreamState},
     },
-    replica::{Seat, View},
+    replica::{HolderView, LeaseHandle},
     store::AppendError,
     tasks::Tasks,
     telemetry::chain,
@@ -83,15 +83,15 @@ pub struct TopicCounts {
 
 /// A wish could not be passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum WishError {
+pub enum OperatorCommandError {
     #[error("no such stream")]
     UnknownStream,
     /// Only who keeps a stream can change what it does.
     #[error("the stream is kept elsewhere")]
-    KeptElsewhere { holder: Option<ReplicaId> },
+    NotHolder { holder: Option<ReplicaId> },
     /// It would have no effect in the state that the stream is in.
     #[error("the stream cannot do that now: {0}")]
-    WithoutEffect(&'static str),
+    NoEffect(&'static str),
     /// The stream's task did not take it in time, and will not any more.
     #[error("the stream is busy")]
     Busy,
@@ -99,14 +99,14 @@ pub enum WishError {
 
 /// A wish on its way to its stream, and where the answer goes.
 #[derive(Debug)]
-struct Asked {
-    wish: Wish,
+struct PendingOperatorCommand {
+    command: OperatorCommand,
     answer: oneshot::Sender<Result<(), &'static str>>,
 }
 
 /// What an operator may ask of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub enum OperatorCommand {
     Rotate,
     Pause,
     Resume,
@@ -131,25 +131,25 @@ pub struct Settings {
 const DIAL_SHARE: f64 = 0.95;
 
 impl Settings {
-    fn connections(&self) -> reqwest::Result<(Rest, Dialler)> {
+    fn clients(&self) -> reqwest::Result<(RestClient, Dialler)> {
         let client = rest::client(&self.network)?;
         let configured = self.rules.connector.snapshot(None);
         let key = format!("accounts.{}.api_url", self.account);
-        let rest = Rest::new(client, self.network.clone(), &self.api_url, key, &configured);
-        let within = self.rules.patience.connect.mul_f64(DIAL_SHARE);
+        let rest = RestClient::new(client, self.network.clone(), &self.api_url, key, &configured);
+        let within = self.rules.timeouts.connect.mul_f64(DIAL_SHARE);
         let key = self.rules.connector.socket_url().map(|_| format!("streams.{}.url", self.stream));
         Ok((rest, Dialler::new(self.network.clone(), self.frame_max, within, key)))
     }
 
     /// The call for the snapshot whose URL the configuration names.
-    pub fn configured_snapshot(&self) -> Option<Request> {
+    pub fn configured_snapshot(&self) -> Option<RestRequest> {
         let calls = self.rules.connector.snapshot(None).into_iter();
         calls.into_iter().find(|call| call.method == Method::Get && !call.target.starts_with('/'))
     }
 
     /// Makes one call outside of the stream's task, to see whether it succeeds.
-    pub async fn try_call(&self, request: Request, token: Secret) -> Result<String, String> {
-        let (rest, _) = self.connections().map_err(|error| chain(&error))?;
+    pub async fn try_call(&self, request: RestRequest, token: Secret) -> Result<String, String> {
+        let (rest, _) = self.clients().map_err(|error| chain(&error))?;
         let answer = rest.call(request, token).await?;
         let words = format!("answered with {}", answer.status);
         if (200..300).contains(&answer.status) { Ok(words) } else { Err(words) }
@@ -157,42 +157,42 @@ impl Settings {
 
     /// The proxy of its socket, where the configuration names one; else that of the API, which does.
     fn proxy(&self) -> Option<String> {
-        self.network.proxy_shown(self.rules.connector.socket_url().unwrap_or(&self.api_url))
+        self.network.proxy_name(self.rules.connector.socket_url().unwrap_or(&self.api_url))
     }
 }
 
 /// Wishes that may wait; what is beyond them is refused.
-const WISHES_MAX: usize = 8;
+const COMMANDS_MAX: usize = 8;
 /// A stream's task takes a wish in this time, or it is withdrawn.
-const WISH_MAX: Duration = Duration::from_secs(2);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The handle to all streams. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Streams {
-    streams: Arc<BTreeMap<StreamName, Entry>>,
+pub struct StreamRegistry {
+    streams: Arc<BTreeMap<StreamName, StreamEntry>>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct StreamEntry {
     account: AccountName,
     connector: &'static str,
     log: EventLog,
-    board: Arc<Board>,
+    reporter: Arc<StreamReporter>,
     /// Who keeps it, where there are replicas.
-    view: Option<View>,
-    wishes: mpsc::Sender<Asked>,
+    view: Option<HolderView>,
+    commands: mpsc::Sender<PendingOperatorCommand>,
     /// Which proxy its socket goes through.
     proxy: Option<String>,
 }
 
-impl Streams {
+impl StreamRegistry {
     /// Starts a task for each stream, and claims the logs that are this process's alone. `tokens` holds a handle for each
     /// account that a stream names, and `seats` says what this process has to do with it: all of it, where there is none.
     pub async fn start(
         settings: Vec<Settings>,
         logs: &EventLogs,
         tokens: &BTreeMap<AccountName, Tokens>,
-        mut seats: BTreeMap<StreamName, Seat>,
+        mut seats: BTreeMap<StreamName, LeaseHandle>,
         tasks: &mut Tasks,
     ) -> anyhow::Result<Self> {
         let mut streams = BTreeMap::new();
@@ -200,25 +200,28 @@ impl Streams {
             let log = logs.get(&settings.stream).context("every stream has a log")?.clone();
             let tokens = tokens.get(&settings.account).context("every stream has an account")?.clone();
             let stream = settings.stream.clone();
-            let (rest, dialler) = settings.connections().context("cannot set up the client for REST calls")?;
+            let (rest, dialler) = settings.clients().context("cannot set up the client for REST calls")?;
             let proxy = settings.proxy();
             let (seat, writer) = match seats.remove(&stream) {
                 Some(seat) => (seat, None),
-                None => (Seat::alone(), claim(&log).await.with_context(|| format!("the log of {stream}"))?),
+                None => {
+                    (LeaseHandle::single_process(), claim(&log).await.with_context(|| format!("the log of {stream}"))?)
+                }
             };
-            let board = Arc::new(Board::new(&stream, settings.rules.overflow));
-            let (wishes, wished) = mpsc::channel(WISHES_MAX);
-            let entry = Entry {
+            let board = Arc::new(StreamReporter::new(&stream, settings.rules.overflow));
+            let (wishes, wished) = mpsc::channel(COMMANDS_MAX);
+            let entry = StreamEntry {
                 account: settings.account,
                 connector: settings.rules.connector.name(),
                 log: log.clone(),
-                board: Arc::clone(&board),
+                reporter: Arc::clone(&board),
                 view: seat.view(),
-                wishes,
+                commands: wishes,
                 proxy,
             };
             let rules = settings.rules;
-            let keeper = Keeper { rules, seat, log, writer, tokens, wishes: wished, board, dialler, rest };
+            let keeper =
+                StreamTask { rules, seat, log, writer, tokens, commands: wished, reporter: board, dialler, rest };
             // At each level of the log its lines name the stream.
             let span = tracing::error_span!("stream", %stream);
             tasks.start("stream", keeper.run(tasks.stop()).instrument(span));
@@ -234,79 +237,82 @@ impl Streams {
 
     /// Whether events of this stream come in right now, here or at another replica.
     pub fn is_live(&self, stream: &StreamName) -> bool {
-        self.streams
-            .get(stream)
-            .is_some_and(|entry| matches!(entry.state(), State::Live | State::Degraded | State::Recovering))
+        self.streams.get(stream).is_some_and(|entry| {
+            matches!(entry.state(), StreamState::Live | StreamState::Degraded | StreamState::Recovering)
+        })
     }
 
     /// Tells a stream what an operator wants, and waits a moment for its answer; asking twice is harmless. It is refused
     /// where another replica keeps the stream, where nobody does, and where it would have no effect.
-    pub async fn wish(&self, stream: &StreamName, wish: Wish) -> Result<(), WishError> {
-        let entry = self.streams.get(stream).ok_or(WishError::UnknownStream)?;
-        if let Some(view) = entry.elsewhere() {
-            return Err(WishError::KeptElsewhere { holder: view.holder() });
+    pub async fn command(&self, stream: &StreamName, command: OperatorCommand) -> Result<(), OperatorCommandError> {
+        let entry = self.streams.get(stream).ok_or(OperatorCommandError::UnknownStream)?;
+        if let Some(view) = entry.remote_view() {
+            return Err(OperatorCommandError::NotHolder { holder: view.holder() });
         }
         let (answer, answered) = oneshot::channel();
-        entry.wishes.try_send(Asked { wish, answer }).map_err(|_| WishError::Busy)?;
-        match tokio::time::timeout(WISH_MAX, answered).await {
-            Ok(Ok(answer)) => answer.map_err(WishError::WithoutEffect),
+        entry.commands.try_send(PendingOperatorCommand { command, answer }).map_err(|_| OperatorCommandError::Busy)?;
+        match tokio::time::timeout(COMMAND_TIMEOUT, answered).await {
+            Ok(Ok(answer)) => answer.map_err(OperatorCommandError::NoEffect),
             // The stream has just gone to another replica.
-            Ok(Err(_)) => Err(WishError::KeptElsewhere { holder: None }),
-            Err(_) => Err(WishError::Busy),
+            Ok(Err(_)) => Err(OperatorCommandError::NotHolder { holder: None }),
+            Err(_) => Err(OperatorCommandError::Busy),
         }
     }
 }
 
 /// Claims a log that is this process's alone; none when the store takes nothing now: the stream's task tries again.
-async fn claim(log: &EventLog) -> Result<Option<Writer>, AppendError> {
+async fn claim(log: &EventLog) -> Result<Option<LogWriter>, AppendError> {
     match log.claim(None).await {
         Ok(writer) => Ok(Some(writer)),
-        Err(AppendError::NoRoom(why)) => {
+        Err(AppendError::Unavailable(why)) => {
             tracing::warn!(stream = %log.name(), why, "the log cannot be claimed yet");
             Ok(None)
         }
         Err(
-            error @ (AppendError::Fenced | AppendError::Moved(_) | AppendError::Refused(_) | AppendError::Broken(_)),
+            error @ (AppendError::Fenced
+            | AppendError::Diverged(_)
+            | AppendError::UnusableLog(_)
+            | AppendError::Broken(_)),
         ) => Err(error),
     }
 }
 
-impl Entry {
+impl StreamEntry {
     /// Who keeps it, unless that is this process.
-    fn elsewhere(&self) -> Option<&View> {
-        self.view.as_ref().filter(|view| !view.is_here())
+    fn remote_view(&self) -> Option<&HolderView> {
+        self.view.as_ref().filter(|view| !view.is_local())
     }
 
     /// Why nothing comes of a stream that another replica owns: here, or there.
-    fn unusable(&self, view: &View) -> Option<String> {
-        view.unreadable().or_else(|| view.failed()).or_else(|| self.log.unreadable())
+    fn unusable_reason(&self, view: &HolderView) -> Option<String> {
+        view.unreadable().or_else(|| view.failure()).or_else(|| self.log.unreadable())
     }
 
     /// What it is in, wherever it is kept.
-    fn state(&self) -> State {
-        let here = self.board.facts().state;
-        match self.elsewhere() {
-            Some(view) if self.unusable(view).is_some() => State::Failed,
-            Some(view) if view.is_live() && view.is_degraded() => State::Degraded,
-            Some(view) if view.is_live() => State::Live,
-            Some(_) if matches!(here, State::Live | State::Degraded) => State::Starting,
+    fn state(&self) -> StreamState {
+        let here = self.reporter.stats().state;
+        match self.remote_view() {
+            Some(view) if self.unusable_reason(view).is_some() => StreamState::Failed,
+            Some(view) if view.is_live() && view.is_degraded() => StreamState::Degraded,
+            Some(view) if view.is_live() => StreamState::Live,
+            Some(_) if matches!(here, StreamState::Live | StreamState::Degraded) => StreamState::Starting,
             Some(_) | None => here,
         }
     }
 
     fn status(&self, name: &StreamName) -> StreamStatus {
-        let facts = self.board.facts();
+        let facts = self.reporter.stats();
         let end = self.log.end();
         let now = clock::now();
         let [subscribed, refused, unserved] = facts.topic_counts();
-        let unusable = self.elsewhere().and_then(|view| self.unusable(view)).map(|why| (clock::wall(), why));
+        let unusable = self.remote_view().and_then(|view| self.unusable_reason(view)).map(|why| (clock::wall(), why));
         let (at, last_error) = unusable.or_else(|| facts.last_error()).unzip();
         StreamStatus {
             stream: name.clone(),
             account: self.account.clone(),
             connector: self.connector,
             state: self.state().as_str(),
-            holder: self.view.as_ref().and_then(View::holder).map(|holder| holder.to_string()),
+            holder: self.view.as_ref().and_then(HolderView::holder).map(|holder| holder.to_string()),
             last: Mark { epoch: end.lineage.current(), offset: end.last },
             position: facts.position.map(|position| position.to_string()),
             events: facts.events,
@@ -315,9 +321,9 @@ impl Entry {
             rotations: facts.rotations,
             reconnects: facts.reconnects,
             buffered: facts.buffered,
-            silent_seconds: facts.heard_at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
-            snapshot_owed: facts.snapshot_owed,
-            refused_topics: facts.refused_shown(),
+            silent_seconds: facts.last_received_at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
+            snapshot_owed: facts.snapshot_pending,
+            refused_topics: facts.refused_topic_texts(),
             topics: TopicCounts { subscribed, refused, unserved },
             last_error,
             last_error_at: at.map(|at| at.to_string()),
@@ -326,12 +332,12 @@ impl Entry {
     }
 }
 
-impl From<Wish> for Input {
-    fn from(wish: Wish) -> Self {
-        match wish {
-            Wish::Rotate => Self::Rotate,
-            Wish::Pause => Self::Pause,
-            Wish::Resume => Self::Resume,
+impl From<OperatorCommand> for Input {
+    fn from(command: OperatorCommand) -> Self {
+        match command {
+            OperatorCommand::Rotate => Self::Rotate,
+            OperatorCommand::Pause => Self::Pause,
+            OperatorCommand::Resume => Self::Resume,
         }
     }
 }

@@ -24,27 +24,27 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use trunkline::{
     config::{self, Environment},
     connector::{
-        Answer, Connector, Credential, Endpoint, Failure, Frame, Item, Preparation, Step, genesys_notifications,
-        genesys_sequenced,
+        Connector, Credential, Endpoint, Failure, Frame, Item, Preparation, PreparationStep, RestResponse,
+        genesys_notifications, genesys_sequenced,
     },
-    listener::{Network, forwarded, host},
+    listener::{IpNetwork, forwarded, host},
     model::{Batch, BatchBuilder, Body, Cursor, Epoch, Event, Offset, Secret, Size, Source, Span, Timestamp},
     network::{Proxies, Proxy},
     protocol::{
-        lease::Note,
+        lease::PeerMessage,
         refresh::{
             GENERATION_MAX,
-            lifetime::{self, Claims, LIFETIME_MAX, LIFETIME_MIN, Lifetime, Stated},
+            lifetime::{self, Claims, LIFETIME_MAX, LIFETIME_MIN, Lifetime, LifetimeHints},
         },
         retry_after,
     },
     store::redis::{
         Durability,
-        registry::Heard,
+        registry::IncomingMessage,
         values::{self, COUNT_END},
-        vault::{self, Damaged, RefreshToken, Values},
+        vault::{self, DamagedKey, RefreshToken, VaultValues},
     },
-    upstream::socket::{Brought, Socket, Upgrade},
+    upstream::socket::{SocketEvent, UpgradeRequest, UpstreamSocket},
 };
 
 const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
@@ -104,7 +104,7 @@ fn decode(connector: &Connector, data: &[u8]) -> Option<(ByteString, Vec<Item>)>
         match item {
             Item::Event(event) => events.push(event.clone()),
             Item::Undecoded(kept) => is_kept(kept, &frame, items.len()),
-            Item::Alive | Item::Answer | Item::Notice(_) => (),
+            Item::Heartbeat | Item::ProbeAck | Item::Notice(_) => (),
         }
     }
     events.iter().for_each(|event| is_part_of(event, &frame));
@@ -210,12 +210,12 @@ pub fn token(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (token, expires_in) = text.split_once('\n').unwrap_or((text, "null"));
     let value: Value = serde_json::from_str(expires_in).unwrap_or(Value::Null);
-    let stated = Stated {
+    let stated = LifetimeHints {
         expires_in: lifetime::seconds(&value),
         claims: Claims::of(token),
-        answered: retry_after::http_date(token),
+        answered_at: retry_after::http_date(token),
     };
-    let life = Lifetime::weigh(&stated, Duration::from_secs(600)).scheduled;
+    let life = Lifetime::resolve(&stated, Duration::from_secs(600)).scheduled;
     assert!((LIFETIME_MIN..=LIFETIME_MAX).contains(&life), "{life:?}");
 }
 
@@ -227,21 +227,23 @@ pub fn vault(data: &[u8]) {
     let millis =
         |value: Option<Vec<u8>>| value.and_then(|value| String::from_utf8(value).ok()?.parse().ok()).unwrap_or(-2);
     let (last, generation, lifetime) = (value(), value(), value());
-    let (left, pause, secret) = (millis(value()), millis(value()), value());
-    let values = Values { last, generation, lifetime, secret, left, pause };
+    let (remaining, pause, secret) = (millis(value()), millis(value()), value());
+    let values = VaultValues { last, generation, lifetime, secret, remaining, pause };
     let (content, damaged) = values.read();
     assert!(content.last < GENERATION_MAX, "there is a next number");
     assert!(content.pause.is_none_or(|pause| pause <= 2 * retry_after::RETRY_AFTER_MAX), "a pause ends");
     if let Some(token) = &content.token {
-        assert!(token.generation <= content.last && token.lifetime <= LIFETIME_MAX && token.left <= token.lifetime);
-        assert!(!token.left.is_zero() && Some(&token.secret) == values.secret.as_ref());
+        assert!(
+            token.generation <= content.last && token.lifetime <= LIFETIME_MAX && token.remaining <= token.lifetime
+        );
+        assert!(!token.remaining.is_zero() && Some(&token.secret) == values.secret.as_ref());
     }
-    for (text, damage) in [(&values.last, Damaged::Generation), (&values.generation, Damaged::TokenGeneration)] {
+    for (text, damage) in [(&values.last, DamagedKey::Generation), (&values.generation, DamagedKey::TokenGeneration)] {
         let bad = text.as_deref().is_some_and(|text| vault::number(text).is_none());
         assert_eq!(bad, damaged.contains(&damage), "what is no number is told");
     }
     let refresh = RefreshToken::read(values.generation.as_deref(), values.secret.clone());
-    assert_eq!(refresh.is_err(), damaged.contains(&Damaged::TokenGeneration));
+    assert_eq!(refresh.is_err(), damaged.contains(&DamagedKey::TokenGeneration));
     assert!(refresh.is_ok_and(|token| token.is_none_or(|token| token.number < GENERATION_MAX)) || !damaged.is_empty());
 }
 
@@ -260,17 +262,19 @@ pub fn redis(data: &[u8]) {
             assert!(record.is_none_or(|record| record.fence.number < COUNT_END), "the next holder has a number");
         }
         "member" => {
-            if let Some(life) = values::life(line(0), line(1)) {
+            if let Some(life) = values::member(line(0), line(1)) {
                 assert!(line(1).split(' ').count() >= 2 && !line(0).is_empty(), "{life:?}");
             }
         }
         "terms" => {
-            let said = values::terms(line(0));
-            assert_eq!(said.as_deref().and_then(values::terms), said, "settings are said as they were read");
+            let said = values::shared_settings(line(0));
+            assert_eq!(said.as_deref().and_then(values::shared_settings), said, "settings are said as they were read");
         }
-        "word" => match values::heard(line(0) == "beat", line(1)) {
-            Some(Heard::Note { note: Note::Given { fence, .. }, .. }) => assert!(fence.number < COUNT_END),
-            Some(Heard::Note { .. } | Heard::Beat { .. }) | None => (),
+        "word" => match values::message(line(0) == "beat", line(1)) {
+            Some(IncomingMessage::Direct { note: PeerMessage::HandedOver { fence, .. }, .. }) => {
+                assert!(fence.number < COUNT_END)
+            }
+            Some(IncomingMessage::Direct { .. } | IncomingMessage::Heartbeat { .. }) | None => (),
         },
         "entry" => {
             let mark = values::entry(line(0), &[b"event", line(1).as_bytes()]);
@@ -287,14 +291,17 @@ pub fn redis(data: &[u8]) {
 const DURABILITIES: [Durability; 2] = [Durability::Written, Durability::Replicated];
 
 fn looked(answer: &[String]) {
-    for extent in DURABILITIES.into_iter().filter_map(|durability| values::extent(answer, durability)) {
+    for extent in DURABILITIES.into_iter().filter_map(|durability| values::bounds(answer, durability)) {
         assert!(extent.last.0 < COUNT_END && extent.first.0 <= COUNT_END, "{extent:?}");
     }
 }
 
 fn claimed(answer: &[String]) {
     for state in DURABILITIES.into_iter().filter_map(|durability| values::claimed(answer, durability, RECEIVED)) {
-        assert!(state.last.0 < COUNT_END && state.safe <= state.last && state.fence.number < COUNT_END, "{state:?}");
+        assert!(
+            state.last.0 < COUNT_END && state.high_watermark <= state.last && state.fence.number < COUNT_END,
+            "{state:?}"
+        );
     }
 }
 
@@ -405,18 +412,18 @@ fn conversation(sends: &[u8], piece: usize, takes: bool) -> Conversation {
     // Two for each byte, were they to come one by one, and some for the request and the end.
     let mut polls = 2 * sends.len() + 100;
     let url = Url::parse("ws://platform.test/").expect("a URL");
-    let upgrade = Upgrade::new(&url, Credential::InUrl, &Secret::new("t")).expect("an upgrade");
+    let upgrade = UpgradeRequest::new(&url, Credential::InUrl, &Secret::new("t")).expect("an upgrade");
     let platform = Platform { sends: sends.iter().copied().collect(), piece, takes, asked: Vec::new(), is_idle: false };
     let opened = {
-        let mut opening = pin!(Socket::over(Box::new(platform), upgrade, FRAME_MAX));
+        let mut opening = pin!(UpstreamSocket::upgrade(Box::new(platform), upgrade, FRAME_MAX));
         until_ready(&mut polls, |cx| opening.as_mut().poll(cx))
     };
     let mut socket = opened.map_err(|error| error.to_string())?.map_err(|failure| failure.to_string())?;
     let (mut brought, mut beginnings) = (Vec::new(), 0);
     loop {
         match until_ready(&mut polls, |cx| socket.poll_frame(cx)) {
-            Ok(Brought::Frame(frame)) => brought.push(frame),
-            Ok(Brought::Beginning) => beginnings += 1,
+            Ok(SocketEvent::Frame(frame)) => brought.push(frame),
+            Ok(SocketEvent::PartialFrame) => beginnings += 1,
             Err(failure) => {
                 // One is under way, and one may begin inside it, which ends the session.
                 assert!(beginnings <= brought.len() + 2, "a message begins once");
@@ -621,7 +628,7 @@ pub fn rest(data: &[u8]) {
         discovery: Duration::from_secs(60),
     });
     let Some(endpoint) = prepared(connector.prepare(&[]), &mut answers) else { return };
-    let Some(endpoint) = prepared(connector.tend(&endpoint), &mut answers) else { return };
+    let Some(endpoint) = prepared(connector.refresh_subscriptions(&endpoint), &mut answers) else { return };
     let Some(_next) = prepared(connector.prepare(&endpoint.topics), &mut answers) else { return };
     for request in connector.snapshot(Some(&endpoint)) {
         let mut request = Some(request);
@@ -631,39 +638,39 @@ pub fn rest(data: &[u8]) {
     }
 }
 
-fn answer((status, body): (&u8, &[u8])) -> Answer {
+fn answer((status, body): (&u8, &[u8])) -> RestResponse {
     let status = STATUSES[usize::from(*status) % STATUSES.len()];
-    Answer { status, retry_after: None, body: Bytes::copy_from_slice(body) }
+    RestResponse { status, retry_after: None, body: Bytes::copy_from_slice(body) }
 }
 
 fn prepared(
-    (mut preparation, mut step): (Preparation, Step),
-    answers: &mut impl Iterator<Item = Answer>,
+    (mut preparation, mut step): (Preparation, PreparationStep),
+    answers: &mut impl Iterator<Item = RestResponse>,
 ) -> Option<Endpoint> {
     // Two look-ups, the channel and its topics remain when there is no answer any more.
     let mut unanswered = 4;
     loop {
         step = match step {
-            Step::Call(request) => {
+            PreparationStep::Call(request) => {
                 let target = &request.target;
                 assert!(
                     target.starts_with('/') || target.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("http"))
                 );
                 assert!(!target.contains(char::is_whitespace) && !target.contains(char::is_control), "{target:?}");
                 match answers.next() {
-                    Some(answer) => preparation.answered(&answer),
+                    Some(answer) => preparation.on_response(&answer),
                     None => {
                         unanswered -= 1;
                         assert!(unanswered >= 0, "it ends");
-                        preparation.unanswered("gone".to_owned())
+                        preparation.on_no_response("gone".to_owned())
                     }
                 }
             }
-            Step::Ready(endpoint) => {
+            PreparationStep::Ready(endpoint) => {
                 is_accounted_for(&endpoint);
                 return Some(endpoint);
             }
-            Step::Failed(failure) => {
+            PreparationStep::Failed(failure) => {
                 assert!(is_one_short_line(&failure.to_string()), "{failure}");
                 return None;
             }
@@ -710,7 +717,7 @@ pub fn proxies(data: &[u8]) {
 /// What a client writes into `Forwarded` or `X-Forwarded-For`: it changes nothing of what the proxy adds behind it.
 pub fn forwarded(data: &[u8]) {
     let proxy = IpAddr::from([10, 0, 0, 1]);
-    let trusted: [Network; 1] = ["10.0.0.0/8".parse().expect("a network")];
+    let trusted: [IpNetwork; 1] = ["10.0.0.0/8".parse().expect("a network")];
     let client = IpAddr::from([192, 0, 2, 7]);
     for (name, adds) in [(FORWARDED, ", for=192.0.2.7"), (HeaderName::from_static("x-forwarded-for"), ", 192.0.2.7")] {
         let own = HeaderValue::from_bytes(data);

@@ -20,26 +20,26 @@ use axum::{
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use super::{
-    Parts,
-    shown::{self, Among, Report, Status},
+    AdminContext,
+    shown::{self, AdminStatus, ReadinessReport, ReplicaMembers},
 };
 use crate::{
     auth::Tokens,
     clock,
     listener::{
         origin::{self, Origins},
-        problem::Problem,
-        resource::{Name, READ, nowhere, only},
+        problem::HttpProblem,
+        resource::{PathName, READ, allow_methods, not_found},
     },
     model::{AccountName, NameError, StreamName},
     replica::Replica,
     telemetry::{chain, metrics},
-    upstream::{StreamStatus, Wish, WishError},
+    upstream::{OperatorCommand, OperatorCommandError, StreamStatus},
 };
 
 /// What every handler works on.
-pub(super) struct Operators {
-    pub(super) parts: Parts,
+pub(super) struct AdminState {
+    pub(super) parts: AdminContext,
     pub(super) origins: Origins,
     pub(super) started: Instant,
     /// Metrics pages that may be on their way at a time.
@@ -49,41 +49,45 @@ pub(super) struct Operators {
 /// Metrics pages on their way at a time; each can be some megabytes. One more waits …
 pub(super) const PAGES_MAX: usize = 4;
 /// … so long, and is refused then with 503.
-const PAGE_WAIT_MAX: Duration = Duration::from_secs(5);
+const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) fn router(operators: Operators) -> Router {
+pub(super) fn router(operators: AdminState) -> Router {
     let operators = Arc::new(operators);
     let guarded = Router::new()
-        .route("/admin/v1/status", only(READ, get(status)))
-        .route("/admin/v1/streams/{stream}/rotate", wish(Wish::Rotate))
-        .route("/admin/v1/streams/{stream}/pause", wish(Wish::Pause))
-        .route("/admin/v1/streams/{stream}/resume", wish(Wish::Resume))
-        .route("/admin/v1/accounts/{account}/refresh", only("POST", post(refresh)))
-        .fallback(nowhere)
+        .route("/admin/v1/status", allow_methods(READ, get(status)))
+        .route("/admin/v1/streams/{stream}/rotate", command_route(OperatorCommand::Rotate))
+        .route("/admin/v1/streams/{stream}/pause", command_route(OperatorCommand::Pause))
+        .route("/admin/v1/streams/{stream}/resume", command_route(OperatorCommand::Resume))
+        .route("/admin/v1/accounts/{account}/refresh", allow_methods("POST", post(refresh)))
+        .fallback(not_found)
         .layer(from_fn_with_state(Arc::clone(&operators), guard));
     // Probes and scrapers reach us under any name; what they get is no secret.
     let open = Router::new()
-        .route("/healthz", only(READ, get(async || shown::health())))
-        .route("/readyz", only(READ, get(ready)))
-        .route("/metrics", only(READ, get(page)));
+        .route("/healthz", allow_methods(READ, get(async || shown::health())))
+        .route("/readyz", allow_methods(READ, get(ready)))
+        .route("/metrics", allow_methods(READ, get(metrics_page)));
     guarded.merge(open).with_state(operators)
 }
 
 /// Lets in who reached us by a name of ours; what changes something must come from a page of ours, or from none.
-async fn guard(State(operators): State<Arc<Operators>>, request: Request, next: Next) -> Result<Response, Problem> {
+async fn guard(
+    State(operators): State<Arc<AdminState>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, HttpProblem> {
     let headers = request.headers();
-    operators.origins.admit(headers).map_err(|foreign| foreign.problem())?;
-    if !request.method().is_safe() && !origin::is_own(headers) {
-        return Err(origin::another_page());
+    operators.origins.check(headers).map_err(|foreign| foreign.problem())?;
+    if !request.method().is_safe() && !origin::is_same_origin(headers) {
+        return Err(origin::cross_origin_problem());
     }
     Ok(next.run(request).await)
 }
 
 /// The metrics page. Making it takes a while where there are many streams, and it is large: a few are made at a time, on
 /// a thread that answers nobody else.
-async fn page(State(operators): State<Arc<Operators>>, headers: HeaderMap) -> Result<Response, Problem> {
-    let gzip = shown::takes_gzip(&headers);
-    let permit = timeout(PAGE_WAIT_MAX, Arc::clone(&operators.pages).acquire_owned()).await;
+async fn metrics_page(State(operators): State<Arc<AdminState>>, headers: HeaderMap) -> Result<Response, HttpProblem> {
+    let gzip = shown::accepts_gzip(&headers);
+    let permit = timeout(PAGE_TIMEOUT, Arc::clone(&operators.pages).acquire_owned()).await;
     let permit = permit.ok().and_then(Result::ok).ok_or_else(busy)?;
     let made = spawn_blocking(move || {
         for (stream, log) in operators.parts.logs.iter() {
@@ -98,52 +102,52 @@ async fn page(State(operators): State<Arc<Operators>>, headers: HeaderMap) -> Re
     Ok(shown::metrics(page, gzip, permit))
 }
 
-fn busy() -> Problem {
+fn busy() -> HttpProblem {
     let detail = format!("{PAGES_MAX} scrapers are being answered already");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy", detail).with(RETRY_AFTER, "5")
+    HttpProblem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy", detail).with(RETRY_AFTER, "5")
 }
 
-async fn ready(State(operators): State<Arc<Operators>>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+async fn ready(State(operators): State<Arc<AdminState>>, RawQuery(query): RawQuery) -> Result<Response, HttpProblem> {
     let every_stream_live = match query.as_deref() {
         None | Some("") => false,
         Some("streams=all") => true,
         Some(_) => {
             let detail = "the only parameter here is streams=all";
-            return Err(Problem::new(StatusCode::BAD_REQUEST, "unknown-parameter", "Unknown parameter", detail));
+            return Err(HttpProblem::new(StatusCode::BAD_REQUEST, "unknown-parameter", "Unknown parameter", detail));
         }
     };
     Ok(operators.report().response(every_stream_live))
 }
 
-async fn status(State(operators): State<Arc<Operators>>) -> Response {
+async fn status(State(operators): State<Arc<AdminState>>) -> Response {
     operators.status().response()
 }
 
 /// The resource that passes `wish` on to the stream in its path.
-fn wish(wish: Wish) -> MethodRouter<Arc<Operators>> {
-    let pass_on = async move |State(operators): State<Arc<Operators>>, Name(name): Name| {
-        let stream: StreamName = read("stream", &name)?;
-        operators.parts.streams.wish(&stream, wish).await.map_err(|error| refused(&stream, error))?;
-        tracing::info!(%stream, ?wish, "an operator's wish");
-        Ok::<_, Problem>(shown::accepted())
+fn command_route(command: OperatorCommand) -> MethodRouter<Arc<AdminState>> {
+    let handler = async move |State(operators): State<Arc<AdminState>>, PathName(name): PathName| {
+        let stream: StreamName = parse_name("stream", &name)?;
+        operators.parts.streams.command(&stream, command).await.map_err(|error| command_problem(&stream, error))?;
+        tracing::info!(%stream, ?command, "an operator's wish");
+        Ok::<_, HttpProblem>(shown::accepted())
     };
-    only("POST", post(pass_on))
+    allow_methods("POST", post(handler))
 }
 
-async fn refresh(State(operators): State<Arc<Operators>>, Name(name): Name) -> Result<Response, Problem> {
-    let account: AccountName = read("account", &name)?;
+async fn refresh(State(operators): State<Arc<AdminState>>, PathName(name): PathName) -> Result<Response, HttpProblem> {
+    let account: AccountName = parse_name("account", &name)?;
     let tokens = operators.parts.accounts.iter().find(|tokens| *tokens.account() == account);
     tokens.ok_or_else(|| unknown("account", &account))?.refresh();
     tracing::info!(%account, "an operator wants a new token");
     Ok(shown::accepted())
 }
 
-impl Operators {
-    fn report(&self) -> Report {
+impl AdminState {
+    fn report(&self) -> ReadinessReport {
         let statuses = self.parts.streams.statuses();
         let streams = statuses.iter().map(|status| (status.stream.clone(), status.state)).collect();
         let reason = |status: StreamStatus| Some((status.stream, status.last_error?));
-        Report {
+        ReadinessReport {
             store: self.parts.store.health(),
             replica: self.parts.replica.as_ref().map(Replica::health),
             warnings: self.warnings(),
@@ -159,51 +163,53 @@ impl Operators {
         self.parts.store.warnings().iter().cloned().chain(unreadable).collect()
     }
 
-    fn status(&self) -> Status {
-        Status {
+    fn status(&self) -> AdminStatus {
+        AdminStatus {
             uptime: clock::now().duration_since(self.started),
             report: self.report(),
             streams: self.parts.streams.statuses(),
             accounts: self.parts.accounts.iter().map(Tokens::status).collect(),
             connections: self.parts.connections,
-            among: self.parts.replica.as_ref().map(Among::of),
+            replica: self.parts.replica.as_ref().map(ReplicaMembers::of),
         }
     }
 }
 
-fn read<T: FromStr<Err = NameError>>(what: &str, name: &str) -> Result<T, Problem> {
-    name.parse().map_err(|error: NameError| not_found(what, error.to_string()))
+fn parse_name<T: FromStr<Err = NameError>>(what: &str, name: &str) -> Result<T, HttpProblem> {
+    name.parse().map_err(|error: NameError| name_not_found(what, error.to_string()))
 }
 
 /// Why a wish is not passed on.
-fn refused(stream: &StreamName, error: WishError) -> Problem {
+fn command_problem(stream: &StreamName, error: OperatorCommandError) -> HttpProblem {
     let detail = match error {
-        WishError::UnknownStream => return unknown("stream", stream),
-        WishError::KeptElsewhere { holder: Some(holder) } => {
+        OperatorCommandError::UnknownStream => return unknown("stream", stream),
+        OperatorCommandError::NotHolder { holder: Some(holder) } => {
             format!("the replica {holder} keeps {stream}: ask that one")
         }
-        WishError::WithoutEffect(why) => {
+        OperatorCommandError::NoEffect(why) => {
             let detail = format!("{stream} cannot do that now: {why}");
-            return Problem::new(StatusCode::CONFLICT, "without-effect", "The stream cannot do that now", detail);
+            return HttpProblem::new(StatusCode::CONFLICT, "without-effect", "The stream cannot do that now", detail);
         }
-        WishError::Busy => {
+        OperatorCommandError::Busy => {
             let detail = format!("{stream} did not take it in time, and nothing was done: ask again");
-            return Problem::new(StatusCode::CONFLICT, "busy", "The stream is busy", detail);
+            return HttpProblem::new(StatusCode::CONFLICT, "busy", "The stream is busy", detail);
         }
-        WishError::KeptElsewhere { holder: None } => format!("no replica keeps {stream} at this moment: ask again"),
+        OperatorCommandError::NotHolder { holder: None } => {
+            format!("no replica keeps {stream} at this moment: ask again")
+        }
     };
-    Problem::new(StatusCode::CONFLICT, "kept-elsewhere", "Another replica keeps the stream", detail)
+    HttpProblem::new(StatusCode::CONFLICT, "kept-elsewhere", "Another replica keeps the stream", detail)
 }
 
 /// The path names nothing that there is.
-fn unknown(what: &str, name: &impl fmt::Display) -> Problem {
-    not_found(what, format!("there is no {what} {name}"))
+fn unknown(what: &str, name: &impl fmt::Display) -> HttpProblem {
+    name_not_found(what, format!("there is no {what} {name}"))
 }
 
-fn not_found(what: &str, detail: String) -> Problem {
+fn name_not_found(what: &str, detail: String) -> HttpProblem {
     let (slug, title) =
         if what == "stream" { ("unknown-stream", "No such stream") } else { ("unknown-account", "No such account") };
-    Problem::new(StatusCode::NOT_FOUND, slug, title, detail)
+    HttpProblem::new(StatusCode::NOT_FOUND, slug, title, detail)
 }
 
 #[cfg(test)]
@@ -222,27 +228,27 @@ mod tests {
 
     use super::*;
     use crate::{
-        admin::{Readiness, Share},
+        admin::{ConnectionBudget, Readiness},
         auth::{self, Grant},
         connector::{Connector, genesys_sequenced},
         event_log::{self, EventLogs},
         model::{SecretRef, Source},
-        network::{self, NetworkPolicy, Resolver, Trust},
+        network::{self, NetworkPolicy, Resolver, TrustedRoots},
         protocol::{
             backoff,
-            session::Patience,
-            stream::{self, Overflow, Rotation},
+            session::Timeouts,
+            stream::{self, OverflowPolicy, Rotation},
         },
         store::{
             Retention, Store,
-            embedded::{self, Embedded},
+            embedded::{self, EmbeddedStore},
         },
         tasks::Tasks,
-        upstream::{self, Streams},
+        upstream::{self, StreamRegistry},
     };
 
     /// No test waits longer for a single fact.
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const TIMEOUT: Duration = Duration::from_secs(20);
     const QUEUES: &str = "/admin/v1/streams/queues";
 
     /// The routes over an account and two streams whose platform is not there.
@@ -260,7 +266,7 @@ mod tests {
             std::fs::write(&token, "a-token").unwrap();
             let retention = Retention { events: u64::MAX, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
             let path = directory.path().join("data");
-            let store = Store::Embedded(Embedded::open(&embedded::Settings { path, retention }).unwrap());
+            let store = Store::Embedded(EmbeddedStore::open(&embedded::Settings { path, retention }).unwrap());
             let names: [StreamName; 2] = ["agents", "queues"].map(|name| name.parse().unwrap());
             let sources = names.clone().map(|name| (name.clone(), Source::new(&acme(), &name)));
             let logs =
@@ -269,11 +275,13 @@ mod tests {
             let tokens = tokens(SecretRef::File(token), directory.path(), &mut tasks);
             let accounts = vec![tokens.clone()];
             let tokens = BTreeMap::from([(acme(), tokens)]);
-            let streams =
-                Streams::start(names.map(unheard).into(), &logs, &tokens, BTreeMap::new(), &mut tasks).await.unwrap();
+            let streams = StreamRegistry::start(names.map(unheard).into(), &logs, &tokens, BTreeMap::new(), &mut tasks)
+                .await
+                .unwrap();
             let readiness = Readiness::default();
-            let connections = Share { consumers: 10, operators: 8 };
-            let parts = Parts { store, streams, accounts, replica: None, readiness, logs: logs.clone(), connections };
+            let connections = ConnectionBudget { consumers: 10, operators: 8 };
+            let parts =
+                AdminContext { store, streams, accounts, replica: None, readiness, logs: logs.clone(), connections };
             let origins = Origins {
                 allowed: Vec::new(),
                 hosts: Vec::new(),
@@ -281,7 +289,7 @@ mod tests {
                 origins_key: None,
                 loopback: true,
             };
-            let site = TowerToHyperService::new(router(Operators {
+            let site = TowerToHyperService::new(router(AdminState {
                 parts,
                 origins,
                 started: clock::now(),
@@ -324,12 +332,12 @@ mod tests {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
-            tokio::time::timeout(PATIENCE, met).await.expect(what);
+            tokio::time::timeout(TIMEOUT, met).await.expect(what);
         }
 
         async fn end(self) {
             self.logs.close();
-            self.tasks.drain(PATIENCE).await.unwrap();
+            self.tasks.drain(TIMEOUT).await.unwrap();
         }
     }
 
@@ -351,13 +359,13 @@ mod tests {
             refresh_interval_min: Duration::ZERO,
             refresh_jitter: Duration::ZERO,
             lifetime_default: Duration::from_secs(3_600),
-            vault: vault.to_owned(),
+            refresh_token_dir: vault.to_owned(),
         };
         Tokens::start(settings, &network(), tasks).unwrap()
     }
 
     fn network() -> NetworkPolicy {
-        let trust = Trust::of(rustls::RootCertStore::empty()).unwrap();
+        let trust = TrustedRoots::of(rustls::RootCertStore::empty()).unwrap();
         NetworkPolicy::new(network::Settings::default(), trust, Resolver::default())
     }
 
@@ -382,8 +390,8 @@ mod tests {
                 buffer: 16,
                 buffer_bytes: 1 << 20,
                 append_max: 16,
-                overflow: Overflow::Backpressure,
-                patience: Patience { connect: minute, silence: minute, frame: minute, farewell: minute },
+                overflow: OverflowPolicy::Backpressure,
+                timeouts: Timeouts { connect: minute, silence: minute, frame: minute, close: minute },
                 backoff: backoff::Settings {
                     first: minute,
                     cap: minute,
@@ -446,7 +454,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_metrics_page_is_compressed_for_whoever_takes_it_so() {
+    async fn the_metrics_page_is_compressed_on_request() {
         let daemon = Daemon::start().await;
         let plain = daemon.ask("GET", "/metrics", &[]).await;
         assert!(!plain.headers().contains_key(CONTENT_ENCODING));
@@ -463,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn scrapers_that_take_nothing_keep_no_probe_waiting() {
+    async fn stalled_scrapers_do_not_delay_probes() {
         let daemon = Daemon::start().await;
         let mut held = Vec::new();
         for _ in 0..PAGES_MAX {
@@ -479,7 +487,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wish_reaches_its_stream_or_account_and_no_other() {
+    async fn a_command_reaches_only_its_stream_or_account() {
         let daemon = Daemon::start().await;
         assert_eq!(daemon.ask("POST", &format!("{QUEUES}/pause"), &[]).await.status(), 202);
         daemon.eventually("the stream pauses", async || daemon.states().await[1] == "paused").await;
@@ -496,7 +504,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wish_from_another_page_is_refused() {
+    async fn a_cross_origin_command_is_refused() {
         let daemon = Daemon::start().await;
         let refused = (403, Some("cross-origin".to_owned()));
         let pause = format!("{QUEUES}/pause");
@@ -512,7 +520,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn probes_reach_us_by_any_name_and_nobody_else_does() {
+    async fn only_probes_are_served_under_any_host() {
         let daemon = Daemon::start().await;
         let rebound = [(HOST, "evil.test")];
         for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/metrics", 200), ("/admin/v1/status", 403)] {

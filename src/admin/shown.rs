@@ -18,7 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     auth::AccountStatus,
-    listener::descriptors::Share,
+    listener::descriptors::ConnectionBudget,
     model::{ReplicaId, StreamName},
     replica::Replica,
     telemetry::metrics,
@@ -34,7 +34,7 @@ const LIVE: [&str; 2] = ["live", "recovering"];
 
 /// What readiness rests on.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(super) struct ReadinessReport {
     /// Why the store cannot be written, if it cannot.
     pub(super) store: Result<(), String>,
     /// Why this process is not among its replicas, if it is not; none where there are no replicas.
@@ -47,14 +47,14 @@ pub(super) struct Report {
     pub(super) reasons: BTreeMap<StreamName, String>,
 }
 
-impl Report {
+impl ReadinessReport {
     /// 200 when consumers can be served, else 503; either way with what was found.
     pub(super) fn response(&self, every_stream_live: bool) -> Response {
         let live = !every_stream_live || self.streams.values().all(|state| LIVE.contains(state));
         let ready = self.ready() && live;
         let mut body = json!({
             "ready": ready,
-            "checks": { "store": self.store_shown(), "draining": self.draining },
+            "checks": { "store": self.store_status(), "draining": self.draining },
             "warnings": self.warnings,
             "streams": self.streams,
         });
@@ -64,7 +64,7 @@ impl Report {
         if !self.reasons.is_empty() {
             body["reasons"] = json!(self.reasons);
         }
-        answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+        json_response(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
     }
 
     fn ready(&self) -> bool {
@@ -79,42 +79,42 @@ impl Report {
         [store, replica.map(|why| format!("replica: {why}")), draining].into_iter().flatten().collect()
     }
 
-    fn store_shown(&self) -> &str {
+    fn store_status(&self) -> &str {
         self.store.as_ref().map_or_else(String::as_str, |()| "ok")
     }
 }
 
 /// Everything that an operator wants to see at once.
 #[derive(Debug)]
-pub(super) struct Status {
+pub(super) struct AdminStatus {
     pub(super) uptime: Duration,
-    pub(super) report: Report,
+    pub(super) report: ReadinessReport,
     pub(super) streams: Vec<StreamStatus>,
     pub(super) accounts: Vec<AccountStatus>,
-    pub(super) connections: Share,
-    pub(super) among: Option<Among>,
+    pub(super) connections: ConnectionBudget,
+    pub(super) replica: Option<ReplicaMembers>,
 }
 
 /// This replica, and all that live as far as it knows.
 #[derive(Debug)]
-pub(super) struct Among {
+pub(super) struct ReplicaMembers {
     me: ReplicaId,
     members: Vec<ReplicaId>,
 }
 
-impl Among {
+impl ReplicaMembers {
     pub(super) fn of(replica: &Replica) -> Self {
         let mut members = replica.members();
         members.sort_unstable();
         Self { me: replica.id(), members }
     }
 
-    fn members_shown(&self) -> Vec<String> {
+    fn member_names(&self) -> Vec<String> {
         self.members.iter().map(ToString::to_string).collect()
     }
 }
 
-impl Status {
+impl AdminStatus {
     pub(super) fn response(&self) -> Response {
         let mut body = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -122,17 +122,17 @@ impl Status {
             "ready": self.report.ready(),
             "not_ready": self.report.not_ready(),
             "draining": self.report.draining,
-            "store": self.report.store_shown(),
+            "store": self.report.store_status(),
             "streams": self.streams,
             "accounts": self.accounts,
             "connections_max": { "consumers": self.connections.consumers, "operators": self.connections.operators },
             "subscribers": metrics::subscribers().into_iter().collect::<BTreeMap<_, _>>(),
         });
-        if let Some(among) = &self.among {
+        if let Some(among) = &self.replica {
             body["replica"] = json!(among.me.to_string());
-            body["members"] = json!(among.members_shown());
+            body["members"] = json!(among.member_names());
         }
-        answer(StatusCode::OK, &body)
+        json_response(StatusCode::OK, &body)
     }
 }
 
@@ -144,12 +144,12 @@ pub(super) fn metrics(page: Bytes, gzip: bool, permit: OwnedSemaphorePermit) -> 
         let _until_sent = &permit;
         Ok::<_, Infallible>(piece)
     });
-    let headers = [(CONTENT_TYPE, METRICS_TYPE), NOT_STORED, (VARY, "accept-encoding")];
+    let headers = [(CONTENT_TYPE, METRICS_TYPE), NO_STORE, (VARY, "accept-encoding")];
     (headers, encoding, [(CONTENT_LENGTH, len)], Body::from_stream(body)).into_response()
 }
 
 /// Whether a client takes gzip: scrapers do, and the page is a twentieth then.
-pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
+pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).any(|wish| {
         let (name, weight) = wish.split_once(';').unwrap_or((wish, ""));
@@ -175,19 +175,19 @@ const PIECE_LEN: usize = 64 * 1024;
 
 /// The process lives.
 pub(super) fn health() -> Response {
-    ([NOT_STORED], "ok\n").into_response()
+    ([NO_STORE], "ok\n").into_response()
 }
 
 /// A wish was passed on; it is not fulfilled yet.
 pub(super) fn accepted() -> Response {
-    answer(StatusCode::ACCEPTED, &json!({ "accepted": true }))
+    json_response(StatusCode::ACCEPTED, &json!({ "accepted": true }))
 }
 
 /// What is told holds for this moment only.
-const NOT_STORED: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
+const NO_STORE: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
-fn answer(status: StatusCode, body: &Value) -> Response {
-    (status, [NOT_STORED, (CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
+fn json_response(status: StatusCode, body: &Value) -> Response {
+    (status, [NO_STORE, (CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
 }
 
 #[cfg(test)]
@@ -196,9 +196,9 @@ mod tests {
 
     use super::*;
 
-    fn report(store: Result<(), String>, draining: bool, states: [&'static str; 2]) -> Report {
+    fn report(store: Result<(), String>, draining: bool, states: [&'static str; 2]) -> ReadinessReport {
         let names = ["agents", "queues"].map(|name| name.parse().unwrap());
-        Report {
+        ReadinessReport {
             store,
             replica: None,
             warnings: Vec::new(),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_is_sent_only_to_whoever_takes_it() {
+    fn gzip_needs_accept_encoding() {
         for (accepted, taken) in [
             ("gzip", true),
             ("deflate, GZIP ; q=0.5", true),
@@ -218,7 +218,7 @@ mod tests {
             ("gzipped", false),
         ] {
             let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, accepted.parse().unwrap())]);
-            assert_eq!(takes_gzip(&headers), taken, "{accepted}");
+            assert_eq!(accepts_gzip(&headers), taken, "{accepted}");
         }
     }
 
@@ -244,8 +244,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_replica_that_is_not_renewed_is_not_ready_and_says_why() {
-        let report = |replica| Report { replica: Some(replica), ..report(Ok(()), false, ["live", "live"]) };
+    async fn an_unrenewed_replica_is_not_ready() {
+        let report = |replica| ReadinessReport { replica: Some(replica), ..report(Ok(()), false, ["live", "live"]) };
         let failing = report(Err("no answer".to_owned()));
         assert_eq!(failing.response(false).status(), 503);
         assert_eq!(body(failing.response(false)).await["checks"]["replica"], "no answer");
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readiness_says_what_it_rests_on() {
+    async fn readiness_lists_its_checks() {
         let shown = body(report(Err("no room".to_owned()), false, ["live", "paused"]).response(false)).await;
         assert_eq!(
             shown,
@@ -270,7 +270,7 @@ mod tests {
     async fn status_names_each_reason_why_it_is_not_ready() {
         let ready = status(report(Ok(()), false, ["live", "live"]), None);
         assert_eq!(body(ready.response()).await["not_ready"], json!([]));
-        let all = Report {
+        let all = ReadinessReport {
             replica: Some(Err("no answer".to_owned())),
             ..report(Err("no room".to_owned()), true, ["live", "live"])
         };
@@ -292,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn status_counts_subscribers_by_transport() {
         let before = shown_subscribers().await;
-        let held = metrics::Subscriber::connected("page");
+        let held = metrics::SubscriberMetrics::connected("page");
         let after = shown_subscribers().await;
         drop(held);
         assert!(after["page"].as_i64() > before["page"].as_i64());
@@ -308,18 +308,18 @@ mod tests {
         shown["subscribers"].take()
     }
 
-    fn status(report: Report, among: Option<Among>) -> Status {
-        let connections = Share { consumers: 10, operators: 8 };
+    fn status(report: ReadinessReport, among: Option<ReplicaMembers>) -> AdminStatus {
+        let connections = ConnectionBudget { consumers: 10, operators: 8 };
         let (streams, accounts) = (Vec::new(), Vec::new());
-        Status { uptime: Duration::from_secs(61), report, streams, accounts, connections, among }
+        AdminStatus { uptime: Duration::from_secs(61), report, streams, accounts, connections, replica: among }
     }
 
     #[tokio::test]
-    async fn a_replica_says_who_it_is_and_who_else_lives() {
+    async fn status_shows_the_replica_and_its_members() {
         let live = || report(Ok(()), false, ["live", "live"]);
         let alone = body(status(live(), None).response()).await;
         assert!(alone["replica"].is_null() && alone["members"].is_null());
-        let among = Among { me: ReplicaId(0x2a), members: vec![ReplicaId(0x1b), ReplicaId(0x2a)] };
+        let among = ReplicaMembers { me: ReplicaId(0x2a), members: vec![ReplicaId(0x1b), ReplicaId(0x2a)] };
         let shown = body(status(live(), Some(among)).response()).await;
         assert_eq!(shown["replica"], "000000000000002a");
         assert_eq!(shown["members"], json!(["000000000000001b", "000000000000002a"]));

@@ -17,14 +17,14 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{
     routes::PAGES_MAX,
-    shown::{self, Report, Status},
+    shown::{self, AdminStatus, ReadinessReport},
 };
 use crate::{
     clock,
     listener::{
-        descriptors::Share,
-        problem::Problem,
-        resource::{READ, only},
+        descriptors::ConnectionBudget,
+        problem::HttpProblem,
+        resource::{READ, allow_methods},
     },
     model::StreamName,
     telemetry::metrics,
@@ -35,15 +35,15 @@ const STARTING: &str = "starting";
 
 /// Why the store is not open yet. Clones share it; whoever opens the store writes, the listener reads.
 #[derive(Debug, Clone)]
-pub struct Progress(Arc<Mutex<String>>);
+pub struct StartupProgress(Arc<Mutex<String>>);
 
-impl Default for Progress {
+impl Default for StartupProgress {
     fn default() -> Self {
         Self(Arc::new(Mutex::new("it is being opened".to_owned())))
     }
 }
 
-impl Progress {
+impl StartupProgress {
     /// The last attempt failed for this reason.
     pub fn failed(&self, reason: String) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
@@ -55,54 +55,54 @@ impl Progress {
 }
 
 /// What the handlers work on.
-pub(super) struct Starting {
-    progress: Progress,
+pub(super) struct StartupState {
+    progress: StartupProgress,
     streams: Vec<StreamName>,
-    connections: Share,
+    connections: ConnectionBudget,
     started: Instant,
     pages: Arc<Semaphore>,
 }
 
-pub(super) fn router(progress: Progress, streams: Vec<StreamName>, connections: Share) -> Router {
+pub(super) fn router(progress: StartupProgress, streams: Vec<StreamName>, connections: ConnectionBudget) -> Router {
     let pages = Arc::new(Semaphore::new(PAGES_MAX));
-    let starting = Arc::new(Starting { progress, streams, connections, started: clock::now(), pages });
+    let starting = Arc::new(StartupState { progress, streams, connections, started: clock::now(), pages });
     Router::new()
-        .route("/healthz", only(READ, get(async || shown::health())))
-        .route("/readyz", only(READ, get(ready)))
-        .route("/metrics", only(READ, get(page)))
-        .route("/admin/v1/status", only(READ, get(status)))
-        .fallback(async || not_yet())
+        .route("/healthz", allow_methods(READ, get(async || shown::health())))
+        .route("/readyz", allow_methods(READ, get(ready)))
+        .route("/metrics", allow_methods(READ, get(metrics_page)))
+        .route("/admin/v1/status", allow_methods(READ, get(status)))
+        .fallback(async || starting_problem())
         .with_state(starting)
 }
 
-async fn ready(State(starting): State<Arc<Starting>>) -> Response {
+async fn ready(State(starting): State<Arc<StartupState>>) -> Response {
     starting.report().response(false)
 }
 
-async fn status(State(starting): State<Arc<Starting>>) -> Response {
+async fn status(State(starting): State<Arc<StartupState>>) -> Response {
     let uptime = clock::now().duration_since(starting.started);
     let (streams, accounts) = (Vec::new(), Vec::new());
     let connections = starting.connections;
-    Status { uptime, report: starting.report(), streams, accounts, connections, among: None }.response()
+    AdminStatus { uptime, report: starting.report(), streams, accounts, connections, replica: None }.response()
 }
 
-async fn page(State(starting): State<Arc<Starting>>, headers: HeaderMap) -> Result<Response, Problem> {
-    let gzip = shown::takes_gzip(&headers);
-    let permit = Arc::clone(&starting.pages).acquire_owned().await.map_err(|_| not_yet())?;
+async fn metrics_page(State(starting): State<Arc<StartupState>>, headers: HeaderMap) -> Result<Response, HttpProblem> {
+    let gzip = shown::accepts_gzip(&headers);
+    let permit = Arc::clone(&starting.pages).acquire_owned().await.map_err(|_| starting_problem())?;
     let made = spawn_blocking(move || if gzip { shown::compressed(&metrics::page()) } else { metrics::page().into() });
-    Ok(shown::metrics(made.await.map_err(|_| not_yet())?, gzip, permit))
+    Ok(shown::metrics(made.await.map_err(|_| starting_problem())?, gzip, permit))
 }
 
-fn not_yet() -> Problem {
+fn starting_problem() -> HttpProblem {
     let detail = "the store is not open yet; /readyz says why";
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "starting", "Starting", detail).with(RETRY_AFTER, "1")
+    HttpProblem::new(StatusCode::SERVICE_UNAVAILABLE, "starting", "Starting", detail).with(RETRY_AFTER, "1")
 }
 
-impl Starting {
-    fn report(&self) -> Report {
+impl StartupState {
+    fn report(&self) -> ReadinessReport {
         let streams: BTreeMap<StreamName, &'static str> =
             self.streams.iter().map(|stream| (stream.clone(), STARTING)).collect();
-        Report {
+        ReadinessReport {
             store: Err(self.progress.reason()),
             replica: None,
             warnings: Vec::new(),

@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 
 use crate::{
-    admin::Progress,
+    admin::StartupProgress,
     clock,
     config::Config,
     event_log::EventLogs,
-    protocol::backoff::Curve,
+    protocol::backoff::BackoffCurve,
     store::{Retry, Store},
     telemetry::metrics,
 };
 
 /// Delays where the store may come by itself.
-const SOON: Curve = Curve { first: Duration::from_millis(200), cap: Duration::from_secs(2), jitter: 0.2 };
+const RETRY_SOON: BackoffCurve =
+    BackoffCurve { first: Duration::from_millis(200), cap: Duration::from_secs(2), jitter: 0.2 };
 /// Delays where an operator has to act. Secrets are read again before each attempt.
-const SLOWLY: Curve = Curve { first: Duration::from_secs(2), cap: Duration::from_secs(10), jitter: 0.2 };
+const RETRY_SLOWLY: BackoffCurve =
+    BackoffCurve { first: Duration::from_secs(2), cap: Duration::from_secs(10), jitter: 0.2 };
 /// The same reason is logged again after this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// One attempt may take so long. A store that is checked after a crash has most of an hour of its own; Redis has
@@ -26,7 +28,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 const ATTEMPT_MAX: Duration = Duration::from_secs(2 * 3600);
 
 /// Opens the configured store and looks at every log. Returns when it has succeeded; cancel-safe.
-pub(super) async fn open(config: &Config, progress: &Progress) -> (Store, EventLogs) {
+pub(super) async fn open(config: &Config, progress: &StartupProgress) -> (Store, EventLogs) {
     let mut failures = Failures { count: 0, logged: None };
     loop {
         let attempt = tokio::time::timeout(ATTEMPT_MAX, attempt(config)).await;
@@ -70,8 +72,8 @@ impl Failures {
     /// Until the next attempt.
     fn delay(&mut self, retry: Retry) -> Duration {
         let curve = match retry {
-            Retry::Soon => SOON,
-            Retry::Slowly => SLOWLY,
+            Retry::Soon => RETRY_SOON,
+            Retry::Slowly => RETRY_SLOWLY,
         };
         let delay = curve.delay(self.count, fastrand::f64());
         self.count = self.count.saturating_add(1);

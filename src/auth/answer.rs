@@ -8,21 +8,21 @@ use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     model::{Secret, Timestamp},
-    protocol::refresh::lifetime::{Claims, Stated, seconds},
+    protocol::refresh::lifetime::{Claims, LifetimeHints, seconds},
 };
 
 /// What a successful answer brought.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct TokenResponse {
     pub(super) access_token: Secret,
     /// The next refresh token, where the platform rotates it.
     pub(super) refresh_token: Option<Secret>,
-    pub(super) stated: Stated,
+    pub(super) stated_lifetime: LifetimeHints,
 }
 
 /// Why a body is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unusable {
+pub(super) enum TokenResponseError {
     #[error("it is no JSON object with an access_token")]
     Shape,
     #[error("its token is empty or has characters that no header may carry")]
@@ -46,18 +46,18 @@ const CODES: [&str; 9] = [
 
 /// The members of a body, whatever they are called and whatever its content type says.
 #[derive(Debug)]
-pub(super) struct Body(Map<String, Value>);
+pub(super) struct TokenResponseBody(Map<String, Value>);
 
 /// What a body says of an error (RFC 6749 section 5.2), whatever the status beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum OAuthError {
     /// The server is to blame.
     Server,
     /// The request is refused as it is. The code, if it is a known one.
     Request(Option<&'static str>),
 }
 
-impl Body {
+impl TokenResponseBody {
     /// None: it is no JSON object. A member that cannot be read is left out.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes));
@@ -67,27 +67,27 @@ impl Body {
     }
 
     /// What its `error` says. An empty one, or one that is no text, says nothing.
-    pub(super) fn refusal(&self) -> Option<Refusal> {
+    pub(super) fn oauth_error(&self) -> Option<OAuthError> {
         let error = self.text("error")?;
         match CODES.into_iter().find(|code| *code == error) {
-            Some("server_error" | "temporarily_unavailable") => Some(Refusal::Server),
-            code => Some(Refusal::Request(code)),
+            Some("server_error" | "temporarily_unavailable") => Some(OAuthError::Server),
+            code => Some(OAuthError::Request(code)),
         }
     }
 
     /// The answer that it is, if it is one. Members that are not needed may be of any type.
-    pub(super) fn answer(&self, answered: Option<Timestamp>) -> Result<Answer, Unusable> {
+    pub(super) fn token_response(&self, answered: Option<Timestamp>) -> Result<TokenResponse, TokenResponseError> {
         if !is_bearer(self.0.get("token_type")) {
-            return Err(Unusable::TokenType);
+            return Err(TokenResponseError::TokenType);
         }
-        let token = self.0.get("access_token").and_then(Value::as_str).ok_or(Unusable::Shape)?;
+        let token = self.0.get("access_token").and_then(Value::as_str).ok_or(TokenResponseError::Shape)?;
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Unusable::Token);
+            return Err(TokenResponseError::Token);
         }
         let expires_in = self.0.get("expires_in").and_then(seconds);
-        let stated = Stated { expires_in, claims: Claims::of(token), answered };
+        let stated = LifetimeHints { expires_in, claims: Claims::of(token), answered_at: answered };
         let refresh_token = self.text("refresh_token").map(Secret::new);
-        Ok(Answer { access_token: Secret::new(token), refresh_token, stated })
+        Ok(TokenResponse { access_token: Secret::new(token), refresh_token, stated_lifetime: stated })
     }
 
     fn text(&self, member: &str) -> Option<&str> {
@@ -120,23 +120,25 @@ mod tests {
             (r#"{"access_token":"t","token_type":"Bearer","expires_in":"60","more":[1]}"#, Ok(("t", Some(60.0)))),
             (r#"{"access_token":"t","token_type":null,"expires_in":null}"#, Ok(("t", None))),
             (r#"{"access_token":"t","expires_in":{}}"#, Ok(("t", None))),
-            (r#"{"access_token":"t","token_type":"mac"}"#, Err(Unusable::TokenType)),
+            (r#"{"access_token":"t","token_type":"mac"}"#, Err(TokenResponseError::TokenType)),
             (r#"{"access_token":"t","token_type":1}"#, Ok(("t", None))),
             (r#"{"access_token":"t","refresh_token":7,"scope":["a"],"id":{}}"#, Ok(("t", None))),
             (r#"{"access_token":"old","access_token":"t","error":null}"#, Ok(("t", None))),
             ("\u{feff}{\"access_token\":\"t\"}", Ok(("t", None))),
-            (r#"{"access_token":""}"#, Err(Unusable::Token)),
-            (r#"{"access_token":"a\r\nX-Evil: 1"}"#, Err(Unusable::Token)),
-            (r#"{"access_token":"tökén"}"#, Err(Unusable::Token)),
-            (r#"{"access_token":7}"#, Err(Unusable::Shape)),
-            (r#"{"token":"t"}"#, Err(Unusable::Shape)),
-            (r#"["t"]"#, Err(Unusable::Shape)),
-            ("<html>", Err(Unusable::Shape)),
-            ("", Err(Unusable::Shape)),
+            (r#"{"access_token":""}"#, Err(TokenResponseError::Token)),
+            (r#"{"access_token":"a\r\nX-Evil: 1"}"#, Err(TokenResponseError::Token)),
+            (r#"{"access_token":"tökén"}"#, Err(TokenResponseError::Token)),
+            (r#"{"access_token":7}"#, Err(TokenResponseError::Shape)),
+            (r#"{"token":"t"}"#, Err(TokenResponseError::Shape)),
+            (r#"["t"]"#, Err(TokenResponseError::Shape)),
+            ("<html>", Err(TokenResponseError::Shape)),
+            ("", Err(TokenResponseError::Shape)),
         ];
         for (body, expected) in table {
-            let read = Body::read(body.as_bytes()).ok_or(Unusable::Shape).and_then(|body| body.answer(None));
-            let found = read.as_ref().map(|answer| (answer.access_token.expose(), answer.stated.expires_in));
+            let read = TokenResponseBody::read(body.as_bytes())
+                .ok_or(TokenResponseError::Shape)
+                .and_then(|body| body.token_response(None));
+            let found = read.as_ref().map(|answer| (answer.access_token.expose(), answer.stated_lifetime.expires_in));
             assert_eq!(found.map_err(|why| *why), expected, "{body}");
         }
     }
@@ -146,20 +148,20 @@ mod tests {
         let table = [
             (
                 r#"{"error":"invalid_grant","error_description":"canary"}"#,
-                Some(Refusal::Request(Some("invalid_grant"))),
+                Some(OAuthError::Request(Some("invalid_grant"))),
             ),
-            (r#"{"error":"invalid_client","access_token":"t"}"#, Some(Refusal::Request(Some("invalid_client")))),
-            (r#"{"error":"canary"}"#, Some(Refusal::Request(None))),
-            (r#"{"error":"temporarily_unavailable"}"#, Some(Refusal::Server)),
-            (r#"{"error":"server_error"}"#, Some(Refusal::Server)),
+            (r#"{"error":"invalid_client","access_token":"t"}"#, Some(OAuthError::Request(Some("invalid_client")))),
+            (r#"{"error":"canary"}"#, Some(OAuthError::Request(None))),
+            (r#"{"error":"temporarily_unavailable"}"#, Some(OAuthError::Server)),
+            (r#"{"error":"server_error"}"#, Some(OAuthError::Server)),
             (r#"{"error":""}"#, None),
             (r#"{"error":null}"#, None),
             (r#"{"error":{"code":"invalid_client"}}"#, None),
             ("{}", None),
         ];
         for (body, expected) in table {
-            assert_eq!(Body::read(body.as_bytes()).unwrap().refusal(), expected, "{body}");
+            assert_eq!(TokenResponseBody::read(body.as_bytes()).unwrap().oauth_error(), expected, "{body}");
         }
-        assert!(Body::read(b"<html>").is_none());
+        assert!(TokenResponseBody::read(b"<html>").is_none());
     }
 }

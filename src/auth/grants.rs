@@ -11,10 +11,10 @@ use reqwest::{
 };
 
 use super::{
-    Client, ClientAuth, Grant, Settings,
-    answer::{Answer, Body, Refusal, Unusable},
+    ClientAuth, Grant, OAuthClient, Settings,
+    answer::{OAuthError, TokenResponse, TokenResponseBody, TokenResponseError},
     secrets::Secrets,
-    vault::{Kept, Vault, ancestor},
+    vault::{RefreshTokenStore, RotatedToken, ancestor},
 };
 use crate::{
     clock,
@@ -22,7 +22,7 @@ use crate::{
     network::{self, HttpLimits, NetworkPolicy, head},
     protocol::{
         refresh::{
-            Failure,
+            GrantFailure,
             lifetime::{Lifetime, LifetimeSource},
         },
         retry_after,
@@ -31,33 +31,33 @@ use crate::{
 };
 
 /// A token endpoint that has not answered in full by then counts as unreachable.
-pub(super) const REQUEST_MAX: Duration = Duration::from_secs(10);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The part of it that connecting may take.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Answers are a few KiB; reading stops here.
 const BODY_LEN_MAX: usize = 64 * 1024;
 
 /// Gets tokens for one account.
 #[derive(Debug)]
-pub(super) struct Grants {
+pub(super) struct TokenSource {
     grant: Grant,
     token_url: String,
     scope: String,
     lifetime_default: Duration,
     http: reqwest::Client,
     /// Where it asks, for errors: the URL without secrets, and its key in the configuration.
-    place: String,
+    endpoint: String,
     /// The proxy in front of the token endpoint.
     proxy: Option<String>,
     secrets: Secrets,
-    vault: Vault,
+    refresh_tokens: RefreshTokenStore,
 }
 
 /// A token, and how long it lives; a static one has no life that anybody knows.
 #[derive(Debug)]
-pub(super) struct Granted {
+pub(super) struct GrantedToken {
     pub(super) secret: Secret,
     pub(super) lifetime: Option<Lifetime>,
 }
@@ -70,14 +70,14 @@ pub(super) enum GrantError {
     #[error("could not reach the token endpoint")]
     Unreachable(#[source] reqwest::Error),
     #[error("POST {place}")]
-    Asked { place: String, source: Box<Self> },
+    Request { place: String, source: Box<Self> },
     #[error("answered {0} without an OAuth error code: is it the URL of a token endpoint?")]
     NoEndpoint(u16),
     #[error("token request through the proxy {proxy}")]
     Proxied { proxy: String, source: Box<Self> },
     #[error("the token endpoint answered {0}")]
     Status(u16),
-    #[error("the token endpoint asks for fewer requests ({status}{})", wait_words(*.pause))]
+    #[error("the token endpoint asks for fewer requests ({status}{})", pause_text(*.pause))]
     Throttled { status: u16, pause: Option<Duration> },
     #[error("the token endpoint's answer is longer than {BODY_LEN_MAX} bytes")]
     TooLong,
@@ -86,7 +86,7 @@ pub(super) enum GrantError {
         status: u16,
         content_type: String,
         #[source]
-        cause: Unusable,
+        cause: TokenResponseError,
     },
     #[error("the token endpoint rejects the credentials ({status} {code})")]
     Rejected { status: u16, code: &'static str },
@@ -97,7 +97,7 @@ pub(super) enum GrantError {
 impl GrantError {
     /// The same error with the address that was asked.
     fn at(self, place: &str) -> Self {
-        Self::Asked { place: place.to_owned(), source: Box::new(self) }
+        Self::Request { place: place.to_owned(), source: Box::new(self) }
     }
 
     /// The same error with the name of the proxy that the request went through.
@@ -112,29 +112,29 @@ impl GrantError {
         Self::Rejected { status, code: "without a known code" }
     }
 
-    pub(super) fn verdict(&self) -> Failure {
+    pub(super) fn failure(&self) -> GrantFailure {
         match self {
-            Self::Throttled { pause, .. } => Failure::Throttled(*pause),
-            Self::Proxied { source, .. } | Self::Asked { source, .. } => source.verdict(),
-            Self::Rejected { .. } | Self::StaticRefused => Failure::Rejected,
+            Self::Throttled { pause, .. } => GrantFailure::Throttled(*pause),
+            Self::Proxied { source, .. } | Self::Request { source, .. } => source.failure(),
+            Self::Rejected { .. } | Self::StaticRefused => GrantFailure::Rejected,
             Self::Secret(_)
             | Self::Unreachable(_)
             | Self::Status(_)
             | Self::NoEndpoint(_)
             | Self::TooLong
-            | Self::Unusable { .. } => Failure::Unreachable,
+            | Self::Unusable { .. } => GrantFailure::Unreachable,
         }
     }
 }
 
-impl Grants {
+impl TokenSource {
     /// Opens no connection yet.
     pub(super) fn new(
         settings: &Settings,
         network: &NetworkPolicy,
         request_max: Duration,
     ) -> Result<Self, reqwest::Error> {
-        let limits = HttpLimits { connect: CONNECT_MAX, total: request_max };
+        let limits = HttpLimits { connect: CONNECT_TIMEOUT, total: request_max };
         // Nobody asks for gzip, and some send it all the same.
         let http = network.http_client(limits).gzip(true).pool_max_idle_per_host(0).build()?;
         Ok(Self {
@@ -143,19 +143,19 @@ impl Grants {
             scope: settings.scope.clone(),
             lifetime_default: settings.lifetime_default,
             http,
-            place: place(settings),
-            proxy: network.proxy_shown(&settings.token_url),
+            endpoint: endpoint_name(settings),
+            proxy: network.proxy_name(&settings.token_url),
             secrets: Secrets::default(),
-            vault: Vault::new(&settings.vault, &settings.account),
+            refresh_tokens: RefreshTokenStore::new(&settings.refresh_token_dir, &settings.account),
         })
     }
 
     /// One try. `refused` is the token in use, if the platform rejects it.
-    pub(super) async fn fetch(&mut self, refused: Option<Secret>) -> Result<Granted, GrantError> {
+    pub(super) async fn fetch(&mut self, refused: Option<Secret>) -> Result<GrantedToken, GrantError> {
         match self.grant.clone() {
             Grant::ClientCredentials(client) => {
-                let answer = self.ask(&client, vec![("grant_type", "client_credentials".to_owned())]).await?;
-                Ok(self.granted(answer))
+                let answer = self.request_token(&client, vec![("grant_type", "client_credentials".to_owned())]).await?;
+                Ok(self.granted_token(answer))
             }
             Grant::RefreshToken { client, refresh_token } => {
                 let configured = self.secrets.read(&refresh_token).await?;
@@ -166,7 +166,7 @@ impl Grants {
                 if refused.as_ref() == Some(&secret) {
                     return Err(GrantError::StaticRefused);
                 }
-                Ok(Granted { secret, lifetime: None })
+                Ok(GrantedToken { secret, lifetime: None })
             }
         }
     }
@@ -182,20 +182,20 @@ impl Grants {
     }
 
     /// The name that the configured refresh token has among replicas; none where there is no such token.
-    pub(super) async fn refresh_line(&mut self) -> Option<String> {
+    pub(super) async fn refresh_token_id(&mut self) -> Option<String> {
         Some(ancestor(&self.configured().await?))
     }
 
     /// The newest refresh token in place of the configured one.
-    pub(super) async fn rotated(&mut self) -> Option<Kept> {
+    pub(super) async fn rotated(&mut self) -> Option<RotatedToken> {
         let configured = self.configured().await?;
-        self.vault.kept(&configured).await.cloned()
+        self.refresh_tokens.current(&configured).await.cloned()
     }
 
     /// Another replica was given a refresh token.
-    pub(super) async fn learn(&mut self, told: Kept) {
+    pub(super) async fn store_shared_token(&mut self, rotated: RotatedToken) {
         let Some(configured) = self.configured().await else { return };
-        if let Err(error) = self.vault.learn(&configured, told).await {
+        if let Err(error) = self.refresh_tokens.store_if_newer(&configured, rotated).await {
             tracing::error!(error = chain(&error), "the refresh token of another replica is kept in memory only");
         }
     }
@@ -207,20 +207,24 @@ impl Grants {
         }
     }
 
-    async fn exchange(&mut self, client: &Client, configured: &Secret) -> Result<Granted, GrantError> {
-        let newest = self.vault.newest(configured).await;
+    async fn exchange(&mut self, client: &OAuthClient, configured: &Secret) -> Result<GrantedToken, GrantError> {
+        let newest = self.refresh_tokens.newest(configured).await;
         let form = vec![("grant_type", "refresh_token".to_owned()), ("refresh_token", newest.expose().to_owned())];
-        let mut answer = self.ask(client, form).await?;
+        let mut answer = self.request_token(client, form).await?;
         if let Some(rotated) = answer.refresh_token.take().filter(|rotated| *rotated != newest) {
             // before the access token is used: a crash in between must not cost the account
-            if let Err(error) = self.vault.keep(configured, rotated).await {
+            if let Err(error) = self.refresh_tokens.store_rotated(configured, rotated).await {
                 tracing::error!(error = chain(&error), "the refresh token will be lost with this process");
             }
         }
-        Ok(self.granted(answer))
+        Ok(self.granted_token(answer))
     }
 
-    async fn ask(&mut self, client: &Client, mut form: Vec<(&'static str, String)>) -> Result<Answer, GrantError> {
+    async fn request_token(
+        &mut self,
+        client: &OAuthClient,
+        mut form: Vec<(&'static str, String)>,
+    ) -> Result<TokenResponse, GrantError> {
         let id = self.secrets.read(&client.id).await?;
         let secret = self.secrets.read(&client.secret).await?;
         if !self.scope.is_empty() {
@@ -237,16 +241,16 @@ impl Grants {
         };
         let request = request.header(ACCEPT, "application/json").header(ACCEPT_ENCODING, "identity");
         let answered = match request.form(&form).send().await {
-            Ok(response) => judge(response).await,
+            Ok(response) => parse_response(response).await,
             Err(error) => Err(unreachable(error)),
         };
-        answered.map_err(|error| error.at(&self.place).through(self.proxy.as_deref()))
+        answered.map_err(|error| error.at(&self.endpoint).through(self.proxy.as_deref()))
     }
 
-    fn granted(&self, answer: Answer) -> Granted {
-        let lifetime = Lifetime::weigh(&answer.stated, self.lifetime_default);
+    fn granted_token(&self, answer: TokenResponse) -> GrantedToken {
+        let lifetime = Lifetime::resolve(&answer.stated_lifetime, self.lifetime_default);
         let life_secs = lifetime.scheduled.as_secs();
-        match (answer.stated.expires_in, lifetime.source) {
+        match (answer.stated_lifetime.expires_in, lifetime.source) {
             (_, LifetimeSource::Answer) | (None, LifetimeSource::Claims) => (),
             (Some(expires_in), LifetimeSource::Claims | LifetimeSource::Default) => {
                 let from = lifetime.source.as_str();
@@ -256,12 +260,12 @@ impl Grants {
                 tracing::warn!(life_secs, "neither the answer nor the token says how long the token lives");
             }
         }
-        Granted { secret: answer.access_token, lifetime: Some(lifetime) }
+        GrantedToken { secret: answer.access_token, lifetime: Some(lifetime) }
     }
 }
 
 /// Where an account's tokens are requested, as an error names it.
-fn place(settings: &Settings) -> String {
+fn endpoint_name(settings: &Settings) -> String {
     let url = reqwest::Url::parse(&settings.token_url).map(|url| network::without_secrets(&url));
     format!("{} (accounts.{}.token_url)", url.unwrap_or_default(), settings.account)
 }
@@ -286,23 +290,23 @@ fn form_encoded(text: &str) -> String {
 }
 
 /// An `error` in the body is read first, whatever the status.
-async fn judge(response: Response) -> Result<Answer, GrantError> {
+async fn parse_response(response: Response) -> Result<TokenResponse, GrantError> {
     let status = response.status().as_u16();
-    let dated = header(&response, &DATE).and_then(retry_after::http_date);
-    log_skew(dated);
+    let server_date = header(&response, &DATE).and_then(retry_after::http_date);
+    log_skew(server_date);
     let pause = head::retry_after(response.headers());
     let meaning = StatusMeaning::of(Exchange::TokenRequest, status, pause);
     let content_type = content_type(&response);
-    let body = match bounded(response).await {
-        Ok(body) => Body::read(&body),
+    let body = match read_body(response).await {
+        Ok(body) => TokenResponseBody::read(&body),
         Err(error) if meaning == StatusMeaning::Success => return Err(error),
         // The status says enough.
         Err(_) => None,
     };
-    if let Some(error) = failure(status, meaning, body.as_ref().and_then(Body::refusal), pause) {
+    if let Some(error) = failure(status, meaning, body.as_ref().and_then(TokenResponseBody::oauth_error), pause) {
         return Err(error);
     }
-    let answer = body.ok_or(Unusable::Shape).and_then(|body| body.answer(dated));
+    let answer = body.ok_or(TokenResponseError::Shape).and_then(|body| body.token_response(server_date));
     answer.map_err(|cause| GrantError::Unusable { status, content_type, cause })
 }
 
@@ -310,19 +314,19 @@ async fn judge(response: Response) -> Result<Answer, GrantError> {
 fn failure(
     status: u16,
     meaning: StatusMeaning,
-    refusal: Option<Refusal>,
+    refusal: Option<OAuthError>,
     pause: Option<Duration>,
 ) -> Option<GrantError> {
     match (refusal, meaning) {
-        (Some(Refusal::Request(Some(code))), _) => Some(GrantError::Rejected { status, code }),
+        (Some(OAuthError::Request(Some(code))), _) => Some(GrantError::Rejected { status, code }),
         (_, StatusMeaning::Throttled(pause)) => Some(GrantError::Throttled { status, pause }),
-        (Some(Refusal::Server), _) if pause.is_some() => Some(GrantError::Throttled { status, pause }),
-        (_, StatusMeaning::Transient) | (Some(Refusal::Server), _) => Some(GrantError::Status(status)),
+        (Some(OAuthError::Server), _) if pause.is_some() => Some(GrantError::Throttled { status, pause }),
+        (_, StatusMeaning::Transient) | (Some(OAuthError::Server), _) => Some(GrantError::Status(status)),
         (None, StatusMeaning::Success) => None,
-        (Some(Refusal::Request(None)), StatusMeaning::Success) => Some(GrantError::uncoded(status)),
-        (None | Some(Refusal::Request(None)), StatusMeaning::Unauthenticated) => Some(GrantError::uncoded(status)),
+        (Some(OAuthError::Request(None)), StatusMeaning::Success) => Some(GrantError::uncoded(status)),
+        (None | Some(OAuthError::Request(None)), StatusMeaning::Unauthenticated) => Some(GrantError::uncoded(status)),
         // Not the answer of a token endpoint, which names its reason.
-        (None | Some(Refusal::Request(None)), StatusMeaning::Refused) => Some(GrantError::NoEndpoint(status)),
+        (None | Some(OAuthError::Request(None)), StatusMeaning::Refused) => Some(GrantError::NoEndpoint(status)),
     }
 }
 
@@ -336,11 +340,11 @@ fn content_type(response: &Response) -> String {
 /// Longer content types are cut in an error.
 const CONTENT_TYPE_LEN_MAX: usize = 80;
 
-fn wait_words(pause: Option<Duration>) -> String {
+fn pause_text(pause: Option<Duration>) -> String {
     pause.map(|pause| format!(", Retry-After {} s", pause.as_secs())).unwrap_or_default()
 }
 
-async fn bounded(mut response: Response) -> Result<Vec<u8>, GrantError> {
+async fn read_body(mut response: Response) -> Result<Vec<u8>, GrantError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
         if body.len() + chunk.len() > BODY_LEN_MAX {

@@ -17,16 +17,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Grant, Settings, Token,
-    grants::{GrantError, Granted, Grants, REQUEST_MAX},
-    sharing::Shared,
+    grants::{GrantError, GrantedToken, REQUEST_TIMEOUT, TokenSource},
+    sharing::SharedTokens,
 };
 use crate::{
     clock,
     model::{Secret, Timestamp},
     protocol::refresh::{
-        self, Failure, Found, Input, Origin, Output, Phase, Reason, Refresh, Waiting, lifetime::Claims, usage::Usage,
+        self, GrantFailure, Input, Output, PendingRefresh, Refresh, TokenOrigin, TokenPhase, VaultToken, WaitReason,
+        lifetime::Claims, usage::TokenUsage,
     },
-    tasks::Outcome,
+    tasks::TaskResult,
     telemetry::{chain, metrics},
 };
 
@@ -34,11 +35,11 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 
 /// What an operator reads where a pause of the token endpoint is kept that another replica was told.
-const KEPT_AWAY: &str = "the token endpoint asked for a pause (Retry-After), which holds for every replica";
+const SHARED_PAUSE: &str = "the token endpoint asked for a pause (Retry-After), which holds for every replica";
 
 /// What handles ask for. A value, not a queue: whoever asks again changes nothing.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Asked {
+pub(super) struct RefreshRequests {
     /// The newest generation that was refused, and whether it had carried a live session.
     refused: (u64, bool),
     /// The newest generation that was refused and then carried a live session.
@@ -46,83 +47,87 @@ pub(super) struct Asked {
     /// How often the token in force was offered again to streams that were refused it.
     pub(super) offers: u64,
     /// How often an operator wanted a new token.
-    pub(super) wishes: u64,
+    pub(super) operator_requests: u64,
 }
 
-impl Asked {
+impl RefreshRequests {
     /// Whether that is news.
     pub(super) fn refuse(&mut self, generation: u64, carried: bool) -> bool {
         let refused = (generation, carried);
-        let news = self.refused < refused || self.cleared >= generation;
+        let is_new = self.refused < refused || self.cleared >= generation;
         self.refused = if self.cleared >= generation { refused } else { self.refused.max(refused) };
         // What is refused after it was cleared is refused.
         self.cleared = self.cleared.min(generation.saturating_sub(1));
-        news
+        is_new
     }
 }
 
 /// The newest failure.
 #[derive(Debug, Clone)]
-pub(super) struct LastError {
+pub(super) struct RefreshError {
     pub(super) text: String,
     pub(super) at: Timestamp,
 }
 
 /// What handles may know beside the token.
 #[derive(Debug, Clone)]
-pub(super) struct Report {
-    pub(super) phase: Phase,
+pub(super) struct TokenReport {
+    pub(super) phase: TokenPhase,
     pub(super) generation: u64,
     pub(super) ends_at: Option<Instant>,
     pub(super) next_at: Option<Instant>,
     pub(super) refreshes: u64,
     pub(super) degraded_until: Option<Instant>,
-    pub(super) waiting: Option<Waiting>,
-    pub(super) last_error: Option<LastError>,
+    pub(super) waiting: Option<PendingRefresh>,
+    pub(super) last_error: Option<RefreshError>,
 }
 
 /// The ends that handles hold.
 #[derive(Debug, Clone)]
-pub(super) struct Ends {
-    pub(super) asked: watch::Sender<Asked>,
+pub(super) struct RefresherHandle {
+    pub(super) requests: watch::Sender<RefreshRequests>,
     pub(super) tokens: watch::Receiver<Option<Token>>,
-    pub(super) reports: watch::Receiver<Report>,
-    pub(super) usage: Arc<Mutex<Usage>>,
+    pub(super) reports: watch::Receiver<TokenReport>,
+    pub(super) usage: Arc<Mutex<TokenUsage>>,
 }
 
 /// One account's refresher.
 #[derive(Debug)]
 pub(super) struct Refresher {
     machine: Refresh,
-    grants: Grants,
-    shared: Option<Shared>,
+    grants: TokenSource,
+    shared: Option<SharedTokens>,
     /// Granted, and waiting for its number.
-    granted: Option<Granted>,
-    asked: watch::Receiver<Asked>,
-    wishes_heard: u64,
-    offers_heard: u64,
+    granted: Option<GrantedToken>,
+    requests: watch::Receiver<RefreshRequests>,
+    operator_requests_seen: u64,
+    offers_seen: u64,
     tokens: watch::Sender<Option<Token>>,
-    reports: watch::Sender<Report>,
-    usage: Arc<Mutex<Usage>>,
+    reports: watch::Sender<TokenReport>,
+    usage: Arc<Mutex<TokenUsage>>,
     refreshes: u64,
     /// When the request under way, or the newest one, is given up.
-    request_ends: Option<Instant>,
+    request_deadline: Option<Instant>,
     /// What was logged last.
-    waits_for: Option<Reason>,
-    last_error: Option<LastError>,
-    metrics: metrics::Account,
+    logged_wait: Option<WaitReason>,
+    last_error: Option<RefreshError>,
+    metrics: metrics::AccountMetrics,
     tick: Interval,
 }
 
 impl Refresher {
     /// Must be called within a Tokio runtime. Nothing is fetched before [`Refresher::run`].
-    pub(super) fn new(settings: &Settings, grants: Grants, shared: Option<Shared>) -> (Self, Ends) {
-        let sharing = if shared.is_some() { refresh::Sharing::Vault } else { refresh::Sharing::None };
+    pub(super) fn new(
+        settings: &Settings,
+        grants: TokenSource,
+        shared: Option<SharedTokens>,
+    ) -> (Self, RefresherHandle) {
+        let sharing = if shared.is_some() { refresh::TokenSharing::Vault } else { refresh::TokenSharing::None };
         let machine = Refresh::new(settings.refresh(sharing));
-        let (asked_sender, asked) = watch::channel(Asked::default());
+        let (asked_sender, asked) = watch::channel(RefreshRequests::default());
         let (tokens, tokens_receiver) = watch::channel(None);
         let (reports, reports_receiver) = watch::channel(report(&machine, 0, None, None));
-        let usage = Arc::<Mutex<Usage>>::default();
+        let usage = Arc::<Mutex<TokenUsage>>::default();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let refresher = Self {
@@ -130,24 +135,27 @@ impl Refresher {
             grants,
             shared,
             granted: None,
-            asked,
-            wishes_heard: 0,
-            offers_heard: 0,
+            requests: asked,
+            operator_requests_seen: 0,
+            offers_seen: 0,
             tokens,
             reports,
             usage: Arc::clone(&usage),
             refreshes: 0,
-            request_ends: None,
-            waits_for: None,
+            request_deadline: None,
+            logged_wait: None,
             last_error: None,
-            metrics: metrics::Account::new(&settings.account),
+            metrics: metrics::AccountMetrics::new(&settings.account),
             tick,
         };
-        (refresher, Ends { asked: asked_sender, tokens: tokens_receiver, reports: reports_receiver, usage })
+        (
+            refresher,
+            RefresherHandle { requests: asked_sender, tokens: tokens_receiver, reports: reports_receiver, usage },
+        )
     }
 
     /// Keeps a token until the stop signal.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Outcome {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> TaskResult {
         self.machine.handle(Input::Start, clock::now());
         loop {
             while let Some(output) = self.machine.poll_output() {
@@ -160,15 +168,15 @@ impl Refresher {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                alive = self.asked.changed() => match alive {
-                    Ok(()) => self.hear(),
-                    Err(_) => return forsaken(&stop).await,
+                alive = self.requests.changed() => match alive {
+                    Ok(()) => self.on_requests(),
+                    Err(_) => return wait_for_stop(&stop).await,
                 },
-                generation = hint(&mut self.shared) => {
-                    self.machine.handle(Input::Told { generation }, clock::now());
+                generation = next_hint(&mut self.shared) => {
+                    self.machine.handle(Input::VaultNotified { generation }, clock::now());
                 }
                 () = sleep_until(wake) => self.machine.handle_timeout(clock::now()),
-                _ = self.tick.tick() => self.look_around().await,
+                _ = self.tick.tick() => self.check_secrets().await,
             }
         }
     }
@@ -176,39 +184,39 @@ impl Refresher {
     async fn perform(&mut self, output: Output, stop: &CancellationToken) -> ControlFlow<()> {
         match output {
             Output::Fetch => match self.fetch(stop).await {
-                Some(answer) => self.take(answer),
+                Some(answer) => self.on_grant_result(answer),
                 None => return ControlFlow::Break(()),
             },
             Output::Adopt { generation, origin } => {
                 self.adopt(generation, origin);
-                if origin == Origin::Vault {
-                    self.learn_refresh_token().await;
+                if origin == TokenOrigin::Vault {
+                    self.load_shared_refresh_token().await;
                 }
             }
-            Output::Retry { at, alarm } => self.lament(at, alarm),
-            Output::KeepAway { at } => self.keep_away(at),
-            Output::Look => self.look().await,
-            Output::Lock { life } => self.lock(life).await,
-            Output::Renew { life } => self.shared().renew(life).await,
+            Output::Retry { at, alarm } => self.log_failure(at, alarm),
+            Output::PauseRequests { at } => self.on_shared_pause(at),
+            Output::ReadVault => self.read_vault().await,
+            Output::Lock { ttl: life } => self.lock(life).await,
+            Output::Renew { ttl: life } => self.shared().renew(life).await,
             Output::Release { pause } => self.shared().release(pause).await,
-            Output::Publish { generation, lifetime, left } => {
-                self.publish_token(Found { generation, lifetime, left }).await;
+            Output::Publish { generation, lifetime, remaining: left } => {
+                self.publish_token(VaultToken { generation, lifetime, remaining: left }).await;
             }
         }
         ControlFlow::Continue(())
     }
 
     /// The answer to one request, or none if the daemon ends first and the request may be dropped.
-    async fn fetch(&mut self, stop: &CancellationToken) -> Option<Result<Granted, GrantError>> {
-        self.request_ends = Some(clock::now() + REQUEST_MAX);
+    async fn fetch(&mut self, stop: &CancellationToken) -> Option<Result<GrantedToken, GrantError>> {
+        self.request_deadline = Some(clock::now() + REQUEST_TIMEOUT);
         self.publish();
-        self.learn_refresh_token().await;
-        let answer = self.ask(stop).await?;
+        self.load_shared_refresh_token().await;
+        let answer = self.request_token(stop).await?;
         self.share_refresh_token().await;
         Some(answer)
     }
 
-    async fn ask(&mut self, stop: &CancellationToken) -> Option<Result<Granted, GrantError>> {
+    async fn request_token(&mut self, stop: &CancellationToken) -> Option<Result<GrantedToken, GrantError>> {
         let droppable = !self.grants.must_finish();
         let held = self.tokens.borrow().as_ref().map(|token| token.secret.clone());
         let refused = held.filter(|_| self.machine.is_refused());
@@ -220,7 +228,7 @@ impl Refresher {
                 biased;
                 () = stop.cancelled(), if droppable => break,
                 answer = &mut answer => return Some(answer),
-                () = sleep_until(wake) => keep_lock(machine, shared.as_mut()).await,
+                () = sleep_until(wake) => renew_lock(machine, shared.as_mut()).await,
                 _ = tick.tick() => show_remaining(metrics, machine),
             }
         }
@@ -232,11 +240,11 @@ impl Refresher {
     }
 
     /// Another replica may have used the refresh token up, and was given the next one.
-    async fn learn_refresh_token(&mut self) {
+    async fn load_shared_refresh_token(&mut self) {
         let Some(shared) = &mut self.shared else { return };
-        let Some(line) = self.grants.refresh_line().await else { return };
-        if let Some(told) = shared.refresh_token(&line).await {
-            self.grants.learn(told).await;
+        let Some(line) = self.grants.refresh_token_id().await else { return };
+        if let Some(rotated) = shared.refresh_token(&line).await {
+            self.grants.store_shared_token(rotated).await;
         }
     }
 
@@ -248,13 +256,13 @@ impl Refresher {
         }
     }
 
-    async fn look(&mut self) {
-        let seen = self.shared().look().await;
+    async fn read_vault(&mut self) {
+        let seen = self.shared().read().await;
         if seen.is_some() {
             // What was given while the vault was away.
             self.share_refresh_token().await;
         }
-        self.machine.handle(Input::Looked { seen, unit: fastrand::f64() }, clock::now());
+        self.machine.handle(Input::VaultRead { seen, unit: fastrand::f64() }, clock::now());
     }
 
     async fn lock(&mut self, life: Duration) {
@@ -263,7 +271,7 @@ impl Refresher {
     }
 
     /// What was just granted, or what is in force.
-    async fn publish_token(&mut self, found: Found) {
+    async fn publish_token(&mut self, found: VaultToken) {
         let granted = self.granted.as_ref().map(|granted| granted.secret.clone());
         let secret = granted.or_else(|| self.tokens.borrow().as_ref().map(|token| token.secret.clone()));
         let secret = secret.expect("a token is there before it is published");
@@ -271,11 +279,11 @@ impl Refresher {
         self.machine.handle(Input::Published(published), clock::now());
     }
 
-    fn shared(&mut self) -> &mut Shared {
+    fn shared(&mut self) -> &mut SharedTokens {
         self.shared.as_mut().expect("only a token that is shared has a vault")
     }
 
-    fn take(&mut self, answer: Result<Granted, GrantError>) {
+    fn on_grant_result(&mut self, answer: Result<GrantedToken, GrantError>) {
         let unit = fastrand::f64();
         let input = match answer {
             Ok(granted) => {
@@ -286,9 +294,9 @@ impl Refresher {
                 Input::Granted { lifetime, repeated, unit }
             }
             Err(error) => {
-                let failure = error.verdict();
-                self.metrics.refreshed(outcome(failure));
-                self.last_error = Some(LastError { text: chain(&error), at: clock::wall() });
+                let failure = error.failure();
+                self.metrics.refreshed(outcome_label(failure));
+                self.last_error = Some(RefreshError { text: chain(&error), at: clock::wall() });
                 Input::Failed { failure, unit }
             }
         };
@@ -300,23 +308,25 @@ impl Refresher {
         self.machine.is_refused() && self.tokens.borrow().as_ref().is_some_and(|token| token.secret == *secret)
     }
 
-    fn adopt(&mut self, generation: u64, origin: Origin) {
+    fn adopt(&mut self, generation: u64, origin: TokenOrigin) {
         let granted = self.granted.take();
         let secret = match origin {
-            Origin::Grant => self.adopt_granted(generation, granted.expect("a token is granted before it is adopted")),
-            Origin::Vault => self.adopt_found(generation),
+            TokenOrigin::Grant => {
+                self.adopt_granted(generation, granted.expect("a token is granted before it is adopted"))
+            }
+            TokenOrigin::Vault => self.adopt_found(generation),
         };
         self.last_error = None;
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner).offered(generation, clock::now());
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner).on_token(generation, clock::now());
         self.publish();
         self.tokens.send_replace(Some(Token { generation, secret }));
         show_remaining(&self.metrics, &self.machine);
     }
 
-    fn adopt_granted(&mut self, generation: u64, granted: Granted) -> Secret {
-        let Granted { secret, lifetime } = granted;
+    fn adopt_granted(&mut self, generation: u64, granted: GrantedToken) -> Secret {
+        let GrantedToken { secret, lifetime } = granted;
         if let Some(lifetime) = lifetime {
-            self.metrics.lives(lifetime.scheduled, lifetime.claimed);
+            self.metrics.set_lifetime(lifetime.scheduled, lifetime.claimed);
         }
         self.refreshes += 1;
         tracing::info!(
@@ -324,7 +334,7 @@ impl Refresher {
             life_secs = lifetime.map(|lifetime| lifetime.scheduled.as_secs_f64()),
             life_from = lifetime.map(|lifetime| lifetime.source.as_str()),
             claimed_secs = lifetime.and_then(|lifetime| lifetime.claimed).map(|claimed| claimed.as_secs_f64()),
-            next_secs = self.machine.next_at().map(until),
+            next_secs = self.machine.next_at().map(seconds_until),
             "token adopted"
         );
         secret
@@ -334,20 +344,20 @@ impl Refresher {
         self.metrics.adopted();
         let secret = self.shared().take_found().expect("a token is found before it is adopted");
         if let Some(lifetime) = self.machine.lifetime() {
-            self.metrics.lives(lifetime, Claims::of(secret.expose()).life());
+            self.metrics.set_lifetime(lifetime, Claims::of(secret.expose()).lifetime());
         }
         tracing::info!(
             generation,
-            remaining_secs = self.machine.ends_at().map(until),
-            next_secs = self.machine.next_at().map(until),
+            remaining_secs = self.machine.expires_at().map(seconds_until),
+            next_secs = self.machine.next_at().map(seconds_until),
             "token of another replica adopted"
         );
         secret
     }
 
-    fn lament(&self, at: Instant, alarm: bool) {
-        let (error, retry_secs) = (self.last_error.as_ref().map(|error| &*error.text), until(at));
-        let remaining_secs = self.machine.ends_at().map(until);
+    fn log_failure(&self, at: Instant, alarm: bool) {
+        let (error, retry_secs) = (self.last_error.as_ref().map(|error| &*error.text), seconds_until(at));
+        let remaining_secs = self.machine.expires_at().map(seconds_until);
         if alarm {
             tracing::error!(error, retry_secs, remaining_secs, "the credentials of the account need an operator");
         } else {
@@ -356,34 +366,34 @@ impl Refresher {
     }
 
     /// Another replica was asked for a pause, so the endpoint is not asked from here either.
-    fn keep_away(&mut self, at: Instant) {
-        let retry_secs = until(at);
-        tracing::warn!(retry_secs, "{KEPT_AWAY}");
-        self.last_error = Some(LastError { text: KEPT_AWAY.to_owned(), at: clock::wall() });
+    fn on_shared_pause(&mut self, at: Instant) {
+        let retry_secs = seconds_until(at);
+        tracing::warn!(retry_secs, "{SHARED_PAUSE}");
+        self.last_error = Some(RefreshError { text: SHARED_PAUSE.to_owned(), at: clock::wall() });
     }
 
-    fn hear(&mut self) {
-        let asked = *self.asked.borrow_and_update();
+    fn on_requests(&mut self) {
+        let asked = *self.requests.borrow_and_update();
         let now = clock::now();
         let (generation, carried) = asked.refused;
         if asked.cleared < generation {
-            self.hear_refusal(generation, carried, now);
+            self.on_refusal(generation, carried, now);
         } else {
-            self.machine.handle(Input::Cleared { generation: asked.cleared }, now);
+            self.machine.handle(Input::RefusalCleared { generation: asked.cleared }, now);
         }
-        if self.offers_heard < asked.offers {
-            self.offers_heard = asked.offers;
+        if self.offers_seen < asked.offers {
+            self.offers_seen = asked.offers;
             self.offer_again();
         }
-        if self.wishes_heard < asked.wishes {
-            self.wishes_heard = asked.wishes;
-            self.machine.handle(Input::Wanted, now);
+        if self.operator_requests_seen < asked.operator_requests {
+            self.operator_requests_seen = asked.operator_requests;
+            self.machine.handle(Input::RefreshRequested, now);
         }
     }
 
-    fn hear_refusal(&mut self, generation: u64, carried: bool, now: Instant) {
+    fn on_refusal(&mut self, generation: u64, carried: bool, now: Instant) {
         let (before, was_refused) = (self.machine.degraded_until(), self.machine.is_refused());
-        self.machine.handle(Input::Refused { generation, carried }, now);
+        self.machine.handle(Input::Refused { generation, proven: carried }, now);
         let after = self.machine.degraded_until();
         if self.machine.is_refused() && !was_refused {
             self.metrics.refused();
@@ -396,33 +406,33 @@ impl Refresher {
 
     /// Streams that were refused the token are offered it again, unless it is worth nothing: then they wait for the next.
     fn offer_again(&self) {
-        if self.machine.may_be_tried_again() {
+        if self.machine.is_retryable() {
             self.tokens.send_modify(|_| ());
         }
     }
 
     /// A changed secret is tried out while the token that an older one got still runs.
-    async fn look_around(&mut self) {
+    async fn check_secrets(&mut self) {
         show_remaining(&self.metrics, &self.machine);
         if self.grants.have_changed().await {
-            self.machine.handle(Input::Wanted, clock::now());
+            self.machine.handle(Input::RefreshRequested, clock::now());
         }
     }
 
     fn publish(&mut self) {
-        let report = report(&self.machine, self.refreshes, self.request_ends, self.last_error.clone());
+        let report = report(&self.machine, self.refreshes, self.request_deadline, self.last_error.clone());
         self.log_wait(report.waiting);
         self.reports.send_replace(report);
     }
 
     /// Each wait is logged once, when it begins. An answer of Redis takes milliseconds, and has a deadline.
-    fn log_wait(&mut self, waiting: Option<Waiting>) {
-        let reason = waiting.map(|waiting| waiting.reason).filter(|reason| *reason != Reason::Vault);
-        if std::mem::replace(&mut self.waits_for, reason) == reason {
+    fn log_wait(&mut self, waiting: Option<PendingRefresh>) {
+        let reason = waiting.map(|waiting| waiting.reason).filter(|reason| *reason != WaitReason::Vault);
+        if std::mem::replace(&mut self.logged_wait, reason) == reason {
             return;
         }
         if let (Some(reason), Some(waiting)) = (reason, waiting) {
-            let until_secs = waiting.until.map(until);
+            let until_secs = waiting.until.map(seconds_until);
             tracing::info!(waiting_for = reason.as_str(), until_secs, "a token refresh waits");
         }
     }
@@ -430,7 +440,7 @@ impl Refresher {
 
 impl Settings {
     /// Nobody is bothered by reading a file again, so a static token knows no interval.
-    fn refresh(&self, sharing: refresh::Sharing) -> refresh::Settings {
+    fn refresh(&self, sharing: refresh::TokenSharing) -> refresh::Settings {
         let interval_min = match self.grant {
             Grant::Static { .. } => Duration::ZERO,
             Grant::ClientCredentials(_) | Grant::RefreshToken { .. } => self.refresh_interval_min,
@@ -440,7 +450,7 @@ impl Settings {
 }
 
 /// What the others say; nothing ever, where nothing is shared.
-async fn hint(shared: &mut Option<Shared>) -> Option<u64> {
+async fn next_hint(shared: &mut Option<SharedTokens>) -> Option<u64> {
     match shared {
         Some(shared) => shared.hint().await,
         None => future::pending().await,
@@ -448,18 +458,18 @@ async fn hint(shared: &mut Option<Shared>) -> Option<u64> {
 }
 
 /// While a request is under way, the machine wants nothing else.
-async fn keep_lock(machine: &mut Refresh, mut shared: Option<&mut Shared>) {
+async fn renew_lock(machine: &mut Refresh, mut shared: Option<&mut SharedTokens>) {
     machine.handle_timeout(clock::now());
     while let Some(output) = machine.poll_output() {
         match (output, shared.as_deref_mut()) {
-            (Output::Renew { life }, Some(shared)) => shared.renew(life).await,
+            (Output::Renew { ttl: life }, Some(shared)) => shared.renew(life).await,
             (output, _) => panic!("{output:?} while a request is under way"),
         }
     }
 }
 
 /// Nobody holds a handle, so nobody needs a token; but ending unasked would be a fault.
-async fn forsaken(stop: &CancellationToken) -> Outcome {
+async fn wait_for_stop(stop: &CancellationToken) -> TaskResult {
     stop.cancelled().await;
     Ok(())
 }
@@ -471,45 +481,50 @@ async fn sleep_until(wake: Option<Instant>) {
     }
 }
 
-fn report(machine: &Refresh, refreshes: u64, request_ends: Option<Instant>, last_error: Option<LastError>) -> Report {
-    let waiting = machine.waiting(clock::now()).map(|waiting| match waiting.reason {
-        Reason::Endpoint => Waiting { until: request_ends, ..waiting },
-        Reason::Vault
-        | Reason::AnotherReplica
-        | Reason::VaultAway
-        | Reason::IntervalMin
-        | Reason::RetryAfter
-        | Reason::Backoff
-        | Reason::Jitter => waiting,
+fn report(
+    machine: &Refresh,
+    refreshes: u64,
+    request_ends: Option<Instant>,
+    last_error: Option<RefreshError>,
+) -> TokenReport {
+    let waiting = machine.pending_refresh(clock::now()).map(|waiting| match waiting.reason {
+        WaitReason::Endpoint => PendingRefresh { until: request_ends, ..waiting },
+        WaitReason::Vault
+        | WaitReason::LockHeldElsewhere
+        | WaitReason::VaultUnavailable
+        | WaitReason::IntervalMin
+        | WaitReason::RetryAfter
+        | WaitReason::Backoff
+        | WaitReason::Jitter => waiting,
     });
-    Report {
+    TokenReport {
         degraded_until: machine.degraded_until(),
         waiting,
         phase: machine.phase(),
         generation: machine.generation(),
-        ends_at: machine.ends_at(),
+        ends_at: machine.expires_at(),
         next_at: machine.next_at(),
         refreshes,
         last_error,
     }
 }
 
-fn show_remaining(metrics: &metrics::Account, machine: &Refresh) {
-    if let Some(ends_at) = machine.ends_at() {
-        metrics.remaining(ends_at.saturating_duration_since(clock::now()));
+fn show_remaining(metrics: &metrics::AccountMetrics, machine: &Refresh) {
+    if let Some(ends_at) = machine.expires_at() {
+        metrics.set_remaining(ends_at.saturating_duration_since(clock::now()));
     }
 }
 
 /// Seconds from this moment; 0 for what is past.
-pub(super) fn until(at: Instant) -> f64 {
+pub(super) fn seconds_until(at: Instant) -> f64 {
     at.saturating_duration_since(clock::now()).as_secs_f64()
 }
 
 /// The metric's word.
-fn outcome(failure: Failure) -> &'static str {
+fn outcome_label(failure: GrantFailure) -> &'static str {
     match failure {
-        Failure::Throttled(_) => "throttled",
-        Failure::Unreachable => "unreachable",
-        Failure::Rejected => "rejected",
+        GrantFailure::Throttled(_) => "throttled",
+        GrantFailure::Unreachable => "unreachable",
+        GrantFailure::Rejected => "rejected",
     }
 }

@@ -26,18 +26,18 @@ const SEALED: u8 = 1;
 /// The keys of an installation; none at all leaves everything readable.
 #[derive(Debug, Default)]
 pub struct Seal {
-    keys: Vec<Key>,
+    keys: Vec<SealKey>,
 }
 
-struct Key {
+struct SealKey {
     id: [u8; ID_LEN],
     key: RandomizedNonceKey,
 }
 
 /// Where a sealed text belongs.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
-    pub(super) what: What,
+pub(super) struct SealContext<'a> {
+    pub(super) kind: SealedKind,
     /// The beginning of every key of the installation.
     pub(super) prefix: &'a str,
     pub(super) account: &'a str,
@@ -46,7 +46,7 @@ pub(super) struct Place<'a> {
 
 /// What is sealed: one never opens in the other's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum SealedKind {
     AccessToken,
     RefreshToken,
 }
@@ -72,7 +72,7 @@ pub(super) enum SealError {
 impl Seal {
     /// The first of `keys` seals, all of them open.
     pub fn new(keys: &[Secret]) -> Result<Self, KeyError> {
-        Ok(Self { keys: keys.iter().map(Key::read).collect::<Result<_, _>>()? })
+        Ok(Self { keys: keys.iter().map(SealKey::read).collect::<Result<_, _>>()? })
     }
 
     /// Keys in one text, with white space between them; one at least.
@@ -81,34 +81,36 @@ impl Seal {
         if keys.is_empty() { Err(KeyError) } else { Self::new(&keys) }
     }
 
-    pub(super) fn seal(&self, secret: &Secret, place: Place<'_>) -> Result<Vec<u8>, SealError> {
+    pub(super) fn seal(&self, secret: &Secret, place: SealContext<'_>) -> Result<Vec<u8>, SealError> {
         let plain = secret.expose().as_bytes();
-        let Some(Key { id, key }) = self.keys.first() else { return Ok([&[PLAIN], plain].concat()) };
+        let Some(SealKey { id, key }) = self.keys.first() else { return Ok([&[PLAIN], plain].concat()) };
         let mut sealed = plain.to_vec();
-        let nonce = key.seal_in_place_append_tag(place.bound(id), &mut sealed).map_err(|_| SealError::Unsealable)?;
+        let nonce =
+            key.seal_in_place_append_tag(place.associated_data(id), &mut sealed).map_err(|_| SealError::Unsealable)?;
         Ok([&[SEALED], &id[..], nonce.as_ref(), &sealed].concat())
     }
 
-    pub(super) fn open(&self, text: &[u8], place: Place<'_>) -> Result<Secret, SealError> {
+    pub(super) fn open(&self, text: &[u8], place: SealContext<'_>) -> Result<Secret, SealError> {
         match text.split_first() {
-            Some((&PLAIN, plain)) if self.keys.is_empty() => readable(plain),
+            Some((&PLAIN, plain)) if self.keys.is_empty() => utf8_secret(plain),
             Some((&PLAIN, _)) => Err(SealError::Plain),
             Some((&SEALED, rest)) => self.unseal(rest, place),
             Some(_) | None => Err(SealError::Forged),
         }
     }
 
-    fn unseal(&self, rest: &[u8], place: Place<'_>) -> Result<Secret, SealError> {
+    fn unseal(&self, rest: &[u8], place: SealContext<'_>) -> Result<Secret, SealError> {
         let (id, rest) = rest.split_first_chunk::<ID_LEN>().ok_or(SealError::Forged)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Forged)?;
         let key = self.keys.iter().find(|key| key.id == *id).ok_or(SealError::UnknownKey)?;
         let mut sealed = sealed.to_vec();
-        let opened = key.key.open_in_place(Nonce::assume_unique_for_key(*nonce), place.bound(id), &mut sealed);
-        readable(opened.map_err(|_| SealError::Forged)?)
+        let opened =
+            key.key.open_in_place(Nonce::assume_unique_for_key(*nonce), place.associated_data(id), &mut sealed);
+        utf8_secret(opened.map_err(|_| SealError::Forged)?)
     }
 }
 
-impl Key {
+impl SealKey {
     fn read(written: &Secret) -> Result<Self, KeyError> {
         let bytes = STANDARD.decode(written.expose().trim()).map_err(|_| KeyError)?;
         let bytes: [u8; KEY_LEN] = bytes.try_into().map_err(|_| KeyError)?;
@@ -119,26 +121,26 @@ impl Key {
     }
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for SealKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
 }
 
-impl Place<'_> {
+impl SealContext<'_> {
     /// Lengths stand before the texts, so that no two places look alike.
-    fn bound(self, id: &[u8; ID_LEN]) -> Aad<Vec<u8>> {
-        let Self { what, prefix, account, generation } = self;
+    fn associated_data(self, id: &[u8; ID_LEN]) -> Aad<Vec<u8>> {
+        let Self { kind: what, prefix, account, generation } = self;
         let what = match what {
-            What::AccessToken => "token",
-            What::RefreshToken => "refresh token",
+            SealedKind::AccessToken => "token",
+            SealedKind::RefreshToken => "refresh token",
         };
         let head = format!("trunkline {what} {}:{prefix}{}:{account}{generation} ", prefix.len(), account.len());
         Aad::from([head.as_bytes(), id].concat())
     }
 }
 
-fn readable(text: &[u8]) -> Result<Secret, SealError> {
+fn utf8_secret(text: &[u8]) -> Result<Secret, SealError> {
     std::str::from_utf8(text).map(Secret::new).map_err(|_| SealError::Forged)
 }
 
@@ -146,19 +148,20 @@ fn readable(text: &[u8]) -> Result<Secret, SealError> {
 mod tests {
     use super::*;
 
-    const HERE: Place<'_> = Place { what: What::AccessToken, prefix: "trunkline", account: "acme", generation: 7 };
+    const HERE: SealContext<'_> =
+        SealContext { kind: SealedKind::AccessToken, prefix: "trunkline", account: "acme", generation: 7 };
 
     #[test]
-    fn what_is_sealed_opens_in_its_place_and_nowhere_else() {
+    fn a_sealed_secret_opens_only_in_its_context() {
         let seal = seal(&[1]);
         let sealed = seal.seal(&Secret::new("canary-token"), HERE).unwrap();
         assert_eq!(seal.open(&sealed, HERE), Ok(Secret::new("canary-token")));
         let elsewhere = [
-            Place { what: What::RefreshToken, ..HERE },
-            Place { prefix: "trunklin", ..HERE },
-            Place { account: "acme2", ..HERE },
-            Place { generation: 8, ..HERE },
-            Place { prefix: "trunkline4:a", account: "cme", ..HERE },
+            SealContext { kind: SealedKind::RefreshToken, ..HERE },
+            SealContext { prefix: "trunklin", ..HERE },
+            SealContext { account: "acme2", ..HERE },
+            SealContext { generation: 8, ..HERE },
+            SealContext { prefix: "trunkline4:a", account: "cme", ..HERE },
         ];
         for place in elsewhere {
             assert_eq!(seal.open(&sealed, place), Err(SealError::Forged), "{place:?}");

@@ -15,15 +15,15 @@ use crate::{
 /// Reads secrets and remembers which content of each file was read last.
 #[derive(Debug, Default)]
 pub(super) struct Secrets {
-    files: BTreeMap<PathBuf, Seen>,
+    files: BTreeMap<PathBuf, SecretFileState>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct SecretFileState {
     /// Digest of what was read last; none, if that failed.
     content: Option<Vec<u8>>,
     /// The file is missing or empty, which was said already.
-    lamented: bool,
+    warned: bool,
 }
 
 impl Secrets {
@@ -32,7 +32,7 @@ impl Secrets {
         let read = secrets::read(reference).await;
         if let SecretRef::File(path) = reference {
             let content = read.as_ref().ok().map(fingerprint);
-            self.files.insert(path.clone(), Seen { content, lamented: false });
+            self.files.insert(path.clone(), SecretFileState { content, warned: false });
         }
         read
     }
@@ -44,11 +44,11 @@ impl Secrets {
         for (path, seen) in &mut self.files {
             match secrets::read(&SecretRef::File(path.clone())).await {
                 Ok(secret) => {
-                    seen.lamented = false;
+                    seen.warned = false;
                     changed |= seen.content.as_ref() != Some(&fingerprint(&secret));
                 }
-                Err(error) if !seen.lamented => {
-                    seen.lamented = true;
+                Err(error) if !seen.warned => {
+                    seen.warned = true;
                     tracing::warn!(error = chain(&error), "a secret is gone; the one that was read stays in use");
                 }
                 Err(_) => (),
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_error_says_where_and_not_what() {
+    async fn an_error_names_the_location_and_not_the_content() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("long");
         fs::write(&path, "canary".repeat(20_000)).unwrap();

@@ -8,34 +8,35 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    seal::{Place, Seal, SealError, What},
-    vault::Kept,
+    seal::{Seal, SealContext, SealError, SealedKind},
+    vault::RotatedToken,
 };
 use crate::{
     model::{AccountName, Secret},
     protocol::{
-        backoff::Curve,
-        refresh::{Found, Lock, Published, Seen},
+        backoff::BackoffCurve,
+        refresh::{LockOutcome, PublishOutcome, VaultContent, VaultToken},
     },
     random,
     store::redis::{
-        connection::{CommandError, Connection},
-        vault::{Content, RefreshToken, Stored, Token, Vault},
+        connection::{CommandError, RedisConnection},
+        vault::{RefreshToken, Token, TokenPublishOutcome, TokenVault, TokenVaultState},
     },
-    tasks::Outcome,
+    tasks::TaskResult,
     telemetry::chain,
 };
 
 /// A vault that has not answered by then is away: a token must not end while somebody waits for it.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
+const VAULT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Delays between tries to listen.
-const LISTEN: Curve = Curve { first: Duration::from_millis(100), cap: Duration::from_secs(2), jitter: 0.5 };
+const LISTEN_BACKOFF: BackoffCurve =
+    BackoffCurve { first: Duration::from_millis(100), cap: Duration::from_secs(2), jitter: 0.5 };
 
 /// With whom tokens are shared.
 #[derive(Debug, Clone)]
-pub struct Sharing {
-    pub connection: Connection,
+pub struct TokenSharingSettings {
+    pub connection: RedisConnection,
     /// The beginning of all keys.
     pub prefix: String,
     pub seal: Arc<Seal>,
@@ -43,68 +44,71 @@ pub struct Sharing {
 
 /// One account's end of the vault.
 #[derive(Debug)]
-pub(super) struct Shared {
-    vault: Arc<Vault>,
+pub(super) struct SharedTokens {
+    vault: Arc<TokenVault>,
     seal: Arc<Seal>,
     prefix: String,
     account: AccountName,
     /// Of the newest lock that was tried.
-    owner: String,
+    lock_owner: String,
     /// What the newest look found.
     found: Option<Secret>,
-    news: watch::Receiver<News>,
+    hints: watch::Receiver<VaultHints>,
     /// Words may have been missed before that many beginnings were heard of.
-    beginnings: u64,
-    away: bool,
+    subscriptions_seen: u64,
+    unavailable: bool,
     /// Which refresh token the vault is known to have.
-    has: Option<(String, u64)>,
+    published_refresh_token: Option<(String, u64)>,
 }
 
 /// What was heard. A value, not a queue: an older word is worth nothing.
 #[derive(Debug, Clone, Copy, Default)]
-struct News {
+struct VaultHints {
     newest: u64,
     /// How often listening began.
-    beginnings: u64,
+    subscriptions: u64,
 }
 
-impl Shared {
+impl SharedTokens {
     /// The end, and what must run for it to hear anything.
     pub(super) fn new(
-        sharing: Sharing,
+        sharing: TokenSharingSettings,
         account: &AccountName,
         stop: CancellationToken,
-    ) -> (Self, impl Future<Output = Outcome> + Send + 'static) {
-        let Sharing { connection, prefix, seal } = sharing;
-        let vault = Arc::new(Vault::new(connection, &prefix, account));
-        let (sender, news) = watch::channel(News::default());
+    ) -> (Self, impl Future<Output = TaskResult> + Send + 'static) {
+        let TokenSharingSettings { connection, prefix, seal } = sharing;
+        let vault = Arc::new(TokenVault::new(connection, &prefix, account));
+        let (sender, news) = watch::channel(VaultHints::default());
         let listening = listen(Arc::clone(&vault), sender, stop);
         let shared = Self {
             vault,
             seal,
             prefix,
             account: account.clone(),
-            owner: new_owner(),
+            lock_owner: new_lock_owner(),
             found: None,
-            news,
-            beginnings: 0,
-            away: false,
-            has: None,
+            hints: news,
+            subscriptions_seen: 0,
+            unavailable: false,
+            published_refresh_token: None,
         };
         (shared, listening)
     }
 
     /// What is there; none while the vault is away.
-    pub(super) async fn look(&mut self) -> Option<Seen> {
-        let Content { last, token, pause } =
-            self.ask(Arc::clone(&self.vault), async |vault| vault.look().await).await?;
+    pub(super) async fn read(&mut self) -> Option<VaultContent> {
+        let TokenVaultState { last, token, pause } =
+            self.call_vault(Arc::clone(&self.vault), async |vault| vault.read().await).await?;
         let opened = token.and_then(|token| {
             let secret = self.open(&token)?;
-            Some((Found { generation: token.generation, lifetime: token.lifetime, left: token.left }, secret))
+            Some((
+                VaultToken { generation: token.generation, lifetime: token.lifetime, remaining: token.remaining },
+                secret,
+            ))
         });
         let (token, found) = opened.unzip();
         self.found = found;
-        Some(Seen { last, token, pause })
+        Some(VaultContent { last, token, pause })
     }
 
     /// The secret that the newest look found.
@@ -112,68 +116,68 @@ impl Shared {
         self.found.take()
     }
 
-    pub(super) async fn lock(&mut self, life: Duration) -> Lock {
-        self.owner = new_owner();
-        let owner = self.owner.clone();
-        match self.ask(Arc::clone(&self.vault), async |vault| vault.lock(&owner, life).await).await {
-            Some(true) => Lock::Got,
-            Some(false) => Lock::Held,
-            None => Lock::Away,
+    pub(super) async fn lock(&mut self, life: Duration) -> LockOutcome {
+        self.lock_owner = new_lock_owner();
+        let owner = self.lock_owner.clone();
+        match self.call_vault(Arc::clone(&self.vault), async |vault| vault.lock(&owner, life).await).await {
+            Some(true) => LockOutcome::Acquired,
+            Some(false) => LockOutcome::Held,
+            None => LockOutcome::Unavailable,
         }
     }
 
     pub(super) async fn renew(&mut self, life: Duration) {
-        let owner = self.owner.clone();
-        let kept = self.ask(Arc::clone(&self.vault), async |vault| vault.renew(&owner, life).await).await;
+        let owner = self.lock_owner.clone();
+        let kept = self.call_vault(Arc::clone(&self.vault), async |vault| vault.renew(&owner, life).await).await;
         if kept == Some(false) {
             tracing::info!("another replica may ask for a token too: the lock was lost while the request is under way");
         }
     }
 
     pub(super) async fn release(&mut self, pause: Option<Duration>) {
-        let owner = self.owner.clone();
-        self.ask(Arc::clone(&self.vault), async |vault| vault.release(&owner, pause).await).await;
+        let owner = self.lock_owner.clone();
+        self.call_vault(Arc::clone(&self.vault), async |vault| vault.release(&owner, pause).await).await;
     }
 
-    pub(super) async fn publish(&mut self, secret: &Secret, found: Found) -> Published {
-        let Found { generation, lifetime, left } = found;
-        let secret = match self.seal.seal(secret, self.place(What::AccessToken, generation)) {
+    pub(super) async fn publish(&mut self, secret: &Secret, found: VaultToken) -> PublishOutcome {
+        let VaultToken { generation, lifetime, remaining: left } = found;
+        let secret = match self.seal.seal(secret, self.seal_context(SealedKind::AccessToken, generation)) {
             Ok(secret) => secret,
             Err(error) => {
                 tracing::error!(error = chain(&error), generation, "a token stays on this replica");
-                return Published::Away;
+                return PublishOutcome::Unavailable;
             }
         };
-        let (owner, token) = (self.owner.clone(), Token { generation, lifetime, left, secret });
-        match self.ask(Arc::clone(&self.vault), async |vault| vault.publish(&owner, &token).await).await {
-            Some(Stored::Done) => Published::Done,
-            Some(Stored::Newer) => Published::Newer,
-            Some(Stored::Lost) => Published::Lost,
-            None => Published::Away,
+        let (owner, token) = (self.lock_owner.clone(), Token { generation, lifetime, remaining: left, secret });
+        match self.call_vault(Arc::clone(&self.vault), async |vault| vault.publish(&owner, &token).await).await {
+            Some(TokenPublishOutcome::Stored) => PublishOutcome::Done,
+            Some(TokenPublishOutcome::Superseded) => PublishOutcome::AlreadyNewer,
+            Some(TokenPublishOutcome::LockLost) => PublishOutcome::LockLost,
+            None => PublishOutcome::Unavailable,
         }
     }
 
     /// The newest refresh token that any replica was given in place of the one with this name.
-    pub(super) async fn refresh_token(&mut self, ancestor: &str) -> Option<Kept> {
+    pub(super) async fn refresh_token(&mut self, ancestor: &str) -> Option<RotatedToken> {
         let name = ancestor.to_owned();
-        let found = self.ask(Arc::clone(&self.vault), async |vault| vault.refresh_token(&name).await).await??;
+        let found = self.call_vault(Arc::clone(&self.vault), async |vault| vault.refresh_token(&name).await).await??;
         let RefreshToken { number, secret } = found;
-        let opened = self.seal.open(&secret, self.place(What::RefreshToken, number));
+        let opened = self.seal.open(&secret, self.seal_context(SealedKind::RefreshToken, number));
         let opened = opened.inspect_err(|error| {
             tracing::error!(error = chain(error), number, "the refresh token in the vault cannot be used");
         });
-        self.has = Some((ancestor.to_owned(), number));
-        Some(Kept { ancestor: ancestor.to_owned(), number, refresh_token: opened.ok()? })
+        self.published_refresh_token = Some((ancestor.to_owned(), number));
+        Some(RotatedToken { ancestor: ancestor.to_owned(), number, refresh_token: opened.ok()? })
     }
 
     /// Lets the others have a refresh token, unless the vault has it already, or a newer one. When the vault is away, it
     /// is to be tried again.
-    pub(super) async fn share_refresh_token(&mut self, kept: &Kept) {
-        let Kept { ancestor, number, refresh_token } = kept;
-        if self.has.as_ref().is_some_and(|(name, has)| name == ancestor && has >= number) {
+    pub(super) async fn share_refresh_token(&mut self, kept: &RotatedToken) {
+        let RotatedToken { ancestor, number, refresh_token } = kept;
+        if self.published_refresh_token.as_ref().is_some_and(|(name, has)| name == ancestor && has >= number) {
             return;
         }
-        let secret = match self.seal.seal(refresh_token, self.place(What::RefreshToken, *number)) {
+        let secret = match self.seal.seal(refresh_token, self.seal_context(SealedKind::RefreshToken, *number)) {
             Ok(secret) => secret,
             Err(error) => {
                 tracing::error!(error = chain(&error), number, "a refresh token stays on this replica");
@@ -182,24 +186,24 @@ impl Shared {
         };
         let token = RefreshToken { number: *number, secret };
         let (vault, name) = (Arc::clone(&self.vault), ancestor.clone());
-        if self.ask(vault, async |vault| vault.keep_refresh_token(&name, &token).await).await.is_some() {
-            self.has = Some((ancestor.clone(), *number));
+        if self.call_vault(vault, async |vault| vault.store_refresh_token(&name, &token).await).await.is_some() {
+            self.published_refresh_token = Some((ancestor.clone(), *number));
         }
     }
 
     /// The next hint: a generation, or none when some may have been missed. Waits for ever when there can be no more.
     pub(super) async fn hint(&mut self) -> Option<u64> {
-        if self.news.changed().await.is_err() {
+        if self.hints.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
-        let news = *self.news.borrow_and_update();
-        let begun = self.beginnings < news.beginnings;
-        self.beginnings = news.beginnings;
-        (!begun).then_some(news.newest)
+        let news = *self.hints.borrow_and_update();
+        let resubscribed = self.subscriptions_seen < news.subscriptions;
+        self.subscriptions_seen = news.subscriptions;
+        (!resubscribed).then_some(news.newest)
     }
 
     fn open(&self, token: &Token) -> Option<Secret> {
-        let opened = self.seal.open(&token.secret, self.place(What::AccessToken, token.generation));
+        let opened = self.seal.open(&token.secret, self.seal_context(SealedKind::AccessToken, token.generation));
         let opened = opened.and_then(|secret| if is_usable(&secret) { Ok(secret) } else { Err(SealError::Forged) });
         opened
             .inspect_err(|error| {
@@ -209,28 +213,28 @@ impl Shared {
             .ok()
     }
 
-    fn place(&self, what: What, generation: u64) -> Place<'_> {
-        Place { what, prefix: &self.prefix, account: self.account.as_str(), generation }
+    fn seal_context(&self, what: SealedKind, generation: u64) -> SealContext<'_> {
+        SealContext { kind: what, prefix: &self.prefix, account: self.account.as_str(), generation }
     }
 
     /// The vault's answer, in time.
-    async fn ask<T>(
+    async fn call_vault<T>(
         &mut self,
-        vault: Arc<Vault>,
-        question: impl AsyncFnOnce(&Vault) -> Result<T, CommandError>,
+        vault: Arc<TokenVault>,
+        command: impl AsyncFnOnce(&TokenVault) -> Result<T, CommandError>,
     ) -> Option<T> {
-        let why = match tokio::time::timeout(ANSWER_MAX, question(&vault)).await {
+        let why = match tokio::time::timeout(VAULT_TIMEOUT, command(&vault)).await {
             Ok(Ok(answer)) => {
-                self.away = false;
+                self.unavailable = false;
                 return Some(answer);
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {ANSWER_MAX:?}"),
+            Err(_) => format!("no answer within {VAULT_TIMEOUT:?}"),
         };
-        if !self.away {
+        if !self.unavailable {
             tracing::warn!(why, "the store of shared tokens cannot be used: this replica refreshes tokens on its own");
         }
-        self.away = true;
+        self.unavailable = true;
         None
     }
 }
@@ -242,29 +246,29 @@ fn is_usable(secret: &Secret) -> bool {
 }
 
 /// Another one for every lock, so that an old one is never taken for a new one.
-fn new_owner() -> String {
+fn new_lock_owner() -> String {
     format!("{:032x}", random::u128())
 }
 
 /// Listens until `stop`, and begins anew whenever the connection is lost.
-async fn listen(vault: Arc<Vault>, news: watch::Sender<News>, stop: CancellationToken) -> Outcome {
+async fn listen(vault: Arc<TokenVault>, news: watch::Sender<VaultHints>, stop: CancellationToken) -> TaskResult {
     let mut failures = 0;
     loop {
-        let hearing = async {
-            if let Ok(mut words) = vault.listen().await {
+        let listening = async {
+            if let Ok(mut messages) = vault.listen().await {
                 failures = 0;
-                news.send_modify(|news| news.beginnings += 1);
-                while let Some(generation) = words.next().await {
+                news.send_modify(|news| news.subscriptions += 1);
+                while let Some(generation) = messages.next().await {
                     news.send_modify(|news| news.newest = generation);
                 }
             }
-            tokio::time::sleep(LISTEN.delay(failures, fastrand::f64())).await;
+            tokio::time::sleep(LISTEN_BACKOFF.delay(failures, fastrand::f64())).await;
             failures = failures.saturating_add(1);
         };
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            () = hearing => (),
+            () = listening => (),
         }
     }
 }
@@ -277,7 +281,7 @@ mod tests {
     fn the_owner_of_a_lock_does_not_depend_on_the_seed_of_the_jitter() {
         let drawn = || {
             fastrand::seed(7);
-            new_owner()
+            new_lock_owner()
         };
         assert_ne!(drawn(), drawn());
     }

@@ -17,26 +17,26 @@ use tempfile::TempDir;
 
 use self::endpoint::{Endpoint, Reply};
 use super::{
-    AccountStatus, Client, ClientAuth, Grant, Settings, Token, Tokens,
-    grants::{GrantError, Granted, Grants},
+    AccountStatus, ClientAuth, Grant, OAuthClient, Settings, Token, Tokens,
+    grants::{GrantError, GrantedToken, TokenSource},
 };
 use crate::{
     model::{Secret, SecretRef, StreamName},
-    network::{self, NetworkPolicy, Resolver, Trust},
-    protocol::refresh::Failure,
+    network::{self, NetworkPolicy, Resolver, TrustedRoots},
+    protocol::refresh::GrantFailure,
     tasks::Tasks,
     telemetry::chain,
 };
 
 /// No wait for a fact takes longer, or the fact is missing.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 const CANARIES: [&str; 4] = ["canary-s%cret", "canary-access-token", "canary-refresh-1", "canary-refresh-2"];
 
 #[tokio::test]
 async fn the_client_authenticates_in_the_header_or_in_the_body() {
     let mut endpoint = Endpoint::start(vec![Reply::granted("t", 1800)]).await;
-    let world = World::new();
+    let world = AccountFixture::new();
     let settings = world.settings(&endpoint, world.client_credentials(ClientAuth::Basic));
     let token = fetch(&Settings { scope: "read write".to_owned(), ..settings }).await.unwrap();
     assert_eq!(token.secret.expose(), "t");
@@ -58,66 +58,94 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
     let far = "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nRetry-After: Sun, 06 Nov 1994 08:51:37 GMT";
     let body = r#"{"error":"invalid_grant","error_description":"canary-access-token"}"#;
     let long = format!(r#"{{"access_token":"canary-access-token","more":"{}"}}"#, "x".repeat(65_536));
-    let pause = |secs| Failure::Throttled(Some(Duration::from_secs(secs)));
+    let pause = |secs| GrantFailure::Throttled(Some(Duration::from_secs(secs)));
     let table = [
-        (Reply::say(500, "", body), Failure::Rejected, "rejects the credentials (500 invalid_grant)"),
-        (Reply::say(500, "", "{}"), Failure::Unreachable, "the token endpoint answered 500"),
-        (Reply::say(503, "", ""), Failure::Unreachable, "the token endpoint answered 503"),
-        (Reply::say(503, "Retry-After: soon", ""), Failure::Unreachable, "the token endpoint answered 503"),
-        (Reply::say(503, "Retry-After: 7", ""), pause(7), "fewer requests (503, Retry-After 7 s)"),
-        (Reply::say(503, far, "<html>"), pause(120), "fewer requests (503, Retry-After 120 s)"),
+        (Reply::response(500, "", body), GrantFailure::Rejected, "rejects the credentials (500 invalid_grant)"),
+        (Reply::response(500, "", "{}"), GrantFailure::Unreachable, "the token endpoint answered 500"),
+        (Reply::response(503, "", ""), GrantFailure::Unreachable, "the token endpoint answered 503"),
+        (Reply::response(503, "Retry-After: soon", ""), GrantFailure::Unreachable, "the token endpoint answered 503"),
+        (Reply::response(503, "Retry-After: 7", ""), pause(7), "fewer requests (503, Retry-After 7 s)"),
+        (Reply::response(503, far, "<html>"), pause(120), "fewer requests (503, Retry-After 120 s)"),
         (
-            Reply::say(503, "Retry-After: 7", r#"{"error":"temporarily_unavailable"}"#),
+            Reply::response(503, "Retry-After: 7", r#"{"error":"temporarily_unavailable"}"#),
             pause(7),
             "fewer requests (503, Retry-After 7 s)",
         ),
-        (Reply::say(503, "Retry-After: 7", r#"{"error":"invalid_client"}"#), Failure::Rejected, "(503 invalid_client)"),
-        (Reply::say(200, "", r#"{"error":"invalid_client"}"#), Failure::Rejected, "credentials (200 invalid_client)"),
-        (Reply::say(200, "", r#"{"error":"canary-refresh-1"}"#), Failure::Rejected, "(200 without a known code)"),
-        (Reply::say(200, "", r#"{"error":"server_error"}"#), Failure::Unreachable, "answered 200"),
         (
-            Reply::say(200, "", r#"{"error":"invalid_grant","access_token":"canary-access-token"}"#),
-            Failure::Rejected,
+            Reply::response(503, "Retry-After: 7", r#"{"error":"invalid_client"}"#),
+            GrantFailure::Rejected,
+            "(503 invalid_client)",
+        ),
+        (
+            Reply::response(200, "", r#"{"error":"invalid_client"}"#),
+            GrantFailure::Rejected,
+            "credentials (200 invalid_client)",
+        ),
+        (
+            Reply::response(200, "", r#"{"error":"canary-refresh-1"}"#),
+            GrantFailure::Rejected,
+            "(200 without a known code)",
+        ),
+        (Reply::response(200, "", r#"{"error":"server_error"}"#), GrantFailure::Unreachable, "answered 200"),
+        (
+            Reply::response(200, "", r#"{"error":"invalid_grant","access_token":"canary-access-token"}"#),
+            GrantFailure::Rejected,
             "credentials (200 invalid_grant)",
         ),
-        (Reply::say(302, &format!("Location: {}", elsewhere.url), ""), Failure::Unreachable, "answered 302"),
+        (Reply::response(302, &format!("Location: {}", elsewhere.url), ""), GrantFailure::Unreachable, "answered 302"),
         (
-            Reply::say(200, "Content-Type: text/html", "<html>canary-access-token"),
-            Failure::Unreachable,
+            Reply::response(200, "Content-Type: text/html", "<html>canary-access-token"),
+            GrantFailure::Unreachable,
             "(200, content type text/html) cannot be used",
         ),
-        (Reply::say(200, "", &long), Failure::Unreachable, "longer than 65536 bytes"),
-        (Reply::say(200, "", r#"{"access_token":"canary-access-token""#), Failure::Unreachable, "no JSON object"),
-        (Reply::say(204, "", ""), Failure::Unreachable, "(204, content type application/json) cannot be used"),
-        (Reply::truncated(), Failure::Unreachable, "could not reach the token endpoint"),
-        (Reply::HangUp, Failure::Unreachable, "could not reach the token endpoint"),
-        (Reply::Hang, Failure::Unreachable, "could not reach the token endpoint"),
-        (Reply::say(400, "", body), Failure::Rejected, "rejects the credentials (400 invalid_grant)"),
-        (Reply::say(401, "", r#"{"error":"canary-access-token"}"#), Failure::Rejected, "(401 without a known code)"),
+        (Reply::response(200, "", &long), GrantFailure::Unreachable, "longer than 65536 bytes"),
         (
-            Reply::say(404, "Content-Type: text/html", "<html>"),
-            Failure::Unreachable,
+            Reply::response(200, "", r#"{"access_token":"canary-access-token""#),
+            GrantFailure::Unreachable,
+            "no JSON object",
+        ),
+        (
+            Reply::response(204, "", ""),
+            GrantFailure::Unreachable,
+            "(204, content type application/json) cannot be used",
+        ),
+        (Reply::truncated(), GrantFailure::Unreachable, "could not reach the token endpoint"),
+        (Reply::HangUp, GrantFailure::Unreachable, "could not reach the token endpoint"),
+        (Reply::Hang, GrantFailure::Unreachable, "could not reach the token endpoint"),
+        (Reply::response(400, "", body), GrantFailure::Rejected, "rejects the credentials (400 invalid_grant)"),
+        (
+            Reply::response(401, "", r#"{"error":"canary-access-token"}"#),
+            GrantFailure::Rejected,
+            "(401 without a known code)",
+        ),
+        (
+            Reply::response(404, "Content-Type: text/html", "<html>"),
+            GrantFailure::Unreachable,
             "/oauth/token (accounts.acme.token_url): answered 404 without an OAuth error code",
         ),
-        (Reply::say(404, "", r#"{"error":"Not Found"}"#), Failure::Unreachable, "answered 404 without an OAuth"),
-        (Reply::say(400, "", "{}"), Failure::Unreachable, "answered 400 without an OAuth error code"),
-        (Reply::say(403, "", ""), Failure::Unreachable, "answered 403 without an OAuth error code"),
-        (Reply::say(401, "", ""), Failure::Rejected, "rejects the credentials (401 without a known code)"),
-        (Reply::say(404, "", body), Failure::Rejected, "rejects the credentials (404 invalid_grant)"),
-        (Reply::say(400, "", r#"{"error":"temporarily_unavailable"}"#), Failure::Unreachable, "answered 400"),
-        (Reply::say(429, "Retry-After: 42", "{}"), pause(42), "fewer requests"),
-        (Reply::say(429, far, ""), pause(120), "fewer requests"),
-        (Reply::say(429, "Retry-After: Sun, 06 Nov 1994 08:51:37 GMT", ""), pause(1), "fewer requests"),
-        (Reply::say(429, "Retry-After: 99999999", ""), pause(3_600), "fewer requests"),
-        (Reply::say(429, "Retry-After: soon", ""), Failure::Throttled(None), "fewer requests"),
+        (
+            Reply::response(404, "", r#"{"error":"Not Found"}"#),
+            GrantFailure::Unreachable,
+            "answered 404 without an OAuth",
+        ),
+        (Reply::response(400, "", "{}"), GrantFailure::Unreachable, "answered 400 without an OAuth error code"),
+        (Reply::response(403, "", ""), GrantFailure::Unreachable, "answered 403 without an OAuth error code"),
+        (Reply::response(401, "", ""), GrantFailure::Rejected, "rejects the credentials (401 without a known code)"),
+        (Reply::response(404, "", body), GrantFailure::Rejected, "rejects the credentials (404 invalid_grant)"),
+        (Reply::response(400, "", r#"{"error":"temporarily_unavailable"}"#), GrantFailure::Unreachable, "answered 400"),
+        (Reply::response(429, "Retry-After: 42", "{}"), pause(42), "fewer requests"),
+        (Reply::response(429, far, ""), pause(120), "fewer requests"),
+        (Reply::response(429, "Retry-After: Sun, 06 Nov 1994 08:51:37 GMT", ""), pause(1), "fewer requests"),
+        (Reply::response(429, "Retry-After: 99999999", ""), pause(3_600), "fewer requests"),
+        (Reply::response(429, "Retry-After: soon", ""), GrantFailure::Throttled(None), "fewer requests"),
     ];
-    let world = World::new();
+    let world = AccountFixture::new();
     for (reply, verdict, text) in table {
         let name = format!("{reply:?}");
         let endpoint = Endpoint::start(vec![reply]).await;
         let settings = world.settings(&endpoint, world.client_credentials(ClientAuth::Basic));
         let error = fetch(&settings).await.unwrap_err();
-        assert_eq!(error.verdict(), verdict, "{name}");
+        assert_eq!(error.failure(), verdict, "{name}");
         assert!(chain(&error).contains(text), "{name}: {}", chain(&error));
         let asked = format!("POST {} (accounts.acme.token_url): ", endpoint.url);
         assert!(chain(&error).starts_with(&asked), "{name}: {}", chain(&error));
@@ -127,19 +155,19 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
 }
 
 #[tokio::test]
-async fn a_good_token_is_read_whatever_stands_around_it() {
+async fn a_valid_token_is_read_despite_extra_members() {
     let body = r#"{"access_token":"t","token_type":"Bearer","expires_in":1800}"#;
     let odd =
         r#"{"access_token":"t","expires_in":"1800","refresh_token":null,"scope":["a"],"token_type":7,"error":""}"#;
     let table = [
-        (Reply::say(201, "", body), 1_800),
-        (Reply::say(200, "Content-Type: text/plain", body), 1_800),
-        (Reply::say(200, "Content-Type: text/html; charset=utf-8", odd), 1_800),
-        (Reply::say(200, "Content-Type: ", body), 1_800),
+        (Reply::response(201, "", body), 1_800),
+        (Reply::response(200, "Content-Type: text/plain", body), 1_800),
+        (Reply::response(200, "Content-Type: text/html; charset=utf-8", odd), 1_800),
+        (Reply::response(200, "Content-Type: ", body), 1_800),
         (Reply::compressed(body), 1_800),
-        (Reply::say(200, "", r#"{"access_token":"t","expires_in":0}"#), 600),
+        (Reply::response(200, "", r#"{"access_token":"t","expires_in":0}"#), 600),
     ];
-    let world = World::new();
+    let world = AccountFixture::new();
     for (reply, life) in table {
         let name = format!("{reply:?}");
         let endpoint = Endpoint::start(vec![reply]).await;
@@ -152,7 +180,7 @@ async fn a_good_token_is_read_whatever_stands_around_it() {
 
 #[tokio::test]
 async fn a_compressed_answer_is_read_within_its_bound() {
-    let world = World::new();
+    let world = AccountFixture::new();
     let long = format!(r#"{{"access_token":"t","more":"{}"}}"#, "x".repeat(1 << 20));
     let endpoint = Endpoint::start(vec![Reply::compressed(&long)]).await;
     let error = fetch(&world.settings(&endpoint, world.client_credentials(ClientAuth::Basic))).await.unwrap_err();
@@ -160,20 +188,20 @@ async fn a_compressed_answer_is_read_within_its_bound() {
 }
 
 #[tokio::test]
-async fn nobody_at_the_address_is_unreachable() {
-    let world = World::new();
+async fn a_refused_connection_is_unreachable() {
+    let world = AccountFixture::new();
     let endpoint = Endpoint::start(vec![]).await;
     let settings = world.settings(&endpoint, world.client_credentials(ClientAuth::Basic));
     endpoint.stop().await;
-    assert_eq!(fetch(&settings).await.unwrap_err().verdict(), Failure::Unreachable);
+    assert_eq!(fetch(&settings).await.unwrap_err().failure(), GrantFailure::Unreachable);
 }
 
 #[tokio::test]
-async fn the_life_is_taken_from_the_claims_where_the_answer_is_silent() {
+async fn the_lifetime_comes_from_the_claims_without_expires_in() {
     let jwt = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(r#"{"iat":5000,"exp":5900}"#));
     let body = format!(r#"{{"access_token":"{jwt}"}}"#);
-    let endpoint = Endpoint::start(vec![Reply::say(200, "", &body)]).await;
-    let world = World::new();
+    let endpoint = Endpoint::start(vec![Reply::response(200, "", &body)]).await;
+    let world = AccountFixture::new();
     let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
     relay.token(1).await;
     let status = relay.status(|status| status.state == "valid").await;
@@ -185,7 +213,7 @@ async fn the_life_is_taken_from_the_claims_where_the_answer_is_silent() {
 #[tokio::test]
 async fn a_token_of_two_seconds_is_renewed_again_and_again() {
     let endpoint = Endpoint::start(vec![Reply::granted("t", 2)]).await;
-    let world = World::new();
+    let world = AccountFixture::new();
     let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
     relay.token(3).await;
     assert!((3..=4).contains(&endpoint.count()), "{}", endpoint.count());
@@ -194,10 +222,10 @@ async fn a_token_of_two_seconds_is_renewed_again_and_again() {
 #[tokio::test]
 async fn fifty_streams_that_refuse_one_token_cause_one_grant() {
     let endpoint = Endpoint::start(vec![Reply::granted("t", 1800)]).await;
-    let world = World::new();
+    let world = AccountFixture::new();
     let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
     relay.token(1).await;
-    relay.tokens.carried(&stream(), 1);
+    relay.tokens.record_live(&stream(), 1);
     let mut streams = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let tokens = relay.tokens.clone();
@@ -215,13 +243,13 @@ async fn fifty_streams_that_refuse_one_token_cause_one_grant() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_grants_the_refused_token_again_is_asked_again_within_the_interval() {
+async fn a_repeated_refused_token_is_requested_again_within_the_interval() {
     let replies = vec![Reply::granted("a", 1800), Reply::granted("a", 1800), Reply::granted("b", 1800)];
     let endpoint = Endpoint::start(replies).await;
-    let world = World::new();
+    let world = AccountFixture::new();
     let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
     relay.token(1).await;
-    relay.tokens.carried(&stream(), 1);
+    relay.tokens.record_live(&stream(), 1);
     relay.tokens.refuse(&stream(), 1);
     relay.token(2).await;
     relay.tokens.refuse(&stream(), 2);
@@ -234,9 +262,9 @@ async fn an_endpoint_that_grants_the_refused_token_again_is_asked_again_within_t
 #[tokio::test]
 async fn the_running_token_stays_while_the_endpoint_fails() {
     let late = Reply::gate();
-    let replies = vec![Reply::granted("a", 1800), Reply::say(500, "", ""), late.1, Reply::granted("b", 1800)];
+    let replies = vec![Reply::granted("a", 1800), Reply::response(500, "", ""), late.1, Reply::granted("b", 1800)];
     let endpoint = Endpoint::start(replies).await;
-    let world = World::new();
+    let world = AccountFixture::new();
     let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
     relay.token(1).await;
     relay.refuse(1);
@@ -252,14 +280,14 @@ async fn the_running_token_stays_while_the_endpoint_fails() {
 
 #[tokio::test]
 async fn corrected_credentials_are_taken_up_without_a_restart() {
-    let rejected = Reply::say(401, "", r#"{"error":"invalid_client"}"#);
+    let rejected = Reply::response(401, "", r#"{"error":"invalid_client"}"#);
     let mut endpoint = Endpoint::start(vec![rejected, Reply::granted("t", 1800)]).await;
-    let world = World::new();
+    let world = AccountFixture::new();
     let settings = Settings {
         refresh_interval_min: Duration::from_millis(100),
         ..world.settings(&endpoint, world.client_credentials(ClientAuth::Body))
     };
-    let relay = Relay::start(settings);
+    let relay = RefresherFixture::start(settings);
     let status = relay.status(|status| status.state == "rejected").await;
     let error = "the token endpoint rejects the credentials (401 invalid_client)";
     assert!(status.last_error.unwrap().ends_with(error));
@@ -272,27 +300,27 @@ async fn corrected_credentials_are_taken_up_without_a_restart() {
 #[tokio::test]
 async fn a_rotated_refresh_token_is_used_after_a_restart_until_another_one_is_configured() {
     let rotated = r#"{"access_token":"t","expires_in":1800,"refresh_token":"canary-refresh-2"}"#;
-    let mut endpoint = Endpoint::start(vec![Reply::say(200, "", rotated), Reply::granted("t", 1800)]).await;
-    let world = World::new();
+    let mut endpoint = Endpoint::start(vec![Reply::response(200, "", rotated), Reply::granted("t", 1800)]).await;
+    let world = AccountFixture::new();
     let [_, _, first, second] = CANARIES;
     for (configured, sent) in [(first, first), (first, second), ("another", "another")] {
         world.write("refresh", configured);
         let relay = world.start(&endpoint, world.refresh_token());
         relay.token(1).await;
-        relay.tasks.drain(PATIENCE).await.unwrap();
+        relay.tasks.drain(TIMEOUT).await.unwrap();
         assert_eq!(endpoint.request().await.body, format!("grant_type=refresh_token&refresh_token={sent}"));
     }
 }
 
 #[tokio::test]
-async fn a_request_that_may_use_a_refresh_token_up_is_finished_before_the_end() {
-    let rotated = Reply::say(200, "", r#"{"access_token":"t","refresh_token":"canary-refresh-2"}"#);
+async fn shutdown_waits_for_a_refresh_token_request() {
+    let rotated = Reply::response(200, "", r#"{"access_token":"t","refresh_token":"canary-refresh-2"}"#);
     let (gate, closed) = Reply::gate();
     let mut endpoint = Endpoint::start(vec![closed, rotated]).await;
-    let world = World::new();
+    let world = AccountFixture::new();
     let relay = world.start(&endpoint, world.refresh_token());
     endpoint.request().await;
-    let drained = relay.tasks.drain(PATIENCE);
+    let drained = relay.tasks.drain(TIMEOUT);
     let (drained, ()) = tokio::join!(drained, async { gate.notify_one() });
     drained.unwrap();
     let kept = fs::read_to_string(world.folder.path().join("vault/acme.refresh")).unwrap();
@@ -300,18 +328,18 @@ async fn a_request_that_may_use_a_refresh_token_up_is_finished_before_the_end() 
 }
 
 #[tokio::test]
-async fn an_endpoint_that_never_answers_does_not_hold_up_the_end() {
+async fn a_hung_endpoint_does_not_delay_shutdown() {
     let mut endpoint = Endpoint::start(vec![Reply::Hang]).await;
-    let world = World::new();
+    let world = AccountFixture::new();
     let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
     endpoint.request().await;
     assert_eq!(relay.tokens.status().state, "waiting");
-    tokio::time::timeout(Duration::from_secs(5), relay.tasks.drain(PATIENCE)).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), relay.tasks.drain(TIMEOUT)).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn a_static_token_is_read_again_when_its_file_changes() {
-    let world = World::new();
+    let world = AccountFixture::new();
     let endpoint = Endpoint::start(vec![]).await;
     let path = world.write("static", "first\n");
     let relay = world.start(&endpoint, Grant::Static { token: SecretRef::File(path) });
@@ -332,11 +360,11 @@ async fn a_static_token_is_read_again_when_its_file_changes() {
 
 #[tokio::test]
 async fn no_secret_gets_into_logs_status_or_debug() {
-    let logs = Logs::of_this_process();
+    let logs = CapturedLogs::of_this_process();
     let granted = r#"{"access_token":"canary-access-token","expires_in":1800,"refresh_token":"canary-refresh-2"}"#;
     let failed = r#"{"error":"canary-refresh-2","access_token":"canary-access-token"}"#;
-    let endpoint = Endpoint::start(vec![Reply::say(200, "", granted), Reply::say(401, "", failed)]).await;
-    let world = World::new();
+    let endpoint = Endpoint::start(vec![Reply::response(200, "", granted), Reply::response(401, "", failed)]).await;
+    let world = AccountFixture::new();
     fs::write(world.folder.path().join("vault"), "a file where a directory should be").unwrap();
     let relay = world.start(&endpoint, world.refresh_token());
     relay.token(1).await;
@@ -352,12 +380,12 @@ async fn no_secret_gets_into_logs_status_or_debug() {
 }
 
 /// One relay's account, with its tasks.
-struct Relay {
+struct RefresherFixture {
     tokens: Tokens,
     tasks: Tasks,
 }
 
-impl Relay {
+impl RefresherFixture {
     fn start(settings: Settings) -> Self {
         let mut tasks = Tasks::new("auth");
         Self { tokens: Tokens::start(settings, &network(), &mut tasks).unwrap(), tasks }
@@ -365,7 +393,7 @@ impl Relay {
 
     /// A stream was live under it, and is refused it.
     fn refuse(&self, generation: u64) {
-        self.tokens.carried(&stream(), generation);
+        self.tokens.record_live(&stream(), generation);
         self.tokens.refuse(&stream(), generation);
     }
 
@@ -373,20 +401,20 @@ impl Relay {
     async fn token(&self, generation: u64) -> Token {
         let mut watch = self.tokens.watch();
         let reached = watch.wait_for(|token| token.as_ref().is_some_and(|token| token.generation >= generation));
-        let token = tokio::time::timeout(PATIENCE, reached).await.unwrap().unwrap().clone().unwrap();
+        let token = tokio::time::timeout(TIMEOUT, reached).await.unwrap().unwrap().clone().unwrap();
         assert_eq!(token.generation, generation);
         token
     }
 
     async fn status(&self, fits: impl Fn(&AccountStatus) -> bool) -> AccountStatus {
-        let mut reports = self.tokens.ends.reports.clone();
+        let mut reports = self.tokens.handle.reports.clone();
         let fitting = async {
             while !fits(&self.tokens.status()) {
                 reports.changed().await.unwrap();
             }
             self.tokens.status()
         };
-        tokio::time::timeout(PATIENCE, fitting).await.expect("the status never came")
+        tokio::time::timeout(TIMEOUT, fitting).await.expect("the status never came")
     }
 }
 
@@ -395,11 +423,11 @@ fn stream() -> StreamName {
 }
 
 /// A directory with the secrets of an account.
-struct World {
+struct AccountFixture {
     folder: TempDir,
 }
 
-impl World {
+impl AccountFixture {
     fn new() -> Self {
         let world = Self { folder: tempfile::tempdir().unwrap() };
         world.write("id", "app 1");
@@ -425,9 +453,9 @@ impl World {
         Grant::RefreshToken { client: self.client(ClientAuth::Basic), refresh_token }
     }
 
-    fn client(&self, placement: ClientAuth) -> Client {
+    fn client(&self, placement: ClientAuth) -> OAuthClient {
         let folder = self.folder.path();
-        Client { id: reference(folder, "id"), secret: reference(folder, "secret"), placement }
+        OAuthClient { id: reference(folder, "id"), secret: reference(folder, "secret"), placement }
     }
 
     fn settings(&self, endpoint: &Endpoint, grant: Grant) -> Settings {
@@ -440,20 +468,20 @@ impl World {
             refresh_interval_min: Duration::from_secs(60),
             refresh_jitter: Duration::from_secs(2),
             lifetime_default: Duration::from_secs(600),
-            vault: self.folder.path().join("vault"),
+            refresh_token_dir: self.folder.path().join("vault"),
         }
     }
 
-    fn start(&self, endpoint: &Endpoint, grant: Grant) -> Relay {
-        Relay::start(self.settings(endpoint, grant))
+    fn start(&self, endpoint: &Endpoint, grant: Grant) -> RefresherFixture {
+        RefresherFixture::start(self.settings(endpoint, grant))
     }
 }
 
 /// What was logged.
 #[derive(Clone, Default)]
-struct Logs(Arc<Mutex<Vec<u8>>>);
+struct CapturedLogs(Arc<Mutex<Vec<u8>>>);
 
-impl Logs {
+impl CapturedLogs {
     /// For the whole process: what one thread does not listen to, another one's subscriber may never be offered.
     fn of_this_process() -> Self {
         let logs = Self::default();
@@ -476,7 +504,7 @@ impl Logs {
     }
 }
 
-impl io::Write for Logs {
+impl io::Write for CapturedLogs {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.bytes().write(bytes)
     }
@@ -487,14 +515,14 @@ impl io::Write for Logs {
 }
 
 /// One try with little patience.
-async fn fetch(settings: &Settings) -> Result<Granted, GrantError> {
-    Grants::new(settings, &network(), Duration::from_millis(500)).unwrap().fetch(None::<Secret>).await
+async fn fetch(settings: &Settings) -> Result<GrantedToken, GrantError> {
+    TokenSource::new(settings, &network(), Duration::from_millis(500)).unwrap().fetch(None::<Secret>).await
 }
 
 fn network() -> NetworkPolicy {
     NetworkPolicy::new(
         network::Settings::default(),
-        Trust::of(rustls::RootCertStore::empty()).unwrap(),
+        TrustedRoots::of(rustls::RootCertStore::empty()).unwrap(),
         Resolver::default(),
     )
 }

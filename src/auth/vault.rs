@@ -31,22 +31,22 @@ const FILE_LEN_MAX: u64 = 256 * 1024;
 
 /// The rotated refresh token of one account.
 #[derive(Debug)]
-pub(super) struct Vault {
+pub(super) struct RefreshTokenStore {
     path: PathBuf,
-    memory: Memory,
+    cached: CachedToken,
 }
 
 #[derive(Debug)]
-enum Memory {
+enum CachedToken {
     /// The file was not looked at yet.
     Unread,
-    Nothing,
-    Kept(Kept),
+    Missing,
+    Loaded(RotatedToken),
 }
 
 /// A refresh token that the platform gave in place of another.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct RotatedToken {
     /// Which configured token this one descends from.
     pub(super) ancestor: String,
     /// How many rotations that is ago.
@@ -56,7 +56,7 @@ pub(super) struct Kept {
 
 /// The file's shape.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct RefreshTokenRecord {
     /// Digest of the configured token.
     configured: String,
     #[serde(default)]
@@ -67,52 +67,60 @@ struct Stored {
 /// The file could not be written or read. What was rotated is known to this process only.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {step} {}", path.display())]
-pub(super) struct VaultError {
+pub(super) struct RefreshTokenStoreError {
     step: &'static str,
     path: PathBuf,
     #[source]
     cause: io::Error,
 }
 
-impl Vault {
+impl RefreshTokenStore {
     /// Nothing is read or made before a token is wanted.
     pub(super) fn new(folder: &Path, account: &AccountName) -> Self {
-        Self { path: folder.join(format!("{account}.refresh")), memory: Memory::Unread }
+        Self { path: folder.join(format!("{account}.refresh")), cached: CachedToken::Unread }
     }
 
     /// The newest token that descends from the configured one, or that one itself.
     pub(super) async fn newest(&mut self, configured: &Secret) -> Secret {
-        self.kept(configured).await.map_or_else(|| configured.clone(), |kept| kept.refresh_token.clone())
+        self.current(configured).await.map_or_else(|| configured.clone(), |kept| kept.refresh_token.clone())
     }
 
     /// The newest token that descends from the configured one.
-    pub(super) async fn kept(&mut self, configured: &Secret) -> Option<&Kept> {
-        if let Memory::Unread = self.memory {
-            self.memory = self.load().await;
+    pub(super) async fn current(&mut self, configured: &Secret) -> Option<&RotatedToken> {
+        if let CachedToken::Unread = self.cached {
+            self.cached = self.load().await;
         }
-        match &self.memory {
-            Memory::Kept(kept) if kept.ancestor == ancestor(configured) => Some(kept),
-            Memory::Unread | Memory::Nothing | Memory::Kept(_) => None,
+        match &self.cached {
+            CachedToken::Loaded(kept) if kept.ancestor == ancestor(configured) => Some(kept),
+            CachedToken::Unread | CachedToken::Missing | CachedToken::Loaded(_) => None,
         }
     }
 
     /// Keeps a rotated token, durable when this returns. After an error it is kept in memory all the same.
-    pub(super) async fn keep(&mut self, configured: &Secret, rotated: Secret) -> Result<(), VaultError> {
-        let number = self.kept(configured).await.map_or(0, |kept| kept.number) + 1;
-        self.store(Kept { ancestor: ancestor(configured), number, refresh_token: rotated }).await
+    pub(super) async fn store_rotated(
+        &mut self,
+        configured: &Secret,
+        rotated: Secret,
+    ) -> Result<(), RefreshTokenStoreError> {
+        let number = self.current(configured).await.map_or(0, |kept| kept.number) + 1;
+        self.store(RotatedToken { ancestor: ancestor(configured), number, refresh_token: rotated }).await
     }
 
     /// Keeps what another replica was given, if it is newer.
-    pub(super) async fn learn(&mut self, configured: &Secret, told: Kept) -> Result<(), VaultError> {
-        let known = self.kept(configured).await.map_or(0, |kept| kept.number);
-        if told.ancestor == ancestor(configured) && told.number > known { self.store(told).await } else { Ok(()) }
+    pub(super) async fn store_if_newer(
+        &mut self,
+        configured: &Secret,
+        shared: RotatedToken,
+    ) -> Result<(), RefreshTokenStoreError> {
+        let known = self.current(configured).await.map_or(0, |kept| kept.number);
+        if shared.ancestor == ancestor(configured) && shared.number > known { self.store(shared).await } else { Ok(()) }
     }
 
-    async fn store(&mut self, kept: Kept) -> Result<(), VaultError> {
-        self.memory = Memory::Kept(kept.clone());
+    async fn store(&mut self, kept: RotatedToken) -> Result<(), RefreshTokenStoreError> {
+        self.cached = CachedToken::Loaded(kept.clone());
         let path = self.path.clone();
-        let stored = off_the_runtime(move || write(&path, &kept)).await;
-        stored.map_err(|cause| VaultError {
+        let stored = run_blocking(move || write(&path, &kept)).await;
+        stored.map_err(|cause| RefreshTokenStoreError {
             step: "store the rotated refresh token in",
             path: self.path.clone(),
             cause,
@@ -120,20 +128,24 @@ impl Vault {
     }
 
     /// A file that cannot be read costs an operator a new refresh token at worst; it must not stop the others.
-    async fn load(&self) -> Memory {
+    async fn load(&self) -> CachedToken {
         let path = self.path.clone();
-        match off_the_runtime(move || read(&path)).await {
-            Ok(kept) => kept.map_or(Memory::Nothing, Memory::Kept),
+        match run_blocking(move || read(&path)).await {
+            Ok(kept) => kept.map_or(CachedToken::Missing, CachedToken::Loaded),
             Err(cause) => {
-                let error = VaultError { step: "read the rotated refresh token in", path: self.path.clone(), cause };
+                let error = RefreshTokenStoreError {
+                    step: "read the rotated refresh token in",
+                    path: self.path.clone(),
+                    cause,
+                };
                 tracing::error!(error = chain(&error), "the configured refresh token is used");
-                Memory::Nothing
+                CachedToken::Missing
             }
         }
     }
 }
 
-async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
@@ -142,7 +154,7 @@ pub(super) fn ancestor(configured: &Secret) -> String {
     STANDARD_NO_PAD.encode(fingerprint(configured))
 }
 
-fn read(path: &Path) -> io::Result<Option<Kept>> {
+fn read(path: &Path) -> io::Result<Option<RotatedToken>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -151,14 +163,18 @@ fn read(path: &Path) -> io::Result<Option<Kept>> {
     let mut text = Vec::new();
     file.take(FILE_LEN_MAX).read_to_end(&mut text)?;
     // the parser's own error could quote the token
-    let stored: Stored =
+    let stored: RefreshTokenRecord =
         serde_json::from_slice(&text).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))?;
-    let Stored { configured, number, refresh_token } = stored;
-    Ok(Some(Kept { ancestor: configured, number: sound(number, path), refresh_token: Secret::new(refresh_token) }))
+    let RefreshTokenRecord { configured, number, refresh_token } = stored;
+    Ok(Some(RotatedToken {
+        ancestor: configured,
+        number: valid_number(number, path),
+        refresh_token: Secret::new(refresh_token),
+    }))
 }
 
 /// A number that no rotation leads to is taken for the first one: the token beside it may be the newest there is.
-fn sound(number: u64, path: &Path) -> u64 {
+fn valid_number(number: u64, path: &Path) -> u64 {
     if number < GENERATION_MAX {
         return number;
     }
@@ -168,20 +184,20 @@ fn sound(number: u64, path: &Path) -> u64 {
 }
 
 /// Beside the old file and then over it, so that a crash leaves the one or the other.
-fn write(path: &Path, kept: &Kept) -> io::Result<()> {
+fn write(path: &Path, kept: &RotatedToken) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
-    let beside = path.with_extension("refresh.new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&beside)?;
+    let temporary = path.with_extension("refresh.new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary)?;
     file.set_permissions(Permissions::from_mode(FILE_MODE))?;
-    let stored = Stored {
+    let stored = RefreshTokenRecord {
         configured: kept.ancestor.clone(),
         number: kept.number,
         refresh_token: kept.refresh_token.expose().to_owned(),
     };
     file.write_all(&serde_json::to_vec(&stored)?)?;
     file.sync_all()?;
-    fs::rename(&beside, path)?;
+    fs::rename(&temporary, path)?;
     File::open(folder)?.sync_all()
 }
 
@@ -197,13 +213,13 @@ mod tests {
 
         let mut vault = vault(&folder);
         assert_eq!(vault.newest(&first).await, first);
-        vault.keep(&first, second.clone()).await.unwrap();
+        vault.store_rotated(&first, second.clone()).await.unwrap();
         assert_eq!(vault.newest(&first).await, second);
 
         let mut restarted = self::vault(&folder);
         assert_eq!(restarted.newest(&first).await, second);
         assert_eq!(restarted.newest(&third).await, third, "a newly configured one wins");
-        restarted.keep(&first, third.clone()).await.unwrap();
+        restarted.store_rotated(&first, third.clone()).await.unwrap();
         assert_eq!(self::vault(&folder).newest(&first).await, third);
     }
 
@@ -211,18 +227,18 @@ mod tests {
     async fn what_another_replica_was_given_counts_if_it_is_newer_and_of_the_same_line() {
         let folder = tempfile::tempdir().unwrap();
         let (configured, own, other) = (Secret::new("configured"), Secret::new("own"), Secret::new("other"));
-        let told = |number| Kept { ancestor: ancestor(&configured), number, refresh_token: other.clone() };
+        let told = |number| RotatedToken { ancestor: ancestor(&configured), number, refresh_token: other.clone() };
         let mut vault = vault(folder.path());
-        vault.keep(&configured, own.clone()).await.unwrap();
-        vault.learn(&configured, told(1)).await.unwrap();
+        vault.store_rotated(&configured, own.clone()).await.unwrap();
+        vault.store_if_newer(&configured, told(1)).await.unwrap();
         assert_eq!(vault.newest(&configured).await, own);
-        vault.learn(&configured, Kept { ancestor: ancestor(&own), ..told(9) }).await.unwrap();
+        vault.store_if_newer(&configured, RotatedToken { ancestor: ancestor(&own), ..told(9) }).await.unwrap();
         assert_eq!(vault.newest(&configured).await, own);
-        vault.learn(&configured, told(2)).await.unwrap();
+        vault.store_if_newer(&configured, told(2)).await.unwrap();
         assert_eq!(vault.newest(&configured).await, other);
-        assert_eq!(self::vault(folder.path()).kept(&configured).await.unwrap().number, 2);
-        vault.keep(&configured, own).await.unwrap();
-        assert_eq!(vault.kept(&configured).await.unwrap().number, 3);
+        assert_eq!(self::vault(folder.path()).current(&configured).await.unwrap().number, 2);
+        vault.store_rotated(&configured, own).await.unwrap();
+        assert_eq!(vault.current(&configured).await.unwrap().number, 3);
     }
 
     #[tokio::test]
@@ -230,12 +246,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (first, second) = (Secret::new("first"), Secret::new("second"));
         for number in [u64::MAX, u64::MAX - 1, GENERATION_MAX] {
-            let stored = Stored { configured: ancestor(&first), number, refresh_token: "rotated".to_owned() };
+            let stored =
+                RefreshTokenRecord { configured: ancestor(&first), number, refresh_token: "rotated".to_owned() };
             fs::write(folder.path().join("acme.refresh"), serde_json::to_vec(&stored).unwrap()).unwrap();
             let mut vault = vault(folder.path());
             assert_eq!(vault.newest(&first).await.expose(), "rotated");
-            vault.keep(&first, second.clone()).await.unwrap();
-            assert_eq!(vault.kept(&first).await.unwrap().number, 2);
+            vault.store_rotated(&first, second.clone()).await.unwrap();
+            assert_eq!(vault.current(&first).await.unwrap().number, 2);
         }
     }
 
@@ -246,7 +263,7 @@ mod tests {
         let leftover = folder.join("acme.refresh.new");
         fs::create_dir_all(&folder).unwrap();
         fs::write(&leftover, "of a crash").unwrap();
-        vault(&folder).keep(&Secret::new("first"), Secret::new("second")).await.unwrap();
+        vault(&folder).store_rotated(&Secret::new("first"), Secret::new("second")).await.unwrap();
         let mode = fs::metadata(folder.join("acme.refresh")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, FILE_MODE);
         assert!(!leftover.exists());
@@ -259,7 +276,7 @@ mod tests {
         fs::write(&blocked, "a file where a directory should be").unwrap();
         let mut vault = vault(&blocked);
         let (first, second) = (Secret::new("first"), Secret::new("canary"));
-        let error = vault.keep(&first, second.clone()).await.unwrap_err();
+        let error = vault.store_rotated(&first, second.clone()).await.unwrap_err();
         assert!(!format!("{error:?} {}", chain(&error)).contains("canary"));
         assert_eq!(vault.newest(&first).await, second);
     }
@@ -272,7 +289,7 @@ mod tests {
         assert_eq!(vault(folder.path()).newest(&first).await, first);
     }
 
-    fn vault(folder: &Path) -> Vault {
-        Vault::new(folder, &"acme".parse().unwrap())
+    fn vault(folder: &Path) -> RefreshTokenStore {
+        RefreshTokenStore::new(folder, &"acme".parse().unwrap())
     }
 }

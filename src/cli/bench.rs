@@ -20,11 +20,11 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use self::{
-    phases::Setting,
-    report::{Conditions, Report},
-    server::Which,
+    phases::BenchSetup,
+    report::{BenchReport, Conditions},
+    server::RedisChoice,
 };
-use super::Failure;
+use super::CliError;
 use crate::app::temporary_folder;
 
 /// How long one thing is measured, and how often.
@@ -43,7 +43,7 @@ pub struct BenchArgs {
     pub quick: bool,
     /// Measure these alone [default: all that can be]
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
-    pub only: Vec<Phase>,
+    pub only: Vec<BenchPhase>,
     /// Keep the stores below this directory while they are measured; the disk decides most figures
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -54,7 +54,7 @@ pub struct BenchArgs {
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Phase {
+pub enum BenchPhase {
     /// From a source that never waits into the durable log
     Ingest,
     /// The store alone
@@ -73,12 +73,12 @@ pub enum Phase {
     Redis,
 }
 
-impl Phase {
+impl BenchPhase {
     const ALL: [Self; 8] =
         [Self::Ingest, Self::Append, Self::Fanout, Self::Latency, Self::Cold, Self::Streams, Self::Idle, Self::Redis];
 }
 
-impl std::fmt::Display for Phase {
+impl std::fmt::Display for BenchPhase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let value = self.to_possible_value().expect("no phase is hidden");
         f.write_str(value.get_name())
@@ -86,7 +86,7 @@ impl std::fmt::Display for Phase {
 }
 
 /// Measures, a line of progress at a time, and prints what came of it.
-pub fn run(args: &BenchArgs, out: &mut impl Write, progress: &mut (impl Write + Send)) -> Result<(), Failure> {
+pub fn run(args: &BenchArgs, out: &mut impl Write, progress: &mut (impl Write + Send)) -> Result<(), CliError> {
     let folder = match &args.data {
         Some(folder) => folder.join(format!("bench-{}", std::process::id())),
         None => temporary_folder("bench")?.keep(),
@@ -104,20 +104,20 @@ pub fn run(args: &BenchArgs, out: &mut impl Write, progress: &mut (impl Write + 
     Ok(())
 }
 
-fn measure(args: &BenchArgs, folder: PathBuf, progress: &mut impl Write) -> anyhow::Result<Report> {
+fn measure(args: &BenchArgs, folder: PathBuf, progress: &mut impl Write) -> anyhow::Result<BenchReport> {
     let (span, rounds) = if args.quick { (SPAN_QUICK, ROUNDS_QUICK) } else { (SPAN, ROUNDS) };
     let cores = machine::cores().filter(|cores| machine::pin(cores.load));
-    let redis = Which::find(args.redis.as_deref())?;
+    let redis = RedisChoice::find(args.redis.as_deref())?;
     let phases = phases(args, redis.is_some());
     let conditions = Conditions {
         version: env!("CARGO_PKG_VERSION"),
         pinned: cores.is_some(),
         load_before: machine::load(),
         in_memory: machine::is_in_memory(&folder),
-        redis: redis.as_ref().filter(|_| phases.contains(&Phase::Redis)).map(Which::told),
+        redis: redis.as_ref().filter(|_| phases.contains(&BenchPhase::Redis)).map(RedisChoice::describe),
         rounds,
     };
-    let setting = Setting { cores, folder, span, sockets_max: machine::sockets_max(), redis };
+    let setting = BenchSetup { cores, folder, span, sockets_max: machine::sockets_max(), redis };
     let mut measured = Vec::new();
     for round in 1..=rounds {
         for phase in &phases {
@@ -125,13 +125,13 @@ fn measure(args: &BenchArgs, folder: PathBuf, progress: &mut impl Write) -> anyh
             measured.extend(phases::measure(*phase, &setting).with_context(|| format!("could not measure {phase}"))?);
         }
     }
-    Ok(Report::new(conditions, &measured))
+    Ok(BenchReport::new(conditions, &measured))
 }
 
 /// What is asked for; of what was not named, what can be measured here.
-fn phases(args: &BenchArgs, redis: bool) -> Vec<Phase> {
+fn phases(args: &BenchArgs, redis: bool) -> Vec<BenchPhase> {
     match &args.only[..] {
-        [] => Phase::ALL.into_iter().filter(|phase| redis || *phase != Phase::Redis).collect(),
+        [] => BenchPhase::ALL.into_iter().filter(|phase| redis || *phase != BenchPhase::Redis).collect(),
         only => only.to_vec(),
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     telemetry::logs,
 };
 
-use super::Failure;
+use super::CliError;
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -29,10 +29,10 @@ pub struct CheckArgs {
 }
 
 /// Writes the report of a good configuration, and tries it on the real platform where that is wanted.
-pub async fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Write) -> Result<(), Failure> {
+pub async fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Write) -> Result<(), CliError> {
     let config = config::load(&args.config, environment)?;
-    let of_machine = config::fits(&config)?;
-    if let Some(complaint) = super::log_filter(environment).and_then(logs::complaint) {
+    let of_machine = config::check_host(&config)?;
+    if let Some(complaint) = super::log_filter(environment).and_then(logs::filter_error) {
         writeln!(out, "warning: {complaint}")?;
     }
     for warning in config.warnings.iter().chain(&of_machine) {
@@ -55,42 +55,42 @@ fn report(config: &Config, out: &mut impl Write) -> io::Result<()> {
     writeln!(
         out,
         "Every entry is {} before a consumer sees it; a log keeps {} entries, {} or {}.",
-        safe(&config.store),
+        durability_text(&config.store),
         retention.events,
         crate::model::Span(retention.age),
         crate::model::Size(retention.bytes),
     )?;
     writeln!(out, "A consumer sees every entry at least once and in order; a repeated one has the same id.")?;
-    writeln!(out, "\nthe store  ({})", kind(&config.store))?;
-    writeln!(out, "  can be lost       {}", config.store.can_lose())?;
+    writeln!(out, "\nthe store  ({})", store_kind_text(&config.store))?;
+    writeln!(out, "  can be lost       {}", config.store.possible_loss())?;
     for (name, stream) in &config.streams {
         let guarantee = stream.guarantee();
         writeln!(out, "\n{name}  ({} of {})", stream.connector.name(), stream.account)?;
         writeln!(out, "  can be lost       {}", guarantee.lost)?;
-        writeln!(out, "  can be doubled    {}", guarantee.doubled)?;
+        writeln!(out, "  can be doubled    {}", guarantee.duplicated)?;
         writeln!(out, "  can be reordered  {}", guarantee.reordered)?;
     }
     Ok(())
 }
 
 /// Where an entry is safe.
-fn safe(store: &config::StoreConfig) -> String {
+fn durability_text(store: &config::StoreConfig) -> String {
     match &store.kind {
-        config::StoreKind::Embedded => format!("on the disk, in {},", store.path.display()),
-        config::StoreKind::Redis(redis) => match redis.durability {
-            config::Durability::Written => format!("in {}", redis.address),
-            config::Durability::Replicated => format!("in {} and on a replica of it", redis.address),
+        config::StoreBackend::Embedded => format!("on the disk, in {},", store.path.display()),
+        config::StoreBackend::Redis(redis) => match redis.durability {
+            config::DurabilityConfig::Written => format!("in {}", redis.address),
+            config::DurabilityConfig::Replicated => format!("in {} and on a replica of it", redis.address),
         },
     }
 }
 
 /// What decides how much a store can lose.
-fn kind(store: &config::StoreConfig) -> &'static str {
+fn store_kind_text(store: &config::StoreConfig) -> &'static str {
     match &store.kind {
-        config::StoreKind::Embedded => "embedded",
-        config::StoreKind::Redis(redis) => match redis.durability {
-            config::Durability::Written => "redis, durability written",
-            config::Durability::Replicated => "redis, durability replicated",
+        config::StoreBackend::Embedded => "embedded",
+        config::StoreBackend::Redis(redis) => match redis.durability {
+            config::DurabilityConfig::Written => "redis, durability written",
+            config::DurabilityConfig::Replicated => "redis, durability replicated",
         },
     }
 }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
     use crate::cli::Exit;
 
-    async fn check(file: &str) -> (Result<(), Failure>, String) {
+    async fn check(file: &str) -> (Result<(), CliError>, String) {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
         let environment = [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "hunter2")].into_iter().collect();
         let mut out = Vec::new();
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_good_configuration_is_reported_with_what_it_promises() {
+    async fn a_valid_configuration_is_reported_with_its_guarantees() {
         let (outcome, report) = check("config/genesys-cloud.toml").await;
         assert!(outcome.is_ok());
         assert!(report.starts_with("The configuration is good: 2 streams, 1 account.\n"), "{report}");
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_durability_can_lose_is_said() {
+    async fn possible_losses_of_a_durability_are_reported() {
         let good = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/genesys-cloud.toml")).unwrap();
         let folder = tempfile::tempdir().unwrap();
         for (store, head, words) in [
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_log_filter_that_cannot_be_used_is_a_warning_since_the_daemon_runs_without_it() {
+    async fn an_invalid_log_filter_is_a_warning() {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/genesys-cloud.toml");
         let variables = [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "x"), ("TRUNKLINE_LOG", "verbose")];
         let args = CheckArgs { config: vec![path], connect: false };
@@ -158,12 +158,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wrong_one_is_bad_usage_and_says_nothing_on_the_output() {
+    async fn an_invalid_configuration_is_bad_usage_and_prints_nothing_on_stdout() {
         let (outcome, report) = check("tests/golden/config/several-mistakes-at-once.toml").await;
         let failure = outcome.unwrap_err();
-        assert_eq!((failure.exit(), report.as_str()), (Exit::Misused, ""));
-        let mut told = Vec::new();
-        failure.report(&mut told).unwrap();
-        assert!(String::from_utf8(told).unwrap().lines().count() > 10);
+        assert_eq!((failure.exit(), report.as_str()), (Exit::BadUsage, ""));
+        let mut stderr = Vec::new();
+        failure.report(&mut stderr).unwrap();
+        assert!(String::from_utf8(stderr).unwrap().lines().count() > 10);
     }
 }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use crate::config::{self, Environment};
 
-use super::Failure;
+use super::CliError;
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
@@ -24,7 +24,7 @@ pub struct ShowArgs {
 }
 
 /// Writes what was asked for.
-pub fn run(command: &ConfigCommand, environment: &Environment, out: &mut impl Write) -> Result<(), Failure> {
+pub fn run(command: &ConfigCommand, environment: &Environment, out: &mut impl Write) -> Result<(), CliError> {
     match command {
         ConfigCommand::Schema => writeln!(out, "{:#}", config::schema())?,
         ConfigCommand::Show(args) => out.write_all(config::effective(&args.config, environment)?.as_bytes())?,

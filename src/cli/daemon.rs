@@ -20,7 +20,7 @@ const REFUSAL_LEN_MAX: usize = 16 * 1024;
 
 /// A running daemon.
 #[derive(Debug)]
-pub(super) struct Daemon {
+pub(super) struct DaemonClient {
     client: Client,
     url: Url,
     token: Option<Secret>,
@@ -28,42 +28,44 @@ pub(super) struct Daemon {
 
 /// A request was not answered as it was meant.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unanswered {
+pub(super) enum DaemonRequestError {
     #[error("could not reach {url}")]
-    Lost { url: String, source: reqwest::Error },
+    Unreachable { url: String, source: reqwest::Error },
     #[error("{url} did not answer within {within}")]
-    TooSlow { url: String, within: Span },
+    TimedOut { url: String, within: Span },
     #[error("{url} answered {status}: {why}")]
     Refused { url: String, status: StatusCode, why: String },
 }
 
-impl Unanswered {
+impl DaemonRequestError {
     /// Whether the same request may be answered later.
-    pub(super) fn is_passing(&self) -> bool {
+    pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Lost { .. } | Self::TooSlow { .. } => true,
+            Self::Unreachable { .. } | Self::TimedOut { .. } => true,
             Self::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
         }
     }
 }
 
-impl From<Unanswered> for super::Failure {
-    fn from(unanswered: Unanswered) -> Self {
+impl From<DaemonRequestError> for super::CliError {
+    fn from(unanswered: DaemonRequestError) -> Self {
         match unanswered {
-            Unanswered::Refused { .. } => Self::Refused(unanswered.to_string()),
-            Unanswered::Lost { .. } | Unanswered::TooSlow { .. } => Self::Failed(unanswered.into()),
+            DaemonRequestError::Refused { .. } => Self::Refused(unanswered.to_string()),
+            DaemonRequestError::Unreachable { .. } | DaemonRequestError::TimedOut { .. } => {
+                Self::Failed(unanswered.into())
+            }
         }
     }
 }
 
 /// RFC 9457: the parts that a person reads.
 #[derive(Deserialize)]
-struct Problem {
+struct ProblemBody {
     title: Option<String>,
     detail: Option<String>,
 }
 
-impl Daemon {
+impl DaemonClient {
     pub(super) fn new(url: &Url, token: Option<&Secret>) -> anyhow::Result<Self> {
         let builder = Client::builder().connect_timeout(CONNECT_MAX).tcp_keepalive(KEEPALIVE);
         let client = builder.redirect(redirect::Policy::none()).no_proxy().build()?;
@@ -76,24 +78,29 @@ impl Daemon {
     }
 
     /// A request whose answer may go on for ever.
-    pub(super) async fn get(&self, path: &str, query: &[(&str, &str)], accept: &str) -> Result<Response, Unanswered> {
+    pub(super) async fn get(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        accept: &str,
+    ) -> Result<Response, DaemonRequestError> {
         let mut request = self.client.get(format!("{}{path}", self.url())).query(query).header("accept", accept);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose());
         }
-        let answer = request.send().await.map_err(|error| self.lost(error))?;
-        if answer.status().is_success() { Ok(answer) } else { Err(self.refused(answer).await) }
+        let answer = request.send().await.map_err(|error| self.unreachable_error(error))?;
+        if answer.status().is_success() { Ok(answer) } else { Err(self.refused_error(answer).await) }
     }
 
-    pub(super) fn lost(&self, error: reqwest::Error) -> Unanswered {
-        Unanswered::Lost { url: self.url().to_owned(), source: error.without_url() }
+    pub(super) fn unreachable_error(&self, error: reqwest::Error) -> DaemonRequestError {
+        DaemonRequestError::Unreachable { url: self.url().to_owned(), source: error.without_url() }
     }
 
-    pub(super) fn too_slow(&self, within: Duration) -> Unanswered {
-        Unanswered::TooSlow { url: self.url().to_owned(), within: Span(within) }
+    pub(super) fn timeout_error(&self, within: Duration) -> DaemonRequestError {
+        DaemonRequestError::TimedOut { url: self.url().to_owned(), within: Span(within) }
     }
 
-    async fn refused(&self, mut answer: Response) -> Unanswered {
+    async fn refused_error(&self, mut answer: Response) -> DaemonRequestError {
         let status = answer.status();
         let mut body = Vec::new();
         while let Ok(Some(chunk)) = answer.chunk().await {
@@ -102,10 +109,10 @@ impl Daemon {
                 break;
             }
         }
-        let problem = serde_json::from_slice::<Problem>(&body).ok();
-        let told = problem.and_then(|problem| problem.detail.or(problem.title));
-        let why = told.unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
-        Unanswered::Refused { url: self.url().to_owned(), status, why: super::tail::printable(&why) }
+        let problem = serde_json::from_slice::<ProblemBody>(&body).ok();
+        let detail = problem.and_then(|problem| problem.detail.or(problem.title));
+        let why = detail.unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
+        DaemonRequestError::Refused { url: self.url().to_owned(), status, why: super::tail::printable(&why) }
     }
 }
 

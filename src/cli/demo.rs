@@ -20,7 +20,7 @@ use self::{
     outcome::{Counters, Outcomes},
 };
 use super::{
-    DemoArgs, Failure,
+    CliError, DemoArgs,
     run::{Signals, drain_on_signals},
     simulate,
 };
@@ -28,9 +28,9 @@ use crate::{
     app::{App, temporary_folder},
     clock,
     config::{self, Config, Environment},
-    event_log::{Read, Reader},
+    event_log::{LogReader, Read},
     model::{Offset, Span, StreamName},
-    simulator::{self, Ledger, Script, Simulator},
+    simulator::{self, EmissionLedger, FaultScript, Simulator},
     telemetry::logs,
 };
 
@@ -53,7 +53,7 @@ const TICK: Duration = Duration::from_millis(100);
 const TICKS_A_SECOND: u64 = 10;
 
 /// Runs until a signal or the wished end; then says whether everything arrived.
-pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Write) -> Result<(), Failure> {
+pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Write) -> Result<(), CliError> {
     let _log = logs::start(environment.get("TRUNKLINE_LOG").or(Some("warn")));
     let mut signals = Signals::listen()?;
     let platform = start_platform(args).await?;
@@ -64,13 +64,13 @@ pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Writ
         app = App::start(config) => app?,
         () = signals.next() => return Ok(()),
     };
-    let mut books = Books::open(&app, platform.ledger());
-    introduce(&app, &platform, args, out)?;
-    let seconds = watch(&app, &platform, &mut books, args, &mut signals, out).await?;
+    let mut audits = DemoAudits::open(&app, platform.ledger());
+    print_banner(&app, &platform, args, out)?;
+    let seconds = watch(&app, &platform, &mut audits, args, &mut signals, out).await?;
     writeln!(out, "\nDraining …")?;
     out.flush()?;
-    let end = books.arrive(seconds, &mut signals).await?;
-    finish(app, platform, books, end, signals, out).await?;
+    let end = audits.wait_for_arrival(seconds, &mut signals).await?;
+    finish(app, platform, audits, end, signals, out).await?;
     temporary.close().context("cannot remove the demo's folder")?;
     Ok(())
 }
@@ -78,7 +78,7 @@ pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Writ
 async fn start_platform(args: &DemoArgs) -> anyhow::Result<Simulator> {
     let script = match &args.script {
         Some(file) => simulate::script(file)?,
-        None => Script::parse(SCRIPT).context("the script of the demo")?,
+        None => FaultScript::parse(SCRIPT).context("the script of the demo")?,
     };
     let settings = simulator::Settings {
         seed: args.seed,
@@ -93,7 +93,7 @@ async fn start_platform(args: &DemoArgs) -> anyhow::Result<Simulator> {
 }
 
 /// The configuration that a user would write for this platform. The store's directory holds nothing but the store.
-fn configuration(args: &DemoArgs, platform: &Simulator, folder: &Path, secrets: &Path) -> Result<Config, Failure> {
+fn configuration(args: &DemoArgs, platform: &Simulator, folder: &Path, secrets: &Path) -> Result<Config, CliError> {
     let address = platform.address();
     let DemoArgs { http, admin, .. } = args;
     let retention = RETENTION.as_secs();
@@ -143,7 +143,7 @@ fn secret_file(folder: &Path, name: &str, secret: &str) -> anyhow::Result<PathBu
     Ok(file)
 }
 
-fn introduce(app: &App, platform: &Simulator, args: &DemoArgs, out: &mut impl Write) -> std::io::Result<()> {
+fn print_banner(app: &App, platform: &Simulator, args: &DemoArgs, out: &mut impl Write) -> std::io::Result<()> {
     let (consumers, admin) = (app.consumers_at(), app.admin_at());
     let (rate, ttl) = (args.rate, args.token_ttl);
     writeln!(out, "A made-up contact centre says {rate} events a second at {}.", platform.url())?;
@@ -167,11 +167,11 @@ fn ending(duration: Option<Span>) -> String {
 async fn watch(
     app: &App,
     platform: &Simulator,
-    books: &mut Books,
+    audits: &mut DemoAudits,
     args: &DemoArgs,
     signals: &mut Signals,
     out: &mut impl Write,
-) -> Result<u64, Failure> {
+) -> Result<u64, CliError> {
     let begin = clock::now();
     let end = args.duration.map(|duration| begin + duration.0);
     let start = if std::io::stdout().is_terminal() { "\r\x1b[2K" } else { "" };
@@ -194,7 +194,7 @@ async fn watch(
             return Ok(ticks / TICKS_A_SECOND);
         }
         if ticks % TICKS_A_SECOND == 0 {
-            books.keep(ticks / TICKS_A_SECOND).await?;
+            audits.update(ticks / TICKS_A_SECOND).await?;
             show_progress(app, ticks / TICKS_A_SECOND, start, out)?;
         }
     }
@@ -216,7 +216,7 @@ fn counters(app: &App, platform: &Simulator) -> Counters {
         rotations: statuses.iter().map(|status| status.rotations).sum(),
         gaps: statuses.iter().map(|status| (status.stream.to_string(), status.gaps)).collect(),
         silence: statuses.iter().filter_map(|status| status.silent_seconds).fold(0.0, f64::max),
-        settled: platform.waiting() == 0 && statuses.iter().all(|status| status.state == "live"),
+        settled: platform.pending_faults() == 0 && statuses.iter().all(|status| status.state == "live"),
     }
 }
 
@@ -235,81 +235,81 @@ fn progress(app: &App, seconds: u64) -> String {
 async fn finish(
     app: App,
     platform: Simulator,
-    mut books: Books,
-    end: End,
+    mut audits: DemoAudits,
+    end: DrainPoint,
     signals: Signals,
     out: &mut impl Write,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let statuses = app.streams().statuses();
     drain_on_signals(app, signals).await?;
-    books.close(end).await?;
-    let grants = platform.tally().grants_total();
+    audits.close(end).await?;
+    let grants = platform.counters().grants_total();
     platform.stop().await;
     for status in statuses {
         let (stream, rotations, reconnects) = (&status.stream, status.rotations, status.reconnects);
         writeln!(out, "{stream}: {rotations} rotations, {reconnects} reconnects")?;
-        if let Some((audit, _)) = books.streams.get(stream) {
+        if let Some((audit, _)) = audits.streams.get(stream) {
             writeln!(out, "  {audit}")?;
         }
     }
-    let last = books.streams.values().find_map(|(audit, _)| audit.last()).unwrap_or(0);
-    writeln!(out, "{}", numbers(end.number, last))?;
+    let last = audits.streams.values().find_map(|(audit, _)| audit.last()).unwrap_or(0);
+    writeln!(out, "{}", drain_summary(end.number, last))?;
     writeln!(out, "Tokens granted: {grants}.")?;
-    if books.streams.values().all(|(audit, _)| audit.is_sound() && audit.events > 0) {
+    if audits.streams.values().all(|(audit, _)| audit.is_consistent() && audit.events > 0) {
         return Ok(());
     }
     Err(anyhow::anyhow!("the logs are not what the guarantees say").into())
 }
 
 /// The platform goes on while the daemon drains: the log may end behind the number that was the last before.
-fn numbers(due: u64, last: u64) -> String {
+fn drain_summary(due: u64, last: u64) -> String {
     format!("Before the drain the platform had sent number {due}; at its end the log holds number {last}.")
 }
 
 /// What was said when the demo came to its end: all of it is in the logs, or is missing.
 #[derive(Debug, Clone, Copy)]
-struct End {
+struct DrainPoint {
     second: u64,
     number: u64,
 }
 
 /// The logs, held against what was said.
-struct Books {
-    streams: BTreeMap<StreamName, (Audit, Reader)>,
-    ledger: Ledger,
+struct DemoAudits {
+    streams: BTreeMap<StreamName, (Audit, LogReader)>,
+    ledger: EmissionLedger,
     mark: u64,
 }
 
-impl Books {
-    fn open(app: &App, ledger: Ledger) -> Self {
+impl DemoAudits {
+    fn open(app: &App, ledger: EmissionLedger) -> Self {
         let logs = app.logs().iter();
         let streams = logs.map(|(name, log)| (name.clone(), (Audit::default(), log.reader(Offset::START)))).collect();
         Self { streams, mark: ledger.mark(), ledger }
     }
 
     /// Takes in what came since, and closes the books on what was said long ago.
-    async fn keep(&mut self, second: u64) -> anyhow::Result<()> {
-        self.hear(second);
+    async fn update(&mut self, second: u64) -> anyhow::Result<()> {
+        self.collect_emitted(second);
         self.read(second.saturating_sub(SETTLED_AFTER)).await
     }
 
     /// Takes in what the platform said.
-    fn hear(&mut self, second: u64) {
-        let said = self.ledger.said_since(self.mark);
-        self.mark = said.last().map_or(self.mark, |last| last.number + 1);
+    fn collect_emitted(&mut self, second: u64) {
+        let emitted = self.ledger.emitted_since(self.mark);
+        self.mark = emitted.last().map_or(self.mark, |last| last.number + 1);
         let Some((audit, _)) =
             self.streams.iter_mut().find_map(|(name, books)| (name.as_str() == UNNUMBERED).then_some(books))
         else {
             return;
         };
-        let subscribed = said.into_iter().filter(|notification| notification.subscribed);
-        subscribed.for_each(|notification| audit.said(second, notification.correlation));
+        let subscribed = emitted.into_iter().filter(|notification| notification.subscribed);
+        subscribed.for_each(|notification| audit.record_emitted(second, notification.correlation));
     }
 
     /// Takes in what the logs hold, and settles what was said before a second.
     async fn read(&mut self, settled: u64) -> anyhow::Result<()> {
         for (audit, reader) in self.streams.values_mut() {
-            while let Some(Read::Entries(views)) = reader.next_now(READ_BYTES).await? {
+            while let Some(Read::Entries(views)) = reader.try_next(READ_BYTES).await? {
                 for entry in views.iter().flat_map(|view| view.entries()) {
                     audit.entry(entry.json)?;
                 }
@@ -320,9 +320,9 @@ impl Books {
     }
 
     /// Waits until what was said so far has arrived: for some time, and not against a signal.
-    async fn arrive(&mut self, second: u64, signals: &mut Signals) -> anyhow::Result<End> {
-        self.hear(second);
-        let end = End { second: second + 1, number: self.ledger.last_sequence() };
+    async fn wait_for_arrival(&mut self, second: u64, signals: &mut Signals) -> anyhow::Result<DrainPoint> {
+        self.collect_emitted(second);
+        let end = DrainPoint { second: second + 1, number: self.ledger.last_sequence() };
         let until = clock::now() + ARRIVAL_MAX;
         loop {
             self.read(0).await?;
@@ -338,8 +338,8 @@ impl Books {
     }
 
     /// Everything is durable: what is not there now is missing.
-    async fn close(&mut self, end: End) -> anyhow::Result<()> {
-        self.hear(end.second);
+    async fn close(&mut self, end: DrainPoint) -> anyhow::Result<()> {
+        self.collect_emitted(end.second);
         self.read(end.second).await?;
         self.streams.values_mut().for_each(|(audit, _)| audit.end(end.number));
         Ok(())
@@ -351,23 +351,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_banner_says_how_the_demo_ends() {
+    fn the_banner_explains_how_the_demo_ends() {
         assert!(ending(None).starts_with("Ctrl-C ends it"), "{}", ending(None));
         let timed = ending(Some(Span(Duration::from_secs(5))));
         assert!(timed.contains("Ctrl-C") && timed.ends_with("by itself after 5s."), "{timed}");
     }
 
     #[test]
-    fn a_log_that_ends_behind_the_number_before_the_drain_is_told_as_such() {
+    fn the_summary_shows_a_log_that_ends_before_the_last_sent_number() {
         assert_eq!(
-            numbers(8, 9),
+            drain_summary(8, 9),
             "Before the drain the platform had sent number 8; at its end the log holds number 9."
         );
     }
 
     #[test]
-    fn the_script_of_the_demo_can_be_done_and_ends_before_it_begins_again() {
-        let script = Script::parse(SCRIPT).unwrap();
+    fn the_demo_script_is_valid_and_ends_before_it_repeats() {
+        let script = FaultScript::parse(SCRIPT).unwrap();
         let round = Duration::from_secs(300);
         assert!(script.faults.iter().all(|planned| planned.every == Some(round) && planned.at < round));
         assert!(script.faults.is_sorted_by_key(|planned| planned.at));

@@ -11,7 +11,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::{Failure, RunArgs};
+use super::{CliError, RunArgs};
 use crate::{
     app::App,
     config::{self, Environment},
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Runs the daemon with a checked configuration. A second signal ends it at once.
-pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), Failure> {
+pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), CliError> {
     let config = config::load(&args.config, environment)?;
     let _log = logs::start(super::log_filter(environment));
     for warning in config.ineffective.iter().chain(&config.warnings) {
@@ -43,7 +43,7 @@ pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), Failur
 }
 
 /// Runs the app until the first signal, then drains it; a second signal cuts the drain short.
-async fn run_until(app: App, mut signals: Signals) -> Result<(), Failure> {
+async fn run_until(app: App, mut signals: Signals) -> Result<(), CliError> {
     let (stop, stopped) = oneshot::channel::<()>();
     let mut drained = pin!(app.run(async {
         // The sender's end is a wish to end too.
@@ -58,14 +58,14 @@ async fn run_until(app: App, mut signals: Signals) -> Result<(), Failure> {
 }
 
 /// Drains the app now; a signal cuts the drain short.
-pub(super) async fn drain_on_signals(app: App, signals: Signals) -> Result<(), Failure> {
+pub(super) async fn drain_on_signals(app: App, signals: Signals) -> Result<(), CliError> {
     cut_short(pin!(app.run(async {})), signals).await
 }
 
 async fn cut_short(
     drained: Pin<&mut impl Future<Output = anyhow::Result<()>>>,
     mut signals: Signals,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     tokio::select! {
         ended = drained => Ok(ended?),
         () = signals.next() => Err(anyhow::anyhow!("ended before everything was drained").into()),

@@ -4,11 +4,11 @@ use std::{io::Write, path::Path};
 
 use anyhow::Context;
 
-use super::{Failure, SimulateArgs, run::Signals};
-use crate::simulator::{self, Script};
+use super::{CliError, SimulateArgs, run::Signals};
+use crate::simulator::{self, FaultScript};
 
 /// Runs the platform until a signal, then tells what it did.
-pub async fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), Failure> {
+pub async fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let script = args.script.as_deref().map(script).transpose()?.unwrap_or_default();
     let mut signals = Signals::listen()?;
     let settings = simulator::Settings {
@@ -25,14 +25,14 @@ pub async fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), Failur
     writeln!(out, "Client id {id:?}, client secret {secret:?}; tokens at {}/oauth/token", platform.url())?;
     out.flush()?;
     signals.next().await;
-    let tally = platform.tally();
+    let counters = platform.counters();
     platform.stop().await;
-    writeln!(out, "Events said: {}, tokens granted: {}", tally.events_said, tally.grants_total())?;
+    writeln!(out, "Events said: {}, tokens granted: {}", counters.events_said, counters.grants_total())?;
     Ok(())
 }
 
 /// Reads a script of faults; a mistake in it is bad usage.
-pub(super) fn script(file: &Path) -> anyhow::Result<Script> {
+pub(super) fn script(file: &Path) -> anyhow::Result<FaultScript> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Script::parse(&text).with_context(|| format!("{}", file.display()))
+    FaultScript::parse(&text).with_context(|| format!("{}", file.display()))
 }

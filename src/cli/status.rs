@@ -11,8 +11,8 @@ use serde::Deserialize;
 use crate::model::{Secret, Span};
 
 use super::{
-    Failure,
-    daemon::{self, Daemon, Unanswered},
+    CliError,
+    daemon::{self, DaemonClient, DaemonRequestError},
     tail::printable,
 };
 
@@ -20,7 +20,7 @@ use super::{
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// How often `--watch` asks.
-const WATCH_EVERY: Duration = Duration::from_secs(2);
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Clears a terminal and starts at its top.
 const CLEAR: &str = "\x1b[2J\x1b[H";
@@ -48,12 +48,12 @@ pub async fn run(
     screen: bool,
     out: &mut impl Write,
     stop: impl Future<Output = ()>,
-) -> Result<(), Failure> {
-    let daemon = Daemon::new(&args.url, args.token.as_ref())?;
+) -> Result<(), CliError> {
+    let daemon = DaemonClient::new(&args.url, args.token.as_ref())?;
     if !args.watch {
         return write(&answer(&daemon).await?, args, out);
     }
-    let watch = pin!(watch(&daemon, args, WATCH_EVERY, screen, out));
+    let watch = pin!(watch(&daemon, args, WATCH_INTERVAL, screen, out));
     tokio::select! {
         biased;
         () = stop => Ok(()),
@@ -63,12 +63,12 @@ pub async fn run(
 
 /// Goes on when the daemon is away for a while; only the first question must be answered.
 async fn watch(
-    daemon: &Daemon,
+    daemon: &DaemonClient,
     args: &StatusArgs,
     every: Duration,
     screen: bool,
     out: &mut impl Write,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let mut text = answer(daemon).await?;
     loop {
         if screen && !args.json {
@@ -79,34 +79,34 @@ async fn watch(
         tokio::time::sleep(every).await;
         match answer(daemon).await {
             Ok(newer) => text = newer,
-            Err(error) if error.is_passing() && !args.json => writeln!(out, "\n{error}; the table is old")?,
-            Err(error) if error.is_passing() => (),
+            Err(error) if error.is_transient() && !args.json => writeln!(out, "\n{error}; the table is old")?,
+            Err(error) if error.is_transient() => (),
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-async fn answer(daemon: &Daemon) -> Result<String, Unanswered> {
-    let asked = async {
+async fn answer(daemon: &DaemonClient) -> Result<String, DaemonRequestError> {
+    let response = async {
         let answer = daemon.get("/admin/v1/status", &[], "application/json").await?;
-        answer.text().await.map_err(|error| daemon.lost(error))
+        answer.text().await.map_err(|error| daemon.unreachable_error(error))
     };
-    tokio::time::timeout(ANSWER_MAX, asked).await.unwrap_or_else(|_| Err(daemon.too_slow(ANSWER_MAX)))
+    tokio::time::timeout(ANSWER_MAX, response).await.unwrap_or_else(|_| Err(daemon.timeout_error(ANSWER_MAX)))
 }
 
-fn write(text: &str, args: &StatusArgs, out: &mut impl Write) -> Result<(), Failure> {
+fn write(text: &str, args: &StatusArgs, out: &mut impl Write) -> Result<(), CliError> {
     if args.json {
         writeln!(out, "{}", text.trim_end())?;
         return Ok(());
     }
-    let report: Report = serde_json::from_str(text)
+    let report: StatusReport = serde_json::from_str(text)
         .map_err(|error| anyhow::Error::new(error).context("the answer is no status of a daemon"))?;
     Ok(report.write(out)?)
 }
 
 /// `GET /admin/v1/status`.
 #[derive(Debug, Deserialize)]
-struct Report {
+struct StatusReport {
     version: String,
     uptime_seconds: f64,
     #[serde(default = "yes")]
@@ -119,12 +119,12 @@ struct Report {
     /// All that live.
     #[serde(default)]
     members: Vec<String>,
-    streams: Vec<Stream>,
-    accounts: Vec<Account>,
+    streams: Vec<StreamRow>,
+    accounts: Vec<AccountRow>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Stream {
+struct StreamRow {
     stream: String,
     state: String,
     holder: Option<String>,
@@ -143,7 +143,7 @@ struct Stream {
 }
 
 #[derive(Debug, Deserialize)]
-struct Account {
+struct AccountRow {
     account: String,
     state: String,
     generation: u64,
@@ -162,7 +162,7 @@ fn yes() -> bool {
     true
 }
 
-impl Report {
+impl StatusReport {
     /// Whether consumers can be served, where they cannot.
     fn write_readiness(&self, out: &mut impl Write) -> io::Result<()> {
         if !self.ready && self.not_ready.is_empty() {
@@ -174,15 +174,16 @@ impl Report {
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "trunkline {}, up {}", printable(&self.version), seconds(self.uptime_seconds))?;
         if let Some(replica) = &self.replica {
-            writeln!(out, "replica {}, {}", printable(replica), printable(&self.others(replica)))?;
+            writeln!(out, "replica {}, {}", printable(replica), printable(&self.peers(replica)))?;
         }
         self.write_readiness(out)?;
         writeln!(out)?;
         self.write_streams(out)?;
         writeln!(out)?;
         let head = ["ACCOUNT", "STATE", "TOKEN", "ENDS IN", "NEXT REFRESH IN", "REFRESHES"];
-        table(head, self.accounts.iter().map(Account::row), out)?;
-        let notes = self.streams.iter().flat_map(Stream::notes).chain(self.accounts.iter().flat_map(Account::notes));
+        table(head, self.accounts.iter().map(AccountRow::row), out)?;
+        let notes =
+            self.streams.iter().flat_map(StreamRow::notes).chain(self.accounts.iter().flat_map(AccountRow::notes));
         for (index, note) in notes.enumerate() {
             let blank = if index == 0 { "\n" } else { "" };
             writeln!(out, "{blank}{}", printable(&note))?;
@@ -191,16 +192,17 @@ impl Report {
     }
 
     fn write_streams(&self, out: &mut impl Write) -> io::Result<()> {
-        let rows = self.streams.iter().map(Stream::row);
+        let rows = self.streams.iter().map(StreamRow::row);
         let Some(replica) = &self.replica else { return table(HEAD, rows, out) };
         let [stream, state, rest @ ..] = HEAD;
         let holders = self.streams.iter().map(|stream| stream.holder_seen_from(replica));
-        let rows = rows.zip(holders).map(|([stream, state, rest @ ..], holder)| beside(stream, state, holder, rest));
-        table(beside(stream, state, "HOLDER", rest), rows, out)
+        let rows =
+            rows.zip(holders).map(|([stream, state, rest @ ..], holder)| with_holder(stream, state, holder, rest));
+        table(with_holder(stream, state, "HOLDER", rest), rows, out)
     }
 
     /// Who lives beside the replica that answers.
-    fn others(&self, replica: &str) -> String {
+    fn peers(&self, replica: &str) -> String {
         let others: Vec<&str> = self.members.iter().map(String::as_str).filter(|member| *member != replica).collect();
         if others.is_empty() { "alone".to_owned() } else { format!("with {}", others.join(", ")) }
     }
@@ -210,7 +212,7 @@ impl Report {
 const HEAD: [&str; 9] = ["STREAM", "STATE", "LAST", "POSITION", "EVENTS", "ROTATIONS", "RECONNECTS", "GAPS", "SILENT"];
 
 /// The holder stands beside the state.
-fn beside<T>(
+fn with_holder<T>(
     stream: T,
     state: T,
     holder: T,
@@ -219,7 +221,7 @@ fn beside<T>(
     [stream, state, holder, last, position, events, rotations, reconnects, gaps, silent]
 }
 
-impl Stream {
+impl StreamRow {
     fn row(&self) -> [String; 9] {
         [
             self.stream.clone(),
@@ -243,14 +245,14 @@ impl Stream {
     }
 
     fn notes(&self) -> Vec<String> {
-        let owed = self.snapshot_owed.then(|| format!("{}: a snapshot is owed", self.stream));
+        let pending = self.snapshot_owed.then(|| format!("{}: a snapshot is owed", self.stream));
         let refused = self.refused_topics.iter().map(|topic| format!("{}: topic refused: {topic}", self.stream));
         let error = self.last_error.iter().map(|error| format!("{}: {error}", self.stream));
-        owed.into_iter().chain(refused).chain(error).collect()
+        pending.into_iter().chain(refused).chain(error).collect()
     }
 }
 
-impl Account {
+impl AccountRow {
     fn row(&self) -> [String; 6] {
         [
             self.account.clone(),
@@ -265,10 +267,11 @@ impl Account {
     fn notes(&self) -> Vec<String> {
         let proxy = self.proxy.iter().map(|proxy| format!("{}: connects through the proxy {proxy}", self.account));
         let until = self.waiting_seconds.map(|count| format!(", {} at most", seconds(count))).unwrap_or_default();
-        let waits = self.waiting_for.iter().map(|what| format!("{}: a refresh waits for {what}{until}", self.account));
+        let waiting =
+            self.waiting_for.iter().map(|what| format!("{}: a refresh waits for {what}{until}", self.account));
         let at = self.last_error_at.as_ref().map(|at| format!(" ({at})")).unwrap_or_default();
         let error = self.last_error.iter().map(|error| format!("{}: {error}{at}", self.account));
-        proxy.chain(waits).chain(error).collect()
+        proxy.chain(waiting).chain(error).collect()
     }
 }
 
@@ -309,7 +312,7 @@ mod tests {
     use super::*;
     use crate::{
         auth::AccountStatus,
-        cli::tests_server::{Served, serve},
+        cli::tests_server::{StubResponse, serve},
         model::{Epoch, Mark, Offset},
         upstream::{StreamStatus, TopicCounts},
     };
@@ -361,7 +364,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_status_is_a_table_with_what_is_wrong_below() {
-        let server = serve(|_| Served::json(answered())).await;
+        let server = serve(|_| StubResponse::json(answered())).await;
         let mut out = Vec::new();
         run(&args(&server.url, false, false), false, &mut out, std::future::pending()).await.unwrap();
         let expected = "\
@@ -380,13 +383,13 @@ acme: a refresh waits for the next attempt after a failure, 42s at most
 acme: invalid_client (2026-05-04T13:31:49.570Z)
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
-        let asked = server.asked();
-        assert_eq!(asked[0].target, "/admin/v1/status");
-        assert_eq!(asked[0].authorization.as_deref(), Some("Bearer t0ken"));
+        let requests = server.requests();
+        assert_eq!(requests[0].target, "/admin/v1/status");
+        assert_eq!(requests[0].authorization.as_deref(), Some("Bearer t0ken"));
     }
 
     #[tokio::test]
-    async fn among_replicas_it_says_who_keeps_what() {
+    async fn with_replicas_the_holder_of_each_stream_is_shown() {
         let mut report: serde_json::Value = serde_json::from_str(&answered()).unwrap();
         let of = |name: &str, holder: Option<&str>| {
             let mut stream = report["streams"][0].clone();
@@ -402,7 +405,7 @@ acme: invalid_client (2026-05-04T13:31:49.570Z)
         report["accounts"] = serde_json::json!([]);
         report["replica"] = "000000000000002a".into();
         report["members"] = ["000000000000001b", "000000000000002a"].as_slice().into();
-        let server = serve(move |_| Served::json(report.to_string())).await;
+        let server = serve(move |_| StubResponse::json(report.to_string())).await;
         let mut out = Vec::new();
         run(&args(&server.url, false, false), false, &mut out, std::future::pending()).await.unwrap();
         let expected = "\
@@ -430,7 +433,7 @@ ACCOUNT  STATE  TOKEN  ENDS IN  NEXT REFRESH IN  REFRESHES
             ("\"ready\":true,\"not_ready\":[]", ["", ""]),
         ] {
             let text = format!("{{\"version\":\"0\",\"uptime_seconds\":1,\"streams\":[],\"accounts\":[],{given}}}");
-            let server = serve(move |_| Served::json(text.clone())).await;
+            let server = serve(move |_| StubResponse::json(text.clone())).await;
             let mut out = Vec::new();
             run(&args(&server.url, false, false), false, &mut out, std::future::pending()).await.unwrap();
             let out = String::from_utf8(out).unwrap();
@@ -440,17 +443,17 @@ ACCOUNT  STATE  TOKEN  ENDS IN  NEXT REFRESH IN  REFRESHES
     }
 
     #[tokio::test]
-    async fn json_is_the_daemons_answer_as_it_came() {
-        let server = serve(|_| Served::json(answered())).await;
+    async fn json_output_is_the_daemons_response_unchanged() {
+        let server = serve(|_| StubResponse::json(answered())).await;
         let mut out = Vec::new();
         run(&args(&server.url, true, false), false, &mut out, std::future::pending()).await.unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), answered() + "\n");
     }
 
     #[tokio::test]
-    async fn a_refusal_and_an_absent_daemon_are_told_apart() {
+    async fn a_refusal_and_an_unreachable_daemon_have_distinct_errors() {
         let problem = r#"{"title":"Unauthorized","detail":"the token has expired"}"#;
-        let server = serve(move |_| Served::status(401, problem)).await;
+        let server = serve(move |_| StubResponse::status(401, problem)).await;
         let failed = run(&args(&server.url, false, false), false, &mut Vec::new(), std::future::pending()).await;
         let failure = failed.unwrap_err();
         assert_eq!(failure.exit(), crate::cli::Exit::Refused);
@@ -464,17 +467,17 @@ ACCOUNT  STATE  TOKEN  ENDS IN  NEXT REFRESH IN  REFRESHES
     }
 
     #[tokio::test]
-    async fn watching_survives_a_daemon_that_is_away_for_a_while() {
-        let asked = std::sync::atomic::AtomicUsize::new(0);
-        let server = serve(move |_| match asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
-            0 => Served::json(answered()),
-            1 => Served::status(503, "{}"),
-            2 => Served::json(answered().replace("\"live\"", "\"paused\"")),
-            _ => Served::status(401, "{}"),
+    async fn watching_survives_a_temporary_outage_of_the_daemon() {
+        let requests = std::sync::atomic::AtomicUsize::new(0);
+        let server = serve(move |_| match requests.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => StubResponse::json(answered()),
+            1 => StubResponse::status(503, "{}"),
+            2 => StubResponse::json(answered().replace("\"live\"", "\"paused\"")),
+            _ => StubResponse::status(401, "{}"),
         })
         .await;
         let args = args(&server.url, false, true);
-        let daemon = Daemon::new(&args.url, None).unwrap();
+        let daemon = DaemonClient::new(&args.url, None).unwrap();
         let mut out = Vec::new();
         let ended = watch(&daemon, &args, Duration::from_millis(1), true, &mut out).await;
         assert_eq!(ended.unwrap_err().exit(), crate::cli::Exit::Refused, "a refusal does not pass by itself");

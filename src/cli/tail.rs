@@ -21,8 +21,8 @@ use crate::{
 };
 
 use super::{
-    Failure,
-    daemon::{self, Daemon, Unanswered},
+    CliError,
+    daemon::{self, DaemonClient, DaemonRequestError},
 };
 
 pub(super) use summary::printable;
@@ -31,7 +31,7 @@ pub(super) use summary::printable;
 const LINE_LEN_MAX: usize = 360 << 20;
 
 /// Pauses before a lost connection is tried again; the last one is repeated.
-const PAUSES: [Duration; 4] =
+const RECONNECT_DELAYS: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(5)];
 
 #[derive(Debug, Args)]
@@ -85,9 +85,9 @@ pub async fn run(
     out: &mut impl Write,
     notes: &mut impl Write,
     stop: impl Future<Output = ()>,
-) -> Result<(), Failure> {
-    let daemon = Daemon::new(&args.url, args.token.as_ref())?;
-    let mut tail = Tail { args, style, daemon, after: None };
+) -> Result<(), CliError> {
+    let daemon = DaemonClient::new(&args.url, args.token.as_ref())?;
+    let mut tail = TailClient { args, style, daemon, after: None };
     let follow = pin!(tail.follow(out, notes));
     tokio::select! {
         biased;
@@ -96,29 +96,29 @@ pub async fn run(
     }
 }
 
-struct Tail<'a> {
+struct TailClient<'a> {
     args: &'a TailArgs,
     style: Style,
-    daemon: Daemon,
+    daemon: DaemonClient,
     /// The last entry that was shown, or the last one there was at the beginning.
     after: Option<String>,
 }
 
 /// `GET /v1/streams`.
 #[derive(Deserialize)]
-struct Listing {
-    streams: Vec<Listed>,
+struct TailListing {
+    streams: Vec<TailStream>,
 }
 
 #[derive(Deserialize)]
-struct Listed {
+struct TailStream {
     name: String,
     last: Option<String>,
 }
 
-impl Tail<'_> {
-    async fn follow(&mut self, out: &mut impl Write, notes: &mut impl Write) -> Result<(), Failure> {
-        self.begin().await?;
+impl TailClient<'_> {
+    async fn follow(&mut self, out: &mut impl Write, notes: &mut impl Write) -> Result<(), CliError> {
+        self.find_start().await?;
         let mut answer = self.open().await?;
         if self.style != Style::Lines {
             writeln!(notes, "following {} at {}; Ctrl-C ends", self.args.stream, self.daemon.url())?;
@@ -130,7 +130,7 @@ impl Tail<'_> {
     }
 
     /// Where the end of the log is now, so that nothing is missed should the connection be lost before the first event.
-    async fn begin(&mut self) -> Result<(), Failure> {
+    async fn find_start(&mut self) -> Result<(), CliError> {
         if let Some(after) = &self.args.after {
             self.after = Some(after.to_string());
         }
@@ -138,10 +138,10 @@ impl Tail<'_> {
             return Ok(());
         }
         let answer = self.daemon.get("/v1/streams", &[], "application/json").await?;
-        let listing: Listing = answer.json().await.map_err(|error| self.daemon.lost(error))?;
+        let listing: TailListing = answer.json().await.map_err(|error| self.daemon.unreachable_error(error))?;
         let Some(listed) = listing.streams.iter().find(|listed| listed.name == self.args.stream.as_str()) else {
             let names: Vec<_> = listing.streams.iter().map(|listed| printable(&listed.name)).collect();
-            return Err(Failure::Refused(format!(
+            return Err(CliError::Refused(format!(
                 "there is no stream {}; there are: {}",
                 self.args.stream,
                 names.join(", ")
@@ -151,7 +151,7 @@ impl Tail<'_> {
         Ok(())
     }
 
-    async fn open(&self) -> Result<Response, Unanswered> {
+    async fn open(&self) -> Result<Response, DaemonRequestError> {
         let mut query = Vec::new();
         match (&self.after, &self.args.since) {
             (Some(after), _) => query.push(("after", after.as_str())),
@@ -163,23 +163,23 @@ impl Tail<'_> {
         self.daemon.get(&path, &query, "application/x-ndjson").await
     }
 
-    async fn reopen(&self, notes: &mut impl Write) -> Result<Response, Failure> {
+    async fn reopen(&self, notes: &mut impl Write) -> Result<Response, CliError> {
         let mut attempts = 0;
         loop {
-            let pause = PAUSES[attempts.min(PAUSES.len() - 1)];
+            let pause = RECONNECT_DELAYS[attempts.min(RECONNECT_DELAYS.len() - 1)];
             attempts += 1;
             writeln!(notes, "connection lost; trying {} again in {}", self.daemon.url(), Span(pause))?;
             tokio::time::sleep(pause).await;
             match self.open().await {
                 Ok(answer) => return Ok(answer),
-                Err(error) if error.is_passing() => (),
+                Err(error) if error.is_transient() => (),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
     /// Shows events until the connection is lost.
-    async fn show(&mut self, answer: &mut Response, out: &mut impl Write) -> Result<(), Failure> {
+    async fn show(&mut self, answer: &mut Response, out: &mut impl Write) -> Result<(), CliError> {
         let mut rest = Vec::new();
         while let Ok(Some(chunk)) = answer.chunk().await {
             let newline = memchr::memrchr(b'\n', &chunk).map(|at| rest.len() + at);
@@ -197,8 +197,8 @@ impl Tail<'_> {
         Ok(())
     }
 
-    fn show_event(&mut self, line: &[u8], out: &mut impl Write) -> Result<(), Failure> {
-        let event = summary::Event::read(line);
+    fn show_event(&mut self, line: &[u8], out: &mut impl Write) -> Result<(), CliError> {
+        let event = summary::EventSummary::read(line);
         match (self.style, &event) {
             (Style::Summary { colour }, Some(event)) => event.write(colour, out)?,
             (Style::Summary { .. }, None) => writeln!(out, "{}", printable(&String::from_utf8_lossy(line)))?,

@@ -17,7 +17,7 @@ use crate::tasks::Tasks;
 
 /// What a command asked.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
+pub(super) struct RecordedRequest {
     /// Path and query.
     pub(super) target: String,
     pub(super) accept: Option<String>,
@@ -25,12 +25,12 @@ pub(super) struct Asked {
 }
 
 /// One answer.
-pub(super) struct Served {
+pub(super) struct StubResponse {
     status: u16,
     body: Body,
 }
 
-impl Served {
+impl StubResponse {
     pub(super) fn json(body: impl Into<String>) -> Self {
         Self { status: 200, body: Body::from(body.into()) }
     }
@@ -59,39 +59,42 @@ impl Served {
 }
 
 /// Ends with the test.
-pub(super) struct Server {
+pub(super) struct StubServer {
     pub(super) url: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<RecordedRequest>>>,
     _tasks: Tasks,
 }
 
-impl Server {
-    pub(super) fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+impl StubServer {
+    pub(super) fn requests(&self) -> Vec<RecordedRequest> {
+        self.requests.lock().unwrap().clone()
     }
 }
 
-type Script = Arc<dyn Fn(&Asked) -> Served + Send + Sync>;
+type StubHandler = Arc<dyn Fn(&RecordedRequest) -> StubResponse + Send + Sync>;
 
 /// Answers each request as `script` says.
-pub(super) async fn serve(script: impl Fn(&Asked) -> Served + Send + Sync + 'static) -> Server {
+pub(super) async fn serve(script: impl Fn(&RecordedRequest) -> StubResponse + Send + Sync + 'static) -> StubServer {
     // A second test of the same process finds it installed.
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let state: (Script, _) = (Arc::new(script), Arc::clone(&asked));
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let state: (StubHandler, _) = (Arc::new(script), Arc::clone(&requests));
     let router = Router::new().fallback(answer).with_state(state);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let mut tasks = Tasks::new("test");
     tasks.start("server", async move { Ok(axum::serve(listener, router).await?) });
-    Server { url, asked, _tasks: tasks }
+    StubServer { url, requests, _tasks: tasks }
 }
 
-async fn answer(State((script, log)): State<(Script, Arc<Mutex<Vec<Asked>>>)>, request: Request) -> Response {
+async fn answer(
+    State((script, log)): State<(StubHandler, Arc<Mutex<Vec<RecordedRequest>>>)>,
+    request: Request,
+) -> Response {
     let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
     let target = request.uri().to_string();
-    let asked = Asked { target, accept: header("accept"), authorization: header("authorization") };
-    let served = script(&asked);
-    log.lock().unwrap().push(asked);
+    let recorded = RecordedRequest { target, accept: header("accept"), authorization: header("authorization") };
+    let served = script(&recorded);
+    log.lock().unwrap().push(recorded);
     Response::builder().status(served.status).body(served.body).unwrap()
 }

@@ -14,22 +14,25 @@ use crate::{
 
 use super::{
     finding::{Finding, KeyPath},
-    keys::{CONNECTOR_KEYS, GRANT_KEYS, Keys, STORE_KEYS},
-    listen::Listen,
+    keys::{CONNECTOR_KEYS, GRANT_KEYS, RelevantKeys, STORE_KEYS},
+    listen::ListenAddress,
     logins,
-    shape::{Account, Backoff, Connector, File, Grant, Platform, Store, StoreKind, StoreUrl, Stream},
-    source::{child, find, place_of, table},
+    shape::{
+        AccountSection, BackoffSection, ConnectorName, File, GrantKind, PlatformKind, StoreKind, StoreSection,
+        StoreUrl, StreamSection,
+    },
+    source::{child, find, location_of, table},
 };
 
 /// Genesys Cloud says something on every channel about this often.
 const GENESYS_HEARTBEAT: Span = Span(std::time::Duration::from_secs(30));
 
 /// Query parameters that the relay adds to a sequenced stream's address by itself.
-const OWN_PARAMETERS: [&str; 2] = ["sequenceId", "auth_token"];
+const RESERVED_PARAMETERS: [&str; 2] = ["sequenceId", "auth_token"];
 
 /// What is wrong between keys.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
+pub(super) struct CheckFindings {
     /// Nothing may run before these are mended.
     pub(super) mistakes: Vec<Finding>,
     /// Parts that cannot work, and keep nothing else from working.
@@ -37,35 +40,35 @@ pub(super) struct Findings {
 }
 
 /// Every mistake between keys. `tree` is what was written, `file` what could be read of it.
-pub(super) fn check(tree: &Value, file: &File) -> Findings {
-    let mut check = Check { tree, found: Findings::default() };
+pub(super) fn check(tree: &Value, file: &File) -> CheckFindings {
+    let mut check = ConfigCheck { tree, findings: CheckFindings::default() };
     check.listeners(file);
     check.store(&file.store);
-    check.anything_to_do();
+    check.require_a_stream();
     for (name, account) in &file.accounts {
         check.account(&KeyPath::of(&["accounts", name.as_str()]), account);
     }
     for (name, stream) in &file.streams {
         check.stream(&KeyPath::of(&["streams", name.as_str()]), stream, file);
     }
-    check.found
+    check.findings
 }
 
-struct Check<'a> {
+struct ConfigCheck<'a> {
     tree: &'a Value,
-    found: Findings,
+    findings: CheckFindings,
 }
 
-impl Check<'_> {
-    fn wrong(&mut self, path: KeyPath, text: impl Into<String>) {
-        self.found.mistakes.push(Finding::new(place_of(self.tree, &path), path, text));
+impl ConfigCheck<'_> {
+    fn add_mistake(&mut self, path: KeyPath, text: impl Into<String>) {
+        self.findings.mistakes.push(Finding::new(location_of(self.tree, &path), path, text));
     }
 
-    fn ineffective(&mut self, path: KeyPath, text: impl Into<String>) {
-        self.found.ineffective.push(Finding::new(place_of(self.tree, &path), path, text));
+    fn add_ineffective(&mut self, path: KeyPath, text: impl Into<String>) {
+        self.findings.ineffective.push(Finding::new(location_of(self.tree, &path), path, text));
     }
 
-    fn written(&self, path: &KeyPath) -> bool {
+    fn is_set(&self, path: &KeyPath) -> bool {
         find(self.tree, path).is_some()
     }
 
@@ -75,11 +78,11 @@ impl Check<'_> {
         self.listener("admin", admin, "operators");
         if http.overlaps(admin) {
             let text = format!("{admin} is taken by http.listen; consumers and operators have a port each");
-            self.wrong(KeyPath::of(&["admin", "listen"]), text);
+            self.add_mistake(KeyPath::of(&["admin", "listen"]), text);
         }
     }
 
-    fn listener(&mut self, section: &str, listen: &Listen, who: &str) {
+    fn listener(&mut self, section: &str, listen: &ListenAddress, who: &str) {
         let Some(exposed) = listen.exposed() else { return };
         let written = listen.to_string();
         let shown = if written == exposed.to_string() { written } else { format!("{written} ({})", exposed.ip()) };
@@ -88,10 +91,10 @@ impl Check<'_> {
              write \"127.0.0.1:{}\"",
             exposed.port()
         );
-        self.wrong(KeyPath::of(&[section, "listen"]), text);
+        self.add_mistake(KeyPath::of(&[section, "listen"]), text);
     }
 
-    fn store(&mut self, store: &Store) {
+    fn store(&mut self, store: &StoreSection) {
         let path = KeyPath::of(&["store"]);
         let kind = find(self.tree, &path.join("kind")).map(ToString::to_string);
         if kind.is_some_and(|kind| kind != store.kind.name()) {
@@ -104,19 +107,22 @@ impl Check<'_> {
             && let Ok(address) = url.parse()
         {
             for (key, text) in logins::mistakes(&address, store) {
-                self.wrong(path.join(key), text);
+                self.add_mistake(path.join(key), text);
             }
         }
     }
 
-    fn anything_to_do(&mut self) {
+    fn require_a_stream(&mut self) {
         let written = child(self.tree, "streams");
         if written.is_none_or(|streams| table(streams).is_some_and(|names| names.is_empty())) {
-            self.wrong(KeyPath::of(&["streams"]), "there is none; add [streams.NAME] with its account and connector");
+            self.add_mistake(
+                KeyPath::of(&["streams"]),
+                "there is none; add [streams.NAME] with its account and connector",
+            );
         }
     }
 
-    fn account(&mut self, path: &KeyPath, account: &Account) {
+    fn account(&mut self, path: &KeyPath, account: &AccountSection) {
         self.keys(path, &GRANT_KEYS, &account.grant.keys(), &format!("grant {}", account.grant.name()));
         self.addresses(path, account);
         for (key, url) in [("token_url", &account.token_url), ("api_url", &account.api_url)] {
@@ -125,35 +131,38 @@ impl Check<'_> {
     }
 
     /// Keys of other choices, and keys of this one that are missing.
-    fn keys(&mut self, path: &KeyPath, all: &[&str], own: &Keys, choice: &str) {
-        for key in all.iter().filter(|key| !own.has(key)) {
-            if self.written(&path.join(key)) {
-                self.wrong(path.join(key), format!("has no effect with {choice}; take it out"));
+    fn keys(&mut self, path: &KeyPath, all: &[&str], own: &RelevantKeys, choice: &str) {
+        for key in all.iter().filter(|key| !own.contains(key)) {
+            if self.is_set(&path.join(key)) {
+                self.add_mistake(path.join(key), format!("has no effect with {choice}; take it out"));
             }
         }
-        for key in own.needed {
-            if !self.written(&path.join(key)) {
-                self.wrong(path.join(key), format!("is required by {choice}"));
+        for key in own.required {
+            if !self.is_set(&path.join(key)) {
+                self.add_mistake(path.join(key), format!("is required by {choice}"));
             }
         }
     }
 
-    fn addresses(&mut self, path: &KeyPath, account: &Account) {
-        let written = |key| self.written(&path.join(key));
+    fn addresses(&mut self, path: &KeyPath, account: &AccountSection) {
+        let written = |key| self.is_set(&path.join(key));
         let (region, token_url, api_url) = (written("region"), written("token_url"), written("api_url"));
-        let token_url_missing = !token_url && account.grant != Grant::Static;
+        let token_url_missing = !token_url && account.grant != GrantKind::Static;
         match account.platform {
-            Platform::GenesysCloud if !region && (token_url_missing || !api_url) => {
-                let others = if account.grant == Grant::Static { "api_url" } else { "token_url and api_url" };
-                self.wrong(path.join("region"), format!("is required, or else {others}"));
+            PlatformKind::GenesysCloud if !region && (token_url_missing || !api_url) => {
+                let others = if account.grant == GrantKind::Static { "api_url" } else { "token_url and api_url" };
+                self.add_mistake(path.join("region"), format!("is required, or else {others}"));
             }
-            Platform::Generic if region => {
-                self.wrong(path.join("region"), "has no effect with platform generic; write token_url and api_url");
+            PlatformKind::Generic if region => {
+                self.add_mistake(
+                    path.join("region"),
+                    "has no effect with platform generic; write token_url and api_url",
+                );
             }
-            Platform::Generic if token_url_missing => {
-                self.wrong(path.join("token_url"), "is required by platform generic");
+            PlatformKind::Generic if token_url_missing => {
+                self.add_mistake(path.join("token_url"), "is required by platform generic");
             }
-            Platform::GenesysCloud | Platform::Generic => (),
+            PlatformKind::GenesysCloud | PlatformKind::Generic => (),
         }
     }
 
@@ -166,11 +175,11 @@ impl Check<'_> {
                  or insecure = true in the account of a closed test network",
                 url.scheme()
             );
-            self.wrong(path, text);
+            self.add_mistake(path, text);
         }
     }
 
-    fn stream(&mut self, path: &KeyPath, stream: &Stream, file: &File) {
+    fn stream(&mut self, path: &KeyPath, stream: &StreamSection, file: &File) {
         self.account_of(path, stream);
         let choice = format!("connector {}", stream.connector.name());
         self.keys(path, &CONNECTOR_KEYS, &stream.connector.keys(), &choice);
@@ -178,13 +187,13 @@ impl Check<'_> {
         let account =
             file.accounts.iter().find(|(name, _)| name.as_str() == stream.account).map(|(_, account)| account);
         match stream.connector {
-            Connector::GenesysNotifications => self.notifications(path, stream, account),
-            Connector::GenesysSequenced => self.sequenced(path, stream),
+            ConnectorName::GenesysNotifications => self.notifications(path, stream, account),
+            ConnectorName::GenesysSequenced => self.sequenced(path, stream),
         }
         if stream.standby && file.store.kind == StoreKind::Embedded {
             let text =
                 "true has no effect with kind embedded: a standby is another replica, and replicas share a Redis";
-            self.ineffective(path.join("standby"), text);
+            self.add_ineffective(path.join("standby"), text);
         }
         let insecure = account.is_none_or(|account| account.insecure);
         for (key, url) in [("url", &stream.url), ("snapshot_url", &stream.snapshot_url)] {
@@ -192,7 +201,7 @@ impl Check<'_> {
         }
     }
 
-    fn account_of(&mut self, path: &KeyPath, stream: &Stream) {
+    fn account_of(&mut self, path: &KeyPath, stream: &StreamSection) {
         let accounts = child(self.tree, "accounts").and_then(table);
         if accounts.is_some_and(|accounts| accounts.contains_key(&stream.account)) {
             return;
@@ -204,24 +213,24 @@ impl Check<'_> {
             None if known.is_empty() => "; there is none".to_owned(),
             None => format!("; known: {}", known.join(", ")),
         };
-        self.wrong(path.join("account"), format!("there is no account {:?}{hint}", stream.account));
+        self.add_mistake(path.join("account"), format!("there is no account {:?}{hint}", stream.account));
     }
 
-    fn backoff(&mut self, path: &KeyPath, backoff: &Backoff) {
+    fn backoff(&mut self, path: &KeyPath, backoff: &BackoffSection) {
         if backoff.cap < backoff.first {
             let text = format!("{} is shorter than first, {}", backoff.cap, backoff.first);
-            self.wrong(path.join("cap"), text);
+            self.add_mistake(path.join("cap"), text);
         }
     }
 
-    fn notifications(&mut self, path: &KeyPath, stream: &Stream, account: Option<&Account>) {
+    fn notifications(&mut self, path: &KeyPath, stream: &StreamSection, account: Option<&AccountSection>) {
         if let Some(topics) = &stream.topics {
             self.topics(&path.join("topics"), topics);
         }
         let Some(account) = account else { return };
-        if account.platform == Platform::Generic && account.api_url.is_none() {
+        if account.platform == PlatformKind::Generic && account.api_url.is_none() {
             let text = "is required by the stream's connector genesys-notifications";
-            self.wrong(KeyPath::of(&["accounts", &stream.account, "api_url"]), text);
+            self.add_mistake(KeyPath::of(&["accounts", &stream.account, "api_url"]), text);
         }
         if account.region.is_some() && stream.silence_max <= GENESYS_HEARTBEAT {
             let text = format!(
@@ -229,44 +238,44 @@ impl Check<'_> {
                  write \"35s\" or longer",
                 stream.silence_max
             );
-            self.wrong(path.join("silence_max"), text);
+            self.add_mistake(path.join("silence_max"), text);
         }
     }
 
     fn topics(&mut self, path: &KeyPath, topics: &[String]) {
         if topics.is_empty() {
-            self.wrong(path.clone(), "is empty: the stream would hear nothing");
+            self.add_mistake(path.clone(), "is empty: the stream would hear nothing");
         }
         for (index, topic) in topics.iter().enumerate() {
             if topics[..index].contains(topic) {
-                self.wrong(path.clone(), format!("item {}: {topic:?} is there twice", index + 1));
+                self.add_mistake(path.clone(), format!("item {}: {topic:?} is there twice", index + 1));
             }
-            if let Some(text) = unknown_star(topic) {
-                self.ineffective(path.clone(), format!("item {}: {text}", index + 1));
+            if let Some(text) = unsupported_wildcard(topic) {
+                self.add_ineffective(path.clone(), format!("item {}: {text}", index + 1));
             }
         }
     }
 
-    fn sequenced(&mut self, path: &KeyPath, stream: &Stream) {
+    fn sequenced(&mut self, path: &KeyPath, stream: &StreamSection) {
         if stream.silence_max >= stream.retention {
             let text = format!(
                 "{} is not below retention, {}: a dead socket would be noticed only when the platform \
                  has forgotten what was missed",
                 stream.silence_max, stream.retention
             );
-            self.wrong(path.join("silence_max"), text);
+            self.add_mistake(path.join("silence_max"), text);
         }
         let Some(url) = stream.url.as_deref().and_then(|url| Url::parse(url).ok()) else { return };
-        for own in OWN_PARAMETERS {
+        for own in RESERVED_PARAMETERS {
             if url.query_pairs().any(|(key, _)| key == own) {
-                self.wrong(path.join("url"), format!("the parameter {own} is added by the relay; take it out"));
+                self.add_mistake(path.join("url"), format!("the parameter {own} is added by the relay; take it out"));
             }
         }
     }
 }
 
 /// Why `*` in a topic stands for nothing.
-fn unknown_star(topic: &str) -> Option<String> {
+fn unsupported_wildcard(topic: &str) -> Option<String> {
     match topic.matches('*').count() {
         0 => None,
         1 if genesys_notifications::expands(topic) => None,

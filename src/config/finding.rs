@@ -8,14 +8,14 @@ use config::Value;
 
 /// Where a value was written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct SourceLocation {
     /// A file's path as it was given, or an environment variable.
     name: String,
     /// The line, counted from 1; an environment variable has none.
     line: Option<usize>,
 }
 
-impl Place {
+impl SourceLocation {
     pub(super) fn line(file: &str, line: usize) -> Self {
         Self { name: file.to_owned(), line: Some(line) }
     }
@@ -32,7 +32,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SourceLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             Some(line) => write!(f, "{}:{line}", self.name),
@@ -71,20 +71,20 @@ impl fmt::Display for KeyPath {
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
-    place: Option<Place>,
+    location: Option<SourceLocation>,
     path: KeyPath,
     text: String,
 }
 
 impl Finding {
-    pub(super) fn new(place: Option<Place>, path: KeyPath, text: impl Into<String>) -> Self {
-        Self { place, path, text: text.into() }
+    pub(super) fn new(location: Option<SourceLocation>, path: KeyPath, text: impl Into<String>) -> Self {
+        Self { location, path, text: text.into() }
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(place) = &self.place {
+        if let Some(place) = &self.location {
             write!(f, "{place}: ")?;
         }
         if !self.path.0.is_empty() {
@@ -107,7 +107,7 @@ impl Findings {
     }
 
     /// The mistakes, or `good` when there are none.
-    pub(super) fn or<T>(findings: Vec<Finding>, good: T) -> Result<T, Self> {
+    pub(super) fn into_result<T>(findings: Vec<Finding>, good: T) -> Result<T, Self> {
         if findings.is_empty() { Ok(good) } else { Err(Self::of(findings)) }
     }
 

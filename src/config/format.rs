@@ -4,9 +4,9 @@
 
 use reqwest::Url;
 
-use super::listen::Listen;
+use super::listen::ListenAddress;
 use crate::{
-    listener::{Network, is_authority},
+    listener::{IpNetwork, is_authority},
     network::proxy::{self, Proxy},
     store::redis::address::Address,
 };
@@ -18,11 +18,11 @@ const TOPIC_LEN_MAX: usize = 200;
 const PREFIX_LEN_MAX: usize = 64;
 
 /// Whether a text is what its format says, else what was expected. A format without a rule takes any text.
-pub(super) fn judge(format: &str, text: &str) -> Result<(), String> {
+pub(super) fn validate(format: &str, text: &str) -> Result<(), String> {
     match format {
-        "address" => Listen::try_from(text.to_owned()).map(drop),
+        "address" => ListenAddress::try_from(text.to_owned()).map(drop),
         "host" => host(text),
-        "network" => text.parse::<Network>().map(drop).map_err(|error| error.to_string()),
+        "network" => text.parse::<IpNetwork>().map(drop).map_err(|error| error.to_string()),
         "http-url" => url(text, ["http", "https"]),
         "ws-url" => url(text, ["ws", "wss"]),
         "origin" => origin(text),
@@ -99,14 +99,14 @@ fn topic(text: &str) -> Result<(), String> {
 }
 
 fn proxy(text: &str) -> Result<(), String> {
-    match text == proxy::NONE {
+    match text == proxy::NO_PROXY {
         true => Ok(()),
         false => Proxy::parse(text).map(drop).map_err(|error| format!("{error}, or \"none\"")),
     }
 }
 
 fn proxy_exception(text: &str) -> Result<(), String> {
-    match proxy::is_exception(text) {
+    match proxy::is_bypass_rule(text) {
         true => Ok(()),
         false => {
             Err(format!("expected a domain, an address, a network such as \"10.0.0.0/8\", or \"*\", found {text:?}"))
@@ -124,7 +124,7 @@ fn prefix(text: &str) -> Result<(), String> {
 }
 
 /// The URL of a Redis or of a proxy as it may be shown.
-pub(super) fn without_login(text: &str) -> String {
+pub(super) fn redact_credentials(text: &str) -> String {
     match (text.split_once("://"), text.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://***@{rest}"),
         (Some(_) | None, _) => text.to_owned(),
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_what_its_format_says() {
+    fn texts_are_validated_by_their_format() {
         for (format, good) in [
             ("address", "[::1]:0"),
             ("address", "localhost:8080"),
@@ -157,7 +157,7 @@ mod tests {
             ("proxy-exception", ".corp.test"),
             ("topic", "v2.detail.events.conversation.2f7bf00a-0fc2.acd.end"),
         ] {
-            assert_eq!(judge(format, good), Ok(()), "{format} {good}");
+            assert_eq!(validate(format, good), Ok(()), "{format} {good}");
         }
         for (format, bad) in [
             ("address", "localhost"),
@@ -188,7 +188,7 @@ mod tests {
             ("proxy-exception", "10.0.0.0/99"),
             ("proxy-exception", ""),
         ] {
-            assert!(judge(format, bad).is_err_and(|text| !text.contains("secret")), "{format} {bad}");
+            assert!(validate(format, bad).is_err_and(|text| !text.contains("secret")), "{format} {bad}");
         }
     }
 }

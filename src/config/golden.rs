@@ -10,13 +10,13 @@ use super::{source::Document, *};
 const SECRET: &str = "hunter2";
 
 #[test]
-fn every_wrong_configuration_is_told_all_its_mistakes() {
+fn every_wrong_configuration_reports_all_its_mistakes() {
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
     let cases = cases();
     assert!(cases.len() >= 30, "only {} cases were found", cases.len());
     let mut wrong = Vec::new();
     for case in cases {
-        let found = complaint(&case);
+        let found = rendered_findings(&case);
         assert!(!found.contains(SECRET), "{case} shows a secret:\n{found}");
         let expected = path(&case, "txt");
         if update {
@@ -29,7 +29,7 @@ fn every_wrong_configuration_is_told_all_its_mistakes() {
     assert!(wrong.is_empty(), "these are told otherwise than expected:\n\n{}", wrong.join("\n"));
 }
 
-fn complaint(case: &str) -> String {
+fn rendered_findings(case: &str) -> String {
     let documents: Vec<_> = ["toml", "over.toml"].iter().filter_map(|ending| document(case, ending)).collect();
     match load_documents(&documents, &environment(case)) {
         Ok(config) => config.ineffective.iter().map(|finding| format!("{finding}\n")).collect(),

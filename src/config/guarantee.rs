@@ -4,7 +4,10 @@
 
 use crate::model::{Size, Span};
 
-use super::{ConnectorConfig, Durability, Overflow, RedisConfig, Rotation, StoreConfig, StoreKind, StreamConfig};
+use super::{
+    ConnectorConfig, DurabilityConfig, OverflowConfig, RedisConfig, RotationConfig, StoreBackend, StoreConfig,
+    StreamConfig,
+};
 
 /// The honest report of one stream. Each text is one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,31 +15,31 @@ pub struct Guarantee {
     /// What never reaches the log; whatever it is, a gap entry stands in its place.
     pub lost: String,
     /// What may be in the log twice.
-    pub doubled: String,
+    pub duplicated: String,
     /// What may be in the log in another order than it happened.
     pub reordered: String,
 }
 
 impl StoreConfig {
     /// What a store may take back although consumers have seen it, and what becomes of it then.
-    pub fn can_lose(&self) -> String {
+    pub fn possible_loss(&self) -> String {
         match &self.kind {
-            StoreKind::Embedded => "nothing that was shown, as long as the disk keeps what it has acknowledged; \
+            StoreBackend::Embedded => "nothing that was shown, as long as the disk keeps what it has acknowledged; \
                                     a damaged database is put aside, and a gap says so (store)"
                 .to_owned(),
-            StoreKind::Redis(redis) => redis.can_lose(),
+            StoreBackend::Redis(redis) => redis.possible_loss(),
         }
     }
 }
 
 impl RedisConfig {
-    fn can_lose(&self) -> String {
+    fn possible_loss(&self) -> String {
         let lost = match self.durability {
-            Durability::Written => {
+            DurabilityConfig::Written => {
                 "in a failover what the new primary had not got, although consumers may have seen it; \
                  when the machine of Redis dies, what was not on its disk (appendfsync)"
             }
-            Durability::Replicated => {
+            DurabilityConfig::Replicated => {
                 "nothing that was shown, in a failover to the one replica of Redis that there is; \
                  with several, what the new primary had not got; while none answers, nothing is shown and events wait"
             }
@@ -58,34 +61,34 @@ impl StreamConfig {
 
     fn unnumbered(&self) -> Guarantee {
         let rotation = match self.rotation {
-            Rotation::Overlap => "a planned change of socket loses nothing",
-            Rotation::BreakFirst => "so also at every planned change of socket",
+            RotationConfig::Overlap => "a planned change of socket loses nothing",
+            RotationConfig::BreakFirst => "so also at every planned change of socket",
         };
         let overflow = match self.overflow {
-            Overflow::Backpressure => format!(
+            OverflowConfig::Backpressure => format!(
                 "while {} events or {} wait the socket is not read, and the platform may close it (no-replay)",
                 self.buffer,
                 self.bytes()
             ),
-            Overflow::DropOldest => self.dropped(),
+            OverflowConfig::DropOldest => self.dropped(),
         };
         let doubled = match self.rotation {
-            Rotation::Overlap => {
+            RotationConfig::Overlap => {
                 "what the platform repeats on one socket, since it numbers nothing; \
                  equal events on the two sockets of a rotation are one"
             }
-            Rotation::BreakFirst => "what the platform repeats, since it numbers nothing",
+            RotationConfig::BreakFirst => "what the platform repeats, since it numbers nothing",
         };
         let reordered = match self.rotation {
-            Rotation::Overlap => "nothing on one socket; events of different topics while two sockets are up",
-            Rotation::BreakFirst => "nothing: one socket, in the order of arrival",
+            RotationConfig::Overlap => "nothing on one socket; events of different topics while two sockets are up",
+            RotationConfig::BreakFirst => "nothing: one socket, in the order of arrival",
         };
         Guarantee {
             lost: format!(
                 "whatever happens while no socket is up, since the platform cannot replay (no-replay); \
                  {rotation}; {overflow}"
             ),
-            doubled: doubled.to_owned(),
+            duplicated: doubled.to_owned(),
             reordered: reordered.to_owned(),
         }
     }
@@ -93,14 +96,14 @@ impl StreamConfig {
     fn numbered(&self, snapshot: bool) -> Guarantee {
         let after = if snapshot { "then a snapshot follows" } else { "and without snapshot_url nothing fills it" };
         let overflow = match self.overflow {
-            Overflow::Backpressure => {
+            OverflowConfig::Backpressure => {
                 format!(
                     "while {} events or {} wait the socket is not read, and resumed afterwards",
                     self.buffer,
                     self.bytes()
                 )
             }
-            Overflow::DropOldest => self.dropped(),
+            OverflowConfig::DropOldest => self.dropped(),
         };
         Guarantee {
             lost: format!(
@@ -108,7 +111,7 @@ impl StreamConfig {
                  beyond that what it has forgotten (retention), {after}; {overflow}",
                 Span(self.retention)
             ),
-            doubled: "nothing: the platform's numbers tell a repeated event".to_owned(),
+            duplicated: "nothing: the platform's numbers tell a repeated event".to_owned(),
             reordered: "nothing: events stand in the order of their numbers".to_owned(),
         }
     }

@@ -1,19 +1,19 @@
 //! Which keys belong to which grant and which connector. A key that would have no effect is a mistake, not a comment.
 
-use super::shape::{Connector, Grant, StoreKind};
+use super::shape::{ConnectorName, GrantKind, StoreKind};
 
 /// The keys of one choice, beside those that every choice has.
 #[derive(Debug)]
-pub(super) struct Keys {
+pub(super) struct RelevantKeys {
     /// Nothing works without these.
-    pub(super) needed: &'static [&'static str],
+    pub(super) required: &'static [&'static str],
     /// These have an effect, and a default or a meaning when absent.
-    pub(super) taken: &'static [&'static str],
+    pub(super) accepted: &'static [&'static str],
 }
 
-impl Keys {
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.needed.contains(&key) || self.taken.contains(&key)
+impl RelevantKeys {
+    pub(super) fn contains(&self, key: &str) -> bool {
+        self.required.contains(&key) || self.accepted.contains(&key)
     }
 }
 
@@ -24,7 +24,7 @@ pub(super) const GRANT_KEYS: [&str; 6] =
 /// Every key that some connector has and others have not.
 pub(super) const CONNECTOR_KEYS: [&str; 6] = ["topics", "channel_life", "discovery", "url", "auth", "snapshot_url"];
 
-impl Grant {
+impl GrantKind {
     /// The word of the file.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -34,15 +34,16 @@ impl Grant {
         }
     }
 
-    pub(super) fn keys(self) -> Keys {
+    pub(super) fn keys(self) -> RelevantKeys {
         match self {
             Self::ClientCredentials => {
-                Keys { needed: &["client_id", "client_secret"], taken: &["client_auth", "scope"] }
+                RelevantKeys { required: &["client_id", "client_secret"], accepted: &["client_auth", "scope"] }
             }
-            Self::RefreshToken => {
-                Keys { needed: &["client_id", "client_secret", "refresh_token"], taken: &["client_auth", "scope"] }
-            }
-            Self::Static => Keys { needed: &["token"], taken: &[] },
+            Self::RefreshToken => RelevantKeys {
+                required: &["client_id", "client_secret", "refresh_token"],
+                accepted: &["client_auth", "scope"],
+            },
+            Self::Static => RelevantKeys { required: &["token"], accepted: &[] },
         }
     }
 }
@@ -71,15 +72,15 @@ impl StoreKind {
         }
     }
 
-    pub(super) fn keys(self) -> Keys {
+    pub(super) fn keys(self) -> RelevantKeys {
         match self {
-            Self::Embedded => Keys { needed: &[], taken: &[] },
-            Self::Redis => Keys { needed: &["url"], taken: &STORE_KEYS },
+            Self::Embedded => RelevantKeys { required: &[], accepted: &[] },
+            Self::Redis => RelevantKeys { required: &["url"], accepted: &STORE_KEYS },
         }
     }
 }
 
-impl Connector {
+impl ConnectorName {
     /// The word of the file.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -88,10 +89,12 @@ impl Connector {
         }
     }
 
-    pub(super) fn keys(self) -> Keys {
+    pub(super) fn keys(self) -> RelevantKeys {
         match self {
-            Self::GenesysNotifications => Keys { needed: &["topics"], taken: &["channel_life", "discovery"] },
-            Self::GenesysSequenced => Keys { needed: &["url"], taken: &["auth", "snapshot_url"] },
+            Self::GenesysNotifications => {
+                RelevantKeys { required: &["topics"], accepted: &["channel_life", "discovery"] }
+            }
+            Self::GenesysSequenced => RelevantKeys { required: &["url"], accepted: &["auth", "snapshot_url"] },
         }
     }
 }

@@ -18,13 +18,13 @@ const LOOKUP_MAX: Duration = Duration::from_secs(5);
 /// An address and port as written, and what it stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct Listen {
+pub(crate) struct ListenAddress {
     text: String,
     /// Never empty; IPv4 first.
     addresses: Vec<SocketAddr>,
 }
 
-impl Listen {
+impl ListenAddress {
     /// Where to bind: the first address of IPv4, else the first.
     pub(crate) fn address(&self) -> SocketAddr {
         self.addresses[0]
@@ -43,36 +43,36 @@ impl Listen {
     }
 }
 
-impl fmt::Display for Listen {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl From<SocketAddr> for Listen {
+impl From<SocketAddr> for ListenAddress {
     fn from(address: SocketAddr) -> Self {
         Self { text: address.to_string(), addresses: vec![address] }
     }
 }
 
-impl From<Listen> for String {
-    fn from(listen: Listen) -> Self {
+impl From<ListenAddress> for String {
+    fn from(listen: ListenAddress) -> Self {
         listen.text
     }
 }
 
-impl TryFrom<String> for Listen {
+impl TryFrom<String> for ListenAddress {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
         if let Ok(address) = text.parse::<SocketAddr>() {
             return Ok(Self { text, addresses: vec![address] });
         }
-        let named = text.rsplit_once(':').filter(|(name, port)| is_name(name) && port.parse::<u16>().is_ok());
+        let named = text.rsplit_once(':').filter(|(name, port)| is_host_name(name) && port.parse::<u16>().is_ok());
         if named.is_none() {
             return Err(format!("expected an address and port such as \"127.0.0.1:8080\", found {text:?}"));
         }
-        let mut addresses = look_up(&text).map_err(|why| {
+        let mut addresses = resolve(&text).map_err(|why| {
             format!("the name in {text:?} was not found ({why}); write an address such as \"127.0.0.1:8080\"")
         })?;
         addresses.sort_by_key(|address| !address.is_ipv4());
@@ -80,7 +80,7 @@ impl TryFrom<String> for Listen {
     }
 }
 
-fn is_name(text: &str) -> bool {
+fn is_host_name(text: &str) -> bool {
     let label =
         |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     // Digits and dots alone are an address that was mistyped.
@@ -88,7 +88,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// Asks the system on a thread of its own, because its resolver has no deadline.
-fn look_up(text: &str) -> Result<Vec<SocketAddr>, String> {
+fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     let (sender, found) = sync_channel(1);
     let asked = text.to_owned();
     let thread = thread::Builder::new().name("look-up".to_owned());
@@ -106,12 +106,12 @@ fn look_up(text: &str) -> Result<Vec<SocketAddr>, String> {
 mod tests {
     use super::*;
 
-    fn listen(text: &str) -> Result<Listen, String> {
+    fn listen(text: &str) -> Result<ListenAddress, String> {
         text.to_owned().try_into()
     }
 
     #[test]
-    fn an_address_or_a_name_with_a_port_is_where_to_listen() {
+    fn an_address_or_a_name_with_a_port_is_accepted() {
         assert_eq!(listen("127.0.0.1:8080").unwrap().address(), ([127, 0, 0, 1], 8080).into());
         assert_eq!(listen("[::1]:0").unwrap().to_string(), "[::1]:0");
         let local = listen("localhost:8080").unwrap();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_is_told_with_an_example() {
+    fn an_invalid_address_is_rejected_with_an_example() {
         for text in ["", "localhost", "localhost:", "localhost:x", "127.0.0.1", "1.2.3:80", "127.0.0.1:99999", "a b:80"]
         {
             let wrong = listen(text).unwrap_err();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners_overlap_where_they_would_take_one_port() {
+    fn listeners_overlap_when_they_use_the_same_port() {
         for (one, other, overlaps) in [
             ("127.0.0.1:80", "127.0.0.1:80", true),
             ("127.0.0.1:80", "localhost:80", true),

@@ -4,26 +4,26 @@ use crate::{
     model::SecretRef,
     store::redis::{
         Credentials,
-        address::{Address, Kind},
+        address::{Address, Topology},
     },
 };
 
 use super::{
     Environment,
-    secrets::look,
-    shape::{Store, StoreUrl},
+    secrets::read,
+    shape::{StoreSection, StoreUrl},
 };
 
 /// The address that the URL names; none where it cannot be read or is no address, or there is no URL.
-pub(super) fn address(store: &Store, environment: &Environment) -> Option<Address> {
+pub(super) fn address(store: &StoreSection, environment: &Environment) -> Option<Address> {
     match store.url.as_ref()? {
         StoreUrl::Text(text) => text.parse().ok(),
-        StoreUrl::Secret(secret) => look(secret, environment).ok()?.parse().ok(),
+        StoreUrl::Secret(secret) => read(secret, environment).ok()?.parse().ok(),
     }
 }
 
 /// What is read for each connection. An empty user is none.
-pub(super) fn credentials(store: &Store) -> Credentials {
+pub(super) fn credentials(store: &StoreSection) -> Credentials {
     let user = |user: &Option<String>| user.clone().filter(|user| !user.is_empty());
     Credentials {
         url: match &store.url {
@@ -39,13 +39,13 @@ pub(super) fn credentials(store: &Store) -> Credentials {
 }
 
 /// The secrets beside the URL, with their keys.
-pub(super) fn passwords(store: &Store) -> impl Iterator<Item = (&'static str, &SecretRef)> {
+pub(super) fn passwords(store: &StoreSection) -> impl Iterator<Item = (&'static str, &SecretRef)> {
     let all = [("password", &store.password), ("sentinel_password", &store.sentinel_password)];
     all.into_iter().filter_map(|(key, secret)| Some((key, secret.as_ref()?)))
 }
 
 /// What is wrong between the address and the keys beside it.
-pub(super) fn mistakes(address: &Address, store: &Store) -> Vec<(&'static str, &'static str)> {
+pub(super) fn mistakes(address: &Address, store: &StoreSection) -> Vec<(&'static str, &'static str)> {
     const EXPOSED: &str = "the password would travel to another machine in plain text; write rediss in place of redis, \
                            or insecure = true in the store of a closed test network";
     let Credentials { username, password, sentinel_username, sentinel_password, insecure, .. } = credentials(store);
@@ -62,7 +62,7 @@ pub(super) fn mistakes(address: &Address, store: &Store) -> Vec<(&'static str, &
             "has no effect without a password; add password = { env = \"NAME\" } or { file = \"PATH\" }",
         ));
     }
-    if address.kind == Kind::Single || address.kind == Kind::Cluster {
+    if address.topology == Topology::Single || address.topology == Topology::Cluster {
         let text = "has no effect: url names no Sentinels (redis+sentinel://); take it out";
         found.extend(sentinel_username.as_ref().map(|_| ("sentinel_username", text)));
         found.extend(sentinel_password.as_ref().map(|_| ("sentinel_password", text)));

@@ -21,22 +21,23 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 const ANSWER_LEN_MAX: u64 = 4 * 1024;
 
 /// What a listener of ours answers to a request.
-struct Own {
+struct EndpointSignature {
     path: &'static str,
     answers: &'static [&'static str],
 }
 
-const CONSUMERS: Own = Own { path: "/v1/streams", answers: &["\"streams\"", "application/problem+json"] };
-const OPERATORS: Own = Own { path: "/healthz", answers: &["\r\n\r\nok\n"] };
+const CONSUMERS: EndpointSignature =
+    EndpointSignature { path: "/v1/streams", answers: &["\"streams\"", "application/problem+json"] };
+const OPERATORS: EndpointSignature = EndpointSignature { path: "/healthz", answers: &["\r\n\r\nok\n"] };
 
 /// Warnings about this machine, or everything that would keep a part of the configuration from working here.
-pub fn fits(config: &Config) -> Result<Vec<Finding>, Findings> {
+pub fn check_host(config: &Config) -> Result<Vec<Finding>, Findings> {
     let (mut warnings, mut findings) = (Vec::new(), config.ineffective.clone());
     let listeners = [("http", config.http.listen, CONSUMERS), ("admin", config.admin.listen, OPERATORS)];
     for (section, address, own) in listeners {
         let Err(error) = TcpListener::bind(address) else { continue };
         let path = KeyPath::of(&[section, "listen"]);
-        if error.kind() == ErrorKind::AddrInUse && is_own(address, &own) {
+        if error.kind() == ErrorKind::AddrInUse && is_trunkline(address, &own) {
             warnings.push(Finding::new(None, path, format!("a running relay listens on {address}")));
         } else {
             findings.push(Finding::new(None, path, format!("cannot listen on {address}: {error}")));
@@ -50,15 +51,15 @@ pub fn fits(config: &Config) -> Result<Vec<Finding>, Findings> {
         };
         findings.push(Finding::new(None, KeyPath::of(&["store", "path"]), text));
     }
-    Findings::or(findings, warnings)
+    Findings::into_result(findings, warnings)
 }
 
 /// Whether what listens there is a relay.
-fn is_own(address: SocketAddr, own: &Own) -> bool {
-    ask(address, own.path).is_ok_and(|answer| own.answers.iter().any(|sign| answer.contains(sign)))
+fn is_trunkline(address: SocketAddr, signature: &EndpointSignature) -> bool {
+    http_get(address, signature.path).is_ok_and(|answer| signature.answers.iter().any(|sign| answer.contains(sign)))
 }
 
-fn ask(address: SocketAddr, path: &str) -> io::Result<String> {
+fn http_get(address: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_MAX)?;
     stream.set_read_timeout(Some(ANSWER_MAX))?;
     stream.set_write_timeout(Some(ANSWER_MAX))?;
@@ -92,14 +93,14 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_taken_and_a_directory_that_is_none_are_found() {
+    fn a_port_in_use_and_an_invalid_directory_are_reported() {
         let folder = tempfile::tempdir().unwrap();
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
-        assert_eq!(fits(&config(free, &folder.path().join("not/there/yet"))).unwrap(), []);
+        assert_eq!(check_host(&config(free, &folder.path().join("not/there/yet"))).unwrap(), []);
         let taken = TcpListener::bind(free).unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
-        let found = fits(&config(taken.local_addr().unwrap(), &file.join("data"))).unwrap_err().to_string();
+        let found = check_host(&config(taken.local_addr().unwrap(), &file.join("data"))).unwrap_err().to_string();
         let lines: Vec<_> = found.lines().collect();
         assert_eq!(lines.len(), 2, "{found}");
         assert!(lines[0].starts_with("http.listen: cannot listen on 127.0.0.1:"), "{found}");
@@ -124,7 +125,7 @@ mod tests {
             taken
         });
         let folder = tempfile::tempdir().unwrap();
-        let warnings = fits(&config(address, folder.path())).unwrap();
+        let warnings = check_host(&config(address, folder.path())).unwrap();
         let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
         assert_eq!(warnings, [format!("http.listen: a running relay listens on {address}")]);
         answer.join().unwrap();

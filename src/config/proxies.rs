@@ -2,17 +2,17 @@
 
 use super::{
     Environment,
-    finding::{Finding, KeyPath, Place},
-    shape::{Account, File},
+    finding::{Finding, KeyPath, SourceLocation},
+    shape::{AccountSection, File},
 };
-use crate::network::proxy::{EnvironmentError, NONE, Proxies, Proxy};
+use crate::network::proxy::{EnvironmentError, NO_PROXY, Proxies, Proxy};
 
 /// Variables of the environment that are no proxies, where an account would use them.
 pub(super) fn check(file: &File, environment: &Environment) -> Vec<Finding> {
     let errors = file.accounts.values().filter_map(|account| of(account, environment).err());
     let finding = |error: EnvironmentError| {
         let text = format!("{}; or write proxy = \"none\" in the account", error.cause);
-        Finding::new(Some(Place::whole(error.variable)), KeyPath::default(), text)
+        Finding::new(Some(SourceLocation::whole(error.variable)), KeyPath::default(), text)
     };
     let mut findings: Vec<Finding> = errors.map(finding).collect();
     findings.dedup();
@@ -20,9 +20,9 @@ pub(super) fn check(file: &File, environment: &Environment) -> Vec<Finding> {
 }
 
 /// The proxies of an account.
-pub(super) fn of(account: &Account, environment: &Environment) -> Result<Proxies, EnvironmentError> {
+pub(super) fn of(account: &AccountSection, environment: &Environment) -> Result<Proxies, EnvironmentError> {
     match account.proxy.as_deref() {
-        Some(NONE) => Ok(Proxies::none()),
+        Some(NO_PROXY) => Ok(Proxies::none()),
         // A wrong URL is a finding of its own.
         Some(url) => {
             Ok(Proxy::parse(url).map_or_else(|_| Proxies::none(), |proxy| Proxies::all(&proxy, &account.no_proxy)))

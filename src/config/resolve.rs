@@ -11,9 +11,9 @@ use crate::{
 };
 
 use super::{
-    Account, AdminConfig, Backoff, Config, ConnectorConfig, Environment, HttpConfig, Overflow, RedisConfig, Retention,
-    StoreConfig, StoreKind, StreamConfig, logins, proxies,
-    shape::{self, ClientAuth, Connector, File, Grant},
+    AccountConfig, AdminConfig, BackoffConfig, Config, ConnectorConfig, Environment, HttpConfig, OverflowConfig,
+    RedisConfig, RetentionConfig, StoreBackend, StoreConfig, StreamConfig, logins, proxies,
+    shape::{self, ClientAuthKind, ConnectorName, File, GrantKind},
 };
 
 /// A frame that trickles in for longer is not worth its socket; no platform needs another time.
@@ -22,21 +22,21 @@ const FRAME_TIME_MAX: Duration = Duration::from_secs(30);
 const VAULT_DIRECTORY: &str = "vault";
 
 /// Fills in what follows from other keys, so that the effective configuration can be shown.
-pub(super) fn fill(file: &mut File) {
+pub(super) fn fill_defaults(file: &mut File) {
     for account in file.accounts.values_mut() {
         if let Some(region) = &account.region {
             let api_url = || format!("https://api.{region}");
             let token_url = || format!("https://login.{region}/oauth/token");
             account.api_url.get_or_insert_with(api_url);
-            if account.grant != Grant::Static {
+            if account.grant != GrantKind::Static {
                 account.token_url.get_or_insert_with(token_url);
             }
         }
     }
     for stream in file.streams.values_mut() {
         stream.overflow.get_or_insert(match stream.connector {
-            Connector::GenesysNotifications => Overflow::DropOldest,
-            Connector::GenesysSequenced => Overflow::Backpressure,
+            ConnectorName::GenesysNotifications => OverflowConfig::DropOldest,
+            ConnectorName::GenesysSequenced => OverflowConfig::Backpressure,
         });
     }
 }
@@ -51,7 +51,7 @@ pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
         store: StoreConfig {
             kind: store(&file.store, environment),
             path: file.store.path.clone(),
-            retention: Retention { events: retention.events, age: retention.age.0, bytes: retention.bytes.0 },
+            retention: RetentionConfig { events: retention.events, age: retention.age.0, bytes: retention.bytes.0 },
         },
         accounts: file
             .accounts
@@ -64,7 +64,7 @@ pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
     }
 }
 
-fn http(from: &shape::Http) -> HttpConfig {
+fn http(from: &shape::HttpSection) -> HttpConfig {
     let count = |count: u64| usize::try_from(count).expect("the schema bounds it");
     let network = |text: &String| text.parse().expect("its format was checked");
     HttpConfig {
@@ -77,10 +77,10 @@ fn http(from: &shape::Http) -> HttpConfig {
     }
 }
 
-fn store(from: &shape::Store, environment: &Environment) -> StoreKind {
+fn store(from: &shape::StoreSection, environment: &Environment) -> StoreBackend {
     match from.kind {
-        shape::StoreKind::Embedded => StoreKind::Embedded,
-        shape::StoreKind::Redis => StoreKind::Redis(Box::new(RedisConfig {
+        shape::StoreKind::Embedded => StoreBackend::Embedded,
+        shape::StoreKind::Redis => StoreBackend::Redis(Box::new(RedisConfig {
             address: logins::address(from, environment).expect("the checks demand an address"),
             credentials: logins::credentials(from),
             prefix: from.prefix.clone(),
@@ -92,8 +92,8 @@ fn store(from: &shape::Store, environment: &Environment) -> StoreKind {
     }
 }
 
-fn account(name: &AccountName, from: &shape::Account, vault: &Path, environment: &Environment) -> Account {
-    Account {
+fn account(name: &AccountName, from: &shape::AccountSection, vault: &Path, environment: &Environment) -> AccountConfig {
+    AccountConfig {
         platform: from.platform,
         api_url: from.api_url.clone(),
         auth: auth::Settings {
@@ -105,7 +105,7 @@ fn account(name: &AccountName, from: &shape::Account, vault: &Path, environment:
             refresh_interval_min: from.refresh_interval_min.0,
             refresh_jitter: from.refresh_jitter.0,
             lifetime_default: from.lifetime_default.0,
-            vault: vault.to_owned(),
+            refresh_token_dir: vault.to_owned(),
         },
         network: network::Settings {
             proxies: proxies::of(from, environment).expect("the checks refuse what is no proxy"),
@@ -114,26 +114,26 @@ fn account(name: &AccountName, from: &shape::Account, vault: &Path, environment:
     }
 }
 
-fn grant(from: &shape::Account) -> auth::Grant {
+fn grant(from: &shape::AccountSection) -> auth::Grant {
     let present = |secret: &Option<SecretRef>| secret.clone().expect("the checks demand the keys of a grant");
-    let client = || auth::Client {
+    let client = || auth::OAuthClient {
         id: present(&from.client_id),
         secret: present(&from.client_secret),
         placement: match from.client_auth {
-            ClientAuth::Basic => auth::ClientAuth::Basic,
-            ClientAuth::Body => auth::ClientAuth::Body,
+            ClientAuthKind::Basic => auth::ClientAuth::Basic,
+            ClientAuthKind::Body => auth::ClientAuth::Body,
         },
     };
     match from.grant {
-        Grant::ClientCredentials => auth::Grant::ClientCredentials(client()),
-        Grant::RefreshToken => {
+        GrantKind::ClientCredentials => auth::Grant::ClientCredentials(client()),
+        GrantKind::RefreshToken => {
             auth::Grant::RefreshToken { client: client(), refresh_token: present(&from.refresh_token) }
         }
-        Grant::Static => auth::Grant::Static { token: present(&from.token) },
+        GrantKind::Static => auth::Grant::Static { token: present(&from.token) },
     }
 }
 
-fn stream(from: &shape::Stream, file: &File) -> StreamConfig {
+fn stream(from: &shape::StreamSection, file: &File) -> StreamConfig {
     StreamConfig {
         account: from.account.parse().expect("the checks demand an account that is there"),
         connector: connector(from, file),
@@ -144,7 +144,7 @@ fn stream(from: &shape::Stream, file: &File) -> StreamConfig {
         buffer_bytes: usize::try_from(from.buffer_bytes.0).expect("the schema bounds it"),
         overflow: from.overflow.expect("filled in"),
         silence_max: from.silence_max.0,
-        backoff: Backoff {
+        backoff: BackoffConfig {
             first: from.backoff.first.0,
             cap: from.backoff.cap.0,
             jitter: from.backoff.jitter,
@@ -157,10 +157,10 @@ fn stream(from: &shape::Stream, file: &File) -> StreamConfig {
     }
 }
 
-fn connector(from: &shape::Stream, file: &File) -> ConnectorConfig {
+fn connector(from: &shape::StreamSection, file: &File) -> ConnectorConfig {
     match from.connector {
-        Connector::GenesysNotifications => {
-            let named = |(name, _): &(&AccountName, &shape::Account)| name.as_str() == from.account;
+        ConnectorName::GenesysNotifications => {
+            let named = |(name, _): &(&AccountName, &shape::AccountSection)| name.as_str() == from.account;
             let api_url = file.accounts.iter().find(named).and_then(|(_, account)| account.api_url.clone());
             ConnectorConfig::GenesysNotifications {
                 api_url: api_url.expect("the checks demand it of the account"),
@@ -169,7 +169,7 @@ fn connector(from: &shape::Stream, file: &File) -> ConnectorConfig {
                 discovery: from.discovery.0,
             }
         }
-        Connector::GenesysSequenced => ConnectorConfig::GenesysSequenced {
+        ConnectorName::GenesysSequenced => ConnectorConfig::GenesysSequenced {
             url: from.url.clone().expect("the checks demand the keys of a connector"),
             auth: from.auth,
             snapshot_url: from.snapshot_url.clone(),

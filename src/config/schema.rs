@@ -20,8 +20,8 @@ fn drop_null(schema: &mut Schema) {
         object.remove("default");
     }
     if let Some(Value::Array(types)) = object.get("type") {
-        let kept = types.iter().find(|name| *name != "null").cloned();
-        object.insert("type".to_owned(), kept.expect("nothing is null alone"));
+        let non_null = types.iter().find(|name| *name != "null").cloned();
+        object.insert("type".to_owned(), non_null.expect("nothing is null alone"));
     }
     let Some(Value::Array(choices)) = object.get("anyOf") else { return };
     let Some(Value::Object(some)) = choices.iter().find(|choice| choice["type"] != "null").cloned() else { return };
@@ -33,35 +33,35 @@ fn drop_null(schema: &mut Schema) {
 
 /// What a schema wants a value to be.
 #[derive(Debug)]
-pub(super) enum Wanted<'a> {
+pub(super) enum ExpectedValue<'a> {
     Table,
     List,
     Secret,
     /// One of these words.
-    Words(Vec<&'a str>),
+    OneOf(Vec<&'a str>),
     /// Text of this format; empty for any text.
     Text(&'a str),
-    Whole,
+    Integer,
     Number,
-    Flag,
+    Boolean,
 }
 
-pub(super) fn wanted(schema: &Value) -> Wanted<'_> {
+pub(super) fn expected(schema: &Value) -> ExpectedValue<'_> {
     let format = schema["format"].as_str().unwrap_or_default();
     if format == "secret" {
-        return Wanted::Secret;
+        return ExpectedValue::Secret;
     }
     let words = words(schema);
     if !words.is_empty() {
-        return Wanted::Words(words);
+        return ExpectedValue::OneOf(words);
     }
     match schema["type"].as_str().unwrap_or_default() {
-        "object" => Wanted::Table,
-        "array" => Wanted::List,
-        "integer" => Wanted::Whole,
-        "number" => Wanted::Number,
-        "boolean" => Wanted::Flag,
-        _ => Wanted::Text(format),
+        "object" => ExpectedValue::Table,
+        "array" => ExpectedValue::List,
+        "integer" => ExpectedValue::Integer,
+        "number" => ExpectedValue::Number,
+        "boolean" => ExpectedValue::Boolean,
+        _ => ExpectedValue::Text(format),
     }
 }
 
@@ -78,7 +78,7 @@ fn words(schema: &Value) -> Vec<&str> {
 }
 
 /// The keys or words that are known but not offered yet.
-pub(super) fn not_yet(schema: &Value) -> impl Iterator<Item = &str> {
+pub(super) fn reserved(schema: &Value) -> impl Iterator<Item = &str> {
     schema["x-not-yet"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 

@@ -15,7 +15,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::listen::Listen;
+use super::listen::ListenAddress;
 use crate::model::{AccountName, SecretRef, Size, Span, StreamName};
 
 /// The configuration of the relay.
@@ -24,34 +24,34 @@ use crate::model::{AccountName, SecretRef, Size, Span, StreamName};
 #[schemars(extend("x-not-yet" = ["consumers", "redaction", "sinks"]))]
 pub(crate) struct File {
     /// The listener for consumers.
-    #[serde(default = "all_defaults::<Http>")]
-    pub http: Http,
+    #[serde(default = "all_defaults::<HttpSection>")]
+    pub http: HttpSection,
     /// The listener for health, metrics and status.
-    #[serde(default = "all_defaults::<Admin>")]
-    pub admin: Admin,
+    #[serde(default = "all_defaults::<AdminSection>")]
+    pub admin: AdminSection,
     /// Where the logs live.
-    #[serde(default = "all_defaults::<Store>")]
-    pub store: Store,
+    #[serde(default = "all_defaults::<StoreSection>")]
+    pub store: StoreSection,
     /// Credentials at a platform, by a name of your own.
     #[serde(default)]
-    #[schemars(with = "BTreeMap<String, Account>", extend("propertyNames" = { "format": "name" }))]
-    pub accounts: BTreeMap<AccountName, Account>,
+    #[schemars(with = "BTreeMap<String, AccountSection>", extend("propertyNames" = { "format": "name" }))]
+    pub accounts: BTreeMap<AccountName, AccountSection>,
     /// The upstream feeds, by the name that consumers will use.
     #[serde(default)]
-    #[schemars(with = "BTreeMap<String, Stream>", extend("propertyNames" = { "format": "name" }))]
-    pub streams: BTreeMap<StreamName, Stream>,
+    #[schemars(with = "BTreeMap<String, StreamSection>", extend("propertyNames" = { "format": "name" }))]
+    pub streams: BTreeMap<StreamName, StreamSection>,
 }
 
 /// The listener for consumers.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("x-not-yet" = ["auth", "tls"]))]
-pub(crate) struct Http {
+pub(crate) struct HttpSection {
     /// Address and port where consumers connect, or a name and port, such as `localhost:8080`: its first address is
     /// taken, IPv4 before IPv6. Only loopback as long as consumers cannot be authenticated.
     #[serde(default = "loopback::<8080>")]
     #[schemars(with = "String", extend("format" = "address"))]
-    pub listen: Listen,
+    pub listen: ListenAddress,
     /// Origins of the web pages that may connect, as in `https://dash.example.com`. None by default: a page of
     /// another site cannot read events through the browser of somebody who sits next to the relay.
     #[serde(default)]
@@ -80,11 +80,11 @@ pub(crate) struct Http {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("x-not-yet" = ["token", "drills"]))]
-pub(crate) struct Admin {
+pub(crate) struct AdminSection {
     /// Address and port of the admin listener. Only loopback as long as operators cannot be authenticated.
     #[serde(default = "loopback::<9090>")]
     #[schemars(with = "String", extend("format" = "address"))]
-    pub listen: Listen,
+    pub listen: ListenAddress,
     /// Hosts that it answers to beside its own addresses, as `relay.example.com`: for a proxy that keeps the `Host`.
     #[serde(default)]
     #[schemars(extend("items" = { "type": "string", "format": "host" }))]
@@ -95,7 +95,7 @@ pub(crate) struct Admin {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("x-decides" = "kind"))]
-pub(crate) struct Store {
+pub(crate) struct StoreSection {
     /// The kind of store.
     #[serde(default)]
     pub kind: StoreKind,
@@ -123,7 +123,7 @@ pub(crate) struct Store {
     pub seal_key: Option<SecretRef>,
     /// When an entry is shown to consumers: `written` by the primary, or `replicated` to at least one replica.
     #[serde(default)]
-    pub durability: Durability,
+    pub durability: DurabilityConfig,
     /// Life of a replica's membership: a dead holder of a stream is noticed within it.
     #[serde(default = "secs::<2>")]
     #[schemars(extend("x-minimum" = "500ms", "x-maximum" = "60s"))]
@@ -136,8 +136,8 @@ pub(crate) struct Store {
     #[serde(default)]
     pub insecure: bool,
     /// How much of each stream's log is kept; the first limit that is reached trims.
-    #[serde(default = "all_defaults::<Retention>")]
-    pub retention: Retention,
+    #[serde(default = "all_defaults::<RetentionSection>")]
+    pub retention: RetentionSection,
 }
 
 /// The URL of a store, or where it is found.
@@ -173,7 +173,7 @@ pub(crate) enum StoreKind {
 /// When an entry in Redis counts as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Durability {
+pub enum DurabilityConfig {
     /// The primary has it.
     #[default]
     Written,
@@ -184,7 +184,7 @@ pub enum Durability {
 /// How much of each stream's log is kept.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Retention {
+pub(crate) struct RetentionSection {
     /// Entries per stream. A consumer that falls further behind is told of a gap.
     #[serde(default = "count::<1_000_000>")]
     #[schemars(range(min = 1), extend("x-unit" = "entries"))]
@@ -205,9 +205,9 @@ pub(crate) struct Retention {
 #[schemars(extend("x-decides" = "grant", "x-not-yet" = [
     "tenant", "discovery_url", "access_key_id", "access_key_secret", "access_key_form"
 ]))]
-pub(crate) struct Account {
+pub(crate) struct AccountSection {
     /// The platform.
-    pub platform: Platform,
+    pub platform: PlatformKind,
     /// The platform's region as a domain, such as `mypurecloud.com`. Gives `token_url` and `api_url`.
     #[schemars(extend("format" = "domain"))]
     pub region: Option<String>,
@@ -219,10 +219,10 @@ pub(crate) struct Account {
     pub api_url: Option<String>,
     /// How a token is got.
     #[serde(default)]
-    pub grant: Grant,
+    pub grant: GrantKind,
     /// Where id and secret of the client are sent.
     #[serde(default)]
-    pub client_auth: ClientAuth,
+    pub client_auth: ClientAuthKind,
     /// The OAuth client's id. Required unless the grant is `static`.
     pub client_id: Option<SecretRef>,
     /// The OAuth client's secret. Required unless the grant is `static`.
@@ -268,7 +268,7 @@ pub(crate) struct Account {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("x-not-yet" = ["nice-cxone"]))]
-pub enum Platform {
+pub enum PlatformKind {
     /// Genesys Cloud: the region gives every address.
     GenesysCloud,
     /// Any other that speaks OAuth: addresses are written out.
@@ -279,7 +279,7 @@ pub enum Platform {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(extend("x-not-yet" = ["jwt_bearer", "access_key"]))]
-pub(crate) enum Grant {
+pub(crate) enum GrantKind {
     /// With the client's id and secret (RFC 6749 section 4.4).
     #[default]
     ClientCredentials,
@@ -292,7 +292,7 @@ pub(crate) enum Grant {
 /// Where id and secret of the client are sent (RFC 6749 section 2.3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum ClientAuth {
+pub(crate) enum ClientAuthKind {
     /// In the `Authorization` header.
     #[default]
     Basic,
@@ -308,11 +308,11 @@ pub(crate) enum ClientAuth {
     "station_id", "station_phone_number", "session_id", "api_version", "poll_timeout", "resources", "poll_interval",
     "user_id", "endpoint", "credential", "renewal", "liveness", "resume", "subscribe", "retire", "decode"
 ]))]
-pub(crate) struct Stream {
+pub(crate) struct StreamSection {
     /// The account whose token opens the feed: a NAME of `[accounts.NAME]`.
     pub account: String,
     /// The dialect that the platform speaks on this feed.
-    pub connector: Connector,
+    pub connector: ConnectorName,
     /// Topics, at most 1,000. `*` in an id's place stands for every queue, user and so on.
     /// Required by `genesys-notifications`, and only its own.
     #[schemars(length(max = 1000), extend("items" = { "type": "string", "format": "topic" }))]
@@ -336,7 +336,7 @@ pub(crate) struct Stream {
     pub snapshot_url: Option<String>,
     /// What a planned change of socket looks like.
     #[serde(default)]
-    pub rotation: Rotation,
+    pub rotation: RotationConfig,
     /// Upper bound of the random delay before a planned change, so that streams of one account do not move at once.
     #[serde(default = "millis::<100>")]
     #[schemars(extend("x-maximum" = "60s"))]
@@ -355,14 +355,14 @@ pub(crate) struct Stream {
     pub buffer_bytes: Size,
     /// What happens when the buffer is full. By default `backpressure` where the platform can replay, else
     /// `drop-oldest`.
-    pub overflow: Option<Overflow>,
+    pub overflow: Option<OverflowConfig>,
     /// A socket that is silent for longer is taken for dead. Longer than the platform's heartbeat.
     #[serde(default = "secs::<35>")]
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "1h"))]
     pub silence_max: Span,
     /// How a lost connection is taken up again. A planned change of socket never waits.
-    #[serde(default = "all_defaults::<Backoff>")]
-    pub backoff: Backoff,
+    #[serde(default = "all_defaults::<BackoffSection>")]
+    pub backoff: BackoffSection,
     /// With replicas on one Redis: a second one holds a session of its own ready, so that a dead holder is followed within
     /// half a second. It takes one more connection of the platform's.
     #[serde(default)]
@@ -379,7 +379,7 @@ pub(crate) struct Stream {
 #[schemars(extend("x-not-yet" = [
     "cxone-offset", "cxone-agent-session", "cxone-realtime-data", "cxone-event-hub", "genesys-web-messaging", "generic"
 ]))]
-pub(crate) enum Connector {
+pub(crate) enum ConnectorName {
     /// Genesys Cloud notifications: topics on a channel, without replay.
     GenesysNotifications,
     /// Numbered events, resumed by `sequenceId`.
@@ -400,7 +400,7 @@ pub enum SocketAuth {
 /// What a planned change of socket looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Rotation {
+pub enum RotationConfig {
     /// The new socket is live before the old one is closed.
     #[default]
     Overlap,
@@ -411,7 +411,7 @@ pub enum Rotation {
 /// What happens when a stream's buffer is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Overflow {
+pub enum OverflowConfig {
     /// The socket is not read until there is room: nothing is lost where the platform can replay.
     Backpressure,
     /// The oldest events are dropped, and the gap is marked.
@@ -421,7 +421,7 @@ pub enum Overflow {
 /// How a lost connection is taken up again.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Backoff {
+pub(crate) struct BackoffSection {
     /// Delay before the second attempt; each further one doubles it.
     #[serde(default = "secs::<1>")]
     #[schemars(extend("x-minimum" = "10ms", "x-maximum" = "1h"))]
@@ -449,7 +449,7 @@ fn all_defaults<T: DeserializeOwned>() -> T {
     serde_json::from_str("{}").expect("every key of the table has a default")
 }
 
-fn loopback<const PORT: u16>() -> Listen {
+fn loopback<const PORT: u16>() -> ListenAddress {
     SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).into()
 }
 

@@ -9,10 +9,10 @@ use toml::{Table, Value};
 
 use super::{
     Draft,
-    finding::{KeyPath, Place},
-    format::without_login,
+    finding::{KeyPath, SourceLocation},
+    format::redact_credentials,
     keys::{CONNECTOR_KEYS, GRANT_KEYS, STORE_KEYS},
-    schema::{Wanted, at_path, or_secret, schema, wanted},
+    schema::{ExpectedValue, at_path, expected, or_secret, schema},
     shape::File,
     source::find,
 };
@@ -20,8 +20,8 @@ use super::{
 /// The text of `trunkline config show`.
 pub(super) fn show(draft: &Draft) -> String {
     let schema = schema();
-    let table = Table::try_from(with_effect(draft)).expect("every key has a TOML form");
-    let mut page = Page { draft, schema: &schema, text: String::new() };
+    let table = Table::try_from(effective_values(draft)).expect("every key has a TOML form");
+    let mut page = ConfigListing { draft, schema: &schema, text: String::new() };
     for (section, value) in &table {
         let Value::Table(inner) = value else { continue };
         match section.as_str() {
@@ -37,24 +37,24 @@ pub(super) fn show(draft: &Draft) -> String {
 }
 
 /// The file without the keys of other grants and connectors.
-fn with_effect(draft: &Draft) -> serde_json::Value {
+fn effective_values(draft: &Draft) -> serde_json::Value {
     let file: &File = &draft.file;
     let mut value = serde_json::to_value(file).expect("every key has a JSON form");
     let kind = file.store.kind.keys();
-    without(&mut value["store"], STORE_KEYS.into_iter().filter(|key| !kind.has(key)));
+    remove_keys(&mut value["store"], STORE_KEYS.into_iter().filter(|key| !kind.contains(key)));
     for (name, account) in &file.accounts {
         let entry = &mut value["accounts"][name.as_str()];
-        without(entry, GRANT_KEYS.into_iter().filter(|key| !account.grant.keys().has(key)));
+        remove_keys(entry, GRANT_KEYS.into_iter().filter(|key| !account.grant.keys().contains(key)));
     }
     for (name, stream) in &file.streams {
         let entry = &mut value["streams"][name.as_str()];
-        without(entry, CONNECTOR_KEYS.into_iter().filter(|key| !stream.connector.keys().has(key)));
+        remove_keys(entry, CONNECTOR_KEYS.into_iter().filter(|key| !stream.connector.keys().contains(key)));
     }
     value
 }
 
 /// The entry without these keys and those that have no value.
-fn without(entry: &mut serde_json::Value, keys: impl Iterator<Item = &'static str>) {
+fn remove_keys(entry: &mut serde_json::Value, keys: impl Iterator<Item = &'static str>) {
     let Some(entry) = entry.as_object_mut() else { return };
     for key in keys {
         entry.remove(key);
@@ -62,13 +62,13 @@ fn without(entry: &mut serde_json::Value, keys: impl Iterator<Item = &'static st
     entry.retain(|_, value| !value.is_null());
 }
 
-struct Page<'a> {
+struct ConfigListing<'a> {
     draft: &'a Draft,
     schema: &'a Schema,
     text: String,
 }
 
-impl Page<'_> {
+impl ConfigListing<'_> {
     fn section(&mut self, path: &KeyPath, entry: &Value) {
         let Value::Table(keys) = entry else { return };
         let blank = if self.text.is_empty() { "" } else { "\n" };
@@ -85,31 +85,31 @@ impl Page<'_> {
     }
 
     fn value(&self, path: &KeyPath, value: &Value) -> String {
-        match at_path(self.schema, &path.0).map(wanted) {
-            Some(Wanted::Secret) => "\"***\"".to_owned(),
-            Some(Wanted::Text("redis-url")) if value.is_table() => "\"***\"".to_owned(),
-            Some(Wanted::Text("redis-url" | "proxy-url")) => {
-                Value::from(without_login(value.as_str().unwrap_or_default())).to_string()
+        match at_path(self.schema, &path.0).map(expected) {
+            Some(ExpectedValue::Secret) => "\"***\"".to_owned(),
+            Some(ExpectedValue::Text("redis-url")) if value.is_table() => "\"***\"".to_owned(),
+            Some(ExpectedValue::Text("redis-url" | "proxy-url")) => {
+                Value::from(redact_credentials(value.as_str().unwrap_or_default())).to_string()
             }
             None
             | Some(
-                Wanted::Table
-                | Wanted::List
-                | Wanted::Words(_)
-                | Wanted::Text(_)
-                | Wanted::Whole
-                | Wanted::Number
-                | Wanted::Flag,
+                ExpectedValue::Table
+                | ExpectedValue::List
+                | ExpectedValue::OneOf(_)
+                | ExpectedValue::Text(_)
+                | ExpectedValue::Integer
+                | ExpectedValue::Number
+                | ExpectedValue::Boolean,
             ) => value.to_string(),
         }
     }
 
     /// Where a value was written; for a secret also where it is looked for.
     fn origin(&self, path: &KeyPath) -> String {
-        let Some(written) = find(&self.draft.tree, path) else { return unwritten(path).to_owned() };
-        let place = Place::of(written).map_or_else(String::new, |place| place.to_string());
+        let Some(written) = find(&self.draft.tree, path) else { return default_origin(path).to_owned() };
+        let place = SourceLocation::of(written).map_or_else(String::new, |place| place.to_string());
         let schema = at_path(self.schema, &path.0);
-        let is_secret = schema.is_some_and(|schema| matches!(wanted(schema), Wanted::Secret));
+        let is_secret = schema.is_some_and(|schema| matches!(expected(schema), ExpectedValue::Secret));
         let is_reference = schema.and_then(or_secret).is_some() && super::source::table(written).is_some();
         if is_secret || is_reference {
             return format!("{place}, {}", reference(written));
@@ -119,7 +119,7 @@ impl Page<'_> {
 }
 
 /// Where a value comes from that nobody wrote.
-fn unwritten(path: &KeyPath) -> &'static str {
+fn default_origin(path: &KeyPath) -> &'static str {
     match path.0.last().map(String::as_str) {
         Some("token_url" | "api_url") => "from region",
         Some(_) | None => "default",

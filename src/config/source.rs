@@ -14,8 +14,8 @@ use config::{Map, Value, ValueKind};
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    finding::{Finding, KeyPath, Place},
-    schema::{Wanted, at_key, at_path, or_secret, wanted},
+    finding::{Finding, KeyPath, SourceLocation},
+    schema::{ExpectedValue, at_key, at_path, expected, or_secret},
     syntax::{self, Duplicate},
 };
 
@@ -69,8 +69,9 @@ impl Environment {
     }
 
     /// Overrides that would be passed over: their value cannot be read, or their name begins in another case.
-    pub(super) fn lost_overrides(&self) -> Vec<Finding> {
-        let finding = |name: &str, text: String| Finding::new(Some(Place::whole(name)), KeyPath::default(), text);
+    pub(super) fn unreadable_overrides(&self) -> Vec<Finding> {
+        let finding =
+            |name: &str, text: String| Finding::new(Some(SourceLocation::whole(name)), KeyPath::default(), text);
         let unreadable = self.unreadable.iter().filter(|name| is_override_in_any_case(name));
         let unreadable = unreadable.map(|name| finding(name, "is not UTF-8 text, name and value".to_owned()));
         let lower = self.names().filter(|name| is_override_in_any_case(name) && !name.starts_with(OVERRIDE_PREFIX));
@@ -108,7 +109,8 @@ impl Document {
     pub(super) fn read(path: &Path) -> Result<Self, Finding> {
         let name = path.display().to_string();
         let mut text = String::new();
-        let refused = |name: &str, why: String| Finding::new(Some(Place::whole(name)), KeyPath::default(), why);
+        let refused =
+            |name: &str, why: String| Finding::new(Some(SourceLocation::whole(name)), KeyPath::default(), why);
         let file = fs::File::open(path).map_err(|error| refused(&name, format!("could not be opened: {error}")))?;
         let read = file.take(FILE_LEN_MAX + 1).read_to_string(&mut text);
         read.map_err(|error| {
@@ -136,12 +138,12 @@ impl Document {
         if let Some(format) = syntax::other_format(&self.text) {
             let text =
                 format!("looks like {format}; a configuration is TOML, as in [http] and listen = \"127.0.0.1:8080\"");
-            return Err(vec![Finding::new(Some(Place::whole(&self.name)), KeyPath::default(), text)]);
+            return Err(vec![Finding::new(Some(SourceLocation::whole(&self.name)), KeyPath::default(), text)]);
         }
-        Err(errors.iter().map(|error| self.wrong(error)).collect())
+        Err(errors.iter().map(|error| self.syntax_finding(error)).collect())
     }
 
-    fn wrong(&self, error: &toml::de::Error) -> Finding {
+    fn syntax_finding(&self, error: &toml::de::Error) -> Finding {
         let span = error.span().unwrap_or_default();
         let (line, column) = line_column(&self.text, span.start);
         let name = self.text.get(span).unwrap_or_default();
@@ -155,7 +157,7 @@ impl Document {
                 format!("column {column}: {}{}", error.message(), hint.unwrap_or_default())
             }
         };
-        Finding::new(Some(Place::line(&self.name, line)), KeyPath::default(), text)
+        Finding::new(Some(SourceLocation::line(&self.name, line)), KeyPath::default(), text)
     }
 }
 
@@ -169,20 +171,20 @@ pub(super) struct Layer(Value);
 pub(super) fn merge(layers: Vec<Layer>, environment: &Environment, schema: &serde_json::Value) -> Value {
     let mut tree = Value::new(None, Map::<String, Value>::new());
     for Layer(values) in layers {
-        lay_over(&mut tree, values);
+        merge_value(&mut tree, values);
     }
     for (variable, text) in environment.overrides() {
-        lay_over_variable(&mut tree, variable, text, schema);
+        apply_variable(&mut tree, variable, text, schema);
     }
     tree
 }
 
-fn lay_over(under: &mut Value, over: Value) {
+fn merge_value(under: &mut Value, over: Value) {
     let origin = over.origin().or(under.origin()).map(str::to_owned);
     let kind = match (std::mem::take(&mut under.kind), over.kind) {
         (ValueKind::Table(mut under), ValueKind::Table(over)) if !is_reference(&over) => {
             for (key, value) in over {
-                lay_over(under.entry(key).or_insert_with(|| Value::new(None, ValueKind::Nil)), value);
+                merge_value(under.entry(key).or_insert_with(|| Value::new(None, ValueKind::Nil)), value);
             }
             ValueKind::Table(under)
         }
@@ -197,16 +199,16 @@ fn is_reference(table: &Map<String, Value>) -> bool {
 }
 
 /// One variable as a tree of tables with its value at the end.
-fn lay_over_variable(tree: &mut Value, variable: &str, text: &str, schema: &serde_json::Value) {
-    let path = spelled(tree, schema, &variable[OVERRIDE_PREFIX.len()..]);
+fn apply_variable(tree: &mut Value, variable: &str, text: &str, schema: &serde_json::Value) {
+    let path = key_path_of(tree, schema, &variable[OVERRIDE_PREFIX.len()..]);
     let leaf = from_variable(variable, text, at_path(schema, &path));
     let wrap =
         |inner: Value, key: &String| Value::new(Some(&variable.to_owned()), Map::from_iter([(key.clone(), inner)]));
-    lay_over(tree, path.iter().rev().fold(leaf, wrap));
+    merge_value(tree, path.iter().rev().fold(leaf, wrap));
 }
 
 /// The keys that a variable's name stands for. A variable cannot spell `-` and `.`: `_` finds such a name, too.
-fn spelled(tree: &Value, schema: &serde_json::Value, name: &str) -> Vec<String> {
+fn key_path_of(tree: &Value, schema: &serde_json::Value, name: &str) -> Vec<String> {
     let mut below = Some(tree);
     let mut wanted = Some(schema);
     let mut path = Vec::new();
@@ -229,18 +231,18 @@ fn spelled(tree: &Value, schema: &serde_json::Value, name: &str) -> Vec<String> 
 fn from_variable(variable: &str, text: &str, schema: Option<&serde_json::Value>) -> Value {
     let verbatim = || Value::new(Some(&variable.to_owned()), text);
     let is_reference = schema.is_some_and(|schema| or_secret(schema).is_some()) && text.trim_start().starts_with('{');
-    match schema.map(wanted) {
-        None | Some(Wanted::Text(_) | Wanted::Words(_)) if !is_reference => verbatim(),
+    match schema.map(expected) {
+        None | Some(ExpectedValue::Text(_) | ExpectedValue::OneOf(_)) if !is_reference => verbatim(),
         None
         | Some(
-            Wanted::Text(_)
-            | Wanted::Words(_)
-            | Wanted::Table
-            | Wanted::List
-            | Wanted::Secret
-            | Wanted::Whole
-            | Wanted::Number
-            | Wanted::Flag,
+            ExpectedValue::Text(_)
+            | ExpectedValue::OneOf(_)
+            | ExpectedValue::Table
+            | ExpectedValue::List
+            | ExpectedValue::Secret
+            | ExpectedValue::Integer
+            | ExpectedValue::Number
+            | ExpectedValue::Boolean,
         ) => {
             let parsed = DeValue::parse(text);
             parsed.map_or_else(|_| verbatim(), |value| from_toml(value.get_ref(), variable, &|_| variable.to_owned()))
@@ -248,14 +250,14 @@ fn from_variable(variable: &str, text: &str, schema: Option<&serde_json::Value>)
     }
 }
 
-fn from_table(table: &DeTable<'_>, place: &dyn Fn(usize) -> String) -> Map<String, Value> {
+fn from_table(table: &DeTable<'_>, location: &dyn Fn(usize) -> String) -> Map<String, Value> {
     let entry = |(key, value): (&toml::Spanned<std::borrow::Cow<'_, str>>, &toml::Spanned<DeValue<'_>>)| {
-        (key.get_ref().to_string(), from_toml(value.get_ref(), &place(key.span().start), place))
+        (key.get_ref().to_string(), from_toml(value.get_ref(), &location(key.span().start), location))
     };
     table.iter().map(entry).collect()
 }
 
-fn from_toml(value: &DeValue<'_>, origin: &str, place: &dyn Fn(usize) -> String) -> Value {
+fn from_toml(value: &DeValue<'_>, origin: &str, location: &dyn Fn(usize) -> String) -> Value {
     let kind = match value {
         DeValue::String(text) => ValueKind::String(text.to_string()),
         DeValue::Integer(number) => {
@@ -269,10 +271,11 @@ fn from_toml(value: &DeValue<'_>, origin: &str, place: &dyn Fn(usize) -> String)
         DeValue::Boolean(flag) => ValueKind::Boolean(*flag),
         DeValue::Datetime(moment) => ValueKind::String(moment.to_string()),
         DeValue::Array(items) => {
-            let item = |item: &toml::Spanned<DeValue<'_>>| from_toml(item.get_ref(), &place(item.span().start), place);
+            let item =
+                |item: &toml::Spanned<DeValue<'_>>| from_toml(item.get_ref(), &location(item.span().start), location);
             ValueKind::Array(items.iter().map(item).collect())
         }
-        DeValue::Table(table) => ValueKind::Table(from_table(table, place)),
+        DeValue::Table(table) => ValueKind::Table(from_table(table, location)),
     };
     Value::new(Some(&origin.to_owned()), kind)
 }
@@ -299,13 +302,13 @@ pub(super) fn find<'a>(tree: &'a Value, path: &KeyPath) -> Option<&'a Value> {
 }
 
 /// Where the value of a path was written, else the nearest table around it.
-pub(super) fn place_of(tree: &Value, path: &KeyPath) -> Option<Place> {
-    let mut nearest = Place::of(tree);
+pub(super) fn location_of(tree: &Value, path: &KeyPath) -> Option<SourceLocation> {
+    let mut nearest = SourceLocation::of(tree);
     let mut value = tree;
     for key in &path.0 {
         let Some(next) = child(value, key) else { break };
         value = next;
-        nearest = Place::of(value).or(nearest);
+        nearest = SourceLocation::of(value).or(nearest);
     }
     nearest
 }

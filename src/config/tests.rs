@@ -31,16 +31,16 @@ url = "wss://realtime.mypurecloud.com/stream"
 fn a_short_configuration_is_filled_in() {
     let config = good(&[&good_text()], &[]);
     assert_eq!(config.http.listen.to_string(), "127.0.0.1:8080");
-    assert_eq!(config.store.retention, Retention { events: 1_000_000, age: hours(24), bytes: 4 << 30 });
+    assert_eq!(config.store.retention, RetentionConfig { events: 1_000_000, age: hours(24), bytes: 4 << 30 });
     let account = &config.accounts[&"acme".parse().unwrap()];
     assert_eq!(account.auth.token_url, "https://login.mypurecloud.com/oauth/token");
     assert_eq!(account.api_url.as_deref(), Some("https://api.mypurecloud.com"));
-    assert_eq!(account.auth.vault, Path::new("data/vault"));
+    assert_eq!(account.auth.refresh_token_dir, Path::new("data/vault"));
     let queues = &config.streams[&"queues".parse().unwrap()];
-    assert_eq!(queues.overflow, Overflow::DropOldest, "nothing can be replayed");
+    assert_eq!(queues.overflow, OverflowConfig::DropOldest, "nothing can be replayed");
     assert_eq!((queues.buffer, queues.frame_max), (5000, 16 << 20));
     let summary = &config.streams[&"summary".parse().unwrap()];
-    assert_eq!(summary.overflow, Overflow::Backpressure, "what is not read can be replayed");
+    assert_eq!(summary.overflow, OverflowConfig::Backpressure, "what is not read can be replayed");
     assert_eq!(summary.connector.name(), "genesys-sequenced");
 }
 
@@ -99,7 +99,7 @@ fn a_channel_takes_a_thousand_topics_and_not_one_more() {
 }
 
 #[test]
-fn plain_text_to_this_machine_and_by_explicit_wish_is_allowed() {
+fn plain_text_is_allowed_on_loopback_or_when_configured() {
     let addresses = |host: &str| {
         let both = format!("token_url = \"http://{host}/token\"\napi_url = \"http://{host}\"");
         ACCOUNT.replace("region = \"mypurecloud.com\"", &both)
@@ -113,7 +113,7 @@ fn plain_text_to_this_machine_and_by_explicit_wish_is_allowed() {
 }
 
 #[test]
-fn the_effective_configuration_shows_every_value_with_its_place_and_no_secret() {
+fn the_effective_configuration_shows_every_value_with_its_origin_and_no_secret() {
     let variables = [("CLIENT_SECRET", "hunter2"), ("TRUNKLINE__HTTP__LISTEN", "127.0.0.1:7000")];
     let environment = variables.into_iter().collect();
     let (draft, findings) = draft(&documents(&[&good_text()]), &environment).unwrap();
@@ -145,7 +145,7 @@ fn a_store_in_redis_is_shown_without_its_password_and_without_keys_of_the_other_
     let shown = show::show(&draft);
     assert!(shown.contains("url = \"rediss://***@redis.test:1/2\""), "{shown}");
     assert!(!shown.contains("hunter2") && !shown.contains("seal_key"), "{shown}");
-    let StoreKind::Redis(redis) = good(&[&good_text(), store], &[]).store.kind else { panic!("it is redis") };
+    let StoreBackend::Redis(redis) = good(&[&good_text(), store], &[]).store.kind else { panic!("it is redis") };
     assert_eq!(
         (redis.address.to_string(), redis.prefix),
         ("rediss://redis.test:1/2".to_owned(), "trunkline".to_owned())
@@ -159,7 +159,7 @@ fn redis(keys: &str) -> String {
 }
 
 #[test]
-fn a_login_beside_the_url_is_taken_and_never_shown() {
+fn credentials_next_to_the_url_are_used_and_never_shown() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("url");
     fs::write(&path, "rediss+sentinel://ann:hunter2@redis.test/main\n").unwrap();
@@ -173,7 +173,7 @@ fn a_login_beside_the_url_is_taken_and_never_shown() {
         let variables = [("PW", "hunter2"), ("REDIS_URL", "rediss+sentinel://ann:hunter2@redis.test/main")];
         let config = good(&[&good_text(), &text], &variables);
         assert_eq!(config.warnings.len(), 0, "{:?}", config.warnings);
-        let StoreKind::Redis(redis) = config.store.kind else { panic!("it is redis") };
+        let StoreBackend::Redis(redis) = config.store.kind else { panic!("it is redis") };
         assert_eq!(redis.address.to_string(), "rediss+sentinel://redis.test:26379/main?db=0");
         assert_eq!(redis.credentials.username.as_deref(), Some("bob"));
         assert_eq!(redis.credentials.sentinel_username.as_deref(), Some("eve"));
@@ -199,7 +199,7 @@ fn a_password_in_the_url_of_the_store_is_a_warning_that_does_not_show_it() {
 }
 
 /// What is said of a configuration that is good but for what is laid over it.
-fn told(over: &str, environment: &Environment) -> String {
+fn finding_text(over: &str, environment: &Environment) -> String {
     let document = |name: &str, text: &str| Document { name: name.to_owned(), text: text.to_owned() };
     let documents = [document("good.toml", &good_text()), document("over.toml", over)];
     load_documents(&documents, environment).map(drop).unwrap_err().to_string()
@@ -213,7 +213,7 @@ fn environment(more: &[(&[u8], &[u8])]) -> Environment {
 }
 
 #[test]
-fn an_override_that_cannot_be_read_or_begins_in_another_case_is_a_mistake() {
+fn an_unreadable_or_wrongly_cased_override_is_a_mistake() {
     for (name, value, expected) in [
         (
             b"TRUNKLINE__HTTP__LISTEN".as_slice(),
@@ -227,7 +227,7 @@ fn an_override_that_cannot_be_read_or_begins_in_another_case_is_a_mistake() {
             "trunkline__http__connections: begins in another case than an override; write TRUNKLINE__HTTP__CONNECTIONS",
         ),
     ] {
-        assert_eq!(told("", &environment(&[(name, value)])), expected);
+        assert_eq!(finding_text("", &environment(&[(name, value)])), expected);
     }
     let others = environment(&[(b"OTHER\xff", b"\xff"), (b"TRUNKLINE__HTTP__connections", b"7")]);
     assert!(load_documents(&[Document { name: "good.toml".to_owned(), text: good_text() }], &others).is_ok());
@@ -241,14 +241,14 @@ fn a_secret_that_is_not_one_line_of_text_is_a_mistake_that_names_where_it_is() {
     let broken = "holds more than one line, or a control character; a secret is one line of text";
     for text in ["hunter2\nsecond", "hunter2\0", "hun\tter2"] {
         fs::write(&file, text).unwrap();
-        let told = told(&over, &environment(&[]));
-        assert!(told.ends_with(&format!("the file {} {broken}", file.display())), "{told}");
-        assert!(!told.contains("hunter2"), "{told}");
+        let message = finding_text(&over, &environment(&[]));
+        assert!(message.ends_with(&format!("the file {} {broken}", file.display())), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
     }
     let over = "[accounts.acme]\nclient_secret = { env = \"OTHER\" }\n";
     for (value, expected) in [(b"hun\nter2".as_slice(), broken), (b"hunter2\xff", "is not UTF-8 text")] {
-        let told = told(over, &environment(&[(b"OTHER", value)]));
-        assert!(told.ends_with(&format!("the environment variable OTHER {expected}")), "{told}");
+        let message = finding_text(over, &environment(&[(b"OTHER", value)]));
+        assert!(message.ends_with(&format!("the environment variable OTHER {expected}")), "{message}");
     }
 }
 
@@ -286,37 +286,37 @@ const LATER: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn a_key_of_a_later_build_is_told_from_one_that_is_unknown() {
+fn a_reserved_key_is_distinguished_from_an_unknown_one() {
     for (over, key) in LATER {
-        let told = told(over, &environment(&[]));
-        assert!(told.contains(&format!("{key}: is not offered by this build yet; take it out")), "{key}: {told}");
+        let message = finding_text(over, &environment(&[]));
+        assert!(message.contains(&format!("{key}: is not offered by this build yet; take it out")), "{key}: {message}");
     }
     for connector in ["cxone-agent-session", "cxone-realtime-data", "cxone-event-hub", "generic"] {
-        let told = told(&format!("[streams.queues]\nconnector = \"{connector}\"\n"), &environment(&[]));
-        assert!(told.contains(&format!("{connector:?} is not offered by this build yet")), "{told}");
+        let message = finding_text(&format!("[streams.queues]\nconnector = \"{connector}\"\n"), &environment(&[]));
+        assert!(message.contains(&format!("{connector:?} is not offered by this build yet")), "{message}");
     }
 }
 
 #[test]
-fn a_number_that_is_not_whole_or_too_large_is_told_what_is_expected() {
+fn a_number_that_is_not_an_integer_or_too_large_is_rejected_with_the_expected_range() {
     for (written, shown) in [("10.0", "10.0"), ("1e3", "1000.0"), ("99999999999999999999", "99999999999999999999")] {
-        let told = told(&format!("[http]\nconnections = {written}\n"), &environment(&[]));
+        let message = finding_text(&format!("[http]\nconnections = {written}\n"), &environment(&[]));
         let expected = format!("expected a whole number from 1 to 1000000, as in 10, found {shown}");
-        assert!(told.ends_with(&expected), "{told}");
+        assert!(message.ends_with(&expected), "{message}");
     }
 }
 
 #[test]
-fn a_text_without_quotes_is_told_to_be_put_in_quotes() {
-    let told = told("[http]\nlisten = 127.0.0.1:8080\n", &environment(&[]));
+fn a_text_without_quotes_gets_a_hint_to_quote_it() {
+    let message = finding_text("[http]\nlisten = 127.0.0.1:8080\n", &environment(&[]));
     assert!(
-        told.starts_with("over.toml:2: column ") && told.ends_with("; put the text in quotes: listen = \"…\""),
-        "{told}"
+        message.starts_with("over.toml:2: column ") && message.ends_with("; put the text in quotes: listen = \"…\""),
+        "{message}"
     );
 }
 
 #[test]
-fn a_login_that_cannot_work_is_a_mistake() {
+fn unusable_credentials_are_a_mistake() {
     let password = "password = { env = \"PW\" }";
     for (keys, mistake) in [
         (format!("url = \"redis://redis.test\"\n{password}"), "store.password: the password would travel"),
@@ -344,18 +344,18 @@ fn a_login_that_cannot_work_is_a_mistake() {
         ("url = 7".to_owned(), "store.url: expected a text"),
     ] {
         let variables = [("PW", "hunter2"), ("EXPOSED", "redis://:hunter2@redis.test")];
-        let told = loaded(&[&good_text(), &redis(&keys)], &variables).unwrap_err().to_string();
-        assert!(told.contains(mistake) && !told.contains("hunter2"), "{keys}\n{told}");
+        let message = loaded(&[&good_text(), &redis(&keys)], &variables).unwrap_err().to_string();
+        assert!(message.contains(mistake) && !message.contains("hunter2"), "{keys}\n{message}");
     }
     for keys in ["username = \"ann\"", password, "sentinel_username = \"ann\"", "sentinel_password = { env = \"PW\" }"]
     {
-        let told = loaded(&[&good_text(), &format!("[store]\n{keys}\n")], &[("PW", "x")]).unwrap_err().to_string();
-        assert!(told.contains("has no effect with kind embedded"), "{told}");
+        let message = loaded(&[&good_text(), &format!("[store]\n{keys}\n")], &[("PW", "x")]).unwrap_err().to_string();
+        assert!(message.contains("has no effect with kind embedded"), "{message}");
     }
 }
 
 #[test]
-fn a_variable_may_say_where_the_url_of_the_store_is_found() {
+fn a_variable_can_set_the_reference_to_the_store_url() {
     for (name, value) in [
         ("TRUNKLINE__STORE__URL", "rediss://redis.test"),
         ("TRUNKLINE__STORE__URL", "{ env = \"REDIS_URL\" }"),
@@ -363,13 +363,13 @@ fn a_variable_may_say_where_the_url_of_the_store_is_found() {
     ] {
         let config =
             good(&[&good_text(), "[store]\nkind = \"redis\""], &[(name, value), ("REDIS_URL", "rediss://redis.test")]);
-        let StoreKind::Redis(redis) = config.store.kind else { panic!("it is redis") };
+        let StoreBackend::Redis(redis) = config.store.kind else { panic!("it is redis") };
         assert_eq!(redis.address.to_string(), "rediss://redis.test:6379/0");
     }
 }
 
 #[test]
-fn every_example_is_a_good_configuration() {
+fn every_example_is_a_valid_configuration() {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/config");
     let secrets = [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "secret")];
     let mut seen = 0;
@@ -418,16 +418,16 @@ fn the_schema_describes_every_key_and_counts_in_units() {
 }
 
 #[test]
-fn what_can_be_lost_is_told_before_it_is() {
+fn possible_losses_are_documented_in_the_guarantee() {
     let config = good(&[&good_text()], &[]);
     let [queues, summary] = ["queues", "summary"].map(|name| config.streams[&name.parse().unwrap()].clone());
     assert!(queues.guarantee().lost.contains("no-replay"));
     assert!(queues.guarantee().lost.contains("5000"));
     assert!(summary.guarantee().lost.starts_with("nothing as long as an interruption is shorter than the 60s"));
     assert!(summary.guarantee().lost.contains("snapshot_url"), "nothing would fill the gap");
-    let shedding = StreamConfig { overflow: Overflow::DropOldest, ..summary };
+    let shedding = StreamConfig { overflow: OverflowConfig::DropOldest, ..summary };
     assert!(shedding.guarantee().lost.contains("shed"));
-    let alone = StreamConfig { rotation: Rotation::BreakFirst, ..queues };
+    let alone = StreamConfig { rotation: RotationConfig::BreakFirst, ..queues };
     assert!(alone.guarantee().lost.contains("at every planned change"));
 }
 

@@ -10,9 +10,9 @@ use serde_json::Value as Schema;
 use crate::model::{SettingError, Size, Span, StreamName, nearest};
 
 use super::{
-    finding::{Finding, KeyPath, Place},
+    finding::{Finding, KeyPath, SourceLocation},
     format,
-    schema::{Wanted, at_key, not_yet, or_secret, wanted},
+    schema::{ExpectedValue, at_key, expected, or_secret, reserved},
     source::table,
 };
 
@@ -21,58 +21,58 @@ const SHOWN_LEN_MAX: usize = 80;
 
 /// What the walk came upon.
 #[derive(Debug, Default)]
-pub(super) struct Walk {
+pub(super) struct SchemaWalk {
     pub(super) findings: Vec<Finding>,
     /// Values that must be taken out before the rest can be read.
     pub(super) broken: Vec<KeyPath>,
 }
 
 /// Holds every value of the tree against the schema.
-pub(super) fn walk(tree: &Value, schema: &Schema) -> Walk {
-    let mut walk = Walk::default();
+pub(super) fn walk(tree: &Value, schema: &Schema) -> SchemaWalk {
+    let mut walk = SchemaWalk::default();
     walk.value(tree, schema, &KeyPath::default(), None);
     walk
 }
 
-impl Walk {
-    fn value(&mut self, value: &Value, schema: &Schema, path: &KeyPath, around: Option<&Place>) {
-        let own = Place::of(value);
-        let place = own.as_ref().or(around);
+impl SchemaWalk {
+    fn value(&mut self, value: &Value, schema: &Schema, path: &KeyPath, around: Option<&SourceLocation>) {
+        let own = SourceLocation::of(value);
+        let location = own.as_ref().or(around);
         if let Some(secret) = or_secret(schema).filter(|_| table(value).is_some()) {
-            return self.secret(value, secret, path, place);
+            return self.secret(value, secret, path, location);
         }
-        let judged = match wanted(schema) {
-            Wanted::Table => return self.table(value, schema, path, place),
-            Wanted::List => return self.list(value, schema, path, place),
-            Wanted::Secret => return self.secret(value, schema, path, place),
-            Wanted::Words(words) => word(value, &words, schema),
-            Wanted::Text(format) => text(value, format, schema),
-            Wanted::Whole => whole(value, schema),
-            Wanted::Number => number(value, schema),
-            Wanted::Flag => flag(value),
+        let result = match expected(schema) {
+            ExpectedValue::Table => return self.table(value, schema, path, location),
+            ExpectedValue::List => return self.list(value, schema, path, location),
+            ExpectedValue::Secret => return self.secret(value, schema, path, location),
+            ExpectedValue::OneOf(words) => check_keyword(value, &words, schema),
+            ExpectedValue::Text(format) => check_text(value, format, schema),
+            ExpectedValue::Integer => check_integer(value, schema),
+            ExpectedValue::Number => check_number(value, schema),
+            ExpectedValue::Boolean => check_boolean(value),
         };
-        if let Err(wrong) = judged {
-            self.broken(place, path, wrong);
+        if let Err(wrong) = result {
+            self.add_broken(location, path, wrong);
         }
     }
 
-    fn table(&mut self, value: &Value, schema: &Schema, path: &KeyPath, place: Option<&Place>) {
+    fn table(&mut self, value: &Value, schema: &Schema, path: &KeyPath, location: Option<&SourceLocation>) {
         let Some(table) = table(value) else {
-            return self.broken(place, path, format!("expected a table, found {}", shown(value)));
+            return self.add_broken(location, path, format!("expected a table, found {}", describe(value)));
         };
         for (key, value) in table {
-            self.key(key, value, schema, &path.join(key), place);
+            self.key(key, value, schema, &path.join(key), location);
         }
         let required = schema["required"].as_array().into_iter().flatten().filter_map(Schema::as_str);
         for key in required.filter(|key| !table.contains_key(*key)) {
-            let wanted = schema["properties"].get(key).map(wanted);
-            self.broken(place, &path.join(key), missing(wanted));
+            let wanted = schema["properties"].get(key).map(expected);
+            self.add_broken(location, &path.join(key), missing_text(wanted));
         }
-        self.undecided(schema, path);
+        self.mark_undecided(schema, path);
     }
 
     /// Where a key is broken that decides what its neighbours mean, nothing can be said of them.
-    fn undecided(&mut self, schema: &Schema, path: &KeyPath) {
+    fn mark_undecided(&mut self, schema: &Schema, path: &KeyPath) {
         let required = schema["required"].as_array().into_iter().flatten().filter_map(Schema::as_str);
         let deciding = required.chain(schema["x-decides"].as_str());
         if deciding.map(|key| path.join(key)).any(|key| self.broken.contains(&key)) {
@@ -80,78 +80,82 @@ impl Walk {
         }
     }
 
-    fn key(&mut self, key: &str, value: &Value, schema: &Schema, path: &KeyPath, place: Option<&Place>) {
+    fn key(&mut self, key: &str, value: &Value, schema: &Schema, path: &KeyPath, location: Option<&SourceLocation>) {
         let Some(below) = at_key(schema, key) else {
-            let own = Place::of(value);
-            return self.broken(own.as_ref().or(place), path, unknown(key, schema));
+            let own = SourceLocation::of(value);
+            return self.add_broken(own.as_ref().or(location), path, unknown_key_text(key, schema));
         };
         let own_name = schema["propertyNames"]["format"] == "name";
         if own_name && let Err(error) = key.parse::<StreamName>() {
-            let own = Place::of(value);
-            self.broken(own.as_ref().or(place), path, error.to_string());
+            let own = SourceLocation::of(value);
+            self.add_broken(own.as_ref().or(location), path, error.to_string());
         }
-        self.value(value, below, path, place);
+        self.value(value, below, path, location);
     }
 
-    fn list(&mut self, value: &Value, schema: &Schema, path: &KeyPath, place: Option<&Place>) {
+    fn list(&mut self, value: &Value, schema: &Schema, path: &KeyPath, location: Option<&SourceLocation>) {
         let ValueKind::Array(items) = &value.kind else {
-            return self.broken(place, path, format!("expected a list such as [\"…\"], found {}", shown(value)));
+            return self.add_broken(
+                location,
+                path,
+                format!("expected a list such as [\"…\"], found {}", describe(value)),
+            );
         };
         let item_schema = &schema["items"];
         let format = item_schema["format"].as_str().unwrap_or_default();
         for (index, item) in items.iter().enumerate() {
-            if let Err(wrong) = text(item, format, item_schema) {
-                let own = Place::of(item);
-                self.broken(own.as_ref().or(place), path, format!("item {}: {wrong}", index + 1));
+            if let Err(wrong) = check_text(item, format, item_schema) {
+                let own = SourceLocation::of(item);
+                self.add_broken(own.as_ref().or(location), path, format!("item {}: {wrong}", index + 1));
             }
         }
         if let Some(most) = schema["maxItems"].as_u64().filter(|most| items.len() as u64 > *most) {
-            self.broken(place, path, format!("{} items are more than {most}", items.len()));
+            self.add_broken(location, path, format!("{} items are more than {most}", items.len()));
         }
     }
 
     /// Never shows the value: whatever stands here may be the secret itself.
-    fn secret(&mut self, value: &Value, schema: &Schema, path: &KeyPath, place: Option<&Place>) {
+    fn secret(&mut self, value: &Value, schema: &Schema, path: &KeyPath, location: Option<&SourceLocation>) {
         const WRITE: &str = r#"write { env = "NAME" } or { file = "PATH" }"#;
         let Some(table) = table(value) else {
-            return self.broken(place, path, format!("a secret is not written into a configuration; {WRITE}"));
+            return self.add_broken(location, path, format!("a secret is not written into a configuration; {WRITE}"));
         };
         if table.keys().any(|key| schema["properties"].get(key).is_none()) {
-            return self.broken(place, path, format!("says where a secret is found, and nothing else; {WRITE}"));
+            return self.add_broken(location, path, format!("says where a secret is found, and nothing else; {WRITE}"));
         }
         if table.len() != 1 {
-            return self.broken(place, path, format!("needs exactly one of env and file; {WRITE}"));
+            return self.add_broken(location, path, format!("needs exactly one of env and file; {WRITE}"));
         }
         let named = table.values().all(|name| matches!(&name.kind, ValueKind::String(name) if !name.is_empty()));
         if !named {
-            self.broken(place, path, format!("needs a name; {WRITE}"));
+            self.add_broken(location, path, format!("needs a name; {WRITE}"));
         }
     }
 
-    fn broken(&mut self, place: Option<&Place>, path: &KeyPath, text: String) {
-        self.findings.push(Finding::new(place.cloned(), path.clone(), text));
+    fn add_broken(&mut self, location: Option<&SourceLocation>, path: &KeyPath, text: String) {
+        self.findings.push(Finding::new(location.cloned(), path.clone(), text));
         self.broken.push(path.clone());
     }
 }
 
-fn missing(wanted: Option<Wanted<'_>>) -> String {
+fn missing_text(wanted: Option<ExpectedValue<'_>>) -> String {
     match wanted {
-        Some(Wanted::Words(words)) => format!("is required: one of {}", words.join(", ")),
+        Some(ExpectedValue::OneOf(words)) => format!("is required: one of {}", words.join(", ")),
         None
         | Some(
-            Wanted::Table
-            | Wanted::List
-            | Wanted::Secret
-            | Wanted::Text(_)
-            | Wanted::Whole
-            | Wanted::Number
-            | Wanted::Flag,
+            ExpectedValue::Table
+            | ExpectedValue::List
+            | ExpectedValue::Secret
+            | ExpectedValue::Text(_)
+            | ExpectedValue::Integer
+            | ExpectedValue::Number
+            | ExpectedValue::Boolean,
         ) => "is required".to_owned(),
     }
 }
 
-fn unknown(key: &str, schema: &Schema) -> String {
-    if not_yet(schema).any(|later| later == key) {
+fn unknown_key_text(key: &str, schema: &Schema) -> String {
+    if reserved(schema).any(|later| later == key) {
         return "is not offered by this build yet; take it out".to_owned();
     }
     let keys = || schema["properties"].as_object().into_iter().flat_map(|keys| keys.keys().map(String::as_str));
@@ -161,35 +165,35 @@ fn unknown(key: &str, schema: &Schema) -> String {
     }
 }
 
-fn word(value: &Value, words: &[&str], schema: &Schema) -> Result<(), String> {
+fn check_keyword(value: &Value, words: &[&str], schema: &Schema) -> Result<(), String> {
     let ValueKind::String(found) = &value.kind else {
-        return Err(format!("expected one of {}, found {}", words.join(", "), shown(value)));
+        return Err(format!("expected one of {}, found {}", words.join(", "), describe(value)));
     };
     if words.contains(&found.as_str()) {
         return Ok(());
     }
-    if not_yet(schema).any(|later| later == found) {
+    if reserved(schema).any(|later| later == found) {
         return Err(format!("{found:?} is not offered by this build yet; it offers {}", words.join(", ")));
     }
     let guess = nearest(found, words.iter().copied()).map(|near| format!("; did you mean {near:?}?"));
-    Err(format!("expected one of {}, found {}{}", words.join(", "), shown(value), guess.unwrap_or_default()))
+    Err(format!("expected one of {}, found {}{}", words.join(", "), describe(value), guess.unwrap_or_default()))
 }
 
-fn text(value: &Value, format: &str, schema: &Schema) -> Result<(), String> {
+fn check_text(value: &Value, format: &str, schema: &Schema) -> Result<(), String> {
     match format {
-        "time-span" => quantity::<Span>(value, schema, "a duration such as \"300s\""),
-        "size" => quantity::<Size>(value, schema, "a size such as \"16MiB\""),
+        "time-span" => check_quantity::<Span>(value, schema, "a duration such as \"300s\""),
+        "size" => check_quantity::<Size>(value, schema, "a size such as \"16MiB\""),
         _ => {
             let ValueKind::String(text) = &value.kind else {
-                return Err(format!("expected a text, found {}", shown(value)));
+                return Err(format!("expected a text, found {}", describe(value)));
             };
-            format::judge(format, text)
+            format::validate(format, text)
         }
     }
 }
 
 /// A number with its unit, within the bounds of the schema. A bare number is told which unit it probably lacks.
-fn quantity<Q: FromStr<Err = SettingError> + Ord>(
+fn check_quantity<Q: FromStr<Err = SettingError> + Ord>(
     value: &Value,
     schema: &Schema,
     expected: &str,
@@ -199,12 +203,12 @@ fn quantity<Q: FromStr<Err = SettingError> + Ord>(
     } else if let ValueKind::I64(number @ 0..) = &value.kind {
         number.to_string()
     } else {
-        return Err(format!("expected {expected}, found {}", shown(value)));
+        return Err(format!("expected {expected}, found {}", describe(value)));
     };
     let bound = |name: &str| Some((schema[name].as_str()?, schema[name].as_str()?.parse::<Q>().ok()?));
     let found: Q = match written.parse() {
         Ok(found) => found,
-        Err(error) => return Err(with_a_hint_in_bounds(&error, bound("x-maximum"))),
+        Err(error) => return Err(with_hint_in_bounds(&error, bound("x-maximum"))),
     };
     if let Some((text, _)) = bound("x-minimum").filter(|(_, least)| found < *least) {
         return Err(format!("{written:?} is below the least that is allowed, {text:?}"));
@@ -216,10 +220,7 @@ fn quantity<Q: FromStr<Err = SettingError> + Ord>(
 }
 
 /// The error, whose hint must not be refused in its turn.
-fn with_a_hint_in_bounds<Q: FromStr<Err = SettingError> + Ord>(
-    error: &SettingError,
-    most: Option<(&str, Q)>,
-) -> String {
+fn with_hint_in_bounds<Q: FromStr<Err = SettingError> + Ord>(error: &SettingError, most: Option<(&str, Q)>) -> String {
     let (SettingError::NoUnit { found, suggestion }, Some((text, most))) = (error, most) else {
         return error.to_string();
     };
@@ -231,28 +232,28 @@ fn with_a_hint_in_bounds<Q: FromStr<Err = SettingError> + Ord>(
     }
 }
 
-fn whole(value: &Value, schema: &Schema) -> Result<(), String> {
+fn check_integer(value: &Value, schema: &Schema) -> Result<(), String> {
     let ValueKind::I64(found) = &value.kind else {
         let range = match (schema["minimum"].as_u64(), schema["maximum"].as_u64()) {
             (Some(least), Some(most)) => format!(" from {least} to {most}"),
             (Some(_) | None, _) => String::new(),
         };
-        return Err(format!("expected a whole number{range}, as in 10, found {}", shown(value)));
+        return Err(format!("expected a whole number{range}, as in 10, found {}", describe(value)));
     };
-    within(*found as f64, schema)
+    check_range(*found as f64, schema)
 }
 
-fn number(value: &Value, schema: &Schema) -> Result<(), String> {
+fn check_number(value: &Value, schema: &Schema) -> Result<(), String> {
     if let ValueKind::I64(found) = &value.kind {
-        return within(*found as f64, schema);
+        return check_range(*found as f64, schema);
     }
     let ValueKind::Float(found) = &value.kind else {
-        return Err(format!("expected a number, found {}", shown(value)));
+        return Err(format!("expected a number, found {}", describe(value)));
     };
-    within(*found, schema)
+    check_range(*found, schema)
 }
 
-fn within(found: f64, schema: &Schema) -> Result<(), String> {
+fn check_range(found: f64, schema: &Schema) -> Result<(), String> {
     let unit = schema["x-unit"].as_str().unwrap_or_default();
     let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
     if found.is_nan() || least.is_some_and(|least| found < least) {
@@ -264,15 +265,15 @@ fn within(found: f64, schema: &Schema) -> Result<(), String> {
     }
 }
 
-fn flag(value: &Value) -> Result<(), String> {
+fn check_boolean(value: &Value) -> Result<(), String> {
     let ValueKind::Boolean(_) = &value.kind else {
-        return Err(format!("expected true or false, found {}", shown(value)));
+        return Err(format!("expected true or false, found {}", describe(value)));
     };
     Ok(())
 }
 
 /// A value as a mistake shows it: short, and never the inside of a table.
-fn shown(value: &Value) -> String {
+fn describe(value: &Value) -> String {
     match &value.kind {
         ValueKind::Nil => "nothing".to_owned(),
         ValueKind::Boolean(flag) => flag.to_string(),

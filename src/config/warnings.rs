@@ -6,10 +6,10 @@ use config::{Value, ValueKind};
 
 use super::{
     Environment,
-    finding::{Finding, KeyPath, Place},
-    source::{OVERRIDE_PREFIX, find, place_of},
+    finding::{Finding, KeyPath, SourceLocation},
+    source::{OVERRIDE_PREFIX, find, location_of},
 };
-use crate::{listener::Network, model::nearest, store::redis::address::Address};
+use crate::{listener::IpNetwork, model::nearest, store::redis::address::Address};
 
 /// Every variable of ours begins with this.
 const OWN_PREFIX: &str = "TRUNKLINE_";
@@ -19,32 +19,32 @@ const OWN_VARIABLES: [&str; 3] = ["TRUNKLINE_LOG", "TRUNKLINE_TOKEN", "TRUNKLINE
 /// Every warning about a configuration without mistakes.
 pub(super) fn warnings(tree: &Value, environment: &Environment) -> Vec<Finding> {
     let mut found = unknown_variables(tree, environment);
-    found.extend(bare_password(tree));
-    found.extend(everybody_trusted(tree));
+    found.extend(plain_text_password(tree));
+    found.extend(all_proxies_trusted(tree));
     found
 }
 
 /// A block of trusted proxies that has every address in it.
-fn everybody_trusted(tree: &Value) -> Vec<Finding> {
+fn all_proxies_trusted(tree: &Value) -> Vec<Finding> {
     let path = KeyPath::of(&["http", "trusted_proxies"]);
     let Some(ValueKind::Array(items)) = find(tree, &path).map(|value| &value.kind) else { return Vec::new() };
-    let blocks = items.iter().map(ToString::to_string).filter(|text| text.parse().is_ok_and(Network::is_everything));
+    let blocks = items.iter().map(ToString::to_string).filter(|text| text.parse().is_ok_and(IpNetwork::is_everything));
     let finding = |block: String| {
         let text =
             format!("{block:?} has every address in it: any client can then name an address of its choice as its own");
-        Finding::new(place_of(tree, &path), path.clone(), text)
+        Finding::new(location_of(tree, &path), path.clone(), text)
     };
     blocks.map(finding).collect()
 }
 
 /// A password in the store's URL, which is not shown.
-fn bare_password(tree: &Value) -> Option<Finding> {
+fn plain_text_password(tree: &Value) -> Option<Finding> {
     const ADVICE: &str = "holds a password in plain text; write username and password = { env = \"NAME\" } or \
                           { file = \"PATH\" } beside a url without a login";
     let path = KeyPath::of(&["store", "url"]);
     let ValueKind::String(url) = &find(tree, &path)?.kind else { return None };
     let address: Address = url.parse().ok()?;
-    address.password.map(|_| Finding::new(place_of(tree, &path), path, ADVICE))
+    address.password.map(|_| Finding::new(location_of(tree, &path), path, ADVICE))
 }
 
 /// Variables that look like ours and have no effect. They are no mistake: a container may be given others by the same
@@ -58,7 +58,9 @@ fn unknown_variables(tree: &Value, environment: &Environment) -> Vec<Finding> {
             && !known.contains(*name)
             && !is_service_link(name)
     });
-    unknown.map(|name| Finding::new(Some(Place::whole(name)), KeyPath::default(), advice(name, &known))).collect()
+    unknown
+        .map(|name| Finding::new(Some(SourceLocation::whole(name)), KeyPath::default(), advice(name, &known)))
+        .collect()
 }
 
 fn advice(name: &str, known: &BTreeSet<String>) -> String {

@@ -8,7 +8,7 @@ use futures_util::future::select_all;
 use serde::Serialize;
 
 use crate::{
-    event_log::{EventLog, Place, Read, Reader, Stretch},
+    event_log::{EntryRange, EventLog, LogReader, Read, ReaderProgress},
     model::{BatchView, Cursor, Mark, Offset, Source, StreamName, Timestamp},
     store::ReadError,
 };
@@ -17,44 +17,44 @@ use crate::{
 #[derive(Debug)]
 struct Lane {
     log: EventLog,
-    reader: Reader,
+    reader: LogReader,
     /// The last entry handed out, or where the reader began.
     mark: Mark,
     /// A mark of another epoch that the reader wanted to go on from: it is owed a gap.
-    foreign: Option<Mark>,
-    place: Place,
+    unknown_mark: Option<Mark>,
+    log_place: ReaderProgress,
     ended: bool,
 }
 
 /// Where to begin in one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Beginning {
+pub struct ReadStart {
     /// The last entry that the reader has had.
     pub after: Offset,
     /// Set when the reader came with a mark that is not of this log.
-    pub foreign: Option<Mark>,
+    pub unknown_mark: Option<Mark>,
 }
 
 /// The merged reader.
 #[derive(Debug)]
-pub struct Feed {
+pub struct MergedReader {
     lanes: Vec<Lane>,
     /// The lane that is asked first: the one after the last that was served.
-    turn: usize,
+    next_lane: usize,
 }
 
 /// What a feed hands out; `lane` counts the streams in the order in which the feed was given them.
 #[derive(Debug)]
-pub enum Due {
+pub enum ReadItem {
     /// Entries of one stream, oldest first.
     Entries { lane: usize, views: Vec<BatchView> },
     /// What should have followed is not held any more; the lane goes on at `gap.first`.
-    Trimmed { lane: usize, gap: Trimmed },
+    Trimmed { lane: usize, gap: TrimmedGap },
 }
 
 /// A hole that exists for one reader only: the log has let go of what it would have read next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trimmed {
+pub struct TrimmedGap {
     pub after: Mark,
     /// The first entry held.
     pub first: Mark,
@@ -62,12 +62,12 @@ pub struct Trimmed {
     pub lost: Option<u64>,
 }
 
-impl Feed {
+impl MergedReader {
     /// A feed over these logs.
-    pub fn new(logs: impl IntoIterator<Item = (EventLog, Beginning)>) -> Self {
+    pub fn new(logs: impl IntoIterator<Item = (EventLog, ReadStart)>) -> Self {
         let lanes: Vec<Lane> = logs.into_iter().map(|(log, beginning)| Lane::new(log, beginning)).collect();
         assert!(!lanes.is_empty(), "a feed reads at least one stream");
-        Self { lanes, turn: 0 }
+        Self { lanes, next_lane: 0 }
     }
 
     /// The streams, in the order of lanes, and where each stands.
@@ -76,7 +76,7 @@ impl Feed {
     }
 
     /// How many streams it reads.
-    pub fn width(&self) -> usize {
+    pub fn stream_count(&self) -> usize {
         self.lanes.len()
     }
 
@@ -91,20 +91,20 @@ impl Feed {
     }
 
     /// The beginning of a stretch of a lane that was handed out, once more. None when it is not held any more.
-    pub async fn again(
+    pub async fn reread(
         &self,
         lane: usize,
-        stretch: Stretch,
+        stretch: EntryRange,
         bytes_max: usize,
     ) -> Result<Option<Vec<BatchView>>, ReadError> {
-        self.lanes[lane].log.again(stretch, bytes_max).await
+        self.lanes[lane].log.reread(stretch, bytes_max).await
     }
 
     /// Waits for what follows; none when every log has ended. Cancel-safe. `bytes_max` bounds one answer, though one
     /// batch is always given whole.
-    pub async fn next(&mut self, bytes_max: usize) -> Result<Option<Due>, ReadError> {
+    pub async fn next(&mut self, bytes_max: usize) -> Result<Option<ReadItem>, ReadError> {
         loop {
-            if let Some(due) = self.owed() {
+            if let Some(due) = self.pending_gap() {
                 return Ok(Some(due));
             }
             let [lane] = self.lanes.as_mut_slice() else {
@@ -115,43 +115,43 @@ impl Feed {
                 return Ok(None);
             }
             let read = lane.reader.next(bytes_max).await?;
-            if let Some(due) = self.serve(0, read) {
+            if let Some(due) = self.item(0, read) {
                 return Ok(Some(due));
             }
         }
     }
 
-    async fn next_of_several(&mut self, bytes_max: usize) -> Result<Option<Due>, ReadError> {
+    async fn next_of_several(&mut self, bytes_max: usize) -> Result<Option<ReadItem>, ReadError> {
         loop {
-            if let Some(due) = self.look_around(bytes_max).await? {
+            if let Some(due) = self.poll_lanes(bytes_max).await? {
                 return Ok(Some(due));
             }
-            if !self.changed().await {
+            if !self.wait_for_change().await {
                 return Ok(None);
             }
         }
     }
 
     /// The same without waiting: none when nothing more is there for now.
-    pub async fn next_now(&mut self, bytes_max: usize) -> Result<Option<Due>, ReadError> {
-        match self.owed() {
+    pub async fn next_now(&mut self, bytes_max: usize) -> Result<Option<ReadItem>, ReadError> {
+        match self.pending_gap() {
             Some(due) => Ok(Some(due)),
-            None => self.look_around(bytes_max).await,
+            None => self.poll_lanes(bytes_max).await,
         }
     }
 
     /// Asks each lane in turn for what is there. The store is read for one lane at a time, and what it was asked for is
     /// handed out: of reads side by side all but the first would have been in vain.
-    async fn look_around(&mut self, bytes_max: usize) -> Result<Option<Due>, ReadError> {
-        let from = self.turn;
+    async fn poll_lanes(&mut self, bytes_max: usize) -> Result<Option<ReadItem>, ReadError> {
+        let from = self.next_lane;
         for step in 0..self.lanes.len() {
             let index = (from + step) % self.lanes.len();
             let lane = &mut self.lanes[index];
             if lane.ended {
                 continue;
             }
-            let Some(read) = lane.reader.next_now(bytes_max).await? else { continue };
-            if let Some(due) = self.serve(index, read) {
+            let Some(read) = lane.reader.try_next(bytes_max).await? else { continue };
+            if let Some(due) = self.item(index, read) {
                 return Ok(Some(due));
             }
         }
@@ -159,7 +159,7 @@ impl Feed {
     }
 
     /// Waits until a log has moved in which nothing more was found; false when all have ended.
-    async fn changed(&mut self) -> bool {
+    async fn wait_for_change(&mut self) -> bool {
         let open = self.lanes.iter_mut().filter(|lane| !lane.ended);
         let waits: Vec<_> = open.map(|lane| Box::pin(lane.changed())).collect();
         if waits.is_empty() {
@@ -169,31 +169,31 @@ impl Feed {
         true
     }
 
-    fn owed(&mut self) -> Option<Due> {
+    fn pending_gap(&mut self) -> Option<ReadItem> {
         let (lane, foreign) =
-            self.lanes.iter_mut().enumerate().find_map(|(index, lane)| Some((index, lane.foreign.take()?)))?;
+            self.lanes.iter_mut().enumerate().find_map(|(index, lane)| Some((index, lane.unknown_mark.take()?)))?;
         let mark = self.lanes[lane].mark;
         let first = Mark { offset: mark.offset.next(), ..mark };
-        Some(Due::Trimmed { lane, gap: Trimmed { after: foreign, first, lost: None } })
+        Some(ReadItem::Trimmed { lane, gap: TrimmedGap { after: foreign, first, lost: None } })
     }
 
-    fn serve(&mut self, index: usize, read: Read) -> Option<Due> {
-        self.turn = (index + 1) % self.lanes.len();
+    fn item(&mut self, index: usize, read: Read) -> Option<ReadItem> {
+        self.next_lane = (index + 1) % self.lanes.len();
         let lane = &mut self.lanes[index];
         match read {
             Read::Entries(views) => {
                 lane.advance(&views);
-                Some(Due::Entries { lane: index, views })
+                Some(ReadItem::Entries { lane: index, views })
             }
             Read::Trimmed { after, first } => {
                 let after = Mark { epoch: lane.mark.epoch, offset: after };
                 lane.mark = Mark { offset: first.offset.previous(), ..first };
                 let lost = first.offset.0.checked_sub(after.offset.next().0);
-                Some(Due::Trimmed { lane: index, gap: Trimmed { after, first, lost } })
+                Some(ReadItem::Trimmed { lane: index, gap: TrimmedGap { after, first, lost } })
             }
             Read::Wiped { first } => {
                 let after = std::mem::replace(&mut lane.mark, Mark { offset: first.offset.previous(), ..first });
-                Some(Due::Trimmed { lane: index, gap: Trimmed { after, first, lost: None } })
+                Some(ReadItem::Trimmed { lane: index, gap: TrimmedGap { after, first, lost: None } })
             }
             Read::End => {
                 lane.ended = true;
@@ -204,11 +204,11 @@ impl Feed {
 }
 
 impl Lane {
-    fn new(log: EventLog, Beginning { after, foreign }: Beginning) -> Self {
+    fn new(log: EventLog, ReadStart { after, unknown_mark: foreign }: ReadStart) -> Self {
         let reader = log.reader(after);
         let mark = Mark { epoch: log.end().lineage.current(), offset: after };
-        let place = log.place(after);
-        Self { log, reader, mark, foreign, place, ended: false }
+        let place = log.track_reader(after);
+        Self { log, reader, mark, unknown_mark: foreign, log_place: place, ended: false }
     }
 
     /// A log that is gone has ended.
@@ -219,14 +219,14 @@ impl Lane {
     fn advance(&mut self, views: &[BatchView]) {
         if let Some(view) = views.last() {
             self.mark = Mark { epoch: view.batch.epoch(), offset: view.batch.last() };
-            self.place.reached(self.mark.offset);
+            self.log_place.advance_to(self.mark.offset);
         }
     }
 }
 
 /// How far one reader got in each stream of its feed, as the cursor that it may come back with.
 #[derive(Debug, Clone)]
-pub struct Progress {
+pub struct ReadProgress {
     marks: Vec<(StreamName, Mark)>,
     form: CursorForm,
 }
@@ -240,9 +240,9 @@ pub enum CursorForm {
     Named,
 }
 
-impl Progress {
+impl ReadProgress {
     /// Where the feed stands.
-    pub fn of(feed: &Feed, form: CursorForm) -> Self {
+    pub fn of(feed: &MergedReader, form: CursorForm) -> Self {
         Self { marks: feed.marks().map(|(name, mark)| (name.clone(), mark)).collect(), form }
     }
 
@@ -307,7 +307,7 @@ struct PositionData {
 }
 
 #[derive(Serialize)]
-struct GapData {
+struct TrimmedGapData {
     reason: &'static str,
     after: Mark,
     before: Mark,
@@ -315,14 +315,19 @@ struct GapData {
     silence_ms: Option<u64>,
 }
 
-impl Trimmed {
+impl TrimmedGap {
     /// The CloudEvents `type` of a gap.
     pub const KIND: &str = "trunkline.gap.v1";
 
     /// The event that tells the reader. It is no entry of the log, so it has no `sequence`.
     pub fn envelope(&self, source: &Source, now: Timestamp) -> String {
-        let data =
-            GapData { reason: "trimmed", after: self.after, before: self.first, lost: self.lost, silence_ms: None };
+        let data = TrimmedGapData {
+            reason: "trimmed",
+            after: self.after,
+            before: self.first,
+            lost: self.lost,
+            silence_ms: None,
+        };
         Envelope::text(format!("{}/trimmed", self.first), source.as_str(), Self::KIND, data, now)
     }
 
@@ -338,9 +343,9 @@ mod tests {
     use crate::model::Epoch;
 
     #[test]
-    fn a_trimmed_gap_says_what_is_missing_and_is_no_log_entry() {
+    fn a_trimmed_gap_names_the_missing_range_and_is_no_log_entry() {
         let mark = |offset| Mark { epoch: Epoch(0x4f2a), offset: Offset(offset) };
-        let gap = Trimmed { after: mark(3), first: mark(90), lost: Some(86) };
+        let gap = TrimmedGap { after: mark(3), first: mark(90), lost: Some(86) };
         let source = Source::new(&"acme".parse().unwrap(), &"queues".parse().unwrap());
         let envelope: serde_json::Value =
             serde_json::from_str(&gap.envelope(&source, Timestamp(1_777_901_509_570))).unwrap();

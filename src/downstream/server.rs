@@ -21,12 +21,12 @@ use axum::Router;
 
 use crate::{
     event_log::EventLogs,
-    listener::{Limits, Listener, origin::Origins, switch::Switch},
+    listener::{HttpListener, Listener, origin::Origins, switch::RouterSwitch},
     model::StreamName,
     tasks::Tasks,
 };
-use memory::Memory;
-use routes::Consumers;
+use memory::BufferPool;
+use routes::ConsumerState;
 
 /// How consumers are served.
 #[derive(Debug, Clone)]
@@ -36,15 +36,15 @@ pub struct Settings {
     pub allowed_origins: Vec<String>,
     /// Hosts that it answers to beside its own addresses.
     pub allowed_hosts: Vec<String>,
-    pub limits: Limits,
+    pub limits: HttpListener,
     /// A WebSocket client that says nothing for this long is pinged.
-    pub ping_every: Duration,
+    pub ping_interval: Duration,
     /// An endless answer that has nothing to say for this long says so.
-    pub keep_alive: Duration,
+    pub keep_alive_interval: Duration,
     /// What all clients together may not have taken of what was read and rendered for them.
     pub held_len_max: usize,
     /// A reader of a part is told at least this often how far the whole has gone.
-    pub position_every: Duration,
+    pub position_interval: Duration,
 }
 
 impl Settings {
@@ -54,10 +54,10 @@ impl Settings {
             listen,
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
-            limits: Limits::default(),
-            ping_every: Duration::from_secs(25),
-            keep_alive: Duration::from_secs(15),
-            position_every: Duration::from_secs(30),
+            limits: HttpListener::default(),
+            ping_interval: Duration::from_secs(25),
+            keep_alive_interval: Duration::from_secs(15),
+            position_interval: Duration::from_secs(30),
             held_len_max: memory::HELD_LEN_MAX,
         }
     }
@@ -65,13 +65,13 @@ impl Settings {
 
 /// A bound server that does not accept yet.
 #[derive(Debug)]
-pub struct Server {
+pub struct ConsumerServer {
     listener: Listener,
     settings: Settings,
     address: SocketAddr,
 }
 
-impl Server {
+impl ConsumerServer {
     /// Binds the listener, within a runtime.
     pub fn bind(settings: Settings) -> std::io::Result<Self> {
         let listener = Listener::bind(settings.listen, settings.limits.clone())?;
@@ -94,31 +94,38 @@ impl Server {
     }
 
     /// Accepts until the group's stop signal, and answers 503 until [`Serving::serve`].
-    pub fn accept(self, tasks: &mut Tasks) -> Serving {
+    pub fn accept(self, tasks: &mut Tasks) -> ConsumerServerHandle {
         let Self { listener, settings, address } = self;
-        let site = Switch::new(Router::new().fallback(async || error::Refusal::Starting));
+        let site = RouterSwitch::new(Router::new().fallback(async || error::ConsumerRequestError::Starting));
         let (switch, stop) = (site.clone(), tasks.stop());
         tasks.start("consumers", async move { Ok(listener.serve(switch, stop).await?) });
-        Serving { site, settings, address }
+        ConsumerServerHandle { site, settings, address }
     }
 }
 
 /// A server that accepts.
 #[derive(Debug)]
-pub struct Serving {
-    site: Switch,
+pub struct ConsumerServerHandle {
+    site: RouterSwitch,
     settings: Settings,
     address: SocketAddr,
 }
 
-impl Serving {
+impl ConsumerServerHandle {
     /// Serves `logs` from now on.
     pub fn serve<L>(self, logs: EventLogs, live: L)
     where
         L: Fn(&StreamName) -> bool + Send + Sync + 'static,
     {
-        let Settings { allowed_origins, allowed_hosts, ping_every, keep_alive, position_every, held_len_max, .. } =
-            self.settings;
+        let Settings {
+            allowed_origins,
+            allowed_hosts,
+            ping_interval: ping_every,
+            keep_alive_interval: keep_alive,
+            position_interval: position_every,
+            held_len_max,
+            ..
+        } = self.settings;
         let origins = Origins {
             allowed: allowed_origins,
             hosts: allowed_hosts,
@@ -127,8 +134,9 @@ impl Serving {
             loopback: self.address.ip().is_loopback(),
         };
         let live = Box::new(live);
-        let memory = Memory::of(held_len_max);
-        let site = routes::router(Consumers { logs, live, origins, ping_every, keep_alive, position_every, memory });
+        let memory = BufferPool::of(held_len_max);
+        let site =
+            routes::router(ConsumerState { logs, live, origins, ping_every, keep_alive, position_every, memory });
         self.site.replace(site);
     }
 }

@@ -5,7 +5,7 @@
 
 use tokio::sync::watch;
 
-use super::{End, EventLog, tail::view};
+use super::{EventLog, LogEnd, tail::view};
 use crate::{
     model::{BatchView, Lineage, Mark, Offset},
     store::ReadError,
@@ -27,19 +27,19 @@ pub enum Read {
 
 /// A cursor over one log: the hot tail, else the store; the seam is its business alone.
 #[derive(Debug)]
-pub struct Reader {
+pub struct LogReader {
     log: EventLog,
-    moved: watch::Receiver<End>,
+    end: watch::Receiver<LogEnd>,
     position: Offset,
     /// What `position` means.
     lineage: Lineage,
 }
 
-impl Reader {
+impl LogReader {
     pub(super) fn new(log: EventLog, after: Offset) -> Self {
-        let moved = log.tail();
+        let moved = log.subscribe();
         let lineage = moved.borrow().lineage.clone();
-        Self { log, moved, position: after, lineage }
+        Self { log, end: moved, position: after, lineage }
     }
 
     /// The last entry handed out.
@@ -50,19 +50,19 @@ impl Reader {
     /// Waits until something follows. Cancel-safe: nothing is skipped when the future is dropped.
     pub async fn next(&mut self, bytes_max: usize) -> Result<Read, ReadError> {
         loop {
-            let seen = self.look();
+            let seen = self.observe();
             if let Some(read) = self.read(&seen, bytes_max).await? {
                 return Ok(read);
             }
-            if seen.closed || self.moved.changed().await.is_err() {
+            if seen.closed || self.end.changed().await.is_err() {
                 return Ok(Read::End);
             }
         }
     }
 
     /// The same without waiting: none when the reader is at the end.
-    pub async fn next_now(&mut self, bytes_max: usize) -> Result<Option<Read>, ReadError> {
-        let seen = self.look();
+    pub async fn try_next(&mut self, bytes_max: usize) -> Result<Option<Read>, ReadError> {
+        let seen = self.observe();
         let read = self.read(&seen, bytes_max).await?;
         Ok(read.or(seen.closed.then_some(Read::End)))
     }
@@ -70,15 +70,15 @@ impl Reader {
     /// Waits until the log has moved since [`next_now`](Self::next_now) last found nothing; false when it never will
     /// again. Cancel-safe, and reads nothing.
     pub async fn changed(&mut self) -> bool {
-        self.moved.changed().await.is_ok()
+        self.end.changed().await.is_ok()
     }
 
     /// How far the log goes, and what has become of the reader's position in it.
-    fn look(&mut self) -> Seen {
-        let end = self.moved.borrow_and_update();
-        let mut seen = Seen { last: end.last, closed: end.closed, wiped: None };
+    fn observe(&mut self) -> EndSnapshot {
+        let end = self.end.borrow_and_update();
+        let mut seen = EndSnapshot { last: end.last, closed: end.closed, wiped: None };
         if end.lineage.current() != self.lineage.current() {
-            let left = self.lineage.common(&end.lineage, self.position);
+            let left = self.lineage.common_offset(&end.lineage, self.position);
             self.position = left.unwrap_or(end.first.previous());
             self.lineage = end.lineage.clone();
             seen.wiped = left.is_none().then_some(end.first);
@@ -88,7 +88,7 @@ impl Reader {
 
     /// What follows, up to where the log goes. None also when the log is another one by now than it was thought to be:
     /// word of that is on its way.
-    async fn read(&mut self, seen: &Seen, bytes_max: usize) -> Result<Option<Read>, ReadError> {
+    async fn read(&mut self, seen: &EndSnapshot, bytes_max: usize) -> Result<Option<Read>, ReadError> {
         if let Some(first) = seen.wiped {
             return Ok(Some(Read::Wiped { first: self.mark(first) }));
         }
@@ -100,15 +100,15 @@ impl Reader {
             Some(views) => views,
             None => self.read_store(seen.last, bytes_max).await?,
         };
-        let Some(oldest) = views.first() else { return Box::pin(self.missing(seen.last)).await };
+        let Some(oldest) = views.first() else { return Box::pin(self.check_missing(seen.last)).await };
         let first = Offset(oldest.batch.first().0 + oldest.from as u64);
-        if !self.lineage.has(oldest.batch.epoch(), first) {
-            return Box::pin(self.unknown(&views, seen.last)).await;
+        if !self.lineage.contains(oldest.batch.epoch(), first) {
+            return Box::pin(self.skip_unknown(&views, seen.last)).await;
         }
         if first > self.position.next() {
             return Ok(Some(self.trimmed(first)));
         }
-        Ok(Some(self.hand_out(views, seen.last)))
+        Ok(Some(self.deliver(views, seen.last)))
     }
 
     async fn read_store(&self, last: Offset, bytes_max: usize) -> Result<Vec<BatchView>, ReadError> {
@@ -119,10 +119,10 @@ impl Reader {
 
     /// Nothing is where something should be: the log was rolled back, and word of that is on its way, or it is damaged.
     /// On the heap: few subscribers ever come here, and all would keep room for it.
-    async fn missing(&self, last: Offset) -> Result<Option<Read>, ReadError> {
+    async fn check_missing(&self, last: Offset) -> Result<Option<Read>, ReadError> {
         let log = &self.log.shared;
-        let extent = log.store.look(&log.name).await?;
-        match extent.last < last || extent.lineage.current() != self.lineage.current() {
+        let bounds = log.store.bounds(&log.name).await?;
+        match bounds.last < last || bounds.lineage.current() != self.lineage.current() {
             true => Ok(None),
             false => Err(ReadError(format!("the entries after {} are missing", self.position))),
         }
@@ -130,12 +130,12 @@ impl Reader {
 
     /// Entries of an epoch that this log does not have: word of it is on its way, or they are not the log's, and are
     /// passed over as if they were trimmed.
-    async fn unknown(&mut self, views: &[BatchView], last: Offset) -> Result<Option<Read>, ReadError> {
+    async fn skip_unknown(&mut self, views: &[BatchView], last: Offset) -> Result<Option<Read>, ReadError> {
         let log = &self.log.shared;
-        let extent = log.store.look(&log.name).await?;
-        let is_unknown = |view: &&BatchView| !extent.lineage.has(view.batch.epoch(), view.batch.first());
+        let bounds = log.store.bounds(&log.name).await?;
+        let is_unknown = |view: &&BatchView| !bounds.lineage.contains(view.batch.epoch(), view.batch.first());
         let Some(beyond) = views.iter().take_while(is_unknown).last() else { return Ok(None) };
-        if extent.last < last || extent.lineage.current() != self.lineage.current() {
+        if bounds.last < last || bounds.lineage.current() != self.lineage.current() {
             return Ok(None);
         }
         Ok(Some(self.trimmed(beyond.batch.last().next())))
@@ -143,8 +143,8 @@ impl Reader {
 
     /// What is durable but not shown yet is not for readers: a cursor beyond the end would be refused. Nor is what came
     /// to be while this was read, in an epoch that the reader has not heard of.
-    fn hand_out(&mut self, mut views: Vec<BatchView>, last: Offset) -> Read {
-        views.retain(|view| view.batch.last() <= last && self.lineage.has(view.batch.epoch(), view.batch.first()));
+    fn deliver(&mut self, mut views: Vec<BatchView>, last: Offset) -> Read {
+        views.retain(|view| view.batch.last() <= last && self.lineage.contains(view.batch.epoch(), view.batch.first()));
         let newest = views.last().expect("batches do not reach over the end, and one begins before it");
         self.position = newest.batch.last();
         Read::Entries(views)
@@ -163,7 +163,7 @@ impl Reader {
 
 /// What a reader saw of the log's end.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+struct EndSnapshot {
     last: Offset,
     closed: bool,
     /// Where a log begins that has nothing in common with the one that the reader knew.

@@ -18,25 +18,25 @@ const ENTRY_OVERHEAD: usize = 24;
 
 /// The newest batches.
 #[derive(Debug)]
-pub(super) struct Tail {
+pub(super) struct HotTail {
     bytes_max: usize,
-    held: RwLock<Held>,
+    batches: RwLock<TailBatches>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct TailBatches {
     batches: VecDeque<Arc<Batch>>,
     bytes: usize,
 }
 
-impl Tail {
+impl HotTail {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, held: RwLock::default() }
+        Self { bytes_max, batches: RwLock::default() }
     }
 
     /// Adds what follows; the oldest give way. The newest batch stays whatever it takes.
     pub(super) fn push(&self, batches: Vec<Arc<Batch>>) {
-        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.batches.write().unwrap_or_else(PoisonError::into_inner);
         for batch in batches {
             held.push(batch);
         }
@@ -51,14 +51,14 @@ impl Tail {
 
     /// Forgets everything: what comes next is no neighbour.
     pub(super) fn clear(&self) {
-        let gone = std::mem::take(&mut *self.held.write().unwrap_or_else(PoisonError::into_inner));
+        let gone = std::mem::take(&mut *self.batches.write().unwrap_or_else(PoisonError::into_inner));
         drop(gone);
     }
 
     /// What follows `after` in the same epoch, up to `last` and about `bytes_max`, at least one batch; none when the tail does not
     /// reach so far back, or nothing follows.
     pub(super) fn after(&self, epoch: Epoch, after: Offset, last: Offset, bytes_max: usize) -> Option<Vec<BatchView>> {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.batches.read().unwrap_or_else(PoisonError::into_inner);
         let next = after.next();
         let oldest = held.batches.front()?;
         if oldest.epoch() != epoch || oldest.first() > next {
@@ -82,22 +82,22 @@ pub(super) fn view(batch: &Arc<Batch>, next: Offset) -> BatchView {
     BatchView { batch: Arc::clone(batch), from }
 }
 
-impl Held {
+impl TailBatches {
     fn push(&mut self, batch: Arc<Batch>) {
         if let Some(newest) = self.batches.back() {
             assert_eq!(batch.first(), newest.last().next(), "the tail is dense");
         }
-        self.bytes += weight(&batch);
+        self.bytes += memory_len(&batch);
         self.batches.push_back(batch);
     }
 
     fn pop(&mut self) -> Option<Arc<Batch>> {
         let oldest = self.batches.pop_front()?;
-        self.bytes -= weight(&oldest);
+        self.bytes -= memory_len(&oldest);
         Some(oldest)
     }
 }
 
-fn weight(batch: &Batch) -> usize {
+fn memory_len(batch: &Batch) -> usize {
     COPIES * batch.bytes().len() + ENTRY_OVERHEAD * batch.len() + BATCH_OVERHEAD
 }

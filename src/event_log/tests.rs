@@ -11,22 +11,22 @@ use crate::{
     model::{Body, Checkpoint, Event, Position, Sequence},
     store::{
         Retention,
-        embedded::{Embedded, Settings as StoreSettings},
+        embedded::{EmbeddedStore, Settings as StoreSettings},
     },
 };
 
-const KEEP_ALL: Retention = Retention { events: u64::MAX, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
+const RETAIN_ALL: Retention = Retention { events: u64::MAX, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
 
 /// A log and the store below it.
-struct Opened {
-    store: Embedded,
+struct TestLog {
+    store: EmbeddedStore,
     logs: EventLogs,
-    writer: Writer,
+    writer: LogWriter,
 }
 
-impl Opened {
+impl TestLog {
     async fn at(path: &Path, retention: Retention, tail_bytes: usize) -> Self {
-        let store = Embedded::open(&StoreSettings { path: path.to_owned(), retention }).unwrap();
+        let store = EmbeddedStore::open(&StoreSettings { path: path.to_owned(), retention }).unwrap();
         let stream: StreamName = "queues".parse().unwrap();
         let source = Source::new(&"acme".parse().unwrap(), &stream);
         let settings = Settings { tail_bytes };
@@ -52,14 +52,18 @@ impl Opened {
 }
 
 fn event(number: u64, body_len: usize) -> Event {
-    let mut event = Event::own("test.v1", &(), Timestamp(1_777_901_509_570));
+    let mut event = Event::internal("test.v1", &(), Timestamp(1_777_901_509_570));
     event.sequence = Some(Sequence(number));
     event.body = Body::Json(ByteString::from(format!("\"{}\"", "x".repeat(body_len))));
     event
 }
 
 fn checkpoint(position: u64) -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570), feed: None }
+    Checkpoint {
+        position: Some(Position(Sequence(position))),
+        last_received_at: Timestamp(1_777_901_509_570),
+        feed: None,
+    }
 }
 
 fn offsets(read: &Read) -> Vec<u64> {
@@ -74,7 +78,7 @@ fn offsets(read: &Read) -> Vec<u64> {
 async fn read_all(log: &EventLog, after: Offset, bytes_max: usize) -> Vec<u64> {
     let mut reader = log.reader(after);
     let mut all = Vec::new();
-    while let Some(read) = reader.next_now(bytes_max).await.unwrap() {
+    while let Some(read) = reader.try_next(bytes_max).await.unwrap() {
         all.extend(offsets(&read));
     }
     all
@@ -84,7 +88,7 @@ async fn read_all(log: &EventLog, after: Offset, bytes_max: usize) -> Vec<u64> {
 async fn what_was_appended_is_read_from_the_tail_and_from_the_store_alike() {
     let directory = tempfile::tempdir().unwrap();
     for tail_bytes in [0, 4_096, 1 << 20] {
-        let opened = Opened::at(&directory.path().join(tail_bytes.to_string()), KEEP_ALL, tail_bytes).await;
+        let opened = TestLog::at(&directory.path().join(tail_bytes.to_string()), RETAIN_ALL, tail_bytes).await;
         for count in [1, 5, 3, 20, 1] {
             opened.append(count).await;
         }
@@ -97,17 +101,17 @@ async fn what_was_appended_is_read_from_the_tail_and_from_the_store_alike() {
 }
 
 #[tokio::test]
-async fn a_reopened_log_goes_on_where_it_stopped() {
+async fn a_reopened_log_resumes_where_it_stopped() {
     let directory = tempfile::tempdir().unwrap();
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     opened.append(5).await;
     let before = opened.log().end();
     opened.store.close().await;
 
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     assert_eq!(opened.log().end(), before);
-    assert_eq!(opened.writer.opening().checkpoint, Some(checkpoint(5)));
-    assert!(!opened.writer.opening().damaged);
+    assert_eq!(opened.writer.claimed_state().checkpoint, Some(checkpoint(5)));
+    assert!(!opened.writer.claimed_state().damaged);
     assert_eq!(opened.append(2).await, Offset(7));
     assert_eq!(read_all(opened.log(), Offset::START, 1).await, [1, 2, 3, 4, 5, 6, 7]);
     opened.store.close().await;
@@ -116,7 +120,7 @@ async fn a_reopened_log_goes_on_where_it_stopped() {
 #[tokio::test]
 async fn a_waiting_reader_wakes_for_an_append_and_ends_with_the_log() {
     let directory = tempfile::tempdir().unwrap();
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     let mut reader = opened.log().reader(Offset::START);
     let (read, _) = tokio::join!(reader.next(1 << 20), opened.append(3));
     assert_eq!(offsets(&read.unwrap()), [1, 2, 3]);
@@ -130,12 +134,12 @@ async fn a_waiting_reader_wakes_for_an_append_and_ends_with_the_log() {
 #[tokio::test]
 async fn a_large_append_is_stored_in_several_batches_and_one_step() {
     let directory = tempfile::tempdir().unwrap();
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 30).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 30).await;
     opened.append(3).await;
     let steps = opened.store.steps();
     opened.append_large(40, 60_000).await;
     assert_eq!(opened.store.steps(), steps + 1);
-    let Ok(Some(Read::Entries(views))) = opened.log().reader(Offset(3)).next_now(usize::MAX).await else {
+    let Ok(Some(Read::Entries(views))) = opened.log().reader(Offset(3)).try_next(usize::MAX).await else {
         panic!("entries were appended")
     };
     let lens: Vec<usize> = views.iter().map(|view| view.batch.bytes().len()).collect();
@@ -147,21 +151,21 @@ async fn a_large_append_is_stored_in_several_batches_and_one_step() {
 #[tokio::test]
 async fn a_checkpoint_without_events_is_stored_and_nothing_is_shown() {
     let directory = tempfile::tempdir().unwrap();
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     opened.append(2).await;
-    let tail = opened.log().tail();
+    let tail = opened.log().subscribe();
     assert_eq!(opened.writer.append(&[], checkpoint(9)).await.unwrap(), Offset(2));
     assert!(!tail.has_changed().unwrap());
     opened.store.close().await;
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
-    assert_eq!(opened.writer.opening().checkpoint, Some(checkpoint(9)));
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
+    assert_eq!(opened.writer.claimed_state().checkpoint, Some(checkpoint(9)));
     opened.store.close().await;
 }
 
 #[tokio::test]
 async fn an_append_that_was_dropped_half_way_ends_the_log_for_writing() {
     let directory = tempfile::tempdir().unwrap();
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     opened.append(1).await;
     tokio::select! {
         biased;
@@ -171,7 +175,7 @@ async fn an_append_that_was_dropped_half_way_ends_the_log_for_writing() {
     let refused = opened.writer.append(&[event(2, 10)], checkpoint(2)).await;
     assert!(matches!(refused, Err(AppendError::Broken(_))));
     opened.store.close().await;
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     assert!(opened.log().end().last <= Offset(2));
     let last = opened.append(1).await;
     assert_eq!(read_all(opened.log(), Offset::START, 1).await, (1..=last.0).collect::<Vec<_>>());
@@ -180,16 +184,16 @@ async fn an_append_that_was_dropped_half_way_ends_the_log_for_writing() {
 
 #[tokio::test]
 #[should_panic(expected = "one at a time")]
-async fn two_appends_at_once_are_our_own_mistake() {
+async fn two_concurrent_appends_panic() {
     let directory = tempfile::tempdir().unwrap();
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     tokio::join!(opened.append(1), opened.append(1));
 }
 
 #[tokio::test]
-async fn a_log_is_looked_at_without_a_claim_and_a_claim_ends_the_one_before() {
+async fn a_log_is_read_without_a_claim_and_a_claim_ends_the_previous_one() {
     let directory = tempfile::tempdir().unwrap();
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     opened.append(3).await;
     let (stream, source) = (opened.log().name().clone(), opened.log().source().clone());
     let other: StreamName = "agents".parse().unwrap();
@@ -218,14 +222,14 @@ async fn a_log_is_looked_at_without_a_claim_and_a_claim_ends_the_one_before() {
 #[tokio::test]
 async fn a_claim_finds_what_others_appended_and_readers_wake_for_it() {
     let directory = tempfile::tempdir().unwrap();
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     let streams = [(opened.log().name().clone(), opened.log().source().clone())];
     let settings = Settings { tail_bytes: 1 << 20 };
     let beside = EventLogs::open(Store::Embedded(opened.store.clone()), &streams, &settings).await.unwrap();
     let log = beside.get(opened.log().name()).unwrap();
     let mut reader = log.reader(Offset::START);
     opened.append(5).await;
-    assert!(reader.next_now(1 << 20).await.unwrap().is_none(), "nobody told it");
+    assert!(reader.try_next(1 << 20).await.unwrap().is_none(), "nobody told it");
     let (read, writer) = tokio::join!(reader.next(1 << 20), log.claim(None));
     assert_eq!(offsets(&read.unwrap()), [1, 2, 3, 4, 5]);
     assert_eq!(writer.unwrap().append(&[event(6, 10)], checkpoint(6)).await.unwrap(), Offset(6));
@@ -234,30 +238,30 @@ async fn a_claim_finds_what_others_appended_and_readers_wake_for_it() {
 }
 
 #[tokio::test]
-async fn a_mark_is_worth_what_the_log_holds() {
+async fn cursor_validity_follows_what_the_log_holds() {
     let directory = tempfile::tempdir().unwrap();
-    let opened = Opened::at(directory.path(), KEEP_ALL, 1 << 20).await;
+    let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     opened.append(5).await;
     let epoch = opened.log().end().lineage.current();
-    let standing = |epoch, offset| opened.log().standing(Mark { epoch, offset: Offset(offset) });
-    assert_eq!(standing(epoch, 5), Standing::After(Offset(5)));
-    assert_eq!(standing(epoch, 6), Standing::Beyond);
-    assert_eq!(standing(Epoch(epoch.0 ^ 1), 1), Standing::Foreign);
+    let standing = |epoch, offset| opened.log().cursor_validity(Mark { epoch, offset: Offset(offset) });
+    assert_eq!(standing(epoch, 5), CursorValidity::Valid(Offset(5)));
+    assert_eq!(standing(epoch, 6), CursorValidity::AheadOfLog);
+    assert_eq!(standing(Epoch(epoch.0 ^ 1), 1), CursorValidity::UnknownEpoch);
     opened.store.close().await;
 }
 
 #[tokio::test]
-async fn what_a_reader_had_is_read_again_or_known_to_be_gone() {
+async fn delivered_entries_are_reread_or_reported_trimmed() {
     let directory = tempfile::tempdir().unwrap();
     for tail_bytes in [0, 1 << 20] {
-        let opened = Opened::at(&directory.path().join(tail_bytes.to_string()), KEEP_ALL, tail_bytes).await;
+        let opened = TestLog::at(&directory.path().join(tail_bytes.to_string()), RETAIN_ALL, tail_bytes).await;
         for _ in 0..5 {
             opened.append(4).await;
         }
         let epoch = opened.log().end().lineage.current();
         let again = async |epoch, offset, bytes_max| {
             let from = Mark { epoch, offset: Offset(offset) };
-            opened.log().again(Stretch { from, last: Offset(20), entry_len: 300 }, bytes_max).await.unwrap()
+            opened.log().reread(EntryRange { from, last: Offset(20), entry_len: 300 }, bytes_max).await.unwrap()
         };
         let offsets = |views| offsets(&Read::Entries(views));
         assert_eq!(offsets(again(epoch, 6, usize::MAX).await.unwrap()), (6..=20).collect::<Vec<_>>());

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{Shared, turn::Turn};
+use super::{LogShared, append_gate::AppendGate};
 use crate::{
     model::{Batch, BatchBuilder, Checkpoint, Epoch, Event, Fence, Offset},
     store::{Append, AppendError, LogState},
@@ -20,7 +20,7 @@ const ATTRIBUTES_LEN: usize = 512;
 
 /// What the writer found when it claimed the log.
 #[derive(Debug, Clone)]
-pub struct Opening {
+pub struct ClaimedState {
     pub checkpoint: Option<Checkpoint>,
     /// A gap with reason `store` is owed.
     pub damaged: bool,
@@ -28,34 +28,34 @@ pub struct Opening {
 
 /// The right to append to one log, until it is dropped: then the log is there for readers only again.
 #[derive(Debug)]
-pub struct Writer {
-    shared: Arc<Shared>,
+pub struct LogWriter {
+    shared: Arc<LogShared>,
     /// Which of the claims of this process it is.
     claim: u64,
     fence: Fence,
     epoch: Epoch,
-    opening: Opening,
+    claimed: ClaimedState,
     /// Where the log ends.
     last: AtomicU64,
-    turn: Turn,
+    gate: AppendGate,
 }
 
-impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, state: &LogState) -> Self {
+impl LogWriter {
+    pub(super) fn new(shared: Arc<LogShared>, state: &LogState) -> Self {
         let claim = shared.claims.fetch_add(1, Ordering::AcqRel) + 1;
         Self {
             shared,
             claim,
             fence: state.fence,
             epoch: state.lineage.current(),
-            opening: Opening { checkpoint: state.checkpoint, damaged: state.damaged },
+            claimed: ClaimedState { checkpoint: state.checkpoint, damaged: state.damaged },
             last: AtomicU64::new(state.last.0),
-            turn: Turn::default(),
+            gate: AppendGate::default(),
         }
     }
 
-    pub fn opening(&self) -> &Opening {
-        &self.opening
+    pub fn claimed_state(&self) -> &ClaimedState {
+        &self.claimed
     }
 
     /// The fence that it appends under.
@@ -74,23 +74,23 @@ impl Writer {
     /// Callers append one at a time, and wait: an append that is dropped half-way leaves it unknown whether it was
     /// done, and every later one is refused as [`AppendError::Broken`].
     pub async fn append(&self, events: &[Event], checkpoint: Checkpoint) -> Result<Offset, AppendError> {
-        let turn = self.turn.begin()?;
-        if !self.is_newest() {
-            turn.end();
+        let turn = self.gate.acquire()?;
+        if !self.is_current() {
+            turn.complete();
             return Err(AppendError::Fenced);
         }
-        let batches = self.wrap(events);
+        let batches = self.build_batches(events);
         let stream = self.shared.name.clone();
         let append = Append { stream, fence: self.fence, batches: batches.clone(), checkpoint };
         let outcome = self.shared.store.append(append).await;
-        turn.end();
+        turn.complete();
         outcome?;
-        let last = self.show(batches);
-        self.shared.store.tell_safe(&self.shared.name).await;
+        let last = self.publish(batches);
+        self.shared.store.publish_high_watermark(&self.shared.name).await;
         Ok(last)
     }
 
-    fn wrap(&self, mut events: &[Event]) -> Vec<Arc<Batch>> {
+    fn build_batches(&self, mut events: &[Event]) -> Vec<Arc<Batch>> {
         let mut batches = Vec::new();
         let mut last = self.last();
         while !events.is_empty() {
@@ -106,14 +106,14 @@ impl Writer {
         batches
     }
 
-    fn show(&self, batches: Vec<Arc<Batch>>) -> Offset {
+    fn publish(&self, batches: Vec<Arc<Batch>>) -> Offset {
         let last = batches.last().map_or(self.last(), |newest| newest.last());
         self.last.store(last.0, Ordering::Release);
-        self.shared.show(batches, self.epoch, last);
+        self.shared.publish(batches, self.epoch, last);
         last
     }
 
-    fn is_newest(&self) -> bool {
+    fn is_current(&self) -> bool {
         self.shared.claims.load(Ordering::Acquire) == self.claim
     }
 
@@ -122,10 +122,10 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
+impl Drop for LogWriter {
     fn drop(&mut self) {
-        if self.is_newest() {
-            self.shared.store.let_go(&self.shared.name, self.fence);
+        if self.is_current() {
+            self.shared.store.release_claim(&self.shared.name, self.fence);
         }
     }
 }

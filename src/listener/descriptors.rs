@@ -4,21 +4,21 @@
 //! its platform, and a full listener must not keep anybody from asking why.
 
 /// Descriptors of the process itself: runtimes, standard streams, the store's files or connections, both listeners.
-const PROCESS: usize = 64;
+const PROCESS_DESCRIPTORS: usize = 64;
 /// A stream in a planned change has two sockets, and one more while an earlier one closes or a REST call is made.
-const PER_STREAM: usize = 3;
+const DESCRIPTORS_PER_STREAM: usize = 3;
 /// A token request, and a connection of the same pool that is idle.
-const PER_ACCOUNT: usize = 2;
+const DESCRIPTORS_PER_ACCOUNT: usize = 2;
 /// Connections of operators, probes and scrapers. One more is answered with 503.
 pub const OPERATORS_MAX: usize = 128;
 /// However few descriptors there are: so many for operators …
 const OPERATORS_MIN: usize = 8;
 /// … and this part of all for consumers.
-const CONSUMERS_PART: usize = 8;
+const CONSUMERS_DIVISOR: usize = 8;
 
 /// What the descriptors are shared between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
+pub struct DescriptorDemand {
     /// Connections of consumers, as configured.
     pub consumers: usize,
     pub streams: usize,
@@ -27,19 +27,19 @@ pub struct Wanted {
 
 /// How many connections each listener takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
+pub struct ConnectionBudget {
     pub consumers: usize,
     pub operators: usize,
 }
 
 /// Shares `limit` descriptors out; without a limit everybody gets what was asked for.
-pub fn share(limit: Option<usize>, wanted: Wanted) -> Share {
-    let Some(limit) = limit else { return Share { consumers: wanted.consumers, operators: OPERATORS_MAX } };
+pub fn budget(limit: Option<usize>, wanted: DescriptorDemand) -> ConnectionBudget {
+    let Some(limit) = limit else { return ConnectionBudget { consumers: wanted.consumers, operators: OPERATORS_MAX } };
     let operators = (limit / 16).clamp(OPERATORS_MIN, OPERATORS_MAX);
-    let own = PROCESS + PER_STREAM * wanted.streams + PER_ACCOUNT * wanted.accounts;
-    let least = (limit / CONSUMERS_PART).max(1);
+    let own = PROCESS_DESCRIPTORS + DESCRIPTORS_PER_STREAM * wanted.streams + DESCRIPTORS_PER_ACCOUNT * wanted.accounts;
+    let least = (limit / CONSUMERS_DIVISOR).max(1);
     let left = limit.saturating_sub(own + operators).max(least);
-    Share { consumers: wanted.consumers.min(left), operators }
+    ConnectionBudget { consumers: wanted.consumers.min(left), operators }
 }
 
 /// Raises the process's soft limit of descriptors to the hard one, and says what holds; none where there is no limit.
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn consumers_get_what_streams_and_operators_leave() {
-        let wanted = |streams| Wanted { consumers: 10_000, streams, accounts: 1 };
+        let wanted = |streams| DescriptorDemand { consumers: 10_000, streams, accounts: 1 };
         for (limit, streams, consumers, operators) in [
             (None, 1_000, 10_000, 128),
             (Some(1 << 20), 1_000, 10_000, 128),
@@ -80,7 +80,7 @@ mod tests {
             (Some(64), 1_000, 8, 8),
             (Some(0), 0, 1, 8),
         ] {
-            let share = share(limit, wanted(streams));
+            let share = budget(limit, wanted(streams));
             assert_eq!((share.consumers, share.operators), (consumers, operators), "{limit:?} {streams}");
         }
     }

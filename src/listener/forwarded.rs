@@ -17,7 +17,7 @@ use hyper::{
 
 /// Addresses with a common beginning: one address, or a block such as `10.0.0.0/8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
+pub struct IpNetwork {
     address: IpAddr,
     prefix: u8,
 }
@@ -25,9 +25,9 @@ pub struct Network {
 /// A text that is no address and no block of addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected an address such as \"10.0.0.7\" or a block such as \"10.0.0.0/8\", found {0:?}")]
-pub struct NetworkError(String);
+pub struct IpNetworkError(String);
 
-impl Network {
+impl IpNetwork {
     /// Whether every address of its kind is in it.
     pub fn is_everything(self) -> bool {
         self.prefix == 0
@@ -49,11 +49,11 @@ impl Network {
     }
 }
 
-impl FromStr for Network {
-    type Err = NetworkError;
+impl FromStr for IpNetwork {
+    type Err = IpNetworkError;
 
-    fn from_str(text: &str) -> Result<Self, NetworkError> {
-        let wrong = || NetworkError(text.chars().take(80).collect());
+    fn from_str(text: &str) -> Result<Self, IpNetworkError> {
+        let wrong = || IpNetworkError(text.chars().take(80).collect());
         let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         let most = if address.is_ipv4() { 32 } else { 128 };
@@ -62,14 +62,14 @@ impl FromStr for Network {
     }
 }
 
-impl fmt::Display for Network {
+impl fmt::Display for IpNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix)
     }
 }
 
 /// Whether this is a proxy whose headers are believed.
-pub(super) fn is_trusted(address: IpAddr, trusted: &[Network]) -> bool {
+pub(super) fn is_trusted(address: IpAddr, trusted: &[IpNetwork]) -> bool {
     trusted.iter().any(|network| network.contains(address))
 }
 
@@ -78,7 +78,7 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The client of a request that came from `peer`. Where both headers are there and name different clients, one of them
 /// came through from the client itself: neither is believed, and the request counts as the proxy's own.
-pub fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> IpAddr {
+pub fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNetwork]) -> IpAddr {
     if !is_trusted(peer, trusted) {
         return peer;
     }
@@ -93,7 +93,7 @@ pub fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> IpAddr 
 
 /// Follows the hops from the nearest on, up to the first that is not a trusted proxy. A hop that is no address ends it:
 /// what lies beyond is counted for the last one that is known.
-fn last_untrusted(hops: &[Option<IpAddr>], peer: IpAddr, trusted: &[Network]) -> IpAddr {
+fn last_untrusted(hops: &[Option<IpAddr>], peer: IpAddr, trusted: &[IpNetwork]) -> IpAddr {
     let mut client = peer;
     for hop in hops {
         let Some(address) = hop else { return client };
@@ -151,7 +151,7 @@ fn node_address(node: &str) -> Option<IpAddr> {
 }
 
 /// What a share is counted for: an IPv4 address, or the /64 of an IPv6 address, which is what one host has.
-pub(super) fn share_of(address: IpAddr) -> IpAddr {
+pub(super) fn share_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) & !u128::from(u64::MAX))),
@@ -162,7 +162,7 @@ pub(super) fn share_of(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn trusted() -> Vec<Network> {
+    fn trusted() -> Vec<IpNetwork> {
         ["127.0.0.1", "10.0.0.0/8", "2001:db8::/32"].map(|text| text.parse().unwrap()).into()
     }
 
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_whom_the_nearest_trusted_proxy_names() {
+    fn the_nearest_trusted_proxy_names_the_client() {
         for (peer, headers, client) in [
             ("127.0.0.1", vec![], "127.0.0.1"),
             ("127.0.0.1", vec![("x-forwarded-for", "192.0.2.7")], "192.0.2.7"),
@@ -217,17 +217,17 @@ mod tests {
             ("::1", "::1", true),
             ("fd00::/8", "fd12::1", true),
         ] {
-            let network: Network = network.parse().unwrap();
+            let network: IpNetwork = network.parse().unwrap();
             assert_eq!(network.contains(address.parse().unwrap()), inside, "{network} {address}");
         }
         for wrong in ["", "localhost", "10.0.0.0/33", "10.0.0.0/", "::1/129", "10.0.0.0/8/8", "10.0.0/8"] {
-            assert!(wrong.parse::<Network>().is_err(), "{wrong}");
+            assert!(wrong.parse::<IpNetwork>().is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn an_ipv6_host_has_one_share_whatever_address_it_uses() {
-        let share = |text: &str| share_of(text.parse().unwrap()).to_string();
+        let share = |text: &str| share_key(text.parse().unwrap()).to_string();
         assert_eq!(share("2a00:1:2:3:4:5:6:7"), "2a00:1:2:3::");
         assert_eq!(share("2a00:1:2:3::1"), "2a00:1:2:3::");
         assert_eq!(share("::ffff:192.0.2.7"), "192.0.2.7");

@@ -10,7 +10,7 @@ use hyper::{
     header::{HOST, HeaderValue},
 };
 
-use super::problem::{Problem, excerpt};
+use super::problem::{HttpProblem, excerpt};
 
 /// A request does not say in one way which host it is for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +27,7 @@ pub enum HostError {
     Target(String),
 }
 
-impl From<HostError> for Problem {
+impl From<HostError> for HttpProblem {
     fn from(error: HostError) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid-host", "Invalid Host header", error.to_string())
     }

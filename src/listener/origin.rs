@@ -8,7 +8,7 @@ use hyper::{
     header::{HOST, HeaderName, ORIGIN},
 };
 
-use super::problem::{Problem, excerpt};
+use super::problem::{HttpProblem, excerpt};
 
 /// What is let in.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub struct Origins {
 
 /// Why a request is not let in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Foreign {
+pub enum OriginError {
     #[error("pages of this origin may not use this listener{}", listed_in(*.key))]
     Origin { key: Option<&'static str> },
     #[error("this listener does not answer to the host {host:?}; a name that a proxy keeps is listed in {key}")]
@@ -38,38 +38,38 @@ fn listed_in(key: Option<&str>) -> String {
     key.map(|key| format!("; an origin that may is listed in {key}")).unwrap_or_default()
 }
 
-impl Foreign {
+impl OriginError {
     /// The answer to the request. A name that leads here by mistake is no matter of origins.
-    pub fn problem(&self) -> Problem {
+    pub fn problem(&self) -> HttpProblem {
         let (slug, title) = match self {
             Self::Origin { .. } => CROSS_ORIGIN,
             Self::Host { .. } => ("unknown-host", "Host not served"),
         };
-        Problem::new(StatusCode::FORBIDDEN, slug, title, self.to_string())
+        HttpProblem::new(StatusCode::FORBIDDEN, slug, title, self.to_string())
     }
 }
 
 /// The answer to a request that changes something and comes from a page of another origin.
-pub fn another_page() -> Problem {
+pub fn cross_origin_problem() -> HttpProblem {
     let (slug, title) = CROSS_ORIGIN;
-    Problem::new(StatusCode::FORBIDDEN, slug, title, "a page of another origin may not ask for this")
+    HttpProblem::new(StatusCode::FORBIDDEN, slug, title, "a page of another origin may not ask for this")
 }
 
 const CROSS_ORIGIN: (&str, &str) = ("cross-origin", "Cross-origin request refused");
 
 impl Origins {
     /// Lets a request in, or tells why not.
-    pub fn admit(&self, headers: &HeaderMap) -> Result<(), Foreign> {
-        let authority = text(headers, HOST);
-        if let Some(authority) = authority.filter(|authority| self.loopback && !self.answers_to(authority)) {
-            return Err(Foreign::Host { host: excerpt(authority), key: self.hosts_key });
+    pub fn check(&self, headers: &HeaderMap) -> Result<(), OriginError> {
+        let authority = single_value(headers, HOST);
+        if let Some(authority) = authority.filter(|authority| self.loopback && !self.serves_host(authority)) {
+            return Err(OriginError::Host { host: excerpt(authority), key: self.hosts_key });
         }
-        let host = authority.map(name_of);
-        let refused = Foreign::Origin { key: self.origins_key };
+        let host = authority.map(host_name);
+        let refused = OriginError::Origin { key: self.origins_key };
         if !headers.contains_key(ORIGIN) {
             return Ok(());
         }
-        let origin = text(headers, ORIGIN).ok_or(refused.clone())?;
+        let origin = single_value(headers, ORIGIN).ok_or(refused.clone())?;
         let admitted = if self.allowed.is_empty() {
             origin_name(origin).is_some_and(|name| is_loopback(name) || Some(name) == host)
         } else {
@@ -79,8 +79,8 @@ impl Origins {
     }
 
     /// Whether a request for this host, with or without a port, can rightly be meant for a listener on loopback.
-    fn answers_to(&self, authority: &str) -> bool {
-        let name = name_of(authority);
+    fn serves_host(&self, authority: &str) -> bool {
+        let name = host_name(authority);
         let is = |listed: &String| listed.eq_ignore_ascii_case(authority) || listed.eq_ignore_ascii_case(name);
         is_loopback(name)
             || self.hosts.iter().any(is)
@@ -88,29 +88,30 @@ impl Origins {
     }
 
     /// The origin of a request, where it is one that is named as allowed.
-    pub fn named<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
-        text(headers, ORIGIN).filter(|origin| self.allowed.iter().any(|allowed| allowed == origin))
+    pub fn allowed_origin<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        single_value(headers, ORIGIN).filter(|origin| self.allowed.iter().any(|allowed| allowed == origin))
     }
 }
 
 /// Whether a request that changes something comes from a page of this very listener, or from no page at all.
-pub fn is_own(headers: &HeaderMap) -> bool {
+pub fn is_same_origin(headers: &HeaderMap) -> bool {
     if !headers.contains_key(ORIGIN) {
         return true;
     }
-    let authority = text(headers, ORIGIN).and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
-    authority.is_some() && authority == text(headers, HOST)
+    let authority =
+        single_value(headers, ORIGIN).and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
+    authority.is_some() && authority == single_value(headers, HOST)
 }
 
 /// The one value of a header; none when it is missing, repeated or not plain text.
-fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+fn single_value(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;
     if values.next().is_some() { None } else { value.to_str().ok() }
 }
 
 /// The host of an authority, without its port.
-fn name_of(authority: &str) -> &str {
+fn host_name(authority: &str) -> &str {
     match authority.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         Some(_) | None => authority,
@@ -122,7 +123,7 @@ fn origin_name(origin: &str) -> Option<&str> {
     let (scheme, authority) = origin.split_once("://")?;
     let plain = matches!(scheme, "http" | "https") && !authority.contains(['/', '@', '?', '#']);
     let valid = plain && origin.parse::<Uri>().is_ok();
-    valid.then(|| name_of(authority))
+    valid.then(|| host_name(authority))
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -154,10 +155,10 @@ mod tests {
         }
     }
 
-    const NOT_LISTED: Foreign = Foreign::Origin { key: Some("http.allowed_origins") };
+    const NOT_LISTED: OriginError = OriginError::Origin { key: Some("http.allowed_origins") };
 
-    fn not_ours(host: &str) -> Foreign {
-        Foreign::Host { host: host.to_owned(), key: "http.allowed_hosts" }
+    fn not_ours(host: &str) -> OriginError {
+        OriginError::Host { host: host.to_owned(), key: "http.allowed_hosts" }
     }
 
     #[test]
@@ -173,18 +174,18 @@ mod tests {
             ("relay.example.com.evil.test", false),
             ("localhost:9", true),
         ] {
-            assert_eq!(origins.admit(&headers(host, None)).is_ok(), admitted, "{host}");
+            assert_eq!(origins.check(&headers(host, None)).is_ok(), admitted, "{host}");
         }
         let own_page = headers("relay.example.com", Some("https://relay.example.com"));
-        assert_eq!(origins.admit(&own_page), Ok(()), "a page of the host that the proxy keeps");
-        let foreign = origins.admit(&headers("relay.example.com", Some("https://evil.test"))).unwrap_err().to_string();
+        assert_eq!(origins.check(&own_page), Ok(()), "a page of the host that the proxy keeps");
+        let foreign = origins.check(&headers("relay.example.com", Some("https://evil.test"))).unwrap_err().to_string();
         assert!(foreign.contains("http.allowed_origins"), "{foreign}");
-        let refused = origins.admit(&headers("evil.test", None)).unwrap_err().to_string();
+        let refused = origins.check(&headers("evil.test", None)).unwrap_err().to_string();
         assert!(refused.contains("\"evil.test\"") && refused.contains("http.allowed_hosts"), "{refused}");
     }
 
     #[test]
-    fn only_listed_origins_are_let_in_and_exactly() {
+    fn only_exactly_listed_origins_are_allowed() {
         let origins = Origins { allowed: vec!["https://dash.example.com".to_owned()], ..origins(&[]) };
         for (origin, admitted) in [
             (None, true),
@@ -200,7 +201,7 @@ mod tests {
             (Some("https://xn--dsh-zna.example.com"), false),
             (Some("http://localhost"), false),
         ] {
-            assert_eq!(origins.admit(&headers("relay.example.com", origin)).is_ok(), admitted, "{origin:?}");
+            assert_eq!(origins.check(&headers("relay.example.com", origin)).is_ok(), admitted, "{origin:?}");
         }
     }
 
@@ -219,7 +220,7 @@ mod tests {
             ("evil.test:8080", Some("http://evil.test:8080"), Err(not_ours("evil.test:8080"))),
             ("evil.test:8080", None, Err(not_ours("evil.test:8080"))),
         ] {
-            assert_eq!(origins.admit(&headers(host, origin)), admitted, "{host} {origin:?}");
+            assert_eq!(origins.check(&headers(host, origin)), admitted, "{host} {origin:?}");
         }
     }
 
@@ -228,8 +229,8 @@ mod tests {
         let mut twice = headers("localhost", Some("http://localhost"));
         twice.append(ORIGIN, "https://evil.test".parse().unwrap());
         let origins = Origins { loopback: true, ..origins(&[]) };
-        assert_eq!(origins.admit(&twice), Err(NOT_LISTED));
-        assert!(!is_own(&twice));
+        assert_eq!(origins.check(&twice), Err(NOT_LISTED));
+        assert!(!is_same_origin(&twice));
     }
 
     #[test]
@@ -241,7 +242,7 @@ mod tests {
             (Some("http://localhost:9090"), false),
             (Some("null"), false),
         ] {
-            assert_eq!(is_own(&headers("127.0.0.1:9090", origin)), own, "{origin:?}");
+            assert_eq!(is_same_origin(&headers("127.0.0.1:9090", origin)), own, "{origin:?}");
         }
     }
 }

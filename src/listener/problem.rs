@@ -13,7 +13,7 @@ use serde_json::json;
 
 /// One refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct HttpProblem {
     pub status: StatusCode,
     /// The stable last part of its `type`, `urn:trunkline:problem:{slug}`.
     pub slug: &'static str,
@@ -25,7 +25,7 @@ pub struct Problem {
     pub header: Option<(HeaderName, &'static str)>,
 }
 
-impl Problem {
+impl HttpProblem {
     pub fn new(status: StatusCode, slug: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
         Self { status, slug, title, detail: detail.into(), header: None }
     }
@@ -54,7 +54,7 @@ impl Problem {
 /// What a problem is served as.
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 
-impl Problem {
+impl HttpProblem {
     /// The problem as JSON.
     pub(super) fn body(&self) -> String {
         let body = json!({
@@ -67,7 +67,7 @@ impl Problem {
     }
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for HttpProblem {
     fn into_response(self) -> Response {
         tracing::debug!(status = self.status.as_u16(), reason = self.slug, "request refused");
         let body = self.body();

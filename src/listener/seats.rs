@@ -7,74 +7,74 @@ use std::{
 };
 
 #[derive(Debug)]
-pub(super) struct Seats {
+pub(super) struct ConnectionPermits {
     total_max: usize,
     per_address_max: usize,
-    taken: Mutex<Taken>,
+    counts: Mutex<PermitCounts>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct PermitCounts {
     total: usize,
     by_address: BTreeMap<IpAddr, usize>,
 }
 
 /// A seat; free again when dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
-    seats: Arc<Seats>,
+pub(super) struct ConnectionPermit {
+    permits: Arc<ConnectionPermits>,
     /// Whose share it counts in; a trusted proxy's connection is nobody's until it brings a request.
     address: Option<IpAddr>,
 }
 
 /// Why there is no seat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
+pub(super) enum PermitError {
     /// All are taken.
-    All,
+    Total,
     /// This address has its share.
-    Share,
+    PerAddress,
 }
 
-impl Seats {
+impl ConnectionPermits {
     pub(super) fn new(total_max: usize, per_address_max: usize) -> Arc<Self> {
-        Arc::new(Self { total_max, per_address_max, taken: Mutex::default() })
+        Arc::new(Self { total_max, per_address_max, counts: Mutex::default() })
     }
 
     /// A seat in the share of `address`, or in nobody's.
-    pub(super) fn take(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Seat, Full> {
-        let mut taken = self.taken();
+    pub(super) fn acquire(self: &Arc<Self>, address: Option<IpAddr>) -> Result<ConnectionPermit, PermitError> {
+        let mut taken = self.counts();
         // The share is looked at first: an address that fills everything is told that it is the one who does.
         let own = address.map_or(0, |address| taken.of(address));
         if own >= self.per_address_max {
-            return Err(Full::Share);
+            return Err(PermitError::PerAddress);
         }
         if taken.total >= self.total_max {
-            return Err(Full::All);
+            return Err(PermitError::Total);
         }
         taken.total += 1;
-        taken.enter(address);
+        taken.add(address);
         drop(taken);
-        Ok(Seat { seats: Arc::clone(self), address })
+        Ok(ConnectionPermit { permits: Arc::clone(self), address })
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, PermitCounts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Taken {
+impl PermitCounts {
     fn of(&self, address: IpAddr) -> usize {
         self.by_address.get(&address).copied().unwrap_or(0)
     }
 
-    fn enter(&mut self, address: Option<IpAddr>) {
+    fn add(&mut self, address: Option<IpAddr>) {
         if let Some(address) = address {
             *self.by_address.entry(address).or_default() += 1;
         }
     }
 
-    fn leave(&mut self, address: Option<IpAddr>) {
+    fn remove(&mut self, address: Option<IpAddr>) {
         let Some(address) = address else { return };
         match self.of(address) {
             0 | 1 => drop(self.by_address.remove(&address)),
@@ -83,29 +83,29 @@ impl Taken {
     }
 }
 
-impl Seat {
+impl ConnectionPermit {
     /// Counts the seat in the share of `address` from here on. Where that is full, it stays in the share that it was in.
-    pub(super) fn count_for(&mut self, address: IpAddr) -> Result<(), Full> {
+    pub(super) fn assign_to(&mut self, address: IpAddr) -> Result<(), PermitError> {
         if self.address == Some(address) {
             return Ok(());
         }
-        let mut taken = self.seats.taken();
-        if taken.of(address) >= self.seats.per_address_max {
-            return Err(Full::Share);
+        let mut taken = self.permits.counts();
+        if taken.of(address) >= self.permits.per_address_max {
+            return Err(PermitError::PerAddress);
         }
-        taken.leave(self.address);
-        taken.enter(Some(address));
+        taken.remove(self.address);
+        taken.add(Some(address));
         drop(taken);
         self.address = Some(address);
         Ok(())
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut taken = self.seats.taken();
+        let mut taken = self.permits.counts();
         taken.total -= 1;
-        taken.leave(self.address);
+        taken.remove(self.address);
     }
 }
 
@@ -117,33 +117,37 @@ mod tests {
     const TWO: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2)));
 
     #[test]
-    fn seats_are_limited_in_all_and_for_each_address_and_come_back() {
-        let seats = Seats::new(3, 2);
-        let held = [seats.take(ONE).unwrap(), seats.take(ONE).unwrap()];
-        assert_eq!(seats.take(ONE).unwrap_err(), Full::Share, "two for one address");
-        let third = seats.take(TWO).unwrap();
-        assert_eq!(seats.take(TWO).unwrap_err(), Full::All, "three in all");
-        assert_eq!(seats.take(ONE).unwrap_err(), Full::Share, "whoever has its share is told so even then");
+    fn permits_are_limited_in_total_and_per_address_and_released() {
+        let seats = ConnectionPermits::new(3, 2);
+        let held = [seats.acquire(ONE).unwrap(), seats.acquire(ONE).unwrap()];
+        assert_eq!(seats.acquire(ONE).unwrap_err(), PermitError::PerAddress, "two for one address");
+        let third = seats.acquire(TWO).unwrap();
+        assert_eq!(seats.acquire(TWO).unwrap_err(), PermitError::Total, "three in all");
+        assert_eq!(
+            seats.acquire(ONE).unwrap_err(),
+            PermitError::PerAddress,
+            "whoever has its share is told so even then"
+        );
         drop(third);
         drop(held);
-        assert!(seats.take(TWO).is_ok());
-        assert!(seats.taken().by_address.is_empty(), "addresses that left are forgotten");
+        assert!(seats.acquire(TWO).is_ok());
+        assert!(seats.counts().by_address.is_empty(), "addresses that left are forgotten");
     }
 
     #[test]
-    fn a_proxys_seat_moves_to_the_share_of_whom_it_serves() {
-        let seats = Seats::new(10, 1);
-        let mut first = seats.take(None).unwrap();
-        let mut second = seats.take(None).unwrap();
-        first.count_for(ONE.unwrap()).unwrap();
-        first.count_for(ONE.unwrap()).unwrap();
-        assert_eq!(second.count_for(ONE.unwrap()), Err(Full::Share));
-        second.count_for(TWO.unwrap()).unwrap();
-        assert_eq!(first.count_for(TWO.unwrap()), Err(Full::Share));
+    fn a_proxy_connection_counts_for_its_client() {
+        let seats = ConnectionPermits::new(10, 1);
+        let mut first = seats.acquire(None).unwrap();
+        let mut second = seats.acquire(None).unwrap();
+        first.assign_to(ONE.unwrap()).unwrap();
+        first.assign_to(ONE.unwrap()).unwrap();
+        assert_eq!(second.assign_to(ONE.unwrap()), Err(PermitError::PerAddress));
+        second.assign_to(TWO.unwrap()).unwrap();
+        assert_eq!(first.assign_to(TWO.unwrap()), Err(PermitError::PerAddress));
         drop(first);
-        second.count_for(ONE.unwrap()).unwrap();
+        second.assign_to(ONE.unwrap()).unwrap();
         drop(second);
-        let taken = seats.taken();
+        let taken = seats.counts();
         assert_eq!((taken.total, taken.by_address.len()), (0, 0));
     }
 }

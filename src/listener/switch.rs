@@ -10,9 +10,9 @@ use hyper_util::service::TowerToHyperService;
 
 /// The site that requests are passed to. Clones share it.
 #[derive(Clone)]
-pub struct Switch(Arc<RwLock<TowerToHyperService<Router>>>);
+pub struct RouterSwitch(Arc<RwLock<TowerToHyperService<Router>>>);
 
-impl Switch {
+impl RouterSwitch {
     pub fn new(site: Router) -> Self {
         Self(Arc::new(RwLock::new(TowerToHyperService::new(site))))
     }
@@ -28,7 +28,7 @@ impl Switch {
     }
 }
 
-impl fmt::Debug for Switch {
+impl fmt::Debug for RouterSwitch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Switch").finish_non_exhaustive()
     }

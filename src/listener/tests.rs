@@ -13,9 +13,11 @@ use super::*;
 use crate::tasks::Tasks;
 
 fn three_pages() -> Router {
-    let echo = || async { (StatusCode::SWITCHING_PROTOCOLS, [("upgrade", "echo")], Extension(Upgrade::to(echo))) };
+    let echo =
+        || async { (StatusCode::SWITCHING_PROTOCOLS, [("upgrade", "echo")], Extension(UpgradeExtension::new(echo))) };
     let long = || async { "x".repeat(LONG) };
-    let endless = || async { (Extension(Endless), Body::from_stream(stream::pending::<Result<Bytes, io::Error>>())) };
+    let endless =
+        || async { (Extension(EndlessBody), Body::from_stream(stream::pending::<Result<Bytes, io::Error>>())) };
     let host = |headers: HeaderMap| async move { headers["host"].to_str().unwrap().to_owned() };
     let pages = Router::new().route("/", get(fine)).route("/broken", get(fine)).route("/echo", get(echo));
     pages.route("/long", get(long)).route("/endless", get(endless)).route("/host", get(host))
@@ -29,19 +31,19 @@ async fn fine(uri: Uri) -> &'static str {
     "fine"
 }
 
-async fn echo(mut socket: Socket, heard: Bytes) {
+async fn echo(mut socket: AcceptedSocket, heard: Bytes) {
     socket.write_all(&heard).await.unwrap();
     let mut more = [0; 64];
     let read = socket.read(&mut more).await.unwrap();
     socket.write_all(&more[..read]).await.unwrap();
 }
 
-fn start(limits: Limits) -> (SocketAddr, Tasks) {
+fn start(limits: HttpListener) -> (SocketAddr, Tasks) {
     let listener = Listener::bind(([127, 0, 0, 1], 0).into(), limits).unwrap();
     let address = listener.address().unwrap();
     let mut tasks = Tasks::new("listener");
     let stop = tasks.stop();
-    tasks.start("three pages", async move { Ok(listener.serve(Switch::new(three_pages()), stop).await?) });
+    tasks.start("three pages", async move { Ok(listener.serve(RouterSwitch::new(three_pages()), stop).await?) });
     (address, tasks)
 }
 
@@ -54,7 +56,7 @@ async fn ask(stream: &mut TcpStream, path: &str) -> String {
 
 #[tokio::test]
 async fn a_panic_ends_its_own_connection_and_no_other() {
-    let (address, tasks) = start(Limits { connections_max: 2, ..Limits::default() });
+    let (address, tasks) = start(HttpListener { connections_max: 2, ..HttpListener::default() });
     let mut other = TcpStream::connect(address).await.unwrap();
     assert!(ask(&mut other, "/").await.ends_with("fine"));
     for _ in 0..5 {
@@ -68,7 +70,7 @@ async fn a_panic_ends_its_own_connection_and_no_other() {
 
 #[tokio::test]
 async fn a_client_that_speaks_http_2_is_refused() {
-    let (address, tasks) = start(Limits::default());
+    let (address, tasks) = start(HttpListener::default());
     let mut client = TcpStream::connect(address).await.unwrap();
     client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let mut answer = Vec::new();
@@ -81,8 +83,8 @@ async fn a_client_that_speaks_http_2_is_refused() {
 /// The kernel's own list shows which timer a connection has: 02 is that of the keep-alive probes.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_client_that_says_nothing_is_probed_by_the_kernel() {
-    let (address, tasks) = start(Limits::default());
+async fn the_kernel_probes_a_silent_client() {
+    let (address, tasks) = start(HttpListener::default());
     let mut client = TcpStream::connect(address).await.unwrap();
     assert!(ask(&mut client, "/").await.ends_with("fine"));
     let ends = [address.port(), client.local_addr().unwrap().port()].map(|port| format!("0100007F:{port:04X}"));
@@ -125,8 +127,8 @@ async fn ask_and_end(address: SocketAddr, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_client_that_ends_its_side_gets_a_whole_answer_and_no_endless_one() {
-    let (address, tasks) = start(Limits::default());
+async fn a_half_closed_client_gets_a_complete_answer_but_no_endless_one() {
+    let (address, tasks) = start(HttpListener::default());
     assert!(ask_and_end(address, "/").await.ends_with("fine"));
     let long = ask_and_end(address, "/long").await;
     let (_, body) = long.split_once("\r\n\r\n").unwrap();
@@ -137,7 +139,7 @@ async fn a_client_that_ends_its_side_gets_a_whole_answer_and_no_endless_one() {
 
 #[tokio::test]
 async fn an_absolute_target_counts_in_place_of_the_host_header() {
-    let (address, tasks) = start(Limits::default());
+    let (address, tasks) = start(HttpListener::default());
     for (target, host) in
         [("http://evil.test/host", "evil.test"), ("/host", "localhost"), ("http://[::1]:9/host", "[::1]:9")]
     {
@@ -152,7 +154,7 @@ async fn an_absolute_target_counts_in_place_of_the_host_header() {
 
 #[tokio::test]
 async fn an_idle_connection_does_not_hold_up_the_end() {
-    let (address, tasks) = start(Limits { header_timeout: Duration::from_secs(600), ..Limits::default() });
+    let (address, tasks) = start(HttpListener { header_timeout: Duration::from_secs(600), ..HttpListener::default() });
     let mut used = TcpStream::connect(address).await.unwrap();
     assert!(ask(&mut used, "/").await.ends_with("fine"));
     let mut fresh = TcpStream::connect(address).await.unwrap();
@@ -164,8 +166,8 @@ async fn an_idle_connection_does_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn an_upgraded_connection_goes_on_with_what_the_answer_named_and_keeps_its_seat() {
-    let (address, tasks) = start(Limits { connections_max: 1, ..Limits::default() });
+async fn an_upgraded_connection_runs_its_handler_and_holds_its_permit() {
+    let (address, tasks) = start(HttpListener { connections_max: 1, ..HttpListener::default() });
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = b"GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nearly";
     stream.write_all(request).await.unwrap();

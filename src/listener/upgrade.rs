@@ -11,33 +11,33 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::Socket;
+use super::AcceptedSocket;
 
 /// Holds an upgraded connection to its end. The bytes are what the client sent right behind its request.
-pub(super) type Conversation = Box<dyn FnOnce(Socket, Bytes) -> BoxFuture<'static, ()> + Send>;
+pub(super) type UpgradeHandler = Box<dyn FnOnce(AcceptedSocket, Bytes) -> BoxFuture<'static, ()> + Send>;
 
 /// An extension of a 101 that says what follows it. It is there once, though an extension can be cloned.
 #[derive(Clone)]
-pub struct Upgrade(Arc<Mutex<Option<Conversation>>>);
+pub struct UpgradeExtension(Arc<Mutex<Option<UpgradeHandler>>>);
 
-impl Upgrade {
+impl UpgradeExtension {
     /// Goes on with `converse`, which gets the socket and what the client sent right behind its request.
-    pub fn to<F>(converse: impl FnOnce(Socket, Bytes) -> F + Send + 'static) -> Self
+    pub fn new<F>(handler: impl FnOnce(AcceptedSocket, Bytes) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let boxed: Conversation = Box::new(move |socket, heard| Box::pin(converse(socket, heard)));
+        let boxed: UpgradeHandler = Box::new(move |socket, early_bytes| Box::pin(handler(socket, early_bytes)));
         Self(Arc::new(Mutex::new(Some(boxed))))
     }
 
     /// Takes what was agreed on out of an answer.
-    pub(super) fn agreed(answer: &mut Response) -> Option<Conversation> {
+    pub(super) fn take(answer: &mut Response) -> Option<UpgradeHandler> {
         let Self(agreed) = answer.extensions_mut().remove()?;
         agreed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-impl fmt::Debug for Upgrade {
+impl fmt::Debug for UpgradeExtension {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Upgrade")
     }

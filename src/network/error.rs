@@ -11,7 +11,7 @@ const CAUSE_LEN_MAX: usize = 300;
 
 /// A step of a connection, with its object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum ConnectStep {
     Resolve(String),
     Tcp(String),
     Tunnel(String),
@@ -23,17 +23,17 @@ pub(super) enum Step {
 /// There is no connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectError {
-    step: Step,
+    step: ConnectStep,
     cause: String,
     proxy: Option<String>,
 }
 
 impl ConnectError {
-    pub(super) fn new(step: Step, cause: impl AsRef<str>) -> Self {
+    pub(super) fn new(step: ConnectStep, cause: impl AsRef<str>) -> Self {
         Self { step, cause: printable(cause.as_ref()), proxy: None }
     }
 
-    pub(super) fn late(step: Step, waited: Duration) -> Self {
+    pub(super) fn timed_out(step: ConnectStep, waited: Duration) -> Self {
         Self::new(step, format!("not done within {:.1} s", waited.as_secs_f64()))
     }
 
@@ -43,11 +43,11 @@ impl ConnectError {
             "credentials would travel to another machine in plain text; it has to be {safe}://, or the account of a \
              closed test network needs insecure = true"
         );
-        Self::new(Step::Check(origin(url)), cause)
+        Self::new(ConnectStep::Check(origin(url)), cause)
     }
 
     pub(super) fn no_host(url: &Url) -> Self {
-        Self::new(Step::Check(origin(url)), "the URL has no host and port to connect to")
+        Self::new(ConnectStep::Check(origin(url)), "the URL has no host and port to connect to")
     }
 
     pub(super) fn through(self, proxy: Option<&Proxy>) -> Self {
@@ -58,11 +58,11 @@ impl ConnectError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.step {
-            Step::Resolve(host) => write!(f, "name resolution of {host}")?,
-            Step::Tcp(addresses) => write!(f, "TCP connection to {addresses}")?,
-            Step::Tunnel(target) => write!(f, "CONNECT to {target}")?,
-            Step::Tls(host) => write!(f, "TLS handshake with {host}")?,
-            Step::Check(origin) => write!(f, "{origin}")?,
+            ConnectStep::Resolve(host) => write!(f, "name resolution of {host}")?,
+            ConnectStep::Tcp(addresses) => write!(f, "TCP connection to {addresses}")?,
+            ConnectStep::Tunnel(target) => write!(f, "CONNECT to {target}")?,
+            ConnectStep::Tls(host) => write!(f, "TLS handshake with {host}")?,
+            ConnectStep::Check(origin) => write!(f, "{origin}")?,
         }
         if let Some(proxy) = &self.proxy {
             write!(f, " through the proxy {proxy}")?;
@@ -97,11 +97,11 @@ mod tests {
 
     #[test]
     fn an_error_names_step_peer_proxy_and_cause_on_one_line() {
-        let step = Step::Tls("a.test".to_owned());
+        let step = ConnectStep::Tls("a.test".to_owned());
         let error = ConnectError::new(step, "invalid\r\ncertificate");
         assert_eq!(error.to_string(), r"TLS handshake with a.test: invalid\r\ncertificate");
         let proxy = Proxy::parse("http://user:secret@proxy.test:3128").unwrap();
-        let error = ConnectError::new(Step::Tunnel("a.test:443".to_owned()), "the proxy answered 407");
+        let error = ConnectError::new(ConnectStep::Tunnel("a.test:443".to_owned()), "the proxy answered 407");
         let error = error.through(Some(&proxy)).to_string();
         assert_eq!(error, "CONNECT to a.test:443 through the proxy http://proxy.test:3128: the proxy answered 407");
     }

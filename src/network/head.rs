@@ -18,29 +18,29 @@ const READ_LEN: usize = 4 << 10;
 
 /// A final answer without its body.
 #[derive(Debug, Clone)]
-pub struct Head {
-    pub version: Version,
+pub struct ResponseHead {
+    pub version: HttpVersion,
     pub status: u16,
     pub headers: HeaderMap,
 }
 
 /// The version of an answer. It is the sender's own: many proxies answer a request of HTTP/1.1 with 1.0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
+pub enum HttpVersion {
     Http10,
     Http11,
 }
 
-impl Head {
+impl ResponseHead {
     /// Whether a header that is a list of words holds this one: lists may be spread over lines, and case is no matter.
-    pub fn lists(&self, name: HeaderName, word: &str) -> bool {
+    pub fn has_token(&self, name: HeaderName, word: &str) -> bool {
         let lines = self.headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
         lines.flat_map(|line| line.split(',')).any(|item| item.trim().eq_ignore_ascii_case(word))
     }
 }
 
 /// Reads up to the end of the final head. Returns it with the bytes that came behind it.
-pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Head, Vec<u8>)> {
+pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(ResponseHead, Vec<u8>)> {
     let mut read = Vec::new();
     let mut parsed = 0;
     loop {
@@ -89,14 +89,14 @@ fn head_len(bytes: &[u8]) -> Option<usize> {
     None
 }
 
-fn parse(bytes: &[u8]) -> io::Result<Head> {
+fn parse(bytes: &[u8]) -> io::Result<ResponseHead> {
     let refused = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP/1 answer: {why}"));
     let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut answer = httparse::Response::new(&mut lines);
     answer.parse(bytes).map_err(|error| refused(error.to_string()))?;
     let (version, status) = match (answer.version, answer.code) {
-        (Some(0), Some(status)) => (Version::Http10, status),
-        (Some(1), Some(status)) => (Version::Http11, status),
+        (Some(0), Some(status)) => (HttpVersion::Http10, status),
+        (Some(1), Some(status)) => (HttpVersion::Http11, status),
         _ => return Err(refused("another version".to_owned())),
     };
     let mut headers = HeaderMap::new();
@@ -105,7 +105,7 @@ fn parse(bytes: &[u8]) -> io::Result<Head> {
         let value = HeaderValue::from_bytes(line.value).map_err(|error| refused(error.to_string()))?;
         headers.append(name, value);
     }
-    Ok(Head { version, status, headers })
+    Ok(ResponseHead { version, status, headers })
 }
 
 #[cfg(test)]
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn interim_answers_are_passed_over_and_bytes_behind_the_head_are_kept() {
+    async fn interim_answers_are_skipped_and_bytes_after_the_head_are_returned() {
         let early = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
         let switching = "HTTP/1.1 101 Switching Protocols\r\na: b\r\n\r\n";
         assert_eq!(head(switching).await, Ok((101, String::new())));
@@ -176,13 +176,13 @@ mod tests {
     #[tokio::test]
     async fn both_versions_and_every_way_to_end_a_line_are_read() {
         for (text, version) in [
-            ("HTTP/1.0 200 Connection established\r\n\r\n", Version::Http10),
-            ("HTTP/1.1 200 Connection established\r\n\r\n", Version::Http11),
-            ("HTTP/1.1 200\r\n\r\n", Version::Http11),
-            ("HTTP/1.0 200 \r\n\r\n", Version::Http10),
-            ("HTTP/1.0 200 x\nProxy-Agent: a\n\n", Version::Http10),
-            ("HTTP/1.0 200\n\n", Version::Http10),
-            ("HTTP/1.1 200 x\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n", Version::Http11),
+            ("HTTP/1.0 200 Connection established\r\n\r\n", HttpVersion::Http10),
+            ("HTTP/1.1 200 Connection established\r\n\r\n", HttpVersion::Http11),
+            ("HTTP/1.1 200\r\n\r\n", HttpVersion::Http11),
+            ("HTTP/1.0 200 \r\n\r\n", HttpVersion::Http10),
+            ("HTTP/1.0 200 x\nProxy-Agent: a\n\n", HttpVersion::Http10),
+            ("HTTP/1.0 200\n\n", HttpVersion::Http10),
+            ("HTTP/1.1 200 x\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n", HttpVersion::Http11),
         ] {
             let (head, rest) = read(&mut [text, "rest"].concat().as_bytes()).await.unwrap();
             assert_eq!((head.version, head.status, rest.as_slice()), (version, 200, b"rest".as_slice()), "{text}");
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_holds_a_word_wherever_and_however_it_is_written() {
+    fn a_list_header_is_searched_in_all_lines_and_cases() {
         for (lines, expected) in [
             (&["Upgrade"][..], true),
             (&["keep-alive, Upgrade"], true),
@@ -229,7 +229,7 @@ mod tests {
                 headers.append(CONNECTION, HeaderValue::from_static(line));
             }
             assert_eq!(
-                Head { version: Version::Http11, status: 101, headers }.lists(CONNECTION, "upgrade"),
+                ResponseHead { version: HttpVersion::Http11, status: 101, headers }.has_token(CONNECTION, "upgrade"),
                 expected,
                 "{lines:?}"
             );

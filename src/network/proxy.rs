@@ -6,22 +6,22 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::Url;
 
 use super::Peer;
-use crate::{listener::Network, model::Secret};
+use crate::{listener::IpNetwork, model::Secret};
 
 /// In place of a proxy's URL: connections are direct, whatever the environment says.
-pub const NONE: &str = "none";
+pub const NO_PROXY: &str = "none";
 
 /// An HTTP proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proxy {
     /// Without login and path.
     url: Url,
-    login: Option<Login>,
+    login: Option<ProxyLogin>,
 }
 
 /// User and password as they are written in a URL, where `%XX` stands for a byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Login {
+struct ProxyLogin {
     user: String,
     password: Secret,
 }
@@ -33,12 +33,12 @@ pub struct Proxies {
     plain: Option<Proxy>,
     /// For `https` and `wss`.
     encrypted: Option<Proxy>,
-    except: Vec<Exception>,
+    bypass: Vec<BypassRule>,
 }
 
 /// What is reached without a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Exception {
+struct BypassRule {
     host: HostPattern,
     /// None: every port.
     port: Option<u16>,
@@ -49,7 +49,7 @@ enum HostPattern {
     Every,
     /// The domain and all below it, in lower case.
     Domain(String),
-    Network(Network),
+    Network(IpNetwork),
 }
 
 /// Why a text is no proxy. It never holds the text, which may carry a password.
@@ -78,7 +78,7 @@ impl Proxy {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(ProxyError::Scheme);
         }
-        let login = Login::of(&url);
+        let login = ProxyLogin::of(&url);
         url.set_username("").and_then(|()| url.set_password(None)).map_err(|()| ProxyError::NotAUrl)?;
         url.set_path("");
         url.set_query(None);
@@ -92,7 +92,7 @@ impl Proxy {
 
     /// The value of `Proxy-Authorization`.
     pub fn authorization(&self) -> Option<String> {
-        let Login { user, password } = self.login.as_ref()?;
+        let ProxyLogin { user, password } = self.login.as_ref()?;
         let login = format!("{}:{}", percent_decoded(user), percent_decoded(password.expose()));
         Some(format!("Basic {}", STANDARD.encode(login)))
     }
@@ -100,7 +100,7 @@ impl Proxy {
     /// For the HTTP client, which takes the login from the URL and decodes it itself.
     pub fn url_with_login(&self) -> Url {
         let mut url = self.url.clone();
-        if let Some(Login { user, password }) = &self.login {
+        if let Some(ProxyLogin { user, password }) = &self.login {
             let set = url.set_username(user).and_then(|()| url.set_password(Some(password.expose())));
             set.expect("a URL of http can have a login");
         }
@@ -108,7 +108,7 @@ impl Proxy {
     }
 }
 
-impl Login {
+impl ProxyLogin {
     fn of(url: &Url) -> Option<Self> {
         let password = url.password().unwrap_or_default();
         let given = !url.username().is_empty() || !password.is_empty();
@@ -145,7 +145,7 @@ impl Proxies {
     /// One proxy for everything but the exceptions.
     pub fn all(proxy: &Proxy, except: &[String]) -> Self {
         let (plain, encrypted) = (Some(proxy.clone()), Some(proxy.clone()));
-        Self { plain, encrypted, except: except.iter().filter_map(|text| Exception::parse(text)).collect() }
+        Self { plain, encrypted, bypass: except.iter().filter_map(|text| BypassRule::parse(text)).collect() }
     }
 
     /// What the environment says. `variable` looks one up; a name in small letters goes before one in capitals, and an
@@ -166,8 +166,8 @@ impl Proxies {
         let plain = proxy("HTTP_PROXY")?.or_else(|| all.clone());
         let encrypted = proxy("HTTPS_PROXY")?.or(all);
         let listed = value("NO_PROXY").unwrap_or_default().split([',', ' ', '\t']);
-        let except = listed.chain(except.iter().map(String::as_str)).filter_map(Exception::parse);
-        Ok(Self { plain, encrypted, except: except.collect() })
+        let except = listed.chain(except.iter().map(String::as_str)).filter_map(BypassRule::parse);
+        Ok(Self { plain, encrypted, bypass: except.collect() })
     }
 
     /// The proxy for a URL. This machine is reached without one.
@@ -178,12 +178,12 @@ impl Proxies {
         };
         let proxy = proxy?;
         let peer = Peer::of(url)?;
-        let direct = is_loopback(url) || self.except.iter().any(|except| except.covers(&peer));
+        let direct = is_loopback(url) || self.bypass.iter().any(|except| except.covers(&peer));
         (!direct).then_some(proxy)
     }
 }
 
-impl Exception {
+impl BypassRule {
     /// `*`, a domain, an address or a network, with or without a port; none for an empty text.
     fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -231,8 +231,8 @@ impl HostPattern {
 }
 
 /// Whether a text names what a proxy can be left out for.
-pub fn is_exception(text: &str) -> bool {
-    Exception::parse(text).is_some()
+pub fn is_bypass_rule(text: &str) -> bool {
+    BypassRule::parse(text).is_some()
 }
 
 /// Whether a URL leads to this machine, by its text alone.
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn an_accounts_proxy_goes_before_nothing_else_and_its_exceptions_hold() {
+    fn an_account_proxy_skips_loopback_and_bypass_rules() {
         let proxy = Proxy::parse("https://user:p%40ss+w@proxy.test").unwrap();
         let proxies = Proxies::all(&proxy, &["api.test".to_owned()]);
         assert_eq!(through(&proxies, "wss://a.test/").as_deref(), Some("https://proxy.test"));

@@ -11,7 +11,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const ADDRESSES_MAX: usize = 16;
 
 /// The families take turns, beginning with that of the first address; within one the resolver's order is kept.
-pub(super) fn order(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+pub(super) fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (one, other): (Vec<SocketAddr>, Vec<SocketAddr>) =
         addresses.iter().partition(|address| address.is_ipv6() == first_is_v6);
@@ -29,13 +29,13 @@ pub(super) fn order(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
 }
 
 /// The addresses in one text, for errors.
-pub(super) fn shown(addresses: &[SocketAddr]) -> String {
+pub(super) fn display_list(addresses: &[SocketAddr]) -> String {
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     texts.join(", ")
 }
 
 /// The first that connects; the attempts on the others are dropped with their sockets. Has no deadline of its own.
-pub(super) async fn first<T, F>(addresses: &[SocketAddr], dial: impl Fn(SocketAddr) -> F) -> io::Result<T>
+pub(super) async fn connect_first<T, F>(addresses: &[SocketAddr], dial: impl Fn(SocketAddr) -> F) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,
 {
@@ -73,10 +73,10 @@ mod tests {
     fn the_families_take_turns_and_a_long_list_is_cut() {
         let mixed = addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "1.0.0.1:1", "1.0.0.2:1"]);
         let expected = addresses(&["[::1]:1", "1.0.0.1:1", "[::2]:1", "1.0.0.2:1", "[::3]:1"]);
-        assert_eq!(order(&mixed), expected);
+        assert_eq!(interleave(&mixed), expected);
         let many: Vec<SocketAddr> = (1..100).map(|last| SocketAddr::from(([10, 0, 0, last], 1))).collect();
-        assert_eq!(order(&many), many[..ADDRESSES_MAX]);
-        assert_eq!(order(&[]), []);
+        assert_eq!(interleave(&many), many[..ADDRESSES_MAX]);
+        assert_eq!(interleave(&[]), []);
     }
 
     /// 10.0.0.1 swallows everything, 10.0.0.2 refuses, 10.0.0.3 accepts.
@@ -87,7 +87,7 @@ mod tests {
             "10.0.0.2:1" => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
             _ => Ok(address),
         };
-        first(&addresses, dial).await
+        connect_first(&addresses, dial).await
     }
 
     #[tokio::test]

@@ -16,11 +16,11 @@ use tokio::sync::watch;
 pub struct Resolver {
     /// Names whose addresses are given, before the system is asked.
     hosts: Arc<BTreeMap<String, Vec<IpAddr>>>,
-    running: Arc<Mutex<BTreeMap<String, Running>>>,
+    running: Arc<Mutex<BTreeMap<String, PendingLookup>>>,
 }
 
-type Found = Result<Vec<IpAddr>, String>;
-type Running = watch::Receiver<Option<Found>>;
+type LookupResult = Result<Vec<IpAddr>, String>;
+type PendingLookup = watch::Receiver<Option<LookupResult>>;
 
 impl Resolver {
     /// A resolver that knows these names itself.
@@ -48,7 +48,7 @@ impl Resolver {
     }
 
     /// The look-up of this name that is under way, or a new one.
-    fn join_or_start(&self, host: &str) -> Running {
+    fn join_or_start(&self, host: &str) -> PendingLookup {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(under_way) = running.get(host) {
             return under_way.clone();
@@ -58,7 +58,7 @@ impl Resolver {
         let (all, host) = (Arc::clone(&self.running), host.to_owned());
         // Not cancelled with whoever asked: the system's call cannot be. The next one to ask joins it.
         tokio::task::spawn_blocking(move || {
-            let found = ask_system(&host);
+            let found = system_lookup(&host);
             all.lock().unwrap_or_else(PoisonError::into_inner).remove(&host);
             answer.send_replace(Some(found));
         });
@@ -66,7 +66,7 @@ impl Resolver {
     }
 }
 
-fn ask_system(host: &str) -> Found {
+fn system_lookup(host: &str) -> LookupResult {
     let found = (host, 0).to_socket_addrs().map_err(|error| error.to_string())?;
     Ok(found.map(|address| address.ip()).collect())
 }
@@ -95,7 +95,7 @@ mod tests {
             [("two.test", "127.0.0.1:7, 127.0.0.2:7"), ("::1", "[::1]:7"), ("10.0.0.1", "10.0.0.1:7")]
         {
             let found = resolver.lookup(host, 7).await.unwrap();
-            assert_eq!(super::super::race::shown(&found), expected);
+            assert_eq!(super::super::race::display_list(&found), expected);
         }
     }
 

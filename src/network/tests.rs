@@ -8,7 +8,7 @@ use tokio::{io::AsyncReadExt, net::TcpListener, sync::mpsc};
 use super::*;
 
 /// No wait for a fact takes longer, or the fact is missing.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// A deadline that is reached in these tests.
 const SHORT: Duration = Duration::from_millis(400);
 
@@ -17,7 +17,7 @@ fn network(proxies: Proxies, hosts: &[(&str, &[[u8; 4]])]) -> NetworkPolicy {
         .iter()
         .map(|(name, addresses)| ((*name).to_owned(), addresses.iter().copied().map(IpAddr::from).collect::<Vec<_>>()));
     let settings = Settings { proxies, insecure: true };
-    NetworkPolicy::new(settings, Trust::of(RootCertStore::empty()).unwrap(), Resolver::with_hosts(hosts))
+    NetworkPolicy::new(settings, TrustedRoots::of(RootCertStore::empty()).unwrap(), Resolver::with_hosts(hosts))
 }
 
 fn url(text: impl AsRef<str>) -> Url {
@@ -29,7 +29,7 @@ fn soon() -> Instant {
 }
 
 fn later() -> Instant {
-    clock::now() + PATIENCE
+    clock::now() + TIMEOUT
 }
 
 /// Answers each connection with these bytes, one at a time, and tells when the peer has closed it.
@@ -79,10 +79,10 @@ async fn a_peer_that_never_answers_is_given_up_at_the_deadline_and_its_connectio
         };
         let error = network.connect(&to, soon()).await.unwrap_err().to_string();
         assert!(error.starts_with(step) && error.contains(": not done within "), "{error}");
-        tokio::time::timeout(PATIENCE, closings.recv()).await.unwrap().unwrap();
+        tokio::time::timeout(TIMEOUT, closings.recv()).await.unwrap().unwrap();
         // A caller that goes away has the same effect as the deadline.
         drop(tokio::time::timeout(Duration::from_millis(100), network.connect(&to, later())).await);
-        tokio::time::timeout(PATIENCE, closings.recv()).await.unwrap().unwrap();
+        tokio::time::timeout(TIMEOUT, closings.recv()).await.unwrap().unwrap();
     }
 }
 
@@ -101,7 +101,7 @@ async fn swallowing() -> (u16, Vec<TcpStream>, TcpListener) {
 }
 
 #[tokio::test]
-async fn a_name_whose_first_address_swallows_everything_is_reached_by_its_second() {
+async fn a_black_holed_first_address_falls_back_to_the_second() {
     let (port, _held, _listener) = swallowing().await;
     let good = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
     let network = network(Proxies::none(), &[("two.test", &[[127, 0, 0, 1], [127, 0, 0, 2]])]);
@@ -109,7 +109,7 @@ async fn a_name_whose_first_address_swallows_everything_is_reached_by_its_second
     let (connected, accepted) = tokio::join!(network.connect(&to, later()), good.accept());
     assert!(connected.is_ok() && accepted.is_ok());
     // The HTTP client gives each address its share of the time.
-    let limits = HttpLimits { connect: 2 * SHORT, total: PATIENCE };
+    let limits = HttpLimits { connect: 2 * SHORT, total: TIMEOUT };
     let client = network.http_client(limits).build().unwrap();
     let answering = async {
         let (mut stream, _) = good.accept().await.unwrap();
@@ -135,14 +135,14 @@ async fn a_name_that_does_not_exist_is_named() {
 
 #[tokio::test]
 async fn credentials_do_not_leave_this_machine_in_plain_text() {
-    let trust = Trust::of(RootCertStore::empty()).unwrap();
+    let trust = TrustedRoots::of(RootCertStore::empty()).unwrap();
     let network = NetworkPolicy::new(Settings::default(), trust, Resolver::default());
     for refused in ["ws://10.0.0.1/channel", "http://a.test"] {
         let error = network.connect(&url(refused), later()).await.unwrap_err().to_string();
         assert!(error.contains("plain text") && error.contains("insecure = true"), "{error}");
     }
     for fine in ["ws://127.0.0.1:1", "ws://localhost", "wss://a.test", "https://10.0.0.1"] {
-        assert_eq!(network.permit(&url(fine)), Ok(()));
+        assert_eq!(network.check_encryption(&url(fine)), Ok(()));
     }
 }
 
@@ -182,13 +182,13 @@ async fn sockets_and_the_http_client_ask_the_proxy_for_a_tunnel_and_name_it_when
     assert!(request.starts_with("CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n"), "{request}");
     assert!(request.contains(&format!("Proxy-Authorization: {LOGIN}\r\n")), "{request}");
 
-    let client = network.http_client(HttpLimits { connect: PATIENCE, total: PATIENCE }).build().unwrap();
+    let client = network.http_client(HttpLimits { connect: TIMEOUT, total: TIMEOUT }).build().unwrap();
     client.get("https://a.test:8443/y").bearer_auth("t0ken").send().await.unwrap_err();
     let request = requests.recv().await.unwrap();
     assert!(request.starts_with("CONNECT a.test:8443 HTTP/1.1\r\n") && request.contains(LOGIN), "{request}");
     assert!(!request.contains("t0ken"), "{request}");
-    assert_eq!(network.proxy_shown("https://direct.test/"), None);
-    assert_eq!(network.proxy_shown("wss://a.test/"), Some(proxy.to_string()));
+    assert_eq!(network.proxy_name("https://direct.test/"), None);
+    assert_eq!(network.proxy_name("wss://a.test/"), Some(proxy.to_string()));
 }
 
 #[tokio::test]

@@ -6,9 +6,9 @@ use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 
 /// The certificates that platforms and proxies are checked against. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Trust(Arc<ClientConfig>);
+pub struct TrustedRoots(Arc<ClientConfig>);
 
-impl Trust {
+impl TrustedRoots {
     /// Reads the certificates of this machine. What cannot be read is logged; without any, no TLS handshake succeeds.
     pub fn of_machine() -> Result<Self, rustls::Error> {
         let found = rustls_native_certs::load_native_certs();

@@ -14,52 +14,52 @@ const JUMP_MIN: Duration = Duration::from_secs(60);
 /// The clock of one store.
 #[derive(Debug)]
 pub(super) struct AgeClock {
-    shows: Timestamp,
+    current: Timestamp,
     /// Time since the machine was started.
-    looked: Duration,
+    last_boot: Duration,
     jumped: bool,
 }
 
 /// The wall clock was set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Jump {
+enum ClockJump {
     Ahead(Duration),
     Back(Duration),
 }
 
 impl AgeClock {
     pub(super) fn new(wall: Timestamp, boot: Duration) -> Self {
-        Self { shows: wall, looked: boot, jumped: false }
+        Self { current: wall, last_boot: boot, jumped: false }
     }
 
     /// What it shows now; a jump of the wall clock is logged once.
-    pub(super) fn show(&mut self, wall: Timestamp, boot: Duration) -> Timestamp {
-        let (shows, jump) = self.look(wall, boot);
+    pub(super) fn now(&mut self, wall: Timestamp, boot: Duration) -> Timestamp {
+        let (shows, jump) = self.advance(wall, boot);
         match jump {
             None => (),
-            Some(Jump::Ahead(by)) => {
+            Some(ClockJump::Ahead(by)) => {
                 tracing::warn!(?by, "the wall clock was set ahead: entries do not expire at once by it");
             }
-            Some(Jump::Back(by)) => tracing::warn!(?by, "the wall clock was set back: entries are kept longer"),
+            Some(ClockJump::Back(by)) => tracing::warn!(?by, "the wall clock was set back: entries are kept longer"),
         }
         shows
     }
 
     /// What it shows now, and the jump of the wall clock that was met for the first time.
-    fn look(&mut self, wall: Timestamp, boot: Duration) -> (Timestamp, Option<Jump>) {
-        let passed = boot.saturating_sub(self.looked);
-        self.looked = boot;
-        let expected = self.shows.after(passed);
+    fn advance(&mut self, wall: Timestamp, boot: Duration) -> (Timestamp, Option<ClockJump>) {
+        let passed = boot.saturating_sub(self.last_boot);
+        self.last_boot = boot;
+        let expected = self.current.after(passed);
         let (ahead, back) = (wall.since(expected), expected.since(wall));
-        self.shows = expected.after(ahead.min(passed)).before(back);
+        self.current = expected.after(ahead.min(passed)).before(back);
         let is_ahead = ahead >= JUMP_MIN;
         let jump = match back >= JUMP_MIN {
             // Of the way back to where the jump began there is nothing to say.
-            true => Some(Jump::Back(back)),
-            false => (is_ahead && !self.jumped).then_some(Jump::Ahead(ahead)),
+            true => Some(ClockJump::Back(back)),
+            false => (is_ahead && !self.jumped).then_some(ClockJump::Ahead(ahead)),
         };
         self.jumped = is_ahead;
-        (self.shows, jump)
+        (self.current, jump)
     }
 }
 
@@ -72,18 +72,18 @@ mod tests {
         let mut clock = AgeClock::new(Timestamp(1_000_000_000), Duration::ZERO);
         for (wall, boot, shows, jump) in steps {
             let at = |seconds: i64| Timestamp(1_000_000_000 + seconds * 1_000);
-            let told = clock.look(at(*wall), Duration::from_secs(*boot));
-            let text = match told.1 {
+            let found = clock.advance(at(*wall), Duration::from_secs(*boot));
+            let text = match found.1 {
                 None => String::new(),
-                Some(Jump::Ahead(by)) => format!("ahead {}", by.as_secs()),
-                Some(Jump::Back(by)) => format!("back {}", by.as_secs()),
+                Some(ClockJump::Ahead(by)) => format!("ahead {}", by.as_secs()),
+                Some(ClockJump::Back(by)) => format!("back {}", by.as_secs()),
             };
-            assert_eq!((told.0, text.as_str()), (at(*shows), *jump), "{wall} {boot}");
+            assert_eq!((found.0, text.as_str()), (at(*shows), *jump), "{wall} {boot}");
         }
     }
 
     #[test]
-    fn a_jump_of_the_wall_clock_is_told_and_makes_nothing_old_at_once() {
+    fn a_wall_clock_jump_is_reported_and_expires_nothing_at_once() {
         check(&[(1, 1, 1, ""), (2, 2, 2, ""), (1_000, 1_000, 1_000, "")]);
         // 25 hours ahead for ten seconds.
         check(&[(1, 1, 1, ""), (90_002, 2, 3, "ahead 90000"), (90_011, 11, 21, ""), (12, 12, 12, "")]);

@@ -7,14 +7,14 @@ mod database;
 mod directory;
 mod fault;
 mod group;
-mod held;
-mod life;
+mod identity;
 mod opening;
 mod presence;
 mod reads;
 mod records;
 mod reserve;
 mod step;
+mod stored_stream;
 mod writer;
 
 use std::{
@@ -30,19 +30,19 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
-    directory::{Directory, Word},
-    fault::Fault,
+    directory::{Directory, ShutdownMarker},
+    fault::SqliteFault,
     group::{Command, QUEUE_LEN},
-    held::Held,
-    presence::Presence,
-    reads::{Pool, Range},
-    records::Change,
-    writer::Writer,
+    presence::FilePresence,
+    reads::{ReaderPool, RowRange},
+    records::RecordChange,
+    stored_stream::StoredStream,
+    writer::EmbeddedWriter,
 };
-use super::{Append, AppendError, Extent, LogState, ReadError, Retention, Retry};
+use super::{Append, AppendError, LogBounds, LogState, ReadError, Retention, Retry};
 use crate::{
     clock,
-    model::{Batch, ConsumerName, FeedId, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
+    model::{Batch, ConsumerName, FeedId, Fence, Mark, Offset, Revocation, RevocationTarget, StreamName, Timestamp},
     telemetry::metrics,
 };
 
@@ -90,21 +90,21 @@ impl OpenError {
 
 /// A handle to the embedded store. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Embedded {
+pub struct EmbeddedStore {
     commands: mpsc::Sender<Command>,
-    shared: Arc<Shared>,
+    shared: Arc<EmbeddedShared>,
 }
 
-impl Embedded {
+impl EmbeddedStore {
     /// Opens the store, or makes it. Blocks: for milliseconds after an orderly close, for seconds after a kill.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         let directory = Directory::claim(&settings.path)?;
         let (connection, replaced) = opening::open(&directory)?;
         let unusable = |source| OpenError::Directory { path: settings.path.clone(), source };
-        let presence = Presence::of(&directory).map_err(unusable)?;
-        let shared = Arc::new(Shared::new(directory));
+        let presence = FilePresence::of(&directory).map_err(unusable)?;
+        let shared = Arc::new(EmbeddedShared::new(directory));
         let (commands, queue) = mpsc::channel(QUEUE_LEN);
-        let writer = Writer::new(connection, presence, replaced, settings.retention, Arc::clone(&shared));
+        let writer = EmbeddedWriter::new(connection, presence, replaced, settings.retention, Arc::clone(&shared));
         writer.start(queue).map_err(OpenError::Thread)?;
         Ok(Self { commands, shared })
     }
@@ -124,13 +124,13 @@ impl Embedded {
         self.shared.steps.load(Ordering::Relaxed)
     }
 
-    pub(super) async fn look(&self, stream: &StreamName) -> Result<Extent, ReadError> {
+    pub(super) async fn bounds(&self, stream: &StreamName) -> Result<LogBounds, ReadError> {
         let (pool, name) = (Arc::clone(&self.shared.readers), stream.clone());
         let found = pool.run(move |connection| step::load(connection, &name)).await;
-        let Some(held) = found.map_err(|fault| self.shared.read_failed(&fault))? else { return Ok(Extent::NONE) };
-        self.shared.make_known(stream, &held);
+        let Some(held) = found.map_err(|fault| self.shared.read_failed(&fault))? else { return Ok(LogBounds::NONE) };
+        self.shared.register(stream, &held);
         let LogState { lineage, first, last, .. } = held.state();
-        Ok(Extent { lineage, first, last })
+        Ok(LogBounds { lineage, first, last })
     }
 
     pub(super) async fn feed(&self, stream: &StreamName) -> Result<Option<FeedId>, ReadError> {
@@ -141,11 +141,11 @@ impl Embedded {
     }
 
     pub(super) async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
-        self.ask(|reply| Command::Claim(stream.clone(), under, reply)).await
+        self.send(|reply| Command::Claim(stream.clone(), under, reply)).await
     }
 
     pub(super) async fn append(&self, append: Append) -> Result<(), AppendError> {
-        self.ask(|reply| Command::Append(append, reply)).await
+        self.send(|reply| Command::Append(append, reply)).await
     }
 
     pub(super) async fn cursor(&self, consumer: &ConsumerName, stream: &StreamName) -> Result<Option<Mark>, ReadError> {
@@ -161,18 +161,18 @@ impl Embedded {
         from: Option<Mark>,
         to: Mark,
     ) -> Result<bool, AppendError> {
-        let change = Change::Cursor { consumer: consumer.clone(), stream: stream.clone(), from, to };
-        self.ask(|reply| Command::Change(change, reply)).await
+        let change = RecordChange::Cursor { consumer: consumer.clone(), stream: stream.clone(), from, to };
+        self.send(|reply| Command::Change(change, reply)).await
     }
 
     pub(super) async fn revoke(&self, revocation: &Revocation) -> Result<(), AppendError> {
-        let Revocation { whose, at, lasting } = revocation;
+        let Revocation { target: whose, at, ttl: lasting } = revocation;
         let ends_at = clock::wall().after(*lasting);
-        let change = Change::Revocation { whose: whose.clone(), at: *at, ends_at };
-        self.ask(|reply| Command::Change(change, reply)).await.map(drop)
+        let change = RecordChange::Revocation { whose: whose.clone(), at: *at, ends_at };
+        self.send(|reply| Command::Change(change, reply)).await.map(drop)
     }
 
-    pub(super) async fn revoked(&self) -> Result<BTreeMap<Whose, Timestamp>, ReadError> {
+    pub(super) async fn revoked(&self) -> Result<BTreeMap<RevocationTarget, Timestamp>, ReadError> {
         let pool = Arc::clone(&self.shared.readers);
         let found = pool.run(move |connection| records::revoked(connection, clock::wall())).await;
         found.map_err(|fault| self.shared.read_failed(&fault))
@@ -202,13 +202,13 @@ impl Embedded {
     }
 
     pub(super) fn health(&self) -> Result<(), String> {
-        if let Some(reason) = self.shared.broken().or_else(|| self.shared.no_room()) {
+        if let Some(reason) = self.shared.broken().or_else(|| self.shared.unavailable()) {
             return Err(reason);
         }
         if self.commands.is_closed() { Err("the store is closed".to_owned()) } else { Ok(()) }
     }
 
-    async fn ask<T>(
+    async fn send<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, AppendError>>) -> Command,
     ) -> Result<T, AppendError> {
@@ -221,50 +221,50 @@ impl Embedded {
 
 /// What the writer publishes of one stream.
 #[derive(Debug)]
-struct Log {
-    range: Range,
+struct EmbeddedLog {
+    range: RowRange,
     first: AtomicU64,
 }
 
 /// What handles, readers and the writer share.
 #[derive(Debug)]
-struct Shared {
+struct EmbeddedShared {
     directory: Arc<Directory>,
-    readers: Arc<Pool>,
-    logs: RwLock<BTreeMap<StreamName, Arc<Log>>>,
+    readers: Arc<ReaderPool>,
+    logs: RwLock<BTreeMap<StreamName, Arc<EmbeddedLog>>>,
     /// Why no further step is taken.
     broken: OnceLock<String>,
     /// Why no entries are taken for now: the disk is full, or the files are gone.
-    no_room: Mutex<Option<String>>,
+    unavailable: Mutex<Option<String>>,
     steps: AtomicU64,
 }
 
-impl Shared {
+impl EmbeddedShared {
     fn new(directory: Directory) -> Self {
         Self {
-            readers: Arc::new(Pool::new(directory.database())),
+            readers: Arc::new(ReaderPool::new(directory.database())),
             directory: Arc::new(directory),
             logs: RwLock::default(),
             broken: OnceLock::new(),
-            no_room: Mutex::default(),
+            unavailable: Mutex::default(),
             steps: AtomicU64::new(0),
         }
     }
 
-    fn log(&self, stream: &StreamName) -> Option<Arc<Log>> {
+    fn log(&self, stream: &StreamName) -> Option<Arc<EmbeddedLog>> {
         self.logs.read().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
     }
 
     /// Readers find it from now on. What the writer says of it is newer.
-    fn make_known(&self, stream: &StreamName, held: &Held) -> Arc<Log> {
+    fn register(&self, stream: &StreamName, held: &StoredStream) -> Arc<EmbeddedLog> {
         let mut logs = self.logs.write().unwrap_or_else(PoisonError::into_inner);
-        let range = Range { number: held.number };
-        let log = || Arc::new(Log { range, first: AtomicU64::new(held.first().0) });
+        let range = RowRange { number: held.number };
+        let log = || Arc::new(EmbeddedLog { range, first: AtomicU64::new(held.first().0) });
         Arc::clone(logs.entry(stream.clone()).or_insert_with(log))
     }
 
-    fn publish(&self, stream: &StreamName, held: &Held) {
-        let log = self.log(stream).unwrap_or_else(|| self.make_known(stream, held));
+    fn publish(&self, stream: &StreamName, held: &StoredStream) {
+        let log = self.log(stream).unwrap_or_else(|| self.register(stream, held));
         log.first.store(held.first().0, Ordering::Release);
     }
 
@@ -276,19 +276,19 @@ impl Shared {
         self.broken.get().cloned()
     }
 
-    fn no_room(&self) -> Option<String> {
-        self.no_room.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn unavailable(&self) -> Option<String> {
+        self.unavailable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_no_room(&self, reason: Option<String>) {
-        *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    fn set_unavailable(&self, reason: Option<String>) {
+        *self.unavailable.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
     /// No further step is taken until the store is opened anew; after damage the next start looks for it.
-    fn fail(&self, fault: &Fault) {
+    fn fail(&self, fault: &SqliteFault) {
         let reason = fault.text();
-        if let Fault::Damaged(_) = fault
-            && let Err(error) = self.directory.say(Word::Suspect(reason.to_owned()))
+        if let SqliteFault::Damaged(_) = fault
+            && let Err(error) = self.directory.write_marker(ShutdownMarker::SuspectedDamage(reason.to_owned()))
         {
             tracing::error!(%error, "the suspicion could not be written: the next start may not look for it");
         }
@@ -298,11 +298,11 @@ impl Shared {
     }
 
     /// What a reader is told. Damage ends the store; anything else may pass.
-    fn read_failed(&self, fault: &Fault) -> ReadError {
+    fn read_failed(&self, fault: &SqliteFault) -> ReadError {
         metrics::store_failed("read");
         match fault {
-            Fault::Damaged(_) => self.fail(fault),
-            Fault::NoRoom(_) | Fault::Failed(_) => (),
+            SqliteFault::Damaged(_) => self.fail(fault),
+            SqliteFault::Unavailable(_) | SqliteFault::Failed(_) => (),
         }
         ReadError(fault.text().to_owned())
     }

@@ -6,16 +6,16 @@
 pub mod address;
 pub mod connection;
 mod credentials;
-mod examination;
 mod follower;
 mod head;
 pub mod keys;
 mod log;
+mod preflight;
 mod reads;
 mod records;
 pub mod registry;
+mod shared_settings;
 mod skew;
-mod terms;
 pub mod values;
 pub mod vault;
 mod view;
@@ -32,17 +32,19 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     address::Address,
-    connection::{CommandError, Connection, Limits},
-    keys::Keys,
-    log::{Log, Scripts},
-    records::Records,
-    view::View,
+    connection::{CommandError, RedisConnection, RedisTimeouts},
+    keys::LogKeys,
+    log::{Log, RedisLog},
+    records::RecordStore,
+    view::LogView,
 };
-pub use self::{credentials::Credentials, examination::Unfit, follower::Follower, terms::Terms};
-use super::{Append, AppendError, Extent, LogState, ReadError, Retention, Seen, age::AgeClock};
+pub use self::{
+    credentials::Credentials, follower::RedisFollower, preflight::UnsupportedServer, shared_settings::SharedSettings,
+};
+use super::{Append, AppendError, LogBounds, LogState, ObservedLog, ReadError, Retention, age::AgeClock};
 use crate::{
     clock,
-    model::{Batch, ConsumerName, FeedId, Fence, Mark, Offset, Revocation, StreamName, Timestamp, Whose},
+    model::{Batch, ConsumerName, FeedId, Fence, Mark, Offset, Revocation, RevocationTarget, StreamName, Timestamp},
     telemetry::metrics,
 };
 
@@ -51,7 +53,7 @@ use crate::{
 const READS_MAX: usize = 4;
 
 /// Retention and the connection are looked after this often.
-const TICK: Duration = Duration::from_secs(1);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An append should have no more entries than this: the server has what it copies in its nearest memory no more
 /// (measured: 5.4 µs for each of 128 entries of 1.4 KiB, 6.2 of 256, 7.9 of 1,000). Half as many cost the writer a fifth
@@ -69,7 +71,7 @@ pub struct Settings {
     pub durability: Durability,
     /// Of each stream.
     pub retention: Retention,
-    pub limits: Limits,
+    pub timeouts: RedisTimeouts,
 }
 
 /// When an entry counts as stored.
@@ -83,66 +85,67 @@ pub enum Durability {
 
 /// A handle to the store. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Redis {
-    shared: Arc<Shared>,
+pub struct RedisStore {
+    shared: Arc<RedisShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct RedisShared {
     settings: Settings,
-    connection: Connection,
+    connection: RedisConnection,
     /// Entries are read over a connection of their own: no look, append or renewal waits behind them.
-    reading: Connection,
+    read_connection: RedisConnection,
     /// Reads under way.
     reads: Semaphore,
-    scripts: Arc<Scripts>,
-    record_scripts: records::Scripts,
+    scripts: Arc<RedisLog>,
+    record_scripts: records::RecordScripts,
     /// Every log that anybody asked for.
-    views: RwLock<BTreeMap<StreamName, Arc<View>>>,
+    views: RwLock<BTreeMap<StreamName, Arc<LogView>>>,
     /// Those that this process writes to.
     logs: RwLock<BTreeMap<StreamName, Arc<Log>>>,
     /// By which entries grow old.
     age: Mutex<AgeClock>,
     /// Why the server did not greet when it was last looked after.
-    trouble: Mutex<Option<String>>,
+    last_error: Mutex<Option<String>>,
     /// What the examination found at the start.
     warnings: OnceLock<Vec<String>>,
 }
 
-impl Redis {
+impl RedisStore {
     /// A handle; it connects when it is first asked for something.
     pub fn new(settings: Settings) -> Self {
-        let connection = Connection::with(settings.address.clone(), settings.credentials.clone(), settings.limits);
-        let shared = Shared {
+        let connection =
+            RedisConnection::with(settings.address.clone(), settings.credentials.clone(), settings.timeouts);
+        let shared = RedisShared {
             settings,
-            reading: connection.another(),
+            read_connection: connection.dedicated(),
             reads: Semaphore::new(READS_MAX),
             connection,
             scripts: Arc::default(),
-            record_scripts: records::Scripts::default(),
+            record_scripts: records::RecordScripts::default(),
             views: RwLock::default(),
             logs: RwLock::default(),
             age: Mutex::new(AgeClock::new(clock::wall(), clock::boot())),
-            trouble: Mutex::default(),
+            last_error: Mutex::default(),
             warnings: OnceLock::new(),
         };
         Self { shared: Arc::new(shared) }
     }
 
     /// The way to the server.
-    pub fn connection(&self) -> &Connection {
+    pub fn connection(&self) -> &RedisConnection {
         &self.shared.connection
     }
 
     /// What the other replicas on this Redis should have set alike.
-    pub fn terms(&self) -> Terms {
-        Terms::of(&self.shared.settings)
+    pub fn shared_settings(&self) -> SharedSettings {
+        SharedSettings::of(&self.shared.settings)
     }
 
     /// Looks whether the server can hold logs, and returns what an operator should know. Done once, at the start.
-    pub async fn examine(&self) -> Result<Vec<String>, examination::Unfit> {
-        let Shared { connection, settings, .. } = &*self.shared;
-        let warnings = examination::examine(connection, settings).await?;
+    pub async fn preflight(&self) -> Result<Vec<String>, preflight::UnsupportedServer> {
+        let RedisShared { connection, settings, .. } = &*self.shared;
+        let warnings = preflight::run(connection, settings).await?;
         Ok(self.shared.warnings.get_or_init(|| warnings).clone())
     }
 
@@ -152,10 +155,10 @@ impl Redis {
     }
 
     /// Looks after the retention and the connection until `stop`.
-    pub async fn tend(self, stop: CancellationToken) {
+    pub async fn run_maintenance(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let greeted = self.shared.connection.run::<String>(&cmd("PING")).await;
-            self.shared.note(greeted.err().map(|error| error.to_string()));
+            self.shared.set_error(greeted.err().map(|error| error.to_string()));
             for stream in self.shared.streams() {
                 if let Err(error) = self.trim(&stream).await {
                     tracing::debug!(%stream, %error, "retention waits");
@@ -163,7 +166,7 @@ impl Redis {
             }
             tokio::select! {
                 () = stop.cancelled() => (),
-                () = tokio::time::sleep(TICK) => (),
+                () = tokio::time::sleep(MAINTENANCE_INTERVAL) => (),
             }
         }
     }
@@ -175,25 +178,28 @@ impl Redis {
 
     /// The same at a given time: what the wall clock shows, and the time since the machine was started.
     pub async fn trim_at(&self, stream: &StreamName, wall: Timestamp, boot: Duration) -> Result<(), CommandError> {
-        let now = self.shared.age.lock().unwrap_or_else(PoisonError::into_inner).show(wall, boot);
+        let now = self.shared.age.lock().unwrap_or_else(PoisonError::into_inner).now(wall, boot);
         match self.shared.log(stream) {
             Some(log) => log.trim(&self.shared.settings.retention, now).await,
             None => Ok(()),
         }
     }
 
-    pub(super) async fn look(&self, stream: &StreamName) -> Result<Extent, ReadError> {
-        let Shared { settings, connection, scripts, .. } = &*self.shared;
-        let found = self.shared.view(stream).look(connection, &scripts.look, settings.durability).await;
+    pub(super) async fn bounds(&self, stream: &StreamName) -> Result<LogBounds, ReadError> {
+        let RedisShared { settings, connection, scripts, .. } = &*self.shared;
+        let found = self.shared.view(stream).bounds(connection, &scripts.bounds, settings.durability).await;
         let found = found.map_err(|error| ReadError(error.to_string())).and_then(|found| found.map_err(ReadError));
         found.inspect_err(|_| metrics::store_failed("read"))
     }
 
-    pub(super) async fn look_leniently(&self, stream: &StreamName) -> Result<(Extent, Option<String>), ReadError> {
-        let Shared { settings, connection, scripts, .. } = &*self.shared;
-        match self.shared.view(stream).look(connection, &scripts.look, settings.durability).await {
+    pub(super) async fn bounds_at_startup(
+        &self,
+        stream: &StreamName,
+    ) -> Result<(LogBounds, Option<String>), ReadError> {
+        let RedisShared { settings, connection, scripts, .. } = &*self.shared;
+        match self.shared.view(stream).bounds(connection, &scripts.bounds, settings.durability).await {
             Ok(Ok(extent)) => Ok((extent, None)),
-            Ok(Err(why)) => Ok((Extent::NONE, Some(why))),
+            Ok(Err(why)) => Ok((LogBounds::NONE, Some(why))),
             Err(error) => Err(ReadError(error.to_string())),
         }
     }
@@ -207,13 +213,13 @@ impl Redis {
         &self,
         stream: &StreamName,
         under: Option<Fence>,
-        seen: &Seen,
+        seen: &ObservedLog,
     ) -> Result<LogState, AppendError> {
-        let Shared { settings, connection, scripts, .. } = &*self.shared;
+        let RedisShared { settings, connection, scripts, .. } = &*self.shared;
         let view = self.shared.view(stream);
         let claimed = Log::claim(connection, Arc::clone(scripts), settings, stream, view, (under, seen)).await;
         let (log, state) = claimed.inspect_err(|error| {
-            if matches!(error, AppendError::Refused(_)) {
+            if matches!(error, AppendError::UnusableLog(_)) {
                 metrics::store_failed("refused");
             }
         })?;
@@ -221,7 +227,7 @@ impl Redis {
         Ok(state)
     }
 
-    pub(super) fn let_go(&self, stream: &StreamName, fence: Fence) {
+    pub(super) fn release_claim(&self, stream: &StreamName, fence: Fence) {
         let mut logs = self.shared.logs.write().unwrap_or_else(PoisonError::into_inner);
         if logs.get(stream).is_some_and(|log| log.fence == fence) {
             logs.remove(stream);
@@ -234,18 +240,18 @@ impl Redis {
         let outcome = log.append(&append).await;
         match &outcome {
             Ok(()) => metrics::store_appended(started.elapsed()),
-            Err(AppendError::NoRoom(_)) => metrics::store_failed("io"),
-            Err(AppendError::Refused(_)) => metrics::store_failed("refused"),
+            Err(AppendError::Unavailable(_)) => metrics::store_failed("io"),
+            Err(AppendError::UnusableLog(_)) => metrics::store_failed("refused"),
             Err(AppendError::Fenced) => metrics::store_failed("fenced"),
-            Err(AppendError::Moved(_) | AppendError::Broken(_)) => metrics::store_failed("damaged"),
+            Err(AppendError::Diverged(_) | AppendError::Broken(_)) => metrics::store_failed("damaged"),
         }
         outcome
     }
 
     /// What came of the last append is told to those who follow from afar, where that takes a step of its own.
-    pub(super) async fn tell_safe(&self, stream: &StreamName) {
+    pub(super) async fn publish_high_watermark(&self, stream: &StreamName) {
         let Some(log) = self.shared.log(stream) else { return };
-        if let Err(error) = log.tell_safe().await {
+        if let Err(error) = log.publish_high_watermark().await {
             tracing::debug!(%stream, %error, "those who follow wait for the next append");
         }
     }
@@ -259,11 +265,11 @@ impl Redis {
     ) -> Result<Vec<Arc<Batch>>, ReadError> {
         let view = self.shared.view(stream);
         let _permit = self.shared.read_permit().await?;
-        let found = reads::batches(&self.shared.reading, &view.keys, after, last, bytes_max).await;
+        let found = reads::batches(&self.shared.read_connection, &view.keys, after, last, bytes_max).await;
         let first = found.as_ref().ok().and_then(|batches| batches.first()).map(|batch| batch.first());
         if first.is_some_and(|first| first > after.next()) {
             // Retention came so far, or there is a hole.
-            self.look(stream).await?;
+            self.bounds(stream).await?;
         }
         found.inspect_err(|_| metrics::store_failed("read"))
     }
@@ -276,7 +282,7 @@ impl Redis {
     ) -> Result<Offset, ReadError> {
         let view = self.shared.view(stream);
         let _permit = self.shared.read_permit().await?;
-        let found = reads::offset_before(&self.shared.reading, &view.keys, last, moment).await;
+        let found = reads::offset_before(&self.shared.read_connection, &view.keys, last, moment).await;
         found.inspect_err(|_| metrics::store_failed("read"))
     }
 
@@ -298,12 +304,12 @@ impl Redis {
         self.shared.records().revoke(revocation).await
     }
 
-    pub(super) async fn revoked(&self) -> Result<BTreeMap<Whose, Timestamp>, ReadError> {
+    pub(super) async fn revoked(&self) -> Result<BTreeMap<RevocationTarget, Timestamp>, ReadError> {
         self.shared.records().revoked().await.inspect_err(|_| metrics::store_failed("read"))
     }
 
-    pub(super) fn follower(&self, stream: &StreamName) -> Follower {
-        Follower::new(self.clone(), stream)
+    pub(super) fn follower(&self, stream: &StreamName) -> RedisFollower {
+        RedisFollower::new(self.clone(), stream)
     }
 
     pub(super) fn unreadable(&self, stream: &StreamName) -> Option<String> {
@@ -315,7 +321,7 @@ impl Redis {
     }
 
     pub(super) fn health(&self) -> Result<(), String> {
-        let trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let trouble = self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
         trouble.map_or(Ok(()), Err)?;
         self.shared.logs.read().unwrap_or_else(PoisonError::into_inner).values().try_for_each(|log| log.health())
     }
@@ -323,18 +329,18 @@ impl Redis {
     /// Ends it: nothing is sent any more.
     pub fn close(&self) {
         self.shared.connection.close();
-        self.shared.reading.close();
+        self.shared.read_connection.close();
         self.shared.reads.close();
-        self.shared.note(Some("it is closed".to_owned()));
+        self.shared.set_error(Some("it is closed".to_owned()));
         for log in self.shared.logs.read().unwrap_or_else(PoisonError::into_inner).values() {
             log.close();
         }
     }
 }
 
-impl Shared {
-    fn records(&self) -> Records<'_> {
-        Records { connection: &self.connection, prefix: &self.settings.prefix, scripts: &self.record_scripts }
+impl RedisShared {
+    fn records(&self) -> RecordStore<'_> {
+        RecordStore { connection: &self.connection, prefix: &self.settings.prefix, scripts: &self.record_scripts }
     }
 
     /// Waits for its turn; the reads before it have deadlines.
@@ -342,12 +348,12 @@ impl Shared {
         self.reads.acquire().await.map_err(|_| ReadError("the store is closed".to_owned()))
     }
 
-    fn view(&self, stream: &StreamName) -> Arc<View> {
+    fn view(&self, stream: &StreamName) -> Arc<LogView> {
         if let Some(view) = self.views.read().unwrap_or_else(PoisonError::into_inner).get(stream) {
             return Arc::clone(view);
         }
         let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
-        let view = || Arc::new(View::new(Keys::of(&self.settings.prefix, stream)));
+        let view = || Arc::new(LogView::new(LogKeys::of(&self.settings.prefix, stream)));
         Arc::clone(views.entry(stream.clone()).or_insert_with(view))
     }
 
@@ -359,7 +365,7 @@ impl Shared {
         self.logs.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
-    fn note(&self, trouble: Option<String>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    fn set_error(&self, trouble: Option<String>) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 }

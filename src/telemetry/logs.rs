@@ -24,13 +24,13 @@ use tracing_subscriber::{
 };
 
 pub use self::escape::is_unsafe;
-use self::{lines::Lines, output::Output};
+use self::{lines::LineWriter, output::InfallibleWriter};
 
 /// Lines that may wait for a slow reader of standard error. Further ones are dropped and counted.
 const LINES_MAX: usize = 4_096;
 
-static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
-static REFUSED: AtomicU64 = AtomicU64::new(0);
+static QUEUE_DROPS: OnceLock<ErrorCounter> = OnceLock::new();
+static WRITE_FAILURES: AtomicU64 = AtomicU64::new(0);
 
 /// Keeps the log's thread running; when it is dropped, waiting lines are written, for about a second at most.
 #[derive(Debug)]
@@ -40,40 +40,40 @@ pub struct LogGuard(#[expect(dead_code, reason = "held for its end")] WorkerGuar
 /// Starts logging for the whole process. `filter` in the syntax of `RUST_LOG`; what cannot be used of it is reported in
 /// the log. Starting twice changes nothing.
 pub fn start(filter: Option<&str>) -> LogGuard {
-    let (filter, complaint) = filter::read(filter);
+    let (filter, filter_error) = filter::read(filter);
     let (writer, guard) = writer();
-    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_discreet));
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_loggable));
     let started = if std::io::stderr().is_terminal() {
         let text = fmt::layer().fmt_fields(debug_fn(escape::field).delimited(" ")).with_target(false);
-        registry.with(text.with_writer(Lines::text(writer))).try_init()
+        registry.with(text.with_writer(LineWriter::text(writer))).try_init()
     } else {
         let json = fmt::layer().json().flatten_event(true).with_current_span(true).with_span_list(false);
-        registry.with(json.with_writer(Lines::json(writer))).try_init()
+        registry.with(json.with_writer(LineWriter::json(writer))).try_init()
     };
     if started.is_ok() {
         std::panic::set_hook(Box::new(log_panic));
     }
-    if let Some(complaint) = complaint {
-        tracing::error!("{complaint}");
+    if let Some(error) = filter_error {
+        tracing::error!("{error}");
     }
     LogGuard(guard)
 }
 
 /// Lines that were dropped because nobody read standard error, or because it refused them.
 pub fn dropped_lines() -> u64 {
-    let unread = DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64);
-    unread + REFUSED.load(Ordering::Relaxed)
+    let unread = QUEUE_DROPS.get().map_or(0, |dropped| dropped.dropped_lines() as u64);
+    unread + WRITE_FAILURES.load(Ordering::Relaxed)
 }
 
 /// What is wrong with a log filter; none where it can be used.
-pub fn complaint(filter: &str) -> Option<String> {
+pub fn filter_error(filter: &str) -> Option<String> {
     filter::read(Some(filter)).1
 }
 
 fn writer() -> (NonBlocking, WorkerGuard) {
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
-    let (writer, guard) = builder.finish(Output::new(std::io::stderr(), &REFUSED));
-    DROPPED.get_or_init(|| writer.error_counter());
+    let (writer, guard) = builder.finish(InfallibleWriter::new(std::io::stderr(), &WRITE_FAILURES));
+    QUEUE_DROPS.get_or_init(|| writer.error_counter());
     (writer, guard)
 }
 
@@ -85,7 +85,7 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
 }
 
 /// At TRACE the WebSocket library writes whole upgrade requests, tokens included, and every frame.
-fn is_discreet(line: &Metadata<'_>) -> bool {
+fn is_loggable(line: &Metadata<'_>) -> bool {
     let ours = line.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"));
     ours || *line.level() < Level::TRACE
 }

@@ -5,8 +5,8 @@
 mod account;
 mod stream;
 
-pub use account::Account;
-pub use stream::Stream;
+pub use account::AccountMetrics;
+pub use stream::StreamMetrics;
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -25,16 +25,16 @@ const TRANSPORTS: [&str; 4] = ["websocket", "sse", "ndjson", "page"];
 const STORE_ERRORS: [&str; 7] = ["full", "fenced", "damaged", "io", "read", "open", "refused"];
 
 /// What is counted of a transport. Handles are resolved once.
-struct Transport {
+struct TransportMetrics {
     connected: IntGauge,
     deliveries: IntCounter,
 }
 
 struct Metrics {
     registry: Registry,
-    streams: stream::Families,
-    accounts: account::Families,
-    transports: [Transport; TRANSPORTS.len()],
+    streams: stream::StreamFamilies,
+    accounts: account::AccountFamilies,
+    transports: [TransportMetrics; TRANSPORTS.len()],
     closed: IntCounterVec,
     lag: IntGaugeVec,
     store_append: Histogram,
@@ -62,9 +62,9 @@ impl Metrics {
         let subscribers = gauge_vec(r, "subscribers", "Connected clients", &["transport"]);
         let deliveries = counter_vec(r, "deliveries_total", "Events handed to clients", &["transport"]);
         Self {
-            streams: stream::Families::register(r),
-            accounts: account::Families::register(r),
-            transports: TRANSPORTS.map(|transport| Transport {
+            streams: stream::StreamFamilies::register(r),
+            accounts: account::AccountFamilies::register(r),
+            transports: TRANSPORTS.map(|transport| TransportMetrics {
                 connected: subscribers.with_label_values(&[transport]),
                 deliveries: deliveries.with_label_values(&[transport]),
             }),
@@ -150,14 +150,14 @@ pub fn page() -> String {
 
 /// A connected client; counted until dropped. `transport` is one of `websocket`, `sse`, `ndjson`, `page`.
 #[derive(Debug)]
-pub struct Subscriber {
+pub struct SubscriberMetrics {
     /// Index of its transport.
     transport: usize,
     /// Counts its end; none for a page, whose end says nothing.
     closed: Option<IntCounter>,
 }
 
-impl Subscriber {
+impl SubscriberMetrics {
     pub fn connected(transport: &'static str) -> Self {
         let index = TRANSPORTS.iter().position(|known| *known == transport).expect("one of the four transports");
         METRICS.transports[index].connected.inc();
@@ -171,12 +171,12 @@ impl Subscriber {
     }
 
     /// It ends for one of `draining`, `limit`, `protocol`, `store`, `too_slow`; unless it is said, its client is `gone`.
-    pub fn closes(&mut self, reason: &'static str) {
+    pub fn set_close_reason(&mut self, reason: &'static str) {
         self.closed = Some(METRICS.closed.with_label_values(&[reason]));
     }
 }
 
-impl Drop for Subscriber {
+impl Drop for SubscriberMetrics {
     fn drop(&mut self) {
         METRICS.transports[self.transport].connected.dec();
         if let Some(closed) = &self.closed {
@@ -216,7 +216,7 @@ pub fn store_failed(reason: &'static str) {
 }
 
 /// Makes the series exist whose labels are known without any configuration.
-pub fn announce() {
+pub fn register_series() {
     for reason in CLOSE_REASONS {
         METRICS.closed.with_label_values(&[reason]);
     }
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn a_stream_has_few_series() {
         let name: StreamName = "few-series".parse().unwrap();
-        Stream::new(&name).entered("live");
+        StreamMetrics::new(&name).set_state("live");
         subscribers_lag(&name, 1);
         let page = page();
         let series = page.lines().filter(|line| line.contains("stream=\"few-series\"")).count();

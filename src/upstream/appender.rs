@@ -2,24 +2,24 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::board::Board;
+use super::board::StreamReporter;
 use crate::{
-    event_log::Writer,
+    event_log::LogWriter,
     model::{Checkpoint, Event, Fence, Mark},
-    replica::Rights,
+    replica::AppendPermit,
     store::AppendError,
 };
 
 /// A store without room is asked again after this time.
-pub(super) const NO_ROOM_WAIT: Duration = Duration::from_millis(500);
+pub(super) const STORE_RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// The right to append to one stream's log, and the way to do it.
 #[derive(Debug, Clone)]
 pub(super) struct Appender {
-    pub(super) writer: Arc<Writer>,
+    pub(super) writer: Arc<LogWriter>,
     /// None where there is but this one process.
     pub(super) fence: Option<Fence>,
-    pub(super) rights: Rights,
+    pub(super) rights: AppendPermit,
 }
 
 impl Appender {
@@ -29,26 +29,26 @@ impl Appender {
         &mut self,
         events: &[Event],
         checkpoint: Checkpoint,
-        board: &Board,
+        board: &StreamReporter,
     ) -> Result<Mark, AppendError> {
         loop {
-            self.rights.wait(self.fence).await;
+            self.rights.ready(self.fence).await;
             match self.writer.append(events, checkpoint).await {
                 Ok(offset) => {
-                    board.store_has_room();
+                    board.append_succeeded();
                     return Ok(Mark { epoch: self.writer.epoch(), offset });
                 }
-                Err(AppendError::NoRoom(why)) => board.store_has_no_room(&why),
+                Err(AppendError::Unavailable(why)) => board.store_unavailable(&why),
                 Err(
                     error @ (AppendError::Fenced
-                    | AppendError::Moved(_)
-                    | AppendError::Refused(_)
+                    | AppendError::Diverged(_)
+                    | AppendError::UnusableLog(_)
                     | AppendError::Broken(_)),
                 ) => {
                     return Err(error);
                 }
             }
-            tokio::time::sleep(NO_ROOM_WAIT).await;
+            tokio::time::sleep(STORE_RETRY_DELAY).await;
         }
     }
 }

@@ -8,56 +8,56 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Asked,
+    PendingOperatorCommand,
     appender::Appender,
-    board::Board,
-    holding::{self, Holding, REFUSED_WAIT},
-    rest::Rest,
-    shell::{Ended, Shell, now},
+    board::StreamReporter,
+    holding::{self, CLAIM_RETRY_DELAY, LogAccess},
+    rest::RestClient,
+    shell::{StreamDriver, StreamRunEnd, now},
     socket::Dialler,
-    sockets::Sockets,
+    sockets::SessionSockets,
 };
 use crate::{
     auth::Tokens,
-    event_log::{EventLog, Writer},
+    event_log::{EventLog, LogWriter},
     model::Fence,
     protocol::stream::{Input, Settings, Stream},
-    replica::{Owning, Part, Seat, Stage},
+    replica::{LeaseHandle, Ownership, OwnershipPhase, ReplicaRole},
     store::AppendError,
 };
 
 /// What it needs.
-pub(super) struct Keeper {
+pub(super) struct StreamTask {
     pub(super) rules: Settings,
-    pub(super) seat: Seat,
+    pub(super) seat: LeaseHandle,
     pub(super) log: EventLog,
     /// The log was claimed before.
-    pub(super) writer: Option<Writer>,
+    pub(super) writer: Option<LogWriter>,
     pub(super) tokens: Tokens,
-    pub(super) wishes: mpsc::Receiver<Asked>,
-    pub(super) board: Arc<Board>,
+    pub(super) commands: mpsc::Receiver<PendingOperatorCommand>,
+    pub(super) reporter: Arc<StreamReporter>,
     pub(super) dialler: Dialler,
-    pub(super) rest: Rest,
+    pub(super) rest: RestClient,
 }
 
-impl Keeper {
+impl StreamTask {
     /// Runs until the stop signal.
     pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         while !stop.is_cancelled() {
-            let ended = match self.seat.part() {
-                Part::Apart => {
-                    self.read(&stop).await;
-                    Ended::Released
+            let ended = match self.seat.role() {
+                ReplicaRole::Idle => {
+                    self.follow_log(&stop).await;
+                    StreamRunEnd::Released
                 }
-                Part::Standing => self.stand(&stop).await?,
-                Part::Owning(Owning { stage: Stage::Closing, .. }) => {
-                    self.seat.say_closed().await;
-                    self.wait(&stop).await;
-                    Ended::Released
+                ReplicaRole::Standby => self.run_standby(&stop).await?,
+                ReplicaRole::Owner(Ownership { phase: OwnershipPhase::Closing, .. }) => {
+                    self.seat.report_closed().await;
+                    self.wait_for_change(&stop).await;
+                    StreamRunEnd::Released
                 }
-                Part::Owning(owning) => self.own(owning, &stop).await?,
+                ReplicaRole::Owner(owning) => self.run_owner(owning, &stop).await?,
             };
-            if ended == Ended::Stopped {
+            if ended == StreamRunEnd::Stopped {
                 return Ok(());
             }
         }
@@ -65,24 +65,24 @@ impl Keeper {
     }
 
     /// Another replica keeps the stream: its entries are shown to readers here.
-    async fn read(&mut self, stop: &CancellationToken) {
-        self.board.left();
-        self.seat.say_failed(None).await;
-        let mut following = holding::following(&self.log);
+    async fn follow_log(&mut self, stop: &CancellationToken) {
+        self.reporter.reset();
+        self.seat.report_failed(None).await;
+        let mut following = holding::follow_log(&self.log);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 () = self.seat.changed() => return,
                 // Whoever asked learns by the missing answer that the stream has just gone elsewhere.
-                Some(asked) = self.wishes.recv() => drop(asked),
+                Some(asked) = self.commands.recv() => drop(asked),
                 () = &mut following => (),
             }
         }
     }
 
     /// Until the seat says something else.
-    async fn wait(&mut self, stop: &CancellationToken) {
+    async fn wait_for_change(&mut self, stop: &CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => (),
             () = self.seat.changed() => (),
@@ -90,53 +90,57 @@ impl Keeper {
     }
 
     /// A session is held ready.
-    async fn stand(&mut self, stop: &CancellationToken) -> anyhow::Result<Ended> {
-        self.board.disowned();
-        self.seat.say_failed(None).await;
+    async fn run_standby(&mut self, stop: &CancellationToken) -> anyhow::Result<StreamRunEnd> {
+        self.reporter.clear_log_error();
+        self.seat.report_failed(None).await;
         let mut machine = Stream::standby(self.rules.clone(), now());
-        if !machine.compares()
-            && let Some(position) = holding::position(&self.log, self.rules.feed).await
+        if !machine.compares_with_log()
+            && let Some(position) = holding::read_log_position(&self.log, self.rules.feed).await
         {
             machine.handle(Input::Follow(position), now());
         }
-        let looks = !machine.compares();
-        let holding = Holding::standing(&self.log);
+        let reads_position = !machine.compares_with_log();
+        let holding = LogAccess::standby(&self.log);
         let shell = self.shell(machine, holding);
-        if looks {
-            shell.look_at_position();
+        if reads_position {
+            shell.schedule_position_read();
         }
         shell.run(stop.clone()).await
     }
 
     /// The stream is this process's, and nothing was prepared for it.
-    async fn own(&mut self, owning: Owning, stop: &CancellationToken) -> anyhow::Result<Ended> {
-        let Some(claimed) = self.claim(owning.fence, stop).await else { return Ok(Ended::Released) };
+    async fn run_owner(&mut self, owning: Ownership, stop: &CancellationToken) -> anyhow::Result<StreamRunEnd> {
+        let Some(claimed) = self.claim(owning.fence, stop).await else { return Ok(StreamRunEnd::Released) };
         let writer = match (claimed, owning.fence) {
             (Ok(writer), _) => writer,
             (Err(AppendError::Fenced), Some(fence)) => {
-                self.seat.say_fenced(fence).await;
-                self.wait(stop).await;
-                return Ok(Ended::Released);
+                self.seat.report_fenced(fence).await;
+                self.wait_for_change(stop).await;
+                return Ok(StreamRunEnd::Released);
             }
             (Err(error), _) => return Err(error.into()),
         };
-        let machine = Stream::new(self.rules.clone(), holding::opening(&writer), now());
-        let appender = Appender { writer: Arc::new(writer), fence: owning.fence, rights: self.seat.rights() };
-        let holding = Holding::Owning { appender, owning: Owning { stage: Stage::Keeping, ..owning } };
+        let machine = Stream::new(self.rules.clone(), holding::stream_opening(&writer), now());
+        let appender = Appender { writer: Arc::new(writer), fence: owning.fence, rights: self.seat.append_permit() };
+        let holding = LogAccess::Owner { appender, ownership: Ownership { phase: OwnershipPhase::Active, ..owning } };
         let mut shell = self.shell(machine, holding);
-        shell.take_part();
+        shell.apply_role();
         shell.run(stop.clone()).await
     }
 
     /// Claims the log, waiting also for an operator to mend what the store holds of it. None when the stop signal or
     /// another part came first.
-    async fn claim(&mut self, fence: Option<Fence>, stop: &CancellationToken) -> Option<Result<Writer, AppendError>> {
+    async fn claim(
+        &mut self,
+        fence: Option<Fence>,
+        stop: &CancellationToken,
+    ) -> Option<Result<LogWriter, AppendError>> {
         if let Some(writer) = self.writer.take() {
             return Some(Ok(writer));
         }
-        let mut wait = self.board.claim_wait();
+        let mut wait = self.reporter.claim_delay();
         loop {
-            self.seat.say_failed(self.board.refused_log()).await;
+            self.seat.report_failed(self.reporter.log_error()).await;
             let log = self.log.clone();
             let claiming = async move {
                 tokio::time::sleep(wait.unwrap_or_default()).await;
@@ -148,36 +152,36 @@ impl Keeper {
                 () = self.seat.changed() => return None,
                 claimed = claiming => claimed,
             };
-            let Err(AppendError::Refused(why)) = claimed else {
-                self.board.log_claimed();
-                self.seat.say_failed(self.board.refused_log()).await;
+            let Err(AppendError::UnusableLog(why)) = claimed else {
+                self.reporter.log_claimed();
+                self.seat.report_failed(self.reporter.log_error()).await;
                 return Some(claimed);
             };
-            self.board.log_refused(&why);
-            wait = Some(REFUSED_WAIT);
+            self.reporter.log_unusable(&why);
+            wait = Some(CLAIM_RETRY_DELAY);
         }
     }
 
-    fn shell(&mut self, machine: Stream, holding: Holding) -> Shell<'_> {
-        Shell {
+    fn shell(&mut self, machine: Stream, holding: LogAccess) -> StreamDriver<'_> {
+        StreamDriver {
             machine,
-            holding,
+            log_access: holding,
             seat: &mut self.seat,
-            wishes: &mut self.wishes,
+            commands: &mut self.commands,
             log: self.log.clone(),
             tokens: self.tokens.clone(),
-            board: Arc::clone(&self.board),
+            reporter: Arc::clone(&self.reporter),
             dialler: self.dialler.clone(),
             rest: self.rest.clone(),
-            sockets: Sockets::new(),
+            sockets: SessionSockets::new(),
             work: FuturesUnordered::new(),
             attempts: BTreeMap::new(),
             secrets: BTreeMap::new(),
-            oldest: None,
-            told_failed: self.board.refused_log(),
-            told_live: false,
-            told_degraded: true,
-            has_begun_append: false,
+            oldest_received_at: None,
+            published_failure: self.reporter.log_error(),
+            published_live: false,
+            published_degraded: true,
+            append_started: false,
         }
     }
 }

@@ -6,21 +6,21 @@ use futures_util::StreamExt;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, header};
 
 use crate::{
-    connector::{Answer, Method, Request},
+    connector::{Method, RestRequest, RestResponse},
     model::Secret,
     network::{self, HttpLimits, NetworkPolicy, head},
     telemetry::chain,
 };
 
 /// From sending to the whole answer.
-const CALL_MAX: Duration = Duration::from_secs(15);
-const CONNECT_MAX: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A snapshot of a large organisation has a few megabytes.
 const BODY_LEN_MAX: usize = 16 << 20;
 
 /// One account's API.
 #[derive(Debug, Clone)]
-pub(super) struct Rest {
+pub(super) struct RestClient {
     client: Client,
     network: NetworkPolicy,
     api_url: String,
@@ -32,18 +32,18 @@ pub(super) struct Rest {
 
 /// The client of one account's API. It follows no redirects: a token goes to the configured hosts only.
 pub(super) fn client(network: &NetworkPolicy) -> reqwest::Result<Client> {
-    let limits = HttpLimits { connect: CONNECT_MAX, total: CALL_MAX };
+    let limits = HttpLimits { connect: CONNECT_TIMEOUT, total: CALL_TIMEOUT };
     network.http_client(limits).user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION"))).build()
 }
 
-impl Rest {
+impl RestClient {
     /// `configured` are the absolute URLs that the stream's configuration names beside the account's.
     pub(super) fn new(
         client: Client,
         network: NetworkPolicy,
         api_url: &str,
         api_key: String,
-        configured: &[Request],
+        configured: &[RestRequest],
     ) -> Self {
         let api_url = api_url.trim_end_matches('/').to_owned();
         let targets = configured.iter().map(|request| request.target.as_str()).chain([api_url.as_str()]);
@@ -52,17 +52,18 @@ impl Rest {
     }
 
     /// Carries out a call under a token.
-    pub(super) async fn call(&self, request: Request, token: Secret) -> Result<Answer, String> {
+    pub(super) async fn call(&self, request: RestRequest, token: Secret) -> Result<RestResponse, String> {
         let url = self.url(&request.target)?;
-        let place = self.place(&request.target, &url);
-        let lost =
-            |error: reqwest::Error| format!("{place}: {}{}", chain(&error.without_url()), self.network.through(&url));
-        let response = self.build(url.clone(), request, &token).send().await.map_err(lost)?;
+        let place = self.display_url(&request.target, &url);
+        let request_failed = |error: reqwest::Error| {
+            format!("{place}: {}{}", chain(&error.without_url()), self.network.proxy_suffix(&url))
+        };
+        let response = self.build(url.clone(), request, &token).send().await.map_err(request_failed)?;
         if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-            return Err(format!("the call was answered with 407{}", self.network.through(&url)));
+            return Err(format!("the call was answered with 407{}", self.network.proxy_suffix(&url)));
         }
         let too_long = || format!("an answer of more than {BODY_LEN_MAX} bytes");
-        answer(response).await.map_err(|unread| unread.map_or_else(too_long, lost))
+        read_response(response).await.map_err(|unread| unread.map_or_else(too_long, request_failed))
     }
 
     /// Where a call goes. A target may come from the platform's answers: whatever it spells, the token goes to no other
@@ -78,20 +79,20 @@ impl Rest {
             let origin = url.origin().ascii_serialization();
             return Err(format!("{origin} is not the account's API: the token is not sent there"));
         }
-        self.network.permit(&url).map_err(|error| error.to_string())?;
+        self.network.check_encryption(&url).map_err(|error| error.to_string())?;
         Ok(url)
     }
 
     /// Where a call goes, as an error names it: the path of a target that is none of its own is named beside it.
-    fn place(&self, target: &str, url: &Url) -> String {
+    fn display_url(&self, target: &str, url: &Url) -> String {
         if Url::parse(target).is_ok_and(|absolute| absolute.has_host()) {
             return network::without_secrets(url);
         }
         format!("{} ({})", network::origin(url), self.api_key)
     }
 
-    fn build(&self, url: Url, request: Request, token: &Secret) -> RequestBuilder {
-        let Request { method, body, .. } = request;
+    fn build(&self, url: Url, request: RestRequest, token: &Secret) -> RequestBuilder {
+        let RestRequest { method, body, .. } = request;
         let builder = match method {
             Method::Get => self.client.get(url),
             Method::Post => self.client.post(url),
@@ -106,7 +107,7 @@ impl Rest {
 }
 
 /// Reads an answer to its end; the error is none where it is longer than is taken.
-async fn answer(response: Response) -> Result<Answer, Option<reqwest::Error>> {
+async fn read_response(response: Response) -> Result<RestResponse, Option<reqwest::Error>> {
     let status = response.status().as_u16();
     let retry_after = head::retry_after(response.headers());
     let mut body = Vec::new();
@@ -118,19 +119,19 @@ async fn answer(response: Response) -> Result<Answer, Option<reqwest::Error>> {
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Answer { status, retry_after, body: body.into() })
+    Ok(RestResponse { status, retry_after, body: body.into() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::{Resolver, Settings, Trust};
+    use crate::network::{Resolver, Settings, TrustedRoots};
 
-    fn rest(api_url: &str, snapshot_url: &str, insecure: bool) -> Rest {
-        let trust = Trust::of(rustls::RootCertStore::empty()).unwrap();
+    fn rest(api_url: &str, snapshot_url: &str, insecure: bool) -> RestClient {
+        let trust = TrustedRoots::of(rustls::RootCertStore::empty()).unwrap();
         let network = NetworkPolicy::new(Settings { insecure, ..Settings::default() }, trust, Resolver::default());
-        let configured = Request { method: Method::Get, target: snapshot_url.to_owned(), body: None };
-        Rest::new(client(&network).unwrap(), network, api_url, "accounts.a.api_url".to_owned(), &[configured])
+        let configured = RestRequest { method: Method::Get, target: snapshot_url.to_owned(), body: None };
+        RestClient::new(client(&network).unwrap(), network, api_url, "accounts.a.api_url".to_owned(), &[configured])
     }
 
     #[test]
@@ -168,12 +169,12 @@ mod tests {
             ("/v2/users?page=2", "https://api.test (accounts.a.api_url)"),
             ("https://snapshots.test/all?x=secret", "https://snapshots.test/all"),
         ] {
-            assert_eq!(rest.place(target, &rest.url(target).unwrap()), place);
+            assert_eq!(rest.display_url(target, &rest.url(target).unwrap()), place);
         }
     }
 
     #[test]
-    fn a_token_travels_in_plain_text_within_this_machine_or_by_explicit_wish_only() {
+    fn plain_text_tokens_need_loopback_or_insecure() {
         assert!(rest("http://127.0.0.1:1", "", false).url("/x").is_ok());
         assert!(rest("http://10.0.0.1:1", "", true).url("/x").is_ok());
         let refused = rest("http://10.0.0.1:1", "", false).url("/x").unwrap_err();

@@ -11,67 +11,67 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Asked,
-    board::Board,
-    holding::{Claimed, Holding},
-    rest::Rest,
-    socket::{Brought, Dialler, Socket},
-    sockets::Sockets,
+    PendingOperatorCommand,
+    board::StreamReporter,
+    holding::{LogAccess, LogClaimResult},
+    rest::RestClient,
+    socket::{Dialler, SocketEvent, UpstreamSocket},
+    sockets::SessionSockets,
 };
 use crate::{
     auth::{Token, Tokens},
     clock,
-    connector::{Answer, Failure},
+    connector::{Failure, RestResponse},
     event_log::EventLog,
     model::{Checkpoint, Event, Mark, Position, Secret},
     protocol::{
-        Now,
+        Moment,
         session::SessionId,
         stream::{CallId, Input, Output, Stream},
     },
-    replica::Seat,
+    replica::LeaseHandle,
     store::AppendError,
 };
 
 /// While frames are there, so many are read before anything else is looked at.
-const FRAMES_AT_ONCE: usize = 64;
+const FRAMES_PER_WAKEUP_MAX: usize = 64;
 /// Before a deadline is acted upon, so many frames that are there are read; the rest is read behind it.
 const FRAMES_BEFORE_TIMEOUT_MAX: usize = 4_096;
 /// Sessions may still be on their way under the token before the newest.
-const TOKENS_KEPT: usize = 3;
+const TOKENS_MAX: usize = 3;
 
 /// One stream's task while it has something to do with the stream.
-pub(super) struct Shell<'a> {
+pub(super) struct StreamDriver<'a> {
     pub(super) machine: Stream,
-    pub(super) holding: Holding,
-    pub(super) seat: &'a mut Seat,
-    pub(super) wishes: &'a mut mpsc::Receiver<Asked>,
+    pub(super) log_access: LogAccess,
+    pub(super) seat: &'a mut LeaseHandle,
+    pub(super) commands: &'a mut mpsc::Receiver<PendingOperatorCommand>,
     pub(super) log: EventLog,
     pub(super) tokens: Tokens,
-    pub(super) board: Arc<Board>,
+    pub(super) reporter: Arc<StreamReporter>,
     pub(super) dialler: Dialler,
-    pub(super) rest: Rest,
-    pub(super) sockets: Sockets,
-    pub(super) work: FuturesUnordered<Work>,
+    pub(super) rest: RestClient,
+    pub(super) sockets: SessionSockets,
+    pub(super) work: FuturesUnordered<StreamWork>,
     /// What a session is waiting for: one call or one dial at a time. Dropping it with the session closes its connection.
     pub(super) attempts: BTreeMap<SessionId, AbortHandle>,
     pub(super) secrets: BTreeMap<u64, Secret>,
     /// When the oldest event that is not durable yet was received.
-    pub(super) oldest: Option<Instant>,
+    pub(super) oldest_received_at: Option<Instant>,
     /// Why the log cannot be used, as the others were told.
-    pub(super) told_failed: Option<String>,
+    pub(super) published_failure: Option<String>,
     /// Whether the others were told that a session is live.
-    pub(super) told_live: bool,
+    pub(super) published_live: bool,
     /// Whether they were told that it does not hear all that is configured. True at first, so that the first word is
     /// about this session and not about one before.
-    pub(super) told_degraded: bool,
+    pub(super) published_degraded: bool,
     /// An append was begun a moment ago, and is not on its way yet.
-    pub(super) has_begun_append: bool,
+    pub(super) append_started: bool,
 }
 
 /// How it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(super) enum StreamRunEnd {
     /// The process ends.
     Stopped,
     /// The stream's part is another one now.
@@ -79,45 +79,45 @@ pub(super) enum Ended {
 }
 
 /// Something under way that answers once.
-pub(super) type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
+pub(super) type StreamWork = Pin<Box<dyn Future<Output = StreamWorkResult> + Send>>;
 
 /// What came of it.
-pub(super) enum Done {
-    Dialled(SessionId, Box<Result<Socket, Failure>>),
-    Answered(CallId, Result<Answer, String>),
+pub(super) enum StreamWorkResult {
+    Connected(SessionId, Box<Result<UpstreamSocket, Failure>>),
+    Answered(CallId, Result<RestResponse, String>),
     Appended(Result<Mark, AppendError>),
     /// The log was claimed, or cannot be.
-    Claimed(Box<Claimed>),
+    Claimed(Box<LogClaimResult>),
     /// Where the log of another holder is.
     Position(Option<Position>),
     Finished,
 }
 
 /// What the loop was woken by.
-enum Woken {
+enum StreamWakeup {
     Stop,
-    Part,
-    Wish(Asked),
+    Role,
+    Command(PendingOperatorCommand),
     Token,
-    Done(Done),
-    Frame(SessionId, Result<Brought, Failure>),
+    Done(StreamWorkResult),
+    Frame(SessionId, Result<SocketEvent, Failure>),
     Timer,
 }
 
-impl Shell<'_> {
+impl StreamDriver<'_> {
     /// Runs until the stop signal or until the stream's part is another one, and then until everything that was heard
     /// is durable, where that is this process's to see to.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<Ended> {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<StreamRunEnd> {
         let mut tokens = self.tokens.watch();
         let mut stopping = false;
-        self.take_token(&mut tokens);
+        self.load_token(&mut tokens);
         loop {
-            if self.carry_out().await {
+            if self.drain_outputs().await {
                 if stopping {
-                    return Ok(Ended::Stopped);
+                    return Ok(StreamRunEnd::Stopped);
                 }
-                if self.has_ended().await {
-                    return Ok(Ended::Released);
+                if self.on_drained().await {
+                    return Ok(StreamRunEnd::Released);
                 }
             }
             let wake = self.machine.poll_timeout();
@@ -127,39 +127,39 @@ impl Shell<'_> {
                 continue;
             }
             // The store works while we read on: first it gets what it is to work on.
-            let giving = mem::take(&mut self.has_begun_append);
-            let wants = self.machine.wants_frames() && !self.sockets.is_empty() && !self.holding.is_claiming();
-            let reading = wants && !giving;
+            let yields_to_append = mem::take(&mut self.append_started);
+            let wants = self.machine.wants_frames() && !self.sockets.is_empty() && !self.log_access.is_claiming();
+            let reading = wants && !yields_to_append;
             let woken = tokio::select! {
                 biased;
-                () = stop.cancelled(), if !stopping => Woken::Stop,
-                () = self.seat.changed() => Woken::Part,
-                Some(asked) = self.wishes.recv() => Woken::Wish(asked),
-                Ok(()) = tokens.changed() => Woken::Token,
-                Some(done) = self.work.next(), if !self.work.is_empty() => Woken::Done(done),
-                () = tokio::task::yield_now(), if giving => Woken::Timer,
-                (id, frame) = self.sockets.next(), if reading => Woken::Frame(id, frame),
-                () = self.holding.follow() => Woken::Timer,
-                () = sleep_until(wake) => Woken::Timer,
+                () = stop.cancelled(), if !stopping => StreamWakeup::Stop,
+                () = self.seat.changed() => StreamWakeup::Role,
+                Some(asked) = self.commands.recv() => StreamWakeup::Command(asked),
+                Ok(()) = tokens.changed() => StreamWakeup::Token,
+                Some(done) = self.work.next(), if !self.work.is_empty() => StreamWakeup::Done(done),
+                () = tokio::task::yield_now(), if yields_to_append => StreamWakeup::Timer,
+                (id, frame) = self.sockets.next(), if reading => StreamWakeup::Frame(id, frame),
+                () = self.log_access.follow() => StreamWakeup::Timer,
+                () = sleep_until(wake) => StreamWakeup::Timer,
             };
             match woken {
-                Woken::Stop => {
+                StreamWakeup::Stop => {
                     stopping = true;
                     self.stop();
                 }
-                Woken::Part => self.take_part(),
-                Woken::Wish(asked) => self.obey(asked),
-                Woken::Token => self.take_token(&mut tokens),
-                Woken::Done(done) => self.done(done).await?,
-                Woken::Frame(id, frame) => self.frames(id, frame),
+                StreamWakeup::Role => self.apply_role(),
+                StreamWakeup::Command(asked) => self.run_command(asked),
+                StreamWakeup::Token => self.load_token(&mut tokens),
+                StreamWakeup::Done(done) => self.on_work_done(done).await?,
+                StreamWakeup::Frame(id, frame) => self.on_frames(id, frame),
                 // The loop looks at the deadlines itself.
-                Woken::Timer => (),
+                StreamWakeup::Timer => (),
             }
         }
     }
 
     /// Does what an operator wants, or says why that would have no effect. What was withdrawn is not done.
-    fn obey(&mut self, Asked { wish, answer }: Asked) {
+    fn run_command(&mut self, PendingOperatorCommand { command: wish, answer }: PendingOperatorCommand) {
         if answer.is_closed() {
             return;
         }
@@ -175,7 +175,7 @@ impl Shell<'_> {
     /// A deadline is over. Where this process was stopped meanwhile, what arrived in time is still in the sockets: it is
     /// read before anybody is judged to be silent or late.
     async fn read_before_timeout(&mut self) {
-        if self.sockets.is_empty() || self.holding.is_claiming() {
+        if self.sockets.is_empty() || self.log_access.is_claiming() {
             return;
         }
         // The runtime learns here which sockets can be read.
@@ -185,14 +185,14 @@ impl Shell<'_> {
                 return;
             }
             let Some((id, frame)) = self.sockets.next_now() else { return };
-            self.frame(id, frame);
+            self.on_frame(id, frame);
         }
     }
 
-    fn take_token(&mut self, tokens: &mut watch::Receiver<Option<Token>>) {
+    fn load_token(&mut self, tokens: &mut watch::Receiver<Option<Token>>) {
         let Some(Token { generation, secret }) = tokens.borrow_and_update().clone() else { return };
         self.secrets.insert(generation, secret);
-        while self.secrets.len() > TOKENS_KEPT {
+        while self.secrets.len() > TOKENS_MAX {
             self.secrets.pop_first();
         }
         self.machine.handle(Input::Token(generation), now());
@@ -204,64 +204,64 @@ impl Shell<'_> {
     }
 
     /// Reads what is there, up to a bound, so that one append covers it.
-    fn frames(&mut self, id: SessionId, frame: Result<Brought, Failure>) {
-        self.frame(id, frame);
-        for _ in 1..FRAMES_AT_ONCE {
+    fn on_frames(&mut self, id: SessionId, frame: Result<SocketEvent, Failure>) {
+        self.on_frame(id, frame);
+        for _ in 1..FRAMES_PER_WAKEUP_MAX {
             if !self.machine.wants_frames() {
                 return;
             }
             let Some((id, frame)) = self.sockets.next_now() else { return };
-            self.frame(id, frame);
+            self.on_frame(id, frame);
         }
     }
 
-    fn frame(&mut self, session: SessionId, frame: Result<Brought, Failure>) {
+    fn on_frame(&mut self, session: SessionId, frame: Result<SocketEvent, Failure>) {
         let now = now();
-        self.oldest.get_or_insert(now.at);
+        self.oldest_received_at.get_or_insert(now.at);
         match frame {
-            Ok(Brought::Beginning) => self.machine.handle(Input::Begun(session), now),
-            Ok(Brought::Frame(frame)) => self.machine.handle(Input::Frame { session, frame }, now),
+            Ok(SocketEvent::PartialFrame) => self.machine.handle(Input::PartialFrame(session), now),
+            Ok(SocketEvent::Frame(frame)) => self.machine.handle(Input::Frame { session, frame }, now),
             Err(failure) => {
-                self.sockets.ended(session, &failure);
+                self.sockets.mark_ended(session, &failure);
                 self.machine.handle(Input::Closed { session, failure }, now);
             }
         }
     }
 
-    async fn done(&mut self, done: Done) -> anyhow::Result<()> {
+    async fn on_work_done(&mut self, done: StreamWorkResult) -> anyhow::Result<()> {
         match done {
-            Done::Dialled(session, dialled) => {
+            StreamWorkResult::Connected(session, dialled) => {
                 if self.attempts.remove(&session).is_some() {
-                    self.dialled(session, *dialled);
+                    self.on_connected(session, *dialled);
                 }
             }
-            Done::Answered(call, answer) => {
+            StreamWorkResult::Answered(call, answer) => {
                 if let CallId::Session(session) = call {
                     self.attempts.remove(&session);
                 }
-                self.machine.handle(Input::Answered { call, answer }, now());
+                self.machine.handle(Input::Response { call, response: answer }, now());
             }
-            Done::Appended(Ok(mark)) => self.machine.handle(Input::Appended(mark), now()),
-            Done::Appended(Err(error)) => self.lost_log(error).await?,
-            Done::Claimed(claimed) => self.claimed(*claimed).await?,
-            Done::Position(position) => self.log_is_at(position),
-            Done::Finished => (),
+            StreamWorkResult::Appended(Ok(mark)) => self.machine.handle(Input::Appended(mark), now()),
+            StreamWorkResult::Appended(Err(error)) => self.on_append_error(error).await?,
+            StreamWorkResult::Claimed(claimed) => self.claimed(*claimed).await?,
+            StreamWorkResult::Position(position) => self.on_log_position(position),
+            StreamWorkResult::Finished => (),
         }
         Ok(())
     }
 
-    fn dialled(&mut self, session: SessionId, dialled: Result<Socket, Failure>) {
+    fn on_connected(&mut self, session: SessionId, dialled: Result<UpstreamSocket, Failure>) {
         match dialled {
             Ok(socket) => {
                 self.sockets.add(session, socket);
                 self.machine.handle(Input::Opened(session), now());
             }
-            Err(failure) => self.machine.handle(Input::Refused { session, failure }, now()),
+            Err(failure) => self.machine.handle(Input::ConnectFailed { session, failure }, now()),
         }
     }
 
     /// Carries out everything that the machine wants. True when it is done for good.
-    async fn carry_out(&mut self) -> bool {
+    async fn drain_outputs(&mut self) -> bool {
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Call { call, generation, request } => self.call(call, generation, request),
@@ -271,61 +271,61 @@ impl Shell<'_> {
                         socket.probe(probe).await;
                     }
                 }
-                Output::Leave { session, code, reason } => {
+                Output::Close { session, code, reason } => {
                     if let Some(socket) = self.sockets.get(session) {
-                        socket.leave(code, reason).await;
+                        socket.close(code, reason).await;
                     }
                 }
-                Output::Forget(session) => self.forget(session),
+                Output::DropSocket(session) => self.forget(session),
                 Output::Append { events, checkpoint } => self.append(events, checkpoint),
-                Output::RefuseToken(generation) => self.tokens.refuse(self.log.name(), generation),
-                Output::TokenCarried(generation) => self.tokens.carried(self.log.name(), generation),
-                Output::Report(report) => self.board.report(report),
-                Output::Flushed => self.seat.say_flushed().await,
+                Output::TokenRejected(generation) => self.tokens.refuse(self.log.name(), generation),
+                Output::TokenProven(generation) => self.tokens.record_live(self.log.name(), generation),
+                Output::Report(report) => self.reporter.report(report),
+                Output::Flushed => self.seat.report_flushed().await,
                 Output::Drained => return true,
             }
         }
-        self.tell_live().await;
-        self.board.update(&self.machine);
-        self.board.owned(self.holding.is_owning());
+        self.publish_health().await;
+        self.reporter.update(&self.machine);
+        self.reporter.set_owner(self.log_access.is_owner());
         if self.machine.buffered() == 0 {
             // A heartbeat waits for nothing.
-            self.oldest = None;
+            self.oldest_received_at = None;
         }
         false
     }
 
-    fn call(&mut self, call: CallId, generation: u64, request: crate::connector::Request) {
+    fn call(&mut self, call: CallId, generation: u64, request: crate::connector::RestRequest) {
         let (rest, secret) = (self.rest.clone(), self.secret(generation));
         let calling = async move {
             let answer = match secret {
                 Some(secret) => rest.call(request, secret).await,
                 None => Err("there is no token".to_owned()),
             };
-            Done::Answered(call, answer)
+            StreamWorkResult::Answered(call, answer)
         };
         match call {
-            CallId::Session(session) => self.attempt(session, calling),
+            CallId::Session(session) => self.start_attempt(session, calling),
             // Bounded by the time that a REST call may take.
             CallId::Snapshot(_) => self.work.push(Box::pin(calling)),
         }
     }
 
     /// Starts what a session waits for. It is cancelled when the session is forgotten.
-    fn attempt(&mut self, session: SessionId, work: impl Future<Output = Done> + Send + 'static) {
+    fn start_attempt(&mut self, session: SessionId, work: impl Future<Output = StreamWorkResult> + Send + 'static) {
         let (work, handle) = abortable(work);
         self.attempts.insert(session, handle);
-        self.work.push(Box::pin(async move { work.await.unwrap_or(Done::Finished) }));
+        self.work.push(Box::pin(async move { work.await.unwrap_or(StreamWorkResult::Finished) }));
     }
 
     fn dial(&mut self, session: SessionId, generation: u64, dial: crate::protocol::session::Dial) {
         let (dialler, secret) = (self.dialler.clone(), self.secret(generation));
-        self.attempt(session, async move {
+        self.start_attempt(session, async move {
             let dialled = match secret {
                 Some(secret) => dialler.open(dial, secret).await,
                 None => Err(Failure::Unreachable("there is no token".to_owned())),
             };
-            Done::Dialled(session, Box::new(dialled))
+            StreamWorkResult::Connected(session, Box::new(dialled))
         });
     }
 
@@ -336,52 +336,52 @@ impl Shell<'_> {
         if let Some((socket, failure)) = self.sockets.remove(session) {
             self.work.push(Box::pin(async move {
                 socket.finish(failure).await;
-                Done::Finished
+                StreamWorkResult::Finished
             }));
         }
     }
 
     fn append(&mut self, events: Vec<Event>, checkpoint: Checkpoint) {
-        let Some(mut appender) = self.holding.appender() else { return };
-        let (board, oldest) = (Arc::clone(&self.board), self.oldest.take());
+        let Some(mut appender) = self.log_access.appender() else { return };
+        let (board, oldest) = (Arc::clone(&self.reporter), self.oldest_received_at.take());
         if self.machine.buffered() > events.len() {
             // What was read behind this batch waits from here on.
-            self.oldest = Some(clock::now());
+            self.oldest_received_at = Some(clock::now());
         }
-        self.has_begun_append = true;
+        self.append_started = true;
         self.work.push(Box::pin(async move {
             let bytes = events.iter().map(|event| event.body.len()).sum();
             let appended = appender.append(&events, checkpoint, &board).await;
             if appended.is_ok() && !events.is_empty() {
                 board.appended(events.len(), bytes, oldest.map(|at| clock::now().saturating_duration_since(at)));
             }
-            Done::Appended(appended)
+            StreamWorkResult::Appended(appended)
         }));
     }
 
     /// The others are told when a session becomes live, or is no longer.
-    async fn tell_live(&mut self) {
-        let failed = self.board.refused_log();
+    async fn publish_health(&mut self) {
+        let failed = self.reporter.log_error();
         let live = self.machine.is_ready() && failed.is_none();
-        if self.told_failed != failed {
-            self.told_failed.clone_from(&failed);
-            self.seat.say_failed(failed).await;
+        if self.published_failure != failed {
+            self.published_failure.clone_from(&failed);
+            self.seat.report_failed(failed).await;
         }
-        if mem::replace(&mut self.told_live, live) != live {
+        if mem::replace(&mut self.published_live, live) != live {
             if live {
-                self.note_live();
+                self.record_live_offset();
             }
-            self.seat.say_live(live).await;
+            self.seat.report_live(live).await;
         }
         let degraded = self.machine.is_degraded();
-        if mem::replace(&mut self.told_degraded, degraded) != degraded {
-            self.seat.say_degraded(degraded).await;
+        if mem::replace(&mut self.published_degraded, degraded) != degraded {
+            self.seat.report_degraded(degraded).await;
         }
     }
 }
 
-pub(super) fn now() -> Now {
-    Now { at: clock::now(), wall: clock::wall(), unit: fastrand::f64() }
+pub(super) fn now() -> Moment {
+    Moment { at: clock::now(), wall: clock::wall(), random: fastrand::f64() }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -23,13 +23,13 @@ use tokio_tungstenite::{
     },
 };
 
-pub use self::upgrade::Upgrade;
-use self::wire::Wire;
+pub use self::upgrade::UpgradeRequest;
+use self::wire::TrackedStream;
 use crate::{
     clock,
     connector::{Credential, Failure, Frame, Probe},
     model::Secret,
-    network::{self, Connection, NetworkPolicy},
+    network::{self, NetworkPolicy, NetworkStream},
     protocol::session::Dial,
 };
 
@@ -38,7 +38,7 @@ const READ_BUFFER_LEN: usize = 64 * 1024;
 /// We only ever send probes and farewells.
 const WRITE_BUFFER_MAX: usize = 64 * 1024;
 /// A peer that does not take a probe in this time is as good as gone.
-const SEND_MAX: Duration = Duration::from_secs(5);
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reasons and error texts of a platform are kept up to this length.
 const REASON_LEN_MAX: usize = 200;
 
@@ -47,12 +47,12 @@ const NOT_UTF8: &str = "a text that is not UTF-8";
 
 /// An open socket.
 #[derive(Debug)]
-pub struct Socket {
-    stream: WebSocketStream<Wire>,
+pub struct UpstreamSocket {
+    stream: WebSocketStream<TrackedStream>,
     /// How many messages it brought.
     messages: u64,
     /// The message that it brought the beginning of.
-    begun: Option<u64>,
+    partial_reported: Option<u64>,
     /// A text that it brought was none: nothing more is taken.
     broken: bool,
 }
@@ -62,7 +62,7 @@ pub struct Socket {
 pub struct Dialler {
     network: NetworkPolicy,
     frame_max: usize,
-    within: Duration,
+    timeout: Duration,
     /// The configuration's key of the URL; none where the platform gives the URL.
     key: Option<String>,
 }
@@ -71,31 +71,32 @@ impl Dialler {
     /// `within` bounds one attempt: name resolution, TCP, proxy, TLS and the upgrade. `key` is for errors: where the
     /// configuration has the URL.
     pub fn new(network: NetworkPolicy, frame_max: usize, within: Duration, key: Option<String>) -> Self {
-        Self { network, frame_max, within, key }
+        Self { network, frame_max, timeout: within, key }
     }
 
     /// Opens a socket. Dropping the future cancels the attempt and closes its connection. Redirects are not followed: a
     /// token is never sent to another host than the configured one.
-    pub async fn open(&self, dial: Dial, token: Secret) -> Result<Socket, Failure> {
+    pub async fn open(&self, dial: Dial, token: Secret) -> Result<UpstreamSocket, Failure> {
         let url = url(&dial, &token).map_err(Failure::Unreachable)?;
-        let place = self.place(&url, dial.credential);
-        self.open_at(url, &dial, &token).await.map_err(|failure| failure.at(&place))
+        let place = self.display_url(&url, dial.credential);
+        self.open_at(url, &dial, &token).await.map_err(|failure| failure.with_context(&place))
     }
 
-    async fn open_at(&self, url: reqwest::Url, dial: &Dial, token: &Secret) -> Result<Socket, Failure> {
-        let deadline = clock::now() + self.within;
-        let upgrade = Upgrade::new(&url, dial.credential, token).map_err(Failure::Unreachable)?;
+    async fn open_at(&self, url: reqwest::Url, dial: &Dial, token: &Secret) -> Result<UpstreamSocket, Failure> {
+        let deadline = clock::now() + self.timeout;
+        let upgrade = UpgradeRequest::new(&url, dial.credential, token).map_err(Failure::Unreachable)?;
         let connected = self.network.connect(&url, deadline).await;
         let stream = connected.map_err(|error| Failure::Unreachable(error.to_string()))?;
-        let upgraded = tokio::time::timeout_at(deadline.into(), Socket::over(stream, upgrade, self.frame_max)).await;
-        let late = || self.unreachable(&url, &format!("no answer to the upgrade within {:?}", self.within));
+        let upgraded =
+            tokio::time::timeout_at(deadline.into(), UpstreamSocket::upgrade(stream, upgrade, self.frame_max)).await;
+        let late = || self.unreachable(&url, &format!("no answer to the upgrade within {:?}", self.timeout));
         let upgraded = upgraded.map_err(|_| late())?;
         let lost = |error: io::Error| self.unreachable(&url, &format!("upgrade: {error}"));
         upgraded.map_err(lost)?
     }
 
     /// Where a socket is asked for, as an error names it. A URL that is a credential by itself is not shown in full.
-    fn place(&self, url: &reqwest::Url, credential: Credential) -> String {
+    fn display_url(&self, url: &reqwest::Url, credential: Credential) -> String {
         let shown = match credential {
             Credential::Header | Credential::Query(_) => network::without_secrets(url),
             Credential::InUrl => network::origin(url),
@@ -105,7 +106,7 @@ impl Dialler {
     }
 
     fn unreachable(&self, url: &reqwest::Url, why: &str) -> Failure {
-        Failure::Unreachable(format!("{}{}", bounded(why), self.network.through(url)))
+        Failure::Unreachable(format!("{}{}", bounded(why), self.network.proxy_suffix(url)))
     }
 }
 
@@ -137,49 +138,49 @@ fn bounded(text: &str) -> String {
 
 /// What a socket brings.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Brought {
+pub enum SocketEvent {
     /// The beginning of a frame whose rest is not there. Told once.
-    Beginning,
+    PartialFrame,
     Frame(Frame),
 }
 
-impl Socket {
+impl UpstreamSocket {
     /// Makes a WebSocket of an open connection, or says why there is none. A message beyond `frame_max` bytes ends it.
-    pub async fn over(
-        mut connection: Connection,
-        upgrade: Upgrade,
+    pub async fn upgrade(
+        mut connection: NetworkStream,
+        upgrade: UpgradeRequest,
         frame_max: usize,
     ) -> io::Result<Result<Self, Failure>> {
-        let mut read = match upgrade.carry_out(&mut connection).await? {
+        let mut read = match upgrade.perform(&mut connection).await? {
             Ok(read) => read,
             Err(failure) => return Ok(Err(failure)),
         };
-        let wire = Wire::new(connection, &mut read);
+        let wire = TrackedStream::new(connection, &mut read);
         let stream = WebSocketStream::from_partially_read(wire, read, Role::Client, Some(config(frame_max))).await;
-        Ok(Ok(Self { stream, messages: 0, begun: None, broken: false }))
+        Ok(Ok(Self { stream, messages: 0, partial_reported: None, broken: false }))
     }
 
     /// The next frame, or why there are no more.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Brought, Failure>> {
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<SocketEvent, Failure>> {
         if self.broken {
             return Poll::Ready(Err(Failure::Unreadable(NOT_UTF8.to_owned())));
         }
         match Pin::new(&mut self.stream).poll_next(cx) {
-            Poll::Pending => self.beginning(),
+            Poll::Pending => self.poll_partial(),
             Poll::Ready(None) => Poll::Ready(Err(closed(1006, ""))),
-            Poll::Ready(Some(Ok(message))) => Poll::Ready(self.frame(message).map(Brought::Frame)),
+            Poll::Ready(Some(Ok(message))) => Poll::Ready(self.frame(message).map(SocketEvent::Frame)),
             Poll::Ready(Some(Err(error))) => Poll::Ready(Err(failure(&error))),
         }
     }
 
     /// Every whole frame has been brought: what is under way goes on with what is not here yet.
-    fn beginning(&mut self) -> Poll<Result<Brought, Failure>> {
-        let under_way = self.stream.get_ref().follower.under_way();
-        if under_way.is_none() || under_way == self.begun {
+    fn poll_partial(&mut self) -> Poll<Result<SocketEvent, Failure>> {
+        let under_way = self.stream.get_ref().tracker.partial_message();
+        if under_way.is_none() || under_way == self.partial_reported {
             return Poll::Pending;
         }
-        self.begun = under_way;
-        Poll::Ready(Ok(Brought::Beginning))
+        self.partial_reported = under_way;
+        Poll::Ready(Ok(SocketEvent::PartialFrame))
     }
 
     /// Puts the connector's question. An error shows when the socket is read next.
@@ -192,22 +193,22 @@ impl Socket {
     }
 
     /// Says farewell. Frames may still arrive until the platform answers.
-    pub async fn leave(&mut self, code: u16, reason: &'static str) {
+    pub async fn close(&mut self, code: u16, reason: &'static str) {
         self.send(Message::Close(Some(CloseFrame { code: code.into(), reason: reason.into() }))).await;
     }
 
     async fn send(&mut self, message: Message) {
         // What cannot be sent is heard as silence or as a lost socket: there is nothing else to decide here.
-        drop(tokio::time::timeout(SEND_MAX, self.stream.send(message)).await);
+        drop(tokio::time::timeout(SEND_TIMEOUT, self.stream.send(message)).await);
     }
 
     /// Ends the socket politely where the platform is still there: answers its farewell, or says why we go.
     pub async fn finish(mut self, failure: Failure) {
         if failure == Failure::Oversize {
-            self.leave(1009, "frame_max").await;
+            self.close(1009, "frame_max").await;
         }
         if self.broken {
-            self.leave(1007, NOT_UTF8).await;
+            self.close(1007, NOT_UTF8).await;
         }
         drop(tokio::time::timeout(Duration::from_secs(1), self.stream.flush()).await);
     }
@@ -226,7 +227,7 @@ impl Socket {
     fn data(&mut self, bytes: Bytes) -> Frame {
         let message = self.messages;
         self.messages += 1;
-        if !self.stream.get_mut().follower.was_text(message) {
+        if !self.stream.get_mut().tracker.was_text(message) {
             return Frame::Binary(bytes);
         }
         ByteString::try_from(bytes.clone()).map_or_else(

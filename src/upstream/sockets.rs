@@ -5,62 +5,62 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::socket::{Brought, Socket};
+use super::socket::{SocketEvent, UpstreamSocket};
 use crate::{connector::Failure, protocol::session::SessionId};
 
 /// The open sockets of a stream: one, or a few while a session is replaced.
-pub(super) struct Sockets {
-    open: Vec<Open>,
+pub(super) struct SessionSockets {
+    open: Vec<SessionSocket>,
     /// Where the next read begins: behind the socket that was read last, so that a socket with a backlog does not keep
     /// its successor's answer unread.
-    turn: usize,
+    next_index: usize,
 }
 
-struct Open {
+struct SessionSocket {
     id: SessionId,
-    socket: Socket,
+    socket: UpstreamSocket,
     /// It has nothing more to say.
     ended: Option<Failure>,
 }
 
-impl Sockets {
+impl SessionSockets {
     pub(super) fn new() -> Self {
-        Self { open: Vec::new(), turn: 0 }
+        Self { open: Vec::new(), next_index: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 
-    pub(super) fn add(&mut self, id: SessionId, socket: Socket) {
-        self.open.push(Open { id, socket, ended: None });
+    pub(super) fn add(&mut self, id: SessionId, socket: UpstreamSocket) {
+        self.open.push(SessionSocket { id, socket, ended: None });
     }
 
-    pub(super) fn get(&mut self, id: SessionId) -> Option<&mut Socket> {
+    pub(super) fn get(&mut self, id: SessionId) -> Option<&mut UpstreamSocket> {
         self.open.iter_mut().find(|open| open.id == id).map(|open| &mut open.socket)
     }
 
-    pub(super) fn ended(&mut self, id: SessionId, failure: &Failure) {
+    pub(super) fn mark_ended(&mut self, id: SessionId, failure: &Failure) {
         if let Some(open) = self.open.iter_mut().find(|open| open.id == id) {
             open.ended = Some(failure.clone());
         }
     }
 
     /// Takes a socket out, with what it ended by; one that never ended is simply dropped by its owner.
-    pub(super) fn remove(&mut self, id: SessionId) -> Option<(Socket, Failure)> {
+    pub(super) fn remove(&mut self, id: SessionId) -> Option<(UpstreamSocket, Failure)> {
         let index = self.open.iter().position(|open| open.id == id)?;
-        let Open { socket, ended, .. } = self.open.swap_remove(index);
+        let SessionSocket { socket, ended, .. } = self.open.swap_remove(index);
         Some((socket, ended?))
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(SessionId, Result<Brought, Failure>)> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(SessionId, Result<SocketEvent, Failure>)> {
         let count = self.open.len();
-        for place in (0..count).map(|step| (self.turn + step) % count) {
+        for place in (0..count).map(|step| (self.next_index + step) % count) {
             let open = &mut self.open[place];
             if open.ended.is_none()
                 && let Poll::Ready(frame) = open.socket.poll_frame(cx)
             {
-                self.turn = place + 1;
+                self.next_index = place + 1;
                 return Poll::Ready((open.id, frame));
             }
         }
@@ -68,12 +68,12 @@ impl Sockets {
     }
 
     /// The next frame of any socket.
-    pub(super) async fn next(&mut self) -> (SessionId, Result<Brought, Failure>) {
+    pub(super) async fn next(&mut self) -> (SessionId, Result<SocketEvent, Failure>) {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// The next frame, if one is there.
-    pub(super) fn next_now(&mut self) -> Option<(SessionId, Result<Brought, Failure>)> {
+    pub(super) fn next_now(&mut self) -> Option<(SessionId, Result<SocketEvent, Failure>)> {
         // Whoever waits next registers its own waker.
         match self.poll_next(&mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Ready(next) => Some(next),

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use trunkline::simulator::{Dialect, Fault, Target};
+use trunkline::simulator::{FaultTarget, PlatformFault, SocketDialect};
 
-use crate::harness::{Plan, Platform, Relay, eventually, throughout};
+use crate::harness::{Platform, Relay, RelayPlan, eventually, throughout};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_readiness_and_status_are_told() {
+async fn health_readiness_and_status_are_served() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     let health = relay.get("/healthz").await;
@@ -17,8 +17,8 @@ async fn health_readiness_and_status_are_told() {
     let streams = json!({ relay.name(): "live" });
     let checks = json!({"store": "ok", "draining": false});
     assert_eq!(ready, json!({"ready": true, "checks": checks, "warnings": [], "streams": streams}));
-    platform.say(4);
-    relay.tells("1 2 3 4").await;
+    platform.emit(4);
+    relay.expect_log("1 2 3 4").await;
     let stream = relay.stream().await;
     assert_eq!((&stream["position"], &stream["events"]), (&"4".into(), &4.into()));
     assert_eq!(stream["last"], relay.entries().await[3]["id"]);
@@ -30,7 +30,7 @@ async fn health_readiness_and_status_are_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_without_its_platform_is_healthy_and_ready_and_its_streams_are_not_live() {
-    let plan = Plan::numbered(([127, 0, 0, 1], 9).into());
+    let plan = RelayPlan::numbered(([127, 0, 0, 1], 9).into());
     let relay = Relay::launch(plan).await;
     eventually("the account has met trouble", async || relay.account().await["last_error"].is_string()).await;
     assert_eq!(relay.get("/healthz").await.status(), 200);
@@ -43,8 +43,8 @@ async fn a_draining_process_is_healthy_and_not_ready() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     // A platform that does not answer the farewell is waited for a little.
-    platform.inject(Fault::Stall { on: Target::All, lasting: Duration::from_secs(60) });
-    relay.ask_to_end();
+    platform.inject(PlatformFault::Stall { on: FaultTarget::All, duration: Duration::from_secs(60) });
+    relay.request_stop();
     eventually("it is not ready", async || relay.get("/readyz").await.status() == 503).await;
     let ready: Value = relay.get("/readyz").await.json().await.unwrap();
     assert_eq!((&ready["ready"], &ready["checks"]["draining"]), (&false.into(), &true.into()));
@@ -53,41 +53,42 @@ async fn a_draining_process_is_healthy_and_not_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_stream_has_no_socket_and_goes_on_where_it_was() {
+async fn a_paused_stream_has_no_socket_and_resumes_at_its_position() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.say(2);
-    relay.tells("1 2").await;
-    relay.wish("pause").await;
-    eventually("its socket is gone", async || platform.open(Dialect::Sequenced) == 0).await;
+    platform.emit(2);
+    relay.expect_log("1 2").await;
+    relay.operator_request("pause").await;
+    eventually("its socket is gone", async || platform.open(SocketDialect::Sequenced) == 0).await;
     assert_eq!(relay.stream().await["state"], "paused");
-    platform.say(2);
-    relay.wish("pause").await;
+    platform.emit(2);
+    relay.operator_request("pause").await;
     let rotate = format!("/admin/v1/streams/{}/rotate", relay.name());
     assert_eq!(relay.post(&rotate).await.status(), 409, "there is nothing to rotate");
-    throughout(Duration::from_millis(200), "it stays so", async || platform.opened(Dialect::Sequenced) == 1).await;
-    relay.wish("resume").await;
-    relay.wish("resume").await;
-    relay.tells("1 2 3 4").await;
-    assert_eq!(platform.opened(Dialect::Sequenced), 2);
+    throughout(Duration::from_millis(200), "it stays so", async || platform.opened(SocketDialect::Sequenced) == 1)
+        .await;
+    relay.operator_request("resume").await;
+    relay.operator_request("resume").await;
+    relay.expect_log("1 2 3 4").await;
+    assert_eq!(platform.opened(SocketDialect::Sequenced), 2);
     assert_eq!(relay.metric("stream_network_reconnects_total", &[]).await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_may_want_a_new_token_and_a_new_socket() {
+async fn an_operator_can_request_a_new_token_and_a_new_socket() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    relay.wish("rotate").await;
+    relay.operator_request("rotate").await;
     relay.until("it has rotated", |stream| stream["rotations"] == 1).await;
     let path = format!("/admin/v1/accounts/{}/refresh", relay.plan().account_name());
     assert_eq!(relay.post(&path).await.status(), 202);
     relay.until("it has rotated for the token", |stream| stream["rotations"] == 2).await;
     assert_eq!(relay.metric("stream_rotations_total", &[("trigger", "token"), ("outcome", "completed")]).await, 1.0);
-    assert_eq!(platform.tally().grants_total(), 2);
+    assert_eq!(platform.counters().grants_total(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_there_is_a_problem_with_a_type() {
+async fn an_unknown_admin_path_answers_a_typed_problem() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     let own = format!("/admin/v1/streams/{}/explode", relay.name());

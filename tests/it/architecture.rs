@@ -172,7 +172,7 @@ fn every_module_uses_only_what_lies_below_it() {
 }
 
 #[test]
-fn every_module_has_a_place_in_the_house() {
+fn every_module_is_in_the_layer_table() {
     let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let modules = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
     for module in modules {
@@ -182,7 +182,7 @@ fn every_module_has_a_place_in_the_house() {
 }
 
 #[test]
-fn the_rules_neither_wait_nor_look_at_a_clock_nor_touch_a_socket() {
+fn the_rules_never_wait_read_a_clock_or_use_a_socket() {
     for module in RULES {
         for file in source(module) {
             let code = code(&file);
@@ -231,7 +231,7 @@ fn the_manifests_keep_the_rules_pure_and_the_simulator_independent() {
 }
 
 #[test]
-fn every_file_opens_with_what_it_is_and_none_is_called_mod() {
+fn every_file_starts_with_its_doc_comment_and_none_is_called_mod() {
     let modules = MAY_USE.iter().map(|(module, _)| *module).chain(ENTRIES);
     for file in modules.flat_map(source) {
         let text = fs::read_to_string(&file).unwrap();
@@ -242,7 +242,7 @@ fn every_file_opens_with_what_it_is_and_none_is_called_mod() {
 }
 
 #[test]
-fn the_table_can_fail() {
+fn the_layer_check_detects_a_violation() {
     let sample = "use crate::{model::{A, B}, store::{self, C}};\nlet x = crate::config::load();";
     assert_eq!(used(sample), ["config", "model", "store"].map(str::to_owned).into());
     for (sample, found) in [

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use trunkline::simulator::Dialect;
+use trunkline::simulator::SocketDialect;
 
-use crate::harness::{Consumer, Plan, Platform, Relay, Transport, Wire, eventually, story, tell};
+use crate::harness::{
+    Consumer, ConsumerTransport, Platform, Relay, RelayPlan, TcpProxy, eventually, summarize_entry, summarize_log,
+};
 
-const TRANSPORTS: [Transport; 3] = [Transport::WebSocket, Transport::Sse, Transport::Ndjson];
+const TRANSPORTS: [ConsumerTransport; 3] =
+    [ConsumerTransport::WebSocket, ConsumerTransport::Sse, ConsumerTransport::Ndjson];
 
 fn id(event: &Value) -> &str {
     event["id"].as_str().unwrap()
@@ -17,24 +20,24 @@ fn id(event: &Value) -> &str {
 async fn consumers_read_one_socket_at_their_own_offsets() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.say(20);
+    platform.emit(20);
     let mut first = relay.consumer().await;
     let taken = first.take(20).await;
-    let mut tenth = relay.consume(Transport::Sse, &format!("after={}", id(&taken[9]))).await;
-    let mut last = relay.consume(Transport::Ndjson, "from=last").await;
+    let mut tenth = relay.consume(ConsumerTransport::Sse, &format!("after={}", id(&taken[9]))).await;
+    let mut last = relay.consume(ConsumerTransport::Ndjson, "from=last").await;
     tenth.expect(11..=20).await;
-    platform.say(5);
+    platform.emit(5);
     first.expect(21..=25).await;
     tenth.expect(21..=25).await;
     last.expect(21..=25).await;
-    assert_eq!(platform.opened(Dialect::Sequenced), 1);
+    assert_eq!(platform.opened(SocketDialect::Sequenced), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_transport_tells_the_same_and_goes_on_after_a_cursor() {
+async fn every_transport_sends_the_same_events_and_resumes_after_a_cursor() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.say(12);
+    platform.emit(12);
     let all = relay.consumer().await.take(12).await;
     for transport in TRANSPORTS {
         let mut consumer = relay.consume(transport, "from=first").await;
@@ -47,28 +50,28 @@ async fn every_transport_tells_the_same_and_goes_on_after_a_cursor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_browser_that_reconnects_goes_on_after_its_last_event_id() {
+async fn a_browser_that_reconnects_resumes_after_its_last_event_id() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.say(9);
-    let mut consumer = relay.consume(Transport::Sse, "from=first").await;
+    platform.emit(9);
+    let mut consumer = relay.consume(ConsumerTransport::Sse, "from=first").await;
     consumer.expect(1..=4).await;
     let last_id = consumer.last_id.clone().unwrap();
     drop(consumer);
     let target = format!("/v1/streams/{}/events?from=first", relay.name());
-    let mut consumer = Consumer::resumed(relay.consumers_at(), &target, &last_id).await;
+    let mut consumer = Consumer::reconnect(relay.consumers_at(), &target, &last_id).await;
     consumer.expect(5..=9).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cursor_is_good_after_a_restart() {
+async fn a_cursor_is_valid_after_a_restart() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.say(6);
+    platform.emit(6);
     let taken = relay.consumer().await.take(6).await;
     let relay = relay.restart().await;
-    platform.say(2);
-    let mut consumer = relay.consume(Transport::WebSocket, &format!("after={}", id(&taken[3]))).await;
+    platform.emit(2);
+    let mut consumer = relay.consume(ConsumerTransport::WebSocket, &format!("after={}", id(&taken[3]))).await;
     consumer.expect(5..=8).await;
 }
 
@@ -76,7 +79,7 @@ async fn a_cursor_is_good_after_a_restart() {
 async fn pages_lead_from_one_to_the_next() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.say(10);
+    platform.emit(10);
     relay.consumer().await.expect(1..=10).await;
     let mut target = format!("/v1/streams/{}/events?from=first&limit=4", relay.name());
     let mut entries: Vec<Value> = Vec::new();
@@ -91,23 +94,23 @@ async fn pages_lead_from_one_to_the_next() {
         entries.extend(events);
     }
     assert_eq!(sizes, [4, 4, 2, 0]);
-    assert_eq!(story(&entries), "1 2 3 4 5 6 7 8 9 10");
-    platform.say(1);
+    assert_eq!(summarize_log(&entries), "1 2 3 4 5 6 7 8 9 10");
+    platform.emit(1);
     eventually("a poller sees what is new", async || {
         let page: Vec<Value> = relay.page(&target).await.json().await.unwrap();
-        page.iter().map(tell).eq(["11"])
+        page.iter().map(summarize_entry).eq(["11"])
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cursor_behind_what_is_held_is_told_and_never_passed_over() {
+async fn a_cursor_before_the_oldest_entry_is_reported_as_a_gap_or_410() {
     let platform = Platform::start().await;
-    let plan = Plan::numbered(platform.address()).store("retention.events", 50);
+    let plan = RelayPlan::numbered(platform.address()).store("retention.events", 50);
     let relay = Relay::of(plan).await;
-    platform.say(2);
+    platform.emit(2);
     let first = relay.consumer().await.take(2).await.remove(0);
-    platform.say(3_000);
+    platform.emit(3_000);
     let target = format!("/v1/streams/{}/events?after={}", relay.name(), id(&first));
     eventually("the log has let go of it", async || relay.page(&target).await.status() == 410).await;
     let problem: Value = relay.page(&target).await.json().await.unwrap();
@@ -129,35 +132,37 @@ async fn a_cursor_behind_what_is_held_is_told_and_never_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cursor_of_another_log_is_told_and_never_trusted() {
+async fn a_cursor_of_another_log_is_reported_and_never_used() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.say(3);
-    relay.tells("1 2 3").await;
+    platform.emit(3);
+    relay.expect_log("1 2 3").await;
     let target = format!("/v1/streams/{}/events?after=0-2", relay.name());
     assert_eq!(relay.page(&target).await.status(), 410);
-    let mut consumer = relay.consume(Transport::WebSocket, "after=0-2").await;
+    let mut consumer = relay.consume(ConsumerTransport::WebSocket, "after=0-2").await;
     assert_eq!(consumer.next().await.unwrap()["data"]["reason"], "trimmed");
     consumer.expect(1..=3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_streams_come_by_one_connection_and_one_cursor() {
+async fn several_streams_share_one_connection_and_one_cursor() {
     let platform = Platform::start().await;
-    let plan = Plan::numbered(platform.address()).and_topics("queues", &["v2.users.*.routingStatus"]);
+    let plan = RelayPlan::numbered(platform.address()).and_topics("queues", &["v2.users.*.routingStatus"]);
     let relay = Relay::of(plan).await;
     let names = relay.plan().stream_names().to_vec();
     let query = format!("/v1/events?stream={}&stream={}", names[0], names[1]);
     let mark = platform.ledger().mark();
-    platform.say(60);
-    let count = 60 + platform.said_since(mark).len();
+    platform.emit(60);
+    let count = 60 + platform.sent_since(mark).len();
     let at = relay.consumers_at();
-    let mut consumer = Consumer::of(at, &format!("{query}&from=first"), Transport::Sse).await;
+    let mut consumer = Consumer::connect(at, &format!("{query}&from=first"), ConsumerTransport::Sse).await;
     let half = consumer.take(count / 2).await;
     let cursor = consumer.last_id.clone().unwrap();
     drop(consumer);
-    let rest =
-        Consumer::of(at, &format!("{query}&after={cursor}"), Transport::WebSocket).await.take(count - half.len()).await;
+    let rest = Consumer::connect(at, &format!("{query}&after={cursor}"), ConsumerTransport::WebSocket)
+        .await
+        .take(count - half.len())
+        .await;
     let mut by_source = BTreeMap::<&str, Vec<Value>>::new();
     for event in half.iter().chain(&rest) {
         by_source.entry(event["source"].as_str().unwrap()).or_default().push(event.clone());
@@ -165,16 +170,16 @@ async fn several_streams_come_by_one_connection_and_one_cursor() {
     let account = relay.plan().account_name();
     for name in &names {
         let events = &by_source[format!("/accounts/{account}/streams/{name}").as_str()];
-        story(events);
+        summarize_log(events);
     }
     assert_eq!(by_source.values().map(Vec::len).sum::<usize>(), count);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_may_want_some_types_only() {
+async fn a_consumer_can_filter_by_type() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.say(200);
+    platform.emit(200);
     relay.consumer().await.expect(1..=200).await;
     let wanted = "v2.users.presence";
     let all = relay.entries().await;
@@ -194,14 +199,14 @@ async fn the_streams_are_listed_with_their_cursors() {
     let listed = async || relay.page("/v1/streams").await.json::<Value>().await.unwrap()["streams"][0].clone();
     let empty = listed().await;
     assert_eq!((&empty["name"], &empty["first"], &empty["live"]), (&relay.name().into(), &Value::Null, &true.into()));
-    platform.say(3);
-    relay.tells("1 2 3").await;
+    platform.emit(3);
+    relay.expect_log("1 2 3").await;
     let (listed, entries) = (listed().await, relay.entries().await);
     assert_eq!((&listed["first"], &listed["last"]), (&entries[0]["id"], &entries[2]["id"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_there_is_a_problem_with_a_type() {
+async fn an_unknown_consumer_path_answers_a_typed_problem() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     for (target, status) in [
@@ -220,14 +225,16 @@ async fn what_is_not_there_is_a_problem_with_a_type() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_delivers_all_that_was_stored_and_closes_with_1001() {
+async fn a_drain_delivers_all_stored_events_and_closes_with_1001() {
     let platform = Platform::start().await;
-    let wire = Wire::to(platform.address()).await;
-    let relay = Relay::of(Plan::numbered(wire.address())).await;
+    let wire = TcpProxy::to(platform.address()).await;
+    let relay = Relay::of(RelayPlan::numbered(wire.address())).await;
     let mut socket = relay.consumer().await;
-    let mut endless =
-        [relay.consume(Transport::Sse, "from=first").await, relay.consume(Transport::Ndjson, "from=first").await];
-    platform.say(500);
+    let mut endless = [
+        relay.consume(ConsumerTransport::Sse, "from=first").await,
+        relay.consume(ConsumerTransport::Ndjson, "from=first").await,
+    ];
+    platform.emit(500);
     socket.expect(1..=1).await;
     let drained = relay.stop();
     let read = async {
@@ -235,14 +242,14 @@ async fn a_drain_delivers_all_that_was_stored_and_closes_with_1001() {
         for consumer in &mut endless {
             let mut numbers = Vec::new();
             while let Some(event) = consumer.next().await {
-                numbers.push(tell(&event).parse::<u64>().unwrap());
+                numbers.push(summarize_entry(&event).parse::<u64>().unwrap());
             }
             assert!(numbers.iter().copied().eq(1..=numbers.len() as u64));
             delivered.push(numbers.len());
         }
         delivered
     };
-    let (plan, delivered, closed) = tokio::join!(drained, read, socket.closed());
+    let (plan, delivered, closed) = tokio::join!(drained, read, socket.wait_for_close());
     assert_eq!(closed, (1001, "draining".to_owned()));
     // The next process asks for what follows the position that is stored.
     let _relay = Relay::of(plan).await;

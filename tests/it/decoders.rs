@@ -39,9 +39,9 @@ const WORDS: [&str; 24] = [
     "\u{1b}[31m",
 ];
 
-type Check = fn(&[u8]);
+type DecoderCheck = fn(&[u8]);
 
-const DECODERS: [(&str, Check); 16] = [
+const DECODERS: [(&str, DecoderCheck); 16] = [
     ("sequenced", checks::sequenced),
     ("notifications", checks::notifications),
     ("batch", checks::batch),
@@ -101,55 +101,55 @@ fn mutate(input: &mut Vec<u8>, seeds: &[Vec<u8>], rng: &mut fastrand::Rng) {
 }
 
 #[test]
-fn whatever_a_platform_sends_is_accounted_for() {
+fn every_frame_of_a_platform_is_accounted_for() {
     run("sequenced", ROUNDS);
     run("notifications", ROUNDS);
 }
 
 #[test]
-fn whatever_a_platform_answers_to_a_rest_call_is_read_by_member_or_named() {
+fn any_rest_reply_is_decoded_or_rejected_with_a_reason() {
     run("rest", ROUNDS);
 }
 
 #[test]
-fn whatever_answers_an_upgrade_is_taken_or_refused_alike_in_any_pieces() {
+fn any_upgrade_reply_is_decoded_the_same_however_it_is_split() {
     run("handshake", ROUNDS / 20);
 }
 
 #[test]
-fn frames_and_closes_are_what_the_protocol_says_in_any_pieces() {
+fn frames_and_closes_are_decoded_the_same_however_they_are_split() {
     run("frames", ROUNDS);
 }
 
 #[test]
-fn what_a_client_says_of_itself_changes_nothing_that_a_proxy_says() {
+fn client_headers_never_override_proxy_headers() {
     run("forwarded", ROUNDS);
     run("host", ROUNDS);
 }
 
 #[test]
-fn whatever_the_disk_gives_back_is_refused_or_whole() {
+fn any_bytes_from_disk_are_rejected_or_decoded_completely() {
     run("batch", ROUNDS);
 }
 
 #[test]
-fn whatever_stands_in_the_keys_of_the_token_vault_is_read_within_bounds_or_named() {
+fn any_content_of_the_token_keys_is_decoded_within_bounds_or_rejected() {
     run("vault", ROUNDS);
 }
 
 #[test]
-fn whatever_stands_in_the_other_keys_of_redis_is_read_within_bounds_or_is_none() {
+fn any_content_of_the_other_redis_keys_is_decoded_within_bounds_or_ignored() {
     run("redis", ROUNDS);
 }
 
 #[test]
-fn whatever_a_client_or_an_endpoint_writes_is_read_within_bounds() {
+fn any_input_of_a_client_or_an_endpoint_is_decoded_within_bounds() {
     for decoder in ["cursor", "retry_after", "token", "settings", "proxies"] {
         run(decoder, ROUNDS);
     }
 }
 
 #[test]
-fn whatever_stands_in_a_configuration_is_taken_or_refused_by_the_line() {
+fn any_configuration_is_accepted_or_rejected_with_its_line() {
     run("config", ROUNDS / 20);
 }

@@ -3,22 +3,25 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use trunkline::simulator::{ALWAYS, Answered, Asked, Dialect, Fault, Settings, Target};
+use trunkline::simulator::{ALWAYS, FaultTarget, PlatformFault, RequestKind, ResponseFault, Settings, SocketDialect};
 
-use crate::harness::{Plan, Platform, Relay, Scripted, Upgrade, eventually, frame, numbered, tell, throughout};
+use crate::harness::{
+    Platform, Relay, RelayPlan, ScriptedPlatform, UpgradeReply, eventually, frame, numbered, summarize_entry,
+    throughout,
+};
 
 const SUMMARY: &str = "/api/v2/analytics/conversations/summary";
 /// The most pages of users that one snapshot asks for.
 const PAGES_MAX: usize = 100;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_that_are_skipped_are_a_gap_with_a_snapshot_right_behind_it() {
+async fn skipped_numbers_are_a_gap_followed_by_a_snapshot() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.say(2);
-    platform.inject(Fault::Jump { n: 10 });
-    platform.say(3);
-    relay.tells("1 2 gap(jump 2..13) snapshot(jump) 13 14 15").await;
+    platform.emit(2);
+    platform.inject(PlatformFault::Jump { n: 10 });
+    platform.emit(3);
+    relay.expect_log("1 2 gap(jump 2..13) snapshot(jump) 13 14 15").await;
     let entries = relay.entries().await;
     let (gap, snapshot) = (&entries[2], &entries[3]);
     assert_eq!(gap["data"]["lost"], 10);
@@ -29,111 +32,113 @@ async fn numbers_that_are_skipped_are_a_gap_with_a_snapshot_right_behind_it() {
     assert_eq!(relay.metric("stream_lost_events_total", &[]).await, 10.0);
     assert_eq!(relay.metric("stream_gaps_total", &[("reason", "jump")]).await, 1.0);
     assert_eq!(relay.metric("stream_snapshots_total", &[("outcome", "taken")]).await, 1.0);
-    assert_eq!(platform.opened(Dialect::Sequenced), 2, "the platform was asked once more for what is missing");
+    assert_eq!(platform.opened(SocketDialect::Sequenced), 2, "the platform was asked once more for what is missing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gap_without_a_snapshot_url_stays_a_gap() {
     let platform = Platform::start().await;
     let url = format!("ws://{}{SUMMARY}/stream", platform.address());
-    let plan = Plan::named(platform.address(), "acme-bare").and_numbered("bare", platform.address());
+    let plan = RelayPlan::named(platform.address(), "acme-bare").and_numbered("bare", platform.address());
     let relay = Relay::of(plan.stream("url", url).stream_without("snapshot_url")).await;
-    platform.say(1);
-    platform.inject(Fault::Jump { n: 1 });
-    platform.say(1);
-    relay.tells("1 gap(jump 1..3) 3").await;
+    platform.emit(1);
+    platform.inject(PlatformFault::Jump { n: 1 });
+    platform.emit(1);
+    relay.expect_log("1 gap(jump 1..3) 3").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_older_than_the_platform_keeps_is_abandoned_with_a_gap() {
     let platform = Platform::with(Settings { retention: Duration::from_secs(1), ..Settings::default() }).await;
     let relay =
-        Relay::of(Plan::numbered(platform.address()).stream("retention", "1s").stream("silence_max", "900ms")).await;
-    platform.say(3);
-    relay.tells("1 2 3").await;
+        Relay::of(RelayPlan::numbered(platform.address()).stream("retention", "1s").stream("silence_max", "900ms"))
+            .await;
+    platform.emit(3);
+    relay.expect_log("1 2 3").await;
     let plan = relay.stop().await;
-    platform.say(2);
+    platform.emit(2);
     sleep(Duration::from_millis(1_200)).await;
     let relay = Relay::of(plan).await;
-    platform.say(2);
-    relay.tells("1 2 3 gap(retention 3..6) snapshot(retention) 6 7").await;
+    platform.emit(2);
+    relay.expect_log("1 2 3 gap(retention 3..6) snapshot(retention) 6 7").await;
     assert_eq!(relay.entries().await[3]["data"]["lost"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_abandoned_position_is_told_even_if_nothing_follows() {
+async fn an_abandoned_position_is_marked_even_if_no_event_follows() {
     let platform = Platform::with(Settings { retention: Duration::ZERO, ..Settings::default() }).await;
     let relay =
-        Relay::of(Plan::numbered(platform.address()).stream("retention", "1s").stream("silence_max", "900ms")).await;
-    platform.say(1);
-    relay.tells("1").await;
+        Relay::of(RelayPlan::numbered(platform.address()).stream("retention", "1s").stream("silence_max", "900ms"))
+            .await;
+    platform.emit(1);
+    relay.expect_log("1").await;
     let plan = relay.stop().await;
     sleep(Duration::from_millis(1_200)).await;
     let relay = Relay::of(plan).await;
-    relay.tells("1 gap(retention 1..?) snapshot(retention)").await;
-    platform.say(1);
-    relay.tells("1 gap(retention 1..?) snapshot(retention) 2").await;
+    relay.expect_log("1 gap(retention 1..?) snapshot(retention)").await;
+    platform.emit(1);
+    relay.expect_log("1 gap(retention 1..?) snapshot(retention) 2").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_that_passes_over_a_young_position_in_silence_is_found_out() {
+async fn a_platform_that_silently_ignores_a_recent_position_is_detected() {
     let platform = Platform::with(Settings { retention: Duration::ZERO, ..Settings::default() }).await;
     let relay = Relay::start(&platform).await;
-    platform.say(3);
-    relay.tells("1 2 3").await;
-    platform.inject(Fault::Drop { on: Target::All });
-    platform.say(4);
+    platform.emit(3);
+    relay.expect_log("1 2 3").await;
+    platform.inject(PlatformFault::Drop { on: FaultTarget::All });
+    platform.emit(4);
     relay.until("it is live again", |stream| stream["reconnects"] == 1 && stream["state"] == "live").await;
-    platform.say(2);
-    relay.tells("1 2 3 gap(jump 3..8) snapshot(jump) 8 9").await;
+    platform.emit(2);
+    relay.expect_log("1 2 3 gap(jump 3..8) snapshot(jump) 8 9").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_numbering_that_starts_over_is_a_reset_that_loses_nothing() {
+async fn a_restarted_numbering_is_a_reset_that_loses_nothing() {
     for behind in [3, 150] {
         let platform = Platform::start().await;
         let relay = Relay::start(&platform).await;
-        platform.say(200);
+        platform.emit(200);
         relay.consumer().await.expect(1..=200).await;
-        platform.inject(Fault::Reset {});
-        platform.say(behind);
+        platform.inject(PlatformFault::Reset {});
+        platform.emit(behind);
         let mut consumer = relay.consumer().await;
         consumer.expect(1..=200).await;
-        assert_eq!(tell(&consumer.next().await.unwrap()), "gap(reset 200..1)", "{behind} behind");
-        assert_eq!(tell(&consumer.next().await.unwrap()), "snapshot(reset)");
+        assert_eq!(summarize_entry(&consumer.next().await.unwrap()), "gap(reset 200..1)", "{behind} behind");
+        assert_eq!(summarize_entry(&consumer.next().await.unwrap()), "snapshot(reset)");
         consumer.expect(1..=behind).await;
-        platform.say(1);
+        platform.emit(1);
         consumer.expect(behind + 1..=behind + 1).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_platform_that_starts_over_while_nobody_listens_is_found_out() {
+async fn a_numbering_that_restarts_during_a_disconnection_is_detected() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.say(9);
+    platform.emit(9);
     relay.consumer().await.expect(1..=9).await;
     let plan = relay.stop().await;
-    platform.inject(Fault::Reset {});
+    platform.inject(PlatformFault::Reset {});
     let relay = Relay::of(plan).await;
-    platform.say(4);
-    relay.tells("1 2 3 4 5 6 7 8 9 gap(reset 9..1) snapshot(reset) 1 2 3 4").await;
+    platform.emit(4);
+    relay.expect_log("1 2 3 4 5 6 7 8 9 gap(reset 9..1) snapshot(reset) 1 2 3 4").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_event_with_an_old_number_is_kept_without_it_and_nothing_is_asked_for_again() {
+async fn one_event_with_an_old_number_is_stored_without_it_and_causes_no_refetch() {
     let platform = Platform::start().await;
     for stray in [r#"{"sequenceId":0,"type":"stray"}"#, r#"{"sequenceId":2,"type":"stray"}"#] {
         let stray = || frame(0x81, stray.as_bytes());
         let goes_on = [numbered(1..=3), stray(), numbered(4..=9)].concat();
-        let ends = Upgrade::Ended([numbered(1..=3), stray()].concat());
-        for script in [vec![Upgrade::Open(goes_on)], vec![ends, Upgrade::Open(numbered(4..=9))]] {
-            let scripted = Scripted::start(script).await;
-            let plan = Plan::numbered(platform.address()).stream("url", scripted.url());
+        let ends = UpgradeReply::Ended([numbered(1..=3), stray()].concat());
+        for script in [vec![UpgradeReply::Open(goes_on)], vec![ends, UpgradeReply::Open(numbered(4..=9))]] {
+            let scripted = ScriptedPlatform::start(script).await;
+            let plan = RelayPlan::numbered(platform.address()).stream("url", scripted.url());
             let relay = Relay::launch(plan.stream("backoff.cap", "50ms")).await;
             relay.until("it goes on", |stream| stream["position"] == "9").await;
             eventually("all of it is there once, whichever stands first", async || {
-                let story = relay.story().await;
+                let story = relay.log_summary().await;
                 let mut told: Vec<&str> = story.split(' ').collect();
                 told.sort_unstable();
                 told == ["1", "2", "3", "4", "5", "6", "7", "8", "9", "event"]
@@ -146,39 +151,39 @@ async fn one_event_with_an_old_number_is_kept_without_it_and_nothing_is_asked_fo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_no_number_behind_an_abandoned_position_stands_behind_the_gap() {
+async fn unnumbered_events_after_an_abandoned_position_follow_the_gap() {
     let platform = Platform::start().await;
     let bad = || frame(0x81, b"\xff");
     let script = vec![
-        Upgrade::Open([numbered(1..=2), bad()].concat()),
-        Upgrade::Open(bad()),
-        Upgrade::Open(bad()),
-        Upgrade::Open(bad()),
-        Upgrade::Open(numbered(9..=9)),
+        UpgradeReply::Open([numbered(1..=2), bad()].concat()),
+        UpgradeReply::Open(bad()),
+        UpgradeReply::Open(bad()),
+        UpgradeReply::Open(bad()),
+        UpgradeReply::Open(numbered(9..=9)),
     ];
-    let scripted = Scripted::start(script).await;
-    let plan = Plan::numbered(platform.address()).stream("url", scripted.url()).stream_without("snapshot_url");
+    let scripted = ScriptedPlatform::start(script).await;
+    let plan = RelayPlan::numbered(platform.address()).stream("url", scripted.url()).stream_without("snapshot_url");
     let relay = Relay::launch(plan.stream("backoff.cap", "50ms")).await;
     // Between two sessions that were asked for no position something may be missing too.
     let story = "1 2 undecoded undecoded gap(jump 2..?) undecoded gap(jump 2..?) undecoded gap(jump 2..9) 9";
-    relay.tells(story).await;
+    relay.expect_log(story).await;
     assert_eq!(scripted.targets(), ["/", "/?sequenceId=2", "/", "/", "/"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_that_fails_is_owed_and_paid_behind_the_live_stream() {
+async fn a_failed_snapshot_stays_pending_and_is_written_behind_live_events() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     let path = Some(SUMMARY.to_owned());
-    platform.inject(Fault::Rest { status: 503, times: 1, retry_after: None, path });
-    platform.say(1);
-    platform.inject(Fault::Jump { n: 1 });
-    platform.say(2);
-    relay.tells("1 gap(jump 1..3) 3 4").await;
+    platform.inject(PlatformFault::Rest { status: 503, times: 1, retry_after: None, path });
+    platform.emit(1);
+    platform.inject(PlatformFault::Jump { n: 1 });
+    platform.emit(2);
+    relay.expect_log("1 gap(jump 1..3) 3 4").await;
     relay.until("the snapshot is owed", |stream| stream["snapshot_owed"] == true).await;
     let error = relay.stream().await["last_error"].as_str().unwrap_or_default().to_owned();
     assert!(["the snapshot", "GET ", SUMMARY, "answered with 503"].iter().all(|part| error.contains(part)), "{error}");
-    relay.tells("1 gap(jump 1..3) 3 4 snapshot(jump)").await;
+    relay.expect_log("1 gap(jump 1..3) 3 4 snapshot(jump)").await;
     relay.until("nothing is owed", |stream| stream["snapshot_owed"] == false && stream["last_error"].is_null()).await;
     let entries = relay.entries().await;
     assert_eq!(entries[4]["data"]["gap"], entries[1]["id"]);
@@ -186,103 +191,110 @@ async fn a_snapshot_that_fails_is_owed_and_paid_behind_the_live_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_that_is_forbidden_is_told_in_its_place() {
+async fn a_forbidden_snapshot_is_marked_in_its_place() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     let path = Some(SUMMARY.to_owned());
-    platform.inject(Fault::Rest { status: 403, times: 1, retry_after: None, path });
-    platform.say(1);
-    platform.inject(Fault::Jump { n: 1 });
-    platform.say(1);
-    relay.tells("1 gap(jump 1..3) snapshot(jump) 3").await;
+    platform.inject(PlatformFault::Rest { status: 403, times: 1, retry_after: None, path });
+    platform.emit(1);
+    platform.inject(PlatformFault::Jump { n: 1 });
+    platform.emit(1);
+    relay.expect_log("1 gap(jump 1..3) snapshot(jump) 3").await;
     let data = &relay.entries().await[2]["data"];
     assert_eq!((&data["status"], &data["answer"]), (&403.into(), &serde_json::Value::Null));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_missing_within_the_retention_is_had_from_a_session_after_the_last_good_number() {
+async fn missing_events_within_the_retention_are_refetched_after_the_last_good_number() {
     let platform = Platform::start().await;
-    let script = vec![Upgrade::Open(numbered([1, 2, 5, 6])), Upgrade::Open(numbered(3..=8))];
-    let scripted = Scripted::start(script).await;
-    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", scripted.url())).await;
-    relay.tells("1 2 3 4 5 6 7 8").await;
+    let script = vec![UpgradeReply::Open(numbered([1, 2, 5, 6])), UpgradeReply::Open(numbered(3..=8))];
+    let scripted = ScriptedPlatform::start(script).await;
+    let relay = Relay::launch(RelayPlan::numbered(platform.address()).stream("url", scripted.url())).await;
+    relay.expect_log("1 2 3 4 5 6 7 8").await;
     assert_eq!(scripted.targets(), ["/", "/?sequenceId=2"]);
     assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
     assert_eq!(relay.metric("stream_rotations_total", &[("trigger", "gap"), ("outcome", "completed")]).await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_platform_does_not_have_any_more_is_asked_for_once_and_then_a_jump() {
+async fn events_that_the_platform_no_longer_has_are_requested_once_and_then_marked_as_a_jump() {
     let platform = Platform::start().await;
-    let script = vec![Upgrade::Open(numbered([1, 2, 5, 6])), Upgrade::Open(numbered(5..=8))];
-    let scripted = Scripted::start(script).await;
-    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", scripted.url())).await;
-    relay.tells("1 2 gap(jump 2..5) snapshot(jump) 5 6 7 8").await;
+    let script = vec![UpgradeReply::Open(numbered([1, 2, 5, 6])), UpgradeReply::Open(numbered(5..=8))];
+    let scripted = ScriptedPlatform::start(script).await;
+    let relay = Relay::launch(RelayPlan::numbered(platform.address()).stream("url", scripted.url())).await;
+    relay.expect_log("1 2 gap(jump 2..5) snapshot(jump) 5 6 7 8").await;
     let twice = async || scripted.targets() == ["/", "/?sequenceId=2"];
     throughout(Duration::from_millis(500), "it is not asked again", twice).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_feed_under_the_same_name_begins_behind_a_gap_and_so_does_the_first_one_when_it_is_back() {
+async fn a_changed_feed_starts_behind_a_gap_and_so_does_the_first_feed_when_it_returns() {
     let (first, second) = (Platform::start().await, Platform::start().await);
     let relay = Relay::start(&first).await;
-    first.say(5);
-    relay.tells("1 2 3 4 5").await;
-    second.say(8);
-    let relay = Relay::of(relay.stop().await.moved_to(second.address())).await;
-    second.say(2);
-    relay.tells("1 2 3 4 5 gap(reset) snapshot(reset) 9 10").await;
+    first.emit(5);
+    relay.expect_log("1 2 3 4 5").await;
+    second.emit(8);
+    let relay = Relay::of(relay.stop().await.with_platform(second.address())).await;
+    second.emit(2);
+    relay.expect_log("1 2 3 4 5 gap(reset) snapshot(reset) 9 10").await;
     // It is its own from here on.
     let plan = relay.stop().await;
-    second.say(1);
+    second.emit(1);
     let relay = Relay::of(plan).await;
-    relay.tells("1 2 3 4 5 gap(reset) snapshot(reset) 9 10 11").await;
-    first.say(4);
-    let relay = Relay::of(relay.stop().await.moved_to(first.address())).await;
-    first.say(1);
-    relay.tells("1 2 3 4 5 gap(reset) snapshot(reset) 9 10 11 gap(reset) snapshot(reset) 10").await;
+    relay.expect_log("1 2 3 4 5 gap(reset) snapshot(reset) 9 10 11").await;
+    first.emit(4);
+    let relay = Relay::of(relay.stop().await.with_platform(first.address())).await;
+    first.emit(1);
+    relay.expect_log("1 2 3 4 5 gap(reset) snapshot(reset) 9 10 11 gap(reset) snapshot(reset) 10").await;
     assert_eq!(relay.metric("stream_gaps_total", &[("reason", "reset")]).await, 2.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_feed_that_was_never_heard_costs_the_other_one_nothing() {
+async fn a_feed_without_events_does_not_affect_the_other_feed() {
     let (first, second) = (Platform::start().await, Platform::start().await);
     let relay = Relay::start(&first).await;
-    first.say(3);
-    relay.tells("1 2 3").await;
+    first.emit(3);
+    relay.expect_log("1 2 3").await;
     second.refuse(503, u32::MAX);
-    let relay = Relay::launch(relay.stop().await.moved_to(second.address())).await;
+    let relay = Relay::launch(relay.stop().await.with_platform(second.address())).await;
     relay.until("it was tried", |stream| stream["state"] == "backing-off").await;
     let plan = relay.stop().await;
-    first.say(2);
-    let relay = Relay::of(plan.moved_to(first.address())).await;
-    relay.tells("1 2 3 4 5").await;
+    first.emit(2);
+    let relay = Relay::of(plan.with_platform(first.address())).await;
+    relay.expect_log("1 2 3 4 5").await;
 }
 
 /// A snapshot takes so many pages of users, and no more, where so many pages are answered like this.
-async fn snapshot_takes(pages: usize, times: u32, how: Answered) {
+async fn snapshot_takes(pages: usize, times: u32, how: ResponseFault) {
     let platform = Platform::with(Settings { requests_per_minute: 10_000, ..Settings::default() }).await;
     let topic = format!("v2.users.{}.presence", platform.agent_ids()[0]);
     let url = Some("/api/v2/users?expand=presence".to_owned());
-    platform.inject(Fault::Answer { to: Asked::Rest, on: Target::All, url, resuming: false, times, how });
-    let relay = Relay::of(Plan::topics(platform.address(), &[&topic])).await;
-    platform.inject(Fault::Drop { on: Target::All });
-    let taken = async || relay.story().await.matches("snapshot(no-replay)").count() == pages;
+    platform.inject(PlatformFault::Answer {
+        to: RequestKind::Rest,
+        on: FaultTarget::All,
+        url,
+        resuming: false,
+        times,
+        how,
+    });
+    let relay = Relay::of(RelayPlan::topics(platform.address(), &[&topic])).await;
+    platform.inject(PlatformFault::Drop { on: FaultTarget::All });
+    let taken = async || relay.log_summary().await.matches("snapshot(no-replay)").count() == pages;
     eventually(&format!("{pages} pages are taken"), &taken).await;
     relay.until("it is live", |stream| stream["state"] == "live" && stream["snapshot_owed"] == false).await;
     throughout(Duration::from_millis(300), "no more pages are taken", &taken).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_of_a_snapshot_with_odd_members_end_and_a_page_that_repeats_itself_is_bounded() {
-    let changed = |set: &str, without: &[&str]| Answered::Changed {
+async fn snapshot_pages_with_unknown_members_end_and_repeated_pages_are_bounded() {
+    let changed = |set: &str, without: &[&str]| ResponseFault::Changed {
         status: None,
         content_type: None,
         gzip: false,
         set: Some(set.to_owned()),
         without: without.iter().map(|pointer| (*pointer).to_owned()).collect(),
     };
-    let nothing = Answered::Body { status: 204, content_type: "application/json".to_owned(), text: String::new() };
+    let nothing = ResponseFault::Body { status: 204, content_type: "application/json".to_owned(), text: String::new() };
     for (how, pages) in [
         (changed(r#"{"pageCount":null}"#, &[]), 1),
         (changed(r#"{"entities":null}"#, &[]), 1),

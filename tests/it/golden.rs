@@ -5,32 +5,32 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use time::macros::datetime;
-use trunkline::simulator::{Fault, Raw, Settings, Target, Undecodable};
+use trunkline::simulator::{FaultTarget, PlatformFault, RawFrame, Settings, UndecodableFrame};
 
-use crate::harness::{Plan, Platform, Relay};
+use crate::harness::{Platform, Relay, RelayPlan};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_envelope_is_what_it_was() {
-    let story_base = Some(datetime!(2026-05-04 12:00 UTC));
-    let platform = Platform::with(Settings { story_base, frame_max: 1, ..Settings::default() }).await;
+async fn the_envelope_matches_the_golden_file() {
+    let scenario_start = Some(datetime!(2026-05-04 12:00 UTC));
+    let platform = Platform::with(Settings { scenario_start, frame_max: 1, ..Settings::default() }).await;
     let queue = format!("v2.analytics.queues.{}.observations", platform.queue_ids()[0]);
-    let plan = Plan::named(platform.address(), "acme-golden").and_numbered("calls", platform.address());
+    let plan = RelayPlan::named(platform.address(), "acme-golden").and_numbered("calls", platform.address());
     let numbered = Relay::of(plan.stream_without("snapshot_url")).await;
-    platform.inject(Fault::Undecodable { on: Target::All, what: Undecodable::InvalidJson });
-    platform.say(1);
-    platform.inject(Fault::Jump { n: 4 });
-    platform.say(1);
-    numbered.tells("undecoded 1 gap(jump 1..6) 6").await;
-    let plan = Plan::named(platform.address(), "acme-golden").and_topics("queues", &[&queue]);
+    platform.inject(PlatformFault::Undecodable { on: FaultTarget::All, what: UndecodableFrame::InvalidJson });
+    platform.emit(1);
+    platform.inject(PlatformFault::Jump { n: 4 });
+    platform.emit(1);
+    numbered.expect_log("undecoded 1 gap(jump 1..6) 6").await;
+    let plan = RelayPlan::named(platform.address(), "acme-golden").and_topics("queues", &[&queue]);
     let notified = Relay::of(plan).await;
     let body = r#"{"group":{"queueId":"9c1e"},"eventTime":"2026-05-04T12:00:01.000Z"}"#;
     let topic = "v2.analytics.queues.9c1e.observations";
     let text =
         format!(r#"{{"topicName":"{topic}","version":"2","eventBody":{body},"metadata":{{"CorrelationId":"c-1"}}}}"#);
-    platform.say_raw_notification(Raw::Text(text));
-    notified.tells("event").await;
+    platform.emit_raw_notification(RawFrame::Text(text));
+    notified.expect_log("event").await;
     let text = [lines(&numbered).await, lines(&notified).await].concat();
-    hold_against("envelope.json", &text);
+    compare_with_file("envelope.json", &text);
 }
 
 /// The entries of the first stream, one a line, without what differs from run to run.
@@ -47,12 +47,12 @@ async fn lines(relay: &Relay) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_metrics_page_is_what_it_was() {
+async fn the_metrics_page_matches_the_golden_file() {
     let platform = Platform::start().await;
-    let plan = Plan::named(platform.address(), "acme-page").and_numbered("calls", platform.address());
+    let plan = RelayPlan::named(platform.address(), "acme-page").and_numbered("calls", platform.address());
     let relay = Relay::of(plan.and_topics("queues", &["v2.users.*.presence"])).await;
-    platform.say(1);
-    relay.tells("1").await;
+    platform.emit(1);
+    relay.expect_log("1").await;
     let page = relay.get("/metrics").await.text().await.unwrap();
     let own = ["calls-page", "queues-page", "acme-page"].map(|name| format!("\"{name}\""));
     let others = |line: &&str| {
@@ -61,7 +61,7 @@ async fn the_metrics_page_is_what_it_was() {
     };
     let mut seen = BTreeSet::new();
     let lines = page.lines().filter(others).map(without_value).filter(|line| seen.insert(line.clone()));
-    hold_against("metrics.txt", &(lines.collect::<Vec<_>>().join("\n") + "\n"));
+    compare_with_file("metrics.txt", &(lines.collect::<Vec<_>>().join("\n") + "\n"));
 }
 
 /// A line of the page without what differs from run to run, and without a histogram's bounds.
@@ -83,8 +83,8 @@ fn without_value(line: &str) -> String {
 
 /// Every metric that the daemon is known by has its series from the start.
 #[tokio::test(flavor = "multi_thread")]
-async fn series_are_there_before_anything_has_happened() {
-    let plan = Plan::numbered(([127, 0, 0, 1], 9).into());
+async fn all_series_exist_before_the_first_event() {
+    let plan = RelayPlan::numbered(([127, 0, 0, 1], 9).into());
     let relay = Relay::launch(plan).await;
     for (name, labels) in [
         ("stream_events_total", vec![]),
@@ -100,7 +100,7 @@ async fn series_are_there_before_anything_has_happened() {
     assert_eq!(relay.metric("stream_lease_owner", &[]).await, 1.0);
 }
 
-fn hold_against(name: &str, found: &str) {
+fn compare_with_file(name: &str, found: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&file, found).unwrap();

@@ -17,25 +17,25 @@ use std::{ops::Deref, str::FromStr, time::Duration};
 use trunkline::{
     app::install_crypto,
     clock,
-    simulator::{self, Dialect, Fault, Settings, Simulator, Target},
+    simulator::{self, FaultTarget, PlatformFault, Settings, Simulator, SocketDialect},
 };
 
 pub(crate) use self::{
-    consumer::{Consumer, Transport, story, tell},
+    consumer::{Consumer, ConsumerTransport, summarize_entry, summarize_log},
     firehose::Firehose,
     peers::{ForwardProxy, ListingPlatform, SilentPlatform},
-    plan::Plan,
-    redis::{Redis, documented_rules, free_port, limits as redis_limits},
+    plan::RelayPlan,
+    redis::{RedisServer, documented_rules, free_port, limits as redis_limits},
     relay::Relay,
-    resp::{Commands, ERRORS, Reply, RespFault, RespProxy, error_code},
-    road::{Held, Road},
-    wire::{Babbler, Impostor, Scripted, Upgrade, Wire, frame, numbered},
+    resp::{CommandMatch, ERRORS, FaultReply, RespFault, RespProxy, error_code},
+    road::{HoldMode, RedisLink},
+    wire::{ForeignHost, GarbageServer, ScriptedPlatform, TcpProxy, UpgradeReply, frame, numbered},
 };
 
 /// No test waits longer for a single fact.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(8);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(8);
 /// How often a fact is looked at.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The simulated platform.
 pub(crate) struct Platform(Simulator);
@@ -51,28 +51,28 @@ impl Platform {
     }
 
     /// Sockets of a dialect that were opened so far.
-    pub(crate) fn opened(&self, dialect: Dialect) -> u64 {
-        self.tally().sockets(dialect).total
+    pub(crate) fn opened(&self, dialect: SocketDialect) -> u64 {
+        self.counters().sockets(dialect).total
     }
 
     /// Sockets of a dialect that are open.
-    pub(crate) fn open(&self, dialect: Dialect) -> u64 {
-        self.tally().sockets(dialect).open
+    pub(crate) fn open(&self, dialect: SocketDialect) -> u64 {
+        self.counters().sockets(dialect).open
     }
 
     /// Closes every socket with a code.
     pub(crate) fn close(&self, code: u16) {
-        self.inject(Fault::Close { on: Target::All, code, reason: "simulated".to_owned() });
+        self.inject(PlatformFault::Close { on: FaultTarget::All, code, reason: "simulated".to_owned() });
     }
 
     /// Answers the next handshakes with a status.
     pub(crate) fn refuse(&self, status: u16, times: u32) {
-        self.inject(Fault::Refuse { on: Target::All, status, times, retry_after: None });
+        self.inject(PlatformFault::Refuse { on: FaultTarget::All, status, times, retry_after: None });
     }
 
     /// The correlation ids of the notifications said since `mark` to whoever had subscribed.
-    pub(crate) fn said_since(&self, mark: u64) -> Vec<String> {
-        let said = self.ledger().said_since(mark);
+    pub(crate) fn sent_since(&self, mark: u64) -> Vec<String> {
+        let said = self.ledger().emitted_since(mark);
         said.into_iter().filter(|said| said.subscribed).map(|said| said.correlation).collect()
     }
 }
@@ -93,13 +93,13 @@ pub(crate) fn http() -> reqwest::Client {
 
 /// What the environment says of the size of a test.
 #[expect(clippy::disallowed_methods, reason = "no configuration of the daemon says how long a test shall last")]
-pub(crate) fn knob<T: FromStr>(name: &str) -> Option<T> {
+pub(crate) fn env_setting<T: FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
 }
 
 /// Waits until the fact is one.
 pub(crate) async fn eventually(what: &str, fact: impl AsyncFnMut() -> bool) {
-    within(PATIENCE, what, fact).await;
+    within(WAIT_MAX, what, fact).await;
 }
 
 /// Waits for a fact for so long at most.
@@ -107,7 +107,7 @@ pub(crate) async fn within(span: Duration, what: &str, mut fact: impl AsyncFnMut
     let end = clock::now() + span;
     while !fact().await {
         assert!(clock::now() < end, "it never came true that {what}");
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -116,6 +116,6 @@ pub(crate) async fn throughout(span: Duration, what: &str, mut fact: impl AsyncF
     let end = clock::now() + span;
     while clock::now() < end {
         assert!(fact().await, "it did not stay true that {what}");
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

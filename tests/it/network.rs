@@ -1,8 +1,10 @@
 //! The connections to a platform: given up in time, through proxies, and with every right answer to an upgrade.
 
-use trunkline::simulator::Dialect;
+use trunkline::simulator::SocketDialect;
 
-use crate::harness::{ForwardProxy, Impostor, ListingPlatform, Plan, Platform, Relay, SilentPlatform, eventually};
+use crate::harness::{
+    ForeignHost, ForwardProxy, ListingPlatform, Platform, Relay, RelayPlan, SilentPlatform, eventually,
+};
 
 const STREAM_PATH: &str = "/api/v2/analytics/conversations/summary/stream";
 /// A topic of the platform that needs no look-up.
@@ -11,34 +13,34 @@ fn topic(platform: &Platform) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attempt_that_is_given_up_leaves_no_connection_behind() {
+async fn a_canceled_connection_attempt_leaves_no_connection() {
     const ATTEMPTS: u64 = 20;
     let platform = Platform::start().await;
     let silent = SilentPlatform::start().await;
     let url = format!("ws://{}/stream", silent.address());
-    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", url)).await;
+    let relay = Relay::launch(RelayPlan::numbered(platform.address()).stream("url", url)).await;
     for attempt in 1..=ATTEMPTS {
         eventually("it connects", async || silent.opened() >= attempt).await;
-        relay.wish("pause").await;
+        relay.operator_request("pause").await;
         eventually("the attempt's connection is closed", async || silent.open() == 0).await;
-        relay.wish("resume").await;
+        relay.operator_request("resume").await;
     }
     eventually("it connects", async || silent.opened() > ATTEMPTS).await;
     assert_eq!(silent.open(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_given_up_leaves_no_connection_behind() {
+async fn a_canceled_call_leaves_no_connection() {
     let platform = Platform::start().await;
     let silent = SilentPlatform::start().await;
-    let plan = Plan::topics(platform.address(), &[&topic(&platform)])
+    let plan = RelayPlan::topics(platform.address(), &[&topic(&platform)])
         .account("api_url", format!("http://{}", silent.address()));
     let relay = Relay::launch(plan).await;
     for attempt in 1..=5 {
         eventually("it calls", async || silent.opened() >= attempt).await;
-        relay.wish("pause").await;
+        relay.operator_request("pause").await;
         eventually("the call's connection is closed", async || silent.open() == 0).await;
-        relay.wish("resume").await;
+        relay.operator_request("resume").await;
     }
 }
 
@@ -47,16 +49,16 @@ async fn an_upgrade_that_is_answered_with_lists_after_an_interim_answer_is_live(
     let platform = Platform::start().await;
     let listing = ListingPlatform::start().await;
     let url = format!("ws://{}/stream", listing.address());
-    let relay = Relay::launch(Plan::numbered(platform.address()).stream("url", url)).await;
+    let relay = Relay::launch(RelayPlan::numbered(platform.address()).stream("url", url)).await;
     relay.live().await;
     relay.until("the event behind the answer is taken in", |stream| stream["events"] == 1).await;
     assert_eq!(relay.count("reconnects").await, 0);
 }
 
 /// Token, REST calls and both kinds of sockets of a platform that only the proxy can find.
-fn behind_a_proxy(platform: &Platform) -> Plan {
+fn behind_a_proxy(platform: &Platform) -> RelayPlan {
     let host = format!("platform.test:{}", platform.address().port());
-    Plan::numbered(platform.address())
+    RelayPlan::numbered(platform.address())
         .stream("url", format!("ws://{host}{STREAM_PATH}"))
         .stream("snapshot_url", format!("http://{host}/api/v2/analytics/conversations/summary"))
         .and_topics("queues", &[&topic(platform)])
@@ -76,30 +78,30 @@ async fn tokens_calls_and_sockets_go_through_one_proxy() {
             Some(variable) => plan.environment(variable, &proxy.url()),
         };
         let relay = Relay::of(plan).await;
-        platform.say(2);
-        relay.tells("1 2").await;
+        platform.emit(2);
+        relay.expect_log("1 2").await;
         let host = format!("platform.test:{}", platform.address().port());
         for request in [
             format!("POST http://{host}/oauth/token "),
             format!("POST http://{host}/api/v2/notifications/channels"),
             format!("CONNECT {host} "),
         ] {
-            assert!(proxy.was_asked(&request), "{request} is not in {:?}", proxy.requests());
+            assert!(proxy.was_requested(&request), "{request} is not in {:?}", proxy.requests());
         }
         let status = relay.status().await;
         assert_eq!(
             (&status["accounts"][0]["proxy"], &status["streams"][0]["proxy"]),
             (&proxy.url().into(), &proxy.url().into())
         );
-        assert_eq!(platform.open(Dialect::Notifications), 1, "the socket of this machine needs no proxy");
+        assert_eq!(platform.open(SocketDialect::Notifications), 1, "the socket of this machine needs no proxy");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn this_machine_is_reached_without_a_proxy_and_so_is_everything_with_none() {
+async fn local_addresses_bypass_the_proxy_and_everything_does_without_one() {
     let platform = Platform::start().await;
     let dead = "http://127.0.0.1:1";
-    let relay = Relay::of(Plan::numbered(platform.address()).account("proxy", dead)).await;
+    let relay = Relay::of(RelayPlan::numbered(platform.address()).account("proxy", dead)).await;
     assert_eq!(relay.stream().await["proxy"], serde_json::Value::Null);
     let plan = behind_a_proxy(&platform).account("proxy", "none").environment("ALL_PROXY", dead);
     let relay = Relay::launch(plan).await;
@@ -111,9 +113,9 @@ async fn this_machine_is_reached_without_a_proxy_and_so_is_everything_with_none(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_that_refuses_is_named_without_its_password() {
+async fn a_proxy_that_refuses_is_reported_without_its_password() {
     let platform = Platform::start().await;
-    let proxy = Impostor::start("HTTP/1.1 407 Proxy Authentication Required").await;
+    let proxy = ForeignHost::start("HTTP/1.1 407 Proxy Authentication Required").await;
     let shown = format!("http://{}", proxy.address());
     let plan = behind_a_proxy(&platform)
         .account("token_url", format!("http://{}/oauth/token", platform.address()))
@@ -137,5 +139,7 @@ async fn a_proxy_that_refuses_is_named_without_its_password() {
     for relay in [relay, other] {
         assert!(!relay.status().await.to_string().contains("hunter2"));
     }
-    assert!(proxy.heard().iter().all(|request| request.to_lowercase().contains("proxy-authorization: basic ")));
+    assert!(
+        proxy.received_requests().iter().all(|request| request.to_lowercase().contains("proxy-authorization: basic "))
+    );
 }

@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use serde_json::json;
-use trunkline::simulator::{Answered, Asked, Dialect, Fault, Raw, Settings, Target};
+use trunkline::simulator::{FaultTarget, PlatformFault, RawFrame, RequestKind, ResponseFault, Settings, SocketDialect};
 
-use crate::harness::{Plan, Platform, Relay, eventually, throughout};
+use crate::harness::{Platform, Relay, RelayPlan, eventually, throughout};
 
 const QUEUES: &str = "v2.analytics.queues.*.observations";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_star_stands_for_every_queue_and_every_user() {
     let platform = Platform::with(Settings { agents: 120, queues: 3, ..Settings::default() }).await;
-    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"])).await;
+    let relay = Relay::of(RelayPlan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"])).await;
     let mark = platform.ledger().mark();
-    platform.say(400);
-    let said = platform.said_since(mark);
+    platform.emit(400);
+    let said = platform.sent_since(mark);
     let (queues, users) = (platform.queue_ids(), platform.agent_ids());
     let wanted = |topic: &str| {
         queues.iter().any(|id| topic == format!("v2.analytics.queues.{id}.observations"))
@@ -23,7 +23,7 @@ async fn a_star_stands_for_every_queue_and_every_user() {
     };
     let meant: Vec<String> = platform
         .ledger()
-        .said_since(mark)
+        .emitted_since(mark)
         .into_iter()
         .filter(|said| wanted(&said.topic))
         .map(|said| said.correlation)
@@ -32,31 +32,31 @@ async fn a_star_stands_for_every_queue_and_every_user() {
     let heard = relay.consumer().await.take(said.len()).await;
     let heard: Vec<&str> = heard.iter().map(|event| event["correlationid"].as_str().unwrap()).collect();
     assert_eq!(heard, said);
-    assert!(platform.tally().rest["GET /api/v2/users"] >= 2, "users come in pages");
+    assert!(platform.counters().rest["GET /api/v2/users"] >= 2, "users come in pages");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_topic_is_told_and_the_others_flow() {
+async fn a_refused_topic_is_reported_and_the_others_flow() {
     let settings = Settings { forbidden_topics: vec!["v2.users.".to_owned()], ..Settings::default() };
     let platform = Platform::with(settings).await;
     let agent = platform.agent_ids().remove(0);
     let refused = [format!("v2.users.{agent}.presence"), "v2.routing.queues.nobody.users".to_owned()];
-    let relay = Relay::launch(Plan::topics(platform.address(), &[QUEUES, &refused[0], &refused[1]])).await;
+    let relay = Relay::launch(RelayPlan::topics(platform.address(), &[QUEUES, &refused[0], &refused[1]])).await;
     relay.until("it is degraded", |stream| stream["state"] == "degraded").await;
     let told = relay.stream().await["refused_topics"].clone();
     let told: Vec<&str> = told.as_array().unwrap().iter().map(|topic| topic.as_str().unwrap()).collect();
     assert!(told.len() == 2 && refused.iter().all(|topic| told.iter().any(|told| told.starts_with(topic))), "{told:?}");
     assert!(told.iter().any(|told| told.contains("directory:user:view")), "{told:?}");
-    platform.say(50);
+    platform.emit(50);
     assert!(relay.consumer().await.next().await.unwrap()["type"] == "v2.analytics.queues.observations");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn families_fail_apart_and_the_stream_is_degraded_until_the_failed_one_recovers() {
+async fn families_fail_independently_and_the_stream_is_degraded_until_recovery() {
     let platform = Platform::start().await;
     let path = Some("/api/v2/users".to_owned());
-    platform.inject(Fault::Rest { status: 403, times: 2, retry_after: None, path });
-    let plan = Plan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"]).stream("discovery", "2s");
+    platform.inject(PlatformFault::Rest { status: 403, times: 2, retry_after: None, path });
+    let plan = RelayPlan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"]).stream("discovery", "2s");
     let relay = Relay::launch(plan).await;
     relay.until("it is degraded", |stream| stream["state"] == "degraded").await;
     let stream = relay.stream().await;
@@ -77,33 +77,34 @@ async fn families_fail_apart_and_the_stream_is_degraded_until_the_failed_one_rec
     let stream = relay.stream().await;
     assert_eq!((&stream["last_error"], &stream["last_error_at"]), (&json!(null), &json!(null)));
     assert_eq!((&stream["state"], &stream["topics"]["refused"]), (&json!("live"), &json!(0)));
-    assert_eq!(platform.tally().channels_created, 1);
+    assert_eq!(platform.counters().channels_created, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_family_that_is_refused_the_token_or_told_to_wait_degrades_the_stream_and_stops_nothing_else() {
+async fn a_family_that_is_rejected_or_throttled_degrades_the_stream_and_stops_nothing_else() {
     for (status, retry_after) in [(401, None), (429, Some("1".to_owned())), (503, Some("1".to_owned()))] {
         let platform = Platform::start().await;
         let path = Some("/api/v2/users".to_owned());
-        platform.inject(Fault::Rest { status, times: 2, retry_after: retry_after.clone(), path });
+        platform.inject(PlatformFault::Rest { status, times: 2, retry_after: retry_after.clone(), path });
         // Where the platform names a time, the family is looked up then, and not at the usual one.
         let discovery = if retry_after.is_some() { "60s" } else { "2s" };
-        let plan = Plan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"]).stream("discovery", discovery);
+        let plan =
+            RelayPlan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"]).stream("discovery", discovery);
         let relay = Relay::launch(plan).await;
         relay.until("the other family flows", |stream| stream["state"] == "degraded").await;
         let error = relay.stream().await["last_error"].as_str().unwrap().to_owned();
         assert!(error.contains("GET /api/v2/users") && error.contains(&status.to_string()), "{error}");
         relay.live().await;
-        assert_eq!((platform.tally().channels_created, relay.count("reconnects").await), (1, 0));
+        assert_eq!((platform.counters().channels_created, relay.count("reconnects").await), (1, 0));
         assert_eq!(relay.account().await["refreshes"], 1, "the token serves everything else");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn topics_that_an_answer_does_not_confirm_are_told_and_asked_for_again() {
-    let subscriptions = |how| Fault::Answer {
-        to: Asked::Rest,
-        on: Target::All,
+async fn topics_that_a_reply_does_not_confirm_are_reported_and_requested_again() {
+    let subscriptions = |how| PlatformFault::Answer {
+        to: RequestKind::Rest,
+        on: FaultTarget::All,
         url: Some("/subscriptions".to_owned()),
         resuming: false,
         times: 2,
@@ -111,9 +112,9 @@ async fn topics_that_an_answer_does_not_confirm_are_told_and_asked_for_again() {
     };
     let changed = |set: &str| {
         let (set, without) = (Some(set.to_owned()), Vec::new());
-        Answered::Changed { status: None, content_type: None, gzip: false, set, without }
+        ResponseFault::Changed { status: None, content_type: None, gzip: false, set, without }
     };
-    let html = Answered::Body { status: 200, content_type: "text/html".to_owned(), text: "<html>".to_owned() };
+    let html = ResponseFault::Body { status: 200, content_type: "text/html".to_owned(), text: "<html>".to_owned() };
     for (how, state, word) in [
         (changed(r#"{"entities": []}"#), "degraded", "does not name it"),
         (changed(r#"{"entities": {"state": "Pending"}}"#), "degraded", "its state is"),
@@ -121,7 +122,7 @@ async fn topics_that_an_answer_does_not_confirm_are_told_and_asked_for_again() {
     ] {
         let platform = Platform::start().await;
         platform.inject(subscriptions(how));
-        let plan = Plan::topics(platform.address(), &[QUEUES]).stream("discovery", "2s");
+        let plan = RelayPlan::topics(platform.address(), &[QUEUES]).stream("discovery", "2s");
         let relay = Relay::launch(plan.stream("backoff.cap", "2s").stream("backoff.first", "1s")).await;
         relay
             .until("it is told", |stream| {
@@ -133,7 +134,7 @@ async fn topics_that_an_answer_does_not_confirm_are_told_and_asked_for_again() {
                 stream["state"] == "live" && stream["topics"]["subscribed"].as_u64() > Some(0)
             })
             .await;
-        assert_eq!(platform.tally().channels_created, 1);
+        assert_eq!(platform.counters().channels_created, 1);
     }
 }
 
@@ -141,78 +142,82 @@ async fn topics_that_an_answer_does_not_confirm_are_told_and_asked_for_again() {
 async fn a_channel_that_cannot_be_subscribed_is_used_again_and_not_leaked() {
     let platform = Platform::start().await;
     let path = Some("/api/v2/notifications/channels/".to_owned());
-    platform.inject(Fault::Rest { status: 500, times: 3, retry_after: None, path });
-    let _relay = Relay::of(Plan::topics(platform.address(), &[QUEUES])).await;
-    assert_eq!(platform.tally().channels_created, 1);
+    platform.inject(PlatformFault::Rest { status: 500, times: 3, retry_after: None, path });
+    let _relay = Relay::of(RelayPlan::topics(platform.address(), &[QUEUES])).await;
+    assert_eq!(platform.counters().channels_created, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_said_while_nobody_listened_is_a_gap_with_snapshots_behind_it() {
+async fn events_during_a_disconnection_are_a_gap_followed_by_snapshots() {
     let platform = Platform::start().await;
-    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"])).await;
-    platform.inject(Fault::Drop { on: Target::All });
-    relay.tells("gap(no-replay) snapshot(no-replay) snapshot(no-replay)").await;
+    let relay = Relay::of(RelayPlan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"])).await;
+    platform.inject(PlatformFault::Drop { on: FaultTarget::All });
+    relay.expect_log("gap(no-replay) snapshot(no-replay) snapshot(no-replay)").await;
     let entries = relay.entries().await;
     assert!(entries[0]["data"]["silence_ms"].as_u64().is_some());
     assert!(entries[1..].iter().all(|snapshot| snapshot["data"]["gap"] == entries[0]["id"]));
     let resources: Vec<&str> = entries[1..].iter().map(|entry| entry["data"]["resource"].as_str().unwrap()).collect();
     assert_eq!(resources[0], "/api/v2/analytics/queues/observations/query");
     assert!(resources[1].starts_with("/api/v2/users?"));
-    assert_eq!(platform.tally().channels_created, 1, "the channel outlives its socket");
+    assert_eq!(platform.counters().channels_created, 1, "the channel outlives its socket");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_is_a_gap_where_nothing_is_replayed() {
+async fn a_restart_is_a_gap_if_the_platform_replays_nothing() {
     let platform = Platform::start().await;
-    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES])).await;
-    platform.say(60);
+    let relay = Relay::of(RelayPlan::topics(platform.address(), &[QUEUES])).await;
+    platform.emit(60);
     relay.until("something was heard", |stream| stream["events"].as_u64() > Some(0)).await;
     let relay = relay.restart().await;
-    eventually("the gap is marked", async || relay.story().await.ends_with("event gap(no-replay) snapshot(no-replay)"))
-        .await;
+    eventually("the gap is marked", async || {
+        relay.log_summary().await.ends_with("event gap(no-replay) snapshot(no-replay)")
+    })
+    .await;
     let relay = relay.restart().await;
     eventually("each has its own", async || relay.count("gaps").await == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn heartbeats_keep_a_quiet_stream() {
+async fn heartbeats_keep_a_quiet_stream_connected() {
     let heartbeat = Duration::from_millis(50);
     let platform = Platform::with(Settings { heartbeat, ..Settings::default() }).await;
-    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES]).stream("silence_max", "200ms")).await;
-    throughout(Duration::from_secs(1), "it keeps its socket", async || platform.opened(Dialect::Notifications) == 1)
-        .await;
-    platform.inject(Fault::Stall { on: Target::All, lasting: Duration::from_secs(60) });
-    relay.tells("gap(no-replay) snapshot(no-replay)").await;
+    let relay = Relay::of(RelayPlan::topics(platform.address(), &[QUEUES]).stream("silence_max", "200ms")).await;
+    throughout(Duration::from_secs(1), "it keeps its socket", async || {
+        platform.opened(SocketDialect::Notifications) == 1
+    })
+    .await;
+    platform.inject(PlatformFault::Stall { on: FaultTarget::All, duration: Duration::from_secs(60) });
+    relay.expect_log("gap(no-replay) snapshot(no-replay)").await;
     assert!(relay.entries().await[0]["data"]["silence_ms"].as_u64().unwrap() >= 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn equal_notifications_on_one_socket_are_both_kept_and_on_two_they_are_one() {
+async fn equal_notifications_are_both_stored_on_one_socket_and_deduplicated_across_two() {
     let platform = Platform::start().await;
-    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES])).await;
-    let same = || Raw::Text(json!({"topicName": "v2.test.twin", "eventBody": {"n": 1}}).to_string());
-    platform.say_raw_notification(same());
-    platform.say_raw_notification(same());
-    relay.tells("event event").await;
-    relay.wish("rotate").await;
+    let relay = Relay::of(RelayPlan::topics(platform.address(), &[QUEUES])).await;
+    let same = || RawFrame::Text(json!({"topicName": "v2.test.twin", "eventBody": {"n": 1}}).to_string());
+    platform.emit_raw_notification(same());
+    platform.emit_raw_notification(same());
+    relay.expect_log("event event").await;
+    relay.operator_request("rotate").await;
     eventually("two sockets overlap", async || {
-        relay.count("rotations").await == 1 && platform.open(Dialect::Notifications) == 2
+        relay.count("rotations").await == 1 && platform.open(SocketDialect::Notifications) == 2
     })
     .await;
-    platform.say_raw_notification(same());
+    platform.emit_raw_notification(same());
     relay.until("the copy is dropped", |stream| stream["duplicates"] == 1).await;
-    relay.tells("event event event").await;
+    relay.expect_log("event event event").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn subscriptions_that_somebody_else_took_are_taken_back_after_a_pause_and_named() {
+async fn subscriptions_taken_by_another_client_are_restored_after_a_pause_and_reported() {
     let platform = Platform::start().await;
-    let relay = Relay::of(Plan::topics(platform.address(), &[QUEUES])).await;
-    platform.inject(Fault::NoLongerSubscribed {});
+    let relay = Relay::of(RelayPlan::topics(platform.address(), &[QUEUES])).await;
+    platform.inject(PlatformFault::NoLongerSubscribed {});
     relay
         .until("it names the cause", |stream| stream["last_error"] == "another channel took the subscriptions over")
         .await;
     relay.live().await;
-    relay.tells("gap(no-replay) snapshot(no-replay)").await;
-    assert_eq!(platform.tally().channels_created, 2);
+    relay.expect_log("gap(no-replay) snapshot(no-replay)").await;
+    assert_eq!(platform.counters().channels_created, 2);
 }

@@ -28,7 +28,7 @@ mod vanished;
 mod wall;
 
 pub(crate) use self::{
-    log::{Entry, pages_of},
-    relay::{Relay, client},
+    log::{LogEntry, pages_of},
+    relay::{RelayProcess, client},
     site::{STREAM, Site},
 };

@@ -18,10 +18,10 @@ use tempfile::TempDir;
 use trunkline::{clock, simulator};
 
 use self::{
-    block::{Block, blocks},
-    line::{Act, Ends, Places, SIMULATOR, understand},
+    block::{CodeBlock, blocks},
+    line::{ReadmeAction, ReadmeAddresses, SIMULATOR, Termination, parse_line},
 };
-use crate::process::child::{Child, PATIENCE};
+use crate::process::child::{Child, WAIT_MAX};
 
 /// Every text for users that lies in the repository.
 fn documents() -> Vec<PathBuf> {
@@ -34,14 +34,14 @@ fn documents() -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn every_block_of_the_readme_does_what_it_says() {
-    let stage = Stage::set().await;
+async fn every_block_of_the_readme_works() {
+    let stage = ReadmeFixture::start().await;
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
         let mut exercised = 0;
         for block in blocks(&text) {
             let place = format!("{}:{}", document.display(), block.at_line);
-            stage.exercise(&block, &place).await;
+            stage.run_block(&block, &place).await;
             exercised += 1;
         }
         assert_eq!(exercised > 0, text.contains("\n```"), "the examples of {} are found", document.display());
@@ -52,10 +52,10 @@ async fn every_block_of_the_readme_does_what_it_says() {
 async fn the_configuration_for_the_simulator_connects_to_it() {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/simulator.md")).unwrap();
     let configurations = blocks(&text).into_iter().filter(|block| block.text.contains("[accounts."));
-    let [block]: [Block; 1] = configurations.collect::<Vec<_>>().try_into().unwrap();
+    let [block]: [CodeBlock; 1] = configurations.collect::<Vec<_>>().try_into().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut platform = Child::start(folder.path(), &["simulate", "--listen", "127.0.0.1:0"]);
-    platform.says("tokens at http://").await;
+    platform.wait_for_output("tokens at http://").await;
     let said = platform.stdout();
     let (_, rest) = said.split_once("http://").unwrap();
     let address = rest.split_whitespace().next().unwrap();
@@ -64,7 +64,7 @@ async fn the_configuration_for_the_simulator_connects_to_it() {
     let variables: Vec<(&str, &str)> = SECRETS.into_iter().chain(ports).collect();
     let arguments = ["check", "--connect", "--config", "trunkline.toml"];
     let mut check = Child::start_with(folder.path(), &arguments, &variables);
-    assert_eq!(check.ends(PATIENCE).await, 0, "{}", check.told());
+    assert_eq!(check.wait_for_exit(WAIT_MAX).await, 0, "{}", check.printed_output());
     let out = check.stdout();
     for part in ["account acme", "stream conversations", "snapshot of conversations", "stream queues"] {
         assert!(out.contains(&format!("ok      {part}: ")), "{part}: {out}");
@@ -72,40 +72,41 @@ async fn the_configuration_for_the_simulator_connects_to_it() {
 }
 
 /// What stands behind the words of a document: a demo, a platform, a folder.
-struct Stage {
+struct ReadmeFixture {
     folder: TempDir,
-    places: Places,
+    places: ReadmeAddresses,
     platform: simulator::Simulator,
     /// Runs until the stage is dropped.
     _demo: Child,
 }
 
-impl Stage {
-    async fn set() -> Self {
+impl ReadmeFixture {
+    async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let platform = simulator::start(simulator::Settings { rate: 20.0, ..Default::default() }).await.unwrap();
         let ports = ["demo", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--rate", "100"];
         let mut demo = Child::start(folder.path(), &ports);
-        demo.says("curl -N").await;
+        demo.wait_for_output("curl -N").await;
         let said = demo.stdout();
         let address = |before: &str| {
             let rest = said.split_once(before).unwrap_or_else(|| panic!("{said}")).1;
             rest.split(|c: char| c.is_whitespace() || c == '/').next().unwrap().to_owned()
         };
-        let places = Places { consumers: address("conversations --url http://"), admin: address("metrics   http://") };
+        let places =
+            ReadmeAddresses { consumers: address("conversations --url http://"), admin: address("metrics   http://") };
         Self { folder, places, platform, _demo: demo }
     }
 
-    async fn exercise(&self, block: &Block, place: &str) {
-        match block.word.as_str() {
+    async fn run_block(&self, block: &CodeBlock, place: &str) {
+        match block.language.as_str() {
             "sh" => {
                 for line in block.lines() {
-                    let act = understand(&line, &self.places).unwrap_or_else(|why| panic!("{place}: {line}: {why}"));
-                    self.act(act, &format!("{place}: {line}")).await;
+                    let act = parse_line(&line, &self.places).unwrap_or_else(|why| panic!("{place}: {line}: {why}"));
+                    self.run_action(act, &format!("{place}: {line}")).await;
                 }
             }
             "toml" if block.text.contains("[[fault]]") => {
-                simulator::Script::parse(&block.text).unwrap_or_else(|error| panic!("{place}: {error:?}"));
+                simulator::FaultScript::parse(&block.text).unwrap_or_else(|error| panic!("{place}: {error:?}"));
             }
             "toml" => self.check(&block.text, place).await,
             "json" => drop(serde_json::from_str::<serde_json::Value>(&block.text).unwrap_or_else(|error| {
@@ -116,23 +117,23 @@ impl Stage {
         }
     }
 
-    async fn act(&self, act: Act, line: &str) {
+    async fn run_action(&self, act: ReadmeAction, line: &str) {
         match act {
-            Act::Find(path) => {
+            ReadmeAction::Find(path) => {
                 let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
                 assert!(path.exists(), "{line}: {} is not there", path.display());
             }
-            Act::Run { command, ends, says } => {
+            ReadmeAction::Run { command, termination: ends, expected_output: says } => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", &command]).envs(self.variables());
                 let mut child = Child::spawn(self.folder.path(), shell);
                 match ends {
-                    Ends::ByItself => {
-                        let code = child.ends(PATIENCE).await;
-                        assert_eq!(code, 0, "{line}\n{}", child.told());
-                        assert!(!child.stdout().trim().is_empty() && child.told().contains(says), "{line}");
+                    Termination::Exits => {
+                        let code = child.wait_for_exit(WAIT_MAX).await;
+                        assert_eq!(code, 0, "{line}\n{}", child.printed_output());
+                        assert!(!child.stdout().trim().is_empty() && child.printed_output().contains(says), "{line}");
                     }
-                    Ends::Never => is_heard(&mut child, says, line).await,
+                    Termination::Never => expect_output(&mut child, says, line).await,
                 }
             }
         }
@@ -145,8 +146,8 @@ impl Stage {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
         command.args(["check", "--config", "block.toml"]).envs(SECRETS);
         let mut child = Child::spawn(self.folder.path(), command);
-        assert_eq!(child.ends(PATIENCE).await, 0, "{place}: {}", child.told());
-        assert!(child.stdout().starts_with("The configuration is good"), "{place}: {}", child.told());
+        assert_eq!(child.wait_for_exit(WAIT_MAX).await, 0, "{place}: {}", child.printed_output());
+        assert!(child.stdout().starts_with("The configuration is good"), "{place}: {}", child.printed_output());
         let first = self.folder.path().join("trunkline.toml");
         if !first.exists() {
             fs::rename(file, first).unwrap();
@@ -184,11 +185,11 @@ impl Stage {
 const SECRETS: [(&str, &str); 2] = [("GENESYS_CLIENT_ID", "demo"), ("GENESYS_CLIENT_SECRET", "demo-secret")];
 
 /// A command without an end is heard until it said what is expected of it.
-async fn is_heard(child: &mut Child, says: &str, line: &str) {
-    let until = clock::now() + PATIENCE;
-    while !child.told().contains(says) {
-        assert!(child.has_ended().is_none(), "{line}: it ended\n{}", child.told());
-        assert!(clock::now() < until, "{line}: it did not say {says:?}\n{}", child.told());
+async fn expect_output(child: &mut Child, says: &str, line: &str) {
+    let until = clock::now() + WAIT_MAX;
+    while !child.printed_output().contains(says) {
+        assert!(child.has_ended().is_none(), "{line}: it ended\n{}", child.printed_output());
+        assert!(clock::now() < until, "{line}: it did not say {says:?}\n{}", child.printed_output());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }

@@ -11,29 +11,32 @@ use std::time::Duration;
 use redis::cmd;
 use trunkline::{
     clock,
-    simulator::{Fault, Settings, TokenFailure},
+    simulator::{PlatformFault, Settings, TokenFailure},
 };
 
-use self::replicas::{Replica, Replicas};
-use crate::harness::{Platform, Redis, eventually, throughout};
+use self::replicas::{TokenReplica, TokenReplicas};
+use crate::harness::{Platform, RedisServer, eventually, throughout};
 
 /// Many enough to get in each other's way on a small machine.
-const MANY: usize = 20;
+const REPLICA_COUNT: usize = 20;
 
 async fn platform(life: u64) -> Platform {
     Platform::with(Settings { token_ttl: Duration::from_secs(life), ..Settings::default() }).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_dies_with_what_was_granted_costs_one_request() {
-    let (platform, mut redis) = (platform(12).await, Redis::durable());
+async fn a_replica_that_dies_with_a_granted_token_costs_one_request() {
+    let (platform, mut redis) = (platform(12).await, RedisServer::durable());
     // due three seconds before the end, and one
-    let (early, late) = (Replica::with("300s", &platform, &redis), Replica::with("1s", &platform, &redis));
+    let (early, late) = (TokenReplica::with("300s", &platform, &redis), TokenReplica::with("1s", &platform, &redis));
     early.reach(1).await;
     late.reach(1).await;
     let connection = redis.connection();
-    platform.inject(Fault::Token { failure: TokenFailure::Slow { lasting: Duration::from_millis(200) }, times: 1 });
-    let lock = Replica::key("lock");
+    platform.inject(PlatformFault::Token {
+        failure: TokenFailure::Slow { duration: Duration::from_millis(200) },
+        times: 1,
+    });
+    let lock = TokenReplica::key("lock");
     let locked = async || connection.run::<i64>(cmd("EXISTS").arg(&lock)).await == Ok(1);
     let end = clock::now() + Duration::from_secs(12);
     while !locked().await {
@@ -42,18 +45,18 @@ async fn who_dies_with_what_was_granted_costs_one_request() {
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
     redis.kill();
-    eventually("it is granted", async || platform.tally().grants_total() == 2).await;
-    early.die().await;
+    eventually("it is granted", async || platform.counters().grants_total() == 2).await;
+    early.crash().await;
     redis.restart();
     late.reach(2).await;
     assert!(late.has_a_token());
-    assert_eq!(platform.tally().grants_total(), 3);
+    assert_eq!(platform.counters().grants_total(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_every_replica_keeps_a_token_and_afterwards_they_share_again() {
-    let (platform, mut redis) = (platform(4).await, Redis::volatile());
-    let replicas = Replicas::start(5, &platform, &redis);
+async fn without_redis_every_replica_has_its_own_token_and_sharing_resumes_afterwards() {
+    let (platform, mut redis) = (platform(4).await, RedisServer::volatile());
+    let replicas = TokenReplicas::start(5, &platform, &redis);
     replicas.reach(2).await;
     redis.kill();
     let span = Duration::from_secs(9);
@@ -62,77 +65,78 @@ async fn without_redis_every_replica_keeps_a_token_and_afterwards_they_share_aga
         true
     })
     .await;
-    let alone = platform.tally().grants_total() - 2;
+    let alone = platform.counters().grants_total() - 2;
     assert!(alone <= 5 * 4, "{alone} requests in nine seconds");
     redis.restart();
-    eventually("they agree again", async || replicas.are_alike()).await;
-    let (newest, granted) = (replicas.newest(), platform.tally().grants_total());
+    eventually("they agree again", async || replicas.have_same_token()).await;
+    let (newest, granted) = (replicas.newest(), platform.counters().grants_total());
     while replicas.newest() < newest + 2 {
         replicas.all_have_a_token();
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     replicas.reach(newest + 2).await;
-    assert_eq!(platform.tally().grants_total(), granted + 2);
+    assert_eq!(platform.counters().grants_total(), granted + 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_that_everybody_hears_costs_one_request() {
-    let (platform, redis) = (platform(600).await, Redis::volatile());
-    let replicas = Replicas::start(MANY, &platform, &redis);
+async fn a_rejection_that_all_replicas_receive_costs_one_request() {
+    let (platform, redis) = (platform(600).await, RedisServer::volatile());
+    let replicas = TokenReplicas::start(REPLICA_COUNT, &platform, &redis);
     replicas.reach(1).await;
     // A token that had carried sessions is replaced at once, however young it is.
     for refused in [1, 2] {
         replicas.refuse(refused);
         replicas.reach(refused + 1).await;
         replicas.agree();
-        assert_eq!(platform.tally().grants_total(), refused + 1);
+        assert_eq!(platform.counters().grants_total(), refused + 1);
     }
     replicas.refuse_unused(3);
-    throughout(Duration::from_millis(300), "the next one waits", async || platform.tally().grants_total() == 3).await;
+    throughout(Duration::from_millis(300), "the next one waits", async || platform.counters().grants_total() == 3)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pause_that_one_is_told_is_kept_by_all() {
-    let (platform, redis) = (platform(600).await, Redis::volatile());
+async fn a_retry_after_for_one_replica_applies_to_all() {
+    let (platform, redis) = (platform(600).await, RedisServer::volatile());
     let failure = TokenFailure::TooManyRequests { retry_after: Some("2".to_owned()) };
-    platform.inject(Fault::Token { failure, times: 1 });
+    platform.inject(PlatformFault::Token { failure, times: 1 });
     let begin = clock::now();
-    let replicas = Replicas::start(5, &platform, &redis);
+    let replicas = TokenReplicas::start(5, &platform, &redis);
     replicas.reach(1).await;
     assert!(begin.elapsed() >= Duration::from_secs(2));
-    let tally = platform.tally();
+    let tally = platform.counters();
     assert_eq!((tally.grants_total(), tally.token_failures), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_number_that_nobody_can_count_up_from_is_reset_and_replicas_share_on() {
+async fn an_invalid_generation_is_reset_and_sharing_continues() {
     for number in ["18446744073709551615", "18446744073709551614", "9007199254740991"] {
-        let (platform, redis) = (platform(600).await, Redis::volatile());
-        let replicas = Replicas::start(2, &platform, &redis);
+        let (platform, redis) = (platform(600).await, RedisServer::volatile());
+        let replicas = TokenReplicas::start(2, &platform, &redis);
         replicas.reach(1).await;
-        redis.connection().run::<()>(cmd("SET").arg(Replica::key("generation")).arg(number)).await.unwrap();
+        redis.connection().run::<()>(cmd("SET").arg(TokenReplica::key("generation")).arg(number)).await.unwrap();
         replicas.refuse(1);
         replicas.reach(2).await;
         replicas.agree();
-        assert_eq!(platform.tally().grants_total(), 2, "{number}");
+        assert_eq!(platform.counters().grants_total(), 2, "{number}");
         // One that starts later, too.
-        let late = Replica::with("300s", &platform, &redis);
+        let late = TokenReplica::with("300s", &platform, &redis);
         late.reach(2).await;
-        assert_eq!((late.generation(), platform.tally().grants_total()), (2, 2), "{number}");
+        assert_eq!((late.generation(), platform.counters().grants_total()), (2, 2), "{number}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_late_replica_asks_nobody_and_sealing_keys_are_changed_without_a_request() {
-    let (platform, redis) = (platform(600).await, Redis::durable());
-    let first = Replica::sealed(&[1], &platform, &redis);
+async fn a_late_replica_makes_no_request_and_sealing_keys_rotate_without_one() {
+    let (platform, redis) = (platform(600).await, RedisServer::durable());
+    let first = TokenReplica::sealed(&[1], &platform, &redis);
     first.reach(1).await;
-    let second = Replica::sealed(&[2, 1], &platform, &redis);
+    let second = TokenReplica::sealed(&[2, 1], &platform, &redis);
     second.reach(1).await;
     assert_eq!(first.secret(), second.secret());
-    assert_eq!(platform.tally().grants_total(), 1);
+    assert_eq!(platform.counters().grants_total(), 1);
     let connection = redis.connection();
-    let stored: Vec<Vec<u8>> = connection.run(cmd("HVALS").arg(Replica::key("token"))).await.unwrap();
+    let stored: Vec<Vec<u8>> = connection.run(cmd("HVALS").arg(TokenReplica::key("token"))).await.unwrap();
     let token = first.secret().expose().as_bytes().to_vec();
     assert!(stored.iter().all(|value| !value.windows(token.len()).any(|part| part == token)));
     let on_disk = redis.files();

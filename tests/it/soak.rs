@@ -10,15 +10,15 @@ use std::{collections::BTreeMap, fs, time::Duration};
 
 use trunkline::{
     clock,
-    simulator::{Fault, Notification, Settings},
+    simulator::{EmittedNotification, PlatformFault, Settings},
 };
 
-use self::{faults::faults, judge::judge};
+use self::{faults::faults, judge::check_log};
 use crate::{
-    harness::Redis,
+    harness::RedisServer,
     process::{
-        Relay, Site,
-        child::{PATIENCE, eventually},
+        RelayProcess, Site,
+        child::{WAIT_MAX, eventually},
         client, pages_of,
     },
 };
@@ -38,7 +38,7 @@ const MEMORY_SLACK_KB: u64 = 48 * 1_024;
 /// The same for descriptors: sockets of an overlap, a token request, pooled connections.
 const DESCRIPTORS_SLACK: u64 = 48;
 
-fn configure(site: &Site, redis: &Redis) {
+fn configure(site: &Site, redis: &RedisServer) {
     let address = site.platform.address();
     let mut text = site.base(&site.store()).replace("platform = \"generic\"", "platform = \"genesys-cloud\"");
     text = text.replace("[store]\n", &format!("[store]\nkind = \"redis\"\nurl = \"{}\"\n", redis.url()));
@@ -89,11 +89,11 @@ fn assert_flat(samples: &[(u64, u64)]) {
 }
 
 /// One thing that happens to replicas or to Redis.
-async fn disturb(
+async fn inject_fault(
     rng: &mut fastrand::Rng,
     site: &Site,
-    relays: &mut [Relay; 2],
-    redis: &Redis,
+    relays: &mut [RelayProcess; 2],
+    redis: &RedisServer,
     record: &mut String,
 ) -> String {
     let which = rng.usize(0..2);
@@ -102,14 +102,14 @@ async fn disturb(
         0 => {
             relays[which].child.kill();
             record.push_str(&relays[which].child.stderr());
-            relays[which] = Relay::start(site).await;
+            relays[which] = RelayProcess::start(site).await;
             format!("replica {which} killed")
         }
         1 => {
             relays[which].child.signal("TERM");
-            assert_eq!(relays[which].child.ends(PATIENCE).await, 0, "a replica that is asked to end");
+            assert_eq!(relays[which].child.wait_for_exit(WAIT_MAX).await, 0, "a replica that is asked to end");
             record.push_str(&relays[which].child.stderr());
-            relays[which] = Relay::start(site).await;
+            relays[which] = RelayProcess::start(site).await;
             format!("replica {which} restarted")
         }
         2 => {
@@ -133,7 +133,7 @@ fn variable(name: &str, otherwise: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_faults_lose_nothing_without_a_mark() {
+async fn random_faults_lose_nothing_without_a_gap() {
     let seconds = variable("SOAK_SECONDS", SECONDS);
     let seed = variable("SOAK_SEED", SEED);
     // Shown when the test fails.
@@ -146,30 +146,31 @@ async fn random_faults_lose_nothing_without_a_mark() {
         token_ttl: Duration::from_secs(20),
         ..Settings::default()
     };
-    let (site, redis) = (Site::start_with(settings, &[]).await, Redis::volatile());
+    let (site, redis) = (Site::start_with(settings, &[]).await, RedisServer::volatile());
     configure(&site, &redis);
-    let mut relays = [Relay::live(&site).await, Relay::start(&site).await];
+    let mut relays = [RelayProcess::live(&site).await, RelayProcess::start(&site).await];
     let ledger = site.platform.ledger();
-    let (mut sent, mut samples, mut ages) = (Vec::<Notification>::new(), Vec::new(), BTreeMap::<u32, u64>::new());
+    let (mut sent, mut samples, mut ages) =
+        (Vec::<EmittedNotification>::new(), Vec::new(), BTreeMap::<u32, u64>::new());
     // What a failure is understood by: each step with its time, and the log lines of the replicas that ended.
     let mut record = String::new();
     let until = clock::now() + Duration::from_secs(seconds);
     while clock::now() < until {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        sent.extend(ledger.said_since(sent.last().map_or(0, |last| last.number + 1)));
+        sent.extend(ledger.emitted_since(sent.last().map_or(0, |last| last.number + 1)));
         for relay in &mut relays {
-            assert!(relay.child.has_ended().is_none(), "a replica ended by itself\n{}", relay.child.told());
+            assert!(relay.child.has_ended().is_none(), "a replica ended by itself\n{}", relay.child.printed_output());
             let age = ages.entry(relay.child.id()).or_default();
             *age += 1;
             samples.extend(figures(relay.child.id()).filter(|_| *age > SETTLED));
         }
         if rng.u8(0..3) == 0 {
-            let fault: Fault = serde_json::from_value(faults[rng.usize(..faults.len())].clone()).unwrap();
+            let fault: PlatformFault = serde_json::from_value(faults[rng.usize(..faults.len())].clone()).unwrap();
             println!("{}", note(&mut record, &sent, &fault.label()));
             site.platform.inject(fault);
         }
         if rng.u8(0..12) == 0 {
-            let step = disturb(&mut rng, &site, &mut relays, &redis, &mut record).await;
+            let step = inject_fault(&mut rng, &site, &mut relays, &redis, &mut record).await;
             println!("{}", note(&mut record, &sent, &step));
         }
     }
@@ -178,7 +179,7 @@ async fn random_faults_lose_nothing_without_a_mark() {
 }
 
 /// One step of the soak, with its time and the last event before it.
-fn note(record: &mut String, sent: &[Notification], step: &str) -> String {
+fn note(record: &mut String, sent: &[EmittedNotification], step: &str) -> String {
     let last = sent.last().map_or("", |last| &last.correlation);
     let line = format!("{} after {last}: {step}", clock::wall());
     record.push_str(&line);
@@ -188,7 +189,7 @@ fn note(record: &mut String, sent: &[Notification], step: &str) -> String {
 
 /// Waits until the logs hold what was sent after the last fault, then judges them. The platform sends on, so that the
 /// end is the last event that every stream was seen to hold.
-async fn settle(site: &Site, relays: &[Relay; 2], sent: &mut Vec<Notification>, record: &mut String) {
+async fn settle(site: &Site, relays: &[RelayProcess; 2], sent: &mut Vec<EmittedNotification>, record: &mut String) {
     let ledger = site.platform.ledger();
     eventually("every stream is live again", RECOVERY, async || {
         let answer = client().get(format!("{}/readyz?streams=all", relays[0].admin)).send().await.ok()?;
@@ -196,12 +197,12 @@ async fn settle(site: &Site, relays: &[Relay; 2], sent: &mut Vec<Notification>, 
     })
     .await;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    sent.extend(ledger.said_since(sent.last().map_or(0, |last| last.number + 1)));
+    sent.extend(ledger.emitted_since(sent.last().map_or(0, |last| last.number + 1)));
     tokio::time::sleep(Duration::from_secs(5)).await;
     let mut found = Vec::new();
     for stream in STREAMS {
         let log = pages_of(&relays[0].consumers, stream).await;
-        if let Err(fault) = judge(stream, &log, sent) {
+        if let Err(fault) = check_log(stream, &log, sent) {
             found.push(fault);
             record.extend(log.into_iter().map(|entry| entry.json + "\n"));
         }

@@ -10,33 +10,33 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use trunkline::{
     clock,
     model::{
-        Batch, BatchBuilder, Checkpoint, ConsumerName, Epoch, Event, FeedId, Fence, Mark, Offset, Revocation, Source,
-        Standing, StreamName, Timestamp, Whose,
+        Batch, BatchBuilder, Checkpoint, ConsumerName, CursorValidity, Epoch, Event, FeedId, Fence, Mark, Offset,
+        Revocation, RevocationTarget, Source, StreamName, Timestamp,
     },
     store::{Append, AppendError, Retention},
 };
 
-use self::bed::{Bed, KEEP_ALL, Log, assert_found, checkpoint};
+use self::bed::{KEEP_ALL, LogFixture, StoreFixture, assert_found, checkpoint};
 use crate::harness::eventually;
 
 /// Runs a case on each store.
 macro_rules! on_each {
     ($($case:ident),* $(,)?) => {
         mod embedded {
-            use super::bed::Bed;
-            $(#[tokio::test] async fn $case() { super::$case(Bed::embedded()).await; })*
+            use super::bed::StoreFixture;
+            $(#[tokio::test] async fn $case() { super::$case(StoreFixture::embedded()).await; })*
         }
         mod redis {
-            use super::bed::Bed;
-            $(#[tokio::test] async fn $case() { super::$case(Bed::redis()).await; })*
+            use super::bed::StoreFixture;
+            $(#[tokio::test] async fn $case() { super::$case(StoreFixture::redis()).await; })*
         }
         mod valkey {
-            use super::bed::Bed;
-            $(#[tokio::test] async fn $case() { super::$case(Bed::valkey()).await; })*
+            use super::bed::StoreFixture;
+            $(#[tokio::test] async fn $case() { super::$case(StoreFixture::valkey()).await; })*
         }
         mod cluster {
-            use super::bed::Bed;
-            $(#[tokio::test] async fn $case() { super::$case(Bed::cluster().await).await; })*
+            use super::bed::StoreFixture;
+            $(#[tokio::test] async fn $case() { super::$case(StoreFixture::cluster().await).await; })*
         }
     };
 }
@@ -64,7 +64,7 @@ fn mark(epoch: u32, offset: u64) -> Mark {
     Mark { epoch: Epoch(epoch), offset: Offset(offset) }
 }
 
-async fn a_cursor_moves_only_from_where_it_is_known_to_be(bed: Bed) {
+async fn a_cursor_moves_only_from_where_it_is_known_to_be(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let (billing, queues): (ConsumerName, StreamName) = ("billing".parse().unwrap(), "queues".parse().unwrap());
     assert_eq!(store.cursor(&billing, &queues).await.unwrap(), None);
@@ -88,7 +88,7 @@ async fn a_cursor_moves_only_from_where_it_is_known_to_be(bed: Bed) {
     assert_eq!(bed.open(KEEP_ALL).cursor(&billing, &queues).await.unwrap(), Some(mark(9, 1)));
 }
 
-async fn of_many_who_move_a_cursor_one_does(bed: Bed) {
+async fn of_many_who_move_a_cursor_one_does(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let (billing, queues): (ConsumerName, StreamName) = ("billing".parse().unwrap(), "queues".parse().unwrap());
     let moves = (1..=20).map(|offset| store.move_cursor(&billing, &queues, None, mark(7, offset)));
@@ -98,13 +98,14 @@ async fn of_many_who_move_a_cursor_one_does(bed: Bed) {
     assert_eq!(store.cursor(&billing, &queues).await.unwrap(), Some(mark(7, winners[0] as u64 + 1)));
 }
 
-async fn who_is_revoked_is_refused_for_a_time(bed: Bed) {
+async fn who_is_revoked_is_refused_for_a_time(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let revoke = async |whose: &Whose, at: i64, lasting: Duration| {
-        store.revoke(&Revocation { whose: whose.clone(), at: Timestamp(at), lasting }).await.unwrap();
+    let revoke = async |whose: &RevocationTarget, at: i64, lasting: Duration| {
+        store.revoke(&Revocation { target: whose.clone(), at: Timestamp(at), ttl: lasting }).await.unwrap();
     };
     assert!(store.revoked().await.unwrap().is_empty());
-    let (session, subject) = (Whose::Session("4f2a".to_owned()), Whose::Subject("4f2a".to_owned()));
+    let (session, subject) =
+        (RevocationTarget::Session("4f2a".to_owned()), RevocationTarget::Subject("4f2a".to_owned()));
     revoke(&session, 1_777_901_509_570, Duration::from_secs(60)).await;
     revoke(&subject, 20, Duration::from_millis(1)).await;
     // The later moment and the longer time count.
@@ -117,9 +118,9 @@ async fn who_is_revoked_is_refused_for_a_time(bed: Bed) {
     assert_eq!(bed.open(KEEP_ALL).revoked().await.unwrap(), expected);
 }
 
-async fn what_is_appended_is_read_as_it_was(bed: Bed) {
+async fn what_is_appended_is_read_as_it_was(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     let mut appended = Vec::new();
     for len in [1, 5, 70, 400] {
         appended.extend(log.append(len).await.unwrap().batches);
@@ -134,48 +135,48 @@ async fn what_is_appended_is_read_as_it_was(bed: Bed) {
     assert_eq!(store.first(&log.name), Offset(1));
 }
 
-async fn a_holder_whose_stream_was_taken_over_is_refused(bed: Bed) {
+async fn a_holder_whose_stream_was_taken_over_is_refused(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let mut former = Log::open(&store, "queues").await;
+    let mut former = LogFixture::open(&store, "queues").await;
     former.append(1).await.unwrap();
-    let mut holder = Log::open(&store, "queues").await;
+    let mut holder = LogFixture::open(&store, "queues").await;
     assert_eq!(holder.state.fence.number, former.state.fence.number + 1);
     assert!(matches!(former.append(1).await, Err(AppendError::Fenced)));
     holder.append(1).await.unwrap();
-    let mut forged = Log::open(&store, "queues").await;
+    let mut forged = LogFixture::open(&store, "queues").await;
     forged.state.fence.nonce ^= 1;
     assert!(matches!(forged.append(1).await, Err(AppendError::Fenced)));
     assert_eq!(holder.entries().await, [1, 2]);
 }
 
-async fn a_look_finds_what_is_there_and_changes_nothing(bed: Bed) {
+async fn a_look_finds_what_is_there_and_changes_nothing(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let name: StreamName = "queues".parse().unwrap();
-    let nothing = store.look(&name).await.unwrap();
+    let nothing = store.bounds(&name).await.unwrap();
     assert_eq!((nothing.lineage.current(), nothing.first, nothing.last), (Epoch::NONE, Offset(1), Offset::START));
-    assert_eq!(store.look(&name).await.unwrap(), nothing);
-    let mut log = Log::open(&store, "queues").await;
+    assert_eq!(store.bounds(&name).await.unwrap(), nothing);
+    let mut log = LogFixture::open(&store, "queues").await;
     assert_eq!(log.state.fence.number, 1, "a look draws no fence");
     log.append(4).await.unwrap();
-    let found = store.look(&name).await.unwrap();
+    let found = store.bounds(&name).await.unwrap();
     assert_eq!((found.lineage, found.first, found.last), (log.state.lineage.clone(), Offset(1), Offset(4)));
     log.append(1).await.unwrap();
     store.close().await;
     let store = bed.open(KEEP_ALL);
-    let found = store.look(&name).await.unwrap();
+    let found = store.bounds(&name).await.unwrap();
     assert_eq!((found.lineage, found.first, found.last), (log.state.lineage.clone(), Offset(1), Offset(5)));
     let read = store.read(&name, Offset::START, found.last, usize::MAX).await.unwrap();
     assert_eq!(read.iter().map(|batch| batch.len()).sum::<usize>(), 5, "it can be read without a claim");
     assert_eq!(store.offset_before(&name, found.last, Timestamp(i64::MAX)).await.unwrap(), Offset(5));
 }
 
-async fn a_claim_under_a_fence_needs_that_very_fence(bed: Bed) {
+async fn a_claim_under_a_fence_needs_that_very_fence(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let name: StreamName = "queues".parse().unwrap();
     assert!(matches!(store.claim(&name, Some(Fence { number: 1, nonce: 2 })).await, Err(AppendError::Fenced)));
-    let mut former = Log::open(&store, "queues").await;
+    let mut former = LogFixture::open(&store, "queues").await;
     former.append(1).await.unwrap();
-    let log = Log::open(&store, "queues").await;
+    let log = LogFixture::open(&store, "queues").await;
     let fence = log.state.fence;
     let wrong = [
         former.state.fence,
@@ -188,22 +189,22 @@ async fn a_claim_under_a_fence_needs_that_very_fence(bed: Bed) {
         assert!(matches!(store.claim(&name, Some(wrong)).await, Err(AppendError::Fenced)), "{wrong}");
     }
     let state = store.claim(&name, Some(fence)).await.unwrap();
-    assert_eq!((state.fence, state.last, state.safe), (fence, Offset(1), Offset(1)));
+    assert_eq!((state.fence, state.last, state.high_watermark), (fence, Offset(1), Offset(1)));
     assert_eq!(state.lineage, log.state.lineage);
     assert_found(state.checkpoint, checkpoint(1));
-    let mut log = Log { state, ..log };
+    let mut log = LogFixture { state, ..log };
     for _ in 0..3 {
         log.append(2).await.unwrap();
         let state = store.claim(&name, Some(fence)).await.unwrap();
-        log = Log { state, ..log };
+        log = LogFixture { state, ..log };
     }
     assert!(matches!(former.append(1).await, Err(AppendError::Fenced)));
     assert_eq!(log.entries().await, (1..=7).collect::<Vec<_>>());
 }
 
-async fn an_append_that_would_leave_a_hole_or_a_double_is_refused_as_a_whole(bed: Bed) {
+async fn an_append_that_would_leave_a_hole_or_a_double_is_refused_as_a_whole(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     log.append(2).await.unwrap();
     let mut twice = log.next(1, clock::wall());
     twice.batches.push(Arc::clone(&twice.batches[0]));
@@ -217,26 +218,26 @@ async fn an_append_that_would_leave_a_hole_or_a_double_is_refused_as_a_whole(bed
     log.append(1).await.unwrap();
 }
 
-async fn a_position_is_stored_with_and_without_entries(bed: Bed) {
+async fn a_position_is_stored_with_and_without_entries(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     assert_eq!(log.state.checkpoint, None);
     log.append(3).await.unwrap();
-    let log = Log::open(&store, "queues").await;
+    let log = LogFixture::open(&store, "queues").await;
     assert_found(log.state.checkpoint, checkpoint(3));
-    let none = Checkpoint { position: None, heard_at: Timestamp(7), feed: None };
+    let none = Checkpoint { position: None, last_received_at: Timestamp(7), feed: None };
     for expected in [checkpoint(u64::MAX), none] {
         let append = Append { checkpoint: expected, ..log.next(0, Timestamp(0)) };
         store.append(append).await.unwrap();
     }
-    let log = Log::open(&store, "queues").await;
+    let log = LogFixture::open(&store, "queues").await;
     assert_found(log.state.checkpoint, none);
     assert_eq!(log.state.last, Offset(3));
 }
 
-async fn a_position_is_stored_with_its_feed(bed: Bed) {
+async fn a_position_is_stored_with_its_feed(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     assert_eq!(store.feed(&log.name).await.unwrap(), None);
     for (feed, len) in [(None, 1), (Some(7), 0), (Some(u64::MAX), 2), (None, 0), (Some(7), 1)] {
         let feed = feed.map(FeedId);
@@ -248,22 +249,22 @@ async fn a_position_is_stored_with_its_feed(bed: Bed) {
             assert_eq!(store.feed(&log.name).await.unwrap(), feed, "{len} entries");
             let state = store.claim(&log.name, Some(log.state.fence)).await.unwrap();
             assert_found(state.checkpoint, append.checkpoint);
-            log = Log { state, ..log };
+            log = LogFixture { state, ..log };
         }
     }
     store.close().await;
     let store = bed.open(KEEP_ALL);
     assert_eq!(store.feed(&log.name).await.unwrap(), Some(FeedId(7)));
-    assert_eq!(Log::open(&store, "queues").await.state.checkpoint.unwrap().feed, Some(FeedId(7)));
+    assert_eq!(LogFixture::open(&store, "queues").await.state.checkpoint.unwrap().feed, Some(FeedId(7)));
 }
 
-async fn everything_is_there_after_a_close(bed: Bed) {
+async fn everything_is_there_after_a_close(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     log.append(7).await.unwrap();
     store.close().await;
     let store = bed.open(KEEP_ALL);
-    let mut again = Log::open(&store, "queues").await;
+    let mut again = LogFixture::open(&store, "queues").await;
     assert_eq!(again.state.lineage, log.state.lineage);
     assert_eq!((again.state.first, again.state.last), (Offset(1), Offset(7)));
     assert_found(again.state.checkpoint, checkpoint(7));
@@ -273,9 +274,9 @@ async fn everything_is_there_after_a_close(bed: Bed) {
     store.close().await;
 }
 
-async fn streams_do_not_mix(bed: Bed) {
+async fn streams_do_not_mix(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let (mut queues, mut agents) = (Log::open(&store, "queues").await, Log::open(&store, "agents").await);
+    let (mut queues, mut agents) = (LogFixture::open(&store, "queues").await, LogFixture::open(&store, "agents").await);
     queues.append(2).await.unwrap();
     agents.append(3).await.unwrap();
     queues.append(1).await.unwrap();
@@ -283,9 +284,9 @@ async fn streams_do_not_mix(bed: Bed) {
     assert_ne!(queues.state.lineage, agents.state.lineage);
 }
 
-async fn a_read_is_bounded_and_goes_on_anywhere(bed: Bed) {
+async fn a_read_is_bounded_and_goes_on_anywhere(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     for _ in 0..30 {
         log.append(10).await.unwrap();
     }
@@ -307,9 +308,9 @@ async fn a_read_is_bounded_and_goes_on_anywhere(bed: Bed) {
     assert_eq!(seen, 300);
 }
 
-async fn an_offset_is_found_by_its_time_exactly(bed: Bed) {
+async fn an_offset_is_found_by_its_time_exactly(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let log = Log::open(&store, "queues").await;
+    let log = LogFixture::open(&store, "queues").await;
     assert_eq!(store.offset_before(&log.name, log.state.last, Timestamp(5)).await.unwrap(), Offset::START);
     let source = Source::new(&"acme".parse().unwrap(), &log.name);
     let mut last = Offset::START;
@@ -318,7 +319,7 @@ async fn an_offset_is_found_by_its_time_exactly(bed: Bed) {
         let mut builder = BatchBuilder::new(&source, log.state.lineage.current(), last);
         for _ in 0..len {
             let received = Timestamp(i64::try_from(builder.next_mark().offset.0 * 10).unwrap());
-            builder.push(&Event::own("test.v1", &(), received));
+            builder.push(&Event::internal("test.v1", &(), received));
         }
         let batch = Arc::new(builder.finish().unwrap());
         last = batch.last();
@@ -338,7 +339,7 @@ async fn an_offset_is_found_by_its_time_exactly(bed: Bed) {
 }
 
 /// What is kept of 100 entries in batches of 10, the first half two days old: at least and at most.
-async fn each_bound_of_the_retention_trims_and_the_newest_stays(bed: Bed) {
+async fn each_bound_of_the_retention_trims_and_the_newest_stays(bed: StoreFixture) {
     let day = Duration::from_secs(86_400);
     for (index, (retention, least, most)) in [
         (Retention { events: 25, ..KEEP_ALL }, 25, 34),
@@ -350,29 +351,29 @@ async fn each_bound_of_the_retention_trims_and_the_newest_stays(bed: Bed) {
     .enumerate()
     {
         let store = bed.open(retention);
-        let mut log = Log::open(&store, &format!("s{index}")).await;
+        let mut log = LogFixture::open(&store, &format!("s{index}")).await;
         for batch in 0..10 {
             let age = if batch < 5 { day * 2 } else { Duration::ZERO };
             log.append_received(10, clock::wall().before(age)).await.unwrap();
         }
-        bed.trimmed(&store, &log.name, |first| (least..=most).contains(&(101 - first.0))).await;
+        bed.wait_until_trimmed(&store, &log.name, |first| (least..=most).contains(&(101 - first.0))).await;
         let first = store.first(&log.name);
         assert_eq!(log.entries().await, (first.0..=100).collect::<Vec<_>>(), "{retention:?}");
         store.close().await;
         let store = bed.open(retention);
-        let log = Log::open(&store, &format!("s{index}")).await;
+        let log = LogFixture::open(&store, &format!("s{index}")).await;
         assert_eq!((log.state.first, log.state.last), (first, Offset(100)));
         store.close().await;
     }
 }
 
-async fn a_closed_store_refuses_and_says_so(bed: Bed) {
+async fn a_closed_store_refuses_and_says_so(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     log.append(1).await.unwrap();
     assert_eq!(store.health(), Ok(()));
-    let standing = log.state.lineage.standing(log.mark(1), Offset(1));
-    assert_eq!(standing, Standing::After(Offset(1)));
+    let standing = log.state.lineage.validity(log.mark(1), Offset(1));
+    assert_eq!(standing, CursorValidity::Valid(Offset(1)));
     store.close().await;
     assert!(log.append(1).await.is_err());
     assert!(store.health().is_err());

@@ -5,10 +5,13 @@ use std::time::Duration;
 use serde_json::Value;
 use trunkline::{
     clock,
-    simulator::{ALWAYS, Answered, Asked, Dialect, Fault, Settings, Target, TokenFailure, TokenKind},
+    simulator::{
+        ALWAYS, FaultTarget, PlatformFault, RequestKind, ResponseFault, Settings, SocketDialect, TokenFailure,
+        TokenKind,
+    },
 };
 
-use crate::harness::{Impostor, Plan, Platform, Relay, Wire, eventually, http, throughout};
+use crate::harness::{ForeignHost, Platform, Relay, RelayPlan, TcpProxy, eventually, http, throughout};
 
 async fn refresh(relay: &Relay) {
     let path = format!("/admin/v1/accounts/{}/refresh", relay.plan().account_name());
@@ -28,12 +31,12 @@ fn near(found: f64, expected: f64) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_renewed_its_buffer_before_its_end_or_a_quarter_of_its_life() {
+async fn a_token_is_renewed_its_buffer_or_a_quarter_of_its_lifetime_before_it_expires() {
     for (life, buffer, due) in
         [(3_600, "300s", 3_300.0), (1_200, "300s", 900.0), (100, "300s", 75.0), (100, "10s", 90.0)]
     {
         let platform = Platform::with(Settings { token_ttl: Duration::from_secs(life), ..Settings::default() }).await;
-        let relay = Relay::of(Plan::numbered(platform.address()).account("refresh_buffer", buffer)).await;
+        let relay = Relay::of(RelayPlan::numbered(platform.address()).account("refresh_buffer", buffer)).await;
         let account = relay.account().await;
         assert!(near(next_refresh(&account), due), "{life} {buffer}: {account}");
         assert!(near(remaining(&account), life as f64), "{life} {buffer}: {account}");
@@ -52,9 +55,9 @@ async fn a_clock_that_is_an_hour_off_changes_nothing() {
             };
             let platform = Platform::with(settings).await;
             if let Some(failure) = stated {
-                platform.inject(Fault::Token { failure, times: 1 });
+                platform.inject(PlatformFault::Token { failure, times: 1 });
             }
-            let relay = Relay::of(Plan::numbered(platform.address())).await;
+            let relay = Relay::of(RelayPlan::numbered(platform.address())).await;
             let account = relay.account().await;
             assert!(near(next_refresh(&account), 1_500.0), "{clock_offset}: {account}");
             assert_eq!(relay.metric("token_lifetime_seconds", &[]).await, 1_800.0);
@@ -64,7 +67,7 @@ async fn a_clock_that_is_an_hour_off_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_life_that_is_stated_oddly_is_bounded() {
+async fn an_odd_token_lifetime_is_bounded() {
     let table = [
         (TokenFailure::ExpiresIn { json: "\"1800\"".to_owned() }, 1_800.0),
         (TokenFailure::ExpiresIn { json: "1e300".to_owned() }, 172_800.0),
@@ -73,33 +76,33 @@ async fn a_life_that_is_stated_oddly_is_bounded() {
     ];
     for (failure, life) in table {
         let platform = Platform::start().await;
-        platform.inject(Fault::Token { failure: failure.clone(), times: 1 });
-        let relay = Relay::of(Plan::numbered(platform.address())).await;
+        platform.inject(PlatformFault::Token { failure: failure.clone(), times: 1 });
+        let relay = Relay::of(RelayPlan::numbered(platform.address())).await;
         let account = relay.account().await;
         assert!(near(remaining(&account), life), "{failure:?}: {account}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_life_below_two_seconds_is_not_believed() {
+async fn a_token_lifetime_below_two_seconds_is_ignored() {
     // what the answer says; by which life the token is renewed
     for (json, life) in [("0", 600.0), ("1", 600.0), ("-5", 600.0), ("\"0\"", 600.0), ("1.5", 600.0), ("2.5", 2.5)] {
         let platform = Platform::start().await;
-        platform.inject(Fault::Token { failure: TokenFailure::ExpiresIn { json: json.to_owned() }, times: 1 });
-        let relay = Relay::launch(Plan::numbered(platform.address())).await;
+        platform.inject(PlatformFault::Token { failure: TokenFailure::ExpiresIn { json: json.to_owned() }, times: 1 });
+        let relay = Relay::launch(RelayPlan::numbered(platform.address())).await;
         eventually("it has a token", async || relay.account().await["generation"] != 0).await;
         assert_eq!(relay.metric("token_lifetime_seconds", &[]).await, life, "{json}");
         if life == 600.0 {
             relay.live().await;
             assert!(next_refresh(&relay.account().await) > 400.0, "{json}");
-            assert_eq!(platform.tally().grants_total(), 1, "{json}");
+            assert_eq!(platform.counters().grants_total(), 1, "{json}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_that_fails_leaves_the_sockets_alone() {
-    let thief = Impostor::start("HTTP/1.1 200 OK").await;
+async fn a_failing_token_endpoint_does_not_disturb_the_sockets() {
+    let thief = ForeignHost::start("HTTP/1.1 200 OK").await;
     let wait = |text: &str| TokenFailure::TooManyRequests { retry_after: Some(text.to_owned()) };
     // how it fails, as what it is counted, and when it is tried again; without a time it is soon
     let table = [
@@ -117,7 +120,7 @@ async fn an_endpoint_that_fails_leaves_the_sockets_alone() {
     for (failure, outcome, next) in table {
         let platform = Platform::start().await;
         let relay = Relay::start(&platform).await;
-        platform.inject(Fault::Token { failure: failure.clone(), times: ALWAYS });
+        platform.inject(PlatformFault::Token { failure: failure.clone(), times: ALWAYS });
         refresh(&relay).await;
         eventually("it has failed", async || relay.account().await["last_error"].is_string()).await;
         let account = relay.account().await;
@@ -131,18 +134,18 @@ async fn an_endpoint_that_fails_leaves_the_sockets_alone() {
             }
             None => eventually("it is tried again soon", async || failed().await >= 2.0).await,
         }
-        platform.say(1);
-        relay.tells("1").await;
-        assert_eq!(platform.opened(Dialect::Sequenced), 1, "{failure:?}");
+        platform.emit(1);
+        relay.expect_log("1").await;
+        assert_eq!(platform.opened(SocketDialect::Sequenced), 1, "{failure:?}");
     }
-    assert_eq!(thief.heard(), [""; 0], "a redirect is not followed");
+    assert_eq!(thief.received_requests(), [""; 0], "a redirect is not followed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_that_failed_is_asked_again_and_the_stream_moves_on() {
+async fn a_failed_token_request_is_retried_and_the_stream_rotates() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    platform.inject(Fault::Token { failure: TokenFailure::Status { status: 503 }, times: 1 });
+    platform.inject(PlatformFault::Token { failure: TokenFailure::Status { status: 503 }, times: 1 });
     refresh(&relay).await;
     eventually("there is a new token", async || relay.account().await["generation"] == 2).await;
     relay.until("the stream uses it", |stream| stream["rotations"] == 1).await;
@@ -154,18 +157,18 @@ async fn an_endpoint_that_failed_is_asked_again_and_the_stream_moves_on() {
 async fn a_first_token_is_waited_for_as_long_as_the_endpoint_asks() {
     let platform = Platform::start().await;
     let failure = TokenFailure::TooManyRequests { retry_after: Some("1".to_owned()) };
-    platform.inject(Fault::Token { failure, times: 1 });
+    platform.inject(PlatformFault::Token { failure, times: 1 });
     let begin = clock::now();
-    let relay = Relay::launch(Plan::numbered(platform.address())).await;
+    let relay = Relay::launch(RelayPlan::numbered(platform.address())).await;
     assert_eq!(relay.get("/readyz").await.status(), 200, "consumers can be served meanwhile");
     relay.live().await;
     assert!(begin.elapsed() >= Duration::from_secs(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_credentials_alarm_and_mended_ones_are_tried_at_once() {
+async fn wrong_credentials_raise_an_alarm_and_corrected_ones_are_tried_at_once() {
     let platform = Platform::start().await;
-    let plan = Plan::numbered(platform.address()).secret("client_secret", "wrong");
+    let plan = RelayPlan::numbered(platform.address()).secret("client_secret", "wrong");
     let file = plan.secret_file("client_secret");
     let relay = Relay::launch(plan).await;
     eventually("they are rejected", async || relay.account().await["state"] == "rejected").await;
@@ -174,40 +177,40 @@ async fn wrong_credentials_alarm_and_mended_ones_are_tried_at_once() {
     assert_eq!(relay.stream().await["state"], "starting");
     std::fs::write(file, "demo-secret\n").unwrap();
     relay.live().await;
-    assert_eq!(platform.tally().token_failures, 1);
+    assert_eq!(platform.counters().token_failures, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_cannot_hurry_an_account_beyond_its_interval() {
     let platform = Platform::start().await;
-    let plan = Plan::numbered(platform.address()).account("refresh_interval_min", "60s");
+    let plan = RelayPlan::numbered(platform.address()).account("refresh_interval_min", "60s");
     let relay = Relay::of(plan).await;
     for _ in 0..5 {
         refresh(&relay).await;
     }
-    throughout(Duration::from_millis(300), "it waits", async || platform.tally().grants_total() == 1).await;
+    throughout(Duration::from_millis(300), "it waits", async || platform.counters().grants_total() == 1).await;
     assert!(next_refresh(&relay.account().await) <= 60.0);
-    platform.say(1);
-    relay.tells("1").await;
+    platform.emit(1);
+    relay.expect_log("1").await;
     platform.close(1008);
-    platform.say(1);
-    relay.tells("1 2").await;
-    assert_eq!(platform.tally().grants_total(), 2, "the first one after a rejection does not wait");
+    platform.emit(1);
+    relay.expect_log("1 2").await;
+    assert_eq!(platform.counters().grants_total(), 2, "the first one after a rejection does not wait");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_that_are_closed_for_authentication_again_and_again_get_a_new_token_at_once() {
     let platform = Platform::start().await;
-    let relay = Relay::of(Plan::numbered(platform.address()).account("refresh_interval_min", "600s")).await;
+    let relay = Relay::of(RelayPlan::numbered(platform.address()).account("refresh_interval_min", "600s")).await;
     let mut consumer = relay.consumer().await;
-    platform.say(1);
+    platform.emit(1);
     consumer.expect(1..=1).await;
     for closed in 1..=3 {
         relay.live().await;
         platform.close(1008);
-        platform.say(1);
+        platform.emit(1);
         consumer.expect(closed + 1..=closed + 1).await;
-        assert_eq!(platform.tally().grants_total(), closed + 1);
+        assert_eq!(platform.counters().grants_total(), closed + 1);
         assert_eq!(relay.account().await["generation"], closed + 1);
     }
     assert_eq!(relay.account().await["state"], "degraded");
@@ -217,68 +220,68 @@ async fn sockets_that_are_closed_for_authentication_again_and_again_get_a_new_to
     platform.close(1008);
     let waits = async || relay.account().await["waiting_seconds"].as_f64().is_some_and(|seconds| seconds <= 5.0);
     eventually("it says that it waits", waits).await;
-    platform.say(1);
+    platform.emit(1);
     consumer.expect(5..=5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_alone_is_refused_the_token_backs_off_and_its_neighbour_stays() {
+async fn a_stream_that_alone_is_refused_the_token_backs_off_and_other_streams_stay() {
     let platform = Platform::start().await;
-    let refusing = Impostor::start("HTTP/1.1 401 Unauthorized").await;
-    let plan = Plan::numbered(platform.address()).account("refresh_interval_min", "5s");
+    let refusing = ForeignHost::start("HTTP/1.1 401 Unauthorized").await;
+    let plan = RelayPlan::numbered(platform.address()).account("refresh_interval_min", "5s");
     let relay = Relay::launch(plan.and_numbered("agents", refusing.address())).await;
     relay.until("its neighbour is live", |stream| stream["state"] == "live").await;
-    eventually("it is tried again and again", async || refusing.heard().len() >= 4).await;
+    eventually("it is tried again and again", async || refusing.received_requests().len() >= 4).await;
     let status = relay.status().await;
     let refused = status["streams"].as_array().unwrap().iter().find(|stream| stream["stream"] != relay.name()).unwrap();
     assert!(refused["last_error"].as_str().unwrap().contains("401"), "{refused}");
     assert_ne!(refused["state"], "live", "{refused}");
     assert_eq!(status["accounts"][0]["state"], "valid");
     // Longer than the interval that a refused token waits for.
-    throughout(Duration::from_secs(6), "the token stays", async || platform.tally().grants_total() == 1).await;
+    throughout(Duration::from_secs(6), "the token stays", async || platform.counters().grants_total() == 1).await;
     assert_eq!((relay.count("rotations").await, relay.count("reconnects").await), (0, 0));
-    platform.say(1);
-    relay.tells("1").await;
+    platform.emit(1);
+    relay.expect_log("1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_token_that_is_refused_for_seconds_is_tried_again_before_the_next_may_be_requested() {
     let platform = Platform::start().await;
-    let relay = Relay::of(Plan::numbered(platform.address()).account("refresh_interval_min", "600s")).await;
-    platform.say(1);
-    relay.tells("1").await;
+    let relay = Relay::of(RelayPlan::numbered(platform.address()).account("refresh_interval_min", "600s")).await;
+    platform.emit(1);
+    relay.expect_log("1").await;
     platform.refuse(401, 2);
     platform.close(1008);
-    platform.say(1);
-    relay.tells("1 2").await;
-    assert_eq!(platform.tally().grants_total(), 2);
+    platform.emit(1);
+    relay.expect_log("1 2").await;
+    assert_eq!(platform.counters().grants_total(), 2);
     eventually("it is not refused any longer", async || relay.account().await["state"] == "valid").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_alone_is_closed_for_authentication_again_and_again_backs_off_and_its_neighbour_stays() {
+async fn a_stream_that_alone_is_closed_for_authentication_repeatedly_backs_off_and_other_streams_stay() {
     for millis in [0, 300] {
         let platform = Platform::start().await;
         let queues = ["v2.analytics.queues.*.observations"];
-        let relay = Relay::of(Plan::numbered(platform.address()).and_topics("queues", &queues)).await;
+        let relay = Relay::of(RelayPlan::numbered(platform.address()).and_topics("queues", &queues)).await;
         let neighbour = async || {
             let status = relay.status().await;
             let mut streams = status["streams"].as_array().unwrap().iter();
             streams.find(|stream| stream["stream"] != relay.name()).unwrap().clone()
         };
         eventually("its neighbour is live", async || neighbour().await["state"] == "live").await;
-        let (to, on) = (Asked::Upgrade, Target::Sequenced);
-        let how = Answered::Closed { after: Duration::from_millis(millis), code: 1008, reason: String::new() };
-        platform.inject(Fault::Answer { to, on, url: None, resuming: false, times: ALWAYS, how });
-        platform.inject(Fault::Drop { on });
+        let (to, on) = (RequestKind::Upgrade, FaultTarget::Sequenced);
+        let how = ResponseFault::Closed { after: Duration::from_millis(millis), code: 1008, reason: String::new() };
+        platform.inject(PlatformFault::Answer { to, on, url: None, resuming: false, times: ALWAYS, how });
+        platform.inject(PlatformFault::Drop { on });
         eventually("it is tried again and again", async || relay.count("reconnects").await >= 5).await;
         // Where the neighbour was not live yet under the newest token, that one is refused and renewed once more.
         let reconnects = relay.count("reconnects").await;
         eventually("it is tried twice more", async || relay.count("reconnects").await >= reconnects + 2).await;
-        let grants = platform.tally().grants_total();
+        let grants = platform.counters().grants_total();
         assert!(grants <= 5, "{millis}: {grants}");
         let rotations = neighbour().await["rotations"].clone();
-        let stays = async || platform.tally().grants_total() == grants;
+        let stays = async || platform.counters().grants_total() == grants;
         throughout(Duration::from_secs(6), "the token stays", stays).await;
         let is_named = |stream: &Value| stream["last_error"].as_str().is_some_and(|error| error.contains("1008"));
         relay.until("it says why", is_named).await;
@@ -290,14 +293,14 @@ async fn a_stream_that_alone_is_closed_for_authentication_again_and_again_backs_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotated_refresh_token_survives_a_restart() {
     let platform = Platform::start().await;
-    let plan = Plan::numbered(platform.address()).account("grant", "refresh_token");
+    let plan = RelayPlan::numbered(platform.address()).account("grant", "refresh_token");
     let relay = Relay::of(plan.secret("refresh_token", "demo-refresh")).await;
     refresh(&relay).await;
     relay.until("the stream uses the second token", |stream| stream["rotations"] == 1).await;
     let relay = relay.restart().await;
-    platform.say(1);
-    relay.tells("1").await;
-    let tally = platform.tally();
+    platform.emit(1);
+    relay.expect_log("1").await;
+    let tally = platform.counters();
     assert_eq!((tally.grants["refresh_token"], tally.token_failures), (3, 0));
 }
 
@@ -307,7 +310,7 @@ async fn a_client_may_be_named_in_the_body() {
         Settings { client_id: "a b:c".to_owned(), client_secret: "s+e%c&r=é".to_owned(), ..Settings::default() };
     let platform = Platform::with(settings).await;
     for client_auth in ["basic", "body"] {
-        let plan = Plan::numbered(platform.address()).account("client_auth", client_auth);
+        let plan = RelayPlan::numbered(platform.address()).account("client_auth", client_auth);
         let relay = Relay::of(plan.secret("client_id", "a b:c").secret("client_secret", "s+e%c&r=é")).await;
         assert_eq!(relay.account().await["state"], "valid");
     }
@@ -322,32 +325,32 @@ async fn a_static_token_is_read_again_when_its_file_changes() {
         let answer: Value = request.send().await.unwrap().json().await.unwrap();
         answer["access_token"].as_str().unwrap().to_owned()
     };
-    let wire = Wire::to(platform.address()).await;
+    let wire = TcpProxy::to(platform.address()).await;
     let first = grant().await;
-    let plan = Plan::numbered(wire.address()).account("grant", "static").secret("token", &first);
+    let plan = RelayPlan::numbered(wire.address()).account("grant", "static").secret("token", &first);
     let plan = plan.without(&["client_id", "client_secret", "token_url"]);
     let file = plan.secret_file("token");
     let relay = Relay::of(plan).await;
-    platform.say(1);
-    relay.tells("1").await;
+    platform.emit(1);
+    relay.expect_log("1").await;
     let second = grant().await;
     std::fs::write(&file, &second).unwrap();
     relay.until("the stream uses it", |stream| stream["rotations"] == 1).await;
-    assert_eq!(wire.bearers(), [first, second]);
-    platform.inject(Fault::TokenRevoked {});
+    assert_eq!(wire.bearer_tokens(), [first, second]);
+    platform.inject(PlatformFault::TokenRevoked {});
     eventually("only an operator can help", async || relay.account().await["state"] == "rejected").await;
     std::fs::write(&file, grant().await).unwrap();
-    platform.say(1);
+    platform.emit(1);
     relay.live().await;
-    relay.tells("1 2").await;
+    relay.expect_log("1 2").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_is_shown_holds_a_secret() {
+async fn no_status_or_metric_contains_a_secret() {
     let platform = Platform::start().await;
-    let wire = Wire::to(platform.address()).await;
-    let relay = Relay::of(Plan::numbered(wire.address())).await;
-    platform.inject(Fault::Token { failure: TokenFailure::InvalidGrant, times: 1 });
+    let wire = TcpProxy::to(platform.address()).await;
+    let relay = Relay::of(RelayPlan::numbered(wire.address())).await;
+    platform.inject(PlatformFault::Token { failure: TokenFailure::InvalidGrant, times: 1 });
     refresh(&relay).await;
     eventually("it has failed", async || relay.account().await["last_error"].is_string()).await;
     let shown = [
@@ -356,7 +359,7 @@ async fn nothing_that_is_shown_holds_a_secret() {
         relay.get("/readyz").await.text().await.unwrap(),
     ]
     .concat();
-    for secret in wire.bearers().iter().map(String::as_str).chain(["demo-secret"]) {
+    for secret in wire.bearer_tokens().iter().map(String::as_str).chain(["demo-secret"]) {
         assert!(!secret.is_empty() && !shown.contains(secret));
     }
 }

@@ -23,74 +23,74 @@ use std::{
 
 use trunkline::protocol::{
     refresh,
-    stream::{Input, State},
+    stream::{Input, StreamState},
 };
 
 use self::{
-    chance::Chance,
-    judge::Judge,
-    pair::{Fate, Pair},
-    plan::{Dialect, Night, Plan},
-    platform::Platform,
-    process::Process,
-    scene::{Happening, Moment, Scene},
-    store::Store,
-    verdict::Ledger,
+    chance::SeededRng,
+    judge::RuleChecker,
+    pair::{PairFaultProfile, PairWorld},
+    plan::{ConnectorKind, FaultProfile, WorldPlan},
+    platform::ModelPlatform,
+    process::ModelProcess,
+    scene::{Schedule, ScheduledEvent, WorldTime},
+    store::ModelStore,
+    verdict::NumberedLogCheck,
 };
 
 /// So many worlds of each kind are a normal run.
 const SEEDS: u64 = 400;
 /// So many of the newest things that happened are told with a failure; all of them, when one seed is asked for.
-const STORY_LEN: usize = 120;
+const TRACE_LEN: usize = 120;
 
 #[test]
-fn a_planned_change_is_never_noticed() {
-    run_all(Tale::Alone(Night::Planned));
+fn a_planned_change_loses_and_duplicates_nothing() {
+    run_all(Scenario::Single(FaultProfile::Planned));
 }
 
 #[test]
-fn a_bad_night_leaves_no_hole_without_a_word() {
-    run_all(Tale::Alone(Night::Bad));
+fn random_faults_leave_no_hole_without_a_gap() {
+    run_all(Scenario::Single(FaultProfile::Faulty));
 }
 
 #[test]
-fn a_planned_handover_is_never_noticed() {
-    run_all(Tale::Pair(Fate::Planned));
+fn a_planned_handover_loses_and_duplicates_nothing() {
+    run_all(Scenario::Pair(PairFaultProfile::Planned));
 }
 
 #[test]
-fn what_a_killed_owner_had_heard_is_not_lost() {
-    run_all(Tale::Pair(Fate::Kills));
+fn events_received_by_a_killed_owner_are_not_lost() {
+    run_all(Scenario::Pair(PairFaultProfile::Crashes));
 }
 
 #[test]
-fn a_bad_night_of_two_leaves_no_hole_without_a_word() {
-    run_all(Tale::Pair(Fate::Bad));
+fn random_faults_of_two_replicas_leave_no_hole_without_a_gap() {
+    run_all(Scenario::Pair(PairFaultProfile::Faulty));
 }
 
 #[test]
-fn a_seed_tells_the_whole_world() {
+fn a_seed_determines_the_whole_run() {
     for seed in 0..3 {
         assert_eq!(digest_of(seed), digest_of(seed));
     }
 }
 
 fn digest_of(seed: u64) -> String {
-    let mut world = World::new(Night::Bad, seed, STORY_LEN);
-    world.live();
-    format!("{} {} {}", world.around.store.log.len(), world.around.scene.now.as_nanos(), world.around.scene.story())
+    let mut world = World::new(FaultProfile::Faulty, seed, TRACE_LEN);
+    world.run();
+    format!("{} {} {}", world.env.store.log.len(), world.env.schedule.now.as_nanos(), world.env.schedule.trace_text())
 }
 
 /// What a test lives through, seed by seed.
 #[derive(Debug, Clone, Copy)]
-enum Tale {
-    Alone(Night),
-    Pair(Fate),
+enum Scenario {
+    Single(FaultProfile),
+    Pair(PairFaultProfile),
 }
 
-fn run_all(tale: Tale) {
+fn run_all(tale: Scenario) {
     if let Some(seed) = setting("TRUNKLINE_SEED") {
-        return tell(tale, seed, usize::MAX);
+        return report_failure(tale, seed, usize::MAX);
     }
     let from = setting("TRUNKLINE_FROM").unwrap_or(0);
     let (next, seeds) = (AtomicU64::new(from), from + setting("TRUNKLINE_SEEDS").unwrap_or(SEEDS));
@@ -102,7 +102,7 @@ fn run_all(tale: Tale) {
                 if seed >= seeds {
                     return None;
                 }
-                if tale.live(seed, 0).is_err() {
+                if tale.run(seed, 0).is_err() {
                     next.store(seeds, Ordering::Relaxed);
                     return Some(seed);
                 }
@@ -112,30 +112,30 @@ fn run_all(tale: Tale) {
         workers.into_iter().filter_map(|worker| worker.join().unwrap()).min()
     });
     if let Some(seed) = failed {
-        tell(tale, seed, STORY_LEN);
+        report_failure(tale, seed, TRACE_LEN);
     }
 }
 
 /// Runs one world, and tells its story if it fails.
-fn tell(tale: Tale, seed: u64, story_len: usize) {
-    if let Err(story) = tale.live(seed, story_len) {
+fn report_failure(tale: Scenario, seed: u64, story_len: usize) {
+    if let Err(story) = tale.run(seed, story_len) {
         panic!("{story}\nTRUNKLINE_SEED={seed} runs this {tale:?} again");
     }
 }
 
-impl Tale {
+impl Scenario {
     /// Lives through one world; the error is what happened in it.
-    fn live(self, seed: u64, story_len: usize) -> Result<(), String> {
+    fn run(self, seed: u64, story_len: usize) -> Result<(), String> {
         match self {
-            Self::Alone(night) => {
+            Self::Single(night) => {
                 let mut world = World::new(night, seed, story_len);
-                let outcome = catch_unwind(AssertUnwindSafe(|| world.live()));
-                outcome.map_err(|panic| world.around.story_of(&*panic))
+                let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));
+                outcome.map_err(|panic| world.env.failure_report(&*panic))
             }
             Self::Pair(fate) => {
-                let mut pair = Pair::new(fate, seed, story_len);
-                let outcome = catch_unwind(AssertUnwindSafe(|| pair.live()));
-                outcome.map_err(|panic| pair.around.story_of(&*panic))
+                let mut pair = PairWorld::new(fate, seed, story_len);
+                let outcome = catch_unwind(AssertUnwindSafe(|| pair.run()));
+                outcome.map_err(|panic| pair.env.failure_report(&*panic))
             }
         }
     }
@@ -154,24 +154,24 @@ fn setting(name: &str) -> Option<u64> {
 /// One world.
 #[derive(Debug)]
 struct World {
-    around: Around,
-    process: Option<Process>,
-    lives: u32,
-    quiet: bool,
+    env: TestEnvironment,
+    process: Option<ModelProcess>,
+    processes_started: u32,
+    emission_stopped: bool,
 }
 
 /// Everything but the process.
 #[derive(Debug)]
-struct Around {
-    scene: Scene,
-    platform: Platform,
-    store: Store,
-    judge: Judge,
-    ledger: Ledger,
+struct TestEnvironment {
+    schedule: Schedule,
+    platform: ModelPlatform,
+    store: ModelStore,
+    checker: RuleChecker,
+    numbered_check: NumberedLogCheck,
     /// Requests for tokens fail like this until then.
-    endpoint: Option<(refresh::Failure, Moment)>,
+    token_endpoint_failure: Option<(refresh::GrantFailure, WorldTime)>,
     /// The buffer ran short at some time, the store stalled, or it was drained: snapshots may come late.
-    crowded: bool,
+    was_congested: bool,
 }
 
 /// Within this time of being quiet everything that was heard is durable.
@@ -179,233 +179,244 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// An event that is said to a live stream is in the log within this time.
 const ARRIVAL_MAX: Duration = Duration::from_secs(10);
 
-impl Around {
+impl TestEnvironment {
     /// The platform says something, and will again.
-    fn speak(&mut self) {
-        let Self { scene, platform, .. } = self;
-        let count = scene.chance.number(1..scene.plan.burst_max + 1);
-        let pause = if scene.calm { Duration::from_secs(3) } else { scene.plan.pause };
-        scene.tell(|| format!("platform says {count} events from {}", platform.said.len()));
-        platform.speak(count, scene);
-        let pause = scene.chance.pause(pause) + Duration::from_millis(1);
-        scene.after(pause, Happening::Speaks);
+    fn emit_events(&mut self) {
+        let Self { schedule: scene, platform, .. } = self;
+        let count = scene.rng.number(1..scene.plan.burst_max + 1);
+        let pause = if scene.faults_over { Duration::from_secs(3) } else { scene.plan.pause };
+        scene.trace(|| format!("platform says {count} events from {}", platform.sent_events.len()));
+        platform.emit_events(count, scene);
+        let pause = scene.rng.pause(pause) + Duration::from_millis(1);
+        scene.after(pause, ScheduledEvent::EmitEvents);
     }
 
-    fn new(plan: Plan, chance: Chance, story_len: usize) -> Self {
-        let mut scene = Scene::new(plan, chance, story_len);
-        let platform = Platform::new(&mut scene);
+    fn new(plan: WorldPlan, chance: SeededRng, story_len: usize) -> Self {
+        let mut scene = Schedule::new(plan, chance, story_len);
+        let platform = ModelPlatform::new(&mut scene);
         Self {
-            scene,
+            schedule: scene,
             platform,
-            store: Store::new(),
-            judge: Judge::new(),
-            ledger: Ledger::default(),
-            endpoint: None,
-            crowded: false,
+            store: ModelStore::new(),
+            checker: RuleChecker::new(),
+            numbered_check: NumberedLogCheck::default(),
+            token_endpoint_failure: None,
+            was_congested: false,
         }
     }
 
     /// Whether the last event is in the log, or the last one that is owed: a session that begins at the present owes
     /// nothing of before, even where another still brings it.
     fn has_arrived(&self) -> bool {
-        let said = &self.platform.said;
+        let said = &self.platform.sent_events;
         let there: Vec<usize> = self.store.log.iter().rev().take(10).filter_map(judge::uid).collect();
-        let ends = [said.last(), said.iter().rev().find(|said| !said.withheld)];
+        let ends = [said.last(), said.iter().rev().find(|said| !said.undeliverable)];
         ends.into_iter().flatten().any(|end| there.contains(&end.class))
     }
 
     /// What happened until this.
-    fn story_of(&self, panic: &(dyn Any + Send)) -> String {
-        format!("\n{}\n\n{:?}\n\n{}", self.scene.story(), self.scene.plan, message(panic))
+    fn failure_report(&self, panic: &(dyn Any + Send)) -> String {
+        format!("\n{}\n\n{:?}\n\n{}", self.schedule.trace_text(), self.schedule.plan, message(panic))
     }
 }
 
 impl World {
-    fn new(night: Night, seed: u64, story_len: usize) -> Self {
-        let mut chance = Chance::of(seed);
-        let plan = Plan::draw(night, &mut chance);
-        Self { around: Around::new(plan, chance, story_len), process: None, lives: 0, quiet: false }
+    fn new(night: FaultProfile, seed: u64, story_len: usize) -> Self {
+        let mut chance = SeededRng::from_seed(seed);
+        let plan = WorldPlan::draw(night, &mut chance);
+        Self {
+            env: TestEnvironment::new(plan, chance, story_len),
+            process: None,
+            processes_started: 0,
+            emission_stopped: false,
+        }
     }
 
     /// The night, the morning after, and the judgement.
-    fn live(&mut self) {
-        self.around.scene.after(Duration::ZERO, Happening::Starts);
-        self.around.scene.after(Duration::ZERO, Happening::Speaks);
-        self.next_calamity();
-        let trouble = self.around.scene.plan.trouble;
+    fn run(&mut self) {
+        self.env.schedule.after(Duration::ZERO, ScheduledEvent::StartProcess);
+        self.env.schedule.after(Duration::ZERO, ScheduledEvent::EmitEvents);
+        self.schedule_fault();
+        let trouble = self.env.schedule.plan.fault_duration;
         self.run_until(trouble, |_| false);
         self.recover();
         self.expect_arrival();
         self.drain();
-        verdict::judge(&self.around);
+        verdict::check_log(&self.env);
     }
 
     /// The faults stop: within a bound the stream is live again.
     fn recover(&mut self) {
-        self.around.scene.tell(|| "the faults are over".to_owned());
-        self.around.scene.calm = true;
-        self.around.endpoint = None;
-        self.around.platform.recover();
-        self.around.store.stalls_until = Moment::ZERO;
+        self.env.schedule.trace(|| "the faults are over".to_owned());
+        self.env.schedule.faults_over = true;
+        self.env.token_endpoint_failure = None;
+        self.env.platform.recover();
+        self.env.store.stalls_until = WorldTime::ZERO;
         self.start();
-        let patience = self.around.scene.plan.stream.patience;
+        let patience = self.env.schedule.plan.stream.timeouts;
         // A line that died in the night is only found out by its silence.
-        let silence = self.around.scene.now + patience.silence + patience.connect;
+        let silence = self.env.schedule.now + patience.silence + patience.connect;
         self.run_until(silence, |_| false);
         self.expect_live();
     }
 
     fn expect_live(&mut self) {
-        let deadline = self.around.scene.now + self.recovery_max();
+        let deadline = self.env.schedule.now + self.recovery_max();
         self.run_until(deadline, World::is_live);
-        assert!(self.is_live(), "the faults are over, and the stream is {:?}", self.around.judge.state);
+        assert!(self.is_live(), "the faults are over, and the stream is {:?}", self.env.checker.state);
     }
 
     /// The longest pause that any rule may still be in, and what it takes to connect.
     fn recovery_max(&self) -> Duration {
-        let settings = &self.around.scene.plan.stream;
+        let settings = &self.env.schedule.plan.stream;
         let told = Duration::from_secs(30);
-        let token = Duration::from_secs(75) + self.around.scene.plan.refresh.interval_min;
-        settings.backoff.cap.mul_f64(1.2) + told + token + settings.patience.connect * 2
+        let token = Duration::from_secs(75) + self.env.schedule.plan.refresh.interval_min;
+        settings.backoff.cap.mul_f64(1.2) + told + token + settings.timeouts.connect * 2
     }
 
     fn is_live(&self) -> bool {
         self.process.is_some()
-            && self.around.judge.connected
-            && matches!(self.around.judge.state, State::Live | State::Recovering)
+            && self.env.checker.connected
+            && matches!(self.env.checker.state, StreamState::Live | StreamState::Recovering)
     }
 
     /// What is said to a live stream arrives, and a snapshot that is owed is had.
     fn expect_arrival(&mut self) {
-        self.quiet = true;
-        for _ in 0..4 + self.around.platform.flaws() {
-            self.around.platform.speak(3, &mut self.around.scene);
-            let deadline = self.around.scene.now + ARRIVAL_MAX;
-            self.run_until(deadline, |world| world.around.has_arrived());
-            if self.around.has_arrived() || !self.may_not_arrive() {
+        self.emission_stopped = true;
+        for _ in 0..4 + self.env.platform.flawed_count() {
+            self.env.platform.emit_events(3, &mut self.env.schedule);
+            let deadline = self.env.schedule.now + ARRIVAL_MAX;
+            self.run_until(deadline, |world| world.env.has_arrived());
+            if self.env.has_arrived() || !self.arrival_not_guaranteed() {
                 break;
             }
         }
-        assert!(self.around.has_arrived(), "what is said to a live stream does not arrive");
-        let deadline = self.around.scene.now + Duration::from_secs(60);
-        self.run_until(deadline, |world| !world.owes_snapshot());
-        assert!(!self.owes_snapshot(), "a snapshot is owed for too long");
+        assert!(self.env.has_arrived(), "what is said to a live stream does not arrive");
+        let deadline = self.env.schedule.now + Duration::from_secs(60);
+        self.run_until(deadline, |world| !world.snapshot_pending());
+        assert!(!self.snapshot_pending(), "a snapshot is owed for too long");
     }
 
     /// Whether what was just said need not be there, and is to be said again to a stream that is live again.
-    fn may_not_arrive(&mut self) -> bool {
-        if self.around.scene.plan.dialect == Dialect::Notifications {
+    fn arrival_not_guaranteed(&mut self) -> bool {
+        if self.env.schedule.plan.dialect == ConnectorKind::Notifications {
             // What is said in the dark of a swap is lost, and a topic may still be refused.
             return true;
         }
         // A frame of the night that is too long ends one more session, and the pause behind it may be long.
-        let met_flaw = self.around.platform.flaws() > 0 && !self.is_live();
+        let met_flaw = self.env.platform.flawed_count() > 0 && !self.is_live();
         if met_flaw {
             self.expect_live();
         }
-        met_flaw || !self.around.platform.owes()
+        met_flaw || !self.env.platform.can_deliver()
     }
 
-    fn owes_snapshot(&self) -> bool {
-        self.process.as_ref().is_none_or(|process| process.machine.owes_snapshot())
+    fn snapshot_pending(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| process.machine.snapshot_pending())
     }
 
     fn drain(&mut self) {
         let process = self.process.as_mut().expect("a process that is live");
-        process.tell(Input::Drain, &mut self.around);
-        let deadline = self.around.scene.now + DRAIN_MAX;
+        process.handle_stream_input(Input::Drain, &mut self.env);
+        let deadline = self.env.schedule.now + DRAIN_MAX;
         self.run_until(deadline, |world| world.process.is_none());
         assert!(self.process.is_none(), "what was heard is not durable in time");
     }
 
-    fn run_until(&mut self, end: Moment, done: impl Fn(&Self) -> bool) {
+    fn run_until(&mut self, end: WorldTime, done: impl Fn(&Self) -> bool) {
         while !done(self) {
-            let wake = self.process.as_ref().and_then(|process| process.wakes_at(&self.around));
-            let next = self.around.scene.next_at().into_iter().chain(wake).min();
+            let wake = self.process.as_ref().and_then(|process| process.wakes_at(&self.env));
+            let next = self.env.schedule.next_at().into_iter().chain(wake).min();
             let Some(next) = next.filter(|next| *next <= end) else {
-                self.around.scene.now = end;
+                self.env.schedule.now = end;
                 return;
             };
-            self.around.scene.now = self.around.scene.now.max(next);
-            self.step(wake.is_some_and(|at| at <= self.around.scene.now));
+            self.env.schedule.now = self.env.schedule.now.max(next);
+            self.step(wake.is_some_and(|at| at <= self.env.schedule.now));
         }
     }
 
     fn step(&mut self, wake: bool) {
         match &mut self.process {
-            Some(process) if wake => process.wake(&mut self.around),
+            Some(process) if wake => process.wake(&mut self.env),
             Some(_) | None => {
-                if let Some(happening) = self.around.scene.next_due() {
-                    self.happen(happening);
+                if let Some(happening) = self.env.schedule.next_due() {
+                    self.handle_event(happening);
                 }
             }
         }
-        let room = self.around.scene.plan.stream.buffer / 2;
-        self.around.crowded |= self.process.as_ref().is_some_and(|process| process.machine.buffered() >= room);
+        let room = self.env.schedule.plan.stream.buffer / 2;
+        self.env.was_congested |= self.process.as_ref().is_some_and(|process| process.machine.buffered() >= room);
         if self.process.as_ref().is_some_and(|process| process.drained) {
             self.process = None;
-            if !self.quiet {
-                self.rise_again();
+            if !self.emission_stopped {
+                self.schedule_restart();
             }
         }
     }
 
-    fn happen(&mut self, happening: Happening) {
-        let Around { scene, platform, .. } = &mut self.around;
+    fn handle_event(&mut self, happening: ScheduledEvent) {
+        let TestEnvironment { schedule: scene, platform, .. } = &mut self.env;
         match happening {
-            Happening::Starts => self.start(),
-            Happening::Speaks if self.quiet => (),
-            Happening::Speaks => self.around.speak(),
-            Happening::Calamity(calamity) => {
-                if !self.around.scene.calm {
-                    self.strike(calamity);
-                    self.next_calamity();
+            ScheduledEvent::StartProcess => self.start(),
+            ScheduledEvent::EmitEvents if self.emission_stopped => (),
+            ScheduledEvent::EmitEvents => self.env.emit_events(),
+            ScheduledEvent::InjectFault(calamity) => {
+                if !self.env.schedule.faults_over {
+                    self.inject(calamity);
+                    self.schedule_fault();
                 }
             }
-            Happening::Process { life, news } => self.inform(life, news),
-            Happening::Arrives { socket, what, certain } => {
+            ScheduledEvent::Process { incarnation: life, input: news } => self.deliver_input(life, news),
+            ScheduledEvent::FrameArrives { socket, what, certain } => {
                 if let Some(process) = &mut self.process
-                    && (certain || self.around.platform.gets_through(socket))
+                    && (certain || self.env.platform.gets_through(socket))
                 {
-                    process.arrives(socket, what, &mut self.around);
+                    process.on_frame(socket, what, &mut self.env);
                 }
             }
-            Happening::Dialled { life, session, dial, token } => platform.dialled(life, session, &dial, token, scene),
-            Happening::Called { life, call, request, token } => platform.called(life, call, &request, token, scene),
-            Happening::Probed(socket) => platform.probed(socket, scene),
-            Happening::Left(socket) => platform.left(socket, scene),
-            Happening::Dropped(socket) => platform.dropped(socket),
-            Happening::Heartbeat(socket) => platform.heartbeat(socket, scene),
-            Happening::Closes(socket) => platform.notice_is_up(socket, scene),
-            Happening::TokenEnds(token) => platform.token_ended(token, scene),
-            Happening::ChannelEnds(channel) => platform.channel_ended(channel, scene),
-            Happening::Strikes | Happening::Follows | Happening::TakesOver { .. } => unreachable!("it is no pair"),
+            ScheduledEvent::Dialled { incarnation: life, session, dial, token } => {
+                platform.on_dial(life, session, &dial, token, scene)
+            }
+            ScheduledEvent::Called { incarnation: life, call, request, token } => {
+                platform.on_call(life, call, &request, token, scene)
+            }
+            ScheduledEvent::ProbeReceived(socket) => platform.on_probe(socket, scene),
+            ScheduledEvent::CloseReceived(socket) => platform.on_close_received(socket, scene),
+            ScheduledEvent::SocketDropped(socket) => platform.on_socket_dropped(socket),
+            ScheduledEvent::Heartbeat(socket) => platform.heartbeat(socket, scene),
+            ScheduledEvent::SocketCloses(socket) => platform.close_after_notice(socket, scene),
+            ScheduledEvent::TokenEnds(token) => platform.on_token_expired(token, scene),
+            ScheduledEvent::ChannelEnds(channel) => platform.on_channel_expired(channel, scene),
+            ScheduledEvent::InjectPairFault | ScheduledEvent::ReadLogEnd | ScheduledEvent::TakeOver { .. } => {
+                unreachable!("it is no pair")
+            }
         }
     }
 
     fn start(&mut self) {
         if self.process.is_none() {
-            self.lives += 1;
-            self.process = Some(Process::start(self.lives, &mut self.around));
+            self.processes_started += 1;
+            self.process = Some(ModelProcess::start(self.processes_started, &mut self.env));
         }
     }
 
-    fn inform(&mut self, life: u32, news: scene::News) {
+    fn deliver_input(&mut self, life: u32, news: scene::ProcessInput) {
         match &mut self.process {
-            Some(process) if process.life == life => process.hear(news, &mut self.around),
+            Some(process) if process.incarnation == life => process.handle_input(news, &mut self.env),
             Some(_) | None => {
-                if let scene::News::Opened(_, socket) = news {
-                    self.around.platform.dropped(socket);
+                if let scene::ProcessInput::Opened(_, socket) = news {
+                    self.env.platform.on_socket_dropped(socket);
                 }
             }
         }
     }
 
-    fn next_calamity(&mut self) {
-        let scene = &mut self.around.scene;
-        let calamities = scene.plan.calamities.clone();
-        let calamity = scene.chance.pick(&calamities);
-        let pause = scene.chance.pause(scene.plan.calamity_pause);
-        scene.after(pause, Happening::Calamity(calamity));
+    fn schedule_fault(&mut self) {
+        let scene = &mut self.env.schedule;
+        let calamities = scene.plan.faults.clone();
+        let calamity = scene.rng.pick(&calamities);
+        let pause = scene.rng.pause(scene.plan.fault_interval);
+        scene.after(pause, ScheduledEvent::InjectFault(calamity));
     }
 }

@@ -26,7 +26,7 @@ pub enum Connector {
 
 /// What the rules of a stream must know of its platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choices {
+pub struct Capabilities {
     /// Whether and how the platform can be asked to go on where we stopped.
     pub resume: Resume,
     /// What a second socket does to the first.
@@ -34,11 +34,11 @@ pub struct Choices {
     /// What is sent to a platform that has been silent, to hear whether it lives.
     pub probe: Probe,
     /// When a new socket counts as live. One that replaces a live one has to be heard, whatever this is.
-    pub proof: Proof,
+    pub liveness: Liveness,
     /// How long one endpoint may be used before it is replaced.
-    pub life: Option<Duration>,
+    pub endpoint_lifetime: Option<Duration>,
     /// How often the endpoint is tended (new topics, refused topics) while it is live.
-    pub tending: Option<Duration>,
+    pub refresh_interval: Option<Duration>,
 }
 
 /// Whether a position can be resumed.
@@ -70,21 +70,21 @@ pub enum Probe {
 
 /// When an open socket is live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proof {
+pub enum Liveness {
     /// When the platform said anything that is not a refusal; the probe is sent at once to make it speak.
-    Answered,
+    Reply,
     /// The same, or when it said nothing at all for this long: the handshake is the authentication.
-    AnsweredOrQuietFor(Duration),
+    ReplyOrQuietFor(Duration),
     /// When it said anything that is not a refusal, or nothing at all for this long.
     QuietFor(Duration),
 }
 
-impl Proof {
+impl Liveness {
     /// After how long without a word a socket is live.
-    pub fn quiet(self) -> Option<Duration> {
+    pub fn quiet_period(self) -> Option<Duration> {
         match self {
-            Self::Answered => None,
-            Self::AnsweredOrQuietFor(wait) | Self::QuietFor(wait) => Some(wait),
+            Self::Reply => None,
+            Self::ReplyOrQuietFor(wait) | Self::QuietFor(wait) => Some(wait),
         }
     }
 }
@@ -115,17 +115,18 @@ pub struct Endpoint {
     /// False where it was made and nothing is subscribed on it yet.
     pub subscribed: bool,
     /// It is to be tended after this time, and not at the usual one: the platform asked for a pause.
-    pub tend_in: Option<Duration>,
+    pub refresh_in: Option<Duration>,
 }
 
 impl Endpoint {
     /// A topic that is heard by this endpoint and that the platform refused to the other one.
-    pub fn refused_to<'a>(&self, other: &'a Self) -> Option<&'a RefusedTopic> {
+    pub fn topic_refused_by<'a>(&self, other: &'a Self) -> Option<&'a RefusedTopic> {
         let known = |refused: &RefusedTopic| self.refused.iter().any(|known| known.topic == refused.topic);
         let heard = |refused: &RefusedTopic| {
             self.topics.iter().any(|topic| *topic == refused.topic || *topic == refused.request)
         };
-        let is_less = |refused: &&RefusedTopic| refused.state == Unheard::Refused && !known(refused) && heard(refused);
+        let is_less =
+            |refused: &&RefusedTopic| refused.state == TopicState::Refused && !known(refused) && heard(refused);
         other.refused.iter().find(is_less)
     }
 
@@ -140,29 +141,29 @@ impl Endpoint {
 pub struct RefusedTopic {
     pub topic: String,
     pub reason: String,
-    pub state: Unheard,
+    pub state: TopicState,
     /// The topic that was asked for: another than `topic` where that is a part of a combined one.
     pub request: String,
 }
 
 /// Why a topic is not heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unheard {
+pub enum TopicState {
     /// The platform refused it, or the look-up of what it stands for.
     Refused,
     /// There is no room for it, or nothing that it stands for could be found or read.
-    Unserved,
+    Unavailable,
 }
 
 impl RefusedTopic {
-    pub(crate) fn new(topic: &str, reason: String, state: Unheard) -> Self {
+    pub(crate) fn new(topic: &str, reason: String, state: TopicState) -> Self {
         Self { topic: topic.to_owned(), reason, state, request: topic.to_owned() }
     }
 }
 
 /// A REST call. The shell adds the token and the account's API address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct RestRequest {
     pub method: Method,
     /// Path and query below the account's API address, or an absolute URL where the configuration gives one.
     pub target: String,
@@ -177,7 +178,7 @@ pub enum Method {
     Put,
 }
 
-impl Request {
+impl RestRequest {
     /// How the call is named in errors: without its query, which may be long, or a secret.
     pub fn call(&self) -> String {
         let method = match self.method {
@@ -191,7 +192,7 @@ impl Request {
 
 /// What came back from a REST call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct RestResponse {
     pub status: u16,
     /// `Retry-After`, as a time to wait from receipt on.
     pub retry_after: Option<Duration>,
@@ -201,8 +202,8 @@ pub struct Answer {
 
 /// What getting an endpoint needs next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    Call(Request),
+pub enum PreparationStep {
+    Call(RestRequest),
     Ready(Endpoint),
     Failed(Failure),
 }
@@ -210,7 +211,7 @@ pub enum Step {
 /// A conversation of REST calls that ends in an [`Endpoint`].
 #[derive(Debug, Clone)]
 pub enum Preparation {
-    Notifications(Box<genesys_notifications::Preparation>),
+    Notifications(Box<genesys_notifications::ChannelPreparation>),
     Sequenced(Endpoint),
 }
 
@@ -228,9 +229,9 @@ pub enum Frame {
 pub enum Item {
     Event(Event),
     /// The platform lives; nothing else.
-    Alive,
+    Heartbeat,
     /// The answer to a [`Probe::Text`]: one comes for each, in their order.
-    Answer,
+    ProbeAck,
     Notice(Notice),
     /// Nobody can read it.
     Undecoded(Bytes),
@@ -271,7 +272,7 @@ pub enum Failure {
     /// A data frame that cannot be taken in: it breaks the protocol, or is a text that is not UTF-8.
     Unreadable(String),
     /// The platform said so in a frame.
-    Said(Notice),
+    Notice(Notice),
     /// A topic that the session before it hears is not subscribed on the successor.
     Unsubscribed { topic: String, reason: String },
 }
@@ -313,7 +314,7 @@ impl Connector {
         }
     }
 
-    pub fn choices(&self) -> Choices {
+    pub fn capabilities(&self) -> Capabilities {
         match self {
             Self::Notifications(settings) => settings.choices(),
             Self::Sequenced(settings) => settings.choices(),
@@ -335,24 +336,25 @@ impl Connector {
 
     /// Begins to get an endpoint. The topics that were subscribed before are subscribed again, whatever a listing of this
     /// moment holds.
-    pub fn prepare(&self, subscribed: &[String]) -> (Preparation, Step) {
+    pub fn prepare(&self, subscribed: &[String]) -> (Preparation, PreparationStep) {
         match self {
             Self::Notifications(settings) => {
-                let (preparation, step) = genesys_notifications::Preparation::begin(settings, subscribed);
+                let (preparation, step) = genesys_notifications::ChannelPreparation::begin(settings, subscribed);
                 (Preparation::Notifications(Box::new(preparation)), step)
             }
             Self::Sequenced(settings) => {
                 let endpoint = settings.endpoint();
-                (Preparation::Sequenced(endpoint.clone()), Step::Ready(endpoint))
+                (Preparation::Sequenced(endpoint.clone()), PreparationStep::Ready(endpoint))
             }
         }
     }
 
     /// Goes on with an endpoint that was made and never subscribed.
-    pub fn resume(&self, spare: &Endpoint, subscribed: &[String]) -> (Preparation, Step) {
+    pub fn resume(&self, spare: &Endpoint, subscribed: &[String]) -> (Preparation, PreparationStep) {
         match self {
             Self::Notifications(settings) => {
-                let (preparation, step) = genesys_notifications::Preparation::resume(settings, spare, subscribed);
+                let (preparation, step) =
+                    genesys_notifications::ChannelPreparation::resume(settings, spare, subscribed);
                 (Preparation::Notifications(Box::new(preparation)), step)
             }
             Self::Sequenced(_) => self.prepare(subscribed),
@@ -360,13 +362,13 @@ impl Connector {
     }
 
     /// Begins to tend a live endpoint; its end is the endpoint as it is then.
-    pub fn tend(&self, endpoint: &Endpoint) -> (Preparation, Step) {
+    pub fn refresh_subscriptions(&self, endpoint: &Endpoint) -> (Preparation, PreparationStep) {
         match self {
             Self::Notifications(settings) => {
-                let (preparation, step) = genesys_notifications::Preparation::tend(settings, endpoint);
+                let (preparation, step) = genesys_notifications::ChannelPreparation::tend(settings, endpoint);
                 (Preparation::Notifications(Box::new(preparation)), step)
             }
-            Self::Sequenced(_) => (Preparation::Sequenced(endpoint.clone()), Step::Ready(endpoint.clone())),
+            Self::Sequenced(_) => (Preparation::Sequenced(endpoint.clone()), PreparationStep::Ready(endpoint.clone())),
         }
     }
 
@@ -389,17 +391,17 @@ impl Connector {
     /// Reads a frame. Everything in it is accounted for: what cannot be read comes out as [`Item::Undecoded`].
     pub fn decode(&self, frame: Frame, received: Timestamp, items: &mut Vec<Item>) {
         let before = items.len();
-        self.read(frame, received, items);
+        self.decode_frame(frame, received, items);
         for item in &mut items[before..] {
             if let Item::Event(event) = item {
-                attributes::settle(event, self.kind_default());
+                attributes::normalize(event, self.kind_default());
             }
         }
     }
 
-    fn read(&self, frame: Frame, received: Timestamp, items: &mut Vec<Item>) {
+    fn decode_frame(&self, frame: Frame, received: Timestamp, items: &mut Vec<Item>) {
         match frame {
-            Frame::Pong => items.push(Item::Alive),
+            Frame::Pong => items.push(Item::Heartbeat),
             // Some platforms and gateways send their texts in binary frames.
             Frame::Binary(bytes) => match ByteString::try_from(bytes.clone()) {
                 Ok(text) => self.decode_text(&text, received, items),
@@ -417,7 +419,7 @@ impl Connector {
     }
 
     /// The REST calls whose answers show the current state, for after a gap.
-    pub fn snapshot(&self, endpoint: Option<&Endpoint>) -> Vec<Request> {
+    pub fn snapshot(&self, endpoint: Option<&Endpoint>) -> Vec<RestRequest> {
         match self {
             Self::Notifications(settings) => {
                 genesys_notifications::snapshot(endpoint.map_or(&settings.topics, |endpoint| &endpoint.topics))
@@ -427,7 +429,7 @@ impl Connector {
     }
 
     /// The call for the page that follows, where an answer was one page of several.
-    pub fn snapshot_next(&self, request: &Request, answer: &Answer) -> Option<Request> {
+    pub fn snapshot_next(&self, request: &RestRequest, answer: &RestResponse) -> Option<RestRequest> {
         match self {
             Self::Notifications(_) => genesys_notifications::next_page(request, answer),
             Self::Sequenced(_) => None,
@@ -439,28 +441,32 @@ impl Connector {
         match failure {
             Failure::Handshake { status, retry_after, .. } => match self {
                 Self::Notifications(_) if matches!(status, 401 | 403 | 404) => Verdict::NewEndpoint,
-                Self::Notifications(_) | Self::Sequenced(_) => by_status(Exchange::Upgrade, *status, *retry_after),
+                Self::Notifications(_) | Self::Sequenced(_) => {
+                    verdict_for_status(Exchange::Upgrade, *status, *retry_after)
+                }
             },
             Failure::Call { status, retry_after, .. } => match self {
                 // A channel that is not there any more is made anew.
                 Self::Notifications(_) if *status == 404 => Verdict::NewEndpoint,
-                Self::Notifications(_) | Self::Sequenced(_) => by_status(Exchange::Call, *status, *retry_after),
+                Self::Notifications(_) | Self::Sequenced(_) => {
+                    verdict_for_status(Exchange::Call, *status, *retry_after)
+                }
             },
-            Failure::Closed { code, .. } => by_close_code(*code),
+            Failure::Closed { code, .. } => verdict_for_close_code(*code),
             Failure::Unreachable(_)
             | Failure::Silent
             | Failure::Oversize
             | Failure::Unfinished { .. }
             | Failure::Unreadable(_) => Verdict::BackOff,
-            Failure::Said(Notice::TokenInvalid | Notice::TokenRevoked) => Verdict::RefreshToken,
-            Failure::Said(Notice::EndpointGone | Notice::Closing) => Verdict::NewEndpoint,
-            Failure::Said(Notice::Displaced) | Failure::Unsubscribed { .. } => Verdict::Refused,
+            Failure::Notice(Notice::TokenInvalid | Notice::TokenRevoked) => Verdict::RefreshToken,
+            Failure::Notice(Notice::EndpointGone | Notice::Closing) => Verdict::NewEndpoint,
+            Failure::Notice(Notice::Displaced) | Failure::Unsubscribed { .. } => Verdict::Refused,
         }
     }
 }
 
 /// The verdict on a status that is not the wanted one. A success that cannot be used is tried again like a server error.
-fn by_status(exchange: Exchange, status: u16, retry_after: Option<Duration>) -> Verdict {
+fn verdict_for_status(exchange: Exchange, status: u16, retry_after: Option<Duration>) -> Verdict {
     match StatusMeaning::of(exchange, status, retry_after) {
         StatusMeaning::Throttled(Some(wait)) => Verdict::WaitFor(wait),
         StatusMeaning::Success | StatusMeaning::Transient | StatusMeaning::Throttled(None) => Verdict::BackOff,
@@ -470,7 +476,7 @@ fn by_status(exchange: Exchange, status: u16, retry_after: Option<Duration>) -> 
 }
 
 /// RFC 6455 section 7.4.1, and 4001, by which sequenced streams say that the token expired.
-fn by_close_code(code: u16) -> Verdict {
+fn verdict_for_close_code(code: u16) -> Verdict {
     match code {
         1008 | 4001 => Verdict::RefreshToken,
         1011 | 1012 => Verdict::Restarting,
@@ -481,18 +487,18 @@ fn by_close_code(code: u16) -> Verdict {
 
 impl Preparation {
     /// Takes the answer to the call of the last step.
-    pub fn answered(&mut self, answer: &Answer) -> Step {
+    pub fn on_response(&mut self, answer: &RestResponse) -> PreparationStep {
         match self {
             Self::Notifications(preparation) => preparation.answered(answer),
-            Self::Sequenced(endpoint) => Step::Ready(endpoint.clone()),
+            Self::Sequenced(endpoint) => PreparationStep::Ready(endpoint.clone()),
         }
     }
 
     /// Takes the fact that the call of the last step has no answer.
-    pub fn unanswered(&mut self, why: String) -> Step {
+    pub fn on_no_response(&mut self, why: String) -> PreparationStep {
         match self {
             Self::Notifications(preparation) => preparation.unanswered(why),
-            Self::Sequenced(_) => Step::Failed(Failure::Unreachable(why)),
+            Self::Sequenced(_) => PreparationStep::Failed(Failure::Unreachable(why)),
         }
     }
 
@@ -508,7 +514,7 @@ impl Preparation {
 impl Failure {
     /// A call that was answered with an error, and what the answer says about it (`reference/genesys-cloud.md`
     /// section 1.4).
-    pub fn of_answer(call: &str, answer: &Answer) -> Self {
+    pub fn from_response(call: &str, answer: &RestResponse) -> Self {
         let members = Members::read(&answer.body);
         let member = |name| members.as_ref().and_then(|members| members.text(name)).filter(|text| !text.is_empty());
         let words = [member("code"), member("message")].into_iter().flatten().collect::<Vec<_>>().join(": ");
@@ -519,13 +525,13 @@ impl Failure {
             [Some(words).filter(|words| !words.is_empty()), permissions].into_iter().flatten().collect::<Vec<_>>();
         let call = match says.is_empty() {
             true => call.to_owned(),
-            false => format!("{call} ({})", json::shown(&says.join("; missing permissions: "))),
+            false => format!("{call} ({})", json::truncated(&says.join("; missing permissions: "))),
         };
         Self::Call { call, status: answer.status, retry_after: answer.retry_after }
     }
 
     /// The same failure of an attempt with the place that it was made at.
-    pub fn at(self, place: &str) -> Self {
+    pub fn with_context(self, place: &str) -> Self {
         match self {
             Self::Handshake { status, retry_after, place: None } => {
                 Self::Handshake { status, retry_after, place: Some(place.to_owned()) }
@@ -538,7 +544,7 @@ impl Failure {
             | Self::Oversize
             | Self::Unfinished { .. }
             | Self::Unreadable(_)
-            | Self::Said(_)
+            | Self::Notice(_)
             | Self::Unsubscribed { .. }) => failure,
         }
     }
@@ -556,14 +562,14 @@ impl Failure {
             | Self::Oversize
             | Self::Unfinished { .. }
             | Self::Unreadable(_)
-            | Self::Said(_)
+            | Self::Notice(_)
             | Self::Unsubscribed { .. } => false,
         }
     }
 
     /// Whether an upgrade that asked for a position may have been refused because of it. A 404 may be both: that, or a
     /// stream that is not there for a moment.
-    pub fn doubts_position(&self) -> Option<PositionDoubt> {
+    pub fn position_doubt(&self) -> Option<PositionDoubt> {
         match self {
             Self::Handshake { status: 400 | 409 | 410 | 416, .. } => Some(PositionDoubt::Certain),
             Self::Handshake { status: 404, .. } => Some(PositionDoubt::WhenRepeated),
@@ -575,7 +581,7 @@ impl Failure {
             | Self::Oversize
             | Self::Unfinished { .. }
             | Self::Unreadable(_)
-            | Self::Said(_)
+            | Self::Notice(_)
             | Self::Unsubscribed { .. } => None,
         }
     }
@@ -587,7 +593,7 @@ impl Failure {
             Self::Unreachable(_) => "network",
             Self::Silent => "silence",
             Self::Oversize | Self::Unfinished { .. } | Self::Unreadable(_) => "protocol",
-            Self::Said(_) | Self::Unsubscribed { .. } => "refused",
+            Self::Notice(_) | Self::Unsubscribed { .. } => "refused",
             Self::Closed { code, .. } => match code {
                 1000 => "clean",
                 1002 | 1003 | 1007 | 1009 | 1010 => "protocol",
@@ -615,7 +621,7 @@ impl std::fmt::Display for Failure {
             Self::Unfinished { within } => write!(f, "a message not complete in {} s", within.as_secs_f64()),
             Self::Unreadable(why) => write!(f, "a frame that cannot be read: {why}"),
             Self::Unsubscribed { topic, reason } => write!(f, "{topic} is not subscribed: {reason}"),
-            Self::Said(notice) => notice.fmt(f),
+            Self::Notice(notice) => notice.fmt(f),
         }
     }
 }
@@ -667,7 +673,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_platform_announces_is_named_in_plain_words() {
+    fn notices_have_plain_descriptions() {
         for (notice, words) in [
             (Notice::Closing, "closes the socket"),
             (Notice::TokenRevoked, "revoked the token"),
@@ -675,13 +681,13 @@ mod tests {
             (Notice::EndpointGone, "channel does not exist"),
             (Notice::Displaced, "another channel took the subscriptions"),
         ] {
-            let shown = Failure::Said(notice.clone()).to_string();
+            let shown = Failure::Notice(notice.clone()).to_string();
             assert!(shown.contains(words) && !shown.contains(&format!("{notice:?}")), "{shown}");
         }
     }
 
     #[test]
-    fn an_event_of_a_platform_never_has_a_type_of_ours() {
+    fn a_platform_event_never_has_a_reserved_type() {
         let settings = genesys_notifications::Settings {
             topics: Vec::new(),
             channel_life: Duration::from_secs(1),
@@ -703,14 +709,14 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_does_not_end_is_tried_again_and_says_for_how_long_it_was_waited() {
+    fn an_incomplete_frame_is_retried_and_its_message_has_the_timeout() {
         let failure = Failure::Unfinished { within: Duration::from_secs(30) };
         assert_eq!((sequenced().classify(&failure), failure.class()), (Verdict::BackOff, "protocol"));
         assert_eq!(failure.to_string(), "a message not complete in 30 s");
     }
 
     #[test]
-    fn a_refused_upgrade_is_tried_again_and_a_refused_call_needs_an_operator() {
+    fn a_refused_upgrade_is_retried_and_a_refused_call_needs_an_operator() {
         let second = Some(Duration::from_secs(1));
         // status, Retry-After; upgrade, REST call
         let table = [

@@ -14,12 +14,12 @@ mod status;
 mod time;
 
 pub use batch::{Batch, BatchView, Entry, Piece, Pieces, Rendering, StoredEntry};
-pub use cursor::{Cursor, CursorError, Epoch, Lineage, Mark, Offset, Standing};
-pub use envelope::{BatchBuilder, Imprint, Source};
+pub use cursor::{Cursor, CursorError, CursorValidity, Epoch, Lineage, Mark, Offset};
+pub use envelope::{BatchBuilder, EnvelopeHeader, Source};
 pub use event::{Body, Event, Gap, GapReason};
 pub use feed::{FeedId, stable_hash};
 pub use name::{AccountName, ConsumerName, NameError, StreamName};
-pub use revocation::{Revocation, Whose};
+pub use revocation::{Revocation, RevocationTarget};
 pub use secret::Secret;
 pub use setting::{SecretRef, SettingError, Size, Span};
 pub use spelling::nearest;
@@ -65,7 +65,7 @@ pub struct Checkpoint {
     /// When the platform was last heard with nothing outstanding. Wall clock, because it must survive a restart, and
     /// that of whoever has it in hand: a store that others share translates it. It only ever says that a position is
     /// *certainly* too old, so a wrong clock costs a snapshot, never an event.
-    pub heard_at: Timestamp,
+    pub last_received_at: Timestamp,
     /// Whose numbers the position is in; none where an earlier version stored it.
     pub feed: Option<FeedId>,
 }

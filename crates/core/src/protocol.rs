@@ -16,11 +16,11 @@ use crate::model::Timestamp;
 
 /// The moment of an input, and one random number: what a rule may know of time and chance.
 #[derive(Debug, Clone, Copy)]
-pub struct Now {
+pub struct Moment {
     /// The monotonic clock: decides.
     pub at: Instant,
     /// The wall clock: is written down, and judges what survived a restart.
     pub wall: Timestamp,
     /// A fresh random number from 0 to 1.
-    pub unit: f64,
+    pub random: f64,
 }

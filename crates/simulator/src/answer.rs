@@ -13,12 +13,12 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use super::clock::{http_date, wall};
-use super::fault::{Answered, Asked};
-use super::line::Begin;
-use super::platform::Platform;
+use super::fault::{RequestKind, ResponseFault};
+use super::line::ConnectionOptions;
+use super::platform::SimulatedPlatform;
 use super::reply;
-use super::server::Fate;
-use super::tally::Dialect;
+use super::server::TransportControl;
+use super::tally::SocketDialect;
 use super::trouble;
 
 /// An interim answer (RFC 8297).
@@ -27,93 +27,109 @@ const INTERIM: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </>; rel=preload\r\n\
 const BODY_MAX: usize = 64 * 1024 * 1024;
 
 /// Answers a request as the fault that waits for it says, else lets it through.
-pub(super) async fn layer(State(platform): State<Arc<Platform>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn layer(
+    State(platform): State<Arc<SimulatedPlatform>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let Some((kind, dialect)) = kind(&request) else {
         return next.run(request).await;
     };
-    let waiting = waiting(&platform, &request, kind, dialect);
-    let mut begin = Begin { quiet: dialect.and_then(|dialect| platform.quiet(dialect)), closing: None };
-    let Some(how) = waiting else {
-        request.extensions_mut().insert(begin);
+    let fault = take_fault(&platform, &request, kind, dialect);
+    let mut options = ConnectionOptions {
+        idle_timeout: dialect.and_then(|dialect| platform.idle_timeout(dialect)),
+        close_after: None,
+    };
+    let Some(how) = fault else {
+        request.extensions_mut().insert(options);
         return next.run(request).await;
     };
-    let fate = request.extensions().get::<Fate>().cloned().unwrap_or_default();
-    if let Answered::Closed { after, code, reason } = &how {
-        begin.closing = Some((*after, *code, reason.clone()));
+    let control = request.extensions().get::<TransportControl>().cloned().unwrap_or_default();
+    if let ResponseFault::Closed { after, code, reason } = &how {
+        options.close_after = Some((*after, *code, reason.clone()));
     }
-    request.extensions_mut().insert(begin);
-    match before(&platform, &fate, &how).await {
+    request.extensions_mut().insert(options);
+    match replace_response(&platform, &control, &how).await {
         Some(answer) => {
-            count(&platform, kind);
+            count_failure(&platform, kind);
             reply::correlated(&platform, answer)
         }
-        None => after(&how, next.run(request).await).await,
+        None => modify_response(&how, next.run(request).await).await,
     }
 }
 
 /// What the request is for; the simulator's own calls are no one's business.
-fn kind(request: &Request) -> Option<(Asked, Option<Dialect>)> {
+fn kind(request: &Request) -> Option<(RequestKind, Option<SocketDialect>)> {
     let path = request.extensions().get::<MatchedPath>()?.as_str();
     match path {
-        "/channels/{id}" => Some((Asked::Upgrade, Some(Dialect::Notifications))),
+        "/channels/{id}" => Some((RequestKind::Upgrade, Some(SocketDialect::Notifications))),
         "/api/v2/analytics/conversations/summary/stream" | "/api/v2/analytics/events/ws" => {
-            Some((Asked::Upgrade, Some(Dialect::Sequenced)))
+            Some((RequestKind::Upgrade, Some(SocketDialect::Sequenced)))
         }
         _own if path.starts_with("/simulate/") => None,
-        _token if path.ends_with("/oauth/token") => Some((Asked::Token, None)),
-        _api => Some((Asked::Rest, None)),
+        _token if path.ends_with("/oauth/token") => Some((RequestKind::Token, None)),
+        _api => Some((RequestKind::Rest, None)),
     }
 }
 
 /// Counts a REST call, and looks whether a fault waits for the request.
-fn waiting(platform: &Platform, request: &Request, kind: Asked, dialect: Option<Dialect>) -> Option<Answered> {
+fn take_fault(
+    platform: &SimulatedPlatform,
+    request: &Request,
+    kind: RequestKind,
+    dialect: Option<SocketDialect>,
+) -> Option<ResponseFault> {
     let url = request.uri().path_and_query().map_or("", |url| url.as_str());
     let mut state = platform.lock();
-    if let (Asked::Rest, Some(pattern)) = (kind, request.extensions().get::<MatchedPath>()) {
+    if let (RequestKind::Rest, Some(pattern)) = (kind, request.extensions().get::<MatchedPath>()) {
         let call = format!("{} {}", request.method(), pattern.as_str());
-        *state.tally.rest.entry(call).or_default() += 1;
+        *state.counters.rest.entry(call).or_default() += 1;
     }
-    state.trouble.for_request(trouble::Request { kind, dialect, url })
+    state.faults.take_answer(trouble::RequestInfo { kind, dialect, url })
 }
 
-fn count(platform: &Platform, kind: Asked) {
+fn count_failure(platform: &SimulatedPlatform, kind: RequestKind) {
     let mut state = platform.lock();
     match kind {
-        Asked::Upgrade => state.tally.handshakes_refused += 1,
-        Asked::Token => state.tally.token_failures += 1,
-        Asked::Rest | Asked::Connection => (),
+        RequestKind::Upgrade => state.counters.handshakes_refused += 1,
+        RequestKind::Token => state.counters.token_failures += 1,
+        RequestKind::Rest | RequestKind::Connection => (),
     }
 }
 
 /// An answer in place of the right one; none where the right one follows.
-async fn before(platform: &Platform, fate: &Fate, how: &Answered) -> Option<Response> {
+async fn replace_response(
+    platform: &SimulatedPlatform,
+    control: &TransportControl,
+    how: &ResponseFault,
+) -> Option<Response> {
     match how {
-        Answered::Status { status, retry_after, retry_in, clock } => {
+        ResponseFault::Status { status, retry_after, retry_in, clock } => {
             let answer = reply::retry_after(reply::refused(*status), retry_after.as_deref());
-            Some(dated(platform, answer, *clock, *retry_in))
+            Some(with_date(platform, answer, *clock, *retry_in))
         }
-        Answered::Body { status, content_type, text } => {
+        ResponseFault::Body { status, content_type, text } => {
             let kind = [(header::CONTENT_TYPE, content_type.clone())];
             Some((code(*status), kind, text.clone()).into_response())
         }
-        Answered::Hang => pending().await,
-        Answered::Reset => {
-            fate.seal();
+        ResponseFault::Hang => pending().await,
+        ResponseFault::Reset => {
+            control.reset();
             pending().await
         }
-        Answered::Late { lasting } => {
+        ResponseFault::Late { duration: lasting } => {
             sleep(*lasting).await;
             None
         }
-        Answered::Trickle { every } => {
-            fate.trickle(*every);
+        ResponseFault::Trickle { every } => {
+            control.trickle(*every);
             None
         }
-        Answered::Interim => {
-            fate.put_before(INTERIM);
+        ResponseFault::Interim => {
+            control.prepend(INTERIM);
             None
         }
-        Answered::Changed { .. } | Answered::ConnectionList | Answered::Closed { .. } => None,
+        ResponseFault::Changed { .. } | ResponseFault::ConnectionList | ResponseFault::Closed { .. } => None,
     }
 }
 
@@ -122,7 +138,12 @@ fn code(status: u16) -> StatusCode {
 }
 
 /// Writes the `Date` of a clock that is off, and `Retry-After` by that clock.
-fn dated(platform: &Platform, mut answer: Response, clock: Option<i64>, retry_in: Option<u32>) -> Response {
+fn with_date(
+    platform: &SimulatedPlatform,
+    mut answer: Response,
+    clock: Option<i64>,
+    retry_in: Option<u32>,
+) -> Response {
     let at = wall(platform.settings.clock_offset.saturating_add(clock.unwrap_or(0)));
     if let Ok(date) = HeaderValue::from_str(&http_date(at)) {
         answer.headers_mut().insert(header::DATE, date);
@@ -132,13 +153,13 @@ fn dated(platform: &Platform, mut answer: Response, clock: Option<i64>, retry_in
 }
 
 /// The right answer, with what the fault changes.
-async fn after(how: &Answered, mut answer: Response) -> Response {
+async fn modify_response(how: &ResponseFault, mut answer: Response) -> Response {
     match how {
-        Answered::Changed { status, content_type, gzip, set, without } => {
+        ResponseFault::Changed { status, content_type, gzip, set, without } => {
             let set = set.as_deref().and_then(|set| serde_json::from_str(set).ok());
             let (mut parts, body) = answer.into_parts();
             let bytes = to_bytes(body, BODY_MAX).await.unwrap_or_default();
-            let bytes = changed(&bytes, set, without);
+            let bytes = edit_body(&bytes, set, without);
             parts.headers.remove(header::CONTENT_LENGTH);
             if let Some(kind) = content_type.as_deref().and_then(|kind| HeaderValue::from_str(kind).ok()) {
                 parts.headers.insert(header::CONTENT_TYPE, kind);
@@ -150,26 +171,26 @@ async fn after(how: &Answered, mut answer: Response) -> Response {
             }
             Response::from_parts(parts, Body::from(bytes))
         }
-        Answered::ConnectionList => {
+        ResponseFault::ConnectionList => {
             if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
                 let list = HeaderValue::from_static("keep-alive, Upgrade");
                 answer.headers_mut().insert(header::CONNECTION, list);
             }
             answer
         }
-        Answered::Status { .. }
-        | Answered::Body { .. }
-        | Answered::Hang
-        | Answered::Late { .. }
-        | Answered::Trickle { .. }
-        | Answered::Reset
-        | Answered::Interim
-        | Answered::Closed { .. } => answer,
+        ResponseFault::Status { .. }
+        | ResponseFault::Body { .. }
+        | ResponseFault::Hang
+        | ResponseFault::Late { .. }
+        | ResponseFault::Trickle { .. }
+        | ResponseFault::Reset
+        | ResponseFault::Interim
+        | ResponseFault::Closed { .. } => answer,
     }
 }
 
 /// A JSON body with members merged in and others left out; any other body as it is.
-fn changed(bytes: &[u8], set: Option<Value>, without: &[String]) -> Vec<u8> {
+fn edit_body(bytes: &[u8], set: Option<Value>, without: &[String]) -> Vec<u8> {
     let Ok(mut body) = serde_json::from_slice::<Value>(bytes) else {
         return bytes.to_vec();
     };
@@ -226,13 +247,13 @@ mod tests {
     use reqwest::Method;
     use serde_json::{Value, json};
 
-    use crate::fault::{Answered, Fault};
-    use crate::probe::{Probe, eventually, refused};
-    use crate::{Dialect, Settings};
+    use crate::fault::{PlatformFault, ResponseFault};
+    use crate::probe::{SimulatorProbe, eventually, refused};
+    use crate::{Settings, SocketDialect};
 
     /// As a script or a call writes it.
-    fn inject(probe: &Probe, fault: &Value) {
-        let fault: Fault = serde_json::from_value(fault.clone()).unwrap();
+    fn inject(probe: &SimulatorProbe, fault: &Value) {
+        let fault: PlatformFault = serde_json::from_value(fault.clone()).unwrap();
         fault.check().unwrap();
         probe.simulator.inject(fault);
     }
@@ -242,7 +263,7 @@ mod tests {
     }
 
     /// What a request gets on a connection of its own, as far as it comes in this time.
-    fn raw(probe: &Probe, request: &str, within: Duration) -> String {
+    fn raw(probe: &SimulatorProbe, request: &str, within: Duration) -> String {
         let mut stream = TcpStream::connect(probe.simulator.address()).unwrap();
         stream.set_read_timeout(Some(within)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
@@ -258,7 +279,7 @@ mod tests {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    fn handshake(probe: &Probe) -> String {
+    fn handshake(probe: &SimulatorProbe) -> String {
         format!(
             "GET /api/v2/analytics/conversations/summary/stream HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
              connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
@@ -268,8 +289,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_are_answered_with_a_status_so_many_times() {
-        let probe = Probe::start(Settings::default()).await;
+    async fn requests_get_the_injected_status_a_given_number_of_times() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
         for status in [200, 302, 403, 404, 421, 429, 503] {
             inject(&probe, &answer("upgrade", &json!({"status": {"status": status}})));
             assert_eq!(refused(probe.stream(None).await), status);
@@ -296,8 +317,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_resume_is_refused_or_only_one_url_for_ever() {
-        let probe = Probe::start(Settings::default()).await;
+    async fn a_refusal_can_apply_to_resumes_only_or_to_one_url_always() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let status = |status: u16| json!({"status": {"status": status}});
         let mut fault = answer("upgrade", &status(410));
         fault["resuming"] = json!(true);
@@ -316,8 +337,8 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_connection_hangs_or_answers_late_or_byte_by_byte_at_each_stage() {
-        let probe = Probe::start(Settings::default()).await;
+    async fn responses_can_hang_be_late_or_trickle_at_each_stage() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let request = handshake(&probe);
         let short = Duration::from_millis(200);
         for to in ["connection", "upgrade"] {
@@ -338,7 +359,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_101_may_have_a_list_in_its_connection_or_an_interim_answer_before_it() {
-        let probe = Probe::start(Settings::default()).await;
+        let probe = SimulatorProbe::start(Settings::default()).await;
         inject(&probe, &answer("upgrade", &json!("connection_list")));
         let switched = raw(&probe, &handshake(&probe), Duration::from_secs(5));
         assert!(switched.to_lowercase().contains("connection: keep-alive, upgrade"), "{switched}");
@@ -348,8 +369,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_is_closed_soon_after_it_opened_so_many_times() {
-        let probe = Probe::start(Settings::default()).await;
+    async fn sockets_are_closed_after_opening_a_given_number_of_times() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let closed = answer("upgrade", &json!({"closed": {"after": "10ms", "code": 1008}}));
         inject(&probe, &closed);
         assert_eq!(probe.stream(None).await.unwrap().closed().await, Some(1008));
@@ -357,8 +378,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn members_of_a_rest_answer_are_odd_as_ordered() {
-        let probe = Probe::start(Settings::default()).await;
+    async fn members_of_a_rest_response_are_changed_as_injected() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let odd = async |how: Value| {
             inject(&probe, &answer("rest", &how));
             probe.call(Method::GET, "/api/v2/routing/queues", None).await
@@ -378,8 +399,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_answer_is_odd_as_ordered() {
-        let probe = Probe::start(Settings::default()).await;
+    async fn a_token_response_is_changed_as_injected() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let how = json!({"changed": {"status": 201, "content_type": "text/plain", "set": r#"{"scope":7}"#}});
         inject(&probe, &answer("token", &how));
         let odd = probe.token_request().send().await.unwrap();
@@ -400,13 +421,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_close_frame_holds_exactly_the_ordered_bytes() {
+    async fn a_close_frame_holds_exactly_the_injected_bytes() {
         for hex in ["", "03", "0000", "03e7", "03ed", "03f7", "1388", "03e9e282", "03ea"] {
-            let probe = Probe::start(Settings::default()).await;
+            let probe = SimulatorProbe::start(Settings::default()).await;
             let mut stream = TcpStream::connect(probe.simulator.address()).unwrap();
             stream.write_all(handshake(&probe).as_bytes()).unwrap();
-            eventually(|| probe.simulator.tally().sockets(Dialect::Sequenced).open == 1).await;
-            let fault: Fault = serde_json::from_value(json!({"fault": "close_raw", "hex": hex})).unwrap();
+            eventually(|| probe.simulator.counters().sockets(SocketDialect::Sequenced).open == 1).await;
+            let fault: PlatformFault = serde_json::from_value(json!({"fault": "close_raw", "hex": hex})).unwrap();
             probe.simulator.inject(fault);
             let bytes = tokio::task::spawn_blocking(move || {
                 let mut bytes = Vec::new();
@@ -423,17 +444,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_sends_nothing_is_closed_while_the_platform_sends() {
-        let probe = Probe::start(Settings { rate: 500.0, ..Settings::default() }).await;
+        let probe = SimulatorProbe::start(Settings { rate: 500.0, ..Settings::default() }).await;
         inject(&probe, &json!({"fault": "close_quiet", "after": "100ms"}));
         assert_eq!(probe.stream(None).await.unwrap().closed().await, Some(1001));
         inject(&probe, &json!({"fault": "close_quiet", "after": "0s"}));
-        let mut ear = probe.stream(None).await.unwrap();
-        assert!(ear.sequences_at_least(200).await.len() >= 200);
+        let mut socket = probe.stream(None).await.unwrap();
+        assert!(socket.sequences_at_least(200).await.len() >= 200);
     }
 
     #[tokio::test]
     async fn a_flood_comes_at_once_or_when_a_second_socket_opens() {
-        let probe = Probe::start(Settings::default()).await;
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let mut first = probe.stream(None).await.unwrap();
         inject(&probe, &json!({"fault": "flood", "n": 300}));
         assert_eq!(first.events_at_least(300).await.len(), 300);
@@ -444,39 +465,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_are_odd_as_ordered() {
-        let probe = Probe::start(Settings { frame_max: 1, ..Settings::default() }).await;
-        let mut ear = probe.stream(None).await.unwrap();
+    async fn events_are_changed_as_injected() {
+        let probe = SimulatorProbe::start(Settings { frame_max: 1, ..Settings::default() }).await;
+        let mut socket = probe.stream(None).await.unwrap();
         inject(&probe, &json!({"fault": "binary", "n": 1}));
-        probe.simulator.say(1);
-        let frame = ear.message().await.unwrap().unwrap();
+        probe.simulator.emit(1);
+        let frame = socket.message().await.unwrap().unwrap();
         assert!(frame.is_binary() && serde_json::from_slice::<Value>(&frame.into_data()).is_ok());
         inject(&probe, &json!({"fault": "empty_text"}));
-        assert_eq!(ear.text().await, "");
+        assert_eq!(socket.text().await, "");
         inject(&probe, &json!({"fault": "pad", "bytes": 70_000}));
-        probe.simulator.say(1);
-        assert_eq!(ear.text().await.len(), 70_000);
+        probe.simulator.emit(1);
+        assert_eq!(socket.text().await.len(), 70_000);
         let time = "2026-05-04T13:31:49.570+0000";
         inject(&probe, &json!({"fault": "reword", "n": 1, "decimal": true, "time": time}));
-        probe.simulator.say(1);
-        let text = ear.text().await;
+        probe.simulator.emit(1);
+        let text = socket.text().await;
         assert!(text.contains("\"sequenceId\":3.0,") && text.contains(time), "{text}");
         inject(&probe, &json!({"fault": "unsent", "n": 1}));
-        probe.simulator.say(2);
-        assert_eq!(ear.sequences(1).await, [5]);
+        probe.simulator.emit(2);
+        assert_eq!(socket.sequences(1).await, [5]);
         assert_eq!(probe.stream(Some(3)).await.unwrap().sequences(2).await, [4, 5]);
     }
 
     #[tokio::test]
     async fn more_users_than_places_are_a_matter_of_the_script() {
-        let script = crate::Script::parse("agents = 1203\nqueues = 5").unwrap();
-        let probe = Probe::start(Settings { script, ..Settings::default() }).await;
+        let script = crate::FaultScript::parse("agents = 1203\nqueues = 5").unwrap();
+        let probe = SimulatorProbe::start(Settings { script, ..Settings::default() }).await;
         assert_eq!((probe.simulator.agent_ids().len(), probe.simulator.queue_ids().len()), (1_203, 5));
     }
 
     #[test]
     fn a_status_answer_reads_back_as_it_was_written() {
-        let how = Answered::Late { lasting: Duration::from_secs(3) };
+        let how = ResponseFault::Late { duration: Duration::from_secs(3) };
         assert_eq!(serde_json::to_value(how).unwrap(), json!({"late": {"for": "3s"}}));
     }
 }

@@ -16,7 +16,7 @@ const TOPICS_MAX: usize = 1_000;
 
 /// A notification on its way to one socket.
 #[derive(Clone, Debug)]
-pub(super) struct Said {
+pub(super) struct OutboundNotification {
     /// Its number in the ledger.
     pub(super) number: u64,
     pub(super) text: Utf8Bytes,
@@ -24,34 +24,34 @@ pub(super) struct Said {
 
 /// The socket of a channel. A full outbox means a client that does not read: it is cut off.
 #[derive(Clone, Debug)]
-pub(super) struct Attached {
+pub(super) struct SocketAttachment {
     pub(super) socket: u64,
-    pub(super) outbox: mpsc::Sender<Said>,
+    pub(super) outbox: mpsc::Sender<OutboundNotification>,
 }
 
 /// Requested topics and the parts that each of them stands for.
-pub(super) type Topics = BTreeMap<String, Vec<String>>;
+pub(super) type TopicParts = BTreeMap<String, Vec<String>>;
 
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(super) struct NotificationChannel {
     pub(super) token: String,
     /// When its token, and the grace after it, has ended.
-    dies: Instant,
+    token_expires_at: Instant,
     /// When its own life ends; subscribing extends it.
-    pub(super) expires: Instant,
-    pub(super) topics: Topics,
-    used: u64,
-    attached: Option<Attached>,
+    pub(super) expires_at: Instant,
+    pub(super) topics: TopicParts,
+    last_used: u64,
+    socket: Option<SocketAttachment>,
 }
 
-impl Channel {
-    fn ends(&self) -> Instant {
-        self.dies.min(self.expires)
+impl NotificationChannel {
+    fn ends_at(&self) -> Instant {
+        self.token_expires_at.min(self.expires_at)
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum SubscriptionChange {
     Add,
     Replace,
 }
@@ -64,7 +64,7 @@ pub(super) enum ChannelError {
 
 /// Who wanted a notification when it was said.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Reach {
+pub(super) struct DeliveryReach {
     /// A channel is subscribed, with or without a socket.
     pub(super) subscribed: bool,
     /// It was put into at least one outbox.
@@ -74,68 +74,68 @@ pub(super) struct Reach {
 }
 
 #[derive(Debug)]
-pub(super) struct Channels {
-    life: Duration,
-    all: BTreeMap<String, Channel>,
+pub(super) struct NotificationChannels {
+    lifetime: Duration,
+    all: BTreeMap<String, NotificationChannel>,
     by_part: HashMap<String, Vec<String>>,
     uses: u64,
 }
 
-impl Channels {
+impl NotificationChannels {
     pub(super) fn new(life: Duration) -> Self {
-        Self { life, all: BTreeMap::new(), by_part: HashMap::new(), uses: 0 }
+        Self { lifetime: life, all: BTreeMap::new(), by_part: HashMap::new(), uses: 0 }
     }
 
     /// Makes a channel. Returns the socket of the one that had to go for it, if it had one.
-    pub(super) fn create(&mut self, id: String, token: String, dies: Instant, now: Instant) -> Option<u64> {
-        self.bury(now);
+    pub(super) fn create(&mut self, id: String, token: String, token_expires_at: Instant, now: Instant) -> Option<u64> {
+        self.remove_expired(now);
         let evicted = if self.all.len() >= CHANNELS_MAX { self.evict() } else { None };
         self.uses += 1;
-        let channel = Channel {
+        let channel = NotificationChannel {
             token,
-            dies,
-            expires: after(now, self.life),
-            topics: Topics::new(),
-            used: self.uses,
-            attached: None,
+            token_expires_at,
+            expires_at: after(now, self.lifetime),
+            topics: TopicParts::new(),
+            last_used: self.uses,
+            socket: None,
         };
         self.all.insert(id, channel);
         evicted
     }
 
-    pub(super) fn get(&self, id: &str, now: Instant) -> Option<&Channel> {
-        self.all.get(id).filter(|channel| now < channel.ends())
+    pub(super) fn get(&self, id: &str, now: Instant) -> Option<&NotificationChannel> {
+        self.all.get(id).filter(|channel| now < channel.ends_at())
     }
 
-    pub(super) fn list(&self, now: Instant) -> impl Iterator<Item = (&String, &Channel)> {
-        self.all.iter().filter(move |(_, channel)| now < channel.ends())
+    pub(super) fn list(&self, now: Instant) -> impl Iterator<Item = (&String, &NotificationChannel)> {
+        self.all.iter().filter(move |(_, channel)| now < channel.ends_at())
     }
 
     /// When the channel ends, unless it has.
-    pub(super) fn ends(&self, id: &str, now: Instant) -> Option<Instant> {
-        self.get(id, now).map(Channel::ends)
+    pub(super) fn ends_at(&self, id: &str, now: Instant) -> Option<Instant> {
+        self.get(id, now).map(NotificationChannel::ends_at)
     }
 
     /// Adds or replaces topics, and extends the channel's life.
     pub(super) fn subscribe(
         &mut self,
         id: &str,
-        topics: Topics,
-        change: Change,
+        topics: TopicParts,
+        change: SubscriptionChange,
         now: Instant,
     ) -> Result<(), ChannelError> {
         let channel = self.get(id, now).ok_or(ChannelError::Gone)?;
         let mut wanted = match change {
-            Change::Add => channel.topics.clone(),
-            Change::Replace => Topics::new(),
+            SubscriptionChange::Add => channel.topics.clone(),
+            SubscriptionChange::Replace => TopicParts::new(),
         };
         wanted.extend(topics);
         if wanted.len() > TOPICS_MAX {
             return Err(ChannelError::TooManyTopics);
         }
         self.set_topics(id, wanted);
-        let expires = after(now, self.life);
-        self.touch(id).expires = expires;
+        let expires = after(now, self.lifetime);
+        self.touch(id).expires_at = expires;
         Ok(())
     }
 
@@ -149,7 +149,7 @@ impl Channels {
 
     pub(super) fn clear(&mut self, id: &str, now: Instant) -> Result<(), ChannelError> {
         self.get(id, now).ok_or(ChannelError::Gone)?;
-        self.set_topics(id, Topics::new());
+        self.set_topics(id, TopicParts::new());
         self.touch(id);
         Ok(())
     }
@@ -163,41 +163,46 @@ impl Channels {
     }
 
     /// Every channel ends at this moment at the latest.
-    pub(super) fn end_all(&mut self, at: Instant) {
+    pub(super) fn expire_all(&mut self, at: Instant) {
         for channel in self.all.values_mut() {
-            channel.dies = channel.dies.min(at);
+            channel.token_expires_at = channel.token_expires_at.min(at);
         }
     }
 
     /// Gives the channel its socket. Returns the socket that it had, which must go.
-    pub(super) fn attach(&mut self, id: &str, attached: Attached, now: Instant) -> Result<Option<u64>, ChannelError> {
+    pub(super) fn attach(
+        &mut self,
+        id: &str,
+        socket: SocketAttachment,
+        now: Instant,
+    ) -> Result<Option<u64>, ChannelError> {
         self.get(id, now).ok_or(ChannelError::Gone)?;
-        Ok(self.touch(id).attached.replace(attached).map(|old| old.socket))
+        Ok(self.touch(id).socket.replace(socket).map(|old| old.socket))
     }
 
     /// Takes the socket away, unless another one has come since.
     pub(super) fn detach(&mut self, id: &str, socket: u64) {
         if let Some(channel) = self.all.get_mut(id)
-            && channel.attached.as_ref().is_some_and(|attached| attached.socket == socket)
+            && channel.socket.as_ref().is_some_and(|attached| attached.socket == socket)
         {
-            channel.attached = None;
+            channel.socket = None;
         }
     }
 
     /// Puts a notification into the outbox of everybody subscribed and connected.
-    pub(super) fn say(&self, topic: &str, number: u64, write: impl FnOnce() -> String, now: Instant) -> Reach {
-        let mut reach = Reach::default();
+    pub(super) fn emit(&self, topic: &str, number: u64, write: impl FnOnce() -> String, now: Instant) -> DeliveryReach {
+        let mut reach = DeliveryReach::default();
         let Some(ids) = self.by_part.get(topic) else {
             return reach;
         };
         let mut text = LazyText::Unwritten(write);
         for channel in ids.iter().filter_map(|id| self.get(id, now)) {
             reach.subscribed = true;
-            let Some(attached) = &channel.attached else {
+            let Some(attached) = &channel.socket else {
                 continue;
             };
-            let said = Said { number, text: text.read() };
-            match attached.outbox.try_send(said) {
+            let notification = OutboundNotification { number, text: text.read() };
+            match attached.outbox.try_send(notification) {
                 Ok(()) => reach.queued = true,
                 Err(mpsc::error::TrySendError::Full(_)) => reach.overflowed.push(attached.socket),
                 Err(mpsc::error::TrySendError::Closed(_)) => (),
@@ -206,15 +211,15 @@ impl Channels {
         reach
     }
 
-    fn set_topics(&mut self, id: &str, topics: Topics) {
-        self.unlist(id);
+    fn set_topics(&mut self, id: &str, topics: TopicParts) {
+        self.remove_from_index(id);
         for part in topics.values().flatten() {
             self.by_part.entry(part.clone()).or_default().push(id.to_owned());
         }
         self.touch(id).topics = topics;
     }
 
-    fn unlist(&mut self, id: &str) {
+    fn remove_from_index(&mut self, id: &str) {
         let Some(channel) = self.all.get(id) else {
             return;
         };
@@ -226,16 +231,16 @@ impl Channels {
         self.by_part.retain(|_, ids| !ids.is_empty());
     }
 
-    fn touch(&mut self, id: &str) -> &mut Channel {
+    fn touch(&mut self, id: &str) -> &mut NotificationChannel {
         self.uses += 1;
         let channel = self.all.get_mut(id).expect("the caller has looked the channel up");
-        channel.used = self.uses;
+        channel.last_used = self.uses;
         channel
     }
 
-    fn bury(&mut self, now: Instant) {
+    fn remove_expired(&mut self, now: Instant) {
         let dead: Vec<String> =
-            self.all.iter().filter(|(_, channel)| channel.ends() <= now).map(|(id, _)| id.clone()).collect();
+            self.all.iter().filter(|(_, channel)| channel.ends_at() <= now).map(|(id, _)| id.clone()).collect();
         for id in dead {
             self.remove(&id);
         }
@@ -243,14 +248,14 @@ impl Channels {
 
     /// The channel without a socket that was used longest ago, else the one with a socket.
     fn evict(&mut self) -> Option<u64> {
-        let least = self.all.iter().min_by_key(|(_, channel)| (channel.attached.is_some(), channel.used));
+        let least = self.all.iter().min_by_key(|(_, channel)| (channel.socket.is_some(), channel.last_used));
         let id = least.map(|(id, _)| id.clone())?;
         self.remove(&id)
     }
 
     fn remove(&mut self, id: &str) -> Option<u64> {
-        self.unlist(id);
-        self.all.remove(id)?.attached.map(|attached| attached.socket)
+        self.remove_from_index(id);
+        self.all.remove(id)?.socket.map(|attached| attached.socket)
     }
 }
 
@@ -278,7 +283,7 @@ mod tests {
     use super::*;
     use crate::clock::now;
 
-    const LIFE: Duration = Duration::from_secs(60);
+    const LIFETIME: Duration = Duration::from_secs(60);
 
     #[test]
     fn the_21st_channel_takes_the_place_of_the_least_used_unconnected_one() {
@@ -288,7 +293,7 @@ mod tests {
             channels.attach(&name(index), attached(index as u64), begin).unwrap();
         }
         channels.clear(&name(2), begin).unwrap();
-        assert_eq!(channels.create(name(20), String::new(), after(begin, LIFE), begin), None);
+        assert_eq!(channels.create(name(20), String::new(), after(begin, LIFETIME), begin), None);
         assert!(channels.get(&name(3), begin).is_none(), "the third was used, the fourth was not");
         assert_eq!(channels.list(begin).count(), 20);
     }
@@ -300,34 +305,34 @@ mod tests {
         for index in 0..20 {
             channels.attach(&name(index), attached(index as u64), begin).unwrap();
         }
-        assert_eq!(channels.create(name(20), String::new(), after(begin, LIFE), begin), Some(0));
+        assert_eq!(channels.create(name(20), String::new(), after(begin, LIFETIME), begin), Some(0));
     }
 
     #[test]
     fn a_notification_reaches_those_subscribed_and_connected() {
         let begin = now();
         let mut channels = channels(2, begin);
-        let topics = |topic: &str| Topics::from([(topic.to_owned(), vec![topic.to_owned()])]);
-        channels.subscribe(&name(0), topics("a"), Change::Add, begin).unwrap();
-        channels.subscribe(&name(1), topics("b"), Change::Add, begin).unwrap();
+        let topics = |topic: &str| TopicParts::from([(topic.to_owned(), vec![topic.to_owned()])]);
+        channels.subscribe(&name(0), topics("a"), SubscriptionChange::Add, begin).unwrap();
+        channels.subscribe(&name(1), topics("b"), SubscriptionChange::Add, begin).unwrap();
         let (outbox, mut inbox) = mpsc::channel(1);
-        channels.attach(&name(0), Attached { socket: 7, outbox }, begin).unwrap();
-        let say = |topic: &str| channels.say(topic, 1, || topic.to_owned(), begin);
-        assert_eq!(say("c"), Reach::default());
-        assert_eq!(say("b"), Reach { subscribed: true, ..Reach::default() });
-        assert_eq!(say("a"), Reach { subscribed: true, queued: true, overflowed: vec![] });
-        assert_eq!(say("a"), Reach { subscribed: true, queued: false, overflowed: vec![7] });
+        channels.attach(&name(0), SocketAttachment { socket: 7, outbox }, begin).unwrap();
+        let say = |topic: &str| channels.emit(topic, 1, || topic.to_owned(), begin);
+        assert_eq!(say("c"), DeliveryReach::default());
+        assert_eq!(say("b"), DeliveryReach { subscribed: true, ..DeliveryReach::default() });
+        assert_eq!(say("a"), DeliveryReach { subscribed: true, queued: true, overflowed: vec![] });
+        assert_eq!(say("a"), DeliveryReach { subscribed: true, queued: false, overflowed: vec![7] });
         assert_eq!(inbox.try_recv().unwrap().text.as_str(), "a");
     }
 
     #[test]
-    fn a_channel_lives_as_long_as_its_token_and_subscribing_extends_the_rest() {
+    fn a_channel_ends_with_its_token_and_subscribing_extends_its_lifetime() {
         let begin = now();
         let at = |seconds| begin + Duration::from_secs(seconds);
-        let mut channels = Channels::new(LIFE);
+        let mut channels = NotificationChannels::new(LIFETIME);
         channels.create(name(0), String::new(), at(90), begin);
-        channels.subscribe(&name(0), Topics::new(), Change::Add, at(50)).unwrap();
-        assert_eq!(channels.ends(&name(0), at(80)), Some(at(90)));
+        channels.subscribe(&name(0), TopicParts::new(), SubscriptionChange::Add, at(50)).unwrap();
+        assert_eq!(channels.ends_at(&name(0), at(80)), Some(at(90)));
         assert!(channels.get(&name(0), at(90)).is_none());
     }
 
@@ -335,19 +340,22 @@ mod tests {
     fn the_1001st_topic_is_refused_and_changes_nothing() {
         let begin = now();
         let mut channels = channels(1, begin);
-        let topics = |count: usize| (0..count).map(|index| (index.to_string(), vec![])).collect::<Topics>();
-        channels.subscribe(&name(0), topics(1_000), Change::Add, begin).unwrap();
-        let extra = Topics::from([("extra".to_owned(), vec![])]);
-        assert_eq!(channels.subscribe(&name(0), extra, Change::Add, begin), Err(ChannelError::TooManyTopics));
+        let topics = |count: usize| (0..count).map(|index| (index.to_string(), vec![])).collect::<TopicParts>();
+        channels.subscribe(&name(0), topics(1_000), SubscriptionChange::Add, begin).unwrap();
+        let extra = TopicParts::from([("extra".to_owned(), vec![])]);
+        assert_eq!(
+            channels.subscribe(&name(0), extra, SubscriptionChange::Add, begin),
+            Err(ChannelError::TooManyTopics)
+        );
         assert_eq!(channels.get(&name(0), begin).unwrap().topics.len(), 1_000);
-        channels.subscribe(&name(0), topics(3), Change::Replace, begin).unwrap();
+        channels.subscribe(&name(0), topics(3), SubscriptionChange::Replace, begin).unwrap();
         assert_eq!(channels.get(&name(0), begin).unwrap().topics.len(), 3);
     }
 
-    fn channels(count: usize, now: Instant) -> Channels {
-        let mut channels = Channels::new(LIFE);
+    fn channels(count: usize, now: Instant) -> NotificationChannels {
+        let mut channels = NotificationChannels::new(LIFETIME);
         for index in 0..count {
-            channels.create(name(index), String::new(), after(now, LIFE), now);
+            channels.create(name(index), String::new(), after(now, LIFETIME), now);
         }
         channels
     }
@@ -356,7 +364,7 @@ mod tests {
         format!("streaming-{index}")
     }
 
-    fn attached(socket: u64) -> Attached {
-        Attached { socket, outbox: mpsc::channel(1).0 }
+    fn attached(socket: u64) -> SocketAttachment {
+        SocketAttachment { socket, outbox: mpsc::channel(1).0 }
     }
 }

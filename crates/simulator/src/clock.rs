@@ -37,9 +37,9 @@ pub(super) fn http_date(at: OffsetDateTime) -> String {
 }
 
 /// A length of time too long to add to a moment is as good as for ever: about a century.
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+const WAIT_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// `from + wait`, where no `wait` is too long.
 pub(super) fn after(from: Instant, wait: Duration) -> Instant {
-    from + wait.min(FOREVER)
+    from + wait.min(WAIT_MAX)
 }

@@ -12,28 +12,28 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::fault::Fault;
-use super::platform::Platform;
-use super::tally::Tally;
+use super::fault::PlatformFault;
+use super::platform::SimulatedPlatform;
+use super::tally::SimulatorCounters;
 
 /// Most events one call may ask for.
-const SAY_MAX: u64 = 1_000_000;
+const EMIT_MAX: u64 = 1_000_000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Say {
+struct EmitRequest {
     events: u64,
 }
 
-pub(super) fn router() -> Router<Arc<Platform>> {
+pub(super) fn router() -> Router<Arc<SimulatedPlatform>> {
     Router::new()
         .route("/simulate/v1/faults", post(faults))
-        .route("/simulate/v1/say", post(say))
-        .route("/simulate/v1/tally", get(tally))
+        .route("/simulate/v1/say", post(emit))
+        .route("/simulate/v1/tally", get(counters))
 }
 
-async fn faults(State(platform): State<Arc<Platform>>, body: Bytes) -> Response {
-    let fault: Fault = match serde_json::from_slice(&body) {
+async fn faults(State(platform): State<Arc<SimulatedPlatform>>, body: Bytes) -> Response {
+    let fault: PlatformFault = match serde_json::from_slice(&body) {
         Ok(fault) => fault,
         Err(error) => return problem(&error),
     };
@@ -46,19 +46,19 @@ async fn faults(State(platform): State<Arc<Platform>>, body: Bytes) -> Response 
     }
 }
 
-async fn say(State(platform): State<Arc<Platform>>, body: Bytes) -> Response {
-    match serde_json::from_slice::<Say>(&body) {
-        Ok(Say { events }) if events <= SAY_MAX => {
-            platform.say(events);
+async fn emit(State(platform): State<Arc<SimulatedPlatform>>, body: Bytes) -> Response {
+    match serde_json::from_slice::<EmitRequest>(&body) {
+        Ok(EmitRequest { events }) if events <= EMIT_MAX => {
+            platform.emit(events);
             StatusCode::ACCEPTED.into_response()
         }
-        Ok(Say { events }) => problem(&format!("events is at most {SAY_MAX}, not {events}")),
+        Ok(EmitRequest { events }) => problem(&format!("events is at most {EMIT_MAX}, not {events}")),
         Err(error) => problem(&error),
     }
 }
 
-async fn tally(State(platform): State<Arc<Platform>>) -> Json<Tally> {
-    Json(platform.tally())
+async fn counters(State(platform): State<Arc<SimulatedPlatform>>) -> Json<SimulatorCounters> {
+    Json(platform.counters())
 }
 
 fn problem(detail: &impl ToString) -> Response {
@@ -75,26 +75,26 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::Settings;
-    use crate::probe::Probe;
+    use crate::probe::SimulatorProbe;
 
     #[tokio::test]
-    async fn faults_events_and_figures_are_there_for_scripts() {
-        let probe = Probe::start(Settings::default()).await;
-        let mut ear = probe.stream(None).await.unwrap();
+    async fn scripts_can_inject_faults_emit_events_and_read_counters() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
+        let mut socket = probe.stream(None).await.unwrap();
         let say = probe.call(Method::POST, "/simulate/v1/say", Some(json!({"events": 3}))).await;
         assert_eq!(say.status(), 202);
-        assert_eq!(ear.sequences(3).await, [1, 2, 3]);
+        assert_eq!(socket.sequences(3).await, [1, 2, 3]);
         let drop = json!({"fault": "drop", "on": "sequenced"});
         assert_eq!(probe.call(Method::POST, "/simulate/v1/faults", Some(drop)).await.status(), 202);
-        assert_eq!(ear.closed().await, None);
-        let tally = probe.get("/simulate/v1/tally").await;
-        assert_eq!((&tally["events_said"], &tally["last_sequence"]), (&json!(3), &json!(3)));
-        assert_eq!(tally["sockets"]["sequenced"]["total"], 1);
+        assert_eq!(socket.closed().await, None);
+        let counters = probe.get("/simulate/v1/tally").await;
+        assert_eq!((&counters["events_said"], &counters["last_sequence"]), (&json!(3), &json!(3)));
+        assert_eq!(counters["sockets"]["sequenced"]["total"], 1);
     }
 
     #[tokio::test]
-    async fn a_fault_that_is_unknown_or_impossible_is_a_problem() {
-        let probe = Probe::start(Settings::default()).await;
+    async fn an_unknown_or_impossible_fault_is_rejected_with_a_problem() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
         for (fault, word) in [
             (json!({"fault": "dorp"}), "dorp"),
             (json!({"fault": "drop", "hwo": 1}), "hwo"),

@@ -14,7 +14,7 @@ const HEX_MAX: usize = 2 * 65_535;
 /// Whose sockets a fault is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Target {
+pub enum FaultTarget {
     #[default]
     All,
     Sequenced,
@@ -24,23 +24,23 @@ pub enum Target {
 /// One thing that goes wrong.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "fault", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Fault {
+pub enum PlatformFault {
     /// The TCP connection is reset.
     Drop {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
     },
     /// The socket stays open; nothing is read, sent or answered on it for this long.
     Stall {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         #[serde(rename = "for", with = "span")]
-        lasting: Duration,
+        duration: Duration,
     },
     /// The server closes with this code.
     Close {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         code: u16,
         #[serde(default)]
         reason: String,
@@ -57,7 +57,7 @@ pub enum Fault {
     /// The next handshakes are answered with this status.
     Refuse {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         status: u16,
         #[serde(default = "once")]
         times: u32,
@@ -93,25 +93,25 @@ pub enum Fault {
     /// A frame that nobody can read.
     Undecodable {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         #[serde(default)]
-        what: Undecodable,
+        what: UndecodableFrame,
     },
     /// An event of at least this size: numbered on the sequenced stream.
     Oversize {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         bytes: usize,
     },
     /// From now on each frame waits so long before it is sent.
     Delay {
         #[serde(rename = "for", with = "span")]
-        lasting: Duration,
+        duration: Duration,
     },
     /// The next frame of each socket is sent one byte at a time.
     SlowLoris {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         /// Time between two bytes.
         #[serde(with = "span")]
         every: Duration,
@@ -119,15 +119,15 @@ pub enum Fault {
     /// The next frame of each socket is sent in `n` fragments.
     Fragments {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         n: usize,
     },
     /// The next requests of a kind get another answer than the right one.
     Answer {
-        to: Asked,
+        to: RequestKind,
         /// Only upgrades of these sockets.
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         /// Only requests whose path and query contain this.
         #[serde(default)]
         url: Option<String>,
@@ -137,19 +137,19 @@ pub enum Fault {
         /// A number, or "always".
         #[serde(default = "once", with = "times")]
         times: u32,
-        how: Answered,
+        how: ResponseFault,
     },
     /// The server closes with exactly these bytes in the close frame, well formed or not.
     CloseRaw {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         /// Two hexadecimal digits a byte.
         hex: String,
     },
     /// From now on, a client that sends nothing for so long is closed with 1001; "0s": no longer.
     CloseQuiet {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         #[serde(with = "span")]
         after: Duration,
     },
@@ -157,23 +157,23 @@ pub enum Fault {
     Flood {
         n: u64,
         #[serde(default)]
-        when: When,
+        when: FloodTrigger,
     },
     /// The next `n` text frames of each socket are sent as binary frames.
     Binary {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         n: u64,
     },
     /// An empty text frame.
     EmptyText {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
     },
     /// The next frame of each socket is padded with blanks to this size; a replay is not.
     Pad {
         #[serde(default)]
-        on: Target,
+        on: FaultTarget,
         bytes: usize,
     },
     /// The next `n` sequenced events write their number or their time in another way.
@@ -193,7 +193,7 @@ pub enum Fault {
 /// Which requests get another answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Asked {
+pub enum RequestKind {
     /// A TCP connection, before its first request, whoever opens it.
     Connection,
     /// A WebSocket handshake.
@@ -205,7 +205,7 @@ pub enum Asked {
 /// What a request gets in place of the right answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Answered {
+pub enum ResponseFault {
     /// This status with an error body.
     Status {
         status: u16,
@@ -248,7 +248,7 @@ pub enum Answered {
     /// The right answer, so much later.
     Late {
         #[serde(rename = "for", with = "span")]
-        lasting: Duration,
+        duration: Duration,
     },
     /// The right answer, and all that follows on its connection, one byte at a time.
     Trickle {
@@ -274,7 +274,7 @@ pub enum Answered {
 /// When a flood comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum When {
+pub enum FloodTrigger {
     #[default]
     Now,
     Overlap,
@@ -305,7 +305,7 @@ pub enum TokenFailure {
     /// The right answer, so much later.
     Slow {
         #[serde(rename = "for", with = "span")]
-        lasting: Duration,
+        duration: Duration,
     },
     /// No answer, ever.
     Silent,
@@ -327,7 +327,7 @@ pub enum TokenFailure {
 /// Why a frame cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Undecodable {
+pub enum UndecodableFrame {
     Binary,
     #[default]
     InvalidJson,
@@ -370,7 +370,7 @@ pub enum FaultError {
     Set(String),
 }
 
-impl Fault {
+impl PlatformFault {
     /// Whether it can be done at all.
     pub fn check(&self) -> Result<(), FaultError> {
         match self {
@@ -463,8 +463,8 @@ fn add_words(words: &mut Vec<String>, key: &str, value: &serde_json::Value) {
     }
 }
 
-impl Answered {
-    fn check(&self, to: Asked) -> Result<(), FaultError> {
+impl ResponseFault {
+    fn check(&self, to: RequestKind) -> Result<(), FaultError> {
         match self {
             Self::Status { status, retry_after, .. } => {
                 refusal_or_success(*status)?;
@@ -479,19 +479,19 @@ impl Answered {
                 header(content_type.as_deref(), FaultError::ContentType)?;
                 let set = set.as_deref().filter(|set| serde_json::from_str::<serde_json::Value>(set).is_err());
                 set.map_or(Ok(()), |set| Err(FaultError::Set(set.to_owned())))?;
-                if to == Asked::Upgrade {
+                if to == RequestKind::Upgrade {
                     return Err(FaultError::Kind("changed", "rest and token"));
                 }
             }
-            Self::ConnectionList if to != Asked::Upgrade => {
+            Self::ConnectionList if to != RequestKind::Upgrade => {
                 return Err(FaultError::Kind("connection_list", "upgrade"));
             }
-            Self::Closed { .. } if to != Asked::Upgrade => return Err(FaultError::Kind("closed", "upgrade")),
+            Self::Closed { .. } if to != RequestKind::Upgrade => return Err(FaultError::Kind("closed", "upgrade")),
             Self::Closed { code, .. } if !(1000..5000).contains(code) => return Err(FaultError::CloseCode(*code)),
             Self::Hang | Self::Late { .. } | Self::Trickle { .. } | Self::Reset => return Ok(()),
             Self::ConnectionList | Self::Interim | Self::Closed { .. } => (),
         }
-        if to == Asked::Connection {
+        if to == RequestKind::Connection {
             return Err(FaultError::Kind("this", "upgrade, rest and token"));
         }
         Ok(())
@@ -524,7 +524,7 @@ mod times {
 
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Times {
+    enum RepeatCount {
         Number(u32),
         Word(String),
     }
@@ -534,10 +534,10 @@ mod times {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
-        match Times::deserialize(from) {
-            Ok(Times::Number(times)) => Ok(times),
-            Ok(Times::Word(word)) if word == "always" => Ok(super::ALWAYS),
-            Ok(Times::Word(_)) | Err(_) => Err(D::Error::custom("times must be a number or \"always\"")),
+        match RepeatCount::deserialize(from) {
+            Ok(RepeatCount::Number(times)) => Ok(times),
+            Ok(RepeatCount::Word(word)) if word == "always" => Ok(super::ALWAYS),
+            Ok(RepeatCount::Word(_)) | Err(_) => Err(D::Error::custom("times must be a number or \"always\"")),
         }
     }
 }
@@ -624,14 +624,14 @@ mod tests {
     #[test]
     fn a_fault_goes_through_json_and_back() {
         let faults = [
-            Fault::Stall { on: Target::All, lasting: 5 * SECOND },
-            Fault::TokenRevoked {},
-            Fault::Token { failure: TokenFailure::Slow { lasting: SECOND }, times: 3 },
-            Fault::Undecodable { on: Target::Notifications, what: Undecodable::Deep },
+            PlatformFault::Stall { on: FaultTarget::All, duration: 5 * SECOND },
+            PlatformFault::TokenRevoked {},
+            PlatformFault::Token { failure: TokenFailure::Slow { duration: SECOND }, times: 3 },
+            PlatformFault::Undecodable { on: FaultTarget::Notifications, what: UndecodableFrame::Deep },
         ];
         for fault in faults {
             let text = serde_json::to_string(&fault).unwrap();
-            assert_eq!(serde_json::from_str::<Fault>(&text).unwrap(), fault, "{text}");
+            assert_eq!(serde_json::from_str::<PlatformFault>(&text).unwrap(), fault, "{text}");
         }
     }
 
@@ -650,11 +650,11 @@ mod tests {
             (r#"{"fault":"flood","n":0}"#, "n must be"),
         ];
         for (text, word) in table {
-            let error = serde_json::from_str::<Fault>(text).unwrap().check().unwrap_err().to_string();
+            let error = serde_json::from_str::<PlatformFault>(text).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");
         }
         let always = r#"{"fault":"answer","to":"token","times":"always","how":"hang"}"#;
-        let fault: Fault = serde_json::from_str(always).unwrap();
+        let fault: PlatformFault = serde_json::from_str(always).unwrap();
         assert_eq!((fault.check(), fault.label()), (Ok(()), "answer token hang".to_owned()));
         assert!(serde_json::to_string(&fault).unwrap().contains(r#""times":"always""#));
     }
@@ -675,7 +675,7 @@ mod tests {
                 "answer token changed set {expires_in:0}",
             ),
         ] {
-            assert_eq!(serde_json::from_str::<Fault>(text).unwrap().label(), label);
+            assert_eq!(serde_json::from_str::<PlatformFault>(text).unwrap().label(), label);
         }
     }
 }

@@ -14,60 +14,65 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use super::line::{Begin, Line, Order, Over};
-use super::platform::{Platform, Registered, Socket};
+use super::line::{ClientConnection, ConnectionCommand, ConnectionEnd, ConnectionOptions};
+use super::platform::{SimulatedPlatform, SocketHandle, SocketRegistration};
 use super::reply;
-use super::server::{Fate, Wire};
-use super::tally::Dialect;
+use super::server::{ControlledStream, TransportControl};
+use super::tally::SocketDialect;
 
 /// Orders that wait for one socket.
-const ORDERS_MAX: usize = 64;
+const COMMANDS_MAX: usize = 64;
 /// Largest message a client may send.
-const HEARD_MAX: usize = 256 * 1024;
+const MESSAGE_LEN_MAX: usize = 256 * 1024;
 
 /// A handshake that was accepted; the socket comes to life when the answer is out.
 #[derive(Debug)]
 pub(super) struct Handshake {
     upgrade: OnUpgrade,
-    fate: Fate,
-    orders: mpsc::Receiver<Order>,
-    registered: Registered,
-    begin: Begin,
+    control: TransportControl,
+    commands: mpsc::Receiver<ConnectionCommand>,
+    registration: SocketRegistration,
+    options: ConnectionOptions,
     answer: Response,
 }
 
 impl Handshake {
     /// Checks the upgrade and registers the socket, so that it misses nothing from here on.
     pub(super) fn accept(
-        platform: &Arc<Platform>,
+        platform: &Arc<SimulatedPlatform>,
         request: &mut Request,
-        dialect: Dialect,
+        dialect: SocketDialect,
         channel: Option<String>,
     ) -> Result<Self, Box<Response>> {
-        let answer = switching(request.headers()).ok_or_else(|| Box::new(reply::upgrade_required()))?;
+        let answer = switching_protocols(request.headers()).ok_or_else(|| Box::new(reply::upgrade_required()))?;
         let upgrade = hyper::upgrade::on(&mut *request);
-        let fate = request.extensions().get::<Fate>().cloned().unwrap_or_default();
-        let begin = request.extensions().get::<Begin>().cloned().unwrap_or_default();
-        let (sender, orders) = mpsc::channel(ORDERS_MAX);
-        let socket = Socket { dialect, fate: fate.clone(), orders: sender, channel };
-        Ok(Self { upgrade, fate, orders, registered: platform.register(socket), begin, answer })
+        let control = request.extensions().get::<TransportControl>().cloned().unwrap_or_default();
+        let options = request.extensions().get::<ConnectionOptions>().cloned().unwrap_or_default();
+        let (sender, orders) = mpsc::channel(COMMANDS_MAX);
+        let socket = SocketHandle { dialect, control: control.clone(), commands: sender, channel };
+        Ok(Self { upgrade, control, commands: orders, registration: platform.register(socket), options, answer })
     }
 
     pub(super) fn number(&self) -> u64 {
-        self.registered.number
+        self.registration.number
     }
 
     /// Answers the handshake and lets `talk` have the socket.
-    pub(super) fn start(self, platform: &Arc<Platform>, ends: Instant, talk: impl Talk) -> Response {
-        let Self { upgrade, fate, orders, registered, begin, answer } = self;
+    pub(super) fn start(
+        self,
+        platform: &Arc<SimulatedPlatform>,
+        expires_at: Instant,
+        protocol: impl SocketProtocol,
+    ) -> Response {
+        let Self { upgrade, control: fate, commands: orders, registration: registered, options: begin, answer } = self;
         let shared = platform.clone();
         platform.tasks.spawn(async move {
-            let life = live(upgrade, orders, shared.clone(), (ends, begin), talk);
+            let connection = run_connection(upgrade, orders, shared.clone(), (expires_at, begin), protocol);
             tokio::select! {
                 biased;
                 () = shared.stop.cancelled() => (),
-                () = fate.sealed() => (),
-                _over = life => (),
+                () = fate.reset_requested() => (),
+                _over = connection => (),
             }
             drop(registered);
         });
@@ -76,31 +81,31 @@ impl Handshake {
 }
 
 /// What a dialect does with its line until one side ends it.
-pub(super) trait Talk: Send + 'static {
-    fn talk(self, line: &mut Line) -> impl Future<Output = Over> + Send;
+pub(super) trait SocketProtocol: Send + 'static {
+    fn run(self, connection: &mut ClientConnection) -> impl Future<Output = ConnectionEnd> + Send;
 }
 
-async fn live(
+async fn run_connection(
     upgrade: OnUpgrade,
-    orders: mpsc::Receiver<Order>,
-    platform: Arc<Platform>,
-    (ends, begin): (Instant, Begin),
-    talk: impl Talk,
-) -> Option<Over> {
-    let parts = upgrade.await.ok()?.downcast::<TokioIo<Wire>>().ok()?;
+    orders: mpsc::Receiver<ConnectionCommand>,
+    platform: Arc<SimulatedPlatform>,
+    (ends, begin): (Instant, ConnectionOptions),
+    protocol: impl SocketProtocol,
+) -> Option<ConnectionEnd> {
+    let parts = upgrade.await.ok()?.downcast::<TokioIo<ControlledStream>>().ok()?;
     let config = WebSocketConfig::default()
-        .max_message_size(Some(HEARD_MAX))
-        .max_frame_size(Some(HEARD_MAX))
+        .max_message_size(Some(MESSAGE_LEN_MAX))
+        .max_frame_size(Some(MESSAGE_LEN_MAX))
         .accept_unmasked_frames(false);
     let wire = parts.io.into_inner();
     let socket = WebSocketStream::from_partially_read(wire, parts.read_buf.to_vec(), Role::Server, Some(config)).await;
-    let mut line = Line::new(socket, platform, orders, ends);
-    line.begins(begin);
-    Some(talk.talk(&mut line).await)
+    let mut connection = ClientConnection::new(socket, platform, orders, ends);
+    connection.apply_options(begin);
+    Some(protocol.run(&mut connection).await)
 }
 
 /// The 101 answer, if this is a WebSocket handshake.
-fn switching(headers: &HeaderMap) -> Option<Response> {
+fn switching_protocols(headers: &HeaderMap) -> Option<Response> {
     let asks = headers.get(header::UPGRADE)?.to_str().ok()?.eq_ignore_ascii_case("websocket");
     let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| asks)?;
     let answer = [

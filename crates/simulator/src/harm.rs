@@ -6,61 +6,61 @@ use serde_json::{Value, json};
 
 use super::Settings;
 use super::clock::{after, now};
-use super::fault::{Target, Undecodable};
-use super::line::Order;
-use super::platform::State;
-use super::sequence::Raw;
-use super::tally::Dialect;
+use super::fault::{FaultTarget, UndecodableFrame};
+use super::line::ConnectionCommand;
+use super::platform::PlatformState;
+use super::sequence::RawFrame;
+use super::tally::SocketDialect;
 use super::wording::{envelope, notification_text, sequenced_text};
-use super::world::{Event, ORGANIZATION, uuid};
+use super::world::{ORGANIZATION, PlatformEvent, uuid};
 
 /// How deep the frame that nobody can read is nested.
-const DEEP: usize = 10_000;
+const NESTING_DEPTH: usize = 10_000;
 /// How many bytes of a frame that is no JSON or no UTF-8.
-const BROKEN: usize = 64;
+const BROKEN_FRAME_LEN: usize = 64;
 
-impl State {
+impl PlatformState {
     /// Resets one connection.
-    pub(super) fn cut(&self, number: u64) {
+    pub(super) fn reset_connection(&self, number: u64) {
         if let Some(socket) = self.sockets.get(&number) {
-            socket.fate.seal();
+            socket.control.reset();
         }
     }
 
     /// Tells one socket to do something.
-    pub(super) fn order_one(&self, number: u64, order: Order) {
+    pub(super) fn send_command(&self, number: u64, order: ConnectionCommand) {
         if let Some(socket) = self.sockets.get(&number) {
             // Full: the socket is stalled and hears nothing anyway.
-            let _dropped = socket.orders.try_send(order);
+            let _dropped = socket.commands.try_send(order);
         }
     }
 
     /// Tells every socket of a kind to do something.
-    pub(super) fn order(&self, on: Target, order: &Order) {
+    pub(super) fn broadcast_command(&self, on: FaultTarget, order: &ConnectionCommand) {
         for (number, socket) in &self.sockets {
             if on.includes(socket.dialect) {
-                self.order_one(*number, order.clone());
+                self.send_command(*number, order.clone());
             }
         }
     }
 
     /// Resets every connection of a kind.
-    pub(super) fn drop_sockets(&self, on: Target) {
+    pub(super) fn reset_connections(&self, on: FaultTarget) {
         for socket in self.sockets.values().filter(|socket| on.includes(socket.dialect)) {
-            socket.fate.seal();
+            socket.control.reset();
         }
     }
 
     /// Sockets that are open, and those that will be.
-    pub(super) fn close_quiet(&mut self, on: Target, after: Duration) {
-        for dialect in [Dialect::Sequenced, Dialect::Notifications] {
+    pub(super) fn close_idle(&mut self, on: FaultTarget, after: Duration) {
+        for dialect in [SocketDialect::Sequenced, SocketDialect::Notifications] {
             if on.includes(dialect) && after.is_zero() {
-                self.trouble.quiet.remove(&dialect);
+                self.faults.idle_timeouts.remove(&dialect);
             } else if on.includes(dialect) {
-                self.trouble.quiet.insert(dialect, after);
+                self.faults.idle_timeouts.insert(dialect, after);
             }
         }
-        self.order(on, &Order::CloseQuiet(after));
+        self.broadcast_command(on, &ConnectionCommand::CloseIdle(after));
     }
 
     /// The notice now, the close after the lead time.
@@ -68,10 +68,10 @@ impl State {
         for (number, channel) in self.channel_sockets() {
             let notice = json!({"channelId": channel, "message": "The socket is about to be closed"});
             let text = self.system_text("v2.system.socket_closing", &notice);
-            self.order_one(number, Order::Say(Raw::Text(text)));
+            self.send_command(number, ConnectionCommand::Send(RawFrame::Text(text)));
         }
-        let close = Order::CloseIn { lead, code: 1001, reason: "Maintenance".to_owned() };
-        self.order(Target::Notifications, &close);
+        let close = ConnectionCommand::CloseIn { lead, code: 1001, reason: "Maintenance".to_owned() };
+        self.broadcast_command(FaultTarget::Notifications, &close);
     }
 
     /// Every token ends now, and with it, after the grace, every socket.
@@ -80,26 +80,26 @@ impl State {
         let now = now();
         self.tokens.revoke_all(now);
         let ends = after(now, settings.grace);
-        self.channels.end_all(ends);
-        self.order(Target::All, &Order::EndAt(ends));
+        self.channels.expire_all(ends);
+        self.broadcast_command(FaultTarget::All, &ConnectionCommand::ExpireAt(ends));
     }
 
     /// As if another client had taken them.
-    pub(super) fn take_subscriptions(&mut self, settings: &Settings) {
+    pub(super) fn clear_subscriptions(&mut self, settings: &Settings) {
         self.channels.clear_all();
         self.system_message("no_longer_subscribed", "another_channel_subscribed", settings);
     }
 
     /// Tells each notifications socket, with its own channel in the body.
     fn system_message(&mut self, kind: &str, reason: &str, settings: &Settings) {
-        let user = self.world.cast().agents[0].id.clone();
+        let user = self.world.roster().agents[0].id.clone();
         for (number, channel) in self.channel_sockets() {
             let body = json!({
                 "channelId": channel, "systemTopicType": kind, "organizationId": ORGANIZATION, "userId": user,
                 "oauthClientId": settings.client_id, "reason": reason, "message": "", "data": {},
             });
             let text = self.system_text(&format!("v2.system.{kind}.{user}"), &body);
-            self.order_one(number, Order::Say(Raw::Text(text)));
+            self.send_command(number, ConnectionCommand::Send(RawFrame::Text(text)));
         }
     }
 
@@ -113,41 +113,44 @@ impl State {
     }
 
     /// Says a frame that is no event.
-    pub(super) fn say_on(&mut self, on: Target, raw: &Raw) {
-        if on.includes(Dialect::Sequenced) {
-            self.sequence.say_raw(now(), raw.clone());
+    pub(super) fn send_raw(&mut self, on: FaultTarget, raw: &RawFrame) {
+        if on.includes(SocketDialect::Sequenced) {
+            self.sequence.push_raw(now(), raw.clone());
         }
-        if on.includes(Dialect::Notifications) {
-            self.order(Target::Notifications, &Order::Say(raw.clone()));
+        if on.includes(SocketDialect::Notifications) {
+            self.broadcast_command(FaultTarget::Notifications, &ConnectionCommand::Send(raw.clone()));
         }
     }
 
     /// Says an event larger than any reader expects; on the sequenced stream it has a number.
-    pub(super) fn say_oversize(&mut self, on: Target, bytes: usize) {
+    pub(super) fn send_oversize(&mut self, on: FaultTarget, bytes: usize) {
         let body = json!({ "padding": "x".repeat(bytes) });
-        let event = Event {
+        let event = PlatformEvent {
             topic: "v2.simulated.oversize".to_owned(),
             kind: "v2.simulated.oversize",
-            at: self.world.story_time(),
+            at: self.world.scenario_time(),
             body,
             correlation: uuid(&mut self.rng),
         };
-        if on.includes(Dialect::Sequenced) {
-            self.sequence.say(now(), |sequence| sequenced_text(sequence, &event));
+        if on.includes(SocketDialect::Sequenced) {
+            self.sequence.push_event(now(), |sequence| sequenced_text(sequence, &event));
         }
-        if on.includes(Dialect::Notifications) {
-            self.order(Target::Notifications, &Order::Say(Raw::Text(notification_text(&event))));
+        if on.includes(SocketDialect::Notifications) {
+            self.broadcast_command(
+                FaultTarget::Notifications,
+                &ConnectionCommand::Send(RawFrame::Text(notification_text(&event))),
+            );
         }
     }
 }
 
 /// A frame that nobody can read.
-pub(super) fn undecodable(what: Undecodable) -> Raw {
+pub(super) fn undecodable(what: UndecodableFrame) -> RawFrame {
     match what {
-        Undecodable::Binary => Raw::Binary((0..BROKEN as u8).collect()),
-        Undecodable::InvalidJson => Raw::Text("{\"sequenceId\": 12, \"eventBody\": {\"cut off".to_owned()),
-        Undecodable::WrongShape => Raw::Text("\"a string is no event\"".to_owned()),
-        Undecodable::Deep => Raw::Text("[".repeat(DEEP) + &"]".repeat(DEEP)),
-        Undecodable::InvalidUtf8 => Raw::InvalidText(vec![0xff; BROKEN]),
+        UndecodableFrame::Binary => RawFrame::Binary((0..BROKEN_FRAME_LEN as u8).collect()),
+        UndecodableFrame::InvalidJson => RawFrame::Text("{\"sequenceId\": 12, \"eventBody\": {\"cut off".to_owned()),
+        UndecodableFrame::WrongShape => RawFrame::Text("\"a string is no event\"".to_owned()),
+        UndecodableFrame::Deep => RawFrame::Text("[".repeat(NESTING_DEPTH) + &"]".repeat(NESTING_DEPTH)),
+        UndecodableFrame::InvalidUtf8 => RawFrame::InvalidText(vec![0xff; BROKEN_FRAME_LEN]),
     }
 }

@@ -43,19 +43,22 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-pub use fault::{ALWAYS, Answered, Asked, Fault, FaultError, Target, TokenFailure, Undecodable, When};
+pub use fault::{
+    ALWAYS, FaultError, FaultTarget, FloodTrigger, PlatformFault, RequestKind, ResponseFault, TokenFailure,
+    UndecodableFrame,
+};
 pub use line::Expiry;
-use platform::Platform;
-pub use script::{Planned, Script, ScriptError};
-pub use sequence::Raw;
-pub use tally::{Dialect, Notification, Notifications, Sockets, Tally};
+use platform::SimulatedPlatform;
+pub use script::{FaultScript, ScheduledFault, ScriptError};
+pub use sequence::RawFrame;
+pub use tally::{EmittedNotification, NotificationCounters, SimulatorCounters, SocketCounters, SocketDialect};
 pub use tokens::TokenKind;
-use world::Origin;
+use world::WorldSettings;
 
 /// How often the world moves by itself, at least.
 const TICK: Duration = Duration::from_millis(10);
 /// Story time between two events when the world only moves on request.
-const UNHURRIED: Duration = Duration::from_millis(50);
+const ON_DEMAND_STEP: Duration = Duration::from_millis(50);
 
 /// What a platform is made from. The defaults are a quiet one: it says something only when told to.
 #[derive(Clone, Debug)]
@@ -69,7 +72,7 @@ pub struct Settings {
     pub agents: usize,
     pub queues: usize,
     /// When the story begins; the present if none is given.
-    pub story_base: Option<OffsetDateTime>,
+    pub scenario_start: Option<OffsetDateTime>,
     pub token_ttl: Duration,
     pub token_kind: TokenKind,
     /// The one refresh token that works at the start.
@@ -86,13 +89,13 @@ pub struct Settings {
     pub retention: Duration,
     /// Most events in one sequenced frame, 1 to 50; how many it is, the seed decides.
     pub frame_max: usize,
-    pub channel_life: Duration,
+    pub channel_lifetime: Duration,
     pub heartbeat: Duration,
     /// Beginnings of topics that the client has no permission for.
     pub forbidden_topics: Vec<String>,
     /// REST calls a minute for each token.
     pub requests_per_minute: u32,
-    pub script: Script,
+    pub script: FaultScript,
 }
 
 impl Default for Settings {
@@ -103,7 +106,7 @@ impl Default for Settings {
             rate: 0.0,
             agents: 12,
             queues: 3,
-            story_base: None,
+            scenario_start: None,
             token_ttl: Duration::from_secs(3_600),
             token_kind: TokenKind::Opaque,
             refresh_token: "demo-refresh".to_owned(),
@@ -114,33 +117,37 @@ impl Default for Settings {
             expiry: Expiry::Close(1008),
             retention: Duration::from_secs(60),
             frame_max: 5,
-            channel_life: Duration::from_secs(24 * 3_600),
+            channel_lifetime: Duration::from_secs(24 * 3_600),
             heartbeat: Duration::from_secs(30),
             forbidden_topics: Vec::new(),
             requests_per_minute: 300,
-            script: Script::default(),
+            script: FaultScript::default(),
         }
     }
 }
 
 impl Settings {
-    fn story_seed(&self) -> u64 {
+    fn scenario_seed(&self) -> u64 {
         self.script.seed.unwrap_or(self.seed)
     }
 
-    fn origin(&self) -> Origin {
-        Origin {
-            seed: self.story_seed(),
+    fn world_settings(&self) -> WorldSettings {
+        WorldSettings {
+            seed: self.scenario_seed(),
             agents: self.script.agents.unwrap_or(self.agents),
             queues: self.script.queues.unwrap_or(self.queues),
-            base: self.story_base.unwrap_or_else(|| clock::wall(self.clock_offset)),
-            step: self.story_step(),
+            base: self.scenario_start.unwrap_or_else(|| clock::wall(self.clock_offset)),
+            step: self.scenario_step(),
         }
     }
 
     /// The story keeps pace with the clock while the world moves by itself.
-    fn story_step(&self) -> Duration {
-        if self.rate > 0.0 { Duration::try_from_secs_f64(1.0 / self.rate).unwrap_or(UNHURRIED) } else { UNHURRIED }
+    fn scenario_step(&self) -> Duration {
+        if self.rate > 0.0 {
+            Duration::try_from_secs_f64(1.0 / self.rate).unwrap_or(ON_DEMAND_STEP)
+        } else {
+            ON_DEMAND_STEP
+        }
     }
 }
 
@@ -148,7 +155,7 @@ impl Settings {
 #[derive(Debug)]
 pub struct Simulator {
     address: SocketAddr,
-    platform: Arc<Platform>,
+    platform: Arc<SimulatedPlatform>,
 }
 
 /// Starts a platform.
@@ -158,10 +165,10 @@ pub struct Simulator {
 pub async fn start(settings: Settings) -> io::Result<Simulator> {
     let listener = TcpListener::bind(settings.listen).await?;
     let address = listener.local_addr()?;
-    let platform = Arc::new(Platform::new(settings));
+    let platform = Arc::new(SimulatedPlatform::new(settings));
     platform.tasks.spawn(server::serve(listener, router(&platform), platform.clone()));
-    platform.tasks.spawn(move_by_itself(platform.clone()));
-    platform.tasks.spawn(follow_script(platform.clone()));
+    platform.tasks.spawn(emit_at_rate(platform.clone()));
+    platform.tasks.spawn(run_script(platform.clone()));
     Ok(Simulator { address, platform })
 }
 
@@ -177,27 +184,27 @@ impl Simulator {
     }
 
     /// Says exactly `n` events of the world: each is one sequenced event and one notification.
-    pub fn say(&self, n: u64) {
-        self.platform.say(n);
+    pub fn emit(&self, n: u64) {
+        self.platform.emit(n);
     }
 
     /// Sends a frame as it is to every sequenced socket.
-    pub fn say_raw_sequenced(&self, frame: Raw) {
-        self.platform.say_raw_sequenced(frame);
+    pub fn emit_raw_sequenced(&self, frame: RawFrame) {
+        self.platform.emit_raw_sequenced(frame);
     }
 
     /// Sends a frame as it is to every notifications socket.
-    pub fn say_raw_notification(&self, frame: Raw) {
-        self.platform.say_raw_notification(frame);
+    pub fn emit_raw_notification(&self, frame: RawFrame) {
+        self.platform.emit_raw_notification(frame);
     }
 
     /// Makes something go wrong, now.
-    pub fn inject(&self, fault: Fault) {
+    pub fn inject(&self, fault: PlatformFault) {
         self.platform.inject(fault);
     }
 
-    pub fn tally(&self) -> Tally {
-        self.platform.tally()
+    pub fn counters(&self) -> SimulatorCounters {
+        self.platform.counters()
     }
 
     /// The faults since a mark (0: the start) in the words of a script, and the next mark.
@@ -206,23 +213,23 @@ impl Simulator {
     }
 
     /// How many faults still wait for the request that they are for.
-    pub fn waiting(&self) -> usize {
-        self.platform.lock().trouble.waiting()
+    pub fn pending_faults(&self) -> usize {
+        self.platform.lock().faults.pending_count()
     }
 
     /// What was said, to hold against what arrived.
-    pub fn ledger(&self) -> Ledger {
-        Ledger { platform: self.platform.clone() }
+    pub fn ledger(&self) -> EmissionLedger {
+        EmissionLedger { platform: self.platform.clone() }
     }
 
     /// The ids of the world's queues.
     pub fn queue_ids(&self) -> Vec<String> {
-        self.platform.lock().world.cast().queues.iter().map(|queue| queue.id.clone()).collect()
+        self.platform.lock().world.roster().queues.iter().map(|queue| queue.id.clone()).collect()
     }
 
     /// The ids of the world's agents: the platform's users.
     pub fn agent_ids(&self) -> Vec<String> {
-        self.platform.lock().world.cast().agents.iter().map(|agent| agent.id.clone()).collect()
+        self.platform.lock().world.roster().agents.iter().map(|agent| agent.id.clone()).collect()
     }
 
     /// Ends every connection and waits until all is quiet.
@@ -241,19 +248,19 @@ impl Drop for Simulator {
 
 /// What the platform said. The sequenced stream needs no list: its numbers are dense.
 #[derive(Clone, Debug)]
-pub struct Ledger {
-    platform: Arc<Platform>,
+pub struct EmissionLedger {
+    platform: Arc<SimulatedPlatform>,
 }
 
-impl Ledger {
+impl EmissionLedger {
     /// A mark to ask from: only what is said later counts.
     pub fn mark(&self) -> u64 {
-        self.platform.lock().said.end()
+        self.platform.lock().notification_log.next_number()
     }
 
     /// The notifications said since a mark, oldest first; the last 250,000 are remembered.
-    pub fn said_since(&self, mark: u64) -> Vec<Notification> {
-        self.platform.lock().said.since(mark)
+    pub fn emitted_since(&self, mark: u64) -> Vec<EmittedNotification> {
+        self.platform.lock().notification_log.since(mark)
     }
 
     /// The highest number said on the sequenced stream.
@@ -262,7 +269,7 @@ impl Ledger {
     }
 }
 
-fn router(platform: &Arc<Platform>) -> Router {
+fn router(platform: &Arc<SimulatedPlatform>) -> Router {
     Router::new()
         .route("/oauth/token", post(oauth::grant))
         .route("/api/v2/oauth/token", post(oauth::grant))
@@ -277,35 +284,35 @@ fn router(platform: &Arc<Platform>) -> Router {
 }
 
 /// Says events at the rate of the settings.
-async fn move_by_itself(platform: Arc<Platform>) {
+async fn emit_at_rate(platform: Arc<SimulatedPlatform>) {
     let rate = platform.settings.rate;
     if rate <= 0.0 {
         return;
     }
-    let begin = clock::now();
-    let mut said = 0;
+    let started_at = clock::now();
+    let mut emitted = 0;
     loop {
-        let pause = TICK.max(platform.settings.story_step().min(Duration::from_secs(1)));
+        let pause = TICK.max(platform.settings.scenario_step().min(Duration::from_secs(1)));
         tokio::select! {
             biased;
             () = platform.stop.cancelled() => return,
             () = sleep(pause) => (),
         }
-        let due = (begin.elapsed().as_secs_f64() * rate) as u64;
-        platform.say(due - said);
-        said = due;
+        let due = (started_at.elapsed().as_secs_f64() * rate) as u64;
+        platform.emit(due - emitted);
+        emitted = due;
     }
 }
 
 /// Makes the script's faults happen, each in its time.
-async fn follow_script(platform: Arc<Platform>) {
-    let begin = clock::now();
+async fn run_script(platform: Arc<SimulatedPlatform>) {
+    let started_at = clock::now();
     let mut done = None;
     while let Some((at, faults)) = platform.settings.script.next(done) {
         tokio::select! {
             biased;
             () = platform.stop.cancelled() => return,
-            () = tokio::time::sleep_until(clock::after(begin, at).into()) => (),
+            () = tokio::time::sleep_until(clock::after(started_at, at).into()) => (),
         }
         for fault in faults {
             platform.inject(fault);
@@ -316,62 +323,62 @@ async fn follow_script(platform: Arc<Platform>) {
 
 #[cfg(test)]
 mod tests {
-    use super::probe::{Probe, eventually};
+    use super::probe::{SimulatorProbe, eventually};
     use super::*;
 
     #[tokio::test]
-    async fn it_is_there_at_once_and_gone_when_stopped() {
-        let begin = clock::now();
-        let probe = Probe::start(Settings::default()).await;
-        assert!(begin.elapsed() < Duration::from_secs(1));
-        let mut ear = probe.stream(None).await.unwrap();
+    async fn it_listens_at_once_and_stops_cleanly() {
+        let started_at = clock::now();
+        let probe = SimulatorProbe::start(Settings::default()).await;
+        assert!(started_at.elapsed() < Duration::from_secs(1));
+        let mut socket = probe.stream(None).await.unwrap();
         let address = probe.simulator.address();
         probe.simulator.stop().await;
-        assert_eq!(ear.closed().await, None);
+        assert_eq!(socket.closed().await, None);
         assert!(tokio::net::TcpStream::connect(address).await.is_err());
     }
 
     #[tokio::test]
-    async fn the_world_moves_by_itself_at_its_rate() {
-        let probe = Probe::start(Settings { rate: 500.0, ..Settings::default() }).await;
-        let mut ear = probe.stream(Some(0)).await.unwrap();
-        let sequences = ear.sequences_at_least(100).await;
+    async fn events_are_emitted_at_the_configured_rate() {
+        let probe = SimulatorProbe::start(Settings { rate: 500.0, ..Settings::default() }).await;
+        let mut socket = probe.stream(Some(0)).await.unwrap();
+        let sequences = socket.sequences_at_least(100).await;
         assert!(sequences.windows(2).all(|pair| pair[1] == pair[0] + 1));
     }
 
     #[tokio::test]
-    async fn two_platforms_of_one_seed_say_the_same_words() {
+    async fn two_platforms_with_one_seed_emit_the_same_events() {
         let base = time::macros::datetime!(2026-05-04 12:00 UTC);
-        let settings = Settings { story_base: Some(base), ..Settings::default() };
-        let (one, other) = (Probe::start(settings.clone()).await, Probe::start(settings).await);
+        let settings = Settings { scenario_start: Some(base), ..Settings::default() };
+        let (one, other) = (SimulatorProbe::start(settings.clone()).await, SimulatorProbe::start(settings).await);
         let (mut here, mut there) = (one.stream(None).await.unwrap(), other.stream(None).await.unwrap());
-        one.simulator.say(60);
+        one.simulator.emit(60);
         for _ in 0..60 {
-            other.simulator.say(1);
+            other.simulator.emit(1);
         }
         assert_eq!(here.events(60).await, there.events(60).await);
     }
 
     #[tokio::test]
-    async fn a_script_makes_its_faults_happen_in_their_time() {
-        let script = Script::parse(
+    async fn a_script_injects_its_faults_on_schedule() {
+        let script = FaultScript::parse(
             "[[fault]]\nat = '20ms'\nevery = '20ms'\nfault = 'jump'\nn = 1\n\
              [[fault]]\nat = '0s'\nfault = 'refuse'\nstatus = 429\nretry_after = '9'",
         );
-        let probe = Probe::start(Settings { script: script.unwrap(), ..Settings::default() }).await;
-        eventually(|| probe.simulator.tally().last_sequence >= 3).await;
+        let probe = SimulatorProbe::start(Settings { script: script.unwrap(), ..Settings::default() }).await;
+        eventually(|| probe.simulator.counters().last_sequence >= 3).await;
         assert_eq!(probe::refused(probe.stream(None).await), 429);
     }
 
     #[tokio::test]
-    async fn a_client_that_does_not_read_costs_the_others_nothing() {
-        let probe = Probe::start(Settings { frame_max: 50, ..Settings::default() }).await;
-        let deaf = probe.stream(None).await.unwrap();
-        let mut ear = probe.stream(None).await.unwrap();
+    async fn a_client_that_does_not_read_does_not_slow_the_others() {
+        let probe = SimulatorProbe::start(Settings { frame_max: 50, ..Settings::default() }).await;
+        let slow_socket = probe.stream(None).await.unwrap();
+        let mut socket = probe.stream(None).await.unwrap();
         for _ in 0..20 {
-            probe.simulator.say(1_000);
-            assert_eq!(ear.sequences_at_least(1_000).await.len(), 1_000);
+            probe.simulator.emit(1_000);
+            assert_eq!(socket.sequences_at_least(1_000).await.len(), 1_000);
         }
-        drop(deaf);
+        drop(slow_socket);
     }
 }

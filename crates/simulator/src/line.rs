@@ -17,20 +17,20 @@ use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::{self, Utf8Bytes};
 
 use super::clock::{after, now};
-use super::platform::Platform;
-use super::sequence::Raw;
-use super::server::Wire;
+use super::platform::SimulatedPlatform;
+use super::sequence::RawFrame;
+use super::server::ControlledStream;
 
 /// How long a closing server waits for the client's half of the goodbye.
-const GOODBYE_MAX: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The close of a client that sends nothing.
-const QUIET: u16 = 1001;
+const IDLE_CLOSE_CODE: u16 = 1001;
 /// RFC 6455 section 5.5: a close reason fits into a control frame.
-const REASON_MAX: usize = 123;
+const REASON_LEN_MAX: usize = 123;
 
 /// What a fault tells one socket to do.
 #[derive(Clone, Debug)]
-pub(super) enum Order {
+pub(super) enum ConnectionCommand {
     Stall(Duration),
     Close {
         code: u16,
@@ -42,14 +42,14 @@ pub(super) enum Order {
         reason: String,
     },
     /// The token or the channel behind the socket ends at this moment at the latest.
-    EndAt(Instant),
-    Say(Raw),
+    ExpireAt(Instant),
+    Send(RawFrame),
     SlowLoris(Duration),
     Fragments(usize),
     /// Close with this payload, well formed or not.
     CloseRaw(Vec<u8>),
     /// Close once the client has sent nothing for so long; zero: no longer.
-    CloseQuiet(Duration),
+    CloseIdle(Duration),
     /// The next frames go out as binary ones.
     Binary(u64),
     /// The next frame is padded to this size.
@@ -67,241 +67,245 @@ pub enum Expiry {
 
 /// The conversation is over.
 #[derive(Debug)]
-pub(super) struct Over;
+pub(super) struct ConnectionEnd;
 
 /// Something for the dialect to answer.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum ClientInput {
     Text(Utf8Bytes),
     /// The moment set with `ends_at` has come.
-    Ended,
+    Expired,
 }
 
 /// What faults ordered before a socket was there.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Begin {
-    pub(super) quiet: Option<Duration>,
-    pub(super) closing: Option<(Duration, u16, String)>,
+pub(super) struct ConnectionOptions {
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) close_after: Option<(Duration, u16, String)>,
 }
 
 #[derive(Debug)]
-pub(super) struct Line {
-    socket: WebSocketStream<Wire>,
-    platform: Arc<Platform>,
-    orders: mpsc::Receiver<Order>,
-    ends: Instant,
-    closing: Option<(Instant, u16, String)>,
+pub(super) struct ClientConnection {
+    socket: WebSocketStream<ControlledStream>,
+    platform: Arc<SimulatedPlatform>,
+    commands: mpsc::Receiver<ConnectionCommand>,
+    expires_at: Instant,
+    scheduled_close: Option<(Instant, u16, String)>,
     /// Set for good when the token ended in silence.
-    muted: bool,
+    sends_suspended: bool,
     pieces: Option<usize>,
     byte_pause: Option<Duration>,
     /// How long the client may send nothing.
-    quiet: Option<Duration>,
-    heard_at: Instant,
-    binary: u64,
-    pad: usize,
+    idle_timeout: Option<Duration>,
+    last_received_at: Instant,
+    binary_frames: u64,
+    pad_len: usize,
 }
 
 /// Why a line woke up; `attend` deals with it.
 #[derive(Debug)]
-pub(super) enum Woken {
-    Order(Option<Order>),
-    Closing,
-    Quiet,
-    Ended,
+pub(super) enum ConnectionEvent {
+    Command(Option<ConnectionCommand>),
+    CloseDue,
+    IdleTimeout,
+    Expired,
     Frame(Option<Result<Message, tungstenite::Error>>),
 }
 
-impl Line {
+impl ClientConnection {
     pub(super) fn new(
-        socket: WebSocketStream<Wire>,
-        platform: Arc<Platform>,
-        orders: mpsc::Receiver<Order>,
+        socket: WebSocketStream<ControlledStream>,
+        platform: Arc<SimulatedPlatform>,
+        orders: mpsc::Receiver<ConnectionCommand>,
         ends: Instant,
     ) -> Self {
         let heard_at = now();
         Self {
             socket,
             platform,
-            orders,
-            ends,
-            closing: None,
-            muted: false,
+            commands: orders,
+            expires_at: ends,
+            scheduled_close: None,
+            sends_suspended: false,
             pieces: None,
             byte_pause: None,
-            quiet: None,
-            heard_at,
-            binary: 0,
-            pad: 0,
+            idle_timeout: None,
+            last_received_at: heard_at,
+            binary_frames: 0,
+            pad_len: 0,
         }
     }
 
     /// What a fault ordered before the socket was there.
-    pub(super) fn begins(&mut self, begin: Begin) {
-        self.quiet = begin.quiet;
-        self.closing = begin.closing.map(|(wait, code, reason)| (after(now(), wait), code, reason));
+    pub(super) fn apply_options(&mut self, options: ConnectionOptions) {
+        self.idle_timeout = options.idle_timeout;
+        self.scheduled_close = options.close_after.map(|(wait, code, reason)| (after(now(), wait), code, reason));
     }
 
     /// Whether no more events may be said: the token or channel has ended, noticed or not.
-    pub(super) fn is_muted(&self) -> bool {
-        self.muted || self.ends <= now()
+    pub(super) fn sends_suspended(&self) -> bool {
+        self.sends_suspended || self.expires_at <= now()
     }
 
-    pub(super) fn ends_at(&mut self, ends: Instant) {
-        self.ends = ends;
+    pub(super) fn set_expiry(&mut self, ends: Instant) {
+        self.expires_at = ends;
     }
 
     /// Attends to what woke the line. `None`: it has been dealt with here.
-    pub(super) async fn attend(&mut self, woken: Woken) -> ControlFlow<Over, Option<Heard>> {
-        match woken {
-            Woken::Order(Some(order)) => self.obey(order).await.map_continue(|()| None),
-            Woken::Order(None) => ControlFlow::Break(Over),
-            Woken::Closing => {
-                let (_, code, reason) = self.closing.take().expect("only a set moment comes");
+    pub(super) async fn handle(&mut self, event: ConnectionEvent) -> ControlFlow<ConnectionEnd, Option<ClientInput>> {
+        match event {
+            ConnectionEvent::Command(Some(order)) => self.execute(order).await.map_continue(|()| None),
+            ConnectionEvent::Command(None) => ControlFlow::Break(ConnectionEnd),
+            ConnectionEvent::CloseDue => {
+                let (_, code, reason) = self.scheduled_close.take().expect("only a set moment comes");
                 ControlFlow::Break(self.close(code, &reason).await)
             }
-            Woken::Quiet => ControlFlow::Break(self.close(QUIET, "Nothing was heard of you").await),
-            Woken::Ended => ControlFlow::Continue(Some(Heard::Ended)),
-            Woken::Frame(Some(Ok(Message::Text(text)))) => ControlFlow::Continue(Some(Heard::Text(text))),
+            ConnectionEvent::IdleTimeout => {
+                ControlFlow::Break(self.close(IDLE_CLOSE_CODE, "Nothing was heard of you").await)
+            }
+            ConnectionEvent::Expired => ControlFlow::Continue(Some(ClientInput::Expired)),
+            ConnectionEvent::Frame(Some(Ok(Message::Text(text)))) => {
+                ControlFlow::Continue(Some(ClientInput::Text(text)))
+            }
             // Pings are answered by the protocol, and a close is completed by reading on.
-            Woken::Frame(Some(Ok(
+            ConnectionEvent::Frame(Some(Ok(
                 Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_),
             ))) => ControlFlow::Continue(None),
-            Woken::Frame(Some(Err(_)) | None) => ControlFlow::Break(Over),
+            ConnectionEvent::Frame(Some(Err(_)) | None) => ControlFlow::Break(ConnectionEnd),
         }
     }
 
     /// Waits for what the client or a fault wants. Cancel safe: every arm only receives or sleeps.
-    pub(super) async fn wake(&mut self) -> Woken {
-        let closing = self.closing.as_ref().map(|(at, _, _)| *at);
-        let ends = (!self.muted).then_some(self.ends);
-        let quiet = self.quiet.map(|quiet| after(self.heard_at, quiet));
+    pub(super) async fn next_event(&mut self) -> ConnectionEvent {
+        let closing = self.scheduled_close.as_ref().map(|(at, _, _)| *at);
+        let ends = (!self.sends_suspended).then_some(self.expires_at);
+        let quiet = self.idle_timeout.map(|quiet| after(self.last_received_at, quiet));
         tokio::select! {
             biased;
-            order = self.orders.recv() => Woken::Order(order),
-            () = moment(closing) => Woken::Closing,
-            () = moment(ends) => Woken::Ended,
+            order = self.commands.recv() => ConnectionEvent::Command(order),
+            () = sleep_until_or_never(closing) => ConnectionEvent::CloseDue,
+            () = sleep_until_or_never(ends) => ConnectionEvent::Expired,
             frame = self.socket.next() => {
-                self.heard_at = now();
-                Woken::Frame(frame)
+                self.last_received_at = now();
+                ConnectionEvent::Frame(frame)
             }
-            () = moment(quiet) => Woken::Quiet,
+            () = sleep_until_or_never(quiet) => ConnectionEvent::IdleTimeout,
         }
     }
 
-    async fn obey(&mut self, order: Order) -> ControlFlow<Over> {
-        match order {
-            Order::Stall(lasting) => sleep(lasting).await,
-            Order::Close { code, reason } => {
+    async fn execute(&mut self, command: ConnectionCommand) -> ControlFlow<ConnectionEnd> {
+        match command {
+            ConnectionCommand::Stall(lasting) => sleep(lasting).await,
+            ConnectionCommand::Close { code, reason } => {
                 return ControlFlow::Break(self.close(code, &reason).await);
             }
-            Order::CloseIn { lead, code, reason } => {
-                self.closing = Some((after(now(), lead), code, reason));
+            ConnectionCommand::CloseIn { lead, code, reason } => {
+                self.scheduled_close = Some((after(now(), lead), code, reason));
             }
-            Order::EndAt(at) => self.ends = self.ends.min(at),
-            Order::Say(raw) => return self.say(raw).await,
-            Order::SlowLoris(every) => self.byte_pause = Some(every),
-            Order::Fragments(pieces) => self.pieces = Some(pieces),
-            Order::CloseRaw(payload) => return ControlFlow::Break(self.close_raw(payload).await),
-            Order::CloseQuiet(quiet) => {
-                self.quiet = Some(quiet).filter(|quiet| !quiet.is_zero());
-                self.heard_at = now();
+            ConnectionCommand::ExpireAt(at) => self.expires_at = self.expires_at.min(at),
+            ConnectionCommand::Send(raw) => return self.send(raw).await,
+            ConnectionCommand::SlowLoris(every) => self.byte_pause = Some(every),
+            ConnectionCommand::Fragments(pieces) => self.pieces = Some(pieces),
+            ConnectionCommand::CloseRaw(payload) => return ControlFlow::Break(self.close_raw(payload).await),
+            ConnectionCommand::CloseIdle(quiet) => {
+                self.idle_timeout = Some(quiet).filter(|quiet| !quiet.is_zero());
+                self.last_received_at = now();
             }
-            Order::Binary(n) => self.binary = n,
-            Order::Pad(size) => self.pad = size,
+            ConnectionCommand::Binary(n) => self.binary_frames = n,
+            ConnectionCommand::Pad(size) => self.pad_len = size,
         }
         ControlFlow::Continue(())
     }
 
     /// What becomes of the socket when its token or channel has ended.
-    pub(super) async fn expire(&mut self) -> ControlFlow<Over> {
+    pub(super) async fn expire(&mut self) -> ControlFlow<ConnectionEnd> {
         match self.platform.settings.expiry {
             Expiry::Close(code) => ControlFlow::Break(self.close(code, "Authentication expired").await),
             Expiry::Silence => {
-                self.muted = true;
+                self.sends_suspended = true;
                 ControlFlow::Continue(())
             }
         }
     }
 
     /// Says one frame and sees it off.
-    pub(super) async fn say(&mut self, raw: Raw) -> ControlFlow<Over> {
-        self.put(raw).await?;
+    pub(super) async fn send(&mut self, raw: RawFrame) -> ControlFlow<ConnectionEnd> {
+        self.feed(raw).await?;
         self.flush().await
     }
 
     /// Puts one frame into the write buffer; a fault may take its time over it.
-    pub(super) async fn put(&mut self, raw: Raw) -> ControlFlow<Over> {
+    pub(super) async fn feed(&mut self, raw: RawFrame) -> ControlFlow<ConnectionEnd> {
         let latency = self.platform.latency();
         if !latency.is_zero() {
             sleep(latency).await;
         }
-        let raw = self.disguised(raw);
+        let raw = self.transform(raw);
         let frames = frames(raw, self.pieces.take());
         if let Some(pause) = self.byte_pause.take() {
-            return self.put_slowly(frames, pause).await;
+            return self.write_slowly(frames, pause).await;
         }
         for frame in frames {
-            go_on(self.socket.feed(Message::Frame(frame)).await)?;
+            to_control_flow(self.socket.feed(Message::Frame(frame)).await)?;
         }
         ControlFlow::Continue(())
     }
 
     /// A text as a binary frame or with padding, where a fault wants it so.
-    fn disguised(&mut self, raw: Raw) -> Raw {
-        let Raw::Text(mut text) = raw else { return raw };
-        let missing = std::mem::take(&mut self.pad).saturating_sub(text.len());
+    fn transform(&mut self, raw: RawFrame) -> RawFrame {
+        let RawFrame::Text(mut text) = raw else { return raw };
+        let missing = std::mem::take(&mut self.pad_len).saturating_sub(text.len());
         text.push_str(&" ".repeat(missing));
-        match self.binary.checked_sub(1) {
-            None => Raw::Text(text),
+        match self.binary_frames.checked_sub(1) {
+            None => RawFrame::Text(text),
             Some(left) => {
-                self.binary = left;
-                Raw::Binary(text.into_bytes())
+                self.binary_frames = left;
+                RawFrame::Binary(text.into_bytes())
             }
         }
     }
 
-    pub(super) async fn flush(&mut self) -> ControlFlow<Over> {
-        go_on(self.socket.flush().await)
+    pub(super) async fn flush(&mut self) -> ControlFlow<ConnectionEnd> {
+        to_control_flow(self.socket.flush().await)
     }
 
-    async fn put_slowly(&mut self, frames: Vec<Frame>, pause: Duration) -> ControlFlow<Over> {
+    async fn write_slowly(&mut self, frames: Vec<Frame>, pause: Duration) -> ControlFlow<ConnectionEnd> {
         self.flush().await?;
         let mut bytes = Vec::new();
         for frame in frames {
-            go_on(frame.format(&mut bytes))?;
+            to_control_flow(frame.format(&mut bytes))?;
         }
         for byte in bytes {
-            go_on(self.socket.get_mut().write_all(&[byte]).await)?;
+            to_control_flow(self.socket.get_mut().write_all(&[byte]).await)?;
             sleep(pause).await;
         }
         ControlFlow::Continue(())
     }
 
     /// Closes with a payload that need not be well formed, and reads until the client has gone.
-    async fn close_raw(&mut self, payload: Vec<u8>) -> Over {
+    async fn close_raw(&mut self, payload: Vec<u8>) -> ConnectionEnd {
         let bytes = close_frame(&payload);
         if self.flush().await.is_continue() {
             let wire = self.socket.get_mut();
-            let goodbye = async {
+            let close_handshake = async {
                 wire.write_all(&bytes).await?;
                 tokio::io::copy(wire, &mut tokio::io::sink()).await
             };
             // A client that stays is left.
-            let _gone = timeout(GOODBYE_MAX, goodbye).await;
+            let _gone = timeout(CLOSE_TIMEOUT, close_handshake).await;
         }
-        Over
+        ConnectionEnd
     }
 
     /// Says goodbye and gives the client a moment to say so too.
-    pub(super) async fn close(&mut self, code: u16, reason: &str) -> Over {
-        let frame = CloseFrame { code: code.into(), reason: fitting(reason).into() };
+    pub(super) async fn close(&mut self, code: u16, reason: &str) -> ConnectionEnd {
+        let frame = CloseFrame { code: code.into(), reason: truncate_reason(reason).into() };
         if self.socket.close(Some(frame)).await.is_ok() {
-            let goodbye = async { while let Some(Ok(_)) = self.socket.next().await {} };
+            let close_handshake = async { while let Some(Ok(_)) = self.socket.next().await {} };
             // A client that does not answer is left.
-            let _answered = timeout(GOODBYE_MAX, goodbye).await;
+            let _answered = timeout(CLOSE_TIMEOUT, close_handshake).await;
         }
-        Over
+        ConnectionEnd
     }
 }
 
@@ -315,31 +319,31 @@ fn close_frame(payload: &[u8]) -> Vec<u8> {
     [&[FINAL_CLOSE][..], &size, payload].concat()
 }
 
-async fn moment(at: Option<Instant>) {
+async fn sleep_until_or_never(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at.into()).await,
         None => pending().await,
     }
 }
 
-fn go_on<T, E>(result: Result<T, E>) -> ControlFlow<Over, T> {
+fn to_control_flow<T, E>(result: Result<T, E>) -> ControlFlow<ConnectionEnd, T> {
     match result {
         Ok(value) => ControlFlow::Continue(value),
-        Err(_) => ControlFlow::Break(Over),
+        Err(_) => ControlFlow::Break(ConnectionEnd),
     }
 }
 
-fn fitting(reason: &str) -> &str {
-    &reason[..reason.floor_char_boundary(REASON_MAX)]
+fn truncate_reason(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(REASON_LEN_MAX)]
 }
 
 /// One message as frames: one of them, or as many as were asked for.
-fn frames(raw: Raw, pieces: Option<usize>) -> Vec<Frame> {
+fn frames(raw: RawFrame, pieces: Option<usize>) -> Vec<Frame> {
     match raw {
-        Raw::Text(text) => split(text.into_bytes(), Data::Text, pieces.unwrap_or(1)),
-        Raw::Binary(bytes) => split(bytes, Data::Binary, pieces.unwrap_or(1)),
-        Raw::InvalidText(bytes) => split(bytes, Data::Text, pieces.unwrap_or(1)),
-        Raw::Fragments { text, pieces } => split(text.into_bytes(), Data::Text, pieces),
+        RawFrame::Text(text) => split(text.into_bytes(), Data::Text, pieces.unwrap_or(1)),
+        RawFrame::Binary(bytes) => split(bytes, Data::Binary, pieces.unwrap_or(1)),
+        RawFrame::InvalidText(bytes) => split(bytes, Data::Text, pieces.unwrap_or(1)),
+        RawFrame::Fragments { text, pieces } => split(text.into_bytes(), Data::Text, pieces),
     }
 }
 

@@ -12,45 +12,45 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
-use super::channels::{Attached, Change, ChannelError, Said};
+use super::channels::{ChannelError, OutboundNotification, SocketAttachment, SubscriptionChange};
 use super::clock::{after, now};
-use super::handshake::{Handshake, Talk};
-use super::line::{Heard, Line, Order, Over};
-use super::platform::{Platform, State as Inner};
+use super::handshake::{Handshake, SocketProtocol};
+use super::line::{ClientConnection, ClientInput, ConnectionCommand, ConnectionEnd};
+use super::platform::{PlatformState as Inner, SimulatedPlatform};
 use super::reply;
-use super::rest::notifications::wanted;
-use super::sequence::Raw;
-use super::tally::Dialect;
+use super::rest::notifications::select_topics;
+use super::sequence::RawFrame;
+use super::tally::SocketDialect;
 
 /// Notifications that wait for one socket; a client that lets them pile up is cut off.
 const OUTBOX_MAX: usize = 16_384;
 /// Notifications written between two flushes.
 const WRITE_BATCH: usize = 64;
 /// A channel whose second socket has come.
-const REPLACED: u16 = 1001;
+const REPLACED_CLOSE_CODE: u16 = 1001;
 
 /// `GET /channels/{id}`: no token; who knows the address may listen.
 pub(super) async fn open(
-    State(platform): State<Arc<Platform>>,
+    State(platform): State<Arc<SimulatedPlatform>>,
     Path(channel): Path<String>,
     mut request: Request,
 ) -> Response {
-    let Some(ends) = platform.lock().channels.ends(&channel, now()) else {
+    let Some(ends) = platform.lock().channels.ends_at(&channel, now()) else {
         return reply::not_found(&platform, "channel not found");
     };
     let name = Some(channel.clone());
-    match Handshake::accept(&platform, &mut request, Dialect::Notifications, name) {
+    match Handshake::accept(&platform, &mut request, SocketDialect::Notifications, name) {
         Ok(handshake) => attach(&platform, channel, ends, handshake),
         Err(answer) => *answer,
     }
 }
 
-fn attach(platform: &Arc<Platform>, channel: String, ends: Instant, handshake: Handshake) -> Response {
+fn attach(platform: &Arc<SimulatedPlatform>, channel: String, ends: Instant, handshake: Handshake) -> Response {
     let (outbox, inbox) = mpsc::channel(OUTBOX_MAX);
-    let attached = Attached { socket: handshake.number(), outbox };
+    let attached = SocketAttachment { socket: handshake.number(), outbox };
     let mut state = platform.lock();
     match state.channels.attach(&channel, attached, now()) {
-        Ok(Some(replaced)) => state.order_one(replaced, closing("Another socket of this channel was opened")),
+        Ok(Some(replaced)) => state.send_command(replaced, closing("Another socket of this channel was opened")),
         Ok(None) => (),
         Err(ChannelError::Gone | ChannelError::TooManyTopics) => {
             drop(state);
@@ -59,56 +59,56 @@ fn attach(platform: &Arc<Platform>, channel: String, ends: Instant, handshake: H
     }
     drop(state);
     let heartbeat = heartbeat(platform);
-    handshake.start(platform, ends, Feed { platform: platform.clone(), channel, inbox, heartbeat })
+    handshake.start(platform, ends, NotificationFeed { platform: platform.clone(), channel, inbox, heartbeat })
 }
 
 /// Tells a socket that its channel has another one, or is gone.
-pub(super) fn closing(reason: &str) -> Order {
-    Order::Close { code: REPLACED, reason: reason.to_owned() }
+pub(super) fn closing(reason: &str) -> ConnectionCommand {
+    ConnectionCommand::Close { code: REPLACED_CLOSE_CODE, reason: reason.to_owned() }
 }
 
-fn heartbeat(platform: &Platform) -> Interval {
+fn heartbeat(platform: &SimulatedPlatform) -> Interval {
     let every = platform.settings.heartbeat.max(std::time::Duration::from_millis(1));
     let mut heartbeat = interval_at(after(now(), every).into(), every);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     heartbeat
 }
 
-struct Feed {
-    platform: Arc<Platform>,
+struct NotificationFeed {
+    platform: Arc<SimulatedPlatform>,
     channel: String,
-    inbox: mpsc::Receiver<Said>,
+    inbox: mpsc::Receiver<OutboundNotification>,
     heartbeat: Interval,
 }
 
-impl Talk for Feed {
-    async fn talk(mut self, line: &mut Line) -> Over {
+impl SocketProtocol for NotificationFeed {
+    async fn run(mut self, connection: &mut ClientConnection) -> ConnectionEnd {
         loop {
-            if let ControlFlow::Break(over) = self.turn(line).await {
+            if let ControlFlow::Break(over) = self.step(connection).await {
                 return over;
             }
         }
     }
 }
 
-impl Feed {
-    async fn turn(&mut self, line: &mut Line) -> ControlFlow<Over> {
+impl NotificationFeed {
+    async fn step(&mut self, connection: &mut ClientConnection) -> ControlFlow<ConnectionEnd> {
         let mut batch = Vec::new();
-        let listening = !line.is_muted();
-        let woken = tokio::select! {
+        let listening = !connection.sends_suspended();
+        let event = tokio::select! {
             biased;
-            woken = line.wake() => woken,
-            _ = self.heartbeat.tick() => return line.say(metadata("WebSocket Heartbeat")).await,
+            woken = connection.next_event() => woken,
+            _ = self.heartbeat.tick() => return connection.send(metadata("WebSocket Heartbeat")).await,
             _count = self.inbox.recv_many(&mut batch, WRITE_BATCH), if listening && !self.is_detached() => {
-                return self.deliver(batch, line).await;
+                return self.deliver(batch, connection).await;
             }
         };
-        match line.attend(woken).await? {
-            Some(Heard::Text(text)) => {
-                self.deliver_pending(line).await?;
-                line.say(self.answer(&text)).await
+        match connection.handle(event).await? {
+            Some(ClientInput::Text(text)) => {
+                self.deliver_pending(connection).await?;
+                connection.send(self.answer(&text)).await
             }
-            Some(Heard::Ended) => self.end(line).await,
+            Some(ClientInput::Expired) => self.end(connection).await,
             None => ControlFlow::Continue(()),
         }
     }
@@ -119,43 +119,47 @@ impl Feed {
     }
 
     /// Sends what was sent to the channel before a request came: its answer must not overtake that.
-    async fn deliver_pending(&mut self, line: &mut Line) -> ControlFlow<Over> {
-        if line.is_muted() {
+    async fn deliver_pending(&mut self, connection: &mut ClientConnection) -> ControlFlow<ConnectionEnd> {
+        if connection.sends_suspended() {
             return ControlFlow::Continue(());
         }
         let pending = self.inbox.len();
         let batch = std::iter::from_fn(|| self.inbox.try_recv().ok()).take(pending).collect();
-        self.deliver(batch, line).await
+        self.deliver(batch, connection).await
     }
 
-    async fn deliver(&self, batch: Vec<Said>, line: &mut Line) -> ControlFlow<Over> {
+    async fn deliver(
+        &self,
+        batch: Vec<OutboundNotification>,
+        connection: &mut ClientConnection,
+    ) -> ControlFlow<ConnectionEnd> {
         let numbers: Vec<u64> = batch.iter().map(|said| said.number).collect();
         for said in batch {
-            line.put(Raw::Text(said.text.as_str().to_owned())).await?;
+            connection.feed(RawFrame::Text(said.text.as_str().to_owned())).await?;
         }
-        line.flush().await?;
+        connection.flush().await?;
         let mut state = self.platform.lock();
         for number in numbers {
-            let first = state.said.written(number);
-            state.tally.notifications.delivered += u64::from(first);
+            let first = state.notification_log.mark_written(number);
+            state.counters.notifications.delivered += u64::from(first);
         }
         ControlFlow::Continue(())
     }
 
     /// The moment came that was known when the socket opened; a channel may have been extended since.
-    async fn end(&self, line: &mut Line) -> ControlFlow<Over> {
-        let ends = self.platform.lock().channels.ends(&self.channel, now());
+    async fn end(&self, connection: &mut ClientConnection) -> ControlFlow<ConnectionEnd> {
+        let ends = self.platform.lock().channels.ends_at(&self.channel, now());
         match ends {
             Some(later) => {
-                line.ends_at(later);
+                connection.set_expiry(later);
                 ControlFlow::Continue(())
             }
-            None => line.expire().await,
+            None => connection.expire().await,
         }
     }
 
-    fn answer(&self, text: &str) -> Raw {
-        let Ok(request) = serde_json::from_str::<Asked>(text) else {
+    fn answer(&self, text: &str) -> RawFrame {
+        let Ok(request) = serde_json::from_str::<ClientRequest>(text) else {
             return reply_text(
                 &json!({"result": "400", "status": "error", "topics": [], "message": "Invalid request."}),
             );
@@ -168,7 +172,7 @@ impl Feed {
         }
     }
 
-    fn change(&self, request: &Asked, done: &str) -> Raw {
+    fn change(&self, request: &ClientRequest, done: &str) -> RawFrame {
         let Some(topics) = &request.topics else {
             let kind = if done == "subscribed" { "subscribe" } else { "unsubscribe" };
             return failure(request, "400", &format!("Required data missing from {kind} request."));
@@ -190,33 +194,33 @@ impl Feed {
     }
 
     fn subscribe(&self, state: &mut Inner, topics: &[String]) -> Result<(), ChannelError> {
-        let wanted = wanted(topics, state.world.cast(), &self.platform.settings.forbidden_topics);
-        state.channels.subscribe(&self.channel, wanted.permitted, Change::Add, now())
+        let wanted = select_topics(topics, state.world.roster(), &self.platform.settings.forbidden_topics);
+        state.channels.subscribe(&self.channel, wanted.permitted, SubscriptionChange::Add, now())
     }
 }
 
 /// What a client says on the socket.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Asked {
+struct ClientRequest {
     message: String,
     topics: Option<Vec<String>>,
     correlation_id: Option<String>,
 }
 
-fn metadata(message: &str) -> Raw {
+fn metadata(message: &str) -> RawFrame {
     reply_text(&json!({"topicName": "channel.metadata", "eventBody": {"message": message}}))
 }
 
-fn failure(request: &Asked, result: &str, message: &str) -> Raw {
+fn failure(request: &ClientRequest, result: &str, message: &str) -> RawFrame {
     reply_text(&json!({
         "correlationId": request.correlation_id, "topics": [], "result": result, "status": "error",
         "message": message,
     }))
 }
 
-fn reply_text(value: &Value) -> Raw {
-    Raw::Text(value.to_string())
+fn reply_text(value: &Value) -> RawFrame {
+    RawFrame::Text(value.to_string())
 }
 
 #[cfg(test)]
@@ -226,43 +230,43 @@ mod tests {
 
     use serde_json::json;
 
-    use crate::probe::{Ear, Probe, eventually, refused};
-    use crate::{Dialect, Expiry, Fault, Raw, Settings, Target};
+    use crate::probe::{ProbeSocket, SimulatorProbe, eventually, refused};
+    use crate::{Expiry, FaultTarget, PlatformFault, RawFrame, Settings, SocketDialect};
 
     #[tokio::test]
     async fn only_subscribed_topics_arrive_and_the_ledger_knows_which() {
-        let probe = Probe::start(Settings::default()).await;
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let topic = format!("v2.analytics.queues.{}.observations", probe.simulator.queue_ids()[0]);
-        let (_, mut ear) = probe.listen(std::slice::from_ref(&topic)).await;
+        let (_, mut socket) = probe.open_channel(std::slice::from_ref(&topic)).await;
         let mark = probe.simulator.ledger().mark();
-        probe.simulator.say(200);
-        let said = probe.simulator.ledger().said_since(mark);
+        probe.simulator.emit(200);
+        let emitted = probe.simulator.ledger().emitted_since(mark);
         let expected: Vec<String> =
-            said.iter().filter(|said| said.topic == topic).map(|said| said.correlation.clone()).collect();
-        assert!(expected.len() > 3 && said.len() == 200);
+            emitted.iter().filter(|said| said.topic == topic).map(|said| said.correlation.clone()).collect();
+        assert!(expected.len() > 3 && emitted.len() == 200);
         for correlation in &expected {
-            let event = ear.json().await;
+            let event = socket.json().await;
             assert_eq!(event["topicName"], *topic);
             assert_eq!(event["version"], "2");
             assert_eq!(event["metadata"]["CorrelationId"], *correlation);
         }
-        assert!(ear.is_silent().await);
-        let said = probe.simulator.ledger().said_since(mark);
-        assert!(said.iter().all(|said| said.written == (said.topic == topic) && said.subscribed == said.written));
-        let tally = probe.simulator.tally().notifications;
-        assert_eq!((tally.said, tally.delivered), (200, expected.len() as u64));
-        assert_eq!(tally.gone, 200 - tally.delivered);
+        assert!(socket.is_silent().await);
+        let emitted = probe.simulator.ledger().emitted_since(mark);
+        assert!(emitted.iter().all(|said| said.written == (said.topic == topic) && said.subscribed == said.written));
+        let counters = probe.simulator.counters().notifications;
+        assert_eq!((counters.said, counters.delivered), (200, expected.len() as u64));
+        assert_eq!(counters.gone, 200 - counters.delivered);
     }
 
     #[tokio::test]
-    async fn a_combined_topic_brings_events_under_their_own_names() {
-        let probe = Probe::start(Settings { agents: 1, queues: 1, ..Settings::default() }).await;
+    async fn a_combined_topic_delivers_events_under_their_own_topic_names() {
+        let probe = SimulatorProbe::start(Settings { agents: 1, queues: 1, ..Settings::default() }).await;
         let user = probe.simulator.agent_ids().remove(0);
-        let (_, mut ear) = probe.listen(&[format!("v2.users.{user}?routingStatus&activity")]).await;
-        probe.simulator.say(200);
+        let (_, mut socket) = probe.open_channel(&[format!("v2.users.{user}?routingStatus&activity")]).await;
+        probe.simulator.emit(200);
         let mut names = HashSet::new();
         while names.len() < 2 {
-            names.insert(ear.json().await["topicName"].as_str().unwrap().to_owned());
+            names.insert(socket.json().await["topicName"].as_str().unwrap().to_owned());
         }
         assert_eq!(
             names,
@@ -271,187 +275,189 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_said_while_no_socket_is_open_is_gone() {
-        let probe = Probe::start(Settings::default()).await;
+    async fn notifications_emitted_without_a_socket_are_lost() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let (id, uri) = probe.channel().await;
         probe.subscribe(&id, &probe.all_topics()).await;
-        probe.simulator.say(20);
-        let mut ear = Ear::open(&uri, None).await.unwrap();
-        assert!(ear.is_silent().await);
-        assert_eq!(probe.simulator.tally().notifications.gone, 20);
-        assert!(probe.simulator.ledger().said_since(0).iter().any(|said| said.subscribed && !said.written));
+        probe.simulator.emit(20);
+        let mut socket = ProbeSocket::open(&uri, None).await.unwrap();
+        assert!(socket.is_silent().await);
+        assert_eq!(probe.simulator.counters().notifications.gone, 20);
+        assert!(probe.simulator.ledger().emitted_since(0).iter().any(|said| said.subscribed && !said.written));
     }
 
     #[tokio::test]
     async fn the_subscriptions_survive_a_reconnect_to_the_same_channel() {
-        let probe = Probe::start(Settings::default()).await;
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let (id, uri) = probe.channel().await;
         probe.subscribe(&id, &probe.all_topics()).await;
-        drop(Ear::open(&uri, None).await.unwrap());
-        let mut ear = Ear::open(&uri, None).await.unwrap();
-        probe.simulator.say(20);
-        assert!(ear.json().await["eventBody"].is_object());
+        drop(ProbeSocket::open(&uri, None).await.unwrap());
+        let mut socket = ProbeSocket::open(&uri, None).await.unwrap();
+        probe.simulator.emit(20);
+        assert!(socket.json().await["eventBody"].is_object());
     }
 
     #[tokio::test]
     async fn a_second_socket_of_a_channel_disconnects_the_first() {
-        let probe = Probe::start(Settings::default()).await;
-        let (id, mut first) = probe.listen(&probe.all_topics()).await;
-        let mut second = Ear::open(&probe.ws(&format!("/channels/{id}")), None).await.unwrap();
+        let probe = SimulatorProbe::start(Settings::default()).await;
+        let (id, mut first) = probe.open_channel(&probe.all_topics()).await;
+        let mut second = ProbeSocket::open(&probe.ws(&format!("/channels/{id}")), None).await.unwrap();
         assert!(first.closed().await.is_some());
-        eventually(|| probe.simulator.tally().sockets(Dialect::Notifications).open == 1).await;
-        probe.simulator.say(20);
+        eventually(|| probe.simulator.counters().sockets(SocketDialect::Notifications).open == 1).await;
+        probe.simulator.emit(20);
         assert!(second.json().await["topicName"].is_string());
     }
 
     #[tokio::test]
     async fn two_channels_both_get_every_event() {
-        let probe = Probe::start(Settings::default()).await;
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let topics = probe.all_topics();
-        let ((_, mut one), (_, mut other)) = (probe.listen(&topics).await, probe.listen(&topics).await);
-        probe.simulator.say(30);
+        let ((_, mut one), (_, mut other)) = (probe.open_channel(&topics).await, probe.open_channel(&topics).await);
+        probe.simulator.emit(30);
         for _ in 0..10 {
             assert_eq!(one.text().await, other.text().await);
         }
     }
 
     #[tokio::test]
-    async fn heartbeats_come_by_themselves_and_pings_are_answered() {
-        let probe = Probe::start(Settings { heartbeat: Duration::from_millis(250), ..Settings::default() }).await;
-        let (_, mut ear) = probe.listen(&[]).await;
-        ear.send(json!({"message": "ping"})).await;
-        assert_eq!(ear.json().await, json!({"topicName": "channel.metadata", "eventBody": {"message": "pong"}}));
+    async fn heartbeats_are_sent_and_pings_are_answered() {
+        let probe =
+            SimulatorProbe::start(Settings { heartbeat: Duration::from_millis(250), ..Settings::default() }).await;
+        let (_, mut socket) = probe.open_channel(&[]).await;
+        socket.send(json!({"message": "ping"})).await;
+        assert_eq!(socket.json().await, json!({"topicName": "channel.metadata", "eventBody": {"message": "pong"}}));
         for _ in 0..2 {
             let heartbeat = json!({"topicName": "channel.metadata", "eventBody": {"message": "WebSocket Heartbeat"}});
-            assert_eq!(ear.json().await, heartbeat);
+            assert_eq!(socket.json().await, heartbeat);
         }
     }
 
     #[tokio::test]
-    async fn an_answer_comes_after_what_was_sent_before_its_request() {
-        let probe = Probe::start(Settings::default()).await;
+    async fn a_reply_follows_notifications_sent_before_the_request() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let topic = format!("v2.analytics.queues.{}.observations", probe.simulator.queue_ids()[0]);
-        let (_, mut ear) = probe.listen(std::slice::from_ref(&topic)).await;
-        probe.simulator.inject(Fault::Delay { lasting: Duration::from_millis(2) });
+        let (_, mut socket) = probe.open_channel(std::slice::from_ref(&topic)).await;
+        probe.simulator.inject(PlatformFault::Delay { duration: Duration::from_millis(2) });
         let mark = probe.simulator.ledger().mark();
-        probe.simulator.say(1_000);
-        let sent = probe.simulator.ledger().said_since(mark).iter().filter(|said| said.topic == topic).count();
+        probe.simulator.emit(1_000);
+        let sent = probe.simulator.ledger().emitted_since(mark).iter().filter(|said| said.topic == topic).count();
         assert!(sent > 20, "{sent}");
-        ear.send(json!({"message": "ping"})).await;
+        socket.send(json!({"message": "ping"})).await;
         for _ in 0..sent {
-            assert_eq!(ear.json().await["topicName"], topic);
+            assert_eq!(socket.json().await["topicName"], topic);
         }
-        assert_eq!(ear.json().await["eventBody"]["message"], "pong");
+        assert_eq!(socket.json().await["eventBody"]["message"], "pong");
     }
 
     #[tokio::test]
-    async fn topics_come_and_go_on_the_socket_too() {
-        let probe = Probe::start(Settings { agents: 1, queues: 1, ..Settings::default() }).await;
+    async fn topics_can_be_changed_over_the_socket() {
+        let probe = SimulatorProbe::start(Settings { agents: 1, queues: 1, ..Settings::default() }).await;
         let topic = format!("v2.analytics.queues.{}.observations", probe.simulator.queue_ids()[0]);
-        let (_, mut ear) = probe.listen(&[]).await;
-        ear.send(json!({"message": "subscribe", "topics": [topic], "correlationId": "c1"})).await;
+        let (_, mut socket) = probe.open_channel(&[]).await;
+        socket.send(json!({"message": "subscribe", "topics": [topic], "correlationId": "c1"})).await;
         let expected = json!({"result": "200", "status": "subscribed", "topics": [topic], "correlationId": "c1"});
-        assert_eq!(ear.json().await, expected);
-        probe.simulator.say(10);
-        assert_eq!(ear.json().await["topicName"], *topic);
-        ear.send(json!({"message": "unsubscribe", "topics": [topic], "correlationId": "c2"})).await;
-        while ear.json().await["status"] != "unsubscribed" {}
-        probe.simulator.say(10);
-        assert!(ear.is_silent().await);
-        ear.send(json!({"message": "subscribe", "correlationId": "c3"})).await;
-        let answer = ear.json().await;
+        assert_eq!(socket.json().await, expected);
+        probe.simulator.emit(10);
+        assert_eq!(socket.json().await["topicName"], *topic);
+        socket.send(json!({"message": "unsubscribe", "topics": [topic], "correlationId": "c2"})).await;
+        while socket.json().await["status"] != "unsubscribed" {}
+        probe.simulator.emit(10);
+        assert!(socket.is_silent().await);
+        socket.send(json!({"message": "subscribe", "correlationId": "c3"})).await;
+        let answer = socket.json().await;
         assert_eq!((&answer["result"], &answer["correlationId"]), (&json!("400"), &json!("c3")));
     }
 
     #[tokio::test]
-    async fn a_channel_dies_with_its_token_and_its_address_with_it() {
-        let probe = Probe::start(Settings { token_ttl: Duration::from_millis(300), ..Settings::default() }).await;
-        let (id, mut ear) = probe.listen(&[]).await;
-        assert_eq!(ear.closed().await, Some(1008));
-        assert_eq!(refused(Ear::open(&probe.ws(&format!("/channels/{id}")), None).await), 404);
+    async fn a_channel_and_its_url_expire_with_the_token() {
+        let probe =
+            SimulatorProbe::start(Settings { token_ttl: Duration::from_millis(300), ..Settings::default() }).await;
+        let (id, mut socket) = probe.open_channel(&[]).await;
+        assert_eq!(socket.closed().await, Some(1008));
+        assert_eq!(refused(ProbeSocket::open(&probe.ws(&format!("/channels/{id}")), None).await), 404);
     }
 
     #[tokio::test]
-    async fn a_channel_that_died_in_silence_answers_404_and_says_nothing_more() {
+    async fn an_expired_channel_answers_404_and_sends_nothing() {
         let settings =
             Settings { token_ttl: Duration::from_millis(200), expiry: Expiry::Silence, ..Settings::default() };
-        let probe = Probe::start(settings).await;
-        let (_, mut ear) = probe.listen(&probe.all_topics()).await;
-        probe.expired().await;
-        probe.simulator.say(20);
-        assert!(ear.is_silent().await);
-        ear.send(json!({"message": "subscribe", "topics": [], "correlationId": "c"})).await;
-        assert_eq!(ear.json().await["result"], "404");
+        let probe = SimulatorProbe::start(settings).await;
+        let (_, mut socket) = probe.open_channel(&probe.all_topics()).await;
+        probe.wait_until_expired().await;
+        probe.simulator.emit(20);
+        assert!(socket.is_silent().await);
+        socket.send(json!({"message": "subscribe", "topics": [], "correlationId": "c"})).await;
+        assert_eq!(socket.json().await["result"], "404");
     }
 
     #[tokio::test]
     async fn a_channel_outlives_its_token_by_the_grace() {
         let (token_ttl, grace) = (Duration::from_millis(300), Duration::from_secs(3_600));
-        let probe = Probe::start(Settings { token_ttl, grace, ..Settings::default() }).await;
-        let (_, mut ear) = probe.listen(&probe.all_topics()).await;
-        probe.expired().await;
-        probe.simulator.say(20);
-        assert!(ear.json().await["topicName"].is_string());
+        let probe = SimulatorProbe::start(Settings { token_ttl, grace, ..Settings::default() }).await;
+        let (_, mut socket) = probe.open_channel(&probe.all_topics()).await;
+        probe.wait_until_expired().await;
+        probe.simulator.emit(20);
+        assert!(socket.json().await["topicName"].is_string());
     }
 
     #[tokio::test]
     async fn a_closing_notice_comes_before_the_close() {
-        let probe = Probe::start(Settings::default()).await;
-        let (_, mut ear) = probe.listen(&[]).await;
-        probe.simulator.inject(Fault::SocketClosing { lead: Duration::from_millis(100) });
-        assert_eq!(ear.json().await["topicName"], "v2.system.socket_closing");
-        assert_eq!(ear.closed().await, Some(1001));
+        let probe = SimulatorProbe::start(Settings::default()).await;
+        let (_, mut socket) = probe.open_channel(&[]).await;
+        probe.simulator.inject(PlatformFault::SocketClosing { lead: Duration::from_millis(100) });
+        assert_eq!(socket.json().await["topicName"], "v2.system.socket_closing");
+        assert_eq!(socket.closed().await, Some(1001));
     }
 
     #[tokio::test]
-    async fn a_revoked_token_is_told_and_ends_everything() {
-        let probe = Probe::start(Settings::default()).await;
-        let (id, mut ear) = probe.listen(&[]).await;
+    async fn a_revoked_token_is_announced_and_closes_everything() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
+        let (id, mut socket) = probe.open_channel(&[]).await;
         let mut stream = probe.stream(None).await.unwrap();
-        probe.simulator.inject(Fault::TokenRevoked {});
-        let notice = ear.json().await;
+        probe.simulator.inject(PlatformFault::TokenRevoked {});
+        let notice = socket.json().await;
         assert!(notice["topicName"].as_str().unwrap().starts_with("v2.system.token_revoked."));
         assert_eq!(notice["eventBody"]["channelId"], *id);
         assert_eq!(notice["eventBody"]["reason"], "user_tokens_revoked");
-        assert_eq!((ear.closed().await, stream.closed().await), (Some(1008), Some(1008)));
+        assert_eq!((socket.closed().await, stream.closed().await), (Some(1008), Some(1008)));
         assert_eq!(probe.get("/api/v2/users").await["code"], "credentials.expired");
     }
 
     #[tokio::test]
-    async fn taken_subscriptions_are_told() {
-        let probe = Probe::start(Settings::default()).await;
-        let (id, mut ear) = probe.listen(&probe.all_topics()).await;
-        probe.simulator.inject(Fault::NoLongerSubscribed {});
-        assert_eq!(ear.json().await["eventBody"]["reason"], "another_channel_subscribed");
-        probe.simulator.say(20);
-        assert!(ear.is_silent().await);
+    async fn lost_subscriptions_are_announced() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
+        let (id, mut socket) = probe.open_channel(&probe.all_topics()).await;
+        probe.simulator.inject(PlatformFault::NoLongerSubscribed {});
+        assert_eq!(socket.json().await["eventBody"]["reason"], "another_channel_subscribed");
+        probe.simulator.emit(20);
+        assert!(socket.is_silent().await);
         let path = format!("/api/v2/notifications/channels/{id}/subscriptions");
         assert_eq!(probe.get(&path).await, json!({"entities": []}));
     }
 
     #[tokio::test]
-    async fn a_handshake_may_be_refused_and_a_raw_frame_said() {
-        let probe = Probe::start(Settings::default()).await;
-        let (id, mut ear) = probe.listen(&[]).await;
-        probe.simulator.say_raw_notification(Raw::Text("not json".to_owned()));
-        assert_eq!(ear.text().await, "not json");
-        let refuse = Fault::Refuse { on: Target::Notifications, status: 403, times: 1, retry_after: None };
+    async fn a_handshake_can_be_refused_and_a_raw_frame_sent() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
+        let (id, mut socket) = probe.open_channel(&[]).await;
+        probe.simulator.emit_raw_notification(RawFrame::Text("not json".to_owned()));
+        assert_eq!(socket.text().await, "not json");
+        let refuse = PlatformFault::Refuse { on: FaultTarget::Notifications, status: 403, times: 1, retry_after: None };
         probe.simulator.inject(refuse);
-        assert_eq!(refused(Ear::open(&probe.ws(&format!("/channels/{id}")), None).await), 403);
+        assert_eq!(refused(ProbeSocket::open(&probe.ws(&format!("/channels/{id}")), None).await), 403);
     }
 
     #[tokio::test]
-    async fn a_client_that_does_not_read_is_cut_off_and_nothing_piles_up() {
-        let probe = Probe::start(Settings::default()).await;
-        let (_, ear) = probe.listen(&probe.all_topics()).await;
+    async fn a_client_that_does_not_read_is_disconnected_and_memory_stays_bounded() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
+        let (_, socket) = probe.open_channel(&probe.all_topics()).await;
         for _ in 0..40 {
-            probe.simulator.say(1_000);
-            if probe.simulator.tally().sockets(Dialect::Notifications).open == 0 {
+            probe.simulator.emit(1_000);
+            if probe.simulator.counters().sockets(SocketDialect::Notifications).open == 0 {
                 break;
             }
             tokio::task::yield_now().await;
         }
-        eventually(|| probe.simulator.tally().sockets(Dialect::Notifications).open == 0).await;
-        drop(ear);
+        eventually(|| probe.simulator.counters().sockets(SocketDialect::Notifications).open == 0).await;
+        drop(socket);
     }
 }

@@ -17,27 +17,27 @@ use tokio::time::sleep;
 use super::clock::{http_date, now, wall};
 use super::fault::TokenFailure;
 use super::form;
-use super::platform::Platform;
+use super::platform::SimulatedPlatform;
 use super::reply;
-use super::server::Fate;
-use super::tokens::{Client, Denied, Grant, Presented};
+use super::server::TransportControl;
+use super::tokens::{ClientCredentials, GrantRejection, TokenGrant, TokenRequest};
 
 /// Padding that makes an answer too large for a careful reader, who stops at 64 KiB.
-const HUGE: usize = 80 * 1024;
+const HUGE_PADDING_LEN: usize = 80 * 1024;
 
 /// `POST /oauth/token`
 pub(super) async fn grant(
-    State(platform): State<Arc<Platform>>,
-    Extension(fate): Extension<Fate>,
+    State(platform): State<Arc<SimulatedPlatform>>,
+    Extension(fate): Extension<TransportControl>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let failure = platform.lock().trouble.for_token();
+    let failure = platform.lock().faults.take_token_failure();
     let mut answer = match failure {
-        None => right(&platform, &headers, &body, |answer| answer),
+        None => grant_token(&platform, &headers, &body, |answer| answer),
         Some(failure) => {
-            platform.lock().tally.token_failures += 1;
-            fail(failure, &platform, &fate, &headers, &body).await
+            platform.lock().counters.token_failures += 1;
+            answer_with_failure(failure, &platform, &fate, &headers, &body).await
         }
     };
     let date = http_date(wall(platform.settings.clock_offset));
@@ -47,7 +47,13 @@ pub(super) async fn grant(
     answer
 }
 
-async fn fail(failure: TokenFailure, platform: &Platform, fate: &Fate, headers: &HeaderMap, body: &Bytes) -> Response {
+async fn answer_with_failure(
+    failure: TokenFailure,
+    platform: &SimulatedPlatform,
+    control: &TransportControl,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Response {
     match failure {
         TokenFailure::TooManyRequests { retry_after } => {
             let message = "Rate limit exceeded";
@@ -58,32 +64,39 @@ async fn fail(failure: TokenFailure, platform: &Platform, fate: &Fate, headers: 
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             reply::error(status, "internal.server.error", "A simulated failure.")
         }
-        TokenFailure::InvalidClient => denial(Denied::ClientSecret),
-        TokenFailure::InvalidGrant => denial(Denied::InvalidGrant),
+        TokenFailure::InvalidClient => rejection(GrantRejection::ClientSecret),
+        TokenFailure::InvalidGrant => rejection(GrantRejection::InvalidGrant),
         TokenFailure::Reset => {
-            fate.seal();
+            control.reset();
             pending().await
         }
-        TokenFailure::Slow { lasting } => {
+        TokenFailure::Slow { duration: lasting } => {
             sleep(lasting).await;
-            right(platform, headers, body, |answer| answer)
+            grant_token(platform, headers, body, |answer| answer)
         }
         TokenFailure::Silent => pending().await,
         TokenFailure::Html => Html("<html><body><h1>Sign in</h1></body></html>").into_response(),
-        TokenFailure::Huge => right(platform, headers, body, |answer| with(answer, "padding", json!("x".repeat(HUGE)))),
-        TokenFailure::NoExpiresIn => right(platform, headers, body, without_expiry),
+        TokenFailure::Huge => {
+            grant_token(platform, headers, body, |answer| with(answer, "padding", json!("x".repeat(HUGE_PADDING_LEN))))
+        }
+        TokenFailure::NoExpiresIn => grant_token(platform, headers, body, without_expiry),
         TokenFailure::ExpiresIn { json } => {
             let value = serde_json::from_str(&json).unwrap_or(Value::Null);
-            right(platform, headers, body, |answer| with(answer, "expires_in", value))
+            grant_token(platform, headers, body, |answer| with(answer, "expires_in", value))
         }
         TokenFailure::Redirect { to } => (StatusCode::FOUND, [(header::LOCATION, to)]).into_response(),
     }
 }
 
 /// The answer that the request deserves; `change` may spoil a good one.
-fn right(platform: &Platform, headers: &HeaderMap, body: &Bytes, change: impl FnOnce(Value) -> Value) -> Response {
-    let Some(presented) = presented(headers, body) else {
-        platform.lock().tally.token_failures += 1;
+fn grant_token(
+    platform: &SimulatedPlatform,
+    headers: &HeaderMap,
+    body: &Bytes,
+    change: impl FnOnce(Value) -> Value,
+) -> Response {
+    let Some(presented) = token_request(headers, body) else {
+        platform.lock().counters.token_failures += 1;
         let body = json!({"error": "invalid_request", "error_description": "a form is expected"});
         return (StatusCode::BAD_REQUEST, Json(body)).into_response();
     };
@@ -92,20 +105,20 @@ fn right(platform: &Platform, headers: &HeaderMap, body: &Bytes, change: impl Fn
     let granted = state.tokens.grant(&presented, now(), epoch);
     match granted {
         Ok(grant) => {
-            *state.tally.grants.entry(grant.kind.to_owned()).or_default() += 1;
+            *state.counters.grants.entry(grant.kind.to_owned()).or_default() += 1;
             drop(state);
             let no_store = [(header::CACHE_CONTROL, "no-store")];
             (no_store, Json(change(token_answer(grant)))).into_response()
         }
         Err(denied) => {
-            state.tally.token_failures += 1;
+            state.counters.token_failures += 1;
             drop(state);
-            denial(denied)
+            rejection(denied)
         }
     }
 }
 
-fn token_answer(grant: Grant) -> Value {
+fn token_answer(grant: TokenGrant) -> Value {
     let answer = json!({
         "access_token": grant.access_token, "token_type": "bearer", "expires_in": grant.expires_in,
     });
@@ -127,44 +140,46 @@ fn without_expiry(mut answer: Value) -> Value {
     answer
 }
 
-fn denial(denied: Denied) -> Response {
+fn rejection(denied: GrantRejection) -> Response {
     let (status, error, description) = match denied {
-        Denied::ClientNotFound => (StatusCode::UNAUTHORIZED, "invalid_client", "client not found"),
-        Denied::ClientSecret => (StatusCode::UNAUTHORIZED, "invalid_client", "authentication failed"),
-        Denied::InvalidGrant => (StatusCode::BAD_REQUEST, "invalid_grant", "the grant is invalid or was used"),
-        Denied::UnsupportedGrant => (StatusCode::BAD_REQUEST, "unsupported_grant_type", "grant type not supported"),
+        GrantRejection::ClientNotFound => (StatusCode::UNAUTHORIZED, "invalid_client", "client not found"),
+        GrantRejection::ClientSecret => (StatusCode::UNAUTHORIZED, "invalid_client", "authentication failed"),
+        GrantRejection::InvalidGrant => (StatusCode::BAD_REQUEST, "invalid_grant", "the grant is invalid or was used"),
+        GrantRejection::UnsupportedGrant => {
+            (StatusCode::BAD_REQUEST, "unsupported_grant_type", "grant type not supported")
+        }
     };
     let body = json!({"error": error, "description": description, "error_description": description});
     (status, Json(body)).into_response()
 }
 
 /// The client by Basic, else by the body, and the form.
-fn presented(headers: &HeaderMap, body: &Bytes) -> Option<Presented> {
+fn token_request(headers: &HeaderMap, body: &Bytes) -> Option<TokenRequest> {
     let kind = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     if !kind.starts_with("application/x-www-form-urlencoded") {
         return None;
     }
     let form = form::pairs(std::str::from_utf8(body).ok()?)?;
     let client = match headers.get(header::AUTHORIZATION) {
-        Some(value) => basic(value.to_str().ok()?),
-        None => in_body(&form),
+        Some(value) => client_in_header(value.to_str().ok()?),
+        None => client_in_body(&form),
     };
-    Some(Presented { client, form })
+    Some(TokenRequest { client, form })
 }
 
-fn basic(value: &str) -> Option<Client> {
+fn client_in_header(value: &str) -> Option<ClientCredentials> {
     let (scheme, encoded) = value.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("basic") {
         return None;
     }
     let text = String::from_utf8(BASE64_STANDARD.decode(encoded.trim()).ok()?).ok()?;
     let (id, secret) = text.split_once(':')?;
-    Some(Client { id: form::decode(id)?, secret: form::decode(secret)? })
+    Some(ClientCredentials { id: form::decode(id)?, secret: form::decode(secret)? })
 }
 
-fn in_body(form: &[(String, String)]) -> Option<Client> {
+fn client_in_body(form: &[(String, String)]) -> Option<ClientCredentials> {
     let value = |name| form::value(form, name).map(str::to_owned);
-    Some(Client { id: value("client_id")?, secret: value("client_secret")? })
+    Some(ClientCredentials { id: value("client_id")?, secret: value("client_secret")? })
 }
 
 #[cfg(test)]
@@ -174,18 +189,18 @@ mod tests {
     use reqwest::StatusCode;
     use serde_json::{Value, json};
 
-    use crate::probe::Probe;
-    use crate::{Fault, Settings, TokenFailure, TokenKind};
+    use crate::probe::SimulatorProbe;
+    use crate::{PlatformFault, Settings, TokenFailure, TokenKind};
 
     #[tokio::test]
-    async fn a_client_is_known_by_basic_or_by_body_with_its_id_and_secret_encoded() {
+    async fn a_client_authenticates_by_basic_header_or_body() {
         let settings = Settings {
             client_id: "a b:c".to_owned(),
             client_secret: "s+e%c&r=é".to_owned(),
             token_ttl: Duration::from_secs(77),
             ..Settings::default()
         };
-        let probe = Probe::without_token(settings).await;
+        let probe = SimulatorProbe::without_token(settings).await;
         let url = probe.simulator.url() + "/api/v2/oauth/token";
         let grant = ("grant_type", "client_credentials");
         let encoded = ("a+b%3Ac", "s%2Be%25c%26r%3D%C3%A9");
@@ -196,12 +211,12 @@ mod tests {
             assert_eq!((&answer["token_type"], &answer["expires_in"]), (&json!("bearer"), &json!(77)));
             assert!(answer["access_token"].is_string() && answer["refresh_token"].is_null());
         }
-        assert_eq!(probe.simulator.tally().grants["client_credentials"], 2);
+        assert_eq!(probe.simulator.counters().grants["client_credentials"], 2);
     }
 
     #[tokio::test]
     async fn a_refresh_token_is_replaced_at_each_use() {
-        let probe = Probe::without_token(Settings::default()).await;
+        let probe = SimulatorProbe::without_token(Settings::default()).await;
         let url = probe.simulator.url() + "/oauth/token";
         let refresh = async |token: &str| {
             let form = [("grant_type", "refresh_token"), ("refresh_token", token)];
@@ -217,21 +232,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wrong_secret_is_refused_in_the_platforms_words() {
-        let probe = Probe::without_token(Settings::default()).await;
+    async fn a_wrong_secret_is_rejected_with_the_platforms_error() {
+        let probe = SimulatorProbe::without_token(Settings::default()).await;
         let url = probe.simulator.url() + "/oauth/token";
         let form = [("grant_type", "client_credentials")];
         let answer = probe.http.post(&url).basic_auth("demo", Some("wrong")).form(&form).send().await.unwrap();
         assert_eq!(answer.status(), 401);
         let body: Value = answer.json().await.unwrap();
         assert_eq!((&body["error"], &body["description"]), (&json!("invalid_client"), &json!("authentication failed")));
-        assert_eq!(probe.simulator.tally().token_failures, 1);
+        assert_eq!(probe.simulator.counters().token_failures, 1);
     }
 
     #[tokio::test]
     async fn the_platforms_calendar_may_be_an_hour_off() {
         let settings = Settings { clock_offset: 3_600, token_kind: TokenKind::Jwt, ..Settings::default() };
-        let probe = Probe::without_token(settings).await;
+        let probe = SimulatorProbe::without_token(settings).await;
         let answer = probe.token_request().send().await.unwrap();
         let date = answer.headers()["date"].to_str().unwrap().to_owned();
         let expected = crate::clock::http_date(crate::clock::wall(3_600));
@@ -241,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_failure_is_answered_as_ordered_and_then_over() {
+    async fn each_injected_failure_is_answered_once() {
         let retry = |value: &str| TokenFailure::TooManyRequests { retry_after: Some(value.to_owned()) };
         let table = [
             (retry("7"), 429, "retry-after", "7"),
@@ -259,10 +274,10 @@ mod tests {
                 "http://elsewhere.example/",
             ),
         ];
-        let probe = Probe::without_token(Settings::default()).await;
+        let probe = SimulatorProbe::without_token(Settings::default()).await;
         let count = table.len() as u64;
         for (failure, status, header, value) in table {
-            probe.simulator.inject(Fault::Token { failure: failure.clone(), times: 1 });
+            probe.simulator.inject(PlatformFault::Token { failure: failure.clone(), times: 1 });
             let answer = probe.token_request().send().await.unwrap();
             assert_eq!(answer.status(), status, "{failure:?}");
             if !header.is_empty() {
@@ -270,15 +285,15 @@ mod tests {
             }
             assert_eq!(probe.token_request().send().await.unwrap().status(), 200);
         }
-        assert_eq!(probe.simulator.tally().token_failures, count);
-        assert_eq!(probe.simulator.tally().grants_total(), count);
+        assert_eq!(probe.simulator.counters().token_failures, count);
+        assert_eq!(probe.simulator.counters().grants_total(), count);
     }
 
     #[tokio::test]
-    async fn an_answer_may_lie_about_the_life_of_its_token() {
-        let probe = Probe::without_token(Settings::default()).await;
+    async fn a_response_may_state_a_wrong_token_lifetime() {
+        let probe = SimulatorProbe::without_token(Settings::default()).await;
         let spoiled = async |failure| {
-            probe.simulator.inject(Fault::Token { failure, times: 1 });
+            probe.simulator.inject(PlatformFault::Token { failure, times: 1 });
             probe.token_request().send().await.unwrap().text().await.unwrap()
         };
         for text in ["\"3600\"", "0", "-5", "1e300", "null"] {
@@ -292,16 +307,16 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_may_be_late_or_never_come() {
-        let probe = Probe::without_token(Settings::default()).await;
-        let inject = |failure| probe.simulator.inject(Fault::Token { failure, times: 1 });
+        let probe = SimulatorProbe::without_token(Settings::default()).await;
+        let inject = |failure| probe.simulator.inject(PlatformFault::Token { failure, times: 1 });
         let hurried = || probe.token_request().timeout(Duration::from_millis(200)).send();
         inject(TokenFailure::Reset);
         let error = probe.token_request().send().await.unwrap_err();
         assert!(!error.is_timeout(), "{error}");
         inject(TokenFailure::Silent);
         assert!(hurried().await.unwrap_err().is_timeout());
-        inject(TokenFailure::Slow { lasting: Duration::from_millis(400) });
+        inject(TokenFailure::Slow { duration: Duration::from_millis(400) });
         assert!(hurried().await.unwrap_err().is_timeout());
-        assert_eq!(probe.simulator.tally().token_failures, 3);
+        assert_eq!(probe.simulator.counters().token_failures, 3);
     }
 }

@@ -11,61 +11,61 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Settings;
-use super::channels::Channels;
+use super::channels::NotificationChannels;
 use super::clock::now;
-use super::fault::{Answered, Asked, Fault, Target, When, bytes};
+use super::fault::{FaultTarget, FloodTrigger, PlatformFault, RequestKind, ResponseFault, bytes};
 use super::harm::undecodable;
-use super::line::Order;
-use super::sequence::{Raw, Sequence};
-use super::server::Fate;
-use super::tally::{Dialect, Said, Tally};
-use super::tokens::{Client, Tokens};
-use super::trouble::{Trouble, Waits};
-use super::wording::{Wording, notification_text, sequenced_text};
-use super::world::World;
+use super::line::ConnectionCommand;
+use super::sequence::{RawFrame, SequenceRing};
+use super::server::TransportControl;
+use super::tally::{NotificationLog, SimulatorCounters, SocketDialect};
+use super::tokens::{ClientCredentials, TokenRegistry};
+use super::trouble::{PendingFaults, RequestMatcher};
+use super::wording::{EncodingOverride, notification_text, sequenced_text};
+use super::world::ContactCentre;
 
 /// Events said under one hold of the lock.
-const SAY_BATCH: u64 = 256;
+const EMIT_BATCH: u64 = 256;
 /// Faults that are remembered; older ones are forgotten.
 const INJECTED_MAX: usize = 10_000;
 /// Keeps ids that are no part of the story from shifting it.
-const IDS: u64 = 0x69_64_73;
+const ID_SEED: u64 = 0x69_64_73;
 
 /// A connected socket, as faults see it.
 #[derive(Debug)]
-pub(super) struct Socket {
-    pub(super) dialect: Dialect,
-    pub(super) fate: Fate,
+pub(super) struct SocketHandle {
+    pub(super) dialect: SocketDialect,
+    pub(super) control: TransportControl,
     /// Bounded; a socket with a full one is stalled, and what more is ordered is dropped.
-    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) commands: mpsc::Sender<ConnectionCommand>,
     /// Of a notifications socket.
     pub(super) channel: Option<String>,
 }
 
 #[derive(Debug)]
-pub(super) struct State {
-    pub(super) world: World,
-    pub(super) sequence: Sequence,
-    pub(super) channels: Channels,
-    pub(super) tokens: Tokens,
-    pub(super) trouble: Trouble,
-    pub(super) tally: Tally,
-    pub(super) said: Said,
-    pub(super) sockets: BTreeMap<u64, Socket>,
+pub(super) struct PlatformState {
+    pub(super) world: ContactCentre,
+    pub(super) sequence: SequenceRing,
+    pub(super) channels: NotificationChannels,
+    pub(super) tokens: TokenRegistry,
+    pub(super) faults: PendingFaults,
+    pub(super) counters: SimulatorCounters,
+    pub(super) notification_log: NotificationLog,
+    pub(super) sockets: BTreeMap<u64, SocketHandle>,
     /// For ids that are no part of the story.
     pub(super) rng: fastrand::Rng,
-    opened: u64,
+    sockets_opened: u64,
     /// How so many of the next sequenced events are worded.
-    pub(super) wording: Option<(u64, Wording)>,
+    pub(super) encoding_override: Option<(u64, EncodingOverride)>,
     /// What went wrong so far, in the words of a script; the last [`INJECTED_MAX`].
     injected: VecDeque<String>,
     injected_total: u64,
 }
 
 #[derive(Debug)]
-pub(super) struct Platform {
+pub(super) struct SimulatedPlatform {
     pub(super) settings: Settings,
-    state: Mutex<State>,
+    state: Mutex<PlatformState>,
     /// Moves when the sequenced stream has something new.
     pub(super) tail: watch::Sender<u64>,
     /// Added to each frame, in microseconds.
@@ -74,10 +74,10 @@ pub(super) struct Platform {
     pub(super) tasks: TaskTracker,
 }
 
-impl Platform {
+impl SimulatedPlatform {
     pub(super) fn new(settings: Settings) -> Self {
         Self {
-            state: Mutex::new(State::new(&settings)),
+            state: Mutex::new(PlatformState::new(&settings)),
             settings,
             tail: watch::channel(0).0,
             latency: AtomicU64::new(0),
@@ -87,7 +87,7 @@ impl Platform {
     }
 
     /// Held for moments, never across an await.
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, PlatformState> {
         self.state.lock().expect("nobody panics while holding the platform")
     }
 
@@ -96,83 +96,92 @@ impl Platform {
     }
 
     /// Says `n` events of the world.
-    pub(super) fn say(&self, n: u64) {
+    pub(super) fn emit(&self, n: u64) {
         let mut left = n;
         while left > 0 {
-            let batch = left.min(SAY_BATCH);
+            let batch = left.min(EMIT_BATCH);
             let mut state = self.lock();
             for _ in 0..batch {
-                state.say_next(now());
+                state.emit_next(now());
             }
             drop(state);
-            self.wake();
+            self.notify_readers();
             left -= batch;
         }
     }
 
-    pub(super) fn say_raw_sequenced(&self, raw: Raw) {
-        self.lock().sequence.say_raw(now(), raw);
-        self.wake();
+    pub(super) fn emit_raw_sequenced(&self, raw: RawFrame) {
+        self.lock().sequence.push_raw(now(), raw);
+        self.notify_readers();
     }
 
-    pub(super) fn say_raw_notification(&self, raw: Raw) {
-        self.lock().order(Target::Notifications, &Order::Say(raw));
+    pub(super) fn emit_raw_notification(&self, raw: RawFrame) {
+        self.lock().broadcast_command(FaultTarget::Notifications, &ConnectionCommand::Send(raw));
     }
 
     /// Makes something go wrong.
-    pub(super) fn inject(&self, fault: Fault) {
-        let flood = if let Fault::Flood { n, when: When::Now } = &fault { *n } else { 0 };
+    pub(super) fn inject(&self, fault: PlatformFault) {
+        let flood = if let PlatformFault::Flood { n, when: FloodTrigger::Now } = &fault { *n } else { 0 };
         let mut state = self.lock();
-        state.note(&fault);
+        state.record(&fault);
         match fault {
-            Fault::Drop { on } => state.drop_sockets(on),
-            Fault::Stall { on, lasting } => state.order(on, &Order::Stall(lasting)),
-            Fault::Close { on, code, reason } => state.order(on, &Order::Close { code, reason }),
-            Fault::SocketClosing { lead } => state.announce_closing(lead),
-            Fault::TokenRevoked {} => state.revoke_tokens(&self.settings),
-            Fault::NoLongerSubscribed {} => state.take_subscriptions(&self.settings),
-            Fault::Refuse { on, status, times, retry_after } => {
-                let waits = Waits { to: Asked::Upgrade, on, url: None, resuming: false };
-                state.trouble.answer(waits, refusal(status, retry_after), times);
+            PlatformFault::Drop { on } => state.reset_connections(on),
+            PlatformFault::Stall { on, duration: lasting } => {
+                state.broadcast_command(on, &ConnectionCommand::Stall(lasting))
             }
-            Fault::Answer { to, on, url, resuming, times, how } => {
-                state.trouble.answer(Waits { to, on, url, resuming }, how, times);
+            PlatformFault::Close { on, code, reason } => {
+                state.broadcast_command(on, &ConnectionCommand::Close { code, reason })
             }
-            Fault::Token { failure, times } => state.trouble.fail_tokens(failure, times),
-            Fault::Rest { status, times, retry_after, path } => {
-                let waits = Waits { to: Asked::Rest, on: Target::All, url: path, resuming: false };
-                state.trouble.answer(waits, refusal(status, retry_after), times);
+            PlatformFault::SocketClosing { lead } => state.announce_closing(lead),
+            PlatformFault::TokenRevoked {} => state.revoke_tokens(&self.settings),
+            PlatformFault::NoLongerSubscribed {} => state.clear_subscriptions(&self.settings),
+            PlatformFault::Refuse { on, status, times, retry_after } => {
+                let matcher = RequestMatcher { to: RequestKind::Upgrade, on, url: None, resuming: false };
+                state.faults.add_answer(matcher, refusal(status, retry_after), times);
             }
-            Fault::Duplicate { n } => state.sequence.duplicate(now(), n),
-            Fault::Jump { n } => state.sequence.jump(n),
-            Fault::Reset {} => state.sequence.reset(),
-            Fault::Reorder { n } => state.sequence.reverse(usize::try_from(n).unwrap_or(usize::MAX)),
-            Fault::Undecodable { on, what } => state.say_on(on, &undecodable(what)),
-            Fault::Oversize { on, bytes } => state.say_oversize(on, bytes),
-            Fault::Delay { lasting } => {
+            PlatformFault::Answer { to, on, url, resuming, times, how } => {
+                state.faults.add_answer(RequestMatcher { to, on, url, resuming }, how, times);
+            }
+            PlatformFault::Token { failure, times } => state.faults.add_token_failure(failure, times),
+            PlatformFault::Rest { status, times, retry_after, path } => {
+                let matcher =
+                    RequestMatcher { to: RequestKind::Rest, on: FaultTarget::All, url: path, resuming: false };
+                state.faults.add_answer(matcher, refusal(status, retry_after), times);
+            }
+            PlatformFault::Duplicate { n } => state.sequence.duplicate(now(), n),
+            PlatformFault::Jump { n } => state.sequence.jump(n),
+            PlatformFault::Reset {} => state.sequence.reset(),
+            PlatformFault::Reorder { n } => state.sequence.reverse(usize::try_from(n).unwrap_or(usize::MAX)),
+            PlatformFault::Undecodable { on, what } => state.send_raw(on, &undecodable(what)),
+            PlatformFault::Oversize { on, bytes } => state.send_oversize(on, bytes),
+            PlatformFault::Delay { duration: lasting } => {
                 let micros = u64::try_from(lasting.as_micros()).unwrap_or(u64::MAX);
                 self.latency.store(micros, Ordering::Relaxed);
             }
-            Fault::SlowLoris { on, every } => state.order(on, &Order::SlowLoris(every)),
-            Fault::Fragments { on, n } => state.order(on, &Order::Fragments(n)),
-            Fault::CloseRaw { on, hex } => state.order(on, &Order::CloseRaw(bytes(&hex).unwrap_or_default())),
-            Fault::CloseQuiet { on, after } => state.close_quiet(on, after),
-            Fault::Flood { when: When::Now, .. } => (),
-            Fault::Flood { n, when: When::Overlap } => state.trouble.at_overlap = n,
-            Fault::Binary { on, n } => state.order(on, &Order::Binary(n)),
-            Fault::EmptyText { on } => state.say_on(on, &Raw::Text(String::new())),
-            Fault::Pad { on, bytes } => state.order(on, &Order::Pad(bytes)),
-            Fault::Reword { n, decimal, time } => state.wording = Some((n, Wording { decimal, time })),
-            Fault::Unsent { n } => state.sequence.unsent = n,
+            PlatformFault::SlowLoris { on, every } => state.broadcast_command(on, &ConnectionCommand::SlowLoris(every)),
+            PlatformFault::Fragments { on, n } => state.broadcast_command(on, &ConnectionCommand::Fragments(n)),
+            PlatformFault::CloseRaw { on, hex } => {
+                state.broadcast_command(on, &ConnectionCommand::CloseRaw(bytes(&hex).unwrap_or_default()))
+            }
+            PlatformFault::CloseQuiet { on, after } => state.close_idle(on, after),
+            PlatformFault::Flood { when: FloodTrigger::Now, .. } => (),
+            PlatformFault::Flood { n, when: FloodTrigger::Overlap } => state.faults.flood_at_overlap = n,
+            PlatformFault::Binary { on, n } => state.broadcast_command(on, &ConnectionCommand::Binary(n)),
+            PlatformFault::EmptyText { on } => state.send_raw(on, &RawFrame::Text(String::new())),
+            PlatformFault::Pad { on, bytes } => state.broadcast_command(on, &ConnectionCommand::Pad(bytes)),
+            PlatformFault::Reword { n, decimal, time } => {
+                state.encoding_override = Some((n, EncodingOverride { decimal, time }))
+            }
+            PlatformFault::Unsent { n } => state.sequence.unsent = n,
         }
         drop(state);
-        self.wake();
-        self.say(flood);
+        self.notify_readers();
+        self.emit(flood);
     }
 
     /// How long a client of this kind may send nothing.
-    pub(super) fn quiet(&self, dialect: Dialect) -> Option<Duration> {
-        self.lock().trouble.quiet.get(&dialect).copied()
+    pub(super) fn idle_timeout(&self, dialect: SocketDialect) -> Option<Duration> {
+        self.lock().faults.idle_timeouts.get(&dialect).copied()
     }
 
     /// The faults since a mark, and the next mark.
@@ -183,29 +192,29 @@ impl Platform {
         (state.injected.iter().skip(skip).cloned().collect(), state.injected_total)
     }
 
-    pub(super) fn tally(&self) -> Tally {
+    pub(super) fn counters(&self) -> SimulatorCounters {
         let state = self.lock();
-        let mut tally = state.tally.clone();
-        tally.last_sequence = state.sequence.last();
-        tally
+        let mut counters = state.counters.clone();
+        counters.last_sequence = state.sequence.last();
+        counters
     }
 
     /// Counts a socket in; the guard counts it out.
-    pub(super) fn register(self: &Arc<Self>, socket: Socket) -> Registered {
+    pub(super) fn register(self: &Arc<Self>, socket: SocketHandle) -> SocketRegistration {
         let mut state = self.lock();
-        state.opened += 1;
-        let number = state.opened;
-        let count = state.tally.sockets.entry(socket.dialect).or_default();
+        state.sockets_opened += 1;
+        let number = state.sockets_opened;
+        let count = state.counters.sockets.entry(socket.dialect).or_default();
         count.open += 1;
         count.total += 1;
-        let flood = if count.open > 1 { std::mem::take(&mut state.trouble.at_overlap) } else { 0 };
+        let flood = if count.open > 1 { std::mem::take(&mut state.faults.flood_at_overlap) } else { 0 };
         state.sockets.insert(number, socket);
         drop(state);
-        self.say(flood);
-        Registered { platform: self.clone(), number }
+        self.emit(flood);
+        SocketRegistration { platform: self.clone(), number }
     }
 
-    fn wake(&self) {
+    fn notify_readers(&self) {
         let end = self.lock().sequence.end();
         self.tail.send_replace(end);
     }
@@ -213,18 +222,18 @@ impl Platform {
 
 /// A socket that is counted as open for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Registered {
-    platform: Arc<Platform>,
+pub(super) struct SocketRegistration {
+    platform: Arc<SimulatedPlatform>,
     pub(super) number: u64,
 }
 
-impl Drop for Registered {
+impl Drop for SocketRegistration {
     fn drop(&mut self) {
         let mut state = self.platform.lock();
         let Some(socket) = state.sockets.remove(&self.number) else {
             return;
         };
-        let count = state.tally.sockets.entry(socket.dialect).or_default();
+        let count = state.counters.sockets.entry(socket.dialect).or_default();
         count.open -= 1;
         count.deserted += u64::from(count.open == 0);
         if let Some(channel) = socket.channel {
@@ -233,12 +242,12 @@ impl Drop for Registered {
     }
 }
 
-fn refusal(status: u16, retry_after: Option<String>) -> Answered {
-    Answered::Status { status, retry_after, retry_in: None, clock: None }
+fn refusal(status: u16, retry_after: Option<String>) -> ResponseFault {
+    ResponseFault::Status { status, retry_after, retry_in: None, clock: None }
 }
 
-impl State {
-    fn note(&mut self, fault: &Fault) {
+impl PlatformState {
+    fn record(&mut self, fault: &PlatformFault) {
         if self.injected.len() >= INJECTED_MAX {
             self.injected.pop_front();
         }
@@ -246,48 +255,48 @@ impl State {
         self.injected_total += 1;
     }
 
-    fn next_wording(&mut self) -> Wording {
-        let Some((left, wording)) = self.wording.take() else { return Wording::default() };
+    fn next_encoding_override(&mut self) -> EncodingOverride {
+        let Some((left, wording)) = self.encoding_override.take() else { return EncodingOverride::default() };
         if left > 1 {
-            self.wording = Some((left - 1, wording.clone()));
+            self.encoding_override = Some((left - 1, wording.clone()));
         }
         wording
     }
 
     fn new(settings: &Settings) -> Self {
-        let seed = settings.story_seed();
-        let client = Client { id: settings.client_id.clone(), secret: settings.client_secret.clone() };
+        let seed = settings.scenario_seed();
+        let client = ClientCredentials { id: settings.client_id.clone(), secret: settings.client_secret.clone() };
         let refresh_token = settings.refresh_token.clone();
-        let tokens = Tokens::new(client, settings.token_kind, settings.token_ttl, refresh_token, seed);
+        let tokens = TokenRegistry::new(client, settings.token_kind, settings.token_ttl, refresh_token, seed);
         Self {
-            world: World::new(settings.origin()),
-            sequence: Sequence::new(settings.retention),
-            channels: Channels::new(settings.channel_life),
+            world: ContactCentre::new(settings.world_settings()),
+            sequence: SequenceRing::new(settings.retention),
+            channels: NotificationChannels::new(settings.channel_lifetime),
             tokens,
-            trouble: Trouble::none(),
-            tally: Tally::at_zero(),
-            said: Said::default(),
+            faults: PendingFaults::new(),
+            counters: SimulatorCounters::zero(),
+            notification_log: NotificationLog::default(),
             sockets: BTreeMap::new(),
-            rng: fastrand::Rng::with_seed(seed ^ IDS),
-            opened: 0,
-            wording: None,
+            rng: fastrand::Rng::with_seed(seed ^ ID_SEED),
+            sockets_opened: 0,
+            encoding_override: None,
             injected: VecDeque::new(),
             injected_total: 0,
         }
     }
 
-    fn say_next(&mut self, now: Instant) {
+    fn emit_next(&mut self, now: Instant) {
         let event = self.world.next_event();
-        let wording = self.next_wording();
-        self.sequence.say(now, |sequence| wording.of(sequenced_text(sequence, &event)));
-        let number = self.said.end();
-        let reach = self.channels.say(&event.topic, number, || notification_text(&event), now);
-        self.tally.events_said += 1;
-        self.tally.notifications.said += 1;
-        self.tally.notifications.gone += u64::from(!reach.queued);
-        self.said.push(event.topic, event.correlation, reach.subscribed);
+        let wording = self.next_encoding_override();
+        self.sequence.push_event(now, |sequence| wording.apply(sequenced_text(sequence, &event)));
+        let number = self.notification_log.next_number();
+        let reach = self.channels.emit(&event.topic, number, || notification_text(&event), now);
+        self.counters.events_said += 1;
+        self.counters.notifications.said += 1;
+        self.counters.notifications.gone += u64::from(!reach.queued);
+        self.notification_log.push(event.topic, event.correlation, reach.subscribed);
         for number in reach.overflowed {
-            self.cut(number);
+            self.reset_connection(number);
         }
     }
 }

@@ -14,23 +14,23 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use super::{Settings, Simulator, start};
 
 /// Longest wait for a fact.
-const PATIENCE: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long nothing must come before silence is believed.
-const SILENCE: Duration = Duration::from_millis(150);
+const SILENCE_MIN: Duration = Duration::from_millis(150);
 
-pub(super) struct Probe {
+pub(super) struct SimulatorProbe {
     pub(super) simulator: Simulator,
     pub(super) http: reqwest::Client,
     pub(super) token: String,
 }
 
-pub(super) struct Ear(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub(super) struct ProbeSocket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
-impl Probe {
+impl SimulatorProbe {
     /// A platform and a client that has a token.
     pub(super) async fn start(settings: Settings) -> Self {
         let mut probe = Self::without_token(settings).await;
-        probe.renew().await;
+        probe.renew_token().await;
         probe
     }
 
@@ -42,7 +42,7 @@ impl Probe {
         Self { simulator, http, token: String::new() }
     }
 
-    pub(super) async fn renew(&mut self) {
+    pub(super) async fn renew_token(&mut self) {
         let answer: Value = self.token_request().send().await.unwrap().json().await.unwrap();
         self.token = answer["access_token"].as_str().unwrap().to_owned();
     }
@@ -80,10 +80,10 @@ impl Probe {
     }
 
     /// A channel with these topics and a socket.
-    pub(super) async fn listen(&self, topics: &[String]) -> (String, Ear) {
+    pub(super) async fn open_channel(&self, topics: &[String]) -> (String, ProbeSocket) {
         let (channel, uri) = self.channel().await;
         assert_eq!(self.subscribe(&channel, topics).await.status(), 200);
-        (channel, Ear::open(&uri, None).await.unwrap())
+        (channel, ProbeSocket::open(&uri, None).await.unwrap())
     }
 
     /// Every topic of the world that has a fixed id.
@@ -100,9 +100,9 @@ impl Probe {
     }
 
     /// Waits until the platform no longer takes the token.
-    pub(super) async fn expired(&self) {
+    pub(super) async fn wait_until_expired(&self) {
         let wait = async { while self.get("/api/v2/routing/queues").await["code"] != "credentials.expired" {} };
-        timeout(PATIENCE, wait).await.expect("the token should end");
+        timeout(WAIT_MAX, wait).await.expect("the token should end");
     }
 
     pub(super) fn ws(&self, path: &str) -> String {
@@ -110,24 +110,24 @@ impl Probe {
     }
 
     /// The numbered stream, after a position.
-    pub(super) async fn stream(&self, after: Option<u64>) -> Result<Ear, tungstenite::Error> {
+    pub(super) async fn stream(&self, after: Option<u64>) -> Result<ProbeSocket, tungstenite::Error> {
         let resume = after.map(|after| format!("?sequenceId={after}")).unwrap_or_default();
         let path = format!("/api/v2/analytics/conversations/summary/stream{resume}");
-        Ear::open(&self.ws(&path), Some(&self.token)).await
+        ProbeSocket::open(&self.ws(&path), Some(&self.token)).await
     }
 }
 
-impl Ear {
+impl ProbeSocket {
     pub(super) async fn open(uri: &str, token: Option<&str>) -> Result<Self, tungstenite::Error> {
         let mut request = uri.into_client_request()?;
         if let Some(token) = token {
             request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
         }
-        timeout(PATIENCE, connect_async(request)).await.unwrap().map(|(socket, _)| Self(socket))
+        timeout(WAIT_MAX, connect_async(request)).await.unwrap().map(|(socket, _)| Self(socket))
     }
 
     pub(super) async fn message(&mut self) -> Option<Result<Message, tungstenite::Error>> {
-        timeout(PATIENCE, self.0.next()).await.expect("something should come")
+        timeout(WAIT_MAX, self.0.next()).await.expect("something should come")
     }
 
     pub(super) async fn text(&mut self) -> String {
@@ -183,7 +183,7 @@ impl Ear {
 
     /// Whether nothing comes for a while.
     pub(super) async fn is_silent(&mut self) -> bool {
-        timeout(SILENCE, self.0.next()).await.is_err()
+        timeout(SILENCE_MIN, self.0.next()).await.is_err()
     }
 
     /// Reads to the end: whether the connection was reset.
@@ -212,7 +212,7 @@ impl Ear {
 }
 
 /// The status of a refused handshake.
-pub(super) fn refused(result: Result<Ear, tungstenite::Error>) -> u16 {
+pub(super) fn refused(result: Result<ProbeSocket, tungstenite::Error>) -> u16 {
     match result {
         Err(tungstenite::Error::Http(answer)) => answer.status().as_u16(),
         Err(other) => panic!("{other}"),
@@ -227,5 +227,5 @@ pub(super) async fn eventually(is_so: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(PATIENCE, wait).await.expect("it should become so");
+    timeout(WAIT_MAX, wait).await.expect("it should become so");
 }

@@ -10,8 +10,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::platform::Platform;
-use super::tokens::Unwelcome;
+use super::platform::SimulatedPlatform;
+use super::tokens::TokenRejection;
 use super::world::uuid;
 
 const CORRELATION: HeaderName = HeaderName::from_static("inin-correlation-id");
@@ -38,22 +38,22 @@ pub(super) fn upgrade_required() -> Response {
     ([(header::UPGRADE, "websocket")], answer).into_response()
 }
 
-pub(super) fn not_found(platform: &Platform, message: &str) -> Response {
+pub(super) fn not_found(platform: &SimulatedPlatform, message: &str) -> Response {
     correlated(platform, error(StatusCode::NOT_FOUND, "not.found", message))
 }
 
 /// What nobody serves.
-pub(super) async fn unknown(State(platform): State<Arc<Platform>>) -> Response {
+pub(super) async fn unknown(State(platform): State<Arc<SimulatedPlatform>>) -> Response {
     not_found(&platform, "The requested resource was not found.")
 }
 
-pub(super) fn unauthorized(platform: &Platform, unwelcome: Unwelcome) -> Response {
-    let (code, message) = match unwelcome {
-        Unwelcome::Missing => {
+pub(super) fn unauthorized(platform: &SimulatedPlatform, rejection: TokenRejection) -> Response {
+    let (code, message) = match rejection {
+        TokenRejection::Missing => {
             ("authentication.required", "No authentication bearer token specified in authorization header.")
         }
-        Unwelcome::Unknown => ("bad.credentials", "Invalid login credentials."),
-        Unwelcome::Expired => ("credentials.expired", "The supplied credentials are expired."),
+        TokenRejection::Unknown => ("bad.credentials", "Invalid login credentials."),
+        TokenRejection::Expired => ("credentials.expired", "The supplied credentials are expired."),
     };
     correlated(platform, error(StatusCode::UNAUTHORIZED, code, message))
 }
@@ -82,7 +82,7 @@ pub(super) fn retry_after(mut answer: Response, value: Option<&str>) -> Response
 }
 
 /// Every answer of the API can be found again by its id.
-pub(super) fn correlated(platform: &Platform, mut answer: Response<Body>) -> Response<Body> {
+pub(super) fn correlated(platform: &SimulatedPlatform, mut answer: Response<Body>) -> Response<Body> {
     let id = uuid(&mut platform.lock().rng);
     if let Ok(id) = HeaderValue::from_str(&id) {
         answer.headers_mut().insert(CORRELATION, id);

@@ -17,9 +17,9 @@ use serde_json::json;
 
 use super::clock::{after, now};
 use super::form;
-use super::platform::Platform;
+use super::platform::SimulatedPlatform;
 use super::reply;
-use super::tokens::{Unwelcome, Usage};
+use super::tokens::{RateUsage, TokenRejection};
 
 const COUNT: HeaderName = HeaderName::from_static("inin-ratelimit-count");
 const ALLOWED: HeaderName = HeaderName::from_static("inin-ratelimit-allowed");
@@ -30,12 +30,12 @@ const RESET: HeaderName = HeaderName::from_static("inin-ratelimit-reset");
 pub(super) struct Caller {
     pub(super) token: String,
     /// When the token, and the grace after it, has ended.
-    pub(super) ends: Instant,
+    pub(super) token_expires_at: Instant,
     /// The address the request came to, for links.
     pub(super) host: String,
 }
 
-pub(super) fn router(platform: &Arc<Platform>) -> Router<Arc<Platform>> {
+pub(super) fn router(platform: &Arc<SimulatedPlatform>) -> Router<Arc<SimulatedPlatform>> {
     use notifications as n;
     use snapshots as s;
     Router::new()
@@ -57,7 +57,7 @@ pub(super) fn router(platform: &Arc<Platform>) -> Router<Arc<Platform>> {
 }
 
 /// Lets a call through, or answers it: the bearer first, then the limit.
-async fn guard(State(platform): State<Arc<Platform>>, mut request: Request, next: Next) -> Response {
+async fn guard(State(platform): State<Arc<SimulatedPlatform>>, mut request: Request, next: Next) -> Response {
     let caller = match identify(&platform, request.headers()) {
         Ok(caller) => caller,
         Err(unwelcome) => return reply::unauthorized(&platform, unwelcome),
@@ -69,11 +69,11 @@ async fn guard(State(platform): State<Arc<Platform>>, mut request: Request, next
     limited(reply::correlated(&platform, answer), allowed, usage)
 }
 
-fn identify(platform: &Platform, headers: &HeaderMap) -> Result<Caller, Unwelcome> {
-    let token = reply::bearer(headers).ok_or(Unwelcome::Missing)?;
+fn identify(platform: &SimulatedPlatform, headers: &HeaderMap) -> Result<Caller, TokenRejection> {
+    let token = reply::bearer(headers).ok_or(TokenRejection::Missing)?;
     let token_ends = platform.lock().tokens.check(Some(token), now())?;
     let ends = after(token_ends, platform.settings.grace);
-    Ok(Caller { token: token.to_owned(), ends, host: host(headers) })
+    Ok(Caller { token: token.to_owned(), token_expires_at: ends, host: host(headers) })
 }
 
 fn host(headers: &HeaderMap) -> String {
@@ -81,7 +81,7 @@ fn host(headers: &HeaderMap) -> String {
     host.unwrap_or("127.0.0.1").to_owned()
 }
 
-fn too_many(allowed: u32, usage: Usage) -> Response {
+fn too_many(allowed: u32, usage: RateUsage) -> Response {
     let message = format!("Rate limit exceeded the maximum [{allowed}] requests within [60] seconds");
     let mut body = reply::error_body(StatusCode::TOO_MANY_REQUESTS, "too.many.requests", &message);
     body["limit"] = json!({"key": "token.rate.per.minute", "namespace": "platform.api", "value": allowed});
@@ -89,7 +89,7 @@ fn too_many(allowed: u32, usage: Usage) -> Response {
     reply::retry_after(answer, Some(&(usage.reset.as_secs() + 1).to_string()))
 }
 
-fn limited(mut answer: Response, allowed: u32, usage: Usage) -> Response {
+fn limited(mut answer: Response, allowed: u32, usage: RateUsage) -> Response {
     let headers = answer.headers_mut();
     headers.insert(COUNT, HeaderValue::from(usage.count));
     headers.insert(ALLOWED, HeaderValue::from(allowed));
@@ -108,14 +108,14 @@ mod tests {
     use reqwest::Method;
     use serde_json::{Value, json};
 
-    use crate::probe::{Ear, Probe};
-    use crate::{Fault, Settings};
+    use crate::probe::{ProbeSocket, SimulatorProbe};
+    use crate::{PlatformFault, Settings};
 
     const CHANNELS: &str = "/api/v2/notifications/channels";
 
     #[tokio::test]
-    async fn a_call_without_a_good_token_is_refused_in_the_platforms_words() {
-        let mut probe = Probe::start(Settings::default()).await;
+    async fn a_call_without_a_valid_token_gets_the_platforms_error() {
+        let mut probe = SimulatorProbe::start(Settings::default()).await;
         let bare = probe.http.get(probe.simulator.url() + "/api/v2/users").send().await.unwrap();
         assert_eq!(bare.status(), 401);
         assert!(bare.headers().contains_key("inin-correlation-id"));
@@ -127,8 +127,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_answer_tells_the_limit_and_the_call_beyond_it_waits() {
-        let probe = Probe::start(Settings { requests_per_minute: 2, ..Settings::default() }).await;
+    async fn every_response_has_rate_limit_headers_and_excess_calls_get_429() {
+        let probe = SimulatorProbe::start(Settings { requests_per_minute: 2, ..Settings::default() }).await;
         for count in ["1", "2"] {
             let answer = probe.call(Method::GET, "/api/v2/routing/queues", None).await;
             assert_eq!(
@@ -144,20 +144,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_fault_meets_the_calls_it_is_for() {
-        let probe = Probe::start(Settings::default()).await;
+    async fn a_fault_applies_to_matching_calls_only() {
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let path = Some("/api/v2/routing".to_owned());
-        probe.simulator.inject(Fault::Rest { status: 503, times: 1, retry_after: Some("3".to_owned()), path });
+        probe.simulator.inject(PlatformFault::Rest { status: 503, times: 1, retry_after: Some("3".to_owned()), path });
         assert_eq!(probe.call(Method::GET, "/api/v2/users", None).await.status(), 200);
         let failed = probe.call(Method::GET, "/api/v2/routing/queues", None).await;
         assert_eq!((failed.status().as_u16(), &failed.headers()["retry-after"]), (503, &"3".parse().unwrap()));
         assert_eq!(probe.call(Method::GET, "/api/v2/routing/queues", None).await.status(), 200);
-        assert_eq!(probe.simulator.tally().rest["GET /api/v2/routing/queues"], 2);
+        assert_eq!(probe.simulator.counters().rest["GET /api/v2/routing/queues"], 2);
     }
 
     #[tokio::test]
-    async fn a_channel_is_made_looked_at_and_listed() {
-        let mut probe = Probe::start(Settings::default()).await;
+    async fn a_channel_can_be_created_read_and_listed() {
+        let mut probe = SimulatorProbe::start(Settings::default()).await;
         let (id, uri) = probe.channel().await;
         assert_eq!(uri, probe.ws(&format!("/channels/{id}")));
         assert_eq!(probe.call(Method::HEAD, &format!("{CHANNELS}/{id}"), None).await.status(), 200);
@@ -165,7 +165,7 @@ mod tests {
         let listed = probe.get(&format!("{CHANNELS}?includechannels=token")).await;
         assert_eq!(listed["entities"][0]["id"], *id);
         assert!(listed["entities"][0]["expires"].as_str().unwrap().ends_with('Z'));
-        probe.renew().await;
+        probe.renew_token().await;
         let of_token = probe.get(&format!("{CHANNELS}?includechannels=token")).await;
         let of_client = probe.get(&format!("{CHANNELS}?includechannels=oauthclient")).await;
         let count = |list: &Value| list["entities"].as_array().unwrap().len();
@@ -174,21 +174,21 @@ mod tests {
 
     #[tokio::test]
     async fn the_21st_channel_deletes_an_unconnected_one() {
-        let probe = Probe::start(Settings::default()).await;
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let (first, uri) = probe.channel().await;
-        let _ear = Ear::open(&uri, None).await.unwrap();
+        let _ear = ProbeSocket::open(&uri, None).await.unwrap();
         let (second, _) = probe.channel().await;
         for _ in 0..19 {
             probe.channel().await;
         }
         assert_eq!(probe.call(Method::HEAD, &format!("{CHANNELS}/{first}"), None).await.status(), 200);
         assert_eq!(probe.call(Method::HEAD, &format!("{CHANNELS}/{second}"), None).await.status(), 404);
-        assert_eq!(probe.simulator.tally().channels_created, 21);
+        assert_eq!(probe.simulator.counters().channels_created, 21);
     }
 
     #[tokio::test]
     async fn subscriptions_are_added_replaced_and_removed() {
-        let probe = Probe::start(Settings::default()).await;
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let (id, _) = probe.channel().await;
         let topics = probe.all_topics();
         let path = format!("{CHANNELS}/{id}/subscriptions");
@@ -209,7 +209,7 @@ mod tests {
     #[tokio::test]
     async fn one_bad_topic_fails_the_batch_unless_errors_are_ignored() {
         let settings = Settings { forbidden_topics: vec!["v2.analytics.".to_owned()], ..Settings::default() };
-        let probe = Probe::start(settings).await;
+        let probe = SimulatorProbe::start(settings).await;
         let (id, _) = probe.channel().await;
         let user = &probe.simulator.agent_ids()[0];
         let queue = &probe.simulator.queue_ids()[0];
@@ -234,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_channel_takes_a_thousand_topics_and_no_more() {
-        let probe = Probe::start(Settings { agents: 260, ..Settings::default() }).await;
+        let probe = SimulatorProbe::start(Settings { agents: 260, ..Settings::default() }).await;
         let (id, _) = probe.channel().await;
         let topics = probe.all_topics();
         assert!(topics.len() > 1_001);
@@ -243,8 +243,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn users_and_queues_come_in_pages_with_what_was_asked_for() {
-        let probe = Probe::start(Settings { agents: 30, queues: 4, ..Settings::default() }).await;
+    async fn users_and_queues_are_paged_with_requested_expansions() {
+        let probe = SimulatorProbe::start(Settings { agents: 30, queues: 4, ..Settings::default() }).await;
         let first = probe.get("/api/v2/users?expand=presence,routingStatus").await;
         assert_eq!((&first["total"], &first["pageCount"], &first["pageSize"]), (&json!(30), &json!(2), &json!(25)));
         assert_eq!(first["nextUri"], "/api/v2/users?pageSize=25&pageNumber=2");
@@ -262,11 +262,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_snapshot_agrees_with_the_events_before_it() {
-        let probe = Probe::start(Settings::default()).await;
-        let mut ear = probe.stream(None).await.unwrap();
+        let probe = SimulatorProbe::start(Settings::default()).await;
+        let mut socket = probe.stream(None).await.unwrap();
         for _ in 0..5 {
-            probe.simulator.say(97);
-            let events = ear.events(97).await;
+            probe.simulator.emit(97);
+            let events = socket.events(97).await;
             let last = |kind: &str| events.iter().rev().find(|event| event["eventType"] == kind).cloned().unwrap();
             let status = last("v2.users.routingStatus");
             let user = status["eventBody"]["id"].as_str().unwrap();
@@ -291,7 +291,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_catalogue_and_a_users_presence_can_be_read() {
-        let probe = Probe::start(Settings::default()).await;
+        let probe = SimulatorProbe::start(Settings::default()).await;
         let catalogue = probe.get("/api/v2/notifications/availabletopics?expand=permissionDetails").await;
         assert!(catalogue["entities"].as_array().unwrap().len() > 10);
         let user = &probe.simulator.agent_ids()[0];

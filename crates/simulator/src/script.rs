@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::fault::{Fault, FaultError, maybe_span, span};
+use super::fault::{FaultError, PlatformFault, maybe_span, span};
 
 /// Shortest time between two turns of a repeated fault.
 const EVERY_MIN: Duration = Duration::from_millis(10);
 
 /// A fault with its times, counted from the start of the simulator.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Planned {
+pub struct ScheduledFault {
     pub at: Duration,
     pub every: Option<Duration>,
-    pub fault: Fault,
+    pub fault: PlatformFault,
 }
 
-impl Planned {
+impl ScheduledFault {
     /// The first turn later than `done`, or the very first.
     fn next(&self, done: Option<Duration>) -> Option<Duration> {
         match (done, self.every) {
@@ -35,19 +35,19 @@ impl Planned {
 
 /// Faults by the clock.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Script {
+pub struct FaultScript {
     /// Takes the place of the seed in the settings, so that one file holds the story and its faults.
     pub seed: Option<u64>,
     /// Take the place of those in the settings.
     pub agents: Option<usize>,
     pub queues: Option<usize>,
-    pub faults: Vec<Planned>,
+    pub faults: Vec<ScheduledFault>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScriptError {
     #[error("the script is not as it should be")]
-    Shape(#[source] toml::de::Error),
+    Format(#[source] toml::de::Error),
     #[error("fault {number} ({word}) is not as it should be")]
     Fault { number: usize, word: String, source: toml::de::Error },
     #[error("fault {number} ({word}) cannot be done")]
@@ -56,7 +56,7 @@ pub enum ScriptError {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Text {
+struct ScriptFile {
     seed: Option<u64>,
     agents: Option<usize>,
     queues: Option<usize>,
@@ -65,56 +65,56 @@ struct Text {
 }
 
 #[derive(Deserialize)]
-struct Times {
+struct ScheduleKeys {
     #[serde(with = "span")]
     at: Duration,
     #[serde(default, with = "maybe_span")]
     every: Option<Duration>,
 }
 
-impl Script {
+impl FaultScript {
     /// Reads a script.
     ///
     /// # Errors
     /// The first thing in it that is unknown, missing or impossible, with the number of its fault.
     pub fn parse(text: &str) -> Result<Self, ScriptError> {
-        let text: Text = toml::from_str(text).map_err(ScriptError::Shape)?;
-        let faults = text.fault.into_iter().enumerate().map(|(index, table)| planned(index + 1, table));
+        let text: ScriptFile = toml::from_str(text).map_err(ScriptError::Format)?;
+        let faults = text.fault.into_iter().enumerate().map(|(index, table)| parse_fault(index + 1, table));
         let (seed, agents, queues) = (text.seed, text.agents, text.queues);
         Ok(Self { seed, agents, queues, faults: faults.collect::<Result<_, _>>()? })
     }
 
     /// What is due next after `done` (all of it before, and at, that time has had its turn), and when.
-    pub(super) fn next(&self, done: Option<Duration>) -> Option<(Duration, Vec<Fault>)> {
+    pub(super) fn next(&self, done: Option<Duration>) -> Option<(Duration, Vec<PlatformFault>)> {
         let at = self.faults.iter().filter_map(|planned| planned.next(done)).min()?;
         let due = self.faults.iter().filter(|planned| planned.next(done) == Some(at));
         Some((at, due.map(|planned| planned.fault.clone()).collect()))
     }
 }
 
-fn planned(number: usize, mut table: toml::Table) -> Result<Planned, ScriptError> {
+fn parse_fault(number: usize, mut table: toml::Table) -> Result<ScheduledFault, ScriptError> {
     let word = table.get("fault").and_then(toml::Value::as_str).unwrap_or("without a fault").to_owned();
     let wrong = |source| ScriptError::Fault { number, word: word.clone(), source };
     let mut times = toml::Table::new();
     for key in ["at", "every"] {
         times.extend(table.remove(key).map(|value| (key.to_owned(), value)));
     }
-    let Times { at, every } = times.try_into().map_err(wrong)?;
-    let fault: Fault = table.try_into().map_err(wrong)?;
+    let ScheduleKeys { at, every } = times.try_into().map_err(wrong)?;
+    let fault: PlatformFault = table.try_into().map_err(wrong)?;
     fault.check().map_err(|source| ScriptError::Impossible { number, word: word.clone(), source })?;
-    Ok(Planned { at, every, fault })
+    Ok(ScheduledFault { at, every, fault })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{Target, TokenFailure};
+    use crate::fault::{FaultTarget, TokenFailure};
 
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
     fn a_script_is_read_with_its_times() {
-        let script = Script::parse(
+        let script = FaultScript::parse(
             r#"
             seed = 7
             [[fault]]
@@ -135,14 +135,14 @@ mod tests {
         )
         .unwrap();
         assert_eq!(script.seed, Some(7));
-        assert_eq!(script.faults[0].fault, Fault::Drop { on: Target::Sequenced });
+        assert_eq!(script.faults[0].fault, PlatformFault::Drop { on: FaultTarget::Sequenced });
         let failure = TokenFailure::TooManyRequests { retry_after: Some("7".to_owned()) };
-        assert_eq!(script.faults[1].fault, Fault::Token { failure, times: 2 });
-        assert_eq!(script.faults[2].fault, Fault::Token { failure: TokenFailure::Html, times: 1 });
+        assert_eq!(script.faults[1].fault, PlatformFault::Token { failure, times: 2 });
+        assert_eq!(script.faults[2].fault, PlatformFault::Token { failure: TokenFailure::Html, times: 1 });
     }
 
     #[test]
-    fn what_is_wrong_with_a_script_is_said_by_name() {
+    fn script_errors_name_the_fault() {
         let table = [
             ("sead = 1", "sead"),
             ("[[fault]]\nat='1s'\nfault='dorp'", "dorp"),
@@ -157,21 +157,23 @@ mod tests {
             ("[[fault]]\nat='1s'\nfault='token'\nfailure='nap'", "nap"),
         ];
         for (text, word) in table {
-            let error = anyhow::Error::from(Script::parse(text).unwrap_err());
+            let error = anyhow::Error::from(FaultScript::parse(text).unwrap_err());
             assert!(format!("{error:#}").contains(word), "{text}: {error:#}");
         }
     }
 
     #[test]
     fn each_fault_has_its_turns_in_order() {
-        let fault = Fault::Reset {};
-        let planned = |at, every: Option<u32>| Planned {
+        let fault = PlatformFault::Reset {};
+        let planned = |at, every: Option<u32>| ScheduledFault {
             at: at * SECOND,
             every: every.map(|every| every * SECOND),
             fault: fault.clone(),
         };
-        let script =
-            Script { faults: vec![planned(2, Some(3)), planned(0, None), planned(5, None)], ..Script::default() };
+        let script = FaultScript {
+            faults: vec![planned(2, Some(3)), planned(0, None), planned(5, None)],
+            ..FaultScript::default()
+        };
         let mut turns = Vec::new();
         let mut done = None;
         while turns.len() < 5 {

@@ -14,7 +14,7 @@ const SLOW_MAX: Duration = Duration::from_secs(120);
 
 /// A frame that goes out exactly as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Raw {
+pub enum RawFrame {
     Text(String),
     Binary(Vec<u8>),
     /// A text frame whose bytes need not be UTF-8.
@@ -26,7 +26,7 @@ pub enum Raw {
     },
 }
 
-impl Raw {
+impl RawFrame {
     fn len(&self) -> usize {
         match self {
             Self::Text(text) | Self::Fragments { text, .. } => text.len(),
@@ -36,7 +36,7 @@ impl Raw {
 }
 
 #[derive(Clone, Debug)]
-enum Entry {
+enum SequenceEntry {
     Event {
         sequence: u64,
         text: Arc<str>,
@@ -47,10 +47,10 @@ enum Entry {
     Echo {
         text: Arc<str>,
     },
-    Raw(Arc<Raw>),
+    Raw(Arc<RawFrame>),
 }
 
-impl Entry {
+impl SequenceEntry {
     fn len(&self) -> usize {
         match self {
             Self::Event { text, .. } | Self::Echo { text } => text.len(),
@@ -60,14 +60,14 @@ impl Entry {
 }
 
 #[derive(Debug)]
-struct Held {
-    said_at: Instant,
-    entry: Entry,
+struct RingEntry {
+    emitted_at: Instant,
+    entry: SequenceEntry,
 }
 
 /// Where one socket is. `floor` hides from a resumed one what it had already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cursor {
+pub(super) struct RingCursor {
     index: u64,
     floor: u64,
     replay_end: u64,
@@ -75,39 +75,48 @@ pub(super) struct Cursor {
 
 /// What a cursor finds.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum RingRead {
     Events(Vec<Arc<str>>),
-    Raw(Arc<Raw>),
+    Raw(Arc<RawFrame>),
     Nothing,
     /// What it wanted is no longer held.
-    Fallen,
+    Overrun,
 }
 
 #[derive(Debug)]
-pub(super) struct Sequence {
-    held: VecDeque<Held>,
+pub(super) struct SequenceRing {
+    entries: VecDeque<RingEntry>,
     bytes: usize,
     /// The index of the first entry held; indices never start over.
     first: u64,
     /// The index at which the present numbering began.
-    numbering: u64,
+    numbering_start: u64,
     last: u64,
     retention: Duration,
-    reversing: Option<Reversal>,
+    reversal: Option<ReversalBuffer>,
     /// So many of the next events are not sent to open sockets.
     pub(super) unsent: u64,
 }
 
 /// Events held back until as many as wanted are there.
 #[derive(Debug)]
-struct Reversal {
+struct ReversalBuffer {
     wanted: usize,
-    kept: Vec<(u64, Arc<str>)>,
+    events: Vec<(u64, Arc<str>)>,
 }
 
-impl Sequence {
+impl SequenceRing {
     pub(super) fn new(retention: Duration) -> Self {
-        Self { held: VecDeque::new(), bytes: 0, first: 0, numbering: 0, last: 0, retention, reversing: None, unsent: 0 }
+        Self {
+            entries: VecDeque::new(),
+            bytes: 0,
+            first: 0,
+            numbering_start: 0,
+            last: 0,
+            retention,
+            reversal: None,
+            unsent: 0,
+        }
     }
 
     /// The highest number said in the present numbering.
@@ -116,38 +125,38 @@ impl Sequence {
     }
 
     /// Says one event; `write` is given its number.
-    pub(super) fn say(&mut self, now: Instant, write: impl FnOnce(u64) -> String) {
+    pub(super) fn push_event(&mut self, now: Instant, write: impl FnOnce(u64) -> String) {
         self.last += 1;
         let (sequence, text) = (self.last, Arc::<str>::from(write(self.last)));
-        let Some(mut reversal) = self.reversing.take() else {
+        let Some(mut reversal) = self.reversal.take() else {
             let unsent = self.unsent > 0;
             self.unsent = self.unsent.saturating_sub(1);
-            return self.push(now, Entry::Event { sequence, text, unsent });
+            return self.push(now, SequenceEntry::Event { sequence, text, unsent });
         };
-        reversal.kept.push((sequence, text));
-        if reversal.kept.len() < reversal.wanted {
-            self.reversing = Some(reversal);
+        reversal.events.push((sequence, text));
+        if reversal.events.len() < reversal.wanted {
+            self.reversal = Some(reversal);
             return;
         }
-        for (sequence, text) in reversal.kept.into_iter().rev() {
-            self.push(now, Entry::Event { sequence, text, unsent: false });
+        for (sequence, text) in reversal.events.into_iter().rev() {
+            self.push(now, SequenceEntry::Event { sequence, text, unsent: false });
         }
     }
 
-    pub(super) fn say_raw(&mut self, now: Instant, raw: Raw) {
-        self.push(now, Entry::Raw(Arc::new(raw)));
+    pub(super) fn push_raw(&mut self, now: Instant, raw: RawFrame) {
+        self.push(now, SequenceEntry::Raw(Arc::new(raw)));
     }
 
     /// The last `n` events are said again.
     pub(super) fn duplicate(&mut self, now: Instant, n: u64) {
         let count = usize::try_from(n).unwrap_or(usize::MAX);
-        let texts = self.held.iter().rev().filter_map(|held| match &held.entry {
-            Entry::Event { text, .. } => Some(text.clone()),
-            Entry::Echo { .. } | Entry::Raw(_) => None,
+        let texts = self.entries.iter().rev().filter_map(|held| match &held.entry {
+            SequenceEntry::Event { text, .. } => Some(text.clone()),
+            SequenceEntry::Echo { .. } | SequenceEntry::Raw(_) => None,
         });
         let again: Vec<_> = texts.take(count).collect();
         for text in again.into_iter().rev() {
-            self.push(now, Entry::Echo { text });
+            self.push(now, SequenceEntry::Echo { text });
         }
     }
 
@@ -159,80 +168,80 @@ impl Sequence {
     /// Starts the numbering over: the next event is 1, and older ones cannot be resumed.
     pub(super) fn reset(&mut self) {
         self.last = 0;
-        self.numbering = self.end();
+        self.numbering_start = self.end();
     }
 
     /// The next `n` events are said in reverse.
     pub(super) fn reverse(&mut self, n: usize) {
-        if self.reversing.is_none() {
-            self.reversing = Some(Reversal { wanted: n, kept: Vec::new() });
+        if self.reversal.is_none() {
+            self.reversal = Some(ReversalBuffer { wanted: n, events: Vec::new() });
         }
     }
 
     /// Where the next entry will stand.
     pub(super) fn end(&self) -> u64 {
-        self.first + self.held.len() as u64
+        self.first + self.entries.len() as u64
     }
 
     /// The cursor of a socket that has everything up to `after`. Without a number, or with one that is too old
     /// or from another numbering, it starts at the present position and nobody says so.
-    pub(super) fn enter(&self, after: Option<u64>, now: Instant) -> Cursor {
+    pub(super) fn open_cursor(&self, after: Option<u64>, now: Instant) -> RingCursor {
         let end = self.end();
-        let present = Cursor { index: end, floor: 0, replay_end: end };
+        let present = RingCursor { index: end, floor: 0, replay_end: end };
         let Some(after) = after else { return present };
         let is_held = |(_, oldest): (u64, u64)| oldest <= after.saturating_add(1);
         if !self.replayable(now).next().is_some_and(is_held) {
             return present;
         }
         match self.replayable(now).find(|(_, sequence)| *sequence > after) {
-            Some((index, _)) => Cursor { index, floor: after, replay_end: end },
+            Some((index, _)) => RingCursor { index, floor: after, replay_end: end },
             None => present,
         }
     }
 
     /// Events that can be resumed, as index and number, oldest first.
     fn replayable(&self, now: Instant) -> impl Iterator<Item = (u64, u64)> {
-        let young = self.held.partition_point(|held| now.duration_since(held.said_at) > self.retention);
-        let begin = young.max(usize::try_from(self.numbering.saturating_sub(self.first)).unwrap_or(usize::MAX));
-        self.held.iter().enumerate().skip(begin).filter_map(|(offset, held)| match held.entry {
-            Entry::Event { sequence, .. } => Some((self.first + offset as u64, sequence)),
-            Entry::Echo { .. } | Entry::Raw(_) => None,
+        let young = self.entries.partition_point(|held| now.duration_since(held.emitted_at) > self.retention);
+        let begin = young.max(usize::try_from(self.numbering_start.saturating_sub(self.first)).unwrap_or(usize::MAX));
+        self.entries.iter().enumerate().skip(begin).filter_map(|(offset, held)| match held.entry {
+            SequenceEntry::Event { sequence, .. } => Some((self.first + offset as u64, sequence)),
+            SequenceEntry::Echo { .. } | SequenceEntry::Raw(_) => None,
         })
     }
 
     /// Up to `max` events after the cursor, or one raw frame; the cursor moves past them.
-    pub(super) fn read(&self, cursor: &mut Cursor, max: usize) -> Found {
+    pub(super) fn read(&self, cursor: &mut RingCursor, max: usize) -> RingRead {
         if cursor.index < self.first {
-            return Found::Fallen;
+            return RingRead::Overrun;
         }
         let mut events = Vec::new();
         let start = usize::try_from(cursor.index - self.first).unwrap_or(usize::MAX);
-        for held in self.held.iter().skip(start) {
+        for held in self.entries.iter().skip(start) {
             let replayed = cursor.index < cursor.replay_end;
             match &held.entry {
-                Entry::Event { sequence, .. } if replayed && *sequence <= cursor.floor => (),
-                Entry::Event { unsent: true, .. } if !replayed => (),
-                Entry::Echo { .. } | Entry::Raw(_) if replayed => (),
-                Entry::Raw(raw) if events.is_empty() => {
+                SequenceEntry::Event { sequence, .. } if replayed && *sequence <= cursor.floor => (),
+                SequenceEntry::Event { unsent: true, .. } if !replayed => (),
+                SequenceEntry::Echo { .. } | SequenceEntry::Raw(_) if replayed => (),
+                SequenceEntry::Raw(raw) if events.is_empty() => {
                     cursor.index += 1;
-                    return Found::Raw(raw.clone());
+                    return RingRead::Raw(raw.clone());
                 }
-                Entry::Raw(_) => break,
-                Entry::Event { text, .. } | Entry::Echo { text } => events.push(text.clone()),
+                SequenceEntry::Raw(_) => break,
+                SequenceEntry::Event { text, .. } | SequenceEntry::Echo { text } => events.push(text.clone()),
             }
             cursor.index += 1;
             if events.len() >= max {
                 break;
             }
         }
-        if events.is_empty() { Found::Nothing } else { Found::Events(events) }
+        if events.is_empty() { RingRead::Nothing } else { RingRead::Events(events) }
     }
 
-    fn push(&mut self, now: Instant, entry: Entry) {
+    fn push(&mut self, now: Instant, entry: SequenceEntry) {
         self.bytes += entry.len();
-        self.held.push_back(Held { said_at: now, entry });
+        self.entries.push_back(RingEntry { emitted_at: now, entry });
         while self.is_full(now) {
-            let Some(oldest) = self.held.pop_front() else {
+            let Some(oldest) = self.entries.pop_front() else {
                 break;
             };
             self.bytes -= oldest.entry.len();
@@ -242,9 +251,9 @@ impl Sequence {
 
     /// The newest entry always stays.
     fn is_full(&self, now: Instant) -> bool {
-        let age = self.held.front().map_or(Duration::ZERO, |held| now.duration_since(held.said_at));
-        let over = self.held.len() > ENTRIES_MAX || self.bytes > BYTES_MAX || age > self.retention.max(SLOW_MAX);
-        over && self.held.len() > 1
+        let age = self.entries.front().map_or(Duration::ZERO, |held| now.duration_since(held.emitted_at));
+        let over = self.entries.len() > ENTRIES_MAX || self.bytes > BYTES_MAX || age > self.retention.max(SLOW_MAX);
+        over && self.entries.len() > 1
     }
 }
 
@@ -256,11 +265,11 @@ mod tests {
     const RETENTION: Duration = Duration::from_secs(60);
 
     #[test]
-    fn resume_replays_what_retention_holds_and_else_starts_in_silence() {
+    fn resume_replays_retained_events_and_otherwise_starts_at_the_end() {
         let begin = now();
-        let mut sequence = Sequence::new(RETENTION);
+        let mut sequence = SequenceRing::new(RETENTION);
         for number in 0..10 {
-            sequence.say(begin + Duration::from_secs(10 * number), |n| n.to_string());
+            sequence.push_event(begin + Duration::from_secs(10 * number), |n| n.to_string());
         }
         // Ninety seconds in, events 1 to 3 are older than retention.
         let now = begin + Duration::from_secs(90);
@@ -274,93 +283,93 @@ mod tests {
             (Some(99), vec![]),
         ];
         for (after, expected) in table {
-            let mut cursor = sequence.enter(after, now);
+            let mut cursor = sequence.open_cursor(after, now);
             assert_eq!(events(&sequence, &mut cursor), expected, "after {after:?}");
         }
     }
 
     #[test]
     fn from_nothing_resume_begins_with_the_first_event_while_it_is_held() {
-        let (sequence, now) = said(3);
-        assert_eq!(events(&sequence, &mut sequence.enter(Some(0), now)), ["1", "2", "3"]);
+        let (sequence, now) = filled(3);
+        assert_eq!(events(&sequence, &mut sequence.open_cursor(Some(0), now)), ["1", "2", "3"]);
     }
 
     #[test]
-    fn a_jump_leaves_a_hole_and_a_reset_starts_at_one() {
-        let (mut sequence, now) = said(2);
-        let mut live = sequence.enter(None, now);
+    fn a_jump_skips_numbers_and_a_reset_restarts_at_one() {
+        let (mut sequence, now) = filled(2);
+        let mut live = sequence.open_cursor(None, now);
         sequence.jump(5);
-        sequence.say(now, |n| n.to_string());
+        sequence.push_event(now, |n| n.to_string());
         sequence.reset();
-        sequence.say(now, |n| n.to_string());
-        sequence.say(now, |n| n.to_string());
+        sequence.push_event(now, |n| n.to_string());
+        sequence.push_event(now, |n| n.to_string());
         assert_eq!(events(&sequence, &mut live), ["8", "1", "2"]);
-        assert_eq!(events(&sequence, &mut sequence.enter(Some(1), now)), ["2"]);
+        assert_eq!(events(&sequence, &mut sequence.open_cursor(Some(1), now)), ["2"]);
     }
 
     #[test]
-    fn duplicates_and_reversed_events_are_for_those_who_listen() {
-        let (mut sequence, now) = said(3);
-        let mut live = sequence.enter(Some(3), now);
+    fn duplicates_and_reversed_events_reach_live_readers_only() {
+        let (mut sequence, now) = filled(3);
+        let mut live = sequence.open_cursor(Some(3), now);
         sequence.duplicate(now, 2);
         sequence.reverse(3);
         for _ in 0..3 {
-            sequence.say(now, |n| n.to_string());
+            sequence.push_event(now, |n| n.to_string());
         }
         assert_eq!(events(&sequence, &mut live), ["2", "3", "6", "5", "4"]);
-        assert_eq!(events(&sequence, &mut sequence.enter(Some(1), now)), ["2", "3", "6", "5", "4"]);
-        assert_eq!(events(&sequence, &mut sequence.enter(Some(4), now)), ["6", "5"]);
+        assert_eq!(events(&sequence, &mut sequence.open_cursor(Some(1), now)), ["2", "3", "6", "5", "4"]);
+        assert_eq!(events(&sequence, &mut sequence.open_cursor(Some(4), now)), ["6", "5"]);
     }
 
     #[test]
-    fn the_ring_is_bounded_and_a_reader_too_slow_is_told() {
+    fn the_ring_is_bounded_and_a_slow_reader_overruns() {
         let begin = now();
-        let mut sequence = Sequence::new(RETENTION);
-        let mut slow = sequence.enter(None, begin);
+        let mut sequence = SequenceRing::new(RETENTION);
+        let mut slow = sequence.open_cursor(None, begin);
         for _ in 0..ENTRIES_MAX + 10 {
-            sequence.say(begin, |_| String::new());
+            sequence.push_event(begin, |_| String::new());
         }
-        assert_eq!(sequence.held.len(), ENTRIES_MAX);
-        assert!(matches!(sequence.read(&mut slow, 10), Found::Fallen));
+        assert_eq!(sequence.entries.len(), ENTRIES_MAX);
+        assert!(matches!(sequence.read(&mut slow, 10), RingRead::Overrun));
     }
 
     #[test]
-    fn raw_frames_stand_alone_between_events() {
-        let (mut sequence, now) = said(0);
-        let mut live = sequence.enter(None, now);
-        sequence.say(now, |n| n.to_string());
-        sequence.say_raw(now, Raw::Text("?".to_owned()));
-        sequence.say(now, |n| n.to_string());
-        assert!(matches!(sequence.read(&mut live, 10), Found::Events(events) if events.len() == 1));
-        assert!(matches!(sequence.read(&mut live, 10), Found::Raw(raw) if *raw == Raw::Text("?".to_owned())));
-        assert!(matches!(sequence.read(&mut live, 10), Found::Events(events) if *events[0] == *"2"));
-        assert!(matches!(sequence.read(&mut live, 10), Found::Nothing));
+    fn raw_frames_are_sent_separately_between_events() {
+        let (mut sequence, now) = filled(0);
+        let mut live = sequence.open_cursor(None, now);
+        sequence.push_event(now, |n| n.to_string());
+        sequence.push_raw(now, RawFrame::Text("?".to_owned()));
+        sequence.push_event(now, |n| n.to_string());
+        assert!(matches!(sequence.read(&mut live, 10), RingRead::Events(events) if events.len() == 1));
+        assert!(matches!(sequence.read(&mut live, 10), RingRead::Raw(raw) if *raw == RawFrame::Text("?".to_owned())));
+        assert!(matches!(sequence.read(&mut live, 10), RingRead::Events(events) if *events[0] == *"2"));
+        assert!(matches!(sequence.read(&mut live, 10), RingRead::Nothing));
     }
 
     #[test]
-    fn an_unsent_event_is_for_those_who_resume() {
-        let (mut sequence, now) = said(1);
-        let mut live = sequence.enter(Some(1), now);
+    fn an_unsent_event_is_sent_on_resume_only() {
+        let (mut sequence, now) = filled(1);
+        let mut live = sequence.open_cursor(Some(1), now);
         sequence.unsent = 2;
         for _ in 0..3 {
-            sequence.say(now, |n| n.to_string());
+            sequence.push_event(now, |n| n.to_string());
         }
         assert_eq!(events(&sequence, &mut live), ["4"]);
-        assert_eq!(events(&sequence, &mut sequence.enter(Some(1), now)), ["2", "3", "4"]);
+        assert_eq!(events(&sequence, &mut sequence.open_cursor(Some(1), now)), ["2", "3", "4"]);
     }
 
-    fn said(count: u64) -> (Sequence, Instant) {
+    fn filled(count: u64) -> (SequenceRing, Instant) {
         let now = now();
-        let mut sequence = Sequence::new(RETENTION);
+        let mut sequence = SequenceRing::new(RETENTION);
         for _ in 0..count {
-            sequence.say(now, |n| n.to_string());
+            sequence.push_event(now, |n| n.to_string());
         }
         (sequence, now)
     }
 
-    fn events(sequence: &Sequence, cursor: &mut Cursor) -> Vec<String> {
+    fn events(sequence: &SequenceRing, cursor: &mut RingCursor) -> Vec<String> {
         let mut all = Vec::new();
-        while let Found::Events(events) = sequence.read(cursor, 2) {
+        while let RingRead::Events(events) = sequence.read(cursor, 2) {
             all.extend(events.iter().map(|text| text.to_string()));
         }
         all

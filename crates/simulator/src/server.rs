@@ -17,97 +17,97 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-use super::fault::{Answered, Asked};
-use super::platform::Platform;
-use super::trouble::Request;
+use super::fault::{RequestKind, ResponseFault};
+use super::platform::SimulatedPlatform;
+use super::trouble::RequestInfo;
 
 /// How long the listener rests when it cannot accept, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What becomes of a connection. Requests carry the one of their connection.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Fate(Arc<Inner>);
+pub(super) struct TransportControl(Arc<TransportState>);
 
 #[derive(Debug, Default)]
-struct Inner {
-    sealed: CancellationToken,
-    manner: Mutex<Manner>,
+struct TransportState {
+    reset_token: CancellationToken,
+    write_behaviour: Mutex<WriteBehaviour>,
 }
 
 /// How a connection writes.
 #[derive(Debug, Default)]
-struct Manner {
+struct WriteBehaviour {
     /// Goes out before anything else.
-    before: Vec<u8>,
+    prefix: Vec<u8>,
     /// Time between two bytes.
-    pause: Option<Duration>,
+    byte_pause: Option<Duration>,
 }
 
-impl Fate {
+impl TransportControl {
     /// The connection is reset: what was not sent is lost, and the peer hears no goodbye.
-    pub(super) fn seal(&self) {
-        self.0.sealed.cancel();
+    pub(super) fn reset(&self) {
+        self.0.reset_token.cancel();
     }
 
-    pub(super) fn sealed(&self) -> WaitForCancellationFuture<'_> {
-        self.0.sealed.cancelled()
+    pub(super) fn reset_requested(&self) -> WaitForCancellationFuture<'_> {
+        self.0.reset_token.cancelled()
     }
 
     /// From now on one byte at a time.
     pub(super) fn trickle(&self, pause: Duration) {
-        self.manner().pause = Some(pause);
+        self.write_behaviour().byte_pause = Some(pause);
     }
 
     /// These bytes go out before the answer.
-    pub(super) fn put_before(&self, bytes: &[u8]) {
-        self.manner().before.extend_from_slice(bytes);
+    pub(super) fn prepend(&self, bytes: &[u8]) {
+        self.write_behaviour().prefix.extend_from_slice(bytes);
     }
 
-    fn manner(&self) -> MutexGuard<'_, Manner> {
-        self.0.manner.lock().expect("nobody panics while holding it")
+    fn write_behaviour(&self) -> MutexGuard<'_, WriteBehaviour> {
+        self.0.write_behaviour.lock().expect("nobody panics while holding it")
     }
 }
 
 /// A TCP connection that ends by its fate: in order, or with a reset.
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(super) struct ControlledStream {
     stream: TcpStream,
-    fate: Fate,
+    control: TransportControl,
     /// Until then nothing is written.
-    resting: Option<Pin<Box<Sleep>>>,
+    pause_timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Drop for Wire {
+impl Drop for ControlledStream {
     fn drop(&mut self) {
-        if self.fate.0.sealed.is_cancelled() {
+        if self.control.0.reset_token.is_cancelled() {
             // Without lingering, closing sends a reset. Where it cannot be set, the peer has gone already.
             let _gone = self.stream.set_zero_linger();
         }
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for ControlledStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for ControlledStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let wire = &mut *self;
-        let mut manner = wire.fate.0.manner.lock().expect("nobody panics while holding it");
-        while !manner.before.is_empty() {
-            let written = ready!(Pin::new(&mut wire.stream).poll_write(cx, &manner.before))?;
-            manner.before.drain(..written);
+        let mut manner = wire.control.0.write_behaviour.lock().expect("nobody panics while holding it");
+        while !manner.prefix.is_empty() {
+            let written = ready!(Pin::new(&mut wire.stream).poll_write(cx, &manner.prefix))?;
+            manner.prefix.drain(..written);
         }
-        let Some(pause) = manner.pause else {
+        let Some(pause) = manner.byte_pause else {
             return Pin::new(&mut wire.stream).poll_write(cx, buf);
         };
-        if let Some(resting) = &mut wire.resting {
+        if let Some(resting) = &mut wire.pause_timer {
             ready!(resting.as_mut().poll(cx));
         }
         let written = ready!(Pin::new(&mut wire.stream).poll_write(cx, &buf[..buf.len().min(1)]))?;
-        wire.resting = Some(Box::pin(sleep(pause)));
+        wire.pause_timer = Some(Box::pin(sleep(pause)));
         Poll::Ready(Ok(written))
     }
 
@@ -121,14 +121,14 @@ impl AsyncWrite for Wire {
 }
 
 /// Accepts until the platform stops.
-pub(super) async fn serve(listener: TcpListener, router: Router, platform: Arc<Platform>) {
+pub(super) async fn serve(listener: TcpListener, router: Router, platform: Arc<SimulatedPlatform>) {
     loop {
         tokio::select! {
             biased;
             () = platform.stop.cancelled() => return,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    platform.tasks.spawn(converse(stream, router.clone(), platform.clone()));
+                    platform.tasks.spawn(serve_connection(stream, router.clone(), platform.clone()));
                 }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             },
@@ -136,24 +136,24 @@ pub(super) async fn serve(listener: TcpListener, router: Router, platform: Arc<P
     }
 }
 
-async fn converse(stream: TcpStream, router: Router, platform: Arc<Platform>) {
+async fn serve_connection(stream: TcpStream, router: Router, platform: Arc<SimulatedPlatform>) {
     // Without it small frames wait for acknowledgements; where it cannot be set, the peer has gone already.
     let _gone = stream.set_nodelay(true);
-    let fate = Fate::default();
-    let mut wire = Wire { stream, fate: fate.clone(), resting: None };
-    let request = Request { kind: Asked::Connection, dialect: None, url: "" };
-    let waiting = platform.lock().trouble.for_request(request);
+    let control = TransportControl::default();
+    let mut wire = ControlledStream { stream, control: control.clone(), pause_timer: None };
+    let request = RequestInfo { kind: RequestKind::Connection, dialect: None, url: "" };
+    let waiting = platform.lock().faults.take_answer(request);
     match waiting {
-        Some(Answered::Hang) => return silence(&mut wire, &platform).await,
-        Some(Answered::Late { lasting }) => sleep(lasting).await,
-        Some(Answered::Trickle { every }) => fate.trickle(every),
-        Some(Answered::Reset) => return fate.seal(),
+        Some(ResponseFault::Hang) => return hang(&mut wire, &platform).await,
+        Some(ResponseFault::Late { duration: lasting }) => sleep(lasting).await,
+        Some(ResponseFault::Trickle { every }) => control.trickle(every),
+        Some(ResponseFault::Reset) => return control.reset(),
         // No other answer passes the check for a connection.
         Some(_) | None => (),
     }
     let app = TowerToHyperService::new(router);
     let service = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(fate.clone());
+        request.extensions_mut().insert(control.clone());
         app.call(request)
     });
     let io = TokioIo::new(wire);
@@ -161,13 +161,13 @@ async fn converse(stream: TcpStream, router: Router, platform: Arc<Platform>) {
     tokio::select! {
         biased;
         () = platform.stop.cancelled() => (),
-        () = fate.sealed() => (),
+        () = control.reset_requested() => (),
         _ended = connection => (),
     }
 }
 
 /// Says nothing until the client has gone.
-async fn silence(wire: &mut Wire, platform: &Platform) {
+async fn hang(wire: &mut ControlledStream, platform: &SimulatedPlatform) {
     let mut sink = tokio::io::sink();
     tokio::select! {
         biased;

@@ -5,31 +5,32 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::Serialize;
 
 /// Notifications the ledger remembers, about 50 MB of them; older ones are forgotten.
-const SAID_MAX: usize = 250_000;
+const LEDGER_LEN_MAX: usize = 250_000;
 
 /// Figures since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Tally {
+pub struct SimulatorCounters {
     /// Tokens granted, by grant type.
     pub grants: BTreeMap<String, u64>,
     /// Token requests answered with a failure: by fault, and by right.
     pub token_failures: u64,
     pub channels_created: u64,
     /// By dialect: `sequenced` and `notifications`.
-    pub sockets: BTreeMap<Dialect, Sockets>,
+    pub sockets: BTreeMap<SocketDialect, SocketCounters>,
     /// Events of the contact centre; each is one sequenced event and one notification.
     pub events_said: u64,
     pub handshakes_refused: u64,
     pub last_sequence: u64,
     /// REST calls by the pattern of their path.
     pub rest: BTreeMap<String, u64>,
-    pub notifications: Notifications,
+    pub notifications: NotificationCounters,
 }
 
-impl Tally {
+impl SimulatorCounters {
     /// Both dialects are listed from the start.
-    pub(super) fn at_zero() -> Self {
-        let sockets = [Dialect::Sequenced, Dialect::Notifications].map(|dialect| (dialect, Sockets::default()));
+    pub(super) fn zero() -> Self {
+        let sockets = [SocketDialect::Sequenced, SocketDialect::Notifications]
+            .map(|dialect| (dialect, SocketCounters::default()));
         Self { sockets: BTreeMap::from(sockets), ..Self::default() }
     }
 
@@ -39,7 +40,7 @@ impl Tally {
     }
 
     /// The sockets of one dialect.
-    pub fn sockets(&self, dialect: Dialect) -> Sockets {
+    pub fn sockets(&self, dialect: SocketDialect) -> SocketCounters {
         self.sockets.get(&dialect).copied().unwrap_or_default()
     }
 }
@@ -47,13 +48,13 @@ impl Tally {
 /// The two kinds of sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Dialect {
+pub enum SocketDialect {
     Sequenced,
     Notifications,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Sockets {
+pub struct SocketCounters {
     pub open: u64,
     pub total: u64,
     /// How often the last one was closed while no other was open.
@@ -61,7 +62,7 @@ pub struct Sockets {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Notifications {
+pub struct NotificationCounters {
     pub said: u64,
     /// Written to at least one socket.
     pub delivered: u64,
@@ -71,7 +72,7 @@ pub struct Notifications {
 
 /// One notification that was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notification {
+pub struct EmittedNotification {
     /// Dense, from 0.
     pub number: u64,
     pub topic: String,
@@ -85,37 +86,37 @@ pub struct Notification {
 
 /// The notifications said lately.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct NotificationLog {
     first: u64,
-    held: VecDeque<Notification>,
+    notifications: VecDeque<EmittedNotification>,
 }
 
-impl Said {
+impl NotificationLog {
     /// The number that the next notification gets.
-    pub(super) fn end(&self) -> u64 {
-        self.first + self.held.len() as u64
+    pub(super) fn next_number(&self) -> u64 {
+        self.first + self.notifications.len() as u64
     }
 
     pub(super) fn push(&mut self, topic: String, correlation: String, subscribed: bool) {
-        if self.held.len() >= SAID_MAX {
-            self.held.pop_front();
+        if self.notifications.len() >= LEDGER_LEN_MAX {
+            self.notifications.pop_front();
             self.first += 1;
         }
-        let number = self.end();
-        self.held.push_back(Notification { number, topic, correlation, subscribed, written: false });
+        let number = self.next_number();
+        self.notifications.push_back(EmittedNotification { number, topic, correlation, subscribed, written: false });
     }
 
     /// Notes that it was written; true the first time.
-    pub(super) fn written(&mut self, number: u64) -> bool {
+    pub(super) fn mark_written(&mut self, number: u64) -> bool {
         let Some(offset) = number.checked_sub(self.first) else {
             return false;
         };
         let index = usize::try_from(offset).unwrap_or(usize::MAX);
-        self.held.get_mut(index).is_some_and(|said| !std::mem::replace(&mut said.written, true))
+        self.notifications.get_mut(index).is_some_and(|said| !std::mem::replace(&mut said.written, true))
     }
 
-    pub(super) fn since(&self, mark: u64) -> Vec<Notification> {
+    pub(super) fn since(&self, mark: u64) -> Vec<EmittedNotification> {
         let skip = usize::try_from(mark.saturating_sub(self.first)).unwrap_or(usize::MAX);
-        self.held.iter().skip(skip).cloned().collect()
+        self.notifications.iter().skip(skip).cloned().collect()
     }
 }

@@ -13,11 +13,11 @@ use super::form;
 use super::world::uuid;
 
 /// Tokens remembered; past it the expired ones are forgotten, and then count as unknown.
-const REMEMBERED_MAX: usize = 10_000;
+const TOKENS_MAX: usize = 10_000;
 /// The window of the request limit.
-const WINDOW: Duration = Duration::from_secs(60);
+const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// Keeps the strings of tokens apart from the story of the same seed.
-const STRINGS: u64 = 0x74_6f_6b_65_6e;
+const TOKEN_SEED: u64 = 0x74_6f_6b_65_6e;
 const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
 /// What an access token looks like.
@@ -32,20 +32,20 @@ pub enum TokenKind {
 
 /// The one OAuth client of the platform.
 #[derive(Clone, Debug)]
-pub(super) struct Client {
+pub(super) struct ClientCredentials {
     pub(super) id: String,
     pub(super) secret: String,
 }
 
 /// What a grant request presents.
 #[derive(Clone, Debug)]
-pub(super) struct Presented {
-    pub(super) client: Option<Client>,
+pub(super) struct TokenRequest {
+    pub(super) client: Option<ClientCredentials>,
     pub(super) form: Vec<(String, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Grant {
+pub(super) struct TokenGrant {
     pub(super) kind: &'static str,
     pub(super) access_token: String,
     pub(super) expires_in: u64,
@@ -53,7 +53,7 @@ pub(super) struct Grant {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Denied {
+pub(super) enum GrantRejection {
     ClientNotFound,
     ClientSecret,
     InvalidGrant,
@@ -62,7 +62,7 @@ pub(super) enum Denied {
 
 /// Why a bearer is not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unwelcome {
+pub(super) enum TokenRejection {
     Missing,
     Unknown,
     Expired,
@@ -70,107 +70,119 @@ pub(super) enum Unwelcome {
 
 /// How far a token is into its request limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Usage {
+pub(super) struct RateUsage {
     pub(super) count: u32,
     pub(super) reset: Duration,
 }
 
 #[derive(Debug)]
-struct Life {
-    ends: Instant,
-    window: Instant,
+struct TokenRecord {
+    expires_at: Instant,
+    window_start: Instant,
     count: u32,
 }
 
 #[derive(Debug)]
-pub(super) struct Tokens {
-    client: Client,
+pub(super) struct TokenRegistry {
+    client: ClientCredentials,
     kind: TokenKind,
     ttl: Duration,
     refresh_token: String,
-    lives: HashMap<String, Life>,
+    records: HashMap<String, TokenRecord>,
     rng: fastrand::Rng,
 }
 
-impl Tokens {
-    pub(super) fn new(client: Client, kind: TokenKind, ttl: Duration, refresh_token: String, seed: u64) -> Self {
-        let rng = fastrand::Rng::with_seed(seed ^ STRINGS);
-        Self { client, kind, ttl, refresh_token, lives: HashMap::new(), rng }
+impl TokenRegistry {
+    pub(super) fn new(
+        client: ClientCredentials,
+        kind: TokenKind,
+        ttl: Duration,
+        refresh_token: String,
+        seed: u64,
+    ) -> Self {
+        let rng = fastrand::Rng::with_seed(seed ^ TOKEN_SEED);
+        Self { client, kind, ttl, refresh_token, records: HashMap::new(), rng }
     }
 
     /// A new token. `epoch` is the platform's calendar in seconds, for the claims of a JWT.
-    pub(super) fn grant(&mut self, presented: &Presented, now: Instant, epoch: i64) -> Result<Grant, Denied> {
-        let kind = form::value(&presented.form, "grant_type").unwrap_or_default();
+    pub(super) fn grant(
+        &mut self,
+        request: &TokenRequest,
+        now: Instant,
+        epoch: i64,
+    ) -> Result<TokenGrant, GrantRejection> {
+        let kind = form::value(&request.form, "grant_type").unwrap_or_default();
         let kind = match kind {
             "client_credentials" => "client_credentials",
             "refresh_token" => "refresh_token",
             JWT_BEARER => "jwt_bearer",
-            _other => return Err(Denied::UnsupportedGrant),
+            _other => return Err(GrantRejection::UnsupportedGrant),
         };
-        self.check_client(presented.client.as_ref(), kind)?;
+        self.check_client(request.client.as_ref(), kind)?;
         let refresh_token = match kind {
-            "refresh_token" => Some(self.rotate(form::value(&presented.form, "refresh_token"))?),
-            "jwt_bearer" => check_assertion(form::value(&presented.form, "assertion")).map(|()| None)?,
+            "refresh_token" => Some(self.rotate(form::value(&request.form, "refresh_token"))?),
+            "jwt_bearer" => check_assertion(form::value(&request.form, "assertion")).map(|()| None)?,
             _client_credentials => None,
         };
-        let access_token = self.mint(now, epoch);
-        Ok(Grant { kind, access_token, expires_in: self.ttl.as_secs(), refresh_token })
+        let access_token = self.issue(now, epoch);
+        Ok(TokenGrant { kind, access_token, expires_in: self.ttl.as_secs(), refresh_token })
     }
 
     /// When the token ends, if it is good.
-    pub(super) fn check(&self, token: Option<&str>, now: Instant) -> Result<Instant, Unwelcome> {
-        let life = self.lives.get(token.ok_or(Unwelcome::Missing)?).ok_or(Unwelcome::Unknown)?;
-        if now < life.ends { Ok(life.ends) } else { Err(Unwelcome::Expired) }
+    pub(super) fn check(&self, token: Option<&str>, now: Instant) -> Result<Instant, TokenRejection> {
+        let record = self.records.get(token.ok_or(TokenRejection::Missing)?).ok_or(TokenRejection::Unknown)?;
+        if now < record.expires_at { Ok(record.expires_at) } else { Err(TokenRejection::Expired) }
     }
 
     /// Counts one request of a good token.
-    pub(super) fn count(&mut self, token: &str, now: Instant) -> Usage {
-        let Some(life) = self.lives.get_mut(token) else {
-            return Usage { count: 0, reset: WINDOW };
+    pub(super) fn count(&mut self, token: &str, now: Instant) -> RateUsage {
+        let Some(record) = self.records.get_mut(token) else {
+            return RateUsage { count: 0, reset: RATE_WINDOW };
         };
-        if now.duration_since(life.window) >= WINDOW {
-            life.window = now;
-            life.count = 0;
+        if now.duration_since(record.window_start) >= RATE_WINDOW {
+            record.window_start = now;
+            record.count = 0;
         }
-        life.count += 1;
-        Usage { count: life.count, reset: WINDOW.saturating_sub(now.duration_since(life.window)) }
+        record.count += 1;
+        RateUsage { count: record.count, reset: RATE_WINDOW.saturating_sub(now.duration_since(record.window_start)) }
     }
 
     /// Every token ends now.
     pub(super) fn revoke_all(&mut self, now: Instant) {
-        for life in self.lives.values_mut() {
-            life.ends = life.ends.min(now);
+        for life in self.records.values_mut() {
+            life.expires_at = life.expires_at.min(now);
         }
     }
 
-    fn check_client(&self, client: Option<&Client>, kind: &str) -> Result<(), Denied> {
+    fn check_client(&self, client: Option<&ClientCredentials>, kind: &str) -> Result<(), GrantRejection> {
         match client {
-            Some(client) if client.id != self.client.id => Err(Denied::ClientNotFound),
-            Some(client) if client.secret != self.client.secret => Err(Denied::ClientSecret),
+            Some(client) if client.id != self.client.id => Err(GrantRejection::ClientNotFound),
+            Some(client) if client.secret != self.client.secret => Err(GrantRejection::ClientSecret),
             Some(_) => Ok(()),
             // An assertion says by itself who presents it (RFC 7523 section 3.1).
             None if kind == "jwt_bearer" => Ok(()),
-            None => Err(Denied::ClientNotFound),
+            None => Err(GrantRejection::ClientNotFound),
         }
     }
 
-    fn rotate(&mut self, presented: Option<&str>) -> Result<String, Denied> {
-        if presented != Some(self.refresh_token.as_str()) {
-            return Err(Denied::InvalidGrant);
+    fn rotate(&mut self, refresh_token: Option<&str>) -> Result<String, GrantRejection> {
+        if refresh_token != Some(self.refresh_token.as_str()) {
+            return Err(GrantRejection::InvalidGrant);
         }
         self.refresh_token = uuid(&mut self.rng);
         Ok(self.refresh_token.clone())
     }
 
-    fn mint(&mut self, now: Instant, epoch: i64) -> String {
-        if self.lives.len() >= REMEMBERED_MAX {
-            self.lives.retain(|_, life| now < life.ends);
+    fn issue(&mut self, now: Instant, epoch: i64) -> String {
+        if self.records.len() >= TOKENS_MAX {
+            self.records.retain(|_, life| now < life.expires_at);
         }
         let token = match self.kind {
             TokenKind::Opaque => BASE64_URL_SAFE_NO_PAD.encode(uuid(&mut self.rng)),
             TokenKind::Jwt => self.jwt(epoch),
         };
-        self.lives.insert(token.clone(), Life { ends: after(now, self.ttl), window: now, count: 0 });
+        self.records
+            .insert(token.clone(), TokenRecord { expires_at: after(now, self.ttl), window_start: now, count: 0 });
         token
     }
 
@@ -187,9 +199,13 @@ impl Tokens {
     }
 }
 
-fn check_assertion(assertion: Option<&str>) -> Result<(), Denied> {
+fn check_assertion(assertion: Option<&str>) -> Result<(), GrantRejection> {
     let parts: Vec<&str> = assertion.unwrap_or_default().split('.').collect();
-    if parts.len() == 3 && parts.iter().all(|part| !part.is_empty()) { Ok(()) } else { Err(Denied::InvalidGrant) }
+    if parts.len() == 3 && parts.iter().all(|part| !part.is_empty()) {
+        Ok(())
+    } else {
+        Err(GrantRejection::InvalidGrant)
+    }
 }
 
 #[cfg(test)]
@@ -198,26 +214,29 @@ mod tests {
     use crate::clock::now;
 
     #[test]
-    fn a_token_lives_as_long_as_it_says() {
+    fn a_token_expires_after_its_lifetime() {
         let begin = now();
         let mut tokens = tokens(TokenKind::Opaque);
         let grant = tokens.grant(&presented("demo", "secret", "client_credentials", None), begin, 0).unwrap();
         assert_eq!((grant.expires_in, grant.refresh_token), (60, None));
         let check = |seconds| tokens.check(Some(&grant.access_token), begin + Duration::from_secs(seconds));
         assert!(check(59).is_ok());
-        assert_eq!(check(60), Err(Unwelcome::Expired));
-        assert_eq!(tokens.check(Some("other"), begin), Err(Unwelcome::Unknown));
-        assert_eq!(tokens.check(None, begin), Err(Unwelcome::Missing));
+        assert_eq!(check(60), Err(TokenRejection::Expired));
+        assert_eq!(tokens.check(Some("other"), begin), Err(TokenRejection::Unknown));
+        assert_eq!(tokens.check(None, begin), Err(TokenRejection::Missing));
     }
 
     #[test]
-    fn wrong_clients_and_grants_are_told_apart() {
+    fn wrong_clients_and_grants_have_distinct_errors() {
         let table = [
-            (presented("demo", "wrong", "client_credentials", None), Denied::ClientSecret),
-            (presented("other", "secret", "client_credentials", None), Denied::ClientNotFound),
-            (presented("demo", "secret", "password", None), Denied::UnsupportedGrant),
-            (presented("demo", "secret", "refresh_token", Some(("refresh_token", "old"))), Denied::InvalidGrant),
-            (presented("demo", "secret", JWT_BEARER, Some(("assertion", "a.b"))), Denied::InvalidGrant),
+            (presented("demo", "wrong", "client_credentials", None), GrantRejection::ClientSecret),
+            (presented("other", "secret", "client_credentials", None), GrantRejection::ClientNotFound),
+            (presented("demo", "secret", "password", None), GrantRejection::UnsupportedGrant),
+            (
+                presented("demo", "secret", "refresh_token", Some(("refresh_token", "old"))),
+                GrantRejection::InvalidGrant,
+            ),
+            (presented("demo", "secret", JWT_BEARER, Some(("assertion", "a.b"))), GrantRejection::InvalidGrant),
         ];
         for (request, denied) in table {
             assert_eq!(tokens(TokenKind::Opaque).grant(&request, now(), 0), Err(denied), "{request:?}");
@@ -229,13 +248,13 @@ mod tests {
         let mut tokens = tokens(TokenKind::Opaque);
         let request = |token: &str| presented("demo", "secret", "refresh_token", Some(("refresh_token", token)));
         let second = tokens.grant(&request("first"), now(), 0).unwrap().refresh_token.unwrap();
-        assert_eq!(tokens.grant(&request("first"), now(), 0), Err(Denied::InvalidGrant));
+        assert_eq!(tokens.grant(&request("first"), now(), 0), Err(GrantRejection::InvalidGrant));
         let third = tokens.grant(&request(&second), now(), 0).unwrap().refresh_token.unwrap();
         assert_ne!(second, third);
     }
 
     #[test]
-    fn a_jwt_tells_its_life_by_the_platforms_calendar() {
+    fn a_jwt_carries_its_lifetime_by_the_platforms_clock() {
         let mut tokens = tokens(TokenKind::Jwt);
         let grant = tokens.grant(&presented("demo", "secret", "client_credentials", None), now(), 5_000).unwrap();
         let parts: Vec<&str> = grant.access_token.split('.').collect();
@@ -251,7 +270,7 @@ mod tests {
         let request = presented("demo", "secret", "client_credentials", None);
         let token = tokens.grant(&request, begin, 0).unwrap().access_token;
         tokens.revoke_all(begin);
-        assert_eq!(tokens.check(Some(&token), begin), Err(Unwelcome::Expired));
+        assert_eq!(tokens.check(Some(&token), begin), Err(TokenRejection::Expired));
     }
 
     #[test]
@@ -262,18 +281,18 @@ mod tests {
         let token = tokens.grant(&request, begin, 0).unwrap().access_token;
         tokens.count(&token, begin);
         let usage = tokens.count(&token, begin + Duration::from_secs(20));
-        assert_eq!(usage, Usage { count: 2, reset: Duration::from_secs(40) });
+        assert_eq!(usage, RateUsage { count: 2, reset: Duration::from_secs(40) });
         assert_eq!(tokens.count(&token, begin + Duration::from_secs(60)).count, 1);
     }
 
-    fn tokens(kind: TokenKind) -> Tokens {
-        let client = Client { id: "demo".to_owned(), secret: "secret".to_owned() };
-        Tokens::new(client, kind, Duration::from_secs(60), "first".to_owned(), 1)
+    fn tokens(kind: TokenKind) -> TokenRegistry {
+        let client = ClientCredentials { id: "demo".to_owned(), secret: "secret".to_owned() };
+        TokenRegistry::new(client, kind, Duration::from_secs(60), "first".to_owned(), 1)
     }
 
-    fn presented(id: &str, secret: &str, grant: &str, more: Option<(&str, &str)>) -> Presented {
+    fn presented(id: &str, secret: &str, grant: &str, more: Option<(&str, &str)>) -> TokenRequest {
         let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         let form = [Some(("grant_type", grant)), more].into_iter().flatten().map(pair).collect();
-        Presented { client: Some(Client { id: id.to_owned(), secret: secret.to_owned() }), form }
+        TokenRequest { client: Some(ClientCredentials { id: id.to_owned(), secret: secret.to_owned() }), form }
     }
 }

@@ -3,10 +3,10 @@
 
 use serde_json::{Value, json};
 
-use super::world::Cast;
+use super::world::Roster;
 
 /// Longest topic, combined ones included.
-const TOPIC_MAX: usize = 200;
+const TOPIC_LEN_MAX: usize = 200;
 
 /// A kind of topic; `{id}` stands for the id.
 struct Template {
@@ -37,7 +37,7 @@ const TEMPLATES: [Template; 18] = [
 
 /// Why a topic is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Rejected {
+pub(super) enum TopicRejection {
     Unknown,
     TooLong,
     NoSuchEntity,
@@ -46,25 +46,25 @@ pub(super) enum Rejected {
 
 /// What one requested topic comes to: the parts that events arrive under, and the parts that are refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Meaning {
+pub(super) struct TopicResolution {
     pub(super) permitted: Vec<String>,
-    pub(super) rejected: Vec<(String, Rejected)>,
+    pub(super) rejected: Vec<(String, TopicRejection)>,
 }
 
 /// Reads a requested topic. `forbidden` are beginnings of topics that the client has no permission for.
-pub(super) fn mean(topic: &str, cast: &Cast, forbidden: &[String]) -> Meaning {
-    let mut meaning = Meaning { permitted: Vec::new(), rejected: Vec::new() };
-    if topic.len() > TOPIC_MAX {
-        meaning.rejected.push((topic.to_owned(), Rejected::TooLong));
-        return meaning;
+pub(super) fn resolve(topic: &str, roster: &Roster, forbidden: &[String]) -> TopicResolution {
+    let mut resolution = TopicResolution { permitted: Vec::new(), rejected: Vec::new() };
+    if topic.len() > TOPIC_LEN_MAX {
+        resolution.rejected.push((topic.to_owned(), TopicRejection::TooLong));
+        return resolution;
     }
     for part in expand(topic) {
-        match check(&part, cast, forbidden) {
-            Ok(()) => meaning.permitted.push(part),
-            Err(rejected) => meaning.rejected.push((part, rejected)),
+        match check(&part, roster, forbidden) {
+            Ok(()) => resolution.permitted.push(part),
+            Err(rejected) => resolution.rejected.push((part, rejected)),
         }
     }
-    meaning
+    resolution
 }
 
 /// `v2.users.{id}?presence&routingStatus` is two topics.
@@ -75,18 +75,20 @@ fn expand(topic: &str) -> Vec<String> {
     }
 }
 
-fn check(topic: &str, cast: &Cast, forbidden: &[String]) -> Result<(), Rejected> {
-    let (template, id) =
-        TEMPLATES.iter().find_map(|template| Some((template, id_in(topic, template)?))).ok_or(Rejected::Unknown)?;
+fn check(topic: &str, roster: &Roster, forbidden: &[String]) -> Result<(), TopicRejection> {
+    let (template, id) = TEMPLATES
+        .iter()
+        .find_map(|template| Some((template, id_in(topic, template)?)))
+        .ok_or(TopicRejection::Unknown)?;
     if forbidden.iter().any(|start| topic.starts_with(start.as_str())) {
-        return Err(Rejected::Forbidden { permission: template.permission.unwrap_or("directory:user:view") });
+        return Err(TopicRejection::Forbidden { permission: template.permission.unwrap_or("directory:user:view") });
     }
     let exists = match template.text.split('.').nth(1) {
-        Some("users") => cast.agent(id).is_some(),
+        Some("users") => roster.agent(id).is_some(),
         Some("detail") => id.len() == 36,
-        Some(_) | None => cast.queue(id).is_some(),
+        Some(_) | None => roster.queue(id).is_some(),
     };
-    if exists { Ok(()) } else { Err(Rejected::NoSuchEntity) }
+    if exists { Ok(()) } else { Err(TopicRejection::NoSuchEntity) }
 }
 
 fn id_in<'a>(topic: &'a str, template: &Template) -> Option<&'a str> {
@@ -118,27 +120,27 @@ mod tests {
 
     #[test]
     fn topics_are_permitted_or_rejected_part_by_part() {
-        let cast = Cast::hire(1, 3, 2);
-        let (user, queue) = (cast.agents[0].id.clone(), cast.queues[0].id.clone());
+        let roster = Roster::generate(1, 3, 2);
+        let (user, queue) = (roster.agents[0].id.clone(), roster.queues[0].id.clone());
         let forbidden = ["v2.routing.".to_owned()];
         let table = [
             (format!("v2.users.{user}.presence"), 1, vec![]),
-            (format!("v2.users.{user}?presence&routingStatus&shoeSize"), 2, vec![Rejected::Unknown]),
-            (format!("v2.users.{queue}.presence"), 0, vec![Rejected::NoSuchEntity]),
-            ("v2.users.*.presence".to_owned(), 0, vec![Rejected::Unknown]),
+            (format!("v2.users.{user}?presence&routingStatus&shoeSize"), 2, vec![TopicRejection::Unknown]),
+            (format!("v2.users.{queue}.presence"), 0, vec![TopicRejection::NoSuchEntity]),
+            ("v2.users.*.presence".to_owned(), 0, vec![TopicRejection::Unknown]),
             (format!("v2.analytics.queues.{queue}.observations"), 1, vec![]),
             (format!("v2.detail.events.conversation.{user}.acd.end"), 1, vec![]),
-            (format!("v2.users.{}", "x".repeat(200)), 0, vec![Rejected::TooLong]),
+            (format!("v2.users.{}", "x".repeat(200)), 0, vec![TopicRejection::TooLong]),
             (
                 format!("v2.routing.queues.{queue}.users"),
                 0,
-                vec![Rejected::Forbidden { permission: "routing:queue:view" }],
+                vec![TopicRejection::Forbidden { permission: "routing:queue:view" }],
             ),
         ];
         for (topic, permitted, rejected) in table {
-            let meaning = mean(&topic, &cast, &forbidden);
-            assert_eq!(meaning.permitted.len(), permitted, "{topic}");
-            let reasons: Vec<Rejected> = meaning.rejected.into_iter().map(|(_, reason)| reason).collect();
+            let resolution = resolve(&topic, &roster, &forbidden);
+            assert_eq!(resolution.permitted.len(), permitted, "{topic}");
+            let reasons: Vec<TopicRejection> = resolution.rejected.into_iter().map(|(_, reason)| reason).collect();
             assert_eq!(reasons, rejected, "{topic}");
         }
     }

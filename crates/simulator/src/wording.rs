@@ -4,56 +4,56 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::clock::stamp;
-use super::world::Event;
+use super::world::PlatformEvent;
 
 #[derive(Serialize)]
-struct Metadata<'a> {
+struct EventMetadata<'a> {
     #[serde(rename = "CorrelationId")]
     correlation: &'a str,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Sequenced<'a> {
+struct SequencedFrame<'a> {
     sequence_id: u64,
     event_type: &'a str,
     topic_name: &'a str,
     event_time: String,
     event_body: &'a Value,
-    metadata: Metadata<'a>,
+    metadata: EventMetadata<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Notification<'a> {
+struct NotificationFrame<'a> {
     topic_name: &'a str,
     version: &'a str,
     event_body: &'a Value,
-    metadata: Metadata<'a>,
+    metadata: EventMetadata<'a>,
 }
 
 /// One event of the numbered stream.
-pub(super) fn sequenced_text(sequence: u64, event: &Event) -> String {
-    write(&Sequenced {
+pub(super) fn sequenced_text(sequence: u64, event: &PlatformEvent) -> String {
+    write(&SequencedFrame {
         sequence_id: sequence,
         event_type: event.kind,
         topic_name: &event.topic,
         event_time: stamp(event.at),
         event_body: &event.body,
-        metadata: Metadata { correlation: &event.correlation },
+        metadata: EventMetadata { correlation: &event.correlation },
     })
 }
 
 /// How an event writes its number and its time, where a fault wants it otherwise.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Wording {
+pub(super) struct EncodingOverride {
     /// `1.0` in place of `1`.
     pub(super) decimal: bool,
     pub(super) time: Option<String>,
 }
 
-impl Wording {
-    pub(super) fn of(&self, text: String) -> String {
+impl EncodingOverride {
+    pub(super) fn apply(&self, text: String) -> String {
         let mut text = text;
         if self.decimal {
             text = text.replacen(",\"eventType\"", ".0,\"eventType\"", 1);
@@ -69,13 +69,18 @@ impl Wording {
 }
 
 /// One event as a notification.
-pub(super) fn notification_text(event: &Event) -> String {
+pub(super) fn notification_text(event: &PlatformEvent) -> String {
     envelope(&event.topic, &event.body, &event.correlation)
 }
 
 /// The envelope around any notification; `version` is always the text "2".
 pub(super) fn envelope(topic: &str, body: &Value, correlation: &str) -> String {
-    write(&Notification { topic_name: topic, version: "2", event_body: body, metadata: Metadata { correlation } })
+    write(&NotificationFrame {
+        topic_name: topic,
+        version: "2",
+        event_body: body,
+        metadata: EventMetadata { correlation },
+    })
 }
 
 fn write(what: &impl Serialize) -> String {

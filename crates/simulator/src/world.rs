@@ -14,14 +14,14 @@ use std::time::Duration;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-pub(super) use cast::{Cast, ORGANIZATION, Queue, uuid};
-use happening::Happening;
-use story::Story;
-pub(super) use view::View;
+pub(super) use cast::{ORGANIZATION, Queue, Roster, uuid};
+use happening::ScenarioEvent;
+use story::ScenarioEngine;
+pub(super) use view::WorldView;
 
 /// What a world is made from.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Origin {
+pub(super) struct WorldSettings {
     pub(super) seed: u64,
     pub(super) agents: usize,
     pub(super) queues: usize,
@@ -33,7 +33,7 @@ pub(super) struct Origin {
 
 /// One thing that happened, as the platform would tell it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Event {
+pub(super) struct PlatformEvent {
     /// The full topic, with its ids.
     pub(super) topic: String,
     /// The topic with its ids taken out.
@@ -44,53 +44,63 @@ pub(super) struct Event {
 }
 
 #[derive(Debug)]
-pub(super) struct World {
-    origin: Origin,
-    told: u64,
-    story: Story,
+pub(super) struct ContactCentre {
+    origin: WorldSettings,
+    emitted: u64,
+    scenario: ScenarioEngine,
     /// What the last step of the story caused and nobody has been told yet.
-    pending: VecDeque<Happening>,
-    view: View,
+    pending: VecDeque<ScenarioEvent>,
+    view: WorldView,
 }
 
-impl World {
-    pub(super) fn new(origin: Origin) -> Self {
-        let story = Story::begin(origin.seed, Cast::hire(origin.seed, origin.agents, origin.queues), origin.base);
-        let view = View::of(&story);
-        Self { origin, told: 0, story, pending: VecDeque::new(), view }
+impl ContactCentre {
+    pub(super) fn new(origin: WorldSettings) -> Self {
+        let scenario = ScenarioEngine::start(
+            origin.seed,
+            Roster::generate(origin.seed, origin.agents, origin.queues),
+            origin.base,
+        );
+        let view = WorldView::initial(&scenario);
+        Self { origin, emitted: 0, scenario, pending: VecDeque::new(), view }
     }
 
     /// Tells the next event; the view changes with it, so that a snapshot agrees with exactly what was told.
-    pub(super) fn next_event(&mut self) -> Event {
-        self.told += 1;
-        let at = self.moment(self.told);
-        let happening = self.next_happening(at);
-        self.view.learn(&happening);
-        let told = shapes::tell(&happening, self.story.cast(), at);
-        Event { topic: told.topic, kind: told.kind, at, body: told.body, correlation: self.correlation() }
+    pub(super) fn next_event(&mut self) -> PlatformEvent {
+        self.emitted += 1;
+        let at = self.time_of(self.emitted);
+        let scenario_event = self.next_scenario_event(at);
+        self.view.apply(&scenario_event);
+        let formatted = shapes::format_event(&scenario_event, self.scenario.roster(), at);
+        PlatformEvent {
+            topic: formatted.topic,
+            kind: formatted.kind,
+            at,
+            body: formatted.body,
+            correlation: self.correlation(),
+        }
     }
 
-    pub(super) fn view(&self) -> &View {
+    pub(super) fn view(&self) -> &WorldView {
         &self.view
     }
 
-    pub(super) fn cast(&self) -> &Cast {
-        self.story.cast()
+    pub(super) fn roster(&self) -> &Roster {
+        self.scenario.roster()
     }
 
     /// The story's own time: when the last told event happened.
-    pub(super) fn story_time(&self) -> OffsetDateTime {
-        self.moment(self.told)
+    pub(super) fn scenario_time(&self) -> OffsetDateTime {
+        self.time_of(self.emitted)
     }
 
-    fn next_happening(&mut self, at: OffsetDateTime) -> Happening {
+    fn next_scenario_event(&mut self, at: OffsetDateTime) -> ScenarioEvent {
         while self.pending.is_empty() {
-            self.story.step(at, &mut self.pending);
+            self.scenario.step(at, &mut self.pending);
         }
         self.pending.pop_front().expect("the loop above ends with something pending")
     }
 
-    fn moment(&self, number: u64) -> OffsetDateTime {
+    fn time_of(&self, number: u64) -> OffsetDateTime {
         let nanos = self.origin.step.as_nanos().saturating_mul(u128::from(number));
         let seconds = i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX);
         let rest = i32::try_from(nanos % 1_000_000_000).expect("a remainder of a thousand million fits");
@@ -98,7 +108,7 @@ impl World {
     }
 
     fn correlation(&self) -> String {
-        let mixed = self.origin.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.told;
+        let mixed = self.origin.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.emitted;
         uuid(&mut fastrand::Rng::with_seed(mixed))
     }
 }
@@ -112,22 +122,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_tells_the_same_story() {
-        let (mut one, mut other) = (World::new(origin(7)), World::new(origin(7)));
+    fn the_same_seed_gives_the_same_events() {
+        let (mut one, mut other) = (ContactCentre::new(origin(7)), ContactCentre::new(origin(7)));
         for _ in 0..2_000 {
             assert_eq!(one.next_event(), other.next_event());
         }
     }
 
     #[test]
-    fn another_seed_tells_another_story() {
-        let (mut one, mut other) = (World::new(origin(7)), World::new(origin(8)));
+    fn another_seed_gives_other_events() {
+        let (mut one, mut other) = (ContactCentre::new(origin(7)), ContactCentre::new(origin(8)));
         assert_ne!(one.next_event(), other.next_event());
     }
 
     #[test]
-    fn every_kind_of_event_is_told_and_none_twice_under_one_correlation_id() {
-        let mut world = World::new(origin(1));
+    fn every_kind_of_event_is_emitted_with_a_unique_correlation_id() {
+        let mut world = ContactCentre::new(origin(1));
         let mut kinds = HashMap::<&str, u32>::new();
         let mut correlations = std::collections::HashSet::new();
         for _ in 0..5_000 {
@@ -141,8 +151,8 @@ mod tests {
     }
 
     #[test]
-    fn an_event_has_the_size_of_a_real_one() {
-        let mut world = World::new(origin(3));
+    fn events_have_realistic_sizes() {
+        let mut world = ContactCentre::new(origin(3));
         let sizes: Vec<usize> = (0..2_000).map(|_| world.next_event().body.to_string().len()).collect();
         assert!(sizes.iter().all(|size| (80..4_096).contains(size)), "{:?}", sizes.iter().max());
         let mean = sizes.iter().sum::<usize>() / sizes.len();
@@ -150,9 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn time_only_goes_on() {
-        let mut world = World::new(origin(3));
-        let mut last = world.story_time();
+    fn time_increases_monotonically() {
+        let mut world = ContactCentre::new(origin(3));
+        let mut last = world.scenario_time();
         for _ in 0..100 {
             let at = world.next_event().at;
             assert_eq!(at - last, time::Duration::milliseconds(50));
@@ -161,8 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn the_view_is_what_the_events_add_up_to() {
-        let mut world = World::new(origin(5));
+    fn the_view_equals_the_sum_of_the_events() {
+        let mut world = ContactCentre::new(origin(5));
         let mut statuses = HashMap::new();
         let mut waiting = HashMap::new();
         for _ in 0..5_000 {
@@ -175,7 +185,7 @@ mod tests {
                 waiting.insert(event.body["group"]["queueId"].clone(), metrics[0]["stats"]["count"].clone());
             }
         }
-        let users = world.view().users(world.cast());
+        let users = world.view().users(world.roster());
         assert!(statuses.len() > 5 && waiting.len() > 1);
         for user in users {
             if let Some(status) = statuses.get(&user["id"]) {
@@ -183,14 +193,14 @@ mod tests {
             }
         }
         for (queue, count) in waiting {
-            let queue = world.cast().queue(queue.as_str().unwrap()).unwrap();
-            let observation = world.view().observation(world.cast(), queue, false);
+            let queue = world.roster().queue(queue.as_str().unwrap()).unwrap();
+            let observation = world.view().observation(world.roster(), queue, false);
             assert_eq!(count, observation["data"][0]["stats"]["count"]);
         }
     }
 
-    fn origin(seed: u64) -> Origin {
+    fn origin(seed: u64) -> WorldSettings {
         let base = datetime!(2026-05-04 12:00 UTC);
-        Origin { seed, agents: 12, queues: 3, base, step: Duration::from_millis(50) }
+        WorldSettings { seed, agents: 12, queues: 3, base, step: Duration::from_millis(50) }
     }
 }

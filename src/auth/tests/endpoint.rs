@@ -14,11 +14,11 @@ use tokio::{
     sync::{Notify, mpsc},
 };
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use crate::tasks::Tasks;
 
 /// More requests than this are none that a test wants to see; they are answered, and not remembered.
-const REMEMBERED_MAX: usize = 100;
+const REQUESTS_MAX: usize = 100;
 
 pub(super) struct Endpoint {
     pub(super) url: String,
@@ -54,11 +54,15 @@ impl Request {
 
 impl Reply {
     pub(super) fn granted(token: &str, expires_in: u64) -> Self {
-        Self::say(200, "", &format!(r#"{{"access_token":"{token}","token_type":"bearer","expires_in":{expires_in}}}"#))
+        Self::response(
+            200,
+            "",
+            &format!(r#"{{"access_token":"{token}","token_type":"bearer","expires_in":{expires_in}}}"#),
+        )
     }
 
     /// JSON, unless a header says otherwise.
-    pub(super) fn say(status: u16, headers: &str, body: &str) -> Self {
+    pub(super) fn response(status: u16, headers: &str, body: &str) -> Self {
         let mut head = format!("HTTP/1.1 {status} Said\r\nContent-Length: {}\r\n", body.len());
         if !headers.contains("Content-Type") {
             head.push_str("Content-Type: application/json\r\n");
@@ -108,7 +112,7 @@ impl Endpoint {
     pub(super) async fn start(script: Vec<Reply>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/oauth/token", listener.local_addr().unwrap());
-        let (sender, requests) = mpsc::channel(REMEMBERED_MAX);
+        let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let count = Arc::new(AtomicUsize::new(0));
         let mut tasks = Tasks::new("endpoint");
         let (stop, counted) = (tasks.stop(), Arc::clone(&count));
@@ -126,7 +130,7 @@ impl Endpoint {
 
     /// The next request that was not looked at yet.
     pub(super) async fn request(&mut self) -> Request {
-        tokio::time::timeout(PATIENCE, self.requests.recv()).await.expect("nobody asks").unwrap()
+        tokio::time::timeout(TIMEOUT, self.requests.recv()).await.expect("nobody asks").unwrap()
     }
 
     pub(super) fn count(&self) -> usize {

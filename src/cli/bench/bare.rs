@@ -11,39 +11,39 @@ use redis::{ConnectionLike, Value, pipe};
 
 use super::{
     machine::{self, Cores},
-    server::Server,
-    source::{DIGITS, FIRST, write_digits},
+    server::BenchRedis,
+    source::{DIGITS, FIRST_NUMBER, write_digits},
 };
 use crate::clock;
 
 /// What was done between two moments.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Done {
+pub(super) struct AppendMeasurement {
     pub(super) events: u64,
-    pub(super) took: Duration,
+    pub(super) elapsed: Duration,
     /// CPU time of the server.
     pub(super) cpu: Option<Duration>,
 }
 
 /// Appends `entry` again and again, `len` in one transaction, on the daemon's core: for `span`, once it is warm.
 pub(super) fn append(
-    server: &Server,
+    server: &BenchRedis,
     entry: &[u8],
     len: usize,
     (warm_up, span): (Duration, Duration),
     cores: Option<Cores>,
-) -> anyhow::Result<Done> {
+) -> anyhow::Result<AppendMeasurement> {
     let done = thread::scope(|scope| {
         let writer = scope.spawn(|| {
             if let Some(cores) = cores {
                 machine::pin(cores.daemon);
             }
-            let mut writer = Writer::new(server, entry, len)?;
+            let mut writer = RawRedisWriter::new(server, entry, len)?;
             writer.write_until(clock::now() + warm_up)?;
             let (written, start, cpu) = (writer.written, clock::now(), server.cpu());
             writer.write_until(start + span)?;
             let cpu = server.cpu().zip(cpu).map(|(after, before)| after - before);
-            Ok(Done { events: writer.written - written, took: start.elapsed(), cpu })
+            Ok(AppendMeasurement { events: writer.written - written, elapsed: start.elapsed(), cpu })
         });
         writer.join()
     });
@@ -51,22 +51,22 @@ pub(super) fn append(
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-struct Writer {
+struct RawRedisWriter {
     connection: redis::Connection,
-    transaction: Transaction,
+    transaction: PackedTransaction,
     written: u64,
 }
 
-impl Writer {
-    fn new(server: &Server, entry: &[u8], len: usize) -> anyhow::Result<Self> {
-        let transaction = Transaction::new(&server.key("bare", "log"), &server.key("bare", "head"), entry, len);
+impl RawRedisWriter {
+    fn new(server: &BenchRedis, entry: &[u8], len: usize) -> anyhow::Result<Self> {
+        let transaction = PackedTransaction::new(&server.key("bare", "log"), &server.key("bare", "head"), entry, len);
         Ok(Self { connection: server.connect()?, transaction, written: 0 })
     }
 
     fn write_until(&mut self, end: Instant) -> anyhow::Result<()> {
         while clock::now() < end {
-            let Transaction { len, .. } = self.transaction;
-            let bytes = self.transaction.after(self.written);
+            let PackedTransaction { len, .. } = self.transaction;
+            let bytes = self.transaction.numbered_after(self.written);
             // Before what EXEC says comes a word for MULTI and one for each command.
             let answers =
                 self.connection.req_packed_commands(bytes, len + 2, 1).context("Redis took no transaction")?;
@@ -79,16 +79,16 @@ impl Writer {
 }
 
 /// Entries and the number of the last in one step, ready to be sent but for the numbers.
-struct Transaction {
+struct PackedTransaction {
     bytes: Vec<u8>,
     /// Where the numbers stand: of each entry, and of the last once more.
-    places: Vec<usize>,
+    id_offsets: Vec<usize>,
     len: usize,
 }
 
-impl Transaction {
+impl PackedTransaction {
     fn new(log: &str, head: &str, entry: &[u8], len: usize) -> Self {
-        let id = format!("{FIRST}-0");
+        let id = format!("{FIRST_NUMBER}-0");
         let mut pipe = pipe();
         pipe.atomic();
         for _ in 0..len {
@@ -97,13 +97,13 @@ impl Transaction {
         pipe.cmd("HSET").arg(head).arg("last").arg(&id);
         let bytes = pipe.get_packed_pipeline();
         let places = memchr::memmem::find_iter(&bytes, format!("\r\n{id}\r\n").as_bytes()).map(|at| at + 2).collect();
-        Self { bytes, places, len }
+        Self { bytes, id_offsets: places, len }
     }
 
     /// The one that follows so many entries.
-    fn after(&mut self, written: u64) -> &[u8] {
-        for (index, at) in self.places.iter().enumerate() {
-            let number = FIRST + written + index.min(self.len - 1) as u64;
+    fn numbered_after(&mut self, written: u64) -> &[u8] {
+        for (index, at) in self.id_offsets.iter().enumerate() {
+            let number = FIRST_NUMBER + written + index.min(self.len - 1) as u64;
             write_digits(&mut self.bytes[*at..*at + DIGITS], number);
         }
         &self.bytes
@@ -116,10 +116,10 @@ mod tests {
 
     #[test]
     fn a_transaction_is_numbered_on() {
-        let mut transaction = Transaction::new("log", "head", b"{\"id\":\"1000000000-0\"}", 3);
+        let mut transaction = PackedTransaction::new("log", "head", b"{\"id\":\"1000000000-0\"}", 3);
         for written in [0, 3, 999_999] {
-            let text = String::from_utf8(transaction.after(written).to_vec()).unwrap();
-            let ids = [1, 2, 3, 3].map(|number| format!("$12\r\n{}-0\r\n", FIRST + written + number - 1));
+            let text = String::from_utf8(transaction.numbered_after(written).to_vec()).unwrap();
+            let ids = [1, 2, 3, 3].map(|number| format!("$12\r\n{}-0\r\n", FIRST_NUMBER + written + number - 1));
             let found: Vec<&str> = text.match_indices("$12\r\n").map(|(at, _)| &text[at..at + 19]).collect();
             assert_eq!(found, ids);
             assert!(text.starts_with("*1\r\n$5\r\nMULTI\r\n") && text.ends_with("*1\r\n$4\r\nEXEC\r\n"), "{text}");

@@ -31,45 +31,53 @@ const FRAME_HEAD_LEN_MAX: usize = 10;
 
 /// How a subscriber is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Transport {
+pub(super) enum ClientTransport {
     WebSocket,
     Sse,
 }
 
 /// Where a subscriber begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum From {
+pub(super) enum SubscribeFrom {
     First,
     Last,
 }
 
 /// Subscribers that have their answers; they count from here on.
 #[derive(Debug)]
-pub(super) struct Clients(Vec<Client>);
+pub(super) struct BenchClients(Vec<BenchClient>);
 
 #[derive(Debug)]
-struct Client {
+struct BenchClient {
     socket: TcpStream,
     counter: Counter,
     /// Events that came with the answer.
     early: u64,
 }
 
-impl Clients {
+impl BenchClients {
     /// Subscribes `count` times to the first stream of a daemon, or of a pipeline that looks like one.
-    pub(super) fn subscribe(at: SocketAddr, transport: Transport, from: From, count: usize) -> anyhow::Result<Self> {
-        let clients = (0..count).map(|_| Client::subscribe(at, transport, from));
+    pub(super) fn subscribe(
+        at: SocketAddr,
+        transport: ClientTransport,
+        from: SubscribeFrom,
+        count: usize,
+    ) -> anyhow::Result<Self> {
+        let clients = (0..count).map(|_| BenchClient::subscribe(at, transport, from));
         Ok(Self(clients.collect::<anyhow::Result<_>>()?))
     }
 
     /// Counts until `heard`, told how many events all have had so far, says that it is enough, or until `end`.
     /// Returns how many that were.
-    pub(super) fn count(self, end: Instant, heard: impl FnMut(u64) -> bool) -> anyhow::Result<u64> {
+    pub(super) fn count(self, end: Instant, on_total: impl FnMut(u64) -> bool) -> anyhow::Result<u64> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let total = self.0.iter().map(|client| client.early).sum();
-        let hall = Hall { buffer: RefCell::new(vec![0; READ_LEN]), tally: RefCell::new(Tally { total, heard }) };
+        let reader = EventReader {
+            buffer: RefCell::new(vec![0; READ_LEN]),
+            total: RefCell::new(EventTotal { total, on_total }),
+        };
         runtime.block_on(async {
-            let readers = self.0.into_iter().map(|client| hall.listen(client));
+            let readers = self.0.into_iter().map(|client| reader.read_events(client));
             let mut readers = readers.collect::<FuturesUnordered<_>>();
             // When the time is over, what was counted up to then is what counts.
             match tokio::time::timeout_at(end.into(), readers.next()).await {
@@ -77,25 +85,25 @@ impl Clients {
                 Ok(None) | Err(_) => Ok(()),
             }
         })?;
-        Ok(hall.tally.into_inner().total)
+        Ok(reader.total.into_inner().total)
     }
 }
 
 /// What all clients share while they count.
-struct Hall<F> {
+struct EventReader<F> {
     buffer: RefCell<Vec<u8>>,
-    tally: RefCell<Tally<F>>,
+    total: RefCell<EventTotal<F>>,
 }
 
-struct Tally<F> {
+struct EventTotal<F> {
     total: u64,
-    heard: F,
+    on_total: F,
 }
 
-impl<F: FnMut(u64) -> bool> Hall<F> {
+impl<F: FnMut(u64) -> bool> EventReader<F> {
     /// Counts what one client hears; ends when all have heard enough.
-    async fn listen(&self, client: Client) -> io::Result<()> {
-        let Client { socket, mut counter, .. } = client;
+    async fn read_events(&self, client: BenchClient) -> io::Result<()> {
+        let BenchClient { socket, mut counter, .. } = client;
         socket.set_nonblocking(true)?;
         let mut socket = tokio::net::TcpStream::from_std(socket)?;
         let mut read = |cx: &mut Context<'_>| -> Poll<io::Result<u64>> {
@@ -109,37 +117,37 @@ impl<F: FnMut(u64) -> bool> Hall<F> {
         };
         loop {
             let events = poll_fn(&mut read).await?;
-            if self.tally.borrow_mut().add(events) {
+            if self.total.borrow_mut().add(events) {
                 return Ok(());
             }
         }
     }
 }
 
-impl<F: FnMut(u64) -> bool> Tally<F> {
+impl<F: FnMut(u64) -> bool> EventTotal<F> {
     fn add(&mut self, events: u64) -> bool {
         self.total += events;
-        (self.heard)(self.total)
+        (self.on_total)(self.total)
     }
 }
 
-impl Client {
-    fn subscribe(at: SocketAddr, transport: Transport, from: From) -> anyhow::Result<Self> {
+impl BenchClient {
+    fn subscribe(at: SocketAddr, transport: ClientTransport, from: SubscribeFrom) -> anyhow::Result<Self> {
         let from = match from {
-            From::First => "first",
-            From::Last => "last",
+            SubscribeFrom::First => "first",
+            SubscribeFrom::Last => "last",
         };
-        let (wish, status) = match transport {
-            Transport::WebSocket => (
+        let (headers, status) = match transport {
+            ClientTransport::WebSocket => (
                 "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                  Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
                 "HTTP/1.1 101 ",
             ),
-            Transport::Sse => ("Accept: text/event-stream", "HTTP/1.1 200 "),
+            ClientTransport::Sse => ("Accept: text/event-stream", "HTTP/1.1 200 "),
         };
         let mut socket = TcpStream::connect(at).context("cannot connect")?;
         socket.set_read_timeout(Some(ANSWER_MAX))?;
-        let request = format!("GET /v1/streams/s0/events?from={from} HTTP/1.1\r\nHost: {at}\r\n{wish}\r\n\r\n");
+        let request = format!("GET /v1/streams/s0/events?from={from} HTTP/1.1\r\nHost: {at}\r\n{headers}\r\n\r\n");
         socket.write_all(request.as_bytes())?;
         let (head, rest) = read_head(&mut socket).context("a subscription was not answered")?;
         ensure!(head.starts_with(status.as_bytes()), "a subscription was refused: {}", head.escape_ascii());
@@ -179,10 +187,10 @@ enum Counter {
 }
 
 impl Counter {
-    fn new(transport: Transport) -> Self {
+    fn new(transport: ClientTransport) -> Self {
         match transport {
-            Transport::WebSocket => Self::Frames { skip: 0, head: Vec::new() },
-            Transport::Sse => Self::Markers,
+            ClientTransport::WebSocket => Self::Frames { skip: 0, head: Vec::new() },
+            ClientTransport::Sse => Self::Markers,
         }
     }
 
@@ -223,7 +231,7 @@ mod tests {
         let lens = [0, 1, 125, 126, 1_024, 65_535, 65_536, 3];
         let bytes: Vec<u8> = lens.iter().flat_map(|len| render::frame(&"x".repeat(*len))).collect();
         for cut in [1, 2, 3, 7, 1_000, bytes.len()] {
-            let mut counter = Counter::new(Transport::WebSocket);
+            let mut counter = Counter::new(ClientTransport::WebSocket);
             let frames: u64 = bytes.chunks(cut).map(|piece| counter.count(piece)).sum();
             assert_eq!(frames, lens.len() as u64, "{cut}");
         }
@@ -232,6 +240,6 @@ mod tests {
     #[test]
     fn server_sent_events_are_counted_by_their_marker() {
         let text = format!("retry: 1000\nid: 1\n\nid: 2\ndata: {{\"mark\":\"{}\"}}\n\n", char::from(MARKER));
-        assert_eq!(Counter::new(Transport::Sse).count(text.repeat(3).as_bytes()), 3);
+        assert_eq!(Counter::new(ClientTransport::Sse).count(text.repeat(3).as_bytes()), 3);
     }
 }

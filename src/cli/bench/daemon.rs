@@ -17,8 +17,8 @@ use serde::Deserialize;
 
 use super::{
     machine::{self, Cores},
-    server::Server,
-    source::Source,
+    server::BenchRedis,
+    source::BenchSource,
 };
 use crate::clock;
 
@@ -27,11 +27,11 @@ const START_MAX: Duration = Duration::from_secs(20);
 /// An answer to a question takes no longer, whatever the daemon is busy with.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How often is looked whether something has come true.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A running daemon of `streams` streams, named `s0` and so on.
 #[derive(Debug)]
-pub(super) struct Daemon {
+pub(super) struct BenchDaemon {
     child: Child,
     consumers: SocketAddr,
     folder: PathBuf,
@@ -39,28 +39,28 @@ pub(super) struct Daemon {
 
 /// Where its logs are kept.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Kept<'a> {
+pub(super) enum BenchStore<'a> {
     Embedded,
-    Redis(&'a Server),
+    Redis(&'a BenchRedis),
 }
 
 #[derive(Deserialize)]
-struct Listing {
-    streams: Vec<Listed>,
+struct DaemonListing {
+    streams: Vec<DaemonStream>,
 }
 
 #[derive(Deserialize)]
-struct Listed {
+struct DaemonStream {
     last: Option<String>,
 }
 
-impl Daemon {
+impl BenchDaemon {
     /// Starts it in an empty folder, on a core of its own where there are two, and waits until it is connected.
     pub(super) fn start(
         folder: &Path,
-        source: &Source,
+        source: &BenchSource,
         streams: usize,
-        kept: Kept<'_>,
+        kept: BenchStore<'_>,
         cores: Option<Cores>,
     ) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -86,7 +86,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn wait_until_connected(&mut self, source: &Source, streams: usize) -> anyhow::Result<()> {
+    fn wait_until_connected(&mut self, source: &BenchSource, streams: usize) -> anyhow::Result<()> {
         let end = clock::now() + START_MAX;
         while clock::now() < end {
             if let Some(status) = self.child.try_wait()? {
@@ -97,7 +97,7 @@ impl Daemon {
             if source.connected() >= streams && self.entries().is_ok() {
                 return Ok(());
             }
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
         bail!("the daemon was not connected within {} s", START_MAX.as_secs())
     }
@@ -126,8 +126,8 @@ impl Daemon {
         let mut answer = String::new();
         socket.read_to_string(&mut answer).context("the daemon does not answer")?;
         let (_, body) = answer.split_once("\r\n\r\n").context("the daemon's answer has no body")?;
-        let listing: Listing = serde_json::from_str(body).context("the daemon's answer is not understood")?;
-        let offset = |listed: &Listed| listed.last.as_ref()?.rsplit_once('-')?.1.parse::<u64>().ok();
+        let listing: DaemonListing = serde_json::from_str(body).context("the daemon's answer is not understood")?;
+        let offset = |listed: &DaemonStream| listed.last.as_ref()?.rsplit_once('-')?.1.parse::<u64>().ok();
         Ok(listing.streams.iter().filter_map(offset).sum())
     }
 
@@ -138,12 +138,12 @@ impl Daemon {
             if entries >= wanted || clock::now() >= end {
                 return Ok(entries);
             }
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
-impl Drop for Daemon {
+impl Drop for BenchDaemon {
     fn drop(&mut self) {
         // It may have ended by itself, and the folder may be gone: then there is nothing left to do.
         drop(self.child.kill());
@@ -152,7 +152,7 @@ impl Drop for Daemon {
     }
 }
 
-impl Kept<'_> {
+impl BenchStore<'_> {
     /// What says so in a configuration.
     fn keys(self) -> String {
         match self {
@@ -175,7 +175,7 @@ fn configuration(
     folder: &Path,
     source: SocketAddr,
     streams: usize,
-    kept: Kept<'_>,
+    kept: BenchStore<'_>,
     [consumers, admin]: [SocketAddr; 2],
 ) -> anyhow::Result<String> {
     let token = folder.join("token");

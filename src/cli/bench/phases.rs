@@ -14,14 +14,14 @@ use anyhow::{Context, ensure};
 use bytestring::ByteString;
 
 use super::{
-    Phase, clients,
-    clients::{Clients, Transport},
-    daemon::{Daemon, Kept},
+    BenchPhase, clients,
+    clients::{BenchClients, ClientTransport},
+    daemon::{BenchDaemon, BenchStore},
     machine::{self, Cores},
     pipeline,
-    report::{Figure, Target},
-    server::{Server, Which},
-    source::{EVENT_LEN, Frames, Pace, Source},
+    report::{Figure, FigureTarget},
+    server::{BenchRedis, RedisChoice},
+    source::{BenchSource, EVENT_LEN, FrameSizes, Pace},
 };
 use crate::{
     clock,
@@ -29,7 +29,7 @@ use crate::{
     model::{Body, Checkpoint, Event, Source as LogSource, StreamName},
     store::{
         Retention, Store,
-        embedded::{self, Embedded},
+        embedded::{self, EmbeddedStore},
     },
 };
 
@@ -43,9 +43,9 @@ const WINDOW: u64 = 32;
 const LATENCY_RATE: f64 = 1_000.0;
 /// How long one way speaks while latency is measured, before it is the other's turn, and until all has arrived. The
 /// first events of a turn find everybody asleep: they belong to no steady rate.
-const TURN: Duration = Duration::from_millis(500);
+const TURN_SPAN: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(30);
-const WAKING: Duration = Duration::from_millis(50);
+const WAKE_SPAN: Duration = Duration::from_millis(50);
 /// Events that a cold reader has to read.
 const COLD_EVENTS: u64 = 200_000;
 /// Streams, and events a second of each; held against one stream that says as many.
@@ -58,49 +58,49 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// The allocator gives back what it does not need within this time.
 const SETTLING: Duration = Duration::from_secs(3);
 /// A phase that waits for an event that does not come gives up after this time.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(30);
 const MICROS: f64 = 1e6;
 
 /// What all phases share.
 #[derive(Debug)]
-pub(super) struct Setting {
+pub(super) struct BenchSetup {
     pub(super) cores: Option<Cores>,
     /// A folder of its own, emptied by each phase.
     pub(super) folder: PathBuf,
     /// How long one thing is measured.
     pub(super) span: Duration,
     pub(super) sockets_max: usize,
-    pub(super) redis: Option<Which>,
+    pub(super) redis: Option<RedisChoice>,
 }
 
 /// Measures one thing once.
-pub(super) fn measure(phase: Phase, setting: &Setting) -> anyhow::Result<Vec<Figure>> {
+pub(super) fn measure(phase: BenchPhase, setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
     match phase {
-        Phase::Ingest => ingest(setting),
-        Phase::Append => append(setting),
-        Phase::Fanout => fanout(setting),
-        Phase::Latency => latency(setting),
-        Phase::Cold => cold(setting),
-        Phase::Streams => streams(setting),
-        Phase::Idle => idle(setting),
-        Phase::Redis => redis::redis(setting),
+        BenchPhase::Ingest => ingest(setup),
+        BenchPhase::Append => append(setup),
+        BenchPhase::Fanout => fanout(setup),
+        BenchPhase::Latency => latency(setup),
+        BenchPhase::Cold => cold(setup),
+        BenchPhase::Streams => streams(setup),
+        BenchPhase::Idle => idle(setup),
+        BenchPhase::Redis => redis::redis(setup),
     }
 }
 
-impl Setting {
-    fn daemon(&self, source: &Source, streams: usize) -> anyhow::Result<Daemon> {
-        Daemon::start(&self.folder.join("daemon"), source, streams, Kept::Embedded, self.cores)
+impl BenchSetup {
+    fn daemon(&self, source: &BenchSource, streams: usize) -> anyhow::Result<BenchDaemon> {
+        BenchDaemon::start(&self.folder.join("daemon"), source, streams, BenchStore::Embedded, self.cores)
     }
 
     /// One of several that share a Redis.
-    fn replica(&self, name: &str, source: &Source, server: &Server) -> anyhow::Result<Daemon> {
-        Daemon::start(&self.folder.join(name), source, 1, Kept::Redis(server), self.cores)
+    fn replica(&self, name: &str, source: &BenchSource, server: &BenchRedis) -> anyhow::Result<BenchDaemon> {
+        BenchDaemon::start(&self.folder.join(name), source, 1, BenchStore::Redis(server), self.cores)
     }
 
     /// A Redis that is empty.
-    fn server(&self) -> anyhow::Result<Server> {
+    fn server(&self) -> anyhow::Result<BenchRedis> {
         let which = self.redis.as_ref().context("there is no redis-server; install one, or name one by --redis")?;
-        Server::start(which, &self.folder.join("redis"))
+        BenchRedis::start(which, &self.folder.join("redis"))
     }
 
     /// As many subscribers as the system allows sockets for, on our side and on the daemon's.
@@ -109,82 +109,82 @@ impl Setting {
     }
 }
 
-fn figure(name: &'static str, value: f64, unit: &'static str, target: Target) -> Figure {
+fn figure(name: &'static str, value: f64, unit: &'static str, target: FigureTarget) -> Figure {
     Figure { name, value, unit, target }
 }
 
 /// The figure of CPU time for each of `count`, where the system tells it.
-fn cpu_figure(name: &'static str, used: Option<Duration>, count: u64, target: Target) -> Option<Figure> {
+fn cpu_figure(name: &'static str, used: Option<Duration>, count: u64, target: FigureTarget) -> Option<Figure> {
     used.map(|used| figure(name, used.as_secs_f64() * MICROS / count.max(1) as f64, "µs CPU each", target))
 }
 
 /// Events and CPU time of a daemon between two moments.
 #[derive(Debug, Clone, Copy)]
-struct Pass {
+struct PhaseMeasurement {
     events: u64,
-    took: Duration,
+    elapsed: Duration,
     cpu: Option<Duration>,
     /// Of the Redis behind it.
     server_cpu: Option<Duration>,
 }
 
 /// What a daemon takes in for `span`, after it has warmed up.
-fn observe(daemon: &Daemon, server: Option<&Server>, span: Duration) -> anyhow::Result<Pass> {
-    daemon.wait_for_entries(1, clock::now() + PATIENCE)?;
+fn observe(daemon: &BenchDaemon, server: Option<&BenchRedis>, span: Duration) -> anyhow::Result<PhaseMeasurement> {
+    daemon.wait_for_entries(1, clock::now() + WAIT_MAX)?;
     thread::sleep(WARM_UP);
-    let look = || anyhow::Ok((daemon.entries()?, clock::now(), daemon.cpu(), server.and_then(Server::cpu)));
-    let (entries, start, cpu, server_cpu) = look()?;
+    let sample = || anyhow::Ok((daemon.entries()?, clock::now(), daemon.cpu(), server.and_then(BenchRedis::cpu)));
+    let (entries, start, cpu, server_cpu) = sample()?;
     thread::sleep(span);
-    let (entries_after, end, cpu_after, server_cpu_after) = look()?;
+    let (entries_after, end, cpu_after, server_cpu_after) = sample()?;
     let events = entries_after - entries;
     ensure!(events > 0, "nothing was taken in for {} s", span.as_secs_f64());
     let used = |after: Option<Duration>, before| after.zip(before).map(|(after, before): (_, Duration)| after - before);
     let server_cpu = used(server_cpu_after, server_cpu);
-    Ok(Pass { events, took: end - start, cpu: used(cpu_after, cpu), server_cpu })
+    Ok(PhaseMeasurement { events, elapsed: end - start, cpu: used(cpu_after, cpu), server_cpu })
 }
 
-fn ingest(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
-    let source = Source::start(Frames::Mixed, Pace::AsTaken)?;
-    let daemon = setting.daemon(&source, 1)?;
+fn ingest(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
+    let source = BenchSource::start(FrameSizes::Mixed, Pace::Unlimited)?;
+    let daemon = setup.daemon(&source, 1)?;
     source.gate().raise(u64::MAX);
-    let Pass { events, took, cpu, .. } = observe(&daemon, None, setting.span)?;
+    let PhaseMeasurement { events, elapsed: took, cpu, .. } = observe(&daemon, None, setup.span)?;
     let rate = events as f64 / took.as_secs_f64();
-    let mut figures = vec![figure("ingest, source to durable log", rate, "events/s", Target::AtLeast(120_000.0))];
-    figures.extend(cpu_figure("ingest, daemon's CPU", cpu, events, Target::AtMost(5.0)));
+    let mut figures = vec![figure("ingest, source to durable log", rate, "events/s", FigureTarget::AtLeast(120_000.0))];
+    figures.extend(cpu_figure("ingest, daemon's CPU", cpu, events, FigureTarget::AtMost(5.0)));
     Ok(figures)
 }
 
-fn append(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
-    let alone = thread::scope(|scope| scope.spawn(|| append_alone(setting)).join());
+fn append(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
+    let alone = thread::scope(|scope| scope.spawn(|| append_alone(setup)).join());
     // A panic over there is our own mistake, and is one here.
     let (events, took) = alone.unwrap_or_else(|panic| resume_unwind(panic))?;
-    Ok(vec![figure("append, the store alone", events as f64 / took.as_secs_f64(), "events/s", Target::None)])
+    Ok(vec![figure("append, the store alone", events as f64 / took.as_secs_f64(), "events/s", FigureTarget::None)])
 }
 
 /// On a thread of its own, so that the store's thread begins on the daemon's core.
-fn append_alone(setting: &Setting) -> anyhow::Result<(u64, Duration)> {
-    if let Some(cores) = setting.cores {
+fn append_alone(setup: &BenchSetup) -> anyhow::Result<(u64, Duration)> {
+    if let Some(cores) = setup.cores {
         machine::pin(cores.daemon);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let folder = setting.folder.join("store");
-    let appended = runtime.block_on(append_for(&folder, setting.span));
+    let folder = setup.folder.join("store");
+    let appended = runtime.block_on(append_for(&folder, setup.span));
     std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     appended
 }
 
 async fn append_for(folder: &std::path::Path, span: Duration) -> anyhow::Result<(u64, Duration)> {
     let retention = Retention { events: 1_000_000, age: Duration::from_secs(86_400), bytes: 4 << 30 };
-    let store = Embedded::open(&embedded::Settings { path: folder.to_owned(), retention })?;
+    let store = EmbeddedStore::open(&embedded::Settings { path: folder.to_owned(), retention })?;
     let stream: StreamName = "s0".parse()?;
     let source = LogSource::new(&"bench".parse()?, &stream);
     let settings = event_log::Settings { tail_bytes: 4 << 20 };
     let logs = EventLogs::open(Store::Embedded(store.clone()), &[(stream.clone(), source)], &settings).await?;
     let writer = logs.get(&stream).context("it was opened")?.claim(None).await?;
-    let mut event = Event::own("v2.analytics.queues.observations", &(), clock::wall());
+    let mut event = Event::internal("v2.analytics.queues.observations", &(), clock::wall());
     event.body = Body::Json(ByteString::from(format!("\"{}\"", "x".repeat(EVENT_LEN - 2))));
     let events = vec![event; APPEND_LEN];
-    let checkpoint = Checkpoint { position: None, heard_at: clock::wall(), feed: None };
+    let checkpoint = Checkpoint { position: None, last_received_at: clock::wall(), feed: None };
     let (start, mut appended) = (clock::now(), 0);
     while start.elapsed() < span {
         writer.append(&events, checkpoint).await?;
@@ -195,27 +195,36 @@ async fn append_for(folder: &std::path::Path, span: Duration) -> anyhow::Result<
     Ok((appended, took))
 }
 
-fn fanout(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
-    let websocket = fan(setting, Transport::WebSocket)?;
-    let sse = fan(setting, Transport::Sse)?;
-    let rate = |pass: Pass| pass.events as f64 / pass.took.as_secs_f64();
-    let mut figures =
-        vec![figure("fan-out to 1,000 WebSockets", rate(websocket), "deliveries/s", Target::AtLeast(1_500_000.0))];
-    figures.extend(cpu_figure("fan-out to WebSockets, daemon's CPU", websocket.cpu, websocket.events, Target::None));
-    figures.push(figure("fan-out to 1,000 SSE clients", rate(sse), "deliveries/s", Target::AtLeast(750_000.0)));
-    figures.extend(cpu_figure("fan-out to SSE clients, daemon's CPU", sse.cpu, sse.events, Target::None));
+fn fanout(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
+    let websocket = fanout_over(setup, ClientTransport::WebSocket)?;
+    let sse = fanout_over(setup, ClientTransport::Sse)?;
+    let rate = |pass: PhaseMeasurement| pass.events as f64 / pass.elapsed.as_secs_f64();
+    let mut figures = vec![figure(
+        "fan-out to 1,000 WebSockets",
+        rate(websocket),
+        "deliveries/s",
+        FigureTarget::AtLeast(1_500_000.0),
+    )];
+    figures.extend(cpu_figure(
+        "fan-out to WebSockets, daemon's CPU",
+        websocket.cpu,
+        websocket.events,
+        FigureTarget::None,
+    ));
+    figures.push(figure("fan-out to 1,000 SSE clients", rate(sse), "deliveries/s", FigureTarget::AtLeast(750_000.0)));
+    figures.extend(cpu_figure("fan-out to SSE clients, daemon's CPU", sse.cpu, sse.events, FigureTarget::None));
     Ok(figures)
 }
 
 /// A closed loop: the source is never further ahead than [`WINDOW`] events of the mean subscriber.
-fn fan(setting: &Setting, transport: Transport) -> anyhow::Result<Pass> {
-    let source = Source::start(Frames::One, Pace::AsTaken)?;
-    let daemon = setting.daemon(&source, 1)?;
-    let count = setting.subscribers(SUBSCRIBERS);
-    let clients = Clients::subscribe(daemon.consumers(), transport, clients::From::Last, count)?;
+fn fanout_over(setup: &BenchSetup, transport: ClientTransport) -> anyhow::Result<PhaseMeasurement> {
+    let source = BenchSource::start(FrameSizes::One, Pace::Unlimited)?;
+    let daemon = setup.daemon(&source, 1)?;
+    let count = setup.subscribers(SUBSCRIBERS);
+    let clients = BenchClients::subscribe(daemon.consumers(), transport, clients::SubscribeFrom::Last, count)?;
     source.gate().raise(WINDOW);
     let warm = clock::now() + WARM_UP;
-    let end = warm + setting.span;
+    let end = warm + setup.span;
     let mut begin = None;
     let total = clients.count(end, |heard| {
         source.gate().raise(heard / count as u64 + WINDOW);
@@ -227,124 +236,132 @@ fn fan(setting: &Setting, transport: Transport) -> anyhow::Result<Pass> {
     let cpu_after = daemon.cpu();
     let (heard, start, cpu) = begin.context("nothing was delivered")?;
     let cpu = cpu_after.zip(cpu).map(|(after, before)| after - before);
-    Ok(Pass { events: total - heard, took: clock::now() - start, cpu, server_cpu: None })
+    Ok(PhaseMeasurement { events: total - heard, elapsed: clock::now() - start, cpu, server_cpu: None })
 }
 
-fn latency(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
-    let file = setting.folder.join("pipeline");
+fn latency(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
+    let file = setup.folder.join("pipeline");
     let [through, past] = sources()?;
-    let pipeline = pipeline::start(&file, past.address(), setting.cores)?;
-    let daemon = setting.daemon(&through, 1)?;
-    let [ours, bare] = delays([(&through, daemon.consumers()), (&past, pipeline)], setting.span)?;
+    let pipeline = pipeline::start(&file, past.address(), setup.cores)?;
+    let daemon = setup.daemon(&through, 1)?;
+    let [ours, bare] = delays([(&through, daemon.consumers()), (&past, pipeline)], setup.span)?;
     std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
     let ratio = ours.p99 / bare.p99;
     Ok(vec![
-        figure("latency at 1,000 events/s, p50", ours.p50, "ms", Target::AtMost(2.0)),
-        figure("latency at 1,000 events/s, p99", ours.p99, "ms", Target::None),
-        figure("the same of a minimal disk pipeline, p50", bare.p50, "ms", Target::None),
-        figure("the same of a minimal disk pipeline, p99", bare.p99, "ms", Target::None),
-        figure("latency, p99 against the pipeline's", ratio, "times", Target::AtMost(1.5)),
+        figure("latency at 1,000 events/s, p50", ours.p50, "ms", FigureTarget::AtMost(2.0)),
+        figure("latency at 1,000 events/s, p99", ours.p99, "ms", FigureTarget::None),
+        figure("the same of a minimal disk pipeline, p50", bare.p50, "ms", FigureTarget::None),
+        figure("the same of a minimal disk pipeline, p99", bare.p99, "ms", FigureTarget::None),
+        figure("latency, p99 against the pipeline's", ratio, "times", FigureTarget::AtMost(1.5)),
     ])
 }
 
 /// One for what goes through the daemon, and one for what is sent past it.
-fn sources() -> anyhow::Result<[Source; 2]> {
-    let start = || Source::start(Frames::One, Pace::Rate(LATENCY_RATE));
+fn sources() -> anyhow::Result<[BenchSource; 2]> {
+    let start = || BenchSource::start(FrameSizes::One, Pace::Rate(LATENCY_RATE));
     Ok([start()?, start()?])
 }
 
 /// Milliseconds from the source's socket to the client's.
 #[derive(Debug, Clone, Copy)]
-struct Delays {
+struct DelayQuantiles {
     p50: f64,
     p99: f64,
 }
 
 /// Each way from a source to its client in turns, a short one at a time, so that what else the machine does befalls
 /// all of them alike; `span` for each.
-fn delays<const WAYS: usize>(ways: [(&Source, SocketAddr); WAYS], span: Duration) -> anyhow::Result<[Delays; WAYS]> {
-    let turns = (WARM_UP + span).div_duration_f64(TURN).ceil() as usize;
-    let end = clock::now() + (TURN + PAUSE) * u32::try_from(turns * WAYS)?;
+fn delays<const WAYS: usize>(
+    ways: [(&BenchSource, SocketAddr); WAYS],
+    span: Duration,
+) -> anyhow::Result<[DelayQuantiles; WAYS]> {
+    let turns = (WARM_UP + span).div_duration_f64(TURN_SPAN).ceil() as usize;
+    let end = clock::now() + (TURN_SPAN + PAUSE) * u32::try_from(turns * WAYS)?;
     thread::scope(|scope| {
         let listeners = ways.map(|(source, at)| {
-            let client = Clients::subscribe(at, Transport::WebSocket, clients::From::Last, 1);
+            let client = BenchClients::subscribe(at, ClientTransport::WebSocket, clients::SubscribeFrom::Last, 1);
             scope.spawn(move || listen(source, client?, end))
         });
         for turn in 1..=turns {
             for (source, _) in ways {
-                source.gate().raise((turn as f64 * LATENCY_RATE * TURN.as_secs_f64()) as u64);
-                thread::sleep(TURN + PAUSE);
+                source.gate().raise((turn as f64 * LATENCY_RATE * TURN_SPAN.as_secs_f64()) as u64);
+                thread::sleep(TURN_SPAN + PAUSE);
             }
         }
-        let heard = listeners.into_iter().map(|listener| listener.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        let delays: Vec<Delays> = heard.collect::<anyhow::Result<_>>()?;
+        let measured =
+            listeners.into_iter().map(|listener| listener.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let delays: Vec<DelayQuantiles> = measured.collect::<anyhow::Result<_>>()?;
         Ok(delays.try_into().expect("as many as there are ways"))
     })
 }
 
 /// One client at a source of one connection: the events come in order, so the count says which one it is.
-fn listen(source: &Source, client: Clients, end: Instant) -> anyhow::Result<Delays> {
-    let mut heard_at: Vec<Instant> = Vec::new();
+fn listen(source: &BenchSource, client: BenchClients, end: Instant) -> anyhow::Result<DelayQuantiles> {
+    let mut received_at: Vec<Instant> = Vec::new();
     client.count(end, |heard| {
         let now = clock::now();
-        heard_at.resize(usize::try_from(heard).unwrap_or(usize::MAX), now);
+        received_at.resize(usize::try_from(heard).unwrap_or(usize::MAX), now);
         false
     })?;
     let count = |span: Duration| (LATENCY_RATE * span.as_secs_f64()) as usize;
-    let counts = |index: &usize| *index >= count(WARM_UP) && index % count(TURN) >= count(WAKING);
-    let said_at = source.said_at();
-    let pairs = said_at.iter().zip(&heard_at).enumerate().filter(|(index, _)| counts(index));
+    let counts = |index: &usize| *index >= count(WARM_UP) && index % count(TURN_SPAN) >= count(WAKE_SPAN);
+    let sent_at = source.sent_at();
+    let pairs = sent_at.iter().zip(&received_at).enumerate().filter(|(index, _)| counts(index));
     let mut millis: Vec<f64> = pairs.map(|(_, (said, heard))| (*heard - *said).as_secs_f64() * 1e3).collect();
     ensure!(!millis.is_empty(), "no event came");
     millis.sort_by(f64::total_cmp);
-    Ok(Delays { p50: millis[millis.len() / 2], p99: millis[millis.len() * 99 / 100] })
+    Ok(DelayQuantiles { p50: millis[millis.len() / 2], p99: millis[millis.len() * 99 / 100] })
 }
 
-fn cold(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
-    let source = Source::start(Frames::Mixed, Pace::AsTaken)?;
-    let daemon = setting.daemon(&source, 1)?;
+fn cold(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
+    let source = BenchSource::start(FrameSizes::Mixed, Pace::Unlimited)?;
+    let daemon = setup.daemon(&source, 1)?;
     source.gate().raise(COLD_EVENTS);
-    let entries = daemon.wait_for_entries(COLD_EVENTS, clock::now() + PATIENCE)?;
+    let entries = daemon.wait_for_entries(COLD_EVENTS, clock::now() + WAIT_MAX)?;
     let start = clock::now();
-    let reader = Clients::subscribe(daemon.consumers(), Transport::WebSocket, clients::From::First, 1)?;
-    let read = reader.count(start + PATIENCE, |heard| heard >= entries)?;
+    let reader =
+        BenchClients::subscribe(daemon.consumers(), ClientTransport::WebSocket, clients::SubscribeFrom::First, 1)?;
+    let read = reader.count(start + WAIT_MAX, |heard| heard >= entries)?;
     let rate = read as f64 / start.elapsed().as_secs_f64();
-    Ok(vec![figure("one cold reader, from the first entry", rate, "events/s", Target::AtLeast(200_000.0))])
+    Ok(vec![figure("one cold reader, from the first entry", rate, "events/s", FigureTarget::AtLeast(200_000.0))])
 }
 
-fn streams(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
+fn streams(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
     let cost = |streams: usize| {
         let rate = MANY_RATE * MANY_STREAMS as f64 / streams as f64;
-        let source = Source::start(Frames::One, Pace::Rate(rate))?;
-        let daemon = setting.daemon(&source, streams)?;
+        let source = BenchSource::start(FrameSizes::One, Pace::Rate(rate))?;
+        let daemon = setup.daemon(&source, streams)?;
         source.gate().raise(u64::MAX);
-        observe(&daemon, None, setting.span)
+        observe(&daemon, None, setup.span)
     };
     let (one, many) = (cost(1)?, cost(MANY_STREAMS)?);
-    let each = |pass: Pass| pass.cpu.map(|cpu| cpu.as_secs_f64() / pass.events as f64);
+    let each = |pass: PhaseMeasurement| pass.cpu.map(|cpu| cpu.as_secs_f64() / pass.events as f64);
     let ratio = each(many).zip(each(one)).map(|(many, one)| many / one);
     let mut figures = Vec::new();
-    figures.extend(cpu_figure("1 stream of 2,000 events/s, daemon's CPU", one.cpu, one.events, Target::None));
-    figures.extend(cpu_figure("100 streams of 20 events/s, daemon's CPU", many.cpu, many.events, Target::None));
-    figures
-        .extend(ratio.map(|ratio| figure("100 streams against 1, CPU an event", ratio, "times", Target::AtMost(1.5))));
+    figures.extend(cpu_figure("1 stream of 2,000 events/s, daemon's CPU", one.cpu, one.events, FigureTarget::None));
+    figures.extend(cpu_figure("100 streams of 20 events/s, daemon's CPU", many.cpu, many.events, FigureTarget::None));
+    figures.extend(
+        ratio.map(|ratio| figure("100 streams against 1, CPU an event", ratio, "times", FigureTarget::AtMost(1.5))),
+    );
     Ok(figures)
 }
 
-fn idle(setting: &Setting) -> anyhow::Result<Vec<Figure>> {
-    let source = Source::start(Frames::One, Pace::AsTaken)?;
-    let daemon = setting.daemon(&source, 1)?;
+fn idle(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
+    let source = BenchSource::start(FrameSizes::One, Pace::Unlimited)?;
+    let daemon = setup.daemon(&source, 1)?;
     let resident = || {
         thread::sleep(SETTLING);
         daemon.resident().map(|bytes| bytes as f64)
     };
     let bare = resident();
-    let count = setting.subscribers(IDLE_SUBSCRIBERS);
-    let subscribers = Clients::subscribe(daemon.consumers(), Transport::WebSocket, clients::From::Last, count)?;
+    let count = setup.subscribers(IDLE_SUBSCRIBERS);
+    let subscribers =
+        BenchClients::subscribe(daemon.consumers(), ClientTransport::WebSocket, clients::SubscribeFrom::Last, count)?;
     let each = resident().zip(bare).map(|(held, bare)| (held - bare) / count as f64);
     drop(subscribers);
     let mut figures = Vec::new();
-    figures.extend(bare.map(|bytes| figure("idle daemon", bytes / f64::from(1 << 20), "MiB", Target::AtMost(20.0))));
-    figures.extend(each.map(|bytes| figure("idle subscriber", bytes / 1024.0, "KiB", Target::AtMost(6.0))));
+    figures
+        .extend(bare.map(|bytes| figure("idle daemon", bytes / f64::from(1 << 20), "MiB", FigureTarget::AtMost(20.0))));
+    figures.extend(each.map(|bytes| figure("idle subscriber", bytes / 1024.0, "KiB", FigureTarget::AtMost(6.0))));
     Ok(figures)
 }

@@ -16,7 +16,7 @@ use redis::cmd;
 
 use super::{
     machine::{self, Cores},
-    server::Server,
+    server::BenchRedis,
 };
 
 /// Bytes received, written and sent at once.
@@ -32,26 +32,26 @@ pub(super) fn start(file: &Path, source: SocketAddr, cores: Option<Cores>) -> io
             machine::pin(cores.daemon);
         }
         // Whoever was served is gone, and with it the need to go on.
-        carry(&listener, source, file).unwrap_or_default();
+        run_pipeline(&listener, source, file).unwrap_or_default();
     });
     Ok(address)
 }
 
-fn carry(listener: &TcpListener, source: SocketAddr, mut file: File) -> io::Result<()> {
-    let (mut client, mut source, mut buffer) = meet(listener, source)?;
+fn run_pipeline(listener: &TcpListener, source: SocketAddr, mut file: File) -> io::Result<()> {
+    let (mut client, mut source, mut buffer) = accept_and_connect(listener, source)?;
     loop {
-        let heard = source.read(&mut buffer)?;
-        if heard == 0 {
+        let received = source.read(&mut buffer)?;
+        if received == 0 {
             return Ok(());
         }
-        file.write_all(&buffer[..heard])?;
+        file.write_all(&buffer[..received])?;
         file.sync_data()?;
-        client.write_all(&buffer[..heard])?;
+        client.write_all(&buffer[..received])?;
     }
 }
 
 /// A client, and the source that has its request.
-fn meet(listener: &TcpListener, source: SocketAddr) -> io::Result<(TcpStream, TcpStream, Vec<u8>)> {
+fn accept_and_connect(listener: &TcpListener, source: SocketAddr) -> io::Result<(TcpStream, TcpStream, Vec<u8>)> {
     let (mut client, _) = listener.accept()?;
     let mut source = TcpStream::connect(source)?;
     client.set_nodelay(true)?;
@@ -64,7 +64,7 @@ fn meet(listener: &TcpListener, source: SocketAddr) -> io::Result<(TcpStream, Tc
 
 /// The same over Redis: one thread appends what the source says, another one follows and sends it to the client.
 pub(super) fn start_over_redis(
-    server: &Server,
+    server: &BenchRedis,
     source: SocketAddr,
     cores: Option<Cores>,
 ) -> anyhow::Result<SocketAddr> {
@@ -75,7 +75,7 @@ pub(super) fn start_over_redis(
         if let Some(cores) = cores {
             machine::pin(cores.daemon);
         }
-        let Ok((client, source, buffer)) = meet(&listener, source) else { return };
+        let Ok((client, source, buffer)) = accept_and_connect(&listener, source) else { return };
         let Ok(other) = source.try_clone() else { return };
         let follower = (key.clone(), reader);
         thread::spawn(move || {
@@ -90,21 +90,21 @@ pub(super) fn start_over_redis(
 
 fn write(key: &str, mut redis: redis::Connection, mut source: TcpStream, mut buffer: Vec<u8>) -> anyhow::Result<()> {
     loop {
-        let heard = source.read(&mut buffer)?;
-        if heard == 0 {
+        let received = source.read(&mut buffer)?;
+        if received == 0 {
             return Ok(());
         }
-        cmd("XADD").arg(key).arg("*").arg("bytes").arg(&buffer[..heard]).exec(&mut redis)?;
+        cmd("XADD").arg(key).arg("*").arg("bytes").arg(&buffer[..received]).exec(&mut redis)?;
     }
 }
 
 fn follow((key, mut redis): (String, redis::Connection), mut client: TcpStream) -> anyhow::Result<()> {
-    type Entries = Vec<(String, (String, Vec<u8>))>;
+    type ReadReply = Vec<(String, (String, Vec<u8>))>;
     let mut after = "0".to_owned();
     loop {
         let mut read = cmd("XREAD");
         read.arg("BLOCK").arg(0).arg("STREAMS").arg(&key).arg(&after);
-        let found: Vec<(String, Entries)> = read.query(&mut redis)?;
+        let found: Vec<(String, ReadReply)> = read.query(&mut redis)?;
         for (id, (_, bytes)) in found.into_iter().flat_map(|(_, entries)| entries) {
             client.write_all(&bytes)?;
             after = id;

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// What a figure should be.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Target {
+pub(super) enum FigureTarget {
     AtLeast(f64),
     AtMost(f64),
     /// It stands there to compare others with.
@@ -22,7 +22,7 @@ pub(super) struct Figure {
     pub(super) name: &'static str,
     pub(super) value: f64,
     pub(super) unit: &'static str,
-    pub(super) target: Target,
+    pub(super) target: FigureTarget,
 }
 
 /// Where and how it was measured.
@@ -43,7 +43,7 @@ pub(super) struct Conditions {
 
 /// One figure over all rounds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Row {
+struct FigureRow {
     name: &'static str,
     /// The median of the rounds.
     value: f64,
@@ -58,12 +58,12 @@ struct Row {
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct BenchReport {
     conditions: Conditions,
-    figures: Vec<Row>,
+    figures: Vec<FigureRow>,
 }
 
-impl Target {
+impl FigureTarget {
     fn met_by(self, value: f64) -> Option<bool> {
         match self {
             Self::AtLeast(bound) => Some(value >= bound),
@@ -72,7 +72,7 @@ impl Target {
         }
     }
 
-    fn shown(self) -> Option<String> {
+    fn describe(self) -> Option<String> {
         match self {
             Self::AtLeast(bound) => Some(format!("≥ {}", number(bound))),
             Self::AtMost(bound) => Some(format!("≤ {}", number(bound))),
@@ -81,7 +81,7 @@ impl Target {
     }
 }
 
-impl Report {
+impl BenchReport {
     /// The medians of the rounds, in the order in which the figures first came.
     pub(super) fn new(conditions: Conditions, measured: &[Figure]) -> Self {
         let mut order = Vec::new();
@@ -93,7 +93,8 @@ impl Report {
             }
             rounds.push(figure.value);
         }
-        let figures = order.into_iter().map(|figure| Row::new(figure, values.remove(figure.name).unwrap_or_default()));
+        let figures =
+            order.into_iter().map(|figure| FigureRow::new(figure, values.remove(figure.name).unwrap_or_default()));
         Self { conditions, figures: figures.collect() }
     }
 
@@ -103,10 +104,10 @@ impl Report {
     }
 
     pub(super) fn write_table(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "{}", self.conditions.told())?;
+        writeln!(out, "{}", self.conditions.conditions_text())?;
         writeln!(out, "{:<46} {:>12} {:>23}  {:<12} {:>12}", "", "median", "lowest … highest", "", "target")?;
         for row in &self.figures {
-            let Row { name, value, lowest, highest, unit, target, met } = row;
+            let FigureRow { name, value, lowest, highest, unit, target, met } = row;
             let spread = format!("{} … {}", number(*lowest), number(*highest));
             let verdict = match met {
                 Some(true) => "  met",
@@ -121,7 +122,7 @@ impl Report {
 }
 
 impl Conditions {
-    fn told(&self) -> String {
+    fn conditions_text(&self) -> String {
         let Self { version, pinned, load_before, in_memory, redis, rounds } = self;
         let cores = if *pinned { "the daemon on a core of its own" } else { "nothing pinned" };
         let load = load_before.map_or(String::new(), |load| format!(", load before {load:.1}"));
@@ -131,13 +132,13 @@ impl Conditions {
     }
 }
 
-impl Row {
+impl FigureRow {
     fn new(figure: Figure, mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let value = values[values.len() / 2];
         let (lowest, highest) = (values[0], values[values.len() - 1]);
         let Figure { name, unit, target, .. } = figure;
-        Self { name, value, lowest, highest, unit, target: target.shown(), met: target.met_by(value) }
+        Self { name, value, lowest, highest, unit, target: target.describe(), met: target.met_by(value) }
     }
 }
 
@@ -161,11 +162,11 @@ fn number(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn figure(name: &'static str, value: f64, target: Target) -> Figure {
+    fn figure(name: &'static str, value: f64, target: FigureTarget) -> Figure {
         Figure { name, value, unit: "µs", target }
     }
 
-    fn report() -> Report {
+    fn report() -> BenchReport {
         let conditions = Conditions {
             version: "1.0.0",
             pinned: true,
@@ -175,28 +176,28 @@ mod tests {
             rounds: 3,
         };
         let measured = [
-            figure("b", 4.0, Target::AtMost(5.0)),
-            figure("a", 2.0, Target::AtLeast(120_000.0)),
-            figure("b", 9.0, Target::AtMost(5.0)),
-            figure("b", 5.5, Target::AtMost(5.0)),
-            figure("c", 1.0, Target::None),
+            figure("b", 4.0, FigureTarget::AtMost(5.0)),
+            figure("a", 2.0, FigureTarget::AtLeast(120_000.0)),
+            figure("b", 9.0, FigureTarget::AtMost(5.0)),
+            figure("b", 5.5, FigureTarget::AtMost(5.0)),
+            figure("c", 1.0, FigureTarget::None),
         ];
-        Report::new(conditions, &measured)
+        BenchReport::new(conditions, &measured)
     }
 
     #[test]
-    fn a_row_is_the_median_of_its_rounds_held_against_its_target() {
+    fn a_row_is_the_median_of_its_rounds_compared_with_its_target() {
         let rows = report().figures;
-        let told: Vec<_> = rows.iter().map(|row| (row.name, row.value, row.lowest, row.highest, row.met)).collect();
+        let results: Vec<_> = rows.iter().map(|row| (row.name, row.value, row.lowest, row.highest, row.met)).collect();
         assert_eq!(
-            told,
+            results,
             [("b", 5.5, 4.0, 9.0, Some(false)), ("a", 2.0, 2.0, 2.0, Some(false)), ("c", 1.0, 1.0, 1.0, None)]
         );
         assert_eq!(rows[1].target.as_deref(), Some("≥ 120,000"));
     }
 
     #[test]
-    fn the_table_says_what_was_missed_and_that_no_disk_was_there() {
+    fn the_table_marks_missed_targets_and_in_memory_storage() {
         let mut table = Vec::new();
         report().write_table(&mut table).unwrap();
         let table = String::from_utf8(table).unwrap();

@@ -23,79 +23,79 @@ const PROGRAM: &str = "redis-server";
 const START_MAX: Duration = Duration::from_secs(10);
 /// A server that was named is reached within it.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// The one stream that is measured, as a daemon names it.
 const STREAM: &str = "s0";
 
 /// Which Redis it is.
 #[derive(Debug, Clone)]
-pub(super) enum Which {
+pub(super) enum RedisChoice {
     /// A `redis-server` that is installed, of this version.
-    Own { version: String },
+    Local { version: String },
     /// One server, at this URL.
-    Given { url: String, shown: String },
+    External { url: String, shown: String },
 }
 
-impl Which {
+impl RedisChoice {
     /// The one that was named, else an own one; none where there is neither.
     pub(super) fn find(url: Option<&str>) -> anyhow::Result<Option<Self>> {
-        let Some(url) = url else { return Ok(installed().map(|version| Self::Own { version })) };
+        let Some(url) = url else { return Ok(installed_version().map(|version| Self::Local { version })) };
         let address: Address = url.parse().context("--redis names no server")?;
-        Ok(Some(Self::Given { url: url.to_owned(), shown: address.to_string() }))
+        Ok(Some(Self::External { url: url.to_owned(), shown: address.to_string() }))
     }
 
     /// For people.
-    pub(super) fn told(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         match self {
-            Self::Own { version } => format!("Redis {version} started for this, appendfsync everysec"),
-            Self::Given { shown, .. } => format!("Redis at {shown}"),
+            Self::Local { version } => format!("Redis {version} started for this, appendfsync everysec"),
+            Self::External { shown, .. } => format!("Redis at {shown}"),
         }
     }
 }
 
 /// The version of what is installed.
-fn installed() -> Option<String> {
-    let told = Command::new(PROGRAM).arg("--version").output().ok()?;
-    let told = String::from_utf8(told.stdout).ok()?;
-    Some(told.split_whitespace().find_map(|word| word.strip_prefix("v="))?.to_owned())
+fn installed_version() -> Option<String> {
+    let output = Command::new(PROGRAM).arg("--version").output().ok()?;
+    let output = String::from_utf8(output.stdout).ok()?;
+    Some(output.split_whitespace().find_map(|word| word.strip_prefix("v="))?.to_owned())
 }
 
 /// A server that greets, and a part of it that is empty.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(super) struct BenchRedis {
     url: String,
     prefix: String,
-    own: Option<Own>,
+    process: Option<RedisProcess>,
 }
 
 #[derive(Debug)]
-struct Own {
+struct RedisProcess {
     child: Child,
     folder: PathBuf,
 }
 
-impl Server {
+impl BenchRedis {
     /// Starts one in an empty folder, or takes the one that was named.
-    pub(super) fn start(which: &Which, folder: &Path) -> anyhow::Result<Self> {
+    pub(super) fn start(choice: &RedisChoice, folder: &Path) -> anyhow::Result<Self> {
         let prefix = format!("bench-{}", std::process::id());
-        match which {
-            Which::Given { url, .. } => Ok(Self { url: url.clone(), prefix, own: None }),
-            Which::Own { .. } => {
+        match choice {
+            RedisChoice::External { url, .. } => Ok(Self { url: url.clone(), prefix, process: None }),
+            RedisChoice::Local { .. } => {
                 fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
                 let address = free_address()?;
-                let child = run(folder, address.port()).context("cannot start redis-server")?;
-                let own = Some(Own { child, folder: folder.to_owned() });
-                let mut server = Self { url: format!("redis://{address}/0"), prefix, own };
-                server.wait_until_it_greets()?;
+                let child = spawn_redis(folder, address.port()).context("cannot start redis-server")?;
+                let own = Some(RedisProcess { child, folder: folder.to_owned() });
+                let mut server = Self { url: format!("redis://{address}/0"), prefix, process: own };
+                server.wait_until_ready()?;
                 Ok(server)
             }
         }
     }
 
-    fn wait_until_it_greets(&mut self) -> anyhow::Result<()> {
+    fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         let end = clock::now() + START_MAX;
         while clock::now() < end {
-            if let Some(own) = &mut self.own
+            if let Some(own) = &mut self.process
                 && let Some(status) = own.child.try_wait()?
             {
                 bail!("redis-server ended with {status}");
@@ -103,7 +103,7 @@ impl Server {
             if self.connect().is_ok() {
                 return Ok(());
             }
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
         bail!("redis-server did not answer within {} s", START_MAX.as_secs())
     }
@@ -125,14 +125,14 @@ impl Server {
 
     /// CPU time used so far, where the system tells and the server is ours.
     pub(super) fn cpu(&self) -> Option<Duration> {
-        self.own.as_ref().and_then(|own| machine::cpu_time(own.child.id()))
+        self.process.as_ref().and_then(|own| machine::cpu_time(own.child.id()))
     }
 
     /// The newest entry that the daemon wrote.
     pub(super) fn newest_entry(&self) -> anyhow::Result<Vec<u8>> {
-        type Entries = Vec<(String, (String, Vec<u8>))>;
+        type RangeReply = Vec<(String, (String, Vec<u8>))>;
         let log = self.key(STREAM, "log");
-        let found: Entries =
+        let found: RangeReply =
             redis::cmd("XREVRANGE").arg(log).arg("+").arg("-").arg("COUNT").arg(1).query(&mut self.connect()?)?;
         let (_, (_, entry)) = found.into_iter().next().context("the daemon wrote nothing")?;
         Ok(entry)
@@ -144,7 +144,7 @@ impl Server {
     }
 
     /// Everything that was written; what lives for seconds goes by itself.
-    fn forget(&self) -> anyhow::Result<()> {
+    fn delete_keys(&self) -> anyhow::Result<()> {
         let abouts = [STREAM, "bare", "pipeline"];
         let streams = abouts.iter().flat_map(|about| [self.key(about, "log"), self.key(about, "head")]);
         let keys: Vec<String> = streams.chain([self.key("replicas", "known")]).collect();
@@ -153,23 +153,23 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for BenchRedis {
     fn drop(&mut self) {
-        match &mut self.own {
+        match &mut self.process {
             // It may have ended by itself, and the folder may be gone: then there is nothing left to do.
-            Some(Own { child, folder }) => {
+            Some(RedisProcess { child, folder }) => {
                 drop(child.kill());
                 drop(child.wait());
                 drop(fs::remove_dir_all(folder));
             }
             // A server that does not answer any more has the phase fail, too.
-            None => drop(self.forget()),
+            None => drop(self.delete_keys()),
         }
     }
 }
 
 /// As the documents want it, but that it never rewrites its file while it is measured.
-fn run(folder: &Path, port: u16) -> io::Result<Child> {
+fn spawn_redis(folder: &Path, port: u16) -> io::Result<Child> {
     let port = port.to_string();
     let mut command = Command::new(PROGRAM);
     command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--dir"]).arg(folder);
@@ -184,9 +184,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_is_named_is_told_without_its_password() {
-        let which = Which::find(Some("redis://relay:hunter2@redis.test:6380/1")).unwrap().unwrap();
-        assert!(which.told().contains("redis.test:6380") && !which.told().contains("hunter2"), "{}", which.told());
-        assert!(Which::find(Some("http://redis.test")).is_err());
+    fn a_given_server_is_described_without_its_password() {
+        let which = RedisChoice::find(Some("redis://relay:hunter2@redis.test:6380/1")).unwrap().unwrap();
+        assert!(
+            which.describe().contains("redis.test:6380") && !which.describe().contains("hunter2"),
+            "{}",
+            which.describe()
+        );
+        assert!(RedisChoice::find(Some("http://redis.test")).is_err());
     }
 }

@@ -26,7 +26,7 @@ pub(super) const EVENT_LEN: usize = 1_024;
 /// Stands once in each event and nowhere else, so that events can be counted without reading JSON.
 pub(super) const MARKER: u8 = 0x7f;
 /// The first number: all numbers of a run have as many digits.
-pub(super) const FIRST: u64 = 1_000_000_000;
+pub(super) const FIRST_NUMBER: u64 = 1_000_000_000;
 pub(super) const DIGITS: usize = 10;
 /// The longest frame has so many events.
 const FRAME_EVENTS_MAX: usize = 50;
@@ -37,7 +37,7 @@ const WRITE_LEN: usize = 256 * 1024;
 
 /// How many events a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Frames {
+pub(super) enum FrameSizes {
     One,
     /// One to fifty, all lengths as often.
     Mixed,
@@ -46,7 +46,7 @@ pub(super) enum Frames {
 /// How fast the source speaks, once its gate is open.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Pace {
-    AsTaken,
+    Unlimited,
     /// Events a second, on each connection.
     Rate(f64),
 }
@@ -69,45 +69,45 @@ impl Gate {
     }
 
     /// Waits until more than `said` may be said; returns how many.
-    fn beyond(&self, said: u64) -> u64 {
+    fn wait_beyond(&self, sent: u64) -> u64 {
         let open_to = self.open_to.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.raised.wait_while(open_to, |open_to| *open_to <= said).unwrap_or_else(PoisonError::into_inner)
+        *self.raised.wait_while(open_to, |open_to| *open_to <= sent).unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_open(&self, said: u64) -> bool {
-        *self.open_to.lock().unwrap_or_else(PoisonError::into_inner) > said
+    fn is_open(&self, sent: u64) -> bool {
+        *self.open_to.lock().unwrap_or_else(PoisonError::into_inner) > sent
     }
 }
 
 /// What the source and its user share.
 #[derive(Debug)]
-struct Shared {
-    frames: Frames,
+struct SourceState {
+    frames: FrameSizes,
     pace: Pace,
     gate: Gate,
     connected: AtomicUsize,
     /// When each event was given to the kernel; kept where there is a rate.
-    said_at: Mutex<Vec<Instant>>,
+    sent_at: Mutex<Vec<Instant>>,
 }
 
 /// A running source. Its threads end with the sockets they serve; the one that listens ends with the process.
 #[derive(Debug, Clone)]
-pub(super) struct Source {
+pub(super) struct BenchSource {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<SourceState>,
 }
 
-impl Source {
+impl BenchSource {
     /// Listens on a free port of the loopback. Nothing is said before its gate is raised.
-    pub(super) fn start(frames: Frames, pace: Pace) -> io::Result<Self> {
+    pub(super) fn start(frames: FrameSizes, pace: Pace) -> io::Result<Self> {
         let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SourceState {
             frames,
             pace,
             gate: Gate::default(),
             connected: AtomicUsize::new(0),
-            said_at: Mutex::default(),
+            sent_at: Mutex::default(),
         });
         let source = Self { address, shared: Arc::clone(&shared) };
         thread::spawn(move || {
@@ -134,34 +134,34 @@ impl Source {
     }
 
     /// When each event was said, in order; for a source of one connection that has a rate.
-    pub(super) fn said_at(&self) -> Vec<Instant> {
-        self.shared.said_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn sent_at(&self) -> Vec<Instant> {
+        self.shared.sent_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl Shared {
+impl SourceState {
     fn serve(&self, socket: TcpStream) -> io::Result<()> {
         socket.set_nodelay(true)?;
-        let mut said = 0;
+        let mut sent = 0;
         #[expect(clippy::result_large_err, reason = "the library's own shape")]
         let resume = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
-            said = resumed(request.uri().query());
+            sent = resume_count(request.uri().query());
             Ok(response)
         };
         let Ok(mut socket) = tungstenite::accept_hdr(socket, resume) else { return Ok(()) };
         self.connected.fetch_add(1, Ordering::Relaxed);
-        let mut script = Script::new(self.frames, said);
+        let mut script = FrameSequence::new(self.frames, sent);
         match self.pace {
-            Pace::AsTaken => self.flood(socket.get_mut(), &mut script),
-            Pace::Rate(rate) => self.speak(socket.get_mut(), &mut script, rate),
+            Pace::Unlimited => self.send_unlimited(socket.get_mut(), &mut script),
+            Pace::Rate(rate) => self.send_at_rate(socket.get_mut(), &mut script, rate),
         }
     }
 
-    fn flood(&self, socket: &mut TcpStream, script: &mut Script) -> io::Result<()> {
+    fn send_unlimited(&self, socket: &mut TcpStream, script: &mut FrameSequence) -> io::Result<()> {
         let mut out = Vec::with_capacity(2 * WRITE_LEN);
         loop {
-            let open_to = self.gate.beyond(script.said);
-            while script.said < open_to && out.len() < WRITE_LEN {
+            let open_to = self.gate.wait_beyond(script.sent);
+            while script.sent < open_to && out.len() < WRITE_LEN {
                 script.write(&mut out, open_to);
             }
             socket.write_all(&out)?;
@@ -169,18 +169,18 @@ impl Shared {
         }
     }
 
-    fn speak(&self, socket: &mut TcpStream, script: &mut Script, rate: f64) -> io::Result<()> {
+    fn send_at_rate(&self, socket: &mut TcpStream, script: &mut FrameSequence, rate: f64) -> io::Result<()> {
         let mut out = Vec::new();
         let mut due = clock::now();
         loop {
-            if !self.gate.is_open(script.said) {
-                self.gate.beyond(script.said);
+            if !self.gate.is_open(script.sent) {
+                self.gate.wait_beyond(script.sent);
                 // What was not allowed is not made up for.
                 due = clock::now();
             }
             thread::sleep(due.saturating_duration_since(clock::now()));
             script.write(&mut out, u64::MAX);
-            self.said_at.lock().unwrap_or_else(PoisonError::into_inner).push(clock::now());
+            self.sent_at.lock().unwrap_or_else(PoisonError::into_inner).push(clock::now());
             socket.write_all(&out)?;
             out.clear();
             due += Duration::from_secs_f64(1.0 / rate);
@@ -189,64 +189,64 @@ impl Shared {
 }
 
 /// How many events were taken before the connection, from its resume parameter.
-fn resumed(query: Option<&str>) -> u64 {
+fn resume_count(query: Option<&str>) -> u64 {
     let pairs = query.unwrap_or_default().split('&');
     let last = pairs.filter_map(|pair| pair.strip_prefix("sequenceId=")?.parse::<u64>().ok()).next_back();
-    last.map_or(0, |last| (last + 1).saturating_sub(FIRST))
+    last.map_or(0, |last| (last + 1).saturating_sub(FIRST_NUMBER))
 }
 
 /// The frames, ready to be sent but for their numbers.
 #[derive(Debug)]
-struct Script {
-    frames: Vec<Frame>,
+struct FrameSequence {
+    frames: Vec<FrameTemplate>,
     turn: usize,
-    said: u64,
+    sent: u64,
 }
 
 #[derive(Debug)]
-struct Frame {
+struct FrameTemplate {
     bytes: Vec<u8>,
     /// Where the numbers stand.
     numbers: Vec<usize>,
 }
 
-impl Script {
-    fn new(frames: Frames, said: u64) -> Self {
+impl FrameSequence {
+    fn new(frames: FrameSizes, sent: u64) -> Self {
         let lens: Vec<usize> = match frames {
-            Frames::One => vec![1],
+            FrameSizes::One => vec![1],
             // Steps of 7 visit every length once, large and small by turns.
-            Frames::Mixed => (0..FRAMES).map(|turn| turn * 7 % FRAME_EVENTS_MAX + 1).collect(),
+            FrameSizes::Mixed => (0..FRAMES).map(|turn| turn * 7 % FRAME_EVENTS_MAX + 1).collect(),
         };
-        Self { frames: lens.into_iter().map(Frame::new).collect(), turn: 0, said }
+        Self { frames: lens.into_iter().map(FrameTemplate::new).collect(), turn: 0, sent }
     }
 
     /// Writes the next frame: with fewer events where the gate leaves no room for all.
     fn write(&mut self, out: &mut Vec<u8>, open_to: u64) {
         let turn = self.turn;
         self.turn = (turn + 1) % self.frames.len();
-        let room = usize::try_from(open_to - self.said).unwrap_or(usize::MAX);
+        let room = usize::try_from(open_to - self.sent).unwrap_or(usize::MAX);
         let short;
         let frame = if self.frames[turn].numbers.len() <= room {
             &self.frames[turn]
         } else {
-            short = Frame::new(room);
+            short = FrameTemplate::new(room);
             &short
         };
         let start = out.len();
         out.extend_from_slice(&frame.bytes);
         for at in &frame.numbers {
-            write_digits(&mut out[start + at..start + at + DIGITS], FIRST + self.said);
-            self.said += 1;
+            write_digits(&mut out[start + at..start + at + DIGITS], FIRST_NUMBER + self.sent);
+            self.sent += 1;
         }
     }
 }
 
-impl Frame {
+impl FrameTemplate {
     fn new(events: usize) -> Self {
         let text = format!("[{}]", vec![event(); events].join(","));
         let bytes = render::frame(&text);
         let head = bytes.len() - text.len();
-        let numbers = text.match_indices(&FIRST.to_string()).map(|(at, _)| head + at).collect();
+        let numbers = text.match_indices(&FIRST_NUMBER.to_string()).map(|(at, _)| head + at).collect();
         Self { bytes, numbers }
     }
 }
@@ -261,7 +261,7 @@ pub(super) fn write_digits(place: &mut [u8], mut number: u64) {
 /// One event of [`EVENT_LEN`] bytes: a queue's observations, as a platform would tell them.
 fn event() -> String {
     let mut event = format!(
-        r#"{{"sequenceId":{FIRST},"type":"v2.analytics.queues.observations","eventTime":"2026-05-04T13:31:49.570Z","queueId":"3fa85f64-5717-4562-b3fc-2c963f66afa6","mark":"{}","metrics":["#,
+        r#"{{"sequenceId":{FIRST_NUMBER},"type":"v2.analytics.queues.observations","eventTime":"2026-05-04T13:31:49.570Z","queueId":"3fa85f64-5717-4562-b3fc-2c963f66afa6","mark":"{}","metrics":["#,
         char::from(MARKER)
     );
     let end = r#"],"note":""}"#;
@@ -286,7 +286,7 @@ mod tests {
     fn numbers(frame: &[u8]) -> Vec<u64> {
         let head = frame.iter().position(|byte| *byte == b'[').unwrap();
         let events: Vec<serde_json::Value> = serde_json::from_slice(&frame[head..]).unwrap();
-        events.iter().map(|event| event["sequenceId"].as_u64().unwrap() - FIRST).collect()
+        events.iter().map(|event| event["sequenceId"].as_u64().unwrap() - FIRST_NUMBER).collect()
     }
 
     #[test]
@@ -298,10 +298,10 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_numbered_on_and_end_where_the_gate_does() {
-        let mut script = Script::new(Frames::Mixed, 3);
+    fn frames_continue_the_numbering_and_stop_at_the_gate() {
+        let mut script = FrameSequence::new(FrameSizes::Mixed, 3);
         let (mut expected, mut lens) = (3, Vec::new());
-        while script.said < 2_000 {
+        while script.sent < 2_000 {
             let mut out = Vec::new();
             script.write(&mut out, 2_000);
             let found = numbers(&out);
@@ -317,9 +317,9 @@ mod tests {
     }
 
     #[test]
-    fn a_source_goes_on_where_the_stream_was() {
-        assert_eq!(resumed(None), 0);
-        assert_eq!(resumed(Some("sequenceId=1000000004")), 5);
-        assert_eq!(resumed(Some("a=b&sequenceId=7")), 0);
+    fn a_source_resumes_after_the_requested_number() {
+        assert_eq!(resume_count(None), 0);
+        assert_eq!(resume_count(Some("sequenceId=1000000004")), 5);
+        assert_eq!(resume_count(Some("a=b&sequenceId=7")), 0);
     }
 }

@@ -10,9 +10,9 @@ use std::{
 };
 
 use crate::{
-    app::{SnapshotTry, Trial, try_store},
+    app::{SnapshotCheck, Trial, check_store},
     auth::AccountStatus,
-    cli::Failure,
+    cli::CliError,
     clock,
     config::Config,
     model::{AccountName, StreamName},
@@ -20,14 +20,14 @@ use crate::{
 };
 
 /// An account or stream that is not there by then is told as failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const SILENT_WAIT_MAX: Duration = Duration::from_secs(20);
 /// One that fails again and again is given this long: enough for a second attempt and a third.
-const FAILING_PATIENCE: Duration = Duration::from_secs(5);
+const FAILING_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Tries it and writes a line for each part. Refused when any part failed.
-pub(super) async fn run(config: Config, out: &mut impl Write) -> Result<(), Failure> {
+pub(super) async fn run(config: Config, out: &mut impl Write) -> Result<(), CliError> {
     let mut failed = store(&config, out).await?;
     let trial = Trial::start(config).await?;
     let (accounts, streams) = wait(&trial, clock::now()).await;
@@ -42,40 +42,40 @@ pub(super) async fn run(config: Config, out: &mut impl Write) -> Result<(), Fail
     }
     trial.end().await?;
     if failed > 0 {
-        return Err(Failure::Refused(format!("{failed} of the parts cannot be used, for the reasons above")));
+        return Err(CliError::Refused(format!("{failed} of the parts cannot be used, for the reasons above")));
     }
     Ok(())
 }
 
 /// Opens and closes the store, with the same warnings as `run`.
 async fn store(config: &Config, out: &mut impl Write) -> std::io::Result<usize> {
-    match try_store(config).await {
+    match check_store(config).await {
         Ok(tried) => {
             for warning in &tried.warnings {
                 writeln!(out, "warning: store: {warning}")?;
             }
-            line(out, "store", Verdict::Good(tried.found))
+            line(out, "store", ConnectVerdict::Good(tried.summary))
         }
-        Err(error) => line(out, "store", Verdict::Failed(format!("{error:#}"))),
+        Err(error) => line(out, "store", ConnectVerdict::Failed(format!("{error:#}"))),
     }
 }
 
-type Found = (BTreeMap<AccountName, AccountStatus>, BTreeMap<StreamName, StreamStatus>);
+type ConnectStatuses = (BTreeMap<AccountName, AccountStatus>, BTreeMap<StreamName, StreamStatus>);
 
-async fn wait(trial: &Trial, began: Instant) -> Found {
+async fn wait(trial: &Trial, started_at: Instant) -> ConnectStatuses {
     loop {
         let accounts = trial.accounts().into_iter().map(|account| (account.account.clone(), account)).collect();
         let streams = trial.streams().into_iter().map(|stream| (stream.stream.clone(), stream)).collect();
-        if clock::now() >= began + patience(&accounts, &streams) {
+        if clock::now() >= started_at + wait_max(&accounts, &streams) {
             return (accounts, streams);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// What is known of a part while it is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Progress {
+enum ConnectProgress {
     /// It works, or an operator must act.
     Decided,
     /// It failed, and is tried again.
@@ -84,32 +84,32 @@ enum Progress {
 }
 
 /// How long the slowest part may still take.
-fn patience(accounts: &BTreeMap<AccountName, AccountStatus>, streams: &BTreeMap<StreamName, StreamStatus>) -> Duration {
+fn wait_max(accounts: &BTreeMap<AccountName, AccountStatus>, streams: &BTreeMap<StreamName, StreamStatus>) -> Duration {
     let of_accounts = accounts.values().map(progress_of_account);
     let of_streams = streams.values().map(|stream| progress_of_stream(stream, accounts.get(&stream.account)));
     let slowest = of_accounts.chain(of_streams).map(|progress| match progress {
-        Progress::Decided => Duration::ZERO,
-        Progress::Failing => FAILING_PATIENCE,
-        Progress::Silent => PATIENCE,
+        ConnectProgress::Decided => Duration::ZERO,
+        ConnectProgress::Failing => FAILING_WAIT_MAX,
+        ConnectProgress::Silent => SILENT_WAIT_MAX,
     });
     slowest.max().unwrap_or_default()
 }
 
-fn progress_of_account(account: &AccountStatus) -> Progress {
+fn progress_of_account(account: &AccountStatus) -> ConnectProgress {
     match (account.state, &account.last_error) {
-        ("valid" | "degraded" | "rejected", _) => Progress::Decided,
-        (_, Some(_)) => Progress::Failing,
-        (_, None) => Progress::Silent,
+        ("valid" | "degraded" | "rejected", _) => ConnectProgress::Decided,
+        (_, Some(_)) => ConnectProgress::Failing,
+        (_, None) => ConnectProgress::Silent,
     }
 }
 
 /// A stream whose account has no token waits for that, and stands as it does.
-fn progress_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> Progress {
+fn progress_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> ConnectProgress {
     match (stream.state, &stream.last_error, account) {
-        ("live" | "degraded" | "failed", _, _) => Progress::Decided,
-        (_, Some(_), _) => Progress::Failing,
+        ("live" | "degraded" | "failed", _, _) => ConnectProgress::Decided,
+        (_, Some(_), _) => ConnectProgress::Failing,
         (_, None, Some(account)) if !has_token(account) => progress_of_account(account),
-        (_, None, _) => Progress::Silent,
+        (_, None, _) => ConnectProgress::Silent,
     }
 }
 
@@ -120,49 +120,49 @@ fn has_token(account: &AccountStatus) -> bool {
 
 /// What came of a part.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum ConnectVerdict {
     Good(String),
     Failed(String),
     /// Not tried, because another part failed.
     Skipped(String),
 }
 
-fn verdict_of_account(account: &AccountStatus) -> Verdict {
+fn verdict_of_account(account: &AccountStatus) -> ConnectVerdict {
     if has_token(account) {
-        let life = account.remaining_seconds.map(|seconds| format!(", {seconds:.0} s left"));
-        return Verdict::Good(format!("has a token{}", life.unwrap_or_default()));
+        let remaining = account.remaining_seconds.map(|seconds| format!(", {seconds:.0} s left"));
+        return ConnectVerdict::Good(format!("has a token{}", remaining.unwrap_or_default()));
     }
-    Verdict::Failed(account.last_error.clone().unwrap_or_else(|| "no token in the time given".to_owned()))
+    ConnectVerdict::Failed(account.last_error.clone().unwrap_or_else(|| "no token in the time given".to_owned()))
 }
 
-fn verdict_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> Verdict {
+fn verdict_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> ConnectVerdict {
     if !matches!(stream.state, "live" | "degraded") {
         let why = || stream.last_error.clone().unwrap_or_else(|| "not live in the time given".to_owned());
-        return if account.is_some_and(has_token) { Verdict::Failed(why()) } else { no_token(&stream.account) };
+        return if account.is_some_and(has_token) { ConnectVerdict::Failed(why()) } else { no_token(&stream.account) };
     }
     match stream.refused_topics.as_slice() {
-        [] => Verdict::Good("opened and closed".to_owned()),
-        refused => Verdict::Failed(format!("opened, but topics are not heard: {}", refused.join("; "))),
+        [] => ConnectVerdict::Good("opened and closed".to_owned()),
+        refused => ConnectVerdict::Failed(format!("opened, but topics are not heard: {}", refused.join("; "))),
     }
 }
 
-fn verdict_of_snapshot(account: &AccountName, tried: SnapshotTry) -> Verdict {
-    match tried {
-        SnapshotTry::NoToken => no_token(account),
-        SnapshotTry::Answered(good) => Verdict::Good(good),
-        SnapshotTry::Failed(why) => Verdict::Failed(why),
+fn verdict_of_snapshot(account: &AccountName, checked: SnapshotCheck) -> ConnectVerdict {
+    match checked {
+        SnapshotCheck::NoToken => no_token(account),
+        SnapshotCheck::Answered(good) => ConnectVerdict::Good(good),
+        SnapshotCheck::Failed(why) => ConnectVerdict::Failed(why),
     }
 }
 
-fn no_token(account: &AccountName) -> Verdict {
-    Verdict::Skipped(format!("account {account} has no token"))
+fn no_token(account: &AccountName) -> ConnectVerdict {
+    ConnectVerdict::Skipped(format!("account {account} has no token"))
 }
 
 /// Returns how many parts failed with this one.
-fn line(out: &mut impl Write, part: &str, verdict: Verdict) -> std::io::Result<usize> {
+fn line(out: &mut impl Write, part: &str, verdict: ConnectVerdict) -> std::io::Result<usize> {
     match verdict {
-        Verdict::Good(good) => writeln!(out, "ok      {part}: {good}").map(|()| 0),
-        Verdict::Failed(bad) => writeln!(out, "failed  {part}: {bad}").map(|()| 1),
-        Verdict::Skipped(why) => writeln!(out, "skipped {part}: {why}").map(|()| 0),
+        ConnectVerdict::Good(good) => writeln!(out, "ok      {part}: {good}").map(|()| 0),
+        ConnectVerdict::Failed(bad) => writeln!(out, "failed  {part}: {bad}").map(|()| 1),
+        ConnectVerdict::Skipped(why) => writeln!(out, "skipped {part}: {why}").map(|()| 0),
     }
 }

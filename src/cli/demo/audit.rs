@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 /// The few attributes that are held against the books.
 #[derive(Deserialize)]
-struct Entry<'a> {
+struct AuditEntry<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     sequence: &'a str,
@@ -25,7 +25,7 @@ struct Entry<'a> {
 }
 
 #[derive(Deserialize)]
-struct GapData {
+struct AuditGap {
     reason: String,
 }
 
@@ -40,9 +40,9 @@ pub(super) struct Audit {
     pub(super) gaps: BTreeMap<String, u64>,
     pub(super) snapshots: u64,
     /// Entries whose offset was not the one that had to follow.
-    pub(super) undense: u64,
-    numbered: Numbered,
-    unnumbered: Unnumbered,
+    pub(super) offset_errors: u64,
+    numbered: NumberedAudit,
+    unnumbered: UnnumberedAudit,
     /// The last entry was a gap (or a snapshot behind one).
     in_gap: bool,
     gaps_seen: u64,
@@ -50,46 +50,46 @@ pub(super) struct Audit {
 
 /// The order of a numbered stream.
 #[derive(Debug, Default)]
-struct Numbered {
+struct NumberedAudit {
     last: Option<u64>,
-    doubled: u64,
-    unmarked: u64,
+    duplicates: u64,
+    lost: u64,
 }
 
 /// The completeness of a stream without numbers.
 #[derive(Debug, Default)]
-struct Unnumbered {
-    logged: HashMap<String, Logged>,
-    said: VecDeque<(u64, String)>,
-    doubled: u64,
+struct UnnumberedAudit {
+    logged: HashMap<String, LoggedEvent>,
+    emitted: VecDeque<(u64, String)>,
+    duplicates: u64,
     /// Events that came after one that was said later.
-    disordered: u64,
+    out_of_order: u64,
     /// The entry of the last one that was held against the books.
-    place: u64,
+    offset: u64,
     complete: u64,
-    marked: u64,
-    unmarked: u64,
+    covered_by_gap: u64,
+    lost: u64,
     /// Events that were said and are not in the log, since the last one that is.
     missing: u64,
     gaps_before: u64,
 }
 
 #[derive(Debug)]
-struct Logged {
+struct LoggedEvent {
     times: u64,
     gaps: u64,
-    place: u64,
+    offset: u64,
 }
 
 impl Audit {
     /// Takes the next entry of the log.
     pub(super) fn entry(&mut self, json: &[u8]) -> anyhow::Result<()> {
-        let entry: Entry<'_> = serde_json::from_slice(json)?;
+        let entry: AuditEntry<'_> = serde_json::from_slice(json)?;
         self.entries += 1;
-        self.undense += u64::from(entry.sequence.parse() != Ok(self.entries));
+        self.offset_errors += u64::from(entry.sequence.parse() != Ok(self.entries));
         match entry.kind {
             "trunkline.gap.v1" => {
-                let data: GapData = serde_json::from_str(entry.data.map_or("{}", |data| data.get()))?;
+                let data: AuditGap = serde_json::from_str(entry.data.map_or("{}", |data| data.get()))?;
                 if data.reason == RESET {
                     self.start_over();
                 }
@@ -109,29 +109,29 @@ impl Audit {
         self.unnumbered.logged.clear();
     }
 
-    fn event(&mut self, entry: &Entry<'_>) {
+    fn event(&mut self, entry: &AuditEntry<'_>) {
         self.events += 1;
         let in_gap = std::mem::take(&mut self.in_gap);
         if let Some(number) = entry.platform_sequence.and_then(|number| number.parse().ok()) {
-            self.numbered.take(number, in_gap);
+            self.numbered.record(number, in_gap);
         } else if let Some(correlation) = entry.correlation {
             let (gaps, place) = (self.gaps_seen, self.entries);
-            let new = Logged { times: 0, gaps, place };
+            let new = LoggedEvent { times: 0, gaps, offset: place };
             let logged = self.unnumbered.logged.entry(correlation.to_owned()).or_insert(new);
             logged.times += 1;
         }
     }
 
     /// The platform said this to whoever had subscribed.
-    pub(super) fn said(&mut self, at_second: u64, correlation: String) {
-        self.unnumbered.said.push_back((at_second, correlation));
+    pub(super) fn record_emitted(&mut self, at_second: u64, correlation: String) {
+        self.unnumbered.emitted.push_back((at_second, correlation));
     }
 
     /// Closes the books on what was said before this second.
     pub(super) fn settle(&mut self, before_second: u64) {
-        let books = &mut self.unnumbered;
-        while let Some((_, correlation)) = books.said.pop_front_if(|(at, _)| *at < before_second) {
-            books.close(&correlation);
+        let unnumbered = &mut self.unnumbered;
+        while let Some((_, correlation)) = unnumbered.emitted.pop_front_if(|(at, _)| *at < before_second) {
+            unnumbered.settle_event(&correlation);
         }
     }
 
@@ -140,9 +140,9 @@ impl Audit {
         if let Some(last) = self.numbered.last {
             return last >= number;
         }
-        let books = &self.unnumbered;
-        let last = books.said.iter().rev().find(|(at, _)| *at < before_second);
-        last.is_none_or(|(_, correlation)| books.logged.contains_key(correlation))
+        let unnumbered = &self.unnumbered;
+        let last = unnumbered.emitted.iter().rev().find(|(at, _)| *at < before_second);
+        last.is_none_or(|(_, correlation)| unnumbered.logged.contains_key(correlation))
     }
 
     /// Nothing more is to come: what was said at the end and is not there is missing, up to this number where there are
@@ -150,21 +150,21 @@ impl Audit {
     pub(super) fn end(&mut self, number: u64) {
         let Self { numbered, unnumbered, in_gap, gaps_seen, .. } = self;
         if let Some(last) = numbered.last {
-            numbered.unmarked += if *in_gap { 0 } else { number.saturating_sub(last) };
+            numbered.lost += if *in_gap { 0 } else { number.saturating_sub(last) };
         }
         let missing = std::mem::take(&mut unnumbered.missing);
         if *gaps_seen > unnumbered.gaps_before {
-            unnumbered.marked += missing;
+            unnumbered.covered_by_gap += missing;
         } else {
-            unnumbered.unmarked += missing;
+            unnumbered.lost += missing;
         }
     }
 
     /// Whether the log is what the guarantees say.
-    pub(super) fn is_sound(&self) -> bool {
-        let Self { numbered, unnumbered, undense, .. } = self;
-        let unnumbered = unnumbered.doubled + unnumbered.disordered + unnumbered.unmarked;
-        *undense + numbered.doubled + numbered.unmarked + unnumbered == 0
+    pub(super) fn is_consistent(&self) -> bool {
+        let Self { numbered, unnumbered, offset_errors: undense, .. } = self;
+        let unnumbered = unnumbered.duplicates + unnumbered.out_of_order + unnumbered.lost;
+        *undense + numbered.duplicates + numbered.lost + unnumbered == 0
     }
 
     /// The highest number of the platform in the log.
@@ -173,31 +173,31 @@ impl Audit {
     }
 }
 
-impl Numbered {
-    fn take(&mut self, number: u64, in_gap: bool) {
+impl NumberedAudit {
+    fn record(&mut self, number: u64, in_gap: bool) {
         if let Some(last) = self.last {
-            self.doubled += u64::from(number <= last);
-            self.unmarked += if number > last && !in_gap { number - last - 1 } else { 0 };
+            self.duplicates += u64::from(number <= last);
+            self.lost += if number > last && !in_gap { number - last - 1 } else { 0 };
         }
         self.last = self.last.max(Some(number));
     }
 }
 
-impl Unnumbered {
-    fn close(&mut self, correlation: &str) {
-        let Some(Logged { times, gaps, place }) = self.logged.remove(correlation) else {
+impl UnnumberedAudit {
+    fn settle_event(&mut self, correlation: &str) {
+        let Some(LoggedEvent { times, gaps, offset: place }) = self.logged.remove(correlation) else {
             self.missing += 1;
             return;
         };
         self.complete += 1;
-        self.doubled += times - 1;
-        self.disordered += u64::from(place < self.place);
-        self.place = self.place.max(place);
+        self.duplicates += times - 1;
+        self.out_of_order += u64::from(place < self.offset);
+        self.offset = self.offset.max(place);
         let missing = std::mem::take(&mut self.missing);
         if gaps > self.gaps_before || self.complete == 1 {
-            self.marked += missing;
+            self.covered_by_gap += missing;
         } else {
-            self.unmarked += missing;
+            self.lost += missing;
         }
         self.gaps_before = self.gaps_before.max(gaps);
     }
@@ -205,16 +205,16 @@ impl Unnumbered {
 
 impl fmt::Display for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { entries, events, snapshots, undense, numbered, unnumbered, .. } = self;
-        let verdict = if self.is_sound() { "sound" } else { "NOT SOUND" };
+        let Self { entries, events, snapshots, offset_errors: undense, numbered, unnumbered, .. } = self;
+        let verdict = if self.is_consistent() { "sound" } else { "NOT SOUND" };
         write!(f, "{verdict}: {entries} entries, {events} events")?;
-        write!(f, ", {} doubled", numbered.doubled + unnumbered.doubled)?;
-        write!(f, ", {} missing without a mark", numbered.unmarked + unnumbered.unmarked)?;
-        if unnumbered.marked > 0 {
-            write!(f, ", {} said while nobody could listen", unnumbered.marked)?;
+        write!(f, ", {} doubled", numbered.duplicates + unnumbered.duplicates)?;
+        write!(f, ", {} missing without a mark", numbered.lost + unnumbered.lost)?;
+        if unnumbered.covered_by_gap > 0 {
+            write!(f, ", {} said while nobody could listen", unnumbered.covered_by_gap)?;
         }
-        if unnumbered.disordered > 0 {
-            write!(f, ", {} out of order", unnumbered.disordered)?;
+        if unnumbered.out_of_order > 0 {
+            write!(f, ", {} out of order", unnumbered.out_of_order)?;
         }
         if *undense > 0 {
             write!(f, ", {undense} offsets out of order")?;
@@ -252,16 +252,16 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_sound_only_with_its_gap() {
-        assert!(audit(&[numbered(1, 7), numbered(2, 8)]).is_sound());
-        assert!(!audit(&[numbered(1, 7), numbered(2, 9)]).is_sound());
-        assert!(audit(&[numbered(1, 7), gap(2), numbered(3, 9)]).is_sound());
-        assert!(!audit(&[numbered(1, 7), numbered(2, 7)]).is_sound());
-        assert!(!audit(&[numbered(1, 7), numbered(3, 8)]).is_sound());
+    fn a_missing_number_is_accepted_only_with_a_gap() {
+        assert!(audit(&[numbered(1, 7), numbered(2, 8)]).is_consistent());
+        assert!(!audit(&[numbered(1, 7), numbered(2, 9)]).is_consistent());
+        assert!(audit(&[numbered(1, 7), gap(2), numbered(3, 9)]).is_consistent());
+        assert!(!audit(&[numbered(1, 7), numbered(2, 7)]).is_consistent());
+        assert!(!audit(&[numbered(1, 7), numbered(3, 8)]).is_consistent());
     }
 
     #[test]
-    fn equal_numbers_and_ids_on_both_sides_of_a_reset_are_not_doubled() {
+    fn equal_numbers_and_ids_across_a_reset_are_no_duplicates() {
         let reset = |offset| gap_of(offset, RESET);
         let before = [numbered(1, 1), numbered(2, 2)];
         let cases: [(&[String], bool); 5] = [
@@ -273,12 +273,12 @@ mod tests {
         ];
         for (behind, sound) in cases {
             let audit = audit(&[&before, behind].concat());
-            assert_eq!(audit.is_sound(), sound, "{behind:?}: {audit}");
+            assert_eq!(audit.is_consistent(), sound, "{behind:?}: {audit}");
         }
         let mut audit = audit(&[unnumbered(1, "a"), reset(2), unnumbered(3, "a")]);
-        audit.said(0, "a".to_owned());
+        audit.record_emitted(0, "a".to_owned());
         audit.settle(1);
-        assert!(audit.is_sound(), "{audit}");
+        assert!(audit.is_consistent(), "{audit}");
     }
 
     #[test]
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_missing_at_the_end_are_missing() {
+    fn missing_numbers_at_the_end_count_as_lost() {
         for (number, entries, sound) in [
             (8, vec![numbered(1, 7), numbered(2, 8)], true),
             (9, vec![numbered(1, 7), numbered(2, 8)], false),
@@ -297,12 +297,12 @@ mod tests {
             let mut audit = audit(&entries);
             assert_eq!(audit.reaches(number, 0), number == 8);
             audit.end(number);
-            assert_eq!(audit.is_sound(), sound, "{audit}");
+            assert_eq!(audit.is_consistent(), sound, "{audit}");
         }
     }
 
     #[test]
-    fn what_was_said_and_is_not_there_needs_a_gap_between_its_neighbours() {
+    fn a_missing_event_needs_a_gap_between_its_neighbours() {
         for (entries, sound) in [
             (vec![unnumbered(1, "a"), unnumbered(2, "b"), unnumbered(3, "c")], true),
             (vec![unnumbered(1, "a"), unnumbered(2, "c")], false),
@@ -314,11 +314,11 @@ mod tests {
         ] {
             let mut audit = audit(&entries);
             for (second, id) in [(0, "a"), (1, "b"), (2, "c")] {
-                audit.said(second, id.to_owned());
+                audit.record_emitted(second, id.to_owned());
             }
             audit.settle(3);
             audit.end(0);
-            assert_eq!(audit.is_sound(), sound, "{audit}");
+            assert_eq!(audit.is_consistent(), sound, "{audit}");
         }
     }
 }

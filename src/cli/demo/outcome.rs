@@ -24,8 +24,8 @@ pub(super) struct Counters {
 
 /// Faults that came before the ones before them were over: what came of them cannot be told apart.
 #[derive(Debug)]
-struct Open {
-    begun: Duration,
+struct OpenFaults {
+    started_at: Duration,
     newest: Duration,
     labels: Vec<String>,
     before: Counters,
@@ -35,7 +35,7 @@ struct Open {
 #[derive(Debug, Default)]
 pub(super) struct Outcomes {
     last: Counters,
-    open: Option<Open>,
+    open: Option<OpenFaults>,
 }
 
 impl Outcomes {
@@ -43,7 +43,7 @@ impl Outcomes {
     pub(super) fn step(&mut self, at: Duration, injected: Vec<String>, now: &Counters) -> Option<String> {
         let before = std::mem::replace(&mut self.last, now.clone());
         if !injected.is_empty() {
-            let new = || Open { begun: at, newest: at, labels: Vec::new(), before, silence: 0.0 };
+            let new = || OpenFaults { started_at: at, newest: at, labels: Vec::new(), before, silence: 0.0 };
             let open = self.open.get_or_insert_with(new);
             open.newest = at;
             open.labels.extend(injected);
@@ -51,7 +51,7 @@ impl Outcomes {
         let open = self.open.as_mut()?;
         open.silence = open.silence.max(now.silence);
         let over = now.settled && at >= open.newest + LASTS_MIN;
-        if over || at >= open.begun + LASTS_MAX { self.end() } else { None }
+        if over || at >= open.started_at + LASTS_MAX { self.end() } else { None }
     }
 
     /// The line of faults that are not over yet.
@@ -60,7 +60,7 @@ impl Outcomes {
     }
 }
 
-impl Open {
+impl OpenFaults {
     fn line(&self, now: &Counters) -> String {
         let reconnects = now.reconnects - self.before.reconnects;
         let rotations = now.rotations - self.before.rotations;
@@ -77,7 +77,7 @@ impl Open {
         let open = if now.settled { "" } else { "not over; " };
         let came =
             format!(": {open}reconnects {reconnects}, rotations {rotations}, silence {:.1} s, {gaps}", self.silence);
-        let start = format!("{:>4} s  ", self.begun.as_secs());
+        let start = format!("{:>4} s  ", self.started_at.as_secs());
         let room = WIDTH.saturating_sub(start.len() + came.len());
         start + &shortened(&self.labels.join(" + "), room) + &came
     }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_has_its_line_when_all_streams_are_live_again() {
+    fn a_fault_is_reported_when_all_streams_are_live_again() {
         let quiet = |n| counters(n, &[("a", 2), ("b", 1)], 0.1, true);
         let steps: [(u64, &[&str], Counters); 5] = [
             (7, &[], quiet(1)),
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_that_overlap_share_a_line_and_one_that_goes_on_is_not_called_over() {
+    fn overlapping_faults_share_a_line_and_an_ongoing_fault_is_marked() {
         let up = counters(0, &[("a", 0), ("b", 0)], 0.0, true);
         let down = counters(4, &[("a", 1), ("b", 1)], 9.0, false);
         let steps: [(u64, &[&str], Counters); 4] =

@@ -13,14 +13,14 @@ use crate::telemetry::logs::is_unsafe;
 
 const DIM: &str = "\x1b[2m";
 const CYAN: &str = "\x1b[36m";
-const LOUD: &str = "\x1b[1;97;41m";
+const ALERT: &str = "\x1b[1;97;41m";
 const RESET: &str = "\x1b[0m";
 
 const GAP: &str = "trunkline.gap.v1";
 
 /// What a summary needs of an event.
 #[derive(Debug, Deserialize)]
-pub(super) struct Event<'a> {
+pub(super) struct EventSummary<'a> {
     #[serde(borrow)]
     pub(super) id: Cow<'a, str>,
     #[serde(borrow, rename = "type")]
@@ -35,7 +35,7 @@ pub(super) struct Event<'a> {
 
 /// The `data` of a gap.
 #[derive(Debug, Deserialize)]
-struct Gap {
+struct GapSummary {
     reason: String,
     after: Option<String>,
     before: Option<String>,
@@ -43,7 +43,7 @@ struct Gap {
     silence_ms: Option<u64>,
 }
 
-impl<'a> Event<'a> {
+impl<'a> EventSummary<'a> {
     /// None when the line is no event.
     pub(super) fn read(line: &'a [u8]) -> Option<Self> {
         serde_json::from_str(std::str::from_utf8(line).ok()?).ok()
@@ -53,7 +53,7 @@ impl<'a> Event<'a> {
         let paint = |code, text: &str| if colour { format!("{code}{text}{RESET}") } else { text.to_owned() };
         let (clock, id) = (paint(DIM, &self.clock()), paint(DIM, &printable(&self.id)));
         if self.kind == GAP {
-            return writeln!(out, "{clock}  {}  {id}", paint(LOUD, &self.gap()));
+            return writeln!(out, "{clock}  {}  {id}", paint(ALERT, &self.gap()));
         }
         let kind = paint(CYAN, &printable(&self.kind));
         match &self.subject {
@@ -70,7 +70,7 @@ impl<'a> Event<'a> {
     }
 
     fn gap(&self) -> String {
-        let Some(gap) = self.data.and_then(|data| serde_json::from_str::<Gap>(data.get()).ok()) else {
+        let Some(gap) = self.data.and_then(|data| serde_json::from_str::<GapSummary>(data.get()).ok()) else {
             return " GAP ".to_owned();
         };
         let mut text = format!(" GAP {}", gap.reason);
@@ -98,7 +98,7 @@ mod tests {
 
     fn shown(line: &str, colour: bool) -> String {
         let mut out = Vec::new();
-        Event::read(line.as_bytes()).unwrap().write(colour, &mut out).unwrap();
+        EventSummary::read(line.as_bytes()).unwrap().write(colour, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -111,15 +111,15 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_loud_and_says_what_is_known() {
+    fn a_gap_is_highlighted_with_known_details() {
         let line = r#"{"id":"4f2a-18","type":"trunkline.gap.v1","time":"2026-05-04T13:31:49.570Z",
             "data":{"reason":"retention","after":"17","before":"25","lost":7,"silence_ms":null}}"#;
         assert_eq!(shown(line, false), "13:31:49.570Z   GAP retention, after 17, before 25, 7 lost   4f2a-18\n");
-        assert!(shown(line, true).contains(LOUD));
+        assert!(shown(line, true).contains(ALERT));
     }
 
     #[test]
-    fn nothing_from_the_network_reaches_the_terminal_as_a_command() {
+    fn control_sequences_from_the_network_are_escaped() {
         let line = r#"{"id":"4f2a-17","type":"a\u001b[2J","subject":"b\u0007\n","time":"\u009b31m","data":1}"#;
         let line = shown(line, false);
         assert_eq!(line, "·31m  a·[2J  b··  4f2a-17\n");

@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, header::ACCEPT};
 
 /// A form of the events over plain HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum ResponseForm {
     /// One page, and where the next begins.
     Page,
     /// Server-sent events, endless.
@@ -13,7 +13,7 @@ pub(super) enum Form {
     Ndjson,
 }
 
-impl Form {
+impl ResponseForm {
     /// What it is served as.
     pub(super) fn media_type(self) -> &'static str {
         match self {
@@ -25,31 +25,31 @@ impl Form {
 }
 
 /// Each media range that means a form, with how exactly it names it. A page is what wildcards mean.
-const RANGES: [(&str, Form, u8); 7] = [
-    ("application/cloudevents-batch+json", Form::Page, 2),
-    ("application/json", Form::Page, 2),
-    ("text/event-stream", Form::Sse, 2),
-    ("application/x-ndjson", Form::Ndjson, 2),
-    ("application/*", Form::Page, 1),
-    ("text/*", Form::Sse, 1),
-    ("*/*", Form::Page, 0),
+const RANGES: [(&str, ResponseForm, u8); 7] = [
+    ("application/cloudevents-batch+json", ResponseForm::Page, 2),
+    ("application/json", ResponseForm::Page, 2),
+    ("text/event-stream", ResponseForm::Sse, 2),
+    ("application/x-ndjson", ResponseForm::Ndjson, 2),
+    ("application/*", ResponseForm::Page, 1),
+    ("text/*", ResponseForm::Sse, 1),
+    ("*/*", ResponseForm::Page, 0),
 ];
 
 /// The form that the client likes best: by weight, then the one named more exactly, then the one named first. None
 /// when there is no form that it accepts.
-pub(super) fn form(headers: &HeaderMap) -> Option<Form> {
+pub(super) fn form(headers: &HeaderMap) -> Option<ResponseForm> {
     if !headers.contains_key(ACCEPT) {
-        return Some(Form::Page);
+        return Some(ResponseForm::Page);
     }
     let lines = headers.get_all(ACCEPT).iter().filter_map(|line| line.to_str().ok());
-    let wishes = lines.flat_map(|line| line.split(',')).filter_map(wish);
-    wishes.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(form, _)| form)
+    let preferences = lines.flat_map(|line| line.split(',')).filter_map(parse_range);
+    preferences.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(form, _)| form)
 }
 
 /// What decides between two wishes: weight in thousandths, then exactness.
-type Rank = (u16, u8);
+type PreferenceRank = (u16, u8);
 
-fn wish(range: &str) -> Option<(Form, Rank)> {
+fn parse_range(range: &str) -> Option<(ResponseForm, PreferenceRank)> {
     let mut parts = range.split(';').map(str::trim);
     let name = parts.next()?.to_ascii_lowercase();
     let (_, form, exactness) = RANGES.iter().find(|(range, _, _)| *range == name)?;
@@ -71,22 +71,22 @@ mod tests {
     #[test]
     fn the_accept_header_chooses_the_form() {
         for (accept, chosen) in [
-            ("*/*", Some(Form::Page)),
-            ("application/json", Some(Form::Page)),
-            ("application/cloudevents-batch+json", Some(Form::Page)),
-            ("text/event-stream", Some(Form::Sse)),
-            ("TEXT/Event-Stream; charset=utf-8", Some(Form::Sse)),
-            ("application/x-ndjson", Some(Form::Ndjson)),
-            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Some(Form::Page)),
-            ("text/event-stream, */*", Some(Form::Sse)),
-            ("*/*, text/event-stream", Some(Form::Sse)),
-            ("application/json;q=0.5, application/x-ndjson;q=0.9", Some(Form::Ndjson)),
-            ("application/json, application/x-ndjson", Some(Form::Page)),
-            ("application/x-ndjson, application/json", Some(Form::Ndjson)),
-            ("text/event-stream;q=0, application/json", Some(Form::Page)),
+            ("*/*", Some(ResponseForm::Page)),
+            ("application/json", Some(ResponseForm::Page)),
+            ("application/cloudevents-batch+json", Some(ResponseForm::Page)),
+            ("text/event-stream", Some(ResponseForm::Sse)),
+            ("TEXT/Event-Stream; charset=utf-8", Some(ResponseForm::Sse)),
+            ("application/x-ndjson", Some(ResponseForm::Ndjson)),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Some(ResponseForm::Page)),
+            ("text/event-stream, */*", Some(ResponseForm::Sse)),
+            ("*/*, text/event-stream", Some(ResponseForm::Sse)),
+            ("application/json;q=0.5, application/x-ndjson;q=0.9", Some(ResponseForm::Ndjson)),
+            ("application/json, application/x-ndjson", Some(ResponseForm::Page)),
+            ("application/x-ndjson, application/json", Some(ResponseForm::Ndjson)),
+            ("text/event-stream;q=0, application/json", Some(ResponseForm::Page)),
             ("text/event-stream;q=0", None),
             ("text/event-stream;q=lots", None),
-            ("text/*", Some(Form::Sse)),
+            ("text/*", Some(ResponseForm::Sse)),
             ("image/png", None),
             ("", None),
         ] {
@@ -94,6 +94,6 @@ mod tests {
             headers.insert(ACCEPT, accept.parse().unwrap());
             assert_eq!(form(&headers), chosen, "{accept}");
         }
-        assert_eq!(form(&HeaderMap::new()), Some(Form::Page));
+        assert_eq!(form(&HeaderMap::new()), Some(ResponseForm::Page));
     }
 }

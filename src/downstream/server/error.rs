@@ -10,9 +10,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{accept::Form, memory, query::QueryError, ws::handshake::HandshakeError};
+use super::{accept::ResponseForm, memory, query::QueryError, ws::handshake::HandshakeError};
 use crate::{
-    listener::{origin::Foreign, problem::Problem},
+    listener::{origin::OriginError, problem::HttpProblem},
     model::{Mark, StreamName},
     store::ReadError,
     telemetry::chain,
@@ -20,11 +20,11 @@ use crate::{
 
 /// One request that is not served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum ConsumerRequestError {
     #[error("there is no stream {0}")]
     UnknownStream(StreamName),
     #[error("{0:?} is not the name of a stream")]
-    NoStreamName(String),
+    InvalidStreamName(String),
     #[error(transparent)]
     Query(#[from] QueryError),
     #[error("none of the accepted media types is served here")]
@@ -32,17 +32,17 @@ pub(super) enum Refusal {
     #[error("the events after {mark} are not held any more; the oldest held is {first}")]
     Trimmed { mark: Mark, first: Mark },
     #[error("{mark} is of an epoch that this log does not have; the oldest event held is {first}")]
-    ForeignEpoch { mark: Mark, first: Mark },
+    UnknownEpoch { mark: Mark, first: Mark },
     #[error("{mark} was lost with a failover of the store; what it kept of that epoch ends with {kept}")]
     Lost { mark: Mark, kept: Mark },
     #[error("there is no event {mark} in {stream} yet")]
-    BeyondEnd { mark: Mark, stream: StreamName },
+    AheadOfLog { mark: Mark, stream: StreamName },
     #[error(transparent)]
-    Foreign(#[from] Foreign),
+    Foreign(#[from] OriginError),
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
     #[error("the pages that other clients have not taken yet leave no room for this one")]
-    NoRoom,
+    Busy,
     #[error("the store is not open yet; try again")]
     Starting,
     #[error("the log could not be read")]
@@ -55,13 +55,13 @@ const RETRY_AFTER_SECS: &str = "5";
 /// While the process starts, in seconds.
 const STARTING_RETRY_SECS: &str = "1";
 
-impl From<memory::NoRoom> for Refusal {
-    fn from(memory::NoRoom: memory::NoRoom) -> Self {
-        Self::NoRoom
+impl From<memory::PoolExhausted> for ConsumerRequestError {
+    fn from(memory::PoolExhausted: memory::PoolExhausted) -> Self {
+        Self::Busy
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ConsumerRequestError {
     fn into_response(self) -> Response {
         if let Self::Unreadable(cause) = &self {
             tracing::warn!(error = chain(cause), "a consumer's request failed");
@@ -70,28 +70,30 @@ impl IntoResponse for Refusal {
     }
 }
 
-impl Refusal {
-    fn problem(&self) -> Problem {
-        let plain = |status, slug, title| Problem::new(status, slug, title, self.to_string());
+impl ConsumerRequestError {
+    fn problem(&self) -> HttpProblem {
+        let plain = |status, slug, title| HttpProblem::new(status, slug, title, self.to_string());
         match self {
-            Self::UnknownStream(_) | Self::NoStreamName(_) => {
+            Self::UnknownStream(_) | Self::InvalidStreamName(_) => {
                 plain(StatusCode::NOT_FOUND, "unknown-stream", "No such stream")
             }
             Self::Query(error) => query_problem(error, plain),
             Self::NotAcceptable => {
-                let forms = [Form::Page, Form::Sse, Form::Ndjson].map(Form::media_type).join(", ");
+                let forms = [ResponseForm::Page, ResponseForm::Sse, ResponseForm::Ndjson]
+                    .map(ResponseForm::media_type)
+                    .join(", ");
                 let detail = format!("events are served as {forms}, and over WebSocket");
-                Problem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", "No acceptable form", detail)
+                HttpProblem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", "No acceptable form", detail)
             }
             Self::Trimmed { .. } => plain(StatusCode::GONE, "cursor-trimmed", "Cursor beyond retention"),
-            Self::ForeignEpoch { .. } => plain(StatusCode::GONE, "cursor-foreign", "Cursor of another epoch"),
+            Self::UnknownEpoch { .. } => plain(StatusCode::GONE, "cursor-foreign", "Cursor of another epoch"),
             Self::Lost { .. } => plain(StatusCode::GONE, "cursor-lost", "Cursor of an event that was lost"),
-            Self::BeyondEnd { .. } => {
+            Self::AheadOfLog { .. } => {
                 plain(StatusCode::BAD_REQUEST, "cursor-beyond-end", "Cursor beyond the end of the log")
             }
             Self::Foreign(foreign) => foreign.problem(),
             Self::Handshake(error) => handshake_problem(error),
-            Self::NoRoom => plain(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy").with(RETRY_AFTER, RETRY_AFTER_SECS),
+            Self::Busy => plain(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy").with(RETRY_AFTER, RETRY_AFTER_SECS),
             Self::Starting => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "starting", "Starting").with(RETRY_AFTER, STARTING_RETRY_SECS)
             }
@@ -101,17 +103,20 @@ impl Refusal {
     }
 }
 
-fn query_problem(error: &QueryError, plain: impl Fn(StatusCode, &'static str, &'static str) -> Problem) -> Problem {
+fn query_problem(
+    error: &QueryError,
+    plain: impl Fn(StatusCode, &'static str, &'static str) -> HttpProblem,
+) -> HttpProblem {
     let (slug, title) = match error {
         QueryError::Unknown { .. } => ("unknown-parameter", "Unknown parameter"),
         QueryError::Cursor(..)
-        | QueryError::ResumedTwice
-        | QueryError::ResumedUnreadable
-        | QueryError::NoMark(_)
-        | QueryError::Nameless => ("invalid-cursor", "Invalid cursor"),
+        | QueryError::LastEventIdRepeated
+        | QueryError::LastEventIdUnreadable
+        | QueryError::StreamNotInCursor(_)
+        | QueryError::NamesRequired => ("invalid-cursor", "Invalid cursor"),
         QueryError::Conflict(..) => ("conflicting-parameters", "Conflicting parameters"),
         QueryError::Unreadable
-        | QueryError::Twice(_)
+        | QueryError::Repeated(_)
         | QueryError::Since(_)
         | QueryError::From(_)
         | QueryError::Type(_)
@@ -124,8 +129,8 @@ fn query_problem(error: &QueryError, plain: impl Fn(StatusCode, &'static str, &'
     plain(StatusCode::BAD_REQUEST, slug, title)
 }
 
-fn handshake_problem(error: &HandshakeError) -> Problem {
-    let of = |status| Problem::new(status, "websocket-handshake", "WebSocket handshake refused", error.to_string());
+fn handshake_problem(error: &HandshakeError) -> HttpProblem {
+    let of = |status| HttpProblem::new(status, "websocket-handshake", "WebSocket handshake refused", error.to_string());
     match error {
         HandshakeError::Version => of(StatusCode::UPGRADE_REQUIRED).with(SEC_WEBSOCKET_VERSION, "13"),
         HandshakeError::Protocol | HandshakeError::Connection | HandshakeError::Key => of(StatusCode::BAD_REQUEST),

@@ -23,13 +23,13 @@ use bytes::Bytes;
 use futures_util::Stream;
 
 use super::{
-    accept::Form,
-    error::Refusal,
-    memory::{Memory, Room},
-    render::{Kinds, PIECE_LEN},
+    accept::ResponseForm,
+    error::ConsumerRequestError,
+    memory::{BufferPool, PageReservation},
+    render::{PIECE_LEN, TypeFilter},
 };
 use crate::{
-    downstream::feed::{CursorForm, Due, Feed, Progress},
+    downstream::feed::{CursorForm, MergedReader, ReadItem, ReadProgress},
     model::BatchView,
     telemetry::metrics,
 };
@@ -40,17 +40,17 @@ const SCAN_MAX: usize = 10_000;
 const PAGE_LEN_MAX: usize = 8 * 1024 * 1024;
 /// What is read from a log at a time.
 const READ_LEN: usize = 1024 * 1024;
-struct Page {
-    body: Pieces,
-    progress: Progress,
+struct PageBuilder {
+    body: BodyPieces,
+    progress: ReadProgress,
     left: usize,
     scanned: usize,
-    taken: usize,
+    delivered: usize,
 }
 
 /// A text in pieces, so that what its client took is freed.
 #[derive(Debug, Default)]
-struct Pieces {
+struct BodyPieces {
     done: VecDeque<Bytes>,
     open: Vec<u8>,
     len: usize,
@@ -58,67 +58,67 @@ struct Pieces {
 
 /// Reads and answers.
 pub(super) async fn response(
-    mut feed: Feed,
-    kinds: &Kinds,
+    mut feed: MergedReader,
+    kinds: &TypeFilter,
     limit: usize,
     form: CursorForm,
     uri: &Uri,
-    memory: &Memory,
-) -> Result<Response, Refusal> {
-    let subscriber = metrics::Subscriber::connected("page");
-    let mut room = memory.room(PAGE_LEN_MAX).await?;
-    let progress = Progress::of(&feed, form);
-    let mut page = Page { body: Pieces::default(), progress, left: limit, scanned: 0, taken: 0 };
+    memory: &BufferPool,
+) -> Result<Response, ConsumerRequestError> {
+    let subscriber = metrics::SubscriberMetrics::connected("page");
+    let mut room = memory.reserve_page(PAGE_LEN_MAX).await?;
+    let progress = ReadProgress::of(&feed, form);
+    let mut page = PageBuilder { body: BodyPieces::default(), progress, left: limit, scanned: 0, delivered: 0 };
     page.body.push(b"[");
-    while !page.full() {
+    while !page.is_full() {
         match feed.next_now(READ_LEN).await? {
-            Some(Due::Entries { lane, views }) => page.take(lane, &views, kinds),
-            Some(Due::Trimmed { gap, .. }) if page.scanned == 0 => {
-                return Err(Refusal::Trimmed { mark: gap.after, first: gap.first });
+            Some(ReadItem::Entries { lane, views }) => page.append_entries(lane, &views, kinds),
+            Some(ReadItem::Trimmed { gap, .. }) if page.scanned == 0 => {
+                return Err(ConsumerRequestError::Trimmed { mark: gap.after, first: gap.first });
             }
             // What was read before retention overtook this request is good; the next one is told.
-            Some(Due::Trimmed { .. }) | None => break,
+            Some(ReadItem::Trimmed { .. }) | None => break,
         }
     }
     page.body.push(b"]");
-    room.fit(page.body.len).await?;
-    subscriber.delivered(page.taken);
+    room.resize(page.body.len).await?;
+    subscriber.delivered(page.delivered);
     Ok(page.finish(uri, room))
 }
 
-impl Page {
-    fn full(&self) -> bool {
+impl PageBuilder {
+    fn is_full(&self) -> bool {
         self.left == 0 || self.scanned >= SCAN_MAX || self.body.len >= PAGE_LEN_MAX
     }
 
-    fn take(&mut self, lane: usize, views: &[BatchView], kinds: &Kinds) {
+    fn append_entries(&mut self, lane: usize, views: &[BatchView], kinds: &TypeFilter) {
         for entry in views.iter().flat_map(BatchView::entries) {
-            if self.full() {
+            if self.is_full() {
                 return;
             }
             self.scanned += 1;
             self.progress.reached(lane, entry.mark);
-            if kinds.wants(entry.kind()) {
+            if kinds.matches(entry.kind()) {
                 self.left -= 1;
-                if self.taken > 0 {
+                if self.delivered > 0 {
                     self.body.push(b",");
                 }
-                self.taken += 1;
+                self.delivered += 1;
                 self.body.push(entry.json);
             }
         }
     }
 
-    fn finish(self, uri: &Uri, room: Room) -> Response {
+    fn finish(self, uri: &Uri, room: PageReservation) -> Response {
         let next = next_link(uri, &self.progress.cursor().to_string());
-        let headers = [(CONTENT_TYPE, Form::Page.media_type()), (CACHE_CONTROL, "no-store")];
+        let headers = [(CONTENT_TYPE, ResponseForm::Page.media_type()), (CACHE_CONTROL, "no-store")];
         let len = self.body.len.to_string();
-        let body = Body::from_stream(Sent { pieces: self.body.finish(), room });
+        let body = Body::from_stream(PageBody { pieces: self.body.finish(), room });
         (headers, [(LINK, next), (CONTENT_LENGTH, len)], body).into_response()
     }
 }
 
-impl Pieces {
+impl BodyPieces {
     fn push(&mut self, text: &[u8]) {
         self.open.extend_from_slice(text);
         self.len += text.len();
@@ -139,17 +139,17 @@ impl Pieces {
 
 /// A page on its way: what the connection takes of it is no longer counted.
 #[derive(Debug)]
-struct Sent {
+struct PageBody {
     pieces: VecDeque<Bytes>,
-    room: Room,
+    room: PageReservation,
 }
 
-impl Stream for Sent {
+impl Stream for PageBody {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some(piece) = self.pieces.pop_front() else { return Poll::Ready(None) };
-        self.room.taken(piece.len());
+        self.room.release_sent(piece.len());
         Poll::Ready(Some(Ok(piece)))
     }
 }

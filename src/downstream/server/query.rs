@@ -6,16 +6,16 @@ use axum::extract::Query as Pairs;
 use globset::Glob;
 use hyper::{HeaderMap, Uri};
 
-use super::render::Kinds;
+use super::render::TypeFilter;
 use crate::model::{self, Cursor, CursorError, Mark, NameError, Span, StreamName, Timestamp};
 
 /// A request for events.
 #[derive(Debug, Clone)]
-pub(super) struct Query {
+pub(super) struct EventQuery {
     /// The streams that are named in the query; empty where the path names the one.
     pub(super) streams: Vec<StreamName>,
-    pub(super) start: Start,
-    pub(super) kinds: Kinds,
+    pub(super) start: StartPoint,
+    pub(super) type_filter: TypeFilter,
     /// The most entries of a page. The endless forms have no use for it.
     pub(super) limit: usize,
     /// Lines between the events tell a reader of a part how far the whole has gone. For NDJSON: the other endless forms
@@ -25,7 +25,7 @@ pub(super) struct Query {
 
 /// Where to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Start {
+pub(super) enum StartPoint {
     /// After what the reader has had.
     After(Cursor),
     /// With the first entry held that was received at this moment or later.
@@ -44,15 +44,15 @@ pub(super) enum QueryError {
     #[error("there is no parameter {found:?}{}", did_you_mean(*nearest))]
     Unknown { found: String, nearest: Option<&'static str> },
     #[error("the parameter {0} may be given once only")]
-    Twice(&'static str),
+    Repeated(&'static str),
     #[error("{0} and {1} both say where to begin; give one of them")]
     Conflict(&'static str, &'static str),
     #[error("{0}: {1}")]
     Cursor(&'static str, CursorError),
     #[error("Last-Event-ID: the header is there more than once; send it once")]
-    ResumedTwice,
+    LastEventIdRepeated,
     #[error("Last-Event-ID: the header is not plain ASCII text: expected an event's id such as 4f2a-17")]
-    ResumedUnreadable,
+    LastEventIdUnreadable,
     #[error("since: {0:?} is neither a duration such as 10m nor a time such as 2026-05-04T13:31:49Z")]
     Since(String),
     #[error("from: {0:?} is neither first nor last")]
@@ -72,9 +72,9 @@ pub(super) enum QueryError {
     #[error(
         "the cursor names no position in the stream {0}; add one, such as {0}:4f2a-17 (GET /v1/streams lists them)"
     )]
-    NoMark(StreamName),
+    StreamNotInCursor(StreamName),
     #[error("several streams are read: write the cursor with names, as in queues:4f2a-17,agents:9c01-3")]
-    Nameless,
+    NamesRequired,
 }
 
 fn did_you_mean(nearest: Option<&'static str>) -> String {
@@ -95,34 +95,39 @@ const PARAMETERS_OF_SEVERAL: [&str; 7] = ["stream", "after", "since", "from", "t
 
 /// Whether the path names the stream, or the query one or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Named {
+pub(super) enum StreamNameLocation {
     InPath,
     InQuery,
 }
 
-impl Query {
+impl EventQuery {
     /// Reads the query of `uri`. `resumed` is the `Last-Event-ID` of a server-sent stream, which wins over `after`
     /// (a browser repeats its first address when it reconnects) and over every other beginning.
-    pub(super) fn read(uri: &Uri, named: Named, resumed: Option<&str>, now: Timestamp) -> Result<Self, QueryError> {
+    pub(super) fn read(
+        uri: &Uri,
+        named: StreamNameLocation,
+        resumed: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Self, QueryError> {
         let Pairs(pairs) = Pairs::<Vec<(String, String)>>::try_from_uri(uri).map_err(|_| QueryError::Unreadable)?;
         let mut streams = Vec::new();
         let mut given = BTreeMap::new();
         for (name, value) in pairs {
-            let name = known(&name, named)?;
+            let name = known_parameter(&name, named)?;
             if name == "stream" {
                 add_stream(&mut streams, &value)?;
             } else if given.insert(name, value).is_some() {
-                return Err(QueryError::Twice(name));
+                return Err(QueryError::Repeated(name));
             }
         }
-        if named == Named::InQuery && streams.is_empty() {
+        if named == StreamNameLocation::InQuery && streams.is_empty() {
             return Err(QueryError::NoStream);
         }
         let start = start(&given, now)?;
         Ok(Self {
             streams,
-            start: resumed.map_or(Ok(start), |text| after(RESUMED, text))?,
-            kinds: given.get("type").map_or(Ok(Kinds::default()), |text| kinds(text))?,
+            start: resumed.map_or(Ok(start), |text| after(LAST_EVENT_ID, text))?,
+            type_filter: given.get("type").map_or(Ok(TypeFilter::default()), |text| kinds(text))?,
             limit: given.get("limit").map_or(Ok(LIMIT_DEFAULT), |text| limit(text))?,
             positions: given.get("positions").map_or(Ok(false), |text| flag(text))?,
         })
@@ -130,23 +135,23 @@ impl Query {
 }
 
 /// The header of a browser's event source that comes back.
-const RESUMED: &str = "Last-Event-ID";
+const LAST_EVENT_ID: &str = "Last-Event-ID";
 
 /// Where a browser's event source got to; it is empty before the first event.
-pub(super) fn resumed(headers: &HeaderMap) -> Result<Option<&str>, QueryError> {
-    let mut values = headers.get_all(RESUMED).iter();
+pub(super) fn last_event_id(headers: &HeaderMap) -> Result<Option<&str>, QueryError> {
+    let mut values = headers.get_all(LAST_EVENT_ID).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(QueryError::ResumedTwice);
+        return Err(QueryError::LastEventIdRepeated);
     }
-    let text = value.to_str().map_err(|_| QueryError::ResumedUnreadable)?;
+    let text = value.to_str().map_err(|_| QueryError::LastEventIdUnreadable)?;
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
-fn known(found: &str, named: Named) -> Result<&'static str, QueryError> {
+fn known_parameter(found: &str, named: StreamNameLocation) -> Result<&'static str, QueryError> {
     let names = match named {
-        Named::InPath => PARAMETERS.as_slice(),
-        Named::InQuery => PARAMETERS_OF_SEVERAL.as_slice(),
+        StreamNameLocation::InPath => PARAMETERS.as_slice(),
+        StreamNameLocation::InQuery => PARAMETERS_OF_SEVERAL.as_slice(),
     };
     let exact = names.iter().find(|name| **name == found);
     exact.copied().ok_or_else(|| QueryError::Unknown { found: shown(found), nearest: nearest(found, names) })
@@ -164,32 +169,32 @@ fn add_stream(streams: &mut Vec<StreamName>, text: &str) -> Result<(), QueryErro
     if streams.len() > STREAMS_MAX { Err(QueryError::TooManyStreams) } else { Ok(()) }
 }
 
-fn start(given: &BTreeMap<&'static str, String>, now: Timestamp) -> Result<Start, QueryError> {
-    let mut ways = ["after", "since", "from"].into_iter().filter_map(|name| Some((name, given.get(name)?)));
-    let Some((name, value)) = ways.next() else { return Ok(Start::Last) };
-    if let Some((other, _)) = ways.next() {
+fn start(given: &BTreeMap<&'static str, String>, now: Timestamp) -> Result<StartPoint, QueryError> {
+    let mut starts = ["after", "since", "from"].into_iter().filter_map(|name| Some((name, given.get(name)?)));
+    let Some((name, value)) = starts.next() else { return Ok(StartPoint::Last) };
+    if let Some((other, _)) = starts.next() {
         return Err(QueryError::Conflict(name, other));
     }
     match (name, value.as_str()) {
         ("after", text) => after("after", text),
-        ("since", text) => moment(text, now).map(Start::Since).ok_or_else(|| QueryError::Since(shown(text))),
-        (_, "first") => Ok(Start::First),
-        (_, "last") => Ok(Start::Last),
+        ("since", text) => parse_time(text, now).map(StartPoint::Since).ok_or_else(|| QueryError::Since(shown(text))),
+        (_, "first") => Ok(StartPoint::First),
+        (_, "last") => Ok(StartPoint::Last),
         (_, text) => Err(QueryError::From(shown(text))),
     }
 }
 
-fn after(source: &'static str, text: &str) -> Result<Start, QueryError> {
-    parse_cursor(text).map(Start::After).map_err(|error| QueryError::Cursor(source, error))
+fn after(source: &'static str, text: &str) -> Result<StartPoint, QueryError> {
+    parse_cursor(text).map(StartPoint::After).map_err(|error| QueryError::Cursor(source, error))
 }
 
-fn moment(text: &str, now: Timestamp) -> Option<Timestamp> {
+fn parse_time(text: &str, now: Timestamp) -> Option<Timestamp> {
     // An unencoded plus in a query arrives as a space, and a client that pastes a time with an offset means the plus.
     let time = Timestamp::parse(&text.replace(' ', "+"));
     time.or_else(|| text.parse().ok().map(|Span(age)| now.before(age)))
 }
 
-fn kinds(text: &str) -> Result<Kinds, QueryError> {
+fn kinds(text: &str) -> Result<TypeFilter, QueryError> {
     if text.is_empty() {
         return Err(QueryError::Type("it is empty; give a pattern such as v2.analytics.*, or leave it out".to_owned()));
     }
@@ -197,7 +202,7 @@ fn kinds(text: &str) -> Result<Kinds, QueryError> {
         return Err(QueryError::Type(format!("a pattern has at most {GLOB_LEN_MAX} characters")));
     }
     let glob = Glob::new(text).map_err(|error| QueryError::Type(error.to_string()))?;
-    Ok(Kinds((text != "*").then(|| glob.compile_matcher())))
+    Ok(TypeFilter((text != "*").then(|| glob.compile_matcher())))
 }
 
 fn limit(text: &str) -> Result<usize, QueryError> {
@@ -232,25 +237,25 @@ fn before_trimmed(piece: &str) -> Result<Cow<'_, str>, CursorError> {
     Ok(format!("{prefix}{}", Mark { offset: first.offset.previous(), ..first }).into())
 }
 
-impl Start {
+impl StartPoint {
     /// Where it begins in the log of `stream`, as one of `several`.
-    pub(super) fn of(&self, stream: &StreamName, several: bool) -> Result<StartIn, QueryError> {
+    pub(super) fn of(&self, stream: &StreamName, several: bool) -> Result<LogStartPoint, QueryError> {
         Ok(match self {
-            Self::After(Cursor::Single(_)) if several => return Err(QueryError::Nameless),
-            Self::After(Cursor::Single(mark)) => StartIn::After(*mark),
+            Self::After(Cursor::Single(_)) if several => return Err(QueryError::NamesRequired),
+            Self::After(Cursor::Single(mark)) => LogStartPoint::After(*mark),
             Self::After(Cursor::Several(marks)) => {
-                StartIn::After(*marks.get(stream).ok_or_else(|| QueryError::NoMark(stream.clone()))?)
+                LogStartPoint::After(*marks.get(stream).ok_or_else(|| QueryError::StreamNotInCursor(stream.clone()))?)
             }
-            Self::Since(moment) => StartIn::Since(*moment),
-            Self::First => StartIn::First,
-            Self::Last => StartIn::Last,
+            Self::Since(moment) => LogStartPoint::Since(*moment),
+            Self::First => LogStartPoint::First,
+            Self::Last => LogStartPoint::Last,
         })
     }
 }
 
 /// Where to begin in one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StartIn {
+pub(super) enum LogStartPoint {
     After(Mark),
     Since(Timestamp),
     First,
@@ -265,8 +270,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_777_901_509_570);
 
-    fn read(named: Named, query: &str) -> Result<Query, QueryError> {
-        Query::read(&uri(query), named, None, NOW)
+    fn read(named: StreamNameLocation, query: &str) -> Result<EventQuery, QueryError> {
+        EventQuery::read(&uri(query), named, None, NOW)
     }
 
     fn uri(query: &str) -> Uri {
@@ -274,28 +279,28 @@ mod tests {
     }
 
     #[test]
-    fn a_query_says_where_to_begin() {
+    fn a_query_selects_the_start() {
         for (query, start) in [
-            ("", Start::Last),
-            ("from=last", Start::Last),
-            ("from=first", Start::First),
-            ("after=4f2a-17", Start::After("4f2a-17".parse().unwrap())),
-            ("after=4f2a-17/trimmed", Start::After("4f2a-16".parse().unwrap())),
+            ("", StartPoint::Last),
+            ("from=last", StartPoint::Last),
+            ("from=first", StartPoint::First),
+            ("after=4f2a-17", StartPoint::After("4f2a-17".parse().unwrap())),
+            ("after=4f2a-17/trimmed", StartPoint::After("4f2a-16".parse().unwrap())),
             (
                 "after=queues:4f2a-17%2Ftrimmed,agents:9c01-3",
-                Start::After("queues:4f2a-16,agents:9c01-3".parse().unwrap()),
+                StartPoint::After("queues:4f2a-16,agents:9c01-3".parse().unwrap()),
             ),
-            ("since=10m", Start::Since(Timestamp(NOW.0 - 600_000))),
-            ("since=2026-05-04T13:31:49.570Z", Start::Since(NOW)),
-            ("since=2026-05-04T15:31:49.570%2B02:00", Start::Since(NOW)),
-            ("since=2026-05-04T15:31:49.570+02:00", Start::Since(NOW)),
+            ("since=10m", StartPoint::Since(Timestamp(NOW.0 - 600_000))),
+            ("since=2026-05-04T13:31:49.570Z", StartPoint::Since(NOW)),
+            ("since=2026-05-04T15:31:49.570%2B02:00", StartPoint::Since(NOW)),
+            ("since=2026-05-04T15:31:49.570+02:00", StartPoint::Since(NOW)),
         ] {
-            assert_eq!(read(Named::InPath, query).unwrap().start, start, "{query}");
+            assert_eq!(read(StreamNameLocation::InPath, query).unwrap().start, start, "{query}");
         }
     }
 
     #[test]
-    fn a_query_that_cannot_be_served_says_what_would_be_right() {
+    fn an_invalid_query_names_the_correct_form() {
         for (query, says) in [
             ("aftr=4f2a-17", r#"there is no parameter "aftr"; did you mean "after"?"#),
             ("zzz=1", r#"there is no parameter "zzz""#),
@@ -323,20 +328,20 @@ mod tests {
             ),
             ("since=10", r#"since: "10" is neither a duration such as 10m nor a time such as 2026-05-04T13:31:49Z"#),
         ] {
-            let said = read(Named::InPath, query).unwrap_err().to_string();
+            let said = read(StreamNameLocation::InPath, query).unwrap_err().to_string();
             assert!(said.starts_with(says), "{query}: {said}");
         }
-        assert!(matches!(read(Named::InPath, "type=%5Ba").unwrap_err(), QueryError::Type(_)));
-        assert_eq!(read(Named::InQuery, "").unwrap_err(), QueryError::NoStream);
-        assert!(matches!(read(Named::InQuery, "stream=A").unwrap_err(), QueryError::Stream(_)));
+        assert!(matches!(read(StreamNameLocation::InPath, "type=%5Ba").unwrap_err(), QueryError::Type(_)));
+        assert_eq!(read(StreamNameLocation::InQuery, "").unwrap_err(), QueryError::NoStream);
+        assert!(matches!(read(StreamNameLocation::InQuery, "stream=A").unwrap_err(), QueryError::Stream(_)));
     }
 
     #[test]
     fn the_last_event_id_wins_over_the_address() {
         let uri = "/v1/streams/queues/events?after=4f2a-1".parse().unwrap();
-        let query = Query::read(&uri, Named::InPath, Some("4f2a-9"), NOW).unwrap();
-        assert_eq!(query.start, Start::After("4f2a-9".parse().unwrap()));
-        assert!(Query::read(&uri, Named::InPath, Some("nonsense"), NOW).is_err());
+        let query = EventQuery::read(&uri, StreamNameLocation::InPath, Some("4f2a-9"), NOW).unwrap();
+        assert_eq!(query.start, StartPoint::After("4f2a-9".parse().unwrap()));
+        assert!(EventQuery::read(&uri, StreamNameLocation::InPath, Some("nonsense"), NOW).is_err());
     }
 
     #[test]
@@ -344,21 +349,21 @@ mod tests {
         let headers = |values: &[&[u8]]| {
             let mut headers = HeaderMap::new();
             for value in values {
-                headers.append(RESUMED, HeaderValue::from_bytes(value).unwrap());
+                headers.append(LAST_EVENT_ID, HeaderValue::from_bytes(value).unwrap());
             }
-            resumed(&headers).map(|text| text.map(str::to_owned))
+            last_event_id(&headers).map(|text| text.map(str::to_owned))
         };
         assert_eq!(headers(&[]), Ok(None));
         assert_eq!(headers(&[b""]), Ok(None), "before the first event");
         assert_eq!(headers(&[b"4f2a-9"]), Ok(Some("4f2a-9".to_owned())));
-        assert_eq!(headers(&[b"\xef\xbb\xbf4f2a-9"]), Err(QueryError::ResumedUnreadable));
-        assert_eq!(headers(&[b"\xff"]), Err(QueryError::ResumedUnreadable));
-        assert_eq!(headers(&[b"4f2a-9", b"4f2a-9"]), Err(QueryError::ResumedTwice));
+        assert_eq!(headers(&[b"\xef\xbb\xbf4f2a-9"]), Err(QueryError::LastEventIdUnreadable));
+        assert_eq!(headers(&[b"\xff"]), Err(QueryError::LastEventIdUnreadable));
+        assert_eq!(headers(&[b"4f2a-9", b"4f2a-9"]), Err(QueryError::LastEventIdRepeated));
     }
 
     #[test]
     fn streams_are_named_once_each() {
-        let query = read(Named::InQuery, "stream=queues&stream=agents&stream=queues&limit=7").unwrap();
+        let query = read(StreamNameLocation::InQuery, "stream=queues&stream=agents&stream=queues&limit=7").unwrap();
         assert_eq!(query.streams, ["queues".parse().unwrap(), "agents".parse().unwrap()]);
         assert_eq!(query.limit, 7);
     }
@@ -376,19 +381,19 @@ mod tests {
             ("V2.*", "v2.analytics", false),
             ("v2/*", "v2/a/b", true),
         ] {
-            assert_eq!(kinds(glob).unwrap().wants(kind), wanted, "{glob} {kind}");
+            assert_eq!(kinds(glob).unwrap().matches(kind), wanted, "{glob} {kind}");
         }
     }
 
     #[test]
     fn a_cursor_over_several_streams_must_have_a_mark_for_each() {
         let (queues, agents) = ("queues".parse().unwrap(), "agents".parse().unwrap());
-        let after = |text| Start::After(parse_cursor(text).unwrap());
-        let mark = |text: &str| StartIn::After(text.parse().unwrap());
+        let after = |text| StartPoint::After(parse_cursor(text).unwrap());
+        let mark = |text: &str| LogStartPoint::After(text.parse().unwrap());
         assert_eq!(after("4f2a-17").of(&queues, false), Ok(mark("4f2a-17")));
         assert_eq!(after("queues:4f2a-17").of(&queues, false), Ok(mark("4f2a-17")));
         assert_eq!(after("queues:4f2a-17,agents:9c01-3").of(&agents, true), Ok(mark("9c01-3")));
-        assert_eq!(after("4f2a-17").of(&queues, true), Err(QueryError::Nameless));
-        assert_eq!(after("queues:4f2a-17").of(&agents, true), Err(QueryError::NoMark(agents)));
+        assert_eq!(after("4f2a-17").of(&queues, true), Err(QueryError::NamesRequired));
+        assert_eq!(after("queues:4f2a-17").of(&agents, true), Err(QueryError::StreamNotInCursor(agents)));
     }
 }

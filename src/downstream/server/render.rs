@@ -11,16 +11,16 @@ use crate::model::{Batch, BatchView, Entry, Piece, Pieces, Rendering};
 
 /// Which entries a subscriber wants, by their `type`.
 #[derive(Debug, Clone, Default)]
-pub struct Kinds(pub Option<GlobMatcher>);
+pub struct TypeFilter(pub Option<GlobMatcher>);
 
-impl Kinds {
+impl TypeFilter {
     /// Whether it is everything.
-    pub fn all(&self) -> bool {
+    pub fn matches_all(&self) -> bool {
         self.0.is_none()
     }
 
     /// Whether it is this one.
-    pub fn wants(&self, kind: &str) -> bool {
+    pub fn matches(&self, kind: &str) -> bool {
         self.0.as_ref().is_none_or(|glob| glob.is_match(kind))
     }
 
@@ -29,9 +29,9 @@ impl Kinds {
         let end = view.batch.len();
         let mut from = view.from;
         iter::from_fn(move || {
-            let wanted = |index: &usize| self.wants(view.batch.entry(*index).kind());
-            let start = if self.all() { (from < end).then_some(from)? } else { (from..end).find(wanted)? };
-            let stop = if self.all() { end } else { (start..end).find(|index| !wanted(index)).unwrap_or(end) };
+            let wanted = |index: &usize| self.matches(view.batch.entry(*index).kind());
+            let start = if self.matches_all() { (from < end).then_some(from)? } else { (from..end).find(wanted)? };
+            let stop = if self.matches_all() { end } else { (start..end).find(|index| !wanted(index)).unwrap_or(end) };
             from = stop;
             Some(start..stop)
         })
@@ -202,7 +202,7 @@ mod tests {
             let pieces = sse_pieces(&batch, LEN_MAX);
             for (start, end) in (0..lens.len()).flat_map(|start| (start + 1..=lens.len()).map(move |end| (start, end)))
             {
-                let Some((bytes, count)) = pieces.begin(&(start..end)) else {
+                let Some((bytes, count)) = pieces.slice_from(&(start..end)) else {
                     assert!(lens[start] + SSE_WRAPPING_LEN > LEN_MAX, "{lens:?}: {start} is in no piece");
                     continue;
                 };
@@ -212,6 +212,6 @@ mod tests {
             }
         }
         let whole = sse_pieces(&batch(&[10, 10, 10]), LEN_MAX);
-        assert_eq!(whole.begin(&(1..3)).map(|(_, count)| count), Some(2));
+        assert_eq!(whole.slice_from(&(1..3)).map(|(_, count)| count), Some(2));
     }
 }

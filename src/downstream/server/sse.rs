@@ -18,15 +18,15 @@ use futures_util::stream;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::{
-    accept::Form,
-    memory::{Copies, Memory},
-    position::{self, Positions},
-    render::{self, Kinds, PIECE_LEN},
-    turn::{Lost, Turn},
+    accept::ResponseForm,
+    memory::{BufferPool, CopyKind},
+    position::{self, PositionReporter},
+    render::{self, PIECE_LEN, TypeFilter},
+    turn::{OutgoingBatch, RecallError},
 };
 use crate::{
     clock,
-    downstream::feed::{CursorForm, Due, Feed, Progress},
+    downstream::feed::{CursorForm, MergedReader, ReadItem, ReadProgress},
     listener,
     model::Batch,
     random,
@@ -42,43 +42,43 @@ const POSITION_KIND: &str = "trunkline.position.v1";
 
 /// How an endless body is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Endless {
+pub(super) enum StreamFormat {
     Sse,
     Ndjson,
 }
 
 /// What an endless answer is made of.
 #[derive(Debug)]
-pub(super) struct Following {
-    feed: Feed,
-    kinds: Kinds,
-    endless: Endless,
-    progress: Progress,
+pub(super) struct EndlessResponse {
+    feed: MergedReader,
+    kinds: TypeFilter,
+    endless: StreamFormat,
+    progress: ReadProgress,
     keep_alive: Interval,
     /// For a reader that does not see everything by itself.
-    positions: Option<Box<Positions>>,
+    positions: Option<Box<PositionReporter>>,
     /// What goes before the next entries and is no entry itself.
-    ahead: Option<Bytes>,
+    queued: Option<Bytes>,
     /// Entries that were not taken yet.
-    turn: Option<Box<Turn>>,
-    memory: Memory,
-    subscriber: metrics::Subscriber,
-    stalled: listener::Stalled,
+    batch: Option<Box<OutgoingBatch>>,
+    memory: BufferPool,
+    subscriber: metrics::SubscriberMetrics,
+    stalled: listener::StallFlag,
 }
 
-impl Drop for Following {
+impl Drop for EndlessResponse {
     fn drop(&mut self) {
-        if self.stalled.is_true() {
+        if self.stalled.is_stalled() {
             tracing::info!("a subscriber took nothing for too long");
-            self.subscriber.closes("too_slow");
+            self.subscriber.set_close_reason("too_slow");
         }
     }
 }
 
 /// How an endless answer is given.
 #[derive(Debug)]
-pub(super) struct Manner {
-    pub(super) endless: Endless,
+pub(super) struct EndlessOptions {
+    pub(super) endless: StreamFormat,
     pub(super) form: CursorForm,
     /// After so long without an event something else is sent.
     pub(super) keep_alive: Duration,
@@ -86,24 +86,24 @@ pub(super) struct Manner {
     pub(super) position_every: Duration,
     /// NDJSON: the reader wants to be told how far it has been passed.
     pub(super) positions: bool,
-    pub(super) memory: Memory,
-    pub(super) stalled: listener::Stalled,
+    pub(super) memory: BufferPool,
+    pub(super) stalled: listener::StallFlag,
 }
 
 /// The answer that goes on until its logs end.
-pub(super) fn response(feed: Feed, kinds: Kinds, manner: &Manner) -> Response {
+pub(super) fn response(feed: MergedReader, kinds: TypeFilter, manner: &EndlessOptions) -> Response {
     let endless = manner.endless;
-    let following = Following::new(feed, kinds, manner);
+    let following = EndlessResponse::new(feed, kinds, manner);
     let pieces = stream::unfold(Some(Box::new(following)), |following| async {
         let mut following = following?;
         match following.next().await {
             Ok(Some(piece)) => Some((Ok(piece), Some(following))),
             Ok(None) => {
-                following.subscriber.closes("draining");
+                following.subscriber.set_close_reason("draining");
                 None
             }
             Err(error) => {
-                following.subscriber.closes("store");
+                following.subscriber.set_close_reason("store");
                 tracing::warn!(error = chain(&error), "a subscriber's answer was cut off");
                 Some((Err(error), None))
             }
@@ -114,19 +114,19 @@ pub(super) fn response(feed: Feed, kinds: Kinds, manner: &Manner) -> Response {
         (CACHE_CONTROL, "no-store"),
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (Extension(listener::Endless), headers, Body::from_stream(pieces)).into_response()
+    (Extension(listener::EndlessBody), headers, Body::from_stream(pieces)).into_response()
 }
 
-impl Endless {
-    fn form(self) -> Form {
+impl StreamFormat {
+    fn form(self) -> ResponseForm {
         match self {
-            Self::Sse => Form::Sse,
-            Self::Ndjson => Form::Ndjson,
+            Self::Sse => ResponseForm::Sse,
+            Self::Ndjson => ResponseForm::Ndjson,
         }
     }
 
     /// What means nothing to a client, but shows that we are there.
-    fn sign_of_life(self) -> &'static [u8] {
+    fn keep_alive_bytes(self) -> &'static [u8] {
         match self {
             Self::Sse => b":\n\n",
             Self::Ndjson => b"\n",
@@ -134,14 +134,14 @@ impl Endless {
     }
 
     /// One whole entry.
-    fn write(self, out: &mut Vec<u8>, progress: &Progress, json: &[u8]) {
+    fn write(self, out: &mut Vec<u8>, progress: &ReadProgress, json: &[u8]) {
         self.begin(out, progress);
         self.part(out, json);
         self.end(out);
     }
 
     /// What goes before an entry.
-    fn begin(self, out: &mut Vec<u8>, progress: &Progress) {
+    fn begin(self, out: &mut Vec<u8>, progress: &ReadProgress) {
         match self {
             Self::Sse => render::sse_begin(out, progress.cursor()),
             Self::Ndjson => (),
@@ -172,25 +172,25 @@ impl Endless {
     }
 }
 
-impl Following {
-    fn new(feed: Feed, kinds: Kinds, manner: &Manner) -> Self {
-        let &Manner { endless, form, keep_alive, position_every, positions, ref memory, ref stalled } = manner;
+impl EndlessResponse {
+    fn new(feed: MergedReader, kinds: TypeFilter, manner: &EndlessOptions) -> Self {
+        let &EndlessOptions { endless, form, keep_alive, position_every, positions, ref memory, ref stalled } = manner;
         let (memory, stalled) = (memory.clone(), stalled.clone());
-        let progress = Progress::of(&feed, form);
+        let progress = ReadProgress::of(&feed, form);
         let mut ticks = interval_at(tokio::time::Instant::from_std(clock::now()) + keep_alive, keep_alive);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ahead = match endless {
             // The cursor comes first, so that a client that loses the connection before the first event loses nothing.
-            Endless::Sse => Some(Bytes::from(format!("retry: 1000\nid: {}\n\n", progress.cursor()))),
-            Endless::Ndjson => None,
+            StreamFormat::Sse => Some(Bytes::from(format!("retry: 1000\nid: {}\n\n", progress.cursor()))),
+            StreamFormat::Ndjson => None,
         };
-        let subscriber = metrics::Subscriber::connected(endless.transport());
+        let subscriber = metrics::SubscriberMetrics::connected(endless.transport());
         let partial = match endless {
-            Endless::Sse => !kinds.all(),
-            Endless::Ndjson => positions && (!kinds.all() || feed.width() > 1),
+            StreamFormat::Sse => !kinds.matches_all(),
+            StreamFormat::Ndjson => positions && (!kinds.matches_all() || feed.stream_count() > 1),
         };
-        let carried = endless == Endless::Sse || feed.width() == 1;
-        let positions = partial.then(|| Box::new(Positions::new(carried, position_every)));
+        let carried = endless == StreamFormat::Sse || feed.stream_count() == 1;
+        let positions = partial.then(|| Box::new(PositionReporter::new(carried, position_every)));
         Self {
             feed,
             kinds,
@@ -198,8 +198,8 @@ impl Following {
             progress,
             keep_alive: ticks,
             positions,
-            ahead,
-            turn: None,
+            queued: ahead,
+            batch: None,
             memory,
             subscriber,
             stalled,
@@ -208,7 +208,7 @@ impl Following {
 
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
         loop {
-            if let Some(piece) = self.piece().await? {
+            if let Some(piece) = self.next_piece().await? {
                 self.keep_alive.reset();
                 return Ok(Some(piece));
             }
@@ -218,119 +218,119 @@ impl Following {
                     Some(due) => self.begin(due),
                     None => return Ok(None),
                 },
-                () = position::time(&mut self.positions) => self.tell_position(),
-                _ = self.keep_alive.tick() => return Ok(Some(Bytes::from_static(self.endless.sign_of_life()))),
+                () = position::wait_until_due(&mut self.positions) => self.queue_position(),
+                _ = self.keep_alive.tick() => return Ok(Some(Bytes::from_static(self.endless.keep_alive_bytes()))),
             }
         }
     }
 
     /// Readers of one stream are sent the same server-sent events.
-    fn copies(&self) -> Copies {
+    fn copy_kind(&self) -> CopyKind {
         match (self.endless, self.progress.form()) {
-            (Endless::Sse, CursorForm::Bare) => Copies::WithSse,
-            (Endless::Sse, CursorForm::Named) | (Endless::Ndjson, _) => Copies::Plain,
+            (StreamFormat::Sse, CursorForm::Bare) => CopyKind::WithSse,
+            (StreamFormat::Sse, CursorForm::Named) | (StreamFormat::Ndjson, _) => CopyKind::Plain,
         }
     }
 
-    fn begin(&mut self, due: Due) {
+    fn begin(&mut self, due: ReadItem) {
         match due {
-            Due::Entries { lane, views } => {
-                let copies = self.copies();
-                let turn = Turn::of(lane, views, copies, &self.kinds, &self.subscriber, &mut self.positions);
-                self.turn = Some(Box::new(turn));
+            ReadItem::Entries { lane, views } => {
+                let copies = self.copy_kind();
+                let turn = OutgoingBatch::of(lane, views, copies, &self.kinds, &self.subscriber, &mut self.positions);
+                self.batch = Some(Box::new(turn));
             }
-            Due::Trimmed { lane, gap } => {
+            ReadItem::Trimmed { lane, gap } => {
                 let envelope = gap.envelope(self.feed.source(lane), clock::wall());
                 self.progress.reached(lane, gap.resume_after());
                 let mut out = Vec::new();
                 self.endless.write(&mut out, &self.progress, envelope.as_bytes());
-                self.ahead = Some(out.into());
+                self.queued = Some(out.into());
             }
         }
     }
 
     /// What goes next of what there is; none when all of it was taken.
-    async fn piece(&mut self) -> Result<Option<Bytes>, ReadError> {
-        if self.ahead.is_some() {
-            return Ok(self.ahead.take());
+    async fn next_piece(&mut self) -> Result<Option<Bytes>, ReadError> {
+        if self.queued.is_some() {
+            return Ok(self.queued.take());
         }
-        let Some(mut turn) = self.turn.take() else { return Ok(None) };
-        while !turn.course.is_done() {
+        let Some(mut turn) = self.batch.take() else { return Ok(None) };
+        while !turn.unsent.is_done() {
             if let Some(piece) = self.piece_of(&mut turn) {
-                if turn.course.is_done() {
-                    self.tell_position_if_due();
+                if turn.unsent.is_done() {
+                    self.queue_position_if_due();
                 } else {
                     // Whether the client takes it is not to be seen from here.
-                    turn.wait(&self.memory, &self.feed);
-                    self.turn = Some(turn);
+                    turn.hold(&self.memory, &self.feed);
+                    self.batch = Some(turn);
                 }
                 return Ok(Some(piece));
             }
             // On the heap: few subscribers ever come here, and all would keep room for it.
-            Box::pin(self.recall(&mut turn)).await?;
+            Box::pin(self.reload(&mut turn)).await?;
         }
-        self.tell_position_if_due();
-        Ok(self.ahead.take())
+        self.queue_position_if_due();
+        Ok(self.queued.take())
     }
 
-    fn tell_position_if_due(&mut self) {
-        if self.positions.as_ref().is_some_and(|positions| positions.due()) {
-            self.tell_position();
+    fn queue_position_if_due(&mut self) {
+        if self.positions.as_ref().is_some_and(|positions| positions.is_due()) {
+            self.queue_position();
         }
     }
 
-    async fn recall(&self, turn: &mut Turn) -> Result<(), ReadError> {
-        turn.recall(&self.memory, &self.feed).await.map_err(|lost| match lost {
-            Lost::Trimmed => {
+    async fn reload(&self, turn: &mut OutgoingBatch) -> Result<(), ReadError> {
+        turn.reload(&self.memory, &self.feed).await.map_err(|lost| match lost {
+            RecallError::Trimmed => {
                 ReadError("the entries are not held any more that a slow reader was being sent".to_owned())
             }
-            Lost::Unreadable(error) => error,
+            RecallError::Unreadable(error) => error,
         })
     }
 
     /// Tells the reader how far everything has gone that was handed out, wanted or not. A server-sent event without data
     /// is not dispatched, but its `id` is what the client comes back with.
-    fn tell_position(&mut self) {
+    fn queue_position(&mut self) {
         let Some(positions) = &mut self.positions else { return };
-        positions.told();
-        let reached = Progress::of(&self.feed, self.progress.form());
+        positions.on_reported();
+        let reached = ReadProgress::of(&self.feed, self.progress.form());
         let mut out = Vec::new();
         match self.endless {
-            Endless::Sse => out.extend_from_slice(format!("id: {}\n\n", reached.cursor()).as_bytes()),
-            Endless::Ndjson => {
+            StreamFormat::Sse => out.extend_from_slice(format!("id: {}\n\n", reached.cursor()).as_bytes()),
+            StreamFormat::Ndjson => {
                 let nonce = random::u64();
-                let told = reached.envelope(POSITION_KIND, self.feed.source(0).as_str(), nonce, clock::wall());
-                render::line(&mut out, told.as_bytes());
+                let position = reached.envelope(POSITION_KIND, self.feed.source(0).as_str(), nonce, clock::wall());
+                render::line(&mut out, position.as_bytes());
             }
         }
-        self.ahead = Some(out.into());
+        self.queued = Some(out.into());
     }
 
     /// The next entries of a turn, or part of one; none when none is at hand.
-    fn piece_of(&mut self, turn: &mut Turn) -> Option<Bytes> {
-        let views = turn.stock.views();
-        let shared = self.copies() == Copies::WithSse && turn.course.sent == 0;
-        let first = turn.course.first(&views).filter(|_| shared);
-        if let Some((piece, count)) = first.and_then(|(batch, run)| batch.sse(render::sse).begin(&run)) {
-            turn.course.pass(count);
+    fn piece_of(&mut self, turn: &mut OutgoingBatch) -> Option<Bytes> {
+        let views = turn.entries.views();
+        let shared = self.copy_kind() == CopyKind::WithSse && turn.unsent.sent == 0;
+        let first = turn.unsent.first(&views).filter(|_| shared);
+        if let Some((piece, count)) = first.and_then(|(batch, run)| batch.sse(render::sse).slice_from(&run)) {
+            turn.unsent.advance(count);
             return Some(piece);
         }
         let mut out = Vec::new();
         let lane = turn.lane();
         while out.len() < PIECE_LEN
-            && let Some((batch, run)) = turn.course.first(&views)
+            && let Some((batch, run)) = turn.unsent.first(&views)
         {
-            let sent = turn.course.sent;
-            let (passed, sent) = self.copy(&mut out, lane, batch, run, sent);
-            turn.course.pass(passed);
-            turn.course.sent = sent;
+            let sent = turn.unsent.sent;
+            let (passed, sent) = self.copy_entries(&mut out, lane, batch, run, sent);
+            turn.unsent.advance(passed);
+            turn.unsent.sent = sent;
         }
         (!out.is_empty()).then(|| out.into())
     }
 
     /// Copies entries of a run until a piece is full: how many went as a whole, and how many bytes of the next one's JSON.
     /// A part of a large batch is copied so that the HTTP library does not keep the whole.
-    fn copy(
+    fn copy_entries(
         &mut self,
         out: &mut Vec<u8>,
         lane: usize,

@@ -4,60 +4,77 @@
 //! and answered with a gap in the endless forms.
 
 use super::{
-    error::Refusal,
-    query::{Start, StartIn},
+    error::ConsumerRequestError,
+    query::{LogStartPoint, StartPoint},
 };
 use crate::{
-    downstream::feed::{Beginning, Feed},
-    event_log::{End, EventLog, EventLogs},
-    model::{Mark, Offset, Standing, StreamName},
+    downstream::feed::{MergedReader, ReadStart},
+    event_log::{EventLog, EventLogs, LogEnd},
+    model::{CursorValidity, Mark, Offset, StreamName},
 };
 
 /// What becomes of a reader whose cursor the log has let go of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Loss {
+pub(super) enum OnTrimmed {
     /// It is told and goes on with the first entry held.
-    Told,
+    EmitGap,
     /// Its request is refused.
-    Refused,
+    Reject,
 }
 
 /// A feed over the named streams from where `start` says.
-pub(super) async fn feed(logs: &EventLogs, streams: &[StreamName], start: &Start, loss: Loss) -> Result<Feed, Refusal> {
+pub(super) async fn feed(
+    logs: &EventLogs,
+    streams: &[StreamName],
+    start: &StartPoint,
+    on_trimmed: OnTrimmed,
+) -> Result<MergedReader, ConsumerRequestError> {
     let several = streams.len() > 1;
     let mut lanes = Vec::with_capacity(streams.len());
     for stream in streams {
-        let log = logs.get(stream).ok_or_else(|| Refusal::UnknownStream(stream.clone()))?;
-        let beginning = begin(log, start.of(stream, several)?, loss).await?;
+        let log = logs.get(stream).ok_or_else(|| ConsumerRequestError::UnknownStream(stream.clone()))?;
+        let beginning = resolve_start(log, start.of(stream, several)?, on_trimmed).await?;
         lanes.push((log.clone(), beginning));
     }
-    Ok(Feed::new(lanes))
+    Ok(MergedReader::new(lanes))
 }
 
-async fn begin(log: &EventLog, start: StartIn, loss: Loss) -> Result<Beginning, Refusal> {
+async fn resolve_start(
+    log: &EventLog,
+    start: LogStartPoint,
+    on_trimmed: OnTrimmed,
+) -> Result<ReadStart, ConsumerRequestError> {
     let end = log.end();
-    let at = |after| Ok(Beginning { after, foreign: None });
+    let at = |after| Ok(ReadStart { after, unknown_mark: None });
     match start {
-        StartIn::First => at(end.first.previous()),
-        StartIn::Last => at(end.last),
+        LogStartPoint::First => at(end.first.previous()),
+        LogStartPoint::Last => at(end.last),
         // What was received at that moment but is no longer held is no hole in what follows: nothing came before.
-        StartIn::Since(moment) => at(log.offset_before(moment).await?.max(end.first.previous())),
-        StartIn::After(mark) => match (place(&end, mark), loss) {
-            (Place::At(after), _) | (Place::Trimmed(after), Loss::Told) => at(after),
-            (Place::Foreign, Loss::Told) => Ok(Beginning { after: end.first.previous(), foreign: Some(mark) }),
-            (Place::Lost(kept), Loss::Told) => {
-                Ok(Beginning { after: kept.offset.max(end.first.previous()), foreign: Some(mark) })
+        LogStartPoint::Since(moment) => at(log.offset_before(moment).await?.max(end.first.previous())),
+        LogStartPoint::After(mark) => match (locate(&end, mark), on_trimmed) {
+            (CursorPlacement::At(after), _) | (CursorPlacement::Trimmed(after), OnTrimmed::EmitGap) => at(after),
+            (CursorPlacement::UnknownEpoch, OnTrimmed::EmitGap) => {
+                Ok(ReadStart { after: end.first.previous(), unknown_mark: Some(mark) })
             }
-            (Place::Lost(kept), Loss::Refused) => Err(Refusal::Lost { mark, kept }),
-            (Place::Trimmed(_), Loss::Refused) => Err(Refusal::Trimmed { mark, first: first_mark(&end) }),
-            (Place::Foreign, Loss::Refused) => Err(Refusal::ForeignEpoch { mark, first: first_mark(&end) }),
-            (Place::Beyond, _) => Err(Refusal::BeyondEnd { mark, stream: log.name().clone() }),
+            (CursorPlacement::Lost(kept), OnTrimmed::EmitGap) => {
+                Ok(ReadStart { after: kept.offset.max(end.first.previous()), unknown_mark: Some(mark) })
+            }
+            (CursorPlacement::Lost(kept), OnTrimmed::Reject) => Err(ConsumerRequestError::Lost { mark, kept }),
+            (CursorPlacement::Trimmed(_), OnTrimmed::Reject) => {
+                Err(ConsumerRequestError::Trimmed { mark, first: first_mark(&end) })
+            }
+            (CursorPlacement::UnknownEpoch, OnTrimmed::Reject) => {
+                Err(ConsumerRequestError::UnknownEpoch { mark, first: first_mark(&end) })
+            }
+            (CursorPlacement::AheadOfLog, _) => {
+                Err(ConsumerRequestError::AheadOfLog { mark, stream: log.name().clone() })
+            }
         },
     }
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Place {
+enum CursorPlacement {
     /// What follows is held.
     At(Offset),
     /// It was an entry of this log, but what follows is not held any more.
@@ -65,25 +82,27 @@ enum Place {
     /// It was an entry of an epoch that ended before it, with this one.
     Lost(Mark),
     /// It is of an epoch that this log does not know.
-    Foreign,
+    UnknownEpoch,
     /// There is no such entry yet.
-    Beyond,
+    AheadOfLog,
 }
 
-fn place(end: &End, mark: Mark) -> Place {
-    match end.lineage.standing(mark, end.last) {
-        Standing::After(offset) if offset < end.first.previous() => Place::Trimmed(offset),
-        Standing::After(offset) => Place::At(offset),
-        Standing::Foreign => Place::Foreign,
-        Standing::Beyond if mark.epoch == end.lineage.current() => Place::Beyond,
-        Standing::Beyond => {
+fn locate(end: &LogEnd, mark: Mark) -> CursorPlacement {
+    match end.lineage.validity(mark, end.last) {
+        CursorValidity::Valid(offset) if offset < end.first.previous() => CursorPlacement::Trimmed(offset),
+        CursorValidity::Valid(offset) => CursorPlacement::At(offset),
+        CursorValidity::UnknownEpoch => CursorPlacement::UnknownEpoch,
+        CursorValidity::AheadOfLog if mark.epoch == end.lineage.current() => CursorPlacement::AheadOfLog,
+        CursorValidity::AheadOfLog => {
             let ended = end.lineage.earlier().iter().find(|(epoch, _)| *epoch == mark.epoch);
-            ended.map_or(Place::Foreign, |(epoch, offset)| Place::Lost(Mark { epoch: *epoch, offset: *offset }))
+            ended.map_or(CursorPlacement::UnknownEpoch, |(epoch, offset)| {
+                CursorPlacement::Lost(Mark { epoch: *epoch, offset: *offset })
+            })
         }
     }
 }
 
-fn first_mark(end: &End) -> Mark {
+fn first_mark(end: &LogEnd) -> Mark {
     Mark { epoch: end.lineage.current(), offset: end.first }
 }
 
@@ -94,38 +113,38 @@ mod tests {
 
     #[test]
     fn a_cursor_is_worth_what_the_log_still_holds() {
-        let end = End { lineage: Lineage::new(Epoch(0x4f2a)), first: Offset(11), last: Offset(20), closed: false };
+        let end = LogEnd { lineage: Lineage::new(Epoch(0x4f2a)), first: Offset(11), last: Offset(20), closed: false };
         for (mark, worth) in [
-            ("4f2a-20", Place::At(Offset(20))),
-            ("4f2a-15", Place::At(Offset(15))),
-            ("4f2a-10", Place::At(Offset(10))),
-            ("4f2a-9", Place::Trimmed(Offset(9))),
-            ("4f2a-0", Place::Trimmed(Offset(0))),
-            ("4f2a-21", Place::Beyond),
-            ("9c01-15", Place::Foreign),
+            ("4f2a-20", CursorPlacement::At(Offset(20))),
+            ("4f2a-15", CursorPlacement::At(Offset(15))),
+            ("4f2a-10", CursorPlacement::At(Offset(10))),
+            ("4f2a-9", CursorPlacement::Trimmed(Offset(9))),
+            ("4f2a-0", CursorPlacement::Trimmed(Offset(0))),
+            ("4f2a-21", CursorPlacement::AheadOfLog),
+            ("9c01-15", CursorPlacement::UnknownEpoch),
         ] {
-            assert_eq!(place(&end, mark.parse().unwrap()), worth, "{mark}");
+            assert_eq!(locate(&end, mark.parse().unwrap()), worth, "{mark}");
         }
     }
 
     #[test]
     fn what_a_failover_lost_is_known_to_be_lost() {
         let lineage = Lineage::with_earlier(Epoch(0x9c01), vec![(Epoch(0x4f2a), Offset(15))]);
-        let end = End { lineage, first: Offset(11), last: Offset(20), closed: false };
+        let end = LogEnd { lineage, first: Offset(11), last: Offset(20), closed: false };
         for (mark, worth) in [
-            ("4f2a-15", Place::At(Offset(15))),
-            ("4f2a-16", Place::Lost("4f2a-15".parse().unwrap())),
-            ("4f2a-99", Place::Lost("4f2a-15".parse().unwrap())),
-            ("9c01-21", Place::Beyond),
+            ("4f2a-15", CursorPlacement::At(Offset(15))),
+            ("4f2a-16", CursorPlacement::Lost("4f2a-15".parse().unwrap())),
+            ("4f2a-99", CursorPlacement::Lost("4f2a-15".parse().unwrap())),
+            ("9c01-21", CursorPlacement::AheadOfLog),
         ] {
-            assert_eq!(place(&end, mark.parse().unwrap()), worth, "{mark}");
+            assert_eq!(locate(&end, mark.parse().unwrap()), worth, "{mark}");
         }
     }
 
     #[test]
     fn the_cursor_of_an_empty_log_is_its_start() {
-        let end = End { lineage: Lineage::new(Epoch(1)), first: Offset(1), last: Offset::START, closed: false };
-        assert_eq!(place(&end, "0001-0".parse().unwrap()), Place::At(Offset::START));
-        assert_eq!(place(&end, "0001-1".parse().unwrap()), Place::Beyond);
+        let end = LogEnd { lineage: Lineage::new(Epoch(1)), first: Offset(1), last: Offset::START, closed: false };
+        assert_eq!(locate(&end, "0001-0".parse().unwrap()), CursorPlacement::At(Offset::START));
+        assert_eq!(locate(&end, "0001-1".parse().unwrap()), CursorPlacement::AheadOfLog);
     }
 }

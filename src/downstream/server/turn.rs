@@ -6,43 +6,43 @@
 use std::{borrow::Cow, collections::VecDeque, io::IoSlice, ops::Range};
 
 use super::{
-    memory::{Copies, Hold, Memory},
-    position::Positions,
-    render::{self, Kinds},
+    memory::{BatchHold, BufferPool, CopyKind},
+    position::PositionReporter,
+    render::{self, TypeFilter},
 };
 use crate::{
-    downstream::feed::Feed,
-    event_log::Stretch,
+    downstream::feed::MergedReader,
+    event_log::EntryRange,
     model::{Batch, BatchView, Epoch, Mark, Offset, Rendering},
     store::ReadError,
     telemetry::metrics,
 };
 
 /// What is read again at a time.
-const AGAIN_LEN: usize = 256 * 1024;
+const RELOAD_LEN: usize = 256 * 1024;
 
 /// One turn of one client.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct OutgoingBatch {
     lane: usize,
-    copies: Copies,
+    copies: CopyKind,
     /// About so long is each entry.
     entry_len: usize,
-    pub(super) course: Course,
-    pub(super) stock: Stock,
+    pub(super) unsent: UnsentRuns,
+    pub(super) entries: OutgoingViews,
 }
 
 /// What is left to be sent.
 #[derive(Debug)]
-pub(super) struct Course {
-    runs: VecDeque<Run>,
+pub(super) struct UnsentRuns {
+    runs: VecDeque<OffsetRun>,
     /// How much of the first entry was sent, in whatever the transport counts.
     pub(super) sent: usize,
 }
 
 /// Neighbouring entries of one epoch.
 #[derive(Debug, Clone, Copy)]
-struct Run {
+struct OffsetRun {
     epoch: Epoch,
     from: u64,
     /// The first that is not meant.
@@ -51,29 +51,29 @@ struct Run {
 
 /// The entries themselves.
 #[derive(Debug)]
-pub(super) enum Stock {
+pub(super) enum OutgoingViews {
     /// Nobody else counts them: the client has not been found slow.
-    Own(Vec<BatchView>),
-    Held(Hold),
+    Unaccounted(Vec<BatchView>),
+    Held(BatchHold),
 }
 
 /// What is left cannot be sent.
 #[derive(Debug)]
-pub(super) enum Lost {
+pub(super) enum RecallError {
     /// The log holds it no more.
     Trimmed,
     Unreadable(ReadError),
 }
 
-impl Turn {
+impl OutgoingBatch {
     /// Of the entries of these views the wanted ones, which are counted, and what is passed over with them.
     pub(super) fn of(
         lane: usize,
         views: Vec<BatchView>,
-        copies: Copies,
-        kinds: &Kinds,
-        subscriber: &metrics::Subscriber,
-        positions: &mut Option<Box<Positions>>,
+        copies: CopyKind,
+        kinds: &TypeFilter,
+        subscriber: &metrics::SubscriberMetrics,
+        positions: &mut Option<Box<PositionReporter>>,
     ) -> Self {
         let mut runs = VecDeque::with_capacity(views.len());
         for view in &views {
@@ -81,18 +81,24 @@ impl Turn {
             for run in kinds.runs(view) {
                 count += run.len();
                 end = Some(run.end);
-                runs.push_back(Run::of(&view.batch, &run));
+                runs.push_back(OffsetRun::of(&view.batch, &run));
             }
             subscriber.delivered(count);
             if let Some(positions) = positions {
-                positions.saw(view, end);
+                positions.on_view(view, end);
             }
         }
         let (bytes, entries) = views
             .iter()
             .fold((0, 0), |(bytes, entries), view| (bytes + view.batch.bytes().len(), entries + view.batch.len()));
         let entry_len = bytes / entries.max(1);
-        Self { lane, copies, entry_len, course: Course { runs, sent: 0 }, stock: Stock::Own(views) }
+        Self {
+            lane,
+            copies,
+            entry_len,
+            unsent: UnsentRuns { runs, sent: 0 },
+            entries: OutgoingViews::Unaccounted(views),
+        }
     }
 
     pub(super) fn lane(&self) -> usize {
@@ -100,55 +106,56 @@ impl Turn {
     }
 
     /// The client does not take it now: from here on it gives way to others.
-    pub(super) fn wait(&mut self, memory: &Memory, feed: &Feed) {
-        match &mut self.stock {
-            Stock::Own(views) => {
+    pub(super) fn hold(&mut self, memory: &BufferPool, feed: &MergedReader) {
+        match &mut self.entries {
+            OutgoingViews::Unaccounted(views) => {
                 let views = std::mem::take(views);
                 if let Some(hold) = memory.hold(feed.name(self.lane), self.copies, views) {
-                    self.stock = Stock::Held(hold);
+                    self.entries = OutgoingViews::Held(hold);
                 }
             }
             // It took some of it meanwhile: others have waited longer.
-            Stock::Held(hold) => hold.renew(),
+            OutgoingViews::Held(hold) => hold.renew(),
         }
     }
 
     /// Has what is left at hand again, or part of it.
-    pub(super) async fn recall(&mut self, memory: &Memory, feed: &Feed) -> Result<(), Lost> {
-        let Some((from, last)) = self.course.ends() else { return Ok(()) };
-        self.stock = Stock::Own(Vec::new());
-        let stretch = Stretch { from, last, entry_len: self.entry_len };
-        let views = feed.again(self.lane, stretch, memory.read_len(AGAIN_LEN)).await.map_err(Lost::Unreadable)?;
-        self.stock = Stock::Own(views.ok_or(Lost::Trimmed)?);
+    pub(super) async fn reload(&mut self, memory: &BufferPool, feed: &MergedReader) -> Result<(), RecallError> {
+        let Some((from, last)) = self.unsent.ends() else { return Ok(()) };
+        self.entries = OutgoingViews::Unaccounted(Vec::new());
+        let stretch = EntryRange { from, last, entry_len: self.entry_len };
+        let views =
+            feed.reread(self.lane, stretch, memory.read_len(RELOAD_LEN)).await.map_err(RecallError::Unreadable)?;
+        self.entries = OutgoingViews::Unaccounted(views.ok_or(RecallError::Trimmed)?);
         Ok(())
     }
 }
 
-impl Stock {
+impl OutgoingViews {
     /// None are left when they had to give way.
     pub(super) fn views(&self) -> Cow<'_, [BatchView]> {
         match self {
-            Self::Own(views) => views.into(),
+            Self::Unaccounted(views) => views.into(),
             Self::Held(hold) => hold.views().into(),
         }
     }
 }
 
-impl Run {
+impl OffsetRun {
     fn of(batch: &Batch, run: &Range<usize>) -> Self {
         let offset = |index: usize| batch.first().0 + index as u64;
         Self { epoch: batch.epoch(), from: offset(run.start), to: offset(run.end) }
     }
 }
 
-impl Course {
+impl UnsentRuns {
     /// Everything was sent.
     pub(super) fn is_done(&self) -> bool {
         self.runs.is_empty()
     }
 
     /// Of what is left only the entry that the client has part of.
-    pub(super) fn cut(&mut self) {
+    pub(super) fn keep_partial_entry(&mut self) {
         let keep = usize::from(self.sent > 0);
         self.runs.truncate(keep);
         if let Some(run) = self.runs.front_mut() {
@@ -163,7 +170,7 @@ impl Course {
     }
 
     /// What is left, as far as these views have it: neighbours in one batch each.
-    fn wanted<'v>(&self, views: &'v [BatchView]) -> impl Iterator<Item = (&'v Batch, Range<usize>)> {
+    fn unsent_runs<'v>(&self, views: &'v [BatchView]) -> impl Iterator<Item = (&'v Batch, Range<usize>)> {
         self.runs.iter().flat_map(move |run| {
             let begin = views.partition_point(|view| view.batch.last().0 < run.from);
             let of_run = views[begin..].iter().take_while(|view| view.batch.first().0 < run.to);
@@ -173,13 +180,13 @@ impl Course {
 
     /// The first of it.
     pub(super) fn first<'v>(&self, views: &'v [BatchView]) -> Option<(&'v Batch, Range<usize>)> {
-        self.wanted(views).next()
+        self.unsent_runs(views).next()
     }
 
     /// What is left as WebSocket frames; how many slices there are.
     pub(super) fn frames<'v>(&self, views: &'v [BatchView], slices: &mut [IoSlice<'v>]) -> usize {
         let mut count = 0;
-        for ((batch, run), slice) in self.wanted(views).zip(slices) {
+        for ((batch, run), slice) in self.unsent_runs(views).zip(slices) {
             let rendering = batch.frames(render::frames);
             let skipped = if count == 0 { self.sent } else { 0 };
             *slice = IoSlice::new(&rendering.bytes[rendering.span(&run)][skipped..]);
@@ -198,10 +205,10 @@ impl Course {
             let span = rendering.span(&run);
             if left >= span.len() {
                 left -= span.len();
-                self.pass(run.len());
+                self.advance(run.len());
             } else {
                 let (entries, sent) = cut_at(rendering, &run, span.start + left);
-                self.pass(entries);
+                self.advance(entries);
                 self.sent = sent;
                 return;
             }
@@ -209,7 +216,7 @@ impl Course {
     }
 
     /// So many entries were sent.
-    pub(super) fn pass(&mut self, entries: usize) {
+    pub(super) fn advance(&mut self, entries: usize) {
         let Some(run) = self.runs.front_mut() else { return };
         run.from += entries as u64;
         if run.from >= run.to {
@@ -218,7 +225,7 @@ impl Course {
     }
 }
 
-impl Run {
+impl OffsetRun {
     /// The part that is in a batch that overlaps it.
     fn within(self, batch: &Batch) -> Range<usize> {
         let first = batch.first().0;

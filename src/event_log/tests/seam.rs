@@ -10,7 +10,7 @@ use crate::{model::BatchView, store::embedded::tests::killed_copy};
 const READERS: usize = 4;
 
 #[derive(Debug, Clone)]
-enum Act {
+enum SeamAction {
     Append {
         count: usize,
         body_len: usize,
@@ -28,44 +28,44 @@ enum Act {
     Kill,
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn act() -> impl Strategy<Value = SeamAction> {
     prop_oneof![
-        8 => (1..12_usize, 1..400_usize).prop_map(|(count, body_len)| Act::Append { count, body_len }),
-        8 => (0..READERS, 1..6_000_usize).prop_map(|(reader, bytes_max)| Act::Read { reader, bytes_max }),
-        2 => (0..READERS, 0.0..1.0).prop_map(|(reader, part)| Act::Rewind { reader, part }),
-        1 => Just(Act::Close),
-        1 => Just(Act::Kill),
+        8 => (1..12_usize, 1..400_usize).prop_map(|(count, body_len)| SeamAction::Append { count, body_len }),
+        8 => (0..READERS, 1..6_000_usize).prop_map(|(reader, bytes_max)| SeamAction::Read { reader, bytes_max }),
+        2 => (0..READERS, 0.0..1.0).prop_map(|(reader, part)| SeamAction::Rewind { reader, part }),
+        1 => Just(SeamAction::Close),
+        1 => Just(SeamAction::Kill),
     ]
 }
 
 /// A log with its readers, and what must be true of it.
-struct World {
+struct SeamScenario {
     directory: TempDir,
-    lives: usize,
+    incarnation: usize,
     retention: Retention,
     tail_bytes: usize,
-    opened: Opened,
-    readers: Vec<Reader>,
+    log: TestLog,
+    readers: Vec<LogReader>,
     /// The last entry that was acknowledged.
     last: u64,
 }
 
-impl World {
+impl SeamScenario {
     async fn new(events: u64, tail_bytes: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let retention = Retention { events, ..KEEP_ALL };
-        let opened = Opened::at(&directory.path().join("0"), retention, tail_bytes).await;
+        let retention = Retention { events, ..RETAIN_ALL };
+        let opened = TestLog::at(&directory.path().join("0"), retention, tail_bytes).await;
         let readers = (0..READERS).map(|_| opened.log().reader(Offset::START)).collect();
-        Self { directory, lives: 0, retention, tail_bytes, opened, readers, last: 0 }
+        Self { directory, incarnation: 0, retention, tail_bytes, log: opened, readers, last: 0 }
     }
 
-    async fn act(&mut self, act: &Act) {
+    async fn act(&mut self, act: &SeamAction) {
         match *act {
-            Act::Append { count, body_len } => self.last = self.opened.append_large(count, body_len).await.0,
-            Act::Read { reader, bytes_max } => drop(self.read(reader, bytes_max).await),
-            Act::Rewind { reader, part } => self.rewind(reader, part),
-            Act::Close => self.begin_anew(false).await,
-            Act::Kill => self.begin_anew(true).await,
+            SeamAction::Append { count, body_len } => self.last = self.log.append_large(count, body_len).await.0,
+            SeamAction::Read { reader, bytes_max } => drop(self.read(reader, bytes_max).await),
+            SeamAction::Rewind { reader, part } => self.rewind(reader, part),
+            SeamAction::Close => self.reopen(false).await,
+            SeamAction::Kill => self.reopen(true).await,
         }
     }
 
@@ -73,7 +73,7 @@ impl World {
     async fn read(&mut self, reader: usize, bytes_max: usize) -> bool {
         let reader = &mut self.readers[reader];
         let before = reader.position();
-        match reader.next_now(bytes_max).await.unwrap() {
+        match reader.try_next(bytes_max).await.unwrap() {
             None => assert_eq!(before.0, self.last, "nothing came before the end"),
             Some(Read::End) => panic!("the log is open"),
             Some(Read::Wiped { .. }) => panic!("the log was not wiped"),
@@ -94,23 +94,23 @@ impl World {
     fn rewind(&mut self, reader: usize, part: f64) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a small number")]
         let after = (self.last as f64 * part) as u64;
-        self.readers[reader] = self.opened.log().reader(Offset(after));
+        self.readers[reader] = self.log.log().reader(Offset(after));
     }
 
-    async fn begin_anew(&mut self, kill: bool) {
-        let mut path = self.directory.path().join(self.lives.to_string());
+    async fn reopen(&mut self, kill: bool) {
+        let mut path = self.directory.path().join(self.incarnation.to_string());
         if kill {
-            self.lives += 1;
-            let successor = self.directory.path().join(self.lives.to_string());
+            self.incarnation += 1;
+            let successor = self.directory.path().join(self.incarnation.to_string());
             killed_copy(&path, &successor);
             path = successor;
         }
-        self.opened.store.close().await;
-        self.opened = Opened::at(&path, self.retention, self.tail_bytes).await;
-        assert_eq!(self.opened.log().end().last.0, self.last);
-        assert!(!self.opened.writer.opening().damaged);
-        let positions = self.readers.iter().map(Reader::position);
-        self.readers = positions.map(|position| self.opened.log().reader(position)).collect();
+        self.log.store.close().await;
+        self.log = TestLog::at(&path, self.retention, self.tail_bytes).await;
+        assert_eq!(self.log.log().end().last.0, self.last);
+        assert!(!self.log.writer.claimed_state().damaged);
+        let positions = self.readers.iter().map(LogReader::position);
+        self.readers = positions.map(|position| self.log.log().reader(position)).collect();
     }
 
     async fn read_all(&mut self) {
@@ -139,26 +139,26 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn readers_miss_nothing_whatever_happens_around_them(
+    fn readers_miss_nothing_under_any_sequence_of_actions(
         events in prop_oneof![Just(u64::MAX), 5..120_u64],
         tail_bytes in prop_oneof![Just(0), 0..40_000_usize, Just(1 << 20)],
         acts in prop::collection::vec(act(), 1..60),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let mut world = World::new(events, tail_bytes).await;
+            let mut world = SeamScenario::new(events, tail_bytes).await;
             for act in &acts {
                 world.act(act).await;
             }
             world.read_all().await;
-            world.opened.store.close().await;
+            world.log.store.close().await;
         });
     }
 }
 
 /// Follows a log to its end, now and then too slowly for the tail; returns how many entries it had and how many were
 /// trimmed before it came.
-async fn follow(mut reader: Reader, bytes_max: usize, pause: Duration) -> (u64, u64) {
+async fn follow(mut reader: LogReader, bytes_max: usize, pause: Duration) -> (u64, u64) {
     let (mut had, mut trimmed) = (0, 0);
     loop {
         let before = reader.position();
@@ -177,9 +177,9 @@ async fn follow(mut reader: Reader, bytes_max: usize, pause: Duration) -> (u64, 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_of_every_speed_follow_a_log_that_is_written_and_trimmed() {
-    for retention in [KEEP_ALL, Retention { events: 300, ..KEEP_ALL }] {
+    for retention in [RETAIN_ALL, Retention { events: 300, ..RETAIN_ALL }] {
         let directory = tempfile::tempdir().unwrap();
-        let opened = Opened::at(directory.path(), retention, 100_000).await;
+        let opened = TestLog::at(directory.path(), retention, 100_000).await;
         let mut tasks = tokio::task::JoinSet::new();
         for (bytes_max, pause) in [(1, 0), (2_000, 0), (100_000, 0), (2_000, 1), (20_000, 3), (1, 2), (50_000, 20)] {
             tasks.spawn(follow(opened.log().reader(Offset::START), bytes_max, Duration::from_millis(pause)));
@@ -195,7 +195,7 @@ async fn readers_of_every_speed_follow_a_log_that_is_written_and_trimmed() {
             assert_eq!(had + trimmed, last);
             skipped += trimmed;
         }
-        assert_eq!(skipped > 0, retention != KEEP_ALL, "{skipped} entries were trimmed under slow readers");
+        assert_eq!(skipped > 0, retention != RETAIN_ALL, "{skipped} entries were trimmed under slow readers");
         opened.store.close().await;
     }
 }
@@ -204,7 +204,7 @@ async fn readers_of_every_speed_follow_a_log_that_is_written_and_trimmed() {
 async fn a_reader_whose_wait_is_dropped_skips_nothing() {
     let directory = tempfile::tempdir().unwrap();
     for (tail_bytes, name) in [(0, "store"), (1 << 20, "tail")] {
-        let opened = Opened::at(&directory.path().join(name), KEEP_ALL, tail_bytes).await;
+        let opened = TestLog::at(&directory.path().join(name), RETAIN_ALL, tail_bytes).await;
         let mut reader = opened.log().reader(Offset::START);
         let mut all = Vec::new();
         for _ in 0..50 {
@@ -218,7 +218,7 @@ async fn a_reader_whose_wait_is_dropped_skips_nothing() {
             }
             all.extend(offsets(&reader.next(1).await.unwrap()));
         }
-        while let Some(read) = reader.next_now(1).await.unwrap() {
+        while let Some(read) = reader.try_next(1).await.unwrap() {
             all.extend(offsets(&read));
         }
         assert_eq!(all, (1..=250).collect::<Vec<_>>(), "{name}");

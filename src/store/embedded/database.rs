@@ -14,15 +14,15 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, config::DbConfig, ffi, params};
 
-use super::fault::Fault;
-use crate::model::{Batch, Epoch, Imprint, Lineage, Offset};
+use super::fault::SqliteFault;
+use crate::model::{Batch, EnvelopeHeader, Epoch, Lineage, Offset};
 
 /// The schema this program writes and reads, kept in `user_version`.
 pub(super) const SCHEMA: i64 = 3;
 
 /// Those before, which are added to when they are found.
 pub(super) const SCHEMA_WITHOUT_RECORDS: i64 = 1;
-pub(super) const SCHEMA_WITHOUT_LIFE: i64 = 2;
+pub(super) const SCHEMA_WITHOUT_IDENTITY: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE stream (
@@ -49,7 +49,7 @@ CREATE TABLE batch (
 ";
 
 /// What the second schema has beside the first.
-const RECORDS: &str = "
+const RECORD_TABLES: &str = "
 CREATE TABLE cursor (
     consumer TEXT NOT NULL,
     stream TEXT NOT NULL,
@@ -64,7 +64,7 @@ CREATE TABLE revocation (
 ";
 
 /// What the third schema has beside the second: epochs that ended, whose numbers a position is in, and what tells a copy.
-const LIFE: &str = "
+const IDENTITY_TABLES: &str = "
 ALTER TABLE stream ADD COLUMN earlier TEXT NOT NULL DEFAULT '';
 ALTER TABLE stream ADD COLUMN feed INTEGER;
 CREATE TABLE life (
@@ -88,7 +88,7 @@ pub(super) const PAGE_LEN: u32 = 8192;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The write-ahead log is cut back to this when it starts over.
-const WAL_LEN_KEPT: i64 = 16 * 1024 * 1024;
+const WAL_LEN_LIMIT: i64 = 16 * 1024 * 1024;
 
 /// The key of the row that begins with `first`.
 pub(super) fn key(number: i64, first: Offset) -> i64 {
@@ -121,16 +121,16 @@ pub(super) fn crc(first: Offset, last: Offset, slots: &[u8], bytes: &[u8]) -> u3
 pub(super) const BATCH_COLUMNS: &str = "key, last, crc, slots, bytes";
 
 /// The batch of a row; [`Fault::Damaged`] when it is not what was written.
-pub(super) fn read_batch(row: &Row<'_>) -> Result<Batch, Fault> {
+pub(super) fn read_batch(row: &Row<'_>) -> Result<Batch, SqliteFault> {
     let first = key_offset(row.get(0)?);
     let last = Offset(row.get::<_, i64>(1)?.cast_unsigned());
     let slots = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
     let bytes = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
-    let damaged = || Fault::Damaged(format!("the entries from offset {first} on are not what was written"));
+    let damaged = || SqliteFault::Damaged(format!("the entries from offset {first} on are not what was written"));
     if i64::from(crc(first, last, slots, bytes)) != row.get::<_, i64>(2)? {
         return Err(damaged());
     }
-    let epoch = Imprint::epoch_of(bytes).ok_or_else(damaged)?;
+    let epoch = EnvelopeHeader::epoch_of(bytes).ok_or_else(damaged)?;
     let batch = Batch::restore(epoch, first, bytes::Bytes::copy_from_slice(bytes), slots);
     batch.filter(|batch| batch.last() == last).ok_or_else(damaged)
 }
@@ -142,14 +142,14 @@ pub(super) fn earlier_text(lineage: &Lineage) -> String {
 }
 
 /// A log's epochs, by what its row has.
-pub(super) fn read_lineage(current: Epoch, earlier: &str) -> Result<Lineage, Fault> {
+pub(super) fn read_lineage(current: Epoch, earlier: &str) -> Result<Lineage, SqliteFault> {
     let ended = |text: &str| {
         let (epoch, end) = text.split_once(':')?;
         Some((Epoch(u32::from_str_radix(epoch, 16).ok()?), Offset(end.parse().ok()?)))
     };
     let earlier: Option<Vec<_>> = earlier.split_whitespace().map(ended).collect();
     let earlier =
-        earlier.ok_or_else(|| Fault::Damaged("the epochs of a stream are not what was written".to_owned()))?;
+        earlier.ok_or_else(|| SqliteFault::Damaged("the epochs of a stream are not what was written".to_owned()))?;
     Ok(Lineage::with_earlier(current, earlier))
 }
 
@@ -193,7 +193,7 @@ pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connect
             }
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-            connection.pragma_update(None, "journal_size_limit", WAL_LEN_KEPT)?;
+            connection.pragma_update(None, "journal_size_limit", WAL_LEN_LIMIT)?;
         }
     }
     Ok(connection)
@@ -208,16 +208,17 @@ pub(super) fn schema(connection: &Connection) -> rusqlite::Result<Option<i64>> {
 
 /// Makes the tables of an empty file, all or none.
 pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
-    make(connection, &[TABLES, RECORDS, LIFE])
+    apply_schema(connection, &[TABLES, RECORD_TABLES, IDENTITY_TABLES])
 }
 
 /// Makes an earlier schema this one. Whoever wrote the first had no cursors and no revocations.
 pub(super) fn migrate(connection: &mut Connection, from: i64) -> rusqlite::Result<()> {
-    let missing: &[&str] = if from == SCHEMA_WITHOUT_RECORDS { &[RECORDS, LIFE] } else { &[LIFE] };
-    make(connection, missing)
+    let missing: &[&str] =
+        if from == SCHEMA_WITHOUT_RECORDS { &[RECORD_TABLES, IDENTITY_TABLES] } else { &[IDENTITY_TABLES] };
+    apply_schema(connection, missing)
 }
 
-fn make(connection: &mut Connection, tables: &[&str]) -> rusqlite::Result<()> {
+fn apply_schema(connection: &mut Connection, tables: &[&str]) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     for tables in tables {
         transaction.execute_batch(tables)?;
@@ -233,33 +234,33 @@ pub(super) fn stamp(connection: &Connection) -> rusqlite::Result<()> {
 
 /// What a move of the write-ahead log came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Moved {
+pub(super) struct WalCheckpoint {
     /// Everything is in the database; else readers held part of it up.
-    pub(super) all: bool,
+    pub(super) complete: bool,
     /// Bytes of the log, moved or not. It begins anew with a step that no reader of it stands in the way of.
-    pub(super) log_len: u64,
+    pub(super) wal_len: u64,
 }
 
 /// Moves what is in the write-ahead log into the database. `wait`: for the readers, so that the next step begins the
 /// log anew in any case.
-pub(super) fn move_log(connection: &Connection, wait: bool) -> rusqlite::Result<Moved> {
+pub(super) fn checkpoint_wal(connection: &Connection, wait: bool) -> rusqlite::Result<WalCheckpoint> {
     let mode = if wait { "RESTART" } else { "PASSIVE" };
     connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |row| {
         let (busy, frames, moved): (bool, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let log_len = u64::try_from(frames).unwrap_or(0) * u64::from(PAGE_LEN);
-        Ok(Moved { all: !busy && frames == moved, log_len })
+        Ok(WalCheckpoint { complete: !busy && frames == moved, wal_len: log_len })
     })
 }
 
 /// Ends a connection after everything was moved, and the write-ahead log with it.
-pub(super) fn close_moved(connection: Connection) -> rusqlite::Result<()> {
+pub(super) fn close_checkpointed(connection: Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     connection.close().map_err(|(_, error)| error)
 }
 
 /// What the first bytes of a file say, read without SQLite, which would touch the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
+pub(super) struct DatabaseHeader {
     pub(super) schema: i64,
     /// The length that the database should have when nothing waits in the write-ahead log.
     pub(super) len: u64,
@@ -269,7 +270,7 @@ const HEADER_LEN: usize = 100;
 const MAGIC: &[u8] = b"SQLite format 3\0";
 
 /// The header of a database; none for any other file.
-pub(super) fn header(path: &Path) -> io::Result<Option<Header>> {
+pub(super) fn header(path: &Path) -> io::Result<Option<DatabaseHeader>> {
     let mut header = Vec::with_capacity(HEADER_LEN);
     File::open(path)?.take(HEADER_LEN as u64).read_to_end(&mut header)?;
     let Ok(header) = <[u8; HEADER_LEN]>::try_from(header) else { return Ok(None) };
@@ -279,13 +280,13 @@ pub(super) fn header(path: &Path) -> io::Result<Option<Header>> {
         1 => 65_536,
         len => u64::from(len),
     };
-    let found = Header { schema: i64::from(number(60)), len: page_len * u64::from(number(28)) };
+    let found = DatabaseHeader { schema: i64::from(number(60)), len: page_len * u64::from(number(28)) };
     Ok(header.starts_with(MAGIC).then_some(found))
 }
 
 /// What a check of the structure found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Check {
+pub(super) enum CheckOutcome {
     Sound,
     /// No fault was found in the time given.
     Unfinished,
@@ -293,7 +294,7 @@ pub(super) enum Check {
 }
 
 /// SQLite's own check of its structure, for at most `time_max`.
-pub(super) fn quick_check(connection: &Connection, time_max: Duration) -> Result<Check, Fault> {
+pub(super) fn quick_check(connection: &Connection, time_max: Duration) -> Result<CheckOutcome, SqliteFault> {
     let interrupt = connection.get_interrupt_handle();
     let (finished, waiting) = sync_channel::<()>(0);
     let found = std::thread::scope(|scope| {
@@ -307,19 +308,21 @@ pub(super) fn quick_check(connection: &Connection, time_max: Duration) -> Result
         found
     });
     match found {
-        Ok(text) if text == "ok" => Ok(Check::Sound),
-        Ok(text) if tells_failed_read(&text) => Err(Fault::Failed(text)),
-        Ok(text) => Ok(Check::Damaged(text)),
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Ok(Check::Unfinished),
-        Err(error) => match Fault::from(error) {
-            Fault::Damaged(text) => Ok(Check::Damaged(text)),
-            fault @ (Fault::NoRoom(_) | Fault::Failed(_)) => Err(fault),
+        Ok(text) if text == "ok" => Ok(CheckOutcome::Sound),
+        Ok(text) if is_failed_read(&text) => Err(SqliteFault::Failed(text)),
+        Ok(text) => Ok(CheckOutcome::Damaged(text)),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => {
+            Ok(CheckOutcome::Unfinished)
+        }
+        Err(error) => match SqliteFault::from(error) {
+            SqliteFault::Damaged(text) => Ok(CheckOutcome::Damaged(text)),
+            fault @ (SqliteFault::Unavailable(_) | SqliteFault::Failed(_)) => Err(fault),
         },
     }
 }
 
 /// Whether the check met a page that the system would not read: SQLite says so in words, with its own code for it.
-fn tells_failed_read(text: &str) -> bool {
+fn is_failed_read(text: &str) -> bool {
     let code = text.split_once("error code=").and_then(|(_, code)| {
         let digits = code.find(|other: char| !other.is_ascii_digit()).unwrap_or(code.len());
         code[..digits].parse().ok()
@@ -329,7 +332,7 @@ fn tells_failed_read(text: &str) -> bool {
 }
 
 /// Whether each stream's newest batch is the one its row speaks of.
-pub(super) fn check_ends(connection: &Connection) -> Result<(), Fault> {
+pub(super) fn check_ends(connection: &Connection) -> Result<(), SqliteFault> {
     let mut streams = connection.prepare("SELECT number, name, last FROM stream")?;
     let mut rows = streams.query(())?;
     while let Some(row) = rows.next()? {
@@ -337,13 +340,13 @@ pub(super) fn check_ends(connection: &Connection) -> Result<(), Fault> {
         let last = Offset(row.get::<_, i64>(2)?.cast_unsigned());
         let newest = newest_batch(connection, number)?.map_or(Offset::START, |batch| batch.last());
         if newest != last {
-            return Err(Fault::Damaged(format!("{name} ends at {newest}, its record says {last}")));
+            return Err(SqliteFault::Damaged(format!("{name} ends at {newest}, its record says {last}")));
         }
     }
     Ok(())
 }
 
-fn newest_batch(connection: &Connection, number: i64) -> Result<Option<Batch>, Fault> {
+fn newest_batch(connection: &Connection, number: i64) -> Result<Option<Batch>, SqliteFault> {
     let sql = format!("SELECT {BATCH_COLUMNS} FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1");
     let mut statement = connection.prepare(&sql)?;
     let found = statement
@@ -353,7 +356,7 @@ fn newest_batch(connection: &Connection, number: i64) -> Result<Option<Batch>, F
 }
 
 /// Reads every batch of every stream: each must be what was written, and follow the one before.
-pub(super) fn check_all(connection: &Connection) -> Result<(), Fault> {
+pub(super) fn check_all(connection: &Connection) -> Result<(), SqliteFault> {
     let sql = format!("SELECT {BATCH_COLUMNS} FROM batch ORDER BY key");
     let mut statement = connection.prepare(&sql)?;
     let mut rows = statement.query(())?;
@@ -362,7 +365,7 @@ pub(super) fn check_all(connection: &Connection) -> Result<(), Fault> {
         let found: i64 = row.get(0)?;
         let stream = found >> OFFSET_BITS;
         if expected.is_some_and(|expected| expected >> OFFSET_BITS == stream && expected != found) {
-            return Err(Fault::Damaged(format!("entries before offset {} are missing", key_offset(found))));
+            return Err(SqliteFault::Damaged(format!("entries before offset {} are missing", key_offset(found))));
         }
         let batch = read_batch(row)?;
         expected = Some(key(stream, batch.last().next()));
@@ -384,7 +387,7 @@ mod tests {
             ("Tree 2 page 7 cell 3: invalid page number 99", false),
             ("error code=", false),
         ] {
-            assert_eq!(tells_failed_read(text), failed, "{text}");
+            assert_eq!(is_failed_read(text), failed, "{text}");
         }
     }
 }

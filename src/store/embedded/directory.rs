@@ -26,13 +26,13 @@ const PREFIX: &str = "trunkline.";
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 /// What group and others may do.
-const OTHERS: u32 = 0o077;
+const GROUP_AND_OTHERS: u32 = 0o077;
 
 /// Damaged databases that are kept for a person to look at; beyond it the oldest go.
-const ASIDE_MAX: usize = 3;
+const QUARANTINED_MAX: usize = 3;
 
 /// The word is filled up to this length, so that writing another needs no room on a full disk.
-const WORD_LEN: usize = 512;
+const MARKER_LEN: usize = 512;
 
 /// Behind the word the lock file names the process that holds the lock; what is longer is cut.
 const HOLDER_LEN: usize = 128;
@@ -41,9 +41,9 @@ const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
 /// How the files were left, as written in the lock file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Word {
+pub(super) enum ShutdownMarker {
     /// Nobody has said yet: a new directory, or one that was put together by hand.
-    Unsaid,
+    Missing,
     /// Closed in order: all is in the database, the write-ahead log is empty.
     Clean,
     /// In use; found at start it means that the last holder was killed.
@@ -51,10 +51,10 @@ pub(super) enum Word {
     /// In use, and the files are the successors of lost or damaged ones.
     Replaced,
     /// A reader met damage.
-    Suspect(String),
+    SuspectedDamage(String),
 }
 
-impl Word {
+impl ShutdownMarker {
     fn parse(text: &str) -> Self {
         // A word that was written by hand has no blanks behind it, but a hole up to the holder.
         let text = text.trim_end_matches(|character: char| character.is_whitespace() || character == '\0');
@@ -62,18 +62,18 @@ impl Word {
             ("clean", _) => Self::Clean,
             ("open", _) => Self::Open,
             ("replaced", _) => Self::Replaced,
-            ("suspect", reason) => Self::Suspect(reason.to_owned()),
-            _unsaid => Self::Unsaid,
+            ("suspect", reason) => Self::SuspectedDamage(reason.to_owned()),
+            _unsaid => Self::Missing,
         }
     }
 
     fn text(&self) -> String {
         match self {
-            Self::Unsaid => String::new(),
+            Self::Missing => String::new(),
             Self::Clean => "clean".to_owned(),
             Self::Open => "open".to_owned(),
             Self::Replaced => "replaced".to_owned(),
-            Self::Suspect(reason) => format!("suspect {reason}"),
+            Self::SuspectedDamage(reason) => format!("suspect {reason}"),
         }
     }
 }
@@ -82,7 +82,7 @@ impl Word {
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
-    lock: Mutex<(File, Word)>,
+    lock: Mutex<(File, ShutdownMarker)>,
 }
 
 impl Directory {
@@ -98,12 +98,12 @@ impl Directory {
             }
             Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
-        let word = Word::parse(&read_word(&file).map_err(unusable)?);
+        let word = ShutdownMarker::parse(&read_marker(&file).map_err(unusable)?);
         if let Err(error) = write_holder(&file) {
             // On a full disk, for one. Only the message of a process that waits for the lock is shorter then.
             tracing::debug!(path = %path.display(), %error, "the lock file does not name this process");
         }
-        if let Err(error) = keep_private(path) {
+        if let Err(error) = restrict_permissions(path) {
             tracing::warn!(path = %path.display(), %error, "others may read the store's directory: make it 0700");
         }
         Ok(Self { path: path.to_owned(), lock: Mutex::new((file, word)) })
@@ -147,25 +147,25 @@ impl Directory {
     }
 
     /// What the lock file says.
-    pub(super) fn word(&self) -> Word {
+    pub(super) fn marker(&self) -> ShutdownMarker {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 
     /// Writes the word durably. A suspicion stays until the next start has looked into it.
-    pub(super) fn say(&self, word: Word) -> io::Result<()> {
+    pub(super) fn write_marker(&self, word: ShutdownMarker) -> io::Result<()> {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(lock.1, Word::Suspect(_)) {
+        if matches!(lock.1, ShutdownMarker::SuspectedDamage(_)) {
             return Ok(());
         }
-        write_word(&lock.0, &word)?;
+        write_marker_text(&lock.0, &word)?;
         lock.1 = word;
         Ok(())
     }
 
     /// Writes the word durably after the start has looked into whatever was said before.
-    pub(super) fn say_anew(&self, word: Word) -> io::Result<()> {
+    pub(super) fn overwrite_marker(&self, word: ShutdownMarker) -> io::Result<()> {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        write_word(&lock.0, &word)?;
+        write_marker_text(&lock.0, &word)?;
         lock.1 = word;
         Ok(())
     }
@@ -178,18 +178,18 @@ impl Directory {
     }
 
     /// Renames the damaged files, so that a person can look at them, and returns the database's new name.
-    pub(super) fn put_aside(&self) -> io::Result<PathBuf> {
+    pub(super) fn quarantine(&self) -> io::Result<PathBuf> {
         let moment = clock::wall().to_string().replace([':', '-'], "");
         let name = format!("{DATABASE}.damaged-{moment}");
         rename_if_there(&self.database(), &self.path.join(&name))?;
         rename_if_there(&self.wal(), &self.path.join(with_suffix(&name, "-wal")))?;
         remove_if_there(&self.shared_memory())?;
-        self.forget_oldest_aside()?;
+        self.remove_oldest_quarantined()?;
         sync_directory(&self.path)?;
         Ok(self.path.join(name))
     }
 
-    fn forget_oldest_aside(&self) -> io::Result<()> {
+    fn remove_oldest_quarantined(&self) -> io::Result<()> {
         let prefix = format!("{DATABASE}.damaged-");
         let mut aside: Vec<OsString> = Vec::new();
         for entry in fs::read_dir(&self.path)? {
@@ -200,7 +200,7 @@ impl Directory {
             }
         }
         aside.sort();
-        for name in aside.iter().rev().skip(ASIDE_MAX) {
+        for name in aside.iter().rev().skip(QUARANTINED_MAX) {
             remove_if_there(&self.path.join(name))?;
             remove_if_there(&self.path.join(with_suffix(name, "-wal")))?;
         }
@@ -238,39 +238,43 @@ pub(super) fn open_private(path: &Path) -> io::Result<File> {
 }
 
 /// Takes from others what an earlier version gave them: the store's files, and the directory if nothing else is in it.
-fn keep_private(path: &Path) -> io::Result<()> {
+fn restrict_permissions(path: &Path) -> io::Result<()> {
     let mut shared = false;
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            take_from_others(&entry.path())?;
+            restrict_to_owner(&entry.path())?;
         } else {
             shared = true;
         }
     }
     if !shared {
-        return take_from_others(path);
+        return restrict_to_owner(path);
     }
-    if fs::metadata(path)?.permissions().mode() & OTHERS != 0 {
+    if fs::metadata(path)?.permissions().mode() & GROUP_AND_OTHERS != 0 {
         tracing::warn!(path = %path.display(), "the store's directory has other files and is open to others: its own files are not");
     }
     Ok(())
 }
 
-fn take_from_others(path: &Path) -> io::Result<()> {
+fn restrict_to_owner(path: &Path) -> io::Result<()> {
     let mode = fs::metadata(path)?.permissions().mode();
-    if mode & OTHERS == 0 { Ok(()) } else { fs::set_permissions(path, Permissions::from_mode(mode & !OTHERS)) }
+    if mode & GROUP_AND_OTHERS == 0 {
+        Ok(())
+    } else {
+        fs::set_permissions(path, Permissions::from_mode(mode & !GROUP_AND_OTHERS))
+    }
 }
 
-fn read_word(file: &File) -> io::Result<String> {
-    let mut text = [0; WORD_LEN];
+fn read_marker(file: &File) -> io::Result<String> {
+    let mut text = [0; MARKER_LEN];
     let len = file.read_at(&mut text, 0)?;
     Ok(String::from_utf8_lossy(&text[..len]).into_owned())
 }
 
-fn write_word(file: &File, word: &Word) -> io::Result<()> {
+fn write_marker_text(file: &File, word: &ShutdownMarker) -> io::Result<()> {
     let mut text = word.text().into_bytes();
-    text.resize(WORD_LEN - 1, b' ');
+    text.resize(MARKER_LEN - 1, b' ');
     text.push(b'\n');
     file.write_all_at(&text, 0)?;
     file.sync_all()
@@ -279,7 +283,7 @@ fn write_word(file: &File, word: &Word) -> io::Result<()> {
 /// The process that wrote its name last, as text that may be shown: it holds the lock.
 fn read_holder(file: &File) -> String {
     let mut text = [0; HOLDER_LEN];
-    let len = file.read_at(&mut text, WORD_LEN as u64).unwrap_or_default();
+    let len = file.read_at(&mut text, MARKER_LEN as u64).unwrap_or_default();
     let text = String::from_utf8_lossy(&text[..len]);
     let shown: String = text.trim_end().chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();
     if shown.is_empty() { "another process".to_owned() } else { shown }
@@ -291,7 +295,7 @@ fn write_holder(file: &File) -> io::Result<()> {
     let mut text = format!("process {}{host}", std::process::id()).into_bytes();
     text.resize(HOLDER_LEN - 1, b' ');
     text.push(b'\n');
-    file.write_all_at(&text, WORD_LEN as u64)
+    file.write_all_at(&text, MARKER_LEN as u64)
 }
 
 fn with_suffix(name: impl AsRef<OsStr>, suffix: &str) -> OsString {
@@ -320,28 +324,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_read_as_it_was_written_and_anything_else_is_unsaid() {
-        let suspect = Word::Suspect("entry 5 of queues".to_owned());
-        for word in [Word::Unsaid, Word::Clean, Word::Open, Word::Replaced, suspect] {
-            assert_eq!(Word::parse(&word.text()), word);
+    fn a_marker_round_trips_and_anything_else_counts_as_missing() {
+        let suspect = ShutdownMarker::SuspectedDamage("entry 5 of queues".to_owned());
+        for word in
+            [ShutdownMarker::Missing, ShutdownMarker::Clean, ShutdownMarker::Open, ShutdownMarker::Replaced, suspect]
+        {
+            assert_eq!(ShutdownMarker::parse(&word.text()), word);
         }
-        assert_eq!(Word::parse("open    \n"), Word::Open);
-        assert_eq!(Word::parse("open\n\0\0"), Word::Open);
+        assert_eq!(ShutdownMarker::parse("open    \n"), ShutdownMarker::Open);
+        assert_eq!(ShutdownMarker::parse("open\n\0\0"), ShutdownMarker::Open);
         for torn in ["", "cle", "\0\0\0\0", "opened"] {
-            assert_eq!(Word::parse(torn), Word::Unsaid, "{torn:?}");
+            assert_eq!(ShutdownMarker::parse(torn), ShutdownMarker::Missing, "{torn:?}");
         }
     }
 
     #[test]
-    fn the_lock_file_names_its_holder_and_keeps_the_word() {
+    fn the_lock_file_names_its_holder_and_keeps_the_marker() {
         let temporary = tempfile::tempdir().unwrap();
         let directory = Directory::claim(temporary.path()).unwrap();
-        directory.say(Word::Open).unwrap();
+        directory.write_marker(ShutdownMarker::Open).unwrap();
         let expected = format!("process {}", std::process::id());
         let second = Directory::claim(temporary.path());
         assert!(matches!(&second, Err(OpenError::InUse { holder, .. }) if holder.starts_with(&expected)), "{second:?}");
         drop(directory);
-        assert_eq!(Directory::claim(temporary.path()).unwrap().word(), Word::Open);
+        assert_eq!(Directory::claim(temporary.path()).unwrap().marker(), ShutdownMarker::Open);
     }
 
     #[test]
@@ -349,23 +355,23 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let file = open_private(&temporary.path().join(LOCK)).unwrap();
         assert_eq!(read_holder(&file), "another process");
-        file.write_all_at(b"process\x1b[31m 7\n", WORD_LEN as u64).unwrap();
+        file.write_all_at(b"process\x1b[31m 7\n", MARKER_LEN as u64).unwrap();
         assert_eq!(read_holder(&file), "process[31m 7");
     }
 
     #[test]
-    fn a_suspicion_outlives_an_orderly_close() {
+    fn suspected_damage_outlives_an_orderly_close() {
         let temporary = tempfile::tempdir().unwrap();
         let directory = Directory::claim(temporary.path()).unwrap();
-        directory.say(Word::Suspect("why".to_owned())).unwrap();
-        directory.say(Word::Clean).unwrap();
+        directory.write_marker(ShutdownMarker::SuspectedDamage("why".to_owned())).unwrap();
+        directory.write_marker(ShutdownMarker::Clean).unwrap();
         drop(directory);
         let directory = Directory::claim(temporary.path()).unwrap();
-        assert_eq!(directory.word(), Word::Suspect("why".to_owned()));
+        assert_eq!(directory.marker(), ShutdownMarker::SuspectedDamage("why".to_owned()));
     }
 
     #[test]
-    fn what_is_made_is_for_this_user_alone_and_what_was_not_is_made_so() {
+    fn files_are_private_and_open_permissions_are_tightened() {
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("a/b");
@@ -393,14 +399,14 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let directory = Directory::claim(temporary.path()).unwrap();
         let mut names = Vec::new();
-        for _ in 0..ASIDE_MAX + 2 {
+        for _ in 0..QUARANTINED_MAX + 2 {
             fs::write(directory.database(), "x").unwrap();
             fs::write(directory.wal(), "x").unwrap();
-            names.push(directory.put_aside().unwrap());
+            names.push(directory.quarantine().unwrap());
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
-        let kept: Vec<bool> = names.iter().map(|name| name.exists()).collect();
-        assert_eq!(kept, [false, false, true, true, true]);
+        let exists: Vec<bool> = names.iter().map(|name| name.exists()).collect();
+        assert_eq!(exists, [false, false, true, true, true]);
         assert!(!directory.database().exists() && !directory.wal().exists());
     }
 }

@@ -6,20 +6,20 @@ use crate::{store::AppendError, telemetry::chain};
 
 /// Why a step was not done.
 #[derive(Debug, Clone)]
-pub(super) enum Fault {
+pub(super) enum SqliteFault {
     /// It was rolled back as a whole; the same step may succeed later.
-    NoRoom(String),
+    Unavailable(String),
     /// The files contradict themselves.
     Damaged(String),
     /// It is unknown what reached the disk, or SQLite failed in a way that it never should: end and open anew.
     Failed(String),
 }
 
-impl Fault {
+impl SqliteFault {
     /// The label of the metric.
     pub(super) fn reason(&self) -> &'static str {
         match self {
-            Self::NoRoom(_) => "full",
+            Self::Unavailable(_) => "full",
             Self::Damaged(_) => "damaged",
             Self::Failed(_) => "io",
         }
@@ -27,26 +27,28 @@ impl Fault {
 
     pub(super) fn text(&self) -> &str {
         match self {
-            Self::NoRoom(text) | Self::Damaged(text) | Self::Failed(text) => text,
+            Self::Unavailable(text) | Self::Damaged(text) | Self::Failed(text) => text,
         }
     }
 }
 
-impl From<Fault> for AppendError {
-    fn from(fault: Fault) -> Self {
+impl From<SqliteFault> for AppendError {
+    fn from(fault: SqliteFault) -> Self {
         match fault {
-            Fault::NoRoom(text) => Self::NoRoom(text),
-            Fault::Damaged(text) | Fault::Failed(text) => Self::Broken(text),
+            SqliteFault::Unavailable(text) => Self::Unavailable(text),
+            SqliteFault::Damaged(text) | SqliteFault::Failed(text) => Self::Broken(text),
         }
     }
 }
 
-impl From<Error> for Fault {
+impl From<Error> for SqliteFault {
     #[expect(clippy::wildcard_enum_match_arm, reason = "rusqlite's own list, which may grow")]
     fn from(error: Error) -> Self {
         let text = chain(&error);
         match error {
-            Error::SqliteFailure(failure, _) => judge(failure, format!("{error} (SQLite {})", failure.extended_code)),
+            Error::SqliteFailure(failure, _) => {
+                classify(failure, format!("{error} (SQLite {})", failure.extended_code))
+            }
             // A value of the wrong type or a missing row: not what this code has written.
             Error::FromSqlConversionFailure(..)
             | Error::IntegralValueOutOfRange(..)
@@ -58,17 +60,17 @@ impl From<Error> for Fault {
     }
 }
 
-fn judge(failure: ffi::Error, text: String) -> Fault {
+fn classify(failure: ffi::Error, text: String) -> SqliteFault {
     match (failure.code, failure.extended_code) {
-        (_, ffi::SQLITE_READONLY_DBMOVED) => Fault::Failed(text),
-        (ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::DatabaseBusy, _) => Fault::NoRoom(text),
+        (_, ffi::SQLITE_READONLY_DBMOVED) => SqliteFault::Failed(text),
+        (ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::DatabaseBusy, _) => SqliteFault::Unavailable(text),
         // A refused write, or no room for the index of the write-ahead log, leaves nothing behind; a failed fsync
         // leaves it unknown what is on the disk.
-        (_, ffi::SQLITE_IOERR_WRITE | ffi::SQLITE_IOERR_SHMSIZE) => Fault::NoRoom(text),
-        (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => Fault::Damaged(text),
+        (_, ffi::SQLITE_IOERR_WRITE | ffi::SQLITE_IOERR_SHMSIZE) => SqliteFault::Unavailable(text),
+        (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => SqliteFault::Damaged(text),
         // A read that the system refused says nothing about what is on the disk: it may succeed later.
-        (_, ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_DATA) => Fault::Damaged(text),
-        _ => Fault::Failed(text),
+        (_, ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_DATA) => SqliteFault::Damaged(text),
+        _ => SqliteFault::Failed(text),
     }
 }
 
@@ -78,10 +80,10 @@ mod tests {
 
     #[test]
     fn what_was_rolled_back_is_tried_again_and_what_is_unknown_is_not() {
-        let verdict = |code| match Fault::from(Error::SqliteFailure(ffi::Error::new(code), None)) {
-            Fault::NoRoom(_) => "try again",
-            Fault::Damaged(_) => "put aside",
-            Fault::Failed(_) => "open anew",
+        let verdict = |code| match SqliteFault::from(Error::SqliteFailure(ffi::Error::new(code), None)) {
+            SqliteFault::Unavailable(_) => "try again",
+            SqliteFault::Damaged(_) => "put aside",
+            SqliteFault::Failed(_) => "open anew",
         };
         for (code, expected) in [
             (ffi::SQLITE_FULL, "try again"),

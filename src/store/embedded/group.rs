@@ -7,7 +7,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{fault::Fault, records::Change};
+use super::{fault::SqliteFault, records::RecordChange};
 use crate::{
     model::{Fence, StreamName},
     store::{Append, AppendError, LogState},
@@ -28,23 +28,23 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 pub(super) enum Command {
     Claim(StreamName, Option<Fence>, Reply<LogState>),
     Append(Append, Reply<()>),
-    Change(Change, Reply<bool>),
+    Change(RecordChange, Reply<bool>),
     Close(oneshot::Sender<()>),
 }
 
 /// Commands that share a step.
 #[derive(Debug, Default)]
-pub(super) struct Group {
+pub(super) struct CommandGroup {
     pub(super) claims: Vec<(StreamName, Option<Fence>, Reply<LogState>)>,
     pub(super) appends: Vec<(Append, Reply<()>)>,
-    pub(super) changes: Vec<(Change, Reply<bool>)>,
+    pub(super) changes: Vec<(RecordChange, Reply<bool>)>,
     pub(super) batches: usize,
     bytes: usize,
     pub(super) close: Option<oneshot::Sender<()>>,
 }
 
-impl Group {
-    pub(super) fn take(&mut self, command: Command) {
+impl CommandGroup {
+    pub(super) fn add(&mut self, command: Command) {
         match command {
             Command::Claim(stream, under, reply) => self.claims.push((stream, under, reply)),
             Command::Append(append, reply) => {
@@ -66,7 +66,7 @@ impl Group {
     }
 
     /// Tells everybody what became of it.
-    pub(super) fn answer(
+    pub(super) fn reply(
         self,
         claimed: Vec<Result<LogState, AppendError>>,
         appended: Vec<Result<(), AppendError>>,
@@ -79,8 +79,8 @@ impl Group {
         for ((_, reply), outcome) in self.appends.into_iter().zip(appended) {
             match outcome {
                 Err(AppendError::Fenced) => metrics::store_failed("fenced"),
-                Err(AppendError::NoRoom(_)) => metrics::store_failed("full"),
-                Err(AppendError::Moved(_) | AppendError::Refused(_) | AppendError::Broken(_)) | Ok(()) => (),
+                Err(AppendError::Unavailable(_)) => metrics::store_failed("full"),
+                Err(AppendError::Diverged(_) | AppendError::UnusableLog(_) | AppendError::Broken(_)) | Ok(()) => (),
             }
             drop(reply.send(outcome));
         }
@@ -90,7 +90,7 @@ impl Group {
     }
 
     /// Tells everybody that nothing was done.
-    pub(super) fn refuse(self, fault: &Fault) {
+    pub(super) fn refuse(self, fault: &SqliteFault) {
         for (_, _, reply) in self.claims {
             drop(reply.send(Err(fault.clone().into())));
         }
@@ -104,26 +104,26 @@ impl Group {
 }
 
 /// What waiting for commands came to.
-pub(super) enum Arrival {
-    Group(Group),
-    Quiet,
+pub(super) enum GatherOutcome {
+    Group(CommandGroup),
+    Idle,
     /// Every handle is gone.
-    Abandoned,
+    Disconnected,
 }
 
 /// Waits up to `patience` for a command, then takes all that wait with it, within the bounds.
-pub(super) async fn gather(commands: &mut mpsc::Receiver<Command>, patience: Duration) -> Arrival {
+pub(super) async fn gather(commands: &mut mpsc::Receiver<Command>, patience: Duration) -> GatherOutcome {
     let first = match timeout(patience, commands.recv()).await {
         Ok(Some(command)) => command,
-        Ok(None) => return Arrival::Abandoned,
-        Err(_quiet) => return Arrival::Quiet,
+        Ok(None) => return GatherOutcome::Disconnected,
+        Err(_quiet) => return GatherOutcome::Idle,
     };
-    let mut group = Group::default();
-    group.take(first);
+    let mut group = CommandGroup::default();
+    group.add(first);
     while !group.is_full()
         && let Ok(command) = commands.try_recv()
     {
-        group.take(command);
+        group.add(command);
     }
-    Arrival::Group(group)
+    GatherOutcome::Group(group)
 }

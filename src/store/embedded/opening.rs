@@ -9,21 +9,21 @@ use rusqlite::Connection;
 
 use super::{
     OpenError,
-    database::{self, Check, Purpose},
-    directory::{Directory, Word},
-    fault::Fault,
-    life::{self, WalFound},
+    database::{self, CheckOutcome, Purpose},
+    directory::{Directory, ShutdownMarker},
+    fault::SqliteFault,
+    identity::{self, WalIdentity},
 };
 
 /// A start after a kill spends at most this on looking for damage; what it does not get to, reads will find.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// A start after a reader met damage looks at everything; a check of this length is as good as without an end.
-const SEARCH_TIME_MAX: Duration = Duration::from_secs(3600);
+const FULL_CHECK_TIME_MAX: Duration = Duration::from_secs(3600);
 
 /// What is to be done with the files, before SQLite has seen them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Plan {
+enum OpenPlan {
     /// There was nothing.
     Create,
     /// Closed in order.
@@ -31,56 +31,68 @@ enum Plan {
     /// The last holder was killed, or its word is missing.
     Check,
     /// A reader met damage.
-    Search,
+    FullCheck,
     /// What was held is not there any more.
     Replace(&'static str),
 }
 
 /// The files that were found; an empty one is as good as none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Found {
+struct ExistingFiles {
     database: bool,
     wal: bool,
 }
 
-fn plan(word: &Word, found: Found) -> Plan {
+fn plan(word: &ShutdownMarker, found: ExistingFiles) -> OpenPlan {
     match (word, found.database) {
-        (Word::Unsaid, false) => Plan::Create,
-        (Word::Clean | Word::Open | Word::Replaced | Word::Suspect(_), false) => Plan::Replace("the database is gone"),
-        (Word::Suspect(_), true) => Plan::Search,
+        (ShutdownMarker::Missing, false) => OpenPlan::Create,
+        (
+            ShutdownMarker::Clean
+            | ShutdownMarker::Open
+            | ShutdownMarker::Replaced
+            | ShutdownMarker::SuspectedDamage(_),
+            false,
+        ) => OpenPlan::Replace("the database is gone"),
+        (ShutdownMarker::SuspectedDamage(_), true) => OpenPlan::FullCheck,
         // In use there is a write-ahead log from the first step to the orderly close: without it entries are gone.
-        (Word::Open | Word::Replaced, true) if !found.wal => Plan::Replace("the write-ahead log is gone"),
-        (Word::Clean, true) if !found.wal => Plan::Trust,
-        (Word::Unsaid | Word::Clean | Word::Open | Word::Replaced, true) => Plan::Check,
+        (ShutdownMarker::Open | ShutdownMarker::Replaced, true) if !found.wal => {
+            OpenPlan::Replace("the write-ahead log is gone")
+        }
+        (ShutdownMarker::Clean, true) if !found.wal => OpenPlan::Trust,
+        (ShutdownMarker::Missing | ShutdownMarker::Clean | ShutdownMarker::Open | ShutdownMarker::Replaced, true) => {
+            OpenPlan::Check
+        }
     }
 }
 
 /// A database ready to be written, and whether it replaces one that was lost or damaged.
 pub(super) fn open(directory: &Directory) -> Result<(Connection, bool), OpenError> {
-    let before = directory.word();
+    let before = directory.marker();
     let unusable = |source| OpenError::Directory { path: directory.path().to_owned(), source };
-    let plan = plan(&before, find(directory).map_err(unusable)?);
-    let wal = life::find_wal(directory);
-    let mut outcome = carry_out(directory, plan, &wal);
-    if let Err(Refusal::NoRoom(_)) = outcome {
-        directory.reserve().give_up().map_err(unusable)?;
-        outcome = carry_out(directory, plan, &wal);
+    let plan = plan(&before, find_files(directory).map_err(unusable)?);
+    let wal = identity::read_wal_identity(directory);
+    let mut outcome = execute(directory, plan, &wal);
+    if let Err(OpenFailure::Unavailable(_)) = outcome {
+        directory.reserve().release().map_err(unusable)?;
+        outcome = execute(directory, plan, &wal);
     }
     let (connection, replaced) = match outcome {
-        Ok(connection) => (connection, before == Word::Replaced),
-        Err(Refusal::Damaged(reason)) => {
-            let aside = directory.put_aside().map_err(unusable)?;
+        Ok(connection) => (connection, before == ShutdownMarker::Replaced),
+        Err(OpenFailure::Damaged(reason)) => {
+            let aside = directory.quarantine().map_err(unusable)?;
             tracing::error!(reason, aside = %aside.display(), "the store is damaged; it was put aside and begins anew");
-            (carry_out(directory, Plan::Create, &wal).map_err(|refusal| refusal.into_error(directory))?, true)
+            (execute(directory, OpenPlan::Create, &wal).map_err(|refusal| refusal.into_error(directory))?, true)
         }
         Err(refusal) => return Err(refusal.into_error(directory)),
     };
-    directory.say_anew(if replaced { Word::Replaced } else { Word::Open }).map_err(unusable)?;
+    directory
+        .overwrite_marker(if replaced { ShutdownMarker::Replaced } else { ShutdownMarker::Open })
+        .map_err(unusable)?;
     Ok((connection, replaced))
 }
 
-fn find(directory: &Directory) -> io::Result<Found> {
-    Ok(Found { database: len(&directory.database())? > 0, wal: len(&directory.wal())? > 0 })
+fn find_files(directory: &Directory) -> io::Result<ExistingFiles> {
+    Ok(ExistingFiles { database: len(&directory.database())? > 0, wal: len(&directory.wal())? > 0 })
 }
 
 fn len(path: &Path) -> io::Result<u64> {
@@ -91,107 +103,111 @@ fn len(path: &Path) -> io::Result<u64> {
     }
 }
 
-enum Refusal {
+enum OpenFailure {
     Damaged(String),
     Newer(i64),
-    NoRoom(String),
+    Unavailable(String),
     Failed(String),
     Io(io::Error),
 }
 
-impl Refusal {
+impl OpenFailure {
     fn into_error(self, directory: &Directory) -> OpenError {
         let path = directory.path().to_owned();
         match self {
             Self::Newer(found) => OpenError::Newer { path, found, known: database::SCHEMA },
-            Self::Damaged(reason) | Self::NoRoom(reason) | Self::Failed(reason) => OpenError::Database { path, reason },
+            Self::Damaged(reason) | Self::Unavailable(reason) | Self::Failed(reason) => {
+                OpenError::Database { path, reason }
+            }
             Self::Io(source) => OpenError::Directory { path, source },
         }
     }
 }
 
-impl From<Fault> for Refusal {
-    fn from(fault: Fault) -> Self {
+impl From<SqliteFault> for OpenFailure {
+    fn from(fault: SqliteFault) -> Self {
         match fault {
-            Fault::Damaged(text) => Self::Damaged(text),
-            Fault::NoRoom(text) => Self::NoRoom(text),
-            Fault::Failed(text) => Self::Failed(text),
+            SqliteFault::Damaged(text) => Self::Damaged(text),
+            SqliteFault::Unavailable(text) => Self::Unavailable(text),
+            SqliteFault::Failed(text) => Self::Failed(text),
         }
     }
 }
 
-impl From<rusqlite::Error> for Refusal {
+impl From<rusqlite::Error> for OpenFailure {
     fn from(error: rusqlite::Error) -> Self {
-        Fault::from(error).into()
+        SqliteFault::from(error).into()
     }
 }
 
-fn carry_out(directory: &Directory, plan: Plan, wal: &WalFound) -> Result<Connection, Refusal> {
-    if let Plan::Replace(reason) = plan {
-        return Err(Refusal::Damaged(reason.to_owned()));
+fn execute(directory: &Directory, plan: OpenPlan, wal: &WalIdentity) -> Result<Connection, OpenFailure> {
+    if let OpenPlan::Replace(reason) = plan {
+        return Err(OpenFailure::Damaged(reason.to_owned()));
     }
-    if plan != Plan::Create {
+    if plan != OpenPlan::Create {
         check_header(directory, plan)?;
     }
-    directory.make_database().map_err(Refusal::Io)?;
+    directory.make_database().map_err(OpenFailure::Io)?;
     let mut connection = database::connect(&directory.database(), Purpose::Write)?;
     match database::schema(&connection)? {
-        Some(database::SCHEMA) => examine(&connection, plan)?,
-        Some(older @ (database::SCHEMA_WITHOUT_RECORDS | database::SCHEMA_WITHOUT_LIFE)) => {
-            examine(&connection, plan)?;
+        Some(database::SCHEMA) => check(&connection, plan)?,
+        Some(older @ (database::SCHEMA_WITHOUT_RECORDS | database::SCHEMA_WITHOUT_IDENTITY)) => {
+            check(&connection, plan)?;
             database::migrate(&mut connection, older)?;
         }
-        Some(newer) if newer > database::SCHEMA => return Err(Refusal::Newer(newer)),
-        Some(older) => return Err(Refusal::Damaged(format!("schema version {older} never existed"))),
-        None if plan == Plan::Create || directory.word() == Word::Unsaid => database::create(&mut connection)?,
-        None => return Err(Refusal::Damaged("the tables are gone".to_owned())),
+        Some(newer) if newer > database::SCHEMA => return Err(OpenFailure::Newer(newer)),
+        Some(older) => return Err(OpenFailure::Damaged(format!("schema version {older} never existed"))),
+        None if plan == OpenPlan::Create || directory.marker() == ShutdownMarker::Missing => {
+            database::create(&mut connection)?
+        }
+        None => return Err(OpenFailure::Damaged("the tables are gone".to_owned())),
     }
-    move_what_was_left(&connection, plan)?;
+    checkpoint_leftovers(&connection, plan)?;
     database::stamp(&connection)?;
-    let origin = life::origin(&connection, directory, wal)?;
-    life::renew(&mut connection, directory, origin)?;
+    let origin = identity::origin(&connection, directory, wal)?;
+    identity::reseal(&mut connection, directory, origin)?;
     Ok(connection)
 }
 
 /// A write-ahead log of a holder that ended at any moment may be read from memory and not be on the disk: an `fsync`
 /// failed, or none came. Nothing durable may stand behind that, so the next step begins the log anew.
-fn move_what_was_left(connection: &Connection, plan: Plan) -> Result<(), Refusal> {
+fn checkpoint_leftovers(connection: &Connection, plan: OpenPlan) -> Result<(), OpenFailure> {
     match plan {
-        Plan::Create | Plan::Trust | Plan::Replace(_) => Ok(()),
-        Plan::Check | Plan::Search => match database::move_log(connection, true)?.all {
+        OpenPlan::Create | OpenPlan::Trust | OpenPlan::Replace(_) => Ok(()),
+        OpenPlan::Check | OpenPlan::FullCheck => match database::checkpoint_wal(connection, true)?.complete {
             true => Ok(()),
-            false => Err(Refusal::Failed("a reader of another process holds up the write-ahead log".to_owned())),
+            false => Err(OpenFailure::Failed("a reader of another process holds up the write-ahead log".to_owned())),
         },
     }
 }
 
-fn check_header(directory: &Directory, plan: Plan) -> Result<(), Refusal> {
+fn check_header(directory: &Directory, plan: OpenPlan) -> Result<(), OpenFailure> {
     let path = directory.database();
-    let Some(header) = database::header(&path).map_err(Refusal::Io)? else {
-        return Err(Refusal::Damaged("the file is no database".to_owned()));
+    let Some(header) = database::header(&path).map_err(OpenFailure::Io)? else {
+        return Err(OpenFailure::Damaged("the file is no database".to_owned()));
     };
     if header.schema > database::SCHEMA {
-        return Err(Refusal::Newer(header.schema));
+        return Err(OpenFailure::Newer(header.schema));
     }
-    let len = path.metadata().map_err(Refusal::Io)?.len();
-    if plan == Plan::Trust && len < header.len {
-        return Err(Refusal::Damaged(format!("the file has {len} of {} bytes", header.len)));
+    let len = path.metadata().map_err(OpenFailure::Io)?.len();
+    if plan == OpenPlan::Trust && len < header.len {
+        return Err(OpenFailure::Damaged(format!("the file has {len} of {} bytes", header.len)));
     }
     Ok(())
 }
 
-fn examine(connection: &Connection, plan: Plan) -> Result<(), Refusal> {
+fn check(connection: &Connection, plan: OpenPlan) -> Result<(), OpenFailure> {
     let time_max = match plan {
-        Plan::Create | Plan::Trust | Plan::Replace(_) => return Ok(database::check_ends(connection)?),
-        Plan::Check => CHECK_TIME_MAX,
-        Plan::Search => SEARCH_TIME_MAX,
+        OpenPlan::Create | OpenPlan::Trust | OpenPlan::Replace(_) => return Ok(database::check_ends(connection)?),
+        OpenPlan::Check => CHECK_TIME_MAX,
+        OpenPlan::FullCheck => FULL_CHECK_TIME_MAX,
     };
     match database::quick_check(connection, time_max)? {
-        Check::Sound => (),
-        Check::Unfinished => tracing::info!(?time_max, "the store was not checked to its end"),
-        Check::Damaged(reason) => return Err(Refusal::Damaged(reason)),
+        CheckOutcome::Sound => (),
+        CheckOutcome::Unfinished => tracing::info!(?time_max, "the store was not checked to its end"),
+        CheckOutcome::Damaged(reason) => return Err(OpenFailure::Damaged(reason)),
     }
-    if plan == Plan::Search {
+    if plan == OpenPlan::FullCheck {
         database::check_all(connection)?;
         tracing::warn!("a reader had met damage, but the store is sound");
     }
@@ -204,26 +220,26 @@ mod tests {
 
     #[test]
     fn what_is_found_decides_what_is_done() {
-        let suspect = Word::Suspect("entry 5".to_owned());
-        let gone = Plan::Replace("the database is gone");
-        let cut = Plan::Replace("the write-ahead log is gone");
+        let suspect = ShutdownMarker::SuspectedDamage("entry 5".to_owned());
+        let gone = OpenPlan::Replace("the database is gone");
+        let cut = OpenPlan::Replace("the write-ahead log is gone");
         for (word, database, wal, expected) in [
-            (Word::Unsaid, false, false, Plan::Create),
-            (Word::Unsaid, true, false, Plan::Check),
-            (Word::Unsaid, true, true, Plan::Check),
-            (Word::Clean, false, false, gone),
-            (Word::Clean, true, false, Plan::Trust),
-            (Word::Clean, true, true, Plan::Check),
-            (Word::Open, false, true, gone),
-            (Word::Open, true, false, cut),
-            (Word::Open, true, true, Plan::Check),
-            (Word::Replaced, false, false, gone),
-            (Word::Replaced, true, false, cut),
-            (Word::Replaced, true, true, Plan::Check),
+            (ShutdownMarker::Missing, false, false, OpenPlan::Create),
+            (ShutdownMarker::Missing, true, false, OpenPlan::Check),
+            (ShutdownMarker::Missing, true, true, OpenPlan::Check),
+            (ShutdownMarker::Clean, false, false, gone),
+            (ShutdownMarker::Clean, true, false, OpenPlan::Trust),
+            (ShutdownMarker::Clean, true, true, OpenPlan::Check),
+            (ShutdownMarker::Open, false, true, gone),
+            (ShutdownMarker::Open, true, false, cut),
+            (ShutdownMarker::Open, true, true, OpenPlan::Check),
+            (ShutdownMarker::Replaced, false, false, gone),
+            (ShutdownMarker::Replaced, true, false, cut),
+            (ShutdownMarker::Replaced, true, true, OpenPlan::Check),
             (suspect.clone(), false, false, gone),
-            (suspect, true, true, Plan::Search),
+            (suspect, true, true, OpenPlan::FullCheck),
         ] {
-            assert_eq!(plan(&word, Found { database, wal }), expected, "{word:?} {database} {wal}");
+            assert_eq!(plan(&word, ExistingFiles { database, wal }), expected, "{word:?} {database} {wal}");
         }
     }
 }

@@ -7,14 +7,14 @@ use super::directory::Directory;
 
 /// The files that are in use, and what the system numbers them.
 #[derive(Debug)]
-pub(super) struct Presence {
-    files: [(PathBuf, Number); 2],
+pub(super) struct FilePresence {
+    files: [(PathBuf, FileNumber); 2],
 }
 
 /// Device and inode: no other file has both while this one is open.
-type Number = (u64, u64);
+type FileNumber = (u64, u64);
 
-impl Presence {
+impl FilePresence {
     /// Of files that are open now.
     pub(super) fn of(directory: &Directory) -> io::Result<Self> {
         let (lock, database) = (directory.lock_file(), directory.database());
@@ -24,7 +24,7 @@ impl Presence {
 
     /// What became of the first file that is not under its name; none when all are. What cannot be looked at counts as
     /// being there.
-    pub(super) fn lost(&self) -> Option<String> {
+    pub(super) fn missing(&self) -> Option<String> {
         self.files.iter().find_map(|(path, known)| {
             let shown = path.display();
             match fs::metadata(path) {
@@ -41,6 +41,6 @@ impl Presence {
     }
 }
 
-fn number(found: &fs::Metadata) -> Number {
+fn number(found: &fs::Metadata) -> FileNumber {
     (found.dev(), found.ino())
 }

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     database::{self, BATCH_COLUMNS, Purpose, key, key_max, key_offset, read_batch},
-    fault::Fault,
+    fault::SqliteFault,
 };
 use crate::model::{Batch, Offset, Timestamp};
 
@@ -19,11 +19,11 @@ const READERS_MAX: usize = 4;
 
 /// Where one stream's rows are.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Range {
+pub(super) struct RowRange {
     pub(super) number: i64,
 }
 
-impl Range {
+impl RowRange {
     fn keys(self) -> (i64, i64) {
         (key(self.number, Offset::START), key_max(self.number))
     }
@@ -31,44 +31,44 @@ impl Range {
 
 /// Connections for reading. They are made when first needed and kept.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct ReaderPool {
     path: PathBuf,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     idle: Mutex<Vec<Connection>>,
 }
 
-impl Pool {
+impl ReaderPool {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, places: Arc::new(Semaphore::new(READERS_MAX)), idle: Mutex::default() }
+        Self { path, permits: Arc::new(Semaphore::new(READERS_MAX)), idle: Mutex::default() }
     }
 
     /// Runs `read` on a connection. A caller that stops waiting leaves the read to its end.
     pub(super) async fn run<T: Send + 'static>(
         self: Arc<Self>,
-        read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, Fault> {
-        let closed = || Fault::Failed("the store is closed".to_owned());
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| closed())?;
+        read: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
+    ) -> Result<T, SqliteFault> {
+        let closed = || SqliteFault::Failed("the store is closed".to_owned());
+        let place = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| closed())?;
         let reading = tokio::task::spawn_blocking(move || {
-            let connection = self.take()?;
+            let connection = self.connection()?;
             let found = read(&connection);
             // A connection that met an error is not trusted with the next read.
-            if found.is_ok() && !self.places.is_closed() {
+            if found.is_ok() && !self.permits.is_closed() {
                 self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
             }
             drop(place);
             found
         });
-        reading.await.unwrap_or_else(|error| Err(Fault::Failed(error.to_string())))
+        reading.await.unwrap_or_else(|error| Err(SqliteFault::Failed(error.to_string())))
     }
 
     /// No further reads; connections are closed.
     pub(super) fn close(&self) {
-        self.places.close();
+        self.permits.close();
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn take(&self) -> Result<Connection, Fault> {
+    fn connection(&self) -> Result<Connection, SqliteFault> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         idle.map_or_else(|| Ok(database::connect(&self.path, Purpose::Read)?), Ok)
     }
@@ -77,10 +77,10 @@ impl Pool {
 /// The batches that follow `after`, until `bytes_max` is reached; at least one if there is one.
 pub(super) fn batches(
     connection: &Connection,
-    range: Range,
+    range: RowRange,
     after: Offset,
     bytes_max: usize,
-) -> Result<Vec<Arc<Batch>>, Fault> {
+) -> Result<Vec<Arc<Batch>>, SqliteFault> {
     let (low, high) = range.keys();
     let wanted = key(range.number, after.next());
     let from = row_at(connection, low, wanted)?.unwrap_or(wanted);
@@ -102,7 +102,11 @@ pub(super) fn batches(
 
 /// The last offset whose entry was received before `moment`, by halving. Where the wall clock was set back between
 /// entries there may be several answers; it is one of them.
-pub(super) fn offset_before(connection: &Connection, range: Range, moment: Timestamp) -> Result<Offset, Fault> {
+pub(super) fn offset_before(
+    connection: &Connection,
+    range: RowRange,
+    moment: Timestamp,
+) -> Result<Offset, SqliteFault> {
     let snapshot = connection.unchecked_transaction()?;
     let (low, high) = range.keys();
     let ends = "SELECT min(key), max(key) FROM batch WHERE key BETWEEN ?1 AND ?2";
@@ -125,19 +129,19 @@ pub(super) fn offset_before(connection: &Connection, range: Range, moment: Times
 }
 
 /// The key of the row that begins at or before `key`.
-fn row_at(connection: &Connection, low: i64, key: i64) -> Result<Option<i64>, Fault> {
+fn row_at(connection: &Connection, low: i64, key: i64) -> Result<Option<i64>, SqliteFault> {
     let mut statement = connection.prepare_cached("SELECT max(key) FROM batch WHERE key BETWEEN ?1 AND ?2")?;
     Ok(statement.query_row([low, key], |row| row.get(0))?)
 }
 
 /// When the oldest entry of the row at or before `key` was received.
-fn received_first(connection: &Connection, low: i64, key: i64) -> Result<Timestamp, Fault> {
+fn received_first(connection: &Connection, low: i64, key: i64) -> Result<Timestamp, SqliteFault> {
     let sql = "SELECT received_first FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1";
     Ok(connection.prepare_cached(sql)?.query_row([low, key], |row| row.get(0).map(Timestamp))?)
 }
 
 /// The last entry received before `moment` in the row at or before `key`, whose first one was.
-fn last_before(connection: &Connection, range: Range, key: i64, moment: Timestamp) -> Result<Offset, Fault> {
+fn last_before(connection: &Connection, range: RowRange, key: i64, moment: Timestamp) -> Result<Offset, SqliteFault> {
     let sql = format!("SELECT {BATCH_COLUMNS} FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1");
     let mut statement = connection.prepare_cached(&sql)?;
     let batch = statement.query_row([range.keys().0, key], |row| Ok(read_batch(row)))??;

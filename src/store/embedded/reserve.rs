@@ -14,7 +14,7 @@ const RESERVE_LEN: u64 = 16 * 1024 * 1024;
 /// The file cannot be made, so no entries are taken.
 #[derive(Debug, thiserror::Error)]
 #[error("the file {} of {} MiB, kept for when the disk is full, cannot be written: {source}; free some space there", path.display(), RESERVE_LEN >> 20)]
-pub(super) struct NoReserve {
+pub(super) struct ReserveError {
     path: PathBuf,
     source: io::Error,
 }
@@ -31,17 +31,17 @@ impl Reserve {
     }
 
     /// Makes the file, unless it is there. What cannot be made whole is removed.
-    pub(super) fn make(&self) -> Result<(), NoReserve> {
-        let refused = |source| NoReserve { path: self.path.clone(), source };
+    pub(super) fn make(&self) -> Result<(), ReserveError> {
+        let refused = |source| ReserveError { path: self.path.clone(), source };
         let made = self.fill();
         if made.is_err() {
-            self.give_up().map_err(refused)?;
+            self.release().map_err(refused)?;
         }
         made.map_err(refused)
     }
 
     /// Frees the room.
-    pub(super) fn give_up(&self) -> io::Result<()> {
+    pub(super) fn release(&self) -> io::Result<()> {
         remove_if_there(&self.path)
     }
 

@@ -6,9 +6,9 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 
 use super::{
     database::{PAGE_LEN, crc, key, key_max, key_offset, read_lineage},
-    fault::Fault,
-    held::{Held, Oldest},
-    records::{self, Change},
+    fault::SqliteFault,
+    records::{self, RecordChange},
+    stored_stream::{OldestBatch, StoredStream},
 };
 use crate::{
     model::{Batch, Checkpoint, Epoch, FeedId, Fence, Lineage, Offset, Position, Sequence, StreamName, Timestamp},
@@ -17,22 +17,22 @@ use crate::{
 };
 
 /// The streams that are open, as committed.
-pub(super) type Streams = BTreeMap<StreamName, Held>;
+pub(super) type OpenStreams = BTreeMap<StreamName, StoredStream>;
 
 /// A transaction under way.
 #[derive(Debug)]
-pub(super) struct Step<'a> {
+pub(super) struct WriteStep<'a> {
     transaction: Transaction<'a>,
-    committed: &'a Streams,
-    changed: Streams,
+    committed: &'a OpenStreams,
+    changed: OpenStreams,
     /// About as many bytes go through the write-ahead log.
-    written: u64,
+    wal_bytes: u64,
 }
 
 /// What is true after the commit.
 #[derive(Debug)]
-pub(super) struct Outcome {
-    pub(super) changed: Streams,
+pub(super) struct CommitOutcome {
+    pub(super) changed: OpenStreams,
     pub(super) written: u64,
 }
 
@@ -42,15 +42,15 @@ const APPEND_OVERHEAD: u64 = 2 * PAGE_LEN as u64;
 /// And a change of what is beside the logs about this much.
 const CHANGE_OVERHEAD: u64 = PAGE_LEN as u64;
 
-impl<'a> Step<'a> {
-    pub(super) fn begin(connection: &'a mut Connection, committed: &'a Streams) -> Result<Self, Fault> {
+impl<'a> WriteStep<'a> {
+    pub(super) fn begin(connection: &'a mut Connection, committed: &'a OpenStreams) -> Result<Self, SqliteFault> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        Ok(Self { transaction, committed, changed: Streams::new(), written: 0 })
+        Ok(Self { transaction, committed, changed: OpenStreams::new(), wal_bytes: 0 })
     }
 
-    pub(super) fn commit(self) -> Result<Outcome, Fault> {
+    pub(super) fn commit(self) -> Result<CommitOutcome, SqliteFault> {
         self.transaction.commit()?;
-        Ok(Outcome { changed: self.changed, written: self.written })
+        Ok(CommitOutcome { changed: self.changed, written: self.wal_bytes })
     }
 
     /// Hands the log to a new holder, and makes it if there was none, or to the holder of the fence `under`.
@@ -60,18 +60,18 @@ impl<'a> Step<'a> {
         stream: &StreamName,
         under: Option<Fence>,
         replaced: bool,
-    ) -> Result<Result<LogState, AppendError>, Fault> {
-        let found = match self.held(stream) {
+    ) -> Result<Result<LogState, AppendError>, SqliteFault> {
+        let found = match self.stream(stream) {
             Some(held) => Some(held.clone()),
             None => load(&self.transaction, stream)?,
         };
         let held = match (found, under) {
             (Some(held), Some(fence)) if held.fence == fence => held,
             (Some(_) | None, Some(_)) => return Ok(Err(AppendError::Fenced)),
-            (Some(held), None) => self.draw(held)?,
+            (Some(held), None) => self.renew_fence(held)?,
             (None, None) => {
                 let made = self.insert(stream, replaced)?;
-                self.draw(made)?
+                self.renew_fence(made)?
             }
         };
         let state = held.state();
@@ -80,16 +80,16 @@ impl<'a> Step<'a> {
     }
 
     /// Does an append, or says why not; `Err` ends the whole step.
-    pub(super) fn append(&mut self, append: &Append) -> Result<Result<(), AppendError>, Fault> {
-        let Some(mut held) = self.held(&append.stream).filter(|held| held.fence == append.fence).cloned() else {
+    pub(super) fn append(&mut self, append: &Append) -> Result<Result<(), AppendError>, SqliteFault> {
+        let Some(mut held) = self.stream(&append.stream).filter(|held| held.fence == append.fence).cloned() else {
             return Ok(Err(AppendError::Fenced));
         };
-        if let Some(text) = disorder(&held, append) {
+        if let Some(text) = discontinuity(&held, append) {
             return Ok(Err(AppendError::Broken(text)));
         }
         for batch in &append.batches {
             let len = self.insert_batch(held.number, batch)?;
-            held.grow(batch, len);
+            held.record_append(batch, len);
         }
         held.checkpoint = Some(append.checkpoint);
         self.save(&held)?;
@@ -98,8 +98,8 @@ impl<'a> Step<'a> {
     }
 
     /// Changes what is kept beside the logs; false when it is not as it was taken to be.
-    pub(super) fn change(&mut self, change: &Change, now: Timestamp) -> Result<bool, Fault> {
-        self.written += CHANGE_OVERHEAD;
+    pub(super) fn change(&mut self, change: &RecordChange, now: Timestamp) -> Result<bool, SqliteFault> {
+        self.wal_bytes += CHANGE_OVERHEAD;
         records::change(&self.transaction, change, now)
     }
 
@@ -110,12 +110,12 @@ impl<'a> Step<'a> {
         retention: &Retention,
         now: Timestamp,
         batches_max: usize,
-    ) -> Result<usize, Fault> {
-        let outlived = |held: &&Held| held.outlived(retention, now).is_some();
-        let Some(mut held) = self.held(stream).filter(outlived).cloned() else { return Ok(0) };
+    ) -> Result<usize, SqliteFault> {
+        let outlived = |held: &&StoredStream| held.expired(retention, now).is_some();
+        let Some(mut held) = self.stream(stream).filter(outlived).cloned() else { return Ok(0) };
         let mut removed = 0;
         while removed < batches_max
-            && let Some(oldest) = held.outlived(retention, now)
+            && let Some(oldest) = held.expired(retention, now)
         {
             self.delete_batch(held.number, oldest.first)?;
             held.len = held.len.saturating_sub(oldest.len);
@@ -130,24 +130,24 @@ impl<'a> Step<'a> {
     }
 
     /// Under a new fence.
-    fn draw(&mut self, mut held: Held) -> Result<Held, Fault> {
+    fn renew_fence(&mut self, mut held: StoredStream) -> Result<StoredStream, SqliteFault> {
         held.fence = held.fence.next(random::u128());
         self.save(&held)?;
         Ok(held)
     }
 
-    fn held(&self, stream: &StreamName) -> Option<&Held> {
+    fn stream(&self, stream: &StreamName) -> Option<&StoredStream> {
         self.changed.get(stream).or_else(|| self.committed.get(stream))
     }
 
-    fn insert(&self, stream: &StreamName, replaced: bool) -> Result<Held, Fault> {
+    fn insert(&self, stream: &StreamName, replaced: bool) -> Result<StoredStream, SqliteFault> {
         let epoch = Epoch(random::nonzero_u32());
         self.transaction.execute(
             "INSERT INTO stream (name, epoch, fence_number, fence_nonce, last, len, damaged)
              VALUES (?1, ?2, 0, zeroblob(16), 0, 0, ?3)",
             params![stream.as_str(), epoch.0, replaced],
         )?;
-        Ok(Held {
+        Ok(StoredStream {
             number: self.transaction.last_insert_rowid(),
             lineage: Arc::new(Lineage::new(epoch)),
             fence: Fence::NONE,
@@ -159,7 +159,7 @@ impl<'a> Step<'a> {
         })
     }
 
-    fn save(&mut self, held: &Held) -> Result<(), Fault> {
+    fn save(&mut self, held: &StoredStream) -> Result<(), SqliteFault> {
         let position = held.checkpoint.and_then(|checkpoint| checkpoint.position);
         let feed = held.checkpoint.and_then(|checkpoint| checkpoint.feed);
         let mut statement = self.transaction.prepare_cached(
@@ -173,15 +173,15 @@ impl<'a> Step<'a> {
             held.last.0.cast_signed(),
             held.len.cast_signed(),
             position.map(|position| position.0.0.cast_signed()),
-            held.checkpoint.map(|checkpoint| checkpoint.heard_at.0),
+            held.checkpoint.map(|checkpoint| checkpoint.last_received_at.0),
             held.damaged,
             feed.map(|feed| feed.0.cast_signed()),
         ])?;
-        self.written += APPEND_OVERHEAD;
+        self.wal_bytes += APPEND_OVERHEAD;
         Ok(())
     }
 
-    fn insert_batch(&mut self, number: i64, batch: &Batch) -> Result<u64, Fault> {
+    fn insert_batch(&mut self, number: i64, batch: &Batch) -> Result<u64, SqliteFault> {
         let slots = batch.index();
         let mut statement = self.transaction.prepare_cached(
             "INSERT INTO batch (key, last, received_first, received_last, crc, slots, bytes)
@@ -197,23 +197,23 @@ impl<'a> Step<'a> {
             &batch.bytes()[..],
         ])?;
         let len = (slots.len() + batch.bytes().len()) as u64;
-        self.written += len;
+        self.wal_bytes += len;
         Ok(len)
     }
 
-    fn delete_batch(&mut self, number: i64, first: Offset) -> Result<(), Fault> {
+    fn delete_batch(&mut self, number: i64, first: Offset) -> Result<(), SqliteFault> {
         let mut statement = self.transaction.prepare_cached("DELETE FROM batch WHERE key = ?1")?;
         let removed = statement.execute([key(number, first)])?;
         if removed != 1 {
-            return Err(Fault::Damaged(format!("the batch of offset {first} is missing")));
+            return Err(SqliteFault::Damaged(format!("the batch of offset {first} is missing")));
         }
-        self.written += APPEND_OVERHEAD;
+        self.wal_bytes += APPEND_OVERHEAD;
         Ok(())
     }
 }
 
 /// Why the batches do not follow what is held: seen before any of them is written.
-fn disorder(held: &Held, append: &Append) -> Option<String> {
+fn discontinuity(held: &StoredStream, append: &Append) -> Option<String> {
     let mut last = held.last;
     for batch in &append.batches {
         if batch.first() != last.next() || batch.epoch() != held.lineage.current() {
@@ -224,7 +224,7 @@ fn disorder(held: &Held, append: &Append) -> Option<String> {
     None
 }
 
-pub(super) fn load(connection: &Connection, stream: &StreamName) -> Result<Option<Held>, Fault> {
+pub(super) fn load(connection: &Connection, stream: &StreamName) -> Result<Option<StoredStream>, SqliteFault> {
     let mut statement = connection.prepare(
         "SELECT number, epoch, fence_number, fence_nonce, last, len, position, heard_at, damaged, feed, earlier
          FROM stream WHERE name = ?1",
@@ -235,30 +235,30 @@ pub(super) fn load(connection: &Connection, stream: &StreamName) -> Result<Optio
     Ok(Some(held))
 }
 
-fn read_stream(row: &Row<'_>) -> Result<Held, Fault> {
+fn read_stream(row: &Row<'_>) -> Result<StoredStream, SqliteFault> {
     let position = row.get::<_, Option<i64>>(6)?.map(|position| Position(Sequence(position.cast_unsigned())));
     let heard_at = row.get::<_, Option<i64>>(7)?.map(Timestamp);
     let feed = row.get::<_, Option<i64>>(9)?.map(|feed| FeedId(feed.cast_unsigned()));
-    Ok(Held {
+    Ok(StoredStream {
         number: row.get(0)?,
         lineage: Arc::new(read_lineage(Epoch(row.get(1)?), &row.get::<_, String>(10)?)?),
         fence: Fence { number: row.get::<_, i64>(2)?.cast_unsigned(), nonce: u128::from_le_bytes(row.get(3)?) },
         last: Offset(row.get::<_, i64>(4)?.cast_unsigned()),
         len: row.get::<_, i64>(5)?.cast_unsigned(),
-        checkpoint: heard_at.map(|heard_at| Checkpoint { position, heard_at, feed }),
+        checkpoint: heard_at.map(|heard_at| Checkpoint { position, last_received_at: heard_at, feed }),
         damaged: row.get(8)?,
         oldest: None,
     })
 }
 
 /// The first batch at or after `from`.
-fn load_oldest(connection: &Connection, number: i64, from: Offset) -> Result<Option<Oldest>, Fault> {
+fn load_oldest(connection: &Connection, number: i64, from: Offset) -> Result<Option<OldestBatch>, SqliteFault> {
     let mut statement = connection.prepare_cached(
         "SELECT key, last, length(slots) + length(bytes), received_last FROM batch
          WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT 1",
     )?;
     let found = statement.query_row([key(number, from), key_max(number)], |row| {
-        Ok(Oldest {
+        Ok(OldestBatch {
             first: key_offset(row.get(0)?),
             last: Offset(row.get::<_, i64>(1)?.cast_unsigned()),
             len: row.get::<_, i64>(2)?.cast_unsigned(),

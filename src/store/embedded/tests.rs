@@ -21,11 +21,11 @@ use crate::{
 mod copies;
 mod presence;
 
-pub(super) const KEEP_ALL: Retention =
+pub(super) const RETAIN_ALL: Retention =
     Retention { events: u64::MAX, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
 
-pub(super) fn open(path: &Path, retention: Retention) -> Result<Embedded, OpenError> {
-    Embedded::open(&Settings { path: path.to_owned(), retention })
+pub(super) fn open(path: &Path, retention: Retention) -> Result<EmbeddedStore, OpenError> {
+    EmbeddedStore::open(&Settings { path: path.to_owned(), retention })
 }
 
 pub(super) fn stream(name: &str) -> StreamName {
@@ -37,7 +37,7 @@ pub(super) fn next(stream: &StreamName, state: &LogState, len: usize, body_len: 
     let source = Source::new(&"acme".parse().unwrap(), stream);
     let mut builder = BatchBuilder::new(&source, state.lineage.current(), state.last);
     for _ in 0..len {
-        let mut event = Event::own("test.v1", &(), received);
+        let mut event = Event::internal("test.v1", &(), received);
         event.body = Body::Json(ByteString::from(format!("\"{}\"", "x".repeat(body_len))));
         builder.push(&event);
     }
@@ -50,18 +50,22 @@ pub(super) fn next(stream: &StreamName, state: &LogState, len: usize, body_len: 
 }
 
 pub(super) fn checkpoint(position: u64) -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570), feed: None }
+    Checkpoint {
+        position: Some(Position(Sequence(position))),
+        last_received_at: Timestamp(1_777_901_509_570),
+        feed: None,
+    }
 }
 
 /// A stream of a store, for appending and looking.
-struct Log {
-    store: Embedded,
+struct StreamFixture {
+    store: EmbeddedStore,
     name: StreamName,
     state: LogState,
 }
 
-impl Log {
-    async fn open(store: &Embedded, name: &str) -> Self {
+impl StreamFixture {
+    async fn open(store: &EmbeddedStore, name: &str) -> Self {
         let name = stream(name);
         let state = store.claim(&name, None).await.unwrap();
         Self { store: store.clone(), name, state }
@@ -114,7 +118,7 @@ pub(crate) fn killed_copy(from: &Path, to: &Path) {
     }
 }
 
-fn put_aside(path: &Path) -> usize {
+fn quarantined_count(path: &Path) -> usize {
     let names = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.contains(".damaged-") && !name.ends_with("-wal")).count()
 }
@@ -122,8 +126,8 @@ fn put_aside(path: &Path) -> usize {
 #[tokio::test]
 async fn appends_that_wait_together_share_a_step() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    let mut logs = join_all((0..100).map(async |n| Log::open(&store, &format!("s{n}")).await)).await;
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    let mut logs = join_all((0..100).map(async |n| StreamFixture::open(&store, &format!("s{n}")).await)).await;
     let before = store.steps();
     for _ in 0..5 {
         join_all(logs.iter_mut().map(async |log| log.append(2).await.unwrap())).await;
@@ -139,15 +143,15 @@ async fn appends_that_wait_together_share_a_step() {
 #[tokio::test]
 async fn a_holder_whose_stream_was_taken_over_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    let mut former = Log::open(&store, "queues").await;
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    let mut former = StreamFixture::open(&store, "queues").await;
     former.append(1).await.unwrap();
-    let mut holder = Log::open(&store, "queues").await;
+    let mut holder = StreamFixture::open(&store, "queues").await;
     assert_eq!(holder.state.fence.number, former.state.fence.number + 1);
     assert!(matches!(former.append(1).await, Err(AppendError::Fenced)));
     holder.append(1).await.unwrap();
 
-    let mut forged = Log::open(&store, "queues").await;
+    let mut forged = StreamFixture::open(&store, "queues").await;
     forged.state.fence.nonce ^= 1;
     assert!(matches!(forged.append(1).await, Err(AppendError::Fenced)));
     assert_eq!(holder.entries().await, [1, 2]);
@@ -157,8 +161,8 @@ async fn a_holder_whose_stream_was_taken_over_is_refused() {
 #[tokio::test]
 async fn an_append_that_would_leave_a_hole_is_refused_as_a_whole() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     log.append(2).await.unwrap();
     let mut append = next(&log.name, &log.state, 1, 10, clock::wall());
     append.batches.push(Arc::clone(&append.batches[0]));
@@ -171,19 +175,19 @@ async fn an_append_that_would_leave_a_hole_is_refused_as_a_whole() {
 #[tokio::test]
 async fn a_position_is_stored_with_and_without_entries() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     assert_eq!(log.state.checkpoint, None);
     log.append(3).await.unwrap();
     assert_eq!(store.claim(&log.name, None).await.unwrap().checkpoint, Some(checkpoint(3)));
     let fence = store.claim(&log.name, None).await.unwrap().fence;
-    let none = Checkpoint { position: None, heard_at: Timestamp(7), feed: None };
+    let none = Checkpoint { position: None, last_received_at: Timestamp(7), feed: None };
     for expected in [checkpoint(u64::MAX), none] {
         let append = Append { stream: log.name.clone(), fence, batches: Vec::new(), checkpoint: expected };
         store.append(append).await.unwrap();
     }
     store.close().await;
-    let store = open(directory.path(), KEEP_ALL).unwrap();
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
     assert_eq!(store.claim(&log.name, None).await.unwrap().checkpoint, Some(none));
     store.close().await;
 }
@@ -191,19 +195,19 @@ async fn a_position_is_stored_with_and_without_entries() {
 #[tokio::test]
 async fn a_second_process_is_refused_by_the_name_of_the_directory() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    let refused = open(directory.path(), KEEP_ALL).unwrap_err().to_string();
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    let refused = open(directory.path(), RETAIN_ALL).unwrap_err().to_string();
     assert!(refused.contains(directory.path().to_str().unwrap()) && refused.contains("in use"), "{refused}");
     store.close().await;
-    open(directory.path(), KEEP_ALL).unwrap().close().await;
+    open(directory.path(), RETAIN_ALL).unwrap().close().await;
 }
 
 #[test]
 fn a_store_whose_handles_are_gone_frees_its_directory() {
     let directory = tempfile::tempdir().unwrap();
-    drop(open(directory.path(), KEEP_ALL).unwrap());
+    drop(open(directory.path(), RETAIN_ALL).unwrap());
     for _ in 0..500 {
-        if open(directory.path(), KEEP_ALL).is_ok() {
+        if open(directory.path(), RETAIN_ALL).is_ok() {
             return;
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -217,7 +221,7 @@ fn a_directory_that_cannot_be_used_is_named() {
     let file = directory.path().join("file");
     fs::write(&file, "x").unwrap();
     for path in [file.as_path(), &file.join("below"), Path::new("/proc/trunkline")] {
-        let refused = open(path, KEEP_ALL).unwrap_err();
+        let refused = open(path, RETAIN_ALL).unwrap_err();
         assert!(matches!(refused, OpenError::Directory { .. }), "{refused:?}");
         assert!(refused.to_string().contains(path.to_str().unwrap()), "{refused}");
     }
@@ -227,14 +231,14 @@ fn a_directory_that_cannot_be_used_is_named() {
 async fn each_bound_of_the_retention_trims_whole_batches() {
     let day = Duration::from_secs(86_400);
     for (retention, first) in [
-        (Retention { events: 25, ..KEEP_ALL }, 71),
-        (Retention { bytes: 40_000, ..KEEP_ALL }, 61),
-        (Retention { age: day, ..KEEP_ALL }, 51),
-        (Retention { events: 0, ..KEEP_ALL }, 91),
+        (Retention { events: 25, ..RETAIN_ALL }, 71),
+        (Retention { bytes: 40_000, ..RETAIN_ALL }, 61),
+        (Retention { age: day, ..RETAIN_ALL }, 51),
+        (Retention { events: 0, ..RETAIN_ALL }, 91),
     ] {
         let directory = tempfile::tempdir().unwrap();
         let store = open(directory.path(), retention).unwrap();
-        let mut log = Log::open(&store, "queues").await;
+        let mut log = StreamFixture::open(&store, "queues").await;
         for batch in 0..10 {
             let age = if batch < 5 { day * 2 } else { Duration::ZERO };
             log.append_received(10, clock::wall().before(age)).await.unwrap();
@@ -253,8 +257,8 @@ async fn each_bound_of_the_retention_trims_whole_batches() {
 async fn age_trims_a_quiet_stream_too() {
     let directory = tempfile::tempdir().unwrap();
     let age = Duration::from_secs(60);
-    let store = open(directory.path(), Retention { age, ..KEEP_ALL }).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+    let store = open(directory.path(), Retention { age, ..RETAIN_ALL }).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     log.append_received(3, clock::wall().before(age - Duration::from_millis(400))).await.unwrap();
     log.append(1).await.unwrap();
     assert_eq!(store.first(&log.name), Offset(1));
@@ -265,8 +269,8 @@ async fn age_trims_a_quiet_stream_too() {
 #[tokio::test]
 async fn an_offset_is_found_by_its_time_exactly() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), Retention { events: 250, ..KEEP_ALL }).unwrap();
-    let log = Log::open(&store, "queues").await;
+    let store = open(directory.path(), Retention { events: 250, ..RETAIN_ALL }).unwrap();
+    let log = StreamFixture::open(&store, "queues").await;
     let source = Source::new(&"acme".parse().unwrap(), &log.name);
     let mut last = Offset::START;
     // Entry n was received at 10 n; batches of 1 to 7.
@@ -274,7 +278,7 @@ async fn an_offset_is_found_by_its_time_exactly() {
         let mut builder = BatchBuilder::new(&source, log.state.lineage.current(), last);
         for _ in 0..len {
             let received = Timestamp(i64::try_from(builder.next_mark().offset.0 * 10).unwrap());
-            builder.push(&Event::own("test.v1", &(), received));
+            builder.push(&Event::internal("test.v1", &(), received));
         }
         let batch = Arc::new(builder.finish().unwrap());
         last = batch.last();
@@ -296,7 +300,7 @@ async fn an_offset_is_found_by_its_time_exactly() {
 }
 
 /// What is done to the files of a stopped store.
-type Harm = fn(&Path);
+type Damage = fn(&Path);
 
 const DATABASE: &str = "trunkline.db";
 
@@ -316,7 +320,7 @@ fn garbage(path: &Path) {
 }
 
 /// Harm, whether it is done after an orderly close (else after a kill), and whether a damaged file is left to look at.
-const HARMS: [(&str, bool, Harm, usize); 12] = [
+const DAMAGES: [(&str, bool, Damage, usize); 12] = [
     ("an empty database", true, |path| cut(path, 0), 1),
     ("a database of a few bytes", true, |path| cut(path, 50), 1),
     ("a truncated database", true, |path| cut(path, 30_000), 1),
@@ -350,12 +354,12 @@ fn flip_an_envelope(path: &Path) {
 }
 
 #[tokio::test]
-async fn damaged_files_are_put_aside_and_a_new_epoch_begins() {
-    for (harm, orderly, damage, aside) in HARMS {
+async fn damaged_files_are_quarantined_and_a_new_epoch_starts() {
+    for (harm, orderly, damage, aside) in DAMAGES {
         let directory = tempfile::tempdir().unwrap();
         let (live, path) = (directory.path().join("live"), directory.path().join("harmed"));
-        let store = open(if orderly { &path } else { &live }, KEEP_ALL).unwrap();
-        let mut log = Log::open(&store, "queues").await;
+        let store = open(if orderly { &path } else { &live }, RETAIN_ALL).unwrap();
+        let mut log = StreamFixture::open(&store, "queues").await;
         for _ in 0..20 {
             log.append(10).await.unwrap();
         }
@@ -365,12 +369,12 @@ async fn damaged_files_are_put_aside_and_a_new_epoch_begins() {
         store.close().await;
         damage(&path);
 
-        let store = open(&path, KEEP_ALL).unwrap_or_else(|error| panic!("{harm}: {error}"));
-        let mut anew = Log::open(&store, "queues").await;
+        let store = open(&path, RETAIN_ALL).unwrap_or_else(|error| panic!("{harm}: {error}"));
+        let mut anew = StreamFixture::open(&store, "queues").await;
         assert!(anew.state.damaged, "{harm}");
         assert_eq!(anew.state.last, Offset::START, "{harm}");
         assert_ne!(anew.state.lineage.current(), log.state.lineage.current(), "{harm}");
-        assert_eq!(put_aside(&path), aside, "{harm}");
+        assert_eq!(quarantined_count(&path), aside, "{harm}");
         let still_owed = store.claim(&anew.name, None).await.unwrap();
         assert!(still_owed.damaged, "{harm}: the gap is owed until it is in the log");
         anew.state = still_owed;
@@ -378,74 +382,74 @@ async fn damaged_files_are_put_aside_and_a_new_epoch_begins() {
         assert!(!store.claim(&anew.name, None).await.unwrap().damaged, "{harm}");
         store.close().await;
 
-        let store = open(&path, KEEP_ALL).unwrap();
+        let store = open(&path, RETAIN_ALL).unwrap();
         assert!(!store.claim(&stream("agents"), None).await.unwrap().damaged, "{harm}: a later stream lost nothing");
         store.close().await;
     }
 }
 
 #[tokio::test]
-async fn a_reader_that_meets_damage_ends_the_store_and_the_next_start_puts_it_aside() {
+async fn a_reader_that_finds_damage_closes_the_store_and_the_next_start_quarantines_it() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     for _ in 0..5 {
         log.append(10).await.unwrap();
     }
     store.close().await;
     flip_an_envelope(directory.path());
 
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     assert!(!log.state.damaged);
     assert!(store.read(&log.name, Offset::START, 1).await.is_err());
     assert!(store.health().is_err());
     assert!(matches!(log.append(1).await, Err(AppendError::Broken(_))));
     store.close().await;
 
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    assert!(Log::open(&store, "queues").await.state.damaged);
-    assert_eq!(put_aside(directory.path()), 1);
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    assert!(StreamFixture::open(&store, "queues").await.state.damaged);
+    assert_eq!(quarantined_count(directory.path()), 1);
     store.close().await;
 }
 
 #[tokio::test]
-async fn a_suspicion_that_is_not_true_costs_nothing() {
+async fn a_false_suspicion_of_damage_costs_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     log.append(10).await.unwrap();
     log.append(10).await.unwrap();
     store.close().await;
     fs::write(directory.path().join("trunkline.lock"), "suspect entry 1\n").unwrap();
-    let store = open(directory.path(), KEEP_ALL).unwrap();
-    let log = Log::open(&store, "queues").await;
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    let log = StreamFixture::open(&store, "queues").await;
     assert_eq!((log.state.last, log.state.damaged), (Offset(20), false));
     store.close().await;
 }
 
 /// Makes a database of this schema that of an earlier one.
 const EARLIER: [(i64, &str); 2] = [(1, "DROP TABLE cursor; DROP TABLE revocation"), (2, "")];
-const WITHOUT_LIFE: &str =
+const WITHOUT_IDENTITY: &str =
     "ALTER TABLE stream DROP COLUMN earlier; ALTER TABLE stream DROP COLUMN feed; DROP TABLE life";
 
 #[tokio::test]
-async fn a_database_of_an_earlier_schema_is_added_to_and_begins_an_epoch() {
+async fn an_earlier_schema_is_migrated_and_starts_an_epoch() {
     for (schema, harm) in EARLIER {
         let directory = tempfile::tempdir().unwrap();
-        let store = open(directory.path(), KEEP_ALL).unwrap();
-        let mut former = Log::open(&store, "queues").await;
+        let store = open(directory.path(), RETAIN_ALL).unwrap();
+        let mut former = StreamFixture::open(&store, "queues").await;
         former.append(3).await.unwrap();
         store.close().await;
         let database = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
-        database.execute_batch(&format!("{WITHOUT_LIFE}; {harm}; PRAGMA user_version = {schema}")).unwrap();
+        database.execute_batch(&format!("{WITHOUT_IDENTITY}; {harm}; PRAGMA user_version = {schema}")).unwrap();
         drop(database);
         let (billing, queues) = ("billing".parse().unwrap(), "queues".parse().unwrap());
         let mark = Mark { epoch: former.epoch(), offset: Offset(2) };
         let mut epoch = None;
         for found in [None, Some(mark)] {
-            let store = open(directory.path(), KEEP_ALL).unwrap();
-            let log = Log::open(&store, "queues").await;
+            let store = open(directory.path(), RETAIN_ALL).unwrap();
+            let log = StreamFixture::open(&store, "queues").await;
             assert_eq!((log.state.last, log.state.checkpoint), (Offset(3), Some(checkpoint(3))), "schema {schema}");
             assert_eq!(log.state.lineage.earlier(), [(former.epoch(), Offset(3))], "schema {schema}");
             assert_eq!(*epoch.get_or_insert(log.epoch()), log.epoch(), "one epoch for all later starts");
@@ -453,31 +457,31 @@ async fn a_database_of_an_earlier_schema_is_added_to_and_begins_an_epoch() {
             assert!(store.move_cursor(&billing, &queues, found, mark).await.unwrap());
             store.close().await;
         }
-        assert_eq!(put_aside(directory.path()), 0);
+        assert_eq!(quarantined_count(directory.path()), 0);
     }
 }
 
 #[tokio::test]
 async fn a_database_of_a_newer_program_is_refused_untouched() {
     let directory = tempfile::tempdir().unwrap();
-    open(directory.path(), KEEP_ALL).unwrap().close().await;
+    open(directory.path(), RETAIN_ALL).unwrap().close().await;
     let database = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
     database.pragma_update(None, "user_version", 99).unwrap();
     drop(database);
     let before = fs::read(directory.path().join(DATABASE)).unwrap();
     for _ in 0..2 {
-        let refused = open(directory.path(), KEEP_ALL).unwrap_err();
+        let refused = open(directory.path(), RETAIN_ALL).unwrap_err();
         assert!(matches!(refused, OpenError::Newer { found: 99, .. }), "{refused}");
     }
     assert_eq!(fs::read(directory.path().join(DATABASE)).unwrap(), before);
-    assert_eq!(put_aside(directory.path()), 0);
+    assert_eq!(quarantined_count(directory.path()), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_write_ahead_log_stays_within_its_bound_while_it_is_written_and_read() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), Retention { bytes: 8 << 20, ..KEEP_ALL }).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+    let store = open(directory.path(), Retention { bytes: 8 << 20, ..RETAIN_ALL }).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     log.append(1).await.unwrap();
     let mut readers = tokio::task::JoinSet::new();
     for _ in 0..3 {
@@ -494,33 +498,33 @@ async fn the_write_ahead_log_stays_within_its_bound_while_it_is_written_and_read
     assert!(wal < 80 << 20, "the write-ahead log has {wal} bytes");
     store.close().await;
     readers.join_all().await;
-    assert!(open(directory.path(), KEEP_ALL).unwrap().health().is_ok());
+    assert!(open(directory.path(), RETAIN_ALL).unwrap().health().is_ok());
 }
 
 #[tokio::test]
 async fn a_kill_at_the_edge_of_start_and_close_is_no_damage() {
     let directory = tempfile::tempdir().unwrap();
     let live = directory.path().join("live");
-    let store = open(&live, KEEP_ALL).unwrap();
+    let store = open(&live, RETAIN_ALL).unwrap();
     killed_copy(&live, &directory.path().join("started"));
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = StreamFixture::open(&store, "queues").await;
     log.append(5).await.unwrap();
     // The word is written last at the start and first at the end: each may lag behind the files.
     for word in ["", "clean\n", "open\n"] {
         let copy = directory.path().join(format!("word-{}", word.len()));
         killed_copy(&live, &copy);
         fs::write(copy.join("trunkline.lock"), word).unwrap();
-        let store = open(&copy, KEEP_ALL).unwrap();
-        let state = Log::open(&store, "queues").await.state;
+        let store = open(&copy, RETAIN_ALL).unwrap();
+        let state = StreamFixture::open(&store, "queues").await.state;
         assert_eq!((state.last, state.damaged), (Offset(5), false), "{word}");
         store.close().await;
     }
     store.close().await;
     assert!(!live.join("trunkline.db-wal").exists(), "an orderly close leaves one file to copy");
 
-    let store = open(&directory.path().join("started"), KEEP_ALL).unwrap();
-    assert!(!Log::open(&store, "queues").await.state.damaged);
-    assert_eq!(put_aside(&directory.path().join("started")), 0);
+    let store = open(&directory.path().join("started"), RETAIN_ALL).unwrap();
+    assert!(!StreamFixture::open(&store, "queues").await.state.damaged);
+    assert_eq!(quarantined_count(&directory.path().join("started")), 0);
     store.close().await;
     assert!(store.health().is_err());
 }
@@ -532,8 +536,8 @@ const CHILD_DIRECTORY: &str = "TRUNKLINE_TEST_DIRECTORY";
 #[ignore = "run by the test of kills, as a process of its own"]
 async fn child_that_appends_until_it_is_killed() {
     let directory = std::env::var_os(CHILD_DIRECTORY).expect("the parent names the directory");
-    let store = open(Path::new(&directory), Retention { events: 4_000, ..KEEP_ALL }).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+    let store = open(Path::new(&directory), Retention { events: 4_000, ..RETAIN_ALL }).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     println!("acknowledged {}", log.state.last);
     for round in 0..100_000 {
         log.append(round % 40 + 1).await.unwrap();
@@ -571,8 +575,8 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
     for appends in [1, 2, 3, 5, 8, 13, 40, 80, 120, 200] {
         let acknowledged = run_until_killed(directory.path(), appends, || 0);
         assert!(acknowledged >= before, "{acknowledged} after {before}");
-        let store = open(directory.path(), KEEP_ALL).unwrap();
-        let log = Log::open(&store, "queues").await;
+        let store = open(directory.path(), RETAIN_ALL).unwrap();
+        let log = StreamFixture::open(&store, "queues").await;
         assert!(log.state.last.0 >= acknowledged, "{} of {acknowledged}", log.state.last);
         assert!(!log.state.damaged);
         assert_eq!(*epoch.get_or_insert(log.state.lineage.current()), log.state.lineage.current());
@@ -580,5 +584,5 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         before = log.state.last.0;
         store.close().await;
     }
-    assert_eq!(put_aside(directory.path()), 0);
+    assert_eq!(quarantined_count(directory.path()), 0);
 }

@@ -9,13 +9,13 @@ use rusqlite::Connection;
 use tokio::{runtime::Runtime, sync::mpsc};
 
 use super::{
-    Shared, database,
-    directory::{Directory, Word},
-    fault::Fault,
-    group::{Arrival, Command, Group, gather},
-    life::{self, Origin},
-    presence::Presence,
-    step::{Outcome, Step, Streams},
+    EmbeddedShared, database,
+    directory::{Directory, ShutdownMarker},
+    fault::SqliteFault,
+    group::{Command, CommandGroup, GatherOutcome, gather},
+    identity::{self, StoreOrigin},
+    presence::FilePresence,
+    step::{CommitOutcome, OpenStreams, WriteStep},
 };
 use crate::{
     clock,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// When nothing comes in, retention and the write-ahead log are looked after this often.
-const TICK: Duration = Duration::from_secs(1);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Batches that one step removes, over all streams, beside twice what it appends: too few to be felt by those who
 /// wait, and enough to keep up with any load.
@@ -40,33 +40,33 @@ const WAL_LEN_MAX: u64 = 64 * 1024 * 1024;
 
 /// The state of the thread.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(super) struct EmbeddedWriter {
     connection: Connection,
     directory: Arc<Directory>,
-    shared: Arc<Shared>,
+    shared: Arc<EmbeddedShared>,
     retention: Retention,
     replaced: bool,
     /// By which entries and revocations grow old.
     age: AgeClock,
-    streams: Streams,
+    streams: OpenStreams,
     /// About as many bytes are in the write-ahead log and not in the database.
-    unmoved: u64,
+    uncheckpointed_bytes: u64,
     /// Bytes of the write-ahead log when it was last looked at.
-    log_len: u64,
+    wal_len: u64,
     /// Why no entries are taken: the disk was full, and the reserve could not be made again yet.
     full: Option<String>,
-    presence: Presence,
+    presence: FilePresence,
     /// Why nothing is taken: what was written would not be found again.
-    lost: Option<String>,
+    missing_files: Option<String>,
 }
 
-impl Writer {
+impl EmbeddedWriter {
     pub(super) fn new(
         connection: Connection,
-        presence: Presence,
+        presence: FilePresence,
         replaced: bool,
         retention: Retention,
-        shared: Arc<Shared>,
+        shared: Arc<EmbeddedShared>,
     ) -> Self {
         let directory = Arc::clone(&shared.directory);
         Self {
@@ -76,12 +76,12 @@ impl Writer {
             retention,
             replaced,
             age: AgeClock::new(clock::wall(), clock::boot()),
-            streams: Streams::new(),
-            unmoved: 0,
-            log_len: 0,
+            streams: OpenStreams::new(),
+            uncheckpointed_bytes: 0,
+            wal_len: 0,
             full: None,
             presence,
-            lost: None,
+            missing_files: None,
         }
     }
 
@@ -95,12 +95,12 @@ impl Writer {
     fn run(mut self, runtime: &Runtime, mut commands: mpsc::Receiver<Command>) {
         self.make_reserve();
         let mut backlog = false;
-        let mut looked = clock::now();
+        let mut maintained_at = clock::now();
         loop {
-            let patience = if backlog { Duration::ZERO } else { TICK };
+            let timeout = if backlog { Duration::ZERO } else { MAINTENANCE_INTERVAL };
             let mut quiet = false;
-            match runtime.block_on(gather(&mut commands, patience)) {
-                Arrival::Group(mut group) => {
+            match runtime.block_on(gather(&mut commands, timeout)) {
+                GatherOutcome::Group(mut group) => {
                     let close = group.close.take();
                     backlog = self.serve(group);
                     if let Some(done) = close {
@@ -110,58 +110,58 @@ impl Writer {
                         return done.send(()).unwrap_or(());
                     }
                 }
-                Arrival::Quiet => quiet = true,
-                Arrival::Abandoned => return self.finish(),
+                GatherOutcome::Idle => quiet = true,
+                GatherOutcome::Disconnected => return self.finish(),
             }
-            if quiet || looked.elapsed() >= TICK {
-                backlog = self.look_after(quiet);
-                looked = clock::now();
+            if quiet || maintained_at.elapsed() >= MAINTENANCE_INTERVAL {
+                backlog = self.maintain(quiet);
+                maintained_at = clock::now();
             }
         }
     }
 
     /// Does a group and answers it; true when retention has more to do.
-    fn serve(&mut self, group: Group) -> bool {
+    fn serve(&mut self, group: CommandGroup) -> bool {
         if group.len() == 0 {
             return false;
         }
         if let Some(reason) = self.shared.broken() {
-            group.refuse(&Fault::Failed(reason));
+            group.refuse(&SqliteFault::Failed(reason));
             return false;
         }
-        if let Some(reason) = self.look_for_files() {
+        if let Some(reason) = self.check_files() {
             metrics::store_failed("io");
-            group.refuse(&Fault::NoRoom(reason));
+            group.refuse(&SqliteFault::Unavailable(reason));
             return false;
         }
         let started = clock::now();
-        let mut done = self.perform(&group);
-        if let Err(Fault::NoRoom(reason)) = &done
+        let mut done = self.execute(&group);
+        if let Err(SqliteFault::Unavailable(reason)) = &done
             && self.full.is_none()
         {
             // With entries refused and the reserve given up, the rest of the group may find room.
-            self.give_up_reserve(reason);
-            done = self.perform(&group);
+            self.release_reserve(reason);
+            done = self.execute(&group);
         }
         match done {
             Ok(done) => {
                 metrics::store_appended(started.elapsed());
-                self.settle(done.outcome);
-                group.answer(done.claimed, done.appended, done.changed);
-                self.move_if_due();
+                self.apply(done.outcome);
+                group.reply(done.claimed, done.appended, done.changed);
+                self.checkpoint_if_due();
                 done.backlog
             }
             Err(fault) => {
-                self.note(&fault);
+                self.record_fault(&fault);
                 group.refuse(&fault);
                 false
             }
         }
     }
 
-    fn perform(&mut self, group: &Group) -> Result<Done, Fault> {
+    fn execute(&mut self, group: &CommandGroup) -> Result<GroupOutcome, SqliteFault> {
         let now = self.age_now();
-        let mut step = Step::begin(&mut self.connection, &self.streams)?;
+        let mut step = WriteStep::begin(&mut self.connection, &self.streams)?;
         let mut claimed = Vec::with_capacity(group.claims.len());
         for (stream, under, _) in &group.claims {
             claimed.push(step.claim(stream, *under, self.replaced)?);
@@ -169,7 +169,7 @@ impl Writer {
         let mut appended = Vec::with_capacity(group.appends.len());
         for (append, _) in &group.appends {
             appended.push(match &self.full {
-                Some(reason) if !append.batches.is_empty() => Err(AppendError::NoRoom(reason.clone())),
+                Some(reason) if !append.batches.is_empty() => Err(AppendError::Unavailable(reason.clone())),
                 Some(_) | None => step.append(append)?,
             });
         }
@@ -179,62 +179,62 @@ impl Writer {
         }
         let slice = TRIM_SLICE + 2 * group.batches;
         let backlog = trim(&mut step, &self.streams, &self.retention, now, slice)?;
-        Ok(Done { claimed, appended, changed, backlog, outcome: step.commit()? })
+        Ok(GroupOutcome { claimed, appended, changed, backlog, outcome: step.commit()? })
     }
 
     /// The moment by which the age of what is held is told.
     fn age_now(&mut self) -> Timestamp {
-        self.age.show(clock::wall(), clock::boot())
+        self.age.now(clock::wall(), clock::boot())
     }
 
     /// What is due now and then; true when retention has more to do.
-    fn look_after(&mut self, quiet: bool) -> bool {
-        if self.shared.broken().is_some() || self.look_for_files().is_some() {
+    fn maintain(&mut self, quiet: bool) -> bool {
+        if self.shared.broken().is_some() || self.check_files().is_some() {
             return false;
         }
         if self.full.is_some() {
             self.make_reserve();
         }
         let backlog = self.trim().unwrap_or_else(|fault| {
-            self.note(&fault);
+            self.record_fault(&fault);
             false
         });
-        if quiet && !backlog && self.unmoved > 0 {
-            self.move_into_database();
+        if quiet && !backlog && self.uncheckpointed_bytes > 0 {
+            self.checkpoint();
         }
         backlog
     }
 
-    fn trim(&mut self) -> Result<bool, Fault> {
+    fn trim(&mut self) -> Result<bool, SqliteFault> {
         let now = self.age_now();
-        if self.streams.values().all(|held| held.outlived(&self.retention, now).is_none()) {
+        if self.streams.values().all(|held| held.expired(&self.retention, now).is_none()) {
             return Ok(false);
         }
-        let mut step = Step::begin(&mut self.connection, &self.streams)?;
+        let mut step = WriteStep::begin(&mut self.connection, &self.streams)?;
         let backlog = trim(&mut step, &self.streams, &self.retention, now, TRIM_SLICE)?;
         let outcome = step.commit()?;
-        self.settle(outcome);
+        self.apply(outcome);
         Ok(backlog)
     }
 
     /// Why nothing may be written: the files are not under their names. It costs two system calls, far less than a step.
-    fn look_for_files(&mut self) -> Option<String> {
-        let lost = self.presence.lost();
-        if lost != self.lost {
+    fn check_files(&mut self) -> Option<String> {
+        let lost = self.presence.missing();
+        if lost != self.missing_files {
             match &lost {
                 Some(reason) => {
                     tracing::error!(reason, "the store's files are gone: nothing is taken until they are back");
                 }
                 None => tracing::info!("the store's files are back: entries are taken"),
             }
-            self.lost = lost.clone();
-            self.show_no_room();
+            self.missing_files = lost.clone();
+            self.publish_unavailable();
         }
         lost
     }
 
-    fn show_no_room(&self) {
-        self.shared.set_no_room(self.lost.clone().or_else(|| self.full.clone()));
+    fn publish_unavailable(&self) {
+        self.shared.set_unavailable(self.missing_files.clone().or_else(|| self.full.clone()));
     }
 
     /// With the reserve in place entries are taken; without room for it they are not.
@@ -244,23 +244,23 @@ impl Writer {
             tracing::info!("the disk has room again: entries are taken");
         }
         self.full = full;
-        self.show_no_room();
+        self.publish_unavailable();
     }
 
     /// The disk is full: what is in the write-ahead log gets the reserve's room.
-    fn give_up_reserve(&mut self, reason: &str) {
+    fn release_reserve(&mut self, reason: &str) {
         tracing::error!(reason, "the disk has no room: no entries are taken until it has");
         self.full = Some(reason.to_owned());
-        self.show_no_room();
-        if let Err(error) = self.directory.reserve().give_up() {
+        self.publish_unavailable();
+        if let Err(error) = self.directory.reserve().release() {
             tracing::warn!(%error, "the reserve could not be given up");
         }
-        self.move_into_database();
+        self.checkpoint();
     }
 
     /// Makes a committed step true for everybody.
-    fn settle(&mut self, outcome: Outcome) {
-        self.unmoved += outcome.written;
+    fn apply(&mut self, outcome: CommitOutcome) {
+        self.uncheckpointed_bytes += outcome.written;
         for (stream, held) in outcome.changed {
             self.shared.publish(&stream, &held);
             self.streams.insert(stream, held);
@@ -268,30 +268,30 @@ impl Writer {
         self.shared.step_done();
     }
 
-    fn note(&mut self, fault: &Fault) {
+    fn record_fault(&mut self, fault: &SqliteFault) {
         metrics::store_failed(fault.reason());
         match fault {
-            Fault::NoRoom(reason) if self.full.is_none() => self.give_up_reserve(reason),
-            Fault::NoRoom(_) => (),
-            Fault::Damaged(_) | Fault::Failed(_) => self.shared.fail(fault),
+            SqliteFault::Unavailable(reason) if self.full.is_none() => self.release_reserve(reason),
+            SqliteFault::Unavailable(_) => (),
+            SqliteFault::Damaged(_) | SqliteFault::Failed(_) => self.shared.fail(fault),
         }
     }
 
-    fn move_if_due(&mut self) {
-        if self.unmoved >= CHECKPOINT_BYTES {
-            self.move_into_database();
+    fn checkpoint_if_due(&mut self) {
+        if self.uncheckpointed_bytes >= CHECKPOINT_BYTES {
+            self.checkpoint();
         }
     }
 
     /// Moves the write-ahead log into the database, so that the next step begins it anew.
-    fn move_into_database(&mut self) {
-        let wait = self.log_len > WAL_LEN_MAX;
-        match database::move_log(&self.connection, wait) {
+    fn checkpoint(&mut self) {
+        let wait = self.wal_len > WAL_LEN_MAX;
+        match database::checkpoint_wal(&self.connection, wait) {
             Ok(moved) => {
-                self.log_len = if wait && moved.all { 0 } else { moved.log_len };
-                self.unmoved = if moved.all { 0 } else { self.unmoved };
+                self.wal_len = if wait && moved.complete { 0 } else { moved.wal_len };
+                self.uncheckpointed_bytes = if moved.complete { 0 } else { self.uncheckpointed_bytes };
             }
-            Err(error) => self.note(&error.into()),
+            Err(error) => self.record_fault(&error.into()),
         }
     }
 
@@ -299,7 +299,7 @@ impl Writer {
     fn finish(self) {
         self.shared.close_readers();
         let directory = Arc::clone(&self.directory);
-        if let Err(reason) = self.leave() {
+        if let Err(reason) = self.shut_down() {
             tracing::warn!(reason, "the store could not be left in order: the next start will check it");
         }
         directory.release();
@@ -307,38 +307,38 @@ impl Writer {
 
     /// The word is said when all is in the database and before the write-ahead log goes, so that at no moment a kill
     /// looks like a loss.
-    fn leave(mut self) -> Result<(), String> {
-        if let Some(reason) = self.shared.broken().or_else(|| self.look_for_files()) {
+    fn shut_down(mut self) -> Result<(), String> {
+        if let Some(reason) = self.shared.broken().or_else(|| self.check_files()) {
             return Err(reason);
         }
-        if let Err(fault) = life::renew(&mut self.connection, &self.directory, Origin::Same) {
+        if let Err(fault) = identity::reseal(&mut self.connection, &self.directory, StoreOrigin::Original) {
             // That of the start still holds.
             tracing::debug!(reason = fault.text(), "the store was not sealed anew");
         }
-        if !database::move_log(&self.connection, true).map_err(|error| error.to_string())?.all {
+        if !database::checkpoint_wal(&self.connection, true).map_err(|error| error.to_string())?.complete {
             return Err("a reader holds it up".to_owned());
         }
-        self.directory.say(Word::Clean).map_err(|error| error.to_string())?;
-        database::close_moved(self.connection).map_err(|error| error.to_string())
+        self.directory.write_marker(ShutdownMarker::Clean).map_err(|error| error.to_string())?;
+        database::close_checkpointed(self.connection).map_err(|error| error.to_string())
     }
 }
 
-struct Done {
+struct GroupOutcome {
     claimed: Vec<Result<LogState, AppendError>>,
     appended: Vec<Result<(), AppendError>>,
     changed: Vec<bool>,
     backlog: bool,
-    outcome: Outcome,
+    outcome: CommitOutcome,
 }
 
 /// Removes a slice of what outlived the retention; true when there is more.
 fn trim(
-    step: &mut Step<'_>,
-    streams: &Streams,
+    step: &mut WriteStep<'_>,
+    streams: &OpenStreams,
     retention: &Retention,
     now: Timestamp,
     slice: usize,
-) -> Result<bool, Fault> {
+) -> Result<bool, SqliteFault> {
     let mut left = slice;
     for stream in streams.keys() {
         left -= step.trim(stream, retention, now, left)?;

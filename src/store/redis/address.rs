@@ -10,27 +10,27 @@ const SENTINEL_PORT: u16 = 26379;
 /// A server, a primary that Sentinels know by name, or a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    pub kind: Kind,
+    pub topology: Topology,
     /// One server; or some of the Sentinels or of the cluster's nodes, the rest are found.
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<RedisHost>,
     pub tls: bool,
     pub user: Option<String>,
     pub password: Option<Secret>,
     pub database: i64,
     /// What the Sentinels want, where that is not what the server wants. No part of a URL.
-    pub sentinels: Option<Login>,
+    pub sentinels: Option<RedisLogin>,
 }
 
 /// A password, and the user that it belongs to: without one the default user.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Login {
+pub struct RedisLogin {
     pub user: Option<String>,
     pub password: Secret,
 }
 
 /// How the primary is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum Topology {
     /// It is the host.
     Single,
     /// The Sentinels are asked for the primary of this name.
@@ -41,19 +41,19 @@ pub enum Kind {
 
 /// A host and its port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
+pub struct RedisHost {
     pub name: String,
     pub port: u16,
 }
 
-impl Host {
+impl RedisHost {
     /// Whether what is said to it stays on this machine.
     pub fn is_loopback(&self) -> bool {
         self.name == "localhost" || self.name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for RedisHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name.contains(':') {
             true => write!(f, "[{}]:{}", self.name, self.port),
@@ -90,19 +90,19 @@ impl Address {
     }
 
     /// What the server wants.
-    pub fn login(&self) -> Option<Login> {
-        self.password.clone().map(|password| Login { user: self.user.clone(), password })
+    pub fn login(&self) -> Option<RedisLogin> {
+        self.password.clone().map(|password| RedisLogin { user: self.user.clone(), password })
     }
 
     /// Whether both lead to the same data, by whatever login.
-    pub fn is_same_place(&self, other: &Self) -> bool {
-        let place = |address: &Self| (address.kind.clone(), address.hosts.clone(), address.tls, address.database);
+    pub fn is_same_server(&self, other: &Self) -> bool {
+        let place = |address: &Self| (address.topology.clone(), address.hosts.clone(), address.tls, address.database);
         place(self) == place(other)
     }
 
     /// Whether everything that is known of it lies on this machine.
     pub fn is_loopback(&self) -> bool {
-        self.hosts.iter().all(Host::is_loopback)
+        self.hosts.iter().all(RedisHost::is_loopback)
     }
 }
 
@@ -111,10 +111,10 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = if self.tls { "s" } else { "" };
         let hosts = self.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        match &self.kind {
-            Kind::Single => write!(f, "redis{s}://{hosts}/{}", self.database),
-            Kind::Sentinel { primary } => write!(f, "redis{s}+sentinel://{hosts}/{primary}?db={}", self.database),
-            Kind::Cluster => write!(f, "redis{s}-cluster://{hosts}"),
+        match &self.topology {
+            Topology::Single => write!(f, "redis{s}://{hosts}/{}", self.database),
+            Topology::Sentinel { primary } => write!(f, "redis{s}+sentinel://{hosts}/{primary}?db={}", self.database),
+            Topology::Cluster => write!(f, "redis{s}-cluster://{hosts}"),
         }
     }
 }
@@ -153,17 +153,17 @@ impl FromStr for Address {
             Scheme::Sentinel => SENTINEL_PORT,
         };
         let hosts = hosts.split(',').map(|text| host(text, port)).collect::<Result<Vec<_>, _>>()?;
-        let asked = database(query)?;
+        let requested = database(query)?;
         let (kind, database) = match scheme {
             Scheme::Single if hosts.len() > 1 => return Err(AddressError::Host("; a single server has one host")),
-            Scheme::Single => (Kind::Single, if path.is_empty() { asked } else { Some(number(path)?) }),
+            Scheme::Single => (Topology::Single, if path.is_empty() { requested } else { Some(number(path)?) }),
             Scheme::Sentinel if path.is_empty() => return Err(AddressError::Primary),
-            Scheme::Sentinel => (Kind::Sentinel { primary: unescape(path)? }, asked),
-            Scheme::Cluster if !path.is_empty() || asked.is_some() => return Err(AddressError::ClusterDatabase),
-            Scheme::Cluster => (Kind::Cluster, None),
+            Scheme::Sentinel => (Topology::Sentinel { primary: unescape(path)? }, requested),
+            Scheme::Cluster if !path.is_empty() || requested.is_some() => return Err(AddressError::ClusterDatabase),
+            Scheme::Cluster => (Topology::Cluster, None),
         };
         Ok(Self {
-            kind,
+            topology: kind,
             hosts,
             tls,
             user: (!user.is_empty()).then(|| unescape(user)).transpose()?,
@@ -174,7 +174,7 @@ impl FromStr for Address {
     }
 }
 
-fn host(text: &str, port: u16) -> Result<Host, AddressError> {
+fn host(text: &str, port: u16) -> Result<RedisHost, AddressError> {
     let refused = || AddressError::Host("");
     let (name, digits) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -188,7 +188,7 @@ fn host(text: &str, port: u16) -> Result<Host, AddressError> {
     if name.is_empty() || port == 0 || !name.chars().all(plain) {
         return Err(refused());
     }
-    Ok(Host { name: name.to_owned(), port })
+    Ok(RedisHost { name: name.to_owned(), port })
 }
 
 fn database(query: &str) -> Result<Option<i64>, AddressError> {
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_for_its_reason() {
+    fn an_invalid_address_is_refused_with_its_reason() {
         for (text, error) in [
             ("localhost:6379", AddressError::Scheme),
             ("http://localhost", AddressError::Scheme),

@@ -1,7 +1,7 @@
 //! The logins that are configured beside the URL, or in a URL that is itself a secret. They are read anew for each
 //! connection, so that a changed password is used from the next one on.
 
-use super::address::{Address, AddressError, Login};
+use super::address::{Address, AddressError, RedisLogin};
 use crate::{
     model::{Secret, SecretRef},
     secrets::{self, SecretError},
@@ -48,9 +48,9 @@ impl Credentials {
 
     /// The address with the logins as they are now. A URL that leads elsewhere by now gives none: where the data is
     /// does not change while the store is open.
-    pub(super) async fn complete(&self, address: &Address) -> Result<Address, CredentialsError> {
+    pub(super) async fn resolve(&self, address: &Address) -> Result<Address, CredentialsError> {
         let mut complete = self.locate(address).await?;
-        if !complete.is_same_place(address) {
+        if !complete.is_same_server(address) {
             tracing::warn!(%address, now = %complete, "store.url names another place; it is used from the next start on");
             complete = address.clone();
         }
@@ -62,7 +62,7 @@ impl Credentials {
         }
         if let Some(password) = &self.sentinel_password {
             let password = read("sentinel_password", password).await?;
-            complete.sentinels = Some(Login { user: self.sentinel_username.clone(), password });
+            complete.sentinels = Some(RedisLogin { user: self.sentinel_username.clone(), password });
         }
         Ok(complete)
     }
@@ -79,37 +79,37 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_login_beside_the_url_wins_over_the_one_in_it_and_is_read_anew() {
+    async fn a_configured_login_overrides_the_url_and_is_read_for_each_dial() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("password");
         let configured: Address = "redis+sentinel://ann:old@localhost/main".parse().unwrap();
         let secret = Some(SecretRef::File(path.clone()));
         let credentials =
             Credentials { username: Some("bob".to_owned()), password: secret.clone(), ..Credentials::default() };
-        let missing = credentials.complete(&configured).await.unwrap_err().to_string();
+        let missing = credentials.resolve(&configured).await.unwrap_err().to_string();
         assert!(missing.starts_with("store.password: could not read secret file "), "{missing}");
         for password in ["first", "second"] {
             fs::write(&path, format!("{password}\n")).unwrap();
-            let complete = credentials.complete(&configured).await.unwrap();
+            let complete = credentials.resolve(&configured).await.unwrap();
             assert_eq!((complete.user.as_deref(), complete.password), (Some("bob"), Some(Secret::new(password))));
             assert_eq!(complete.sentinels, None);
         }
         let own = Credentials { sentinel_password: secret, ..Credentials::default() };
-        let complete = own.complete(&configured).await.unwrap();
-        assert_eq!(complete.sentinels, Some(Login { user: None, password: Secret::new("second") }));
+        let complete = own.resolve(&configured).await.unwrap();
+        assert_eq!(complete.sentinels, Some(RedisLogin { user: None, password: Secret::new("second") }));
         assert_eq!((complete.user.as_deref(), complete.password), (Some("ann"), Some(Secret::new("old"))));
     }
 
     #[tokio::test]
-    async fn a_url_in_a_file_gives_its_login_anew_and_keeps_its_place() {
+    async fn a_url_file_is_reread_for_its_login_and_never_moves_the_store() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("url");
         let credentials = Credentials { url: Some(SecretRef::File(path.clone())), ..Credentials::default() };
         let configured: Address = "redis://ann:old@localhost/1".parse().unwrap();
         fs::write(&path, "redis://ann:new@localhost/1").unwrap();
-        assert_eq!(credentials.complete(&configured).await.unwrap().password, Some(Secret::new("new")));
+        assert_eq!(credentials.resolve(&configured).await.unwrap().password, Some(Secret::new("new")));
         fs::write(&path, "redis://ann:new@localhost/2").unwrap();
-        assert_eq!(credentials.complete(&configured).await.unwrap(), configured);
+        assert_eq!(credentials.resolve(&configured).await.unwrap(), configured);
         fs::write(&path, "redis://ann:hunter2@redis.acme.example").unwrap();
         let exposed = credentials.locate(&configured).await.unwrap_err().to_string();
         assert!(exposed.contains("plain text") && !exposed.contains("hunter2"), "{exposed}");

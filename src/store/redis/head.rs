@@ -2,118 +2,130 @@
 
 use super::{
     Durability,
-    registry::{MEND, shown as shown_text},
-    skew::Skew,
+    registry::{REPAIR_HINT, quoted as shown_text},
+    skew::ClockSkew,
 };
 use crate::{
     model::{Checkpoint, Epoch, FeedId, Fence, Lineage, Offset, Position, Sequence, Timestamp},
-    store::{Extent, LogState},
+    store::{LogBounds, LogState},
 };
 
 /// What a claim finds.
 #[derive(Debug)]
-pub(super) struct Claimed {
+pub(super) struct ClaimedHead {
     pub(super) state: LogState,
     /// Which the first append has.
     pub(super) turn: u64,
-    pub(super) skew: Skew,
+    pub(super) skew: ClockSkew,
 }
 
 /// A field that makes no sense, and what it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Odd {
+pub(super) struct MalformedField {
     field: &'static str,
     value: String,
 }
 
-impl Odd {
+impl MalformedField {
     pub(super) fn new(field: &'static str, value: &str) -> Self {
         Self { field, value: value.to_owned() }
     }
 }
 
 /// What the script that looks returns.
-pub(super) fn extent(answer: &[String], durability: Durability) -> Result<Extent, Odd> {
-    let [epoch, earlier, last, safe, first] = answer else { return Err(Odd::new("(all)", &answer.join(", "))) };
-    let newest = offset(last).ok_or_else(|| Odd::new("last", last))?;
+pub(super) fn read_bounds(answer: &[String], durability: Durability) -> Result<LogBounds, MalformedField> {
+    let [epoch, earlier, last, safe, first] = answer else {
+        return Err(MalformedField::new("(all)", &answer.join(", ")));
+    };
+    let newest = parse_offset(last).ok_or_else(|| MalformedField::new("last", last))?;
     if epoch.is_empty() && newest > Offset::START {
-        return Err(Odd::new("epoch", epoch));
+        return Err(MalformedField::new("epoch", epoch));
     }
-    let last = shown(newest, safe, durability).ok_or_else(|| Odd::new("safe", safe))?;
-    Ok(Extent { lineage: lineage(epoch, earlier)?, first: first_of(first, newest)?, last })
+    let last = high_watermark(newest, safe, durability).ok_or_else(|| MalformedField::new("safe", safe))?;
+    Ok(LogBounds { lineage: lineage(epoch, earlier)?, first: first_of(first, newest)?, last })
 }
 
 /// Why a head cannot be used, for people.
-pub(super) fn unusable(key: &str, Odd { field, value }: &Odd) -> String {
-    odd_field(key, field, value)
+pub(super) fn describe_malformed(key: &str, MalformedField { field, value }: &MalformedField) -> String {
+    describe_field(key, field, value)
 }
 
-pub(super) fn odd_field(head: &str, field: &str, value: &str) -> String {
+pub(super) fn describe_field(head: &str, field: &str, value: &str) -> String {
     format!(
-        "{head}: the field {field} is {}, expected a whole number of at most 15 digits (an epoch: in hexadecimal); {MEND}",
+        "{head}: the field {field} is {}, expected a whole number of at most 15 digits (an epoch: in hexadecimal); {REPAIR_HINT}",
         shown_text(value)
     )
 }
 
 /// What the script that opens says, under the fence with `nonce`, when our clock says `now`.
-pub(super) fn claimed(answer: &[String], nonce: u128, durability: Durability, now: Timestamp) -> Result<Claimed, Odd> {
+pub(super) fn read_claim(
+    answer: &[String],
+    nonce: u128,
+    durability: Durability,
+    now: Timestamp,
+) -> Result<ClaimedHead, MalformedField> {
     let [epoch, earlier, last, safe, first, number, turn, position, heard_at, server, lost, feed] = answer else {
-        return Err(Odd::new("(all)", &answer.join(", ")));
+        return Err(MalformedField::new("(all)", &answer.join(", ")));
     };
-    let server = server.parse().map_err(|_| Odd::new("(time of the server)", server))?;
-    let skew = Skew::measured(Timestamp(server), now);
-    let newest = offset(last).ok_or_else(|| Odd::new("last", last))?;
+    let server = server.parse().map_err(|_| MalformedField::new("(time of the server)", server))?;
+    let skew = ClockSkew::measured(Timestamp(server), now);
+    let newest = parse_offset(last).ok_or_else(|| MalformedField::new("last", last))?;
     let state = LogState {
         lineage: lineage(epoch, earlier)?,
         first: first_of(first, newest)?,
         last: newest,
-        safe: shown(newest, safe, durability).ok_or_else(|| Odd::new("safe", safe))?,
+        high_watermark: high_watermark(newest, safe, durability).ok_or_else(|| MalformedField::new("safe", safe))?,
         checkpoint: checkpoint(position, heard_at, feed, &skew)?,
-        fence: Fence { number: count(number).ok_or_else(|| Odd::new("number", number))?, nonce },
+        fence: Fence { number: parse_count(number).ok_or_else(|| MalformedField::new("number", number))?, nonce },
         damaged: lost == "1",
     };
-    Ok(Claimed { state, turn: count(turn).ok_or_else(|| Odd::new("turn", turn))?, skew })
+    Ok(ClaimedHead { state, turn: parse_count(turn).ok_or_else(|| MalformedField::new("turn", turn))?, skew })
 }
 
 /// The newest entry that may be shown. A log that was written without waiting for replicas says nothing about them:
 /// what it has was shown then.
-pub(super) fn shown(last: Offset, safe: &str, durability: Durability) -> Option<Offset> {
+pub(super) fn high_watermark(last: Offset, safe: &str, durability: Durability) -> Option<Offset> {
     match (durability, safe) {
         (Durability::Written, _) | (Durability::Replicated, "") => Some(last),
-        (Durability::Replicated, digits) => Some(offset(digits)?.min(last)),
+        (Durability::Replicated, digits) => Some(parse_offset(digits)?.min(last)),
     }
 }
 
-fn lineage(epoch: &str, earlier: &str) -> Result<Lineage, Odd> {
+fn lineage(epoch: &str, earlier: &str) -> Result<Lineage, MalformedField> {
     let ended = earlier.split_whitespace().map(ended_epoch).collect::<Option<Vec<_>>>();
-    let ended = ended.ok_or_else(|| Odd::new("earlier", earlier))?;
-    Ok(Lineage::with_earlier(self::epoch(epoch).ok_or_else(|| Odd::new("epoch", epoch))?, ended))
+    let ended = ended.ok_or_else(|| MalformedField::new("earlier", earlier))?;
+    Ok(Lineage::with_earlier(self::parse_epoch(epoch).ok_or_else(|| MalformedField::new("epoch", epoch))?, ended))
 }
 
 fn ended_epoch(text: &str) -> Option<(Epoch, Offset)> {
     let (epoch, end) = text.split_once(':')?;
-    Some((self::epoch(epoch)?, offset(end)?))
+    Some((self::parse_epoch(epoch)?, parse_offset(end)?))
 }
 
 /// An epoch as the head has it; none was begun where it says nothing.
-pub(super) fn epoch(text: &str) -> Option<Epoch> {
+pub(super) fn parse_epoch(text: &str) -> Option<Epoch> {
     match text {
         "" => Some(Epoch::NONE),
         digits => u32::from_str_radix(digits, 16).ok().map(Epoch),
     }
 }
 
-fn checkpoint(position: &str, heard_at: &str, feed: &str, skew: &Skew) -> Result<Option<Checkpoint>, Odd> {
+fn checkpoint(
+    position: &str,
+    heard_at: &str,
+    feed: &str,
+    skew: &ClockSkew,
+) -> Result<Option<Checkpoint>, MalformedField> {
     let feed = feed_of(feed, position);
     let position = match position {
         "" => None,
-        digits => Some(Position(Sequence(digits.parse().map_err(|_| Odd::new("position", digits))?))),
+        digits => Some(Position(Sequence(digits.parse().map_err(|_| MalformedField::new("position", digits))?))),
     };
     match heard_at {
         "" => Ok(None),
         millis => {
-            let millis = millis.parse().map_err(|_| Odd::new("heard_at", millis))?;
-            Ok(Some(Checkpoint { position, heard_at: skew.to_own(Timestamp(millis)), feed }))
+            let millis = millis.parse().map_err(|_| MalformedField::new("heard_at", millis))?;
+            Ok(Some(Checkpoint { position, last_received_at: skew.to_local(Timestamp(millis)), feed }))
         }
     }
 }
@@ -125,15 +137,15 @@ pub(super) fn feed_of(text: &str, position: &str) -> Option<FeedId> {
     (words.next() == Some(position)).then_some(feed)
 }
 
-fn first_of(text: &str, last: Offset) -> Result<Offset, Odd> {
+fn first_of(text: &str, last: Offset) -> Result<Offset, MalformedField> {
     match text {
         "" => Ok(last.next()),
-        digits => offset(digits).ok_or_else(|| Odd::new("first", digits)),
+        digits => parse_offset(digits).ok_or_else(|| MalformedField::new("first", digits)),
     }
 }
 
-pub(super) fn offset(digits: &str) -> Option<Offset> {
-    count(digits).map(Offset)
+pub(super) fn parse_offset(digits: &str) -> Option<Offset> {
+    parse_count(digits).map(Offset)
 }
 
 /// Scripts count in doubles, which are exact up to 15 digits. A longer number was not counted up by any replica: the
@@ -141,7 +153,7 @@ pub(super) fn offset(digits: &str) -> Option<Offset> {
 const DIGITS_MAX: usize = 15;
 
 /// A number that replicas count up.
-pub(super) fn count(digits: &str) -> Option<u64> {
+pub(super) fn parse_count(digits: &str) -> Option<u64> {
     let sound = !digits.is_empty() && digits.len() <= DIGITS_MAX && digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse().ok().filter(|_| sound)
 }
@@ -161,16 +173,19 @@ mod tests {
         let answer =
             answer(["0000002a", "00000007:5 00000008:9 ", "12", "11", "3", "4", "6", "77", "1000", "1500", "", FEED]);
         let now = Timestamp(9_500);
-        let Claimed { state, turn, .. } = claimed(&answer, 1, Durability::Replicated, now).unwrap();
+        let ClaimedHead { state, turn, .. } = read_claim(&answer, 1, Durability::Replicated, now).unwrap();
         let earlier = vec![(Epoch(7), Offset(5)), (Epoch(8), Offset(9))];
         assert_eq!(state.lineage, Lineage::with_earlier(Epoch(42), earlier));
-        assert_eq!((state.first, state.last, state.safe), (Offset(3), Offset(12), Offset(11)));
+        assert_eq!((state.first, state.last, state.high_watermark), (Offset(3), Offset(12), Offset(11)));
         assert_eq!((state.fence, turn), (Fence { number: 4, nonce: 1 }, 6));
-        let checkpoint =
-            Checkpoint { position: Some(Position(Sequence(77))), heard_at: Timestamp(9_000), feed: Some(FeedId(42)) };
+        let checkpoint = Checkpoint {
+            position: Some(Position(Sequence(77))),
+            last_received_at: Timestamp(9_000),
+            feed: Some(FeedId(42)),
+        };
         assert_eq!(state.checkpoint, Some(checkpoint), "half a second ago by the server's clock");
-        let Claimed { state, .. } = claimed(&answer, 1, Durability::Written, now).unwrap();
-        assert_eq!(state.safe, Offset(12));
+        let ClaimedHead { state, .. } = read_claim(&answer, 1, Durability::Written, now).unwrap();
+        assert_eq!(state.high_watermark, Offset(12));
     }
 
     #[test]
@@ -194,26 +209,30 @@ mod tests {
     #[test]
     fn a_log_without_entries_begins_with_the_next_one() {
         let answer = answer(["1", "", "12", "", "", "4", "0", "", "", "1500", "1", ""]);
-        let Claimed { state, .. } = claimed(&answer, 1, Durability::Replicated, Timestamp(0)).unwrap();
-        assert_eq!((state.first, state.safe, state.checkpoint), (Offset(13), Offset(12), None));
+        let ClaimedHead { state, .. } = read_claim(&answer, 1, Durability::Replicated, Timestamp(0)).unwrap();
+        assert_eq!((state.first, state.high_watermark, state.checkpoint), (Offset(13), Offset(12), None));
         assert!(state.damaged, "its head was lost");
     }
 
     #[test]
-    fn what_nobody_wrote_to_is_an_empty_log() {
-        let extent = extent(&answer(["", "", "0", "", ""]), Durability::Replicated).unwrap();
-        assert_eq!(extent, Extent::NONE);
+    fn a_missing_head_is_an_empty_log() {
+        let extent = read_bounds(&answer(["", "", "0", "", ""]), Durability::Replicated).unwrap();
+        assert_eq!(extent, LogBounds::NONE);
     }
 
     #[test]
-    fn no_more_is_shown_than_a_replica_has() {
+    fn the_high_watermark_stops_at_what_a_replica_has() {
         for (last, safe, expected) in [(12, "9", 9), (12, "12", 12), (5, "9", 5), (12, "", 12)] {
-            assert_eq!(shown(Offset(last), safe, Durability::Replicated), Some(Offset(expected)), "{last} {safe}");
+            assert_eq!(
+                high_watermark(Offset(last), safe, Durability::Replicated),
+                Some(Offset(expected)),
+                "{last} {safe}"
+            );
         }
     }
 
     #[test]
-    fn the_field_of_a_head_that_makes_no_sense_is_named() {
+    fn a_malformed_head_field_is_named() {
         for (field, fields) in [
             ("epoch", ["x", "", "0", "", ""]),
             ("earlier", ["1", "7", "0", "", ""]),
@@ -229,24 +248,24 @@ mod tests {
             ("epoch", ["", "", "9", "", ""]),
         ] {
             let found = answer(fields);
-            let odd = extent(&found, Durability::Replicated).unwrap_err();
+            let odd = read_bounds(&found, Durability::Replicated).unwrap_err();
             assert_eq!(odd.field, field, "{fields:?}");
-            let why = unusable("{trunkline:queues}:head", &odd);
+            let why = describe_malformed("{trunkline:queues}:head", &odd);
             assert!(why.starts_with(&format!("{{trunkline:queues}}:head: the field {field} is \"")), "{why}");
             assert!(why.contains(odd.value.as_str()), "{why}");
         }
     }
 
     #[test]
-    fn a_claim_takes_no_number_that_nobody_can_count_up_from() {
+    fn a_claim_refuses_numbers_beyond_the_counting_range() {
         let sound = ["1", "", "12", "12", "3", "4", "6", "77", "1000", "1500", "", FEED];
-        let read = |fields| claimed(&answer(fields), 1, Durability::Replicated, Timestamp(0));
+        let read = |fields| read_claim(&answer(fields), 1, Durability::Replicated, Timestamp(0));
         assert!(read(sound).is_ok());
         for (at, name) in [(2, "last"), (3, "safe"), (4, "first"), (5, "number"), (6, "turn")] {
             for odd in ["18446744073709551615", "1000000000000000", "-1", "xyz", "1e3"] {
                 let mut fields = sound;
                 fields[at] = odd;
-                assert_eq!(read(fields).unwrap_err(), Odd::new(name, odd));
+                assert_eq!(read(fields).unwrap_err(), MalformedField::new(name, odd));
             }
         }
     }

@@ -4,14 +4,14 @@ use crate::model::{Offset, StreamName};
 
 /// The keys of one stream's log.
 #[derive(Debug, Clone)]
-pub(super) struct Keys {
+pub(super) struct LogKeys {
     /// A hash: epochs, fence, last offset, position.
     pub(super) head: String,
     /// A Redis Stream: the entry with offset 17 has the id `17-0`.
     pub(super) log: String,
 }
 
-impl Keys {
+impl LogKeys {
     pub(super) fn of(prefix: &str, stream: &StreamName) -> Self {
         Self { head: key(prefix, stream.as_str(), "head"), log: key(prefix, stream.as_str(), "log") }
     }
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn the_keys_of_a_stream_share_a_slot() {
-        let Keys { head, log } = Keys::of("trunkline", &"queues".parse().unwrap());
+        let LogKeys { head, log } = LogKeys::of("trunkline", &"queues".parse().unwrap());
         assert_eq!((&*head, &*log), ("{trunkline:queues}:head", "{trunkline:queues}:log"));
     }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use redis::cmd;
 
 use super::{
-    connection::Connection,
+    connection::RedisConnection,
     head,
-    keys::{Keys, entry_id},
-    registry::shown,
+    keys::{LogKeys, entry_id},
+    registry::quoted,
 };
 use crate::{
-    model::{Batch, Epoch, Imprint, Offset, StoredEntry, Timestamp},
+    model::{Batch, EnvelopeHeader, Epoch, Offset, StoredEntry, Timestamp},
     store::ReadError,
 };
 
@@ -28,11 +28,11 @@ const BATCH_BYTES_MAX: usize = 256 * 1024;
 const ENTRY_FIELD: &[u8] = b"event";
 
 /// An entry as it comes over the wire: its id, and names and values in turn.
-pub(super) type Wire = (String, Vec<Vec<u8>>);
+pub(super) type RawEntry = (String, Vec<Vec<u8>>);
 
 /// An entry as it was stored.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(super) struct RedisEntry {
     pub(super) offset: Offset,
     pub(super) epoch: Epoch,
     pub(super) json: Vec<u8>,
@@ -42,8 +42,8 @@ pub(super) struct Stored {
 
 /// The entries after `after` and up to `last`, until `bytes_max` is reached; at least one if there is one.
 pub(super) async fn batches(
-    connection: &Connection,
-    keys: &Keys,
+    connection: &RedisConnection,
+    keys: &LogKeys,
     mut after: Offset,
     last: Offset,
     bytes_max: usize,
@@ -57,7 +57,7 @@ pub(super) async fn batches(
         found.extend(entries);
         count = count_within(found.len(), bytes, bytes_max.saturating_sub(bytes));
     }
-    together(&found)
+    to_batches(&found)
 }
 
 /// How many entries to ask for so that their answer has about `room` bytes, where `read` entries had `bytes`.
@@ -69,8 +69,8 @@ pub(super) fn count_within(read: usize, bytes: usize, room: usize) -> usize {
 /// The last offset whose entry was received before `moment`, by halving. Where the wall clock was set back between
 /// entries there may be several answers; it is one of them.
 pub(super) async fn offset_before(
-    connection: &Connection,
-    keys: &Keys,
+    connection: &RedisConnection,
+    keys: &LogKeys,
     last: Offset,
     moment: Timestamp,
 ) -> Result<Offset, ReadError> {
@@ -91,44 +91,45 @@ pub(super) async fn offset_before(
 }
 
 async fn at_or_after(
-    connection: &Connection,
-    keys: &Keys,
+    connection: &RedisConnection,
+    keys: &LogKeys,
     from: Offset,
     last: Offset,
-) -> Result<Option<Stored>, ReadError> {
+) -> Result<Option<RedisEntry>, ReadError> {
     Ok(range(connection, keys, from, last, 1).await?.pop())
 }
 
 async fn range(
-    connection: &Connection,
-    keys: &Keys,
+    connection: &RedisConnection,
+    keys: &LogKeys,
     from: Offset,
     last: Offset,
     count: usize,
-) -> Result<Vec<Stored>, ReadError> {
+) -> Result<Vec<RedisEntry>, ReadError> {
     let mut command = cmd("XRANGE");
     command.arg(&keys.log).arg(entry_id(from)).arg(entry_id(last)).arg("COUNT").arg(count);
-    let entries: Vec<Wire> = connection.run(&command).await.map_err(|error| ReadError(error.to_string()))?;
+    let entries: Vec<RawEntry> = connection.run(&command).await.map_err(|error| ReadError(error.to_string()))?;
     entries.into_iter().map(|entry| self::entry(&keys.log, entry)).collect()
 }
 
 /// An entry as this version reads it; else which one of the log it is that it cannot read.
-pub(super) fn entry(log: &str, wire: Wire) -> Result<Stored, ReadError> {
-    let id = shown(&wire.0);
-    stored(wire).ok_or_else(|| ReadError(format!("{log} has the entry {id}, which is none that this version reads")))
+pub(super) fn entry(log: &str, wire: RawEntry) -> Result<RedisEntry, ReadError> {
+    let id = quoted(&wire.0);
+    parse_entry(wire)
+        .ok_or_else(|| ReadError(format!("{log} has the entry {id}, which is none that this version reads")))
 }
 
-pub(super) fn stored((id, fields): Wire) -> Option<Stored> {
+pub(super) fn parse_entry((id, fields): RawEntry) -> Option<RedisEntry> {
     // What a later version has added behind them is passed over.
     let mut fields = fields.into_iter();
     let json = fields.next().filter(|name| name == ENTRY_FIELD).and_then(|_| fields.next())?;
-    let Imprint { epoch, kind, received } = Imprint::of(&json)?;
-    Some(Stored { offset: head::offset(id.strip_suffix("-0")?)?, epoch, json, kind, received })
+    let EnvelopeHeader { epoch, kind, received } = EnvelopeHeader::of(&json)?;
+    Some(RedisEntry { offset: head::parse_offset(id.strip_suffix("-0")?)?, epoch, json, kind, received })
 }
 
 /// Neighbours of one epoch make a batch, up to a size. What lies behind a hole is left for the next answer, which begins
 /// with it: so whoever reads finds that something is missing in front of it.
-pub(super) fn together(mut entries: &[Stored]) -> Result<Vec<Arc<Batch>>, ReadError> {
+pub(super) fn to_batches(mut entries: &[RedisEntry]) -> Result<Vec<Arc<Batch>>, ReadError> {
     let mut batches = Vec::new();
     while let Some(first) = entries.first() {
         let mut bytes = 0;

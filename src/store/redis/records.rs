@@ -5,50 +5,50 @@ use std::collections::BTreeMap;
 use redis::cmd;
 
 use super::{
-    connection::{CommandError, Connection, Script},
+    connection::{CommandError, LuaScript, RedisConnection},
     head,
     keys::{self, key},
-    log::verdict,
-    registry::shown,
+    log::append_error,
+    registry::quoted,
 };
 use crate::{
-    model::{ConsumerName, Mark, Revocation, StreamName, Timestamp, Whose},
+    model::{ConsumerName, Mark, Revocation, RevocationTarget, StreamName, Timestamp},
     store::{AppendError, ReadError},
 };
 
 /// What the server runs.
 #[derive(Debug)]
-pub(super) struct Scripts {
-    cursor: Script,
-    revoke: Script,
-    revoked: Script,
+pub(super) struct RecordScripts {
+    cursor: LuaScript,
+    revoke: LuaScript,
+    revoked: LuaScript,
 }
 
-impl Default for Scripts {
+impl Default for RecordScripts {
     fn default() -> Self {
         Self {
-            cursor: Script::new(include_str!("scripts/cursor.lua")),
-            revoke: Script::new(include_str!("scripts/revoke.lua")),
-            revoked: Script::new(include_str!("scripts/revoked.lua")),
+            cursor: LuaScript::new(include_str!("scripts/cursor.lua")),
+            revoke: LuaScript::new(include_str!("scripts/revoke.lua")),
+            revoked: LuaScript::new(include_str!("scripts/revoked.lua")),
         }
     }
 }
 
 /// The way to them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Records<'a> {
-    pub(super) connection: &'a Connection,
+pub(super) struct RecordStore<'a> {
+    pub(super) connection: &'a RedisConnection,
     pub(super) prefix: &'a str,
-    pub(super) scripts: &'a Scripts,
+    pub(super) scripts: &'a RecordScripts,
 }
 
-impl Records<'_> {
+impl RecordStore<'_> {
     pub(super) async fn cursor(self, consumer: &ConsumerName, stream: &StreamName) -> Result<Option<Mark>, ReadError> {
         let key = keys::cursors(self.prefix, stream);
         let found = self.connection.run(cmd("HMGET").arg(&key).arg(consumer.as_str())).await;
-        let [text]: [Option<String>; 1] = found.map_err(|error| unread(&error))?;
-        let strange = |text: &str| ReadError(format!("{} in {key} is no cursor of {consumer}", shown(text)));
-        text.map(|text| mark(&text).ok_or_else(|| strange(&text))).transpose()
+        let [text]: [Option<String>; 1] = found.map_err(|error| read_error(&error))?;
+        let strange = |text: &str| ReadError(format!("{} in {key} is no cursor of {consumer}", quoted(text)));
+        text.map(|text| parse_cursor(&text).ok_or_else(|| strange(&text))).transpose()
     }
 
     pub(super) async fn move_cursor(
@@ -62,52 +62,52 @@ impl Records<'_> {
         let from = from.map(|mark| mark.to_string()).unwrap_or_default();
         let arguments = [consumer.as_str().as_bytes(), from.as_bytes(), &to.to_string().into_bytes()];
         let moved = self.connection.call(&self.scripts.cursor, &[&key], &arguments).await;
-        moved.map_err(|error| verdict(&error))
+        moved.map_err(|error| append_error(&error))
     }
 
     pub(super) async fn revoke(self, revocation: &Revocation) -> Result<(), AppendError> {
-        let Revocation { whose, at, lasting } = revocation;
+        let Revocation { target: whose, at, ttl: lasting } = revocation;
         let arguments = [whose.to_string(), at.0.to_string(), lasting.as_millis().to_string()];
         let arguments = arguments.each_ref().map(String::as_bytes);
-        let done = self.connection.call::<u8>(&self.scripts.revoke, &[&self.refused()], &arguments).await;
-        done.map(drop).map_err(|error| verdict(&error))
+        let done = self.connection.call::<u8>(&self.scripts.revoke, &[&self.revocations_key()], &arguments).await;
+        done.map(drop).map_err(|error| append_error(&error))
     }
 
-    pub(super) async fn revoked(self) -> Result<BTreeMap<Whose, Timestamp>, ReadError> {
-        let found = self.connection.call(&self.scripts.revoked, &[&self.refused()], &[]).await;
-        let found: Vec<(String, String)> = found.map_err(|error| unread(&error))?;
+    pub(super) async fn revoked(self) -> Result<BTreeMap<RevocationTarget, Timestamp>, ReadError> {
+        let found = self.connection.call(&self.scripts.revoked, &[&self.revocations_key()], &[]).await;
+        let found: Vec<(String, String)> = found.map_err(|error| read_error(&error))?;
         let (revoked, unreadable) = revocations(&found);
         if let Some(first) = unreadable.first() {
-            let (key, count) = (self.refused(), unreadable.len());
+            let (key, count) = (self.revocations_key(), unreadable.len());
             tracing::warn!(key, field = first, count, "revocations that this version cannot read are passed over");
         }
         Ok(revoked)
     }
 
-    fn refused(self) -> String {
+    fn revocations_key(self) -> String {
         key(self.prefix, "access", "refused")
     }
 }
 
 /// A cursor as replicas write it.
-pub(super) fn mark(text: &str) -> Option<Mark> {
+pub(super) fn parse_cursor(text: &str) -> Option<Mark> {
     let mark: Mark = text.parse().ok()?;
-    head::offset(&mark.offset.to_string()).map(|_| mark)
+    head::parse_offset(&mark.offset.to_string()).map(|_| mark)
 }
 
 /// Who is refused up to when; and the fields that this version cannot read. Those keep nobody else from being refused.
-pub(super) fn revocations(found: &[(String, String)]) -> (BTreeMap<Whose, Timestamp>, Vec<String>) {
+pub(super) fn revocations(found: &[(String, String)]) -> (BTreeMap<RevocationTarget, Timestamp>, Vec<String>) {
     let (mut revoked, mut unreadable) = (BTreeMap::new(), Vec::new());
     for (whose, at) in found {
         match (whose.parse(), at.parse()) {
             (Ok(whose), Ok(at)) => drop(revoked.insert(whose, Timestamp(at))),
-            (Err(_), _) | (_, Err(_)) => unreadable.push(format!("{}: {}", shown(whose), shown(at))),
+            (Err(_), _) | (_, Err(_)) => unreadable.push(format!("{}: {}", quoted(whose), quoted(at))),
         }
     }
     (revoked, unreadable)
 }
 
-fn unread(error: &CommandError) -> ReadError {
+fn read_error(error: &CommandError) -> ReadError {
     ReadError(error.to_string())
 }
 
@@ -124,16 +124,16 @@ mod tests {
             ("subject:bob", "xyz"),
         ];
         let (revoked, unreadable) = revocations(&found.map(|(whose, at)| (whose.to_owned(), at.to_owned())));
-        assert_eq!(revoked, BTreeMap::from([(Whose::Subject("alice".to_owned()), Timestamp(20))]));
+        assert_eq!(revoked, BTreeMap::from([(RevocationTarget::Subject("alice".to_owned()), Timestamp(20))]));
         assert_eq!(unreadable.len(), 3, "{unreadable:?}");
         assert!(unreadable[0].contains("group:agents"), "{unreadable:?}");
     }
 
     #[test]
-    fn a_cursor_that_nobody_can_count_up_from_is_none() {
-        assert!(mark("4f2a-17").is_some());
+    fn a_cursor_beyond_the_counting_range_is_rejected() {
+        assert!(parse_cursor("4f2a-17").is_some());
         for odd in ["4f2a-18446744073709551615", "4f2a-9007199254740993", "4f2a-", "{}", ""] {
-            assert!(mark(odd).is_none(), "{odd}");
+            assert!(parse_cursor(odd).is_none(), "{odd}");
         }
     }
 }

@@ -9,34 +9,34 @@ use futures_util::future::try_join_all;
 use redis::{Value, cmd};
 
 use super::{
-    connection::{CommandError, Connection, Listener, Script},
+    connection::{CommandError, LuaScript, PubSubListener, RedisConnection},
     head,
-    keys::{Keys, key},
-    terms::Terms,
+    keys::{LogKeys, key},
+    shared_settings::SharedSettings,
 };
 use crate::{
     model::{Fence, ReplicaId, StreamName},
-    protocol::lease::{Member, Note, Record},
+    protocol::lease::{LeaseRecord, Member, PeerMessage},
 };
 
 /// What one replica sees of all.
 #[derive(Debug)]
 pub struct Registry {
-    connection: Connection,
+    connection: RedisConnection,
     prefix: String,
     me: ReplicaId,
-    terms: Terms,
-    renew: Script,
-    leave: Script,
-    change: Script,
+    terms: SharedSettings,
+    renew: LuaScript,
+    leave: LuaScript,
+    change: LuaScript,
 }
 
 /// A replica that lives, and what it says of its streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Life {
+pub struct MemberStatus {
     pub member: Member,
     /// Streams that it keeps and that are not live there: as many as it could say.
-    pub ailing: Vec<StreamName>,
+    pub unhealthy_streams: Vec<StreamName>,
     /// Streams that are live there and do not hear all that is configured: as many as it could say.
     pub degraded: Vec<StreamName>,
     /// Streams that it owns and whose logs cannot be used, and why: as many as it could report.
@@ -45,9 +45,9 @@ pub struct Life {
 
 /// What a replica reports of its streams.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ails {
+pub struct HealthReport {
     /// Not live.
-    pub ailing: Vec<StreamName>,
+    pub unhealthy_streams: Vec<StreamName>,
     /// Live, without all that is configured.
     pub degraded: Vec<StreamName>,
     /// Their logs cannot be used.
@@ -56,26 +56,26 @@ pub struct Ails {
 
 /// The replicas that live, as one renewal found them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Members {
-    pub lives: Vec<Life>,
+pub struct MemberList {
+    pub members: Vec<MemberStatus>,
     /// Memberships that this version cannot read, each with its key and what it says. Their replicas are not counted.
     pub unreadable: Vec<String>,
 }
 
 /// Who has which stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Records {
-    pub held: BTreeMap<StreamName, Record>,
+pub struct LeaseRecords {
+    pub records: BTreeMap<StreamName, LeaseRecord>,
     /// Streams whose record cannot be read, and why.
     pub unreadable: BTreeMap<StreamName, String>,
 }
 
 /// What a head holds of its stream's owner.
 #[derive(Debug, PartialEq, Eq)]
-enum Found {
-    Record(Record),
+enum HeadRecord {
+    Record(LeaseRecord),
     /// Nobody ever had the stream.
-    Nothing,
+    Absent,
     Unreadable(String),
 }
 
@@ -86,70 +86,75 @@ const FORMAT: &str = "1";
 const SHOWN_LEN_MAX: usize = 120;
 
 /// Stands before the name of a degraded stream. No name begins so: a replica that does not know of it passes over it.
-const DEGRADED: char = '~';
+const DEGRADED_MARK: char = '~';
 
 /// Stands before the name of a stream whose log cannot be used; the reason follows. A replica that does not know of it
 /// passes over it, too: the stream is also named as one that is not live.
-const FAILED: char = '!';
+const FAILED_MARK: char = '!';
 
 /// Of a reason so many characters are reported.
 const REASON_LEN_MAX: usize = 400;
 
 /// So many ailing streams are named.
-const AILING_MAX: usize = 64;
+const UNHEALTHY_MAX: usize = 64;
 
 /// Something that a replica says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Word {
+pub enum OutgoingMessage {
     /// To all: it lives.
-    Beat,
+    Heartbeat,
     /// To one.
-    Note { to: ReplicaId, note: Note },
+    Direct { to: ReplicaId, note: PeerMessage },
 }
 
 /// What was heard, and from whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard {
-    Beat { from: ReplicaId },
-    Note { from: ReplicaId, note: Note },
+pub enum IncomingMessage {
+    Heartbeat { from: ReplicaId },
+    Direct { from: ReplicaId, note: PeerMessage },
 }
 
 /// A record as it stands in a head: number, nonce, holder.
-pub(super) type Row = (Option<String>, Option<String>, Option<String>);
+pub(super) type LeaseRow = (Option<String>, Option<String>, Option<String>);
 
 impl Registry {
     /// What `me` sees over this connection, and what it goes by. It should be one that no append holds up.
-    pub fn new(connection: Connection, prefix: &str, me: ReplicaId, terms: Terms) -> Self {
+    pub fn new(connection: RedisConnection, prefix: &str, me: ReplicaId, terms: SharedSettings) -> Self {
         Self {
             connection,
             prefix: prefix.to_owned(),
             me,
             terms,
-            renew: Script::new(include_str!("scripts/replica_renew.lua")),
-            leave: Script::new(include_str!("scripts/replica_leave.lua")),
-            change: Script::new(include_str!("scripts/change.lua")),
+            renew: LuaScript::new(include_str!("scripts/replica_renew.lua")),
+            leave: LuaScript::new(include_str!("scripts/replica_leave.lua")),
+            change: LuaScript::new(include_str!("scripts/change.lua")),
         }
     }
 
     /// Lives on for `life`, and says how many streams it takes at most and what ails its streams. Returns
     /// all that live, itself among them, and the memberships that cannot be read.
-    pub async fn renew(&self, limit: usize, ails: &Ails, life: Duration) -> Result<Members, CommandError> {
+    pub async fn renew(
+        &self,
+        limit: usize,
+        health: &HealthReport,
+        lifetime: Duration,
+    ) -> Result<MemberList, CommandError> {
         let ((known, mine), (_, members)) = (self.membership(), memberships(&self.prefix));
-        let (me, says) = (self.me.to_string(), format!("{limit} {} {}", written_ails(ails), self.terms));
-        let life = life.as_millis().to_string();
+        let (me, says) = (self.me.to_string(), format!("{limit} {} {}", encode_health(health), self.terms));
+        let life = lifetime.as_millis().to_string();
         let arguments = [me.as_bytes(), says.as_bytes(), life.as_bytes(), members.as_bytes()];
         let answer: Vec<(String, String)> = match self.connection.call(&self.renew, &[&known, &mine], &arguments).await
         {
             Err(CommandError::Refused { code, .. }) if code == "WRONGTYPE" => {
-                return Err(CommandError::Refused { code, text: self.no_set(&known).await });
+                return Err(CommandError::Refused { code, text: self.describe_wrong_type(&known).await });
             }
             answer => answer?,
         };
-        Ok(Members::read(&answer, &memberships(&self.prefix).1))
+        Ok(MemberList::read(&answer, &memberships(&self.prefix).1))
     }
 
     /// What is wrong with the key that should hold the replicas that are known.
-    async fn no_set(&self, known: &str) -> String {
+    async fn describe_wrong_type(&self, known: &str) -> String {
         let found: Result<String, _> = self.connection.run(cmd("TYPE").arg(known)).await;
         let found = found.unwrap_or_else(|_| "value of another type".to_owned());
         format!(
@@ -166,27 +171,31 @@ impl Registry {
     }
 
     /// The records that there are of these streams.
-    pub async fn records(&self, streams: &[StreamName]) -> Result<Records, CommandError> {
+    pub async fn records(&self, streams: &[StreamName]) -> Result<LeaseRecords, CommandError> {
         let found = try_join_all(streams.iter().map(|stream| self.record(stream))).await?;
-        let mut records = Records::default();
+        let mut records = LeaseRecords::default();
         for (stream, found) in streams.iter().cloned().zip(found) {
             match found {
-                Found::Record(record) => drop(records.held.insert(stream, record)),
-                Found::Nothing => (),
-                Found::Unreadable(why) => drop(records.unreadable.insert(stream, why)),
+                HeadRecord::Record(record) => drop(records.records.insert(stream, record)),
+                HeadRecord::Absent => (),
+                HeadRecord::Unreadable(why) => drop(records.unreadable.insert(stream, why)),
             }
         }
         Ok(records)
     }
 
-    async fn record(&self, stream: &StreamName) -> Result<Found, CommandError> {
-        let head = Keys::of(&self.prefix, stream).head;
+    async fn record(&self, stream: &StreamName) -> Result<HeadRecord, CommandError> {
+        let head = LogKeys::of(&self.prefix, stream).head;
         let row: Result<Value, CommandError> =
             self.connection.run(cmd("HMGET").arg(&head).arg(&["format", "number", "nonce", "holder"])).await;
         match row.map(|row| redis::from_redis_value::<(Option<String>, _, _, _)>(row).ok()) {
-            Ok(Some((Some(format), ..))) if format != FORMAT => Ok(Found::Unreadable(later_format(&head, &format))),
-            Ok(row) => Ok(Found::read(&head, row.map(|(_, number, nonce, holder)| (number, nonce, holder)))),
-            Err(CommandError::Refused { code, .. }) if code == "WRONGTYPE" => Ok(Found::Unreadable(wrong_type(&head))),
+            Ok(Some((Some(format), ..))) if format != FORMAT => {
+                Ok(HeadRecord::Unreadable(later_format(&head, &format)))
+            }
+            Ok(row) => Ok(HeadRecord::read(&head, row.map(|(_, number, nonce, holder)| (number, nonce, holder)))),
+            Err(CommandError::Refused { code, .. }) if code == "WRONGTYPE" => {
+                Ok(HeadRecord::Unreadable(wrong_type(&head)))
+            }
             Err(error) => Err(error),
         }
     }
@@ -196,30 +205,32 @@ impl Registry {
         &self,
         stream: &StreamName,
         expected: Option<Fence>,
-        record: Record,
+        record: LeaseRecord,
     ) -> Result<bool, CommandError> {
-        let head = Keys::of(&self.prefix, stream).head;
-        let (number, nonce) = expected.map(texts).unwrap_or_default();
-        let (number_next, nonce_next) = texts(record.fence);
+        let head = LogKeys::of(&self.prefix, stream).head;
+        let (number, nonce) = expected.map(fence_texts).unwrap_or_default();
+        let (number_next, nonce_next) = fence_texts(record.fence);
         let holder = record.holder.map(|holder| holder.to_string()).unwrap_or_default();
         let arguments = [&number, &nonce, &number_next, &nonce_next, &holder].map(String::as_bytes);
         self.connection.call(&self.change, &[&head], &arguments).await
     }
 
     /// Says something.
-    pub async fn say(&self, word: &Word) -> Result<(), CommandError> {
-        let (channel, text) = match word {
-            Word::Beat => (self.beats(), self.me.to_string()),
-            Word::Note { to, note } => (self.notes(*to), format!("{} {}", self.me, written(note))),
+    pub async fn publish(&self, message: &OutgoingMessage) -> Result<(), CommandError> {
+        let (channel, text) = match message {
+            OutgoingMessage::Heartbeat => (self.heartbeat_channel(), self.me.to_string()),
+            OutgoingMessage::Direct { to, note } => {
+                (self.direct_channel(*to), format!("{} {}", self.me, encode_message(note)))
+            }
         };
         self.connection.run::<u64>(cmd("PUBLISH").arg(channel).arg(text)).await.map(drop)
     }
 
     /// Hears what others say to all, and to this one.
-    pub async fn listen(&self) -> Result<Words, CommandError> {
-        let (beats, notes) = (self.beats(), self.notes(self.me));
+    pub async fn listen(&self) -> Result<PeerSubscription, CommandError> {
+        let (beats, notes) = (self.heartbeat_channel(), self.direct_channel(self.me));
         let listener = self.connection.listen(&[&beats, &notes]).await?;
-        Ok(Words { listener, me: self.me, beats })
+        Ok(PeerSubscription { listener, me: self.me, heartbeat_channel: beats })
     }
 
     fn membership(&self) -> (String, String) {
@@ -227,11 +238,11 @@ impl Registry {
         (known, format!("{lives}{}", self.me))
     }
 
-    fn beats(&self) -> String {
+    fn heartbeat_channel(&self) -> String {
         format!("{}:replicas:beats", self.prefix)
     }
 
-    fn notes(&self, to: ReplicaId) -> String {
+    fn direct_channel(&self, to: ReplicaId) -> String {
         format!("{}:replicas:notes:{to}", self.prefix)
     }
 }
@@ -241,12 +252,12 @@ pub(super) fn memberships(prefix: &str) -> (String, String) {
     (key(prefix, "replicas", "known"), key(prefix, "replicas", "lives:"))
 }
 
-impl Members {
+impl MemberList {
     fn read(answer: &[(String, String)], key: &str) -> Self {
         let mut members = Self::default();
         for (replica, says) in answer {
-            match read_life(replica, says) {
-                Some(life) => members.lives.push(life),
+            match parse_member(replica, says) {
+                Some(life) => members.members.push(life),
                 None => members.unreadable.push(unreadable_member(key, replica, says)),
             }
         }
@@ -254,38 +265,40 @@ impl Members {
     }
 }
 
-impl Found {
-    fn read(head: &str, row: Option<Row>) -> Self {
+impl HeadRecord {
+    fn read(head: &str, row: Option<LeaseRow>) -> Self {
         match row {
-            Some((None, None, _)) => Self::Nothing,
+            Some((None, None, _)) => Self::Absent,
             Some(row) => record(&row).map_or_else(|| Self::Unreadable(unreadable_record(head, &row)), Self::Record),
-            None => Self::Unreadable(format!("{head}: number, nonce or holder is no text; {MEND}")),
+            None => Self::Unreadable(format!("{head}: number, nonce or holder is no text; {REPAIR_HINT}")),
         }
     }
 }
 
 /// What an operator can do about a key that cannot be read. The product never removes what it did not write.
-pub(super) const MEND: &str =
+pub(super) const REPAIR_HINT: &str =
     "mend or remove that key (whoever wrote it may need it); the stream goes on by itself then";
 
 /// What is wrong with a head that is no hash.
 pub(super) fn wrong_type(key: &str) -> String {
-    format!("{key} is of another type than the stream's data (expected a hash for a head, a stream for a log); {MEND}")
+    format!(
+        "{key} is of another type than the stream's data (expected a hash for a head, a stream for a log); {REPAIR_HINT}"
+    )
 }
 
 /// What is wrong with a head that states another format.
 pub(super) fn later_format(head: &str, format: &str) -> String {
     format!(
         "{head} has the format {}, and this version reads {FORMAT}: the stream is left to replicas of a later version",
-        shown(format)
+        quoted(format)
     )
 }
 
-fn unreadable_record(head: &str, row: &Row) -> String {
+fn unreadable_record(head: &str, row: &LeaseRow) -> String {
     let (number, nonce, holder) = row;
-    let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "nothing".to_owned(), shown);
+    let shown = |text: &Option<String>| text.as_deref().map_or_else(|| "nothing".to_owned(), quoted);
     format!(
-        "{head}: expected a number, a nonce and a holder in hexadecimal, found number {}, nonce {}, holder {}; {MEND}",
+        "{head}: expected a number, a nonce and a holder in hexadecimal, found number {}, nonce {}, holder {}; {REPAIR_HINT}",
         shown(number),
         shown(nonce),
         shown(holder)
@@ -295,33 +308,35 @@ fn unreadable_record(head: &str, row: &Row) -> String {
 fn unreadable_member(key: &str, replica: &str, says: &str) -> String {
     format!(
         "{key}{} says {}; expected what a replica of this version says: its limit and its streams that are not live",
-        shown(replica),
-        shown(says)
+        quoted(replica),
+        quoted(says)
     )
 }
 
 /// The beginning of a value, escaped.
-pub(super) fn shown(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let short: String = text.chars().take(SHOWN_LEN_MAX).collect();
     format!("{short:?}")
 }
 
 /// What replicas say.
 #[derive(Debug)]
-pub struct Words {
-    listener: Listener,
+pub struct PeerSubscription {
+    listener: PubSubListener,
     me: ReplicaId,
-    beats: String,
+    heartbeat_channel: String,
 }
 
-impl Words {
+impl PeerSubscription {
     /// What was said next by another replica. None when the connection is lost.
-    pub async fn next(&mut self) -> Option<Heard> {
+    pub async fn next(&mut self) -> Option<IncomingMessage> {
         loop {
             let (channel, bytes) = self.listener.next().await?;
             let text = String::from_utf8_lossy(&bytes);
-            match heard(channel == self.beats, &text) {
-                Some(Heard::Beat { from } | Heard::Note { from, .. }) if from == self.me => (),
+            match parse_message(channel == self.heartbeat_channel, &text) {
+                Some(IncomingMessage::Heartbeat { from } | IncomingMessage::Direct { from, .. }) if from == self.me => {
+                    ()
+                }
                 Some(heard) => return Some(heard),
                 None => tracing::debug!(channel, "a word that nobody understands"),
             }
@@ -329,53 +344,54 @@ impl Words {
     }
 }
 
-pub(super) fn heard(is_beat: bool, text: &str) -> Option<Heard> {
+pub(super) fn parse_message(is_beat: bool, text: &str) -> Option<IncomingMessage> {
     if is_beat {
-        return Some(Heard::Beat { from: replica(text)? });
+        return Some(IncomingMessage::Heartbeat { from: replica(text)? });
     }
     let (from, note) = text.split_once(' ')?;
-    Some(Heard::Note { from: replica(from)?, note: read(note)? })
+    Some(IncomingMessage::Direct { from: replica(from)?, note: decode_message(note)? })
 }
 
-fn written(note: &Note) -> String {
+fn encode_message(note: &PeerMessage) -> String {
     match note {
-        Note::Ask { stream } => format!("ask {stream}"),
-        Note::Ready { stream } => format!("ready {stream}"),
-        Note::Given { stream, fence } => format!("given {stream} {fence}"),
+        PeerMessage::RequestHandover { stream } => format!("ask {stream}"),
+        PeerMessage::Ready { stream } => format!("ready {stream}"),
+        PeerMessage::HandedOver { stream, fence } => format!("given {stream} {fence}"),
     }
 }
 
-fn read(text: &str) -> Option<Note> {
+fn decode_message(text: &str) -> Option<PeerMessage> {
     let words: Vec<&str> = text.split(' ').collect();
     match words[..] {
-        ["ask", stream] => Some(Note::Ask { stream: stream.parse().ok()? }),
-        ["ready", stream] => Some(Note::Ready { stream: stream.parse().ok()? }),
+        ["ask", stream] => Some(PeerMessage::RequestHandover { stream: stream.parse().ok()? }),
+        ["ready", stream] => Some(PeerMessage::Ready { stream: stream.parse().ok()? }),
         ["given", stream, fence] => {
             let (number, nonce) = fence.split_once('-')?;
-            Some(Note::Given { stream: stream.parse().ok()?, fence: read_fence(number, nonce)? })
+            Some(PeerMessage::HandedOver { stream: stream.parse().ok()?, fence: read_fence(number, nonce)? })
         }
         _ => None,
     }
 }
 
-pub(super) fn read_life(id: &str, says: &str) -> Option<Life> {
+pub(super) fn parse_member(id: &str, says: &str) -> Option<MemberStatus> {
     let mut words = says.split(' ');
     let (limit, ailing) = (words.next()?, words.next()?);
     let member = Member { replica: replica(id)?, limit: limit.parse().ok()? };
-    let degraded = ailing.split(',').filter_map(|name| name.strip_prefix(DEGRADED)?.parse().ok()).collect();
-    let failed = ailing.split(',').filter_map(|entry| read_failed(entry.strip_prefix(FAILED)?)).collect();
+    let degraded = ailing.split(',').filter_map(|name| name.strip_prefix(DEGRADED_MARK)?.parse().ok()).collect();
+    let failed = ailing.split(',').filter_map(|entry| parse_failed(entry.strip_prefix(FAILED_MARK)?)).collect();
     let ailing = ailing.split(',').filter_map(|name| name.parse().ok()).collect();
-    Some(Life { member, ailing, degraded, failed })
+    Some(MemberStatus { member, unhealthy_streams: ailing, degraded, failed })
 }
 
-fn written_ails(Ails { ailing, degraded, failed }: &Ails) -> String {
-    let ailing = ailing.iter().take(AILING_MAX).map(ToString::to_string);
-    let degraded = degraded.iter().take(AILING_MAX).map(|stream| format!("{DEGRADED}{stream}"));
-    let failed = failed.iter().take(AILING_MAX).map(|(stream, why)| format!("{FAILED}{stream}={}", escaped(why)));
+fn encode_health(HealthReport { unhealthy_streams: ailing, degraded, failed }: &HealthReport) -> String {
+    let ailing = ailing.iter().take(UNHEALTHY_MAX).map(ToString::to_string);
+    let degraded = degraded.iter().take(UNHEALTHY_MAX).map(|stream| format!("{DEGRADED_MARK}{stream}"));
+    let failed =
+        failed.iter().take(UNHEALTHY_MAX).map(|(stream, why)| format!("{FAILED_MARK}{stream}={}", escaped(why)));
     ailing.chain(degraded).chain(failed).collect::<Vec<_>>().join(",")
 }
 
-fn read_failed(entry: &str) -> Option<(StreamName, String)> {
+fn parse_failed(entry: &str) -> Option<(StreamName, String)> {
     let (stream, why) = entry.split_once('=')?;
     Some((stream.parse().ok()?, unescaped(why)))
 }
@@ -403,14 +419,14 @@ fn unescaped(word: &str) -> String {
     text
 }
 
-pub(super) fn record((number, nonce, holder): &Row) -> Option<Record> {
+pub(super) fn record((number, nonce, holder): &LeaseRow) -> Option<LeaseRecord> {
     let holder = match holder.as_deref() {
         None | Some("") => None,
         Some(text) => Some(replica(text)?),
     };
     let (number, nonce) = (number.as_deref()?, nonce.as_deref()?);
     let fence = read_fence(number, nonce).filter(|fence| is_canonical(*fence, number, nonce))?;
-    Some(Record { holder, fence })
+    Some(LeaseRecord { holder, fence })
 }
 
 fn replica(text: &str) -> Option<ReplicaId> {
@@ -418,16 +434,16 @@ fn replica(text: &str) -> Option<ReplicaId> {
 }
 
 fn read_fence(number: &str, nonce: &str) -> Option<Fence> {
-    Some(Fence { number: head::count(number)?, nonce: u128::from_str_radix(nonce, 16).ok()? })
+    Some(Fence { number: head::parse_count(number)?, nonce: u128::from_str_radix(nonce, 16).ok()? })
 }
 
 /// In the form that scripts and appends compare: another one would be refused again and again.
 fn is_canonical(fence: Fence, number: &str, nonce: &str) -> bool {
-    let (expected_number, expected_nonce) = texts(fence);
+    let (expected_number, expected_nonce) = fence_texts(fence);
     number == expected_number && nonce == expected_nonce
 }
 
-fn texts(fence: Fence) -> (String, String) {
+fn fence_texts(fence: Fence) -> (String, String) {
     (fence.number.to_string(), format!("{:032x}", fence.nonce))
 }
 
@@ -438,38 +454,41 @@ mod tests {
     const NONCE: &str = "000000000000000000000000000000ff";
 
     #[test]
-    fn a_word_is_read_as_it_was_written() {
+    fn a_message_round_trips() {
         let fence = Fence { number: 7, nonce: 0xabc };
         let stream: StreamName = "queues".parse().unwrap();
         for note in [
-            Note::Ask { stream: stream.clone() },
-            Note::Ready { stream: stream.clone() },
-            Note::Given { stream, fence },
+            PeerMessage::RequestHandover { stream: stream.clone() },
+            PeerMessage::Ready { stream: stream.clone() },
+            PeerMessage::HandedOver { stream, fence },
         ] {
-            let text = format!("{} {}", ReplicaId(0x2a), written(&note));
-            assert_eq!(heard(false, &text), Some(Heard::Note { from: ReplicaId(0x2a), note }));
+            let text = format!("{} {}", ReplicaId(0x2a), encode_message(&note));
+            assert_eq!(parse_message(false, &text), Some(IncomingMessage::Direct { from: ReplicaId(0x2a), note }));
         }
-        assert_eq!(heard(true, "000000000000002a"), Some(Heard::Beat { from: ReplicaId(0x2a) }));
+        assert_eq!(parse_message(true, "000000000000002a"), Some(IncomingMessage::Heartbeat { from: ReplicaId(0x2a) }));
     }
 
     #[test]
-    fn what_is_no_word_is_none() {
+    fn an_invalid_message_is_ignored() {
         for text in ["", "2a", "2a ask", "x ask queues", "2a given queues 7", "2a given queues 7-x", "2a ask a b"] {
-            assert_eq!(heard(false, text), None, "{text}");
+            assert_eq!(parse_message(false, text), None, "{text}");
         }
-        assert_eq!(heard(true, "x"), None);
+        assert_eq!(parse_message(true, "x"), None);
     }
 
     #[test]
-    fn a_life_names_what_ails_it() {
+    fn a_membership_names_its_unhealthy_streams() {
         let member = Member { replica: ReplicaId(42), limit: 9 };
         let ailing = vec!["queues".parse().unwrap(), "agents".parse().unwrap()];
         let degraded = vec!["calls".parse().unwrap()];
         let failed = BTreeMap::new();
-        let life = Life { member, ailing, degraded, failed: failed.clone() };
-        assert_eq!(read_life("2a", "9 queues,agents,~calls written,1,2,3"), Some(life));
-        assert_eq!(read_life("2a", "9 "), Some(Life { member, ailing: Vec::new(), degraded: Vec::new(), failed }));
-        assert_eq!(read_life("2a", "nine "), None);
+        let life = MemberStatus { member, unhealthy_streams: ailing, degraded, failed: failed.clone() };
+        assert_eq!(parse_member("2a", "9 queues,agents,~calls written,1,2,3"), Some(life));
+        assert_eq!(
+            parse_member("2a", "9 "),
+            Some(MemberStatus { member, unhealthy_streams: Vec::new(), degraded: Vec::new(), failed })
+        );
+        assert_eq!(parse_member("2a", "nine "), None);
     }
 
     #[test]
@@ -477,13 +496,14 @@ mod tests {
         let (queues, calls): (StreamName, StreamName) = ("queues".parse().unwrap(), "calls".parse().unwrap());
         let why = "{trunkline:queues}:log has \"a, b\": 100%\u{1b}[31m é";
         let failed = BTreeMap::from([(queues.clone(), why.to_owned()), (calls, String::new())]);
-        let ails = Ails { ailing: vec![queues.clone()], failed: failed.clone(), ..Ails::default() };
-        let says = format!("9 {} written,1,2,3", written_ails(&ails));
+        let ails =
+            HealthReport { unhealthy_streams: vec![queues.clone()], failed: failed.clone(), ..HealthReport::default() };
+        let says = format!("9 {} written,1,2,3", encode_health(&ails));
         assert_eq!(says.split(' ').count(), 3, "it is one word: {says}");
-        let life = read_life("2a", &says).unwrap();
-        assert_eq!((life.failed, life.ailing), (failed, vec![queues]));
+        let life = parse_member("2a", &says).unwrap();
+        assert_eq!((life.failed, life.unhealthy_streams), (failed, vec![queues]));
         for odd in ["9 !", "9 !queues", "9 !=x", "9 !a b=x"] {
-            assert!(read_life("2a", odd).is_some_and(|life| life.failed.is_empty()), "{odd}");
+            assert!(parse_member("2a", odd).is_some_and(|life| life.failed.is_empty()), "{odd}");
         }
         assert_eq!(unescaped("a%2cb%zz%2"), "a,b");
     }
@@ -492,11 +512,12 @@ mod tests {
     fn a_membership_that_cannot_be_read_is_named_and_the_others_count() {
         let answer = |pairs: &[(&str, &str)]| {
             let owned = pairs.iter().map(|(id, says)| ((*id).to_owned(), (*says).to_owned()));
-            Members::read(&owned.collect::<Vec<_>>(), "lives:")
+            MemberList::read(&owned.collect::<Vec<_>>(), "lives:")
         };
         let later = "{\"v\":2,\"limit\":9}";
         for says in [later, "", " ", "nine queues", "99999999999999999999999 queues", "\u{1b}[31m", "v2 9 queues"] {
-            let Members { lives, unreadable } = answer(&[("1b", says), ("2a", "9 queues,agents written,1,2,3 more")]);
+            let MemberList { members: lives, unreadable } =
+                answer(&[("1b", says), ("2a", "9 queues,agents written,1,2,3 more")]);
             assert_eq!(lives.len(), 1, "{says:?}");
             assert_eq!(lives[0].member, Member { replica: ReplicaId(0x2a), limit: 9 });
             assert_eq!(unreadable.len(), 1, "{says:?}");
@@ -506,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_cannot_be_read_is_told_with_its_key() {
+    fn an_unreadable_record_is_reported_with_its_key() {
         let text = |text: &str| Some(text.to_owned());
         for row in [
             (text("x"), text("ff"), None),
@@ -520,19 +541,19 @@ mod tests {
             (text("4"), text("ff"), text("2a")),
             (text("4"), text(&NONCE.to_uppercase()), text("2a")),
         ] {
-            let Found::Unreadable(why) = Found::read("head", Some(row.clone())) else { panic!("{row:?}") };
+            let HeadRecord::Unreadable(why) = HeadRecord::read("head", Some(row.clone())) else { panic!("{row:?}") };
             assert!(why.starts_with("head: ") && why.contains("found number"), "{why}");
         }
-        assert_eq!(Found::read("head", Some((None, None, text("2a")))), Found::Nothing);
+        assert_eq!(HeadRecord::read("head", Some((None, None, text("2a")))), HeadRecord::Absent);
     }
 
     #[test]
     fn a_record_may_have_no_holder() {
         let row = |holder: Option<&str>| (Some("4".to_owned()), Some(NONCE.to_owned()), holder.map(str::to_owned));
         let fence = Fence { number: 4, nonce: 255 };
-        assert_eq!(record(&row(None)), Some(Record { holder: None, fence }));
-        assert_eq!(record(&row(Some(""))), Some(Record { holder: None, fence }));
-        assert_eq!(record(&row(Some("2a"))), Some(Record { holder: Some(ReplicaId(42)), fence }));
+        assert_eq!(record(&row(None)), Some(LeaseRecord { holder: None, fence }));
+        assert_eq!(record(&row(Some(""))), Some(LeaseRecord { holder: None, fence }));
+        assert_eq!(record(&row(Some("2a"))), Some(LeaseRecord { holder: Some(ReplicaId(42)), fence }));
         assert_eq!(record(&row(Some("nobody"))), None);
     }
 }

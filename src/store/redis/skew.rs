@@ -8,16 +8,16 @@ use crate::model::Timestamp;
 /// In milliseconds. Measured with the answer to a command it is off by the way of that answer, which is nothing beside
 /// what goes by it.
 #[derive(Debug)]
-pub(super) struct Skew(AtomicI64);
+pub(super) struct ClockSkew(AtomicI64);
 
-impl Skew {
+impl ClockSkew {
     /// From what the server's clock and ours say when an answer has come.
     pub(super) fn measured(server: Timestamp, own: Timestamp) -> Self {
         Self(AtomicI64::new(server.0.saturating_sub(own.0)))
     }
 
     /// It is another one now: one of the clocks was set.
-    pub(super) fn measure(&self, server: Timestamp, own: Timestamp) {
+    pub(super) fn remeasure(&self, server: Timestamp, own: Timestamp) {
         let Self(newest) = Self::measured(server, own);
         self.0.store(newest.into_inner(), Ordering::Relaxed);
     }
@@ -28,7 +28,7 @@ impl Skew {
     }
 
     /// A moment of the server's clock as ours would have told it.
-    pub(super) fn to_own(&self, server: Timestamp) -> Timestamp {
+    pub(super) fn to_local(&self, server: Timestamp) -> Timestamp {
         Timestamp(server.0.saturating_sub(self.0.load(Ordering::Relaxed)))
     }
 }
@@ -42,26 +42,26 @@ mod tests {
     const HOUR: i64 = 3_600_000;
     /// The server's clock when the owner is heard of last.
     const SERVER: i64 = 1_777_901_509_570;
-    const UNHEARD: Duration = Duration::from_secs(7);
+    const SILENCE: Duration = Duration::from_secs(7);
 
     #[test]
-    fn whoever_takes_over_knows_the_age_of_a_position_whatever_the_clocks_say() {
+    fn a_successor_knows_the_age_of_a_position_despite_clock_skew() {
         let clocks = [0, HOUR, -HOUR, HOUR / 2];
         for (owner, successor) in clocks.into_iter().flat_map(|owner| clocks.map(|successor| (owner, successor))) {
             let heard_at = Timestamp(SERVER + owner);
-            let stored = Skew::measured(Timestamp(SERVER), heard_at).to_server(heard_at);
+            let stored = ClockSkew::measured(Timestamp(SERVER), heard_at).to_server(heard_at);
             let later = SERVER + 7_000;
             let now = Timestamp(later + successor);
-            let found = Skew::measured(Timestamp(later), now).to_own(stored);
-            assert_eq!(now.since(found), UNHEARD, "{owner} {successor}");
+            let found = ClockSkew::measured(Timestamp(later), now).to_local(stored);
+            assert_eq!(now.since(found), SILENCE, "{owner} {successor}");
         }
     }
 
     #[test]
-    fn a_clock_that_is_set_is_measured_anew() {
-        let skew = Skew::measured(Timestamp(SERVER), Timestamp(SERVER - HOUR));
+    fn a_clock_that_was_set_is_remeasured() {
+        let skew = ClockSkew::measured(Timestamp(SERVER), Timestamp(SERVER - HOUR));
         assert_eq!(skew.to_server(Timestamp(SERVER - HOUR)), Timestamp(SERVER));
-        skew.measure(Timestamp(SERVER + 5), Timestamp(SERVER + 5));
+        skew.remeasure(Timestamp(SERVER + 5), Timestamp(SERVER + 5));
         assert_eq!(skew.to_server(Timestamp(SERVER + 9)), Timestamp(SERVER + 9));
     }
 }

@@ -5,61 +5,61 @@ use std::collections::BTreeMap;
 
 use super::{
     Durability, head, reads, records,
-    registry::{self, Heard, Life},
-    terms::Terms,
+    registry::{self, IncomingMessage, MemberStatus},
+    shared_settings::SharedSettings,
 };
 use crate::{
-    model::{Mark, Timestamp, Whose},
-    protocol::lease::Record,
-    store::{Extent, LogState},
+    model::{Mark, RevocationTarget, Timestamp},
+    protocol::lease::LeaseRecord,
+    store::{LogBounds, LogState},
 };
 
 /// Longer than any number that replicas count up to.
 pub const COUNT_END: u64 = 1_000_000_000_000_000;
 
 /// A log as whoever looks at its head sees it.
-pub fn extent(answer: &[String], durability: Durability) -> Option<Extent> {
-    head::extent(answer, durability).ok()
+pub fn bounds(answer: &[String], durability: Durability) -> Option<LogBounds> {
+    head::read_bounds(answer, durability).ok()
 }
 
 /// A log as whoever claims it finds it.
 pub fn claimed(answer: &[String], durability: Durability, now: Timestamp) -> Option<LogState> {
-    head::claimed(answer, 1, durability, now).map(|claimed| claimed.state).ok()
+    head::read_claim(answer, 1, durability, now).map(|claimed| claimed.state).ok()
 }
 
 /// An entry of a log, by its id and its fields.
 pub fn entry(id: &str, fields: &[&[u8]]) -> Option<Mark> {
     let fields = fields.iter().map(|field| field.to_vec()).collect();
-    let stored = reads::stored((id.to_owned(), fields))?;
+    let stored = reads::parse_entry((id.to_owned(), fields))?;
     Some(Mark { epoch: stored.epoch, offset: stored.offset })
 }
 
 /// Who holds a stream, by number, nonce and holder.
-pub fn record(number: &str, nonce: &str, holder: Option<&str>) -> Option<Record> {
+pub fn record(number: &str, nonce: &str, holder: Option<&str>) -> Option<LeaseRecord> {
     registry::record(&(Some(number.to_owned()), Some(nonce.to_owned()), holder.map(str::to_owned)))
 }
 
 /// A replica that lives, by its id and what its membership says.
-pub fn life(id: &str, says: &str) -> Option<Life> {
-    registry::read_life(id, says)
+pub fn member(id: &str, says: &str) -> Option<MemberStatus> {
+    registry::parse_member(id, says)
 }
 
 /// What a membership says of settings that all replicas share, as it would be said again.
-pub fn terms(text: &str) -> Option<String> {
-    Terms::read(text).map(|terms| terms.to_string())
+pub fn shared_settings(text: &str) -> Option<String> {
+    SharedSettings::parse(text).map(|settings| settings.to_string())
 }
 
 /// A word between replicas.
-pub fn heard(is_beat: bool, text: &str) -> Option<Heard> {
-    registry::heard(is_beat, text)
+pub fn message(is_beat: bool, text: &str) -> Option<IncomingMessage> {
+    registry::parse_message(is_beat, text)
 }
 
 /// A consumer's cursor.
 pub fn cursor(text: &str) -> Option<Mark> {
-    records::mark(text)
+    records::parse_cursor(text)
 }
 
 /// Who is refused, and the fields that cannot be read.
-pub fn revocations(found: &[(String, String)]) -> (BTreeMap<Whose, Timestamp>, Vec<String>) {
+pub fn revocations(found: &[(String, String)]) -> (BTreeMap<RevocationTarget, Timestamp>, Vec<String>) {
     records::revocations(found)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::cmd;
 
 use super::{
-    connection::{CommandError, Connection, Listener, Script},
+    connection::{CommandError, LuaScript, PubSubListener, RedisConnection},
     keys::key,
 };
 use crate::{
@@ -31,14 +31,14 @@ const SHOWN_LEN_MAX: usize = 40;
 
 /// One account's place. Every caller has its own `owner`, and another one for every lock.
 #[derive(Debug)]
-pub struct Vault {
-    connection: Connection,
-    look: Script,
-    publish: Script,
-    release: Script,
-    renew: Script,
-    keep_refresh: Script,
-    reset: Script,
+pub struct TokenVault {
+    connection: RedisConnection,
+    read: LuaScript,
+    publish: LuaScript,
+    release: LuaScript,
+    renew: LuaScript,
+    store_refresh: LuaScript,
+    reset: LuaScript,
     token: String,
     generation: String,
     lock: String,
@@ -50,7 +50,7 @@ pub struct Vault {
 
 /// What is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Content {
+pub struct TokenVaultState {
     /// The newest generation that was ever stored.
     pub last: u64,
     pub token: Option<Token>,
@@ -64,7 +64,7 @@ pub struct Token {
     pub generation: u64,
     /// From the sending of its request to its end.
     pub lifetime: Duration,
-    pub left: Duration,
+    pub remaining: Duration,
     /// As it was given.
     pub secret: Vec<u8>,
 }
@@ -80,28 +80,28 @@ pub struct RefreshToken {
 
 /// What became of a token that was to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stored {
-    Done,
+pub enum TokenPublishOutcome {
+    Stored,
     /// This generation or a newer one was stored before.
-    Newer,
+    Superseded,
     /// Another has the lock.
-    Lost,
+    LockLost,
 }
 
 /// The values of the keys as Redis has them, absent ones as none. The spans are what the server says they have left.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Values {
+pub struct VaultValues {
     pub last: Option<Vec<u8>>,
     pub generation: Option<Vec<u8>>,
     pub lifetime: Option<Vec<u8>>,
     pub secret: Option<Vec<u8>>,
-    pub left: i64,
+    pub remaining: i64,
     pub pause: i64,
 }
 
 /// A key whose value no replica can have written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Damaged {
+pub enum DamagedKey {
     /// The number of the newest token.
     Generation,
     /// The token's own number.
@@ -110,19 +110,19 @@ pub enum Damaged {
     Pause,
 }
 
-type Row = (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, i64, i64);
+type VaultRow = (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, i64, i64);
 
-impl Vault {
-    pub fn new(connection: Connection, prefix: &str, account: &AccountName) -> Self {
+impl TokenVault {
+    pub fn new(connection: RedisConnection, prefix: &str, account: &AccountName) -> Self {
         let name = |what| key(prefix, &format!("token:{account}"), what);
         Self {
             connection,
-            look: Script::new(include_str!("scripts/token_look.lua")),
-            publish: Script::new(include_str!("scripts/token_publish.lua")),
-            release: Script::new(include_str!("scripts/token_release.lua")),
-            renew: Script::new(include_str!("scripts/token_renew.lua")),
-            keep_refresh: Script::new(include_str!("scripts/token_refresh.lua")),
-            reset: Script::new(include_str!("scripts/token_reset.lua")),
+            read: LuaScript::new(include_str!("scripts/token_look.lua")),
+            publish: LuaScript::new(include_str!("scripts/token_publish.lua")),
+            release: LuaScript::new(include_str!("scripts/token_release.lua")),
+            renew: LuaScript::new(include_str!("scripts/token_renew.lua")),
+            store_refresh: LuaScript::new(include_str!("scripts/token_refresh.lua")),
+            reset: LuaScript::new(include_str!("scripts/token_reset.lua")),
             token: name("token"),
             generation: name("generation"),
             lock: name("lock"),
@@ -133,11 +133,11 @@ impl Vault {
     }
 
     /// What is there. A damaged key is reset with an error, and read as if it were absent.
-    pub async fn look(&self) -> Result<Content, CommandError> {
+    pub async fn read(&self) -> Result<TokenVaultState, CommandError> {
         let keys = [&*self.token, &*self.generation, &*self.pause];
-        let row: Row = self.connection.call(&self.look, &keys, &[]).await?;
+        let row: VaultRow = self.connection.call(&self.read, &keys, &[]).await?;
         let (last, generation, lifetime, secret, left, pause) = row;
-        let values = Values { last, generation, lifetime, secret, left, pause };
+        let values = VaultValues { last, generation, lifetime, secret, remaining: left, pause };
         let (content, damaged) = values.read();
         for damage in damaged {
             self.reset_damaged(damage, &values).await?;
@@ -145,18 +145,18 @@ impl Vault {
         Ok(content)
     }
 
-    async fn reset_damaged(&self, damage: Damaged, values: &Values) -> Result<(), CommandError> {
+    async fn reset_damaged(&self, damage: DamagedKey, values: &VaultValues) -> Result<(), CommandError> {
         let whole = format!("a number below {GENERATION_MAX}");
         match damage {
-            Damaged::Generation => self.reset(&self.generation, "", values.last.as_deref(), &whole).await,
-            Damaged::TokenGeneration => {
+            DamagedKey::Generation => self.reset(&self.generation, "", values.last.as_deref(), &whole).await,
+            DamagedKey::TokenGeneration => {
                 self.reset(&self.token, "generation", values.generation.as_deref(), &whole).await
             }
-            Damaged::TokenLifetime => {
+            DamagedKey::TokenLifetime => {
                 let expected = format!("milliseconds from 1 to {}", LIFETIME_MAX.as_millis());
                 self.reset(&self.token, "lifetime", values.lifetime.as_deref(), &expected).await
             }
-            Damaged::Pause => {
+            DamagedKey::Pause => {
                 let (key, left_ms) = (&self.pause, values.pause);
                 tracing::error!(key, left_ms, expected_max = ?PAUSE_MAX, "a key of the token vault is damaged; it is reset");
                 self.connection.run::<i64>(cmd("DEL").arg(key)).await.map(drop)
@@ -167,15 +167,15 @@ impl Vault {
     /// Deletes a key in which something stands that no replica writes.
     async fn reset(&self, key: &str, field: &str, found: Option<&[u8]>, expected: &str) -> Result<(), CommandError> {
         let found = found.unwrap_or_default();
-        let shown = shown(found);
+        let shown = escaped(found);
         tracing::error!(key, field, found = shown, expected, "a key of the token vault is damaged; it is reset");
         self.connection.call::<u8>(&self.reset, &[key], &[field.as_bytes(), found]).await.map(drop)
     }
 
     /// Whether `owner` has the lock now: only if nobody had it.
-    pub async fn lock(&self, owner: &str, life: Duration) -> Result<bool, CommandError> {
+    pub async fn lock(&self, owner: &str, lifetime: Duration) -> Result<bool, CommandError> {
         let mut command = cmd("SET");
-        command.arg(&self.lock).arg(owner).arg("NX").arg("PX").arg(millis(life));
+        command.arg(&self.lock).arg(owner).arg("NX").arg("PX").arg(millis(lifetime));
         let taken: Option<String> = self.connection.run(&command).await?;
         if taken.is_none() {
             self.check_lock().await?;
@@ -198,8 +198,8 @@ impl Vault {
     }
 
     /// Whether `owner` still has the lock, which then lives on for `life`.
-    pub async fn renew(&self, owner: &str, life: Duration) -> Result<bool, CommandError> {
-        let life = millis(life).to_string();
+    pub async fn renew(&self, owner: &str, lifetime: Duration) -> Result<bool, CommandError> {
+        let life = millis(lifetime).to_string();
         self.connection.call(&self.renew, &[&self.lock], &[owner.as_bytes(), life.as_bytes()]).await
     }
 
@@ -211,16 +211,17 @@ impl Vault {
     }
 
     /// Stores the token and tells everybody, unless it is old or another has the lock; gives back what `owner` has.
-    pub async fn publish(&self, owner: &str, token: &Token) -> Result<Stored, CommandError> {
-        let numbers = [token.generation, millis(token.lifetime), millis(token.left)].map(|number| number.to_string());
+    pub async fn publish(&self, owner: &str, token: &Token) -> Result<TokenPublishOutcome, CommandError> {
+        let numbers =
+            [token.generation, millis(token.lifetime), millis(token.remaining)].map(|number| number.to_string());
         let [generation, lifetime, left] = numbers.each_ref().map(String::as_bytes);
         let keys = [&*self.token, &*self.generation, &*self.lock];
         let arguments = [owner.as_bytes(), generation, lifetime, left, &token.secret, self.channel.as_bytes()];
         let word: String = self.connection.call(&self.publish, &keys, &arguments).await?;
         match &*word {
-            "done" => Ok(Stored::Done),
-            "newer" => Ok(Stored::Newer),
-            "lost" => Ok(Stored::Lost),
+            "done" => Ok(TokenPublishOutcome::Stored),
+            "newer" => Ok(TokenPublishOutcome::Superseded),
+            "lost" => Ok(TokenPublishOutcome::LockLost),
             _ => Err(CommandError::NoAnswer(format!("the script says {word:?}"))),
         }
     }
@@ -242,10 +243,10 @@ impl Vault {
     }
 
     /// Stores it, unless this number or a higher one was. It has no end: nobody knows when the platform forgets it.
-    pub async fn keep_refresh_token(&self, configured: &str, token: &RefreshToken) -> Result<(), CommandError> {
+    pub async fn store_refresh_token(&self, configured: &str, token: &RefreshToken) -> Result<(), CommandError> {
         let (key, number) = (self.refresh_key(configured), token.number.to_string());
         let arguments = [number.as_bytes(), &token.secret];
-        self.connection.call::<u8>(&self.keep_refresh, &[&key], &arguments).await.map(drop)
+        self.connection.call::<u8>(&self.store_refresh, &[&key], &arguments).await.map(drop)
     }
 
     fn refresh_key(&self, configured: &str) -> String {
@@ -253,16 +254,16 @@ impl Vault {
     }
 
     /// Hears generations that are stored.
-    pub async fn listen(&self) -> Result<News, CommandError> {
-        Ok(News(self.connection.listen(&[&self.channel]).await?))
+    pub async fn listen(&self) -> Result<TokenUpdates, CommandError> {
+        Ok(TokenUpdates(self.connection.listen(&[&self.channel]).await?))
     }
 }
 
 /// Word of new tokens.
 #[derive(Debug)]
-pub struct News(Listener);
+pub struct TokenUpdates(PubSubListener);
 
-impl News {
+impl TokenUpdates {
     /// The next generation that was stored (0, if that cannot be read). None when the connection is lost.
     pub async fn next(&mut self) -> Option<u64> {
         let (_, bytes) = self.0.next().await?;
@@ -270,24 +271,24 @@ impl News {
     }
 }
 
-impl Values {
+impl VaultValues {
     /// What they say, and which of them no replica can have written; those are left out.
-    pub fn read(&self) -> (Content, Vec<Damaged>) {
+    pub fn read(&self) -> (TokenVaultState, Vec<DamagedKey>) {
         let mut damaged = Vec::new();
         let last = self.last.as_deref().map_or(Some(0), number);
         let pause = span(self.pause);
         if last.is_none() {
-            damaged.push(Damaged::Generation);
+            damaged.push(DamagedKey::Generation);
         }
         if pause.is_some_and(|pause| pause > PAUSE_MAX) {
-            damaged.push(Damaged::Pause);
+            damaged.push(DamagedKey::Pause);
         }
         let token = self.token().unwrap_or_else(|damage| {
             damaged.push(damage);
             None
         });
         let newest = token.as_ref().map_or(0, |token| token.generation);
-        let content = Content {
+        let content = TokenVaultState {
             last: last.unwrap_or_default().max(newest),
             token,
             pause: pause.filter(|pause| *pause <= PAUSE_MAX),
@@ -296,15 +297,15 @@ impl Values {
     }
 
     /// The token, if it has not ended.
-    fn token(&self) -> Result<Option<Token>, Damaged> {
+    fn token(&self) -> Result<Option<Token>, DamagedKey> {
         let Some(generation) = self.generation.as_deref() else { return Ok(None) };
-        let generation = number(generation).ok_or(Damaged::TokenGeneration)?;
+        let generation = number(generation).ok_or(DamagedKey::TokenGeneration)?;
         let lifetime = self.lifetime.as_deref().and_then(number).map(Duration::from_millis);
         let lifetime = lifetime
             .filter(|lifetime| !lifetime.is_zero() && *lifetime <= LIFETIME_MAX)
-            .ok_or(Damaged::TokenLifetime)?;
-        let found = span(self.left).zip(self.secret.clone());
-        Ok(found.map(|(left, secret)| Token { generation, lifetime, left: left.min(lifetime), secret }))
+            .ok_or(DamagedKey::TokenLifetime)?;
+        let found = span(self.remaining).zip(self.secret.clone());
+        Ok(found.map(|(left, secret)| Token { generation, lifetime, remaining: left.min(lifetime), secret }))
     }
 }
 
@@ -339,7 +340,7 @@ fn span(millis: i64) -> Option<Duration> {
 }
 
 /// The beginning of a value, as an operator may read it.
-fn shown(value: &[u8]) -> String {
+fn escaped(value: &[u8]) -> String {
     value.iter().take(SHOWN_LEN_MAX).flat_map(|byte| std::ascii::escape_default(*byte)).map(char::from).collect()
 }
 

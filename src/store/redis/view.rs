@@ -9,18 +9,18 @@ use redis::cmd;
 
 use super::{
     Durability,
-    connection::{CommandError, Connection, Script},
+    connection::{CommandError, LuaScript, RedisConnection},
     head,
-    keys::Keys,
-    registry::MEND,
+    keys::LogKeys,
+    registry::REPAIR_HINT,
 };
 use crate::{
     model::{FeedId, Offset},
-    store::Extent,
+    store::LogBounds,
 };
 
 /// Which of a log's keys are of another type than the log's own, for people.
-pub(super) async fn wrong_types(connection: &Connection, keys: &Keys) -> String {
+pub(super) async fn wrong_types(connection: &RedisConnection, keys: &LogKeys) -> String {
     let mut wrong = Vec::new();
     for (key, expected) in [(&keys.head, "hash"), (&keys.log, "stream")] {
         let found: String = connection.run(cmd("TYPE").arg(key)).await.unwrap_or_else(|_| "something else".to_owned());
@@ -28,47 +28,47 @@ pub(super) async fn wrong_types(connection: &Connection, keys: &Keys) -> String 
             wrong.push(format!("{key} holds a {found}, expected a {expected}"));
         }
     }
-    format!("{}; {MEND}", wrong.join("; "))
+    format!("{}; {REPAIR_HINT}", wrong.join("; "))
 }
 
 /// Where a log is, and what is known of its beginning.
 #[derive(Debug)]
-pub(super) struct View {
-    pub(super) keys: Keys,
+pub(super) struct LogView {
+    pub(super) keys: LogKeys,
     first: AtomicU64,
     /// Why what is held cannot be shown to readers here.
     unreadable: Mutex<Option<String>>,
 }
 
-impl View {
-    pub(super) fn new(keys: Keys) -> Self {
+impl LogView {
+    pub(super) fn new(keys: LogKeys) -> Self {
         Self { keys, first: AtomicU64::new(Offset::START.next().0), unreadable: Mutex::default() }
     }
 
     /// How far the log goes; else why what is held of it cannot be used.
-    pub(super) async fn look(
+    pub(super) async fn bounds(
         &self,
-        connection: &Connection,
-        script: &Script,
+        connection: &RedisConnection,
+        script: &LuaScript,
         durability: Durability,
-    ) -> Result<Result<Extent, String>, CommandError> {
+    ) -> Result<Result<LogBounds, String>, CommandError> {
         let answer: Vec<String> = match connection.call(script, &self.keys.both(), &[]).await {
             Err(CommandError::Refused { code, .. }) if code == "WRONGTYPE" => {
                 return Ok(Err(wrong_types(connection, &self.keys).await));
             }
             answer => answer?,
         };
-        match head::extent(&answer, durability) {
+        match head::read_bounds(&answer, durability) {
             Ok(extent) => {
-                self.begins_with(extent.first);
+                self.set_first(extent.first);
                 Ok(Ok(extent))
             }
-            Err(odd) => Ok(Err(head::unusable(&self.keys.head, &odd))),
+            Err(odd) => Ok(Err(head::describe_malformed(&self.keys.head, &odd))),
         }
     }
 
     /// Whose numbers the stored position is in, as far as is known.
-    pub(super) async fn feed(&self, connection: &Connection) -> Result<Option<FeedId>, CommandError> {
+    pub(super) async fn feed(&self, connection: &RedisConnection) -> Result<Option<FeedId>, CommandError> {
         let fields = connection.run(cmd("HMGET").arg(&self.keys.head).arg("feed").arg("position")).await?;
         let [feed, position]: [Option<String>; 2] = fields;
         Ok(head::feed_of(&feed.unwrap_or_default(), &position.unwrap_or_default()))
@@ -80,7 +80,7 @@ impl View {
     }
 
     /// What the server said.
-    pub(super) fn begins_with(&self, first: Offset) {
+    pub(super) fn set_first(&self, first: Offset) {
         self.first.store(first.0, Ordering::Release);
     }
 
@@ -95,12 +95,12 @@ impl View {
     }
 
     /// What is held cannot be shown to readers.
-    pub(super) fn is_unreadable(&self, why: &str) {
+    pub(super) fn set_unreadable(&self, why: &str) {
         *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
     }
 
     /// It can be shown.
-    pub(super) fn is_readable(&self) {
+    pub(super) fn set_readable(&self) {
         *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

@@ -20,25 +20,25 @@ pub(super) fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -
         (name, true) => write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m")?,
         (name, false) => write!(writer, "{name}=")?,
     }
-    write!(Escaping { out: writer, escape: backslashed }, "{value:?}")
+    write!(EscapingWriter { out: writer, escape: backslashed }, "{value:?}")
 }
 
 /// A line of JSON whose strings hold no such character. JSON escapes ASCII control characters itself.
 pub(super) fn json(line: &str) -> String {
     let mut escaped = String::with_capacity(line.len());
-    let written = Escaping { out: &mut escaped, escape: unicode }.write_str(line.trim_end_matches('\n'));
+    let written = EscapingWriter { out: &mut escaped, escape: unicode }.write_str(line.trim_end_matches('\n'));
     written.expect("writing to a string does not fail");
     escaped.push('\n');
     escaped
 }
 
 /// Writes what it is given, each unsafe character replaced.
-struct Escaping<'a, W> {
+struct EscapingWriter<'a, W> {
     out: &'a mut W,
     escape: fn(&mut W, char) -> fmt::Result,
 }
 
-impl<W: Write> Write for Escaping<'_, W> {
+impl<W: Write> Write for EscapingWriter<'_, W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut rest = text;
         while let Some(at) = rest.find(is_unsafe) {
@@ -79,7 +79,7 @@ mod tests {
         for value in ["\u{1b}]0;x\u{7}", "a\r\nINFO forged", "\u{9b}31m", "\u{202e}"] {
             let mut text = String::new();
             let mut writer = Writer::new(&mut text);
-            write!(Escaping { out: &mut writer, escape: backslashed }, "{value}").unwrap();
+            write!(EscapingWriter { out: &mut writer, escape: backslashed }, "{value}").unwrap();
             assert!(!text.chars().any(is_unsafe), "{text:?}");
         }
     }

@@ -14,8 +14,8 @@ pub(super) fn read(given: Option<&str>) -> (EnvFilter, Option<String>) {
     match checked(given).and_then(|filter| EnvFilter::try_new(filter).map_err(|error| error.to_string())) {
         Ok(filter) => (filter, None),
         Err(why) => {
-            let complaint = format!("the log filter {given:?} is not used: {why}; {FILTER_DEFAULT} is used");
-            (EnvFilter::new(FILTER_DEFAULT), Some(complaint))
+            let problem = format!("the log filter {given:?} is not used: {why}; {FILTER_DEFAULT} is used");
+            (EnvFilter::new(FILTER_DEFAULT), Some(problem))
         }
     }
 }

@@ -12,28 +12,28 @@ const LINE_LEN_MAX: usize = 16 * 1024;
 
 /// Makes a writer for each line.
 #[derive(Debug, Clone)]
-pub(super) struct Lines {
+pub(super) struct LineWriter {
     writer: NonBlocking,
-    shape: Shape,
+    shape: LineFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shape {
+enum LineFormat {
     Text,
     Json,
 }
 
-impl Lines {
+impl LineWriter {
     pub(super) fn text(writer: NonBlocking) -> Self {
-        Self { writer, shape: Shape::Text }
+        Self { writer, shape: LineFormat::Text }
     }
 
     pub(super) fn json(writer: NonBlocking) -> Self {
-        Self { writer, shape: Shape::Json }
+        Self { writer, shape: LineFormat::Json }
     }
 }
 
-impl<'a> MakeWriter<'a> for Lines {
+impl<'a> MakeWriter<'a> for LineWriter {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
@@ -42,11 +42,11 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 /// Is given one whole line at a time.
-impl Write for Lines {
+impl Write for LineWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if line.len() > LINE_LEN_MAX {
             self.writer.write_all(self.shape.omitted(line.len()).as_bytes())?;
-        } else if self.shape == Shape::Text || is_plain(line) {
+        } else if self.shape == LineFormat::Text || is_plain(line) {
             self.writer.write_all(line)?;
         } else {
             self.writer.write_all(escape::json(&String::from_utf8_lossy(line)).as_bytes())?;
@@ -59,7 +59,7 @@ impl Write for Lines {
     }
 }
 
-impl Shape {
+impl LineFormat {
     fn omitted(self, len: usize) -> String {
         match self {
             Self::Text => format!(" WARN a log line of {len} bytes was left out\n"),

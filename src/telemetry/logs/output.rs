@@ -7,22 +7,22 @@ use std::{
 
 /// A writer of whole lines that never fails.
 #[derive(Debug)]
-pub(super) struct Output<W> {
+pub(super) struct InfallibleWriter<W> {
     writer: W,
-    refused: &'static AtomicU64,
+    failures: &'static AtomicU64,
 }
 
-impl<W: Write> Output<W> {
+impl<W: Write> InfallibleWriter<W> {
     pub(super) fn new(writer: W, refused: &'static AtomicU64) -> Self {
-        Self { writer, refused }
+        Self { writer, failures: refused }
     }
 }
 
-impl<W: Write> Write for Output<W> {
+impl<W: Write> Write for InfallibleWriter<W> {
     /// Takes a whole line. A full disk or a reader that went away refuses it, in whole or in part.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.writer.write_all(line).is_err() {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+            self.failures.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
     }
@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn each_line_that_is_refused_in_whole_or_in_part_is_counted_once() {
         static REFUSED: AtomicU64 = AtomicU64::new(0);
-        let mut output = Output::new(Full(9), &REFUSED);
+        let mut output = InfallibleWriter::new(Full(9), &REFUSED);
         for _ in 0..4 {
             output.write_all(b"a line\n").unwrap();
         }

@@ -10,7 +10,7 @@ use crate::model::AccountName;
 const REFRESH_OUTCOMES: [&str; 4] = ["granted", "throttled", "unreachable", "rejected"];
 
 /// The metrics of all accounts.
-pub(super) struct Families {
+pub(super) struct AccountFamilies {
     refreshes: IntCounterVec,
     token_remaining: GaugeVec,
     token_lifetime: GaugeVec,
@@ -19,7 +19,7 @@ pub(super) struct Families {
     refusals: IntCounterVec,
 }
 
-impl Families {
+impl AccountFamilies {
     pub(super) fn register(r: &Registry) -> Self {
         Self {
             refreshes: counter_vec(r, "token_refreshes_total", "Grant requests", &["account", "outcome"]),
@@ -54,7 +54,7 @@ impl Families {
 
 /// What is counted of one account.
 #[derive(Debug, Clone)]
-pub struct Account {
+pub struct AccountMetrics {
     name: AccountName,
     remaining: Gauge,
     lifetime: Gauge,
@@ -63,7 +63,7 @@ pub struct Account {
     refusals: IntCounter,
 }
 
-impl Account {
+impl AccountMetrics {
     /// All series of an account, at 0 from the start.
     pub fn new(name: &AccountName) -> Self {
         let label = &[name.as_str()];
@@ -86,7 +86,7 @@ impl Account {
     }
 
     /// The life by which refreshes are scheduled, and the one that the token's own claims state.
-    pub fn lives(&self, lifetime: Duration, claimed: Option<Duration>) {
+    pub fn set_lifetime(&self, lifetime: Duration, claimed: Option<Duration>) {
         self.lifetime.set(lifetime.as_secs_f64());
         self.claimed.set(claimed.unwrap_or_default().as_secs_f64());
     }
@@ -101,7 +101,7 @@ impl Account {
         self.refusals.inc();
     }
 
-    pub fn remaining(&self, remaining: Duration) {
+    pub fn set_remaining(&self, remaining: Duration) {
         self.remaining.set(remaining.as_secs_f64());
     }
 }

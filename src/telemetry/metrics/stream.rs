@@ -16,7 +16,7 @@ const STATES: [&str; 8] =
     ["starting", "connecting", "live", "degraded", "recovering", "backing-off", "paused", "failed"];
 
 /// The metrics of all streams.
-pub(super) struct Families {
+pub(super) struct StreamFamilies {
     events: IntCounterVec,
     bytes: IntCounterVec,
     duplicates: IntCounterVec,
@@ -37,7 +37,7 @@ pub(super) struct Families {
     topics: IntGaugeVec,
 }
 
-impl Families {
+impl StreamFamilies {
     pub(super) fn register(r: &Registry) -> Self {
         Self {
             events: counter_vec(
@@ -109,7 +109,7 @@ impl Families {
 
 /// What is counted of one stream. Handles are resolved once.
 #[derive(Debug, Clone)]
-pub struct Stream {
+pub struct StreamMetrics {
     name: StreamName,
     events: IntCounter,
     bytes: IntCounter,
@@ -125,7 +125,7 @@ pub struct Stream {
     lease_owner: IntGauge,
 }
 
-impl Stream {
+impl StreamMetrics {
     /// All series of a stream, at 0 from the start.
     pub fn new(name: &StreamName) -> Self {
         let m = &METRICS.streams;
@@ -181,13 +181,13 @@ impl Stream {
         self.undecoded.inc();
     }
 
-    pub fn gap_seen(&self, reason: GapReason, lost: Option<u64>) {
+    pub fn gap_marked(&self, reason: GapReason, lost: Option<u64>) {
         METRICS.streams.gaps.with_label_values(&[self.name.as_str(), reason.as_str()]).inc();
         self.lost.inc_by(lost.unwrap_or(0));
     }
 
     /// How many topics are subscribed, refused, and unserved.
-    pub fn topics(&self, counts: [usize; 3]) {
+    pub fn set_topics(&self, counts: [usize; 3]) {
         for (state, count) in TOPIC_STATES.into_iter().zip(counts) {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             METRICS.streams.topics.with_label_values(&[self.name.as_str(), state]).set(count);
@@ -195,33 +195,33 @@ impl Stream {
     }
 
     /// One of `starting`, `connecting`, `live`, `degraded`, `recovering`, `backing-off`, `paused`, `failed`.
-    pub fn entered(&self, state: &'static str) {
+    pub fn set_state(&self, state: &'static str) {
         for other in STATES {
             METRICS.streams.state.with_label_values(&[self.name.as_str(), other]).set(i64::from(other == state));
         }
     }
 
     /// Whether this process appends to its log.
-    pub fn owned(&self, owned: bool) {
+    pub fn set_owner(&self, owned: bool) {
         self.lease_owner.set(i64::from(owned));
     }
 
     /// Another process keeps it: nothing is said of its state here.
-    pub fn left(&self) {
+    pub fn clear(&self) {
         for state in STATES {
             METRICS.streams.state.with_label_values(&[self.name.as_str(), state]).set(0);
         }
         self.connected.set(0);
         self.buffer.set(0);
-        self.topics([0; 3]);
-        self.owned(false);
+        self.set_topics([0; 3]);
+        self.set_owner(false);
     }
 
-    pub fn connected(&self, connected: bool) {
+    pub fn set_connected(&self, connected: bool) {
         self.connected.set(i64::from(connected));
     }
 
-    pub fn buffered(&self, events: usize) {
+    pub fn set_buffered(&self, events: usize) {
         self.buffer.set(i64::try_from(events).unwrap_or(i64::MAX));
     }
 
@@ -234,7 +234,7 @@ impl Stream {
         METRICS.streams.rotations.with_label_values(&[self.name.as_str(), trigger, outcome]).inc();
     }
 
-    pub fn rotation_was_silent_for(&self, silence: Duration) {
+    pub fn observe_rotation_silence(&self, silence: Duration) {
         self.rotation_silence.observe(silence.as_secs_f64());
     }
 
@@ -242,7 +242,7 @@ impl Stream {
         METRICS.streams.reconnects.with_label_values(&[self.name.as_str(), class]).inc();
     }
 
-    pub fn breaker_open(&self, open: bool) {
+    pub fn set_breaker_open(&self, open: bool) {
         self.breaker.set(i64::from(open));
     }
 

@@ -27,10 +27,10 @@ const CONTROL_LEN_MAX: u64 = 125;
 
 /// Follows one connection from its first frame on. Messages are counted from 0.
 #[derive(Debug)]
-pub(super) struct Follower {
-    place: Place,
+pub(super) struct FrameTracker {
+    state: FrameParseState,
     messages: u64,
-    under_way: Option<u64>,
+    partial_message: Option<u64>,
     /// Which messages came as binary and were not asked for yet: no more than one read can hold, as the library reads
     /// only when it has no whole frame left.
     binaries: VecDeque<u64>,
@@ -38,7 +38,7 @@ pub(super) struct Follower {
 
 /// What the next byte belongs to.
 #[derive(Debug)]
-enum Place {
+enum FrameParseState {
     Header {
         read: [u8; HEADER_LEN_MAX],
         len: usize,
@@ -49,7 +49,7 @@ enum Place {
         ends: bool,
     },
     /// This is no WebSocket; the library will say so.
-    Lost,
+    NotWebSocket,
     /// Nothing more is handed on.
     Refused(ControlFault),
 }
@@ -82,14 +82,14 @@ impl ControlFault {
     }
 }
 
-impl Follower {
+impl FrameTracker {
     pub(super) fn new() -> Self {
-        Self { place: Place::header(), messages: 0, under_way: None, binaries: VecDeque::new() }
+        Self { state: FrameParseState::header(), messages: 0, partial_message: None, binaries: VecDeque::new() }
     }
 
     /// The message that has begun and is not whole.
-    pub(super) fn under_way(&self) -> Option<u64> {
-        self.under_way
+    pub(super) fn partial_message(&self) -> Option<u64> {
+        self.partial_message
     }
 
     /// Whether this message came as text. They are asked for in their order.
@@ -99,7 +99,7 @@ impl Follower {
 
     /// Follows the bytes that were read, and makes binary messages of texts. Returns how many may be handed on: a refused
     /// control frame and what is behind it may not.
-    pub(super) fn follow(&mut self, bytes: &mut [u8]) -> usize {
+    pub(super) fn scan(&mut self, bytes: &mut [u8]) -> usize {
         let mut at = 0;
         while at < bytes.len() {
             match self.step(&mut bytes[at..]) {
@@ -112,16 +112,16 @@ impl Follower {
 
     /// Why nothing more is handed on.
     pub(super) fn refused(&self) -> Option<ControlFault> {
-        match self.place {
-            Place::Refused(fault) => Some(fault),
-            Place::Header { .. } | Place::Payload { .. } | Place::Lost => None,
+        match self.state {
+            FrameParseState::Refused(fault) => Some(fault),
+            FrameParseState::Header { .. } | FrameParseState::Payload { .. } | FrameParseState::NotWebSocket => None,
         }
     }
 
     /// Takes as many bytes as belong together: one at least, or none once a control frame is refused.
     fn step(&mut self, bytes: &mut [u8]) -> usize {
-        match &mut self.place {
-            Place::Header { read, len } => {
+        match &mut self.state {
+            FrameParseState::Header { read, len } => {
                 read[*len] = bytes[0];
                 *len += 1;
                 if *len == 1 {
@@ -130,24 +130,24 @@ impl Follower {
                 match FrameHeader::parse(&mut Cursor::new(&read[..*len])) {
                     Ok(Some((header, left))) => match ControlFault::of(&header, left) {
                         None => self.enter(&header, left),
-                        Some(fault) => self.place = Place::Refused(fault),
+                        Some(fault) => self.state = FrameParseState::Refused(fault),
                     },
                     Ok(None) if *len < HEADER_LEN_MAX => (),
                     Err(Error::Protocol(ProtocolError::InvalidOpcode(opcode))) if opcode & CONTROL_BIT != 0 => {
-                        self.place = Place::Refused(ControlFault::Opcode);
+                        self.state = FrameParseState::Refused(ControlFault::Opcode);
                     }
-                    Ok(None) | Err(_) => self.place = Place::Lost,
+                    Ok(None) | Err(_) => self.state = FrameParseState::NotWebSocket,
                 }
                 usize::from(self.refused().is_none())
             }
-            Place::Payload { left, ends } => {
+            FrameParseState::Payload { left, ends } => {
                 let taken = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
                 let (left, ends) = (*left - taken as u64, *ends);
                 self.payload(left, ends);
                 taken
             }
-            Place::Lost => bytes.len(),
-            Place::Refused(_) => 0,
+            FrameParseState::NotWebSocket => bytes.len(),
+            FrameParseState::Refused(_) => 0,
         }
     }
 
@@ -156,33 +156,33 @@ impl Follower {
         match header.opcode {
             OpCode::Control(_) => return self.payload(left, false),
             OpCode::Data(Data::Continue) => (),
-            OpCode::Data(Data::Text | Data::Reserved(_)) => self.begin(),
+            OpCode::Data(Data::Text | Data::Reserved(_)) => self.start_message(),
             OpCode::Data(Data::Binary) => {
                 self.binaries.push_back(self.messages);
-                self.begin();
+                self.start_message();
             }
         }
         self.payload(left, header.is_final);
     }
 
-    fn begin(&mut self) {
-        self.under_way = Some(self.messages);
+    fn start_message(&mut self) {
+        self.partial_message = Some(self.messages);
         self.messages += 1;
     }
 
     fn payload(&mut self, left: u64, ends: bool) {
         if left > 0 {
-            self.place = Place::Payload { left, ends };
+            self.state = FrameParseState::Payload { left, ends };
             return;
         }
-        self.place = Place::header();
+        self.state = FrameParseState::header();
         if ends {
-            self.under_way = None;
+            self.partial_message = None;
         }
     }
 }
 
-impl Place {
+impl FrameParseState {
     fn header() -> Self {
         Self::Header { read: [0; HEADER_LEN_MAX], len: 0 }
     }
@@ -205,12 +205,12 @@ mod tests {
     const PING: u8 = 0x89;
 
     /// Follows the bytes in reads of this length; what the library is handed, and what was under way after each read.
-    fn followed(follower: &mut Follower, bytes: &[u8], read: usize) -> (Vec<u8>, Vec<Option<u64>>) {
+    fn followed(follower: &mut FrameTracker, bytes: &[u8], read: usize) -> (Vec<u8>, Vec<Option<u64>>) {
         let mut handed = bytes.to_vec();
         let mut under_way = Vec::new();
         for read in handed.chunks_mut(read) {
-            follower.follow(read);
-            under_way.push(follower.under_way());
+            follower.scan(read);
+            under_way.push(follower.partial_message());
         }
         (handed, under_way)
     }
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_become_binary_and_are_remembered_however_they_are_read() {
+    fn text_frames_become_binary_and_are_tracked_in_any_chunking() {
         let long = vec![TEXT; 70_000];
         let come = [
             whole(TEXT, b"\x81one"),
@@ -257,9 +257,9 @@ mod tests {
             whole(BINARY, b""),
         ];
         for read in [1, 2, 3, 7, 64, 1_000, 100_000] {
-            let mut follower = Follower::new();
+            let mut follower = FrameTracker::new();
             assert!(followed(&mut follower, &come.concat(), read).0 == handed.concat(), "in reads of {read}");
-            assert_eq!(follower.under_way(), None);
+            assert_eq!(follower.partial_message(), None);
             let texts: Vec<bool> = (0..6).map(|message| follower.was_text(message)).collect();
             assert_eq!(texts, [true, false, true, true, true, false]);
         }
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_message_is_under_way_until_its_last_part_is_whole() {
-        let mut follower = Follower::new();
+        let mut follower = FrameTracker::new();
         let come = [whole(0x01, b"a"), whole(PING, b"b"), whole(0x80, b"c"), whole(PING, b"d")].concat();
         let (_, under_way) = followed(&mut follower, &come, 1);
         let during = [vec![None], vec![Some(0); 7], vec![None; 4]].concat();
@@ -287,22 +287,22 @@ mod tests {
         ] {
             let come = [whole(BINARY, b"one"), control.clone(), whole(TEXT, b"two")].concat();
             for read in [1, 2, 3, 100] {
-                let (mut follower, mut handed) = (Follower::new(), 0);
+                let (mut follower, mut handed) = (FrameTracker::new(), 0);
                 for read in come.clone().chunks_mut(read) {
-                    handed += follower.follow(read);
+                    handed += follower.scan(read);
                 }
                 assert_eq!(handed, whole(BINARY, b"one").len() + control.len() - 1, "{fault:?}: all but its last byte");
                 assert_eq!((follower.refused(), follower.messages), (Some(fault), 1), "in reads of {read}");
             }
         }
-        let mut follower = Follower::new();
+        let mut follower = FrameTracker::new();
         let longest = whole(PING, &[0; 125]);
-        assert_eq!((follower.follow(&mut longest.clone()), follower.refused()), (longest.len(), None));
+        assert_eq!((follower.scan(&mut longest.clone()), follower.refused()), (longest.len(), None));
     }
 
     #[test]
     fn what_is_no_frame_is_left_as_it_is() {
-        let mut follower = Follower::new();
+        let mut follower = FrameTracker::new();
         let come = [frame(0x83, 3), frame(TEXT, 1)].concat();
         assert_eq!(followed(&mut follower, &come, 1).0, come);
     }

@@ -15,20 +15,20 @@ use crate::{
     connector::{Credential, Failure},
     model::Secret,
     network::{
-        Connection,
-        head::{self, Head, Version},
+        NetworkStream,
+        head::{self, HttpVersion, ResponseHead},
     },
 };
 
 /// A request that was not sent yet.
 #[derive(Debug)]
-pub struct Upgrade {
+pub struct UpgradeRequest {
     bytes: Vec<u8>,
     /// What `Sec-WebSocket-Accept` has to be.
     accept: String,
 }
 
-impl Upgrade {
+impl UpgradeRequest {
     /// The request for a URL, with the token where the platform wants it.
     pub fn new(url: &reqwest::Url, credential: Credential, token: &Secret) -> Result<Self, String> {
         let refused = |_| "the URL cannot be asked for a WebSocket".to_owned();
@@ -43,7 +43,7 @@ impl Upgrade {
     }
 
     /// Sends it and reads the answer. Returns the bytes that came behind a 101, or why there is no WebSocket.
-    pub(super) async fn carry_out(self, stream: &mut Connection) -> io::Result<Result<Vec<u8>, Failure>> {
+    pub(super) async fn perform(self, stream: &mut NetworkStream) -> io::Result<Result<Vec<u8>, Failure>> {
         stream.write_all(&self.bytes).await?;
         stream.flush().await?;
         let (answer, rest) = head::read(stream).await?;
@@ -52,20 +52,20 @@ impl Upgrade {
             return Ok(Err(Failure::Handshake { status: answer.status, retry_after, place: None }));
         }
         Ok(self
-            .judge(&answer)
+            .check_response(&answer)
             .map(|()| rest)
             .map_err(|why| Failure::Unreachable(format!("the answer to the upgrade {why}"))))
     }
 
     /// Whether a 101 opens the WebSocket that was asked for.
-    fn judge(&self, answer: &Head) -> Result<(), &'static str> {
-        if answer.version != Version::Http11 {
+    fn check_response(&self, answer: &ResponseHead) -> Result<(), &'static str> {
+        if answer.version != HttpVersion::Http11 {
             return Err("is of HTTP/1.0, which has no upgrade");
         }
-        if !answer.lists(header::UPGRADE, "websocket") {
+        if !answer.has_token(header::UPGRADE, "websocket") {
             return Err("has no \"Upgrade: websocket\"");
         }
-        if !answer.lists(header::CONNECTION, "upgrade") {
+        if !answer.has_token(header::CONNECTION, "upgrade") {
             return Err("has no \"Connection: Upgrade\"");
         }
         let accept = answer.headers.get(header::SEC_WEBSOCKET_ACCEPT).and_then(|value| value.to_str().ok());
@@ -92,9 +92,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_opens_a_websocket_when_its_words_are_there_however_they_are_written() {
+    fn upgrade_headers_are_matched_in_any_case_and_list() {
         let url = reqwest::Url::parse("wss://a.test/x").unwrap();
-        let upgrade = Upgrade::new(&url, Credential::InUrl, &Secret::new("t")).unwrap();
+        let upgrade = UpgradeRequest::new(&url, Credential::InUrl, &Secret::new("t")).unwrap();
         let accept = upgrade.accept.as_str();
         let good = [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-accept", accept)];
         let with = |name: &'static str, value: &'static str| {
@@ -120,14 +120,14 @@ mod tests {
                 let value = HeaderValue::from_str(value).unwrap();
                 headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
             }
-            let mut answer = Head { version: Version::Http11, status: 101, headers };
-            match (upgrade.judge(&answer), expected) {
+            let mut answer = ResponseHead { version: HttpVersion::Http11, status: 101, headers };
+            match (upgrade.check_response(&answer), expected) {
                 (Ok(()), None) => (),
                 (Err(why), Some(word)) => assert!(why.contains(word), "{lines:?}: {why}"),
                 (found, _) => panic!("{lines:?}: {found:?}"),
             }
-            answer.version = Version::Http10;
-            assert!(upgrade.judge(&answer).is_err_and(|why| why.contains("HTTP/1.0") || expected.is_some()));
+            answer.version = HttpVersion::Http10;
+            assert!(upgrade.check_response(&answer).is_err_and(|why| why.contains("HTTP/1.0") || expected.is_some()));
         }
     }
 }

@@ -9,44 +9,44 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::follower::Follower;
-use crate::network::Connection;
+use super::follower::FrameTracker;
+use crate::network::NetworkStream;
 
 /// A connection whose upgrade is done.
 #[derive(Debug)]
-pub(super) struct Wire {
-    stream: Connection,
-    pub(super) follower: Follower,
+pub(super) struct TrackedStream {
+    stream: NetworkStream,
+    pub(super) tracker: FrameTracker,
 }
 
-impl Wire {
+impl TrackedStream {
     /// `read` is what came behind the answer to the upgrade. What may not be handed on is cut off.
-    pub(super) fn new(stream: Connection, read: &mut Vec<u8>) -> Self {
-        let mut follower = Follower::new();
-        let good = follower.follow(read);
-        read.truncate(good);
-        Self { stream, follower }
+    pub(super) fn new(stream: NetworkStream, read: &mut Vec<u8>) -> Self {
+        let mut follower = FrameTracker::new();
+        let allowed = follower.scan(read);
+        read.truncate(allowed);
+        Self { stream, tracker: follower }
     }
 
     fn refused(&self) -> io::Result<()> {
-        self.follower.refused().map_or(Ok(()), |fault| Err(io::Error::new(io::ErrorKind::InvalidData, fault)))
+        self.tracker.refused().map_or(Ok(()), |fault| Err(io::Error::new(io::ErrorKind::InvalidData, fault)))
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for TrackedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.refused()?;
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         let read = buffer.filled().len() - before;
-        let good = self.follower.follow(&mut buffer.filled_mut()[before..]);
+        let good = self.tracker.scan(&mut buffer.filled_mut()[before..]);
         buffer.set_filled(before + good);
         // No byte at all would be taken for the end of the connection.
         Poll::Ready(if good == 0 && read > 0 { self.refused() } else { Ok(()) })
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for TrackedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

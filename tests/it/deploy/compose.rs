@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::files::{assert_good, document, drain_secs_max, free, path, seconds, strings, text};
 use crate::process::{
-    Entry, Relay, STREAM, Site,
-    child::{Child, PATIENCE, eventually},
+    LogEntry, RelayProcess, STREAM, Site,
+    child::{Child, WAIT_MAX, eventually},
 };
 
 const REPLICAS: [&str; 2] = ["replica-a", "replica-b"];
@@ -39,7 +39,7 @@ fn every_service_has_a_read_only_root_no_rights_and_the_network_of_all() {
 }
 
 #[test]
-fn the_replicas_have_a_sound_configuration_ports_of_their_own_and_time_to_drain() {
+fn the_replicas_have_a_valid_configuration_separate_ports_and_time_to_drain() {
     let compose = compose();
     let mut targets = Vec::new();
     for name in REPLICAS {
@@ -98,14 +98,14 @@ async fn redis_understands_how_it_is_started() {
         let told = Command::new("redis-cli").args(["-p", &port, "config", "get", name]).output().unwrap();
         String::from_utf8_lossy(&told.stdout).lines().nth(1).map(str::to_owned)
     };
-    eventually("Redis answers", PATIENCE, async || setting("port")).await;
+    eventually("Redis answers", WAIT_MAX, async || setting("port")).await;
     for (name, value) in [("maxmemory-policy", "noeviction"), ("appendonly", "yes"), ("maxmemory", "536870912")] {
         assert_eq!(setting(name).as_deref(), Some(value), "{name}");
     }
 }
 
 #[test]
-fn the_platform_listens_where_the_replicas_look_for_it() {
+fn the_platform_listens_at_the_address_of_the_configuration() {
     let compose = compose();
     let command = strings(&compose["services"]["platform"]["command"]);
     let listen = command.iter().skip_while(|word| **word != "--listen").nth(1).unwrap();
@@ -118,39 +118,39 @@ fn the_platform_listens_where_the_replicas_look_for_it() {
 
 /// The consumer's own script, against a relay that is killed and comes back at the other address.
 #[tokio::test]
-async fn the_consumer_goes_on_at_the_other_replica_without_a_hole() {
+async fn the_consumer_continues_at_the_other_replica_without_a_hole() {
     let site = Site::start().await;
     let [first, second] = free::<2>().map(|address| address.to_string());
     let mut consume = Command::new("sh");
     consume.arg(path("deploy/compose/consume")).arg(STREAM).args([&first, &second].map(|at| format!("http://{at}")));
-    let mut relay = Relay::start_with(&site, &[("TRUNKLINE__HTTP__LISTEN", &first)]).await;
+    let mut relay = RelayProcess::start_with(&site, &[("TRUNKLINE__HTTP__LISTEN", &first)]).await;
     relay.goes_live().await;
-    site.platform.say(20);
+    site.platform.emit(20);
     relay.holds(20).await;
     let mut consumer = Child::spawn(site.folder.path(), consume);
     printed(&consumer, 20).await;
 
     relay.child.kill();
-    site.platform.say(20);
-    let relay = Relay::start_with(&site, &[("TRUNKLINE__HTTP__LISTEN", &second)]).await;
+    site.platform.emit(20);
+    let relay = RelayProcess::start_with(&site, &[("TRUNKLINE__HTTP__LISTEN", &second)]).await;
     relay.goes_live().await;
     relay.holds(40).await;
     let entries = printed(&consumer, 40).await;
     let offsets: Vec<u64> = entries.iter().map(|entry| entry.offset).collect();
     assert_eq!(offsets, (1..=40).collect::<Vec<_>>(), "each event once, in order");
     consumer.signal("TERM");
-    assert_eq!(consumer.ends(PATIENCE).await, 0, "{}", consumer.told());
+    assert_eq!(consumer.wait_for_exit(WAIT_MAX).await, 0, "{}", consumer.printed_output());
     let left = fs::read_dir(site.folder.path())
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("tmp."));
     assert_eq!(left.count(), 0, "it leaves nothing behind");
 }
 
-async fn printed(consumer: &Child, count: usize) -> Vec<Entry> {
-    let lines = eventually("the consumer printed what was said", PATIENCE, async || {
+async fn printed(consumer: &Child, count: usize) -> Vec<LogEntry> {
+    let lines = eventually("the consumer printed what was said", WAIT_MAX, async || {
         let out = consumer.stdout();
         (out.lines().count() >= count && out.ends_with('\n')).then_some(out)
     })
     .await;
-    lines.lines().map(Entry::read).collect()
+    lines.lines().map(LogEntry::read).collect()
 }

@@ -8,8 +8,8 @@ use trunkline::simulator::{self, Settings};
 
 use super::files::{free, path, text};
 use crate::process::{
-    Relay,
-    child::{Child, PATIENCE, eventually},
+    RelayProcess,
+    child::{Child, WAIT_MAX, eventually},
     client,
 };
 
@@ -66,8 +66,8 @@ fn what_is_copied_goes_into_the_context_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_image_runs_read_only_as_a_number_and_asks_after_its_own_health() {
-    let image = Image::assembled();
+async fn the_image_runs_read_only_as_a_numeric_user_and_checks_its_health() {
+    let image = ImageRoot::assemble();
     let platform = simulator::start(Settings::default()).await.unwrap();
     fs::write(image.path().join("runtime/etc/trunkline/trunkline.toml"), config(&platform.url())).unwrap();
     let [admin] = free();
@@ -81,10 +81,10 @@ async fn the_image_runs_read_only_as_a_number_and_asks_after_its_own_health() {
     let scratch = tempfile::tempdir().unwrap();
     let mut start = steps(&["start"], image.path());
     start.envs(variables);
-    let mut relay = Relay::of(Child::spawn(scratch.path(), start)).await;
+    let mut relay = RelayProcess::of(Child::spawn(scratch.path(), start)).await;
     relay.goes_live().await;
-    platform.say(5);
-    eventually("five events are durable", PATIENCE, async || {
+    platform.emit(5);
+    eventually("five events are durable", WAIT_MAX, async || {
         let page = client().get(format!("{}/v1/streams/calls/events?from=first", relay.consumers)).send().await.ok()?;
         let events: Vec<serde_json::Value> = page.json().await.ok()?;
         (events.len() == 5).then_some(())
@@ -95,21 +95,25 @@ async fn the_image_runs_read_only_as_a_number_and_asks_after_its_own_health() {
     let mut health = steps(&["health"], image.path());
     health.args(["--url", &format!("http://{admin}")]);
     let mut health = Child::spawn(scratch.path(), health);
-    assert_eq!(health.ends(PATIENCE).await, 0, "{}", health.told());
-    assert!(health.stdout().contains("calls"), "{}", health.told());
+    assert_eq!(health.wait_for_exit(WAIT_MAX).await, 0, "{}", health.printed_output());
+    assert!(health.stdout().contains("calls"), "{}", health.printed_output());
 
     relay.child.signal("TERM");
-    assert_eq!(relay.child.ends(PATIENCE).await, 0, "{}", relay.child.told());
+    assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 0, "{}", relay.child.printed_output());
     assert!(fs::read_dir(image.path().join("runtime/data")).unwrap().count() > 0, "the log lies in the volume");
     let mut health = steps(&["health"], image.path());
     health.args(["--url", &format!("http://{admin}")]);
-    assert_eq!(Child::spawn(scratch.path(), health).ends(Duration::from_secs(15)).await, 1, "nobody is there any more");
+    assert_eq!(
+        Child::spawn(scratch.path(), health).wait_for_exit(Duration::from_secs(15)).await,
+        1,
+        "nobody is there any more"
+    );
     platform.stop().await;
 }
 
 #[test]
 fn the_default_command_is_one_that_the_program_knows() {
-    let image = Image::assembled();
+    let image = ImageRoot::assemble();
     let told = steps(&["start"], image.path()).output().unwrap();
     let error = String::from_utf8_lossy(&told.stderr).into_owned();
     assert_eq!(told.status.code(), Some(2), "there is no configuration yet: {error}");
@@ -153,10 +157,10 @@ fn steps(act: &[&str], image: &Path) -> Command {
 }
 
 /// The stages' folders. Whoever is not root cannot remove what is read-only, so it is made writable in the end.
-struct Image(TempDir);
+struct ImageRoot(TempDir);
 
-impl Image {
-    fn assembled() -> Self {
+impl ImageRoot {
+    fn assemble() -> Self {
         let image = Self(tempfile::tempdir().unwrap());
         let told = steps(&["assemble"], image.path()).arg(env!("CARGO_BIN_EXE_trunkline")).output().unwrap();
         assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
@@ -168,7 +172,7 @@ impl Image {
     }
 }
 
-impl Drop for Image {
+impl Drop for ImageRoot {
     fn drop(&mut self) {
         drop(Command::new("chmod").args(["-R", "u+w"]).arg(self.path()).status());
     }

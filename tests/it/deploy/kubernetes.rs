@@ -102,7 +102,7 @@ fn pods_stay_within_the_restricted_profile_and_write_only_to_folders_of_their_ow
 }
 
 #[test]
-fn liveness_is_of_the_process_alone_and_readiness_of_what_it_serves() {
+fn liveness_checks_the_process_and_readiness_checks_the_listeners() {
     let (daemon, proxy) = (container("trunkline"), container("proxy"));
     let asks = |container: &Value, probe: &str| {
         let get = &container[probe]["httpGet"];
@@ -122,7 +122,7 @@ fn liveness_is_of_the_process_alone_and_readiness_of_what_it_serves() {
 }
 
 #[test]
-fn there_is_time_for_the_longest_drain() {
+fn the_termination_grace_period_covers_the_longest_drain() {
     let daemon = container("trunkline");
     let pause = daemon["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
     let grace = pod()["terminationGracePeriodSeconds"].as_u64().unwrap();
@@ -133,7 +133,7 @@ fn there_is_time_for_the_longest_drain() {
 }
 
 #[test]
-fn replicas_are_spread_and_go_one_at_a_time() {
+fn replicas_are_spread_and_replaced_one_at_a_time() {
     let deployment = manifest("Deployment", "trunkline");
     assert_eq!(deployment["spec"]["replicas"], 2);
     let update = &deployment["spec"]["strategy"]["rollingUpdate"];
@@ -150,7 +150,7 @@ fn replicas_are_spread_and_go_one_at_a_time() {
 }
 
 #[test]
-fn selectors_choose_the_pods_and_names_lead_somewhere() {
+fn selectors_match_the_pods_and_references_resolve() {
     let deployment = manifest("Deployment", "trunkline");
     let labels = &deployment["spec"]["template"]["metadata"]["labels"];
     let services =
@@ -216,7 +216,7 @@ fn every_port_leads_to_a_listener() {
 }
 
 #[test]
-fn what_is_not_named_may_not_connect() {
+fn traffic_that_is_not_listed_is_denied() {
     let deny = manifest("NetworkPolicy", "default-deny");
     assert_eq!(deny["spec"]["podSelector"], serde_json::json!({}));
     assert_eq!(strings(&deny["spec"]["policyTypes"]), ["Ingress", "Egress"]);

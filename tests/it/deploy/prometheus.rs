@@ -4,12 +4,12 @@
 use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, time::Duration};
 
 use serde_json::Value;
-use trunkline::simulator::{Fault, Settings};
+use trunkline::simulator::{PlatformFault, Settings};
 
 use super::files::{document, free, path, text};
 use crate::process::{
-    Relay, Site,
-    child::{Child, PATIENCE, eventually},
+    RelayProcess, Site,
+    child::{Child, WAIT_MAX, eventually},
     client,
 };
 
@@ -61,7 +61,7 @@ fn promtool_accepts_every_configuration() {
 }
 
 #[test]
-fn every_alert_says_what_is_wrong_and_is_seen_both_firing_and_silent() {
+fn every_alert_has_a_description_and_tests_for_firing_and_silent() {
     let tests: String = unit_tests().iter().map(|file| fs::read_to_string(file).unwrap()).collect();
     for rule in rules() {
         let name = rule["alert"].as_str().unwrap();
@@ -76,7 +76,7 @@ fn every_alert_says_what_is_wrong_and_is_seen_both_firing_and_silent() {
 
 /// A metric or a label's value that does not exist would keep its alert silent for ever.
 #[test]
-fn the_rules_name_only_metrics_and_words_that_there_are() {
+fn the_rules_use_only_existing_metrics_and_labels() {
     let golden = text("tests/golden/metrics.txt");
     for rule in rules() {
         let expression = rule["expr"].as_str().unwrap();
@@ -96,15 +96,15 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 }
 
 #[tokio::test]
-async fn a_real_prometheus_sees_every_metric_and_stays_calm_while_tokens_rotate() {
+async fn a_real_prometheus_scrapes_every_metric_and_fires_no_alert_while_tokens_rotate() {
     let settings = Settings { token_ttl: TOKEN_TTL, ..Settings::default() };
     let site = Site::start_with(settings, &[]).await;
-    let relay = Relay::live(&site).await;
-    let talk = site.talk(100);
+    let relay = RelayProcess::live(&site).await;
+    let talk = site.start_traffic(100);
     let prometheus = Prometheus::start(&site, &relay.admin).await;
 
     let rotations = "sum(trunkline_stream_rotations_total{outcome=\"completed\",trigger=\"token\"})";
-    eventually("tokens rotate, and Prometheus sees it", PATIENCE, async || {
+    eventually("tokens rotate, and Prometheus sees it", WAIT_MAX, async || {
         prometheus.value(rotations).await.filter(|count| *count >= ROTATIONS)
     })
     .await;
@@ -114,10 +114,10 @@ async fn a_real_prometheus_sees_every_metric_and_stays_calm_while_tokens_rotate(
     assert_eq!(prometheus.value("count(count_over_time(ALERTS{alertstate=\"firing\"}[5m]))").await, None);
 
     // So that it is not silent for want of eyes: events are missing, and it says so.
-    site.platform.inject(Fault::Jump { n: 5 });
+    site.platform.inject(PlatformFault::Jump { n: 5 });
     let gap = "ALERTS{alertname=\"TrunklineGapMarked\",alertstate=\"firing\",reason=\"jump\"}";
-    eventually("the gap raises its alert", PATIENCE, async || prometheus.value(gap).await).await;
-    talk.hush().await;
+    eventually("the gap raises its alert", WAIT_MAX, async || prometheus.value(gap).await).await;
+    talk.stop().await;
 }
 
 /// A server with our rules, which scrapes a relay every second.
@@ -140,7 +140,7 @@ impl Prometheus {
         let found = Command::new("prometheus").arg("--version").output().is_ok();
         assert!(found, "there is no prometheus; sudo apt-get install -y prometheus");
         let prometheus = Self { url: format!("http://{listen}"), _server: Child::spawn(folder, command) };
-        eventually("Prometheus is ready", PATIENCE, async || {
+        eventually("Prometheus is ready", WAIT_MAX, async || {
             let ready = client().get(format!("{}/-/ready", prometheus.url)).send().await.ok()?;
             ready.status().is_success().then_some(())
         })

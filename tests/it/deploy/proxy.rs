@@ -4,26 +4,26 @@ use std::{fs, path::Path, process::Command};
 
 use super::files::{document, documents, free, strings};
 use crate::process::{
-    Relay, STREAM, Site,
-    child::{Child, PATIENCE, eventually},
+    RelayProcess, STREAM, Site,
+    child::{Child, WAIT_MAX, eventually},
     client,
 };
 
 /// The placeholder of the Secret.
 const BEARER: &str = "Bearer CHANGE-ME";
 
-struct Proxy {
+struct NginxProxy {
     consumers: String,
     operators: String,
     _server: Child,
 }
 
-impl Proxy {
+impl NginxProxy {
     /// As in a pod, but for the ports and the folders, and in one process: the workers of a killed master would stay.
-    async fn before(relay: &Relay, folder: &Path) -> Self {
+    async fn in_front_of(relay: &RelayProcess, folder: &Path) -> Self {
         let [consumers, operators] = free::<2>().map(|address| address.to_string());
         let place = folder.to_str().unwrap();
-        let config = held("deploy/kubernetes/configmap.yaml", "data", "nginx.conf")
+        let config = document_value("deploy/kubernetes/configmap.yaml", "data", "nginx.conf")
             .replace("127.0.0.1:8080", relay.consumers.trim_start_matches("http://"))
             .replace("127.0.0.1:9090", relay.admin.trim_start_matches("http://"))
             .replace("daemon off;", "daemon off; master_process off;")
@@ -32,8 +32,11 @@ impl Proxy {
             .replace("/tmp/", &format!("{place}/"))
             .replace("/etc/proxy-secret", place);
         fs::write(folder.join("nginx.conf"), config).unwrap();
-        fs::write(folder.join("tokens.conf"), held("deploy/kubernetes/secret.yaml", "stringData", "tokens.conf"))
-            .unwrap();
+        fs::write(
+            folder.join("tokens.conf"),
+            document_value("deploy/kubernetes/secret.yaml", "stringData", "tokens.conf"),
+        )
+        .unwrap();
         let program = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists());
         let mut command = Command::new(program.expect("there is no nginx; sudo apt-get install -y nginx-light"));
         command.args(arguments().iter().map(|word| word.replace("/etc/proxy", place)));
@@ -43,7 +46,7 @@ impl Proxy {
             operators: format!("http://{operators}"),
             _server: server,
         };
-        eventually("the proxy answers", PATIENCE, async || {
+        eventually("the proxy answers", WAIT_MAX, async || {
             let answer = client().get(format!("{}/proxyz", proxy.operators)).send().await.ok()?;
             (answer.status() == 204).then_some(())
         })
@@ -61,19 +64,19 @@ fn arguments() -> Vec<String> {
 }
 
 /// A key of whichever document of a file has it.
-fn held(file: &str, table: &str, key: &str) -> String {
+fn document_value(file: &str, table: &str, key: &str) -> String {
     let found = documents(file).into_iter().find_map(|document| Some(document[table][key].as_str()?.to_owned()));
     found.unwrap_or_else(|| panic!("{file}: {table} has no {key}"))
 }
 
 #[tokio::test]
-async fn consumers_come_in_by_token_and_probes_by_path() {
+async fn consumers_need_a_token_and_probes_only_a_path() {
     let site = Site::start().await;
-    let relay = Relay::live(&site).await;
-    site.platform.say(3);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(3);
     relay.holds(3).await;
     let folder = tempfile::tempdir().unwrap();
-    let proxy = Proxy::before(&relay, folder.path()).await;
+    let proxy = NginxProxy::in_front_of(&relay, folder.path()).await;
     let asked = async |url: String, bearer: &str| {
         let answer = client().get(url).header("authorization", bearer).send().await.unwrap();
         answer.status().as_u16()
@@ -98,19 +101,19 @@ async fn consumers_come_in_by_token_and_probes_by_path() {
 }
 
 /// An event that is said while a consumer listens comes through at once, and is not held in a buffer.
-async fn streams_without_delay(site: &Site, proxy: &Proxy, events: &str) {
+async fn streams_without_delay(site: &Site, proxy: &NginxProxy, events: &str) {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "-N", "--fail", "-H", "Accept: text/event-stream", "-H"]);
     curl.arg(format!("Authorization: {BEARER}")).arg(events);
     let mut consumer = Child::spawn(site.folder.path(), curl);
-    consumer.says("\"sequence\":\"3\"").await;
-    site.platform.say(1);
-    consumer.says("\"sequence\":\"4\"").await;
+    consumer.wait_for_output("\"sequence\":\"3\"").await;
+    site.platform.emit(1);
+    consumer.wait_for_output("\"sequence\":\"4\"").await;
 
     let mut upgrade = Command::new("curl");
     upgrade.args(["-sS", "-i", "-N", "--http1.1", "-H", "Connection: Upgrade", "-H", "Upgrade: websocket", "-H"]);
     upgrade.args(["Sec-WebSocket-Version: 13", "-H", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "-H"]);
     upgrade.arg(format!("Authorization: {BEARER}")).arg(format!("{}/v1/streams/{STREAM}/events", proxy.consumers));
     let mut socket = Child::spawn(site.folder.path(), upgrade);
-    socket.says("101 Switching Protocols").await;
+    socket.wait_for_output("101 Switching Protocols").await;
 }

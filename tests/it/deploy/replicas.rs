@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use super::files::{assert_good, document, drain_secs_max, path, text};
-use crate::harness::{Redis, documented_rules};
+use crate::harness::{RedisServer, documented_rules};
 
 const DOCUMENT: &str = "docs/replicas.md";
 /// What the document says that an entry takes, with the nodes of each size, for a byte of it.
@@ -32,7 +32,7 @@ fn figures(text: &str) -> Vec<(f64, [f64; 2])> {
 }
 
 #[test]
-fn its_figures_of_memory_are_what_redis_says() {
+fn its_memory_figures_match_redis() {
     let text = text(DOCUMENT);
     assert!(text.contains("memory = 1.15 × Σ") && text.contains("it is up to 1.55"));
     let figures = figures(&text);
@@ -66,7 +66,7 @@ fn its_example_adds_up() {
 }
 
 #[test]
-fn it_names_what_the_files_say() {
+fn its_names_match_the_files() {
     let (text, compose) = (text(DOCUMENT), document("docker-compose.yml"));
     let grace = compose["services"]["replica-a"]["stop_grace_period"].as_str().unwrap().trim_end_matches('s');
     assert!(text.contains(&format!("give it {grace} s")) && text.contains(&format!("docker stop -t {grace}")));
@@ -90,7 +90,7 @@ fn its_user_can_be_pasted_into_a_shell_and_into_the_prompt_of_redis_cli() {
     let document = text(DOCUMENT);
     let block = document.split("\n```").find_map(|block| block.strip_prefix("\nACL SETUSER ")).unwrap();
     assert_eq!(block.lines().count(), 1, "{block}");
-    let server = Redis::volatile();
+    let server = RedisServer::volatile();
     let folder = tempfile::tempdir().unwrap();
     let typed = folder.path().join("typed");
     fs::write(&typed, format!("ACL SETUSER {block}\n")).unwrap();

@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use super::files::{document, free, path, strings, text};
 use crate::process::{
-    Entry, Relay,
-    child::{Child, PATIENCE, eventually},
+    LogEntry, RelayProcess,
+    child::{Child, WAIT_MAX, eventually},
 };
 
 /// The ports of the file.
@@ -20,15 +20,15 @@ const STREAM: &str = "conversations";
 /// The consumer is seen to go on when it has printed so many more.
 const MORE: usize = 40;
 
-struct Stage {
+struct ComposeFixture {
     folder: TempDir,
     compose: Value,
     /// What each port of the file is here.
     ports: [(&'static str, String); 6],
 }
 
-impl Stage {
-    fn set() -> Self {
+impl ComposeFixture {
+    fn new() -> Self {
         let own = free::<6>().map(|address| address.port().to_string());
         let mut own = own.into_iter();
         let ports = PORTS.map(|port| (port, own.next().unwrap()));
@@ -36,7 +36,7 @@ impl Stage {
     }
 
     /// A text of the files as it is here.
-    fn here(&self, text: &str) -> String {
+    fn localize(&self, text: &str) -> String {
         self.ports.iter().fold(text.to_owned(), |text, (port, own)| match text == *port {
             true => own.clone(),
             false => text.replace(&format!("127.0.0.1:{port}"), &format!("127.0.0.1:{own}")),
@@ -44,7 +44,7 @@ impl Stage {
     }
 
     fn words(&self, service: &str, key: &str) -> Vec<String> {
-        strings(&self.compose["services"][service][key]).into_iter().map(|word| self.here(word)).collect()
+        strings(&self.compose["services"][service][key]).into_iter().map(|word| self.localize(word)).collect()
     }
 
     fn spawn(&self, service: &str, program: &str, words: Vec<String>) -> Child {
@@ -53,7 +53,7 @@ impl Stage {
         let mut command = Command::new(program);
         command.args(words);
         for (name, value) in self.compose["services"][service]["environment"].as_object().into_iter().flatten() {
-            command.env(name, self.here(value.as_str().unwrap()));
+            command.env(name, self.localize(value.as_str().unwrap()));
         }
         Child::spawn(&folder, command)
     }
@@ -64,7 +64,7 @@ impl Stage {
         let server = self.spawn("redis", &words.next().unwrap(), words.collect());
         let asked = strings(&self.compose["services"]["redis"]["healthcheck"]["test"]).into_iter().skip(1);
         let asked: Vec<String> = asked.map(str::to_owned).collect();
-        eventually("Redis is healthy", PATIENCE, async || {
+        eventually("Redis is healthy", WAIT_MAX, async || {
             let told = Command::new(&asked[0]).args(["-p", &self.ports[0].1]).args(&asked[1..]).output().unwrap();
             String::from_utf8_lossy(&told.stdout).contains("PONG").then_some(())
         })
@@ -74,16 +74,16 @@ impl Stage {
 
     async fn platform(&self) -> Child {
         let mut platform = self.spawn("platform", env!("CARGO_BIN_EXE_trunkline"), self.words("platform", "command"));
-        platform.says("The simulated platform listens").await;
+        platform.wait_for_output("The simulated platform listens").await;
         platform
     }
 
     /// With the image's own command, and the file that is mounted.
-    async fn replica(&self, name: &str) -> Relay {
+    async fn replica(&self, name: &str) -> RelayProcess {
         let config = self.folder.path().join("trunkline.toml");
-        fs::write(&config, self.here(&text("deploy/compose/trunkline.toml"))).unwrap();
+        fs::write(&config, self.localize(&text("deploy/compose/trunkline.toml"))).unwrap();
         let words = ["run", "--config", config.to_str().unwrap()].map(str::to_owned).to_vec();
-        let relay = Relay::of(self.spawn(name, env!("CARGO_BIN_EXE_trunkline"), words)).await;
+        let relay = RelayProcess::of(self.spawn(name, env!("CARGO_BIN_EXE_trunkline"), words)).await;
         relay.goes_live().await;
         relay
     }
@@ -97,55 +97,59 @@ impl Stage {
 }
 
 /// Which replica keeps the stream, once each keeps one of the two: as `trunkline status` of either says.
-async fn keeper(relays: &[Relay; 2]) -> usize {
-    eventually("each replica keeps one stream", PATIENCE, async || {
+async fn holder_index(relays: &[RelayProcess; 2]) -> usize {
+    eventually("each replica keeps one stream", WAIT_MAX, async || {
         let shown = [relays[0].status().await, relays[1].status().await];
-        let kept = shown.each_ref().map(kept);
+        let kept = shown.each_ref().map(held_streams);
         (kept[0].len() == 1 && kept[1].len() == 1).then(|| usize::from(kept[1][0] == STREAM))
     })
     .await
 }
 
 /// The streams that whoever says this keeps itself.
-fn kept(status: &Value) -> Vec<String> {
+fn held_streams(status: &Value) -> Vec<String> {
     let streams = status["streams"].as_array().unwrap().iter();
     let own = streams.filter(|stream| stream["holder"] == status["replica"]);
     own.map(|stream| stream["stream"].as_str().unwrap().to_owned()).collect()
 }
 
 /// What the consumer has printed, when that is more by a good piece than it was.
-async fn prints_on(consumer: &Child) -> Vec<Entry> {
+async fn next_printed_entries(consumer: &Child) -> Vec<LogEntry> {
     let before = consumer.stdout().lines().count();
-    let lines = eventually("the consumer prints on", PATIENCE, async || {
+    let lines = eventually("the consumer prints on", WAIT_MAX, async || {
         let out = consumer.stdout();
         (out.lines().count() >= before + MORE && out.ends_with('\n')).then_some(out)
     })
     .await;
-    lines.lines().map(Entry::read).collect()
+    lines.lines().map(LogEntry::read).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_is_stopped_another_is_killed_and_the_consumer_prints_on_without_a_hole() {
-    let stage = Stage::set();
+async fn the_consumer_continues_without_a_hole_when_replicas_are_stopped_and_killed() {
+    let stage = ComposeFixture::new();
     let (_redis, _platform) = (stage.redis().await, stage.platform().await);
     let mut relays = [stage.replica(REPLICAS[0]).await, stage.replica(REPLICAS[1]).await];
     let consumer = stage.consumer();
-    prints_on(&consumer).await;
+    next_printed_entries(&consumer).await;
 
-    let stopped = keeper(&relays).await;
+    let stopped = holder_index(&relays).await;
     relays[stopped].child.signal("TERM");
-    assert_eq!(relays[stopped].child.ends(PATIENCE).await, 0, "{}", relays[stopped].child.told());
-    assert_eq!(kept(&relays[1 - stopped].status().await).len(), 2, "it was given both before the other one ended");
-    prints_on(&consumer).await;
+    assert_eq!(relays[stopped].child.wait_for_exit(WAIT_MAX).await, 0, "{}", relays[stopped].child.printed_output());
+    assert_eq!(
+        held_streams(&relays[1 - stopped].status().await).len(),
+        2,
+        "it was given both before the other one ended"
+    );
+    next_printed_entries(&consumer).await;
     relays[stopped] = stage.replica(REPLICAS[stopped]).await;
 
-    let killed = keeper(&relays).await;
+    let killed = holder_index(&relays).await;
     relays[killed].child.kill();
-    prints_on(&consumer).await;
+    next_printed_entries(&consumer).await;
     relays[killed] = stage.replica(REPLICAS[killed]).await;
-    keeper(&relays).await;
+    holder_index(&relays).await;
 
-    let entries = prints_on(&consumer).await;
+    let entries = next_printed_entries(&consumer).await;
     let offsets: Vec<u64> = entries.iter().map(|entry| entry.offset).collect();
     assert_eq!(offsets, (1..=entries.len() as u64).collect::<Vec<_>>(), "each entry once, in order");
     let numbers: Option<Vec<u64>> = entries.iter().map(|entry| entry.number).collect();

@@ -10,11 +10,11 @@ use tokio_tungstenite::{
     tungstenite::{Message, protocol::frame::CloseFrame},
 };
 
-use super::{PATIENCE, http};
+use super::{WAIT_MAX, http};
 
 /// How a client reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Transport {
+pub(crate) enum ConsumerTransport {
     WebSocket,
     Sse,
     Ndjson,
@@ -22,31 +22,31 @@ pub(crate) enum Transport {
 
 /// A connected client.
 pub(crate) struct Consumer {
-    source: Source,
+    source: ConsumerSource,
     /// The newest `id:` of server-sent events.
     pub(crate) last_id: Option<String>,
 }
 
-enum Source {
+enum ConsumerSource {
     WebSocket(Box<WebSocketStream<MaybeTlsStream<TcpStream>>>),
-    Endless { chunks: BoxStream<'static, Vec<u8>>, text: Vec<u8>, end: &'static str },
+    Chunked { chunks: BoxStream<'static, Vec<u8>>, text: Vec<u8>, end: &'static str },
 }
 
 impl Consumer {
-    pub(crate) async fn of(at: SocketAddr, target: &str, transport: Transport) -> Self {
+    pub(crate) async fn connect(at: SocketAddr, target: &str, transport: ConsumerTransport) -> Self {
         let source = match transport {
-            Transport::WebSocket => {
-                let connected = timeout(PATIENCE, connect_async(format!("ws://{at}{target}"))).await;
-                Source::WebSocket(Box::new(connected.unwrap().unwrap().0))
+            ConsumerTransport::WebSocket => {
+                let connected = timeout(WAIT_MAX, connect_async(format!("ws://{at}{target}"))).await;
+                ConsumerSource::WebSocket(Box::new(connected.unwrap().unwrap().0))
             }
-            Transport::Sse => endless(at, target, "text/event-stream", None).await,
-            Transport::Ndjson => endless(at, target, "application/x-ndjson", None).await,
+            ConsumerTransport::Sse => endless(at, target, "text/event-stream", None).await,
+            ConsumerTransport::Ndjson => endless(at, target, "application/x-ndjson", None).await,
         };
         Self { source, last_id: None }
     }
 
     /// As a browser does whose connection was lost: the same address, and how far it got.
-    pub(crate) async fn resumed(at: SocketAddr, target: &str, last_id: &str) -> Self {
+    pub(crate) async fn reconnect(at: SocketAddr, target: &str, last_id: &str) -> Self {
         let source = endless(at, target, "text/event-stream", Some(last_id)).await;
         Self { source, last_id: Some(last_id.to_owned()) }
     }
@@ -54,7 +54,7 @@ impl Consumer {
     /// The next event; none when the daemon has ended the answer.
     pub(crate) async fn next(&mut self) -> Option<Value> {
         let Self { source, last_id } = self;
-        timeout(PATIENCE, source.next(last_id)).await.expect("an event in time")
+        timeout(WAIT_MAX, source.next(last_id)).await.expect("an event in time")
     }
 
     pub(crate) async fn take(&mut self, count: usize) -> Vec<Value> {
@@ -69,15 +69,17 @@ impl Consumer {
     pub(crate) async fn expect(&mut self, numbers: RangeInclusive<u64>) {
         for number in numbers {
             let event = self.next().await.expect("one more event");
-            assert_eq!(tell(&event), number.to_string(), "{event}");
+            assert_eq!(summarize_entry(&event), number.to_string(), "{event}");
         }
     }
 
     /// Code and reason with which the daemon closes, whatever comes before.
-    pub(crate) async fn closed(mut self) -> (u16, String) {
-        let Source::WebSocket(socket) = &mut self.source else { panic!("only a WebSocket is closed with a code") };
+    pub(crate) async fn wait_for_close(mut self) -> (u16, String) {
+        let ConsumerSource::WebSocket(socket) = &mut self.source else {
+            panic!("only a WebSocket is closed with a code")
+        };
         loop {
-            let message = timeout(PATIENCE, socket.next()).await.expect("a close in time");
+            let message = timeout(WAIT_MAX, socket.next()).await.expect("a close in time");
             if let Some(Ok(Message::Close(Some(CloseFrame { code, reason })))) = message {
                 return (code.into(), reason.to_string());
             }
@@ -86,7 +88,7 @@ impl Consumer {
     }
 }
 
-async fn endless(at: SocketAddr, target: &str, media_type: &str, last_id: Option<&str>) -> Source {
+async fn endless(at: SocketAddr, target: &str, media_type: &str, last_id: Option<&str>) -> ConsumerSource {
     let mut request = http().get(format!("http://{at}{target}")).header("accept", media_type);
     if let Some(last_id) = last_id {
         request = request.header("last-event-id", last_id);
@@ -96,10 +98,10 @@ async fn endless(at: SocketAddr, target: &str, media_type: &str, last_id: Option
     assert_eq!(response.headers()["content-type"], media_type);
     let chunks = response.bytes_stream().filter_map(|chunk| async { chunk.ok().map(|bytes| bytes.to_vec()) });
     let end = if media_type == "text/event-stream" { "\n\n" } else { "\n" };
-    Source::Endless { chunks: chunks.boxed(), text: Vec::new(), end }
+    ConsumerSource::Chunked { chunks: chunks.boxed(), text: Vec::new(), end }
 }
 
-impl Source {
+impl ConsumerSource {
     async fn next(&mut self, last_id: &mut Option<String>) -> Option<Value> {
         match self {
             Self::WebSocket(socket) => loop {
@@ -110,7 +112,7 @@ impl Source {
                     Err(error) => panic!("{error}"),
                 }
             },
-            Self::Endless { chunks, text, end } => loop {
+            Self::Chunked { chunks, text, end } => loop {
                 let piece = piece(chunks, text, end).await?;
                 let field = |name: &str| piece.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned));
                 if *end == "\n" {
@@ -137,7 +139,7 @@ async fn piece(chunks: &mut BoxStream<'static, Vec<u8>>, text: &mut Vec<u8>, end
 }
 
 /// An entry in a word: its number, what it marks, or `event`.
-pub(crate) fn tell(entry: &Value) -> String {
+pub(crate) fn summarize_entry(entry: &Value) -> String {
     let data = &entry["data"];
     let part = |name: &str| data[name].as_str().unwrap_or("?");
     match entry["type"].as_str().unwrap() {
@@ -150,9 +152,9 @@ pub(crate) fn tell(entry: &Value) -> String {
 }
 
 /// Entries in words. Their offsets must be dense from 1.
-pub(crate) fn story(entries: &[Value]) -> String {
+pub(crate) fn summarize_log(entries: &[Value]) -> String {
     for (index, entry) in entries.iter().enumerate() {
         assert_eq!(entry["sequence"], (index + 1).to_string(), "{entry}");
     }
-    entries.iter().map(tell).collect::<Vec<_>>().join(" ")
+    entries.iter().map(summarize_entry).collect::<Vec<_>>().join(" ")
 }

@@ -39,7 +39,7 @@ impl ForwardProxy {
     }
 
     /// Whether a request began like this.
-    pub(crate) fn was_asked(&self, beginning: &str) -> bool {
+    pub(crate) fn was_requested(&self, beginning: &str) -> bool {
         self.requests.lock().unwrap().iter().any(|request| request.starts_with(beginning))
     }
 
@@ -76,21 +76,21 @@ async fn head(client: &mut TcpStream) -> Option<String> {
 /// A platform that takes connections and never says a word.
 pub(crate) struct SilentPlatform {
     address: SocketAddr,
-    counts: Arc<Mutex<Counts>>,
+    counts: Arc<Mutex<ConnectionCounts>>,
     _stop: DropGuard,
 }
 
 #[derive(Default)]
-struct Counts {
+struct ConnectionCounts {
     opened: u64,
     closed: u64,
 }
 
 impl SilentPlatform {
     pub(crate) async fn start() -> Self {
-        let counts = Arc::new(Mutex::new(Counts::default()));
+        let counts = Arc::new(Mutex::new(ConnectionCounts::default()));
         let shared = Arc::clone(&counts);
-        let (address, stop) = listen(move |client| keep_silent(client, Arc::clone(&shared))).await;
+        let (address, stop) = listen(move |client| hold_silently(client, Arc::clone(&shared))).await;
         Self { address, counts, _stop: stop }
     }
 
@@ -109,7 +109,7 @@ impl SilentPlatform {
     }
 }
 
-async fn keep_silent(mut client: TcpStream, counts: Arc<Mutex<Counts>>) {
+async fn hold_silently(mut client: TcpStream, counts: Arc<Mutex<ConnectionCounts>>) {
     counts.lock().unwrap().opened += 1;
     let mut chunk = [0; 1024];
     while client.read(&mut chunk).await.is_ok_and(|len| len > 0) {}

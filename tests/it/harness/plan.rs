@@ -15,7 +15,7 @@ use trunkline::config::{self, Config, Environment};
 static PLANS: AtomicU64 = AtomicU64::new(1);
 
 /// What a relay is started with, and the folder that survives its restarts.
-pub(crate) struct Plan {
+pub(crate) struct RelayPlan {
     tables: Table,
     folder: TempDir,
     account: String,
@@ -24,7 +24,7 @@ pub(crate) struct Plan {
     environment: Vec<(String, String)>,
 }
 
-impl Plan {
+impl RelayPlan {
     /// One numbered stream of the platform at this address.
     pub(crate) fn numbered(platform: SocketAddr) -> Self {
         Self::new(platform).and_numbered("calls", platform)
@@ -159,7 +159,7 @@ impl Plan {
     }
 
     /// The account and its numbered stream at another platform.
-    pub(crate) fn moved_to(self, platform: SocketAddr) -> Self {
+    pub(crate) fn with_platform(self, platform: SocketAddr) -> Self {
         let summary = format!("{platform}/api/v2/analytics/conversations/summary");
         self.account("token_url", format!("http://{platform}/oauth/token"))
             .account("api_url", format!("http://{platform}"))

@@ -12,10 +12,10 @@ use std::{
 use redis::cmd;
 use tempfile::TempDir;
 
-use super::{PATIENCE, within};
+use super::{WAIT_MAX, within};
 use trunkline::{
     clock,
-    store::redis::connection::{Connection, Limits},
+    store::redis::connection::{RedisConnection, RedisTimeouts},
 };
 
 /// A server is up well within it.
@@ -25,28 +25,28 @@ const PORTS_MAX: usize = 5;
 
 /// A server's program, and the packages that have it.
 #[derive(Debug, Clone, Copy)]
-struct Program {
+struct ServerProgram {
     name: &'static str,
     install: &'static str,
 }
 
-const REDIS: Program = Program { name: "redis-server", install: "sudo apt-get install -y redis-server" };
-const VALKEY: Program = Program {
+const REDIS: ServerProgram = ServerProgram { name: "redis-server", install: "sudo apt-get install -y redis-server" };
+const VALKEY: ServerProgram = ServerProgram {
     name: "valkey-server",
     install: "sudo apt-get install -y valkey-server (in Debian 12: with -t bookworm-backports)",
 };
 
 /// A running server.
-pub(crate) struct Redis {
-    program: Program,
+pub(crate) struct RedisServer {
+    program: ServerProgram,
     folder: TempDir,
     port: u16,
     options: Vec<String>,
     child: Child,
-    beside: Option<TempDir>,
+    extra_folder: Option<TempDir>,
 }
 
-impl Redis {
+impl RedisServer {
     /// Each write is on disk before it is answered.
     pub(crate) fn durable() -> Self {
         Self::start(&["--appendonly", "yes", "--appendfsync", "always"])
@@ -77,13 +77,13 @@ impl Redis {
         Self::start_as(REDIS, options)
     }
 
-    fn start_as(program: Program, options: &[&str]) -> Self {
+    fn start_as(program: ServerProgram, options: &[&str]) -> Self {
         let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
         for _ in 0..PORTS_MAX {
             let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
             let mut child = run(program, &folder, port, &options);
             if answers(&mut child, port) {
-                return Self { program, folder, port, options, child, beside: None };
+                return Self { program, folder, port, options, child, extra_folder: None };
             }
         }
         panic!("{} does not start", program.name);
@@ -107,7 +107,7 @@ impl Redis {
         fs::write(&file, text).unwrap();
         let mut sentinel = Self::start(&[file.to_str().unwrap(), "--sentinel"]);
         // The file outlives the start.
-        sentinel.beside = Some(folder);
+        sentinel.extra_folder = Some(folder);
         sentinel
     }
 
@@ -135,7 +135,7 @@ impl Redis {
         for node in &nodes {
             let connection = node.connection();
             // A cluster that was just made takes some seconds, and longer on a busy machine.
-            within(4 * PATIENCE, "the nodes know each other", async || {
+            within(4 * WAIT_MAX, "the nodes know each other", async || {
                 let about: String = connection.run(cmd("CLUSTER").arg("INFO")).await.unwrap();
                 about.contains("cluster_state:ok") && about.contains("cluster_known_nodes:3")
             })
@@ -153,8 +153,8 @@ impl Redis {
     }
 
     /// A connection that gives up soon.
-    pub(crate) fn connection(&self) -> Connection {
-        Connection::new(self.url().parse().unwrap(), limits())
+    pub(crate) fn connection(&self) -> RedisConnection {
+        RedisConnection::new(self.url().parse().unwrap(), limits())
     }
 
     /// Everything that it wrote to its folder.
@@ -201,7 +201,7 @@ impl Redis {
     }
 }
 
-impl Drop for Redis {
+impl Drop for RedisServer {
     fn drop(&mut self) {
         // It may be dead already; a stopped one dies, too.
         self.child.kill().ok();
@@ -210,8 +210,8 @@ impl Drop for Redis {
 }
 
 /// For tests that take servers away.
-pub(crate) fn limits() -> Limits {
-    Limits { connect: Duration::from_millis(800), answer: Duration::from_millis(800) }
+pub(crate) fn limits() -> RedisTimeouts {
+    RedisTimeouts { connect: Duration::from_millis(800), response: Duration::from_millis(800) }
 }
 
 /// What the shipped configuration tells an operator to grant.
@@ -227,9 +227,9 @@ pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-fn run(program: Program, folder: &TempDir, port: u16, options: &[String]) -> Child {
+fn run(program: ServerProgram, folder: &TempDir, port: u16, options: &[String]) -> Child {
     let (port, folder) = (port.to_string(), folder.path().to_str().unwrap());
-    let Program { name, install } = program;
+    let ServerProgram { name, install } = program;
     let mut command = Command::new(name);
     if options.iter().any(|option| option == "--sentinel") {
         // A file of settings comes first, and has the rest.

@@ -8,11 +8,11 @@ use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline::{app::App, clock};
 
-use super::{Consumer, LOOK, PATIENCE, Plan, Platform, Transport, http};
+use super::{Consumer, ConsumerTransport, POLL_INTERVAL, Platform, RelayPlan, WAIT_MAX, http};
 
 /// A running daemon. Dropped, it is cut off with its test.
 pub(crate) struct Relay {
-    plan: Plan,
+    plan: RelayPlan,
     consumers_at: SocketAddr,
     admin_at: SocketAddr,
     stop: CancellationToken,
@@ -23,18 +23,18 @@ pub(crate) struct Relay {
 impl Relay {
     /// One numbered stream, live.
     pub(crate) async fn start(platform: &Platform) -> Self {
-        Self::of(Plan::numbered(platform.address())).await
+        Self::of(RelayPlan::numbered(platform.address())).await
     }
 
     /// Everything of this plan, live.
-    pub(crate) async fn of(plan: Plan) -> Self {
+    pub(crate) async fn of(plan: RelayPlan) -> Self {
         let relay = Self::launch(plan).await;
         relay.live().await;
         relay
     }
 
     /// Started, however far its streams are.
-    pub(crate) async fn launch(plan: Plan) -> Self {
+    pub(crate) async fn launch(plan: RelayPlan) -> Self {
         let app = App::start(plan.config()).await.unwrap();
         let (consumers_at, admin_at) = (app.consumers_at(), app.admin_at());
         let stop = CancellationToken::new();
@@ -44,22 +44,22 @@ impl Relay {
 
     /// Waits until every stream is live.
     pub(crate) async fn live(&self) {
-        let end = clock::now() + PATIENCE;
+        let end = clock::now() + WAIT_MAX;
         while self.get("/readyz?streams=all").await.status() != 200 {
             assert!(clock::now() < end, "not every stream came alive: {}", self.status().await);
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
     /// Asks it to end, and goes on at once.
-    pub(crate) fn ask_to_end(&self) {
+    pub(crate) fn request_stop(&self) {
         self.stop.cancel();
     }
 
     /// Drains. What is left is what a restart finds.
-    pub(crate) async fn stop(self) -> Plan {
+    pub(crate) async fn stop(self) -> RelayPlan {
         self.stop.cancel();
-        timeout(PATIENCE, self.running).await.expect("it drains in time").unwrap().unwrap();
+        timeout(WAIT_MAX, self.running).await.expect("it drains in time").unwrap().unwrap();
         self.plan
     }
 
@@ -68,7 +68,7 @@ impl Relay {
         Self::of(self.stop().await).await
     }
 
-    pub(crate) fn plan(&self) -> &Plan {
+    pub(crate) fn plan(&self) -> &RelayPlan {
         &self.plan
     }
 
@@ -83,12 +83,12 @@ impl Relay {
 
     /// Whoever reads the first stream from its first entry, over a WebSocket.
     pub(crate) async fn consumer(&self) -> Consumer {
-        self.consume(Transport::WebSocket, "from=first").await
+        self.consume(ConsumerTransport::WebSocket, "from=first").await
     }
 
     /// Whoever reads the first stream with this query.
-    pub(crate) async fn consume(&self, transport: Transport, query: &str) -> Consumer {
-        Consumer::of(self.consumers_at, &format!("/v1/streams/{}/events?{query}", self.name()), transport).await
+    pub(crate) async fn consume(&self, transport: ConsumerTransport, query: &str) -> Consumer {
+        Consumer::connect(self.consumers_at, &format!("/v1/streams/{}/events?{query}", self.name()), transport).await
     }
 
     /// One answer of the listener for consumers.
@@ -108,7 +108,7 @@ impl Relay {
     }
 
     /// An operator's wish for the first stream.
-    pub(crate) async fn wish(&self, wish: &str) {
+    pub(crate) async fn operator_request(&self, wish: &str) {
         let answer = self.post(&format!("/admin/v1/streams/{}/{wish}", self.name())).await;
         assert_eq!(answer.status(), 202);
     }
@@ -152,20 +152,20 @@ impl Relay {
 
     /// Waits until the first stream's status says so.
     pub(crate) async fn until(&self, what: &str, fact: impl Fn(&Value) -> bool) {
-        let end = clock::now() + PATIENCE;
+        let end = clock::now() + WAIT_MAX;
         loop {
             let stream = self.stream().await;
             if fact(&stream) {
                 return;
             }
             assert!(clock::now() < end, "it never came true that {what}: {stream}");
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
     /// The story of the first stream's log so far.
-    pub(crate) async fn story(&self) -> String {
-        super::story(&self.entries().await)
+    pub(crate) async fn log_summary(&self) -> String {
+        super::summarize_log(&self.entries().await)
     }
 
     /// Every entry of the first stream's log so far.
@@ -176,13 +176,13 @@ impl Relay {
     }
 
     /// Waits until the log tells this story, and nothing beyond it.
-    pub(crate) async fn tells(&self, story: &str) {
+    pub(crate) async fn expect_log(&self, story: &str) {
         let mut told = String::new();
-        let end = clock::now() + PATIENCE;
+        let end = clock::now() + WAIT_MAX;
         while told != story {
-            told = self.story().await;
+            told = self.log_summary().await;
             assert!(clock::now() < end, "the log tells\n  {told}\nwhere it should tell\n  {story}");
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }

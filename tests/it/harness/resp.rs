@@ -52,21 +52,21 @@ const READS: [&str; 11] =
     ["PING", "GET", "HMGET", "HGETALL", "SMEMBERS", "TYPE", "PTTL", "XINFO", "XRANGE", "XREVRANGE", "XREAD"];
 
 /// An error and the commands that a server in this state refuses.
-pub(crate) const ERRORS: [(Commands, &str); 14] = [
-    (Commands::All, "LOADING Redis is loading the dataset in memory"),
-    (Commands::All, "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
-    (Commands::All, "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."),
-    (Commands::All, "NOAUTH Authentication required."),
-    (Commands::Keyed, "CLUSTERDOWN The cluster is down"),
-    (Commands::Keyed, "CLUSTERDOWN Hash slot not served"),
-    (Commands::Keyed, "TRYAGAIN Multiple keys request during rehashing of slot"),
-    (Commands::Keyed, "MOVED 3999 127.0.0.1:1"),
-    (Commands::Keyed, "ASK 3999 127.0.0.1:1"),
-    (Commands::Keyed, "NOPERM this user has no permissions to access one of the keys used as arguments"),
-    (Commands::Writes, "READONLY You can't write against a read only replica."),
-    (Commands::Writes, "OOM command not allowed when used memory > 'maxmemory'."),
-    (Commands::Writes, "NOREPLICAS Not enough good replicas to write."),
-    (Commands::Writes, "MISCONF Errors writing to the AOF file: No space left on device"),
+pub(crate) const ERRORS: [(CommandMatch, &str); 14] = [
+    (CommandMatch::All, "LOADING Redis is loading the dataset in memory"),
+    (CommandMatch::All, "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
+    (CommandMatch::All, "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."),
+    (CommandMatch::All, "NOAUTH Authentication required."),
+    (CommandMatch::Keyed, "CLUSTERDOWN The cluster is down"),
+    (CommandMatch::Keyed, "CLUSTERDOWN Hash slot not served"),
+    (CommandMatch::Keyed, "TRYAGAIN Multiple keys request during rehashing of slot"),
+    (CommandMatch::Keyed, "MOVED 3999 127.0.0.1:1"),
+    (CommandMatch::Keyed, "ASK 3999 127.0.0.1:1"),
+    (CommandMatch::Keyed, "NOPERM this user has no permissions to access one of the keys used as arguments"),
+    (CommandMatch::Writes, "READONLY You can't write against a read only replica."),
+    (CommandMatch::Writes, "OOM command not allowed when used memory > 'maxmemory'."),
+    (CommandMatch::Writes, "NOREPLICAS Not enough good replicas to write."),
+    (CommandMatch::Writes, "MISCONF Errors writing to the AOF file: No space left on device"),
 ];
 
 /// Its first word.
@@ -76,7 +76,7 @@ pub(crate) fn error_code(error: &str) -> &str {
 
 /// Which commands a fault meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Commands {
+pub(crate) enum CommandMatch {
     /// All but those of connections and transactions.
     All,
     /// Those that name a key.
@@ -93,7 +93,7 @@ pub(crate) enum Commands {
 
 /// What comes in place of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reply {
+pub(crate) enum FaultReply {
     /// The server never gets the command. Within a transaction it aborts the transaction, as in a real server.
     Error(&'static str),
     /// This text, and the server never gets the command.
@@ -106,8 +106,8 @@ pub(crate) enum Reply {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RespFault {
-    pub(crate) commands: Commands,
-    pub(crate) reply: Reply,
+    pub(crate) commands: CommandMatch,
+    pub(crate) reply: FaultReply,
 }
 
 /// It ends with the value, and every connection through it.
@@ -147,7 +147,7 @@ impl RespProxy {
 
 /// A reply that the client waits for.
 #[derive(Debug, PartialEq, Eq)]
-enum Expected {
+enum ExpectedReply {
     /// The server's own.
     Forwarded,
     /// This one in place of the server's.
@@ -163,98 +163,98 @@ async fn forward(client: TcpStream, server: u16, fault: watch::Receiver<Option<R
     server.set_nodelay(true).unwrap();
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let (expect, expected) = mpsc::channel(PENDING_MAX);
-    let requests = Requests { fault, replaced, expect, to_server, muted: false, transaction: None };
+    let requests = RequestPump { fault, replaced, expect, to_server, replies_off: false, transaction: None };
     // Whichever ends first closes both connections.
     tokio::select! {
-        _ = requests.run(Frames::of(from_client)) => (),
-        _ = replies(Frames::of(from_server), expected, to_client) => (),
+        _ = requests.run(RespFrames::of(from_client)) => (),
+        _ = replies(RespFrames::of(from_server), expected, to_client) => (),
     }
 }
 
 /// The commands of one client, on their way to the server.
-struct Requests {
+struct RequestPump {
     fault: watch::Receiver<Option<RespFault>>,
     replaced: Arc<AtomicU64>,
-    expect: mpsc::Sender<Expected>,
+    expect: mpsc::Sender<ExpectedReply>,
     to_server: OwnedWriteHalf,
     /// The client has told the server not to reply.
-    muted: bool,
-    transaction: Option<Transaction>,
+    replies_off: bool,
+    transaction: Option<TransactionState>,
 }
 
 /// How a transaction that was begun will end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Transaction {
-    Sound,
+enum TransactionState {
+    Open,
     Aborted,
 }
 
-impl Requests {
+impl RequestPump {
     /// Until one side has closed the connection.
-    async fn run(mut self, mut commands: Frames) -> Option<()> {
+    async fn run(mut self, mut commands: RespFrames) -> Option<()> {
         loop {
             let command = commands.next().await?;
             let words = words(&command);
             let name = words[0].to_ascii_uppercase();
             let fault = self.fault.borrow().filter(|fault| fault.commands.contain(&name, &words));
             match fault.map(|fault| fault.reply) {
-                Some(Reply::Error(error)) => self.refuse(error).await?,
-                Some(Reply::Text(text)) => self.inject(format!("${}\r\n{text}\r\n", text.len())).await?,
-                Some(Reply::Late(time)) => {
+                Some(FaultReply::Error(error)) => self.refuse(error).await?,
+                Some(FaultReply::Text(text)) => self.inject(format!("${}\r\n{text}\r\n", text.len())).await?,
+                Some(FaultReply::Late(time)) => {
                     self.replaced.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(time).await;
                     self.pass(&name, &words, &command).await?;
                 }
-                Some(Reply::Half) if !self.muted => self.send(&command, Some(Expected::Half)).await?,
-                Some(Reply::Half) | None => self.pass(&name, &words, &command).await?,
+                Some(FaultReply::Half) if !self.replies_off => self.send(&command, Some(ExpectedReply::Half)).await?,
+                Some(FaultReply::Half) | None => self.pass(&name, &words, &command).await?,
             }
         }
     }
 
     async fn refuse(&mut self, error: &str) -> Option<()> {
         if self.transaction.is_some() {
-            self.transaction = Some(Transaction::Aborted);
+            self.transaction = Some(TransactionState::Aborted);
         }
         self.inject(format!("-{error}\r\n")).await
     }
 
     async fn inject(&mut self, reply: String) -> Option<()> {
         self.replaced.fetch_add(1, Ordering::Relaxed);
-        self.expect(Expected::Injected(reply.into())).await
+        self.expect(ExpectedReply::Injected(reply.into())).await
     }
 
     async fn pass(&mut self, name: &str, words: &[String], command: &[u8]) -> Option<()> {
         match (name, words.get(1..).unwrap_or_default()) {
             ("CLIENT", [reply, state]) if reply.eq_ignore_ascii_case("REPLY") => {
-                self.muted = state.eq_ignore_ascii_case("OFF");
-                self.send(command, Some(Expected::Forwarded)).await
+                self.replies_off = state.eq_ignore_ascii_case("OFF");
+                self.send(command, Some(ExpectedReply::Forwarded)).await
             }
             ("EXEC" | "DISCARD", _) => self.end_transaction(command).await,
             // With RESP3 their replies are pushes.
             ("SUBSCRIBE" | "UNSUBSCRIBE", _) => self.send(command, None).await,
             _ => {
                 if name == "MULTI" {
-                    self.transaction = Some(Transaction::Sound);
+                    self.transaction = Some(TransactionState::Open);
                 }
-                self.send(command, Some(Expected::Forwarded)).await
+                self.send(command, Some(ExpectedReply::Forwarded)).await
             }
         }
     }
 
     async fn end_transaction(&mut self, command: &[u8]) -> Option<()> {
         match self.transaction.take() {
-            Some(Transaction::Aborted) => {
+            Some(TransactionState::Aborted) => {
                 let aborted = b"-EXECABORT Transaction discarded because of previous errors.\r\n";
-                self.send(b"*1\r\n$7\r\nDISCARD\r\n", Some(Expected::Replaced(Bytes::from_static(aborted)))).await
+                self.send(b"*1\r\n$7\r\nDISCARD\r\n", Some(ExpectedReply::Replaced(Bytes::from_static(aborted)))).await
             }
-            Some(Transaction::Sound) | None => self.send(command, Some(Expected::Forwarded)).await,
+            Some(TransactionState::Open) | None => self.send(command, Some(ExpectedReply::Forwarded)).await,
         }
     }
 
     /// The reply is expected before the server can send it.
-    async fn send(&mut self, command: &[u8], expected: Option<Expected>) -> Option<()> {
+    async fn send(&mut self, command: &[u8], expected: Option<ExpectedReply>) -> Option<()> {
         if let Some(expected) = expected {
-            if expected == Expected::Half {
+            if expected == ExpectedReply::Half {
                 self.replaced.fetch_add(1, Ordering::Relaxed);
             }
             self.expect(expected).await?;
@@ -262,15 +262,15 @@ impl Requests {
         self.to_server.write_all(command).await.ok()
     }
 
-    async fn expect(&self, expected: Expected) -> Option<()> {
-        if self.muted {
+    async fn expect(&self, expected: ExpectedReply) -> Option<()> {
+        if self.replies_off {
             return Some(());
         }
         self.expect.send(expected).await.ok()
     }
 }
 
-impl Commands {
+impl CommandMatch {
     fn contain(self, name: &str, words: &[String]) -> bool {
         let of_connections = OF_CONNECTIONS.contains(&name);
         match self {
@@ -286,8 +286,8 @@ impl Commands {
 
 /// Carries replies back in the order of their commands; what is pushed passes at once.
 async fn replies(
-    mut frames: Frames,
-    mut expected: mpsc::Receiver<Expected>,
+    mut frames: RespFrames,
+    mut expected: mpsc::Receiver<ExpectedReply>,
     mut to_client: OwnedWriteHalf,
 ) -> Option<()> {
     let mut pending = VecDeque::new();
@@ -311,10 +311,10 @@ async fn replies(
 }
 
 /// The reply that is due without the server; taken out.
-fn first_injected(pending: &mut VecDeque<Expected>) -> Option<Bytes> {
+fn first_injected(pending: &mut VecDeque<ExpectedReply>) -> Option<Bytes> {
     match pending.pop_front()? {
-        Expected::Injected(reply) => Some(reply),
-        other @ (Expected::Forwarded | Expected::Replaced(_) | Expected::Half) => {
+        ExpectedReply::Injected(reply) => Some(reply),
+        other @ (ExpectedReply::Forwarded | ExpectedReply::Replaced(_) | ExpectedReply::Half) => {
             pending.push_front(other);
             None
         }
@@ -324,8 +324,8 @@ fn first_injected(pending: &mut VecDeque<Expected>) -> Option<Bytes> {
 /// Writes what the client gets for this reply of the server.
 async fn answer(
     frame: Bytes,
-    pending: &mut VecDeque<Expected>,
-    expected: &mut mpsc::Receiver<Expected>,
+    pending: &mut VecDeque<ExpectedReply>,
+    expected: &mut mpsc::Receiver<ExpectedReply>,
     to_client: &mut OwnedWriteHalf,
 ) -> Option<()> {
     loop {
@@ -334,10 +334,10 @@ async fn answer(
             None => expected.recv().await?,
         };
         match next {
-            Expected::Injected(reply) => to_client.write_all(&reply).await.ok()?,
-            Expected::Replaced(reply) => return to_client.write_all(&reply).await.ok(),
-            Expected::Forwarded => return to_client.write_all(&frame).await.ok(),
-            Expected::Half => {
+            ExpectedReply::Injected(reply) => to_client.write_all(&reply).await.ok()?,
+            ExpectedReply::Replaced(reply) => return to_client.write_all(&reply).await.ok(),
+            ExpectedReply::Forwarded => return to_client.write_all(&frame).await.ok(),
+            ExpectedReply::Half => {
                 to_client.write_all(&frame[..frame.len() / 2]).await.ok()?;
                 return None;
             }
@@ -346,12 +346,12 @@ async fn answer(
 }
 
 /// One direction of a connection, frame by frame.
-struct Frames {
+struct RespFrames {
     from: OwnedReadHalf,
     read: BytesMut,
 }
 
-impl Frames {
+impl RespFrames {
     fn of(from: OwnedReadHalf) -> Self {
         Self { from, read: BytesMut::with_capacity(CHUNK_LEN) }
     }

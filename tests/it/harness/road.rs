@@ -20,12 +20,12 @@ use tokio::{
 
 /// What does not get through for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Held {
+pub(crate) enum HoldMode {
     Nothing,
     /// What the first connection tells the server; later connections are free.
     First,
     /// What the server answers; it goes on hearing, and doing, what it is told.
-    Answers,
+    Replies,
     /// Everything of the connections before this one, both ways, and nobody is told; later ones are free.
     Before(u64),
     /// Everything, both ways: the server might as well be on another continent, with the cable cut.
@@ -34,30 +34,30 @@ pub(crate) enum Held {
 
 /// Answers that are counted by a word in them.
 #[derive(Debug, Default)]
-struct Watched {
+struct WatchedReply {
     word: Vec<u8>,
     count: u64,
 }
 
 /// It goes with the value, and every connection over it.
-pub(crate) struct Road {
+pub(crate) struct RedisLink {
     port: u16,
-    held: watch::Sender<Held>,
+    hold_mode: watch::Sender<HoldMode>,
     connections: Arc<AtomicU64>,
     held_appends: Arc<AtomicU64>,
-    watched: Arc<Mutex<Watched>>,
+    watched_reply: Arc<Mutex<WatchedReply>>,
     _traffic: JoinSet<()>,
 }
 
-impl Road {
+impl RedisLink {
     pub(crate) async fn to(server: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (held, mut traffic) = (watch::Sender::new(Held::Nothing), JoinSet::new());
+        let (held, mut traffic) = (watch::Sender::new(HoldMode::Nothing), JoinSet::new());
         let (hold, connections) = (held.subscribe(), Arc::new(AtomicU64::new(0)));
         let opened = Arc::clone(&connections);
         let held_appends = Arc::new(AtomicU64::new(0));
-        let watched = Arc::new(Mutex::new(Watched::default()));
+        let watched = Arc::new(Mutex::new(WatchedReply::default()));
         let (appends, answers) = (Arc::clone(&held_appends), Arc::clone(&watched));
         traffic.spawn(async move {
             let mut lanes = JoinSet::new();
@@ -65,29 +65,29 @@ impl Road {
                 let (here, _) = listener.accept().await.unwrap();
                 let Ok(there) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else { continue };
                 let (from, to) = (here.into_split(), there.into_split());
-                let is_free = move |held: &Held| match held {
-                    Held::Nothing | Held::Answers => true,
-                    Held::First => number > 0,
-                    Held::Before(first) => number >= *first,
-                    Held::Everything => false,
+                let is_free = move |held: &HoldMode| match held {
+                    HoldMode::Nothing | HoldMode::Replies => true,
+                    HoldMode::First => number > 0,
+                    HoldMode::Before(first) => number >= *first,
+                    HoldMode::Everything => false,
                 };
                 let count = Arc::clone(&appends);
                 let note = move |is_held: bool, bytes: &[u8]| {
                     count.fetch_add(u64::from(is_held && contains(bytes, b"XADD")), Ordering::Relaxed);
                 };
-                lanes.spawn(carry(from.0, to.1, hold.clone(), is_free, note));
-                let answers_are_free = move |held: &Held| match held {
-                    Held::Nothing | Held::First => true,
-                    Held::Before(first) => number >= *first,
-                    Held::Answers | Held::Everything => false,
+                lanes.spawn(forward(from.0, to.1, hold.clone(), is_free, note));
+                let answers_are_free = move |held: &HoldMode| match held {
+                    HoldMode::Nothing | HoldMode::First => true,
+                    HoldMode::Before(first) => number >= *first,
+                    HoldMode::Replies | HoldMode::Everything => false,
                 };
                 let watched = Arc::clone(&answers);
-                let note = move |_: bool, bytes: &[u8]| watched.lock().unwrap().look_at(bytes);
-                lanes.spawn(carry(to.0, from.1, hold.clone(), answers_are_free, note));
+                let note = move |_: bool, bytes: &[u8]| watched.lock().unwrap().inspect(bytes);
+                lanes.spawn(forward(to.0, from.1, hold.clone(), answers_are_free, note));
                 opened.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Self { port, held, connections, held_appends, watched, _traffic: traffic }
+        Self { port, hold_mode: held, connections, held_appends, watched_reply: watched, _traffic: traffic }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -100,28 +100,28 @@ impl Road {
     }
 
     /// From here on answers of the server with this word in them are counted.
-    pub(crate) fn watch_answers(&self, word: &str) {
-        *self.watched.lock().unwrap() = Watched { word: word.as_bytes().to_vec(), count: 0 };
+    pub(crate) fn watch_replies(&self, word: &str) {
+        *self.watched_reply.lock().unwrap() = WatchedReply { word: word.as_bytes().to_vec(), count: 0 };
     }
 
     /// How many answers had the word.
-    pub(crate) fn watched_answers(&self) -> u64 {
-        self.watched.lock().unwrap().count
+    pub(crate) fn watched_replies(&self) -> u64 {
+        self.watched_reply.lock().unwrap().count
     }
 
     /// The connections that there are say and hear nothing any more, for ever.
     pub(crate) fn lose_connections(&self) {
-        self.hold(Held::Before(self.connections.load(Ordering::Relaxed)));
+        self.hold(HoldMode::Before(self.connections.load(Ordering::Relaxed)));
     }
 
     /// What was held before and is not now goes on its way.
-    pub(crate) fn hold(&self, held: Held) {
-        self.held.send_replace(held);
+    pub(crate) fn hold(&self, held: HoldMode) {
+        self.hold_mode.send_replace(held);
     }
 }
 
-impl Watched {
-    fn look_at(&mut self, bytes: &[u8]) {
+impl WatchedReply {
+    fn inspect(&mut self, bytes: &[u8]) {
         self.count += u64::from(!self.word.is_empty() && contains(bytes, &self.word));
     }
 }
@@ -130,11 +130,11 @@ fn contains(bytes: &[u8], word: &[u8]) -> bool {
     bytes.windows(word.len()).any(|part| part == word)
 }
 
-async fn carry(
+async fn forward(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut held: watch::Receiver<Held>,
-    is_free: impl Fn(&Held) -> bool,
+    mut held: watch::Receiver<HoldMode>,
+    is_free: impl Fn(&HoldMode) -> bool,
     note: impl Fn(bool, &[u8]),
 ) {
     let mut bytes = vec![0; 64 << 10];

@@ -35,25 +35,25 @@ const CHUNK_LEN: usize = 16 * 1024;
 const IN_FLIGHT_MAX: usize = 1_024;
 
 /// A network path to the platform that can be slow, and can be cut.
-pub(crate) struct Wire {
+pub(crate) struct TcpProxy {
     address: SocketAddr,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<TcpProxyState>>,
     _stop: DropGuard,
 }
 
 #[derive(Default)]
-struct State {
+struct TcpProxyState {
     one_way: Duration,
-    cut: bool,
+    is_down: bool,
     /// Ends the connections there are.
     connections: CancellationToken,
     /// The heads of upgrades.
     upgrades: Vec<String>,
 }
 
-impl Wire {
+impl TcpProxy {
     pub(crate) async fn to(platform: SocketAddr) -> Self {
-        let state = Arc::new(Mutex::new(State::default()));
+        let state = Arc::new(Mutex::new(TcpProxyState::default()));
         let shared = Arc::clone(&state);
         let (address, stop) = listen(move |client| carry(client, platform, Arc::clone(&shared))).await;
         Self { address, state, _stop: stop }
@@ -69,14 +69,14 @@ impl Wire {
     }
 
     /// Ends every connection, and lets no other through.
-    pub(crate) fn cut(&self) {
+    pub(crate) fn disconnect(&self) {
         let mut state = self.state.lock().unwrap();
-        state.cut = true;
+        state.is_down = true;
         std::mem::take(&mut state.connections).cancel();
     }
 
-    pub(crate) fn mend(&self) {
-        self.state.lock().unwrap().cut = false;
+    pub(crate) fn restore(&self) {
+        self.state.lock().unwrap().is_down = false;
     }
 
     /// The targets of the upgrades that went through.
@@ -86,7 +86,7 @@ impl Wire {
     }
 
     /// The bearers that they presented.
-    pub(crate) fn bearers(&self) -> Vec<String> {
+    pub(crate) fn bearer_tokens(&self) -> Vec<String> {
         let bearer = |head: &String| {
             head.lines().find_map(|line| {
                 line.to_lowercase()
@@ -122,10 +122,10 @@ where
     (address, stop.drop_guard())
 }
 
-async fn carry(client: TcpStream, platform: SocketAddr, state: Arc<Mutex<State>>) {
+async fn carry(client: TcpStream, platform: SocketAddr, state: Arc<Mutex<TcpProxyState>>) {
     let (cut, connections) = {
         let state = state.lock().unwrap();
-        (state.cut, state.connections.clone())
+        (state.is_down, state.connections.clone())
     };
     if cut {
         return;
@@ -144,7 +144,7 @@ async fn carry(client: TcpStream, platform: SocketAddr, state: Arc<Mutex<State>>
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    state: &Mutex<State>,
+    state: &Mutex<TcpProxyState>,
     from_client: bool,
 ) {
     let (sender, mut on_their_way) = mpsc::channel::<(std::time::Instant, Vec<u8>)>(IN_FLIGHT_MAX);
@@ -152,7 +152,7 @@ async fn pump(
         let mut chunk = vec![0; CHUNK_LEN];
         while let Ok(len @ 1..) = from.read(&mut chunk).await {
             if from_client {
-                note_upgrade(state, &chunk[..len]);
+                record_upgrade(state, &chunk[..len]);
             }
             let due = clock::now() + state.lock().unwrap().one_way;
             if sender.send((due, chunk[..len].to_vec())).await.is_err() {
@@ -172,7 +172,7 @@ async fn pump(
     tokio::join!(read, write);
 }
 
-fn note_upgrade(state: &Mutex<State>, chunk: &[u8]) {
+fn record_upgrade(state: &Mutex<TcpProxyState>, chunk: &[u8]) {
     let text = String::from_utf8_lossy(chunk);
     if text.starts_with("GET ") && text.to_lowercase().contains("upgrade: websocket") {
         state.lock().unwrap().upgrades.push(text.into_owned());
@@ -180,13 +180,13 @@ fn note_upgrade(state: &Mutex<State>, chunk: &[u8]) {
 }
 
 /// Somebody who answers every request with the same words, and remembers what was said.
-pub(crate) struct Impostor {
+pub(crate) struct ForeignHost {
     address: SocketAddr,
-    heard: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
     _stop: DropGuard,
 }
 
-impl Impostor {
+impl ForeignHost {
     /// `answer` is the head of the answer without its empty line.
     pub(crate) async fn start(answer: &str) -> Self {
         let answer: Arc<str> = format!("{answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").into();
@@ -194,7 +194,7 @@ impl Impostor {
         let shared = Arc::clone(&heard);
         let (address, stop) =
             listen(move |client| listen_and_answer(client, Arc::clone(&answer), Arc::clone(&shared))).await;
-        Self { address, heard, _stop: stop }
+        Self { address, requests: heard, _stop: stop }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -202,8 +202,8 @@ impl Impostor {
     }
 
     /// What each connection said first.
-    pub(crate) fn heard(&self) -> Vec<String> {
-        self.heard.lock().unwrap().clone()
+    pub(crate) fn received_requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
     }
 }
 
@@ -216,14 +216,14 @@ async fn listen_and_answer(mut client: TcpStream, answer: Arc<str>, heard: Arc<M
 }
 
 /// A platform that begins a frame on every socket, and between parts that never end says that it lives.
-pub(crate) struct Babbler {
+pub(crate) struct GarbageServer {
     address: SocketAddr,
     _stop: DropGuard,
 }
 
-impl Babbler {
+impl GarbageServer {
     pub(crate) async fn start() -> Self {
-        let (address, stop) = listen(babble).await;
+        let (address, stop) = listen(send_garbage).await;
         Self { address, _stop: stop }
     }
 
@@ -232,7 +232,7 @@ impl Babbler {
     }
 }
 
-async fn babble(client: TcpStream) {
+async fn send_garbage(client: TcpStream) {
     let Ok(mut socket) = accept_async(client).await else { return };
     let mut part = Data::Text;
     loop {
@@ -246,7 +246,7 @@ async fn babble(client: TcpStream) {
 }
 
 /// A platform by a script: what becomes of each upgrade, in turn; the last one is repeated.
-pub(crate) struct Scripted {
+pub(crate) struct ScriptedPlatform {
     address: SocketAddr,
     targets: Arc<Mutex<Vec<String>>>,
     _stop: DropGuard,
@@ -254,7 +254,7 @@ pub(crate) struct Scripted {
 
 /// What becomes of one upgrade.
 #[derive(Clone)]
-pub(crate) enum Upgrade {
+pub(crate) enum UpgradeReply {
     /// It is answered with this status.
     Refused(u16),
     /// It is taken, these bytes follow, and the connection stays open.
@@ -263,8 +263,8 @@ pub(crate) enum Upgrade {
     Ended(Vec<u8>),
 }
 
-impl Scripted {
-    pub(crate) async fn start(script: Vec<Upgrade>) -> Self {
+impl ScriptedPlatform {
+    pub(crate) async fn start(script: Vec<UpgradeReply>) -> Self {
         let targets = Arc::new(Mutex::new(Vec::new()));
         let (shared, script) = (Arc::clone(&targets), Arc::new(script));
         let (address, stop) =
@@ -282,7 +282,7 @@ impl Scripted {
     }
 }
 
-async fn follow_script(mut client: TcpStream, script: Arc<Vec<Upgrade>>, targets: Arc<Mutex<Vec<String>>>) {
+async fn follow_script(mut client: TcpStream, script: Arc<Vec<UpgradeReply>>, targets: Arc<Mutex<Vec<String>>>) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let Ok(byte) = client.read_u8().await else { return };
@@ -295,11 +295,11 @@ async fn follow_script(mut client: TcpStream, script: Arc<Vec<Upgrade>>, targets
         script[(targets.len() - 1).min(script.len() - 1)].clone()
     };
     let (bytes, stays) = match step {
-        Upgrade::Refused(status) => {
+        UpgradeReply::Refused(status) => {
             (format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").into_bytes(), false)
         }
-        Upgrade::Open(frames) => ([accepted(&head), frames].concat(), true),
-        Upgrade::Ended(frames) => ([accepted(&head), frames].concat(), false),
+        UpgradeReply::Open(frames) => ([accepted(&head), frames].concat(), true),
+        UpgradeReply::Ended(frames) => ([accepted(&head), frames].concat(), false),
     };
     drop(client.write_all(&bytes).await);
     drop(client.flush().await);

@@ -26,7 +26,7 @@ pub(crate) trait Model {
 }
 
 /// How much was seen.
-pub(crate) struct Extent {
+pub(crate) struct ExploredStats {
     states: usize,
     steps: usize,
     /// States in which all is well.
@@ -37,14 +37,15 @@ pub(crate) struct Extent {
 
 /// What must never happen, and the way there.
 #[derive(Debug)]
-pub(crate) struct Found {
-    pub(crate) what: String,
-    pub(crate) way: Vec<String>,
+pub(crate) struct Counterexample {
+    pub(crate) violation: String,
+    pub(crate) trace: Vec<String>,
 }
 
 /// Visits everything, or what is nearest to the start if there are more states than `states_max`.
-pub(crate) fn explore<M: Model>(model: &M, states_max: usize) -> Result<Extent, Found> {
-    let mut map = Map { model, known: HashMap::default(), from: Vec::new(), steps: Vec::new(), well: Vec::new() };
+pub(crate) fn explore<M: Model>(model: &M, states_max: usize) -> Result<ExploredStats, Counterexample> {
+    let mut map =
+        StateGraph { model, known: HashMap::default(), from: Vec::new(), steps: Vec::new(), well: Vec::new() };
     let mut ahead = VecDeque::new();
     let start = model.start();
     map.enter(&start, None);
@@ -62,13 +63,13 @@ pub(crate) fn explore<M: Model>(model: &M, states_max: usize) -> Result<Extent, 
             }
         }
     }
-    map.check_ways(ahead.iter().map(|(number, _)| *number))?;
+    map.check_reachability(ahead.iter().map(|(number, _)| *number))?;
     let well = map.well.iter().filter(|well| **well).count();
-    Ok(Extent { states: map.well.len(), steps: map.steps.len(), well, unvisited: ahead.len() })
+    Ok(ExploredStats { states: map.well.len(), steps: map.steps.len(), well, unvisited: ahead.len() })
 }
 
 /// The states visited, by number.
-struct Map<'a, M: Model> {
+struct StateGraph<'a, M: Model> {
     model: &'a M,
     known: HashMap<u64, usize, BuildHasherDefault<DefaultHasher>>,
     /// From where each state was reached first, and how.
@@ -77,7 +78,7 @@ struct Map<'a, M: Model> {
     well: Vec<bool>,
 }
 
-impl<M: Model> Map<'_, M> {
+impl<M: Model> StateGraph<'_, M> {
     /// Notes a state and the step there; its number, if it is new.
     fn enter(&mut self, state: &M::State, from: Option<(usize, M::Action)>) -> Option<usize> {
         let number = self.well.len();
@@ -94,7 +95,7 @@ impl<M: Model> Map<'_, M> {
     }
 
     /// From every state a way leads to one in which all is well, or to one that was not looked into.
-    fn check_ways(&self, unvisited: impl Iterator<Item = usize>) -> Result<(), Found> {
+    fn check_reachability(&self, unvisited: impl Iterator<Item = usize>) -> Result<(), Counterexample> {
         let mut back = vec![Vec::new(); self.well.len()];
         for (here, there) in &self.steps {
             back[*there as usize].push(*here);
@@ -115,25 +116,25 @@ impl<M: Model> Map<'_, M> {
         }
     }
 
-    fn found(&self, what: String, mut here: usize, last: Option<M::Action>) -> Found {
+    fn found(&self, what: String, mut here: usize, last: Option<M::Action>) -> Counterexample {
         let mut way: Vec<_> = last.iter().map(|action| format!("{action:?}")).collect();
         while let Some((before, action)) = self.from[here] {
             way.push(format!("{action:?}"));
             here = before;
         }
         way.reverse();
-        Found { what, way }
+        Counterexample { violation: what, trace: way }
     }
 }
 
-impl fmt::Display for Found {
+impl fmt::Display for Counterexample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}:", self.what)?;
-        self.way.iter().try_for_each(|step| writeln!(f, "  {step}"))
+        writeln!(f, "{}:", self.violation)?;
+        self.trace.iter().try_for_each(|step| writeln!(f, "  {step}"))
     }
 }
 
-impl fmt::Display for Extent {
+impl fmt::Display for ExploredStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { states, steps, well, unvisited } = self;
         write!(f, "{states} states, {steps} steps, {well} well, {unvisited} not looked into")

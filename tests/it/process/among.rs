@@ -6,12 +6,12 @@ use redis::cmd;
 use serde_json::Value;
 
 use super::{
-    child::{Child, PATIENCE, eventually},
+    child::{Child, WAIT_MAX, eventually},
     log::{assert_whole, pages},
-    relay::{Relay, client},
+    relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
-use crate::harness::{Redis, documented_rules};
+use crate::harness::{RedisServer, documented_rules};
 
 const EVENTS_A_SECOND: u64 = 200;
 
@@ -22,9 +22,9 @@ async fn site(url: &str, keys: &[&str]) -> Site {
 }
 
 /// The one that keeps the stream, and the other one.
-async fn told_apart(relays: [Relay; 2]) -> (Relay, Relay) {
+async fn holder_and_standby(relays: [RelayProcess; 2]) -> (RelayProcess, RelayProcess) {
     let [one, two] = relays;
-    let here = eventually("both name the same holder, and each other", PATIENCE, async || {
+    let here = eventually("both name the same holder, and each other", WAIT_MAX, async || {
         let (first, second) = (one.status().await, two.status().await);
         let holders = [&first, &second].map(|status| status["streams"][0]["holder"].clone());
         let agreed = holders[0].is_string() && holders[0] == holders[1] && first["members"] == second["members"];
@@ -34,44 +34,45 @@ async fn told_apart(relays: [Relay; 2]) -> (Relay, Relay) {
     if here { (one, two) } else { (two, one) }
 }
 
-async fn wish(relay: &Relay, wish: &str) -> (u16, Value) {
+async fn operator_request(relay: &RelayProcess, wish: &str) -> (u16, Value) {
     let url = format!("{}/admin/v1/streams/{STREAM}/{wish}", relay.admin);
     let answer = client().post(url).send().await.unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wish_is_taken_by_the_replica_that_keeps_the_stream_and_the_other_names_it() {
-    let server = Redis::volatile();
+async fn an_operator_request_is_accepted_by_the_holder_and_the_other_replica_names_it() {
+    let server = RedisServer::volatile();
     let site = site(&server.url(), &[]).await;
-    let (mut holder, other) = told_apart([Relay::live(&site).await, Relay::live(&site).await]).await;
+    let (mut holder, other) =
+        holder_and_standby([RelayProcess::live(&site).await, RelayProcess::live(&site).await]).await;
     let id = holder.status().await["replica"].as_str().unwrap().to_owned();
     for kind in ["pause", "rotate", "resume"] {
-        let (status, problem) = wish(&other, kind).await;
+        let (status, problem) = operator_request(&other, kind).await;
         assert_eq!((status, &problem["type"]), (409, &"urn:trunkline:problem:kept-elsewhere".into()), "{problem}");
         assert!(problem["detail"].as_str().unwrap().contains(&id), "{problem}");
     }
     for (kind, state) in [("pause", "paused"), ("resume", "live")] {
-        assert_eq!(wish(&holder, kind).await.0, 202);
+        assert_eq!(operator_request(&holder, kind).await.0, 202);
         let met = async || (holder.stream().await["state"] == state).then_some(());
-        eventually(&format!("the stream is {state}"), PATIENCE, met).await;
+        eventually(&format!("the stream is {state}"), WAIT_MAX, met).await;
     }
     shows_the_holder(&site, &holder, "here").await;
     shows_the_holder(&site, &other, &id).await;
 
-    assert_eq!(wish(&holder, "pause").await.0, 202);
+    assert_eq!(operator_request(&holder, "pause").await.0, 202);
     let paused = async || (holder.stream().await["state"] == "paused").then_some(());
-    eventually("the stream is paused again", PATIENCE, paused).await;
+    eventually("the stream is paused again", WAIT_MAX, paused).await;
     holder.child.signal("TERM");
-    assert_eq!(holder.child.ends(PATIENCE).await, 0, "{}", holder.child.told());
+    assert_eq!(holder.child.wait_for_exit(WAIT_MAX).await, 0, "{}", holder.child.printed_output());
     other.goes_live().await;
     shows_the_holder(&site, &other, "here").await;
 }
 
 /// `trunkline status`, as a person sees it.
-async fn shows_the_holder(site: &Site, relay: &Relay, holder: &str) {
+async fn shows_the_holder(site: &Site, relay: &RelayProcess, holder: &str) {
     let mut status = Child::start(site.folder.path(), &["status", "--url", &relay.admin]);
-    assert_eq!(status.ends(PATIENCE).await, 0, "{}", status.told());
+    assert_eq!(status.wait_for_exit(WAIT_MAX).await, 0, "{}", status.printed_output());
     let told = status.stdout();
     let row = told.lines().find(|line| line.starts_with(STREAM)).unwrap();
     assert_eq!(row.split_whitespace().nth(2), Some(holder), "{told}");
@@ -82,26 +83,27 @@ async fn shows_the_holder(site: &Site, relay: &Relay, holder: &str) {
 /// The very user of `config/trunkline.toml` is enough for all that replicas do; and what they leave in Redis is what
 /// `docs/replicas.md` says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_need_no_more_of_redis_than_is_written_and_keep_nothing_there_that_is_not() {
-    let server = Redis::volatile();
+async fn replicas_use_only_the_documented_redis_permissions_and_keys() {
+    let server = RedisServer::volatile();
     server.connection().run::<()>(cmd("ACL").arg("SETUSER").arg("trunkline").arg(documented_rules())).await.unwrap();
     let url = format!("redis://trunkline:PASSWORD@127.0.0.1:{}", server.port());
     let site = site(&url, &["standby = true"]).await;
-    let talk = site.talk(EVENTS_A_SECOND);
-    let (mut holder, other) = told_apart([Relay::live(&site).await, Relay::live(&site).await]).await;
-    let mut left = lying(&server).await;
+    let talk = site.start_traffic(EVENTS_A_SECOND);
+    let (mut holder, other) =
+        holder_and_standby([RelayProcess::live(&site).await, RelayProcess::live(&site).await]).await;
+    let mut left = stored_names(&server).await;
     holder.child.signal("TERM");
-    assert_eq!(holder.child.ends(PATIENCE).await, 0, "{}", holder.child.told());
-    let (mut killed, heir) = told_apart([other, Relay::live(&site).await]).await;
+    assert_eq!(holder.child.wait_for_exit(WAIT_MAX).await, 0, "{}", holder.child.printed_output());
+    let (mut killed, heir) = holder_and_standby([other, RelayProcess::live(&site).await]).await;
     killed.child.kill();
     heir.goes_live().await;
-    let last_said = talk.hush().await;
+    let last_said = talk.stop().await;
     heir.holds(last_said).await;
     assert_whole(&pages(&heir.consumers).await, last_said);
 
     let refused: Vec<redis::Value> = server.connection().run(cmd("ACL").arg("LOG")).await.unwrap();
     assert!(refused.is_empty(), "{refused:?}");
-    left.extend(lying(&server).await);
+    left.extend(stored_names(&server).await);
     let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/replicas.md")).unwrap();
     for name in left {
         assert!(document.contains(&format!("`{name}`")), "docs/replicas.md does not tell of {name}");
@@ -109,7 +111,7 @@ async fn replicas_need_no_more_of_redis_than_is_written_and_keep_nothing_there_t
 }
 
 /// Keys, channels and the fields of a head, with the names that the document takes for examples.
-async fn lying(server: &Redis) -> BTreeSet<String> {
+async fn stored_names(server: &RedisServer) -> BTreeSet<String> {
     let redis = server.connection();
     let keys: Vec<String> = redis.run(cmd("KEYS").arg("*")).await.unwrap();
     let channels: Vec<String> = redis.run(cmd("PUBSUB").arg("CHANNELS")).await.unwrap();

@@ -11,9 +11,9 @@ use std::{
 use trunkline::clock;
 
 /// No fact of these tests takes longer on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(30);
 /// How often a fact is looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Waits for a fact, within bounds.
 pub(crate) async fn eventually<T>(what: &str, within: Duration, mut fact: impl AsyncFnMut() -> Option<T>) -> T {
@@ -23,7 +23,7 @@ pub(crate) async fn eventually<T>(what: &str, within: Duration, mut fact: impl A
             return fact;
         }
         assert!(clock::now() < until, "not within {within:?}: {what}");
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -72,7 +72,7 @@ impl Child {
     }
 
     /// Everything that it printed, for the message of a failed test.
-    pub(crate) fn told(&self) -> String {
+    pub(crate) fn printed_output(&self) -> String {
         format!("--- stdout\n{}\n--- stderr\n{}", self.stdout(), self.stderr())
     }
 
@@ -98,24 +98,24 @@ impl Child {
     }
 
     /// Its exit code, once it has ended by itself.
-    pub(crate) async fn ends(&mut self, within: Duration) -> i32 {
+    pub(crate) async fn wait_for_exit(&mut self, within: Duration) -> i32 {
         let until = clock::now() + within;
         loop {
             if let Some(status) = self.has_ended() {
-                return status.code().unwrap_or_else(|| panic!("{status}\n{}", self.told()));
+                return status.code().unwrap_or_else(|| panic!("{status}\n{}", self.printed_output()));
             }
-            assert!(clock::now() < until, "still running after {within:?}\n{}", self.told());
-            tokio::time::sleep(LOOK_EVERY).await;
+            assert!(clock::now() < until, "still running after {within:?}\n{}", self.printed_output());
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
     /// Waits until it printed this, on either output.
-    pub(crate) async fn says(&mut self, words: &str) {
-        let until = clock::now() + PATIENCE;
-        while !self.told().contains(words) {
-            assert!(self.has_ended().is_none(), "ended without {words:?}\n{}", self.told());
-            assert!(clock::now() < until, "did not say {words:?}\n{}", self.told());
-            tokio::time::sleep(LOOK_EVERY).await;
+    pub(crate) async fn wait_for_output(&mut self, words: &str) {
+        let until = clock::now() + WAIT_MAX;
+        while !self.printed_output().contains(words) {
+            assert!(self.has_ended().is_none(), "ended without {words:?}\n{}", self.printed_output());
+            assert!(clock::now() < until, "did not say {words:?}\n{}", self.printed_output());
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }

@@ -7,27 +7,27 @@ use serde_json::{Value, json};
 use trunkline::simulator::Settings;
 
 use super::{
-    child::{Child, PATIENCE, eventually},
-    log::Entry,
-    relay::{Relay, client},
+    child::{Child, WAIT_MAX, eventually},
+    log::LogEntry,
+    relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
-use crate::harness::Redis;
+use crate::harness::RedisServer;
 
 /// Runs to the end, which must be a good one, and returns what it printed.
 async fn output(folder: &Path, arguments: &[&str]) -> String {
     let mut child = Child::start(folder, arguments);
-    assert_eq!(child.ends(PATIENCE).await, 0, "{arguments:?}\n{}", child.told());
+    assert_eq!(child.wait_for_exit(WAIT_MAX).await, 0, "{arguments:?}\n{}", child.printed_output());
     assert_eq!(child.stderr(), "", "{arguments:?}");
     child.stdout()
 }
 
 #[tokio::test]
-async fn a_demo_of_some_seconds_rotates_and_finds_its_own_logs_sound() {
+async fn a_short_demo_rotates_and_verifies_its_logs() {
     let folder = tempfile::tempdir().unwrap();
     let line = "demo --duration 5s --http 127.0.0.1:0 --admin 127.0.0.1:0 --rate 200 --token-ttl 4s";
     let mut demo = Child::start(folder.path(), &line.split(' ').collect::<Vec<_>>());
-    assert_eq!(demo.ends(PATIENCE).await, 0, "{}", demo.told());
+    assert_eq!(demo.wait_for_exit(WAIT_MAX).await, 0, "{}", demo.printed_output());
     let out = demo.stdout();
     let verdicts: Vec<&str> = out.lines().filter(|line| line.contains("missing without a mark")).collect();
     assert_eq!(verdicts.len(), 2, "{out}");
@@ -48,12 +48,12 @@ async fn a_demo_of_some_seconds_rotates_and_finds_its_own_logs_sound() {
 }
 
 #[tokio::test]
-async fn a_second_demo_on_the_same_directory_finds_its_logs_sound() {
+async fn a_second_demo_on_the_same_directory_verifies_its_logs() {
     let folder = tempfile::tempdir().unwrap();
     let line = "demo --duration 3s --http 127.0.0.1:0 --admin 127.0.0.1:0 --rate 100 --data kept";
     for resets in ["gaps: ", "1 reset"] {
         let mut demo = Child::start(folder.path(), &line.split(' ').collect::<Vec<_>>());
-        assert_eq!(demo.ends(PATIENCE).await, 0, "{}", demo.told());
+        assert_eq!(demo.wait_for_exit(WAIT_MAX).await, 0, "{}", demo.printed_output());
         let out = demo.stdout();
         assert_eq!(out.matches("  sound: ").count(), 2, "{out}");
         assert_eq!(out.matches(resets).count(), 2, "{out}");
@@ -66,32 +66,32 @@ async fn a_demo_leaves_nothing_behind_and_ends_on_a_signal() {
     let folder = tempfile::tempdir().unwrap();
     let line = ["demo", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
     let mut demo = Child::start(folder.path(), &line);
-    demo.says("Try in another terminal:").await;
+    demo.wait_for_output("Try in another terminal:").await;
     let kept = || fs::read_dir(folder.path()).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
     assert_eq!(kept(), 1, "its logs lie in the temporary folder");
     // The logs must not be empty for the demo to be content with itself.
-    eventually("both streams have entries", PATIENCE, async || demo.stdout().contains("0 gaps").then_some(())).await;
+    eventually("both streams have entries", WAIT_MAX, async || demo.stdout().contains("0 gaps").then_some(())).await;
     demo.signal("INT");
-    assert_eq!(demo.ends(PATIENCE).await, 0, "{}", demo.told());
+    assert_eq!(demo.wait_for_exit(WAIT_MAX).await, 0, "{}", demo.printed_output());
     assert_eq!(kept(), 0);
 }
 
 #[tokio::test]
-async fn tail_prints_one_event_a_line_and_goes_on_after_a_restart() {
+async fn tail_prints_one_event_a_line_and_continues_after_a_restart() {
     let site = Site::start().await;
     fix_ports(&site);
-    let mut relay = Relay::live(&site).await;
+    let mut relay = RelayProcess::live(&site).await;
     let mut tail = Child::start(site.folder.path(), &["tail", STREAM, "--url", &relay.consumers]);
-    eventually("tail is connected", PATIENCE, async || {
+    eventually("tail is connected", WAIT_MAX, async || {
         (relay.status().await["subscribers"]["ndjson"] == json!(1)).then_some(())
     })
     .await;
-    site.platform.say(5);
+    site.platform.emit(5);
     printed(&tail, 5).await;
     relay.child.kill();
-    tail.says("connection lost; trying").await;
-    site.platform.say(5);
-    let relay = Relay::live(&site).await;
+    tail.wait_for_output("connection lost; trying").await;
+    site.platform.emit(5);
+    let relay = RelayProcess::live(&site).await;
     relay.holds(10).await;
     let entries = printed(&tail, 10).await;
     let offsets: Vec<u64> = entries.iter().map(|entry| entry.offset).collect();
@@ -102,7 +102,7 @@ async fn tail_prints_one_event_a_line_and_goes_on_after_a_restart() {
     assert_eq!(printed(&again, 3).await, entries[7..]);
     for tail in [&mut tail, &mut again] {
         tail.signal("INT");
-        assert_eq!(tail.ends(PATIENCE).await, 0, "{}", tail.told());
+        assert_eq!(tail.wait_for_exit(WAIT_MAX).await, 0, "{}", tail.printed_output());
     }
 }
 
@@ -116,31 +116,31 @@ fn fix_ports(site: &Site) {
     fs::write(site.config(), text).unwrap();
 }
 
-async fn printed(tail: &Child, count: usize) -> Vec<Entry> {
-    let lines = eventually("tail printed what was said", PATIENCE, async || {
+async fn printed(tail: &Child, count: usize) -> Vec<LogEntry> {
+    let lines = eventually("tail printed what was said", WAIT_MAX, async || {
         let out = tail.stdout();
         (out.lines().count() >= count && out.ends_with('\n')).then_some(out)
     })
     .await;
-    lines.lines().map(Entry::read).collect()
+    lines.lines().map(LogEntry::read).collect()
 }
 
 #[tokio::test]
 async fn tail_of_an_unknown_stream_names_the_known_ones() {
     let site = Site::start().await;
-    let relay = Relay::start(&site).await;
+    let relay = RelayProcess::start(&site).await;
     let mut tail = Child::start(site.folder.path(), &["tail", "nothing", "--url", &relay.consumers]);
-    assert_eq!(tail.ends(PATIENCE).await, 3);
+    assert_eq!(tail.wait_for_exit(WAIT_MAX).await, 3);
     assert_eq!(tail.stderr(), format!("error: there is no stream nothing; there are: {STREAM}\n"));
 }
 
 #[tokio::test]
 async fn status_is_a_table_for_people_and_json_for_programs() {
     let site = Site::start().await;
-    let relay = Relay::live(&site).await;
-    site.platform.say(7);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(7);
     relay.holds(7).await;
-    eventually("seven events are counted", PATIENCE, async || {
+    eventually("seven events are counted", WAIT_MAX, async || {
         (relay.stream().await["events"] == json!(7)).then_some(())
     })
     .await;
@@ -154,17 +154,17 @@ async fn status_is_a_table_for_people_and_json_for_programs() {
     assert_eq!(status["accounts"][0]["state"], "valid");
 
     let mut watch = Child::start(site.folder.path(), &["status", "--watch", "--url", &relay.admin]);
-    watch.says(STREAM).await;
+    watch.wait_for_output(STREAM).await;
     watch.signal("INT");
-    assert_eq!(watch.ends(PATIENCE).await, 0, "{}", watch.told());
+    assert_eq!(watch.wait_for_exit(WAIT_MAX).await, 0, "{}", watch.printed_output());
 }
 
 #[tokio::test]
-async fn status_of_nobody_is_a_failure_with_its_cause() {
+async fn status_of_an_unreachable_relay_fails_with_the_cause() {
     let folder = tempfile::tempdir().unwrap();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut status = Child::start(folder.path(), &["status", "--url", &format!("http://{nobody}")]);
-    assert_eq!(status.ends(PATIENCE).await, 1);
+    assert_eq!(status.wait_for_exit(WAIT_MAX).await, 1);
     assert!(status.stderr().starts_with(&format!("error: could not reach http://{nobody}\n")), "{}", status.stderr());
     assert!(status.stderr().contains("refused"), "{}", status.stderr());
 }
@@ -195,7 +195,7 @@ async fn the_effective_configuration_is_a_configuration_without_its_secrets() {
 async fn the_simulated_platform_serves_tokens_and_takes_faults() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = Child::start(folder.path(), &["simulate", "--listen", "127.0.0.1:0", "--rate", "50"]);
-    child.says("tokens at http://").await;
+    child.wait_for_output("tokens at http://").await;
     let out = child.stdout();
     let url = out.split_whitespace().find(|word| word.starts_with("http://")).unwrap().to_owned();
     let form = [("grant_type", "client_credentials"), ("client_id", "demo"), ("client_secret", "demo-secret")];
@@ -208,17 +208,17 @@ async fn the_simulated_platform_serves_tokens_and_takes_faults() {
     let refused = client().post(format!("{url}/oauth/token")).form(&form).send().await.unwrap();
     assert_eq!(refused.status(), 401);
     child.signal("TERM");
-    assert_eq!(child.ends(Duration::from_secs(5)).await, 0, "{}", child.told());
+    assert_eq!(child.wait_for_exit(Duration::from_secs(5)).await, 0, "{}", child.printed_output());
     assert!(child.stdout().contains("tokens granted: 1"), "{}", child.stdout());
 }
 
 #[tokio::test]
-async fn a_bench_with_a_redis_that_is_named_measures_there_and_leaves_nothing() {
-    let (folder, server) = (tempfile::tempdir().unwrap(), Redis::volatile());
+async fn a_bench_with_a_given_redis_measures_there_and_leaves_no_keys() {
+    let (folder, server) = (tempfile::tempdir().unwrap(), RedisServer::volatile());
     let line = format!("bench --quick --json --only redis --redis {}", server.url());
     let mut bench = Child::start(folder.path(), &line.split(' ').collect::<Vec<_>>());
     // It measures for ten seconds, and starts four times what it measures.
-    assert_eq!(bench.ends(3 * PATIENCE).await, 0, "{}", bench.told());
+    assert_eq!(bench.wait_for_exit(3 * WAIT_MAX).await, 0, "{}", bench.printed_output());
     let report: Value = serde_json::from_str(&bench.stdout()).unwrap();
     let port = server.port().to_string();
     assert!(report["conditions"]["redis"].as_str().is_some_and(|told| told.contains(&port)), "{report}");
@@ -227,7 +227,7 @@ async fn a_bench_with_a_redis_that_is_named_measures_there_and_leaves_nothing() 
         let figure = figures.iter().find(|figure| figure["name"] == name).unwrap_or_else(|| panic!("{report}"));
         assert!(figure["value"].as_f64().is_some_and(|value| value > 0.0), "{figure}");
     }
-    eventually("nothing of it is left", PATIENCE, async || {
+    eventually("nothing of it is left", WAIT_MAX, async || {
         let keys: Vec<String> = server.connection().run(cmd("KEYS").arg("*")).await.ok()?;
         keys.is_empty().then_some(())
     })

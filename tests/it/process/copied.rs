@@ -4,8 +4,8 @@
 use std::{path::Path, process::Command};
 
 use super::{
-    log::{Entry, assert_whole, pages},
-    relay::{Relay, client},
+    log::{LogEntry, assert_whole, pages},
+    relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
 
@@ -16,35 +16,35 @@ fn copy(from: &Path, to: &Path) {
     assert!(status.success());
 }
 
-fn epoch(entry: &Entry) -> &str {
+fn epoch(entry: &LogEntry) -> &str {
     entry.id.split_once('-').unwrap().0
 }
 
-async fn read(relay: &Relay, after: &str, accept: &str) -> reqwest::Response {
+async fn read(relay: &RelayProcess, after: &str, accept: &str) -> reqwest::Response {
     let url = format!("{}/v1/streams/{STREAM}/events?after={after}", relay.consumers);
     client().get(url).header("accept", accept).send().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_put_back_from_a_copy_gives_new_ids_and_answers_who_is_ahead_of_it() {
+async fn a_directory_restored_from_a_copy_gives_new_ids_and_rejects_cursors_ahead_of_it() {
     let site = Site::start().await;
     let kept = site.folder.path().join("kept");
-    let mut relay = Relay::live(&site).await;
-    site.platform.say(5);
+    let mut relay = RelayProcess::live(&site).await;
+    site.platform.emit(5);
     relay.holds(5).await;
     relay.child.kill();
     copy(&site.store(), &kept);
 
-    let mut relay = Relay::live(&site).await;
-    site.platform.say(3);
+    let mut relay = RelayProcess::live(&site).await;
+    site.platform.emit(3);
     relay.holds(8).await;
     let lost = pages(&relay.consumers).await;
     assert_eq!(epoch(&lost[7]), epoch(&lost[0]), "a kill begins no epoch");
     relay.child.kill();
 
     copy(&kept, &site.store());
-    let relay = Relay::live(&site).await;
-    site.platform.say(2);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(2);
     relay.holds(10).await;
     let log = pages(&relay.consumers).await;
     assert_whole(&log, 10);

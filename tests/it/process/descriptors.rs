@@ -9,36 +9,36 @@ use tokio::{
 };
 
 use super::{
-    child::{Child, PATIENCE, eventually},
-    relay::Relay,
+    child::{Child, WAIT_MAX, eventually},
+    relay::RelayProcess,
     site::Site,
 };
 
 /// Descriptors that the process may have at most; at first it may have half of them.
 const LIMIT: usize = 128;
 
-async fn start(site: &Site) -> Relay {
+async fn start(site: &Site) -> RelayProcess {
     let script = format!("ulimit -Sn {} && ulimit -Hn {LIMIT} && exec \"$0\" \"$@\"", LIMIT / 2);
     let mut command = Command::new("sh");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_trunkline"), "run", "--config", site.config()]);
-    let relay = Relay::of(Child::spawn(site.folder.path(), command)).await;
+    let relay = RelayProcess::of(Child::spawn(site.folder.path(), command)).await;
     relay.goes_live().await;
     relay
 }
 
 /// A connection with a request that is never over, and the first bytes of its answer.
-async fn subscribe(relay: &Relay) -> Option<(TcpStream, String)> {
+async fn subscribe(relay: &RelayProcess) -> Option<(TcpStream, String)> {
     let address = relay.consumers.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(address).await.ok()?;
     let request = "GET /v1/streams/calls/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut head = [0; 12];
-    timeout(PATIENCE, stream.read_exact(&mut head)).await.expect("an answer in time").ok()?;
+    timeout(WAIT_MAX, stream.read_exact(&mut head)).await.expect("an answer in time").ok()?;
     Some((stream, String::from_utf8_lossy(&head).into_owned()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn consumers_never_take_the_descriptors_of_streams_and_operators() {
+async fn consumers_never_exhaust_the_descriptors_of_streams_and_operators() {
     let site = Site::start().await;
     let relay = start(&site).await;
     let (mut served, mut refused) = (Vec::new(), 0);
@@ -58,13 +58,13 @@ async fn consumers_never_take_the_descriptors_of_streams_and_operators() {
     assert!(page.contains(&format!("process_max_fds {LIMIT}\n")), "the soft limit was raised");
     let told = &relay.status().await["connections_max"]["consumers"];
     assert_eq!(told, served.len(), "as many as the status says");
-    relay.wish("streams/calls/rotate").await;
-    eventually("the stream has dialled a second socket", PATIENCE, async || {
+    relay.operator_request("streams/calls/rotate").await;
+    eventually("the stream has dialled a second socket", WAIT_MAX, async || {
         (relay.stream().await["rotations"] == 1).then_some(())
     })
     .await;
     assert_eq!(relay.text(&relay.admin, "/healthz").await, "ok\n");
-    site.platform.say(1);
+    site.platform.emit(1);
     let mut heard = [0; 4_096];
     let read = async {
         loop {
@@ -75,9 +75,9 @@ async fn consumers_never_take_the_descriptors_of_streams_and_operators() {
             }
         }
     };
-    timeout(PATIENCE.max(Duration::from_secs(30)), read).await.expect("the event arrives");
+    timeout(WAIT_MAX.max(Duration::from_secs(30)), read).await.expect("the event arrives");
     drop(served);
-    eventually("a seat is free again", PATIENCE, async || {
+    eventually("a seat is free again", WAIT_MAX, async || {
         subscribe(&relay).await.filter(|(_, head)| head == "HTTP/1.1 200").map(drop)
     })
     .await;

@@ -11,9 +11,9 @@ use std::{
 use trunkline::{clock, simulator::Settings};
 
 use super::{
-    child::{Child, PATIENCE, eventually},
-    log::{Entry, assert_whole, pages},
-    relay::{Relay, client},
+    child::{Child, WAIT_MAX, eventually},
+    log::{LogEntry, assert_whole, pages},
+    relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
 
@@ -26,9 +26,9 @@ const BUFFER: u64 = 500;
 const SLACK: u64 = 64 * 5;
 
 /// A small disk of its own. Unmounted when dropped.
-struct Disk(PathBuf);
+struct TmpfsDisk(PathBuf);
 
-impl Disk {
+impl TmpfsDisk {
     fn mount(folder: &Path) -> Self {
         let place = folder.join("disk");
         fs::create_dir(&place).unwrap();
@@ -54,7 +54,7 @@ impl Disk {
     }
 }
 
-impl Drop for Disk {
+impl Drop for TmpfsDisk {
     fn drop(&mut self) {
         // Lazily: a process may still be on its way out.
         drop(Command::new("umount").arg("-l").arg(&self.0).status());
@@ -69,27 +69,27 @@ fn mount(arguments: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_full_disk_holds_the_platform_back_and_nothing_is_lost() {
+async fn a_full_disk_causes_backpressure_and_loses_nothing() {
     let buffer = format!("buffer = {BUFFER}");
     let site = Site::start_with(Settings::default(), &[&buffer]).await;
-    let disk = Disk::mount(site.folder.path());
+    let disk = TmpfsDisk::mount(site.folder.path());
     site.write(&disk.0.join("data"), &[&buffer]);
-    let relay = Relay::live(&site).await;
-    site.platform.say(100);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(100);
     relay.holds(100).await;
     let ballast = disk.fill();
-    let talk = site.talk(3_000);
+    let talk = site.start_traffic(3_000);
 
-    let why = store_trouble(&relay).await;
+    let why = store_error(&relay).await;
     assert!(!why.is_empty() && why != "ok");
-    let full = eventually("the buffer is full", PATIENCE, async || {
+    let full = eventually("the buffer is full", WAIT_MAX, async || {
         let stream = relay.stream().await;
         (stream["buffered"].as_u64()? >= BUFFER).then_some(stream)
     })
     .await;
     assert!(full["last_error"].as_str().unwrap().starts_with("the store takes no entries: "), "{full}");
     assert_eq!(full["state"], "live", "it waits; the socket stays");
-    assert_held_back(&site, &relay, &full).await;
+    assert_backpressure(&site, &relay, &full).await;
     assert_eq!(pages(&relay.consumers).await.len() as u64, offset(&full), "what is there is still served");
 
     fs::remove_file(ballast).unwrap();
@@ -99,39 +99,39 @@ async fn a_full_disk_holds_the_platform_back_and_nothing_is_lost() {
         .await;
     assert!(made.elapsed() < RESUME_MAX, "{:?}", made.elapsed());
     // The disk is small: the talk ends before it is full of events.
-    let last_said = talk.hush().await;
+    let last_said = talk.stop().await;
     relay.holds(last_said).await;
     assert_whole(&pages(&relay.consumers).await, last_said);
     assert!(!relay.child.stderr().contains("damaged"), "{}", relay.child.stderr());
 }
 
 #[tokio::test]
-async fn a_relay_killed_on_a_full_disk_starts_there_and_goes_on_when_there_is_room() {
+async fn a_relay_killed_on_a_full_disk_starts_and_resumes_when_there_is_space() {
     let site = Site::start().await;
-    let disk = Disk::mount(site.folder.path());
+    let disk = TmpfsDisk::mount(site.folder.path());
     site.write(&disk.0.join("data"), &[]);
-    let mut relay = Relay::live(&site).await;
-    site.platform.say(100);
+    let mut relay = RelayProcess::live(&site).await;
+    site.platform.emit(100);
     relay.holds(100).await;
     let ballast = disk.fill();
-    let talk = site.talk(3_000);
-    store_trouble(&relay).await;
+    let talk = site.start_traffic(3_000);
+    store_error(&relay).await;
     relay.child.kill();
 
-    let relay = Relay::start(&site).await;
-    store_trouble(&relay).await;
+    let relay = RelayProcess::start(&site).await;
+    store_error(&relay).await;
     let held = pages(&relay.consumers).await;
     assert!(held.len() >= 100, "{}", held.len());
     fs::remove_file(ballast).unwrap();
     eventually("ready again", RESUME_MAX, async || relay.ready().await.filter(|(status, _)| *status == 200)).await;
-    let last_said = talk.hush().await;
+    let last_said = talk.stop().await;
     relay.holds(last_said).await;
     assert_whole(&pages(&relay.consumers).await, last_said);
 }
 
 /// Waits until the relay says that it is not ready because of its store, and returns why.
-async fn store_trouble(relay: &Relay) -> String {
-    eventually("the store has no room", PATIENCE, async || {
+async fn store_error(relay: &RelayProcess) -> String {
+    eventually("the store has no room", WAIT_MAX, async || {
         let (status, shown) = relay.ready().await?;
         (status == 503).then(|| shown["checks"]["store"].as_str().unwrap().to_owned())
     })
@@ -143,9 +143,9 @@ fn offset(stream: &serde_json::Value) -> u64 {
 }
 
 /// The platform goes on talking, and the relay takes no more of it in.
-async fn assert_held_back(site: &Site, relay: &Relay, full: &serde_json::Value) {
+async fn assert_backpressure(site: &Site, relay: &RelayProcess, full: &serde_json::Value) {
     let said = site.platform.ledger().last_sequence();
-    eventually("the platform said much more", PATIENCE, async || {
+    eventually("the platform said much more", WAIT_MAX, async || {
         (site.platform.ledger().last_sequence() > said + 2 * BUFFER).then_some(())
     })
     .await;
@@ -155,15 +155,15 @@ async fn assert_held_back(site: &Site, relay: &Relay, full: &serde_json::Value) 
 }
 
 #[tokio::test]
-async fn a_directory_that_cannot_be_written_is_named_with_its_cause_and_waited_for() {
+async fn an_unwritable_directory_is_reported_with_its_cause_and_retried() {
     let site = Site::start().await;
-    let disk = Disk::mount(site.folder.path());
+    let disk = TmpfsDisk::mount(site.folder.path());
     disk.remount("ro");
     site.write(&disk.0.join("data"), &[]);
-    let mut child = Relay::spawn(site.folder.path(), site.config(), &[]);
+    let mut child = RelayProcess::spawn(site.folder.path(), site.config(), &[]);
     assert_waits(&mut child, "Read-only file system").await;
     disk.remount("rw");
-    Relay::of(child).await.goes_live().await;
+    RelayProcess::of(child).await.goes_live().await;
 
     let locked = site.folder.path().join("locked");
     fs::create_dir(&locked).unwrap();
@@ -174,7 +174,7 @@ async fn a_directory_that_cannot_be_written_is_named_with_its_cause_and_waited_f
     let mut child = Child::spawn(site.folder.path(), command);
     assert_waits(&mut child, "Permission denied").await;
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o755)).unwrap();
-    Relay::of(child).await.goes_live().await;
+    RelayProcess::of(child).await.goes_live().await;
 }
 
 /// Runs what follows without the privilege of root to write anywhere; for others it changes nothing.
@@ -189,27 +189,27 @@ fn without_privileges() -> Command {
 
 /// It runs, and says why its store cannot be opened.
 async fn assert_waits(child: &mut Child, cause: &str) {
-    child.says(cause).await;
-    assert!(child.stderr().contains("the store's directory "), "{}", child.told());
-    assert!(child.has_ended().is_none(), "{}", child.told());
+    child.wait_for_output(cause).await;
+    assert!(child.stderr().contains("the store's directory "), "{}", child.printed_output());
+    assert!(child.has_ended().is_none(), "{}", child.printed_output());
 }
 
 #[tokio::test]
-async fn a_damaged_database_is_put_aside_and_marked_in_the_log() {
+async fn a_damaged_database_is_quarantined_and_marked_in_the_log() {
     let site = Site::start().await;
-    let mut relay = Relay::live(&site).await;
-    site.platform.say(500);
+    let mut relay = RelayProcess::live(&site).await;
+    site.platform.emit(500);
     relay.holds(500).await;
     let before = pages(&relay.consumers).await;
     relay.child.signal("TERM");
-    assert_eq!(relay.child.ends(PATIENCE).await, 0);
+    assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 0);
     damage(&site.store(), |_| 0);
 
-    let relay = Relay::live(&site).await;
-    site.platform.say(10);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(10);
     relay.holds(510).await;
-    assert_put_aside(&site, &relay);
-    assert_begins_anew(&before, &pages(&relay.consumers).await, 510);
+    assert_quarantined(&site, &relay);
+    assert_new_epoch(&before, &pages(&relay.consumers).await, 510);
     let old = before.last().unwrap();
     assert_eq!(page_after(&relay, &old.id).await, 410, "a cursor of the lost log is never taken for one of the new");
     let first = first_line_after(&relay, &old.id).await;
@@ -218,30 +218,34 @@ async fn a_damaged_database_is_put_aside_and_marked_in_the_log() {
 }
 
 #[tokio::test]
-async fn damage_that_only_a_reader_meets_ends_the_process_and_the_next_start_marks_it() {
+async fn damage_found_only_by_a_reader_ends_the_process_and_the_next_start_marks_it() {
     let site = Site::start().await;
-    let mut relay = Relay::live(&site).await;
-    site.platform.say(20_000);
+    let mut relay = RelayProcess::live(&site).await;
+    site.platform.emit(20_000);
     relay.holds(20_000).await;
     let before = pages(&relay.consumers).await;
     relay.child.signal("TERM");
-    assert_eq!(relay.child.ends(PATIENCE).await, 0);
+    assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 0);
     damage(&site.store(), |len| len / 2);
 
-    let mut relay = Relay::live(&site).await;
+    let mut relay = RelayProcess::live(&site).await;
     let first = format!("{}/v1/streams/{STREAM}/events?from=first", relay.consumers);
     let body = client().get(first).header("accept", "application/x-ndjson").send().await.unwrap().text().await;
     let served = body.as_deref().unwrap_or_default().lines().count();
     assert!(served < before.len(), "nothing is served past the damage");
-    site.platform.say(1);
-    assert_eq!(relay.child.ends(PATIENCE).await, 1, "{}", relay.child.told());
-    assert!(relay.child.stderr().contains("the store is broken; it has to be opened anew"), "{}", relay.child.told());
+    site.platform.emit(1);
+    assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 1, "{}", relay.child.printed_output());
+    assert!(
+        relay.child.stderr().contains("the store is broken; it has to be opened anew"),
+        "{}",
+        relay.child.printed_output()
+    );
 
-    let relay = Relay::live(&site).await;
-    site.platform.say(10);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(10);
     relay.holds(20_011).await;
-    assert_put_aside(&site, &relay);
-    assert_begins_anew(&before, &pages(&relay.consumers).await, 20_011);
+    assert_quarantined(&site, &relay);
+    assert_new_epoch(&before, &pages(&relay.consumers).await, 20_011);
 }
 
 /// Overwrites 16 KiB, as a bad disk does.
@@ -252,15 +256,15 @@ fn damage(store: &Path, at: impl FnOnce(u64) -> u64) {
     file.write_all_at(&[0xa5; 16 << 10], at(len)).unwrap();
 }
 
-fn assert_put_aside(site: &Site, relay: &Relay) {
+fn assert_quarantined(site: &Site, relay: &RelayProcess) {
     let aside = fs::read_dir(site.store()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let is_database = |name: &String| name.starts_with("trunkline.db.damaged-") && !name.ends_with("-wal");
     assert_eq!(aside.filter(is_database).count(), 1);
     assert!(relay.child.stderr().contains("the store is damaged; it was put aside"), "{}", relay.child.stderr());
 }
 
-fn assert_begins_anew(before: &[Entry], log: &[Entry], last: u64) {
-    let epoch = |entry: &Entry| entry.id.split_once('-').unwrap().0.to_owned();
+fn assert_new_epoch(before: &[LogEntry], log: &[LogEntry], last: u64) {
+    let epoch = |entry: &LogEntry| entry.id.split_once('-').unwrap().0.to_owned();
     assert_ne!(epoch(&log[0]), epoch(&before[0]), "the log has a new epoch");
     assert_eq!((log[0].kind.as_str(), log[0].offset), ("trunkline.gap.v1", 1), "{}", log[0].json);
     assert!(log[0].json.contains(r#""reason":"store""#), "{}", log[0].json);
@@ -269,18 +273,18 @@ fn assert_begins_anew(before: &[Entry], log: &[Entry], last: u64) {
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "what follows has no further hole");
 }
 
-async fn page_after(relay: &Relay, id: &str) -> u16 {
+async fn page_after(relay: &RelayProcess, id: &str) -> u16 {
     let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
     let answer = client().get(url).header("accept", "application/cloudevents-batch+json").send().await.unwrap();
     answer.status().as_u16()
 }
 
-async fn first_line_after(relay: &Relay, id: &str) -> Entry {
+async fn first_line_after(relay: &RelayProcess, id: &str) -> LogEntry {
     let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
     let mut answer = client().get(url).header("accept", "application/x-ndjson").send().await.unwrap();
     let mut text = String::new();
     while !text.contains('\n') {
         text.push_str(std::str::from_utf8(&answer.chunk().await.unwrap().expect("a line")).unwrap());
     }
-    Entry::read(text.lines().next().unwrap())
+    LogEntry::read(text.lines().next().unwrap())
 }

@@ -12,9 +12,9 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    child::{PATIENCE, eventually},
+    child::{WAIT_MAX, eventually},
     log::{assert_whole, pages},
-    relay::{Relay, client},
+    relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
 
@@ -30,7 +30,7 @@ pub(super) struct Injection(Child);
 
 impl Injection {
     /// Attaches to a relay: from here on these calls on any of these files fail with this error.
-    pub(super) async fn into(relay: &Relay, site: &Site, files: &[&Path], calls: &str, error: &str) -> Self {
+    pub(super) async fn into(relay: &RelayProcess, site: &Site, files: &[&Path], calls: &str, error: &str) -> Self {
         let notes = site.folder.path().join("strace.err");
         let mut command = Command::new("strace");
         command.args(["-f", "-o", "/dev/null", "-p", &relay.child.id().to_string()]);
@@ -41,7 +41,7 @@ impl Injection {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&notes).unwrap());
         let tracer = command.spawn().unwrap_or_else(|error| panic!("sudo apt-get install -y strace: {error}"));
         let read = || fs::read_to_string(&notes).unwrap();
-        eventually("the tracer is attached", PATIENCE, async || read().contains(" attached").then_some(())).await;
+        eventually("the tracer is attached", WAIT_MAX, async || read().contains(" attached").then_some(())).await;
         assert!(!read().contains("ptrace("), "a process may not be traced here: {}", read());
         Self(tracer)
     }
@@ -56,16 +56,16 @@ impl Drop for Injection {
 }
 
 /// A site, and a live relay whose log has so many events.
-async fn running(events: u64) -> (Site, Relay) {
+async fn running(events: u64) -> (Site, RelayProcess) {
     let site = Site::start().await;
-    let relay = Relay::live(&site).await;
-    site.platform.say(events);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(events);
     relay.holds(events).await;
     (site, relay)
 }
 
 /// Reads the log from its first entry until the connection ends; the result is every line.
-async fn follow(relay: &Relay) -> JoinHandle<Vec<String>> {
+async fn follow(relay: &RelayProcess) -> JoinHandle<Vec<String>> {
     let url = format!("{}/v1/streams/{STREAM}/events?from=first", relay.consumers);
     let answer = client().get(url).header("accept", "application/x-ndjson").send().await.unwrap();
     TaskTracker::new().spawn(async move {
@@ -79,8 +79,8 @@ async fn follow(relay: &Relay) -> JoinHandle<Vec<String>> {
 }
 
 /// `/readyz` is 503 and gives this as the state of the store.
-async fn store_is(relay: &Relay, reason: &str) {
-    eventually(&format!("the store is not ready: {reason}"), PATIENCE, async || {
+async fn store_is(relay: &RelayProcess, reason: &str) {
+    eventually(&format!("the store is not ready: {reason}"), WAIT_MAX, async || {
         let (status, shown) = relay.ready().await?;
         (status == 503 && shown["checks"]["store"].as_str()?.contains(reason)).then_some(())
     })
@@ -88,15 +88,15 @@ async fn store_is(relay: &Relay, reason: &str) {
 }
 
 /// It ends with exit code 1 and gives the reason.
-async fn ends_broken(relay: &mut Relay) {
-    assert_eq!(relay.child.ends(PATIENCE).await, 1, "{}", relay.child.told());
+async fn ends_broken(relay: &mut RelayProcess) {
+    assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 1, "{}", relay.child.printed_output());
     let log = relay.child.stderr();
     assert!(log.contains("the store is broken; it has to be opened anew") && log.contains("disk I/O error"), "{log}");
 }
 
 /// A new process has the same log, and takes in everything since.
-async fn restarts_whole(site: &Site, said: u64) -> Relay {
-    let relay = Relay::live(site).await;
+async fn restarts_whole(site: &Site, said: u64) -> RelayProcess {
+    let relay = RelayProcess::live(site).await;
     relay.holds(said).await;
     let log = pages(&relay.consumers).await;
     assert_whole(&log, said);
@@ -106,12 +106,12 @@ async fn restarts_whole(site: &Site, said: u64) -> Relay {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_append_whose_fsync_fails_is_not_served_and_ends_the_process_and_the_log_is_whole_afterwards() {
+async fn a_failed_fsync_of_an_append_ends_the_process_and_the_log_stays_complete() {
     let (site, mut relay) = running(100).await;
     let reader = follow(&relay).await;
     let wal = site.store().join("trunkline.db-wal");
     let injection = Injection::into(&relay, &site, &[&wal], SYNC, "EIO").await;
-    site.platform.say(50);
+    site.platform.emit(50);
     ends_broken(&mut relay).await;
     drop(injection);
     let served = reader.await.unwrap();
@@ -123,35 +123,35 @@ async fn an_append_whose_fsync_fails_is_not_served_and_ends_the_process_and_the_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_checkpoint_whose_fsync_fails_is_shown_with_its_reason_and_the_next_append_ends_the_process() {
+async fn a_failed_fsync_of_a_checkpoint_is_reported_and_the_next_append_ends_the_process() {
     let (site, mut relay) = running(100).await;
     let database = site.store().join("trunkline.db");
-    eventually("all of the log is in the database", PATIENCE, async || {
+    eventually("all of the log is in the database", WAIT_MAX, async || {
         String::from_utf8_lossy(&fs::read(&database).unwrap()).contains(r#""platformsequence":"100""#).then_some(())
     })
     .await;
     let injection = Injection::into(&relay, &site, &[&database], SYNC, "EIO").await;
-    site.platform.say(1);
+    site.platform.emit(1);
     store_is(&relay, "disk I/O error").await;
     assert_eq!(pages(&relay.consumers).await.len(), 101, "what was durable is still served");
-    assert!(relay.child.has_ended().is_none(), "{}", relay.child.told());
-    site.platform.say(50);
+    assert!(relay.child.has_ended().is_none(), "{}", relay.child.printed_output());
+    site.platform.emit(50);
     ends_broken(&mut relay).await;
     drop(injection);
     restarts_whole(&site, 151).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_system_that_becomes_read_only_is_shown_with_its_reason_and_nothing_is_lost() {
+async fn a_file_system_that_becomes_read_only_is_reported_and_loses_nothing() {
     let (site, relay) = running(100).await;
     let file = |name: &str| site.store().join(name);
     let files = fs::read_dir(site.store()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
     assert!(files.contains(&file("trunkline.db-wal")), "{files:?}");
     let files = files.iter().map(AsRef::as_ref).collect::<Vec<&Path>>();
     let injection = Injection::into(&relay, &site, &files, CHANGE, "EROFS").await;
-    site.platform.say(50);
+    site.platform.emit(50);
     store_is(&relay, "disk I/O error").await;
-    eventually("the stream gives the reason", PATIENCE, async || {
+    eventually("the stream gives the reason", WAIT_MAX, async || {
         let error = relay.stream().await["last_error"].as_str()?.to_owned();
         error.starts_with("the store takes no entries: ").then_some(())
     })

@@ -6,11 +6,11 @@ use futures_util::StreamExt;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
-pub(super) use self::shared::{Board, Seen};
+pub(super) use self::shared::{ReceivedEntries, RelayUrl};
 use super::{
-    child::{PATIENCE, eventually},
-    log::{Entry, assert_whole, pages},
-    relay::{Relay, client},
+    child::{WAIT_MAX, eventually},
+    log::{LogEntry, assert_whole, pages},
+    relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
 
@@ -19,40 +19,40 @@ const EVENTS_A_SECOND: u64 = 2_000;
 const SEED: u64 = 9;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_kills_under_load_lose_nothing_and_double_nothing() {
+async fn fifty_kills_under_load_lose_and_duplicate_nothing() {
     let site = Site::start().await;
-    let (board, mut readers) = (Arc::new(Board::default()), JoinSet::new());
-    let (lines, messages) = (Arc::new(Seen::default()), Arc::new(Seen::default()));
+    let (board, mut readers) = (Arc::new(RelayUrl::default()), JoinSet::new());
+    let (lines, messages) = (Arc::new(ReceivedEntries::default()), Arc::new(ReceivedEntries::default()));
     readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
     readers.spawn(follow_messages(Arc::clone(&board), Arc::clone(&messages)));
-    let talk = site.talk(EVENTS_A_SECOND);
-    kill_again_and_again(&site, &board).await;
+    let talk = site.start_traffic(EVENTS_A_SECOND);
+    kill_repeatedly(&site, &board).await;
 
-    let relay = Relay::live(&site).await;
+    let relay = RelayProcess::live(&site).await;
     board.put(Some(relay.consumers.clone()));
-    let last_said = talk.hush().await;
+    let last_said = talk.stop().await;
     relay.holds(last_said).await;
     let log = pages(&relay.consumers).await;
     assert_whole(&log, last_said);
     assert!(log.len() as u64 > KILLS * 50, "there was load: {} events", log.len());
     for (who, seen) in [("NDJSON", lines), ("WebSocket", messages)] {
-        eventually(who, PATIENCE, async || (seen.len() >= log.len()).then_some(())).await;
+        eventually(who, WAIT_MAX, async || (seen.len() >= log.len()).then_some(())).await;
         assert!(seen.connections() > KILLS / 2, "{who} connected {} times", seen.connections());
         assert!(seen.all() == log, "{who} saw each entry once, in order, byte for byte as it stayed in the log");
     }
 }
 
 /// Most kills hit a relay at work, every fifth one a relay that is just starting.
-async fn kill_again_and_again(site: &Site, board: &Board) {
+async fn kill_repeatedly(site: &Site, board: &RelayUrl) {
     let mut rng = fastrand::Rng::with_seed(SEED);
     for round in 1..=KILLS {
-        let mut child = Relay::spawn(site.folder.path(), site.config(), &[]);
+        let mut child = RelayProcess::spawn(site.folder.path(), site.config(), &[]);
         if round % 5 == 0 {
             tokio::time::sleep(Duration::from_millis(rng.u64(0..100))).await;
             child.kill();
             continue;
         }
-        let mut relay = Relay::of(child).await;
+        let mut relay = RelayProcess::of(child).await;
         board.put(Some(relay.consumers.clone()));
         relay.goes_live().await;
         tokio::time::sleep(Duration::from_millis(rng.u64(50..400))).await;
@@ -63,25 +63,25 @@ async fn kill_again_and_again(site: &Site, board: &Board) {
 }
 
 /// Where a reader goes on.
-pub(super) fn place(after: Option<String>) -> String {
+pub(super) fn events_path(after: Option<String>) -> String {
     let start = after.map_or("from=first".to_owned(), |id| format!("after={id}"));
     format!("/v1/streams/{STREAM}/events?{start}")
 }
 
-pub(super) async fn follow_lines(board: Arc<Board>, seen: Arc<Seen>) {
+pub(super) async fn follow_lines(board: Arc<RelayUrl>, seen: Arc<ReceivedEntries>) {
     follow_text(board, seen, "application/x-ndjson", "\n", |line| Some(line).filter(|line| !line.is_empty())).await;
 }
 
 /// Follows a text in pieces that each end with `end`; `entry` finds the entry in a line.
 pub(super) async fn follow_text(
-    board: Arc<Board>,
-    seen: Arc<Seen>,
+    board: Arc<RelayUrl>,
+    seen: Arc<ReceivedEntries>,
     accept: &str,
     end: &str,
     entry: impl Fn(&str) -> Option<&str>,
 ) {
     loop {
-        let url = format!("{}{}", board.get().await, place(seen.last_id()));
+        let url = format!("{}{}", board.get().await, events_path(seen.last_id()));
         let Ok(mut answer) = client().get(url).header("accept", accept).send().await else { continue };
         seen.connected();
         let mut rest = Vec::new();
@@ -90,19 +90,19 @@ pub(super) async fn follow_text(
             let Some(last) = rest.windows(end.len()).rposition(|piece| piece == end.as_bytes()) else { continue };
             let pieces: Vec<u8> = rest.drain(..last + end.len()).collect();
             let text = String::from_utf8(pieces).unwrap();
-            text.lines().filter_map(&entry).for_each(|entry| seen.push(Entry::read(entry)));
+            text.lines().filter_map(&entry).for_each(|entry| seen.push(LogEntry::read(entry)));
         }
     }
 }
 
-pub(super) async fn follow_messages(board: Arc<Board>, seen: Arc<Seen>) {
+pub(super) async fn follow_messages(board: Arc<RelayUrl>, seen: Arc<ReceivedEntries>) {
     loop {
-        let url = format!("{}{}", board.get().await, place(seen.last_id())).replacen("http", "ws", 1);
+        let url = format!("{}{}", board.get().await, events_path(seen.last_id())).replacen("http", "ws", 1);
         let Ok((mut socket, _)) = tokio_tungstenite::connect_async(url).await else { continue };
         seen.connected();
         while let Some(Ok(message)) = socket.next().await {
             if let Message::Text(text) = message {
-                seen.push(Entry::read(&text));
+                seen.push(LogEntry::read(&text));
             }
         }
     }
@@ -120,13 +120,13 @@ mod shared {
 
     use tokio::sync::watch;
 
-    use super::Entry;
+    use super::LogEntry;
 
     /// Where the relay of the moment listens.
     #[derive(Default)]
-    pub(crate) struct Board(watch::Sender<Option<String>>);
+    pub(crate) struct RelayUrl(watch::Sender<Option<String>>);
 
-    impl Board {
+    impl RelayUrl {
         pub(crate) fn put(&self, url: Option<String>) {
             self.0.send_replace(url);
         }
@@ -141,10 +141,10 @@ mod shared {
 
     /// What one consumer was sent.
     #[derive(Default)]
-    pub(crate) struct Seen(Mutex<Vec<Entry>>, AtomicU64);
+    pub(crate) struct ReceivedEntries(Mutex<Vec<LogEntry>>, AtomicU64);
 
-    impl Seen {
-        pub(crate) fn push(&self, entry: Entry) {
+    impl ReceivedEntries {
+        pub(crate) fn push(&self, entry: LogEntry) {
             self.0.lock().unwrap().push(entry);
         }
 
@@ -160,7 +160,7 @@ mod shared {
             self.0.lock().unwrap().len()
         }
 
-        pub(crate) fn all(&self) -> Vec<Entry> {
+        pub(crate) fn all(&self) -> Vec<LogEntry> {
             self.0.lock().unwrap().clone()
         }
 

@@ -2,16 +2,16 @@
 
 use std::{fs, path::Path};
 
-use trunkline::simulator::{Fault, Settings, Target};
+use trunkline::simulator::{FaultTarget, PlatformFault, Settings};
 
 use super::{
-    child::{PATIENCE, eventually},
+    child::{WAIT_MAX, eventually},
     injected::{CHANGE, Injection},
     log::{assert_whole, pages},
-    relay::Relay,
+    relay::RelayProcess,
     site::Site,
 };
-use crate::harness::Redis;
+use crate::harness::RedisServer;
 
 const EVENT_BYTES: usize = 1_000_000;
 const BUFFER_BYTES: u64 = 8 << 20;
@@ -28,7 +28,7 @@ async fn site() -> Site {
 }
 
 /// The most memory that a process has had, in bytes.
-fn peak(relay: &Relay) -> u64 {
+fn peak(relay: &RelayProcess) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", relay.child.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel gives the peak");
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
@@ -36,17 +36,17 @@ fn peak(relay: &Relay) -> u64 {
 
 /// The platform sends all of it while the store takes nothing; it takes entries again after `mend`.
 #[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
-async fn a_burst_is_bounded(site: &Site, relay: &Relay, mend: impl FnOnce()) {
+async fn a_burst_is_bounded(site: &Site, relay: &RelayProcess, mend: impl FnOnce()) {
     let before = peak(relay);
     for _ in 0..EVENTS {
-        site.platform.inject(Fault::Oversize { on: Target::Sequenced, bytes: EVENT_BYTES });
+        site.platform.inject(PlatformFault::Oversize { on: FaultTarget::Sequenced, bytes: EVENT_BYTES });
     }
     let full = BUFFER_BYTES / EVENT_BYTES as u64;
-    eventually("the buffer is full", PATIENCE, async || {
+    eventually("the buffer is full", WAIT_MAX, async || {
         (relay.stream().await["buffered"].as_u64()? >= full).then_some(())
     })
     .await;
-    eventually("the stream gives the reason", PATIENCE, async || {
+    eventually("the stream gives the reason", WAIT_MAX, async || {
         relay.ready().await.filter(|(status, _)| *status == 503).map(drop)
     })
     .await;
@@ -67,11 +67,11 @@ async fn a_burst_is_bounded(site: &Site, relay: &Relay, mend: impl FnOnce()) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_events_that_wait_for_redis_are_bounded_in_bytes_and_none_is_lost() {
-    let server = Redis::volatile();
+    let server = RedisServer::volatile();
     let site = site().await;
     site.use_redis(&server.url());
-    let relay = Relay::live(&site).await;
-    site.platform.say(1);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(1);
     relay.holds(1).await;
     server.pause();
     a_burst_is_bounded(&site, &relay, || server.resume()).await;
@@ -80,8 +80,8 @@ async fn large_events_that_wait_for_redis_are_bounded_in_bytes_and_none_is_lost(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_events_that_wait_for_the_disk_are_bounded_in_bytes_and_none_is_lost() {
     let site = site().await;
-    let relay = Relay::live(&site).await;
-    site.platform.say(1);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(1);
     relay.holds(1).await;
     let files = ["trunkline.db", "trunkline.db-wal"].map(|name| site.store().join(name));
     let files = files.each_ref().map(AsRef::<Path>::as_ref);

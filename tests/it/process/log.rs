@@ -10,7 +10,7 @@ const PAGE: usize = 1_000;
 
 /// One event, as it was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct LogEntry {
     pub(crate) id: String,
     pub(crate) kind: String,
     pub(crate) offset: u64,
@@ -22,7 +22,7 @@ pub(crate) struct Entry {
 }
 
 #[derive(Deserialize)]
-struct Attributes {
+struct EntryAttributes {
     id: String,
     #[serde(rename = "type")]
     kind: String,
@@ -31,9 +31,9 @@ struct Attributes {
     correlationid: Option<String>,
 }
 
-impl Entry {
+impl LogEntry {
     pub(crate) fn read(json: &str) -> Self {
-        let read: Attributes = serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}"));
+        let read: EntryAttributes = serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}"));
         let number = |text: Option<String>| text.map(|text| text.parse().unwrap());
         Self {
             id: read.id,
@@ -47,14 +47,14 @@ impl Entry {
 }
 
 /// The whole log of the tests' usual stream.
-pub(crate) async fn pages(consumers: &str) -> Vec<Entry> {
+pub(crate) async fn pages(consumers: &str) -> Vec<LogEntry> {
     pages_of(consumers, STREAM).await
 }
 
 /// The log of a stream up to the end that it has now, page by page.
-pub(crate) async fn pages_of(consumers: &str, stream: &str) -> Vec<Entry> {
+pub(crate) async fn pages_of(consumers: &str, stream: &str) -> Vec<LogEntry> {
     let end = end_of(consumers, stream).await;
-    let mut entries: Vec<Entry> = Vec::new();
+    let mut entries: Vec<LogEntry> = Vec::new();
     let mut next = format!("/v1/streams/{stream}/events?limit={PAGE}&from=first");
     loop {
         let url = format!("{consumers}{next}");
@@ -64,7 +64,7 @@ pub(crate) async fn pages_of(consumers: &str, stream: &str) -> Vec<Entry> {
         next = link.strip_prefix('<').and_then(|link| link.split_once('>')).unwrap().0.to_owned();
         let body = answer.text().await.unwrap();
         let page: Vec<&RawValue> = serde_json::from_str(&body).unwrap();
-        entries.extend(page.iter().map(|event| Entry::read(event.get())));
+        entries.extend(page.iter().map(|event| LogEntry::read(event.get())));
         if page.is_empty() || entries.last().is_some_and(|last| last.offset >= end) {
             return entries;
         }
@@ -81,7 +81,7 @@ async fn end_of(consumers: &str, stream: &str) -> u64 {
 }
 
 /// Every number from the first one heard to the last one said: once, in order, under dense offsets, and no gap.
-pub(crate) fn assert_whole(log: &[Entry], last_said: u64) {
+pub(crate) fn assert_whole(log: &[LogEntry], last_said: u64) {
     let first = log.first().and_then(|entry| entry.number).expect("the log begins with an event");
     for (index, entry) in log.iter().enumerate() {
         let index = index as u64;

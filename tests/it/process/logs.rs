@@ -6,24 +6,24 @@ use std::{
 };
 
 use serde_json::Value;
-use trunkline::simulator::{Fault, Settings, Target, TokenFailure};
+use trunkline::simulator::{FaultTarget, PlatformFault, Settings, TokenFailure};
 
 use super::{
-    child::{PATIENCE, eventually},
+    child::{WAIT_MAX, eventually},
     log::{assert_whole, pages},
-    relay::{Relay, client},
+    relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
 
 /// A daemon whose standard error is a pipe, which is read no further than its first lines.
-struct Piped {
+struct PipedRelay {
     process: Child,
     stderr: Option<BufReader<ChildStderr>>,
     consumers: String,
     admin: String,
 }
 
-impl Piped {
+impl PipedRelay {
     fn start(site: &Site, log: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
         command.args(["run", "--config", site.config()]).env("TRUNKLINE_LOG", log).current_dir(site.folder.path());
@@ -48,7 +48,7 @@ impl Piped {
     }
 }
 
-impl Drop for Piped {
+impl Drop for PipedRelay {
     fn drop(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -58,10 +58,10 @@ impl Drop for Piped {
 #[tokio::test]
 async fn lines_that_standard_error_refuses_are_counted() {
     let site = Site::start().await;
-    let mut relay = Piped::start(&site, "debug");
+    let mut relay = PipedRelay::start(&site, "debug");
     assert_eq!(relay.dropped().await, 0);
     relay.stderr = None;
-    eventually("a line that the closed pipe refused is counted", PATIENCE, async || {
+    eventually("a line that the closed pipe refused is counted", WAIT_MAX, async || {
         // A refused request is a line at this level.
         let unknown = client().get(format!("{}/v1/streams/none/events", relay.consumers)).send().await.unwrap();
         assert_eq!(unknown.status(), 404);
@@ -71,13 +71,13 @@ async fn lines_that_standard_error_refuses_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_nobody_reads_holds_nothing_up() {
+async fn an_unread_standard_error_blocks_nothing() {
     let site = Site::start().await;
-    let mut relay = Piped::start(&site, "debug");
+    let mut relay = PipedRelay::start(&site, "debug");
     assert_eq!(relay.dropped().await, 0);
-    let talk = site.talk(500);
-    let pooled = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
-    eventually("more lines than the pipe and the queue hold", PATIENCE * 2, async || {
+    let talk = site.start_traffic(500);
+    let pooled = reqwest::Client::builder().no_proxy().timeout(WAIT_MAX).build().unwrap();
+    eventually("more lines than the pipe and the queue hold", WAIT_MAX * 2, async || {
         // A refused request is a line at this level.
         for _ in 0..500 {
             let unknown = pooled.get(format!("{}/v1/streams/none/events", relay.consumers)).send().await.unwrap();
@@ -88,8 +88,8 @@ async fn a_log_that_nobody_reads_holds_nothing_up() {
     .await;
     let healthy = client().get(format!("{}/healthz", relay.admin)).send().await.unwrap();
     assert_eq!(healthy.status(), 200);
-    let last = talk.hush().await;
-    eventually("everything that was sent is in the log", PATIENCE, async || {
+    let last = talk.stop().await;
+    eventually("everything that was sent is in the log", WAIT_MAX, async || {
         let log = pages(&relay.consumers).await;
         (log.last().and_then(|entry| entry.number) == Some(last)).then(|| assert_whole(&log, last))
     })
@@ -97,7 +97,7 @@ async fn a_log_that_nobody_reads_holds_nothing_up() {
     let id = relay.process.id().to_string();
     assert!(Command::new("sh").args(["-c", "kill -TERM \"$0\"", &id]).status().unwrap().success());
     let ended =
-        eventually("it ends although its log is not read", PATIENCE, async || relay.process.try_wait().unwrap());
+        eventually("it ends although its log is not read", WAIT_MAX, async || relay.process.try_wait().unwrap());
     assert!(ended.await.success());
     let mut rest = String::new();
     relay.stderr.as_mut().unwrap().read_to_string(&mut rest).unwrap();
@@ -109,14 +109,14 @@ async fn a_log_that_nobody_reads_holds_nothing_up() {
 
 #[tokio::test]
 async fn lines_of_a_stream_and_of_an_account_name_it_at_every_level() {
-    let rejected = Fault::Token { failure: TokenFailure::InvalidClient, times: 1 };
-    let refused = Fault::Refuse { on: Target::All, status: 503, times: 9, retry_after: None };
+    let rejected = PlatformFault::Token { failure: TokenFailure::InvalidClient, times: 1 };
+    let refused = PlatformFault::Refuse { on: FaultTarget::All, status: 503, times: 9, retry_after: None };
     for (fault, kind, name) in [(rejected, "account", "demo"), (refused, "stream", STREAM)] {
         for level in ["debug", "warn", "error"] {
             let site = Site::start_with(Settings::default(), &["backoff = { breaker_after = 1 }"]).await;
             site.platform.inject(fault.clone());
-            let child = Relay::spawn(site.folder.path(), site.config(), &[("TRUNKLINE_LOG", level)]);
-            let line = eventually("an error is logged", PATIENCE, async || {
+            let child = RelayProcess::spawn(site.folder.path(), site.config(), &[("TRUNKLINE_LOG", level)]);
+            let line = eventually("an error is logged", WAIT_MAX, async || {
                 let log = child.stderr();
                 let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
                 lines.into_iter().find(|line| line["level"] == "ERROR")
@@ -132,7 +132,7 @@ async fn an_unknown_level_is_named_in_the_one_format_and_the_relay_runs() {
     let site = Site::start().await;
     for (given, named) in [("verbose", "unknown level \\\"verbose\\\""), ("\u{1b}[31mred", "unknown level")] {
         let variables = [("TRUNKLINE_LOG", given)];
-        let relay = Relay::start_with(&site, &variables).await;
+        let relay = RelayProcess::start_with(&site, &variables).await;
         let log = relay.child.stderr();
         assert!(log.contains(named), "{log}");
         for line in log.lines() {

@@ -3,16 +3,16 @@
 
 use std::fs;
 
-use trunkline::simulator::Fault;
+use trunkline::simulator::PlatformFault;
 
 use super::{
-    child::{PATIENCE, eventually},
+    child::{WAIT_MAX, eventually},
     log::pages,
-    relay::Relay,
+    relay::RelayProcess,
     site::{STREAM, Site},
-    tls::{Terminator, make_certificates},
+    tls::{TlsTerminator, make_certificates},
 };
-use crate::harness::{ForwardProxy, Impostor, SilentPlatform};
+use crate::harness::{ForeignHost, ForwardProxy, SilentPlatform};
 
 const STREAM_PATH: &str = "api/v2/analytics/conversations/summary/stream";
 const SNAPSHOT_PATH: &str = "api/v2/analytics/conversations/summary";
@@ -40,7 +40,7 @@ async fn tokens_calls_and_sockets_of_a_platform_behind_tls_go_through_a_connect_
     let site = Site::start().await;
     let folder = site.folder.path().to_owned();
     make_certificates(&folder);
-    let platform = Terminator::start(&folder, "named", site.platform.address()).await;
+    let platform = TlsTerminator::start(&folder, "named", site.platform.address()).await;
     let proxy = ForwardProxy::to(platform.address()).await;
     let host = "platform.test:8443";
     let token_url = format!("https://{host}/oauth/token");
@@ -50,14 +50,14 @@ async fn tokens_calls_and_sockets_of_a_platform_behind_tls_go_through_a_connect_
     );
     fs::write(&site.config, head(&site) + &account(&site, "demo", &token_url, &proxy.url()) + &stream).unwrap();
     let authority = folder.join("known.pem").display().to_string();
-    let relay = Relay::start_with(&site, &[("SSL_CERT_FILE", &authority)]).await;
+    let relay = RelayProcess::start_with(&site, &[("SSL_CERT_FILE", &authority)]).await;
     relay.goes_live().await;
-    site.platform.say(2);
+    site.platform.emit(2);
     relay.holds(2).await;
     let before = proxy.requests().len();
-    site.platform.inject(Fault::Jump { n: 5 });
-    site.platform.say(1);
-    eventually("the state of the platform was asked for", PATIENCE, async || {
+    site.platform.inject(PlatformFault::Jump { n: 5 });
+    site.platform.emit(1);
+    eventually("the state of the platform was asked for", WAIT_MAX, async || {
         pages(&relay.consumers).await.iter().any(|entry| entry.kind == "trunkline.snapshot.v1").then_some(())
     })
     .await;
@@ -68,11 +68,11 @@ async fn tokens_calls_and_sockets_of_a_platform_behind_tls_go_through_a_connect_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_that_refuses_or_hangs_is_named_by_tokens_calls_and_sockets() {
+async fn a_proxy_that_refuses_or_hangs_is_reported_by_tokens_calls_and_sockets() {
     let site = Site::start().await;
     let good = format!("http://{}/oauth/token", site.platform.address());
-    let refuses = Impostor::start("HTTP/1.1 407 Proxy Authentication Required").await;
-    let fails = Impostor::start("HTTP/1.1 502 Bad Gateway").await;
+    let refuses = ForeignHost::start("HTTP/1.1 407 Proxy Authentication Required").await;
+    let fails = ForeignHost::start("HTTP/1.1 502 Bad Gateway").await;
     let hangs = SilentPlatform::start().await;
     let (mut text, mut expected) = (head(&site), Vec::new());
     for (name, address) in [("refuses", refuses.address()), ("fails", fails.address()), ("hangs", hangs.address())] {
@@ -92,9 +92,9 @@ async fn a_proxy_that_refuses_or_hangs_is_named_by_tokens_calls_and_sockets() {
         }
     }
     fs::write(&site.config, text).unwrap();
-    let relay = Relay::start(&site).await;
+    let relay = RelayProcess::start(&site).await;
     for (list, key, name, proxy) in expected {
-        eventually(&format!("the error of {name} names {proxy}"), PATIENCE, async || {
+        eventually(&format!("the error of {name} names {proxy}"), WAIT_MAX, async || {
             let status = relay.status().await;
             let one = status[list].as_array()?.iter().find(|one| one[key] == name.as_str())?.clone();
             one["last_error"].as_str().filter(|error| error.contains(&proxy)).map(drop)

@@ -4,12 +4,12 @@ use std::{fs, path::Path, time::Duration};
 
 use trunkline::{
     clock,
-    simulator::{Dialect, Settings},
+    simulator::{Settings, SocketDialect},
 };
 
 use super::{
     child::Child,
-    relay::Relay,
+    relay::RelayProcess,
     site::{STREAM, Site},
 };
 
@@ -19,12 +19,12 @@ const BOUND: Duration = Duration::from_secs(10);
 /// Runs to the end: exit code, standard output, standard error.
 async fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut child = Child::start(folder, arguments);
-    let code = child.ends(Duration::from_secs(30)).await;
+    let code = child.wait_for_exit(Duration::from_secs(30)).await;
     (code, child.stdout(), child.stderr())
 }
 
 #[tokio::test]
-async fn every_mistake_of_a_configuration_is_told_at_once() {
+async fn all_configuration_errors_are_reported_at_once() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/config");
     let expected = fs::read_to_string(golden.join("several-mistakes-at-once.txt")).unwrap();
     let file = golden.join("several-mistakes-at-once.toml");
@@ -52,7 +52,7 @@ async fn a_listener_that_others_can_reach_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn bad_usage_and_missing_files_are_told_with_two() {
+async fn bad_usage_and_missing_files_exit_with_two() {
     let folder = tempfile::tempdir().unwrap();
     for (arguments, word) in [
         (vec!["run"], "--config"),
@@ -67,7 +67,7 @@ async fn bad_usage_and_missing_files_are_told_with_two() {
 }
 
 #[tokio::test]
-async fn a_listener_in_use_is_told_with_its_key() {
+async fn a_listener_in_use_is_reported_with_its_key() {
     let site = Site::start().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -83,31 +83,31 @@ async fn connect(site: &Site) -> (i32, String, String) {
 }
 
 #[tokio::test]
-async fn a_check_with_connections_tells_each_part_that_it_tried() {
+async fn a_check_with_connections_reports_each_part() {
     let site = Site::start().await;
     let (code, out, err) = connect(&site).await;
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     for line in ["ok      store: ", "ok      account demo: has a token", "ok      stream calls: opened and closed"] {
         assert_eq!(out.lines().filter(|found| found.starts_with(line)).count(), 1, "{line}\n{out}");
     }
-    let tally = site.platform.tally();
-    assert_eq!((tally.grants_total(), tally.sockets(Dialect::Sequenced).open), (1, 0));
+    let tally = site.platform.counters();
+    assert_eq!((tally.grants_total(), tally.sockets(SocketDialect::Sequenced).open), (1, 0));
 }
 
 #[tokio::test]
-async fn a_check_beside_a_running_relay_leaves_it_alone() {
+async fn a_check_does_not_disturb_a_running_relay() {
     let site = Site::start().await;
-    let relay = Relay::live(&site).await;
+    let relay = RelayProcess::live(&site).await;
     let (code, out, err) = connect(&site).await;
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     let holder = format!("is in use by a running daemon (process {}", relay.child.id());
     assert!(out.contains(&holder), "{out}");
-    site.platform.say(2);
+    site.platform.emit(2);
     relay.holds(2).await;
 }
 
 #[tokio::test]
-async fn a_wrong_secret_is_told_as_soon_as_the_platform_said_so() {
+async fn a_wrong_secret_is_reported_as_soon_as_the_platform_rejects_it() {
     let site = Site::start_with(Settings::default(), &[]).await;
     fs::write(site.folder.path().join("client-secret"), "not-it").unwrap();
     let began = clock::now();
@@ -121,7 +121,7 @@ async fn a_wrong_secret_is_told_as_soon_as_the_platform_said_so() {
 }
 
 #[tokio::test]
-async fn a_platform_that_nobody_answers_for_is_told_with_the_cause() {
+async fn an_unreachable_platform_is_reported_with_the_cause() {
     let site = Site::start().await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let text = fs::read_to_string(site.config()).unwrap();
@@ -135,7 +135,7 @@ async fn a_platform_that_nobody_answers_for_is_told_with_the_cause() {
 }
 
 #[tokio::test]
-async fn a_wrong_path_of_the_token_url_is_named_and_not_taken_for_wrong_credentials() {
+async fn a_wrong_token_url_path_is_reported_and_not_mistaken_for_wrong_credentials() {
     let site = Site::start().await;
     let text = fs::read_to_string(site.config()).unwrap();
     fs::write(site.config(), text.replace("/oauth/token", "/nope")).unwrap();
@@ -147,7 +147,7 @@ async fn a_wrong_path_of_the_token_url_is_named_and_not_taken_for_wrong_credenti
 }
 
 #[tokio::test]
-async fn a_socket_that_cannot_be_opened_is_told_with_its_url_and_key() {
+async fn a_socket_that_cannot_be_opened_is_reported_with_its_url_and_key() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let platform = Site::start().await;
     let address = platform.platform.address();
@@ -198,8 +198,8 @@ async fn a_log_filter_that_cannot_be_used_stops_neither_a_check_nor_the_daemon()
     let variables = [("TRUNKLINE_LOG", "verbose")];
     let complaint = "unknown level";
     let mut check = Child::start_with(site.folder.path(), &["check", "--config", site.config()], &variables);
-    assert_eq!(check.ends(BOUND).await, 0, "{}", check.told());
+    assert_eq!(check.wait_for_exit(BOUND).await, 0, "{}", check.printed_output());
     assert!(check.stdout().starts_with("warning: the log filter ") && check.stdout().contains(complaint));
-    let relay = Relay::start_with(&site, &variables).await;
+    let relay = RelayProcess::start_with(&site, &variables).await;
     assert!(relay.child.stderr().contains(complaint), "{}", relay.child.stderr());
 }

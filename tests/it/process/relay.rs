@@ -5,13 +5,13 @@ use std::path::Path;
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    child::{Child, PATIENCE, eventually},
-    log::Entry,
+    child::{Child, WAIT_MAX, eventually},
+    log::LogEntry,
     site::{STREAM, Site},
 };
 
 /// A running daemon and where it listens.
-pub(crate) struct Relay {
+pub(crate) struct RelayProcess {
     pub(crate) child: Child,
     /// `http://127.0.0.1:…` for consumers.
     pub(crate) consumers: String,
@@ -19,7 +19,7 @@ pub(crate) struct Relay {
     pub(crate) admin: String,
 }
 
-impl Relay {
+impl RelayProcess {
     /// Starts it and waits until it listens.
     pub(crate) async fn start(site: &Site) -> Self {
         Self::start_with(site, &[]).await
@@ -36,7 +36,7 @@ impl Relay {
 
     /// Waits until a started one listens.
     pub(crate) async fn of(mut child: Child) -> Self {
-        child.says("\"trunkline runs\"").await;
+        child.wait_for_output("\"trunkline runs\"").await;
         let log = child.stderr();
         let runs = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let runs = runs.into_iter().find(|line| line["message"] == "trunkline runs").unwrap();
@@ -53,7 +53,7 @@ impl Relay {
 
     pub(crate) async fn goes_live(&self) {
         let all = format!("{}/readyz?streams=all", self.admin);
-        eventually("every stream is live", PATIENCE, async || {
+        eventually("every stream is live", WAIT_MAX, async || {
             let answer = client().get(&all).send().await.ok()?;
             answer.status().is_success().then_some(())
         })
@@ -77,37 +77,37 @@ impl Relay {
 
     pub(crate) async fn text(&self, listener: &str, path: &str) -> String {
         let answer = client().get(format!("{listener}{path}")).send().await;
-        let answer = answer.unwrap_or_else(|error| panic!("{error}\n{}", self.child.told()));
+        let answer = answer.unwrap_or_else(|error| panic!("{error}\n{}", self.child.printed_output()));
         answer.text().await.unwrap()
     }
 
     /// Asks an operator's wish.
-    pub(crate) async fn wish(&self, path: &str) {
+    pub(crate) async fn operator_request(&self, path: &str) {
         let answer = client().post(format!("{}/admin/v1/{path}", self.admin)).send().await.unwrap();
         assert_eq!(answer.status(), 202, "{path}");
     }
 
     /// Waits until the newest entry of the log has this number of the platform.
     pub(crate) async fn holds(&self, number: u64) {
-        eventually(&format!("number {number} is in the log"), PATIENCE, async || {
+        eventually(&format!("number {number} is in the log"), WAIT_MAX, async || {
             (self.newest().await?.number? == number).then_some(())
         })
         .await;
     }
 
     /// The newest entry of the log, as a consumer gets it.
-    pub(crate) async fn newest(&self) -> Option<Entry> {
+    pub(crate) async fn newest(&self) -> Option<LogEntry> {
         let last = self.stream().await["last"].as_str()?.to_owned();
         let (epoch, offset) = last.split_once('-')?;
         let before = offset.parse::<u64>().ok()?.checked_sub(1)?;
         let path = format!("/v1/streams/{STREAM}/events?limit=1&after={epoch}-{before}");
         let page: Vec<Box<RawValue>> = serde_json::from_str(&self.text(&self.consumers, &path).await).ok()?;
-        page.last().map(|event| Entry::read(event.get()))
+        page.last().map(|event| LogEntry::read(event.get()))
     }
 }
 
 /// A client that follows nothing and keeps nothing open.
 pub(crate) fn client() -> reqwest::Client {
     trunkline::app::install_crypto();
-    reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(PATIENCE).build().unwrap()
+    reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(WAIT_MAX).build().unwrap()
 }

@@ -29,16 +29,16 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use trunkline::{clock, simulator::Dialect};
+use trunkline::{clock, simulator::SocketDialect};
 
 use super::{
-    child::{PATIENCE, eventually},
-    kill::{Board, Seen, follow_lines},
-    log::{Entry, assert_whole, pages},
-    relay::Relay,
+    child::{WAIT_MAX, eventually},
+    kill::{ReceivedEntries, RelayUrl, follow_lines},
+    log::{LogEntry, assert_whole, pages},
+    relay::RelayProcess,
     site::{STREAM, Site},
 };
-use crate::harness::{Redis, knob};
+use crate::harness::{RedisServer, env_setting};
 
 const EVENTS_A_SECOND: u64 = 500;
 
@@ -53,30 +53,30 @@ const CLAIM: Duration = Duration::from_millis(1_200);
 
 /// How often a scene is played.
 pub(super) fn rounds(default: usize) -> usize {
-    knob("TRUNKLINE_ROUNDS").unwrap_or(default)
+    env_setting("TRUNKLINE_ROUNDS").unwrap_or(default)
 }
 
 /// Events a second.
 pub(super) fn rate() -> u64 {
-    knob("TRUNKLINE_RATE").unwrap_or(EVENTS_A_SECOND)
+    env_setting("TRUNKLINE_RATE").unwrap_or(EVENTS_A_SECOND)
 }
 
-async fn site(server: &Redis, keys: &[&str]) -> Site {
+async fn site(server: &RedisServer, keys: &[&str]) -> Site {
     let site = Site::start_with(trunkline::simulator::Settings::default(), keys).await;
     site.use_redis(&server.url());
     site
 }
 
 /// What a relay says of itself.
-async fn holds_stream(relay: &Relay) -> bool {
+async fn holds_stream(relay: &RelayProcess) -> bool {
     let page = relay.text(&relay.admin, "/metrics").await;
     let line = format!("trunkline_stream_lease_owner{{stream=\"{STREAM}\"}} 1");
     page.lines().any(|found| found == line)
 }
 
 /// The index of the relay that keeps the stream.
-async fn holder(relays: &[Relay]) -> usize {
-    eventually("one relay keeps the stream", PATIENCE, async || {
+async fn holder(relays: &[RelayProcess]) -> usize {
+    eventually("one relay keeps the stream", WAIT_MAX, async || {
         for (index, relay) in relays.iter().enumerate() {
             if holds_stream(relay).await {
                 return Some(index);
@@ -88,7 +88,7 @@ async fn holder(relays: &[Relay]) -> usize {
 }
 
 /// Waits until one relay owns the stream, and no other.
-async fn one_owns(relays: &[Relay]) {
+async fn one_owns(relays: &[RelayProcess]) {
     let one = async || {
         let mut owners = 0;
         for relay in relays {
@@ -96,51 +96,51 @@ async fn one_owns(relays: &[Relay]) {
         }
         (owners == 1).then_some(())
     };
-    eventually("one relay owns the stream", PATIENCE, one).await;
+    eventually("one relay owns the stream", WAIT_MAX, one).await;
 }
 
 /// Two relays on one server.
-struct Scene {
-    server: Redis,
+struct ReplicaPair {
+    server: RedisServer,
     site: Site,
-    relays: [Relay; 2],
+    relays: [RelayProcess; 2],
 }
 
-impl Scene {
-    async fn start(server: Redis, site: Site) -> Self {
-        let relays = [Relay::live(&site).await, Relay::live(&site).await];
+impl ReplicaPair {
+    async fn start(server: RedisServer, site: Site) -> Self {
+        let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
         Self { server, site, relays }
     }
 
     /// Waits until both relays show what is sent from here on.
-    async fn goes_on(&self) {
+    async fn wait_for_progress(&self) {
         for relay in &self.relays {
-            goes_on(&self.site, relay, clock::now()).await;
+            wait_for_progress(&self.site, relay, clock::now()).await;
         }
     }
 }
 
 /// Waits until this relay shows what is said from here on.
-async fn goes_on(site: &Site, relay: &Relay, since: Instant) -> Duration {
+async fn wait_for_progress(site: &Site, relay: &RelayProcess, since: Instant) -> Duration {
     let said = site.platform.ledger().last_sequence();
-    eventually("the log goes on", PATIENCE, async || (relay.newest().await?.number? > said).then_some(())).await;
+    eventually("the log goes on", WAIT_MAX, async || (relay.newest().await?.number? > said).then_some(())).await;
     clock::now().saturating_duration_since(since)
 }
 
 #[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
-fn tell(what: &str, mut took: Vec<Duration>) {
+fn print_times(what: &str, mut took: Vec<Duration>) {
     took.sort_unstable();
     let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_millis();
     println!("{what}: median {} ms, p99 {} ms, {} times", at(0.5), at(0.99), took.len());
 }
 
 /// How late this process was with what it wanted to do: so much the machine took from everybody.
-struct Lateness {
+struct DelayMeter {
     total: Arc<AtomicU64>,
     _ticks: JoinSet<()>,
 }
 
-impl Lateness {
+impl DelayMeter {
     fn watch() -> Self {
         const TICK: Duration = Duration::from_millis(10);
         let (total, mut ticks) = (Arc::new(AtomicU64::new(0)), JoinSet::new());
@@ -163,12 +163,12 @@ impl Lateness {
 
 /// How long it took until the next entry was shown, and how late this process was meanwhile.
 #[derive(Debug, Clone, Copy)]
-struct TakeOver {
+struct TakeoverTimes {
     shown: Duration,
     late: Duration,
 }
 
-impl TakeOver {
+impl TakeoverTimes {
     /// Whether it took no longer than this, where three processes wait for one another on a late machine.
     fn is_within(&self, promised: Duration) -> bool {
         self.shown < promised + 3 * self.late
@@ -176,18 +176,19 @@ impl TakeOver {
 }
 
 /// Kills the owner again and again; returns how long each time nothing was appended.
-async fn kill_holders(lease: Duration, keys: &[&str], count: usize) -> Vec<TakeOver> {
-    let server = Redis::durable();
+async fn kill_holders(lease: Duration, keys: &[&str], count: usize) -> Vec<TakeoverTimes> {
+    let server = RedisServer::durable();
     let site = site(&server, keys).await;
     let text = fs::read_to_string(&site.config).unwrap();
     let with_lease = format!("[store]\nlease = \"{}ms\"\n", lease.as_millis());
     fs::write(&site.config, text.replace("[store]\n", &with_lease)).unwrap();
-    let lateness = Lateness::watch();
-    let mut relays = vec![Relay::live(&site).await, Relay::live(&site).await];
-    let (board, mut readers, lines) = (Arc::new(Board::default()), JoinSet::new(), Arc::new(Seen::default()));
+    let lateness = DelayMeter::watch();
+    let mut relays = vec![RelayProcess::live(&site).await, RelayProcess::live(&site).await];
+    let (board, mut readers, lines) =
+        (Arc::new(RelayUrl::default()), JoinSet::new(), Arc::new(ReceivedEntries::default()));
     readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
     board.put(Some(relays[1].consumers.clone()));
-    let talk = site.talk(rate());
+    let talk = site.start_traffic(rate());
     let mut took = Vec::new();
     for _ in 0..count {
         let index = holder(&relays).await;
@@ -196,37 +197,40 @@ async fn kill_holders(lease: Duration, keys: &[&str], count: usize) -> Vec<TakeO
         board.put(Some(relays[other].consumers.clone()));
         relays[index].child.kill();
         let late = lateness.total();
-        let shown = goes_on(&site, &relays[other], clock::now()).await;
-        took.push(TakeOver { shown, late: lateness.total() - late });
-        relays[index] = Relay::live(&site).await;
+        let shown = wait_for_progress(&site, &relays[other], clock::now()).await;
+        took.push(TakeoverTimes { shown, late: lateness.total() - late });
+        relays[index] = RelayProcess::live(&site).await;
     }
-    let last_said = talk.hush().await;
+    let last_said = talk.stop().await;
     relays[0].holds(last_said).await;
     relays[1].holds(last_said).await;
     let log = pages(&relays[0].consumers).await;
     assert_whole(&log, last_said);
     assert!(pages(&relays[1].consumers).await == log, "both relays show the same log");
-    eventually("the consumer has all", PATIENCE, async || (lines.len() >= log.len()).then_some(())).await;
+    eventually("the consumer has all", WAIT_MAX, async || (lines.len() >= log.len()).then_some(())).await;
     assert!(lines.all() == log, "it saw each entry once, in order, from whichever relay");
     took
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_that_is_killed_is_followed_and_nothing_is_lost_or_doubled() {
+async fn a_killed_holder_is_replaced_and_nothing_is_lost_or_duplicated() {
     for lease in [LEASE, 2 * LEASE] {
         let took = kill_holders(lease, &[], rounds(3)).await;
-        tell(&format!("take-over without a standby, lease {lease:?}"), took.iter().map(|took| took.shown).collect());
+        print_times(
+            &format!("take-over without a standby, lease {lease:?}"),
+            took.iter().map(|took| took.shown).collect(),
+        );
         let promised = lease.mul_f64(1.0 + RENEWAL) + CLAIM;
         assert!(took.iter().all(|took| took.is_within(promised)), "{took:?} where {promised:?} is promised");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_takes_over_before_the_lease_of_a_killed_holder_has_ended() {
+async fn a_standby_takes_over_before_the_lease_of_a_killed_holder_expires() {
     // So long that even a busy machine does not wait for its end.
     let lease = 4 * LEASE;
     let took = kill_holders(lease, &["standby = true"], rounds(6)).await;
-    tell("take-over by a standby", took.iter().map(|took| took.shown).collect());
+    print_times("take-over by a standby", took.iter().map(|took| took.shown).collect());
     // A standby that is not ready at that moment waits for the end of the lease, as one without a session does.
     let latest = lease.mul_f64(1.0 + RENEWAL) + CLAIM;
     assert!(took.iter().all(|took| took.is_within(latest)), "{took:?} where {latest:?} is promised");
@@ -239,23 +243,23 @@ async fn a_standby_takes_over_before_the_lease_of_a_killed_holder_has_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_were_all_killed_go_on_from_the_position_with_one_holder() {
-    let server = Redis::durable();
+async fn replicas_that_were_all_killed_resume_at_the_position_with_one_holder() {
+    let server = RedisServer::durable();
     let site = site(&server, &[]).await;
-    let mut relays = [Relay::live(&site).await, Relay::live(&site).await];
-    let talk = site.talk(rate());
+    let mut relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
+    let talk = site.start_traffic(rate());
     for _ in 0..rounds(1) {
-        goes_on(&site, &relays[0], clock::now()).await;
+        wait_for_progress(&site, &relays[0], clock::now()).await;
         for relay in &mut relays {
             relay.child.kill();
         }
         tokio::time::sleep(LEASE).await;
-        relays = [Relay::start(&site).await, Relay::start(&site).await];
+        relays = [RelayProcess::start(&site).await, RelayProcess::start(&site).await];
         for relay in &relays {
             relay.goes_live().await;
         }
     }
-    let last_said = talk.hush().await;
+    let last_said = talk.stop().await;
     for relay in &relays {
         relay.holds(last_said).await;
         assert_whole(&pages(&relay.consumers).await, last_said);
@@ -264,23 +268,23 @@ async fn replicas_that_were_all_killed_go_on_from_the_position_with_one_holder()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_holder_that_was_frozen_appends_nothing_more_and_stands_by() {
-    let server = Redis::durable();
+async fn a_holder_that_was_suspended_appends_nothing_more_and_becomes_a_standby() {
+    let server = RedisServer::durable();
     let site = site(&server, &[]).await;
-    let relays = [Relay::live(&site).await, Relay::live(&site).await];
-    let talk = site.talk(rate());
+    let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
+    let talk = site.start_traffic(rate());
     for _ in 0..rounds(2) {
         let index = holder(&relays).await;
-        goes_on(&site, &relays[index], clock::now()).await;
+        wait_for_progress(&site, &relays[index], clock::now()).await;
         relays[index].child.signal("STOP");
-        goes_on(&site, &relays[1 - index], clock::now()).await;
-        goes_on(&site, &relays[1 - index], clock::now()).await;
+        wait_for_progress(&site, &relays[1 - index], clock::now()).await;
+        wait_for_progress(&site, &relays[1 - index], clock::now()).await;
         relays[index].child.signal("CONT");
         let apart = async || (!holds_stream(&relays[index]).await).then_some(());
-        eventually("it knows that the stream is another's", PATIENCE, apart).await;
+        eventually("it knows that the stream is another's", WAIT_MAX, apart).await;
         relays[index].goes_live().await;
     }
-    let last_said = talk.hush().await;
+    let last_said = talk.stop().await;
     for relay in &relays {
         relay.holds(last_said).await;
         assert_whole(&pages(&relay.consumers).await, last_said);
@@ -290,53 +294,63 @@ async fn a_holder_that_was_frozen_appends_nothing_more_and_stands_by() {
 }
 
 /// How many appends of this relay came too late.
-pub(super) async fn refused(relay: &Relay) -> u64 {
+pub(super) async fn refused(relay: &RelayProcess) -> u64 {
     let page = relay.text(&relay.admin, "/metrics").await;
     let line = page.lines().find_map(|line| line.strip_prefix("trunkline_store_errors_total{reason=\"fenced\"} "));
     line.unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_are_restarted_in_turn_hand_their_streams_over() {
-    let server = Redis::durable();
+async fn replicas_restarted_one_by_one_hand_their_streams_over() {
+    let server = RedisServer::durable();
     let site = site(&server, &[]).await;
-    let mut relays = vec![Relay::live(&site).await, Relay::live(&site).await, Relay::live(&site).await];
-    let talk = site.talk(rate());
+    let mut relays =
+        vec![RelayProcess::live(&site).await, RelayProcess::live(&site).await, RelayProcess::live(&site).await];
+    let talk = site.start_traffic(rate());
     let mut took = Vec::new();
     for _ in 0..rounds(1) {
         for index in [0, 1, 2] {
             let since = clock::now();
             let held = holds_stream(&relays[index]).await;
             relays[index].child.signal("TERM");
-            assert_eq!(relays[index].child.ends(PATIENCE).await, 0, "{}", relays[index].child.told());
+            assert_eq!(
+                relays[index].child.wait_for_exit(WAIT_MAX).await,
+                0,
+                "{}",
+                relays[index].child.printed_output()
+            );
             if held {
                 took.push(clock::now().saturating_duration_since(since));
             }
-            relays[index] = Relay::live(&site).await;
+            relays[index] = RelayProcess::live(&site).await;
         }
     }
-    let last_said = talk.hush().await;
+    let last_said = talk.stop().await;
     for relay in &relays {
         relay.holds(last_said).await;
         assert_whole(&pages(&relay.consumers).await, last_said);
     }
     assert!(!took.is_empty(), "a holder was restarted");
-    assert_eq!(site.platform.tally().sockets(Dialect::Sequenced).deserted, 0, "the stream was live at every instant");
-    tell("a holder that is told to stop has ended", took);
+    assert_eq!(
+        site.platform.counters().sockets(SocketDialect::Sequenced).deserted,
+        0,
+        "the stream was live at every instant"
+    );
+    print_times("a holder that is told to stop has ended", took);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_are_spread_over_the_replicas_that_are_there() {
-    let server = Redis::durable();
+async fn streams_are_spread_over_all_replicas() {
+    let server = RedisServer::durable();
     let site = site(&server, &[]).await;
     let text = fs::read_to_string(&site.config).unwrap();
     let (base, stream) = text.split_once("[streams.").unwrap();
     let more = (0..6).map(|number| format!("[streams.s{number}]{}", stream.split_once(']').unwrap().1));
     fs::write(&site.config, format!("{base}{}", more.collect::<String>())).unwrap();
-    let first = Relay::live(&site).await;
+    let first = RelayProcess::live(&site).await;
     assert_eq!(owned(&first).await, 6);
-    let second = Relay::live(&site).await;
-    eventually("each has its share", PATIENCE, async || {
+    let second = RelayProcess::live(&site).await;
+    eventually("each has its share", WAIT_MAX, async || {
         let shares = (owned(&first).await, owned(&second).await);
         (shares == (3, 3)).then_some(())
     })
@@ -345,7 +359,7 @@ async fn streams_are_spread_over_the_replicas_that_are_there() {
 }
 
 /// How many streams a relay keeps.
-async fn owned(relay: &Relay) -> usize {
+async fn owned(relay: &RelayProcess) -> usize {
     let page = relay.text(&relay.admin, "/metrics").await;
     page.lines().filter(|line| line.starts_with("trunkline_stream_lease_owner{") && line.ends_with(" 1")).count()
 }

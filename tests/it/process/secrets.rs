@@ -10,11 +10,11 @@ use base64::{
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use serde_json::{Value, json};
-use trunkline::simulator::{self, Fault, Settings, Simulator, Target, TokenFailure, Undecodable};
+use trunkline::simulator::{self, FaultTarget, PlatformFault, Settings, Simulator, TokenFailure, UndecodableFrame};
 
 use super::{
-    child::{Child, PATIENCE, eventually},
-    relay::{Relay, client},
+    child::{Child, WAIT_MAX, eventually},
+    relay::{RelayProcess, client},
     site::Site,
 };
 
@@ -27,16 +27,16 @@ const TOKENS: usize = 60;
 const ROTATIONS: u64 = 2;
 
 #[tokio::test]
-async fn no_secret_is_told_or_stored_anywhere() {
+async fn no_secret_is_printed_or_stored_anywhere() {
     let site = Site::start_with(settings(), &[]).await;
     write_three_streams(&site);
     let tokens = tokens_of_a_twin().await;
-    let mut relay = Relay::start_with(&site, &[("TRUNKLINE_LOG", "trace")]).await;
+    let mut relay = RelayProcess::start_with(&site, &[("TRUNKLINE_LOG", "trace")]).await;
     relay.goes_live().await;
     assert_genuine(&site, &tokens[0]).await;
     for fault in faults() {
         site.platform.inject(fault);
-        site.platform.say(3);
+        site.platform.emit(3);
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
     rotates(&relay).await;
@@ -51,17 +51,17 @@ async fn no_secret_is_told_or_stored_anywhere() {
     {
         let arguments = [arguments, &[site.config()]].concat();
         let mut child = Child::start_with(site.folder.path(), &arguments, &[("TRUNKLINE_LOG", "trace")]);
-        child.ends(PATIENCE).await;
-        told.push((what, child.told()));
+        child.wait_for_exit(WAIT_MAX).await;
+        told.push((what, child.printed_output()));
     }
     relay.child.signal("TERM");
-    assert_eq!(relay.child.ends(PATIENCE).await, 0);
-    told.push(("what run printed", relay.child.told()));
+    assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 0);
+    told.push(("what run printed", relay.child.printed_output()));
     assert!(relay.child.stderr().contains(r#""level":"DEBUG""#), "every log line is there");
-    let granted = usize::try_from(site.platform.tally().grants_total()).unwrap();
+    let granted = usize::try_from(site.platform.counters().grants_total()).unwrap();
     assert!(granted < TOKENS, "every token is known");
 
-    let needles = needles(&tokens[..granted]);
+    let needles = secret_patterns(&tokens[..granted]);
     for (what, text) in &told {
         assert_clean(what, text.as_bytes(), &needles);
     }
@@ -125,30 +125,30 @@ async fn assert_genuine(site: &Site, token: &str) {
 }
 
 /// Everything that makes a relay complain about a token, an address or an answer.
-fn faults() -> Vec<Fault> {
-    let on = Target::All;
-    let token = |failure| Fault::Token { failure, times: 1 };
+fn faults() -> Vec<PlatformFault> {
+    let on = FaultTarget::All;
+    let token = |failure| PlatformFault::Token { failure, times: 1 };
     vec![
-        Fault::Jump { n: 3 },
-        Fault::Drop { on },
-        Fault::Refuse { on, status: 401, times: 2, retry_after: None },
-        Fault::Drop { on },
+        PlatformFault::Jump { n: 3 },
+        PlatformFault::Drop { on },
+        PlatformFault::Refuse { on, status: 401, times: 2, retry_after: None },
+        PlatformFault::Drop { on },
         token(TokenFailure::Html),
-        Fault::TokenRevoked {},
+        PlatformFault::TokenRevoked {},
         token(TokenFailure::Status { status: 500 }),
-        Fault::Close { on, code: 1008, reason: "expired".to_owned() },
+        PlatformFault::Close { on, code: 1008, reason: "expired".to_owned() },
         token(TokenFailure::Redirect { to: "http://127.0.0.1:1/elsewhere".to_owned() }),
-        Fault::Close { on, code: 1008, reason: "expired".to_owned() },
-        Fault::Rest { status: 401, times: 2, retry_after: None, path: None },
-        Fault::Undecodable { on, what: Undecodable::InvalidJson },
-        Fault::Refuse { on, status: 404, times: 1, retry_after: None },
-        Fault::Drop { on },
-        Fault::Close { on: Target::Sequenced, code: 4001, reason: "expired".to_owned() },
+        PlatformFault::Close { on, code: 1008, reason: "expired".to_owned() },
+        PlatformFault::Rest { status: 401, times: 2, retry_after: None, path: None },
+        PlatformFault::Undecodable { on, what: UndecodableFrame::InvalidJson },
+        PlatformFault::Refuse { on, status: 404, times: 1, retry_after: None },
+        PlatformFault::Drop { on },
+        PlatformFault::Close { on: FaultTarget::Sequenced, code: 4001, reason: "expired".to_owned() },
     ]
 }
 
-async fn rotates(relay: &Relay) {
-    eventually("every stream has rotated", PATIENCE, async || {
+async fn rotates(relay: &RelayProcess) {
+    eventually("every stream has rotated", WAIT_MAX, async || {
         let status = relay.status().await;
         let enough = |stream: &Value| stream["rotations"].as_u64().is_some_and(|count| count >= ROTATIONS);
         status["streams"].as_array()?.iter().all(enough).then_some(())
@@ -157,16 +157,16 @@ async fn rotates(relay: &Relay) {
 }
 
 /// The last failure, because a relay whose secret was refused asks again only after a long time.
-async fn is_rejected(site: &Site, relay: &Relay) {
-    site.platform.inject(Fault::Token { failure: TokenFailure::InvalidClient, times: 1 });
-    eventually("the account is rejected", PATIENCE, async || {
+async fn is_rejected(site: &Site, relay: &RelayProcess) {
+    site.platform.inject(PlatformFault::Token { failure: TokenFailure::InvalidClient, times: 1 });
+    eventually("the account is rejected", WAIT_MAX, async || {
         (relay.status().await["accounts"][0]["state"] == "rejected").then_some(())
     })
     .await;
 }
 
 /// Each secret as it is, and as encodings would show it.
-pub(super) fn needles(tokens: &[String]) -> Vec<String> {
+pub(super) fn secret_patterns(tokens: &[String]) -> Vec<String> {
     let percent =
         |text: &str| reqwest::Url::parse_with_params("x:y", [("", text)]).unwrap().query().unwrap()[1..].to_owned();
     let mut needles = vec![STANDARD.encode(format!("{}:{}", percent(CLIENT), percent(SECRET)))];
@@ -204,8 +204,8 @@ fn search_files(folder: &Path, needles: &[String]) -> usize {
 }
 
 #[test]
-fn the_search_can_fail() {
-    let needles = needles(&["t0ken".to_owned()]);
+fn the_secret_search_detects_a_secret() {
+    let needles = secret_patterns(&["t0ken".to_owned()]);
     for text in ["a t0ken!", "74306b656e", "dDBrZW4=", "c4nary%2F%2Bs3cret%3D%26%3Fof+the%3Aclient"] {
         assert!(std::panic::catch_unwind(|| assert_clean("it", text.as_bytes(), &needles)).is_err(), "{text}");
     }

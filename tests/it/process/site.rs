@@ -91,7 +91,7 @@ refresh_jitter = "0s"
     }
 
     /// Lets the platform talk, at this rate or as fast as a busy machine can, until it is hushed.
-    pub(crate) fn talk(&self, events_a_second: u64) -> Talk {
+    pub(crate) fn start_traffic(&self, events_a_second: u64) -> Traffic {
         const TICK: Duration = Duration::from_millis(10);
         let (platform, mut tasks) = (Arc::clone(&self.platform), JoinSet::new());
         let mut tick = tokio::time::interval(TICK);
@@ -99,22 +99,22 @@ refresh_jitter = "0s"
         tasks.spawn(async move {
             loop {
                 tick.tick().await;
-                platform.say(events_a_second / 100);
+                platform.emit(events_a_second / 100);
             }
         });
-        Talk { tasks, platform: Arc::clone(&self.platform) }
+        Traffic { tasks, platform: Arc::clone(&self.platform) }
     }
 }
 
 /// A platform that is talking. Dropping it hushes it.
-pub(crate) struct Talk {
+pub(crate) struct Traffic {
     tasks: JoinSet<()>,
     platform: Arc<Simulator>,
 }
 
-impl Talk {
+impl Traffic {
     /// Ends the talk, and tells the last number that was said.
-    pub(crate) async fn hush(mut self) -> u64 {
+    pub(crate) async fn stop(mut self) -> u64 {
         self.tasks.shutdown().await;
         self.platform.ledger().last_sequence()
     }

@@ -12,27 +12,27 @@ use serde_json::Value;
 use trunkline::clock;
 
 use super::{
-    child::{Child, PATIENCE, eventually},
-    relay::{Relay, client},
+    child::{Child, WAIT_MAX, eventually},
+    relay::{RelayProcess, client},
     site::Site,
 };
-use crate::harness::{Commands, ERRORS, Redis, Reply, RespFault, RespProxy, error_code, free_port};
+use crate::harness::{CommandMatch, ERRORS, FaultReply, RedisServer, RespFault, RespProxy, error_code, free_port};
 
 /// A daemon that is told to end while it waits for its store does so within this, on a slow machine too; it waits
 /// seconds between two attempts.
 const END_MAX: Duration = Duration::from_secs(5);
 
 /// A daemon that listens on ports that are known before it has opened its store.
-struct Waiting {
+struct WaitingRelay {
     site: Site,
     child: Child,
     consumers: String,
     admin: String,
 }
 
-impl Waiting {
+impl WaitingRelay {
     /// Starts it with its store at `url`.
-    async fn on(url: &str) -> Self {
+    async fn with_store(url: &str) -> Self {
         let site = Site::start().await;
         site.use_redis(url);
         Self::start(site)
@@ -43,14 +43,14 @@ impl Waiting {
         let text = fs::read_to_string(&site.config).unwrap();
         let text = text.replacen("127.0.0.1:0", &format!("127.0.0.1:{consumers}"), 1);
         fs::write(&site.config, text.replacen("127.0.0.1:0", &format!("127.0.0.1:{admin}"), 1)).unwrap();
-        let child = Relay::spawn(site.folder.path(), site.config(), &[]);
+        let child = RelayProcess::spawn(site.folder.path(), site.config(), &[]);
         let at = |port: u16| format!("http://127.0.0.1:{port}");
         Self { site, child, consumers: at(consumers), admin: at(admin) }
     }
 
     /// Waits until `/readyz` says 503 with `reason`.
     async fn is_not_ready(&mut self, reason: &str) {
-        let shown = eventually(&format!("it is not ready: {reason}"), PATIENCE, async || {
+        let shown = eventually(&format!("it is not ready: {reason}"), WAIT_MAX, async || {
             let answer = client().get(format!("{}/readyz", self.admin)).send().await.ok()?;
             let status = answer.status().as_u16();
             let shown: Value = answer.json().await.ok()?;
@@ -66,16 +66,16 @@ impl Waiting {
         let problem: Value = answer.json().await.unwrap();
         assert_eq!(problem["type"], "urn:trunkline:problem:starting");
         let mut status = Child::start(self.site.folder.path(), &["status", "--url", &self.admin]);
-        assert_eq!(status.ends(PATIENCE).await, 0, "{}", status.told());
+        assert_eq!(status.wait_for_exit(WAIT_MAX).await, 0, "{}", status.printed_output());
         let told = status.stdout();
         assert!(told.lines().any(|line| line.starts_with("NOT READY: store: ") && line.contains(reason)), "{told}");
-        assert!(self.child.has_ended().is_none(), "{}", self.child.told());
+        assert!(self.child.has_ended().is_none(), "{}", self.child.printed_output());
     }
 
     /// Waits until it serves its stream.
     async fn goes_on(self) -> Self {
         let all = format!("{}/readyz?streams=all", self.admin);
-        eventually("it goes on", PATIENCE, async || {
+        eventually("it goes on", WAIT_MAX, async || {
             client().get(&all).send().await.ok()?.status().is_success().then_some(())
         })
         .await;
@@ -86,7 +86,7 @@ impl Waiting {
     async fn ends(mut self) {
         let since = clock::now();
         self.child.signal("TERM");
-        assert_eq!(self.child.ends(PATIENCE).await, 0, "{}", self.child.told());
+        assert_eq!(self.child.wait_for_exit(WAIT_MAX).await, 0, "{}", self.child.printed_output());
         assert!(since.elapsed() < END_MAX, "{:?}", since.elapsed());
     }
 }
@@ -96,34 +96,34 @@ fn url(port: u16) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_not_there_at_the_start_is_waited_for() {
-    let mut server = Redis::durable();
+async fn a_redis_that_is_down_at_the_start_is_retried() {
+    let mut server = RedisServer::durable();
     server.kill();
-    let mut waiting = Waiting::on(&server.url()).await;
+    let mut waiting = WaitingRelay::with_store(&server.url()).await;
     waiting.is_not_ready("cannot be reached").await;
     server.restart();
     waiting.goes_on().await.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_that_waits_for_its_store_ends_at_once_when_it_is_told_to() {
-    let mut waiting = Waiting::on(&url(free_port())).await;
+async fn a_daemon_that_waits_for_its_store_stops_at_once_on_a_signal() {
+    let mut waiting = WaitingRelay::with_store(&url(free_port())).await;
     waiting.is_not_ready("cannot be reached").await;
     waiting.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_accepts_and_says_nothing_is_waited_for() {
-    let server = Redis::durable();
+async fn a_redis_that_accepts_and_never_replies_is_retried() {
+    let server = RedisServer::durable();
     server.pause();
-    let mut waiting = Waiting::on(&server.url()).await;
+    let mut waiting = WaitingRelay::with_store(&server.url()).await;
     waiting.is_not_ready("cannot be reached").await;
     server.resume();
     waiting.goes_on().await.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_no_redis_is_named_and_the_process_stays_up() {
+async fn a_server_that_is_not_redis_is_reported_and_the_process_stays_up() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -134,33 +134,33 @@ async fn a_server_that_is_no_redis_is_named_and_the_process_stays_up() {
             drop(std::io::Write::write_all(&mut client, b"HTTP/1.1 400 Bad Request\r\n\r\n"));
         }
     });
-    let mut waiting = Waiting::on(&url(port)).await;
+    let mut waiting = WaitingRelay::with_store(&url(port)).await;
     waiting.is_not_ready("not a Redis server").await;
     waiting.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_login_is_named_and_tried_again_until_it_is_good() {
-    let server = Redis::start(&["--appendonly", "no", "--requirepass", "right"]);
+async fn a_rejected_login_is_reported_and_retried_until_it_succeeds() {
+    let server = RedisServer::start(&["--appendonly", "no", "--requirepass", "right"]);
     let wrong = format!("redis://:wrong@127.0.0.1:{}/0", server.port());
-    let mut waiting = Waiting::on(&wrong).await;
+    let mut waiting = WaitingRelay::with_store(&wrong).await;
     waiting.is_not_ready("WRONGPASS").await;
-    assert!(!waiting.child.told().contains("wrong@"), "{}", waiting.child.told());
-    let right = trunkline::store::redis::connection::Connection::new(
+    assert!(!waiting.child.printed_output().contains("wrong@"), "{}", waiting.child.printed_output());
+    let right = trunkline::store::redis::connection::RedisConnection::new(
         format!("redis://:right@127.0.0.1:{}/0", server.port()).parse().unwrap(),
-        trunkline::store::redis::connection::Limits::default(),
+        trunkline::store::redis::connection::RedisTimeouts::default(),
     );
     right.run::<()>(cmd("CONFIG").arg("SET").arg("requirepass").arg("wrong")).await.unwrap();
     waiting.goes_on().await.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_without_permissions_is_named_and_tried_again_until_it_has_them() {
-    let server = Redis::volatile();
+async fn missing_permissions_are_reported_and_retried_until_granted() {
+    let server = RedisServer::volatile();
     let rule = |words: &[&str]| cmd("ACL").arg("SETUSER").arg("ann").arg(words).clone();
     let operator = server.connection();
     operator.run::<()>(&rule(&["on", ">pw", "~*", "&*", "+@all", "-xadd"])).await.unwrap();
-    let mut waiting = Waiting::on(&format!("redis://ann:pw@127.0.0.1:{}/0", server.port())).await;
+    let mut waiting = WaitingRelay::with_store(&format!("redis://ann:pw@127.0.0.1:{}/0", server.port())).await;
     waiting.is_not_ready("may not run what is needed").await;
     operator.run::<()>(&rule(&["+@all"])).await.unwrap();
     waiting.goes_on().await.ends().await;
@@ -168,10 +168,10 @@ async fn a_user_without_permissions_is_named_and_tried_again_until_it_has_them()
 
 /// A start while this fault lasts waits for its end and shows why.
 async fn is_waited_for(fault: RespFault, reason: &str) {
-    let server = Redis::durable();
+    let server = RedisServer::durable();
     let proxy = RespProxy::to(server.port()).await;
     proxy.set(fault);
-    let mut waiting = Waiting::on(&proxy.url()).await;
+    let mut waiting = WaitingRelay::with_store(&proxy.url()).await;
     waiting.is_not_ready(reason).await;
     proxy.clear();
     waiting.goes_on().await.ends().await;
@@ -180,51 +180,51 @@ async fn is_waited_for(fault: RespFault, reason: &str) {
 /// Every other error of the table, from this one on: two tests share them.
 async fn errors_are_waited_for(first: usize) {
     for (commands, error) in ERRORS.into_iter().skip(first).step_by(2) {
-        is_waited_for(RespFault { commands, reply: Reply::Error(error) }, error_code(error)).await;
+        is_waited_for(RespFault { commands, reply: FaultReply::Error(error) }, error_code(error)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_answers_with_an_error_is_waited_for() {
+async fn a_redis_that_replies_with_an_error_is_retried() {
     errors_are_waited_for(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_answers_with_another_error_is_waited_for() {
+async fn a_redis_that_replies_with_another_error_is_retried() {
     errors_are_waited_for(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_closes_within_a_reply_is_waited_for() {
-    for commands in [Commands::Every, Commands::All, Commands::Named("EXEC"), Commands::Named("INFO")] {
-        is_waited_for(RespFault { commands, reply: Reply::Half }, "cannot be reached").await;
+async fn a_redis_that_closes_within_a_reply_is_retried() {
+    for commands in [CommandMatch::Every, CommandMatch::All, CommandMatch::Named("EXEC"), CommandMatch::Named("INFO")] {
+        is_waited_for(RespFault { commands, reply: FaultReply::Half }, "cannot be reached").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_too_old_is_named_by_its_version_and_waited_for() {
-    let reply = Reply::Text("redis_version:6.2.14");
-    is_waited_for(RespFault { commands: Commands::Named("INFO"), reply }, "Redis 6.2.14; 7 or later").await;
+async fn a_redis_that_is_too_old_is_reported_with_its_version_and_retried() {
+    let reply = FaultReply::Text("redis_version:6.2.14");
+    is_waited_for(RespFault { commands: CommandMatch::Named("INFO"), reply }, "Redis 6.2.14; 7 or later").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_closes_at_once_is_waited_for() {
+async fn a_server_that_closes_at_once_is_retried() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || listener.incoming().flatten().for_each(drop));
-    let mut waiting = Waiting::on(&url(port)).await;
+    let mut waiting = WaitingRelay::with_store(&url(port)).await;
     waiting.is_not_ready("cannot be reached").await;
     waiting.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_missing_login_is_named_and_tried_again_until_none_is_wanted() {
-    let server = Redis::start(&["--appendonly", "no", "--requirepass", "right"]);
-    let mut waiting = Waiting::on(&server.url()).await;
+async fn a_missing_login_is_reported_and_retried_until_none_is_required() {
+    let server = RedisServer::start(&["--appendonly", "no", "--requirepass", "right"]);
+    let mut waiting = WaitingRelay::with_store(&server.url()).await;
     waiting.is_not_ready("NOAUTH").await;
-    let operator = trunkline::store::redis::connection::Connection::new(
+    let operator = trunkline::store::redis::connection::RedisConnection::new(
         format!("redis://:right@127.0.0.1:{}/0", server.port()).parse().unwrap(),
-        trunkline::store::redis::connection::Limits::default(),
+        trunkline::store::redis::connection::RedisTimeouts::default(),
     );
     operator.run::<()>(cmd("CONFIG").arg("SET").arg("requirepass").arg("")).await.unwrap();
     waiting.goes_on().await.ends().await;
@@ -232,9 +232,9 @@ async fn a_missing_login_is_named_and_tried_again_until_none_is_wanted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_url_of_another_kind_of_server_is_refused_with_its_reason() {
-    let server = Redis::volatile();
-    let sentinel = Redis::sentinel(&server);
-    let nodes = Redis::cluster().await;
+    let server = RedisServer::volatile();
+    let sentinel = RedisServer::sentinel(&server);
+    let nodes = RedisServer::cluster().await;
     for (url, reason) in [
         (url(sentinel.port()), "unknown command"),
         (url(nodes[0].port()), "MOVED"),
@@ -242,19 +242,19 @@ async fn a_url_of_another_kind_of_server_is_refused_with_its_reason() {
         (format!("redis+sentinel://127.0.0.1:{}/main", server.port()), "unknown command"),
         (format!("redis+sentinel://127.0.0.1:{}/other", sentinel.port()), "unknown to the Sentinel"),
     ] {
-        let mut waiting = Waiting::on(&url).await;
+        let mut waiting = WaitingRelay::with_store(&url).await;
         waiting.is_not_ready(reason).await;
         waiting.ends().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_that_cannot_be_used_is_waited_for() {
+async fn an_unusable_directory_is_retried() {
     let site = Site::start().await;
     let place = site.folder.path().join("place");
     fs::write(&place, "a file where a directory should be").unwrap();
     site.write(&place, &[]);
-    let mut waiting = Waiting::start(site);
+    let mut waiting = WaitingRelay::start(site);
     waiting.is_not_ready(&format!("{} is a file where a directory is expected", place.display())).await;
     fs::remove_file(&place).unwrap();
     let waiting = waiting.goes_on().await;
@@ -263,26 +263,26 @@ async fn a_directory_that_cannot_be_used_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_that_another_process_uses_is_waited_for_until_it_is_released() {
+async fn a_directory_used_by_another_process_is_retried_until_it_is_released() {
     for signal in ["TERM", "KILL"] {
         let site = Site::start().await;
-        let mut first = Relay::live(&site).await;
-        let mut second = Waiting::start(site);
+        let mut first = RelayProcess::live(&site).await;
+        let mut second = WaitingRelay::start(site);
         let holder = format!("{} is in use by process {}", second.site.store().display(), first.child.id());
         second.is_not_ready(&holder).await;
-        second.site.platform.say(1);
+        second.site.platform.emit(1);
         first.holds(1).await;
         first.child.signal(signal);
-        eventually("the first process has ended", PATIENCE, async || first.child.has_ended().map(drop)).await;
-        let Waiting { site, child, consumers, admin } = second.goes_on().await;
-        site.platform.say(1);
-        Relay { consumers, admin, child }.holds(2).await;
+        eventually("the first process has ended", WAIT_MAX, async || first.child.has_ended().map(drop)).await;
+        let WaitingRelay { site, child, consumers, admin } = second.goes_on().await;
+        site.platform.emit(1);
+        RelayProcess { consumers, admin, child }.holds(2).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_file_that_changes_is_read_again_at_the_start_and_while_it_runs() {
-    let server = Redis::start(&["--appendonly", "no", "--requirepass", "first"]);
+    let server = RedisServer::start(&["--appendonly", "no", "--requirepass", "first"]);
     let site = Site::start().await;
     site.use_redis(&server.url());
     let file = site.folder.path().join("redis-password");
@@ -290,23 +290,23 @@ async fn a_password_file_that_changes_is_read_again_at_the_start_and_while_it_ru
     let text = fs::read_to_string(&site.config).unwrap();
     fs::write(&site.config, text.replace("kind = \"redis\"\n", &key)).unwrap();
     fs::write(&file, "not-yet\n").unwrap();
-    let mut waiting = Waiting::start(site);
+    let mut waiting = WaitingRelay::start(site);
     waiting.is_not_ready("WRONGPASS").await;
     fs::write(&file, "first\n").unwrap();
-    let Waiting { site, child, consumers, admin } = waiting.goes_on().await;
-    let relay = Relay { child, consumers, admin };
+    let WaitingRelay { site, child, consumers, admin } = waiting.goes_on().await;
+    let relay = RelayProcess { child, consumers, admin };
 
-    let operator = trunkline::store::redis::connection::Connection::new(
+    let operator = trunkline::store::redis::connection::RedisConnection::new(
         format!("redis://:first@127.0.0.1:{}/0", server.port()).parse().unwrap(),
-        trunkline::store::redis::connection::Limits::default(),
+        trunkline::store::redis::connection::RedisTimeouts::default(),
     );
     operator.run::<()>(cmd("CONFIG").arg("SET").arg("requirepass").arg("second")).await.unwrap();
     fs::write(&file, "second\n").unwrap();
     for kind in ["pubsub", "normal"] {
         operator.run::<i64>(cmd("CLIENT").arg("KILL").arg("TYPE").arg(kind).arg("SKIPME").arg("yes")).await.unwrap();
     }
-    site.platform.say(1);
+    site.platform.emit(1);
     relay.holds(1).await;
     relay.goes_live().await;
-    assert!(!relay.child.told().contains("not-yet"), "{}", relay.child.told());
+    assert!(!relay.child.printed_output().contains("not-yet"), "{}", relay.child.printed_output());
 }

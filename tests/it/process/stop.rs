@@ -11,58 +11,58 @@ use tokio_tungstenite::{
 };
 use trunkline::{
     clock,
-    simulator::{Fault, Settings, Target},
+    simulator::{FaultTarget, PlatformFault, Settings},
 };
 
 use super::{
-    child::{PATIENCE, eventually},
+    child::{WAIT_MAX, eventually},
     log::{assert_whole, pages},
-    relay::{Relay, client},
+    relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
 
 /// A platform that answers no farewell is waited for so long; with it a drain has a length that can be looked into.
-const FAREWELL_MAX: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Nothing else of a drain takes long.
 const BOUND: Duration = Duration::from_secs(10);
 /// What has to be quick is tried so often.
 const TRIES_MAX: usize = 5;
 
-type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+type ConsumerSocket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
 #[tokio::test]
-async fn a_drain_tells_everybody_and_ends_with_zero() {
+async fn a_drain_closes_every_connection_and_exits_with_zero() {
     let site = Site::start().await;
-    let mut relay = Relay::live(&site).await;
-    site.platform.say(3);
+    let mut relay = RelayProcess::live(&site).await;
+    site.platform.emit(3);
     let mut socket = socket(&relay).await;
     let (lines, sse) = (body(&relay, "application/x-ndjson").await, body(&relay, "text/event-stream").await);
     relay.holds(3).await;
-    deafen(&site);
+    suspend_platform(&site);
 
     let began = clock::now();
     relay.child.signal("TERM");
     let (status, shown) = not_ready(&relay).await;
     assert_eq!((status, &shown["checks"]["draining"]), (503, &true.into()), "{shown}");
     assert_eq!(relay.text(&relay.admin, "/healthz").await, "ok\n", "the process itself is well");
-    let (texts, farewell) = hear_out(&mut socket).await;
+    let (texts, farewell) = receive_until_close(&mut socket).await;
     assert_eq!(texts, 3, "what was due is sent before the farewell");
     assert_eq!((u16::from(farewell.code), farewell.reason.as_str()), (1001, "draining"));
     assert_eq!(lines.text().await.expect("the body ends in order").lines().count(), 3);
     assert_eq!(sse.text().await.expect("the body ends in order").matches("\ndata: ").count(), 3);
-    assert_eq!(relay.child.ends(BOUND).await, 0, "{}", relay.child.told());
+    assert_eq!(relay.child.wait_for_exit(BOUND).await, 0, "{}", relay.child.printed_output());
     took(began, BOUND);
 }
 
 #[tokio::test]
-async fn an_idle_relay_is_gone_within_a_second() {
+async fn an_idle_relay_stops_within_a_second() {
     let site = Site::start().await;
     for signal in ["TERM", "INT"] {
         let end = async || {
-            let mut relay = Relay::live(&site).await;
+            let mut relay = RelayProcess::live(&site).await;
             let began = clock::now();
             relay.child.signal(signal);
-            assert_eq!(relay.child.ends(BOUND).await, 0, "{}", relay.child.told());
+            assert_eq!(relay.child.wait_for_exit(BOUND).await, 0, "{}", relay.child.printed_output());
             began.elapsed()
         };
         one_takes_less_than(Duration::from_secs(1), end).await;
@@ -70,37 +70,37 @@ async fn an_idle_relay_is_gone_within_a_second() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_at_once_and_says_that_it_was_too_early() {
+async fn a_second_signal_exits_at_once_with_an_early_stop_message() {
     let end = async || {
         let site = Site::start().await;
-        let mut relay = Relay::live(&site).await;
-        deafen(&site);
+        let mut relay = RelayProcess::live(&site).await;
+        suspend_platform(&site);
         relay.child.signal("TERM");
-        relay.child.says("draining; a second signal ends at once").await;
+        relay.child.wait_for_output("draining; a second signal ends at once").await;
         let began = clock::now();
         relay.child.signal("TERM");
-        assert_eq!(relay.child.ends(BOUND).await, 1);
+        assert_eq!(relay.child.wait_for_exit(BOUND).await, 1);
         let log = relay.child.stderr();
         assert!(log.contains("error: ended before everything was drained"), "{log}");
         began.elapsed()
     };
-    one_takes_less_than(FAREWELL_MAX / 2, end).await;
+    one_takes_less_than(CLOSE_TIMEOUT / 2, end).await;
 }
 
 #[tokio::test]
 async fn a_drain_in_the_middle_of_a_rotation_loses_nothing() {
     let site = Site::start_with(Default::default(), &["rotation_jitter = \"0s\""]).await;
-    let talk = site.talk(1_000);
+    let talk = site.start_traffic(1_000);
     for round in 0..8 {
-        let mut relay = Relay::live(&site).await;
-        relay.wish(&format!("streams/{STREAM}/rotate")).await;
+        let mut relay = RelayProcess::live(&site).await;
+        relay.operator_request(&format!("streams/{STREAM}/rotate")).await;
         // From "not begun" over "two sockets" to "done": a rotation on loopback takes some milliseconds.
         tokio::time::sleep(Duration::from_millis(round)).await;
         relay.child.signal("TERM");
-        assert_eq!(relay.child.ends(BOUND).await, 0, "{}", relay.child.told());
+        assert_eq!(relay.child.wait_for_exit(BOUND).await, 0, "{}", relay.child.printed_output());
     }
-    let relay = Relay::live(&site).await;
-    let last_said = talk.hush().await;
+    let relay = RelayProcess::live(&site).await;
+    let last_said = talk.stop().await;
     relay.holds(last_said).await;
     assert_whole(&pages(&relay.consumers).await, last_said);
 }
@@ -118,26 +118,26 @@ async fn one_takes_less_than(bound: Duration, mut run: impl AsyncFnMut() -> Dura
 }
 
 /// The platform hears nothing and answers nothing on its open sockets.
-fn deafen(site: &Site) {
-    site.platform.inject(Fault::Stall { on: Target::All, lasting: PATIENCE });
+fn suspend_platform(site: &Site) {
+    site.platform.inject(PlatformFault::Stall { on: FaultTarget::All, duration: WAIT_MAX });
 }
 
-async fn socket(relay: &Relay) -> Socket {
+async fn socket(relay: &RelayProcess) -> ConsumerSocket {
     let url = format!("{}/v1/streams/{STREAM}/events?from=first", relay.consumers.replacen("http", "ws", 1));
     tokio_tungstenite::connect_async(url).await.unwrap().0
 }
 
-async fn body(relay: &Relay, accept: &str) -> Response {
+async fn body(relay: &RelayProcess, accept: &str) -> Response {
     let url = format!("{}/v1/streams/{STREAM}/events?from=first", relay.consumers);
     client().get(url).header("accept", accept).send().await.unwrap()
 }
 
-async fn not_ready(relay: &Relay) -> (u16, serde_json::Value) {
+async fn not_ready(relay: &RelayProcess) -> (u16, serde_json::Value) {
     eventually("the relay is not ready", BOUND, async || relay.ready().await.filter(|(status, _)| *status != 200)).await
 }
 
 /// The number of texts before the farewell, and the farewell.
-async fn hear_out(socket: &mut Socket) -> (usize, CloseFrame) {
+async fn receive_until_close(socket: &mut ConsumerSocket) -> (usize, CloseFrame) {
     let mut texts = 0;
     loop {
         let message = tokio::time::timeout(BOUND, socket.next()).await.expect("a farewell").expect("a farewell");
@@ -158,18 +158,23 @@ fn took(began: Instant, at_most: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_was_stopped_reads_what_arrived_before_it_calls_the_platform_silent() {
+async fn a_process_that_was_suspended_reads_pending_frames_before_its_silence_timeout() {
     let site = Site::start_with(Settings::default(), &["silence_max = \"2s\""]).await;
-    let relay = Relay::live(&site).await;
-    site.platform.say(3);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(3);
     relay.holds(3).await;
     for said in [94, 185] {
         relay.child.signal("STOP");
-        site.platform.say(91);
+        site.platform.emit(91);
         tokio::time::sleep(Duration::from_secs(4)).await;
         relay.child.signal("CONT");
         relay.holds(said).await;
         let stream = relay.stream().await;
-        assert_eq!((&stream["reconnects"], &stream["gaps"]), (&json!(0), &json!(0)), "{}", relay.child.told());
+        assert_eq!(
+            (&stream["reconnects"], &stream["gaps"]),
+            (&json!(0), &json!(0)),
+            "{}",
+            relay.child.printed_output()
+        );
     }
 }

@@ -20,8 +20,8 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Relay, Site,
-    child::{PATIENCE, eventually},
+    RelayProcess, Site,
+    child::{WAIT_MAX, eventually},
 };
 
 /// Makes two authorities and, by them, good certificates for this machine and for `platform.test`, and three bad ones.
@@ -51,13 +51,13 @@ const BAD: [(&str, &str); 3] =
     [("expired", "expired"), ("wrong-name", "not valid for name"), ("stranger", "UnknownIssuer")];
 
 /// A platform behind TLS.
-pub(super) struct Terminator {
+pub(super) struct TlsTerminator {
     address: SocketAddr,
     attempts: Arc<AtomicU64>,
     _tasks: JoinSet<()>,
 }
 
-impl Terminator {
+impl TlsTerminator {
     pub(super) async fn start(folder: &Path, certificate: &str, platform: SocketAddr) -> Self {
         let file = |kind: &str| folder.join(format!("{certificate}.{kind}"));
         let chain = vec![CertificateDer::from_pem_file(file("pem")).unwrap()];
@@ -132,26 +132,26 @@ fn topics(name: &str, account: &str) -> String {
 }
 
 /// What the status has of one account or stream.
-async fn shown(relay: &Relay, list: &str, key: &str, name: &str) -> Value {
+async fn shown(relay: &RelayProcess, list: &str, key: &str, name: &str) -> Value {
     let status = relay.status().await;
     status[list].as_array().unwrap().iter().find(|one| one[key] == name).unwrap().clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authority_of_ones_own_is_believed_and_a_bad_certificate_is_named_and_tried_again() {
+async fn a_private_authority_is_trusted_and_a_bad_certificate_is_reported_and_retried() {
     trunkline::app::install_crypto();
     let site = Site::start().await;
     let folder = site.folder.path().to_owned();
     make_certificates(&folder);
     let platform = site.platform.address();
-    let good = Terminator::start(&folder, "good", platform).await;
+    let good = TlsTerminator::start(&folder, "good", platform).await;
     let mut text = std::fs::read_to_string(&site.config).unwrap();
     text.truncate(text.find("[accounts.").unwrap());
     text.push_str(&account(&site, "good", good.port(), good.port()));
     text.push_str(&numbered("good", "good", good.port()));
     let mut bad = Vec::new();
     for (certificate, words) in BAD {
-        let terminator = Terminator::start(&folder, certificate, platform).await;
+        let terminator = TlsTerminator::start(&folder, certificate, platform).await;
         let calls = format!("{certificate}-calls");
         text.push_str(&account(&site, certificate, terminator.port(), good.port()));
         text.push_str(&numbered(certificate, "good", terminator.port()));
@@ -161,8 +161,8 @@ async fn an_authority_of_ones_own_is_believed_and_a_bad_certificate_is_named_and
     }
     std::fs::write(&site.config, text).unwrap();
     let authority = folder.join("known.pem").display().to_string();
-    let relay = Relay::start_with(&site, &[("SSL_CERT_FILE", &authority)]).await;
-    eventually("the good ones work", PATIENCE, async || {
+    let relay = RelayProcess::start_with(&site, &[("SSL_CERT_FILE", &authority)]).await;
+    eventually("the good ones work", WAIT_MAX, async || {
         (shown(&relay, "streams", "stream", "good").await["state"] == "live").then_some(())
     })
     .await;
@@ -172,7 +172,7 @@ async fn an_authority_of_ones_own_is_believed_and_a_bad_certificate_is_named_and
         for (list, key, name) in
             [("accounts", "account", *certificate), ("streams", "stream", *certificate), ("streams", "stream", calls)]
         {
-            eventually(&format!("the error of {key} {name} gives {words}"), PATIENCE, async || {
+            eventually(&format!("the error of {key} {name} gives {words}"), WAIT_MAX, async || {
                 let one = shown(&relay, list, key, name).await;
                 assert!(one["state"] != "live" && one["state"] != "valid", "{one}");
                 one["last_error"]
@@ -182,9 +182,9 @@ async fn an_authority_of_ones_own_is_believed_and_a_bad_certificate_is_named_and
             })
             .await;
         }
-        eventually("it is tried again", PATIENCE, async || (terminator.attempts() > 4).then_some(())).await;
+        eventually("it is tried again", WAIT_MAX, async || (terminator.attempts() > 4).then_some(())).await;
     }
     let good_ones = 1 + BAD.len() as u64;
-    assert_eq!(site.platform.tally().grants_total(), good_ones, "no secret went to a bad one");
-    assert_eq!(site.platform.tally().channels_created, 0, "and no token");
+    assert_eq!(site.platform.counters().grants_total(), good_ones, "no secret went to a bad one");
+    assert_eq!(site.platform.counters().channels_created, 0, "and no token");
 }

@@ -11,8 +11,8 @@ use tokio::{
 };
 
 use super::{
-    child::{Child, PATIENCE, eventually},
-    relay::Relay,
+    child::{Child, WAIT_MAX, eventually},
+    relay::RelayProcess,
     site::{STREAM, Site},
 };
 
@@ -39,7 +39,7 @@ async fn readers_that_vanish_are_closed_and_others_read_on() {
     }
     ip("link set lo up");
     let site = Site::start().await;
-    let relay = Relay::live(&site).await;
+    let relay = RelayProcess::live(&site).await;
     let mut near = read(&relay, NEAR, &accept("application/x-ndjson")).await;
     let websocket = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                      Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -51,11 +51,11 @@ async fn readers_that_vanish_are_closed_and_others_read_on() {
     assert_eq!(readers(&relay).await, 4);
     DROP.into_iter().for_each(ip);
     eventually("the readers are closed", CLOSED_WITHIN, async || (readers(&relay).await == 1).then_some(())).await;
-    site.platform.say(1);
+    site.platform.emit(1);
     let mut heard = String::new();
     while !heard.contains("\"sequence\":\"1\"") {
         let mut bytes = [0; 4_096];
-        let len = timeout(PATIENCE, near.read(&mut bytes)).await.expect("the event in time").unwrap();
+        let len = timeout(WAIT_MAX, near.read(&mut bytes)).await.expect("the event in time").unwrap();
         assert_ne!(len, 0, "the reader that is there was closed: {heard}");
         heard.push_str(&String::from_utf8_lossy(&bytes[..len]));
     }
@@ -70,9 +70,9 @@ async fn run_inside() {
     command.args(if is_root { &["--net"][..] } else { &["--map-root-user", "--net"] });
     command.arg(std::env::current_exe().unwrap()).args(["--exact", NAME, "--nocapture"]).env(INSIDE, "1");
     let mut child = Child::spawn(folder.path(), command);
-    let code = child.ends(CLOSED_WITHIN + 4 * PATIENCE).await;
-    assert_eq!(code, 0, "{}", child.told());
-    assert!(child.stdout().contains("1 passed"), "{}", child.told());
+    let code = child.wait_for_exit(CLOSED_WITHIN + 4 * WAIT_MAX).await;
+    assert_eq!(code, 0, "{}", child.printed_output());
+    assert!(child.stdout().contains("1 passed"), "{}", child.printed_output());
 }
 
 fn ip(arguments: &str) {
@@ -86,7 +86,7 @@ fn accept(form: &str) -> String {
 }
 
 /// A reader at this address, whose answer has begun.
-async fn read(relay: &Relay, from: [u8; 4], headers: &str) -> TcpStream {
+async fn read(relay: &RelayProcess, from: [u8; 4], headers: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from((from, 0))).unwrap();
     let to: SocketAddr = relay.consumers.strip_prefix("http://").unwrap().parse().unwrap();
@@ -94,13 +94,13 @@ async fn read(relay: &Relay, from: [u8; 4], headers: &str) -> TcpStream {
     let request = format!("GET /v1/streams/{STREAM}/events HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut head = [0; 12];
-    timeout(PATIENCE, stream.read_exact(&mut head)).await.expect("an answer in time").unwrap();
+    timeout(WAIT_MAX, stream.read_exact(&mut head)).await.expect("an answer in time").unwrap();
     assert!([b"HTTP/1.1 200", b"HTTP/1.1 101"].contains(&&head), "{}", String::from_utf8_lossy(&head));
     stream
 }
 
 /// How many readers the status counts.
-async fn readers(relay: &Relay) -> u64 {
+async fn readers(relay: &RelayProcess) -> u64 {
     let status = relay.status().await;
     let subscribers = status["subscribers"].as_object().unwrap();
     subscribers.values().map(|count| count.as_u64().unwrap()).sum()

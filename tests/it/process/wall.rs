@@ -9,12 +9,12 @@ use std::{
 use trunkline::clock;
 
 use super::{
-    child::{PATIENCE, eventually},
+    child::{WAIT_MAX, eventually},
     log::{assert_whole, pages},
-    relay::Relay,
+    relay::RelayProcess,
     site::Site,
 };
-use crate::harness::Redis;
+use crate::harness::RedisServer;
 
 /// Retention is looked at at least twice in it.
 const WATCHED: Duration = Duration::from_millis(2_500);
@@ -27,9 +27,9 @@ pub(super) fn faketime() -> PathBuf {
 }
 
 /// The wall clock of one process, as an offset in a file that is read at each call.
-struct Wall(PathBuf);
+struct FakeWallClock(PathBuf);
 
-impl Wall {
+impl FakeWallClock {
     fn new(folder: &Path) -> Self {
         let wall = Self(folder.join("wall"));
         wall.set("+0h");
@@ -42,7 +42,7 @@ impl Wall {
         fs::rename(next, &self.0).unwrap();
     }
 
-    async fn start(&self, site: &Site) -> Relay {
+    async fn start(&self, site: &Site) -> RelayProcess {
         let library = faketime();
         let variables = [
             ("LD_PRELOAD", library.to_str().unwrap()),
@@ -50,43 +50,43 @@ impl Wall {
             ("FAKETIME_NO_CACHE", "1"),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ];
-        let relay = Relay::start_with(site, &variables).await;
+        let relay = RelayProcess::start_with(site, &variables).await;
         relay.goes_live().await;
         relay
     }
 }
 
 /// Says one event after the other while retention is looked at, and expects all of them from the first one on.
-async fn keeps_everything(site: &Site, relay: &Relay) {
+async fn keeps_everything(site: &Site, relay: &RelayProcess) {
     let end = clock::now() + WATCHED;
     while clock::now() < end {
-        site.platform.say(1);
+        site.platform.emit(1);
         let said = site.platform.ledger().last_sequence();
         relay.holds(said).await;
         let log = pages(&relay.consumers).await;
-        assert_eq!(log[0].number, Some(1), "{}", relay.child.told());
+        assert_eq!(log[0].number, Some(1), "{}", relay.child.printed_output());
         assert_whole(&log, said);
     }
 }
 
 /// The clock jumps ahead and back, and back and ahead; each jump is in the log.
 async fn the_wall_clock_jumps(site: Site) {
-    let wall = Wall::new(site.folder.path());
+    let wall = FakeWallClock::new(site.folder.path());
     let relay = wall.start(&site).await;
     for _ in 0..50 {
-        site.platform.say(1);
+        site.platform.emit(1);
         relay.holds(site.platform.ledger().last_sequence()).await;
     }
     for (offset, logged) in [("+25h", "the wall clock was set ahead"), ("-25h", "the wall clock was set back")] {
         wall.set(offset);
-        eventually(logged, PATIENCE, async || relay.child.stderr().contains(logged).then_some(())).await;
+        eventually(logged, WAIT_MAX, async || relay.child.stderr().contains(logged).then_some(())).await;
         keeps_everything(&site, &relay).await;
         wall.set("+0h");
         keeps_everything(&site, &relay).await;
     }
     let stream = relay.stream().await;
     assert_eq!((&stream["state"], &stream["reconnects"]), (&"live".into(), &0.into()), "{stream}");
-    assert_eq!(site.platform.tally().grants_total(), 1, "no token ended by it");
+    assert_eq!(site.platform.counters().grants_total(), 1, "no token ended by it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,7 +96,7 @@ async fn a_wall_clock_that_jumps_by_a_day_deletes_nothing_on_disk_and_is_logged(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wall_clock_that_jumps_by_a_day_deletes_nothing_in_redis_and_is_logged() {
-    let server = Redis::durable();
+    let server = RedisServer::durable();
     let site = Site::start().await;
     site.use_redis(&server.url());
     the_wall_clock_jumps(site).await;

@@ -2,9 +2,9 @@
 
 /// A fenced block.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Block {
+pub(super) struct CodeBlock {
     /// The info string: `sh`, `toml`, …
-    pub(super) word: String,
+    pub(super) language: String,
     pub(super) text: String,
     /// Where it begins.
     pub(super) at_line: usize,
@@ -13,13 +13,13 @@ pub(super) struct Block {
 const FENCE: &str = "```";
 
 /// Every block. One that is not closed is a mistake.
-pub(super) fn blocks(text: &str) -> Vec<Block> {
+pub(super) fn blocks(text: &str) -> Vec<CodeBlock> {
     let mut blocks = Vec::new();
-    let mut open: Option<Block> = None;
+    let mut open: Option<CodeBlock> = None;
     for (index, line) in text.lines().enumerate() {
         match (line.trim_start().strip_prefix(FENCE), &mut open) {
             (Some(word), None) => {
-                open = Some(Block { word: word.trim().to_owned(), text: String::new(), at_line: index + 1 });
+                open = Some(CodeBlock { language: word.trim().to_owned(), text: String::new(), at_line: index + 1 });
             }
             (Some(_), Some(_)) => blocks.extend(open.take()),
             (None, Some(block)) => {
@@ -33,7 +33,7 @@ pub(super) fn blocks(text: &str) -> Vec<Block> {
     blocks
 }
 
-impl Block {
+impl CodeBlock {
     /// The commands: comments and prompts taken off, lines that a backslash continues put together.
     pub(super) fn lines(&self) -> Vec<String> {
         let joined = self.text.replace("\\\n", " ");
@@ -47,7 +47,7 @@ fn blocks_are_found_with_their_words_and_lines() {
     let text = "# Title\n```sh\n# a comment\n$ trunkline status \\\n  --json\n\n./test\n```\ntext\n```\n──▶\n```\n";
     let found = blocks(text);
     assert_eq!(
-        found.iter().map(|block| (block.word.as_str(), block.at_line)).collect::<Vec<_>>(),
+        found.iter().map(|block| (block.language.as_str(), block.at_line)).collect::<Vec<_>>(),
         [("sh", 2), ("", 10)]
     );
     assert_eq!(found[0].lines(), ["trunkline status    --json", "./test"]);

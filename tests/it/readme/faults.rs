@@ -17,13 +17,15 @@ fn fault(root: &Path, line: &str) -> Option<String> {
         return (reason.len() < REASON_LEN_MIN).then(|| format!("{what}: the reason is missing"));
     }
     tests.split(", ").find_map(|named| {
-        let Some((folder, path)) = place(named) else { return Some(format!("{what}: {named:?} names no test")) };
+        let Some((folder, path)) = test_location(named) else {
+            return Some(format!("{what}: {named:?} names no test"));
+        };
         (!exists(&root.join(folder), path)).then(|| format!("{what}: there is no test {named}"))
     })
 }
 
 /// The folder and the path of a test, from the words that name it.
-fn place(named: &str) -> Option<(&str, &str)> {
+fn test_location(named: &str) -> Option<(&str, &str)> {
     let (kind, rest) = named.split_once(" `")?;
     let folder = match kind {
         "it" => "tests/it",

@@ -3,27 +3,27 @@
 
 /// Where the demo of the test listens.
 #[derive(Debug, Clone)]
-pub(super) struct Places {
+pub(super) struct ReadmeAddresses {
     pub(super) consumers: String,
     pub(super) admin: String,
 }
 
 /// What is done about a line.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Act {
+pub(super) enum ReadmeAction {
     /// It takes long, needs a cluster or a container engine, or is what runs this test: that it is there must do here.
     Find(String),
     Run {
         command: String,
-        ends: Ends,
+        termination: Termination,
         /// What must be in its output.
-        says: &'static str,
+        expected_output: &'static str,
     },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ends {
-    ByItself,
+pub(super) enum Termination {
+    Exits,
     Never,
 }
 
@@ -34,22 +34,22 @@ const ADMIN: &str = "127.0.0.1:9090";
 pub(super) const SIMULATOR: &str = "127.0.0.1:9400";
 
 /// What the commands of the program print: the command's first words, whether it ends, and some of what it says.
-const COMMANDS: [(&str, Ends, &str); 11] = [
-    ("--help", Ends::ByItself, "Usage: trunkline"),
-    ("demo", Ends::Never, "Try in another terminal:"),
-    ("simulate", Ends::Never, "tokens at http://127.0.0.1:"),
-    ("run", Ends::Never, "trunkline runs"),
-    ("tail", Ends::Never, "\"specversion\":\"1.0\""),
-    ("status", Ends::ByItself, "conversations"),
-    ("check", Ends::ByItself, "The configuration is good"),
-    ("config schema", Ends::ByItself, "\"$schema\""),
-    ("config show", Ends::ByItself, "client_secret = \"***\""),
-    ("completions", Ends::ByItself, "trunkline"),
-    ("bench", Ends::ByItself, "append"),
+const COMMANDS: [(&str, Termination, &str); 11] = [
+    ("--help", Termination::Exits, "Usage: trunkline"),
+    ("demo", Termination::Never, "Try in another terminal:"),
+    ("simulate", Termination::Never, "tokens at http://127.0.0.1:"),
+    ("run", Termination::Never, "trunkline runs"),
+    ("tail", Termination::Never, "\"specversion\":\"1.0\""),
+    ("status", Termination::Exits, "conversations"),
+    ("check", Termination::Exits, "The configuration is good"),
+    ("config schema", Termination::Exits, "\"$schema\""),
+    ("config show", Termination::Exits, "client_secret = \"***\""),
+    ("completions", Termination::Exits, "trunkline"),
+    ("bench", Termination::Exits, "append"),
 ];
 
 /// Reads a line.
-pub(super) fn understand(line: &str, places: &Places) -> Result<Act, String> {
+pub(super) fn parse_line(line: &str, places: &ReadmeAddresses) -> Result<ReadmeAction, String> {
     if line.contains(['|', ';', '&', '>', '`']) && !line.contains('\'') && !line.contains('"') {
         return Err("only single commands are run".to_owned());
     }
@@ -57,16 +57,16 @@ pub(super) fn understand(line: &str, places: &Places) -> Result<Act, String> {
         line.replace(SIMULATOR, "127.0.0.1:0").replace(CONSUMERS, &places.consumers).replace(ADMIN, &places.admin);
     let mut words = line.split_whitespace();
     match (words.next(), words.next()) {
-        (Some("./test"), _) => Ok(Act::Find("test".to_owned())),
-        (Some("docker"), Some("compose")) => Ok(Act::Find("docker-compose.yml".to_owned())),
-        (Some("docker"), Some("build")) => Ok(Act::Find("Dockerfile".to_owned())),
-        (Some("kubectl"), Some("apply")) => Ok(Act::Find(format!("{}/kustomization.yaml", last(&line)))),
-        (Some(script), _) if script.starts_with("deploy/") => Ok(Act::Find(script.to_owned())),
-        (Some("cargo"), Some("bench")) => Ok(Act::Find(named(&line, "--bench", "benches", "rs")?)),
-        (Some("cargo"), Some("fuzz")) => Ok(Act::Find(named(&line, "run", "fuzz/fuzz_targets", "rs")?)),
+        (Some("./test"), _) => Ok(ReadmeAction::Find("test".to_owned())),
+        (Some("docker"), Some("compose")) => Ok(ReadmeAction::Find("docker-compose.yml".to_owned())),
+        (Some("docker"), Some("build")) => Ok(ReadmeAction::Find("Dockerfile".to_owned())),
+        (Some("kubectl"), Some("apply")) => Ok(ReadmeAction::Find(format!("{}/kustomization.yaml", last(&line)))),
+        (Some(script), _) if script.starts_with("deploy/") => Ok(ReadmeAction::Find(script.to_owned())),
+        (Some("cargo"), Some("bench")) => Ok(ReadmeAction::Find(named(&line, "--bench", "benches", "rs")?)),
+        (Some("cargo"), Some("fuzz")) => Ok(ReadmeAction::Find(named(&line, "run", "fuzz/fuzz_targets", "rs")?)),
         (Some("cargo"), Some("run")) => match line.split_once(" -- ") {
             Some((_, rest)) => program(rest, places),
-            None => Ok(Act::Find(named(&line, "--example", "examples", "rs")?)),
+            None => Ok(ReadmeAction::Find(named(&line, "--example", "examples", "rs")?)),
         },
         (Some("trunkline"), Some(_)) => program(line.trim_start_matches("trunkline "), places),
         (Some("curl"), Some(_)) => Ok(curl(&line)),
@@ -91,7 +91,7 @@ fn named(line: &str, word: &str, folder: &str, extension: &str) -> Result<String
 }
 
 /// A command of the program, steered to the test's addresses where it would use the usual ones.
-fn program(rest: &str, places: &Places) -> Result<Act, String> {
+fn program(rest: &str, places: &ReadmeAddresses) -> Result<ReadmeAction, String> {
     let known = COMMANDS.iter().find(|(command, _, _)| rest.starts_with(command));
     let (command, mut ends, says) = *known.ok_or_else(|| format!("trunkline has no known command in {rest:?}"))?;
     let mut arguments = rest.to_owned();
@@ -110,28 +110,32 @@ fn program(rest: &str, places: &Places) -> Result<Act, String> {
         _ => (),
     }
     if rest.contains("--watch") {
-        ends = Ends::Never;
+        ends = Termination::Never;
     }
     let command = format!("exec '{}' {arguments}", env!("CARGO_BIN_EXE_trunkline"));
-    Ok(Act::Run { command, ends, says })
+    Ok(ReadmeAction::Run { command, termination: ends, expected_output: says })
 }
 
 /// An answer that is a refusal is a mistake of the document.
-fn curl(line: &str) -> Act {
+fn curl(line: &str) -> ReadmeAction {
     let endless = line.split_whitespace().any(|word| word == "-N" || word == "--no-buffer");
-    let ends = if endless { Ends::Never } else { Ends::ByItself };
+    let ends = if endless { Termination::Never } else { Termination::Exits };
     let command = format!("exec {}", line.replacen("curl ", "curl --fail-with-body --max-time 25 ", 1));
-    Act::Run { command, ends, says: if endless { "\"specversion\":\"1.0\"" } else { "" } }
+    ReadmeAction::Run {
+        command,
+        termination: ends,
+        expected_output: if endless { "\"specversion\":\"1.0\"" } else { "" },
+    }
 }
 
 #[test]
 fn each_kind_of_line_is_understood() {
-    let places = Places { consumers: "127.0.0.1:1".to_owned(), admin: "127.0.0.1:2".to_owned() };
-    let run = |line: &str| match understand(line, &places).unwrap() {
-        Act::Run { command, ends, .. } => {
-            (command.replace(&format!("'{}'", env!("CARGO_BIN_EXE_trunkline")), "T"), ends == Ends::Never)
+    let places = ReadmeAddresses { consumers: "127.0.0.1:1".to_owned(), admin: "127.0.0.1:2".to_owned() };
+    let run = |line: &str| match parse_line(line, &places).unwrap() {
+        ReadmeAction::Run { command, termination: ends, .. } => {
+            (command.replace(&format!("'{}'", env!("CARGO_BIN_EXE_trunkline")), "T"), ends == Termination::Never)
         }
-        Act::Find(path) => (path, false),
+        ReadmeAction::Find(path) => (path, false),
     };
     for (line, done, endless) in [
         ("./test", "test", false),
@@ -159,7 +163,7 @@ fn each_kind_of_line_is_understood() {
 
 #[test]
 fn what_is_not_understood_is_refused() {
-    let places = Places { consumers: String::new(), admin: String::new() };
+    let places = ReadmeAddresses { consumers: String::new(), admin: String::new() };
     for line in [
         "docker run x",
         "kubectl delete pod x",
@@ -169,6 +173,6 @@ fn what_is_not_understood_is_refused() {
         "curl x | sh",
         "ls",
     ] {
-        assert!(understand(line, &places).is_err(), "{line}");
+        assert!(parse_line(line, &places).is_err(), "{line}");
     }
 }

@@ -3,21 +3,21 @@
 use std::time::Duration;
 
 use redis::{Value, cmd, pipe};
-use trunkline::store::redis::connection::{CommandError, Connection, Script};
+use trunkline::store::redis::connection::{CommandError, LuaScript, RedisConnection};
 
-use crate::harness::{Redis, eventually};
+use crate::harness::{RedisServer, eventually};
 
-async fn set(connection: &Connection, key: &str, value: &str) -> Result<(), CommandError> {
+async fn set(connection: &RedisConnection, key: &str, value: &str) -> Result<(), CommandError> {
     connection.run(cmd("SET").arg(key).arg(value)).await
 }
 
-async fn get(connection: &Connection, key: &str) -> Result<Option<String>, CommandError> {
+async fn get(connection: &RedisConnection, key: &str) -> Result<Option<String>, CommandError> {
     connection.run(cmd("GET").arg(key)).await
 }
 
 #[tokio::test]
-async fn a_command_is_answered_and_a_refusal_has_its_code() {
-    let redis = Redis::volatile();
+async fn a_command_gets_a_reply_and_an_error_has_its_code() {
+    let redis = RedisServer::volatile();
     let connection = redis.connection();
     set(&connection, "a", "1").await.unwrap();
     assert_eq!(get(&connection, "a").await, Ok(Some("1".to_owned())));
@@ -28,7 +28,7 @@ async fn a_command_is_answered_and_a_refusal_has_its_code() {
 
 #[tokio::test]
 async fn commands_sent_together_are_done_in_order() {
-    let redis = Redis::volatile();
+    let redis = RedisServer::volatile();
     let mut commands = pipe();
     commands.cmd("SET").arg("n").arg(5).cmd("INCR").arg("n").cmd("GET").arg("n");
     let answers = redis.connection().run_all("n", &commands).await.unwrap();
@@ -36,10 +36,10 @@ async fn commands_sent_together_are_done_in_order() {
 }
 
 #[tokio::test]
-async fn a_script_is_made_known_to_a_server_that_does_not_know_it() {
-    let mut redis = Redis::durable();
+async fn a_script_is_loaded_into_a_server_that_lacks_it() {
+    let mut redis = RedisServer::durable();
     let connection = redis.connection();
-    let script = Script::new("#!lua\nreturn redis.call('INCRBY', KEYS[1], ARGV[1])");
+    let script = LuaScript::new("#!lua\nreturn redis.call('INCRBY', KEYS[1], ARGV[1])");
     assert_eq!(connection.call(&script, &["n"], &[b"2"]).await, Ok(2));
     assert_eq!(connection.call(&script, &["n"], &[b"2"]).await, Ok(4));
     redis.kill();
@@ -50,8 +50,8 @@ async fn a_script_is_made_known_to_a_server_that_does_not_know_it() {
 }
 
 #[tokio::test]
-async fn without_a_server_nothing_was_sent_and_its_return_is_noticed() {
-    let mut redis = Redis::durable();
+async fn without_a_server_nothing_is_sent_and_its_return_is_detected() {
+    let mut redis = RedisServer::durable();
     let connection = redis.connection();
     set(&connection, "a", "1").await.unwrap();
     redis.kill();
@@ -63,8 +63,8 @@ async fn without_a_server_nothing_was_sent_and_its_return_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_server_that_says_nothing_leaves_it_open_what_was_done() {
-    let redis = Redis::volatile();
+async fn a_server_that_never_replies_leaves_the_outcome_unknown() {
+    let redis = RedisServer::volatile();
     let connection = redis.connection();
     set(&connection, "a", "1").await.unwrap();
     redis.pause();
@@ -75,8 +75,8 @@ async fn a_server_that_says_nothing_leaves_it_open_what_was_done() {
 }
 
 #[tokio::test]
-async fn a_server_that_became_a_replica_is_left() {
-    let (old, new) = (Redis::volatile(), Redis::volatile());
+async fn a_server_that_became_a_replica_is_disconnected() {
+    let (old, new) = (RedisServer::volatile(), RedisServer::volatile());
     let connection = old.connection();
     set(&connection, "a", "1").await.unwrap();
     let before: i64 = connection.run(cmd("CLIENT").arg("ID")).await.unwrap();
@@ -87,11 +87,11 @@ async fn a_server_that_became_a_replica_is_left() {
 }
 
 #[tokio::test]
-async fn a_password_is_presented_and_a_wrong_one_is_not_repeated() {
-    let redis = Redis::start(&["--requirepass", "swordfish"]);
+async fn a_password_is_sent_and_a_wrong_one_is_not_repeated() {
+    let redis = RedisServer::start(&["--requirepass", "swordfish"]);
     let to = |login: &str| {
         let url = format!("redis://{login}@127.0.0.1:{}", redis.port());
-        Connection::new(url.parse().unwrap(), crate::harness::redis_limits())
+        RedisConnection::new(url.parse().unwrap(), crate::harness::redis_limits())
     };
     set(&to(":swordfish"), "a", "1").await.unwrap();
     let error = set(&to(":sw%6Frdfisch"), "a", "1").await.unwrap_err();
@@ -100,8 +100,8 @@ async fn a_password_is_presented_and_a_wrong_one_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn what_is_published_is_heard_until_the_connection_is_lost() {
-    let mut redis = Redis::volatile();
+async fn published_messages_are_received_until_the_connection_is_lost() {
+    let mut redis = RedisServer::volatile();
     let connection = redis.connection();
     let mut listener = connection.listen(&["news"]).await.unwrap();
     connection.run::<i64>(cmd("PUBLISH").arg("news").arg("one")).await.unwrap();
@@ -113,7 +113,7 @@ async fn what_is_published_is_heard_until_the_connection_is_lost() {
 
 #[tokio::test]
 async fn a_connection_outlives_the_runtime_of_whoever_dialled() {
-    let redis = Redis::volatile();
+    let redis = RedisServer::volatile();
     let connection = redis.connection();
     let elsewhere = connection.clone();
     let other = std::thread::spawn(move || {
@@ -126,10 +126,10 @@ async fn a_connection_outlives_the_runtime_of_whoever_dialled() {
 
 #[tokio::test]
 async fn nothing_is_sent_on_a_closed_connection() {
-    let redis = Redis::volatile();
+    let redis = RedisServer::volatile();
     let connection = redis.connection();
     set(&connection, "a", "1").await.unwrap();
     connection.close();
     assert!(matches!(set(&connection, "a", "2").await, Err(CommandError::NotSent(_))));
-    assert_eq!(get(&connection.another(), "a").await, Ok(Some("1".to_owned())));
+    assert_eq!(get(&connection.dedicated(), "a").await, Ok(Some("1".to_owned())));
 }

@@ -7,11 +7,11 @@ use trunkline::{
     model::SecretRef,
     store::redis::{
         Credentials,
-        connection::{CommandError, Connection},
+        connection::{CommandError, RedisConnection},
     },
 };
 
-use crate::harness::{Redis, eventually, redis_limits};
+use crate::harness::{RedisServer, eventually, redis_limits};
 
 /// A secret in a file of its own.
 fn secret(folder: &Path, text: &str) -> SecretRef {
@@ -20,18 +20,18 @@ fn secret(folder: &Path, text: &str) -> SecretRef {
     SecretRef::File(path)
 }
 
-fn connection(url: &str, credentials: Credentials) -> Connection {
-    Connection::with(url.parse().unwrap(), credentials, redis_limits())
+fn connection(url: &str, credentials: Credentials) -> RedisConnection {
+    RedisConnection::with(url.parse().unwrap(), credentials, redis_limits())
 }
 
-async fn greeted(connection: &Connection) -> Result<(), CommandError> {
+async fn greeted(connection: &RedisConnection) -> Result<(), CommandError> {
     connection.run::<String>(&cmd("PING")).await.map(drop)
 }
 
 #[tokio::test]
-async fn a_sentinel_that_wants_a_login_is_given_its_own_or_that_of_the_server() {
+async fn a_sentinel_that_requires_a_login_gets_its_own_or_that_of_the_server() {
     let folder = tempfile::tempdir().unwrap();
-    let primary = Redis::start(&["--appendonly", "no", "--requirepass", "shared", "--masterauth", "shared"]);
+    let primary = RedisServer::start(&["--appendonly", "no", "--requirepass", "shared", "--masterauth", "shared"]);
     for (wanted, own, is_good) in [
         ("", None, true),
         ("shared", None, true),
@@ -40,7 +40,7 @@ async fn a_sentinel_that_wants_a_login_is_given_its_own_or_that_of_the_server() 
         ("shared", Some("other"), false),
     ] {
         let wants = if wanted.is_empty() { String::new() } else { format!("requirepass {wanted}\n") };
-        let sentinel = Redis::sentinel_with(&primary, &format!("sentinel auth-pass main shared\n{wants}"));
+        let sentinel = RedisServer::sentinel_with(&primary, &format!("sentinel auth-pass main shared\n{wants}"));
         let credentials = Credentials {
             password: Some(secret(folder.path(), "shared")),
             sentinel_password: own.map(|own| secret(folder.path(), own)),
@@ -60,9 +60,9 @@ async fn a_sentinel_that_wants_a_login_is_given_its_own_or_that_of_the_server() 
 }
 
 #[tokio::test]
-async fn a_user_beside_the_url_wins_over_the_one_in_it() {
+async fn a_configured_user_overrides_the_one_in_the_url() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Redis::volatile();
+    let server = RedisServer::volatile();
     let rule = cmd("ACL").arg("SETUSER").arg(&["ann", "on", ">good", "~*", "&*", "+@all"]).clone();
     server.connection().run::<()>(&rule).await.unwrap();
     let url = format!("redis://eve:wrong@127.0.0.1:{}/0", server.port());

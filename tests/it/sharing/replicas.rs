@@ -7,57 +7,57 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use trunkline::{
     app::install_crypto,
-    auth::{AccountStatus, Client, ClientAuth, Grant, Settings, Sharing, Tokens, seal::Seal},
+    auth::{AccountStatus, ClientAuth, Grant, OAuthClient, Settings, TokenSharingSettings, Tokens, seal::Seal},
     model::{Secret, SecretRef, Span, StreamName},
-    network::{self, NetworkPolicy, Resolver, Trust},
-    store::redis::{address::Address, connection::Connection},
+    network::{self, NetworkPolicy, Resolver, TrustedRoots},
+    store::redis::{address::Address, connection::RedisConnection},
     tasks::Tasks,
 };
 
-use crate::harness::{Platform, Redis, redis_limits};
+use crate::harness::{Platform, RedisServer, redis_limits};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(super) struct Replica {
+pub(super) struct TokenReplica {
     tokens: Tokens,
     tasks: Tasks,
     folder: TempDir,
 }
 
-pub(super) struct Replicas(Vec<Replica>);
+pub(super) struct TokenReplicas(Vec<TokenReplica>);
 
 /// By which grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum By {
+enum GrantFlow {
     Client,
     RefreshToken,
 }
 
 /// What a replica is made from.
 #[derive(Clone)]
-struct Plan {
+struct TokenReplicaPlan {
     account: String,
     buffer: Span,
     keys: Vec<Secret>,
-    by: By,
+    grant: GrantFlow,
     token_url: String,
     redis: Address,
 }
 
-impl Plan {
-    fn new(buffer: &str, platform: &Platform, redis: &Redis) -> Self {
+impl TokenReplicaPlan {
+    fn new(buffer: &str, platform: &Platform, redis: &RedisServer) -> Self {
         let token_url = format!("{}/oauth/token", platform.url());
         Self {
             account: "acme".to_owned(),
             buffer: buffer.parse().unwrap(),
             keys: Vec::new(),
-            by: By::Client,
+            grant: GrantFlow::Client,
             token_url,
             redis: redis.url().parse().unwrap(),
         }
     }
 
-    fn start(self) -> Replica {
+    fn start(self) -> TokenReplica {
         install_crypto();
         let folder = tempfile::tempdir().unwrap();
         let secret = |name: &str, text: &str| {
@@ -65,11 +65,14 @@ impl Plan {
             std::fs::write(&path, text).unwrap();
             SecretRef::File(path)
         };
-        let client =
-            Client { id: secret("id", "demo"), secret: secret("secret", "demo-secret"), placement: ClientAuth::Basic };
-        let grant = match self.by {
-            By::Client => Grant::ClientCredentials(client),
-            By::RefreshToken => Grant::RefreshToken { client, refresh_token: secret("refresh", "demo-refresh") },
+        let client = OAuthClient {
+            id: secret("id", "demo"),
+            secret: secret("secret", "demo-secret"),
+            placement: ClientAuth::Basic,
+        };
+        let grant = match self.grant {
+            GrantFlow::Client => Grant::ClientCredentials(client),
+            GrantFlow::RefreshToken => Grant::RefreshToken { client, refresh_token: secret("refresh", "demo-refresh") },
         };
         let settings = Settings {
             account: self.account.parse().unwrap(),
@@ -80,28 +83,28 @@ impl Plan {
             refresh_interval_min: Duration::from_secs(60),
             refresh_jitter: Duration::from_secs(2),
             lifetime_default: Duration::from_secs(600),
-            vault: folder.path().join("vault"),
+            refresh_token_dir: folder.path().join("vault"),
         };
-        let connection = Connection::new(self.redis, redis_limits());
+        let connection = RedisConnection::new(self.redis, redis_limits());
         let seal = Arc::new(Seal::new(&self.keys).unwrap());
-        let sharing = Sharing { connection, prefix: "trunkline".to_owned(), seal };
+        let sharing = TokenSharingSettings { connection, prefix: "trunkline".to_owned(), seal };
         let mut tasks = Tasks::new("replica");
-        let trust = Trust::of_machine().unwrap();
+        let trust = TrustedRoots::of_machine().unwrap();
         let network = NetworkPolicy::new(network::Settings::default(), trust, Resolver::default());
-        let tokens = Tokens::share(settings, &network, sharing, &mut tasks).unwrap();
-        Replica { tokens, tasks, folder }
+        let tokens = Tokens::start_shared(settings, &network, sharing, &mut tasks).unwrap();
+        TokenReplica { tokens, tasks, folder }
     }
 }
 
 /// A replica with a thread of its own, on which nothing happens any more when it is frozen.
-pub(super) struct Alone {
-    orders: mpsc::Sender<std::sync::mpsc::Receiver<()>>,
+pub(super) struct ThreadedReplica {
+    commands: mpsc::Sender<std::sync::mpsc::Receiver<()>>,
     thread: JoinHandle<()>,
 }
 
-impl Alone {
-    pub(super) fn with(buffer: &str, platform: &Platform, redis: &Redis) -> Self {
-        let plan = Plan::new(buffer, platform, redis);
+impl ThreadedReplica {
+    pub(super) fn with(buffer: &str, platform: &Platform, redis: &RedisServer) -> Self {
+        let plan = TokenReplicaPlan::new(buffer, platform, redis);
         let (orders, mut ordered) = mpsc::channel::<std::sync::mpsc::Receiver<()>>(1);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -114,41 +117,42 @@ impl Alone {
                 }
             });
         });
-        Self { orders, thread }
+        Self { commands: orders, thread }
     }
 
     /// Until the value that it returns is used. When that is dropped, it dies as it is.
     pub(super) async fn freeze(&self) -> std::sync::mpsc::SyncSender<()> {
         let (thaw, frozen) = std::sync::mpsc::sync_channel(1);
-        self.orders.send(frozen).await.unwrap();
+        self.commands.send(frozen).await.unwrap();
         thaw
     }
 
-    pub(super) fn is_dead(&self) -> bool {
+    pub(super) fn has_exited(&self) -> bool {
         self.thread.is_finished()
     }
 }
 
-impl Replica {
-    pub(super) fn with(buffer: &str, platform: &Platform, redis: &Redis) -> Self {
-        Plan::new(buffer, platform, redis).start()
+impl TokenReplica {
+    pub(super) fn with(buffer: &str, platform: &Platform, redis: &RedisServer) -> Self {
+        TokenReplicaPlan::new(buffer, platform, redis).start()
     }
 
     /// Of another account than the others.
-    pub(super) fn of(account: &str, platform: &Platform, redis: &Redis) -> Self {
-        Plan { account: account.to_owned(), ..Plan::new("300s", platform, redis) }.start()
+    pub(super) fn of(account: &str, platform: &Platform, redis: &RedisServer) -> Self {
+        TokenReplicaPlan { account: account.to_owned(), ..TokenReplicaPlan::new("300s", platform, redis) }.start()
     }
 
     /// With the keys that consist of these bytes.
-    pub(super) fn sealed(keys: &[u8], platform: &Platform, redis: &Redis) -> Self {
+    pub(super) fn sealed(keys: &[u8], platform: &Platform, redis: &RedisServer) -> Self {
         let keys: Vec<Secret> = keys.iter().map(|byte| Secret::new(BASE64_STANDARD.encode([*byte; 32]))).collect();
-        Plan { keys, ..Plan::new("300s", platform, redis) }.start()
+        TokenReplicaPlan { keys, ..TokenReplicaPlan::new("300s", platform, redis) }.start()
     }
 
     /// With the one refresh token of the platform, sealed with a key.
-    pub(super) fn refreshing(platform: &Platform, redis: &Redis) -> Self {
+    pub(super) fn refreshing(platform: &Platform, redis: &RedisServer) -> Self {
         let keys = vec![Secret::new(BASE64_STANDARD.encode([1; 32]))];
-        Plan { keys, by: By::RefreshToken, ..Plan::new("300s", platform, redis) }.start()
+        TokenReplicaPlan { keys, grant: GrantFlow::RefreshToken, ..TokenReplicaPlan::new("300s", platform, redis) }
+            .start()
     }
 
     /// The refresh token in its file.
@@ -181,7 +185,7 @@ impl Replica {
 
     /// A stream is live under it, and then is refused it.
     pub(super) fn refuse(&self, generation: u64) {
-        self.tokens.carried(&stream(), generation);
+        self.tokens.record_live(&stream(), generation);
         self.tokens.refuse(&stream(), generation);
     }
 
@@ -195,7 +199,7 @@ impl Replica {
     }
 
     /// At once, without a word to anybody.
-    pub(super) async fn die(self) {
+    pub(super) async fn crash(self) {
         drop(self.tasks);
         tokio::task::yield_now().await;
     }
@@ -205,13 +209,13 @@ fn stream() -> StreamName {
     "queues".parse().unwrap()
 }
 
-impl Replicas {
-    pub(super) fn start(count: usize, platform: &Platform, redis: &Redis) -> Self {
+impl TokenReplicas {
+    pub(super) fn start(count: usize, platform: &Platform, redis: &RedisServer) -> Self {
         Self::with("300s", count, platform, redis)
     }
 
-    pub(super) fn with(buffer: &str, count: usize, platform: &Platform, redis: &Redis) -> Self {
-        Self((0..count).map(|_| Replica::with(buffer, platform, redis)).collect())
+    pub(super) fn with(buffer: &str, count: usize, platform: &Platform, redis: &RedisServer) -> Self {
+        Self((0..count).map(|_| TokenReplica::with(buffer, platform, redis)).collect())
     }
 
     pub(super) async fn reach(&self, generation: u64) {
@@ -221,15 +225,15 @@ impl Replicas {
     }
 
     pub(super) fn newest(&self) -> u64 {
-        self.0.iter().map(Replica::generation).max().unwrap()
+        self.0.iter().map(TokenReplica::generation).max().unwrap()
     }
 
     pub(super) fn oldest(&self) -> u64 {
-        self.0.iter().map(Replica::generation).min().unwrap()
+        self.0.iter().map(TokenReplica::generation).min().unwrap()
     }
 
     pub(super) fn have_a_token(&self) -> bool {
-        self.0.iter().all(Replica::has_a_token)
+        self.0.iter().all(TokenReplica::has_a_token)
     }
 
     pub(super) fn all_have_a_token(&self) {
@@ -238,12 +242,12 @@ impl Replicas {
         }
     }
 
-    pub(super) fn are_alike(&self) -> bool {
+    pub(super) fn have_same_token(&self) -> bool {
         self.0.iter().all(|replica| replica.secret() == self.0[0].secret())
     }
 
     pub(super) fn agree(&self) {
-        assert!(self.are_alike());
+        assert!(self.have_same_token());
     }
 
     pub(super) fn refuse(&self, generation: u64) {

@@ -4,23 +4,23 @@ use std::time::Duration;
 
 use trunkline::{
     auth::AccountStatus,
-    simulator::{Fault, TokenFailure},
-    store::redis::vault::{Token, Vault},
+    simulator::{PlatformFault, TokenFailure},
+    store::redis::vault::{Token, TokenVault},
 };
 
-use super::{platform, replicas::Replica};
-use crate::harness::{Redis, eventually};
+use super::{platform, replicas::TokenReplica};
+use crate::harness::{RedisServer, eventually};
 
 fn waits_for(status: &AccountStatus, what: &str) -> bool {
     status.waiting_for.is_some_and(|words| words.contains(what))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pause_that_one_replica_was_asked_for_is_shown_on_both_and_forgotten_afterwards() {
-    let (platform, redis) = (platform(600).await, Redis::volatile());
+async fn a_retry_after_is_shown_on_both_replicas_and_cleared_afterwards() {
+    let (platform, redis) = (platform(600).await, RedisServer::volatile());
     let failure = TokenFailure::TooManyRequests { retry_after: Some("4".to_owned()) };
-    platform.inject(Fault::Token { failure, times: 1 });
-    let replicas = [Replica::with("300s", &platform, &redis), Replica::with("300s", &platform, &redis)];
+    platform.inject(PlatformFault::Token { failure, times: 1 });
+    let replicas = [TokenReplica::with("300s", &platform, &redis), TokenReplica::with("300s", &platform, &redis)];
     for replica in &replicas {
         eventually("the pause is shown", async || waits_for(&replica.status(), "Retry-After")).await;
         let status = replica.status();
@@ -36,16 +36,16 @@ async fn a_pause_that_one_replica_was_asked_for_is_shown_on_both_and_forgotten_a
         let status = replica.status();
         assert_eq!((status.state, status.last_error, status.last_error_at), ("valid", None, None));
     }
-    assert_eq!(platform.tally().grants_total(), 1);
+    assert_eq!(platform.counters().grants_total(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_the_endpoint_and_who_waits_for_that_are_told_apart() {
-    let (platform, redis) = (platform(600).await, Redis::volatile());
+async fn status_distinguishes_the_requesting_replica_from_the_waiting_one() {
+    let (platform, redis) = (platform(600).await, RedisServer::volatile());
     // Long enough to be seen on a busy machine, and shorter than the endpoint is waited for.
-    let slow = TokenFailure::Slow { lasting: Duration::from_secs(7) };
-    platform.inject(Fault::Token { failure: slow, times: 1 });
-    let replicas = [Replica::with("300s", &platform, &redis), Replica::with("300s", &platform, &redis)];
+    let slow = TokenFailure::Slow { duration: Duration::from_secs(7) };
+    platform.inject(PlatformFault::Token { failure: slow, times: 1 });
+    let replicas = [TokenReplica::with("300s", &platform, &redis), TokenReplica::with("300s", &platform, &redis)];
     let shown = |what: &str| replicas.iter().filter(|replica| waits_for(&replica.status(), what)).count();
     eventually("one asks, one waits for it", async || shown("token endpoint") == 1 && shown("another replica") == 1)
         .await;
@@ -64,17 +64,20 @@ async fn who_asks_the_endpoint_and_who_waits_for_that_are_told_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_only_adopts_tokens_shows_how_long_they_live() {
-    let (platform, redis) = (platform(600).await, Redis::volatile());
+    let (platform, redis) = (platform(600).await, RedisServer::volatile());
     let account = "adopting";
-    let vault = Vault::new(redis.connection(), "trunkline", &account.parse().unwrap());
-    let (lifetime, left) = (Duration::from_secs(3_000), Duration::from_secs(2_000));
-    vault.publish("elsewhere", &Token { generation: 7, lifetime, left, secret: b"\0a-token".to_vec() }).await.unwrap();
-    let replica = Replica::of(account, &platform, &redis);
+    let vault = TokenVault::new(redis.connection(), "trunkline", &account.parse().unwrap());
+    let (lifetime, remaining) = (Duration::from_secs(3_000), Duration::from_secs(2_000));
+    vault
+        .publish("elsewhere", &Token { generation: 7, lifetime, remaining, secret: b"\0a-token".to_vec() })
+        .await
+        .unwrap();
+    let replica = TokenReplica::of(account, &platform, &redis);
     replica.reach(7).await;
     eventually("its life is shown", async || gauge("token_lifetime_seconds", account) == 3_000.0).await;
     let left = async || (1_900.0..=2_000.0).contains(&gauge("token_remaining_seconds", account));
     eventually("what is left of it is shown", left).await;
-    assert_eq!(platform.tally().grants_total(), 0);
+    assert_eq!(platform.counters().grants_total(), 0);
 }
 
 fn gauge(name: &str, account: &str) -> f64 {

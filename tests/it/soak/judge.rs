@@ -2,37 +2,37 @@
 
 use std::collections::HashMap;
 
-use trunkline::simulator::Notification;
+use trunkline::simulator::EmittedNotification;
 
-use crate::process::Entry;
+use crate::process::LogEntry;
 
 /// What counts of a log's entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Item<'a> {
+enum SoakItem<'a> {
     /// The correlation id of an event.
     Event(&'a str),
     Gap,
 }
 
-fn item(entry: &Entry) -> Option<Item<'_>> {
+fn classify(entry: &LogEntry) -> Option<SoakItem<'_>> {
     match entry.kind.as_str() {
-        "trunkline.gap.v1" => Some(Item::Gap),
+        "trunkline.gap.v1" => Some(SoakItem::Gap),
         kind if kind.starts_with("trunkline.") => None,
-        _event => entry.correlation.as_deref().map(Item::Event),
+        _event => entry.correlation.as_deref().map(SoakItem::Event),
     }
 }
 
 /// Every event once and in order, and a gap entry wherever events are missing between two.
-pub(super) fn judge(stream: &str, log: &[Entry], sent: &[Notification]) -> Result<(), String> {
+pub(super) fn check_log(stream: &str, log: &[LogEntry], sent: &[EmittedNotification]) -> Result<(), String> {
     if let Some((entry, _)) = log.iter().zip(1..).find(|(entry, offset)| entry.offset != *offset) {
         return Err(format!("{stream}: offsets are not dense at {}", entry.id));
     }
-    let items: Vec<Item<'_>> = log.iter().filter_map(item).collect();
-    judge_items(&items, &wanted(stream, sent)).map_err(|fault| format!("{stream}: {fault}"))
+    let items: Vec<SoakItem<'_>> = log.iter().filter_map(classify).collect();
+    check_items(&items, &expected_events(stream, sent)).map_err(|fault| format!("{stream}: {fault}"))
 }
 
 /// The correlation ids of what a stream subscribes to.
-fn wanted<'a>(stream: &str, sent: &'a [Notification]) -> Vec<&'a str> {
+fn expected_events<'a>(stream: &str, sent: &'a [EmittedNotification]) -> Vec<&'a str> {
     let wanted = |topic: &str| match stream {
         "queues" => topic.ends_with(".observations"),
         "users" => topic.ends_with(".presence") || topic.ends_with(".routingStatus"),
@@ -41,11 +41,11 @@ fn wanted<'a>(stream: &str, sent: &'a [Notification]) -> Vec<&'a str> {
     sent.iter().filter(|sent| wanted(&sent.topic)).map(|sent| sent.correlation.as_str()).collect()
 }
 
-fn judge_items(items: &[Item<'_>], wanted: &[&str]) -> Result<(), String> {
+fn check_items(items: &[SoakItem<'_>], wanted: &[&str]) -> Result<(), String> {
     let places: HashMap<&str, usize> = wanted.iter().enumerate().map(|(place, id)| (*id, place)).collect();
     let (mut next, mut in_gap) = (None::<usize>, false);
     for item in items {
-        let Item::Event(id) = item else {
+        let SoakItem::Event(id) = item else {
             in_gap = true;
             continue;
         };
@@ -67,7 +67,7 @@ fn judge_items(items: &[Item<'_>], wanted: &[&str]) -> Result<(), String> {
 }
 
 #[test]
-fn an_event_that_is_missing_doubled_or_late_without_a_gap_fails_the_soak() {
+fn an_event_that_is_missing_duplicated_or_late_without_a_gap_fails_the_soak() {
     for (log, sound) in [
         ("0 1 2 3", true),
         ("1 2 3", true),
@@ -80,8 +80,8 @@ fn an_event_that_is_missing_doubled_or_late_without_a_gap_fails_the_soak() {
         ("0 1 gap", false),
         ("gap", false),
     ] {
-        let item = |word| if word == "gap" { Item::Gap } else { Item::Event(word) };
-        let items: Vec<Item<'_>> = log.split(' ').map(item).collect();
-        assert_eq!(judge_items(&items, &["0", "1", "2", "3"]).is_ok(), sound, "{log}");
+        let item = |word| if word == "gap" { SoakItem::Gap } else { SoakItem::Event(word) };
+        let items: Vec<SoakItem<'_>> = log.split(' ').map(item).collect();
+        assert_eq!(check_items(&items, &["0", "1", "2", "3"]).is_ok(), sound, "{log}");
     }
 }

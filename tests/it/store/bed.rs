@@ -10,38 +10,38 @@ use trunkline::{
     },
     store::{
         Append, AppendError, LogState, Retention, Store,
-        embedded::{self, Embedded},
+        embedded::{self, EmbeddedStore},
         redis::{self, Durability},
     },
 };
 
-use crate::harness::{Redis, redis_limits};
+use crate::harness::{RedisServer, redis_limits};
 
 pub(super) const KEEP_ALL: Retention =
     Retention { events: u64::MAX, age: Duration::from_secs(1 << 33), bytes: u64::MAX };
 
 /// What a store of one kind lives in.
-pub(super) enum Bed {
+pub(super) enum StoreFixture {
     Embedded(TempDir),
-    Redis(Box<Redis>),
-    Cluster(Box<[Redis; 3]>),
+    Redis(Box<RedisServer>),
+    Cluster(Box<[RedisServer; 3]>),
 }
 
-impl Bed {
+impl StoreFixture {
     pub(super) fn embedded() -> Self {
         Self::Embedded(tempfile::tempdir().unwrap())
     }
 
     pub(super) fn redis() -> Self {
-        Self::Redis(Box::new(Redis::volatile()))
+        Self::Redis(Box::new(RedisServer::volatile()))
     }
 
     pub(super) fn valkey() -> Self {
-        Self::Redis(Box::new(Redis::valkey()))
+        Self::Redis(Box::new(RedisServer::valkey()))
     }
 
     pub(super) async fn cluster() -> Self {
-        Self::Cluster(Box::new(Redis::cluster().await))
+        Self::Cluster(Box::new(RedisServer::cluster().await))
     }
 
     /// The store that lives here.
@@ -49,18 +49,18 @@ impl Bed {
         match self {
             Self::Embedded(folder) => {
                 let settings = embedded::Settings { path: folder.path().to_owned(), retention };
-                Store::Embedded(Embedded::open(&settings).unwrap())
+                Store::Embedded(EmbeddedStore::open(&settings).unwrap())
             }
             Self::Redis(server) => Store::Redis(redis_store(server, retention, Durability::Written)),
             Self::Cluster(nodes) => {
                 let url = format!("redis-cluster://127.0.0.1:{}", nodes[0].port());
-                Store::Redis(redis::Redis::new(redis_settings(&url, retention, Durability::Written)))
+                Store::Redis(redis::RedisStore::new(redis_settings(&url, retention, Durability::Written)))
             }
         }
     }
 
     /// Waits until retention has trimmed to what is expected.
-    pub(super) async fn trimmed(&self, store: &Store, stream: &StreamName, done: impl Fn(Offset) -> bool) {
+    pub(super) async fn wait_until_trimmed(&self, store: &Store, stream: &StreamName, done: impl Fn(Offset) -> bool) {
         if let Store::Redis(store) = store {
             store.trim(stream).await.unwrap();
         }
@@ -74,18 +74,22 @@ impl Bed {
     }
 }
 
-pub(super) fn redis_store(server: &Redis, retention: Retention, durability: Durability) -> redis::Redis {
-    redis::Redis::new(redis_settings(&server.url(), retention, durability))
+pub(super) fn redis_store(server: &RedisServer, retention: Retention, durability: Durability) -> redis::RedisStore {
+    redis::RedisStore::new(redis_settings(&server.url(), retention, durability))
 }
 
 pub(super) fn redis_settings(url: &str, retention: Retention, durability: Durability) -> redis::Settings {
     let address = url.parse().unwrap();
     let (prefix, credentials) = ("trunkline".to_owned(), redis::Credentials::default());
-    redis::Settings { address, credentials, prefix, durability, retention, limits: redis_limits() }
+    redis::Settings { address, credentials, prefix, durability, retention, timeouts: redis_limits() }
 }
 
 pub(super) fn checkpoint(position: u64) -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(position))), heard_at: Timestamp(1_777_901_509_570), feed: None }
+    Checkpoint {
+        position: Some(Position(Sequence(position))),
+        last_received_at: Timestamp(1_777_901_509_570),
+        feed: None,
+    }
 }
 
 /// A claim found this position, and when the platform was heard: a store that has another clock tells that to within the
@@ -93,19 +97,19 @@ pub(super) fn checkpoint(position: u64) -> Checkpoint {
 pub(super) fn assert_found(found: Option<Checkpoint>, expected: Checkpoint) {
     let found = found.expect("a position was stored");
     assert_eq!((found.position, found.feed), (expected.position, expected.feed));
-    let apart = found.heard_at.0.abs_diff(expected.heard_at.0);
+    let apart = found.last_received_at.0.abs_diff(expected.last_received_at.0);
     assert!(apart <= 1_000, "{found:?} where {expected:?} was stored");
 }
 
 /// A stream of a store.
 #[derive(Clone)]
-pub(super) struct Log {
+pub(super) struct LogFixture {
     pub(super) store: Store,
     pub(super) name: StreamName,
     pub(super) state: LogState,
 }
 
-impl Log {
+impl LogFixture {
     pub(super) async fn open(store: &Store, name: &str) -> Self {
         let name: StreamName = name.parse().unwrap();
         let state = store.claim(&name, None).await.unwrap();
@@ -117,7 +121,7 @@ impl Log {
         let source = Source::new(&"acme".parse().unwrap(), &self.name);
         let mut builder = BatchBuilder::new(&source, self.state.lineage.current(), self.state.last);
         for _ in 0..len {
-            let mut event = Event::own("test.v1", &(), received);
+            let mut event = Event::internal("test.v1", &(), received);
             event.body = Body::Json(format!("\"{}\"", "x".repeat(600)).into());
             builder.push(&event);
         }

@@ -4,12 +4,12 @@
 use redis::{Value, cmd};
 use trunkline::{
     clock,
-    model::{Batch, BatchBuilder, Event, Lineage, Offset, Position, Sequence, Source, Standing},
-    store::{Append, AppendError, LogState, Seen, Store},
+    model::{Batch, BatchBuilder, CursorValidity, Event, Lineage, Offset, Position, Sequence, Source},
+    store::{Append, AppendError, LogState, ObservedLog, Store},
 };
 
-use super::bed::{Bed, KEEP_ALL, Log, checkpoint};
-use crate::harness::Redis;
+use super::bed::{KEEP_ALL, LogFixture, StoreFixture, checkpoint};
+use crate::harness::RedisServer;
 
 const HEAD: &str = "{trunkline:queues}:head";
 const LOG: &str = "{trunkline:queues}:log";
@@ -17,25 +17,25 @@ const LOG: &str = "{trunkline:queues}:log";
 /// More entries than are appended aloud.
 const MANY: usize = 20;
 
-async fn run(server: &Redis, words: &[&str]) -> Value {
+async fn run(server: &RedisServer, words: &[&str]) -> Value {
     server.connection().run(cmd(words[0]).arg(&words[1..])).await.unwrap()
 }
 
 /// A server, and the log of a stream on it.
-async fn scene(server: Redis) -> (Redis, Log) {
-    let store = Bed::Redis(Box::new(server));
-    let log = Log::open(&store.open(KEEP_ALL), "queues").await;
-    let Bed::Redis(server) = store else { unreachable!("it was made so") };
+async fn scene(server: RedisServer) -> (RedisServer, LogFixture) {
+    let store = StoreFixture::Redis(Box::new(server));
+    let log = LogFixture::open(&store.open(KEEP_ALL), "queues").await;
+    let StoreFixture::Redis(server) = store else { unreachable!("it was made so") };
     (*server, log)
 }
 
 /// Entries that have the platform's numbers, which are their offsets.
-fn numbered(log: &Log, len: usize) -> Append {
+fn numbered(log: &LogFixture, len: usize) -> Append {
     let source = Source::new(&"acme".parse().unwrap(), &log.name);
     let mut builder = BatchBuilder::new(&source, log.state.lineage.current(), log.state.last);
     let last = log.state.last.0 + len as u64;
     for number in log.state.last.0 + 1..=last {
-        builder.push(&Event { sequence: Some(Sequence(number)), ..Event::own("test.v1", &(), clock::wall()) });
+        builder.push(&Event { sequence: Some(Sequence(number)), ..Event::internal("test.v1", &(), clock::wall()) });
     }
     Append {
         stream: log.name.clone(),
@@ -45,20 +45,20 @@ fn numbered(log: &Log, len: usize) -> Append {
     }
 }
 
-async fn append(log: &mut Log, len: usize) -> Result<(), AppendError> {
+async fn append(log: &mut LogFixture, len: usize) -> Result<(), AppendError> {
     let append = numbered(log, len);
     log.put(&append).await
 }
 
-async fn claim(log: &mut Log) -> Result<LogState, AppendError> {
+async fn claim(log: &mut LogFixture) -> Result<LogState, AppendError> {
     let state = log.store.claim(&log.name, Some(log.state.fence)).await?;
     log.state = state.clone();
     Ok(state)
 }
 
-async fn refusal(log: &mut Log) -> String {
+async fn refusal(log: &mut LogFixture) -> String {
     match claim(log).await {
-        Err(AppendError::Refused(why)) => why,
+        Err(AppendError::UnusableLog(why)) => why,
         other => panic!("{other:?}"),
     }
 }
@@ -68,7 +68,7 @@ fn position(state: &LogState) -> Option<Position> {
 }
 
 /// The offsets that a reader is given, holes and all.
-async fn offsets(log: &Log) -> Vec<u64> {
+async fn offsets(log: &LogFixture) -> Vec<u64> {
     let (mut after, mut found) = (Offset::START, Vec::new());
     while after < log.state.last {
         let batches = log.read(after, usize::MAX).await;
@@ -80,8 +80,10 @@ async fn offsets(log: &Log) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn a_log_that_was_set_ahead_of_its_entries_is_refused_by_the_claim_too() {
-    for (server, is_added) in [(Redis::volatile(), true), (Redis::volatile(), false), (Redis::valkey(), false)] {
+async fn a_claim_rejects_a_log_ahead_of_its_entries() {
+    for (server, is_added) in
+        [(RedisServer::volatile(), true), (RedisServer::volatile(), false), (RedisServer::valkey(), false)]
+    {
         let (server, mut log) = scene(server).await;
         append(&mut log, 3).await.unwrap();
         if is_added {
@@ -104,9 +106,9 @@ async fn a_log_that_was_set_ahead_of_its_entries_is_refused_by_the_claim_too() {
 }
 
 #[tokio::test]
-async fn an_epoch_that_no_entry_has_is_replaced_and_every_entry_is_read_on() {
+async fn an_epoch_without_entries_is_replaced_and_every_entry_stays_readable() {
     for (field, value) in [("epoch", "abcd1234"), ("earlier", "abcd1234:3 "), ("earlier", "")] {
-        let (server, mut log) = scene(Redis::volatile()).await;
+        let (server, mut log) = scene(RedisServer::volatile()).await;
         append(&mut log, 3).await.unwrap();
         let before = log.mark(3);
         if field == "earlier" {
@@ -118,7 +120,7 @@ async fn an_epoch_that_no_entry_has_is_replaced_and_every_entry_is_read_on() {
         let state = claim(&mut log).await.unwrap();
         assert!(!state.damaged, "{field} {value:?}");
         assert_eq!((state.last, position(&state)), (Offset(3), Some(Position(Sequence(3)))));
-        assert_eq!(state.lineage.standing(before, state.last), Standing::After(Offset(3)), "{field} {value:?}");
+        assert_eq!(state.lineage.validity(before, state.last), CursorValidity::Valid(Offset(3)), "{field} {value:?}");
         append(&mut log, 2).await.unwrap();
         assert_eq!(offsets(&log).await, [1, 2, 3, 4, 5]);
         assert_eq!(claim(&mut log).await.unwrap().lineage, state.lineage, "it is one epoch, and no more");
@@ -126,27 +128,27 @@ async fn an_epoch_that_no_entry_has_is_replaced_and_every_entry_is_read_on() {
 }
 
 #[tokio::test]
-async fn an_older_log_that_is_put_back_under_a_running_writer_is_found_by_the_next_claim() {
-    let (server, mut log) = scene(Redis::volatile()).await;
+async fn an_older_log_restored_under_a_running_writer_is_detected_by_the_next_claim() {
+    let (server, mut log) = scene(RedisServer::volatile()).await;
     append(&mut log, 3).await.unwrap();
     let before = log.mark(3);
     let Value::BulkString(dump) = run(&server, &["DUMP", LOG]).await else { panic!("no dump") };
     run(&server, &["FLUSHALL"]).await;
-    let mut log = Log::open(&log.store, "queues").await;
+    let mut log = LogFixture::open(&log.store, "queues").await;
     append(&mut log, 5).await.unwrap();
     server.connection().run::<()>(cmd("RESTORE").arg(LOG).arg(0).arg(dump).arg("REPLACE")).await.unwrap();
     append(&mut log, 1).await.unwrap();
     let state = claim(&mut log).await.unwrap();
     assert!(state.damaged, "two entries are missing");
-    assert_eq!(state.lineage.standing(before, state.last), Standing::After(Offset(3)));
+    assert_eq!(state.lineage.validity(before, state.last), CursorValidity::Valid(Offset(3)));
     append(&mut log, 1).await.unwrap();
     assert_eq!(offsets(&log).await, [1, 2, 3, 6, 7]);
 }
 
 /// Valkey sets no stream back behind an entry that was deleted from it.
 #[tokio::test]
-async fn a_log_that_cannot_be_set_back_is_moved_away_and_the_stream_goes_on_behind_its_end() {
-    let (server, mut log) = scene(Redis::valkey()).await;
+async fn a_log_that_cannot_be_reset_is_renamed_and_the_stream_continues_behind_its_end() {
+    let (server, mut log) = scene(RedisServer::valkey()).await;
     append(&mut log, 3).await.unwrap();
     run(&server, &["XADD", LOG, "1700000000000-3", "a", "b"]).await;
     run(&server, &["XDEL", LOG, "1700000000000-3"]).await;
@@ -164,13 +166,13 @@ async fn a_log_that_cannot_be_set_back_is_moved_away_and_the_stream_goes_on_behi
 async fn an_append_that_redis_refuses_within_its_transaction_does_not_count() {
     for count in [1, MANY] {
         for (end, last) in [("3-0", 3), ("5-0", 5), ("4-0", 4)] {
-            let (server, mut log) = scene(Redis::volatile()).await;
+            let (server, mut log) = scene(RedisServer::volatile()).await;
             append(&mut log, 3).await.unwrap();
             let before = log.mark(3);
             // Nothing tells a connection that watches the key of this.
             run(&server, &["XSETID", LOG, "1000000-0"]).await;
             append(&mut log, count).await.unwrap_err();
-            let looked = log.store.look(&log.name).await.unwrap();
+            let looked = log.store.bounds(&log.name).await.unwrap();
             assert_eq!(looked.last, Offset(3), "readers are shown what there is");
             refusal(&mut log).await;
             run(&server, &["XSETID", LOG, end]).await;
@@ -184,7 +186,7 @@ async fn an_append_that_redis_refuses_within_its_transaction_does_not_count() {
                 let state = claim(&mut log).await.unwrap();
                 assert!(state.damaged, "as long as nothing follows, each claim finds the loss");
                 assert_eq!((state.last, position(&state)), (Offset(expected), Some(Position(Sequence(3)))));
-                assert_eq!(state.lineage.standing(before, state.last), Standing::After(Offset(3)));
+                assert_eq!(state.lineage.validity(before, state.last), CursorValidity::Valid(Offset(3)));
                 epochs.push(state.lineage);
             }
             assert_eq!(epochs[0], epochs[1], "one epoch begins");
@@ -196,8 +198,8 @@ async fn an_append_that_redis_refuses_within_its_transaction_does_not_count() {
 }
 
 #[tokio::test]
-async fn entries_that_are_missing_in_between_are_reported_once_and_keep_nobody_from_reading() {
-    let (server, mut log) = scene(Redis::volatile()).await;
+async fn entries_missing_in_the_middle_are_reported_once_and_block_no_reader() {
+    let (server, mut log) = scene(RedisServer::volatile()).await;
     append(&mut log, 3).await.unwrap();
     // The first entries of the next append are refused, the others are added.
     run(&server, &["XSETID", LOG, "8-0"]).await;
@@ -212,20 +214,20 @@ async fn entries_that_are_missing_in_between_are_reported_once_and_keep_nobody_f
 }
 
 /// Both keys as they are, and back.
-async fn dumped(server: &Redis) -> [Vec<u8>; 2] {
+async fn dumped(server: &RedisServer) -> [Vec<u8>; 2] {
     let dump = async |key: &str| server.connection().run::<Vec<u8>>(cmd("DUMP").arg(key)).await.unwrap();
     [dump(HEAD).await, dump(LOG).await]
 }
 
-async fn restore(server: &Redis, key: &str, dump: &[u8]) {
+async fn restore(server: &RedisServer, key: &str, dump: &[u8]) {
     let mut command = cmd("RESTORE");
     command.arg(key).arg(0).arg(dump).arg("REPLACE");
     server.connection().run::<String>(&command).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_log_that_was_rolled_back_begins_an_epoch_when_its_claimant_has_seen_more() {
-    let (server, mut log) = scene(Redis::volatile()).await;
+async fn a_rolled_back_log_starts_an_epoch_if_its_claimant_saw_more() {
+    let (server, mut log) = scene(RedisServer::volatile()).await;
     append(&mut log, 3).await.unwrap();
     let [head, entries] = dumped(&server).await;
     append(&mut log, 4).await.unwrap();
@@ -233,9 +235,9 @@ async fn a_log_that_was_rolled_back_begins_an_epoch_when_its_claimant_has_seen_m
     let current = lineage.current();
     restore(&server, HEAD, &head).await;
     restore(&server, LOG, &entries).await;
-    assert!(matches!(append(&mut log, 1).await, Err(AppendError::Moved(_))));
+    assert!(matches!(append(&mut log, 1).await, Err(AppendError::Diverged(_))));
     let after = async |lineage: &Lineage, last: u64| {
-        let seen = Seen { lineage: lineage.clone(), last: Offset(last) };
+        let seen = ObservedLog { lineage: lineage.clone(), last: Offset(last) };
         log.store.claim_after(&log.name, Some(fence), &seen).await.unwrap()
     };
     assert_eq!(after(&lineage, 3).await.lineage, lineage, "it has seen no more than there is");
@@ -243,7 +245,7 @@ async fn a_log_that_was_rolled_back_begins_an_epoch_when_its_claimant_has_seen_m
     let begun = after(&lineage, 7).await;
     assert!(!begun.damaged, "the position went back with the entries");
     assert_eq!((begun.last, begun.lineage.earlier()), (Offset(3), &[(current, Offset(3))][..]));
-    assert_eq!(begun.lineage.standing(log.mark(7), Offset(9)), Standing::Beyond);
+    assert_eq!(begun.lineage.validity(log.mark(7), Offset(9)), CursorValidity::AheadOfLog);
     // To before the epoch began that was seen last.
     restore(&server, HEAD, &head).await;
     let later = begun.lineage;
@@ -252,16 +254,16 @@ async fn a_log_that_was_rolled_back_begins_an_epoch_when_its_claimant_has_seen_m
 }
 
 #[tokio::test]
-async fn a_head_that_was_put_back_alone_takes_in_the_entries_of_its_own_log() {
-    let (server, mut log) = scene(Redis::volatile()).await;
+async fn a_head_restored_alone_adopts_the_entries_of_its_log() {
+    let (server, mut log) = scene(RedisServer::volatile()).await;
     append(&mut log, 5).await.unwrap();
     let (before, lineage) = (log.mark(5), log.state.lineage.clone());
     run(&server, &["HSET", HEAD, "last", "2", "position", "2"]).await;
-    assert!(matches!(append(&mut log, 1).await, Err(AppendError::Moved(_))));
+    assert!(matches!(append(&mut log, 1).await, Err(AppendError::Diverged(_))));
     let state = claim(&mut log).await.unwrap();
     assert!(state.damaged && state.lineage.current() != lineage.current());
     assert_eq!((state.last, position(&state)), (Offset(5), Some(Position(Sequence(5)))));
-    assert_eq!(state.lineage.standing(before, state.last), Standing::After(Offset(5)));
+    assert_eq!(state.lineage.validity(before, state.last), CursorValidity::Valid(Offset(5)));
     append(&mut log, 1).await.unwrap();
     assert_eq!(offsets(&log).await, [1, 2, 3, 4, 5, 6]);
     // What somebody else has put there stays refused.
@@ -271,8 +273,8 @@ async fn a_head_that_was_put_back_alone_takes_in_the_entries_of_its_own_log() {
 }
 
 #[tokio::test]
-async fn a_log_that_was_put_back_alone_goes_back_to_the_position_of_its_entries() {
-    let (server, mut log) = scene(Redis::volatile()).await;
+async fn a_log_restored_alone_returns_to_the_position_of_its_entries() {
+    let (server, mut log) = scene(RedisServer::volatile()).await;
     append(&mut log, 3).await.unwrap();
     let [_, entries] = dumped(&server).await;
     append(&mut log, 4).await.unwrap();
@@ -281,8 +283,8 @@ async fn a_log_that_was_put_back_alone_goes_back_to_the_position_of_its_entries(
     let state = claim(&mut log).await.unwrap();
     assert!(state.damaged);
     assert_eq!((state.last, position(&state)), (Offset(3), Some(Position(Sequence(3)))));
-    assert_eq!(state.lineage.standing(seen, Offset(9)), Standing::Beyond);
-    assert_eq!(state.lineage.standing(before, Offset(9)), Standing::After(Offset(3)));
+    assert_eq!(state.lineage.validity(seen, Offset(9)), CursorValidity::AheadOfLog);
+    assert_eq!(state.lineage.validity(before, Offset(9)), CursorValidity::Valid(Offset(3)));
     append(&mut log, 1).await.unwrap();
     assert_eq!(offsets(&log).await, [1, 2, 3, 4]);
 }
@@ -290,8 +292,8 @@ async fn a_log_that_was_put_back_alone_goes_back_to_the_position_of_its_entries(
 /// Whatever a field holds: either the claim names it, or the append that follows is done. Else the stream would be
 /// claimed again and again.
 #[tokio::test]
-async fn a_claim_refuses_for_every_field_that_an_append_would_be_refused_for() {
-    let (server, mut log) = scene(Redis::volatile()).await;
+async fn a_claim_rejects_every_field_that_an_append_rejects() {
+    let (server, mut log) = scene(RedisServer::volatile()).await;
     let [fields, values] = [
         &["number", "nonce", "epoch", "turn", "last", "safe", "bytes", "first", "position", "heard_at", "earlier"][..],
         &["", " ", "x", "0", "007", "+7", "7 ", "0000000A", "a", "99999999999999999999", "-1", "1.5", "\u{7f}é"],
@@ -299,7 +301,7 @@ async fn a_claim_refuses_for_every_field_that_an_append_would_be_refused_for() {
     for field in fields {
         for value in values {
             run(&server, &["DEL", HEAD, LOG]).await;
-            log = Log::open(&log.store, "queues").await;
+            log = LogFixture::open(&log.store, "queues").await;
             append(&mut log, 12).await.unwrap();
             run(&server, &["HSET", HEAD, field, value]).await;
             let first = append(&mut log, 1).await;
@@ -308,7 +310,9 @@ async fn a_claim_refuses_for_every_field_that_an_append_would_be_refused_for() {
                     log.state = state;
                     append(&mut log, 1).await.unwrap_or_else(|error| panic!("{field} {value:?}: {error}, {first:?}"));
                 }
-                Err(AppendError::Refused(why)) => assert!(why.contains(&format!("{HEAD}: the field {field}")), "{why}"),
+                Err(AppendError::UnusableLog(why)) => {
+                    assert!(why.contains(&format!("{HEAD}: the field {field}")), "{why}")
+                }
                 Err(other) => panic!("{field} {value:?}: {other}"),
             }
         }

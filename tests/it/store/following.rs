@@ -8,29 +8,29 @@ use redis::cmd;
 use tokio::task::JoinSet;
 use trunkline::{
     clock,
-    event_log::{EventLog, EventLogs, Read, Reader, Settings, Writer},
+    event_log::{EventLog, EventLogs, LogReader, LogWriter, Read, Settings},
     model::{Epoch, Event, Fence, Mark, Offset, Source, StreamName},
     store::{
         AppendError, Store,
-        redis::{Durability, Redis as RedisStore, connection::Limits},
+        redis::{Durability, RedisStore, connection::RedisTimeouts},
     },
 };
 
 use super::{
-    bed::{Bed, KEEP_ALL, assert_found, checkpoint, redis_settings, redis_store},
+    bed::{KEEP_ALL, StoreFixture, assert_found, checkpoint, redis_settings, redis_store},
     redis_only::{follow, last_of, promote, watched},
 };
-use crate::harness::{PATIENCE, Redis, eventually, throughout};
+use crate::harness::{RedisServer, WAIT_MAX, eventually, throughout};
 
 const READ_BYTES: usize = 20_000;
 
 /// One process's share of a log.
-struct Replica {
+struct FollowingReplica {
     log: EventLog,
     following: JoinSet<()>,
 }
 
-impl Replica {
+impl FollowingReplica {
     async fn at(store: &Store) -> Self {
         Self::with_tail(store, 1 << 20).await
     }
@@ -54,13 +54,13 @@ impl Replica {
         self.following.spawn(async move { drop(log.follow().await) });
     }
 
-    async fn claim(&mut self, under: Option<Fence>) -> Writer {
+    async fn claim(&mut self, under: Option<Fence>) -> LogWriter {
         self.following.shutdown().await;
         self.log.claim(under).await.unwrap()
     }
 
-    fn subscribe(&self, after: u64) -> Subscriber {
-        Subscriber { reader: self.log.reader(Offset(after)), had: Vec::new() }
+    fn subscribe(&self, after: u64) -> LogSubscriber {
+        LogSubscriber { reader: self.log.reader(Offset(after)), received: Vec::new() }
     }
 
     fn last(&self) -> u64 {
@@ -69,19 +69,19 @@ impl Replica {
 }
 
 /// A reader, and the marks of all that it was given.
-struct Subscriber {
-    reader: Reader,
-    had: Vec<Mark>,
+struct LogSubscriber {
+    reader: LogReader,
+    received: Vec<Mark>,
 }
 
-impl Subscriber {
+impl LogSubscriber {
     /// Reads until it has had this mark.
     async fn reach(&mut self, mark: Mark) {
-        while self.had.last() != Some(&mark) {
-            let read = tokio::time::timeout(PATIENCE, self.reader.next(READ_BYTES)).await;
-            match read.unwrap_or_else(|_| panic!("{mark} never came after {:?}", self.had.last())).unwrap() {
+        while self.received.last() != Some(&mark) {
+            let read = tokio::time::timeout(WAIT_MAX, self.reader.next(READ_BYTES)).await;
+            match read.unwrap_or_else(|_| panic!("{mark} never came after {:?}", self.received.last())).unwrap() {
                 Read::Entries(views) => {
-                    self.had.extend(views.iter().flat_map(|view| view.entries().map(|entry| entry.mark)));
+                    self.received.extend(views.iter().flat_map(|view| view.entries().map(|entry| entry.mark)));
                 }
                 other @ (Read::Trimmed { .. } | Read::Wiped { .. } | Read::End) => panic!("{other:?}"),
             }
@@ -90,37 +90,37 @@ impl Subscriber {
 
     /// Reads what is there.
     async fn reach_now(&mut self) {
-        while let Some(read) = self.reader.next_now(READ_BYTES).await.unwrap() {
+        while let Some(read) = self.reader.try_next(READ_BYTES).await.unwrap() {
             let Read::Entries(views) = read else { panic!("{read:?}") };
-            self.had.extend(views.iter().flat_map(|view| view.entries().map(|entry| entry.mark)));
+            self.received.extend(views.iter().flat_map(|view| view.entries().map(|entry| entry.mark)));
         }
     }
 
     fn offsets(&self) -> Vec<u64> {
-        self.had.iter().map(|mark| mark.offset.0).collect()
+        self.received.iter().map(|mark| mark.offset.0).collect()
     }
 }
 
-async fn append(writer: &Writer, len: usize) -> Result<Mark, AppendError> {
-    let events = vec![Event::own("test.v1", &(), clock::wall()); len];
+async fn append(writer: &LogWriter, len: usize) -> Result<Mark, AppendError> {
+    let events = vec![Event::internal("test.v1", &(), clock::wall()); len];
     let offset = writer.append(&events, checkpoint(7)).await?;
     Ok(Mark { epoch: writer.epoch(), offset })
 }
 
 /// Tries an append again until it is done, as a stream does.
-async fn until_done(writer: &Writer, len: usize) -> Mark {
-    let end = clock::now() + PATIENCE;
+async fn until_done(writer: &LogWriter, len: usize) -> Mark {
+    let end = clock::now() + WAIT_MAX;
     loop {
         match append(writer, len).await {
             Ok(mark) => return mark,
-            Err(AppendError::NoRoom(_)) => assert!(clock::now() < end, "it was never done"),
+            Err(AppendError::Unavailable(_)) => assert!(clock::now() < end, "it was never done"),
             Err(error) => panic!("{error}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-fn store(server: &Redis) -> Store {
+fn store(server: &RedisServer) -> Store {
     Store::Redis(redis_store(server, KEEP_ALL, Durability::Written))
 }
 
@@ -128,8 +128,9 @@ fn marks(epoch: Epoch, offsets: std::ops::RangeInclusive<u64>) -> impl Iterator<
     offsets.map(move |offset| Mark { epoch, offset: Offset(offset) })
 }
 
-async fn one_appends_and_the_other_shows_it_once_and_in_order(bed: Bed) {
-    let (mut here, there) = (Replica::at(&bed.open(KEEP_ALL)).await, Replica::following(&bed.open(KEEP_ALL)).await);
+async fn one_appends_and_the_other_shows_it_once_and_in_order(bed: StoreFixture) {
+    let (mut here, there) =
+        (FollowingReplica::at(&bed.open(KEEP_ALL)).await, FollowingReplica::following(&bed.open(KEEP_ALL)).await);
     let mut early = there.subscribe(0);
     let writer = here.claim(None).await;
     let mut last = append(&writer, 1).await.unwrap();
@@ -140,28 +141,28 @@ async fn one_appends_and_the_other_shows_it_once_and_in_order(bed: Bed) {
     early.reach(last).await;
     let mut late = there.subscribe(0);
     late.reach(last).await;
-    assert_eq!(early.had, late.had);
-    assert_eq!(early.had, marks(writer.epoch(), 1..=last.offset.0).collect::<Vec<_>>());
+    assert_eq!(early.received, late.received);
+    assert_eq!(early.received, marks(writer.epoch(), 1..=last.offset.0).collect::<Vec<_>>());
     assert_eq!(there.log.end(), here.log.end());
 }
 
 #[tokio::test]
-async fn what_one_process_appends_another_shows() {
-    one_appends_and_the_other_shows_it_once_and_in_order(Bed::redis()).await;
+async fn entries_appended_by_one_process_are_served_by_another() {
+    one_appends_and_the_other_shows_it_once_and_in_order(StoreFixture::redis()).await;
 }
 
 #[tokio::test]
-async fn what_one_process_appends_another_shows_in_a_valkey() {
-    one_appends_and_the_other_shows_it_once_and_in_order(Bed::valkey()).await;
+async fn entries_appended_by_one_process_are_served_by_another_with_valkey() {
+    one_appends_and_the_other_shows_it_once_and_in_order(StoreFixture::valkey()).await;
 }
 
 #[tokio::test]
-async fn what_one_process_appends_another_shows_in_a_cluster() {
-    one_appends_and_the_other_shows_it_once_and_in_order(Bed::cluster().await).await;
+async fn entries_appended_by_one_process_are_served_by_another_with_a_cluster() {
+    one_appends_and_the_other_shows_it_once_and_in_order(StoreFixture::cluster().await).await;
 }
 
 /// As whoever decides who writes: a new fence, drawn beside the log.
-async fn draw(server: &Redis, number: u64) -> Fence {
+async fn draw(server: &RedisServer, number: u64) -> Fence {
     let fence = Fence { number, nonce: u128::from(number) << 64 | 7 };
     let mut command = cmd("HSET");
     command.arg("{trunkline:queues}:head").arg("number").arg(fence.number);
@@ -172,8 +173,9 @@ async fn draw(server: &Redis, number: u64) -> Fence {
 
 #[tokio::test]
 async fn subscribers_stay_while_the_writer_changes_back_and_forth() {
-    let server = Redis::volatile();
-    let mut replicas = [Replica::following(&store(&server)).await, Replica::following(&store(&server)).await];
+    let server = RedisServer::volatile();
+    let mut replicas =
+        [FollowingReplica::following(&store(&server)).await, FollowingReplica::following(&store(&server)).await];
     let mut subscribers = [replicas[0].subscribe(0), replicas[1].subscribe(0)];
     let mut epochs = Vec::new();
     for number in 1..=8_u64 {
@@ -200,7 +202,7 @@ async fn subscribers_stay_while_the_writer_changes_back_and_forth() {
     let last = Mark { epoch: epochs[0], offset: Offset(8 * 13) };
     for subscriber in &mut subscribers {
         subscriber.reach(last).await;
-        assert_eq!(subscriber.had, marks(epochs[0], 1..=8 * 13).collect::<Vec<_>>());
+        assert_eq!(subscriber.received, marks(epochs[0], 1..=8 * 13).collect::<Vec<_>>());
     }
     let holder: String =
         server.connection().run(cmd("HGET").arg("{trunkline:queues}:head").arg("holder")).await.unwrap();
@@ -208,15 +210,15 @@ async fn subscribers_stay_while_the_writer_changes_back_and_forth() {
 }
 
 #[tokio::test]
-async fn a_follower_goes_on_by_itself_after_the_server_was_away() {
-    let mut server = Redis::durable();
-    let mut here = Replica::at(&store(&server)).await;
-    let there = Replica::following(&store(&server)).await;
+async fn a_follower_resumes_after_the_server_was_down() {
+    let mut server = RedisServer::durable();
+    let mut here = FollowingReplica::at(&store(&server)).await;
+    let there = FollowingReplica::following(&store(&server)).await;
     let mut subscriber = there.subscribe(0);
     let writer = here.claim(None).await;
     subscriber.reach(append(&writer, 4).await.unwrap()).await;
     server.kill();
-    assert!(matches!(append(&writer, 2).await, Err(AppendError::NoRoom(_))));
+    assert!(matches!(append(&writer, 2).await, Err(AppendError::Unavailable(_))));
     server.restart();
     let last = until_done(&writer, 2).await;
     subscriber.reach(last).await;
@@ -225,23 +227,23 @@ async fn a_follower_goes_on_by_itself_after_the_server_was_away() {
     // Who claims it now begins an epoch, and nothing was lost.
     let before = writer.epoch();
     drop(writer);
-    let mut third = Replica::at(&store(&server)).await;
+    let mut third = FollowingReplica::at(&store(&server)).await;
     let writer = third.claim(None).await;
     assert_ne!(writer.epoch(), before);
     eventually("the new epoch is known there", async || there.log.end().lineage.current() == writer.epoch()).await;
     subscriber.reach(append(&writer, 2).await.unwrap()).await;
-    assert_eq!(subscriber.had, marks(before, 1..=6).chain(marks(writer.epoch(), 7..=8)).collect::<Vec<_>>());
+    assert_eq!(subscriber.received, marks(before, 1..=6).chain(marks(writer.epoch(), 7..=8)).collect::<Vec<_>>());
     assert_eq!(there.log.end().lineage.earlier(), [(before, Offset(6))]);
 }
 
 #[tokio::test]
-async fn after_a_roll_back_readers_go_on_with_the_new_epoch_where_the_log_was_cut() {
-    let (server, replica) = (Redis::volatile(), Redis::volatile());
+async fn after_a_rollback_readers_continue_in_the_new_epoch_where_the_log_was_truncated() {
+    let (server, replica) = (RedisServer::volatile(), RedisServer::volatile());
     follow(&replica, &server).await;
-    let mut here = Replica::at(&store(&server)).await;
-    let there = Replica::following(&store(&server)).await;
+    let mut here = FollowingReplica::at(&store(&server)).await;
+    let there = FollowingReplica::following(&store(&server)).await;
     let without_tail = {
-        let mut replica = Replica::with_tail(&store(&server), 0).await;
+        let mut replica = FollowingReplica::with_tail(&store(&server), 0).await;
         replica.follow();
         replica
     };
@@ -256,68 +258,68 @@ async fn after_a_roll_back_readers_go_on_with_the_new_epoch_where_the_log_was_cu
         subscriber.reach(lost).await;
     }
     let mut behind = [here.subscribe(3), there.subscribe(3), without_tail.subscribe(3), there.subscribe(7)];
-    let mut unaware = Replica::with_tail(&store(&server), 0).await;
+    let mut unaware = FollowingReplica::with_tail(&store(&server), 0).await;
     let mut stale = unaware.subscribe(3);
 
     // What the other one did not have is gone.
     follow(&server, &replica).await;
     promote(&server).await;
     let moved = append(&writer, 1).await;
-    assert!(matches!(moved, Err(AppendError::Moved(_) | AppendError::NoRoom(_))), "{moved:?}");
+    assert!(matches!(moved, Err(AppendError::Diverged(_) | AppendError::Unavailable(_))), "{moved:?}");
     stale.reach_now().await;
-    assert_eq!(stale.had, marks(old, 4..=5).collect::<Vec<_>>(), "nobody knows yet what follows");
+    assert_eq!(stale.received, marks(old, 4..=5).collect::<Vec<_>>(), "nobody knows yet what follows");
     let fence = writer.fence();
     drop(writer);
     let writer = here.claim(Some(fence)).await;
-    assert_found(writer.opening().checkpoint, checkpoint(7));
+    assert_found(writer.claimed_state().checkpoint, checkpoint(7));
     assert_ne!(writer.epoch(), old);
     let last = append(&writer, 4).await.unwrap();
     assert_eq!(last.offset, Offset(9));
     let new = writer.epoch();
     for subscriber in &mut ahead {
         subscriber.reach(last).await;
-        assert_eq!(subscriber.had, marks(old, 1..=8).chain(marks(new, 6..=9)).collect::<Vec<_>>());
+        assert_eq!(subscriber.received, marks(old, 1..=8).chain(marks(new, 6..=9)).collect::<Vec<_>>());
     }
     for (subscriber, after) in behind.iter_mut().zip([3, 3, 3, 7]) {
         subscriber.reach(last).await;
-        assert_eq!(subscriber.had, marks(old, after + 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
+        assert_eq!(subscriber.received, marks(old, after + 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
     }
     for mut anew in [there.subscribe(0), here.subscribe(0)] {
         anew.reach(last).await;
-        assert_eq!(anew.had, marks(old, 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
+        assert_eq!(anew.received, marks(old, 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
     }
 
     // What is in the store is not taken for what was meant.
     let mut misled = unaware.subscribe(2);
     for subscriber in [&mut stale, &mut misled] {
         subscriber.reach_now().await;
-        assert_eq!(subscriber.had.last(), marks(old, 5..=5).last().as_ref());
+        assert_eq!(subscriber.received.last(), marks(old, 5..=5).last().as_ref());
     }
     unaware.follow();
     for (mut subscriber, after) in [(stale, 3), (misled, 2)] {
         subscriber.reach(last).await;
-        assert_eq!(subscriber.had, marks(old, after + 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
+        assert_eq!(subscriber.received, marks(old, after + 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
     }
 }
 
 #[tokio::test]
-async fn entries_of_an_epoch_that_a_log_does_not_have_are_passed_over_with_a_gap() {
+async fn entries_of_an_unknown_epoch_are_skipped_with_a_gap() {
     const LOG: &str = "{trunkline:queues}:log";
-    let server = Redis::volatile();
-    let mut here = Replica::at(&store(&server)).await;
+    let server = RedisServer::volatile();
+    let mut here = FollowingReplica::at(&store(&server)).await;
     append(&here.claim(None).await, 3).await.unwrap();
     let dump: redis::Value = server.connection().run(cmd("DUMP").arg(LOG)).await.unwrap();
     server.connection().run::<()>(&cmd("FLUSHALL")).await.unwrap();
-    let mut here = Replica::at(&store(&server)).await;
+    let mut here = FollowingReplica::at(&store(&server)).await;
     let writer = here.claim(None).await;
     append(&writer, 5).await.unwrap();
     let redis::Value::BulkString(dump) = dump else { panic!("no dump") };
     server.connection().run::<()>(cmd("RESTORE").arg(LOG).arg(0).arg(dump).arg("REPLACE")).await.unwrap();
     append(&writer, 1).await.unwrap();
-    let there = Replica::at(&store(&server)).await;
+    let there = FollowingReplica::at(&store(&server)).await;
     let (mut reader, mut told) = (there.log.reader(Offset::START), Vec::new());
     while told.last() != Some(&"6".to_owned()) {
-        let read = tokio::time::timeout(PATIENCE, reader.next_now(READ_BYTES)).await.expect("it does not hang");
+        let read = tokio::time::timeout(WAIT_MAX, reader.try_next(READ_BYTES)).await.expect("it does not hang");
         told.push(match read.unwrap().expect("there is more") {
             Read::Entries(views) => views[0].batch.first().to_string(),
             Read::Trimmed { after, first } => format!("trimmed {after} to {}", first.offset),
@@ -328,10 +330,10 @@ async fn entries_of_an_epoch_that_a_log_does_not_have_are_passed_over_with_a_gap
 }
 
 #[tokio::test]
-async fn a_wiped_log_is_told_and_read_from_its_beginning() {
-    let server = Redis::volatile();
-    let mut here = Replica::at(&store(&server)).await;
-    let there = Replica::following(&store(&server)).await;
+async fn a_wiped_log_is_reported_and_read_from_its_start() {
+    let server = RedisServer::volatile();
+    let mut here = FollowingReplica::at(&store(&server)).await;
+    let there = FollowingReplica::following(&store(&server)).await;
     let mut subscriber = there.subscribe(0);
     let writer = here.claim(None).await;
     subscriber.reach(append(&writer, 4).await.unwrap()).await;
@@ -340,20 +342,20 @@ async fn a_wiped_log_is_told_and_read_from_its_beginning() {
     drop(writer);
     let writer = here.claim(None).await;
     let last = append(&writer, 2).await.unwrap();
-    let read = tokio::time::timeout(PATIENCE, subscriber.reader.next(READ_BYTES)).await.unwrap().unwrap();
+    let read = tokio::time::timeout(WAIT_MAX, subscriber.reader.next(READ_BYTES)).await.unwrap().unwrap();
     let Read::Wiped { first } = read else { panic!("{read:?}") };
     assert_eq!(first, Mark { epoch: writer.epoch(), offset: Offset(1) });
-    subscriber.had.clear();
+    subscriber.received.clear();
     subscriber.reach(last).await;
-    assert_eq!(subscriber.had, marks(writer.epoch(), 1..=2).collect::<Vec<_>>());
+    assert_eq!(subscriber.received, marks(writer.epoch(), 1..=2).collect::<Vec<_>>());
 }
 
 #[tokio::test]
-async fn where_replicas_count_nothing_is_shown_before_one_has_it() {
-    let (primary, replica) = (Redis::volatile(), Redis::volatile());
+async fn with_required_replicas_no_entry_is_served_before_it_is_replicated() {
+    let (primary, replica) = (RedisServer::volatile(), RedisServer::volatile());
     let store = || Store::Redis(redis_store(&primary, KEEP_ALL, Durability::Replicated));
-    let mut here = Replica::at(&store()).await;
-    let there = Replica::following(&store()).await;
+    let mut here = FollowingReplica::at(&store()).await;
+    let there = FollowingReplica::following(&store()).await;
     follow(&replica, &primary).await;
     let writer = here.claim(None).await;
     let mut subscriber = there.subscribe(0);
@@ -365,9 +367,9 @@ async fn where_replicas_count_nothing_is_shown_before_one_has_it() {
     assert_eq!(subscriber.offsets(), (1..=24).collect::<Vec<_>>());
 
     replica.pause();
-    assert!(matches!(append(&writer, 2).await, Err(AppendError::NoRoom(_))));
+    assert!(matches!(append(&writer, 2).await, Err(AppendError::Unavailable(_))));
     assert_eq!(last_of(&primary).await, Some("26".to_owned()), "the primary has it");
-    let beside = Replica::following(&store()).await;
+    let beside = FollowingReplica::following(&store()).await;
     throughout(Duration::from_secs(1), "nothing of it is shown", async || {
         [here.last(), there.last(), beside.last()] == [24; 3]
     })
@@ -380,8 +382,8 @@ async fn where_replicas_count_nothing_is_shown_before_one_has_it() {
 
     // A writer that comes while no replica is there shows what was safe, and the rest with its first append.
     replica.pause();
-    assert!(matches!(append(&writer, 1).await, Err(AppendError::NoRoom(_))));
-    let mut third = Replica::at(&store()).await;
+    assert!(matches!(append(&writer, 1).await, Err(AppendError::Unavailable(_))));
+    let mut third = FollowingReplica::at(&store()).await;
     let writer = third.claim(None).await;
     assert_eq!(third.last(), 26);
     replica.resume();
@@ -391,17 +393,17 @@ async fn where_replicas_count_nothing_is_shown_before_one_has_it() {
     assert_eq!(subscriber.offsets(), (1..=28).collect::<Vec<_>>());
     let mut own = third.subscribe(0);
     own.reach(last).await;
-    assert_eq!(own.had, subscriber.had);
+    assert_eq!(own.received, subscriber.received);
 }
 
 #[tokio::test]
-async fn a_follower_of_a_quiet_log_asks_twice_a_second() {
-    let server = Redis::volatile();
+async fn a_follower_of_a_quiet_log_polls_twice_a_second() {
+    let server = RedisServer::volatile();
     let settings = redis_settings(&server.url(), KEEP_ALL, Durability::Replicated);
-    let settings = trunkline::store::redis::Settings { limits: Limits::default(), ..settings };
+    let settings = trunkline::store::redis::Settings { timeouts: RedisTimeouts::default(), ..settings };
     let quiet = Store::Redis(RedisStore::new(settings));
-    let mut here = Replica::at(&store(&server)).await;
-    let there = Replica::following(&quiet).await;
+    let mut here = FollowingReplica::at(&store(&server)).await;
+    let there = FollowingReplica::following(&quiet).await;
     let writer = here.claim(None).await;
     there.subscribe(0).reach(append(&writer, 1).await.unwrap()).await;
     let watcher = server.connection();
@@ -419,12 +421,12 @@ async fn a_follower_of_a_quiet_log_asks_twice_a_second() {
 
 #[tokio::test]
 async fn a_follower_behind_sentinels_follows_to_the_new_primary() {
-    let (mut primary, replica) = (Redis::volatile(), Redis::volatile());
+    let (mut primary, replica) = (RedisServer::volatile(), RedisServer::volatile());
     follow(&replica, &primary).await;
     let (_sentinel, url) = watched(&primary).await;
     let store = || Store::Redis(RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written)));
-    let mut here = Replica::at(&store()).await;
-    let there = Replica::following(&store()).await;
+    let mut here = FollowingReplica::at(&store()).await;
+    let there = FollowingReplica::following(&store()).await;
     let mut subscriber = there.subscribe(0);
     let writer = here.claim(None).await;
     subscriber.reach(append(&writer, 5).await.unwrap()).await;
@@ -436,15 +438,16 @@ async fn a_follower_behind_sentinels_follows_to_the_new_primary() {
 }
 
 #[tokio::test]
-async fn what_an_earlier_claim_sent_too_late_changes_nothing() {
-    let server = Redis::volatile();
-    let (mut here, mut there) = (Replica::at(&store(&server)).await, Replica::at(&store(&server)).await);
+async fn a_late_command_of_an_earlier_claim_changes_nothing() {
+    let server = RedisServer::volatile();
+    let (mut here, mut there) =
+        (FollowingReplica::at(&store(&server)).await, FollowingReplica::at(&store(&server)).await);
     let earlier = here.claim(None).await;
     append(&earlier, 1).await.unwrap();
     let writer = there.claim(Some(earlier.fence())).await;
     assert_eq!(writer.epoch(), earlier.epoch());
     append(&writer, 2).await.unwrap();
-    assert!(matches!(append(&earlier, 2).await, Err(AppendError::Moved(_))));
+    assert!(matches!(append(&earlier, 2).await, Err(AppendError::Diverged(_))));
     let last = append(&writer, 1).await.unwrap();
     assert_eq!(last.offset, Offset(4));
     let mut subscriber = there.subscribe(0);
@@ -457,14 +460,14 @@ async fn what_an_earlier_claim_sent_too_late_changes_nothing() {
 
 #[tokio::test]
 async fn a_follower_ends_with_its_store() {
-    let server = Redis::volatile();
+    let server = RedisServer::volatile();
     let store = store(&server);
-    let replica = Replica::at(&store).await;
+    let replica = FollowingReplica::at(&store).await;
     let log = replica.log.clone();
     let closing = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         store.close().await;
     };
-    let (ended, ()) = tokio::join!(tokio::time::timeout(PATIENCE, log.follow()), closing);
+    let (ended, ()) = tokio::join!(tokio::time::timeout(WAIT_MAX, log.follow()), closing);
     assert!(ended.expect("it ends").unwrap_err().to_string().contains("closed"));
 }

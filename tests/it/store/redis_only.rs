@@ -5,37 +5,37 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use redis::cmd;
 use trunkline::{
     clock,
-    downstream::feed::{Beginning, Due, Feed},
+    downstream::feed::{MergedReader, ReadItem, ReadStart},
     event_log::{self, EventLogs},
-    model::{FeedId, Offset, Position, Sequence, Source, Standing, StreamName},
+    model::{CursorValidity, FeedId, Offset, Position, Sequence, Source, StreamName},
     store::{
         Append, AppendError, Retention, Store,
-        redis::{Durability, Redis as RedisStore, connection::Connection},
+        redis::{Durability, RedisStore, connection::RedisConnection},
     },
 };
 
-use super::bed::{Bed, KEEP_ALL, Log, assert_found, redis_settings, redis_store};
-use crate::harness::{Held, Redis, Road, documented_rules, eventually, free_port, redis_limits};
+use super::bed::{KEEP_ALL, LogFixture, StoreFixture, assert_found, redis_settings, redis_store};
+use crate::harness::{HoldMode, RedisLink, RedisServer, documented_rules, eventually, free_port, redis_limits};
 
 /// More entries than are appended aloud.
 const MANY: usize = 20;
 
-fn store(server: &Redis) -> Store {
+fn store(server: &RedisServer) -> Store {
     Store::Redis(redis_store(server, KEEP_ALL, Durability::Written))
 }
 
 /// Nothing is missing, and nothing is there twice.
-async fn assert_whole(log: &Log, count: usize) {
+async fn assert_whole(log: &LogFixture, count: usize) {
     assert_eq!(log.entries().await, (1..=count as u64).collect::<Vec<_>>());
 }
 
 /// Tries an append again until it is done, as a stream does.
-async fn until_done(log: &mut Log, append: &Append) {
+async fn until_done(log: &mut LogFixture, append: &Append) {
     let end = clock::now() + Duration::from_secs(8);
     loop {
         match log.put(append).await {
             Ok(()) => return,
-            Err(AppendError::NoRoom(_)) => assert!(clock::now() < end, "it was never done"),
+            Err(AppendError::Unavailable(_)) => assert!(clock::now() < end, "it was never done"),
             Err(error) => panic!("{error}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -43,15 +43,15 @@ async fn until_done(log: &mut Log, append: &Append) {
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_survives_kills_and_the_writer_goes_on() {
-    let mut server = Redis::durable();
+async fn acknowledged_entries_survive_kills_and_the_writer_continues() {
+    let mut server = RedisServer::durable();
     let store = store(&server);
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     for round in 1..=5 {
         log.append(3).await.unwrap();
         server.kill();
         let append = log.next(2, clock::wall());
-        assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+        assert!(matches!(log.put(&append).await, Err(AppendError::Unavailable(_))));
         assert!(store.health().is_err());
         server.restart();
         until_done(&mut log, &append).await;
@@ -61,13 +61,13 @@ async fn what_was_acknowledged_survives_kills_and_the_writer_goes_on() {
 }
 
 #[tokio::test]
-async fn a_restarted_server_may_have_lost_something_so_a_new_epoch_begins_where_the_log_ends() {
-    let mut server = Redis::durable();
-    let mut log = Log::open(&store(&server), "queues").await;
+async fn a_restarted_server_may_have_lost_entries_so_a_new_epoch_starts_at_the_end() {
+    let mut server = RedisServer::durable();
+    let mut log = LogFixture::open(&store(&server), "queues").await;
     log.append(3).await.unwrap();
     server.kill();
     server.restart();
-    let mut again = Log::open(&store(&server), "queues").await;
+    let mut again = LogFixture::open(&store(&server), "queues").await;
     assert_ne!(again.state.lineage.current(), log.state.lineage.current());
     assert_eq!(again.state.lineage.earlier(), [(log.state.lineage.current(), Offset(3))]);
     again.append(2).await.unwrap();
@@ -79,9 +79,9 @@ async fn a_restarted_server_may_have_lost_something_so_a_new_epoch_begins_where_
 /// An earlier version has its turn while replicas are replaced, or after a change was taken back.
 #[tokio::test]
 async fn the_feed_of_a_position_that_an_earlier_version_moved_is_not_known() {
-    let server = Redis::volatile();
+    let server = RedisServer::volatile();
     let store = store(&server);
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     let mut append = log.next(1, clock::wall());
     append.checkpoint.feed = Some(FeedId(7));
     log.put(&append).await.unwrap();
@@ -93,7 +93,7 @@ async fn the_feed_of_a_position_that_an_earlier_version_moved_is_not_known() {
     ] {
         server.connection().run::<i64>(cmd("HSET").arg(head).arg(field).arg(value)).await.unwrap();
         assert_eq!(store.feed(&log.name).await.unwrap(), feed, "{value}");
-        let checkpoint = Log::open(&store, "queues").await.state.checkpoint.unwrap();
+        let checkpoint = LogFixture::open(&store, "queues").await.state.checkpoint.unwrap();
         assert_eq!((checkpoint.position, checkpoint.feed), (Some(Position(Sequence(position))), feed), "{value}");
     }
 }
@@ -101,76 +101,76 @@ async fn the_feed_of_a_position_that_an_earlier_version_moved_is_not_known() {
 /// What a server has on its disk, and another one that starts with it.
 #[tokio::test]
 async fn a_copy_of_a_server_and_its_original_never_give_the_same_id_to_different_entries() {
-    let original = Redis::volatile();
-    let mut log = Log::open(&store(&original), "queues").await;
+    let original = RedisServer::volatile();
+    let mut log = LogFixture::open(&store(&original), "queues").await;
     log.append(5).await.unwrap();
     original.connection().run::<String>(&cmd("SAVE")).await.unwrap();
-    let copy = Redis::copy_of(&original);
+    let copy = RedisServer::copy_of(&original);
     log.append(4).await.unwrap();
-    let mut copied = Log::open(&store(&copy), "queues").await;
+    let mut copied = LogFixture::open(&store(&copy), "queues").await;
     copied.append(10).await.unwrap();
     let lineage = &copied.state.lineage;
     assert_eq!(lineage.earlier(), [(log.state.lineage.current(), Offset(5))]);
-    assert_eq!(lineage.standing(log.mark(9), Offset(15)), Standing::Beyond);
-    assert_eq!(lineage.standing(log.mark(5), Offset(15)), Standing::After(Offset(5)));
+    assert_eq!(lineage.validity(log.mark(9), Offset(15)), CursorValidity::AheadOfLog);
+    assert_eq!(lineage.validity(log.mark(5), Offset(15)), CursorValidity::Valid(Offset(5)));
 }
 
 #[tokio::test]
-async fn an_append_whose_answer_was_lost_is_done_once() {
-    let server = Redis::volatile();
-    let mut log = Log::open(&store(&server), "queues").await;
+async fn an_append_whose_reply_was_lost_is_applied_once() {
+    let server = RedisServer::volatile();
+    let mut log = LogFixture::open(&store(&server), "queues").await;
     log.append(1).await.unwrap();
     let mut whole = 1;
     for count in [2, MANY, 2] {
         server.pause();
         let append = log.next(count, clock::wall());
-        assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
-        assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+        assert!(matches!(log.put(&append).await, Err(AppendError::Unavailable(_))));
+        assert!(matches!(log.put(&append).await, Err(AppendError::Unavailable(_))));
         server.resume();
         until_done(&mut log, &append).await;
         whole += count;
         assert_whole(&log, whole).await;
     }
     log.append(1).await.unwrap();
-    assert_eq!(Log::open(&store(&server), "queues").await.state.last, log.state.last);
+    assert_eq!(LogFixture::open(&store(&server), "queues").await.state.last, log.state.last);
 }
 
 #[tokio::test]
-async fn a_position_whose_answer_was_lost_is_not_put_back_later() {
-    let server = Redis::volatile();
-    let mut log = Log::open(&store(&server), "queues").await;
+async fn a_position_whose_reply_was_lost_is_not_overwritten_later() {
+    let server = RedisServer::volatile();
+    let mut log = LogFixture::open(&store(&server), "queues").await;
     log.append(1).await.unwrap();
     server.pause();
     let position = log.next(0, clock::wall());
-    assert!(matches!(log.put(&position).await, Err(AppendError::NoRoom(_))));
+    assert!(matches!(log.put(&position).await, Err(AppendError::Unavailable(_))));
     server.resume();
     until_done(&mut log, &position).await;
     log.append(4).await.unwrap();
-    assert_found(Log::open(&store(&server), "queues").await.state.checkpoint, super::checkpoint(5));
+    assert_found(LogFixture::open(&store(&server), "queues").await.state.checkpoint, super::checkpoint(5));
 }
 
 #[tokio::test]
-async fn a_command_that_arrives_long_after_it_was_tried_again_changes_nothing() {
-    let server = Redis::volatile();
+async fn a_command_that_arrives_long_after_its_retry_changes_nothing() {
+    let server = RedisServer::volatile();
     for entries in [0, 2, MANY] {
-        let road = Road::to(server.port()).await;
+        let road = RedisLink::to(server.port()).await;
         let url = format!("redis://127.0.0.1:{}", road.port());
         let store = Store::Redis(RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written)));
-        let mut log = Log::open(&store, "queues").await;
+        let mut log = LogFixture::open(&store, "queues").await;
         log.append(1).await.unwrap();
-        road.hold(Held::First);
+        road.hold(HoldMode::First);
         let append = log.next(entries, clock::wall());
-        assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+        assert!(matches!(log.put(&append).await, Err(AppendError::Unavailable(_))));
         until_done(&mut log, &append).await;
         // No entry follows that would give the late one away.
         let newest = Append { checkpoint: super::checkpoint(99), ..log.next(0, clock::wall()) };
         log.put(&newest).await.unwrap();
         let last = log.state.last.0;
         let before = transactions(&server).await;
-        road.hold(Held::Nothing);
+        road.hold(HoldMode::Nothing);
         eventually("the late command is there", async || transactions(&server).await > before).await;
         assert_whole(&log, usize::try_from(last).unwrap()).await;
-        let found = Log::open(&store, "queues").await.state;
+        let found = LogFixture::open(&store, "queues").await.state;
         assert_eq!(found.last.0, last);
         assert_found(found.checkpoint, newest.checkpoint);
     }
@@ -179,11 +179,11 @@ async fn a_command_that_arrives_long_after_it_was_tried_again_changes_nothing() 
 #[tokio::test]
 async fn many_cold_streams_at_once_cost_no_more_than_one_by_one() {
     const STREAMS: usize = 16;
-    let server = Redis::volatile();
+    let server = RedisServer::volatile();
     let store = store(&server);
     let mut names = Vec::new();
     for index in 0..STREAMS {
-        let mut log = Log::open(&store, &format!("cold-{index}")).await;
+        let mut log = LogFixture::open(&store, &format!("cold-{index}")).await;
         for _ in 0..20 {
             log.append(MANY).await.unwrap();
         }
@@ -199,49 +199,49 @@ async fn many_cold_streams_at_once_cost_no_more_than_one_by_one() {
 }
 
 /// What the server sends while everything of these cold streams is read as one subscription reads it.
-async fn read_bytes(server: &Redis, store: &Store, streams: &[(StreamName, Source)]) -> u64 {
+async fn read_bytes(server: &RedisServer, store: &Store, streams: &[(StreamName, Source)]) -> u64 {
     let logs = EventLogs::open(store.clone(), streams, &event_log::Settings { tail_bytes: 1 }).await.unwrap();
     let before = sent(server).await;
-    let beginning = Beginning { after: Offset::START, foreign: None };
-    let mut feed = Feed::new(logs.iter().map(|(_, log)| (log.clone(), beginning)));
+    let beginning = ReadStart { after: Offset::START, unknown_mark: None };
+    let mut feed = MergedReader::new(logs.iter().map(|(_, log)| (log.clone(), beginning)));
     let mut left = streams.len() * 20 * MANY;
     while left > 0 {
         let next = tokio::time::timeout(Duration::from_secs(30), feed.next(16 * 1024)).await;
         match next.expect("more in time").unwrap().unwrap() {
-            Due::Entries { views, .. } => left -= views.iter().map(|view| view.entries().len()).sum::<usize>(),
-            other @ Due::Trimmed { .. } => panic!("{other:?}"),
+            ReadItem::Entries { views, .. } => left -= views.iter().map(|view| view.entries().len()).sum::<usize>(),
+            other @ ReadItem::Trimmed { .. } => panic!("{other:?}"),
         }
     }
     sent(server).await - before
 }
 
-async fn sent(server: &Redis) -> u64 {
+async fn sent(server: &RedisServer) -> u64 {
     let about: String = server.connection().run(cmd("INFO").arg("stats")).await.unwrap();
     let (_, bytes) = about.split_once("total_net_output_bytes:").unwrap();
     bytes.lines().next().unwrap().trim().parse().unwrap()
 }
 
-async fn transactions(server: &Redis) -> u64 {
+async fn transactions(server: &RedisServer) -> u64 {
     let about: String = server.connection().run(cmd("INFO").arg("commandstats")).await.unwrap();
     let (_, calls) = about.split_once("cmdstat_exec:calls=").unwrap();
     calls.split(',').next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
-async fn an_append_that_may_have_been_done_is_not_replaced_by_another() {
-    let server = Redis::volatile();
-    let mut log = Log::open(&store(&server), "queues").await;
+async fn an_append_that_may_have_succeeded_is_not_replaced() {
+    let server = RedisServer::volatile();
+    let mut log = LogFixture::open(&store(&server), "queues").await;
     server.pause();
     let append = log.next(2, clock::wall());
-    assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+    assert!(matches!(log.put(&append).await, Err(AppendError::Unavailable(_))));
     let other = log.next(3, clock::wall());
     assert!(matches!(log.put(&other).await, Err(AppendError::Broken(_))));
 }
 
 #[tokio::test]
-async fn what_others_do_to_the_head_or_the_log_voids_no_append() {
-    let server = Redis::volatile();
-    let mut log = Log::open(&store(&server), "queues").await;
+async fn foreign_changes_to_the_head_or_the_log_void_no_append() {
+    let server = RedisServer::volatile();
+    let mut log = LogFixture::open(&store(&server), "queues").await;
     log.append(2).await.unwrap();
     let others = server.connection();
     for round in 1..=3 {
@@ -254,9 +254,9 @@ async fn what_others_do_to_the_head_or_the_log_voids_no_append() {
 }
 
 #[tokio::test]
-async fn an_entry_that_somebody_else_put_into_a_log_is_named_and_nothing_is_appended() {
-    let server = Redis::volatile();
-    let mut log = Log::open(&store(&server), "queues").await;
+async fn a_foreign_entry_in_a_log_is_reported_and_nothing_is_appended() {
+    let server = RedisServer::volatile();
+    let mut log = LogFixture::open(&store(&server), "queues").await;
     log.append(2).await.unwrap();
     let (others, log_key) = (server.connection(), "{trunkline:queues}:log");
     let mut whole = 2;
@@ -268,12 +268,12 @@ async fn an_entry_that_somebody_else_put_into_a_log_is_named_and_nothing_is_appe
             others.run::<u8>(&remove).await.unwrap();
         }
         let append = log.next(count, clock::wall());
-        let Err(AppendError::Refused(why)) = log.put(&append).await else { panic!("it was appended") };
+        let Err(AppendError::UnusableLog(why)) = log.put(&append).await else { panic!("it was appended") };
         let named = why.contains(log_key) && why.contains(&stranger);
         assert!(named && why.contains(if stays { "XDEL" } else { "XSETID" }), "{why}");
         assert_eq!(last_of(&server).await, Some(whole.to_string()));
         others.run::<u8>(&remove).await.unwrap();
-        assert!(matches!(log.put(&append).await, Err(AppendError::Refused(_))), "the id is still taken");
+        assert!(matches!(log.put(&append).await, Err(AppendError::UnusableLog(_))), "the id is still taken");
         others.run::<String>(cmd("XSETID").arg(log_key).arg(format!("{whole}-0"))).await.unwrap();
         log.put(&append).await.unwrap();
         whole += count;
@@ -282,10 +282,10 @@ async fn an_entry_that_somebody_else_put_into_a_log_is_named_and_nothing_is_appe
 }
 
 #[tokio::test]
-async fn a_full_server_is_no_room_until_it_has_some() {
-    let server = Redis::volatile();
+async fn a_full_server_is_unavailable_until_it_has_memory() {
+    let server = RedisServer::volatile();
     let store = store(&server);
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     log.append(1).await.unwrap();
     let set = async |bytes: &str| {
         server.connection().run::<()>(cmd("CONFIG").arg("SET").arg("maxmemory").arg(bytes)).await.unwrap();
@@ -295,7 +295,7 @@ async fn a_full_server_is_no_room_until_it_has_some() {
         set("1").await;
         let append = log.next(count, clock::wall());
         let refused = log.put(&append).await.unwrap_err();
-        assert!(matches!(&refused, AppendError::NoRoom(why) if why.contains("OOM")), "{refused}");
+        assert!(matches!(&refused, AppendError::Unavailable(why) if why.contains("OOM")), "{refused}");
         assert_eq!(log.entries().await, before, "it can still be read");
         set("0").await;
         log.put(&append).await.unwrap();
@@ -304,65 +304,65 @@ async fn a_full_server_is_no_room_until_it_has_some() {
 }
 
 #[tokio::test]
-async fn a_wiped_server_refuses_its_former_holder_and_begins_anew() {
-    let server = Redis::volatile();
-    let mut log = Log::open(&store(&server), "queues").await;
+async fn a_wiped_server_rejects_its_former_holder_and_starts_a_new_log() {
+    let server = RedisServer::volatile();
+    let mut log = LogFixture::open(&store(&server), "queues").await;
     log.append(3).await.unwrap();
     server.connection().run::<()>(&cmd("FLUSHALL")).await.unwrap();
     assert!(matches!(log.append(1).await, Err(AppendError::Fenced)));
-    let anew = Log::open(&store(&server), "queues").await;
+    let anew = LogFixture::open(&store(&server), "queues").await;
     assert_eq!(anew.state.last, Offset::START);
-    assert_eq!(anew.state.lineage.standing(log.mark(2), Offset::START), Standing::Foreign);
+    assert_eq!(anew.state.lineage.validity(log.mark(2), Offset::START), CursorValidity::UnknownEpoch);
 }
 
 /// A connection to whatever keeps the keys of this place.
-fn keys_of(bed: &Bed) -> Connection {
+fn keys_of(bed: &StoreFixture) -> RedisConnection {
     match bed {
-        Bed::Embedded(_) => panic!("there are no keys"),
-        Bed::Redis(server) => server.connection(),
-        Bed::Cluster(nodes) => {
+        StoreFixture::Embedded(_) => panic!("there are no keys"),
+        StoreFixture::Redis(server) => server.connection(),
+        StoreFixture::Cluster(nodes) => {
             let url = format!("redis-cluster://127.0.0.1:{}", nodes[0].port());
-            Connection::new(url.parse().unwrap(), redis_limits())
+            RedisConnection::new(url.parse().unwrap(), redis_limits())
         }
     }
 }
 
-async fn delete(bed: &Bed, key: &str) {
+async fn delete(bed: &StoreFixture, key: &str) {
     assert_eq!(keys_of(bed).run::<u8>(cmd("DEL").arg(format!("{{trunkline:queues}}:{key}"))).await, Ok(1), "{key}");
 }
 
 #[tokio::test]
-async fn a_log_whose_entries_were_deleted_goes_on_behind_its_end_once_it_is_claimed_anew() {
-    for bed in [Bed::redis(), Bed::valkey(), Bed::cluster().await] {
+async fn a_log_whose_entries_were_deleted_continues_behind_its_end_after_a_new_claim() {
+    for bed in [StoreFixture::redis(), StoreFixture::valkey(), StoreFixture::cluster().await] {
         let store = bed.open(KEEP_ALL);
-        let mut log = Log::open(&store, "queues").await;
+        let mut log = LogFixture::open(&store, "queues").await;
         log.append(3).await.unwrap();
         for count in [1, MANY] {
             let end = log.state.last;
             delete(&bed, "log").await;
             let refused = log.append(count).await.unwrap_err();
-            assert!(matches!(&refused, AppendError::Moved(why) if why.contains("deleted")), "{refused}");
+            assert!(matches!(&refused, AppendError::Diverged(why) if why.contains("deleted")), "{refused}");
             // As long as nothing follows, each claim finds the loss.
             for _ in 0..2 {
                 let state = store.claim(&log.name, Some(log.state.fence)).await.unwrap();
                 assert!(state.damaged);
                 assert_eq!((state.first, state.last), (end.next(), end));
                 assert_found(state.checkpoint, super::checkpoint(end.0));
-                log = Log { state, ..log };
+                log = LogFixture { state, ..log };
             }
             log.append(count).await.unwrap();
             assert_eq!(log.entries().await, (end.0 + 1..=end.0 + count as u64).collect::<Vec<_>>());
             assert!(!store.claim(&log.name, Some(log.state.fence)).await.unwrap().damaged, "it was reported");
-            log = Log::open(&store, "queues").await;
+            log = LogFixture::open(&store, "queues").await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_log_whose_head_was_deleted_goes_on_behind_its_entries_with_all_its_epochs() {
-    for bed in [Bed::redis(), Bed::valkey(), Bed::cluster().await] {
+async fn a_log_whose_head_was_deleted_continues_behind_its_entries_with_all_epochs() {
+    for bed in [StoreFixture::redis(), StoreFixture::valkey(), StoreFixture::cluster().await] {
         let store = bed.open(KEEP_ALL);
-        let mut log = Log::open(&store, "queues").await;
+        let mut log = LogFixture::open(&store, "queues").await;
         let mut epochs = Vec::new();
         for len in [3, 1, MANY, 2] {
             log.append(len).await.unwrap();
@@ -370,22 +370,22 @@ async fn a_log_whose_head_was_deleted_goes_on_behind_its_entries_with_all_its_ep
             delete(&bed, "head").await;
             assert!(matches!(log.append(1).await, Err(AppendError::Fenced)));
             for _ in 0..2 {
-                log = Log::open(&store, "queues").await;
+                log = LogFixture::open(&store, "queues").await;
                 assert!(log.state.damaged, "as long as nothing follows, each claim finds the loss");
                 assert_eq!(log.state.checkpoint, None);
                 assert_eq!(log.state.lineage.earlier(), epochs);
             }
         }
         log.append(1).await.unwrap();
-        assert!(!Log::open(&store, "queues").await.state.damaged, "it was reported");
+        assert!(!LogFixture::open(&store, "queues").await.state.damaged, "it was reported");
         assert_whole(&log, 7 + MANY).await;
     }
 }
 
 /// Two servers of which the second was promoted when the log had 5 entries; the first has 3 more, and the writer.
-async fn parted() -> (Redis, Redis, Log) {
-    let (old, new) = (Redis::volatile(), Redis::volatile());
-    let mut log = Log::open(&store(&old), "queues").await;
+async fn diverged_servers() -> (RedisServer, RedisServer, LogFixture) {
+    let (old, new) = (RedisServer::volatile(), RedisServer::volatile());
+    let mut log = LogFixture::open(&store(&old), "queues").await;
     follow(&new, &old).await;
     log.append(5).await.unwrap();
     eventually("the replica has it", async || last_of(&new).await == Some("5".to_owned())).await;
@@ -395,35 +395,35 @@ async fn parted() -> (Redis, Redis, Log) {
 }
 
 #[tokio::test]
-async fn after_a_failover_that_lost_entries_cursors_are_good_up_to_where_it_was() {
-    let (_old, new, log) = parted().await;
-    let mut after = Log::open(&store(&new), "queues").await;
+async fn after_a_failover_that_lost_entries_cursors_are_valid_up_to_the_failover() {
+    let (_old, new, log) = diverged_servers().await;
+    let mut after = LogFixture::open(&store(&new), "queues").await;
     assert_eq!(after.state.last, Offset(5));
     // The position went back with the log.
     assert_found(after.state.checkpoint, super::checkpoint(5));
-    assert_eq!(after.state.lineage.standing(log.mark(5), Offset(5)), Standing::After(Offset(5)));
-    assert_eq!(after.state.lineage.standing(log.mark(6), Offset(5)), Standing::Beyond);
+    assert_eq!(after.state.lineage.validity(log.mark(5), Offset(5)), CursorValidity::Valid(Offset(5)));
+    assert_eq!(after.state.lineage.validity(log.mark(6), Offset(5)), CursorValidity::AheadOfLog);
     after.append(4).await.unwrap();
-    assert_eq!(after.state.lineage.standing(log.mark(6), Offset(9)), Standing::Beyond);
+    assert_eq!(after.state.lineage.validity(log.mark(6), Offset(9)), CursorValidity::AheadOfLog);
     assert_eq!(after.entries().await, (1..=9).collect::<Vec<_>>());
 }
 
 #[tokio::test]
-async fn a_writer_that_is_ahead_of_the_new_primary_does_not_go_on() {
-    let (old, new, mut log) = parted().await;
+async fn a_writer_that_is_ahead_of_the_new_primary_stops() {
+    let (old, new, mut log) = diverged_servers().await;
     // The former primary follows the new one: what it had beyond it is gone.
     follow(&old, &new).await;
     promote(&old).await;
-    assert!(matches!(log.append(1).await, Err(AppendError::Moved(_))));
+    assert!(matches!(log.append(1).await, Err(AppendError::Diverged(_))));
 }
 
 #[tokio::test]
 async fn replicated_means_that_a_replica_has_it() {
-    let (primary, replica) = (Redis::volatile(), Redis::volatile());
+    let (primary, replica) = (RedisServer::volatile(), RedisServer::volatile());
     let store = Store::Redis(redis_store(&primary, KEEP_ALL, Durability::Replicated));
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     let append = log.next(2, clock::wall());
-    assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))), "there is no replica");
+    assert!(matches!(log.put(&append).await, Err(AppendError::Unavailable(_))), "there is no replica");
     assert!(store.health().is_err());
     follow(&replica, &primary).await;
     until_done(&mut log, &append).await;
@@ -432,7 +432,7 @@ async fn replicated_means_that_a_replica_has_it() {
     assert_eq!(last_of(&replica).await, Some("4".to_owned()));
     replica.pause();
     let append = log.next(1, clock::wall());
-    assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))));
+    assert!(matches!(log.put(&append).await, Err(AppendError::Unavailable(_))));
     replica.resume();
     until_done(&mut log, &append).await;
     assert_eq!(log.entries().await, [1, 2, 3, 4, 5]);
@@ -440,9 +440,9 @@ async fn replicated_means_that_a_replica_has_it() {
 
 #[tokio::test]
 async fn a_log_grows_while_another_reads_it_and_neither_sees_a_hole() {
-    let server = Redis::volatile();
+    let server = RedisServer::volatile();
     let store = Arc::new(store(&server));
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     let appending = async {
         for round in 0..60 {
             log.append(round % 9 + 1).await.unwrap();
@@ -464,7 +464,7 @@ async fn a_log_grows_while_another_reads_it_and_neither_sees_a_hole() {
     assert_eq!(last, Offset(291));
 }
 
-pub(super) async fn follow(replica: &Redis, primary: &Redis) {
+pub(super) async fn follow(replica: &RedisServer, primary: &RedisServer) {
     let command = cmd("REPLICAOF").arg("127.0.0.1").arg(primary.port()).clone();
     replica.connection().run::<()>(&command).await.unwrap();
     let synced = async || {
@@ -475,8 +475,8 @@ pub(super) async fn follow(replica: &Redis, primary: &Redis) {
 }
 
 /// A Sentinel that knows the primary's replica, and the address of a store behind it and behind one that is gone.
-pub(super) async fn watched(primary: &Redis) -> (Redis, String) {
-    let sentinel = Redis::sentinel(primary);
+pub(super) async fn watched(primary: &RedisServer) -> (RedisServer, String) {
+    let sentinel = RedisServer::sentinel(primary);
     let watcher = sentinel.connection();
     eventually("the Sentinel knows the replica", async || {
         let known: Vec<redis::Value> = watcher.run(cmd("SENTINEL").arg("replicas").arg("main")).await.unwrap();
@@ -487,33 +487,33 @@ pub(super) async fn watched(primary: &Redis) -> (Redis, String) {
     (sentinel, url)
 }
 
-pub(super) async fn promote(replica: &Redis) {
+pub(super) async fn promote(replica: &RedisServer) {
     replica.connection().run::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await.unwrap();
 }
 
 /// The last offset as this server has it.
-pub(super) async fn last_of(server: &Redis) -> Option<String> {
+pub(super) async fn last_of(server: &RedisServer) -> Option<String> {
     server.connection().run(cmd("HGET").arg("{trunkline:queues}:head").arg("last")).await.unwrap()
 }
 
-async fn grant(server: &Redis, rules: &[String]) {
+async fn grant(server: &RedisServer, rules: &[String]) {
     server.connection().run::<()>(cmd("ACL").arg("SETUSER").arg("trunkline").arg(rules)).await.unwrap();
 }
 
-fn as_user(server: &Redis, durability: Durability) -> RedisStore {
+fn as_user(server: &RedisServer, durability: Durability) -> RedisStore {
     let url = format!("redis://trunkline:PASSWORD@127.0.0.1:{}", server.port());
     RedisStore::new(redis_settings(&url, KEEP_ALL, durability))
 }
 
 #[tokio::test]
 async fn the_permissions_of_the_shipped_configuration_are_enough() {
-    let (server, replica) = (Redis::volatile(), Redis::volatile());
+    let (server, replica) = (RedisServer::volatile(), RedisServer::volatile());
     follow(&replica, &server).await;
     grant(&server, &documented_rules()).await;
     let redis = as_user(&server, Durability::Replicated);
-    assert_eq!(redis.examine().await.unwrap().len(), 1, "no persistence is all there is to say");
+    assert_eq!(redis.preflight().await.unwrap().len(), 1, "no persistence is all there is to say");
     let store = Store::Redis(redis.clone());
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     let append = log.next(3, clock::wall());
     until_done(&mut log, &append).await;
     redis.trim(&log.name).await.unwrap();
@@ -523,12 +523,12 @@ async fn the_permissions_of_the_shipped_configuration_are_enough() {
 }
 
 #[tokio::test]
-async fn a_valkey_is_fit_and_wants_no_more_permissions() {
-    let server = Redis::valkey();
+async fn a_valkey_is_supported_with_the_same_permissions() {
+    let server = RedisServer::valkey();
     grant(&server, &documented_rules()).await;
     let redis = as_user(&server, Durability::Written);
-    assert_eq!(redis.examine().await.unwrap().len(), 1, "no persistence is all there is to say");
-    let mut log = Log::open(&Store::Redis(redis), "queues").await;
+    assert_eq!(redis.preflight().await.unwrap().len(), 1, "no persistence is all there is to say");
+    let mut log = LogFixture::open(&Store::Redis(redis), "queues").await;
     for count in [1, MANY] {
         log.append(count).await.unwrap();
     }
@@ -539,23 +539,23 @@ async fn a_valkey_is_fit_and_wants_no_more_permissions() {
 const NOT_ASKED: [&str; 6] = ["ping", "role", "select", "config|get", "cluster|slots", "unsubscribe"];
 
 #[tokio::test]
-async fn each_permission_that_is_missing_is_named() {
-    let server = Redis::volatile();
+async fn each_missing_permission_is_reported() {
+    let server = RedisServer::volatile();
     let rules = documented_rules();
     let commands = rules.iter().filter_map(|rule| rule.strip_prefix('+'));
     for command in commands.filter(|command| !NOT_ASKED.contains(command)) {
         let without = [&["reset".to_owned()], &rules[..], &[format!("-{command}")]].concat();
         grant(&server, &without).await;
-        let refused = as_user(&server, Durability::Replicated).examine().await.expect_err(command).to_string();
+        let refused = as_user(&server, Durability::Replicated).preflight().await.expect_err(command).to_string();
         assert!(refused.contains(command) && refused.contains("may not run"), "-{command}: {refused}");
     }
 }
 
 #[tokio::test]
-async fn a_server_that_must_not_be_mute_any_more_gets_each_append_once() {
-    let server = Redis::volatile();
+async fn a_server_that_loses_reply_off_permission_gets_each_append_once() {
+    let server = RedisServer::volatile();
     grant(&server, &documented_rules()).await;
-    let mut log = Log::open(&Store::Redis(as_user(&server, Durability::Written)), "queues").await;
+    let mut log = LogFixture::open(&Store::Redis(as_user(&server, Durability::Written)), "queues").await;
     log.append(2).await.unwrap();
     let connections = async || -> BTreeSet<String> {
         let list: String = server.connection().run(cmd("CLIENT").arg("LIST")).await.unwrap();
@@ -565,7 +565,7 @@ async fn a_server_that_must_not_be_mute_any_more_gets_each_append_once() {
     let before = connections().await;
     grant(&server, &["-client|reply".to_owned()]).await;
     let append = log.next(MANY, clock::wall());
-    assert!(matches!(log.put(&append).await, Err(AppendError::NoRoom(_))), "its answers cannot be told apart");
+    assert!(matches!(log.put(&append).await, Err(AppendError::Unavailable(_))), "its answers cannot be told apart");
     until_done(&mut log, &append).await;
     log.append(MANY).await.unwrap();
     assert_whole(&log, 2 + 2 * MANY).await;
@@ -574,13 +574,13 @@ async fn a_server_that_must_not_be_mute_any_more_gets_each_append_once() {
 }
 
 #[tokio::test]
-async fn when_a_sentinel_promotes_a_replica_the_writer_goes_on_there() {
-    let (mut primary, replica) = (Redis::volatile(), Redis::volatile());
+async fn when_a_sentinel_promotes_a_replica_the_writer_continues_there() {
+    let (mut primary, replica) = (RedisServer::volatile(), RedisServer::volatile());
     follow(&replica, &primary).await;
     let (_sentinel, url) = watched(&primary).await;
     let redis = RedisStore::new(redis_settings(&url, KEEP_ALL, Durability::Written));
-    redis.examine().await.unwrap();
-    let mut log = Log::open(&Store::Redis(redis), "queues").await;
+    redis.preflight().await.unwrap();
+    let mut log = LogFixture::open(&Store::Redis(redis), "queues").await;
     log.append(5).await.unwrap();
     eventually("the replica has it", async || last_of(&replica).await == Some("5".to_owned())).await;
     primary.kill();
@@ -593,10 +593,10 @@ async fn when_a_sentinel_promotes_a_replica_the_writer_goes_on_there() {
 #[tokio::test]
 async fn a_jump_of_the_wall_clock_deletes_nothing_at_once() {
     const HOUR: Duration = Duration::from_secs(3_600);
-    let server = Redis::volatile();
+    let server = RedisServer::volatile();
     let redis = redis_store(&server, Retention { age: HOUR, ..KEEP_ALL }, Durability::Written);
     let store = Store::Redis(redis.clone());
-    let mut log = Log::open(&store, "queues").await;
+    let mut log = LogFixture::open(&store, "queues").await;
     for _ in 0..3 {
         log.append(1).await.unwrap();
     }

@@ -5,256 +5,256 @@ use std::time::Duration;
 use trunkline::protocol::{refresh, stream::Input};
 
 use super::{
-    Around, World,
-    plan::{Dialect, Night},
-    platform::{Flaw, Refusal},
-    scene::{Happening, News, Scene},
-    verdict::Ledger,
+    TestEnvironment, World,
+    plan::{ConnectorKind, FaultProfile},
+    platform::{FrameFlaw, PlatformRefusal},
+    scene::{ProcessInput, Schedule, ScheduledEvent},
+    verdict::NumberedLogCheck,
 };
 
 /// One kind of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Calamity {
+pub(super) enum WorldFault {
     Rotate,
     RefreshToken,
-    Notice,
-    Cut,
-    HangUp,
-    Stall,
+    CloseNotice,
+    CutConnections,
+    CloseSockets,
+    StallSockets,
     RefuseHandshakes,
     RefuseCalls,
-    Revoke,
+    RevokeToken,
     Crash,
     Restart,
-    Wipe,
+    WipeStore,
     Pause,
     StoreStall,
-    Endpoint,
-    Babble,
-    Oversize,
-    Poison,
-    Flood,
+    TokenEndpoint,
+    SendGarbage,
+    OversizeFrame,
+    MalformedFrame,
+    Burst,
     Repeat,
     SkipNumbers,
-    StartOver,
-    Mutter,
-    Evict,
+    RestartNumbering,
+    SendUnnumbered,
+    EvictChannels,
     AddQueue,
     RefuseTopic,
-    Displace,
+    TakeOverSubscriptions,
 }
 
-const PLANNED: [Calamity; 2] = [Calamity::Rotate, Calamity::RefreshToken];
-const PLANNED_NOTIFICATIONS: [Calamity; 4] =
-    [Calamity::Rotate, Calamity::RefreshToken, Calamity::Notice, Calamity::AddQueue];
-const SEQUENCED: [Calamity; 22] = [
-    Calamity::Rotate,
-    Calamity::RefreshToken,
-    Calamity::Cut,
-    Calamity::HangUp,
-    Calamity::Stall,
-    Calamity::RefuseHandshakes,
-    Calamity::RefuseCalls,
-    Calamity::Revoke,
-    Calamity::Crash,
-    Calamity::Restart,
-    Calamity::Wipe,
-    Calamity::Pause,
-    Calamity::StoreStall,
-    Calamity::Endpoint,
-    Calamity::Babble,
-    Calamity::Oversize,
-    Calamity::Poison,
-    Calamity::Flood,
-    Calamity::Repeat,
-    Calamity::SkipNumbers,
-    Calamity::StartOver,
-    Calamity::Mutter,
+const PLANNED: [WorldFault; 2] = [WorldFault::Rotate, WorldFault::RefreshToken];
+const PLANNED_NOTIFICATIONS: [WorldFault; 4] =
+    [WorldFault::Rotate, WorldFault::RefreshToken, WorldFault::CloseNotice, WorldFault::AddQueue];
+const SEQUENCED: [WorldFault; 22] = [
+    WorldFault::Rotate,
+    WorldFault::RefreshToken,
+    WorldFault::CutConnections,
+    WorldFault::CloseSockets,
+    WorldFault::StallSockets,
+    WorldFault::RefuseHandshakes,
+    WorldFault::RefuseCalls,
+    WorldFault::RevokeToken,
+    WorldFault::Crash,
+    WorldFault::Restart,
+    WorldFault::WipeStore,
+    WorldFault::Pause,
+    WorldFault::StoreStall,
+    WorldFault::TokenEndpoint,
+    WorldFault::SendGarbage,
+    WorldFault::OversizeFrame,
+    WorldFault::MalformedFrame,
+    WorldFault::Burst,
+    WorldFault::Repeat,
+    WorldFault::SkipNumbers,
+    WorldFault::RestartNumbering,
+    WorldFault::SendUnnumbered,
 ];
-const NOTIFICATIONS: [Calamity; 22] = [
-    Calamity::Rotate,
-    Calamity::RefreshToken,
-    Calamity::Notice,
-    Calamity::Cut,
-    Calamity::HangUp,
-    Calamity::Stall,
-    Calamity::RefuseHandshakes,
-    Calamity::RefuseCalls,
-    Calamity::Revoke,
-    Calamity::Crash,
-    Calamity::Restart,
-    Calamity::Wipe,
-    Calamity::Pause,
-    Calamity::StoreStall,
-    Calamity::Endpoint,
-    Calamity::Babble,
-    Calamity::Oversize,
-    Calamity::Flood,
-    Calamity::Evict,
-    Calamity::AddQueue,
-    Calamity::RefuseTopic,
-    Calamity::Displace,
+const NOTIFICATIONS: [WorldFault; 22] = [
+    WorldFault::Rotate,
+    WorldFault::RefreshToken,
+    WorldFault::CloseNotice,
+    WorldFault::CutConnections,
+    WorldFault::CloseSockets,
+    WorldFault::StallSockets,
+    WorldFault::RefuseHandshakes,
+    WorldFault::RefuseCalls,
+    WorldFault::RevokeToken,
+    WorldFault::Crash,
+    WorldFault::Restart,
+    WorldFault::WipeStore,
+    WorldFault::Pause,
+    WorldFault::StoreStall,
+    WorldFault::TokenEndpoint,
+    WorldFault::SendGarbage,
+    WorldFault::OversizeFrame,
+    WorldFault::Burst,
+    WorldFault::EvictChannels,
+    WorldFault::AddQueue,
+    WorldFault::RefuseTopic,
+    WorldFault::TakeOverSubscriptions,
 ];
 
-impl Calamity {
+impl WorldFault {
     /// The kinds that a night may bring.
-    pub(super) fn of(night: Night, dialect: Dialect) -> &'static [Self] {
+    pub(super) fn of(night: FaultProfile, dialect: ConnectorKind) -> &'static [Self] {
         match (night, dialect) {
-            (Night::Planned, Dialect::Sequenced) => &PLANNED,
-            (Night::Planned, Dialect::Notifications) => &PLANNED_NOTIFICATIONS,
-            (Night::Bad, Dialect::Sequenced) => &SEQUENCED,
-            (Night::Bad, Dialect::Notifications) => &NOTIFICATIONS,
+            (FaultProfile::Planned, ConnectorKind::Sequenced) => &PLANNED,
+            (FaultProfile::Planned, ConnectorKind::Notifications) => &PLANNED_NOTIFICATIONS,
+            (FaultProfile::Faulty, ConnectorKind::Sequenced) => &SEQUENCED,
+            (FaultProfile::Faulty, ConnectorKind::Notifications) => &NOTIFICATIONS,
         }
     }
 }
 
-impl Around {
+impl TestEnvironment {
     /// What goes wrong at the platform.
-    pub(super) fn strike_platform(&mut self, calamity: Calamity) {
-        let (platform, scene) = (&mut self.platform, &mut self.scene);
+    pub(super) fn inject_platform_fault(&mut self, calamity: WorldFault) {
+        let (platform, scene) = (&mut self.platform, &mut self.schedule);
         match calamity {
-            Calamity::Notice => platform.give_notice(scene),
-            Calamity::Cut => platform.cut(scene),
-            Calamity::HangUp => {
-                let code = scene.chance.pick(&[1000, 1001, 1006, 1011, 1012, 1013, 3999]);
-                platform.hang_up(code, scene);
+            WorldFault::CloseNotice => platform.send_close_notice(scene),
+            WorldFault::CutConnections => platform.cut_connections(scene),
+            WorldFault::CloseSockets => {
+                let code = scene.rng.pick(&[1000, 1001, 1006, 1011, 1012, 1013, 3999]);
+                platform.close_sockets(code, scene);
             }
-            Calamity::Stall => platform.stall(scene),
-            Calamity::RefuseHandshakes => platform.handshakes = Some(outage(scene)),
-            Calamity::RefuseCalls => platform.calls = Some(outage(scene)),
-            Calamity::Revoke => platform.revoke(scene),
-            Calamity::Babble => platform.babble(scene),
-            Calamity::Oversize => platform.flaw = Some(Flaw::Oversize),
-            Calamity::Poison => platform.flaw = Some(Flaw::Poison),
-            Calamity::Flood => {
-                let count = scene.chance.number(50..500);
-                platform.speak(count, scene);
+            WorldFault::StallSockets => platform.stall_sockets(scene),
+            WorldFault::RefuseHandshakes => platform.handshakes = Some(outage(scene)),
+            WorldFault::RefuseCalls => platform.calls = Some(outage(scene)),
+            WorldFault::RevokeToken => platform.revoke_token(scene),
+            WorldFault::SendGarbage => platform.send_garbage(scene),
+            WorldFault::OversizeFrame => platform.next_flaw = Some(FrameFlaw::Oversize),
+            WorldFault::MalformedFrame => platform.next_flaw = Some(FrameFlaw::Malformed),
+            WorldFault::Burst => {
+                let count = scene.rng.number(50..500);
+                platform.emit_events(count, scene);
             }
-            Calamity::Repeat => platform.repeat(scene),
-            Calamity::SkipNumbers => platform.skip_numbers(scene),
-            Calamity::StartOver => platform.start_over(scene),
-            Calamity::Mutter => platform.mutter(scene),
-            Calamity::Evict => platform.evict(scene),
-            Calamity::AddQueue => platform.add_queue(),
-            Calamity::RefuseTopic => platform.refuse_topic(scene),
-            Calamity::Displace => platform.displace(scene),
-            Calamity::Rotate
-            | Calamity::RefreshToken
-            | Calamity::Pause
-            | Calamity::Crash
-            | Calamity::Restart
-            | Calamity::Wipe
-            | Calamity::StoreStall
-            | Calamity::Endpoint => unreachable!("not the platform's"),
+            WorldFault::Repeat => platform.repeat(scene),
+            WorldFault::SkipNumbers => platform.skip_numbers(scene),
+            WorldFault::RestartNumbering => platform.restart_numbering(scene),
+            WorldFault::SendUnnumbered => platform.send_unnumbered(scene),
+            WorldFault::EvictChannels => platform.evict_channels(scene),
+            WorldFault::AddQueue => platform.add_queue(),
+            WorldFault::RefuseTopic => platform.refuse_topic(scene),
+            WorldFault::TakeOverSubscriptions => platform.take_over_subscriptions(scene),
+            WorldFault::Rotate
+            | WorldFault::RefreshToken
+            | WorldFault::Pause
+            | WorldFault::Crash
+            | WorldFault::Restart
+            | WorldFault::WipeStore
+            | WorldFault::StoreStall
+            | WorldFault::TokenEndpoint => unreachable!("not the platform's"),
         }
     }
 }
 
 impl World {
     /// Lets it happen.
-    pub(super) fn strike(&mut self, calamity: Calamity) {
-        self.around.scene.tell(|| format!("calamity: {calamity:?}"));
+    pub(super) fn inject(&mut self, calamity: WorldFault) {
+        self.env.schedule.trace(|| format!("calamity: {calamity:?}"));
         match calamity {
-            Calamity::Rotate => self.wish(Input::Rotate),
-            Calamity::RefreshToken => self.want_token(),
-            Calamity::Pause => self.pause(),
-            Calamity::Crash => self.crash(),
-            Calamity::Restart => {
+            WorldFault::Rotate => self.send_input(Input::Rotate),
+            WorldFault::RefreshToken => self.request_token(),
+            WorldFault::Pause => self.pause(),
+            WorldFault::Crash => self.crash(),
+            WorldFault::Restart => {
                 // A drain waits for no snapshot.
-                self.around.crowded = true;
-                self.wish(Input::Drain);
+                self.env.was_congested = true;
+                self.send_input(Input::Drain);
             }
-            Calamity::Wipe => {
+            WorldFault::WipeStore => {
                 self.crash();
-                self.around.store.wipe();
-                self.around.ledger = Ledger::default();
+                self.env.store.wipe();
+                self.env.numbered_check = NumberedLogCheck::default();
             }
-            Calamity::StoreStall => {
-                let stall = self.around.scene.chance.millis(100..20_000);
-                self.around.store.stalls_until = self.around.scene.now + stall;
-                self.around.crowded = true;
+            WorldFault::StoreStall => {
+                let stall = self.env.schedule.rng.millis(100..20_000);
+                self.env.store.stalls_until = self.env.schedule.now + stall;
+                self.env.was_congested = true;
             }
-            Calamity::Endpoint => self.trouble_endpoint(),
-            Calamity::Notice
-            | Calamity::Cut
-            | Calamity::HangUp
-            | Calamity::Stall
-            | Calamity::RefuseHandshakes
-            | Calamity::RefuseCalls
-            | Calamity::Revoke
-            | Calamity::Babble
-            | Calamity::Oversize
-            | Calamity::Poison
-            | Calamity::Flood
-            | Calamity::Repeat
-            | Calamity::SkipNumbers
-            | Calamity::StartOver
-            | Calamity::Mutter
-            | Calamity::Evict
-            | Calamity::AddQueue
-            | Calamity::RefuseTopic
-            | Calamity::Displace => self.around.strike_platform(calamity),
+            WorldFault::TokenEndpoint => self.fail_token_endpoint(),
+            WorldFault::CloseNotice
+            | WorldFault::CutConnections
+            | WorldFault::CloseSockets
+            | WorldFault::StallSockets
+            | WorldFault::RefuseHandshakes
+            | WorldFault::RefuseCalls
+            | WorldFault::RevokeToken
+            | WorldFault::SendGarbage
+            | WorldFault::OversizeFrame
+            | WorldFault::MalformedFrame
+            | WorldFault::Burst
+            | WorldFault::Repeat
+            | WorldFault::SkipNumbers
+            | WorldFault::RestartNumbering
+            | WorldFault::SendUnnumbered
+            | WorldFault::EvictChannels
+            | WorldFault::AddQueue
+            | WorldFault::RefuseTopic
+            | WorldFault::TakeOverSubscriptions => self.env.inject_platform_fault(calamity),
         }
     }
 
-    fn wish(&mut self, wish: Input) {
+    fn send_input(&mut self, wish: Input) {
         if let Some(process) = &mut self.process {
-            process.tell(wish, &mut self.around);
+            process.handle_stream_input(wish, &mut self.env);
         }
     }
 
-    fn want_token(&mut self) {
+    fn request_token(&mut self) {
         if let Some(process) = &mut self.process {
-            process.want_token(&mut self.around);
+            process.request_token(&mut self.env);
         }
     }
 
     fn pause(&mut self) {
         let Some(process) = &mut self.process else { return };
-        let life = process.life;
-        process.tell(Input::Pause, &mut self.around);
-        let pause = self.around.scene.chance.millis(100..30_000);
-        self.around.scene.after(pause, Happening::Process { life, news: News::Unpaused });
+        let life = process.incarnation;
+        process.handle_stream_input(Input::Pause, &mut self.env);
+        let pause = self.env.schedule.rng.millis(100..30_000);
+        self.env.schedule.after(pause, ScheduledEvent::Process { incarnation: life, input: ProcessInput::Unpaused });
     }
 
-    fn trouble_endpoint(&mut self) {
-        let scene = &mut self.around.scene;
-        let failure = match scene.chance.number(0..5) {
-            0 => refresh::Failure::Rejected,
-            1 => refresh::Failure::Throttled(Some(scene.chance.millis(1_000..20_000))),
-            _ => refresh::Failure::Unreachable,
+    fn fail_token_endpoint(&mut self) {
+        let scene = &mut self.env.schedule;
+        let failure = match scene.rng.number(0..5) {
+            0 => refresh::GrantFailure::Rejected,
+            1 => refresh::GrantFailure::Throttled(Some(scene.rng.millis(1_000..20_000))),
+            _ => refresh::GrantFailure::Unreachable,
         };
-        let until = scene.now + scene.chance.millis(1_000..30_000);
-        self.around.endpoint = Some((failure, until));
+        let until = scene.now + scene.rng.millis(1_000..30_000);
+        self.env.token_endpoint_failure = Some((failure, until));
     }
 
     /// The process is gone from one moment to the next.
     pub(super) fn crash(&mut self) {
         let Some(process) = self.process.take() else { return };
-        process.vanish(&mut self.around);
-        self.rise_again();
+        process.crash(&mut self.env);
+        self.schedule_restart();
     }
 
-    pub(super) fn rise_again(&mut self) {
-        let long = self.around.scene.chance.once_in(4);
-        let pause = self.around.scene.chance.millis(if long { 10_000..90_000 } else { 50..3_000 });
-        self.around.scene.after(pause, Happening::Starts);
+    pub(super) fn schedule_restart(&mut self) {
+        let long = self.env.schedule.rng.one_in(4);
+        let pause = self.env.schedule.rng.millis(if long { 10_000..90_000 } else { 50..3_000 });
+        self.env.schedule.after(pause, ScheduledEvent::StartProcess);
     }
 }
 
-fn outage(scene: &mut Scene) -> (Refusal, Duration) {
-    let told = Some(scene.chance.millis(500..20_000));
-    let refusal = match scene.chance.number(0..13) {
-        0 => Refusal::Status(429, told),
-        1 => Refusal::Status(503, told),
-        2 => Refusal::Status(500, None),
-        3 => Refusal::Status(401, None),
-        4 => Refusal::Status(403, None),
-        7 => Refusal::Status(404, None),
-        8 => Refusal::Status(302, None),
-        9 | 10 => Refusal::Status(410, None),
-        5 | 6 => Refusal::Silence,
-        _ => Refusal::Unreachable,
+fn outage(scene: &mut Schedule) -> (PlatformRefusal, Duration) {
+    let told = Some(scene.rng.millis(500..20_000));
+    let refusal = match scene.rng.number(0..13) {
+        0 => PlatformRefusal::Status(429, told),
+        1 => PlatformRefusal::Status(503, told),
+        2 => PlatformRefusal::Status(500, None),
+        3 => PlatformRefusal::Status(401, None),
+        4 => PlatformRefusal::Status(403, None),
+        7 => PlatformRefusal::Status(404, None),
+        8 => PlatformRefusal::Status(302, None),
+        9 | 10 => PlatformRefusal::Status(410, None),
+        5 | 6 => PlatformRefusal::NoReply,
+        _ => PlatformRefusal::Unreachable,
     };
-    (refusal, scene.now + scene.chance.millis(200..40_000))
+    (refusal, scene.now + scene.rng.millis(200..40_000))
 }

@@ -4,10 +4,10 @@ use std::{ops::Range, time::Duration};
 
 /// The seeded source.
 #[derive(Debug)]
-pub(super) struct Chance(fastrand::Rng);
+pub(super) struct SeededRng(fastrand::Rng);
 
-impl Chance {
-    pub(super) fn of(seed: u64) -> Self {
+impl SeededRng {
+    pub(super) fn from_seed(seed: u64) -> Self {
         Self(fastrand::Rng::with_seed(seed))
     }
 
@@ -17,7 +17,7 @@ impl Chance {
     }
 
     /// True once in so many times.
-    pub(super) fn once_in(&mut self, times: u32) -> bool {
+    pub(super) fn one_in(&mut self, times: u32) -> bool {
         self.0.u32(..times.max(1)) == 0
     }
 

@@ -7,66 +7,66 @@ use trunkline::{
     model::{Body, Checkpoint, Event, Timestamp},
     protocol::{
         session::{Dial, SessionId},
-        stream::{Opening, Overflow, Report, State},
+        stream::{LogHead, OverflowPolicy, StreamReport, StreamState},
     },
 };
 
 use super::{
-    plan::{Night, Plan},
+    plan::{FaultProfile, WorldPlan},
     platform::position_in,
-    scene::{Moment, Scene},
-    store::Store,
+    scene::{Schedule, WorldTime},
+    store::ModelStore,
 };
 
 /// What the judge has seen of the process that runs.
 #[derive(Debug)]
-pub(super) struct Judge {
+pub(super) struct RuleChecker {
     /// The newest number that anybody can know: stored, or heard.
     known: Option<u64>,
     /// When the platform was last heard, by the world's clock and by the wall.
-    heard_at: Option<Moment>,
-    heard_wall: Timestamp,
+    received_at: Option<WorldTime>,
+    received_wall: Timestamp,
     /// When the log that it took over says so.
-    told_wall: Timestamp,
+    log_wall: Timestamp,
     /// The position is another's to give up.
-    follows: bool,
+    position_is_foreign: bool,
     /// Why a position may be given up until the next numbered event.
-    may_give_up: bool,
+    may_abandon_position: bool,
     poisoned: u32,
-    pub(super) state: State,
+    pub(super) state: StreamState,
     pub(super) connected: bool,
-    connected_since: Option<Moment>,
+    connected_since: Option<WorldTime>,
     /// A planned replacement is under way.
     replacing: bool,
     /// When the present row of failures began.
-    failing_since: Option<Moment>,
+    failing_since: Option<WorldTime>,
     failures: u32,
     refused: u64,
     first_uses: BTreeMap<SessionId, u64>,
-    tokens: Tokens,
-    wakes: (Moment, u32, u32),
+    tokens: TokenCounters,
+    wakes: (WorldTime, u32, u32),
     /// The newest attempt asked for a position.
-    asked_position: bool,
+    requested_position: bool,
     /// … and was refused, perhaps for that.
     position_refused: bool,
     pub(super) gaps: u32,
     /// What was heard, for as long as somebody wants to know.
-    pub(super) heard: Vec<usize>,
+    pub(super) received: Vec<usize>,
 }
 
 /// The requests for tokens of one process.
 #[derive(Debug, Default)]
-struct Tokens {
-    asked_at: Moment,
-    granted: Option<Moment>,
+struct TokenCounters {
+    requested_at: WorldTime,
+    granted: Option<WorldTime>,
     early: u32,
-    excuses: u32,
+    allowances: u32,
 }
 
 /// What a frame brings, as far as the judge cares.
 #[derive(Debug)]
-pub(super) struct Heard {
-    newest: Option<u64>,
+pub(super) struct ReceivedEvents {
+    newest_sequence: Option<u64>,
     pub(super) uids: Vec<usize>,
 }
 
@@ -79,29 +79,29 @@ const HOLDINGS: usize = 64 + 100 + 64;
 const SHORT_OUTAGE: Duration = Duration::from_secs(6);
 const SHORT_OUTAGE_STEP: Duration = Duration::from_millis(4_500);
 
-impl Heard {
-    pub(super) fn of(frame: &Frame) -> Self {
+impl ReceivedEvents {
+    pub(super) fn from_frame(frame: &Frame) -> Self {
         let text: &str = match frame {
             Frame::Text(text) => text,
             Frame::Binary(_) | Frame::Pong => "",
         };
         let numbers = |key| text.split(key).skip(1).filter_map(leading_number);
         let uids = numbers("\"uid\":").filter_map(|uid| usize::try_from(uid).ok()).collect();
-        Self { newest: numbers("\"sequenceId\":").max(), uids }
+        Self { newest_sequence: numbers("\"sequenceId\":").max(), uids }
     }
 }
 
-impl Judge {
+impl RuleChecker {
     pub(super) fn new() -> Self {
         Self {
             known: None,
-            heard_at: None,
-            heard_wall: Timestamp(0),
-            told_wall: Timestamp(0),
-            follows: false,
-            may_give_up: false,
+            received_at: None,
+            received_wall: Timestamp(0),
+            log_wall: Timestamp(0),
+            position_is_foreign: false,
+            may_abandon_position: false,
             poisoned: 0,
-            state: State::Starting,
+            state: StreamState::Starting,
             connected: false,
             connected_since: None,
             replacing: false,
@@ -109,51 +109,52 @@ impl Judge {
             failures: 0,
             refused: 0,
             first_uses: BTreeMap::new(),
-            tokens: Tokens::default(),
-            wakes: (Moment::ZERO, 0, 0),
-            asked_position: false,
+            tokens: TokenCounters::default(),
+            wakes: (WorldTime::ZERO, 0, 0),
+            requested_position: false,
             position_refused: false,
             gaps: 0,
-            heard: Vec::new(),
+            received: Vec::new(),
         }
     }
 
-    pub(super) fn process_starts(&mut self, opening: &Opening) {
+    pub(super) fn on_process_start(&mut self, opening: &LogHead) {
         *self = Self { wakes: self.wakes, ..Self::new() };
         self.known = opening.checkpoint.and_then(|checkpoint| checkpoint.position).map(|position| position.0.0);
-        self.heard_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.heard_at);
+        self.received_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.last_received_at);
     }
 
-    pub(super) fn standby_starts(&mut self) {
-        *self = Self { wakes: self.wakes, follows: true, ..Self::new() };
+    pub(super) fn on_standby_start(&mut self) {
+        *self = Self { wakes: self.wakes, position_is_foreign: true, ..Self::new() };
     }
 
     /// A standby is told where the log of another ends.
-    pub(super) fn follows(&mut self, position: u64) {
+    pub(super) fn on_log_end_read(&mut self, position: u64) {
         self.known = self.known.max(Some(position));
     }
 
     /// The log is its own now.
-    pub(super) fn owns(&mut self, opening: &Opening, kept: usize, scene: &Scene) {
-        self.follows = false;
+    pub(super) fn on_takeover(&mut self, opening: &LogHead, kept: usize, scene: &Schedule) {
+        self.position_is_foreign = false;
         // What a lost session brought to a standby is forgotten.
         self.known = self.known.filter(|_| kept > 0);
-        self.told_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.heard_at);
+        self.log_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.last_received_at);
         if !self.connected {
-            self.begins_again();
+            self.on_restart();
         }
         let known = opening.checkpoint.filter(|checkpoint| checkpoint.position.is_some());
-        self.may_give_up |= known.is_some_and(|known| scene.wall().since(known.heard_at) > scene.plan.stream.retention);
+        self.may_abandon_position |=
+            known.is_some_and(|known| scene.wall().since(known.last_received_at) > scene.plan.stream.retention);
         self.known = self.known.max(known.and_then(|known| known.position).map(|position| position.0.0));
     }
 
     /// It has dropped its sessions, and goes by what the log says.
-    pub(super) fn begins_again(&mut self) {
-        self.heard_at = None;
-        self.heard_wall = self.told_wall;
+    pub(super) fn on_restart(&mut self) {
+        self.received_at = None;
+        self.received_wall = self.log_wall;
     }
 
-    pub(super) fn woke(&mut self, now: Moment) {
+    pub(super) fn check_wake_up(&mut self, now: WorldTime) {
         let (at, at_once, in_second) = self.wakes;
         let at_once = if at == now { at_once + 1 } else { 1 };
         let in_second = if at.as_secs() == now.as_secs() { in_second + 1 } else { 1 };
@@ -162,34 +163,34 @@ impl Judge {
         self.wakes = (now, at_once, in_second);
     }
 
-    pub(super) fn bounded(&self, buffered: usize, plan: &Plan) {
+    pub(super) fn check_buffer(&self, buffered: usize, plan: &WorldPlan) {
         let buffer = plan.stream.buffer;
         let limit = match plan.stream.overflow {
-            Overflow::Backpressure => buffer + plan.frame_len_max as usize,
+            OverflowPolicy::Backpressure => buffer + plan.frame_len_max as usize,
             // What is being appended, and what waits behind it.
-            Overflow::DropOldest => 2 * buffer,
+            OverflowPolicy::DropOldest => 2 * buffer,
         };
         assert!(buffered <= limit + HOLDINGS, "{buffered} events are buffered, with a buffer of {buffer}");
     }
 
-    pub(super) fn hears(&mut self, heard: &Heard, now: Moment, wall: Timestamp) {
-        self.heard.extend(&heard.uids);
-        self.heard_at = Some(now);
-        self.heard_wall = wall;
-        if heard.newest > self.known {
-            self.known = heard.newest;
-            self.may_give_up = false;
+    pub(super) fn on_received(&mut self, heard: &ReceivedEvents, now: WorldTime, wall: Timestamp) {
+        self.received.extend(&heard.uids);
+        self.received_at = Some(now);
+        self.received_wall = wall;
+        if heard.newest_sequence > self.known {
+            self.known = heard.newest_sequence;
+            self.may_abandon_position = false;
             self.poisoned = 0;
         }
     }
 
     /// A session ended, or could not be had.
-    pub(super) fn failed(&mut self, failure: &Failure) {
+    pub(super) fn on_failure(&mut self, failure: &Failure) {
         match failure {
-            Failure::Oversize => self.may_give_up = true,
+            Failure::Oversize => self.may_abandon_position = true,
             Failure::Unfinished { .. } | Failure::Unreadable(_) => {
                 self.poisoned += 1;
-                self.may_give_up |= self.poisoned >= 2;
+                self.may_abandon_position |= self.poisoned >= 2;
             }
             // A platform may refuse a position that it holds: the relay believes it.
             Failure::Handshake { status: 404 | 410, .. } => self.position_refused = true,
@@ -198,48 +199,48 @@ impl Judge {
             | Failure::Call { .. }
             | Failure::Unreachable(_)
             | Failure::Silent
-            | Failure::Said(_)
+            | Failure::Notice(_)
             | Failure::Unsubscribed { .. } => (),
         }
     }
 
     /// A position is asked for as long as the platform keeps it, and never when it is known not to.
-    pub(super) fn dials(&mut self, dial: &Dial, scene: &Scene) {
-        self.asked_position = position_in(&dial.url).is_some();
-        let unheard = match self.heard_at {
+    pub(super) fn check_dial(&mut self, dial: &Dial, scene: &Schedule) {
+        self.requested_position = position_in(&dial.url).is_some();
+        let unheard = match self.received_at {
             Some(at) => scene.now.saturating_sub(at),
-            None => scene.wall().since(self.heard_wall),
+            None => scene.wall().since(self.received_wall),
         };
-        let Some(known) = self.known.filter(|_| !self.follows) else { return };
+        let Some(known) = self.known.filter(|_| !self.position_is_foreign) else { return };
         let too_old = unheard > scene.plan.stream.retention;
-        self.may_give_up |= too_old;
+        self.may_abandon_position |= too_old;
         match position_in(&dial.url) {
             Some(asked) => {
                 // While another session serves, nothing grows old.
                 // One that begins again where a log ends that it took over goes by what that says.
-                let told = scene.wall().since(self.told_wall) <= scene.plan.stream.retention;
+                let told = scene.wall().since(self.log_wall) <= scene.plan.stream.retention;
                 assert!(!too_old || told || self.connected, "asked to go on after {asked}, unheard for {unheard:?}");
                 assert!(asked <= known, "asked to go on after {asked}, which nobody heard");
                 self.position_refused = false;
             }
             None => {
-                self.may_give_up |= std::mem::take(&mut self.position_refused);
-                assert!(self.may_give_up, "the position {known} was given up without a reason");
+                self.may_abandon_position |= std::mem::take(&mut self.position_refused);
+                assert!(self.may_abandon_position, "the position {known} was given up without a reason");
             }
         }
     }
 
     /// The time of a checkpoint is the moment when the platform was last heard.
-    pub(super) fn appends(&self, checkpoint: &Checkpoint, wall: Timestamp) {
-        assert!(checkpoint.heard_at <= wall, "a checkpoint of the future");
+    pub(super) fn check_append(&self, checkpoint: &Checkpoint, wall: Timestamp) {
+        assert!(checkpoint.last_received_at <= wall, "a checkpoint of the future");
         assert!(
-            checkpoint.heard_at >= self.heard_wall || self.heard_at.is_none(),
+            checkpoint.last_received_at >= self.received_wall || self.received_at.is_none(),
             "a checkpoint forgets that the platform was heard"
         );
     }
 
     /// Data first, position second.
-    pub(super) fn stored(&self, store: &Store) {
+    pub(super) fn check_stored(&self, store: &ModelStore) {
         let position = store.checkpoint.and_then(|checkpoint| checkpoint.position).map(|position| position.0.0);
         let newest = store.log.iter().rposition(|event| event.sequence.is_some());
         let number = newest.and_then(|place| store.log[place].sequence).map(|sequence| sequence.0);
@@ -247,48 +248,50 @@ impl Judge {
         assert!(position == number || shed, "position {position:?} beside the newest number {number:?}");
     }
 
-    pub(super) fn report(&mut self, report: &Report, scene: &Scene) {
-        if scene.plan.night == Night::Planned {
-            forbid_trouble(report);
+    pub(super) fn report(&mut self, report: &StreamReport, scene: &Schedule) {
+        if scene.plan.profile == FaultProfile::Planned {
+            forbid_disruption(report);
         }
         match report {
-            Report::Connected(true) => {
+            StreamReport::Connected(true) => {
                 self.connected = true;
                 self.connected_since.get_or_insert(scene.now);
                 self.replacing = false;
-                self.heard_at = Some(scene.now);
-                self.heard_wall = scene.wall();
+                self.received_at = Some(scene.now);
+                self.received_wall = scene.wall();
             }
-            Report::Connected(false) => {
+            StreamReport::Connected(false) => {
                 self.settle_row(scene);
                 self.connected = false;
                 // A planned break does not begin the proof of stability anew.
                 self.connected_since = self.connected_since.filter(|_| self.replacing);
             }
-            Report::RotationBegins(_) => self.replacing = true,
-            Report::RotationFailed { .. } | Report::Rotated { .. } => self.replacing = false,
-            Report::State(state) => self.state = *state,
-            Report::Lost { failure, retry_in: Some(delay) } if self.is_position_refused(failure, *delay) => {
+            StreamReport::RotationStarted(_) => self.replacing = true,
+            StreamReport::RotationFailed { .. } | StreamReport::Rotated { .. } => self.replacing = false,
+            StreamReport::State(state) => self.state = *state,
+            StreamReport::SessionLost { failure, retry_in: Some(delay) }
+                if self.is_position_refused(failure, *delay) =>
+            {
                 self.settle_row(scene);
                 self.connected_since = None;
             }
-            Report::Lost { retry_in: Some(delay), .. } => self.backed_off(*delay, scene),
-            Report::GivenUp { retry_in, .. } => self.backed_off(*retry_in, scene),
-            Report::Gap { .. } => self.gaps += 1,
-            Report::OtherFeed
-            | Report::Resuming(_)
-            | Report::Duplicates(_)
-            | Report::Undecoded { .. }
-            | Report::Shed(_)
-            | Report::Lost { retry_in: None, .. }
-            | Report::Breaker(_)
-            | Report::Snapshot(_)
-            | Report::Refused(_) => (),
+            StreamReport::SessionLost { retry_in: Some(delay), .. } => self.check_backoff(*delay, scene),
+            StreamReport::ActionRequired { retry_in, .. } => self.check_backoff(*retry_in, scene),
+            StreamReport::Gap { .. } => self.gaps += 1,
+            StreamReport::FeedChanged
+            | StreamReport::Resuming(_)
+            | StreamReport::Duplicates(_)
+            | StreamReport::Undecoded { .. }
+            | StreamReport::Shed(_)
+            | StreamReport::SessionLost { retry_in: None, .. }
+            | StreamReport::Breaker(_)
+            | StreamReport::Snapshot(_)
+            | StreamReport::TopicCoverage(_) => (),
         }
     }
 
     /// Only a connection that lasted ends a row of failures.
-    fn settle_row(&mut self, scene: &Scene) {
+    fn settle_row(&mut self, scene: &Schedule) {
         let lived = self.connected_since.map_or(Duration::ZERO, |since| scene.now - since);
         if lived >= scene.plan.stream.backoff.stable_after {
             self.failures = 0;
@@ -299,11 +302,11 @@ impl Judge {
     /// Whether the position was refused: then the next attempt follows at once, without it.
     fn is_position_refused(&self, failure: &Failure, delay: Duration) -> bool {
         let refused = matches!(failure, Failure::Handshake { status: 404 | 410, .. });
-        refused && self.asked_position && delay <= Duration::from_millis(250)
+        refused && self.requested_position && delay <= Duration::from_millis(250)
     }
 
     /// Delays grow with each failure of a row, whatever else happened in between.
-    fn backed_off(&mut self, delay: Duration, scene: &Scene) {
+    fn check_backoff(&mut self, delay: Duration, scene: &Schedule) {
         let was_stable =
             self.connected_since.is_some_and(|since| scene.now - since >= scene.plan.stream.backoff.stable_after);
         self.settle_row(scene);
@@ -324,7 +327,7 @@ impl Judge {
     }
 
     /// No session begins under a token that the platform rejected.
-    pub(super) fn uses_token(&mut self, session: SessionId, generation: u64) {
+    pub(super) fn check_token_use(&mut self, session: SessionId, generation: u64) {
         let first = !self.first_uses.contains_key(&session);
         if first {
             assert!(generation > self.refused, "{session:?} begins under the rejected token {generation}");
@@ -332,53 +335,53 @@ impl Judge {
         }
     }
 
-    pub(super) fn token_refused(&mut self, generation: u64) {
+    pub(super) fn on_token_refused(&mut self, generation: u64) {
         assert!(generation > self.refused, "token {generation} is refused twice");
         self.refused = generation;
-        self.tokens.excuses += 1;
+        self.tokens.allowances += 1;
     }
 
-    pub(super) fn token_wanted(&mut self) {
-        self.tokens.excuses += 1;
+    pub(super) fn on_token_wanted(&mut self) {
+        self.tokens.allowances += 1;
     }
 
-    pub(super) fn token_asked(&mut self, now: Moment) {
-        self.tokens.asked_at = now;
+    pub(super) fn on_token_requested(&mut self, now: WorldTime) {
+        self.tokens.requested_at = now;
     }
 
     /// A token is replaced before three quarters of its life only for a rejection or an operator's wish.
-    pub(super) fn token_granted(&mut self, scene: &Scene) {
-        let due = |before: Moment| before + scene.plan.token_life.mul_f64(0.75) - Duration::from_millis(1);
-        if self.tokens.granted.is_some_and(|before| self.tokens.asked_at < due(before)) {
+    pub(super) fn on_token_granted(&mut self, scene: &Schedule) {
+        let due = |before: WorldTime| before + scene.plan.token_lifetime.mul_f64(0.75) - Duration::from_millis(1);
+        if self.tokens.granted.is_some_and(|before| self.tokens.requested_at < due(before)) {
             self.tokens.early += 1;
         }
-        self.tokens.granted = Some(self.tokens.asked_at);
-        let Tokens { early, excuses, .. } = self.tokens;
+        self.tokens.granted = Some(self.tokens.requested_at);
+        let TokenCounters { early, allowances: excuses, .. } = self.tokens;
         assert!(early <= excuses, "{early} tokens were asked for early, with {excuses} reasons");
     }
 }
 
 /// A planned change is no trouble: nothing is missed, nothing is lost, nobody is without a session.
-fn forbid_trouble(report: &Report) {
+fn forbid_disruption(report: &StreamReport) {
     match report {
-        Report::Gap { .. }
-        | Report::OtherFeed
-        | Report::Lost { .. }
-        | Report::GivenUp { .. }
-        | Report::Shed(_)
-        | Report::RotationFailed { .. } => {
+        StreamReport::Gap { .. }
+        | StreamReport::FeedChanged
+        | StreamReport::SessionLost { .. }
+        | StreamReport::ActionRequired { .. }
+        | StreamReport::Shed(_)
+        | StreamReport::RotationFailed { .. } => {
             panic!("a planned night, and yet: {report:?}");
         }
-        Report::Rotated { silence, .. } => assert!(silence.is_zero(), "a planned change was heard: {report:?}"),
-        Report::State(_)
-        | Report::Connected(_)
-        | Report::Resuming(_)
-        | Report::Duplicates(_)
-        | Report::Undecoded { .. }
-        | Report::RotationBegins(_)
-        | Report::Breaker(_)
-        | Report::Snapshot(_)
-        | Report::Refused(_) => (),
+        StreamReport::Rotated { silence, .. } => assert!(silence.is_zero(), "a planned change was heard: {report:?}"),
+        StreamReport::State(_)
+        | StreamReport::Connected(_)
+        | StreamReport::Resuming(_)
+        | StreamReport::Duplicates(_)
+        | StreamReport::Undecoded { .. }
+        | StreamReport::RotationStarted(_)
+        | StreamReport::Breaker(_)
+        | StreamReport::Snapshot(_)
+        | StreamReport::TopicCoverage(_) => (),
     }
 }
 

@@ -7,54 +7,54 @@ mod promise;
 
 use std::time::Duration;
 
-use trunkline::protocol::stream::{Input, State};
+use trunkline::protocol::stream::{Input, StreamState};
 
-pub(super) use self::blow::Fate;
-use self::promise::{Promise, Standing};
+pub(super) use self::blow::PairFaultProfile;
+use self::promise::{StandbyGuarantee, StandbyState};
 use super::{
-    Around, DRAIN_MAX,
-    chance::Chance,
-    judge::{Judge, reason},
-    plan::{Dialect, Plan},
-    process::Process,
-    scene::{Happening, Moment, News},
+    DRAIN_MAX, TestEnvironment,
+    chance::SeededRng,
+    judge::{RuleChecker, reason},
+    plan::{ConnectorKind, WorldPlan},
+    process::ModelProcess,
+    scene::{ProcessInput, ScheduledEvent, WorldTime},
     verdict,
 };
 
 /// Two replicas and their world.
 #[derive(Debug)]
-pub(super) struct Pair {
-    pub(super) around: Around,
-    fate: Fate,
-    replicas: Vec<Replica>,
-    lives: u32,
-    handover: Handover,
+pub(super) struct PairWorld {
+    pub(super) env: TestEnvironment,
+    profile: PairFaultProfile,
+    replicas: Vec<PairReplica>,
+    processes_started: u32,
+    handover: HandoverPhase,
     /// Of the owner.
-    promise: Option<Promise>,
-    quiet: bool,
+    guarantee: Option<StandbyGuarantee>,
+    emission_stopped: bool,
 }
 
 /// One of the two.
 #[derive(Debug)]
-struct Replica {
-    process: Process,
-    judge: Judge,
+struct PairReplica {
+    process: ModelProcess,
+    checker: RuleChecker,
     ready: bool,
     /// How long the log was when its session was begun.
-    begun: Option<usize>,
+    append_started: Option<usize>,
     /// The owner has flushed since.
     covered: bool,
-    live_since: Option<Moment>,
-    kept: usize,
+    live_since: Option<WorldTime>,
+    buffered: usize,
 }
 
-impl Replica {
+impl PairReplica {
     /// Looks whether its session is live yet, or still, and whether what it brought is still kept.
-    fn stands(&mut self, now: Moment) {
-        let kept = std::mem::replace(&mut self.kept, self.process.machine.kept());
-        if !self.ready || self.kept < kept {
+    fn update(&mut self, now: WorldTime) {
+        let kept = std::mem::replace(&mut self.buffered, self.process.machine.standby_len());
+        if !self.ready || self.buffered < kept {
             self.live_since = None;
-            self.judge.heard.clear();
+            self.checker.received.clear();
         }
         if self.ready {
             self.live_since.get_or_insert(now);
@@ -64,85 +64,93 @@ impl Replica {
 
 /// How far a planned hand-over has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Handover {
+enum HandoverPhase {
     None,
     /// The successor's session has to be live.
     Wanted,
     /// The owner was asked whether everything is durable.
-    Asked,
+    Requested,
     /// The record moves in a moment.
-    Given,
+    Released,
 }
 
 /// A log is ahead of its standby by no more events than this.
 const AHEAD_MAX: usize = 1_000;
 /// A standby is told so often where the log ends, on the average.
-const FOLLOW_PAUSE: Duration = Duration::from_secs(2);
+const LOG_END_READ_INTERVAL: Duration = Duration::from_secs(2);
 
-impl Pair {
-    pub(super) fn new(fate: Fate, seed: u64, story_len: usize) -> Self {
-        let mut chance = Chance::of(seed);
-        let mut plan = Plan::draw(fate.night(), &mut chance);
-        fate.shape(&mut plan);
-        let mut around = Around::new(plan, chance, story_len);
+impl PairWorld {
+    pub(super) fn new(fate: PairFaultProfile, seed: u64, story_len: usize) -> Self {
+        let mut chance = SeededRng::from_seed(seed);
+        let mut plan = WorldPlan::draw(fate.fault_profile(), &mut chance);
+        fate.adjust_plan(&mut plan);
+        let mut around = TestEnvironment::new(plan, chance, story_len);
         // A snapshot that is owed when the log changes hands may never come.
-        around.crowded = true;
-        Self { around, fate, replicas: Vec::new(), lives: 0, handover: Handover::None, promise: None, quiet: false }
+        around.was_congested = true;
+        Self {
+            env: around,
+            profile: fate,
+            replicas: Vec::new(),
+            processes_started: 0,
+            handover: HandoverPhase::None,
+            guarantee: None,
+            emission_stopped: false,
+        }
     }
 
     /// The night, the morning after, and the judgement.
-    pub(super) fn live(&mut self) {
-        self.around.scene.after(Duration::ZERO, Happening::Starts);
-        self.around.scene.after(Duration::ZERO, Happening::Speaks);
-        let second = self.around.scene.chance.millis(0..5_000);
-        self.around.scene.after(second, Happening::Starts);
-        self.around.scene.after(FOLLOW_PAUSE, Happening::Follows);
-        self.next_blow();
-        let trouble = self.around.scene.plan.trouble;
+    pub(super) fn run(&mut self) {
+        self.env.schedule.after(Duration::ZERO, ScheduledEvent::StartProcess);
+        self.env.schedule.after(Duration::ZERO, ScheduledEvent::EmitEvents);
+        let second = self.env.schedule.rng.millis(0..5_000);
+        self.env.schedule.after(second, ScheduledEvent::StartProcess);
+        self.env.schedule.after(LOG_END_READ_INTERVAL, ScheduledEvent::ReadLogEnd);
+        self.schedule_fault();
+        let trouble = self.env.schedule.plan.fault_duration;
         self.run_until(trouble, |_| false);
         self.recover();
         self.expect_arrival();
         self.drain();
-        verdict::judge(&self.around);
-        self.judge_gaps();
+        verdict::check_log(&self.env);
+        self.check_gaps();
     }
 
     /// The faults stop: within a bound the stream is live again.
     fn recover(&mut self) {
-        self.around.scene.tell(|| "the faults are over".to_owned());
-        self.around.scene.calm = true;
-        self.around.endpoint = None;
-        self.around.platform.recover();
-        self.around.store.stalls_until = Moment::ZERO;
-        let patience = self.around.scene.plan.stream.patience;
-        let silence = self.around.scene.now + patience.silence + patience.connect;
+        self.env.schedule.trace(|| "the faults are over".to_owned());
+        self.env.schedule.faults_over = true;
+        self.env.token_endpoint_failure = None;
+        self.env.platform.recover();
+        self.env.store.stalls_until = WorldTime::ZERO;
+        let patience = self.env.schedule.plan.stream.timeouts;
+        let silence = self.env.schedule.now + patience.silence + patience.connect;
         self.run_until(silence, |_| false);
         self.expect_live();
     }
 
     fn expect_live(&mut self) {
         // What an operator must mend is tried again after five minutes, and a token may be waited for.
-        let deadline = self.around.scene.now + Duration::from_secs(500);
+        let deadline = self.env.schedule.now + Duration::from_secs(500);
         self.run_until(deadline, Self::is_live);
         assert!(self.is_live(), "the faults are over, and nobody is live");
     }
 
     fn is_live(&self) -> bool {
         self.owner().is_some_and(|index| {
-            let judge = &self.replicas[index].judge;
-            judge.connected && matches!(judge.state, State::Live | State::Recovering)
+            let judge = &self.replicas[index].checker;
+            judge.connected && matches!(judge.state, StreamState::Live | StreamState::Recovering)
         })
     }
 
     /// What is said to a live stream arrives.
     fn expect_arrival(&mut self) {
-        self.quiet = true;
-        let flaws = self.around.platform.flaws();
+        self.emission_stopped = true;
+        let flaws = self.env.platform.flawed_count();
         for _ in 0..4 + flaws {
-            self.around.platform.speak(3, &mut self.around.scene);
-            let deadline = self.around.scene.now + super::ARRIVAL_MAX;
-            self.run_until(deadline, |pair| pair.around.has_arrived());
-            if self.around.has_arrived() {
+            self.env.platform.emit_events(3, &mut self.env.schedule);
+            let deadline = self.env.schedule.now + super::ARRIVAL_MAX;
+            self.run_until(deadline, |pair| pair.env.has_arrived());
+            if self.env.has_arrived() {
                 return;
             }
             if flaws > 0 && !self.is_live() {
@@ -155,113 +163,116 @@ impl Pair {
 
     fn drain(&mut self) {
         for index in 0..self.replicas.len() {
-            self.tell(index, Input::Drain);
+            self.send_input(index, Input::Drain);
         }
-        let deadline = self.around.scene.now + DRAIN_MAX;
+        let deadline = self.env.schedule.now + DRAIN_MAX;
         self.run_until(deadline, |pair| pair.replicas.is_empty());
         assert!(self.replicas.is_empty(), "what was heard is not durable in time");
     }
 
     /// A platform that repeats what was missed leaves no gap, whoever is killed when.
-    fn judge_gaps(&self) {
-        if self.fate == Fate::Bad || self.around.scene.plan.dialect == Dialect::Notifications {
+    fn check_gaps(&self) {
+        if self.profile == PairFaultProfile::Faulty || self.env.schedule.plan.dialect == ConnectorKind::Notifications {
             return;
         }
-        let numbered = self.around.store.log.iter().skip_while(|event| event.sequence.is_none());
+        let numbered = self.env.store.log.iter().skip_while(|event| event.sequence.is_none());
         let gaps: Vec<_> = numbered.filter_map(reason).collect();
         assert!(gaps.is_empty(), "everything was to be had, and yet: {gaps:?}");
     }
 
-    fn run_until(&mut self, end: Moment, done: impl Fn(&Self) -> bool) {
+    fn run_until(&mut self, end: WorldTime, done: impl Fn(&Self) -> bool) {
         while !done(self) {
             let wakes = self.replicas.iter().enumerate();
-            let wake =
-                wakes.filter_map(|(index, replica)| Some((replica.process.wakes_at(&self.around)?, index))).min();
-            let next = self.around.scene.next_at().into_iter().chain(wake.map(|(at, _)| at)).min();
+            let wake = wakes.filter_map(|(index, replica)| Some((replica.process.wakes_at(&self.env)?, index))).min();
+            let next = self.env.schedule.next_at().into_iter().chain(wake.map(|(at, _)| at)).min();
             let Some(next) = next.filter(|next| *next <= end) else {
-                self.around.scene.now = end;
+                self.env.schedule.now = end;
                 return;
             };
-            self.around.scene.now = self.around.scene.now.max(next);
-            match wake.filter(|(at, _)| *at <= self.around.scene.now) {
-                Some((_, index)) => self.with(index, Process::wake),
+            self.env.schedule.now = self.env.schedule.now.max(next);
+            match wake.filter(|(at, _)| *at <= self.env.schedule.now) {
+                Some((_, index)) => self.with(index, ModelProcess::wake),
                 None => {
-                    if let Some(happening) = self.around.scene.next_due() {
-                        self.happen(happening);
+                    if let Some(happening) = self.env.schedule.next_due() {
+                        self.handle_event(happening);
                     }
                 }
             }
-            self.look_around();
+            self.after_step();
         }
     }
 
     /// Lets a process do something in front of its own judge.
-    fn with(&mut self, index: usize, what: impl FnOnce(&mut Process, &mut Around)) {
-        let Replica { process, judge, .. } = &mut self.replicas[index];
-        std::mem::swap(judge, &mut self.around.judge);
-        what(process, &mut self.around);
-        std::mem::swap(judge, &mut self.around.judge);
+    fn with(&mut self, index: usize, what: impl FnOnce(&mut ModelProcess, &mut TestEnvironment)) {
+        let PairReplica { process, checker: judge, .. } = &mut self.replicas[index];
+        std::mem::swap(judge, &mut self.env.checker);
+        what(process, &mut self.env);
+        std::mem::swap(judge, &mut self.env.checker);
     }
 
-    fn tell(&mut self, index: usize, input: Input) {
-        self.with(index, |process, around| process.tell(input, around));
+    fn send_input(&mut self, index: usize, input: Input) {
+        self.with(index, |process, around| process.handle_stream_input(input, around));
     }
 
-    fn of_life(&self, life: u32) -> Option<usize> {
-        self.replicas.iter().position(|replica| replica.process.life == life)
+    fn index_of(&self, life: u32) -> Option<usize> {
+        self.replicas.iter().position(|replica| replica.process.incarnation == life)
     }
 
     fn owner(&self) -> Option<usize> {
-        self.of_life(self.around.store.holder)
+        self.index_of(self.env.store.holder)
     }
 
     /// A replica that is no owner and was none.
     fn standby(&self) -> Option<usize> {
-        self.replicas.iter().position(|replica| replica.process.life > self.around.store.holder)
+        self.replicas.iter().position(|replica| replica.process.incarnation > self.env.store.holder)
     }
 
-    fn happen(&mut self, happening: Happening) {
-        let Around { scene, platform, .. } = &mut self.around;
+    fn handle_event(&mut self, happening: ScheduledEvent) {
+        let TestEnvironment { schedule: scene, platform, .. } = &mut self.env;
         match happening {
-            Happening::Starts => self.start(),
-            Happening::Speaks if self.quiet => (),
-            Happening::Speaks => self.around.speak(),
-            Happening::Strikes => {
-                if !self.around.scene.calm {
-                    self.strike();
-                    self.next_blow();
+            ScheduledEvent::StartProcess => self.start(),
+            ScheduledEvent::EmitEvents if self.emission_stopped => (),
+            ScheduledEvent::EmitEvents => self.env.emit_events(),
+            ScheduledEvent::InjectPairFault => {
+                if !self.env.schedule.faults_over {
+                    self.inject();
+                    self.schedule_fault();
                 }
             }
-            Happening::Follows => self.follow(),
-            Happening::TakesOver { life } => self.take_over(life),
-            Happening::Process { life, news } => self.inform(life, news),
-            Happening::Arrives { socket, what, certain } => {
-                if certain || self.around.platform.gets_through(socket) {
+            ScheduledEvent::ReadLogEnd => self.follow(),
+            ScheduledEvent::TakeOver { incarnation: life } => self.take_over(life),
+            ScheduledEvent::Process { incarnation: life, input: news } => self.deliver_input(life, news),
+            ScheduledEvent::FrameArrives { socket, what, certain } => {
+                if certain || self.env.platform.gets_through(socket) {
                     for index in 0..self.replicas.len() {
                         let what = what.clone();
-                        self.with(index, |process, around| process.arrives(socket, what, around));
+                        self.with(index, |process, around| process.on_frame(socket, what, around));
                     }
                 }
             }
-            Happening::Dialled { life, session, dial, token } => platform.dialled(life, session, &dial, token, scene),
-            Happening::Called { life, call, request, token } => platform.called(life, call, &request, token, scene),
-            Happening::Probed(socket) => platform.probed(socket, scene),
-            Happening::Left(socket) => platform.left(socket, scene),
-            Happening::Dropped(socket) => platform.dropped(socket),
-            Happening::Heartbeat(socket) => platform.heartbeat(socket, scene),
-            Happening::Closes(socket) => platform.notice_is_up(socket, scene),
-            Happening::TokenEnds(token) => platform.token_ended(token, scene),
-            Happening::ChannelEnds(channel) => platform.channel_ended(channel, scene),
-            Happening::Calamity(_) => unreachable!("a pair has blows of its own"),
+            ScheduledEvent::Dialled { incarnation: life, session, dial, token } => {
+                platform.on_dial(life, session, &dial, token, scene)
+            }
+            ScheduledEvent::Called { incarnation: life, call, request, token } => {
+                platform.on_call(life, call, &request, token, scene)
+            }
+            ScheduledEvent::ProbeReceived(socket) => platform.on_probe(socket, scene),
+            ScheduledEvent::CloseReceived(socket) => platform.on_close_received(socket, scene),
+            ScheduledEvent::SocketDropped(socket) => platform.on_socket_dropped(socket),
+            ScheduledEvent::Heartbeat(socket) => platform.heartbeat(socket, scene),
+            ScheduledEvent::SocketCloses(socket) => platform.close_after_notice(socket, scene),
+            ScheduledEvent::TokenEnds(token) => platform.on_token_expired(token, scene),
+            ScheduledEvent::ChannelEnds(channel) => platform.on_channel_expired(channel, scene),
+            ScheduledEvent::InjectFault(_) => unreachable!("a pair has blows of its own"),
         }
     }
 
-    fn inform(&mut self, life: u32, news: News) {
-        match self.of_life(life) {
-            Some(index) => self.with(index, |process, around| process.hear(news, around)),
+    fn deliver_input(&mut self, life: u32, news: ProcessInput) {
+        match self.index_of(life) {
+            Some(index) => self.with(index, |process, around| process.handle_input(news, around)),
             None => {
-                if let News::Opened(_, socket) = news {
-                    self.around.platform.dropped(socket);
+                if let ProcessInput::Opened(_, socket) = news {
+                    self.env.platform.on_socket_dropped(socket);
                 }
             }
         }
@@ -269,111 +280,114 @@ impl Pair {
 
     /// A replica comes: as the owner, if there is none and nobody stands by.
     fn start(&mut self) {
-        if self.quiet || self.replicas.len() > 1 {
+        if self.emission_stopped || self.replicas.len() > 1 {
             return;
         }
-        self.lives += 1;
-        let life = self.lives;
+        self.processes_started += 1;
+        let life = self.processes_started;
         let alone = self.owner().is_none() && self.standby().is_none();
-        self.around.judge = Judge::new();
+        self.env.checker = RuleChecker::new();
         let process = if alone {
             self.hold(life);
-            Process::start(life, &mut self.around)
+            ModelProcess::start(life, &mut self.env)
         } else {
-            Process::stand_by(life, &mut self.around)
+            ModelProcess::start_standby(life, &mut self.env)
         };
-        let judge = std::mem::replace(&mut self.around.judge, Judge::new());
-        self.replicas.push(Replica {
+        let judge = std::mem::replace(&mut self.env.checker, RuleChecker::new());
+        self.replicas.push(PairReplica {
             process,
-            judge,
+            checker: judge,
             ready: false,
-            begun: None,
+            append_started: None,
             covered: false,
             live_since: None,
-            kept: 0,
+            buffered: 0,
         });
     }
 
     fn hold(&mut self, life: u32) {
-        self.around.scene.tell(|| format!("the log is process {life}'s"));
-        self.around.store.holder = life;
-        self.around.platform.owed_to = life;
+        self.env.schedule.trace(|| format!("the log is process {life}'s"));
+        self.env.store.holder = life;
+        self.env.platform.served_incarnation = life;
     }
 
     fn follow(&mut self) {
-        if let Some((index, position)) = self.standby().zip(self.around.store.position()) {
-            self.replicas[index].judge.follows(position.0.0);
-            self.tell(index, Input::Follow(position));
+        if let Some((index, position)) = self.standby().zip(self.env.store.position()) {
+            self.replicas[index].checker.on_log_end_read(position.0.0);
+            self.send_input(index, Input::Follow(position));
         }
         if self.owner().is_none() {
-            self.let_take_over(1);
+            self.schedule_takeover(1);
         }
-        let pause = self.around.scene.chance.pause(FOLLOW_PAUSE);
-        self.around.scene.after(pause, Happening::Follows);
+        let pause = self.env.schedule.rng.pause(LOG_END_READ_INTERVAL);
+        self.env.schedule.after(pause, ScheduledEvent::ReadLogEnd);
     }
 
     /// A standby takes the log over.
     fn take_over(&mut self, life: u32) {
-        self.handover = Handover::None;
-        let Some(index) = self.of_life(life).filter(|_| life > self.around.store.holder) else { return };
+        self.handover = HandoverPhase::None;
+        let Some(index) = self.index_of(life).filter(|_| life > self.env.store.holder) else { return };
         let before = self.owner();
         self.hold(life);
-        let opening = self.around.store.opening();
-        let Replica { process, judge, begun, covered, .. } = &mut self.replicas[index];
-        let (kept, was_ready) = (process.machine.kept(), process.machine.is_ready());
-        judge.owns(&opening, kept, &self.around.scene);
+        let opening = self.env.store.opening();
+        let PairReplica { process, checker: judge, append_started: begun, covered, .. } = &mut self.replicas[index];
+        let (kept, was_ready) = (process.machine.standby_len(), process.machine.is_ready());
+        judge.on_takeover(&opening, kept, &self.env.schedule);
         // The relay's own entries are counted among them too.
-        let log = &self.around.store.log;
+        let log = &self.env.store.log;
         let own = log.iter().filter(|event| event.sequence.is_none() && event.kind.starts_with("trunkline.")).count();
         let from =
             if kept == 0 { begun.unwrap_or(log.len()) } else { log.len().saturating_sub(kept + own + AHEAD_MAX) };
-        let stored = if process.machine.compares() { log[from.min(log.len())..].to_vec() } else { Vec::new() };
+        let stored = if process.machine.compares_with_log() { log[from.min(log.len())..].to_vec() } else { Vec::new() };
         let covered = *covered;
-        self.around.scene.tell(|| format!("it keeps {kept}, {} are stored, covered: {covered}", stored.len()));
-        let Replica { judge, live_since, .. } = &self.replicas[index];
-        let standing = Standing { life, live_since: *live_since, kept, heard: &judge.heard };
-        self.promise = Promise::of(&standing, self.fate, &self.around);
+        self.env.schedule.trace(|| format!("it keeps {kept}, {} are stored, covered: {covered}", stored.len()));
+        let PairReplica { checker: judge, live_since, .. } = &self.replicas[index];
+        let standing =
+            StandbyState { incarnation: life, live_since: *live_since, buffered: kept, received: &judge.received };
+        self.guarantee = StandbyGuarantee::of(&standing, self.profile, &self.env);
         let gaps = judge.gaps;
-        self.tell(index, Input::Own { opening, stored, covered });
-        let Replica { process, judge, .. } = &mut self.replicas[index];
-        assert!(self.promise.is_none() || judge.gaps == gaps, "a gap in front of what a standby kept");
+        self.send_input(index, Input::BecomeOwner { head: opening, stored, covered });
+        let PairReplica { process, checker: judge, .. } = &mut self.replicas[index];
+        assert!(self.guarantee.is_none() || judge.gaps == gaps, "a gap in front of what a standby kept");
         if was_ready && !process.machine.is_ready() {
-            judge.begins_again();
+            judge.on_restart();
         }
         if let Some(before) = before {
-            let late = self.around.scene.chance.once_in(2);
+            let late = self.env.schedule.rng.one_in(2);
             // One that is not told finds out by its next append.
-            if late || self.quiet {
-                self.tell(before, Input::Release);
+            if late || self.emission_stopped {
+                self.send_input(before, Input::Release);
             }
         }
     }
 
     /// What follows from a step: sessions that are live or lost, a hand-over that goes on, replicas that end.
-    fn look_around(&mut self) {
+    fn after_step(&mut self) {
         for replica in &mut self.replicas {
             replica.ready = replica.process.machine.is_ready();
             replica.covered &= replica.ready;
-            replica.stands(self.around.scene.now);
-            match replica.judge.state {
-                State::Live | State::Degraded | State::Recovering | State::Connecting => {
-                    replica.begun.get_or_insert(self.around.store.log.len());
+            replica.update(self.env.schedule.now);
+            match replica.checker.state {
+                StreamState::Live | StreamState::Degraded | StreamState::Recovering | StreamState::Connecting => {
+                    replica.append_started.get_or_insert(self.env.store.log.len());
                 }
-                State::Starting | State::BackingOff | State::Paused | State::Failed => replica.begun = None,
+                StreamState::Starting | StreamState::BackingOff | StreamState::Paused | StreamState::Failed => {
+                    replica.append_started = None
+                }
             }
         }
         self.hand_over();
         if let Some(owner) = self.owner()
             && self.replicas[owner].process.machine.buffered() == 0
-            && let Some(promise) = self.promise.take_if(|promise| promise.life == self.around.store.holder)
+            && let Some(promise) = self.guarantee.take_if(|promise| promise.incarnation == self.env.store.holder)
         {
-            promise.is_kept(&self.around);
+            promise.assert_stored(&self.env);
         }
         let before = self.replicas.len();
         self.replicas.retain(|replica| !replica.process.drained);
-        if self.replicas.len() < before && !self.quiet {
-            let pause = self.around.scene.chance.millis(50..5_000);
-            self.around.scene.after(pause, Happening::Starts);
+        if self.replicas.len() < before && !self.emission_stopped {
+            let pause = self.env.schedule.rng.millis(50..5_000);
+            self.env.schedule.after(pause, ScheduledEvent::StartProcess);
         }
     }
 
@@ -381,21 +395,21 @@ impl Pair {
         let Some((owner, standby)) = self.owner().zip(self.standby()) else { return };
         let is_ready = self.replicas[standby].ready;
         match self.handover {
-            Handover::None | Handover::Given => (),
-            Handover::Wanted | Handover::Asked if !is_ready => self.handover = Handover::Wanted,
-            Handover::Wanted => {
+            HandoverPhase::None | HandoverPhase::Released => (),
+            HandoverPhase::Wanted | HandoverPhase::Requested if !is_ready => self.handover = HandoverPhase::Wanted,
+            HandoverPhase::Wanted => {
                 self.replicas[owner].process.flushed = false;
-                self.handover = Handover::Asked;
-                self.tell(owner, Input::Flush);
+                self.handover = HandoverPhase::Requested;
+                self.send_input(owner, Input::Flush);
             }
-            Handover::Asked if self.replicas[owner].process.flushed => {
+            HandoverPhase::Requested if self.replicas[owner].process.flushed => {
                 self.replicas[standby].covered = true;
-                self.handover = Handover::Given;
-                let life = self.replicas[standby].process.life;
-                let delay = self.around.scene.chance.millis(0..100);
-                self.around.scene.after(delay, Happening::TakesOver { life });
+                self.handover = HandoverPhase::Released;
+                let life = self.replicas[standby].process.incarnation;
+                let delay = self.env.schedule.rng.millis(0..100);
+                self.env.schedule.after(delay, ScheduledEvent::TakeOver { incarnation: life });
             }
-            Handover::Asked => (),
+            HandoverPhase::Requested => (),
         }
     }
 }

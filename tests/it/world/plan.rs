@@ -6,37 +6,37 @@ use trunkline::{
     connector::{Connector, genesys_notifications, genesys_sequenced},
     protocol::{
         backoff, refresh,
-        session::Patience,
-        stream::{Overflow, Rotation, Settings},
+        session::Timeouts,
+        stream::{OverflowPolicy, Rotation, Settings},
     },
 };
 
-use super::{calamity::Calamity, chance::Chance};
+use super::{calamity::WorldFault, chance::SeededRng};
 
 /// What kind of night a world lives through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Night {
+pub(super) enum FaultProfile {
     /// Only planned changes: tokens, notices, channel ends, an operator's wish. Nothing may be missed.
     Planned,
     /// Anything that can break does.
-    Bad,
+    Faulty,
 }
 
 /// How the platform speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dialect {
+pub(super) enum ConnectorKind {
     Sequenced,
     Notifications,
 }
 
 /// One world's choices.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) night: Night,
-    pub(super) dialect: Dialect,
+pub(super) struct WorldPlan {
+    pub(super) profile: FaultProfile,
+    pub(super) dialect: ConnectorKind,
     pub(super) stream: Settings,
     pub(super) refresh: refresh::Settings,
-    pub(super) token_life: Duration,
+    pub(super) token_lifetime: Duration,
     /// One way over the network takes at most this long.
     pub(super) latency_max: Duration,
     /// A platform's socket may lag behind another by this much.
@@ -46,60 +46,60 @@ pub(super) struct Plan {
     pub(super) burst_max: u64,
     pub(super) frame_len_max: u64,
     /// How long a channel outlives its token.
-    pub(super) grace: Duration,
+    pub(super) channel_grace: Duration,
     /// For so long there are faults, this far apart.
-    pub(super) trouble: Duration,
-    pub(super) calamity_pause: Duration,
-    pub(super) calamities: Vec<Calamity>,
+    pub(super) fault_duration: Duration,
+    pub(super) fault_interval: Duration,
+    pub(super) faults: Vec<WorldFault>,
 }
 
-impl Plan {
+impl WorldPlan {
     /// By so much one socket may lag behind another.
     pub(super) fn lag(&self) -> Duration {
         self.spread_max + self.latency_max * 2
     }
 
-    pub(super) fn draw(night: Night, chance: &mut Chance) -> Self {
-        let dialect = chance.pick(&[Dialect::Sequenced, Dialect::Sequenced, Dialect::Notifications]);
-        let bad = night == Night::Bad;
-        let snapshots = !chance.once_in(4);
-        let calm_or = |chance: &mut Chance, calm, bad_range| if bad { chance.millis(bad_range) } else { calm };
+    pub(super) fn draw(night: FaultProfile, chance: &mut SeededRng) -> Self {
+        let dialect = chance.pick(&[ConnectorKind::Sequenced, ConnectorKind::Sequenced, ConnectorKind::Notifications]);
+        let bad = night == FaultProfile::Faulty;
+        let snapshots = !chance.one_in(4);
+        let calm_or = |chance: &mut SeededRng, calm, bad_range| if bad { chance.millis(bad_range) } else { calm };
         let (pause, burst_max) = chance.pick(&[(100, 2), (500, 8), (2_000, 40), (20_000, 8)]);
-        let kinds = Calamity::of(night, dialect);
+        let kinds = WorldFault::of(night, dialect);
         Self {
-            night,
+            profile: night,
             dialect,
             stream: stream(night, dialect, snapshots, chance),
             refresh: refresh::Settings {
                 buffer: Duration::from_secs(300),
                 interval_min: chance.millis(5_000..60_000),
                 jitter_max: Duration::from_secs(2),
-                sharing: refresh::Sharing::None,
+                sharing: refresh::TokenSharing::None,
             },
-            token_life: if bad { chance.millis(4_000..180_000) } else { chance.millis(20_000..90_000) },
+            token_lifetime: if bad { chance.millis(4_000..180_000) } else { chance.millis(20_000..90_000) },
             latency_max: calm_or(chance, Duration::from_millis(60), 5..150),
             spread_max: spread(dialect, chance),
             pause: Duration::from_millis(pause),
             burst_max,
             frame_len_max: chance.pick(&[1, 4, 50]),
-            grace: if bad { chance.millis(0..5_000) } else { Duration::from_secs(2) },
-            trouble: chance.millis(30_000..150_000),
-            calamity_pause: if bad { chance.millis(500..10_000) } else { chance.millis(300..5_000) },
+            channel_grace: if bad { chance.millis(0..5_000) } else { Duration::from_secs(2) },
+            fault_duration: chance.millis(30_000..150_000),
+            fault_interval: if bad { chance.millis(500..10_000) } else { chance.millis(300..5_000) },
             // A night knows a few kinds of fault, so that each gets its chance to meet each other.
-            calamities: (0..chance.number(1..8)).map(|_| chance.pick(kinds)).collect(),
+            faults: (0..chance.number(1..8)).map(|_| chance.pick(kinds)).collect(),
         }
     }
 }
 
-fn spread(dialect: Dialect, chance: &mut Chance) -> Duration {
+fn spread(dialect: ConnectorKind, chance: &mut SeededRng) -> Duration {
     match dialect {
-        Dialect::Sequenced => chance.millis(0..60),
-        Dialect::Notifications => chance.pick(&[50, 500, 1_800].map(Duration::from_millis)),
+        ConnectorKind::Sequenced => chance.millis(0..60),
+        ConnectorKind::Notifications => chance.pick(&[50, 500, 1_800].map(Duration::from_millis)),
     }
 }
 
-fn stream(night: Night, dialect: Dialect, snapshots: bool, chance: &mut Chance) -> Settings {
-    let bad = night == Night::Bad;
+fn stream(night: FaultProfile, dialect: ConnectorKind, snapshots: bool, chance: &mut SeededRng) -> Settings {
+    let bad = night == FaultProfile::Faulty;
     let rotation = if bad { chance.pick(&[Rotation::Overlap, Rotation::BreakFirst]) } else { Rotation::Overlap };
     let connector = connector(dialect, snapshots, chance);
     Settings {
@@ -112,15 +112,15 @@ fn stream(night: Night, dialect: Dialect, snapshots: bool, chance: &mut Chance) 
         buffer_bytes: 64 << 20,
         buffer: if bad { chance.pick(&[20, 100, 1_000, 5_000]) } else { 5_000 },
         overflow: if bad {
-            chance.pick(&[Overflow::Backpressure, Overflow::DropOldest])
+            chance.pick(&[OverflowPolicy::Backpressure, OverflowPolicy::DropOldest])
         } else {
-            Overflow::Backpressure
+            OverflowPolicy::Backpressure
         },
-        patience: Patience {
+        timeouts: Timeouts {
             connect: chance.millis(3_000..10_000),
             silence: chance.millis(6_000..35_000),
             frame: Duration::from_secs(30),
-            farewell: Duration::from_secs(2),
+            close: Duration::from_secs(2),
         },
         backoff: backoff::Settings {
             first: chance.millis(200..1_000),
@@ -132,14 +132,14 @@ fn stream(night: Night, dialect: Dialect, snapshots: bool, chance: &mut Chance) 
     }
 }
 
-fn connector(dialect: Dialect, snapshots: bool, chance: &mut Chance) -> Connector {
+fn connector(dialect: ConnectorKind, snapshots: bool, chance: &mut SeededRng) -> Connector {
     match dialect {
-        Dialect::Sequenced => Connector::Sequenced(genesys_sequenced::Settings {
+        ConnectorKind::Sequenced => Connector::Sequenced(genesys_sequenced::Settings {
             url: "wss://platform.test/stream".to_owned(),
             placement: chance.pick(&[genesys_sequenced::Placement::Header, genesys_sequenced::Placement::Query]),
             snapshot_url: snapshots.then(|| "https://platform.test/summary".to_owned()),
         }),
-        Dialect::Notifications => {
+        ConnectorKind::Notifications => {
             let topics: &[&str] = if snapshots {
                 chance.pick(&[
                     &["v2.analytics.queues.*.observations"] as &[&str],

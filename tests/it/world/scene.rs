@@ -6,19 +6,19 @@ use std::{
 };
 
 use trunkline::{
-    connector::{Answer, Failure, Frame, Request},
+    connector::{Failure, Frame, RestRequest, RestResponse},
     model::Timestamp,
     protocol::{
-        Now,
+        Moment,
         session::{Dial, SessionId},
         stream::CallId,
     },
 };
 
-use super::{calamity::Calamity, chance::Chance, plan::Plan};
+use super::{calamity::WorldFault, chance::SeededRng, plan::WorldPlan};
 
 /// Time since the world began.
-pub(super) type Moment = Duration;
+pub(super) type WorldTime = Duration;
 
 /// A socket at the platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,121 +27,121 @@ pub(super) struct SocketId(pub(super) u64);
 /// A token: which life of the process asked for it, and its generation there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct TokenId {
-    pub(super) life: u32,
+    pub(super) incarnation: u32,
     pub(super) generation: u64,
 }
 
 /// What lies ahead.
 #[derive(Debug)]
-pub(super) enum Happening {
-    Starts,
-    Speaks,
-    Calamity(Calamity),
+pub(super) enum ScheduledEvent {
+    StartProcess,
+    EmitEvents,
+    InjectFault(WorldFault),
     /// To the process of this life, if it still runs.
     Process {
-        life: u32,
-        news: News,
+        incarnation: u32,
+        input: ProcessInput,
     },
     /// Something reaches the relay's end of a socket. What is `certain` comes even if the line was cut.
-    Arrives {
+    FrameArrives {
         socket: SocketId,
         what: Result<Frame, Failure>,
         certain: bool,
     },
     Dialled {
-        life: u32,
+        incarnation: u32,
         session: SessionId,
         dial: Dial,
         token: TokenId,
     },
     Called {
-        life: u32,
+        incarnation: u32,
         call: CallId,
-        request: Request,
+        request: RestRequest,
         token: TokenId,
     },
-    Probed(SocketId),
+    ProbeReceived(SocketId),
     /// The relay's farewell reaches the platform.
-    Left(SocketId),
+    CloseReceived(SocketId),
     /// The relay's end of a socket is gone.
-    Dropped(SocketId),
+    SocketDropped(SocketId),
     Heartbeat(SocketId),
-    Closes(SocketId),
+    SocketCloses(SocketId),
     TokenEnds(TokenId),
     ChannelEnds(usize),
     /// Something happens to a pair of replicas, …
-    Strikes,
+    InjectPairFault,
     /// … its standby is told where the log ends, …
-    Follows,
+    ReadLogEnd,
     /// … and takes it over, having stood by as this life.
-    TakesOver {
-        life: u32,
+    TakeOver {
+        incarnation: u32,
     },
 }
 
 /// What a process is told by the world around it.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum ProcessInput {
     Opened(SessionId, SocketId),
     Refused(SessionId, Failure),
-    Answered(CallId, Result<Answer, String>),
+    Answered(CallId, Result<RestResponse, String>),
     Appended,
-    Granted(Result<(), trunkline::protocol::refresh::Failure>),
+    Granted(Result<(), trunkline::protocol::refresh::GrantFailure>),
     Unpaused,
 }
 
 /// The clock, the queue and the story. Every part of the world plays on it.
 #[derive(Debug)]
-pub(super) struct Scene {
-    pub(super) now: Moment,
-    pub(super) plan: Plan,
-    pub(super) chance: Chance,
+pub(super) struct Schedule {
+    pub(super) now: WorldTime,
+    pub(super) plan: WorldPlan,
+    pub(super) rng: SeededRng,
     /// The faults are over.
-    pub(super) calm: bool,
-    began: Instant,
-    queue: BTreeMap<(Moment, u64), Happening>,
+    pub(super) faults_over: bool,
+    started_at: Instant,
+    queue: BTreeMap<(WorldTime, u64), ScheduledEvent>,
     queued: u64,
     /// The newest things that happened, as many as are wanted.
-    story: VecDeque<String>,
-    story_len: usize,
+    trace: VecDeque<String>,
+    trace_len: usize,
 }
 
 /// The wall clock when a world begins.
-const WALL_BEGAN: i64 = 1_777_901_509_570;
+const WALL_START: i64 = 1_777_901_509_570;
 
-impl Scene {
-    pub(super) fn new(plan: Plan, chance: Chance, story_len: usize) -> Self {
+impl Schedule {
+    pub(super) fn new(plan: WorldPlan, chance: SeededRng, story_len: usize) -> Self {
         #[expect(clippy::disallowed_methods, reason = "a world needs some moment to start from")]
         let began = Instant::now();
         Self {
-            now: Moment::ZERO,
+            now: WorldTime::ZERO,
             plan,
-            chance,
-            calm: false,
-            began,
+            rng: chance,
+            faults_over: false,
+            started_at: began,
             queue: BTreeMap::new(),
             queued: 0,
-            story: VecDeque::new(),
-            story_len,
+            trace: VecDeque::new(),
+            trace_len: story_len,
         }
     }
 
-    pub(super) fn at(&mut self, moment: Moment, happening: Happening) {
+    pub(super) fn at(&mut self, moment: WorldTime, happening: ScheduledEvent) {
         self.queued += 1;
         self.queue.insert((moment.max(self.now), self.queued), happening);
     }
 
-    pub(super) fn after(&mut self, delay: Duration, happening: Happening) {
+    pub(super) fn after(&mut self, delay: Duration, happening: ScheduledEvent) {
         self.at(self.now + delay, happening);
     }
 
     /// When the next thing happens.
-    pub(super) fn next_at(&self) -> Option<Moment> {
+    pub(super) fn next_at(&self) -> Option<WorldTime> {
         self.queue.first_key_value().map(|((moment, _), _)| *moment)
     }
 
     /// The next thing, if its time has come.
-    pub(super) fn next_due(&mut self) -> Option<Happening> {
+    pub(super) fn next_due(&mut self) -> Option<ScheduledEvent> {
         let due = self.next_at().is_some_and(|at| at <= self.now);
         due.then(|| self.queue.pop_first()).flatten().map(|(_, happening)| happening)
     }
@@ -149,38 +149,38 @@ impl Scene {
     /// One way over the network.
     pub(super) fn latency(&mut self) -> Duration {
         let max = self.plan.latency_max;
-        self.chance.millis(1..max.as_millis() as u64 + 2)
+        self.rng.millis(1..max.as_millis() as u64 + 2)
     }
 
     pub(super) fn instant(&self) -> Instant {
-        self.began + self.now
+        self.started_at + self.now
     }
 
-    pub(super) fn moment_of(&self, instant: Instant) -> Moment {
-        instant.saturating_duration_since(self.began)
+    pub(super) fn moment_of(&self, instant: Instant) -> WorldTime {
+        instant.saturating_duration_since(self.started_at)
     }
 
     pub(super) fn wall(&self) -> Timestamp {
-        Timestamp(WALL_BEGAN + self.now.as_millis() as i64)
+        Timestamp(WALL_START + self.now.as_millis() as i64)
     }
 
     /// What a rule may know of this moment.
-    pub(super) fn now(&mut self) -> Now {
-        Now { at: self.instant(), wall: self.wall(), unit: self.chance.unit() }
+    pub(super) fn now(&mut self) -> Moment {
+        Moment { at: self.instant(), wall: self.wall(), random: self.rng.unit() }
     }
 
-    pub(super) fn tell(&mut self, line: impl FnOnce() -> String) {
-        if self.story_len == 0 {
+    pub(super) fn trace(&mut self, line: impl FnOnce() -> String) {
+        if self.trace_len == 0 {
             return;
         }
-        if self.story.len() == self.story_len {
-            self.story.pop_front();
+        if self.trace.len() == self.trace_len {
+            self.trace.pop_front();
         }
-        self.story.push_back(format!("{:>10.3}  {}", self.now.as_secs_f64(), line()));
+        self.trace.push_back(format!("{:>10.3}  {}", self.now.as_secs_f64(), line()));
     }
 
     /// The newest things that happened, with their moments.
-    pub(super) fn story(&self) -> String {
-        self.story.iter().cloned().collect::<Vec<_>>().join("\n")
+    pub(super) fn trace_text(&self) -> String {
+        self.trace.iter().cloned().collect::<Vec<_>>().join("\n")
     }
 }

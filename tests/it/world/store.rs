@@ -4,56 +4,56 @@ use std::collections::BTreeMap;
 
 use trunkline::{
     model::{Checkpoint, Epoch, Event, Mark, Offset, Position},
-    protocol::stream::Opening,
+    protocol::stream::LogHead,
 };
 
-use super::scene::Moment;
+use super::scene::WorldTime;
 
 /// A log with its position.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct ModelStore {
     epoch: Epoch,
     pub(super) log: Vec<Event>,
     pub(super) checkpoint: Option<Checkpoint>,
     damaged: bool,
     /// What each life of a process has begun to append.
-    begun: BTreeMap<u32, (Vec<Event>, Checkpoint)>,
+    pending: BTreeMap<u32, (Vec<Event>, Checkpoint)>,
     /// The life whose appends are taken; 0: any.
     pub(super) holder: u32,
     /// Appends are not answered before.
-    pub(super) stalls_until: Moment,
+    pub(super) stalls_until: WorldTime,
 }
 
-impl Store {
+impl ModelStore {
     pub(super) fn new() -> Self {
-        let stalls_until = Moment::ZERO;
+        let stalls_until = WorldTime::ZERO;
         Self {
             epoch: Epoch(1),
             log: Vec::new(),
             checkpoint: None,
             damaged: false,
-            begun: BTreeMap::new(),
+            pending: BTreeMap::new(),
             holder: 0,
             stalls_until,
         }
     }
 
-    pub(super) fn opening(&self) -> Opening {
-        Opening { checkpoint: self.checkpoint, damaged: self.damaged }
+    pub(super) fn opening(&self) -> LogHead {
+        LogHead { checkpoint: self.checkpoint, damaged: self.damaged }
     }
 
     pub(super) fn position(&self) -> Option<Position> {
         self.checkpoint.and_then(|checkpoint| checkpoint.position)
     }
 
-    pub(super) fn begin(&mut self, life: u32, events: Vec<Event>, checkpoint: Checkpoint) {
-        let before = self.begun.insert(life, (events, checkpoint));
+    pub(super) fn start_append(&mut self, life: u32, events: Vec<Event>, checkpoint: Checkpoint) {
+        let before = self.pending.insert(life, (events, checkpoint));
         assert!(before.is_none(), "one append at a time");
     }
 
     /// What was begun is durable; returns the address of the last entry. None: nothing was, or the log is another's.
     pub(super) fn commit(&mut self, life: u32) -> Option<Mark> {
-        let (events, checkpoint) = self.begun.remove(&life)?;
+        let (events, checkpoint) = self.pending.remove(&life)?;
         if self.holder != 0 && self.holder != life {
             return None;
         }
@@ -65,10 +65,10 @@ impl Store {
 
     /// The process is gone: what was begun is there, or it is not.
     pub(super) fn abandon(&mut self, life: u32, was_written: bool) {
-        if was_written && self.begun.contains_key(&life) {
+        if was_written && self.pending.contains_key(&life) {
             self.commit(life);
         }
-        self.begun.remove(&life);
+        self.pending.remove(&life);
     }
 
     /// Everything is lost: a new log begins.

@@ -8,12 +8,12 @@ use bytestring::ByteString;
 use crate::model::Event;
 
 /// Every type of Trunkline's own entries begins with this.
-const OWN: &[u8] = b"trunkline.";
+const RESERVED_PREFIX: &[u8] = b"trunkline.";
 /// A longer type is none: it would not fit where types are carried in a header.
 const KIND_LEN_MAX: usize = 1_024;
 
 /// Replaces a type that must not stand there by the connector's own, and escapes what other attributes must not hold.
-pub(super) fn settle(event: &mut Event, kind_default: &'static str) {
+pub(super) fn normalize(event: &mut Event, kind_default: &'static str) {
     if !is_kind(&event.kind) {
         event.kind = ByteString::from_static(kind_default);
     }
@@ -25,7 +25,8 @@ pub(super) fn settle(event: &mut Event, kind_default: &'static str) {
 }
 
 fn is_kind(kind: &str) -> bool {
-    let is_own = kind.as_bytes().get(..OWN.len()).is_some_and(|start| start.eq_ignore_ascii_case(OWN));
+    let is_own =
+        kind.as_bytes().get(..RESERVED_PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(RESERVED_PREFIX));
     let is_text = is_graphic(kind) || kind.chars().all(|c| is_permitted(c) && !c.is_whitespace());
     is_text && !is_own && !kind.is_empty() && kind.len() <= KIND_LEN_MAX
 }
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_is_ours_or_no_attribute_is_replaced() {
+    fn a_reserved_or_invalid_type_is_replaced() {
         let long = "x".repeat(KIND_LEN_MAX + 1);
         for bad in [
             "trunkline.gap.v1",
@@ -95,18 +96,18 @@ mod tests {
             &long,
         ] {
             let mut event = event(bad);
-            settle(&mut event, "x.event");
+            normalize(&mut event, "x.event");
             assert_eq!(event.kind, "x.event", "{bad:?}");
         }
         for good in ["v2.users.presence", "trunkline", "trunklines.x", "a-b_c/d", "Ereignis-ü", &long[1..]] {
             let mut event = event(good);
-            settle(&mut event, "x.event");
+            normalize(&mut event, "x.event");
             assert_eq!(event.kind, *good);
         }
     }
 
     #[test]
-    fn other_attributes_are_kept_with_what_is_not_permitted_escaped_and_never_empty() {
+    fn other_attributes_are_escaped_and_never_empty() {
         for (text, expected) in [
             ("v2.users.1.presence", Some("v2.users.1.presence")),
             ("trunkline.gap.v1", Some("trunkline.gap.v1")),
@@ -116,7 +117,7 @@ mod tests {
             ("", None),
         ] {
             let mut event = event(text);
-            settle(&mut event, "x.event");
+            normalize(&mut event, "x.event");
             for found in [event.subject, event.correlation, event.partition_key] {
                 assert_eq!(found.as_deref(), expected, "{text:?}");
             }

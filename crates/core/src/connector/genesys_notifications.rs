@@ -8,7 +8,7 @@ mod preparation;
 mod snapshot;
 mod subscription;
 
-pub use preparation::{EXPANDED, Preparation, expands};
+pub use preparation::{ChannelPreparation, EXPANDED, expands};
 pub(super) use snapshot::{next_page, snapshot};
 
 use std::time::Duration;
@@ -18,8 +18,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Choices, Item, Notice, Overlap, Probe, Proof, Resume,
-    json::{self, Loose, Members, Metadata},
+    Capabilities, Item, Liveness, Notice, Overlap, Probe, Resume,
+    json::{self, LenientValue, Members, Metadata},
 };
 use crate::model::{Body, Event, Timestamp};
 
@@ -41,17 +41,17 @@ pub const TOPICS_MAX: usize = 1_000;
 const PING: &str = r#"{"message":"ping"}"#;
 
 /// A channel is replaced when this part of its life is left.
-const LIFE_MARGIN_DIVISOR: u32 = 24;
+const LIFETIME_MARGIN_DIVISOR: u32 = 24;
 
 impl Settings {
-    pub(super) fn choices(&self) -> Choices {
-        Choices {
+    pub(super) fn choices(&self) -> Capabilities {
+        Capabilities {
             resume: Resume::None,
             overlap: Overlap::Duplicate,
             probe: Probe::Text(PING),
-            proof: Proof::Answered,
-            life: Some(self.channel_life - self.channel_life / LIFE_MARGIN_DIVISOR),
-            tending: Some(self.discovery),
+            liveness: Liveness::Reply,
+            endpoint_lifetime: Some(self.channel_life - self.channel_life / LIFETIME_MARGIN_DIVISOR),
+            refresh_interval: Some(self.discovery),
         }
     }
 
@@ -70,13 +70,13 @@ impl Settings {
 #[derive(Deserialize)]
 struct Message<'a> {
     #[serde(rename = "topicName", borrow, default)]
-    topic: Option<Loose<'a>>,
+    topic: Option<LenientValue<'a>>,
     #[serde(rename = "eventBody", borrow, default)]
     body: Option<&'a RawValue>,
     #[serde(borrow, default)]
     metadata: Metadata<'a>,
     #[serde(borrow, default)]
-    result: Option<Loose<'a>>,
+    result: Option<LenientValue<'a>>,
 }
 
 impl<'a> Message<'a> {
@@ -91,7 +91,7 @@ impl<'a> Message<'a> {
 pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
     if frame.trim_ascii().is_empty() {
         // A keep-alive.
-        return items.push(Item::Alive);
+        return items.push(Item::Heartbeat);
     }
     let message = serde_json::from_str(frame).ok().or_else(|| Message::of(&Members::read(frame.as_bytes())?));
     let item = message.and_then(|message| read(frame, &message, received));
@@ -101,18 +101,18 @@ pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<It
 fn read(frame: &ByteString, message: &Message<'_>, received: Timestamp) -> Option<Item> {
     let Some(topic) = message.topic.as_ref() else {
         let gone = message.result.as_ref()?.number() == Some(404);
-        return Some(if gone { Item::Notice(Notice::EndpointGone) } else { Item::Alive });
+        return Some(if gone { Item::Notice(Notice::EndpointGone) } else { Item::Heartbeat });
     };
     let topic = topic.text_in(frame)?;
     if topic.eq_ignore_ascii_case("channel.metadata") {
-        return Some(if message.body.is_some_and(is_pong) { Item::Answer } else { Item::Alive });
+        return Some(if message.body.is_some_and(is_pong) { Item::ProbeAck } else { Item::Heartbeat });
     }
     if let Some(notice) = system_notice(&topic) {
         return Some(notice);
     }
     let (kind, body) = (kind_of(&topic), message.body?.get());
     // A CloudEvent must have a type.
-    (!kind.is_empty() && json::is_shallow(body)).then(|| {
+    (!kind.is_empty() && json::is_within_depth(body)).then(|| {
         Item::Event(Event {
             kind: kind.into(),
             time: event_time(frame, body),
@@ -129,10 +129,10 @@ fn read(frame: &ByteString, message: &Message<'_>, received: Timestamp) -> Optio
 /// Section 2.4: a heartbeat comes unasked, and is told by the same topic.
 fn is_pong(body: &RawValue) -> bool {
     #[derive(Deserialize)]
-    struct Told<'a> {
+    struct PongBody<'a> {
         message: &'a str,
     }
-    serde_json::from_str(body.get()).is_ok_and(|told: Told<'_>| told.message.eq_ignore_ascii_case("pong"))
+    serde_json::from_str(body.get()).is_ok_and(|told: PongBody<'_>| told.message.eq_ignore_ascii_case("pong"))
 }
 
 /// Section 2.5.
@@ -149,25 +149,25 @@ fn system_notice(topic: &str) -> Option<Item> {
 
 /// The fields by which the platform times its events (section 2.8). Only what stands on top is read.
 #[derive(Deserialize)]
-struct Times<'a> {
+struct EventTimes<'a> {
     #[serde(rename = "eventTime", borrow, default)]
-    event: Option<Loose<'a>>,
+    event: Option<LenientValue<'a>>,
     #[serde(rename = "modifiedDate", borrow, default)]
-    modified: Option<Loose<'a>>,
+    modified: Option<LenientValue<'a>>,
     #[serde(rename = "routingStatus", borrow, default)]
-    status: Option<Status<'a>>,
+    status: Option<StatusTimes<'a>>,
     #[serde(rename = "adherenceChangeTime", borrow, default)]
-    adherence: Option<Loose<'a>>,
+    adherence: Option<LenientValue<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Status<'a> {
+struct StatusTimes<'a> {
     #[serde(rename = "startTime", borrow, default)]
-    start: Option<Loose<'a>>,
+    start: Option<LenientValue<'a>>,
 }
 
 fn event_time(frame: &ByteString, body: &str) -> Option<ByteString> {
-    let times: Times<'_> = serde_json::from_str(body).ok()?;
+    let times: EventTimes<'_> = serde_json::from_str(body).ok()?;
     let start = times.status.and_then(|status| status.start);
     let named = [times.event, times.modified, start, times.adherence];
     named.iter().flatten().find_map(|time| time.time_in(frame))
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_taken_out_of_a_topic() {
+    fn ids_are_removed_from_a_topic() {
         let table = [
             (
                 "v2.analytics.queues.9c1e0f5a-3f0e-4a52-8a5b-1f5e6f1c2d33.observations",
@@ -246,17 +246,17 @@ mod tests {
     }
 
     #[test]
-    fn what_the_platform_says_about_the_conversation_is_not_an_event() {
+    fn platform_notices_are_not_events() {
         let table = [
-            (r#"{"topicName":"channel.metadata","eventBody":{"message":"WebSocket Heartbeat"}}"#, Item::Alive),
-            (r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#, Item::Answer),
+            (r#"{"topicName":"channel.metadata","eventBody":{"message":"WebSocket Heartbeat"}}"#, Item::Heartbeat),
+            (r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#, Item::ProbeAck),
             (r#"{"topicName":"v2.system.socket_closing","eventBody":{}}"#, Item::Notice(Notice::Closing)),
             (r#"{"topicName":"v2.system.token_revoked.3f0f","eventBody":{}}"#, Item::Notice(Notice::TokenRevoked)),
             (r#"{"topicName":"v2.system.no_longer_subscribed.3f0f"}"#, Item::Notice(Notice::Displaced)),
             (r#"{"result":"404","message":"gone"}"#, Item::Notice(Notice::EndpointGone)),
-            (r#"{"result":"200","status":"subscribed","topics":[]}"#, Item::Alive),
-            ("", Item::Alive),
-            (" \n", Item::Alive),
+            (r#"{"result":"200","status":"subscribed","topics":[]}"#, Item::Heartbeat),
+            ("", Item::Heartbeat),
+            (" \n", Item::Heartbeat),
         ];
         for (frame, item) in table {
             assert_eq!(read_one(frame), item, "{frame}");
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_kept_whole() {
+    fn an_undecodable_frame_is_stored_verbatim() {
         for frame in [
             "[]",
             "{}",

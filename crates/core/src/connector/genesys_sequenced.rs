@@ -11,8 +11,8 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{
-    Choices, Credential, Endpoint, Item, Method, Notice, Overlap, Probe, Proof, Request, Resume,
-    json::{self, Key, Loose, Members, Metadata},
+    Capabilities, Credential, Endpoint, Item, Liveness, Method, Notice, Overlap, Probe, RestRequest, Resume,
+    json::{self, LenientValue, MemberName, Members, Metadata},
 };
 use crate::model::{Body, Event, Position, Sequence, Timestamp};
 
@@ -37,24 +37,24 @@ pub struct Settings {
 const REFUSAL_WAIT: Duration = Duration::from_millis(250);
 
 /// A platform that answered the upgrade and does not answer the probe is believed to be live after this time.
-const ANSWER_WAIT: Duration = Duration::from_secs(2);
+const PROBE_ACK_WAIT: Duration = Duration::from_secs(2);
 
 /// The `type` of an event that names none.
 pub(super) const KIND_DEFAULT: &str = "genesys-sequenced.event";
 
 impl Settings {
-    pub(super) fn choices(&self) -> Choices {
+    pub(super) fn choices(&self) -> Capabilities {
         let proof = match self.placement {
-            Placement::Header => Proof::AnsweredOrQuietFor(ANSWER_WAIT),
-            Placement::Query => Proof::QuietFor(REFUSAL_WAIT),
+            Placement::Header => Liveness::ReplyOrQuietFor(PROBE_ACK_WAIT),
+            Placement::Query => Liveness::QuietFor(REFUSAL_WAIT),
         };
-        Choices {
+        Capabilities {
             resume: Resume::Sequence,
             overlap: Overlap::Duplicate,
             probe: Probe::Ping,
-            proof,
-            life: None,
-            tending: None,
+            liveness: proof,
+            endpoint_lifetime: None,
+            refresh_interval: None,
         }
     }
 
@@ -70,7 +70,7 @@ impl Settings {
             topics: Vec::new(),
             refused: Vec::new(),
             subscribed: true,
-            tend_in: None,
+            refresh_in: None,
         }
     }
 
@@ -79,8 +79,8 @@ impl Settings {
         format!("{url}{joint}sequenceId={position}")
     }
 
-    pub(super) fn snapshot(&self) -> Vec<Request> {
-        let get = |target: &String| Request { method: Method::Get, target: target.clone(), body: None };
+    pub(super) fn snapshot(&self) -> Vec<RestRequest> {
+        let get = |target: &String| RestRequest { method: Method::Get, target: target.clone(), body: None };
         self.snapshot_url.iter().map(get).collect()
     }
 }
@@ -103,7 +103,7 @@ fn read_events(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) -
     let body = text.trim_ascii();
     if body.is_empty() {
         // A keep-alive.
-        items.push(Item::Alive);
+        items.push(Item::Heartbeat);
         return Some(());
     }
     let Some(list) = body.strip_prefix('[') else {
@@ -112,7 +112,7 @@ fn read_events(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) -
     };
     let mut rest = list.trim_ascii_start();
     if let Some(behind) = rest.strip_prefix(']') {
-        items.push(Item::Alive);
+        items.push(Item::Heartbeat);
         return behind.is_empty().then_some(());
     }
     loop {
@@ -128,8 +128,8 @@ fn read_events(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) -
 
 /// Reads the object that `text` begins with; returns where it ends.
 fn read_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut Vec<Item>) -> Option<usize> {
-    let mut parser = serde_json::Deserializer::from_str(text).into_iter::<Header<'_>>();
-    let Ok(header) = parser.next()? else { return read_odd_event(frame, text, received, items) };
+    let mut parser = serde_json::Deserializer::from_str(text).into_iter::<EventHeader<'_>>();
+    let Ok(header) = parser.next()? else { return read_malformed_event(frame, text, received, items) };
     let end = parser.byte_offset();
     items.push(item(frame, &text[..end], &header, received));
     Some(end)
@@ -137,24 +137,24 @@ fn read_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut V
 
 /// Reads a value that is no object, or an object in which a member cannot be read: each member by itself.
 #[cold]
-fn read_odd_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut Vec<Item>) -> Option<usize> {
+fn read_malformed_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut Vec<Item>) -> Option<usize> {
     let mut parser = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     parser.next()?.ok()?;
     let end = parser.byte_offset();
     let members = Members::read(&text.as_bytes()[..end]);
-    items.push(match members.as_ref().map(Header::of) {
+    items.push(match members.as_ref().map(EventHeader::of) {
         Some(header) => item(frame, &text[..end], &header, received),
         None => undecoded(frame, &text[..end]),
     });
     Some(end)
 }
 
-fn item(frame: &ByteString, value: &str, header: &Header<'_>, received: Timestamp) -> Item {
-    if !json::is_shallow(value) {
+fn item(frame: &ByteString, value: &str, header: &EventHeader<'_>, received: Timestamp) -> Item {
+    if !json::is_within_depth(value) {
         return undecoded(frame, value);
     }
     match &header.error {
-        Some(Loose::Text(error)) if error == "invalid_token" => Item::Notice(Notice::TokenInvalid),
+        Some(LenientValue::Text(error)) if error == "invalid_token" => Item::Notice(Notice::TokenInvalid),
         Some(_) | None => Item::Event(event(frame, value, header, received)),
     }
 }
@@ -163,15 +163,15 @@ fn undecoded(frame: &ByteString, value: &str) -> Item {
     Item::Undecoded(frame.slice_ref(value).into_bytes())
 }
 
-fn event(frame: &ByteString, object: &str, header: &Header<'_>, received: Timestamp) -> Event {
-    let text = |value: &Option<Loose<'_>>| value.as_ref().and_then(|value| value.text_in(frame));
+fn event(frame: &ByteString, object: &str, header: &EventHeader<'_>, received: Timestamp) -> Event {
+    let text = |value: &Option<LenientValue<'_>>| value.as_ref().and_then(|value| value.text_in(frame));
     let kind = text(&header.kind).or_else(|| text(&header.event_type)).or_else(|| text(&header.topic));
     Event {
         kind: kind.filter(|kind| !kind.is_empty()).unwrap_or(ByteString::from_static(KIND_DEFAULT)),
         subject: text(&header.topic),
         time: header.time.as_ref().and_then(|time| time.time_in(frame)),
         // Clients send 0 where they have no number (section 5.1): it is not the number of an event.
-        sequence: header.sequence.as_ref().and_then(Loose::number).filter(|number| *number > 0).map(Sequence),
+        sequence: header.sequence.as_ref().and_then(LenientValue::number).filter(|number| *number > 0).map(Sequence),
         correlation: text(&header.metadata.correlation),
         partition_key: None,
         body: Body::Json(frame.slice_ref(object)),
@@ -181,17 +181,17 @@ fn event(frame: &ByteString, object: &str, header: &Header<'_>, received: Timest
 
 /// The few fields of an event that we read. A key that stands twice counts as it stands last.
 #[derive(Debug, Default)]
-struct Header<'a> {
-    sequence: Option<Loose<'a>>,
-    kind: Option<Loose<'a>>,
-    event_type: Option<Loose<'a>>,
-    topic: Option<Loose<'a>>,
-    time: Option<Loose<'a>>,
-    error: Option<Loose<'a>>,
+struct EventHeader<'a> {
+    sequence: Option<LenientValue<'a>>,
+    kind: Option<LenientValue<'a>>,
+    event_type: Option<LenientValue<'a>>,
+    topic: Option<LenientValue<'a>>,
+    time: Option<LenientValue<'a>>,
+    error: Option<LenientValue<'a>>,
     metadata: Metadata<'a>,
 }
 
-impl<'a> Header<'a> {
+impl<'a> EventHeader<'a> {
     /// Of those members that can be read.
     fn of(members: &Members<'a>) -> Self {
         Self {
@@ -206,7 +206,7 @@ impl<'a> Header<'a> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Header<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for EventHeader<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(HeaderVisitor)
     }
@@ -215,15 +215,15 @@ impl<'de: 'a, 'a> Deserialize<'de> for Header<'a> {
 struct HeaderVisitor;
 
 impl<'de> Visitor<'de> for HeaderVisitor {
-    type Value = Header<'de>;
+    type Value = EventHeader<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an event object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut header = Header::default();
-        while let Some(Key(key)) = map.next_key()? {
+        let mut header = EventHeader::default();
+        while let Some(MemberName(key)) = map.next_key()? {
             match &*key {
                 "sequenceId" => header.sequence = Some(map.next_value()?),
                 "type" => header.kind = Some(map.next_value()?),
@@ -251,7 +251,7 @@ mod tests {
         items
     }
 
-    fn told(items: &[Item]) -> Vec<String> {
+    fn summary(items: &[Item]) -> Vec<String> {
         let tell = |item: &Item| match item {
             Item::Event(event) => {
                 let Body::Json(body) = &event.body else { return "binary".to_owned() };
@@ -259,7 +259,7 @@ mod tests {
                 format!("{sequence} {} {body}", event.kind)
             }
             Item::Undecoded(bytes) => format!("undecoded {}", bytes.len()),
-            Item::Alive | Item::Answer => "alive".to_owned(),
+            Item::Heartbeat | Item::ProbeAck => "alive".to_owned(),
             Item::Notice(notice) => format!("{notice:?}"),
         };
         items.iter().map(tell).collect()
@@ -321,12 +321,12 @@ mod tests {
             ),
         ];
         for (frame, expected) in table {
-            assert_eq!(told(&read(frame)), expected, "{frame}");
+            assert_eq!(summary(&read(frame)), expected, "{frame}");
         }
     }
 
     #[test]
-    fn what_cannot_be_read_is_kept_whole() {
+    fn an_undecodable_frame_is_stored_verbatim() {
         for frame in [
             "hello",
             "[1]",
@@ -341,15 +341,15 @@ mod tests {
             "\u{feff}{}",
             &format!(r#"{{"a":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000)),
         ] {
-            assert_eq!(told(&read(frame)), [format!("undecoded {}", frame.len())], "{frame:.60}");
+            assert_eq!(summary(&read(frame)), [format!("undecoded {}", frame.len())], "{frame:.60}");
         }
     }
 
     #[test]
-    fn time_and_correlation_are_taken_where_they_are_sound() {
+    fn time_and_correlation_are_used_where_they_are_valid() {
         let read_one = |frame: &str| match read(frame).remove(0) {
             Item::Event(event) => (event.time.map(|time| time.to_string()), event.correlation.map(|id| id.to_string())),
-            other @ (Item::Alive | Item::Answer | Item::Notice(_) | Item::Undecoded(_)) => panic!("{other:?}"),
+            other @ (Item::Heartbeat | Item::ProbeAck | Item::Notice(_) | Item::Undecoded(_)) => panic!("{other:?}"),
         };
         let time = Some("2026-05-04T13:31:49.570Z".to_owned());
         assert_eq!(

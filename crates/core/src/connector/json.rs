@@ -12,12 +12,12 @@ use crate::model::Timestamp;
 const DEPTH_MAX: usize = 64;
 
 /// Whether the text nests no deeper than consumers can read. Expects valid JSON.
-pub(super) fn is_shallow(text: &str) -> bool {
-    openers(text.as_bytes()) <= DEPTH_MAX || depth(text.as_bytes()) <= DEPTH_MAX
+pub(super) fn is_within_depth(text: &str) -> bool {
+    count_openers(text.as_bytes()) <= DEPTH_MAX || depth(text.as_bytes()) <= DEPTH_MAX
 }
 
 /// How many brackets and braces open anywhere, also inside of strings. The chunks let the compiler count many at a time.
-fn openers(text: &[u8]) -> usize {
+fn count_openers(text: &[u8]) -> usize {
     /// In ASCII, `[` and `{` differ in this bit alone.
     const BRACE: u8 = b'[' ^ b'{';
     let count =
@@ -45,13 +45,13 @@ fn depth(text: &[u8]) -> usize {
 
 /// A value of which only a text or a whole number is of interest; anything else is passed over.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Loose<'a> {
+pub(super) enum LenientValue<'a> {
     Text(Cow<'a, str>),
     Number(u64),
     Other,
 }
 
-impl Loose<'_> {
+impl LenientValue<'_> {
     /// The text as a slice of `frame` where it stands there unescaped.
     pub(super) fn text_in(&self, frame: &ByteString) -> Option<ByteString> {
         match self {
@@ -73,9 +73,9 @@ impl Loose<'_> {
     /// milliseconds since 1970. None for anything else: then the time of receipt is told.
     pub(super) fn time_in(&self, frame: &ByteString) -> Option<ByteString> {
         match self {
-            Self::Text(text) => match Written::of(text)? {
-                Written::Rfc3339 => Some(slice_of(frame, text)),
-                Written::OffsetWithoutColon { minutes } => Some(with_colon(text, minutes)),
+            Self::Text(text) => match OffsetForm::of(text)? {
+                OffsetForm::Rfc3339 => Some(slice_of(frame, text)),
+                OffsetForm::OffsetWithoutColon { minutes } => Some(with_colon(text, minutes)),
             },
             Self::Number(millis) => {
                 let millis = i64::try_from(*millis).ok().filter(|millis| PLAUSIBLE_MILLIS.contains(millis))?;
@@ -103,7 +103,7 @@ pub(super) fn slice_of(frame: &ByteString, text: &Cow<'_, str>) -> ByteString {
 
 /// How a time is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Written {
+enum OffsetForm {
     /// As RFC 3339 section 5.6 demands.
     Rfc3339,
     /// As that, but its offset is `+hhmm` or `+hh`.
@@ -114,14 +114,14 @@ enum Written {
 const DATE_TIME_LEN: usize = 19;
 const TIME_LEN_MAX: usize = 64;
 
-impl Written {
+impl OffsetForm {
     /// None for what is no moment: a date that does not exist, no offset, another order.
     fn of(text: &str) -> Option<Self> {
         let (date_time, offset) = text.as_bytes().split_first_chunk()?;
         if text.len() > TIME_LEN_MAX || !is_date_time(date_time) {
             return None;
         }
-        let (form, [h0, h1, m0, m1]) = match *behind_fraction(offset)? {
+        let (form, [h0, h1, m0, m1]) = match *after_fraction(offset)? {
             [b'Z' | b'z'] => return Some(Self::Rfc3339),
             [b'+' | b'-', h0, h1, b':', m0, m1] => (Self::Rfc3339, [h0, h1, m0, m1]),
             [b'+' | b'-', h0, h1, m0, m1] => (Self::OffsetWithoutColon { minutes: true }, [h0, h1, m0, m1]),
@@ -134,7 +134,7 @@ impl Written {
 }
 
 /// What stands behind the fraction of a second, if there is one; none where a point has no digits behind it.
-fn behind_fraction(text: &[u8]) -> Option<&[u8]> {
+fn after_fraction(text: &[u8]) -> Option<&[u8]> {
     let Some(fraction) = text.strip_prefix(b".") else { return Some(text) };
     let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
     (digits > 0).then(|| &fraction[digits..])
@@ -149,14 +149,14 @@ fn is_date_time(text: &[u8; DATE_TIME_LEN]) -> bool {
     let year = 100 * number(y0, y1) + number(y2, y3);
     let (minute, second) = (number(n0, n1), number(s0, s1));
     digits.iter().fold(true, |all, digit| all & digit.is_ascii_digit())
-        && (1..=days(year, number(m0, m1))).contains(&number(d0, d1))
+        && (1..=days_in_month(year, number(m0, m1))).contains(&number(d0, d1))
         && number(h0, h1) < 24
         && minute < 60
         && second <= if minute == 59 { 60 } else { 59 }
 }
 
 /// How many days the month has; none where there is no such month.
-fn days(year: u32, month: u32) -> u32 {
+fn days_in_month(year: u32, month: u32) -> u32 {
     match month {
         1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
         4 | 6 | 9 | 11 => 30,
@@ -178,66 +178,66 @@ fn with_colon(text: &str, minutes: bool) -> ByteString {
     format!("{rest}:{minutes}").into()
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Loose<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for LenientValue<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(LooseVisitor)
+        deserializer.deserialize_any(LenientValueVisitor)
     }
 }
 
-struct LooseVisitor;
+struct LenientValueVisitor;
 
-impl<'de> Visitor<'de> for LooseVisitor {
-    type Value = Loose<'de>;
+impl<'de> Visitor<'de> for LenientValueVisitor {
+    type Value = LenientValue<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any value")
     }
 
     fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Loose::Text(Cow::Borrowed(text)))
+        Ok(LenientValue::Text(Cow::Borrowed(text)))
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Loose::Text(Cow::Owned(text.to_owned())))
+        Ok(LenientValue::Text(Cow::Owned(text.to_owned())))
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(Loose::Number(number))
+        Ok(LenientValue::Number(number))
     }
 
     fn visit_i64<E: Error>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(Loose::Other)
+        Ok(LenientValue::Other)
     }
 
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is whole and within the range")]
     fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
         let whole = (0.0..EXACT_MAX).contains(&number) && number.fract() == 0.0;
-        Ok(if whole { Loose::Number(number as u64) } else { Loose::Other })
+        Ok(if whole { LenientValue::Number(number as u64) } else { LenientValue::Other })
     }
 
     fn visit_bool<E: Error>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(Loose::Other)
+        Ok(LenientValue::Other)
     }
 
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(Loose::Other)
+        Ok(LenientValue::Other)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Loose::Other)
+        Ok(LenientValue::Other)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Loose::Other)
+        Ok(LenientValue::Other)
     }
 }
 
 /// `{"CorrelationId": …}` and whatever else stands beside it.
 #[derive(Debug, Default)]
 pub(super) struct Metadata<'a> {
-    pub(super) correlation: Option<Loose<'a>>,
+    pub(super) correlation: Option<LenientValue<'a>>,
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Metadata<'a> {
@@ -257,7 +257,7 @@ impl<'de> Visitor<'de> for MetadataVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut metadata = Metadata::default();
-        while let Some(key) = map.next_key::<Key<'_>>()? {
+        while let Some(key) = map.next_key::<MemberName<'_>>()? {
             if &*key.0 == "CorrelationId" {
                 metadata.correlation = Some(map.next_value()?);
             } else {
@@ -268,7 +268,7 @@ impl<'de> Visitor<'de> for MetadataVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
-        LooseVisitor.visit_seq(seq).map(|_| Metadata::default())
+        LenientValueVisitor.visit_seq(seq).map(|_| Metadata::default())
     }
 
     fn visit_str<E: Error>(self, _: &str) -> Result<Self::Value, E> {
@@ -327,7 +327,7 @@ impl<'a> Members<'a> {
 
     /// A whole number, also when it is written as a text.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
-        self.member::<Loose<'_>>(name)?.number()
+        self.member::<LenientValue<'_>>(name)?.number()
     }
 
     /// The elements of a list; none where it is anything else.
@@ -353,7 +353,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut members = Vec::new();
-        while let Some(Key(key)) = map.next_key()? {
+        while let Some(MemberName(key)) = map.next_key()? {
             let value = map.next_value()?;
             if members.len() < MEMBERS_MAX {
                 members.push((key, value));
@@ -366,9 +366,9 @@ impl<'de> Visitor<'de> for MembersVisitor {
 /// A text, or a number as it is written.
 pub(super) fn text(value: &RawValue) -> Option<String> {
     match serde_json::from_str(value.get()).ok()? {
-        Loose::Text(text) => Some(text.into_owned()),
-        Loose::Number(number) => Some(number.to_string()),
-        Loose::Other => None,
+        LenientValue::Text(text) => Some(text.into_owned()),
+        LenientValue::Number(number) => Some(number.to_string()),
+        LenientValue::Other => None,
     }
 }
 
@@ -376,31 +376,31 @@ pub(super) fn text(value: &RawValue) -> Option<String> {
 pub(super) const TEXT_LEN_MAX: usize = 300;
 
 /// A text from outside as it is shown: on one line, and of at most [`TEXT_LEN_MAX`] characters.
-pub(super) fn shown(text: &str) -> String {
+pub(super) fn truncated(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(TEXT_LEN_MAX).collect()
 }
 
 /// A key of an object, borrowed where it has no escapes.
 #[derive(Debug, serde::Deserialize)]
-pub(super) struct Key<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
+pub(super) struct MemberName<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn nesting_is_counted_outside_of_strings_only() {
-        assert!(is_shallow(&format!("{}{}", "[".repeat(64), "]".repeat(64))));
-        assert!(!is_shallow(&format!("{}{}", "[".repeat(65), "]".repeat(65))));
-        assert!(is_shallow(&format!(r#"["\"{}"]"#, "[".repeat(200))));
-        assert!(is_shallow(&format!("[{}[]]", "[],".repeat(200))));
+    fn nesting_inside_strings_is_ignored() {
+        assert!(is_within_depth(&format!("{}{}", "[".repeat(64), "]".repeat(64))));
+        assert!(!is_within_depth(&format!("{}{}", "[".repeat(65), "]".repeat(65))));
+        assert!(is_within_depth(&format!(r#"["\"{}"]"#, "[".repeat(200))));
+        assert!(is_within_depth(&format!("[{}[]]", "[],".repeat(200))));
     }
 
     #[test]
-    fn a_time_is_told_as_rfc_3339_or_not_at_all() {
+    fn a_time_is_rfc_3339_or_omitted() {
         let time_of = |value: &str| {
             let frame = ByteString::from(value);
-            let loose: Loose<'_> = serde_json::from_str(&frame).unwrap();
+            let loose: LenientValue<'_> = serde_json::from_str(&frame).unwrap();
             loose.time_in(&frame).map(|time| time.to_string())
         };
         for same in [

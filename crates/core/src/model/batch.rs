@@ -60,7 +60,7 @@ impl Pieces {
 
     /// The entries with which a run begins, as far as one piece has them, and how many these are. None when no piece
     /// has the first.
-    pub fn begin(&self, run: &Range<usize>) -> Option<(Bytes, usize)> {
+    pub fn slice_from(&self, run: &Range<usize>) -> Option<(Bytes, usize)> {
         let next = self.0.partition_point(|piece| piece.first <= run.start);
         let Piece { first, rendering } = self.0.get(next.checked_sub(1)?)?;
         let end = run.end.min(first + rendering.ends.len());
@@ -217,7 +217,7 @@ impl Entry<'_> {
 
     /// The event that was wrapped, as far as the envelope tells.
     pub fn event(&self) -> Option<Event> {
-        envelope::unwrap(self.json, self.received)
+        envelope::parse_event(self.json, self.received)
     }
 
     /// The event's `type`, as written in the envelope.

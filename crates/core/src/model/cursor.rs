@@ -69,7 +69,7 @@ pub enum CursorError {
     #[error("in a cursor over several streams {0}")]
     Name(#[from] NameError),
     #[error("the cursor names the stream {0} more than once")]
-    Twice(StreamName),
+    Duplicate(StreamName),
 }
 
 /// Longest digit runs that fit the numbers, so that a crafted cursor is refused instead of wrapped.
@@ -126,7 +126,7 @@ impl FromStr for Cursor {
                 pair.split_once(':').ok_or_else(|| CursorError::Pair(text.chars().take(80).collect()))?;
             let name: StreamName = name.parse()?;
             if marks.insert(name.clone(), mark.parse()?).is_some() {
-                return Err(CursorError::Twice(name));
+                return Err(CursorError::Duplicate(name));
             }
         }
         Ok(Self::Several(marks))
@@ -158,20 +158,20 @@ pub struct Lineage {
 
 /// What a mark is worth in a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum CursorValidity {
     /// Reading may go on after this offset.
-    After(Offset),
+    Valid(Offset),
     /// It lies beyond the last entry of its epoch: never silently "latest".
-    Beyond,
+    AheadOfLog,
     /// Its epoch is not of this log.
-    Foreign,
+    UnknownEpoch,
 }
 
 /// A lineage forgets its oldest epochs; one that has fewer than these has forgotten none.
-const FORGETFUL_LEN: usize = 32;
+const TRUNCATED_LEN: usize = 32;
 
 /// An embedded store remembers so many epochs that ended.
-const EARLIER_MAX: usize = 64;
+const EARLIER_EPOCHS_MAX: usize = 64;
 
 impl Lineage {
     /// A log with one life so far.
@@ -185,12 +185,12 @@ impl Lineage {
     }
 
     /// The next epoch begins behind `last`. The oldest are forgotten beyond a bound.
-    pub fn begin(&self, next: Epoch, last: Offset) -> Self {
+    pub fn start_epoch(&self, next: Epoch, last: Offset) -> Self {
         let mut earlier = self.earlier.clone();
         if last > Offset::START {
             earlier.push((self.current, last));
         }
-        earlier.drain(..earlier.len().saturating_sub(EARLIER_MAX));
+        earlier.drain(..earlier.len().saturating_sub(EARLIER_EPOCHS_MAX));
         Self { current: next, earlier }
     }
 
@@ -211,18 +211,18 @@ impl Lineage {
     }
 
     /// What `mark` is worth when the last entry of the log is `last`.
-    pub fn standing(&self, mark: Mark, last: Offset) -> Standing {
+    pub fn validity(&self, mark: Mark, last: Offset) -> CursorValidity {
         let end = if mark.epoch == self.current { Some(last) } else { self.end_of(mark.epoch) };
         match end {
-            Some(end) if mark.offset <= end => Standing::After(mark.offset),
-            Some(_) => Standing::Beyond,
-            None => Standing::Foreign,
+            Some(end) if mark.offset <= end => CursorValidity::Valid(mark.offset),
+            Some(_) => CursorValidity::AheadOfLog,
+            None => CursorValidity::UnknownEpoch,
         }
     }
 
     /// How far a reader that came to `offset` under this lineage still stands under a later one: what lies beyond was
     /// rolled back. None when the two have nothing in common: the log was wiped.
-    pub fn common(&self, later: &Self, offset: Offset) -> Option<Offset> {
+    pub fn common_offset(&self, later: &Self, offset: Offset) -> Option<Offset> {
         if offset == Offset::START || self.current == later.current {
             return Some(offset);
         }
@@ -236,9 +236,9 @@ impl Lineage {
     }
 
     /// Whether the entry at `offset` can be one of `epoch`: else this lineage is out of date.
-    pub fn has(&self, epoch: Epoch, offset: Offset) -> bool {
+    pub fn contains(&self, epoch: Epoch, offset: Offset) -> bool {
         match self.earlier.first() {
-            Some((_, end)) if offset <= *end && self.earlier.len() >= FORGETFUL_LEN => true,
+            Some((_, end)) if offset <= *end && self.earlier.len() >= TRUNCATED_LEN => true,
             Some(_) | None => self.epoch_of(offset).0 == epoch,
         }
     }
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crafted_cursor_is_refused() {
+    fn a_malformed_cursor_is_rejected() {
         for text in [
             "",
             "17",
@@ -282,16 +282,16 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_good_up_to_the_end_of_its_epoch_only() {
+    fn a_cursor_is_valid_up_to_the_end_of_its_epoch() {
         let lineage = Lineage::new(Epoch(7));
         let at = |epoch, offset| Mark { epoch: Epoch(epoch), offset: Offset(offset) };
-        assert_eq!(lineage.standing(at(7, 5), Offset(9)), Standing::After(Offset(5)));
-        assert_eq!(lineage.standing(at(7, 10), Offset(9)), Standing::Beyond);
-        assert_eq!(lineage.standing(at(8, 1), Offset(9)), Standing::Foreign);
+        assert_eq!(lineage.validity(at(7, 5), Offset(9)), CursorValidity::Valid(Offset(5)));
+        assert_eq!(lineage.validity(at(7, 10), Offset(9)), CursorValidity::AheadOfLog);
+        assert_eq!(lineage.validity(at(8, 1), Offset(9)), CursorValidity::UnknownEpoch);
     }
 
     #[test]
-    fn an_epoch_that_ended_keeps_its_entries_and_its_cursors() {
+    fn cursors_of_an_ended_epoch_stay_valid_up_to_its_last_entry() {
         let earlier = vec![(Epoch(7), Offset(5)), (Epoch(8), Offset(5)), (Epoch(9), Offset(8))];
         let lineage = Lineage::with_earlier(Epoch(10), earlier);
         let epochs = [1, 5, 6, 8, 9].map(|offset| lineage.epoch_of(Offset(offset)).0.0);
@@ -299,42 +299,42 @@ mod tests {
         assert_eq!(lineage.epoch_of(Offset(6)), (Epoch(9), Some(Offset(8))));
         assert_eq!(lineage.epoch_of(Offset(9)), (Epoch(10), None));
         let at = |epoch, offset| Mark { epoch: Epoch(epoch), offset: Offset(offset) };
-        assert_eq!(lineage.standing(at(7, 5), Offset(9)), Standing::After(Offset(5)));
-        assert_eq!(lineage.standing(at(7, 6), Offset(9)), Standing::Beyond);
-        assert_eq!(lineage.standing(at(10, 9), Offset(9)), Standing::After(Offset(9)));
+        assert_eq!(lineage.validity(at(7, 5), Offset(9)), CursorValidity::Valid(Offset(5)));
+        assert_eq!(lineage.validity(at(7, 6), Offset(9)), CursorValidity::AheadOfLog);
+        assert_eq!(lineage.validity(at(10, 9), Offset(9)), CursorValidity::Valid(Offset(9)));
     }
 
     #[test]
-    fn an_epoch_that_begins_leaves_the_cursors_of_those_before_good() {
-        let mut lineage = Lineage::new(Epoch(1)).begin(Epoch(2), Offset::START);
+    fn a_new_epoch_keeps_cursors_of_earlier_epochs_valid() {
+        let mut lineage = Lineage::new(Epoch(1)).start_epoch(Epoch(2), Offset::START);
         assert_eq!(lineage, Lineage::new(Epoch(2)), "nothing had an id of the first");
         for epoch in 3..=70 {
-            lineage = lineage.begin(Epoch(epoch), Offset(u64::from(epoch)));
+            lineage = lineage.start_epoch(Epoch(epoch), Offset(u64::from(epoch)));
         }
         let mark = |epoch, offset| Mark { epoch: Epoch(epoch), offset: Offset(offset) };
         for (mark, expected) in [
-            (mark(69, 70), Standing::After(Offset(70))),
-            (mark(69, 71), Standing::Beyond),
-            (mark(6, 7), Standing::After(Offset(7))),
-            (mark(5, 6), Standing::Foreign),
+            (mark(69, 70), CursorValidity::Valid(Offset(70))),
+            (mark(69, 71), CursorValidity::AheadOfLog),
+            (mark(6, 7), CursorValidity::Valid(Offset(7))),
+            (mark(5, 6), CursorValidity::UnknownEpoch),
         ] {
-            assert_eq!(lineage.standing(mark, Offset(99)), expected, "{mark}");
+            assert_eq!(lineage.validity(mark, Offset(99)), expected, "{mark}");
         }
-        assert_eq!(lineage.earlier().len(), EARLIER_MAX);
+        assert_eq!(lineage.earlier().len(), EARLIER_EPOCHS_MAX);
     }
 
     #[test]
-    fn the_cursor_of_a_log_that_nobody_wrote_to_is_good_in_every_log() {
+    fn the_cursor_of_an_empty_log_is_valid_in_every_log() {
         let nothing = Mark { epoch: Epoch::NONE, offset: Offset::START };
         for lineage in [Lineage::new(Epoch::NONE), Lineage::new(Epoch(7))] {
-            assert_eq!(lineage.standing(nothing, Offset(9)), Standing::After(Offset::START));
+            assert_eq!(lineage.validity(nothing, Offset(9)), CursorValidity::Valid(Offset::START));
         }
         let crafted = Mark { offset: Offset(1), ..nothing };
-        assert_eq!(Lineage::new(Epoch(7)).standing(crafted, Offset(9)), Standing::Beyond);
+        assert_eq!(Lineage::new(Epoch(7)).validity(crafted, Offset(9)), CursorValidity::AheadOfLog);
     }
 
     #[test]
-    fn what_two_lineages_have_in_common_is_where_the_epochs_that_both_know_ended() {
+    fn two_lineages_share_entries_up_to_the_end_of_their_last_common_epoch() {
         let lineage = |current, earlier: &[(u32, u64)]| {
             let earlier = earlier.iter().map(|(epoch, end)| (Epoch(*epoch), Offset(*end)));
             Lineage::with_earlier(Epoch(current), earlier.collect())
@@ -359,18 +359,22 @@ mod tests {
             (&first, &lineage(9, &[]), 8, None),
             (&lineage(0, &[]), &first, 0, Some(0)),
         ] {
-            assert_eq!(before.common(later, Offset(offset)), expected.map(Offset), "{before:?} {later:?} {offset}");
+            assert_eq!(
+                before.common_offset(later, Offset(offset)),
+                expected.map(Offset),
+                "{before:?} {later:?} {offset}"
+            );
         }
     }
 
     #[test]
-    fn an_entry_of_an_epoch_that_is_not_known_tells_that_a_lineage_is_out_of_date() {
+    fn an_entry_of_an_unknown_epoch_shows_that_a_lineage_is_outdated() {
         let lineage = Lineage::with_earlier(Epoch(8), vec![(Epoch(7), Offset(5))]);
         for (epoch, offset, expected) in [(7, 5, true), (8, 6, true), (9, 6, false), (9, 5, false), (8, 5, false)] {
-            assert_eq!(lineage.has(Epoch(epoch), Offset(offset)), expected, "{epoch} {offset}");
+            assert_eq!(lineage.contains(Epoch(epoch), Offset(offset)), expected, "{epoch} {offset}");
         }
         let earlier = (1..=40).map(|epoch| (Epoch(epoch), Offset(100 + u64::from(epoch))));
         let forgetful = Lineage::with_earlier(Epoch(99), earlier.collect());
-        assert!(forgetful.has(Epoch(1000), Offset(50)) && !forgetful.has(Epoch(1000), Offset(141)));
+        assert!(forgetful.contains(Epoch(1000), Offset(50)) && !forgetful.contains(Epoch(1000), Offset(141)));
     }
 }

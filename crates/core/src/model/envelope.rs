@@ -27,26 +27,26 @@ impl Source {
 }
 
 /// What every envelope begins with: its id follows, the entry's mark.
-const HEAD: &str = r#"{"specversion":"1.0","id":""#;
+const PREFIX: &str = r#"{"specversion":"1.0","id":""#;
 
 /// What stands in front of the type and of the time of receipt. No text within an envelope has quotes that are not
 /// escaped, so neither is found within one.
-const KIND: &[u8] = br#","type":""#;
-const RECEIPT: &[u8] = br#","receivedtime":""#;
+const TYPE: &[u8] = br#","type":""#;
+const RECEIVED_TIME: &[u8] = br#","receivedtime":""#;
 
 /// What an envelope says of itself, found by the fixed order of its attributes without parsing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Imprint {
+pub struct EnvelopeHeader {
     pub epoch: Epoch,
     /// Where the `type` begins within the envelope, and its length (as written in JSON, escapes included).
     pub kind: (u16, u16),
     pub received: Timestamp,
 }
 
-impl Imprint {
+impl EnvelopeHeader {
     /// The epoch of the envelope that these bytes begin with.
     pub fn epoch_of(envelope: &[u8]) -> Option<Epoch> {
-        let id = envelope.strip_prefix(HEAD.as_bytes())?;
+        let id = envelope.strip_prefix(PREFIX.as_bytes())?;
         let digits = id.split(|byte| *byte == b'-').next()?;
         u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok().map(Epoch)
     }
@@ -54,8 +54,8 @@ impl Imprint {
     /// None for what is no envelope.
     pub fn of(envelope: &[u8]) -> Option<Self> {
         let epoch = Self::epoch_of(envelope)?;
-        let (at, kind) = quoted(envelope, KIND)?;
-        let (_, receipt) = quoted(envelope, RECEIPT)?;
+        let (at, kind) = quoted(envelope, TYPE)?;
+        let (_, receipt) = quoted(envelope, RECEIVED_TIME)?;
         let received = Timestamp::parse(std::str::from_utf8(receipt).ok()?)?;
         let kind = (u16::try_from(at).unwrap_or(0), u16::try_from(kind.len()).unwrap_or(0));
         Some(Self { epoch, kind, received })
@@ -81,7 +81,7 @@ pub struct BatchBuilder {
     /// What stands between the id and the type.
     source: String,
     /// The newest time of receipt as text: neighbours share it.
-    receipt: (Timestamp, String),
+    received_text: (Timestamp, String),
     bytes: Vec<u8>,
     slots: Vec<Slot>,
 }
@@ -95,9 +95,9 @@ impl BatchBuilder {
         Self {
             epoch,
             first: last.next(),
-            head: format!("{HEAD}{epoch}-"),
+            head: format!("{PREFIX}{epoch}-"),
             source: format!(r#"","source":"{}","type":"#, source.as_str()),
-            receipt: (Timestamp(i64::MIN), String::new()),
+            received_text: (Timestamp(i64::MIN), String::new()),
             bytes: Vec::new(),
             slots: Vec::new(),
         }
@@ -117,8 +117,8 @@ impl BatchBuilder {
 
     /// Wraps one event.
     pub fn push(&mut self, event: &Event) {
-        if self.receipt.0 != event.received {
-            self.receipt = (event.received, event.received.to_string());
+        if self.received_text.0 != event.received {
+            self.received_text = (event.received, event.received.to_string());
         }
         let offset = self.next_mark().offset;
         let start = self.bytes.len();
@@ -146,7 +146,7 @@ impl BatchBuilder {
     }
 
     fn attributes(&mut self, event: &Event, offset: Offset) {
-        let (out, receipt) = (&mut self.bytes, &self.receipt.1);
+        let (out, receipt) = (&mut self.bytes, &self.received_text.1);
         optional(out, r#","subject":"#, event.subject.as_deref());
         optional(out, r#","time":"#, Some(event.time.as_deref().unwrap_or(receipt)));
         number(out, r#","sequence":"#, offset.0);
@@ -181,7 +181,7 @@ impl BatchBuilder {
 
 /// The attributes that tell an event from another.
 #[derive(Deserialize)]
-struct Told<'a> {
+struct EnvelopeFields<'a> {
     #[serde(borrow, rename = "type")]
     kind: Cow<'a, str>,
     #[serde(borrow)]
@@ -195,18 +195,18 @@ struct Told<'a> {
 }
 
 /// The event that an envelope holds, without its times and the platform's further attributes.
-pub(super) fn unwrap(json: &[u8], received: Timestamp) -> Option<Event> {
-    let told: Told<'_> = serde_json::from_slice(json).ok()?;
-    let body = match (told.data, told.data_base64) {
+pub(super) fn parse_event(json: &[u8], received: Timestamp) -> Option<Event> {
+    let fields: EnvelopeFields<'_> = serde_json::from_slice(json).ok()?;
+    let body = match (fields.data, fields.data_base64) {
         (Some(data), _) => Body::Json(ByteString::from(data.get())),
         (None, Some(text)) => Body::Binary(STANDARD.decode(&*text).ok()?.into()),
         (None, None) => return None,
     };
     Some(Event {
-        kind: ByteString::from(&*told.kind),
-        subject: told.subject.map(|subject| ByteString::from(&*subject)),
+        kind: ByteString::from(&*fields.kind),
+        subject: fields.subject.map(|subject| ByteString::from(&*subject)),
         time: None,
-        sequence: told.platformsequence.and_then(|digits| digits.parse().ok()).map(Sequence),
+        sequence: fields.platformsequence.and_then(|digits| digits.parse().ok()).map(Sequence),
         correlation: None,
         partition_key: None,
         body,
@@ -291,17 +291,17 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope_tells_what_was_known_when_it_was_made() {
+    fn an_envelope_header_matches_the_event_it_was_built_from() {
         for hostile in ["v2.users", "", "a\"b\\", "\",\"type\":\"", ",\"receivedtime\":\"x\""] {
             let text = ByteString::from(hostile);
             let event = Event { kind: text.clone(), subject: Some(text), ..full() };
             let batch = wrap(&[event], 0);
             let entry = batch.entry(0);
-            let expected = Imprint { epoch: Epoch(0x4f2a), kind: entry.kind_span(), received: RECEIVED };
-            assert_eq!(Imprint::of(entry.json), Some(expected), "{hostile}");
+            let expected = EnvelopeHeader { epoch: Epoch(0x4f2a), kind: entry.kind_span(), received: RECEIVED };
+            assert_eq!(EnvelopeHeader::of(entry.json), Some(expected), "{hostile}");
         }
         for other in [&b"{}"[..], br#"{"specversion":"1.0","id":"x-1""#, br#"{"specversion":"1.0","id":""#] {
-            assert_eq!(Imprint::of(other), None);
+            assert_eq!(EnvelopeHeader::of(other), None);
         }
     }
 
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_unwrapped_as_it_was() {
+    fn an_event_survives_the_round_trip_through_its_envelope() {
         let undecoded = Event::undecoded(Bytes::from_static(b"\xff\x00?"), RECEIVED);
         let mut odd = full();
         odd.subject = Some(ByteString::from("a\"\\\nb"));
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_whose_parts_do_not_agree_is_not_read_back() {
+    fn an_inconsistent_batch_is_rejected() {
         let batch = wrap(&[full(), full()], 0);
         let restore = |bytes: Bytes, index: &[u8]| Batch::restore(batch.epoch(), batch.first(), bytes, index);
         let (bytes, index) = (batch.bytes().clone(), batch.index());
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_begins_where_the_reader_stopped() {
+    fn a_view_starts_where_the_reader_stopped() {
         let batch = Arc::new(wrap(&[full(), full(), full()], 0));
         let view = BatchView { batch, from: 1 };
         let offsets: Vec<u64> = view.entries().map(|entry| entry.mark.offset.0).collect();

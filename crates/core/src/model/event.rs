@@ -120,14 +120,14 @@ impl Gap {
     }
 
     /// The same gap with the time for which nothing was heard.
-    pub fn silent_for(mut self, silence: Duration) -> Self {
+    pub fn with_silence(mut self, silence: Duration) -> Self {
         self.silence_ms = Some(u64::try_from(silence.as_millis()).unwrap_or(u64::MAX));
         self
     }
 
     /// The entry that marks it.
     pub fn event(&self, received: Timestamp) -> Event {
-        Event::own("trunkline.gap.v1", self, received)
+        Event::internal("trunkline.gap.v1", self, received)
     }
 }
 
@@ -139,7 +139,7 @@ const UNDECODED_LEN_MAX: usize = 64 * 1024;
 
 impl Event {
     /// An entry that the relay itself makes.
-    pub fn own(kind: &'static str, data: &impl Serialize, received: Timestamp) -> Self {
+    pub fn internal(kind: &'static str, data: &impl Serialize, received: Timestamp) -> Self {
         let text = serde_json::to_string(data).expect("our own data has string keys and no failing serializer");
         Self {
             kind: ByteString::from_static(kind),
@@ -166,7 +166,7 @@ impl Event {
             // A copy: a slice would keep the whole frame in memory for as long as it waits.
             frame = Bytes::copy_from_slice(&frame[..UNDECODED_LEN_MAX]);
         }
-        let mut event = Self::own("trunkline.undecoded.v1", &(), received);
+        let mut event = Self::internal("trunkline.undecoded.v1", &(), received);
         event.body = Body::Binary(frame);
         event
     }

@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn connector_and_url_make_the_feed_and_spelling_does_not() {
+    fn a_feed_is_its_connector_and_normalised_url() {
         let feed = FeedId::of(SEQUENCED, URL);
         for (connector, url, is_same) in [
             (SEQUENCED, "WSS://Stream.ACME.test/v1/feed?group=7", true),

@@ -6,7 +6,7 @@ use super::Timestamp;
 
 /// A session, or everything that one subject was given.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Whose {
+pub enum RevocationTarget {
     Session(String),
     Subject(String),
 }
@@ -14,21 +14,21 @@ pub enum Whose {
 /// What was let in up to a moment counts no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revocation {
-    pub whose: Whose,
+    pub target: RevocationTarget,
     /// Tokens issued up to then are refused: by the clock of whoever issues them.
     pub at: Timestamp,
     /// So long from now on: until the last of those tokens has ended by itself.
-    pub lasting: Duration,
+    pub ttl: Duration,
 }
 
 /// The text does not say whose.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{found:?} is neither session:ID nor subject:NAME")]
-pub struct WhoseError {
+pub struct RevocationTargetError {
     found: String,
 }
 
-impl fmt::Display for Whose {
+impl fmt::Display for RevocationTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Session(id) => write!(f, "session:{id}"),
@@ -37,14 +37,14 @@ impl fmt::Display for Whose {
     }
 }
 
-impl FromStr for Whose {
-    type Err = WhoseError;
+impl FromStr for RevocationTarget {
+    type Err = RevocationTargetError;
 
-    fn from_str(text: &str) -> Result<Self, WhoseError> {
+    fn from_str(text: &str) -> Result<Self, RevocationTargetError> {
         match text.split_once(':') {
             Some(("session", id)) => Ok(Self::Session(id.to_owned())),
             Some(("subject", name)) => Ok(Self::Subject(name.to_owned())),
-            Some(_) | None => Err(WhoseError { found: text.to_owned() }),
+            Some(_) | None => Err(RevocationTargetError { found: text.to_owned() }),
         }
     }
 }
@@ -54,10 +54,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whose_it_is_is_written_and_read() {
-        for whose in [Whose::Session("a:1".to_owned()), Whose::Subject(String::new())] {
+    fn a_revocation_target_survives_the_round_trip() {
+        for whose in [RevocationTarget::Session("a:1".to_owned()), RevocationTarget::Subject(String::new())] {
             assert_eq!(whose.to_string().parse(), Ok(whose));
         }
-        assert!("nobody".parse::<Whose>().is_err());
+        assert!("nobody".parse::<RevocationTarget>().is_err());
     }
 }

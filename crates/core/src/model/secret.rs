@@ -23,7 +23,7 @@ impl Secret {
     }
 
     /// Whether a trimmed text has a line break or another control character inside: no secret has one.
-    pub fn is_broken(text: &str) -> bool {
+    pub fn has_control_characters(text: &str) -> bool {
         text.chars().any(char::is_control)
     }
 
@@ -53,14 +53,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_around_a_secret_is_no_part_of_it() {
+    fn whitespace_around_a_secret_is_removed() {
         for text in ["s3cr t", " s3cr t\n", "\u{feff}s3cr t\r\n", "\n\u{feff} s3cr t\u{feff}"] {
             assert_eq!(Secret::trimmed(text), "s3cr t", "{text:?}");
         }
         assert_eq!(Secret::trimmed("\u{feff}\n"), "");
         for text in ["two\nlines", "a\0", "a\tb", "a\u{9b}b"] {
-            assert!(Secret::is_broken(Secret::trimmed(text)), "{text:?}");
+            assert!(Secret::has_control_characters(Secret::trimmed(text)), "{text:?}");
         }
-        assert!(!Secret::is_broken("s3cr t"));
+        assert!(!Secret::has_control_characters("s3cr t"));
     }
 }

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_and_sizes_want_a_unit() {
+    fn durations_and_sizes_need_a_unit() {
         assert_eq!("300s".parse(), Ok(Span(Duration::from_secs(300))));
         assert_eq!("45".parse::<Span>().unwrap_err().to_string(), r#""45" has no unit; write "45s""#);
         for text in ["24h", "300s", "100ms", "1500ms", "0s"] {

@@ -20,7 +20,7 @@ const SHORT_OUTAGE_STEP_MAX: Duration = Duration::from_millis(4_500);
 
 /// Delays that double from `first` to `cap`, each spread by `jitter` to both sides.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Curve {
+pub struct BackoffCurve {
     pub first: Duration,
     pub cap: Duration,
     /// A fraction: 0.2 spreads a delay over ±20 %.
@@ -42,13 +42,13 @@ pub struct Settings {
 
 /// How a session ended, or why there was none: all that matters for the delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub enum FailureKind {
     /// The network, or a clean close that nobody had planned.
     Dropped,
     /// The platform restarts (1011, 1012, 5xx): it hung up on everybody, so nobody should be the first to return.
     Restarting,
     /// The platform said how long to stay away (`Retry-After`; [`OVERLOADED_MIN`] for 1013). Never less than that.
-    Told(Duration),
+    RetryAfter(Duration),
     /// The platform refused several times in a row: it is asked again once each `cap`.
     Refused,
 }
@@ -56,25 +56,25 @@ pub enum Trouble {
 /// The memory of one stream's network trouble.
 #[derive(Debug, Clone)]
 pub struct Backoff {
-    curve: Curve,
+    curve: BackoffCurve,
     breaker: Breaker,
     /// When the present row of failures began.
     failing_since: Option<Instant>,
 }
 
-impl Curve {
+impl BackoffCurve {
     /// The delay after a failure with `before` earlier ones in its row; `unit` is a random number from 0 to 1.
     pub fn delay(&self, before: u32, unit: f64) -> Duration {
         let factor = 2_u32.saturating_pow(before);
-        self.spread(self.first.saturating_mul(factor).min(self.cap), unit)
+        self.jittered(self.first.saturating_mul(factor).min(self.cap), unit)
     }
 
     /// A delay that was asked for: the jitter comes on top, never off it. It does not lead beyond [`RETRY_AFTER_MAX`].
-    pub fn told(&self, delay: Duration, unit: f64) -> Duration {
+    pub fn at_least(&self, delay: Duration, unit: f64) -> Duration {
         scaled(delay, 1.0 + self.jitter * unit).min(RETRY_AFTER_MAX).max(delay)
     }
 
-    fn spread(&self, delay: Duration, unit: f64) -> Duration {
+    fn jittered(&self, delay: Duration, unit: f64) -> Duration {
         scaled(delay, 1.0 + self.jitter * (2.0 * unit - 1.0))
     }
 }
@@ -88,7 +88,7 @@ impl Backoff {
     pub fn new(settings: Settings) -> Self {
         let Settings { first, cap, jitter, breaker_after, stable_after } = settings;
         Self {
-            curve: Curve { first, cap, jitter },
+            curve: BackoffCurve { first, cap, jitter },
             breaker: Breaker::new(breaker_after, stable_after),
             failing_since: None,
         }
@@ -101,28 +101,28 @@ impl Backoff {
 
     /// The session was ended as planned: no failure, and no delay.
     pub fn retired(&mut self, now: Instant) {
-        self.breaker.ended(now);
+        self.breaker.disconnected(now);
     }
 
     /// The session was lost, or could not be opened. Returns the delay before the next attempt: a session that had
     /// proved stable gets one attempt nearly at once, which is no failure. `unit` is a random number from 0 to 1.
-    pub fn failed(&mut self, trouble: Trouble, now: Instant, unit: f64) -> Duration {
-        let was_stable = self.breaker.ended(now);
-        if was_stable && trouble == Trouble::Dropped {
+    pub fn failed(&mut self, kind: FailureKind, now: Instant, unit: f64) -> Duration {
+        let was_stable = self.breaker.disconnected(now);
+        if was_stable && kind == FailureKind::Dropped {
             return scaled(IMMEDIATE_MAX, unit);
         }
         let before = self.breaker.failed();
         let since = self.failing_since.filter(|_| before > 0).unwrap_or(now);
         self.failing_since = Some(since);
         let delay = match self.breaker.is_open(now) {
-            true => self.curve.spread(self.curve.cap, unit),
+            true => self.curve.jittered(self.curve.cap, unit),
             false if now < since + SHORT_OUTAGE => self.curve.delay(before, unit).min(SHORT_OUTAGE_STEP_MAX),
             false => self.curve.delay(before, unit),
         };
-        match trouble {
-            Trouble::Dropped | Trouble::Restarting => delay,
-            Trouble::Told(least) => delay.max(self.curve.told(least, unit)),
-            Trouble::Refused => self.curve.spread(self.curve.cap, unit),
+        match kind {
+            FailureKind::Dropped | FailureKind::Restarting => delay,
+            FailureKind::RetryAfter(least) => delay.max(self.curve.at_least(least, unit)),
+            FailureKind::Refused => self.curve.jittered(self.curve.cap, unit),
         }
     }
 
@@ -151,7 +151,7 @@ mod tests {
         let mut now = Instant::now();
         let mut backoff = Backoff::new(settings());
         let delays = [(); 8].map(|()| {
-            let delay = backoff.failed(Trouble::Restarting, now, MIDDLE);
+            let delay = backoff.failed(FailureKind::Restarting, now, MIDDLE);
             now += delay;
             delay.as_secs()
         });
@@ -167,7 +167,7 @@ mod tests {
             backoff.connected(lost - Duration::from_secs(10));
             let (mut now, mut longest) = (lost, Duration::ZERO);
             while now < lost + SHORT_OUTAGE {
-                let delay = backoff.failed(Trouble::Dropped, now, unit);
+                let delay = backoff.failed(FailureKind::Dropped, now, unit);
                 longest = longest.max(delay);
                 now += delay;
             }
@@ -176,38 +176,38 @@ mod tests {
     }
 
     #[test]
-    fn each_trouble_has_its_first_and_second_delay() {
-        let told = |secs| Trouble::Told(Duration::from_secs(secs));
+    fn each_failure_kind_has_its_first_and_second_delay() {
+        let told = |secs| FailureKind::RetryAfter(Duration::from_secs(secs));
         // trouble, was the session stable, delays in ms with the random number 0.5
         let table = [
-            (Trouble::Dropped, true, [125, 1_000]),
-            (Trouble::Dropped, false, [1_000, 2_000]),
-            (Trouble::Restarting, true, [1_000, 2_000]),
-            (Trouble::Restarting, false, [1_000, 2_000]),
-            (Trouble::Told(OVERLOADED_MIN), true, [5_500, 5_500]),
+            (FailureKind::Dropped, true, [125, 1_000]),
+            (FailureKind::Dropped, false, [1_000, 2_000]),
+            (FailureKind::Restarting, true, [1_000, 2_000]),
+            (FailureKind::Restarting, false, [1_000, 2_000]),
+            (FailureKind::RetryAfter(OVERLOADED_MIN), true, [5_500, 5_500]),
             (told(100), false, [110_000, 110_000]),
             (told(0), false, [1_000, 2_000]),
-            (Trouble::Refused, true, [30_000, 30_000]),
+            (FailureKind::Refused, true, [30_000, 30_000]),
             (told(3_600), false, [3_600_000, 3_600_000]),
         ];
-        for (trouble, stable, expected) in table {
+        for (kind, stable, expected) in table {
             let start = Instant::now();
             let mut backoff = Backoff::new(settings());
             backoff.connected(start);
             let lost = start + Duration::from_secs(if stable { 10 } else { 9 });
-            let delays = [(); 2].map(|()| backoff.failed(trouble, lost, MIDDLE).as_millis());
-            assert_eq!(delays, expected, "{trouble:?}, stable: {stable}");
+            let delays = [(); 2].map(|()| backoff.failed(kind, lost, MIDDLE).as_millis());
+            assert_eq!(delays, expected, "{kind:?}, stable: {stable}");
         }
     }
 
     #[test]
-    fn a_connection_that_dies_young_gets_no_quick_attempt_and_does_not_reset_the_count() {
+    fn a_short_lived_connection_gets_no_immediate_retry_and_does_not_reset_the_count() {
         let mut now = Instant::now();
         let mut backoff = Backoff::new(settings());
         let delays = [(); 6].map(|()| {
             backoff.connected(now);
             now += Duration::from_secs(2);
-            backoff.failed(Trouble::Dropped, now, MIDDLE).as_secs()
+            backoff.failed(FailureKind::Dropped, now, MIDDLE).as_secs()
         });
         assert_eq!(delays, [1, 2, 4, 8, 30, 30]);
     }
@@ -221,7 +221,7 @@ mod tests {
             backoff.retired(now);
         }
         assert!(!backoff.is_open(now));
-        assert_eq!(backoff.failed(Trouble::Dropped, now, MIDDLE).as_secs(), 1);
+        assert_eq!(backoff.failed(FailureKind::Dropped, now, MIDDLE).as_secs(), 1);
     }
 
     proptest! {
@@ -232,27 +232,27 @@ mod tests {
             prop_assert!(delay >= curve.first.mul_f64(0.8) && delay <= curve.cap.mul_f64(1.2));
             let told = Duration::from_secs(told);
             let mut backoff = Backoff::new(settings());
-            prop_assert!(backoff.failed(Trouble::Told(told), Instant::now(), unit) >= told);
+            prop_assert!(backoff.failed(FailureKind::RetryAfter(told), Instant::now(), unit) >= told);
         }
 
         #[test]
-        fn delays_never_shrink_while_the_trouble_lasts(unit in 0.0..1.0_f64, failures in 2..100_usize) {
+        fn delays_never_shrink_during_an_outage(unit in 0.0..1.0_f64, failures in 2..100_usize) {
             let now = Instant::now();
             let mut backoff = Backoff::new(settings());
-            let delays: Vec<_> = (0..failures).map(|_| backoff.failed(Trouble::Dropped, now, unit)).collect();
+            let delays: Vec<_> = (0..failures).map(|_| backoff.failed(FailureKind::Dropped, now, unit)).collect();
             prop_assert!(delays.is_sorted());
         }
 
         #[test]
-        fn absurd_settings_do_not_panic(first in any::<u64>(), cap in any::<u64>(), before in any::<u32>()) {
-            let curve = Curve { first: Duration::from_secs(first), cap: Duration::from_secs(cap), jitter: 1.0 };
+        fn extreme_settings_do_not_panic(first in any::<u64>(), cap in any::<u64>(), before in any::<u32>()) {
+            let curve = BackoffCurve { first: Duration::from_secs(first), cap: Duration::from_secs(cap), jitter: 1.0 };
             prop_assert!(curve.delay(before, 0.5) <= curve.cap.saturating_add(Duration::from_secs(1 + cap / 1_000_000)));
         }
     }
 
-    fn curve() -> Curve {
+    fn curve() -> BackoffCurve {
         let Settings { first, cap, jitter, .. } = settings();
-        Curve { first, cap, jitter }
+        BackoffCurve { first, cap, jitter }
     }
 
     fn settings() -> Settings {

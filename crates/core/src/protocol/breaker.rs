@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Counts failures in a row. Open from the `after`th on; only a connection that proved stable ends the row.
 #[derive(Debug, Clone)]
 pub struct Breaker {
-    after: u32,
+    opens_after: u32,
     stable_after: Duration,
     failures: u32,
     live_since: Option<Instant>,
@@ -16,7 +16,7 @@ pub struct Breaker {
 impl Breaker {
     /// Closed. `after` counts failures in a row, `stable_after` is how long a connection must live to be believed.
     pub fn new(after: u32, stable_after: Duration) -> Self {
-        Self { after, stable_after, failures: 0, live_since: None }
+        Self { opens_after: after, stable_after, failures: 0, live_since: None }
     }
 
     /// A connection is live. It closes nothing yet: first it has to last. One that took over from another without a
@@ -26,7 +26,7 @@ impl Breaker {
     }
 
     /// The connection is over, for whatever reason. Says whether it had proved stable; if so, the row is ended.
-    pub fn ended(&mut self, now: Instant) -> bool {
+    pub fn disconnected(&mut self, now: Instant) -> bool {
         let stable = self.is_stable(now);
         if stable {
             self.failures = 0;
@@ -44,7 +44,7 @@ impl Breaker {
 
     /// Whether the row is long enough, and the present connection has not ended it.
     pub fn is_open(&self, now: Instant) -> bool {
-        self.failures >= self.after && !self.is_stable(now)
+        self.failures >= self.opens_after && !self.is_stable(now)
     }
 
     /// When the present connection will have proved stable: the moment an open breaker closes.
@@ -84,13 +84,13 @@ mod tests {
         breaker.failed();
         breaker.connected(start);
         assert!(breaker.is_open(start + STABLE - Duration::from_millis(1)));
-        assert!(!breaker.ended(start + STABLE - Duration::from_millis(1)));
+        assert!(!breaker.disconnected(start + STABLE - Duration::from_millis(1)));
         assert!(breaker.is_open(start + STABLE), "it died young, so the row goes on");
 
         breaker.connected(start);
         assert_eq!(breaker.stable_at(), Some(start + STABLE));
         assert!(!breaker.is_open(start + STABLE), "closed while the connection still lives");
-        assert!(breaker.ended(start + STABLE));
+        assert!(breaker.disconnected(start + STABLE));
         assert!(!breaker.is_open(start + STABLE));
     }
 
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stable_connection_that_is_replaced_has_ended_the_row() {
+    fn replacing_a_stable_connection_resets_the_failure_count() {
         let start = Instant::now();
         let mut breaker = Breaker::new(1, STABLE);
         breaker.failed();

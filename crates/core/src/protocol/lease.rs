@@ -13,7 +13,7 @@ mod seat;
 #[cfg(test)]
 mod tests;
 
-pub use self::messages::{Input, Member, Note, Outcome, Output, Record, Request};
+pub use self::messages::{ChangeOutcome, Input, LeaseRecord, LeaseRequest, Member, Output, PeerMessage};
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,29 +22,29 @@ use std::{
 
 use self::{
     membership::Membership,
-    seat::{Role, Seat, Seen},
+    seat::{LeaseRole, RecordRead, StreamLease},
 };
 use crate::model::{Fence, ReplicaId, StreamName};
 
 /// The part of a membership's life between two renewals.
-const RENEWAL: f64 = 0.2;
+const RENEWAL_PART: f64 = 0.2;
 
 /// The part of a membership's life, from the sending of a renewal, in which a replica trusts itself.
-const TRUST: f64 = 0.6;
+const VALID_PART: f64 = 0.6;
 
 /// Streams that one replica is handing over at the same time; the others wait until one of these has gone.
 const HANDOVERS_MAX: usize = 8;
 
 /// A stream that has been vacant for so many lives is taken by anybody with room: whoever should have does not know it.
-const PATIENCE: u32 = 2;
+const NEGLECTED_LIFETIMES: u32 = 2;
 
 /// Time since the machine was started, counted on while it sleeps.
-pub type Boot = Duration;
+pub type BootTime = Duration;
 
 /// The moment of an input, and the random number of a new fence.
 #[derive(Debug, Clone, Copy)]
-pub struct Now {
-    pub boot: Boot,
+pub struct LeaseMoment {
+    pub boot: BootTime,
     pub nonce: u128,
 }
 
@@ -58,15 +58,15 @@ pub struct Settings {
     /// Streams for which some other replica than the holder keeps a session ready.
     pub standby: BTreeSet<StreamName>,
     /// How long a membership lasts that is not renewed.
-    pub life: Duration,
+    pub lease_ttl: Duration,
     /// Between two beats of a holder.
-    pub beat: Duration,
+    pub heartbeat_interval: Duration,
     /// A holder that was not heard for so long is taken for dead by its standby.
-    pub silence: Duration,
+    pub heartbeat_timeout: Duration,
     /// How long a successor may take to open its session.
-    pub handover: Duration,
+    pub handover_timeout: Duration,
     /// No stream is taken so long after the start: replicas that start together find one another first.
-    pub jitter: Duration,
+    pub start_delay: Duration,
 }
 
 /// The machine of one replica.
@@ -75,89 +75,90 @@ pub struct Lease {
     settings: Settings,
     membership: Membership,
     members: Vec<Member>,
-    seats: BTreeMap<StreamName, Seat>,
+    leases: BTreeMap<StreamName, StreamLease>,
     /// When each member was heard last.
-    heard: BTreeMap<ReplicaId, Boot>,
-    look: Option<Look>,
-    look_at: Boot,
-    beat_at: Boot,
+    last_heartbeats: BTreeMap<ReplicaId, BootTime>,
+    pending_read: Option<PendingRead>,
+    read_records_at: BootTime,
+    heartbeat_at: BootTime,
     /// When it may take streams that it was not given. None: not before it is sure again.
-    takes_from: Option<Boot>,
-    stay: Stay,
+    acquire_from: Option<BootTime>,
+    lifecycle: Lifecycle,
     outputs: VecDeque<Output>,
 }
 
 /// A look at the records that is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Look {
+struct PendingRead {
     /// When the renewal was sent that the store had answered before the look was asked for.
-    proved_at: Option<Boot>,
+    confirmed_at: Option<BootTime>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Stay {
-    Staying,
+enum Lifecycle {
+    Active,
     Draining {
-        until: Boot,
+        until: BootTime,
     },
     /// The time to hand over has passed.
-    GivingUp,
+    Abandoning,
     Left,
 }
 
 impl Lease {
     /// The first renewal is due at once.
-    pub fn new(settings: Settings, now: Boot) -> Self {
+    pub fn new(settings: Settings, now: BootTime) -> Self {
         Self {
             membership: Membership::new(&settings, now),
             members: Vec::new(),
-            seats: settings.streams.iter().map(|stream| (stream.clone(), Seat::default())).collect(),
-            heard: BTreeMap::new(),
-            look: None,
-            look_at: now + settings.life,
-            beat_at: now,
-            takes_from: Some(now + settings.jitter),
-            stay: Stay::Staying,
+            leases: settings.streams.iter().map(|stream| (stream.clone(), StreamLease::default())).collect(),
+            last_heartbeats: BTreeMap::new(),
+            pending_read: None,
+            read_records_at: now + settings.lease_ttl,
+            heartbeat_at: now,
+            acquire_from: Some(now + settings.start_delay),
+            lifecycle: Lifecycle::Active,
             outputs: VecDeque::new(),
             settings,
         }
     }
 
-    pub fn handle(&mut self, input: Input, now: Now) {
-        self.watch(now.boot);
+    pub fn handle(&mut self, input: Input, now: LeaseMoment) {
+        self.check_expiry(now.boot);
         match input {
-            Input::Renewed { members } => self.renewed(members, now),
-            Input::Listed { records } => self.listed(&records, now.boot),
-            Input::Changed { stream, fence, outcome } => self.changed(&stream, fence, outcome, now.boot),
-            Input::Unanswered(Request::Renew) => self.membership.unanswered(),
-            Input::Unanswered(Request::List) => self.unlisted(now.boot),
-            Input::Beat { from } => self.hear_beat(from, now.boot),
-            Input::Heard { from, note } => self.hear(from, note, now),
-            Input::Prepared { stream, live } => self.prepared(&stream, live),
-            Input::Fenced { stream, fence } => self.fenced(&stream, fence, now.boot),
+            Input::Renewed { members } => self.on_renewed(members, now),
+            Input::RecordsRead { records } => self.on_records_read(&records, now.boot),
+            Input::Changed { stream, fence, outcome } => self.on_record_changed(&stream, fence, outcome, now.boot),
+            Input::RequestFailed(LeaseRequest::Renew) => self.membership.on_renewal_failed(),
+            Input::RequestFailed(LeaseRequest::ReadRecords) => self.on_read_failed(now.boot),
+            Input::Heartbeat { from } => self.on_heartbeat(from, now.boot),
+            Input::Received { from, message: note } => self.on_peer_message(from, note, now),
+            Input::Prepared { stream, live } => self.on_prepared(&stream, live),
+            Input::Fenced { stream, fence } => self.on_fenced(&stream, fence, now.boot),
             Input::Drain { until } => self.drain(until, now.boot),
         }
-        self.tend(now);
+        self.advance(now);
     }
 
-    pub fn handle_timeout(&mut self, now: Now) {
-        self.watch(now.boot);
-        self.tend(now);
+    pub fn handle_timeout(&mut self, now: LeaseMoment) {
+        self.check_expiry(now.boot);
+        self.advance(now);
     }
 
-    pub fn poll_timeout(&self) -> Option<Boot> {
-        if self.stay == Stay::Left {
+    pub fn poll_timeout(&self) -> Option<BootTime> {
+        if self.lifecycle == Lifecycle::Left {
             return None;
         }
-        let look = self.look.is_none().then_some(self.look_at).filter(|_| self.membership.is_sure());
-        let beat = self.beats().then_some(self.beat_at);
-        let drain = match self.stay {
-            Stay::Draining { until } => Some(until),
-            Stay::Staying | Stay::GivingUp | Stay::Left => None,
+        let pending =
+            self.pending_read.is_none().then_some(self.read_records_at).filter(|_| self.membership.is_valid());
+        let beat = self.sends_heartbeats().then_some(self.heartbeat_at);
+        let drain = match self.lifecycle {
+            Lifecycle::Draining { until } => Some(until),
+            Lifecycle::Active | Lifecycle::Abandoning | Lifecycle::Left => None,
         };
-        let waits = self.seats.values().filter_map(Seat::wait).map(|(_, until)| until);
-        let followed = self.seats.values().filter_map(|seat| self.suspicion(seat)).map(Suspicion::at);
-        self.membership.deadlines().chain(look).chain(beat).chain(drain).chain(waits).chain(followed).min()
+        let waits = self.leases.values().filter_map(StreamLease::handover_wait).map(|(_, until)| until);
+        let followed = self.leases.values().filter_map(|lease| self.holder_health(lease)).map(HolderHealth::at);
+        self.membership.deadlines().chain(pending).chain(beat).chain(drain).chain(waits).chain(followed).min()
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {
@@ -166,175 +167,180 @@ impl Lease {
 
     /// The fence to append with at this very moment. To be asked right before each append: a process that was asleep
     /// learns here that it may not.
-    pub fn right(&self, stream: &StreamName, now: Boot) -> Option<Fence> {
-        self.seats.get(stream)?.fence().filter(|_| self.membership.may_append(now))
+    pub fn append_fence(&self, stream: &StreamName, now: BootTime) -> Option<Fence> {
+        self.leases.get(stream)?.fence().filter(|_| self.membership.may_append(now))
     }
 
     /// Who has the stream, as far as this replica knows.
     pub fn holder(&self, stream: &StreamName) -> Option<ReplicaId> {
-        let seat = self.seats.get(stream)?;
-        if seat.fence().is_some() { Some(self.settings.me) } else { seat.holder() }
+        let lease = self.leases.get(stream)?;
+        if lease.fence().is_some() { Some(self.settings.me) } else { lease.holder() }
     }
 
     /// Stops trusting itself when the time has come, before anything else is considered.
-    fn watch(&mut self, now: Boot) {
-        if self.membership.has_lapsed(now) {
-            self.membership.doubt(now);
-            self.takes_from = None;
+    fn check_expiry(&mut self, now: BootTime) {
+        if self.membership.has_expired(now) {
+            self.membership.invalidate(now);
+            self.acquire_from = None;
             self.outputs.push_back(Output::StepDown);
         }
     }
 
-    fn tend(&mut self, now: Now) {
-        if self.stay == Stay::Left {
+    fn advance(&mut self, now: LeaseMoment) {
+        if self.lifecycle == Lifecycle::Left {
             return;
         }
-        self.end_waits(now.boot);
-        self.suspect(now);
+        self.expire_waits(now.boot);
+        self.check_holders(now);
         self.leave_when_done(now);
         if self.membership.is_due(now.boot) {
-            self.membership.sent(now.boot);
+            self.membership.on_renewal_sent(now.boot);
             self.outputs.push_back(Output::Renew { limit: self.limit() });
         }
-        if self.membership.is_sure() && self.look.is_none() && self.look_at <= now.boot {
-            self.look(now.boot);
+        if self.membership.is_valid() && self.pending_read.is_none() && self.read_records_at <= now.boot {
+            self.read_records(now.boot);
         }
-        if self.beats() && self.beat_at <= now.boot {
-            self.beat_at = now.boot + self.settings.beat;
+        if self.sends_heartbeats() && self.heartbeat_at <= now.boot {
+            self.heartbeat_at = now.boot + self.settings.heartbeat_interval;
             self.outputs.push_back(Output::Beat);
         }
     }
 
-    fn look(&mut self, now: Boot) {
-        self.look = Some(Look { proved_at: self.membership.proved_at() });
-        self.look_at = now + self.settings.life;
-        self.outputs.push_back(Output::List);
+    fn read_records(&mut self, now: BootTime) {
+        self.pending_read = Some(PendingRead { confirmed_at: self.membership.confirmed_at() });
+        self.read_records_at = now + self.settings.lease_ttl;
+        self.outputs.push_back(Output::ReadRecords);
     }
 
     /// What was believed of a record is wrong. A look at once could become a race with whoever changes it.
-    fn look_soon(&mut self, now: Boot) {
-        self.look_at = self.look_at.min(now + self.settings.beat);
+    fn read_records_soon(&mut self, now: BootTime) {
+        self.read_records_at = self.read_records_at.min(now + self.settings.heartbeat_interval);
     }
 
-    fn renewed(&mut self, mut members: Vec<Member>, now: Now) {
-        let Some(sent) = self.membership.renewed() else { return };
+    fn on_renewed(&mut self, mut members: Vec<Member>, now: LeaseMoment) {
+        let Some(sent) = self.membership.on_renewed() else { return };
         for member in members.iter_mut().filter(|member| member.replica == self.settings.me) {
             member.limit = self.limit();
         }
         members.sort_unstable_by_key(|member| member.replica);
         if members != self.members {
-            self.look_at = now.boot;
+            self.read_records_at = now.boot;
         }
-        self.heard.retain(|replica, _| members.iter().any(|member| member.replica == *replica));
+        self.last_heartbeats.retain(|replica, _| members.iter().any(|member| member.replica == *replica));
         self.members = members;
-        if self.membership.is_sure() {
-            self.place(sent, now);
-        } else if self.look.is_none() {
-            self.look(now.boot);
+        if self.membership.is_valid() {
+            self.rebalance(sent, now);
+        } else if self.pending_read.is_none() {
+            self.read_records(now.boot);
         }
     }
 
-    fn listed(&mut self, records: &BTreeMap<StreamName, Record>, now: Boot) {
-        let Some(look) = self.look.take() else { return };
+    fn on_records_read(&mut self, records: &BTreeMap<StreamName, LeaseRecord>, now: BootTime) {
+        let Some(pending) = self.pending_read.take() else { return };
         for stream in &self.settings.streams.clone() {
-            if self.seats.get_mut(stream).is_some_and(Seat::heeds_look) {
-                self.settle(stream, records.get(stream).copied(), now);
+            if self.leases.get_mut(stream).is_some_and(StreamLease::accepts_read) {
+                self.apply_record(stream, records.get(stream).copied(), now);
             }
         }
-        if self.membership.looked(look.proved_at, now) {
+        if self.membership.on_records_read(pending.confirmed_at, now) {
             // Whatever cut this replica off may have cut off the holders: they have a life to come back in, and what
             // they kept meanwhile is worth more than a session that begins anew.
-            self.takes_from.get_or_insert(now + self.settings.life);
+            self.acquire_from.get_or_insert(now + self.settings.lease_ttl);
             self.outputs.push_back(Output::Resume);
         }
     }
 
-    fn unlisted(&mut self, now: Boot) {
-        self.look = None;
-        self.look_at = self.look_at.min(now + self.settings.life.mul_f64(RENEWAL));
+    fn on_read_failed(&mut self, now: BootTime) {
+        self.pending_read = None;
+        self.read_records_at = self.read_records_at.min(now + self.settings.lease_ttl.mul_f64(RENEWAL_PART));
     }
 
-    fn changed(&mut self, stream: &StreamName, fence: Fence, outcome: Outcome, now: Boot) {
-        let Some(seat) = self.seats.get_mut(stream) else { return };
-        let Some(record) = seat.asked_for.take_if(|record| record.fence == fence) else { return };
-        seat.outruns_look = self.look.is_some();
+    fn on_record_changed(&mut self, stream: &StreamName, fence: Fence, outcome: ChangeOutcome, now: BootTime) {
+        let Some(lease) = self.leases.get_mut(stream) else { return };
+        let Some(record) = lease.pending_change.take_if(|record| record.fence == fence) else { return };
+        lease.is_newer_than_read = self.pending_read.is_some();
         match outcome {
-            Outcome::Done => {
-                self.settle(stream, Some(record), now);
+            ChangeOutcome::Done => {
+                self.apply_record(stream, Some(record), now);
                 if let Some(to) = record.holder.filter(|holder| *holder != self.settings.me) {
-                    self.outputs.push_back(Output::Send { to, note: Note::Given { stream: stream.clone(), fence } });
+                    self.outputs.push_back(Output::Send {
+                        to,
+                        note: PeerMessage::HandedOver { stream: stream.clone(), fence },
+                    });
                 }
             }
-            Outcome::Refused | Outcome::Unknown => {
-                seat.seen = None;
-                self.look_soon(now);
+            ChangeOutcome::Refused | ChangeOutcome::Unknown => {
+                lease.last_read = None;
+                self.read_records_soon(now);
             }
         }
     }
 
     /// The record is known to be this: what does that make of us?
-    fn settle(&mut self, stream: &StreamName, record: Option<Record>, now: Boot) {
-        let Some(seat) = self.seats.get_mut(stream) else { return };
-        seat.seen = Some(Seen { record, at: now });
+    fn apply_record(&mut self, stream: &StreamName, record: Option<LeaseRecord>, now: BootTime) {
+        let Some(lease) = self.leases.get_mut(stream) else { return };
+        lease.last_read = Some(RecordRead { record, at: now });
         let mine = record.filter(|record| record.holder == Some(self.settings.me)).map(|record| record.fence);
-        match (seat.fence(), mine) {
+        match (lease.fence(), mine) {
             (None, None) => (),
             (Some(believed), Some(fence)) if believed == fence => (),
             (_, Some(fence)) => {
-                seat.role = Role::Owning { fence };
-                self.outputs.push_back(Output::Own { stream: stream.clone(), fence });
+                lease.role = LeaseRole::Owner { fence };
+                self.outputs.push_back(Output::BecomeOwner { stream: stream.clone(), fence });
             }
             (Some(_), None) => self.release(stream),
         }
     }
 
     fn release(&mut self, stream: &StreamName) {
-        if let Some(seat) = self.seats.get_mut(stream) {
-            seat.role = Role::Apart;
+        if let Some(lease) = self.leases.get_mut(stream) {
+            lease.role = LeaseRole::Idle;
             self.outputs.push_back(Output::Release { stream: stream.clone() });
         }
     }
 
-    fn fenced(&mut self, stream: &StreamName, fence: Fence, now: Boot) {
-        let Some(seat) = self.seats.get_mut(stream).filter(|seat| seat.fence() == Some(fence)) else { return };
-        seat.seen = None;
-        seat.outruns_look = self.look.is_some();
-        self.look_soon(now);
+    fn on_fenced(&mut self, stream: &StreamName, fence: Fence, now: BootTime) {
+        let Some(lease) = self.leases.get_mut(stream).filter(|lease| lease.fence() == Some(fence)) else { return };
+        lease.last_read = None;
+        lease.is_newer_than_read = self.pending_read.is_some();
+        self.read_records_soon(now);
         self.release(stream);
     }
 
-    fn hear_beat(&mut self, from: ReplicaId, now: Boot) {
+    fn on_heartbeat(&mut self, from: ReplicaId, now: BootTime) {
         if self.members.iter().any(|member| member.replica == from) {
-            self.heard.insert(from, now);
+            self.last_heartbeats.insert(from, now);
         }
     }
 
-    fn hear(&mut self, from: ReplicaId, note: Note, now: Now) {
+    fn on_peer_message(&mut self, from: ReplicaId, note: PeerMessage, now: LeaseMoment) {
         match note {
-            Note::Ask { stream } => self.asked(from, &stream, now.boot),
-            Note::Ready { stream } => self.give(from, &stream, now),
-            Note::Given { stream, fence } => self.given(from, &stream, fence, now.boot),
+            PeerMessage::RequestHandover { stream } => self.on_handover_requested(from, &stream, now.boot),
+            PeerMessage::Ready { stream } => self.hand_over(from, &stream, now),
+            PeerMessage::HandedOver { stream, fence } => self.on_handed_over(from, &stream, fence, now.boot),
         }
     }
 
     /// Whether there is something that a standby should know to be alive.
-    fn beats(&self) -> bool {
-        let followed = |stream: &StreamName| self.seats.get(stream).is_some_and(|seat| seat.fence().is_some());
-        self.membership.is_sure() && self.settings.standby.iter().any(followed)
+    fn sends_heartbeats(&self) -> bool {
+        let followed = |stream: &StreamName| self.leases.get(stream).is_some_and(|lease| lease.fence().is_some());
+        self.membership.is_valid() && self.settings.standby.iter().any(followed)
     }
 
     fn limit(&self) -> usize {
-        match self.stay {
-            Stay::Staying => self.settings.limit,
-            Stay::Draining { .. } | Stay::GivingUp | Stay::Left => 0,
+        match self.lifecycle {
+            Lifecycle::Active => self.settings.limit,
+            Lifecycle::Draining { .. } | Lifecycle::Abandoning | Lifecycle::Left => 0,
         }
     }
 
     /// Streams that are held, or will be if the store agrees.
     fn held_len(&self) -> usize {
         let me = Some(self.settings.me);
-        let held = |seat: &&Seat| seat.fence().is_some() || seat.asked_for.is_some_and(|record| record.holder == me);
-        self.seats.values().filter(held).count()
+        let held = |lease: &&StreamLease| {
+            lease.fence().is_some() || lease.pending_change.is_some_and(|record| record.holder == me)
+        };
+        self.leases.values().filter(held).count()
     }
 
     fn has_room(&self) -> bool {
@@ -344,23 +350,23 @@ impl Lease {
 
 /// What a standby thinks of the holder it follows.
 #[derive(Debug, Clone, Copy)]
-enum Suspicion {
+enum HolderHealth {
     /// Half of the silence has passed then: is it our own line that is dead?
-    Doubt(Boot),
+    Suspect(BootTime),
     /// The store answered since: it is not. The holder counts as dead then.
-    Death(Boot),
+    Dead(BootTime),
 }
 
-impl Suspicion {
-    fn at(self) -> Boot {
+impl HolderHealth {
+    fn at(self) -> BootTime {
         match self {
-            Self::Doubt(at) | Self::Death(at) => at,
+            Self::Suspect(at) | Self::Dead(at) => at,
         }
     }
 }
 
 /// Counts these moments from a later zero; what lies before it is at zero.
-fn rebase<'a>(moments: impl IntoIterator<Item = &'a mut Boot>, by: Duration) {
+fn rebase<'a>(moments: impl IntoIterator<Item = &'a mut BootTime>, by: Duration) {
     for moment in moments {
         *moment = moment.saturating_sub(by);
     }

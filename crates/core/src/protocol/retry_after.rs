@@ -102,7 +102,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_server_writes_is_bounded(value in ".{0,40}", answered in any::<i64>()) {
+        fn any_header_value_is_bounded(value in ".{0,40}", answered in any::<i64>()) {
             if let Some(pause) = parse(&value, Timestamp(answered)) {
                 prop_assert!((RETRY_AFTER_MIN..=RETRY_AFTER_MAX).contains(&pause));
             }

@@ -19,8 +19,8 @@ mod trouble;
 mod twins;
 
 pub use self::{
-    buffer::Overflow,
-    messages::{CallId, Input, Opening, Output, Report, State, Topics, Trigger},
+    buffer::OverflowPolicy,
+    messages::{CallId, Input, LogHead, Output, StreamReport, StreamState, TopicCoverage, Trigger},
 };
 
 use std::{
@@ -29,20 +29,20 @@ use std::{
 };
 
 use self::{
-    buffer::Ticket,
-    handover::{Flush, Role},
-    intake::{Intake, TakenIn},
-    link::Link,
-    recovery::Outcome,
-    standby::Ring,
+    buffer::GapTicket,
+    handover::{Flush, StreamRole},
+    intake::{Intake, IntakeOutcome},
+    link::LinkState,
+    recovery::SnapshotOutcome,
+    standby::StandbyBuffer,
 };
 use super::{
-    Now, backoff,
+    Moment, backoff,
     backoff::Backoff,
-    session::{self, Minted, Patience, Session, SessionId},
+    session::{self, ProvisionedEndpoint, Session, SessionId, Timeouts},
 };
 use crate::{
-    connector::{Answer, Choices, Connector, Resume},
+    connector::{Capabilities, Connector, RestResponse, Resume},
     model::{Checkpoint, FeedId, Gap, GapReason, Mark, Position},
 };
 
@@ -63,8 +63,8 @@ pub struct Settings {
     pub buffer_bytes: usize,
     /// How many events one append takes at most.
     pub append_max: usize,
-    pub overflow: Overflow,
-    pub patience: Patience,
+    pub overflow: OverflowPolicy,
+    pub timeouts: Timeouts,
     pub backoff: backoff::Settings,
 }
 
@@ -81,35 +81,35 @@ pub enum Rotation {
 #[derive(Debug)]
 pub struct Stream {
     settings: Settings,
-    choices: Choices,
-    role: Role,
-    link: Link,
+    capabilities: Capabilities,
+    role: StreamRole,
+    link: LinkState,
     /// Sessions to which farewell was said and which may still finish.
-    leaving: Vec<Session>,
+    closing: Vec<Session>,
     /// The newest token, and the newest that the platform rejected.
-    token: u64,
-    refused: u64,
+    newest_token: u64,
+    rejected_token: u64,
     /// The newest token under which a session was live.
-    carried: u64,
+    proven_token: u64,
     /// When tokens were rejected that had carried no session.
     rejections: VecDeque<Instant>,
     /// Where a frame broke the protocol, and how often in a row.
-    poison: (Option<Position>, u32),
+    poison_frame: (Option<Position>, u32),
     /// When the newest session became live.
     live_since: Option<Instant>,
     /// How many sessions in a row were to be closed by a notice before they proved stable.
     notices: u32,
     /// The endpoint of the session that was left last, while notices come one after the other.
-    former: Option<Minted>,
+    previous_endpoint: Option<ProvisionedEndpoint>,
     /// How often in a row the platform refused.
     refusals: u32,
     /// The newest session that was asked to go on after a position.
-    resumed: Option<SessionId>,
+    resumed_session: Option<SessionId>,
     /// The platform refused the position: the next session asks for none.
     position_refused: bool,
-    endpoint: Option<Minted>,
+    endpoint: Option<ProvisionedEndpoint>,
     /// One that a successor made and did not become live on: the next attempt takes it.
-    spare: Option<Minted>,
+    spare_endpoint: Option<ProvisionedEndpoint>,
     /// The topics of the newest live session.
     subscribed: Vec<String>,
     /// Not all that is configured is heard.
@@ -117,19 +117,19 @@ pub struct Stream {
     intake: Intake,
     backoff: Backoff,
     sessions: u64,
-    heard: Heard,
-    appending: Option<Vec<(usize, Ticket)>>,
+    last_received: LastReceived,
+    appending: Option<Vec<(usize, GapTicket)>>,
     appending_len: usize,
     appending_bytes: usize,
     checkpointed_at: Instant,
     draining: bool,
-    told: (State, bool, bool),
+    last_reported: (StreamState, bool, bool),
     outputs: VecDeque<Output>,
 }
 
 /// When the platform was last heard, by both clocks.
 #[derive(Debug, Clone, Copy)]
-struct Heard {
+struct LastReceived {
     at: Option<Instant>,
     wall: crate::model::Timestamp,
 }
@@ -139,105 +139,109 @@ const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(15);
 
 impl Stream {
     /// A stream that goes on from what is known; it waits for a token.
-    pub fn new(settings: Settings, opening: Opening, now: Now) -> Self {
-        let choices = settings.connector.choices();
-        let judged = opening.judged(settings.feed);
-        let opening = judged.opening;
-        let wall = opening.checkpoint.map_or(now.wall, |checkpoint| checkpoint.heard_at);
+    pub fn new(settings: Settings, opening: LogHead, now: Moment) -> Self {
+        let capabilities = settings.connector.capabilities();
+        let validated = opening.validated_for(settings.feed);
+        let opening = validated.head;
+        let wall = opening.checkpoint.map_or(now.wall, |checkpoint| checkpoint.last_received_at);
         let mut stream = Self {
-            intake: Intake::new(&settings, &choices, opening.position()),
+            intake: Intake::new(&settings, &capabilities, opening.position()),
             backoff: Backoff::new(settings.backoff),
-            choices,
+            capabilities,
             settings,
-            role: Role::Owner(Flush::Idle),
-            link: Link::Waiting,
-            leaving: Vec::new(),
-            token: 0,
-            refused: 0,
-            carried: 0,
+            role: StreamRole::Owner(Flush::Idle),
+            link: LinkState::Waiting,
+            closing: Vec::new(),
+            newest_token: 0,
+            rejected_token: 0,
+            proven_token: 0,
             rejections: VecDeque::new(),
-            poison: (None, 0),
+            poison_frame: (None, 0),
             live_since: None,
             notices: 0,
-            former: None,
+            previous_endpoint: None,
             refusals: 0,
-            resumed: None,
+            resumed_session: None,
             position_refused: false,
             endpoint: None,
-            spare: None,
+            spare_endpoint: None,
             subscribed: Vec::new(),
             degraded: false,
             sessions: 0,
-            heard: Heard { at: None, wall },
+            last_received: LastReceived { at: None, wall },
             appending: None,
             appending_len: 0,
             appending_bytes: 0,
             checkpointed_at: now.at,
             draining: false,
-            told: (State::Starting, false, false),
-            outputs: VecDeque::from([Output::Report(Report::State(State::Starting))]),
+            last_reported: (StreamState::Starting, false, false),
+            outputs: VecDeque::from([Output::Report(StreamReport::State(StreamState::Starting))]),
         };
         if opening.damaged {
             stream.mark_gap(Gap::unknown(GapReason::Store), now);
         }
-        stream.take_verdict(judged);
+        stream.apply_head(validated);
         stream
     }
 
     /// A stream whose log is another replica's: it holds a session, appends nothing, and keeps the newest of what it
     /// hears until [`Input::Own`].
-    pub fn standby(settings: Settings, now: Now) -> Self {
-        let ring = Ring::new(settings.buffer, settings.buffer_bytes);
-        Self { role: Role::Standby(ring), ..Self::new(settings, Opening::default(), now) }
+    pub fn standby(settings: Settings, now: Moment) -> Self {
+        let ring = StandbyBuffer::new(settings.buffer, settings.buffer_bytes);
+        Self { role: StreamRole::Standby(ring), ..Self::new(settings, LogHead::default(), now) }
     }
 
-    pub fn handle(&mut self, input: Input, now: Now) {
+    pub fn handle(&mut self, input: Input, now: Moment) {
         match input {
-            Input::Token(generation) => self.token_came(generation, now),
-            Input::Answered { call: CallId::Session(id), answer } => {
-                self.tell(id, session::Input::Answered(answer), now);
+            Input::Token(generation) => self.on_token(generation, now),
+            Input::Response { call: CallId::Session(id), response: answer } => {
+                self.dispatch(id, session::Input::Response(answer), now);
             }
-            Input::Answered { call: CallId::Snapshot(call), answer } => self.snapshot_answered(call, answer, now),
-            Input::Opened(id) => self.tell(id, session::Input::Opened, now),
-            Input::Refused { session, failure } => self.tell(session, session::Input::Refused(failure), now),
-            Input::Begun(id) => self.tell(id, session::Input::Begun, now),
+            Input::Response { call: CallId::Snapshot(call), response: answer } => {
+                self.on_snapshot_response(call, answer, now)
+            }
+            Input::Opened(id) => self.dispatch(id, session::Input::Opened, now),
+            Input::ConnectFailed { session, failure } => {
+                self.dispatch(session, session::Input::ConnectFailed(failure), now)
+            }
+            Input::PartialFrame(id) => self.dispatch(id, session::Input::PartialFrame, now),
             Input::Frame { session, frame } => {
                 // The frame that proves a new session ends a silence, so the silence is measured before it counts.
-                self.tell(session, session::Input::Frame(frame), now);
-                self.heard = Heard { at: Some(now.at), wall: now.wall };
+                self.dispatch(session, session::Input::Frame(frame), now);
+                self.last_received = LastReceived { at: Some(now.at), wall: now.wall };
             }
-            Input::Closed { session, failure } => self.tell(session, session::Input::Closed(failure), now),
+            Input::Closed { session, failure } => self.dispatch(session, session::Input::Closed(failure), now),
             Input::Appended(last) => {
-                self.excuse_if_unread(now);
-                self.appended(last);
+                self.suspend_timers_under_backpressure(now);
+                self.on_appended(last);
             }
             Input::Rotate => self.rotate(now),
             Input::Pause => self.pause(now),
-            Input::Resume => self.unpause(now),
+            Input::Resume => self.resume(now),
             Input::Drain => self.drain(now),
             Input::Follow(position) => self.follow(position),
-            Input::Own { opening, stored, covered } => self.own(opening, stored, covered, now),
-            Input::Flush => self.want_flush(),
+            Input::BecomeOwner { head: opening, stored, covered } => self.take_ownership(opening, stored, covered, now),
+            Input::Flush => self.request_flush(),
             Input::Release => self.release(now),
         }
         self.settle(now);
     }
 
-    pub fn handle_timeout(&mut self, now: Now) {
-        self.excuse_if_unread(now);
+    pub fn handle_timeout(&mut self, now: Moment) {
+        self.suspend_timers_under_backpressure(now);
         self.sessions_timeout(now);
         self.link_timeout(now);
         if self.is_owner() {
-            let taken = self.intake.handle_timeout(now);
-            self.report_taken(taken, now);
+            let outcome = self.intake.handle_timeout(now);
+            self.report_intake(outcome, now);
         }
         self.settle(now);
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let sessions = self.link.sessions().chain(&self.leaving).filter_map(Session::poll_timeout);
+        let sessions = self.link.sessions().chain(&self.closing).filter_map(Session::poll_timeout);
         let link = self.link.poll_timeout();
-        let stable = self.backoff.stable_at().filter(|_| self.told.2);
+        let stable = self.backoff.stable_at().filter(|_| self.last_reported.2);
         let checkpoint = self.checkpoint_due();
         let intake = self.intake.poll_timeout().filter(|_| self.is_owner());
         sessions.chain(link).chain(stable).chain(checkpoint).chain(intake).min()
@@ -249,7 +253,7 @@ impl Stream {
 
     /// Whether frames are wanted now. If not, they stay in the socket until the log has caught up.
     pub fn wants_frames(&self) -> bool {
-        !self.intake.holds_back(self.appending_len, self.appending_bytes)
+        !self.intake.applies_backpressure(self.appending_len, self.appending_bytes)
     }
 
     /// Whether a session is there that events come by.
@@ -263,16 +267,16 @@ impl Stream {
     }
 
     /// How many events a standby keeps.
-    pub fn kept(&self) -> usize {
+    pub fn standby_len(&self) -> usize {
         match &self.role {
-            Role::Standby(ring) => ring.len(),
-            Role::Owner(_) | Role::Released => 0,
+            StreamRole::Standby(ring) => ring.len(),
+            StreamRole::Owner(_) | StreamRole::Released => 0,
         }
     }
 
     /// Whether a standby compares what it keeps with the newest entries of the log when it takes over.
-    pub fn compares(&self) -> bool {
-        self.choices.resume == Resume::None
+    pub fn compares_with_log(&self) -> bool {
+        self.capabilities.resume == Resume::None
     }
 
     /// What it reads.
@@ -291,26 +295,30 @@ impl Stream {
     }
 
     /// Whether a snapshot is still owed to the log.
-    pub fn owes_snapshot(&self) -> bool {
-        self.intake.recovery.owes()
+    pub fn snapshot_pending(&self) -> bool {
+        self.intake.recovery.snapshot_pending()
     }
 
     /// When the platform was last heard by this process.
-    pub fn heard_at(&self) -> Option<Instant> {
-        self.heard.at
+    pub fn last_received_at(&self) -> Option<Instant> {
+        self.last_received.at
     }
 
     /// What follows from every step: what may be appended is, and changes of state are told.
-    fn settle(&mut self, now: Now) {
-        self.let_successor_in(now);
-        if self.intake.is_refetching() && (!self.wants_frames() || self.intake.is_full_of_waiting()) {
-            let taken = self.intake.end_refetch(now);
-            self.report_taken(taken, now);
+    fn settle(&mut self, now: Moment) {
+        self.release_successor(now);
+        if self.intake.is_refetching() && (!self.wants_frames() || self.intake.is_reorder_full()) {
+            let outcome = self.intake.end_refetch(now);
+            self.report_intake(outcome, now);
         }
         let shed = self.intake.release(now);
         self.report_shed(shed);
         if let Some((call, request)) = self.intake.recovery.next_call() {
-            self.outputs.push_back(Output::Call { call: CallId::Snapshot(call), generation: self.token, request });
+            self.outputs.push_back(Output::Call {
+                call: CallId::Snapshot(call),
+                generation: self.newest_token,
+                request,
+            });
         }
         self.flush(now);
         if self.appending.is_none() && self.is_owner() {
@@ -319,126 +327,128 @@ impl Stream {
         self.report_state(now);
         if self.draining && self.is_idle() {
             self.draining = false;
-            self.link = Link::Drained;
+            self.link = LinkState::Drained;
             self.outputs.push_back(Output::Drained);
         }
     }
 
     fn is_owner(&self) -> bool {
-        matches!(self.role, Role::Owner(_))
+        matches!(self.role, StreamRole::Owner(_))
     }
 
     fn is_idle(&self) -> bool {
         self.link.sessions().next().is_none()
-            && self.leaving.is_empty()
+            && self.closing.is_empty()
             && self.appending.is_none()
             && self.intake.is_empty()
     }
 
-    fn append(&mut self, now: Now) {
-        if let Some(taken) = self.intake.take(now) {
-            self.appending_len = taken.events.len();
-            self.appending_bytes = taken.bytes;
-            self.appending = Some(taken.tickets);
+    fn append(&mut self, now: Moment) {
+        if let Some(outcome) = self.intake.take(now) {
+            self.appending_len = outcome.events.len();
+            self.appending_bytes = outcome.bytes;
+            self.appending = Some(outcome.tickets);
             self.checkpointed_at = now.at;
-            let checkpoint = self.checkpoint(taken.position);
-            self.outputs.push_back(Output::Append { events: taken.events, checkpoint });
+            let checkpoint = self.checkpoint(outcome.position);
+            self.outputs.push_back(Output::Append { events: outcome.events, checkpoint });
         } else if self.checkpoint_due().is_some_and(|due| now.at >= due) {
             self.appending = Some(Vec::new());
             self.checkpointed_at = now.at;
-            let checkpoint = self.checkpoint(self.intake.passed());
+            let checkpoint = self.checkpoint(self.intake.last_passed());
             self.outputs.push_back(Output::Append { events: Vec::new(), checkpoint });
         }
     }
 
     /// What is stored with everything up to this position.
     fn checkpoint(&self, position: Option<Position>) -> Checkpoint {
-        let heard_at = self.heard.wall;
-        Checkpoint { position, heard_at, feed: Some(self.settings.feed) }
+        let heard_at = self.last_received.wall;
+        Checkpoint { position, last_received_at: heard_at, feed: Some(self.settings.feed) }
     }
 
     /// When a quiet stream's checkpoint is to be renewed.
     fn checkpoint_due(&self) -> Option<Instant> {
         let interval = (self.settings.retention / 4).min(CHECKPOINT_INTERVAL_MAX);
-        let quiet =
-            self.is_owner() && self.link.is_live() && self.appending.is_none() && self.heard.at? > self.checkpointed_at;
+        let quiet = self.is_owner()
+            && self.link.is_live()
+            && self.appending.is_none()
+            && self.last_received.at? > self.checkpointed_at;
         quiet.then(|| self.checkpointed_at + interval)
     }
 
-    fn appended(&mut self, last: Mark) {
+    fn on_appended(&mut self, last: Mark) {
         let Some(tickets) = self.appending.take() else { return };
         let len = std::mem::take(&mut self.appending_len) as u64;
         self.appending_bytes = 0;
         for (index, ticket) in tickets {
             let offset = crate::model::Offset(last.offset.0 + 1 - len + index as u64);
-            self.intake.recovery.appended(ticket, Mark { offset, ..last });
+            self.intake.recovery.on_gap_appended(ticket, Mark { offset, ..last });
         }
     }
 
-    fn snapshot_answered(&mut self, call: u64, answer: Result<Answer, String>, now: Now) {
-        let outcome = self.intake.recovery.answered(call, answer, &self.settings.connector, now.at, now.unit);
+    fn on_snapshot_response(&mut self, call: u64, answer: Result<RestResponse, String>, now: Moment) {
+        let outcome = self.intake.recovery.on_response(call, answer, &self.settings.connector, now.at, now.random);
         match outcome {
-            Outcome::Pending => (),
-            Outcome::Taken => self.report(Report::Snapshot(Ok(()))),
-            Outcome::Failed(why) => self.report(Report::Snapshot(Err(why))),
+            SnapshotOutcome::Pending => (),
+            SnapshotOutcome::Complete => self.report(StreamReport::Snapshot(Ok(()))),
+            SnapshotOutcome::Failed(why) => self.report(StreamReport::Snapshot(Err(why))),
         }
     }
 
     /// In a log that is another's nothing is marked.
-    fn mark_gap(&mut self, gap: Gap, now: Now) {
+    fn mark_gap(&mut self, gap: Gap, now: Moment) {
         if !self.is_owner() {
             return;
         }
-        let mut taken = TakenIn::default();
-        self.intake.gap(gap, now, &mut taken);
-        self.report_taken(taken, now);
+        let mut outcome = IntakeOutcome::default();
+        self.intake.record_gap(gap, now, &mut outcome);
+        self.report_intake(outcome, now);
     }
 
-    fn report_taken(&mut self, taken: TakenIn, now: Now) {
-        if taken.refetch {
+    fn report_intake(&mut self, outcome: IntakeOutcome, now: Moment) {
+        if outcome.refetch {
             self.retire(Trigger::Gap, now);
         }
-        for gap in taken.gaps {
-            self.report(Report::Gap { reason: gap.reason, lost: gap.lost });
+        for gap in outcome.gaps {
+            self.report(StreamReport::Gap { reason: gap.reason, lost: gap.lost });
         }
-        for bytes in taken.undecoded {
-            self.report(Report::Undecoded { bytes });
+        for bytes in outcome.undecoded {
+            self.report(StreamReport::Undecoded { bytes });
         }
-        if taken.duplicates > 0 {
-            self.report(Report::Duplicates(taken.duplicates));
+        if outcome.duplicates > 0 {
+            self.report(StreamReport::Duplicates(outcome.duplicates));
         }
-        self.report_shed(taken.shed);
+        self.report_shed(outcome.shed);
     }
 
-    fn report(&mut self, report: Report) {
+    fn report(&mut self, report: StreamReport) {
         self.outputs.push_back(Output::Report(report));
     }
 
     fn report_shed(&mut self, shed: u64) {
         if shed > 0 {
-            self.report(Report::Shed(shed));
+            self.report(StreamReport::Shed(shed));
         }
     }
 
-    fn report_state(&mut self, now: Now) {
-        let recovering = self.intake.recovery.holds();
+    fn report_state(&mut self, now: Moment) {
+        let recovering = self.intake.recovery.is_holding();
         let mut state = self.link.state();
-        if state == State::Live && self.degraded {
-            state = State::Degraded;
-        } else if state == State::Live && recovering {
-            state = State::Recovering;
+        if state == StreamState::Live && self.degraded {
+            state = StreamState::Degraded;
+        } else if state == StreamState::Live && recovering {
+            state = StreamState::Recovering;
         }
         let connected = self.link.is_live();
         let breaker = self.backoff.is_open(now.at);
-        let before = std::mem::replace(&mut self.told, (state, connected, breaker));
+        let before = std::mem::replace(&mut self.last_reported, (state, connected, breaker));
         if before.0 != state {
-            self.report(Report::State(state));
+            self.report(StreamReport::State(state));
         }
         if before.1 != connected {
-            self.report(Report::Connected(connected));
+            self.report(StreamReport::Connected(connected));
         }
         if before.2 != breaker {
-            self.report(Report::Breaker(breaker));
+            self.report(StreamReport::Breaker(breaker));
         }
     }
 }

@@ -13,13 +13,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Caller, parameter};
-use crate::channels::{Change, ChannelError, Topics};
+use crate::channels::{ChannelError, SubscriptionChange, TopicParts};
 use crate::clock::{now, stamp, wall};
 use crate::notifications::closing;
-use crate::platform::Platform;
+use crate::platform::SimulatedPlatform;
 use crate::reply;
-use crate::topics::{self, Rejected};
-use crate::world::{Cast, uuid};
+use crate::topics::{self, TopicRejection};
+use crate::world::{Roster, uuid};
 
 #[derive(Deserialize)]
 struct Topic {
@@ -27,18 +27,18 @@ struct Topic {
 }
 
 /// What a batch of requested topics comes to.
-pub(crate) struct Wanted {
-    pub(crate) permitted: Topics,
+pub(crate) struct TopicSelection {
+    pub(crate) permitted: TopicParts,
     /// In the order of the request: the permitted ones as requested, the rejected ones part by part.
     entities: Vec<Value>,
     rejected: usize,
 }
 
 /// Reads a batch of requested topics.
-pub(crate) fn wanted(requested: &[String], cast: &Cast, forbidden: &[String]) -> Wanted {
-    let mut wanted = Wanted { permitted: Topics::new(), entities: Vec::new(), rejected: 0 };
+pub(crate) fn select_topics(requested: &[String], roster: &Roster, forbidden: &[String]) -> TopicSelection {
+    let mut wanted = TopicSelection { permitted: TopicParts::new(), entities: Vec::new(), rejected: 0 };
     for topic in requested {
-        let meaning = topics::mean(topic, cast, forbidden);
+        let meaning = topics::resolve(topic, roster, forbidden);
         if !meaning.permitted.is_empty() {
             wanted.entities.push(permitted_entity(topic));
             wanted.permitted.insert(topic.clone(), meaning.permitted);
@@ -50,65 +50,78 @@ pub(crate) fn wanted(requested: &[String], cast: &Cast, forbidden: &[String]) ->
 }
 
 /// `POST /api/v2/notifications/channels`
-pub(super) async fn create(State(platform): State<Arc<Platform>>, Extension(caller): Extension<Caller>) -> Response {
+pub(super) async fn create(
+    State(platform): State<Arc<SimulatedPlatform>>,
+    Extension(caller): Extension<Caller>,
+) -> Response {
     let at = now();
     let mut state = platform.lock();
     let id = format!("streaming-4-{}", uuid(&mut state.rng).replace('-', ""));
-    let evicted = state.channels.create(id.clone(), caller.token.clone(), caller.ends, at);
-    state.tally.channels_created += 1;
+    let evicted = state.channels.create(id.clone(), caller.token.clone(), caller.token_expires_at, at);
+    state.counters.channels_created += 1;
     if let Some(socket) = evicted {
-        state.order_one(socket, closing("The channel was deleted"));
+        state.send_command(socket, closing("The channel was deleted"));
     }
-    let expires = state.channels.get(&id, at).map_or(at, |channel| channel.expires);
+    let expires = state.channels.get(&id, at).map_or(at, |channel| channel.expires_at);
     drop(state);
     Json(entity(&platform, &caller, &id, expires)).into_response()
 }
 
 /// `GET /api/v2/notifications/channels?includechannels=token|oauthclient`
 pub(super) async fn list(
-    State(platform): State<Arc<Platform>>,
+    State(platform): State<Arc<SimulatedPlatform>>,
     Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
 ) -> Response {
     let whole_client = parameter(query.as_deref(), "includechannels").as_deref() == Some("oauthclient");
     let state = platform.lock();
     let own = state.channels.list(now()).filter(|(_, channel)| whole_client || channel.token == caller.token);
-    let entities: Vec<Value> = own.map(|(id, channel)| entity(&platform, &caller, id, channel.expires)).collect();
+    let entities: Vec<Value> = own.map(|(id, channel)| entity(&platform, &caller, id, channel.expires_at)).collect();
     Json(json!({ "entities": entities })).into_response()
 }
 
 /// `HEAD /api/v2/notifications/channels/{id}`
-pub(super) async fn exists(State(platform): State<Arc<Platform>>, Path(id): Path<String>) -> Response {
+pub(super) async fn exists(State(platform): State<Arc<SimulatedPlatform>>, Path(id): Path<String>) -> Response {
     let exists = platform.lock().channels.get(&id, now()).is_some();
-    if exists { StatusCode::OK.into_response() } else { gone() }
+    if exists { StatusCode::OK.into_response() } else { channel_not_found() }
 }
 
 /// `GET /api/v2/notifications/channels/{id}/subscriptions`
-pub(super) async fn subscriptions(State(platform): State<Arc<Platform>>, Path(id): Path<String>) -> Response {
+pub(super) async fn subscriptions(State(platform): State<Arc<SimulatedPlatform>>, Path(id): Path<String>) -> Response {
     let state = platform.lock();
     let Some(channel) = state.channels.get(&id, now()) else {
-        return gone();
+        return channel_not_found();
     };
     let entities: Vec<Value> = channel.topics.keys().map(|topic| permitted_entity(topic)).collect();
     Json(json!({ "entities": entities })).into_response()
 }
 
 /// `POST …/subscriptions`
-pub(super) async fn add(state: State<Arc<Platform>>, path: Path<String>, query: RawQuery, body: Bytes) -> Response {
-    change(&state, &path, &query, &body, Change::Add)
+pub(super) async fn add(
+    state: State<Arc<SimulatedPlatform>>,
+    path: Path<String>,
+    query: RawQuery,
+    body: Bytes,
+) -> Response {
+    change(&state, &path, &query, &body, SubscriptionChange::Add)
 }
 
 /// `PUT …/subscriptions`
-pub(super) async fn replace(state: State<Arc<Platform>>, path: Path<String>, query: RawQuery, body: Bytes) -> Response {
-    change(&state, &path, &query, &body, Change::Replace)
+pub(super) async fn replace(
+    state: State<Arc<SimulatedPlatform>>,
+    path: Path<String>,
+    query: RawQuery,
+    body: Bytes,
+) -> Response {
+    change(&state, &path, &query, &body, SubscriptionChange::Replace)
 }
 
 /// `DELETE …/subscriptions`
-pub(super) async fn remove(State(platform): State<Arc<Platform>>, Path(id): Path<String>) -> Response {
+pub(super) async fn remove(State(platform): State<Arc<SimulatedPlatform>>, Path(id): Path<String>) -> Response {
     let cleared = platform.lock().channels.clear(&id, now());
     match cleared {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(ChannelError::Gone | ChannelError::TooManyTopics) => gone(),
+        Err(ChannelError::Gone | ChannelError::TooManyTopics) => channel_not_found(),
     }
 }
 
@@ -117,29 +130,35 @@ pub(super) async fn topics() -> Json<Value> {
     Json(topics::catalogue())
 }
 
-fn change(platform: &Platform, id: &str, query: &RawQuery, body: &Bytes, change: Change) -> Response {
+fn change(
+    platform: &SimulatedPlatform,
+    id: &str,
+    query: &RawQuery,
+    body: &Bytes,
+    change: SubscriptionChange,
+) -> Response {
     let Ok(requested) = serde_json::from_slice::<Vec<Topic>>(body) else {
         return reply::bad_request("An array of topics is expected.");
     };
     let requested: Vec<String> = requested.into_iter().map(|topic| topic.id).collect();
     let ignore_errors = parameter(query.0.as_deref(), "ignoreErrors").as_deref() == Some("true");
     let mut state = platform.lock();
-    let wanted = wanted(&requested, state.world.cast(), &platform.settings.forbidden_topics);
+    let wanted = select_topics(&requested, state.world.roster(), &platform.settings.forbidden_topics);
     if wanted.rejected > 0 && !ignore_errors {
         return reply::bad_request(&format!("{} of the topics cannot be subscribed to.", wanted.rejected));
     }
     match state.channels.subscribe(id, wanted.permitted, change, now()) {
         Ok(()) => Json(json!({ "entities": wanted.entities })).into_response(),
-        Err(ChannelError::Gone) => gone(),
+        Err(ChannelError::Gone) => channel_not_found(),
         Err(ChannelError::TooManyTopics) => reply::bad_request("A channel has at most 1000 topics."),
     }
 }
 
-fn gone() -> Response {
+fn channel_not_found() -> Response {
     reply::error(StatusCode::NOT_FOUND, "not.found", "The requested channel was not found.")
 }
 
-fn entity(platform: &Platform, caller: &Caller, id: &str, expires: Instant) -> Value {
+fn entity(platform: &SimulatedPlatform, caller: &Caller, id: &str, expires: Instant) -> Value {
     let left = time::Duration::try_from(expires.saturating_duration_since(now())).unwrap_or(time::Duration::MAX);
     let expires = wall(platform.settings.clock_offset).saturating_add(left);
     json!({"id": id, "connectUri": format!("ws://{}/channels/{id}", caller.host), "expires": stamp(expires)})
@@ -149,15 +168,15 @@ fn permitted_entity(topic: &str) -> Value {
     json!({"id": topic, "state": "Permitted", "selfUri": format!("/api/v2/notifications/availabletopics/{topic}")})
 }
 
-fn rejected_entity(part: &str, reason: &Rejected) -> Value {
+fn rejected_entity(part: &str, reason: &TopicRejection) -> Value {
     let text = match reason {
-        Rejected::Unknown => "The topic is unknown.",
-        Rejected::TooLong => "The topic is longer than 200 characters.",
-        Rejected::NoSuchEntity => "The id does not exist.",
-        Rejected::Forbidden { .. } => "Permissions are missing.",
+        TopicRejection::Unknown => "The topic is unknown.",
+        TopicRejection::TooLong => "The topic is longer than 200 characters.",
+        TopicRejection::NoSuchEntity => "The id does not exist.",
+        TopicRejection::Forbidden { .. } => "Permissions are missing.",
     };
     let mut entity = json!({"id": part, "state": "Rejected", "rejectionReason": text});
-    if let Rejected::Forbidden { permission } = reason {
+    if let TopicRejection::Forbidden { permission } = reason {
         entity["missingPermissions"] = json!([permission]);
     }
     entity

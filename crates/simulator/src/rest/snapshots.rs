@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::parameter;
 use crate::clock::stamp;
-use crate::platform::Platform;
+use crate::platform::SimulatedPlatform;
 use crate::reply;
 
 const PAGE_SIZE: usize = 25;
@@ -22,59 +22,59 @@ const PAGE_SIZE_MAX: usize = 100;
 const EXPANSIONS: [&str; 4] = ["presence", "routingStatus", "conversationSummary", "outOfOffice"];
 
 /// `GET /api/v2/users?expand=…&pageSize&pageNumber`
-pub(super) async fn users(State(platform): State<Arc<Platform>>, RawQuery(query): RawQuery) -> Response {
+pub(super) async fn users(State(platform): State<Arc<SimulatedPlatform>>, RawQuery(query): RawQuery) -> Response {
     let expand = parameter(query.as_deref(), "expand").unwrap_or_default();
-    let asked: Vec<&str> = expand.split(',').collect();
+    let requested: Vec<&str> = expand.split(',').collect();
     let mut users = {
         let state = platform.lock();
-        state.world.view().users(state.world.cast())
+        state.world.view().users(state.world.roster())
     };
     for user in &mut users {
         let Some(user) = user.as_object_mut() else {
             continue;
         };
-        user.retain(|key, _| !EXPANSIONS.contains(&key.as_str()) || asked.contains(&key.as_str()));
+        user.retain(|key, _| !EXPANSIONS.contains(&key.as_str()) || requested.contains(&key.as_str()));
     }
     page("/api/v2/users", users, query.as_deref())
 }
 
 /// `GET /api/v2/routing/queues?pageSize&pageNumber`
-pub(super) async fn queues(State(platform): State<Arc<Platform>>, RawQuery(query): RawQuery) -> Response {
+pub(super) async fn queues(State(platform): State<Arc<SimulatedPlatform>>, RawQuery(query): RawQuery) -> Response {
     let state = platform.lock();
     let entity = |queue: &crate::world::Queue| json!({"id": queue.id, "name": queue.name});
-    let queues = state.world.cast().queues.iter().map(entity).collect();
+    let queues = state.world.roster().queues.iter().map(entity).collect();
     drop(state);
     page("/api/v2/routing/queues", queues, query.as_deref())
 }
 
 /// `GET /api/v2/users/{id}/presences/purecloud`
-pub(super) async fn presence(State(platform): State<Arc<Platform>>, Path(id): Path<String>) -> Response {
+pub(super) async fn presence(State(platform): State<Arc<SimulatedPlatform>>, Path(id): Path<String>) -> Response {
     let state = platform.lock();
-    match state.world.cast().agent(&id) {
+    match state.world.roster().agent(&id) {
         Some(agent) => Json(state.world.view().presence(agent)).into_response(),
         None => no_user(),
     }
 }
 
 /// `GET /api/v2/users/{id}/routingstatus`
-pub(super) async fn routing_status(State(platform): State<Arc<Platform>>, Path(id): Path<String>) -> Response {
+pub(super) async fn routing_status(State(platform): State<Arc<SimulatedPlatform>>, Path(id): Path<String>) -> Response {
     let state = platform.lock();
-    let cast = state.world.cast();
-    match cast.agent(&id) {
-        Some(agent) => Json(state.world.view().routing_status(cast, agent)).into_response(),
+    let roster = state.world.roster();
+    match roster.agent(&id) {
+        Some(agent) => Json(state.world.view().routing_status(roster, agent)).into_response(),
         None => no_user(),
     }
 }
 
 /// `POST /api/v2/analytics/queues/observations/query`
-pub(super) async fn observations(State(platform): State<Arc<Platform>>, body: Bytes) -> Response {
+pub(super) async fn observations(State(platform): State<Arc<SimulatedPlatform>>, body: Bytes) -> Response {
     let Ok(query) = serde_json::from_slice::<Value>(&body) else {
         return reply::bad_request("The query is no JSON.");
     };
     let wanted = queues_in(&query["filter"]);
     let details = query["detailMetrics"].as_array().is_some_and(|metrics| !metrics.is_empty());
     let state = platform.lock();
-    let (cast, view) = (state.world.cast(), state.world.view());
+    let (cast, view) = (state.world.roster(), state.world.view());
     let results: Vec<Value> = (0..cast.queues.len())
         .filter(|queue| wanted.is_empty() || wanted.contains(&cast.queues[*queue].id))
         .map(|queue| chosen(view.observation(cast, queue, details), &query["metrics"]))
@@ -87,12 +87,12 @@ pub(super) async fn observations(State(platform): State<Arc<Platform>>, body: By
 }
 
 /// `GET /api/v2/analytics/conversations/summary`: the snapshot of the numbered stream, and where it stands.
-pub(super) async fn summary(State(platform): State<Arc<Platform>>) -> Response {
+pub(super) async fn summary(State(platform): State<Arc<SimulatedPlatform>>) -> Response {
     let state = platform.lock();
-    let (cast, view) = (state.world.cast(), state.world.view());
+    let (cast, view) = (state.world.roster(), state.world.view());
     let queues: Vec<Value> = (0..cast.queues.len()).map(|queue| view.observation(cast, queue, false)).collect();
     let body = json!({
-        "sequenceId": state.sequence.last(), "asOf": stamp(state.world.story_time()),
+        "sequenceId": state.sequence.last(), "asOf": stamp(state.world.scenario_time()),
         "conversations": view.conversations(cast), "queues": queues,
     });
     Json(body).into_response()

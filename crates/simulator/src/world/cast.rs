@@ -47,14 +47,14 @@ pub(crate) struct Queue {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Cast {
+pub(crate) struct Roster {
     pub(crate) agents: Vec<Agent>,
     pub(crate) queues: Vec<Queue>,
 }
 
-impl Cast {
+impl Roster {
     /// At least one agent and one queue; each agent serves a few queues, the first queue is never unserved.
-    pub(crate) fn hire(seed: u64, agents: usize, queues: usize) -> Self {
+    pub(crate) fn generate(seed: u64, agents: usize, queues: usize) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let queues: Vec<Queue> = (0..queues.max(1)).map(|index| queue(&mut rng, index)).collect();
         let agents = (0..agents.max(1)).map(|index| agent(&mut rng, index, queues.len())).collect();

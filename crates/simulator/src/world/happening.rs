@@ -3,7 +3,7 @@
 use time::OffsetDateTime;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Presence {
+pub(super) enum AgentPresence {
     OnQueue,
     Available,
     Break,
@@ -12,7 +12,7 @@ pub(super) enum Presence {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Routing {
+pub(super) enum AgentRouting {
     OffQueue,
     Idle,
     Interacting,
@@ -20,15 +20,15 @@ pub(super) enum Routing {
 
 /// An agent at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Duty {
-    pub(super) presence: Presence,
-    pub(super) present_since: OffsetDateTime,
-    pub(super) routing: Routing,
+pub(super) struct AgentState {
+    pub(super) presence: AgentPresence,
+    pub(super) presence_since: OffsetDateTime,
+    pub(super) routing: AgentRouting,
     pub(super) routing_since: OffsetDateTime,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Stage {
+pub(super) enum ConversationStage {
     Waiting,
     Alerting { agent: usize },
     Talking { agent: usize },
@@ -37,22 +37,22 @@ pub(super) enum Stage {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Conversation {
+pub(super) struct SimulatedConversation {
     pub(super) id: String,
     pub(super) session: String,
     pub(super) customer_part: String,
     pub(super) agent_part: String,
     pub(super) caller: String,
     pub(super) queue: usize,
-    pub(super) stage: Stage,
-    pub(super) began: OffsetDateTime,
+    pub(super) stage: ConversationStage,
+    pub(super) started_at: OffsetDateTime,
     /// When the present stage began.
     pub(super) since: OffsetDateTime,
 }
 
 /// A queue in figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Gauges {
+pub(super) struct QueueGauges {
     pub(super) waiting: u64,
     pub(super) alerting: u64,
     pub(super) interacting: u64,
@@ -65,27 +65,29 @@ pub(super) struct Gauges {
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Happening {
-    CustomerStart(Conversation),
-    CustomerEnd(Conversation),
-    AcdEnd { of: Conversation, answered_by: Option<usize>, waited_ms: u64 },
-    UserEnd { of: Conversation, agent: usize, talked_ms: u64 },
-    Wrapup { of: Conversation, agent: usize, lasted_ms: u64 },
-    QueueConversation(Conversation),
-    UserConversation { agent: usize, of: Conversation },
-    PresenceSet { agent: usize, duty: Duty },
-    RoutingSet { agent: usize, duty: Duty },
-    ActivitySet { agent: usize, duty: Duty },
+pub(super) enum ScenarioEvent {
+    CustomerStart(SimulatedConversation),
+    CustomerEnd(SimulatedConversation),
+    AcdEnd { of: SimulatedConversation, answered_by: Option<usize>, waited_ms: u64 },
+    UserEnd { of: SimulatedConversation, agent: usize, talked_ms: u64 },
+    Wrapup { of: SimulatedConversation, agent: usize, lasted_ms: u64 },
+    QueueConversation(SimulatedConversation),
+    UserConversation { agent: usize, of: SimulatedConversation },
+    PresenceSet { agent: usize, state: AgentState },
+    RoutingSet { agent: usize, state: AgentState },
+    ActivitySet { agent: usize, state: AgentState },
     Membership { agent: usize, queue: usize, joined: bool },
-    Observations { queue: usize, gauges: Gauges },
-    QueueActivity { queue: usize, gauges: Gauges },
+    Observations { queue: usize, gauges: QueueGauges },
+    QueueActivity { queue: usize, gauges: QueueGauges },
 }
 
 /// The agent a conversation is with.
-pub(super) fn agent_of(stage: Stage) -> Option<usize> {
+pub(super) fn agent_of(stage: ConversationStage) -> Option<usize> {
     match stage {
-        Stage::Waiting => None,
-        Stage::Alerting { agent } | Stage::Talking { agent } | Stage::WrappingUp { agent } => Some(agent),
-        Stage::Ended { agent } => agent,
+        ConversationStage::Waiting => None,
+        ConversationStage::Alerting { agent }
+        | ConversationStage::Talking { agent }
+        | ConversationStage::WrappingUp { agent } => Some(agent),
+        ConversationStage::Ended { agent } => agent,
     }
 }

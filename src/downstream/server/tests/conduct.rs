@@ -10,14 +10,14 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::{Message, protocol::frame::coding::CloseCode};
 
-use super::harness::{Http, PATIENCE, Relay, Setup, sequences};
+use super::harness::{RelayFixture, RelaySetup, TIMEOUT, TestHttpClient, sequences};
 use crate::telemetry::metrics;
 
 const QUEUES: &str = "/v1/streams/queues/events";
 
 #[tokio::test]
-async fn what_is_not_there_or_not_understood_is_told_as_a_problem() {
-    let relay = Relay::start().await;
+async fn unknown_paths_and_invalid_queries_get_problem_documents() {
+    let relay = RelayFixture::start().await;
     for (method, path, status, kind) in [
         ("GET", "/", 404, "not-found"),
         ("GET", "/v1/streams/queues", 404, "not-found"),
@@ -32,22 +32,22 @@ async fn what_is_not_there_or_not_understood_is_told_as_a_problem() {
         ("GET", "/v1/streams/queues/events?after=17", 400, "invalid-cursor"),
         ("GET", "/v1/events?stream=queues&stream=agents&after=4f2a-1", 400, "invalid-cursor"),
     ] {
-        let mut refused = Http::send(&relay.authority, method, path, &[]).await;
+        let mut refused = TestHttpClient::send(&relay.authority, method, path, &[]).await;
         assert_eq!((refused.status(), refused.problem().await.0.as_str()), (status, kind), "{method} {path}");
     }
     let mut image = relay.get(QUEUES, &[("Accept", "image/png")]).await;
     assert_eq!((image.status(), image.problem().await.0.as_str()), (406, "not-acceptable"));
-    let post = Http::send(&relay.authority, "POST", QUEUES, &[]).await;
+    let post = TestHttpClient::send(&relay.authority, "POST", QUEUES, &[]).await;
     assert_eq!(post.header("allow").as_deref(), Some("get, head"));
     relay.drain().await;
 }
 
 #[tokio::test]
-async fn every_resource_is_read_and_tells_so_whoever_asks_otherwise() {
-    let relay = Relay::start().await;
+async fn every_resource_is_read_only() {
+    let relay = RelayFixture::start().await;
     for path in ["/v1/streams", "/v1/events?stream=queues", QUEUES] {
         for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
-            let refused = Http::send(&relay.authority, method, path, &[]).await;
+            let refused = TestHttpClient::send(&relay.authority, method, path, &[]).await;
             let allowed = refused.header("allow");
             assert_eq!((refused.status(), allowed.as_deref()), (405, Some("get, head")), "{method} {path}");
         }
@@ -57,7 +57,7 @@ async fn every_resource_is_read_and_tells_so_whoever_asks_otherwise() {
 
 #[tokio::test]
 async fn a_name_in_a_path_may_be_percent_encoded() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     for (path, status) in [
         ("/v1/streams/%71ueue%73/events", 200),
         ("/v1/streams/queues%2Fevents/events", 404),
@@ -73,10 +73,10 @@ async fn a_name_in_a_path_may_be_percent_encoded() {
 }
 
 #[tokio::test]
-async fn a_page_of_an_allowed_origin_may_read_why_it_is_refused() {
-    let mut setup = Setup::default();
+async fn an_allowed_origin_can_read_refusals() {
+    let mut setup = RelaySetup::default();
     setup.server.allowed_origins = vec!["https://dash.example.com".to_owned()];
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     for (path, status) in [("/", 404), ("/v1/events", 400), ("/v1/streams/nobody/events", 404)] {
         let refused = relay.get(path, &[("Origin", "https://dash.example.com")]).await;
         let shared = refused.header("access-control-allow-origin");
@@ -87,9 +87,9 @@ async fn a_page_of_an_allowed_origin_may_read_why_it_is_refused() {
 
 #[tokio::test]
 async fn a_foreign_page_is_refused_before_anything_else() {
-    let mut setup = Setup::default();
+    let mut setup = RelaySetup::default();
     setup.server.allowed_origins = vec!["https://dash.example.com".to_owned()];
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     for (origin, status) in [("https://dash.example.com", 200), ("https://evil.test", 403), ("null", 403)] {
         let answer = relay.get("/v1/streams", &[("Origin", origin)]).await;
         assert_eq!(answer.status(), status, "{origin}");
@@ -117,7 +117,7 @@ async fn a_foreign_page_is_refused_before_anything_else() {
 
 #[tokio::test]
 async fn a_websocket_is_opened_as_the_standard_says_and_never_compressed() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     let offer = [
         ("sec-websocket-protocol", "mqtt, cloudevents.json"),
         ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits"),
@@ -138,8 +138,8 @@ async fn a_websocket_is_opened_as_the_standard_says_and_never_compressed() {
 }
 
 #[tokio::test]
-async fn a_client_that_breaks_the_rules_is_told_which() {
-    let relay = Relay::start().await;
+async fn a_protocol_violation_is_answered_with_its_close_code() {
+    let relay = RelayFixture::start().await;
     for (message, code) in [
         (Message::binary(vec![1, 2, 3]), CloseCode::Unsupported),
         (Message::text("x".repeat(64 * 1024 + 1)), CloseCode::Size),
@@ -163,7 +163,7 @@ async fn a_client_that_breaks_the_rules_is_told_which() {
 
 #[tokio::test]
 async fn a_message_that_means_nothing_is_ignored_and_a_ping_is_answered() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     let mut ws = relay.subscribe(QUEUES).await;
     ws.0.send(Message::text("hello?")).await.unwrap();
     ws.0.send(Message::Ping("are you there".into())).await.unwrap();
@@ -177,7 +177,7 @@ async fn a_message_that_means_nothing_is_ignored_and_a_ping_is_answered() {
 
 #[tokio::test]
 async fn pings_under_a_stream_of_events_never_break_a_frame() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     let mut ws = relay.subscribe(QUEUES).await;
     let body = format!("\"{}\"", "x".repeat(3_000));
     let some = vec![body.as_str(); 50];
@@ -192,7 +192,7 @@ async fn pings_under_a_stream_of_events_never_break_a_frame() {
     relay.drain().await;
 }
 
-impl super::harness::Ws {
+impl super::harness::TestWsClient {
     /// The next events; pongs may stand between them.
     async fn events_and_pongs(&mut self, count: usize) -> Vec<serde_json::Value> {
         let mut events = Vec::new();
@@ -209,9 +209,9 @@ impl super::harness::Ws {
 
 #[tokio::test]
 async fn a_silent_client_is_pinged_and_given_up_when_it_does_not_answer() {
-    let mut setup = Setup::default();
-    setup.server.ping_every = Duration::from_millis(50);
-    let relay = Relay::with(setup).await;
+    let mut setup = RelaySetup::default();
+    setup.server.ping_interval = Duration::from_millis(50);
+    let relay = RelayFixture::with(setup).await;
     let mut answering = relay.subscribe(QUEUES).await;
     let mut mute = relay.subscribe(QUEUES).await;
     // Below the library, so that it does not answer by itself.
@@ -223,7 +223,7 @@ async fn a_silent_client_is_pinged_and_given_up_when_it_does_not_answer() {
     };
     let silence = async {
         let mut heard = Vec::new();
-        timeout(PATIENCE, mute.read_to_end(&mut heard)).await.expect("given up in time").unwrap();
+        timeout(TIMEOUT, mute.read_to_end(&mut heard)).await.expect("given up in time").unwrap();
         assert_eq!(heard, [0x89, 0, 0x89, 0], "two pings, then the end");
     };
     tokio::join!(answers, silence);
@@ -233,9 +233,9 @@ async fn a_silent_client_is_pinged_and_given_up_when_it_does_not_answer() {
 
 #[tokio::test]
 async fn a_client_that_takes_nothing_is_closed_as_too_slow_between_two_frames() {
-    let mut setup = Setup::default();
+    let mut setup = RelaySetup::default();
     setup.server.limits.stall_max = Duration::from_millis(300);
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     let mut ws = relay.subscribe(QUEUES).await;
     let body = format!("\"{}\"", "x".repeat(50_000));
     let some = vec![body.as_str(); 100];
@@ -261,8 +261,8 @@ async fn a_client_that_takes_nothing_is_closed_as_too_slow_between_two_frames() 
 }
 
 #[tokio::test]
-async fn a_drain_says_what_was_heard_and_then_goodbye() {
-    let relay = Relay::start().await;
+async fn a_drain_sends_received_events_and_then_closes() {
+    let relay = RelayFixture::start().await;
     let mut ws = relay.subscribe(QUEUES).await;
     let mut sse = relay.get(QUEUES, &[("Accept", "text/event-stream")]).await;
     let mut lines = relay.get(QUEUES, &[("Accept", "application/x-ndjson")]).await;
@@ -277,7 +277,7 @@ async fn a_drain_says_what_was_heard_and_then_goodbye() {
         assert_eq!(sse.sse().await, None);
         assert_eq!(sequences(&lines.lines(100).await), expected);
         assert_eq!(lines.line().await, None);
-        assert_eq!(timeout(PATIENCE, idle.read(&mut [0; 16])).await.unwrap().unwrap(), 0);
+        assert_eq!(timeout(TIMEOUT, idle.read(&mut [0; 16])).await.unwrap().unwrap(), 0);
     };
     tokio::join!(relay.drain(), clients);
     assert_eq!(TcpStream::connect(&authority).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
@@ -285,22 +285,22 @@ async fn a_drain_says_what_was_heard_and_then_goodbye() {
 
 #[tokio::test]
 async fn a_request_head_that_does_not_arrive_is_not_waited_for() {
-    let mut setup = Setup::default();
+    let mut setup = RelaySetup::default();
     setup.server.limits.header_timeout = Duration::from_millis(100);
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     let mut loris = TcpStream::connect(&relay.authority).await.unwrap();
     loris.write_all(b"GET /v1/streams HTTP/1.1\r\nHost: ").await.unwrap();
     let mut answer = Vec::new();
-    timeout(PATIENCE, loris.read_to_end(&mut answer)).await.expect("closed in time").unwrap();
+    timeout(TIMEOUT, loris.read_to_end(&mut answer)).await.expect("closed in time").unwrap();
     assert!(!answer.starts_with(b"HTTP/1.1 200"));
     relay.drain().await;
 }
 
 #[tokio::test]
-async fn a_host_that_a_proxy_keeps_is_answered_to_where_it_is_listed() {
-    let mut setup = Setup::default();
+async fn a_listed_host_header_is_accepted() {
+    let mut setup = RelaySetup::default();
     setup.server.allowed_hosts = vec!["relay.example.com".to_owned()];
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     for (host, status) in [("relay.example.com", 200), ("relay.example.com:443", 200), ("evil.test", 403)] {
         assert_eq!(relay.get("/v1/streams", &[("Host", host)]).await.status(), status, "{host}");
     }
@@ -309,7 +309,7 @@ async fn a_host_that_a_proxy_keeps_is_answered_to_where_it_is_listed() {
 
 #[tokio::test]
 async fn head_is_answered_as_get_is_without_a_body() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     relay.say("queues", 1..=3).await;
     let from_first = format!("{QUEUES}?from=first");
     for (path, accept, status) in [
@@ -326,7 +326,7 @@ async fn head_is_answered_as_get_is_without_a_body() {
             format!("HEAD {path} HTTP/1.1\r\nHost: {authority}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
+        timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
         let head = answer.to_lowercase();
         assert!(head.starts_with(&format!("http/1.1 {status} ")) && head.ends_with("\r\n\r\n"), "{path}: {answer}");
         assert_eq!(head.matches("\r\n\r\n").count(), 1, "no body: {answer}");
@@ -342,8 +342,8 @@ async fn head_is_answered_as_get_is_without_a_body() {
 }
 
 #[tokio::test]
-async fn a_request_that_does_not_say_which_host_it_is_for_is_refused() {
-    let relay = Relay::start().await;
+async fn a_request_without_a_clear_host_is_refused() {
+    let relay = RelayFixture::start().await;
     for (lines, status) in [
         ("HTTP/1.1\r\n", 400),
         ("HTTP/1.1\r\nHost:\r\n", 400),
@@ -357,7 +357,7 @@ async fn a_request_that_does_not_say_which_host_it_is_for_is_refused() {
         let mut stream = TcpStream::connect(&relay.authority).await.unwrap();
         stream.write_all(format!("GET /v1/streams {lines}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
+        timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
         assert_eq!(answer.split(' ').nth(1), Some(status.to_string().as_str()), "{lines:?}: {answer}");
         assert_eq!(answer.contains("urn:trunkline:problem:invalid-host"), status == 400, "{lines:?}: {answer}");
     }
@@ -365,11 +365,11 @@ async fn a_request_that_does_not_say_which_host_it_is_for_is_refused() {
 }
 
 #[tokio::test]
-async fn an_address_over_its_share_leaves_room_for_the_others() {
-    let mut setup = Setup::default();
+async fn an_address_at_its_limit_does_not_block_others() {
+    let mut setup = RelaySetup::default();
     setup.server.limits.connections_max = 3;
     setup.server.limits.connections_per_address_max = 2;
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     let from = async |address: [u8; 4]| {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind((address, 0).into()).unwrap();
@@ -379,7 +379,7 @@ async fn an_address_over_its_share_leaves_room_for_the_others() {
     let status = async |mut stream: TcpStream| {
         stream.write_all(b"GET /v1/streams HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
+        timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
         assert_ne!(answer.starts_with("HTTP/1.1 2"), answer.contains("Retry-After: 5"), "{answer}");
         answer.split(' ').nth(1).unwrap().to_owned()
     };
@@ -390,7 +390,7 @@ async fn an_address_over_its_share_leaves_room_for_the_others() {
         let mut third = from([127, 0, 0, 3]).await;
         third.write_all(b"GET /v1/streams HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         let mut answer = [0; 12];
-        timeout(PATIENCE, third.read_exact(&mut answer)).await.expect("an answer in time").unwrap();
+        timeout(TIMEOUT, third.read_exact(&mut answer)).await.expect("an answer in time").unwrap();
         if &answer == b"HTTP/1.1 200" {
             break third;
         }
@@ -402,10 +402,10 @@ async fn an_address_over_its_share_leaves_room_for_the_others() {
 
 #[tokio::test]
 async fn behind_a_trusted_proxy_each_client_has_a_share_of_its_own() {
-    let mut setup = Setup::default();
+    let mut setup = RelaySetup::default();
     setup.server.limits.connections_per_address_max = 1;
     setup.server.limits.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     let sse = ("Accept", "text/event-stream");
     let first = relay.get(QUEUES, &[sse, ("X-Forwarded-For", "192.0.2.1")]).await;
     assert_eq!(first.status(), 200);
@@ -419,10 +419,10 @@ async fn behind_a_trusted_proxy_each_client_has_a_share_of_its_own() {
 }
 
 #[tokio::test]
-async fn one_connection_too_many_is_told_so_and_a_freed_seat_is_given_again() {
-    let mut setup = Setup::default();
+async fn one_connection_too_many_is_rejected_and_a_freed_permit_is_reused() {
+    let mut setup = RelaySetup::default();
     setup.server.limits.connections_per_address_max = 2;
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     let first = relay.subscribe(QUEUES).await;
     let second = relay.subscribe(QUEUES).await;
     let mut third = relay.get("/v1/streams", &[]).await;
@@ -440,10 +440,10 @@ async fn one_connection_too_many_is_told_so_and_a_freed_seat_is_given_again() {
 }
 
 #[tokio::test]
-async fn a_quiet_endless_answer_shows_that_it_is_there() {
-    let mut setup = Setup::default();
-    setup.server.keep_alive = Duration::from_millis(20);
-    let relay = Relay::with(setup).await;
+async fn an_idle_endless_answer_sends_keep_alives() {
+    let mut setup = RelaySetup::default();
+    setup.server.keep_alive_interval = Duration::from_millis(20);
+    let relay = RelayFixture::with(setup).await;
     let mut lines = relay.get(QUEUES, &[("Accept", "application/x-ndjson")]).await;
     let mut sse = relay.get(QUEUES, &[("Accept", "text/event-stream")]).await;
     sse.sse_id().await.expect("it begins with its cursor");
@@ -458,10 +458,10 @@ async fn a_quiet_endless_answer_shows_that_it_is_there() {
 }
 
 #[tokio::test]
-async fn pages_that_nobody_takes_leave_room_only_up_to_a_bound() {
-    let mut setup = Setup::default();
+async fn unread_pages_are_bounded() {
+    let mut setup = RelaySetup::default();
     setup.server.held_len_max = 3 * 1024 * 1024;
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     let body = format!("\"{}\"", "x".repeat(4_000));
     for _ in 0..10 {
         relay.append("queues", &vec![body.as_str(); 100]).await;
@@ -490,9 +490,9 @@ async fn pages_that_nobody_takes_leave_room_only_up_to_a_bound() {
 
 #[tokio::test]
 async fn a_subscription_that_ends_is_counted_with_its_reason() {
-    let mut setup = Setup::default();
+    let mut setup = RelaySetup::default();
     setup.server.limits.stall_max = Duration::from_millis(300);
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     let count = |reason: &str| -> f64 {
         let series = format!("trunkline_subscribers_closed_total{{reason=\"{reason}\"}} ");
         let page = metrics::page();
@@ -512,7 +512,7 @@ async fn a_subscription_that_ends_is_counted_with_its_reason() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        timeout(PATIENCE, counted).await.expect("it is counted as too slow");
+        timeout(TIMEOUT, counted).await.expect("it is counted as too slow");
         drop(slow);
     }
     let before = count("protocol");
@@ -524,6 +524,6 @@ async fn a_subscription_that_ends_is_counted_with_its_reason() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, counted).await.expect("it is counted");
+    timeout(TIMEOUT, counted).await.expect("it is counted");
     relay.drain().await;
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::harness::{Http, PATIENCE, Relay, Setup, sequences};
+use super::harness::{RelayFixture, RelaySetup, TIMEOUT, TestHttpClient, sequences};
 
 const QUEUES: &str = "/v1/streams/queues/events";
 const SSE: (&str, &str) = ("Accept", "text/event-stream");
@@ -12,7 +12,7 @@ const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
 
 #[tokio::test]
 async fn every_transport_delivers_the_same_events_in_the_same_order() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     relay
         .append("queues", &["1", "{\"a\":\r\n[1,\n2]}", "\"ünï ☎\"", &format!("\"{}\"", "x".repeat(70_000)), "5"])
         .await;
@@ -32,8 +32,8 @@ async fn every_transport_delivers_the_same_events_in_the_same_order() {
 }
 
 #[tokio::test]
-async fn a_subscriber_hears_what_comes_after_it_joined() {
-    let relay = Relay::start().await;
+async fn a_subscriber_gets_events_appended_after_it_joined() {
+    let relay = RelayFixture::start().await;
     relay.say("queues", 1..=3).await;
     let mut ws = relay.subscribe(QUEUES).await;
     let mut sse = relay.get(QUEUES, &[SSE]).await;
@@ -48,8 +48,8 @@ async fn a_subscriber_hears_what_comes_after_it_joined() {
 }
 
 #[tokio::test]
-async fn a_server_sent_stream_begins_with_its_cursor_and_goes_on_from_the_last_event_id() {
-    let relay = Relay::start().await;
+async fn an_sse_stream_starts_with_its_cursor_and_resumes_after_last_event_id() {
+    let relay = RelayFixture::start().await;
     relay.say("queues", 1..=5).await;
     let mut sse = relay.get(QUEUES, &[SSE]).await;
     let cursor = relay.mark("queues", 5).to_string();
@@ -67,7 +67,7 @@ async fn a_server_sent_stream_begins_with_its_cursor_and_goes_on_from_the_last_e
 
 #[tokio::test]
 async fn several_streams_are_merged_and_one_cursor_covers_them_all() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     let both = "/v1/events?stream=queues&stream=agents";
     let mut sse = relay.get(&format!("{both}&from=first"), &[SSE]).await;
     let mut ws = relay.subscribe(&format!("{both}&from=first")).await;
@@ -100,8 +100,8 @@ fn check_merged(events: &[Value]) {
 }
 
 #[tokio::test]
-async fn a_quiet_stream_is_heard_beside_a_busy_one() {
-    let relay = Relay::start().await;
+async fn a_quiet_stream_is_not_starved_by_a_busy_one() {
+    let relay = RelayFixture::start().await;
     let body = format!("\"{}\"", "x".repeat(4_000));
     let many = vec![body.as_str(); 500];
     for _ in 0..4 {
@@ -117,7 +117,7 @@ async fn a_quiet_stream_is_heard_beside_a_busy_one() {
 
 #[tokio::test]
 async fn pages_follow_one_another_and_an_empty_one_repeats_its_cursor() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     relay.say("queues", 1..=25).await;
     let mut seen = Vec::new();
     let mut path = format!("{QUEUES}?from=first&limit=10");
@@ -140,7 +140,7 @@ async fn pages_follow_one_another_and_an_empty_one_repeats_its_cursor() {
 
 #[tokio::test]
 async fn pages_over_several_streams_lose_nothing() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     relay.say("queues", 1..=60).await;
     relay.say("agents", 1..=20).await;
     let mut events = Vec::new();
@@ -158,7 +158,7 @@ async fn pages_over_several_streams_lose_nothing() {
 
 #[tokio::test]
 async fn a_type_is_picked_out_by_every_transport() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     let bodies: Vec<String> = (0..300).map(|number| format!("\"{}{number}\"", ["a", "b", "b"][number % 3])).collect();
     for some in bodies.chunks(40) {
         relay.append("queues", &some.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -178,7 +178,7 @@ async fn a_type_is_picked_out_by_every_transport() {
 
 #[tokio::test]
 async fn since_begins_with_the_first_entry_received_then_or_later() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     relay.say("queues", 1..=5).await;
     for (since, expected) in [("2026-05-04T13:31:49.570Z", vec![1, 2, 3, 4, 5]), ("2026-05-04T13:31:49.571Z", vec![])] {
         let page = relay.get(&format!("{QUEUES}?since={since}"), &[]).await.json().await;
@@ -188,14 +188,14 @@ async fn since_begins_with_the_first_entry_received_then_or_later() {
 }
 
 /// A relay that holds only the newest of 2,000 events, and the first offset that it holds.
-async fn trimmed() -> (Relay, u64) {
-    let relay = Relay::with(Setup { retention: 100, tail_bytes: 0, ..Setup::default() }).await;
+async fn trimmed() -> (RelayFixture, u64) {
+    let relay = RelayFixture::with(RelaySetup { retention: 100, tail_bytes: 0, ..RelaySetup::default() }).await;
     relay.say("queues", 1..=2_000).await;
     let first = wait_for_first(&relay).await;
     (relay, first)
 }
 
-async fn wait_for_first(relay: &Relay) -> u64 {
+async fn wait_for_first(relay: &RelayFixture) -> u64 {
     for _ in 0..1_000 {
         let first = relay.log("queues").end().first.0;
         if first > 1 {
@@ -243,7 +243,7 @@ async fn a_cursor_of_another_epoch_gets_a_gap_and_is_refused_a_page() {
     relay.drain().await;
 }
 
-fn check_gap(gap: &Value, bounds: &Value, first: u64, relay: &Relay) {
+fn check_gap(gap: &Value, bounds: &Value, first: u64, relay: &RelayFixture) {
     assert_eq!(gap["type"], "trunkline.gap.v1");
     assert_eq!(gap["id"], format!("{}/trimmed", relay.mark("queues", first)));
     assert_eq!(gap["source"], "/accounts/acme/streams/queues");
@@ -277,8 +277,8 @@ const UPGRADE: [(&str, &str); 4] = [
 ];
 
 #[tokio::test]
-async fn a_reader_that_pauses_gets_everything_and_holds_up_nobody() {
-    let relay = Relay::with(Setup { tail_bytes: 256 * 1024, ..Setup::default() }).await;
+async fn a_paused_reader_gets_everything_and_blocks_no_other() {
+    let relay = RelayFixture::with(RelaySetup { tail_bytes: 256 * 1024, ..RelaySetup::default() }).await;
     let mut slow = relay.subscribe(QUEUES).await;
     let mut slow_sse = relay.get(QUEUES, &[SSE]).await;
     let mut quick = relay.subscribe(QUEUES).await;
@@ -313,12 +313,12 @@ fn mixed() -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_that_take_nothing_share_a_bound_and_then_get_every_byte_in_every_form() {
-    let mut setup = Setup { tail_bytes: 0, ..Setup::default() };
+async fn stalled_readers_share_a_memory_bound_and_lose_nothing() {
+    let mut setup = RelaySetup { tail_bytes: 0, ..RelaySetup::default() };
     setup.server.held_len_max = 1024 * 1024;
     // Whoever waits for its turn to be read is not to be given up on a busy machine.
     setup.server.limits.stall_max = Duration::from_secs(600);
-    let relay = Relay::with(setup).await;
+    let relay = RelayFixture::with(setup).await;
     let bodies = mixed();
     for body in &bodies {
         relay.append("queues", &[body]).await;
@@ -332,12 +332,30 @@ async fn readers_that_take_nothing_share_a_bound_and_then_get_every_byte_in_ever
     let (mut sockets, mut endless) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         for path in [&first, &filtered] {
-            sockets.push(relay.subscribe_over(relay.narrow().await, path).await);
+            sockets.push(relay.subscribe_over(relay.connect_with_small_buffer().await, path).await);
             for accept in [SSE, NDJSON] {
-                endless.push(Http::send_over(relay.narrow().await, &relay.authority, "GET", path, &[accept]).await);
+                endless.push(
+                    TestHttpClient::send_over(
+                        relay.connect_with_small_buffer().await,
+                        &relay.authority,
+                        "GET",
+                        path,
+                        &[accept],
+                    )
+                    .await,
+                );
             }
         }
-        endless.push(Http::send_over(relay.narrow().await, &relay.authority, "GET", several, &[SSE]).await);
+        endless.push(
+            TestHttpClient::send_over(
+                relay.connect_with_small_buffer().await,
+                &relay.authority,
+                "GET",
+                several,
+                &[SSE],
+            )
+            .await,
+        );
     }
     // All but the one that is read take nothing meanwhile, and what they were being sent gives way.
     for pair in sockets.chunks_mut(2) {
@@ -362,7 +380,7 @@ async fn readers_that_take_nothing_share_a_bound_and_then_get_every_byte_in_ever
 
 #[tokio::test]
 async fn a_thousand_subscribers_all_get_everything() {
-    let relay = Relay::start().await;
+    let relay = RelayFixture::start().await;
     let mut clients = Vec::new();
     for _ in 0..1_000 {
         clients.push(relay.subscribe(QUEUES).await);
@@ -377,8 +395,8 @@ async fn a_thousand_subscribers_all_get_everything() {
 }
 
 #[tokio::test]
-async fn the_list_of_streams_tells_where_each_begins_and_ends() {
-    let relay = Relay::start().await;
+async fn the_list_of_streams_shows_first_and_last_mark() {
+    let relay = RelayFixture::start().await;
     relay.say("queues", 1..=3).await;
     let shown = relay.get("/v1/streams", &[]).await.json().await;
     assert_eq!(
@@ -395,18 +413,18 @@ async fn the_list_of_streams_tells_where_each_begins_and_ends() {
 }
 
 #[tokio::test]
-async fn a_quiet_server_sent_stream_says_that_it_is_alive() {
-    let mut setup = Setup::default();
-    setup.server.keep_alive = std::time::Duration::from_millis(20);
-    let relay = Relay::with(setup).await;
-    let mut sse: Http = relay.get(QUEUES, &[SSE]).await;
+async fn an_idle_sse_stream_sends_keep_alives() {
+    let mut setup = RelaySetup::default();
+    setup.server.keep_alive_interval = std::time::Duration::from_millis(20);
+    let relay = RelayFixture::with(setup).await;
+    let mut sse: TestHttpClient = relay.get(QUEUES, &[SSE]).await;
     assert!(sse.until("\n\n").await.unwrap().starts_with("retry: 1000\n"));
-    assert_eq!(tokio::time::timeout(PATIENCE, sse.until("\n\n")).await.unwrap().unwrap(), ":");
+    assert_eq!(tokio::time::timeout(TIMEOUT, sse.until("\n\n")).await.unwrap().unwrap(), ":");
     relay.drain().await;
 }
 
 /// So many entries that a reader of `test.w` does not want.
-async fn pass(relay: &Relay, stream: &str, hundreds: usize) {
+async fn append_unmatched(relay: &RelayFixture, stream: &str, hundreds: usize) {
     for _ in 0..hundreds {
         relay.append(stream, &["\"x\""; 100]).await;
     }
@@ -416,12 +434,12 @@ const WANTED: &str = "\"w\"";
 
 #[tokio::test]
 async fn a_filtered_server_sent_reader_comes_back_after_retention_and_misses_nothing() {
-    let relay = Relay::with(Setup { retention: 1_500, ..Setup::default() }).await;
+    let relay = RelayFixture::with(RelaySetup { retention: 1_500, ..RelaySetup::default() }).await;
     let path = format!("{QUEUES}?type=test.w");
     let mut sse = relay.get(&path, &[SSE]).await;
     relay.append("queues", &[WANTED]).await;
     assert_eq!(sequences(&sse.sse_events(1).await), [1]);
-    pass(&relay, "queues", 30).await;
+    append_unmatched(&relay, "queues", 30).await;
     let mut told = String::new();
     while told.is_empty() || offset(&told) <= 2_001 {
         told = sse.sse_id().await.expect("an id that goes on");
@@ -442,13 +460,13 @@ fn offset(mark: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_filtered_reader_of_several_streams_is_told_the_whole_cursor() {
-    let relay = Relay::start().await;
+async fn a_filtered_reader_of_several_streams_gets_the_whole_cursor() {
+    let relay = RelayFixture::start().await;
     let path = "/v1/events?stream=agents&stream=queues&type=test.w";
     let mut sse = relay.get(path, &[SSE]).await;
     relay.append("agents", &[WANTED]).await;
     assert_eq!(sse.sse_events(1).await.len(), 1);
-    pass(&relay, "queues", 10).await;
+    append_unmatched(&relay, "queues", 10).await;
     let agents = relay.mark("agents", 1);
     let told = loop {
         let told = sse.sse_id().await.expect("an id that goes on");
@@ -465,8 +483,8 @@ async fn a_filtered_reader_of_several_streams_is_told_the_whole_cursor() {
 }
 
 #[tokio::test]
-async fn positions_are_told_by_websocket_and_ndjson_to_whoever_asks_for_them() {
-    let relay = Relay::start().await;
+async fn websocket_and_ndjson_send_positions_on_request() {
+    let relay = RelayFixture::start().await;
     let one = format!("{QUEUES}?type=test.w");
     let session = [("sec-websocket-protocol", "trunkline.v1")];
     let (mut told, response) = relay.offer(&one, &session).await;
@@ -476,7 +494,7 @@ async fn positions_are_told_by_websocket_and_ndjson_to_whoever_asks_for_them() {
     let (mut whole, _) = relay.offer(QUEUES, &session).await;
     let mut lines = relay.get(&format!("{one}&positions=true"), &[NDJSON]).await;
     let mut bare = relay.get(&one, &[NDJSON]).await;
-    pass(&relay, "queues", 10).await;
+    append_unmatched(&relay, "queues", 10).await;
     relay.append("queues", &[WANTED]).await;
     let end = relay.mark("queues", 1_000).to_string();
     for (event, kind) in
@@ -504,10 +522,10 @@ async fn positions_are_told_by_websocket_and_ndjson_to_whoever_asks_for_them() {
 }
 
 #[tokio::test]
-async fn what_passes_a_quiet_reader_is_told_before_long() {
-    let mut setup = Setup::default();
-    setup.server.position_every = std::time::Duration::from_millis(50);
-    let relay = Relay::with(setup).await;
+async fn a_filtered_out_position_is_reported_within_the_interval() {
+    let mut setup = RelaySetup::default();
+    setup.server.position_interval = std::time::Duration::from_millis(50);
+    let relay = RelayFixture::with(setup).await;
     let mut sse = relay.get(&format!("{QUEUES}?type=test.w"), &[SSE]).await;
     let mut all = relay.get(QUEUES, &[SSE]).await;
     relay.append("queues", &["\"x\""; 3]).await;

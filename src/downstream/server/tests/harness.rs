@@ -16,51 +16,51 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    downstream::server::{Server, Settings},
-    event_log::{EventLog, EventLogs, Settings as LogSettings, Writer},
+    downstream::server::{ConsumerServer, Settings},
+    event_log::{EventLog, EventLogs, LogWriter, Settings as LogSettings},
     model::{Body, Checkpoint, Event, Mark, Offset, Source, StreamName, Timestamp},
     store::{
         Retention, Store,
-        embedded::{Embedded, Settings as StoreSettings},
+        embedded::{EmbeddedStore, Settings as StoreSettings},
     },
     tasks::Tasks,
 };
 
 /// No test waits longer for a single fact.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
 
-pub(super) struct Relay {
+pub(super) struct RelayFixture {
     pub(super) logs: EventLogs,
-    writers: BTreeMap<StreamName, Writer>,
+    writers: BTreeMap<StreamName, LogWriter>,
     pub(super) authority: String,
     tasks: Tasks,
     _directory: tempfile::TempDir,
 }
 
 /// What a test changes of the usual.
-pub(super) struct Setup {
+pub(super) struct RelaySetup {
     pub(super) server: Settings,
     pub(super) retention: u64,
     pub(super) tail_bytes: usize,
 }
 
-impl Default for Setup {
+impl Default for RelaySetup {
     fn default() -> Self {
         let server = Settings::new(([127, 0, 0, 1], 0).into());
         Self { server, retention: u64::MAX, tail_bytes: 1 << 20 }
     }
 }
 
-impl Relay {
+impl RelayFixture {
     pub(super) async fn start() -> Self {
-        Self::with(Setup::default()).await
+        Self::with(RelaySetup::default()).await
     }
 
-    pub(super) async fn with(setup: Setup) -> Self {
+    pub(super) async fn with(setup: RelaySetup) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let retention = Retention { events: setup.retention, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
-        let store = Embedded::open(&StoreSettings { path: directory.path().join("data"), retention }).unwrap();
+        let store = EmbeddedStore::open(&StoreSettings { path: directory.path().join("data"), retention }).unwrap();
         let streams = ["agents", "queues"].map(|name| {
             let stream: StreamName = name.parse().unwrap();
             let source = Source::new(&"acme".parse().unwrap(), &stream);
@@ -72,7 +72,7 @@ impl Relay {
         for (stream, log) in logs.iter() {
             writers.insert(stream.clone(), log.claim(None).await.unwrap());
         }
-        let server = Server::bind(setup.server).unwrap();
+        let server = ConsumerServer::bind(setup.server).unwrap();
         let authority = server.address().to_string();
         let mut tasks = Tasks::new("downstream");
         server.start(&mut tasks, logs.clone(), |stream| stream.as_str() == "queues");
@@ -91,7 +91,7 @@ impl Relay {
     /// Appends one event for each body, each of type `test.{its first letter}`.
     pub(super) async fn append(&self, stream: &str, bodies: &[&str]) {
         let events: Vec<Event> = bodies.iter().map(|body| event(body)).collect();
-        let checkpoint = Checkpoint { position: None, heard_at: RECEIVED, feed: None };
+        let checkpoint = Checkpoint { position: None, last_received_at: RECEIVED, feed: None };
         self.writers[&stream.parse::<StreamName>().unwrap()].append(&events, checkpoint).await.unwrap();
     }
 
@@ -106,46 +106,46 @@ impl Relay {
     /// Ends in order, as the daemon does: the logs first.
     pub(super) async fn drain(self) {
         self.logs.close();
-        self.tasks.drain(PATIENCE).await.unwrap();
+        self.tasks.drain(TIMEOUT).await.unwrap();
     }
 
-    pub(super) async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Http {
-        Http::send(&self.authority, "GET", path, headers).await
+    pub(super) async fn get(&self, path: &str, headers: &[(&str, &str)]) -> TestHttpClient {
+        TestHttpClient::send(&self.authority, "GET", path, headers).await
     }
 
-    pub(super) async fn subscribe(&self, path: &str) -> Ws {
+    pub(super) async fn subscribe(&self, path: &str) -> TestWsClient {
         self.offer(path, &[]).await.0
     }
 
     /// A connection that takes little ahead of its reader.
-    pub(super) async fn narrow(&self) -> TcpStream {
+    pub(super) async fn connect_with_small_buffer(&self) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(64 * 1024).unwrap();
         socket.connect(self.authority.parse().unwrap()).await.unwrap()
     }
 
-    pub(super) async fn subscribe_over(&self, stream: TcpStream, path: &str) -> Ws {
+    pub(super) async fn subscribe_over(&self, stream: TcpStream, path: &str) -> TestWsClient {
         let request = format!("ws://{}{path}", self.authority).into_client_request().unwrap();
         let upgraded = client_async(request, MaybeTlsStream::Plain(stream));
-        Ws(timeout(PATIENCE, upgraded).await.unwrap().unwrap().0)
+        TestWsClient(timeout(TIMEOUT, upgraded).await.unwrap().unwrap().0)
     }
 
     pub(super) async fn offer(
         &self,
         path: &str,
         headers: &[(&'static str, &str)],
-    ) -> (Ws, tokio_tungstenite::tungstenite::handshake::client::Response) {
+    ) -> (TestWsClient, tokio_tungstenite::tungstenite::handshake::client::Response) {
         let mut request = format!("ws://{}{path}", self.authority).into_client_request().unwrap();
         for (name, value) in headers {
             request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
         }
-        let (socket, response) = timeout(PATIENCE, connect_async(request)).await.unwrap().unwrap();
-        (Ws(socket), response)
+        let (socket, response) = timeout(TIMEOUT, connect_async(request)).await.unwrap().unwrap();
+        (TestWsClient(socket), response)
     }
 }
 
 pub(super) fn event(body: &str) -> Event {
-    let mut event = Event::own("test.event", &(), RECEIVED);
+    let mut event = Event::internal("test.event", &(), RECEIVED);
     event.kind = ByteString::from(format!("test.{}", body.trim_matches('"').chars().next().unwrap_or('-')));
     event.body = Body::Json(ByteString::from(body.to_owned()));
     event
@@ -156,11 +156,11 @@ pub(super) fn sequences(events: &[Value]) -> Vec<u64> {
     events.iter().map(|event| event["sequence"].as_str().unwrap().parse().unwrap()).collect()
 }
 
-pub(super) struct Ws(pub(super) WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub(super) struct TestWsClient(pub(super) WebSocketStream<MaybeTlsStream<TcpStream>>);
 
-impl Ws {
+impl TestWsClient {
     pub(super) async fn message(&mut self) -> Option<Message> {
-        timeout(PATIENCE, self.0.next()).await.expect("a message in time").and_then(Result::ok)
+        timeout(TIMEOUT, self.0.next()).await.expect("a message in time").and_then(Result::ok)
     }
 
     pub(super) async fn event(&mut self) -> Value {
@@ -194,7 +194,7 @@ impl Ws {
 }
 
 /// A plain HTTP exchange whose body is read as it comes.
-pub(super) struct Http {
+pub(super) struct TestHttpClient {
     stream: TcpStream,
     pub(super) head: String,
     raw: Vec<u8>,
@@ -202,7 +202,7 @@ pub(super) struct Http {
     ended: bool,
 }
 
-impl Http {
+impl TestHttpClient {
     pub(super) async fn send(authority: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> Self {
         Self::send_over(TcpStream::connect(authority).await.unwrap(), authority, method, path, headers).await
     }
@@ -240,7 +240,7 @@ impl Http {
 
     async fn more(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
-        let read = timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("bytes in time").unwrap_or(0);
+        let read = timeout(TIMEOUT, self.stream.read(&mut buffer)).await.expect("bytes in time").unwrap_or(0);
         self.raw.extend_from_slice(&buffer[..read]);
         read > 0
     }

@@ -51,7 +51,7 @@ impl Subprotocol {
     }
 
     /// The first that the client names and we know: clients name first what they like best.
-    fn agreed(headers: &HeaderMap) -> Self {
+    fn negotiate(headers: &HeaderMap) -> Self {
         let known =
             |word: &str| Self::OFFERED.into_iter().find(|offered| offered.name().is_some_and(|name| name == word));
         tokens(headers, &SEC_WEBSOCKET_PROTOCOL).find_map(known).unwrap_or(Self::None)
@@ -59,7 +59,7 @@ impl Subprotocol {
 }
 
 /// Whether a request asks to go on as a WebSocket.
-pub(in crate::downstream::server) fn is_asked(headers: &HeaderMap) -> bool {
+pub(in crate::downstream::server) fn is_requested(headers: &HeaderMap) -> bool {
     has_token(headers, &UPGRADE, "websocket")
 }
 
@@ -78,18 +78,18 @@ pub(in crate::downstream::server) fn accept(
         return Err(HandshakeError::Version);
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| is_key(key.as_bytes())).ok_or(HandshakeError::Key)?;
-    let subprotocol = Subprotocol::agreed(headers);
+    let subprotocol = Subprotocol::negotiate(headers);
     let agreed = subprotocol.name().map(|name| [(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name))]);
     let answer = [
         (UPGRADE, HeaderValue::from_static("websocket")),
         (CONNECTION, HeaderValue::from_static("Upgrade")),
-        (SEC_WEBSOCKET_ACCEPT, proof(key)),
+        (SEC_WEBSOCKET_ACCEPT, accept_value(key)),
     ];
     Ok(((StatusCode::SWITCHING_PROTOCOLS, agreed, answer).into_response(), subprotocol))
 }
 
 /// What shows the client that its key was read.
-fn proof(key: &HeaderValue) -> HeaderValue {
+fn accept_value(key: &HeaderValue) -> HeaderValue {
     HeaderValue::try_from(derive_accept_key(key.as_bytes())).expect("base64 is plain text")
 }
 

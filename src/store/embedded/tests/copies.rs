@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use super::*;
-use crate::model::{Lineage, Standing};
+use crate::model::{CursorValidity, Lineage};
 
 fn files(path: &Path) -> Vec<OsString> {
     fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect()
@@ -52,9 +52,9 @@ const RESTORES: [(&str, Restore); 4] =
     [("copied over", copy), ("replaced", replace), ("synchronized", sync), ("the database alone", copy_database)];
 
 /// Opens the log, appends, and closes the store in order.
-async fn life(path: &Path, len: usize) -> LogState {
-    let store = open(path, KEEP_ALL).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+async fn run_once(path: &Path, len: usize) -> LogState {
+    let store = open(path, RETAIN_ALL).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     log.append(len).await.unwrap();
     store.close().await;
     log.state
@@ -68,22 +68,22 @@ fn mark(lineage: &Lineage, offset: u64) -> Mark {
 async fn a_copy_and_its_original_never_give_the_same_id_to_different_entries() {
     let directory = tempfile::tempdir().unwrap();
     let (original, copied) = (directory.path().join("original"), directory.path().join("copied"));
-    let before = life(&original, 5).await.lineage;
+    let before = run_once(&original, 5).await.lineage;
     copy(&original, &copied);
-    let store = open(&original, KEEP_ALL).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+    let store = open(&original, RETAIN_ALL).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     assert_eq!(log.state.lineage, before, "the original goes on in its epoch");
     log.append(4).await.unwrap();
     let ninth = mark(&log.state.lineage, 9);
     store.close().await;
 
-    let store = open(&copied, KEEP_ALL).unwrap();
-    let mut log = Log::open(&store, "queues").await;
+    let store = open(&copied, RETAIN_ALL).unwrap();
+    let mut log = StreamFixture::open(&store, "queues").await;
     log.append(10).await.unwrap();
     let lineage = log.state.lineage.clone();
     assert_eq!(lineage.earlier(), [(before.current(), Offset(5))]);
-    assert_eq!(lineage.standing(mark(&before, 5), Offset(15)), Standing::After(Offset(5)), "it was copied");
-    assert_eq!(lineage.standing(ninth, Offset(15)), Standing::Beyond, "it was not");
+    assert_eq!(lineage.validity(mark(&before, 5), Offset(15)), CursorValidity::Valid(Offset(5)), "it was copied");
+    assert_eq!(lineage.validity(ninth, Offset(15)), CursorValidity::AheadOfLog, "it was not");
     let batches = store.read(&log.name, Offset::START, usize::MAX).await.unwrap();
     let epochs: Vec<_> = batches.iter().map(|batch| (batch.epoch(), batch.last().0)).collect();
     assert_eq!(epochs, [(before.current(), 5), (lineage.current(), 15)], "an entry keeps its id");
@@ -91,7 +91,7 @@ async fn a_copy_and_its_original_never_give_the_same_id_to_different_entries() {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_put_back_begins_an_epoch_however_it_was_done() {
+async fn a_restored_directory_starts_an_epoch_by_every_method() {
     for (how, restore) in RESTORES {
         // Copied once the store was closed, or as a kill in the midst of the next life would leave it.
         for is_killed in [false, true] {
@@ -100,30 +100,30 @@ async fn a_directory_that_is_put_back_begins_an_epoch_however_it_was_done() {
             }
             let directory = tempfile::tempdir().unwrap();
             let (path, kept) = (directory.path().join("data"), directory.path().join("kept"));
-            life(&path, 5).await;
+            run_once(&path, 5).await;
             if is_killed {
-                let store = open(&path, KEEP_ALL).unwrap();
-                Log::open(&store, "queues").await.append(2).await.unwrap();
+                let store = open(&path, RETAIN_ALL).unwrap();
+                StreamFixture::open(&store, "queues").await.append(2).await.unwrap();
                 copy(&path, &kept);
                 store.close().await;
             } else {
                 copy(&path, &kept);
             }
-            let lost = life(&path, 7).await;
+            let lost = run_once(&path, 7).await;
             restore(&kept, &path);
-            let found = life(&path, 1).await;
+            let found = run_once(&path, 1).await;
             let what = format!("{how}, killed: {is_killed}");
             assert_ne!(found.lineage.current(), lost.lineage.current(), "{what}");
             let end = if is_killed { 7 } else { 5 };
             assert_eq!(found.lineage.earlier(), [(lost.lineage.current(), Offset(end))], "{what}");
-            assert_eq!(put_aside(&path), 0, "{what}");
+            assert_eq!(quarantined_count(&path), 0, "{what}");
         }
     }
 }
 
 /// The copy and what is lost are of one life of the process, which a kill ended.
 #[tokio::test]
-async fn what_is_put_back_into_the_life_that_it_was_copied_from_begins_an_epoch() {
+async fn restoring_a_copy_over_its_original_starts_an_epoch() {
     for (how, restore) in RESTORES.into_iter().filter(|(how, _)| *how != "the database alone") {
         let directory = tempfile::tempdir().unwrap();
         let [path, kept] = ["data", "kept"].map(|name| directory.path().join(name));
@@ -133,10 +133,10 @@ async fn what_is_put_back_into_the_life_that_it_was_copied_from_begins_an_epoch(
             blocker.query_row("SELECT last FROM stream", (), |row| row.get::<_, i64>(0)).unwrap().cast_unsigned()
         });
         restore(&kept, &path);
-        let found = life(&path, 1).await;
+        let found = run_once(&path, 1).await;
         let [(_, end)] = found.lineage.earlier() else { panic!("{how}: {:?}", found.lineage) };
         assert!(end.0 > 0 && end.0 < lost, "{how}: {end} of {lost}");
-        assert_eq!(put_aside(&path), 0, "{how}");
+        assert_eq!(quarantined_count(&path), 0, "{how}");
     }
 }
 
@@ -144,32 +144,32 @@ async fn what_is_put_back_into_the_life_that_it_was_copied_from_begins_an_epoch(
 async fn files_that_stay_keep_their_epoch() {
     let directory = tempfile::tempdir().unwrap();
     let (path, moved) = (directory.path().join("data"), directory.path().join("moved"));
-    let lineage = life(&path, 1).await.lineage;
+    let lineage = run_once(&path, 1).await.lineage;
     for _ in 0..3 {
-        assert_eq!(life(&path, 1).await.lineage, lineage, "started again");
+        assert_eq!(run_once(&path, 1).await.lineage, lineage, "started again");
     }
     fs::rename(&path, &moved).unwrap();
-    assert_eq!(life(&moved, 1).await.lineage, lineage, "moved");
+    assert_eq!(run_once(&moved, 1).await.lineage, lineage, "moved");
     // A process that was killed before the database named the seal that it had just made.
     let seals: Vec<_> = files(&moved).into_iter().filter(|name| name.to_string_lossy().contains("seal")).collect();
     assert_eq!(seals.len(), 1);
     let next = if seals[0] == "trunkline.seal-a" { "trunkline.seal-b" } else { "trunkline.seal-a" };
     fs::write(moved.join(next), "").unwrap();
-    assert_eq!(life(&moved, 1).await.lineage, lineage, "killed between the two steps");
+    assert_eq!(run_once(&moved, 1).await.lineage, lineage, "killed between the two steps");
     for file in [DATABASE, "trunkline.seal-a", "trunkline.seal-b", "trunkline.lock"] {
         fs::File::open(moved.join(file)).map(|mut file| std::io::Read::read(&mut file, &mut [0; 16])).ok();
     }
-    assert_eq!(life(&moved, 1).await.lineage, lineage, "read");
+    assert_eq!(run_once(&moved, 1).await.lineage, lineage, "read");
 }
 
 #[tokio::test]
-async fn without_its_seal_a_store_begins_an_epoch() {
+async fn a_store_without_its_seal_starts_an_epoch() {
     let directory = tempfile::tempdir().unwrap();
-    let former = life(directory.path(), 3).await;
+    let former = run_once(directory.path(), 3).await;
     for name in files(directory.path()).into_iter().filter(|name| name.to_string_lossy().contains("seal")) {
         fs::remove_file(directory.path().join(name)).unwrap();
     }
-    let found = life(directory.path(), 1).await;
+    let found = run_once(directory.path(), 1).await;
     assert_eq!(found.lineage.earlier(), [(former.lineage.current(), Offset(3))]);
-    assert_eq!(life(directory.path(), 1).await.lineage, found.lineage);
+    assert_eq!(run_once(directory.path(), 1).await.lineage, found.lineage);
 }

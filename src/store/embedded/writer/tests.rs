@@ -9,37 +9,37 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::store::embedded::{
     Settings, opening,
-    tests::{KEEP_ALL, checkpoint, next, stream},
+    tests::{RETAIN_ALL, checkpoint, next, stream},
 };
 use crate::{model::Offset, store::Append};
 
 /// A writer without a thread, so that its connection can be limited.
-fn writer(path: &Path) -> Writer {
-    let settings = Settings { path: path.to_owned(), retention: KEEP_ALL };
+fn writer(path: &Path) -> EmbeddedWriter {
+    let settings = Settings { path: path.to_owned(), retention: RETAIN_ALL };
     let directory = Directory::claim(&settings.path).unwrap();
     let (connection, replaced) = opening::open(&directory).unwrap();
-    let presence = Presence::of(&directory).unwrap();
-    Writer::new(connection, presence, replaced, KEEP_ALL, Arc::new(Shared::new(directory)))
+    let presence = FilePresence::of(&directory).unwrap();
+    EmbeddedWriter::new(connection, presence, replaced, RETAIN_ALL, Arc::new(EmbeddedShared::new(directory)))
 }
 
-fn open(writer: &mut Writer, name: &str) -> Result<LogState, AppendError> {
+fn open(writer: &mut EmbeddedWriter, name: &str) -> Result<LogState, AppendError> {
     let (reply, mut answer) = oneshot::channel();
-    let mut group = Group::default();
-    group.take(Command::Claim(stream(name), None, reply));
+    let mut group = CommandGroup::default();
+    group.add(Command::Claim(stream(name), None, reply));
     writer.serve(group);
     answer.try_recv().unwrap()
 }
 
-fn append(writer: &mut Writer, append: Append) -> Result<(), AppendError> {
+fn append(writer: &mut EmbeddedWriter, append: Append) -> Result<(), AppendError> {
     let (reply, mut answer) = oneshot::channel();
-    let mut group = Group::default();
-    group.take(Command::Append(append, reply));
+    let mut group = CommandGroup::default();
+    group.add(Command::Append(append, reply));
     writer.serve(group);
     answer.try_recv().unwrap()
 }
 
 /// No further pages than there are now, or as many as anyone likes.
-fn limit(writer: &Writer, full: bool) {
+fn limit_disk(writer: &EmbeddedWriter, full: bool) {
     let pages: i64 = writer.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
     let max = if full { pages } else { 1 << 30 };
     writer.connection.query_row(&format!("PRAGMA max_page_count = {max}"), (), |_| Ok(())).unwrap();
@@ -58,20 +58,20 @@ fn a_full_disk_refuses_entries_whole_and_takes_them_when_there_is_room() {
     append(&mut writer, large(&state)).unwrap();
     state.last = Offset(100);
 
-    limit(&writer, true);
-    assert!(matches!(append(&mut writer, large(&state)), Err(AppendError::NoRoom(_))));
+    limit_disk(&writer, true);
+    assert!(matches!(append(&mut writer, large(&state)), Err(AppendError::Unavailable(_))));
     assert!(!reserve.exists(), "the room is needed elsewhere");
-    assert!(writer.shared.no_room().is_some());
-    assert!(matches!(append(&mut writer, large(&state)), Err(AppendError::NoRoom(_))));
+    assert!(writer.shared.unavailable().is_some());
+    assert!(matches!(append(&mut writer, large(&state)), Err(AppendError::Unavailable(_))));
     let position = Append { batches: Vec::new(), checkpoint: checkpoint(7), ..large(&state) };
     append(&mut writer, position).expect("a position needs no room");
     let reopened = open(&mut writer, "queues").expect("a fence needs no room");
     assert_eq!((reopened.last, reopened.checkpoint), (Offset(100), Some(checkpoint(7))));
 
-    limit(&writer, false);
+    limit_disk(&writer, false);
     state.fence = reopened.fence;
-    writer.look_after(true);
-    assert!(reserve.exists() && writer.shared.no_room().is_none());
+    writer.maintain(true);
+    assert!(reserve.exists() && writer.shared.unavailable().is_none());
     append(&mut writer, large(&state)).unwrap();
 }
 
@@ -81,17 +81,17 @@ fn a_group_in_which_one_append_finds_no_room_stores_none_of_them() {
     let mut writer = writer(directory.path());
     let names = ["a", "b"];
     let states = names.map(|name| open(&mut writer, name).unwrap());
-    limit(&writer, true);
-    let mut group = Group::default();
+    limit_disk(&writer, true);
+    let mut group = CommandGroup::default();
     let answers = [(0, 10), (1, 500_000)].map(|(index, body_len)| {
         let (reply, answer) = oneshot::channel();
         let name = stream(names[index]);
-        group.take(Command::Append(next(&name, &states[index], 1, body_len, clock::wall()), reply));
+        group.add(Command::Append(next(&name, &states[index], 1, body_len, clock::wall()), reply));
         answer
     });
     writer.serve(group);
     for mut answer in answers {
-        assert!(matches!(answer.try_recv().unwrap(), Err(AppendError::NoRoom(_))));
+        assert!(matches!(answer.try_recv().unwrap(), Err(AppendError::Unavailable(_))));
     }
     for name in names {
         assert_eq!(open(&mut writer, name).unwrap().last, Offset::START);
@@ -104,7 +104,7 @@ fn what_a_holder_left_in_its_write_ahead_log_is_in_the_database_before_anything_
     let mut first = writer(directory.path());
     let state = open(&mut first, "queues").unwrap();
     append(&mut first, next(&stream("queues"), &state, 10, 100, clock::wall())).unwrap();
-    first.note(&Fault::Failed("fsync failed".to_owned()));
+    first.record_fault(&SqliteFault::Failed("fsync failed".to_owned()));
     first.finish();
 
     drop(writer(directory.path()));
@@ -121,7 +121,7 @@ fn a_step_of_unknown_outcome_ends_the_store_and_costs_nothing_that_was_acknowled
     let mut first = writer(directory.path());
     let state = open(&mut first, "queues").unwrap();
     append(&mut first, next(&stream("queues"), &state, 10, 100, clock::wall())).unwrap();
-    first.note(&Fault::Failed("fsync failed".to_owned()));
+    first.record_fault(&SqliteFault::Failed("fsync failed".to_owned()));
     assert!(matches!(open(&mut first, "queues"), Err(AppendError::Broken(_))));
     first.finish();
 

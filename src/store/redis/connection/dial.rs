@@ -9,8 +9,8 @@ use redis::{
 };
 use tokio::runtime::Handle;
 
-use super::{Limits, Wire, fault};
-use crate::store::redis::address::{Address, Host, Kind, Login};
+use super::{DriverConnection, RedisTimeouts, fault};
+use crate::store::redis::address::{Address, RedisHost, RedisLogin, Topology};
 
 /// A cluster's client follows so many redirections of one command.
 const REDIRECTIONS_MAX: u32 = 5;
@@ -18,30 +18,30 @@ const REDIRECTIONS_MAX: u32 = 5;
 /// Dials. `lost` is called when the connection ends later.
 pub(super) async fn dial(
     address: &Address,
-    limits: Limits,
+    limits: RedisTimeouts,
     lost: impl Fn() + Send + Sync + 'static,
-) -> Result<Wire, RedisError> {
-    match &address.kind {
-        Kind::Single => single(address, &address.hosts[0], limits, lost).await.map(Wire::Single),
-        Kind::Sentinel { primary } => {
-            let host = ask_sentinels(address, primary, limits).await?;
+) -> Result<DriverConnection, RedisError> {
+    match &address.topology {
+        Topology::Single => single(address, &address.hosts[0], limits, lost).await.map(DriverConnection::Single),
+        Topology::Sentinel { primary } => {
+            let host = resolve_primary(address, primary, limits).await?;
             let mut connection = single(address, &host, limits, lost).await?;
-            must_be_primary(&mut connection).await?;
-            Ok(Wire::Single(connection))
+            require_primary(&mut connection).await?;
+            Ok(DriverConnection::Single(connection))
         }
-        Kind::Cluster => cluster(address, limits).await,
+        Topology::Cluster => cluster(address, limits).await,
     }
 }
 
 /// Where pub/sub is heard: every node of a cluster hears all.
-pub(super) async fn client(address: &Address, limits: Limits) -> Result<Client, RedisError> {
-    match &address.kind {
-        Kind::Single => Client::open(info(address, &address.hosts[0])?),
-        Kind::Sentinel { primary } => {
-            let host = ask_sentinels(address, primary, limits).await?;
+pub(super) async fn client(address: &Address, limits: RedisTimeouts) -> Result<Client, RedisError> {
+    match &address.topology {
+        Topology::Single => Client::open(info(address, &address.hosts[0])?),
+        Topology::Sentinel { primary } => {
+            let host = resolve_primary(address, primary, limits).await?;
             Client::open(info(address, &host)?)
         }
-        Kind::Cluster => {
+        Topology::Cluster => {
             let index = fastrand::usize(..address.hosts.len());
             Client::open(info(address, &address.hosts[index])?)
         }
@@ -50,43 +50,43 @@ pub(super) async fn client(address: &Address, limits: Limits) -> Result<Client, 
 
 async fn single(
     address: &Address,
-    host: &Host,
-    limits: Limits,
+    host: &RedisHost,
+    limits: RedisTimeouts,
     lost: impl Fn() + Send + Sync + 'static,
 ) -> Result<MultiplexedConnection, RedisError> {
-    let heard = move |push: PushInfo| {
+    let on_push = move |push: PushInfo| {
         if push.kind == PushKind::Disconnection {
             lost();
         }
         Ok::<(), ()>(())
     };
-    let config = settings(limits).set_push_sender(heard);
+    let config = driver_config(limits).set_push_sender(on_push);
     Client::open(info(address, host)?)?.get_multiplexed_async_connection_with_config(&config).await
 }
 
-async fn cluster(address: &Address, limits: Limits) -> Result<Wire, RedisError> {
+async fn cluster(address: &Address, limits: RedisTimeouts) -> Result<DriverConnection, RedisError> {
     let nodes = address.hosts.iter().map(|host| info(address, host)).collect::<Result<Vec<_>, _>>()?;
     let mut builder = ClusterClientBuilder::new(nodes)
         .retries(REDIRECTIONS_MAX)
         .connection_timeout(limits.connect)
-        .response_timeout(limits.answer)
-        .overall_response_timeout(Some(limits.answer))
+        .response_timeout(limits.response)
+        .overall_response_timeout(Some(limits.response))
         .use_protocol(ProtocolVersion::RESP3)
         .tcp_settings(tcp());
     if address.tls {
         builder = builder.tls(TlsMode::Secure);
     }
-    builder.build()?.get_async_connection().await.map(Wire::Cluster)
+    builder.build()?.get_async_connection().await.map(DriverConnection::Cluster)
 }
 
 /// One Sentinel after the other is asked, until one knows. Each gets its share of the time.
-async fn ask_sentinels(address: &Address, primary: &str, limits: Limits) -> Result<Host, RedisError> {
+async fn resolve_primary(address: &Address, primary: &str, limits: RedisTimeouts) -> Result<RedisHost, RedisError> {
     let share = limits.connect / (u32::try_from(address.hosts.len()).unwrap_or(1) + 1);
     let mut last = RedisError::from((ErrorKind::EmptySentinelList, "no Sentinel was asked"));
     for sentinel in &address.hosts {
-        match tokio::time::timeout(share, ask_sentinel(address, sentinel, primary, limits)).await {
+        match tokio::time::timeout(share, resolve_primary_at(address, sentinel, primary, limits)).await {
             Ok(Ok(host)) => return Ok(host),
-            Ok(Err(error)) => last = named(sentinel, error),
+            Ok(Err(error)) => last = with_sentinel(sentinel, error),
             Err(_) => last = (ErrorKind::Io, "a Sentinel did not answer", sentinel.to_string()).into(),
         }
     }
@@ -95,38 +95,44 @@ async fn ask_sentinels(address: &Address, primary: &str, limits: Limits) -> Resu
 
 /// A login of the Sentinels' own is presented. The server's is presented only to a Sentinel that wants one: many have
 /// none, and refuse whatever is presented.
-async fn ask_sentinel(address: &Address, sentinel: &Host, primary: &str, limits: Limits) -> Result<Host, RedisError> {
+async fn resolve_primary_at(
+    address: &Address,
+    sentinel: &RedisHost,
+    primary: &str,
+    limits: RedisTimeouts,
+) -> Result<RedisHost, RedisError> {
     let own = address.sentinels.as_ref();
-    match (ask(address.tls, sentinel, own, primary, limits).await, address.login()) {
+    match (query_sentinel(address.tls, sentinel, own, primary, limits).await, address.login()) {
         (Err(error), Some(login)) if own.is_none() && fault::wants_login(&error) => {
-            ask(address.tls, sentinel, Some(&login), primary, limits).await
+            query_sentinel(address.tls, sentinel, Some(&login), primary, limits).await
         }
         (answer, _) => answer,
     }
 }
 
-async fn ask(
+async fn query_sentinel(
     tls: bool,
-    sentinel: &Host,
-    login: Option<&Login>,
+    sentinel: &RedisHost,
+    login: Option<&RedisLogin>,
     primary: &str,
-    limits: Limits,
-) -> Result<Host, RedisError> {
+    limits: RedisTimeouts,
+) -> Result<RedisHost, RedisError> {
     // Sentinels have no databases.
     let info = endpoint(tls, sentinel).into_connection_info()?.set_tcp_settings(tcp());
     let info = info.set_redis_settings(with_login(RedisConnectionInfo::default(), login));
-    let mut connection = Client::open(info)?.get_multiplexed_async_connection_with_config(&settings(limits)).await?;
-    let mut question = cmd("SENTINEL");
-    question.arg("get-master-addr-by-name").arg(primary);
-    let answer: Option<(String, u16)> = question.query_async(&mut connection).await?;
+    let mut connection =
+        Client::open(info)?.get_multiplexed_async_connection_with_config(&driver_config(limits)).await?;
+    let mut query = cmd("SENTINEL");
+    query.arg("get-master-addr-by-name").arg(primary);
+    let answer: Option<(String, u16)> = query.query_async(&mut connection).await?;
     let (name, port) = answer.ok_or_else(|| {
         RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "unknown to the Sentinel", primary.to_owned()))
     })?;
-    Ok(Host { name, port })
+    Ok(RedisHost { name, port })
 }
 
 /// The error with the Sentinel that it comes from, where its login is what is wrong.
-fn named(sentinel: &Host, error: RedisError) -> RedisError {
+fn with_sentinel(sentinel: &RedisHost, error: RedisError) -> RedisError {
     match fault::is_refused_login(&error) {
         true => (ErrorKind::AuthenticationFailed, "by the Sentinel", format!("{sentinel}: {error}")).into(),
         false => error,
@@ -134,7 +140,7 @@ fn named(sentinel: &Host, error: RedisError) -> RedisError {
 }
 
 /// Sentinels are behind for a moment after a failover; the server itself is asked.
-async fn must_be_primary(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+async fn require_primary(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
     let role: Vec<Value> = cmd("ROLE").query_async(connection).await?;
     let role: String = role.into_iter().next().map(redis::from_redis_value).transpose()?.unwrap_or_default();
     match role.as_str() {
@@ -143,11 +149,13 @@ async fn must_be_primary(connection: &mut MultiplexedConnection) -> Result<(), R
     }
 }
 
-fn settings(limits: Limits) -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(limits.connect)).set_response_timeout(Some(limits.answer))
+fn driver_config(limits: RedisTimeouts) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(limits.connect))
+        .set_response_timeout(Some(limits.response))
 }
 
-fn info(address: &Address, host: &Host) -> Result<ConnectionInfo, RedisError> {
+fn info(address: &Address, host: &RedisHost) -> Result<ConnectionInfo, RedisError> {
     let login = RedisConnectionInfo::default()
         .set_protocol(ProtocolVersion::RESP3)
         .set_db(address.database)
@@ -157,8 +165,8 @@ fn info(address: &Address, host: &Host) -> Result<ConnectionInfo, RedisError> {
     Ok(info.set_redis_settings(login).set_tcp_settings(tcp()))
 }
 
-fn with_login(settings: RedisConnectionInfo, login: Option<&Login>) -> RedisConnectionInfo {
-    let Some(Login { user, password }) = login else { return settings };
+fn with_login(settings: RedisConnectionInfo, login: Option<&RedisLogin>) -> RedisConnectionInfo {
+    let Some(RedisLogin { user, password }) = login else { return settings };
     let settings = settings.set_password(password.expose());
     match user {
         Some(user) => settings.set_username(user),
@@ -166,8 +174,8 @@ fn with_login(settings: RedisConnectionInfo, login: Option<&Login>) -> RedisConn
     }
 }
 
-fn endpoint(tls: bool, host: &Host) -> ConnectionAddr {
-    let Host { name, port } = host.clone();
+fn endpoint(tls: bool, host: &RedisHost) -> ConnectionAddr {
+    let RedisHost { name, port } = host.clone();
     match tls {
         true => ConnectionAddr::TcpTls { host: name, port, insecure: false, tls_params: None },
         false => ConnectionAddr::Tcp(name, port),

@@ -5,12 +5,12 @@ use redis::{Cmd, cmd};
 /// Lua, known to the server by its digest once it was run. Begin it with `#!lua`: then a server that cannot write
 /// refuses it before its first line, and not half-way.
 #[derive(Debug)]
-pub struct Script {
+pub struct LuaScript {
     source: &'static str,
     digest: String,
 }
 
-impl Script {
+impl LuaScript {
     pub fn new(source: &'static str) -> Self {
         Self { source, digest: redis::Script::new(source).get_hash().to_owned() }
     }

@@ -14,17 +14,17 @@ pub(super) const ENTRY_OVERHEAD: usize = 16;
 
 /// Where an append goes: under this fence and turn, in this epoch, behind this offset.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Place {
+pub(super) struct AppendTarget {
     pub(super) fence: Fence,
     pub(super) epoch: Epoch,
     pub(super) turn: u64,
     pub(super) last: Offset,
     /// What the log is told of replicas, where they count.
-    pub(super) safe: Option<Offset>,
+    pub(super) replicated_up_to: Option<Offset>,
     /// When the platform was heard, by the server's clock.
     pub(super) heard_at: Timestamp,
     /// The claim found a loss, and this append is the first after it: the entries report it.
-    pub(super) owes_gap: bool,
+    pub(super) gap_pending: bool,
 }
 
 /// What tells an append from another one: what is true after it.
@@ -37,18 +37,18 @@ pub(super) struct Identity {
 
 /// What came of an append that the server answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum AppendReply {
     Done,
     /// Somebody else has the log.
     Fenced,
     /// The log has no head any more.
-    Gone,
+    HeadMissing,
     /// The log has a head, and no entries any more.
-    Emptied,
+    EntriesMissing,
     /// The log ends here, and that is not where the append goes.
-    Elsewhere(String),
+    Diverged(String),
     /// Behind its end the log has or had an entry with this id, which no writer of ours has put there.
-    Foreign(String),
+    ForeignEntry(String),
 }
 
 impl Identity {
@@ -86,7 +86,7 @@ pub(super) fn wait_for_replica(patience: Duration) -> Cmd {
 }
 
 /// Whether one has it, by the answer to that.
-pub(super) fn must_be_one(replicas: &Value, patience: Duration) -> Result<(), CommandError> {
+pub(super) fn require_replica(replicas: &Value, patience: Duration) -> Result<(), CommandError> {
     if matches!(replicas, Value::Int(1..)) {
         return Ok(());
     }

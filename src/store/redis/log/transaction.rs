@@ -13,15 +13,17 @@ use std::{
 use redis::{Cmd, FromRedisValue, Pipeline, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::append::{Answer, Identity, Place, envelopes, epoch_text, hex, must_be_one, wait_for_replica};
+use super::append::{
+    AppendReply, AppendTarget, Identity, envelopes, epoch_text, hex, require_replica, wait_for_replica,
+};
 use crate::{
     model::Offset,
     store::{
         Append,
         redis::{
-            connection::{Answers, CommandError, Connection, Script, Tie},
-            keys::{Keys, entry_id},
-            reads::Wire,
+            connection::{Answers, CommandError, ConnectionId, LuaScript, RedisConnection},
+            keys::{LogKeys, entry_id},
+            reads::RawEntry,
         },
     },
 };
@@ -31,27 +33,27 @@ const ATTEMPTS_MAX: u32 = 8;
 
 /// Appends to one log over a connection that nobody else uses.
 #[derive(Debug)]
-pub(super) struct Transactions {
-    connection: Connection,
-    keys: Keys,
+pub(super) struct TransactionAppender {
+    connection: RedisConnection,
+    keys: LogKeys,
     /// How long a replica may take to have an append, where one must.
     replicated_max: Option<Duration>,
     /// One is at it, the others wait: what comes between a look and its transaction makes it void.
     turn: Semaphore,
     /// None when it is not known what the keys hold.
-    watched: Mutex<Option<Watched>>,
+    watched: Mutex<Option<WatchedHead>>,
 }
 
 /// What the keys hold, or else the next transaction over this connection is void.
 #[derive(Debug)]
-struct Watched {
-    tie: Tie,
-    found: Found,
+struct WatchedHead {
+    connection_id: ConnectionId,
+    head: HeadSnapshot,
 }
 
 /// What a look found.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Found {
+struct HeadSnapshot {
     /// Fields of the head: those of [`FIELDS`].
     number: String,
     nonce: String,
@@ -59,21 +61,21 @@ struct Found {
     turn: String,
     last: String,
     /// The highest id that an entry of the log ever had: a lower one cannot be added any more.
-    top: Option<String>,
+    last_generated_id: Option<String>,
     /// Entries that are missing between the oldest and the newest one.
     missing: i64,
     /// Whether the server can be told not to answer, and its user may tell it.
-    can_be_mute: bool,
+    reply_off_supported: bool,
 }
 
 const FIELDS: [&str; 5] = ["number", "nonce", "epoch", "turn", "last"];
 
 /// Commands of a look.
-const LOOK_LEN: usize = 4;
-const SHORT_LOOK_LEN: usize = 3;
+const FULL_READBACK_LEN: usize = 4;
+const INCREMENTAL_READBACK_LEN: usize = 3;
 
 /// So many entries cost less to append aloud than a full look costs.
-const LOUD_MAX: usize = 8;
+const REPLY_ON_MAX: usize = 8;
 
 /// Commands of a transaction beside the entries, and that for a replica to wait for.
 const TRANSACTION_LEN: usize = 6;
@@ -84,38 +86,38 @@ const ENTRY_WORDS_LEN: usize = 32;
 
 /// What is to be done, going by what was found.
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+enum AppendAction {
     Write,
     /// It was done, and the answer was lost: written once more, so that a replica that has this has that, too.
     Repeat,
-    Answer(Answer),
+    Answer(AppendReply),
 }
 
 /// What is asked when the keys are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum Readback {
     Full,
     /// The server has just said that an append was done: what is to be known beside the head is whether the log goes
     /// on behind it.
-    Short {
+    Incremental {
         newest: Offset,
         missing: i64,
-        can_be_mute: bool,
+        reply_off_supported: bool,
     },
 }
 
 /// Whether the server answers each command of a transaction. It sends an answer for every few that it reads, and each
 /// of those wakes this side up: together they cost both sides a third of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Voice {
+enum ReplyMode {
     /// What became of it, the look that follows tells.
-    Mute,
+    Off,
     /// Why it is refused is heard.
-    Loud,
+    On,
 }
 
-impl Transactions {
-    pub(super) fn new(connection: Connection, keys: Keys, replicated_max: Option<Duration>) -> Self {
+impl TransactionAppender {
+    pub(super) fn new(connection: RedisConnection, keys: LogKeys, replicated_max: Option<Duration>) -> Self {
         Self { connection, keys, replicated_max, turn: Semaphore::new(1), watched: Mutex::default() }
     }
 
@@ -123,21 +125,22 @@ impl Transactions {
     pub(super) async fn append(
         &self,
         append: &Append,
-        place: &Place,
+        place: &AppendTarget,
         identity: &Identity,
-    ) -> Result<Answer, CommandError> {
+    ) -> Result<AppendReply, CommandError> {
         let _turn = self.turn().await;
         for attempt in 0..ATTEMPTS_MAX {
-            let Some(now) = self.look().await? else { continue };
-            let entries = match now.found.step(place, identity) {
-                Step::Write => Some(append),
-                Step::Repeat => None,
-                Step::Answer(answer) => return Ok(answer),
+            let Some(now) = self.head_snapshot().await? else { continue };
+            let entries = match now.head.next_action(place, identity) {
+                AppendAction::Write => Some(append),
+                AppendAction::Repeat => None,
+                AppendAction::Answer(answer) => return Ok(answer),
             };
-            let many = entries.map_or(0, Append::entries) > LOUD_MAX;
-            let voice = if attempt == 0 && many && now.found.can_be_mute { Voice::Mute } else { Voice::Loud };
-            if self.transact(&now, voice, entries, place, identity).await? {
-                return Ok(Answer::Done);
+            let many = entries.map_or(0, Append::entries) > REPLY_ON_MAX;
+            let reply_mode =
+                if attempt == 0 && many && now.head.reply_off_supported { ReplyMode::Off } else { ReplyMode::On };
+            if self.transact(&now, reply_mode, entries, place, identity).await? {
+                return Ok(AppendReply::Done);
             }
         }
         Err(CommandError::NotSent("the head of the log is changed all the time".to_owned()))
@@ -146,7 +149,7 @@ impl Transactions {
     /// Runs a script that changes the log; after it nothing is known of what the keys hold.
     pub(super) async fn call<T: FromRedisValue>(
         &self,
-        script: &Script,
+        script: &LuaScript,
         arguments: &[&[u8]],
     ) -> Result<T, CommandError> {
         let _turn = self.turn().await;
@@ -163,46 +166,46 @@ impl Transactions {
     }
 
     /// What is watched now, and what was watched so far.
-    fn replace(&self, now: Option<Watched>) -> Option<Watched> {
+    fn replace(&self, now: Option<WatchedHead>) -> Option<WatchedHead> {
         std::mem::replace(&mut *self.watched.lock().unwrap_or_else(PoisonError::into_inner), now)
     }
 
     /// What the keys hold; none when the connection was lost meanwhile.
-    async fn look(&self) -> Result<Option<Watched>, CommandError> {
+    async fn head_snapshot(&self) -> Result<Option<WatchedHead>, CommandError> {
         if let Some(watched) = self.replace(None) {
             return Ok(Some(watched));
         }
-        let tie = self.connection.tie().await?;
-        let mut commands = Pipeline::with_capacity(LOOK_LEN);
-        self.watch(Look::Full, &mut commands);
-        let Some(answers) = self.connection.run_tied(tie, &commands, 0).await? else { return Ok(None) };
-        Ok(Some(Watched { tie, found: self.read(Look::Full, answers, tie)? }))
+        let tie = self.connection.pin().await?;
+        let mut commands = Pipeline::with_capacity(FULL_READBACK_LEN);
+        self.watch(Readback::Full, &mut commands);
+        let Some(answers) = self.connection.run_pinned(tie, &commands, 0).await? else { return Ok(None) };
+        Ok(Some(WatchedHead { connection_id: tie, head: self.read(Readback::Full, answers, tie)? }))
     }
 
     /// True when it was done. When not, somebody touched the keys, or the server refused it without a word, or the
     /// connection that watched them was lost.
     async fn transact(
         &self,
-        now: &Watched,
-        voice: Voice,
+        now: &WatchedHead,
+        reply_mode: ReplyMode,
         entries: Option<&Append>,
-        place: &Place,
+        place: &AppendTarget,
         identity: &Identity,
     ) -> Result<bool, CommandError> {
-        let mut commands = self.transaction(voice, entries, place, identity);
+        let mut commands = self.transaction(reply_mode, entries, place, identity);
         let changes = commands.len();
-        let (look, unanswered) = match voice {
-            Voice::Mute => (Look::Full, changes),
-            Voice::Loud => {
-                let Found { missing, can_be_mute, .. } = now.found;
-                (Look::Short { newest: identity.last, missing, can_be_mute }, 0)
+        let (readback, unanswered) = match reply_mode {
+            ReplyMode::Off => (Readback::Full, changes),
+            ReplyMode::On => {
+                let HeadSnapshot { missing, reply_off_supported, .. } = now.head;
+                (Readback::Incremental { newest: identity.last, missing, reply_off_supported }, 0)
             }
         };
-        self.watch(look, &mut commands);
+        self.watch(readback, &mut commands);
         if let Some(patience) = self.replicated_max {
             commands.add_command(wait_for_replica(patience));
         }
-        let Some(mut answers) = self.connection.run_tied(now.tie, &commands, unanswered).await? else {
+        let Some(mut answers) = self.connection.run_pinned(now.connection_id, &commands, unanswered).await? else {
             return Ok(false);
         };
         let mut seen = answers.split_off((changes - unanswered).min(answers.len()));
@@ -210,31 +213,37 @@ impl Transactions {
         if outcome == Some(Value::Nil) {
             return Ok(false);
         }
-        let replicas = seen.split_off(look.len().min(seen.len()));
-        let found = self.read(look, seen, now.tie)?;
-        let is_done = found.step(place, identity) == Step::Repeat;
-        if is_done && found.missing > now.found.missing {
+        let replicas = seen.split_off(readback.len().min(seen.len()));
+        let found = self.read(readback, seen, now.connection_id)?;
+        let is_done = found.next_action(place, identity) == AppendAction::Repeat;
+        if is_done && found.missing > now.head.missing {
             return Err(refused_in_part());
         }
-        self.replace(Some(Watched { tie: now.tie, found }));
+        self.replace(Some(WatchedHead { connection_id: now.connection_id, head: found }));
         if let (true, Some(patience), Some(replicas)) = (is_done, self.replicated_max, replicas.into_iter().next()) {
-            must_be_one(&replicas?, patience)?;
+            require_replica(&replicas?, patience)?;
         }
         Ok(is_done)
     }
 
     /// What the answers to a look tell. Where they make no sense, they are answers to something else.
-    fn read(&self, look: Look, answers: Answers, tie: Tie) -> Result<Found, CommandError> {
-        Found::read(look, answers).inspect_err(|error| self.connection.cut(tie, &error.to_string()))
+    fn read(&self, readback: Readback, answers: Answers, tie: ConnectionId) -> Result<HeadSnapshot, CommandError> {
+        HeadSnapshot::read(readback, answers).inspect_err(|error| self.connection.discard(tie, &error.to_string()))
     }
 
-    fn transaction(&self, voice: Voice, entries: Option<&Append>, place: &Place, identity: &Identity) -> Pipeline {
+    fn transaction(
+        &self,
+        reply_mode: ReplyMode,
+        entries: Option<&Append>,
+        place: &AppendTarget,
+        identity: &Identity,
+    ) -> Pipeline {
         let head = &self.keys.head;
         let count = entries.map_or(0, Append::entries);
-        let mut commands = Pipeline::with_capacity(count + TRANSACTION_LEN + LOOK_LEN);
-        match voice {
-            Voice::Mute => commands.cmd("CLIENT").arg("REPLY").arg("OFF"),
-            Voice::Loud => &mut commands,
+        let mut commands = Pipeline::with_capacity(count + TRANSACTION_LEN + FULL_READBACK_LEN);
+        match reply_mode {
+            ReplyMode::Off => commands.cmd("CLIENT").arg("REPLY").arg("OFF"),
+            ReplyMode::On => &mut commands,
         };
         commands.cmd("MULTI");
         if let Some(append) = entries {
@@ -246,10 +255,10 @@ impl Transactions {
         commands.cmd("HSET").arg(head).arg("turn").arg(place.turn + 1).arg("last").arg(identity.last.0);
         commands.arg("position").arg(identity.position()).arg("heard_at").arg(place.heard_at.0);
         commands.arg("feed").arg(identity.feed());
-        if let Some(safe) = place.safe {
+        if let Some(safe) = place.replicated_up_to {
             commands.arg("safe").arg(safe.0);
         }
-        if place.owes_gap {
+        if place.gap_pending {
             commands.arg("damaged").arg("");
         }
         commands.cmd("EXEC");
@@ -263,96 +272,100 @@ impl Transactions {
     }
 
     /// Begins to watch, and looks. A full look lets the server answer (again).
-    fn watch(&self, look: Look, commands: &mut Pipeline) {
-        let Keys { head, log } = &self.keys;
-        if look == Look::Full {
+    fn watch(&self, readback: Readback, commands: &mut Pipeline) {
+        let LogKeys { head, log } = &self.keys;
+        if readback == Readback::Full {
             commands.cmd("CLIENT").arg("REPLY").arg("ON");
         }
         commands.cmd("WATCH").arg(head).arg(log);
         commands.cmd("HMGET").arg(head).arg(&FIELDS);
-        match look {
-            Look::Full => commands.cmd("XINFO").arg("STREAM").arg(log),
-            Look::Short { newest, .. } => {
+        match readback {
+            Readback::Full => commands.cmd("XINFO").arg("STREAM").arg(log),
+            Readback::Incremental { newest, .. } => {
                 commands.cmd("XRANGE").arg(log).arg(entry_id(newest.next())).arg("+").arg("COUNT").arg(1)
             }
         };
     }
 }
 
-impl Look {
+impl Readback {
     fn len(self) -> usize {
         match self {
-            Self::Full => LOOK_LEN,
-            Self::Short { .. } => SHORT_LOOK_LEN,
+            Self::Full => FULL_READBACK_LEN,
+            Self::Incremental { .. } => INCREMENTAL_READBACK_LEN,
         }
     }
 }
 
-impl Found {
-    fn read(look: Look, mut answers: Answers) -> Result<Self, CommandError> {
-        let strange = || strange("a look at a log");
-        let can_be_mute = match look {
-            Look::Full if answers.is_empty() => return Err(strange()),
-            Look::Full => answers.remove(0).is_ok(),
-            Look::Short { can_be_mute, .. } => can_be_mute,
+impl HeadSnapshot {
+    fn read(readback: Readback, mut answers: Answers) -> Result<Self, CommandError> {
+        let strange = || malformed("a look at a log");
+        let reply_off_supported = match readback {
+            Readback::Full if answers.is_empty() => return Err(strange()),
+            Readback::Full => answers.remove(0).is_ok(),
+            Readback::Incremental { reply_off_supported, .. } => reply_off_supported,
         };
-        let [watching, head, log] = <[_; SHORT_LOOK_LEN]>::try_from(answers).map_err(|_| strange())?;
+        let [watching, head, log] = <[_; INCREMENTAL_READBACK_LEN]>::try_from(answers).map_err(|_| strange())?;
         watching?;
         let head: [Option<String>; FIELDS.len()] = redis::from_redis_value(head?).map_err(|_| strange())?;
         let [number, nonce, epoch, turn, last] = head.map(Option::unwrap_or_default);
-        let (top, missing) = match (look, log) {
-            (Look::Full, Ok(log)) => (Some(top(&log).ok_or_else(strange)?), missing(&log).unwrap_or(0)),
-            (Look::Short { newest, missing, .. }, Ok(behind)) => {
-                let behind: Vec<Wire> = redis::from_redis_value(behind).map_err(|_| strange())?;
+        let (top, missing) = match (readback, log) {
+            (Readback::Full, Ok(log)) => {
+                (Some(last_generated_id(&log).ok_or_else(strange)?), missing(&log).unwrap_or(0))
+            }
+            (Readback::Incremental { newest, missing, .. }, Ok(behind)) => {
+                let behind: Vec<RawEntry> = redis::from_redis_value(behind).map_err(|_| strange())?;
                 (Some(behind.into_iter().next().map_or_else(|| entry_id(newest), |(id, _)| id)), missing)
             }
             // Nothing was appended yet.
-            (Look::Full, Err(CommandError::Refused { code, text }))
+            (Readback::Full, Err(CommandError::Refused { code, text }))
                 if code == "ERR" && text.contains("no such key") =>
             {
                 (None, 0)
             }
-            (Look::Full | Look::Short { .. }, Err(error)) => return Err(error),
+            (Readback::Full | Readback::Incremental { .. }, Err(error)) => return Err(error),
         };
-        Ok(Self { number, nonce, epoch, turn, last, top, missing, can_be_mute })
+        Ok(Self { number, nonce, epoch, turn, last, last_generated_id: top, missing, reply_off_supported })
     }
 
-    fn step(&self, place: &Place, identity: &Identity) -> Step {
-        let Place { fence, epoch, turn, last, .. } = place;
+    fn next_action(&self, place: &AppendTarget, identity: &Identity) -> AppendAction {
+        let AppendTarget { fence, epoch, turn, last, .. } = place;
         if self.number.is_empty() && self.nonce.is_empty() {
-            return Step::Answer(Answer::Gone);
+            return AppendAction::Answer(AppendReply::HeadMissing);
         }
         if self.number != fence.number.to_string() || self.nonce != hex(fence.nonce) {
-            return Step::Answer(Answer::Fenced);
+            return AppendAction::Answer(AppendReply::Fenced);
         }
         let is_at = |turn: u64, last: Offset| self.turn == turn.to_string() && self.last == last.to_string();
         if self.epoch != epoch_text(*epoch) {
-            Step::Answer(Answer::Elsewhere(self.last.clone()))
+            AppendAction::Answer(AppendReply::Diverged(self.last.clone()))
         } else if is_at(turn + 1, identity.last) && self.has_entries(*last, identity.last) {
-            Step::Repeat
+            AppendAction::Repeat
         } else if !is_at(*turn, *last) {
-            Step::Answer(Answer::Elsewhere(self.last.clone()))
+            AppendAction::Answer(AppendReply::Diverged(self.last.clone()))
         } else {
-            match &self.top {
-                Some(top) if !reaches(*last, top) => Step::Answer(Answer::Foreign(top.clone())),
-                None if *last > Offset::START && identity.last > *last => Step::Answer(Answer::Emptied),
-                Some(_) | None => Step::Write,
+            match &self.last_generated_id {
+                Some(top) if !reaches(*last, top) => AppendAction::Answer(AppendReply::ForeignEntry(top.clone())),
+                None if *last > Offset::START && identity.last > *last => {
+                    AppendAction::Answer(AppendReply::EntriesMissing)
+                }
+                Some(_) | None => AppendAction::Write,
             }
         }
     }
 
     /// Whether what an append from `last` on added is in the log, not in the head alone.
     fn has_entries(&self, last: Offset, newest: Offset) -> bool {
-        last == newest || self.top.as_deref() == Some(&entry_id(newest))
+        last == newest || self.last_generated_id.as_deref() == Some(&entry_id(newest))
     }
 }
 
 /// What the server tells of a log as its last id.
-fn top(log: &Value) -> Option<String> {
-    redis::from_redis_value_ref(fact(log, b"last-generated-id")?).ok()
+fn last_generated_id(log: &Value) -> Option<String> {
+    redis::from_redis_value_ref(info_field(log, b"last-generated-id")?).ok()
 }
 
-fn fact<'a>(log: &'a Value, name: &[u8]) -> Option<&'a Value> {
+fn info_field<'a>(log: &'a Value, name: &[u8]) -> Option<&'a Value> {
     let Value::Map(facts) = log else { return None };
     facts.iter().find(|(found, _)| matches!(found, Value::BulkString(found) if found == name)).map(|(_, fact)| fact)
 }
@@ -360,11 +373,11 @@ fn fact<'a>(log: &'a Value, name: &[u8]) -> Option<&'a Value> {
 /// Entries that are missing between the oldest and the newest one; none where it has no entries.
 fn missing(log: &Value) -> Option<i64> {
     let offset = |name: &[u8]| {
-        let Value::Array(entry) = fact(log, name)? else { return None };
+        let Value::Array(entry) = info_field(log, name)? else { return None };
         let id: String = redis::from_redis_value_ref(entry.first()?).ok()?;
         id.split('-').next()?.parse::<i64>().ok()
     };
-    let len: i64 = redis::from_redis_value_ref(fact(log, b"length")?).ok()?;
+    let len: i64 = redis::from_redis_value_ref(info_field(log, b"length")?).ok()?;
     offset(b"last-entry")?.checked_sub(offset(b"first-entry")?)?.checked_add(1)?.checked_sub(len)
 }
 
@@ -380,7 +393,7 @@ fn reaches(last: Offset, top: &str) -> bool {
     offset.is_some_and(|offset| Offset(offset) <= last)
 }
 
-fn strange(what: &str) -> CommandError {
+fn malformed(what: &str) -> CommandError {
     CommandError::NoAnswer(format!("{what} makes no sense"))
 }
 
@@ -389,54 +402,80 @@ mod tests {
     use super::*;
     use crate::model::{Checkpoint, Epoch, Fence, Timestamp};
 
-    const PLACE: Place = Place {
+    const PLACE: AppendTarget = AppendTarget {
         fence: Fence { number: 3, nonce: 7 },
         epoch: Epoch(9),
         turn: 4,
         last: Offset(20),
-        safe: None,
+        replicated_up_to: None,
         heard_at: Timestamp(0),
-        owes_gap: false,
+        gap_pending: false,
     };
 
-    const NOTHING: Checkpoint = Checkpoint { position: None, heard_at: Timestamp(0), feed: None };
+    const NOTHING: Checkpoint = Checkpoint { position: None, last_received_at: Timestamp(0), feed: None };
 
     const IDENTITY: Identity = Identity { last: Offset(25), len: 1, checkpoint: NOTHING };
 
-    fn found() -> Found {
+    fn snapshot() -> HeadSnapshot {
         let [number, epoch, turn, last] = ["3", "00000009", "4", "20"].map(str::to_owned);
-        Found { number, nonce: hex(7), epoch, turn, last, top: Some("20-0".to_owned()), missing: 0, can_be_mute: true }
+        HeadSnapshot {
+            number,
+            nonce: hex(7),
+            epoch,
+            turn,
+            last,
+            last_generated_id: Some("20-0".to_owned()),
+            missing: 0,
+            reply_off_supported: true,
+        }
     }
 
     #[test]
     fn an_append_is_written_where_the_log_ends_and_once() {
-        assert_eq!(found().step(&PLACE, &IDENTITY), Step::Write);
-        let done = Found { turn: "5".to_owned(), last: "25".to_owned(), top: Some("25-0".to_owned()), ..found() };
-        assert_eq!(done.step(&PLACE, &IDENTITY), Step::Repeat);
-        let hollow = Found { turn: "5".to_owned(), last: "25".to_owned(), ..found() };
-        assert!(matches!(hollow.step(&PLACE, &IDENTITY), Step::Answer(Answer::Elsewhere(_))), "the head alone has it");
+        assert_eq!(snapshot().next_action(&PLACE, &IDENTITY), AppendAction::Write);
+        let done = HeadSnapshot {
+            turn: "5".to_owned(),
+            last: "25".to_owned(),
+            last_generated_id: Some("25-0".to_owned()),
+            ..snapshot()
+        };
+        assert_eq!(done.next_action(&PLACE, &IDENTITY), AppendAction::Repeat);
+        let hollow = HeadSnapshot { turn: "5".to_owned(), last: "25".to_owned(), ..snapshot() };
+        assert!(
+            matches!(hollow.next_action(&PLACE, &IDENTITY), AppendAction::Answer(AppendReply::Diverged(_))),
+            "the head alone has it"
+        );
         let position = Identity { last: Offset(20), ..IDENTITY };
-        assert_eq!(Found { turn: "5".to_owned(), ..found() }.step(&PLACE, &position), Step::Repeat);
+        assert_eq!(
+            HeadSnapshot { turn: "5".to_owned(), ..snapshot() }.next_action(&PLACE, &position),
+            AppendAction::Repeat
+        );
     }
 
     #[test]
-    fn whoever_lost_the_log_is_fenced() {
-        for lost in [Found { number: "4".to_owned(), ..found() }, Found { nonce: hex(8), ..found() }] {
-            assert_eq!(lost.step(&PLACE, &IDENTITY), Step::Answer(Answer::Fenced));
+    fn a_writer_that_lost_the_log_is_fenced() {
+        for lost in
+            [HeadSnapshot { number: "4".to_owned(), ..snapshot() }, HeadSnapshot { nonce: hex(8), ..snapshot() }]
+        {
+            assert_eq!(lost.next_action(&PLACE, &IDENTITY), AppendAction::Answer(AppendReply::Fenced));
         }
-        assert_eq!(Found::default().step(&PLACE, &IDENTITY), Step::Answer(Answer::Gone), "it was deleted");
+        assert_eq!(
+            HeadSnapshot::default().next_action(&PLACE, &IDENTITY),
+            AppendAction::Answer(AppendReply::HeadMissing),
+            "it was deleted"
+        );
     }
 
     #[test]
     fn a_log_that_moved_gets_nothing() {
         let moved = [
-            Found { epoch: "0000000a".to_owned(), ..found() },
-            Found { turn: "5".to_owned(), ..found() },
-            Found { last: "19".to_owned(), ..found() },
+            HeadSnapshot { epoch: "0000000a".to_owned(), ..snapshot() },
+            HeadSnapshot { turn: "5".to_owned(), ..snapshot() },
+            HeadSnapshot { last: "19".to_owned(), ..snapshot() },
         ];
         for found in moved {
-            let step = found.step(&PLACE, &IDENTITY);
-            assert!(matches!(step, Step::Answer(Answer::Elsewhere(_))), "{found:?}: {step:?}");
+            let step = found.next_action(&PLACE, &IDENTITY);
+            assert!(matches!(step, AppendAction::Answer(AppendReply::Diverged(_))), "{found:?}: {step:?}");
         }
     }
 
@@ -458,20 +497,24 @@ mod tests {
     #[test]
     fn a_log_that_somebody_else_wrote_to_gets_nothing() {
         for id in ["1700000000000-0", "21-0"].map(str::to_owned) {
-            let found = Found { top: Some(id.clone()), ..found() };
-            assert_eq!(found.step(&PLACE, &IDENTITY), Step::Answer(Answer::Foreign(id)));
+            let found = HeadSnapshot { last_generated_id: Some(id.clone()), ..snapshot() };
+            assert_eq!(found.next_action(&PLACE, &IDENTITY), AppendAction::Answer(AppendReply::ForeignEntry(id)));
         }
-        let below = Found { top: Some("19-0".to_owned()), ..found() };
-        assert_eq!(below.step(&PLACE, &IDENTITY), Step::Write);
+        let below = HeadSnapshot { last_generated_id: Some("19-0".to_owned()), ..snapshot() };
+        assert_eq!(below.next_action(&PLACE, &IDENTITY), AppendAction::Write);
     }
 
     #[test]
-    fn a_log_whose_entries_were_deleted_gets_none_before_it_is_claimed_anew() {
-        let emptied = Found { top: None, ..found() };
-        assert_eq!(emptied.step(&PLACE, &IDENTITY), Step::Answer(Answer::Emptied));
+    fn a_log_whose_entries_were_deleted_takes_none_until_the_next_claim() {
+        let emptied = HeadSnapshot { last_generated_id: None, ..snapshot() };
+        assert_eq!(emptied.next_action(&PLACE, &IDENTITY), AppendAction::Answer(AppendReply::EntriesMissing));
         let position = Identity { last: PLACE.last, ..IDENTITY };
-        assert_eq!(emptied.step(&PLACE, &position), Step::Write, "a position needs no entries");
-        let first = Found { last: "0".to_owned(), top: None, ..found() };
-        assert_eq!(first.step(&Place { last: Offset(0), ..PLACE }, &IDENTITY), Step::Write, "nothing was there before");
+        assert_eq!(emptied.next_action(&PLACE, &position), AppendAction::Write, "a position needs no entries");
+        let first = HeadSnapshot { last: "0".to_owned(), last_generated_id: None, ..snapshot() };
+        assert_eq!(
+            first.next_action(&AppendTarget { last: Offset(0), ..PLACE }, &IDENTITY),
+            AppendAction::Write,
+            "nothing was there before"
+        );
     }
 }

@@ -4,83 +4,83 @@ use std::{collections::BTreeMap, time::Duration};
 
 use trunkline::{
     model::{Fence, ReplicaId, StreamName},
-    protocol::lease::{Boot, Lease, Note, Outcome, Record, Settings},
+    protocol::lease::{BootTime, ChangeOutcome, Lease, LeaseRecord, PeerMessage, Settings},
 };
 
-use super::store::{Append, Store, Verdict};
+use super::store::{AppendOutcome, LeaseStore, PendingAppend};
 
 /// Time passes in these steps: a fifth of a membership's life.
 pub(super) const TICK: Duration = Duration::from_secs(1);
 
 /// The moment it always is: clocks are set back with each tick, so that moments that look alike are alike. No
 /// rule looks further back than this.
-pub(super) const NOW: Boot = Duration::from_secs(3);
+pub(super) const NOW: BootTime = Duration::from_secs(3);
 
 /// How long a membership lasts.
-pub(super) const LIFE: Duration = Duration::from_secs(5);
+pub(super) const MEMBERSHIP_TTL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Replica {
+pub(super) struct LeaseReplica {
     pub(super) id: ReplicaId,
     pub(super) lease: Lease,
-    pub(super) vigour: Vigour,
+    pub(super) liveness: ReplicaLiveness,
     /// Its timers have fired in this tick.
     pub(super) has_run: bool,
     /// What goes wrong next time.
-    pub(super) trouble: Option<Trouble>,
-    pub(super) inbox: Vec<(ReplicaId, Note)>,
-    pub(super) late: Option<Late>,
-    pub(super) desks: BTreeMap<StreamName, Desk>,
+    pub(super) fault: Option<StoreFault>,
+    pub(super) inbox: Vec<(ReplicaId, PeerMessage)>,
+    pub(super) delayed: Option<DelayedChange>,
+    pub(super) stream_states: BTreeMap<StreamName, ModelStreamState>,
     /// Its renewals protect it up to then, as the store sees it.
-    pub(super) trusted_until: Boot,
+    pub(super) trusted_until: BootTime,
     /// It was without protection, and has not looked at the records since.
-    pub(super) must_look: bool,
+    pub(super) must_read: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Vigour {
+pub(super) enum ReplicaLiveness {
     /// Not started yet.
     Absent,
-    Awake,
-    Asleep,
-    Gone,
+    Running,
+    Paused,
+    Left,
 }
 
 /// Something that goes wrong once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Trouble {
+pub(super) enum StoreFault {
     /// The store is not reached while this replica runs its timers.
-    Cut,
+    Unreachable,
     /// The next change reaches the store late.
     LateRequest,
     /// The answer to the next change comes late.
-    LateAnswer,
+    LateReply,
     /// The next note or beat is lost.
-    Loss,
+    RequestLost,
 }
 
 /// A change that is on its way longer than others, or its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Late {
+pub(super) struct DelayedChange {
     pub(super) stream: StreamName,
     pub(super) expected: Option<Fence>,
-    pub(super) record: Record,
-    pub(super) outcome: Option<Outcome>,
+    pub(super) record: LeaseRecord,
+    pub(super) outcome: Option<ChangeOutcome>,
 }
 
 /// What a replica does for one stream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(super) struct Desk {
-    pub(super) session: Session,
+pub(super) struct ModelStreamState {
+    pub(super) session: SessionPhase,
     /// A session was live since the record last moved.
     pub(super) was_live: bool,
-    pub(super) open: Option<Open>,
-    pub(super) under_way: Option<Append>,
-    pub(super) answer: Option<(Append, Verdict)>,
+    pub(super) open: Option<OpenLog>,
+    pub(super) in_flight: Option<PendingAppend>,
+    pub(super) reply: Option<(PendingAppend, AppendOutcome)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub(super) enum Session {
+pub(super) enum SessionPhase {
     #[default]
     None,
     Opening,
@@ -89,95 +89,96 @@ pub(super) enum Session {
 
 /// The log as its holder found it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Open {
+pub(super) struct OpenLog {
     pub(super) fence: Fence,
     pub(super) epoch: u8,
     pub(super) last: usize,
 }
 
-impl Replica {
-    pub(super) fn new(id: ReplicaId, streams: &[StreamName], vigour: Vigour) -> Self {
+impl LeaseReplica {
+    pub(super) fn new(id: ReplicaId, streams: &[StreamName], vigour: ReplicaLiveness) -> Self {
         let settings = Settings {
             me: id,
             streams: streams.to_vec(),
             limit: 9,
             standby: streams.iter().cloned().collect(),
-            life: LIFE,
-            beat: TICK,
-            silence: TICK * 2,
-            handover: TICK * 3,
-            jitter: Duration::ZERO,
+            lease_ttl: MEMBERSHIP_TTL,
+            heartbeat_interval: TICK,
+            heartbeat_timeout: TICK * 2,
+            handover_timeout: TICK * 3,
+            start_delay: Duration::ZERO,
         };
         Self {
             id,
             lease: Lease::new(settings, NOW),
-            vigour,
+            liveness: vigour,
             has_run: false,
-            trouble: None,
+            fault: None,
             inbox: Vec::new(),
-            late: None,
-            desks: streams.iter().map(|stream| (stream.clone(), Desk::default())).collect(),
+            delayed: None,
+            stream_states: streams.iter().map(|stream| (stream.clone(), ModelStreamState::default())).collect(),
             trusted_until: Duration::ZERO,
-            must_look: true,
+            must_read: true,
         }
     }
 
-    pub(super) fn is_awake(&self) -> bool {
-        self.vigour == Vigour::Awake
+    pub(super) fn is_running(&self) -> bool {
+        self.liveness == ReplicaLiveness::Running
     }
 
     /// Whether the trouble is this one; it happens once.
-    pub(super) fn suffers(&mut self, trouble: Trouble) -> bool {
-        self.trouble.take_if(|found| *found == trouble).is_some()
+    pub(super) fn take_fault(&mut self, trouble: StoreFault) -> bool {
+        self.fault.take_if(|found| *found == trouble).is_some()
     }
 
     pub(super) fn open_session(&mut self, stream: &StreamName) {
-        let desk = self.desks.get_mut(stream).unwrap();
-        if desk.session == Session::None {
-            desk.session = Session::Opening;
+        let desk = self.stream_states.get_mut(stream).unwrap();
+        if desk.session == SessionPhase::None {
+            desk.session = SessionPhase::Opening;
         }
     }
 
     /// Reads the log that it has become the writer of.
-    pub(super) fn open_log(&mut self, stream: &StreamName, fence: Fence, store: &Store) {
+    pub(super) fn open_log(&mut self, stream: &StreamName, fence: Fence, store: &LeaseStore) {
         let (epoch, last) = store.logs.get(stream).map_or((0, 0), |log| (log.epoch, log.entries.len()));
-        self.desks.get_mut(stream).unwrap().open = Some(Open { fence, epoch, last });
+        self.stream_states.get_mut(stream).unwrap().open = Some(OpenLog { fence, epoch, last });
     }
 
     pub(super) fn release(&mut self, stream: &StreamName) {
-        let desk = self.desks.get_mut(stream).unwrap();
-        let under_way = desk.under_way.take();
-        *desk = Desk { under_way, ..Desk::default() };
+        let desk = self.stream_states.get_mut(stream).unwrap();
+        let under_way = desk.in_flight.take();
+        *desk = ModelStreamState { in_flight: under_way, ..ModelStreamState::default() };
     }
 
     /// Forgets everything but what is on its way.
-    pub(super) fn fall(&mut self) {
-        let streams: Vec<_> = self.desks.keys().cloned().collect();
-        let fallen = Self::new(self.id, &streams, Vigour::Gone);
-        let Self { late, desks, .. } = std::mem::replace(self, fallen);
-        self.late = late.filter(|late| late.outcome.is_none());
+    pub(super) fn crash(&mut self) {
+        let streams: Vec<_> = self.stream_states.keys().cloned().collect();
+        let fallen = Self::new(self.id, &streams, ReplicaLiveness::Left);
+        let Self { delayed: late, stream_states: desks, .. } = std::mem::replace(self, fallen);
+        self.delayed = late.filter(|late| late.outcome.is_none());
         for (stream, desk) in desks {
-            self.desks.insert(stream, Desk { under_way: desk.under_way, ..Desk::default() });
+            self.stream_states
+                .insert(stream, ModelStreamState { in_flight: desk.in_flight, ..ModelStreamState::default() });
         }
     }
 
     /// The append that the machine allows right now.
-    pub(super) fn next_append(&self, stream: &StreamName) -> Option<Append> {
-        let desk = &self.desks[stream];
-        let open = desk.open.filter(|_| desk.under_way.is_none() && desk.answer.is_none())?;
-        let fence = self.lease.right(stream, NOW).filter(|fence| *fence == open.fence)?;
-        let entry = super::store::Entry { by: self.id, fence };
-        Some(Append { entry, epoch: open.epoch, offset: open.last + 1 })
+    pub(super) fn next_append(&self, stream: &StreamName) -> Option<PendingAppend> {
+        let desk = &self.stream_states[stream];
+        let open = desk.open.filter(|_| desk.in_flight.is_none() && desk.reply.is_none())?;
+        let fence = self.lease.append_fence(stream, NOW).filter(|fence| *fence == open.fence)?;
+        let entry = super::store::LeaseLogEntry { by: self.id, fence };
+        Some(PendingAppend { entry, epoch: open.epoch, offset: open.last + 1 })
     }
 
     /// Lets a tick pass.
     pub(super) fn pass(&mut self) {
-        if self.vigour == Vigour::Gone || self.vigour == Vigour::Absent {
+        if self.liveness == ReplicaLiveness::Left || self.liveness == ReplicaLiveness::Absent {
             return;
         }
         self.has_run = false;
         self.lease.rebase(TICK);
         self.trusted_until = self.trusted_until.saturating_sub(TICK);
-        self.must_look |= self.trusted_until <= NOW;
+        self.must_read |= self.trusted_until <= NOW;
     }
 }

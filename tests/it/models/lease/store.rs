@@ -4,58 +4,58 @@ use std::{collections::BTreeMap, time::Duration};
 
 use trunkline::{
     model::{Fence, ReplicaId, StreamName},
-    protocol::lease::{Boot, Member, Outcome, Record},
+    protocol::lease::{BootTime, ChangeOutcome, LeaseRecord, Member},
 };
 
 /// What the store holds. It can be rolled back as a whole, as a failover does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(super) struct Store {
-    members: BTreeMap<ReplicaId, Membership>,
-    pub(super) records: BTreeMap<StreamName, Record>,
-    pub(super) logs: BTreeMap<StreamName, Log>,
+pub(super) struct LeaseStore {
+    members: BTreeMap<ReplicaId, LeaseMembership>,
+    pub(super) records: BTreeMap<StreamName, LeaseRecord>,
+    pub(super) logs: BTreeMap<StreamName, LeaseLog>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Membership {
+struct LeaseMembership {
     limit: usize,
-    ends_at: Boot,
+    ends_at: BootTime,
 }
 
 /// A stream's log: what was appended is all there is to its position.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(super) struct Log {
+pub(super) struct LeaseLog {
     pub(super) epoch: u8,
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<LeaseLogEntry>,
     pub(super) position: usize,
 }
 
 /// Who wrote, and under which fence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Entry {
+pub(super) struct LeaseLogEntry {
     pub(super) by: ReplicaId,
     pub(super) fence: Fence,
 }
 
 /// An append as it travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Append {
-    pub(super) entry: Entry,
+pub(super) struct PendingAppend {
+    pub(super) entry: LeaseLogEntry,
     pub(super) epoch: u8,
     pub(super) offset: usize,
 }
 
 /// What the store says to an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Verdict {
+pub(super) enum AppendOutcome {
     Stored,
     Fenced,
     /// It does not follow the newest entry of this epoch.
     Displaced,
 }
 
-impl Store {
-    pub(super) fn renew(&mut self, replica: ReplicaId, limit: usize, ends_at: Boot) {
-        self.members.insert(replica, Membership { limit, ends_at });
+impl LeaseStore {
+    pub(super) fn renew(&mut self, replica: ReplicaId, limit: usize, ends_at: BootTime) {
+        self.members.insert(replica, LeaseMembership { limit, ends_at });
     }
 
     pub(super) fn remove(&mut self, replica: ReplicaId) {
@@ -70,25 +70,30 @@ impl Store {
         self.members.contains_key(&replica)
     }
 
-    pub(super) fn change(&mut self, stream: &StreamName, expected: Option<Fence>, record: Record) -> Outcome {
+    pub(super) fn change(
+        &mut self,
+        stream: &StreamName,
+        expected: Option<Fence>,
+        record: LeaseRecord,
+    ) -> ChangeOutcome {
         if self.records.get(stream).map(|record| record.fence) != expected {
-            return Outcome::Refused;
+            return ChangeOutcome::Refused;
         }
         self.records.insert(stream.clone(), record);
-        Outcome::Done
+        ChangeOutcome::Done
     }
 
-    pub(super) fn append(&mut self, stream: &StreamName, append: Append) -> Verdict {
+    pub(super) fn append(&mut self, stream: &StreamName, append: PendingAppend) -> AppendOutcome {
         if self.records.get(stream).map(|record| record.fence) != Some(append.entry.fence) {
-            return Verdict::Fenced;
+            return AppendOutcome::Fenced;
         }
         let log = self.logs.entry(stream.clone()).or_default();
         if append.epoch != log.epoch || append.offset != log.entries.len() + 1 {
-            return Verdict::Displaced;
+            return AppendOutcome::Displaced;
         }
         log.entries.push(append.entry);
         log.position = append.offset;
-        Verdict::Stored
+        AppendOutcome::Stored
     }
 
     /// What a failover may bring back: all but the memberships, which are renewed all the time.
@@ -106,7 +111,7 @@ impl Store {
     }
 
     /// Lets time pass; moments are told from a clock that starts later.
-    pub(super) fn pass(&mut self, now: Boot, by: Duration) {
+    pub(super) fn pass(&mut self, now: BootTime, by: Duration) {
         self.members.retain(|_, membership| membership.ends_at > now);
         self.members.values_mut().for_each(|membership| membership.ends_at -= by);
     }

@@ -4,71 +4,71 @@ use std::time::Duration;
 
 use trunkline::{clock, simulator::Settings};
 
-use super::{goes_on, rate, site};
+use super::{rate, site, wait_for_progress};
 use crate::{
-    harness::Redis,
+    harness::RedisServer,
     process::{
-        child::{PATIENCE, eventually},
+        child::{WAIT_MAX, eventually},
         log::{assert_whole, pages},
-        relay::Relay,
+        relay::RelayProcess,
         site::Site,
         wall::faketime,
     },
 };
 
 /// Lives of a token before it is enough.
-const LIVES: u64 = 4;
+const TOKEN_LIFETIMES: u64 = 4;
 
-async fn start(site: &Site, by: &str) -> Relay {
+async fn start(site: &Site, by: &str) -> RelayProcess {
     let library = faketime();
     let variables =
         [("LD_PRELOAD", library.to_str().unwrap()), ("FAKETIME", by), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
-    let relay = Relay::start_with(site, &variables).await;
+    let relay = RelayProcess::start_with(site, &variables).await;
     relay.goes_live().await;
     relay
 }
 
 /// The number of its token, and how many it asked for itself.
-async fn token(relay: &Relay) -> (u64, u64) {
+async fn token(relay: &RelayProcess) -> (u64, u64) {
     let account = relay.status().await["accounts"][0].clone();
     assert!(account["remaining_seconds"].as_f64().is_some_and(|left| left > 0.0), "{account}");
     (account["generation"].as_u64().unwrap(), account["refreshes"].as_u64().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clocks_that_are_an_hour_apart_cost_no_request_and_hide_no_event() {
-    let server = Redis::durable();
+async fn clocks_an_hour_apart_cause_no_request_and_lose_no_event() {
+    let server = RedisServer::durable();
     let site = Site::start_with(Settings { token_ttl: Duration::from_secs(4), ..Settings::default() }, &[]).await;
     site.use_redis(&server.url());
     let mut late = start(&site, "-30m").await;
     let mut early = start(&site, "+30m").await;
-    let talk = site.talk(rate());
+    let talk = site.start_traffic(rate());
     let shown = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["timestamp"].to_string();
     let clocks = [&late, &early].map(|relay| shown(relay.child.stderr().lines().next().unwrap()));
     assert_ne!(clocks[0][..15], clocks[1][..15], "they are an hour apart: {clocks:?}");
-    let lived = async || (token(&late).await.0.min(token(&early).await.0) >= LIVES).then_some(());
-    eventually("tokens come and go", PATIENCE, lived).await;
+    let lived = async || (token(&late).await.0.min(token(&early).await.0) >= TOKEN_LIFETIMES).then_some(());
+    eventually("tokens come and go", WAIT_MAX, lived).await;
     let (generation, _) = token(&early).await;
-    let granted = site.platform.tally().grants_total();
+    let granted = site.platform.counters().grants_total();
     println!("{clocks:?}: {generation} lives, {granted} grants");
     assert!((generation..=generation + 1).contains(&granted), "one may just be on its way");
     late.child.kill();
-    let ahead = goes_on(&site, &early, clock::now()).await;
+    let ahead = wait_for_progress(&site, &early, clock::now()).await;
     let late = start(&site, "-30m").await;
     early.child.kill();
-    let behind = goes_on(&site, &late, clock::now()).await;
+    let behind = wait_for_progress(&site, &late, clock::now()).await;
     println!("the one that is an hour ahead went on after {ahead:?}, the one that is an hour behind after {behind:?}");
-    let last_said = talk.hush().await;
+    let last_said = talk.stop().await;
     late.holds(last_said).await;
     assert_whole(&pages(&late.consumers).await, last_said);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_position_that_is_too_old_is_given_up_by_one_whose_clock_is_an_hour_behind() {
-    let server = Redis::durable();
+async fn an_expired_position_is_abandoned_even_if_the_clock_is_an_hour_behind() {
+    let server = RedisServer::durable();
     let site = site(&server, &["retention = \"3s\"", "silence_max = \"2s\""]).await;
     let mut early = start(&site, "+30m").await;
-    site.platform.say(9);
+    site.platform.emit(9);
     early.holds(site.platform.ledger().last_sequence()).await;
     early.child.kill();
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -77,5 +77,5 @@ async fn a_position_that_is_too_old_is_given_up_by_one_whose_clock_is_an_hour_be
         let log = pages(&late.consumers).await;
         log.iter().any(|entry| entry.kind == "trunkline.gap.v1" && entry.json.contains("\"retention\"")).then_some(())
     };
-    eventually("the log says that it was too old", PATIENCE, marked).await;
+    eventually("the log says that it was too old", WAIT_MAX, marked).await;
 }

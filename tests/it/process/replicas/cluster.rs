@@ -3,37 +3,37 @@
 use redis::cmd;
 use trunkline::clock;
 
-use super::{goes_on, holder, one_owns};
+use super::{holder, one_owns, wait_for_progress};
 use crate::{
-    harness::{Redis, eventually as soon},
+    harness::{RedisServer, eventually as soon},
     process::{
-        child::{PATIENCE, eventually},
+        child::{WAIT_MAX, eventually},
         log::{assert_whole, pages},
-        relay::Relay,
+        relay::RelayProcess,
         site::{STREAM, Site},
     },
 };
 
 const EVENTS_A_SECOND: u64 = 100;
 
-struct Cluster {
-    nodes: [Redis; 3],
+struct ClusterFixture {
+    nodes: [RedisServer; 3],
     site: Site,
-    relays: [Relay; 2],
+    relays: [RelayProcess; 2],
 }
 
-impl Cluster {
+impl ClusterFixture {
     async fn start(options: &[&str]) -> Self {
-        let nodes = Redis::cluster_with(options).await;
+        let nodes = RedisServer::cluster_with(options).await;
         let site = Site::start().await;
         site.use_redis(&format!("redis-cluster://127.0.0.1:{}", nodes[0].port()));
-        let relays = [Relay::live(&site).await, Relay::live(&site).await];
+        let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
         Self { nodes, site, relays }
     }
 
-    async fn goes_on(&self) {
+    async fn wait_for_progress(&self) {
         for relay in &self.relays {
-            goes_on(&self.site, relay, clock::now()).await;
+            wait_for_progress(&self.site, relay, clock::now()).await;
         }
     }
 
@@ -71,45 +71,45 @@ impl Cluster {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_on_a_cluster_take_over_and_hand_over_as_on_one_server() {
-    let mut scene = Cluster::start(&["--appendonly", "no"]).await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
+    let mut scene = ClusterFixture::start(&["--appendonly", "no"]).await;
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
     for signal in ["KILL", "TERM", "KILL"] {
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
         for relay in &scene.relays {
             let both = async || relay.text(&relay.admin, "/metrics").await.contains("replica_members 2").then_some(());
-            eventually("both are members", PATIENCE, both).await;
+            eventually("both are members", WAIT_MAX, both).await;
         }
         let index = holder(&scene.relays).await;
         scene.relays[index].child.signal(signal);
         let ended = async || scene.relays[index].child.has_ended();
-        let ended = eventually("it has ended", PATIENCE, ended).await;
-        assert_eq!(ended.success(), signal == "TERM", "{}", scene.relays[index].child.told());
-        goes_on(&scene.site, &scene.relays[1 - index], clock::now()).await;
-        scene.relays[index] = Relay::live(&scene.site).await;
+        let ended = eventually("it has ended", WAIT_MAX, ended).await;
+        assert_eq!(ended.success(), signal == "TERM", "{}", scene.relays[index].child.printed_output());
+        wait_for_progress(&scene.site, &scene.relays[1 - index], clock::now()).await;
+        scene.relays[index] = RelayProcess::live(&scene.site).await;
     }
-    scene.goes_on().await;
-    scene.ends_whole(talk.hush().await).await;
+    scene.wait_for_progress().await;
+    scene.ends_whole(talk.stop().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_migrates_under_appends_and_back_loses_nothing() {
-    let scene = Cluster::start(&["--appendonly", "no"]).await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
+    let scene = ClusterFixture::start(&["--appendonly", "no"]).await;
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
     let slot: u16 =
         redis::from_redis_value(scene.run(0, &["CLUSTER", "KEYSLOT", &format!("{{trunkline:{STREAM}}}:log")]).await)
             .unwrap();
-    let home = Cluster::node_of(slot);
+    let home = ClusterFixture::node_of(slot);
     let away = (home + 1) % 3;
     for (from, to) in [(home, away), (away, home)] {
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
         migrate(&scene, slot, from, to).await;
     }
-    scene.goes_on().await;
-    scene.ends_whole(talk.hush().await).await;
+    scene.wait_for_progress().await;
+    scene.ends_whole(talk.stop().await).await;
 }
 
 /// Moves a slot key by key, so that for a while its keys lie on two nodes.
-async fn migrate(scene: &Cluster, slot: u16, from: usize, to: usize) {
+async fn migrate(scene: &ClusterFixture, slot: u16, from: usize, to: usize) {
     let slot = slot.to_string();
     let ids = [scene.text(from, &["CLUSTER", "MYID"]).await, scene.text(to, &["CLUSTER", "MYID"]).await];
     scene.run(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &ids[0]]).await;
@@ -131,24 +131,24 @@ async fn migrate(scene: &Cluster, slot: u16, from: usize, to: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_restarts_with_its_data_loses_nothing() {
-    let mut scene = Cluster::start(&["--appendonly", "yes", "--appendfsync", "always"]).await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
+    let mut scene = ClusterFixture::start(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
     for _ in 0..2 {
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
         restart(&mut scene).await;
     }
-    scene.goes_on().await;
-    scene.ends_whole(talk.hush().await).await;
+    scene.wait_for_progress().await;
+    scene.ends_whole(talk.stop().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_that_restarts_without_its_data_is_a_gap_and_the_streams_go_on() {
-    let mut scene = Cluster::start(&["--appendonly", "no"]).await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
-    scene.goes_on().await;
+async fn a_cluster_that_restarts_without_its_data_is_a_gap_and_the_streams_continue() {
+    let mut scene = ClusterFixture::start(&["--appendonly", "no"]).await;
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    scene.wait_for_progress().await;
     restart(&mut scene).await;
-    scene.goes_on().await;
-    let last_sent = talk.hush().await;
+    scene.wait_for_progress().await;
+    let last_sent = talk.stop().await;
     let mut logs = Vec::new();
     for relay in &scene.relays {
         relay.goes_live().await;
@@ -164,16 +164,16 @@ async fn a_cluster_that_restarts_without_its_data_is_a_gap_and_the_streams_go_on
 }
 
 /// All nodes are down at once for as long as both relays need to notice.
-async fn restart(scene: &mut Cluster) {
-    scene.nodes.iter_mut().for_each(Redis::kill);
+async fn restart(scene: &mut ClusterFixture) {
+    scene.nodes.iter_mut().for_each(RedisServer::kill);
     for relay in &scene.relays {
         let away = async || (relay.ready().await?.0 == 503).then_some(());
-        eventually("it is not ready", PATIENCE, away).await;
+        eventually("it is not ready", WAIT_MAX, away).await;
     }
-    scene.nodes.iter_mut().for_each(Redis::restart);
+    scene.nodes.iter_mut().for_each(RedisServer::restart);
     for relay in &mut scene.relays {
         let back = async || (relay.ready().await?.0 == 200).then_some(());
-        eventually("it is ready again", PATIENCE, back).await;
-        assert!(relay.child.has_ended().is_none(), "{}", relay.child.told());
+        eventually("it is ready again", WAIT_MAX, back).await;
+        assert!(relay.child.has_ended().is_none(), "{}", relay.child.printed_output());
     }
 }

@@ -1,35 +1,35 @@
 //! A stream that does not hear all of its topics is shown as degraded on every replica, whoever owns it.
 
 use serde_json::Value;
-use trunkline::simulator::{ALWAYS, Fault};
+use trunkline::simulator::{ALWAYS, PlatformFault};
 
 use super::{holder, unnumbered};
 use crate::{
-    harness::Redis,
+    harness::RedisServer,
     process::{
-        child::{PATIENCE, eventually},
-        relay::Relay,
+        child::{WAIT_MAX, eventually},
+        relay::RelayProcess,
     },
 };
 
-async fn shows(relay: &Relay, state: &str) {
-    eventually(&format!("the stream is {state}"), PATIENCE, async || {
+async fn shows(relay: &RelayProcess, state: &str) {
+    eventually(&format!("the stream is {state}"), WAIT_MAX, async || {
         (relay.stream().await["state"] == state).then_some(())
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_degraded_stream_is_shown_as_such_by_the_replica_that_does_not_own_it() {
-    let server = Redis::durable();
+async fn a_standby_shows_that_a_stream_is_degraded() {
+    let server = RedisServer::durable();
     let site = unnumbered::site(&server, &["discovery = \"2s\""]).await;
-    site.platform.inject(Fault::Rest {
+    site.platform.inject(PlatformFault::Rest {
         status: 403,
         times: ALWAYS,
         retry_after: None,
         path: Some("/api/v2/users".to_owned()),
     });
-    let relays = [Relay::start(&site).await, Relay::start(&site).await];
+    let relays = [RelayProcess::start(&site).await, RelayProcess::start(&site).await];
     for relay in &relays {
         shows(relay, "degraded").await;
     }

@@ -3,15 +3,15 @@
 use redis::cmd;
 
 use super::{
-    Scene,
-    foreign::{SPOILT as OTHER, run, with_two_streams},
+    ReplicaPair,
+    foreign::{INVALID_VALUE as OTHER, run, with_two_streams},
     one_owns,
 };
 use crate::{
-    harness::Redis,
+    harness::RedisServer,
     process::{
-        child::{PATIENCE, eventually},
-        log::{Entry, assert_whole, pages, pages_of},
+        child::{WAIT_MAX, eventually},
+        log::{LogEntry, assert_whole, pages, pages_of},
         site::STREAM,
     },
 };
@@ -19,13 +19,13 @@ use crate::{
 const EVENTS_A_SECOND: u64 = 100;
 
 /// Two relays with two streams.
-async fn start() -> Scene {
-    let server = Redis::durable();
+async fn start() -> ReplicaPair {
+    let server = RedisServer::durable();
     let site = with_two_streams(&server).await;
-    Scene::start(server, site).await
+    ReplicaPair::start(server, site).await
 }
 
-impl Scene {
+impl ReplicaPair {
     /// Keys that match a pattern.
     async fn keys(&self, pattern: &str) -> Vec<String> {
         self.server.connection().run(cmd("KEYS").arg(pattern)).await.unwrap()
@@ -35,12 +35,12 @@ impl Scene {
     async fn is_marked(&self, count: usize) {
         for relay in &self.relays {
             let marked = async || (gaps(&pages(&relay.consumers).await).len() >= count).then_some(());
-            eventually("the gap is in the log", PATIENCE, marked).await;
+            eventually("the gap is in the log", WAIT_MAX, marked).await;
         }
     }
 
     /// The log of the stream, which is the same on both; that of the other stream is whole.
-    async fn ends(self, last_sent: u64) -> Vec<Entry> {
+    async fn ends(self, last_sent: u64) -> Vec<LogEntry> {
         for relay in &self.relays {
             relay.goes_live().await;
             relay.holds(last_sent).await;
@@ -48,7 +48,7 @@ impl Scene {
                 let log = pages_of(&relay.consumers, OTHER).await;
                 (log.last()?.number? == last_sent).then_some(log)
             };
-            let log = eventually("the other log is complete", PATIENCE, complete).await;
+            let log = eventually("the other log is complete", WAIT_MAX, complete).await;
             assert_whole(&log, last_sent);
         }
         one_owns(&self.relays).await;
@@ -59,14 +59,14 @@ impl Scene {
 }
 
 /// The offsets of the gap entries, all of which have the reason `store`.
-fn gaps(log: &[Entry]) -> Vec<u64> {
-    let gaps: Vec<&Entry> = log.iter().filter(|entry| entry.kind == "trunkline.gap.v1").collect();
+fn gaps(log: &[LogEntry]) -> Vec<u64> {
+    let gaps: Vec<&LogEntry> = log.iter().filter(|entry| entry.kind == "trunkline.gap.v1").collect();
     assert!(gaps.iter().all(|gap| gap.json.contains(r#""reason":"store""#)), "{gaps:?}");
     gaps.iter().map(|gap| gap.offset).collect()
 }
 
 /// Offsets are dense; each number comes once, in order, and without a hole between two gaps.
-fn assert_accounted(log: &[Entry]) {
+fn assert_accounted(log: &[LogEntry]) {
     for pair in log.windows(2) {
         assert_eq!(pair[1].offset, pair[0].offset + 1, "offsets are dense: {}", pair[1].json);
         if let (Some(before), Some(after)) = (pair[0].number, pair[1].number) {
@@ -80,18 +80,18 @@ fn assert_accounted(log: &[Entry]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_that_is_deleted_is_a_gap_behind_the_entries_that_are_left() {
     let scene = start().await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
     for count in 1..=2 {
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
         run(&scene.server, &["DEL", &format!("{{trunkline:{STREAM}}}:head")]).await;
         scene.is_marked(count).await;
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
     }
-    let log = scene.ends(talk.hush().await).await;
+    let log = scene.ends(talk.stop().await).await;
     assert_accounted(&log);
     assert_eq!(log[0].offset, 1, "no entry is lost");
     assert_eq!(gaps(&log).len(), 2);
-    let epoch = |entry: &Entry| entry.id.split_once('-').unwrap().0.to_owned();
+    let epoch = |entry: &LogEntry| entry.id.split_once('-').unwrap().0.to_owned();
     for gap in gaps(&log) {
         let index = usize::try_from(gap).unwrap() - 1;
         assert_ne!(epoch(&log[index - 1]), epoch(&log[index]), "the gap begins an epoch");
@@ -99,72 +99,72 @@ async fn a_head_that_is_deleted_is_a_gap_behind_the_entries_that_are_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_is_deleted_begins_with_a_gap_behind_its_former_end() {
+async fn a_deleted_log_starts_with_a_gap_behind_its_former_end() {
     let scene = start().await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
     let mut former_end = 0;
     for _ in 0..2 {
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
         former_end = scene.relays[0].newest().await.unwrap().offset;
         run(&scene.server, &["DEL", &format!("{{trunkline:{STREAM}}}:log")]).await;
         scene.is_marked(1).await;
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
     }
-    let log = scene.ends(talk.hush().await).await;
+    let log = scene.ends(talk.stop().await).await;
     assert_accounted(&log);
     assert_eq!(gaps(&log), [log[0].offset], "the gap stands where the entries were");
     assert!(log[0].offset > former_end, "no offset is used twice");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_that_is_deleted_is_drawn_anew_and_loses_nothing() {
+async fn a_deleted_lease_record_is_recreated_and_loses_nothing() {
     let scene = start().await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
     let head = format!("{{trunkline:{STREAM}}}:head");
     for fields in [&["number", "nonce", "holder", "turn"][..], &["number", "nonce"], &["holder"], &["turn"]] {
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
         run(&scene.server, &[&["HDEL", &head], fields].concat()).await;
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
     }
-    let last_sent = talk.hush().await;
+    let last_sent = talk.stop().await;
     assert_whole(&scene.ends(last_sent).await, last_sent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memberships_that_are_deleted_are_renewed_and_lose_nothing() {
     let scene = start().await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
     for pattern in ["{trunkline:replicas}:lives:*", "{trunkline:replicas}:known", "{trunkline:replicas}:*"] {
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
         for key in scene.keys(pattern).await {
             run(&scene.server, &["DEL", &key]).await;
         }
         let both = async || (scene.keys("{trunkline:replicas}:*").await.len() == 3).then_some(());
-        eventually("both are members again", PATIENCE, both).await;
-        scene.goes_on().await;
+        eventually("both are members again", WAIT_MAX, both).await;
+        scene.wait_for_progress().await;
     }
-    let last_sent = talk.hush().await;
+    let last_sent = talk.stop().await;
     assert_whole(&scene.ends(last_sent).await, last_sent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_that_are_deleted_stay_in_use_and_the_next_one_is_shared() {
     let scene = start().await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
-    let (keys, grants) = ("{trunkline:token:demo}:", || scene.site.platform.tally().grants_total());
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let (keys, grants) = ("{trunkline:token:demo}:", || scene.site.platform.counters().grants_total());
     for deleted in [&["token"][..], &["generation"], &["lock", "pause"], &["token", "generation"]] {
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
         let granted = grants();
         for key in deleted {
             run(&scene.server, &["DEL", &format!("{keys}{key}")]).await;
         }
-        scene.relays[0].wish("accounts/demo/refresh").await;
+        scene.relays[0].operator_request("accounts/demo/refresh").await;
         let shared = async || (scene.keys(&format!("{keys}token")).await.len() == 1).then_some(());
-        eventually("the next token is stored", PATIENCE, shared).await;
-        eventually("it is granted", PATIENCE, async || (grants() > granted).then_some(())).await;
-        scene.goes_on().await;
+        eventually("the next token is stored", WAIT_MAX, shared).await;
+        eventually("it is granted", WAIT_MAX, async || (grants() > granted).then_some(())).await;
+        scene.wait_for_progress().await;
         assert!(grants() <= granted + 2, "{deleted:?}: {} requests", grants() - granted);
     }
-    let last_sent = talk.hush().await;
+    let last_sent = talk.stop().await;
     assert_whole(&scene.ends(last_sent).await, last_sent);
 }

@@ -5,15 +5,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use redis::cmd;
 use tokio::task::JoinSet;
-use trunkline::{clock, simulator::Dialect};
+use trunkline::{clock, simulator::SocketDialect};
 
-use super::{Scene, one_owns, site};
+use super::{ReplicaPair, one_owns, site};
 use crate::{
-    harness::Redis,
+    harness::RedisServer,
     process::{
-        child::{PATIENCE, eventually},
-        kill::{Board, Seen, follow_lines},
-        log::{Entry, pages},
+        child::{WAIT_MAX, eventually},
+        kill::{ReceivedEntries, RelayUrl, follow_lines},
+        log::{LogEntry, pages},
         site::STREAM,
     },
 };
@@ -30,26 +30,26 @@ fn key(what: &str) -> String {
     format!("{{trunkline:{STREAM}}}:{what}")
 }
 
-async fn run<T: redis::FromRedisValue>(server: &Redis, words: &[&str]) -> T {
+async fn run<T: redis::FromRedisValue>(server: &RedisServer, words: &[&str]) -> T {
     server.connection().run(cmd(words[0]).arg(&words[1..])).await.unwrap()
 }
 
-async fn field(server: &Redis, name: &str) -> String {
+async fn field(server: &RedisServer, name: &str) -> String {
     run(server, &["HGET", &key("head"), name]).await
 }
 
 /// Two relays with one stream.
-async fn start() -> Scene {
-    let server = Redis::durable();
+async fn start() -> ReplicaPair {
+    let server = RedisServer::durable();
     let site = site(&server, &[]).await;
-    Scene::start(server, site).await
+    ReplicaPair::start(server, site).await
 }
 
-impl Scene {
+impl ReplicaPair {
     /// Both relays show that the stream failed, and why.
     async fn waits(&self, reason: &str) {
         for relay in &self.relays {
-            eventually(&format!("the reason is shown: {reason}"), PATIENCE, async || {
+            eventually(&format!("the reason is shown: {reason}"), WAIT_MAX, async || {
                 let stream = relay.stream().await;
                 let is_named = stream["last_error"].as_str().is_some_and(|why| why.contains(reason));
                 (is_named && stream["state"] == "failed").then_some(())
@@ -61,8 +61,8 @@ impl Scene {
     }
 
     /// It stays so, and the platform is left alone.
-    async fn keeps_waiting(&self, reason: &str) {
-        let opened = || self.site.platform.tally().sockets(Dialect::Sequenced).total;
+    async fn still_waits(&self, reason: &str) {
+        let opened = || self.site.platform.counters().sockets(SocketDialect::Sequenced).total;
         let (before, end) = (opened(), clock::now() + OBSERVED);
         while clock::now() < end {
             self.waits(reason).await;
@@ -71,7 +71,7 @@ impl Scene {
         assert!(opened() - before <= SOCKETS_MAX, "{} sockets", opened() - before);
     }
 
-    async fn complete_log(self, last_sent: u64) -> Vec<Entry> {
+    async fn complete_log(self, last_sent: u64) -> Vec<LogEntry> {
         for relay in &self.relays {
             relay.goes_live().await;
             relay.holds(last_sent).await;
@@ -83,31 +83,31 @@ impl Scene {
 }
 
 /// Each number once, in order.
-fn assert_numbers(log: &[Entry], last_sent: u64) {
+fn assert_numbers(log: &[LogEntry], last_sent: u64) {
     let numbers: Vec<u64> = log.iter().filter_map(|entry| entry.number).collect();
     let expected: Vec<u64> = (numbers[0]..=last_sent).collect();
     assert!(numbers == expected, "nothing is missing and nothing doubled: {numbers:?}");
 }
 
-fn gaps(log: &[Entry]) -> usize {
-    let gaps: Vec<&Entry> = log.iter().filter(|entry| entry.kind == "trunkline.gap.v1").collect();
+fn gaps(log: &[LogEntry]) -> usize {
+    let gaps: Vec<&LogEntry> = log.iter().filter(|entry| entry.kind == "trunkline.gap.v1").collect();
     assert!(gaps.iter().all(|gap| gap.json.contains(r#""reason":"store""#)), "{gaps:?}");
     gaps.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_was_set_ahead_waits_with_its_reason_and_leaves_the_platform_alone() {
+async fn a_log_ahead_of_its_entries_waits_with_a_reason_and_does_not_call_the_platform() {
     let scene = start().await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
-    scene.goes_on().await;
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    scene.wait_for_progress().await;
     let id: String = run(&scene.server, &["XADD", &key("log"), "*", "foo", "bar"]).await;
     run::<u8>(&scene.server, &["XDEL", &key("log"), &id]).await;
     scene.waits("XSETID").await;
-    scene.keeps_waiting("XSETID").await;
+    scene.still_waits("XSETID").await;
     let last = field(&scene.server, "last").await;
     run::<String>(&scene.server, &["XSETID", &key("log"), &format!("{last}-0")]).await;
-    scene.goes_on().await;
-    let last_sent = talk.hush().await;
+    scene.wait_for_progress().await;
+    let last_sent = talk.stop().await;
     let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
 }
@@ -115,58 +115,58 @@ async fn a_log_that_was_set_ahead_waits_with_its_reason_and_leaves_the_platform_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_that_redis_refused_within_a_transaction_are_sent_again() {
     let scene = start().await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
-    scene.goes_on().await;
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    scene.wait_for_progress().await;
     run::<String>(&scene.server, &["XSETID", &key("log"), "999999999-0"]).await;
     scene.waits("XSETID").await;
     let entries: Vec<(String, Vec<String>)> =
         run(&scene.server, &["XREVRANGE", &key("log"), "+", "-", "COUNT", "1"]).await;
     run::<String>(&scene.server, &["XSETID", &key("log"), &entries[0].0]).await;
-    scene.goes_on().await;
-    let last_sent = talk.hush().await;
+    scene.wait_for_progress().await;
+    let last_sent = talk.stop().await;
     let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
     assert!(gaps(&log) <= 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_head_whose_epoch_makes_no_sense_fails_on_both_replicas_until_it_is_mended() {
+async fn a_head_with_an_invalid_epoch_fails_on_both_replicas_until_it_is_repaired() {
     let scene = start().await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
-    scene.goes_on().await;
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    scene.wait_for_progress().await;
     let epoch = field(&scene.server, "epoch").await;
     run::<u8>(&scene.server, &["HSET", &key("head"), "epoch", ""]).await;
     scene.waits("the field epoch is").await;
-    scene.keeps_waiting("the field epoch is").await;
+    scene.still_waits("the field epoch is").await;
     run::<u8>(&scene.server, &["HSET", &key("head"), "epoch", &epoch]).await;
-    scene.goes_on().await;
-    let last_sent = talk.hush().await;
+    scene.wait_for_progress().await;
+    let last_sent = talk.stop().await;
     let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
     assert_eq!(gaps(&log), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_field_that_only_followers_read_keeps_nobody_from_being_shown_the_log() {
+async fn an_invalid_field_that_only_followers_read_hides_no_entries() {
     let scene = start().await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
     for (name, value) in [("first", "x"), ("safe", "x"), ("first", "999999999"), ("first", "")] {
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
         run::<u8>(&scene.server, &["HSET", &key("head"), name, value]).await;
-        scene.goes_on().await;
+        scene.wait_for_progress().await;
     }
-    let last_sent = talk.hush().await;
+    let last_sent = talk.stop().await;
     let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
 }
 
 /// Both keys, read and put back in one step, as a snapshot of the machine has them.
-async fn dumped(server: &Redis) -> (Vec<u8>, Vec<u8>) {
+async fn dump_key(server: &RedisServer) -> (Vec<u8>, Vec<u8>) {
     const SCRIPT: &str = "return {redis.call('DUMP', KEYS[1]), redis.call('DUMP', KEYS[2])}";
     server.connection().run(cmd("EVAL").arg(SCRIPT).arg(2).arg(key("head")).arg(key("log"))).await.unwrap()
 }
 
-async fn roll_back(server: &Redis, (head, log): &(Vec<u8>, Vec<u8>)) {
+async fn roll_back(server: &RedisServer, (head, log): &(Vec<u8>, Vec<u8>)) {
     const SCRIPT: &str = "for i = 1, 2 do redis.call('RESTORE', KEYS[i], 0, ARGV[i], 'REPLACE') end return 1";
     let mut command = cmd("EVAL");
     command.arg(SCRIPT).arg(2).arg(key("head")).arg(key("log")).arg(head).arg(log);
@@ -174,23 +174,23 @@ async fn roll_back(server: &Redis, (head, log): &(Vec<u8>, Vec<u8>)) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_roll_back_under_the_same_server_begins_an_epoch_and_every_id_stays_unique() {
+async fn a_rollback_under_the_same_server_starts_an_epoch_and_every_id_stays_unique() {
     let scene = start().await;
     let (mut readers, mut tasks) = (Vec::new(), JoinSet::new());
     for relay in &scene.relays {
-        let (board, seen) = (Arc::new(Board::default()), Arc::new(Seen::default()));
+        let (board, seen) = (Arc::new(RelayUrl::default()), Arc::new(ReceivedEntries::default()));
         board.put(Some(relay.consumers.clone()));
         tasks.spawn(follow_lines(board, Arc::clone(&seen)));
         readers.push(seen);
     }
-    let talk = scene.site.talk(EVENTS_A_SECOND);
-    scene.goes_on().await;
-    let dumps = dumped(&scene.server).await;
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    scene.wait_for_progress().await;
+    let dumps = dump_key(&scene.server).await;
     let epoch = field(&scene.server, "epoch").await;
-    scene.goes_on().await;
+    scene.wait_for_progress().await;
     roll_back(&scene.server, &dumps).await;
-    scene.goes_on().await;
-    let last_sent = talk.hush().await;
+    scene.wait_for_progress().await;
+    let last_sent = talk.stop().await;
     assert_ne!(field(&scene.server, "epoch").await, epoch, "an epoch begins");
     one_owns(&scene.relays).await;
     let log = scene.complete_log(last_sent).await;
@@ -198,7 +198,7 @@ async fn a_roll_back_under_the_same_server_begins_an_epoch_and_every_id_stays_un
     let mut ids = BTreeMap::new();
     for reader in &readers {
         let is_at_end = async || (reader.last_id() == log.last().map(|entry| entry.id.clone())).then_some(());
-        eventually("a reader is at the end", PATIENCE, is_at_end).await;
+        eventually("a reader is at the end", WAIT_MAX, is_at_end).await;
         for entry in reader.all().into_iter().chain(log.clone()) {
             let before = ids.insert(entry.id.clone(), entry.json.clone());
             assert!(before.is_none_or(|before| before == entry.json), "one id, two entries: {}", entry.json);
@@ -207,7 +207,7 @@ async fn a_roll_back_under_the_same_server_begins_an_epoch_and_every_id_stays_un
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_that_are_no_set_are_named_with_what_to_do() {
+async fn a_members_key_of_the_wrong_type_is_reported_with_the_remedy() {
     let scene = start().await;
     let known = "{trunkline:replicas}:known";
     run::<String>(&scene.server, &["SET", known, "a text"]).await;
@@ -218,11 +218,11 @@ async fn members_that_are_no_set_are_named_with_what_to_do() {
             (status == 503 && why.contains(known) && why.contains("holds a string") && why.contains("DEL"))
                 .then_some(())
         };
-        eventually("the key is named", PATIENCE, is_named).await;
+        eventually("the key is named", WAIT_MAX, is_named).await;
     }
     run::<u8>(&scene.server, &["DEL", known]).await;
-    let talk = scene.site.talk(EVENTS_A_SECOND);
-    scene.goes_on().await;
-    let last_sent = talk.hush().await;
+    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    scene.wait_for_progress().await;
+    let last_sent = talk.stop().await;
     assert_numbers(&scene.complete_log(last_sent).await, last_sent);
 }

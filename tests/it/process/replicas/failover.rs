@@ -3,32 +3,32 @@
 use redis::cmd;
 use trunkline::{clock, simulator::Settings};
 
-use super::{goes_on, one_owns, rate};
+use super::{one_owns, rate, wait_for_progress};
 use crate::{
-    harness::{Redis, eventually as soon},
+    harness::{RedisServer, eventually as soon},
     process::{
-        child::{PATIENCE, eventually},
-        log::{Entry, assert_whole, pages},
-        relay::{Relay, client},
+        child::{WAIT_MAX, eventually},
+        log::{LogEntry, assert_whole, pages},
+        relay::{RelayProcess, client},
         site::{STREAM, Site},
     },
 };
 
 /// A primary, its replica, and the Sentinel that watches them.
-struct Trio {
-    primary: Redis,
-    replica: Redis,
-    sentinel: Redis,
+struct SentinelFixture {
+    primary: RedisServer,
+    replica: RedisServer,
+    sentinel: RedisServer,
 }
 
-impl Trio {
+impl SentinelFixture {
     async fn start() -> Self {
-        let (primary, replica) = (Redis::durable(), Redis::durable());
+        let (primary, replica) = (RedisServer::durable(), RedisServer::durable());
         let mut follow = cmd("REPLICAOF");
         replica.connection().run::<()>(follow.arg("127.0.0.1").arg(primary.port())).await.unwrap();
         soon("the replica follows", async || about(&replica).await.contains("master_link_status:up")).await;
         // A busy machine is no reason for a failover.
-        let sentinel = Redis::sentinel_with(&primary, "sentinel down-after-milliseconds main 2000\n");
+        let sentinel = RedisServer::sentinel_with(&primary, "sentinel down-after-milliseconds main 2000\n");
         Self { primary, replica, sentinel }
     }
 
@@ -58,7 +58,7 @@ impl Trio {
     }
 
     /// The replica gets nothing more. Returns the newest entry that it has.
-    async fn cut(&self) -> u64 {
+    async fn disconnect_replica(&self) -> u64 {
         let cut = async || {
             let mut kill = cmd("CLIENT");
             self.primary.connection().run::<i64>(kill.arg("KILL").arg("TYPE").arg("replica")).await.ok();
@@ -83,19 +83,19 @@ impl Trio {
     }
 }
 
-async fn about(server: &Redis) -> String {
+async fn about(server: &RedisServer) -> String {
     server.connection().run(cmd("INFO").arg("replication")).await.unwrap_or_default()
 }
 
 /// The status that a page after this entry has.
-async fn page_after(relay: &Relay, id: &str) -> u16 {
+async fn page_after(relay: &RelayProcess, id: &str) -> u16 {
     let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
     let answer = client().get(url).header("accept", "application/cloudevents-batch+json").send().await.unwrap();
     answer.status().as_u16()
 }
 
 /// What a stream after this entry begins with.
-async fn first_after(relay: &Relay, id: &str) -> Entry {
+async fn first_after(relay: &RelayProcess, id: &str) -> LogEntry {
     let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
     let mut answer = client().get(url).header("accept", "application/x-ndjson").send().await.unwrap();
     let mut text = Vec::new();
@@ -103,30 +103,30 @@ async fn first_after(relay: &Relay, id: &str) -> Entry {
         text.extend_from_slice(&answer.chunk().await.unwrap().unwrap());
     }
     let text = String::from_utf8(text).unwrap();
-    Entry::read(text.lines().next().unwrap())
+    LogEntry::read(text.lines().next().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_failover_lost_is_asked_of_the_platform_again() {
-    let mut trio = Trio::start().await;
+async fn entries_lost_by_a_failover_are_refetched_from_the_platform() {
+    let mut trio = SentinelFixture::start().await;
     trio.is_watched().await;
     let site = Site::start_with(Settings::default(), &[]).await;
     site.use_redis(&trio.url());
-    let relays = [Relay::live(&site).await, Relay::live(&site).await];
-    let talk = site.talk(rate().min(1_000));
-    goes_on(&site, &relays[1], clock::now()).await;
+    let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
+    let talk = site.start_traffic(rate().min(1_000));
+    wait_for_progress(&site, &relays[1], clock::now()).await;
     let kept = relays[0].newest().await.unwrap();
     trio.has(kept.offset).await;
-    let last_kept = trio.cut().await;
+    let last_kept = trio.disconnect_replica().await;
     let seen = shown_beyond(&relays, last_kept).await;
     trio.fail_over().await;
     let since = clock::now();
     for relay in &relays {
-        let back = goes_on(&site, relay, since).await;
+        let back = wait_for_progress(&site, relay, since).await;
         println!("after a failover by Sentinel: goes on after {back:?}");
     }
     one_owns(&relays).await;
-    let last_said = talk.hush().await;
+    let last_said = talk.stop().await;
     let mut logs = Vec::new();
     for relay in &relays {
         relay.holds(last_said).await;
@@ -143,8 +143,8 @@ async fn what_a_failover_lost_is_asked_of_the_platform_again() {
 }
 
 /// An entry that either of them shows, far enough behind this one to be none that the new primary has.
-async fn shown_beyond(relays: &[Relay], last: u64) -> String {
-    eventually("more is shown", PATIENCE, async || {
+async fn shown_beyond(relays: &[RelayProcess], last: u64) -> String {
+    eventually("more is shown", WAIT_MAX, async || {
         for relay in relays {
             let newest = relay.newest().await?;
             if newest.offset > last {

@@ -5,9 +5,9 @@ use trunkline::simulator::Simulator;
 use super::*;
 
 /// The log in words: numbers, and the reasons of gaps.
-async fn story(relay: &Relay) -> String {
+async fn log_summary(relay: &RelayProcess) -> String {
     let log = pages(&relay.consumers).await;
-    let word = |entry: &Entry| {
+    let word = |entry: &LogEntry| {
         let value: serde_json::Value = serde_json::from_str(&entry.json).unwrap();
         entry.number.map_or_else(|| format!("gap({})", value["data"]["reason"].as_str().unwrap()), |n| n.to_string())
     };
@@ -15,31 +15,31 @@ async fn story(relay: &Relay) -> String {
 }
 
 /// The former holder ends in order; then this relay has the stream, behind a gap, and hears the next number.
-async fn takes_over(relay: &Relay, mut former: Relay, platform: &Simulator) {
+async fn takes_over(relay: &RelayProcess, mut former: RelayProcess, platform: &Simulator) {
     former.child.signal("TERM");
-    assert_eq!(former.child.ends(PATIENCE).await, 0, "{}", former.child.told());
+    assert_eq!(former.child.wait_for_exit(WAIT_MAX).await, 0, "{}", former.child.printed_output());
     let marked = async || (relay.newest().await?.kind == "trunkline.gap.v1").then_some(());
-    eventually("the gap is marked", PATIENCE, marked).await;
-    platform.say(1);
+    eventually("the gap is marked", WAIT_MAX, marked).await;
+    platform.emit(1);
     relay.holds(platform.ledger().last_sequence()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_with_another_feed_never_goes_on_from_the_position_of_the_first() {
+async fn a_replica_with_another_feed_never_resumes_from_the_position_of_the_first() {
     for keys in [&[] as &[&str], &["standby = true"]] {
-        let server = Redis::durable();
+        let server = RedisServer::durable();
         let (first, second) = (site(&server, keys).await, site(&server, keys).await);
-        let relay = Relay::live(&first).await;
-        first.platform.say(5);
+        let relay = RelayProcess::live(&first).await;
+        first.platform.emit(5);
         relay.holds(5).await;
-        second.platform.say(8);
-        let other = Relay::live(&second).await;
+        second.platform.emit(8);
+        let other = RelayProcess::live(&second).await;
         takes_over(&other, relay, &second.platform).await;
-        assert!(other.child.stderr().contains("another feed"), "{}", other.child.told());
+        assert!(other.child.stderr().contains("another feed"), "{}", other.child.printed_output());
         // And back: what the first feed said meanwhile is missing, and what was heard of it is not heard again.
-        first.platform.say(4);
-        let back = Relay::live(&first).await;
+        first.platform.emit(4);
+        let back = RelayProcess::live(&first).await;
         takes_over(&back, other, &first.platform).await;
-        assert_eq!(story(&back).await, "1 2 3 4 5 gap(reset) 9 gap(reset) 10", "{keys:?}");
+        assert_eq!(log_summary(&back).await, "1 2 3 4 5 gap(reset) 9 gap(reset) 10", "{keys:?}");
     }
 }

@@ -6,39 +6,39 @@ use redis::cmd;
 use serde_json::Value;
 use trunkline::clock;
 
-use super::{goes_on, site};
+use super::{site, wait_for_progress};
 use crate::{
-    harness::Redis,
+    harness::RedisServer,
     process::{
-        child::{PATIENCE, eventually},
-        relay::Relay,
+        child::{WAIT_MAX, eventually},
+        relay::RelayProcess,
         site::{STREAM, Site},
     },
 };
 
 /// The stream whose keys are spoilt. The other one of the site is [`STREAM`].
-pub(super) const SPOILT: &str = "spoilt";
+pub(super) const INVALID_VALUE: &str = "spoilt";
 
-pub(super) async fn with_two_streams(server: &Redis) -> Site {
+pub(super) async fn with_two_streams(server: &RedisServer) -> Site {
     let site = site(server, &[]).await;
     let text = fs::read_to_string(&site.config).unwrap();
     let (_, stream) = text.split_once(&format!("[streams.{STREAM}]")).unwrap();
-    fs::write(&site.config, format!("{text}[streams.{SPOILT}]{stream}")).unwrap();
+    fs::write(&site.config, format!("{text}[streams.{INVALID_VALUE}]{stream}")).unwrap();
     site
 }
 
-pub(super) async fn run(server: &Redis, words: &[&str]) {
+pub(super) async fn run(server: &RedisServer, words: &[&str]) {
     server.connection().run::<redis::Value>(cmd(words[0]).arg(&words[1..])).await.unwrap();
 }
 
 /// What the status says of the spoilt stream.
-async fn spoilt(relay: &Relay) -> Value {
+async fn spoilt(relay: &RelayProcess) -> Value {
     let status = relay.status().await;
-    status["streams"].as_array().unwrap().iter().find(|stream| stream["stream"] == SPOILT).unwrap().clone()
+    status["streams"].as_array().unwrap().iter().find(|stream| stream["stream"] == INVALID_VALUE).unwrap().clone()
 }
 
-pub(super) async fn waits(relay: &Relay, reason: &str) {
-    eventually(&format!("it says {reason}"), PATIENCE, async || {
+pub(super) async fn waits(relay: &RelayProcess, reason: &str) {
+    eventually(&format!("it says {reason}"), WAIT_MAX, async || {
         let stream = spoilt(relay).await;
         let told = stream["last_error"].as_str().is_some_and(|told| told.contains(reason));
         (told && stream["state"] == "failed").then_some(())
@@ -47,14 +47,14 @@ pub(super) async fn waits(relay: &Relay, reason: &str) {
 }
 
 fn key(what: &str) -> String {
-    format!("{{trunkline:{SPOILT}}}:{what}")
+    format!("{{trunkline:{INVALID_VALUE}}}:{what}")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_cannot_be_read_is_reported_and_the_others_append() {
-    let server = Redis::durable();
+    let server = RedisServer::durable();
     let site = site(&server, &[]).await;
-    let relay = Relay::live(&site).await;
+    let relay = RelayProcess::live(&site).await;
     let (known, lives) = ("{trunkline:replicas}:known", "{trunkline:replicas}:lives:");
     for (id, value) in [("00000000000000aa", "{\"v\":2}"), ("nobody", "9 calls written,1,2,3")] {
         run(&server, &["SADD", known, id]).await;
@@ -62,40 +62,40 @@ async fn a_member_that_cannot_be_read_is_reported_and_the_others_append() {
     }
     run(&server, &["SADD", known, "00000000000000bb"]).await;
     run(&server, &["RPUSH", &format!("{lives}00000000000000bb"), "a list"]).await;
-    let talk = site.talk(100);
-    goes_on(&site, &relay, clock::now()).await;
+    let talk = site.start_traffic(100);
+    wait_for_progress(&site, &relay, clock::now()).await;
     let reported = async || {
         let (status, shown) = relay.ready().await?;
         let warnings = shown["warnings"].to_string();
         let named = ["aa", "nobody", "bb"].iter().all(|id| warnings.contains(id));
         (status == 200 && named && shown["checks"]["replica"] == "ok").then_some(())
     };
-    eventually("each is named", PATIENCE, reported).await;
+    eventually("each is named", WAIT_MAX, reported).await;
     // Another replica starts beside them, too.
-    let second = Relay::live(&site).await;
-    goes_on(&site, &second, clock::now()).await;
-    eventually("both are counted", PATIENCE, async || {
+    let second = RelayProcess::live(&site).await;
+    wait_for_progress(&site, &second, clock::now()).await;
+    eventually("both are counted", WAIT_MAX, async || {
         let metrics = relay.text(&relay.admin, "/metrics").await;
         metrics.contains("trunkline_replica_members 2").then_some(())
     })
     .await;
-    talk.hush().await;
+    talk.stop().await;
     let lines = relay.child.stderr().lines().filter(|line| line.contains("membership cannot be read")).count();
     assert_eq!(lines, 3, "each value is logged once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_membership_that_is_not_renewed_shows_in_readiness_and_metrics() {
-    let server = Redis::durable();
+    let server = RedisServer::durable();
     let site = site(&server, &[]).await;
-    let relay = Relay::live(&site).await;
+    let relay = RelayProcess::live(&site).await;
     run(&server, &["DEL", "{trunkline:replicas}:known"]).await;
     run(&server, &["SET", "{trunkline:replicas}:known", "a text"]).await;
     let not_ready = async || {
         let (status, shown) = relay.ready().await?;
         (status == 503 && shown["checks"]["replica"].as_str()?.contains("WRONGTYPE")).then_some(())
     };
-    eventually("it is not ready, and says why", PATIENCE, not_ready).await;
+    eventually("it is not ready, and says why", WAIT_MAX, not_ready).await;
     let metrics = relay.text(&relay.admin, "/metrics").await;
     assert!(!metrics.contains("trunkline_replica_renewal_failures_total 0"));
     run(&server, &["DEL", "{trunkline:replicas}:known"]).await;
@@ -103,7 +103,7 @@ async fn a_membership_that_is_not_renewed_shows_in_readiness_and_metrics() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_whose_keys_are_foreign_waits_alone_and_goes_on_when_they_are_mended() {
+async fn a_stream_with_foreign_keys_waits_alone_and_resumes_after_repair() {
     for (spoil, reason, mend) in [
         (vec!["SET", "head", "a text"], "expected a hash", vec!["DEL", "head"]),
         (vec!["SET", "log", "a text"], "expected a stream", vec!["DEL", "log"]),
@@ -114,7 +114,7 @@ async fn a_stream_whose_keys_are_foreign_waits_alone_and_goes_on_when_they_are_m
         (vec!["HSET", "head", "number", "18446744073709551615", "nonce", "ff"], "found number", vec!["DEL", "head"]),
         (vec!["XADD", "log", "1700000000000-3", "a", "b"], "did not write", vec!["DEL", "log"]),
     ] {
-        let server = Redis::durable();
+        let server = RedisServer::durable();
         let site = with_two_streams(&server).await;
         let keyed = |words: &[&str]| {
             words
@@ -127,31 +127,31 @@ async fn a_stream_whose_keys_are_foreign_waits_alone_and_goes_on_when_they_are_m
         };
         let spoil = keyed(&spoil);
         run(&server, &spoil.iter().map(String::as_str).collect::<Vec<_>>()).await;
-        let relay = Relay::start(&site).await;
+        let relay = RelayProcess::start(&site).await;
         waits(&relay, reason).await;
-        let talk = site.talk(100);
-        goes_on(&site, &relay, clock::now()).await;
+        let talk = site.start_traffic(100);
+        wait_for_progress(&site, &relay, clock::now()).await;
         assert_eq!(relay.ready().await.unwrap().0, 200, "the others are served: {spoil:?}");
         let kept: u8 = server.connection().run(cmd("EXISTS").arg(&spoil[1])).await.unwrap();
         assert_eq!(kept, 1, "foreign data is not deleted");
         let mend = keyed(&mend);
         run(&server, &mend.iter().map(String::as_str).collect::<Vec<_>>()).await;
         relay.goes_live().await;
-        talk.hush().await;
+        talk.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_becomes_foreign_while_it_is_written_stops_that_stream_alone() {
-    let server = Redis::durable();
+    let server = RedisServer::durable();
     let site = with_two_streams(&server).await;
-    let relay = Relay::live(&site).await;
-    let talk = site.talk(100);
+    let relay = RelayProcess::live(&site).await;
+    let talk = site.start_traffic(100);
     run(&server, &["XADD", &key("log"), "1700000000000-3", "a", "b"]).await;
     waits(&relay, "did not write").await;
-    goes_on(&site, &relay, clock::now()).await;
+    wait_for_progress(&site, &relay, clock::now()).await;
     run(&server, &["DEL", &key("log")]).await;
     run(&server, &["DEL", &key("head")]).await;
     relay.goes_live().await;
-    talk.hush().await;
+    talk.stop().await;
 }

@@ -5,15 +5,15 @@ use redis::cmd;
 use trunkline::clock;
 
 use super::{
-    foreign::{SPOILT as OTHER, run, waits, with_two_streams},
-    goes_on, site,
+    foreign::{INVALID_VALUE as OTHER, run, waits, with_two_streams},
+    site, wait_for_progress,
 };
 use crate::{
-    harness::Redis,
+    harness::RedisServer,
     process::{
-        child::{PATIENCE, eventually},
+        child::{WAIT_MAX, eventually},
         log::{assert_whole, pages},
-        relay::{Relay, client},
+        relay::{RelayProcess, client},
         site::STREAM,
     },
 };
@@ -25,12 +25,12 @@ fn key(stream: &str, what: &str) -> String {
     format!("{{trunkline:{stream}}}:{what}")
 }
 
-async fn fields(server: &Redis, key: &str, names: &[&str]) -> Vec<Option<String>> {
+async fn fields(server: &RedisServer, key: &str, names: &[&str]) -> Vec<Option<String>> {
     server.connection().run(cmd("HMGET").arg(key).arg(names)).await.unwrap()
 }
 
 /// The entry behind the newest one, with a field that this version does not know.
-async fn append_as_a_later_version(server: &Redis, relay_last: &str) {
+async fn append_as_a_later_version(server: &RedisServer, relay_last: &str) {
     let log = key(STREAM, "log");
     type Found = Vec<(String, Vec<String>)>;
     let range = cmd("XREVRANGE").arg(&log).arg("+").arg("-").arg("COUNT").arg(1).clone();
@@ -44,16 +44,16 @@ async fn append_as_a_later_version(server: &Redis, relay_last: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fields_that_a_later_version_added_are_passed_over_and_kept() {
-    let server = Redis::durable();
+async fn fields_added_by_a_later_version_are_ignored_and_preserved() {
+    let server = RedisServer::durable();
     let site = site(&server, &[]).await;
-    let mut relay = Relay::live(&site).await;
-    site.platform.say(20);
+    let mut relay = RelayProcess::live(&site).await;
+    site.platform.emit(20);
     relay.holds(20).await;
     let last = relay.stream().await["last"].as_str().unwrap().to_owned();
     relay.child.signal("TERM");
-    assert_eq!(relay.child.ends(PATIENCE).await, 0, "{}", relay.child.told());
-    site.platform.say(1);
+    assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 0, "{}", relay.child.printed_output());
+    site.platform.emit(1);
     append_as_a_later_version(&server, &last).await;
     let (head, refused) = (key(STREAM, "head"), "{trunkline:access}:refused");
     let member = "{trunkline:replicas}:lives:00000000000000cc";
@@ -69,20 +69,20 @@ async fn fields_that_a_later_version_added_are_passed_over_and_kept() {
     ] {
         run(&server, words).await;
     }
-    let granted = site.platform.tally().grants_total();
-    let relays = [Relay::live(&site).await, Relay::live(&site).await];
-    let talk = site.talk(EVENTS_A_SECOND);
+    let granted = site.platform.counters().grants_total();
+    let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
+    let talk = site.start_traffic(EVENTS_A_SECOND);
     for relay in &relays {
-        goes_on(&site, relay, clock::now()).await;
+        wait_for_progress(&site, relay, clock::now()).await;
         let counted = async || relay.text(&relay.admin, "/metrics").await.contains("replica_members 3").then_some(());
-        eventually("the later replica is counted", PATIENCE, counted).await;
+        eventually("the later replica is counted", WAIT_MAX, counted).await;
     }
-    let last_sent = talk.hush().await;
+    let last_sent = talk.stop().await;
     for relay in &relays {
         relay.holds(last_sent).await;
         assert_whole(&pages(&relay.consumers).await, last_sent);
     }
-    assert_eq!(site.platform.tally().grants_total(), granted, "the token is adopted");
+    assert_eq!(site.platform.counters().grants_total(), granted, "the token is adopted");
     let text = |text: &str| Some(text.to_owned());
     assert_eq!(fields(&server, &head, &["format", "codec"]).await, [text("1"), text("zstd")]);
     assert_eq!(fields(&server, TOKEN, &["scope", "format"]).await, [text("all"), text("2")]);
@@ -91,19 +91,19 @@ async fn fields_that_a_later_version_added_are_passed_over_and_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_head_of_a_later_format_is_left_alone_until_its_format_is_known_again() {
-    let server = Redis::durable();
+async fn a_head_of_a_later_format_is_not_changed_until_its_format_is_known_again() {
+    let server = RedisServer::durable();
     let site = with_two_streams(&server).await;
-    let relays = [Relay::live(&site).await, Relay::live(&site).await];
-    let talk = site.talk(EVENTS_A_SECOND);
-    goes_on(&site, &relays[0], clock::now()).await;
+    let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
+    let talk = site.start_traffic(EVENTS_A_SECOND);
+    wait_for_progress(&site, &relays[0], clock::now()).await;
     let head = key(OTHER, "head");
     // As a replica of a later version takes the stream.
     run(&server, &["HSET", &head, "format", "2", "number", "77", "nonce", "ff", "holder", "cc", "last", "v2:900"])
         .await;
     for relay in &relays {
         waits(relay, "has the format").await;
-        goes_on(&site, relay, clock::now()).await;
+        wait_for_progress(&site, relay, clock::now()).await;
         assert_eq!(relay.ready().await.unwrap().0, 200, "the other stream is served");
     }
     let text = |text: &str| Some(text.to_owned());
@@ -114,19 +114,19 @@ async fn a_head_of_a_later_format_is_left_alone_until_its_format_is_known_again(
     for relay in &relays {
         relay.goes_live().await;
     }
-    talk.hush().await;
+    talk.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_entry_of_a_later_format_is_named_to_its_readers_and_holds_up_nobody() {
-    let server = Redis::durable();
+async fn an_entry_of_a_later_format_is_reported_to_its_readers_and_blocks_nothing() {
+    let server = RedisServer::durable();
     let site = with_two_streams(&server).await;
-    let relay = Relay::live(&site).await;
-    site.platform.say(10);
+    let relay = RelayProcess::live(&site).await;
+    site.platform.emit(10);
     relay.holds(10).await;
     let log = key(OTHER, "log");
     let held = async || (server.connection().run::<u64>(cmd("XLEN").arg(&log)).await == Ok(10)).then_some(());
-    eventually("the other log has them, too", PATIENCE, held).await;
+    eventually("the other log has them, too", WAIT_MAX, held).await;
     // The fifth entry is one of a later version: the log is written anew with it.
     type Found = Vec<(String, Vec<String>)>;
     let entries: Found = server.connection().run(cmd("XRANGE").arg(&log).arg("-").arg("+")).await.unwrap();
@@ -136,9 +136,9 @@ async fn an_entry_of_a_later_format_is_named_to_its_readers_and_holds_up_nobody(
         let field = if index == 4 { "event+zstd" } else { "event" };
         run(&server, &["XADD", &log, id, field, &fields[1]]).await;
     }
-    let relay = Relay::live(&site).await;
-    let talk = site.talk(EVENTS_A_SECOND);
-    goes_on(&site, &relay, clock::now()).await;
+    let relay = RelayProcess::live(&site).await;
+    let talk = site.start_traffic(EVENTS_A_SECOND);
+    wait_for_progress(&site, &relay, clock::now()).await;
     let page = async |query: &str| {
         let url = format!("{}/v1/streams/{OTHER}/events?{query}", relay.consumers);
         client().get(url).header("accept", "application/cloudevents-batch+json").send().await.unwrap()
@@ -146,8 +146,8 @@ async fn an_entry_of_a_later_format_is_named_to_its_readers_and_holds_up_nobody(
     let answer = page("from=first&limit=1000").await;
     assert_eq!(answer.status(), 503, "{:?}", answer.text().await);
     let named = async || relay.child.stderr().contains("has the entry \\\"5-0\\\"").then_some(());
-    eventually("the entry is named", PATIENCE, named).await;
-    let last_sent = talk.hush().await;
+    eventually("the entry is named", WAIT_MAX, named).await;
+    let last_sent = talk.stop().await;
     relay.holds(last_sent).await;
     assert_whole(&pages(&relay.consumers).await, last_sent);
 }

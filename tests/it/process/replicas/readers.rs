@@ -4,12 +4,12 @@
 use std::{fs, time::Duration};
 
 use tokio::task::JoinSet;
-use trunkline::simulator::{Fault, Target};
+use trunkline::simulator::{FaultTarget, PlatformFault};
 
-use super::foreign::{SPOILT as OTHER, with_two_streams};
+use super::foreign::{INVALID_VALUE as OTHER, with_two_streams};
 use crate::{
-    harness::{Commands, Redis, Reply, RespFault, RespProxy},
-    process::{relay::Relay, site::Site},
+    harness::{CommandMatch, FaultReply, RedisServer, RespFault, RespProxy},
+    process::{relay::RelayProcess, site::Site},
 };
 
 const READERS: usize = 32;
@@ -24,15 +24,15 @@ const MEMORY_MAX: u64 = 256 << 20;
 const SLOW: Duration = Duration::from_millis(1_200);
 
 /// A site with its store behind `url`, and large events in both logs.
-async fn with_large_events(server: &Redis, url: &str) -> (Site, Relay) {
+async fn with_large_events(server: &RedisServer, url: &str) -> (Site, RelayProcess) {
     let site = with_two_streams(server).await;
     let text = fs::read_to_string(&site.config).unwrap();
     // A busy machine may be late by a second: that is no lack of a renewal.
     let text = text.replace(&server.url(), url).replace("[store]\n", "[store]\nlease = \"8s\"\n");
     fs::write(&site.config, text).unwrap();
-    let relay = Relay::live(&site).await;
+    let relay = RelayProcess::live(&site).await;
     for _ in 0..EVENTS {
-        site.platform.inject(Fault::Oversize { on: Target::All, bytes: EVENT_LEN });
+        site.platform.inject(PlatformFault::Oversize { on: FaultTarget::All, bytes: EVENT_LEN });
         relay.holds(site.platform.ledger().last_sequence()).await;
     }
     (site, relay)
@@ -53,10 +53,10 @@ async fn read(consumers: String) -> u64 {
 }
 
 /// Until all readers are done; meanwhile what is sent is shown, and the membership is renewed.
-async fn is_not_delayed(site: &Site, relay: &Relay, mut readers: JoinSet<u64>) {
+async fn is_not_delayed(site: &Site, relay: &RelayProcess, mut readers: JoinSet<u64>) {
     let (mut bytes, mut rounds) = (0, 0_u32);
     while !readers.is_empty() {
-        site.platform.say(1);
+        site.platform.emit(1);
         relay.holds(site.platform.ledger().last_sequence()).await;
         rounds += 1;
         while let Some(read) = readers.try_join_next() {
@@ -71,7 +71,7 @@ async fn is_not_delayed(site: &Site, relay: &Relay, mut readers: JoinSet<u64>) {
 }
 
 /// The most memory that a process has had.
-fn memory_max(relay: &Relay) -> u64 {
+fn memory_max(relay: &RelayProcess) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", relay.child.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
@@ -79,7 +79,7 @@ fn memory_max(relay: &Relay) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_cold_readers_of_large_events_take_bounded_memory_and_delay_no_append() {
-    let server = Redis::volatile();
+    let server = RedisServer::volatile();
     let (site, relay) = with_large_events(&server, &server.url()).await;
     let mut readers = JoinSet::new();
     for _ in 0..READERS {
@@ -93,10 +93,10 @@ async fn many_cold_readers_of_large_events_take_bounded_memory_and_delay_no_appe
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_that_redis_answers_slowly_delay_no_append_and_no_renewal() {
-    let server = Redis::volatile();
+    let server = RedisServer::volatile();
     let proxy = RespProxy::to(server.port()).await;
     let (site, relay) = with_large_events(&server, &proxy.url()).await;
-    proxy.set(RespFault { commands: Commands::Ranges, reply: Reply::Late(SLOW) });
+    proxy.set(RespFault { commands: CommandMatch::Ranges, reply: FaultReply::Late(SLOW) });
     let mut readers = JoinSet::new();
     readers.spawn(read(relay.consumers.clone()));
     is_not_delayed(&site, &relay, readers).await;

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use trunkline::{
     clock,
-    simulator::{Dialect, Settings},
+    simulator::{Settings, SocketDialect},
 };
 
-use super::{goes_on, one_owns};
+use super::{one_owns, wait_for_progress};
 use crate::{
-    harness::{Commands, ERRORS, Redis, Reply, RespFault, RespProxy, error_code},
+    harness::{CommandMatch, ERRORS, FaultReply, RedisServer, RespFault, RespProxy, error_code},
     process::{
-        child::{PATIENCE, eventually},
+        child::{WAIT_MAX, eventually},
         log::{assert_whole, pages},
-        relay::Relay,
+        relay::RelayProcess,
         site::Site,
     },
 };
@@ -22,37 +22,37 @@ use crate::{
 const EVENTS_A_SECOND: u64 = 100;
 
 /// Two relays that reach one server through one proxy.
-struct Pair {
-    _server: Redis,
+struct FaultyRedisPair {
+    _server: RedisServer,
     proxy: RespProxy,
     site: Site,
-    relays: [Relay; 2],
+    relays: [RelayProcess; 2],
 }
 
-impl Pair {
+impl FaultyRedisPair {
     async fn start(settings: Settings) -> Self {
-        let server = Redis::durable();
+        let server = RedisServer::durable();
         let proxy = RespProxy::to(server.port()).await;
         let site = Site::start_with(settings, &[]).await;
         site.use_redis(&proxy.url());
-        let relays = [Relay::live(&site).await, Relay::live(&site).await];
+        let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
         Self { _server: server, proxy, site, relays }
     }
 
     /// While this fault lasts both are not ready for this reason; when it has ended both show what comes.
-    async fn endures(&mut self, fault: RespFault, reason: &str) {
+    async fn survives(&mut self, fault: RespFault, reason: &str) {
         let replaced = self.proxy.replaced();
         self.proxy.set(fault);
         for relay in &self.relays {
             is_not_ready(relay, reason).await;
         }
         let is_injected = async || (self.proxy.replaced() > replaced).then_some(());
-        eventually("replies are replaced", PATIENCE, is_injected).await;
+        eventually("replies are replaced", WAIT_MAX, is_injected).await;
         self.proxy.clear();
         for relay in &mut self.relays {
-            goes_on(&self.site, relay, clock::now()).await;
+            wait_for_progress(&self.site, relay, clock::now()).await;
             relay.goes_live().await;
-            assert!(relay.child.has_ended().is_none(), "{reason}: {}", relay.child.told());
+            assert!(relay.child.has_ended().is_none(), "{reason}: {}", relay.child.printed_output());
         }
     }
 
@@ -65,8 +65,8 @@ impl Pair {
     }
 }
 
-async fn is_not_ready(relay: &Relay, reason: &str) {
-    eventually(&format!("not ready: {reason}"), PATIENCE, async || {
+async fn is_not_ready(relay: &RelayProcess, reason: &str) {
+    eventually(&format!("not ready: {reason}"), WAIT_MAX, async || {
         let (status, shown) = relay.ready().await?;
         (status == 503 && shown["checks"].to_string().contains(reason)).then_some(())
     })
@@ -74,65 +74,66 @@ async fn is_not_ready(relay: &Relay, reason: &str) {
 }
 
 /// All of these, one after the other, against the same two processes and one log.
-async fn each_is_endured(commands: &[Commands]) {
-    let mut pair = Pair::start(Settings::default()).await;
-    let talk = pair.site.talk(EVENTS_A_SECOND);
-    let sockets = pair.site.platform.tally().sockets(Dialect::Sequenced);
+async fn survives_each(commands: &[CommandMatch]) {
+    let mut pair = FaultyRedisPair::start(Settings::default()).await;
+    let talk = pair.site.start_traffic(EVENTS_A_SECOND);
+    let sockets = pair.site.platform.counters().sockets(SocketDialect::Sequenced);
     for (commands, error) in ERRORS.iter().filter(|(of, _)| commands.contains(of)) {
-        pair.endures(RespFault { commands: *commands, reply: Reply::Error(error) }, error_code(error)).await;
+        pair.survives(RespFault { commands: *commands, reply: FaultReply::Error(error) }, error_code(error)).await;
     }
-    let after = pair.site.platform.tally().sockets(Dialect::Sequenced);
+    let after = pair.site.platform.counters().sockets(SocketDialect::Sequenced);
     assert_eq!((after.open, after.total), (1, sockets.total), "the socket stays");
-    pair.ends_whole(talk.hush().await).await;
+    pair.ends_whole(talk.stop().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_to_all_commands_delay_appends_and_lose_nothing() {
-    each_is_endured(&[Commands::All]).await;
+    survives_each(&[CommandMatch::All]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_to_commands_with_keys_delay_appends_and_lose_nothing() {
-    each_is_endured(&[Commands::Keyed]).await;
+    survives_each(&[CommandMatch::Keyed]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_to_writes_delay_appends_and_lose_nothing() {
-    each_is_endured(&[Commands::Writes]).await;
+    survives_each(&[CommandMatch::Writes]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_close_within_a_reply_lose_and_double_nothing() {
-    let mut pair = Pair::start(Settings::default()).await;
-    let talk = pair.site.talk(EVENTS_A_SECOND);
-    for commands in [Commands::All, Commands::Writes, Commands::Every, Commands::All] {
-        pair.endures(RespFault { commands, reply: Reply::Half }, "the membership of this replica is not renewed").await;
+async fn connections_that_close_within_a_reply_lose_and_duplicate_nothing() {
+    let mut pair = FaultyRedisPair::start(Settings::default()).await;
+    let talk = pair.site.start_traffic(EVENTS_A_SECOND);
+    for commands in [CommandMatch::All, CommandMatch::Writes, CommandMatch::Every, CommandMatch::All] {
+        pair.survives(RespFault { commands, reply: FaultReply::Half }, "the membership of this replica is not renewed")
+            .await;
     }
-    pair.ends_whole(talk.hush().await).await;
+    pair.ends_whole(talk.stop().await).await;
 }
 
 /// Short enough for a renewal to fall into each fault.
-const TOKEN_LIFE: Duration = Duration::from_secs(8);
+const TOKEN_LIFETIME: Duration = Duration::from_secs(8);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_are_renewed_while_redis_answers_with_errors_and_no_session_ends() {
-    let mut pair = Pair::start(Settings { token_ttl: TOKEN_LIFE, ..Settings::default() }).await;
-    let talk = pair.site.talk(EVENTS_A_SECOND);
+    let mut pair = FaultyRedisPair::start(Settings { token_ttl: TOKEN_LIFETIME, ..Settings::default() }).await;
+    let talk = pair.site.start_traffic(EVENTS_A_SECOND);
     for (commands, reply, reason) in [
-        (Commands::All, Reply::Error(ERRORS[0].1), "LOADING"),
-        (Commands::Writes, Reply::Error(ERRORS[10].1), "READONLY"),
-        (Commands::Keyed, Reply::Half, "not renewed"),
+        (CommandMatch::All, FaultReply::Error(ERRORS[0].1), "LOADING"),
+        (CommandMatch::Writes, FaultReply::Error(ERRORS[10].1), "READONLY"),
+        (CommandMatch::Keyed, FaultReply::Half, "not renewed"),
     ] {
-        let granted = pair.site.platform.tally().grants_total();
+        let granted = pair.site.platform.counters().grants_total();
         pair.proxy.set(RespFault { commands, reply });
-        let renewed = async || (pair.site.platform.tally().grants_total() > granted).then_some(());
-        eventually("a token is renewed", PATIENCE, renewed).await;
-        pair.endures(RespFault { commands, reply }, reason).await;
+        let renewed = async || (pair.site.platform.counters().grants_total() > granted).then_some(());
+        eventually("a token is renewed", WAIT_MAX, renewed).await;
+        pair.survives(RespFault { commands, reply }, reason).await;
     }
     assert_eq!(
-        pair.site.platform.tally().sockets(Dialect::Sequenced).deserted,
+        pair.site.platform.counters().sockets(SocketDialect::Sequenced).deserted,
         0,
         "a session was live at every instant"
     );
-    pair.ends_whole(talk.hush().await).await;
+    pair.ends_whole(talk.stop().await).await;
 }

@@ -6,20 +6,20 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use redis::cmd;
 
 use crate::{
-    harness::Redis,
+    harness::RedisServer,
     process::{
-        child::{PATIENCE, eventually},
-        relay::Relay,
-        secrets::{assert_clean, needles, settings, tokens_of_a_twin, write_three_streams},
+        child::{WAIT_MAX, eventually},
+        relay::RelayProcess,
+        secrets::{assert_clean, secret_patterns, settings, tokens_of_a_twin, write_three_streams},
         site::Site,
     },
 };
 
 /// Lives of a token before it is enough.
-const LIVES: u64 = 4;
+const TOKEN_LIFETIMES: u64 = 4;
 
 /// A site on this Redis; with `seal`, a line of its store.
-async fn site(server: &Redis, seal: &str) -> Site {
+async fn site(server: &RedisServer, seal: &str) -> Site {
     let site = Site::start_with(settings(), &[]).await;
     write_three_streams(&site);
     site.use_redis(&server.url());
@@ -29,7 +29,7 @@ async fn site(server: &Redis, seal: &str) -> Site {
 }
 
 /// Everything that the server has, in memory and on disk, nothing of it compressed.
-async fn everything(server: &Redis) -> Vec<u8> {
+async fn dump_server(server: &RedisServer) -> Vec<u8> {
     let connection = server.connection();
     connection.run::<()>(cmd("CONFIG").arg("SET").arg("rdbcompression").arg("no")).await.unwrap();
     let mut bytes = server.files();
@@ -43,37 +43,37 @@ async fn everything(server: &Redis) -> Vec<u8> {
 }
 
 /// Lets two relays live through some tokens, and returns what Redis has then, and what must not be in it.
-async fn live_through(server: &Redis, seal: &str) -> (Vec<u8>, Vec<String>) {
+async fn rotate_tokens(server: &RedisServer, seal: &str) -> (Vec<u8>, Vec<String>) {
     let site = site(server, seal).await;
     let tokens = tokens_of_a_twin().await;
     let key = STANDARD.encode([7; 32]);
     let mut relays = Vec::new();
     for _ in 0..2 {
-        relays.push(Relay::start_with(&site, &[("SEAL_KEY", &key)]).await);
+        relays.push(RelayProcess::start_with(&site, &[("SEAL_KEY", &key)]).await);
     }
     for relay in &relays {
         relay.goes_live().await;
     }
-    site.platform.say(200);
-    let granted = async || Some(site.platform.tally().grants_total()).filter(|granted| *granted >= LIVES);
-    let granted = eventually("tokens come and go", PATIENCE, granted).await;
-    let found = everything(server).await;
-    let mut needles = needles(&tokens[..usize::try_from(granted).unwrap() + 1]);
+    site.platform.emit(200);
+    let granted = async || Some(site.platform.counters().grants_total()).filter(|granted| *granted >= TOKEN_LIFETIMES);
+    let granted = eventually("tokens come and go", WAIT_MAX, granted).await;
+    let found = dump_server(server).await;
+    let mut needles = secret_patterns(&tokens[..usize::try_from(granted).unwrap() + 1]);
     needles.push(key);
     (found, needles)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_token_lies_in_a_redis_that_two_relays_share() {
-    let server = Redis::durable();
-    let (found, needles) = live_through(&server, "seal_key = { env = \"SEAL_KEY\" }").await;
+async fn no_plaintext_token_is_in_a_shared_redis() {
+    let server = RedisServer::durable();
+    let (found, needles) = rotate_tokens(&server, "seal_key = { env = \"SEAL_KEY\" }").await;
     assert_clean("Redis", &found, &needles);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_key_the_search_finds_them() {
-    let server = Redis::durable();
-    let (found, needles) = live_through(&server, "").await;
+async fn without_a_sealing_key_the_search_finds_the_tokens() {
+    let server = RedisServer::durable();
+    let (found, needles) = rotate_tokens(&server, "").await;
     let shown = needles.iter().any(|needle| memchr::memmem::find(&found, needle.as_bytes()).is_some());
     assert!(shown, "there is nothing to be found, so that nothing is proved");
 }

@@ -9,16 +9,16 @@ use std::{
 use serde::Deserialize;
 use trunkline::{
     clock,
-    simulator::{Dialect, Ledger, Settings},
+    simulator::{EmissionLedger, Settings, SocketDialect},
 };
 
-use super::{holder, holds_stream, rate, rounds, tell};
+use super::{holder, holds_stream, print_times, rate, rounds};
 use crate::{
-    harness::Redis,
+    harness::RedisServer,
     process::{
-        child::{PATIENCE, eventually},
-        log::{Entry, pages},
-        relay::Relay,
+        child::{WAIT_MAX, eventually},
+        log::{LogEntry, pages},
+        relay::RelayProcess,
         site::{STREAM, Site},
     },
 };
@@ -26,7 +26,7 @@ use crate::{
 const TOPICS: &str = r#"["v2.analytics.queues.*.observations", "v2.users.*.presence", "v2.users.*.routingStatus", "v2.users.*.activity"]"#;
 
 /// A site whose stream is one of notifications; `keys` stand in its table.
-pub(super) async fn site(server: &Redis, keys: &[&str]) -> Site {
+pub(super) async fn site(server: &RedisServer, keys: &[&str]) -> Site {
     let site = Site::start_with(Settings::default(), &[]).await;
     let stream = format!(
         "[streams.{STREAM}]\naccount = \"demo\"\nconnector = \"genesys-notifications\"\ntopics = {TOPICS}\n{}\n",
@@ -38,71 +38,71 @@ pub(super) async fn site(server: &Redis, keys: &[&str]) -> Site {
 }
 
 /// What the platform said to whoever had subscribed, in its order.
-pub(super) struct Books {
-    ledger: Ledger,
+pub(super) struct EventAudit {
+    ledger: EmissionLedger,
     mark: u64,
-    said: Vec<String>,
+    sent: Vec<String>,
 }
 
 /// What a log shows of what was said.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Findings {
+pub(super) struct AuditFindings {
     pub(super) events: usize,
     pub(super) gaps: BTreeMap<String, usize>,
-    pub(super) doubled: usize,
+    pub(super) duplicates: usize,
     /// Missing, with a gap between their neighbours; and without one.
     pub(super) marked: usize,
     pub(super) unmarked: usize,
 }
 
 #[derive(Deserialize)]
-struct Seen {
+struct GapAttributes {
     correlationid: Option<String>,
-    data: Option<Told>,
+    data: Option<GapDetails>,
 }
 
 #[derive(Deserialize)]
-struct Told {
+struct GapDetails {
     reason: Option<String>,
 }
 
-impl Books {
+impl EventAudit {
     pub(super) fn open(site: &Site) -> Self {
         let ledger = site.platform.ledger();
-        Self { mark: ledger.mark(), ledger, said: Vec::new() }
+        Self { mark: ledger.mark(), ledger, sent: Vec::new() }
     }
 
     /// Takes in what was said since; the platform forgets what is long ago.
-    pub(super) fn hear(&mut self) {
-        let said = self.ledger.said_since(self.mark);
+    pub(super) fn receive(&mut self) {
+        let said = self.ledger.emitted_since(self.mark);
         self.mark = said.last().map_or(self.mark, |last| last.number + 1);
-        self.said.extend(said.into_iter().filter(|said| said.subscribed).map(|said| said.correlation));
+        self.sent.extend(said.into_iter().filter(|said| said.subscribed).map(|said| said.correlation));
     }
 
     /// The last one that was said.
     fn last(&self) -> Option<&str> {
-        self.said.last().map(String::as_str)
+        self.sent.last().map(String::as_str)
     }
 
     /// Holds a log against what was said.
-    pub(super) fn audit(&self, log: &[Entry]) -> Findings {
-        let mut findings = Findings::default();
+    pub(super) fn audit(&self, log: &[LogEntry]) -> AuditFindings {
+        let mut findings = AuditFindings::default();
         // Where each stands: behind how many gaps.
         let mut places: BTreeMap<String, usize> = BTreeMap::new();
         let mut gaps = 0;
         for (index, entry) in log.iter().enumerate() {
             assert_eq!(entry.offset, index as u64 + 1, "offsets are dense: {}", entry.json);
-            let seen: Seen = serde_json::from_str(&entry.json).unwrap();
+            let seen: GapAttributes = serde_json::from_str(&entry.json).unwrap();
             if entry.kind == "trunkline.gap.v1" {
                 gaps += 1;
                 *findings.gaps.entry(seen.data.and_then(|told| told.reason).unwrap()).or_default() += 1;
             } else if let Some(correlation) = seen.correlationid {
                 findings.events += 1;
-                findings.doubled += usize::from(places.insert(correlation, gaps).is_some());
+                findings.duplicates += usize::from(places.insert(correlation, gaps).is_some());
             }
         }
         let (mut missing, mut behind) = (0, 0);
-        for said in &self.said {
+        for said in &self.sent {
             match places.get(said) {
                 None => missing += 1,
                 Some(&place) => {
@@ -117,10 +117,10 @@ impl Books {
 }
 
 /// Waits until this relay shows the last thing that was said.
-pub(super) async fn has_all(relay: &Relay, books: &mut Books) -> Vec<Entry> {
-    books.hear();
+pub(super) async fn has_all(relay: &RelayProcess, books: &mut EventAudit) -> Vec<LogEntry> {
+    books.receive();
     let last = books.last().unwrap().to_owned();
-    eventually("the last one said is there", PATIENCE, async || {
+    eventually("the last one said is there", WAIT_MAX, async || {
         relay.newest().await?.json.contains(&last).then_some(())
     })
     .await;
@@ -129,82 +129,88 @@ pub(super) async fn has_all(relay: &Relay, books: &mut Books) -> Vec<Entry> {
 
 /// How a holder ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum HolderExit {
     Killed,
-    Told,
+    HandedOver,
 }
 
-struct Played {
-    findings: Findings,
+struct ScenarioResult {
+    findings: AuditFindings,
     took: Vec<Duration>,
 }
 
 /// Lets the holder end again and again while the platform talks.
 #[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
-async fn play(keys: &[&str], end: End, times: usize) -> Played {
-    let server = Redis::durable();
+async fn run_round(keys: &[&str], end: HolderExit, times: usize) -> ScenarioResult {
+    let server = RedisServer::durable();
     let site = site(&server, keys).await;
-    let mut relays = vec![Relay::live(&site).await, Relay::live(&site).await];
-    let sockets = || site.platform.tally().sockets(Dialect::Notifications);
-    let (mut books, talk, mut took) = (Books::open(&site), site.talk(rate()), Vec::new());
+    let mut relays = vec![RelayProcess::live(&site).await, RelayProcess::live(&site).await];
+    let sockets = || site.platform.counters().sockets(SocketDialect::Notifications);
+    let (mut books, talk, mut took) = (EventAudit::open(&site), site.start_traffic(rate()), Vec::new());
     for _ in 0..times {
         let index = holder(&relays).await;
         if !keys.is_empty() {
             let ready = async || (sockets().open == 2).then_some(());
-            eventually("the standby has a session", PATIENCE, ready).await;
+            eventually("the standby has a session", WAIT_MAX, ready).await;
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(700..1_200))).await;
         let since = clock::now();
         match end {
-            End::Killed => relays[index].child.kill(),
-            End::Told => {
+            HolderExit::Killed => relays[index].child.kill(),
+            HolderExit::HandedOver => {
                 relays[index].child.signal("TERM");
-                assert_eq!(relays[index].child.ends(PATIENCE).await, 0, "{}", relays[index].child.told());
+                assert_eq!(
+                    relays[index].child.wait_for_exit(WAIT_MAX).await,
+                    0,
+                    "{}",
+                    relays[index].child.printed_output()
+                );
             }
         }
         took.push(is_followed(&relays[1 - index], since).await);
-        if end == End::Told || !keys.is_empty() {
-            let told = || format!("{}\n{}", relays[index].child.told(), relays[1 - index].child.told());
+        if end == HolderExit::HandedOver || !keys.is_empty() {
+            let told =
+                || format!("{}\n{}", relays[index].child.printed_output(), relays[1 - index].child.printed_output());
             assert_eq!(sockets().deserted, 0, "somebody listens at every instant\n{}", told());
         }
-        relays[index] = Relay::live(&site).await;
-        books.hear();
+        relays[index] = RelayProcess::live(&site).await;
+        books.receive();
     }
-    talk.hush().await;
+    talk.stop().await;
     let log = has_all(&relays[0], &mut books).await;
     assert!(has_all(&relays[1], &mut books).await == log, "both show the same log");
     let findings = books.audit(&log);
     println!("{end:?} {keys:?}: {findings:?}");
-    Played { findings, took }
+    ScenarioResult { findings, took }
 }
 
-async fn is_followed(relay: &Relay, since: Instant) -> Duration {
-    eventually("the other keeps it", PATIENCE, async || holds_stream(relay).await.then_some(())).await;
+async fn is_followed(relay: &RelayProcess, since: Instant) -> Duration {
+    eventually("the other keeps it", WAIT_MAX, async || holds_stream(relay).await.then_some(())).await;
     relay.goes_live().await;
     since.elapsed()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_heard_when_a_holder_was_killed_is_marked() {
+async fn events_that_no_replica_received_when_a_holder_was_killed_are_marked() {
     let times = rounds(2);
-    let Played { findings, took } = play(&[], End::Killed, times).await;
-    assert_eq!((findings.doubled, findings.unmarked), (0, 0), "{findings:?}");
+    let ScenarioResult { findings, took } = run_round(&[], HolderExit::Killed, times).await;
+    assert_eq!((findings.duplicates, findings.unmarked), (0, 0), "{findings:?}");
     assert_eq!(findings.gaps.values().sum::<usize>(), times, "a kill, a gap: {findings:?}");
-    tell("notifications: take-over without a standby", took);
+    print_times("notifications: take-over without a standby", took);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_hears_what_a_killed_holder_does_not_say_any_more() {
-    let Played { findings, took } = play(&["standby = true"], End::Killed, rounds(2)).await;
-    assert_eq!((findings.doubled, findings.unmarked, findings.marked), (0, 0, 0), "{findings:?}");
+async fn a_standby_appends_the_events_that_a_killed_holder_did_not() {
+    let ScenarioResult { findings, took } = run_round(&["standby = true"], HolderExit::Killed, rounds(2)).await;
+    assert_eq!((findings.duplicates, findings.unmarked, findings.marked), (0, 0, 0), "{findings:?}");
     assert!(findings.gaps.is_empty(), "{findings:?}");
-    tell("notifications: take-over by a standby", took);
+    print_times("notifications: take-over by a standby", took);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_planned_hand_over_leaves_no_gap_and_no_double() {
-    let Played { findings, took } = play(&[], End::Told, rounds(2)).await;
-    assert_eq!((findings.doubled, findings.unmarked, findings.marked), (0, 0, 0), "{findings:?}");
+async fn a_planned_handover_leaves_no_gap_and_no_duplicate() {
+    let ScenarioResult { findings, took } = run_round(&[], HolderExit::HandedOver, rounds(2)).await;
+    assert_eq!((findings.duplicates, findings.unmarked, findings.marked), (0, 0, 0), "{findings:?}");
     assert!(findings.gaps.is_empty(), "{findings:?}");
-    tell("notifications: hand-over", took);
+    print_times("notifications: hand-over", took);
 }

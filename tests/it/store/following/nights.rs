@@ -3,60 +3,61 @@
 use super::*;
 
 /// Two processes, one of which writes, on a server whose newest entries are lost now and then.
-struct Night {
+struct RandomFaults {
     rng: fastrand::Rng,
-    server: Redis,
+    server: RedisServer,
     /// It takes what the server had when the two parted for the whole truth.
-    beside: Redis,
-    parted: bool,
-    replicas: [Replica; 2],
+    copy: RedisServer,
+    is_partitioned: bool,
+    replicas: [FollowingReplica; 2],
     owner: usize,
-    writer: Option<Writer>,
-    subscribers: Vec<Subscriber>,
+    writer: Option<LogWriter>,
+    subscribers: Vec<LogSubscriber>,
 }
 
-impl Night {
-    async fn begin(seed: u64) -> Self {
-        let (server, beside) = (Redis::volatile(), Redis::volatile());
-        let replicas = [Replica::following(&store(&server)).await, {
-            let mut small = Replica::with_tail(&store(&server), 6_000).await;
+impl RandomFaults {
+    async fn start(seed: u64) -> Self {
+        let (server, beside) = (RedisServer::volatile(), RedisServer::volatile());
+        let replicas = [FollowingReplica::following(&store(&server)).await, {
+            let mut small = FollowingReplica::with_tail(&store(&server), 6_000).await;
             small.follow();
             small
         }];
         let subscribers = (0..6).map(|number| replicas[number % 2].subscribe(0)).collect();
         let rng = fastrand::Rng::with_seed(seed);
-        let mut night = Self { rng, server, beside, parted: false, replicas, owner: 0, writer: None, subscribers };
+        let mut night =
+            Self { rng, server, copy: beside, is_partitioned: false, replicas, owner: 0, writer: None, subscribers };
         night.claim(None).await;
         // A log that is cut back to nothing is as good as wiped, which another test tells.
         night.append().await;
         night
     }
 
-    async fn act(&mut self) {
+    async fn step(&mut self) {
         match self.rng.u8(..20) {
             0..=8 => drop(self.append().await),
             9..=14 => self.read().await,
             15..=16 => self.change_writer().await,
-            17..=18 if self.parted => self.cut().await,
-            17..=18 => self.part().await,
+            17..=18 if self.is_partitioned => self.fail_over().await,
+            17..=18 => self.partition().await,
             _ => tokio::time::sleep(Duration::from_millis(self.rng.u64(..300))).await,
         }
     }
 
     async fn append(&mut self) -> Mark {
-        let (len, end) = (self.rng.usize(1..6), clock::now() + PATIENCE);
+        let (len, end) = (self.rng.usize(1..6), clock::now() + WAIT_MAX);
         loop {
             assert!(clock::now() < end, "it was never done");
             match append(self.writer.as_ref().unwrap(), len).await {
                 Ok(mark) => return mark,
-                Err(AppendError::NoRoom(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
-                Err(AppendError::Moved(_)) => {
+                Err(AppendError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(AppendError::Diverged(_)) => {
                     let fence = self.writer.as_ref().unwrap().fence();
                     self.claim(Some(fence)).await;
                 }
                 // The fence went with the entries.
                 Err(AppendError::Fenced) => self.claim(None).await,
-                Err(error @ (AppendError::Refused(_) | AppendError::Broken(_))) => panic!("{error}"),
+                Err(error @ (AppendError::UnusableLog(_) | AppendError::Broken(_))) => panic!("{error}"),
             }
         }
     }
@@ -65,9 +66,9 @@ impl Night {
         let number = self.rng.usize(..self.subscribers.len());
         let subscriber = &mut self.subscribers[number];
         for _ in 0..self.rng.u8(..4) {
-            match subscriber.reader.next_now(self.rng.usize(1..3_000)).await.unwrap() {
+            match subscriber.reader.try_next(self.rng.usize(1..3_000)).await.unwrap() {
                 Some(Read::Entries(views)) => {
-                    subscriber.had.extend(views.iter().flat_map(|view| view.entries().map(|entry| entry.mark)));
+                    subscriber.received.extend(views.iter().flat_map(|view| view.entries().map(|entry| entry.mark)));
                 }
                 Some(other) => panic!("{other:?}"),
                 None => return,
@@ -86,45 +87,45 @@ impl Night {
         self.writer = None;
         let replica = &mut self.replicas[self.owner];
         replica.following.shutdown().await;
-        let end = clock::now() + PATIENCE;
+        let end = clock::now() + WAIT_MAX;
         while self.writer.is_none() {
             assert!(clock::now() < end, "it was never claimed");
             match replica.log.claim(under).await {
                 Ok(writer) => self.writer = Some(writer),
-                Err(AppendError::NoRoom(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(AppendError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
                 Err(error) => panic!("{error}"),
             }
         }
     }
 
-    async fn part(&mut self) {
-        follow(&self.beside, &self.server).await;
-        promote(&self.beside).await;
-        self.parted = true;
+    async fn partition(&mut self) {
+        follow(&self.copy, &self.server).await;
+        promote(&self.copy).await;
+        self.is_partitioned = true;
     }
 
     /// What came since they parted is lost.
-    async fn cut(&mut self) {
-        follow(&self.server, &self.beside).await;
+    async fn fail_over(&mut self) {
+        follow(&self.server, &self.copy).await;
         promote(&self.server).await;
-        self.parted = false;
+        self.is_partitioned = false;
     }
 
-    async fn end(mut self) {
+    async fn finish(mut self) {
         let last = self.append().await;
         let mut anew = [self.replicas[0].subscribe(0), self.replicas[1].subscribe(0)];
         for subscriber in self.subscribers.iter_mut().chain(&mut anew) {
             subscriber.reach(last).await;
         }
-        assert_eq!(anew[0].had, marks_of(&anew[1].had));
+        assert_eq!(anew[0].received, surviving_marks(&anew[1].received));
         for subscriber in &self.subscribers {
-            assert_eq!(marks_of(&subscriber.had), anew[0].had, "{:?}", subscriber.had);
+            assert_eq!(surviving_marks(&subscriber.received), anew[0].received, "{:?}", subscriber.received);
         }
     }
 }
 
 /// What is left of what a reader was given: a new epoch goes on where the log was cut.
-fn marks_of(had: &[Mark]) -> Vec<Mark> {
+fn surviving_marks(had: &[Mark]) -> Vec<Mark> {
     let mut left: Vec<Mark> = Vec::new();
     for mark in had {
         while left.last().is_some_and(|last| last.offset >= mark.offset) {
@@ -138,14 +139,14 @@ fn marks_of(had: &[Mark]) -> Vec<Mark> {
 }
 
 #[tokio::test]
-async fn whatever_befalls_the_log_readers_have_in_the_end_what_it_holds() {
+async fn after_random_faults_readers_have_the_entries_of_the_log() {
     for _ in 0..4 {
         let seed = fastrand::u64(..);
         eprintln!("seed {seed}");
-        let mut night = Night::begin(seed).await;
+        let mut night = RandomFaults::start(seed).await;
         for _ in 0..60 {
-            night.act().await;
+            night.step().await;
         }
-        night.end().await;
+        night.finish().await;
     }
 }

@@ -4,166 +4,175 @@ use std::time::Duration;
 
 use trunkline::protocol::{
     refresh,
-    stream::{Input, Overflow, Rotation},
+    stream::{Input, OverflowPolicy, Rotation},
 };
 
-use super::{Handover, Pair};
+use super::{HandoverPhase, PairWorld};
 use crate::world::{
-    calamity::Calamity,
-    plan::{Dialect, Night, Plan},
-    process::Process,
-    scene::Happening,
+    calamity::WorldFault,
+    plan::{ConnectorKind, FaultProfile, WorldPlan},
+    process::ModelProcess,
+    scene::ScheduledEvent,
 };
 
 /// What kind of night a pair lives through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::world) enum Fate {
+pub(in crate::world) enum PairFaultProfile {
     /// Hand-overs, rotations, a slow log: nothing may be missed.
     Planned,
     /// Replicas and sockets die at any instant; the platform keeps everything for resuming.
-    Kills,
+    Crashes,
     /// The platform misbehaves too.
-    Bad,
+    Faulty,
 }
 
 /// One thing that happens.
 #[derive(Debug, Clone, Copy)]
-enum Blow {
+enum PairFault {
     HandOver,
     /// The owner is gone from one moment to the next.
-    Kill,
+    CrashOwner,
     /// The standby is.
-    KillStandby,
+    CrashStandby,
     /// The standby takes the log while the owner lives.
-    Usurp,
+    PrematureTakeover,
     Rotate,
     RefreshToken,
     /// Appends take their time.
     StoreStall,
-    Endpoint,
-    Platform(Calamity),
+    TokenEndpoint,
+    Platform(WorldFault),
 }
 
-const PLANNED: [Blow; 5] = [Blow::HandOver, Blow::HandOver, Blow::Rotate, Blow::RefreshToken, Blow::StoreStall];
-const KILLS: [Blow; 10] = [
-    Blow::HandOver,
-    Blow::Kill,
-    Blow::Kill,
-    Blow::KillStandby,
-    Blow::Usurp,
-    Blow::Rotate,
-    Blow::RefreshToken,
-    Blow::StoreStall,
-    Blow::Platform(Calamity::Cut),
-    Blow::Platform(Calamity::HangUp),
+const PLANNED: [PairFault; 5] =
+    [PairFault::HandOver, PairFault::HandOver, PairFault::Rotate, PairFault::RefreshToken, PairFault::StoreStall];
+const CRASHES: [PairFault; 10] = [
+    PairFault::HandOver,
+    PairFault::CrashOwner,
+    PairFault::CrashOwner,
+    PairFault::CrashStandby,
+    PairFault::PrematureTakeover,
+    PairFault::Rotate,
+    PairFault::RefreshToken,
+    PairFault::StoreStall,
+    PairFault::Platform(WorldFault::CutConnections),
+    PairFault::Platform(WorldFault::CloseSockets),
 ];
-const BAD: [Blow; 7] =
-    [Blow::HandOver, Blow::Kill, Blow::Usurp, Blow::Rotate, Blow::RefreshToken, Blow::StoreStall, Blow::Endpoint];
-const PLATFORM: [Calamity; 8] = [
-    Calamity::Cut,
-    Calamity::HangUp,
-    Calamity::Stall,
-    Calamity::RefuseHandshakes,
-    Calamity::RefuseCalls,
-    Calamity::Revoke,
-    Calamity::Flood,
-    Calamity::Babble,
+const FAULTY: [PairFault; 7] = [
+    PairFault::HandOver,
+    PairFault::CrashOwner,
+    PairFault::PrematureTakeover,
+    PairFault::Rotate,
+    PairFault::RefreshToken,
+    PairFault::StoreStall,
+    PairFault::TokenEndpoint,
 ];
-const SEQUENCED: [Calamity; 6] = [
-    Calamity::Oversize,
-    Calamity::Poison,
-    Calamity::Repeat,
-    Calamity::SkipNumbers,
-    Calamity::StartOver,
-    Calamity::Mutter,
+const PLATFORM: [WorldFault; 8] = [
+    WorldFault::CutConnections,
+    WorldFault::CloseSockets,
+    WorldFault::StallSockets,
+    WorldFault::RefuseHandshakes,
+    WorldFault::RefuseCalls,
+    WorldFault::RevokeToken,
+    WorldFault::Burst,
+    WorldFault::SendGarbage,
 ];
-const NOTIFICATIONS: [Calamity; 4] = [Calamity::Notice, Calamity::Evict, Calamity::Oversize, Calamity::Displace];
+const SEQUENCED: [WorldFault; 6] = [
+    WorldFault::OversizeFrame,
+    WorldFault::MalformedFrame,
+    WorldFault::Repeat,
+    WorldFault::SkipNumbers,
+    WorldFault::RestartNumbering,
+    WorldFault::SendUnnumbered,
+];
+const NOTIFICATIONS: [WorldFault; 4] =
+    [WorldFault::CloseNotice, WorldFault::EvictChannels, WorldFault::OversizeFrame, WorldFault::TakeOverSubscriptions];
 
-impl Fate {
-    pub(super) fn night(self) -> Night {
+impl PairFaultProfile {
+    pub(super) fn fault_profile(self) -> FaultProfile {
         match self {
-            Self::Planned => Night::Planned,
-            Self::Kills | Self::Bad => Night::Bad,
+            Self::Planned => FaultProfile::Planned,
+            Self::Crashes | Self::Faulty => FaultProfile::Faulty,
         }
     }
 
     /// Nights of kills are about nothing but kills.
-    pub(super) fn shape(self, plan: &mut Plan) {
-        if self == Self::Kills {
+    pub(super) fn adjust_plan(self, plan: &mut WorldPlan) {
+        if self == Self::Crashes {
             plan.stream.retention = Duration::from_secs(3_600);
-            plan.stream.overflow = Overflow::Backpressure;
+            plan.stream.overflow = OverflowPolicy::Backpressure;
             plan.stream.rotation = Rotation::Overlap;
         }
     }
 }
 
-impl Pair {
-    pub(super) fn next_blow(&mut self) {
-        let pause = self.around.scene.chance.pause(self.around.scene.plan.calamity_pause);
-        self.around.scene.after(pause, Happening::Strikes);
+impl PairWorld {
+    pub(super) fn schedule_fault(&mut self) {
+        let pause = self.env.schedule.rng.pause(self.env.schedule.plan.fault_interval);
+        self.env.schedule.after(pause, ScheduledEvent::InjectPairFault);
     }
 
-    fn draw(&mut self) -> Blow {
-        let chance = &mut self.around.scene.chance;
-        match self.fate {
-            Fate::Planned => chance.pick(&PLANNED),
-            Fate::Kills => chance.pick(&KILLS),
-            Fate::Bad => match (chance.number(0..3), self.around.scene.plan.dialect) {
-                (0, _) => Blow::Platform(chance.pick(&PLATFORM)),
-                (1, Dialect::Sequenced) => Blow::Platform(chance.pick(&SEQUENCED)),
-                (1, Dialect::Notifications) => Blow::Platform(chance.pick(&NOTIFICATIONS)),
-                (_, _) => chance.pick(&BAD),
+    fn draw_fault(&mut self) -> PairFault {
+        let chance = &mut self.env.schedule.rng;
+        match self.profile {
+            PairFaultProfile::Planned => chance.pick(&PLANNED),
+            PairFaultProfile::Crashes => chance.pick(&CRASHES),
+            PairFaultProfile::Faulty => match (chance.number(0..3), self.env.schedule.plan.dialect) {
+                (0, _) => PairFault::Platform(chance.pick(&PLATFORM)),
+                (1, ConnectorKind::Sequenced) => PairFault::Platform(chance.pick(&SEQUENCED)),
+                (1, ConnectorKind::Notifications) => PairFault::Platform(chance.pick(&NOTIFICATIONS)),
+                (_, _) => chance.pick(&FAULTY),
             },
         }
     }
 
-    pub(super) fn strike(&mut self) {
-        let blow = self.draw();
-        self.around.scene.tell(|| format!("blow: {blow:?}"));
-        let anybody = self.around.scene.chance.index(self.replicas.len().max(1));
+    pub(super) fn inject(&mut self) {
+        let blow = self.draw_fault();
+        self.env.schedule.trace(|| format!("blow: {blow:?}"));
+        let anybody = self.env.schedule.rng.index(self.replicas.len().max(1));
         match blow {
-            Blow::HandOver => {
-                if self.handover == Handover::None {
-                    self.handover = Handover::Wanted;
+            PairFault::HandOver => {
+                if self.handover == HandoverPhase::None {
+                    self.handover = HandoverPhase::Wanted;
                 }
             }
-            Blow::Kill => self.kill(self.owner()),
-            Blow::KillStandby => self.kill(self.standby()),
-            Blow::Usurp => self.let_take_over(1),
-            Blow::Rotate if anybody < self.replicas.len() => self.tell(anybody, Input::Rotate),
-            Blow::RefreshToken if anybody < self.replicas.len() => self.with(anybody, Process::want_token),
-            Blow::Rotate | Blow::RefreshToken => (),
-            Blow::StoreStall => {
-                let longest = if self.fate == Fate::Planned { 5_000 } else { 20_000 };
-                let stall = self.around.scene.chance.millis(100..longest);
-                self.around.store.stalls_until = self.around.scene.now + stall;
+            PairFault::CrashOwner => self.kill(self.owner()),
+            PairFault::CrashStandby => self.kill(self.standby()),
+            PairFault::PrematureTakeover => self.schedule_takeover(1),
+            PairFault::Rotate if anybody < self.replicas.len() => self.send_input(anybody, Input::Rotate),
+            PairFault::RefreshToken if anybody < self.replicas.len() => self.with(anybody, ModelProcess::request_token),
+            PairFault::Rotate | PairFault::RefreshToken => (),
+            PairFault::StoreStall => {
+                let longest = if self.profile == PairFaultProfile::Planned { 5_000 } else { 20_000 };
+                let stall = self.env.schedule.rng.millis(100..longest);
+                self.env.store.stalls_until = self.env.schedule.now + stall;
             }
-            Blow::Endpoint => {
-                let until = self.around.scene.now + self.around.scene.chance.millis(1_000..30_000);
-                self.around.endpoint = Some((refresh::Failure::Unreachable, until));
+            PairFault::TokenEndpoint => {
+                let until = self.env.schedule.now + self.env.schedule.rng.millis(1_000..30_000);
+                self.env.token_endpoint_failure = Some((refresh::GrantFailure::Unreachable, until));
             }
-            Blow::Platform(calamity) => self.around.strike_platform(calamity),
+            PairFault::Platform(calamity) => self.env.inject_platform_fault(calamity),
         }
     }
 
     /// Whoever stands by takes over a little later; somebody else comes, at once or after a while.
     fn kill(&mut self, victim: Option<usize>) {
         let Some(victim) = victim else { return };
-        self.handover = Handover::None;
+        self.handover = HandoverPhase::None;
         let was_owner = self.owner() == Some(victim);
-        self.replicas.swap_remove(victim).process.vanish(&mut self.around);
+        self.replicas.swap_remove(victim).process.crash(&mut self.env);
         if was_owner {
-            self.let_take_over(400);
+            self.schedule_takeover(400);
         }
-        let long = self.around.scene.chance.once_in(4);
-        let pause = self.around.scene.chance.millis(if long { 10_000..60_000 } else { 50..3_000 });
-        self.around.scene.after(pause, Happening::Starts);
+        let long = self.env.schedule.rng.one_in(4);
+        let pause = self.env.schedule.rng.millis(if long { 10_000..60_000 } else { 50..3_000 });
+        self.env.schedule.after(pause, ScheduledEvent::StartProcess);
     }
 
-    pub(super) fn let_take_over(&mut self, at_least: u64) {
+    pub(super) fn schedule_takeover(&mut self, at_least: u64) {
         let Some(standby) = self.standby() else { return };
-        let life = self.replicas[standby].process.life;
-        let delay = self.around.scene.chance.millis(at_least..at_least + 1_500);
-        self.around.scene.after(delay, Happening::TakesOver { life });
+        let life = self.replicas[standby].process.incarnation;
+        let delay = self.env.schedule.rng.millis(at_least..at_least + 1_500);
+        self.env.schedule.after(delay, ScheduledEvent::TakeOver { incarnation: life });
     }
 }

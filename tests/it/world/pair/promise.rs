@@ -5,66 +5,74 @@ use std::time::Duration;
 
 use trunkline::model::Event;
 
-use super::Fate;
+use super::PairFaultProfile;
 use crate::world::{
-    Around,
+    TestEnvironment,
     judge::{reason, uid},
-    plan::Dialect,
+    plan::ConnectorKind,
 };
 
 /// What a replica that took the log over has to append.
 #[derive(Debug)]
-pub(super) struct Promise {
-    pub(super) life: u32,
-    heard: Vec<usize>,
+pub(super) struct StandbyGuarantee {
+    pub(super) incarnation: u32,
+    received: Vec<usize>,
     /// When the newest was said that the log had then; what was said before may lie in a hole that it tells.
-    newest: Duration,
+    newest_stored_at: Duration,
 }
 
 /// A standby when it takes a log over.
 #[derive(Debug)]
-pub(super) struct Standing<'a> {
-    pub(super) life: u32,
+pub(super) struct StandbyState<'a> {
+    pub(super) incarnation: u32,
     /// Since when it has been live without a break.
     pub(super) live_since: Option<Duration>,
-    pub(super) kept: usize,
+    pub(super) buffered: usize,
     /// Everything that it heard since.
-    pub(super) heard: &'a [usize],
+    pub(super) received: &'a [usize],
 }
 
-impl Promise {
+impl StandbyGuarantee {
     /// None if nothing is promised: it kept nothing that shows where the log ends, or the platform misbehaves.
-    pub(super) fn of(standing: &Standing<'_>, fate: Fate, around: &Around) -> Option<Self> {
-        if standing.kept == 0 || fate == Fate::Bad || around.scene.plan.dialect == Dialect::Sequenced {
+    pub(super) fn of(standing: &StandbyState<'_>, fate: PairFaultProfile, around: &TestEnvironment) -> Option<Self> {
+        if standing.buffered == 0
+            || fate == PairFaultProfile::Faulty
+            || around.schedule.plan.dialect == ConnectorKind::Sequenced
+        {
             return None;
         }
         let (newest, mut since) = (newest_in(around)?, standing.live_since?);
-        if standing.kept >= around.scene.plan.stream.buffer {
+        if standing.buffered >= around.schedule.plan.stream.buffer {
             // The oldest gave way; with the copies of an overlap, it may be half of it.
-            let middle = standing.heard.len().checked_sub(standing.kept / 2)?;
-            since = since.max(around.platform.said[*standing.heard.get(middle)?].at + around.scene.plan.lag());
+            let middle = standing.received.len().checked_sub(standing.buffered / 2)?;
+            since = since
+                .max(around.platform.sent_events[*standing.received.get(middle)?].sent_at + around.schedule.plan.lag());
         }
-        let touches = newest > since && !tells_hole(around, since);
-        touches.then(|| Self { life: standing.life, heard: standing.heard.to_vec(), newest })
+        let touches = newest > since && !has_gap_since(around, since);
+        touches.then(|| Self {
+            incarnation: standing.incarnation,
+            received: standing.received.to_vec(),
+            newest_stored_at: newest,
+        })
     }
 
     /// Everything is durable that was heard.
-    pub(super) fn is_kept(&self, around: &Around) {
-        let said = &around.platform.said;
-        let since = |class: &&usize| said[**class].at > self.newest + around.scene.plan.lag();
-        for class in self.heard.iter().filter(since) {
+    pub(super) fn assert_stored(&self, around: &TestEnvironment) {
+        let said = &around.platform.sent_events;
+        let since = |class: &&usize| said[**class].sent_at > self.newest_stored_at + around.schedule.plan.lag();
+        for class in self.received.iter().filter(since) {
             let is_there = around.store.log.iter().rev().any(|event| uid(event) == Some(*class));
-            assert!(is_there, "a standby heard event {class}, said at {:?}, and lost it", said[*class].at);
+            assert!(is_there, "a standby heard event {class}, said at {:?}, and lost it", said[*class].sent_at);
         }
     }
 }
 
-fn newest_in(around: &Around) -> Option<Duration> {
-    around.store.log.iter().filter_map(uid).map(|class| around.platform.said[class].at).max()
+fn newest_in(around: &TestEnvironment) -> Option<Duration> {
+    around.store.log.iter().filter_map(uid).map(|class| around.platform.sent_events[class].sent_at).max()
 }
 
 /// Whether a gap stands among, or in front of, the entries that were said since then.
-fn tells_hole(around: &Around, since: Duration) -> bool {
-    let is_since = |event: &&Event| uid(event).is_none_or(|class| around.platform.said[class].at > since);
+fn has_gap_since(around: &TestEnvironment, since: Duration) -> bool {
+    let is_since = |event: &&Event| uid(event).is_none_or(|class| around.platform.sent_events[class].sent_at > since);
     around.store.log.iter().rev().take_while(is_since).any(|event| reason(event).is_some())
 }

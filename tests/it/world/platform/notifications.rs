@@ -4,59 +4,59 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use trunkline::{
-    connector::{Answer, Frame, Method, Request},
+    connector::{Frame, Method, RestRequest, RestResponse},
     protocol::session::{Dial, SessionId},
 };
 
-use super::{Flaw, Platform, Refusal, Said, closed, ok, status, unreadable};
+use super::{FrameFlaw, ModelPlatform, PlatformRefusal, SentEvent, closed, ok, status, unreadable};
 use crate::world::{
-    plan::Night,
-    scene::{Happening, Scene, SocketId, TokenId},
+    plan::FaultProfile,
+    scene::{Schedule, ScheduledEvent, SocketId, TokenId},
 };
 
 /// A channel with its topics.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(super) struct ModelChannel {
     token: TokenId,
     topics: Vec<String>,
-    dead: bool,
+    is_gone: bool,
 }
 
 /// How often it says that it lives.
 const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(30);
 
-impl Platform {
+impl ModelPlatform {
     pub(super) fn connect(
         &mut self,
         life: u32,
         session: SessionId,
         dial: &Dial,
         token: TokenId,
-        scene: &mut Scene,
-    ) -> Result<(), Refusal> {
+        scene: &mut Schedule,
+    ) -> Result<(), PlatformRefusal> {
         let index = dial.url.rsplit_once("/c").and_then(|(_, index)| index.parse().ok()).unwrap_or(usize::MAX);
-        if self.channels.get(index).is_none_or(|channel| channel.dead) {
-            return Err(Refusal::Status(404, None));
+        if self.channels.get(index).is_none_or(|channel| channel.is_gone) {
+            return Err(PlatformRefusal::Status(404, None));
         }
         for older in self.sockets_of(|socket| socket.channel == Some(index)) {
             self.close(older, closed(1000), scene);
         }
         let id = self.open(life, session, token, Some(index), scene);
-        scene.after(HEARTBEAT, Happening::Heartbeat(id));
+        scene.after(HEARTBEAT, ScheduledEvent::Heartbeat(id));
         Ok(())
     }
 
-    pub(in crate::world) fn heartbeat(&mut self, id: SocketId, scene: &mut Scene) {
+    pub(in crate::world) fn heartbeat(&mut self, id: SocketId, scene: &mut Schedule) {
         if self.sockets.contains_key(&id) {
             self.send(id, Ok(metadata("WebSocket Heartbeat")), scene);
-            scene.after(HEARTBEAT, Happening::Heartbeat(id));
+            scene.after(HEARTBEAT, ScheduledEvent::Heartbeat(id));
         }
     }
 
-    pub(super) fn answer(&mut self, request: &Request, token: TokenId, scene: &mut Scene) -> Answer {
+    pub(super) fn answer(&mut self, request: &RestRequest, token: TokenId, scene: &mut Schedule) -> RestResponse {
         let target = request.target.as_str();
         if target.ends_with("/channels") {
-            return self.mint(token, scene);
+            return self.create_channel(token, scene);
         }
         if target.contains("/subscriptions") {
             return self.subscribe(request);
@@ -68,22 +68,22 @@ impl Platform {
         ok(json!({"entities": [], "results": [], "pageCount": pages}).to_string())
     }
 
-    fn mint(&mut self, token: TokenId, scene: &mut Scene) -> Answer {
+    fn create_channel(&mut self, token: TokenId, scene: &mut Schedule) -> RestResponse {
         let index = self.channels.len();
-        self.channels.push(Channel { token, topics: Vec::new(), dead: false });
+        self.channels.push(ModelChannel { token, topics: Vec::new(), is_gone: false });
         let life = match &scene.plan.stream.connector {
             trunkline::connector::Connector::Notifications(settings) => settings.channel_life,
             trunkline::connector::Connector::Sequenced(_) => return status(404, None),
         };
-        scene.after(life, Happening::ChannelEnds(index));
+        scene.after(life, ScheduledEvent::ChannelEnds(index));
         let id = format!("c{index}");
         ok(json!({"id": id, "connectUri": format!("wss://platform.test/{id}")}).to_string())
     }
 
-    fn subscribe(&mut self, request: &Request) -> Answer {
+    fn subscribe(&mut self, request: &RestRequest) -> RestResponse {
         let name = request.target.split('/').nth(5).and_then(|name| name.strip_prefix('c'));
         let channel = name.and_then(|name| name.parse::<usize>().ok()).and_then(|index| self.channels.get_mut(index));
-        let Some(channel) = channel.filter(|channel| !channel.dead) else { return status(404, None) };
+        let Some(channel) = channel.filter(|channel| !channel.is_gone) else { return status(404, None) };
         let asked: Vec<Value> = serde_json::from_str(request.body.as_deref().unwrap_or("[]")).unwrap();
         if request.method == Method::Put {
             channel.topics.clear();
@@ -101,7 +101,7 @@ impl Platform {
     }
 
     /// Two pages, so that paging is always needed.
-    fn list_queues(&self, target: &str) -> Answer {
+    fn list_queues(&self, target: &str) -> RestResponse {
         let first = target.ends_with("pageNumber=1");
         let queues = (1..=self.queues).filter(|queue| (queue % 2 == 0) == first);
         let entities: Vec<Value> = queues.map(|queue| json!({"id": format!("q-{queue}")})).collect();
@@ -109,7 +109,7 @@ impl Platform {
     }
 
     /// The topics that there are; not every one of them is subscribed everywhere.
-    fn topics(&self, scene: &Scene) -> Vec<String> {
+    fn topics(&self, scene: &Schedule) -> Vec<String> {
         let trunkline::connector::Connector::Notifications(settings) = &scene.plan.stream.connector else {
             return Vec::new();
         };
@@ -120,25 +120,25 @@ impl Platform {
         settings.topics.iter().flat_map(all).collect()
     }
 
-    pub(super) fn speak_on_topics(&mut self, count: u64, scene: &mut Scene) {
+    pub(super) fn emit_on_topics(&mut self, count: u64, scene: &mut Schedule) {
         let topics = self.topics(scene);
         for _ in 0..count {
-            let topic = topics[scene.chance.index(topics.len())].clone();
-            let class = self.said.len();
-            let flaw = self.flaw.take();
-            let times = if scene.chance.once_in(12) && flaw.is_none() { 2 } else { 1 };
+            let topic = topics[scene.rng.index(topics.len())].clone();
+            let class = self.sent_events.len();
+            let flaw = self.next_flaw.take();
+            let times = if scene.rng.one_in(12) && flaw.is_none() { 2 } else { 1 };
             for _ in 0..times {
-                self.say_on_topic(&topic, class, flaw, scene);
+                self.send_on_topic(&topic, class, flaw, scene);
             }
         }
     }
 
-    fn say_on_topic(&mut self, topic: &str, class: usize, flaw: Option<Flaw>, scene: &mut Scene) {
+    fn send_on_topic(&mut self, topic: &str, class: usize, flaw: Option<FrameFlaw>, scene: &mut Schedule) {
         let frame = format!(r#"{{"topicName":"{topic}","eventBody":{{"uid":{class}}}}}"#);
         // By process: whether one of its sockets that hear was sent it.
         let mut sent: BTreeMap<u32, bool> = BTreeMap::new();
         for id in self.sockets_of(|_| true) {
-            let hearing = self.sockets.get(&id).filter(|socket| !socket.stalled).map(|socket| socket.life);
+            let hearing = self.sockets.get(&id).filter(|socket| !socket.stalled).map(|socket| socket.incarnation);
             if let Some(life) = hearing {
                 sent.entry(life).or_default();
             }
@@ -150,31 +150,39 @@ impl Platform {
             sent.extend(hearing.map(|life| (life, true)));
             match flaw {
                 None => self.send(id, Ok(Frame::Text(frame.as_str().into())), scene),
-                Some(Flaw::Oversize) => self.close(id, trunkline::connector::Failure::Oversize, scene),
-                Some(Flaw::Poison) => self.close(id, unreadable(), scene),
+                Some(FrameFlaw::Oversize) => self.close(id, trunkline::connector::Failure::Oversize, scene),
+                Some(FrameFlaw::Malformed) => self.close(id, unreadable(), scene),
             }
         }
         // Nobody is owed what he did not subscribe to: a queue that is new, a topic that was refused, a family whose
         // look-up failed. Of two processes either may be the one that appends.
         let withheld = sent.values().any(|sent| !sent);
-        self.said.push(Said { at: scene.now, number: None, era: 0, class, flaw, withheld, heard_in: 0 });
+        self.sent_events.push(SentEvent {
+            sent_at: scene.now,
+            number: None,
+            era: 0,
+            class,
+            flaw,
+            undeliverable: withheld,
+            received_by: 0,
+        });
     }
 
     /// A channel does not outlive its token for long.
-    pub(super) fn channels_of_token_end(&mut self, token: TokenId, scene: &mut Scene) {
-        let grace = scene.plan.grace;
+    pub(super) fn end_channels_of_token(&mut self, token: TokenId, scene: &mut Schedule) {
+        let grace = scene.plan.channel_grace;
         for index in 0..self.channels.len() {
             if self.channels[index].token == token {
-                scene.after(grace, Happening::ChannelEnds(index));
+                scene.after(grace, ScheduledEvent::ChannelEnds(index));
             }
         }
     }
 
-    pub(in crate::world) fn channel_ended(&mut self, index: usize, scene: &mut Scene) {
-        let Some(channel) = self.channels.get_mut(index).filter(|channel| !channel.dead) else { return };
-        channel.dead = true;
-        scene.tell(|| format!("channel {index} ends"));
-        let way = scene.chance.number(0..3);
+    pub(in crate::world) fn on_channel_expired(&mut self, index: usize, scene: &mut Schedule) {
+        let Some(channel) = self.channels.get_mut(index).filter(|channel| !channel.is_gone) else { return };
+        channel.is_gone = true;
+        scene.trace(|| format!("channel {index} ends"));
+        let way = scene.rng.number(0..3);
         for id in self.sockets_of(|socket| socket.channel == Some(index)) {
             if way == 0 {
                 self.send(id, Ok(Frame::Text(r#"{"result":"404","message":"gone"}"#.into())), scene);
@@ -183,33 +191,33 @@ impl Platform {
         }
     }
 
-    pub(super) fn tell_revoked(&mut self, token: TokenId, scene: &mut Scene) {
+    pub(super) fn send_revocation(&mut self, token: TokenId, scene: &mut Schedule) {
         for id in self.sockets_of(|socket| socket.token == token) {
             self.send(id, Ok(system("token_revoked.3f0f-1")), scene);
         }
     }
 
     /// It will close its sockets soon.
-    pub(in crate::world) fn give_notice(&mut self, scene: &mut Scene) {
-        scene.tell(|| "platform gives notice".to_owned());
+    pub(in crate::world) fn send_close_notice(&mut self, scene: &mut Schedule) {
+        scene.trace(|| "platform gives notice".to_owned());
         for id in self.sockets_of(|socket| !socket.leaving) {
             self.send(id, Ok(system("socket_closing")), scene);
-            let ahead = match scene.plan.night {
-                Night::Planned => scene.chance.millis(10_000..30_000),
-                Night::Bad => scene.chance.millis(0..60_000),
+            let ahead = match scene.plan.profile {
+                FaultProfile::Planned => scene.rng.millis(10_000..30_000),
+                FaultProfile::Faulty => scene.rng.millis(0..60_000),
             };
-            scene.after(ahead, Happening::Closes(id));
+            scene.after(ahead, ScheduledEvent::SocketCloses(id));
         }
     }
 
-    pub(in crate::world) fn notice_is_up(&mut self, id: SocketId, scene: &mut Scene) {
+    pub(in crate::world) fn close_after_notice(&mut self, id: SocketId, scene: &mut Schedule) {
         if self.sockets.contains_key(&id) {
             self.close(id, closed(1001), scene);
         }
     }
 
     /// Somebody else takes the subscriptions over.
-    pub(in crate::world) fn displace(&mut self, scene: &mut Scene) {
+    pub(in crate::world) fn take_over_subscriptions(&mut self, scene: &mut Schedule) {
         for id in self.sockets_of(|_| true) {
             self.send(id, Ok(system("no_longer_subscribed.3f0f-1")), scene);
             self.close(id, closed(1000), scene);
@@ -217,9 +225,9 @@ impl Platform {
     }
 
     /// All channels are evicted.
-    pub(in crate::world) fn evict(&mut self, scene: &mut Scene) {
+    pub(in crate::world) fn evict_channels(&mut self, scene: &mut Schedule) {
         for index in 0..self.channels.len() {
-            self.channel_ended(index, scene);
+            self.on_channel_expired(index, scene);
         }
     }
 
@@ -228,9 +236,9 @@ impl Platform {
     }
 
     /// One topic is refused to whoever subscribes it from here on.
-    pub(in crate::world) fn refuse_topic(&mut self, scene: &mut Scene) {
+    pub(in crate::world) fn refuse_topic(&mut self, scene: &mut Schedule) {
         let topics = self.topics(scene);
-        self.refused_topic = topics.get(scene.chance.index(topics.len())).cloned();
+        self.refused_topic = topics.get(scene.rng.index(topics.len())).cloned();
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use super::{Settings, TOPICS_MAX, subscription};
 use crate::{
     connector::{
-        Answer, Credential, Endpoint, Failure, Method, RefusedTopic, Request, Step, Unheard,
+        Credential, Endpoint, Failure, Method, PreparationStep, RefusedTopic, RestRequest, RestResponse, TopicState,
         json::{self, Members},
     },
     model::{Exchange, StatusMeaning},
@@ -21,34 +21,34 @@ use crate::{
 
 /// Where the preparation stands.
 #[derive(Debug, Clone)]
-pub struct Preparation {
+pub struct ChannelPreparation {
     settings: Settings,
-    stage: Stage,
+    stage: ChannelState,
     /// The ids found so far, by family.
-    found: BTreeMap<Family, BTreeSet<String>>,
+    discovered: BTreeMap<Family, BTreeSet<String>>,
     /// Why what a family's topics stand for is not known, or not all of it.
     failed: Vec<RefusedTopic>,
     /// The first look-up that was refused the token, or had too many before it: what it comes to if nothing is left.
-    pressing: Option<Failure>,
+    stream_failure: Option<Failure>,
     /// How long the platform wants to be left alone with the look-ups of a family.
     pause: Option<Duration>,
     /// Topics of the session before: they are subscribed again, whatever the listings of this moment hold.
     subscribed: BTreeSet<String>,
     /// Families that are still to be looked up.
-    wanted: VecDeque<Family>,
+    lookups: VecDeque<Family>,
     /// The live channel that is tended; none when one is to be minted.
-    tended: Option<Endpoint>,
+    live_channel: Option<Endpoint>,
     /// A channel that was minted and is not subscribed yet.
     spare: Option<Endpoint>,
 }
 
 #[derive(Debug, Clone)]
-enum Stage {
-    LookingUp {
+enum ChannelState {
+    Discovering {
         family: Family,
-        page: Page,
+        page: ListingPage,
     },
-    Minting {
+    CreatingChannel {
         topics: Vec<String>,
         left_out: Vec<RefusedTopic>,
     },
@@ -58,7 +58,7 @@ enum Stage {
         left_out: Vec<RefusedTopic>,
     },
     /// Adding to a live channel.
-    Adding {
+    AddingTopics {
         endpoint: Endpoint,
         added: Vec<String>,
         left_out: Vec<RefusedTopic>,
@@ -68,7 +68,7 @@ enum Stage {
 
 /// Which page of a listing was asked for.
 #[derive(Debug, Clone)]
-struct Page {
+struct ListingPage {
     number: u32,
     target: String,
     /// Targets asked before: a listing that leads back to one of them goes round in a loop. At most [`PAGES_MAX`].
@@ -134,13 +134,13 @@ impl Family {
     }
 }
 
-impl Page {
+impl ListingPage {
     fn first(family: Family) -> Self {
         Self { number: 1, target: family.target(1), before: BTreeSet::new(), unread: 0 }
     }
 
-    fn call(&self) -> Step {
-        Step::Call(Request { method: Method::Get, target: self.target.clone(), body: None })
+    fn call(&self) -> PreparationStep {
+        PreparationStep::Call(RestRequest { method: Method::Get, target: self.target.clone(), body: None })
     }
 
     /// The page behind this one, none at the end, or why it is not asked for.
@@ -168,7 +168,7 @@ impl Page {
 /// Where `nextUri` leads: a path, a query alone, or an absolute URL. Whether the host of an absolute one may be sent the
 /// token is the shell's to check.
 fn next_target(family: Family, uri: &str) -> Result<String, String> {
-    let unreadable = || format!("nextUri {:?} is no path and no URL", json::shown(uri));
+    let unreadable = || format!("nextUri {:?} is no path and no URL", json::truncated(uri));
     if uri.len() > TARGET_LEN_MAX || uri.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(unreadable());
     }
@@ -181,19 +181,23 @@ fn next_target(family: Family, uri: &str) -> Result<String, String> {
     if is_path || is_url { Ok(uri.to_owned()) } else { Err(unreadable()) }
 }
 
-impl Preparation {
+impl ChannelPreparation {
     /// Begins with a new channel.
-    pub(in crate::connector) fn begin(settings: &Settings, subscribed: &[String]) -> (Self, Step) {
+    pub(in crate::connector) fn begin(settings: &Settings, subscribed: &[String]) -> (Self, PreparationStep) {
         Self::start(settings, None, None, subscribed)
     }
 
     /// Begins with a channel that was minted before and never subscribed.
-    pub(in crate::connector) fn resume(settings: &Settings, spare: &Endpoint, subscribed: &[String]) -> (Self, Step) {
+    pub(in crate::connector) fn resume(
+        settings: &Settings,
+        spare: &Endpoint,
+        subscribed: &[String],
+    ) -> (Self, PreparationStep) {
         Self::start(settings, None, Some(spare.clone()), subscribed)
     }
 
     /// Begins to look after a live channel: new topics, and those that were refused.
-    pub(in crate::connector) fn tend(settings: &Settings, endpoint: &Endpoint) -> (Self, Step) {
+    pub(in crate::connector) fn tend(settings: &Settings, endpoint: &Endpoint) -> (Self, PreparationStep) {
         Self::start(settings, Some(endpoint.clone()), None, &[])
     }
 
@@ -207,83 +211,88 @@ impl Preparation {
         tended: Option<Endpoint>,
         spare: Option<Endpoint>,
         subscribed: &[String],
-    ) -> (Self, Step) {
+    ) -> (Self, PreparationStep) {
         let wants = |family: &Family| settings.topics.iter().any(|topic| Family::of(topic) == Some(*family));
         let wanted = Family::ALL.into_iter().filter(wants).collect();
         let mut preparation = Self {
             settings: settings.clone(),
-            stage: Stage::Done,
-            found: BTreeMap::new(),
+            stage: ChannelState::Done,
+            discovered: BTreeMap::new(),
             failed: Vec::new(),
-            pressing: None,
+            stream_failure: None,
             pause: None,
             subscribed: subscribed.iter().filter(|topic| settings.expansion_of(topic).is_some()).cloned().collect(),
-            wanted,
-            tended,
+            lookups: wanted,
+            live_channel: tended,
             spare,
         };
-        let step = preparation.look_up_or_go_on();
+        let step = preparation.next_step();
         (preparation, step)
     }
 
-    fn look_up_or_go_on(&mut self) -> Step {
-        if let Some(family) = self.wanted.pop_front() {
-            let page = Page::first(family);
+    fn next_step(&mut self) -> PreparationStep {
+        if let Some(family) = self.lookups.pop_front() {
+            let page = ListingPage::first(family);
             let step = page.call();
-            self.stage = Stage::LookingUp { family, page };
+            self.stage = ChannelState::Discovering { family, page };
             return step;
         }
         let (topics, left_out) = self.topics();
-        if let Some(failure) = self.pressing.take_if(|_| topics.is_empty() && self.tended.is_none()) {
-            return Step::Failed(failure);
+        if let Some(failure) = self.stream_failure.take_if(|_| topics.is_empty() && self.live_channel.is_none()) {
+            return PreparationStep::Failed(failure);
         }
-        if let Some(endpoint) = self.tended.take() {
+        if let Some(endpoint) = self.live_channel.take() {
             return self.add(endpoint, &topics, left_out);
         }
         if let Some(channel) = self.spare.clone() {
             return self.subscribe_all(channel, topics, left_out);
         }
-        self.stage = Stage::Minting { topics, left_out };
+        self.stage = ChannelState::CreatingChannel { topics, left_out };
         let target = "/api/v2/notifications/channels".to_owned();
-        Step::Call(Request { method: Method::Post, target, body: None })
+        PreparationStep::Call(RestRequest { method: Method::Post, target, body: None })
     }
 
     /// Adds what is not subscribed yet, and what was refused in part. Where something was refused by a name that was not
     /// asked for, all is asked for again.
-    fn add(&mut self, endpoint: Endpoint, topics: &[String], left_out: Vec<RefusedTopic>) -> Step {
+    fn add(&mut self, endpoint: Endpoint, topics: &[String], left_out: Vec<RefusedTopic>) -> PreparationStep {
         let refused: BTreeSet<&String> = endpoint.refused.iter().map(|refused| &refused.request).collect();
         let subscribed: BTreeSet<&String> = endpoint.topics.iter().collect();
-        let all = endpoint.refused.iter().any(|refused| self.is_of_no_request(refused, topics));
+        let all = endpoint.refused.iter().any(|refused| self.has_no_request(refused, topics));
         let room = TOPICS_MAX.saturating_sub(subscribed.len());
         let mut added: Vec<String> = topics.iter().filter(|topic| !subscribed.contains(topic)).cloned().collect();
         let beyond = added.split_off(added.len().min(room));
         let again = |topic: &&String| subscribed.contains(topic) && (all || refused.contains(topic));
         added.extend(topics.iter().filter(again).cloned());
         let mut left_out = left_out;
-        left_out.extend(beyond.iter().map(|topic| beyond_limit(topic)));
+        left_out.extend(beyond.iter().map(|topic| over_limit(topic)));
         let id = endpoint.id.clone().unwrap_or_default();
         if added.is_empty() {
             return self.ready(Endpoint { refused: left_out, ..endpoint });
         }
         let request = subscribe(Method::Post, &id, &added);
-        self.stage = Stage::Adding { endpoint, added, left_out };
-        Step::Call(request)
+        self.stage = ChannelState::AddingTopics { endpoint, added, left_out };
+        PreparationStep::Call(request)
     }
 
     /// Whether the platform refused something under a name that belongs to no topic.
-    fn is_of_no_request(&self, refused: &RefusedTopic, topics: &[String]) -> bool {
+    fn has_no_request(&self, refused: &RefusedTopic, topics: &[String]) -> bool {
         let is_asked = |topics: &[String]| topics.contains(&refused.request);
-        refused.state == Unheard::Refused && !is_asked(topics) && !is_asked(&self.settings.topics)
+        refused.state == TopicState::Refused && !is_asked(topics) && !is_asked(&self.settings.topics)
     }
 
-    fn ready(&self, endpoint: Endpoint) -> Step {
-        Step::Ready(Endpoint { tend_in: self.pause, ..endpoint })
+    fn ready(&self, endpoint: Endpoint) -> PreparationStep {
+        PreparationStep::Ready(Endpoint { refresh_in: self.pause, ..endpoint })
     }
 
-    fn subscribe_all(&mut self, channel: Endpoint, topics: Vec<String>, left_out: Vec<RefusedTopic>) -> Step {
+    fn subscribe_all(
+        &mut self,
+        channel: Endpoint,
+        topics: Vec<String>,
+        left_out: Vec<RefusedTopic>,
+    ) -> PreparationStep {
         let request = subscribe(Method::Put, channel.id.as_deref().unwrap_or_default(), &topics);
-        self.stage = Stage::Subscribing { channel, topics, left_out };
-        Step::Call(request)
+        self.stage = ChannelState::Subscribing { channel, topics, left_out };
+        PreparationStep::Call(request)
     }
 
     /// All topics with `*` replaced, without doubles, and what is not heard whatever the channel says.
@@ -295,84 +304,92 @@ impl Preparation {
                 topics.insert(topic.clone());
                 continue;
             };
-            let ids = self.found.get(&family).filter(|ids| !ids.is_empty());
+            let ids = self.discovered.get(&family).filter(|ids| !ids.is_empty());
             if ids.is_none() && !left_out.iter().any(|known| known.request == *topic) {
                 let reason = format!("{} lists nothing that {topic} could stand for", family.call());
-                left_out.push(RefusedTopic::new(topic, reason, Unheard::Unserved));
+                left_out.push(RefusedTopic::new(topic, reason, TopicState::Unavailable));
             }
             topics.extend(ids.into_iter().flatten().map(|id| topic.replacen('*', id, 1)));
         }
         let mut asked: Vec<String> =
             self.subscribed.iter().chain(topics.difference(&self.subscribed)).cloned().collect();
         let beyond = asked.split_off(asked.len().min(TOPICS_MAX));
-        left_out.extend(beyond.iter().map(|topic| beyond_limit(topic)));
+        left_out.extend(beyond.iter().map(|topic| over_limit(topic)));
         (asked, left_out)
     }
 
     /// Whether the listing of its family is whole and does not have it any more: that it is refused is no news.
-    fn is_gone(&self, topic: &str) -> bool {
+    fn is_deleted(&self, topic: &str) -> bool {
         let Some(pattern) = self.settings.expansion_of(topic) else { return false };
-        let ids = Family::of(pattern).and_then(|family| self.found.get(&family)).filter(|ids| !ids.is_empty());
+        let ids = Family::of(pattern).and_then(|family| self.discovered.get(&family)).filter(|ids| !ids.is_empty());
         let is_whole = self.failed.iter().all(|failed| failed.request != *pattern);
         is_whole && ids.is_some_and(|ids| ids.iter().all(|id| pattern.replacen('*', id, 1) != topic))
     }
 
     /// Takes the answer to the call of the last step.
-    pub(in crate::connector) fn answered(&mut self, answer: &Answer) -> Step {
+    pub(in crate::connector) fn answered(&mut self, answer: &RestResponse) -> PreparationStep {
         let fine = (200..300).contains(&answer.status);
-        match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::LookingUp { family, page } if fine => self.looked_up(family, page, answer),
-            Stage::LookingUp { family, .. } => self.not_looked_up(family, Failure::of_answer(&family.call(), answer)),
-            Stage::Minting { topics, left_out } if fine => self.minted(topics, left_out, answer),
-            Stage::Minting { .. } => Step::Failed(Failure::of_answer("POST /api/v2/notifications/channels", answer)),
-            Stage::Subscribing { channel, topics, left_out } if fine => {
-                match extended(channel, &topics, left_out, answer) {
+        match std::mem::replace(&mut self.stage, ChannelState::Done) {
+            ChannelState::Discovering { family, page } if fine => self.on_page(family, page, answer),
+            ChannelState::Discovering { family, .. } => {
+                self.on_lookup_failed(family, Failure::from_response(&family.call(), answer))
+            }
+            ChannelState::CreatingChannel { topics, left_out } if fine => {
+                self.on_channel_created(topics, left_out, answer)
+            }
+            ChannelState::CreatingChannel { .. } => {
+                PreparationStep::Failed(Failure::from_response("POST /api/v2/notifications/channels", answer))
+            }
+            ChannelState::Subscribing { channel, topics, left_out } if fine => {
+                match with_added_topics(channel, &topics, left_out, answer) {
                     Ok(mut endpoint) => {
                         self.spare = None;
-                        endpoint.refused.retain(|refused| !self.is_gone(&refused.request));
+                        endpoint.refused.retain(|refused| !self.is_deleted(&refused.request));
                         self.ready(endpoint)
                     }
-                    Err(why) => Step::Failed(Failure::Unreachable(format!("{PUT_SUBSCRIPTIONS}: {why}"))),
+                    Err(why) => PreparationStep::Failed(Failure::Unreachable(format!("{PUT_SUBSCRIPTIONS}: {why}"))),
                 }
             }
-            Stage::Subscribing { .. } => {
+            ChannelState::Subscribing { .. } => {
                 if answer.status == 404 {
                     self.spare = None;
                 }
-                Step::Failed(Failure::of_answer(PUT_SUBSCRIPTIONS, answer))
+                PreparationStep::Failed(Failure::from_response(PUT_SUBSCRIPTIONS, answer))
             }
-            Stage::Adding { endpoint, added, left_out } => {
+            ChannelState::AddingTopics { endpoint, added, left_out } => {
                 let extended = match fine {
-                    true => extended(endpoint.clone(), &added, left_out.clone(), answer),
-                    false => Err(Failure::of_answer(POST_SUBSCRIPTIONS, answer).to_string()),
+                    true => with_added_topics(endpoint.clone(), &added, left_out.clone(), answer),
+                    false => Err(Failure::from_response(POST_SUBSCRIPTIONS, answer).to_string()),
                 };
                 self.ready(extended.unwrap_or_else(|why| not_added(endpoint, &added, left_out, &why)))
             }
-            Stage::Done => nonsense("an answer that nobody asked for"),
+            ChannelState::Done => invalid_response("an answer that nobody asked for"),
         }
     }
 
     /// There is no answer to the call of the last step.
-    pub(in crate::connector) fn unanswered(&mut self, why: String) -> Step {
-        match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::LookingUp { family, .. } => {
-                self.not_looked_up(family, Failure::Unreachable(format!("{}: {why}", family.call())))
+    pub(in crate::connector) fn unanswered(&mut self, why: String) -> PreparationStep {
+        match std::mem::replace(&mut self.stage, ChannelState::Done) {
+            ChannelState::Discovering { family, .. } => {
+                self.on_lookup_failed(family, Failure::Unreachable(format!("{}: {why}", family.call())))
             }
-            Stage::Adding { endpoint, added, left_out } => {
+            ChannelState::AddingTopics { endpoint, added, left_out } => {
                 let why = format!("{POST_SUBSCRIPTIONS}: {why}");
                 self.ready(not_added(endpoint, &added, left_out, &why))
             }
-            Stage::Minting { .. } | Stage::Subscribing { .. } | Stage::Done => Step::Failed(Failure::Unreachable(why)),
+            ChannelState::CreatingChannel { .. } | ChannelState::Subscribing { .. } | ChannelState::Done => {
+                PreparationStep::Failed(Failure::Unreachable(why))
+            }
         }
     }
 
-    fn looked_up(&mut self, family: Family, mut page: Page, answer: &Answer) -> Step {
+    fn on_page(&mut self, family: Family, mut page: ListingPage, answer: &RestResponse) -> PreparationStep {
         let Some(listed) = Members::read(&answer.body) else {
             let what = format!("{} was answered with {} and no JSON object", family.call(), answer.status);
-            return self.not_looked_up(family, Failure::Unreachable(what));
+            return self.on_lookup_failed(family, Failure::Unreachable(what));
         };
         let entities = listed.list("entities");
-        let ids = self.found.entry(family).or_default();
+        let ids = self.discovered.entry(family).or_default();
         for entity in &entities {
             match id_of_entity(entity) {
                 Some(id) if ids.len() < IDS_MAX => drop(ids.insert(id)),
@@ -383,65 +400,70 @@ impl Preparation {
         match page.next(family, &listed, entities.len()) {
             Ok(Some(next)) => {
                 let step = next.call();
-                self.stage = Stage::LookingUp { family, page: next };
+                self.stage = ChannelState::Discovering { family, page: next };
                 step
             }
             Ok(None) => {
                 if page.unread > 0 {
                     let reason = format!("{}: {} entries have no id that can be read", family.call(), page.unread);
-                    self.note(family, &reason, Unheard::Unserved);
+                    self.record_failure(family, &reason, TopicState::Unavailable);
                 } else if let Some(total) = listed.number("total").filter(|total| *total > found) {
                     let reason = format!("{} lists {found} of {total}", family.call());
-                    self.note(family, &reason, Unheard::Unserved);
+                    self.record_failure(family, &reason, TopicState::Unavailable);
                 }
-                self.look_up_or_go_on()
+                self.next_step()
             }
             Err(why) => {
-                self.note(family, &format!("{}: {why}", family.call()), Unheard::Unserved);
-                self.look_up_or_go_on()
+                self.record_failure(family, &format!("{}: {why}", family.call()), TopicState::Unavailable);
+                self.next_step()
             }
         }
     }
 
     /// A family fails apart where anything else can be heard, whatever the failure: a token that is refused everywhere is
     /// refused to the calls that follow too. What it asks a pause for is looked up again after that pause.
-    fn not_looked_up(&mut self, family: Family, failure: Failure) -> Step {
+    fn on_lookup_failed(&mut self, family: Family, failure: Failure) -> PreparationStep {
         let others = self.settings.topics.iter().any(|topic| Family::of(topic) != Some(family));
-        let known = self.found.get(&family).is_some_and(|ids| !ids.is_empty()) || !self.subscribed.is_empty();
-        if !(others || known) && self.tended.is_none() {
-            return Step::Failed(failure);
+        let known = self.discovered.get(&family).is_some_and(|ids| !ids.is_empty()) || !self.subscribed.is_empty();
+        if !(others || known) && self.live_channel.is_none() {
+            return PreparationStep::Failed(failure);
         }
         let reason = failure.to_string();
         if let Failure::Call { status, retry_after, .. } = failure {
             match StatusMeaning::of(Exchange::Call, status, retry_after) {
                 StatusMeaning::Throttled(wait) => {
                     self.pause = self.pause.max(wait);
-                    self.pressing.get_or_insert(failure);
+                    self.stream_failure.get_or_insert(failure);
                 }
-                StatusMeaning::Unauthenticated => drop(self.pressing.get_or_insert(failure)),
+                StatusMeaning::Unauthenticated => drop(self.stream_failure.get_or_insert(failure)),
                 StatusMeaning::Success | StatusMeaning::Transient | StatusMeaning::Refused => (),
             }
         }
-        self.note(family, &reason, Unheard::Refused);
-        self.look_up_or_go_on()
+        self.record_failure(family, &reason, TopicState::Refused);
+        self.next_step()
     }
 
     /// Every topic of a family is not heard, or not all that it stands for.
-    fn note(&mut self, family: Family, reason: &str, state: Unheard) {
+    fn record_failure(&mut self, family: Family, reason: &str, state: TopicState) {
         let topics = self.settings.topics.iter().filter(|topic| Family::of(topic) == Some(family));
         self.failed.extend(topics.map(|topic| RefusedTopic::new(topic, reason.to_owned(), state)));
     }
 
-    fn minted(&mut self, topics: Vec<String>, left_out: Vec<RefusedTopic>, answer: &Answer) -> Step {
+    fn on_channel_created(
+        &mut self,
+        topics: Vec<String>,
+        left_out: Vec<RefusedTopic>,
+        answer: &RestResponse,
+    ) -> PreparationStep {
         let members = Members::read(&answer.body);
         let member = |name| members.as_ref().and_then(|members| members.text(name)).filter(|text| !text.is_empty());
         let (Some(id), Some(url)) = (member("id"), member("connectUri")) else {
-            return nonsense("a channel without id and connectUri");
+            return invalid_response("a channel without id and connectUri");
         };
         let scheme = url.split_once("://").map(|(scheme, _)| scheme).unwrap_or_default();
         let socket = ["wss", "ws"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
         if !socket || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
-            return nonsense("a channel whose address is none");
+            return invalid_response("a channel whose address is none");
         }
         let channel = Endpoint {
             url,
@@ -450,15 +472,15 @@ impl Preparation {
             topics: Vec::new(),
             refused: Vec::new(),
             subscribed: false,
-            tend_in: None,
+            refresh_in: None,
         };
         self.spare = Some(channel.clone());
         self.subscribe_all(channel, topics, left_out)
     }
 }
 
-fn beyond_limit(topic: &str) -> RefusedTopic {
-    RefusedTopic::new(topic, format!("a channel holds {TOPICS_MAX} topics"), Unheard::Unserved)
+fn over_limit(topic: &str) -> RefusedTopic {
+    RefusedTopic::new(topic, format!("a channel holds {TOPICS_MAX} topics"), TopicState::Unavailable)
 }
 
 /// The id of an entity of a listing: a text, or a number.
@@ -468,22 +490,22 @@ fn id_of_entity(entity: &RawValue) -> Option<String> {
 }
 
 /// Section 2.2: with `ignoreErrors` one bad topic does not take the others down.
-fn subscribe(method: Method, channel: &str, topics: &[String]) -> Request {
+fn subscribe(method: Method, channel: &str, topics: &[String]) -> RestRequest {
     let ids: Vec<_> = topics.iter().map(|topic| serde_json::json!({ "id": topic })).collect();
     let target = format!("/api/v2/notifications/channels/{channel}/subscriptions?ignoreErrors=true");
-    Request { method, target, body: Some(serde_json::Value::from(ids).to_string()) }
+    RestRequest { method, target, body: Some(serde_json::Value::from(ids).to_string()) }
 }
 
 /// The endpoint with what the answer confirms of `asked`, and what it does not; or why the answer cannot be read.
-fn extended(
+fn with_added_topics(
     mut endpoint: Endpoint,
     asked: &[String],
     left_out: Vec<RefusedTopic>,
-    answer: &Answer,
+    answer: &RestResponse,
 ) -> Result<Endpoint, String> {
     let outcome = subscription::read(asked, answer)?;
     let known: BTreeSet<String> = endpoint.topics.iter().cloned().collect();
-    let unheard: BTreeSet<&String> = asked.iter().filter(|topic| !outcome.heard.contains(*topic)).collect();
+    let unheard: BTreeSet<&String> = asked.iter().filter(|topic| !outcome.subscribed.contains(*topic)).collect();
     endpoint.topics.retain(|topic| !unheard.contains(topic));
     let is_new = |topic: &&String| !unheard.contains(topic) && !known.contains(*topic);
     endpoint.topics.extend(asked.iter().filter(is_new).cloned());
@@ -495,13 +517,13 @@ fn extended(
 
 /// What could not be added to a live channel is not heard, and is tried again; what it has stays.
 fn not_added(endpoint: Endpoint, added: &[String], left_out: Vec<RefusedTopic>, why: &str) -> Endpoint {
-    let missing = added.iter().map(|topic| RefusedTopic::new(topic, why.to_owned(), Unheard::Unserved));
+    let missing = added.iter().map(|topic| RefusedTopic::new(topic, why.to_owned(), TopicState::Unavailable));
     let refused = left_out.into_iter().chain(missing).collect();
     Endpoint { refused, ..endpoint }
 }
 
-fn nonsense(what: &str) -> Step {
-    Step::Failed(Failure::Unreachable(format!("the platform answered with {what}")))
+fn invalid_response(what: &str) -> PreparationStep {
+    PreparationStep::Failed(Failure::Unreachable(format!("the platform answered with {what}")))
 }
 
 #[cfg(test)]
@@ -517,64 +539,66 @@ mod tests {
         }
     }
 
-    fn answer(body: &str) -> Answer {
-        Answer { status: 200, retry_after: None, body: body.to_owned().into() }
+    fn answer(body: &str) -> RestResponse {
+        RestResponse { status: 200, retry_after: None, body: body.to_owned().into() }
     }
 
-    fn target(step: &Step) -> &str {
+    fn target(step: &PreparationStep) -> &str {
         match step {
-            Step::Call(request) => &request.target,
-            Step::Ready(_) | Step::Failed(_) => panic!("{step:?}"),
+            PreparationStep::Call(request) => &request.target,
+            PreparationStep::Ready(_) | PreparationStep::Failed(_) => panic!("{step:?}"),
         }
     }
 
     const CHANNEL: &str = r#"{"id":"streaming-4-x","connectUri":"wss://s/channels/streaming-4-x","expires":"…"}"#;
 
     #[test]
-    fn a_star_is_looked_up_page_by_page_before_the_channel_is_minted() {
-        let (mut preparation, step) = Preparation::begin(&settings(&["v2.analytics.queues.*.observations"]), &[]);
+    fn a_wildcard_is_resolved_page_by_page_before_the_channel_is_created() {
+        let (mut preparation, step) =
+            ChannelPreparation::begin(&settings(&["v2.analytics.queues.*.observations"]), &[]);
         assert_eq!(target(&step), "/api/v2/routing/queues?pageSize=100&pageNumber=1");
         let step = preparation.answered(&answer(r#"{"entities":[{"id":"q-2"}],"pageCount":2}"#));
         assert_eq!(target(&step), "/api/v2/routing/queues?pageSize=100&pageNumber=2");
         let step = preparation.answered(&answer(r#"{"entities":[{"id":"q-1"}],"pageCount":2}"#));
         assert_eq!(target(&step), "/api/v2/notifications/channels");
         let step = preparation.answered(&answer(CHANNEL));
-        let Step::Call(request) = step else { panic!("{step:?}") };
+        let PreparationStep::Call(request) = step else { panic!("{step:?}") };
         assert_eq!(request.target, "/api/v2/notifications/channels/streaming-4-x/subscriptions?ignoreErrors=true");
         let body = r#"[{"id":"v2.analytics.queues.q-1.observations"},{"id":"v2.analytics.queues.q-2.observations"}]"#;
         assert_eq!((request.method, request.body.as_deref()), (Method::Put, Some(body)));
     }
 
     #[test]
-    fn a_star_in_a_combined_topic_is_looked_up_too() {
-        let (mut preparation, step) = Preparation::begin(&settings(&["v2.users.*?presence&routingStatus"]), &[]);
+    fn a_wildcard_in_a_combined_topic_is_resolved_too() {
+        let (mut preparation, step) = ChannelPreparation::begin(&settings(&["v2.users.*?presence&routingStatus"]), &[]);
         assert_eq!(target(&step), "/api/v2/users?pageSize=100&pageNumber=1");
         preparation.answered(&answer(r#"{"entities":[{"id":"u-1"}],"pageCount":1}"#));
-        let Step::Call(request) = preparation.answered(&answer(CHANNEL)) else { panic!() };
+        let PreparationStep::Call(request) = preparation.answered(&answer(CHANNEL)) else { panic!() };
         assert_eq!(request.body.as_deref(), Some(r#"[{"id":"v2.users.u-1?presence&routingStatus"}]"#));
     }
 
     #[test]
-    fn a_refused_topic_is_told_and_does_not_take_the_others_down() {
-        let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence", "v2.users.2.presence"]), &[]);
+    fn a_refused_topic_is_reported_and_the_others_stay() {
+        let (mut preparation, _) =
+            ChannelPreparation::begin(&settings(&["v2.users.1.presence", "v2.users.2.presence"]), &[]);
         preparation.answered(&answer(CHANNEL));
         let step = preparation.answered(&answer(
             r#"{"entities":[{"id":"v2.users.1.presence","state":"Permitted"},
                 {"id":"v2.users.2.presence","state":"Rejected","rejectionReason":"no","missingPermissions":["a:b:c"]}]}"#,
         ));
-        let Step::Ready(endpoint) = step else { panic!("{step:?}") };
+        let PreparationStep::Ready(endpoint) = step else { panic!("{step:?}") };
         assert_eq!(endpoint.topics, ["v2.users.1.presence"]);
         let reason = "no; missing permissions: a:b:c".to_owned();
-        assert_eq!(endpoint.refused, [RefusedTopic::new("v2.users.2.presence", reason, Unheard::Refused)]);
+        assert_eq!(endpoint.refused, [RefusedTopic::new("v2.users.2.presence", reason, TopicState::Refused)]);
     }
 
     #[test]
-    fn topics_beyond_the_channels_limit_are_told_as_refused() {
+    fn topics_beyond_the_channel_limit_are_reported_as_refused() {
         let topics: Vec<String> = (0..1_002).map(|n| format!("v2.users.{n:05}.presence")).collect();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-        let (mut preparation, _) = Preparation::begin(&settings(&topics), &[]);
+        let (mut preparation, _) = ChannelPreparation::begin(&settings(&topics), &[]);
         preparation.answered(&answer(CHANNEL));
-        let Step::Ready(endpoint) = preparation.answered(&answer("")) else { panic!() };
+        let PreparationStep::Ready(endpoint) = preparation.answered(&answer("")) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused.len()), (1_000, 2));
     }
 
@@ -587,48 +611,51 @@ mod tests {
             topics: vec!["v2.routing.queues.q-1.users".to_owned()],
             refused: Vec::new(),
             subscribed: true,
-            tend_in: None,
+            refresh_in: None,
         };
-        let (mut preparation, step) = Preparation::tend(&settings(&["v2.routing.queues.*.users"]), &live);
+        let (mut preparation, step) = ChannelPreparation::tend(&settings(&["v2.routing.queues.*.users"]), &live);
         assert_eq!(target(&step), "/api/v2/routing/queues?pageSize=100&pageNumber=1");
         let step = preparation.answered(&answer(r#"{"entities":[{"id":"q-1"},{"id":"q-2"}],"pageCount":1}"#));
-        let Step::Call(request) = step else { panic!("{step:?}") };
+        let PreparationStep::Call(request) = step else { panic!("{step:?}") };
         assert_eq!(request.method, Method::Post);
         assert_eq!(request.body.as_deref(), Some(r#"[{"id":"v2.routing.queues.q-2.users"}]"#));
         let added = r#"{"entities":[{"id":"v2.routing.queues.q-2.users","state":"Permitted"}]}"#;
-        let Step::Ready(endpoint) = preparation.answered(&answer(added)) else { panic!() };
+        let PreparationStep::Ready(endpoint) = preparation.answered(&answer(added)) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused.len()), (2, 0));
     }
 
     #[test]
-    fn an_answer_that_makes_no_sense_is_a_failure_and_not_a_panic() {
+    fn an_invalid_response_is_a_failure_and_not_a_panic() {
         for body in ["", "{}", r#"{"id":"x","connectUri":"http://evil"}"#, r#"{"id":"../x","connectUri":"ws://a"}"#] {
-            let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]), &[]);
-            assert!(matches!(preparation.answered(&answer(body)), Step::Failed(Failure::Unreachable(_))), "{body}");
+            let (mut preparation, _) = ChannelPreparation::begin(&settings(&["v2.users.1.presence"]), &[]);
+            assert!(
+                matches!(preparation.answered(&answer(body)), PreparationStep::Failed(Failure::Unreachable(_))),
+                "{body}"
+            );
         }
-        let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]), &[]);
-        let refused = Answer { status: 403, retry_after: None, body: "".into() };
-        assert!(matches!(preparation.answered(&refused), Step::Failed(Failure::Call { status: 403, .. })));
+        let (mut preparation, _) = ChannelPreparation::begin(&settings(&["v2.users.1.presence"]), &[]);
+        let refused = RestResponse { status: 403, retry_after: None, body: "".into() };
+        assert!(matches!(preparation.answered(&refused), PreparationStep::Failed(Failure::Call { status: 403, .. })));
     }
 
     const ALL: [&str; 2] = ["v2.analytics.queues.*.observations", "v2.users.*.presence"];
 
-    fn refusal_of(status: u16, body: &str) -> Answer {
-        Answer { status, retry_after: None, body: body.to_owned().into() }
+    fn refusal_of(status: u16, body: &str) -> RestResponse {
+        RestResponse { status, retry_after: None, body: body.to_owned().into() }
     }
 
     /// What the preparation comes to when its calls are answered in turn.
-    fn outcome(topics: &[&str], answers: &[Answer]) -> Step {
-        let (mut preparation, mut step) = Preparation::begin(&settings(topics), &[]);
+    fn outcome(topics: &[&str], answers: &[RestResponse]) -> PreparationStep {
+        let (mut preparation, mut step) = ChannelPreparation::begin(&settings(topics), &[]);
         for answer in answers {
-            assert!(matches!(step, Step::Call(_)), "{step:?}");
+            assert!(matches!(step, PreparationStep::Call(_)), "{step:?}");
             step = preparation.answered(answer);
         }
         step
     }
 
     #[test]
-    fn a_member_that_cannot_be_read_spoils_no_other() {
+    fn an_unreadable_member_does_not_affect_the_others() {
         for listing in [
             r#"{"entities":[{"id":"q-1"}],"pageCount":null,"nextUri":null}"#,
             r#"{"entities":[{"id":"q-1"}],"pageCount":"1","nextUri":7}"#,
@@ -641,33 +668,36 @@ mod tests {
                 r#"{"entities":[{"id":"v2.analytics.queues.q-1.observations"}, 7, null]}"#,
             ] {
                 let answers = [answer(listing), answer(CHANNEL), answer(subscribed)];
-                let Step::Ready(endpoint) = outcome(&ALL[..1], &answers) else { panic!("{listing} {subscribed}") };
+                let PreparationStep::Ready(endpoint) = outcome(&ALL[..1], &answers) else {
+                    panic!("{listing} {subscribed}")
+                };
                 assert_eq!(endpoint.topics, ["v2.analytics.queues.q-1.observations"]);
             }
         }
         let odd = r#"{"entities":[{"name":"x"},7,null,{"id":null},{"id":"q-1"},{"id":["q-2"]}],"pageCount":1}"#;
-        let Step::Ready(endpoint) = outcome(&ALL[..1], &[answer(odd), answer(CHANNEL), refusal_of(204, "")]) else {
+        let PreparationStep::Ready(endpoint) = outcome(&ALL[..1], &[answer(odd), answer(CHANNEL), refusal_of(204, "")])
+        else {
             panic!()
         };
         assert_eq!(endpoint.topics, ["v2.analytics.queues.q-1.observations"]);
         let reason = "GET /api/v2/routing/queues: 5 entries have no id that can be read".to_owned();
-        assert_eq!(endpoint.refused, [RefusedTopic::new(ALL[0], reason, Unheard::Unserved)]);
+        assert_eq!(endpoint.refused, [RefusedTopic::new(ALL[0], reason, TopicState::Unavailable)]);
         let rejected = r#"{"entities":[{"id":"v2.analytics.queues.q-1.observations","state":"Rejected",
             "missingPermissions":null,"rejectionReason":null}]}"#;
         let answers = [answer(r#"{"entities":[{"id":"q-1"}]}"#), answer(CHANNEL), answer(rejected)];
-        let Step::Ready(endpoint) = outcome(&ALL[..1], &answers) else { panic!() };
+        let PreparationStep::Ready(endpoint) = outcome(&ALL[..1], &answers) else { panic!() };
         assert_eq!(
             (endpoint.topics.len(), endpoint.refused[0].reason.as_str(), endpoint.refused[0].state),
-            (0, "no reason given", Unheard::Refused)
+            (0, "no reason given", TopicState::Refused)
         );
     }
 
     #[test]
-    fn nothing_found_is_a_topic_that_is_not_served() {
+    fn a_wildcard_without_matches_is_unavailable() {
         for listing in [r#"{"entities":null}"#, r#"{"entities":[],"pageCount":0}"#, "{}"] {
             let answers = [answer(listing), answer(CHANNEL), answer("")];
-            let Step::Ready(endpoint) = outcome(&ALL[..1], &answers) else { panic!("{listing}") };
-            assert_eq!((endpoint.refused.len(), endpoint.refused[0].state), (1, Unheard::Unserved));
+            let PreparationStep::Ready(endpoint) = outcome(&ALL[..1], &answers) else { panic!("{listing}") };
+            assert_eq!((endpoint.refused.len(), endpoint.refused[0].state), (1, TopicState::Unavailable));
         }
     }
 
@@ -686,7 +716,7 @@ mod tests {
             let step = outcome(&ALL[..1], &[next(uri)]);
             assert_eq!(target(&step), wanted.unwrap_or("/api/v2/notifications/channels"), "{uri}");
         }
-        let (mut preparation, mut step) = Preparation::begin(&settings(&ALL[..1]), &[]);
+        let (mut preparation, mut step) = ChannelPreparation::begin(&settings(&ALL[..1]), &[]);
         let mut pages = 0;
         while !target(&step).starts_with("/api/v2/notifications") {
             pages += 1;
@@ -694,67 +724,66 @@ mod tests {
         }
         assert_eq!(pages, PAGES_MAX);
         preparation.answered(&answer(CHANNEL));
-        let Step::Ready(endpoint) = preparation.answered(&answer("")) else { panic!() };
+        let PreparationStep::Ready(endpoint) = preparation.answered(&answer("")) else { panic!() };
         assert!(endpoint.refused[0].reason.contains("cut off"), "{:?}", endpoint.refused);
     }
 
     #[test]
-    fn a_refused_part_belongs_to_its_request_and_is_asked_for_again() {
+    fn a_refused_part_belongs_to_its_request_and_is_requested_again() {
         let topic = "v2.users.u-1?presence&routingStatus";
         let refused = r#"{"entities":[{"id":"v2.users.u-1?presence&routingStatus","state":"Permitted"},
             {"id":"v2.users.u-1.routingStatus","state":"Rejected","missingPermissions":["a:b:c"]}]}"#;
-        let Step::Ready(endpoint) = outcome(&[topic], &[answer(CHANNEL), answer(refused)]) else { panic!() };
+        let PreparationStep::Ready(endpoint) = outcome(&[topic], &[answer(CHANNEL), answer(refused)]) else { panic!() };
         assert_eq!(endpoint.topics, [topic]);
         let part = &endpoint.refused[0];
         assert_eq!((part.topic.as_str(), part.request.as_str()), ("v2.users.u-1.routingStatus", topic));
-        let (mut preparation, step) = Preparation::tend(&settings(&[topic]), &endpoint);
+        let (mut preparation, step) = ChannelPreparation::tend(&settings(&[topic]), &endpoint);
         assert!(target(&step).ends_with("/subscriptions?ignoreErrors=true"));
         let whole = format!(r#"{{"entities":[{{"id":"{topic}","state":"Permitted"}}]}}"#);
-        let Step::Ready(healed) = preparation.answered(&answer(&whole)) else { panic!() };
+        let PreparationStep::Ready(healed) = preparation.answered(&answer(&whole)) else { panic!() };
         assert_eq!(
             (healed.topics.as_slice(), healed.refused.as_slice()),
             ([topic.to_owned()].as_slice(), [].as_slice())
         );
         let typo = "v2.user.*?presence";
         let refused = r#"{"entities":[{"id":"v2.user.*.presence","state":"Rejected"}]}"#;
-        let Step::Ready(endpoint) = outcome(&[typo], &[answer(CHANNEL), answer(refused)]) else { panic!() };
+        let PreparationStep::Ready(endpoint) = outcome(&[typo], &[answer(CHANNEL), answer(refused)]) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused[0].request.as_str()), (0, typo));
     }
 
     #[test]
-    fn families_fail_apart_and_the_failed_one_is_named_and_looked_up_again() {
+    fn families_fail_independently_and_the_failed_one_is_retried() {
         let denied = r#"{"code":"missing.permissions","message":"You may not","messageParams":{"permissions":"directory:user:view"}}"#;
         let queues = r#"{"entities":[{"id":"q-1"}],"pageCount":1}"#;
         for status in [302, 401, 403, 404, 429, 500, 503] {
             let answers = [answer(queues), refusal_of(status, denied), answer(CHANNEL), answer("")];
-            let Step::Ready(endpoint) = outcome(&ALL, &answers) else { panic!("{status}") };
+            let PreparationStep::Ready(endpoint) = outcome(&ALL, &answers) else { panic!("{status}") };
             assert_eq!(endpoint.topics, ["v2.analytics.queues.q-1.observations"]);
             let [failed] = endpoint.refused.as_slice() else { panic!("{:?}", endpoint.refused) };
-            assert_eq!((failed.topic.as_str(), failed.state), (ALL[1], Unheard::Refused));
+            assert_eq!((failed.topic.as_str(), failed.state), (ALL[1], TopicState::Refused));
             for part in ["GET /api/v2/users", &status.to_string(), "directory:user:view"] {
                 assert!(failed.reason.contains(part), "{}", failed.reason);
             }
-            let (mut preparation, _) = Preparation::tend(&settings(&ALL), &endpoint);
+            let (mut preparation, _) = ChannelPreparation::tend(&settings(&ALL), &endpoint);
             preparation.answered(&answer(queues));
             preparation.answered(&answer(r#"{"entities":[{"id":"u-1"}]}"#));
-            let Step::Ready(healed) = preparation.answered(&answer("")) else { panic!() };
+            let PreparationStep::Ready(healed) = preparation.answered(&answer("")) else { panic!() };
             assert_eq!((healed.topics.len(), healed.refused.len()), (2, 0));
-            let (mut preparation, _) = Preparation::tend(&settings(&ALL), &healed);
+            let (mut preparation, _) = ChannelPreparation::tend(&settings(&ALL), &healed);
             preparation.answered(&refusal_of(status, denied));
-            let Step::Ready(kept) = preparation.unanswered("no answer".to_owned()) else { panic!() };
+            let PreparationStep::Ready(kept) = preparation.unanswered("no answer".to_owned()) else { panic!() };
             assert_eq!((kept.topics.len(), kept.refused.len()), (2, 2), "what is subscribed stays");
         }
         let whole = outcome(&ALL[1..], &[refusal_of(403, denied)]);
-        let Step::Failed(failure) = whole else { panic!("{whole:?}") };
+        let PreparationStep::Failed(failure) = whole else { panic!("{whole:?}") };
         assert!(failure.to_string().contains("GET /api/v2/users"), "{failure}");
     }
 
     #[test]
-    fn a_token_that_is_refused_everywhere_and_too_many_requests_for_everything_are_the_whole_streams() {
+    fn a_refused_token_or_a_rate_limit_on_every_family_fails_the_stream() {
         for status in [401, 429] {
             let refused = refusal_of(status, "");
-            let fails =
-                |step: Step| matches!(step, Step::Failed(Failure::Call { status: found, .. }) if found == status);
+            let fails = |step: PreparationStep| matches!(step, PreparationStep::Failed(Failure::Call { status: found, .. }) if found == status);
             assert!(fails(outcome(&ALL[1..], std::slice::from_ref(&refused))));
             assert!(fails(outcome(&ALL, &[refused.clone(), refused.clone()])), "no family is left");
             let queues = answer(r#"{"entities":[{"id":"q-1"}]}"#);
@@ -762,79 +791,84 @@ mod tests {
         }
         let forbidden = refusal_of(403, "");
         let answers = [forbidden.clone(), forbidden, answer(CHANNEL), answer("")];
-        let Step::Ready(endpoint) = outcome(&ALL, &answers) else { panic!() };
+        let PreparationStep::Ready(endpoint) = outcome(&ALL, &answers) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused.len()), (0, 2));
     }
 
     #[test]
-    fn a_family_that_is_told_to_wait_is_looked_up_again_after_that_time() {
-        let busy = |status, secs| Answer { retry_after: Some(Duration::from_secs(secs)), ..refusal_of(status, "") };
+    fn a_throttled_family_is_looked_up_again_after_retry_after() {
+        let busy =
+            |status, secs| RestResponse { retry_after: Some(Duration::from_secs(secs)), ..refusal_of(status, "") };
         for (queues, users, expected) in [
             (busy(429, 7), answer(r#"{"entities":[{"id":"u-1"}]}"#), Some(7)),
             (answer(r#"{"entities":[{"id":"q-1"}]}"#), busy(503, 9), Some(9)),
             (answer(r#"{"entities":[{"id":"q-1"}]}"#), busy(500, 9), None),
             (answer(r#"{"entities":[{"id":"q-1"}]}"#), refusal_of(429, ""), None),
         ] {
-            let Step::Ready(endpoint) = outcome(&ALL, &[queues, users, answer(CHANNEL), answer("")]) else { panic!() };
-            assert_eq!(endpoint.tend_in, expected.map(Duration::from_secs));
-            let (mut preparation, _) = Preparation::tend(&settings(&ALL), &endpoint);
+            let PreparationStep::Ready(endpoint) = outcome(&ALL, &[queues, users, answer(CHANNEL), answer("")]) else {
+                panic!()
+            };
+            assert_eq!(endpoint.refresh_in, expected.map(Duration::from_secs));
+            let (mut preparation, _) = ChannelPreparation::tend(&settings(&ALL), &endpoint);
             preparation.answered(&busy(429, 3));
-            let Step::Ready(tended) = preparation.answered(&busy(429, 4)) else { panic!("{endpoint:?}") };
-            assert_eq!(tended.tend_in, Some(Duration::from_secs(4)));
-            let (mut preparation, _) = Preparation::tend(&settings(&ALL), &tended);
+            let PreparationStep::Ready(tended) = preparation.answered(&busy(429, 4)) else { panic!("{endpoint:?}") };
+            assert_eq!(tended.refresh_in, Some(Duration::from_secs(4)));
+            let (mut preparation, _) = ChannelPreparation::tend(&settings(&ALL), &tended);
             preparation.answered(&answer(r#"{"entities":[{"id":"q-1"}]}"#));
             preparation.answered(&answer(r#"{"entities":[{"id":"u-1"}]}"#));
-            let Step::Ready(healed) = preparation.answered(&answer("")) else { panic!("{tended:?}") };
-            assert_eq!((healed.topics.len(), healed.refused.len(), healed.tend_in), (2, 0, None));
+            let PreparationStep::Ready(healed) = preparation.answered(&answer("")) else { panic!("{tended:?}") };
+            assert_eq!((healed.topics.len(), healed.refused.len(), healed.refresh_in), (2, 0, None));
         }
     }
 
     #[test]
-    fn a_subscription_whose_answer_cannot_be_read_has_failed_and_is_tried_again() {
+    fn a_subscription_with_an_unreadable_response_fails_and_is_retried() {
         let topic = "v2.users.1.presence";
-        let (mut preparation, _) = Preparation::begin(&settings(&[topic]), &[]);
+        let (mut preparation, _) = ChannelPreparation::begin(&settings(&[topic]), &[]);
         preparation.answered(&answer(CHANNEL));
-        let Step::Failed(failure) = preparation.answered(&answer("<html>")) else { panic!() };
+        let PreparationStep::Failed(failure) = preparation.answered(&answer("<html>")) else { panic!() };
         assert!(failure.to_string().contains("PUT /api/v2/notifications/channels/{id}/subscriptions"), "{failure}");
-        let (mut again, _) = Preparation::resume(&settings(&[topic]), preparation.spare().unwrap(), &[]);
-        let Step::Ready(endpoint) = again.answered(&answer(r#"{"entities":[]}"#)) else { panic!() };
-        assert_eq!((endpoint.topics.len(), endpoint.refused[0].state), (0, Unheard::Unserved));
-        let (mut tending, step) = Preparation::tend(&settings(&[topic]), &endpoint);
-        assert!(matches!(step, Step::Call(_)), "it is asked for again");
-        let Step::Ready(endpoint) = tending.answered(&answer("<html>")) else { panic!() };
+        let (mut again, _) = ChannelPreparation::resume(&settings(&[topic]), preparation.spare().unwrap(), &[]);
+        let PreparationStep::Ready(endpoint) = again.answered(&answer(r#"{"entities":[]}"#)) else { panic!() };
+        assert_eq!((endpoint.topics.len(), endpoint.refused[0].state), (0, TopicState::Unavailable));
+        let (mut tending, step) = ChannelPreparation::tend(&settings(&[topic]), &endpoint);
+        assert!(matches!(step, PreparationStep::Call(_)), "it is asked for again");
+        let PreparationStep::Ready(endpoint) = tending.answered(&answer("<html>")) else { panic!() };
         assert!(endpoint.refused[0].reason.contains("no JSON object"), "{endpoint:?}");
-        let (mut tending, _) = Preparation::tend(&settings(&[topic]), &endpoint);
-        let Step::Ready(healed) = tending.answered(&answer(r#"{"entities":[{"id":"V2.users.1.presence"}]}"#)) else {
+        let (mut tending, _) = ChannelPreparation::tend(&settings(&[topic]), &endpoint);
+        let PreparationStep::Ready(healed) =
+            tending.answered(&answer(r#"{"entities":[{"id":"V2.users.1.presence"}]}"#))
+        else {
             panic!()
         };
         assert_eq!((healed.topics.as_slice(), healed.refused.len()), ([topic.to_owned()].as_slice(), 0));
     }
 
     #[test]
-    fn a_refusal_of_something_that_was_not_asked_for_stays_until_the_platform_takes_it_back() {
+    fn a_refusal_of_an_unrequested_topic_stays_until_the_platform_permits_it() {
         let topic = "v2.users.1.presence";
         let other = r#"{"entities":[{"id":"v2.users.1.presence","state":"Permitted"},{"id":"x","state":"Rejected"}]}"#;
-        let Step::Ready(endpoint) = outcome(&[topic], &[answer(CHANNEL), answer(other)]) else { panic!() };
+        let PreparationStep::Ready(endpoint) = outcome(&[topic], &[answer(CHANNEL), answer(other)]) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused[0].topic.as_str()), (1, "x"));
-        let (mut tending, step) = Preparation::tend(&settings(&[topic]), &endpoint);
-        let Step::Call(request) = step else { panic!("{step:?}") };
+        let (mut tending, step) = ChannelPreparation::tend(&settings(&[topic]), &endpoint);
+        let PreparationStep::Call(request) = step else { panic!("{step:?}") };
         assert_eq!(request.body.as_deref(), Some(r#"[{"id":"v2.users.1.presence"}]"#));
-        let Step::Ready(same) = tending.answered(&answer(other)) else { panic!() };
+        let PreparationStep::Ready(same) = tending.answered(&answer(other)) else { panic!() };
         assert_eq!(same.refused, endpoint.refused);
-        let (mut tending, _) = Preparation::tend(&settings(&[topic]), &same);
-        let Step::Ready(healed) = tending.answered(&answer("")) else { panic!() };
+        let (mut tending, _) = ChannelPreparation::tend(&settings(&[topic]), &same);
+        let PreparationStep::Ready(healed) = tending.answered(&answer("")) else { panic!() };
         assert_eq!(healed.refused, []);
     }
 
     #[test]
-    fn a_channel_that_could_not_be_subscribed_is_taken_for_the_next_attempt() {
-        let (mut preparation, _) = Preparation::begin(&settings(&["v2.users.1.presence"]), &[]);
+    fn a_channel_without_subscriptions_is_reused_by_the_next_attempt() {
+        let (mut preparation, _) = ChannelPreparation::begin(&settings(&["v2.users.1.presence"]), &[]);
         preparation.answered(&answer(CHANNEL));
-        assert!(matches!(preparation.answered(&refusal_of(500, "")), Step::Failed(_)));
+        assert!(matches!(preparation.answered(&refusal_of(500, "")), PreparationStep::Failed(_)));
         let spare = preparation.spare().unwrap().clone();
-        let (mut again, step) = Preparation::resume(&settings(&["v2.users.1.presence"]), &spare, &[]);
+        let (mut again, step) = ChannelPreparation::resume(&settings(&["v2.users.1.presence"]), &spare, &[]);
         assert_eq!(target(&step), "/api/v2/notifications/channels/streaming-4-x/subscriptions?ignoreErrors=true");
-        assert!(matches!(again.answered(&refusal_of(404, "")), Step::Failed(_)));
+        assert!(matches!(again.answered(&refusal_of(404, "")), PreparationStep::Failed(_)));
         assert_eq!(again.spare(), None, "a channel that is gone is made anew");
     }
 
@@ -844,13 +878,13 @@ mod tests {
         let topic = |id: &&str| format!("v2.analytics.queues.{id}.observations");
         let subscribed: Vec<String> = subscribed.iter().map(topic).collect();
         let settings = settings(&["v2.analytics.queues.*.observations", "v2.users.1.presence"]);
-        let (mut preparation, _) = Preparation::begin(&settings, &subscribed);
+        let (mut preparation, _) = ChannelPreparation::begin(&settings, &subscribed);
         let mut step = None;
         for (status, body) in pages {
-            step = Some(preparation.answered(&Answer { status: *status, ..answer(body) }));
+            step = Some(preparation.answered(&RestResponse { status: *status, ..answer(body) }));
         }
         assert_eq!(target(&step.unwrap()), "/api/v2/notifications/channels");
-        let Step::Call(request) = preparation.answered(&answer(CHANNEL)) else { panic!() };
+        let PreparationStep::Call(request) = preparation.answered(&answer(CHANNEL)) else { panic!() };
         let asked: Vec<serde_json::Value> = serde_json::from_str(&request.body.unwrap()).unwrap();
         let entity = |asked: &serde_json::Value| {
             let state = if asked["id"].as_str().unwrap().contains("gone") { "Rejected" } else { "Permitted" };
@@ -858,13 +892,13 @@ mod tests {
         };
         let entities: Vec<_> = asked.iter().map(entity).collect();
         let body = serde_json::json!({ "entities": entities }).to_string();
-        let Step::Ready(endpoint) = preparation.answered(&answer(&body)) else { panic!() };
+        let PreparationStep::Ready(endpoint) = preparation.answered(&answer(&body)) else { panic!() };
         let id = |topic: &String| topic.split('.').rev().nth(1).unwrap().to_owned();
         (endpoint.topics.iter().map(id).collect(), endpoint.refused.iter().map(|refused| id(&refused.topic)).collect())
     }
 
     #[test]
-    fn what_was_subscribed_stays_subscribed_whatever_a_listing_holds() {
+    fn subscribed_topics_stay_subscribed_if_a_listing_omits_them() {
         let empty = r#"{"entities":[],"total":0}"#;
         let (whole, part) =
             (r#"{"entities":[{"id":"a"},{"id":"c"}],"total":2}"#, r#"{"entities":[{"id":"a"}],"total":3}"#);
@@ -885,7 +919,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_whole_listing_does_not_have_any_more_may_be_refused() {
+    fn topics_absent_from_a_complete_listing_may_be_refused() {
         let whole = r#"{"entities":[{"id":"a"}],"total":1}"#;
         assert_eq!(renewed(&["a", "gone"], &[(200, whole)]), (vec!["a".to_owned(), "1".to_owned()], vec![]));
         let part = r#"{"entities":[{"id":"a"}],"total":2}"#;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::id_of;
-use crate::connector::{Answer, Method, Request, json::Members};
+use crate::connector::{Method, RestRequest, RestResponse, json::Members};
 
 const USERS: &str = "/api/v2/users?expand=presence,routingStatus&pageSize=100&pageNumber=";
 /// Entries of a full page.
@@ -24,14 +24,14 @@ const QUEUE_METRICS: [&str; 8] = [
 ];
 
 /// The calls for a set of topics.
-pub(in crate::connector) fn snapshot(topics: &[String]) -> Vec<Request> {
+pub(in crate::connector) fn snapshot(topics: &[String]) -> Vec<RestRequest> {
     let mut requests = Vec::new();
     let queues: BTreeSet<&str> = ids(topics, &["v2.analytics.queues.", "v2.routing.queues."]).collect();
     if !queues.is_empty() {
         requests.push(queue_observations(&queues));
     }
     if ids(topics, &["v2.users."]).next().is_some() {
-        requests.push(Request { method: Method::Get, target: format!("{USERS}1"), body: None });
+        requests.push(RestRequest { method: Method::Get, target: format!("{USERS}1"), body: None });
     }
     requests
 }
@@ -41,17 +41,17 @@ fn ids<'a>(topics: &'a [String], families: &'static [&'static str]) -> impl Iter
     topics.iter().filter(about).filter_map(|topic| id_of(topic)).filter(|id| *id != "*")
 }
 
-fn queue_observations(queues: &BTreeSet<&str>) -> Request {
+fn queue_observations(queues: &BTreeSet<&str>) -> RestRequest {
     let predicate =
         |queue: &&str| json!({"type": "dimension", "dimension": "queueId", "operator": "matches", "value": queue});
     let predicates: Vec<_> = queues.iter().map(predicate).collect();
     let body = json!({"filter": {"type": "or", "predicates": predicates}, "metrics": QUEUE_METRICS});
     let target = "/api/v2/analytics/queues/observations/query".to_owned();
-    Request { method: Method::Post, target, body: Some(body.to_string()) }
+    RestRequest { method: Method::Post, target, body: Some(body.to_string()) }
 }
 
 /// The page that follows, for a call that is paged.
-pub(in crate::connector) fn next_page(request: &Request, answer: &Answer) -> Option<Request> {
+pub(in crate::connector) fn next_page(request: &RestRequest, answer: &RestResponse) -> Option<RestRequest> {
     let page: u32 = request.target.strip_prefix(USERS)?.parse().ok()?;
     let listed = Members::read(&answer.body)?;
     let goes_on = match listed.number("pageCount") {
@@ -60,7 +60,7 @@ pub(in crate::connector) fn next_page(request: &Request, answer: &Answer) -> Opt
     };
     // Our own number rather than `nextUri`: it leads nowhere else, and never back.
     let target = format!("{USERS}{}", page.checked_add(1)?);
-    (goes_on && page < PAGES_MAX).then_some(Request { method: Method::Get, target, body: None })
+    (goes_on && page < PAGES_MAX).then_some(RestRequest { method: Method::Get, target, body: None })
 }
 
 #[cfg(test)]
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_snapshot_asks_for_what_the_topics_are_about() {
+    fn the_snapshot_requests_the_resources_of_the_topics() {
         let topics = |list: &[&str]| list.iter().map(|topic| (*topic).to_owned()).collect::<Vec<_>>();
         let both = snapshot(&topics(&[
             "v2.users.u-1.presence",
@@ -83,8 +83,8 @@ mod tests {
     }
 
     #[test]
-    fn users_are_asked_for_page_by_page() {
-        let answer = Answer { status: 200, retry_after: None, body: r#"{"pageCount":2}"#.into() };
+    fn users_are_requested_page_by_page() {
+        let answer = RestResponse { status: 200, retry_after: None, body: r#"{"pageCount":2}"#.into() };
         let first = &snapshot(&["v2.users.u-1.presence".to_owned()])[0];
         let second = next_page(first, &answer).unwrap();
         assert!(second.target.ends_with("pageNumber=2"));

@@ -9,65 +9,65 @@ use serde_json::value::RawValue;
 
 use super::TOPICS_MAX;
 use crate::connector::{
-    Answer, RefusedTopic, Unheard,
+    RefusedTopic, RestResponse, TopicState,
     json::{self, Members},
 };
 
 /// What of the topics that were asked for is heard, and what is not.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Outcome {
-    pub(super) heard: BTreeSet<String>,
+pub(super) struct SubscriptionOutcome {
+    pub(super) subscribed: BTreeSet<String>,
     pub(super) refused: Vec<RefusedTopic>,
 }
 
 /// What the platform says of one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Word {
+enum TopicVerdict {
     Permitted,
     Refused(String),
 }
 
 /// One part of a requested topic.
 #[derive(Debug)]
-struct Part {
+struct TopicPart {
     name: String,
-    word: Option<Word>,
+    verdict: Option<TopicVerdict>,
     /// The word was about the whole request.
     is_of_whole: bool,
 }
 
 /// Everything that was asked for, under each name by which an answer may mean it.
 #[derive(Debug)]
-struct Asked<'a> {
-    requests: Vec<(&'a String, Vec<Part>)>,
+struct RequestedTopics<'a> {
+    requests: Vec<(&'a String, Vec<TopicPart>)>,
     /// In small letters: which requests are meant, and which of their parts (none: all of them).
     names: BTreeMap<String, Vec<(usize, Option<usize>)>>,
 }
 
 /// Reads an answer; the error says why it cannot be read.
-pub(super) fn read(topics: &[String], answer: &Answer) -> Result<Outcome, String> {
+pub(super) fn read(topics: &[String], answer: &RestResponse) -> Result<SubscriptionOutcome, String> {
     let Some(entities) = entities(answer)? else {
-        return Ok(Outcome { heard: topics.iter().cloned().collect(), refused: Vec::new() });
+        return Ok(SubscriptionOutcome { subscribed: topics.iter().cloned().collect(), refused: Vec::new() });
     };
-    let mut asked = Asked::new(topics);
+    let mut asked = RequestedTopics::new(topics);
     let mut others = BTreeMap::new();
     for members in entities.iter().filter_map(|entity| Members::read(entity.get().as_bytes())) {
-        let (id, word) = (members.text("id").unwrap_or_default(), Word::of(&members));
-        let is_known = asked.take(&id, &word);
-        if let (Word::Refused(reason), false, true) = (word, is_known, others.len() < TOPICS_MAX) {
+        let (id, verdict) = (members.text("id").unwrap_or_default(), TopicVerdict::of(&members));
+        let is_known = asked.take(&id, &verdict);
+        if let (TopicVerdict::Refused(reason), false, true) = (verdict, is_known, others.len() < TOPICS_MAX) {
             let id = if id.is_empty() { "(a topic without id)" } else { &id };
-            others.insert(json::shown(id), reason);
+            others.insert(json::truncated(id), reason);
         }
     }
     let mut outcome = asked.outcome();
     // What was not asked for by this name is told too: it is a part of something that was.
-    outcome.refused.extend(others.into_iter().map(|(id, reason)| RefusedTopic::new(&id, reason, Unheard::Refused)));
+    outcome.refused.extend(others.into_iter().map(|(id, reason)| RefusedTopic::new(&id, reason, TopicState::Refused)));
     Ok(outcome)
 }
 
 /// The list of an answer. A success without one (204, no body, no `entities`) refuses nothing: with `ignoreErrors` what
 /// is refused stands in the list, and without a list the status is all that there is to go by.
-fn entities(answer: &Answer) -> Result<Option<Vec<&RawValue>>, String> {
+fn entities(answer: &RestResponse) -> Result<Option<Vec<&RawValue>>, String> {
     if answer.body.trim_ascii().is_empty() {
         return Ok(None);
     }
@@ -89,7 +89,7 @@ fn parts(topic: &str) -> Vec<String> {
     }
 }
 
-impl<'a> Asked<'a> {
+impl<'a> RequestedTopics<'a> {
     fn new(topics: &'a [String]) -> Self {
         let mut asked = Self { requests: Vec::new(), names: BTreeMap::new() };
         for (index, topic) in topics.iter().enumerate() {
@@ -101,7 +101,7 @@ impl<'a> Asked<'a> {
             if let Some((stem, _)) = topic.split_once('?') {
                 asked.name(stem, (index, None));
             }
-            let parts = names.into_iter().map(|name| Part { name, word: None, is_of_whole: false });
+            let parts = names.into_iter().map(|name| TopicPart { name, verdict: None, is_of_whole: false });
             asked.requests.push((topic, parts.collect()));
         }
         asked
@@ -112,25 +112,26 @@ impl<'a> Asked<'a> {
     }
 
     /// Takes a word about an id. False where nothing was asked for by this name.
-    fn take(&mut self, id: &str, word: &Word) -> bool {
-        let whole = self.names.get(&id.to_lowercase());
-        let of_parts = || parts(id).into_iter().filter_map(|part| self.names.get(&part.to_lowercase())).flatten();
+    fn take(&mut self, apply_verdict: &str, verdict: &TopicVerdict) -> bool {
+        let whole = self.names.get(&apply_verdict.to_lowercase());
+        let of_parts =
+            || parts(apply_verdict).into_iter().filter_map(|part| self.names.get(&part.to_lowercase())).flatten();
         let meant: Vec<_> = whole.map_or_else(|| of_parts().copied().collect(), Clone::clone);
         for (request, part) in &meant {
             let parts = &mut self.requests[*request].1;
             match part {
-                Some(part) => parts[*part].take(word, false),
-                None => parts.iter_mut().for_each(|part| part.take(word, true)),
+                Some(part) => parts[*part].set_verdict(verdict, false),
+                None => parts.iter_mut().for_each(|part| part.set_verdict(verdict, true)),
             }
         }
         !meant.is_empty()
     }
 
-    fn outcome(self) -> Outcome {
-        let mut outcome = Outcome { heard: BTreeSet::new(), refused: Vec::new() };
+    fn outcome(self) -> SubscriptionOutcome {
+        let mut outcome = SubscriptionOutcome { subscribed: BTreeSet::new(), refused: Vec::new() };
         for (topic, parts) in self.requests {
-            if parts.iter().any(|part| part.word == Some(Word::Permitted)) {
-                outcome.heard.insert(topic.clone());
+            if parts.iter().any(|part| part.verdict == Some(TopicVerdict::Permitted)) {
+                outcome.subscribed.insert(topic.clone());
             }
             outcome.refused.extend(missing(topic, &parts));
         }
@@ -139,11 +140,11 @@ impl<'a> Asked<'a> {
 }
 
 /// What of a request is not heard: itself where that is all of it and for one reason, else part by part.
-fn missing(topic: &str, parts: &[Part]) -> Vec<RefusedTopic> {
+fn missing(topic: &str, parts: &[TopicPart]) -> Vec<RefusedTopic> {
     let Some(first) = parts.first() else { return Vec::new() };
-    let is_one = parts.iter().all(|part| part.word == first.word && (part.is_of_whole || part.word.is_none()));
+    let is_one = parts.iter().all(|part| part.verdict == first.verdict && (part.is_of_whole || part.verdict.is_none()));
     let parts = if is_one { &parts[..1] } else { parts };
-    let name = |part: &Part| if is_one { topic.to_owned() } else { part.name.clone() };
+    let name = |part: &TopicPart| if is_one { topic.to_owned() } else { part.name.clone() };
     let missing = parts.iter().filter_map(|part| {
         let (reason, state) = part.missing()?;
         Some(RefusedTopic { topic: name(part), reason, state, request: topic.to_owned() })
@@ -151,34 +152,35 @@ fn missing(topic: &str, parts: &[Part]) -> Vec<RefusedTopic> {
     missing.collect()
 }
 
-impl Part {
+impl TopicPart {
     /// A refusal stands, whatever else is said.
-    fn take(&mut self, word: &Word, is_of_whole: bool) {
-        if !matches!(self.word, Some(Word::Refused(_))) {
-            self.word = Some(word.clone());
+    fn set_verdict(&mut self, verdict: &TopicVerdict, is_of_whole: bool) {
+        if !matches!(self.verdict, Some(TopicVerdict::Refused(_))) {
+            self.verdict = Some(verdict.clone());
             self.is_of_whole = is_of_whole;
         }
     }
 
-    fn missing(&self) -> Option<(String, Unheard)> {
-        match &self.word {
-            Some(Word::Permitted) => None,
-            Some(Word::Refused(reason)) => Some((reason.clone(), Unheard::Refused)),
-            None => Some(("the answer to the subscription does not name it".to_owned(), Unheard::Unserved)),
+    fn missing(&self) -> Option<(String, TopicState)> {
+        match &self.verdict {
+            Some(TopicVerdict::Permitted) => None,
+            Some(TopicVerdict::Refused(reason)) => Some((reason.clone(), TopicState::Refused)),
+            None => Some(("the answer to the subscription does not name it".to_owned(), TopicState::Unavailable)),
         }
     }
 }
 
-impl Word {
+impl TopicVerdict {
     /// A topic that is named without a state is one of the channel's.
     fn of(members: &Members<'_>) -> Self {
         let state = members.get("state").filter(|state| state.get() != "null");
-        let word = state.map(|state| json::text(state).unwrap_or_else(|| state.get().to_owned()));
-        let is = |wanted: &str| word.as_deref().is_some_and(|word| word.eq_ignore_ascii_case(wanted));
-        if word.is_none() || is("permitted") {
+        let verdict = state.map(|state| json::text(state).unwrap_or_else(|| state.get().to_owned()));
+        let is = |wanted: &str| verdict.as_deref().is_some_and(|verdict| verdict.eq_ignore_ascii_case(wanted));
+        if verdict.is_none() || is("permitted") {
             return Self::Permitted;
         }
-        let known = if is("rejected") { None } else { word.as_deref().map(|word| format!("its state is {word:?}")) };
+        let known =
+            if is("rejected") { None } else { verdict.as_deref().map(|verdict| format!("its state is {verdict:?}")) };
         let given = members.text("rejectionReason").filter(|reason| !reason.is_empty());
         let missing = members.list("missingPermissions");
         let missing: Vec<String> = missing.iter().filter_map(|value| json::text(value)).collect();
@@ -188,7 +190,7 @@ impl Word {
             words => words.join(": "),
         };
         let reason = [Some(why), missing].into_iter().flatten().collect::<Vec<_>>().join("; ");
-        Self::Refused(json::shown(&reason))
+        Self::Refused(json::truncated(&reason))
     }
 }
 
@@ -196,19 +198,19 @@ impl Word {
 mod tests {
     use super::*;
 
-    fn outcome(topics: &[&str], body: &str) -> Result<Outcome, String> {
+    fn outcome(topics: &[&str], body: &str) -> Result<SubscriptionOutcome, String> {
         let topics: Vec<String> = topics.iter().map(|topic| (*topic).to_owned()).collect();
-        read(&topics, &Answer { status: 200, retry_after: None, body: body.to_owned().into() })
+        read(&topics, &RestResponse { status: 200, retry_after: None, body: body.to_owned().into() })
     }
 
     /// `topic<request: reason` for each that is not heard, with `?` in front of one that nobody refused.
-    fn told(topics: &[&str], entities: &str) -> (Vec<String>, Vec<String>) {
+    fn subscribed_and_refused(topics: &[&str], entities: &str) -> (Vec<String>, Vec<String>) {
         let outcome = outcome(topics, &format!(r#"{{"entities":[{entities}]}}"#)).unwrap();
         let tell = |refused: &RefusedTopic| {
-            let mark = if refused.state == Unheard::Unserved { "?" } else { "" };
+            let mark = if refused.state == TopicState::Unavailable { "?" } else { "" };
             format!("{mark}{}<{}: {}", refused.topic, refused.request, refused.reason)
         };
-        (outcome.heard.into_iter().collect(), outcome.refused.iter().map(tell).collect())
+        (outcome.subscribed.into_iter().collect(), outcome.refused.iter().map(tell).collect())
     }
 
     const A: &str = "v2.users.a?presence&routingStatus";
@@ -235,7 +237,7 @@ mod tests {
         ] {
             let refused = format!(r#"{{"id":"{id}","state":"Rejected","rejectionReason":"r"}}"#);
             for entities in [format!("{permitted},{refused}"), format!("{refused},{permitted}")] {
-                let (heard, missing) = told(&[A], &entities);
+                let (heard, missing) = subscribed_and_refused(&[A], &entities);
                 assert_eq!(missing, expected, "{id}");
                 let is_heard = expected.iter().filter(|told| told.ends_with(&format!("<{A}: r"))).count() < 2
                     && !expected[0].starts_with(A);
@@ -245,15 +247,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_named_or_in_another_state_is_not_heard() {
+    fn an_unnamed_or_unpermitted_topic_is_not_subscribed() {
         let not_named = |topic: &str, request: &str| format!("?{topic}<{request}: {NOT_NAMED}");
         let (x, y) = ("v2.users.x.presence", "v2.users.y.presence");
-        assert_eq!(told(&[x, y], ""), (vec![], vec![not_named(x, x), not_named(y, y)]));
+        assert_eq!(subscribed_and_refused(&[x, y], ""), (vec![], vec![not_named(x, x), not_named(y, y)]));
         assert_eq!(
-            told(&[x, y], r#"{"id":"V2.USERS.X.PRESENCE","state":"PERMITTED"}, 7, null, {}"#),
+            subscribed_and_refused(&[x, y], r#"{"id":"V2.USERS.X.PRESENCE","state":"PERMITTED"}, 7, null, {}"#),
             (vec![x.to_owned()], vec![not_named(y, y)])
         );
-        assert_eq!(told(&[A], r#"{"id":"v2.users.a.presence","state":"Permitted"}"#), {
+        assert_eq!(subscribed_and_refused(&[A], r#"{"id":"v2.users.a.presence","state":"Permitted"}"#), {
             (vec![A.to_owned()], vec![not_named("v2.users.a.routingStatus", A)])
         });
         for (state, reason) in [
@@ -266,10 +268,10 @@ mod tests {
             (r#""Rejected","missingPermissions":["a:b",null,"c:d"]"#, "no reason given; missing permissions: a:b, c:d"),
         ] {
             let entity = format!(r#"{{"id":"{x}","state":{state}}}"#);
-            assert_eq!(told(&[x], &entity), (vec![], vec![format!("{x}<{x}: {reason}")]), "{state}");
+            assert_eq!(subscribed_and_refused(&[x], &entity), (vec![], vec![format!("{x}<{x}: {reason}")]), "{state}");
         }
         for named in [format!(r#"{{"id":"{x}"}}"#), format!(r#"{{"id":"{x}","state":null}}"#)] {
-            assert_eq!(told(&[x], &named), (vec![x.to_owned()], vec![]));
+            assert_eq!(subscribed_and_refused(&[x], &named), (vec![x.to_owned()], vec![]));
         }
     }
 
@@ -277,7 +279,7 @@ mod tests {
     fn an_answer_without_a_list_refuses_nothing_and_one_that_is_no_answer_is_an_error() {
         for body in ["", " \r\n", "{}", r#"{"entities":null}"#] {
             let outcome = outcome(&["a", "b"], body).unwrap();
-            assert_eq!((outcome.heard.len(), outcome.refused.len()), (2, 0), "{body}");
+            assert_eq!((outcome.subscribed.len(), outcome.refused.len()), (2, 0), "{body}");
         }
         for body in
             ["<html>", "[]", "null", r#"[{"id":"a"}]"#, r#"{"entities":{"id":"a"}}"#, r#"{"entities":"a"}"#, "{"]

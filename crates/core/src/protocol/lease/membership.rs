@@ -3,143 +3,144 @@
 
 use std::{mem, time::Duration};
 
-use super::{Boot, Settings};
+use super::{BootTime, Settings};
 
 /// The machine of a membership.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Membership {
     /// So long after the sending of a renewal it is still trusted.
-    trust: Duration,
-    every: Duration,
-    every_in_doubt: Duration,
-    standing: Standing,
+    valid_for: Duration,
+    renewal_interval: Duration,
+    recovery_interval: Duration,
+    validity: Validity,
     /// When the newest renewal was sent; none before the first.
-    sent_at: Option<Boot>,
-    is_under_way: bool,
+    sent_at: Option<BootTime>,
+    is_in_flight: bool,
     /// When the newest renewal was sent that the store answered.
-    proved_at: Option<Boot>,
-    due_at: Boot,
+    confirmed_at: Option<BootTime>,
+    due_at: BootTime,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Standing {
+enum Validity {
     /// What is believed of the records holds, or the store's fence says otherwise.
-    Sure { since: Boot, until: Boot },
+    Valid { since: BootTime, until: BootTime },
     /// Nothing is appended before the records were looked at again.
-    Doubting,
+    Invalid,
 }
 
 impl Membership {
-    pub(super) fn new(settings: &Settings, now: Boot) -> Self {
+    pub(super) fn new(settings: &Settings, now: BootTime) -> Self {
         Self {
-            trust: settings.life.mul_f64(super::TRUST),
-            every: settings.life.mul_f64(super::RENEWAL),
-            every_in_doubt: settings.beat,
-            standing: Standing::Doubting,
+            valid_for: settings.lease_ttl.mul_f64(super::VALID_PART),
+            renewal_interval: settings.lease_ttl.mul_f64(super::RENEWAL_PART),
+            recovery_interval: settings.heartbeat_interval,
+            validity: Validity::Invalid,
             sent_at: None,
-            is_under_way: false,
-            proved_at: None,
+            is_in_flight: false,
+            confirmed_at: None,
             due_at: now,
         }
     }
 
     /// Whether the next renewal should be sent.
-    pub(super) fn is_due(&self, now: Boot) -> bool {
-        !self.is_under_way && self.due_at <= now
+    pub(super) fn is_due(&self, now: BootTime) -> bool {
+        !self.is_in_flight && self.due_at <= now
     }
 
-    pub(super) fn sent(&mut self, now: Boot) {
-        let every = if self.is_sure() { self.every } else { self.every_in_doubt };
+    pub(super) fn on_renewal_sent(&mut self, now: BootTime) {
+        let every = if self.is_valid() { self.renewal_interval } else { self.recovery_interval };
         self.sent_at = Some(now);
-        self.is_under_way = true;
+        self.is_in_flight = true;
         self.due_at = now + every;
     }
 
     /// The next renewal is wanted at once.
-    pub(super) fn hasten(&mut self, now: Boot) {
+    pub(super) fn renew_now(&mut self, now: BootTime) {
         self.due_at = self.due_at.min(now);
     }
 
     /// The store answered the renewal; returns when that was sent.
-    pub(super) fn renewed(&mut self) -> Option<Boot> {
-        let sent = self.sent_at.filter(|_| mem::take(&mut self.is_under_way))?;
-        self.proved_at = Some(sent);
-        if let Standing::Sure { until, .. } = &mut self.standing {
-            *until = sent + self.trust;
+    pub(super) fn on_renewed(&mut self) -> Option<BootTime> {
+        let sent = self.sent_at.filter(|_| mem::take(&mut self.is_in_flight))?;
+        self.confirmed_at = Some(sent);
+        if let Validity::Valid { until, .. } = &mut self.validity {
+            *until = sent + self.valid_for;
         }
         Some(sent)
     }
 
-    pub(super) fn unanswered(&mut self) {
-        self.is_under_way = false;
+    pub(super) fn on_renewal_failed(&mut self) {
+        self.is_in_flight = false;
     }
 
-    pub(super) fn is_sure(&self) -> bool {
-        match self.standing {
-            Standing::Sure { .. } => true,
-            Standing::Doubting => false,
+    pub(super) fn is_valid(&self) -> bool {
+        match self.validity {
+            Validity::Valid { .. } => true,
+            Validity::Invalid => false,
         }
     }
 
-    pub(super) fn sure_since(&self) -> Option<Boot> {
-        match self.standing {
-            Standing::Sure { since, .. } => Some(since),
-            Standing::Doubting => None,
+    pub(super) fn valid_since(&self) -> Option<BootTime> {
+        match self.validity {
+            Validity::Valid { since, .. } => Some(since),
+            Validity::Invalid => None,
         }
     }
 
     /// Whether something may be appended at this very moment, whatever timer has not fired yet.
-    pub(super) fn may_append(&self, now: Boot) -> bool {
-        match self.standing {
-            Standing::Sure { until, .. } => now < until,
-            Standing::Doubting => false,
+    pub(super) fn may_append(&self, now: BootTime) -> bool {
+        match self.validity {
+            Validity::Valid { until, .. } => now < until,
+            Validity::Invalid => false,
         }
     }
 
     /// When the newest renewal was sent that the store answered.
-    pub(super) fn proved_at(&self) -> Option<Boot> {
-        self.proved_at
+    pub(super) fn confirmed_at(&self) -> Option<BootTime> {
+        self.confirmed_at
     }
 
     /// When the newest renewal was sent, answered or not.
-    pub(super) fn sent_at(&self) -> Option<Boot> {
+    pub(super) fn sent_at(&self) -> Option<BootTime> {
         self.sent_at
     }
 
     /// Whether the trust has ended and nobody was told.
-    pub(super) fn has_lapsed(&self, now: Boot) -> bool {
-        self.is_sure() && !self.may_append(now)
+    pub(super) fn has_expired(&self, now: BootTime) -> bool {
+        self.is_valid() && !self.may_append(now)
     }
 
-    pub(super) fn doubt(&mut self, now: Boot) {
-        self.standing = Standing::Doubting;
-        self.hasten(now);
+    pub(super) fn invalidate(&mut self, now: BootTime) {
+        self.validity = Validity::Invalid;
+        self.renew_now(now);
     }
 
     /// The records were looked at after a renewal that was sent at `proved`. True if there was a doubt that this ends.
-    pub(super) fn looked(&mut self, proved: Option<Boot>, now: Boot) -> bool {
-        let Some(until) = proved.map(|sent| sent + self.trust).filter(|until| !self.is_sure() && now < *until) else {
+    pub(super) fn on_records_read(&mut self, proved: Option<BootTime>, now: BootTime) -> bool {
+        let Some(until) = proved.map(|sent| sent + self.valid_for).filter(|until| !self.is_valid() && now < *until)
+        else {
             return false;
         };
-        self.standing = Standing::Sure { since: now, until };
+        self.validity = Validity::Valid { since: now, until };
         true
     }
 
     /// When the next renewal is due, and when the trust ends.
-    pub(super) fn deadlines(&self) -> impl Iterator<Item = Boot> {
-        let due = (!self.is_under_way).then_some(self.due_at);
-        let until = match self.standing {
-            Standing::Sure { until, .. } => Some(until),
-            Standing::Doubting => None,
+    pub(super) fn deadlines(&self) -> impl Iterator<Item = BootTime> {
+        let due = (!self.is_in_flight).then_some(self.due_at);
+        let until = match self.validity {
+            Validity::Valid { until, .. } => Some(until),
+            Validity::Invalid => None,
         };
         due.into_iter().chain(until)
     }
 
     pub(super) fn rebase(&mut self, by: Duration) {
-        super::rebase(self.sent_at.iter_mut().chain(&mut self.proved_at).chain([&mut self.due_at]), by);
-        match &mut self.standing {
-            Standing::Sure { since, until } => super::rebase([since, until], by),
-            Standing::Doubting => (),
+        super::rebase(self.sent_at.iter_mut().chain(&mut self.confirmed_at).chain([&mut self.due_at]), by);
+        match &mut self.validity {
+            Validity::Valid { since, until } => super::rebase([since, until], by),
+            Validity::Invalid => (),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Boot;
+use super::BootTime;
 use crate::model::{Fence, ReplicaId, StreamName};
 
 /// A replica that lives, as the store tells.
@@ -15,7 +15,7 @@ pub struct Member {
 
 /// Who has a stream, and under which fence. Changed only by compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Record {
+pub struct LeaseRecord {
     /// None: its last holder gave it up.
     pub holder: Option<ReplicaId>,
     pub fence: Fence,
@@ -27,26 +27,26 @@ pub enum Input {
     /// The store has the membership, and these, read after that.
     Renewed { members: Vec<Member> },
     /// All records there are.
-    Listed { records: BTreeMap<StreamName, Record> },
+    RecordsRead { records: BTreeMap<StreamName, LeaseRecord> },
     /// What became of [`Output::Change`] to this fence.
-    Changed { stream: StreamName, fence: Fence, outcome: Outcome },
+    Changed { stream: StreamName, fence: Fence, outcome: ChangeOutcome },
     /// The store was not reached, or did not answer in time.
-    Unanswered(Request),
+    RequestFailed(LeaseRequest),
     /// The holder lives.
-    Beat { from: ReplicaId },
+    Heartbeat { from: ReplicaId },
     /// Another replica says something.
-    Heard { from: ReplicaId, note: Note },
+    Received { from: ReplicaId, message: PeerMessage },
     /// The session that [`Output::Follow`] or [`Output::Prepare`] asked for is live, or is no longer.
     Prepared { stream: StreamName, live: bool },
     /// The store refused an append: the fence is stale.
     Fenced { stream: StreamName, fence: Fence },
     /// Hand everything over, and give up then what is left.
-    Drain { until: Boot },
+    Drain { until: BootTime },
 }
 
 /// What became of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
+pub enum ChangeOutcome {
     Done,
     /// The record is not the one expected.
     Refused,
@@ -56,20 +56,20 @@ pub enum Outcome {
 
 /// What the store can fail to answer without leaving a doubt behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Request {
+pub enum LeaseRequest {
     Renew,
-    List,
+    ReadRecords,
 }
 
 /// What replicas say to one another. A hint each: one that is lost costs time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Note {
+pub enum PeerMessage {
     /// From the holder: become the successor.
-    Ask { stream: StreamName },
+    RequestHandover { stream: StreamName },
     /// To the holder: the session is live.
     Ready { stream: StreamName },
     /// To the successor: the record is yours.
-    Given { stream: StreamName, fence: Fence },
+    HandedOver { stream: StreamName, fence: Fence },
 }
 
 /// What is to be done. Each request to the store must be answered once.
@@ -80,18 +80,18 @@ pub enum Output {
         limit: usize,
     },
     /// Read all records.
-    List,
+    ReadRecords,
     /// Set the record if its fence is the one expected (none: if there is no record).
-    Change {
+    ChangeRecord {
         stream: StreamName,
         expected: Option<Fence>,
-        record: Record,
+        record: LeaseRecord,
     },
     /// Tell everybody that this replica lives.
     Beat,
     Send {
         to: ReplicaId,
-        note: Note,
+        note: PeerMessage,
     },
     /// Be the warm standby: hold a session where the platform allows two, append nothing.
     Follow {
@@ -102,7 +102,7 @@ pub enum Output {
         stream: StreamName,
     },
     /// The stream is this replica's: append under this fence.
-    Own {
+    BecomeOwner {
         stream: StreamName,
         fence: Fence,
     },

@@ -8,7 +8,7 @@ use crate::model::{ReplicaId, StreamName, stable_hash};
 
 /// Where a stream stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Assignment {
     /// A live replica has it.
     Held(ReplicaId),
     /// Nobody who lives has it.
@@ -17,16 +17,16 @@ pub(super) enum Place {
 
 /// What should change.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct RebalancePlan {
     /// Vacant streams, and who takes each.
-    pub(super) takes: Vec<(StreamName, ReplicaId)>,
+    pub(super) acquisitions: Vec<(StreamName, ReplicaId)>,
     /// Streams that one replica hands to another.
-    pub(super) moves: Vec<Move>,
+    pub(super) transfers: Vec<Transfer>,
 }
 
 /// A stream that goes from one replica to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Move {
+pub(super) struct Transfer {
     pub(super) stream: StreamName,
     pub(super) from: ReplicaId,
     pub(super) to: ReplicaId,
@@ -34,17 +34,17 @@ pub(super) struct Move {
 
 /// Gives each vacant stream a holder, and levels what the members hold: in the end no two differ by more than one, as
 /// far as their limits allow.
-pub(super) fn plan(members: &[Member], places: &BTreeMap<StreamName, Place>) -> Plan {
-    let mut table = Table::of(members, places);
-    for (stream, _) in places.iter().filter(|(_, place)| **place == Place::Vacant) {
+pub(super) fn plan(members: &[Member], assignments: &BTreeMap<StreamName, Assignment>) -> RebalancePlan {
+    let mut table = AssignmentTable::of(members, assignments);
+    for (stream, _) in assignments.iter().filter(|(_, assignment)| **assignment == Assignment::Vacant) {
         if let Some(taker) = table.taker(stream) {
             table.held.entry(taker).or_default().push(stream);
         }
     }
-    while let Some((from, to)) = table.uneven() {
-        table.hand_over(from, to);
+    while let Some((from, to)) = table.next_transfer() {
+        table.transfer(from, to);
     }
-    table.compared_with(places)
+    table.changes_from(assignments)
 }
 
 /// Who follows the holder of a stream, ready to take it: one other member, the same seen from everywhere.
@@ -54,22 +54,22 @@ pub(super) fn standby(stream: &StreamName, holder: ReplicaId, members: &[Member]
 }
 
 /// Who holds what while the plan is made.
-struct Table<'a> {
+struct AssignmentTable<'a> {
     members: &'a [Member],
     held: BTreeMap<ReplicaId, Vec<&'a StreamName>>,
-    share: usize,
+    fair_share: usize,
 }
 
-impl<'a> Table<'a> {
-    fn of(members: &'a [Member], places: &'a BTreeMap<StreamName, Place>) -> Self {
+impl<'a> AssignmentTable<'a> {
+    fn of(members: &'a [Member], assignments: &'a BTreeMap<StreamName, Assignment>) -> Self {
         let mut held: BTreeMap<_, Vec<_>> = members.iter().map(|member| (member.replica, Vec::new())).collect();
-        for (stream, place) in places {
-            if let Place::Held(holder) = place {
+        for (stream, assignment) in assignments {
+            if let Assignment::Held(holder) = assignment {
                 held.entry(*holder).or_default().push(stream);
             }
         }
         let open = members.iter().filter(|member| member.limit > 0).count();
-        Self { members, held, share: places.len().div_ceil(open.max(1)) }
+        Self { members, held, fair_share: assignments.len().div_ceil(open.max(1)) }
     }
 
     fn len(&self, replica: ReplicaId) -> usize {
@@ -82,11 +82,11 @@ impl<'a> Table<'a> {
             let open = self.members.iter().filter(move |member| self.len(member.replica) < member.limit.min(most));
             open.map(|member| member.replica).max_by_key(|replica| (weight(stream, *replica), *replica))
         };
-        below(self.share).or_else(|| below(usize::MAX))
+        below(self.fair_share).or_else(|| below(usize::MAX))
     }
 
     /// The fullest member (first one beyond its limit) and the emptiest, if a stream should go from one to the other.
-    fn uneven(&self) -> Option<(ReplicaId, ReplicaId)> {
+    fn next_transfer(&self) -> Option<(ReplicaId, ReplicaId)> {
         let len = |member: &&Member| self.len(member.replica);
         let excess = |member: &&Member| len(member).saturating_sub(member.limit);
         let rank = |member: &&Member| (excess(member), len(member), Reverse(member.replica));
@@ -98,21 +98,23 @@ impl<'a> Table<'a> {
     }
 
     /// Moves the stream that draws the receiver most.
-    fn hand_over(&mut self, from: ReplicaId, to: ReplicaId) {
+    fn transfer(&mut self, from: ReplicaId, to: ReplicaId) {
         let held = self.held.entry(from).or_default();
         let drawn = (0..held.len()).max_by_key(|index| weight(held[*index], to)).unwrap_or_default();
         let stream = held.swap_remove(drawn);
         self.held.entry(to).or_default().push(stream);
     }
 
-    fn compared_with(self, places: &BTreeMap<StreamName, Place>) -> Plan {
-        let mut plan = Plan::default();
+    fn changes_from(self, assignments: &BTreeMap<StreamName, Assignment>) -> RebalancePlan {
+        let mut plan = RebalancePlan::default();
         for (to, streams) in self.held {
             for stream in streams {
-                match places.get(stream) {
-                    Some(Place::Held(from)) if *from == to => (),
-                    Some(Place::Held(from)) => plan.moves.push(Move { stream: stream.clone(), from: *from, to }),
-                    Some(Place::Vacant) | None => plan.takes.push((stream.clone(), to)),
+                match assignments.get(stream) {
+                    Some(Assignment::Held(from)) if *from == to => (),
+                    Some(Assignment::Held(from)) => {
+                        plan.transfers.push(Transfer { stream: stream.clone(), from: *from, to })
+                    }
+                    Some(Assignment::Vacant) | None => plan.acquisitions.push((stream.clone(), to)),
                 }
             }
         }
@@ -134,35 +136,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vacant_streams_are_spread_and_each_member_keeps_what_it_has() {
-        let places = places(&[Place::Held(ReplicaId(1)), Place::Vacant, Place::Vacant, Place::Vacant]);
-        let plan = plan(&members(&[9, 9]), &places);
-        assert_eq!(plan.moves, []);
-        let to_second = plan.takes.iter().filter(|(_, taker)| *taker == ReplicaId(2)).count();
-        assert_eq!((plan.takes.len(), to_second), (3, 2));
+    fn vacant_streams_are_spread_and_held_streams_stay() {
+        let assignments =
+            assignments(&[Assignment::Held(ReplicaId(1)), Assignment::Vacant, Assignment::Vacant, Assignment::Vacant]);
+        let plan = plan(&members(&[9, 9]), &assignments);
+        assert_eq!(plan.transfers, []);
+        let to_second = plan.acquisitions.iter().filter(|(_, taker)| *taker == ReplicaId(2)).count();
+        assert_eq!((plan.acquisitions.len(), to_second), (3, 2));
     }
 
     #[test]
-    fn one_that_joins_is_handed_its_share() {
+    fn a_new_member_gets_its_share() {
         let plan = plan(&members(&[9, 9, 9]), &held_by(&[1, 1, 2, 2]));
-        assert_eq!(plan.takes, []);
-        assert_eq!(plan.moves.iter().map(|step| (step.from.0, step.to.0)).collect::<Vec<_>>(), [(1, 3)]);
+        assert_eq!(plan.acquisitions, []);
+        assert_eq!(plan.transfers.iter().map(|step| (step.from.0, step.to.0)).collect::<Vec<_>>(), [(1, 3)]);
     }
 
     #[test]
-    fn one_that_takes_no_more_hands_everything_over() {
+    fn a_draining_member_hands_everything_over() {
         let plan = plan(&members(&[0, 9]), &held_by(&[1, 1, 1]));
-        assert_eq!(plan.moves.len(), 3);
+        assert_eq!(plan.transfers.len(), 3);
     }
 
     #[test]
-    fn a_limit_is_kept_and_what_nobody_has_room_for_stays_vacant() {
-        let plan = plan(&members(&[1, 1]), &places(&[Place::Vacant; 3]));
-        assert_eq!(plan.takes.len(), 2);
+    fn limits_hold_and_streams_beyond_them_stay_vacant() {
+        let plan = plan(&members(&[1, 1]), &assignments(&[Assignment::Vacant; 3]));
+        assert_eq!(plan.acquisitions.len(), 2);
     }
 
     #[test]
-    fn the_standby_is_another_one_that_has_room() {
+    fn the_standby_is_another_member_with_capacity() {
         let stream = "a".parse().unwrap();
         assert_eq!(standby(&stream, ReplicaId(1), &members(&[9])), None);
         assert_eq!(standby(&stream, ReplicaId(1), &members(&[9, 0])), None);
@@ -170,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_draw_replicas_evenly() {
+    fn streams_are_spread_evenly_over_replicas() {
         let mut counts = [0; 3];
         for number in 0..3_000 {
             let stream = format!("stream-{number}").parse().unwrap();
@@ -181,28 +184,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_plan_that_was_carried_out_leaves_nothing_to_do(
+        fn an_executed_plan_leaves_nothing_to_do(
             limits in prop::collection::vec(0_usize..6, 1..6),
             holders in prop::collection::vec(0_u64..8, 0..16),
         ) {
             let members = members(&limits);
-            let mut places = held_by(&holders);
-            for place in places.values_mut() {
-                if matches!(place, Place::Held(holder) if members.iter().all(|member| member.replica != *holder)) {
-                    *place = Place::Vacant;
+            let mut assignments = held_by(&holders);
+            for assignment in assignments.values_mut() {
+                if matches!(assignment, Assignment::Held(holder) if members.iter().all(|member| member.replica != *holder)) {
+                    *assignment = Assignment::Vacant;
                 }
             }
-            let first = plan(&members, &places);
-            prop_assert!(first.moves.iter().all(|step| step.from != step.to));
-            let takes = first.takes.iter().map(|(stream, to)| (stream, to));
-            for (stream, to) in takes.chain(first.moves.iter().map(|step| (&step.stream, &step.to))) {
-                places.insert(stream.clone(), Place::Held(*to));
+            let first = plan(&members, &assignments);
+            prop_assert!(first.transfers.iter().all(|step| step.from != step.to));
+            let takes = first.acquisitions.iter().map(|(stream, to)| (stream, to));
+            for (stream, to) in takes.chain(first.transfers.iter().map(|step| (&step.stream, &step.to))) {
+                assignments.insert(stream.clone(), Assignment::Held(*to));
             }
-            prop_assert_eq!(plan(&members, &places), Plan::default());
+            prop_assert_eq!(plan(&members, &assignments), RebalancePlan::default());
             for member in &members {
-                let len = places.values().filter(|place| **place == Place::Held(member.replica)).count();
+                let len = assignments.values().filter(|assignment| **assignment == Assignment::Held(member.replica)).count();
                 let room = members.iter().any(|other| {
-                    places.values().filter(|place| **place == Place::Held(other.replica)).count() < other.limit
+                    assignments.values().filter(|assignment| **assignment == Assignment::Held(other.replica)).count() < other.limit
                 });
                 prop_assert!(len <= member.limit || !room);
             }
@@ -213,11 +216,15 @@ mod tests {
         (1..).zip(limits).map(|(id, limit)| Member { replica: ReplicaId(id), limit: *limit }).collect()
     }
 
-    fn held_by(holders: &[u64]) -> BTreeMap<StreamName, Place> {
-        places(&holders.iter().map(|holder| Place::Held(ReplicaId(*holder))).collect::<Vec<_>>())
+    fn held_by(holders: &[u64]) -> BTreeMap<StreamName, Assignment> {
+        assignments(&holders.iter().map(|holder| Assignment::Held(ReplicaId(*holder))).collect::<Vec<_>>())
     }
 
-    fn places(places: &[Place]) -> BTreeMap<StreamName, Place> {
-        places.iter().enumerate().map(|(number, place)| (format!("s{number}").parse().unwrap(), *place)).collect()
+    fn assignments(assignments: &[Assignment]) -> BTreeMap<StreamName, Assignment> {
+        assignments
+            .iter()
+            .enumerate()
+            .map(|(number, assignment)| (format!("s{number}").parse().unwrap(), *assignment))
+            .collect()
     }
 }

@@ -17,7 +17,7 @@ const FOLLOWS: Script<'_> = &[
 ];
 
 #[test]
-fn what_nobody_holds_is_taken_but_not_right_at_the_start() {
+fn a_vacant_stream_is_acquired_after_the_start_delay() {
     play(&[
         ("members 1", ""),
         ("start", "resume"),
@@ -33,7 +33,7 @@ fn what_nobody_holds_is_taken_but_not_right_at_the_start() {
 }
 
 #[test]
-fn a_holder_is_followed_and_its_stream_taken_when_it_falls_silent() {
+fn a_standby_acquires_the_stream_after_the_heartbeat_timeout() {
     let night = [
         ("prepared a", ""),
         ("beat 2", ""),
@@ -47,7 +47,7 @@ fn a_holder_is_followed_and_its_stream_taken_when_it_falls_silent() {
 }
 
 #[test]
-fn a_line_of_our_own_that_is_dead_is_not_the_death_of_the_holder() {
+fn a_lost_connection_of_our_own_does_not_count_as_a_dead_holder() {
     let night = [
         ("beat 2", ""),
         ("away", ""),
@@ -63,7 +63,7 @@ fn a_line_of_our_own_that_is_dead_is_not_the_death_of_the_holder() {
 }
 
 #[test]
-fn one_that_joins_gets_its_share_after_it_has_its_session() {
+fn a_new_member_gets_its_share_after_its_session_is_live() {
     play(&[
         ("members 1", ""),
         ("record a 1/1", ""),
@@ -81,7 +81,7 @@ fn one_that_joins_gets_its_share_after_it_has_its_session() {
 }
 
 #[test]
-fn a_successor_that_does_not_come_is_given_up() {
+fn a_handover_without_a_ready_successor_is_cancelled() {
     play(&[
         ("members 1 2", ""),
         ("record a 1/1", ""),
@@ -98,7 +98,7 @@ fn a_successor_that_does_not_come_is_given_up() {
 }
 
 #[test]
-fn a_successor_says_so_when_its_session_is_live_and_owns_when_the_record_has_moved() {
+fn a_successor_reports_ready_when_live_and_owns_after_the_record_changed() {
     play(&[
         ("members 1 2", ""),
         ("record a 2/4", ""),
@@ -130,7 +130,7 @@ fn a_standby_whose_session_is_live_is_ready_at_once() {
 }
 
 #[test]
-fn without_the_store_it_steps_down_and_goes_on_with_what_still_stands() {
+fn without_the_store_it_steps_down_and_later_resumes_its_valid_leases() {
     play(&[
         ("members 1", ""),
         ("record a 1/1", ""),
@@ -151,7 +151,7 @@ fn without_the_store_it_steps_down_and_goes_on_with_what_still_stands() {
 }
 
 #[test]
-fn one_that_was_cut_off_leaves_the_others_a_life_to_come_back_in() {
+fn after_a_partition_a_replica_gives_the_others_one_lease_ttl_to_return() {
     let night = [
         ("prepared a", ""),
         ("beat 2", ""),
@@ -169,7 +169,7 @@ fn one_that_was_cut_off_leaves_the_others_a_life_to_come_back_in() {
 }
 
 #[test]
-fn one_that_slept_may_not_append_before_any_timer_fires() {
+fn after_a_suspend_a_replica_may_not_append_before_any_timer_fires() {
     play(&[
         ("members 1", ""),
         ("record a 1/1", ""),
@@ -197,7 +197,7 @@ fn a_refused_append_ends_the_ownership() {
 }
 
 #[test]
-fn a_record_that_names_us_is_ours_whatever_we_remember() {
+fn a_record_that_names_this_replica_makes_it_the_owner() {
     play(&[
         ("members 1", ""),
         ("record a 1/1", ""),
@@ -211,7 +211,7 @@ fn a_record_that_names_us_is_ours_whatever_we_remember() {
 }
 
 #[test]
-fn a_change_whose_answer_was_lost_is_looked_up() {
+fn a_change_with_an_unknown_outcome_is_read_back() {
     play(&[
         ("members 1", ""),
         ("start", "resume"),
@@ -225,7 +225,7 @@ fn a_change_whose_answer_was_lost_is_looked_up() {
 }
 
 #[test]
-fn what_is_neglected_is_taken_by_anybody_with_room() {
+fn a_neglected_stream_is_acquired_by_any_member_with_capacity() {
     play(&[
         ("members 1 2", ""),
         ("record b 1/1", ""),
@@ -252,7 +252,7 @@ fn a_drain_hands_everything_over_and_then_leaves() {
 }
 
 #[test]
-fn a_drain_gives_up_what_nobody_takes() {
+fn a_drain_abandons_streams_without_a_successor() {
     let start = [("members 1 2", ""), ("record a 1/1", ""), ("record b 2/1", ""), ("start", "own a/1, resume")];
     let alone = [("members 1 2:0", ""), ("drain 5s", "change a 1 to none/2"), ("done a", "release a, leave")];
     let late = [("drain 5s", "ask 2 a"), ("wait 5s", "change a 1 to none/2"), ("done a", "release a, leave")];
@@ -263,12 +263,12 @@ fn a_drain_gives_up_what_nobody_takes() {
 const ME: ReplicaId = ReplicaId(1);
 
 /// A replica, its clock and the store it talks to.
-struct Desk {
+struct LeaseRunner {
     lease: Lease,
-    now: Boot,
+    now: BootTime,
     members: Vec<Member>,
-    records: BTreeMap<StreamName, Record>,
-    asked_for: BTreeMap<StreamName, Record>,
+    records: BTreeMap<StreamName, LeaseRecord>,
+    asked_for: BTreeMap<StreamName, LeaseRecord>,
     away: bool,
 }
 
@@ -278,22 +278,22 @@ fn play(script: Script<'_>) {
         streams: vec![stream("a"), stream("b")],
         limit: 9,
         standby: [stream("a"), stream("b")].into(),
-        life: Duration::from_secs(2),
-        beat: Duration::from_millis(100),
-        silence: Duration::from_millis(400),
-        handover: Duration::from_secs(15),
-        jitter: Duration::from_secs(1),
+        lease_ttl: Duration::from_secs(2),
+        heartbeat_interval: Duration::from_millis(100),
+        heartbeat_timeout: Duration::from_millis(400),
+        handover_timeout: Duration::from_secs(15),
+        start_delay: Duration::from_secs(1),
     };
     let now = Duration::from_secs(1_000);
     let lease = Lease::new(settings, now);
     let (members, records, asked_for) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-    let mut desk = Desk { lease, now, members, records, asked_for, away: false };
+    let mut runner = LeaseRunner { lease, now, members, records, asked_for, away: false };
     for (number, (step, expected)) in script.iter().enumerate() {
-        assert_eq!(desk.step(step), *expected, "step {number}: {step}");
+        assert_eq!(runner.step(step), *expected, "step {number}: {step}");
     }
 }
 
-impl Desk {
+impl LeaseRunner {
     fn step(&mut self, step: &str) -> String {
         let (verb, rest) = step.split_once(' ').unwrap_or((step, ""));
         match verb {
@@ -306,46 +306,46 @@ impl Desk {
             "back" => self.away = false,
             "sleep" => self.now += humantime::parse_duration(rest).unwrap(),
             "right" => {
-                let right = self.lease.right(&stream(rest), self.now);
+                let right = self.lease.append_fence(&stream(rest), self.now);
                 return right.map_or_else(|| "none".to_owned(), |fence| fence.number.to_string());
             }
             "start" => return self.wait(Duration::ZERO),
             "wait" => return self.wait(humantime::parse_duration(rest).unwrap()),
-            _ => return self.tell(verb, rest),
+            _ => return self.apply_input(verb, rest),
         }
         String::new()
     }
 
-    fn tell(&mut self, verb: &str, rest: &str) -> String {
+    fn apply_input(&mut self, verb: &str, rest: &str) -> String {
         let input = match (verb, rest.split_once(' ')) {
             ("done" | "refused" | "unknown", _) => self.answer(verb, stream(rest)),
-            ("beat", _) => Input::Beat { from: replica(rest) },
+            ("beat", _) => Input::Heartbeat { from: replica(rest) },
             ("prepared", _) => Input::Prepared { stream: stream(rest), live: true },
             ("drain", _) => Input::Drain { until: self.now + humantime::parse_duration(rest).unwrap() },
             ("fenced", _) => {
                 let (stream, fence) = with_fence(rest);
                 Input::Fenced { stream, fence }
             }
-            ("ask", Some((from, name))) => heard(from, Note::Ask { stream: stream(name) }),
-            ("ready", Some((from, name))) => heard(from, Note::Ready { stream: stream(name) }),
+            ("ask", Some((from, name))) => received(from, PeerMessage::RequestHandover { stream: stream(name) }),
+            ("ready", Some((from, name))) => received(from, PeerMessage::Ready { stream: stream(name) }),
             ("given", Some((from, rest))) => {
                 let (stream, fence) = with_fence(rest);
-                heard(from, Note::Given { stream, fence })
+                received(from, PeerMessage::HandedOver { stream, fence })
             }
             _ => panic!("{verb}?"),
         };
         self.lease.handle(input, self.moment());
-        self.told()
+        self.drain_outputs()
     }
 
     fn answer(&mut self, verb: &str, stream: StreamName) -> Input {
         let record = self.asked_for.remove(&stream).unwrap();
         let outcome = match verb {
-            "done" => Outcome::Done,
-            "refused" => Outcome::Refused,
-            _ => Outcome::Unknown,
+            "done" => ChangeOutcome::Done,
+            "refused" => ChangeOutcome::Refused,
+            _ => ChangeOutcome::Unknown,
         };
-        if outcome == Outcome::Done {
+        if outcome == ChangeOutcome::Done {
             self.records.insert(stream.clone(), record);
         }
         Input::Changed { stream, fence: record.fence, outcome }
@@ -357,28 +357,28 @@ impl Desk {
         while let Some(at) = self.lease.poll_timeout().filter(|at| *at <= end) {
             self.now = self.now.max(at);
             self.lease.handle_timeout(self.moment());
-            told.push(self.told());
+            told.push(self.drain_outputs());
         }
         self.now = end;
         told.retain(|line| !line.is_empty());
         told.join(", ")
     }
 
-    fn moment(&self) -> Now {
-        Now { boot: self.now, nonce: 7 }
+    fn moment(&self) -> LeaseMoment {
+        LeaseMoment { boot: self.now, nonce: 7 }
     }
 
     /// What is wanted; the store answers what it can at once.
-    fn told(&mut self) -> String {
+    fn drain_outputs(&mut self) -> String {
         let mut told = Vec::new();
         while let Some(output) = self.lease.poll_output() {
-            if let Output::Change { stream, record, .. } = &output {
+            if let Output::ChangeRecord { stream, record, .. } = &output {
                 self.asked_for.insert(stream.clone(), *record);
             }
             match self.answered(&output) {
                 Some(answer) => self.lease.handle(answer, self.moment()),
                 None if output == Output::Beat => (),
-                None => told.push(line(&output)),
+                None => told.push(describe(&output)),
             }
         }
         told.join(", ")
@@ -386,16 +386,16 @@ impl Desk {
 
     fn answered(&self, output: &Output) -> Option<Input> {
         match output {
-            Output::Renew { .. } if self.away => Some(Input::Unanswered(Request::Renew)),
+            Output::Renew { .. } if self.away => Some(Input::RequestFailed(LeaseRequest::Renew)),
             Output::Renew { .. } => Some(Input::Renewed { members: self.members.clone() }),
-            Output::List if self.away => Some(Input::Unanswered(Request::List)),
-            Output::List => Some(Input::Listed { records: self.records.clone() }),
-            Output::Change { .. }
+            Output::ReadRecords if self.away => Some(Input::RequestFailed(LeaseRequest::ReadRecords)),
+            Output::ReadRecords => Some(Input::RecordsRead { records: self.records.clone() }),
+            Output::ChangeRecord { .. }
             | Output::Beat
             | Output::Send { .. }
             | Output::Follow { .. }
             | Output::Prepare { .. }
-            | Output::Own { .. }
+            | Output::BecomeOwner { .. }
             | Output::Release { .. }
             | Output::StepDown
             | Output::Resume
@@ -404,24 +404,26 @@ impl Desk {
     }
 }
 
-fn line(output: &Output) -> String {
+fn describe(output: &Output) -> String {
     match output {
-        Output::Change { stream, expected, record } => {
+        Output::ChangeRecord { stream, expected, record } => {
             let expected = expected.map_or_else(|| "none".to_owned(), |fence| fence.number.to_string());
             let holder = record.holder.map_or_else(|| "none".to_owned(), |holder| holder.0.to_string());
             format!("change {stream} {expected} to {holder}/{}", record.fence.number)
         }
-        Output::Send { to, note: Note::Ask { stream } } => format!("ask {} {stream}", to.0),
-        Output::Send { to, note: Note::Ready { stream } } => format!("ready {} {stream}", to.0),
-        Output::Send { to, note: Note::Given { stream, fence } } => format!("given {} {stream}/{}", to.0, fence.number),
+        Output::Send { to, note: PeerMessage::RequestHandover { stream } } => format!("ask {} {stream}", to.0),
+        Output::Send { to, note: PeerMessage::Ready { stream } } => format!("ready {} {stream}", to.0),
+        Output::Send { to, note: PeerMessage::HandedOver { stream, fence } } => {
+            format!("given {} {stream}/{}", to.0, fence.number)
+        }
         Output::Follow { stream } => format!("follow {stream}"),
         Output::Prepare { stream } => format!("prepare {stream}"),
-        Output::Own { stream, fence } => format!("own {stream}/{}", fence.number),
+        Output::BecomeOwner { stream, fence } => format!("own {stream}/{}", fence.number),
         Output::Release { stream } => format!("release {stream}"),
         Output::StepDown => "step down".to_owned(),
         Output::Resume => "resume".to_owned(),
         Output::Leave => "leave".to_owned(),
-        Output::Renew { .. } | Output::List | Output::Beat => panic!("{output:?} is answered elsewhere"),
+        Output::Renew { .. } | Output::ReadRecords | Output::Beat => panic!("{output:?} is answered elsewhere"),
     }
 }
 
@@ -442,9 +444,9 @@ fn fence(number: &str) -> Fence {
     Fence { number: number.parse().unwrap(), nonce: 7 }
 }
 
-fn record(text: &str) -> Record {
+fn record(text: &str) -> LeaseRecord {
     let (holder, number) = text.split_once('/').unwrap();
-    Record { holder: Some(replica(holder)), fence: fence(number) }
+    LeaseRecord { holder: Some(replica(holder)), fence: fence(number) }
 }
 
 fn with_fence(text: &str) -> (StreamName, Fence) {
@@ -452,6 +454,6 @@ fn with_fence(text: &str) -> (StreamName, Fence) {
     (stream(name), fence(number))
 }
 
-fn heard(from: &str, note: Note) -> Input {
-    Input::Heard { from: replica(from), note }
+fn received(from: &str, note: PeerMessage) -> Input {
+    Input::Received { from: replica(from), message: note }
 }

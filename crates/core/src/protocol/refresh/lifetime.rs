@@ -18,12 +18,12 @@ pub const LIFETIME_MAX: Duration = Duration::from_secs(48 * 3_600);
 
 /// All that is known of a token's life.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Stated {
+pub struct LifetimeHints {
     /// Seconds, as the answer gives them.
     pub expires_in: Option<f64>,
     pub claims: Claims,
     /// The platform's own clock when it answered (`Date`).
-    pub answered: Option<Timestamp>,
+    pub answered_at: Option<Timestamp>,
 }
 
 /// Times in a JSON Web Token (RFC 7519), in seconds since 1970.
@@ -54,15 +54,15 @@ pub enum LifetimeSource {
 
 impl Lifetime {
     /// Weighs what was stated. `default` is used where nothing was.
-    pub fn weigh(stated: &Stated, default: Duration) -> Self {
-        let claimed = stated.claims.life();
+    pub fn resolve(stated: &LifetimeHints, default: Duration) -> Self {
+        let claimed = stated.claims.lifetime();
         let believed = |life: &Duration| *life >= LIFETIME_MIN;
         let answered = stated.expires_in.map(positive).filter(believed);
         let (life, source) = match (answered, claimed.filter(believed)) {
             (Some(life), _) => (life, LifetimeSource::Answer),
             (None, Some(life)) => (life, LifetimeSource::Claims),
             (None, None) => {
-                let bound = Some(stated.bound()).filter(believed);
+                let bound = Some(stated.upper_bound()).filter(believed);
                 (default.min(bound.unwrap_or(LIFETIME_MAX)), LifetimeSource::Default)
             }
         };
@@ -81,10 +81,10 @@ impl LifetimeSource {
     }
 }
 
-impl Stated {
+impl LifetimeHints {
     /// An `exp` without `iat` says only when the token is certainly dead, and only on the platform's own clock.
-    fn bound(&self) -> Duration {
-        match (self.claims.expires_at, self.answered) {
+    fn upper_bound(&self) -> Duration {
+        match (self.claims.expires_at, self.answered_at) {
             (Some(expires_at), Some(answered)) => positive(expires_at - answered.0 as f64 / 1_000.0),
             (Some(_), None) | (None, Some(_) | None) => LIFETIME_MAX,
         }
@@ -105,7 +105,7 @@ impl Claims {
     }
 
     /// `exp - iat`, where both are there and make sense.
-    pub fn life(self) -> Option<Duration> {
+    pub fn lifetime(self) -> Option<Duration> {
         let life = self.expires_at? - self.issued_at?;
         (life > 0.0).then(|| positive(life))
     }
@@ -132,7 +132,7 @@ mod tests {
     const DEFAULT: Duration = Duration::from_secs(600);
 
     #[test]
-    fn the_answer_comes_first_then_the_claims_then_the_default() {
+    fn the_response_precedes_the_claims_and_the_claims_the_default() {
         // expires_in, the token's claims, the answer's date (s); life and where it was taken from
         let table = [
             (json!(1800), json!({"iat": 1000, "exp": 1900}), None, 1800, "answer"),
@@ -162,27 +162,27 @@ mod tests {
             (json!(null), json!({}), Some(1_000), 600, "default"),
         ];
         for (expires_in, claims, answered, life, source) in table {
-            let stated = Stated {
+            let stated = LifetimeHints {
                 expires_in: seconds(&expires_in),
                 claims: Claims::of(&jwt(&claims)),
-                answered: answered.map(|secs| Timestamp(secs * 1_000)),
+                answered_at: answered.map(|secs| Timestamp(secs * 1_000)),
             };
-            let lifetime = Lifetime::weigh(&stated, DEFAULT);
+            let lifetime = Lifetime::resolve(&stated, DEFAULT);
             let found = (lifetime.scheduled.as_secs(), lifetime.source.as_str());
             assert_eq!(found, (life, source), "{expires_in} {claims} {answered:?}");
         }
     }
 
     #[test]
-    fn the_claimed_life_is_told_beside_the_scheduled_one() {
+    fn the_claimed_lifetime_is_reported_with_the_scheduled_one() {
         let claims = Claims::of(&jwt(&json!({"iat": 1000, "exp": 1900})));
-        let lifetime = Lifetime::weigh(&Stated { expires_in: Some(60.0), claims, answered: None }, DEFAULT);
+        let lifetime = Lifetime::resolve(&LifetimeHints { expires_in: Some(60.0), claims, answered_at: None }, DEFAULT);
         assert_eq!(lifetime.claimed, Some(Duration::from_secs(900)));
         assert_eq!(lifetime.scheduled, Duration::from_secs(60));
     }
 
     #[test]
-    fn what_is_no_json_web_token_has_no_claims() {
+    fn an_opaque_token_has_no_claims() {
         for token in ["", "opaque", "a.b.c", "a.e30", "..", "a.W10.c", "a.bnVsbA.c"] {
             assert_eq!(Claims::of(token), Claims::default(), "{token:?}");
         }
@@ -190,14 +190,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_stated_the_life_is_bounded(
+        fn the_lifetime_is_bounded_for_all_hints(
             expires_in in proptest::option::of(any::<f64>()),
             issued_at in proptest::option::of(any::<f64>()),
             expires_at in proptest::option::of(any::<f64>()),
-            answered in proptest::option::of(any::<i64>().prop_map(Timestamp)),
+            answered_at in proptest::option::of(any::<i64>().prop_map(Timestamp)),
         ) {
-            let stated = Stated { expires_in, claims: Claims { issued_at, expires_at }, answered };
-            let life = Lifetime::weigh(&stated, DEFAULT).scheduled;
+            let stated = LifetimeHints { expires_in, claims: Claims { issued_at, expires_at }, answered_at };
+            let life = Lifetime::resolve(&stated, DEFAULT).scheduled;
             prop_assert!(life == DEFAULT || expires_in.is_some() || issued_at.is_some() || expires_at.is_some());
             prop_assert!((LIFETIME_MIN..=LIFETIME_MAX).contains(&life));
         }

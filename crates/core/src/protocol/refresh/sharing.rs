@@ -6,317 +6,356 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Failure, Found, GENERATION_MAX, Life, Lock, Origin, Output, Published, Refresh, Row, Seen, Sharing, State,
+    FailureStreak, GENERATION_MAX, GrantFailure, LockOutcome, Output, PublishOutcome, Refresh, RefreshState,
+    TokenLifetime, TokenOrigin, TokenSharing, VaultContent, VaultToken,
 };
 
 /// The lock, as far as this replica knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Hold {
+pub(super) struct HeldLock {
     /// None: it is not renewed any more, so that another replica may try.
     pub(super) renew_at: Option<Instant>,
 }
 
 /// Where the conversation with the vault stands. `asked` is when the look was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Step {
+pub(super) enum VaultStep {
     /// A look aside because of a hint; afterwards everything is as before.
-    Glancing {
-        asked: Instant,
-        due: Option<Instant>,
+    Peeking {
+        requested_at: Instant,
+        refresh_at: Option<Instant>,
     },
     /// Has somebody refreshed already?
-    Looking {
-        asked: Instant,
+    Reading {
+        requested_at: Instant,
     },
     Locking {
-        asked: Instant,
-        life: Duration,
+        requested_at: Instant,
+        ttl: Duration,
     },
     /// We have the lock. Somebody may have been quicker by just that.
-    LookingAgain {
-        asked: Instant,
-        hold: Hold,
+    Rereading {
+        requested_at: Instant,
+        lock: HeldLock,
     },
     /// Another replica has the lock.
-    Waiting {
+    WaitingForLock {
         at: Instant,
     },
     /// The vault is away.
-    Alone {
+    WithoutVault {
         at: Instant,
     },
     /// What was granted is to be everybody's.
     Publishing {
         generation: u64,
-        life: Life,
+        lifetime: TokenLifetime,
     },
     /// What was granted came late: there is something newer.
-    Conceding {
-        asked: Instant,
-        life: Life,
+    Yielding {
+        requested_at: Instant,
+        lifetime: TokenLifetime,
     },
     /// The token in force is offered to a vault that lacks it; afterwards everything is as before.
-    Offering {
-        due: Option<Instant>,
+    Republishing {
+        refresh_at: Option<Instant>,
     },
 }
 
-impl Step {
+impl VaultStep {
     pub(super) fn wakes_at(self) -> Option<Instant> {
         match self {
-            Self::Waiting { at } | Self::Alone { at } => Some(at),
-            Self::Glancing { .. }
-            | Self::Looking { .. }
+            Self::WaitingForLock { at } | Self::WithoutVault { at } => Some(at),
+            Self::Peeking { .. }
+            | Self::Reading { .. }
             | Self::Locking { .. }
-            | Self::LookingAgain { .. }
+            | Self::Rereading { .. }
             | Self::Publishing { .. }
-            | Self::Conceding { .. }
-            | Self::Offering { .. } => None,
+            | Self::Yielding { .. }
+            | Self::Republishing { .. } => None,
         }
     }
 
     /// Whether it has nothing to do with a token that is due.
-    pub(super) fn is_aside(self) -> bool {
-        matches!(self, Self::Glancing { .. } | Self::Offering { .. })
+    pub(super) fn is_background(self) -> bool {
+        matches!(self, Self::Peeking { .. } | Self::Republishing { .. })
     }
 }
 
 impl Refresh {
     /// Begins a round, or goes on with one.
-    pub(super) fn look(&mut self, row: Option<Row>, now: Instant) {
-        self.state = State::Sharing { step: Step::Looking { asked: now }, row };
-        self.outputs.push_back(Output::Look);
+    pub(super) fn read_vault(&mut self, streak: Option<FailureStreak>, now: Instant) {
+        self.state = RefreshState::Sharing { step: VaultStep::Reading { requested_at: now }, streak };
+        self.outputs.push_back(Output::ReadVault);
     }
 
-    pub(super) fn looked(&mut self, seen: Option<Seen>, unit: f64, now: Instant) {
-        let (step, row) = self.step();
-        self.last_seen = self.last_seen.max(seen.map_or(0, |seen| seen.last)).min(GENERATION_MAX - 1);
-        self.life_seen = seen.and_then(|seen| seen.token).map(|found| found.lifetime).or(self.life_seen);
+    pub(super) fn on_vault_read(&mut self, content: Option<VaultContent>, unit: f64, now: Instant) {
+        let (step, streak) = self.step();
+        self.last_vault_generation =
+            self.last_vault_generation.max(content.map_or(0, |content| content.last)).min(GENERATION_MAX - 1);
+        self.last_vault_lifetime =
+            content.and_then(|content| content.token).map(|found| found.lifetime).or(self.last_vault_lifetime);
         match step {
-            Step::Glancing { asked, due } => self.glanced(seen, asked, due, unit, now),
-            Step::Looking { asked } => match seen {
-                None => self.wait_alone(row, unit, now),
-                Some(seen) => self.take_turn(seen, asked, unit, now),
+            VaultStep::Peeking { requested_at, refresh_at: due } => {
+                self.on_peeked(content, requested_at, due, unit, now)
+            }
+            VaultStep::Reading { requested_at } => match content {
+                None => self.wait_without_vault(streak, unit, now),
+                Some(content) => self.take_turn(content, requested_at, unit, now),
             },
-            Step::LookingAgain { asked, hold } => self.looked_again(seen, asked, hold, unit, now),
-            Step::Conceding { asked, life } => match self.newer(seen, asked, now) {
-                Some(found) => self.adopt_found(found, asked, unit, now),
-                None => self.adopt(self.next_generation(), Some(life), Origin::Grant),
-            },
-            Step::Locking { .. }
-            | Step::Waiting { .. }
-            | Step::Alone { .. }
-            | Step::Publishing { .. }
-            | Step::Offering { .. } => panic!("an answer to a look that was not asked for"),
+            VaultStep::Rereading { requested_at, lock } => self.on_reread(content, requested_at, lock, unit, now),
+            VaultStep::Yielding { requested_at, lifetime: life } => {
+                match self.newer_token(content, requested_at, now) {
+                    Some(found) => self.adopt_found(found, requested_at, unit, now),
+                    None => self.adopt(self.next_generation(), Some(life), TokenOrigin::Grant),
+                }
+            }
+            VaultStep::Locking { .. }
+            | VaultStep::WaitingForLock { .. }
+            | VaultStep::WithoutVault { .. }
+            | VaultStep::Publishing { .. }
+            | VaultStep::Republishing { .. } => panic!("an answer to a look that was not asked for"),
         }
     }
 
-    pub(super) fn locked(&mut self, lock: Lock, unit: f64, now: Instant) {
-        let (step, row) = self.step();
-        let Step::Locking { asked, life } = step else { panic!("an answer about a lock that was not asked for") };
+    pub(super) fn on_locked(&mut self, lock: LockOutcome, unit: f64, now: Instant) {
+        let (step, streak) = self.step();
+        let VaultStep::Locking { requested_at, ttl: life } = step else {
+            panic!("an answer about a lock that was not asked for")
+        };
         match lock {
-            Lock::Got => {
-                let hold = Hold { renew_at: Some(asked + life / 3) };
-                self.go_to(Step::LookingAgain { asked: now, hold }, row);
-                self.outputs.push_back(Output::Look);
+            LockOutcome::Acquired => {
+                let lock = HeldLock { renew_at: Some(requested_at + life / 3) };
+                self.go_to(VaultStep::Rereading { requested_at: now, lock }, streak);
+                self.outputs.push_back(Output::ReadVault);
             }
-            Lock::Held if self.is_pressed(unit, now) => self.fetch(row, None, now),
-            Lock::Held => self.go_to(Step::Waiting { at: now + self.poll_pause(unit) }, row),
-            Lock::Away => self.wait_alone(row, unit, now),
+            LockOutcome::Held if self.is_urgent(unit, now) => self.fetch(streak, None, now),
+            LockOutcome::Held => self.go_to(VaultStep::WaitingForLock { at: now + self.lock_poll_delay(unit) }, streak),
+            LockOutcome::Unavailable => self.wait_without_vault(streak, unit, now),
         }
     }
 
-    pub(super) fn published(&mut self, published: Published, now: Instant) {
-        let (step, row) = self.step();
+    pub(super) fn on_published(&mut self, published: PublishOutcome, now: Instant) {
+        let (step, streak) = self.step();
         match (step, published) {
-            (Step::Publishing { life, .. }, Published::Newer) => {
-                self.go_to(Step::Conceding { asked: now, life }, row);
-                self.outputs.push_back(Output::Look);
+            (VaultStep::Publishing { lifetime: life, .. }, PublishOutcome::AlreadyNewer) => {
+                self.go_to(VaultStep::Yielding { requested_at: now, lifetime: life }, streak);
+                self.outputs.push_back(Output::ReadVault);
             }
-            (Step::Publishing { generation, life }, Published::Done | Published::Lost | Published::Away) => {
-                self.adopt(generation, Some(life), Origin::Grant);
-            }
-            (Step::Offering { due }, Published::Newer) => self.glance(due, row, now),
-            (Step::Offering { due }, Published::Done | Published::Lost | Published::Away) => self.rest(due, row),
             (
-                Step::Glancing { .. }
-                | Step::Looking { .. }
-                | Step::Locking { .. }
-                | Step::LookingAgain { .. }
-                | Step::Waiting { .. }
-                | Step::Alone { .. }
-                | Step::Conceding { .. },
+                VaultStep::Publishing { generation, lifetime: life },
+                PublishOutcome::Done | PublishOutcome::LockLost | PublishOutcome::Unavailable,
+            ) => {
+                self.adopt(generation, Some(life), TokenOrigin::Grant);
+            }
+            (VaultStep::Republishing { refresh_at: due }, PublishOutcome::AlreadyNewer) => self.peek(due, streak, now),
+            (
+                VaultStep::Republishing { refresh_at: due },
+                PublishOutcome::Done | PublishOutcome::LockLost | PublishOutcome::Unavailable,
+            ) => self.idle_or_retry(due, streak),
+            (
+                VaultStep::Peeking { .. }
+                | VaultStep::Reading { .. }
+                | VaultStep::Locking { .. }
+                | VaultStep::Rereading { .. }
+                | VaultStep::WaitingForLock { .. }
+                | VaultStep::WithoutVault { .. }
+                | VaultStep::Yielding { .. },
                 _,
             ) => panic!("an answer about a token that was not published"),
         }
     }
 
     /// A hint is worth a look where nothing else is about to look.
-    pub(super) fn told(&mut self, generation: Option<u64>, now: Instant) {
+    pub(super) fn on_vault_notified(&mut self, generation: Option<u64>, now: Instant) {
         let news = generation.is_none_or(|generation| generation > self.generation());
-        if !news || self.settings.sharing == Sharing::None {
+        if !news || self.settings.sharing == TokenSharing::None {
             return;
         }
         match self.state {
-            State::Resting { due } => self.glance(due, None, now),
-            State::Retrying { at, row } => self.glance(Some(at), Some(row), now),
-            State::Sharing { step: Step::Waiting { .. } | Step::Alone { .. }, row } => self.look(row, now),
-            State::Idle | State::Fetching { .. } | State::Sharing { .. } => (),
+            RefreshState::Idle { refresh_at: due } => self.peek(due, None, now),
+            RefreshState::Retrying { at, streak } => self.peek(Some(at), Some(streak), now),
+            RefreshState::Sharing {
+                step: VaultStep::WaitingForLock { .. } | VaultStep::WithoutVault { .. },
+                streak,
+            } => self.read_vault(streak, now),
+            RefreshState::NotStarted | RefreshState::Fetching { .. } | RefreshState::Sharing { .. } => (),
         }
     }
 
     /// A wait of the conversation is over.
-    pub(super) fn go_on(&mut self, step: Step, row: Option<Row>, now: Instant) {
+    pub(super) fn end_wait(&mut self, step: VaultStep, streak: Option<FailureStreak>, now: Instant) {
         match step {
-            Step::Waiting { .. } => self.look(row, now),
-            Step::Alone { .. } => self.fetch(row, None, now),
-            Step::Glancing { .. }
-            | Step::Looking { .. }
-            | Step::Locking { .. }
-            | Step::LookingAgain { .. }
-            | Step::Publishing { .. }
-            | Step::Conceding { .. }
-            | Step::Offering { .. } => (),
+            VaultStep::WaitingForLock { .. } => self.read_vault(streak, now),
+            VaultStep::WithoutVault { .. } => self.fetch(streak, None, now),
+            VaultStep::Peeking { .. }
+            | VaultStep::Reading { .. }
+            | VaultStep::Locking { .. }
+            | VaultStep::Rereading { .. }
+            | VaultStep::Publishing { .. }
+            | VaultStep::Yielding { .. }
+            | VaultStep::Republishing { .. } => (),
         }
     }
 
     /// Keeps the lock while the request is under way, as long as that leaves time for another replica's try.
-    pub(super) fn renew(&mut self, now: Instant) {
-        let life = self.lock_life(now);
+    pub(super) fn renew_lock(&mut self, now: Instant) {
+        let life = self.lock_ttl(now);
         let worth_it = self.may_lock(now);
-        let State::Fetching { hold: Some(hold), .. } = &mut self.state else { return };
+        let RefreshState::Fetching { lock: Some(lock), .. } = &mut self.state else { return };
         if worth_it {
-            hold.renew_at = Some(now + life / 3);
-            self.outputs.push_back(Output::Renew { life });
+            lock.renew_at = Some(now + life / 3);
+            self.outputs.push_back(Output::Renew { ttl: life });
         } else {
-            hold.renew_at = None;
+            lock.renew_at = None;
         }
     }
 
     /// A token was granted: under the lock it is everybody's first, alone it is ours first.
-    pub(super) fn hand_in(&mut self, life: Option<Life>, hold: Option<Hold>, now: Instant) {
+    pub(super) fn publish_or_adopt(&mut self, life: Option<TokenLifetime>, lock: Option<HeldLock>, now: Instant) {
         let generation = self.next_generation();
-        let left = life.map(|life| (life, life.ends_at.saturating_duration_since(now)));
-        match (hold, left.filter(|(_, left)| !left.is_zero())) {
+        let left = life.map(|life| (life, life.expires_at.saturating_duration_since(now)));
+        match (lock, left.filter(|(_, left)| !left.is_zero())) {
             (Some(_), Some((life, left))) => {
-                self.go_to(Step::Publishing { generation, life }, None);
-                self.outputs.push_back(Output::Publish { generation, lifetime: life.whole, left });
+                self.go_to(VaultStep::Publishing { generation, lifetime: life }, None);
+                self.outputs.push_back(Output::Publish { generation, lifetime: life.total, remaining: left });
             }
             (Some(_), None) => {
                 self.outputs.push_back(Output::Release { pause: None });
-                self.adopt(generation, life, Origin::Grant);
+                self.adopt(generation, life, TokenOrigin::Grant);
             }
             (None, _) => {
-                self.adopt(generation, life, Origin::Grant);
-                self.offer(life.map(|life| life.due), now);
+                self.adopt(generation, life, TokenOrigin::Grant);
+                self.republish(life.map(|life| life.refresh_at), now);
             }
         }
     }
 
-    fn take_turn(&mut self, seen: Seen, asked: Instant, unit: f64, now: Instant) {
-        let (_, row) = self.step();
-        if let Some(found) = self.newer(Some(seen), asked, now) {
-            self.adopt_found(found, asked, unit, now);
-        } else if let Some(pause) = seen.pause {
-            self.keep_away(pause, row, unit, now);
+    fn take_turn(&mut self, content: VaultContent, requested_at: Instant, unit: f64, now: Instant) {
+        let (_, streak) = self.step();
+        if let Some(found) = self.newer_token(Some(content), requested_at, now) {
+            self.adopt_found(found, requested_at, unit, now);
+        } else if let Some(pause) = content.pause {
+            self.pause_requests(pause, streak, unit, now);
         } else {
-            let life = self.lock_life(now);
-            self.go_to(Step::Locking { asked: now, life }, row);
-            self.outputs.push_back(Output::Lock { life });
+            let life = self.lock_ttl(now);
+            self.go_to(VaultStep::Locking { requested_at: now, ttl: life }, streak);
+            self.outputs.push_back(Output::Lock { ttl: life });
         }
     }
 
-    fn looked_again(&mut self, seen: Option<Seen>, asked: Instant, hold: Hold, unit: f64, now: Instant) {
-        let (_, row) = self.step();
-        if let Some(found) = self.newer(seen, asked, now) {
+    fn on_reread(
+        &mut self,
+        content: Option<VaultContent>,
+        requested_at: Instant,
+        lock: HeldLock,
+        unit: f64,
+        now: Instant,
+    ) {
+        let (_, streak) = self.step();
+        if let Some(found) = self.newer_token(content, requested_at, now) {
             self.outputs.push_back(Output::Release { pause: None });
-            self.adopt_found(found, asked, unit, now);
-        } else if let Some(pause) = seen.and_then(|seen| seen.pause) {
+            self.adopt_found(found, requested_at, unit, now);
+        } else if let Some(pause) = content.and_then(|content| content.pause) {
             self.outputs.push_back(Output::Release { pause: None });
-            self.keep_away(pause, row, unit, now);
+            self.pause_requests(pause, streak, unit, now);
         } else {
-            self.fetch(row, Some(hold), now);
+            self.fetch(streak, Some(lock), now);
         }
     }
 
-    fn glanced(&mut self, seen: Option<Seen>, asked: Instant, due: Option<Instant>, unit: f64, now: Instant) {
-        let (_, row) = self.step();
-        if let Some(found) = self.newer(seen, asked, now) {
-            self.adopt_found(found, asked, unit, now);
-        } else if seen.is_some_and(|seen| seen.last < self.generation()) && row.is_none() {
-            self.offer(due, now);
+    fn on_peeked(
+        &mut self,
+        content: Option<VaultContent>,
+        requested_at: Instant,
+        due: Option<Instant>,
+        unit: f64,
+        now: Instant,
+    ) {
+        let (_, streak) = self.step();
+        if let Some(found) = self.newer_token(content, requested_at, now) {
+            self.adopt_found(found, requested_at, unit, now);
+        } else if content.is_some_and(|content| content.last < self.generation()) && streak.is_none() {
+            self.republish(due, now);
         } else {
-            self.rest(due, row);
+            self.idle_or_retry(due, streak);
         }
     }
 
     /// The vault has an older token than ours: it was away when ours was granted, or it forgot.
-    fn offer(&mut self, due: Option<Instant>, now: Instant) {
-        let Some((held, (life, left))) = self.held.and_then(|held| Some((held, held.left(now)?))) else {
-            return self.rest(due, None);
+    fn republish(&mut self, due: Option<Instant>, now: Instant) {
+        let Some((held, (life, left))) = self.current.and_then(|held| Some((held, held.remaining(now)?))) else {
+            return self.idle_or_retry(due, None);
         };
-        self.go_to(Step::Offering { due }, None);
+        self.go_to(VaultStep::Republishing { refresh_at: due }, None);
         let generation = held.generation;
-        self.outputs.push_back(Output::Publish { generation, lifetime: life.whole, left });
+        self.outputs.push_back(Output::Publish { generation, lifetime: life.total, remaining: left });
     }
 
     /// The token endpoint told another replica to wait, so it need not tell us.
-    fn keep_away(&mut self, pause: Duration, row: Option<Row>, unit: f64, now: Instant) {
-        let row = Row::after(row, Failure::Throttled(Some(pause)));
-        let at = now + row.pause(unit, Duration::MAX);
-        self.state = State::Retrying { at, row };
-        self.outputs.push_back(Output::KeepAway { at });
+    fn pause_requests(&mut self, pause: Duration, streak: Option<FailureStreak>, unit: f64, now: Instant) {
+        let streak = FailureStreak::after(streak, GrantFailure::Throttled(Some(pause)));
+        let at = now + streak.delay(unit, Duration::MAX);
+        self.state = RefreshState::Retrying { at, streak };
+        self.outputs.push_back(Output::PauseRequests { at });
     }
 
     /// The vault is away. After a failure the pause is over already.
-    fn wait_alone(&mut self, row: Option<Row>, unit: f64, now: Instant) {
-        if row.is_some() {
-            return self.fetch(row, None, now);
+    fn wait_without_vault(&mut self, streak: Option<FailureStreak>, unit: f64, now: Instant) {
+        if streak.is_some() {
+            return self.fetch(streak, None, now);
         }
-        self.go_to(Step::Alone { at: now + self.alone_pause(unit, now) }, row);
+        self.go_to(VaultStep::WithoutVault { at: now + self.unshared_delay(unit, now) }, streak);
     }
 
-    fn glance(&mut self, due: Option<Instant>, row: Option<Row>, now: Instant) {
-        self.go_to(Step::Glancing { asked: now, due }, row);
-        self.outputs.push_back(Output::Look);
+    fn peek(&mut self, due: Option<Instant>, streak: Option<FailureStreak>, now: Instant) {
+        self.go_to(VaultStep::Peeking { requested_at: now, refresh_at: due }, streak);
+        self.outputs.push_back(Output::ReadVault);
     }
 
     /// As before a look aside.
-    fn rest(&mut self, due: Option<Instant>, row: Option<Row>) {
-        self.state = match (row, due) {
-            (Some(row), Some(at)) => State::Retrying { at, row },
-            (None | Some(_), due) => State::Resting { due },
+    fn idle_or_retry(&mut self, due: Option<Instant>, streak: Option<FailureStreak>) {
+        self.state = match (streak, due) {
+            (Some(streak), Some(at)) => RefreshState::Retrying { at, streak },
+            (None | Some(_), due) => RefreshState::Idle { refresh_at: due },
         };
     }
 
     /// What was found, if it is newer than what is held (what was refused here never is), and has not ended while the
     /// answer was on its way.
-    fn newer(&self, seen: Option<Seen>, asked: Instant, now: Instant) -> Option<Found> {
-        let found = seen?.token.filter(|found| found.generation > self.generation())?;
-        (asked + found.left > now).then_some(found)
+    fn newer_token(&self, content: Option<VaultContent>, requested_at: Instant, now: Instant) -> Option<VaultToken> {
+        let found = content?.token.filter(|found| found.generation > self.generation())?;
+        (requested_at + found.remaining > now).then_some(found)
     }
 
     /// Another replica's token is ours from here on. One that comes long before ours was due tells of a refusal or a
     /// wish somewhere, which counts as if it had been ours.
-    fn adopt_found(&mut self, found: Found, asked: Instant, unit: f64, now: Instant) {
-        let jitter_max = |life: &Life| self.settings.jitter(life.whole, 1.0);
-        if self.held.and_then(|held| held.life).is_some_and(|life| now + jitter_max(&life) < life.due) {
-            self.sought_at = Some(now);
+    fn adopt_found(&mut self, found: VaultToken, requested_at: Instant, unit: f64, now: Instant) {
+        let jitter_max = |life: &TokenLifetime| self.settings.jitter(life.total, 1.0);
+        if self.current.and_then(|held| held.lifetime).is_some_and(|life| now + jitter_max(&life) < life.refresh_at) {
+            self.last_attempt_at = Some(now);
         }
-        let ends_at = asked + found.left;
-        let planned = ends_at.checked_sub(self.settings.buffer_of(found.lifetime)).unwrap_or(asked);
+        let ends_at = requested_at + found.remaining;
+        let planned = ends_at.checked_sub(self.settings.buffer_of(found.lifetime)).unwrap_or(requested_at);
         let due = planned + self.settings.jitter(found.lifetime, unit);
-        self.adopt(found.generation, Some(Life { whole: found.lifetime, ends_at, due }), Origin::Vault);
+        self.adopt(
+            found.generation,
+            Some(TokenLifetime { total: found.lifetime, expires_at: ends_at, refresh_at: due }),
+            TokenOrigin::Vault,
+        );
     }
 
-    fn go_to(&mut self, step: Step, row: Option<Row>) {
-        self.state = State::Sharing { step, row };
+    fn go_to(&mut self, step: VaultStep, streak: Option<FailureStreak>) {
+        self.state = RefreshState::Sharing { step, streak };
     }
 
-    fn step(&self) -> (Step, Option<Row>) {
+    fn step(&self) -> (VaultStep, Option<FailureStreak>) {
         match self.state {
-            State::Sharing { step, row } => (step, row),
-            State::Idle | State::Resting { .. } | State::Fetching { .. } | State::Retrying { .. } => {
+            RefreshState::Sharing { step, streak } => (step, streak),
+            RefreshState::NotStarted
+            | RefreshState::Idle { .. }
+            | RefreshState::Fetching { .. }
+            | RefreshState::Retrying { .. } => {
                 panic!("an answer of the vault that was not asked for")
             }
         }

@@ -25,7 +25,7 @@ fn a_token_is_renewed_ahead_of_its_end_counted_from_the_sending_of_the_request()
         let told = play(&[(0.0, Input::Start), (0.5, Input::Granted { lifetime, repeated: false, unit })], life);
         assert_eq!(told, format!("0 fetch, 0.5 adopt 1, {due} fetch"), "{life} {unit}");
     }
-    assert_eq!(play(&[(0.0, Input::Start), (1.0, endless())], 1e6), "0 fetch, 1 adopt 1");
+    assert_eq!(play(&[(0.0, Input::Start), (1.0, without_expiry())], 1e6), "0 fetch, 1 adopt 1");
 }
 
 #[test]
@@ -44,23 +44,23 @@ fn a_refused_token_is_replaced_at_once_and_only_once() {
             "2 fetch, 3 adopt 2, 8 fetch, 9 adopt 3, 14 fetch",
         ),
         // one that never did waits for the interval, unless a session under it is live after all
-        (vec![(2.0, unusable(1))], "60 fetch"),
-        (vec![(2.0, unusable(1)), (5.0, refused(1))], "5 fetch"),
-        (vec![(2.0, unusable(1)), (5.0, cleared(1))], ""),
-        (vec![(2.0, unusable(1)), (5.0, cleared(1)), (9.0, refused(1))], "9 fetch"),
-        (vec![(2.0, unusable(1)), (5.0, cleared(0)), (5.0, cleared(2))], "60 fetch"),
-        (vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, unusable(2))], "2 fetch, 3 adopt 2, 62 fetch"),
-        (vec![(2.0, refused(1)), (3.0, granted(1800)), (63.0, unusable(2))], "2 fetch, 3 adopt 2, 63 fetch"),
+        (vec![(2.0, unproven(1))], "60 fetch"),
+        (vec![(2.0, unproven(1)), (5.0, refused(1))], "5 fetch"),
+        (vec![(2.0, unproven(1)), (5.0, cleared(1))], ""),
+        (vec![(2.0, unproven(1)), (5.0, cleared(1)), (9.0, refused(1))], "9 fetch"),
+        (vec![(2.0, unproven(1)), (5.0, cleared(0)), (5.0, cleared(2))], "60 fetch"),
+        (vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, unproven(2))], "2 fetch, 3 adopt 2, 62 fetch"),
+        (vec![(2.0, refused(1)), (3.0, granted(1800)), (63.0, unproven(2))], "2 fetch, 3 adopt 2, 63 fetch"),
         // the endpoint grants the same token again: it is asked again sooner, and ever more seldom
         (
             vec![
                 (20.0, refused(1)),
                 (21.0, repeated()),
-                (22.0, unusable(2)),
+                (22.0, unproven(2)),
                 (26.0, repeated()),
-                (27.0, unusable(3)),
+                (27.0, unproven(3)),
                 (36.0, granted(1800)),
-                (37.0, unusable(4)),
+                (37.0, unproven(4)),
             ],
             "20 fetch, 21 adopt 2, 25 fetch, 26 adopt 3, 35 fetch, 36 adopt 4, 95 fetch",
         ),
@@ -72,27 +72,27 @@ fn a_refused_token_is_replaced_at_once_and_only_once() {
 }
 
 #[test]
-fn a_refused_token_is_tried_again_unless_it_had_carried_a_session() {
+fn a_refused_token_is_retried_unless_it_was_proven() {
     let start = [(0.0, Input::Start), (1.0, granted(1800))];
     let table = [
         (vec![], true),
-        (vec![(2.0, unusable(1))], true),
-        (vec![(2.0, unusable(1)), (60.0, failed(Failure::Unreachable))], true),
+        (vec![(2.0, unproven(1))], true),
+        (vec![(2.0, unproven(1)), (60.0, failed(GrantFailure::Unreachable))], true),
         (vec![(2.0, refused(1))], false),
-        (vec![(2.0, unusable(1)), (3.0, refused(1))], false),
+        (vec![(2.0, unproven(1)), (3.0, refused(1))], false),
         (vec![(2.0, refused(1)), (3.0, granted(1800))], true),
-        (vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, unusable(2))], true),
+        (vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, unproven(2))], true),
     ];
     for (script, expected) in table {
-        let mut world = World::new();
+        let mut world = RefreshRunner::new();
         world.play(&[&start[..], &script].concat());
-        assert_eq!(world.machine.may_be_tried_again(), expected, "{script:?}");
+        assert_eq!(world.machine.is_retryable(), expected, "{script:?}");
     }
 }
 
 #[test]
-fn a_platform_that_refuses_every_token_at_once_is_asked_every_few_seconds_and_degrades_the_account() {
-    let mut world = World::new();
+fn a_platform_that_refuses_every_token_causes_few_requests_and_degrades_the_account() {
+    let mut world = RefreshRunner::new();
     world.play(&[(0.0, Input::Start), (0.0, granted(1800))]);
     let mut degraded = Vec::new();
     for second in 1..=20_u32 {
@@ -112,43 +112,50 @@ fn a_platform_that_refuses_every_token_at_once_is_asked_every_few_seconds_and_de
 }
 
 #[test]
-fn status_says_for_what_a_refresh_waits_and_until_when() {
-    let throttled = |secs| Failure::Throttled(Some(Duration::from_secs(secs)));
+fn status_shows_why_and_until_when_a_refresh_waits() {
+    let throttled = |secs| GrantFailure::Throttled(Some(Duration::from_secs(secs)));
     let start = [(0.0, Input::Start), (0.0, granted(1800))];
     // what happens, when it is looked; for what it waits, and until when
     let table = [
         (vec![], 10.0, None),
-        (vec![], 1_501.0, Some((Reason::Endpoint, None))),
-        (vec![(10.0, Input::Wanted)], 20.0, Some((Reason::IntervalMin, Some(60)))),
-        (vec![(10.0, unusable(1))], 20.0, Some((Reason::IntervalMin, Some(60)))),
-        (vec![(10.0, unusable(1)), (11.0, cleared(1))], 20.0, None),
-        (vec![(10.0, refused(1))], 20.0, Some((Reason::Endpoint, None))),
-        (vec![(10.0, refused(1)), (10.0, failed(throttled(100)))], 20.0, Some((Reason::RetryAfter, Some(120)))),
-        (vec![(10.0, refused(1)), (10.0, failed(Failure::Rejected))], 20.0, Some((Reason::Backoff, Some(40)))),
-        (vec![(10.0, refused(1)), (20.0, failed(Failure::Unreachable))], 20.0, Some((Reason::Backoff, Some(21)))),
+        (vec![], 1_501.0, Some((WaitReason::Endpoint, None))),
+        (vec![(10.0, Input::RefreshRequested)], 20.0, Some((WaitReason::IntervalMin, Some(60)))),
+        (vec![(10.0, unproven(1))], 20.0, Some((WaitReason::IntervalMin, Some(60)))),
+        (vec![(10.0, unproven(1)), (11.0, cleared(1))], 20.0, None),
+        (vec![(10.0, refused(1))], 20.0, Some((WaitReason::Endpoint, None))),
+        (vec![(10.0, refused(1)), (10.0, failed(throttled(100)))], 20.0, Some((WaitReason::RetryAfter, Some(120)))),
+        (vec![(10.0, refused(1)), (10.0, failed(GrantFailure::Rejected))], 20.0, Some((WaitReason::Backoff, Some(40)))),
+        (
+            vec![(10.0, refused(1)), (20.0, failed(GrantFailure::Unreachable))],
+            20.0,
+            Some((WaitReason::Backoff, Some(21))),
+        ),
     ];
     for (script, looked, expected) in table {
-        let mut world = World::new();
+        let mut world = RefreshRunner::new();
         world.play(&[&start[..], &script].concat());
         let now = world.start + Duration::from_secs_f64(looked);
         world.run_to(now);
         let seconds = |at: Instant| (at - world.start).as_secs();
-        let found = world.machine.waiting(now).map(|waiting| (waiting.reason, waiting.until.map(seconds)));
+        let found = world.machine.pending_refresh(now).map(|waiting| (waiting.reason, waiting.until.map(seconds)));
         assert_eq!(found, expected, "{script:?}");
     }
 }
 
 #[test]
-fn an_operator_waits_out_the_interval() {
+fn an_operator_request_respects_the_interval() {
     let table = [
-        (vec![(20.0, Input::Wanted), (30.0, Input::Wanted)], "60 fetch"),
-        (vec![(100.0, Input::Wanted), (100.0, Input::Wanted)], "100 fetch"),
+        (vec![(20.0, Input::RefreshRequested), (30.0, Input::RefreshRequested)], "60 fetch"),
+        (vec![(100.0, Input::RefreshRequested), (100.0, Input::RefreshRequested)], "100 fetch"),
         (
-            vec![(100.0, Input::Wanted), (101.0, granted(1800)), (102.0, Input::Wanted)],
+            vec![(100.0, Input::RefreshRequested), (101.0, granted(1800)), (102.0, Input::RefreshRequested)],
             "100 fetch, 101 adopt 2, 160 fetch",
         ),
         // the scheduled one comes first
-        (vec![(1.5, Input::Wanted), (60.0, granted(60)), (61.0, Input::Wanted)], "60 fetch, 60 adopt 2, 105 fetch"),
+        (
+            vec![(1.5, Input::RefreshRequested), (60.0, granted(60)), (61.0, Input::RefreshRequested)],
+            "60 fetch, 60 adopt 2, 105 fetch",
+        ),
     ];
     for (script, expected) in table {
         let told = play(&[&[(0.0, Input::Start), (1.0, granted(1800))][..], &script].concat(), 600.0);
@@ -157,15 +164,15 @@ fn an_operator_waits_out_the_interval() {
 }
 
 #[test]
-fn each_failure_has_its_pace() {
-    let pause = |secs| Failure::Throttled(Some(Duration::from_secs(secs)));
+fn each_failure_has_its_own_delays() {
+    let pause = |secs| GrantFailure::Throttled(Some(Duration::from_secs(secs)));
     // failure, tries within so many seconds with the random number 0.5
     let table = [
-        (Failure::Unreachable, 130.0, "0 1 3 7 15 31 61 91 121"),
-        (Failure::Throttled(None), 130.0, "0 1 3 7 15 31 61 91 121"),
+        (GrantFailure::Unreachable, 130.0, "0 1 3 7 15 31 61 91 121"),
+        (GrantFailure::Throttled(None), 130.0, "0 1 3 7 15 31 61 91 121"),
         (pause(100), 400.0, "0 110 220 330"),
         (pause(3_600), 3_650.0, "0 3600"),
-        (Failure::Rejected, 4_000.0, "0 30 90 210 450 930 1830 2730 3630"),
+        (GrantFailure::Rejected, 4_000.0, "0 30 90 210 450 930 1830 2730 3630"),
     ];
     for (failure, until, expected) in table {
         assert_eq!(tries(None, failure, until), expected, "{failure:?}");
@@ -175,48 +182,48 @@ fn each_failure_has_its_pace() {
 #[test]
 fn an_unreachable_endpoint_is_tried_every_few_seconds_before_the_token_ends() {
     // due at 300 of 400; the emergency begins at 340
-    let told = tries(Some(400), Failure::Unreachable, 432.0);
+    let told = tries(Some(400), GrantFailure::Unreachable, 432.0);
     assert_eq!(
         told,
         "0 300 301 303 307 315 331 340 345 350 355 360 365 370 375 380 385 388 391 393 395 396 397 398 399 400 430"
     );
-    let told = tries(Some(400), Failure::Rejected, 600.0);
+    let told = tries(Some(400), GrantFailure::Rejected, 600.0);
     assert_eq!(told, "0 300 330 390 510", "bad credentials are not tried faster");
 }
 
 #[test]
-fn bad_credentials_alarm_once_and_the_running_token_stays() {
-    let mut world = World::new();
-    world.play(&[(0.0, Input::Start), (0.0, granted(1800)), (1500.0, failed(Failure::Rejected))]);
-    world.play(&[(1530.0, failed(Failure::Rejected))]);
+fn rejected_credentials_alarm_once_and_the_current_token_stays() {
+    let mut world = RefreshRunner::new();
+    world.play(&[(0.0, Input::Start), (0.0, granted(1800)), (1500.0, failed(GrantFailure::Rejected))]);
+    world.play(&[(1530.0, failed(GrantFailure::Rejected))]);
     assert_eq!(
-        world.told(),
+        world.transcript(),
         "0 fetch, 0 adopt 1, 1500 fetch, 1500 alarm and retry at 1530, 1530 fetch, 1530 retry at 1590"
     );
-    assert_eq!((world.machine.phase(), world.machine.generation()), (Phase::Rejected, 1));
-    assert_eq!(world.machine.ends_at(), Some(world.start + Duration::from_secs(1800)));
+    assert_eq!((world.machine.phase(), world.machine.generation()), (TokenPhase::Rejected, 1));
+    assert_eq!(world.machine.expires_at(), Some(world.start + Duration::from_secs(1800)));
 
     world.play(&[(1590.0, granted(1800))]);
-    assert_eq!(world.machine.phase(), Phase::Valid);
+    assert_eq!(world.machine.phase(), TokenPhase::Valid);
 }
 
 #[test]
-fn corrected_credentials_are_tried_within_the_interval_but_a_throttled_endpoint_is_left_alone() {
-    let rejected = [(0.0, Input::Start), (0.0, failed(Failure::Rejected)), (30.0, failed(Failure::Rejected))];
-    let told = play(&[&rejected[..], &[(31.0, Input::Wanted)]].concat(), 600.0);
+fn corrected_credentials_are_tried_within_the_interval_but_not_while_throttled() {
+    let rejected = [(0.0, Input::Start), (0.0, failed(GrantFailure::Rejected)), (30.0, failed(GrantFailure::Rejected))];
+    let told = play(&[&rejected[..], &[(31.0, Input::RefreshRequested)]].concat(), 600.0);
     assert!(told.ends_with("30 fetch, 30 retry at 90, 90 fetch"), "{told}");
-    let late = [&rejected[..], &[(90.0, failed(Failure::Rejected)), (155.0, Input::Wanted)]].concat();
+    let late = [&rejected[..], &[(90.0, failed(GrantFailure::Rejected)), (155.0, Input::RefreshRequested)]].concat();
     let told = play(&late, 600.0);
     assert!(told.ends_with("90 retry at 210, 155 fetch"), "{told}");
 
-    let throttled = Failure::Throttled(Some(Duration::from_secs(300)));
+    let throttled = GrantFailure::Throttled(Some(Duration::from_secs(300)));
     let told = play(
         &[
             (0.0, Input::Start),
             (0.0, granted(1800)),
-            (100.0, Input::Wanted),
+            (100.0, Input::RefreshRequested),
             (101.0, failed(throttled)),
-            (200.0, Input::Wanted),
+            (200.0, Input::RefreshRequested),
             (201.0, refused(1)),
         ],
         1_000.0,
@@ -225,14 +232,14 @@ fn corrected_credentials_are_tried_within_the_interval_but_a_throttled_endpoint_
 }
 
 #[test]
-fn a_refusal_while_the_endpoint_is_away_is_tried_at_once() {
+fn a_refusal_while_the_endpoint_is_unavailable_is_tried_at_once() {
     let script = [
         (0.0, Input::Start),
         (0.0, granted(1800)),
-        (1500.0, failed(Failure::Unreachable)),
-        (1501.0, failed(Failure::Unreachable)),
+        (1500.0, failed(GrantFailure::Unreachable)),
+        (1501.0, failed(GrantFailure::Unreachable)),
         (1501.5, refused(1)),
-        (1502.0, failed(Failure::Unreachable)),
+        (1502.0, failed(GrantFailure::Unreachable)),
         (1502.5, refused(1)),
     ];
     let told = play(&script, 1_600.0);
@@ -240,8 +247,8 @@ fn a_refusal_while_the_endpoint_is_away_is_tried_at_once() {
 }
 
 #[test]
-fn streams_that_go_on_refusing_do_not_hurry_what_was_tried_in_vain() {
-    let rejected = |at| (at, failed(Failure::Rejected));
+fn repeated_refusals_do_not_expedite_a_failed_attempt() {
+    let rejected = |at| (at, failed(GrantFailure::Rejected));
     let start = [(0.0, Input::Start), (0.0, granted(1800)), (100.0, refused(1))];
     let script = [&start[..], &[rejected(100.0), rejected(130.0), rejected(190.0), (290.0, refused(1))]].concat();
     let told = play(&script, 600.0);
@@ -249,8 +256,8 @@ fn streams_that_go_on_refusing_do_not_hurry_what_was_tried_in_vain() {
 }
 
 #[test]
-fn phases_tell_where_an_account_stands() {
-    let mut world = World::new();
+fn phases_describe_the_account() {
+    let mut world = RefreshRunner::new();
     let mut phases = Vec::new();
     for step in [(0.0, Input::Start), (0.0, granted(400)), (1.0, refused(1)), (2.0, granted(400))] {
         world.play(&[step]);
@@ -258,17 +265,18 @@ fn phases_tell_where_an_account_stands() {
     }
     world.run_to(world.start + Duration::from_secs(302));
     phases.push(world.machine.phase());
-    let expected = [Phase::Waiting, Phase::Valid, Phase::Renewing, Phase::Valid, Phase::Renewing];
+    let expected =
+        [TokenPhase::NoToken, TokenPhase::Valid, TokenPhase::Renewing, TokenPhase::Valid, TokenPhase::Renewing];
     assert_eq!(phases, expected);
 }
 
 proptest! {
     /// Whatever the endpoint, the platform and the operators do; `World` checks it at each step.
     #[test]
-    fn one_request_at_a_time_and_none_before_a_throttling_endpoint_wants_it(
+    fn one_request_at_a_time_and_none_before_retry_after(
         steps in proptest::collection::vec(step(), 1..200),
     ) {
-        let mut world = World::new();
+        let mut world = RefreshRunner::new();
         world.play(&[(0.0, Input::Start)]);
         let mut now = 0.0;
         for (pause, input) in steps {
@@ -286,35 +294,35 @@ proptest! {
         latency in 0.0..0.18_f64,
         unit in 0.0..1.0_f64,
     ) {
-        let mut world = World::new();
+        let mut world = RefreshRunner::new();
         let lifetime = Some(Duration::from_secs_f64(life));
         world.play(&[(0.0, Input::Start), (latency, Input::Granted { lifetime, repeated: false, unit })]);
         for _ in 0..20 {
-            let ends_at = world.machine.ends_at().unwrap();
+            let ends_at = world.machine.expires_at().unwrap();
             let due = world.machine.poll_timeout().unwrap();
             world.run_to(due);
             prop_assert!(world.in_flight);
             let answered = due + Duration::from_secs_f64(latency);
             prop_assert!(answered < ends_at);
-            world.tell(Input::Granted { lifetime, repeated: false, unit }, answered);
+            world.apply_input(Input::Granted { lifetime, repeated: false, unit }, answered);
         }
         prop_assert_eq!(world.machine.generation(), 21);
     }
 
     #[test]
-    fn refusals_and_wishes_cost_few_requests_a_minute(
+    fn refusals_and_operator_requests_cost_few_requests_a_minute(
         steps in proptest::collection::vec((0.0..40.0_f64, any::<bool>()), 1..200),
         accepted in any::<bool>(),
     ) {
-        let mut world = World::new();
+        let mut world = RefreshRunner::new();
         world.play(&[(0.0, Input::Start), (0.0, granted(1800))]);
         let mut now = 0.0;
         for (pause, refuse) in steps {
             now += pause;
-            let answer = if accepted { granted(1800) } else { failed(Failure::Rejected) };
+            let answer = if accepted { granted(1800) } else { failed(GrantFailure::Rejected) };
             world.run_answered(now, answer);
             let generation = world.machine.generation();
-            world.play(&[(now, if refuse { unusable(generation) } else { Input::Wanted })]);
+            world.play(&[(now, if refuse { unproven(generation) } else { Input::RefreshRequested })]);
         }
         // a scheduled or repeated one, one that was wanted, and the first after a refusal
         let spread_min = Duration::from_secs(if accepted { 60 } else { 30 });
@@ -326,15 +334,15 @@ proptest! {
 
 /// Runs the script and then the clock to `until`; what the machine wanted, as text.
 fn play(script: &[(f64, Input)], until: f64) -> String {
-    let mut world = World::new();
+    let mut world = RefreshRunner::new();
     world.play(script);
     world.run_to(world.start + Duration::from_secs_f64(until));
-    world.told()
+    world.transcript()
 }
 
 /// When an endpoint that always fails like this is tried, after it granted one token of `life`.
-fn tries(life: Option<u64>, failure: Failure, until: f64) -> String {
-    let mut world = World::new();
+fn tries(life: Option<u64>, failure: GrantFailure, until: f64) -> String {
+    let mut world = RefreshRunner::new();
     world.play(&[(0.0, Input::Start)]);
     if let Some(life) = life {
         world.play(&[(0.0, granted(life))]);
@@ -347,9 +355,9 @@ fn tries(life: Option<u64>, failure: Failure, until: f64) -> String {
 fn step() -> impl Strategy<Value = (f64, Input)> {
     let unit = 0.0..1.0_f64;
     let failure = prop_oneof![
-        Just(Failure::Unreachable),
-        Just(Failure::Rejected),
-        proptest::option::of(1..3_600_u64).prop_map(|secs| Failure::Throttled(secs.map(Duration::from_secs))),
+        Just(GrantFailure::Unreachable),
+        Just(GrantFailure::Rejected),
+        proptest::option::of(1..3_600_u64).prop_map(|secs| GrantFailure::Throttled(secs.map(Duration::from_secs))),
     ];
     let input = prop_oneof![
         (10..100_000_u64, unit.clone()).prop_map(|(life, unit)| Input::Granted {
@@ -358,9 +366,9 @@ fn step() -> impl Strategy<Value = (f64, Input)> {
             unit
         }),
         (failure, unit).prop_map(|(failure, unit)| Input::Failed { failure, unit }),
-        (0..20_u64, any::<bool>()).prop_map(|(generation, carried)| Input::Refused { generation, carried }),
+        (0..20_u64, any::<bool>()).prop_map(|(generation, proven)| Input::Refused { generation, proven }),
         (0..20_u64).prop_map(cleared),
-        Just(Input::Wanted),
+        Just(Input::RefreshRequested),
     ];
     (0.0..100.0_f64, input)
 }
@@ -370,12 +378,12 @@ fn is_answer(input: &Input) -> bool {
         Input::Granted { .. } | Input::Failed { .. } => true,
         Input::Start
         | Input::Refused { .. }
-        | Input::Cleared { .. }
-        | Input::Wanted
-        | Input::Looked { .. }
+        | Input::RefusalCleared { .. }
+        | Input::RefreshRequested
+        | Input::VaultRead { .. }
         | Input::Locked { .. }
         | Input::Published(_)
-        | Input::Told { .. } => false,
+        | Input::VaultNotified { .. } => false,
     }
 }
 
@@ -388,30 +396,30 @@ fn repeated() -> Input {
     Input::Granted { lifetime: Some(Duration::from_secs(1_800)), repeated: true, unit: 0.0 }
 }
 
-fn endless() -> Input {
+fn without_expiry() -> Input {
     Input::Granted { lifetime: None, repeated: false, unit: 0.0 }
 }
 
-fn failed(failure: Failure) -> Input {
+fn failed(failure: GrantFailure) -> Input {
     Input::Failed { failure, unit: 0.5 }
 }
 
 /// A token that had carried a live session.
 fn refused(generation: u64) -> Input {
-    Input::Refused { generation, carried: true }
+    Input::Refused { generation, proven: true }
 }
 
 /// One that never did.
-fn unusable(generation: u64) -> Input {
-    Input::Refused { generation, carried: false }
+fn unproven(generation: u64) -> Input {
+    Input::Refused { generation, proven: false }
 }
 
 fn cleared(generation: u64) -> Input {
-    Input::Cleared { generation }
+    Input::RefusalCleared { generation }
 }
 
 /// A machine, its clock, and what it wanted so far.
-struct World {
+struct RefreshRunner {
     machine: Refresh,
     start: Instant,
     in_flight: bool,
@@ -420,13 +428,13 @@ struct World {
     told: Vec<String>,
 }
 
-impl World {
+impl RefreshRunner {
     fn new() -> Self {
         let machine = Refresh::new(Settings {
             buffer: Duration::from_secs(300),
             interval_min: Duration::from_secs(60),
             jitter_max: Duration::from_secs(2),
-            sharing: Sharing::None,
+            sharing: TokenSharing::None,
         });
         let start = Instant::now();
         Self { machine, start, in_flight: false, not_before: start, fetches: Vec::new(), told: Vec::new() }
@@ -436,27 +444,27 @@ impl World {
         for (at, input) in script {
             let at = self.start + Duration::from_secs_f64(*at);
             self.run_to(at);
-            self.tell(*input, at);
+            self.apply_input(*input, at);
         }
     }
 
-    fn tell(&mut self, input: Input, at: Instant) {
+    fn apply_input(&mut self, input: Input, at: Instant) {
         if is_answer(&input) {
             assert!(self.in_flight, "the script answers what was not asked");
             self.in_flight = false;
         }
-        if let Input::Failed { failure: Failure::Throttled(Some(pause)), .. } = input {
+        if let Input::Failed { failure: GrantFailure::Throttled(Some(pause)), .. } = input {
             self.not_before = at + pause;
         }
         self.machine.handle(input, at);
-        self.listen(at);
+        self.drain_outputs(at);
     }
 
     /// Lets every timer fire that is due by then.
     fn run_to(&mut self, end: Instant) {
         while let Some(at) = self.machine.poll_timeout().filter(|at| *at <= end) {
             self.machine.handle_timeout(at);
-            self.listen(at);
+            self.drain_outputs(at);
         }
     }
 
@@ -465,14 +473,14 @@ impl World {
         let end = self.start + Duration::from_secs_f64(until);
         loop {
             if self.in_flight {
-                self.tell(answer, *self.fetches.last().unwrap());
+                self.apply_input(answer, *self.fetches.last().unwrap());
             }
             let Some(next) = self.machine.poll_timeout().filter(|at| *at <= end) else { return };
             self.run_to(next);
         }
     }
 
-    fn listen(&mut self, now: Instant) {
+    fn drain_outputs(&mut self, now: Instant) {
         let seconds = |at: Instant| (at - self.start).as_secs_f64();
         while let Some(output) = self.machine.poll_output() {
             self.told.push(match output {
@@ -483,12 +491,14 @@ impl World {
                     self.fetches.push(now);
                     format!("{} fetch", seconds(now))
                 }
-                Output::Adopt { generation, origin: Origin::Grant } => format!("{} adopt {generation}", seconds(now)),
+                Output::Adopt { generation, origin: TokenOrigin::Grant } => {
+                    format!("{} adopt {generation}", seconds(now))
+                }
                 Output::Retry { at, alarm: false } => format!("{} retry at {}", seconds(now), seconds(at)),
                 Output::Retry { at, alarm: true } => format!("{} alarm and retry at {}", seconds(now), seconds(at)),
-                Output::Adopt { origin: Origin::Vault, .. }
-                | Output::KeepAway { .. }
-                | Output::Look
+                Output::Adopt { origin: TokenOrigin::Vault, .. }
+                | Output::PauseRequests { .. }
+                | Output::ReadVault
                 | Output::Lock { .. }
                 | Output::Renew { .. }
                 | Output::Release { .. }
@@ -497,7 +507,7 @@ impl World {
         }
     }
 
-    fn told(&self) -> String {
+    fn transcript(&self) -> String {
         self.told.join(", ")
     }
 }

@@ -11,15 +11,15 @@ use std::{
 use crate::model::StreamName;
 
 /// A token that is younger than this, and under which other streams are live, was not revoked.
-const FRESH: Duration = Duration::from_secs(60);
+const FRESH_MAX: Duration = Duration::from_secs(60);
 
 /// What is known of the token in force, on this replica. All sets are bounded by the configured streams.
 #[derive(Debug, Clone, Default)]
-pub struct Usage {
+pub struct TokenUsage {
     generation: u64,
     offered_at: Option<Instant>,
     /// Streams that were live under the token in force.
-    carried_by: BTreeSet<StreamName>,
+    proven_by: BTreeSet<StreamName>,
     /// Streams that were live, and were not refused since.
     healthy: BTreeSet<StreamName>,
     /// When a stream was last refused after another token was got on its word. Kept for [`FRESH`].
@@ -32,34 +32,34 @@ pub struct Usage {
 
 /// Whose trouble a refusal is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ruling {
+pub enum RefusalScope {
     /// There is a newer token already.
-    Old,
+    Outdated,
     /// The account gets another token: at once if this one had carried a live session.
-    Account { carried: bool },
+    Account { proven: bool },
     /// The stream's own: the account keeps its token.
     Stream,
 }
 
-impl Usage {
+impl TokenUsage {
     /// A token is in force.
-    pub fn offered(&mut self, generation: u64, now: Instant) {
+    pub fn on_token(&mut self, generation: u64, now: Instant) {
         if generation > self.generation {
             self.generation = generation;
             self.offered_at = Some(now);
-            self.carried_by.clear();
+            self.proven_by.clear();
             self.refused = None;
         }
     }
 
     /// A session of the stream is live under a token. True if that clears the token of a refusal that was believed.
-    pub fn live(&mut self, stream: &StreamName, generation: u64) -> bool {
+    pub fn on_live(&mut self, stream: &StreamName, generation: u64) -> bool {
         self.failing.remove(stream);
         self.healthy.insert(stream.clone());
         if generation != self.generation {
             return false;
         }
-        self.carried_by.insert(stream.clone());
+        self.proven_by.insert(stream.clone());
         let cleared = self.refused == Some(false);
         if cleared {
             self.refused = None;
@@ -68,42 +68,42 @@ impl Usage {
     }
 
     /// The platform refuses a token to the stream.
-    pub fn refused(&mut self, stream: &StreamName, generation: u64, now: Instant) -> Ruling {
+    pub fn on_refused(&mut self, stream: &StreamName, generation: u64, now: Instant) -> RefusalScope {
         if generation < self.generation {
-            return Ruling::Old;
+            return RefusalScope::Outdated;
         }
         self.healthy.remove(stream);
         let failing = !self.failing.insert(stream.clone());
-        self.replaced_for.retain(|_, at| now < *at + FRESH);
-        let ruling = self.judge(stream, failing, now);
-        if self.replaced_for.contains_key(stream) || matches!(ruling, Ruling::Account { .. }) {
+        self.replaced_for.retain(|_, at| now < *at + FRESH_MAX);
+        let scope = self.scope_of(stream, failing, now);
+        if self.replaced_for.contains_key(stream) || matches!(scope, RefusalScope::Account { .. }) {
             self.replaced_for.insert(stream.clone(), now);
         }
-        if let Ruling::Account { carried } = ruling {
-            self.refused = Some(carried || self.refused == Some(true));
+        if let RefusalScope::Account { proven } = scope {
+            self.refused = Some(proven || self.refused == Some(true));
         }
-        ruling
+        scope
     }
 
-    fn judge(&self, stream: &StreamName, failing: bool, now: Instant) -> Ruling {
-        let carried = !self.carried_by.is_empty();
-        let fresh = self.offered_at.is_some_and(|at| now < at + FRESH);
+    fn scope_of(&self, stream: &StreamName, failing: bool, now: Instant) -> RefusalScope {
+        let proven = !self.proven_by.is_empty();
+        let fresh = self.offered_at.is_some_and(|at| now < at + FRESH_MAX);
         if self.is_repeated(stream) {
-            return Ruling::Stream;
+            return RefusalScope::Stream;
         }
-        if self.carried_by.contains(stream) && !failing {
-            return Ruling::Account { carried: true };
+        if self.proven_by.contains(stream) && !failing {
+            return RefusalScope::Account { proven: true };
         }
         let others_fine = !self.healthy.is_empty() && self.refused.is_none();
-        if others_fine && (failing || (carried && fresh)) {
-            return Ruling::Stream;
+        if others_fine && (failing || (proven && fresh)) {
+            return RefusalScope::Stream;
         }
-        Ruling::Account { carried }
+        RefusalScope::Account { proven }
     }
 
     /// Another token did not help this stream a moment ago, and others are live under the one in force.
     fn is_repeated(&self, stream: &StreamName) -> bool {
-        let others = self.carried_by.iter().any(|other| other != stream && self.healthy.contains(other));
+        let others = self.proven_by.iter().any(|other| other != stream && self.healthy.contains(other));
         others && self.refused.is_none() && self.replaced_for.contains_key(stream)
     }
 }
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_streams_refusal_is_its_own_trouble_and_what_carried_is_replaced_at_once() {
+    fn a_refusal_of_one_stream_stays_with_it_and_a_proven_token_is_replaced_at_once() {
         let table = [
             ("alone, it carried", "offer 1, live a 1, refuse a 1 at-once"),
             ("alone, it never carried", "offer 1, refuse a 1 later"),
@@ -154,16 +154,16 @@ mod tests {
             ),
         ];
         for (name, script) in table {
-            let (mut usage, mut now) = (Usage::default(), Instant::now());
+            let (mut usage, mut now) = (TokenUsage::default(), Instant::now());
             for step in script.split(", ") {
                 match step.split_whitespace().collect::<Vec<_>>()[..] {
-                    ["offer", generation] => usage.offered(generation.parse().unwrap(), now),
+                    ["offer", generation] => usage.on_token(generation.parse().unwrap(), now),
                     ["live", stream, generation] => {
-                        usage.live(&stream.parse().unwrap(), generation.parse().unwrap());
+                        usage.on_live(&stream.parse().unwrap(), generation.parse().unwrap());
                     }
                     ["refuse", stream, generation, expected] => {
-                        let ruling = usage.refused(&stream.parse().unwrap(), generation.parse().unwrap(), now);
-                        assert_eq!(word(ruling), expected, "{name}: {step}");
+                        let scope = usage.on_refused(&stream.parse().unwrap(), generation.parse().unwrap(), now);
+                        assert_eq!(describe(scope), expected, "{name}: {step}");
                     }
                     ["pass", seconds] => now += Duration::from_secs(seconds.parse().unwrap()),
                     _ => panic!("{step}"),
@@ -172,23 +172,23 @@ mod tests {
         }
     }
 
-    fn word(ruling: Ruling) -> &'static str {
-        match ruling {
-            Ruling::Old => "old",
-            Ruling::Account { carried: true } => "at-once",
-            Ruling::Account { carried: false } => "later",
-            Ruling::Stream => "stream",
+    fn describe(scope: RefusalScope) -> &'static str {
+        match scope {
+            RefusalScope::Outdated => "old",
+            RefusalScope::Account { proven: true } => "at-once",
+            RefusalScope::Account { proven: false } => "later",
+            RefusalScope::Stream => "stream",
         }
     }
 
     #[test]
-    fn a_refusal_of_a_token_that_never_carried_is_cleared_by_a_neighbour_that_goes_live_under_it() {
-        let (mut usage, now) = (Usage::default(), Instant::now());
+    fn a_refusal_of_an_unproven_token_is_cleared_when_another_stream_goes_live_with_it() {
+        let (mut usage, now) = (TokenUsage::default(), Instant::now());
         let [a, b] = ["a", "b"].map(|name| name.parse().unwrap());
-        usage.offered(1, now);
-        assert_eq!(usage.refused(&b, 1, now), Ruling::Account { carried: false });
-        assert!(usage.live(&a, 1), "the account keeps it");
-        assert_eq!(usage.refused(&b, 1, now), Ruling::Stream);
-        assert!(!usage.live(&a, 1), "nothing is cleared twice");
+        usage.on_token(1, now);
+        assert_eq!(usage.on_refused(&b, 1, now), RefusalScope::Account { proven: false });
+        assert!(usage.on_live(&a, 1), "the account keeps it");
+        assert_eq!(usage.on_refused(&b, 1, now), RefusalScope::Stream);
+        assert!(!usage.on_live(&a, 1), "nothing is cleared twice");
     }
 }

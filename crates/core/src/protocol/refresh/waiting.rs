@@ -2,37 +2,37 @@
 
 use std::time::Instant;
 
-use super::{Failure, Refresh, State, sharing::Step};
+use super::{GrantFailure, Refresh, RefreshState, sharing::VaultStep};
 
 /// A refresh that is wanted and not done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waiting {
-    pub reason: Reason,
+pub struct PendingRefresh {
+    pub reason: WaitReason,
     /// When it goes on at the latest, if the machine knows that.
     pub until: Option<Instant>,
 }
 
 /// For what it waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
+pub enum WaitReason {
     Endpoint,
     Vault,
-    AnotherReplica,
-    VaultAway,
+    LockHeldElsewhere,
+    VaultUnavailable,
     IntervalMin,
     RetryAfter,
     Backoff,
     Jitter,
 }
 
-impl Reason {
+impl WaitReason {
     /// The words for people.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Endpoint => "the answer of the token endpoint",
             Self::Vault => "an answer of Redis",
-            Self::AnotherReplica => "another replica, which holds the refresh lock",
-            Self::VaultAway => "a random delay, because Redis does not answer (other replicas may refresh, too)",
+            Self::LockHeldElsewhere => "another replica, which holds the refresh lock",
+            Self::VaultUnavailable => "a random delay, because Redis does not answer (other replicas may refresh, too)",
             Self::IntervalMin => "the minimal interval between two refreshes (refresh_interval_min)",
             Self::RetryAfter => "the pause that the token endpoint asked for (Retry-After)",
             Self::Backoff => "the next attempt after a failure",
@@ -43,45 +43,47 @@ impl Reason {
 
 impl Refresh {
     /// For what a refresh waits at this moment. None: none is wanted before the scheduled one.
-    pub fn waiting(&self, now: Instant) -> Option<Waiting> {
-        let for_ever = |reason| Some(Waiting { reason, until: None });
-        let until = |reason, at| Some(Waiting { reason, until: Some(at) });
+    pub fn pending_refresh(&self, now: Instant) -> Option<PendingRefresh> {
+        let without_end = |reason| Some(PendingRefresh { reason, until: None });
+        let until = |reason, at| Some(PendingRefresh { reason, until: Some(at) });
         match self.state {
-            State::Idle => None,
-            State::Resting { due } => self.rest_reason(due, now),
-            State::Fetching { .. } => for_ever(Reason::Endpoint),
-            State::Retrying { at, row } => until(reason_of(row.failure), at),
-            State::Sharing { step, row } => match step {
-                Step::Glancing { due, .. } | Step::Offering { due } => match (row, due) {
-                    (Some(row), Some(at)) => until(reason_of(row.failure), at),
-                    (None | Some(_), due) => self.rest_reason(due, now),
-                },
-                Step::Waiting { at } => until(Reason::AnotherReplica, at),
-                Step::Alone { at } => until(Reason::VaultAway, at),
-                Step::Looking { .. }
-                | Step::Locking { .. }
-                | Step::LookingAgain { .. }
-                | Step::Publishing { .. }
-                | Step::Conceding { .. } => for_ever(Reason::Vault),
+            RefreshState::NotStarted => None,
+            RefreshState::Idle { refresh_at: due } => self.idle_reason(due, now),
+            RefreshState::Fetching { .. } => without_end(WaitReason::Endpoint),
+            RefreshState::Retrying { at, streak } => until(reason_for(streak.failure), at),
+            RefreshState::Sharing { step, streak } => match step {
+                VaultStep::Peeking { refresh_at: due, .. } | VaultStep::Republishing { refresh_at: due } => {
+                    match (streak, due) {
+                        (Some(streak), Some(at)) => until(reason_for(streak.failure), at),
+                        (None | Some(_), due) => self.idle_reason(due, now),
+                    }
+                }
+                VaultStep::WaitingForLock { at } => until(WaitReason::LockHeldElsewhere, at),
+                VaultStep::WithoutVault { at } => until(WaitReason::VaultUnavailable, at),
+                VaultStep::Reading { .. }
+                | VaultStep::Locking { .. }
+                | VaultStep::Rereading { .. }
+                | VaultStep::Publishing { .. }
+                | VaultStep::Yielding { .. } => without_end(WaitReason::Vault),
             },
         }
     }
 
     /// A token that is due ahead of its schedule was asked for, and the minimal interval is not over.
-    fn rest_reason(&self, due: Option<Instant>, now: Instant) -> Option<Waiting> {
+    fn idle_reason(&self, due: Option<Instant>, now: Instant) -> Option<PendingRefresh> {
         let at = due?;
-        let life = self.held.and_then(|held| held.life);
-        let Some(life) = life.filter(|life| at >= life.due) else {
-            return Some(Waiting { reason: Reason::IntervalMin, until: Some(at) });
+        let life = self.current.and_then(|held| held.lifetime);
+        let Some(life) = life.filter(|life| at >= life.refresh_at) else {
+            return Some(PendingRefresh { reason: WaitReason::IntervalMin, until: Some(at) });
         };
-        let planned = life.ends_at.checked_sub(self.settings.buffer_of(life.whole))?;
-        (now >= planned).then_some(Waiting { reason: Reason::Jitter, until: Some(at) })
+        let planned = life.expires_at.checked_sub(self.settings.buffer_of(life.total))?;
+        (now >= planned).then_some(PendingRefresh { reason: WaitReason::Jitter, until: Some(at) })
     }
 }
 
-fn reason_of(failure: Failure) -> Reason {
+fn reason_for(failure: GrantFailure) -> WaitReason {
     match failure {
-        Failure::Throttled(Some(_)) => Reason::RetryAfter,
-        Failure::Throttled(None) | Failure::Unreachable | Failure::Rejected => Reason::Backoff,
+        GrantFailure::Throttled(Some(_)) => WaitReason::RetryAfter,
+        GrantFailure::Throttled(None) | GrantFailure::Unreachable | GrantFailure::Rejected => WaitReason::Backoff,
     }
 }

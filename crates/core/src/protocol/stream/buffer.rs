@@ -9,7 +9,7 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// What happens at the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Overflow {
+pub enum OverflowPolicy {
     /// Nothing more is read from the platform until there is room: for platforms that replay.
     Backpressure,
     /// The oldest events are dropped and a gap says so: for platforms that do not.
@@ -18,16 +18,16 @@ pub enum Overflow {
 
 /// A gap entry on its way into the log: its snapshot must name the offset that it gets there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ticket(pub(super) u64);
+pub(super) struct GapTicket(pub(super) u64);
 
 /// One entry that is to be appended.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingEntry {
     pub(super) event: Event,
-    pub(super) ticket: Option<Ticket>,
+    pub(super) ticket: Option<GapTicket>,
 }
 
-impl From<Event> for Pending {
+impl From<Event> for PendingEntry {
     fn from(event: Event) -> Self {
         Self { event, ticket: None }
     }
@@ -36,17 +36,17 @@ impl From<Event> for Pending {
 /// The queue in front of the log.
 #[derive(Debug)]
 pub(super) struct Buffer {
-    pending: VecDeque<Pending>,
+    pending: VecDeque<PendingEntry>,
     limit: usize,
     bytes: usize,
     bytes_max: usize,
     append_max: usize,
-    overflow: Overflow,
+    overflow: OverflowPolicy,
     shed: Option<Shed>,
     /// The newest numbered event that went through here, dropped ones included.
-    passed: Option<Position>,
+    last_passed: Option<Position>,
     /// How many entries ever came.
-    came: u64,
+    pushed_total: u64,
 }
 
 /// Events dropped since the last batch was taken.
@@ -58,10 +58,10 @@ struct Shed {
 
 /// What goes into one append.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct AppendBatch {
     pub(super) events: Vec<Event>,
     /// The gap entries among them, by index.
-    pub(super) tickets: Vec<(usize, Ticket)>,
+    pub(super) tickets: Vec<(usize, GapTicket)>,
     pub(super) position: Option<Position>,
     /// What the events weigh.
     pub(super) bytes: usize,
@@ -69,14 +69,14 @@ pub(super) struct Taken {
 
 /// How much may wait, and how much goes into one append.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct BufferLimits {
     pub(super) events: usize,
     pub(super) bytes: usize,
     pub(super) append_max: usize,
 }
 
 impl Buffer {
-    pub(super) fn new(limits: Limits, overflow: Overflow, position: Option<Position>) -> Self {
+    pub(super) fn new(limits: BufferLimits, overflow: OverflowPolicy, position: Option<Position>) -> Self {
         Self {
             pending: VecDeque::new(),
             limit: limits.events,
@@ -85,8 +85,8 @@ impl Buffer {
             append_max: limits.append_max,
             overflow,
             shed: None,
-            passed: position,
-            came: 0,
+            last_passed: position,
+            pushed_total: 0,
         }
     }
 
@@ -95,18 +95,18 @@ impl Buffer {
     }
 
     /// The newest number that went through here.
-    pub(super) fn passed(&self) -> Option<Position> {
-        self.passed
+    pub(super) fn last_passed(&self) -> Option<Position> {
+        self.last_passed
     }
 
     /// How many entries ever came.
-    pub(super) fn came(&self) -> u64 {
-        self.came
+    pub(super) fn pushed_total(&self) -> u64 {
+        self.pushed_total
     }
 
     /// Whether so many of them have been taken, and what was dropped of them was told.
-    pub(super) fn is_past(&self, count: u64) -> bool {
-        self.shed.is_none() && self.came - self.pending.len() as u64 >= count
+    pub(super) fn has_drained(&self, count: u64) -> bool {
+        self.shed.is_none() && self.pushed_total - self.pending.len() as u64 >= count
     }
 
     /// Whether so much alone is as much as may wait.
@@ -120,16 +120,16 @@ impl Buffer {
     }
 
     /// Whether frames should be left unread until there is room.
-    pub(super) fn holds_back(&self, events: usize, bytes: usize) -> bool {
-        self.overflow == Overflow::Backpressure && self.is_full_with(events, bytes)
+    pub(super) fn applies_backpressure(&self, events: usize, bytes: usize) -> bool {
+        self.overflow == OverflowPolicy::Backpressure && self.is_full_with(events, bytes)
     }
 
     /// Adds an entry; returns how many were dropped for it.
-    pub(super) fn push(&mut self, pending: Pending) -> u64 {
+    pub(super) fn push(&mut self, pending: PendingEntry) -> u64 {
         self.bytes += pending.event.weight();
         self.pending.push_back(pending);
-        self.came += 1;
-        if self.overflow == Overflow::Backpressure {
+        self.pushed_total += 1;
+        if self.overflow == OverflowPolicy::Backpressure {
             return 0;
         }
         let mut shed = 0;
@@ -145,37 +145,37 @@ impl Buffer {
 
     /// Drops the oldest event; the relay's own entries stay, or the gap that they tell would be silent.
     fn shed_oldest(&mut self) -> u64 {
-        let own = |pending: &Pending| pending.event.kind.starts_with("trunkline.");
+        let own = |pending: &PendingEntry| pending.event.kind.starts_with("trunkline.");
         let Some(oldest) = self.pending.iter().position(|pending| !own(pending)) else { return 0 };
         let Some(dropped) = self.pending.remove(oldest) else { return 0 };
         self.bytes -= dropped.event.weight();
-        let after = self.passed;
+        let after = self.last_passed;
         self.shed.get_or_insert(Shed { count: 0, after }).count += 1;
-        self.pass(&dropped.event);
+        self.track_position(&dropped.event);
         1
     }
 
-    fn pass(&mut self, event: &Event) {
-        self.passed = event.sequence.map(Position).or(self.passed);
+    fn track_position(&mut self, event: &Event) {
+        self.last_passed = event.sequence.map(Position).or(self.last_passed);
     }
 
     /// The next append; none when nothing waits.
-    pub(super) fn take(&mut self, received: Timestamp) -> Option<Taken> {
+    pub(super) fn take(&mut self, received: Timestamp) -> Option<AppendBatch> {
         let events = Vec::with_capacity(self.pending.len().min(self.append_max));
-        let mut taken = Taken { events, tickets: Vec::new(), position: self.passed, bytes: 0 };
+        let mut batch = AppendBatch { events, tickets: Vec::new(), position: self.last_passed, bytes: 0 };
         if let Some(shed) = self.shed.take() {
-            taken.events.push(self.shed_gap(&shed).event(received));
+            batch.events.push(self.shed_gap(&shed).event(received));
         }
-        while taken.events.len() < self.append_max && taken.bytes < BATCH_BYTES_MAX {
-            let Some(Pending { event, ticket }) = self.pending.pop_front() else { break };
-            taken.bytes += event.weight();
-            self.pass(&event);
-            taken.tickets.extend(ticket.map(|ticket| (taken.events.len(), ticket)));
-            taken.events.push(event);
+        while batch.events.len() < self.append_max && batch.bytes < BATCH_BYTES_MAX {
+            let Some(PendingEntry { event, ticket }) = self.pending.pop_front() else { break };
+            batch.bytes += event.weight();
+            self.track_position(&event);
+            batch.tickets.extend(ticket.map(|ticket| (batch.events.len(), ticket)));
+            batch.events.push(event);
         }
-        self.bytes -= taken.bytes;
-        taken.position = self.passed;
-        (!taken.events.is_empty()).then_some(taken)
+        self.bytes -= batch.bytes;
+        batch.position = self.last_passed;
+        (!batch.events.is_empty()).then_some(batch)
     }
 
     fn shed_gap(&self, shed: &Shed) -> Gap {
@@ -190,35 +190,35 @@ mod tests {
     use super::*;
     use crate::model::{Body, Sequence};
 
-    fn limits(events: usize, append_max: usize) -> Limits {
-        Limits { events, bytes: usize::MAX, append_max }
+    fn limits(events: usize, append_max: usize) -> BufferLimits {
+        BufferLimits { events, bytes: usize::MAX, append_max }
     }
 
-    fn event(sequence: u64) -> Pending {
-        let mut event = Event::own("e", &sequence, Timestamp(0));
+    fn event(sequence: u64) -> PendingEntry {
+        let mut event = Event::internal("e", &sequence, Timestamp(0));
         event.sequence = Some(Sequence(sequence));
         event.into()
     }
 
     #[test]
-    fn at_the_limit_the_oldest_are_dropped_and_a_gap_says_which() {
-        let mut buffer = Buffer::new(limits(3, 10), Overflow::DropOldest, Some(Position(Sequence(10))));
+    fn at_the_limit_the_oldest_are_dropped_and_a_gap_records_them() {
+        let mut buffer = Buffer::new(limits(3, 10), OverflowPolicy::DropOldest, Some(Position(Sequence(10))));
         let shed: u64 = (11..=16).map(|sequence| buffer.push(event(sequence))).sum();
         assert_eq!(shed, 3);
-        let taken = buffer.take(Timestamp(0)).unwrap();
-        let Body::Json(gap) = &taken.events[0].body else { panic!() };
+        let batch = buffer.take(Timestamp(0)).unwrap();
+        let Body::Json(gap) = &batch.events[0].body else { panic!() };
         assert_eq!(gap, r#"{"reason":"shed","after":"10","before":"14","lost":3,"silence_ms":null}"#);
-        let rest: Vec<u64> = taken.events[1..].iter().map(|event| event.sequence.unwrap().0).collect();
-        assert_eq!((rest, taken.position), (vec![14, 15, 16], Some(Position(Sequence(16)))));
+        let rest: Vec<u64> = batch.events[1..].iter().map(|event| event.sequence.unwrap().0).collect();
+        assert_eq!((rest, batch.position), (vec![14, 15, 16], Some(Position(Sequence(16)))));
         assert!(buffer.take(Timestamp(0)).is_none());
     }
 
     #[test]
-    fn under_backpressure_nothing_is_dropped_and_reading_is_held_back() {
-        let mut buffer = Buffer::new(limits(3, 10), Overflow::Backpressure, None);
+    fn under_backpressure_nothing_is_dropped_and_reading_pauses() {
+        let mut buffer = Buffer::new(limits(3, 10), OverflowPolicy::Backpressure, None);
         assert!((1..=2).all(|sequence| buffer.push(event(sequence)) == 0));
-        assert!(!buffer.holds_back(0, 0));
-        assert!(buffer.holds_back(1, 0));
+        assert!(!buffer.applies_backpressure(0, 0));
+        assert!(buffer.applies_backpressure(1, 0));
         buffer.push(event(3));
         buffer.push(event(4));
         assert_eq!((buffer.len(), buffer.is_full_with(0, 0)), (4, true));
@@ -226,43 +226,43 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_a_limit_as_the_count_is() {
+    fn bytes_are_limited_like_the_count() {
         let large = |sequence| {
             let mut pending = event(sequence);
             pending.event.body = Body::Json("x".repeat(1 << 20).into());
             pending
         };
-        let limits = Limits { events: 5_000, bytes: 8 << 20, append_max: 2_048 };
-        let mut buffer = Buffer::new(limits, Overflow::Backpressure, None);
+        let limits = BufferLimits { events: 5_000, bytes: 8 << 20, append_max: 2_048 };
+        let mut buffer = Buffer::new(limits, OverflowPolicy::Backpressure, None);
         let read = (1..100).take_while(|sequence| {
             buffer.push(large(*sequence));
-            !buffer.holds_back(0, 0)
+            !buffer.applies_backpressure(0, 0)
         });
         assert_eq!(read.count(), 7, "the eighth fills it");
         buffer.take(Timestamp(0));
-        assert!(!buffer.holds_back(0, 0), "what left for the log makes room");
-        assert!(buffer.holds_back(0, 1 << 20), "unless it waits elsewhere");
+        assert!(!buffer.applies_backpressure(0, 0), "what left for the log makes room");
+        assert!(buffer.applies_backpressure(0, 1 << 20), "unless it waits elsewhere");
 
-        let mut buffer = Buffer::new(limits, Overflow::DropOldest, Some(Position(Sequence(0))));
+        let mut buffer = Buffer::new(limits, OverflowPolicy::DropOldest, Some(Position(Sequence(0))));
         let shed: u64 = (1..=20).map(|sequence| buffer.push(large(sequence))).sum();
         assert_eq!((buffer.len(), shed), (7, 13));
         let gap = buffer.take(Timestamp(0)).unwrap().events.remove(0);
         assert_eq!(gap.body.len(), r#"{"reason":"shed","after":"0","before":"14","lost":13,"silence_ms":null}"#.len());
 
-        let mut buffer = Buffer::new(Limits { bytes: 1_000, ..limits }, Overflow::DropOldest, None);
+        let mut buffer = Buffer::new(BufferLimits { bytes: 1_000, ..limits }, OverflowPolicy::DropOldest, None);
         assert_eq!((buffer.push(large(1)), buffer.len()), (0, 1), "one that fits nowhere is appended all the same");
     }
 
     #[test]
-    fn a_batch_is_bounded_by_count_and_its_gaps_keep_their_places() {
-        let mut buffer = Buffer::new(limits(10_000, 2_000), Overflow::Backpressure, None);
+    fn a_batch_is_bounded_by_count_and_its_gaps_stay_in_place() {
+        let mut buffer = Buffer::new(limits(10_000, 2_000), OverflowPolicy::Backpressure, None);
         buffer.push(event(1));
         let gap = Gap::unknown(GapReason::Store).event(Timestamp(0));
-        buffer.push(Pending { event: gap, ticket: Some(Ticket(7)) });
+        buffer.push(PendingEntry { event: gap, ticket: Some(GapTicket(7)) });
         (2..5_000).for_each(|sequence| {
             buffer.push(event(sequence));
         });
-        let taken = buffer.take(Timestamp(0)).unwrap();
-        assert_eq!((taken.events.len(), taken.tickets), (2_000, vec![(1, Ticket(7))]));
+        let batch = buffer.take(Timestamp(0)).unwrap();
+        assert_eq!((batch.events.len(), batch.tickets), (2_000, vec![(1, GapTicket(7))]));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    connector::{Answer, Failure, Frame, Probe, RefusedTopic, Request},
+    connector::{Failure, Frame, Probe, RefusedTopic, RestRequest, RestResponse},
     model::{Checkpoint, Event, FeedId, GapReason, Mark, Position},
     protocol::session::{Dial, SessionId},
 };
@@ -46,17 +46,17 @@ pub enum CallId {
 pub enum Input {
     /// There is a token of this generation.
     Token(u64),
-    Answered {
+    Response {
         call: CallId,
-        answer: Result<Answer, String>,
+        response: Result<RestResponse, String>,
     },
     Opened(SessionId),
-    Refused {
+    ConnectFailed {
         session: SessionId,
         failure: Failure,
     },
     /// A frame has begun to arrive and is not whole yet.
-    Begun(SessionId),
+    PartialFrame(SessionId),
     Frame {
         session: SessionId,
         frame: Frame,
@@ -75,9 +75,9 @@ pub enum Input {
     /// To a standby: the log's position. The next session goes on from there.
     Follow(Position),
     /// To a standby: the log is ours now.
-    Own {
+    BecomeOwner {
         /// What the log's head says now.
-        opening: Opening,
+        head: LogHead,
         /// Where nothing is numbered: the newest entries of the log, oldest first; kind, subject and body matter. As
         /// many of the platform's as are kept, and as many more as the log may be ahead by (if there are so many).
         /// Where nothing is kept, only those that were appended since the session was begun.
@@ -94,7 +94,7 @@ pub enum Input {
 
 /// What is known of the stream from before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Opening {
+pub struct LogHead {
     pub checkpoint: Option<Checkpoint>,
     /// The store lost what it held: a gap with reason `store` is owed.
     pub damaged: bool,
@@ -102,25 +102,25 @@ pub struct Opening {
 
 /// What of an opening holds for a feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Judged {
-    pub(super) opening: Opening,
+pub(super) struct ValidatedHead {
+    pub(super) head: LogHead,
     /// The log was written from another feed.
     pub(super) is_other_feed: bool,
     /// What is marked in front of the first session, unless that one goes on after a position.
-    pub(super) unheard: Option<GapReason>,
+    pub(super) gap_reason: Option<GapReason>,
 }
 
-impl Opening {
+impl LogHead {
     /// The position of another feed is worth nothing here. One of which nobody knows the feed (an earlier version stored
     /// it) is trusted: what is stored next has its feed.
-    pub(super) fn judged(self, feed: FeedId) -> Judged {
+    pub(super) fn validated_for(self, feed: FeedId) -> ValidatedHead {
         let stored = self.checkpoint.and_then(|checkpoint| checkpoint.feed);
         let is_other_feed = stored.is_some_and(|stored| stored != feed);
         let position = self.position().filter(|_| !is_other_feed);
         let reason = if is_other_feed { GapReason::Reset } else { GapReason::NoReplay };
         let checkpoint = self.checkpoint.map(|known| Checkpoint { position, ..known });
         let opening = Self { checkpoint, ..self };
-        Judged { opening, is_other_feed, unheard: checkpoint.map(|_| reason) }
+        ValidatedHead { head: opening, is_other_feed, gap_reason: checkpoint.map(|_| reason) }
     }
 
     pub(super) fn position(&self) -> Option<Position> {
@@ -135,7 +135,7 @@ pub enum Output {
     Call {
         call: CallId,
         generation: u64,
-        request: Request,
+        request: RestRequest,
     },
     /// Open a socket under the token of this generation.
     Dial {
@@ -148,23 +148,23 @@ pub enum Output {
         probe: Probe,
     },
     /// Say farewell with this code; frames that still arrive are wanted.
-    Leave {
+    Close {
         session: SessionId,
         code: u16,
         reason: &'static str,
     },
     /// The session is over: drop its socket.
-    Forget(SessionId),
+    DropSocket(SessionId),
     /// Make these durable with their position; one at a time.
     Append {
         events: Vec<Event>,
         checkpoint: Checkpoint,
     },
     /// The platform rejected the token of this generation.
-    RefuseToken(u64),
+    TokenRejected(u64),
     /// A session is live under the token of this generation.
-    TokenCarried(u64),
-    Report(Report),
+    TokenProven(u64),
+    Report(StreamReport),
     /// Everything is durable that was said before [`Input::Flush`].
     Flushed,
     /// Everything that was heard is durable (or another's business), and all sessions are over.
@@ -173,11 +173,11 @@ pub enum Output {
 
 /// Something worth counting or logging.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Report {
-    State(State),
+pub enum StreamReport {
+    State(StreamState),
     Connected(bool),
     /// The log was written from another feed: its position is not used.
-    OtherFeed,
+    FeedChanged,
     /// A numbered stream goes on after this position.
     Resuming(Option<Position>),
     Gap {
@@ -189,7 +189,7 @@ pub enum Report {
         bytes: usize,
     },
     Shed(u64),
-    RotationBegins(Trigger),
+    RotationStarted(Trigger),
     RotationFailed {
         trigger: Trigger,
         failure: Failure,
@@ -200,31 +200,31 @@ pub enum Report {
         silence: Duration,
     },
     /// A session was lost, or could not be had, to trouble.
-    Lost {
+    SessionLost {
         failure: Failure,
         retry_in: Option<Duration>,
     },
     /// The platform refused several times in a row: an operator must act. Trying goes on at the backoff's cap.
-    GivenUp {
+    ActionRequired {
         failure: Failure,
         retry_in: Duration,
     },
     Breaker(bool),
     /// A snapshot was fetched, or why it is owed.
     Snapshot(Result<(), String>),
-    Refused(Topics),
+    TopicCoverage(TopicCoverage),
 }
 
 /// What of the configured topics is heard, and what is not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Topics {
+pub struct TopicCoverage {
     pub subscribed: usize,
     pub missing: Vec<RefusedTopic>,
 }
 
 /// What an operator sees of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum StreamState {
     Starting,
     Connecting,
     Live,
@@ -236,7 +236,7 @@ pub enum State {
     Failed,
 }
 
-impl State {
+impl StreamState {
     /// The word in metrics, logs and the admin API.
     pub fn as_str(self) -> &'static str {
         match self {

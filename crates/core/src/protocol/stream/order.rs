@@ -10,13 +10,13 @@ use std::{
 
 use crate::{
     model::{Body, Event, Gap, GapReason, Sequence},
-    protocol::{backoff::Curve, session::SessionId},
+    protocol::{backoff::BackoffCurve, session::SessionId},
 };
 
 /// A missing number is waited for until this many later events are there …
-const WAITING_MAX: usize = 64;
+const REORDER_MAX: usize = 64;
 /// … or this much time has gone by.
-const WAIT_MAX: Duration = Duration::from_millis(200);
+const REORDER_WAIT_MAX: Duration = Duration::from_millis(200);
 /// Then the platform is asked once more for what is missing, by a session that goes on after the last good number. The
 /// missing number is told as a jump when that session is not heard in this time …
 const REFETCH_MAX: Duration = Duration::from_secs(5);
@@ -24,13 +24,14 @@ const REFETCH_MAX: Duration = Duration::from_secs(5);
 const REFETCH_HELD_MAX: usize = 1_024;
 /// After a refetch that brought nothing the next one has to wait: a numbering that is never dense must not lead to a
 /// session for each of its holes.
-const REFETCH_PAUSE: Curve = Curve { first: Duration::from_secs(1), cap: Duration::from_secs(60), jitter: 0.0 };
+const REFETCH_PAUSE: BackoffCurve =
+    BackoffCurve { first: Duration::from_secs(1), cap: Duration::from_secs(60), jitter: 0.0 };
 /// So many events with numbers long gone, and the numbering has started over …
-const SUSPECTS_MAX: usize = 100;
+const RESET_CANDIDATES_MAX: usize = 100;
 /// … or so much time without the run reaching where we are.
-const SUSPICION_MAX: Duration = Duration::from_millis(500);
+const RESET_DECISION_MAX: Duration = Duration::from_millis(500);
 /// A single event with an old number is no new beginning: it takes so many of them, one behind the other.
-const RUN_MIN: usize = 2;
+const RESET_RUN_MIN: usize = 2;
 /// So many of the newest events that were kept without their number are remembered, to drop them when they come again.
 const STRAYS_MAX: usize = 64;
 /// Events that are held back take at most about so many bytes; then what they are held for is decided without it.
@@ -38,11 +39,11 @@ const HELD_BYTES_MAX: usize = 16 << 20;
 /// So many sessions may be catching up at a time.
 const REPLAYS_MAX: usize = 64;
 /// The bodies of so many of the newest events are remembered, to tell a repeated event from a new one with an old number.
-const REMEMBERED: usize = 1024;
+const RECENT_LEN: usize = 1024;
 
 /// What becomes of what was heard.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Ruling {
+pub(super) enum Decision {
     Accepted(Event),
     Gap(Gap),
     Duplicates(u64),
@@ -63,23 +64,23 @@ enum Expected {
 
 /// The guard of one stream's order.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct Sequencer {
     expected: Expected,
-    waiting: BTreeMap<Sequence, Event>,
-    waiting_since: Option<Instant>,
+    reorder_buffer: BTreeMap<Sequence, Event>,
+    reorder_since: Option<Instant>,
     refetch: Option<Refetch>,
     /// How many refetches in a row brought nothing, and when the next may begin.
-    fruitless: u32,
+    failed_refetches: u32,
     refetch_from: Option<Instant>,
     /// The newest session that was asked to go on after a number, and that number.
-    asked: Option<(SessionId, Sequence)>,
-    suspects: Option<Suspects>,
+    last_resume: Option<(SessionId, Sequence)>,
+    reset_candidates: Option<ResetCandidates>,
     /// The number of the newest lone suspect. One more behind it makes a run, unless the numbering has gone on.
     stray: Option<Sequence>,
     /// What was kept without its number.
     strays: VecDeque<(Sequence, u32)>,
     /// Why the position was given up, and whether an event without a number came since.
-    abandoned_for: Option<GapReason>,
+    abandon_reason: Option<GapReason>,
     unnumbered_since: bool,
     /// From this number on every number was received, or lies in a gap, or is only a little older than where this began.
     received_from: Sequence,
@@ -88,11 +89,11 @@ pub(super) struct Order {
     /// The newest sessions that were asked to go on after a number, and have not caught up yet.
     replays: VecDeque<(SessionId, Sequence)>,
     /// Up to this number another replica heard the events, and we may hear some of them yet.
-    taken_over: Option<Sequence>,
+    takeover_position: Option<Sequence>,
     /// By number modulo its length: the newest events' numbers and digests.
-    memory: Vec<(Sequence, u32)>,
+    recent: Vec<(Sequence, u32)>,
     /// The same of the numbering before this one: what was judged a new beginning may come to where the old one was.
-    former: Vec<(Sequence, u32)>,
+    previous_numbering: Vec<(Sequence, u32)>,
 }
 
 /// What is missing is being asked for again.
@@ -107,36 +108,36 @@ struct Refetch {
 
 /// Events whose numbers lie behind us and that we do not remember: a replay, or a numbering that started over.
 #[derive(Debug)]
-struct Suspects {
+struct ResetCandidates {
     session: SessionId,
     since: Instant,
     events: BTreeMap<Sequence, Event>,
 }
 
-impl Order {
+impl Sequencer {
     /// Goes on after `last`.
     pub(super) fn new(last: Option<Sequence>) -> Self {
         let expected = last.map_or(Expected::First, Expected::After);
-        let received_from = last.map_or(0, |last| last.0.saturating_sub(WAITING_MAX as u64));
+        let received_from = last.map_or(0, |last| last.0.saturating_sub(REORDER_MAX as u64));
         Self {
             expected,
             received_from: Sequence(received_from),
-            waiting: BTreeMap::new(),
-            waiting_since: None,
+            reorder_buffer: BTreeMap::new(),
+            reorder_since: None,
             refetch: None,
-            fruitless: 0,
+            failed_refetches: 0,
             refetch_from: None,
-            asked: None,
-            suspects: None,
+            last_resume: None,
+            reset_candidates: None,
             stray: None,
             strays: VecDeque::new(),
-            abandoned_for: None,
+            abandon_reason: None,
             unnumbered_since: false,
             newest: SessionId(0),
             replays: VecDeque::new(),
-            taken_over: None,
-            memory: Vec::new(),
-            former: Vec::new(),
+            takeover_position: None,
+            recent: Vec::new(),
+            previous_numbering: Vec::new(),
         }
     }
 
@@ -165,7 +166,7 @@ impl Order {
     pub(super) fn abandon(&mut self, reason: GapReason) {
         if let Some(last) = self.last() {
             self.expected = Expected::Beyond(last, Some(reason));
-            self.abandoned_for = Some(reason);
+            self.abandon_reason = Some(reason);
             self.unnumbered_since = false;
             self.refetch = None;
         }
@@ -173,31 +174,31 @@ impl Order {
 
     /// A session is live that was asked for no position. What stands behind the gap of an abandoned position was brought
     /// by a session before it: in front of what this one brings there is a hole too.
-    pub(super) fn listens(&mut self) {
+    pub(super) fn mark_connected(&mut self) {
         if let Expected::Beyond(last, None) = self.expected
             && std::mem::take(&mut self.unnumbered_since)
         {
-            self.expected = Expected::Beyond(last, self.abandoned_for);
+            self.expected = Expected::Beyond(last, self.abandon_reason);
         }
     }
 
     /// An event without a number, or whose number is not its own. The gap of an abandoned position lies in front of it.
-    pub(super) fn pass_unnumbered(&mut self, event: Event, rulings: &mut Vec<Ruling>) {
-        rulings.extend(self.tell_abandoned().map(Ruling::Gap));
+    pub(super) fn pass_unnumbered(&mut self, event: Event, decisions: &mut Vec<Decision>) {
+        decisions.extend(self.take_abandoned_gap().map(Decision::Gap));
         self.unnumbered_since = true;
-        rulings.push(Ruling::Accepted(Event { sequence: None, ..event }));
+        decisions.push(Decision::Accepted(Event { sequence: None, ..event }));
     }
 
     /// The gap of an abandoned position that no event has closed yet; told only once.
-    pub(super) fn tell_abandoned(&mut self) -> Option<Gap> {
+    pub(super) fn take_abandoned_gap(&mut self) -> Option<Gap> {
         let Expected::Beyond(last, Some(reason)) = self.expected else { return None };
         self.expected = Expected::Beyond(last, None);
         Some(Gap::between(reason, Some(last), None))
     }
 
     /// A session is asked to go on after this number: up to where we are by then it repeats.
-    pub(super) fn resumes(&mut self, session: SessionId, after: Sequence) {
-        self.asked = Some((session, after));
+    pub(super) fn record_resume(&mut self, session: SessionId, after: Sequence) {
+        self.last_resume = Some((session, after));
         if self.replays.len() == REPLAYS_MAX {
             self.replays.pop_front();
         }
@@ -206,17 +207,17 @@ impl Order {
 
     /// What came before was heard by another replica.
     pub(super) fn took_over(&mut self) {
-        self.taken_over = self.last();
+        self.takeover_position = self.last();
     }
 
     /// How many events are held back.
     pub(super) fn held(&self) -> usize {
-        self.waiting.len() + self.suspects.as_ref().map_or(0, |suspects| suspects.events.len())
+        self.reorder_buffer.len() + self.reset_candidates.as_ref().map_or(0, |candidates| candidates.events.len())
     }
 
     /// What they weigh. They are few.
     pub(super) fn held_bytes(&self) -> usize {
-        weight(&self.waiting) + self.suspects.as_ref().map_or(0, |suspects| weight(&suspects.events))
+        weight(&self.reorder_buffer) + self.reset_candidates.as_ref().map_or(0, |candidates| weight(&candidates.events))
     }
 
     /// Takes an event in.
@@ -226,141 +227,143 @@ impl Order {
         event: Event,
         session: SessionId,
         now: Instant,
-        rulings: &mut Vec<Ruling>,
+        decisions: &mut Vec<Decision>,
     ) {
         self.newest = self.newest.max(session);
         if self.last().is_some_and(|last| sequence > last) {
             self.replays.retain(|(caught_up, _)| *caught_up != session);
-            self.set_suspects_apart(session, rulings);
+            self.reject_reset(session, decisions);
         }
         match self.expected {
             Expected::First => {
                 self.received_from = sequence;
-                self.pass(sequence, event, rulings);
+                self.pass(sequence, event, decisions);
             }
             Expected::After(last) | Expected::Beyond(last, _) if sequence <= last => {
-                self.heard_old(last, sequence, event, session, now, rulings);
+                self.accept_old(last, sequence, event, session, now, decisions);
             }
             Expected::After(last) if sequence == last.next() => {
-                self.pass(sequence, event, rulings);
-                self.pass_waiting(rulings);
-                self.refetch_goes_on(now);
+                self.pass(sequence, event, decisions);
+                self.drain_reordered(decisions);
+                self.extend_refetch(now);
             }
             Expected::After(_) => {
-                self.refetch_answers(session, now);
-                self.wait(sequence, event, now, rulings);
+                self.on_refetch_response(session, now);
+                self.hold_for_reorder(sequence, event, now, decisions);
             }
-            Expected::Beyond(..) if !self.waiting.is_empty() => {
+            Expected::Beyond(..) if !self.reorder_buffer.is_empty() => {
                 // What was heard before the position was given up comes first.
-                self.jump(rulings);
-                self.accept(sequence, event, session, now, rulings);
+                self.skip_missing(decisions);
+                self.accept(sequence, event, session, now, decisions);
             }
-            Expected::Beyond(..) => self.pass_over(sequence, event, rulings),
+            Expected::Beyond(..) => self.accept_after_gap(sequence, event, decisions),
         }
     }
 
     /// Gives up waiting where the time is over.
-    pub(super) fn handle_timeout(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
+    pub(super) fn handle_timeout(&mut self, now: Instant, decisions: &mut Vec<Decision>) {
         match &self.refetch {
-            Some(refetch) if now >= refetch.until => self.end_refetch(now, rulings),
+            Some(refetch) if now >= refetch.until => self.end_refetch(now, decisions),
             Some(_) => (),
-            None => self.end_waiting(now, rulings),
+            None => self.end_reorder_wait(now, decisions),
         }
-        if self.suspects.as_ref().is_some_and(|suspects| now >= suspects.since + SUSPICION_MAX) {
-            self.judge_suspects(now, rulings);
+        if self.reset_candidates.as_ref().is_some_and(|candidates| now >= candidates.since + RESET_DECISION_MAX) {
+            self.resolve_reset(now, decisions);
         }
     }
 
     /// What was waited for long enough is asked for once more, or told.
-    fn end_waiting(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
-        let is_over = self.waiting_since.is_some_and(|since| now >= since + WAIT_MAX);
-        if is_over && !self.begin_refetch(now, rulings) {
-            self.jump(rulings);
+    fn end_reorder_wait(&mut self, now: Instant, decisions: &mut Vec<Decision>) {
+        let is_over = self.reorder_since.is_some_and(|since| now >= since + REORDER_WAIT_MAX);
+        if is_over && !self.start_refetch(now, decisions) {
+            self.skip_missing(decisions);
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let waiting = match &self.refetch {
             Some(refetch) => Some(refetch.until),
-            None => self.waiting_since.map(|since| since + WAIT_MAX),
+            None => self.reorder_since.map(|since| since + REORDER_WAIT_MAX),
         };
-        let suspects = self.suspects.as_ref().map(|suspects| suspects.since + SUSPICION_MAX);
-        waiting.into_iter().chain(suspects).min()
+        let candidates = self.reset_candidates.as_ref().map(|candidates| candidates.since + RESET_DECISION_MAX);
+        waiting.into_iter().chain(candidates).min()
     }
 
-    fn pass(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
+    fn pass(&mut self, sequence: Sequence, event: Event, decisions: &mut Vec<Decision>) {
         self.expected = Expected::After(sequence);
         let digest = digest(&event);
         self.remember(sequence, digest);
-        let is_known = recall_in(&self.former, sequence) == Some(digest) || self.strays.contains(&(sequence, digest));
-        rulings.push(if is_known { Ruling::Duplicates(1) } else { Ruling::Accepted(event) });
+        let is_known = find_digest(&self.previous_numbering, sequence) == Some(digest)
+            || self.strays.contains(&(sequence, digest));
+        decisions.push(if is_known { Decision::Duplicates(1) } else { Decision::Accepted(event) });
     }
 
     /// Lets go what was held back only for the number that has come.
-    fn pass_waiting(&mut self, rulings: &mut Vec<Ruling>) {
-        while let Some(entry) = self.waiting.first_entry() {
+    fn drain_reordered(&mut self, decisions: &mut Vec<Decision>) {
+        while let Some(entry) = self.reorder_buffer.first_entry() {
             let Expected::After(last) = self.expected else { return };
             if *entry.key() > last.next() {
                 return;
             }
             let (sequence, event) = entry.remove_entry();
             if sequence == last.next() {
-                self.pass(sequence, event, rulings);
+                self.pass(sequence, event, decisions);
             } else {
-                rulings.push(Ruling::Duplicates(1));
+                decisions.push(Decision::Duplicates(1));
             }
         }
-        self.waiting_since = None;
+        self.reorder_since = None;
     }
 
-    fn wait(&mut self, sequence: Sequence, event: Event, now: Instant, rulings: &mut Vec<Ruling>) {
-        if self.waiting.contains_key(&sequence) {
-            return rulings.push(Ruling::Duplicates(1));
+    fn hold_for_reorder(&mut self, sequence: Sequence, event: Event, now: Instant, decisions: &mut Vec<Decision>) {
+        if self.reorder_buffer.contains_key(&sequence) {
+            return decisions.push(Decision::Duplicates(1));
         }
-        self.waiting.insert(sequence, event);
-        self.waiting_since.get_or_insert(now);
+        self.reorder_buffer.insert(sequence, event);
+        self.reorder_since.get_or_insert(now);
         let refetching = self.refetch.is_some();
-        let held_max = if refetching { REFETCH_HELD_MAX } else { WAITING_MAX };
-        let is_heavy = weight(&self.waiting) >= HELD_BYTES_MAX;
-        if self.waiting.len() < held_max && !is_heavy {
+        let held_max = if refetching { REFETCH_HELD_MAX } else { REORDER_MAX };
+        let is_heavy = weight(&self.reorder_buffer) >= HELD_BYTES_MAX;
+        if self.reorder_buffer.len() < held_max && !is_heavy {
             return;
         }
         if refetching {
-            self.end_refetch(now, rulings);
-        } else if is_heavy || !self.begin_refetch(now, rulings) {
-            self.jump_once(rulings);
+            self.end_refetch(now, decisions);
+        } else if is_heavy || !self.start_refetch(now, decisions) {
+            self.skip_first_hole(decisions);
         }
     }
 
     /// Asks for what is missing once more, unless that was just done: the newest session was asked to go on exactly
     /// here, and this is its answer.
-    fn begin_refetch(&mut self, now: Instant, rulings: &mut Vec<Ruling>) -> bool {
-        let answered = self.asked.is_some_and(|(session, after)| session <= self.newest && Some(after) == self.last());
+    fn start_refetch(&mut self, now: Instant, decisions: &mut Vec<Decision>) -> bool {
+        let answered =
+            self.last_resume.is_some_and(|(session, after)| session <= self.newest && Some(after) == self.last());
         let too_soon = self.refetch_from.is_some_and(|from| now < from);
-        let before = self.waiting.first_key_value().map(|(sequence, _)| *sequence);
+        let before = self.reorder_buffer.first_key_value().map(|(sequence, _)| *sequence);
         let (Some(before), false) = (before, answered || too_soon) else { return false };
         self.refetch = Some(Refetch { before, newest: self.newest, until: now + REFETCH_MAX });
-        rulings.push(Ruling::Refetch);
+        decisions.push(Decision::Refetch);
         true
     }
 
     /// The number that was missing next has come.
-    fn refetch_goes_on(&mut self, now: Instant) {
+    fn extend_refetch(&mut self, now: Instant) {
         let last = self.last();
         let Some(refetch) = &mut self.refetch else { return };
         if last.is_some_and(|last| last < refetch.before) {
-            refetch.until = now + WAIT_MAX;
+            refetch.until = now + REORDER_WAIT_MAX;
             return;
         }
         self.refetch = None;
-        self.fruitless = 0;
-        self.waiting_since = (!self.waiting.is_empty()).then_some(now);
+        self.failed_refetches = 0;
+        self.reorder_since = (!self.reorder_buffer.is_empty()).then_some(now);
     }
 
     /// A session that was asked brings a later number first: what is missing may only be a little out of order.
-    fn refetch_answers(&mut self, session: SessionId, now: Instant) {
+    fn on_refetch_response(&mut self, session: SessionId, now: Instant) {
         if let Some(refetch) = self.refetch.as_mut().filter(|refetch| session > refetch.newest) {
-            refetch.until = refetch.until.min(now + WAIT_MAX);
+            refetch.until = refetch.until.min(now + REORDER_WAIT_MAX);
         }
     }
 
@@ -370,33 +373,33 @@ impl Order {
     }
 
     /// The platform has not sent what is missing again. Later holes may still be filled.
-    pub(super) fn end_refetch(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
+    pub(super) fn end_refetch(&mut self, now: Instant, decisions: &mut Vec<Decision>) {
         if self.refetch.take().is_some() {
-            self.refetch_from = Some(now + REFETCH_PAUSE.delay(self.fruitless, 0.5));
-            self.fruitless = self.fruitless.saturating_add(1);
-            self.jump_once(rulings);
-            self.waiting_since = (!self.waiting.is_empty()).then_some(now);
+            self.refetch_from = Some(now + REFETCH_PAUSE.delay(self.failed_refetches, 0.5));
+            self.failed_refetches = self.failed_refetches.saturating_add(1);
+            self.skip_first_hole(decisions);
+            self.reorder_since = (!self.reorder_buffer.is_empty()).then_some(now);
         }
     }
 
     /// The missing numbers do not come: says so and goes on with what is there, hole by hole.
-    fn jump(&mut self, rulings: &mut Vec<Ruling>) {
+    fn skip_missing(&mut self, decisions: &mut Vec<Decision>) {
         self.refetch = None;
-        while !self.waiting.is_empty() {
-            self.jump_once(rulings);
+        while !self.reorder_buffer.is_empty() {
+            self.skip_first_hole(decisions);
         }
     }
 
     /// Gives up the first hole; later ones have not been waited for as long.
-    fn jump_once(&mut self, rulings: &mut Vec<Ruling>) {
-        if let Some((sequence, event)) = self.waiting.pop_first() {
-            self.pass_over(sequence, event, rulings);
-            self.pass_waiting(rulings);
+    fn skip_first_hole(&mut self, decisions: &mut Vec<Decision>) {
+        if let Some((sequence, event)) = self.reorder_buffer.pop_first() {
+            self.accept_after_gap(sequence, event, decisions);
+            self.drain_reordered(decisions);
         }
     }
 
     /// Goes on with this event, and tells the hole in front of it.
-    fn pass_over(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
+    fn accept_after_gap(&mut self, sequence: Sequence, event: Event, decisions: &mut Vec<Decision>) {
         let (last, reason) = match self.expected {
             Expected::First => (None, None),
             Expected::After(last) => (Some(last), Some(GapReason::Jump)),
@@ -404,163 +407,173 @@ impl Order {
         };
         if let Some((last, reason)) = last.zip(reason) {
             if sequence > last.next() {
-                rulings.push(Ruling::Gap(Gap::between(reason, Some(last), Some(sequence))));
+                decisions.push(Decision::Gap(Gap::between(reason, Some(last), Some(sequence))));
             } else if reason == GapReason::Oversize {
                 // The frame that was given up had no number of its own: how much was in it is not known.
                 let gap = Gap::between(reason, Some(last), Some(sequence));
-                rulings.push(Ruling::Gap(Gap { lost: None, ..gap }));
+                decisions.push(Decision::Gap(Gap { lost: None, ..gap }));
             }
         }
-        self.pass(sequence, event, rulings);
+        self.pass(sequence, event, decisions);
     }
 
     /// A number that lies behind us: a repetition, unless the numbering has started over.
-    fn heard_old(
+    fn accept_old(
         &mut self,
         last: Sequence,
         sequence: Sequence,
         event: Event,
         session: SessionId,
         now: Instant,
-        rulings: &mut Vec<Ruling>,
+        decisions: &mut Vec<Decision>,
     ) {
         let digest = digest(&event);
-        if self.recall(sequence) == Some(digest) || self.strays.contains(&(sequence, digest)) {
-            self.clear_suspects_before(session, sequence, rulings);
-            return rulings.push(Ruling::Duplicates(1));
+        if self.recent_digest(sequence) == Some(digest) || self.strays.contains(&(sequence, digest)) {
+            self.drop_replayed_candidates(session, sequence, decisions);
+            return decisions.push(Decision::Duplicates(1));
         }
         // What an older socket has left to say the newer one said already, or will say too.
         let replayed = self.is_replay(session, sequence);
         if replayed {
             self.remember_older(sequence, digest);
         }
-        let repeated = replayed || self.is_taken_over(last, sequence);
+        let repeated = replayed || self.is_before_takeover(last, sequence);
         if repeated {
-            self.clear_suspects_before(session, sequence, rulings);
+            self.drop_replayed_candidates(session, sequence, decisions);
         }
         if session < self.newest || repeated {
-            return rulings.push(Ruling::Duplicates(1));
+            return decisions.push(Decision::Duplicates(1));
         }
-        if self.suspects.as_ref().is_some_and(|suspects| !suspects.may_go_on(session, sequence)) {
-            self.judge_suspects(now, rulings);
+        if self.reset_candidates.as_ref().is_some_and(|candidates| !candidates.can_extend(session, sequence)) {
+            self.resolve_reset(now, decisions);
             // What they were judged to be may have moved the end.
-            return self.accept(sequence, event, session, now, rulings);
+            return self.accept(sequence, event, session, now, decisions);
         }
-        let suspects = self.suspects.get_or_insert_with(|| Suspects { session, since: now, events: BTreeMap::new() });
-        suspects.events.insert(sequence, event);
-        if sequence == last || suspects.is_full() {
-            self.judge_suspects(now, rulings);
+        let candidates = self.reset_candidates.get_or_insert_with(|| ResetCandidates {
+            session,
+            since: now,
+            events: BTreeMap::new(),
+        });
+        candidates.events.insert(sequence, event);
+        if sequence == last || candidates.is_full() {
+            self.resolve_reset(now, decisions);
         }
     }
 
     /// The numbering goes on by the same socket: what it brought under old numbers was no new beginning.
-    fn set_suspects_apart(&mut self, session: SessionId, rulings: &mut Vec<Ruling>) {
+    fn reject_reset(&mut self, session: SessionId, decisions: &mut Vec<Decision>) {
         self.stray = None;
-        if let Some(suspects) = self.suspects.take_if(|suspects| suspects.session == session) {
-            self.set_apart(suspects.events, self.received_from, rulings);
+        if let Some(candidates) = self.reset_candidates.take_if(|candidates| candidates.session == session) {
+            self.pass_without_number(candidates.events, self.received_from, decisions);
         }
     }
 
     /// Events under old numbers while the numbering goes on. Those from this number on are repetitions, but for one that
     /// is known to be another: it is kept without its number, like those below.
-    fn set_apart(&mut self, events: BTreeMap<Sequence, Event>, from: Sequence, rulings: &mut Vec<Ruling>) {
+    fn pass_without_number(
+        &mut self,
+        events: BTreeMap<Sequence, Event>,
+        from: Sequence,
+        decisions: &mut Vec<Decision>,
+    ) {
         for (sequence, event) in events {
-            if sequence < from || self.is_another(sequence, &event) {
-                self.pass_stray(sequence, event, rulings);
+            if sequence < from || self.differs_from_recent(sequence, &event) {
+                self.pass_stray(sequence, event, decisions);
             } else {
-                rulings.push(Ruling::Duplicates(1));
+                decisions.push(Decision::Duplicates(1));
             }
         }
     }
 
     /// Whether this number is remembered with another body.
-    fn is_another(&self, sequence: Sequence, event: &Event) -> bool {
-        self.recall(sequence).is_some_and(|known| known != digest(event))
+    fn differs_from_recent(&self, sequence: Sequence, event: &Event) -> bool {
+        self.recent_digest(sequence).is_some_and(|known| known != digest(event))
     }
 
     /// A run that leads up to what is known for a repetition was one too: it began before what we remember.
-    fn clear_suspects_before(&mut self, session: SessionId, sequence: Sequence, rulings: &mut Vec<Ruling>) {
-        if let Some(suspects) = self.suspects.take_if(|suspects| suspects.lead_up_to(session, sequence)) {
-            rulings.push(Ruling::Duplicates(suspects.events.len() as u64));
+    fn drop_replayed_candidates(&mut self, session: SessionId, sequence: Sequence, decisions: &mut Vec<Decision>) {
+        if let Some(candidates) = self.reset_candidates.take_if(|candidates| candidates.ends_before(session, sequence))
+        {
+            decisions.push(Decision::Duplicates(candidates.events.len() as u64));
         }
     }
 
     /// A run that ends where we are was a replay, unless its bodies are known to be others. Any other run is a numbering
     /// that started over. One event alone is neither, and is kept without its number.
-    fn judge_suspects(&mut self, now: Instant, rulings: &mut Vec<Ruling>) {
-        let Some(suspects) = self.suspects.take() else { return };
-        let leads_here = suspects.last() == self.last();
+    fn resolve_reset(&mut self, now: Instant, decisions: &mut Vec<Decision>) {
+        let Some(candidates) = self.reset_candidates.take() else { return };
+        let leads_here = candidates.last() == self.last();
         let run = if leads_here {
-            suspects.events.iter().filter(|(sequence, event)| self.is_another(**sequence, event)).count()
+            candidates.events.iter().filter(|(sequence, event)| self.differs_from_recent(**sequence, event)).count()
         } else {
-            suspects.events.len() + usize::from(self.stray.is_some_and(|stray| suspects.follow(stray)))
+            candidates.events.len() + usize::from(self.stray.is_some_and(|stray| candidates.is_just_behind(stray)))
         };
-        if run >= RUN_MIN {
-            return self.start_over(suspects, now, rulings);
+        if run >= RESET_RUN_MIN {
+            return self.reset_numbering(candidates, now, decisions);
         }
         if leads_here {
-            return self.set_apart(suspects.events, Sequence(0), rulings);
+            return self.pass_without_number(candidates.events, Sequence(0), decisions);
         }
-        self.stray = suspects.last();
-        suspects.events.into_iter().for_each(|(sequence, event)| self.pass_stray(sequence, event, rulings));
+        self.stray = candidates.last();
+        candidates.events.into_iter().for_each(|(sequence, event)| self.pass_stray(sequence, event, decisions));
     }
 
     /// Keeps an event without its number.
-    fn pass_stray(&mut self, sequence: Sequence, event: Event, rulings: &mut Vec<Ruling>) {
+    fn pass_stray(&mut self, sequence: Sequence, event: Event, decisions: &mut Vec<Decision>) {
         if self.strays.len() == STRAYS_MAX {
             self.strays.pop_front();
         }
         self.strays.push_back((sequence, digest(&event)));
-        self.pass_unnumbered(event, rulings);
+        self.pass_unnumbered(event, decisions);
     }
 
-    fn start_over(&mut self, suspects: Suspects, now: Instant, rulings: &mut Vec<Ruling>) {
-        self.jump(rulings);
-        let first = suspects.events.first_key_value().map(|(sequence, _)| *sequence);
+    fn reset_numbering(&mut self, candidates: ResetCandidates, now: Instant, decisions: &mut Vec<Decision>) {
+        self.skip_missing(decisions);
+        let first = candidates.events.first_key_value().map(|(sequence, _)| *sequence);
         let gap = Gap { lost: None, ..Gap::between(GapReason::Reset, self.last(), first) };
-        rulings.push(Ruling::Gap(gap));
-        self.former = std::mem::take(&mut self.memory);
-        self.taken_over = None;
+        decisions.push(Decision::Gap(gap));
+        self.previous_numbering = std::mem::take(&mut self.recent);
+        self.takeover_position = None;
         self.stray = None;
         self.expected = Expected::First;
-        for (sequence, event) in suspects.events {
-            self.accept(sequence, event, suspects.session, now, rulings);
+        for (sequence, event) in candidates.events {
+            self.accept(sequence, event, candidates.session, now, decisions);
         }
     }
 
     /// Whether a session that catches up repeats this number, as far as we remember it.
     fn is_replay(&self, session: SessionId, sequence: Sequence) -> bool {
         let asked = self.replays.iter().any(|(replaying, after)| *replaying == session && sequence > *after);
-        asked && self.recall(sequence).is_none()
+        asked && self.recent_digest(sequence).is_none()
     }
 
     /// Whether this number, a little out of order, lies just behind where the log was taken over.
-    fn is_taken_over(&self, last: Sequence, sequence: Sequence) -> bool {
-        let near = |number: Sequence, other: Sequence| number.0.abs_diff(other.0) < WAITING_MAX as u64;
-        self.taken_over.is_some_and(|end| sequence <= end && near(sequence, end) && near(last, end))
+    fn is_before_takeover(&self, last: Sequence, sequence: Sequence) -> bool {
+        let near = |number: Sequence, other: Sequence| number.0.abs_diff(other.0) < REORDER_MAX as u64;
+        self.takeover_position.is_some_and(|end| sequence <= end && near(sequence, end) && near(last, end))
     }
 
     fn remember(&mut self, sequence: Sequence, digest: u32) {
-        if self.memory.is_empty() {
-            self.memory = vec![(Sequence(u64::MAX), 0); REMEMBERED];
+        if self.recent.is_empty() {
+            self.recent = vec![(Sequence(u64::MAX), 0); RECENT_LEN];
         }
-        self.memory[slot(sequence)] = (sequence, digest);
+        self.recent[slot(sequence)] = (sequence, digest);
     }
 
     /// What another replica heard, or a life before: it is known when it comes again, as far as newer ones leave room.
     fn remember_older(&mut self, sequence: Sequence, digest: u32) {
-        let newer = self.memory.get(slot(sequence)).map(|(remembered, _)| *remembered);
+        let newer = self.recent.get(slot(sequence)).map(|(remembered, _)| *remembered);
         if newer.is_none_or(|newer| newer < sequence || newer == Sequence(u64::MAX)) {
             self.remember(sequence, digest);
         }
     }
 
-    fn recall(&self, sequence: Sequence) -> Option<u32> {
-        recall_in(&self.memory, sequence)
+    fn recent_digest(&self, sequence: Sequence) -> Option<u32> {
+        find_digest(&self.recent, sequence)
     }
 }
 
-fn recall_in(memory: &[(Sequence, u32)], sequence: Sequence) -> Option<u32> {
+fn find_digest(memory: &[(Sequence, u32)], sequence: Sequence) -> Option<u32> {
     let (remembered, digest) = *memory.get(slot(sequence))?;
     (remembered == sequence).then_some(digest)
 }
@@ -569,26 +582,26 @@ fn weight(events: &BTreeMap<Sequence, Event>) -> usize {
     events.values().map(Event::weight).sum()
 }
 
-impl Suspects {
+impl ResetCandidates {
     fn is_full(&self) -> bool {
-        self.events.len() >= SUSPECTS_MAX || weight(&self.events) >= HELD_BYTES_MAX
+        self.events.len() >= RESET_CANDIDATES_MAX || weight(&self.events) >= HELD_BYTES_MAX
     }
 
     /// Whether an event may belong to the same run: it came by the same socket, under a number of its own that is
     /// higher, or only a little out of order.
-    fn may_go_on(&self, session: SessionId, sequence: Sequence) -> bool {
-        let in_order = self.last().is_none_or(|last| sequence.0.saturating_add(WAITING_MAX as u64) > last.0);
+    fn can_extend(&self, session: SessionId, sequence: Sequence) -> bool {
+        let in_order = self.last().is_none_or(|last| sequence.0.saturating_add(REORDER_MAX as u64) > last.0);
         self.session == session && in_order && !self.events.contains_key(&sequence)
     }
 
-    fn lead_up_to(&self, session: SessionId, sequence: Sequence) -> bool {
+    fn ends_before(&self, session: SessionId, sequence: Sequence) -> bool {
         self.session == session && self.last().is_some_and(|last| last < sequence)
     }
 
     /// Whether they are a little behind this number.
-    fn follow(&self, stray: Sequence) -> bool {
+    fn is_just_behind(&self, stray: Sequence) -> bool {
         let first = self.events.first_key_value().map(|(sequence, _)| sequence.0);
-        first.is_some_and(|first| first > stray.0 && first - stray.0 <= WAITING_MAX as u64)
+        first.is_some_and(|first| first > stray.0 && first - stray.0 <= REORDER_MAX as u64)
     }
 
     fn last(&self) -> Option<Sequence> {
@@ -597,7 +610,7 @@ impl Suspects {
 }
 
 fn slot(sequence: Sequence) -> usize {
-    usize::try_from(sequence.0 % REMEMBERED as u64).unwrap_or(0)
+    usize::try_from(sequence.0 % RECENT_LEN as u64).unwrap_or(0)
 }
 
 /// Two events with one number and one digest are taken for the same.
@@ -634,11 +647,11 @@ mod tests {
     /// without a number), `live` (a session without a position is live), `wait`; tells what came of it, `~` in front of
     /// what has no number.
     fn check(last: Option<u64>, script: &str, expected: &str) {
-        let mut order = Order::new(last.map(Sequence));
+        let mut order = Sequencer::new(last.map(Sequence));
         assert_eq!(run(&mut order, script), expected, "{script}");
     }
 
-    fn run(order: &mut Order, script: &str) -> String {
+    fn run(order: &mut Sequencer, script: &str) -> String {
         let start = Instant::now();
         let (mut told, mut now) = (Vec::new(), start);
         for word in script.split_whitespace() {
@@ -652,7 +665,7 @@ mod tests {
                 continue;
             }
             if word == "live" {
-                order.listens();
+                order.mark_connected();
                 continue;
             }
             let (session, word) = word.strip_prefix("b:").map_or((SessionId(1), word), |word| (SessionId(2), word));
@@ -662,26 +675,26 @@ mod tests {
                 order.accept(Sequence(sequence), event(sequence, life), session, now, &mut told);
             }
         }
-        tell(&told)
+        describe(&told)
     }
 
-    fn tell(rulings: &[Ruling]) -> String {
+    fn describe(decisions: &[Decision]) -> String {
         let mut words: Vec<String> = Vec::new();
         let mut duplicates = 0;
-        for ruling in rulings {
-            match ruling {
-                Ruling::Accepted(event) => {
+        for decision in decisions {
+            match decision {
+                Decision::Accepted(event) => {
                     let Body::Json(text) = &event.body else { panic!() };
                     words.push(if event.sequence.is_some() { text.to_string() } else { format!("~{text}") });
                 }
-                Ruling::Gap(gap) => words.push(format!(
+                Decision::Gap(gap) => words.push(format!(
                     "{}({}..{})",
                     gap.reason.as_str(),
                     gap.after.as_deref().unwrap_or("?"),
                     gap.before.as_deref().unwrap_or("?")
                 )),
-                Ruling::Duplicates(count) => duplicates += count,
-                Ruling::Refetch => words.push("refetch".to_owned()),
+                Decision::Duplicates(count) => duplicates += count,
+                Decision::Refetch => words.push("refetch".to_owned()),
             }
         }
         if duplicates > 0 {
@@ -701,7 +714,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_does_not_come_is_told_after_a_while() {
+    fn a_missing_number_becomes_a_gap_after_the_wait() {
         check(None, "1 3 wait b:3 wait 4", "1 refetch jump(1..3) 3 4 -1");
         check(Some(4), "9 wait b:9 wait", "refetch jump(4..9) 9 -1");
         check(None, "1 3 5 wait b:3 wait", "1 refetch jump(1..3) 3 -1");
@@ -711,7 +724,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_had_from_a_session_that_goes_on_after_the_last_good_number() {
+    fn a_missing_number_is_refetched_by_a_session_that_resumes_before_it() {
         check(None, "1 4 5 wait b:2 b:3 b:4 b:5 6", "1 refetch 2 3 4 5 6 -2");
         // It brings them slowly, and the old session goes on meanwhile.
         check(None, "1 4 wait 5 b:2 6 b:3 b:4 7", "1 refetch 2 3 4 5 6 7 -1");
@@ -722,34 +735,34 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_was_asked_to_go_on_there_is_not_asked_again() {
-        let mut order = Order::new(Some(Sequence(4)));
-        order.resumes(SessionId(1), Sequence(4));
+    fn a_session_that_resumed_there_already_causes_no_refetch() {
+        let mut order = Sequencer::new(Some(Sequence(4)));
+        order.record_resume(SessionId(1), Sequence(4));
         assert_eq!(run(&mut order, "7 8 wait"), "jump(4..7) 7 8");
         assert_eq!(run(&mut order, "10 wait"), "refetch");
     }
 
     #[test]
-    fn a_numbering_with_holes_everywhere_does_not_lead_to_a_session_for_each() {
-        let mut order = Order::new(Some(Sequence(1)));
+    fn a_sparse_numbering_does_not_cause_a_refetch_per_hole() {
+        let mut order = Sequencer::new(Some(Sequence(1)));
         let told = run(&mut order, "3 wait b:3 wait 5 wait 7 wait 9 wait 11 wait 13 wait");
         assert!(told.matches("refetch").count() <= 4, "{told}");
         assert!(told.ends_with("13") || told.ends_with("refetch -1"), "{told}");
     }
 
     #[test]
-    fn sixty_four_later_events_are_enough_waiting() {
-        let mut order = Order::new(Some(Sequence(1)));
-        order.resumes(SessionId(1), Sequence(1));
+    fn sixty_four_later_events_end_the_reorder_wait() {
+        let mut order = Sequencer::new(Some(Sequence(1)));
+        order.record_resume(SessionId(1), Sequence(1));
         assert_eq!(run(&mut order, "3..65"), "");
         assert!(run(&mut order, "66").starts_with("jump(1..3) 3 4 5"));
 
-        let mut order = Order::new(Some(Sequence(1)));
+        let mut order = Sequencer::new(Some(Sequence(1)));
         assert_eq!(run(&mut order, "3..66"), "refetch");
         assert!(run(&mut order, "67..1030").starts_with("jump(1..3) 3 4 5"), "so many are held at most");
 
-        let mut order = Order::new(Some(Sequence(1)));
-        order.resumes(SessionId(1), Sequence(1));
+        let mut order = Sequencer::new(Some(Sequence(1)));
+        order.record_resume(SessionId(1), Sequence(1));
         assert_eq!(run(&mut order, "3..60 62..66 68"), "jump(1..3) ".to_owned() + &numbers(3, 60));
         assert_eq!(run(&mut order, "67 61"), numbers(61, 68), "the later holes were waited for");
     }
@@ -759,7 +772,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_is_dropped_whether_we_remember_it_or_not() {
+    fn a_replay_is_dropped_even_beyond_the_recent_digests() {
         check(None, "1..5 2..6", "1 2 3 4 5 6 -4");
         check(Some(5), "2 3 4 5 6", "6 -4");
         check(Some(5), "3 4 5 wait", "-3");
@@ -769,7 +782,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_inside_a_jump_are_lost_neither_by_a_stray_number_nor_by_a_numbering_that_starts_over() {
+    fn numbers_inside_a_jump_survive_a_stray_number_and_a_reset() {
         let far = "1 2 9000 b:9000 wait wait wait wait wait wait";
         let jump = "1 2 refetch jump(2..9000) 9000";
         check(None, &format!("{far} b:3 wait b:4 wait b:5"), &format!("{jump} ~3 reset(9000..4) 4 5 -1"));
@@ -783,19 +796,19 @@ mod tests {
     }
 
     #[test]
-    fn a_numbering_that_started_over_is_told_and_loses_nothing() {
+    fn a_numbering_reset_is_recorded_and_loses_nothing() {
         check(Some(500), "1 2 3 wait 4", "reset(500..1) 1 2 3 4");
         check(None, "1 2 3 x1 x2 wait x3 x4", "1 2 3 reset(3..1) x1 x2 x3 x4");
         check(Some(500), "1 3 2 wait 4", "reset(500..1) 1 2 3 4");
         check(Some(500), "200 201 1 2 wait", "reset(500..200) 200 201 reset(201..1) 1 2");
-        let mut order = Order::new(Some(Sequence(5_000)));
+        let mut order = Sequencer::new(Some(Sequence(5_000)));
         let told = run(&mut order, "1..150");
         assert!(told.starts_with("reset(5000..1) 1 2 3"));
         assert!(told.ends_with(" 149 150"));
     }
 
     #[test]
-    fn one_event_with_an_old_number_is_no_new_beginning() {
+    fn one_event_with_an_old_number_is_no_reset() {
         // The numbering goes on: another body is kept without its number, and so is a number that was never received.
         check(None, "1 2 3 x1 4 5", "1 2 3 ~x1 4 5");
         check(None, "1 2 3 x1 x2 4 5", "1 2 3 ~x1 ~x2 4 5");
@@ -809,13 +822,13 @@ mod tests {
         check(Some(500), "7 wait 501 502", "~7 501 502");
         check(None, "1 2 3 x2 wait x2 wait 4", "1 2 3 ~x2 4 -1");
         check(Some(500), "200 1 wait 501", "~200 ~1 501");
-        let mut order = Order::new(Some(Sequence(500)));
+        let mut order = Sequencer::new(Some(Sequence(500)));
         run(&mut order, "7 wait");
         assert_eq!(order.resume(), Some(Sequence(500)));
     }
 
     #[test]
-    fn a_run_of_old_numbers_is_a_new_beginning_however_slow_it_is() {
+    fn a_slow_run_of_old_numbers_is_a_reset() {
         check(Some(500), "1 wait 2 wait 3 wait 4", "~1 reset(500..2) 2 3 4");
         check(Some(500), "1 wait b:2 wait b:3", "~1 reset(500..2) 2 3");
         check(Some(500), "1 wait b:1 b:2 b:3 wait b:4", "~1 reset(500..2) 2 3 4 -1");
@@ -825,14 +838,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_for_a_new_beginning_and_is_a_replay_is_not_appended_again() {
+    fn a_replay_mistaken_for_a_reset_is_not_appended_again() {
         check(None, "1..9 x2 x3 wait b:4..11", &format!("{} reset(9..2) x2 x3 10 11 -6", numbers(1, 9)));
     }
 
     #[test]
-    fn the_gap_of_an_abandoned_position_lies_in_front_of_what_has_no_number() {
+    fn the_gap_of_an_abandoned_position_precedes_unnumbered_events() {
         let abandoned = || {
-            let mut order = Order::new(Some(Sequence(4)));
+            let mut order = Sequencer::new(Some(Sequence(4)));
             order.abandon(GapReason::Jump);
             order
         };
@@ -842,43 +855,43 @@ mod tests {
         });
         assert_eq!(run(&mut abandoned(), "live odd live live 9"), "jump(4..?) ~odd0 jump(4..9) 9");
         assert_eq!(run(&mut abandoned(), "live 2 wait 9"), "jump(4..?) ~2 9");
-        assert_eq!(run(&mut Order::new(Some(Sequence(4))), "live odd live 5"), "~odd0 5");
+        assert_eq!(run(&mut Sequencer::new(Some(Sequence(4))), "live odd live 5"), "~odd0 5");
     }
 
     #[test]
     fn an_abandoned_position_is_no_jump() {
-        let mut order = Order::new(Some(Sequence(4)));
+        let mut order = Sequencer::new(Some(Sequence(4)));
         order.abandon(GapReason::Retention);
         assert_eq!(run(&mut order, "9 10"), "retention(4..9) 9 10");
 
-        let mut order = Order::new(Some(Sequence(4)));
+        let mut order = Sequencer::new(Some(Sequence(4)));
         order.abandon(GapReason::Retention);
         assert_eq!(run(&mut order, "5 6"), "5 6");
 
-        let mut order = Order::new(Some(Sequence(4)));
+        let mut order = Sequencer::new(Some(Sequence(4)));
         order.abandon(GapReason::Oversize);
         assert_eq!(run(&mut order, "5 6"), "oversize(4..5) 5 6", "a frame was given up, whatever its number");
 
-        let mut order = Order::new(Some(Sequence(4)));
+        let mut order = Sequencer::new(Some(Sequence(4)));
         order.abandon(GapReason::Retention);
-        assert_eq!(order.tell_abandoned().unwrap().before, None);
-        assert_eq!(order.tell_abandoned(), None);
+        assert_eq!(order.take_abandoned_gap().unwrap().before, None);
+        assert_eq!(order.take_abandoned_gap(), None);
         assert_eq!(run(&mut order, "9 10"), "9 10");
     }
 
     #[test]
-    fn a_socket_that_catches_up_repeats_more_than_anybody_remembers() {
-        let mut order = Order::new(Some(Sequence(1)));
+    fn a_catching_up_session_may_repeat_more_than_the_recent_digests() {
+        let mut order = Sequencer::new(Some(Sequence(1)));
         run(&mut order, "2..3000");
-        order.resumes(SessionId(2), Sequence(1));
+        order.record_resume(SessionId(2), Sequence(1));
         assert_eq!(run(&mut order, "b:2..3001"), "3001 -2999");
     }
 
     proptest! {
         /// Two sockets that each carry every number from their own start on, interleaved in any way.
         #[test]
-        fn two_overlapping_sockets_give_every_event_once(switches in proptest::collection::vec(1_u64..20, 1..20), lag in 0_u64..60) {
-            let mut order = Order::new(None);
+        fn two_overlapping_sessions_deliver_every_event_once(switches in proptest::collection::vec(1_u64..20, 1..20), lag in 0_u64..60) {
+            let mut order = Sequencer::new(None);
             let (mut told, now) = (Vec::new(), Instant::now());
             let (mut old, mut new) = (1, 1);
             for (turn, count) in switches.iter().enumerate() {
@@ -891,13 +904,13 @@ mod tests {
             for sequence in new..(old + lag) {
                 order.accept(Sequence(sequence), event(sequence, ""), SessionId(2), now, &mut told);
             }
-            let accepted: Vec<u64> = told.iter().filter_map(|ruling| match ruling {
-                Ruling::Accepted(event) => event.sequence.map(|sequence| sequence.0),
-                Ruling::Gap(_) | Ruling::Duplicates(_) | Ruling::Refetch => None,
+            let accepted: Vec<u64> = told.iter().filter_map(|decision| match decision {
+                Decision::Accepted(event) => event.sequence.map(|sequence| sequence.0),
+                Decision::Gap(_) | Decision::Duplicates(_) | Decision::Refetch => None,
             }).collect();
             let end = accepted.last().copied().unwrap_or(0);
             prop_assert_eq!(accepted, (1..=end).collect::<Vec<_>>());
-            prop_assert!(!told.iter().any(|ruling| matches!(ruling, Ruling::Gap(_))));
+            prop_assert!(!told.iter().any(|decision| matches!(decision, Decision::Gap(_))));
         }
     }
 }

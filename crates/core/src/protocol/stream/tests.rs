@@ -5,16 +5,17 @@ mod feed;
 mod handover;
 
 use self::desk::{
-    CHANNEL_1, CHANNEL_2, LIVE, Script, WALL, checkpoint, notifications, play, play_overlap, position, sequenced,
+    CHANNEL_1, CHANNEL_2, LIVE, Script, WALL, checkpoint, notifications, position, run_overlap_script, run_script,
+    sequenced,
 };
 use super::*;
 use crate::model::Timestamp;
 
 #[test]
-fn a_first_connect_asks_for_no_position_and_goes_on_where_it_was_lost() {
-    play(
+fn a_first_connect_has_no_position_and_a_reconnect_resumes() {
+    run_script(
         sequenced(),
-        Opening::default(),
+        LogHead::default(),
         &[
             ("token 1", "dial 1 under 1 after none, connecting"),
             ("join 1", "probe 1, live"),
@@ -36,10 +37,10 @@ fn a_first_connect_asks_for_no_position_and_goes_on_where_it_was_lost() {
 }
 
 #[test]
-fn without_a_number_to_ask_behind_what_nobody_heard_is_marked() {
-    play(
+fn an_outage_without_a_position_is_marked_as_a_gap() {
+    run_script(
         sequenced(),
-        Opening::default(),
+        LogHead::default(),
         &[
             ("token 1", "dial 1 under 1 after none, connecting"),
             ("join 1", "probe 1, live"),
@@ -54,8 +55,8 @@ fn without_a_number_to_ask_behind_what_nobody_heard_is_marked() {
 }
 
 #[test]
-fn a_new_token_is_swapped_in_before_the_old_session_is_left() {
-    play(
+fn a_new_token_gets_a_live_session_before_the_old_one_closes() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -73,8 +74,8 @@ fn a_new_token_is_swapped_in_before_the_old_session_is_left() {
 }
 
 #[test]
-fn where_one_socket_is_allowed_the_old_one_is_left_first() {
-    play(
+fn where_one_socket_is_allowed_the_old_one_closes_first() {
+    run_script(
         Settings { rotation: Rotation::BreakFirst, ..sequenced() },
         position(4),
         &[
@@ -90,7 +91,7 @@ fn where_one_socket_is_allowed_the_old_one_is_left_first() {
 
 #[test]
 fn a_rejected_token_is_never_used_again() {
-    play(
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -104,8 +105,8 @@ fn a_rejected_token_is_never_used_again() {
 }
 
 #[test]
-fn a_rejected_token_that_the_account_keeps_is_tried_again_with_backoff() {
-    play(
+fn a_rejected_token_that_stays_current_is_retried_with_backoff() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -124,8 +125,8 @@ fn a_rejected_token_that_the_account_keeps_is_tried_again_with_backoff() {
 }
 
 #[test]
-fn a_newer_token_ends_the_backoff_of_one_that_is_refused() {
-    play(
+fn a_newer_token_ends_the_backoff_of_a_rejected_one() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -143,8 +144,8 @@ fn a_newer_token_ends_the_backoff_of_one_that_is_refused() {
 }
 
 #[test]
-fn a_token_whose_sessions_end_before_anything_was_heard_has_carried_none() {
-    play(
+fn a_token_whose_sessions_end_before_any_frame_is_unproven() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -164,7 +165,7 @@ fn a_token_whose_sessions_end_before_anything_was_heard_has_carried_none() {
 
 #[test]
 fn a_platform_that_does_not_answer_the_probe_is_live_after_two_quiet_seconds() {
-    play(
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -177,8 +178,8 @@ fn a_platform_that_does_not_answer_the_probe_is_live_after_two_quiet_seconds() {
 }
 
 #[test]
-fn the_old_session_is_left_only_when_its_successor_was_heard() {
-    play(
+fn the_old_session_closes_only_after_a_frame_from_its_successor() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -211,8 +212,8 @@ fn the_old_session_is_left_only_when_its_successor_was_heard() {
 }
 
 #[test]
-fn a_successor_that_says_nothing_is_used_when_the_old_session_is_lost() {
-    play(
+fn a_silent_successor_is_used_when_the_old_session_is_lost() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -229,7 +230,7 @@ fn a_successor_that_says_nothing_is_used_when_the_old_session_is_lost() {
 }
 
 #[test]
-fn sessions_that_are_told_to_go_one_after_the_other_are_replaced_ever_more_seldom() {
+fn repeated_close_notices_are_followed_with_growing_delays() {
     let told = |id: u32, delay: &'static str| {
         let call = "call POST /api/v2/notifications/channels";
         // The checkpoint of a quiet stream is renewed.
@@ -266,11 +267,11 @@ fn sessions_that_are_told_to_go_one_after_the_other_are_replaced_ever_more_seldo
     script.extend([("wait 9s", "append"), ("stored", "")].map(|(step, told)| (step.to_owned(), told.to_owned())));
     script.extend(told(10, "75ms"));
     let script: Vec<_> = script.iter().map(|(step, told)| (step.as_str(), told.as_str())).collect();
-    play(notifications(), Opening::default(), &[LIVE, &script].concat());
+    run_script(notifications(), LogHead::default(), &[LIVE, &script].concat());
 }
 
 #[test]
-fn a_replacement_that_is_put_off_is_brought_forward_by_an_operator_and_by_a_token() {
+fn a_delayed_rotation_is_expedited_by_an_operator_and_by_a_token() {
     let put_off: Script<'_> = &[
         ("notice 1", ""),
         ("wait 75ms", "rotation notice, call POST /api/v2/notifications/channels"),
@@ -289,12 +290,12 @@ fn a_replacement_that_is_put_off_is_brought_forward_by_an_operator_and_by_a_toke
     ];
     for (step, told) in table {
         let script: Script<'_> = &[(step, ""), ("wait 75ms", told)];
-        play(notifications(), Opening::default(), &[LIVE, put_off, script].concat());
+        run_script(notifications(), LogHead::default(), &[LIVE, put_off, script].concat());
     }
 }
 
 #[test]
-fn a_successor_that_is_refused_a_topic_does_not_replace_one_that_hears_it() {
+fn a_successor_without_a_topic_does_not_replace_a_session_that_has_it() {
     let topic = "v2.conversations.c-1.transcription";
     let rejected =
         format!(r#"answer 200 {{"entities":[{{"id":"{topic}","state":"Rejected","rejectionReason":"no"}}]}}"#);
@@ -313,7 +314,7 @@ fn a_successor_that_is_refused_a_topic_does_not_replace_one_that_hears_it() {
         ("open 3", "probe 3"),
         ("pong 3", "rotated after 0ns, probe 1"),
     ];
-    play(notifications(), Opening::default(), &[LIVE, begin, accepted].concat());
+    run_script(notifications(), LogHead::default(), &[LIVE, begin, accepted].concat());
     // After a minute it does, and a gap tells that.
     let delays = ["250ms", "500ms", "1s", "2s", "4s", "8s", "10s", "10s", "10s"].map(|delay| format!("wait {delay}"));
     let forgotten = [3, 4, 5, 6, 7, 8, 9, 10, 11].map(|id| format!("forget {id}"));
@@ -331,12 +332,12 @@ fn a_successor_that_is_refused_a_topic_does_not_replace_one_that_hears_it() {
         ("open 12", "probe 12"),
         ("pong 12", "rotated after 0ns, probe 1, gap no-replay, append gap(no-replay ?..?), degraded"),
     ];
-    play(notifications(), Opening::default(), &[LIVE, begin, &refused, taken].concat());
+    run_script(notifications(), LogHead::default(), &[LIVE, begin, &refused, taken].concat());
 }
 
 #[test]
-fn an_operator_ends_an_attempt_that_hangs() {
-    play(
+fn an_operator_rotation_ends_a_hung_attempt() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -355,8 +356,8 @@ fn an_operator_ends_an_attempt_that_hangs() {
 }
 
 #[test]
-fn tokens_that_carried_a_session_are_followed_at_once_however_often_they_are_rejected() {
-    play(
+fn rejected_proven_tokens_are_replaced_at_once() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -375,8 +376,8 @@ fn tokens_that_carried_a_session_are_followed_at_once_however_often_they_are_rej
 }
 
 #[test]
-fn a_jump_is_marked_and_its_snapshot_stands_right_behind_it() {
-    play(
+fn a_jump_is_marked_and_its_snapshot_follows_it() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -392,8 +393,8 @@ fn a_jump_is_marked_and_its_snapshot_stands_right_behind_it() {
 }
 
 #[test]
-fn a_snapshot_that_cannot_be_had_is_owed_and_holds_nothing_up() {
-    play(
+fn a_failed_snapshot_stays_pending_and_blocks_nothing() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -411,11 +412,11 @@ fn a_snapshot_that_cannot_be_had_is_owed_and_holds_nothing_up() {
 }
 
 #[test]
-fn a_position_older_than_the_retention_is_given_up() {
-    play(
+fn a_position_older_than_the_retention_is_abandoned() {
+    run_script(
         sequenced(),
-        Opening {
-            checkpoint: Some(Checkpoint { heard_at: Timestamp(WALL - 61_000), ..checkpoint(4) }),
+        LogHead {
+            checkpoint: Some(Checkpoint { last_received_at: Timestamp(WALL - 61_000), ..checkpoint(4) }),
             damaged: false,
         },
         &[
@@ -430,8 +431,8 @@ fn a_position_older_than_the_retention_is_given_up() {
 }
 
 #[test]
-fn a_frame_that_is_too_large_is_not_met_twice() {
-    play(
+fn an_oversized_frame_is_skipped_at_once() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -450,10 +451,10 @@ fn a_frame_that_is_too_large_is_not_met_twice() {
 }
 
 #[test]
-fn a_frame_that_does_not_end_is_waited_for_only_so_long_whatever_comes_between_its_parts() {
-    play(
+fn a_partial_frame_times_out_despite_frames_between_its_parts() {
+    run_script(
         notifications(),
-        Opening::default(),
+        LogHead::default(),
         &[
             ("token 1", "call POST /api/v2/notifications/channels, connecting"),
             (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
@@ -479,8 +480,8 @@ fn a_frame_that_does_not_end_is_waited_for_only_so_long_whatever_comes_between_i
 }
 
 #[test]
-fn a_platform_that_speaks_all_the_time_still_hears_from_us() {
-    play(
+fn a_busy_platform_still_gets_keepalive_probes() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -499,8 +500,8 @@ fn a_platform_that_speaks_all_the_time_still_hears_from_us() {
 }
 
 #[test]
-fn a_process_that_was_stopped_asks_before_it_calls_the_platform_silent() {
-    play(
+fn a_suspended_process_probes_before_the_silence_timeout() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -518,8 +519,8 @@ fn a_process_that_was_stopped_asks_before_it_calls_the_platform_silent() {
 }
 
 #[test]
-fn a_close_gives_no_position_up_and_a_frame_that_cannot_be_read_does_at_its_second_meeting() {
-    play(
+fn a_close_keeps_the_position_and_a_poison_frame_is_skipped_at_its_second_occurrence() {
+    run_script(
         Settings { backoff: backoff::Settings { breaker_after: 100, ..sequenced().backoff }, ..sequenced() },
         position(4),
         &[
@@ -541,8 +542,8 @@ fn a_close_gives_no_position_up_and_a_frame_that_cannot_be_read_does_at_its_seco
 }
 
 #[test]
-fn a_frame_that_never_ends_is_not_met_for_ever() {
-    play(
+fn a_frame_that_never_ends_is_skipped_at_last() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -561,8 +562,8 @@ fn a_frame_that_never_ends_is_not_met_for_ever() {
 }
 
 #[test]
-fn a_frame_is_not_late_while_frames_are_left_unread() {
-    play(
+fn frame_timeouts_are_suspended_under_backpressure() {
+    run_script(
         Settings { buffer: 2, ..sequenced() },
         position(4),
         &[
@@ -583,9 +584,9 @@ fn a_frame_is_not_late_while_frames_are_left_unread() {
 }
 
 #[test]
-fn a_full_buffer_keeps_the_order_of_what_was_held() {
-    play(
-        Settings { buffer: 3, overflow: Overflow::DropOldest, ..sequenced() },
+fn a_full_buffer_keeps_the_order_of_held_events() {
+    run_script(
+        Settings { buffer: 3, overflow: OverflowPolicy::DropOldest, ..sequenced() },
         position(4),
         &[
             ("token 1", "dial 1 under 1 after 4, connecting"),
@@ -600,10 +601,10 @@ fn a_full_buffer_keeps_the_order_of_what_was_held() {
 }
 
 #[test]
-fn a_channel_is_replaced_by_a_second_one_and_the_old_is_left_when_it_has_answered() {
-    play(
+fn a_channel_is_replaced_and_the_old_one_closes_after_its_probe_ack() {
+    run_script(
         notifications(),
-        Opening::default(),
+        LogHead::default(),
         &[
             ("token 1", "call POST /api/v2/notifications/channels, connecting"),
             (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
@@ -634,10 +635,10 @@ fn a_channel_is_replaced_by_a_second_one_and_the_old_is_left_when_it_has_answere
 }
 
 #[test]
-fn a_revoked_token_is_what_its_rotation_is_counted_under() {
-    play(
+fn the_rotation_after_a_revocation_is_counted_as_revoked() {
+    run_script(
         notifications(),
-        Opening::default(),
+        LogHead::default(),
         &[
             ("token 1", "call POST /api/v2/notifications/channels, connecting"),
             (CHANNEL_1, "call PUT /api/v2/notifications/channels/c1/subscriptions?ignoreErrors=true"),
@@ -662,15 +663,15 @@ fn a_revoked_token_is_what_its_rotation_is_counted_under() {
 }
 
 #[test]
-fn a_channel_that_died_unnoticed_is_told_when_its_successor_is_live() {
-    play_overlap(
+fn a_dead_channel_is_marked_as_a_gap_when_its_successor_is_live() {
+    run_overlap_script(
         notifications(),
         &[("tell 2 c", ""), ("wait 5s", "gap no-replay, leave 1 1000, append gap(no-replay ?..?) c")],
     );
 }
 
 #[test]
-fn an_older_sign_of_life_is_not_the_answer_to_what_the_old_channel_was_asked() {
+fn an_older_probe_ack_does_not_acknowledge_the_flush_probe() {
     // What it brings after a heartbeat, and after the answer to a probe of its own watch, is still waited for.
     let asked_twice: Script<'_> = &[
         ("wait 30s", "probe 1"),
@@ -686,22 +687,22 @@ fn an_older_sign_of_life_is_not_the_answer_to_what_the_old_channel_was_asked() {
         ("pong 1", ""),
     ];
     let answered: Script<'_> = &[("tell 1 b", "append b"), ("stored", ""), ("pong 1", "append c")];
-    play(notifications(), Opening::default(), &[LIVE, asked_twice, answered].concat());
+    run_script(notifications(), LogHead::default(), &[LIVE, asked_twice, answered].concat());
     let dies: Script<'_> = &[("close 1 1006", "forget 1, gap no-replay, append gap(no-replay ?..?) c")];
-    play(notifications(), Opening::default(), &[LIVE, asked_twice, dies].concat());
+    run_script(notifications(), LogHead::default(), &[LIVE, asked_twice, dies].concat());
 }
 
 #[test]
-fn a_successor_that_brings_more_than_can_wait_gives_the_silent_channel_up() {
-    play_overlap(
+fn a_successor_that_fills_the_buffer_abandons_the_silent_channel() {
+    run_overlap_script(
         Settings { buffer: 2, ..notifications() },
         &[("tell 2 c", ""), ("tell 2 d", "gap no-replay, append gap(no-replay ?..?) c d"), ("wait 1s", "leave 1 1000")],
     );
 }
 
 #[test]
-fn what_a_lost_successor_brought_waits_for_the_session_that_is_left() {
-    play_overlap(
+fn events_of_a_lost_successor_wait_for_the_remaining_session() {
+    run_overlap_script(
         notifications(),
         &[
             ("tell 2 c", ""),
@@ -718,10 +719,10 @@ fn what_a_lost_successor_brought_waits_for_the_session_that_is_left() {
 }
 
 #[test]
-fn a_call_that_fails_is_tried_again() {
-    play(
+fn a_failed_call_is_retried() {
+    run_script(
         notifications(),
-        Opening::default(),
+        LogHead::default(),
         &[
             ("token 1", "call POST /api/v2/notifications/channels, connecting"),
             ("answer 500 {}", "forget 1, again in 1s, backing-off"),
@@ -732,8 +733,8 @@ fn a_call_that_fails_is_tried_again() {
 }
 
 #[test]
-fn a_drain_takes_in_what_still_comes_and_ends_when_it_is_durable() {
-    play(
+fn a_drain_accepts_late_events_and_ends_when_they_are_durable() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -750,10 +751,10 @@ fn a_drain_takes_in_what_still_comes_and_ends_when_it_is_durable() {
 }
 
 #[test]
-fn a_refused_upgrade_is_tried_again_like_any_trouble_and_at_the_cap_from_the_third_on() {
+fn a_refused_upgrade_backs_off_and_waits_for_the_cap_from_the_third_on() {
     for status in ["200", "302", "403", "421"] {
         let refuse = |session: u32| format!("refuse {session} {status}");
-        play(
+        run_script(
             sequenced(),
             position(4),
             &[
@@ -776,8 +777,8 @@ fn a_refused_upgrade_is_tried_again_like_any_trouble_and_at_the_cap_from_the_thi
 }
 
 #[test]
-fn a_refused_position_is_given_up_only_when_a_session_without_it_is_live() {
-    play(
+fn a_refused_position_is_abandoned_only_when_a_session_without_it_is_live() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -796,8 +797,8 @@ fn a_refused_position_is_given_up_only_when_a_session_without_it_is_live() {
 }
 
 #[test]
-fn a_position_that_is_not_found_is_asked_for_once_more() {
-    play(
+fn a_position_that_is_not_found_is_requested_once_more() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -813,8 +814,8 @@ fn a_position_that_is_not_found_is_asked_for_once_more() {
 }
 
 #[test]
-fn a_successor_whose_position_is_refused_begins_without_one_while_the_old_session_serves() {
-    play(
+fn a_successor_with_a_refused_position_starts_without_one_while_the_old_session_serves() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -833,8 +834,8 @@ fn a_successor_whose_position_is_refused_begins_without_one_while_the_old_sessio
 }
 
 #[test]
-fn an_operator_brings_the_next_attempt_forward_or_hears_why_not() {
-    play(
+fn an_operator_expedites_the_next_attempt_or_gets_the_objection() {
+    run_script(
         sequenced(),
         position(4),
         &[

@@ -14,7 +14,7 @@ pub(super) trait Model {
     fn actions(&self, state: &Self::State) -> Vec<Self::Action>;
 
     /// The state after it, or what must never be.
-    fn act(&self, state: &Self::State, action: Self::Action) -> Result<Self::State, String>;
+    fn apply(&self, state: &Self::State, action: Self::Action) -> Result<Self::State, String>;
 }
 
 /// How many states there are, or the shortest way to one that must not be.
@@ -25,8 +25,8 @@ pub(super) fn explore<M: Model>(model: &M, start: M::State) -> Result<usize, Str
     while let Some(state) = frontier.pop_front() {
         let from = digest(&state);
         for action in model.actions(&state) {
-            let next = model.act(&state, action);
-            let next = next.map_err(|flaw| format!("{flaw}, after {}", way(&origins, from, action)))?;
+            let next = model.apply(&state, action);
+            let next = next.map_err(|flaw| format!("{flaw}, after {}", trace(&origins, from, action)))?;
             origins.entry(digest(&next)).or_insert_with(|| {
                 frontier.push_back(next);
                 Some((from, action))
@@ -42,7 +42,7 @@ fn digest(state: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-fn way<A: Copy + Debug>(origins: &HashMap<u64, Option<(u64, A)>>, mut at: u64, last: A) -> String {
+fn trace<A: Copy + Debug>(origins: &HashMap<u64, Option<(u64, A)>>, mut at: u64, last: A) -> String {
     let mut steps = vec![format!("{last:?}")];
     while let Some(Some((from, action))) = origins.get(&at) {
         steps.push(format!("{action:?}"));

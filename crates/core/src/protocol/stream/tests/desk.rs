@@ -51,8 +51,8 @@ pub(super) fn sequenced() -> Settings {
         buffer: 5_000,
         buffer_bytes: 64 << 20,
         append_max: 2_048,
-        overflow: Overflow::Backpressure,
-        patience: Patience { connect: seconds(10), silence: seconds(60), frame: seconds(30), farewell: seconds(2) },
+        overflow: OverflowPolicy::Backpressure,
+        timeouts: Timeouts { connect: seconds(10), silence: seconds(60), frame: seconds(30), close: seconds(2) },
         backoff: backoff::Settings {
             first: seconds(1),
             cap: seconds(30),
@@ -73,71 +73,71 @@ pub(super) fn notifications() -> Settings {
 }
 
 pub(super) fn checkpoint(last: u64) -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(last))), heard_at: Timestamp(WALL), feed: None }
+    Checkpoint { position: Some(Position(Sequence(last))), last_received_at: Timestamp(WALL), feed: None }
 }
 
-pub(super) fn position(last: u64) -> Opening {
-    Opening { checkpoint: Some(checkpoint(last)), damaged: false }
+pub(super) fn position(last: u64) -> LogHead {
+    LogHead { checkpoint: Some(checkpoint(last)), damaged: false }
 }
 
 /// A stream, its clock, and the log that it appends to.
-struct Desk {
+struct ScriptRunner {
     stream: Stream,
-    now: Now,
+    now: Moment,
     call: Option<CallId>,
-    begun: usize,
+    sessions_started: usize,
     log: u64,
 }
 
 /// When every script begins.
-pub(super) fn start() -> Now {
+pub(super) fn start() -> Moment {
     #[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
     let at = Instant::now();
-    Now { at, wall: Timestamp(WALL), unit: 0.5 }
+    Moment { at, wall: Timestamp(WALL), random: 0.5 }
 }
 
 /// A frame with these numbered events.
-pub(super) fn said(numbers: &[&str]) -> Frame {
+pub(super) fn numbered_frame(numbers: &[&str]) -> Frame {
     Frame::Text(format!("[{}]", numbers.iter().copied().map(numbered).collect::<Vec<_>>().join(",")).into())
 }
 
-pub(super) fn play(settings: Settings, opening: Opening, script: Script<'_>) {
+pub(super) fn run_script(settings: Settings, opening: LogHead, script: Script<'_>) {
     let now = start();
-    play_on(Stream::new(settings, opening, now), now, script);
+    run_on(Stream::new(settings, opening, now), now, script);
 }
 
 /// The same for a stream whose log is another's.
-pub(super) fn play_standby(settings: Settings, script: Script<'_>) {
+pub(super) fn run_standby_script(settings: Settings, script: Script<'_>) {
     let now = start();
-    play_on(Stream::standby(settings, now), now, script);
+    run_on(Stream::standby(settings, now), now, script);
 }
 
-fn play_on(stream: Stream, now: Now, script: Script<'_>) {
-    let mut desk = Desk { stream, now, call: None, begun: 0, log: 0 };
-    desk.told();
+fn run_on(stream: Stream, now: Moment, script: Script<'_>) {
+    let mut runner = ScriptRunner { stream, now, call: None, sessions_started: 0, log: 0 };
+    runner.drain_outputs();
     for (number, (step, expected)) in script.iter().enumerate() {
         if let Some(wanted) = step.strip_prefix("objects ") {
-            assert_eq!(desk.objection(wanted), *expected, "step {number}: {step}");
+            assert_eq!(runner.objection(wanted), *expected, "step {number}: {step}");
             continue;
         }
-        desk.step(step);
-        assert_eq!(desk.told(), *expected, "step {number}: {step}");
+        runner.step(step);
+        assert_eq!(runner.drain_outputs(), *expected, "step {number}: {step}");
     }
 }
 
 /// The same from where two channels overlap and the old one has been asked.
-pub(super) fn play_overlap(settings: Settings, script: Script<'_>) {
-    play(settings, Opening::default(), &[LIVE, SWAP, script].concat());
+pub(super) fn run_overlap_script(settings: Settings, script: Script<'_>) {
+    run_script(settings, LogHead::default(), &[LIVE, SWAP, script].concat());
 }
 
-impl Desk {
+impl ScriptRunner {
     fn step(&mut self, step: &str) {
         let (verb, rest) = step.split_once(' ').unwrap_or((step, ""));
         let (subject, words) = rest.split_once(' ').unwrap_or((rest, ""));
         let id = SessionId(subject.parse().unwrap_or(0));
         let input = match verb {
             "wait" => return self.wait(subject),
-            "stopped" => return self.stopped(subject),
+            "stopped" => return self.suspend(subject),
             "token" => Input::Token(id.0),
             "open" => Input::Opened(id),
             // The socket is open, and the ping is answered.
@@ -145,10 +145,10 @@ impl Desk {
                 self.stream.handle(Input::Opened(id), self.now);
                 Input::Frame { session: id, frame: Frame::Pong }
             }
-            "begin" => Input::Begun(id),
+            "begin" => Input::PartialFrame(id),
             "refuse" => {
                 let failure = Failure::Handshake { status: words.parse().unwrap(), retry_after: None, place: None };
-                Input::Refused { session: id, failure }
+                Input::ConnectFailed { session: id, failure }
             }
             "close" => {
                 let failure = Failure::Closed { code: words.parse().unwrap(), reason: String::new() };
@@ -156,7 +156,7 @@ impl Desk {
             }
             "unreadable" => Input::Closed { session: id, failure: Failure::Unreadable("reserved bits".to_owned()) },
             "oversize" => Input::Closed { session: id, failure: Failure::Oversize },
-            "say" => Input::Frame { session: id, frame: said(&words.split(' ').collect::<Vec<_>>()) },
+            "say" => Input::Frame { session: id, frame: numbered_frame(&words.split(' ').collect::<Vec<_>>()) },
             "tell" => frame(id, format!(r#"{{"topicName":"v2.conversations.c-1.x","eventBody":"{words}"}}"#)),
             "ping" => Input::Frame { session: id, frame: Frame::Pong },
             "pong" => frame(id, r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#.to_owned()),
@@ -169,10 +169,10 @@ impl Desk {
             "answer" => {
                 let (status, body) = (subject.parse().unwrap(), ByteString::from(words).into_bytes());
                 let call = self.call.take().expect("a call is under way");
-                Input::Answered { call, answer: Ok(Answer { status, retry_after: None, body }) }
+                Input::Response { call, response: Ok(RestResponse { status, retry_after: None, body }) }
             }
             "stored" => {
-                self.log += std::mem::take(&mut self.begun) as u64;
+                self.log += std::mem::take(&mut self.sessions_started) as u64;
                 Input::Appended(Mark { epoch: Epoch(1), offset: Offset(self.log) })
             }
             "rotate" => Input::Rotate,
@@ -182,10 +182,13 @@ impl Desk {
             "flush" => Input::Flush,
             "release" => Input::Release,
             "follow" => Input::Follow(Position(Sequence(id.0))),
-            "own" | "own-covered" => own(subject, words, verb == "own-covered", None),
-            "own-other" => own(subject, words, false, Some(FeedId(0))),
+            "own" | "own-covered" => take_over(subject, words, verb == "own-covered", None),
+            "own-other" => take_over(subject, words, false, Some(FeedId(0))),
             "kept" => {
-                return assert_eq!((self.stream.kept(), self.stream.is_ready()), (id.0 as usize, words == "live"));
+                return assert_eq!(
+                    (self.stream.standby_len(), self.stream.is_ready()),
+                    (id.0 as usize, words == "live")
+                );
             }
             other => panic!("no such step: {other}"),
         };
@@ -196,10 +199,10 @@ impl Desk {
     fn wait(&mut self, time: &str) {
         let end = self.now.at + time.parse::<crate::model::Span>().unwrap().0;
         while let Some(at) = self.stream.poll_timeout().filter(|at| *at <= end) {
-            self.go_on(at.max(self.now.at));
+            self.advance_to(at.max(self.now.at));
             self.stream.handle_timeout(self.now);
         }
-        self.go_on(end);
+        self.advance_to(end);
     }
 
     fn objection(&self, wanted: &str) -> &'static str {
@@ -213,25 +216,25 @@ impl Desk {
     }
 
     /// The process is stopped for this long: its timers fire behind it.
-    fn stopped(&mut self, time: &str) {
-        self.go_on(self.now.at + time.parse::<crate::model::Span>().unwrap().0);
+    fn suspend(&mut self, time: &str) {
+        self.advance_to(self.now.at + time.parse::<crate::model::Span>().unwrap().0);
         self.stream.handle_timeout(self.now);
     }
 
-    fn go_on(&mut self, at: Instant) {
+    fn advance_to(&mut self, at: Instant) {
         self.now.wall.0 += i64::try_from((at - self.now.at).as_millis()).unwrap();
         self.now.at = at;
     }
 
-    fn told(&mut self) -> String {
+    fn drain_outputs(&mut self) -> String {
         let mut words = Vec::new();
         while let Some(output) = self.stream.poll_output() {
-            words.extend(self.tell(output));
+            words.extend(self.describe(output));
         }
         words.join(", ")
     }
 
-    fn tell(&mut self, output: Output) -> Option<String> {
+    fn describe(&mut self, output: Output) -> Option<String> {
         Some(match output {
             Output::Call { call, request, .. } => {
                 self.call = Some(call);
@@ -243,32 +246,32 @@ impl Desk {
                 format!("dial {} under {generation}{}", session.0, after.or(numbered).unwrap_or_default())
             }
             Output::Probe { session, .. } => format!("probe {}", session.0),
-            Output::Leave { session, code, .. } => format!("leave {} {code}", session.0),
-            Output::Forget(session) => format!("forget {}", session.0),
+            Output::Close { session, code, .. } => format!("leave {} {code}", session.0),
+            Output::DropSocket(session) => format!("forget {}", session.0),
             Output::Append { events, checkpoint } => {
-                self.begun = events.len();
+                self.sessions_started = events.len();
                 let events: String = events.iter().map(|event| format!(" {}", entry(event))).collect();
                 let at = checkpoint.position.map(|position| format!(" at {position}")).unwrap_or_default();
                 format!("append{events}{at}")
             }
-            Output::RefuseToken(generation) => format!("refuse token {generation}"),
-            Output::TokenCarried(_) => return None,
+            Output::TokenRejected(generation) => format!("refuse token {generation}"),
+            Output::TokenProven(_) => return None,
             Output::Flushed => "flushed".to_owned(),
             Output::Drained => "drained".to_owned(),
-            Output::Report(report) => return tell_report(&report),
+            Output::Report(report) => return describe_report(&report),
         })
     }
 }
 
 /// The position of the log (`-`: it has none, `new`: it is empty), its newest entries, and its feed, if that is known.
-fn own(last: &str, stored: &str, covered: bool, feed: Option<FeedId>) -> Input {
+fn take_over(last: &str, stored: &str, covered: bool, feed: Option<FeedId>) -> Input {
     let checkpoint = |last: &str| match last {
         "new" => None,
-        "-" => Some(Checkpoint { position: None, heard_at: Timestamp(WALL), feed }),
+        "-" => Some(Checkpoint { position: None, last_received_at: Timestamp(WALL), feed }),
         number => Some(Checkpoint { feed, ..checkpoint(number.parse().unwrap()) }),
     };
     let stored = stored.split(' ').filter(|body| !body.is_empty()).map(stored_event).collect();
-    Input::Own { opening: Opening { checkpoint: checkpoint(last), damaged: false }, stored, covered }
+    Input::BecomeOwner { head: LogHead { checkpoint: checkpoint(last), damaged: false }, stored, covered }
 }
 
 /// `a` is an event by its body, `gap` an entry of the relay's own, and `old-gap` one of two minutes ago.
@@ -279,33 +282,33 @@ fn stored_event(body: &str) -> Event {
         "old-gap" => return gap(120_000),
         _platform => (),
     }
-    let mut event = Event::own("e", &body, Timestamp(WALL));
+    let mut event = Event::internal("e", &body, Timestamp(WALL));
     event.subject = Some("v2.conversations.c-1.x".into());
     event
 }
 
-fn tell_report(report: &Report) -> Option<String> {
+fn describe_report(report: &StreamReport) -> Option<String> {
     match report {
-        Report::State(state) => Some(state.as_str().to_owned()),
-        Report::Gap { reason, .. } => Some(format!("gap {}", reason.as_str())),
-        Report::Duplicates(count) => Some(format!("dropped {count}")),
-        Report::Shed(count) => Some(format!("shed {count}")),
-        Report::RotationBegins(trigger) => Some(format!("rotation {}", trigger.as_str())),
-        Report::Rotated { silence, .. } => Some(format!("rotated after {silence:?}")),
-        Report::Lost { failure: failure @ Failure::Unfinished { .. }, retry_in: Some(delay) } => {
+        StreamReport::State(state) => Some(state.as_str().to_owned()),
+        StreamReport::Gap { reason, .. } => Some(format!("gap {}", reason.as_str())),
+        StreamReport::Duplicates(count) => Some(format!("dropped {count}")),
+        StreamReport::Shed(count) => Some(format!("shed {count}")),
+        StreamReport::RotationStarted(trigger) => Some(format!("rotation {}", trigger.as_str())),
+        StreamReport::Rotated { silence, .. } => Some(format!("rotated after {silence:?}")),
+        StreamReport::SessionLost { failure: failure @ Failure::Unfinished { .. }, retry_in: Some(delay) } => {
             Some(format!("{failure}, again in {delay:?}"))
         }
-        Report::Lost { retry_in: Some(delay), .. } => Some(format!("again in {delay:?}")),
-        Report::GivenUp { retry_in, .. } => Some(format!("given up, again in {retry_in:?}")),
-        Report::Lost { retry_in: None, .. } => Some("again at once".to_owned()),
-        Report::OtherFeed => Some("other feed".to_owned()),
-        Report::Snapshot(fetched) => Some(if fetched.is_ok() { "snapshot" } else { "no snapshot" }.to_owned()),
-        Report::Connected(_)
-        | Report::Resuming(_)
-        | Report::Undecoded { .. }
-        | Report::RotationFailed { .. }
-        | Report::Breaker(_)
-        | Report::Refused(_) => None,
+        StreamReport::SessionLost { retry_in: Some(delay), .. } => Some(format!("again in {delay:?}")),
+        StreamReport::ActionRequired { retry_in, .. } => Some(format!("given up, again in {retry_in:?}")),
+        StreamReport::SessionLost { retry_in: None, .. } => Some("again at once".to_owned()),
+        StreamReport::FeedChanged => Some("other feed".to_owned()),
+        StreamReport::Snapshot(fetched) => Some(if fetched.is_ok() { "snapshot" } else { "no snapshot" }.to_owned()),
+        StreamReport::Connected(_)
+        | StreamReport::Resuming(_)
+        | StreamReport::Undecoded { .. }
+        | StreamReport::RotationFailed { .. }
+        | StreamReport::Breaker(_)
+        | StreamReport::TopicCoverage(_) => None,
     }
 }
 

@@ -1,19 +1,21 @@
 //! A position counts for the feed that it was stored with.
 
-use super::desk::{LIVE, Script, checkpoint, notifications, play, play_standby, said, sequenced, start};
+use super::desk::{
+    LIVE, Script, checkpoint, notifications, numbered_frame, run_script, run_standby_script, sequenced, start,
+};
 use super::*;
 
 const GAP: &str = "gap reset, call GET https://p.test/summary, append gap(reset ?..?), recovering";
 
-fn other() -> FeedId {
+fn other_feed() -> FeedId {
     FeedId::of("genesys-sequenced", "wss://other.test/stream")
 }
 
 /// A log that ends at this position of this feed.
-fn written_from(feed: Option<FeedId>, last: Option<u64>) -> Opening {
+fn written_from(feed: Option<FeedId>, last: Option<u64>) -> LogHead {
     let checkpoint = Checkpoint { feed, ..checkpoint(last.unwrap_or(0)) };
     let position = checkpoint.position.filter(|_| last.is_some());
-    Opening { checkpoint: Some(Checkpoint { position, ..checkpoint }), damaged: false }
+    LogHead { checkpoint: Some(Checkpoint { position, ..checkpoint }), damaged: false }
 }
 
 #[test]
@@ -23,26 +25,30 @@ fn the_position_of_another_feed_is_not_used_and_the_reason_of_the_gap_follows() 
         (Some(own), Some(4), Some(4), GapReason::NoReplay),
         // Data of an earlier version.
         (None, Some(4), Some(4), GapReason::NoReplay),
-        (Some(other()), Some(4), None, GapReason::Reset),
+        (Some(other_feed()), Some(4), None, GapReason::Reset),
         (Some(own), None, None, GapReason::NoReplay),
         (None, None, None, GapReason::NoReplay),
-        (Some(other()), None, None, GapReason::Reset),
+        (Some(other_feed()), None, None, GapReason::Reset),
     ] {
-        let judged = written_from(stored, last).judged(own);
-        let position = judged.opening.position().map(|position| position.0.0);
-        assert_eq!((position, judged.unheard), (used, Some(reason)), "{stored:?} {last:?}");
+        let judged = written_from(stored, last).validated_for(own);
+        let position = judged.head.position().map(|position| position.0.0);
+        assert_eq!((position, judged.gap_reason), (used, Some(reason)), "{stored:?} {last:?}");
         assert_eq!(judged.is_other_feed, reason == GapReason::Reset, "{stored:?} {last:?}");
-        assert_eq!(judged.opening.checkpoint.unwrap().heard_at, checkpoint(4).heard_at, "how long it was silent");
+        assert_eq!(
+            judged.head.checkpoint.unwrap().last_received_at,
+            checkpoint(4).last_received_at,
+            "how long it was silent"
+        );
     }
-    let empty = Opening::default().judged(own);
-    assert_eq!((empty.is_other_feed, empty.unheard), (false, None), "a new log has nothing to miss");
+    let empty = LogHead::default().validated_for(own);
+    assert_eq!((empty.is_other_feed, empty.gap_reason), (false, None), "a new log has nothing to miss");
 }
 
 #[test]
-fn what_is_stored_has_the_feed_that_it_was_read_from() {
+fn a_checkpoint_has_the_feed_of_its_events() {
     let (feed, now) = (sequenced().feed, start());
     let mut stream = Stream::new(sequenced(), written_from(None, Some(4)), now);
-    let frame = said(&["5"]);
+    let frame = numbered_frame(&["5"]);
     let inputs = [Input::Token(1), Input::Opened(SessionId(1)), Input::Frame { session: SessionId(1), frame }];
     inputs.into_iter().for_each(|input| stream.handle(input, now));
     let mut outputs = std::iter::from_fn(|| stream.poll_output());
@@ -52,10 +58,10 @@ fn what_is_stored_has_the_feed_that_it_was_read_from() {
 }
 
 #[test]
-fn a_stream_with_another_feed_begins_without_a_position_behind_a_gap() {
-    play(
+fn a_stream_with_another_feed_starts_without_a_position_after_a_gap() {
+    run_script(
         sequenced(),
-        written_from(Some(other()), Some(4)),
+        written_from(Some(other_feed()), Some(4)),
         &[
             // Nothing is marked before the feed can be heard: with the former configuration the log goes on as it was.
             ("token 1", "dial 1 under 1 after none, connecting"),
@@ -74,15 +80,15 @@ fn a_stream_with_another_feed_begins_without_a_position_behind_a_gap() {
 }
 
 #[test]
-fn an_unnumbered_stream_with_another_feed_begins_behind_a_gap() {
+fn an_unnumbered_stream_with_another_feed_starts_after_a_gap() {
     let live = LIVE[LIVE.len() - 1];
     let script = [&LIVE[..LIVE.len() - 1], &[(live.0, "gap reset, append gap(reset ?..?), live")]].concat();
-    play(notifications(), written_from(Some(other()), None), &script);
+    run_script(notifications(), written_from(Some(other_feed()), None), &script);
 }
 
 /// Replicas with different configurations, or a feed that was changed and changed back.
 #[test]
-fn a_standby_of_another_feed_than_the_log_begins_anew() {
+fn a_standby_with_another_feed_than_the_log_restarts() {
     let own_other: Script<'_> = &[
         ("own-other 6", "other feed, forget 1, dial 2 under 1 after none, connecting"),
         // A session that was asked to go on somewhere says nothing to this log any more.
@@ -99,8 +105,8 @@ fn a_standby_of_another_feed_than_the_log_begins_anew() {
         ("join 1", "probe 1, live"),
         ("say 1 5 6 7", ""),
     ];
-    play_standby(sequenced(), &[live, own_other].concat());
-    play_standby(
+    run_standby_script(sequenced(), &[live, own_other].concat());
+    run_standby_script(
         sequenced(),
         &[
             ("own-other 6", "other feed"),

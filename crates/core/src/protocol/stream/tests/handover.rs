@@ -1,11 +1,11 @@
 //! A standby that takes the log over, and an owner that makes way.
 
-use super::desk::{LIVE, SWAP, Script, notifications, play, play_standby, position, sequenced};
+use super::desk::{LIVE, SWAP, Script, notifications, position, run_script, run_standby_script, sequenced};
 use super::*;
 
 #[test]
-fn a_standby_appends_nothing_and_goes_on_where_the_log_ends() {
-    play_standby(
+fn a_standby_appends_nothing_and_continues_at_the_end_of_the_log() {
+    run_standby_script(
         sequenced(),
         &[
             ("follow 4", ""),
@@ -23,8 +23,8 @@ fn a_standby_appends_nothing_and_goes_on_where_the_log_ends() {
 }
 
 #[test]
-fn a_log_that_is_ahead_of_its_standby_is_no_numbering_that_started_over() {
-    play_standby(
+fn a_log_ahead_of_its_standby_is_no_numbering_reset() {
+    run_standby_script(
         sequenced(),
         &[
             ("follow 4", ""),
@@ -42,8 +42,8 @@ fn a_log_that_is_ahead_of_its_standby_is_no_numbering_that_started_over() {
 }
 
 #[test]
-fn what_the_platform_says_again_to_a_standby_is_no_numbering_that_started_over() {
-    play_standby(
+fn a_replay_to_a_standby_is_no_numbering_reset() {
+    run_standby_script(
         sequenced(),
         &[
             ("follow 6", ""),
@@ -56,7 +56,7 @@ fn what_the_platform_says_again_to_a_standby_is_no_numbering_that_started_over()
         ],
     );
     // Nobody here has heard what it says again, and a hole lies behind it.
-    play_standby(
+    run_standby_script(
         sequenced(),
         &[
             ("follow 200", ""),
@@ -74,7 +74,7 @@ fn what_the_platform_says_again_to_a_standby_is_no_numbering_that_started_over()
 }
 
 #[test]
-fn what_gave_way_is_asked_for_again() {
+fn events_that_overflowed_the_standby_buffer_are_refetched() {
     let small = || Settings { buffer: 3, ..sequenced() };
     let to_the_end = [
         ("follow 4", ""),
@@ -83,15 +83,15 @@ fn what_gave_way_is_asked_for_again() {
         ("say 1 5 6 7 8 9", ""),
         ("kept 3 live", ""),
     ];
-    play_standby(small(), &[&to_the_end, &[("own 6", "append 7 8 9 at 9")] as Script<'_>].concat());
+    run_standby_script(small(), &[&to_the_end, &[("own 6", "append 7 8 9 at 9")] as Script<'_>].concat());
     let again =
         [("own 5", "forget 1, dial 2 under 1 after 5, connecting"), ("say 1 10", ""), ("join 2", "probe 2, live")];
-    play_standby(small(), &[&to_the_end, &again as Script<'_>].concat());
+    run_standby_script(small(), &[&to_the_end, &again as Script<'_>].concat());
 }
 
 #[test]
-fn a_session_that_began_behind_the_end_of_the_log_is_replaced() {
-    play_standby(
+fn a_session_that_started_after_the_end_of_the_log_is_replaced() {
+    run_standby_script(
         sequenced(),
         &[
             ("follow 9", ""),
@@ -100,7 +100,7 @@ fn a_session_that_began_behind_the_end_of_the_log_is_replaced() {
             ("join 2", "probe 2, live"),
         ],
     );
-    play_standby(
+    run_standby_script(
         sequenced(),
         &[
             ("token 1", "dial 1 under 1 after none, connecting"),
@@ -112,7 +112,7 @@ fn a_session_that_began_behind_the_end_of_the_log_is_replaced() {
 
 #[test]
 fn a_standby_that_loses_its_session_follows_the_log_with_the_next() {
-    play_standby(
+    run_standby_script(
         sequenced(),
         &[
             ("follow 4", ""),
@@ -131,8 +131,8 @@ fn a_standby_that_loses_its_session_follows_the_log_with_the_next() {
 }
 
 #[test]
-fn a_standby_rotates_as_any_stream_does_and_keeps_what_it_kept() {
-    play_standby(
+fn a_standby_rotates_and_keeps_its_buffer() {
+    run_standby_script(
         sequenced(),
         &[
             ("follow 4", ""),
@@ -151,7 +151,7 @@ fn a_standby_rotates_as_any_stream_does_and_keeps_what_it_kept() {
 }
 
 #[test]
-fn what_the_log_has_is_not_appended_again_where_nothing_is_numbered() {
+fn logged_events_are_not_appended_again_without_sequence_numbers() {
     follow_unnumbered(&[
         ("tell 1 b", ""),
         ("tell 1 c", ""),
@@ -163,18 +163,18 @@ fn what_the_log_has_is_not_appended_again_where_nothing_is_numbered() {
 }
 
 #[test]
-fn an_equal_event_from_before_the_ring_hides_no_new_one() {
+fn an_equal_event_older_than_the_buffer_hides_no_new_one() {
     follow_unnumbered(&[("tell 1 b", ""), ("tell 1 a", ""), ("own - a b", "append a")]);
 }
 
 #[test]
-fn what_the_log_heard_first_is_not_appended_when_it_comes() {
+fn an_event_logged_first_is_not_appended_on_late_arrival() {
     follow_unnumbered(&[("tell 1 b", ""), ("own - a b c", ""), ("tell 1 c", "dropped 1"), ("tell 1 c", "append c")]);
     follow_unnumbered(&[("own-covered - c", ""), ("tell 1 c", "dropped 1"), ("tell 1 d", "append d")]);
 }
 
 #[test]
-fn what_may_be_in_nobodys_hands_is_marked() {
+fn a_possible_loss_between_log_and_standby_is_marked() {
     follow_unnumbered(&[("tell 1 c", ""), ("own - a b", "gap no-replay, append gap(no-replay ?..?) c")]);
     follow_unnumbered(&[("tell 1 c", ""), ("own-covered - a b", "append c")]);
     follow_unnumbered(&[("own - a b", "gap no-replay, append gap(no-replay ?..?)")]);
@@ -183,7 +183,7 @@ fn what_may_be_in_nobodys_hands_is_marked() {
 }
 
 #[test]
-fn what_was_kept_of_a_gap_that_the_log_records_is_not_appended_behind_newer_events() {
+fn buffered_events_of_a_recorded_gap_are_not_appended_after_newer_events() {
     let kept: Script<'_> = &[("tell 1 b", ""), ("tell 1 c", ""), ("tell 1 d", "")];
     let cases = [
         ("own-covered - a gap d", ""),
@@ -202,7 +202,7 @@ fn what_was_kept_of_a_gap_that_the_log_records_is_not_appended_behind_newer_even
 }
 
 #[test]
-fn an_event_that_stands_twice_in_the_ring_does_not_show_where_the_log_goes_on() {
+fn a_repeated_event_in_the_buffer_does_not_determine_the_splice() {
     let kept: Script<'_> = &[("tell 1 b", ""), ("tell 1 d", ""), ("tell 1 c", ""), ("tell 1 d", "")];
     // The log has one of the two.
     let own = ("own-covered - a gap d", "gap no-replay, append gap(no-replay ?..?) d");
@@ -210,21 +210,21 @@ fn an_event_that_stands_twice_in_the_ring_does_not_show_where_the_log_goes_on() 
 }
 
 #[test]
-fn what_was_kept_long_after_the_gap_of_a_log_is_appended() {
+fn events_buffered_long_after_a_recorded_gap_are_appended() {
     follow_unnumbered(&[("tell 1 b", ""), ("own-covered - a old-gap d", "append b")]);
 }
 
 #[test]
-fn what_gave_way_is_marked_unless_the_log_has_it() {
+fn overflowed_events_are_marked_unless_the_log_has_them() {
     let told = [("tell 1 b", ""), ("tell 1 c", ""), ("tell 1 d", ""), ("kept 2 live", "")];
     let small = || Settings { buffer: 2, ..notifications() };
     let marked = [("own-covered - a b", "gap no-replay, append gap(no-replay ?..?) c d")];
-    play_standby(small(), &[LIVE as Script<'_>, &told, &marked].concat());
-    play_standby(small(), &[LIVE as Script<'_>, &told, &[("own - a b c", "append d")]].concat());
+    run_standby_script(small(), &[LIVE as Script<'_>, &told, &marked].concat());
+    run_standby_script(small(), &[LIVE as Script<'_>, &told, &[("own - a b c", "append d")]].concat());
 }
 
 #[test]
-fn a_copy_whose_first_gave_way_stands_behind_nothing_newer() {
+fn a_copy_of_an_overflowed_event_is_not_appended_after_newer_events() {
     let small = || Settings { buffer: 3, ..notifications() };
     let told: Script<'_> = &[
         ("tell 1 b", ""),
@@ -238,16 +238,16 @@ fn a_copy_whose_first_gave_way_stands_behind_nothing_newer() {
         ("stored", ""),
         ("pong 1", ""),
     ];
-    play_standby(small(), &[LIVE, &[("tell 1 a", "")], SWAP, told].concat());
+    run_standby_script(small(), &[LIVE, &[("tell 1 a", "")], SWAP, told].concat());
 }
 
 #[test]
-fn a_log_shorter_than_the_ring_gets_what_lies_behind_its_end() {
+fn a_log_shorter_than_the_buffer_gets_the_events_after_its_end() {
     follow_unnumbered(&[("tell 1 a", ""), ("tell 1 b", ""), ("tell 1 c", ""), ("own - b", "append c")]);
 }
 
 #[test]
-fn copies_of_a_standbys_own_overlap_are_one_event() {
+fn duplicates_of_a_standbys_own_overlap_are_one_event() {
     let swap = [&[("tell 1 a", "")], SWAP, &[("tell 1 b", ""), ("tell 2 b", ""), ("tell 2 c", "")]].concat();
     // What only the successor brought waits for the old session, as in any overlap.
     let waits: Script<'_> =
@@ -273,7 +273,7 @@ fn copies_of_a_standbys_own_overlap_are_one_event() {
 }
 
 #[test]
-fn a_successor_that_a_standby_lost_reaches_neither_back_nor_forward() {
+fn a_successor_lost_by_a_standby_covers_neither_earlier_nor_later_events() {
     let lost: Script<'_> = &[
         // The old session is dead, and what it would have brought is heard by nobody.
         ("tell 2 c", ""),
@@ -287,7 +287,7 @@ fn a_successor_that_a_standby_lost_reaches_neither_back_nor_forward() {
 }
 
 #[test]
-fn what_the_log_has_is_not_appended_again_when_an_old_session_brings_it_late() {
+fn logged_events_are_not_appended_again_when_an_old_session_delivers_them_late() {
     follow_unnumbered(
         &[
             &[("tell 1 a", "")],
@@ -308,7 +308,7 @@ fn what_the_log_has_is_not_appended_again_when_an_old_session_brings_it_late() {
 }
 
 #[test]
-fn a_standby_that_hears_nobody_begins_as_a_restart_does() {
+fn a_standby_without_a_session_takes_over_like_a_restart() {
     follow_unnumbered(&[
         ("tell 1 b", ""),
         ("close 1 1006", "forget 1, again in 1s, backing-off"),
@@ -317,7 +317,7 @@ fn a_standby_that_hears_nobody_begins_as_a_restart_does() {
         ("open 2", "probe 2"),
         ("pong 2", "gap no-replay, append gap(no-replay ?..?), live"),
     ]);
-    play_standby(
+    run_standby_script(
         sequenced(),
         &[
             ("follow 4", ""),
@@ -330,7 +330,7 @@ fn a_standby_that_hears_nobody_begins_as_a_restart_does() {
 }
 
 #[test]
-fn an_owner_says_when_everything_is_durable_that_its_successor_may_not_have_heard() {
+fn an_owner_reports_flushed_when_everything_before_its_successor_is_durable() {
     let live = [LIVE, &[("tell 1 a", "append a"), ("flush", "probe 1"), ("tell 1 b", "")]].concat();
     let answered: Script<'_> = &[
         // It comes unasked.
@@ -346,7 +346,7 @@ fn an_owner_says_when_everything_is_durable_that_its_successor_may_not_have_hear
         ("close 1 1000", "forget 1, drained"),
         ("stored", ""),
     ];
-    play(notifications(), Opening::default(), &[&live, answered].concat());
+    run_script(notifications(), LogHead::default(), &[&live, answered].concat());
     let lost: Script<'_> = &[
         ("stored", "append b"),
         ("close 1 1006", "forget 1, again in 1s, backing-off"),
@@ -357,12 +357,12 @@ fn an_owner_says_when_everything_is_durable_that_its_successor_may_not_have_hear
         ("stored", ""),
         ("pong 2", "flushed"),
     ];
-    play(notifications(), Opening::default(), &[&live, lost].concat());
+    run_script(notifications(), LogHead::default(), &[&live, lost].concat());
 }
 
 #[test]
-fn where_the_platform_repeats_a_successor_waits_for_nothing_but_a_live_owner() {
-    play(
+fn with_replay_a_successor_waits_only_for_a_live_owner() {
+    run_script(
         sequenced(),
         position(4),
         &[
@@ -391,5 +391,5 @@ fn a_standby_that_is_released_or_drained_appends_nothing() {
 }
 
 fn follow_unnumbered(script: Script<'_>) {
-    play_standby(notifications(), &[LIVE, script].concat());
+    run_standby_script(notifications(), &[LIVE, script].concat());
 }

@@ -7,7 +7,7 @@ use redis::cmd;
 
 use super::{
     Durability, Settings,
-    connection::{CommandError, Connection},
+    connection::{CommandError, RedisConnection},
     registry::memberships,
 };
 use crate::{
@@ -17,22 +17,22 @@ use crate::{
 
 /// What one replica goes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Terms {
+pub struct SharedSettings {
     durability: Durability,
     retention: Retention,
 }
 
-impl Terms {
+impl SharedSettings {
     pub(super) fn of(Settings { durability, retention, .. }: &Settings) -> Self {
         // As exact as they are said.
         let age = Duration::from_millis(u64::try_from(retention.age.as_millis()).unwrap_or(u64::MAX));
         Self { durability: *durability, retention: Retention { age, ..*retention } }
     }
 
-    pub(super) fn read(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let [durability, events, age, bytes] = <[&str; 4]>::try_from(text.split(',').collect::<Vec<_>>()).ok()?;
         let durability =
-            [Durability::Written, Durability::Replicated].into_iter().find(|one| word(*one) == durability)?;
+            [Durability::Written, Durability::Replicated].into_iter().find(|one| as_str(*one) == durability)?;
         let age = Duration::from_millis(age.parse().ok()?);
         Some(Self {
             durability,
@@ -44,7 +44,7 @@ impl Terms {
     fn differences(&self, there: &Self) -> Vec<String> {
         let (ours, theirs) = (&self.retention, &there.retention);
         let pairs = [
-            ("durability", word(self.durability).to_owned(), word(there.durability).to_owned()),
+            ("durability", as_str(self.durability).to_owned(), as_str(there.durability).to_owned()),
             ("retention.events", ours.events.to_string(), theirs.events.to_string()),
             ("retention.age", Span(ours.age).to_string(), Span(theirs.age).to_string()),
             ("retention.bytes", Size(ours.bytes).to_string(), Size(theirs.bytes).to_string()),
@@ -55,15 +55,15 @@ impl Terms {
 }
 
 /// As a membership says it; a replica of another version that knows more or less of it is not compared.
-impl fmt::Display for Terms {
+impl fmt::Display for SharedSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Retention { events, age, bytes } = self.retention;
-        write!(f, "{},{events},{},{bytes}", word(self.durability), age.as_millis())
+        write!(f, "{},{events},{},{bytes}", as_str(self.durability), age.as_millis())
     }
 }
 
 /// As a configuration has it.
-fn word(durability: Durability) -> &'static str {
+fn as_str(durability: Durability) -> &'static str {
     match durability {
         Durability::Written => "written",
         Durability::Replicated => "replicated",
@@ -72,9 +72,9 @@ fn word(durability: Durability) -> &'static str {
 
 /// What an operator should know of the replicas that live.
 pub(super) async fn compare(
-    connection: &Connection,
+    connection: &RedisConnection,
     prefix: &str,
-    here: Terms,
+    here: SharedSettings,
 ) -> Result<Option<String>, CommandError> {
     let (known, lives) = memberships(prefix);
     let replicas: Vec<String> = connection.run(cmd("SMEMBERS").arg(known)).await?;
@@ -84,7 +84,7 @@ pub(super) async fn compare(
             Err(error) if error.code() == Some("WRONGTYPE") => None,
             says => says?,
         };
-        let terms = says.and_then(|says| Terms::read(says.split(' ').nth(2)?));
+        let terms = says.and_then(|says| SharedSettings::parse(says.split(' ').nth(2)?));
         let differences = terms.map(|there| here.differences(&there)).unwrap_or_default();
         if !differences.is_empty() {
             return Ok(Some(format!(
@@ -100,26 +100,26 @@ pub(super) async fn compare(
 mod tests {
     use super::*;
 
-    const HERE: Terms = Terms {
+    const HERE: SharedSettings = SharedSettings {
         durability: Durability::Written,
         retention: Retention { events: 1_000, age: Duration::from_secs(7_200), bytes: 1 << 20 },
     };
 
     #[test]
-    fn terms_are_read_as_they_are_said() {
+    fn shared_settings_round_trip() {
         for durability in [Durability::Written, Durability::Replicated] {
-            let terms = Terms { durability, ..HERE };
-            assert_eq!(Terms::read(&terms.to_string()), Some(terms));
+            let terms = SharedSettings { durability, ..HERE };
+            assert_eq!(SharedSettings::parse(&terms.to_string()), Some(terms));
         }
         for text in ["", "written", "written,1,2", "written,1,2,3,4", "perhaps,1,2,3", "written,x,2,3"] {
-            assert_eq!(Terms::read(text), None, "{text}");
+            assert_eq!(SharedSettings::parse(text), None, "{text}");
         }
     }
 
     #[test]
     fn each_difference_is_named() {
         assert!(HERE.differences(&HERE).is_empty());
-        let there = Terms {
+        let there = SharedSettings {
             durability: Durability::Replicated,
             retention: Retention { age: Duration::from_secs(90), ..HERE.retention },
         };

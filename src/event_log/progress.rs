@@ -10,21 +10,21 @@ use crate::model::Offset;
 
 /// The places of one log.
 #[derive(Debug, Default)]
-pub(super) struct Places(Mutex<Vec<Weak<AtomicU64>>>);
+pub(super) struct ProgressTracker(Mutex<Vec<Weak<AtomicU64>>>);
 
 /// One reader's place; nobody's any more when dropped.
 #[derive(Debug)]
-pub struct Place(Arc<AtomicU64>);
+pub struct ReaderProgress(Arc<AtomicU64>);
 
-impl Place {
+impl ReaderProgress {
     /// The reader was handed everything up to this entry.
-    pub fn reached(&self, offset: Offset) {
+    pub fn advance_to(&self, offset: Offset) {
         self.0.store(offset.0, Ordering::Relaxed);
     }
 }
 
-impl Places {
-    pub(super) fn take(&self, after: Offset) -> Place {
+impl ProgressTracker {
+    pub(super) fn add(&self, after: Offset) -> ReaderProgress {
         let place = Arc::new(AtomicU64::new(after.0));
         let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Before it grows, it forgets who has gone: it stays about as large as the most there were at a time.
@@ -32,7 +32,7 @@ impl Places {
             places.retain(|place| place.strong_count() > 0);
         }
         places.push(Arc::downgrade(&place));
-        Place(place)
+        ReaderProgress(place)
     }
 
     /// How many entries up to `last` the reader that is furthest behind has not been handed; 0 without readers.
@@ -48,22 +48,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reader_furthest_behind_counts_while_it_is_there() {
-        let places = Places::default();
+    fn lag_max_counts_the_reader_furthest_behind_until_it_is_dropped() {
+        let places = ProgressTracker::default();
         assert_eq!(places.lag_max(Offset(9)), 0);
-        let (near, far) = (places.take(Offset(8)), places.take(Offset(2)));
+        let (near, far) = (places.add(Offset(8)), places.add(Offset(2)));
         assert_eq!(places.lag_max(Offset(10)), 8);
-        far.reached(Offset(9));
+        far.advance_to(Offset(9));
         assert_eq!(places.lag_max(Offset(10)), 2);
         drop((near, far));
         assert_eq!(places.lag_max(Offset(10)), 0);
     }
 
     #[test]
-    fn who_has_gone_takes_no_room() {
-        let places = Places::default();
+    fn a_dropped_reader_frees_its_slot() {
+        let places = ProgressTracker::default();
         for _ in 0..10_000 {
-            drop(places.take(Offset(1)));
+            drop(places.add(Offset(1)));
         }
         assert!(places.0.lock().unwrap().capacity() < 100);
     }

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use super::{
     database::{earlier_text, read_lineage},
     directory::{Directory, open_private, remove_if_there, sync_directory},
-    fault::Fault,
+    fault::SqliteFault,
 };
 use crate::{
     model::{Epoch, Offset},
@@ -25,7 +25,7 @@ const SEALS: [&str; 2] = ["trunkline.seal-a", "trunkline.seal-b"];
 
 /// What the database holds of its life: the traces of its files and of the seal, and which seal it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Life {
+struct StoreIdentity {
     database: String,
     /// Of the write-ahead log, which is one file from a start to an orderly close, and gone after it.
     wal: String,
@@ -34,59 +34,67 @@ struct Life {
 }
 
 /// What is not there, as the database has it.
-const NONE: &str = "-";
+const ABSENT: &str = "-";
 
 /// What came of looking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(super) enum StoreOrigin {
     /// The files are those that were left.
-    Same,
+    Original,
     /// A copy, or an earlier version's.
-    Other,
+    Copy,
 }
 
 /// The write-ahead log as it was found, before SQLite has seen it; none where there is none.
 #[derive(Debug, Clone)]
-pub(super) struct WalFound(Option<String>);
+pub(super) struct WalIdentity(Option<String>);
 
-pub(super) fn find_wal(directory: &Directory) -> WalFound {
-    WalFound(directory.wal().metadata().ok().filter(|wal| wal.len() > 0).as_ref().map(trace))
+pub(super) fn read_wal_identity(directory: &Directory) -> WalIdentity {
+    WalIdentity(directory.wal().metadata().ok().filter(|wal| wal.len() > 0).as_ref().map(file_id))
 }
 
 /// Whether the files are those that were left.
-pub(super) fn origin(connection: &Connection, directory: &Directory, wal: &WalFound) -> Result<Origin, Fault> {
-    let Some(known) = stored(connection)? else { return Ok(Origin::Other) };
+pub(super) fn origin(
+    connection: &Connection,
+    directory: &Directory,
+    wal: &WalIdentity,
+) -> Result<StoreOrigin, SqliteFault> {
+    let Some(known) = load_identity(connection)? else { return Ok(StoreOrigin::Copy) };
     let seal = SEALS.iter().find(|name| **name == known.name);
-    let found = seal.and_then(|name| found(directory, name).ok());
-    let is_same = |found: Life| {
+    let found = seal.and_then(|name| read_identity(directory, name).ok());
+    let is_same = |found: StoreIdentity| {
         let wal = wal.0.clone().unwrap_or_else(|| known.wal.clone());
-        Life { wal, ..found } == known
+        StoreIdentity { wal, ..found } == known
     };
-    Ok(if found.is_some_and(is_same) { Origin::Same } else { Origin::Other })
+    Ok(if found.is_some_and(is_same) { StoreOrigin::Original } else { StoreOrigin::Copy })
 }
 
 /// Makes the next seal, and in one step lets the database name it and begin what has to begin.
-pub(super) fn renew(connection: &mut Connection, directory: &Directory, origin: Origin) -> Result<(), Fault> {
-    let former = stored(connection)?.map(|life| life.name);
+pub(super) fn reseal(
+    connection: &mut Connection,
+    directory: &Directory,
+    origin: StoreOrigin,
+) -> Result<(), SqliteFault> {
+    let former = load_identity(connection)?.map(|life| life.name);
     let name = if former.as_deref() == Some(SEALS[0]) { SEALS[1] } else { SEALS[0] };
     let made = make_seal(directory, name);
     let transaction = connection.transaction()?;
-    if origin == Origin::Other {
-        begin_epochs(&transaction)?;
+    if origin == StoreOrigin::Copy {
+        start_epochs(&transaction)?;
     }
     if let Ok(life) = &made {
-        store(&transaction, life)?;
+        save_identity(&transaction, life)?;
     }
     transaction.commit()?;
     match made {
         // One that stays is removed before its name is used again.
-        Ok(_) => former.into_iter().filter(|former| former != name).for_each(|former| forget(directory, &former)),
+        Ok(_) => former.into_iter().filter(|former| former != name).for_each(|former| remove_seal(directory, &former)),
         Err(error) => tracing::warn!(%error, "the store could not be sealed: a later start may begin a new epoch"),
     }
     Ok(())
 }
 
-fn forget(directory: &Directory, name: &str) {
+fn remove_seal(directory: &Directory, name: &str) {
     if let Some(name) = SEALS.iter().find(|seal| **seal == name)
         && let Err(error) = remove_if_there(&directory.path().join(name))
     {
@@ -95,46 +103,52 @@ fn forget(directory: &Directory, name: &str) {
 }
 
 /// Makes the file anew: an overwritten one would keep its inode and its birth.
-fn make_seal(directory: &Directory, name: &str) -> io::Result<Life> {
+fn make_seal(directory: &Directory, name: &str) -> io::Result<StoreIdentity> {
     let path = directory.path().join(name);
     remove_if_there(&path)?;
     open_private(&path)?.sync_all()?;
     sync_directory(directory.path())?;
-    found(directory, name)
+    read_identity(directory, name)
 }
 
-fn found(directory: &Directory, name: &str) -> io::Result<Life> {
+fn read_identity(directory: &Directory, name: &str) -> io::Result<StoreIdentity> {
     let seal = directory.path().join(name).metadata()?;
     let changed = format!("{} {}", seal.ctime(), seal.ctime_nsec());
     let database = directory.database().metadata()?;
-    let wal = directory.wal().metadata().as_ref().map_or_else(|_| NONE.to_owned(), trace);
-    Ok(Life { database: trace(&database), wal, name: name.to_owned(), seal: format!("{} {changed}", trace(&seal)) })
+    let wal = directory.wal().metadata().as_ref().map_or_else(|_| ABSENT.to_owned(), file_id);
+    Ok(StoreIdentity {
+        database: file_id(&database),
+        wal,
+        name: name.to_owned(),
+        seal: format!("{} {changed}", file_id(&seal)),
+    })
 }
 
 /// Inode and birth. The device is left out: it may have another number after the machine was started again.
-fn trace(file: &Metadata) -> String {
+fn file_id(file: &Metadata) -> String {
     let born = file.created().ok().and_then(|born| born.duration_since(SystemTime::UNIX_EPOCH).ok());
     // Some file systems do not keep it.
-    let born = born.map_or_else(|| NONE.to_owned(), |born| born.as_nanos().to_string());
+    let born = born.map_or_else(|| ABSENT.to_owned(), |born| born.as_nanos().to_string());
     format!("{} {born}", file.ino())
 }
 
-fn stored(connection: &Connection) -> Result<Option<Life>, Fault> {
+fn load_identity(connection: &Connection) -> Result<Option<StoreIdentity>, SqliteFault> {
     let mut statement = connection.prepare("SELECT database, wal, name, seal FROM life")?;
-    let read =
-        |row: &Row<'_>| Ok(Life { database: row.get(0)?, wal: row.get(1)?, name: row.get(2)?, seal: row.get(3)? });
+    let read = |row: &Row<'_>| {
+        Ok(StoreIdentity { database: row.get(0)?, wal: row.get(1)?, name: row.get(2)?, seal: row.get(3)? })
+    };
     Ok(statement.query_row((), read).optional()?)
 }
 
-fn store(transaction: &Transaction<'_>, life: &Life) -> Result<(), Fault> {
-    let Life { database, wal, name, seal } = life;
+fn save_identity(transaction: &Transaction<'_>, life: &StoreIdentity) -> Result<(), SqliteFault> {
+    let StoreIdentity { database, wal, name, seal } = life;
     let sql = "INSERT OR REPLACE INTO life (number, database, wal, name, seal) VALUES (1, ?1, ?2, ?3, ?4)";
     transaction.execute(sql, params![database, wal, name, seal])?;
     Ok(())
 }
 
 /// Another life of each log may go on elsewhere: what is appended here gets ids that it cannot have.
-fn begin_epochs(transaction: &Transaction<'_>) -> Result<(), Fault> {
+fn start_epochs(transaction: &Transaction<'_>) -> Result<(), SqliteFault> {
     let mut streams = transaction.prepare("SELECT number, epoch, earlier, last, name FROM stream")?;
     let mut change = transaction.prepare("UPDATE stream SET epoch = ?2, earlier = ?3 WHERE number = ?1")?;
     let mut rows = streams.query(())?;
@@ -142,7 +156,7 @@ fn begin_epochs(transaction: &Transaction<'_>) -> Result<(), Fault> {
     while let Some(row) = rows.next()? {
         let (number, last) = (row.get::<_, i64>(0)?, Offset(row.get::<_, i64>(3)?.cast_unsigned()));
         let lineage = read_lineage(Epoch(row.get(1)?), &row.get::<_, String>(2)?)?;
-        let next = lineage.begin(Epoch(random::nonzero_u32()), last);
+        let next = lineage.start_epoch(Epoch(random::nonzero_u32()), last);
         change.execute(params![number, next.current().0, earlier_text(&next)])?;
         begun += 1;
     }

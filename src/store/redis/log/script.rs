@@ -4,37 +4,39 @@ use std::{borrow::Cow, time::Duration};
 
 use redis::{FromRedisValue, pipe};
 
-use super::append::{Answer, Identity, Place, envelopes, epoch_text, hex, must_be_one, wait_for_replica};
+use super::append::{
+    AppendReply, AppendTarget, Identity, envelopes, epoch_text, hex, require_replica, wait_for_replica,
+};
 use crate::store::{
     Append,
     redis::{
-        connection::{CommandError, Connection, Script},
-        keys::Keys,
+        connection::{CommandError, LuaScript, RedisConnection},
+        keys::LogKeys,
     },
 };
 
 /// Appends to one log, each time by one script.
 #[derive(Debug)]
-pub(super) struct Scripted {
-    connection: Connection,
-    script: Script,
-    keys: Keys,
+pub(super) struct ScriptAppender {
+    connection: RedisConnection,
+    script: LuaScript,
+    keys: LogKeys,
     /// How long a replica may take to have an append, where one must.
     replicated_max: Option<Duration>,
 }
 
-impl Scripted {
-    pub(super) fn new(connection: Connection, keys: Keys, replicated_max: Option<Duration>) -> Self {
-        Self { connection, script: Script::new(include_str!("../scripts/append.lua")), keys, replicated_max }
+impl ScriptAppender {
+    pub(super) fn new(connection: RedisConnection, keys: LogKeys, replicated_max: Option<Duration>) -> Self {
+        Self { connection, script: LuaScript::new(include_str!("../scripts/append.lua")), keys, replicated_max }
     }
 
     /// Appends once.
     pub(super) async fn append(
         &self,
         append: &Append,
-        place: &Place,
+        place: &AppendTarget,
         identity: &Identity,
-    ) -> Result<Answer, CommandError> {
+    ) -> Result<AppendReply, CommandError> {
         let arguments = arguments(append, place, identity);
         let arguments: Vec<&[u8]> = arguments.iter().map(Cow::as_ref).collect();
         let (word, last): (String, String) = match self.replicated_max {
@@ -42,18 +44,18 @@ impl Scripted {
             Some(patience) => self.append_replicated(&arguments, patience).await?,
         };
         Ok(match word.as_str() {
-            "done" => Answer::Done,
-            "fenced" if last.is_empty() => Answer::Gone,
-            "fenced" => Answer::Fenced,
-            "emptied" => Answer::Emptied,
-            _ => Answer::Elsewhere(last),
+            "done" => AppendReply::Done,
+            "fenced" if last.is_empty() => AppendReply::HeadMissing,
+            "fenced" => AppendReply::Fenced,
+            "emptied" => AppendReply::EntriesMissing,
+            _ => AppendReply::Diverged(last),
         })
     }
 
     /// Runs another script over the log and its head.
     pub(super) async fn call<T: FromRedisValue>(
         &self,
-        script: &Script,
+        script: &LuaScript,
         arguments: &[&[u8]],
     ) -> Result<T, CommandError> {
         self.connection.call(script, &self.keys.both(), arguments).await
@@ -82,13 +84,13 @@ impl Scripted {
         let [verdict, replicas] = &answers[..] else { return Err(strange()) };
         let verdict: (String, String) = redis::from_redis_value_ref(verdict).map_err(|_| strange())?;
         if verdict.0 == "done" {
-            must_be_one(replicas, patience)?;
+            require_replica(replicas, patience)?;
         }
         Ok(verdict)
     }
 }
 
-fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<Cow<'a, [u8]>> {
+fn arguments<'a>(append: &'a Append, place: &AppendTarget, identity: &Identity) -> Vec<Cow<'a, [u8]>> {
     let head = [
         place.fence.number.to_string(),
         hex(place.fence.nonce),
@@ -99,10 +101,10 @@ fn arguments<'a>(append: &'a Append, place: &Place, identity: &Identity) -> Vec<
         identity.position(),
         place.heard_at.0.to_string(),
         identity.len.to_string(),
-        place.safe.map(|safe| safe.to_string()).unwrap_or_default(),
+        place.replicated_up_to.map(|safe| safe.to_string()).unwrap_or_default(),
         epoch_text(place.epoch),
         identity.feed(),
-        if place.owes_gap { "1" } else { "" }.to_owned(),
+        if place.gap_pending { "1" } else { "" }.to_owned(),
     ];
     let head = head.into_iter().map(|text| Cow::Owned(text.into_bytes()));
     head.chain(envelopes(&append.batches).map(Cow::Borrowed)).collect()

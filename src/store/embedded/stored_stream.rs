@@ -9,7 +9,7 @@ use crate::{
 
 /// One stream as the database has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct StoredStream {
     pub(super) number: i64,
     pub(super) lineage: Arc<Lineage>,
     pub(super) fence: Fence,
@@ -19,31 +19,31 @@ pub(super) struct Held {
     pub(super) checkpoint: Option<Checkpoint>,
     /// The gap that says so has not been appended yet.
     pub(super) damaged: bool,
-    pub(super) oldest: Option<Oldest>,
+    pub(super) oldest: Option<OldestBatch>,
 }
 
 /// The oldest batch held: the next one to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Oldest {
+pub(super) struct OldestBatch {
     pub(super) first: Offset,
     pub(super) last: Offset,
     pub(super) len: u64,
     pub(super) received_last: Timestamp,
 }
 
-impl Held {
+impl StoredStream {
     /// The oldest entry; the one to come when there is none.
     pub(super) fn first(&self) -> Offset {
         self.oldest.map_or(self.last.next(), |oldest| oldest.first)
     }
 
     /// Takes a batch in.
-    pub(super) fn grow(&mut self, batch: &Batch, len: u64) {
+    pub(super) fn record_append(&mut self, batch: &Batch, len: u64) {
         assert_eq!(batch.first(), self.last.next(), "entries are dense");
         self.last = batch.last();
         self.len += len;
         self.damaged = false;
-        self.oldest.get_or_insert(Oldest {
+        self.oldest.get_or_insert(OldestBatch {
             first: batch.first(),
             last: batch.last(),
             len,
@@ -52,7 +52,7 @@ impl Held {
     }
 
     /// The batch that retention takes next, if it takes one.
-    pub(super) fn outlived(&self, retention: &Retention, now: Timestamp) -> Option<Oldest> {
+    pub(super) fn expired(&self, retention: &Retention, now: Timestamp) -> Option<OldestBatch> {
         let oldest = self.oldest.filter(|oldest| oldest.last < self.last)?;
         let too_many = self.last.0 - oldest.last.0 >= retention.events;
         let too_old = oldest.received_last < now.before(retention.age);
@@ -66,7 +66,7 @@ impl Held {
             lineage: Lineage::clone(&self.lineage),
             first: self.first(),
             last: self.last,
-            safe: self.last,
+            high_watermark: self.last,
             checkpoint: self.checkpoint,
             fence: self.fence,
             damaged: self.damaged,
@@ -81,18 +81,18 @@ mod tests {
     use super::*;
     use crate::model::Epoch;
 
-    const KEEP_ALL: Retention = Retention { events: 1_000, age: Duration::from_secs(60), bytes: 10_000 };
+    const RETAIN_ALL: Retention = Retention { events: 1_000, age: Duration::from_secs(60), bytes: 10_000 };
     const NOW: Timestamp = Timestamp(1_000_000);
 
     /// 30 entries in 3 batches of 10, 1,000 bytes each, the oldest received 30 s ago.
-    fn held() -> Held {
-        let oldest = Oldest {
+    fn stored_stream() -> StoredStream {
+        let oldest = OldestBatch {
             first: Offset(1),
             last: Offset(10),
             len: 1_000,
             received_last: NOW.before(Duration::from_secs(30)),
         };
-        Held {
+        StoredStream {
             number: 1,
             lineage: Arc::new(Lineage::new(Epoch(7))),
             fence: Fence { number: 1, nonce: 1 },
@@ -108,23 +108,23 @@ mod tests {
     fn each_bound_alone_takes_the_oldest_batch() {
         let seconds = Duration::from_secs;
         for (retention, taken) in [
-            (KEEP_ALL, false),
-            (Retention { events: 21, ..KEEP_ALL }, false),
-            (Retention { events: 20, ..KEEP_ALL }, true),
-            (Retention { age: seconds(30), ..KEEP_ALL }, false),
-            (Retention { age: seconds(29), ..KEEP_ALL }, true),
-            (Retention { bytes: 3_000, ..KEEP_ALL }, false),
-            (Retention { bytes: 2_999, ..KEEP_ALL }, true),
+            (RETAIN_ALL, false),
+            (Retention { events: 21, ..RETAIN_ALL }, false),
+            (Retention { events: 20, ..RETAIN_ALL }, true),
+            (Retention { age: seconds(30), ..RETAIN_ALL }, false),
+            (Retention { age: seconds(29), ..RETAIN_ALL }, true),
+            (Retention { bytes: 3_000, ..RETAIN_ALL }, false),
+            (Retention { bytes: 2_999, ..RETAIN_ALL }, true),
         ] {
-            assert_eq!(held().outlived(&retention, NOW).is_some(), taken, "{retention:?}");
+            assert_eq!(stored_stream().expired(&retention, NOW).is_some(), taken, "{retention:?}");
         }
     }
 
     #[test]
     fn the_newest_batch_stays_whatever_the_bounds_say() {
-        let mut held = held();
+        let mut held = stored_stream();
         held.last = Offset(10);
         let nothing = Retention { events: 0, age: Duration::ZERO, bytes: 0 };
-        assert_eq!(held.outlived(&nothing, NOW), None);
+        assert_eq!(held.expired(&nothing, NOW), None);
     }
 }
