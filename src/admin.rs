@@ -2,9 +2,9 @@
 //!
 //! It serves no events and never waits for a platform or the store: what it tells is what the parts already know.
 
+mod responses;
 mod routes;
-mod shown;
-mod starting;
+mod startup;
 
 use std::{
     io,
@@ -25,7 +25,7 @@ use crate::{
         HttpListener, Listener,
         descriptors::{ConnectionBudget, OPERATORS_MAX},
         origin::Origins,
-        switch::RouterSwitch,
+        router_switch::RouterSwitch,
     },
     model::StreamName,
     replica::Replica,
@@ -34,7 +34,7 @@ use crate::{
     upstream::StreamRegistry,
 };
 use routes::{AdminState, PAGES_MAX};
-pub use starting::StartupProgress;
+pub use startup::StartupProgress;
 
 /// Where operators and orchestrators are served.
 #[derive(Debug, Clone)]
@@ -116,7 +116,7 @@ impl AdminServer {
         connections: ConnectionBudget,
     ) -> AdminServerHandle {
         let Self { listener, address, allowed_hosts } = self;
-        let site = RouterSwitch::new(starting::router(progress, streams, connections));
+        let site = RouterSwitch::new(startup::router(progress, streams, connections));
         let (switch, stop) = (site.clone(), tasks.stop());
         tasks.start("admin", async move { Ok(listener.serve(switch, stop).await?) });
         AdminServerHandle { site, address, allowed_hosts }

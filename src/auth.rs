@@ -3,13 +3,13 @@
 //! [`Tokens`] is the handle that streams hold; the refresher behind it owns the HTTP client and the expiry. A stream
 //! never fetches a token: it is told of a new one.
 
-mod answer;
-mod grants;
+mod refresh_token_store;
 mod refresher;
 pub mod seal;
 mod secrets;
 mod sharing;
-mod vault;
+mod token_response;
+mod token_source;
 
 #[cfg(test)]
 mod tests;
@@ -23,11 +23,11 @@ use tracing::Instrument;
 
 pub use self::sharing::TokenSharingSettings;
 use self::{
-    grants::{REQUEST_TIMEOUT, TokenSource},
     refresher::{Refresher, RefresherHandle, seconds_until},
     seal::Seal,
     secrets::Secrets,
     sharing::SharedTokens,
+    token_source::{REQUEST_TIMEOUT, TokenSource},
 };
 use crate::{
     clock,

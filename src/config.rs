@@ -10,10 +10,10 @@ mod format;
 #[cfg(test)]
 mod golden;
 mod guarantee;
+mod host_check;
 mod keys;
 mod listen;
 mod logins;
-mod machine;
 mod proxies;
 mod resolve;
 mod schema;
@@ -41,7 +41,7 @@ use crate::{
 
 pub use finding::{Finding, Findings};
 pub use guarantee::Guarantee;
-pub use machine::check_host;
+pub use host_check::check_host;
 pub use schema::schema;
 pub use shape::{DurabilityConfig, OverflowConfig, PlatformKind, RotationConfig, SocketAuth};
 pub use source::Environment;

@@ -2,5 +2,5 @@
 //!
 //! A consumer is a cursor: nothing here keeps a queue for anybody. It refuses to write to a log.
 
-pub mod feed;
+pub mod merged_reader;
 pub mod server;

@@ -8,11 +8,11 @@ pub mod descriptors;
 pub mod forwarded;
 pub mod host;
 pub mod origin;
+mod permits;
 pub mod problem;
 pub mod resource;
-mod seats;
+pub mod router_switch;
 mod socket;
-pub mod switch;
 mod upgrade;
 
 use std::{
@@ -48,10 +48,10 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::chain;
 pub use forwarded::{IpNetwork, IpNetworkError};
 pub(crate) use host::is_authority;
+use permits::{ConnectionPermit, ConnectionPermits, PermitError};
 use problem::HttpProblem;
-use seats::{ConnectionPermit, ConnectionPermits, PermitError};
+use router_switch::RouterSwitch;
 pub use socket::{AcceptedSocket, EndlessBody, StallFlag, notice_vanished_peer};
-use switch::RouterSwitch;
 pub use upgrade::UpgradeExtension;
 use upgrade::UpgradeHandler;
 

@@ -1,14 +1,14 @@
 //! One task per stream: carries out what the stream's machine says, over real sockets and REST calls.
 
 mod appender;
-mod board;
-mod holding;
-mod keeper;
-mod relapse;
-mod rest;
-mod shell;
+mod claim_failures;
+mod driver;
+mod log_access;
+mod reporter;
+mod rest_client;
+mod session_sockets;
 pub mod socket;
-mod sockets;
+mod stream_task;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
-use self::{board::StreamReporter, keeper::StreamTask, rest::RestClient, socket::Dialler};
+use self::{reporter::StreamReporter, rest_client::RestClient, socket::Dialler, stream_task::StreamTask};
 use crate::{
     auth::Tokens,
     clock,
@@ -132,7 +132,7 @@ const DIAL_SHARE: f64 = 0.95;
 
 impl Settings {
     fn clients(&self) -> reqwest::Result<(RestClient, Dialler)> {
-        let client = rest::client(&self.network)?;
+        let client = rest_client::client(&self.network)?;
         let configured = self.rules.connector.snapshot(None);
         let key = format!("accounts.{}.api_url", self.account);
         let rest = RestClient::new(client, self.network.clone(), &self.api_url, key, &configured);

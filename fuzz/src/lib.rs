@@ -272,7 +272,7 @@ pub fn redis(data: &[u8]) {
         }
         "word" => match values::message(line(0) == "beat", line(1)) {
             Some(IncomingMessage::Direct { note: PeerMessage::HandedOver { fence, .. }, .. }) => {
-                assert!(fence.number < COUNT_END)
+                assert!(fence.number < COUNT_END);
             }
             Some(IncomingMessage::Direct { .. } | IncomingMessage::Heartbeat { .. }) | None => (),
         },

@@ -21,7 +21,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use super::{
     AdminContext,
-    shown::{self, AdminStatus, ReadinessReport, ReplicaMembers},
+    responses::{self, AdminStatus, ReadinessReport, ReplicaMembers},
 };
 use crate::{
     auth::Tokens,
@@ -63,7 +63,7 @@ pub(super) fn router(operators: AdminState) -> Router {
         .layer(from_fn_with_state(Arc::clone(&operators), guard));
     // Probes and scrapers reach us under any name; what they get is no secret.
     let open = Router::new()
-        .route("/healthz", allow_methods(READ, get(async || shown::health())))
+        .route("/healthz", allow_methods(READ, get(async || responses::health())))
         .route("/readyz", allow_methods(READ, get(ready)))
         .route("/metrics", allow_methods(READ, get(metrics_page)));
     guarded.merge(open).with_state(operators)
@@ -86,20 +86,20 @@ async fn guard(
 /// The metrics page. Making it takes a while where there are many streams, and it is large: a few are made at a time, on
 /// a thread that answers nobody else.
 async fn metrics_page(State(operators): State<Arc<AdminState>>, headers: HeaderMap) -> Result<Response, HttpProblem> {
-    let gzip = shown::accepts_gzip(&headers);
+    let gzip = responses::accepts_gzip(&headers);
     let permit = timeout(PAGE_TIMEOUT, Arc::clone(&operators.pages).acquire_owned()).await;
     let permit = permit.ok().and_then(Result::ok).ok_or_else(busy)?;
     let made = spawn_blocking(move || {
         for (stream, log) in operators.parts.logs.iter() {
             metrics::subscribers_lag(stream, log.lag_max());
         }
-        if gzip { shown::compressed(&metrics::page()) } else { metrics::page().into() }
+        if gzip { responses::compressed(&metrics::page()) } else { metrics::page().into() }
     });
     let page = made.await.map_err(|error| {
         tracing::error!(error = chain(&error), "the metrics page could not be made");
         busy()
     })?;
-    Ok(shown::metrics(page, gzip, permit))
+    Ok(responses::metrics(page, gzip, permit))
 }
 
 fn busy() -> HttpProblem {
@@ -129,7 +129,7 @@ fn command_route(command: OperatorCommand) -> MethodRouter<Arc<AdminState>> {
         let stream: StreamName = parse_name("stream", &name)?;
         operators.parts.streams.command(&stream, command).await.map_err(|error| command_problem(&stream, error))?;
         tracing::info!(%stream, ?command, "an operator's wish");
-        Ok::<_, HttpProblem>(shown::accepted())
+        Ok::<_, HttpProblem>(responses::accepted())
     };
     allow_methods("POST", post(handler))
 }
@@ -139,7 +139,7 @@ async fn refresh(State(operators): State<Arc<AdminState>>, PathName(name): PathN
     let tokens = operators.parts.accounts.iter().find(|tokens| *tokens.account() == account);
     tokens.ok_or_else(|| unknown("account", &account))?.refresh();
     tracing::info!(%account, "an operator wants a new token");
-    Ok(shown::accepted())
+    Ok(responses::accepted())
 }
 
 impl AdminState {

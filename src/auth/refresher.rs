@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Grant, Settings, Token,
-    grants::{GrantError, GrantedToken, REQUEST_TIMEOUT, TokenSource},
     sharing::SharedTokens,
+    token_source::{GrantError, GrantedToken, REQUEST_TIMEOUT, TokenSource},
 };
 use crate::{
     clock,

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    refresh_token_store::RotatedToken,
     seal::{Seal, SealContext, SealError, SealedKind},
-    vault::RotatedToken,
 };
 use crate::{
     model::{AccountName, Secret},

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use self::endpoint::{Endpoint, Reply};
 use super::{
     AccountStatus, ClientAuth, Grant, OAuthClient, Settings, Token, Tokens,
-    grants::{GrantError, GrantedToken, TokenSource},
+    token_source::{GrantError, GrantedToken, TokenSource},
 };
 use crate::{
     model::{Secret, SecretRef, StreamName},
@@ -54,16 +54,17 @@ async fn the_client_authenticates_in_the_header_or_in_the_body() {
 
 #[tokio::test]
 async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
+    use GrantFailure::{Rejected, Unreachable};
     let elsewhere = Endpoint::start(vec![Reply::granted("t", 1800)]).await;
     let far = "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nRetry-After: Sun, 06 Nov 1994 08:51:37 GMT";
     let body = r#"{"error":"invalid_grant","error_description":"canary-access-token"}"#;
     let long = format!(r#"{{"access_token":"canary-access-token","more":"{}"}}"#, "x".repeat(65_536));
     let pause = |secs| GrantFailure::Throttled(Some(Duration::from_secs(secs)));
     let table = [
-        (Reply::response(500, "", body), GrantFailure::Rejected, "rejects the credentials (500 invalid_grant)"),
-        (Reply::response(500, "", "{}"), GrantFailure::Unreachable, "the token endpoint answered 500"),
-        (Reply::response(503, "", ""), GrantFailure::Unreachable, "the token endpoint answered 503"),
-        (Reply::response(503, "Retry-After: soon", ""), GrantFailure::Unreachable, "the token endpoint answered 503"),
+        (Reply::response(500, "", body), Rejected, "rejects the credentials (500 invalid_grant)"),
+        (Reply::response(500, "", "{}"), Unreachable, "the token endpoint answered 500"),
+        (Reply::response(503, "", ""), Unreachable, "the token endpoint answered 503"),
+        (Reply::response(503, "Retry-After: soon", ""), Unreachable, "the token endpoint answered 503"),
         (Reply::response(503, "Retry-After: 7", ""), pause(7), "fewer requests (503, Retry-After 7 s)"),
         (Reply::response(503, far, "<html>"), pause(120), "fewer requests (503, Retry-After 120 s)"),
         (
@@ -71,68 +72,40 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
             pause(7),
             "fewer requests (503, Retry-After 7 s)",
         ),
-        (
-            Reply::response(503, "Retry-After: 7", r#"{"error":"invalid_client"}"#),
-            GrantFailure::Rejected,
-            "(503 invalid_client)",
-        ),
-        (
-            Reply::response(200, "", r#"{"error":"invalid_client"}"#),
-            GrantFailure::Rejected,
-            "credentials (200 invalid_client)",
-        ),
-        (
-            Reply::response(200, "", r#"{"error":"canary-refresh-1"}"#),
-            GrantFailure::Rejected,
-            "(200 without a known code)",
-        ),
-        (Reply::response(200, "", r#"{"error":"server_error"}"#), GrantFailure::Unreachable, "answered 200"),
+        (Reply::response(503, "Retry-After: 7", r#"{"error":"invalid_client"}"#), Rejected, "(503 invalid_client)"),
+        (Reply::response(200, "", r#"{"error":"invalid_client"}"#), Rejected, "credentials (200 invalid_client)"),
+        (Reply::response(200, "", r#"{"error":"canary-refresh-1"}"#), Rejected, "(200 without a known code)"),
+        (Reply::response(200, "", r#"{"error":"server_error"}"#), Unreachable, "answered 200"),
         (
             Reply::response(200, "", r#"{"error":"invalid_grant","access_token":"canary-access-token"}"#),
-            GrantFailure::Rejected,
+            Rejected,
             "credentials (200 invalid_grant)",
         ),
-        (Reply::response(302, &format!("Location: {}", elsewhere.url), ""), GrantFailure::Unreachable, "answered 302"),
+        (Reply::response(302, &format!("Location: {}", elsewhere.url), ""), Unreachable, "answered 302"),
         (
             Reply::response(200, "Content-Type: text/html", "<html>canary-access-token"),
-            GrantFailure::Unreachable,
+            Unreachable,
             "(200, content type text/html) cannot be used",
         ),
-        (Reply::response(200, "", &long), GrantFailure::Unreachable, "longer than 65536 bytes"),
-        (
-            Reply::response(200, "", r#"{"access_token":"canary-access-token""#),
-            GrantFailure::Unreachable,
-            "no JSON object",
-        ),
-        (
-            Reply::response(204, "", ""),
-            GrantFailure::Unreachable,
-            "(204, content type application/json) cannot be used",
-        ),
-        (Reply::truncated(), GrantFailure::Unreachable, "could not reach the token endpoint"),
-        (Reply::HangUp, GrantFailure::Unreachable, "could not reach the token endpoint"),
-        (Reply::Hang, GrantFailure::Unreachable, "could not reach the token endpoint"),
-        (Reply::response(400, "", body), GrantFailure::Rejected, "rejects the credentials (400 invalid_grant)"),
-        (
-            Reply::response(401, "", r#"{"error":"canary-access-token"}"#),
-            GrantFailure::Rejected,
-            "(401 without a known code)",
-        ),
+        (Reply::response(200, "", &long), Unreachable, "longer than 65536 bytes"),
+        (Reply::response(200, "", r#"{"access_token":"canary-access-token""#), Unreachable, "no JSON object"),
+        (Reply::response(204, "", ""), Unreachable, "(204, content type application/json) cannot be used"),
+        (Reply::truncated(), Unreachable, "could not reach the token endpoint"),
+        (Reply::HangUp, Unreachable, "could not reach the token endpoint"),
+        (Reply::Hang, Unreachable, "could not reach the token endpoint"),
+        (Reply::response(400, "", body), Rejected, "rejects the credentials (400 invalid_grant)"),
+        (Reply::response(401, "", r#"{"error":"canary-access-token"}"#), Rejected, "(401 without a known code)"),
         (
             Reply::response(404, "Content-Type: text/html", "<html>"),
-            GrantFailure::Unreachable,
+            Unreachable,
             "/oauth/token (accounts.acme.token_url): answered 404 without an OAuth error code",
         ),
-        (
-            Reply::response(404, "", r#"{"error":"Not Found"}"#),
-            GrantFailure::Unreachable,
-            "answered 404 without an OAuth",
-        ),
-        (Reply::response(400, "", "{}"), GrantFailure::Unreachable, "answered 400 without an OAuth error code"),
-        (Reply::response(403, "", ""), GrantFailure::Unreachable, "answered 403 without an OAuth error code"),
-        (Reply::response(401, "", ""), GrantFailure::Rejected, "rejects the credentials (401 without a known code)"),
-        (Reply::response(404, "", body), GrantFailure::Rejected, "rejects the credentials (404 invalid_grant)"),
-        (Reply::response(400, "", r#"{"error":"temporarily_unavailable"}"#), GrantFailure::Unreachable, "answered 400"),
+        (Reply::response(404, "", r#"{"error":"Not Found"}"#), Unreachable, "answered 404 without an OAuth"),
+        (Reply::response(400, "", "{}"), Unreachable, "answered 400 without an OAuth error code"),
+        (Reply::response(403, "", ""), Unreachable, "answered 403 without an OAuth error code"),
+        (Reply::response(401, "", ""), Rejected, "rejects the credentials (401 without a known code)"),
+        (Reply::response(404, "", body), Rejected, "rejects the credentials (404 invalid_grant)"),
+        (Reply::response(400, "", r#"{"error":"temporarily_unavailable"}"#), Unreachable, "answered 400"),
         (Reply::response(429, "Retry-After: 42", "{}"), pause(42), "fewer requests"),
         (Reply::response(429, far, ""), pause(120), "fewer requests"),
         (Reply::response(429, "Retry-After: Sun, 06 Nov 1994 08:51:37 GMT", ""), pause(1), "fewer requests"),
@@ -146,9 +119,8 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
         let settings = world.settings(&endpoint, world.client_credentials(ClientAuth::Basic));
         let error = fetch(&settings).await.unwrap_err();
         assert_eq!(error.failure(), verdict, "{name}");
-        assert!(chain(&error).contains(text), "{name}: {}", chain(&error));
-        let asked = format!("POST {} (accounts.acme.token_url): ", endpoint.url);
-        assert!(chain(&error).starts_with(&asked), "{name}: {}", chain(&error));
+        let request = format!("POST {} (accounts.acme.token_url): ", endpoint.url);
+        assert!(chain(&error).starts_with(&request) && chain(&error).contains(text), "{name}: {}", chain(&error));
         assert_no_canary(&format!("{error:?} {}", chain(&error)));
     }
     assert_eq!(elsewhere.count(), 0, "a redirect was followed");

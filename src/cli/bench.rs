@@ -4,12 +4,12 @@
 //! its consumers. Figures are medians of rounds. It refuses to measure inside the daemon: what is not seen from outside
 //! is not told.
 
-mod bare;
 mod clients;
 mod daemon;
 mod machine;
 mod phases;
 mod pipeline;
+mod raw_redis;
 mod report;
 mod server;
 mod source;

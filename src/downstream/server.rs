@@ -3,16 +3,16 @@
 //! It only reads. It refuses pages of foreign origins, unknown parameters, and cursors that it cannot honour.
 
 mod accept;
+mod buffer_pool;
 mod error;
-mod memory;
+mod outgoing;
 mod pages;
 mod position;
 mod query;
+mod read_start;
 pub mod render;
 mod routes;
 mod sse;
-mod start;
-mod turn;
 mod ws;
 
 use std::{net::SocketAddr, time::Duration};
@@ -21,11 +21,11 @@ use axum::Router;
 
 use crate::{
     event_log::EventLogs,
-    listener::{HttpListener, Listener, origin::Origins, switch::RouterSwitch},
+    listener::{HttpListener, Listener, origin::Origins, router_switch::RouterSwitch},
     model::StreamName,
     tasks::Tasks,
 };
-use memory::BufferPool;
+use buffer_pool::BufferPool;
 use routes::ConsumerState;
 
 /// How consumers are served.
@@ -58,7 +58,7 @@ impl Settings {
             ping_interval: Duration::from_secs(25),
             keep_alive_interval: Duration::from_secs(15),
             position_interval: Duration::from_secs(30),
-            held_len_max: memory::HELD_LEN_MAX,
+            held_len_max: buffer_pool::HELD_LEN_MAX,
         }
     }
 }

@@ -6,7 +6,7 @@
 
 mod escape;
 mod filter;
-mod lines;
+mod line_writer;
 mod output;
 
 use std::{
@@ -24,7 +24,7 @@ use tracing_subscriber::{
 };
 
 pub use self::escape::is_unsafe;
-use self::{lines::LineWriter, output::InfallibleWriter};
+use self::{line_writer::LineWriter, output::InfallibleWriter};
 
 /// Lines that may wait for a slow reader of standard error. Further ones are dropped and counted.
 const LINES_MAX: usize = 4_096;

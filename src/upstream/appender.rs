@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::board::StreamReporter;
+use super::reporter::StreamReporter;
 use crate::{
     event_log::LogWriter,
     model::{Checkpoint, Event, Fence, Mark},

@@ -1,8 +1,8 @@
 //! The socket to a platform: opening it, one frame after the other, farewell. It decides nothing.
 
-mod follower;
+mod frame_tracker;
+mod tracked_stream;
 mod upgrade;
-mod wire;
 
 use std::{
     io,
@@ -23,8 +23,8 @@ use tokio_tungstenite::{
     },
 };
 
+use self::tracked_stream::TrackedStream;
 pub use self::upgrade::UpgradeRequest;
-use self::wire::TrackedStream;
 use crate::{
     clock,
     connector::{Credential, Failure, Frame, Probe},

@@ -7,10 +7,10 @@ mod firehose;
 mod peers;
 mod plan;
 mod redis;
+mod redis_link;
 mod relay;
 mod resp;
-mod road;
-mod wire;
+mod tcp;
 
 use std::{ops::Deref, str::FromStr, time::Duration};
 
@@ -26,10 +26,10 @@ pub(crate) use self::{
     peers::{ForwardProxy, ListingPlatform, SilentPlatform},
     plan::RelayPlan,
     redis::{RedisServer, documented_rules, free_port, limits as redis_limits},
+    redis_link::{HoldMode, RedisLink},
     relay::Relay,
     resp::{CommandMatch, ERRORS, FaultReply, RespFault, RespProxy, error_code},
-    road::{HoldMode, RedisLink},
-    wire::{ForeignHost, GarbageServer, ScriptedPlatform, TcpProxy, UpgradeReply, frame, numbered},
+    tcp::{ForeignHost, GarbageServer, ScriptedPlatform, TcpProxy, UpgradeReply, frame, numbered},
 };
 
 /// No test waits longer for a single fact.

@@ -3,29 +3,29 @@
 //! These tests know nothing of the inside: they speak through the command line, HTTP, signals and files. Each process
 //! is ended by its own handle, and every wait has a bound.
 
-mod among;
 pub(crate) mod child;
 mod commands;
-mod copied;
 mod descriptors;
 mod disk;
-mod injected;
+mod disk_errors;
 mod kill;
 mod large;
 mod log;
 mod logs;
+mod operator_requests;
 mod proxy;
 mod redis;
 mod refusals;
 mod relay;
 mod replicas;
+mod restored_copy;
 mod secrets;
 mod site;
-mod starting;
+mod startup;
 mod stop;
 mod tls;
 mod vanished;
-mod wall;
+mod wall_clock;
 
 pub(crate) use self::{
     log::{LogEntry, pages_of},

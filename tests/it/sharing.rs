@@ -1,9 +1,9 @@
 //! Replicas that share a token: one request between them, whatever happens to Redis, its words, and whoever asks.
 
-mod lives;
+mod lifetimes;
 mod refresh;
 mod replicas;
-mod shown;
+mod status;
 mod vault;
 
 use std::time::Duration;

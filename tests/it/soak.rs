@@ -4,7 +4,7 @@
 //! `SOAK_SECONDS` says for how long (60), `SOAK_SEED` draws other faults; each run prints its seed.
 
 mod faults;
-mod judge;
+mod log_check;
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -13,7 +13,7 @@ use trunkline::{
     simulator::{EmittedNotification, PlatformFault, Settings},
 };
 
-use self::{faults::faults, judge::check_log};
+use self::{faults::faults, log_check::check_log};
 use crate::{
     harness::RedisServer,
     process::{

@@ -1,7 +1,7 @@
 //! What every store keeps to: the same cases run on each of them.
 
-mod bed;
 mod disagreeing;
+mod fixture;
 mod following;
 mod redis_only;
 
@@ -16,55 +16,55 @@ use trunkline::{
     store::{Append, AppendError, Retention},
 };
 
-use self::bed::{KEEP_ALL, LogFixture, StoreFixture, assert_found, checkpoint};
+use self::fixture::{KEEP_ALL, LogFixture, StoreFixture, assert_found, checkpoint};
 use crate::harness::eventually;
 
 /// Runs a case on each store.
 macro_rules! on_each {
     ($($case:ident),* $(,)?) => {
         mod embedded {
-            use super::bed::StoreFixture;
+            use super::fixture::StoreFixture;
             $(#[tokio::test] async fn $case() { super::$case(StoreFixture::embedded()).await; })*
         }
         mod redis {
-            use super::bed::StoreFixture;
+            use super::fixture::StoreFixture;
             $(#[tokio::test] async fn $case() { super::$case(StoreFixture::redis()).await; })*
         }
         mod valkey {
-            use super::bed::StoreFixture;
+            use super::fixture::StoreFixture;
             $(#[tokio::test] async fn $case() { super::$case(StoreFixture::valkey()).await; })*
         }
         mod cluster {
-            use super::bed::StoreFixture;
+            use super::fixture::StoreFixture;
             $(#[tokio::test] async fn $case() { super::$case(StoreFixture::cluster().await).await; })*
         }
     };
 }
 
 on_each![
-    what_is_appended_is_read_as_it_was,
-    a_holder_whose_stream_was_taken_over_is_refused,
-    a_look_finds_what_is_there_and_changes_nothing,
-    a_claim_under_a_fence_needs_that_very_fence,
-    an_append_that_would_leave_a_hole_or_a_double_is_refused_as_a_whole,
+    appended_entries_are_read_back_unchanged,
+    a_former_holder_is_rejected,
+    reading_the_bounds_changes_nothing,
+    a_claim_under_a_fence_needs_exactly_that_fence,
+    an_append_that_would_leave_a_hole_or_a_duplicate_is_rejected_as_a_whole,
     a_position_is_stored_with_and_without_entries,
     a_position_is_stored_with_its_feed,
-    everything_is_there_after_a_close,
+    all_entries_survive_a_close,
     streams_do_not_mix,
-    a_read_is_bounded_and_goes_on_anywhere,
+    a_read_is_bounded_and_starts_anywhere,
     an_offset_is_found_by_its_time_exactly,
     each_bound_of_the_retention_trims_and_the_newest_stays,
-    a_closed_store_refuses_and_says_so,
-    a_cursor_moves_only_from_where_it_is_known_to_be,
-    of_many_who_move_a_cursor_one_does,
-    who_is_revoked_is_refused_for_a_time,
+    a_closed_store_rejects_calls_with_a_reason,
+    a_cursor_moves_only_from_its_expected_position,
+    only_one_of_many_concurrent_cursor_moves_succeeds,
+    a_revoked_consumer_is_rejected_for_a_time,
 ];
 
 fn mark(epoch: u32, offset: u64) -> Mark {
     Mark { epoch: Epoch(epoch), offset: Offset(offset) }
 }
 
-async fn a_cursor_moves_only_from_where_it_is_known_to_be(bed: StoreFixture) {
+async fn a_cursor_moves_only_from_its_expected_position(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let (billing, queues): (ConsumerName, StreamName) = ("billing".parse().unwrap(), "queues".parse().unwrap());
     assert_eq!(store.cursor(&billing, &queues).await.unwrap(), None);
@@ -88,7 +88,7 @@ async fn a_cursor_moves_only_from_where_it_is_known_to_be(bed: StoreFixture) {
     assert_eq!(bed.open(KEEP_ALL).cursor(&billing, &queues).await.unwrap(), Some(mark(9, 1)));
 }
 
-async fn of_many_who_move_a_cursor_one_does(bed: StoreFixture) {
+async fn only_one_of_many_concurrent_cursor_moves_succeeds(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let (billing, queues): (ConsumerName, StreamName) = ("billing".parse().unwrap(), "queues".parse().unwrap());
     let moves = (1..=20).map(|offset| store.move_cursor(&billing, &queues, None, mark(7, offset)));
@@ -98,7 +98,7 @@ async fn of_many_who_move_a_cursor_one_does(bed: StoreFixture) {
     assert_eq!(store.cursor(&billing, &queues).await.unwrap(), Some(mark(7, winners[0] as u64 + 1)));
 }
 
-async fn who_is_revoked_is_refused_for_a_time(bed: StoreFixture) {
+async fn a_revoked_consumer_is_rejected_for_a_time(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let revoke = async |whose: &RevocationTarget, at: i64, lasting: Duration| {
         store.revoke(&Revocation { target: whose.clone(), at: Timestamp(at), ttl: lasting }).await.unwrap();
@@ -118,7 +118,7 @@ async fn who_is_revoked_is_refused_for_a_time(bed: StoreFixture) {
     assert_eq!(bed.open(KEEP_ALL).revoked().await.unwrap(), expected);
 }
 
-async fn what_is_appended_is_read_as_it_was(bed: StoreFixture) {
+async fn appended_entries_are_read_back_unchanged(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     let mut appended = Vec::new();
@@ -135,7 +135,7 @@ async fn what_is_appended_is_read_as_it_was(bed: StoreFixture) {
     assert_eq!(store.first(&log.name), Offset(1));
 }
 
-async fn a_holder_whose_stream_was_taken_over_is_refused(bed: StoreFixture) {
+async fn a_former_holder_is_rejected(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let mut former = LogFixture::open(&store, "queues").await;
     former.append(1).await.unwrap();
@@ -149,7 +149,7 @@ async fn a_holder_whose_stream_was_taken_over_is_refused(bed: StoreFixture) {
     assert_eq!(holder.entries().await, [1, 2]);
 }
 
-async fn a_look_finds_what_is_there_and_changes_nothing(bed: StoreFixture) {
+async fn reading_the_bounds_changes_nothing(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let name: StreamName = "queues".parse().unwrap();
     let nothing = store.bounds(&name).await.unwrap();
@@ -170,7 +170,7 @@ async fn a_look_finds_what_is_there_and_changes_nothing(bed: StoreFixture) {
     assert_eq!(store.offset_before(&name, found.last, Timestamp(i64::MAX)).await.unwrap(), Offset(5));
 }
 
-async fn a_claim_under_a_fence_needs_that_very_fence(bed: StoreFixture) {
+async fn a_claim_under_a_fence_needs_exactly_that_fence(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let name: StreamName = "queues".parse().unwrap();
     assert!(matches!(store.claim(&name, Some(Fence { number: 1, nonce: 2 })).await, Err(AppendError::Fenced)));
@@ -202,7 +202,7 @@ async fn a_claim_under_a_fence_needs_that_very_fence(bed: StoreFixture) {
     assert_eq!(log.entries().await, (1..=7).collect::<Vec<_>>());
 }
 
-async fn an_append_that_would_leave_a_hole_or_a_double_is_refused_as_a_whole(bed: StoreFixture) {
+async fn an_append_that_would_leave_a_hole_or_a_duplicate_is_rejected_as_a_whole(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     log.append(2).await.unwrap();
@@ -258,7 +258,7 @@ async fn a_position_is_stored_with_its_feed(bed: StoreFixture) {
     assert_eq!(LogFixture::open(&store, "queues").await.state.checkpoint.unwrap().feed, Some(FeedId(7)));
 }
 
-async fn everything_is_there_after_a_close(bed: StoreFixture) {
+async fn all_entries_survive_a_close(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     log.append(7).await.unwrap();
@@ -284,7 +284,7 @@ async fn streams_do_not_mix(bed: StoreFixture) {
     assert_ne!(queues.state.lineage, agents.state.lineage);
 }
 
-async fn a_read_is_bounded_and_goes_on_anywhere(bed: StoreFixture) {
+async fn a_read_is_bounded_and_starts_anywhere(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     for _ in 0..30 {
@@ -367,7 +367,7 @@ async fn each_bound_of_the_retention_trims_and_the_newest_stays(bed: StoreFixtur
     }
 }
 
-async fn a_closed_store_refuses_and_says_so(bed: StoreFixture) {
+async fn a_closed_store_rejects_calls_with_a_reason(bed: StoreFixture) {
     let store = bed.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     log.append(1).await.unwrap();

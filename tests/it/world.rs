@@ -3,16 +3,16 @@
 //!
 //! `TRUNKLINE_SEED=n` runs one world and tells its story; `TRUNKLINE_SEEDS=n` runs that many, from `TRUNKLINE_FROM` on.
 
-mod calamity;
-mod chance;
-mod judge;
+mod checker;
+mod fault;
+mod log_check;
 mod pair;
 mod plan;
 mod platform;
 mod process;
-mod scene;
+mod rng;
+mod schedule;
 mod store;
-mod verdict;
 
 use std::{
     any::Any,
@@ -27,15 +27,15 @@ use trunkline::protocol::{
 };
 
 use self::{
-    chance::SeededRng,
-    judge::RuleChecker,
+    checker::RuleChecker,
+    log_check::NumberedLogCheck,
     pair::{PairFaultProfile, PairWorld},
     plan::{ConnectorKind, FaultProfile, WorldPlan},
     platform::ModelPlatform,
     process::ModelProcess,
-    scene::{Schedule, ScheduledEvent, WorldTime},
+    rng::SeededRng,
+    schedule::{Schedule, ScheduledEvent, WorldTime},
     store::ModelStore,
-    verdict::NumberedLogCheck,
 };
 
 /// So many worlds of each kind are a normal run.
@@ -88,9 +88,9 @@ enum Scenario {
     Pair(PairFaultProfile),
 }
 
-fn run_all(tale: Scenario) {
+fn run_all(scenario: Scenario) {
     if let Some(seed) = setting("TRUNKLINE_SEED") {
-        return report_failure(tale, seed, usize::MAX);
+        return report_failure(scenario, seed, usize::MAX);
     }
     let from = setting("TRUNKLINE_FROM").unwrap_or(0);
     let (next, seeds) = (AtomicU64::new(from), from + setting("TRUNKLINE_SEEDS").unwrap_or(SEEDS));
@@ -102,7 +102,7 @@ fn run_all(tale: Scenario) {
                 if seed >= seeds {
                     return None;
                 }
-                if tale.run(seed, 0).is_err() {
+                if scenario.run(seed, 0).is_err() {
                     next.store(seeds, Ordering::Relaxed);
                     return Some(seed);
                 }
@@ -112,28 +112,28 @@ fn run_all(tale: Scenario) {
         workers.into_iter().filter_map(|worker| worker.join().unwrap()).min()
     });
     if let Some(seed) = failed {
-        report_failure(tale, seed, TRACE_LEN);
+        report_failure(scenario, seed, TRACE_LEN);
     }
 }
 
 /// Runs one world, and tells its story if it fails.
-fn report_failure(tale: Scenario, seed: u64, story_len: usize) {
-    if let Err(story) = tale.run(seed, story_len) {
-        panic!("{story}\nTRUNKLINE_SEED={seed} runs this {tale:?} again");
+fn report_failure(scenario: Scenario, seed: u64, trace_len: usize) {
+    if let Err(trace) = scenario.run(seed, trace_len) {
+        panic!("{trace}\nTRUNKLINE_SEED={seed} runs this {scenario:?} again");
     }
 }
 
 impl Scenario {
     /// Lives through one world; the error is what happened in it.
-    fn run(self, seed: u64, story_len: usize) -> Result<(), String> {
+    fn run(self, seed: u64, trace_len: usize) -> Result<(), String> {
         match self {
-            Self::Single(night) => {
-                let mut world = World::new(night, seed, story_len);
+            Self::Single(profile) => {
+                let mut world = World::new(profile, seed, trace_len);
                 let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));
                 outcome.map_err(|panic| world.env.failure_report(&*panic))
             }
-            Self::Pair(fate) => {
-                let mut pair = PairWorld::new(fate, seed, story_len);
+            Self::Pair(profile) => {
+                let mut pair = PairWorld::new(profile, seed, trace_len);
                 let outcome = catch_unwind(AssertUnwindSafe(|| pair.run()));
                 outcome.map_err(|panic| pair.env.failure_report(&*panic))
             }
@@ -182,20 +182,20 @@ const ARRIVAL_MAX: Duration = Duration::from_secs(10);
 impl TestEnvironment {
     /// The platform says something, and will again.
     fn emit_events(&mut self) {
-        let Self { schedule: scene, platform, .. } = self;
-        let count = scene.rng.number(1..scene.plan.burst_max + 1);
-        let pause = if scene.faults_over { Duration::from_secs(3) } else { scene.plan.pause };
-        scene.trace(|| format!("platform says {count} events from {}", platform.sent_events.len()));
-        platform.emit_events(count, scene);
-        let pause = scene.rng.pause(pause) + Duration::from_millis(1);
-        scene.after(pause, ScheduledEvent::EmitEvents);
+        let Self { schedule, platform, .. } = self;
+        let count = schedule.rng.number(1..schedule.plan.burst_max + 1);
+        let pause = if schedule.faults_over { Duration::from_secs(3) } else { schedule.plan.pause };
+        schedule.trace(|| format!("platform says {count} events from {}", platform.sent_events.len()));
+        platform.emit_events(count, schedule);
+        let pause = schedule.rng.pause(pause) + Duration::from_millis(1);
+        schedule.after(pause, ScheduledEvent::EmitEvents);
     }
 
-    fn new(plan: WorldPlan, chance: SeededRng, story_len: usize) -> Self {
-        let mut scene = Schedule::new(plan, chance, story_len);
-        let platform = ModelPlatform::new(&mut scene);
+    fn new(plan: WorldPlan, rng: SeededRng, trace_len: usize) -> Self {
+        let mut schedule = Schedule::new(plan, rng, trace_len);
+        let platform = ModelPlatform::new(&mut schedule);
         Self {
-            schedule: scene,
+            schedule,
             platform,
             store: ModelStore::new(),
             checker: RuleChecker::new(),
@@ -209,7 +209,7 @@ impl TestEnvironment {
     /// nothing of before, even where another still brings it.
     fn has_arrived(&self) -> bool {
         let said = &self.platform.sent_events;
-        let there: Vec<usize> = self.store.log.iter().rev().take(10).filter_map(judge::uid).collect();
+        let there: Vec<usize> = self.store.log.iter().rev().take(10).filter_map(checker::uid).collect();
         let ends = [said.last(), said.iter().rev().find(|said| !said.undeliverable)];
         ends.into_iter().flatten().any(|end| there.contains(&end.class))
     }
@@ -221,11 +221,11 @@ impl TestEnvironment {
 }
 
 impl World {
-    fn new(night: FaultProfile, seed: u64, story_len: usize) -> Self {
-        let mut chance = SeededRng::from_seed(seed);
-        let plan = WorldPlan::draw(night, &mut chance);
+    fn new(profile: FaultProfile, seed: u64, trace_len: usize) -> Self {
+        let mut rng = SeededRng::from_seed(seed);
+        let plan = WorldPlan::draw(profile, &mut rng);
         Self {
-            env: TestEnvironment::new(plan, chance, story_len),
+            env: TestEnvironment::new(plan, rng, trace_len),
             process: None,
             processes_started: 0,
             emission_stopped: false,
@@ -242,7 +242,7 @@ impl World {
         self.recover();
         self.expect_arrival();
         self.drain();
-        verdict::check_log(&self.env);
+        log_check::check_log(&self.env);
     }
 
     /// The faults stop: within a bound the stream is live again.
@@ -340,8 +340,8 @@ impl World {
         match &mut self.process {
             Some(process) if wake => process.wake(&mut self.env),
             Some(_) | None => {
-                if let Some(happening) = self.env.schedule.next_due() {
-                    self.handle_event(happening);
+                if let Some(scheduled) = self.env.schedule.next_due() {
+                    self.handle_event(scheduled);
                 }
             }
         }
@@ -355,19 +355,19 @@ impl World {
         }
     }
 
-    fn handle_event(&mut self, happening: ScheduledEvent) {
-        let TestEnvironment { schedule: scene, platform, .. } = &mut self.env;
-        match happening {
+    fn handle_event(&mut self, scheduled: ScheduledEvent) {
+        let TestEnvironment { schedule, platform, .. } = &mut self.env;
+        match scheduled {
             ScheduledEvent::StartProcess => self.start(),
             ScheduledEvent::EmitEvents if self.emission_stopped => (),
             ScheduledEvent::EmitEvents => self.env.emit_events(),
-            ScheduledEvent::InjectFault(calamity) => {
+            ScheduledEvent::InjectFault(fault) => {
                 if !self.env.schedule.faults_over {
-                    self.inject(calamity);
+                    self.inject(fault);
                     self.schedule_fault();
                 }
             }
-            ScheduledEvent::Process { incarnation: life, input: news } => self.deliver_input(life, news),
+            ScheduledEvent::Process { incarnation, input: news } => self.deliver_input(incarnation, news),
             ScheduledEvent::FrameArrives { socket, what, certain } => {
                 if let Some(process) = &mut self.process
                     && (certain || self.env.platform.gets_through(socket))
@@ -375,19 +375,19 @@ impl World {
                     process.on_frame(socket, what, &mut self.env);
                 }
             }
-            ScheduledEvent::Dialled { incarnation: life, session, dial, token } => {
-                platform.on_dial(life, session, &dial, token, scene)
+            ScheduledEvent::Dialled { incarnation, session, dial, token } => {
+                platform.on_dial(incarnation, session, &dial, token, schedule);
             }
-            ScheduledEvent::Called { incarnation: life, call, request, token } => {
-                platform.on_call(life, call, &request, token, scene)
+            ScheduledEvent::Called { incarnation, call, request, token } => {
+                platform.on_call(incarnation, call, &request, token, schedule);
             }
-            ScheduledEvent::ProbeReceived(socket) => platform.on_probe(socket, scene),
-            ScheduledEvent::CloseReceived(socket) => platform.on_close_received(socket, scene),
+            ScheduledEvent::ProbeReceived(socket) => platform.on_probe(socket, schedule),
+            ScheduledEvent::CloseReceived(socket) => platform.on_close_received(socket, schedule),
             ScheduledEvent::SocketDropped(socket) => platform.on_socket_dropped(socket),
-            ScheduledEvent::Heartbeat(socket) => platform.heartbeat(socket, scene),
-            ScheduledEvent::SocketCloses(socket) => platform.close_after_notice(socket, scene),
-            ScheduledEvent::TokenEnds(token) => platform.on_token_expired(token, scene),
-            ScheduledEvent::ChannelEnds(channel) => platform.on_channel_expired(channel, scene),
+            ScheduledEvent::Heartbeat(socket) => platform.heartbeat(socket, schedule),
+            ScheduledEvent::SocketCloses(socket) => platform.close_after_notice(socket, schedule),
+            ScheduledEvent::TokenEnds(token) => platform.on_token_expired(token, schedule),
+            ScheduledEvent::ChannelEnds(channel) => platform.on_channel_expired(channel, schedule),
             ScheduledEvent::InjectPairFault | ScheduledEvent::ReadLogEnd | ScheduledEvent::TakeOver { .. } => {
                 unreachable!("it is no pair")
             }
@@ -401,11 +401,11 @@ impl World {
         }
     }
 
-    fn deliver_input(&mut self, life: u32, news: scene::ProcessInput) {
+    fn deliver_input(&mut self, incarnation: u32, news: schedule::ProcessInput) {
         match &mut self.process {
-            Some(process) if process.incarnation == life => process.handle_input(news, &mut self.env),
+            Some(process) if process.incarnation == incarnation => process.handle_input(news, &mut self.env),
             Some(_) | None => {
-                if let scene::ProcessInput::Opened(_, socket) = news {
+                if let schedule::ProcessInput::Opened(_, socket) = news {
                     self.env.platform.on_socket_dropped(socket);
                 }
             }
@@ -413,10 +413,10 @@ impl World {
     }
 
     fn schedule_fault(&mut self) {
-        let scene = &mut self.env.schedule;
-        let calamities = scene.plan.faults.clone();
-        let calamity = scene.rng.pick(&calamities);
-        let pause = scene.rng.pause(scene.plan.fault_interval);
-        scene.after(pause, ScheduledEvent::InjectFault(calamity));
+        let schedule = &mut self.env.schedule;
+        let calamities = schedule.plan.faults.clone();
+        let fault = schedule.rng.pick(&calamities);
+        let pause = schedule.rng.pause(schedule.plan.fault_interval);
+        schedule.after(pause, ScheduledEvent::InjectFault(fault));
     }
 }

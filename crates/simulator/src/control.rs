@@ -12,9 +12,9 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::counters::SimulatorCounters;
 use super::fault::PlatformFault;
 use super::platform::SimulatedPlatform;
-use super::tally::SimulatorCounters;
 
 /// Most events one call may ask for.
 const EMIT_MAX: u64 = 1_000_000;

@@ -14,11 +14,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use super::line::{ClientConnection, ConnectionCommand, ConnectionEnd, ConnectionOptions};
+use super::connection::{ClientConnection, ConnectionCommand, ConnectionEnd, ConnectionOptions};
+use super::counters::SocketDialect;
 use super::platform::{SimulatedPlatform, SocketHandle, SocketRegistration};
 use super::reply;
 use super::server::{ControlledStream, TransportControl};
-use super::tally::SocketDialect;
 
 /// Orders that wait for one socket.
 const COMMANDS_MAX: usize = 64;

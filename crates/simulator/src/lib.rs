@@ -3,29 +3,29 @@
 //! platforms' documents and uses nothing of the daemon, so that a mistake cannot be made on both sides.
 //! It refuses to be secure: it is for loopback and test networks.
 
-mod answer;
 mod channels;
 mod clock;
+mod connection;
 mod control;
+mod counters;
+mod encoding;
 mod fault;
+mod fault_effects;
 mod form;
 mod handshake;
-mod harm;
-mod line;
 mod notifications;
 mod oauth;
+mod pending_faults;
 mod platform;
 mod reply;
+mod response_faults;
 mod rest;
 mod script;
 mod sequence;
 mod sequenced;
 mod server;
-mod tally;
 mod tokens;
 mod topics;
-mod trouble;
-mod wording;
 mod world;
 
 #[cfg(test)]
@@ -43,15 +43,15 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
+pub use connection::Expiry;
+pub use counters::{EmittedNotification, NotificationCounters, SimulatorCounters, SocketCounters, SocketDialect};
 pub use fault::{
     ALWAYS, FaultError, FaultTarget, FloodTrigger, PlatformFault, RequestKind, ResponseFault, TokenFailure,
     UndecodableFrame,
 };
-pub use line::Expiry;
 use platform::SimulatedPlatform;
 pub use script::{FaultScript, ScheduledFault, ScriptError};
 pub use sequence::RawFrame;
-pub use tally::{EmittedNotification, NotificationCounters, SimulatorCounters, SocketCounters, SocketDialect};
 pub use tokens::TokenKind;
 use world::WorldSettings;
 
@@ -278,7 +278,7 @@ fn router(platform: &Arc<SimulatedPlatform>) -> Router {
         .route("/api/v2/analytics/events/ws", get(sequenced::by_query))
         .merge(rest::router(platform))
         .merge(control::router())
-        .layer(from_fn_with_state(platform.clone(), answer::layer))
+        .layer(from_fn_with_state(platform.clone(), response_faults::layer))
         .fallback(reply::unknown)
         .with_state(platform.clone())
 }

@@ -14,13 +14,13 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::channels::{ChannelError, OutboundNotification, SocketAttachment, SubscriptionChange};
 use super::clock::{after, now};
+use super::connection::{ClientConnection, ClientInput, ConnectionCommand, ConnectionEnd};
+use super::counters::SocketDialect;
 use super::handshake::{Handshake, SocketProtocol};
-use super::line::{ClientConnection, ClientInput, ConnectionCommand, ConnectionEnd};
 use super::platform::{PlatformState as Inner, SimulatedPlatform};
 use super::reply;
 use super::rest::notifications::select_topics;
 use super::sequence::RawFrame;
-use super::tally::SocketDialect;
 
 /// Notifications that wait for one socket; a client that lets them pile up is cut off.
 const OUTBOX_MAX: usize = 16_384;

@@ -13,15 +13,15 @@ use tokio_util::task::TaskTracker;
 use super::Settings;
 use super::channels::NotificationChannels;
 use super::clock::now;
+use super::connection::ConnectionCommand;
+use super::counters::{NotificationLog, SimulatorCounters, SocketDialect};
+use super::encoding::{EncodingOverride, notification_text, sequenced_text};
 use super::fault::{FaultTarget, FloodTrigger, PlatformFault, RequestKind, ResponseFault, bytes};
-use super::harm::undecodable;
-use super::line::ConnectionCommand;
+use super::fault_effects::undecodable;
+use super::pending_faults::{PendingFaults, RequestMatcher};
 use super::sequence::{RawFrame, SequenceRing};
 use super::server::TransportControl;
-use super::tally::{NotificationLog, SimulatorCounters, SocketDialect};
 use super::tokens::{ClientCredentials, TokenRegistry};
-use super::trouble::{PendingFaults, RequestMatcher};
-use super::wording::{EncodingOverride, notification_text, sequenced_text};
 use super::world::ContactCentre;
 
 /// Events said under one hold of the lock.
@@ -127,10 +127,10 @@ impl SimulatedPlatform {
         match fault {
             PlatformFault::Drop { on } => state.reset_connections(on),
             PlatformFault::Stall { on, duration: lasting } => {
-                state.broadcast_command(on, &ConnectionCommand::Stall(lasting))
+                state.broadcast_command(on, &ConnectionCommand::Stall(lasting));
             }
             PlatformFault::Close { on, code, reason } => {
-                state.broadcast_command(on, &ConnectionCommand::Close { code, reason })
+                state.broadcast_command(on, &ConnectionCommand::Close { code, reason });
             }
             PlatformFault::SocketClosing { lead } => state.announce_closing(lead),
             PlatformFault::TokenRevoked {} => state.revoke_tokens(&self.settings),
@@ -161,7 +161,7 @@ impl SimulatedPlatform {
             PlatformFault::SlowLoris { on, every } => state.broadcast_command(on, &ConnectionCommand::SlowLoris(every)),
             PlatformFault::Fragments { on, n } => state.broadcast_command(on, &ConnectionCommand::Fragments(n)),
             PlatformFault::CloseRaw { on, hex } => {
-                state.broadcast_command(on, &ConnectionCommand::CloseRaw(bytes(&hex).unwrap_or_default()))
+                state.broadcast_command(on, &ConnectionCommand::CloseRaw(bytes(&hex).unwrap_or_default()));
             }
             PlatformFault::CloseQuiet { on, after } => state.close_idle(on, after),
             PlatformFault::Flood { when: FloodTrigger::Now, .. } => (),
@@ -170,7 +170,7 @@ impl SimulatedPlatform {
             PlatformFault::EmptyText { on } => state.send_raw(on, &RawFrame::Text(String::new())),
             PlatformFault::Pad { on, bytes } => state.broadcast_command(on, &ConnectionCommand::Pad(bytes)),
             PlatformFault::Reword { n, decimal, time } => {
-                state.encoding_override = Some((n, EncodingOverride { decimal, time }))
+                state.encoding_override = Some((n, EncodingOverride { decimal, time }));
             }
             PlatformFault::Unsent { n } => state.sequence.unsent = n,
         }

@@ -11,13 +11,13 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 
 use super::clock::{after, now};
+use super::connection::{ClientConnection, ClientInput, ConnectionEnd, ConnectionEvent};
+use super::counters::SocketDialect;
 use super::form;
 use super::handshake::{Handshake, SocketProtocol};
-use super::line::{ClientConnection, ClientInput, ConnectionEnd, ConnectionEvent};
 use super::platform::SimulatedPlatform;
 use super::reply;
 use super::sequence::{RawFrame, RingCursor, RingRead};
-use super::tally::SocketDialect;
 
 /// Most events of one frame, whatever the settings say.
 const FRAME_MAX: usize = 50;

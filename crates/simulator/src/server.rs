@@ -18,8 +18,8 @@ use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::fault::{RequestKind, ResponseFault};
+use super::pending_faults::RequestInfo;
 use super::platform::SimulatedPlatform;
-use super::trouble::RequestInfo;
 
 /// How long the listener rests when it cannot accept, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -2,10 +2,10 @@
 //! event `k` has the same content whenever it is asked for. It refuses to know of sockets, tokens and clocks;
 //! its time is `base + k * step`.
 
-mod cast;
-mod happening;
+mod model;
+mod roster;
+mod scenario;
 mod shapes;
-mod story;
 mod view;
 
 use std::collections::VecDeque;
@@ -14,9 +14,9 @@ use std::time::Duration;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-pub(super) use cast::{ORGANIZATION, Queue, Roster, uuid};
-use happening::ScenarioEvent;
-use story::ScenarioEngine;
+use model::ScenarioEvent;
+pub(super) use roster::{ORGANIZATION, Queue, Roster, uuid};
+use scenario::ScenarioEngine;
 pub(super) use view::WorldView;
 
 /// What a world is made from.

@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{accept::ResponseForm, memory, query::QueryError, ws::handshake::HandshakeError};
+use super::{accept::ResponseForm, buffer_pool, query::QueryError, ws::handshake::HandshakeError};
 use crate::{
     listener::{origin::OriginError, problem::HttpProblem},
     model::{Mark, StreamName},
@@ -55,8 +55,8 @@ const RETRY_AFTER_SECS: &str = "5";
 /// While the process starts, in seconds.
 const STARTING_RETRY_SECS: &str = "1";
 
-impl From<memory::PoolExhausted> for ConsumerRequestError {
-    fn from(memory::PoolExhausted: memory::PoolExhausted) -> Self {
+impl From<buffer_pool::PoolExhausted> for ConsumerRequestError {
+    fn from(buffer_pool::PoolExhausted: buffer_pool::PoolExhausted) -> Self {
         Self::Busy
     }
 }

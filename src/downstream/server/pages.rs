@@ -24,12 +24,12 @@ use futures_util::Stream;
 
 use super::{
     accept::ResponseForm,
+    buffer_pool::{BufferPool, PageReservation},
     error::ConsumerRequestError,
-    memory::{BufferPool, PageReservation},
     render::{PIECE_LEN, TypeFilter},
 };
 use crate::{
-    downstream::feed::{CursorForm, MergedReader, ReadItem, ReadProgress},
+    downstream::merged_reader::{CursorForm, MergedReader, ReadItem, ReadProgress},
     model::BatchView,
     telemetry::metrics,
 };

@@ -24,18 +24,18 @@ use serde::Serialize;
 
 use super::{
     accept::{self, ResponseForm},
+    buffer_pool::BufferPool,
     error::ConsumerRequestError,
-    memory::BufferPool,
     pages,
     position::PositionReporter,
     query::{self, EventQuery, StreamNameLocation},
+    read_start::{self, OnTrimmed},
     sse::{self, EndlessOptions, StreamFormat},
-    start::{self, OnTrimmed},
     ws,
 };
 use crate::{
     clock,
-    downstream::feed::{CursorForm, MergedReader},
+    downstream::merged_reader::{CursorForm, MergedReader},
     event_log::EventLogs,
     listener::{
         UpgradeExtension,
@@ -154,7 +154,7 @@ impl ConsumerState {
         let query = EventQuery::read(uri, named, resumed, clock::wall())?;
         let streams = stream.map_or_else(|| query.streams.clone(), |stream| vec![stream]);
         let on_trimmed = if wanted == DeliveryMode::Page { OnTrimmed::Reject } else { OnTrimmed::EmitGap };
-        let feed = start::feed(&self.logs, &streams, &query.start, on_trimmed).await?;
+        let feed = read_start::feed(&self.logs, &streams, &query.start, on_trimmed).await?;
         match wanted {
             DeliveryMode::WebSocket => {
                 let (handshake, subprotocol) = ws::handshake::accept(*version, headers)?;

@@ -19,14 +19,14 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::{
     accept::ResponseForm,
-    memory::{BufferPool, CopyKind},
+    buffer_pool::{BufferPool, CopyKind},
+    outgoing::{OutgoingBatch, RecallError},
     position::{self, PositionReporter},
     render::{self, PIECE_LEN, TypeFilter},
-    turn::{OutgoingBatch, RecallError},
 };
 use crate::{
     clock,
-    downstream::feed::{CursorForm, MergedReader, ReadItem, ReadProgress},
+    downstream::merged_reader::{CursorForm, MergedReader, ReadItem, ReadProgress},
     listener,
     model::Batch,
     random,

@@ -1,5 +1,5 @@
 //! The listener as its clients see it: real sockets, a real log.
 
-mod conduct;
 mod delivery;
 mod harness;
+mod protocol;

@@ -30,14 +30,14 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    memory::{BufferPool, CopyKind},
+    buffer_pool::{BufferPool, CopyKind},
+    outgoing::{OutgoingBatch, RecallError},
     position::{self, PositionReporter},
     render::{self, TypeFilter},
-    turn::{OutgoingBatch, RecallError},
 };
 use crate::{
     clock,
-    downstream::feed::{CursorForm, MergedReader, ReadItem, ReadProgress},
+    downstream::merged_reader::{CursorForm, MergedReader, ReadItem, ReadProgress},
     listener::AcceptedSocket,
     random,
     store::ReadError,

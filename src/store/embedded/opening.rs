@@ -158,7 +158,7 @@ fn execute(directory: &Directory, plan: OpenPlan, wal: &WalIdentity) -> Result<C
         Some(newer) if newer > database::SCHEMA => return Err(OpenFailure::Newer(newer)),
         Some(older) => return Err(OpenFailure::Damaged(format!("schema version {older} never existed"))),
         None if plan == OpenPlan::Create || directory.marker() == ShutdownMarker::Missing => {
-            database::create(&mut connection)?
+            database::create(&mut connection)?;
         }
         None => return Err(OpenFailure::Damaged("the tables are gone".to_owned())),
     }

@@ -335,7 +335,6 @@ impl PeerSubscription {
             let text = String::from_utf8_lossy(&bytes);
             match parse_message(channel == self.heartbeat_channel, &text) {
                 Some(IncomingMessage::Heartbeat { from } | IncomingMessage::Direct { from, .. }) if from == self.me => {
-                    ()
                 }
                 Some(heard) => return Some(heard),
                 None => tracing::debug!(channel, "a word that nobody understands"),

@@ -16,7 +16,7 @@ use tokio_tungstenite::{
 };
 use tokio_util::sync::DropGuard;
 
-use super::wire::listen;
+use super::tcp::listen;
 
 const PONG: &str = r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#;
 /// Notifications between two looks at what the client sent.

@@ -17,7 +17,7 @@ use tokio_tungstenite::{
 };
 use tokio_util::sync::DropGuard;
 
-use super::wire::listen;
+use super::tcp::listen;
 
 /// An HTTP proxy whose every host is the platform.
 pub(crate) struct ForwardProxy {

@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::DropGuard;
 
-use super::wire::listen;
+use super::tcp::listen;
 
 /// Replies that one connection waits for at most.
 const PENDING_MAX: usize = 4_096;

@@ -6,7 +6,7 @@ use trunkline::simulator::{FaultTarget, PlatformFault, Settings};
 
 use super::{
     child::{WAIT_MAX, eventually},
-    injected::{CHANGE, Injection},
+    disk_errors::{CHANGE, Injection},
     log::{assert_whole, pages},
     relay::RelayProcess,
     site::Site,

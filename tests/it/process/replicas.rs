@@ -2,22 +2,22 @@
 //!
 //! `TRUNKLINE_ROUNDS` says how often, `TRUNKLINE_RATE` how many events a second; the figures are printed.
 
-mod away;
 mod clocks;
 mod cluster;
-mod cut;
 mod degraded;
-mod deleted;
+mod deleted_keys;
 mod disagreeing;
+mod encrypted_tokens;
 mod failover;
 mod feeds;
-mod foreign;
-mod later;
+mod foreign_data;
+mod later_versions;
+mod partition;
 mod readers;
+mod redis_outage;
 mod replies;
-mod sealed;
 mod unnumbered;
-mod wiped;
+mod wiped_log;
 
 use std::{
     fs,

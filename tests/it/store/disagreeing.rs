@@ -8,7 +8,7 @@ use trunkline::{
     store::{Append, AppendError, LogState, ObservedLog, Store},
 };
 
-use super::bed::{KEEP_ALL, LogFixture, StoreFixture, checkpoint};
+use super::fixture::{KEEP_ALL, LogFixture, StoreFixture, checkpoint};
 use crate::harness::RedisServer;
 
 const HEAD: &str = "{trunkline:queues}:head";
@@ -311,7 +311,7 @@ async fn a_claim_rejects_every_field_that_an_append_rejects() {
                     append(&mut log, 1).await.unwrap_or_else(|error| panic!("{field} {value:?}: {error}, {first:?}"));
                 }
                 Err(AppendError::UnusableLog(why)) => {
-                    assert!(why.contains(&format!("{HEAD}: the field {field}")), "{why}")
+                    assert!(why.contains(&format!("{HEAD}: the field {field}")), "{why}");
                 }
                 Err(other) => panic!("{field} {value:?}: {other}"),
             }

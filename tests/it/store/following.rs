@@ -1,6 +1,6 @@
 //! A log that several processes read and one writes: stores over one server, each with a tail and readers of its own.
 
-mod nights;
+mod random_faults;
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use trunkline::{
 };
 
 use super::{
-    bed::{KEEP_ALL, StoreFixture, assert_found, checkpoint, redis_settings, redis_store},
+    fixture::{KEEP_ALL, StoreFixture, assert_found, checkpoint, redis_settings, redis_store},
     redis_only::{follow, last_of, promote, watched},
 };
 use crate::harness::{RedisServer, WAIT_MAX, eventually, throughout};

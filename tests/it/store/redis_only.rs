@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use redis::cmd;
 use trunkline::{
     clock,
-    downstream::feed::{MergedReader, ReadItem, ReadStart},
+    downstream::merged_reader::{MergedReader, ReadItem, ReadStart},
     event_log::{self, EventLogs},
     model::{CursorValidity, FeedId, Offset, Position, Sequence, Source, StreamName},
     store::{
@@ -14,7 +14,7 @@ use trunkline::{
     },
 };
 
-use super::bed::{KEEP_ALL, LogFixture, StoreFixture, assert_found, redis_settings, redis_store};
+use super::fixture::{KEEP_ALL, LogFixture, StoreFixture, assert_found, redis_settings, redis_store};
 use crate::harness::{HoldMode, RedisLink, RedisServer, documented_rules, eventually, free_port, redis_limits};
 
 /// More entries than are appended aloud.

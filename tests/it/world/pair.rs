@@ -2,23 +2,23 @@
 //!
 //! The fence is the store's: appends of a life that does not hold the log are refused.
 
-mod blow;
-mod promise;
+mod fault;
+mod guarantee;
 
 use std::time::Duration;
 
 use trunkline::protocol::stream::{Input, StreamState};
 
-pub(super) use self::blow::PairFaultProfile;
-use self::promise::{StandbyGuarantee, StandbyState};
+pub(super) use self::fault::PairFaultProfile;
+use self::guarantee::{StandbyGuarantee, StandbyState};
 use super::{
     DRAIN_MAX, TestEnvironment,
-    chance::SeededRng,
-    judge::{RuleChecker, reason},
+    checker::{RuleChecker, reason},
+    log_check,
     plan::{ConnectorKind, WorldPlan},
     process::ModelProcess,
-    scene::{ProcessInput, ScheduledEvent, WorldTime},
-    verdict,
+    rng::SeededRng,
+    schedule::{ProcessInput, ScheduledEvent, WorldTime},
 };
 
 /// Two replicas and their world.
@@ -80,16 +80,16 @@ const AHEAD_MAX: usize = 1_000;
 const LOG_END_READ_INTERVAL: Duration = Duration::from_secs(2);
 
 impl PairWorld {
-    pub(super) fn new(fate: PairFaultProfile, seed: u64, story_len: usize) -> Self {
-        let mut chance = SeededRng::from_seed(seed);
-        let mut plan = WorldPlan::draw(fate.fault_profile(), &mut chance);
-        fate.adjust_plan(&mut plan);
-        let mut around = TestEnvironment::new(plan, chance, story_len);
+    pub(super) fn new(profile: PairFaultProfile, seed: u64, trace_len: usize) -> Self {
+        let mut rng = SeededRng::from_seed(seed);
+        let mut plan = WorldPlan::draw(profile.fault_profile(), &mut rng);
+        profile.adjust_plan(&mut plan);
+        let mut env = TestEnvironment::new(plan, rng, trace_len);
         // A snapshot that is owed when the log changes hands may never come.
-        around.was_congested = true;
+        env.was_congested = true;
         Self {
-            env: around,
-            profile: fate,
+            env,
+            profile,
             replicas: Vec::new(),
             processes_started: 0,
             handover: HandoverPhase::None,
@@ -111,7 +111,7 @@ impl PairWorld {
         self.recover();
         self.expect_arrival();
         self.drain();
-        verdict::check_log(&self.env);
+        log_check::check_log(&self.env);
         self.check_gaps();
     }
 
@@ -137,8 +137,8 @@ impl PairWorld {
 
     fn is_live(&self) -> bool {
         self.owner().is_some_and(|index| {
-            let judge = &self.replicas[index].checker;
-            judge.connected && matches!(judge.state, StreamState::Live | StreamState::Recovering)
+            let checker = &self.replicas[index].checker;
+            checker.connected && matches!(checker.state, StreamState::Live | StreamState::Recovering)
         })
     }
 
@@ -193,8 +193,8 @@ impl PairWorld {
             match wake.filter(|(at, _)| *at <= self.env.schedule.now) {
                 Some((_, index)) => self.with(index, ModelProcess::wake),
                 None => {
-                    if let Some(happening) = self.env.schedule.next_due() {
-                        self.handle_event(happening);
+                    if let Some(scheduled) = self.env.schedule.next_due() {
+                        self.handle_event(scheduled);
                     }
                 }
             }
@@ -204,18 +204,18 @@ impl PairWorld {
 
     /// Lets a process do something in front of its own judge.
     fn with(&mut self, index: usize, what: impl FnOnce(&mut ModelProcess, &mut TestEnvironment)) {
-        let PairReplica { process, checker: judge, .. } = &mut self.replicas[index];
-        std::mem::swap(judge, &mut self.env.checker);
+        let PairReplica { process, checker, .. } = &mut self.replicas[index];
+        std::mem::swap(checker, &mut self.env.checker);
         what(process, &mut self.env);
-        std::mem::swap(judge, &mut self.env.checker);
+        std::mem::swap(checker, &mut self.env.checker);
     }
 
     fn send_input(&mut self, index: usize, input: Input) {
-        self.with(index, |process, around| process.handle_stream_input(input, around));
+        self.with(index, |process, env| process.handle_stream_input(input, env));
     }
 
-    fn index_of(&self, life: u32) -> Option<usize> {
-        self.replicas.iter().position(|replica| replica.process.incarnation == life)
+    fn index_of(&self, incarnation: u32) -> Option<usize> {
+        self.replicas.iter().position(|replica| replica.process.incarnation == incarnation)
     }
 
     fn owner(&self) -> Option<usize> {
@@ -227,9 +227,9 @@ impl PairWorld {
         self.replicas.iter().position(|replica| replica.process.incarnation > self.env.store.holder)
     }
 
-    fn handle_event(&mut self, happening: ScheduledEvent) {
-        let TestEnvironment { schedule: scene, platform, .. } = &mut self.env;
-        match happening {
+    fn handle_event(&mut self, scheduled: ScheduledEvent) {
+        let TestEnvironment { schedule, platform, .. } = &mut self.env;
+        match scheduled {
             ScheduledEvent::StartProcess => self.start(),
             ScheduledEvent::EmitEvents if self.emission_stopped => (),
             ScheduledEvent::EmitEvents => self.env.emit_events(),
@@ -240,36 +240,36 @@ impl PairWorld {
                 }
             }
             ScheduledEvent::ReadLogEnd => self.follow(),
-            ScheduledEvent::TakeOver { incarnation: life } => self.take_over(life),
-            ScheduledEvent::Process { incarnation: life, input: news } => self.deliver_input(life, news),
+            ScheduledEvent::TakeOver { incarnation } => self.take_over(incarnation),
+            ScheduledEvent::Process { incarnation, input: news } => self.deliver_input(incarnation, news),
             ScheduledEvent::FrameArrives { socket, what, certain } => {
                 if certain || self.env.platform.gets_through(socket) {
                     for index in 0..self.replicas.len() {
                         let what = what.clone();
-                        self.with(index, |process, around| process.on_frame(socket, what, around));
+                        self.with(index, |process, env| process.on_frame(socket, what, env));
                     }
                 }
             }
-            ScheduledEvent::Dialled { incarnation: life, session, dial, token } => {
-                platform.on_dial(life, session, &dial, token, scene)
+            ScheduledEvent::Dialled { incarnation, session, dial, token } => {
+                platform.on_dial(incarnation, session, &dial, token, schedule);
             }
-            ScheduledEvent::Called { incarnation: life, call, request, token } => {
-                platform.on_call(life, call, &request, token, scene)
+            ScheduledEvent::Called { incarnation, call, request, token } => {
+                platform.on_call(incarnation, call, &request, token, schedule);
             }
-            ScheduledEvent::ProbeReceived(socket) => platform.on_probe(socket, scene),
-            ScheduledEvent::CloseReceived(socket) => platform.on_close_received(socket, scene),
+            ScheduledEvent::ProbeReceived(socket) => platform.on_probe(socket, schedule),
+            ScheduledEvent::CloseReceived(socket) => platform.on_close_received(socket, schedule),
             ScheduledEvent::SocketDropped(socket) => platform.on_socket_dropped(socket),
-            ScheduledEvent::Heartbeat(socket) => platform.heartbeat(socket, scene),
-            ScheduledEvent::SocketCloses(socket) => platform.close_after_notice(socket, scene),
-            ScheduledEvent::TokenEnds(token) => platform.on_token_expired(token, scene),
-            ScheduledEvent::ChannelEnds(channel) => platform.on_channel_expired(channel, scene),
+            ScheduledEvent::Heartbeat(socket) => platform.heartbeat(socket, schedule),
+            ScheduledEvent::SocketCloses(socket) => platform.close_after_notice(socket, schedule),
+            ScheduledEvent::TokenEnds(token) => platform.on_token_expired(token, schedule),
+            ScheduledEvent::ChannelEnds(channel) => platform.on_channel_expired(channel, schedule),
             ScheduledEvent::InjectFault(_) => unreachable!("a pair has blows of its own"),
         }
     }
 
-    fn deliver_input(&mut self, life: u32, news: ProcessInput) {
-        match self.index_of(life) {
-            Some(index) => self.with(index, |process, around| process.handle_input(news, around)),
+    fn deliver_input(&mut self, incarnation: u32, news: ProcessInput) {
+        match self.index_of(incarnation) {
+            Some(index) => self.with(index, |process, env| process.handle_input(news, env)),
             None => {
                 if let ProcessInput::Opened(_, socket) = news {
                     self.env.platform.on_socket_dropped(socket);
@@ -284,19 +284,19 @@ impl PairWorld {
             return;
         }
         self.processes_started += 1;
-        let life = self.processes_started;
+        let incarnation = self.processes_started;
         let alone = self.owner().is_none() && self.standby().is_none();
         self.env.checker = RuleChecker::new();
         let process = if alone {
-            self.hold(life);
-            ModelProcess::start(life, &mut self.env)
+            self.hold(incarnation);
+            ModelProcess::start(incarnation, &mut self.env)
         } else {
-            ModelProcess::start_standby(life, &mut self.env)
+            ModelProcess::start_standby(incarnation, &mut self.env)
         };
-        let judge = std::mem::replace(&mut self.env.checker, RuleChecker::new());
+        let checker = std::mem::replace(&mut self.env.checker, RuleChecker::new());
         self.replicas.push(PairReplica {
             process,
-            checker: judge,
+            checker,
             ready: false,
             append_started: None,
             covered: false,
@@ -305,10 +305,10 @@ impl PairWorld {
         });
     }
 
-    fn hold(&mut self, life: u32) {
-        self.env.schedule.trace(|| format!("the log is process {life}'s"));
-        self.env.store.holder = life;
-        self.env.platform.served_incarnation = life;
+    fn hold(&mut self, incarnation: u32) {
+        self.env.schedule.trace(|| format!("the log is process {incarnation}'s"));
+        self.env.store.holder = incarnation;
+        self.env.platform.served_incarnation = incarnation;
     }
 
     fn follow(&mut self) {
@@ -324,15 +324,15 @@ impl PairWorld {
     }
 
     /// A standby takes the log over.
-    fn take_over(&mut self, life: u32) {
+    fn take_over(&mut self, incarnation: u32) {
         self.handover = HandoverPhase::None;
-        let Some(index) = self.index_of(life).filter(|_| life > self.env.store.holder) else { return };
+        let Some(index) = self.index_of(incarnation).filter(|_| incarnation > self.env.store.holder) else { return };
         let before = self.owner();
-        self.hold(life);
+        self.hold(incarnation);
         let opening = self.env.store.opening();
-        let PairReplica { process, checker: judge, append_started: begun, covered, .. } = &mut self.replicas[index];
+        let PairReplica { process, checker, append_started: begun, covered, .. } = &mut self.replicas[index];
         let (kept, was_ready) = (process.machine.standby_len(), process.machine.is_ready());
-        judge.on_takeover(&opening, kept, &self.env.schedule);
+        checker.on_takeover(&opening, kept, &self.env.schedule);
         // The relay's own entries are counted among them too.
         let log = &self.env.store.log;
         let own = log.iter().filter(|event| event.sequence.is_none() && event.kind.starts_with("trunkline.")).count();
@@ -341,16 +341,16 @@ impl PairWorld {
         let stored = if process.machine.compares_with_log() { log[from.min(log.len())..].to_vec() } else { Vec::new() };
         let covered = *covered;
         self.env.schedule.trace(|| format!("it keeps {kept}, {} are stored, covered: {covered}", stored.len()));
-        let PairReplica { checker: judge, live_since, .. } = &self.replicas[index];
+        let PairReplica { checker, live_since, .. } = &self.replicas[index];
         let standing =
-            StandbyState { incarnation: life, live_since: *live_since, buffered: kept, received: &judge.received };
+            StandbyState { incarnation, live_since: *live_since, buffered: kept, received: &checker.received };
         self.guarantee = StandbyGuarantee::of(&standing, self.profile, &self.env);
-        let gaps = judge.gaps;
+        let gaps = checker.gaps;
         self.send_input(index, Input::BecomeOwner { head: opening, stored, covered });
-        let PairReplica { process, checker: judge, .. } = &mut self.replicas[index];
-        assert!(self.guarantee.is_none() || judge.gaps == gaps, "a gap in front of what a standby kept");
+        let PairReplica { process, checker, .. } = &mut self.replicas[index];
+        assert!(self.guarantee.is_none() || checker.gaps == gaps, "a gap in front of what a standby kept");
         if was_ready && !process.machine.is_ready() {
-            judge.on_restart();
+            checker.on_restart();
         }
         if let Some(before) = before {
             let late = self.env.schedule.rng.one_in(2);
@@ -372,7 +372,7 @@ impl PairWorld {
                     replica.append_started.get_or_insert(self.env.store.log.len());
                 }
                 StreamState::Starting | StreamState::BackingOff | StreamState::Paused | StreamState::Failed => {
-                    replica.append_started = None
+                    replica.append_started = None;
                 }
             }
         }
@@ -405,9 +405,9 @@ impl PairWorld {
             HandoverPhase::Requested if self.replicas[owner].process.flushed => {
                 self.replicas[standby].covered = true;
                 self.handover = HandoverPhase::Released;
-                let life = self.replicas[standby].process.incarnation;
+                let incarnation = self.replicas[standby].process.incarnation;
                 let delay = self.env.schedule.rng.millis(0..100);
-                self.env.schedule.after(delay, ScheduledEvent::TakeOver { incarnation: life });
+                self.env.schedule.after(delay, ScheduledEvent::TakeOver { incarnation });
             }
             HandoverPhase::Requested => (),
         }

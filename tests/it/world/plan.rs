@@ -11,7 +11,7 @@ use trunkline::{
     },
 };
 
-use super::{calamity::WorldFault, chance::SeededRng};
+use super::{fault::WorldFault, rng::SeededRng};
 
 /// What kind of night a world lives through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,89 +59,89 @@ impl WorldPlan {
         self.spread_max + self.latency_max * 2
     }
 
-    pub(super) fn draw(night: FaultProfile, chance: &mut SeededRng) -> Self {
-        let dialect = chance.pick(&[ConnectorKind::Sequenced, ConnectorKind::Sequenced, ConnectorKind::Notifications]);
-        let bad = night == FaultProfile::Faulty;
-        let snapshots = !chance.one_in(4);
-        let calm_or = |chance: &mut SeededRng, calm, bad_range| if bad { chance.millis(bad_range) } else { calm };
-        let (pause, burst_max) = chance.pick(&[(100, 2), (500, 8), (2_000, 40), (20_000, 8)]);
-        let kinds = WorldFault::of(night, dialect);
+    pub(super) fn draw(profile: FaultProfile, rng: &mut SeededRng) -> Self {
+        let dialect = rng.pick(&[ConnectorKind::Sequenced, ConnectorKind::Sequenced, ConnectorKind::Notifications]);
+        let bad = profile == FaultProfile::Faulty;
+        let snapshots = !rng.one_in(4);
+        let calm_or = |rng: &mut SeededRng, calm, bad_range| if bad { rng.millis(bad_range) } else { calm };
+        let (pause, burst_max) = rng.pick(&[(100, 2), (500, 8), (2_000, 40), (20_000, 8)]);
+        let kinds = WorldFault::of(profile, dialect);
         Self {
-            profile: night,
+            profile,
             dialect,
-            stream: stream(night, dialect, snapshots, chance),
+            stream: stream(profile, dialect, snapshots, rng),
             refresh: refresh::Settings {
                 buffer: Duration::from_secs(300),
-                interval_min: chance.millis(5_000..60_000),
+                interval_min: rng.millis(5_000..60_000),
                 jitter_max: Duration::from_secs(2),
                 sharing: refresh::TokenSharing::None,
             },
-            token_lifetime: if bad { chance.millis(4_000..180_000) } else { chance.millis(20_000..90_000) },
-            latency_max: calm_or(chance, Duration::from_millis(60), 5..150),
-            spread_max: spread(dialect, chance),
+            token_lifetime: if bad { rng.millis(4_000..180_000) } else { rng.millis(20_000..90_000) },
+            latency_max: calm_or(rng, Duration::from_millis(60), 5..150),
+            spread_max: spread(dialect, rng),
             pause: Duration::from_millis(pause),
             burst_max,
-            frame_len_max: chance.pick(&[1, 4, 50]),
-            channel_grace: if bad { chance.millis(0..5_000) } else { Duration::from_secs(2) },
-            fault_duration: chance.millis(30_000..150_000),
-            fault_interval: if bad { chance.millis(500..10_000) } else { chance.millis(300..5_000) },
+            frame_len_max: rng.pick(&[1, 4, 50]),
+            channel_grace: if bad { rng.millis(0..5_000) } else { Duration::from_secs(2) },
+            fault_duration: rng.millis(30_000..150_000),
+            fault_interval: if bad { rng.millis(500..10_000) } else { rng.millis(300..5_000) },
             // A night knows a few kinds of fault, so that each gets its chance to meet each other.
-            faults: (0..chance.number(1..8)).map(|_| chance.pick(kinds)).collect(),
+            faults: (0..rng.number(1..8)).map(|_| rng.pick(kinds)).collect(),
         }
     }
 }
 
-fn spread(dialect: ConnectorKind, chance: &mut SeededRng) -> Duration {
+fn spread(dialect: ConnectorKind, rng: &mut SeededRng) -> Duration {
     match dialect {
-        ConnectorKind::Sequenced => chance.millis(0..60),
-        ConnectorKind::Notifications => chance.pick(&[50, 500, 1_800].map(Duration::from_millis)),
+        ConnectorKind::Sequenced => rng.millis(0..60),
+        ConnectorKind::Notifications => rng.pick(&[50, 500, 1_800].map(Duration::from_millis)),
     }
 }
 
-fn stream(night: FaultProfile, dialect: ConnectorKind, snapshots: bool, chance: &mut SeededRng) -> Settings {
-    let bad = night == FaultProfile::Faulty;
-    let rotation = if bad { chance.pick(&[Rotation::Overlap, Rotation::BreakFirst]) } else { Rotation::Overlap };
-    let connector = connector(dialect, snapshots, chance);
+fn stream(profile: FaultProfile, dialect: ConnectorKind, snapshots: bool, rng: &mut SeededRng) -> Settings {
+    let bad = profile == FaultProfile::Faulty;
+    let rotation = if bad { rng.pick(&[Rotation::Overlap, Rotation::BreakFirst]) } else { Rotation::Overlap };
+    let connector = connector(dialect, snapshots, rng);
     Settings {
         feed: connector.feed("https://platform.test"),
         connector,
         rotation,
         rotation_jitter: Duration::from_millis(100),
-        retention: chance.millis(5_000..60_000),
+        retention: rng.millis(5_000..60_000),
         append_max: 2_048,
         buffer_bytes: 64 << 20,
-        buffer: if bad { chance.pick(&[20, 100, 1_000, 5_000]) } else { 5_000 },
+        buffer: if bad { rng.pick(&[20, 100, 1_000, 5_000]) } else { 5_000 },
         overflow: if bad {
-            chance.pick(&[OverflowPolicy::Backpressure, OverflowPolicy::DropOldest])
+            rng.pick(&[OverflowPolicy::Backpressure, OverflowPolicy::DropOldest])
         } else {
             OverflowPolicy::Backpressure
         },
         timeouts: Timeouts {
-            connect: chance.millis(3_000..10_000),
-            silence: chance.millis(6_000..35_000),
+            connect: rng.millis(3_000..10_000),
+            silence: rng.millis(6_000..35_000),
             frame: Duration::from_secs(30),
             close: Duration::from_secs(2),
         },
         backoff: backoff::Settings {
-            first: chance.millis(200..1_000),
-            cap: chance.millis(2_000..30_000),
+            first: rng.millis(200..1_000),
+            cap: rng.millis(2_000..30_000),
             jitter: 0.2,
             breaker_after: 5,
-            stable_after: chance.millis(2_000..10_000),
+            stable_after: rng.millis(2_000..10_000),
         },
     }
 }
 
-fn connector(dialect: ConnectorKind, snapshots: bool, chance: &mut SeededRng) -> Connector {
+fn connector(dialect: ConnectorKind, snapshots: bool, rng: &mut SeededRng) -> Connector {
     match dialect {
         ConnectorKind::Sequenced => Connector::Sequenced(genesys_sequenced::Settings {
             url: "wss://platform.test/stream".to_owned(),
-            placement: chance.pick(&[genesys_sequenced::Placement::Header, genesys_sequenced::Placement::Query]),
+            placement: rng.pick(&[genesys_sequenced::Placement::Header, genesys_sequenced::Placement::Query]),
             snapshot_url: snapshots.then(|| "https://platform.test/summary".to_owned()),
         }),
         ConnectorKind::Notifications => {
             let topics: &[&str] = if snapshots {
-                chance.pick(&[
+                rng.pick(&[
                     &["v2.analytics.queues.*.observations"] as &[&str],
                     &["v2.analytics.queues.*.observations", "v2.users.u-1.presence"],
                 ])
@@ -151,8 +151,8 @@ fn connector(dialect: ConnectorKind, snapshots: bool, chance: &mut SeededRng) ->
             Connector::Notifications(genesys_notifications::Settings {
                 topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
                 // A twenty-fourth of it is the time for a swap.
-                channel_life: chance.millis(100_000..200_000),
-                discovery: chance.millis(3_000..30_000),
+                channel_life: rng.millis(100_000..200_000),
+                discovery: rng.millis(3_000..30_000),
             })
         }
     }

@@ -20,7 +20,7 @@ use trunkline::{
 use self::{notifications::ModelChannel, sequenced::ModelNumbering};
 use super::{
     plan::ConnectorKind,
-    scene::{ProcessInput, Schedule, ScheduledEvent, SocketId, TokenId, WorldTime},
+    schedule::{ProcessInput, Schedule, ScheduledEvent, SocketId, TokenId, WorldTime},
 };
 
 /// One event as the platform knows it.
@@ -42,9 +42,9 @@ pub(super) struct SentEvent {
 
 impl SentEvent {
     /// What was withheld once and comes by a repetition comes too late.
-    pub(super) fn mark_received(&mut self, life: u32) {
+    pub(super) fn mark_received(&mut self, incarnation: u32) {
         if !self.undeliverable {
-            self.received_by = life;
+            self.received_by = incarnation;
         }
     }
 }
@@ -112,7 +112,7 @@ pub(super) struct ModelPlatform {
 const CALL_MAX: Duration = Duration::from_secs(10);
 
 impl ModelPlatform {
-    pub(super) fn new(scene: &mut Schedule) -> Self {
+    pub(super) fn new(schedule: &mut Schedule) -> Self {
         Self {
             sent_events: Vec::new(),
             sockets: BTreeMap::new(),
@@ -122,7 +122,7 @@ impl ModelPlatform {
             handshakes: None,
             calls: None,
             snapshot_failed: false,
-            numbering: ModelNumbering::new(scene),
+            numbering: ModelNumbering::new(schedule),
             channels: Vec::new(),
             queues: 2,
             refused_topic: None,
@@ -141,46 +141,53 @@ impl ModelPlatform {
         self.sent_events.iter().filter(|said| said.flaw.is_some()).count()
     }
 
-    pub(super) fn issue(&mut self, token: TokenId, scene: &mut Schedule) {
-        let ends = scene.now + scene.plan.token_lifetime;
+    pub(super) fn issue(&mut self, token: TokenId, schedule: &mut Schedule) {
+        let ends = schedule.now + schedule.plan.token_lifetime;
         self.tokens.insert(token, ends);
-        scene.at(ends, ScheduledEvent::TokenEnds(token));
+        schedule.at(ends, ScheduledEvent::TokenEnds(token));
     }
 
-    fn accepts(&self, token: TokenId, scene: &Schedule) -> bool {
-        self.tokens.get(&token).is_some_and(|ends| scene.now < *ends)
+    fn accepts(&self, token: TokenId, schedule: &Schedule) -> bool {
+        self.tokens.get(&token).is_some_and(|ends| schedule.now < *ends)
     }
 
     /// A token's life is over, or it was revoked.
-    pub(super) fn on_token_expired(&mut self, token: TokenId, scene: &mut Schedule) {
+    pub(super) fn on_token_expired(&mut self, token: TokenId, schedule: &mut Schedule) {
         self.tokens.remove(&token);
-        match scene.plan.dialect {
+        match schedule.plan.dialect {
             ConnectorKind::Sequenced => {
-                let code = scene.rng.pick(&[1008, 4001]);
+                let code = schedule.rng.pick(&[1008, 4001]);
                 for id in self.sockets_of(|socket| socket.token == token) {
-                    self.close(id, closed(code), scene);
+                    self.close(id, closed(code), schedule);
                 }
             }
-            ConnectorKind::Notifications => self.end_channels_of_token(token, scene),
+            ConnectorKind::Notifications => self.end_channels_of_token(token, schedule),
         }
     }
 
     /// The newest token is taken back.
-    pub(super) fn revoke_token(&mut self, scene: &mut Schedule) {
+    pub(super) fn revoke_token(&mut self, schedule: &mut Schedule) {
         let Some(token) = self.tokens.keys().next_back().copied() else { return };
-        scene.trace(|| format!("platform revokes {token:?}"));
-        if scene.plan.dialect == ConnectorKind::Notifications {
-            self.send_revocation(token, scene);
+        schedule.trace(|| format!("platform revokes {token:?}"));
+        if schedule.plan.dialect == ConnectorKind::Notifications {
+            self.send_revocation(token, schedule);
         }
-        self.on_token_expired(token, scene);
+        self.on_token_expired(token, schedule);
     }
 
-    pub(super) fn on_dial(&mut self, life: u32, session: SessionId, dial: &Dial, token: TokenId, scene: &mut Schedule) {
-        let refusal = self.handshakes.filter(|(_, until)| scene.now < *until).map(|(refusal, _)| refusal);
-        let refusal = match (refusal, scene.plan.dialect) {
+    pub(super) fn on_dial(
+        &mut self,
+        incarnation: u32,
+        session: SessionId,
+        dial: &Dial,
+        token: TokenId,
+        schedule: &mut Schedule,
+    ) {
+        let refusal = self.handshakes.filter(|(_, until)| schedule.now < *until).map(|(refusal, _)| refusal);
+        let refusal = match (refusal, schedule.plan.dialect) {
             (Some(refusal), _) => Some(refusal),
-            (None, ConnectorKind::Sequenced) => self.resume(life, session, dial, token, scene).err(),
-            (None, ConnectorKind::Notifications) => self.connect(life, session, dial, token, scene).err(),
+            (None, ConnectorKind::Sequenced) => self.resume(incarnation, session, dial, token, schedule).err(),
+            (None, ConnectorKind::Notifications) => self.connect(incarnation, session, dial, token, schedule).err(),
         };
         let failure = match refusal {
             Some(PlatformRefusal::Status(status, retry_after)) => {
@@ -189,30 +196,27 @@ impl ModelPlatform {
             Some(PlatformRefusal::Unreachable) => Failure::Unreachable("no route".to_owned()),
             Some(PlatformRefusal::NoReply) | None => return,
         };
-        let delay = scene.latency();
-        scene.after(
-            delay,
-            ScheduledEvent::Process { incarnation: life, input: ProcessInput::Refused(session, failure) },
-        );
+        let delay = schedule.latency();
+        schedule.after(delay, ScheduledEvent::Process { incarnation, input: ProcessInput::Refused(session, failure) });
     }
 
     /// A new socket; what is sent on it arrives behind its opening.
     fn open(
         &mut self,
-        life: u32,
+        incarnation: u32,
         session: SessionId,
         token: TokenId,
         channel: Option<usize>,
-        scene: &mut Schedule,
+        schedule: &mut Schedule,
     ) -> SocketId {
         self.sockets_opened += 1;
         let id = SocketId(self.sockets_opened);
-        let arrives = scene.now + scene.latency();
-        scene.at(arrives, ScheduledEvent::Process { incarnation: life, input: ProcessInput::Opened(session, id) });
+        let arrives = schedule.now + schedule.latency();
+        schedule.at(arrives, ScheduledEvent::Process { incarnation, input: ProcessInput::Opened(session, id) });
         self.sockets.insert(
             id,
             ModelSocket {
-                incarnation: life,
+                incarnation,
                 token,
                 channel,
                 used: false,
@@ -221,22 +225,22 @@ impl ModelPlatform {
                 newest_arrival: arrives,
             },
         );
-        scene.trace(|| format!("platform opens {id:?} for {session:?} of life {life}"));
+        schedule.trace(|| format!("platform opens {id:?} for {session:?} of incarnation {incarnation}"));
         id
     }
 
     pub(super) fn on_call(
         &mut self,
-        life: u32,
+        incarnation: u32,
         call: CallId,
         request: &RestRequest,
         token: TokenId,
-        scene: &mut Schedule,
+        schedule: &mut Schedule,
     ) {
-        let refusal = self.calls.filter(|(_, until)| scene.now < *until).map(|(refusal, _)| refusal);
+        let refusal = self.calls.filter(|(_, until)| schedule.now < *until).map(|(refusal, _)| refusal);
         let answer = match refusal {
-            _ if !self.accepts(token, scene) => Ok(status(401, None)),
-            None => Ok(self.answer(request, token, scene)),
+            _ if !self.accepts(token, schedule) => Ok(status(401, None)),
+            None => Ok(self.answer(request, token, schedule)),
             Some(PlatformRefusal::Status(code, retry_after)) => Ok(status(code, retry_after)),
             Some(PlatformRefusal::Unreachable) => Err("no route".to_owned()),
             Some(PlatformRefusal::NoReply) => Err("no answer in time".to_owned()),
@@ -244,37 +248,37 @@ impl ModelPlatform {
         let sound = answer.as_ref().is_ok_and(|answer| answer.status == 200);
         self.snapshot_failed |= matches!(call, CallId::Snapshot(_)) && !sound;
         let silent = matches!(refusal, Some(PlatformRefusal::NoReply));
-        let delay = if silent { CALL_MAX } else { scene.latency() };
+        let delay = if silent { CALL_MAX } else { schedule.latency() };
         let told = answer.as_ref().map(|answer| answer.status);
-        scene.trace(|| format!("{life}: call {call:?} {} -> {told:?}", request.target));
-        scene.after(delay, ScheduledEvent::Process { incarnation: life, input: ProcessInput::Answered(call, answer) });
+        schedule.trace(|| format!("{incarnation}: call {call:?} {} -> {told:?}", request.target));
+        schedule.after(delay, ScheduledEvent::Process { incarnation, input: ProcessInput::Answered(call, answer) });
     }
 
     /// Sends one thing on a socket, behind what was sent before.
-    fn send(&mut self, id: SocketId, what: Result<Frame, Failure>, scene: &mut Schedule) {
-        let spread = scene.plan.spread_max.as_millis() as u64;
-        let delay = scene.latency() + scene.rng.millis(0..spread + 1);
+    fn send(&mut self, id: SocketId, what: Result<Frame, Failure>, schedule: &mut Schedule) {
+        let spread = schedule.plan.spread_max.as_millis() as u64;
+        let delay = schedule.latency() + schedule.rng.millis(0..spread + 1);
         let Some(socket) = self.sockets.get_mut(&id).filter(|socket| !socket.stalled) else { return };
-        socket.newest_arrival = socket.newest_arrival.max(scene.now + delay);
+        socket.newest_arrival = socket.newest_arrival.max(schedule.now + delay);
         let arrives = socket.newest_arrival;
-        scene.at(arrives, ScheduledEvent::FrameArrives { socket: id, what, certain: false });
+        schedule.at(arrives, ScheduledEvent::FrameArrives { socket: id, what, certain: false });
     }
 
     /// Ends a socket in good order: what was sent before arrives.
-    fn close(&mut self, id: SocketId, failure: Failure, scene: &mut Schedule) {
-        scene.trace(|| format!("platform closes {id:?}: {failure}"));
-        self.send(id, Err(failure), scene);
+    fn close(&mut self, id: SocketId, failure: Failure, schedule: &mut Schedule) {
+        schedule.trace(|| format!("platform closes {id:?}: {failure}"));
+        self.send(id, Err(failure), schedule);
         self.sockets.remove(&id);
     }
 
     /// Cuts the line: what is on its way is lost. A relay that has said farewell gets the rest.
-    pub(super) fn cut_connections(&mut self, scene: &mut Schedule) {
+    pub(super) fn cut_connections(&mut self, schedule: &mut Schedule) {
         for id in self.sockets_of(|socket| !socket.leaving && !socket.stalled) {
-            scene.trace(|| format!("the line of {id:?} is cut"));
+            schedule.trace(|| format!("the line of {id:?} is cut"));
             self.sockets.remove(&id);
-            self.cut_sockets.insert(id, scene.now);
-            let delay = scene.latency();
-            scene.after(delay, ScheduledEvent::FrameArrives { socket: id, what: Err(closed(1006)), certain: true });
+            self.cut_sockets.insert(id, schedule.now);
+            let delay = schedule.latency();
+            schedule.after(delay, ScheduledEvent::FrameArrives { socket: id, what: Err(closed(1006)), certain: true });
         }
     }
 
@@ -284,31 +288,31 @@ impl ModelPlatform {
     }
 
     /// Hangs up on everybody.
-    pub(super) fn close_sockets(&mut self, code: u16, scene: &mut Schedule) {
+    pub(super) fn close_sockets(&mut self, code: u16, schedule: &mut Schedule) {
         for id in self.sockets_of(|socket| !socket.leaving) {
-            self.close(id, closed(code), scene);
+            self.close(id, closed(code), schedule);
         }
     }
 
     /// The open sockets go dead without a word.
-    pub(super) fn stall_sockets(&mut self, scene: &mut Schedule) {
+    pub(super) fn stall_sockets(&mut self, schedule: &mut Schedule) {
         for (id, socket) in self.sockets.iter_mut().filter(|(_, socket)| !socket.leaving) {
             socket.stalled = true;
-            scene.trace(|| format!("{id:?} stalls"));
+            schedule.trace(|| format!("{id:?} stalls"));
         }
     }
 
-    pub(super) fn on_probe(&mut self, id: SocketId, scene: &mut Schedule) {
-        let pong = match scene.plan.dialect {
+    pub(super) fn on_probe(&mut self, id: SocketId, schedule: &mut Schedule) {
+        let pong = match schedule.plan.dialect {
             ConnectorKind::Sequenced => Frame::Pong,
             ConnectorKind::Notifications => notifications::metadata("pong"),
         };
-        self.send(id, Ok(pong), scene);
+        self.send(id, Ok(pong), schedule);
     }
 
-    pub(super) fn on_close_received(&mut self, id: SocketId, scene: &mut Schedule) {
+    pub(super) fn on_close_received(&mut self, id: SocketId, schedule: &mut Schedule) {
         if self.sockets.contains_key(&id) {
-            self.close(id, closed(1000), scene);
+            self.close(id, closed(1000), schedule);
         }
     }
 
@@ -328,18 +332,18 @@ impl ModelPlatform {
     }
 
     /// A frame that nobody can read.
-    pub(super) fn send_garbage(&mut self, scene: &mut Schedule) {
-        let garbage = scene.rng.pick(&["{\"half", "[1]", "?", "{}{}"]);
+    pub(super) fn send_garbage(&mut self, schedule: &mut Schedule) {
+        let garbage = schedule.rng.pick(&["{\"half", "[1]", "?", "{}{}"]);
         for id in self.sockets_of(|_| true) {
-            self.send(id, Ok(Frame::Text(garbage.into())), scene);
+            self.send(id, Ok(Frame::Text(garbage.into())), schedule);
         }
     }
 
     /// Says so many events.
-    pub(super) fn emit_events(&mut self, count: u64, scene: &mut Schedule) {
-        match scene.plan.dialect {
-            ConnectorKind::Sequenced => self.emit_numbered(count, scene),
-            ConnectorKind::Notifications => self.emit_on_topics(count, scene),
+    pub(super) fn emit_events(&mut self, count: u64, schedule: &mut Schedule) {
+        match schedule.plan.dialect {
+            ConnectorKind::Sequenced => self.emit_numbered(count, schedule),
+            ConnectorKind::Notifications => self.emit_on_topics(count, schedule),
         }
     }
 

@@ -7,7 +7,7 @@ use trunkline::{
     protocol::stream::LogHead,
 };
 
-use super::scene::WorldTime;
+use super::schedule::WorldTime;
 
 /// A log with its position.
 #[derive(Debug)]
@@ -46,15 +46,15 @@ impl ModelStore {
         self.checkpoint.and_then(|checkpoint| checkpoint.position)
     }
 
-    pub(super) fn start_append(&mut self, life: u32, events: Vec<Event>, checkpoint: Checkpoint) {
-        let before = self.pending.insert(life, (events, checkpoint));
+    pub(super) fn start_append(&mut self, incarnation: u32, events: Vec<Event>, checkpoint: Checkpoint) {
+        let before = self.pending.insert(incarnation, (events, checkpoint));
         assert!(before.is_none(), "one append at a time");
     }
 
     /// What was begun is durable; returns the address of the last entry. None: nothing was, or the log is another's.
-    pub(super) fn commit(&mut self, life: u32) -> Option<Mark> {
-        let (events, checkpoint) = self.pending.remove(&life)?;
-        if self.holder != 0 && self.holder != life {
+    pub(super) fn commit(&mut self, incarnation: u32) -> Option<Mark> {
+        let (events, checkpoint) = self.pending.remove(&incarnation)?;
+        if self.holder != 0 && self.holder != incarnation {
             return None;
         }
         self.log.extend(events);
@@ -64,11 +64,11 @@ impl ModelStore {
     }
 
     /// The process is gone: what was begun is there, or it is not.
-    pub(super) fn abandon(&mut self, life: u32, was_written: bool) {
-        if was_written && self.pending.contains_key(&life) {
-            self.commit(life);
+    pub(super) fn abandon(&mut self, incarnation: u32, was_written: bool) {
+        if was_written && self.pending.contains_key(&incarnation) {
+            self.commit(incarnation);
         }
-        self.pending.remove(&life);
+        self.pending.remove(&incarnation);
     }
 
     /// Everything is lost: a new log begins.

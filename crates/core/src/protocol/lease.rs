@@ -7,9 +7,9 @@
 
 mod membership;
 mod messages;
-mod placing;
 mod plan;
-mod seat;
+mod rebalancing;
+mod stream_lease;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +22,7 @@ use std::{
 
 use self::{
     membership::Membership,
-    seat::{LeaseRole, RecordRead, StreamLease},
+    stream_lease::{LeaseRole, RecordRead, StreamLease},
 };
 use crate::model::{Fence, ReplicaId, StreamName};
 

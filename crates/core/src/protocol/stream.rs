@@ -5,18 +5,18 @@
 //! where the platform allows two. Trouble is the other: back off, and try again for ever.
 
 mod buffer;
+mod dedup;
+mod failures;
 mod handover;
 mod intake;
 mod link;
 mod messages;
-mod order;
-mod planned;
 mod recovery;
+mod rotation;
+mod sequencer;
 mod standby;
 #[cfg(test)]
 mod tests;
-mod trouble;
-mod twins;
 
 pub use self::{
     buffer::OverflowPolicy,
@@ -198,11 +198,11 @@ impl Stream {
                 self.dispatch(id, session::Input::Response(answer), now);
             }
             Input::Response { call: CallId::Snapshot(call), response: answer } => {
-                self.on_snapshot_response(call, answer, now)
+                self.on_snapshot_response(call, answer, now);
             }
             Input::Opened(id) => self.dispatch(id, session::Input::Opened, now),
             Input::ConnectFailed { session, failure } => {
-                self.dispatch(session, session::Input::ConnectFailed(failure), now)
+                self.dispatch(session, session::Input::ConnectFailed(failure), now);
             }
             Input::PartialFrame(id) => self.dispatch(id, session::Input::PartialFrame, now),
             Input::Frame { session, frame } => {

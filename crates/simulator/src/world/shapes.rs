@@ -4,11 +4,11 @@
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::cast::{DIVISION, Queue, Roster};
-use super::happening::{
+use super::model::{
     AgentPresence, AgentRouting, AgentState, ConversationStage, QueueGauges, ScenarioEvent, SimulatedConversation,
     agent_of,
 };
+use super::roster::{DIVISION, Queue, Roster};
 use crate::clock::stamp;
 
 /// Every kind of event this world tells.
@@ -231,7 +231,7 @@ fn agent_participant(of: &SimulatedConversation, user: &str, queue: &str) -> Val
         ConversationStage::Waiting | ConversationStage::Alerting { .. } => (),
         ConversationStage::Talking { .. } => part["connectedTime"] = json!(stamp(of.since)),
         ConversationStage::WrappingUp { .. } | ConversationStage::Ended { .. } => {
-            part["endTime"] = json!(stamp(of.since))
+            part["endTime"] = json!(stamp(of.since));
         }
     }
     part

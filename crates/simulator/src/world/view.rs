@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::cast::Roster;
-use super::happening::{AgentState, ConversationStage, QueueGauges, ScenarioEvent, SimulatedConversation};
+use super::model::{AgentState, ConversationStage, QueueGauges, ScenarioEvent, SimulatedConversation};
+use super::roster::Roster;
+use super::scenario::ScenarioEngine;
 use super::shapes;
-use super::story::ScenarioEngine;
 use crate::clock::stamp;
 
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use super::{
-    super::bare::{self, AppendMeasurement},
+    super::raw_redis::{self, AppendMeasurement},
     APPEND_LEN, BenchSetup, BenchSource, Figure, FigureTarget, FrameSizes, Pace, WARM_UP, cpu_figure, delays, figure,
     observe, pipeline, sources,
 };
@@ -33,7 +33,7 @@ fn ingest(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
             server.newest_entry()?,
         )
     };
-    let raw = bare::append(&setup.server()?, &entry, APPEND_LEN, (WARM_UP, span), setup.cores)?;
+    let raw = raw_redis::append(&setup.server()?, &entry, APPEND_LEN, (WARM_UP, span), setup.cores)?;
     let rate = |done: AppendMeasurement| done.events as f64 / done.elapsed.as_secs_f64();
     let each = |done: AppendMeasurement| done.cpu.map(|cpu| cpu.as_secs_f64() / done.events.max(1) as f64);
     let mut figures =

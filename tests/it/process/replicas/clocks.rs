@@ -12,7 +12,7 @@ use crate::{
         log::{assert_whole, pages},
         relay::RelayProcess,
         site::Site,
-        wall::faketime,
+        wall_clock::faketime,
     },
 };
 

@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 use tokio::task::JoinSet;
 use trunkline::simulator::{FaultTarget, PlatformFault};
 
-use super::foreign::{INVALID_VALUE as OTHER, with_two_streams};
+use super::foreign_data::{INVALID_VALUE as OTHER, with_two_streams};
 use crate::{
     harness::{CommandMatch, FaultReply, RedisServer, RespFault, RespProxy},
     process::{relay::RelayProcess, site::Site},

@@ -11,7 +11,7 @@ use trunkline::{
 use super::{FrameFlaw, ModelPlatform, PlatformRefusal, SentEvent, closed, ok, status, unreadable};
 use crate::world::{
     plan::FaultProfile,
-    scene::{Schedule, ScheduledEvent, SocketId, TokenId},
+    schedule::{Schedule, ScheduledEvent, SocketId, TokenId},
 };
 
 /// A channel with its topics.
@@ -28,35 +28,35 @@ const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(30);
 impl ModelPlatform {
     pub(super) fn connect(
         &mut self,
-        life: u32,
+        incarnation: u32,
         session: SessionId,
         dial: &Dial,
         token: TokenId,
-        scene: &mut Schedule,
+        schedule: &mut Schedule,
     ) -> Result<(), PlatformRefusal> {
         let index = dial.url.rsplit_once("/c").and_then(|(_, index)| index.parse().ok()).unwrap_or(usize::MAX);
         if self.channels.get(index).is_none_or(|channel| channel.is_gone) {
             return Err(PlatformRefusal::Status(404, None));
         }
         for older in self.sockets_of(|socket| socket.channel == Some(index)) {
-            self.close(older, closed(1000), scene);
+            self.close(older, closed(1000), schedule);
         }
-        let id = self.open(life, session, token, Some(index), scene);
-        scene.after(HEARTBEAT, ScheduledEvent::Heartbeat(id));
+        let id = self.open(incarnation, session, token, Some(index), schedule);
+        schedule.after(HEARTBEAT, ScheduledEvent::Heartbeat(id));
         Ok(())
     }
 
-    pub(in crate::world) fn heartbeat(&mut self, id: SocketId, scene: &mut Schedule) {
+    pub(in crate::world) fn heartbeat(&mut self, id: SocketId, schedule: &mut Schedule) {
         if self.sockets.contains_key(&id) {
-            self.send(id, Ok(metadata("WebSocket Heartbeat")), scene);
-            scene.after(HEARTBEAT, ScheduledEvent::Heartbeat(id));
+            self.send(id, Ok(metadata("WebSocket Heartbeat")), schedule);
+            schedule.after(HEARTBEAT, ScheduledEvent::Heartbeat(id));
         }
     }
 
-    pub(super) fn answer(&mut self, request: &RestRequest, token: TokenId, scene: &mut Schedule) -> RestResponse {
+    pub(super) fn answer(&mut self, request: &RestRequest, token: TokenId, schedule: &mut Schedule) -> RestResponse {
         let target = request.target.as_str();
         if target.ends_with("/channels") {
-            return self.create_channel(token, scene);
+            return self.create_channel(token, schedule);
         }
         if target.contains("/subscriptions") {
             return self.subscribe(request);
@@ -68,14 +68,14 @@ impl ModelPlatform {
         ok(json!({"entities": [], "results": [], "pageCount": pages}).to_string())
     }
 
-    fn create_channel(&mut self, token: TokenId, scene: &mut Schedule) -> RestResponse {
+    fn create_channel(&mut self, token: TokenId, schedule: &mut Schedule) -> RestResponse {
         let index = self.channels.len();
         self.channels.push(ModelChannel { token, topics: Vec::new(), is_gone: false });
-        let life = match &scene.plan.stream.connector {
+        let incarnation = match &schedule.plan.stream.connector {
             trunkline::connector::Connector::Notifications(settings) => settings.channel_life,
             trunkline::connector::Connector::Sequenced(_) => return status(404, None),
         };
-        scene.after(life, ScheduledEvent::ChannelEnds(index));
+        schedule.after(incarnation, ScheduledEvent::ChannelEnds(index));
         let id = format!("c{index}");
         ok(json!({"id": id, "connectUri": format!("wss://platform.test/{id}")}).to_string())
     }
@@ -109,8 +109,8 @@ impl ModelPlatform {
     }
 
     /// The topics that there are; not every one of them is subscribed everywhere.
-    fn topics(&self, scene: &Schedule) -> Vec<String> {
-        let trunkline::connector::Connector::Notifications(settings) = &scene.plan.stream.connector else {
+    fn topics(&self, schedule: &Schedule) -> Vec<String> {
+        let trunkline::connector::Connector::Notifications(settings) = &schedule.plan.stream.connector else {
             return Vec::new();
         };
         let all = |topic: &String| match topic.contains('*') {
@@ -120,45 +120,45 @@ impl ModelPlatform {
         settings.topics.iter().flat_map(all).collect()
     }
 
-    pub(super) fn emit_on_topics(&mut self, count: u64, scene: &mut Schedule) {
-        let topics = self.topics(scene);
+    pub(super) fn emit_on_topics(&mut self, count: u64, schedule: &mut Schedule) {
+        let topics = self.topics(schedule);
         for _ in 0..count {
-            let topic = topics[scene.rng.index(topics.len())].clone();
+            let topic = topics[schedule.rng.index(topics.len())].clone();
             let class = self.sent_events.len();
             let flaw = self.next_flaw.take();
-            let times = if scene.rng.one_in(12) && flaw.is_none() { 2 } else { 1 };
+            let times = if schedule.rng.one_in(12) && flaw.is_none() { 2 } else { 1 };
             for _ in 0..times {
-                self.send_on_topic(&topic, class, flaw, scene);
+                self.send_on_topic(&topic, class, flaw, schedule);
             }
         }
     }
 
-    fn send_on_topic(&mut self, topic: &str, class: usize, flaw: Option<FrameFlaw>, scene: &mut Schedule) {
+    fn send_on_topic(&mut self, topic: &str, class: usize, flaw: Option<FrameFlaw>, schedule: &mut Schedule) {
         let frame = format!(r#"{{"topicName":"{topic}","eventBody":{{"uid":{class}}}}}"#);
         // By process: whether one of its sockets that hear was sent it.
         let mut sent: BTreeMap<u32, bool> = BTreeMap::new();
         for id in self.sockets_of(|_| true) {
             let hearing = self.sockets.get(&id).filter(|socket| !socket.stalled).map(|socket| socket.incarnation);
-            if let Some(life) = hearing {
-                sent.entry(life).or_default();
+            if let Some(incarnation) = hearing {
+                sent.entry(incarnation).or_default();
             }
             let channel = self.sockets.get(&id).and_then(|socket| socket.channel);
             let subscribed = |index: usize| self.channels[index].topics.iter().any(|held| held == topic);
             if !channel.is_some_and(subscribed) {
                 continue;
             }
-            sent.extend(hearing.map(|life| (life, true)));
+            sent.extend(hearing.map(|incarnation| (incarnation, true)));
             match flaw {
-                None => self.send(id, Ok(Frame::Text(frame.as_str().into())), scene),
-                Some(FrameFlaw::Oversize) => self.close(id, trunkline::connector::Failure::Oversize, scene),
-                Some(FrameFlaw::Malformed) => self.close(id, unreadable(), scene),
+                None => self.send(id, Ok(Frame::Text(frame.as_str().into())), schedule),
+                Some(FrameFlaw::Oversize) => self.close(id, trunkline::connector::Failure::Oversize, schedule),
+                Some(FrameFlaw::Malformed) => self.close(id, unreadable(), schedule),
             }
         }
         // Nobody is owed what he did not subscribe to: a queue that is new, a topic that was refused, a family whose
         // look-up failed. Of two processes either may be the one that appends.
         let withheld = sent.values().any(|sent| !sent);
         self.sent_events.push(SentEvent {
-            sent_at: scene.now,
+            sent_at: schedule.now,
             number: None,
             era: 0,
             class,
@@ -169,65 +169,65 @@ impl ModelPlatform {
     }
 
     /// A channel does not outlive its token for long.
-    pub(super) fn end_channels_of_token(&mut self, token: TokenId, scene: &mut Schedule) {
-        let grace = scene.plan.channel_grace;
+    pub(super) fn end_channels_of_token(&mut self, token: TokenId, schedule: &mut Schedule) {
+        let grace = schedule.plan.channel_grace;
         for index in 0..self.channels.len() {
             if self.channels[index].token == token {
-                scene.after(grace, ScheduledEvent::ChannelEnds(index));
+                schedule.after(grace, ScheduledEvent::ChannelEnds(index));
             }
         }
     }
 
-    pub(in crate::world) fn on_channel_expired(&mut self, index: usize, scene: &mut Schedule) {
+    pub(in crate::world) fn on_channel_expired(&mut self, index: usize, schedule: &mut Schedule) {
         let Some(channel) = self.channels.get_mut(index).filter(|channel| !channel.is_gone) else { return };
         channel.is_gone = true;
-        scene.trace(|| format!("channel {index} ends"));
-        let way = scene.rng.number(0..3);
+        schedule.trace(|| format!("channel {index} ends"));
+        let way = schedule.rng.number(0..3);
         for id in self.sockets_of(|socket| socket.channel == Some(index)) {
             if way == 0 {
-                self.send(id, Ok(Frame::Text(r#"{"result":"404","message":"gone"}"#.into())), scene);
+                self.send(id, Ok(Frame::Text(r#"{"result":"404","message":"gone"}"#.into())), schedule);
             }
-            self.close(id, closed(if way == 1 { 1001 } else { 1000 }), scene);
+            self.close(id, closed(if way == 1 { 1001 } else { 1000 }), schedule);
         }
     }
 
-    pub(super) fn send_revocation(&mut self, token: TokenId, scene: &mut Schedule) {
+    pub(super) fn send_revocation(&mut self, token: TokenId, schedule: &mut Schedule) {
         for id in self.sockets_of(|socket| socket.token == token) {
-            self.send(id, Ok(system("token_revoked.3f0f-1")), scene);
+            self.send(id, Ok(system("token_revoked.3f0f-1")), schedule);
         }
     }
 
     /// It will close its sockets soon.
-    pub(in crate::world) fn send_close_notice(&mut self, scene: &mut Schedule) {
-        scene.trace(|| "platform gives notice".to_owned());
+    pub(in crate::world) fn send_close_notice(&mut self, schedule: &mut Schedule) {
+        schedule.trace(|| "platform gives notice".to_owned());
         for id in self.sockets_of(|socket| !socket.leaving) {
-            self.send(id, Ok(system("socket_closing")), scene);
-            let ahead = match scene.plan.profile {
-                FaultProfile::Planned => scene.rng.millis(10_000..30_000),
-                FaultProfile::Faulty => scene.rng.millis(0..60_000),
+            self.send(id, Ok(system("socket_closing")), schedule);
+            let ahead = match schedule.plan.profile {
+                FaultProfile::Planned => schedule.rng.millis(10_000..30_000),
+                FaultProfile::Faulty => schedule.rng.millis(0..60_000),
             };
-            scene.after(ahead, ScheduledEvent::SocketCloses(id));
+            schedule.after(ahead, ScheduledEvent::SocketCloses(id));
         }
     }
 
-    pub(in crate::world) fn close_after_notice(&mut self, id: SocketId, scene: &mut Schedule) {
+    pub(in crate::world) fn close_after_notice(&mut self, id: SocketId, schedule: &mut Schedule) {
         if self.sockets.contains_key(&id) {
-            self.close(id, closed(1001), scene);
+            self.close(id, closed(1001), schedule);
         }
     }
 
     /// Somebody else takes the subscriptions over.
-    pub(in crate::world) fn take_over_subscriptions(&mut self, scene: &mut Schedule) {
+    pub(in crate::world) fn take_over_subscriptions(&mut self, schedule: &mut Schedule) {
         for id in self.sockets_of(|_| true) {
-            self.send(id, Ok(system("no_longer_subscribed.3f0f-1")), scene);
-            self.close(id, closed(1000), scene);
+            self.send(id, Ok(system("no_longer_subscribed.3f0f-1")), schedule);
+            self.close(id, closed(1000), schedule);
         }
     }
 
     /// All channels are evicted.
-    pub(in crate::world) fn evict_channels(&mut self, scene: &mut Schedule) {
+    pub(in crate::world) fn evict_channels(&mut self, schedule: &mut Schedule) {
         for index in 0..self.channels.len() {
-            self.on_channel_expired(index, scene);
+            self.on_channel_expired(index, schedule);
         }
     }
 
@@ -236,9 +236,9 @@ impl ModelPlatform {
     }
 
     /// One topic is refused to whoever subscribes it from here on.
-    pub(in crate::world) fn refuse_topic(&mut self, scene: &mut Schedule) {
-        let topics = self.topics(scene);
-        self.refused_topic = topics.get(scene.rng.index(topics.len())).cloned();
+    pub(in crate::world) fn refuse_topic(&mut self, schedule: &mut Schedule) {
+        let topics = self.topics(schedule);
+        self.refused_topic = topics.get(schedule.rng.index(topics.len())).cloned();
     }
 }
 

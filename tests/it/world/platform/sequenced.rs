@@ -10,7 +10,7 @@ use trunkline::{
 use super::{FrameFlaw, ModelPlatform, PlatformRefusal, SentEvent, closed, unreadable};
 use crate::world::{
     plan::FaultProfile,
-    scene::{Schedule, SocketId, TokenId},
+    schedule::{Schedule, SocketId, TokenId},
 };
 
 /// The numbering in force.
@@ -28,42 +28,42 @@ pub(super) struct ModelNumbering {
 const ERAS: [u64; 4] = [30_000_000, 20_000_000, 10_000_000, 1];
 
 impl ModelNumbering {
-    pub(super) fn new(scene: &mut Schedule) -> Self {
-        Self { era: 0, next: ERAS[0], first: ERAS[0], replays_unknown: scene.rng.one_in(2) }
+    pub(super) fn new(schedule: &mut Schedule) -> Self {
+        Self { era: 0, next: ERAS[0], first: ERAS[0], replays_unknown: schedule.rng.one_in(2) }
     }
 }
 
 impl ModelPlatform {
     pub(super) fn resume(
         &mut self,
-        life: u32,
+        incarnation: u32,
         session: SessionId,
         dial: &Dial,
         token: TokenId,
-        scene: &mut Schedule,
+        schedule: &mut Schedule,
     ) -> Result<(), PlatformRefusal> {
-        let accepted = self.accepts(token, scene);
+        let accepted = self.accepts(token, schedule);
         if !accepted && dial.credential == Credential::Header {
             return Err(PlatformRefusal::Status(401, None));
         }
-        let id = self.open(life, session, token, None, scene);
+        let id = self.open(incarnation, session, token, None, schedule);
         if !accepted {
-            self.send(id, Ok(Frame::Text(r#"{"error":"invalid_token"}"#.into())), scene);
-            self.close(id, closed(1008), scene);
+            self.send(id, Ok(Frame::Text(r#"{"error":"invalid_token"}"#.into())), schedule);
+            self.close(id, closed(1008), schedule);
             return Ok(());
         }
         let position = position_in(&dial.url);
-        let owed = position.is_some() || self.served_incarnation == 0 || self.served_incarnation == life;
-        let replayed = self.replayed(position, owed, scene);
-        scene.trace(|| format!("{id:?} asked to go on after {position:?}: {} events", replayed.len()));
-        self.send_events(id, &replayed, scene);
+        let owed = position.is_some() || self.served_incarnation == 0 || self.served_incarnation == incarnation;
+        let replayed = self.replayed(position, owed, schedule);
+        schedule.trace(|| format!("{id:?} asked to go on after {position:?}: {} events", replayed.len()));
+        self.send_events(id, &replayed, schedule);
         Ok(())
     }
 
     /// What is sent again to whoever goes on after `position`. What should be and cannot be is withheld; not from a
     /// standby that asks for nothing, since that is owed nothing.
-    fn replayed(&mut self, position: Option<u64>, owed: bool, scene: &Schedule) -> Vec<usize> {
-        let kept_since = scene.now.saturating_sub(scene.plan.stream.retention);
+    fn replayed(&mut self, position: Option<u64>, owed: bool, schedule: &Schedule) -> Vec<usize> {
+        let kept_since = schedule.now.saturating_sub(schedule.plan.stream.retention);
         let ModelNumbering { era, next, first, replays_unknown } = self.numbering;
         let known = position.is_some_and(|position| position + 1 >= first && position < next);
         let from = match position {
@@ -89,25 +89,25 @@ impl ModelPlatform {
         replayed
     }
 
-    pub(super) fn emit_numbered(&mut self, count: u64, scene: &mut Schedule) {
+    pub(super) fn emit_numbered(&mut self, count: u64, schedule: &mut Schedule) {
         let from = self.sent_events.len();
         for _ in 0..count {
-            self.record_numbered(scene);
+            self.record_numbered(schedule);
         }
         let events: Vec<usize> = (from..self.sent_events.len()).collect();
         for id in self.sockets_of(|socket| !socket.leaving || socket.token.generation > 0) {
-            self.send_events(id, &events, scene);
+            self.send_events(id, &events, schedule);
         }
     }
 
-    fn record_numbered(&mut self, scene: &mut Schedule) {
+    fn record_numbered(&mut self, schedule: &mut Schedule) {
         let class = self.sent_events.len();
         let number = Some(self.numbering.next);
         self.numbering.next += 1;
         let flaw = self.next_flaw.take();
         let era = self.numbering.era;
         self.sent_events.push(SentEvent {
-            sent_at: scene.now,
+            sent_at: schedule.now,
             number,
             era,
             class,
@@ -118,35 +118,35 @@ impl ModelPlatform {
     }
 
     /// Sends events in frames; the first that has a flaw ends the socket.
-    fn send_events(&mut self, id: SocketId, events: &[usize], scene: &mut Schedule) {
+    fn send_events(&mut self, id: SocketId, events: &[usize], schedule: &mut Schedule) {
         let mut rest = events;
         while !rest.is_empty() && self.sockets.contains_key(&id) {
-            let len = scene.rng.number(1..scene.plan.frame_len_max + 1) as usize;
+            let len = schedule.rng.number(1..schedule.plan.frame_len_max + 1) as usize;
             let (frame, behind) = rest.split_at(len.min(rest.len()));
             rest = behind;
             let sound = frame.iter().take_while(|index| self.sent_events[**index].flaw.is_none()).count();
-            self.send_frame(id, &frame[..sound], true, scene);
+            self.send_frame(id, &frame[..sound], true, schedule);
             if let Some(flawed) = frame.get(sound) {
-                self.send_flaw(id, *flawed, scene);
+                self.send_flaw(id, *flawed, schedule);
             }
         }
     }
 
-    fn send_flaw(&mut self, id: SocketId, index: usize, scene: &mut Schedule) {
+    fn send_flaw(&mut self, id: SocketId, index: usize, schedule: &mut Schedule) {
         self.sent_events[index].undeliverable = true;
         let failure = match self.sent_events[index].flaw {
             Some(FrameFlaw::Oversize) => Failure::Oversize,
             Some(FrameFlaw::Malformed) | None => unreadable(),
         };
-        self.close(id, failure, scene);
+        self.close(id, failure, schedule);
     }
 
-    fn send_frame(&mut self, id: SocketId, events: &[usize], may_disorder: bool, scene: &mut Schedule) {
+    fn send_frame(&mut self, id: SocketId, events: &[usize], may_disorder: bool, schedule: &mut Schedule) {
         let mut order = events.to_vec();
         // What is missing in front of the very first event nobody can know.
         let used = self.sockets.get_mut(&id).is_some_and(|socket| std::mem::replace(&mut socket.used, true));
-        if may_disorder && used && scene.plan.profile == FaultProfile::Faulty && scene.rng.one_in(40) {
-            scene.rng.shuffle(&mut order);
+        if may_disorder && used && schedule.plan.profile == FaultProfile::Faulty && schedule.rng.one_in(40) {
+            schedule.rng.shuffle(&mut order);
         }
         let mut text = String::from("[");
         for index in &order {
@@ -157,43 +157,43 @@ impl ModelPlatform {
         }
         if !order.is_empty() {
             text.push(']');
-            self.send(id, Ok(Frame::Text(text.into())), scene);
+            self.send(id, Ok(Frame::Text(text.into())), schedule);
         }
     }
 
     /// Says the newest events once more, but for those that have a flaw.
-    pub(in crate::world) fn repeat(&mut self, scene: &mut Schedule) {
+    pub(in crate::world) fn repeat(&mut self, schedule: &mut Schedule) {
         let era = self.numbering.era;
-        let len = scene.rng.number(1..30) as usize;
+        let len = schedule.rng.number(1..30) as usize;
         let from = self.sent_events.len().saturating_sub(len);
         let newest = (from..self.sent_events.len()).filter(|index| self.sent_events[*index].era == era);
         let (events, flawed): (Vec<usize>, Vec<usize>) =
             newest.partition(|index| self.sent_events[*index].flaw.is_none());
         flawed.into_iter().for_each(|index| self.sent_events[index].undeliverable = true);
-        scene.trace(|| format!("platform repeats {} events", events.len()));
+        schedule.trace(|| format!("platform repeats {} events", events.len()));
         for id in self.sockets_of(|_| true) {
-            self.send_frame(id, &events, false, scene);
+            self.send_frame(id, &events, false, schedule);
         }
     }
 
     /// The next numbers are never used.
-    pub(in crate::world) fn skip_numbers(&mut self, scene: &mut Schedule) {
-        let skipped = scene.rng.number(1..300);
-        scene.trace(|| format!("platform skips {skipped} numbers after {}", self.numbering.next - 1));
+    pub(in crate::world) fn skip_numbers(&mut self, schedule: &mut Schedule) {
+        let skipped = schedule.rng.number(1..300);
+        schedule.trace(|| format!("platform skips {skipped} numbers after {}", self.numbering.next - 1));
         self.numbering.next += skipped;
     }
 
     /// The numbering starts over.
-    pub(in crate::world) fn restart_numbering(&mut self, scene: &mut Schedule) {
+    pub(in crate::world) fn restart_numbering(&mut self, schedule: &mut Schedule) {
         let Some(first) = ERAS.get(self.numbering.era as usize + 1) else { return };
-        scene.trace(|| format!("platform's numbering starts over at {first}"));
+        schedule.trace(|| format!("platform's numbering starts over at {first}"));
         self.numbering = ModelNumbering { era: self.numbering.era + 1, next: *first, first: *first, ..self.numbering };
     }
 
     /// An event that has no number.
-    pub(in crate::world) fn send_unnumbered(&mut self, scene: &mut Schedule) {
+    pub(in crate::world) fn send_unnumbered(&mut self, schedule: &mut Schedule) {
         for id in self.sockets_of(|_| true) {
-            self.send(id, Ok(Frame::Text(r#"{"type":"aside"}"#.into())), scene);
+            self.send(id, Ok(Frame::Text(r#"{"type":"aside"}"#.into())), schedule);
         }
     }
 }

@@ -112,7 +112,7 @@ impl<'a> AssignmentTable<'a> {
                 match assignments.get(stream) {
                     Some(Assignment::Held(from)) if *from == to => (),
                     Some(Assignment::Held(from)) => {
-                        plan.transfers.push(Transfer { stream: stream.clone(), from: *from, to })
+                        plan.transfers.push(Transfer { stream: stream.clone(), from: *from, to });
                     }
                     Some(Assignment::Vacant) | None => plan.acquisitions.push((stream.clone(), to)),
                 }

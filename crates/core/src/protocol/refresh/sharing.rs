@@ -97,7 +97,7 @@ impl Refresh {
             content.and_then(|content| content.token).map(|found| found.lifetime).or(self.last_vault_lifetime);
         match step {
             VaultStep::Peeking { requested_at, refresh_at: due } => {
-                self.on_peeked(content, requested_at, due, unit, now)
+                self.on_peeked(content, requested_at, due, unit, now);
             }
             VaultStep::Reading { requested_at } => match content {
                 None => self.wait_without_vault(streak, unit, now),

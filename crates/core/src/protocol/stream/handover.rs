@@ -4,12 +4,11 @@
 //! differs.
 
 use super::{
-    LastReceived, LogHead, Output, Stream, StreamReport,
+    LastReceived, LogHead, Output, Stream, StreamReport, dedup,
     intake::{Intake, IntakeOutcome},
     link::LinkState,
     messages::ValidatedHead,
     standby::{RecordedGap, StandbyBuffer, copies_due_from, find_splice, is_hole_likely, is_platform_event},
-    twins,
 };
 use crate::{
     connector::{Item, Resume},
@@ -180,7 +179,7 @@ impl Stream {
         let gave_way = standby_buffer.overflowed();
         let alive = self.session_ids();
         let mut buffered = standby_buffer.into_events(&alive);
-        let log: Vec<u64> = stored.iter().map(twins::key).collect();
+        let log: Vec<u64> = stored.iter().map(dedup::key).collect();
         let kept: Vec<u64> = buffered.iter().map(|buffered| buffered.key).collect();
         match find_splice(&log, &kept).or_else(|| recorded.as_ref()?.find_splice(&log, &kept)) {
             Some(overlay) => {

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use super::{
     Settings,
     buffer::{AppendBatch, Buffer, BufferLimits, GapTicket, PendingEntry},
-    order::{Decision, Sequencer},
+    dedup::{DedupWindow, HeldItem},
     recovery::Recovery,
+    sequencer::{Decision, Sequencer},
     standby::BufferedEvent,
-    twins::{DedupWindow, HeldItem},
 };
 use crate::{
     connector::{Capabilities, Item, RestRequest, Resume},

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{
     Output, Stream, StreamReport, StreamState, TopicCoverage, Trigger,
     handover::StreamRole,
-    planned::{OVERLAP_MAX, overlap_end},
+    rotation::{OVERLAP_MAX, overlap_end},
 };
 use crate::{
     connector::{Endpoint, Item, Notice, Resume},

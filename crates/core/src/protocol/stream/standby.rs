@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    planned::OVERLAP_MAX,
-    twins::{self, DEDUP_WINDOW},
+    dedup::{self, DEDUP_WINDOW},
+    rotation::OVERLAP_MAX,
 };
 use crate::{
     model::{Event, Position, Sequence, Timestamp},
@@ -237,7 +237,7 @@ impl StandbyBuffer {
             if alone.0 != session {
                 alone = (session, Vec::new());
             }
-            let key = twins::key(&event);
+            let key = dedup::key(&event);
             let same = places.entry(key).or_default();
             match same.iter().find(|place| buffered[**place].expects_copy_from(session, at)) {
                 Some(place) => {

@@ -1,10 +1,10 @@
 //! The main conversations of a stream, as scripts: what it is told, and what it wants done.
 
-mod desk;
-mod feed;
+mod feed_change;
 mod handover;
+mod script_runner;
 
-use self::desk::{
+use self::script_runner::{
     CHANNEL_1, CHANNEL_2, LIVE, Script, WALL, checkpoint, notifications, position, run_overlap_script, run_script,
     sequenced,
 };

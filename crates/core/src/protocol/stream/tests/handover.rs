@@ -1,6 +1,6 @@
 //! A standby that takes the log over, and an owner that makes way.
 
-use super::desk::{LIVE, SWAP, Script, notifications, position, run_script, run_standby_script, sequenced};
+use super::script_runner::{LIVE, SWAP, Script, notifications, position, run_script, run_standby_script, sequenced};
 use super::*;
 
 #[test]

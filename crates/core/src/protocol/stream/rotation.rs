@@ -352,7 +352,7 @@ impl Stream {
         self.mark_discontinuity(SessionId(self.sessions));
         match link {
             LinkState::Opening { session, .. } | LinkState::Live { session, .. } => {
-                self.close_session(session, 1000, reason, now)
+                self.close_session(session, 1000, reason, now);
             }
             LinkState::Swapping { old, new, .. } | LinkState::Overlapping { old, new, .. } => {
                 self.close_session(old, 1000, reason, now);

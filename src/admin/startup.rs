@@ -16,8 +16,8 @@ use axum::{
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{
+    responses::{self, AdminStatus, ReadinessReport},
     routes::PAGES_MAX,
-    shown::{self, AdminStatus, ReadinessReport},
 };
 use crate::{
     clock,
@@ -67,7 +67,7 @@ pub(super) fn router(progress: StartupProgress, streams: Vec<StreamName>, connec
     let pages = Arc::new(Semaphore::new(PAGES_MAX));
     let starting = Arc::new(StartupState { progress, streams, connections, started: clock::now(), pages });
     Router::new()
-        .route("/healthz", allow_methods(READ, get(async || shown::health())))
+        .route("/healthz", allow_methods(READ, get(async || responses::health())))
         .route("/readyz", allow_methods(READ, get(ready)))
         .route("/metrics", allow_methods(READ, get(metrics_page)))
         .route("/admin/v1/status", allow_methods(READ, get(status)))
@@ -87,10 +87,11 @@ async fn status(State(starting): State<Arc<StartupState>>) -> Response {
 }
 
 async fn metrics_page(State(starting): State<Arc<StartupState>>, headers: HeaderMap) -> Result<Response, HttpProblem> {
-    let gzip = shown::accepts_gzip(&headers);
+    let gzip = responses::accepts_gzip(&headers);
     let permit = Arc::clone(&starting.pages).acquire_owned().await.map_err(|_| starting_problem())?;
-    let made = spawn_blocking(move || if gzip { shown::compressed(&metrics::page()) } else { metrics::page().into() });
-    Ok(shown::metrics(made.await.map_err(|_| starting_problem())?, gzip, permit))
+    let made =
+        spawn_blocking(move || if gzip { responses::compressed(&metrics::page()) } else { metrics::page().into() });
+    Ok(responses::metrics(made.await.map_err(|_| starting_problem())?, gzip, permit))
 }
 
 fn starting_problem() -> HttpProblem {

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     PendingOperatorCommand,
-    board::StreamReporter,
-    holding::{LogAccess, LogClaimResult},
-    rest::RestClient,
+    log_access::{LogAccess, LogClaimResult},
+    reporter::StreamReporter,
+    rest_client::RestClient,
+    session_sockets::SessionSockets,
     socket::{Dialler, SocketEvent, UpstreamSocket},
-    sockets::SessionSockets,
 };
 use crate::{
     auth::{Token, Tokens},

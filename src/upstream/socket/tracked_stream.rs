@@ -9,7 +9,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::follower::FrameTracker;
+use super::frame_tracker::FrameTracker;
 use crate::network::NetworkStream;
 
 /// A connection whose upgrade is done.

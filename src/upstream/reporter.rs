@@ -8,7 +8,7 @@ use std::{
 
 use tracing::{debug, error, info, warn};
 
-use super::relapse::ClaimFailures;
+use super::claim_failures::ClaimFailures;
 use crate::{
     clock,
     connector::{RefusedTopic, TopicState},

@@ -13,13 +13,13 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use super::clock::{http_date, wall};
+use super::connection::ConnectionOptions;
+use super::counters::SocketDialect;
 use super::fault::{RequestKind, ResponseFault};
-use super::line::ConnectionOptions;
+use super::pending_faults;
 use super::platform::SimulatedPlatform;
 use super::reply;
 use super::server::TransportControl;
-use super::tally::SocketDialect;
-use super::trouble;
 
 /// An interim answer (RFC 8297).
 const INTERIM: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </>; rel=preload\r\n\r\n";
@@ -85,7 +85,7 @@ fn take_fault(
         let call = format!("{} {}", request.method(), pattern.as_str());
         *state.counters.rest.entry(call).or_default() += 1;
     }
-    state.faults.take_answer(trouble::RequestInfo { kind, dialect, url })
+    state.faults.take_answer(pending_faults::RequestInfo { kind, dialect, url })
 }
 
 fn count_failure(platform: &SimulatedPlatform, kind: RequestKind) {

@@ -14,7 +14,7 @@ use trunkline::{
 use super::{
     plan::{FaultProfile, WorldPlan},
     platform::position_in,
-    scene::{Schedule, WorldTime},
+    schedule::{Schedule, WorldTime},
     store::ModelStore,
 };
 
@@ -134,7 +134,7 @@ impl RuleChecker {
     }
 
     /// The log is its own now.
-    pub(super) fn on_takeover(&mut self, opening: &LogHead, kept: usize, scene: &Schedule) {
+    pub(super) fn on_takeover(&mut self, opening: &LogHead, kept: usize, schedule: &Schedule) {
         self.position_is_foreign = false;
         // What a lost session brought to a standby is forgotten.
         self.known = self.known.filter(|_| kept > 0);
@@ -144,7 +144,7 @@ impl RuleChecker {
         }
         let known = opening.checkpoint.filter(|checkpoint| checkpoint.position.is_some());
         self.may_abandon_position |=
-            known.is_some_and(|known| scene.wall().since(known.last_received_at) > scene.plan.stream.retention);
+            known.is_some_and(|known| schedule.wall().since(known.last_received_at) > schedule.plan.stream.retention);
         self.known = self.known.max(known.and_then(|known| known.position).map(|position| position.0.0));
     }
 
@@ -205,20 +205,20 @@ impl RuleChecker {
     }
 
     /// A position is asked for as long as the platform keeps it, and never when it is known not to.
-    pub(super) fn check_dial(&mut self, dial: &Dial, scene: &Schedule) {
+    pub(super) fn check_dial(&mut self, dial: &Dial, schedule: &Schedule) {
         self.requested_position = position_in(&dial.url).is_some();
         let unheard = match self.received_at {
-            Some(at) => scene.now.saturating_sub(at),
-            None => scene.wall().since(self.received_wall),
+            Some(at) => schedule.now.saturating_sub(at),
+            None => schedule.wall().since(self.received_wall),
         };
         let Some(known) = self.known.filter(|_| !self.position_is_foreign) else { return };
-        let too_old = unheard > scene.plan.stream.retention;
+        let too_old = unheard > schedule.plan.stream.retention;
         self.may_abandon_position |= too_old;
         match position_in(&dial.url) {
             Some(asked) => {
                 // While another session serves, nothing grows old.
                 // One that begins again where a log ends that it took over goes by what that says.
-                let told = scene.wall().since(self.log_wall) <= scene.plan.stream.retention;
+                let told = schedule.wall().since(self.log_wall) <= schedule.plan.stream.retention;
                 assert!(!too_old || told || self.connected, "asked to go on after {asked}, unheard for {unheard:?}");
                 assert!(asked <= known, "asked to go on after {asked}, which nobody heard");
                 self.position_refused = false;
@@ -248,20 +248,20 @@ impl RuleChecker {
         assert!(position == number || shed, "position {position:?} beside the newest number {number:?}");
     }
 
-    pub(super) fn report(&mut self, report: &StreamReport, scene: &Schedule) {
-        if scene.plan.profile == FaultProfile::Planned {
+    pub(super) fn report(&mut self, report: &StreamReport, schedule: &Schedule) {
+        if schedule.plan.profile == FaultProfile::Planned {
             forbid_disruption(report);
         }
         match report {
             StreamReport::Connected(true) => {
                 self.connected = true;
-                self.connected_since.get_or_insert(scene.now);
+                self.connected_since.get_or_insert(schedule.now);
                 self.replacing = false;
-                self.received_at = Some(scene.now);
-                self.received_wall = scene.wall();
+                self.received_at = Some(schedule.now);
+                self.received_wall = schedule.wall();
             }
             StreamReport::Connected(false) => {
-                self.settle_row(scene);
+                self.settle_row(schedule);
                 self.connected = false;
                 // A planned break does not begin the proof of stability anew.
                 self.connected_since = self.connected_since.filter(|_| self.replacing);
@@ -272,11 +272,11 @@ impl RuleChecker {
             StreamReport::SessionLost { failure, retry_in: Some(delay) }
                 if self.is_position_refused(failure, *delay) =>
             {
-                self.settle_row(scene);
+                self.settle_row(schedule);
                 self.connected_since = None;
             }
-            StreamReport::SessionLost { retry_in: Some(delay), .. } => self.check_backoff(*delay, scene),
-            StreamReport::ActionRequired { retry_in, .. } => self.check_backoff(*retry_in, scene),
+            StreamReport::SessionLost { retry_in: Some(delay), .. } => self.check_backoff(*delay, schedule),
+            StreamReport::ActionRequired { retry_in, .. } => self.check_backoff(*retry_in, schedule),
             StreamReport::Gap { .. } => self.gaps += 1,
             StreamReport::FeedChanged
             | StreamReport::Resuming(_)
@@ -291,9 +291,9 @@ impl RuleChecker {
     }
 
     /// Only a connection that lasted ends a row of failures.
-    fn settle_row(&mut self, scene: &Schedule) {
-        let lived = self.connected_since.map_or(Duration::ZERO, |since| scene.now - since);
-        if lived >= scene.plan.stream.backoff.stable_after {
+    fn settle_row(&mut self, schedule: &Schedule) {
+        let lived = self.connected_since.map_or(Duration::ZERO, |since| schedule.now - since);
+        if lived >= schedule.plan.stream.backoff.stable_after {
             self.failures = 0;
             self.failing_since = None;
         }
@@ -306,19 +306,19 @@ impl RuleChecker {
     }
 
     /// Delays grow with each failure of a row, whatever else happened in between.
-    fn check_backoff(&mut self, delay: Duration, scene: &Schedule) {
+    fn check_backoff(&mut self, delay: Duration, schedule: &Schedule) {
         let was_stable =
-            self.connected_since.is_some_and(|since| scene.now - since >= scene.plan.stream.backoff.stable_after);
-        self.settle_row(scene);
+            self.connected_since.is_some_and(|since| schedule.now - since >= schedule.plan.stream.backoff.stable_after);
+        self.settle_row(schedule);
         self.connected_since = None;
         if was_stable && delay <= Duration::from_millis(250) {
             return;
         }
-        let settings = scene.plan.stream.backoff;
+        let settings = schedule.plan.stream.backoff;
         let grown = settings.first.saturating_mul(2_u32.saturating_pow(self.failures)).min(settings.cap);
-        let since = *self.failing_since.get_or_insert(scene.now);
+        let since = *self.failing_since.get_or_insert(schedule.now);
         self.failures += 1;
-        let may_be_short = scene.now - since < SHORT_OUTAGE && delay >= SHORT_OUTAGE_STEP;
+        let may_be_short = schedule.now - since < SHORT_OUTAGE && delay >= SHORT_OUTAGE_STEP;
         assert!(
             may_be_short || delay >= grown.mul_f64(1.0 - settings.jitter - 0.001),
             "failure {} of a row is followed after {delay:?}",
@@ -350,8 +350,8 @@ impl RuleChecker {
     }
 
     /// A token is replaced before three quarters of its life only for a rejection or an operator's wish.
-    pub(super) fn on_token_granted(&mut self, scene: &Schedule) {
-        let due = |before: WorldTime| before + scene.plan.token_lifetime.mul_f64(0.75) - Duration::from_millis(1);
+    pub(super) fn on_token_granted(&mut self, schedule: &Schedule) {
+        let due = |before: WorldTime| before + schedule.plan.token_lifetime.mul_f64(0.75) - Duration::from_millis(1);
         if self.tokens.granted.is_some_and(|before| self.tokens.requested_at < due(before)) {
             self.tokens.early += 1;
         }
@@ -370,7 +370,7 @@ fn forbid_disruption(report: &StreamReport) {
         | StreamReport::ActionRequired { .. }
         | StreamReport::Shed(_)
         | StreamReport::RotationFailed { .. } => {
-            panic!("a planned night, and yet: {report:?}");
+            panic!("a planned profile, and yet: {report:?}");
         }
         StreamReport::Rotated { silence, .. } => assert!(silence.is_zero(), "a planned change was heard: {report:?}"),
         StreamReport::State(_)

@@ -15,7 +15,7 @@ use trunkline::{
     },
 };
 
-use super::{calamity::WorldFault, chance::SeededRng, plan::WorldPlan};
+use super::{fault::WorldFault, plan::WorldPlan, rng::SeededRng};
 
 /// Time since the world began.
 pub(super) type WorldTime = Duration;
@@ -110,29 +110,29 @@ pub(super) struct Schedule {
 const WALL_START: i64 = 1_777_901_509_570;
 
 impl Schedule {
-    pub(super) fn new(plan: WorldPlan, chance: SeededRng, story_len: usize) -> Self {
+    pub(super) fn new(plan: WorldPlan, rng: SeededRng, trace_len: usize) -> Self {
         #[expect(clippy::disallowed_methods, reason = "a world needs some moment to start from")]
         let began = Instant::now();
         Self {
             now: WorldTime::ZERO,
             plan,
-            rng: chance,
+            rng,
             faults_over: false,
             started_at: began,
             queue: BTreeMap::new(),
             queued: 0,
             trace: VecDeque::new(),
-            trace_len: story_len,
+            trace_len,
         }
     }
 
-    pub(super) fn at(&mut self, moment: WorldTime, happening: ScheduledEvent) {
+    pub(super) fn at(&mut self, moment: WorldTime, scheduled: ScheduledEvent) {
         self.queued += 1;
-        self.queue.insert((moment.max(self.now), self.queued), happening);
+        self.queue.insert((moment.max(self.now), self.queued), scheduled);
     }
 
-    pub(super) fn after(&mut self, delay: Duration, happening: ScheduledEvent) {
-        self.at(self.now + delay, happening);
+    pub(super) fn after(&mut self, delay: Duration, scheduled: ScheduledEvent) {
+        self.at(self.now + delay, scheduled);
     }
 
     /// When the next thing happens.
@@ -143,7 +143,7 @@ impl Schedule {
     /// The next thing, if its time has come.
     pub(super) fn next_due(&mut self) -> Option<ScheduledEvent> {
         let due = self.next_at().is_some_and(|at| at <= self.now);
-        due.then(|| self.queue.pop_first()).flatten().map(|(_, happening)| happening)
+        due.then(|| self.queue.pop_first()).flatten().map(|(_, scheduled)| scheduled)
     }
 
     /// One way over the network.

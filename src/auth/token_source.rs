@@ -12,9 +12,9 @@ use reqwest::{
 
 use super::{
     ClientAuth, Grant, OAuthClient, Settings,
-    answer::{OAuthError, TokenResponse, TokenResponseBody, TokenResponseError},
+    refresh_token_store::{RefreshTokenStore, RotatedToken, ancestor},
     secrets::Secrets,
-    vault::{RefreshTokenStore, RotatedToken, ancestor},
+    token_response::{OAuthError, TokenResponse, TokenResponseBody, TokenResponseError},
 };
 use crate::{
     clock,

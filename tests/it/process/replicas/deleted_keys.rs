@@ -4,7 +4,7 @@ use redis::cmd;
 
 use super::{
     ReplicaPair,
-    foreign::{INVALID_VALUE as OTHER, run, with_two_streams},
+    foreign_data::{INVALID_VALUE as OTHER, run, with_two_streams},
     one_owns,
 };
 use crate::{

@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::Settings;
 use super::clock::{after, now};
+use super::connection::ConnectionCommand;
+use super::counters::SocketDialect;
+use super::encoding::{envelope, notification_text, sequenced_text};
 use super::fault::{FaultTarget, UndecodableFrame};
-use super::line::ConnectionCommand;
 use super::platform::PlatformState;
 use super::sequence::RawFrame;
-use super::tally::SocketDialect;
-use super::wording::{envelope, notification_text, sequenced_text};
 use super::world::{ORGANIZATION, PlatformEvent, uuid};
 
 /// How deep the frame that nobody can read is nested.

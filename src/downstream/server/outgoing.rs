@@ -6,12 +6,12 @@
 use std::{borrow::Cow, collections::VecDeque, io::IoSlice, ops::Range};
 
 use super::{
-    memory::{BatchHold, BufferPool, CopyKind},
+    buffer_pool::{BatchHold, BufferPool, CopyKind},
     position::PositionReporter,
     render::{self, TypeFilter},
 };
 use crate::{
-    downstream::feed::MergedReader,
+    downstream::merged_reader::MergedReader,
     event_log::EntryRange,
     model::{Batch, BatchView, Epoch, Mark, Offset, Rendering},
     store::ReadError,

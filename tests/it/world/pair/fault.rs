@@ -9,10 +9,10 @@ use trunkline::protocol::{
 
 use super::{HandoverPhase, PairWorld};
 use crate::world::{
-    calamity::WorldFault,
+    fault::WorldFault,
     plan::{ConnectorKind, FaultProfile, WorldPlan},
     process::ModelProcess,
-    scene::ScheduledEvent,
+    schedule::ScheduledEvent,
 };
 
 /// What kind of night a pair lives through.
@@ -113,24 +113,24 @@ impl PairWorld {
     }
 
     fn draw_fault(&mut self) -> PairFault {
-        let chance = &mut self.env.schedule.rng;
+        let rng = &mut self.env.schedule.rng;
         match self.profile {
-            PairFaultProfile::Planned => chance.pick(&PLANNED),
-            PairFaultProfile::Crashes => chance.pick(&CRASHES),
-            PairFaultProfile::Faulty => match (chance.number(0..3), self.env.schedule.plan.dialect) {
-                (0, _) => PairFault::Platform(chance.pick(&PLATFORM)),
-                (1, ConnectorKind::Sequenced) => PairFault::Platform(chance.pick(&SEQUENCED)),
-                (1, ConnectorKind::Notifications) => PairFault::Platform(chance.pick(&NOTIFICATIONS)),
-                (_, _) => chance.pick(&FAULTY),
+            PairFaultProfile::Planned => rng.pick(&PLANNED),
+            PairFaultProfile::Crashes => rng.pick(&CRASHES),
+            PairFaultProfile::Faulty => match (rng.number(0..3), self.env.schedule.plan.dialect) {
+                (0, _) => PairFault::Platform(rng.pick(&PLATFORM)),
+                (1, ConnectorKind::Sequenced) => PairFault::Platform(rng.pick(&SEQUENCED)),
+                (1, ConnectorKind::Notifications) => PairFault::Platform(rng.pick(&NOTIFICATIONS)),
+                (_, _) => rng.pick(&FAULTY),
             },
         }
     }
 
     pub(super) fn inject(&mut self) {
-        let blow = self.draw_fault();
-        self.env.schedule.trace(|| format!("blow: {blow:?}"));
+        let fault = self.draw_fault();
+        self.env.schedule.trace(|| format!("blow: {fault:?}"));
         let anybody = self.env.schedule.rng.index(self.replicas.len().max(1));
-        match blow {
+        match fault {
             PairFault::HandOver => {
                 if self.handover == HandoverPhase::None {
                     self.handover = HandoverPhase::Wanted;
@@ -151,7 +151,7 @@ impl PairWorld {
                 let until = self.env.schedule.now + self.env.schedule.rng.millis(1_000..30_000);
                 self.env.token_endpoint_failure = Some((refresh::GrantFailure::Unreachable, until));
             }
-            PairFault::Platform(calamity) => self.env.inject_platform_fault(calamity),
+            PairFault::Platform(fault) => self.env.inject_platform_fault(fault),
         }
     }
 
@@ -171,8 +171,8 @@ impl PairWorld {
 
     pub(super) fn schedule_takeover(&mut self, at_least: u64) {
         let Some(standby) = self.standby() else { return };
-        let life = self.replicas[standby].process.incarnation;
+        let incarnation = self.replicas[standby].process.incarnation;
         let delay = self.env.schedule.rng.millis(at_least..at_least + 1_500);
-        self.env.schedule.after(delay, ScheduledEvent::TakeOver { incarnation: life });
+        self.env.schedule.after(delay, ScheduledEvent::TakeOver { incarnation });
     }
 }

@@ -6,7 +6,7 @@ use super::{
     Output, Stream, StreamReport,
     handover::StreamRole,
     link::{BackoffCause, BreakFirstSwap, LinkState},
-    planned::retry_rotation,
+    rotation::retry_rotation,
 };
 use crate::{
     connector::{Failure, PositionDoubt, Verdict},
@@ -92,7 +92,7 @@ impl Stream {
                 self.adopt_endpoint();
             }
             link @ (LinkState::Waiting | LinkState::BackingOff { .. } | LinkState::Paused | LinkState::Drained) => {
-                self.link = link
+                self.link = link;
             }
         }
     }

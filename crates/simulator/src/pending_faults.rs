@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::counters::SocketDialect;
 use super::fault::{ALWAYS, FaultTarget, RequestKind, ResponseFault, TokenFailure};
-use super::tally::SocketDialect;
 
 /// Faults waiting at once; more push the oldest out.
 const PENDING_MAX: usize = 1_024;

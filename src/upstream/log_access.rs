@@ -4,7 +4,7 @@ use std::{future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
     appender::{Appender, STORE_RETRY_DELAY},
-    shell::{StreamDriver, StreamWorkResult, now},
+    driver::{StreamDriver, StreamWorkResult, now},
 };
 use crate::{
     event_log::{EventLog, LogWriter},

@@ -8,7 +8,7 @@ use trunkline::model::Event;
 use super::PairFaultProfile;
 use crate::world::{
     TestEnvironment,
-    judge::{reason, uid},
+    checker::{reason, uid},
     plan::ConnectorKind,
 };
 
@@ -34,21 +34,21 @@ pub(super) struct StandbyState<'a> {
 
 impl StandbyGuarantee {
     /// None if nothing is promised: it kept nothing that shows where the log ends, or the platform misbehaves.
-    pub(super) fn of(standing: &StandbyState<'_>, fate: PairFaultProfile, around: &TestEnvironment) -> Option<Self> {
+    pub(super) fn of(standing: &StandbyState<'_>, profile: PairFaultProfile, env: &TestEnvironment) -> Option<Self> {
         if standing.buffered == 0
-            || fate == PairFaultProfile::Faulty
-            || around.schedule.plan.dialect == ConnectorKind::Sequenced
+            || profile == PairFaultProfile::Faulty
+            || env.schedule.plan.dialect == ConnectorKind::Sequenced
         {
             return None;
         }
-        let (newest, mut since) = (newest_in(around)?, standing.live_since?);
-        if standing.buffered >= around.schedule.plan.stream.buffer {
+        let (newest, mut since) = (newest_in(env)?, standing.live_since?);
+        if standing.buffered >= env.schedule.plan.stream.buffer {
             // The oldest gave way; with the copies of an overlap, it may be half of it.
             let middle = standing.received.len().checked_sub(standing.buffered / 2)?;
-            since = since
-                .max(around.platform.sent_events[*standing.received.get(middle)?].sent_at + around.schedule.plan.lag());
+            since =
+                since.max(env.platform.sent_events[*standing.received.get(middle)?].sent_at + env.schedule.plan.lag());
         }
-        let touches = newest > since && !has_gap_since(around, since);
+        let touches = newest > since && !has_gap_since(env, since);
         touches.then(|| Self {
             incarnation: standing.incarnation,
             received: standing.received.to_vec(),
@@ -57,22 +57,22 @@ impl StandbyGuarantee {
     }
 
     /// Everything is durable that was heard.
-    pub(super) fn assert_stored(&self, around: &TestEnvironment) {
-        let said = &around.platform.sent_events;
-        let since = |class: &&usize| said[**class].sent_at > self.newest_stored_at + around.schedule.plan.lag();
+    pub(super) fn assert_stored(&self, env: &TestEnvironment) {
+        let said = &env.platform.sent_events;
+        let since = |class: &&usize| said[**class].sent_at > self.newest_stored_at + env.schedule.plan.lag();
         for class in self.received.iter().filter(since) {
-            let is_there = around.store.log.iter().rev().any(|event| uid(event) == Some(*class));
+            let is_there = env.store.log.iter().rev().any(|event| uid(event) == Some(*class));
             assert!(is_there, "a standby heard event {class}, said at {:?}, and lost it", said[*class].sent_at);
         }
     }
 }
 
-fn newest_in(around: &TestEnvironment) -> Option<Duration> {
-    around.store.log.iter().filter_map(uid).map(|class| around.platform.sent_events[class].sent_at).max()
+fn newest_in(env: &TestEnvironment) -> Option<Duration> {
+    env.store.log.iter().filter_map(uid).map(|class| env.platform.sent_events[class].sent_at).max()
 }
 
 /// Whether a gap stands among, or in front of, the entries that were said since then.
-fn has_gap_since(around: &TestEnvironment, since: Duration) -> bool {
-    let is_since = |event: &&Event| uid(event).is_none_or(|class| around.platform.sent_events[class].sent_at > since);
-    around.store.log.iter().rev().take_while(is_since).any(|event| reason(event).is_some())
+fn has_gap_since(env: &TestEnvironment, since: Duration) -> bool {
+    let is_since = |event: &&Event| uid(event).is_none_or(|class| env.platform.sent_events[class].sent_at > since);
+    env.store.log.iter().rev().take_while(is_since).any(|event| reason(event).is_some())
 }

@@ -6,7 +6,7 @@ use super::{
     BootTime, HANDOVERS_MAX, HolderHealth, Lease, LeaseMoment, LeaseRecord, Lifecycle, NEGLECTED_LIFETIMES, Output,
     PeerMessage,
     plan::{self, Assignment, RebalancePlan},
-    seat::{LeaseRole, StreamLease},
+    stream_lease::{LeaseRole, StreamLease},
 };
 use crate::model::{Fence, ReplicaId, StreamName};
 

@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     PendingOperatorCommand,
     appender::Appender,
-    board::StreamReporter,
-    holding::{self, CLAIM_RETRY_DELAY, LogAccess},
-    rest::RestClient,
-    shell::{StreamDriver, StreamRunEnd, now},
+    driver::{StreamDriver, StreamRunEnd, now},
+    log_access::{self, CLAIM_RETRY_DELAY, LogAccess},
+    reporter::StreamReporter,
+    rest_client::RestClient,
+    session_sockets::SessionSockets,
     socket::Dialler,
-    sockets::SessionSockets,
 };
 use crate::{
     auth::Tokens,
@@ -68,7 +68,7 @@ impl StreamTask {
     async fn follow_log(&mut self, stop: &CancellationToken) {
         self.reporter.reset();
         self.seat.report_failed(None).await;
-        let mut following = holding::follow_log(&self.log);
+        let mut following = log_access::follow_log(&self.log);
         loop {
             tokio::select! {
                 biased;
@@ -95,7 +95,7 @@ impl StreamTask {
         self.seat.report_failed(None).await;
         let mut machine = Stream::standby(self.rules.clone(), now());
         if !machine.compares_with_log()
-            && let Some(position) = holding::read_log_position(&self.log, self.rules.feed).await
+            && let Some(position) = log_access::read_log_position(&self.log, self.rules.feed).await
         {
             machine.handle(Input::Follow(position), now());
         }
@@ -120,7 +120,7 @@ impl StreamTask {
             }
             (Err(error), _) => return Err(error.into()),
         };
-        let machine = Stream::new(self.rules.clone(), holding::stream_opening(&writer), now());
+        let machine = Stream::new(self.rules.clone(), log_access::stream_opening(&writer), now());
         let appender = Appender { writer: Arc::new(writer), fence: owning.fence, rights: self.seat.append_permit() };
         let holding = LogAccess::Owner { appender, ownership: Ownership { phase: OwnershipPhase::Active, ..owning } };
         let mut shell = self.shell(machine, holding);
@@ -144,7 +144,7 @@ impl StreamTask {
             let log = self.log.clone();
             let claiming = async move {
                 tokio::time::sleep(wait.unwrap_or_default()).await;
-                holding::claim(&log, fence).await
+                log_access::claim(&log, fence).await
             };
             let claimed = tokio::select! {
                 biased;

@@ -5,7 +5,7 @@ use redis::cmd;
 use trunkline::clock;
 
 use super::{
-    foreign::{INVALID_VALUE as OTHER, run, waits, with_two_streams},
+    foreign_data::{INVALID_VALUE as OTHER, run, waits, with_two_streams},
     site, wait_for_progress,
 };
 use crate::{

@@ -1,6 +1,6 @@
 //! A position counts for the feed that it was stored with.
 
-use super::desk::{
+use super::script_runner::{
     LIVE, Script, checkpoint, notifications, numbered_frame, run_script, run_standby_script, sequenced, start,
 };
 use super::*;

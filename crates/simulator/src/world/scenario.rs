@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use time::OffsetDateTime;
 
-use super::cast::{Roster, uuid};
-use super::happening::{
+use super::model::{
     AgentPresence, AgentRouting, AgentState, ConversationStage, QueueGauges, ScenarioEvent, SimulatedConversation,
     agent_of,
 };
+use super::roster::{Roster, uuid};
 
 /// Conversations that may wait for each agent before nobody else calls.
 const WAITING_PER_AGENT: usize = 2;

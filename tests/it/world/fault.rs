@@ -6,10 +6,10 @@ use trunkline::protocol::{refresh, stream::Input};
 
 use super::{
     TestEnvironment, World,
+    log_check::NumberedLogCheck,
     plan::{ConnectorKind, FaultProfile},
     platform::{FrameFlaw, PlatformRefusal},
-    scene::{ProcessInput, Schedule, ScheduledEvent},
-    verdict::NumberedLogCheck,
+    schedule::{ProcessInput, Schedule, ScheduledEvent},
 };
 
 /// One kind of trouble.
@@ -98,8 +98,8 @@ const NOTIFICATIONS: [WorldFault; 22] = [
 
 impl WorldFault {
     /// The kinds that a night may bring.
-    pub(super) fn of(night: FaultProfile, dialect: ConnectorKind) -> &'static [Self] {
-        match (night, dialect) {
+    pub(super) fn of(profile: FaultProfile, dialect: ConnectorKind) -> &'static [Self] {
+        match (profile, dialect) {
             (FaultProfile::Planned, ConnectorKind::Sequenced) => &PLANNED,
             (FaultProfile::Planned, ConnectorKind::Notifications) => &PLANNED_NOTIFICATIONS,
             (FaultProfile::Faulty, ConnectorKind::Sequenced) => &SEQUENCED,
@@ -110,34 +110,34 @@ impl WorldFault {
 
 impl TestEnvironment {
     /// What goes wrong at the platform.
-    pub(super) fn inject_platform_fault(&mut self, calamity: WorldFault) {
-        let (platform, scene) = (&mut self.platform, &mut self.schedule);
-        match calamity {
-            WorldFault::CloseNotice => platform.send_close_notice(scene),
-            WorldFault::CutConnections => platform.cut_connections(scene),
+    pub(super) fn inject_platform_fault(&mut self, fault: WorldFault) {
+        let (platform, schedule) = (&mut self.platform, &mut self.schedule);
+        match fault {
+            WorldFault::CloseNotice => platform.send_close_notice(schedule),
+            WorldFault::CutConnections => platform.cut_connections(schedule),
             WorldFault::CloseSockets => {
-                let code = scene.rng.pick(&[1000, 1001, 1006, 1011, 1012, 1013, 3999]);
-                platform.close_sockets(code, scene);
+                let code = schedule.rng.pick(&[1000, 1001, 1006, 1011, 1012, 1013, 3999]);
+                platform.close_sockets(code, schedule);
             }
-            WorldFault::StallSockets => platform.stall_sockets(scene),
-            WorldFault::RefuseHandshakes => platform.handshakes = Some(outage(scene)),
-            WorldFault::RefuseCalls => platform.calls = Some(outage(scene)),
-            WorldFault::RevokeToken => platform.revoke_token(scene),
-            WorldFault::SendGarbage => platform.send_garbage(scene),
+            WorldFault::StallSockets => platform.stall_sockets(schedule),
+            WorldFault::RefuseHandshakes => platform.handshakes = Some(outage(schedule)),
+            WorldFault::RefuseCalls => platform.calls = Some(outage(schedule)),
+            WorldFault::RevokeToken => platform.revoke_token(schedule),
+            WorldFault::SendGarbage => platform.send_garbage(schedule),
             WorldFault::OversizeFrame => platform.next_flaw = Some(FrameFlaw::Oversize),
             WorldFault::MalformedFrame => platform.next_flaw = Some(FrameFlaw::Malformed),
             WorldFault::Burst => {
-                let count = scene.rng.number(50..500);
-                platform.emit_events(count, scene);
+                let count = schedule.rng.number(50..500);
+                platform.emit_events(count, schedule);
             }
-            WorldFault::Repeat => platform.repeat(scene),
-            WorldFault::SkipNumbers => platform.skip_numbers(scene),
-            WorldFault::RestartNumbering => platform.restart_numbering(scene),
-            WorldFault::SendUnnumbered => platform.send_unnumbered(scene),
-            WorldFault::EvictChannels => platform.evict_channels(scene),
+            WorldFault::Repeat => platform.repeat(schedule),
+            WorldFault::SkipNumbers => platform.skip_numbers(schedule),
+            WorldFault::RestartNumbering => platform.restart_numbering(schedule),
+            WorldFault::SendUnnumbered => platform.send_unnumbered(schedule),
+            WorldFault::EvictChannels => platform.evict_channels(schedule),
             WorldFault::AddQueue => platform.add_queue(),
-            WorldFault::RefuseTopic => platform.refuse_topic(scene),
-            WorldFault::TakeOverSubscriptions => platform.take_over_subscriptions(scene),
+            WorldFault::RefuseTopic => platform.refuse_topic(schedule),
+            WorldFault::TakeOverSubscriptions => platform.take_over_subscriptions(schedule),
             WorldFault::Rotate
             | WorldFault::RefreshToken
             | WorldFault::Pause
@@ -152,9 +152,9 @@ impl TestEnvironment {
 
 impl World {
     /// Lets it happen.
-    pub(super) fn inject(&mut self, calamity: WorldFault) {
-        self.env.schedule.trace(|| format!("calamity: {calamity:?}"));
-        match calamity {
+    pub(super) fn inject(&mut self, fault: WorldFault) {
+        self.env.schedule.trace(|| format!("calamity: {fault:?}"));
+        match fault {
             WorldFault::Rotate => self.send_input(Input::Rotate),
             WorldFault::RefreshToken => self.request_token(),
             WorldFault::Pause => self.pause(),
@@ -193,7 +193,7 @@ impl World {
             | WorldFault::EvictChannels
             | WorldFault::AddQueue
             | WorldFault::RefuseTopic
-            | WorldFault::TakeOverSubscriptions => self.env.inject_platform_fault(calamity),
+            | WorldFault::TakeOverSubscriptions => self.env.inject_platform_fault(fault),
         }
     }
 
@@ -211,20 +211,20 @@ impl World {
 
     fn pause(&mut self) {
         let Some(process) = &mut self.process else { return };
-        let life = process.incarnation;
+        let incarnation = process.incarnation;
         process.handle_stream_input(Input::Pause, &mut self.env);
         let pause = self.env.schedule.rng.millis(100..30_000);
-        self.env.schedule.after(pause, ScheduledEvent::Process { incarnation: life, input: ProcessInput::Unpaused });
+        self.env.schedule.after(pause, ScheduledEvent::Process { incarnation, input: ProcessInput::Unpaused });
     }
 
     fn fail_token_endpoint(&mut self) {
-        let scene = &mut self.env.schedule;
-        let failure = match scene.rng.number(0..5) {
+        let schedule = &mut self.env.schedule;
+        let failure = match schedule.rng.number(0..5) {
             0 => refresh::GrantFailure::Rejected,
-            1 => refresh::GrantFailure::Throttled(Some(scene.rng.millis(1_000..20_000))),
+            1 => refresh::GrantFailure::Throttled(Some(schedule.rng.millis(1_000..20_000))),
             _ => refresh::GrantFailure::Unreachable,
         };
-        let until = scene.now + scene.rng.millis(1_000..30_000);
+        let until = schedule.now + schedule.rng.millis(1_000..30_000);
         self.env.token_endpoint_failure = Some((failure, until));
     }
 
@@ -242,9 +242,9 @@ impl World {
     }
 }
 
-fn outage(scene: &mut Schedule) -> (PlatformRefusal, Duration) {
-    let told = Some(scene.rng.millis(500..20_000));
-    let refusal = match scene.rng.number(0..13) {
+fn outage(schedule: &mut Schedule) -> (PlatformRefusal, Duration) {
+    let told = Some(schedule.rng.millis(500..20_000));
+    let refusal = match schedule.rng.number(0..13) {
         0 => PlatformRefusal::Status(429, told),
         1 => PlatformRefusal::Status(503, told),
         2 => PlatformRefusal::Status(500, None),
@@ -256,5 +256,5 @@ fn outage(scene: &mut Schedule) -> (PlatformRefusal, Duration) {
         5 | 6 => PlatformRefusal::NoReply,
         _ => PlatformRefusal::Unreachable,
     };
-    (refusal, scene.now + scene.rng.millis(200..40_000))
+    (refusal, schedule.now + schedule.rng.millis(200..40_000))
 }

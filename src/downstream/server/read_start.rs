@@ -8,7 +8,7 @@ use super::{
     query::{LogStartPoint, StartPoint},
 };
 use crate::{
-    downstream::feed::{MergedReader, ReadStart},
+    downstream::merged_reader::{MergedReader, ReadStart},
     event_log::{EventLog, EventLogs, LogEnd},
     model::{CursorValidity, Mark, Offset, StreamName},
 };
