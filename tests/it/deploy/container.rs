@@ -43,7 +43,7 @@ fn the_empty_targets_of_the_dependency_layer_are_those_of_the_manifest() {
     }
     assert!(step.contains("src/lib.rs") && step.contains("> src/main.rs"), "{step}");
     assert!(manifest["profile"]["dist"].is_table() && step.contains("--locked --profile dist"), "{step}");
-    let rust = manifest["package"]["rust-version"].as_str().unwrap();
+    let rust = manifest["workspace"]["package"]["rust-version"].as_str().unwrap();
     assert_eq!(all("FROM")[0], format!("rust:{rust}-bookworm AS build"));
 }
 
@@ -52,14 +52,16 @@ fn what_is_copied_goes_into_the_context_and_nothing_else() {
     let ignored = text(".dockerignore");
     let mut lines = ignored.lines().filter(|line| !line.starts_with('#'));
     assert_eq!(lines.next(), Some("*"));
-    let mut let_in: Vec<&str> = lines.map(|line| line.strip_prefix('!').unwrap()).collect();
+    let mut context: Vec<&str> = lines.map(|line| line.strip_prefix('!').unwrap()).collect();
     let copied = all("COPY");
     let copied = copied.iter().filter(|line| !line.starts_with("--from=build"));
     let mut copied: Vec<&str> =
         copied.flat_map(|line| line.split(' ').collect::<Vec<_>>().split_last().unwrap().1.to_vec()).collect();
-    let_in.sort_unstable();
+    // The manifests of a folder are copied before the folder itself.
+    copied.retain(|path| !path.starts_with("crates/"));
+    context.sort_unstable();
     copied.sort_unstable();
-    assert_eq!(let_in, copied);
+    assert_eq!(context, copied);
     for file in copied {
         assert!(path(file).exists(), "{file}");
     }

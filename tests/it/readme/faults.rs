@@ -17,22 +17,23 @@ fn fault(root: &Path, line: &str) -> Option<String> {
         return (reason.len() < REASON_LEN_MIN).then(|| format!("{what}: the reason is missing"));
     }
     tests.split(", ").find_map(|named| {
-        let Some((folder, path)) = test_location(named) else {
+        let Some((folders, path)) = test_location(named) else {
             return Some(format!("{what}: {named:?} names no test"));
         };
-        (!exists(&root.join(folder), path)).then(|| format!("{what}: there is no test {named}"))
+        let found = folders.iter().any(|folder| exists(&root.join(folder), path));
+        (!found).then(|| format!("{what}: there is no test {named}"))
     })
 }
 
-/// The folder and the path of a test, from the words that name it.
-fn test_location(named: &str) -> Option<(&str, &str)> {
+/// The folders in which a test may be, and its path, from the words that name it.
+fn test_location(named: &str) -> Option<(&[&str], &str)> {
     let (kind, rest) = named.split_once(" `")?;
-    let folder = match kind {
-        "it" => "tests/it",
-        "lib" => "src",
+    let folders: &[&str] = match kind {
+        "it" => &["tests/it"],
+        "lib" => &["src", "crates/core/src", "crates/simulator/src"],
         _ => return None,
     };
-    Some((folder, rest.strip_suffix('`')?))
+    Some((folders, rest.strip_suffix('`')?))
 }
 
 /// Whether one of the files of this path's modules has the test. Modules behind the file's own are within it.
