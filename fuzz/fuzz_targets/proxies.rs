@@ -1,3 +1,5 @@
+//! Runs `trunkline_fuzz::proxies` on the input of libFuzzer.
+
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_fuzz::proxies(data));

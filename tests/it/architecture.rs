@@ -1,12 +1,16 @@
-//! The house: who may use whom, and which words the rules may not know.
+//! The structure of the code: layers, purity of the rules, dependencies of the crates, names and words.
+//!
+//! These tests read the sources as text. Each rule is data at the top of its file, and a failure names the file.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+mod sources;
+mod types;
+mod words;
 
-/// Module → what of ours it may use. `docs/decisions/` has the reasons.
+use std::{collections::BTreeSet, fs};
+
+use self::sources::{code, module_sources, root, rust_files};
+
+/// The modules of Trunkline that a module may use. `docs/decisions/` has the reasons.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("connector", &["model"]),
@@ -71,7 +75,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// Modules that may use everything.
 const ENTRIES: [&str; 3] = ["cli", "main", "lib"];
 
-/// What would let a rule wait, look at a clock, draw lots or touch a socket.
+/// Text that would let a rule wait, read a clock, draw random numbers or open a socket.
 const FORBIDDEN_IN_RULES: [&str; 11] = [
     "async ",
     "await",
@@ -85,51 +89,12 @@ const FORBIDDEN_IN_RULES: [&str; 11] = [
     "reqwest",
     "rusqlite",
 ];
-/// What may be drawn from a generator that is seeded from the clock: jitter, and the host that is dialled first.
+/// The only uses of a generator that is seeded from the clock: jitter, and the choice of the first host.
 const FASTRAND_ALLOWED: [&str; 2] = ["::f64()", "::usize(..address.hosts.len())"];
 
 const RULES: [&str; 3] = ["model", "connector", "protocol"];
 
-/// Where the sources of a module stand.
-fn home(module: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    match module {
-        "model" | "connector" | "protocol" => root.join("crates/core/src"),
-        _ => root.join("src"),
-    }
-}
-
-fn source(module: &str) -> Vec<PathBuf> {
-    let root = home(module);
-    let mut files = vec![root.join(format!("{module}.rs"))];
-    let mut folders = vec![root.join(module)];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|kind| kind == "rs") {
-                files.push(path);
-            }
-        }
-    }
-    files
-}
-
-/// The code of a file without its tests and comments.
-fn code(file: &Path) -> String {
-    if file.file_name().is_some_and(|name| name == "tests.rs")
-        || file.components().any(|part| part.as_os_str() == "tests")
-    {
-        return String::new();
-    }
-    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    let text = text.split("\n#[cfg(test)]").next().unwrap_or_default();
-    let is_code = |line: &&str| !line.trim_start().starts_with("//");
-    text.lines().filter(is_code).collect::<Vec<_>>().join("\n")
-}
-
-/// The modules of ours that a text names after `crate::`, also in braces.
+/// The top-level modules in the `crate::` paths of a text, also in braces.
 fn used(code: &str) -> BTreeSet<String> {
     let mut modules = BTreeSet::new();
     for after in code.split("crate::").skip(1) {
@@ -160,9 +125,9 @@ fn used(code: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_module_uses_only_what_lies_below_it() {
+fn every_module_uses_only_the_modules_of_its_row() {
     for (module, allowed) in MAY_USE {
-        for file in source(module) {
+        for file in module_sources(module) {
             for other in used(&code(&file)) {
                 let fine = other == *module || allowed.contains(&other.as_str());
                 assert!(fine, "{} uses {other}; {module} may use {allowed:?}", file.display());
@@ -172,28 +137,28 @@ fn every_module_uses_only_what_lies_below_it() {
 }
 
 #[test]
-fn every_module_is_in_the_layer_table() {
-    let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+fn every_module_has_a_row_in_the_table() {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let modules = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
     for module in modules {
-        let known = MAY_USE.iter().any(|(name, _)| *name == module) || ENTRIES.contains(&module);
-        assert!(known, "src/lib.rs: {module} is in no layer");
+        let listed = MAY_USE.iter().any(|(name, _)| *name == module) || ENTRIES.contains(&module);
+        assert!(listed, "src/lib.rs: {module} has no row in MAY_USE");
     }
 }
 
 #[test]
-fn the_rules_never_wait_read_a_clock_or_use_a_socket() {
+fn the_rules_do_no_io_and_read_no_clock() {
     for module in RULES {
-        for file in source(module) {
+        for file in module_sources(module) {
             let code = code(&file);
             for word in FORBIDDEN_IN_RULES {
-                assert!(!code.contains(word), "{} is a rule and says {word:?}", file.display());
+                assert!(!code.contains(word), "{} is a rule and uses {word:?}", file.display());
             }
         }
     }
 }
 
-/// The first use of `fastrand` in a code that is not in [`FASTRAND_ALLOWED`]; of its line the rest.
+/// The rest of the line behind the first `fastrand` that [`FASTRAND_ALLOWED`] does not list.
 fn clock_seeded(code: &str) -> Option<&str> {
     let mut uses = code.split("fastrand").skip(1);
     let found = uses.find(|rest| !FASTRAND_ALLOWED.iter().any(|allowed| rest.starts_with(allowed)))?;
@@ -201,25 +166,24 @@ fn clock_seeded(code: &str) -> Option<&str> {
 }
 
 #[test]
-fn nonces_epochs_and_ids_come_from_the_systems_generator() {
+fn only_jitter_comes_from_the_clock_seeded_generator() {
     let product = MAY_USE.iter().map(|(module, _)| *module).chain(ENTRIES);
-    for file in product.flat_map(source) {
+    for file in product.flat_map(module_sources) {
         let code = code(&file);
         let found = clock_seeded(&code);
         assert_eq!(found, None, "{} uses fastrand for more than jitter: use crate::random", file.display());
     }
 }
 
-/// The packages of ours that a crate may depend on, and packages that its manifest must not name. A rule that cannot
-/// name a runtime or a client cannot wait or connect.
+/// The compiler keeps a rule from waiting or connecting: its crate has no runtime and no client.
 #[test]
-fn the_manifests_keep_the_rules_pure_and_the_simulator_independent() {
+fn the_rules_depend_on_no_io_and_the_simulator_on_no_daemon_code() {
     const IO: [&str; 10] =
         ["tokio", "reqwest", "redis", "rusqlite", "axum", "hyper", "config", "tracing", "getrandom", "fastrand"];
     for (name, forbidden) in
         [("core", [&IO[..], &["trunkline-simulator"]].concat()), ("simulator", vec!["trunkline-core"])]
     {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates").join(name).join("Cargo.toml");
+        let manifest = root().join("crates").join(name).join("Cargo.toml");
         let manifest: toml::Table = fs::read_to_string(&manifest).unwrap().parse().unwrap();
         for table in ["dependencies", "dev-dependencies", "build-dependencies"] {
             let packages = manifest.get(table).and_then(toml::Value::as_table);
@@ -230,19 +194,20 @@ fn the_manifests_keep_the_rules_pure_and_the_simulator_independent() {
     }
 }
 
+/// Folders with Rust files. Each file opens with its doc comment.
+const FOLDERS: [&str; 6] = ["src", "crates", "tests", "benches", "fuzz/src", "fuzz/fuzz_targets"];
+
 #[test]
-fn every_file_starts_with_its_doc_comment_and_none_is_called_mod() {
-    let modules = MAY_USE.iter().map(|(module, _)| *module).chain(ENTRIES);
-    for file in modules.flat_map(source) {
+fn every_file_opens_with_its_doc_comment_and_none_is_called_mod() {
+    for file in FOLDERS.iter().flat_map(|folder| rust_files(&root().join(folder))) {
         let text = fs::read_to_string(&file).unwrap();
-        let test_module = file.file_name().is_some_and(|name| name == "tests.rs");
-        assert!(text.starts_with("//!") || test_module, "{} does not say what it is", file.display());
+        assert!(text.starts_with("//!"), "{} has no doc comment at its top", file.display());
         assert!(file.file_name().is_some_and(|name| name != "mod.rs"), "{}", file.display());
     }
 }
 
 #[test]
-fn the_layer_check_detects_a_violation() {
+fn the_checks_detect_a_violation() {
     let sample = "use crate::{model::{A, B}, store::{self, C}};\nlet x = crate::config::load();";
     assert_eq!(used(sample), ["config", "model", "store"].map(str::to_owned).into());
     for (sample, found) in [
