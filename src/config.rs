@@ -1,8 +1,8 @@
-//! The configuration: files and environment in, one checked value out, or every mistake at once.
+//! The configuration: reads files and environment, and returns one checked value or all errors at once.
 //!
-//! `shape` says what may be written, `source` where it was written, `walk` holds each value against the schema,
-//! `check` holds values against one another, `resolve` fills in the rest. Nothing is guessed and nothing is ignored:
-//! an unknown key, a key without effect and a key of a later build are mistakes. No secret is ever shown.
+//! `shape` defines the keys, `source` reads and merges the files, `walk` checks each value against the schema, `check`
+//! checks keys against each other, `resolve` fills in the rest. An unknown key, a key without effect and a key of a
+//! later version are errors. Messages never contain a secret.
 
 mod check;
 mod finding;
@@ -50,18 +50,18 @@ use finding::KeyPath;
 use shape::File;
 use source::Document;
 
-/// Everything the wiring needs. All references hold, all defaults are filled in.
+/// The settings of all parts. All references are valid, and all defaults are filled in.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub http: HttpConfig,
     pub admin: AdminConfig,
     pub store: StoreConfig,
     pub accounts: BTreeMap<AccountName, AccountConfig>,
-    /// Each names an account that is there.
+    /// Each refers to an existing account.
     pub streams: BTreeMap<StreamName, StreamConfig>,
-    /// Parts that cannot work and keep nothing else from working. `check` refuses them, `run` reports them.
+    /// Settings that cannot work; the rest works without them. Errors for `check`, log messages for `run`.
     pub ineffective: Vec<Finding>,
-    /// What is probably not meant, although it keeps nothing from running.
+    /// Settings that work but are probably not intended.
     pub warnings: Vec<Finding>,
 }
 
@@ -69,7 +69,7 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
     pub listen: SocketAddr,
-    /// As browsers write them in `Origin`.
+    /// As browsers send them in `Origin`.
     pub allowed_origins: Vec<String>,
     /// Hosts that it answers to beside its own addresses.
     pub allowed_hosts: Vec<String>,
@@ -90,7 +90,7 @@ pub struct AdminConfig {
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
     pub kind: StoreBackend,
-    /// The embedded store's directory; rotated refresh tokens are kept there with every kind.
+    /// The directory of the embedded store, and with every kind of store of rotated refresh tokens.
     pub path: PathBuf,
     pub retention: RetentionConfig,
 }
@@ -106,20 +106,20 @@ pub enum StoreBackend {
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
     pub address: Address,
-    /// Logins beside those of the address; secrets in them are not read yet.
+    /// Credentials outside the address; their secrets are read for each connection.
     pub credentials: Credentials,
-    /// The beginning of all keys.
+    /// The prefix of all keys.
     pub prefix: String,
     pub durability: DurabilityConfig,
-    /// Life of a replica's membership.
+    /// Lifetime of a replica's membership.
     pub lease: Duration,
-    /// Streams that one replica keeps at most.
+    /// The maximum number of streams that this replica owns.
     pub streams_max: usize,
-    /// Seals tokens at rest.
+    /// Encrypts tokens at rest.
     pub seal_key: Option<SecretRef>,
 }
 
-/// How much of each stream's log is kept; the first limit that is reached trims.
+/// Limits of each stream's log; the oldest entries are trimmed at the first limit that is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetentionConfig {
     pub events: u64,
@@ -131,11 +131,11 @@ pub struct RetentionConfig {
 #[derive(Debug, Clone)]
 pub struct AccountConfig {
     pub platform: PlatformKind,
-    /// The REST API's base address without a path; a generic platform may have none.
+    /// The base URL of the REST API without a path; a generic platform may have none.
     pub api_url: Option<String>,
-    /// `token_url` is empty with a static token, which never asks for another.
+    /// `token_url` is empty with a static token, which is never refreshed.
     pub auth: auth::Settings,
-    /// How its connections are made.
+    /// Proxies and TLS of its connections.
     pub network: network::Settings,
 }
 
@@ -145,35 +145,35 @@ pub struct StreamConfig {
     pub account: AccountName,
     pub connector: ConnectorConfig,
     pub rotation: RotationConfig,
-    /// Upper bound of the random delay before a planned change of socket.
+    /// The maximum random delay before a planned rotation.
     pub rotation_jitter: Duration,
-    /// For how long the platform can replay.
+    /// How long the platform can replay events.
     pub retention: Duration,
-    /// Events that may wait for the store.
+    /// The maximum number of events that wait for the store.
     pub buffer: usize,
-    /// Bytes of events that may wait for the store.
+    /// The maximum bytes of events that wait for the store.
     pub buffer_bytes: usize,
     pub overflow: OverflowConfig,
-    /// A socket that is silent for longer is taken for dead.
+    /// A socket without data for longer is considered dead.
     pub silence_max: Duration,
     pub backoff: BackoffConfig,
-    /// Bytes of the largest frame that is taken.
+    /// The maximum length of a frame in bytes.
     pub frame_max: usize,
-    /// From the first bytes of a frame until it is whole. The file has no key for it.
+    /// The longest time from the first byte of a frame to its last. The file has no key for it.
     pub frame_time_max: Duration,
-    /// Another replica than the holder has a session ready.
+    /// Whether a second replica keeps a session open.
     pub standby: bool,
 }
 
-/// The dialect of a stream with its own keys.
+/// The connector of a stream with its keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConnectorConfig {
     GenesysNotifications {
-        /// The account's.
+        /// `api_url` of the account.
         api_url: String,
         topics: Vec<String>,
         channel_life: Duration,
-        /// How often `*` in a topic is looked up anew.
+        /// How often the ids for `*` in topics are looked up again.
         discovery: Duration,
     },
     GenesysSequenced {
@@ -185,7 +185,7 @@ pub enum ConnectorConfig {
 }
 
 impl ConnectorConfig {
-    /// The word of the file, which `status` and the metrics use too.
+    /// The name in the file, in `status` and in metrics.
     pub fn name(&self) -> &'static str {
         match self {
             Self::GenesysNotifications { .. } => shape::ConnectorName::GenesysNotifications.name(),
@@ -194,7 +194,7 @@ impl ConnectorConfig {
     }
 }
 
-/// How a lost connection is taken up again.
+/// Delays between attempts after a lost connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BackoffConfig {
     pub first: Duration,
@@ -205,19 +205,31 @@ pub struct BackoffConfig {
     pub stable_after: Duration,
 }
 
-/// Reads the files, later ones over earlier ones and the environment over all, and checks everything that can be
-/// checked on this machine, secrets included.
+/// Reads the files and checks them, including their secrets. Later files override earlier ones, and the environment
+/// overrides all.
+///
+/// # Errors
+///
+/// All errors of the files and of the environment.
 pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Config, Findings> {
     load_documents(&read(files)?, environment)
 }
 
-/// The same for a text that is in no file; mistakes are reported under `name`.
+/// Parses and checks a configuration from a string; `name` stands for the file name in messages.
+///
+/// # Errors
+///
+/// All errors of the text and of the environment.
 pub fn from_text(name: &str, text: &str, environment: &Environment) -> Result<Config, Findings> {
     load_documents(&[Document { name: name.to_owned(), text: text.to_owned() }], environment)
 }
 
-/// The effective configuration as TOML: every key with its value and where it comes from, secrets as `***`.
-/// Secrets need not be there.
+/// The effective configuration as TOML: every key with its value and its source, secrets as `***`. The secrets are not
+/// read.
+///
+/// # Errors
+///
+/// All errors of the files, except for those of secrets.
 pub fn effective(files: &[PathBuf], environment: &Environment) -> Result<String, Findings> {
     let (draft, findings) = draft(&read(files)?, environment)?;
     Findings::into_result(findings, show::show(&draft))
@@ -244,16 +256,20 @@ fn read(files: &[PathBuf]) -> Result<Vec<Document>, Findings> {
     Findings::into_result(findings, documents)
 }
 
-/// What was written, and what could be read of it.
+/// The merged input, and the part of it that could be parsed.
 #[derive(Debug)]
 struct Draft {
     tree: Value,
     file: File,
-    /// Parts that cannot work and keep nothing else from working.
+    /// Settings that cannot work; the rest works without them.
     ineffective: Vec<Finding>,
 }
 
-/// A draft with all mistakes but those of secrets; only the mistakes where nothing can be read at all.
+/// Returns a draft and all errors except for those of secrets.
+///
+/// # Errors
+///
+/// All errors found so far, if the input could not be parsed at all.
 fn draft(documents: &[Document], environment: &Environment) -> Result<(Draft, Vec<Finding>), Findings> {
     let mut layers = Vec::new();
     let mut findings = Vec::new();
@@ -282,7 +298,7 @@ fn draft(documents: &[Document], environment: &Environment) -> Result<(Draft, Ve
     }
 }
 
-/// The file's shape without the values that were found wrong, so that the rest can be checked, too.
+/// Parses the tree without the invalid values, so that the rest can be checked, too.
 fn readable(tree: &Value, broken: &[KeyPath]) -> Result<File, config::ConfigError> {
     let mut tree = tree.clone();
     for path in broken {

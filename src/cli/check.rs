@@ -127,9 +127,13 @@ mod tests {
         let good = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/genesys-cloud.toml")).unwrap();
         let folder = tempfile::tempdir().unwrap();
         for (store, head, words) in [
-            ("", "the store  (embedded)", "nothing that was shown, as long as the disk"),
+            ("", "the store  (embedded)", "nothing that consumers saw, unless the disk fails"),
             ("durability = \"written\"", "the store  (redis, durability written)", "consumers may have seen it"),
-            ("durability = \"replicated\"", "the store  (redis, durability replicated)", "while none answers"),
+            (
+                "durability = \"replicated\"",
+                "the store  (redis, durability replicated)",
+                "while no Redis replica answers",
+            ),
         ] {
             let redis = "[store]\nkind = \"redis\"\nurl = \"rediss://:hunter2@redis.test\"\n";
             let store = if store.is_empty() { String::new() } else { format!("{redis}{store}\n") };

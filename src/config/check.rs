@@ -1,7 +1,7 @@
-//! What keys mean together: references, required keys of a grant or connector, listeners, plain-text credentials.
+//! Checks between keys: references, required keys of a grant or connector, listeners, plain-text credentials.
 //!
-//! It trusts that each value by itself is right, and asks the tree, not the struct, whether a key was written: a value
-//! that was already found wrong is not called missing on top.
+//! `walk` has checked each single value. The tree, not the struct, shows whether a key is set: an invalid value must
+//! not also be reported as missing.
 
 use config::Value;
 use reqwest::Url;
@@ -24,22 +24,22 @@ use super::{
     source::{child, find, location_of, table},
 };
 
-/// Genesys Cloud says something on every channel about this often.
+/// The interval of Genesys Cloud's heartbeats on a channel.
 const GENESYS_HEARTBEAT: Span = Span(std::time::Duration::from_secs(30));
 
-/// Query parameters that the relay adds to a sequenced stream's address by itself.
+/// Query parameters that the connector adds to the URL of a sequenced stream.
 const RESERVED_PARAMETERS: [&str; 2] = ["sequenceId", "auth_token"];
 
-/// What is wrong between keys.
+/// The results of the checks between keys.
 #[derive(Debug, Default)]
 pub(super) struct CheckFindings {
-    /// Nothing may run before these are mended.
+    /// The daemon does not start with these.
     pub(super) mistakes: Vec<Finding>,
-    /// Parts that cannot work, and keep nothing else from working.
+    /// Settings that cannot work; the rest of the configuration works without them.
     pub(super) ineffective: Vec<Finding>,
 }
 
-/// Every mistake between keys. `tree` is what was written, `file` what could be read of it.
+/// Checks the keys against each other. `tree` is the merged input, `file` the part of it that could be parsed.
 pub(super) fn check(tree: &Value, file: &File) -> CheckFindings {
     let mut check = ConfigCheck { tree, findings: CheckFindings::default() };
     check.listeners(file);
@@ -77,7 +77,7 @@ impl ConfigCheck<'_> {
         self.listener("http", http, "consumers");
         self.listener("admin", admin, "operators");
         if http.overlaps(admin) {
-            let text = format!("{admin} is taken by http.listen; consumers and operators have a port each");
+            let text = format!("{admin} is already used by http.listen; use another port");
             self.add_mistake(KeyPath::of(&["admin", "listen"]), text);
         }
     }
@@ -87,7 +87,7 @@ impl ConfigCheck<'_> {
         let written = listen.to_string();
         let shown = if written == exposed.to_string() { written } else { format!("{written} ({})", exposed.ip()) };
         let text = format!(
-            "{shown} can be reached from other machines, and this build cannot authenticate {who} yet; \
+            "{shown} is reachable from other machines, and this version cannot authenticate {who} yet; \
              write \"127.0.0.1:{}\"",
             exposed.port()
         );
@@ -98,11 +98,11 @@ impl ConfigCheck<'_> {
         let path = KeyPath::of(&["store"]);
         let kind = find(self.tree, &path.join("kind")).map(ToString::to_string);
         if kind.is_some_and(|kind| kind != store.kind.name()) {
-            // A wrong word is told already, and what it leaves in its place was not meant.
+            // The invalid kind is reported already, and the default in its place is not what the user meant.
             return;
         }
         self.keys(&path, &STORE_KEYS, &store.kind.keys(), &format!("kind {}", store.kind.name()));
-        // An address that is found elsewhere is held against them when secrets are looked for.
+        // A URL in a variable or file is checked together with the secrets.
         if let Some(StoreUrl::Text(url)) = &store.url
             && let Ok(address) = url.parse()
         {
@@ -117,7 +117,7 @@ impl ConfigCheck<'_> {
         if written.is_none_or(|streams| table(streams).is_some_and(|names| names.is_empty())) {
             self.add_mistake(
                 KeyPath::of(&["streams"]),
-                "there is none; add [streams.NAME] with its account and connector",
+                "no stream is configured; add [streams.NAME] with account and connector",
             );
         }
     }
@@ -130,11 +130,11 @@ impl ConfigCheck<'_> {
         }
     }
 
-    /// Keys of other choices, and keys of this one that are missing.
+    /// Reports keys that have no effect with this choice, and missing keys that it requires.
     fn keys(&mut self, path: &KeyPath, all: &[&str], own: &RelevantKeys, choice: &str) {
         for key in all.iter().filter(|key| !own.contains(key)) {
             if self.is_set(&path.join(key)) {
-                self.add_mistake(path.join(key), format!("has no effect with {choice}; take it out"));
+                self.add_mistake(path.join(key), format!("has no effect with {choice}; remove it"));
             }
         }
         for key in own.required {
@@ -151,7 +151,7 @@ impl ConfigCheck<'_> {
         match account.platform {
             PlatformKind::GenesysCloud if !region && (token_url_missing || !api_url) => {
                 let others = if account.grant == GrantKind::Static { "api_url" } else { "token_url and api_url" };
-                self.add_mistake(path.join("region"), format!("is required, or else {others}"));
+                self.add_mistake(path.join("region"), format!("is required, or set {others}"));
             }
             PlatformKind::Generic if region => {
                 self.add_mistake(
@@ -171,8 +171,8 @@ impl ConfigCheck<'_> {
         let plain = matches!(url.scheme(), "http" | "ws");
         if plain && !is_loopback(&url) && !insecure {
             let text = format!(
-                "{0} would carry credentials to another machine in plain text; write {0}s, \
-                 or insecure = true in the account of a closed test network",
+                "{0} sends credentials to another machine in plain text; write {0}s, \
+                 or set insecure = true in the account (closed test networks only)",
                 url.scheme()
             );
             self.add_mistake(path, text);
@@ -192,7 +192,7 @@ impl ConfigCheck<'_> {
         }
         if stream.standby && file.store.kind == StoreKind::Embedded {
             let text =
-                "true has no effect with kind embedded: a standby is another replica, and replicas share a Redis";
+                "has no effect with store kind embedded: a standby is another replica, and replicas need a Redis";
             self.add_ineffective(path.join("standby"), text);
         }
         let insecure = account.is_none_or(|account| account.insecure);
@@ -210,10 +210,10 @@ impl ConfigCheck<'_> {
         known.sort_unstable();
         let hint = match nearest(&stream.account, known.iter().copied()) {
             Some(near) => format!("; did you mean {near:?}?"),
-            None if known.is_empty() => "; there is none".to_owned(),
+            None if known.is_empty() => "; no account is configured".to_owned(),
             None => format!("; known: {}", known.join(", ")),
         };
-        self.add_mistake(path.join("account"), format!("there is no account {:?}{hint}", stream.account));
+        self.add_mistake(path.join("account"), format!("unknown account {:?}{hint}", stream.account));
     }
 
     fn backoff(&mut self, path: &KeyPath, backoff: &BackoffSection) {
@@ -234,7 +234,7 @@ impl ConfigCheck<'_> {
         }
         if account.region.is_some() && stream.silence_max <= GENESYS_HEARTBEAT {
             let text = format!(
-                "{} of silence are normal: Genesys Cloud says something about every {GENESYS_HEARTBEAT}; \
+                "{} is too short: Genesys Cloud sends a heartbeat about every {GENESYS_HEARTBEAT}; \
                  write \"35s\" or longer",
                 stream.silence_max
             );
@@ -244,11 +244,11 @@ impl ConfigCheck<'_> {
 
     fn topics(&mut self, path: &KeyPath, topics: &[String]) {
         if topics.is_empty() {
-            self.add_mistake(path.clone(), "is empty: the stream would hear nothing");
+            self.add_mistake(path.clone(), "is empty: the stream would receive nothing");
         }
         for (index, topic) in topics.iter().enumerate() {
             if topics[..index].contains(topic) {
-                self.add_mistake(path.clone(), format!("item {}: {topic:?} is there twice", index + 1));
+                self.add_mistake(path.clone(), format!("item {}: {topic:?} is listed twice", index + 1));
             }
             if let Some(text) = unsupported_wildcard(topic) {
                 self.add_ineffective(path.clone(), format!("item {}: {text}", index + 1));
@@ -259,8 +259,8 @@ impl ConfigCheck<'_> {
     fn sequenced(&mut self, path: &KeyPath, stream: &StreamSection) {
         if stream.silence_max >= stream.retention {
             let text = format!(
-                "{} is not below retention, {}: a dead socket would be noticed only when the platform \
-                 has forgotten what was missed",
+                "{} is not below retention, {}: a dead socket would be detected too late, when the platform \
+                 can no longer replay the missed events",
                 stream.silence_max, stream.retention
             );
             self.add_mistake(path.join("silence_max"), text);
@@ -268,21 +268,21 @@ impl ConfigCheck<'_> {
         let Some(url) = stream.url.as_deref().and_then(|url| Url::parse(url).ok()) else { return };
         for own in RESERVED_PARAMETERS {
             if url.query_pairs().any(|(key, _)| key == own) {
-                self.add_mistake(path.join("url"), format!("the parameter {own} is added by the relay; take it out"));
+                self.add_mistake(path.join("url"), format!("the connector adds the parameter {own}; remove it"));
             }
         }
     }
 }
 
-/// Why `*` in a topic stands for nothing.
+/// Explains why a `*` in a topic is not expanded; `None` if it is.
 fn unsupported_wildcard(topic: &str) -> Option<String> {
     match topic.matches('*').count() {
         0 => None,
         1 if genesys_notifications::expands(topic) => None,
         1 => Some(format!(
-            "* is looked up for {} only, not in {topic:?}; write a topic for each id",
+            "* is supported for {} only, not in {topic:?}; write one topic per id",
             genesys_notifications::EXPANDED.join(" and ")
         )),
-        _ => Some(format!("{topic:?} has more than one *; write the other ids")),
+        _ => Some(format!("{topic:?} has more than one *; only one is supported")),
     }
 }

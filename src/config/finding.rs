@@ -1,15 +1,15 @@
-//! A mistake in a configuration: where it was written, which key, what is wrong and what is expected.
+//! An error in a configuration: its location, its key, what is wrong and what is expected.
 //!
-//! It never holds the value of a secret.
+//! It never contains the value of a secret.
 
 use std::fmt;
 
 use config::Value;
 
-/// Where a value was written.
+/// The source of a value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SourceLocation {
-    /// A file's path as it was given, or an environment variable.
+    /// A file's path as given, or an environment variable.
     name: String,
     /// The line, counted from 1; an environment variable has none.
     line: Option<usize>,
@@ -24,7 +24,7 @@ impl SourceLocation {
         Self { name: name.to_owned(), line: None }
     }
 
-    /// Read back from the origin that a value carries through the merge.
+    /// Parses the origin that a value keeps through the merge.
     pub(super) fn of(value: &Value) -> Option<Self> {
         let origin = value.origin()?;
         let with_line = origin.rsplit_once(':').and_then(|(name, line)| Some(Self::line(name, line.parse().ok()?)));
@@ -68,7 +68,7 @@ impl fmt::Display for KeyPath {
     }
 }
 
-/// One mistake.
+/// One configuration error or warning.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     location: Option<SourceLocation>,
@@ -94,30 +94,30 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Every mistake of a configuration, in the order of files and lines; at least one.
+/// All errors of a configuration, in the order of files and lines; at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Findings(Vec<Finding>);
 
 impl Findings {
     pub(super) fn of(mut findings: Vec<Finding>) -> Self {
-        assert!(!findings.is_empty(), "without a mistake there is no error");
+        assert!(!findings.is_empty(), "at least one finding is required");
         findings.sort();
         findings.dedup();
         Self(findings)
     }
 
-    /// The mistakes, or `good` when there are none.
+    /// The errors, or `good` if there are none.
     pub(super) fn into_result<T>(findings: Vec<Finding>, good: T) -> Result<T, Self> {
         if findings.is_empty() { Ok(good) } else { Err(Self::of(findings)) }
     }
 
-    /// Each mistake, one line when displayed.
+    /// The errors; each is one line when displayed.
     pub fn iter(&self) -> impl Iterator<Item = &Finding> {
         self.0.iter()
     }
 }
 
-/// One mistake a line.
+/// One error per line.
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, finding) in self.0.iter().enumerate() {

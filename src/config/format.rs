@@ -1,6 +1,6 @@
-//! What a single text must look like: addresses, URLs, origins, domains, topics.
+//! Formats of single strings: addresses, URLs, origins, domains, topics.
 //!
-//! It never shows a text that may carry a password.
+//! Messages never contain a string that may hold a password.
 
 use reqwest::Url;
 
@@ -11,13 +11,13 @@ use crate::{
     store::redis::address::Address,
 };
 
-/// Genesys refuses longer topics.
+/// Genesys Cloud rejects longer topics.
 const TOPIC_LEN_MAX: usize = 200;
 
-/// It stands in every key.
+/// The prefix is part of every Redis key.
 const PREFIX_LEN_MAX: usize = 64;
 
-/// Whether a text is what its format says, else what was expected. A format without a rule takes any text.
+/// Checks a string against its format; the error states what is expected. A format without a rule accepts any string.
 pub(super) fn validate(format: &str, text: &str) -> Result<(), String> {
     match format {
         "address" => ListenAddress::try_from(text.to_owned()).map(drop),
@@ -50,10 +50,10 @@ fn url(text: &str, schemes: [&str; 2]) -> Result<(), String> {
         return Err(format!("{}, found {}:", expected(), url.scheme()));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("holds a user name or password; credentials belong into the account".to_owned());
+        return Err("contains a user name or password; set the credentials in the account".to_owned());
     }
     if url.fragment().is_some() {
-        return Err("has a fragment (#…), which is never sent; take it out".to_owned());
+        return Err("has a fragment (#…), which is never sent; remove it".to_owned());
     }
     Ok(())
 }
@@ -65,7 +65,7 @@ fn origin(text: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "expected an origin such as \"https://dash.example.com\", without path and default port, found {text:?}"
+        "expected an origin such as \"https://dash.example.com\", without path and without default port, found {text:?}"
     ))
 }
 
@@ -85,7 +85,7 @@ fn topic(text: &str) -> Result<(), String> {
         return Err(format!("a topic has at most {TOPIC_LEN_MAX} characters, this one {}", text.len()));
     }
     if text.contains(['{', '}']) {
-        return Err(format!("{text:?} holds a placeholder; write the id, or * for every one"));
+        return Err(format!("{text:?} contains a placeholder; write an id, or * for all ids"));
     }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'*' | b'?' | b'&');
     if !text.starts_with("v2.") || !text.bytes().all(allowed) || text.split('.').any(str::is_empty) {
@@ -93,7 +93,7 @@ fn topic(text: &str) -> Result<(), String> {
     }
     let whole = |part: &str| part == "*" || part.starts_with("*?") || !part.contains('*');
     if !text.split('.').all(whole) {
-        return Err(format!("{text:?}: * stands for a whole id, between two dots"));
+        return Err(format!("{text:?}: * must replace a whole id between two dots"));
     }
     Ok(())
 }
@@ -114,7 +114,7 @@ fn proxy_exception(text: &str) -> Result<(), String> {
     }
 }
 
-/// Braces would decide a key's slot, and spaces end a pattern of an ACL.
+/// Braces would set the cluster slot of a key, and a space would end an ACL pattern.
 fn prefix(text: &str) -> Result<(), String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b':');
     if (1..=PREFIX_LEN_MAX).contains(&text.len()) && text.bytes().all(plain) {
@@ -123,7 +123,7 @@ fn prefix(text: &str) -> Result<(), String> {
     Err(format!("expected 1 to {PREFIX_LEN_MAX} letters, digits, '.', '_', '-' or ':', found {text:?}"))
 }
 
-/// The URL of a Redis or of a proxy as it may be shown.
+/// The URL of a Redis or of a proxy without its credentials.
 pub(super) fn redact_credentials(text: &str) -> String {
     match (text.split_once("://"), text.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://***@{rest}"),

@@ -1,7 +1,8 @@
-//! The messages of wrong configurations, held against the files under `tests/golden/config`.
+//! Compares the messages about invalid configurations with the files under `tests/golden/config`.
 //!
-//! `NAME.toml` is a wrong configuration, `NAME.txt` what is said about it; `NAME.over.toml` is laid over it and
-//! `NAME.env` holds variables. With `UPDATE_GOLDEN` set the messages are written anew, to be read before they are kept.
+//! `NAME.toml` is an invalid configuration, `NAME.txt` the expected messages. Optional: `NAME.over.toml` is a second
+//! file, `NAME.env` sets variables. With `UPDATE_GOLDEN` set the test overwrites `NAME.txt`; read the diff before you
+//! commit it.
 
 use std::{fs, path::PathBuf};
 
@@ -26,7 +27,7 @@ fn every_wrong_configuration_reports_all_its_mistakes() {
             wrong.push(format!("{case}\n{found}"));
         }
     }
-    assert!(wrong.is_empty(), "these are told otherwise than expected:\n\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "these messages differ from the expected ones:\n\n{}", wrong.join("\n"));
 }
 
 fn rendered_findings(case: &str) -> String {

@@ -1,6 +1,4 @@
-//! What a stream can lose, double or reorder as it is configured, and why: told before it happens.
-//!
-//! It says nothing better than the platform and the settings allow.
+//! The delivery guarantees of a configuration: what the store and each stream may lose, duplicate or reorder, and why.
 
 use crate::model::{Size, Span};
 
@@ -9,24 +7,26 @@ use super::{
     StreamConfig,
 };
 
-/// The honest report of one stream. Each text is one sentence.
+/// The delivery guarantees of one stream, as texts for `trunkline check`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guarantee {
-    /// What never reaches the log; whatever it is, a gap entry stands in its place.
+    /// Which events may be missing from the log; a gap entry marks every loss.
     pub lost: String,
-    /// What may be in the log twice.
+    /// Which events may be in the log twice.
     pub duplicated: String,
-    /// What may be in the log in another order than it happened.
+    /// Which events may be in the log in another order than they happened.
     pub reordered: String,
 }
 
 impl StoreConfig {
-    /// What a store may take back although consumers have seen it, and what becomes of it then.
+    /// Which entries a store may lose after consumers have seen them, and what follows.
     pub fn possible_loss(&self) -> String {
         match &self.kind {
-            StoreBackend::Embedded => "nothing that was shown, as long as the disk keeps what it has acknowledged; \
-                                    a damaged database is put aside, and a gap says so (store)"
-                .to_owned(),
+            StoreBackend::Embedded => {
+                "nothing that consumers saw, unless the disk fails; a damaged database is renamed, \
+                                    and the log continues in a new epoch after a gap (reason store)"
+                    .to_owned()
+            }
             StoreBackend::Redis(redis) => redis.possible_loss(),
         }
     }
@@ -36,22 +36,20 @@ impl RedisConfig {
     fn possible_loss(&self) -> String {
         let lost = match self.durability {
             DurabilityConfig::Written => {
-                "in a failover what the new primary had not got, although consumers may have seen it; \
-                 when the machine of Redis dies, what was not on its disk (appendfsync)"
+                "in a failover, entries that the new primary had not received, although consumers may have seen them; \
+                 in a crash of the Redis host, entries that were not on its disk yet (appendfsync)"
             }
             DurabilityConfig::Replicated => {
-                "nothing that was shown, in a failover to the one replica of Redis that there is; \
-                 with several, what the new primary had not got; while none answers, nothing is shown and events wait"
+                "with one Redis replica, nothing that consumers saw; with several, in a failover, entries that the new \
+                 primary had not received; while no Redis replica answers, events wait and consumers receive nothing"
             }
         };
-        format!(
-            "{lost}; after that a new epoch begins, and the platform repeats what is missing, or a gap stands for it"
-        )
+        format!("{lost}; after a loss a new epoch begins, and the platform replays the lost events or a gap marks them")
     }
 }
 
 impl StreamConfig {
-    /// What the settings and the platform allow to be promised.
+    /// The guarantees that the platform and the settings of this stream allow.
     pub fn guarantee(&self) -> Guarantee {
         match &self.connector {
             ConnectorConfig::GenesysNotifications { .. } => self.unnumbered(),
@@ -61,12 +59,13 @@ impl StreamConfig {
 
     fn unnumbered(&self) -> Guarantee {
         let rotation = match self.rotation {
-            RotationConfig::Overlap => "a planned change of socket loses nothing",
-            RotationConfig::BreakFirst => "so also at every planned change of socket",
+            RotationConfig::Overlap => "a planned rotation loses nothing",
+            RotationConfig::BreakFirst => "this includes every planned rotation",
         };
         let overflow = match self.overflow {
             OverflowConfig::Backpressure => format!(
-                "while {} events or {} wait the socket is not read, and the platform may close it (no-replay)",
+                "when {} events or {} are buffered, the socket is not read, and the platform may close it \
+                 (no-replay)",
                 self.buffer,
                 self.bytes()
             ),
@@ -74,18 +73,18 @@ impl StreamConfig {
         };
         let doubled = match self.rotation {
             RotationConfig::Overlap => {
-                "what the platform repeats on one socket, since it numbers nothing; \
-                 equal events on the two sockets of a rotation are one"
+                "events that the platform sends twice on one socket: they carry no sequence number; \
+                 duplicates during a rotation are dropped"
             }
-            RotationConfig::BreakFirst => "what the platform repeats, since it numbers nothing",
+            RotationConfig::BreakFirst => "events that the platform sends twice, because they carry no sequence number",
         };
         let reordered = match self.rotation {
-            RotationConfig::Overlap => "nothing on one socket; events of different topics while two sockets are up",
-            RotationConfig::BreakFirst => "nothing: one socket, in the order of arrival",
+            RotationConfig::Overlap => "during a rotation, events of different topics; otherwise nothing",
+            RotationConfig::BreakFirst => "nothing: events keep the order of arrival on one socket",
         };
         Guarantee {
             lost: format!(
-                "whatever happens while no socket is up, since the platform cannot replay (no-replay); \
+                "events during a disconnection, because the platform cannot replay; a gap marks them (no-replay); \
                  {rotation}; {overflow}"
             ),
             duplicated: doubled.to_owned(),
@@ -94,11 +93,15 @@ impl StreamConfig {
     }
 
     fn numbered(&self, snapshot: bool) -> Guarantee {
-        let after = if snapshot { "then a snapshot follows" } else { "and without snapshot_url nothing fills it" };
+        let after = if snapshot {
+            "and a snapshot follows the gap"
+        } else {
+            "and no snapshot follows, because snapshot_url is not set"
+        };
         let overflow = match self.overflow {
             OverflowConfig::Backpressure => {
                 format!(
-                    "while {} events or {} wait the socket is not read, and resumed afterwards",
+                    "when {} events or {} are buffered, the socket is not read until there is room",
                     self.buffer,
                     self.bytes()
                 )
@@ -107,17 +110,22 @@ impl StreamConfig {
         };
         Guarantee {
             lost: format!(
-                "nothing as long as an interruption is shorter than the {} for which the platform can replay; \
-                 beyond that what it has forgotten (retention), {after}; {overflow}",
+                "nothing if a disconnection is shorter than the replay window of {}; \
+                 after a longer one, events that the platform no longer has; a gap marks them (retention), {after}; \
+                 {overflow}",
                 Span(self.retention)
             ),
-            duplicated: "nothing: the platform's numbers tell a repeated event".to_owned(),
-            reordered: "nothing: events stand in the order of their numbers".to_owned(),
+            duplicated: "nothing: repeated events are recognised by their sequence number".to_owned(),
+            reordered: "nothing: events are stored in the order of their sequence numbers".to_owned(),
         }
     }
 
     fn dropped(&self) -> String {
-        format!("beyond {} waiting events, or {} of them, the oldest (shed)", self.buffer, self.bytes())
+        format!(
+            "when more than {} events or {} are buffered, the oldest; a gap marks them (shed)",
+            self.buffer,
+            self.bytes()
+        )
     }
 
     fn bytes(&self) -> Size {

@@ -1,7 +1,7 @@
-//! Whether a good configuration fits this machine: ports that can be listened on, a directory that can be written.
+//! Checks of a valid configuration on this machine: free ports, a writable directory.
 //!
-//! `check` asks, `run` does not: it stays up and says what it waits for. A port that a relay of ours listens on is a
-//! warning only, so that a configuration can be checked beside the daemon that uses it.
+//! `check` uses it; `run` does not, because it stays up and reports what it waits for. A port on which Trunkline
+//! listens already is only a warning, so that `check` works on the machine of the running daemon.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -15,12 +15,12 @@ use super::{
     finding::{Finding, Findings, KeyPath},
 };
 
-/// Whoever listens already is given this long to answer.
+/// How long to wait for a reply from the program that listens already.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
-/// How much of that answer is read.
+/// The maximum length of that reply in bytes.
 const ANSWER_LEN_MAX: u64 = 4 * 1024;
 
-/// What a listener of ours answers to a request.
+/// A request and the replies by which a listener of Trunkline is recognised.
 struct EndpointSignature {
     path: &'static str,
     answers: &'static [&'static str],
@@ -30,7 +30,11 @@ const CONSUMERS: EndpointSignature =
     EndpointSignature { path: "/v1/streams", answers: &["\"streams\"", "application/problem+json"] };
 const OPERATORS: EndpointSignature = EndpointSignature { path: "/healthz", answers: &["\r\n\r\nok\n"] };
 
-/// Warnings about this machine, or everything that would keep a part of the configuration from working here.
+/// Checks the ports and the directory of a configuration on this machine, and returns warnings.
+///
+/// # Errors
+///
+/// Everything that prevents a part of the configuration from working on this machine.
 pub fn check_host(config: &Config) -> Result<Vec<Finding>, Findings> {
     let (mut warnings, mut findings) = (Vec::new(), config.ineffective.clone());
     let listeners = [("http", config.http.listen, CONSUMERS), ("admin", config.admin.listen, OPERATORS)];
@@ -38,23 +42,23 @@ pub fn check_host(config: &Config) -> Result<Vec<Finding>, Findings> {
         let Err(error) = TcpListener::bind(address) else { continue };
         let path = KeyPath::of(&[section, "listen"]);
         if error.kind() == ErrorKind::AddrInUse && is_trunkline(address, &own) {
-            warnings.push(Finding::new(None, path, format!("a running relay listens on {address}")));
+            warnings.push(Finding::new(None, path, format!("Trunkline already listens on {address}")));
         } else {
             findings.push(Finding::new(None, path, format!("cannot listen on {address}: {error}")));
         }
     }
     if let Err((directory, error)) = writable(&config.store.path) {
         let text = if directory.is_dir() {
-            format!("cannot write to {}: {error}; make it writable for the user of the relay", directory.display())
+            format!("cannot write to {}: {error}; make it writable for the user of the daemon", directory.display())
         } else {
-            format!("{} is a file where a directory is expected", directory.display())
+            format!("{} is a file; expected a directory", directory.display())
         };
         findings.push(Finding::new(None, KeyPath::of(&["store", "path"]), text));
     }
     Findings::into_result(findings, warnings)
 }
 
-/// Whether what listens there is a relay.
+/// Whether the program that listens on the address is Trunkline.
 fn is_trunkline(address: SocketAddr, signature: &EndpointSignature) -> bool {
     http_get(address, signature.path).is_ok_and(|answer| signature.answers.iter().any(|sign| answer.contains(sign)))
 }
@@ -104,7 +108,7 @@ mod tests {
         let lines: Vec<_> = found.lines().collect();
         assert_eq!(lines.len(), 2, "{found}");
         assert!(lines[0].starts_with("http.listen: cannot listen on 127.0.0.1:"), "{found}");
-        let expected = format!("store.path: {} is a file where a directory is expected", file.display());
+        let expected = format!("store.path: {} is a file; expected a directory", file.display());
         assert_eq!(lines[1], expected);
     }
 
@@ -115,7 +119,7 @@ mod tests {
         let answer = std::thread::spawn(move || {
             let (mut stream, _) = taken.accept().unwrap();
             let mut request = Vec::new();
-            // All of the request: a connection that is closed over unread bytes is reset.
+            // The whole request: a connection that is closed with unread bytes is reset.
             while !request.ends_with(b"\r\n\r\n") {
                 let mut byte = [0];
                 stream.read_exact(&mut byte).unwrap();
@@ -127,7 +131,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let warnings = check_host(&config(address, folder.path())).unwrap();
         let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
-        assert_eq!(warnings, [format!("http.listen: a running relay listens on {address}")]);
+        assert_eq!(warnings, [format!("http.listen: Trunkline already listens on {address}")]);
         answer.join().unwrap();
     }
 }

@@ -1,13 +1,13 @@
-//! Which keys belong to which grant and which connector. A key that would have no effect is a mistake, not a comment.
+//! Which keys belong to which grant, connector and kind of store. A key without effect is an error.
 
 use super::shape::{ConnectorName, GrantKind, StoreKind};
 
-/// The keys of one choice, beside those that every choice has.
+/// The keys of one choice, without those that all choices have.
 #[derive(Debug)]
 pub(super) struct RelevantKeys {
-    /// Nothing works without these.
+    /// Required keys.
     pub(super) required: &'static [&'static str],
-    /// These have an effect, and a default or a meaning when absent.
+    /// Optional keys.
     pub(super) accepted: &'static [&'static str],
 }
 
@@ -17,15 +17,15 @@ impl RelevantKeys {
     }
 }
 
-/// Every key that some grant has and others have not.
+/// All keys that depend on the grant.
 pub(super) const GRANT_KEYS: [&str; 6] =
     ["client_auth", "client_id", "client_secret", "scope", "refresh_token", "token"];
 
-/// Every key that some connector has and others have not.
+/// All keys that depend on the connector.
 pub(super) const CONNECTOR_KEYS: [&str; 6] = ["topics", "channel_life", "discovery", "url", "auth", "snapshot_url"];
 
 impl GrantKind {
-    /// The word of the file.
+    /// The value in the file.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::ClientCredentials => "client_credentials",
@@ -48,7 +48,7 @@ impl GrantKind {
     }
 }
 
-/// Every key that some kind of store has and others have not.
+/// All keys that depend on the kind of store.
 pub(super) const STORE_KEYS: [&str; 11] = [
     "url",
     "username",
@@ -64,7 +64,7 @@ pub(super) const STORE_KEYS: [&str; 11] = [
 ];
 
 impl StoreKind {
-    /// The word of the file.
+    /// The value in the file.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Embedded => "embedded",
@@ -81,7 +81,7 @@ impl StoreKind {
 }
 
 impl ConnectorName {
-    /// The word of the file.
+    /// The value in the file.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::GenesysNotifications => "genesys-notifications",

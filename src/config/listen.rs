@@ -1,6 +1,6 @@
-//! Where a listener listens: an address and port, or a name and port whose addresses are looked up once.
+//! The address of a listener: an address and port, or a host name and port, which is resolved once.
 //!
-//! It refuses a name that cannot be looked up in time: a configuration is good or bad, not pending.
+//! A name that cannot be resolved in time is an error: a configuration is either valid or invalid.
 
 use std::{
     fmt,
@@ -12,10 +12,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// The system's resolver has so long for a name.
+/// The timeout of a name lookup.
 const LOOKUP_MAX: Duration = Duration::from_secs(5);
 
-/// An address and port as written, and what it stands for.
+/// An address and port as written, and the resolved addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct ListenAddress {
@@ -25,7 +25,7 @@ pub(crate) struct ListenAddress {
 }
 
 impl ListenAddress {
-    /// Where to bind: the first address of IPv4, else the first.
+    /// The address to bind: the first IPv4 address, else the first address.
     pub(crate) fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
@@ -35,7 +35,7 @@ impl ListenAddress {
         self.addresses.iter().copied().find(|address| !address.ip().is_loopback())
     }
 
-    /// Whether both would listen at one place.
+    /// Whether both would use the same port of the same address.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         let (own, other) = (self.address(), other.address());
         let same = own.ip() == other.ip() || own.ip().is_unspecified() || other.ip().is_unspecified();
@@ -73,7 +73,7 @@ impl TryFrom<String> for ListenAddress {
             return Err(format!("expected an address and port such as \"127.0.0.1:8080\", found {text:?}"));
         }
         let mut addresses = resolve(&text).map_err(|why| {
-            format!("the name in {text:?} was not found ({why}); write an address such as \"127.0.0.1:8080\"")
+            format!("the name in {text:?} could not be resolved ({why}); write an address such as \"127.0.0.1:8080\"")
         })?;
         addresses.sort_by_key(|address| !address.is_ipv4());
         Ok(Self { text, addresses })
@@ -83,23 +83,23 @@ impl TryFrom<String> for ListenAddress {
 fn is_host_name(text: &str) -> bool {
     let label =
         |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    // Digits and dots alone are an address that was mistyped.
+    // Only digits and dots: a mistyped address.
     text.bytes().any(|byte| byte.is_ascii_alphabetic()) && text.trim_end_matches('.').split('.').all(label)
 }
 
-/// Asks the system on a thread of its own, because its resolver has no deadline.
+/// Resolves a name on a separate thread, because the system's resolver has no timeout.
 fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     let (sender, found) = sync_channel(1);
     let asked = text.to_owned();
     let thread = thread::Builder::new().name("look-up".to_owned());
     let asking = thread.spawn(move || {
         let addresses = asked.to_socket_addrs().map(Vec::from_iter);
-        // Nobody waits any more when the deadline is over.
+        // After the timeout there is no receiver.
         sender.send(addresses.map_err(|error| error.to_string())).ok();
     });
     asking.map_err(|error| error.to_string())?;
     let addresses = found.recv_timeout(LOOKUP_MAX).map_err(|_| format!("no answer within {LOOKUP_MAX:?}"))??;
-    if addresses.is_empty() { Err("it has no address".to_owned()) } else { Ok(addresses) }
+    if addresses.is_empty() { Err("the name has no address".to_owned()) } else { Ok(addresses) }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How the relay presents itself to Redis: users and passwords in the URL and beside it.
+//! Credentials for Redis: users and passwords in the URL and in separate keys.
 
 use crate::{
     model::SecretRef,
@@ -14,7 +14,7 @@ use super::{
     shape::{StoreSection, StoreUrl},
 };
 
-/// The address that the URL names; none where it cannot be read or is no address, or there is no URL.
+/// The address in the URL; `None` if there is no URL, or it cannot be read or parsed.
 pub(super) fn address(store: &StoreSection, environment: &Environment) -> Option<Address> {
     match store.url.as_ref()? {
         StoreUrl::Text(text) => text.parse().ok(),
@@ -22,7 +22,7 @@ pub(super) fn address(store: &StoreSection, environment: &Environment) -> Option
     }
 }
 
-/// What is read for each connection. An empty user is none.
+/// The credentials, which are read for each connection. An empty user counts as none.
 pub(super) fn credentials(store: &StoreSection) -> Credentials {
     let user = |user: &Option<String>| user.clone().filter(|user| !user.is_empty());
     Credentials {
@@ -38,16 +38,16 @@ pub(super) fn credentials(store: &StoreSection) -> Credentials {
     }
 }
 
-/// The secrets beside the URL, with their keys.
+/// The secrets outside the URL, with their keys.
 pub(super) fn passwords(store: &StoreSection) -> impl Iterator<Item = (&'static str, &SecretRef)> {
     let all = [("password", &store.password), ("sentinel_password", &store.sentinel_password)];
     all.into_iter().filter_map(|(key, secret)| Some((key, secret.as_ref()?)))
 }
 
-/// What is wrong between the address and the keys beside it.
+/// Errors between the address and the credential keys, as key and message.
 pub(super) fn mistakes(address: &Address, store: &StoreSection) -> Vec<(&'static str, &'static str)> {
-    const EXPOSED: &str = "the password would travel to another machine in plain text; write rediss in place of redis, \
-                           or insecure = true in the store of a closed test network";
+    const EXPOSED: &str = "the password is sent to another machine in plain text; write rediss in place of redis, \
+                           or set insecure = true in the store (closed test networks only)";
     let Credentials { username, password, sentinel_username, sentinel_password, insecure, .. } = credentials(store);
     let mut found = Vec::new();
     let in_url = address.password.is_some();
@@ -63,7 +63,7 @@ pub(super) fn mistakes(address: &Address, store: &StoreSection) -> Vec<(&'static
         ));
     }
     if address.topology == Topology::Single || address.topology == Topology::Cluster {
-        let text = "has no effect: url names no Sentinels (redis+sentinel://); take it out";
+        let text = "has no effect: url has no Sentinels (redis+sentinel://); remove it";
         found.extend(sentinel_username.as_ref().map(|_| ("sentinel_username", text)));
         found.extend(sentinel_password.as_ref().map(|_| ("sentinel_password", text)));
     } else if sentinel_username.is_some() && sentinel_password.is_none() {

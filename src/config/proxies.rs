@@ -1,4 +1,4 @@
-//! The proxies of an account: its own, else the environment's.
+//! The proxies of an account: from its keys, else from the environment.
 
 use super::{
     Environment,
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::network::proxy::{EnvironmentError, NO_PROXY, Proxies, Proxy};
 
-/// Variables of the environment that are no proxies, where an account would use them.
+/// Reports environment variables that an account uses and that are not valid proxies.
 pub(super) fn check(file: &File, environment: &Environment) -> Vec<Finding> {
     let errors = file.accounts.values().filter_map(|account| of(account, environment).err());
     let finding = |error: EnvironmentError| {
@@ -23,7 +23,7 @@ pub(super) fn check(file: &File, environment: &Environment) -> Vec<Finding> {
 pub(super) fn of(account: &AccountSection, environment: &Environment) -> Result<Proxies, EnvironmentError> {
     match account.proxy.as_deref() {
         Some(NO_PROXY) => Ok(Proxies::none()),
-        // A wrong URL is a finding of its own.
+        // `format` has reported an invalid URL.
         Some(url) => {
             Ok(Proxy::parse(url).map_or_else(|_| Proxies::none(), |proxy| Proxies::all(&proxy, &account.no_proxy)))
         }

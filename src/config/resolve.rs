@@ -1,6 +1,6 @@
-//! From a checked file to what the wiring takes: defaults that depend on other keys, addresses from regions.
+//! Turns a checked file into the settings of the parts: defaults that depend on other keys, URLs from regions.
 //!
-//! It finds no mistakes: the checks have left none.
+//! It reports no errors: the checks ran before.
 
 use std::{path::Path, time::Duration};
 
@@ -16,12 +16,12 @@ use super::{
     shape::{self, ClientAuthKind, ConnectorName, File, GrantKind},
 };
 
-/// A frame that trickles in for longer is not worth its socket; no platform needs another time.
+/// The longest time from the first byte of a frame to its last. No platform needs another value.
 const FRAME_TIME_MAX: Duration = Duration::from_secs(30);
-/// Beside the log, because both must survive a restart.
+/// Rotated refresh tokens are stored next to the log, because both must survive a restart.
 const VAULT_DIRECTORY: &str = "vault";
 
-/// Fills in what follows from other keys, so that the effective configuration can be shown.
+/// Fills in the defaults that depend on other keys, so that the effective configuration shows them.
 pub(super) fn fill_defaults(file: &mut File) {
     for account in file.accounts.values_mut() {
         if let Some(region) = &account.region {
@@ -41,7 +41,7 @@ pub(super) fn fill_defaults(file: &mut File) {
     }
 }
 
-/// What the wiring takes, from a file that is checked and filled.
+/// The settings of all parts, from a file that is checked and whose defaults are filled in.
 pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
     let vault = file.store.path.join(VAULT_DIRECTORY);
     let retention = &file.store.retention;
@@ -81,7 +81,7 @@ fn store(from: &shape::StoreSection, environment: &Environment) -> StoreBackend 
     match from.kind {
         shape::StoreKind::Embedded => StoreBackend::Embedded,
         shape::StoreKind::Redis => StoreBackend::Redis(Box::new(RedisConfig {
-            address: logins::address(from, environment).expect("the checks demand an address"),
+            address: logins::address(from, environment).expect("the checks require a URL"),
             credentials: logins::credentials(from),
             prefix: from.prefix.clone(),
             durability: from.durability,
@@ -108,14 +108,14 @@ fn account(name: &AccountName, from: &shape::AccountSection, vault: &Path, envir
             refresh_token_dir: vault.to_owned(),
         },
         network: network::Settings {
-            proxies: proxies::of(from, environment).expect("the checks refuse what is no proxy"),
+            proxies: proxies::of(from, environment).expect("the checks reject an invalid proxy"),
             insecure: from.insecure,
         },
     }
 }
 
 fn grant(from: &shape::AccountSection) -> auth::Grant {
-    let present = |secret: &Option<SecretRef>| secret.clone().expect("the checks demand the keys of a grant");
+    let present = |secret: &Option<SecretRef>| secret.clone().expect("the checks require the keys of a grant");
     let client = || auth::OAuthClient {
         id: present(&from.client_id),
         secret: present(&from.client_secret),
@@ -135,14 +135,14 @@ fn grant(from: &shape::AccountSection) -> auth::Grant {
 
 fn stream(from: &shape::StreamSection, file: &File) -> StreamConfig {
     StreamConfig {
-        account: from.account.parse().expect("the checks demand an account that is there"),
+        account: from.account.parse().expect("the checks require an existing account"),
         connector: connector(from, file),
         rotation: from.rotation,
         rotation_jitter: from.rotation_jitter.0,
         retention: from.retention.0,
         buffer: usize::try_from(from.buffer).expect("the schema bounds it"),
         buffer_bytes: usize::try_from(from.buffer_bytes.0).expect("the schema bounds it"),
-        overflow: from.overflow.expect("filled in"),
+        overflow: from.overflow.expect("fill_defaults has set it"),
         silence_max: from.silence_max.0,
         backoff: BackoffConfig {
             first: from.backoff.first.0,
@@ -163,14 +163,14 @@ fn connector(from: &shape::StreamSection, file: &File) -> ConnectorConfig {
             let named = |(name, _): &(&AccountName, &shape::AccountSection)| name.as_str() == from.account;
             let api_url = file.accounts.iter().find(named).and_then(|(_, account)| account.api_url.clone());
             ConnectorConfig::GenesysNotifications {
-                api_url: api_url.expect("the checks demand it of the account"),
-                topics: from.topics.clone().expect("the checks demand the keys of a connector"),
+                api_url: api_url.expect("the checks require it in the account"),
+                topics: from.topics.clone().expect("the checks require the keys of a connector"),
                 channel_life: from.channel_life.0,
                 discovery: from.discovery.0,
             }
         }
         ConnectorName::GenesysSequenced => ConnectorConfig::GenesysSequenced {
-            url: from.url.clone().expect("the checks demand the keys of a connector"),
+            url: from.url.clone().expect("the checks require the keys of a connector"),
             auth: from.auth,
             snapshot_url: from.snapshot_url.clone(),
         },

@@ -1,11 +1,11 @@
-//! The JSON Schema (draft 2020-12) of the configuration, derived from its shape, and how the checks read it.
+//! The JSON Schema (draft 2020-12) of the configuration, derived from `shape`, and its accessors for the checks.
 
 use schemars::{Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::Value;
 
 use super::shape::File;
 
-/// The JSON Schema of a configuration file. Every key carries its description, and its default where it has one.
+/// The JSON Schema of a configuration file. Every key has its description, and its default if it has one.
 pub fn schema() -> Value {
     let settings = SchemaSettings::draft2020_12().for_deserialize().with(|settings| settings.inline_subschemas = true);
     let without_null = RecursiveTransform(drop_null);
@@ -13,7 +13,7 @@ pub fn schema() -> Value {
     schema.to_value()
 }
 
-/// TOML has no null: an optional key is one that may be absent.
+/// Removes null from the schema: TOML has no null, and an optional key may be absent.
 fn drop_null(schema: &mut Schema) {
     let Some(object) = schema.as_object_mut() else { return };
     if object.get("default") == Some(&Value::Null) {
@@ -31,13 +31,13 @@ fn drop_null(schema: &mut Schema) {
     }
 }
 
-/// What a schema wants a value to be.
+/// The type of value that a schema requires.
 #[derive(Debug)]
 pub(super) enum ExpectedValue<'a> {
     Table,
     List,
     Secret,
-    /// One of these words.
+    /// One of these values.
     OneOf(Vec<&'a str>),
     /// Text of this format; empty for any text.
     Text(&'a str),
@@ -65,29 +65,29 @@ pub(super) fn expected(schema: &Value) -> ExpectedValue<'_> {
     }
 }
 
-/// The schema of the reference that may stand in place of a text.
+/// The schema of the secret reference that is allowed in place of a string.
 pub(super) fn or_secret(schema: &Value) -> Option<&Value> {
     schema["anyOf"].as_array()?.iter().find(|choice| choice["format"] == "secret")
 }
 
-/// The words of a choice: plain ones in `enum`, described ones in `oneOf`.
+/// The values of a choice: plain ones in `enum`, described ones in `oneOf`.
 fn words(schema: &Value) -> Vec<&str> {
     let plain = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let described = schema["oneOf"].as_array().into_iter().flatten().filter_map(|choice| choice["const"].as_str());
     plain.chain(described).collect()
 }
 
-/// The keys or words that are known but not offered yet.
+/// The keys or values that are reserved for later versions.
 pub(super) fn reserved(schema: &Value) -> impl Iterator<Item = &str> {
     schema["x-not-yet"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// The schema of a table's key; where the keys are names of the user's own, the schema of every one.
+/// The schema of a key in a table. In a table of user-defined names all keys have the same schema.
 pub(super) fn at_key<'a>(schema: &'a Value, key: &str) -> Option<&'a Value> {
     schema["properties"].get(key).or_else(|| Some(&schema["additionalProperties"]).filter(|any| any.is_object()))
 }
 
-/// The schema of the value that a path leads to.
+/// The schema of the value at a path.
 pub(super) fn at_path<'a>(schema: &'a Value, path: &[String]) -> Option<&'a Value> {
     path.iter().try_fold(schema, |schema, key| at_key(schema, key))
 }

@@ -1,5 +1,5 @@
-//! Whether every secret can be found. It reads them to see that they are not empty (and one that seals, that it is a
-//! key), and forgets them at once.
+//! Checks that every secret can be read and is not empty, and that the encryption key is valid. The values are not
+//! kept.
 
 use std::{fs, path::Path};
 
@@ -19,12 +19,12 @@ use super::{
     source::location_of,
 };
 
-/// A larger file is no secret.
+/// The maximum size of a secret file in bytes.
 const SECRET_LEN_MAX: u64 = 64 << 10;
 
-const NOT_ONE_LINE: &str = "holds more than one line, or a control character; a secret is one line of text";
+const NOT_ONE_LINE: &str = "contains more than one line, or a control character; a secret is one line of text";
 
-/// A finding for every secret that is not there.
+/// Reports every secret that cannot be read.
 pub(super) fn check(tree: &Value, file: &File, environment: &Environment) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let (StoreKind::Redis, Some(secret)) = (file.store.kind, &file.store.seal_key)
@@ -50,14 +50,14 @@ pub(super) fn check(tree: &Value, file: &File, environment: &Environment) -> Vec
     findings
 }
 
-/// What is wrong with the secrets of a store in Redis, by their keys.
+/// Errors of the secrets of a Redis store, as key and message.
 fn store(store: &StoreSection, environment: &Environment) -> Vec<(&'static str, String)> {
     let looked = logins::passwords(store).map(|(key, secret)| (key, read(secret, environment)));
     let mut found: Vec<_> = looked.filter_map(|(key, looked)| Some((key, looked.err()?))).collect();
     let Some(StoreUrl::Secret(secret)) = &store.url else { return found };
     match read(secret, environment).map(|text| text.parse::<Address>()) {
         Err(text) => found.push(("url", text)),
-        Ok(Err(error)) => found.push(("url", format!("{} holds no address: {error}", describe(secret)))),
+        Ok(Err(error)) => found.push(("url", format!("{} is not a valid URL: {error}", describe(secret)))),
         Ok(Ok(address)) => {
             found.extend(logins::mistakes(&address, store).into_iter().map(|(key, text)| (key, text.to_owned())));
         }
@@ -77,10 +77,10 @@ fn secrets(account: &AccountSection) -> impl Iterator<Item = (&'static str, &Sec
     all.into_iter().filter(move |(key, _)| keys.contains(key)).filter_map(|(key, secret)| Some((key, secret.as_ref()?)))
 }
 
-/// What seals has a shape, and one that is none is seen before the start.
+/// Checks the encryption key, so that an invalid one is reported before the start.
 fn check_seal_key(from: &SecretRef, text: &str) -> Result<(), String> {
     let key = Seal::read(&Secret::new(text));
-    key.map(drop).map_err(|error| format!("{} holds no key: {error}", describe(from)))
+    key.map(drop).map_err(|error| format!("{} is not a valid key: {error}", describe(from)))
 }
 
 fn describe(secret: &SecretRef) -> String {
@@ -90,7 +90,7 @@ fn describe(secret: &SecretRef) -> String {
     }
 }
 
-/// The secret itself.
+/// Reads the secret. The error never contains its value.
 pub(super) fn read(secret: &SecretRef, environment: &Environment) -> Result<String, String> {
     match secret {
         SecretRef::Env(name) => variable(name, environment),
@@ -98,10 +98,13 @@ pub(super) fn read(secret: &SecretRef, environment: &Environment) -> Result<Stri
     }
 }
 
-/// A name that is none is not shown: it is probably the secret itself.
+/// An invalid name is not shown, because it is probably the secret itself.
 fn variable(name: &str, environment: &Environment) -> Result<String, String> {
     if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-        return Err("env is not the name of an environment variable (not shown here)".to_owned());
+        return Err(
+            "env must be the name of an environment variable, and its value is not one (not shown: it may be a secret)"
+                .to_owned(),
+        );
     }
     match environment.get(name).map(Secret::trimmed) {
         None if environment.is_unreadable(name) => Err(format!("the environment variable {name} is not UTF-8 text")),
@@ -121,7 +124,7 @@ fn file(path: &Path) -> Result<String, String> {
         return Err(format!("{shown} is not a file"));
     }
     if about.len() > SECRET_LEN_MAX {
-        return Err(format!("the file {shown} is larger than 64 KiB: not a secret"));
+        return Err(format!("the file {shown} is larger than 64 KiB; a secret is one line of text"));
     }
     let text = fs::read_to_string(path).map_err(|error| format!("the file {shown} cannot be read: {error}"))?;
     match Secret::trimmed(&text) {

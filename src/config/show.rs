@@ -1,6 +1,6 @@
 //! The effective configuration as TOML: every key that has an effect, its value, and where the value comes from.
 //!
-//! It never shows a secret, nor where to look for one beyond the name that was configured.
+//! It never shows a secret, only the configured reference to it.
 
 use std::fmt::Write;
 
@@ -36,7 +36,7 @@ pub(super) fn show(draft: &Draft) -> String {
     page.text
 }
 
-/// The file without the keys of other grants and connectors.
+/// The file without the keys of other grants, connectors and stores.
 fn effective_values(draft: &Draft) -> serde_json::Value {
     let file: &File = &draft.file;
     let mut value = serde_json::to_value(file).expect("every key has a JSON form");
@@ -53,7 +53,7 @@ fn effective_values(draft: &Draft) -> serde_json::Value {
     value
 }
 
-/// The entry without these keys and those that have no value.
+/// Removes these keys and all keys without a value.
 fn remove_keys(entry: &mut serde_json::Value, keys: impl Iterator<Item = &'static str>) {
     let Some(entry) = entry.as_object_mut() else { return };
     for key in keys {
@@ -104,7 +104,7 @@ impl ConfigListing<'_> {
         }
     }
 
-    /// Where a value was written; for a secret also where it is looked for.
+    /// The source of a value; for a secret also its reference.
     fn origin(&self, path: &KeyPath) -> String {
         let Some(written) = find(&self.draft.tree, path) else { return default_origin(path).to_owned() };
         let place = SourceLocation::of(written).map_or_else(String::new, |place| place.to_string());
@@ -118,7 +118,7 @@ impl ConfigListing<'_> {
     }
 }
 
-/// Where a value comes from that nobody wrote.
+/// The origin of a value that is not set by the user.
 fn default_origin(path: &KeyPath) -> &'static str {
     match path.0.last().map(String::as_str) {
         Some("token_url" | "api_url") => "from region",

@@ -1,6 +1,6 @@
-//! Where values come from: files and environment variables, merged so that each value keeps its place.
+//! Files and environment variables, merged so that each value keeps its source location.
 //!
-//! It judges no value; it refuses only what is not TOML, and what cannot be read.
+//! Values are not checked here; only unreadable files and invalid TOML are errors.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,25 +19,25 @@ use super::{
     syntax::{self, Duplicate},
 };
 
-/// A larger file is no configuration of ours.
+/// The maximum size of a configuration file in bytes.
 const FILE_LEN_MAX: u64 = 4 << 20;
 
-/// What the TOML library says of a key or table that stands twice.
+/// The TOML library's message for a duplicate key or table.
 const DUPLICATE_KEY: &str = "duplicate key";
 
-/// Variables that override keys begin with this; `__` stands between keys.
+/// The prefix of variables that override keys; `__` separates keys.
 pub(super) const OVERRIDE_PREFIX: &str = "TRUNKLINE__";
 
 /// The environment of the process, read once.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     text: BTreeMap<String, String>,
-    /// Variables whose name or value is not UTF-8, with what can be shown of the name.
+    /// Variables whose name or value is not UTF-8; invalid bytes of the name are replaced.
     unreadable: BTreeSet<String>,
 }
 
 impl Environment {
-    /// What the process was started with.
+    /// The environment of this process.
     pub fn of_process() -> Self {
         Self::of(std::env::vars_os())
     }
@@ -59,7 +59,7 @@ impl Environment {
         self.text.get(name).map(String::as_str)
     }
 
-    /// The variable is there, but its value is not UTF-8.
+    /// Whether the variable is set, but its value is not UTF-8.
     pub(super) fn is_unreadable(&self, name: &str) -> bool {
         self.unreadable.contains(name)
     }
@@ -68,16 +68,15 @@ impl Environment {
         self.text.keys().map(String::as_str)
     }
 
-    /// Overrides that would be passed over: their value cannot be read, or their name begins in another case.
+    /// Reports overrides that would be ignored: not UTF-8, or the prefix is not in upper case.
     pub(super) fn unreadable_overrides(&self) -> Vec<Finding> {
         let finding =
             |name: &str, text: String| Finding::new(Some(SourceLocation::whole(name)), KeyPath::default(), text);
         let unreadable = self.unreadable.iter().filter(|name| is_override_in_any_case(name));
-        let unreadable = unreadable.map(|name| finding(name, "is not UTF-8 text, name and value".to_owned()));
+        let unreadable = unreadable.map(|name| finding(name, "name or value is not UTF-8".to_owned()));
         let lower = self.names().filter(|name| is_override_in_any_case(name) && !name.starts_with(OVERRIDE_PREFIX));
-        let lower = lower.map(|name| {
-            finding(name, format!("begins in another case than an override; write {}", name.to_ascii_uppercase()))
-        });
+        let lower = lower
+            .map(|name| finding(name, format!("overrides are in upper case; write {}", name.to_ascii_uppercase())));
         unreadable.chain(lower).collect()
     }
 
@@ -98,7 +97,7 @@ fn is_override_in_any_case(name: &str) -> bool {
     name.get(..OVERRIDE_PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(OVERRIDE_PREFIX))
 }
 
-/// A file's text under the name that mistakes are reported with.
+/// A file's text, and the name that messages use for it.
 #[derive(Debug, Clone)]
 pub(super) struct Document {
     pub(super) name: String,
@@ -123,12 +122,16 @@ impl Document {
             refused(&name, why)
         })?;
         if text.len() as u64 > FILE_LEN_MAX {
-            return Err(refused(&name, "is larger than 4 MiB: not a configuration".to_owned()));
+            return Err(refused(&name, "is larger than 4 MiB, the maximum for a configuration".to_owned()));
         }
         Ok(Self { name, text })
     }
 
-    /// The file's values, or each place where it is not TOML. The text itself is not quoted: it may hold a secret.
+    /// The file's values.
+    ///
+    /// # Errors
+    ///
+    /// Every syntax error. Messages do not quote the text: it may contain a secret.
     pub(super) fn parse(&self) -> Result<Layer, Vec<Finding>> {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
         if errors.is_empty() {
@@ -149,7 +152,7 @@ impl Document {
         let name = self.text.get(span).unwrap_or_default();
         let twice = (error.message() == DUPLICATE_KEY).then(|| syntax::duplicate(&self.text, line, name)).flatten();
         let text = match twice {
-            Some(Duplicate { path, first }) => format!("column {column}: {path} stands twice, first in line {first}"),
+            Some(Duplicate { path, first }) => format!("column {column}: duplicate {path}, first in line {first}"),
             None => {
                 let names_quotes = error.message().contains("must be quoted");
                 let unquoted = syntax::unquoted(&self.text, line).filter(|_| !names_quotes);
@@ -161,13 +164,13 @@ impl Document {
     }
 }
 
-/// Values of one file, to be laid over those of earlier ones.
+/// The values of one file, which override those of earlier files.
 #[derive(Debug)]
 pub(super) struct Layer(Value);
 
-/// All layers in one tree, later ones over earlier ones, the environment over all.
+/// Merges all layers into one tree: later ones override earlier ones, and the environment overrides all.
 ///
-/// The builder of `config` would do the same, but it forgets where a table was written and splits keys at dots.
+/// The builder of the `config` crate is not used: it drops the location of tables and splits keys at dots.
 pub(super) fn merge(layers: Vec<Layer>, environment: &Environment, schema: &serde_json::Value) -> Value {
     let mut tree = Value::new(None, Map::<String, Value>::new());
     for Layer(values) in layers {
@@ -193,12 +196,12 @@ fn merge_value(under: &mut Value, over: Value) {
     *under = Value::new(origin.as_ref(), kind);
 }
 
-/// Whether the table says where a secret is: such a table replaces another one as a whole.
+/// Whether the table is a reference to a secret: it replaces another reference as a whole.
 fn is_reference(table: &Map<String, Value>) -> bool {
     table.len() == 1 && (table.contains_key("env") || table.contains_key("file"))
 }
 
-/// One variable as a tree of tables with its value at the end.
+/// Merges the value of one variable into the tree.
 fn apply_variable(tree: &mut Value, variable: &str, text: &str, schema: &serde_json::Value) {
     let path = key_path_of(tree, schema, &variable[OVERRIDE_PREFIX.len()..]);
     let leaf = from_variable(variable, text, at_path(schema, &path));
@@ -207,7 +210,7 @@ fn apply_variable(tree: &mut Value, variable: &str, text: &str, schema: &serde_j
     merge_value(tree, path.iter().rev().fold(leaf, wrap));
 }
 
-/// The keys that a variable's name stands for. A variable cannot spell `-` and `.`: `_` finds such a name, too.
+/// The keys in a variable's name. A variable's name cannot contain `-` and `.`, so `_` also matches these.
 fn key_path_of(tree: &Value, schema: &serde_json::Value, name: &str) -> Vec<String> {
     let mut below = Some(tree);
     let mut wanted = Some(schema);
@@ -227,7 +230,7 @@ fn key_path_of(tree: &Value, schema: &serde_json::Value, name: &str) -> Vec<Stri
     path
 }
 
-/// A variable's text as what its key wants: words and texts as they are, everything else as in a file.
+/// Parses a variable by the type of its key: strings and choices verbatim, everything else as TOML.
 fn from_variable(variable: &str, text: &str, schema: Option<&serde_json::Value>) -> Value {
     let verbatim = || Value::new(Some(&variable.to_owned()), text);
     let is_reference = schema.is_some_and(|schema| or_secret(schema).is_some()) && text.trim_start().starts_with('{');
@@ -296,12 +299,12 @@ pub(super) fn child<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     table(value)?.get(key)
 }
 
-/// The value that a path leads to.
+/// The value at a path.
 pub(super) fn find<'a>(tree: &'a Value, path: &KeyPath) -> Option<&'a Value> {
     path.0.iter().try_fold(tree, |value, key| child(value, key))
 }
 
-/// Where the value of a path was written, else the nearest table around it.
+/// The location of the value at a path, else of the nearest table around it.
 pub(super) fn location_of(tree: &Value, path: &KeyPath) -> Option<SourceLocation> {
     let mut nearest = SourceLocation::of(tree);
     let mut value = tree;

@@ -1,10 +1,10 @@
-//! Why a text is not TOML, in the words of its author: another format, or a key that is written twice.
+//! Hints for text that is not valid TOML: another format, a missing quote, a duplicate key.
 //!
-//! It looks at the text line by line and quotes no value: one may be a secret.
+//! It scans the text line by line and never quotes a value, because it may be a secret.
 
 use toml::de::DeValue;
 
-/// Another format that the text seems to be written in.
+/// The other format that the text is probably written in.
 pub(super) fn other_format(text: &str) -> Option<&'static str> {
     let lines = || text.trim_start_matches('\u{feff}').lines().map(str::trim).filter(|line| !line.is_empty());
     let mut content = lines().filter(|line| !line.starts_with('#')).peekable();
@@ -29,7 +29,7 @@ fn is_yaml_key(line: &str) -> bool {
     !key.is_empty() && !key.contains(char::is_whitespace) && (rest.is_empty() || rest.starts_with(' '))
 }
 
-/// The key of a line (counted from 1) whose value is a text without quotes.
+/// The key of a line (counted from 1) whose value is a string without quotes.
 pub(super) fn unquoted(text: &str, line: usize) -> Option<String> {
     let line = text.lines().nth(line.checked_sub(1)?)?;
     let key = keys(line)?.join(".");
@@ -41,16 +41,16 @@ pub(super) fn unquoted(text: &str, line: usize) -> Option<String> {
     (begins_as_text && plain && DeValue::parse(value).is_err()).then_some(key)
 }
 
-/// A key that stands twice.
+/// A duplicate key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Duplicate {
-    /// Its keys from the outside, joined by dots.
+    /// Its path, outermost key first, joined by dots.
     pub(super) path: String,
-    /// The line that has it first, counted from 1.
+    /// The line of its first occurrence, counted from 1.
     pub(super) first: usize,
 }
 
-/// What stands twice, where the second is on this line (counted from 1) and has this name last.
+/// The duplicate key whose second occurrence is on `line` (counted from 1) and ends with `name`.
 pub(super) fn duplicate(text: &str, line: usize, name: &str) -> Option<Duplicate> {
     let paths = paths(text, line);
     let (_, last) = paths.iter().rfind(|(at, _)| *at == line)?;
@@ -62,7 +62,7 @@ pub(super) fn duplicate(text: &str, line: usize, name: &str) -> Option<Duplicate
     Some(Duplicate { path: path.join("."), first: first?.0 })
 }
 
-/// The whole path of each line up to one that opens a table or sets a key.
+/// The full path of each line up to `until` that opens a table or sets a key.
 fn paths(text: &str, until: usize) -> Vec<(usize, Vec<String>)> {
     let mut table = Vec::new();
     let mut paths = Vec::new();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_stands_twice_is_named_with_the_line_that_has_it_first() {
+    fn a_duplicate_key_is_reported_with_the_line_of_its_first_occurrence() {
         for (text, line, name, expected) in [
             ("[a.b]\nx=1\n[c]\ny=2\n[a.b]\nx=2\n", 5, "b", Some(("a.b", 1))),
             ("[a]\nx = 1\n# x = 5\ny=2\nx = 3\n", 5, "x", Some(("a.x", 2))),

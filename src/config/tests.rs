@@ -1,4 +1,4 @@
-//! The configuration as a whole: what a good one becomes, who wins, what is shown, and that the shipped files are true.
+//! Tests of the whole configuration: defaults, precedence, output, and the shipped files.
 
 use std::{fs, path::Path};
 
@@ -95,7 +95,7 @@ fn a_channel_takes_a_thousand_topics_and_not_one_more() {
     };
     assert!(loaded(&[&with(1000)], &[]).is_ok());
     let findings = loaded(&[&with(1001)], &[]).unwrap_err().to_string();
-    assert!(findings.contains("1001 items are more than 1000"), "{findings}");
+    assert!(findings.contains("has 1001 items; the maximum is 1000"), "{findings}");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_store_in_redis_is_shown_without_its_password_and_without_keys_of_the_other_
     assert!(!format!("{:?}", redis.address).contains("hunter2"));
 }
 
-/// A store in Redis whose login stands beside its URL.
+/// A Redis store with these keys.
 fn redis(keys: &str) -> String {
     format!("[store]\nkind = \"redis\"\n{keys}\n")
 }
@@ -193,12 +193,12 @@ fn a_password_in_the_url_of_the_store_is_a_warning_that_does_not_show_it() {
     };
     let warnings = warned("rediss://ann:hunter2@redis.test");
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(warnings[0].starts_with("1.toml:3: store.url: holds a password in plain text"), "{warnings:?}");
+    assert!(warnings[0].starts_with("1.toml:3: store.url: contains a password in plain text"), "{warnings:?}");
     assert!(!warnings[0].contains("hunter2"), "{warnings:?}");
     assert_eq!(warned("rediss://redis.test"), [""; 0]);
 }
 
-/// What is said of a configuration that is good but for what is laid over it.
+/// The errors of a valid configuration with these overrides.
 fn finding_text(over: &str, environment: &Environment) -> String {
     let document = |name: &str, text: &str| Document { name: name.to_owned(), text: text.to_owned() };
     let documents = [document("good.toml", &good_text()), document("over.toml", over)];
@@ -218,13 +218,13 @@ fn an_unreadable_or_wrongly_cased_override_is_a_mistake() {
         (
             b"TRUNKLINE__HTTP__LISTEN".as_slice(),
             b"127.0.0.1:1\xff".as_slice(),
-            "TRUNKLINE__HTTP__LISTEN: is not UTF-8 text, name and value",
+            "TRUNKLINE__HTTP__LISTEN: name or value is not UTF-8",
         ),
-        (b"TRUNKLINE__HTTP\xff", b"1", "TRUNKLINE__HTTP\u{fffd}: is not UTF-8 text, name and value"),
+        (b"TRUNKLINE__HTTP\xff", b"1", "TRUNKLINE__HTTP\u{fffd}: name or value is not UTF-8"),
         (
             b"trunkline__http__connections",
             b"7",
-            "trunkline__http__connections: begins in another case than an override; write TRUNKLINE__HTTP__CONNECTIONS",
+            "trunkline__http__connections: overrides are in upper case; write TRUNKLINE__HTTP__CONNECTIONS",
         ),
     ] {
         assert_eq!(finding_text("", &environment(&[(name, value)])), expected);
@@ -238,7 +238,7 @@ fn a_secret_that_is_not_one_line_of_text_is_a_mistake_that_names_where_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("secret");
     let over = format!("[accounts.acme]\nclient_secret = {{ file = {file:?} }}\n");
-    let broken = "holds more than one line, or a control character; a secret is one line of text";
+    let broken = "contains more than one line, or a control character; a secret is one line of text";
     for text in ["hunter2\nsecond", "hunter2\0", "hun\tter2"] {
         fs::write(&file, text).unwrap();
         let message = finding_text(&over, &environment(&[]));
@@ -261,7 +261,7 @@ fn every_proxy_address_trusted_is_a_warning() {
     }
 }
 
-/// Keys and words that are documented for later builds.
+/// Keys that are reserved for later versions.
 const LATER: &[(&str, &str)] = &[
     ("[consumers.wallboard]\nstreams = [\"queues\"]\n", "consumers"),
     ("[redaction]\nkey = { env = \"X\" }\n", "redaction"),
@@ -289,11 +289,11 @@ const LATER: &[(&str, &str)] = &[
 fn a_reserved_key_is_distinguished_from_an_unknown_one() {
     for (over, key) in LATER {
         let message = finding_text(over, &environment(&[]));
-        assert!(message.contains(&format!("{key}: is not offered by this build yet; take it out")), "{key}: {message}");
+        assert!(message.contains(&format!("{key}: is reserved for a later version; remove it")), "{key}: {message}");
     }
     for connector in ["cxone-agent-session", "cxone-realtime-data", "cxone-event-hub", "generic"] {
         let message = finding_text(&format!("[streams.queues]\nconnector = \"{connector}\"\n"), &environment(&[]));
-        assert!(message.contains(&format!("{connector:?} is not offered by this build yet")), "{message}");
+        assert!(message.contains(&format!("{connector:?} is reserved for a later version")), "{message}");
     }
 }
 
@@ -301,7 +301,7 @@ fn a_reserved_key_is_distinguished_from_an_unknown_one() {
 fn a_number_that_is_not_an_integer_or_too_large_is_rejected_with_the_expected_range() {
     for (written, shown) in [("10.0", "10.0"), ("1e3", "1000.0"), ("99999999999999999999", "99999999999999999999")] {
         let message = finding_text(&format!("[http]\nconnections = {written}\n"), &environment(&[]));
-        let expected = format!("expected a whole number from 1 to 1000000, as in 10, found {shown}");
+        let expected = format!("expected a whole number from 1 to 1000000, such as 10, found {shown}");
         assert!(message.ends_with(&expected), "{message}");
     }
 }
@@ -319,7 +319,7 @@ fn a_text_without_quotes_gets_a_hint_to_quote_it() {
 fn unusable_credentials_are_a_mistake() {
     let password = "password = { env = \"PW\" }";
     for (keys, mistake) in [
-        (format!("url = \"redis://redis.test\"\n{password}"), "store.password: the password would travel"),
+        (format!("url = \"redis://redis.test\"\n{password}"), "store.password: the password is sent"),
         (
             "url = \"redis://localhost\"\nusername = \"ann\"".to_owned(),
             "store.username: has no effect without a password",
@@ -333,15 +333,18 @@ fn unusable_credentials_are_a_mistake() {
             "url = \"redis://localhost\"\npassword = { env = \"NONE\" }".to_owned(),
             "store.password: the environment variable NONE is not set",
         ),
-        ("url = \"redis://localhost\"\npassword = \"hunter2\"".to_owned(), "store.password: a secret is not written"),
+        (
+            "url = \"redis://localhost\"\npassword = \"hunter2\"".to_owned(),
+            "store.password: a secret must not be in the file",
+        ),
         ("url = { env = \"NONE\" }".to_owned(), "store.url: the environment variable NONE is not set"),
         (
             "url = { env = \"PW\" }".to_owned(),
-            "store.url: the environment variable PW holds no address: expected redis://",
+            "store.url: the environment variable PW is not a valid URL: expected redis://",
         ),
-        ("url = { env = \"EXPOSED\" }".to_owned(), "store.url: the password would travel"),
-        ("url = { path = \"x\" }".to_owned(), "store.url: says where a secret is found"),
-        ("url = 7".to_owned(), "store.url: expected a text"),
+        ("url = { env = \"EXPOSED\" }".to_owned(), "store.url: the password is sent"),
+        ("url = { path = \"x\" }".to_owned(), "store.url: is not a reference to a secret"),
+        ("url = 7".to_owned(), "store.url: expected a string"),
     ] {
         let variables = [("PW", "hunter2"), ("EXPOSED", "redis://:hunter2@redis.test")];
         let message = loaded(&[&good_text(), &redis(&keys)], &variables).unwrap_err().to_string();
@@ -388,7 +391,7 @@ fn the_shipped_file_shows_every_key_with_its_default() {
     let documents = documents(&[&text]);
     let tree = source::merge(vec![documents[0].parse().unwrap()], &Environment::default(), &schema());
     let walk = walk::walk(&tree, &schema());
-    assert_eq!(walk.findings, [], "a commented line is wrong");
+    assert_eq!(walk.findings, [], "a commented line is invalid");
     let shown: toml::Table = toml::from_str(&text).unwrap();
     let shown = serde_json::to_value(shown).unwrap();
     let mut seen = 0;
@@ -423,12 +426,14 @@ fn possible_losses_are_documented_in_the_guarantee() {
     let [queues, summary] = ["queues", "summary"].map(|name| config.streams[&name.parse().unwrap()].clone());
     assert!(queues.guarantee().lost.contains("no-replay"));
     assert!(queues.guarantee().lost.contains("5000"));
-    assert!(summary.guarantee().lost.starts_with("nothing as long as an interruption is shorter than the 60s"));
+    assert!(
+        summary.guarantee().lost.starts_with("nothing if a disconnection is shorter than the replay window of 60s")
+    );
     assert!(summary.guarantee().lost.contains("snapshot_url"), "nothing would fill the gap");
     let shedding = StreamConfig { overflow: OverflowConfig::DropOldest, ..summary };
     assert!(shedding.guarantee().lost.contains("shed"));
     let alone = StreamConfig { rotation: RotationConfig::BreakFirst, ..queues };
-    assert!(alone.guarantee().lost.contains("at every planned change"));
+    assert!(alone.guarantee().lost.contains("every planned rotation"));
 }
 
 proptest! {
@@ -470,7 +475,7 @@ fn shipped() -> String {
     fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/trunkline.toml")).unwrap()
 }
 
-/// A commented setting has no blank behind its `#`; prose has.
+/// A commented setting has no space after its `#`; prose has.
 fn uncommented(line: &str) -> String {
     let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with([' ', '#']) && !rest.is_empty());
     setting.unwrap_or(line).to_owned()
@@ -480,7 +485,7 @@ fn hours(count: u64) -> Duration {
     Duration::from_secs(count * 3600)
 }
 
-/// Every key that holds a value; `*` stands for names of the user's own.
+/// Visits every key that holds a value; `*` stands for user-defined names.
 fn each_key(schema: &Json, path: &mut Vec<String>, see: &mut impl FnMut(&[String], &Json)) {
     let keys = schema["properties"].as_object().into_iter().flatten();
     let any = Some(&schema["additionalProperties"]).filter(|any| any.is_object());

@@ -1,6 +1,6 @@
-//! Every value against the schema: unknown and missing keys, types, words, formats, bounds.
+//! Checks every value against the schema: unknown and missing keys, types, choices, formats, bounds.
 //!
-//! It looks at one value at a time; what two keys mean together is the business of `check`.
+//! It checks one value at a time; `check` checks keys against each other.
 
 use std::str::FromStr;
 
@@ -16,18 +16,18 @@ use super::{
     source::table,
 };
 
-/// How much of a found text is shown.
+/// The maximum number of characters of a value in a message.
 const SHOWN_LEN_MAX: usize = 80;
 
-/// What the walk came upon.
+/// The result of the walk.
 #[derive(Debug, Default)]
 pub(super) struct SchemaWalk {
     pub(super) findings: Vec<Finding>,
-    /// Values that must be taken out before the rest can be read.
+    /// Values that must be removed before the rest can be parsed.
     pub(super) broken: Vec<KeyPath>,
 }
 
-/// Holds every value of the tree against the schema.
+/// Checks every value of the tree against the schema.
 pub(super) fn walk(tree: &Value, schema: &Schema) -> SchemaWalk {
     let mut walk = SchemaWalk::default();
     walk.value(tree, schema, &KeyPath::default(), None);
@@ -71,7 +71,7 @@ impl SchemaWalk {
         self.mark_undecided(schema, path);
     }
 
-    /// Where a key is broken that decides what its neighbours mean, nothing can be said of them.
+    /// If a deciding key is invalid, the other keys of its table cannot be checked.
     fn mark_undecided(&mut self, schema: &Schema, path: &KeyPath) {
         let required = schema["required"].as_array().into_iter().flatten().filter_map(Schema::as_str);
         let deciding = required.chain(schema["x-decides"].as_str());
@@ -110,18 +110,18 @@ impl SchemaWalk {
             }
         }
         if let Some(most) = schema["maxItems"].as_u64().filter(|most| items.len() as u64 > *most) {
-            self.add_broken(location, path, format!("{} items are more than {most}", items.len()));
+            self.add_broken(location, path, format!("has {} items; the maximum is {most}", items.len()));
         }
     }
 
-    /// Never shows the value: whatever stands here may be the secret itself.
+    /// Never shows the value, because it may be the secret itself.
     fn secret(&mut self, value: &Value, schema: &Schema, path: &KeyPath, location: Option<&SourceLocation>) {
         const WRITE: &str = r#"write { env = "NAME" } or { file = "PATH" }"#;
         let Some(table) = table(value) else {
-            return self.add_broken(location, path, format!("a secret is not written into a configuration; {WRITE}"));
+            return self.add_broken(location, path, format!("a secret must not be in the file; {WRITE}"));
         };
         if table.keys().any(|key| schema["properties"].get(key).is_none()) {
-            return self.add_broken(location, path, format!("says where a secret is found, and nothing else; {WRITE}"));
+            return self.add_broken(location, path, format!("is not a reference to a secret; {WRITE}"));
         }
         if table.len() != 1 {
             return self.add_broken(location, path, format!("needs exactly one of env and file; {WRITE}"));
@@ -156,12 +156,12 @@ fn missing_text(wanted: Option<ExpectedValue<'_>>) -> String {
 
 fn unknown_key_text(key: &str, schema: &Schema) -> String {
     if reserved(schema).any(|later| later == key) {
-        return "is not offered by this build yet; take it out".to_owned();
+        return "is reserved for a later version; remove it".to_owned();
     }
     let keys = || schema["properties"].as_object().into_iter().flat_map(|keys| keys.keys().map(String::as_str));
     match nearest(key, keys()) {
         Some(near) => format!("unknown key; did you mean {near}?"),
-        None => format!("unknown key; known here: {}", keys().collect::<Vec<_>>().join(", ")),
+        None => format!("unknown key; known keys: {}", keys().collect::<Vec<_>>().join(", ")),
     }
 }
 
@@ -173,7 +173,7 @@ fn check_keyword(value: &Value, words: &[&str], schema: &Schema) -> Result<(), S
         return Ok(());
     }
     if reserved(schema).any(|later| later == found) {
-        return Err(format!("{found:?} is not offered by this build yet; it offers {}", words.join(", ")));
+        return Err(format!("{found:?} is reserved for a later version; this version supports {}", words.join(", ")));
     }
     let guess = nearest(found, words.iter().copied()).map(|near| format!("; did you mean {near:?}?"));
     Err(format!("expected one of {}, found {}{}", words.join(", "), describe(value), guess.unwrap_or_default()))
@@ -185,14 +185,14 @@ fn check_text(value: &Value, format: &str, schema: &Schema) -> Result<(), String
         "size" => check_quantity::<Size>(value, schema, "a size such as \"16MiB\""),
         _ => {
             let ValueKind::String(text) = &value.kind else {
-                return Err(format!("expected a text, found {}", describe(value)));
+                return Err(format!("expected a string, found {}", describe(value)));
             };
             format::validate(format, text)
         }
     }
 }
 
-/// A number with its unit, within the bounds of the schema. A bare number is told which unit it probably lacks.
+/// Checks a number with a unit against the bounds of the schema. For a number without unit the error suggests one.
 fn check_quantity<Q: FromStr<Err = SettingError> + Ord>(
     value: &Value,
     schema: &Schema,
@@ -211,15 +211,15 @@ fn check_quantity<Q: FromStr<Err = SettingError> + Ord>(
         Err(error) => return Err(with_hint_in_bounds(&error, bound("x-maximum"))),
     };
     if let Some((text, _)) = bound("x-minimum").filter(|(_, least)| found < *least) {
-        return Err(format!("{written:?} is below the least that is allowed, {text:?}"));
+        return Err(format!("{written:?} is below the minimum, {text:?}"));
     }
     if let Some((text, _)) = bound("x-maximum").filter(|(_, most)| found > *most) {
-        return Err(format!("{written:?} is above the most that is allowed, {text:?}"));
+        return Err(format!("{written:?} is above the maximum, {text:?}"));
     }
     Ok(())
 }
 
-/// The error, whose hint must not be refused in its turn.
+/// The error with a suggestion that is within the bounds.
 fn with_hint_in_bounds<Q: FromStr<Err = SettingError> + Ord>(error: &SettingError, most: Option<(&str, Q)>) -> String {
     let (SettingError::NoUnit { found, suggestion }, Some((text, most))) = (error, most) else {
         return error.to_string();
@@ -228,7 +228,7 @@ fn with_hint_in_bounds<Q: FromStr<Err = SettingError> + Ord>(error: &SettingErro
     let smaller = ["ms", "B"].map(|unit| format!("{found}{unit}"));
     match std::iter::once(suggestion).chain(&smaller).find(|hint| fits(hint)) {
         Some(hint) => format!("{found:?} has no unit; write {hint:?}"),
-        None => format!("{found:?} has no unit, and the most that is allowed is {text:?}"),
+        None => format!("{found:?} has no unit; the maximum is {text:?}"),
     }
 }
 
@@ -238,7 +238,7 @@ fn check_integer(value: &Value, schema: &Schema) -> Result<(), String> {
             (Some(least), Some(most)) => format!(" from {least} to {most}"),
             (Some(_) | None, _) => String::new(),
         };
-        return Err(format!("expected a whole number{range}, as in 10, found {}", describe(value)));
+        return Err(format!("expected a whole number{range}, such as 10, found {}", describe(value)));
     };
     check_range(*found as f64, schema)
 }
@@ -257,10 +257,10 @@ fn check_range(found: f64, schema: &Schema) -> Result<(), String> {
     let unit = schema["x-unit"].as_str().unwrap_or_default();
     let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
     if found.is_nan() || least.is_some_and(|least| found < least) {
-        return Err(format!("{found} is below the least that is allowed, {} ({unit})", least.unwrap_or_default()));
+        return Err(format!("{found} is below the minimum, {} ({unit})", least.unwrap_or_default()));
     }
     match most.filter(|most| found > *most) {
-        Some(most) => Err(format!("{found} is above the most that is allowed, {most} ({unit})")),
+        Some(most) => Err(format!("{found} is above the maximum, {most} ({unit})")),
         None => Ok(()),
     }
 }
@@ -272,7 +272,7 @@ fn check_boolean(value: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// A value as a mistake shows it: short, and never the inside of a table.
+/// A value as messages show it: short, and without the content of tables and lists.
 fn describe(value: &Value) -> String {
     match &value.kind {
         ValueKind::Nil => "nothing".to_owned(),
@@ -281,7 +281,7 @@ fn describe(value: &Value) -> String {
         ValueKind::I128(number) => number.to_string(),
         ValueKind::U64(number) => number.to_string(),
         ValueKind::U128(number) => number.to_string(),
-        // With a point, so that it does not look like a whole number.
+        // With a decimal point, so that it does not look like a whole number.
         ValueKind::Float(number) => format!("{number:?}"),
         ValueKind::String(text) => format!("{:?}", text.chars().take(SHOWN_LEN_MAX).collect::<String>()),
         ValueKind::Table(_) => "a table".to_owned(),

@@ -1,4 +1,4 @@
-//! What is probably not meant, but keeps nothing from running: `check` prints it and `run` logs it.
+//! Warnings about settings that work but are probably not intended: `check` prints them and `run` logs them.
 
 use std::collections::BTreeSet;
 
@@ -11,12 +11,12 @@ use super::{
 };
 use crate::{listener::IpNetwork, model::nearest, store::redis::address::Address};
 
-/// Every variable of ours begins with this.
+/// The prefix of all variables of Trunkline.
 const OWN_PREFIX: &str = "TRUNKLINE_";
-/// Variables that commands read by themselves.
+/// Variables that commands read directly.
 const OWN_VARIABLES: [&str; 3] = ["TRUNKLINE_LOG", "TRUNKLINE_TOKEN", "TRUNKLINE_COMMIT"];
 
-/// Every warning about a configuration without mistakes.
+/// All warnings about a valid configuration.
 pub(super) fn warnings(tree: &Value, environment: &Environment) -> Vec<Finding> {
     let mut found = unknown_variables(tree, environment);
     found.extend(plain_text_password(tree));
@@ -24,31 +24,30 @@ pub(super) fn warnings(tree: &Value, environment: &Environment) -> Vec<Finding> 
     found
 }
 
-/// A block of trusted proxies that has every address in it.
+/// Warns of a block of trusted proxies that contains all addresses.
 fn all_proxies_trusted(tree: &Value) -> Vec<Finding> {
     let path = KeyPath::of(&["http", "trusted_proxies"]);
     let Some(ValueKind::Array(items)) = find(tree, &path).map(|value| &value.kind) else { return Vec::new() };
     let blocks = items.iter().map(ToString::to_string).filter(|text| text.parse().is_ok_and(IpNetwork::is_everything));
     let finding = |block: String| {
-        let text =
-            format!("{block:?} has every address in it: any client can then name an address of its choice as its own");
+        let text = format!("{block:?} contains all addresses: every client can send a false client address");
         Finding::new(location_of(tree, &path), path.clone(), text)
     };
     blocks.map(finding).collect()
 }
 
-/// A password in the store's URL, which is not shown.
+/// Warns of a password in the store's URL, without showing it.
 fn plain_text_password(tree: &Value) -> Option<Finding> {
-    const ADVICE: &str = "holds a password in plain text; write username and password = { env = \"NAME\" } or \
-                          { file = \"PATH\" } beside a url without a login";
+    const ADVICE: &str = "contains a password in plain text; remove the login from url, and set username and \
+                          password = { env = \"NAME\" } or { file = \"PATH\" }";
     let path = KeyPath::of(&["store", "url"]);
     let ValueKind::String(url) = &find(tree, &path)?.kind else { return None };
     let address: Address = url.parse().ok()?;
     address.password.map(|_| Finding::new(location_of(tree, &path), path, ADVICE))
 }
 
-/// Variables that look like ours and have no effect. They are no mistake: a container may be given others by the same
-/// prefix, as Kubernetes does for a service of that name.
+/// Warns of variables with the prefix of Trunkline and without effect. They are not errors: a container may have other
+/// variables with this prefix, as Kubernetes sets them for a service of that name.
 fn unknown_variables(tree: &Value, environment: &Environment) -> Vec<Finding> {
     let mut known = BTreeSet::from(OWN_VARIABLES.map(str::to_owned));
     secret_variables(tree, &mut known);
@@ -68,10 +67,10 @@ fn advice(name: &str, known: &BTreeSet<String>) -> String {
         return format!("unknown variable, ignored; did you mean {near}?");
     }
     let keys = name[OWN_PREFIX.len()..].trim_matches('_').replace("__", "_").replace('_', "__");
-    format!("unknown variable, ignored; overrides have two underscores between keys, as in {OVERRIDE_PREFIX}{keys}")
+    format!("unknown variable, ignored; overrides need two underscores between keys, as in {OVERRIDE_PREFIX}{keys}")
 }
 
-/// The known variable that was probably meant; the prefix that all have makes none more alike.
+/// The known variable that was probably intended. The common prefix is not compared.
 fn near(name: &str, known: &BTreeSet<String>) -> Option<String> {
     let bare = |name: &str| name.strip_prefix(OWN_PREFIX).unwrap_or(name).to_owned();
     let names: Vec<String> = known.iter().map(|name| bare(name)).collect();
@@ -79,7 +78,7 @@ fn near(name: &str, known: &BTreeSet<String>) -> Option<String> {
     known.iter().find(|name| bare(name) == near).cloned()
 }
 
-/// The variables that the configuration reads secrets from.
+/// Collects the variables that the configuration reads secrets from.
 fn secret_variables(value: &Value, names: &mut BTreeSet<String>) {
     let ValueKind::Table(table) = &value.kind else { return };
     for (key, value) in table {
@@ -90,7 +89,7 @@ fn secret_variables(value: &Value, names: &mut BTreeSet<String>) {
     }
 }
 
-/// Kubernetes describes each service of a namespace to its pods in variables of these forms.
+/// Kubernetes sets variables of these forms in pods for each service of the namespace.
 fn is_service_link(name: &str) -> bool {
     let mut parts = name.split('_').skip_while(|part| *part != "PORT").skip(1);
     let has_port = parts.next().is_some_and(|port| port.parse::<u16>().is_ok());
@@ -111,7 +110,7 @@ mod tests {
             let config = from_text("t.toml", &text, &environment).unwrap_or_else(|wrong| panic!("{wrong}"));
             config.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        let override_of = "unknown variable, ignored; overrides have two underscores between keys, as in";
+        let override_of = "unknown variable, ignored; overrides need two underscores between keys, as in";
         for (name, text) in [
             ("TRUNKLINE_STREAMS_QUEUES_X", format!("{override_of} TRUNKLINE__STREAMS__QUEUES__X")),
             ("TRUNKLINE_HTTP_LISTEN", format!("{override_of} TRUNKLINE__HTTP__LISTEN")),
