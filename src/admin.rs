@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use crate::{
     auth::Tokens,
     clock,
+    coordination::Replica,
     event_log::EventLogs,
     listener::{
         HttpListener, Listener,
@@ -28,7 +29,6 @@ use crate::{
         router_switch::RouterSwitch,
     },
     model::StreamName,
-    replica::Replica,
     store::Store,
     tasks::Tasks,
     upstream::StreamRegistry,

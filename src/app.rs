@@ -12,6 +12,7 @@ use crate::{
     auth::{self, AccountStatus, Tokens},
     config::{self, Config, ConnectorConfig, StreamConfig},
     connector::{Connector, genesys_notifications, genesys_sequenced},
+    coordination::{self, LeaseHandle, Registry, Replica, SharedSettings},
     downstream::server,
     event_log::{self, EventLogs},
     listener::{self, descriptors},
@@ -23,11 +24,10 @@ use crate::{
         stream::{self, OverflowPolicy, Rotation},
     },
     random,
-    replica::{LeaseHandle, Replica},
     store::{
         self, Retry, Store,
         embedded::{self, EmbeddedStore},
-        redis::{self, RedisStore, address::Address, connection::RedisTimeouts, registry::Registry},
+        redis::{self, RedisStore, address::Address, connection::RedisTimeouts},
     },
     tasks::Tasks,
     telemetry::metrics,
@@ -384,13 +384,21 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
         config::StoreBackend::Redis(from) => {
             let address = from.credentials.locate(&from.address).await?;
             let store = RedisStore::new(redis_settings(from, address, retention));
-            let warnings = store.preflight().await.with_context(|| format!("store.url: {}", from.address))?;
-            for warning in warnings {
+            let warnings = check_redis(&store).await.with_context(|| format!("store.url: {}", from.address))?;
+            for warning in &warnings {
                 tracing::warn!(address = %from.address, "{warning}");
             }
+            store.set_warnings(warnings);
             Ok(Store::Redis(store))
         }
     }
+}
+
+/// Whether the server can be used, and warnings for the operator.
+async fn check_redis(store: &RedisStore) -> Result<Vec<String>, redis::UnsupportedServer> {
+    let mut warnings = store.preflight().await?;
+    warnings.extend(coordination::settings_warning(store).await?);
+    Ok(warnings)
 }
 
 fn redis_settings(from: &config::RedisConfig, address: Address, retention: store::Retention) -> redis::Settings {
@@ -460,8 +468,8 @@ fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, 
         connect: from.lease.mul_f64(CONNECT_TIMEOUT_SHARE),
         response: from.lease.mul_f64(ANSWER_TIMEOUT_SHARE),
     };
-    let registry =
-        Registry::new(store.connection().dedicated_within(limits), &from.prefix, me, store.shared_settings());
+    let shared_settings = SharedSettings::of(store.settings());
+    let registry = Registry::new(store.connection().dedicated_within(limits), &from.prefix, me, shared_settings);
     let (replica, leases) = Replica::join(settings, registry, tasks);
     tracing::info!(replica = %me, "joined");
     (Some(replica), leases)

@@ -5,7 +5,7 @@
 //!
 //! - [`model`]: the words. [`connector`]: what a platform is. [`protocol`]: the rules of every conversation, pure.
 //! - [`store`] and [`event_log`]: what was heard, durable, and its readers. The only road from a platform to a consumer.
-//! - [`network`]: how every connection to a platform is made. [`replica`]: which streams this process keeps. [`auth`]: tokens. [`upstream`]: a task per stream, which carries out its rules over sockets and REST calls.
+//! - [`network`]: how every connection to a platform is made. [`coordination`]: which streams this process keeps. [`auth`]: tokens. [`upstream`]: a task per stream, which carries out its rules over sockets and REST calls.
 //! - [`downstream`]: consumers over HTTP. [`admin`]: health, metrics, status, an operator's wishes.
 //! - [`config`]: the file. [`app`] builds every part from it and drains them in order. [`cli`]: a file a command.
 //! - [`simulator`]: fake platforms, written from the platforms' documents; it knows nothing of the rest.
@@ -20,12 +20,12 @@ pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod coordination;
 pub mod downstream;
 pub mod event_log;
 pub mod listener;
 pub mod network;
 pub mod random;
-pub mod replica;
 pub mod secrets;
 pub mod store;
 pub mod tasks;

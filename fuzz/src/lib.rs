@@ -27,6 +27,10 @@ use trunkline::{
         Connector, Credential, Endpoint, Failure, Frame, Item, Preparation, PreparationStep, RestResponse,
         genesys_notifications, genesys_sequenced,
     },
+    coordination::{
+        self, IncomingMessage,
+        vault::{self, DamagedKey, RefreshToken, VaultValues},
+    },
     listener::{IpNetwork, forwarded, host},
     model::{Batch, BatchBuilder, Body, Cursor, Epoch, Event, Offset, Secret, Size, Source, Span, Timestamp},
     network::{Proxies, Proxy},
@@ -40,9 +44,7 @@ use trunkline::{
     },
     store::redis::{
         Durability,
-        registry::IncomingMessage,
         values::{self, COUNT_END},
-        vault::{self, DamagedKey, RefreshToken, VaultValues},
     },
     upstream::socket::{SocketEvent, UpgradeRequest, UpstreamSocket},
 };
@@ -258,19 +260,23 @@ pub fn redis(data: &[u8]) {
         "look" => looked(&lines),
         "claim" => claimed(&lines),
         "record" => {
-            let record = values::record(line(0), line(1), lines.get(2).map(String::as_str));
+            let record = coordination::values::record(line(0), line(1), lines.get(2).map(String::as_str));
             assert!(record.is_none_or(|record| record.fence.number < COUNT_END), "the next holder has a number");
         }
         "member" => {
-            if let Some(life) = values::member(line(0), line(1)) {
+            if let Some(life) = coordination::values::member(line(0), line(1)) {
                 assert!(line(1).split(' ').count() >= 2 && !line(0).is_empty(), "{life:?}");
             }
         }
         "terms" => {
-            let said = values::shared_settings(line(0));
-            assert_eq!(said.as_deref().and_then(values::shared_settings), said, "settings are said as they were read");
+            let said = coordination::values::shared_settings(line(0));
+            assert_eq!(
+                said.as_deref().and_then(coordination::values::shared_settings),
+                said,
+                "settings are said as they were read"
+            );
         }
-        "word" => match values::message(line(0) == "beat", line(1)) {
+        "word" => match coordination::values::message(line(0) == "beat", line(1)) {
             Some(IncomingMessage::Direct { note: PeerMessage::HandedOver { fence, .. }, .. }) => {
                 assert!(fence.number < COUNT_END);
             }

@@ -18,9 +18,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     auth::AccountStatus,
+    coordination::Replica,
     listener::descriptors::ConnectionBudget,
     model::{ReplicaId, StreamName},
-    replica::Replica,
     telemetry::metrics,
     upstream::StreamStatus,
 };

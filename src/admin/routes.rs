@@ -26,13 +26,13 @@ use super::{
 use crate::{
     auth::Tokens,
     clock,
+    coordination::Replica,
     listener::{
         origin::{self, Origins},
         problem::HttpProblem,
         resource::{PathName, READ, allow_methods, not_found},
     },
     model::{AccountName, NameError, StreamName},
-    replica::Replica,
     telemetry::{chain, metrics},
     upstream::{OperatorCommand, OperatorCommandError, StreamStatus},
 };

@@ -12,16 +12,14 @@ use super::{
     seal::{Seal, SealContext, SealError, SealedKind},
 };
 use crate::{
+    coordination::vault::{RefreshToken, Token, TokenPublishOutcome, TokenVault, TokenVaultState},
     model::{AccountName, Secret},
     protocol::{
         backoff::BackoffCurve,
         refresh::{LockOutcome, PublishOutcome, VaultContent, VaultToken},
     },
     random,
-    store::redis::{
-        connection::{CommandError, RedisConnection},
-        vault::{RefreshToken, Token, TokenPublishOutcome, TokenVault, TokenVaultState},
-    },
+    store::redis::connection::{CommandError, RedisConnection},
     tasks::TaskResult,
     telemetry::chain,
 };

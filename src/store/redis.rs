@@ -7,17 +7,15 @@ pub mod address;
 pub mod connection;
 mod credentials;
 mod follower;
-mod head;
+pub(crate) mod head;
 pub mod keys;
 mod log;
 mod preflight;
 mod reads;
 mod records;
-pub mod registry;
-mod shared_settings;
 mod skew;
+pub(crate) mod unreadable;
 pub mod values;
-pub mod vault;
 mod view;
 
 use std::{
@@ -38,9 +36,7 @@ use self::{
     records::RecordStore,
     view::LogView,
 };
-pub use self::{
-    credentials::Credentials, follower::RedisFollower, preflight::UnsupportedServer, shared_settings::SharedSettings,
-};
+pub use self::{credentials::Credentials, follower::RedisFollower, preflight::UnsupportedServer};
 use super::{Append, AppendError, LogBounds, LogState, ObservedLog, ReadError, Retention, age::AgeClock};
 use crate::{
     clock,
@@ -107,7 +103,7 @@ struct RedisShared {
     age: Mutex<AgeClock>,
     /// Why the server did not greet when it was last looked after.
     last_error: Mutex<Option<String>>,
-    /// What the examination found at the start.
+    /// The warnings of the start.
     warnings: OnceLock<Vec<String>>,
 }
 
@@ -137,19 +133,22 @@ impl RedisStore {
         &self.shared.connection
     }
 
-    /// What the other replicas on this Redis should have set alike.
-    pub fn shared_settings(&self) -> SharedSettings {
-        SharedSettings::of(&self.shared.settings)
+    /// Where the store is and how much it keeps.
+    pub fn settings(&self) -> &Settings {
+        &self.shared.settings
     }
 
-    /// Looks whether the server can hold logs, and returns what an operator should know. Done once, at the start.
-    pub async fn preflight(&self) -> Result<Vec<String>, preflight::UnsupportedServer> {
-        let RedisShared { connection, settings, .. } = &*self.shared;
-        let warnings = preflight::run(connection, settings).await?;
-        Ok(self.shared.warnings.get_or_init(|| warnings).clone())
+    /// Checks whether the server can hold logs. Returns warnings for the operator.
+    pub async fn preflight(&self) -> Result<Vec<String>, UnsupportedServer> {
+        preflight::run(&self.shared.connection, &self.shared.settings).await
     }
 
-    /// What the examination found.
+    /// Keeps the warnings of the start for the status. Only the first call has an effect.
+    pub fn set_warnings(&self, warnings: Vec<String>) {
+        self.shared.warnings.get_or_init(|| warnings);
+    }
+
+    /// The warnings of the start.
     pub fn warnings(&self) -> &[String] {
         self.shared.warnings.get().map_or(&[], Vec::as_slice)
     }

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use super::reporter::StreamReporter;
 use crate::{
+    coordination::AppendPermit,
     event_log::LogWriter,
     model::{Checkpoint, Event, Fence, Mark},
-    replica::AppendPermit,
     store::AppendError,
 };
 

@@ -22,6 +22,7 @@ use crate::{
     auth::{Token, Tokens},
     clock,
     connector::{Failure, RestResponse},
+    coordination::LeaseHandle,
     event_log::EventLog,
     model::{Checkpoint, Event, Mark, Position, Secret},
     protocol::{
@@ -29,7 +30,6 @@ use crate::{
         session::SessionId,
         stream::{CallId, Input, Output, Stream},
     },
-    replica::LeaseHandle,
     store::AppendError,
 };
 

@@ -7,10 +7,10 @@ use super::{
     driver::{StreamDriver, StreamWorkResult, now},
 };
 use crate::{
+    coordination::{Ownership, OwnershipPhase, ReplicaRole},
     event_log::{EventLog, LogWriter},
     model::{Event, FeedId, Fence, Offset, Position},
     protocol::stream::{Input, LogHead},
-    replica::{Ownership, OwnershipPhase, ReplicaRole},
     store::AppendError,
 };
 

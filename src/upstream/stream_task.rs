@@ -19,10 +19,10 @@ use super::{
 };
 use crate::{
     auth::Tokens,
+    coordination::{LeaseHandle, Ownership, OwnershipPhase, ReplicaRole},
     event_log::{EventLog, LogWriter},
     model::Fence,
     protocol::stream::{Input, Settings, Stream},
-    replica::{LeaseHandle, Ownership, OwnershipPhase, ReplicaRole},
     store::AppendError,
 };
 

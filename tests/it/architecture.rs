@@ -24,8 +24,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("event_log", &["model", "clock", "tasks", "telemetry", "store"]),
     ("listener", &["clock", "tasks", "telemetry"]),
     ("network", &["model", "protocol", "clock", "listener"]),
-    ("auth", &["model", "network", "protocol", "clock", "random", "tasks", "telemetry", "store", "secrets"]),
-    ("replica", &["model", "protocol", "clock", "random", "tasks", "telemetry", "store"]),
+    (
+        "auth",
+        &["model", "network", "protocol", "clock", "random", "tasks", "telemetry", "store", "secrets", "coordination"],
+    ),
+    ("coordination", &["model", "protocol", "clock", "random", "tasks", "telemetry", "store"]),
     (
         "upstream",
         &[
@@ -39,13 +42,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "store",
             "event_log",
             "auth",
-            "replica",
+            "coordination",
         ],
     ),
     ("downstream", &["model", "clock", "random", "tasks", "telemetry", "store", "event_log", "listener"]),
     (
         "admin",
-        &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "replica", "upstream"],
+        &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "coordination", "upstream"],
     ),
     ("config", &["model", "connector", "network", "auth", "clock", "store", "listener"]),
     (
@@ -62,7 +65,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "store",
             "event_log",
             "auth",
-            "replica",
+            "coordination",
             "upstream",
             "downstream",
             "admin",

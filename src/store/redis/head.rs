@@ -2,8 +2,8 @@
 
 use super::{
     Durability,
-    registry::{REPAIR_HINT, quoted as shown_text},
     skew::ClockSkew,
+    unreadable::{REPAIR_HINT, quoted as shown_text},
 };
 use crate::{
     model::{Checkpoint, Epoch, FeedId, Fence, Lineage, Offset, Position, Sequence, Timestamp},
@@ -153,7 +153,7 @@ pub(super) fn parse_offset(digits: &str) -> Option<Offset> {
 const DIGITS_MAX: usize = 15;
 
 /// A number that replicas count up.
-pub(super) fn parse_count(digits: &str) -> Option<u64> {
+pub(crate) fn parse_count(digits: &str) -> Option<u64> {
     let sound = !digits.is_empty() && digits.len() <= DIGITS_MAX && digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse().ok().filter(|_| sound)
 }

@@ -4,15 +4,15 @@ use crate::model::{Offset, StreamName};
 
 /// The keys of one stream's log.
 #[derive(Debug, Clone)]
-pub(super) struct LogKeys {
+pub(crate) struct LogKeys {
     /// A hash: epochs, fence, last offset, position.
-    pub(super) head: String,
+    pub(crate) head: String,
     /// A Redis Stream: the entry with offset 17 has the id `17-0`.
-    pub(super) log: String,
+    pub(crate) log: String,
 }
 
 impl LogKeys {
-    pub(super) fn of(prefix: &str, stream: &StreamName) -> Self {
+    pub(crate) fn of(prefix: &str, stream: &StreamName) -> Self {
         Self { head: key(prefix, stream.as_str(), "head"), log: key(prefix, stream.as_str(), "log") }
     }
 

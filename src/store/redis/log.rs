@@ -16,8 +16,8 @@ use super::{
     connection::{CommandError, LuaScript, RedisConnection},
     head::{self, ClaimedHead},
     keys::LogKeys,
-    registry::{later_format, quoted},
     skew::ClockSkew,
+    unreadable::{later_format, quoted},
     view::{LogView, wrong_types},
 };
 use crate::{

@@ -9,7 +9,6 @@ use super::{
     address::Topology,
     connection::{CommandError, LuaScript, RedisConnection},
     keys::key,
-    shared_settings::{self, SharedSettings},
 };
 
 /// Older servers refuse the scripts.
@@ -48,17 +47,15 @@ pub(super) async fn run(connection: &RedisConnection, settings: &Settings) -> Re
         Durability::Written => (),
         Durability::Replicated => {
             // For no replica, and without waiting.
-            connection.run_all(&probe, pipe().cmd("WAIT").arg(0).arg(1)).await.map_err(unsupported)?;
+            connection.run_all(&probe, pipe().cmd("WAIT").arg(0).arg(1)).await?;
         }
     }
     let save = save(connection, &probe).await;
-    let others =
-        shared_settings::compare(connection, prefix, SharedSettings::of(settings)).await.map_err(unsupported)?;
-    Ok([eviction_warning(&about), persistence_warning(&about, save.as_deref()), others].into_iter().flatten().collect())
+    Ok([eviction_warning(&about), persistence_warning(&about, save.as_deref())].into_iter().flatten().collect())
 }
 
 async fn server_info(connection: &RedisConnection, probe: &str) -> Result<String, UnsupportedServer> {
-    let answers = connection.run_all(probe, pipe().cmd("INFO")).await.map_err(unsupported)?;
+    let answers = connection.run_all(probe, pipe().cmd("INFO")).await?;
     Ok(answers.into_iter().next().and_then(text).unwrap_or_default())
 }
 
@@ -73,15 +70,15 @@ async fn permissions(connection: &RedisConnection, probe: &str, channel: &str) -
     check_pubsub(connection, channel).await?;
     let channel = channel.as_bytes();
     let script = LuaScript::new(include_str!("scripts/probe.lua"));
-    let refused: Vec<String> = connection.run(&script.in_full(&[probe], &[channel])).await.map_err(unsupported)?;
+    let refused: Vec<String> = connection.run(&script.in_full(&[probe], &[channel])).await?;
     if !refused.is_empty() {
         return Err(UnsupportedServer::Forbidden(refused.join("; ")));
     }
     // It is known by now: this tries the other way to run a script.
-    let _: Vec<String> = connection.run(&script.by_name(&[probe], &[channel])).await.map_err(unsupported)?;
-    let _: Value = connection.run(cmd("XRANGE").arg(probe).arg("-").arg("+")).await.map_err(unsupported)?;
-    let _: Value = connection.run(cmd("XREAD").arg("STREAMS").arg(probe).arg("0")).await.map_err(unsupported)?;
-    transaction(connection, probe).await.map_err(unsupported)?;
+    let _: Vec<String> = connection.run(&script.by_name(&[probe], &[channel])).await?;
+    let _: Value = connection.run(cmd("XRANGE").arg(probe).arg("-").arg("+")).await?;
+    let _: Value = connection.run(cmd("XREAD").arg("STREAMS").arg(probe).arg("0")).await?;
+    transaction(connection, probe).await?;
     // A server that cannot be mute answers what nobody needs to hear.
     tolerate(connection.run::<Value>(cmd("CLIENT").arg("REPLY").arg("ON")).await)?;
     tolerate(connection.run::<Value>(cmd("XINFO").arg("STREAM").arg(probe)).await)
@@ -89,14 +86,14 @@ async fn permissions(connection: &RedisConnection, probe: &str, channel: &str) -
 
 /// What replicas and refreshers say to one another is heard over connections of their own.
 async fn check_pubsub(connection: &RedisConnection, channel: &str) -> Result<(), UnsupportedServer> {
-    connection.listen(&[channel]).await.map(drop).map_err(unsupported)
+    connection.listen(&[channel]).await.map(drop).map_err(UnsupportedServer::from)
 }
 
 /// That there is nothing to tell of, or no such command, is an answer, too.
 fn tolerate(told: Result<Value, CommandError>) -> Result<(), UnsupportedServer> {
     match told {
         Err(CommandError::Refused { code, .. }) if code == "ERR" => Ok(()),
-        told => told.map(drop).map_err(unsupported),
+        told => told.map(drop).map_err(UnsupportedServer::from),
     }
 }
 
@@ -112,14 +109,16 @@ async fn transaction(connection: &RedisConnection, probe: &str) -> Result<(), Co
     }
 }
 
-fn unsupported(error: CommandError) -> UnsupportedServer {
-    // A transaction that may not be ended is said to be discarded for want of the permission.
-    match &error {
-        CommandError::Refused { code, text } if code == "NOPERM" || text.contains("NOPERM") => {
-            UnsupportedServer::Forbidden(error.to_string())
-        }
-        CommandError::Refused { .. } | CommandError::NotSent(_) | CommandError::NoAnswer(_) => {
-            UnsupportedServer::Unreachable(error)
+impl From<CommandError> for UnsupportedServer {
+    fn from(error: CommandError) -> Self {
+        // Where EXEC is forbidden, the server answers EXECABORT and names NOPERM in the text.
+        match &error {
+            CommandError::Refused { code, text } if code == "NOPERM" || text.contains("NOPERM") => {
+                Self::Forbidden(error.to_string())
+            }
+            CommandError::Refused { .. } | CommandError::NotSent(_) | CommandError::NoAnswer(_) => {
+                Self::Unreachable(error)
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{
     connection::RedisConnection,
     head,
     keys::{LogKeys, entry_id},
-    registry::quoted,
+    unreadable::quoted,
 };
 use crate::{
     model::{Batch, EnvelopeHeader, Epoch, Offset, StoredEntry, Timestamp},

@@ -9,7 +9,7 @@ use super::{
     head,
     keys::{self, key},
     log::append_error,
-    registry::quoted,
+    unreadable::quoted,
 };
 use crate::{
     model::{ConsumerName, Mark, Revocation, RevocationTarget, StreamName, Timestamp},

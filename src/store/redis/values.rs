@@ -3,14 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Durability, head, reads, records,
-    registry::{self, IncomingMessage, MemberStatus},
-    shared_settings::SharedSettings,
-};
+use super::{Durability, head, reads, records};
 use crate::{
     model::{Mark, RevocationTarget, Timestamp},
-    protocol::lease::LeaseRecord,
     store::{LogBounds, LogState},
 };
 
@@ -32,26 +27,6 @@ pub fn entry(id: &str, fields: &[&[u8]]) -> Option<Mark> {
     let fields = fields.iter().map(|field| field.to_vec()).collect();
     let stored = reads::parse_entry((id.to_owned(), fields))?;
     Some(Mark { epoch: stored.epoch, offset: stored.offset })
-}
-
-/// Who holds a stream, by number, nonce and holder.
-pub fn record(number: &str, nonce: &str, holder: Option<&str>) -> Option<LeaseRecord> {
-    registry::record(&(Some(number.to_owned()), Some(nonce.to_owned()), holder.map(str::to_owned)))
-}
-
-/// A replica that lives, by its id and what its membership says.
-pub fn member(id: &str, says: &str) -> Option<MemberStatus> {
-    registry::parse_member(id, says)
-}
-
-/// What a membership says of settings that all replicas share, as it would be said again.
-pub fn shared_settings(text: &str) -> Option<String> {
-    SharedSettings::parse(text).map(|settings| settings.to_string())
-}
-
-/// A word between replicas.
-pub fn message(is_beat: bool, text: &str) -> Option<IncomingMessage> {
-    registry::parse_message(is_beat, text)
 }
 
 /// A consumer's cursor.

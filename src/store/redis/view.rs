@@ -12,7 +12,7 @@ use super::{
     connection::{CommandError, LuaScript, RedisConnection},
     head,
     keys::LogKeys,
-    registry::REPAIR_HINT,
+    unreadable::REPAIR_HINT,
 };
 use crate::{
     model::{FeedId, Offset},

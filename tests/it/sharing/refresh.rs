@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redis::cmd;
-use trunkline::{clock, store::redis::vault::RefreshToken};
+use trunkline::{clock, coordination::vault::RefreshToken};
 
 use super::{platform, replicas::TokenReplica};
 use crate::harness::{RedisServer, eventually};

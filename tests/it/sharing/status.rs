@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use trunkline::{
     auth::AccountStatus,
+    coordination::vault::{Token, TokenVault},
     simulator::{PlatformFault, TokenFailure},
-    store::redis::vault::{Token, TokenVault},
 };
 
 use super::{platform, replicas::TokenReplica};

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use redis::cmd;
-use trunkline::store::redis::{
-    connection::RedisConnection,
-    vault::{RefreshToken, Token, TokenPublishOutcome, TokenVault},
+use trunkline::{
+    coordination::vault::{RefreshToken, Token, TokenPublishOutcome, TokenVault},
+    store::redis::connection::RedisConnection,
 };
 
 use crate::harness::{RedisServer, eventually, redis_limits};

@@ -1,21 +1,23 @@
-//! What replicas on one Redis should have set alike: whoever holds a stream decides it for all that read it. Each says
-//! its own with its membership, and one that starts compares.
+//! Settings that all replicas on one Redis should share, because the owner of a stream applies them for all readers. Each
+//! replica publishes its settings with its membership; a replica that starts compares.
 
 use std::{fmt, time::Duration};
 
 use redis::cmd;
 
-use super::{
-    Durability, Settings,
-    connection::{CommandError, RedisConnection},
-    registry::memberships,
-};
+use super::membership::member_keys;
 use crate::{
     model::{Size, Span},
-    store::Retention,
+    store::{
+        Retention,
+        redis::{
+            Durability, RedisStore, Settings, UnsupportedServer,
+            connection::{CommandError, RedisConnection},
+        },
+    },
 };
 
-/// What one replica goes by.
+/// The shared settings of one replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SharedSettings {
     durability: Durability,
@@ -23,12 +25,14 @@ pub struct SharedSettings {
 }
 
 impl SharedSettings {
-    pub(super) fn of(Settings { durability, retention, .. }: &Settings) -> Self {
-        // As exact as they are said.
+    /// The settings of this process's store.
+    pub fn of(Settings { durability, retention, .. }: &Settings) -> Self {
+        // In milliseconds, as memberships carry it.
         let age = Duration::from_millis(u64::try_from(retention.age.as_millis()).unwrap_or(u64::MAX));
         Self { durability: *durability, retention: Retention { age, ..*retention } }
     }
 
+    /// Reads settings from a membership; none when another version wrote more or fewer of them.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let [durability, events, age, bytes] = <[&str; 4]>::try_from(text.split(',').collect::<Vec<_>>()).ok()?;
         let durability =
@@ -40,7 +44,7 @@ impl SharedSettings {
         })
     }
 
-    /// What is otherwise there, for people.
+    /// One text per setting that differs on the other replica.
     fn differences(&self, there: &Self) -> Vec<String> {
         let (ours, theirs) = (&self.retention, &there.retention);
         let pairs = [
@@ -54,7 +58,7 @@ impl SharedSettings {
     }
 }
 
-/// As a membership says it; a replica of another version that knows more or less of it is not compared.
+/// The settings as memberships carry them.
 impl fmt::Display for SharedSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Retention { events, age, bytes } = self.retention;
@@ -62,7 +66,7 @@ impl fmt::Display for SharedSettings {
     }
 }
 
-/// As a configuration has it.
+/// The value in a configuration.
 fn as_str(durability: Durability) -> &'static str {
     match durability {
         Durability::Written => "written",
@@ -70,25 +74,33 @@ fn as_str(durability: Durability) -> &'static str {
     }
 }
 
-/// What an operator should know of the replicas that live.
-pub(super) async fn compare(
+/// A warning for the operator when a live replica on the store's Redis has other settings.
+///
+/// # Errors
+/// The server does not answer, or forbids a command.
+pub async fn settings_warning(store: &RedisStore) -> Result<Option<String>, UnsupportedServer> {
+    let settings = store.settings();
+    Ok(compare(store.connection(), &settings.prefix, SharedSettings::of(settings)).await?)
+}
+
+async fn compare(
     connection: &RedisConnection,
     prefix: &str,
     here: SharedSettings,
 ) -> Result<Option<String>, CommandError> {
-    let (known, lives) = memberships(prefix);
+    let (known, members) = member_keys(prefix);
     let replicas: Vec<String> = connection.run(cmd("SMEMBERS").arg(known)).await?;
     for replica in replicas {
-        let says: Option<String> = match connection.run(cmd("GET").arg(format!("{lives}{replica}"))).await {
-            // No membership at all. The renewals report it.
+        let membership: Option<String> = match connection.run(cmd("GET").arg(format!("{members}{replica}"))).await {
+            // Not a membership. The renewals report it.
             Err(error) if error.code() == Some("WRONGTYPE") => None,
-            says => says?,
+            answer => answer?,
         };
-        let terms = says.and_then(|says| SharedSettings::parse(says.split(' ').nth(2)?));
-        let differences = terms.map(|there| here.differences(&there)).unwrap_or_default();
+        let there = membership.and_then(|membership| SharedSettings::parse(membership.split(' ').nth(2)?));
+        let differences = there.map(|there| here.differences(&there)).unwrap_or_default();
         if !differences.is_empty() {
             return Ok(Some(format!(
-                "the replica {replica} has other settings, and whoever holds a stream decides for all: {}",
+                "the replica {replica} has other settings, and the owner of a stream decides for all: {}",
                 differences.join(", ")
             )));
         }
@@ -108,10 +120,10 @@ mod tests {
     #[test]
     fn shared_settings_round_trip() {
         for durability in [Durability::Written, Durability::Replicated] {
-            let terms = SharedSettings { durability, ..HERE };
-            assert_eq!(SharedSettings::parse(&terms.to_string()), Some(terms));
+            let settings = SharedSettings { durability, ..HERE };
+            assert_eq!(SharedSettings::parse(&settings.to_string()), Some(settings));
         }
-        for text in ["", "written", "written,1,2", "written,1,2,3,4", "perhaps,1,2,3", "written,x,2,3"] {
+        for text in ["", "written", "written,1,2", "written,1,2,3,4", "maybe,1,2,3", "written,x,2,3"] {
             assert_eq!(SharedSettings::parse(text), None, "{text}");
         }
     }

@@ -15,6 +15,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ReplicaShared,
     lease_handle::{Ownership, OwnershipPhase, ReplicaRole, StreamUpdate},
+    lease_record::LeaseRecords,
+    membership::{HealthReport, MemberList},
+    peer_message::{IncomingMessage, OutgoingMessage},
+    registry::Registry,
 };
 use crate::{
     clock,
@@ -24,10 +28,7 @@ use crate::{
         lease::{self, BootTime, ChangeOutcome, Input, LeaseMoment, LeaseRecord, LeaseRequest, Output, PeerMessage},
     },
     random,
-    store::redis::{
-        connection::CommandError,
-        registry::{HealthReport, IncomingMessage, LeaseRecords, MemberList, OutgoingMessage, Registry},
-    },
+    store::redis::connection::CommandError,
     telemetry::metrics,
 };
 

@@ -1,9 +1,17 @@
-//! This process among its replicas: carries out what the lease machine says, and tells each stream what its part is.
+//! What replicas agree on: membership, leases, the token vault and shared settings, all in Redis.
 //!
-//! It opens no socket and appends nothing. A stream asks here, right before each append, whether it still may.
+//! [`Replica`] runs the lease machine of this process and assigns each stream its role. A stream asks it for permission
+//! right before each append.
 
 mod lease_handle;
+mod lease_record;
 mod lease_task;
+mod membership;
+mod peer_message;
+mod registry;
+mod shared_settings;
+pub mod values;
+pub mod vault;
 
 use std::{
     collections::BTreeMap,
@@ -14,13 +22,18 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 
-pub use self::lease_handle::{AppendPermit, HolderView, LeaseHandle, Ownership, OwnershipPhase, ReplicaRole};
 use self::lease_task::{LeaseTask, ReplicaCommand};
+pub use self::{
+    lease_handle::{AppendPermit, HolderView, LeaseHandle, Ownership, OwnershipPhase, ReplicaRole},
+    membership::MemberStatus,
+    peer_message::IncomingMessage,
+    registry::Registry,
+    shared_settings::{SharedSettings, settings_warning},
+};
 use crate::{
     clock,
     model::{Fence, ReplicaId, StreamName},
     protocol::lease::{self, Lease},
-    store::redis::registry::{MemberStatus, Registry},
     tasks::Tasks,
 };
 

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use redis::cmd;
 
-use super::{
-    connection::{CommandError, LuaScript, PubSubListener, RedisConnection},
-    keys::key,
-};
 use crate::{
     model::AccountName,
     protocol::{
         refresh::{GENERATION_MAX, lifetime::LIFETIME_MAX},
         retry_after::RETRY_AFTER_MAX,
+    },
+    store::redis::{
+        connection::{CommandError, LuaScript, PubSubListener, RedisConnection},
+        keys::key,
     },
 };
 
