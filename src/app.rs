@@ -1,4 +1,4 @@
-//! The wiring: builds every part from the configuration, owns the task groups, and drains them in order.
+//! The wiring: starts every part from the configuration, owns the task groups, and drains them in order.
 
 mod starting;
 
@@ -34,44 +34,46 @@ use crate::{
     upstream::{self, StreamRegistry, StreamStatus},
 };
 
-/// Newest entries of a stream that are served without the store.
+/// Bytes of a stream's newest entries that are served from memory.
 const TAIL_BYTES: usize = 4 << 20;
-/// From dialling until a socket is open, and again until it is proved.
+/// Timeout until a socket is open, and again until its first data.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-/// After our farewell a platform may still finish what it was saying.
+/// Timeout of the WebSocket close handshake with the platform.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A successor has so long to be live. Streams without one are given up then.
+/// Timeout for the successor of a stream to be live. After it the stream is released without a successor.
 const HANDOVER_MAX: Duration = Duration::from_secs(5);
-/// Until the last stream is another's, or nobody's.
+/// Timeout for the handover or release of all streams.
 const HANDOVER_GRACE: Duration = Duration::from_secs(10);
 const REPLICAS_GRACE: Duration = Duration::from_secs(1);
-/// A holder says that it lives this often, where a standby listens …
+/// Interval of an owner's heartbeats to its standby.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
-/// … and is taken for dead after this silence.
+/// An owner without a heartbeat for this time is considered dead.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(400);
-/// A replica takes nothing for this part of a lease after its start: those that start together find one another first.
+/// Maximum delay after the start before a replica takes streams, as a share of the lease: replicas that start together
+/// see each other first.
 const LEASE_JITTER_SHARE: f64 = 0.5;
-/// The part of a lease in which the store has to answer a replica, and that in which it has to be reached.
+/// Timeout of a lease request, as a share of the lease.
 const ANSWER_TIMEOUT_SHARE: f64 = 0.25;
+/// Timeout of a connection for lease requests, as a share of the lease.
 const CONNECT_TIMEOUT_SHARE: f64 = 0.5;
-/// The same for what is asked about tokens: no replica waits much longer before it goes on alone.
+/// Timeouts for shared tokens. After them a replica continues without the other replicas.
 const VAULT_LIMITS: RedisTimeouts =
     RedisTimeouts { connect: Duration::from_millis(750), response: Duration::from_millis(750) };
-/// Streams say farewell and make durable what they heard.
+/// Timeout for streams to close their sessions and flush received events.
 const UPSTREAM_GRACE: Duration = Duration::from_secs(6);
-/// Subscribers are sent what is due to them and a farewell.
+/// Timeout to send subscribers their remaining entries and a close.
 const DOWNSTREAM_GRACE: Duration = Duration::from_secs(5);
-/// A refresh token that is being rotated is not lost half-way.
+/// Timeout to finish a token request: a rotated refresh token must not be lost.
 const ACCOUNTS_GRACE: Duration = Duration::from_secs(12);
-/// One answers probes while the other makes a long page.
+/// One thread serves probes while the other renders a long page.
 const ADMIN_THREADS: usize = 2;
-/// The orchestrator is answered to the last.
+/// Timeout for the last admin requests.
 const ADMIN_GRACE: Duration = Duration::from_secs(1);
 
 /// A running daemon.
 #[derive(Debug)]
 pub struct App {
-    /// Where several processes share a store.
+    /// Present if several processes share a store.
     replica: Option<Replica>,
     replicas: Tasks,
     accounts: Tasks,
@@ -87,7 +89,12 @@ pub struct App {
 }
 
 impl App {
-    /// Binds both listeners, opens the store however long that takes, and starts every account and stream. Cancel-safe.
+    /// Binds both listeners, opens the store, with retries until it succeeds, and starts every account and stream.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// A listener cannot be bound, or a part cannot be started.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         install_crypto();
         metrics::register_series();
@@ -98,11 +105,11 @@ impl App {
             .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
         let mut replicas = Tasks::new("replicas");
         let mut accounts = Tasks::new("accounts");
-        // An event from the platform does not wait behind a thousand subscribers.
+        // Separate threads: events of the platform do not wait for a thousand subscribers.
         let mut upstream =
             Tasks::on_own_threads("upstream", config.streams.len()).context("cannot start threads for the streams")?;
         let mut downstream = Tasks::new("downstream");
-        // An operator's question does not wait behind a thousand subscribers either.
+        // Separate threads: admin requests do not wait for a thousand subscribers.
         let mut operators =
             Tasks::on_own_threads("admin", ADMIN_THREADS).context("cannot start threads for operators")?;
         let (consumers_at, admin_at) = (server.address(), admin.address());
@@ -147,17 +154,17 @@ impl App {
         })
     }
 
-    /// Where consumers are served.
+    /// The address of the listener for consumers.
     pub fn consumers_at(&self) -> SocketAddr {
         self.consumers_at
     }
 
-    /// Where operators are served.
+    /// The address of the admin listener.
     pub fn admin_at(&self) -> SocketAddr {
         self.admin_at
     }
 
-    /// The streams, as an operator sees them.
+    /// The streams, with their status and commands.
     pub fn streams(&self) -> &StreamRegistry {
         &self.streams
     }
@@ -167,8 +174,12 @@ impl App {
         &self.logs
     }
 
-    /// Runs until `stop`, or until a part fails; then drains: hears nothing new, makes durable what was heard, tells it
-    /// to whoever is connected, and closes.
+    /// Runs until `stop`, or until a part fails; then drains: hands streams over, closes sessions, flushes received
+    /// events, sends them to subscribers, and closes.
+    ///
+    /// # Errors
+    ///
+    /// A part failed, or did not drain in time.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let outcome = tokio::select! {
             () = stop => Ok(()),
@@ -182,10 +193,12 @@ impl App {
         if let Some(replica) = &self.replica {
             let handing_over = replica.drain(HANDOVER_MAX);
             if tokio::time::timeout(HANDOVER_GRACE, handing_over).await.is_err() {
-                tracing::warn!("not every stream was handed over: the others notice that this replica is gone");
+                tracing::warn!(
+                    "handover incomplete; other replicas take the remaining streams after the lease expires"
+                );
             }
         }
-        // A token that is being refreshed keeps nobody waiting who needs none any more.
+        // In parallel: streams need no new token now, so they do not wait for a pending refresh.
         let accounts = self.accounts.drain(ACCOUNTS_GRACE);
         let streams = async {
             let upstream = self.upstream.drain(UPSTREAM_GRACE).await;
@@ -201,7 +214,7 @@ impl App {
     }
 }
 
-/// Raises the limit of open files, and says how many connections it allows.
+/// Raises the limit of open files, and divides the descriptors among the listeners.
 fn share_descriptors(config: &Config) -> descriptors::ConnectionBudget {
     let limit = descriptors::raise();
     let wanted = descriptors::DescriptorDemand {
@@ -220,7 +233,7 @@ fn share_descriptors(config: &Config) -> descriptors::ConnectionBudget {
             "fewer connections than http.connections: raise the hard limit of open files (ulimit -Hn, LimitNOFILE)"
         );
     } else {
-        tracing::info!(consumers, operators, descriptors = limit, "connections that the listeners take");
+        tracing::info!(consumers, operators, descriptors = limit, "connection limits of the listeners");
     }
     share
 }
@@ -251,7 +264,7 @@ fn admin_settings(config: &Config, connections: usize) -> admin::Settings {
     admin::Settings { allowed_hosts: config.admin.allowed_hosts.clone(), limits, ..usual }
 }
 
-/// The accounts and streams of a configuration over a log that goes away with it: to try them.
+/// The accounts and streams of a configuration with a temporary log, to test them.
 #[derive(Debug)]
 pub struct Trial {
     config: Config,
@@ -265,7 +278,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Starts every account and stream; listens nowhere.
+    /// Starts every account and stream, without listeners.
     pub async fn start(mut config: Config) -> anyhow::Result<Self> {
         let folder = temporary_folder("check")?;
         config.store.kind = config::StoreBackend::Embedded;
@@ -286,7 +299,7 @@ impl Trial {
         self.streams.statuses()
     }
 
-    /// Requests the snapshot URL of a stream once; none where its configuration has no such URL.
+    /// Requests the snapshot URL of a stream once; `None` if the stream has no such URL.
     pub async fn snapshot(&self, name: &StreamName) -> Option<SnapshotCheck> {
         let stream = self.config.streams.get(name)?;
         let tokens = self.tokens.get(&stream.account)?;
@@ -302,38 +315,38 @@ impl Trial {
         })
     }
 
-    /// Closes every session, and removes what was heard.
+    /// Closes every session, and removes the temporary log.
     pub async fn end(self) -> anyhow::Result<()> {
         self.upstream.drain(UPSTREAM_GRACE).await?;
         self.accounts.drain(ACCOUNTS_GRACE).await?;
         self.logs.close();
         self.store.close().await;
-        self.folder.close().context("cannot remove what was heard")
+        self.folder.close().context("cannot remove the temporary folder")
     }
 }
 
-/// What came of the request for a snapshot.
+/// The result of a request to a snapshot URL.
 #[derive(Debug)]
 pub enum SnapshotCheck {
-    /// Its account has no token to send.
+    /// The account has no token.
     NoToken,
     Answered(String),
     Failed(String),
 }
 
-/// A folder of this process's own below the system's temporary folder; it goes away with the value.
+/// Creates a folder in the system's temporary folder; it is removed when the value is dropped.
 pub fn temporary_folder(purpose: &str) -> anyhow::Result<TempDir> {
     tempfile::Builder::new()
         .prefix(&format!("trunkline-{purpose}-"))
         .tempdir()
-        .context("cannot make a temporary folder")
+        .context("cannot create a temporary folder")
 }
 
-/// What was found of a store that can be used.
+/// The result of opening a store.
 #[derive(Debug)]
 pub struct StoreCheck {
     pub summary: String,
-    /// The same as at the start of the daemon.
+    /// The warnings that the daemon logs at its start.
     pub warnings: Vec<String>,
 }
 
@@ -344,8 +357,8 @@ pub async fn check_store(config: &Config) -> anyhow::Result<StoreCheck> {
             let warnings = store.warnings().to_vec();
             store.close().await;
             let found = match &config.store.kind {
-                config::StoreBackend::Embedded => format!("{} can be used", config.store.path.display()),
-                config::StoreBackend::Redis(redis) => format!("{} can be used", redis.address),
+                config::StoreBackend::Embedded => format!("{} is usable", config.store.path.display()),
+                config::StoreBackend::Redis(redis) => format!("{} is usable", redis.address),
             };
             Ok(StoreCheck { summary: found, warnings })
         }
@@ -359,14 +372,14 @@ pub async fn check_store(config: &Config) -> anyhow::Result<StoreCheck> {
     }
 }
 
-/// One provider for TLS everywhere. Installing it twice is harmless.
+/// Installs the TLS provider of the process; further calls have no effect.
 pub fn install_crypto() {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::trace!("the crypto provider is installed already");
     }
 }
 
-/// When opening the store is tried again after this failure.
+/// When to retry after this failure to open the store.
 fn retry(error: &anyhow::Error) -> Retry {
     let redis = error.downcast_ref::<redis::UnsupportedServer>().map(redis::UnsupportedServer::retry);
     redis.or_else(|| error.downcast_ref::<embedded::OpenError>().map(embedded::OpenError::retry)).unwrap_or(Retry::Soon)
@@ -415,7 +428,7 @@ fn redis_settings(from: &config::RedisConfig, address: Address, retention: store
     }
 }
 
-/// What a store wants done from time to time.
+/// Starts the periodic maintenance of a store.
 fn start_store_maintenance(store: &Store, tasks: &mut Tasks) {
     match store {
         Store::Embedded(_) => (),
@@ -436,7 +449,7 @@ async fn open_logs(config: &Config, store: &Store) -> anyhow::Result<EventLogs> 
     EventLogs::open(store.clone(), &streams, &settings).await.context("cannot open the logs")
 }
 
-/// With the replicas on the same Redis tokens are shared, over a connection that no append holds up.
+/// Settings to share tokens with the replicas on the same Redis, over a connection without appends.
 async fn sharing(config: &Config, store: &Store) -> anyhow::Result<Option<auth::TokenSharingSettings>> {
     let (config::StoreBackend::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else { return Ok(None) };
     let seal = auth::read_seal(from.seal_key.as_ref()).await.context("store.seal_key")?;
@@ -444,7 +457,7 @@ async fn sharing(config: &Config, store: &Store) -> anyhow::Result<Option<auth::
     Ok(Some(auth::TokenSharingSettings { connection, prefix: from.prefix.clone(), seal: Arc::new(seal) }))
 }
 
-/// With the other replicas on the same Redis each stream has one holder.
+/// Joins the replicas on the same Redis, so that each stream has one owner.
 fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, BTreeMap<StreamName, LeaseHandle>) {
     let (config::StoreBackend::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else {
         metrics::replica_members(1);
@@ -463,7 +476,7 @@ fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, 
         handover_timeout: HANDOVER_MAX,
         start_delay: from.lease.mul_f64(LEASE_JITTER_SHARE * fastrand::f64()),
     };
-    // No append holds it up.
+    // A separate connection: lease requests do not wait for appends.
     let limits = RedisTimeouts {
         connect: from.lease.mul_f64(CONNECT_TIMEOUT_SHARE),
         response: from.lease.mul_f64(ANSWER_TIMEOUT_SHARE),
@@ -480,7 +493,7 @@ fn start_accounts(
     sharing: Option<&auth::TokenSharingSettings>,
     tasks: &mut Tasks,
 ) -> anyhow::Result<BTreeMap<AccountName, Tokens>> {
-    // The accounts share what is trusted and the resolver.
+    // The accounts share the trusted roots and the resolver.
     let (trust, resolver) = (TrustedRoots::of_machine().context("cannot set up TLS")?, Resolver::default());
     let start = |(name, account): (&AccountName, &config::AccountConfig)| {
         let network = NetworkPolicy::new(account.network.clone(), trust.clone(), resolver.clone());
@@ -508,7 +521,7 @@ async fn start_streams(
     StreamRegistry::start(settings?, logs, tokens, leases, tasks).await
 }
 
-/// A stream's rules from its configuration.
+/// The settings of a stream from its configuration.
 fn stream_settings(
     name: &StreamName,
     from: &StreamConfig,

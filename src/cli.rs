@@ -1,6 +1,6 @@
-//! The command line: what can be asked for, how a command ends, and how it says why.
+//! The command line: arguments, exit status and error reports.
 //!
-//! A file a command. None of them prints to anything but the output it is given.
+//! One file per command. A command writes only to the outputs that it gets as arguments.
 
 pub mod bench;
 pub mod check;
@@ -41,80 +41,80 @@ pub struct Cli {
 pub enum CliCommand {
     /// Run the daemon
     Run(RunArgs),
-    /// Run a simulated platform and a relay in one process, to see rotations happen; Ctrl-C ends it
+    /// Run a simulated platform and the daemon in one process; Ctrl-C stops it
     Demo(DemoArgs),
-    /// Run the simulated platform alone
+    /// Run only the simulated platform
     Simulate(SimulateArgs),
-    /// Tell every mistake of a configuration, and what each stream can lose, double or reorder
+    /// Validate the configuration and report delivery guarantees per stream
     Check(check::CheckArgs),
-    /// Show the schema of the configuration, or the effective configuration
+    /// Print the JSON Schema of the configuration, or the effective configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
     /// Follow a stream of a running daemon
     Tail(tail::TailArgs),
     /// Show streams and tokens of a running daemon
     Status(status::StatusArgs),
-    /// Measure the daemon on this machine
+    /// Measure the daemon's performance on this machine
     Bench(bench::BenchArgs),
-    /// Print the completions of a shell
+    /// Print the completion script for a shell
     Completions(completions::CompletionsArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Configuration file; of several, later ones win key by key
+    /// Configuration file; repeatable, later files override earlier ones key by key
     #[arg(long, value_name = "FILE", required = true)]
     pub config: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Events a second that the simulated contact centre produces
+    /// Events per second that the simulated platform sends
     #[arg(long, value_name = "N", default_value = "20", value_parser = rate)]
     pub rate: f64,
-    /// Life of a token: short, so that rotations can be watched
+    /// Lifetime of a token; short, so that rotations are frequent
     #[arg(long, value_name = "DURATION", default_value = "20s")]
     pub token_ttl: Span,
-    /// Where consumers connect
+    /// Address of the listener for consumers
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub http: SocketAddr,
-    /// Where health, metrics and status are
+    /// Address of the listener for health, metrics and status
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
     pub admin: SocketAddr,
-    /// Keep the logs in this directory; without it they are gone at the end
+    /// Keep the logs in this directory; by default they are deleted at the end
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// End by itself after this time; without it the demo runs until Ctrl-C
+    /// Stop after this duration; by default the demo runs until Ctrl-C
     #[arg(long, value_name = "DURATION")]
     pub duration: Option<Span>,
-    /// The faults of the simulated platform
+    /// Script with the faults of the simulated platform
     #[arg(long, value_name = "FILE")]
     pub script: Option<PathBuf>,
-    /// The same seed gives the same contact centre and the same faults
+    /// Random seed; the same seed gives the same events and the same faults
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
 }
 
 #[derive(Debug, Args)]
 pub struct SimulateArgs {
-    /// Where the simulated platform listens
+    /// Address of the simulated platform
     #[arg(long, value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// The faults of the simulated platform
+    /// Script with the faults of the simulated platform
     #[arg(long, value_name = "FILE")]
     pub script: Option<PathBuf>,
-    /// Events a second
+    /// Events per second
     #[arg(long, value_name = "N", default_value = "20", value_parser = rate)]
     pub rate: f64,
-    /// Life of a token
+    /// Lifetime of a token
     #[arg(long, value_name = "DURATION", default_value = "600s")]
     pub token_ttl: Span,
-    /// The same seed gives the same contact centre and the same faults
+    /// Random seed; the same seed gives the same events and the same faults
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
 }
 
-/// Events a second that the simulator is built for.
+/// The maximum rate of the simulator in events per second.
 const RATE_MAX: f64 = 100_000.0;
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -122,7 +122,7 @@ fn rate(text: &str) -> Result<f64, String> {
     rate.ok_or_else(|| format!("expected a number above 0, at most {RATE_MAX}"))
 }
 
-/// How a command ends, as scripts see it.
+/// The exit status of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// 0: done.
@@ -146,10 +146,10 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    #[error("the configuration is wrong")]
+    #[error("the configuration is invalid")]
     Configuration(#[from] Findings),
     #[error("{0}")]
     Refused(String),
@@ -160,7 +160,7 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// How the process ends. Whoever reads our output may stop reading: that is no failure.
+    /// The exit status. A closed output pipe is not a failure.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Configuration(_) => Exit::BadUsage,
@@ -170,7 +170,7 @@ impl CliError {
         }
     }
 
-    /// Says why, one cause a line; nothing where the end is none to complain about.
+    /// Writes the error, one cause per line. Writes nothing if the exit status is [`Exit::Done`].
     pub fn report(&self, out: &mut impl Write) -> io::Result<()> {
         match self {
             Self::Configuration(findings) => writeln!(out, "{findings}"),
@@ -180,7 +180,7 @@ impl CliError {
     }
 }
 
-/// A chain whose links repeat one another is told once.
+/// Writes the error and its chain of causes.
 fn causes(error: &dyn std::error::Error, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "error: {error}")?;
     let mut cause = error.source();
@@ -191,12 +191,12 @@ fn causes(error: &dyn std::error::Error, out: &mut impl Write) -> io::Result<()>
     Ok(())
 }
 
-/// Which lines the daemon logs. What cannot be used of it is reported, and the daemon runs all the same.
+/// The log filter of the daemon. An invalid part of it is reported and ignored.
 fn log_filter(environment: &Environment) -> Option<&str> {
     environment.get("TRUNKLINE_LOG").or(environment.get("RUST_LOG"))
 }
 
-/// Ends a command without complaint when an operator asks for it.
+/// Returns when the user presses Ctrl-C.
 pub async fn interrupted() {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_token_given_on_the_command_line_is_not_shown() {
-        let Ok(cli) = parse("trunkline tail queues --token hunter2") else { panic!("refused") };
+        let Ok(cli) = parse("trunkline tail queues --token hunter2") else { panic!("rejected") };
         assert!(!format!("{cli:?}").contains("hunter2"));
     }
 

@@ -3,16 +3,17 @@
 //!
 //! In reading order:
 //!
-//! - [`model`]: the words. [`connector`]: what a platform is. [`protocol`]: the rules of every conversation, pure.
-//! - [`store`] and [`event_log`]: what was heard, durable, and its readers. The only road from a platform to a consumer.
-//! - [`network`]: how every connection to a platform is made. [`coordination`]: which streams this process keeps. [`auth`]: tokens. [`upstream`]: a task per stream, which carries out its rules over sockets and REST calls.
-//! - [`downstream`]: consumers over HTTP. [`admin`]: health, metrics, status, an operator's wishes.
-//! - [`config`]: the file. [`app`] builds every part from it and drains them in order. [`cli`]: a file a command.
-//! - [`simulator`]: fake platforms, written from the platforms' documents; it knows nothing of the rest.
+//! - [`model`]: the basic types. [`connector`]: the protocols of the platforms. [`protocol`]: the rules, as pure state
+//!   machines. These are the crate `trunkline-core`, without I/O.
+//! - [`store`]: durable logs, embedded or in Redis. [`event_log`]: the log of a stream, its writer and its readers.
+//! - [`network`]: connections to platforms. [`coordination`]: which streams this replica owns. [`auth`]: tokens.
+//! - [`upstream`]: one task per stream, which runs its rules over sockets and REST calls.
+//! - [`downstream`]: consumers over HTTP. [`admin`]: health, metrics, status and operator commands.
+//! - [`config`]: the configuration. [`app`]: starts every part and drains them in order. [`cli`]: one file per command.
+//! - [`simulator`]: simulated platforms, a crate without dependencies on the rest.
 //!
-//! What always holds: data is durable before its position is stored and before any reader sees it; offsets are dense;
-//! between two neighbours nothing is missing, or a gap entry stands between them; every queue has a bound; no rule
-//! reads a clock. `ARCHITECTURE.md` says more.
+//! Invariants: an entry is durable before any reader sees it, and its position is stored with it; offsets are dense; a
+//! gap entry marks every loss; every queue has a bound; no rule reads a clock. `ARCHITECTURE.md` has the details.
 
 pub mod admin;
 pub mod app;

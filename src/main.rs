@@ -1,4 +1,4 @@
-//! Arguments in, exit status out. Everything else is the library's.
+//! Parses the arguments, runs the command and returns its exit status.
 
 use std::{
     io::{IsTerminal, Write},
@@ -15,10 +15,10 @@ use trunkline::{
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// A reader of standard error that has stopped reading does not keep the process from ending.
+/// Timeout for the error message, because standard error may be a pipe that is not read.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long threads that block are waited for when everything else has ended.
+/// Timeout for blocking threads at the end of the process.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     };
     trunkline::app::install_crypto();
     let outcome = runtime.block_on(run(command));
-    // A thread that waits for a disk which does not answer does not keep the process from ending.
+    // A thread that is blocked by a disk must not prevent the exit.
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     match outcome {
         Ok(()) => Exit::Done.into(),
@@ -59,7 +59,7 @@ async fn run(command: CliCommand) -> Result<(), CliError> {
     }
 }
 
-/// Writes why to standard error, and waits only so long for somebody to read it.
+/// Writes the error to standard error, within [`LAST_WRITE_TIMEOUT`].
 fn exit_with(failure: &CliError) -> ExitCode {
     let mut text = Vec::new();
     if failure.report(&mut text).is_err() {

@@ -1,5 +1,4 @@
-//! Opening the store when the process starts: again and again until it succeeds. Whatever the reason
-//! is, the process stays up and says it.
+//! Opens the store at the start, with retries until it succeeds. Meanwhile the process stays up and reports the reason.
 
 use std::time::{Duration, Instant};
 
@@ -15,24 +14,24 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Delays where the store may come by itself.
+/// Delays if the store may recover without an operator.
 const RETRY_SOON: BackoffCurve =
     BackoffCurve { first: Duration::from_millis(200), cap: Duration::from_secs(2), jitter: 0.2 };
-/// Delays where an operator has to act. Secrets are read again before each attempt.
+/// Delays if an operator has to act. Secrets are read again before each attempt.
 const RETRY_SLOWLY: BackoffCurve =
     BackoffCurve { first: Duration::from_secs(2), cap: Duration::from_secs(10), jitter: 0.2 };
-/// The same reason is logged again after this time.
+/// An unchanged reason is logged again after this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// One attempt may take so long. A store that is checked after a crash has most of an hour of its own; Redis has
-/// deadlines of its own that are far shorter.
+/// Timeout of one attempt. The check of an embedded store after a crash may take most of an hour; Redis has much
+/// shorter timeouts.
 const ATTEMPT_MAX: Duration = Duration::from_secs(2 * 3600);
 
-/// Opens the configured store and looks at every log. Returns when it has succeeded; cancel-safe.
+/// Opens the configured store and every log, with retries. Cancel-safe.
 pub(super) async fn open(config: &Config, progress: &StartupProgress) -> (Store, EventLogs) {
     let mut failures = Failures { count: 0, logged: None };
     loop {
         let attempt = tokio::time::timeout(ATTEMPT_MAX, attempt(config)).await;
-        match attempt.unwrap_or_else(|_| Err(anyhow!("it takes too long"))) {
+        match attempt.unwrap_or_else(|_| Err(anyhow!("timed out"))) {
             Ok(opened) => {
                 if failures.count > 0 {
                     tracing::info!(attempts = failures.count + 1, "store opened");
@@ -62,14 +61,14 @@ async fn attempt(config: &Config) -> anyhow::Result<(Store, EventLogs)> {
     }
 }
 
-/// Attempts that failed, and what was logged of them.
+/// The failed attempts, and the last logged reason.
 struct Failures {
     count: u32,
     logged: Option<(String, Instant)>,
 }
 
 impl Failures {
-    /// Until the next attempt.
+    /// The delay until the next attempt.
     fn delay(&mut self, retry: Retry) -> Duration {
         let curve = match retry {
             Retry::Soon => RETRY_SOON,
@@ -84,7 +83,7 @@ impl Failures {
         let now = clock::now();
         let is_known = self.logged.as_ref().is_some_and(|(logged, at)| logged == reason && now < *at + LOG_INTERVAL);
         if !is_known {
-            tracing::error!(reason, ?retry_in, "the store cannot be opened; trying again until it can");
+            tracing::error!(reason, ?retry_in, "cannot open the store, will retry");
             self.logged = Some((reason.to_owned(), now));
         }
     }

@@ -1,8 +1,7 @@
-//! `trunkline bench`: what the daemon does on this machine, measured from outside over real sockets.
+//! `trunkline bench`: measures the daemon on this machine from outside, over real sockets.
 //!
-//! The daemon runs as a process of its own, on a core of its own where there are two; this process is its platform and
-//! its consumers. Figures are medians of rounds. It refuses to measure inside the daemon: what is not seen from outside
-//! is not told.
+//! The daemon is a separate process, pinned to a separate core if there are two; this process is its platform and its
+//! consumers. Figures are medians of rounds.
 
 mod clients;
 mod daemon;
@@ -27,7 +26,7 @@ use self::{
 use super::CliError;
 use crate::app::temporary_folder;
 
-/// How long one thing is measured, and how often.
+/// Duration and number of measurements of each phase.
 const SPAN: Duration = Duration::from_secs(5);
 const ROUNDS: usize = 3;
 const SPAN_QUICK: Duration = Duration::from_secs(2);
@@ -38,38 +37,38 @@ pub struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// One short round
+    /// Run one short round
     #[arg(long)]
     pub quick: bool,
-    /// Measure these alone [default: all that can be]
+    /// Run only these phases [default: all available]
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub only: Vec<BenchPhase>,
-    /// Keep the stores below this directory while they are measured; the disk decides most figures
+    /// Directory for the temporary stores; its disk determines most figures
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Measure with this Redis, which keeps nothing of it; by default with a redis-server of its own, if one is installed
+    /// Use this Redis, and delete the test data afterwards; by default start a redis-server, if one is installed
     #[arg(long, value_name = "URL")]
     pub redis: Option<String>,
 }
 
-/// What can be measured.
+/// The phases of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BenchPhase {
-    /// From a source that never waits into the durable log
+    /// From a source at full speed to the durable log
     Ingest,
-    /// The store alone
+    /// Only the store
     Append,
     /// To 1,000 subscribers, by WebSocket and by SSE
     Fanout,
-    /// From the source over the disk to one subscriber, beside a minimal pipeline
+    /// From the source through the disk to one subscriber, compared with a minimal pipeline
     Latency,
-    /// One subscriber that reads everything from the beginning
+    /// One subscriber that reads the whole log from the first entry
     Cold,
-    /// Many slow streams against one that is as fast as all of them
+    /// Many slow streams, compared with one stream at the same total rate
     Streams,
     /// Memory, with and without subscribers
     Idle,
-    /// Into Redis and through it to another replica, beside a minimal loop and a minimal pipeline
+    /// To Redis, and through Redis to another replica, compared with a minimal loop and a minimal pipeline
     Redis,
 }
 
@@ -85,14 +84,14 @@ impl std::fmt::Display for BenchPhase {
     }
 }
 
-/// Measures, a line of progress at a time, and prints what came of it.
+/// Runs the phases, writes one line of progress for each, and prints the report.
 pub fn run(args: &BenchArgs, out: &mut impl Write, progress: &mut (impl Write + Send)) -> Result<(), CliError> {
     let folder = match &args.data {
         Some(folder) => folder.join(format!("bench-{}", std::process::id())),
         None => temporary_folder("bench")?.keep(),
     };
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    // On a thread that can be pinned, and that belongs to no runtime.
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    // On a separate thread: it is pinned and must not belong to the async runtime.
     let measured = thread::scope(|scope| scope.spawn(|| measure(args, folder.clone(), progress)).join());
     fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     let report = measured.unwrap_or_else(|panic| resume_unwind(panic))?;
@@ -128,7 +127,7 @@ fn measure(args: &BenchArgs, folder: PathBuf, progress: &mut impl Write) -> anyh
     Ok(BenchReport::new(conditions, &measured))
 }
 
-/// What is asked for; of what was not named, what can be measured here.
+/// The phases of `--only`, else all that are available.
 fn phases(args: &BenchArgs, redis: bool) -> Vec<BenchPhase> {
     match &args.only[..] {
         [] => BenchPhase::ALL.into_iter().filter(|phase| redis || *phase != BenchPhase::Redis).collect(),

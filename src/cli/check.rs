@@ -1,6 +1,6 @@
-//! `trunkline check`: every mistake of a configuration, or a report of what it promises.
+//! `trunkline check`: reports all errors of a configuration, or its delivery guarantees.
 //!
-//! It leaves nothing changed, and opens connections only when asked to (`--connect`).
+//! It changes nothing, and opens connections only with `--connect`.
 
 mod connect;
 
@@ -20,22 +20,22 @@ use super::CliError;
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// Configuration file; of several, later ones win key by key
+    /// Configuration file; repeatable, later files override earlier ones key by key
     #[arg(long, value_name = "FILE", required = true)]
     pub config: Vec<PathBuf>,
-    /// Also authenticate every account, and open and close every stream
+    /// Also open the store, authenticate every account, and open and close every stream
     #[arg(long)]
     pub connect: bool,
 }
 
-/// Writes the report of a good configuration, and tries it on the real platform where that is wanted.
+/// Writes the report of a valid configuration, and with `--connect` tests it against the platform.
 pub async fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Write) -> Result<(), CliError> {
     let config = config::load(&args.config, environment)?;
-    let of_machine = config::check_host(&config)?;
-    if let Some(complaint) = super::log_filter(environment).and_then(logs::filter_error) {
-        writeln!(out, "warning: {complaint}")?;
+    let host_warnings = config::check_host(&config)?;
+    if let Some(error) = super::log_filter(environment).and_then(logs::filter_error) {
+        writeln!(out, "warning: {error}")?;
     }
-    for warning in config.warnings.iter().chain(&of_machine) {
+    for warning in config.warnings.iter().chain(&host_warnings) {
         writeln!(out, "warning: {warning}")?;
     }
     report(&config, out)?;
@@ -47,44 +47,44 @@ pub async fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Wri
 }
 
 fn report(config: &Config, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "The configuration is good: {}, {}.", counted(config.streams.len(), "stream"), {
+    writeln!(out, "The configuration is valid: {}, {}.", counted(config.streams.len(), "stream"), {
         counted(config.accounts.len(), "account")
     })?;
-    writeln!(out, "Consumers connect to {}, operators to {}.", config.http.listen, config.admin.listen)?;
+    writeln!(out, "Listeners: consumers {}, admin {}.", config.http.listen, config.admin.listen)?;
     let retention = &config.store.retention;
     writeln!(
         out,
-        "Every entry is {} before a consumer sees it; a log keeps {} entries, {} or {}.",
+        "Every entry is stored {} before a consumer sees it. Retention per stream: {} entries, {} or {}, whichever is less.",
         durability_text(&config.store),
         retention.events,
         crate::model::Span(retention.age),
         crate::model::Size(retention.bytes),
     )?;
-    writeln!(out, "A consumer sees every entry at least once and in order; a repeated one has the same id.")?;
-    writeln!(out, "\nthe store  ({})", store_kind_text(&config.store))?;
-    writeln!(out, "  can be lost       {}", config.store.possible_loss())?;
+    writeln!(out, "A consumer receives every entry at least once and in order; a repeated entry has the same id.")?;
+    writeln!(out, "\nstore  ({})", store_kind_text(&config.store))?;
+    writeln!(out, "  may be lost        {}", config.store.possible_loss())?;
     for (name, stream) in &config.streams {
         let guarantee = stream.guarantee();
-        writeln!(out, "\n{name}  ({} of {})", stream.connector.name(), stream.account)?;
-        writeln!(out, "  can be lost       {}", guarantee.lost)?;
-        writeln!(out, "  can be doubled    {}", guarantee.duplicated)?;
-        writeln!(out, "  can be reordered  {}", guarantee.reordered)?;
+        writeln!(out, "\nstream {name}  ({}, account {})", stream.connector.name(), stream.account)?;
+        writeln!(out, "  may be lost        {}", guarantee.lost)?;
+        writeln!(out, "  may be duplicated  {}", guarantee.duplicated)?;
+        writeln!(out, "  may be reordered   {}", guarantee.reordered)?;
     }
     Ok(())
 }
 
-/// Where an entry is safe.
+/// Where an entry is stored before consumers see it.
 fn durability_text(store: &config::StoreConfig) -> String {
     match &store.kind {
-        config::StoreBackend::Embedded => format!("on the disk, in {},", store.path.display()),
+        config::StoreBackend::Embedded => format!("on disk in {}", store.path.display()),
         config::StoreBackend::Redis(redis) => match redis.durability {
             config::DurabilityConfig::Written => format!("in {}", redis.address),
-            config::DurabilityConfig::Replicated => format!("in {} and on a replica of it", redis.address),
+            config::DurabilityConfig::Replicated => format!("in {} and on one of its replicas", redis.address),
         },
     }
 }
 
-/// What decides how much a store can lose.
+/// The kind of store and its durability, which decide what it may lose.
 fn store_kind_text(store: &config::StoreConfig) -> &'static str {
     match &store.kind {
         config::StoreBackend::Embedded => "embedded",
@@ -117,8 +117,8 @@ mod tests {
     async fn a_valid_configuration_is_reported_with_its_guarantees() {
         let (outcome, report) = check("config/genesys-cloud.toml").await;
         assert!(outcome.is_ok());
-        assert!(report.starts_with("The configuration is good: 2 streams, 1 account.\n"), "{report}");
-        assert_eq!(report.matches("can be lost").count(), 3, "of the store and of each stream: {report}");
+        assert!(report.starts_with("The configuration is valid: 2 streams, 1 account.\n"), "{report}");
+        assert_eq!(report.matches("may be lost").count(), 3, "one for the store and one per stream: {report}");
         assert!(!report.contains("hunter2"));
     }
 
@@ -127,13 +127,9 @@ mod tests {
         let good = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/genesys-cloud.toml")).unwrap();
         let folder = tempfile::tempdir().unwrap();
         for (store, head, words) in [
-            ("", "the store  (embedded)", "nothing that consumers saw, unless the disk fails"),
-            ("durability = \"written\"", "the store  (redis, durability written)", "consumers may have seen it"),
-            (
-                "durability = \"replicated\"",
-                "the store  (redis, durability replicated)",
-                "while no Redis replica answers",
-            ),
+            ("", "store  (embedded)", "nothing that consumers saw, unless the disk fails"),
+            ("durability = \"written\"", "store  (redis, durability written)", "consumers may have seen them"),
+            ("durability = \"replicated\"", "store  (redis, durability replicated)", "while no Redis replica answers"),
         ] {
             let redis = "[store]\nkind = \"redis\"\nurl = \"rediss://:hunter2@redis.test\"\n";
             let store = if store.is_empty() { String::new() } else { format!("{redis}{store}\n") };
@@ -143,8 +139,8 @@ mod tests {
             let mut out = Vec::new();
             run(&CheckArgs { config: vec![path], connect: false }, &environment, &mut out).await.unwrap();
             let report = String::from_utf8(out).unwrap();
-            let (_, said) = report.split_once(head).unwrap_or_else(|| panic!("{report}"));
-            assert!(said.lines().nth(1).unwrap().contains(words), "{report}");
+            let (_, after) = report.split_once(head).unwrap_or_else(|| panic!("{report}"));
+            assert!(after.lines().nth(1).unwrap().contains(words), "{report}");
             assert!(!report.contains("hunter2"), "{report}");
         }
     }

@@ -1,4 +1,4 @@
-//! `trunkline completions`: what a shell needs to complete our commands.
+//! `trunkline completions`: prints a completion script for a shell.
 
 use std::io::{self, Write};
 
@@ -15,7 +15,7 @@ pub struct CompletionsArgs {
 
 /// Writes the shell's script.
 pub fn run(args: &CompletionsArgs, out: &mut impl Write) -> io::Result<()> {
-    // Into memory first: the generator panics when its output is closed.
+    // The generator panics on a closed output, so it writes to memory first.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "trunkline", &mut script);
     out.write_all(&script)
@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_shell_gets_a_script_that_knows_the_commands() {
+    fn every_shell_gets_a_script_with_all_commands() {
         for shell in [Shell::Bash, Shell::Elvish, Shell::Fish, Shell::PowerShell, Shell::Zsh] {
             let mut script = Vec::new();
             run(&CompletionsArgs { shell }, &mut script).unwrap();

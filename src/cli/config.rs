@@ -1,4 +1,4 @@
-//! `trunkline config`: the schema, and the effective configuration without its secrets.
+//! `trunkline config`: prints the schema, or the effective configuration without its secrets.
 
 use std::{io::Write, path::PathBuf};
 
@@ -12,18 +12,18 @@ use super::CliError;
 pub enum ConfigCommand {
     /// Print the JSON Schema of a configuration file
     Schema,
-    /// Print every key that has an effect, its value, and where the value comes from
+    /// Print every effective key with its value and the source of the value
     Show(ShowArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// Configuration file; of several, later ones win key by key
+    /// Configuration file; repeatable, later files override earlier ones key by key
     #[arg(long, value_name = "FILE", required = true)]
     pub config: Vec<PathBuf>,
 }
 
-/// Writes what was asked for.
+/// Writes the schema or the effective configuration.
 pub fn run(command: &ConfigCommand, environment: &Environment, out: &mut impl Write) -> Result<(), CliError> {
     match command {
         ConfigCommand::Schema => writeln!(out, "{:#}", config::schema())?,

@@ -1,6 +1,6 @@
-//! How a command talks to a running daemon: plain HTTP requests, and a refusal as a person can read it.
+//! HTTP client of the commands for a running daemon.
 //!
-//! It follows no redirect and uses no proxy: the token goes where the operator said, and nowhere else.
+//! It follows no redirect and uses no proxy, so that the token is sent only to the given URL.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use serde::Deserialize;
 
 use crate::model::{Secret, Span};
 
-/// A daemon that does not take a connection within this is not there.
+/// Timeout for a connection to the daemon.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// A peer that vanished is noticed although nothing is sent.
+/// TCP keep-alive interval, which detects a lost peer on an idle connection.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// How much of a refusal is read.
+/// The maximum length of an error response in bytes.
 const REFUSAL_LEN_MAX: usize = 16 * 1024;
 
 /// A running daemon.
@@ -26,19 +26,19 @@ pub(super) struct DaemonClient {
     token: Option<Secret>,
 }
 
-/// A request was not answered as it was meant.
+/// Why a request to the daemon failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DaemonRequestError {
     #[error("could not reach {url}")]
     Unreachable { url: String, source: reqwest::Error },
     #[error("{url} did not answer within {within}")]
     TimedOut { url: String, within: Span },
-    #[error("{url} answered {status}: {why}")]
+    #[error("{url} returned {status}: {why}")]
     Refused { url: String, status: StatusCode, why: String },
 }
 
 impl DaemonRequestError {
-    /// Whether the same request may be answered later.
+    /// Whether a retry of the request may succeed.
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
@@ -58,7 +58,7 @@ impl From<DaemonRequestError> for super::CliError {
     }
 }
 
-/// RFC 9457: the parts that a person reads.
+/// A problem document (RFC 9457): the fields for people.
 #[derive(Deserialize)]
 struct ProblemBody {
     title: Option<String>,
@@ -72,12 +72,16 @@ impl DaemonClient {
         Ok(Self { client, url: url.clone(), token: token.cloned() })
     }
 
-    /// Where it is, as it was given.
+    /// The URL of the daemon, as given.
     pub(super) fn url(&self) -> &str {
         self.url.as_str().trim_end_matches('/')
     }
 
-    /// A request whose answer may go on for ever.
+    /// Sends a GET request. The response body may be endless.
+    ///
+    /// # Errors
+    ///
+    /// The daemon is unreachable, or its status is not a success.
     pub(super) async fn get(
         &self,
         path: &str,
@@ -116,14 +120,14 @@ impl DaemonClient {
     }
 }
 
-/// A URL as `--url` takes it.
+/// Parses the value of `--url`.
 pub(super) fn url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     url.ok_or_else(|| "expected a URL such as http://127.0.0.1:8080".to_owned())
 }
 
-/// A token as `--token` takes it.
-#[expect(clippy::unnecessary_wraps, reason = "the shape that the command line's parsers have")]
+/// Parses the value of `--token`.
+#[expect(clippy::unnecessary_wraps, reason = "clap requires a parser to return a Result")]
 pub(super) fn token(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(Secret::trimmed(text)))
 }

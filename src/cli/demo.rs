@@ -1,7 +1,7 @@
-//! `trunkline demo`: a simulated platform and the daemon in one process, on real loopback sockets.
+//! `trunkline demo`: runs a simulated platform and the daemon in one process, on real loopback sockets.
 //!
-//! The daemon is the very one that `run` starts, from a configuration as a user would write it. At the end the logs are
-//! held against the simulator's books.
+//! The daemon is the same as with `run`, with a configuration as a user would write it. At the end the demo compares
+//! the logs with the simulator's ledger.
 
 mod audit;
 mod outcome;
@@ -34,25 +34,25 @@ use crate::{
     telemetry::logs,
 };
 
-/// The platform speaks at least this often, so that silence is noticed within [`SILENCE_MAX`].
+/// Heartbeat interval of the platform; must be shorter than [`SILENCE_MAX`].
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const SILENCE_MAX: &str = "5s";
-/// What the simulated platform can replay: longer than any of the script's faults lasts.
+/// How long the platform can replay events: longer than any fault of the script.
 const RETENTION: Duration = Duration::from_secs(60);
-/// What was said so long ago is in the log, or is missing.
+/// After this time in seconds an event that is not in the log counts as missing.
 const SETTLED_AFTER: u64 = 45;
-/// How long the end waits for what was said last: longer than any fault of the script lasts.
+/// How long the demo waits at its end for the last events: longer than any fault of the script.
 const ARRIVAL_MAX: Duration = Duration::from_secs(30);
-/// What goes wrong where no other script is given.
+/// The default fault script.
 const SCRIPT: &str = include_str!("demo/script.toml");
-/// The demo's stream that is not numbered.
+/// The demo's stream without sequence numbers.
 const UNNUMBERED: &str = "queues";
 const READ_BYTES: usize = 1 << 20;
-/// How often the counters are looked at.
+/// The interval at which the counters are read.
 const TICK: Duration = Duration::from_millis(100);
 const TICKS_A_SECOND: u64 = 10;
 
-/// Runs until a signal or the wished end; then says whether everything arrived.
+/// Runs until a signal or the end of `--duration`, then reports whether all events arrived.
 pub async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Write) -> Result<(), CliError> {
     let _log = logs::start(environment.get("TRUNKLINE_LOG").or(Some("warn")));
     let mut signals = Signals::listen()?;
@@ -92,7 +92,7 @@ async fn start_platform(args: &DemoArgs) -> anyhow::Result<Simulator> {
     simulator::start(settings).await.context("cannot start the simulated platform")
 }
 
-/// The configuration that a user would write for this platform. The store's directory holds nothing but the store.
+/// The configuration that a user would write for this platform. The store's directory contains only the store.
 fn configuration(args: &DemoArgs, platform: &Simulator, folder: &Path, secrets: &Path) -> Result<Config, CliError> {
     let address = platform.address();
     let DemoArgs { http, admin, .. } = args;
@@ -146,8 +146,8 @@ fn secret_file(folder: &Path, name: &str, secret: &str) -> anyhow::Result<PathBu
 fn print_banner(app: &App, platform: &Simulator, args: &DemoArgs, out: &mut impl Write) -> std::io::Result<()> {
     let (consumers, admin) = (app.consumers_at(), app.admin_at());
     let (rate, ttl) = (args.rate, args.token_ttl);
-    writeln!(out, "A made-up contact centre says {rate} events a second at {}.", platform.url())?;
-    writeln!(out, "Its tokens live {ttl}; its sockets drop, stall and are closed by its script.\n")?;
+    writeln!(out, "The simulated platform sends {rate} events/s at {}.", platform.url())?;
+    writeln!(out, "Tokens expire after {ttl}; a fault script drops, stalls and closes its sockets.\n")?;
     writeln!(out, "Status and metrics   http://{admin}/admin/v1/status   http://{admin}/metrics\n")?;
     writeln!(out, "Try in another terminal:")?;
     writeln!(out, "  trunkline tail conversations --url http://{consumers}")?;
@@ -157,13 +157,14 @@ fn print_banner(app: &App, platform: &Simulator, args: &DemoArgs, out: &mut impl
     out.flush()
 }
 
-/// How the demo comes to its end.
+/// The line that explains how to stop the demo.
 fn ending(duration: Option<Span>) -> String {
-    let by_itself = duration.map(|duration| format!(" It ends by itself after {duration}.")).unwrap_or_default();
-    format!("Ctrl-C ends it and prints the account of every event.{by_itself}")
+    let timed = duration.map(|duration| format!(" It also stops after {duration}.")).unwrap_or_default();
+    format!("Ctrl-C stops the demo and prints a report on every event.{timed}")
 }
 
-/// A line a second (on a terminal: one line that changes) and one for each fault, until it is time to end.
+/// Writes the progress (on a terminal one line that is overwritten, else every ten seconds) and one line per fault.
+/// Returns the seconds until the end.
 async fn watch(
     app: &App,
     platform: &Simulator,
@@ -258,22 +259,22 @@ async fn finish(
     if audits.streams.values().all(|(audit, _)| audit.is_consistent() && audit.events > 0) {
         return Ok(());
     }
-    Err(anyhow::anyhow!("the logs are not what the guarantees say").into())
+    Err(anyhow::anyhow!("the logs violate the delivery guarantees").into())
 }
 
-/// The platform goes on while the daemon drains: the log may end behind the number that was the last before.
+/// The platform keeps sending while the daemon drains, so the log may end after the last number sent before the drain.
 fn drain_summary(due: u64, last: u64) -> String {
-    format!("Before the drain the platform had sent number {due}; at its end the log holds number {last}.")
+    format!("Last sequence number: {due} sent before the drain, {last} in the log after it.")
 }
 
-/// What was said when the demo came to its end: all of it is in the logs, or is missing.
+/// The last events before the drain; all events up to here must be in the logs.
 #[derive(Debug, Clone, Copy)]
 struct DrainPoint {
     second: u64,
     number: u64,
 }
 
-/// The logs, held against what was said.
+/// Compares the logs with the simulator's ledger.
 struct DemoAudits {
     streams: BTreeMap<StreamName, (Audit, LogReader)>,
     ledger: EmissionLedger,
@@ -287,18 +288,18 @@ impl DemoAudits {
         Self { streams, mark: ledger.mark(), ledger }
     }
 
-    /// Takes in what came since, and closes the books on what was said long ago.
+    /// Reads new ledger records and log entries, and settles old events.
     async fn update(&mut self, second: u64) -> anyhow::Result<()> {
         self.collect_emitted(second);
         self.read(second.saturating_sub(SETTLED_AFTER)).await
     }
 
-    /// Takes in what the platform said.
+    /// Reads new records of the ledger.
     fn collect_emitted(&mut self, second: u64) {
         let emitted = self.ledger.emitted_since(self.mark);
         self.mark = emitted.last().map_or(self.mark, |last| last.number + 1);
         let Some((audit, _)) =
-            self.streams.iter_mut().find_map(|(name, books)| (name.as_str() == UNNUMBERED).then_some(books))
+            self.streams.iter_mut().find_map(|(name, audit)| (name.as_str() == UNNUMBERED).then_some(audit))
         else {
             return;
         };
@@ -306,7 +307,7 @@ impl DemoAudits {
         subscribed.for_each(|notification| audit.record_emitted(second, notification.correlation));
     }
 
-    /// Takes in what the logs hold, and settles what was said before a second.
+    /// Reads new log entries, and settles events sent before second `settled`.
     async fn read(&mut self, settled: u64) -> anyhow::Result<()> {
         for (audit, reader) in self.streams.values_mut() {
             while let Some(Read::Entries(views)) = reader.try_next(READ_BYTES).await? {
@@ -319,7 +320,7 @@ impl DemoAudits {
         Ok(())
     }
 
-    /// Waits until what was said so far has arrived: for some time, and not against a signal.
+    /// Waits until all events sent so far have arrived, [`ARRIVAL_MAX`] has passed, or a signal arrives.
     async fn wait_for_arrival(&mut self, second: u64, signals: &mut Signals) -> anyhow::Result<DrainPoint> {
         self.collect_emitted(second);
         let end = DrainPoint { second: second + 1, number: self.ledger.last_sequence() };
@@ -337,7 +338,7 @@ impl DemoAudits {
         }
     }
 
-    /// Everything is durable: what is not there now is missing.
+    /// Settles all events after the drain: an event that is not in a log now is missing.
     async fn close(&mut self, end: DrainPoint) -> anyhow::Result<()> {
         self.collect_emitted(end.second);
         self.read(end.second).await?;
@@ -352,17 +353,14 @@ mod tests {
 
     #[test]
     fn the_banner_explains_how_the_demo_ends() {
-        assert!(ending(None).starts_with("Ctrl-C ends it"), "{}", ending(None));
+        assert!(ending(None).starts_with("Ctrl-C stops the demo"), "{}", ending(None));
         let timed = ending(Some(Span(Duration::from_secs(5))));
-        assert!(timed.contains("Ctrl-C") && timed.ends_with("by itself after 5s."), "{timed}");
+        assert!(timed.contains("Ctrl-C") && timed.ends_with("stops after 5s."), "{timed}");
     }
 
     #[test]
     fn the_summary_shows_a_log_that_ends_before_the_last_sent_number() {
-        assert_eq!(
-            drain_summary(8, 9),
-            "Before the drain the platform had sent number 8; at its end the log holds number 9."
-        );
+        assert_eq!(drain_summary(8, 9), "Last sequence number: 8 sent before the drain, 9 in the log after it.");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `trunkline run`: the daemon, until it is asked to end.
+//! `trunkline run`: runs the daemon until a signal.
 
 use std::{
     future::Future,
@@ -18,7 +18,7 @@ use crate::{
     telemetry::logs,
 };
 
-/// Runs the daemon with a checked configuration. A second signal ends it at once.
+/// Runs the daemon with a checked configuration. The first signal drains it, a second one stops it immediately.
 pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), CliError> {
     let config = config::load(&args.config, environment)?;
     let _log = logs::start(super::log_filter(environment));
@@ -29,7 +29,7 @@ pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), CliErr
     let app = tokio::select! {
         app = App::start(config) => app?,
         () = stop.next() => {
-            tracing::info!("ended before the store was open");
+            tracing::info!("stopped before the store was open");
             return Ok(());
         }
     };
@@ -37,27 +37,27 @@ pub async fn run(args: &RunArgs, environment: &Environment) -> Result<(), CliErr
         version = env!("CARGO_PKG_VERSION"),
         consumers = %app.consumers_at(),
         admin = %app.admin_at(),
-        "trunkline runs"
+        "trunkline started"
     );
     run_until(app, stop).await
 }
 
-/// Runs the app until the first signal, then drains it; a second signal cuts the drain short.
+/// Runs the app until the first signal, then drains it; a second signal stops the drain.
 async fn run_until(app: App, mut signals: Signals) -> Result<(), CliError> {
     let (stop, stopped) = oneshot::channel::<()>();
     let mut drained = pin!(app.run(async {
-        // The sender's end is a wish to end too.
+        // A dropped sender also means stop.
         drop(stopped.await);
     }));
     tokio::select! {
         ended = &mut drained => return Ok(ended?),
         () = signals.next() => drop(stop),
     }
-    tracing::info!("draining; a second signal ends at once");
+    tracing::info!("draining; a second signal stops immediately");
     cut_short(drained, signals).await
 }
 
-/// Drains the app now; a signal cuts the drain short.
+/// Drains the app; a signal stops the drain.
 pub(super) async fn drain_on_signals(app: App, signals: Signals) -> Result<(), CliError> {
     cut_short(pin!(app.run(async {})), signals).await
 }
@@ -68,7 +68,7 @@ async fn cut_short(
 ) -> Result<(), CliError> {
     tokio::select! {
         ended = drained => Ok(ended?),
-        () = signals.next() => Err(anyhow::anyhow!("ended before everything was drained").into()),
+        () = signals.next() => Err(anyhow::anyhow!("stopped by a second signal before the drain was complete").into()),
     }
 }
 
@@ -80,11 +80,11 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn listen() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen to signals");
+        let listen = |kind| signal(kind).context("cannot install the signal handlers");
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
-    /// The next wish to end.
+    /// Waits for the next signal.
     pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => (),

@@ -1,6 +1,6 @@
-//! `trunkline status`: streams and tokens of a running daemon, as a table or as JSON.
+//! `trunkline status`: shows streams and tokens of a running daemon, as a table or as JSON.
 //!
-//! It only reads. What it does not know of a newer daemon it leaves out of the table; `--json` leaves out nothing.
+//! It only reads. The table omits unknown fields of a newer daemon; `--json` omits nothing.
 
 use std::{future::Future, io, io::Write, pin::pin, time::Duration};
 
@@ -16,10 +16,10 @@ use super::{
     tail::printable,
 };
 
-/// How long an answer may take.
+/// Timeout of a request.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// How often `--watch` asks.
+/// The interval of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Clears a terminal and starts at its top.
@@ -27,22 +27,22 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// The daemon's admin listener
+    /// URL of the daemon's admin listener
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090", value_parser = daemon::url)]
     pub url: Url,
-    /// A token for the daemon
+    /// Token for the daemon
     #[arg(long, env = "TRUNKLINE_TOKEN", hide_env_values = true, value_parser = daemon::token)]
     pub token: Option<Secret>,
-    /// Print the daemon's answer instead of a table
+    /// Print the daemon's JSON response instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Ask again every two seconds
+    /// Refresh every two seconds
     #[arg(long)]
     pub watch: bool,
 }
 
-/// Writes the status once, or with `--watch` until `stop`. `screen`: the output is a terminal, which is cleared in
-/// between.
+/// Writes the status once, or with `--watch` until `stop`. If `screen` is true, the output is a terminal and is cleared
+/// before each update.
 pub async fn run(
     args: &StatusArgs,
     screen: bool,
@@ -61,7 +61,7 @@ pub async fn run(
     }
 }
 
-/// Goes on when the daemon is away for a while; only the first question must be answered.
+/// Writes the status at each interval. Temporary failures are only shown, except for a failure of the first request.
 async fn watch(
     daemon: &DaemonClient,
     args: &StatusArgs,
@@ -79,7 +79,7 @@ async fn watch(
         tokio::time::sleep(every).await;
         match answer(daemon).await {
             Ok(newer) => text = newer,
-            Err(error) if error.is_transient() && !args.json => writeln!(out, "\n{error}; the table is old")?,
+            Err(error) if error.is_transient() && !args.json => writeln!(out, "\n{error}; the table is outdated")?,
             Err(error) if error.is_transient() => (),
             Err(error) => return Err(error.into()),
         }
@@ -100,23 +100,23 @@ fn write(text: &str, args: &StatusArgs, out: &mut impl Write) -> Result<(), CliE
         return Ok(());
     }
     let report: StatusReport = serde_json::from_str(text)
-        .map_err(|error| anyhow::Error::new(error).context("the answer is no status of a daemon"))?;
+        .map_err(|error| anyhow::Error::new(error).context("the response is not the status of a daemon"))?;
     Ok(report.write(out)?)
 }
 
-/// `GET /admin/v1/status`.
+/// The response of `GET /admin/v1/status`.
 #[derive(Debug, Deserialize)]
 struct StatusReport {
     version: String,
     uptime_seconds: f64,
     #[serde(default = "yes")]
     ready: bool,
-    /// Each reason why it is not ready.
+    /// Reasons why it is not ready.
     #[serde(default)]
     not_ready: Vec<String>,
-    /// Who answers, where several share a store.
+    /// The replica that sent the response, if several share a store.
     replica: Option<String>,
-    /// All that live.
+    /// All live replicas.
     #[serde(default)]
     members: Vec<String>,
     streams: Vec<StreamRow>,
@@ -157,16 +157,16 @@ struct AccountRow {
     proxy: Option<String>,
 }
 
-/// What a daemon that does not show whether it is ready is taken for.
+/// The default of `ready`, for an older daemon without this field.
 fn yes() -> bool {
     true
 }
 
 impl StatusReport {
-    /// Whether consumers can be served, where they cannot.
+    /// Writes the reasons why the daemon is not ready.
     fn write_readiness(&self, out: &mut impl Write) -> io::Result<()> {
         if !self.ready && self.not_ready.is_empty() {
-            writeln!(out, "NOT READY: /readyz has the reason")?;
+            writeln!(out, "NOT READY: see /readyz for the reason")?;
         }
         self.not_ready.iter().try_for_each(|why| writeln!(out, "NOT READY: {}", printable(why)))
     }
@@ -180,7 +180,7 @@ impl StatusReport {
         writeln!(out)?;
         self.write_streams(out)?;
         writeln!(out)?;
-        let head = ["ACCOUNT", "STATE", "TOKEN", "ENDS IN", "NEXT REFRESH IN", "REFRESHES"];
+        let head = ["ACCOUNT", "STATE", "TOKEN", "EXPIRES IN", "NEXT REFRESH IN", "REFRESHES"];
         table(head, self.accounts.iter().map(AccountRow::row), out)?;
         let notes =
             self.streams.iter().flat_map(StreamRow::notes).chain(self.accounts.iter().flat_map(AccountRow::notes));
@@ -198,20 +198,20 @@ impl StatusReport {
         let holders = self.streams.iter().map(|stream| stream.holder_seen_from(replica));
         let rows =
             rows.zip(holders).map(|([stream, state, rest @ ..], holder)| with_holder(stream, state, holder, rest));
-        table(with_holder(stream, state, "HOLDER", rest), rows, out)
+        table(with_holder(stream, state, "OWNER", rest), rows, out)
     }
 
-    /// Who lives beside the replica that answers.
+    /// The other live replicas.
     fn peers(&self, replica: &str) -> String {
         let others: Vec<&str> = self.members.iter().map(String::as_str).filter(|member| *member != replica).collect();
         if others.is_empty() { "alone".to_owned() } else { format!("with {}", others.join(", ")) }
     }
 }
 
-/// What a row of a stream tells.
+/// The columns of the stream table.
 const HEAD: [&str; 9] = ["STREAM", "STATE", "LAST", "POSITION", "EVENTS", "ROTATIONS", "RECONNECTS", "GAPS", "SILENT"];
 
-/// The holder stands beside the state.
+/// Inserts the column with the holder after the state.
 fn with_holder<T>(
     stream: T,
     state: T,
@@ -245,8 +245,8 @@ impl StreamRow {
     }
 
     fn notes(&self) -> Vec<String> {
-        let pending = self.snapshot_owed.then(|| format!("{}: a snapshot is owed", self.stream));
-        let refused = self.refused_topics.iter().map(|topic| format!("{}: topic refused: {topic}", self.stream));
+        let pending = self.snapshot_owed.then(|| format!("{}: snapshot pending", self.stream));
+        let refused = self.refused_topics.iter().map(|topic| format!("{}: topic rejected: {topic}", self.stream));
         let error = self.last_error.iter().map(|error| format!("{}: {error}", self.stream));
         pending.into_iter().chain(refused).chain(error).collect()
     }
@@ -265,10 +265,10 @@ impl AccountRow {
     }
 
     fn notes(&self) -> Vec<String> {
-        let proxy = self.proxy.iter().map(|proxy| format!("{}: connects through the proxy {proxy}", self.account));
-        let until = self.waiting_seconds.map(|count| format!(", {} at most", seconds(count))).unwrap_or_default();
+        let proxy = self.proxy.iter().map(|proxy| format!("{}: proxy {proxy}", self.account));
+        let until = self.waiting_seconds.map(|count| format!(", at most {}", seconds(count))).unwrap_or_default();
         let waiting =
-            self.waiting_for.iter().map(|what| format!("{}: a refresh waits for {what}{until}", self.account));
+            self.waiting_for.iter().map(|what| format!("{}: next token refresh waits for {what}{until}", self.account));
         let at = self.last_error_at.as_ref().map(|at| format!(" ({at})")).unwrap_or_default();
         let error = self.last_error.iter().map(|error| format!("{}: {error}{at}", self.account));
         proxy.chain(waiting).chain(error).collect()
@@ -279,7 +279,7 @@ fn none() -> String {
     "-".to_owned()
 }
 
-/// Short times with a tenth, longer ones in whole seconds, minutes or hours.
+/// A duration: below 10 s with a tenth, longer ones in whole seconds, minutes or hours.
 fn seconds(count: f64) -> String {
     match Duration::try_from_secs_f64(count.max(0.0)) {
         Ok(short) if short < Duration::from_secs(10) => format!("{count:.1}s", count = short.as_secs_f64()),
@@ -290,7 +290,7 @@ fn seconds(count: f64) -> String {
     }
 }
 
-/// Columns as wide as their widest cell, two blanks between.
+/// Writes rows in columns as wide as their widest cell, separated by two spaces.
 fn table<const N: usize>(
     head: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
@@ -317,7 +317,7 @@ mod tests {
         upstream::{StreamStatus, TopicCounts},
     };
 
-    /// As the daemon's own structs write it, so that neither side drifts.
+    /// Serialized from the daemon's structs, so that both sides stay consistent.
     fn answered() -> String {
         let stream = StreamStatus {
             stream: "queues".parse().unwrap(),
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_status_is_a_table_with_what_is_wrong_below() {
+    async fn the_status_is_a_table_followed_by_problems() {
         let server = serve(|_| StubResponse::json(answered())).await;
         let mut out = Vec::new();
         run(&args(&server.url, false, false), false, &mut out, std::future::pending()).await.unwrap();
@@ -373,13 +373,13 @@ trunkline 0.1.0, up 25h
 STREAM  STATE  LAST     POSITION  EVENTS  ROTATIONS  RECONNECTS  GAPS  SILENT
 queues  live   4f2a-17  -         17      3          2           1     0.2s
 
-ACCOUNT  STATE     TOKEN  ENDS IN  NEXT REFRESH IN  REFRESHES
-acme     rejected  #4     59m      -                3
+ACCOUNT  STATE     TOKEN  EXPIRES IN  NEXT REFRESH IN  REFRESHES
+acme     rejected  #4     59m         -                3
 
-queues: a snapshot is owed
-queues: topic refused: v2.users.x.presence (403)
-acme: connects through the proxy http://proxy.test:3128
-acme: a refresh waits for the next attempt after a failure, 42s at most
+queues: snapshot pending
+queues: topic rejected: v2.users.x.presence (403)
+acme: proxy http://proxy.test:3128
+acme: next token refresh waits for the next attempt after a failure, at most 42s
 acme: invalid_client (2026-05-04T13:31:49.570Z)
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
@@ -412,12 +412,12 @@ acme: invalid_client (2026-05-04T13:31:49.570Z)
 trunkline 0.1.0, up 25h
 replica 000000000000002a, with 000000000000001b
 
-STREAM  STATE  HOLDER            LAST     POSITION  EVENTS  ROTATIONS  RECONNECTS  GAPS  SILENT
+STREAM  STATE  OWNER             LAST     POSITION  EVENTS  ROTATIONS  RECONNECTS  GAPS  SILENT
 agents  live   000000000000001b  4f2a-17  -         17      3          2           1     0.2s
 calls   live   -                 4f2a-17  -         17      3          2           1     0.2s
 queues  live   here              4f2a-17  -         17      3          2           1     0.2s
 
-ACCOUNT  STATE  TOKEN  ENDS IN  NEXT REFRESH IN  REFRESHES
+ACCOUNT  STATE  TOKEN  EXPIRES IN  NEXT REFRESH IN  REFRESHES
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
@@ -429,7 +429,7 @@ ACCOUNT  STATE  TOKEN  ENDS IN  NEXT REFRESH IN  REFRESHES
                 "\"ready\":false,\"not_ready\":[\"store: redis://h is away\",\"replica: x\"]",
                 ["store: redis://h is away", "replica: x"],
             ),
-            ("\"ready\":false", ["/readyz has the reason", ""]),
+            ("\"ready\":false", ["see /readyz for the reason", ""]),
             ("\"ready\":true,\"not_ready\":[]", ["", ""]),
         ] {
             let text = format!("{{\"version\":\"0\",\"uptime_seconds\":1,\"streams\":[],\"accounts\":[],{given}}}");
@@ -480,10 +480,10 @@ ACCOUNT  STATE  TOKEN  ENDS IN  NEXT REFRESH IN  REFRESHES
         let daemon = DaemonClient::new(&args.url, None).unwrap();
         let mut out = Vec::new();
         let ended = watch(&daemon, &args, Duration::from_millis(1), true, &mut out).await;
-        assert_eq!(ended.unwrap_err().exit(), crate::cli::Exit::Refused, "a refusal does not pass by itself");
+        assert_eq!(ended.unwrap_err().exit(), crate::cli::Exit::Refused, "a rejection is permanent");
         let out = String::from_utf8(out).unwrap();
         assert_eq!(out.matches(CLEAR).count(), 3, "{out}");
-        assert!(out.contains("the table is old") && out.contains("paused"), "{out}");
+        assert!(out.contains("the table is outdated") && out.contains("paused"), "{out}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! `trunkline tail`: follows a stream of a running daemon, across lost connections, from the last entry that was shown.
+//! `trunkline tail`: follows a stream of a running daemon; after a lost connection it resumes after the last entry
+//! shown.
 //!
-//! Into a pipe it writes each event as the daemon sent it, one a line; on a terminal a summary. A gap is never quiet.
+//! To a pipe it writes each event as the daemon sent it, one per line; to a terminal a summary. Gaps are highlighted.
 
 mod summary;
 
@@ -27,30 +28,30 @@ use super::{
 
 pub(super) use summary::printable;
 
-/// A longer line is no event: the largest frame that can be configured, in base64.
+/// The maximum length of a line in bytes: the largest configurable frame, in base64.
 const LINE_LEN_MAX: usize = 360 << 20;
 
-/// Pauses before a lost connection is tried again; the last one is repeated.
+/// Delays before attempts to reconnect; the last one repeats.
 const RECONNECT_DELAYS: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(5)];
 
 #[derive(Debug, Args)]
 pub struct TailArgs {
-    /// The stream
+    /// Name of the stream
     pub stream: StreamName,
-    /// Begin after this entry; an event's id is its cursor
+    /// Start after this entry; the id of an event is its cursor
     #[arg(long, value_name = "CURSOR", conflicts_with = "since")]
     pub after: Option<Cursor>,
-    /// Begin this long ago, or at this time (RFC 3339)
+    /// Start with events received this long ago, or at this time (RFC 3339)
     #[arg(long, value_name = "DURATION|TIME", value_parser = moment)]
     pub since: Option<String>,
-    /// Only events whose type matches, as in `v2.users.*`
+    /// Only events with a matching type, such as `v2.users.*`
     #[arg(long = "type", value_name = "GLOB")]
     pub kind: Option<String>,
-    /// The daemon's listener for consumers
+    /// URL of the daemon's listener for consumers
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080", value_parser = daemon::url)]
     pub url: Url,
-    /// A token for the daemon
+    /// Token for the daemon
     #[arg(long, env = "TRUNKLINE_TOKEN", hide_env_values = true, value_parser = daemon::token)]
     pub token: Option<Secret>,
 }
@@ -63,22 +64,25 @@ fn moment(text: &str) -> Result<String, String> {
 /// How events are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// As they came, one a line.
+    /// The JSON as received, one event per line.
     Lines,
     /// A summary, with or without colour.
     Summary { colour: bool },
 }
 
 impl Style {
-    /// For an output: people get a summary, programs the events. `NO_COLOR` is honoured.
+    /// The style for an output: a summary for a terminal, else lines. `NO_COLOR` disables colours.
     pub fn of(out: &impl IsTerminal, environment: &Environment) -> Self {
         let colour = environment.get("NO_COLOR").is_none_or(str::is_empty);
         if out.is_terminal() { Self::Summary { colour } } else { Self::Lines }
     }
 }
 
-/// Follows until `stop`, until the output is closed, or until the daemon refuses. What a person may want to know beside
-/// the events goes to `notes`.
+/// Follows the stream until `stop`. Messages for people go to `notes`.
+///
+/// # Errors
+///
+/// The output is closed, or the daemon rejects the request.
 pub async fn run(
     args: &TailArgs,
     style: Style,
@@ -100,7 +104,7 @@ struct TailClient<'a> {
     args: &'a TailArgs,
     style: Style,
     daemon: DaemonClient,
-    /// The last entry that was shown, or the last one there was at the beginning.
+    /// The last entry shown; before the first one the last entry of the log at the start.
     after: Option<String>,
 }
 
@@ -121,7 +125,7 @@ impl TailClient<'_> {
         self.find_start().await?;
         let mut answer = self.open().await?;
         if self.style != Style::Lines {
-            writeln!(notes, "following {} at {}; Ctrl-C ends", self.args.stream, self.daemon.url())?;
+            writeln!(notes, "following {} at {}; Ctrl-C stops", self.args.stream, self.daemon.url())?;
         }
         loop {
             self.show(&mut answer, out).await?;
@@ -129,7 +133,7 @@ impl TailClient<'_> {
         }
     }
 
-    /// Where the end of the log is now, so that nothing is missed should the connection be lost before the first event.
+    /// Finds the end of the log, so that no event is missed if the connection is lost before the first one.
     async fn find_start(&mut self) -> Result<(), CliError> {
         if let Some(after) = &self.args.after {
             self.after = Some(after.to_string());
@@ -142,7 +146,7 @@ impl TailClient<'_> {
         let Some(listed) = listing.streams.iter().find(|listed| listed.name == self.args.stream.as_str()) else {
             let names: Vec<_> = listing.streams.iter().map(|listed| printable(&listed.name)).collect();
             return Err(CliError::Refused(format!(
-                "there is no stream {}; there are: {}",
+                "unknown stream {}; known streams: {}",
                 self.args.stream,
                 names.join(", ")
             )));
@@ -168,7 +172,7 @@ impl TailClient<'_> {
         loop {
             let pause = RECONNECT_DELAYS[attempts.min(RECONNECT_DELAYS.len() - 1)];
             attempts += 1;
-            writeln!(notes, "connection lost; trying {} again in {}", self.daemon.url(), Span(pause))?;
+            writeln!(notes, "connection lost; retrying {} in {}", self.daemon.url(), Span(pause))?;
             tokio::time::sleep(pause).await;
             match self.open().await {
                 Ok(answer) => return Ok(answer),
@@ -178,7 +182,7 @@ impl TailClient<'_> {
         }
     }
 
-    /// Shows events until the connection is lost.
+    /// Writes events until the connection is lost.
     async fn show(&mut self, answer: &mut Response, out: &mut impl Write) -> Result<(), CliError> {
         let mut rest = Vec::new();
         while let Ok(Some(chunk)) = answer.chunk().await {
@@ -207,7 +211,7 @@ impl TailClient<'_> {
                 out.write_all(b"\n")?;
             }
         }
-        // An entry that is in no log, such as the gap of one subscriber, has no cursor.
+        // A gap for one subscriber only is not in the log and has no cursor.
         if let Some(mark) = event.and_then(|event| event.id.parse::<Mark>().ok()) {
             self.after = Some(mark.to_string());
         }

@@ -1,6 +1,6 @@
-//! A daemon as the commands see one: answers that a test has written, over real loopback sockets.
+//! A stub of the daemon for tests of the commands: scripted responses over real loopback sockets.
 //!
-//! It stands for the contract of the listeners and shares no code with them.
+//! It shares no code with the daemon's listeners.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 
 use crate::tasks::Tasks;
 
-/// What a command asked.
+/// A request of a command.
 #[derive(Debug, Clone)]
 pub(super) struct RecordedRequest {
     /// Path and query.
@@ -24,7 +24,7 @@ pub(super) struct RecordedRequest {
     pub(super) authorization: Option<String>,
 }
 
-/// One answer.
+/// One scripted response.
 pub(super) struct StubResponse {
     status: u16,
     body: Body,
@@ -39,18 +39,18 @@ impl StubResponse {
         Self { status, body: Body::from(body) }
     }
 
-    /// Pieces of a body, after which the connection breaks.
+    /// A body in pieces, after which the connection breaks.
     pub(super) fn broken_off(pieces: Vec<&'static str>) -> Self {
         let pieces = pieces.into_iter().map(|piece| Ok(Bytes::from_static(piece.as_bytes())));
         let end = futures_util::stream::once(async {
-            // What was said before is flushed while the body waits.
+            // The pieces are flushed while the body waits.
             tokio::task::yield_now().await;
-            Err(std::io::Error::other("the daemon is gone"))
+            Err(std::io::Error::other("connection broken"))
         });
         Self { status: 200, body: Body::from_stream(futures_util::stream::iter(pieces).chain(end)) }
     }
 
-    /// Pieces of a body that then goes on for ever, silent.
+    /// A body in pieces that never ends.
     pub(super) fn endless(pieces: Vec<&'static str>) -> Self {
         let pieces = pieces.into_iter().map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece.as_bytes())));
         let body = futures_util::stream::iter(pieces).chain(futures_util::stream::pending());
@@ -58,7 +58,7 @@ impl StubResponse {
     }
 }
 
-/// Ends with the test.
+/// The running stub; it stops with the test.
 pub(super) struct StubServer {
     pub(super) url: String,
     requests: Arc<Mutex<Vec<RecordedRequest>>>,
@@ -73,9 +73,9 @@ impl StubServer {
 
 type StubHandler = Arc<dyn Fn(&RecordedRequest) -> StubResponse + Send + Sync>;
 
-/// Answers each request as `script` says.
+/// Starts a server that replies to each request with the result of `script`.
 pub(super) async fn serve(script: impl Fn(&RecordedRequest) -> StubResponse + Send + Sync + 'static) -> StubServer {
-    // A second test of the same process finds it installed.
+    // Another test of this process may have installed it.
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
     let requests = Arc::new(Mutex::new(Vec::new()));
     let state: (StubHandler, _) = (Arc::new(script), Arc::clone(&requests));

@@ -55,7 +55,7 @@ async fn the_configuration_for_the_simulator_connects_to_it() {
     let [block]: [CodeBlock; 1] = configurations.collect::<Vec<_>>().try_into().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut platform = Child::start(folder.path(), &["simulate", "--listen", "127.0.0.1:0"]);
-    platform.wait_for_output("tokens at http://").await;
+    platform.wait_for_output("token URL http://").await;
     let said = platform.stdout();
     let (_, rest) = said.split_once("http://").unwrap();
     let address = rest.split_whitespace().next().unwrap();
@@ -147,7 +147,7 @@ impl ReadmeFixture {
         command.args(["check", "--config", "block.toml"]).envs(SECRETS);
         let mut child = Child::spawn(self.folder.path(), command);
         assert_eq!(child.wait_for_exit(WAIT_MAX).await, 0, "{place}: {}", child.printed_output());
-        assert!(child.stdout().starts_with("The configuration is good"), "{place}: {}", child.printed_output());
+        assert!(child.stdout().starts_with("The configuration is valid"), "{place}: {}", child.printed_output());
         let first = self.folder.path().join("trunkline.toml");
         if !first.exists() {
             fs::rename(file, first).unwrap();

@@ -1,7 +1,7 @@
-//! The clients: many subscribers on one thread, which count events and read nothing of them.
+//! The clients: many subscribers on one thread, which count events without parsing them.
 //!
-//! WebSocket frames are skipped from head to head (a server does not mask); server-sent events are counted by a byte
-//! that stands once in each. Connections are made once, and one large buffer is read into for all of them.
+//! WebSocket frames are counted by their headers (a server does not mask); server-sent events by a byte that occurs
+//! once in each. All connections share one large read buffer.
 
 use std::{
     cell::RefCell,
@@ -20,30 +20,30 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::source::MARKER;
 use crate::downstream::server::render;
 
-/// An answer to a subscription takes no longer.
+/// Timeout of the response to a subscription.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// An answer's head takes no more.
+/// The maximum length of a response head in bytes.
 const HEAD_LEN_MAX: usize = 8 * 1024;
-/// Bytes asked of the kernel at once.
+/// The size of the read buffer in bytes.
 const READ_LEN: usize = 256 * 1024;
-/// The longest head of a frame that a server sends.
+/// The maximum length of a frame header from a server.
 const FRAME_HEAD_LEN_MAX: usize = 10;
 
-/// How a subscriber is served.
+/// The transport of a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClientTransport {
     WebSocket,
     Sse,
 }
 
-/// Where a subscriber begins.
+/// The start position of a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SubscribeFrom {
     First,
     Last,
 }
 
-/// Subscribers that have their answers; they count from here on.
+/// Connected subscribers, ready to count.
 #[derive(Debug)]
 pub(super) struct BenchClients(Vec<BenchClient>);
 
@@ -51,12 +51,12 @@ pub(super) struct BenchClients(Vec<BenchClient>);
 struct BenchClient {
     socket: TcpStream,
     counter: Counter,
-    /// Events that came with the answer.
+    /// Events that arrived with the response.
     early: u64,
 }
 
 impl BenchClients {
-    /// Subscribes `count` times to the first stream of a daemon, or of a pipeline that looks like one.
+    /// Opens `count` subscriptions to the first stream of a daemon or of a pipeline.
     pub(super) fn subscribe(
         at: SocketAddr,
         transport: ClientTransport,
@@ -67,8 +67,7 @@ impl BenchClients {
         Ok(Self(clients.collect::<anyhow::Result<_>>()?))
     }
 
-    /// Counts until `heard`, told how many events all have had so far, says that it is enough, or until `end`.
-    /// Returns how many that were.
+    /// Counts until `on_total` returns true for the total number of events, or until `end`. Returns the total.
     pub(super) fn count(self, end: Instant, on_total: impl FnMut(u64) -> bool) -> anyhow::Result<u64> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let total = self.0.iter().map(|client| client.early).sum();
@@ -79,9 +78,9 @@ impl BenchClients {
         runtime.block_on(async {
             let readers = self.0.into_iter().map(|client| reader.read_events(client));
             let mut readers = readers.collect::<FuturesUnordered<_>>();
-            // When the time is over, what was counted up to then is what counts.
+            // After the timeout the count so far is the result.
             match tokio::time::timeout_at(end.into(), readers.next()).await {
-                Ok(Some(ended)) => ended.context("a subscriber was cut off"),
+                Ok(Some(ended)) => ended.context("a subscriber was disconnected"),
                 Ok(None) | Err(_) => Ok(()),
             }
         })?;
@@ -89,7 +88,7 @@ impl BenchClients {
     }
 }
 
-/// What all clients share while they count.
+/// The shared state of all clients.
 struct EventReader<F> {
     buffer: RefCell<Vec<u8>>,
     total: RefCell<EventTotal<F>>,
@@ -101,7 +100,7 @@ struct EventTotal<F> {
 }
 
 impl<F: FnMut(u64) -> bool> EventReader<F> {
-    /// Counts what one client hears; ends when all have heard enough.
+    /// Counts the events of one client until all have received enough.
     async fn read_events(&self, client: BenchClient) -> io::Result<()> {
         let BenchClient { socket, mut counter, .. } = client;
         socket.set_nonblocking(true)?;
@@ -149,15 +148,15 @@ impl BenchClient {
         socket.set_read_timeout(Some(ANSWER_MAX))?;
         let request = format!("GET /v1/streams/s0/events?from={from} HTTP/1.1\r\nHost: {at}\r\n{headers}\r\n\r\n");
         socket.write_all(request.as_bytes())?;
-        let (head, rest) = read_head(&mut socket).context("a subscription was not answered")?;
-        ensure!(head.starts_with(status.as_bytes()), "a subscription was refused: {}", head.escape_ascii());
+        let (head, rest) = read_head(&mut socket).context("no response to a subscription")?;
+        ensure!(head.starts_with(status.as_bytes()), "a subscription was rejected: {}", head.escape_ascii());
         let mut counter = Counter::new(transport);
         let early = counter.count(&rest);
         Ok(Self { socket, counter, early })
     }
 }
 
-/// The head of an answer, and what came behind it.
+/// Reads the head of a response and the bytes after it.
 fn read_head(socket: &mut TcpStream) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let mut answer = vec![0; HEAD_LEN_MAX];
     let mut len = 0;
@@ -174,13 +173,13 @@ fn read_head(socket: &mut TcpStream) -> io::Result<(Vec<u8>, Vec<u8>)> {
     }
 }
 
-/// Counts events in bytes that come in pieces.
+/// Counts events in a byte stream.
 #[derive(Debug)]
 enum Counter {
     Frames {
-        /// Bytes of the frame under way that are still to come.
+        /// Missing bytes of the current frame.
         skip: usize,
-        /// A head that was cut.
+        /// An incomplete frame header.
         head: Vec<u8>,
     },
     Markers,
@@ -194,7 +193,7 @@ impl Counter {
         }
     }
 
-    /// The events that begin in this piece, or end a head that was cut before it.
+    /// The number of events whose header ends in these bytes.
     fn count(&mut self, piece: &[u8]) -> u64 {
         match self {
             Self::Frames { skip, head } => count_frames(skip, head, piece),

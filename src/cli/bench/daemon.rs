@@ -1,6 +1,6 @@
-//! The daemon that is measured: this very program, started with a configuration made for one phase.
+//! The measured daemon: this program, started with a configuration for one phase.
 //!
-//! It is killed at the end, not drained: its folder goes with it.
+//! It is killed at the end without a drain, because its folder is deleted.
 
 use std::{
     fs,
@@ -22,11 +22,11 @@ use super::{
 };
 use crate::clock;
 
-/// From start until every stream is connected and consumers are served.
+/// Timeout for the start: every stream is connected, and the consumer listener replies.
 const START_MAX: Duration = Duration::from_secs(20);
-/// An answer to a question takes no longer, whatever the daemon is busy with.
+/// Timeout of a request to the daemon.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// How often is looked whether something has come true.
+/// The polling interval of waits.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A running daemon of `streams` streams, named `s0` and so on.
@@ -37,7 +37,7 @@ pub(super) struct BenchDaemon {
     folder: PathBuf,
 }
 
-/// Where its logs are kept.
+/// The store of its logs.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum BenchStore<'a> {
     Embedded,
@@ -55,7 +55,7 @@ struct DaemonStream {
 }
 
 impl BenchDaemon {
-    /// Starts it in an empty folder, on a core of its own where there are two, and waits until it is connected.
+    /// Starts the daemon in an empty folder, on a separate core if there are two, and waits until it is connected.
     pub(super) fn start(
         folder: &Path,
         source: &BenchSource,
@@ -69,12 +69,12 @@ impl BenchDaemon {
         fs::write(&file, configuration(folder, source.address(), streams, kept, [consumers, admin])?)?;
         let mut command = Command::new(machine::this_program()?);
         command.args(["run", "--config"]).arg(&file);
-        // Settings of another daemon are none of this one.
+        // Variables for another daemon must not affect this one.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRUNKLINE__")) {
             command.env_remove(name);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(folder.join("log"))?);
-        // A child begins where its parent is.
+        // A child inherits the core of its parent.
         let pinned = cores.is_some_and(|cores| machine::pin(cores.daemon));
         let child = command.spawn();
         if let Some(cores) = cores.filter(|_| pinned) {
@@ -93,7 +93,7 @@ impl BenchDaemon {
                 let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
                 bail!("the daemon ended with {status}: {}", log.trim());
             }
-            // Before its store is open it answers 503.
+            // It replies 503 before its store is open.
             if source.connected() >= streams && self.entries().is_ok() {
                 return Ok(());
             }
@@ -102,36 +102,36 @@ impl BenchDaemon {
         bail!("the daemon was not connected within {} s", START_MAX.as_secs())
     }
 
-    /// Where consumers are served.
+    /// The address of the listener for consumers.
     pub(super) fn consumers(&self) -> SocketAddr {
         self.consumers
     }
 
-    /// CPU time used so far, where the system tells.
+    /// The CPU time so far, if the system provides it.
     pub(super) fn cpu(&self) -> Option<Duration> {
         machine::cpu_time(self.child.id())
     }
 
-    /// Resident bytes, where the system tells.
+    /// Resident memory in bytes, if the system provides it.
     pub(super) fn resident(&self) -> Option<u64> {
         machine::resident(self.child.id())
     }
 
-    /// Entries in all logs: what is durable.
+    /// The number of durable entries in all logs.
     pub(super) fn entries(&self) -> anyhow::Result<u64> {
         let mut socket = TcpStream::connect(self.consumers).context("the daemon does not listen")?;
         socket.set_read_timeout(Some(ANSWER_MAX))?;
         let host = self.consumers;
         write!(socket, "GET /v1/streams HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
-        socket.read_to_string(&mut answer).context("the daemon does not answer")?;
-        let (_, body) = answer.split_once("\r\n\r\n").context("the daemon's answer has no body")?;
-        let listing: DaemonListing = serde_json::from_str(body).context("the daemon's answer is not understood")?;
+        socket.read_to_string(&mut answer).context("the daemon does not reply")?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("the daemon's response has no body")?;
+        let listing: DaemonListing = serde_json::from_str(body).context("the daemon's response is invalid")?;
         let offset = |listed: &DaemonStream| listed.last.as_ref()?.rsplit_once('-')?.1.parse::<u64>().ok();
         Ok(listing.streams.iter().filter_map(offset).sum())
     }
 
-    /// Waits until so many entries are durable; returns how many there were at the end of the time.
+    /// Waits until `wanted` entries are durable or the time is over; returns the number of durable entries.
     pub(super) fn wait_for_entries(&self, wanted: u64, end: Instant) -> anyhow::Result<u64> {
         loop {
             let entries = self.entries()?;
@@ -145,7 +145,7 @@ impl BenchDaemon {
 
 impl Drop for BenchDaemon {
     fn drop(&mut self) {
-        // It may have ended by itself, and the folder may be gone: then there is nothing left to do.
+        // The process may have exited already.
         drop(self.child.kill());
         drop(self.child.wait());
         drop(fs::remove_dir_all(&self.folder));
@@ -153,7 +153,7 @@ impl Drop for BenchDaemon {
 }
 
 impl BenchStore<'_> {
-    /// What says so in a configuration.
+    /// The keys of the `[store]` table.
     fn keys(self) -> String {
         match self {
             Self::Embedded => String::new(),
@@ -165,7 +165,7 @@ impl BenchStore<'_> {
     }
 }
 
-/// A port that was free a moment ago.
+/// A free port; it may be taken before it is used.
 pub(super) fn free_address() -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
     Ok(listener.local_addr()?)

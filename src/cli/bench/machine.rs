@@ -1,6 +1,6 @@
-//! What the machine tells: cores and who runs where, CPU time and memory of a process, the disk below a folder.
+//! The machine: cores and pinning, CPU time and memory of a process, the kind of file system of a folder.
 //!
-//! Linux tells everything; elsewhere nothing is pinned and what is not told is left out of the report.
+//! On systems other than Linux nothing is pinned, and the report omits figures that the system does not provide.
 
 use std::{
     fs, io,
@@ -8,14 +8,14 @@ use std::{
     time::Duration,
 };
 
-/// Which core the daemon has to itself, and which one the source and the clients share.
+/// The core of the daemon, and the core that the source and the clients share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cores {
     pub(super) daemon: usize,
     pub(super) load: usize,
 }
 
-/// CPU time that all threads of a process have used.
+/// The CPU time of all threads of a process.
 pub(super) fn cpu_time(process: u32) -> Option<Duration> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
     let nanos = threads.flatten().filter_map(|thread| first_number(&thread.path().join("schedstat")));
@@ -33,12 +33,12 @@ pub(super) fn resident(process: u32) -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// How many programs wait for a core, over the last minute.
+/// The load average of the last minute.
 pub(super) fn load() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
-/// This program, as it can be started again.
+/// The path of this program.
 pub(super) fn this_program() -> io::Result<PathBuf> {
     std::env::current_exe()
 }
@@ -58,21 +58,21 @@ mod system {
     /// `TMPFS_MAGIC` and `RAMFS_MAGIC` of statfs(2).
     const IN_MEMORY: [i128; 2] = [0x0102_1994, 0x8584_58f6];
 
-    /// The last two cores that this process may use; none where it has but one.
+    /// The last two cores that this process may use; `None` if there is only one.
     pub(crate) fn cores() -> Option<Cores> {
         let allowed = sched_getaffinity(None).ok()?;
         let mut cores = (0..CpuSet::MAX_CPU).rev().filter(|core| allowed.is_set(*core));
         Some(Cores { daemon: cores.next()?, load: cores.next()? })
     }
 
-    /// Keeps this thread, and whatever it starts, on one core.
+    /// Pins this thread, and its children, to one core.
     pub(crate) fn pin(core: usize) -> bool {
         let mut only = CpuSet::new();
         only.set(core);
         sched_setaffinity(None, &only).is_ok()
     }
 
-    /// Raises how many sockets this process and its children may have; returns how many that is.
+    /// Raises the limit of open files of this process and its children; returns the new limit.
     pub(crate) fn sockets_max() -> usize {
         let limit = getrlimit(Resource::Nofile);
         let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

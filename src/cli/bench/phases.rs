@@ -1,4 +1,4 @@
-//! What is measured, a function a phase: each starts what it needs, measures for a bounded time, and ends it.
+//! The phases, one function each: it starts the processes, measures for a bounded time, and stops them.
 
 mod redis;
 
@@ -33,47 +33,47 @@ use crate::{
     },
 };
 
-/// Subscribers of the fan-out.
+/// The number of subscribers of the fan-out.
 const SUBSCRIBERS: usize = 1_000;
-/// Subscribers of whom each does nothing.
+/// The number of idle subscribers.
 const IDLE_SUBSCRIBERS: usize = 5_000;
-/// How far the source may be ahead of the mean subscriber.
+/// How many events the source may be ahead of the mean subscriber.
 const WINDOW: u64 = 32;
-/// Events a second while latency is measured.
+/// Events per second of the latency measurement.
 const LATENCY_RATE: f64 = 1_000.0;
-/// How long one way speaks while latency is measured, before it is the other's turn, and until all has arrived. The
-/// first events of a turn find everybody asleep: they belong to no steady rate.
+/// Duration of one turn of the latency measurement, and the wait for its last events. The first events of a turn are
+/// not counted, because the processes are idle before.
 const TURN_SPAN: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(30);
 const WAKE_SPAN: Duration = Duration::from_millis(50);
-/// Events that a cold reader has to read.
+/// The number of events for the cold reader.
 const COLD_EVENTS: u64 = 200_000;
-/// Streams, and events a second of each; held against one stream that says as many.
+/// Number of streams and events per second of each; compared with one stream of the same total rate.
 const MANY_STREAMS: usize = 100;
 const MANY_RATE: f64 = 20.0;
-/// Events of one append when the store is measured alone: what comes in while it is busy with the last.
+/// Events per append in the measurement of the store.
 const APPEND_LEN: usize = 256;
-/// From the first event until caches are warm and the write-ahead log has its size.
+/// Warm-up time: caches, and the size of the write-ahead log.
 const WARM_UP: Duration = Duration::from_millis(500);
-/// The allocator gives back what it does not need within this time.
+/// The allocator returns unused memory within this time.
 const SETTLING: Duration = Duration::from_secs(3);
-/// A phase that waits for an event that does not come gives up after this time.
+/// Timeout of a phase that waits for events.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 const MICROS: f64 = 1e6;
 
-/// What all phases share.
+/// The shared settings of all phases.
 #[derive(Debug)]
 pub(super) struct BenchSetup {
     pub(super) cores: Option<Cores>,
-    /// A folder of its own, emptied by each phase.
+    /// A folder that each phase empties.
     pub(super) folder: PathBuf,
-    /// How long one thing is measured.
+    /// The duration of one measurement.
     pub(super) span: Duration,
     pub(super) sockets_max: usize,
     pub(super) redis: Option<RedisChoice>,
 }
 
-/// Measures one thing once.
+/// Runs one phase once.
 pub(super) fn measure(phase: BenchPhase, setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
     match phase {
         BenchPhase::Ingest => ingest(setup),
@@ -92,18 +92,18 @@ impl BenchSetup {
         BenchDaemon::start(&self.folder.join("daemon"), source, streams, BenchStore::Embedded, self.cores)
     }
 
-    /// One of several that share a Redis.
+    /// Starts one of several replicas on a Redis.
     fn replica(&self, name: &str, source: &BenchSource, server: &BenchRedis) -> anyhow::Result<BenchDaemon> {
         BenchDaemon::start(&self.folder.join(name), source, 1, BenchStore::Redis(server), self.cores)
     }
 
-    /// A Redis that is empty.
+    /// Starts or connects to a Redis.
     fn server(&self) -> anyhow::Result<BenchRedis> {
-        let which = self.redis.as_ref().context("there is no redis-server; install one, or name one by --redis")?;
+        let which = self.redis.as_ref().context("redis-server is not installed; install it, or set --redis")?;
         BenchRedis::start(which, &self.folder.join("redis"))
     }
 
-    /// As many subscribers as the system allows sockets for, on our side and on the daemon's.
+    /// The number of subscribers, limited by the open files of this process and of the daemon.
     fn subscribers(&self, wanted: usize) -> usize {
         wanted.min(self.sockets_max.saturating_sub(100))
     }
@@ -113,22 +113,22 @@ fn figure(name: &'static str, value: f64, unit: &'static str, target: FigureTarg
     Figure { name, value, unit, target }
 }
 
-/// The figure of CPU time for each of `count`, where the system tells it.
+/// The CPU time per item of `count`, if the system provides it.
 fn cpu_figure(name: &'static str, used: Option<Duration>, count: u64, target: FigureTarget) -> Option<Figure> {
     used.map(|used| figure(name, used.as_secs_f64() * MICROS / count.max(1) as f64, "µs CPU each", target))
 }
 
-/// Events and CPU time of a daemon between two moments.
+/// Events and CPU time of a daemon in one measurement.
 #[derive(Debug, Clone, Copy)]
 struct PhaseMeasurement {
     events: u64,
     elapsed: Duration,
     cpu: Option<Duration>,
-    /// Of the Redis behind it.
+    /// CPU time of Redis.
     server_cpu: Option<Duration>,
 }
 
-/// What a daemon takes in for `span`, after it has warmed up.
+/// Measures the ingest of a daemon for `span`, after a warm-up.
 fn observe(daemon: &BenchDaemon, server: Option<&BenchRedis>, span: Duration) -> anyhow::Result<PhaseMeasurement> {
     daemon.wait_for_entries(1, clock::now() + WAIT_MAX)?;
     thread::sleep(WARM_UP);
@@ -137,7 +137,7 @@ fn observe(daemon: &BenchDaemon, server: Option<&BenchRedis>, span: Duration) ->
     thread::sleep(span);
     let (entries_after, end, cpu_after, server_cpu_after) = sample()?;
     let events = entries_after - entries;
-    ensure!(events > 0, "nothing was taken in for {} s", span.as_secs_f64());
+    ensure!(events > 0, "no event was ingested in {} s", span.as_secs_f64());
     let used = |after: Option<Duration>, before| after.zip(before).map(|(after, before): (_, Duration)| after - before);
     let server_cpu = used(server_cpu_after, server_cpu);
     Ok(PhaseMeasurement { events, elapsed: end - start, cpu: used(cpu_after, cpu), server_cpu })
@@ -150,18 +150,18 @@ fn ingest(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
     let PhaseMeasurement { events, elapsed: took, cpu, .. } = observe(&daemon, None, setup.span)?;
     let rate = events as f64 / took.as_secs_f64();
     let mut figures = vec![figure("ingest, source to durable log", rate, "events/s", FigureTarget::AtLeast(120_000.0))];
-    figures.extend(cpu_figure("ingest, daemon's CPU", cpu, events, FigureTarget::AtMost(5.0)));
+    figures.extend(cpu_figure("ingest, daemon CPU", cpu, events, FigureTarget::AtMost(5.0)));
     Ok(figures)
 }
 
 fn append(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
     let alone = thread::scope(|scope| scope.spawn(|| append_alone(setup)).join());
-    // A panic over there is our own mistake, and is one here.
+    // A panic of the thread is a bug, so it is passed on.
     let (events, took) = alone.unwrap_or_else(|panic| resume_unwind(panic))?;
-    Ok(vec![figure("append, the store alone", events as f64 / took.as_secs_f64(), "events/s", FigureTarget::None)])
+    Ok(vec![figure("append, store only", events as f64 / took.as_secs_f64(), "events/s", FigureTarget::None)])
 }
 
-/// On a thread of its own, so that the store's thread begins on the daemon's core.
+/// Runs on a pinned thread, so that the store's thread starts on the daemon's core.
 fn append_alone(setup: &BenchSetup) -> anyhow::Result<(u64, Duration)> {
     if let Some(cores) = setup.cores {
         machine::pin(cores.daemon);
@@ -206,17 +206,17 @@ fn fanout(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
         FigureTarget::AtLeast(1_500_000.0),
     )];
     figures.extend(cpu_figure(
-        "fan-out to WebSockets, daemon's CPU",
+        "fan-out to WebSockets, daemon CPU",
         websocket.cpu,
         websocket.events,
         FigureTarget::None,
     ));
     figures.push(figure("fan-out to 1,000 SSE clients", rate(sse), "deliveries/s", FigureTarget::AtLeast(750_000.0)));
-    figures.extend(cpu_figure("fan-out to SSE clients, daemon's CPU", sse.cpu, sse.events, FigureTarget::None));
+    figures.extend(cpu_figure("fan-out to SSE clients, daemon CPU", sse.cpu, sse.events, FigureTarget::None));
     Ok(figures)
 }
 
-/// A closed loop: the source is never further ahead than [`WINDOW`] events of the mean subscriber.
+/// Measures a closed loop: the source is at most [`WINDOW`] events ahead of the mean subscriber.
 fn fanout_over(setup: &BenchSetup, transport: ClientTransport) -> anyhow::Result<PhaseMeasurement> {
     let source = BenchSource::start(FrameSizes::One, Pace::Unlimited)?;
     let daemon = setup.daemon(&source, 1)?;
@@ -226,17 +226,17 @@ fn fanout_over(setup: &BenchSetup, transport: ClientTransport) -> anyhow::Result
     let warm = clock::now() + WARM_UP;
     let end = warm + setup.span;
     let mut begin = None;
-    let total = clients.count(end, |heard| {
-        source.gate().raise(heard / count as u64 + WINDOW);
+    let total = clients.count(end, |received| {
+        source.gate().raise(received / count as u64 + WINDOW);
         if begin.is_none() && clock::now() >= warm {
-            begin = Some((heard, clock::now(), daemon.cpu()));
+            begin = Some((received, clock::now(), daemon.cpu()));
         }
         false
     })?;
     let cpu_after = daemon.cpu();
-    let (heard, start, cpu) = begin.context("nothing was delivered")?;
+    let (received, start, cpu) = begin.context("nothing was delivered")?;
     let cpu = cpu_after.zip(cpu).map(|(after, before)| after - before);
-    Ok(PhaseMeasurement { events: total - heard, elapsed: clock::now() - start, cpu, server_cpu: None })
+    Ok(PhaseMeasurement { events: total - received, elapsed: clock::now() - start, cpu, server_cpu: None })
 }
 
 fn latency(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
@@ -250,27 +250,27 @@ fn latency(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
     Ok(vec![
         figure("latency at 1,000 events/s, p50", ours.p50, "ms", FigureTarget::AtMost(2.0)),
         figure("latency at 1,000 events/s, p99", ours.p99, "ms", FigureTarget::None),
-        figure("the same of a minimal disk pipeline, p50", bare.p50, "ms", FigureTarget::None),
-        figure("the same of a minimal disk pipeline, p99", bare.p99, "ms", FigureTarget::None),
-        figure("latency, p99 against the pipeline's", ratio, "times", FigureTarget::AtMost(1.5)),
+        figure("minimal disk pipeline, p50", bare.p50, "ms", FigureTarget::None),
+        figure("minimal disk pipeline, p99", bare.p99, "ms", FigureTarget::None),
+        figure("latency, p99 ratio to the pipeline", ratio, "times", FigureTarget::AtMost(1.5)),
     ])
 }
 
-/// One for what goes through the daemon, and one for what is sent past it.
+/// Starts two sources: one for the daemon, and one for the minimal pipeline.
 fn sources() -> anyhow::Result<[BenchSource; 2]> {
     let start = || BenchSource::start(FrameSizes::One, Pace::Rate(LATENCY_RATE));
     Ok([start()?, start()?])
 }
 
-/// Milliseconds from the source's socket to the client's.
+/// Latency from the source's socket to the client's socket in milliseconds.
 #[derive(Debug, Clone, Copy)]
 struct DelayQuantiles {
     p50: f64,
     p99: f64,
 }
 
-/// Each way from a source to its client in turns, a short one at a time, so that what else the machine does befalls
-/// all of them alike; `span` for each.
+/// Measures all paths from a source to a client in short alternating turns, so that other load on the machine affects
+/// them equally; `span` for each.
 fn delays<const WAYS: usize>(
     ways: [(&BenchSource, SocketAddr); WAYS],
     span: Duration,
@@ -295,20 +295,20 @@ fn delays<const WAYS: usize>(
     })
 }
 
-/// One client at a source of one connection: the events come in order, so the count says which one it is.
+/// One client of a source with one connection: events arrive in order, so the count identifies an event.
 fn listen(source: &BenchSource, client: BenchClients, end: Instant) -> anyhow::Result<DelayQuantiles> {
     let mut received_at: Vec<Instant> = Vec::new();
-    client.count(end, |heard| {
+    client.count(end, |received| {
         let now = clock::now();
-        received_at.resize(usize::try_from(heard).unwrap_or(usize::MAX), now);
+        received_at.resize(usize::try_from(received).unwrap_or(usize::MAX), now);
         false
     })?;
     let count = |span: Duration| (LATENCY_RATE * span.as_secs_f64()) as usize;
     let counts = |index: &usize| *index >= count(WARM_UP) && index % count(TURN_SPAN) >= count(WAKE_SPAN);
     let sent_at = source.sent_at();
     let pairs = sent_at.iter().zip(&received_at).enumerate().filter(|(index, _)| counts(index));
-    let mut millis: Vec<f64> = pairs.map(|(_, (said, heard))| (*heard - *said).as_secs_f64() * 1e3).collect();
-    ensure!(!millis.is_empty(), "no event came");
+    let mut millis: Vec<f64> = pairs.map(|(_, (sent, received))| (*received - *sent).as_secs_f64() * 1e3).collect();
+    ensure!(!millis.is_empty(), "no event arrived");
     millis.sort_by(f64::total_cmp);
     Ok(DelayQuantiles { p50: millis[millis.len() / 2], p99: millis[millis.len() * 99 / 100] })
 }
@@ -321,9 +321,9 @@ fn cold(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
     let start = clock::now();
     let reader =
         BenchClients::subscribe(daemon.consumers(), ClientTransport::WebSocket, clients::SubscribeFrom::First, 1)?;
-    let read = reader.count(start + WAIT_MAX, |heard| heard >= entries)?;
+    let read = reader.count(start + WAIT_MAX, |received| received >= entries)?;
     let rate = read as f64 / start.elapsed().as_secs_f64();
-    Ok(vec![figure("one cold reader, from the first entry", rate, "events/s", FigureTarget::AtLeast(200_000.0))])
+    Ok(vec![figure("one cold reader from the first entry", rate, "events/s", FigureTarget::AtLeast(200_000.0))])
 }
 
 fn streams(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
@@ -338,10 +338,10 @@ fn streams(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
     let each = |pass: PhaseMeasurement| pass.cpu.map(|cpu| cpu.as_secs_f64() / pass.events as f64);
     let ratio = each(many).zip(each(one)).map(|(many, one)| many / one);
     let mut figures = Vec::new();
-    figures.extend(cpu_figure("1 stream of 2,000 events/s, daemon's CPU", one.cpu, one.events, FigureTarget::None));
-    figures.extend(cpu_figure("100 streams of 20 events/s, daemon's CPU", many.cpu, many.events, FigureTarget::None));
+    figures.extend(cpu_figure("1 stream of 2,000 events/s, daemon CPU", one.cpu, one.events, FigureTarget::None));
+    figures.extend(cpu_figure("100 streams of 20 events/s, daemon CPU", many.cpu, many.events, FigureTarget::None));
     figures.extend(
-        ratio.map(|ratio| figure("100 streams against 1, CPU an event", ratio, "times", FigureTarget::AtMost(1.5))),
+        ratio.map(|ratio| figure("100 streams against 1, CPU per event", ratio, "times", FigureTarget::AtMost(1.5))),
     );
     Ok(figures)
 }

@@ -1,8 +1,7 @@
-//! The minimal pipelines, to hold the daemon's latency against: receive, write, sync, send, and nothing else. Over the
-//! disk, and over Redis from one thread to another.
+//! The baselines for latency, minimal pipelines: receive, write, sync, send. One uses the disk, the other Redis.
 //!
-//! They do not know what they carry: a client's request goes to the source as it is, and what the source says comes back
-//! once it is stored. What they cannot do is why there is a daemon.
+//! They forward bytes without parsing: a client's request goes to the source unchanged, and the source's bytes go to
+//! the client after they are stored.
 
 use std::{
     fs::File,
@@ -19,10 +18,10 @@ use super::{
     server::BenchRedis,
 };
 
-/// Bytes received, written and sent at once.
+/// The size of the buffer in bytes.
 const READ_LEN: usize = 64 * 1024;
 
-/// Starts a pipeline for one client on the daemon's core; it ends with its sockets. Returns where the client connects.
+/// Starts a pipeline for one client on the daemon's core; it ends with its sockets. Returns the address for the client.
 pub(super) fn start(file: &Path, source: SocketAddr, cores: Option<Cores>) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
@@ -31,7 +30,7 @@ pub(super) fn start(file: &Path, source: SocketAddr, cores: Option<Cores>) -> io
         if let Some(cores) = cores {
             machine::pin(cores.daemon);
         }
-        // Whoever was served is gone, and with it the need to go on.
+        // The client has disconnected, so the pipeline ends.
         run_pipeline(&listener, source, file).unwrap_or_default();
     });
     Ok(address)
@@ -50,7 +49,7 @@ fn run_pipeline(listener: &TcpListener, source: SocketAddr, mut file: File) -> i
     }
 }
 
-/// A client, and the source that has its request.
+/// Accepts the client and forwards its request to the source.
 fn accept_and_connect(listener: &TcpListener, source: SocketAddr) -> io::Result<(TcpStream, TcpStream, Vec<u8>)> {
     let (mut client, _) = listener.accept()?;
     let mut source = TcpStream::connect(source)?;
@@ -62,7 +61,8 @@ fn accept_and_connect(listener: &TcpListener, source: SocketAddr) -> io::Result<
     Ok((client, source, buffer))
 }
 
-/// The same over Redis: one thread appends what the source says, another one follows and sends it to the client.
+/// Starts a pipeline over Redis: one thread appends the source's bytes, another one reads them and sends them to the
+/// client. Returns the address for the client.
 pub(super) fn start_over_redis(
     server: &BenchRedis,
     source: SocketAddr,
@@ -79,7 +79,7 @@ pub(super) fn start_over_redis(
         let Ok(other) = source.try_clone() else { return };
         let follower = (key.clone(), reader);
         thread::spawn(move || {
-            // Whoever was served is gone, and with it the need to go on: both threads end.
+            // The client has disconnected, so both threads end.
             follow(follower, client).unwrap_or_default();
             other.shutdown(Shutdown::Both).unwrap_or_default();
         });

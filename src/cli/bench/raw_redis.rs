@@ -1,5 +1,5 @@
-//! The bare way into Redis, to hold the daemon's against: the same bytes in transactions that are made once and sent
-//! again and again with higher numbers, the next when the last was answered. It guards nothing and looks at nothing.
+//! The baseline for appends in Redis: the same bytes in prepared transactions with increasing numbers, one at a time.
+//! It checks no fence.
 
 use std::{
     thread,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::clock;
 
-/// What was done between two moments.
+/// The result of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AppendMeasurement {
     pub(super) events: u64,
@@ -25,7 +25,7 @@ pub(super) struct AppendMeasurement {
     pub(super) cpu: Option<Duration>,
 }
 
-/// Appends `entry` again and again, `len` in one transaction, on the daemon's core: for `span`, once it is warm.
+/// Appends `entry` repeatedly, `len` per transaction, on the daemon's core; measures for `span` after a warm-up.
 pub(super) fn append(
     server: &BenchRedis,
     entry: &[u8],
@@ -47,7 +47,7 @@ pub(super) fn append(
         });
         writer.join()
     });
-    // A panic over there is our own mistake, and is one here.
+    // A panic of the thread is a bug, so it is passed on.
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
@@ -67,21 +67,23 @@ impl RawRedisWriter {
         while clock::now() < end {
             let PackedTransaction { len, .. } = self.transaction;
             let bytes = self.transaction.numbered_after(self.written);
-            // Before what EXEC says comes a word for MULTI and one for each command.
-            let answers =
-                self.connection.req_packed_commands(bytes, len + 2, 1).context("Redis took no transaction")?;
+            // MULTI and each command have a reply before the one of EXEC.
+            let answers = self
+                .connection
+                .req_packed_commands(bytes, len + 2, 1)
+                .context("Redis did not reply to a transaction")?;
             let done = matches!(&answers[..], [Value::Array(done)] if done.len() == len + 1);
-            ensure!(done, "Redis refused a transaction: {answers:?}");
+            ensure!(done, "Redis rejected a transaction: {answers:?}");
             self.written += len as u64;
         }
         Ok(())
     }
 }
 
-/// Entries and the number of the last in one step, ready to be sent but for the numbers.
+/// A packed transaction of entries and the number of the last one, with placeholders for the numbers.
 struct PackedTransaction {
     bytes: Vec<u8>,
-    /// Where the numbers stand: of each entry, and of the last once more.
+    /// Positions of the numbers: one per entry, and the last one again.
     id_offsets: Vec<usize>,
     len: usize,
 }
@@ -100,7 +102,7 @@ impl PackedTransaction {
         Self { bytes, id_offsets: places, len }
     }
 
-    /// The one that follows so many entries.
+    /// The bytes of the transaction after `written` entries.
     fn numbered_after(&mut self, written: u64) -> &[u8] {
         for (index, at) in self.id_offsets.iter().enumerate() {
             let number = FIRST_NUMBER + written + index.min(self.len - 1) as u64;

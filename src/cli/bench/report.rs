@@ -1,4 +1,4 @@
-//! What was measured, as a table for people and as JSON for programs.
+//! The results, as a table for people and as JSON for programs.
 
 use std::{
     collections::BTreeMap,
@@ -7,12 +7,12 @@ use std::{
 
 use serde::Serialize;
 
-/// What a figure should be.
+/// The target of a figure.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum FigureTarget {
     AtLeast(f64),
     AtMost(f64),
-    /// It stands there to compare others with.
+    /// For comparison only.
     None,
 }
 
@@ -25,17 +25,17 @@ pub(super) struct Figure {
     pub(super) target: FigureTarget,
 }
 
-/// Where and how it was measured.
+/// The conditions of the measurement.
 #[derive(Debug, Serialize)]
 pub(super) struct Conditions {
     pub(super) version: &'static str,
-    /// The daemon had a core to itself, source and clients another.
+    /// Whether the daemon had one core, and source and clients another.
     pub(super) pinned: bool,
-    /// Programs that waited for a core before the first round, over a minute.
+    /// The load average of the last minute before the first round.
     pub(super) load_before: Option<f64>,
-    /// What is written never reaches a disk.
+    /// Whether the store's folder is in memory.
     pub(super) in_memory: bool,
-    /// Which Redis it was, where one was measured with.
+    /// The Redis that was used, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) redis: Option<String>,
     pub(super) rounds: usize,
@@ -56,7 +56,7 @@ struct FigureRow {
     met: Option<bool>,
 }
 
-/// Everything that was measured.
+/// All results.
 #[derive(Debug, Serialize)]
 pub(super) struct BenchReport {
     conditions: Conditions,
@@ -82,7 +82,7 @@ impl FigureTarget {
 }
 
 impl BenchReport {
-    /// The medians of the rounds, in the order in which the figures first came.
+    /// The medians of the rounds, in the order of the first round.
     pub(super) fn new(conditions: Conditions, measured: &[Figure]) -> Self {
         let mut order = Vec::new();
         let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
@@ -124,9 +124,9 @@ impl BenchReport {
 impl Conditions {
     fn conditions_text(&self) -> String {
         let Self { version, pinned, load_before, in_memory, redis, rounds } = self;
-        let cores = if *pinned { "the daemon on a core of its own" } else { "nothing pinned" };
+        let cores = if *pinned { "daemon pinned to one core" } else { "daemon not pinned" };
         let load = load_before.map_or(String::new(), |load| format!(", load before {load:.1}"));
-        let memory = if *in_memory { "; the folder is in memory: no figure says what a disk can do" } else { "" };
+        let memory = if *in_memory { "; the store is in memory, so the figures do not include a disk" } else { "" };
         let redis = redis.as_ref().map_or(String::new(), |redis| format!(", {redis}"));
         format!("trunkline {version}, {cores}, {rounds} rounds{load}{redis}{memory}\n")
     }
@@ -142,7 +142,7 @@ impl FigureRow {
     }
 }
 
-/// Large numbers in groups of three, small ones with two digits behind the point.
+/// Large numbers with thousands separators, small ones with two decimals.
 fn number(value: f64) -> String {
     if value < 1_000.0 {
         return format!("{value:.2}").trim_end_matches('0').trim_end_matches('.').to_owned();

@@ -1,5 +1,4 @@
-//! The Redis that is measured with: one of the bench's own, which is gone with the value, or one that was named, from
-//! which everything is removed again.
+//! The Redis for the measurement: a temporary `redis-server`, or the one of `--redis`, whose test data is deleted.
 
 use std::{
     fs, io,
@@ -17,50 +16,50 @@ use crate::{
     store::redis::{address::Address, keys::key},
 };
 
-/// What an own one is started from.
+/// The program for a temporary server.
 const PROGRAM: &str = "redis-server";
-/// From start until it greets.
+/// Timeout for the start of the server.
 const START_MAX: Duration = Duration::from_secs(10);
-/// A server that was named is reached within it.
+/// Timeout for a connection to the server.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// The one stream that is measured, as a daemon names it.
+/// The name of the measured stream.
 const STREAM: &str = "s0";
 
-/// Which Redis it is.
+/// The choice of a Redis.
 #[derive(Debug, Clone)]
 pub(super) enum RedisChoice {
-    /// A `redis-server` that is installed, of this version.
+    /// The installed `redis-server`, with its version.
     Local { version: String },
-    /// One server, at this URL.
+    /// The server at this URL.
     External { url: String, shown: String },
 }
 
 impl RedisChoice {
-    /// The one that was named, else an own one; none where there is neither.
+    /// The server of `--redis`, else the installed program; `None` if there is neither.
     pub(super) fn find(url: Option<&str>) -> anyhow::Result<Option<Self>> {
         let Some(url) = url else { return Ok(installed_version().map(|version| Self::Local { version })) };
-        let address: Address = url.parse().context("--redis names no server")?;
+        let address: Address = url.parse().context("--redis: invalid URL")?;
         Ok(Some(Self::External { url: url.to_owned(), shown: address.to_string() }))
     }
 
-    /// For people.
+    /// The description for the report.
     pub(super) fn describe(&self) -> String {
         match self {
-            Self::Local { version } => format!("Redis {version} started for this, appendfsync everysec"),
+            Self::Local { version } => format!("temporary Redis {version}, appendfsync everysec"),
             Self::External { shown, .. } => format!("Redis at {shown}"),
         }
     }
 }
 
-/// The version of what is installed.
+/// The version of the installed program.
 fn installed_version() -> Option<String> {
     let output = Command::new(PROGRAM).arg("--version").output().ok()?;
     let output = String::from_utf8(output.stdout).ok()?;
     Some(output.split_whitespace().find_map(|word| word.strip_prefix("v="))?.to_owned())
 }
 
-/// A server that greets, and a part of it that is empty.
+/// A running server, and an unused key prefix in it.
 #[derive(Debug)]
 pub(super) struct BenchRedis {
     url: String,
@@ -75,13 +74,13 @@ struct RedisProcess {
 }
 
 impl BenchRedis {
-    /// Starts one in an empty folder, or takes the one that was named.
+    /// Starts a server in an empty folder, or uses the server of `--redis`.
     pub(super) fn start(choice: &RedisChoice, folder: &Path) -> anyhow::Result<Self> {
         let prefix = format!("bench-{}", std::process::id());
         match choice {
             RedisChoice::External { url, .. } => Ok(Self { url: url.clone(), prefix, process: None }),
             RedisChoice::Local { .. } => {
-                fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+                fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
                 let address = free_address()?;
                 let child = spawn_redis(folder, address.port()).context("cannot start redis-server")?;
                 let own = Some(RedisProcess { child, folder: folder.to_owned() });
@@ -98,37 +97,37 @@ impl BenchRedis {
             if let Some(own) = &mut self.process
                 && let Some(status) = own.child.try_wait()?
             {
-                bail!("redis-server ended with {status}");
+                bail!("redis-server exited with {status}");
             }
             if self.connect().is_ok() {
                 return Ok(());
             }
             thread::sleep(POLL_INTERVAL);
         }
-        bail!("redis-server did not answer within {} s", START_MAX.as_secs())
+        bail!("redis-server did not reply within {} s", START_MAX.as_secs())
     }
 
     pub(super) fn url(&self) -> &str {
         &self.url
     }
 
-    /// What the keys of the daemon that is measured begin with.
+    /// The key prefix of the measured daemon.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// A connection for one thread.
+    /// Opens a connection for one thread.
     pub(super) fn connect(&self) -> anyhow::Result<redis::Connection> {
-        let client = redis::Client::open(self.url.as_str()).context("only a single server can be measured with")?;
+        let client = redis::Client::open(self.url.as_str()).context("--redis: only a single server is supported")?;
         client.get_connection_with_timeout(CONNECT_MAX).context("cannot connect to Redis")
     }
 
-    /// CPU time used so far, where the system tells and the server is ours.
+    /// The CPU time so far, if the system provides it and the server is local.
     pub(super) fn cpu(&self) -> Option<Duration> {
         self.process.as_ref().and_then(|own| machine::cpu_time(own.child.id()))
     }
 
-    /// The newest entry that the daemon wrote.
+    /// The daemon's newest entry.
     pub(super) fn newest_entry(&self) -> anyhow::Result<Vec<u8>> {
         type RangeReply = Vec<(String, (String, Vec<u8>))>;
         let log = self.key(STREAM, "log");
@@ -138,12 +137,12 @@ impl BenchRedis {
         Ok(entry)
     }
 
-    /// A key of the bench's own, or of a stream of the daemon.
+    /// A key of the bench or of a stream of the daemon.
     pub(super) fn key(&self, about: &str, what: &str) -> String {
         key(&self.prefix, about, what)
     }
 
-    /// Everything that was written; what lives for seconds goes by itself.
+    /// Deletes all written keys, except for those that expire after seconds.
     fn delete_keys(&self) -> anyhow::Result<()> {
         let abouts = [STREAM, "bare", "pipeline"];
         let streams = abouts.iter().flat_map(|about| [self.key(about, "log"), self.key(about, "head")]);
@@ -156,19 +155,19 @@ impl BenchRedis {
 impl Drop for BenchRedis {
     fn drop(&mut self) {
         match &mut self.process {
-            // It may have ended by itself, and the folder may be gone: then there is nothing left to do.
+            // The process may have exited already.
             Some(RedisProcess { child, folder }) => {
                 drop(child.kill());
                 drop(child.wait());
                 drop(fs::remove_dir_all(folder));
             }
-            // A server that does not answer any more has the phase fail, too.
+            // If the server does not reply, the phase fails as well.
             None => drop(self.delete_keys()),
         }
     }
 }
 
-/// As the documents want it, but that it never rewrites its file while it is measured.
+/// The recommended settings, without rewrites of the append-only file during the measurement.
 fn spawn_redis(folder: &Path, port: u16) -> io::Result<Child> {
     let port = port.to_string();
     let mut command = Command::new(PROGRAM);

@@ -1,7 +1,7 @@
-//! The source: a sequenced stream that speaks as fast as it is taken, at a rate, or as far as a gate allows.
+//! The source: a sequenced stream at full speed, at a fixed rate, or up to the limit of a gate.
 //!
-//! Frames are made once and sent again and again with higher numbers, so that it costs next to nothing beside the
-//! daemon it feeds. It is no simulator: it knows one dialect and no faults.
+//! Frames are prepared once and sent repeatedly with increasing numbers, so that the source uses little CPU compared
+//! with the daemon. Unlike the simulator it has one protocol and no faults.
 
 use std::{
     io::{self, Write},
@@ -21,37 +21,37 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::{clock, downstream::server::render};
 
-/// Bytes of one event as the platform writes it.
+/// The length of one event in bytes.
 pub(super) const EVENT_LEN: usize = 1_024;
-/// Stands once in each event and nowhere else, so that events can be counted without reading JSON.
+/// A byte that occurs exactly once in each event, so that events can be counted without parsing.
 pub(super) const MARKER: u8 = 0x7f;
-/// The first number: all numbers of a run have as many digits.
+/// The first number; all numbers of a run have the same number of digits.
 pub(super) const FIRST_NUMBER: u64 = 1_000_000_000;
 pub(super) const DIGITS: usize = 10;
-/// The longest frame has so many events.
+/// The maximum number of events in a frame.
 const FRAME_EVENTS_MAX: usize = 50;
-/// Frames of one length after another, before the same lengths come again.
+/// The number of prepared frames, after which the lengths repeat.
 const FRAMES: usize = 50;
-/// About as many bytes are given to the kernel at once.
+/// The approximate number of bytes per write.
 const WRITE_LEN: usize = 256 * 1024;
 
-/// How many events a frame holds.
+/// The number of events per frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FrameSizes {
     One,
-    /// One to fifty, all lengths as often.
+    /// One to fifty, evenly distributed.
     Mixed,
 }
 
-/// How fast the source speaks, once its gate is open.
+/// The speed of the source while its gate is open.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Pace {
     Unlimited,
-    /// Events a second, on each connection.
+    /// Events per second on each connection.
     Rate(f64),
 }
 
-/// How many events may be said.
+/// The limit of sent events.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     open_to: Mutex<u64>,
@@ -68,7 +68,7 @@ impl Gate {
         }
     }
 
-    /// Waits until more than `said` may be said; returns how many.
+    /// Waits until the limit is above `sent`; returns the limit.
     fn wait_beyond(&self, sent: u64) -> u64 {
         let open_to = self.open_to.lock().unwrap_or_else(PoisonError::into_inner);
         *self.raised.wait_while(open_to, |open_to| *open_to <= sent).unwrap_or_else(PoisonError::into_inner)
@@ -79,18 +79,18 @@ impl Gate {
     }
 }
 
-/// What the source and its user share.
+/// The shared state of the source and its user.
 #[derive(Debug)]
 struct SourceState {
     frames: FrameSizes,
     pace: Pace,
     gate: Gate,
     connected: AtomicUsize,
-    /// When each event was given to the kernel; kept where there is a rate.
+    /// The send time of each event; recorded only at a fixed rate.
     sent_at: Mutex<Vec<Instant>>,
 }
 
-/// A running source. Its threads end with the sockets they serve; the one that listens ends with the process.
+/// A running source. Its threads end with their sockets; the listening thread ends with the process.
 #[derive(Debug, Clone)]
 pub(super) struct BenchSource {
     address: SocketAddr,
@@ -98,7 +98,7 @@ pub(super) struct BenchSource {
 }
 
 impl BenchSource {
-    /// Listens on a free port of the loopback. Nothing is said before its gate is raised.
+    /// Listens on a free loopback port. It sends nothing before its gate is raised.
     pub(super) fn start(frames: FrameSizes, pace: Pace) -> io::Result<Self> {
         let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
@@ -113,7 +113,7 @@ impl BenchSource {
         thread::spawn(move || {
             for socket in listener.incoming().flatten() {
                 let shared = Arc::clone(&shared);
-                // A socket that ends, ends its thread: whoever was served is gone.
+                // An error means that the client has disconnected; the thread ends.
                 thread::spawn(move || shared.serve(socket).unwrap_or_default());
             }
         });
@@ -128,12 +128,12 @@ impl BenchSource {
         &self.shared.gate
     }
 
-    /// Connections that were ever made.
+    /// The number of connections so far.
     pub(super) fn connected(&self) -> usize {
         self.shared.connected.load(Ordering::Relaxed)
     }
 
-    /// When each event was said, in order; for a source of one connection that has a rate.
+    /// The send times of all events, in order; for a source with one connection and a fixed rate.
     pub(super) fn sent_at(&self) -> Vec<Instant> {
         self.shared.sent_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -143,7 +143,7 @@ impl SourceState {
     fn serve(&self, socket: TcpStream) -> io::Result<()> {
         socket.set_nodelay(true)?;
         let mut sent = 0;
-        #[expect(clippy::result_large_err, reason = "the library's own shape")]
+        #[expect(clippy::result_large_err, reason = "the library defines this signature")]
         let resume = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
             sent = resume_count(request.uri().query());
             Ok(response)
@@ -175,7 +175,7 @@ impl SourceState {
         loop {
             if !self.gate.is_open(script.sent) {
                 self.gate.wait_beyond(script.sent);
-                // What was not allowed is not made up for.
+                // Time at a closed gate is not made up for.
                 due = clock::now();
             }
             thread::sleep(due.saturating_duration_since(clock::now()));
@@ -188,14 +188,14 @@ impl SourceState {
     }
 }
 
-/// How many events were taken before the connection, from its resume parameter.
+/// The number of events before this connection, from its resume parameter.
 fn resume_count(query: Option<&str>) -> u64 {
     let pairs = query.unwrap_or_default().split('&');
     let last = pairs.filter_map(|pair| pair.strip_prefix("sequenceId=")?.parse::<u64>().ok()).next_back();
     last.map_or(0, |last| (last + 1).saturating_sub(FIRST_NUMBER))
 }
 
-/// The frames, ready to be sent but for their numbers.
+/// Prepared frames with placeholders for the numbers.
 #[derive(Debug)]
 struct FrameSequence {
     frames: Vec<FrameTemplate>,
@@ -206,7 +206,7 @@ struct FrameSequence {
 #[derive(Debug)]
 struct FrameTemplate {
     bytes: Vec<u8>,
-    /// Where the numbers stand.
+    /// Positions of the numbers.
     numbers: Vec<usize>,
 }
 
@@ -214,13 +214,13 @@ impl FrameSequence {
     fn new(frames: FrameSizes, sent: u64) -> Self {
         let lens: Vec<usize> = match frames {
             FrameSizes::One => vec![1],
-            // Steps of 7 visit every length once, large and small by turns.
+            // Steps of 7 visit every length once and alternate large and small.
             FrameSizes::Mixed => (0..FRAMES).map(|turn| turn * 7 % FRAME_EVENTS_MAX + 1).collect(),
         };
         Self { frames: lens.into_iter().map(FrameTemplate::new).collect(), turn: 0, sent }
     }
 
-    /// Writes the next frame: with fewer events where the gate leaves no room for all.
+    /// Writes the next frame; with fewer events if the gate does not allow all.
     fn write(&mut self, out: &mut Vec<u8>, open_to: u64) {
         let turn = self.turn;
         self.turn = (turn + 1) % self.frames.len();
@@ -258,7 +258,7 @@ pub(super) fn write_digits(place: &mut [u8], mut number: u64) {
     }
 }
 
-/// One event of [`EVENT_LEN`] bytes: a queue's observations, as a platform would tell them.
+/// One event of [`EVENT_LEN`] bytes: queue observations in the platform's format.
 fn event() -> String {
     let mut event = format!(
         r#"{{"sequenceId":{FIRST_NUMBER},"type":"v2.analytics.queues.observations","eventTime":"2026-05-04T13:31:49.570Z","queueId":"3fa85f64-5717-4562-b3fc-2c963f66afa6","mark":"{}","metrics":["#,

@@ -1,7 +1,7 @@
-//! `trunkline check --connect`: tries a configuration on the real platform, with the very parts that `run` uses.
+//! `trunkline check --connect`: tests a configuration against the platform, with the same parts as `run`.
 //!
-//! Every account gets a token, every stream opens a session and closes it. What is heard meanwhile goes into a log in a
-//! temporary folder and away with it: the real store is only opened and closed.
+//! Every account requests a token, every stream opens a session and closes it. Received events go into a log in a
+//! temporary folder; the configured store is only opened and closed.
 
 use std::{
     collections::BTreeMap,
@@ -19,14 +19,18 @@ use crate::{
     upstream::StreamStatus,
 };
 
-/// An account or stream that is not there by then is told as failed.
+/// An account or stream without success or error in this time counts as failed.
 const SILENT_WAIT_MAX: Duration = Duration::from_secs(20);
-/// One that fails again and again is given this long: enough for a second attempt and a third.
+/// How long to wait for an account or stream after a failure: enough for three attempts.
 const FAILING_WAIT_MAX: Duration = Duration::from_secs(5);
-/// How often it is looked.
+/// How often the states are read.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Tries it and writes a line for each part. Refused when any part failed.
+/// Tests each part and writes one line for it.
+///
+/// # Errors
+///
+/// [`CliError::Refused`] if any part failed.
 pub(super) async fn run(config: Config, out: &mut impl Write) -> Result<(), CliError> {
     let mut failed = store(&config, out).await?;
     let trial = Trial::start(config).await?;
@@ -42,12 +46,12 @@ pub(super) async fn run(config: Config, out: &mut impl Write) -> Result<(), CliE
     }
     trial.end().await?;
     if failed > 0 {
-        return Err(CliError::Refused(format!("{failed} of the parts cannot be used, for the reasons above")));
+        return Err(CliError::Refused(format!("{failed} of the checks above failed")));
     }
     Ok(())
 }
 
-/// Opens and closes the store, with the same warnings as `run`.
+/// Opens and closes the store, and writes the same warnings as `run`.
 async fn store(config: &Config, out: &mut impl Write) -> std::io::Result<usize> {
     match check_store(config).await {
         Ok(tried) => {
@@ -73,17 +77,18 @@ async fn wait(trial: &Trial, started_at: Instant) -> ConnectStatuses {
     }
 }
 
-/// What is known of a part while it is tried.
+/// The progress of an account or stream during the test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ConnectProgress {
-    /// It works, or an operator must act.
+    /// It works, or failed permanently.
     Decided,
-    /// It failed, and is tried again.
+    /// It failed and retries.
     Failing,
+    /// No result yet.
     Silent,
 }
 
-/// How long the slowest part may still take.
+/// How long to wait for the slowest part.
 fn wait_max(accounts: &BTreeMap<AccountName, AccountStatus>, streams: &BTreeMap<StreamName, StreamStatus>) -> Duration {
     let of_accounts = accounts.values().map(progress_of_account);
     let of_streams = streams.values().map(|stream| progress_of_stream(stream, accounts.get(&stream.account)));
@@ -103,7 +108,7 @@ fn progress_of_account(account: &AccountStatus) -> ConnectProgress {
     }
 }
 
-/// A stream whose account has no token waits for that, and stands as it does.
+/// A stream whose account has no token has the progress of the account.
 fn progress_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> ConnectProgress {
     match (stream.state, &stream.last_error, account) {
         ("live" | "degraded" | "failed", _, _) => ConnectProgress::Decided,
@@ -113,17 +118,17 @@ fn progress_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) ->
     }
 }
 
-/// One that is degraded has one, too.
+/// A degraded account also has a token.
 fn has_token(account: &AccountStatus) -> bool {
     matches!(account.state, "valid" | "degraded")
 }
 
-/// What came of a part.
+/// The result of one check.
 #[derive(Debug, PartialEq, Eq)]
 enum ConnectVerdict {
     Good(String),
     Failed(String),
-    /// Not tried, because another part failed.
+    /// Not tested, because another part failed.
     Skipped(String),
 }
 
@@ -132,17 +137,17 @@ fn verdict_of_account(account: &AccountStatus) -> ConnectVerdict {
         let remaining = account.remaining_seconds.map(|seconds| format!(", {seconds:.0} s left"));
         return ConnectVerdict::Good(format!("has a token{}", remaining.unwrap_or_default()));
     }
-    ConnectVerdict::Failed(account.last_error.clone().unwrap_or_else(|| "no token in the time given".to_owned()))
+    ConnectVerdict::Failed(account.last_error.clone().unwrap_or_else(|| "timeout: no token".to_owned()))
 }
 
 fn verdict_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> ConnectVerdict {
     if !matches!(stream.state, "live" | "degraded") {
-        let why = || stream.last_error.clone().unwrap_or_else(|| "not live in the time given".to_owned());
+        let why = || stream.last_error.clone().unwrap_or_else(|| "timeout: not live".to_owned());
         return if account.is_some_and(has_token) { ConnectVerdict::Failed(why()) } else { no_token(&stream.account) };
     }
     match stream.refused_topics.as_slice() {
         [] => ConnectVerdict::Good("opened and closed".to_owned()),
-        refused => ConnectVerdict::Failed(format!("opened, but topics are not heard: {}", refused.join("; "))),
+        refused => ConnectVerdict::Failed(format!("opened, but topics are rejected: {}", refused.join("; "))),
     }
 }
 
@@ -158,7 +163,7 @@ fn no_token(account: &AccountName) -> ConnectVerdict {
     ConnectVerdict::Skipped(format!("account {account} has no token"))
 }
 
-/// Returns how many parts failed with this one.
+/// Writes the line of one check; returns 1 if it failed, else 0.
 fn line(out: &mut impl Write, part: &str, verdict: ConnectVerdict) -> std::io::Result<usize> {
     match verdict {
         ConnectVerdict::Good(good) => writeln!(out, "ok      {part}: {good}").map(|()| 0),

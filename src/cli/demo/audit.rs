@@ -1,7 +1,6 @@
-//! Whether everything that the simulated platform said is in the logs: once, in order, or marked.
+//! Checks that every event of the simulated platform is in a log once and in order, or covered by a gap.
 //!
-//! It holds the logs against what the simulator wrote into its own books. It knows the entries only as a consumer does:
-//! as CloudEvents.
+//! It compares the logs, as CloudEvents like a consumer, with the simulator's ledger.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -10,7 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
-/// The few attributes that are held against the books.
+/// The attributes that are compared.
 #[derive(Deserialize)]
 struct AuditEntry<'a> {
     #[serde(rename = "type")]
@@ -29,26 +28,26 @@ struct AuditGap {
     reason: String,
 }
 
-/// The reason of the gap behind which the numbers begin again.
+/// The gap reason after which sequence numbers start again.
 const RESET: &str = "reset";
 
-/// What a log showed so far.
+/// The results for one log.
 #[derive(Debug, Default)]
 pub(super) struct Audit {
     pub(super) entries: u64,
     pub(super) events: u64,
     pub(super) gaps: BTreeMap<String, u64>,
     pub(super) snapshots: u64,
-    /// Entries whose offset was not the one that had to follow.
+    /// Entries whose offset did not follow the previous one.
     pub(super) offset_errors: u64,
     numbered: NumberedAudit,
     unnumbered: UnnumberedAudit,
-    /// The last entry was a gap (or a snapshot behind one).
+    /// Whether the last entry was a gap, or a snapshot after one.
     in_gap: bool,
     gaps_seen: u64,
 }
 
-/// The order of a numbered stream.
+/// Counters of a numbered stream.
 #[derive(Debug, Default)]
 struct NumberedAudit {
     last: Option<u64>,
@@ -56,20 +55,20 @@ struct NumberedAudit {
     lost: u64,
 }
 
-/// The completeness of a stream without numbers.
+/// Counters of a stream without sequence numbers.
 #[derive(Debug, Default)]
 struct UnnumberedAudit {
     logged: HashMap<String, LoggedEvent>,
     emitted: VecDeque<(u64, String)>,
     duplicates: u64,
-    /// Events that came after one that was said later.
+    /// Events after one that was sent later.
     out_of_order: u64,
-    /// The entry of the last one that was held against the books.
+    /// The offset of the last settled event.
     offset: u64,
     complete: u64,
     covered_by_gap: u64,
     lost: u64,
-    /// Events that were said and are not in the log, since the last one that is.
+    /// Events sent since the last settled one that are not in the log.
     missing: u64,
     gaps_before: u64,
 }
@@ -82,7 +81,7 @@ struct LoggedEvent {
 }
 
 impl Audit {
-    /// Takes the next entry of the log.
+    /// Processes the next entry of the log.
     pub(super) fn entry(&mut self, json: &[u8]) -> anyhow::Result<()> {
         let entry: AuditEntry<'_> = serde_json::from_slice(json)?;
         self.entries += 1;
@@ -103,7 +102,7 @@ impl Audit {
         Ok(())
     }
 
-    /// Numbers and ids behind this entry belong to another feed: they may be equal to those before it.
+    /// Resets the numbers and ids: after a reset the same ones may occur again.
     fn start_over(&mut self) {
         self.numbered.last = self.numbered.last.map(|_| 0);
         self.unnumbered.logged.clear();
@@ -122,12 +121,12 @@ impl Audit {
         }
     }
 
-    /// The platform said this to whoever had subscribed.
+    /// Records an event that the platform sent to a subscriber.
     pub(super) fn record_emitted(&mut self, at_second: u64, correlation: String) {
         self.unnumbered.emitted.push_back((at_second, correlation));
     }
 
-    /// Closes the books on what was said before this second.
+    /// Settles the events sent before this second: one that is not in the log is missing.
     pub(super) fn settle(&mut self, before_second: u64) {
         let unnumbered = &mut self.unnumbered;
         while let Some((_, correlation)) = unnumbered.emitted.pop_front_if(|(at, _)| *at < before_second) {
@@ -135,7 +134,7 @@ impl Audit {
         }
     }
 
-    /// Whether the log goes as far as this number, or as what was said before this second.
+    /// Whether the log contains this number, or without numbers the last event sent before this second.
     pub(super) fn reaches(&self, number: u64, before_second: u64) -> bool {
         if let Some(last) = self.numbered.last {
             return last >= number;
@@ -145,8 +144,8 @@ impl Audit {
         last.is_none_or(|(_, correlation)| unnumbered.logged.contains_key(correlation))
     }
 
-    /// Nothing more is to come: what was said at the end and is not there is missing, up to this number where there are
-    /// numbers, else what was settled. Behind a gap that is the end of the log it is marked.
+    /// Ends the audit: events that are still missing, up to `number` or up to the last settled one, are lost. If the
+    /// log ends with a gap, the gap covers them.
     pub(super) fn end(&mut self, number: u64) {
         let Self { numbered, unnumbered, in_gap, gaps_seen, .. } = self;
         if let Some(last) = numbered.last {
@@ -160,14 +159,14 @@ impl Audit {
         }
     }
 
-    /// Whether the log is what the guarantees say.
+    /// Whether the log fulfils the guarantees.
     pub(super) fn is_consistent(&self) -> bool {
-        let Self { numbered, unnumbered, offset_errors: undense, .. } = self;
+        let Self { numbered, unnumbered, offset_errors, .. } = self;
         let unnumbered = unnumbered.duplicates + unnumbered.out_of_order + unnumbered.lost;
-        *undense + numbered.duplicates + numbered.lost + unnumbered == 0
+        *offset_errors + numbered.duplicates + numbered.lost + unnumbered == 0
     }
 
-    /// The highest number of the platform in the log.
+    /// The highest sequence number of the platform in the log.
     pub(super) fn last(&self) -> Option<u64> {
         self.numbered.last
     }
@@ -205,19 +204,19 @@ impl UnnumberedAudit {
 
 impl fmt::Display for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { entries, events, snapshots, offset_errors: undense, numbered, unnumbered, .. } = self;
-        let verdict = if self.is_consistent() { "sound" } else { "NOT SOUND" };
+        let Self { entries, events, snapshots, offset_errors, numbered, unnumbered, .. } = self;
+        let verdict = if self.is_consistent() { "ok" } else { "FAILED" };
         write!(f, "{verdict}: {entries} entries, {events} events")?;
-        write!(f, ", {} doubled", numbered.duplicates + unnumbered.duplicates)?;
-        write!(f, ", {} missing without a mark", numbered.lost + unnumbered.lost)?;
+        write!(f, ", {} duplicated", numbered.duplicates + unnumbered.duplicates)?;
+        write!(f, ", {} missing without a gap", numbered.lost + unnumbered.lost)?;
         if unnumbered.covered_by_gap > 0 {
-            write!(f, ", {} said while nobody could listen", unnumbered.covered_by_gap)?;
+            write!(f, ", {} sent while disconnected", unnumbered.covered_by_gap)?;
         }
         if unnumbered.out_of_order > 0 {
             write!(f, ", {} out of order", unnumbered.out_of_order)?;
         }
-        if *undense > 0 {
-            write!(f, ", {undense} offsets out of order")?;
+        if *offset_errors > 0 {
+            write!(f, ", {offset_errors} offsets out of order")?;
         }
         let gaps: Vec<String> = self.gaps.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         let gaps = if gaps.is_empty() { "none".to_owned() } else { gaps.join(", ") };
@@ -271,9 +270,9 @@ mod tests {
             (&[reset(3), numbered(4, 1), numbered(5, 3)], false),
             (&[reset(3), numbered(4, 1), reset(5), numbered(6, 1)], true),
         ];
-        for (behind, sound) in cases {
+        for (behind, consistent) in cases {
             let audit = audit(&[&before, behind].concat());
-            assert_eq!(audit.is_consistent(), sound, "{behind:?}: {audit}");
+            assert_eq!(audit.is_consistent(), consistent, "{behind:?}: {audit}");
         }
         let mut audit = audit(&[unnumbered(1, "a"), reset(2), unnumbered(3, "a")]);
         audit.record_emitted(0, "a".to_owned());
@@ -289,7 +288,7 @@ mod tests {
 
     #[test]
     fn missing_numbers_at_the_end_count_as_lost() {
-        for (number, entries, sound) in [
+        for (number, entries, consistent) in [
             (8, vec![numbered(1, 7), numbered(2, 8)], true),
             (9, vec![numbered(1, 7), numbered(2, 8)], false),
             (9, vec![numbered(1, 7), gap(2)], true),
@@ -297,13 +296,13 @@ mod tests {
             let mut audit = audit(&entries);
             assert_eq!(audit.reaches(number, 0), number == 8);
             audit.end(number);
-            assert_eq!(audit.is_consistent(), sound, "{audit}");
+            assert_eq!(audit.is_consistent(), consistent, "{audit}");
         }
     }
 
     #[test]
     fn a_missing_event_needs_a_gap_between_its_neighbours() {
-        for (entries, sound) in [
+        for (entries, consistent) in [
             (vec![unnumbered(1, "a"), unnumbered(2, "b"), unnumbered(3, "c")], true),
             (vec![unnumbered(1, "a"), unnumbered(2, "c")], false),
             (vec![unnumbered(1, "a"), gap(2), unnumbered(3, "c")], true),
@@ -318,7 +317,7 @@ mod tests {
             }
             audit.settle(3);
             audit.end(0);
-            assert_eq!(audit.is_consistent(), sound, "{audit}");
+            assert_eq!(audit.is_consistent(), consistent, "{audit}");
         }
     }
 }

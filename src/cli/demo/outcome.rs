@@ -1,13 +1,12 @@
-//! What came of each fault, from the counters of the streams. It refuses to look at a clock or at a log: whether
-//! something was lost is the audit's to say.
+//! The effect of each fault, from the counters of the streams. It reads no clock and no log; `audit` checks for losses.
 
 use std::{collections::BTreeMap, time::Duration};
 
-/// A fault is not over before this time, so that what it did can be seen in the counters.
+/// The minimum duration of a fault, so that its effect is visible in the counters.
 const LASTS_MIN: Duration = Duration::from_secs(3);
-/// A fault that is not over by then gets its line all the same.
+/// After this time the line of a fault is written even if the fault is not over.
 const LASTS_MAX: Duration = Duration::from_secs(45);
-/// Columns of a terminal.
+/// The maximum width of a line.
 const WIDTH: usize = 80;
 
 /// The counters of all streams at one moment.
@@ -16,13 +15,13 @@ pub(super) struct Counters {
     pub(super) reconnects: u64,
     pub(super) rotations: u64,
     pub(super) gaps: BTreeMap<String, u64>,
-    /// Since any of them was heard.
+    /// The longest time in seconds since the last frame of a stream.
     pub(super) silence: f64,
     /// All streams are live, and no fault waits for its request.
     pub(super) settled: bool,
 }
 
-/// Faults that came before the ones before them were over: what came of them cannot be told apart.
+/// Overlapping faults, whose effects cannot be separated.
 #[derive(Debug)]
 struct OpenFaults {
     started_at: Duration,
@@ -39,7 +38,7 @@ pub(super) struct Outcomes {
 }
 
 impl Outcomes {
-    /// Takes in what was injected and counted since the last step; the line of faults that are over now.
+    /// Processes new faults and counters; returns the line of the faults that are over now.
     pub(super) fn step(&mut self, at: Duration, injected: Vec<String>, now: &Counters) -> Option<String> {
         let before = std::mem::replace(&mut self.last, now.clone());
         if !injected.is_empty() {
@@ -54,7 +53,7 @@ impl Outcomes {
         if over || at >= open.started_at + LASTS_MAX { self.end() } else { None }
     }
 
-    /// The line of faults that are not over yet.
+    /// Returns the line of the faults that are not over yet.
     pub(super) fn end(&mut self) -> Option<String> {
         self.open.take().map(|open| open.line(&self.last))
     }

@@ -1,6 +1,6 @@
-//! One event as a line for people: when, what, whose, which entry. A gap stands out.
+//! One event as a line for people: time, type, subject, id. Gaps are highlighted.
 //!
-//! Nothing that came over the network can move the cursor or change colours: control characters are shown as `·`.
+//! Control characters from the network are shown as `·`, so that they cannot control the terminal.
 
 use std::{
     borrow::Cow,
@@ -18,7 +18,7 @@ const RESET: &str = "\x1b[0m";
 
 const GAP: &str = "trunkline.gap.v1";
 
-/// What a summary needs of an event.
+/// The fields of an event that a summary shows.
 #[derive(Debug, Deserialize)]
 pub(super) struct EventSummary<'a> {
     #[serde(borrow)]
@@ -44,7 +44,7 @@ struct GapSummary {
 }
 
 impl<'a> EventSummary<'a> {
-    /// None when the line is no event.
+    /// Parses an event; `None` if the line is not an event.
     pub(super) fn read(line: &'a [u8]) -> Option<Self> {
         serde_json::from_str(std::str::from_utf8(line).ok()?).ok()
     }
@@ -62,7 +62,7 @@ impl<'a> EventSummary<'a> {
         }
     }
 
-    /// The time of day; the date is that of now for whoever follows.
+    /// The time of day, without the date.
     fn clock(&self) -> String {
         let time = self.time.as_deref().unwrap_or_default();
         let of_day = time.split_once('T').map_or(time, |(_, of_day)| of_day);
@@ -87,7 +87,7 @@ impl<'a> EventSummary<'a> {
     }
 }
 
-/// The text without anything that a terminal would obey, or that would show other text than is there.
+/// The text with `·` in place of characters that control a terminal or change the displayed text.
 pub(in crate::cli) fn printable(text: &str) -> String {
     text.chars().map(|character| if is_unsafe(character) { '·' } else { character }).collect()
 }

@@ -1,4 +1,4 @@
-//! Following a daemon over real sockets: where it begins, what it shows, and how it goes on after a lost connection.
+//! Tests over real sockets: the start position, the output, and the resume after a lost connection.
 
 use std::sync::{
     Arc,
@@ -17,7 +17,7 @@ const LISTING: &str = r#"{"streams":[{"name":"queues","first":"4f2a-1","last":"4
 const TEN: &str = "{\"id\":\"4f2a-10\",\"type\":\"a\",\"data\":{}}\n";
 const ELEVEN: &str = "{\"id\":\"4f2a-11\",\"type\":\"b\",\"data\":{}}\n";
 
-/// Long enough for a loaded machine; nothing waits for it unless something is broken.
+/// Timeout of a test, long enough for a loaded machine.
 const TEST_MAX: Duration = Duration::from_secs(20);
 
 fn args(server: &StubServer, line: &str) -> TailArgs {
@@ -39,7 +39,7 @@ async fn follow(args: &TailArgs, style: Style, count: usize) -> (Result<(), CliE
     (ended.expect("the lines did not come"), text(out.bytes), text(notes))
 }
 
-/// An output that says when it holds enough lines.
+/// An output that notifies when it holds enough lines.
 struct CapturedLines {
     bytes: Vec<u8>,
     count: usize,
@@ -88,8 +88,8 @@ async fn without_a_start_it_follows_from_the_end_of_the_log() {
     .await;
     let (ended, out, notes) = follow(&args(&server, "--token t0ken --type v2.*"), Style::Lines, 2).await;
     assert!(ended.is_ok());
-    assert_eq!(out, format!("{TEN}{ELEVEN}"), "byte for byte as they came");
-    assert_eq!(notes, "", "a script is told nothing else");
+    assert_eq!(out, format!("{TEN}{ELEVEN}"), "byte for byte as received");
+    assert_eq!(notes, "", "a script gets no messages");
     let request = &server.requests()[1];
     assert_eq!(request.target, "/v1/streams/queues/events?after=4f2a-9&type=v2.*");
     assert_eq!(request.accept.as_deref(), Some("application/x-ndjson"));
@@ -135,7 +135,7 @@ async fn an_unknown_stream_is_rejected_with_the_known_names() {
     let (ended, ..) = follow(&args(&server, ""), Style::Lines, 1).await;
     let failure = ended.unwrap_err();
     assert_eq!(failure.exit(), Exit::Refused);
-    assert_eq!(failure.to_string(), "there is no stream queues; there are: agents");
+    assert_eq!(failure.to_string(), "unknown stream queues; known streams: agents");
 }
 
 #[tokio::test]

@@ -29,17 +29,18 @@ async fn a_short_demo_rotates_and_verifies_its_logs() {
     let mut demo = Child::start(folder.path(), &line.split(' ').collect::<Vec<_>>());
     assert_eq!(demo.wait_for_exit(WAIT_MAX).await, 0, "{}", demo.printed_output());
     let out = demo.stdout();
-    let verdicts: Vec<&str> = out.lines().filter(|line| line.contains("missing without a mark")).collect();
+    let verdicts: Vec<&str> = out.lines().filter(|line| line.contains("missing without a gap")).collect();
     assert_eq!(verdicts.len(), 2, "{out}");
     for verdict in verdicts {
-        assert!(verdict.trim_start().starts_with("sound: "), "{out}");
-        assert!(verdict.contains(" 0 doubled, 0 missing without a mark"), "{out}");
+        assert!(verdict.trim_start().starts_with("ok: "), "{out}");
+        assert!(verdict.contains(" 0 duplicated, 0 missing without a gap"), "{out}");
     }
     for stream in ["conversations: ", "queues: "] {
         let rotations = out.lines().find_map(|line| line.strip_prefix(stream)?.split(' ').next()?.parse::<u64>().ok());
         assert!(rotations.is_some_and(|count| count >= 1), "{stream}\n{out}");
     }
-    for words in ["trunkline tail conversations --url http://127.0.0.1:", "curl -N ", "Ctrl-C ends it", " reconnects\n"]
+    for words in
+        ["trunkline tail conversations --url http://127.0.0.1:", "curl -N ", "Ctrl-C stops the demo", " reconnects\n"]
     {
         assert!(out.contains(words), "{out}");
     }
@@ -55,7 +56,7 @@ async fn a_second_demo_on_the_same_directory_verifies_its_logs() {
         let mut demo = Child::start(folder.path(), &line.split(' ').collect::<Vec<_>>());
         assert_eq!(demo.wait_for_exit(WAIT_MAX).await, 0, "{}", demo.printed_output());
         let out = demo.stdout();
-        assert_eq!(out.matches("  sound: ").count(), 2, "{out}");
+        assert_eq!(out.matches("  ok: ").count(), 2, "{out}");
         assert_eq!(out.matches(resets).count(), 2, "{out}");
         assert!(!demo.stderr().contains("the store's directory"), "{}", demo.stderr());
     }
@@ -89,7 +90,7 @@ async fn tail_prints_one_event_a_line_and_continues_after_a_restart() {
     site.platform.emit(5);
     printed(&tail, 5).await;
     relay.child.kill();
-    tail.wait_for_output("connection lost; trying").await;
+    tail.wait_for_output("connection lost; retrying").await;
     site.platform.emit(5);
     let relay = RelayProcess::live(&site).await;
     relay.holds(10).await;
@@ -131,7 +132,7 @@ async fn tail_of_an_unknown_stream_names_the_known_ones() {
     let relay = RelayProcess::start(&site).await;
     let mut tail = Child::start(site.folder.path(), &["tail", "nothing", "--url", &relay.consumers]);
     assert_eq!(tail.wait_for_exit(WAIT_MAX).await, 3);
-    assert_eq!(tail.stderr(), format!("error: there is no stream nothing; there are: {STREAM}\n"));
+    assert_eq!(tail.stderr(), format!("error: unknown stream nothing; known streams: {STREAM}\n"));
 }
 
 #[tokio::test]
@@ -195,7 +196,7 @@ async fn the_effective_configuration_is_a_configuration_without_its_secrets() {
 async fn the_simulated_platform_serves_tokens_and_takes_faults() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = Child::start(folder.path(), &["simulate", "--listen", "127.0.0.1:0", "--rate", "50"]);
-    child.wait_for_output("tokens at http://").await;
+    child.wait_for_output("token URL http://").await;
     let out = child.stdout();
     let url = out.split_whitespace().find(|word| word.starts_with("http://")).unwrap().to_owned();
     let form = [("grant_type", "client_credentials"), ("client_id", "demo"), ("client_secret", "demo-secret")];

@@ -33,7 +33,7 @@ impl PipedRelay {
             let mut line = String::new();
             assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "ended before it ran");
             let line: Value = serde_json::from_str(&line).unwrap();
-            if line["message"] == "trunkline runs" {
+            if line["message"] == "trunkline started" {
                 break line;
             }
         };

@@ -138,7 +138,7 @@ async fn a_check_tries_the_store_and_reports_why_it_is_unusable() {
     let site = site(&server).await;
     let mut good = Child::start(site.folder.path(), &["check", "--connect", "--config", site.config()]);
     assert_eq!(good.wait_for_exit(WAIT_MAX).await, 0, "{}", good.printed_output());
-    let address = format!("redis://127.0.0.1:{}/0 can be used", server.port());
+    let address = format!("redis://127.0.0.1:{}/0 is usable", server.port());
     assert!(good.stdout().contains(&address), "{}", good.printed_output());
 
     let text = fs::read_to_string(&site.config).unwrap();
@@ -184,7 +184,7 @@ async fn the_store_connection_can_use_tls_and_an_unknown_certificate_is_rejected
     let check = ["check", "--connect", "--config", site.config()];
     let mut trusting = Child::start_with(site.folder.path(), &check, &[("SSL_CERT_FILE", &file("ca.pem"))]);
     assert_eq!(trusting.wait_for_exit(WAIT_MAX).await, 0, "{}", trusting.printed_output());
-    let address = format!("rediss://localhost:{port}/3 can be used");
+    let address = format!("rediss://localhost:{port}/3 is usable");
     assert!(trusting.stdout().contains(&address), "{}", trusting.printed_output());
     let mut doubting = Child::start(site.folder.path(), &check);
     assert_ne!(doubting.wait_for_exit(WAIT_MAX).await, 0, "{}", doubting.printed_output());

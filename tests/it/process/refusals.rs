@@ -116,7 +116,7 @@ async fn a_wrong_secret_is_reported_as_soon_as_the_platform_rejects_it() {
     assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
     assert!(out.contains("failed  account demo: ") && out.contains("invalid_client"), "{out}");
     assert!(out.contains(&format!("skipped stream {STREAM}: account demo has no token\n")), "{out}");
-    assert_eq!(err, "error: 1 of the parts cannot be used, for the reasons above\n");
+    assert_eq!(err, "error: 1 of the checks above failed\n");
     assert!(!out.contains("not-it"));
 }
 

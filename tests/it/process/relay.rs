@@ -36,10 +36,10 @@ impl RelayProcess {
 
     /// Waits until a started one listens.
     pub(crate) async fn of(mut child: Child) -> Self {
-        child.wait_for_output("\"trunkline runs\"").await;
+        child.wait_for_output("\"trunkline started\"").await;
         let log = child.stderr();
         let runs = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let runs = runs.into_iter().find(|line| line["message"] == "trunkline runs").unwrap();
+        let runs = runs.into_iter().find(|line| line["message"] == "trunkline started").unwrap();
         let address = |name: &str| format!("http://{}", runs[name].as_str().unwrap());
         Self { consumers: address("consumers"), admin: address("admin"), child }
     }

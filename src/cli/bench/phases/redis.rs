@@ -1,4 +1,4 @@
-//! With the logs in Redis: what goes in, and how soon another replica has it.
+//! The phase with logs in Redis: throughput, and latency to another replica.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{
     observe, pipeline, sources,
 };
 
-/// Everything that is written stays in memory while it is measured: this bounds it to about half a gigabyte.
+/// Limit of entries, because Redis keeps all of them in memory: about half a gigabyte.
 const SPAN_MAX: Duration = Duration::from_secs(3);
 
 pub(super) fn redis(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
@@ -38,33 +38,34 @@ fn ingest(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
     let each = |done: AppendMeasurement| done.cpu.map(|cpu| cpu.as_secs_f64() / done.events.max(1) as f64);
     let mut figures =
         vec![figure("redis, source to acknowledged append", rate(ours), "events/s", FigureTarget::AtLeast(85_000.0))];
-    figures.extend(cpu_figure("redis, daemon's CPU", daemon_cpu, ours.events, FigureTarget::AtMost(4.0)));
-    figures.extend(cpu_figure("redis, the server's CPU", ours.cpu, ours.events, FigureTarget::None));
-    figures.push(figure("the same bytes by a bare MULTI", rate(raw), "events/s", FigureTarget::None));
-    figures.extend(cpu_figure("a bare MULTI, the server's CPU", raw.cpu, raw.events, FigureTarget::None));
-    figures.push(figure("redis, events against the bare MULTI's", rate(ours) / rate(raw), "times", FigureTarget::None));
+    figures.extend(cpu_figure("redis, daemon CPU", daemon_cpu, ours.events, FigureTarget::AtMost(4.0)));
+    figures.extend(cpu_figure("redis, server CPU", ours.cpu, ours.events, FigureTarget::None));
+    figures.push(figure("bare MULTI with the same bytes", rate(raw), "events/s", FigureTarget::None));
+    figures.extend(cpu_figure("bare MULTI, server CPU", raw.cpu, raw.events, FigureTarget::None));
+    figures.push(figure("redis, events ratio to the bare MULTI", rate(ours) / rate(raw), "times", FigureTarget::None));
     let ratio = each(ours).zip(each(raw)).map(|(ours, bare)| ours / bare);
-    figures
-        .extend(ratio.map(|ratio| {
-            figure("the server's CPU, against a bare MULTI's", ratio, "times", FigureTarget::AtMost(1.4))
-        }));
+    figures.extend(
+        ratio.map(|ratio| {
+            figure("redis, server CPU ratio to the bare MULTI", ratio, "times", FigureTarget::AtMost(1.4))
+        }),
+    );
     Ok(figures)
 }
 
-/// From the source over the replica that holds the stream to a subscriber of the other one.
+/// Measures from the source through the owner to a subscriber of another replica.
 fn latency(setup: &BenchSetup) -> anyhow::Result<Vec<Figure>> {
     let server = setup.server()?;
     let [through, past] = sources()?;
     let pipeline = pipeline::start_over_redis(&server, past.address(), setup.cores)?;
-    let _holder = setup.replica("daemon", &through, &server)?;
+    let _owner = setup.replica("daemon", &through, &server)?;
     let other = setup.replica("other", &through, &server)?;
     let [ours, bare] = delays([(&through, other.consumers()), (&past, pipeline)], setup.span)?;
-    ensure!(through.connected() == 1, "the stream changed hands while it was measured");
+    ensure!(through.connected() == 1, "the stream moved to another replica during the measurement");
     Ok(vec![
         figure("redis, to another replica, p50", ours.p50, "ms", FigureTarget::AtMost(0.6)),
         figure("redis, to another replica, p99", ours.p99, "ms", FigureTarget::None),
-        figure("the same of a minimal Redis pipeline, p50", bare.p50, "ms", FigureTarget::None),
-        figure("the same of a minimal Redis pipeline, p99", bare.p99, "ms", FigureTarget::None),
-        figure("redis, p99 against the pipeline's", ours.p99 / bare.p99, "times", FigureTarget::AtMost(1.5)),
+        figure("minimal Redis pipeline, p50", bare.p50, "ms", FigureTarget::None),
+        figure("minimal Redis pipeline, p99", bare.p99, "ms", FigureTarget::None),
+        figure("redis, p99 ratio to the pipeline", ours.p99 / bare.p99, "times", FigureTarget::AtMost(1.5)),
     ])
 }
