@@ -1,5 +1,5 @@
-//! Notification channels and who is subscribed to what: at most twenty, one socket each, dying with their token
-//! or after their life. It refuses to keep anything for a channel without a socket: what is said then is gone.
+//! Notification channels and their subscriptions: at most twenty channels, each with one socket. A channel ends with its
+//! token or after its lifetime. A notification for a channel without a socket is lost.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -9,12 +9,12 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::clock::after;
 
-/// Channels of one OAuth client; one more, and the least used one is deleted.
+/// Channels of one OAuth client. One more deletes the least recently used channel.
 const CHANNELS_MAX: usize = 20;
-/// Topics of one channel; a combined one counts once.
+/// Topics of one channel; a combined topic counts once.
 const TOPICS_MAX: usize = 1_000;
 
-/// A notification on its way to one socket.
+/// A notification in the outbox of one socket.
 #[derive(Clone, Debug)]
 pub(super) struct OutboundNotification {
     /// Its number in the ledger.
@@ -22,7 +22,7 @@ pub(super) struct OutboundNotification {
     pub(super) text: Utf8Bytes,
 }
 
-/// The socket of a channel. A full outbox means a client that does not read: it is cut off.
+/// The socket of a channel. A full outbox means that the client does not read; the socket is then disconnected.
 #[derive(Clone, Debug)]
 pub(super) struct SocketAttachment {
     pub(super) socket: u64,
@@ -35,9 +35,9 @@ pub(super) type TopicParts = BTreeMap<String, Vec<String>>;
 #[derive(Debug)]
 pub(super) struct NotificationChannel {
     pub(super) token: String,
-    /// When its token, and the grace after it, has ended.
+    /// The end of its token plus the grace.
     token_expires_at: Instant,
-    /// When its own life ends; subscribing extends it.
+    /// The end of its own lifetime; subscribing extends it.
     pub(super) expires_at: Instant,
     pub(super) topics: TopicParts,
     last_used: u64,
@@ -62,10 +62,10 @@ pub(super) enum ChannelError {
     TooManyTopics,
 }
 
-/// Who wanted a notification when it was said.
+/// Which channels a notification reached when it was emitted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct DeliveryReach {
-    /// A channel is subscribed, with or without a socket.
+    /// At least one channel is subscribed, with or without a socket.
     pub(super) subscribed: bool,
     /// It was put into at least one outbox.
     pub(super) queued: bool,
@@ -86,7 +86,7 @@ impl NotificationChannels {
         Self { lifetime: life, all: BTreeMap::new(), by_part: HashMap::new(), uses: 0 }
     }
 
-    /// Makes a channel. Returns the socket of the one that had to go for it, if it had one.
+    /// Creates a channel. Returns the socket of the channel that was evicted for it, if that one had a socket.
     pub(super) fn create(&mut self, id: String, token: String, token_expires_at: Instant, now: Instant) -> Option<u64> {
         self.remove_expired(now);
         let evicted = if self.all.len() >= CHANNELS_MAX { self.evict() } else { None };
@@ -111,12 +111,12 @@ impl NotificationChannels {
         self.all.iter().filter(move |(_, channel)| now < channel.ends_at())
     }
 
-    /// When the channel ends, unless it has.
+    /// When the channel ends; `None` if it has ended.
     pub(super) fn ends_at(&self, id: &str, now: Instant) -> Option<Instant> {
         self.get(id, now).map(NotificationChannel::ends_at)
     }
 
-    /// Adds or replaces topics, and extends the channel's life.
+    /// Adds or replaces topics and extends the lifetime of the channel.
     pub(super) fn subscribe(
         &mut self,
         id: &str,
@@ -154,7 +154,7 @@ impl NotificationChannels {
         Ok(())
     }
 
-    /// Every channel loses its subscriptions.
+    /// Removes the subscriptions of every channel.
     pub(super) fn clear_all(&mut self) {
         self.by_part.clear();
         for channel in self.all.values_mut() {
@@ -162,14 +162,14 @@ impl NotificationChannels {
         }
     }
 
-    /// Every channel ends at this moment at the latest.
+    /// Ends every channel at this moment at the latest.
     pub(super) fn expire_all(&mut self, at: Instant) {
         for channel in self.all.values_mut() {
             channel.token_expires_at = channel.token_expires_at.min(at);
         }
     }
 
-    /// Gives the channel its socket. Returns the socket that it had, which must go.
+    /// Attaches a socket to the channel. Returns the previous socket, which must be closed.
     pub(super) fn attach(
         &mut self,
         id: &str,
@@ -180,7 +180,7 @@ impl NotificationChannels {
         Ok(self.touch(id).socket.replace(socket).map(|old| old.socket))
     }
 
-    /// Takes the socket away, unless another one has come since.
+    /// Detaches the socket, unless another one was attached since.
     pub(super) fn detach(&mut self, id: &str, socket: u64) {
         if let Some(channel) = self.all.get_mut(id)
             && channel.socket.as_ref().is_some_and(|attached| attached.socket == socket)
@@ -189,7 +189,7 @@ impl NotificationChannels {
         }
     }
 
-    /// Puts a notification into the outbox of everybody subscribed and connected.
+    /// Puts a notification into the outbox of each channel that is subscribed and connected.
     pub(super) fn emit(&self, topic: &str, number: u64, write: impl FnOnce() -> String, now: Instant) -> DeliveryReach {
         let mut reach = DeliveryReach::default();
         let Some(ids) = self.by_part.get(topic) else {
@@ -246,7 +246,7 @@ impl NotificationChannels {
         }
     }
 
-    /// The channel without a socket that was used longest ago, else the one with a socket.
+    /// Removes the least recently used channel, one without a socket first.
     fn evict(&mut self) -> Option<u64> {
         let least = self.all.iter().min_by_key(|(_, channel)| (channel.socket.is_some(), channel.last_used));
         let id = least.map(|(id, _)| id.clone())?;
@@ -259,7 +259,7 @@ impl NotificationChannels {
     }
 }
 
-/// Written for the first who wants it, shared with the others.
+/// A text that is written at its first use and then shared.
 enum LazyText<F> {
     Unwritten(F),
     Written(Utf8Bytes),
@@ -317,11 +317,11 @@ mod tests {
         channels.subscribe(&name(1), topics("b"), SubscriptionChange::Add, begin).unwrap();
         let (outbox, mut inbox) = mpsc::channel(1);
         channels.attach(&name(0), SocketAttachment { socket: 7, outbox }, begin).unwrap();
-        let say = |topic: &str| channels.emit(topic, 1, || topic.to_owned(), begin);
-        assert_eq!(say("c"), DeliveryReach::default());
-        assert_eq!(say("b"), DeliveryReach { subscribed: true, ..DeliveryReach::default() });
-        assert_eq!(say("a"), DeliveryReach { subscribed: true, queued: true, overflowed: vec![] });
-        assert_eq!(say("a"), DeliveryReach { subscribed: true, queued: false, overflowed: vec![7] });
+        let emit = |topic: &str| channels.emit(topic, 1, || topic.to_owned(), begin);
+        assert_eq!(emit("c"), DeliveryReach::default());
+        assert_eq!(emit("b"), DeliveryReach { subscribed: true, ..DeliveryReach::default() });
+        assert_eq!(emit("a"), DeliveryReach { subscribed: true, queued: true, overflowed: vec![] });
+        assert_eq!(emit("a"), DeliveryReach { subscribed: true, queued: false, overflowed: vec![7] });
         assert_eq!(inbox.try_recv().unwrap().text.as_str(), "a");
     }
 

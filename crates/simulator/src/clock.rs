@@ -1,5 +1,5 @@
-//! The only place where the simulator reads a clock, and the one way it writes a moment down.
-//! Rules are told the time; they never come here for it.
+//! The only place where the simulator reads a clock, and the formats of its times.
+//! The other modules get the time as an argument.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ const STAMP: &[BorrowedFormatItem<'_>] =
 const HTTP_DATE: &[BorrowedFormatItem<'_>] =
     format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
 
-/// This moment, for waiting and for ages.
+/// The present moment, for waits and ages.
 #[expect(clippy::disallowed_methods, reason = "the simulator reads its clocks here")]
 pub(super) fn now() -> Instant {
     Instant::now()
@@ -36,10 +36,10 @@ pub(super) fn http_date(at: OffsetDateTime) -> String {
     at.format(HTTP_DATE).expect("the format names only parts that every moment has")
 }
 
-/// A length of time too long to add to a moment is as good as for ever: about a century.
+/// The longest wait that is added to a moment: about a century.
 const WAIT_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// `from + wait`, where no `wait` is too long.
+/// `from + wait`, with `wait` limited to [`WAIT_MAX`].
 pub(super) fn after(from: Instant, wait: Duration) -> Instant {
     from + wait.min(WAIT_MAX)
 }

@@ -1,5 +1,5 @@
-//! One WebSocket, seen from the platform: it says frames, hears the client, and obeys what faults order. What
-//! the two dialects have in common is here; it refuses to know what they say.
+//! One WebSocket on the platform's side: it sends frames, reads the client and executes the commands of faults. It has
+//! what the two dialects share, and nothing of their messages.
 
 use std::future::pending;
 use std::ops::ControlFlow;
@@ -21,14 +21,14 @@ use super::platform::SimulatedPlatform;
 use super::sequence::RawFrame;
 use super::server::ControlledStream;
 
-/// How long a closing server waits for the client's half of the goodbye.
+/// How long the server waits for the client's half of the close handshake.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The close of a client that sends nothing.
+/// The close code for a client that sends nothing.
 const IDLE_CLOSE_CODE: u16 = 1001;
-/// RFC 6455 section 5.5: a close reason fits into a control frame.
+/// RFC 6455 section 5.5: a close reason must fit into a control frame.
 const REASON_LEN_MAX: usize = 123;
 
-/// What a fault tells one socket to do.
+/// A command from a fault to one socket.
 #[derive(Clone, Debug)]
 pub(super) enum ConnectionCommand {
     Stall(Duration),
@@ -48,36 +48,36 @@ pub(super) enum ConnectionCommand {
     Fragments(usize),
     /// Close with this payload, well formed or not.
     CloseRaw(Vec<u8>),
-    /// Close once the client has sent nothing for so long; zero: no longer.
+    /// Close when the client has sent nothing for this time; zero turns it off.
     CloseIdle(Duration),
-    /// The next frames go out as binary ones.
+    /// Send the next frames as binary frames.
     Binary(u64),
-    /// The next frame is padded to this size.
+    /// Pad the next frame to this size.
     Pad(usize),
 }
 
-/// How a socket ends with its token.
+/// What happens to a socket when its token ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
     /// The server closes with this code.
     Close(u16),
-    /// Nothing more is said, and nobody is told.
+    /// The socket stays open and sends nothing more.
     Silence,
 }
 
-/// The conversation is over.
+/// The connection has ended.
 #[derive(Debug)]
 pub(super) struct ConnectionEnd;
 
-/// Something for the dialect to answer.
+/// An input that the dialect must answer.
 #[derive(Debug)]
 pub(super) enum ClientInput {
     Text(Utf8Bytes),
-    /// The moment set with `ends_at` has come.
+    /// The moment of `set_expiry` has passed.
     Expired,
 }
 
-/// What faults ordered before a socket was there.
+/// Options that faults set before the socket was open.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ConnectionOptions {
     pub(super) idle_timeout: Option<Duration>,
@@ -91,18 +91,18 @@ pub(super) struct ClientConnection {
     commands: mpsc::Receiver<ConnectionCommand>,
     expires_at: Instant,
     scheduled_close: Option<(Instant, u16, String)>,
-    /// Set for good when the token ended in silence.
+    /// Set when the token ends under [`Expiry::Silence`].
     sends_suspended: bool,
     pieces: Option<usize>,
     byte_pause: Option<Duration>,
-    /// How long the client may send nothing.
+    /// How long the client may send nothing before it is closed.
     idle_timeout: Option<Duration>,
     last_received_at: Instant,
     binary_frames: u64,
     pad_len: usize,
 }
 
-/// Why a line woke up; `attend` deals with it.
+/// Why the connection woke up; input of [`ClientConnection::handle`].
 #[derive(Debug)]
 pub(super) enum ConnectionEvent {
     Command(Option<ConnectionCommand>),
@@ -116,58 +116,56 @@ impl ClientConnection {
     pub(super) fn new(
         socket: WebSocketStream<ControlledStream>,
         platform: Arc<SimulatedPlatform>,
-        orders: mpsc::Receiver<ConnectionCommand>,
-        ends: Instant,
+        commands: mpsc::Receiver<ConnectionCommand>,
+        expires_at: Instant,
     ) -> Self {
-        let heard_at = now();
+        let opened_at = now();
         Self {
             socket,
             platform,
-            commands: orders,
-            expires_at: ends,
+            commands,
+            expires_at,
             scheduled_close: None,
             sends_suspended: false,
             pieces: None,
             byte_pause: None,
             idle_timeout: None,
-            last_received_at: heard_at,
+            last_received_at: opened_at,
             binary_frames: 0,
             pad_len: 0,
         }
     }
 
-    /// What a fault ordered before the socket was there.
+    /// Applies the options that faults set before the socket was open.
     pub(super) fn apply_options(&mut self, options: ConnectionOptions) {
         self.idle_timeout = options.idle_timeout;
         self.scheduled_close = options.close_after.map(|(wait, code, reason)| (after(now(), wait), code, reason));
     }
 
-    /// Whether no more events may be said: the token or channel has ended, noticed or not.
+    /// Whether no more events may be sent because the token or channel has ended.
     pub(super) fn sends_suspended(&self) -> bool {
         self.sends_suspended || self.expires_at <= now()
     }
 
-    pub(super) fn set_expiry(&mut self, ends: Instant) {
-        self.expires_at = ends;
+    pub(super) fn set_expiry(&mut self, expires_at: Instant) {
+        self.expires_at = expires_at;
     }
 
-    /// Attends to what woke the line. `None`: it has been dealt with here.
+    /// Handles an event. `None`: the dialect has nothing to answer.
     pub(super) async fn handle(&mut self, event: ConnectionEvent) -> ControlFlow<ConnectionEnd, Option<ClientInput>> {
         match event {
-            ConnectionEvent::Command(Some(order)) => self.execute(order).await.map_continue(|()| None),
+            ConnectionEvent::Command(Some(command)) => self.execute(command).await.map_continue(|()| None),
             ConnectionEvent::Command(None) => ControlFlow::Break(ConnectionEnd),
             ConnectionEvent::CloseDue => {
                 let (_, code, reason) = self.scheduled_close.take().expect("only a set moment comes");
                 ControlFlow::Break(self.close(code, &reason).await)
             }
-            ConnectionEvent::IdleTimeout => {
-                ControlFlow::Break(self.close(IDLE_CLOSE_CODE, "Nothing was heard of you").await)
-            }
+            ConnectionEvent::IdleTimeout => ControlFlow::Break(self.close(IDLE_CLOSE_CODE, "Idle timeout").await),
             ConnectionEvent::Expired => ControlFlow::Continue(Some(ClientInput::Expired)),
             ConnectionEvent::Frame(Some(Ok(Message::Text(text)))) => {
                 ControlFlow::Continue(Some(ClientInput::Text(text)))
             }
-            // Pings are answered by the protocol, and a close is completed by reading on.
+            // The library answers pings, and completes a close while the socket is read.
             ConnectionEvent::Frame(Some(Ok(
                 Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_),
             ))) => ControlFlow::Continue(None),
@@ -175,27 +173,27 @@ impl ClientConnection {
         }
     }
 
-    /// Waits for what the client or a fault wants. Cancel safe: every arm only receives or sleeps.
+    /// Waits for the next event. Cancel safe: every arm only receives or sleeps.
     pub(super) async fn next_event(&mut self) -> ConnectionEvent {
-        let closing = self.scheduled_close.as_ref().map(|(at, _, _)| *at);
-        let ends = (!self.sends_suspended).then_some(self.expires_at);
-        let quiet = self.idle_timeout.map(|quiet| after(self.last_received_at, quiet));
+        let close_at = self.scheduled_close.as_ref().map(|(at, _, _)| *at);
+        let expires_at = (!self.sends_suspended).then_some(self.expires_at);
+        let idle_at = self.idle_timeout.map(|timeout| after(self.last_received_at, timeout));
         tokio::select! {
             biased;
-            order = self.commands.recv() => ConnectionEvent::Command(order),
-            () = sleep_until_or_never(closing) => ConnectionEvent::CloseDue,
-            () = sleep_until_or_never(ends) => ConnectionEvent::Expired,
+            command = self.commands.recv() => ConnectionEvent::Command(command),
+            () = sleep_until_or_never(close_at) => ConnectionEvent::CloseDue,
+            () = sleep_until_or_never(expires_at) => ConnectionEvent::Expired,
             frame = self.socket.next() => {
                 self.last_received_at = now();
                 ConnectionEvent::Frame(frame)
             }
-            () = sleep_until_or_never(quiet) => ConnectionEvent::IdleTimeout,
+            () = sleep_until_or_never(idle_at) => ConnectionEvent::IdleTimeout,
         }
     }
 
     async fn execute(&mut self, command: ConnectionCommand) -> ControlFlow<ConnectionEnd> {
         match command {
-            ConnectionCommand::Stall(lasting) => sleep(lasting).await,
+            ConnectionCommand::Stall(duration) => sleep(duration).await,
             ConnectionCommand::Close { code, reason } => {
                 return ControlFlow::Break(self.close(code, &reason).await);
             }
@@ -207,8 +205,8 @@ impl ClientConnection {
             ConnectionCommand::SlowLoris(every) => self.byte_pause = Some(every),
             ConnectionCommand::Fragments(pieces) => self.pieces = Some(pieces),
             ConnectionCommand::CloseRaw(payload) => return ControlFlow::Break(self.close_raw(payload).await),
-            ConnectionCommand::CloseIdle(quiet) => {
-                self.idle_timeout = Some(quiet).filter(|quiet| !quiet.is_zero());
+            ConnectionCommand::CloseIdle(timeout) => {
+                self.idle_timeout = Some(timeout).filter(|timeout| !timeout.is_zero());
                 self.last_received_at = now();
             }
             ConnectionCommand::Binary(n) => self.binary_frames = n,
@@ -217,7 +215,7 @@ impl ClientConnection {
         ControlFlow::Continue(())
     }
 
-    /// What becomes of the socket when its token or channel has ended.
+    /// Ends the socket, or its output, after its token or channel has ended.
     pub(super) async fn expire(&mut self) -> ControlFlow<ConnectionEnd> {
         match self.platform.settings.expiry {
             Expiry::Close(code) => ControlFlow::Break(self.close(code, "Authentication expired").await),
@@ -228,13 +226,13 @@ impl ClientConnection {
         }
     }
 
-    /// Says one frame and sees it off.
+    /// Sends and flushes one frame.
     pub(super) async fn send(&mut self, raw: RawFrame) -> ControlFlow<ConnectionEnd> {
         self.feed(raw).await?;
         self.flush().await
     }
 
-    /// Puts one frame into the write buffer; a fault may take its time over it.
+    /// Puts one frame into the write buffer, after the delays of active faults.
     pub(super) async fn feed(&mut self, raw: RawFrame) -> ControlFlow<ConnectionEnd> {
         let latency = self.platform.latency();
         if !latency.is_zero() {
@@ -251,7 +249,7 @@ impl ClientConnection {
         ControlFlow::Continue(())
     }
 
-    /// A text as a binary frame or with padding, where a fault wants it so.
+    /// Applies the faults `binary` and `pad` to a text frame.
     fn transform(&mut self, raw: RawFrame) -> RawFrame {
         let RawFrame::Text(mut text) = raw else { return raw };
         let missing = std::mem::take(&mut self.pad_len).saturating_sub(text.len());
@@ -282,7 +280,7 @@ impl ClientConnection {
         ControlFlow::Continue(())
     }
 
-    /// Closes with a payload that need not be well formed, and reads until the client has gone.
+    /// Closes with a payload that may be malformed, and reads until the client disconnects.
     async fn close_raw(&mut self, payload: Vec<u8>) -> ConnectionEnd {
         let bytes = close_frame(&payload);
         if self.flush().await.is_continue() {
@@ -291,25 +289,25 @@ impl ClientConnection {
                 wire.write_all(&bytes).await?;
                 tokio::io::copy(wire, &mut tokio::io::sink()).await
             };
-            // A client that stays is left.
+            // A client that does not disconnect is dropped.
             let _gone = timeout(CLOSE_TIMEOUT, close_handshake).await;
         }
         ConnectionEnd
     }
 
-    /// Says goodbye and gives the client a moment to say so too.
+    /// Sends a close frame and waits up to [`CLOSE_TIMEOUT`] for the client's.
     pub(super) async fn close(&mut self, code: u16, reason: &str) -> ConnectionEnd {
         let frame = CloseFrame { code: code.into(), reason: truncate_reason(reason).into() };
         if self.socket.close(Some(frame)).await.is_ok() {
             let close_handshake = async { while let Some(Ok(_)) = self.socket.next().await {} };
-            // A client that does not answer is left.
+            // A client that does not answer is dropped.
             let _answered = timeout(CLOSE_TIMEOUT, close_handshake).await;
         }
         ConnectionEnd
     }
 }
 
-/// A close frame (RFC 6455, 5.2) whose payload may be longer than a control frame's may be.
+/// A close frame (RFC 6455 section 5.2). Its payload may be longer than a control frame allows.
 fn close_frame(payload: &[u8]) -> Vec<u8> {
     const FINAL_CLOSE: u8 = 0x88;
     let size = match u8::try_from(payload.len()) {
@@ -337,7 +335,7 @@ fn truncate_reason(reason: &str) -> &str {
     &reason[..reason.floor_char_boundary(REASON_LEN_MAX)]
 }
 
-/// One message as frames: one of them, or as many as were asked for.
+/// One message as one frame, or as `pieces` fragments.
 fn frames(raw: RawFrame, pieces: Option<usize>) -> Vec<Frame> {
     match raw {
         RawFrame::Text(text) => split(text.into_bytes(), Data::Text, pieces.unwrap_or(1)),

@@ -1,5 +1,5 @@
-//! The simulator's own calls, under `/simulate/v1`: make something go wrong, say something, count. They belong to
-//! no platform and ask for no token; the simulator listens where its owner lets it.
+//! The simulator's own calls under `/simulate/v1`: inject a fault, emit events, read counters. They are not part of a
+//! platform and need no token.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::counters::SimulatorCounters;
 use super::fault::PlatformFault;
 use super::platform::SimulatedPlatform;
 
-/// Most events one call may ask for.
+/// Most events of one call.
 const EMIT_MAX: u64 = 1_000_000;
 
 #[derive(Deserialize)]
@@ -81,8 +81,8 @@ mod tests {
     async fn scripts_can_inject_faults_emit_events_and_read_counters() {
         let probe = SimulatorProbe::start(Settings::default()).await;
         let mut socket = probe.stream(None).await.unwrap();
-        let say = probe.call(Method::POST, "/simulate/v1/say", Some(json!({"events": 3}))).await;
-        assert_eq!(say.status(), 202);
+        let emit = probe.call(Method::POST, "/simulate/v1/say", Some(json!({"events": 3}))).await;
+        assert_eq!(emit.status(), 202);
         assert_eq!(socket.sequences(3).await, [1, 2, 3]);
         let drop = json!({"fault": "drop", "on": "sequenced"});
         assert_eq!(probe.call(Method::POST, "/simulate/v1/faults", Some(drop)).await.status(), 202);

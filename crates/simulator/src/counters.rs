@@ -1,18 +1,18 @@
-//! What the simulator has done, counted, and which notifications it said. It refuses to judge.
+//! Counters of the simulator, and the notifications that it emitted.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
-/// Notifications the ledger remembers, about 50 MB of them; older ones are forgotten.
+/// Notifications in the ledger, about 50 MB; older ones are removed.
 const LEDGER_LEN_MAX: usize = 250_000;
 
-/// Figures since the start.
+/// Counters since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SimulatorCounters {
     /// Tokens granted, by grant type.
     pub grants: BTreeMap<String, u64>,
-    /// Token requests answered with a failure: by fault, and by right.
+    /// Token requests that were answered with an error, because of a fault or a bad request.
     pub token_failures: u64,
     pub channels_created: u64,
     /// By dialect: `sequenced` and `notifications`.
@@ -34,7 +34,7 @@ impl SimulatorCounters {
         Self { sockets: BTreeMap::from(sockets), ..Self::default() }
     }
 
-    /// All grants together.
+    /// The grants of all types.
     pub fn grants_total(&self) -> u64 {
         self.grants.values().sum()
     }
@@ -57,7 +57,7 @@ pub enum SocketDialect {
 pub struct SocketCounters {
     pub open: u64,
     pub total: u64,
-    /// How often the last one was closed while no other was open.
+    /// How often the last open socket of the dialect closed.
     pub deserted: u64,
 }
 
@@ -66,25 +66,25 @@ pub struct NotificationCounters {
     pub said: u64,
     /// Written to at least one socket.
     pub delivered: u64,
-    /// Said while nobody was subscribed and connected.
+    /// Emitted while no client was subscribed and connected.
     pub gone: u64,
 }
 
-/// One notification that was said.
+/// One notification that was emitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmittedNotification {
     /// Dense, from 0.
     pub number: u64,
     pub topic: String,
-    /// `metadata.CorrelationId`, unique in the story.
+    /// `metadata.CorrelationId`, unique in the scenario.
     pub correlation: String,
-    /// Some channel was subscribed to the topic, with or without a socket.
+    /// At least one channel was subscribed to the topic, with or without a socket.
     pub subscribed: bool,
     /// It was written to at least one socket.
     pub written: bool,
 }
 
-/// The notifications said lately.
+/// The notifications that were emitted last.
 #[derive(Debug, Default)]
 pub(super) struct NotificationLog {
     first: u64,
@@ -106,13 +106,13 @@ impl NotificationLog {
         self.notifications.push_back(EmittedNotification { number, topic, correlation, subscribed, written: false });
     }
 
-    /// Notes that it was written; true the first time.
+    /// Marks a notification as written; true the first time.
     pub(super) fn mark_written(&mut self, number: u64) -> bool {
         let Some(offset) = number.checked_sub(self.first) else {
             return false;
         };
         let index = usize::try_from(offset).unwrap_or(usize::MAX);
-        self.notifications.get_mut(index).is_some_and(|said| !std::mem::replace(&mut said.written, true))
+        self.notifications.get_mut(index).is_some_and(|entry| !std::mem::replace(&mut entry.written, true))
     }
 
     pub(super) fn since(&self, mark: u64) -> Vec<EmittedNotification> {

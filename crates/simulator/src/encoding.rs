@@ -1,4 +1,4 @@
-//! How an event is worded on each kind of socket. It refuses to know when it is said.
+//! The JSON of an event on each kind of socket.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -44,7 +44,7 @@ pub(super) fn sequenced_text(sequence: u64, event: &PlatformEvent) -> String {
     })
 }
 
-/// How an event writes its number and its time, where a fault wants it otherwise.
+/// How a fault changes the number and the time in the JSON of an event.
 #[derive(Clone, Debug, Default)]
 pub(super) struct EncodingOverride {
     /// `1.0` in place of `1`.

@@ -1,17 +1,17 @@
-//! What can go wrong, as values, for code, JSON and TOML alike. It refuses what cannot be done, and it does
-//! nothing itself.
+//! Faults as values, for code, JSON and TOML. [`PlatformFault::check`] rejects the impossible ones; nothing here
+//! carries a fault out.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Most events one fault may repeat, skip or hold back, and most pieces of one frame.
+/// Most events that one fault may repeat, skip or hold, and most fragments of one frame.
 const COUNT_MAX: u64 = 100_000;
 /// Largest oversize frame.
 const BYTES_MAX: usize = 128 * 1024 * 1024;
-/// Most digits of a raw close: a whole frame of the largest size whose length stands in two bytes.
+/// Most digits of a raw close: the largest frame whose length fits into two bytes.
 const HEX_MAX: usize = 2 * 65_535;
-/// Whose sockets a fault is for.
+/// The sockets that a fault affects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultTarget {
@@ -21,7 +21,7 @@ pub enum FaultTarget {
     Notifications,
 }
 
-/// One thing that goes wrong.
+/// One fault.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "fault", rename_all = "snake_case", deny_unknown_fields)]
 pub enum PlatformFault {
@@ -30,7 +30,7 @@ pub enum PlatformFault {
         #[serde(default)]
         on: FaultTarget,
     },
-    /// The socket stays open; nothing is read, sent or answered on it for this long.
+    /// The socket stays open; nothing is read, sent or answered on it for this time.
     Stall {
         #[serde(default)]
         on: FaultTarget,
@@ -50,9 +50,9 @@ pub enum PlatformFault {
         #[serde(with = "span")]
         lead: Duration,
     },
-    /// Every token ends now; notification sockets are told.
+    /// Every token ends now; notification sockets get a notice.
     TokenRevoked {},
-    /// Every channel loses its subscriptions and is told so.
+    /// Every channel loses its subscriptions and gets a notice.
     NoLongerSubscribed {},
     /// The next handshakes are answered with this status.
     Refuse {
@@ -61,7 +61,7 @@ pub enum PlatformFault {
         status: u16,
         #[serde(default = "once")]
         times: u32,
-        /// Written into the header as it is.
+        /// Written into the header unchanged.
         #[serde(default)]
         retry_after: Option<String>,
     },
@@ -78,19 +78,19 @@ pub enum PlatformFault {
         times: u32,
         #[serde(default)]
         retry_after: Option<String>,
-        /// Only calls whose path begins so.
+        /// Only calls whose path begins with this.
         #[serde(default)]
         path: Option<String>,
     },
-    /// The last `n` sequenced events are said again.
+    /// The last `n` sequenced events are sent again.
     Duplicate { n: u64 },
     /// `n` sequence numbers are skipped.
     Jump { n: u64 },
     /// The numbering starts again at 1.
     Reset {},
-    /// The next `n` sequenced events are said in reverse order.
+    /// The next `n` sequenced events are sent in reverse order.
     Reorder { n: u64 },
-    /// A frame that nobody can read.
+    /// A frame that cannot be decoded.
     Undecodable {
         #[serde(default)]
         on: FaultTarget,
@@ -103,7 +103,7 @@ pub enum PlatformFault {
         on: FaultTarget,
         bytes: usize,
     },
-    /// From now on each frame waits so long before it is sent.
+    /// From now on each frame is delayed by this time.
     Delay {
         #[serde(rename = "for", with = "span")]
         duration: Duration,
@@ -122,10 +122,10 @@ pub enum PlatformFault {
         on: FaultTarget,
         n: usize,
     },
-    /// The next requests of a kind get another answer than the right one.
+    /// The next requests of a kind get a wrong answer.
     Answer {
         to: RequestKind,
-        /// Only upgrades of these sockets.
+        /// Only upgrades for these sockets.
         #[serde(default)]
         on: FaultTarget,
         /// Only requests whose path and query contain this.
@@ -139,14 +139,14 @@ pub enum PlatformFault {
         times: u32,
         how: ResponseFault,
     },
-    /// The server closes with exactly these bytes in the close frame, well formed or not.
+    /// The server closes with exactly these bytes in the close frame, also if they are malformed.
     CloseRaw {
         #[serde(default)]
         on: FaultTarget,
-        /// Two hexadecimal digits a byte.
+        /// Two hexadecimal digits per byte.
         hex: String,
     },
-    /// From now on, a client that sends nothing for so long is closed with 1001; "0s": no longer.
+    /// From now on, a client that sends nothing for this time is closed with 1001; "0s" turns it off.
     CloseQuiet {
         #[serde(default)]
         on: FaultTarget,
@@ -170,19 +170,19 @@ pub enum PlatformFault {
         #[serde(default)]
         on: FaultTarget,
     },
-    /// The next frame of each socket is padded with blanks to this size; a replay is not.
+    /// The next frame of each socket is padded with spaces to this size; its replay is not.
     Pad {
         #[serde(default)]
         on: FaultTarget,
         bytes: usize,
     },
-    /// The next `n` sequenced events write their number or their time in another way.
+    /// The next `n` sequenced events have another form of their number or time.
     Reword {
         n: u64,
         /// `"sequenceId":1.0`
         #[serde(default)]
         decimal: bool,
-        /// This text in place of the event time.
+        /// This text replaces the event time.
         #[serde(default)]
         time: Option<String>,
     },
@@ -194,7 +194,7 @@ pub enum PlatformFault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RequestKind {
-    /// A TCP connection, before its first request, whoever opens it.
+    /// A TCP connection of any client, before its first request.
     Connection,
     /// A WebSocket handshake.
     Upgrade,
@@ -202,20 +202,20 @@ pub enum RequestKind {
     Token,
 }
 
-/// What a request gets in place of the right answer.
+/// What a request gets instead of the right answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ResponseFault {
     /// This status with an error body.
     Status {
         status: u16,
-        /// `Retry-After` as it is.
+        /// `Retry-After`, unchanged.
         #[serde(default)]
         retry_after: Option<String>,
-        /// `Retry-After` as a date, so many seconds after the answer's `Date`.
+        /// `Retry-After` as a date, this many seconds after the answer's `Date`.
         #[serde(default)]
         retry_in: Option<u32>,
-        /// How far the answer's `Date` is off, in seconds.
+        /// Error of the answer's `Date`, in seconds.
         #[serde(default)]
         clock: Option<i64>,
     },
@@ -243,14 +243,14 @@ pub enum ResponseFault {
         #[serde(default)]
         without: Vec<String>,
     },
-    /// Nothing, for ever.
+    /// No answer; the connection stays open.
     Hang,
-    /// The right answer, so much later.
+    /// The right answer after a delay.
     Late {
         #[serde(rename = "for", with = "span")]
         duration: Duration,
     },
-    /// The right answer, and all that follows on its connection, one byte at a time.
+    /// The right answer and everything after it on the connection, one byte at a time.
     Trickle {
         #[serde(with = "span")]
         every: Duration,
@@ -261,7 +261,7 @@ pub enum ResponseFault {
     ConnectionList,
     /// An interim 103 and then the right answer.
     Interim,
-    /// The right answer; the socket is closed so long after it opened.
+    /// The right answer; the socket is closed this time after it opened.
     Closed {
         #[serde(with = "span")]
         after: Duration,
@@ -271,7 +271,7 @@ pub enum ResponseFault {
     },
 }
 
-/// When a flood comes.
+/// When the events of a flood are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FloodTrigger {
@@ -280,14 +280,14 @@ pub enum FloodTrigger {
     Overlap,
 }
 
-/// A fault that lasts for as long as the simulator runs.
+/// `times` of a fault that lasts until the simulator ends.
 pub const ALWAYS: u32 = u32::MAX;
 
 /// How a token request fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum TokenFailure {
-    /// 429; `retry_after` is written as it is: seconds, a date, or nonsense.
+    /// 429. `retry_after` is written unchanged: seconds, a date, or an invalid value.
     TooManyRequests {
         #[serde(default)]
         retry_after: Option<String>,
@@ -302,16 +302,16 @@ pub enum TokenFailure {
     InvalidGrant,
     /// The connection is reset before an answer.
     Reset,
-    /// The right answer, so much later.
+    /// The right answer after a delay.
     Slow {
         #[serde(rename = "for", with = "span")]
         duration: Duration,
     },
     /// No answer, ever.
     Silent,
-    /// 200 with a page for people.
+    /// 200 with an HTML page.
     Html,
-    /// 200 with a right answer that is padded beyond 64 KiB.
+    /// 200 with the right answer, padded to more than 64 KiB.
     Huge,
     NoExpiresIn,
     /// `expires_in` is this JSON text.
@@ -331,15 +331,15 @@ pub enum UndecodableFrame {
     Binary,
     #[default]
     InvalidJson,
-    /// JSON, but no event.
+    /// JSON that is not an event.
     WrongShape,
-    /// JSON nested deeper than any reader goes.
+    /// JSON that is nested too deeply for a decoder.
     Deep,
     /// A text frame that is not UTF-8.
     InvalidUtf8,
 }
 
-/// A fault that asks for the impossible.
+/// Why a fault is impossible.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
     #[error("status {0} is no refusal; use 400 to 599")]
@@ -371,7 +371,7 @@ pub enum FaultError {
 }
 
 impl PlatformFault {
-    /// Whether it can be done at all.
+    /// Checks that the fault is possible.
     pub fn check(&self) -> Result<(), FaultError> {
         match self {
             Self::Drop { .. }
@@ -419,7 +419,7 @@ impl PlatformFault {
         }
     }
 
-    /// The fault in the words of a script, in one short line.
+    /// The fault on one short line, with the words of a script.
     pub fn label(&self) -> String {
         let value = serde_json::to_value(self).unwrap_or_default();
         let mut words = Vec::new();
@@ -435,7 +435,7 @@ impl PlatformFault {
     }
 }
 
-/// A member as words: its name and its value, without what is not set.
+/// A member as words: its name and its value. Members that are not set are left out.
 fn add_words(words: &mut Vec<String>, key: &str, value: &serde_json::Value) {
     use serde_json::Value;
     let name = |words: &mut Vec<String>| {
@@ -518,7 +518,7 @@ fn refusal_or_success(status: u16) -> Result<(), FaultError> {
     if (200..600).contains(&status) { Ok(()) } else { Err(FaultError::Answer(status)) }
 }
 
-/// How often: a number, or "always".
+/// The number of times: a number, or "always".
 mod times {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -587,7 +587,7 @@ fn header(value: Option<&str>, wrong: fn(String) -> FaultError) -> Result<(), Fa
     }
 }
 
-/// Durations with a unit, as people write them.
+/// Durations as text with a unit.
 pub(super) mod span {
     use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a fault does to the platform's state: sockets are told, cut or lied to. It refuses to decide which.
+//! What a fault does to the state of the platform and to its sockets.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use super::platform::PlatformState;
 use super::sequence::RawFrame;
 use super::world::{ORGANIZATION, PlatformEvent, uuid};
 
-/// How deep the frame that nobody can read is nested.
+/// Nesting depth of an undecodable frame.
 const NESTING_DEPTH: usize = 10_000;
-/// How many bytes of a frame that is no JSON or no UTF-8.
+/// Length of a frame that is not JSON or not UTF-8.
 const BROKEN_FRAME_LEN: usize = 64;
 
 impl PlatformState {
@@ -27,15 +27,15 @@ impl PlatformState {
         }
     }
 
-    /// Tells one socket to do something.
+    /// Sends a command to one socket.
     pub(super) fn send_command(&self, number: u64, order: ConnectionCommand) {
         if let Some(socket) = self.sockets.get(&number) {
-            // Full: the socket is stalled and hears nothing anyway.
+            // The queue is full only while the socket is stalled.
             let _dropped = socket.commands.try_send(order);
         }
     }
 
-    /// Tells every socket of a kind to do something.
+    /// Sends a command to every socket of a kind.
     pub(super) fn broadcast_command(&self, on: FaultTarget, order: &ConnectionCommand) {
         for (number, socket) in &self.sockets {
             if on.includes(socket.dialect) {
@@ -51,7 +51,7 @@ impl PlatformState {
         }
     }
 
-    /// Sockets that are open, and those that will be.
+    /// Sets the idle timeout of open and future sockets; zero removes it.
     pub(super) fn close_idle(&mut self, on: FaultTarget, after: Duration) {
         for dialect in [SocketDialect::Sequenced, SocketDialect::Notifications] {
             if on.includes(dialect) && after.is_zero() {
@@ -63,7 +63,7 @@ impl PlatformState {
         self.broadcast_command(on, &ConnectionCommand::CloseIdle(after));
     }
 
-    /// The notice now, the close after the lead time.
+    /// Sends the notice now and closes after the lead time.
     pub(super) fn announce_closing(&mut self, lead: Duration) {
         for (number, channel) in self.channel_sockets() {
             let notice = json!({"channelId": channel, "message": "The socket is about to be closed"});
@@ -74,7 +74,7 @@ impl PlatformState {
         self.broadcast_command(FaultTarget::Notifications, &close);
     }
 
-    /// Every token ends now, and with it, after the grace, every socket.
+    /// Ends every token now, and every socket after the grace.
     pub(super) fn revoke_tokens(&mut self, settings: &Settings) {
         self.system_message("token_revoked", "user_tokens_revoked", settings);
         let now = now();
@@ -84,13 +84,13 @@ impl PlatformState {
         self.broadcast_command(FaultTarget::All, &ConnectionCommand::ExpireAt(ends));
     }
 
-    /// As if another client had taken them.
+    /// Removes all subscriptions, as if another client had taken them.
     pub(super) fn clear_subscriptions(&mut self, settings: &Settings) {
         self.channels.clear_all();
         self.system_message("no_longer_subscribed", "another_channel_subscribed", settings);
     }
 
-    /// Tells each notifications socket, with its own channel in the body.
+    /// Sends a system notification to each notifications socket, with its own channel in the body.
     fn system_message(&mut self, kind: &str, reason: &str, settings: &Settings) {
         let user = self.world.roster().agents[0].id.clone();
         for (number, channel) in self.channel_sockets() {
@@ -112,7 +112,7 @@ impl PlatformState {
         envelope(topic, body, &correlation)
     }
 
-    /// Says a frame that is no event.
+    /// Sends a frame that is not an event.
     pub(super) fn send_raw(&mut self, on: FaultTarget, raw: &RawFrame) {
         if on.includes(SocketDialect::Sequenced) {
             self.sequence.push_raw(now(), raw.clone());
@@ -122,7 +122,7 @@ impl PlatformState {
         }
     }
 
-    /// Says an event larger than any reader expects; on the sequenced stream it has a number.
+    /// Sends an oversized event; on the sequenced stream it has a number.
     pub(super) fn send_oversize(&mut self, on: FaultTarget, bytes: usize) {
         let body = json!({ "padding": "x".repeat(bytes) });
         let event = PlatformEvent {
@@ -144,7 +144,7 @@ impl PlatformState {
     }
 }
 
-/// A frame that nobody can read.
+/// A frame that cannot be decoded.
 pub(super) fn undecodable(what: UndecodableFrame) -> RawFrame {
     match what {
         UndecodableFrame::Binary => RawFrame::Binary((0..BROKEN_FRAME_LEN as u8).collect()),

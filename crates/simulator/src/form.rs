@@ -1,5 +1,5 @@
-//! `application/x-www-form-urlencoded`, read: bodies, queries, and Basic credentials as RFC 6749 section
-//! 2.3.1 wants them. It refuses broken escapes and text that is not UTF-8.
+//! Decodes `application/x-www-form-urlencoded`: bodies, queries, and Basic credentials (RFC 6749 section
+//! 2.3.1). It rejects broken escapes and text that is not UTF-8.
 
 /// The pairs of a form, in order.
 pub(super) fn pairs(text: &str) -> Option<Vec<(String, String)>> {

@@ -1,5 +1,5 @@
-//! The way from an HTTP request to a talking socket. The socket is registered before the answer goes out, so that
-//! it misses nothing from there on. It refuses what is no WebSocket handshake.
+//! The WebSocket handshake. The socket is registered before the answer is sent, so that it misses no event from then
+//! on. A request that is not a WebSocket handshake is rejected.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,12 +20,12 @@ use super::platform::{SimulatedPlatform, SocketHandle, SocketRegistration};
 use super::reply;
 use super::server::{ControlledStream, TransportControl};
 
-/// Orders that wait for one socket.
+/// Commands in the queue of one socket.
 const COMMANDS_MAX: usize = 64;
-/// Largest message a client may send.
+/// Largest message of a client, in bytes.
 const MESSAGE_LEN_MAX: usize = 256 * 1024;
 
-/// A handshake that was accepted; the socket comes to life when the answer is out.
+/// An accepted handshake; the socket opens when the answer is sent.
 #[derive(Debug)]
 pub(super) struct Handshake {
     upgrade: OnUpgrade,
@@ -37,7 +37,7 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Checks the upgrade and registers the socket, so that it misses nothing from here on.
+    /// Checks the upgrade and registers the socket.
     pub(super) fn accept(
         platform: &Arc<SimulatedPlatform>,
         request: &mut Request,
@@ -48,48 +48,48 @@ impl Handshake {
         let upgrade = hyper::upgrade::on(&mut *request);
         let control = request.extensions().get::<TransportControl>().cloned().unwrap_or_default();
         let options = request.extensions().get::<ConnectionOptions>().cloned().unwrap_or_default();
-        let (sender, orders) = mpsc::channel(COMMANDS_MAX);
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let socket = SocketHandle { dialect, control: control.clone(), commands: sender, channel };
-        Ok(Self { upgrade, control, commands: orders, registration: platform.register(socket), options, answer })
+        Ok(Self { upgrade, control, commands, registration: platform.register(socket), options, answer })
     }
 
     pub(super) fn number(&self) -> u64 {
         self.registration.number
     }
 
-    /// Answers the handshake and lets `talk` have the socket.
+    /// Answers the handshake and runs `protocol` on the socket.
     pub(super) fn start(
         self,
         platform: &Arc<SimulatedPlatform>,
         expires_at: Instant,
         protocol: impl SocketProtocol,
     ) -> Response {
-        let Self { upgrade, control: fate, commands: orders, registration: registered, options: begin, answer } = self;
+        let Self { upgrade, control, commands, registration, options, answer } = self;
         let shared = platform.clone();
         platform.tasks.spawn(async move {
-            let connection = run_connection(upgrade, orders, shared.clone(), (expires_at, begin), protocol);
+            let connection = run_connection(upgrade, commands, shared.clone(), (expires_at, options), protocol);
             tokio::select! {
                 biased;
                 () = shared.stop.cancelled() => (),
-                () = fate.reset_requested() => (),
+                () = control.reset_requested() => (),
                 _over = connection => (),
             }
-            drop(registered);
+            drop(registration);
         });
         answer
     }
 }
 
-/// What a dialect does with its line until one side ends it.
+/// What a dialect does on its connection until one side ends it.
 pub(super) trait SocketProtocol: Send + 'static {
     fn run(self, connection: &mut ClientConnection) -> impl Future<Output = ConnectionEnd> + Send;
 }
 
 async fn run_connection(
     upgrade: OnUpgrade,
-    orders: mpsc::Receiver<ConnectionCommand>,
+    commands: mpsc::Receiver<ConnectionCommand>,
     platform: Arc<SimulatedPlatform>,
-    (ends, begin): (Instant, ConnectionOptions),
+    (expires_at, options): (Instant, ConnectionOptions),
     protocol: impl SocketProtocol,
 ) -> Option<ConnectionEnd> {
     let parts = upgrade.await.ok()?.downcast::<TokioIo<ControlledStream>>().ok()?;
@@ -99,12 +99,12 @@ async fn run_connection(
         .accept_unmasked_frames(false);
     let wire = parts.io.into_inner();
     let socket = WebSocketStream::from_partially_read(wire, parts.read_buf.to_vec(), Role::Server, Some(config)).await;
-    let mut connection = ClientConnection::new(socket, platform, orders, ends);
-    connection.apply_options(begin);
+    let mut connection = ClientConnection::new(socket, platform, commands, expires_at);
+    connection.apply_options(options);
     Some(protocol.run(&mut connection).await)
 }
 
-/// The 101 answer, if this is a WebSocket handshake.
+/// The 101 answer; `None` if this is not a WebSocket handshake.
 fn switching_protocols(headers: &HeaderMap) -> Option<Response> {
     let asks = headers.get(header::UPGRADE)?.to_str().ok()?.eq_ignore_ascii_case("websocket");
     let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| asks)?;

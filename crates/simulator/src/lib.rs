@@ -1,7 +1,7 @@
-//! A contact-centre platform to practise on: token endpoint, REST API, notification and sequenced sockets, all on
-//! one plain listener, with a made-up contact centre behind them and faults on demand. It is written from the
-//! platforms' documents and uses nothing of the daemon, so that a mistake cannot be made on both sides.
-//! It refuses to be secure: it is for loopback and test networks.
+//! A simulated contact-centre platform: token endpoint, REST API, notification and sequenced sockets on one plain
+//! listener, with a simulated contact centre behind them and faults on demand. It is written from the platforms'
+//! documents and uses no code of the daemon, so that a mistake cannot be made on both sides.
+//! It has no security: it is for loopback and test networks.
 
 mod channels;
 mod clock;
@@ -55,45 +55,45 @@ pub use sequence::RawFrame;
 pub use tokens::TokenKind;
 use world::WorldSettings;
 
-/// How often the world moves by itself, at least.
+/// Longest time between two steps of the scenario.
 const TICK: Duration = Duration::from_millis(10);
-/// Story time between two events when the world only moves on request.
+/// Scenario time between two events when events are emitted on request only.
 const ON_DEMAND_STEP: Duration = Duration::from_millis(50);
 
-/// What a platform is made from. The defaults are a quiet one: it says something only when told to.
+/// Settings of a platform. With the defaults it emits events on request only.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Port 0 takes a free one.
+    /// Port 0 takes a free port.
     pub listen: SocketAddr,
-    /// The same seed tells the same story.
+    /// The same seed gives the same scenario.
     pub seed: u64,
-    /// Events of the world a second; 0: only on `say`.
+    /// Events per second; 0: only on [`Simulator::emit`].
     pub rate: f64,
     pub agents: usize,
     pub queues: usize,
-    /// When the story begins; the present if none is given.
+    /// When the scenario begins; `None`: now.
     pub scenario_start: Option<OffsetDateTime>,
     pub token_ttl: Duration,
     pub token_kind: TokenKind,
-    /// The one refresh token that works at the start.
+    /// The only refresh token that is valid at the start.
     pub refresh_token: String,
     pub client_id: String,
     pub client_secret: String,
-    /// How far the platform's calendar is from the host's, in seconds.
+    /// Offset of the platform's wall clock from the host's, in seconds.
     pub clock_offset: i64,
     /// How long a socket or a channel outlives its token.
     pub grace: Duration,
-    /// How a socket ends with its token.
+    /// What happens to a socket when its token ends.
     pub expiry: Expiry,
-    /// How old a sequenced event may be to be said again on resume.
+    /// How long a sequenced event can be replayed on resume.
     pub retention: Duration,
-    /// Most events in one sequenced frame, 1 to 50; how many it is, the seed decides.
+    /// Most events in one sequenced frame, 1 to 50. The seed decides the number in each frame.
     pub frame_max: usize,
     pub channel_lifetime: Duration,
     pub heartbeat: Duration,
-    /// Beginnings of topics that the client has no permission for.
+    /// Prefixes of topics that the client has no permission for.
     pub forbidden_topics: Vec<String>,
-    /// REST calls a minute for each token.
+    /// REST calls per minute for each token.
     pub requests_per_minute: u32,
     pub script: FaultScript,
 }
@@ -141,7 +141,7 @@ impl Settings {
         }
     }
 
-    /// The story keeps pace with the clock while the world moves by itself.
+    /// With a rate, scenario time follows the clock.
     fn scenario_step(&self) -> Duration {
         if self.rate > 0.0 {
             Duration::try_from_secs_f64(1.0 / self.rate).unwrap_or(ON_DEMAND_STEP)
@@ -151,7 +151,7 @@ impl Settings {
     }
 }
 
-/// A running platform. Dropping it stops it; `stop` also waits until it has.
+/// A running platform. Dropping it stops it; [`Self::stop`] also waits for the end.
 #[derive(Debug)]
 pub struct Simulator {
     address: SocketAddr,
@@ -161,7 +161,7 @@ pub struct Simulator {
 /// Starts a platform.
 ///
 /// # Errors
-/// The address cannot be listened on.
+/// The address cannot be bound.
 pub async fn start(settings: Settings) -> io::Result<Simulator> {
     let listener = TcpListener::bind(settings.listen).await?;
     let address = listener.local_addr()?;
@@ -173,7 +173,7 @@ pub async fn start(settings: Settings) -> io::Result<Simulator> {
 }
 
 impl Simulator {
-    /// Where it listens.
+    /// The address of its listener.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -183,22 +183,22 @@ impl Simulator {
         format!("http://{}", self.address)
     }
 
-    /// Says exactly `n` events of the world: each is one sequenced event and one notification.
+    /// Emits exactly `n` events: each is one sequenced event and one notification.
     pub fn emit(&self, n: u64) {
         self.platform.emit(n);
     }
 
-    /// Sends a frame as it is to every sequenced socket.
+    /// Sends a frame unchanged to every sequenced socket.
     pub fn emit_raw_sequenced(&self, frame: RawFrame) {
         self.platform.emit_raw_sequenced(frame);
     }
 
-    /// Sends a frame as it is to every notifications socket.
+    /// Sends a frame unchanged to every notifications socket.
     pub fn emit_raw_notification(&self, frame: RawFrame) {
         self.platform.emit_raw_notification(frame);
     }
 
-    /// Makes something go wrong, now.
+    /// Injects a fault now.
     pub fn inject(&self, fault: PlatformFault) {
         self.platform.inject(fault);
     }
@@ -207,17 +207,17 @@ impl Simulator {
         self.platform.counters()
     }
 
-    /// The faults since a mark (0: the start) in the words of a script, and the next mark.
+    /// The labels of the faults since a mark (0: the start), and the next mark.
     pub fn injected_since(&self, mark: u64) -> (Vec<String>, u64) {
         self.platform.injected_since(mark)
     }
 
-    /// How many faults still wait for the request that they are for.
+    /// How many faults still wait for their request.
     pub fn pending_faults(&self) -> usize {
         self.platform.lock().faults.pending_count()
     }
 
-    /// What was said, to hold against what arrived.
+    /// What was emitted, to compare with what arrived.
     pub fn ledger(&self) -> EmissionLedger {
         EmissionLedger { platform: self.platform.clone() }
     }
@@ -232,7 +232,7 @@ impl Simulator {
         self.platform.lock().world.roster().agents.iter().map(|agent| agent.id.clone()).collect()
     }
 
-    /// Ends every connection and waits until all is quiet.
+    /// Ends every connection and waits for every task.
     pub async fn stop(self) {
         self.platform.stop.cancel();
         self.platform.tasks.close();
@@ -246,24 +246,24 @@ impl Drop for Simulator {
     }
 }
 
-/// What the platform said. The sequenced stream needs no list: its numbers are dense.
+/// What the platform emitted. The sequenced stream needs no list: its numbers are dense.
 #[derive(Clone, Debug)]
 pub struct EmissionLedger {
     platform: Arc<SimulatedPlatform>,
 }
 
 impl EmissionLedger {
-    /// A mark to ask from: only what is said later counts.
+    /// A mark for [`Self::emitted_since`]: only later notifications count.
     pub fn mark(&self) -> u64 {
         self.platform.lock().notification_log.next_number()
     }
 
-    /// The notifications said since a mark, oldest first; the last 250,000 are remembered.
+    /// The notifications that were emitted since a mark, oldest first. At most the last 250,000 are held.
     pub fn emitted_since(&self, mark: u64) -> Vec<EmittedNotification> {
         self.platform.lock().notification_log.since(mark)
     }
 
-    /// The highest number said on the sequenced stream.
+    /// The highest number on the sequenced stream.
     pub fn last_sequence(&self) -> u64 {
         self.platform.lock().sequence.last()
     }
@@ -283,7 +283,7 @@ fn router(platform: &Arc<SimulatedPlatform>) -> Router {
         .with_state(platform.clone())
 }
 
-/// Says events at the rate of the settings.
+/// Emits events at the rate of the settings.
 async fn emit_at_rate(platform: Arc<SimulatedPlatform>) {
     let rate = platform.settings.rate;
     if rate <= 0.0 {
@@ -304,7 +304,7 @@ async fn emit_at_rate(platform: Arc<SimulatedPlatform>) {
     }
 }
 
-/// Makes the script's faults happen, each in its time.
+/// Injects the faults of the script at their times.
 async fn run_script(platform: Arc<SimulatedPlatform>) {
     let started_at = clock::now();
     let mut done = None;

@@ -1,5 +1,5 @@
-//! Notification sockets: one a channel, heartbeats, pings, subscriptions on the socket. It refuses to keep what
-//! was said while no socket was open.
+//! Notification sockets: one per channel, with heartbeats, pings, and subscriptions over the socket. A notification
+//! without an open socket is lost.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use super::reply;
 use super::rest::notifications::select_topics;
 use super::sequence::RawFrame;
 
-/// Notifications that wait for one socket; a client that lets them pile up is cut off.
+/// Notifications in the outbox of one socket. A client with a full outbox is disconnected.
 const OUTBOX_MAX: usize = 16_384;
 /// Notifications written between two flushes.
 const WRITE_BATCH: usize = 64;
-/// A channel whose second socket has come.
+/// The close code of a socket whose channel has another one.
 const REPLACED_CLOSE_CODE: u16 = 1001;
 
-/// `GET /channels/{id}`: no token; who knows the address may listen.
+/// `GET /channels/{id}`: needs no token; the address is the credential.
 pub(super) async fn open(
     State(platform): State<Arc<SimulatedPlatform>>,
     Path(channel): Path<String>,
@@ -62,7 +62,7 @@ fn attach(platform: &Arc<SimulatedPlatform>, channel: String, ends: Instant, han
     handshake.start(platform, ends, NotificationFeed { platform: platform.clone(), channel, inbox, heartbeat })
 }
 
-/// Tells a socket that its channel has another one, or is gone.
+/// The command that closes a socket whose channel has another one or has ended.
 pub(super) fn closing(reason: &str) -> ConnectionCommand {
     ConnectionCommand::Close { code: REPLACED_CLOSE_CODE, reason: reason.to_owned() }
 }
@@ -113,12 +113,12 @@ impl NotificationFeed {
         }
     }
 
-    /// The channel has given its outbox away, and what was in it has been said.
+    /// The channel has replaced this outbox, and its last notification was sent.
     fn is_detached(&self) -> bool {
         self.inbox.is_closed() && self.inbox.is_empty()
     }
 
-    /// Sends what was sent to the channel before a request came: its answer must not overtake that.
+    /// Sends what is queued before the answer to a request: the answer must not overtake it.
     async fn deliver_pending(&mut self, connection: &mut ClientConnection) -> ControlFlow<ConnectionEnd> {
         if connection.sends_suspended() {
             return ControlFlow::Continue(());
@@ -133,9 +133,9 @@ impl NotificationFeed {
         batch: Vec<OutboundNotification>,
         connection: &mut ClientConnection,
     ) -> ControlFlow<ConnectionEnd> {
-        let numbers: Vec<u64> = batch.iter().map(|said| said.number).collect();
-        for said in batch {
-            connection.feed(RawFrame::Text(said.text.as_str().to_owned())).await?;
+        let numbers: Vec<u64> = batch.iter().map(|sent| sent.number).collect();
+        for notification in batch {
+            connection.feed(RawFrame::Text(notification.text.as_str().to_owned())).await?;
         }
         connection.flush().await?;
         let mut state = self.platform.lock();
@@ -146,7 +146,7 @@ impl NotificationFeed {
         ControlFlow::Continue(())
     }
 
-    /// The moment came that was known when the socket opened; a channel may have been extended since.
+    /// Handles the expiry that was known when the socket opened. The channel may have been extended since.
     async fn end(&self, connection: &mut ClientConnection) -> ControlFlow<ConnectionEnd> {
         let ends = self.platform.lock().channels.ends_at(&self.channel, now());
         match ends {
@@ -199,7 +199,7 @@ impl NotificationFeed {
     }
 }
 
-/// What a client says on the socket.
+/// A message of the client on the socket.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ClientRequest {
@@ -242,7 +242,7 @@ mod tests {
         probe.simulator.emit(200);
         let emitted = probe.simulator.ledger().emitted_since(mark);
         let expected: Vec<String> =
-            emitted.iter().filter(|said| said.topic == topic).map(|said| said.correlation.clone()).collect();
+            emitted.iter().filter(|sent| sent.topic == topic).map(|sent| sent.correlation.clone()).collect();
         assert!(expected.len() > 3 && emitted.len() == 200);
         for correlation in &expected {
             let event = socket.json().await;
@@ -252,7 +252,7 @@ mod tests {
         }
         assert!(socket.is_silent().await);
         let emitted = probe.simulator.ledger().emitted_since(mark);
-        assert!(emitted.iter().all(|said| said.written == (said.topic == topic) && said.subscribed == said.written));
+        assert!(emitted.iter().all(|sent| sent.written == (sent.topic == topic) && sent.subscribed == sent.written));
         let counters = probe.simulator.counters().notifications;
         assert_eq!((counters.said, counters.delivered), (200, expected.len() as u64));
         assert_eq!(counters.gone, 200 - counters.delivered);
@@ -283,7 +283,7 @@ mod tests {
         let mut socket = ProbeSocket::open(&uri, None).await.unwrap();
         assert!(socket.is_silent().await);
         assert_eq!(probe.simulator.counters().notifications.gone, 20);
-        assert!(probe.simulator.ledger().emitted_since(0).iter().any(|said| said.subscribed && !said.written));
+        assert!(probe.simulator.ledger().emitted_since(0).iter().any(|sent| sent.subscribed && !sent.written));
     }
 
     #[tokio::test]
@@ -340,7 +340,7 @@ mod tests {
         probe.simulator.inject(PlatformFault::Delay { duration: Duration::from_millis(2) });
         let mark = probe.simulator.ledger().mark();
         probe.simulator.emit(1_000);
-        let sent = probe.simulator.ledger().emitted_since(mark).iter().filter(|said| said.topic == topic).count();
+        let sent = probe.simulator.ledger().emitted_since(mark).iter().filter(|sent| sent.topic == topic).count();
         assert!(sent > 20, "{sent}");
         socket.send(json!({"message": "ping"})).await;
         for _ in 0..sent {

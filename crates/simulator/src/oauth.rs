@@ -1,5 +1,5 @@
-//! The token endpoint, and all the ways in which it fails. It refuses requests that RFC 6749 refuses; what a
-//! token is, it leaves to the token book.
+//! The token endpoint and its faults. It rejects requests that RFC 6749 rejects; `tokens` has the state of the
+//! tokens.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use super::reply;
 use super::server::TransportControl;
 use super::tokens::{ClientCredentials, GrantRejection, TokenGrant, TokenRequest};
 
-/// Padding that makes an answer too large for a careful reader, who stops at 64 KiB.
+/// Padding that makes an answer larger than 64 KiB.
 const HUGE_PADDING_LEN: usize = 80 * 1024;
 
 /// `POST /oauth/token`
 pub(super) async fn grant(
     State(platform): State<Arc<SimulatedPlatform>>,
-    Extension(fate): Extension<TransportControl>,
+    Extension(control): Extension<TransportControl>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -37,7 +37,7 @@ pub(super) async fn grant(
         None => grant_token(&platform, &headers, &body, |answer| answer),
         Some(failure) => {
             platform.lock().counters.token_failures += 1;
-            answer_with_failure(failure, &platform, &fate, &headers, &body).await
+            answer_with_failure(failure, &platform, &control, &headers, &body).await
         }
     };
     let date = http_date(wall(platform.settings.clock_offset));
@@ -88,7 +88,7 @@ async fn answer_with_failure(
     }
 }
 
-/// The answer that the request deserves; `change` may spoil a good one.
+/// The right answer to the request; `change` may change a success.
 fn grant_token(
     platform: &SimulatedPlatform,
     headers: &HeaderMap,
@@ -153,7 +153,7 @@ fn rejection(denied: GrantRejection) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// The client by Basic, else by the body, and the form.
+/// The client, from Basic credentials or else from the body, and the form.
 fn token_request(headers: &HeaderMap, body: &Bytes) -> Option<TokenRequest> {
     let kind = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     if !kind.starts_with("application/x-www-form-urlencoded") {
@@ -268,10 +268,10 @@ mod tests {
             (TokenFailure::InvalidGrant, 400, "", ""),
             (TokenFailure::Html, 200, "content-type", "text/html; charset=utf-8"),
             (
-                TokenFailure::Redirect { to: "http://elsewhere.example/".to_owned() },
+                TokenFailure::Redirect { to: "http://other.example/".to_owned() },
                 302,
                 "location",
-                "http://elsewhere.example/",
+                "http://other.example/",
             ),
         ];
         let probe = SimulatorProbe::without_token(Settings::default()).await;

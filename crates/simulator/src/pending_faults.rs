@@ -1,5 +1,5 @@
-//! Faults that wait for their next request: refused handshakes, failing token requests, failing REST calls.
-//! It refuses nothing itself; it says what to answer.
+//! Faults that wait for their next request: refused handshakes, failing token requests, failing REST calls. The
+//! handlers of the requests apply them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::counters::SocketDialect;
 use super::fault::{ALWAYS, FaultTarget, RequestKind, ResponseFault, TokenFailure};
 
-/// Faults waiting at once; more push the oldest out.
+/// Most faults that wait; one more removes the oldest.
 const PENDING_MAX: usize = 1_024;
 
-/// Which requests an answer waits for.
+/// The requests that a fault waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RequestMatcher {
     pub(super) to: RequestKind,
@@ -19,11 +19,11 @@ pub(super) struct RequestMatcher {
     pub(super) resuming: bool,
 }
 
-/// A request, as far as it matters which answer waits for it.
+/// The parts of a request that select a fault.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestInfo<'a> {
     pub(super) kind: RequestKind,
-    /// Of an upgrade.
+    /// The dialect of an upgrade.
     pub(super) dialect: Option<SocketDialect>,
     /// Path and query.
     pub(super) url: &'a str,
@@ -55,7 +55,7 @@ impl<What: Clone> FaultQueue<What> {
         self.0.push_back(PendingFault { fault: what, uses_left: left });
     }
 
-    /// Uses up one turn of the first that fits.
+    /// Takes one use of the first fault that matches.
     fn take(&mut self, fits: impl Fn(&What) -> bool) -> Option<What> {
         let index = self.0.iter().position(|waiting| fits(&waiting.fault))?;
         let waiting = &mut self.0[index];
@@ -74,9 +74,9 @@ impl<What: Clone> FaultQueue<What> {
 pub(super) struct PendingFaults {
     answers: FaultQueue<(RequestMatcher, ResponseFault)>,
     tokens: FaultQueue<TokenFailure>,
-    /// Events that are said when a second socket of a kind opens.
+    /// Events that are emitted when a second socket of a kind opens.
     pub(super) flood_at_overlap: u64,
-    /// How long a client of each kind may send nothing.
+    /// How long a client of each dialect may send nothing.
     pub(super) idle_timeouts: BTreeMap<SocketDialect, Duration>,
 }
 
@@ -94,7 +94,7 @@ impl PendingFaults {
         self.answers.push((matcher, how), times);
     }
 
-    /// How many faults wait for a request; those that last for ever wait for none.
+    /// How many faults wait for a request, without those that last until the simulator ends.
     pub(super) fn pending_count(&self) -> usize {
         self.answers.0.iter().filter(|waiting| waiting.uses_left != ALWAYS).count()
             + self.tokens.0.iter().filter(|waiting| waiting.uses_left != ALWAYS).count()

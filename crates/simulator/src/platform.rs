@@ -1,5 +1,5 @@
-//! The simulated platform as a whole: its state behind one lock, what it says, and what goes wrong with it.
-//! It refuses to wait: no method here is async, and the lock is never held across one that is.
+//! The simulated platform: its state behind one lock, the events that it emits, and its faults.
+//! No method here is async, and the lock is never held across an await.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,21 +24,21 @@ use super::server::TransportControl;
 use super::tokens::{ClientCredentials, TokenRegistry};
 use super::world::ContactCentre;
 
-/// Events said under one hold of the lock.
+/// Events that are emitted per hold of the lock.
 const EMIT_BATCH: u64 = 256;
-/// Faults that are remembered; older ones are forgotten.
+/// Injected faults that are kept; older ones are removed.
 const INJECTED_MAX: usize = 10_000;
-/// Keeps ids that are no part of the story from shifting it.
+/// A separate seed, so that ids outside of the scenario do not change it.
 const ID_SEED: u64 = 0x69_64_73;
 
-/// A connected socket, as faults see it.
+/// A connected socket, for faults.
 #[derive(Debug)]
 pub(super) struct SocketHandle {
     pub(super) dialect: SocketDialect,
     pub(super) control: TransportControl,
-    /// Bounded; a socket with a full one is stalled, and what more is ordered is dropped.
+    /// Bounded. A full queue belongs to a stalled socket; further commands to it are dropped.
     pub(super) commands: mpsc::Sender<ConnectionCommand>,
-    /// Of a notifications socket.
+    /// The channel of a notifications socket.
     pub(super) channel: Option<String>,
 }
 
@@ -52,12 +52,12 @@ pub(super) struct PlatformState {
     pub(super) counters: SimulatorCounters,
     pub(super) notification_log: NotificationLog,
     pub(super) sockets: BTreeMap<u64, SocketHandle>,
-    /// For ids that are no part of the story.
+    /// For ids outside of the scenario.
     pub(super) rng: fastrand::Rng,
     sockets_opened: u64,
-    /// How so many of the next sequenced events are worded.
+    /// How many of the next sequenced events have this encoding.
     pub(super) encoding_override: Option<(u64, EncodingOverride)>,
-    /// What went wrong so far, in the words of a script; the last [`INJECTED_MAX`].
+    /// The labels of the last [`INJECTED_MAX`] faults.
     injected: VecDeque<String>,
     injected_total: u64,
 }
@@ -66,7 +66,7 @@ pub(super) struct PlatformState {
 pub(super) struct SimulatedPlatform {
     pub(super) settings: Settings,
     state: Mutex<PlatformState>,
-    /// Moves when the sequenced stream has something new.
+    /// Changes when the sequenced stream has something new.
     pub(super) tail: watch::Sender<u64>,
     /// Added to each frame, in microseconds.
     latency: AtomicU64,
@@ -86,16 +86,16 @@ impl SimulatedPlatform {
         }
     }
 
-    /// Held for moments, never across an await.
+    /// The lock is held briefly, never across an await.
     pub(super) fn lock(&self) -> MutexGuard<'_, PlatformState> {
-        self.state.lock().expect("nobody panics while holding the platform")
+        self.state.lock().expect("no code panics while it holds the platform")
     }
 
     pub(super) fn latency(&self) -> Duration {
         Duration::from_micros(self.latency.load(Ordering::Relaxed))
     }
 
-    /// Says `n` events of the world.
+    /// Emits `n` events.
     pub(super) fn emit(&self, n: u64) {
         let mut left = n;
         while left > 0 {
@@ -119,7 +119,7 @@ impl SimulatedPlatform {
         self.lock().broadcast_command(FaultTarget::Notifications, &ConnectionCommand::Send(raw));
     }
 
-    /// Makes something go wrong.
+    /// Injects a fault.
     pub(super) fn inject(&self, fault: PlatformFault) {
         let flood = if let PlatformFault::Flood { n, when: FloodTrigger::Now } = &fault { *n } else { 0 };
         let mut state = self.lock();
@@ -179,12 +179,12 @@ impl SimulatedPlatform {
         self.emit(flood);
     }
 
-    /// How long a client of this kind may send nothing.
+    /// How long a client of this dialect may send nothing.
     pub(super) fn idle_timeout(&self, dialect: SocketDialect) -> Option<Duration> {
         self.lock().faults.idle_timeouts.get(&dialect).copied()
     }
 
-    /// The faults since a mark, and the next mark.
+    /// The labels of the faults since a mark, and the next mark.
     pub(super) fn injected_since(&self, mark: u64) -> (Vec<String>, u64) {
         let state = self.lock();
         let first = state.injected_total - state.injected.len() as u64;
@@ -199,7 +199,7 @@ impl SimulatedPlatform {
         counters
     }
 
-    /// Counts a socket in; the guard counts it out.
+    /// Counts a socket as open until the guard is dropped.
     pub(super) fn register(self: &Arc<Self>, socket: SocketHandle) -> SocketRegistration {
         let mut state = self.lock();
         state.sockets_opened += 1;
@@ -220,7 +220,7 @@ impl SimulatedPlatform {
     }
 }
 
-/// A socket that is counted as open for as long as this lives.
+/// Counts a socket as open until it is dropped.
 #[derive(Debug)]
 pub(super) struct SocketRegistration {
     platform: Arc<SimulatedPlatform>,

@@ -1,4 +1,4 @@
-//! A client for the tests of the simulator: real sockets, no knowledge of its insides.
+//! A client for the tests of the simulator, over real sockets.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::{Settings, Simulator, start};
 
 /// Longest wait for a fact.
 const WAIT_MAX: Duration = Duration::from_secs(5);
-/// How long nothing must come before silence is believed.
+/// How long a socket must be silent to count as silent.
 const SILENCE_MIN: Duration = Duration::from_millis(150);
 
 pub(super) struct SimulatorProbe {
@@ -27,7 +27,7 @@ pub(super) struct SimulatorProbe {
 pub(super) struct ProbeSocket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl SimulatorProbe {
-    /// A platform and a client that has a token.
+    /// Starts a platform and a client that has a token.
     pub(super) async fn start(settings: Settings) -> Self {
         let mut probe = Self::without_token(settings).await;
         probe.renew_token().await;
@@ -35,7 +35,7 @@ impl SimulatorProbe {
     }
 
     pub(super) async fn without_token(settings: Settings) -> Self {
-        // Another test may have been first.
+        // Another test may have installed it already.
         let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let simulator = start(settings).await.unwrap();
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
@@ -66,7 +66,7 @@ impl SimulatorProbe {
         self.call(Method::GET, path, None).await.json().await.unwrap()
     }
 
-    /// A new channel: its id and its address.
+    /// Creates a channel. Returns its id and its address.
     pub(super) async fn channel(&self) -> (String, String) {
         let channel: Value =
             self.call(Method::POST, "/api/v2/notifications/channels", None).await.json().await.unwrap();
@@ -79,7 +79,7 @@ impl SimulatorProbe {
         self.call(Method::POST, &path, Some(body)).await
     }
 
-    /// A channel with these topics and a socket.
+    /// Creates a channel with these topics and opens its socket.
     pub(super) async fn open_channel(&self, topics: &[String]) -> (String, ProbeSocket) {
         let (channel, uri) = self.channel().await;
         assert_eq!(self.subscribe(&channel, topics).await.status(), 200);
@@ -99,7 +99,7 @@ impl SimulatorProbe {
         of_users.chain(of_queues).collect()
     }
 
-    /// Waits until the platform no longer takes the token.
+    /// Waits until the platform rejects the token.
     pub(super) async fn wait_until_expired(&self) {
         let wait = async { while self.get("/api/v2/routing/queues").await["code"] != "credentials.expired" {} };
         timeout(WAIT_MAX, wait).await.expect("the token should end");
@@ -109,7 +109,7 @@ impl SimulatorProbe {
         format!("ws://{}{path}", self.simulator.address())
     }
 
-    /// The numbered stream, after a position.
+    /// Opens the numbered stream after a position.
     pub(super) async fn stream(&self, after: Option<u64>) -> Result<ProbeSocket, tungstenite::Error> {
         let resume = after.map(|after| format!("?sequenceId={after}")).unwrap_or_default();
         let path = format!("/api/v2/analytics/conversations/summary/stream{resume}");
@@ -144,7 +144,7 @@ impl ProbeSocket {
         serde_json::from_str(&self.text().await).unwrap()
     }
 
-    /// The next `count` sequenced events, whatever frames they come in.
+    /// The numbers of the next `count` sequenced events, in any frames.
     pub(super) async fn events(&mut self, count: usize) -> Vec<Value> {
         let events = self.events_at_least(count).await;
         assert_eq!(events.len(), count);
@@ -163,7 +163,7 @@ impl ProbeSocket {
         events
     }
 
-    /// The numbers of the next events, up to the end of the frame that holds the last one asked for.
+    /// The numbers of the next events, up to the end of the frame with event `count`.
     pub(super) async fn sequences_at_least(&mut self, count: usize) -> Vec<u64> {
         let events = self.events_at_least(count).await;
         events.iter().map(|event| event["sequenceId"].as_u64().unwrap()).collect()
@@ -181,12 +181,12 @@ impl ProbeSocket {
         self.0.send(Message::Ping(bytes::Bytes::new())).await.unwrap();
     }
 
-    /// Whether nothing comes for a while.
+    /// Whether nothing arrives for a fixed time.
     pub(super) async fn is_silent(&mut self) -> bool {
         timeout(SILENCE_MIN, self.0.next()).await.is_err()
     }
 
-    /// Reads to the end: whether the connection was reset.
+    /// Reads to the end. True if the connection was reset.
     pub(super) async fn is_reset(&mut self) -> bool {
         loop {
             match self.message().await {
@@ -199,7 +199,7 @@ impl ProbeSocket {
         }
     }
 
-    /// Reads to the end: the code of the close, or `None` when the connection was lost.
+    /// Reads to the end. Returns the close code, or `None` when the connection was lost.
     pub(super) async fn closed(&mut self) -> Option<u16> {
         loop {
             match self.message().await {
@@ -220,7 +220,7 @@ pub(super) fn refused(result: Result<ProbeSocket, tungstenite::Error>) -> u16 {
     }
 }
 
-/// Waits until something is so.
+/// Waits until a condition is true.
 pub(super) async fn eventually(is_so: impl Fn() -> bool) {
     let wait = async {
         while !is_so() {

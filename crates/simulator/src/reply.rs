@@ -1,5 +1,5 @@
-//! Answers in the platform's own words: error bodies, correlation ids, refusals that faults asked for. It refuses
-//! to decide when to use them.
+//! Answers in the format of the platform: error bodies, correlation ids, refusals of faults. The callers decide when
+//! to use them.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ pub(super) fn not_found(platform: &SimulatedPlatform, message: &str) -> Response
     correlated(platform, error(StatusCode::NOT_FOUND, "not.found", message))
 }
 
-/// What nobody serves.
+/// The answer to an unknown path.
 pub(super) async fn unknown(State(platform): State<Arc<SimulatedPlatform>>) -> Response {
     not_found(&platform, "The requested resource was not found.")
 }
@@ -58,7 +58,7 @@ pub(super) fn unauthorized(platform: &SimulatedPlatform, rejection: TokenRejecti
     correlated(platform, error(StatusCode::UNAUTHORIZED, code, message))
 }
 
-/// An error of the API for a status that a fault ordered.
+/// An error of the API for the status of a fault.
 pub(super) fn refused(status: u16) -> Response {
     let code = match status {
         401 => "bad.credentials",
@@ -73,7 +73,7 @@ pub(super) fn refused(status: u16) -> Response {
     error(status, code, "A simulated failure.")
 }
 
-/// Writes `Retry-After` as it is.
+/// Writes `Retry-After` unchanged.
 pub(super) fn retry_after(mut answer: Response, value: Option<&str>) -> Response {
     if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
         answer.headers_mut().insert(header::RETRY_AFTER, value);
@@ -81,7 +81,7 @@ pub(super) fn retry_after(mut answer: Response, value: Option<&str>) -> Response
     answer
 }
 
-/// Every answer of the API can be found again by its id.
+/// Adds the correlation id that every answer of the API has.
 pub(super) fn correlated(platform: &SimulatedPlatform, mut answer: Response<Body>) -> Response<Body> {
     let id = uuid(&mut platform.lock().rng);
     if let Ok(id) = HeaderValue::from_str(&id) {

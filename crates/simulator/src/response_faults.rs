@@ -1,5 +1,5 @@
-//! The layer before every call of the platform: a fault that waits for the request decides what it gets. It refuses
-//! to know what the right answer is.
+//! The layer before every call of the platform: a fault that waits for the request decides the answer. It changes
+//! right answers, and does not make them.
 
 use std::sync::Arc;
 
@@ -23,10 +23,10 @@ use super::server::TransportControl;
 
 /// An interim answer (RFC 8297).
 const INTERIM: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </>; rel=preload\r\n\r\n";
-/// No answer of the simulator is larger.
+/// Largest answer of the simulator, in bytes.
 const BODY_MAX: usize = 64 * 1024 * 1024;
 
-/// Answers a request as the fault that waits for it says, else lets it through.
+/// Answers a request with the fault that waits for it, or else passes it on.
 pub(super) async fn layer(
     State(platform): State<Arc<SimulatedPlatform>>,
     mut request: Request,
@@ -58,7 +58,7 @@ pub(super) async fn layer(
     }
 }
 
-/// What the request is for; the simulator's own calls are no one's business.
+/// The kind of the request; `None` for the simulator's own calls.
 fn kind(request: &Request) -> Option<(RequestKind, Option<SocketDialect>)> {
     let path = request.extensions().get::<MatchedPath>()?.as_str();
     match path {
@@ -72,7 +72,7 @@ fn kind(request: &Request) -> Option<(RequestKind, Option<SocketDialect>)> {
     }
 }
 
-/// Counts a REST call, and looks whether a fault waits for the request.
+/// Counts a REST call and takes the fault that waits for the request.
 fn take_fault(
     platform: &SimulatedPlatform,
     request: &Request,
@@ -97,7 +97,7 @@ fn count_failure(platform: &SimulatedPlatform, kind: RequestKind) {
     }
 }
 
-/// An answer in place of the right one; none where the right one follows.
+/// The answer that replaces the right one; `None` where the right one follows.
 async fn replace_response(
     platform: &SimulatedPlatform,
     control: &TransportControl,
@@ -137,7 +137,7 @@ fn code(status: u16) -> StatusCode {
     StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// Writes the `Date` of a clock that is off, and `Retry-After` by that clock.
+/// Writes the `Date` of a wrong clock, and `Retry-After` by that clock.
 fn with_date(
     platform: &SimulatedPlatform,
     mut answer: Response,
@@ -152,7 +152,7 @@ fn with_date(
     reply::retry_after(answer, until.as_deref())
 }
 
-/// The right answer, with what the fault changes.
+/// The right answer with the changes of the fault.
 async fn modify_response(how: &ResponseFault, mut answer: Response) -> Response {
     match how {
         ResponseFault::Changed { status, content_type, gzip, set, without } => {
@@ -189,7 +189,7 @@ async fn modify_response(how: &ResponseFault, mut answer: Response) -> Response 
     }
 }
 
-/// A JSON body with members merged in and others left out; any other body as it is.
+/// A JSON body with members merged in and others removed. Any other body is not changed.
 fn edit_body(bytes: &[u8], set: Option<Value>, without: &[String]) -> Vec<u8> {
     let Ok(mut body) = serde_json::from_slice::<Value>(bytes) else {
         return bytes.to_vec();
@@ -207,7 +207,7 @@ fn edit_body(bytes: &[u8], set: Option<Value>, without: &[String]) -> Vec<u8> {
     body.to_string().into_bytes()
 }
 
-/// Objects member by member, an object into each element of an array, anything else in its place.
+/// Merges objects member by member and an object into each element of an array; any other value is replaced.
 fn merge(into: &mut Value, from: Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
@@ -251,7 +251,7 @@ mod tests {
     use crate::probe::{SimulatorProbe, eventually, refused};
     use crate::{Settings, SocketDialect};
 
-    /// As a script or a call writes it.
+    /// The fault in the JSON of a script or a call.
     fn inject(probe: &SimulatorProbe, fault: &Value) {
         let fault: PlatformFault = serde_json::from_value(fault.clone()).unwrap();
         fault.check().unwrap();
@@ -262,7 +262,7 @@ mod tests {
         json!({"fault": "answer", "to": to, "how": how})
     }
 
-    /// What a request gets on a connection of its own, as far as it comes in this time.
+    /// What a request gets within this time, on a connection of its own.
     fn raw(probe: &SimulatorProbe, request: &str, within: Duration) -> String {
         let mut stream = TcpStream::connect(probe.simulator.address()).unwrap();
         stream.set_read_timeout(Some(within)).unwrap();
@@ -414,7 +414,7 @@ mod tests {
             (200, json!("invalid_client"))
         );
         inject(&probe, &answer("token", &json!({"changed": {"gzip": true}})));
-        // This client decodes it, which shows that it can be decoded.
+        // The client decodes it, so the gzip is valid.
         let odd = probe.token_request().send().await.unwrap();
         assert!(odd.json::<Value>().await.unwrap()["access_token"].is_string());
         assert_eq!(super::gzipped(b"abc")[..3], [0x1f, 0x8b, 8]);

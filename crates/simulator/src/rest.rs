@@ -1,5 +1,5 @@
-//! The REST API: what stands before every call (the bearer, the request limit) and which call is whose.
-//! It refuses calls without a good token, as the platform does.
+//! The REST API: the checks before every call (the bearer, the request limit) and the routes.
+//! Calls without a valid token are rejected, as the platform does.
 
 pub(super) mod notifications;
 mod snapshots;
@@ -25,13 +25,13 @@ const COUNT: HeaderName = HeaderName::from_static("inin-ratelimit-count");
 const ALLOWED: HeaderName = HeaderName::from_static("inin-ratelimit-allowed");
 const RESET: HeaderName = HeaderName::from_static("inin-ratelimit-reset");
 
-/// Who calls.
+/// The caller of a request.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) token: String,
-    /// When the token, and the grace after it, has ended.
+    /// The end of the token plus the grace.
     pub(super) token_expires_at: Instant,
-    /// The address the request came to, for links.
+    /// The host of the request, for links.
     pub(super) host: String,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn router(platform: &Arc<SimulatedPlatform>) -> Router<Arc<SimulatedP
     use snapshots as s;
     Router::new()
         .route("/api/v2/notifications/channels", post(n::create).get(n::list))
-        // A HEAD is answered by the GET without its body.
+        // axum answers HEAD with the GET route, without its body.
         .route("/api/v2/notifications/channels/{id}", get(n::exists))
         .route(
             "/api/v2/notifications/channels/{id}/subscriptions",
@@ -56,7 +56,7 @@ pub(super) fn router(platform: &Arc<SimulatedPlatform>) -> Router<Arc<SimulatedP
         .route_layer(from_fn_with_state(platform.clone(), guard))
 }
 
-/// Lets a call through, or answers it: the bearer first, then the limit.
+/// Passes a call on, or rejects it: the bearer is checked first, then the limit.
 async fn guard(State(platform): State<Arc<SimulatedPlatform>>, mut request: Request, next: Next) -> Response {
     let caller = match identify(&platform, request.headers()) {
         Ok(caller) => caller,
@@ -278,12 +278,12 @@ mod tests {
             let query = json!({"filter": filter, "detailMetrics": ["oWaiting"]});
             let path = "/api/v2/analytics/queues/observations/query";
             let answer: Value = probe.call(Method::POST, path, Some(query)).await.json().await.unwrap();
-            let (told, asked) = (&gauges["eventBody"]["data"][0]["metrics"], &answer["results"][0]["data"]);
+            let (sent, queried) = (&gauges["eventBody"]["data"][0]["metrics"], &answer["results"][0]["data"]);
             for index in 0..8 {
-                assert_eq!(told[index]["stats"], asked[index]["stats"]);
+                assert_eq!(sent[index]["stats"], queried[index]["stats"]);
             }
-            let waiting = asked[0]["observations"].as_array().unwrap().len();
-            assert_eq!(json!(waiting), asked[0]["stats"]["count"]);
+            let waiting = queried[0]["observations"].as_array().unwrap().len();
+            assert_eq!(json!(waiting), queried[0]["stats"]["count"]);
         }
         let summary = probe.get("/api/v2/analytics/conversations/summary").await;
         assert_eq!(summary["sequenceId"], 5 * 97);
@@ -297,6 +297,6 @@ mod tests {
         let user = &probe.simulator.agent_ids()[0];
         let presence = probe.get(&format!("/api/v2/users/{user}/presences/purecloud")).await;
         assert_eq!(presence["presenceDefinition"]["systemPresence"], "ON_QUEUE");
-        assert_eq!(probe.get("/api/v2/users/nobody/presences/purecloud").await["code"], "not.found");
+        assert_eq!(probe.get("/api/v2/users/unknown/presences/purecloud").await["code"], "not.found");
     }
 }

@@ -1,5 +1,5 @@
-//! When things go wrong: scripts of faults in TOML, read and asked what is due. It refuses what it does not know,
-//! by name, and it does nothing itself.
+//! Scripts of faults in TOML: parsing, and the faults that are due at a time. An unknown key is an error that names
+//! it.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::fault::{FaultError, PlatformFault, maybe_span, span};
 
-/// Shortest time between two turns of a repeated fault.
+/// Shortest time between two repetitions of a fault.
 const EVERY_MIN: Duration = Duration::from_millis(10);
 
 /// A fault with its times, counted from the start of the simulator.
@@ -19,7 +19,7 @@ pub struct ScheduledFault {
 }
 
 impl ScheduledFault {
-    /// The first turn later than `done`, or the very first.
+    /// The first time later than `done`, or the first of all.
     fn next(&self, done: Option<Duration>) -> Option<Duration> {
         match (done, self.every) {
             (None, _) => Some(self.at),
@@ -33,12 +33,12 @@ impl ScheduledFault {
     }
 }
 
-/// Faults by the clock.
+/// Faults and their times.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FaultScript {
-    /// Takes the place of the seed in the settings, so that one file holds the story and its faults.
+    /// Replaces the seed in the settings, so that one file has the scenario and its faults.
     pub seed: Option<u64>,
-    /// Take the place of those in the settings.
+    /// Replaces the value in the settings.
     pub agents: Option<usize>,
     pub queues: Option<usize>,
     pub faults: Vec<ScheduledFault>,
@@ -76,7 +76,7 @@ impl FaultScript {
     /// Reads a script.
     ///
     /// # Errors
-    /// The first thing in it that is unknown, missing or impossible, with the number of its fault.
+    /// The first unknown, missing or impossible part, with the number of its fault.
     pub fn parse(text: &str) -> Result<Self, ScriptError> {
         let text: ScriptFile = toml::from_str(text).map_err(ScriptError::Format)?;
         let faults = text.fault.into_iter().enumerate().map(|(index, table)| parse_fault(index + 1, table));
@@ -84,7 +84,7 @@ impl FaultScript {
         Ok(Self { seed, agents, queues, faults: faults.collect::<Result<_, _>>()? })
     }
 
-    /// What is due next after `done` (all of it before, and at, that time has had its turn), and when.
+    /// The next time after `done`, and the faults that are due then. All faults up to `done` have run.
     pub(super) fn next(&self, done: Option<Duration>) -> Option<(Duration, Vec<PlatformFault>)> {
         let at = self.faults.iter().filter_map(|planned| planned.next(done)).min()?;
         let due = self.faults.iter().filter(|planned| planned.next(done) == Some(at));

@@ -1,25 +1,25 @@
-//! The numbered stream: what was said lately, in one shared ring that every socket reads by its own cursor, so
-//! that a slow reader costs nothing. It refuses to grow: age, count and bytes are bounded.
+//! The numbered stream: the recent entries in one shared ring. Each socket reads it with its own cursor, so a slow
+//! reader needs no memory of its own. Age, count and bytes are bounded.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Most entries held; at more, the effective retention is shorter than the one in the settings.
+/// Most entries held. At the bound, the effective retention is shorter than in the settings.
 const ENTRIES_MAX: usize = 200_000;
-/// Most text held.
+/// Most bytes of text held.
 const BYTES_MAX: usize = 256 * 1024 * 1024;
-/// How long an entry stays readable for sockets that are merely slow, when the retention is shorter.
+/// How long an entry stays readable for slow open sockets, if the retention is shorter.
 const SLOW_MAX: Duration = Duration::from_secs(120);
 
-/// A frame that goes out exactly as it is.
+/// A frame that is sent unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RawFrame {
     Text(String),
     Binary(Vec<u8>),
-    /// A text frame whose bytes need not be UTF-8.
+    /// A text frame whose bytes may be invalid UTF-8.
     InvalidText(Vec<u8>),
-    /// One text message in this many frames.
+    /// One text message in this many fragments.
     Fragments {
         text: String,
         pieces: usize,
@@ -40,10 +40,10 @@ enum SequenceEntry {
     Event {
         sequence: u64,
         text: Arc<str>,
-        /// Only a resume brings it.
+        /// Sent on a resume only.
         unsent: bool,
     },
-    /// Said again: for those who listen, not for those who resume.
+    /// A repetition: sent to open sockets, not on a resume.
     Echo {
         text: Arc<str>,
     },
@@ -65,7 +65,7 @@ struct RingEntry {
     entry: SequenceEntry,
 }
 
-/// Where one socket is. `floor` hides from a resumed one what it had already.
+/// The read position of one socket. A resumed socket does not get numbers up to `floor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RingCursor {
     index: u64,
@@ -73,13 +73,13 @@ pub(super) struct RingCursor {
     replay_end: u64,
 }
 
-/// What a cursor finds.
+/// The result of a read at a cursor.
 #[derive(Debug)]
 pub(super) enum RingRead {
     Events(Vec<Arc<str>>),
     Raw(Arc<RawFrame>),
     Nothing,
-    /// What it wanted is no longer held.
+    /// The wanted entries are no longer held.
     Overrun,
 }
 
@@ -87,18 +87,18 @@ pub(super) enum RingRead {
 pub(super) struct SequenceRing {
     entries: VecDeque<RingEntry>,
     bytes: usize,
-    /// The index of the first entry held; indices never start over.
+    /// The index of the first entry held; indices never restart.
     first: u64,
-    /// The index at which the present numbering began.
+    /// The index at which the current numbering began.
     numbering_start: u64,
     last: u64,
     retention: Duration,
     reversal: Option<ReversalBuffer>,
-    /// So many of the next events are not sent to open sockets.
+    /// How many of the next events are not sent to open sockets.
     pub(super) unsent: u64,
 }
 
-/// Events held back until as many as wanted are there.
+/// Events that are held until their reversed batch is complete.
 #[derive(Debug)]
 struct ReversalBuffer {
     wanted: usize,
@@ -119,12 +119,12 @@ impl SequenceRing {
         }
     }
 
-    /// The highest number said in the present numbering.
+    /// The highest number of the current numbering.
     pub(super) fn last(&self) -> u64 {
         self.last
     }
 
-    /// Says one event; `write` is given its number.
+    /// Adds one event; `write` gets its number.
     pub(super) fn push_event(&mut self, now: Instant, write: impl FnOnce(u64) -> String) {
         self.last += 1;
         let (sequence, text) = (self.last, Arc::<str>::from(write(self.last)));
@@ -147,7 +147,7 @@ impl SequenceRing {
         self.push(now, SequenceEntry::Raw(Arc::new(raw)));
     }
 
-    /// The last `n` events are said again.
+    /// Repeats the last `n` events.
     pub(super) fn duplicate(&mut self, now: Instant, n: u64) {
         let count = usize::try_from(n).unwrap_or(usize::MAX);
         let texts = self.entries.iter().rev().filter_map(|held| match &held.entry {
@@ -165,26 +165,26 @@ impl SequenceRing {
         self.last = self.last.saturating_add(n);
     }
 
-    /// Starts the numbering over: the next event is 1, and older ones cannot be resumed.
+    /// Restarts the numbering: the next event is 1, and older ones cannot be resumed.
     pub(super) fn reset(&mut self) {
         self.last = 0;
         self.numbering_start = self.end();
     }
 
-    /// The next `n` events are said in reverse.
+    /// Sends the next `n` events in reverse order.
     pub(super) fn reverse(&mut self, n: usize) {
         if self.reversal.is_none() {
             self.reversal = Some(ReversalBuffer { wanted: n, events: Vec::new() });
         }
     }
 
-    /// Where the next entry will stand.
+    /// The index of the next entry.
     pub(super) fn end(&self) -> u64 {
         self.first + self.entries.len() as u64
     }
 
-    /// The cursor of a socket that has everything up to `after`. Without a number, or with one that is too old
-    /// or from another numbering, it starts at the present position and nobody says so.
+    /// The cursor of a socket that has everything up to `after`. Without a number, or with one that is too old or of
+    /// another numbering, it starts at the current end, without a notice.
     pub(super) fn open_cursor(&self, after: Option<u64>, now: Instant) -> RingCursor {
         let end = self.end();
         let present = RingCursor { index: end, floor: 0, replay_end: end };
@@ -271,7 +271,7 @@ mod tests {
         for number in 0..10 {
             sequence.push_event(begin + Duration::from_secs(10 * number), |n| n.to_string());
         }
-        // Ninety seconds in, events 1 to 3 are older than retention.
+        // After 90 s, events 1 to 3 are older than the retention.
         let now = begin + Duration::from_secs(90);
         let table = [
             (Some(10), vec![]),

@@ -1,5 +1,5 @@
 //! The numbered stream over a socket: the bearer in the header or in the query, resume by `sequenceId`, arrays of
-//! events. It refuses to tell a client that its position was too old: it starts at the present one in silence.
+//! events. A client with a position that is too old starts at the current end, without a notice.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use super::platform::SimulatedPlatform;
 use super::reply;
 use super::sequence::{RawFrame, RingCursor, RingRead};
 
-/// Most events of one frame, whatever the settings say.
+/// Most events of one frame, for any settings.
 const FRAME_MAX: usize = 50;
-/// A client that fell behind what is held.
+/// The close code of a client that is behind the entries held.
 const TOO_SLOW: u16 = 1013;
 
 /// `GET /api/v2/analytics/conversations/summary/stream`, with a bearer.
@@ -34,7 +34,7 @@ pub(super) async fn by_header(State(platform): State<Arc<SimulatedPlatform>>, re
     }
 }
 
-/// `GET /api/v2/analytics/events/ws?channel=&auth_token=`: a bad token is told in the first frame.
+/// `GET /api/v2/analytics/events/ws?channel=&auth_token=`: the first frame reports a bad token.
 pub(super) async fn by_query(State(platform): State<Arc<SimulatedPlatform>>, mut request: Request) -> Response {
     let token = query(&request, "auth_token");
     let checked = platform.lock().tokens.check(token.as_deref(), now());
@@ -78,7 +78,7 @@ fn never() -> Instant {
     after(now(), std::time::Duration::MAX)
 }
 
-/// Says that the token is bad, and closes.
+/// Reports the bad token and closes.
 struct InvalidToken;
 
 impl SocketProtocol for InvalidToken {
@@ -90,7 +90,7 @@ impl SocketProtocol for InvalidToken {
     }
 }
 
-/// Reads the shared ring; there is no queue of its own.
+/// A socket that reads the shared ring; it has no queue.
 struct SequencedFeed {
     platform: Arc<SimulatedPlatform>,
     tail: watch::Receiver<u64>,
@@ -109,7 +109,7 @@ impl SocketProtocol for SequencedFeed {
 }
 
 impl SequencedFeed {
-    /// Says what there is, else waits. Between two frames the client and faults have their say.
+    /// Sends what is available, or waits. Client input and commands are handled between two frames.
     async fn step(&mut self, connection: &mut ClientConnection) -> ControlFlow<ConnectionEnd> {
         if let Some(woken) = connection.next_event().now_or_never() {
             return handle_event(woken, connection).await;
@@ -140,7 +140,7 @@ impl SequencedFeed {
         handle_event(event, connection).await
     }
 
-    /// An array; a single event also stands bare now and then.
+    /// An array of events; a single event is sometimes sent without the array.
     fn frame(&mut self, events: &[Arc<str>]) -> String {
         if let [event] = events
             && self.rng.u8(0..4) == 0
@@ -151,7 +151,7 @@ impl SequencedFeed {
     }
 }
 
-/// The stream takes no requests; whatever a client says is passed over.
+/// The stream takes no requests; client messages are ignored.
 async fn handle_event(event: ConnectionEvent, connection: &mut ClientConnection) -> ControlFlow<ConnectionEnd> {
     match connection.handle(event).await? {
         Some(ClientInput::Expired) => connection.expire().await,

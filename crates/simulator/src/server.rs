@@ -1,5 +1,5 @@
-//! The listener: plain HTTP/1.1 connections, each with a fate, so that a fault can reset one at any moment. It
-//! refuses to know what is served.
+//! The listener: plain HTTP/1.1 connections, each with a control, so that a fault can reset it at any moment. The
+//! router decides what is served.
 
 use std::io;
 use std::pin::Pin;
@@ -21,10 +21,10 @@ use super::fault::{RequestKind, ResponseFault};
 use super::pending_faults::RequestInfo;
 use super::platform::SimulatedPlatform;
 
-/// How long the listener rests when it cannot accept, for instance for want of file descriptors.
+/// How long the listener pauses when it cannot accept, for instance without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What becomes of a connection. Requests carry the one of their connection.
+/// The control of a connection. Each request has that of its connection as an extension.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TransportControl(Arc<TransportState>);
 
@@ -34,17 +34,17 @@ struct TransportState {
     write_behaviour: Mutex<WriteBehaviour>,
 }
 
-/// How a connection writes.
+/// How faults change the writes of a connection.
 #[derive(Debug, Default)]
 struct WriteBehaviour {
-    /// Goes out before anything else.
+    /// Sent before everything else.
     prefix: Vec<u8>,
     /// Time between two bytes.
     byte_pause: Option<Duration>,
 }
 
 impl TransportControl {
-    /// The connection is reset: what was not sent is lost, and the peer hears no goodbye.
+    /// Resets the connection: unsent data is lost, and the peer gets no close.
     pub(super) fn reset(&self) {
         self.0.reset_token.cancel();
     }
@@ -53,22 +53,22 @@ impl TransportControl {
         self.0.reset_token.cancelled()
     }
 
-    /// From now on one byte at a time.
+    /// From now on the connection writes one byte at a time.
     pub(super) fn trickle(&self, pause: Duration) {
         self.write_behaviour().byte_pause = Some(pause);
     }
 
-    /// These bytes go out before the answer.
+    /// Sends these bytes before the answer.
     pub(super) fn prepend(&self, bytes: &[u8]) {
         self.write_behaviour().prefix.extend_from_slice(bytes);
     }
 
     fn write_behaviour(&self) -> MutexGuard<'_, WriteBehaviour> {
-        self.0.write_behaviour.lock().expect("nobody panics while holding it")
+        self.0.write_behaviour.lock().expect("no code panics while it holds the lock")
     }
 }
 
-/// A TCP connection that ends by its fate: in order, or with a reset.
+/// A TCP connection that its control can slow down or reset.
 #[derive(Debug)]
 pub(super) struct ControlledStream {
     stream: TcpStream,
@@ -80,7 +80,7 @@ pub(super) struct ControlledStream {
 impl Drop for ControlledStream {
     fn drop(&mut self) {
         if self.control.0.reset_token.is_cancelled() {
-            // Without lingering, closing sends a reset. Where it cannot be set, the peer has gone already.
+            // Without lingering, closing sends a reset. Setting it fails only if the peer has disconnected.
             let _gone = self.stream.set_zero_linger();
         }
     }
@@ -95,12 +95,12 @@ impl AsyncRead for ControlledStream {
 impl AsyncWrite for ControlledStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let wire = &mut *self;
-        let mut manner = wire.control.0.write_behaviour.lock().expect("nobody panics while holding it");
-        while !manner.prefix.is_empty() {
-            let written = ready!(Pin::new(&mut wire.stream).poll_write(cx, &manner.prefix))?;
-            manner.prefix.drain(..written);
+        let mut behaviour = wire.control.0.write_behaviour.lock().expect("no code panics while it holds the lock");
+        while !behaviour.prefix.is_empty() {
+            let written = ready!(Pin::new(&mut wire.stream).poll_write(cx, &behaviour.prefix))?;
+            behaviour.prefix.drain(..written);
         }
-        let Some(pause) = manner.byte_pause else {
+        let Some(pause) = behaviour.byte_pause else {
             return Pin::new(&mut wire.stream).poll_write(cx, buf);
         };
         if let Some(resting) = &mut wire.pause_timer {
@@ -137,7 +137,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, platform: Arc<S
 }
 
 async fn serve_connection(stream: TcpStream, router: Router, platform: Arc<SimulatedPlatform>) {
-    // Without it small frames wait for acknowledgements; where it cannot be set, the peer has gone already.
+    // Without it, small frames wait for acknowledgements. Setting it fails only if the peer has disconnected.
     let _gone = stream.set_nodelay(true);
     let control = TransportControl::default();
     let mut wire = ControlledStream { stream, control: control.clone(), pause_timer: None };
@@ -148,7 +148,7 @@ async fn serve_connection(stream: TcpStream, router: Router, platform: Arc<Simul
         Some(ResponseFault::Late { duration: lasting }) => sleep(lasting).await,
         Some(ResponseFault::Trickle { every }) => control.trickle(every),
         Some(ResponseFault::Reset) => return control.reset(),
-        // No other answer passes the check for a connection.
+        // `check` accepts no other answer for a connection.
         Some(_) | None => (),
     }
     let app = TowerToHyperService::new(router);
@@ -166,7 +166,7 @@ async fn serve_connection(stream: TcpStream, router: Router, platform: Arc<Simul
     }
 }
 
-/// Says nothing until the client has gone.
+/// Sends nothing until the client disconnects.
 async fn hang(wire: &mut ControlledStream, platform: &SimulatedPlatform) {
     let mut sink = tokio::io::sink();
     tokio::select! {

@@ -1,5 +1,4 @@
-//! Who may do what until when: OAuth grants and the tokens they made. It refuses what RFC 6749 refuses, and it
-//! never looks at a clock.
+//! OAuth grants and the tokens they issued. It rejects what RFC 6749 rejects, and it does not read a clock.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,21 +11,21 @@ use super::clock::after;
 use super::form;
 use super::world::uuid;
 
-/// Tokens remembered; past it the expired ones are forgotten, and then count as unknown.
+/// Tokens held. Beyond it, expired tokens are removed and then count as unknown.
 const TOKENS_MAX: usize = 10_000;
 /// The window of the request limit.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
-/// Keeps the strings of tokens apart from the story of the same seed.
+/// A separate seed, so that the strings of tokens do not change the scenario.
 const TOKEN_SEED: u64 = 0x74_6f_6b_65_6e;
 const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
-/// What an access token looks like.
+/// The format of an access token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TokenKind {
-    /// A string that says nothing.
+    /// An opaque string.
     #[default]
     Opaque,
-    /// Three dotted parts with `iat` and `exp`; the signature means nothing.
+    /// A JWT with `iat` and `exp`; the signature is not valid.
     Jwt,
 }
 
@@ -37,7 +36,7 @@ pub(super) struct ClientCredentials {
     pub(super) secret: String,
 }
 
-/// What a grant request presents.
+/// The grant of a token request.
 #[derive(Clone, Debug)]
 pub(super) struct TokenRequest {
     pub(super) client: Option<ClientCredentials>,
@@ -60,7 +59,7 @@ pub(super) enum GrantRejection {
     UnsupportedGrant,
 }
 
-/// Why a bearer is not let in.
+/// Why a bearer is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenRejection {
     Missing,
@@ -68,7 +67,7 @@ pub(super) enum TokenRejection {
     Expired,
 }
 
-/// How far a token is into its request limit.
+/// The requests of a token in the current window of the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RateUsage {
     pub(super) count: u32,
@@ -104,7 +103,7 @@ impl TokenRegistry {
         Self { client, kind, ttl, refresh_token, records: HashMap::new(), rng }
     }
 
-    /// A new token. `epoch` is the platform's calendar in seconds, for the claims of a JWT.
+    /// Issues a token. `epoch` is the platform's wall clock in seconds, for the claims of a JWT.
     pub(super) fn grant(
         &mut self,
         request: &TokenRequest,
@@ -128,13 +127,13 @@ impl TokenRegistry {
         Ok(TokenGrant { kind, access_token, expires_in: self.ttl.as_secs(), refresh_token })
     }
 
-    /// When the token ends, if it is good.
+    /// When the token ends; an error if it is not valid.
     pub(super) fn check(&self, token: Option<&str>, now: Instant) -> Result<Instant, TokenRejection> {
         let record = self.records.get(token.ok_or(TokenRejection::Missing)?).ok_or(TokenRejection::Unknown)?;
         if now < record.expires_at { Ok(record.expires_at) } else { Err(TokenRejection::Expired) }
     }
 
-    /// Counts one request of a good token.
+    /// Counts one request of a valid token.
     pub(super) fn count(&mut self, token: &str, now: Instant) -> RateUsage {
         let Some(record) = self.records.get_mut(token) else {
             return RateUsage { count: 0, reset: RATE_WINDOW };
@@ -147,7 +146,7 @@ impl TokenRegistry {
         RateUsage { count: record.count, reset: RATE_WINDOW.saturating_sub(now.duration_since(record.window_start)) }
     }
 
-    /// Every token ends now.
+    /// Ends every token now.
     pub(super) fn revoke_all(&mut self, now: Instant) {
         for life in self.records.values_mut() {
             life.expires_at = life.expires_at.min(now);
@@ -159,7 +158,7 @@ impl TokenRegistry {
             Some(client) if client.id != self.client.id => Err(GrantRejection::ClientNotFound),
             Some(client) if client.secret != self.client.secret => Err(GrantRejection::ClientSecret),
             Some(_) => Ok(()),
-            // An assertion says by itself who presents it (RFC 7523 section 3.1).
+            // An assertion identifies its client (RFC 7523 section 3.1).
             None if kind == "jwt_bearer" => Ok(()),
             None => Err(GrantRejection::ClientNotFound),
         }

@@ -1,5 +1,5 @@
-//! Which topics exist, and what a client means by one: combined topics expand, unknown ids are rejected.
-//! It refuses wildcards, as the platform does.
+//! The topics of the platform: combined topics are expanded, unknown ids are rejected.
+//! Wildcards are rejected, as the platform does.
 
 use serde_json::{Value, json};
 
@@ -44,14 +44,14 @@ pub(super) enum TopicRejection {
     Forbidden { permission: &'static str },
 }
 
-/// What one requested topic comes to: the parts that events arrive under, and the parts that are refused.
+/// One requested topic: the parts under which events arrive, and the parts that are refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TopicResolution {
     pub(super) permitted: Vec<String>,
     pub(super) rejected: Vec<(String, TopicRejection)>,
 }
 
-/// Reads a requested topic. `forbidden` are beginnings of topics that the client has no permission for.
+/// Parses a requested topic. `forbidden` has prefixes of topics that the client has no permission for.
 pub(super) fn resolve(topic: &str, roster: &Roster, forbidden: &[String]) -> TopicResolution {
     let mut resolution = TopicResolution { permitted: Vec::new(), rejected: Vec::new() };
     if topic.len() > TOPIC_LEN_MAX {

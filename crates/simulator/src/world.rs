@@ -1,6 +1,6 @@
-//! A made-up contact centre that tells its story one event at a time. The same seed tells the same story:
-//! event `k` has the same content whenever it is asked for. It refuses to know of sockets, tokens and clocks;
-//! its time is `base + k * step`.
+//! A simulated contact centre that produces one event at a time. The same seed gives the same scenario: event `k`
+//! always has the same content. It uses no sockets, tokens or clocks; its time is
+//! `base + k * step`.
 
 mod model;
 mod roster;
@@ -19,7 +19,7 @@ pub(super) use roster::{ORGANIZATION, Queue, Roster, uuid};
 use scenario::ScenarioEngine;
 pub(super) use view::WorldView;
 
-/// What a world is made from.
+/// Settings of a world.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WorldSettings {
     pub(super) seed: u64,
@@ -27,16 +27,16 @@ pub(super) struct WorldSettings {
     pub(super) queues: usize,
     /// The moment before the first event.
     pub(super) base: OffsetDateTime,
-    /// Story time between neighbouring events.
+    /// Scenario time between two events.
     pub(super) step: Duration,
 }
 
-/// One thing that happened, as the platform would tell it.
+/// One event of the platform.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct PlatformEvent {
     /// The full topic, with its ids.
     pub(super) topic: String,
-    /// The topic with its ids taken out.
+    /// The topic without its ids.
     pub(super) kind: &'static str,
     pub(super) at: OffsetDateTime,
     pub(super) body: Value,
@@ -48,7 +48,7 @@ pub(super) struct ContactCentre {
     origin: WorldSettings,
     emitted: u64,
     scenario: ScenarioEngine,
-    /// What the last step of the story caused and nobody has been told yet.
+    /// Events of the last step that were not emitted yet.
     pending: VecDeque<ScenarioEvent>,
     view: WorldView,
 }
@@ -64,7 +64,7 @@ impl ContactCentre {
         Self { origin, emitted: 0, scenario, pending: VecDeque::new(), view }
     }
 
-    /// Tells the next event; the view changes with it, so that a snapshot agrees with exactly what was told.
+    /// Produces the next event. The view changes with it, so a snapshot matches exactly the events so far.
     pub(super) fn next_event(&mut self) -> PlatformEvent {
         self.emitted += 1;
         let at = self.time_of(self.emitted);
@@ -88,7 +88,7 @@ impl ContactCentre {
         self.scenario.roster()
     }
 
-    /// The story's own time: when the last told event happened.
+    /// Scenario time: the time of the last event.
     pub(super) fn scenario_time(&self) -> OffsetDateTime {
         self.time_of(self.emitted)
     }
@@ -146,7 +146,7 @@ mod tests {
             assert!(correlations.insert(event.correlation));
         }
         for kind in shapes::KINDS {
-            assert!(kinds.contains_key(kind), "{kind} is never told");
+            assert!(kinds.contains_key(kind), "{kind} is never emitted");
         }
     }
 

@@ -1,5 +1,5 @@
-//! The calls on notification channels: make, list, look at, subscribe. It refuses a whole batch for one bad topic
-//! unless the client says to ignore errors, as the platform does.
+//! The calls on notification channels: create, list, check, subscribe. One bad topic fails its whole batch, unless the
+//! client asks to ignore errors, as the platform does.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,15 +26,15 @@ struct Topic {
     id: String,
 }
 
-/// What a batch of requested topics comes to.
+/// The result of a batch of requested topics.
 pub(crate) struct TopicSelection {
     pub(crate) permitted: TopicParts,
-    /// In the order of the request: the permitted ones as requested, the rejected ones part by part.
+    /// In the order of the request. Permitted topics are listed as requested, rejected ones part by part.
     entities: Vec<Value>,
     rejected: usize,
 }
 
-/// Reads a batch of requested topics.
+/// Parses a batch of requested topics.
 pub(crate) fn select_topics(requested: &[String], roster: &Roster, forbidden: &[String]) -> TopicSelection {
     let mut wanted = TopicSelection { permitted: TopicParts::new(), entities: Vec::new(), rejected: 0 };
     for topic in requested {

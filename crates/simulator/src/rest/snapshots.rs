@@ -1,5 +1,5 @@
-//! The calls that say how things stand: users, queues, conversations. What they answer is exactly what the events
-//! told so far add up to. They refuse to change anything.
+//! The calls that read the state: users, queues, conversations. Their answers match exactly the events so far. They
+//! change nothing.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::reply;
 const PAGE_SIZE: usize = 25;
 const PAGE_SIZE_MAX: usize = 100;
 
-/// Parts of a user that are only sent when the client asks for them.
+/// Parts of a user that are sent only on request.
 const EXPANSIONS: [&str; 4] = ["presence", "routingStatus", "conversationSummary", "outOfOffice"];
 
 /// `GET /api/v2/users?expand=…&pageSize&pageNumber`
@@ -86,7 +86,7 @@ pub(super) async fn observations(State(platform): State<Arc<SimulatedPlatform>>,
     Json(json!({"systemToOrganizationMappings": mappings, "results": results})).into_response()
 }
 
-/// `GET /api/v2/analytics/conversations/summary`: the snapshot of the numbered stream, and where it stands.
+/// `GET /api/v2/analytics/conversations/summary`: the snapshot of the numbered stream, and its position.
 pub(super) async fn summary(State(platform): State<Arc<SimulatedPlatform>>) -> Response {
     let state = platform.lock();
     let (cast, view) = (state.world.roster(), state.world.view());
@@ -114,7 +114,7 @@ fn queues_in(filter: &Value) -> Vec<String> {
     queues
 }
 
-/// Only the metrics that were asked for; all of them when none was named.
+/// Only the requested metrics; all of them if the request has none.
 fn chosen(mut result: Value, metrics: &Value) -> Value {
     if let (Some(data), Some(metrics)) = (result["data"].as_array_mut(), metrics.as_array()) {
         data.retain(|entry| metrics.contains(&entry["metric"]));

@@ -1,4 +1,4 @@
-//! What there is in the world and what can happen to it, as plain data. It refuses to know why or when.
+//! Agents, queues, conversations and what can happen to them, as plain data.
 
 use time::OffsetDateTime;
 
@@ -46,7 +46,7 @@ pub(super) struct SimulatedConversation {
     pub(super) queue: usize,
     pub(super) stage: ConversationStage,
     pub(super) started_at: OffsetDateTime,
-    /// When the present stage began.
+    /// When the current stage began.
     pub(super) since: OffsetDateTime,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct QueueGauges {
     pub(super) off_queue: u64,
     pub(super) idle: u64,
     pub(super) busy: u64,
-    /// Milliseconds the longest waiting conversation has waited.
+    /// Waiting time of the longest waiting conversation, in milliseconds.
     pub(super) longest_wait_ms: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Who works there: agents, queues, and the ids the platform would have given them. It refuses to change.
+//! The agents and queues with their ids. The roster does not change.
 
 use std::ops::Range;
 
@@ -36,7 +36,7 @@ pub(crate) struct Agent {
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) email: String,
-    /// Indices into the queues of the cast.
+    /// Indices into the queues of the roster.
     pub(crate) queues: Vec<usize>,
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct Roster {
 }
 
 impl Roster {
-    /// At least one agent and one queue; each agent serves a few queues, the first queue is never unserved.
+    /// At least one agent and one queue. Each agent serves a few queues; the first queue always has an agent.
     pub(crate) fn generate(seed: u64, agents: usize, queues: usize) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let queues: Vec<Queue> = (0..queues.max(1)).map(|index| queue(&mut rng, index)).collect();

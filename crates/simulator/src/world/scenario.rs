@@ -1,6 +1,6 @@
-//! What happens next: conversations arrive, wait, alert, are answered, wrapped up and end; agents come and go.
-//! A step changes the story and lists what it caused, in the order in which the platform would tell it.
-//! It refuses to know how an event is written.
+//! The scenario: conversations arrive, wait, alert, are answered, wrapped up and end; agents log in and out. A step
+//! changes the state and lists its changes in the order of the platform's events. `shapes` has the format of
+//! the events.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,7 +12,7 @@ use super::model::{
 };
 use super::roster::{Roster, uuid};
 
-/// Conversations that may wait for each agent before nobody else calls.
+/// Waiting conversations per agent; at this number no new ones arrive.
 const WAITING_PER_AGENT: usize = 2;
 
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ enum ScenarioStep {
     Return,
 }
 
-/// How often each move is tried against the others; one that is not possible is passed over.
+/// Relative weight of each move; an impossible move is skipped.
 const WEIGHTED_STEPS: [(ScenarioStep, u32); 8] = [
     (ScenarioStep::Arrive, 22),
     (ScenarioStep::Alert, 30),
@@ -49,7 +49,7 @@ pub(super) struct ScenarioEngine {
 }
 
 impl ScenarioEngine {
-    /// Everybody is on queue and idle when the doors open.
+    /// At the start every agent is on queue and idle.
     pub(super) fn start(seed: u64, roster: Roster, base: OffsetDateTime) -> Self {
         let state = AgentState {
             presence: AgentPresence::OnQueue,
@@ -69,7 +69,7 @@ impl ScenarioEngine {
         &self.agent_states
     }
 
-    /// Tries one move. It may turn out impossible, and then nothing happened.
+    /// Tries one move. An impossible move changes nothing.
     pub(super) fn step(&mut self, at: OffsetDateTime, out: &mut VecDeque<ScenarioEvent>) {
         match self.choose() {
             ScenarioStep::Arrive => self.arrive(at, out),
@@ -186,7 +186,7 @@ impl ScenarioEngine {
         let Some(agent) = self.pick_agent(|duty| duty.routing == AgentRouting::Idle) else {
             return;
         };
-        // An agent whose phone is ringing stays.
+        // An agent with an alerting conversation stays on queue.
         if self.live.values().any(|live| live.stage == ConversationStage::Alerting { agent }) {
             return;
         }
@@ -237,7 +237,7 @@ impl ScenarioEngine {
     fn push_observations(&mut self, queue: usize, at: OffsetDateTime, out: &mut VecDeque<ScenarioEvent>) {
         let gauges = self.gauges(queue, at);
         out.push_back(ScenarioEvent::Observations { queue, gauges });
-        // The compact form is told as well, but not every time.
+        // The compact form is sent sometimes, in addition.
         if self.rng.u8(0..4) == 0 {
             out.push_back(ScenarioEvent::QueueActivity { queue, gauges });
         }
@@ -288,7 +288,7 @@ impl ScenarioEngine {
         self.rng.choice(keys)
     }
 
-    /// Idle, a member of the queue, and not being rung already.
+    /// Agents of the queue that are idle and have no alerting conversation.
     fn idle_agent(&mut self, queue: usize) -> Option<usize> {
         let ringing: Vec<usize> = self.live.values().filter_map(|live| agent_of(live.stage)).collect();
         let free: Vec<usize> = (0..self.agent_states.len())

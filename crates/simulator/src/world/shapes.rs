@@ -1,5 +1,4 @@
-//! How the platform writes each thing that happens: topic, kind and body, by the platform's documents.
-//! It refuses to decide anything.
+//! The topic, kind and body of each event, as in the platform's documents.
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -11,7 +10,7 @@ use super::model::{
 use super::roster::{DIVISION, Queue, Roster};
 use crate::clock::stamp;
 
-/// Every kind of event this world tells.
+/// Every kind of event of this world.
 #[cfg(test)]
 pub(super) const KINDS: [&str; 13] = [
     "v2.analytics.queues.activity",
@@ -29,7 +28,7 @@ pub(super) const KINDS: [&str; 13] = [
     "v2.users.routingStatus",
 ];
 
-/// The width of the interval that queue observations speak of.
+/// The length of the interval in queue observations.
 const OBSERVATION_INTERVAL: time::Duration = time::Duration::seconds(10);
 const WRAPUP_TIMEOUT_MS: u64 = 60_000;
 const ALERTING_TIMEOUT_MS: u64 = 8_000;
@@ -42,7 +41,7 @@ pub(super) struct FormattedEvent {
     pub(super) body: Value,
 }
 
-/// What a kind of topic begins with; the id stands behind it.
+/// Prefixes of topics; an id follows.
 const PREFIXES: [&str; 4] = ["v2.users", "v2.routing.queues", "v2.analytics.queues", "v2.detail.events.conversation"];
 
 pub(super) fn format_event(scenario_event: &ScenarioEvent, roster: &Roster, at: OffsetDateTime) -> FormattedEvent {
@@ -50,7 +49,7 @@ pub(super) fn format_event(scenario_event: &ScenarioEvent, roster: &Roster, at: 
     FormattedEvent { topic: topic(kind, subject(scenario_event, roster)), kind, body: body(scenario_event, roster, at) }
 }
 
-/// The kind with the id put behind its prefix.
+/// The kind with the id after its prefix.
 fn topic(kind: &str, id: &str) -> String {
     let split = PREFIXES.iter().find_map(|prefix| Some((prefix, kind.strip_prefix(prefix)?)));
     let (prefix, rest) = split.expect("every kind begins with one of the prefixes");
@@ -75,7 +74,7 @@ fn kind(scenario_event: &ScenarioEvent) -> &'static str {
     }
 }
 
-/// The id of the conversation, user or queue that it is about.
+/// The id of its conversation, user or queue.
 fn subject<'a>(scenario_event: &'a ScenarioEvent, roster: &'a Roster) -> &'a str {
     match scenario_event {
         ScenarioEvent::CustomerStart(of)
@@ -118,7 +117,7 @@ fn body(scenario_event: &ScenarioEvent, roster: &Roster, at: OffsetDateTime) -> 
     }
 }
 
-/// Milliseconds since 1970, as detail events write moments.
+/// Milliseconds since 1970, the time format of detail events.
 fn epoch_ms(at: OffsetDateTime) -> i64 {
     i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }
@@ -301,7 +300,7 @@ fn observations(queue: &Queue, gauges: &QueueGauges, at: OffsetDateTime) -> Valu
     })
 }
 
-/// The figures of a queue; the notification and the REST query write them alike.
+/// The figures of a queue, in the format of both the notification and the REST query.
 pub(super) fn metrics(gauges: &QueueGauges) -> Value {
     json!([
         {"metric": "oWaiting", "stats": {"count": gauges.waiting}},

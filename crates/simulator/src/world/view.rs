@@ -1,5 +1,5 @@
-//! The state that the events told so far add up to: what a REST call of the platform would answer right now.
-//! It learns from events alone, so a snapshot can never be ahead of the stream.
+//! The state after the events so far: what a REST call of the platform answers now. It is built from events alone,
+//! so a snapshot is never ahead of the stream.
 
 use std::collections::BTreeMap;
 
@@ -66,7 +66,7 @@ impl WorldView {
         }
     }
 
-    /// Every user, fully expanded, in the order of the cast.
+    /// Every user, fully expanded, in the order of the roster.
     pub(crate) fn users(&self, roster: &Roster) -> Vec<Value> {
         (0..roster.agents.len()).map(|agent| self.user(roster, agent)).collect()
     }
@@ -130,13 +130,13 @@ impl WorldView {
         self.live.values().filter(is_waiting).map(waiting_entry).collect()
     }
 
-    /// The conversations in progress, as the summary snapshot lists them.
+    /// The conversations in progress, in the format of the summary snapshot.
     pub(crate) fn conversations(&self, roster: &Roster) -> Vec<Value> {
         self.live.values().map(|live| summary(live, roster)).collect()
     }
 }
 
-/// Everybody is idle at the start.
+/// Every agent is idle at the start.
 fn initial_gauges(roster: &Roster, queue: usize) -> QueueGauges {
     let members = roster.agents.iter().filter(|agent| agent.queues.contains(&queue)).count() as u64;
     QueueGauges { on_queue: members, idle: members, ..QueueGauges::default() }
