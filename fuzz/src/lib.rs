@@ -1,6 +1,6 @@
-//! What must hold of every decoder, whatever bytes it is given: no panic, and for each what its reader relies on.
+//! The properties of every decoder on any bytes: it does not panic, and its result has what its callers rely on.
 //!
-//! A function a decoder. They call what the library offers everybody, and know nothing of its inside.
+//! One function per decoder. They use the public interface of the library only.
 
 use std::{
     collections::VecDeque,
@@ -51,7 +51,7 @@ use trunkline::{
 
 const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
 
-/// A frame of a numbered stream: each element is an item, or the frame is kept as a whole.
+/// A frame of a numbered stream: each element is an item, or the frame is stored as a whole.
 pub fn sequenced(data: &[u8]) {
     let settings = genesys_sequenced::Settings {
         url: "wss://platform.test/stream".to_owned(),
@@ -64,7 +64,7 @@ pub fn sequenced(data: &[u8]) {
     }
 }
 
-/// The elements of a frame that was read; an empty list and an empty text are one sign of life.
+/// The number of elements of a decoded frame. An empty list and an empty text are one heartbeat.
 fn elements(frame: &str, items: &[Item]) -> Option<usize> {
     if matches!(items, [Item::Undecoded(_)]) {
         return None;
@@ -72,7 +72,7 @@ fn elements(frame: &str, items: &[Item]) -> Option<usize> {
     if frame.trim_ascii().is_empty() {
         return Some(1);
     }
-    // Between two elements a form feed is let pass, which JSON does not know.
+    // The decoder accepts a form feed between two elements; JSON does not.
     let frame = frame.replace('\x0c', " ");
     match serde_json::from_str::<Vec<&RawValue>>(&frame) {
         Ok(list) => Some(list.len().max(1)),
@@ -114,7 +114,7 @@ fn decode(connector: &Connector, data: &[u8]) -> Option<(ByteString, Vec<Item>)>
     Some((frame, items))
 }
 
-/// What cannot be read is kept whole: the frame, or one element beside others.
+/// Undecoded bytes are stored whole: the frame, or one element of several.
 fn is_kept(kept: &Bytes, frame: &ByteString, items: usize) {
     let (whole, part) = (frame.as_bytes().as_ptr_range(), kept.as_ptr_range());
     assert!(whole.start <= part.start && part.end <= whole.end, "it is a slice of its frame");
@@ -122,7 +122,7 @@ fn is_kept(kept: &Bytes, frame: &ByteString, items: usize) {
     assert!(kept == frame.as_bytes() || (items > 1 && is_value), "it is whole");
 }
 
-/// The platform's bytes are handed on untouched, without a copy.
+/// A body is a slice of its frame: the platform's bytes are neither changed nor copied.
 fn is_part_of(event: &Event, frame: &ByteString) {
     let Body::Json(body) = &event.body else { panic!("a text has a JSON body") };
     let (whole, part) = (frame.as_bytes().as_ptr_range(), body.as_bytes().as_ptr_range());
@@ -130,13 +130,17 @@ fn is_part_of(event: &Event, frame: &ByteString) {
     serde_json::from_str::<&RawValue>(body).expect("a body is JSON");
     assert!(!event.kind.is_empty(), "an event has a type");
     let is_own = event.kind.to_ascii_lowercase().starts_with("trunkline.");
-    assert!(!is_own && !event.kind.contains(char::is_whitespace), "it is no type of ours: {:?}", event.kind);
+    assert!(
+        !is_own && !event.kind.contains(char::is_whitespace),
+        "the type is not one of Trunkline's: {:?}",
+        event.kind
+    );
     for text in [Some(&event.kind), event.subject.as_ref(), event.correlation.as_ref()].into_iter().flatten() {
         assert!(!text.is_empty() && !text.contains(char::is_control), "CloudEvents permits it: {text:?}");
     }
 }
 
-/// Whatever a platform says, the envelope around it is a CloudEvent, and what is stored can be read back.
+/// The envelope around any event is a CloudEvent, and a stored batch can be read back.
 fn wrapped(events: &[Event]) {
     let (account, stream) = ("acme".parse().expect("a name"), "queues".parse().expect("a name"));
     let mut builder = BatchBuilder::new(&Source::new(&account, &stream), Epoch(7), Offset(41));
@@ -161,10 +165,10 @@ fn wrapped(events: &[Event]) {
 
 type Envelope<'a> = std::collections::BTreeMap<String, &'a RawValue>;
 
-/// JSON's own.
+/// White space of JSON.
 const WHITESPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 
-/// A stored batch: refused, or every byte of it belongs to an entry.
+/// A stored batch: rejected, or every byte of it belongs to an entry.
 pub fn batch(data: &[u8]) {
     let Some((head, rest)) = data.split_first_chunk::<10>() else { return };
     let [len, extra, first @ ..] = *head;
@@ -178,7 +182,7 @@ pub fn batch(data: &[u8]) {
     assert!(entries.iter().all(|entry| entry.kind().len() <= entry.json.len()));
 }
 
-/// A cursor prints back what was read.
+/// The text of a parsed cursor parses to the same cursor.
 pub fn cursor(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(cursor) = text.parse::<Cursor>() {
@@ -186,7 +190,7 @@ pub fn cursor(data: &[u8]) {
     }
 }
 
-/// A configuration: taken, or refused with at least one finding, each on a line of its own.
+/// A configuration: accepted, or rejected with at least one finding, each on one line.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let environment: Environment = [("ID", "id"), ("SECRET", "s3cret")].into_iter().collect();
@@ -197,7 +201,7 @@ pub fn config(data: &[u8]) {
     }
 }
 
-/// `Retry-After`, and behind a line feed `Date`: a pause within its bounds, or none.
+/// `Retry-After`, and after a line feed `Date`: a pause within its bounds, or none.
 pub fn retry_after(data: &[u8]) {
     let Some((answered, text)) = data.split_first_chunk::<8>() else { return };
     let Ok(text) = std::str::from_utf8(text) else { return };
@@ -207,7 +211,7 @@ pub fn retry_after(data: &[u8]) {
     }
 }
 
-/// What a token and the answer it came in tell of its life: some life within its bounds, whatever they say.
+/// A token and its answer: the lifetime is within its bounds.
 pub fn token(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (token, expires_in) = text.split_once('\n').unwrap_or((text, "null"));
@@ -221,8 +225,8 @@ pub fn token(data: &[u8]) {
     assert!((LIFETIME_MIN..=LIFETIME_MAX).contains(&life), "{life:?}");
 }
 
-/// The values of a token vault's keys in Redis, a line each: whatever stands there, what is read is within bounds, and a
-/// damaged value is named. The order: newest number, the token's number, lifetime and time left, pause, secret.
+/// The values of a token vault's keys in Redis, one per line: parsed values are within bounds, and a damaged value is
+/// named. The order: newest number, the token's number, lifetime and time left, pause, secret.
 pub fn vault(data: &[u8]) {
     let mut lines = data.split(|byte| *byte == b'\n');
     let mut value = || lines.next().filter(|line| *line != b"-").map(<[u8]>::to_vec);
@@ -242,15 +246,15 @@ pub fn vault(data: &[u8]) {
     }
     for (text, damage) in [(&values.last, DamagedKey::Generation), (&values.generation, DamagedKey::TokenGeneration)] {
         let bad = text.as_deref().is_some_and(|text| vault::number(text).is_none());
-        assert_eq!(bad, damaged.contains(&damage), "what is no number is told");
+        assert_eq!(bad, damaged.contains(&damage), "an invalid number is reported");
     }
     let refresh = RefreshToken::read(values.generation.as_deref(), values.secret.clone());
     assert_eq!(refresh.is_err(), damaged.contains(&DamagedKey::TokenGeneration));
     assert!(refresh.is_ok_and(|token| token.is_none_or(|token| token.number < GENERATION_MAX)) || !damaged.is_empty());
 }
 
-/// The values of the other keys in Redis, a line each, after one that says which: what is read is within bounds, so that
-/// whoever counts on from there does not wrap; anything else is none.
+/// The values of the other keys in Redis, one per line, after a line with their kind. Parsed values are within bounds, so
+/// that the next number does not overflow; other values are none.
 pub fn redis(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (what, rest) = text.split_once('\n').unwrap_or((text, ""));
@@ -269,12 +273,9 @@ pub fn redis(data: &[u8]) {
             }
         }
         "terms" => {
-            let said = coordination::values::shared_settings(line(0));
-            assert_eq!(
-                said.as_deref().and_then(coordination::values::shared_settings),
-                said,
-                "settings are said as they were read"
-            );
+            let settings = coordination::values::shared_settings(line(0));
+            let again = settings.as_deref().and_then(coordination::values::shared_settings);
+            assert_eq!(again, settings, "settings are written as they were read");
         }
         "word" => match coordination::values::message(line(0) == "beat", line(1)) {
             Some(IncomingMessage::Direct { note: PeerMessage::HandedOver { fence, .. }, .. }) => {
@@ -284,11 +285,11 @@ pub fn redis(data: &[u8]) {
         },
         "entry" => {
             let mark = values::entry(line(0), &[b"event", line(1).as_bytes()]);
-            assert!(mark.is_none_or(|mark| mark.offset.0 < COUNT_END), "an entry can be followed");
+            assert!(mark.is_none_or(|mark| mark.offset.0 < COUNT_END), "an entry has a next one");
         }
         "cursor" => {
             let mark = values::cursor(line(0));
-            assert!(mark.is_none_or(|mark| mark.offset.0 < COUNT_END), "a reader can go on behind it");
+            assert!(mark.is_none_or(|mark| mark.offset.0 < COUNT_END), "a reader can continue after it");
         }
         _ => revoked(&lines),
     }
@@ -311,7 +312,7 @@ fn claimed(answer: &[String]) {
     }
 }
 
-/// Each field is read or named; none keeps another from being read.
+/// Each field is parsed or named as unreadable, independently of the others.
 fn revoked(lines: &[String]) {
     let split = |line: &String| line.split_once(' ').map(|(whose, at)| (whose.to_owned(), at.to_owned()));
     let found: std::collections::BTreeMap<String, String> = lines.iter().filter_map(split).collect();
@@ -323,10 +324,10 @@ fn revoked(lines: &[String]) {
     );
 }
 
-/// No setting is longer.
+/// Longer than any valid setting.
 const CENTURY: Duration = Duration::from_secs(100 * 366 * 86_400);
 
-/// Durations, sizes and times of a configuration or a query print back what was read.
+/// The text of a parsed duration, size or time parses to the same value.
 pub fn settings(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Some(span) = text.parse::<Span>().ok().filter(|span| span.0 < CENTURY) {
@@ -340,20 +341,20 @@ pub fn settings(data: &[u8]) {
     }
 }
 
-/// Bytes of the largest message that is taken.
+/// Largest accepted message, in bytes.
 const FRAME_MAX: usize = 1_000;
-/// An answer that opens a WebSocket. `{accept}` stands for what belongs to the request.
+/// An answer that opens a WebSocket. `{accept}` is replaced by the value for the request.
 const OPENED: &[u8] =
     b"HTTP/1.1 101 x\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: {accept}\r\n\r\n";
 const ACCEPT: &[u8] = b"{accept}";
 
-/// A platform that sends its bytes in pieces, nothing before each, and hangs up.
+/// A platform that sends its bytes in pieces, is pending before each, and then closes the connection.
 #[derive(Debug)]
 struct Platform {
     sends: VecDeque<u8>,
     /// Bytes of one piece.
     piece: usize,
-    /// It takes what is written to it, once it was asked for the upgrade.
+    /// It reads after the upgrade request.
     takes: bool,
     asked: Vec<u8>,
     is_idle: bool,
@@ -394,14 +395,14 @@ impl AsyncWrite for Platform {
     }
 }
 
-/// What `Sec-WebSocket-Accept` has to be.
+/// The right `Sec-WebSocket-Accept`.
 fn accept(request: &str) -> String {
     let key = request.lines().filter_map(|line| line.split_once(": "));
     let mut key = key.filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key")).map(|(_, key)| key);
     derive_accept_key(key.next().expect("an upgrade has a key").as_bytes())
 }
 
-/// The bytes with the first placeholder filled in.
+/// The bytes with the first placeholder replaced.
 fn replaced(bytes: &[u8], accept: &[u8]) -> Vec<u8> {
     match bytes.windows(ACCEPT.len()).position(|window| window == ACCEPT) {
         Some(at) => [&bytes[..at], accept, &bytes[at + ACCEPT.len()..]].concat(),
@@ -409,13 +410,13 @@ fn replaced(bytes: &[u8], accept: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Why no WebSocket was opened, or what it brought and what it ended by.
-type Conversation = Result<(Vec<Frame>, Failure), String>;
+/// Why no WebSocket was opened, or its frames and its end.
+type Exchange = Result<(Vec<Frame>, Failure), String>;
 
-/// Lets a platform send these bytes.
+/// Runs a socket on a platform that sends these bytes in pieces of this size.
 #[expect(clippy::unwrap_in_result, reason = "a panic is a finding")]
-fn conversation(sends: &[u8], piece: usize, takes: bool) -> Conversation {
-    // Two for each byte, were they to come one by one, and some for the request and the end.
+fn exchange(sends: &[u8], piece: usize, takes: bool) -> Exchange {
+    // Two polls for each byte, if each comes alone, and some for the request and the end.
     let mut polls = 2 * sends.len() + 100;
     let url = Url::parse("ws://platform.test/").expect("a URL");
     let upgrade = UpgradeRequest::new(&url, Credential::InUrl, &Secret::new("t")).expect("an upgrade");
@@ -431,7 +432,7 @@ fn conversation(sends: &[u8], piece: usize, takes: bool) -> Conversation {
             Ok(SocketEvent::Frame(frame)) => brought.push(frame),
             Ok(SocketEvent::PartialFrame) => beginnings += 1,
             Err(failure) => {
-                // One is under way, and one may begin inside it, which ends the session.
+                // One message is in progress, and one may begin inside it, which ends the session.
                 assert!(beginnings <= brought.len() + 2, "a message begins once");
                 return Ok((brought, failure));
             }
@@ -439,7 +440,7 @@ fn conversation(sends: &[u8], piece: usize, takes: bool) -> Conversation {
     }
 }
 
-/// Polls until it is ready: what has been sent brings it there.
+/// Polls until it is ready, a limited number of times.
 fn until_ready<T>(polls: &mut usize, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
     loop {
         *polls = polls.checked_sub(1).expect("it ends with its bytes");
@@ -453,29 +454,29 @@ fn is_one_short_line(text: &str) -> bool {
     text.chars().count() <= 1_000 && !text.chars().any(char::is_control)
 }
 
-/// The answer to an upgrade, behind a byte that says how it is cut: taken or refused alike in any pieces, and a refusal
-/// has a short reason.
+/// The answer to an upgrade, after a byte with the size of its pieces: the pieces make no difference, and a rejection has
+/// a short reason.
 pub fn handshake(data: &[u8]) {
     let Some((piece, answer)) = data.split_first() else { return };
-    let whole = conversation(answer, usize::MAX, true);
-    assert_eq!(whole, conversation(answer, usize::from(*piece).max(1), true), "the pieces make no difference");
+    let whole = exchange(answer, usize::MAX, true);
+    assert_eq!(whole, exchange(answer, usize::from(*piece).max(1), true), "the pieces make no difference");
     match whole {
         Err(why) => assert!(!why.is_empty() && is_one_short_line(&why), "{why:?}"),
         Ok(_) => {
-            let said = String::from_utf8_lossy(answer).to_ascii_lowercase();
+            let text = String::from_utf8_lossy(answer).to_ascii_lowercase();
             let parts = ["101", "websocket", "upgrade", "{accept}"];
-            assert!(parts.iter().all(|part| said.contains(part)), "it is the answer to the request: {said:?}");
+            assert!(parts.iter().all(|part| text.contains(part)), "it is the answer to the request: {text:?}");
         }
     }
 }
 
-/// What follows a good upgrade, behind a byte that says how it is cut: messages and end are what RFC 6455 says, in any
-/// pieces, whether or not the platform takes what is sent to it.
+/// The bytes after a successful upgrade, after a byte with the size of their pieces: messages and end follow RFC 6455, in
+/// any pieces, also if the platform reads nothing.
 pub fn frames(data: &[u8]) {
     let Some((piece, bytes)) = data.split_first() else { return };
     let sends = [OPENED, bytes].concat();
-    let (brought, failure) = conversation(&sends, usize::MAX, true).expect("it opens");
-    let expected = Told::by(bytes);
+    let (brought, failure) = exchange(&sends, usize::MAX, true).expect("it opens");
+    let expected = ExpectedFrames::of(bytes);
     assert_eq!(brought, expected.frames);
     let is_right = match (&failure, expected.end) {
         (Failure::Closed { code, reason }, End::Lost) => *code == 1006 && is_one_short_line(reason),
@@ -486,14 +487,14 @@ pub fn frames(data: &[u8]) {
     };
     assert!(is_right, "{failure:?} is not {:?}", expected.end);
     for takes in [true, false] {
-        let pieces = conversation(&sends, usize::from(*piece).max(1), takes);
+        let pieces = exchange(&sends, usize::from(*piece).max(1), takes);
         assert_eq!(pieces, Ok((brought.clone(), failure.clone())), "the pieces make no difference");
     }
 }
 
-/// What bytes say as frames.
+/// The frames that RFC 6455 gives for some bytes.
 #[derive(Debug)]
-struct Told {
+struct ExpectedFrames {
     frames: Vec<Frame>,
     end: End,
 }
@@ -536,8 +537,8 @@ impl Header {
     }
 }
 
-impl Told {
-    fn by(mut bytes: &[u8]) -> Self {
+impl ExpectedFrames {
+    fn of(mut bytes: &[u8]) -> Self {
         let (mut frames, mut begun) = (Vec::new(), None);
         let end = loop {
             let Some(header) = Header::of(&mut bytes) else { break End::Lost };
@@ -560,10 +561,10 @@ fn is_broken(frame: &Frame, opcode: u8) -> bool {
     opcode == 1 && matches!(frame, Frame::Binary(_))
 }
 
-/// A message under way: its opcode, and its bytes so far.
-type Begun = Option<(u8, Vec<u8>)>;
+/// A partial message: its opcode, and its bytes so far.
+type PartialMessage = Option<(u8, Vec<u8>)>;
 
-fn next(header: &Header, bytes: &mut &[u8], begun: &mut Begun) -> Result<Option<(Frame, u8)>, End> {
+fn next(header: &Header, bytes: &mut &[u8], begun: &mut PartialMessage) -> Result<Option<(Frame, u8)>, End> {
     let (opcode, reserved, is_final) = (header.first & 0x0f, header.first & 0x70, header.first & 0x80 != 0);
     if opcode >= 8 {
         let is_malformed = opcode > 10 || reserved != 0 || header.is_masked || !is_final || header.len > 125;
@@ -603,7 +604,7 @@ fn frame(opcode: u8, message: Bytes) -> Frame {
     }
 }
 
-/// RFC 6455 sections 5.5.1 and 7.4: a code that nobody may send is a protocol error.
+/// RFC 6455 sections 5.5.1 and 7.4: a code that must not be sent is a protocol error.
 fn closed(payload: &[u8]) -> End {
     match payload {
         [] => End::Closed(1005),
@@ -615,7 +616,7 @@ fn closed(payload: &[u8]) -> End {
     }
 }
 
-/// Statuses that mean different things.
+/// Statuses with different handling.
 const STATUSES: [u16; 8] = [200, 204, 302, 401, 403, 404, 429, 503];
 const CONFIGURED: [&str; 4] = [
     "v2.users.*?presence&routingStatus",
@@ -624,8 +625,8 @@ const CONFIGURED: [&str; 4] = [
     "v2.users.u1.presence",
 ];
 
-/// Answers of REST calls in their order, apart by a NUL, each behind a byte for its status: getting a channel ends,
-/// its calls can be made, and every configured topic is heard or named.
+/// Answers of REST calls in order, separated by NUL, each after a byte for its status: the preparation of a channel ends,
+/// its calls are valid, and every configured topic is subscribed or named.
 pub fn rest(data: &[u8]) {
     let mut answers = data.split(|byte| *byte == 0).filter_map(|answer| answer.split_first()).map(answer);
     let connector = Connector::Notifications(genesys_notifications::Settings {
@@ -653,7 +654,7 @@ fn prepared(
     (mut preparation, mut step): (Preparation, PreparationStep),
     answers: &mut impl Iterator<Item = RestResponse>,
 ) -> Option<Endpoint> {
-    // Two look-ups, the channel and its topics remain when there is no answer any more.
+    // At most two look-ups, the channel and its topics are called without an answer.
     let mut unanswered = 4;
     loop {
         step = match step {
@@ -688,17 +689,17 @@ fn is_accounted_for(endpoint: &Endpoint) {
     assert!(endpoint.topics.len() <= genesys_notifications::TOPICS_MAX);
     for topic in CONFIGURED {
         let (start, rest) = topic.split_once('*').unwrap_or((topic, ""));
-        let heard = endpoint.topics.iter().any(|heard| heard.starts_with(start) && heard.ends_with(rest));
+        let is_subscribed = endpoint.topics.iter().any(|topic| topic.starts_with(start) && topic.ends_with(rest));
         let mut named = endpoint.refused.iter().flat_map(|refused| [&refused.topic, &refused.request]);
-        assert!(heard || named.any(|named| named.starts_with(start)), "{topic}: {endpoint:?}");
+        assert!(is_subscribed || named.any(|named| named.starts_with(start)), "{topic}: {endpoint:?}");
     }
     for refused in &endpoint.refused {
         assert!(is_one_short_line(&refused.reason), "{refused:?}");
     }
 }
 
-/// Proxies by `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`, a line each, and a URL behind them: a refusal
-/// quotes nothing, what is shown has no login, and this machine is reached directly.
+/// The variables `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy`, one per line, and then a URL: an error quotes
+/// nothing, a printed proxy has no login, and loopback addresses are reached directly.
 pub fn proxies(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let lines: Vec<&str> = text.split('\n').collect();
@@ -720,7 +721,7 @@ pub fn proxies(data: &[u8]) {
     }
 }
 
-/// What a client writes into `Forwarded` or `X-Forwarded-For`: it changes nothing of what the proxy adds behind it.
+/// A client's `Forwarded` or `X-Forwarded-For` does not change what the proxy adds after it.
 pub fn forwarded(data: &[u8]) {
     let proxy = IpAddr::from([10, 0, 0, 1]);
     let trusted: [IpNetwork; 1] = ["10.0.0.0/8".parse().expect("a network")];
@@ -730,12 +731,12 @@ pub fn forwarded(data: &[u8]) {
         let both = HeaderValue::from_bytes(&[data, adds.as_bytes()].concat());
         let (Ok(own), Ok(both)) = (own, both) else { return };
         let found = |value| forwarded::client(&HeaderMap::from_iter([(name.clone(), value)]), proxy, &trusted);
-        assert_eq!(found(both), client, "{name}: the proxy's word counts");
+        assert_eq!(found(both), client, "{name}: the address from the proxy counts");
         found(own);
     }
 }
 
-/// `Host`, once or several times: what is taken is one host, and a refusal is short.
+/// `Host`, once or several times: an accepted one is one host, and a rejection is short.
 pub fn host(data: &[u8]) {
     let mut headers = HeaderMap::new();
     for value in data.split(|byte| *byte == b'\n').filter_map(|line| HeaderValue::from_bytes(line).ok()) {

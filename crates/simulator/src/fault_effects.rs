@@ -28,18 +28,18 @@ impl PlatformState {
     }
 
     /// Sends a command to one socket.
-    pub(super) fn send_command(&self, number: u64, order: ConnectionCommand) {
+    pub(super) fn send_command(&self, number: u64, command: ConnectionCommand) {
         if let Some(socket) = self.sockets.get(&number) {
             // The queue is full only while the socket is stalled.
-            let _dropped = socket.commands.try_send(order);
+            let _dropped = socket.commands.try_send(command);
         }
     }
 
     /// Sends a command to every socket of a kind.
-    pub(super) fn broadcast_command(&self, on: FaultTarget, order: &ConnectionCommand) {
+    pub(super) fn broadcast_command(&self, on: FaultTarget, command: &ConnectionCommand) {
         for (number, socket) in &self.sockets {
             if on.includes(socket.dialect) {
-                self.send_command(*number, order.clone());
+                self.send_command(*number, command.clone());
             }
         }
     }

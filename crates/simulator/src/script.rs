@@ -46,11 +46,11 @@ pub struct FaultScript {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScriptError {
-    #[error("the script is not as it should be")]
+    #[error("invalid script")]
     Format(#[source] toml::de::Error),
-    #[error("fault {number} ({word}) is not as it should be")]
+    #[error("fault {number} ({word}) is invalid")]
     Fault { number: usize, word: String, source: toml::de::Error },
-    #[error("fault {number} ({word}) cannot be done")]
+    #[error("fault {number} ({word}) is impossible")]
     Impossible { number: usize, word: String, source: FaultError },
 }
 

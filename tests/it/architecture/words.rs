@@ -71,7 +71,8 @@ const REPLACED: &[(&str, &str)] = &[
 ];
 
 /// What is scanned: folders and files of the repository.
-const SCANNED: &[&str] = &["fuzz/fuzz_targets", "tests/it/architecture"];
+const SCANNED: &[&str] =
+    &["crates/simulator", "docs/simulator.md", "fuzz/src", "fuzz/fuzz_targets", "tests/it/architecture"];
 /// Endings of the files that hold code or text.
 const EXTENSIONS: [&str; 9] = ["rs", "md", "toml", "lua", "yaml", "yml", "json", "sh", "txt"];
 /// The list itself.

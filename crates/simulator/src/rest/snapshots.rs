@@ -74,10 +74,10 @@ pub(super) async fn observations(State(platform): State<Arc<SimulatedPlatform>>,
     let wanted = queues_in(&query["filter"]);
     let details = query["detailMetrics"].as_array().is_some_and(|metrics| !metrics.is_empty());
     let state = platform.lock();
-    let (cast, view) = (state.world.roster(), state.world.view());
-    let results: Vec<Value> = (0..cast.queues.len())
-        .filter(|queue| wanted.is_empty() || wanted.contains(&cast.queues[*queue].id))
-        .map(|queue| chosen(view.observation(cast, queue, details), &query["metrics"]))
+    let (roster, view) = (state.world.roster(), state.world.view());
+    let results: Vec<Value> = (0..roster.queues.len())
+        .filter(|queue| wanted.is_empty() || wanted.contains(&roster.queues[*queue].id))
+        .map(|queue| chosen(view.observation(roster, queue, details), &query["metrics"]))
         .collect();
     let mappings = json!({
         "AVAILABLE": ["6a3af858-942f-489d-9700-5f9bcdcdae9b"],
@@ -89,11 +89,11 @@ pub(super) async fn observations(State(platform): State<Arc<SimulatedPlatform>>,
 /// `GET /api/v2/analytics/conversations/summary`: the snapshot of the numbered stream, and its position.
 pub(super) async fn summary(State(platform): State<Arc<SimulatedPlatform>>) -> Response {
     let state = platform.lock();
-    let (cast, view) = (state.world.roster(), state.world.view());
-    let queues: Vec<Value> = (0..cast.queues.len()).map(|queue| view.observation(cast, queue, false)).collect();
+    let (roster, view) = (state.world.roster(), state.world.view());
+    let queues: Vec<Value> = (0..roster.queues.len()).map(|queue| view.observation(roster, queue, false)).collect();
     let body = json!({
         "sequenceId": state.sequence.last(), "asOf": stamp(state.world.scenario_time()),
-        "conversations": view.conversations(cast), "queues": queues,
+        "conversations": view.conversations(roster), "queues": queues,
     });
     Json(body).into_response()
 }
