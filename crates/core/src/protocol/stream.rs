@@ -1,26 +1,29 @@
-//! One stream: its sessions old and new, and what of their events goes into the log.
+//! One stream: the coordinator of its connection side and its data path.
 //!
-//! There are two ways from one session to the next, and they share no counter. `Retire` is the planned one (a new
-//! token, a notice, the end of a channel, an operator's wish): the successor is live before the old session is left,
-//! where the platform allows two. Trouble is the other: back off, and try again for ever.
+//! [`Link`] keeps sessions, [`Role`] stores what they receive. Neither uses the other: this machine passes the outputs of
+//! one to the other, in order.
 
 mod buffer;
 mod dedup;
-mod failures;
-mod handover;
+mod flush;
 mod intake;
 mod link;
 mod messages;
+mod owner;
 mod recovery;
-mod rotation;
+mod role;
 mod sequencer;
+mod settings;
+mod splice;
 mod standby;
+mod takeover;
 #[cfg(test)]
 mod tests;
 
 pub use self::{
     buffer::OverflowPolicy,
     messages::{CallId, Input, LogHead, Output, StreamReport, StreamState, TopicCoverage, Trigger},
+    settings::{Rotation, Settings},
 };
 
 use std::{
@@ -29,199 +32,147 @@ use std::{
 };
 
 use self::{
-    buffer::GapTicket,
-    handover::{Flush, StreamRole},
-    intake::{Intake, IntakeOutcome},
-    link::LinkState,
+    flush::Flush,
+    intake::IntakeOutcome,
+    link::{BadFrame, DialRequest, Link, LinkOutput, Notices},
+    messages::ValidatedHead,
+    owner::Owner,
     recovery::SnapshotOutcome,
-    standby::StandbyBuffer,
+    role::Role,
+    standby::{Standby, StandbyBuffer},
 };
 use super::{
-    Moment, backoff,
-    backoff::Backoff,
-    session::{self, ProvisionedEndpoint, Session, SessionId, Timeouts},
+    Moment,
+    session::{self, Dial, SessionId},
 };
 use crate::{
-    connector::{Capabilities, Connector, RestResponse, Resume},
-    model::{Checkpoint, FeedId, Gap, GapReason, Mark, Position},
+    connector::{Capabilities, Item, RestResponse, Resume},
+    model::{Checkpoint, Event, FeedId, Gap, GapReason, Position, Timestamp},
 };
 
-/// How a stream is kept.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    pub connector: Connector,
-    /// What the connector reads: a position of another feed is worth nothing.
-    pub feed: FeedId,
-    pub rotation: Rotation,
-    /// A planned rotation begins within this time (at least after half of it).
-    pub rotation_jitter: Duration,
-    /// How long the platform keeps events for resuming.
-    pub retention: Duration,
-    /// How many events may wait for the log.
-    pub buffer: usize,
-    /// How many bytes of events may wait for the log; one event more than fits may be among them.
-    pub buffer_bytes: usize,
-    /// How many events one append takes at most.
-    pub append_max: usize,
-    pub overflow: OverflowPolicy,
-    pub timeouts: Timeouts,
-    pub backoff: backoff::Settings,
-}
-
-/// The order of a planned swap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rotation {
-    /// The successor is live before the old session is left.
-    Overlap,
-    /// The old session is left first.
-    BreakFirst,
-}
+/// The checkpoint of a live stream without new events is renewed at least this often, so that a restart can measure how
+/// long the platform was silent.
+const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(15);
+/// A position is abandoned after this many bad frames in a row behind it.
+const BAD_FRAMES_MAX: u32 = 2;
 
 /// The machine of one stream.
 #[derive(Debug)]
 pub struct Stream {
     settings: Settings,
     capabilities: Capabilities,
-    role: StreamRole,
-    link: LinkState,
-    /// Sessions to which farewell was said and which may still finish.
-    closing: Vec<Session>,
-    /// The newest token, and the newest that the platform rejected.
-    newest_token: u64,
-    rejected_token: u64,
-    /// The newest token under which a session was live.
-    proven_token: u64,
-    /// When tokens were rejected that had carried no session.
-    rejections: VecDeque<Instant>,
-    /// Where a frame broke the protocol, and how often in a row.
-    poison_frame: (Option<Position>, u32),
-    /// When the newest session became live.
-    live_since: Option<Instant>,
-    /// How many sessions in a row were to be closed by a notice before they proved stable.
-    notices: u32,
-    /// The endpoint of the session that was left last, while notices come one after the other.
-    previous_endpoint: Option<ProvisionedEndpoint>,
-    /// How often in a row the platform refused.
-    refusals: u32,
-    /// The newest session that was asked to go on after a position.
-    resumed_session: Option<SessionId>,
-    /// The platform refused the position: the next session asks for none.
-    position_refused: bool,
-    endpoint: Option<ProvisionedEndpoint>,
-    /// One that a successor made and did not become live on: the next attempt takes it.
-    spare_endpoint: Option<ProvisionedEndpoint>,
-    /// The topics of the newest live session.
-    subscribed: Vec<String>,
-    /// Not all that is configured is heard.
-    degraded: bool,
-    intake: Intake,
-    backoff: Backoff,
-    sessions: u64,
+    link: Link,
+    role: Role,
     last_received: LastReceived,
-    appending: Option<Vec<(usize, GapTicket)>>,
-    appending_len: usize,
-    appending_bytes: usize,
-    checkpointed_at: Instant,
+    /// The position behind which the last bad frame came, and the number of bad frames in a row.
+    bad_frames: (Option<Position>, u32),
     draining: bool,
-    last_reported: (StreamState, bool, bool),
+    last_reported: Reported,
     outputs: VecDeque<Output>,
 }
 
-/// When the platform was last heard, by both clocks.
+/// When the last frame arrived.
 #[derive(Debug, Clone, Copy)]
 struct LastReceived {
+    /// None before the first frame of this process.
     at: Option<Instant>,
-    wall: crate::model::Timestamp,
+    wall: Timestamp,
 }
 
-/// A quiet stream's checkpoint is renewed this often, so that a restart knows how long nothing was heard.
-const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(15);
+/// What was last reported.
+#[derive(Debug, Clone, Copy)]
+struct Reported {
+    state: StreamState,
+    is_connected: bool,
+    is_breaker_open: bool,
+}
+
+impl LastReceived {
+    /// How long the platform was silent: by the wall clock if the last frame arrived before this process started.
+    fn silence(&self, now: Moment) -> Duration {
+        match self.at {
+            Some(at) => now.at.saturating_duration_since(at),
+            None => now.wall.since(self.wall),
+        }
+    }
+}
 
 impl Stream {
-    /// A stream that goes on from what is known; it waits for a token.
-    pub fn new(settings: Settings, opening: LogHead, now: Moment) -> Self {
-        let capabilities = settings.connector.capabilities();
-        let validated = opening.validated_for(settings.feed);
-        let opening = validated.head;
-        let wall = opening.checkpoint.map_or(now.wall, |checkpoint| checkpoint.last_received_at);
-        let mut stream = Self {
-            intake: Intake::new(&settings, &capabilities, opening.position()),
-            backoff: Backoff::new(settings.backoff),
-            capabilities,
-            settings,
-            role: StreamRole::Owner(Flush::Idle),
-            link: LinkState::Waiting,
-            closing: Vec::new(),
-            newest_token: 0,
-            rejected_token: 0,
-            proven_token: 0,
-            rejections: VecDeque::new(),
-            poison_frame: (None, 0),
-            live_since: None,
-            notices: 0,
-            previous_endpoint: None,
-            refusals: 0,
-            resumed_session: None,
-            position_refused: false,
-            endpoint: None,
-            spare_endpoint: None,
-            subscribed: Vec::new(),
-            degraded: false,
-            sessions: 0,
-            last_received: LastReceived { at: None, wall },
-            appending: None,
-            appending_len: 0,
-            appending_bytes: 0,
-            checkpointed_at: now.at,
-            draining: false,
-            last_reported: (StreamState::Starting, false, false),
-            outputs: VecDeque::from([Output::Report(StreamReport::State(StreamState::Starting))]),
-        };
-        if opening.damaged {
+    /// A stream that owns its log and continues at its head. It waits for a token.
+    pub fn new(settings: Settings, head: LogHead, now: Moment) -> Self {
+        let validated = head.validated_for(settings.feed);
+        let position = validated.head.position();
+        let owner = Owner::new(&settings, &settings.connector.capabilities(), position, now);
+        let mut stream = Self::with_role(settings, Role::Owner(owner), now);
+        stream.restore_last_received(validated.head, now);
+        if validated.head.damaged {
             stream.mark_gap(Gap::unknown(GapReason::Store), now);
         }
         stream.apply_head(validated);
         stream
     }
 
-    /// A stream whose log is another replica's: it holds a session, appends nothing, and keeps the newest of what it
-    /// hears until [`Input::Own`].
+    /// A stream whose log belongs to another replica. It keeps sessions and the newest events, and appends nothing until
+    /// [`Input::BecomeOwner`].
     pub fn standby(settings: Settings, now: Moment) -> Self {
-        let ring = StandbyBuffer::new(settings.buffer, settings.buffer_bytes);
-        Self { role: StreamRole::Standby(ring), ..Self::new(settings, LogHead::default(), now) }
+        let buffer = StandbyBuffer::new(settings.buffer, settings.buffer_bytes);
+        Self::with_role(settings, Role::Standby(Standby::new(buffer)), now)
+    }
+
+    fn with_role(settings: Settings, role: Role, now: Moment) -> Self {
+        let state = StreamState::Starting;
+        Self {
+            capabilities: settings.connector.capabilities(),
+            link: Link::new(settings.clone()),
+            settings,
+            role,
+            last_received: LastReceived { at: None, wall: now.wall },
+            bad_frames: (None, 0),
+            draining: false,
+            last_reported: Reported { state, is_connected: false, is_breaker_open: false },
+            outputs: VecDeque::from([Output::Report(StreamReport::State(state))]),
+        }
     }
 
     pub fn handle(&mut self, input: Input, now: Moment) {
         match input {
-            Input::Token(generation) => self.on_token(generation, now),
-            Input::Response { call: CallId::Session(id), response: answer } => {
-                self.dispatch(id, session::Input::Response(answer), now);
+            Input::Token(generation) => self.link.on_token(generation, now),
+            Input::Response { call: CallId::Session(id), response } => {
+                self.link.handle(id, session::Input::Response(response), now);
             }
-            Input::Response { call: CallId::Snapshot(call), response: answer } => {
-                self.on_snapshot_response(call, answer, now);
+            Input::Response { call: CallId::Snapshot(call), response } => {
+                self.on_snapshot_response(call, response, now);
             }
-            Input::Opened(id) => self.dispatch(id, session::Input::Opened, now),
+            Input::Opened(id) => self.link.handle(id, session::Input::Opened, now),
             Input::ConnectFailed { session, failure } => {
-                self.dispatch(session, session::Input::ConnectFailed(failure), now);
+                self.link.handle(session, session::Input::ConnectFailed(failure), now);
             }
-            Input::PartialFrame(id) => self.dispatch(id, session::Input::PartialFrame, now),
+            Input::PartialFrame(id) => self.link.handle(id, session::Input::PartialFrame, now),
             Input::Frame { session, frame } => {
-                // The frame that proves a new session ends a silence, so the silence is measured before it counts.
-                self.dispatch(session, session::Input::Frame(frame), now);
+                self.link.handle(session, session::Input::Frame(frame), now);
+                // A new session measures the silence before this frame, so this frame counts after it.
+                self.route(now);
                 self.last_received = LastReceived { at: Some(now.at), wall: now.wall };
             }
-            Input::Closed { session, failure } => self.dispatch(session, session::Input::Closed(failure), now),
+            Input::Closed { session, failure } => self.link.handle(session, session::Input::Closed(failure), now),
             Input::Appended(last) => {
                 self.suspend_timers_under_backpressure(now);
-                self.on_appended(last);
+                if let Some(owner) = self.role.as_owner_mut() {
+                    owner.on_appended(last);
+                }
             }
-            Input::Rotate => self.rotate(now),
-            Input::Pause => self.pause(now),
-            Input::Resume => self.resume(now),
+            Input::Rotate => self.link.rotate(self.draining, now),
+            Input::Pause => self.link.pause(now),
+            Input::Resume if self.draining => (),
+            Input::Resume => self.link.resume(now),
             Input::Drain => self.drain(now),
             Input::Follow(position) => self.follow(position),
-            Input::BecomeOwner { head: opening, stored, covered } => self.take_ownership(opening, stored, covered, now),
-            Input::Flush => self.request_flush(),
+            Input::BecomeOwner { head, stored, covered } => self.take_ownership(head, stored, covered, now),
+            Input::Flush => {
+                if let Some(owner) = self.role.as_owner_mut() {
+                    owner.flush = Flush::Requested;
+                }
+            }
             Input::Release => self.release(now),
         }
         self.settle(now);
@@ -229,184 +180,377 @@ impl Stream {
 
     pub fn handle_timeout(&mut self, now: Moment) {
         self.suspend_timers_under_backpressure(now);
-        self.sessions_timeout(now);
-        self.link_timeout(now);
-        if self.is_owner() {
-            let outcome = self.intake.handle_timeout(now);
+        self.link.handle_timeout(now);
+        self.route(now);
+        if let Some(owner) = self.role.as_owner_mut() {
+            let outcome = owner.intake.handle_timeout(now);
             self.report_intake(outcome, now);
         }
         self.settle(now);
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let sessions = self.link.sessions().chain(&self.closing).filter_map(Session::poll_timeout);
         let link = self.link.poll_timeout();
-        let stable = self.backoff.stable_at().filter(|_| self.last_reported.2);
-        let checkpoint = self.checkpoint_due();
-        let intake = self.intake.poll_timeout().filter(|_| self.is_owner());
-        sessions.chain(link).chain(stable).chain(checkpoint).chain(intake).min()
+        let stable = self.link.stable_at().filter(|_| self.last_reported.is_breaker_open);
+        let intake = self.role.as_owner().and_then(|owner| owner.intake.poll_timeout());
+        [link, stable, self.checkpoint_due(), intake].into_iter().flatten().min()
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// Whether frames are wanted now. If not, they stay in the socket until the log has caught up.
+    /// Whether the shell should read frames. If not, they stay in the socket until the log has caught up.
     pub fn wants_frames(&self) -> bool {
-        !self.intake.applies_backpressure(self.appending_len, self.appending_bytes)
+        !self.role.as_owner().is_some_and(Owner::applies_backpressure)
     }
 
-    /// Whether a session is there that events come by.
+    /// Whether a session is live.
     pub fn is_ready(&self) -> bool {
         self.link.is_live()
     }
 
-    /// Whether it is live and does not hear all that is configured.
+    /// Whether a session is live without some of the configured topics.
     pub fn is_degraded(&self) -> bool {
-        self.degraded && self.link.is_live()
+        self.link.is_degraded()
     }
 
-    /// How many events a standby keeps.
+    /// How many events a standby has in its buffer.
     pub fn standby_len(&self) -> usize {
-        match &self.role {
-            StreamRole::Standby(ring) => ring.len(),
-            StreamRole::Owner(_) | StreamRole::Released => 0,
-        }
+        self.role.as_standby().map_or(0, |standby| standby.buffer.len())
     }
 
-    /// Whether a standby compares what it keeps with the newest entries of the log when it takes over.
+    /// Whether a standby compares its buffer with the newest entries of the log when it becomes the owner.
     pub fn compares_with_log(&self) -> bool {
         self.capabilities.resume == Resume::None
     }
 
-    /// What it reads.
+    /// What the stream reads.
     pub fn feed(&self) -> FeedId {
         self.settings.feed
     }
 
-    /// Where the platform would be asked to go on.
+    /// The position of the last event, or of the log that a standby follows.
     pub fn position(&self) -> Option<Position> {
-        self.intake.position()
+        self.role.position()
     }
 
-    /// Events heard and not yet durable.
+    /// How many events are received and not durable yet.
     pub fn buffered(&self) -> usize {
-        self.intake.len() + self.appending_len
+        self.role.as_owner().map_or(0, Owner::buffered)
     }
 
-    /// Whether a snapshot is still owed to the log.
+    /// Whether the log has a gap whose snapshot is still missing, while events do not wait for it.
     pub fn snapshot_pending(&self) -> bool {
-        self.intake.recovery.snapshot_pending()
+        self.role.as_owner().is_some_and(|owner| owner.intake.recovery.snapshot_pending())
     }
 
-    /// When the platform was last heard by this process.
+    /// When this process last received a frame.
     pub fn last_received_at(&self) -> Option<Instant> {
         self.last_received.at
     }
 
-    /// What follows from every step: what may be appended is, and changes of state are told.
-    fn settle(&mut self, now: Moment) {
-        self.release_successor(now);
-        if self.intake.is_refetching() && (!self.wants_frames() || self.intake.is_reorder_full()) {
-            let outcome = self.intake.end_refetch(now);
-            self.report_intake(outcome, now);
-        }
-        let shed = self.intake.release(now);
-        self.report_shed(shed);
-        if let Some((call, request)) = self.intake.recovery.next_call() {
-            self.outputs.push_back(Output::Call {
-                call: CallId::Snapshot(call),
-                generation: self.newest_token,
-                request,
-            });
-        }
-        self.flush(now);
-        if self.appending.is_none() && self.is_owner() {
-            self.append(now);
-        }
-        self.report_state(now);
-        if self.draining && self.is_idle() {
-            self.draining = false;
-            self.link = LinkState::Drained;
-            self.outputs.push_back(Output::Drained);
-        }
+    /// Why an operator's command would have no effect now. None if it has an effect, or if its effect is there already.
+    pub fn objection(&self, command: &Input) -> Option<&'static str> {
+        self.link.objection(command, self.draining)
     }
 
-    fn is_owner(&self) -> bool {
-        matches!(self.role, StreamRole::Owner(_))
-    }
-
-    fn is_idle(&self) -> bool {
-        self.link.sessions().next().is_none()
-            && self.closing.is_empty()
-            && self.appending.is_none()
-            && self.intake.is_empty()
-    }
-
-    fn append(&mut self, now: Moment) {
-        if let Some(outcome) = self.intake.take(now) {
-            self.appending_len = outcome.events.len();
-            self.appending_bytes = outcome.bytes;
-            self.appending = Some(outcome.tickets);
-            self.checkpointed_at = now.at;
-            let checkpoint = self.checkpoint(outcome.position);
-            self.outputs.push_back(Output::Append { events: outcome.events, checkpoint });
-        } else if self.checkpoint_due().is_some_and(|due| now.at >= due) {
-            self.appending = Some(Vec::new());
-            self.checkpointed_at = now.at;
-            let checkpoint = self.checkpoint(self.intake.last_passed());
-            self.outputs.push_back(Output::Append { events: Vec::new(), checkpoint });
+    /// Handles the outputs of the link.
+    fn route(&mut self, now: Moment) {
+        while let Some(output) = self.link.poll_output() {
+            match output {
+                LinkOutput::Emit(output) => self.outputs.push_back(output),
+                LinkOutput::Dial(request) => self.dial(request),
+                LinkOutput::Received { session, items } => self.on_items(session, items, now),
+                LinkOutput::Starting => {
+                    if self.role.as_owner().is_some() {
+                        self.abandon_if_too_old(now);
+                    }
+                }
+                LinkOutput::Connected(session) => self.on_connected(session, now),
+                LinkOutput::BadFrame { frame, was_live } => self.on_bad_frame(frame, was_live, now),
+                LinkOutput::Path(input) => {
+                    let outcome = self.role.on_path_input(input, now);
+                    self.report_intake(outcome, now);
+                }
+            }
         }
     }
 
-    /// What is stored with everything up to this position.
-    fn checkpoint(&self, position: Option<Position>) -> Checkpoint {
-        let heard_at = self.last_received.wall;
-        Checkpoint { position, last_received_at: heard_at, feed: Some(self.settings.feed) }
-    }
-
-    /// When a quiet stream's checkpoint is to be renewed.
-    fn checkpoint_due(&self) -> Option<Instant> {
-        let interval = (self.settings.retention / 4).min(CHECKPOINT_INTERVAL_MAX);
-        let quiet = self.is_owner()
-            && self.link.is_live()
-            && self.appending.is_none()
-            && self.last_received.at? > self.checkpointed_at;
-        quiet.then(|| self.checkpointed_at + interval)
-    }
-
-    fn on_appended(&mut self, last: Mark) {
-        let Some(tickets) = self.appending.take() else { return };
-        let len = std::mem::take(&mut self.appending_len) as u64;
-        self.appending_bytes = 0;
-        for (index, ticket) in tickets {
-            let offset = crate::model::Offset(last.offset.0 + 1 - len + index as u64);
-            self.intake.recovery.on_gap_appended(ticket, Mark { offset, ..last });
+    fn dial(&mut self, request: DialRequest) {
+        let DialRequest { session, generation, endpoint, with_position } = request;
+        let position = self.role.resume().filter(|_| with_position);
+        self.link.on_dialled(session, position.is_some());
+        self.role.record_resume(session, position);
+        let url = self.settings.connector.url(&endpoint, position);
+        let dial = Dial { url, credential: endpoint.credential };
+        self.outputs.push_back(Output::Dial { session, generation, dial });
+        if self.capabilities.resume == Resume::Sequence {
+            self.report(StreamReport::Resuming(position));
         }
     }
 
-    fn on_snapshot_response(&mut self, call: u64, answer: Result<RestResponse, String>, now: Moment) {
-        let outcome = self.intake.recovery.on_response(call, answer, &self.settings.connector, now.at, now.random);
-        match outcome {
+    fn on_items(&mut self, session: SessionId, items: Vec<Item>, now: Moment) {
+        let notices = Notices::of(&items);
+        let outcome = self.role.accept_items(items, session, now);
+        self.report_intake(outcome, now);
+        self.link.on_notices(session, notices, now);
+    }
+
+    /// A position that is older than the platform's retention is abandoned: the platform would not report the gap.
+    fn abandon_if_too_old(&mut self, now: Moment) {
+        if self.role.resume().is_some() && self.last_received.silence(now) > self.settings.retention {
+            self.role.abandon_position(GapReason::Retention);
+        }
+    }
+
+    fn on_connected(&mut self, session: SessionId, now: Moment) {
+        let silence = self.last_received.silence(now);
+        self.last_received = LastReceived { at: Some(now.at), wall: now.wall };
+        match &mut self.role {
+            Role::Owner(owner) => {
+                if let Some(gap) = owner.intake.mark_connected(silence, now) {
+                    self.mark_gap(gap, now);
+                }
+            }
+            Role::Standby(standby) => standby.buffer.start_at(session),
+            Role::Released => (),
+        }
+    }
+
+    /// The platform repeats a bad frame after a resume. An oversized frame is skipped at once, any other after
+    /// [`BAD_FRAMES_MAX`] times.
+    fn on_bad_frame(&mut self, frame: BadFrame, was_live: bool, now: Moment) {
+        let position = self.role.position();
+        match frame {
+            BadFrame::Oversize => {
+                if !was_live && position.is_none() {
+                    self.mark_gap(Gap::unknown(GapReason::Oversize), now);
+                }
+                self.role.abandon_position(GapReason::Oversize);
+            }
+            BadFrame::Unreadable => {
+                let count = if self.bad_frames.0 == position { self.bad_frames.1 + 1 } else { 1 };
+                self.bad_frames = (position, count % BAD_FRAMES_MAX);
+                if count == BAD_FRAMES_MAX {
+                    self.role.abandon_position(GapReason::Jump);
+                }
+            }
+        }
+    }
+
+    fn on_snapshot_response(&mut self, call: u64, response: Result<RestResponse, String>, now: Moment) {
+        let Some(owner) = self.role.as_owner_mut() else { return };
+        let recovery = &mut owner.intake.recovery;
+        match recovery.on_response(call, response, &self.settings.connector, now.at, now.random) {
             SnapshotOutcome::Pending => (),
             SnapshotOutcome::Complete => self.report(StreamReport::Snapshot(Ok(()))),
             SnapshotOutcome::Failed(why) => self.report(StreamReport::Snapshot(Err(why))),
         }
     }
 
-    /// In a log that is another's nothing is marked.
-    fn mark_gap(&mut self, gap: Gap, now: Moment) {
-        if !self.is_owner() {
+    /// While frames are not read because the buffer is full, no timer may expire.
+    fn suspend_timers_under_backpressure(&mut self, now: Moment) {
+        let Some(owner) = self.role.as_owner_mut().filter(|owner| owner.applies_backpressure()) else { return };
+        owner.intake.suspend_timers(now);
+        self.link.suspend_timers(now);
+    }
+
+    /// What follows from every input: releases what waits, appends what can be appended, and reports a changed state.
+    fn settle(&mut self, now: Moment) {
+        self.route(now);
+        self.release_successor(now);
+        if let Role::Owner(owner) = &mut self.role {
+            let is_full = owner.applies_backpressure() || owner.intake.is_reorder_full();
+            if owner.intake.is_refetching() && is_full {
+                let outcome = owner.intake.end_refetch(now);
+                self.report_intake(outcome, now);
+            }
+        }
+        self.release_recovered(now);
+        self.flush(now);
+        self.append(now);
+        self.report_state(now);
+        if self.draining && self.link.is_idle() && self.role.as_owner().is_none_or(Owner::is_idle) {
+            self.draining = false;
+            self.link.finish_drain();
+            self.outputs.push_back(Output::Drained);
+        }
+    }
+
+    /// Stores what a successor brought as soon as the old session has answered its probe or is gone, or when the buffer
+    /// for it is full.
+    fn release_successor(&mut self, now: Moment) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        if !owner.intake.uses_dedup() {
             return;
         }
         let mut outcome = IntakeOutcome::default();
-        self.intake.record_gap(gap, now, &mut outcome);
+        if owner.intake.is_full_of_successor()
+            && let Some(gap) = self.link.abandon_probes(now)
+        {
+            outcome = owner.mark_unflushed(gap, now);
+        }
+        if self.link.has_acked_probes() {
+            owner.intake.release_held(now, &mut outcome);
+        }
         self.report_intake(outcome, now);
+    }
+
+    fn release_recovered(&mut self, now: Moment) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        let shed = owner.intake.release(now);
+        let call = owner.intake.recovery.next_call();
+        self.report_shed(shed);
+        if let Some((call, request)) = call {
+            let call = CallId::Snapshot(call);
+            self.outputs.push_back(Output::Call { call, generation: self.link.newest_token(), request });
+        }
+    }
+
+    fn flush(&mut self, now: Moment) {
+        while let Role::Owner(owner) = &mut self.role {
+            let is_appending = owner.is_appending();
+            let resume = self.capabilities.resume;
+            let Some(next) = owner.flush.next(&owner.intake, is_appending, resume, &mut self.link, now) else { return };
+            owner.flush = next;
+            self.route(now);
+            if next == Flush::Idle {
+                self.outputs.push_back(Output::Flushed);
+            }
+        }
+    }
+
+    fn append(&mut self, now: Moment) {
+        let is_checkpoint_due = self.checkpoint_due().is_some_and(|due| now.at >= due);
+        let Some(owner) = self.role.as_owner_mut() else { return };
+        if let Some((events, position)) = owner.next_append(is_checkpoint_due, now) {
+            let last_received_at = self.last_received.wall;
+            let checkpoint = Checkpoint { position, last_received_at, feed: Some(self.settings.feed) };
+            self.outputs.push_back(Output::Append { events, checkpoint });
+        }
+    }
+
+    fn checkpoint_due(&self) -> Option<Instant> {
+        let interval = (self.settings.retention / 4).min(CHECKPOINT_INTERVAL_MAX);
+        let owner = self.role.as_owner().filter(|_| self.link.is_live())?;
+        owner.checkpoint_due(self.last_received.at, interval)
+    }
+
+    fn drain(&mut self, now: Moment) {
+        let Some(owner) = self.role.as_owner_mut() else { return self.release(now) };
+        owner.intake.recovery.stop_holding();
+        self.link.close_all("draining", now);
+        self.draining = true;
+    }
+
+    /// Another replica owns the log. It reads again, or marks as a gap, what is not durable.
+    fn release(&mut self, now: Moment) {
+        self.link.close_all("released", now);
+        self.route(now);
+        self.role = Role::Released;
+        self.draining = true;
+    }
+
+    fn follow(&mut self, position: Position) {
+        if self.capabilities.resume == Resume::Sequence
+            && let Some(standby) = self.role.as_standby_mut()
+        {
+            standby.follow(position);
+        }
+    }
+
+    /// Makes a standby the owner of the log.
+    fn take_ownership(&mut self, head: LogHead, stored: Vec<Event>, covered: bool, now: Moment) {
+        let validated = head.validated_for(self.settings.feed);
+        let head = validated.head;
+        let owner = Owner::new(&self.settings, &self.capabilities, head.position(), now);
+        let Some(Standby { buffer, .. }) = self.role.become_owner(owner) else { return };
+        self.link.announce_endpoint();
+        self.route(now);
+        if head.damaged {
+            self.mark_gap(Gap::unknown(GapReason::Store), now);
+        }
+        if validated.is_other_feed {
+            return self.own_after_feed_change(validated, now);
+        }
+        if !self.link.is_live() {
+            self.restore_last_received(head, now);
+            self.apply_head(validated);
+        }
+        // Nothing can be missing in front of an empty log, and a damaged log has its gap.
+        let covered = covered || head.checkpoint.is_none();
+        let is_doubtful = self.link.is_live() && !head.damaged;
+        match self.capabilities.resume {
+            Resume::Sequence => self.own_numbered(buffer, head, is_doubtful && !covered, now),
+            Resume::None => self.own_unnumbered(buffer, stored, is_doubtful.then_some(covered), now),
+        }
+    }
+
+    /// Applies what the log's head says about the time before the first session.
+    fn apply_head(&mut self, validated: ValidatedHead) {
+        if validated.is_other_feed {
+            self.report(StreamReport::FeedChanged);
+        }
+        if let (Some(reason), Some(owner)) = (validated.gap_reason, self.role.as_owner_mut()) {
+            owner.intake.mark_disconnected(reason);
+        }
+    }
+
+    /// The last owner read another feed: the configurations of the replicas differ, or the feed was changed. The sessions
+    /// may have been dialled with a position of the other feed, so that they start again and their events are dropped.
+    fn own_after_feed_change(&mut self, validated: ValidatedHead, now: Moment) {
+        self.restore_last_received(validated.head, now);
+        self.apply_head(validated);
+        if !self.link.is_stopped() {
+            self.link.restart(now);
+        }
+    }
+
+    fn restore_last_received(&mut self, head: LogHead, now: Moment) {
+        let wall = head.checkpoint.map_or(now.wall, |checkpoint| checkpoint.last_received_at);
+        self.last_received = LastReceived { at: None, wall };
+    }
+
+    fn own_numbered(&mut self, buffer: StandbyBuffer, head: LogHead, is_doubtful: bool, now: Moment) {
+        let is_live = self.link.is_live();
+        let Some(first) = buffer.first_usable_session(head.position(), is_live, self.link.first_session()) else {
+            self.restore_last_received(head, now);
+            return self.link.restart(now);
+        };
+        if !is_live {
+            self.abandon_if_too_old(now);
+        } else if head.position().is_none() && is_doubtful {
+            self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
+        }
+        if let Some(owner) = self.role.as_owner_mut() {
+            owner.intake.took_over();
+            let alive = self.link.session_ids();
+            let outcome = takeover::accept_numbered(&mut owner.intake, buffer, first, &alive, now);
+            self.report_intake(outcome, now);
+        }
+    }
+
+    fn own_unnumbered(&mut self, buffer: StandbyBuffer, stored: Vec<Event>, covered: Option<bool>, now: Moment) {
+        let sessions = takeover::Sessions { alive: self.link.session_ids(), held: self.link.successor_of_unflushed() };
+        if let Some(owner) = self.role.as_owner_mut() {
+            let outcome = takeover::accept_unnumbered(&mut owner.intake, buffer, stored, covered, &sessions, now);
+            self.report_intake(outcome, now);
+        }
+        self.link.check_overlap();
+    }
+
+    /// Only the owner marks gaps.
+    fn mark_gap(&mut self, gap: Gap, now: Moment) {
+        if let Some(owner) = self.role.as_owner_mut() {
+            let outcome = owner.mark_gap(gap, now);
+            self.report_intake(outcome, now);
+        }
     }
 
     fn report_intake(&mut self, outcome: IntakeOutcome, now: Moment) {
         if outcome.refetch {
-            self.retire(Trigger::Gap, now);
+            self.link.retire(Trigger::Gap, now);
         }
         for gap in outcome.gaps {
             self.report(StreamReport::Gap { reason: gap.reason, lost: gap.lost });
@@ -420,35 +564,34 @@ impl Stream {
         self.report_shed(outcome.shed);
     }
 
-    fn report(&mut self, report: StreamReport) {
-        self.outputs.push_back(Output::Report(report));
-    }
-
     fn report_shed(&mut self, shed: u64) {
         if shed > 0 {
             self.report(StreamReport::Shed(shed));
         }
     }
 
+    fn report(&mut self, report: StreamReport) {
+        self.outputs.push_back(Output::Report(report));
+    }
+
     fn report_state(&mut self, now: Moment) {
-        let recovering = self.intake.recovery.is_holding();
-        let mut state = self.link.state();
-        if state == StreamState::Live && self.degraded {
-            state = StreamState::Degraded;
-        } else if state == StreamState::Live && recovering {
-            state = StreamState::Recovering;
-        }
-        let connected = self.link.is_live();
-        let breaker = self.backoff.is_open(now.at);
-        let before = std::mem::replace(&mut self.last_reported, (state, connected, breaker));
-        if before.0 != state {
+        let is_recovering = self.role.as_owner().is_some_and(|owner| owner.intake.recovery.is_holding());
+        let state = match self.link.state() {
+            StreamState::Live if self.link.is_degraded() => StreamState::Degraded,
+            StreamState::Live if is_recovering => StreamState::Recovering,
+            state => state,
+        };
+        let (is_connected, is_breaker_open) = (self.link.is_live(), self.link.is_breaker_open(now));
+        let reported = Reported { state, is_connected, is_breaker_open };
+        let before = std::mem::replace(&mut self.last_reported, reported);
+        if before.state != state {
             self.report(StreamReport::State(state));
         }
-        if before.1 != connected {
-            self.report(StreamReport::Connected(connected));
+        if before.is_connected != is_connected {
+            self.report(StreamReport::Connected(is_connected));
         }
-        if before.2 != breaker {
-            self.report(StreamReport::Breaker(breaker));
+        if before.is_breaker_open != is_breaker_open {
+            self.report(StreamReport::Breaker(is_breaker_open));
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Settings,
     buffer::{AppendBatch, Buffer, BufferLimits, GapTicket, PendingEntry},
     dedup::{DedupWindow, HeldItem},
     recovery::Recovery,
     sequencer::{Decision, Sequencer},
-    standby::BufferedEvent,
+    settings::Settings,
+    splice::BufferedEvent,
 };
 use crate::{
     connector::{Capabilities, Item, RestRequest, Resume},
@@ -231,16 +231,14 @@ impl Intake {
     }
 
     /// Nothing that a successor brought has to wait any longer.
-    pub(super) fn release_held(&mut self, now: Moment) -> IntakeOutcome {
-        let mut outcome = IntakeOutcome::default();
+    pub(super) fn release_held(&mut self, now: Moment, outcome: &mut IntakeOutcome) {
         let held = self.dedup().map(|dedup| dedup.release(now.at));
         for held in held.into_iter().flatten() {
             match held {
-                HeldItem::Event(session, event) => self.accept_event(event, session, now, &mut outcome),
-                HeldItem::Discontinuity => self.record_gap(Gap::unknown(GapReason::NoReplay), now, &mut outcome),
+                HeldItem::Event(session, event) => self.accept_event(event, session, now, outcome),
+                HeldItem::Discontinuity => self.record_gap(Gap::unknown(GapReason::NoReplay), now, outcome),
             }
         }
-        outcome
     }
 
     /// One socket is left.
@@ -294,29 +292,29 @@ impl Intake {
         }
     }
 
-    /// Takes in what a standby has kept, compared with the newest entries of the log. What `waits` brought alone has to
-    /// wait for the session before it.
+    /// Stores the buffer of a standby, without the events that `stored`, the newest entries of the log, has already. Events
+    /// of the session `held` wait for the session before it. Duplicates are not counted.
     pub(super) fn take_over(
         &mut self,
         stored: &[Event],
         buffered: Vec<BufferedEvent>,
-        waits: Option<SessionId>,
+        held: Option<SessionId>,
         now: Moment,
-    ) -> IntakeOutcome {
-        let mut outcome = IntakeOutcome::default();
-        let Numbering::Unnumbered { dedup } = &mut self.numbering else { return outcome };
+        outcome: &mut IntakeOutcome,
+    ) {
+        let Numbering::Unnumbered { dedup } = &mut self.numbering else { return };
         let dedup = dedup.get_or_insert_default();
         for entry in stored {
             dedup.insert(entry, LOG_SESSION, now.at);
         }
-        waits.into_iter().for_each(|session| dedup.hold_from(session));
-        for BufferedEvent { event, sessions: by, .. } in buffered {
-            match *by {
-                [session] => self.accept_event(event, session, now, &mut outcome),
-                _ => self.accept_shared_event(event, &by, now, &mut outcome),
+        held.into_iter().for_each(|session| dedup.hold_from(session));
+        for BufferedEvent { event, sessions, .. } in buffered {
+            match *sessions {
+                [session] => self.accept_event(event, session, now, outcome),
+                _ => self.accept_shared_event(event, &sessions, now, outcome),
             }
         }
-        IntakeOutcome { duplicates: 0, ..outcome }
+        outcome.duplicates = 0;
     }
 
     /// An event that several sessions have brought.

@@ -1,152 +1,119 @@
-//! Which sessions a stream has, and what they want done. How it gets from one to the next is the business of
-//! `planned` and `trouble`.
+//! The connection side of a stream, with four verbs: it starts and replaces sessions, and passes on what they receive.
+//!
+//! It does not look into events, and has no access to the data path.
+
+mod endpoints;
+mod failures;
+mod machine;
+mod output;
+mod rotation;
+mod state;
+mod tokens;
+
+pub(super) use self::{
+    machine::Link,
+    output::{BadFrame, DialRequest, LinkOutput, PathInput},
+};
 
 use std::time::{Duration, Instant};
 
+use self::{
+    machine::{send_flush_probe, unflushed_gap},
+    state::{BackoffCause, BreakFirstSwap, LinkState, PendingRotation},
+};
 use super::{
-    Output, Stream, StreamReport, StreamState, TopicCoverage, Trigger,
-    handover::StreamRole,
-    rotation::{OVERLAP_MAX, overlap_end},
+    messages::{CallId, Input, Output, StreamReport, StreamState, Trigger},
+    settings::OVERLAP_MAX,
 };
 use crate::{
-    connector::{Endpoint, Item, Notice, Resume},
+    connector::{Endpoint, Item, Notice},
     model::{Gap, GapReason},
     protocol::{
         Moment,
         backoff::FailureKind,
-        session::{self, Dial, ProvisionedEndpoint, Session, SessionId},
+        session::{self, Session, SessionId},
     },
 };
 
-/// What stands between the platform and us.
-#[derive(Debug)]
-pub(super) enum LinkState {
-    /// No token that the platform might take.
-    Waiting,
-    /// A session is on its way; `swap` says since when there is none, if that was planned.
-    Opening {
-        session: Session,
-        swap: Option<BreakFirstSwap>,
-    },
-    Live {
-        session: Session,
-        retire: Option<PendingRotation>,
-    },
-    /// The old session serves while its successor is on its way.
-    Swapping {
-        old: Session,
-        new: Session,
-        retire: PendingRotation,
-    },
-    /// Both serve, so that nothing is missed between them: for `least`, and until the old one has answered what it was
-    /// asked when the successor was live (whatever it had to say before has been heard then), if that is before `most`.
-    Overlapping {
-        old: Session,
-        new: Session,
-        overlap_until: Instant,
-        overlap_deadline: Instant,
-        /// The successor is to be replaced too.
-        retire: Option<PendingRotation>,
-    },
-    /// Backing off.
-    BackingOff {
-        until: Instant,
-        cause: BackoffCause,
-    },
-    Paused,
-    Drained,
-}
+/// A session that is not live after this time is replaced when an operator asks for a rotation.
+const HUNG_AFTER: Duration = Duration::from_secs(2);
 
-/// Why no session is on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BackoffCause {
-    Network,
-    /// The token is refused and there is no newer one yet. A newer one ends the wait.
-    TokenRejected,
-    /// The platform refused several times in a row, and an operator must act. A newer token ends the wait.
-    Refused,
-}
-
-/// A planned replacement that is due.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PendingRotation {
-    pub(super) trigger: Trigger,
-    pub(super) at: Instant,
-    /// How many successors failed so far: a count of its own, apart from network trouble.
-    pub(super) failures: u32,
-}
-
-/// A planned replacement under way for which the old session was left first.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BreakFirstSwap {
-    pub(super) trigger: Trigger,
-    pub(super) since: Instant,
-}
-
-impl LinkState {
-    pub(super) fn sessions(&self) -> impl Iterator<Item = &Session> {
-        let (one, two) = match self {
-            Self::Opening { session, .. } | Self::Live { session, .. } => (Some(session), None),
-            Self::Swapping { old, new, .. } | Self::Overlapping { old, new, .. } => (Some(old), Some(new)),
-            Self::Waiting | Self::BackingOff { .. } | Self::Paused | Self::Drained => (None, None),
-        };
-        one.into_iter().chain(two)
+impl Link {
+    /// Passes an input to a session.
+    pub(super) fn handle(&mut self, id: SessionId, input: session::Input, now: Moment) {
+        let Some(session) = self.all_sessions_mut().find(|session| session.id() == id) else { return };
+        session.handle(input, now);
+        self.drain_session(id, now);
     }
 
-    pub(super) fn sessions_mut(&mut self) -> impl Iterator<Item = &mut Session> {
-        let (one, two) = match self {
-            Self::Opening { session, .. } | Self::Live { session, .. } => (Some(session), None),
-            Self::Swapping { old, new, .. } | Self::Overlapping { old, new, .. } => (Some(old), Some(new)),
-            Self::Waiting | Self::BackingOff { .. } | Self::Paused | Self::Drained => (None, None),
-        };
-        one.into_iter().chain(two)
-    }
-
-    /// Whether events can come in.
-    pub(super) fn is_live(&self) -> bool {
-        match self {
-            Self::Live { .. } | Self::Swapping { .. } | Self::Overlapping { .. } => true,
-            Self::Waiting | Self::Opening { .. } | Self::BackingOff { .. } | Self::Paused | Self::Drained => false,
-        }
-    }
-
-    pub(super) fn state(&self) -> StreamState {
-        match self {
-            Self::Waiting => StreamState::Starting,
-            Self::Opening { .. } => StreamState::Connecting,
-            Self::Live { .. } | Self::Swapping { .. } | Self::Overlapping { .. } => StreamState::Live,
-            Self::BackingOff { cause: BackoffCause::Network | BackoffCause::TokenRejected, .. } => {
-                StreamState::BackingOff
+    pub(super) fn handle_timeout(&mut self, now: Moment) {
+        let mut ids = Vec::new();
+        for session in self.all_sessions_mut() {
+            if session.poll_timeout().is_some_and(|at| now.at >= at) {
+                session.handle_timeout(now);
+                ids.push(session.id());
             }
-            Self::BackingOff { cause: BackoffCause::Refused, .. } => StreamState::Failed,
-            Self::Paused | Self::Drained => StreamState::Paused,
         }
+        for id in ids {
+            self.drain_session(id, now);
+        }
+        self.change_state_if_due(now);
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        match self {
-            Self::Live { retire, .. } => retire.map(|retire| retire.at),
-            Self::Overlapping { old, overlap_until: least, overlap_deadline: most, .. } => {
-                Some(overlap_end(old, *least, *most))
-            }
-            Self::BackingOff { until, .. } => Some(*until),
-            Self::Waiting | Self::Opening { .. } | Self::Swapping { .. } | Self::Paused | Self::Drained => None,
-        }
+        self.all_sessions().filter_map(Session::poll_timeout).chain(self.state.poll_timeout()).min()
     }
-}
 
-impl Stream {
+    /// When the circuit breaker closes, if it is open.
+    pub(super) fn stable_at(&self) -> Option<Instant> {
+        self.backoff.stable_at()
+    }
+
+    pub(super) fn is_breaker_open(&self, now: Moment) -> bool {
+        self.backoff.is_open(now.at)
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.state.is_live()
+    }
+
+    /// Whether the platform refused some of the configured topics.
+    pub(super) fn is_degraded(&self) -> bool {
+        self.endpoints.degraded && self.state.is_live()
+    }
+
+    pub(super) fn state(&self) -> StreamState {
+        self.state.stream_state()
+    }
+
+    /// Whether there is no session, not even one that closes.
+    pub(super) fn is_idle(&self) -> bool {
+        self.all_sessions().next().is_none()
+    }
+
+    pub(super) fn newest_token(&self) -> u64 {
+        self.tokens.newest()
+    }
+
+    pub(super) fn session_ids(&self) -> Vec<SessionId> {
+        self.all_sessions().map(Session::id).collect()
+    }
+
+    /// The first session that does not close.
+    pub(super) fn first_session(&self) -> Option<SessionId> {
+        self.state.sessions().next().map(Session::id)
+    }
+
+    /// The account offers a token of this generation.
     pub(super) fn on_token(&mut self, generation: u64, now: Moment) {
-        if generation == self.newest_token && generation == self.rejected_token {
+        if self.tokens.is_rejected_newest(generation) {
             return self.retry_rejected_token(now);
         }
-        let is_newer = generation > self.newest_token;
-        self.newest_token = self.newest_token.max(generation);
-        match &self.link {
+        let is_newer = self.tokens.offer(generation);
+        match &self.state {
             LinkState::Waiting => self.open_session(None, now),
-            // A token that was rejected may be what was given up for.
             LinkState::BackingOff { cause: BackoffCause::TokenRejected | BackoffCause::Refused, .. }
-                if is_newer && self.usable_token().is_some() =>
+                if is_newer && self.tokens.usable().is_some() =>
             {
                 self.open_session(None, now);
             }
@@ -158,73 +125,241 @@ impl Stream {
             | LinkState::Paused
             | LinkState::Drained => (),
         }
+        self.drain_newest(now);
     }
 
-    /// The account offers the token again that this stream was refused: other streams use it, or it has never carried a
-    /// session and a newer one may not be requested yet. It is tried again, at the pace of network trouble.
+    /// The account offers a token again that the platform rejected: other streams use it, or it has never carried a
+    /// session and a newer one may not be requested yet. It is tried again after a backoff.
     fn retry_rejected_token(&mut self, now: Moment) {
-        self.rejected_token = self.rejected_token.saturating_sub(1);
-        if matches!(self.link, LinkState::Waiting) {
+        self.tokens.allow_retry();
+        if matches!(self.state, LinkState::Waiting) {
             let delay = self.backoff.failed(FailureKind::Restarting, now.at, now.random);
-            self.link = LinkState::BackingOff { until: now.at + delay, cause: BackoffCause::TokenRejected };
+            self.state = LinkState::BackingOff { until: now.at + delay, cause: BackoffCause::TokenRejected };
         }
     }
 
-    pub(super) fn usable_token(&self) -> Option<u64> {
-        (self.newest_token > self.rejected_token).then_some(self.newest_token)
+    /// A session was dialled. `resumed`: with a position.
+    pub(super) fn on_dialled(&mut self, session: SessionId, resumed: bool) {
+        self.resumed_session = resumed.then_some(session);
     }
 
-    /// Hands an input to its session, and carries out what the session wants.
-    pub(super) fn dispatch(&mut self, id: SessionId, input: session::Input, now: Moment) {
-        let session = self.link.sessions_mut().chain(&mut self.closing).find(|session| session.id() == id);
-        let Some(session) = session else { return };
-        session.handle(input, now);
-        self.drain_outputs(id, now);
+    /// Acts on notices of the platform. `LinkOutput::Received` comes first, so that the events in front of them are stored.
+    pub(super) fn on_notices(&mut self, id: SessionId, notices: Notices, now: Moment) {
+        if notices.closing {
+            self.retire_session(id, Trigger::Notice, now);
+        }
+        if notices.token_revoked {
+            self.on_token_revoked(id, now);
+        }
     }
 
-    pub(super) fn sessions_timeout(&mut self, now: Moment) {
-        let mut ids = Vec::new();
-        for session in self.link.sessions_mut().chain(&mut self.closing) {
-            if session.poll_timeout().is_some_and(|at| now.at >= at) {
-                session.handle_timeout(now);
-                ids.push(session.id());
+    /// The session stays live, but its token is revoked: requests another token, and rotates when it is there.
+    fn on_token_revoked(&mut self, id: SessionId, now: Moment) {
+        let Some(session) = self.state.sessions().find(|session| session.id() == id) else { return };
+        let generation = session.generation();
+        if generation < self.tokens.newest() {
+            return self.retire_session(id, Trigger::Revoked, now);
+        }
+        self.reject_token(generation);
+    }
+
+    /// Frames are not read because the buffer is full: no timer of a session or an overlap may expire.
+    pub(super) fn suspend_timers(&mut self, now: Moment) {
+        self.all_sessions_mut().for_each(|session| session.suspend_timers(now));
+        if let LinkState::Overlapping { overlap_deadline, .. } = &mut self.state {
+            *overlap_deadline = now.at + OVERLAP_MAX;
+        }
+    }
+
+    /// Whether every session has answered its probe.
+    pub(super) fn has_acked_probes(&self) -> bool {
+        self.all_sessions().all(Session::has_acked_probes)
+    }
+
+    /// Expects no more answers to probes. Returns the gap if one was expected.
+    pub(super) fn abandon_probes(&mut self, now: Moment) -> Option<Gap> {
+        self.all_sessions_mut().filter_map(|session| unflushed_gap(session, GapReason::NoReplay, now)).last()
+    }
+
+    /// Sends a probe on the live session. None if a rotation is in progress or no session is live.
+    pub(super) fn probe_live_session(&mut self, now: Moment) -> Option<SessionId> {
+        let LinkState::Live { session, .. } = &mut self.state else { return None };
+        send_flush_probe(session, &mut self.outputs, now);
+        Some(session.id())
+    }
+
+    /// Whether this session has answered its probe. None if it does not exist any more.
+    pub(super) fn has_session_acked(&self, id: SessionId) -> Option<bool> {
+        self.state.sessions().find(|session| session.id() == id).map(Session::has_acked_probes)
+    }
+
+    /// The successor of an old session that has not answered its probe.
+    pub(super) fn successor_of_unflushed(&self) -> Option<SessionId> {
+        match &self.state {
+            LinkState::Overlapping { old, new, .. } if !old.has_acked_probes() => Some(new.id()),
+            LinkState::Overlapping { .. }
+            | LinkState::Waiting
+            | LinkState::Opening { .. }
+            | LinkState::Live { .. }
+            | LinkState::Swapping { .. }
+            | LinkState::BackingOff { .. }
+            | LinkState::Paused
+            | LinkState::Drained => None,
+        }
+    }
+
+    /// Repeats the outputs about the endpoint in use, for a new data path.
+    pub(super) fn announce_endpoint(&mut self) {
+        self.adopt_endpoint();
+    }
+
+    /// Looks whether the sessions of an overlap are gone, for a new data path.
+    pub(super) fn check_overlap(&mut self) {
+        self.end_overlap();
+    }
+
+    /// Why a command would have no effect now. None if it has an effect, or if its effect is there already.
+    pub(super) fn objection(&self, command: &Input, draining: bool) -> Option<&'static str> {
+        let is_waiting = matches!(self.state, LinkState::Waiting | LinkState::BackingOff { .. });
+        match (command, &self.state) {
+            (Input::Rotate | Input::Pause | Input::Resume, LinkState::Drained) => Some("it is ending"),
+            (Input::Rotate | Input::Resume, _) if draining => Some("it is ending"),
+            (Input::Rotate, LinkState::Paused) => Some("it is paused: resume it first"),
+            (Input::Rotate | Input::Resume, _) if is_waiting && self.tokens.usable().is_none() => {
+                Some("it waits for a token that the platform accepts: see the account's status")
+            }
+            _ => None,
+        }
+    }
+
+    /// An operator asks for another session. A live session is rotated. An attempt that hangs is started again without
+    /// its endpoint, which the platform may still use for the first attempt.
+    pub(super) fn rotate(&mut self, draining: bool, now: Moment) {
+        match std::mem::replace(&mut self.state, LinkState::Waiting) {
+            LinkState::BackingOff { .. } if !draining => self.open_session(None, now),
+            LinkState::Opening { session, swap } if is_hung(&session, now) => {
+                self.emit(Output::DropSocket(session.id()));
+                self.open_session(swap, now);
+            }
+            LinkState::Swapping { old, new, rotation } if is_hung(&new, now) => {
+                self.emit(Output::DropSocket(new.id()));
+                let failures = rotation.failures.max(1);
+                self.replace(old, PendingRotation { failures, ..rotation }, now);
+            }
+            state @ (LinkState::Waiting
+            | LinkState::Opening { .. }
+            | LinkState::Live { .. }
+            | LinkState::Swapping { .. }
+            | LinkState::Overlapping { .. }
+            | LinkState::BackingOff { .. }
+            | LinkState::Paused
+            | LinkState::Drained) => {
+                self.state = state;
+                self.retire(Trigger::Operator, now);
             }
         }
-        for id in ids {
-            self.drain_outputs(id, now);
+        self.drain_newest(now);
+    }
+
+    pub(super) fn pause(&mut self, now: Moment) {
+        if !matches!(self.state, LinkState::Drained) {
+            self.close_all("paused", now);
         }
     }
 
-    /// While frames are left unread for our own reasons, no session is silent and no copy late.
-    pub(super) fn suspend_timers_under_backpressure(&mut self, now: Moment) {
-        if self.wants_frames() {
-            return;
-        }
-        self.link.sessions_mut().chain(&mut self.closing).for_each(|session| session.suspend_timers(now));
-        self.intake.suspend_timers(now);
-        if let LinkState::Overlapping { overlap_deadline: most, .. } = &mut self.link {
-            *most = now.at + OVERLAP_MAX;
+    pub(super) fn resume(&mut self, now: Moment) {
+        if matches!(self.state, LinkState::Paused | LinkState::BackingOff { .. }) {
+            self.open_session(None, now);
+            self.drain_newest(now);
         }
     }
 
-    pub(super) fn drain_outputs(&mut self, id: SessionId, now: Moment) {
+    /// Nothing is left to store: the link does not start again.
+    pub(super) fn finish_drain(&mut self) {
+        self.state = LinkState::Drained;
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        matches!(self.state, LinkState::Paused | LinkState::Drained)
+    }
+
+    /// Drops all sessions, and starts a new one from the position of the log.
+    pub(super) fn restart(&mut self, now: Moment) {
+        for session in self.session_ids() {
+            self.emit(Output::DropSocket(session));
+        }
+        self.closing.clear();
+        // The platform refused another position.
+        self.position_refused = false;
+        self.backoff.retired(now.at);
+        self.open_session(None, now);
+        self.drain_newest(now);
+    }
+
+    /// Closes all sessions. Events that still arrive are stored.
+    pub(super) fn close_all(&mut self, reason: &'static str, now: Moment) {
+        let state = std::mem::replace(&mut self.state, LinkState::Paused);
+        if state.sessions().any(Session::is_open) {
+            self.backoff.retired(now.at);
+            self.apply(PathInput::Outage(GapReason::NoReplay));
+        }
+        self.apply(PathInput::Discontinuity(self.newest_session_id()));
+        match state {
+            LinkState::Opening { session, .. } | LinkState::Live { session, .. } => {
+                self.close_session(session, 1000, reason, now);
+            }
+            LinkState::Swapping { old, new, .. } | LinkState::Overlapping { old, new, .. } => {
+                self.close_session(old, 1000, reason, now);
+                self.close_session(new, 1000, reason, now);
+            }
+            LinkState::Waiting | LinkState::BackingOff { .. } | LinkState::Paused | LinkState::Drained => (),
+        }
+    }
+
+    fn change_state_if_due(&mut self, now: Moment) {
+        match std::mem::replace(&mut self.state, LinkState::Waiting) {
+            LinkState::Live { session, rotation: Some(pending) } if now.at >= pending.at => {
+                self.replace(session, pending, now);
+            }
+            LinkState::BackingOff { until, .. } if now.at >= until => self.open_session(None, now),
+            state @ (LinkState::Waiting
+            | LinkState::Opening { .. }
+            | LinkState::Live { .. }
+            | LinkState::Swapping { .. }
+            | LinkState::Overlapping { .. }
+            | LinkState::BackingOff { .. }
+            | LinkState::Paused
+            | LinkState::Drained) => {
+                self.state = state;
+                self.end_overlap_if_due(now);
+            }
+        }
+        self.drain_newest(now);
+    }
+
+    /// Handles the outputs of a session that was just started.
+    fn drain_newest(&mut self, now: Moment) {
+        self.drain_session(self.newest_session_id(), now);
+    }
+
+    fn drain_session(&mut self, id: SessionId, now: Moment) {
         loop {
-            let session = self.link.sessions_mut().chain(&mut self.closing).find(|session| session.id() == id);
-            let Some(session) = session else { return };
+            let Some(session) = self.all_sessions_mut().find(|session| session.id() == id) else { return };
             let generation = session.generation();
             let Some(output) = session.poll_output() else { return };
             match output {
                 session::Output::Call(request) => {
-                    let call = super::CallId::Session(id);
-                    self.outputs.push_back(Output::Call { call, generation, request });
+                    self.emit(Output::Call { call: CallId::Session(id), generation, request });
                 }
                 session::Output::Dial(endpoint) => match self.topic_loss(id, &endpoint) {
                     Some(failure) => return self.on_session_ended(id, failure, now),
-                    None => self.dial(id, generation, &endpoint),
+                    None => self.dial(id, generation, endpoint),
                 },
-                session::Output::Probe(probe) => self.outputs.push_back(Output::Probe { session: id, probe }),
+                session::Output::Probe(probe) => self.emit(Output::Probe { session: id, probe }),
                 session::Output::Live => self.on_live(id, now),
-                session::Output::Received(items) => self.on_items(id, items, now),
+                session::Output::Received(items) => {
+                    self.outputs.push_back(LinkOutput::Received { session: id, items });
+                }
                 session::Output::EndpointChanged(endpoint) => self.on_endpoint_changed(&endpoint),
                 session::Output::EndpointExpiring => self.retire_session(id, Trigger::ChannelEnd, now),
                 session::Output::Ended(failure) => return self.on_session_ended(id, failure, now),
@@ -232,183 +367,96 @@ impl Stream {
         }
     }
 
-    pub(super) fn dial(&mut self, session: SessionId, generation: u64, endpoint: &Endpoint) {
-        let resume = self.intake.resume().filter(|_| !self.position_refused);
-        self.resumed_session = resume.map(|_| session);
-        self.intake.record_resume(session, resume);
-        if let StreamRole::Standby(standby_buffer) = &mut self.role {
-            standby_buffer.record_resume(session, resume);
-        }
-        let url = self.settings.connector.url(endpoint, resume);
-        let dial = Dial { url, credential: endpoint.credential };
-        self.outputs.push_back(Output::Dial { session, generation, dial });
-        if self.capabilities.resume == Resume::Sequence {
-            self.report(StreamReport::Resuming(resume));
-        }
+    fn dial(&mut self, session: SessionId, generation: u64, endpoint: Endpoint) {
+        let with_position = !self.position_refused;
+        self.outputs.push_back(LinkOutput::Dial(DialRequest { session, generation, endpoint, with_position }));
     }
 
-    /// Says what is heard by the endpoint in use, and what is not.
-    fn report_topics(&mut self, endpoint: &Endpoint) {
-        self.degraded = !endpoint.refused.is_empty();
-        self.subscribed.clone_from(&endpoint.topics);
-        let topics = TopicCoverage { subscribed: endpoint.topics.len(), missing: endpoint.refused.clone() };
-        self.report(StreamReport::TopicCoverage(topics));
-    }
-
-    pub(super) fn on_items(&mut self, id: SessionId, items: Vec<Item>, now: Moment) {
-        let closing = items.contains(&Item::Notice(Notice::Closing));
-        let revoked = items.contains(&Item::Notice(Notice::TokenRevoked));
-        if self.is_owner() {
-            let taken = self.intake.accept_items(items, id, now);
-            self.report_intake(taken, now);
-        } else {
-            self.buffer_items(id, items, now);
-        }
-        if closing {
-            self.retire_session(id, Trigger::Notice, now);
-        }
-        if revoked {
-            self.on_token_revoked(id, now);
-        }
-    }
-
-    /// The socket still serves, but its token is dead: get another one and rotate as soon as it is there.
-    pub(super) fn on_token_revoked(&mut self, id: SessionId, now: Moment) {
-        let Some(generation) = self.link.sessions().find(|session| session.id() == id).map(Session::generation) else {
-            return;
-        };
-        if generation < self.newest_token {
-            return self.retire_session(id, Trigger::Revoked, now);
-        }
-        self.reject_token(generation);
-    }
-
-    pub(super) fn on_endpoint_changed(&mut self, endpoint: &Endpoint) {
-        if let Some(provisioned) = self.endpoint.as_mut().filter(|provisioned| provisioned.endpoint.id == endpoint.id) {
+    fn on_endpoint_changed(&mut self, endpoint: &Endpoint) {
+        let current = self.endpoints.current.as_mut();
+        if let Some(provisioned) = current.filter(|provisioned| provisioned.endpoint.id == endpoint.id) {
             provisioned.endpoint = endpoint.clone();
         }
-        self.intake.set_snapshot(self.settings.connector.snapshot(Some(endpoint)));
-        self.report_topics(endpoint);
+        self.use_endpoint(endpoint);
     }
 
-    /// Opens the only session.
-    pub(super) fn open_session(&mut self, swap: Option<BreakFirstSwap>, now: Moment) {
-        let Some(generation) = self.usable_token() else {
-            self.link = LinkState::Waiting;
-            return;
-        };
-        if self.is_owner() {
-            self.abandon_if_too_old(now);
-        }
-        let endpoint = self.endpoint.take_if(|provisioned| is_usable(provisioned, generation, now));
-        let reuse =
-            endpoint.or_else(|| self.spare_endpoint.take_if(|provisioned| is_usable(provisioned, generation, now)));
-        let session = self.start_session(generation, reuse, now);
-        let id = session.id();
-        self.link = LinkState::Opening { session, swap };
-        self.drain_outputs(id, now);
-    }
-
-    pub(super) fn start_session(
-        &mut self,
-        generation: u64,
-        reuse: Option<session::ProvisionedEndpoint>,
-        now: Moment,
-    ) -> Session {
-        self.sessions += 1;
-        let id = SessionId(self.sessions);
-        let wanted = session::StartOptions { reuse, subscribed: &self.subscribed };
-        Session::start(id, generation, &self.settings.connector, self.settings.timeouts, wanted, now)
-    }
-
-    /// A position that the platform no longer holds is not asked for: what it would answer is silence about the hole.
-    pub(super) fn abandon_if_too_old(&mut self, now: Moment) {
-        let unheard = self.silence(now);
-        if self.intake.resume().is_some() && unheard > self.settings.retention {
-            self.intake.abandon_position(GapReason::Retention);
-        }
-    }
-
-    /// For how long the platform was not heard: by the monotonic clock, and by the wall clock before this process.
-    pub(super) fn silence(&self, now: Moment) -> Duration {
-        match self.last_received.at {
-            Some(at) => now.at.saturating_duration_since(at),
-            None => now.wall.since(self.last_received.wall),
-        }
-    }
-
-    pub(super) fn on_live(&mut self, id: SessionId, now: Moment) {
+    fn on_live(&mut self, id: SessionId, now: Moment) {
         self.refusals = 0;
         let position_refused = std::mem::take(&mut self.position_refused);
-        match std::mem::replace(&mut self.link, LinkState::Waiting) {
+        match std::mem::replace(&mut self.state, LinkState::Waiting) {
             LinkState::Opening { session, swap } => {
-                self.link = LinkState::Live { session, retire: None };
-                // First: the snapshot behind a gap is about the endpoint's topics.
-                self.adopt_endpoint();
-                if position_refused {
-                    self.intake.abandon_position(GapReason::Retention);
-                }
-                self.mark_connected(id, now);
-                if let Some(BreakFirstSwap { trigger, since }) = swap {
-                    self.report(StreamReport::Rotated { trigger, silence: now.at.saturating_duration_since(since) });
-                }
+                self.state = LinkState::Live { session, rotation: None };
+                self.on_only_session_live(id, swap, position_refused, now);
             }
-            LinkState::Swapping { old, new, retire } if new.id() == id => {
-                self.report(StreamReport::Rotated { trigger: retire.trigger, silence: Duration::ZERO });
-                if let StreamRole::Standby(standby_buffer) = &mut self.role {
-                    standby_buffer.on_live(id);
-                }
-                let is_less = loses_topic(&old, &new);
+            LinkState::Swapping { old, new, rotation } if new.id() == id => {
+                self.report(StreamReport::Rotated { trigger: rotation.trigger, silence: Duration::ZERO });
+                self.apply(PathInput::SuccessorLive(id));
+                let loses_topic = loses_topic(&old, &new);
                 self.overlap(old, new, now);
                 self.adopt_endpoint();
-                if is_less {
-                    self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
+                if loses_topic {
+                    self.apply(PathInput::Gap(Gap::unknown(GapReason::NoReplay)));
                 }
             }
-            link @ (LinkState::Waiting
+            state @ (LinkState::Waiting
             | LinkState::Live { .. }
             | LinkState::Swapping { .. }
             | LinkState::Overlapping { .. }
             | LinkState::BackingOff { .. }
             | LinkState::Paused
-            | LinkState::Drained) => self.link = link,
+            | LinkState::Drained) => self.state = state,
         }
-        if let Some(session) = self.link.sessions().find(|session| session.id() == id) {
-            self.proven_token = self.proven_token.max(session.generation());
-            self.outputs.push_back(Output::TokenProven(session.generation()));
+        let generation = self.state.sessions().find(|session| session.id() == id).map(Session::generation);
+        if let Some(generation) = generation {
+            self.tokens.prove(generation);
+            self.emit(Output::TokenProven(generation));
         }
         self.live_since = Some(now.at);
         self.backoff.connected(now.at);
         self.retire_if_outdated(now);
     }
 
-    pub(super) fn mark_connected(&mut self, id: SessionId, now: Moment) {
-        let silence = self.silence(now);
-        self.last_received = super::LastReceived { at: Some(now.at), wall: now.wall };
-        if let StreamRole::Standby(standby_buffer) = &mut self.role {
-            standby_buffer.start_at(id);
-        } else if let Some(gap) = self.intake.mark_connected(silence, now) {
-            self.mark_gap(gap, now);
+    fn on_only_session_live(
+        &mut self,
+        id: SessionId,
+        swap: Option<BreakFirstSwap>,
+        position_refused: bool,
+        now: Moment,
+    ) {
+        // The snapshot behind a gap needs the endpoint's topics, so the endpoint comes first.
+        self.adopt_endpoint();
+        if position_refused {
+            self.apply(PathInput::PositionAbandoned(GapReason::Retention));
         }
-    }
-
-    /// The newest live session's endpoint is the one to come back to.
-    pub(super) fn adopt_endpoint(&mut self) {
-        let newest = self.link.sessions().filter(|session| session.is_live()).last();
-        let Some(provisioned) = newest.and_then(Session::provisioned).cloned() else { return };
-        self.intake.set_snapshot(self.settings.connector.snapshot(Some(&provisioned.endpoint)));
-        self.report_topics(&provisioned.endpoint);
-        self.endpoint = Some(provisioned);
+        self.outputs.push_back(LinkOutput::Connected(id));
+        if let Some(BreakFirstSwap { trigger, since }) = swap {
+            self.report(StreamReport::Rotated { trigger, silence: now.at.saturating_duration_since(since) });
+        }
     }
 }
 
-/// Whether the platform refused the successor a topic that the old session hears.
+/// The notices of a frame that leave the session live.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Notices {
+    closing: bool,
+    token_revoked: bool,
+}
+
+impl Notices {
+    pub(super) fn of(items: &[Item]) -> Self {
+        Self {
+            closing: items.contains(&Item::Notice(Notice::Closing)),
+            token_revoked: items.contains(&Item::Notice(Notice::TokenRevoked)),
+        }
+    }
+}
+
+fn is_hung(session: &Session, now: Moment) -> bool {
+    now.at >= session.started_at() + HUNG_AFTER
+}
+
+/// Whether the platform refused the successor a topic of the old session.
 fn loses_topic(old: &Session, new: &Session) -> bool {
     let (old, new) = (old.provisioned(), new.provisioned());
     old.zip(new).is_some_and(|(old, new)| old.endpoint.topic_refused_by(&new.endpoint).is_some())
-}
-
-/// Whether an endpoint can be used under a token.
-pub(super) fn is_usable(provisioned: &ProvisionedEndpoint, generation: u64, now: Moment) -> bool {
-    provisioned.generation == generation && provisioned.expires_at.is_none_or(|ends| now.at < ends)
 }

@@ -9,7 +9,7 @@ use self::script_runner::{
     sequenced,
 };
 use super::*;
-use crate::model::Timestamp;
+use crate::{model::Timestamp, protocol::backoff};
 
 #[test]
 fn a_first_connect_has_no_position_and_a_reconnect_resumes() {

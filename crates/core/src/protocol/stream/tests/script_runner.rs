@@ -4,9 +4,12 @@ use bytestring::ByteString;
 
 use super::*;
 use crate::{
-    connector::{Failure, Frame, genesys_notifications, genesys_sequenced},
-    model::{Body, Epoch, Event, Offset, Sequence},
-    protocol::session::SessionId,
+    connector::{Connector, Failure, Frame, genesys_notifications, genesys_sequenced},
+    model::{Body, Epoch, Event, Mark, Offset, Sequence},
+    protocol::{
+        backoff,
+        session::{SessionId, Timeouts},
+    },
 };
 
 /// What a step leads to: `dial`, `leave`, `forget`, `append`, … and the state of the stream when it changes.

@@ -1,0 +1,44 @@
+//! How a stream is run.
+
+use std::time::Duration;
+
+use super::buffer::OverflowPolicy;
+use crate::{
+    connector::Connector,
+    model::FeedId,
+    protocol::{backoff, session::Timeouts},
+};
+
+/// An overlap of two sessions ends after this time, even if the old session has not answered its probe.
+pub(super) const OVERLAP_MAX: Duration = Duration::from_secs(5);
+
+/// The settings of one stream.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub connector: Connector,
+    /// What the connector reads. A position of another feed is not used.
+    pub feed: FeedId,
+    pub rotation: Rotation,
+    /// A planned rotation begins after a random delay between half of this time and all of it.
+    pub rotation_jitter: Duration,
+    /// How long the platform keeps events for a resume.
+    pub retention: Duration,
+    /// The maximum number of events that wait for the log.
+    pub buffer: usize,
+    /// The maximum size in bytes of the events that wait for the log. One event may exceed it.
+    pub buffer_bytes: usize,
+    /// The maximum number of events in one append.
+    pub append_max: usize,
+    pub overflow: OverflowPolicy,
+    pub timeouts: Timeouts,
+    pub backoff: backoff::Settings,
+}
+
+/// The order of steps in a planned rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotation {
+    /// The successor is live before the old session is closed.
+    Overlap,
+    /// The old session is closed first.
+    BreakFirst,
+}
