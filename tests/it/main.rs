@@ -6,6 +6,7 @@ mod admin;
 mod architecture;
 mod consumers;
 mod decoders;
+mod dependencies;
 mod deploy;
 mod failures;
 mod frames;
