@@ -5,6 +5,7 @@
 mod age;
 pub mod embedded;
 pub mod redis;
+pub mod sinks;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    model::{Fence, ReplicaId, StreamName},
+    model::StreamName,
     protocol::lease::LeaseRecord,
     store::redis::{
-        head,
+        lease_row::{LeaseRow, parse_record},
         unreadable::{REPAIR_HINT, quoted},
     },
 };
@@ -29,9 +29,6 @@ pub(super) enum HeadRecord {
     Absent,
     Unreadable(String),
 }
-
-/// A record as it stands in a head: number, nonce, owner.
-pub(super) type LeaseRow = (Option<String>, Option<String>, Option<String>);
 
 impl HeadRecord {
     /// Reads the fields of the key `head`; none for `row` when one of them is not text.
@@ -55,38 +52,6 @@ fn unreadable_record(head: &str, row: &LeaseRow) -> String {
         shown(nonce),
         shown(holder)
     )
-}
-
-/// A record; none where a field is not in the form that replicas write.
-pub(super) fn parse_record((number, nonce, holder): &LeaseRow) -> Option<LeaseRecord> {
-    let holder = match holder.as_deref() {
-        None | Some("") => None,
-        Some(text) => Some(parse_replica(text)?),
-    };
-    let (number, nonce) = (number.as_deref()?, nonce.as_deref()?);
-    let fence = read_fence(number, nonce).filter(|fence| is_canonical(*fence, number, nonce))?;
-    Some(LeaseRecord { holder, fence })
-}
-
-/// A replica's id in hexadecimal.
-pub(super) fn parse_replica(text: &str) -> Option<ReplicaId> {
-    u64::from_str_radix(text, 16).ok().map(ReplicaId)
-}
-
-/// A fence by its number in decimal and its nonce in hexadecimal.
-pub(super) fn read_fence(number: &str, nonce: &str) -> Option<Fence> {
-    Some(Fence { number: head::parse_count(number)?, nonce: u128::from_str_radix(nonce, 16).ok()? })
-}
-
-/// Whether the texts are in the form that scripts and appends compare. Another form never matches.
-fn is_canonical(fence: Fence, number: &str, nonce: &str) -> bool {
-    let (expected_number, expected_nonce) = fence_texts(fence);
-    number == expected_number && nonce == expected_nonce
-}
-
-/// Number and nonce of a fence as scripts and appends compare them.
-pub(super) fn fence_texts(fence: Fence) -> (String, String) {
-    (fence.number.to_string(), format!("{:032x}", fence.nonce))
 }
 
 #[cfg(test)]
@@ -114,15 +79,5 @@ mod tests {
             assert!(why.starts_with("head: ") && why.contains("found number"), "{why}");
         }
         assert_eq!(HeadRecord::read("head", Some((None, None, text("2a")))), HeadRecord::Absent);
-    }
-
-    #[test]
-    fn a_record_may_have_no_owner() {
-        let row = |holder: Option<&str>| (Some("4".to_owned()), Some(NONCE.to_owned()), holder.map(str::to_owned));
-        let fence = Fence { number: 4, nonce: 255 };
-        assert_eq!(parse_record(&row(None)), Some(LeaseRecord { holder: None, fence }));
-        assert_eq!(parse_record(&row(Some(""))), Some(LeaseRecord { holder: None, fence }));
-        assert_eq!(parse_record(&row(Some("2a"))), Some(LeaseRecord { holder: Some(ReplicaId(42)), fence }));
-        assert_eq!(parse_record(&row(Some("xyz"))), None);
     }
 }

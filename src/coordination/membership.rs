@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::lease_record::parse_replica;
 use crate::{
     model::StreamName,
     protocol::lease::Member,
-    store::redis::{keys::key, unreadable::quoted},
+    store::redis::{keys::key, lease_row::parse_replica, unreadable::quoted},
 };
 
 /// A live replica and the health of its streams. A membership names at most [`UNHEALTHY_MAX`] streams of each kind.

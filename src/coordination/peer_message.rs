@@ -1,10 +1,12 @@
 //! Messages between replicas over pub/sub. A lost message costs time, never an event.
 
 use crate::{
-    coordination::lease_record::{parse_replica, read_fence},
     model::ReplicaId,
     protocol::lease::PeerMessage,
-    store::redis::connection::PubSubListener,
+    store::redis::{
+        connection::PubSubListener,
+        lease_row::{parse_replica, read_fence},
+    },
 };
 
 /// A message that this replica sends.

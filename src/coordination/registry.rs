@@ -6,7 +6,7 @@ use futures_util::future::try_join_all;
 use redis::{Value, cmd};
 
 use super::{
-    lease_record::{HeadRecord, LeaseRecords, fence_texts},
+    lease_record::{HeadRecord, LeaseRecords},
     membership::{HealthReport, MemberList, encode_health, member_keys},
     peer_message::{OutgoingMessage, PeerSubscription, direct_channel, encode_message, heartbeat_channel},
     shared_settings::SharedSettings,
@@ -17,6 +17,7 @@ use crate::{
     store::redis::{
         connection::{CommandError, LuaScript, RedisConnection},
         keys::LogKeys,
+        lease_row::fence_texts,
         unreadable::{is_later_format, later_format, wrong_type},
     },
 };

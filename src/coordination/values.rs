@@ -1,16 +1,16 @@
 //! Decoders of the registry's keys and messages, for fuzzing: any value is read within bounds, or rejected.
 
 use super::{
-    lease_record, membership,
+    membership,
     membership::MemberStatus,
     peer_message::{self, IncomingMessage},
     shared_settings::SharedSettings,
 };
-use crate::protocol::lease::LeaseRecord;
+use crate::{protocol::lease::LeaseRecord, store::redis::lease_row::parse_record};
 
 /// A lease record by its number, nonce and owner.
 pub fn record(number: &str, nonce: &str, owner: Option<&str>) -> Option<LeaseRecord> {
-    lease_record::parse_record(&(Some(number.to_owned()), Some(nonce.to_owned()), owner.map(str::to_owned)))
+    parse_record(&(Some(number.to_owned()), Some(nonce.to_owned()), owner.map(str::to_owned)))
 }
 
 /// A live replica by its id and the value of its membership.

@@ -13,6 +13,7 @@ mod presence;
 mod reads;
 mod records;
 mod reserve;
+mod sinks;
 mod step;
 mod stored_stream;
 mod writer;

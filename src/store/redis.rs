@@ -9,10 +9,12 @@ mod credentials;
 mod follower;
 pub(crate) mod head;
 pub mod keys;
+pub(crate) mod lease_row;
 mod log;
 mod preflight;
 mod reads;
 mod records;
+mod sinks;
 mod skew;
 pub(crate) mod unreadable;
 pub mod values;
@@ -34,6 +36,7 @@ use self::{
     keys::LogKeys,
     log::{Log, RedisLog},
     records::RecordStore,
+    sinks::SinkScripts,
     view::LogView,
 };
 pub use self::{credentials::Credentials, follower::RedisFollower, preflight::UnsupportedServer};
@@ -95,6 +98,7 @@ struct RedisShared {
     reads: Semaphore,
     scripts: Arc<RedisLog>,
     record_scripts: records::RecordScripts,
+    sink_scripts: SinkScripts,
     /// Every log that anybody asked for.
     views: RwLock<BTreeMap<StreamName, Arc<LogView>>>,
     /// Those that this process writes to.
@@ -119,6 +123,7 @@ impl RedisStore {
             connection,
             scripts: Arc::default(),
             record_scripts: records::RecordScripts::default(),
+            sink_scripts: SinkScripts::default(),
             views: RwLock::default(),
             logs: RwLock::default(),
             age: Mutex::new(AgeClock::new(clock::wall(), clock::boot())),

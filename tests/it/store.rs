@@ -41,6 +41,8 @@ macro_rules! on_each {
     };
 }
 
+mod sinks;
+
 on_each![
     appended_entries_are_read_back_unchanged,
     a_former_holder_is_rejected,

@@ -18,11 +18,16 @@ use super::fault::SqliteFault;
 use crate::model::{Batch, EnvelopeHeader, Epoch, Lineage, Offset};
 
 /// The schema this program writes and reads, kept in `user_version`.
-pub(super) const SCHEMA: i64 = 3;
+pub(super) const SCHEMA: i64 = 4;
 
-/// Those before, which are added to when they are found.
+/// The first schema, without cursors and revocations.
 pub(super) const SCHEMA_WITHOUT_RECORDS: i64 = 1;
+
+/// The second schema, without the store's identity.
 pub(super) const SCHEMA_WITHOUT_IDENTITY: i64 = 2;
+
+/// The third schema, without sinks.
+pub(super) const SCHEMA_WITHOUT_SINKS: i64 = 3;
 
 const TABLES: &str = "
 CREATE TABLE stream (
@@ -73,6 +78,33 @@ CREATE TABLE life (
     wal TEXT NOT NULL,
     name TEXT NOT NULL,
     seal TEXT NOT NULL
+) STRICT;
+";
+
+/// What the fourth schema has beside the third: leases, cursors and dead letters of sinks.
+const SINK_TABLES: &str = "
+CREATE TABLE sink (
+    name TEXT NOT NULL PRIMARY KEY,
+    fence_number INTEGER NOT NULL,
+    fence_nonce BLOB NOT NULL,
+    owner INTEGER,
+    letter_next INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE sink_cursor (
+    sink TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    mark TEXT NOT NULL,
+    PRIMARY KEY (sink, stream)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE dead_letter (
+    sink TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    stream TEXT NOT NULL,
+    mark TEXT NOT NULL,
+    failed_at INTEGER NOT NULL,
+    cause TEXT NOT NULL,
+    envelope TEXT NOT NULL,
+    PRIMARY KEY (sink, number)
 ) STRICT;
 ";
 
@@ -208,13 +240,16 @@ pub(super) fn schema(connection: &Connection) -> rusqlite::Result<Option<i64>> {
 
 /// Makes the tables of an empty file, all or none.
 pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
-    apply_schema(connection, &[TABLES, RECORD_TABLES, IDENTITY_TABLES])
+    apply_schema(connection, &[TABLES, RECORD_TABLES, IDENTITY_TABLES, SINK_TABLES])
 }
 
-/// Makes an earlier schema this one. Whoever wrote the first had no cursors and no revocations.
+/// Adds the tables that the schema `from` does not have.
 pub(super) fn migrate(connection: &mut Connection, from: i64) -> rusqlite::Result<()> {
-    let missing: &[&str] =
-        if from == SCHEMA_WITHOUT_RECORDS { &[RECORD_TABLES, IDENTITY_TABLES] } else { &[IDENTITY_TABLES] };
+    let missing: &[&str] = match from {
+        SCHEMA_WITHOUT_RECORDS => &[RECORD_TABLES, IDENTITY_TABLES, SINK_TABLES],
+        SCHEMA_WITHOUT_IDENTITY => &[IDENTITY_TABLES, SINK_TABLES],
+        _ => &[SINK_TABLES],
+    };
     apply_schema(connection, missing)
 }
 

@@ -52,7 +52,10 @@ impl CommandGroup {
                 self.bytes += append.batches.iter().map(|batch| batch.bytes().len()).sum::<usize>();
                 self.appends.push((append, reply));
             }
-            Command::Change(change, reply) => self.changes.push((change, reply)),
+            Command::Change(change, reply) => {
+                self.bytes += change.bytes();
+                self.changes.push((change, reply));
+            }
             Command::Close(reply) => self.close = Some(reply),
         }
     }
@@ -70,7 +73,7 @@ impl CommandGroup {
         self,
         claimed: Vec<Result<LogState, AppendError>>,
         appended: Vec<Result<(), AppendError>>,
-        changed: Vec<bool>,
+        changed: Vec<Result<bool, AppendError>>,
     ) {
         for ((_, _, reply), outcome) in self.claims.into_iter().zip(claimed) {
             // Whoever asked may have stopped waiting: the same below.
@@ -85,7 +88,7 @@ impl CommandGroup {
             drop(reply.send(outcome));
         }
         for ((_, reply), changed) in self.changes.into_iter().zip(changed) {
-            drop(reply.send(Ok(changed)));
+            drop(reply.send(changed));
         }
     }
 

@@ -4,18 +4,41 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::fault::SqliteFault;
-use crate::model::{ConsumerName, Mark, RevocationTarget, StreamName, Timestamp};
+use super::{fault::SqliteFault, sinks};
+use crate::{
+    model::{ConsumerName, Fence, Mark, RevocationTarget, StreamName, Timestamp},
+    protocol::lease::LeaseRecord,
+    store::{AppendError, sinks::SinkAdvance},
+};
 
 /// One change, done in a step with others.
 #[derive(Debug)]
 pub(super) enum RecordChange {
     Cursor { consumer: ConsumerName, stream: StreamName, from: Option<Mark>, to: Mark },
     Revocation { whose: RevocationTarget, at: Timestamp, ends_at: Timestamp },
+    SinkLease { sink: ConsumerName, expected: Option<Fence>, record: LeaseRecord },
+    SinkAdvance(SinkAdvance),
+    RemoveDeadLetter { sink: ConsumerName, number: u64 },
+}
+
+impl RecordChange {
+    /// Bytes of the values that it stores.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::SinkAdvance(advance) => {
+                advance.dead_letters.iter().map(|letter| letter.cause.len() + letter.envelope.len()).sum()
+            }
+            Self::Cursor { .. } | Self::Revocation { .. } | Self::SinkLease { .. } | Self::RemoveDeadLetter { .. } => 0,
+        }
+    }
 }
 
 /// Does a change; false when it is one of something that is not as the caller knows it.
-pub(super) fn change(connection: &Connection, change: &RecordChange, now: Timestamp) -> Result<bool, SqliteFault> {
+pub(super) fn change(
+    connection: &Connection,
+    change: &RecordChange,
+    now: Timestamp,
+) -> Result<Result<bool, AppendError>, SqliteFault> {
     match change {
         RecordChange::Cursor { consumer, stream, from, to } => {
             let found = cursor(connection, consumer, stream)?;
@@ -25,7 +48,7 @@ pub(super) fn change(connection: &Connection, change: &RecordChange, now: Timest
                     .prepare_cached("INSERT OR REPLACE INTO cursor (consumer, stream, mark) VALUES (?1, ?2, ?3)")?;
                 statement.execute(params![consumer.as_str(), stream.as_str(), to.to_string()])?;
             }
-            Ok(moves || found == Some(*to))
+            Ok(Ok(moves || found == Some(*to)))
         }
         RecordChange::Revocation { whose, at, ends_at } => {
             connection.prepare_cached("DELETE FROM revocation WHERE ends_at <= ?1")?.execute([now.0])?;
@@ -34,8 +57,13 @@ pub(super) fn change(connection: &Connection, change: &RecordChange, now: Timest
                  ON CONFLICT (whose) DO UPDATE SET at = max(at, excluded.at), ends_at = max(ends_at, excluded.ends_at)",
             )?;
             statement.execute(params![whose.to_string(), at.0, ends_at.0])?;
-            Ok(true)
+            Ok(Ok(true))
         }
+        RecordChange::SinkLease { sink, expected, record } => {
+            Ok(Ok(sinks::change_lease(connection, sink, *expected, *record)?))
+        }
+        RecordChange::SinkAdvance(advance) => sinks::advance(connection, advance),
+        RecordChange::RemoveDeadLetter { sink, number } => Ok(Ok(sinks::remove_letter(connection, sink, *number)?)),
     }
 }
 

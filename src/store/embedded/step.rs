@@ -98,8 +98,12 @@ impl<'a> WriteStep<'a> {
     }
 
     /// Changes what is kept beside the logs; false when it is not as it was taken to be.
-    pub(super) fn change(&mut self, change: &RecordChange, now: Timestamp) -> Result<bool, SqliteFault> {
-        self.wal_bytes += CHANGE_OVERHEAD;
+    pub(super) fn change(
+        &mut self,
+        change: &RecordChange,
+        now: Timestamp,
+    ) -> Result<Result<bool, AppendError>, SqliteFault> {
+        self.wal_bytes += CHANGE_OVERHEAD + change.bytes() as u64;
         records::change(&self.transaction, change, now)
     }
 

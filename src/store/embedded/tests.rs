@@ -428,8 +428,13 @@ async fn a_false_suspicion_of_damage_costs_nothing() {
     store.close().await;
 }
 
-/// Makes a database of this schema that of an earlier one.
+/// Earlier schemas without an identity, and what the second has beside the first.
 const EARLIER: [(i64, &str); 2] = [(1, "DROP TABLE cursor; DROP TABLE revocation"), (2, "")];
+
+/// Removes the tables of the fourth schema.
+const WITHOUT_SINKS: &str = "DROP TABLE sink; DROP TABLE sink_cursor; DROP TABLE dead_letter";
+
+/// Removes what the third schema has beside the second.
 const WITHOUT_IDENTITY: &str =
     "ALTER TABLE stream DROP COLUMN earlier; ALTER TABLE stream DROP COLUMN feed; DROP TABLE life";
 
@@ -442,7 +447,9 @@ async fn an_earlier_schema_is_migrated_and_starts_an_epoch() {
         former.append(3).await.unwrap();
         store.close().await;
         let database = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
-        database.execute_batch(&format!("{WITHOUT_IDENTITY}; {harm}; PRAGMA user_version = {schema}")).unwrap();
+        database
+            .execute_batch(&format!("{WITHOUT_SINKS}; {WITHOUT_IDENTITY}; {harm}; PRAGMA user_version = {schema}"))
+            .unwrap();
         drop(database);
         let (billing, queues) = ("billing".parse().unwrap(), "queues".parse().unwrap());
         let mark = Mark { epoch: former.epoch(), offset: Offset(2) };
@@ -459,6 +466,26 @@ async fn an_earlier_schema_is_migrated_and_starts_an_epoch() {
         }
         assert_eq!(quarantined_count(directory.path()), 0);
     }
+}
+
+#[tokio::test]
+async fn a_schema_without_sinks_is_migrated_and_keeps_its_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path(), RETAIN_ALL).unwrap();
+    let mut former = StreamFixture::open(&store, "queues").await;
+    former.append(3).await.unwrap();
+    store.close().await;
+    let database = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
+    database.execute_batch(&format!("{WITHOUT_SINKS}; PRAGMA user_version = 3")).unwrap();
+    drop(database);
+    for _ in 0..2 {
+        let store = open(directory.path(), RETAIN_ALL).unwrap();
+        let log = StreamFixture::open(&store, "queues").await;
+        assert_eq!((log.state.last, log.epoch()), (Offset(3), former.epoch()));
+        assert!(store.dead_letters(&"webhook".parse().unwrap(), 0, 1).await.unwrap().is_empty());
+        store.close().await;
+    }
+    assert_eq!(quarantined_count(directory.path()), 0);
 }
 
 #[tokio::test]

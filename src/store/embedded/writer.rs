@@ -326,7 +326,7 @@ impl EmbeddedWriter {
 struct GroupOutcome {
     claimed: Vec<Result<LogState, AppendError>>,
     appended: Vec<Result<(), AppendError>>,
-    changed: Vec<bool>,
+    changed: Vec<Result<bool, AppendError>>,
     backlog: bool,
     outcome: CommitOutcome,
 }

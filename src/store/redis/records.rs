@@ -107,7 +107,8 @@ pub(super) fn revocations(found: &[(String, String)]) -> (BTreeMap<RevocationTar
     (revoked, unreadable)
 }
 
-fn read_error(error: &CommandError) -> ReadError {
+/// A failed command as the error of a read.
+pub(super) fn read_error(error: &CommandError) -> ReadError {
     ReadError(error.to_string())
 }
 
