@@ -1,7 +1,8 @@
-//! The rules in a world of their own: a model platform, a token endpoint and a store under one seeded clock, where
-//! everything goes wrong that can, thousands of times a minute.
+//! Simulation of the pure rules: a model platform, a model token endpoint and a model store share one seeded clock.
+//! Each seed is one world with random faults.
 //!
-//! `TRUNKLINE_SEED=n` runs one world and tells its story; `TRUNKLINE_SEEDS=n` runs that many, from `TRUNKLINE_FROM` on.
+//! `TRUNKLINE_SEED=n` runs one world and prints its trace. `TRUNKLINE_SEEDS=n` runs `n` worlds, starting with seed
+//! `TRUNKLINE_FROM`.
 
 mod checker;
 mod fault;
@@ -38,9 +39,9 @@ use self::{
     store::ModelStore,
 };
 
-/// So many worlds of each kind are a normal run.
+/// Number of seeds that a normal run uses for each scenario.
 const SEEDS: u64 = 400;
-/// So many of the newest things that happened are told with a failure; all of them, when one seed is asked for.
+/// Number of trace lines that a failure report shows. A run of one seed shows all.
 const TRACE_LEN: usize = 120;
 
 #[test]
@@ -81,7 +82,7 @@ fn digest_of(seed: u64) -> String {
     format!("{} {} {}", world.env.store.log.len(), world.env.schedule.now.as_nanos(), world.env.schedule.trace_text())
 }
 
-/// What a test lives through, seed by seed.
+/// The kind of world that a test runs for each seed.
 #[derive(Debug, Clone, Copy)]
 enum Scenario {
     Single(FaultProfile),
@@ -116,7 +117,7 @@ fn run_all(scenario: Scenario) {
     }
 }
 
-/// Runs one world, and tells its story if it fails.
+/// Runs one world again with its trace, and panics with the trace if it fails.
 fn report_failure(scenario: Scenario, seed: u64, trace_len: usize) {
     if let Err(trace) = scenario.run(seed, trace_len) {
         panic!("{trace}\nTRUNKLINE_SEED={seed} runs this {scenario:?} again");
@@ -124,7 +125,7 @@ fn report_failure(scenario: Scenario, seed: u64, trace_len: usize) {
 }
 
 impl Scenario {
-    /// Lives through one world; the error is what happened in it.
+    /// Runs one world. The error is the failure report.
     fn run(self, seed: u64, trace_len: usize) -> Result<(), String> {
         match self {
             Self::Single(profile) => {
@@ -146,12 +147,12 @@ fn message(panic: &(dyn Any + Send)) -> &str {
     owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
-#[expect(clippy::disallowed_methods, reason = "a test is told its seeds by the environment")]
+#[expect(clippy::disallowed_methods, reason = "the environment selects the seeds")]
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap())
 }
 
-/// One world.
+/// A world with one process.
 #[derive(Debug)]
 struct World {
     env: TestEnvironment,
@@ -160,7 +161,7 @@ struct World {
     emission_stopped: bool,
 }
 
-/// Everything but the process.
+/// The state outside the process.
 #[derive(Debug)]
 struct TestEnvironment {
     schedule: Schedule,
@@ -168,24 +169,24 @@ struct TestEnvironment {
     store: ModelStore,
     checker: RuleChecker,
     numbered_check: NumberedLogCheck,
-    /// Requests for tokens fail like this until then.
+    /// How token requests fail, and until when.
     token_endpoint_failure: Option<(refresh::GrantFailure, WorldTime)>,
-    /// The buffer ran short at some time, the store stalled, or it was drained: snapshots may come late.
+    /// The buffer was half full, the store stalled, or the process drained at some time: snapshots may be late.
     was_congested: bool,
 }
 
-/// Within this time of being quiet everything that was heard is durable.
+/// Longest time that a drain takes.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
-/// An event that is said to a live stream is in the log within this time.
+/// Longest time from an event on a live stream to its entry in the log.
 const ARRIVAL_MAX: Duration = Duration::from_secs(10);
 
 impl TestEnvironment {
-    /// The platform says something, and will again.
+    /// The platform sends a burst of events and schedules the next burst.
     fn emit_events(&mut self) {
         let Self { schedule, platform, .. } = self;
         let count = schedule.rng.number(1..schedule.plan.burst_max + 1);
         let pause = if schedule.faults_over { Duration::from_secs(3) } else { schedule.plan.pause };
-        schedule.trace(|| format!("platform says {count} events from {}", platform.sent_events.len()));
+        schedule.trace(|| format!("platform sends {count} events from {}", platform.sent_events.len()));
         platform.emit_events(count, schedule);
         let pause = schedule.rng.pause(pause) + Duration::from_millis(1);
         schedule.after(pause, ScheduledEvent::EmitEvents);
@@ -205,16 +206,16 @@ impl TestEnvironment {
         }
     }
 
-    /// Whether the last event is in the log, or the last one that is owed: a session that begins at the present owes
-    /// nothing of before, even where another still brings it.
+    /// Whether the last event is in the log, or the last one that the platform had to deliver: a session that starts at
+    /// the present delivers no earlier events, although another session may.
     fn has_arrived(&self) -> bool {
-        let said = &self.platform.sent_events;
+        let sent = &self.platform.sent_events;
         let there: Vec<usize> = self.store.log.iter().rev().take(10).filter_map(checker::uid).collect();
-        let ends = [said.last(), said.iter().rev().find(|said| !said.undeliverable)];
+        let ends = [sent.last(), sent.iter().rev().find(|sent| !sent.undeliverable)];
         ends.into_iter().flatten().any(|end| there.contains(&end.class))
     }
 
-    /// What happened until this.
+    /// The trace, the plan and the message of a panic.
     fn failure_report(&self, panic: &(dyn Any + Send)) -> String {
         format!("\n{}\n\n{:?}\n\n{}", self.schedule.trace_text(), self.schedule.plan, message(panic))
     }
@@ -232,7 +233,7 @@ impl World {
         }
     }
 
-    /// The night, the morning after, and the judgement.
+    /// Runs with faults, then recovers, drains and checks the log.
     fn run(&mut self) {
         self.env.schedule.after(Duration::ZERO, ScheduledEvent::StartProcess);
         self.env.schedule.after(Duration::ZERO, ScheduledEvent::EmitEvents);
@@ -245,7 +246,7 @@ impl World {
         log_check::check_log(&self.env);
     }
 
-    /// The faults stop: within a bound the stream is live again.
+    /// Ends the faults; the stream has to be live again within a bound.
     fn recover(&mut self) {
         self.env.schedule.trace(|| "the faults are over".to_owned());
         self.env.schedule.faults_over = true;
@@ -253,9 +254,9 @@ impl World {
         self.env.platform.recover();
         self.env.store.stalls_until = WorldTime::ZERO;
         self.start();
-        let patience = self.env.schedule.plan.stream.timeouts;
-        // A line that died in the night is only found out by its silence.
-        let silence = self.env.schedule.now + patience.silence + patience.connect;
+        let timeouts = self.env.schedule.plan.stream.timeouts;
+        // Only the silence timeout detects a connection that stalled during the faults.
+        let silence = self.env.schedule.now + timeouts.silence + timeouts.connect;
         self.run_until(silence, |_| false);
         self.expect_live();
     }
@@ -266,12 +267,12 @@ impl World {
         assert!(self.is_live(), "the faults are over, and the stream is {:?}", self.env.checker.state);
     }
 
-    /// The longest pause that any rule may still be in, and what it takes to connect.
+    /// The longest delay that any rule may still wait for, plus the time to connect.
     fn recovery_max(&self) -> Duration {
         let settings = &self.env.schedule.plan.stream;
-        let told = Duration::from_secs(30);
+        let retry_after = Duration::from_secs(30);
         let token = Duration::from_secs(75) + self.env.schedule.plan.refresh.interval_min;
-        settings.backoff.cap.mul_f64(1.2) + told + token + settings.timeouts.connect * 2
+        settings.backoff.cap.mul_f64(1.2) + retry_after + token + settings.timeouts.connect * 2
     }
 
     fn is_live(&self) -> bool {
@@ -280,7 +281,7 @@ impl World {
             && matches!(self.env.checker.state, StreamState::Live | StreamState::Recovering)
     }
 
-    /// What is said to a live stream arrives, and a snapshot that is owed is had.
+    /// New events of a live stream arrive, and a pending snapshot is written.
     fn expect_arrival(&mut self) {
         self.emission_stopped = true;
         for _ in 0..4 + self.env.platform.flawed_count() {
@@ -291,19 +292,19 @@ impl World {
                 break;
             }
         }
-        assert!(self.env.has_arrived(), "what is said to a live stream does not arrive");
+        assert!(self.env.has_arrived(), "an event of a live stream does not arrive");
         let deadline = self.env.schedule.now + Duration::from_secs(60);
         self.run_until(deadline, |world| !world.snapshot_pending());
-        assert!(!self.snapshot_pending(), "a snapshot is owed for too long");
+        assert!(!self.snapshot_pending(), "a snapshot is pending for too long");
     }
 
-    /// Whether what was just said need not be there, and is to be said again to a stream that is live again.
+    /// Whether the newest events may be missing, so that the test has to send more. Waits until the stream is live.
     fn arrival_not_guaranteed(&mut self) -> bool {
         if self.env.schedule.plan.dialect == ConnectorKind::Notifications {
-            // What is said in the dark of a swap is lost, and a topic may still be refused.
+            // Events during a channel swap are lost, and a topic may still be refused.
             return true;
         }
-        // A frame of the night that is too long ends one more session, and the pause behind it may be long.
+        // An oversize frame from the faults ends one more session, and the next delay may be long.
         let met_flaw = self.env.platform.flawed_count() > 0 && !self.is_live();
         if met_flaw {
             self.expect_live();
@@ -316,11 +317,11 @@ impl World {
     }
 
     fn drain(&mut self) {
-        let process = self.process.as_mut().expect("a process that is live");
+        let process = self.process.as_mut().expect("a running process");
         process.handle_stream_input(Input::Drain, &mut self.env);
         let deadline = self.env.schedule.now + DRAIN_MAX;
         self.run_until(deadline, |world| world.process.is_none());
-        assert!(self.process.is_none(), "what was heard is not durable in time");
+        assert!(self.process.is_none(), "the process does not drain in time");
     }
 
     fn run_until(&mut self, end: WorldTime, done: impl Fn(&Self) -> bool) {
@@ -367,7 +368,7 @@ impl World {
                     self.schedule_fault();
                 }
             }
-            ScheduledEvent::Process { incarnation, input: news } => self.deliver_input(incarnation, news),
+            ScheduledEvent::Process { incarnation, input } => self.deliver_input(incarnation, input),
             ScheduledEvent::FrameArrives { socket, what, certain } => {
                 if let Some(process) = &mut self.process
                     && (certain || self.env.platform.gets_through(socket))
@@ -389,7 +390,7 @@ impl World {
             ScheduledEvent::TokenEnds(token) => platform.on_token_expired(token, schedule),
             ScheduledEvent::ChannelEnds(channel) => platform.on_channel_expired(channel, schedule),
             ScheduledEvent::InjectPairFault | ScheduledEvent::ReadLogEnd | ScheduledEvent::TakeOver { .. } => {
-                unreachable!("it is no pair")
+                unreachable!("only a pair has this event")
             }
         }
     }
@@ -401,11 +402,11 @@ impl World {
         }
     }
 
-    fn deliver_input(&mut self, incarnation: u32, news: schedule::ProcessInput) {
+    fn deliver_input(&mut self, incarnation: u32, input: schedule::ProcessInput) {
         match &mut self.process {
-            Some(process) if process.incarnation == incarnation => process.handle_input(news, &mut self.env),
+            Some(process) if process.incarnation == incarnation => process.handle_input(input, &mut self.env),
             Some(_) | None => {
-                if let schedule::ProcessInput::Opened(_, socket) = news {
+                if let schedule::ProcessInput::Opened(_, socket) = input {
                     self.env.platform.on_socket_dropped(socket);
                 }
             }
@@ -414,8 +415,8 @@ impl World {
 
     fn schedule_fault(&mut self) {
         let schedule = &mut self.env.schedule;
-        let calamities = schedule.plan.faults.clone();
-        let fault = schedule.rng.pick(&calamities);
+        let faults = schedule.plan.faults.clone();
+        let fault = schedule.rng.pick(&faults);
         let pause = schedule.rng.pause(schedule.plan.fault_interval);
         schedule.after(pause, ScheduledEvent::InjectFault(fault));
     }

@@ -1,4 +1,4 @@
-//! What must hold in every world, checked as it goes along and again over the whole log.
+//! Invariants of every world, checked at each step.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,43 +18,43 @@ use super::{
     store::ModelStore,
 };
 
-/// What the judge has seen of the process that runs.
+/// State of the checks of the running process.
 #[derive(Debug)]
 pub(super) struct RuleChecker {
-    /// The newest number that anybody can know: stored, or heard.
+    /// The newest sequence number that is stored or received.
     known: Option<u64>,
-    /// When the platform was last heard, by the world's clock and by the wall.
+    /// When the platform last sent something, by the world's clock and by the wall clock.
     received_at: Option<WorldTime>,
     received_wall: Timestamp,
-    /// When the log that it took over says so.
+    /// The same moment in the checkpoint of the log that the process took over.
     log_wall: Timestamp,
-    /// The position is another's to give up.
+    /// Only the owner may abandon the position.
     position_is_foreign: bool,
-    /// Why a position may be given up until the next numbered event.
+    /// Whether the position may be abandoned until the next numbered event.
     may_abandon_position: bool,
     poisoned: u32,
     pub(super) state: StreamState,
     pub(super) connected: bool,
     connected_since: Option<WorldTime>,
-    /// A planned replacement is under way.
+    /// A planned replacement is in progress.
     replacing: bool,
-    /// When the present row of failures began.
+    /// When the current series of failures began.
     failing_since: Option<WorldTime>,
     failures: u32,
     refused: u64,
     first_uses: BTreeMap<SessionId, u64>,
     tokens: TokenCounters,
     wakes: (WorldTime, u32, u32),
-    /// The newest attempt asked for a position.
+    /// The newest attempt requested a position.
     requested_position: bool,
-    /// … and was refused, perhaps for that.
+    /// The newest attempt was refused, possibly because of its position.
     position_refused: bool,
     pub(super) gaps: u32,
-    /// What was heard, for as long as somebody wants to know.
+    /// Received events since the last reset.
     pub(super) received: Vec<usize>,
 }
 
-/// The requests for tokens of one process.
+/// Token requests of one process.
 #[derive(Debug, Default)]
 struct TokenCounters {
     requested_at: WorldTime,
@@ -63,19 +63,19 @@ struct TokenCounters {
     allowances: u32,
 }
 
-/// What a frame brings, as far as the judge cares.
+/// The events of a frame, as far as the checks need them.
 #[derive(Debug)]
 pub(super) struct ReceivedEvents {
     newest_sequence: Option<u64>,
     pub(super) uids: Vec<usize>,
 }
 
-/// No more wake-ups than this at one moment, and within one second.
+/// Limits of wake-ups at one moment and within one second.
 const WAKES_AT_ONCE_MAX: u32 = 16;
 const WAKES_A_SECOND_MAX: u32 = 80;
-/// Events that wait for a missing number, or are suspected to be of a new numbering; and entries of the relay's own.
+/// Events that wait for a missing number or may start a new numbering, and Trunkline's own entries.
 const HOLDINGS: usize = 64 + 100 + 64;
-/// While an outage is shorter than this, no attempt need be put off for longer than the step.
+/// During a shorter outage, no delay may be longer than the step.
 const SHORT_OUTAGE: Duration = Duration::from_secs(6);
 const SHORT_OUTAGE_STEP: Duration = Duration::from_millis(4_500);
 
@@ -128,15 +128,15 @@ impl RuleChecker {
         *self = Self { wakes: self.wakes, position_is_foreign: true, ..Self::new() };
     }
 
-    /// A standby is told where the log of another ends.
+    /// A standby reads where the owner's log ends.
     pub(super) fn on_log_end_read(&mut self, position: u64) {
         self.known = self.known.max(Some(position));
     }
 
-    /// The log is its own now.
+    /// The standby becomes the owner.
     pub(super) fn on_takeover(&mut self, opening: &LogHead, kept: usize, schedule: &Schedule) {
         self.position_is_foreign = false;
-        // What a lost session brought to a standby is forgotten.
+        // A standby discards the events of a lost session.
         self.known = self.known.filter(|_| kept > 0);
         self.log_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.last_received_at);
         if !self.connected {
@@ -148,19 +148,19 @@ impl RuleChecker {
         self.known = self.known.max(known.and_then(|known| known.position).map(|position| position.0.0));
     }
 
-    /// It has dropped its sessions, and goes by what the log says.
+    /// The process dropped its sessions and continues from the log.
     pub(super) fn on_restart(&mut self) {
         self.received_at = None;
         self.received_wall = self.log_wall;
     }
 
     pub(super) fn check_wake_up(&mut self, now: WorldTime) {
-        let (at, at_once, in_second) = self.wakes;
-        let at_once = if at == now { at_once + 1 } else { 1 };
+        let (at, at_moment, in_second) = self.wakes;
+        let at_moment = if at == now { at_moment + 1 } else { 1 };
         let in_second = if at.as_secs() == now.as_secs() { in_second + 1 } else { 1 };
-        assert!(at_once <= WAKES_AT_ONCE_MAX, "woken {at_once} times at one moment");
-        assert!(in_second <= WAKES_A_SECOND_MAX, "woken {in_second} times within a second");
-        self.wakes = (now, at_once, in_second);
+        assert!(at_moment <= WAKES_AT_ONCE_MAX, "{at_moment} wake-ups at one moment");
+        assert!(in_second <= WAKES_A_SECOND_MAX, "{in_second} wake-ups within a second");
+        self.wakes = (now, at_moment, in_second);
     }
 
     pub(super) fn check_buffer(&self, buffered: usize, plan: &WorldPlan) {
@@ -173,18 +173,18 @@ impl RuleChecker {
         assert!(buffered <= limit + HOLDINGS, "{buffered} events are buffered, with a buffer of {buffer}");
     }
 
-    pub(super) fn on_received(&mut self, heard: &ReceivedEvents, now: WorldTime, wall: Timestamp) {
-        self.received.extend(&heard.uids);
+    pub(super) fn on_received(&mut self, received: &ReceivedEvents, now: WorldTime, wall: Timestamp) {
+        self.received.extend(&received.uids);
         self.received_at = Some(now);
         self.received_wall = wall;
-        if heard.newest_sequence > self.known {
-            self.known = heard.newest_sequence;
+        if received.newest_sequence > self.known {
+            self.known = received.newest_sequence;
             self.may_abandon_position = false;
             self.poisoned = 0;
         }
     }
 
-    /// A session ended, or could not be had.
+    /// A session ended, or an attempt failed.
     pub(super) fn on_failure(&mut self, failure: &Failure) {
         match failure {
             Failure::Oversize => self.may_abandon_position = true,
@@ -192,7 +192,7 @@ impl RuleChecker {
                 self.poisoned += 1;
                 self.may_abandon_position |= self.poisoned >= 2;
             }
-            // A platform may refuse a position that it holds: the relay believes it.
+            // A platform may refuse a position that it holds; the relay abandons it anyway.
             Failure::Handshake { status: 404 | 410, .. } => self.position_refused = true,
             Failure::Closed { .. }
             | Failure::Handshake { .. }
@@ -204,48 +204,48 @@ impl RuleChecker {
         }
     }
 
-    /// A position is asked for as long as the platform keeps it, and never when it is known not to.
+    /// The relay requests a position while the platform keeps it, and never after its retention.
     pub(super) fn check_dial(&mut self, dial: &Dial, schedule: &Schedule) {
         self.requested_position = position_in(&dial.url).is_some();
-        let unheard = match self.received_at {
+        let silence = match self.received_at {
             Some(at) => schedule.now.saturating_sub(at),
             None => schedule.wall().since(self.received_wall),
         };
         let Some(known) = self.known.filter(|_| !self.position_is_foreign) else { return };
-        let too_old = unheard > schedule.plan.stream.retention;
+        let too_old = silence > schedule.plan.stream.retention;
         self.may_abandon_position |= too_old;
         match position_in(&dial.url) {
             Some(asked) => {
-                // While another session serves, nothing grows old.
-                // One that begins again where a log ends that it took over goes by what that says.
-                let told = schedule.wall().since(self.log_wall) <= schedule.plan.stream.retention;
-                assert!(!too_old || told || self.connected, "asked to go on after {asked}, unheard for {unheard:?}");
-                assert!(asked <= known, "asked to go on after {asked}, which nobody heard");
+                // While another session is live, the position stays recent.
+                // After a takeover, the time in the log's checkpoint counts.
+                let recent_in_log = schedule.wall().since(self.log_wall) <= schedule.plan.stream.retention;
+                assert!(!too_old || recent_in_log || self.connected, "resumed after {asked}, silent for {silence:?}");
+                assert!(asked <= known, "resumed after {asked}, which was never received");
                 self.position_refused = false;
             }
             None => {
                 self.may_abandon_position |= std::mem::take(&mut self.position_refused);
-                assert!(self.may_abandon_position, "the position {known} was given up without a reason");
+                assert!(self.may_abandon_position, "the position {known} was abandoned without a reason");
             }
         }
     }
 
-    /// The time of a checkpoint is the moment when the platform was last heard.
+    /// The time of a checkpoint is the moment when the platform last sent something.
     pub(super) fn check_append(&self, checkpoint: &Checkpoint, wall: Timestamp) {
-        assert!(checkpoint.last_received_at <= wall, "a checkpoint of the future");
+        assert!(checkpoint.last_received_at <= wall, "a checkpoint has a time in the future");
         assert!(
             checkpoint.last_received_at >= self.received_wall || self.received_at.is_none(),
-            "a checkpoint forgets that the platform was heard"
+            "a checkpoint has an older time than the last frame"
         );
     }
 
-    /// Data first, position second.
+    /// The stored position is never ahead of the stored events.
     pub(super) fn check_stored(&self, store: &ModelStore) {
         let position = store.checkpoint.and_then(|checkpoint| checkpoint.position).map(|position| position.0.0);
         let newest = store.log.iter().rposition(|event| event.sequence.is_some());
         let number = newest.and_then(|place| store.log[place].sequence).map(|sequence| sequence.0);
         let shed = store.log[newest.map_or(0, |place| place + 1)..].iter().any(|event| reason(event) == Some("shed"));
-        assert!(position == number || shed, "position {position:?} beside the newest number {number:?}");
+        assert!(position == number || shed, "position {position:?} with the newest number {number:?}");
     }
 
     pub(super) fn report(&mut self, report: &StreamReport, schedule: &Schedule) {
@@ -263,7 +263,7 @@ impl RuleChecker {
             StreamReport::Connected(false) => {
                 self.settle_row(schedule);
                 self.connected = false;
-                // A planned break does not begin the proof of stability anew.
+                // A planned change does not restart the stability period.
                 self.connected_since = self.connected_since.filter(|_| self.replacing);
             }
             StreamReport::RotationStarted(_) => self.replacing = true,
@@ -290,7 +290,7 @@ impl RuleChecker {
         }
     }
 
-    /// Only a connection that lasted ends a row of failures.
+    /// Only a stable connection ends a series of failures.
     fn settle_row(&mut self, schedule: &Schedule) {
         let lived = self.connected_since.map_or(Duration::ZERO, |since| schedule.now - since);
         if lived >= schedule.plan.stream.backoff.stable_after {
@@ -299,13 +299,13 @@ impl RuleChecker {
         }
     }
 
-    /// Whether the position was refused: then the next attempt follows at once, without it.
+    /// Whether the position was refused, so that the next attempt follows immediately and without it.
     fn is_position_refused(&self, failure: &Failure, delay: Duration) -> bool {
         let refused = matches!(failure, Failure::Handshake { status: 404 | 410, .. });
         refused && self.requested_position && delay <= Duration::from_millis(250)
     }
 
-    /// Delays grow with each failure of a row, whatever else happened in between.
+    /// Delays grow with each failure of a series.
     fn check_backoff(&mut self, delay: Duration, schedule: &Schedule) {
         let was_stable =
             self.connected_since.is_some_and(|since| schedule.now - since >= schedule.plan.stream.backoff.stable_after);
@@ -321,16 +321,16 @@ impl RuleChecker {
         let may_be_short = schedule.now - since < SHORT_OUTAGE && delay >= SHORT_OUTAGE_STEP;
         assert!(
             may_be_short || delay >= grown.mul_f64(1.0 - settings.jitter - 0.001),
-            "failure {} of a row is followed after {delay:?}",
+            "failure {} of a series is retried after {delay:?}",
             self.failures
         );
     }
 
-    /// No session begins under a token that the platform rejected.
+    /// No session starts with a token that the platform rejected.
     pub(super) fn check_token_use(&mut self, session: SessionId, generation: u64) {
         let first = !self.first_uses.contains_key(&session);
         if first {
-            assert!(generation > self.refused, "{session:?} begins under the rejected token {generation}");
+            assert!(generation > self.refused, "{session:?} starts with the rejected token {generation}");
             self.first_uses.insert(session, generation);
         }
     }
@@ -349,19 +349,19 @@ impl RuleChecker {
         self.tokens.requested_at = now;
     }
 
-    /// A token is replaced before three quarters of its life only for a rejection or an operator's wish.
+    /// Only a rejection or an operator's command replaces a token before three quarters of its lifetime.
     pub(super) fn on_token_granted(&mut self, schedule: &Schedule) {
         let due = |before: WorldTime| before + schedule.plan.token_lifetime.mul_f64(0.75) - Duration::from_millis(1);
         if self.tokens.granted.is_some_and(|before| self.tokens.requested_at < due(before)) {
             self.tokens.early += 1;
         }
         self.tokens.granted = Some(self.tokens.requested_at);
-        let TokenCounters { early, allowances: excuses, .. } = self.tokens;
-        assert!(early <= excuses, "{early} tokens were asked for early, with {excuses} reasons");
+        let TokenCounters { early, allowances: reasons, .. } = self.tokens;
+        assert!(early <= reasons, "{early} early token requests, but {reasons} reasons");
     }
 }
 
-/// A planned change is no trouble: nothing is missed, nothing is lost, nobody is without a session.
+/// A planned change causes no failure, no gap and no time without a session.
 fn forbid_disruption(report: &StreamReport) {
     match report {
         StreamReport::Gap { .. }
@@ -370,9 +370,11 @@ fn forbid_disruption(report: &StreamReport) {
         | StreamReport::ActionRequired { .. }
         | StreamReport::Shed(_)
         | StreamReport::RotationFailed { .. } => {
-            panic!("a planned profile, and yet: {report:?}");
+            panic!("a disruption in a planned profile: {report:?}");
         }
-        StreamReport::Rotated { silence, .. } => assert!(silence.is_zero(), "a planned change was heard: {report:?}"),
+        StreamReport::Rotated { silence, .. } => {
+            assert!(silence.is_zero(), "silence during a planned change: {report:?}")
+        }
         StreamReport::State(_)
         | StreamReport::Connected(_)
         | StreamReport::Resuming(_)
@@ -385,12 +387,12 @@ fn forbid_disruption(report: &StreamReport) {
     }
 }
 
-/// The reason of a gap entry; none for any other entry.
+/// The reason of a gap entry; `None` for any other entry.
 pub(super) fn reason(event: &Event) -> Option<&str> {
     (event.kind == "trunkline.gap.v1").then(|| text_of(event).split('"').nth(3)).flatten()
 }
 
-/// Which event of the platform an entry is.
+/// The index of the platform event in an entry.
 pub(super) fn uid(event: &Event) -> Option<usize> {
     let number = text_of(event).split_once("\"uid\":").and_then(|(_, rest)| leading_number(rest))?;
     usize::try_from(number).ok()

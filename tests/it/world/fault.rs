@@ -1,4 +1,4 @@
-//! What goes wrong in a world, or is changed on purpose.
+//! Faults and planned changes of a world.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{
     schedule::{ProcessInput, Schedule, ScheduledEvent},
 };
 
-/// One kind of trouble.
+/// One kind of fault or planned change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WorldFault {
     Rotate,
@@ -97,7 +97,7 @@ const NOTIFICATIONS: [WorldFault; 22] = [
 ];
 
 impl WorldFault {
-    /// The kinds that a night may bring.
+    /// The kinds that a profile permits.
     pub(super) fn of(profile: FaultProfile, dialect: ConnectorKind) -> &'static [Self] {
         match (profile, dialect) {
             (FaultProfile::Planned, ConnectorKind::Sequenced) => &PLANNED,
@@ -109,7 +109,7 @@ impl WorldFault {
 }
 
 impl TestEnvironment {
-    /// What goes wrong at the platform.
+    /// Injects a fault of the platform.
     pub(super) fn inject_platform_fault(&mut self, fault: WorldFault) {
         let (platform, schedule) = (&mut self.platform, &mut self.schedule);
         match fault {
@@ -145,22 +145,22 @@ impl TestEnvironment {
             | WorldFault::Restart
             | WorldFault::WipeStore
             | WorldFault::StoreStall
-            | WorldFault::TokenEndpoint => unreachable!("not the platform's"),
+            | WorldFault::TokenEndpoint => unreachable!("not a fault of the platform"),
         }
     }
 }
 
 impl World {
-    /// Lets it happen.
+    /// Injects a fault or a planned change.
     pub(super) fn inject(&mut self, fault: WorldFault) {
-        self.env.schedule.trace(|| format!("calamity: {fault:?}"));
+        self.env.schedule.trace(|| format!("fault: {fault:?}"));
         match fault {
             WorldFault::Rotate => self.send_input(Input::Rotate),
             WorldFault::RefreshToken => self.request_token(),
             WorldFault::Pause => self.pause(),
             WorldFault::Crash => self.crash(),
             WorldFault::Restart => {
-                // A drain waits for no snapshot.
+                // A drain does not wait for a snapshot.
                 self.env.was_congested = true;
                 self.send_input(Input::Drain);
             }
@@ -197,9 +197,9 @@ impl World {
         }
     }
 
-    fn send_input(&mut self, wish: Input) {
+    fn send_input(&mut self, input: Input) {
         if let Some(process) = &mut self.process {
-            process.handle_stream_input(wish, &mut self.env);
+            process.handle_stream_input(input, &mut self.env);
         }
     }
 
@@ -228,7 +228,7 @@ impl World {
         self.env.token_endpoint_failure = Some((failure, until));
     }
 
-    /// The process is gone from one moment to the next.
+    /// The process ends without a drain.
     pub(super) fn crash(&mut self) {
         let Some(process) = self.process.take() else { return };
         process.crash(&mut self.env);
@@ -243,10 +243,10 @@ impl World {
 }
 
 fn outage(schedule: &mut Schedule) -> (PlatformRefusal, Duration) {
-    let told = Some(schedule.rng.millis(500..20_000));
+    let retry_after = Some(schedule.rng.millis(500..20_000));
     let refusal = match schedule.rng.number(0..13) {
-        0 => PlatformRefusal::Status(429, told),
-        1 => PlatformRefusal::Status(503, told),
+        0 => PlatformRefusal::Status(429, retry_after),
+        1 => PlatformRefusal::Status(503, retry_after),
         2 => PlatformRefusal::Status(500, None),
         3 => PlatformRefusal::Status(401, None),
         4 => PlatformRefusal::Status(403, None),

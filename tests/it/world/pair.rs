@@ -1,6 +1,6 @@
-//! Two replicas on one log: the owner appends, the other holds a session of its own and takes over, as planned or not.
+//! Two replicas with one log: the owner appends; the standby holds its own session and takes over, planned or not.
 //!
-//! The fence is the store's: appends of a life that does not hold the log are refused.
+//! The model store has the fence: it rejects appends of a process that does not own the log.
 
 mod fault;
 mod guarantee;
@@ -29,27 +29,27 @@ pub(super) struct PairWorld {
     replicas: Vec<PairReplica>,
     processes_started: u32,
     handover: HandoverPhase,
-    /// Of the owner.
+    /// The owner's process.
     guarantee: Option<StandbyGuarantee>,
     emission_stopped: bool,
 }
 
-/// One of the two.
+/// One replica of the pair.
 #[derive(Debug)]
 struct PairReplica {
     process: ModelProcess,
     checker: RuleChecker,
     ready: bool,
-    /// How long the log was when its session was begun.
+    /// Length of the log when the session started.
     append_started: Option<usize>,
-    /// The owner has flushed since.
+    /// The owner has flushed since the session started.
     covered: bool,
     live_since: Option<WorldTime>,
     buffered: usize,
 }
 
 impl PairReplica {
-    /// Looks whether its session is live yet, or still, and whether what it brought is still kept.
+    /// Updates whether the session is live, and whether its events are still buffered.
     fn update(&mut self, now: WorldTime) {
         let kept = std::mem::replace(&mut self.buffered, self.process.machine.standby_len());
         if !self.ready || self.buffered < kept {
@@ -62,21 +62,21 @@ impl PairReplica {
     }
 }
 
-/// How far a planned hand-over has come.
+/// Phase of a planned handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HandoverPhase {
     None,
-    /// The successor's session has to be live.
+    /// Waits until the successor's session is live.
     Wanted,
-    /// The owner was asked whether everything is durable.
+    /// Waits until the owner has flushed.
     Requested,
-    /// The record moves in a moment.
+    /// The owner has flushed; the lease moves next.
     Released,
 }
 
-/// A log is ahead of its standby by no more events than this.
+/// Most events by which a log is ahead of its standby.
 const AHEAD_MAX: usize = 1_000;
-/// A standby is told so often where the log ends, on the average.
+/// Mean interval at which a standby reads where the log ends.
 const LOG_END_READ_INTERVAL: Duration = Duration::from_secs(2);
 
 impl PairWorld {
@@ -85,7 +85,7 @@ impl PairWorld {
         let mut plan = WorldPlan::draw(profile.fault_profile(), &mut rng);
         profile.adjust_plan(&mut plan);
         let mut env = TestEnvironment::new(plan, rng, trace_len);
-        // A snapshot that is owed when the log changes hands may never come.
+        // A snapshot that is pending at a handover may never be written.
         env.was_congested = true;
         Self {
             env,
@@ -98,7 +98,7 @@ impl PairWorld {
         }
     }
 
-    /// The night, the morning after, and the judgement.
+    /// Runs with faults, then recovers, drains and checks the log.
     pub(super) fn run(&mut self) {
         self.env.schedule.after(Duration::ZERO, ScheduledEvent::StartProcess);
         self.env.schedule.after(Duration::ZERO, ScheduledEvent::EmitEvents);
@@ -115,24 +115,24 @@ impl PairWorld {
         self.check_gaps();
     }
 
-    /// The faults stop: within a bound the stream is live again.
+    /// Ends the faults; the stream has to be live again within a bound.
     fn recover(&mut self) {
         self.env.schedule.trace(|| "the faults are over".to_owned());
         self.env.schedule.faults_over = true;
         self.env.token_endpoint_failure = None;
         self.env.platform.recover();
         self.env.store.stalls_until = WorldTime::ZERO;
-        let patience = self.env.schedule.plan.stream.timeouts;
-        let silence = self.env.schedule.now + patience.silence + patience.connect;
+        let timeouts = self.env.schedule.plan.stream.timeouts;
+        let silence = self.env.schedule.now + timeouts.silence + timeouts.connect;
         self.run_until(silence, |_| false);
         self.expect_live();
     }
 
     fn expect_live(&mut self) {
-        // What an operator must mend is tried again after five minutes, and a token may be waited for.
+        // Refused streams are retried after five minutes, and a token request may take time.
         let deadline = self.env.schedule.now + Duration::from_secs(500);
         self.run_until(deadline, Self::is_live);
-        assert!(self.is_live(), "the faults are over, and nobody is live");
+        assert!(self.is_live(), "the faults are over, but no replica is live");
     }
 
     fn is_live(&self) -> bool {
@@ -142,7 +142,7 @@ impl PairWorld {
         })
     }
 
-    /// What is said to a live stream arrives.
+    /// New events of a live stream arrive.
     fn expect_arrival(&mut self) {
         self.emission_stopped = true;
         let flaws = self.env.platform.flawed_count();
@@ -154,11 +154,11 @@ impl PairWorld {
                 return;
             }
             if flaws > 0 && !self.is_live() {
-                // A frame of the night that is too long ends one more session, and the pause behind it may be long.
+                // An oversize frame from the faults ends one more session, and the next delay may be long.
                 self.expect_live();
             }
         }
-        panic!("what is said to a live stream does not arrive");
+        panic!("an event of a live stream does not arrive");
     }
 
     fn drain(&mut self) {
@@ -167,17 +167,17 @@ impl PairWorld {
         }
         let deadline = self.env.schedule.now + DRAIN_MAX;
         self.run_until(deadline, |pair| pair.replicas.is_empty());
-        assert!(self.replicas.is_empty(), "what was heard is not durable in time");
+        assert!(self.replicas.is_empty(), "the replicas do not drain in time");
     }
 
-    /// A platform that repeats what was missed leaves no gap, whoever is killed when.
+    /// With a platform that replays missed events, a crash of any replica leaves no gap.
     fn check_gaps(&self) {
         if self.profile == PairFaultProfile::Faulty || self.env.schedule.plan.dialect == ConnectorKind::Notifications {
             return;
         }
         let numbered = self.env.store.log.iter().skip_while(|event| event.sequence.is_none());
         let gaps: Vec<_> = numbered.filter_map(reason).collect();
-        assert!(gaps.is_empty(), "everything was to be had, and yet: {gaps:?}");
+        assert!(gaps.is_empty(), "gaps although everything was deliverable: {gaps:?}");
     }
 
     fn run_until(&mut self, end: WorldTime, done: impl Fn(&Self) -> bool) {
@@ -202,7 +202,7 @@ impl PairWorld {
         }
     }
 
-    /// Lets a process do something in front of its own judge.
+    /// Calls `what` on a process with that process's checker.
     fn with(&mut self, index: usize, what: impl FnOnce(&mut ModelProcess, &mut TestEnvironment)) {
         let PairReplica { process, checker, .. } = &mut self.replicas[index];
         std::mem::swap(checker, &mut self.env.checker);
@@ -222,7 +222,7 @@ impl PairWorld {
         self.index_of(self.env.store.holder)
     }
 
-    /// A replica that is no owner and was none.
+    /// The replica that is not the owner and never was.
     fn standby(&self) -> Option<usize> {
         self.replicas.iter().position(|replica| replica.process.incarnation > self.env.store.holder)
     }
@@ -241,7 +241,7 @@ impl PairWorld {
             }
             ScheduledEvent::ReadLogEnd => self.follow(),
             ScheduledEvent::TakeOver { incarnation } => self.take_over(incarnation),
-            ScheduledEvent::Process { incarnation, input: news } => self.deliver_input(incarnation, news),
+            ScheduledEvent::Process { incarnation, input } => self.deliver_input(incarnation, input),
             ScheduledEvent::FrameArrives { socket, what, certain } => {
                 if certain || self.env.platform.gets_through(socket) {
                     for index in 0..self.replicas.len() {
@@ -263,22 +263,22 @@ impl PairWorld {
             ScheduledEvent::SocketCloses(socket) => platform.close_after_notice(socket, schedule),
             ScheduledEvent::TokenEnds(token) => platform.on_token_expired(token, schedule),
             ScheduledEvent::ChannelEnds(channel) => platform.on_channel_expired(channel, schedule),
-            ScheduledEvent::InjectFault(_) => unreachable!("a pair has blows of its own"),
+            ScheduledEvent::InjectFault(_) => unreachable!("a pair has its own faults"),
         }
     }
 
-    fn deliver_input(&mut self, incarnation: u32, news: ProcessInput) {
+    fn deliver_input(&mut self, incarnation: u32, input: ProcessInput) {
         match self.index_of(incarnation) {
-            Some(index) => self.with(index, |process, env| process.handle_input(news, env)),
+            Some(index) => self.with(index, |process, env| process.handle_input(input, env)),
             None => {
-                if let ProcessInput::Opened(_, socket) = news {
+                if let ProcessInput::Opened(_, socket) = input {
                     self.env.platform.on_socket_dropped(socket);
                 }
             }
         }
     }
 
-    /// A replica comes: as the owner, if there is none and nobody stands by.
+    /// Starts a replica: as the owner if there is no other replica, else as a standby.
     fn start(&mut self) {
         if self.emission_stopped || self.replicas.len() > 1 {
             return;
@@ -306,7 +306,7 @@ impl PairWorld {
     }
 
     fn hold(&mut self, incarnation: u32) {
-        self.env.schedule.trace(|| format!("the log is process {incarnation}'s"));
+        self.env.schedule.trace(|| format!("process {incarnation} owns the log"));
         self.env.store.holder = incarnation;
         self.env.platform.served_incarnation = incarnation;
     }
@@ -323,7 +323,7 @@ impl PairWorld {
         self.env.schedule.after(pause, ScheduledEvent::ReadLogEnd);
     }
 
-    /// A standby takes the log over.
+    /// The standby takes over the log.
     fn take_over(&mut self, incarnation: u32) {
         self.handover = HandoverPhase::None;
         let Some(index) = self.index_of(incarnation).filter(|_| incarnation > self.env.store.holder) else { return };
@@ -333,14 +333,14 @@ impl PairWorld {
         let PairReplica { process, checker, append_started: begun, covered, .. } = &mut self.replicas[index];
         let (kept, was_ready) = (process.machine.standby_len(), process.machine.is_ready());
         checker.on_takeover(&opening, kept, &self.env.schedule);
-        // The relay's own entries are counted among them too.
+        // Trunkline's own entries count, too.
         let log = &self.env.store.log;
         let own = log.iter().filter(|event| event.sequence.is_none() && event.kind.starts_with("trunkline.")).count();
         let from =
             if kept == 0 { begun.unwrap_or(log.len()) } else { log.len().saturating_sub(kept + own + AHEAD_MAX) };
         let stored = if process.machine.compares_with_log() { log[from.min(log.len())..].to_vec() } else { Vec::new() };
         let covered = *covered;
-        self.env.schedule.trace(|| format!("it keeps {kept}, {} are stored, covered: {covered}", stored.len()));
+        self.env.schedule.trace(|| format!("{kept} buffered, {} stored, covered: {covered}", stored.len()));
         let PairReplica { checker, live_since, .. } = &self.replicas[index];
         let standing =
             StandbyState { incarnation, live_since: *live_since, buffered: kept, received: &checker.received };
@@ -348,20 +348,20 @@ impl PairWorld {
         let gaps = checker.gaps;
         self.send_input(index, Input::BecomeOwner { head: opening, stored, covered });
         let PairReplica { process, checker, .. } = &mut self.replicas[index];
-        assert!(self.guarantee.is_none() || checker.gaps == gaps, "a gap in front of what a standby kept");
+        assert!(self.guarantee.is_none() || checker.gaps == gaps, "a gap before the events that a standby buffered");
         if was_ready && !process.machine.is_ready() {
             checker.on_restart();
         }
         if let Some(before) = before {
             let late = self.env.schedule.rng.one_in(2);
-            // One that is not told finds out by its next append.
+            // Otherwise the former owner detects it by its next append.
             if late || self.emission_stopped {
                 self.send_input(before, Input::Release);
             }
         }
     }
 
-    /// What follows from a step: sessions that are live or lost, a hand-over that goes on, replicas that end.
+    /// Updates the replicas after a step: live sessions, the handover, ended replicas.
     fn after_step(&mut self) {
         for replica in &mut self.replicas {
             replica.ready = replica.process.machine.is_ready();

@@ -1,4 +1,4 @@
-//! What a seed draws before its world begins: the stream, its settings, the platform's manners, the faults.
+//! What a seed draws before its world starts: the stream, its settings, the platform's behaviour, the faults.
 
 use std::time::Duration;
 
@@ -13,23 +13,23 @@ use trunkline::{
 
 use super::{fault::WorldFault, rng::SeededRng};
 
-/// What kind of night a world lives through.
+/// Which faults a world gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FaultProfile {
-    /// Only planned changes: tokens, notices, channel ends, an operator's wish. Nothing may be missed.
+    /// Only planned changes: tokens, notices, channel ends, operator commands. Nothing may be lost.
     Planned,
-    /// Anything that can break does.
+    /// All faults.
     Faulty,
 }
 
-/// How the platform speaks.
+/// The platform's dialect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConnectorKind {
     Sequenced,
     Notifications,
 }
 
-/// One world's choices.
+/// The drawn values of one world.
 #[derive(Debug)]
 pub(super) struct WorldPlan {
     pub(super) profile: FaultProfile,
@@ -37,24 +37,24 @@ pub(super) struct WorldPlan {
     pub(super) stream: Settings,
     pub(super) refresh: refresh::Settings,
     pub(super) token_lifetime: Duration,
-    /// One way over the network takes at most this long.
+    /// Longest network delay in one direction.
     pub(super) latency_max: Duration,
-    /// A platform's socket may lag behind another by this much.
+    /// Longest additional delay of one of the platform's sockets.
     pub(super) spread_max: Duration,
-    /// The mean pause between two bursts of events, and their largest size.
+    /// Mean pause between two bursts of events.
     pub(super) pause: Duration,
     pub(super) burst_max: u64,
     pub(super) frame_len_max: u64,
-    /// How long a channel outlives its token.
+    /// Time from the end of a token to the end of its channels.
     pub(super) channel_grace: Duration,
-    /// For so long there are faults, this far apart.
+    /// How long faults are injected.
     pub(super) fault_duration: Duration,
     pub(super) fault_interval: Duration,
     pub(super) faults: Vec<WorldFault>,
 }
 
 impl WorldPlan {
-    /// By so much one socket may lag behind another.
+    /// Longest time by which one socket may lag behind another.
     pub(super) fn lag(&self) -> Duration {
         self.spread_max + self.latency_max * 2
     }
@@ -85,7 +85,7 @@ impl WorldPlan {
             channel_grace: if bad { rng.millis(0..5_000) } else { Duration::from_secs(2) },
             fault_duration: rng.millis(30_000..150_000),
             fault_interval: if bad { rng.millis(500..10_000) } else { rng.millis(300..5_000) },
-            // A night knows a few kinds of fault, so that each gets its chance to meet each other.
+            // A few kinds of fault a world, so that each pair of kinds occurs often enough.
             faults: (0..rng.number(1..8)).map(|_| rng.pick(kinds)).collect(),
         }
     }
@@ -150,7 +150,7 @@ fn connector(dialect: ConnectorKind, snapshots: bool, rng: &mut SeededRng) -> Co
             };
             Connector::Notifications(genesys_notifications::Settings {
                 topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
-                // A twenty-fourth of it is the time for a swap.
+                // The rules use a twenty-fourth of the lifetime for a swap.
                 channel_life: rng.millis(100_000..200_000),
                 discovery: rng.millis(3_000..30_000),
             })

@@ -1,6 +1,6 @@
-//! The model platform: what it says, to whom, and how it misbehaves. What both dialects share is here.
+//! The model platform: the parts that both dialects share.
 //!
-//! It knows the truth: every event that was ever said, and which of them it could not bring.
+//! It records every event that it sent, and which of them it could not deliver. The checks compare the log with this.
 
 mod notifications;
 mod sequenced;
@@ -23,25 +23,25 @@ use super::{
     schedule::{ProcessInput, Schedule, ScheduledEvent, SocketId, TokenId, WorldTime},
 };
 
-/// One event as the platform knows it.
+/// One event of the platform.
 #[derive(Debug, Clone)]
 pub(super) struct SentEvent {
     pub(super) sent_at: WorldTime,
-    /// Its number; none on a platform that numbers nothing.
+    /// Its sequence number; `None` in the unnumbered dialect.
     pub(super) number: Option<u64>,
-    /// Which numbering the number belongs to.
+    /// The numbering that the number belongs to.
     pub(super) era: u32,
-    /// Equal for events that are equal on purpose.
+    /// The same for events with equal text.
     pub(super) class: usize,
     pub(super) flaw: Option<FrameFlaw>,
-    /// The platform could not or was not asked to bring it.
+    /// The platform could not deliver it, or had no subscription for it.
     pub(super) undeliverable: bool,
-    /// In which life of the process it was last heard in time; 0 for none.
+    /// The last process that received it in time; 0 for none.
     pub(super) received_by: u32,
 }
 
 impl SentEvent {
-    /// What was withheld once and comes by a repetition comes too late.
+    /// Records the receipt. An event that was undeliverable before arrives too late to count.
     pub(super) fn mark_received(&mut self, incarnation: u32) {
         if !self.undeliverable {
             self.received_by = incarnation;
@@ -49,66 +49,66 @@ impl SentEvent {
     }
 }
 
-/// What is wrong with an event: whoever is sent it loses the socket.
+/// A flaw of an event that ends the socket on which it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FrameFlaw {
     Oversize,
-    /// Its bytes break the protocol.
+    /// Its bytes violate the protocol.
     Malformed,
 }
 
-/// One end of an open socket.
+/// The platform's end of an open socket.
 #[derive(Debug)]
 struct ModelSocket {
-    /// Which process opened it.
+    /// The process that opened it.
     incarnation: u32,
     token: TokenId,
     channel: Option<usize>,
-    /// It has carried events.
+    /// It has delivered events.
     used: bool,
-    /// It is open, and nothing goes through it any more.
+    /// It is open, but transfers no more data.
     stalled: bool,
-    /// The relay said farewell, or is just about to hear ours.
+    /// One side has started the close handshake.
     leaving: bool,
-    /// When the newest thing sent arrives: nothing overtakes it.
+    /// Arrival time of the newest frame. Later frames arrive after it.
     newest_arrival: WorldTime,
 }
 
-/// How attempts to reach the platform fail for a while.
+/// How requests to the platform fail during an outage.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum PlatformRefusal {
     Status(u16, Option<Duration>),
     Unreachable,
-    /// Nobody answers.
+    /// No reply.
     NoReply,
 }
 
-/// The platform.
+/// The model of a platform.
 #[derive(Debug)]
 pub(super) struct ModelPlatform {
     pub(super) sent_events: Vec<SentEvent>,
     sockets: BTreeMap<SocketId, ModelSocket>,
     sockets_opened: u64,
-    /// Lines that were cut: what would arrive later does not.
+    /// Connections that were cut: frames that would arrive later do not.
     cut_sockets: BTreeMap<SocketId, WorldTime>,
-    /// When each token ends here.
+    /// When each token expires.
     tokens: BTreeMap<TokenId, WorldTime>,
-    /// Handshakes and calls fail like this until then.
+    /// How handshakes fail, and until when.
     pub(super) handshakes: Option<(PlatformRefusal, WorldTime)>,
     pub(super) calls: Option<(PlatformRefusal, WorldTime)>,
-    /// A call for a snapshot failed or was late.
+    /// A snapshot call failed or was late.
     pub(super) snapshot_failed: bool,
     numbering: ModelNumbering,
     channels: Vec<ModelChannel>,
     queues: u64,
     refused_topic: Option<String>,
-    /// The next event has this flaw.
+    /// Flaw of the next event.
     pub(super) next_flaw: Option<FrameFlaw>,
-    /// The life that is owed what is said; 0: any.
+    /// The process to which events must be delivered; 0 for any.
     pub(super) served_incarnation: u32,
 }
 
-/// Between a stalled line's last sign and the relay's patience lie these: a shell gives a call up after a while.
+/// Call timeout of the model shell.
 const CALL_MAX: Duration = Duration::from_secs(10);
 
 impl ModelPlatform {
@@ -131,14 +131,14 @@ impl ModelPlatform {
         }
     }
 
-    /// Whether there is anything that it could bring and was asked to.
+    /// Whether there is a deliverable event.
     pub(super) fn can_deliver(&self) -> bool {
-        self.sent_events.iter().any(|said| !said.undeliverable)
+        self.sent_events.iter().any(|sent| !sent.undeliverable)
     }
 
-    /// How many events there are that end the session of whoever is sent them.
+    /// Number of events that end the session on which they are sent.
     pub(super) fn flawed_count(&self) -> usize {
-        self.sent_events.iter().filter(|said| said.flaw.is_some()).count()
+        self.sent_events.iter().filter(|sent| sent.flaw.is_some()).count()
     }
 
     pub(super) fn issue(&mut self, token: TokenId, schedule: &mut Schedule) {
@@ -151,7 +151,7 @@ impl ModelPlatform {
         self.tokens.get(&token).is_some_and(|ends| schedule.now < *ends)
     }
 
-    /// A token's life is over, or it was revoked.
+    /// A token expired or was revoked.
     pub(super) fn on_token_expired(&mut self, token: TokenId, schedule: &mut Schedule) {
         self.tokens.remove(&token);
         match schedule.plan.dialect {
@@ -165,7 +165,7 @@ impl ModelPlatform {
         }
     }
 
-    /// The newest token is taken back.
+    /// Revokes the newest token.
     pub(super) fn revoke_token(&mut self, schedule: &mut Schedule) {
         let Some(token) = self.tokens.keys().next_back().copied() else { return };
         schedule.trace(|| format!("platform revokes {token:?}"));
@@ -200,7 +200,7 @@ impl ModelPlatform {
         schedule.after(delay, ScheduledEvent::Process { incarnation, input: ProcessInput::Refused(session, failure) });
     }
 
-    /// A new socket; what is sent on it arrives behind its opening.
+    /// Opens a new socket. Frames on it arrive after its opening.
     fn open(
         &mut self,
         incarnation: u32,
@@ -243,18 +243,18 @@ impl ModelPlatform {
             None => Ok(self.answer(request, token, schedule)),
             Some(PlatformRefusal::Status(code, retry_after)) => Ok(status(code, retry_after)),
             Some(PlatformRefusal::Unreachable) => Err("no route".to_owned()),
-            Some(PlatformRefusal::NoReply) => Err("no answer in time".to_owned()),
+            Some(PlatformRefusal::NoReply) => Err("no reply in time".to_owned()),
         };
         let sound = answer.as_ref().is_ok_and(|answer| answer.status == 200);
         self.snapshot_failed |= matches!(call, CallId::Snapshot(_)) && !sound;
         let silent = matches!(refusal, Some(PlatformRefusal::NoReply));
         let delay = if silent { CALL_MAX } else { schedule.latency() };
-        let told = answer.as_ref().map(|answer| answer.status);
-        schedule.trace(|| format!("{incarnation}: call {call:?} {} -> {told:?}", request.target));
+        let status = answer.as_ref().map(|answer| answer.status);
+        schedule.trace(|| format!("{incarnation}: call {call:?} {} -> {status:?}", request.target));
         schedule.after(delay, ScheduledEvent::Process { incarnation, input: ProcessInput::Answered(call, answer) });
     }
 
-    /// Sends one thing on a socket, behind what was sent before.
+    /// Sends a frame on a socket, or ends it; arrives after earlier frames.
     fn send(&mut self, id: SocketId, what: Result<Frame, Failure>, schedule: &mut Schedule) {
         let spread = schedule.plan.spread_max.as_millis() as u64;
         let delay = schedule.latency() + schedule.rng.millis(0..spread + 1);
@@ -264,17 +264,17 @@ impl ModelPlatform {
         schedule.at(arrives, ScheduledEvent::FrameArrives { socket: id, what, certain: false });
     }
 
-    /// Ends a socket in good order: what was sent before arrives.
+    /// Closes a socket in order: earlier frames arrive.
     fn close(&mut self, id: SocketId, failure: Failure, schedule: &mut Schedule) {
         schedule.trace(|| format!("platform closes {id:?}: {failure}"));
         self.send(id, Err(failure), schedule);
         self.sockets.remove(&id);
     }
 
-    /// Cuts the line: what is on its way is lost. A relay that has said farewell gets the rest.
+    /// Cuts connections: frames in flight are lost. A socket in its close handshake still gets them.
     pub(super) fn cut_connections(&mut self, schedule: &mut Schedule) {
         for id in self.sockets_of(|socket| !socket.leaving && !socket.stalled) {
-            schedule.trace(|| format!("the line of {id:?} is cut"));
+            schedule.trace(|| format!("the connection of {id:?} is cut"));
             self.sockets.remove(&id);
             self.cut_sockets.insert(id, schedule.now);
             let delay = schedule.latency();
@@ -282,19 +282,19 @@ impl ModelPlatform {
         }
     }
 
-    /// Whether what arrives on a socket at this moment still gets through.
+    /// Whether a frame that arrives on a socket now is received.
     pub(super) fn gets_through(&self, id: SocketId) -> bool {
         !self.cut_sockets.contains_key(&id)
     }
 
-    /// Hangs up on everybody.
+    /// Closes all sockets.
     pub(super) fn close_sockets(&mut self, code: u16, schedule: &mut Schedule) {
         for id in self.sockets_of(|socket| !socket.leaving) {
             self.close(id, closed(code), schedule);
         }
     }
 
-    /// The open sockets go dead without a word.
+    /// Stalls the open sockets without a close.
     pub(super) fn stall_sockets(&mut self, schedule: &mut Schedule) {
         for (id, socket) in self.sockets.iter_mut().filter(|(_, socket)| !socket.leaving) {
             socket.stalled = true;
@@ -316,7 +316,7 @@ impl ModelPlatform {
         }
     }
 
-    /// The relay is about to say farewell on it.
+    /// The relay starts the close handshake.
     pub(super) fn on_close_started(&mut self, id: SocketId) {
         if let Some(socket) = self.sockets.get_mut(&id) {
             socket.leaving = true;
@@ -331,7 +331,7 @@ impl ModelPlatform {
         self.sockets.iter().filter(|(_, socket)| wanted(socket)).map(|(id, _)| *id).collect()
     }
 
-    /// A frame that nobody can read.
+    /// Sends an undecodable frame.
     pub(super) fn send_garbage(&mut self, schedule: &mut Schedule) {
         let garbage = schedule.rng.pick(&["{\"half", "[1]", "?", "{}{}"]);
         for id in self.sockets_of(|_| true) {
@@ -339,7 +339,7 @@ impl ModelPlatform {
         }
     }
 
-    /// Says so many events.
+    /// Sends `count` events.
     pub(super) fn emit_events(&mut self, count: u64, schedule: &mut Schedule) {
         match schedule.plan.dialect {
             ConnectorKind::Sequenced => self.emit_numbered(count, schedule),
@@ -347,14 +347,14 @@ impl ModelPlatform {
         }
     }
 
-    /// The faults are over, but for lines that are dead already.
+    /// Ends the faults, except stalled sockets.
     pub(super) fn recover(&mut self) {
         self.handshakes = None;
         self.calls = None;
         self.next_flaw = None;
         self.refused_topic = None;
-        // A poisoned place is met twice before it is given up, which is one meeting too many for what is said next.
-        self.sent_events.iter_mut().for_each(|said| said.flaw = said.flaw.filter(|flaw| *flaw != FrameFlaw::Malformed));
+        // The relay meets a malformed event twice before it skips it, which would delay the next events too long.
+        self.sent_events.iter_mut().for_each(|sent| sent.flaw = sent.flaw.filter(|flaw| *flaw != FrameFlaw::Malformed));
     }
 }
 
@@ -362,7 +362,7 @@ pub(super) fn closed(code: u16) -> Failure {
     Failure::Closed { code, reason: String::new() }
 }
 
-/// A data frame that breaks the protocol.
+/// The failure of a data frame that violates the protocol.
 pub(super) fn unreadable() -> Failure {
     Failure::Unreadable("a text that is not UTF-8".to_owned())
 }

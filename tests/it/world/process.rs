@@ -1,4 +1,4 @@
-//! One life of the relay's process: the pure machines, and a shell that carries out what they say.
+//! One model process: the pure machines, and a shell that executes their outputs.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -23,17 +23,17 @@ pub(super) struct ModelProcess {
     pub(super) incarnation: u32,
     pub(super) machine: Stream,
     refresh: Refresh,
-    /// The newest generation under which a session was live.
+    /// The newest token generation with which a session was live.
     frames_read: u64,
     sockets: BTreeMap<SessionId, OpenSocket>,
     dialling: BTreeSet<SessionId>,
-    /// What its successor waits for is durable.
+    /// The flush for a handover is complete.
     pub(super) flushed: bool,
-    /// Everything is durable, and it may end.
+    /// The drain is complete.
     pub(super) drained: bool,
 }
 
-/// The relay's end of a socket, with what arrived and is not read yet.
+/// The relay's end of a socket, with its unread frames.
 #[derive(Debug)]
 struct OpenSocket {
     id: SocketId,
@@ -41,9 +41,9 @@ struct OpenSocket {
     ended: bool,
 }
 
-/// One step of the machine leads to no more commands than this.
+/// Limit of outputs of one step.
 const OUTPUTS_MAX: usize = 2_000;
-/// While frames are there, so many are read before anything else is looked at.
+/// Number of frames to read before other work.
 const FRAMES_AT_ONCE: usize = 64;
 
 impl ModelProcess {
@@ -55,7 +55,7 @@ impl ModelProcess {
         Self::run(incarnation, machine, env)
     }
 
-    /// It holds a session for the log of another.
+    /// Starts a standby.
     pub(super) fn start_standby(incarnation: u32, env: &mut TestEnvironment) -> Self {
         env.schedule.trace(|| format!("process {incarnation} stands by"));
         env.checker.on_standby_start();
@@ -83,14 +83,14 @@ impl ModelProcess {
         process
     }
 
-    /// It ends without a word; the platform sees its sockets go.
+    /// Ends without a drain; the platform sees that the sockets close.
     pub(super) fn crash(self, env: &mut TestEnvironment) {
         let was_written = env.schedule.rng.one_in(2);
         let from = env.store.log.len();
         env.store.abandon(self.incarnation, was_written);
         env.numbered_check.check_appended(&env.store.log[from..], &env.platform.sent_events, self.incarnation);
         env.schedule
-            .trace(|| format!("process {} is gone; its last append was written: {was_written}", self.incarnation));
+            .trace(|| format!("process {} crashed; its last append was written: {was_written}", self.incarnation));
         for open in self.sockets.values() {
             let delay = env.schedule.latency();
             env.schedule.after(delay, ScheduledEvent::SocketDropped(open.id));
@@ -123,8 +123,8 @@ impl ModelProcess {
         self.drain_outputs(env);
     }
 
-    pub(super) fn handle_input(&mut self, news: ProcessInput, env: &mut TestEnvironment) {
-        match news {
+    pub(super) fn handle_input(&mut self, input: ProcessInput, env: &mut TestEnvironment) {
+        match input {
             ProcessInput::Opened(session, socket) => return self.on_opened(session, socket, env),
             ProcessInput::Refused(session, failure) => {
                 if self.dialling.remove(&session) {
@@ -133,8 +133,8 @@ impl ModelProcess {
                     self.machine.handle(Input::ConnectFailed { session, failure }, env.schedule.now());
                 }
             }
-            ProcessInput::Answered(call, answer) => {
-                self.machine.handle(Input::Response { call, response: answer }, env.schedule.now());
+            ProcessInput::Answered(call, reply) => {
+                self.machine.handle(Input::Response { call, response: reply }, env.schedule.now());
             }
             ProcessInput::Appended => {
                 let from = env.store.log.len();
@@ -146,7 +146,7 @@ impl ModelProcess {
                 env.numbered_check.check_appended(&env.store.log[from..], &env.platform.sent_events, self.incarnation);
                 self.machine.handle(Input::Appended(last), env.schedule.now());
             }
-            ProcessInput::Granted(answer) => self.on_token_reply(answer, env),
+            ProcessInput::Granted(reply) => self.on_token_reply(reply, env),
             ProcessInput::Unpaused => self.machine.handle(Input::Resume, env.schedule.now()),
         }
         self.drain_outputs(env);
@@ -161,7 +161,7 @@ impl ModelProcess {
         self.handle_stream_input(Input::Opened(session), env);
     }
 
-    /// Something is there to be read.
+    /// A frame or the end of a socket arrives.
     pub(super) fn on_frame(&mut self, socket: SocketId, what: Result<Frame, Failure>, env: &mut TestEnvironment) {
         if let Some(open) = self.sockets.values_mut().find(|open| open.id == socket) {
             open.inbox.push_back(what);
@@ -169,7 +169,7 @@ impl ModelProcess {
         self.drain_outputs(env);
     }
 
-    /// Reads what is wanted and carries out what the machines say, until nothing is left of either.
+    /// Reads frames and executes outputs until neither is left.
     fn drain_outputs(&mut self, env: &mut TestEnvironment) {
         loop {
             self.perform_outputs(env);
@@ -180,7 +180,7 @@ impl ModelProcess {
         }
     }
 
-    /// Whether there was something to read.
+    /// Reads frames. Returns whether there were any.
     fn read(&mut self, env: &mut TestEnvironment) -> bool {
         for count in 0..FRAMES_AT_ONCE {
             if !self.machine.wants_frames() {
@@ -191,12 +191,12 @@ impl ModelProcess {
             let (session, what) = (*session, open.inbox.pop_front().expect("it is not empty"));
             match what {
                 Ok(frame) => {
-                    let heard = ReceivedEvents::from_frame(&frame);
-                    let owes =
+                    let received = ReceivedEvents::from_frame(&frame);
+                    let due =
                         env.platform.served_incarnation == 0 || env.platform.served_incarnation == self.incarnation;
-                    let uids = heard.uids.iter().filter(|_| owes);
+                    let uids = received.uids.iter().filter(|_| due);
                     uids.for_each(|uid| env.platform.sent_events[*uid].mark_received(self.incarnation));
-                    env.checker.on_received(&heard, env.schedule.now, env.schedule.wall());
+                    env.checker.on_received(&received, env.schedule.now, env.schedule.wall());
                     self.machine.handle(Input::Frame { session, frame }, env.schedule.now());
                 }
                 Err(failure) => {
@@ -221,7 +221,7 @@ impl ModelProcess {
                 return;
             }
             outputs += 1;
-            assert!(outputs < OUTPUTS_MAX, "the machines never stop wanting things");
+            assert!(outputs < OUTPUTS_MAX, "the machines produce outputs without end");
         }
     }
 
@@ -301,10 +301,10 @@ impl ModelProcess {
                     .filter(|(_, until)| env.schedule.now < *until)
                     .map(|(failure, _)| failure);
                 let delay = env.schedule.latency() * 2;
-                let answer = failure.map_or(Ok(()), Err);
+                let reply = failure.map_or(Ok(()), Err);
                 env.schedule.after(
                     delay,
-                    ScheduledEvent::Process { incarnation: self.incarnation, input: ProcessInput::Granted(answer) },
+                    ScheduledEvent::Process { incarnation: self.incarnation, input: ProcessInput::Granted(reply) },
                 );
             }
             refresh::Output::Adopt { generation, .. } => {
@@ -317,13 +317,13 @@ impl ModelProcess {
             | refresh::Output::Lock { .. }
             | refresh::Output::Renew { .. }
             | refresh::Output::Release { .. }
-            | refresh::Output::Publish { .. } => panic!("a token that is not shared knows no vault"),
+            | refresh::Output::Publish { .. } => panic!("an unshared token uses no vault"),
         }
     }
 
-    fn on_token_reply(&mut self, answer: Result<(), refresh::GrantFailure>, env: &mut TestEnvironment) {
+    fn on_token_reply(&mut self, reply: Result<(), refresh::GrantFailure>, env: &mut TestEnvironment) {
         let unit = env.schedule.rng.unit();
-        let input = match answer {
+        let input = match reply {
             Ok(()) => {
                 let token = TokenId { incarnation: self.incarnation, generation: self.refresh.generation() + 1 };
                 env.platform.issue(token, &mut env.schedule);

@@ -1,8 +1,8 @@
-//! Everything that is left to chance in a world comes from here, so that a seed tells all of it.
+//! All random values of a world come from here, so that a seed determines the run.
 
 use std::{ops::Range, time::Duration};
 
-/// The seeded source.
+/// A seeded generator.
 #[derive(Debug)]
 pub(super) struct SeededRng(fastrand::Rng);
 
@@ -16,7 +16,7 @@ impl SeededRng {
         self.0.f64()
     }
 
-    /// True once in so many times.
+    /// True with probability 1 / `times`.
     pub(super) fn one_in(&mut self, times: u32) -> bool {
         self.0.u32(..times.max(1)) == 0
     }
@@ -38,7 +38,7 @@ impl SeededRng {
         values[self.index(values.len())]
     }
 
-    /// A pause around `mean`, now and then much longer.
+    /// A pause around `mean`, sometimes much longer.
     pub(super) fn pause(&mut self, mean: Duration) -> Duration {
         mean.mul_f64(-(1.0 - self.unit()).ln())
     }

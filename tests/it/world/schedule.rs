@@ -1,4 +1,4 @@
-//! The stage of a world: its clock, what is going to happen, chance, and the story of what did.
+//! The clock of a world, its queue of scheduled events, its random numbers and its trace.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,32 +17,32 @@ use trunkline::{
 
 use super::{fault::WorldFault, plan::WorldPlan, rng::SeededRng};
 
-/// Time since the world began.
+/// Time since the start of the world.
 pub(super) type WorldTime = Duration;
 
 /// A socket at the platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SocketId(pub(super) u64);
 
-/// A token: which life of the process asked for it, and its generation there.
+/// A token: the process that requested it, and its generation there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct TokenId {
     pub(super) incarnation: u32,
     pub(super) generation: u64,
 }
 
-/// What lies ahead.
+/// A scheduled event.
 #[derive(Debug)]
 pub(super) enum ScheduledEvent {
     StartProcess,
     EmitEvents,
     InjectFault(WorldFault),
-    /// To the process of this life, if it still runs.
+    /// An input for the process of this incarnation, if it still runs.
     Process {
         incarnation: u32,
         input: ProcessInput,
     },
-    /// Something reaches the relay's end of a socket. What is `certain` comes even if the line was cut.
+    /// A frame or the end arrives at the relay's end of a socket. If `certain`, it arrives even on a cut connection.
     FrameArrives {
         socket: SocketId,
         what: Result<Frame, Failure>,
@@ -61,25 +61,25 @@ pub(super) enum ScheduledEvent {
         token: TokenId,
     },
     ProbeReceived(SocketId),
-    /// The relay's farewell reaches the platform.
+    /// The relay's close frame reaches the platform.
     CloseReceived(SocketId),
-    /// The relay's end of a socket is gone.
+    /// The relay dropped its end of a socket.
     SocketDropped(SocketId),
     Heartbeat(SocketId),
     SocketCloses(SocketId),
     TokenEnds(TokenId),
     ChannelEnds(usize),
-    /// Something happens to a pair of replicas, …
+    /// A fault is injected into a pair of replicas.
     InjectPairFault,
-    /// … its standby is told where the log ends, …
+    /// The standby reads where the log ends.
     ReadLogEnd,
-    /// … and takes it over, having stood by as this life.
+    /// The standby of this incarnation takes over.
     TakeOver {
         incarnation: u32,
     },
 }
 
-/// What a process is told by the world around it.
+/// An input of a process.
 #[derive(Debug)]
 pub(super) enum ProcessInput {
     Opened(SessionId, SocketId),
@@ -90,28 +90,28 @@ pub(super) enum ProcessInput {
     Unpaused,
 }
 
-/// The clock, the queue and the story. Every part of the world plays on it.
+/// The clock, the queue and the trace that all parts of a world share.
 #[derive(Debug)]
 pub(super) struct Schedule {
     pub(super) now: WorldTime,
     pub(super) plan: WorldPlan,
     pub(super) rng: SeededRng,
-    /// The faults are over.
+    /// The faults have ended.
     pub(super) faults_over: bool,
     started_at: Instant,
     queue: BTreeMap<(WorldTime, u64), ScheduledEvent>,
     queued: u64,
-    /// The newest things that happened, as many as are wanted.
+    /// The newest trace lines.
     trace: VecDeque<String>,
     trace_len: usize,
 }
 
-/// The wall clock when a world begins.
+/// The wall clock at the start of a world.
 const WALL_START: i64 = 1_777_901_509_570;
 
 impl Schedule {
     pub(super) fn new(plan: WorldPlan, rng: SeededRng, trace_len: usize) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "a world needs some moment to start from")]
+        #[expect(clippy::disallowed_methods, reason = "a world needs a start time")]
         let began = Instant::now();
         Self {
             now: WorldTime::ZERO,
@@ -135,18 +135,18 @@ impl Schedule {
         self.at(self.now + delay, scheduled);
     }
 
-    /// When the next thing happens.
+    /// Time of the next event.
     pub(super) fn next_at(&self) -> Option<WorldTime> {
         self.queue.first_key_value().map(|((moment, _), _)| *moment)
     }
 
-    /// The next thing, if its time has come.
+    /// The next event, if it is due.
     pub(super) fn next_due(&mut self) -> Option<ScheduledEvent> {
         let due = self.next_at().is_some_and(|at| at <= self.now);
         due.then(|| self.queue.pop_first()).flatten().map(|(_, scheduled)| scheduled)
     }
 
-    /// One way over the network.
+    /// A random network delay in one direction.
     pub(super) fn latency(&mut self) -> Duration {
         let max = self.plan.latency_max;
         self.rng.millis(1..max.as_millis() as u64 + 2)
@@ -164,7 +164,7 @@ impl Schedule {
         Timestamp(WALL_START + self.now.as_millis() as i64)
     }
 
-    /// What a rule may know of this moment.
+    /// The current moment as the rules see it.
     pub(super) fn now(&mut self) -> Moment {
         Moment { at: self.instant(), wall: self.wall(), random: self.rng.unit() }
     }
@@ -179,7 +179,7 @@ impl Schedule {
         self.trace.push_back(format!("{:>10.3}  {}", self.now.as_secs_f64(), line()));
     }
 
-    /// The newest things that happened, with their moments.
+    /// The trace as text.
     pub(super) fn trace_text(&self) -> String {
         self.trace.iter().cloned().collect::<Vec<_>>().join("\n")
     }

@@ -1,4 +1,4 @@
-//! The model store: what it acknowledged stays, and what it had begun may or may not.
+//! The model store: acknowledged appends stay; after a crash, a pending append may or may not be written.
 
 use std::collections::BTreeMap;
 
@@ -16,11 +16,11 @@ pub(super) struct ModelStore {
     pub(super) log: Vec<Event>,
     pub(super) checkpoint: Option<Checkpoint>,
     damaged: bool,
-    /// What each life of a process has begun to append.
+    /// The pending append of each process.
     pending: BTreeMap<u32, (Vec<Event>, Checkpoint)>,
-    /// The life whose appends are taken; 0: any.
+    /// The process whose appends are accepted; 0 for any.
     pub(super) holder: u32,
-    /// Appends are not answered before.
+    /// Appends are not acknowledged before this time.
     pub(super) stalls_until: WorldTime,
 }
 
@@ -51,7 +51,8 @@ impl ModelStore {
         assert!(before.is_none(), "one append at a time");
     }
 
-    /// What was begun is durable; returns the address of the last entry. None: nothing was, or the log is another's.
+    /// Stores the pending append and returns the address of its last entry. `None` if there is none or the process does
+    /// not own the log.
     pub(super) fn commit(&mut self, incarnation: u32) -> Option<Mark> {
         let (events, checkpoint) = self.pending.remove(&incarnation)?;
         if self.holder != 0 && self.holder != incarnation {
@@ -63,7 +64,7 @@ impl ModelStore {
         Some(Mark { epoch: self.epoch, offset: Offset(self.log.len() as u64) })
     }
 
-    /// The process is gone: what was begun is there, or it is not.
+    /// The process crashed: its pending append is written or discarded.
     pub(super) fn abandon(&mut self, incarnation: u32, was_written: bool) {
         if was_written && self.pending.contains_key(&incarnation) {
             self.commit(incarnation);
@@ -71,13 +72,13 @@ impl ModelStore {
         self.pending.remove(&incarnation);
     }
 
-    /// Everything is lost: a new log begins.
+    /// Deletes everything; a new log starts.
     pub(super) fn wipe(&mut self) {
         let epoch = Epoch(self.epoch.0 + 1);
         *self = Self { epoch, damaged: true, ..Self::new() };
     }
 
-    /// The address of the entry at this place of the log.
+    /// The address of the entry at this index of the log.
     pub(super) fn mark(&self, place: usize) -> Mark {
         Mark { epoch: self.epoch, offset: Offset(place as u64 + 1) }
     }

@@ -1,4 +1,4 @@
-//! What happens to a pair of replicas, by chance and by plan.
+//! Faults and planned changes of a pair of replicas.
 
 use std::time::Duration;
 
@@ -15,30 +15,30 @@ use crate::world::{
     schedule::ScheduledEvent,
 };
 
-/// What kind of night a pair lives through.
+/// Which faults a pair gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::world) enum PairFaultProfile {
-    /// Hand-overs, rotations, a slow log: nothing may be missed.
+    /// Handovers, rotations and a slow log only: nothing may be lost.
     Planned,
-    /// Replicas and sockets die at any instant; the platform keeps everything for resuming.
+    /// Replicas crash and sockets break at any moment; the platform keeps everything for a replay.
     Crashes,
-    /// The platform misbehaves too.
+    /// Like `Crashes`, and the platform has faults, too.
     Faulty,
 }
 
-/// One thing that happens.
+/// One fault or planned change.
 #[derive(Debug, Clone, Copy)]
 enum PairFault {
     HandOver,
-    /// The owner is gone from one moment to the next.
+    /// The owner crashes.
     CrashOwner,
-    /// The standby is.
+    /// The standby crashes.
     CrashStandby,
-    /// The standby takes the log while the owner lives.
+    /// The standby takes over while the owner still runs.
     PrematureTakeover,
     Rotate,
     RefreshToken,
-    /// Appends take their time.
+    /// Appends are slow.
     StoreStall,
     TokenEndpoint,
     Platform(WorldFault),
@@ -96,7 +96,7 @@ impl PairFaultProfile {
         }
     }
 
-    /// Nights of kills are about nothing but kills.
+    /// Disables everything but crashes for the profile of crashes.
     pub(super) fn adjust_plan(self, plan: &mut WorldPlan) {
         if self == Self::Crashes {
             plan.stream.retention = Duration::from_secs(3_600);
@@ -128,7 +128,7 @@ impl PairWorld {
 
     pub(super) fn inject(&mut self) {
         let fault = self.draw_fault();
-        self.env.schedule.trace(|| format!("blow: {fault:?}"));
+        self.env.schedule.trace(|| format!("fault: {fault:?}"));
         let anybody = self.env.schedule.rng.index(self.replicas.len().max(1));
         match fault {
             PairFault::HandOver => {
@@ -155,7 +155,7 @@ impl PairWorld {
         }
     }
 
-    /// Whoever stands by takes over a little later; somebody else comes, at once or after a while.
+    /// Crashes a replica. A standby takes over shortly after, and a new replica starts later.
     fn kill(&mut self, victim: Option<usize>) {
         let Some(victim) = victim else { return };
         self.handover = HandoverPhase::None;

@@ -1,4 +1,5 @@
-//! The model platform's unnumbered dialect: channels minted over REST, one socket each, dying with their token.
+//! The model platform's unnumbered dialect: channels are created over REST, have one socket each and end with their
+//! token.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,7 @@ pub(super) struct ModelChannel {
     is_gone: bool,
 }
 
-/// How often it says that it lives.
+/// Interval of heartbeats.
 const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(30);
 
 impl ModelPlatform {
@@ -100,7 +101,7 @@ impl ModelPlatform {
         ok(json!({"entities": entities}).to_string())
     }
 
-    /// Two pages, so that paging is always needed.
+    /// Lists the queues in two pages, so that paging is always necessary.
     fn list_queues(&self, target: &str) -> RestResponse {
         let first = target.ends_with("pageNumber=1");
         let queues = (1..=self.queues).filter(|queue| (queue % 2 == 0) == first);
@@ -108,7 +109,7 @@ impl ModelPlatform {
         ok(json!({"entities": entities, "pageCount": 2}).to_string())
     }
 
-    /// The topics that there are; not every one of them is subscribed everywhere.
+    /// All topics. A channel may have subscribed only some of them.
     fn topics(&self, schedule: &Schedule) -> Vec<String> {
         let trunkline::connector::Connector::Notifications(settings) = &schedule.plan.stream.connector else {
             return Vec::new();
@@ -135,7 +136,7 @@ impl ModelPlatform {
 
     fn send_on_topic(&mut self, topic: &str, class: usize, flaw: Option<FrameFlaw>, schedule: &mut Schedule) {
         let frame = format!(r#"{{"topicName":"{topic}","eventBody":{{"uid":{class}}}}}"#);
-        // By process: whether one of its sockets that hear was sent it.
+        // By process: whether a subscribed socket got the event.
         let mut sent: BTreeMap<u32, bool> = BTreeMap::new();
         for id in self.sockets_of(|_| true) {
             let hearing = self.sockets.get(&id).filter(|socket| !socket.stalled).map(|socket| socket.incarnation);
@@ -154,8 +155,8 @@ impl ModelPlatform {
                 Some(FrameFlaw::Malformed) => self.close(id, unreadable(), schedule),
             }
         }
-        // Nobody is owed what he did not subscribe to: a queue that is new, a topic that was refused, a family whose
-        // look-up failed. Of two processes either may be the one that appends.
+        // No delivery is due without a subscription: a new queue, a refused topic, a family whose look-up failed. Either
+        // of two processes may append the event.
         let withheld = sent.values().any(|sent| !sent);
         self.sent_events.push(SentEvent {
             sent_at: schedule.now,
@@ -168,7 +169,7 @@ impl ModelPlatform {
         });
     }
 
-    /// A channel does not outlive its token for long.
+    /// Schedules the end of a token's channels.
     pub(super) fn end_channels_of_token(&mut self, token: TokenId, schedule: &mut Schedule) {
         let grace = schedule.plan.channel_grace;
         for index in 0..self.channels.len() {
@@ -197,9 +198,9 @@ impl ModelPlatform {
         }
     }
 
-    /// It will close its sockets soon.
+    /// Announces that the platform closes its sockets soon.
     pub(in crate::world) fn send_close_notice(&mut self, schedule: &mut Schedule) {
-        schedule.trace(|| "platform gives notice".to_owned());
+        schedule.trace(|| "platform sends a close notice".to_owned());
         for id in self.sockets_of(|socket| !socket.leaving) {
             self.send(id, Ok(system("socket_closing")), schedule);
             let ahead = match schedule.plan.profile {
@@ -216,7 +217,7 @@ impl ModelPlatform {
         }
     }
 
-    /// Somebody else takes the subscriptions over.
+    /// Another client takes over the subscriptions.
     pub(in crate::world) fn take_over_subscriptions(&mut self, schedule: &mut Schedule) {
         for id in self.sockets_of(|_| true) {
             self.send(id, Ok(system("no_longer_subscribed.3f0f-1")), schedule);
@@ -224,7 +225,7 @@ impl ModelPlatform {
         }
     }
 
-    /// All channels are evicted.
+    /// Evicts all channels.
     pub(in crate::world) fn evict_channels(&mut self, schedule: &mut Schedule) {
         for index in 0..self.channels.len() {
             self.on_channel_expired(index, schedule);
@@ -235,7 +236,7 @@ impl ModelPlatform {
         self.queues += 1;
     }
 
-    /// One topic is refused to whoever subscribes it from here on.
+    /// Refuses one topic to later subscriptions.
     pub(in crate::world) fn refuse_topic(&mut self, schedule: &mut Schedule) {
         let topics = self.topics(schedule);
         self.refused_topic = topics.get(schedule.rng.index(topics.len())).cloned();

@@ -13,18 +13,18 @@ use crate::world::{
     schedule::{Schedule, SocketId, TokenId},
 };
 
-/// The numbering in force.
+/// The current numbering.
 #[derive(Debug)]
 pub(super) struct ModelNumbering {
     era: u32,
     next: u64,
     /// The first number of this era.
     first: u64,
-    /// A position of another era is answered with what is held, else with nothing.
+    /// Whether the platform replays everything for a position of another era; else it replays nothing.
     replays_unknown: bool,
 }
 
-/// Where numbering starts over, era by era: so far apart that no era reaches the one before.
+/// First numbers of the eras, so far apart that eras never overlap.
 const ERAS: [u64; 4] = [30_000_000, 20_000_000, 10_000_000, 1];
 
 impl ModelNumbering {
@@ -53,16 +53,16 @@ impl ModelPlatform {
             return Ok(());
         }
         let position = position_in(&dial.url);
-        let owed = position.is_some() || self.served_incarnation == 0 || self.served_incarnation == incarnation;
-        let replayed = self.replayed(position, owed, schedule);
-        schedule.trace(|| format!("{id:?} asked to go on after {position:?}: {} events", replayed.len()));
+        let due = position.is_some() || self.served_incarnation == 0 || self.served_incarnation == incarnation;
+        let replayed = self.replayed(position, due, schedule);
+        schedule.trace(|| format!("{id:?} resumes after {position:?}: {} events", replayed.len()));
         self.send_events(id, &replayed, schedule);
         Ok(())
     }
 
-    /// What is sent again to whoever goes on after `position`. What should be and cannot be is withheld; not from a
-    /// standby that asks for nothing, since that is owed nothing.
-    fn replayed(&mut self, position: Option<u64>, owed: bool, schedule: &Schedule) -> Vec<usize> {
+    /// Events of a replay after `position`. Marks the requested events that are no longer held as undeliverable, if a
+    /// delivery is due: a standby that requests no position gets no replay.
+    fn replayed(&mut self, position: Option<u64>, due: bool, schedule: &Schedule) -> Vec<usize> {
         let kept_since = schedule.now.saturating_sub(schedule.plan.stream.retention);
         let ModelNumbering { era, next, first, replays_unknown } = self.numbering;
         let known = position.is_some_and(|position| position + 1 >= first && position < next);
@@ -73,16 +73,16 @@ impl ModelPlatform {
             Some(_) => next,
         };
         let mut replayed = Vec::new();
-        for (index, said) in self.sent_events.iter_mut().enumerate().rev() {
-            let after = said.era == era && said.number.is_some_and(|number| known && number < from);
+        for (index, sent) in self.sent_events.iter_mut().enumerate().rev() {
+            let after = sent.era == era && sent.number.is_some_and(|number| known && number < from);
             if after {
                 break;
             }
-            let wanted = said.era == era && said.number.is_some_and(|number| number >= from);
-            if wanted && said.sent_at >= kept_since {
+            let wanted = sent.era == era && sent.number.is_some_and(|number| number >= from);
+            if wanted && sent.sent_at >= kept_since {
                 replayed.push(index);
             } else {
-                said.undeliverable |= owed;
+                sent.undeliverable |= due;
             }
         }
         replayed.reverse();
@@ -143,16 +143,16 @@ impl ModelPlatform {
 
     fn send_frame(&mut self, id: SocketId, events: &[usize], may_disorder: bool, schedule: &mut Schedule) {
         let mut order = events.to_vec();
-        // What is missing in front of the very first event nobody can know.
+        // The relay cannot detect a loss before the first event.
         let used = self.sockets.get_mut(&id).is_some_and(|socket| std::mem::replace(&mut socket.used, true));
         if may_disorder && used && schedule.plan.profile == FaultProfile::Faulty && schedule.rng.one_in(40) {
             schedule.rng.shuffle(&mut order);
         }
         let mut text = String::from("[");
         for index in &order {
-            let said = &self.sent_events[*index];
+            let sent = &self.sent_events[*index];
             let comma = if text.len() > 1 { "," } else { "" };
-            let number = said.number.unwrap_or(0);
+            let number = sent.number.unwrap_or(0);
             write!(text, "{comma}{{\"sequenceId\":{number},\"type\":\"e\",\"uid\":{index}}}").unwrap();
         }
         if !order.is_empty() {
@@ -161,7 +161,7 @@ impl ModelPlatform {
         }
     }
 
-    /// Says the newest events once more, but for those that have a flaw.
+    /// Sends the newest events without flaws again.
     pub(in crate::world) fn repeat(&mut self, schedule: &mut Schedule) {
         let era = self.numbering.era;
         let len = schedule.rng.number(1..30) as usize;
@@ -176,21 +176,21 @@ impl ModelPlatform {
         }
     }
 
-    /// The next numbers are never used.
+    /// Skips the next numbers.
     pub(in crate::world) fn skip_numbers(&mut self, schedule: &mut Schedule) {
         let skipped = schedule.rng.number(1..300);
         schedule.trace(|| format!("platform skips {skipped} numbers after {}", self.numbering.next - 1));
         self.numbering.next += skipped;
     }
 
-    /// The numbering starts over.
+    /// Restarts the numbering.
     pub(in crate::world) fn restart_numbering(&mut self, schedule: &mut Schedule) {
         let Some(first) = ERAS.get(self.numbering.era as usize + 1) else { return };
-        schedule.trace(|| format!("platform's numbering starts over at {first}"));
+        schedule.trace(|| format!("platform's numbering restarts at {first}"));
         self.numbering = ModelNumbering { era: self.numbering.era + 1, next: *first, first: *first, ..self.numbering };
     }
 
-    /// An event that has no number.
+    /// Sends an event without a number.
     pub(in crate::world) fn send_unnumbered(&mut self, schedule: &mut Schedule) {
         for id in self.sockets_of(|_| true) {
             self.send(id, Ok(Frame::Text(r#"{"type":"aside"}"#.into())), schedule);
@@ -198,7 +198,7 @@ impl ModelPlatform {
     }
 }
 
-/// The resume parameter of a socket's address.
+/// The resume parameter of a WebSocket URL.
 pub(in crate::world) fn position_in(url: &str) -> Option<u64> {
     url.split_once("sequenceId=").map(|(_, position)| position.parse().unwrap())
 }
