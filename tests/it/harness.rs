@@ -1,6 +1,6 @@
-//! The real daemon beside the simulated platform, in one process and over real loopback sockets.
+//! The daemon and the simulated platform in one process, connected by real loopback sockets.
 //!
-//! A test says what happens and waits for facts; it never reaches into a part. Nothing here waits without a bound.
+//! Tests use public interfaces only and wait for conditions. Every wait has a bound.
 
 mod consumer;
 mod firehose;
@@ -32,16 +32,16 @@ pub(crate) use self::{
     tcp::{ForeignHost, GarbageServer, ScriptedPlatform, TcpProxy, UpgradeReply, frame, numbered},
 };
 
-/// No test waits longer for a single fact.
+/// Longest wait for one condition.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(8);
-/// How often a fact is looked at.
+/// Interval between two checks of a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The simulated platform.
 pub(crate) struct Platform(Simulator);
 
 impl Platform {
-    /// A quiet one: it says something only when told to.
+    /// A platform without traffic: it sends events only when a test calls it.
     pub(crate) async fn start() -> Self {
         Self::with(Settings::default()).await
     }
@@ -50,12 +50,12 @@ impl Platform {
         Self(simulator::start(settings).await.unwrap())
     }
 
-    /// Sockets of a dialect that were opened so far.
+    /// Number of sockets of a dialect that were opened so far.
     pub(crate) fn opened(&self, dialect: SocketDialect) -> u64 {
         self.counters().sockets(dialect).total
     }
 
-    /// Sockets of a dialect that are open.
+    /// Number of open sockets of a dialect.
     pub(crate) fn open(&self, dialect: SocketDialect) -> u64 {
         self.counters().sockets(dialect).open
     }
@@ -70,10 +70,10 @@ impl Platform {
         self.inject(PlatformFault::Refuse { on: FaultTarget::All, status, times, retry_after: None });
     }
 
-    /// The correlation ids of the notifications said since `mark` to whoever had subscribed.
+    /// Correlation ids of the subscribed notifications since `mark`.
     pub(crate) fn sent_since(&self, mark: u64) -> Vec<String> {
-        let said = self.ledger().emitted_since(mark);
-        said.into_iter().filter(|said| said.subscribed).map(|said| said.correlation).collect()
+        let sent = self.ledger().emitted_since(mark);
+        sent.into_iter().filter(|sent| sent.subscribed).map(|sent| sent.correlation).collect()
     }
 }
 
@@ -85,37 +85,37 @@ impl Deref for Platform {
     }
 }
 
-/// A client of plain HTTP. It reads no certificates, which would take longer than most tests.
+/// A client for plain HTTP. It loads no certificates, which would take longer than most tests.
 pub(crate) fn http() -> reqwest::Client {
     install_crypto();
     reqwest::Client::builder().tls_certs_only([]).build().unwrap()
 }
 
-/// What the environment says of the size of a test.
-#[expect(clippy::disallowed_methods, reason = "no configuration of the daemon says how long a test shall last")]
+/// The value of an environment variable that sets the size of a test.
+#[expect(clippy::disallowed_methods, reason = "the size of a test is not a setting of the daemon")]
 pub(crate) fn env_setting<T: FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Waits until the fact is one.
-pub(crate) async fn eventually(what: &str, fact: impl AsyncFnMut() -> bool) {
-    within(WAIT_MAX, what, fact).await;
+/// Waits until the condition is true.
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
+    within(WAIT_MAX, what, condition).await;
 }
 
-/// Waits for a fact for so long at most.
-pub(crate) async fn within(span: Duration, what: &str, mut fact: impl AsyncFnMut() -> bool) {
+/// Waits at most for `span` until the condition is true.
+pub(crate) async fn within(span: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = clock::now() + span;
-    while !fact().await {
-        assert!(clock::now() < end, "it never came true that {what}");
+    while !condition().await {
+        assert!(clock::now() < end, "not within {span:?}: {what}");
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Watches for so long that the fact stays one: for what must not happen there is nothing to wait for.
-pub(crate) async fn throughout(span: Duration, what: &str, mut fact: impl AsyncFnMut() -> bool) {
+/// Checks during `span` that the condition stays true.
+pub(crate) async fn throughout(span: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = clock::now() + span;
     while clock::now() < end {
-        assert!(fact().await, "it did not stay true that {what}");
+        assert!(condition().await, "no longer true: {what}");
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

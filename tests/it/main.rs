@@ -1,6 +1,6 @@
-//! Every integration test in one binary: linked once, a module per feature.
+//! All integration tests in one binary, with one module per feature.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod admin;
 mod architecture;

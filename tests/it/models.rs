@@ -1,4 +1,4 @@
-//! The machines of several replicas in every order and with every fault within bounds: not one night, all of them.
+//! Model checking: the machines of several replicas with every order of steps and every fault within bounds.
 
 mod explore;
 mod lease;

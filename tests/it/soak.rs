@@ -1,7 +1,7 @@
-//! Faults at random, on four streams of two replicas over one Redis: afterwards every event is in its log once and in
-//! order, or lies in a marked gap, and memory and descriptors have not grown.
+//! Random faults on four streams of two replicas with one Redis. At the end, every event is in its log once and in order
+//! or is covered by a gap, and memory and file descriptors have not grown.
 //!
-//! `SOAK_SECONDS` says for how long (60), `SOAK_SEED` draws other faults; each run prints its seed.
+//! `SOAK_SECONDS` is the duration (default 60). `SOAK_SEED` selects other faults. Each run prints its seed.
 
 mod faults;
 mod log_check;
@@ -24,18 +24,18 @@ use crate::{
 };
 
 const SECONDS: u64 = 60;
-/// The seed of a run that names none, so that two runs of one tree inject the same faults.
+/// The default seed, so that two runs of one tree inject the same faults.
 const SEED: u64 = 7;
 const RATE: f64 = 40.0;
 const STREAMS: [&str; 4] = ["calls", "summaries", "queues", "users"];
-/// After the last fault everything must be live and caught up within this time: pauses and backoffs end long before.
+/// Time after the last fault within which all streams are live and complete. All pauses and backoffs are shorter.
 const RECOVERY: Duration = Duration::from_secs(90);
-/// A replica's figures count from this age on.
+/// Age from which a replica's measurements count.
 const SETTLED: u64 = 5;
-/// How far the last third's median memory may lie above the first third's: allocators keep what a burst needed.
+/// Permitted growth of the median memory from the first to the last third. Allocators keep memory after a burst.
 const MEMORY_FACTOR: u64 = 2;
 const MEMORY_SLACK_KB: u64 = 48 * 1_024;
-/// The same for descriptors: sockets of an overlap, a token request, pooled connections.
+/// Permitted growth of the median number of descriptors: sockets of an overlap, a token request, pooled connections.
 const DESCRIPTORS_SLACK: u64 = 48;
 
 fn configure(site: &Site, redis: &RedisServer) {
@@ -78,7 +78,7 @@ fn median(mut values: Vec<u64>) -> u64 {
 
 fn assert_flat(samples: &[(u64, u64)]) {
     let third = samples.len() / 3;
-    assert!(third > 0, "too few figures: {}", samples.len());
+    assert!(third > 0, "too few measurements: {}", samples.len());
     let of = |part: &[(u64, u64)]| {
         let (memory, descriptors) = part.iter().copied().unzip();
         (median(memory), median(descriptors))
@@ -88,7 +88,7 @@ fn assert_flat(samples: &[(u64, u64)]) {
     assert!(last.1 <= first.1 + DESCRIPTORS_SLACK, "descriptors grow: {first:?}, then {last:?}");
 }
 
-/// One thing that happens to replicas or to Redis.
+/// Injects a fault into the replicas or Redis.
 async fn inject_fault(
     rng: &mut fastrand::Rng,
     site: &Site,
@@ -107,7 +107,7 @@ async fn inject_fault(
         }
         1 => {
             relays[which].child.signal("TERM");
-            assert_eq!(relays[which].child.wait_for_exit(WAIT_MAX).await, 0, "a replica that is asked to end");
+            assert_eq!(relays[which].child.wait_for_exit(WAIT_MAX).await, 0, "a drained replica exits with 0");
             record.push_str(&relays[which].child.stderr());
             relays[which] = RelayProcess::start(site).await;
             format!("replica {which} restarted")
@@ -128,7 +128,7 @@ async fn inject_fault(
 }
 
 fn variable(name: &str, otherwise: u64) -> u64 {
-    #[expect(clippy::disallowed_methods, reason = "a test is told by its environment how long it runs")]
+    #[expect(clippy::disallowed_methods, reason = "the environment sets the duration")]
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
@@ -136,7 +136,7 @@ fn variable(name: &str, otherwise: u64) -> u64 {
 async fn random_faults_lose_nothing_without_a_gap() {
     let seconds = variable("SOAK_SECONDS", SECONDS);
     let seed = variable("SOAK_SEED", SEED);
-    // Shown when the test fails.
+    // A failed test prints this.
     println!("SOAK_SEED={seed} SOAK_SECONDS={seconds}");
     let (faults, mut rng) = (faults(), fastrand::Rng::with_seed(seed));
     let settings = Settings {
@@ -152,14 +152,18 @@ async fn random_faults_lose_nothing_without_a_gap() {
     let ledger = site.platform.ledger();
     let (mut sent, mut samples, mut ages) =
         (Vec::<EmittedNotification>::new(), Vec::new(), BTreeMap::<u32, u64>::new());
-    // What a failure is understood by: each step with its time, and the log lines of the replicas that ended.
+    // The record of a failure: each step with its time, and the log lines of ended replicas.
     let mut record = String::new();
     let until = clock::now() + Duration::from_secs(seconds);
     while clock::now() < until {
         tokio::time::sleep(Duration::from_secs(1)).await;
         sent.extend(ledger.emitted_since(sent.last().map_or(0, |last| last.number + 1)));
         for relay in &mut relays {
-            assert!(relay.child.has_ended().is_none(), "a replica ended by itself\n{}", relay.child.printed_output());
+            assert!(
+                relay.child.has_ended().is_none(),
+                "a replica ended without a request\n{}",
+                relay.child.printed_output()
+            );
             let age = ages.entry(relay.child.id()).or_default();
             *age += 1;
             samples.extend(figures(relay.child.id()).filter(|_| *age > SETTLED));
@@ -178,7 +182,7 @@ async fn random_faults_lose_nothing_without_a_gap() {
     assert_flat(&samples);
 }
 
-/// One step of the soak, with its time and the last event before it.
+/// Records a step of the soak with its time and the last event before it.
 fn note(record: &mut String, sent: &[EmittedNotification], step: &str) -> String {
     let last = sent.last().map_or("", |last| &last.correlation);
     let line = format!("{} after {last}: {step}", clock::wall());
@@ -187,8 +191,8 @@ fn note(record: &mut String, sent: &[EmittedNotification], step: &str) -> String
     line
 }
 
-/// Waits until the logs hold what was sent after the last fault, then judges them. The platform sends on, so that the
-/// end is the last event that every stream was seen to hold.
+/// Waits until the logs have the events after the last fault, then checks them. The platform keeps sending, so the check
+/// ends at the last event that every stream had.
 async fn settle(site: &Site, relays: &[RelayProcess; 2], sent: &mut Vec<EmittedNotification>, record: &mut String) {
     let ledger = site.platform.ledger();
     eventually("every stream is live again", RECOVERY, async || {

@@ -1,4 +1,4 @@
-//! What every store keeps to: the same cases run on each of them.
+//! Conformance tests: each case runs on every kind of store.
 
 mod disagreeing;
 mod fixture;
@@ -66,8 +66,8 @@ fn mark(epoch: u32, offset: u64) -> Mark {
     Mark { epoch: Epoch(epoch), offset: Offset(offset) }
 }
 
-async fn a_cursor_moves_only_from_its_expected_position(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn a_cursor_moves_only_from_its_expected_position(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let (billing, queues): (ConsumerName, StreamName) = ("billing".parse().unwrap(), "queues".parse().unwrap());
     assert_eq!(store.cursor(&billing, &queues).await.unwrap(), None);
     let steps = [
@@ -76,7 +76,7 @@ async fn a_cursor_moves_only_from_its_expected_position(bed: StoreFixture) {
         (Some(mark(7, 5)), mark(7, 9), false),
         (Some(mark(8, 4)), mark(8, 9), false),
         (Some(mark(7, 4)), mark(7, 9), true),
-        // Its answer was lost, so it is asked again.
+        // A retry after a lost reply.
         (Some(mark(7, 4)), mark(7, 9), true),
         (Some(mark(7, 9)), mark(9, 1), true),
     ];
@@ -87,11 +87,11 @@ async fn a_cursor_moves_only_from_its_expected_position(bed: StoreFixture) {
         assert_eq!(store.cursor(&other.0.parse().unwrap(), &other.1.parse().unwrap()).await.unwrap(), None);
     }
     store.close().await;
-    assert_eq!(bed.open(KEEP_ALL).cursor(&billing, &queues).await.unwrap(), Some(mark(9, 1)));
+    assert_eq!(fixture.open(KEEP_ALL).cursor(&billing, &queues).await.unwrap(), Some(mark(9, 1)));
 }
 
-async fn only_one_of_many_concurrent_cursor_moves_succeeds(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn only_one_of_many_concurrent_cursor_moves_succeeds(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let (billing, queues): (ConsumerName, StreamName) = ("billing".parse().unwrap(), "queues".parse().unwrap());
     let moves = (1..=20).map(|offset| store.move_cursor(&billing, &queues, None, mark(7, offset)));
     let moved = futures_util::future::join_all(moves).await;
@@ -100,8 +100,8 @@ async fn only_one_of_many_concurrent_cursor_moves_succeeds(bed: StoreFixture) {
     assert_eq!(store.cursor(&billing, &queues).await.unwrap(), Some(mark(7, winners[0] as u64 + 1)));
 }
 
-async fn a_revoked_consumer_is_rejected_for_a_time(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn a_revoked_consumer_is_rejected_for_a_time(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let revoke = async |whose: &RevocationTarget, at: i64, lasting: Duration| {
         store.revoke(&Revocation { target: whose.clone(), at: Timestamp(at), ttl: lasting }).await.unwrap();
     };
@@ -110,18 +110,18 @@ async fn a_revoked_consumer_is_rejected_for_a_time(bed: StoreFixture) {
         (RevocationTarget::Session("4f2a".to_owned()), RevocationTarget::Subject("4f2a".to_owned()));
     revoke(&session, 1_777_901_509_570, Duration::from_secs(60)).await;
     revoke(&subject, 20, Duration::from_millis(1)).await;
-    // The later moment and the longer time count.
+    // The latest revocation and the longest lifetime count.
     revoke(&session, 5, Duration::from_millis(1)).await;
     let expected = BTreeMap::from([(session.clone(), Timestamp(1_777_901_509_570))]);
-    eventually("the subject's time is over", async || store.revoked().await.unwrap() == expected).await;
+    eventually("the subject's revocation has expired", async || store.revoked().await.unwrap() == expected).await;
     revoke(&subject, 20, Duration::from_secs(60)).await;
     store.close().await;
     let expected = BTreeMap::from([(session, Timestamp(1_777_901_509_570)), (subject, Timestamp(20))]);
-    assert_eq!(bed.open(KEEP_ALL).revoked().await.unwrap(), expected);
+    assert_eq!(fixture.open(KEEP_ALL).revoked().await.unwrap(), expected);
 }
 
-async fn appended_entries_are_read_back_unchanged(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn appended_entries_are_read_back_unchanged(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     let mut appended = Vec::new();
     for len in [1, 5, 70, 400] {
@@ -137,8 +137,8 @@ async fn appended_entries_are_read_back_unchanged(bed: StoreFixture) {
     assert_eq!(store.first(&log.name), Offset(1));
 }
 
-async fn a_former_holder_is_rejected(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn a_former_holder_is_rejected(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let mut former = LogFixture::open(&store, "queues").await;
     former.append(1).await.unwrap();
     let mut holder = LogFixture::open(&store, "queues").await;
@@ -151,20 +151,20 @@ async fn a_former_holder_is_rejected(bed: StoreFixture) {
     assert_eq!(holder.entries().await, [1, 2]);
 }
 
-async fn reading_the_bounds_changes_nothing(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn reading_the_bounds_changes_nothing(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let name: StreamName = "queues".parse().unwrap();
     let nothing = store.bounds(&name).await.unwrap();
     assert_eq!((nothing.lineage.current(), nothing.first, nothing.last), (Epoch::NONE, Offset(1), Offset::START));
     assert_eq!(store.bounds(&name).await.unwrap(), nothing);
     let mut log = LogFixture::open(&store, "queues").await;
-    assert_eq!(log.state.fence.number, 1, "a look draws no fence");
+    assert_eq!(log.state.fence.number, 1, "reading the bounds creates no fence");
     log.append(4).await.unwrap();
     let found = store.bounds(&name).await.unwrap();
     assert_eq!((found.lineage, found.first, found.last), (log.state.lineage.clone(), Offset(1), Offset(4)));
     log.append(1).await.unwrap();
     store.close().await;
-    let store = bed.open(KEEP_ALL);
+    let store = fixture.open(KEEP_ALL);
     let found = store.bounds(&name).await.unwrap();
     assert_eq!((found.lineage, found.first, found.last), (log.state.lineage.clone(), Offset(1), Offset(5)));
     let read = store.read(&name, Offset::START, found.last, usize::MAX).await.unwrap();
@@ -172,8 +172,8 @@ async fn reading_the_bounds_changes_nothing(bed: StoreFixture) {
     assert_eq!(store.offset_before(&name, found.last, Timestamp(i64::MAX)).await.unwrap(), Offset(5));
 }
 
-async fn a_claim_under_a_fence_needs_exactly_that_fence(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn a_claim_under_a_fence_needs_exactly_that_fence(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let name: StreamName = "queues".parse().unwrap();
     assert!(matches!(store.claim(&name, Some(Fence { number: 1, nonce: 2 })).await, Err(AppendError::Fenced)));
     let mut former = LogFixture::open(&store, "queues").await;
@@ -204,24 +204,24 @@ async fn a_claim_under_a_fence_needs_exactly_that_fence(bed: StoreFixture) {
     assert_eq!(log.entries().await, (1..=7).collect::<Vec<_>>());
 }
 
-async fn an_append_that_would_leave_a_hole_or_a_duplicate_is_rejected_as_a_whole(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn an_append_that_would_leave_a_hole_or_a_duplicate_is_rejected_as_a_whole(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     log.append(2).await.unwrap();
     let mut twice = log.next(1, clock::wall());
     twice.batches.push(Arc::clone(&twice.batches[0]));
     assert!(matches!(store.append(twice).await, Err(AppendError::Broken(_))));
     for last in [0, 1, 3] {
-        let mut elsewhere = log.clone();
-        elsewhere.state.last = Offset(last);
-        assert!(matches!(elsewhere.append(1).await, Err(AppendError::Broken(_))), "after {last}");
+        let mut diverged = log.clone();
+        diverged.state.last = Offset(last);
+        assert!(matches!(diverged.append(1).await, Err(AppendError::Broken(_))), "after {last}");
     }
     assert_eq!(log.entries().await, [1, 2]);
     log.append(1).await.unwrap();
 }
 
-async fn a_position_is_stored_with_and_without_entries(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn a_position_is_stored_with_and_without_entries(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     assert_eq!(log.state.checkpoint, None);
     log.append(3).await.unwrap();
@@ -237,8 +237,8 @@ async fn a_position_is_stored_with_and_without_entries(bed: StoreFixture) {
     assert_eq!(log.state.last, Offset(3));
 }
 
-async fn a_position_is_stored_with_its_feed(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn a_position_is_stored_with_its_feed(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     assert_eq!(store.feed(&log.name).await.unwrap(), None);
     for (feed, len) in [(None, 1), (Some(7), 0), (Some(u64::MAX), 2), (None, 0), (Some(7), 1)] {
@@ -255,17 +255,17 @@ async fn a_position_is_stored_with_its_feed(bed: StoreFixture) {
         }
     }
     store.close().await;
-    let store = bed.open(KEEP_ALL);
+    let store = fixture.open(KEEP_ALL);
     assert_eq!(store.feed(&log.name).await.unwrap(), Some(FeedId(7)));
     assert_eq!(LogFixture::open(&store, "queues").await.state.checkpoint.unwrap().feed, Some(FeedId(7)));
 }
 
-async fn all_entries_survive_a_close(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn all_entries_survive_a_close(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     log.append(7).await.unwrap();
     store.close().await;
-    let store = bed.open(KEEP_ALL);
+    let store = fixture.open(KEEP_ALL);
     let mut again = LogFixture::open(&store, "queues").await;
     assert_eq!(again.state.lineage, log.state.lineage);
     assert_eq!((again.state.first, again.state.last), (Offset(1), Offset(7)));
@@ -276,8 +276,8 @@ async fn all_entries_survive_a_close(bed: StoreFixture) {
     store.close().await;
 }
 
-async fn streams_do_not_mix(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn streams_do_not_mix(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let (mut queues, mut agents) = (LogFixture::open(&store, "queues").await, LogFixture::open(&store, "agents").await);
     queues.append(2).await.unwrap();
     agents.append(3).await.unwrap();
@@ -286,8 +286,8 @@ async fn streams_do_not_mix(bed: StoreFixture) {
     assert_ne!(queues.state.lineage, agents.state.lineage);
 }
 
-async fn a_read_is_bounded_and_starts_anywhere(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn a_read_is_bounded_and_starts_anywhere(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     for _ in 0..30 {
         log.append(10).await.unwrap();
@@ -310,13 +310,13 @@ async fn a_read_is_bounded_and_starts_anywhere(bed: StoreFixture) {
     assert_eq!(seen, 300);
 }
 
-async fn an_offset_is_found_by_its_time_exactly(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn an_offset_is_found_by_its_time_exactly(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let log = LogFixture::open(&store, "queues").await;
     assert_eq!(store.offset_before(&log.name, log.state.last, Timestamp(5)).await.unwrap(), Offset::START);
     let source = Source::new(&"acme".parse().unwrap(), &log.name);
     let mut last = Offset::START;
-    // Entry n was received at 10 n; batches of 1 to 7.
+    // Entry n was received at 10 n, in batches of 1 to 7.
     for len in (0..15).map(|n| n % 7 + 1) {
         let mut builder = BatchBuilder::new(&source, log.state.lineage.current(), last);
         for _ in 0..len {
@@ -340,8 +340,8 @@ async fn an_offset_is_found_by_its_time_exactly(bed: StoreFixture) {
     }
 }
 
-/// What is kept of 100 entries in batches of 10, the first half two days old: at least and at most.
-async fn each_bound_of_the_retention_trims_and_the_newest_stays(bed: StoreFixture) {
+/// Stores 100 entries in batches of 10, the first half two days old, and checks bounds of what retention keeps.
+async fn each_bound_of_the_retention_trims_and_the_newest_stays(fixture: StoreFixture) {
     let day = Duration::from_secs(86_400);
     for (index, (retention, least, most)) in [
         (Retention { events: 25, ..KEEP_ALL }, 25, 34),
@@ -352,25 +352,25 @@ async fn each_bound_of_the_retention_trims_and_the_newest_stays(bed: StoreFixtur
     .into_iter()
     .enumerate()
     {
-        let store = bed.open(retention);
+        let store = fixture.open(retention);
         let mut log = LogFixture::open(&store, &format!("s{index}")).await;
         for batch in 0..10 {
             let age = if batch < 5 { day * 2 } else { Duration::ZERO };
             log.append_received(10, clock::wall().before(age)).await.unwrap();
         }
-        bed.wait_until_trimmed(&store, &log.name, |first| (least..=most).contains(&(101 - first.0))).await;
+        fixture.wait_until_trimmed(&store, &log.name, |first| (least..=most).contains(&(101 - first.0))).await;
         let first = store.first(&log.name);
         assert_eq!(log.entries().await, (first.0..=100).collect::<Vec<_>>(), "{retention:?}");
         store.close().await;
-        let store = bed.open(retention);
+        let store = fixture.open(retention);
         let log = LogFixture::open(&store, &format!("s{index}")).await;
         assert_eq!((log.state.first, log.state.last), (first, Offset(100)));
         store.close().await;
     }
 }
 
-async fn a_closed_store_rejects_calls_with_a_reason(bed: StoreFixture) {
-    let store = bed.open(KEEP_ALL);
+async fn a_closed_store_rejects_calls_with_a_reason(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
     let mut log = LogFixture::open(&store, "queues").await;
     log.append(1).await.unwrap();
     assert_eq!(store.health(), Ok(()));

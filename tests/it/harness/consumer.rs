@@ -1,4 +1,4 @@
-//! A client of the daemon: real WebSockets, server-sent events and endless lines, all as one row of CloudEvents.
+//! A client of the daemon over WebSocket, server-sent events or NDJSON. All yield CloudEvents.
 
 use std::{net::SocketAddr, ops::RangeInclusive};
 
@@ -12,7 +12,7 @@ use tokio_tungstenite::{
 
 use super::{WAIT_MAX, http};
 
-/// How a client reads.
+/// The transport of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConsumerTransport {
     WebSocket,
@@ -45,13 +45,13 @@ impl Consumer {
         Self { source, last_id: None }
     }
 
-    /// As a browser does whose connection was lost: the same address, and how far it got.
+    /// Reconnects as a browser does: to the same URL, with `Last-Event-ID`.
     pub(crate) async fn reconnect(at: SocketAddr, target: &str, last_id: &str) -> Self {
         let source = endless(at, target, "text/event-stream", Some(last_id)).await;
         Self { source, last_id: Some(last_id.to_owned()) }
     }
 
-    /// The next event; none when the daemon has ended the answer.
+    /// The next event; `None` when the daemon has ended the response.
     pub(crate) async fn next(&mut self) -> Option<Value> {
         let Self { source, last_id } = self;
         timeout(WAIT_MAX, source.next(last_id)).await.expect("an event in time")
@@ -65,7 +65,7 @@ impl Consumer {
         events
     }
 
-    /// Takes events that bear just these numbers of the platform, and nothing between them.
+    /// Takes events and checks that they have exactly these numbers of the platform.
     pub(crate) async fn expect(&mut self, numbers: RangeInclusive<u64>) {
         for number in numbers {
             let event = self.next().await.expect("one more event");
@@ -73,17 +73,15 @@ impl Consumer {
         }
     }
 
-    /// Code and reason with which the daemon closes, whatever comes before.
+    /// Skips events until the close frame, and returns its code and reason.
     pub(crate) async fn wait_for_close(mut self) -> (u16, String) {
-        let ConsumerSource::WebSocket(socket) = &mut self.source else {
-            panic!("only a WebSocket is closed with a code")
-        };
+        let ConsumerSource::WebSocket(socket) = &mut self.source else { panic!("only a WebSocket has a close code") };
         loop {
             let message = timeout(WAIT_MAX, socket.next()).await.expect("a close in time");
             if let Some(Ok(Message::Close(Some(CloseFrame { code, reason })))) = message {
                 return (code.into(), reason.to_string());
             }
-            assert!(matches!(message, Some(Ok(_))), "{message:?} where a close was expected");
+            assert!(matches!(message, Some(Ok(_))), "expected a close, got {message:?}");
         }
     }
 }
@@ -127,7 +125,7 @@ impl ConsumerSource {
     }
 }
 
-/// The next piece of an endless text, up to `end`.
+/// The next part of a streamed text, up to `end`.
 async fn piece(chunks: &mut BoxStream<'static, Vec<u8>>, text: &mut Vec<u8>, end: &str) -> Option<String> {
     loop {
         if let Some(at) = text.windows(end.len()).position(|window| window == end.as_bytes()) {
@@ -138,7 +136,7 @@ async fn piece(chunks: &mut BoxStream<'static, Vec<u8>>, text: &mut Vec<u8>, end
     }
 }
 
-/// An entry in a word: its number, what it marks, or `event`.
+/// An entry as one word: its number, its kind, or `event`.
 pub(crate) fn summarize_entry(entry: &Value) -> String {
     let data = &entry["data"];
     let part = |name: &str| data[name].as_str().unwrap_or("?");
@@ -151,7 +149,7 @@ pub(crate) fn summarize_entry(entry: &Value) -> String {
     }
 }
 
-/// Entries in words. Their offsets must be dense from 1.
+/// Entries as words. Their offsets must be dense from 1.
 pub(crate) fn summarize_log(entries: &[Value]) -> String {
     for (index, entry) in entries.iter().enumerate() {
         assert_eq!(entry["sequence"], (index + 1).to_string(), "{entry}");

@@ -1,4 +1,4 @@
-//! A platform at full speed: its first socket always has more to read, its later sockets only answer probes.
+//! A platform at full speed: its first socket always has unread data, its later sockets only answer probes.
 
 use std::{
     net::SocketAddr,
@@ -19,10 +19,10 @@ use tokio_util::sync::DropGuard;
 use super::tcp::listen;
 
 const PONG: &str = r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#;
-/// Notifications between two looks at what the client sent.
+/// Notifications between two reads of client frames.
 const BURST: u64 = 64;
 
-/// Sockets of notifications of one topic.
+/// A server whose first socket sends notifications of one topic without pause.
 pub(crate) struct Firehose {
     address: SocketAddr,
     opened: Arc<AtomicU64>,
@@ -58,7 +58,7 @@ async fn serve(client: TcpStream, topic: String, opened: Arc<AtomicU64>) {
     }
 }
 
-/// Answers what the client sent; none when it is gone. `at_once`: nothing is waited for.
+/// Answers client frames; `None` when the client is gone. With `at_once` it does not wait for a frame.
 async fn answer(socket: &mut WebSocketStream<TcpStream>, at_once: bool) -> Option<()> {
     loop {
         let next = if at_once { socket.next().now_or_never() } else { Some(socket.next().await) };

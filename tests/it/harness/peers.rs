@@ -1,5 +1,5 @@
-//! Peers of the daemon's connections that no simulator stands in for: a proxy, a platform that never answers, and one
-//! whose answer to an upgrade is unusual and right.
+//! Peers that the simulator does not provide: a proxy, a platform that never replies, and a platform with an unusual but
+//! valid upgrade reply.
 
 use std::{
     net::SocketAddr,
@@ -19,7 +19,7 @@ use tokio_util::sync::DropGuard;
 
 use super::tcp::listen;
 
-/// An HTTP proxy whose every host is the platform.
+/// An HTTP proxy that connects every host to the platform.
 pub(crate) struct ForwardProxy {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
@@ -38,9 +38,9 @@ impl ForwardProxy {
         format!("http://{}", self.address)
     }
 
-    /// Whether a request began like this.
-    pub(crate) fn was_requested(&self, beginning: &str) -> bool {
-        self.requests.lock().unwrap().iter().any(|request| request.starts_with(beginning))
+    /// Whether a request started with this text.
+    pub(crate) fn was_requested(&self, start: &str) -> bool {
+        self.requests.lock().unwrap().iter().any(|request| request.starts_with(start))
     }
 
     pub(crate) fn requests(&self) -> Vec<String> {
@@ -58,13 +58,13 @@ async fn forward(mut client: TcpStream, platform: SocketAddr, requests: Arc<Mute
             return;
         }
     } else if server.write_all(head.as_bytes()).await.is_err() {
-        // The platform takes absolute URLs, as RFC 9112 section 3.2.2 demands.
+        // The platform accepts absolute URLs, as RFC 9112 section 3.2.2 requires.
         return;
     }
     drop(copy_bidirectional(&mut client, &mut server).await);
 }
 
-/// Up to the empty line; none if the client is gone before it.
+/// The request head up to the empty line; `None` if the client disconnects first.
 async fn head(client: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -73,7 +73,7 @@ async fn head(client: &mut TcpStream) -> Option<String> {
     String::from_utf8(head).ok()
 }
 
-/// A platform that takes connections and never says a word.
+/// A platform that accepts connections and never replies.
 pub(crate) struct SilentPlatform {
     address: SocketAddr,
     counts: Arc<Mutex<ConnectionCounts>>,
@@ -102,7 +102,7 @@ impl SilentPlatform {
         self.counts.lock().unwrap().opened
     }
 
-    /// Connections that the daemon keeps open.
+    /// Number of connections that the daemon holds open.
     pub(crate) fn open(&self) -> u64 {
         let counts = self.counts.lock().unwrap();
         counts.opened - counts.closed
@@ -116,7 +116,7 @@ async fn hold_silently(mut client: TcpStream, counts: Arc<Mutex<ConnectionCounts
     counts.lock().unwrap().closed += 1;
 }
 
-/// A platform that answers upgrades with an interim answer first, with lists in its headers, and sends its first event
+/// A platform that answers upgrades with an interim response, then with lists in its headers, and sends its first event
 /// in the same packet.
 pub(crate) struct ListingPlatform {
     address: SocketAddr,

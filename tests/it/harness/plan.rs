@@ -1,4 +1,4 @@
-//! A configuration as a user would write it, with short times. It refuses nothing: the daemon checks it.
+//! A configuration as a user writes it, with short times. The daemon validates it.
 
 use std::{
     net::SocketAddr,
@@ -11,10 +11,10 @@ use tempfile::TempDir;
 use toml::{Table, Value};
 use trunkline::config::{self, Config, Environment};
 
-/// Metrics are of the whole process, so every plan names its account and streams apart.
+/// Metrics are global to the process, so every plan has unique names of account and streams.
 static PLANS: AtomicU64 = AtomicU64::new(1);
 
-/// What a relay is started with, and the folder that survives its restarts.
+/// The configuration of a relay, and its folder, which survives restarts.
 pub(crate) struct RelayPlan {
     tables: Table,
     folder: TempDir,
@@ -25,12 +25,12 @@ pub(crate) struct RelayPlan {
 }
 
 impl RelayPlan {
-    /// One numbered stream of the platform at this address.
+    /// A plan with one numbered stream of the platform at this address.
     pub(crate) fn numbered(platform: SocketAddr) -> Self {
         Self::new(platform).and_numbered("calls", platform)
     }
 
-    /// One stream of notifications.
+    /// A plan with one stream of notifications.
     pub(crate) fn topics(platform: SocketAddr, topics: &[&str]) -> Self {
         Self::new(platform).and_topics("queues", topics)
     }
@@ -40,7 +40,7 @@ impl RelayPlan {
         Self::named(platform, &format!("acme-{number}"))
     }
 
-    /// An account and no streams yet.
+    /// A plan with an account and no streams.
     pub(crate) fn named(platform: SocketAddr, account: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let tables = format!(
@@ -68,7 +68,7 @@ impl RelayPlan {
         plan.secret("client_id", "demo").secret("client_secret", "demo-secret")
     }
 
-    /// One more stream, numbered.
+    /// Adds a numbered stream.
     pub(crate) fn and_numbered(self, name: &str, platform: SocketAddr) -> Self {
         let stream = format!(
             r#"
@@ -80,7 +80,7 @@ impl RelayPlan {
         self.and(name, &stream)
     }
 
-    /// One more stream, of notifications.
+    /// Adds a stream of notifications.
     pub(crate) fn and_topics(self, name: &str, topics: &[&str]) -> Self {
         self.and(name, &format!("connector = \"genesys-notifications\"\ntopics = {topics:?}"))
     }
@@ -102,33 +102,33 @@ impl RelayPlan {
         table.as_table_mut().unwrap()
     }
 
-    /// A key of the stream that was added last.
+    /// Sets a key of the newest stream.
     pub(crate) fn stream(mut self, key: &str, value: impl Into<Value>) -> Self {
         let stream = self.streams.last().unwrap().clone();
         set(self.table("streams")[&stream].as_table_mut().unwrap(), key, value.into());
         self
     }
 
-    /// How long a frame may take, which no configuration says.
+    /// Sets the frame timeout, which is not a configuration key.
     pub(crate) fn frame_time_max(mut self, time: Duration) -> Self {
         self.frame_time_max = Some(time);
         self
     }
 
-    /// The stream that was added last without this key.
+    /// Removes a key of the newest stream.
     pub(crate) fn stream_without(mut self, key: &str) -> Self {
         let stream = self.streams.last().unwrap().clone();
         self.table("streams")[&stream].as_table_mut().unwrap().remove(key);
         self
     }
 
-    /// A key of the account.
+    /// Sets a key of the account.
     pub(crate) fn account(mut self, key: &str, value: impl Into<Value>) -> Self {
         set(self.account_table(), key, value.into());
         self
     }
 
-    /// A variable of the environment that the configuration is read with.
+    /// Sets an environment variable for the configuration.
     pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
@@ -139,13 +139,13 @@ impl RelayPlan {
         self.table("accounts")[&account].as_table_mut().unwrap()
     }
 
-    /// A key of the store.
+    /// Sets a key of the store.
     pub(crate) fn store(mut self, key: &str, value: impl Into<Value>) -> Self {
         set(self.table("store"), key, value.into());
         self
     }
 
-    /// A key of the account that is a secret: it goes into a file.
+    /// Sets a secret key of the account; the secret is in a file.
     pub(crate) fn secret(mut self, key: &str, secret: &str) -> Self {
         std::fs::write(self.secret_file(key), secret).unwrap();
         let file = Value::from(self.secret_file(key).display().to_string());
@@ -153,12 +153,12 @@ impl RelayPlan {
         self
     }
 
-    /// Where a secret of the account is kept.
+    /// The file of a secret of the account.
     pub(crate) fn secret_file(&self, key: &str) -> PathBuf {
         self.folder.path().join(key)
     }
 
-    /// The account and its numbered stream at another platform.
+    /// Moves the account and its numbered stream to another platform.
     pub(crate) fn with_platform(self, platform: SocketAddr) -> Self {
         let summary = format!("{platform}/api/v2/analytics/conversations/summary");
         self.account("token_url", format!("http://{platform}/oauth/token"))
@@ -167,7 +167,7 @@ impl RelayPlan {
             .stream("snapshot_url", format!("http://{summary}"))
     }
 
-    /// The account without these keys.
+    /// Removes keys of the account.
     pub(crate) fn without(mut self, keys: &[&str]) -> Self {
         for key in keys {
             self.account_table().remove(*key);
@@ -179,7 +179,7 @@ impl RelayPlan {
         &self.account
     }
 
-    /// The names of the streams, in the order in which they were added.
+    /// The names of the streams, in the order of their addition.
     pub(crate) fn stream_names(&self) -> &[String] {
         &self.streams
     }
@@ -196,7 +196,7 @@ impl RelayPlan {
     }
 }
 
-/// Sets a key; dots lead into tables.
+/// Sets a key; dots separate tables.
 fn set(table: &mut Table, key: &str, value: Value) {
     match key.split_once('.') {
         None => {

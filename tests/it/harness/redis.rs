@@ -1,5 +1,5 @@
-//! A real `redis-server` of its own: on a free port, in a temporary folder, gone with the value. Also one that is a
-//! Sentinel, three that are a cluster, and a Valkey.
+//! Real `redis-server` processes, each on a free port and in a temporary folder, stopped on drop. Also Sentinel, cluster
+//! and Valkey.
 
 use std::{
     fs,
@@ -18,12 +18,12 @@ use trunkline::{
     store::redis::connection::{RedisConnection, RedisTimeouts},
 };
 
-/// A server is up well within it.
+/// Longest time for a start.
 const START_MAX: Duration = Duration::from_secs(8);
-/// Ports are tried again when another process was quicker.
+/// Attempts to start, because another process may take the free port.
 const PORTS_MAX: usize = 5;
 
-/// A server's program, and the packages that have it.
+/// A server's program, and how to install it.
 #[derive(Debug, Clone, Copy)]
 struct ServerProgram {
     name: &'static str,
@@ -47,12 +47,12 @@ pub(crate) struct RedisServer {
 }
 
 impl RedisServer {
-    /// Each write is on disk before it is answered.
+    /// A server that syncs each write to disk before its reply.
     pub(crate) fn durable() -> Self {
         Self::start(&["--appendonly", "yes", "--appendfsync", "always"])
     }
 
-    /// Keeps everything in memory.
+    /// A server that keeps everything in memory.
     pub(crate) fn volatile() -> Self {
         Self::start(&["--appendonly", "no"])
     }
@@ -62,7 +62,7 @@ impl RedisServer {
         Self::start_as(VALKEY, &["--appendonly", "no"])
     }
 
-    /// One that starts with what another has saved.
+    /// A server that starts with the saved files of another.
     pub(crate) fn copy_of(other: &Self) -> Self {
         let mut copy = Self::volatile();
         copy.kill();
@@ -72,7 +72,7 @@ impl RedisServer {
         copy
     }
 
-    /// With options as on its command line.
+    /// A server with command-line options.
     pub(crate) fn start(options: &[&str]) -> Self {
         Self::start_as(REDIS, options)
     }
@@ -89,12 +89,12 @@ impl RedisServer {
         panic!("{} does not start", program.name);
     }
 
-    /// A Sentinel that watches `primary` under the name `main`, and needs nobody's consent.
+    /// A Sentinel that monitors `primary` under the name `main` with a quorum of one.
     pub(crate) fn sentinel(primary: &Self) -> Self {
         Self::sentinel_with(primary, "")
     }
 
-    /// The same with more lines in its file.
+    /// A Sentinel for `primary` with additional lines in its configuration file.
     pub(crate) fn sentinel_with(primary: &Self, lines: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("sentinel.conf");
@@ -106,35 +106,35 @@ impl RedisServer {
         );
         fs::write(&file, text).unwrap();
         let mut sentinel = Self::start(&[file.to_str().unwrap(), "--sentinel"]);
-        // The file outlives the start.
+        // The file must exist until the server has read it.
         sentinel.extra_folder = Some(folder);
         sentinel
     }
 
-    /// Three primaries that share the slots.
+    /// A cluster of three primaries.
     pub(crate) async fn cluster() -> [Self; 3] {
         Self::cluster_with(&["--appendonly", "no"]).await
     }
 
-    /// The same with options of each node.
+    /// A cluster of three primaries with command-line options for each node.
     pub(crate) async fn cluster_with(options: &[&str]) -> [Self; 3] {
         let bus = [free_port(), free_port(), free_port()];
         let nodes = bus.map(|bus| {
             let bus = bus.to_string();
             Self::start(&[&["--cluster-enabled", "yes", "--cluster-port", &bus], options].concat())
         });
-        let tell = async |node: &Self, words: &[&str]| {
+        let run_command = async |node: &Self, words: &[&str]| {
             node.connection().run::<()>(cmd("CLUSTER").arg(words)).await.unwrap();
         };
         for (node, [first, last]) in nodes.iter().zip([["0", "5460"], ["5461", "10922"], ["10923", "16383"]]) {
-            tell(node, &["ADDSLOTSRANGE", first, last]).await;
+            run_command(node, &["ADDSLOTSRANGE", first, last]).await;
         }
         for (node, bus) in nodes.iter().zip(bus).skip(1) {
-            tell(&nodes[0], &["MEET", "127.0.0.1", &node.port.to_string(), &bus.to_string()]).await;
+            run_command(&nodes[0], &["MEET", "127.0.0.1", &node.port.to_string(), &bus.to_string()]).await;
         }
         for node in &nodes {
             let connection = node.connection();
-            // A cluster that was just made takes some seconds, and longer on a busy machine.
+            // A new cluster needs some seconds, and longer on a busy machine.
             within(4 * WAIT_MAX, "the nodes know each other", async || {
                 let about: String = connection.run(cmd("CLUSTER").arg("INFO")).await.unwrap();
                 about.contains("cluster_state:ok") && about.contains("cluster_known_nodes:3")
@@ -152,12 +152,12 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
-    /// A connection that gives up soon.
+    /// A connection with short timeouts.
     pub(crate) fn connection(&self) -> RedisConnection {
         RedisConnection::new(self.url().parse().unwrap(), limits())
     }
 
-    /// Everything that it wrote to its folder.
+    /// The content of all files in its folder.
     pub(crate) fn files(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut folders = vec![self.folder.path().to_owned()];
@@ -173,19 +173,19 @@ impl RedisServer {
         bytes
     }
 
-    /// As when the machine loses its power, except that what was given to the disk is there.
+    /// Kills the process, as a power failure does; data passed to the operating system stays.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Starts it again, on the same port and with its files.
+    /// Starts it again on the same port with its files.
     pub(crate) fn restart(&mut self) {
         self.child = run(self.program, &self.folder, self.port, &self.options);
         assert!(answers(&mut self.child, self.port), "{} does not start again", self.program.name);
     }
 
-    /// It answers nothing any more, and loses nothing.
+    /// Stops the process with a signal: it does not reply and loses nothing.
     pub(crate) fn pause(&self) {
         self.signal("STOP");
     }
@@ -203,18 +203,18 @@ impl RedisServer {
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        // It may be dead already; a stopped one dies, too.
+        // It may have ended already. The signal ends a stopped process, too.
         self.child.kill().ok();
         self.child.wait().ok();
     }
 }
 
-/// For tests that take servers away.
+/// Short timeouts for tests that stop servers.
 pub(crate) fn limits() -> RedisTimeouts {
     RedisTimeouts { connect: Duration::from_millis(800), response: Duration::from_millis(800) }
 }
 
-/// What the shipped configuration tells an operator to grant.
+/// The ACL rules in the comments of the shipped configuration.
 pub(crate) fn documented_rules() -> Vec<String> {
     let shipped = include_str!("../../../config/trunkline.toml");
     let (_, after) = shipped.split_once("ACL SETUSER trunkline ").unwrap();
@@ -222,7 +222,7 @@ pub(crate) fn documented_rules() -> Vec<String> {
     rules.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect()
 }
 
-/// A port that nobody listens on right now.
+/// A port without a listener at this moment.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
@@ -232,7 +232,7 @@ fn run(program: ServerProgram, folder: &TempDir, port: u16, options: &[String]) 
     let ServerProgram { name, install } = program;
     let mut command = Command::new(name);
     if options.iter().any(|option| option == "--sentinel") {
-        // A file of settings comes first, and has the rest.
+        // A configuration file must be the first argument.
         command.args(options).args(["--port", &port]);
     } else {
         command.args(["--port", &port, "--bind", "127.0.0.1", "--dir", folder, "--save", ""]);
@@ -242,7 +242,7 @@ fn run(program: ServerProgram, folder: &TempDir, port: u16, options: &[String]) 
     command.spawn().unwrap_or_else(|error| panic!("cannot run {name} ({error}); install it: {install}"))
 }
 
-/// How it answers: not as it should while it loads its files.
+/// The first bytes of its reply. While it loads its files, this is an error.
 fn greets(port: u16) -> io::Result<[u8; 5]> {
     let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
@@ -252,7 +252,7 @@ fn greets(port: u16) -> io::Result<[u8; 5]> {
     Ok(greeting)
 }
 
-/// Waits until the server answers; not so when it ends before.
+/// Waits until the server replies. False if it ends first.
 fn answers(child: &mut Child, port: u16) -> bool {
     let end = clock::now() + START_MAX;
     while clock::now() < end {

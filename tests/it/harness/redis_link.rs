@@ -1,4 +1,4 @@
-//! A way to a server on which what is said can be held up, and arrives late.
+//! A TCP proxy in front of a Redis server that can hold data and deliver it late.
 
 use std::{
     net::Ipv4Addr,
@@ -18,28 +18,28 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What does not get through for now.
+/// Which data the proxy holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HoldMode {
     Nothing,
-    /// What the first connection tells the server; later connections are free.
+    /// Requests of the first connection. Later connections are not affected.
     First,
-    /// What the server answers; it goes on hearing, and doing, what it is told.
+    /// Replies of the server. It still receives and executes commands.
     Replies,
-    /// Everything of the connections before this one, both ways, and nobody is told; later ones are free.
+    /// All data of the existing connections, in both directions and without a close. Later connections are not affected.
     Before(u64),
-    /// Everything, both ways: the server might as well be on another continent, with the cable cut.
+    /// All data in both directions, as in a network partition.
     Everything,
 }
 
-/// Answers that are counted by a word in them.
+/// Counts replies that contain a word.
 #[derive(Debug, Default)]
 struct WatchedReply {
     word: Vec<u8>,
     count: u64,
 }
 
-/// It goes with the value, and every connection over it.
+/// A proxy; drop closes it and all its connections.
 pub(crate) struct RedisLink {
     port: u16,
     hold_mode: watch::Sender<HoldMode>,
@@ -94,27 +94,27 @@ impl RedisLink {
         self.port
     }
 
-    /// How many appends were held up; each arrives when the road is free again.
+    /// Number of appends that were held. Each arrives when the hold ends.
     pub(crate) fn held_appends(&self) -> u64 {
         self.held_appends.load(Ordering::Relaxed)
     }
 
-    /// From here on answers of the server with this word in them are counted.
+    /// Starts to count replies that contain this word.
     pub(crate) fn watch_replies(&self, word: &str) {
         *self.watched_reply.lock().unwrap() = WatchedReply { word: word.as_bytes().to_vec(), count: 0 };
     }
 
-    /// How many answers had the word.
+    /// Number of replies with the word.
     pub(crate) fn watched_replies(&self) -> u64 {
         self.watched_reply.lock().unwrap().count
     }
 
-    /// The connections that there are say and hear nothing any more, for ever.
+    /// Existing connections transfer no more data, without a close.
     pub(crate) fn lose_connections(&self) {
         self.hold(HoldMode::Before(self.connections.load(Ordering::Relaxed)));
     }
 
-    /// What was held before and is not now goes on its way.
+    /// Changes what is held. Data that is no longer held is delivered.
     pub(crate) fn hold(&self, held: HoldMode) {
         self.hold_mode.send_replace(held);
     }

@@ -1,4 +1,4 @@
-//! The daemon under test, and what an operator sees of it.
+//! The daemon under test, and its operator interface.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use trunkline::{app::App, clock};
 
 use super::{Consumer, ConsumerTransport, POLL_INTERVAL, Platform, RelayPlan, WAIT_MAX, http};
 
-/// A running daemon. Dropped, it is cut off with its test.
+/// A running daemon. Drop stops it without a drain.
 pub(crate) struct Relay {
     plan: RelayPlan,
     consumers_at: SocketAddr,
@@ -21,19 +21,19 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// One numbered stream, live.
+    /// Starts a relay with one numbered stream and waits until it is live.
     pub(crate) async fn start(platform: &Platform) -> Self {
         Self::of(RelayPlan::numbered(platform.address())).await
     }
 
-    /// Everything of this plan, live.
+    /// Starts a relay with this plan and waits until all streams are live.
     pub(crate) async fn of(plan: RelayPlan) -> Self {
         let relay = Self::launch(plan).await;
         relay.live().await;
         relay
     }
 
-    /// Started, however far its streams are.
+    /// Starts a relay without a wait for its streams.
     pub(crate) async fn launch(plan: RelayPlan) -> Self {
         let app = App::start(plan.config()).await.unwrap();
         let (consumers_at, admin_at) = (app.consumers_at(), app.admin_at());
@@ -46,17 +46,17 @@ impl Relay {
     pub(crate) async fn live(&self) {
         let end = clock::now() + WAIT_MAX;
         while self.get("/readyz?streams=all").await.status() != 200 {
-            assert!(clock::now() < end, "not every stream came alive: {}", self.status().await);
+            assert!(clock::now() < end, "not every stream is live: {}", self.status().await);
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Asks it to end, and goes on at once.
+    /// Requests a drain and does not wait.
     pub(crate) fn request_stop(&self) {
         self.stop.cancel();
     }
 
-    /// Drains. What is left is what a restart finds.
+    /// Drains. The plan keeps the folder for a restart.
     pub(crate) async fn stop(self) -> RelayPlan {
         self.stop.cancel();
         timeout(WAIT_MAX, self.running).await.expect("it drains in time").unwrap().unwrap();
@@ -81,35 +81,35 @@ impl Relay {
         self.consumers_at
     }
 
-    /// Whoever reads the first stream from its first entry, over a WebSocket.
+    /// A WebSocket consumer of the first stream from its first entry.
     pub(crate) async fn consumer(&self) -> Consumer {
         self.consume(ConsumerTransport::WebSocket, "from=first").await
     }
 
-    /// Whoever reads the first stream with this query.
+    /// A consumer of the first stream with this query.
     pub(crate) async fn consume(&self, transport: ConsumerTransport, query: &str) -> Consumer {
         Consumer::connect(self.consumers_at, &format!("/v1/streams/{}/events?{query}", self.name()), transport).await
     }
 
-    /// One answer of the listener for consumers.
+    /// A GET response of the consumer listener.
     pub(crate) async fn page(&self, target: &str) -> Response {
         let request = self.http.get(format!("http://{}{target}", self.consumers_at));
         request.header("accept", "application/cloudevents-batch+json").send().await.unwrap()
     }
 
-    /// One answer of the admin listener.
+    /// A GET response of the admin listener.
     pub(crate) async fn get(&self, target: &str) -> Response {
         self.http.get(format!("http://{}{target}", self.admin_at)).send().await.unwrap()
     }
 
-    /// The same for what changes something.
+    /// A POST response of the admin listener.
     pub(crate) async fn post(&self, target: &str) -> Response {
         self.http.post(format!("http://{}{target}", self.admin_at)).send().await.unwrap()
     }
 
-    /// An operator's wish for the first stream.
-    pub(crate) async fn operator_request(&self, wish: &str) {
-        let answer = self.post(&format!("/admin/v1/streams/{}/{wish}", self.name())).await;
+    /// Sends an operator command for the first stream.
+    pub(crate) async fn operator_request(&self, command: &str) {
+        let answer = self.post(&format!("/admin/v1/streams/{}/{command}", self.name())).await;
         assert_eq!(answer.status(), 202);
     }
 
@@ -117,24 +117,24 @@ impl Relay {
         self.get("/admin/v1/status").await.json().await.unwrap()
     }
 
-    /// What the status says of the first stream.
+    /// The status of the first stream.
     pub(crate) async fn stream(&self) -> Value {
         let status = self.status().await;
         let streams = status["streams"].as_array().unwrap();
         streams.iter().find(|stream| stream["stream"] == self.name()).unwrap().clone()
     }
 
-    /// What the status says of the account.
+    /// The status of the account.
     pub(crate) async fn account(&self) -> Value {
         self.status().await["accounts"][0].clone()
     }
 
-    /// A count of the first stream's status.
+    /// A number in the first stream's status.
     pub(crate) async fn count(&self, key: &str) -> u64 {
         self.stream().await[key].as_u64().unwrap()
     }
 
-    /// The sum of a metric's series that belong to this relay's first stream or account and carry these labels.
+    /// The sum of a metric's series with these labels for this relay's first stream or account.
     pub(crate) async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let page = self.get("/metrics").await.text().await.unwrap();
         let own = [format!("stream=\"{}\"", self.name()), format!("account=\"{}\"", self.plan.account_name())];
@@ -150,38 +150,38 @@ impl Relay {
         series.iter().sum()
     }
 
-    /// Waits until the first stream's status says so.
-    pub(crate) async fn until(&self, what: &str, fact: impl Fn(&Value) -> bool) {
+    /// Waits until the first stream's status meets the condition.
+    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Value) -> bool) {
         let end = clock::now() + WAIT_MAX;
         loop {
             let stream = self.stream().await;
-            if fact(&stream) {
+            if condition(&stream) {
                 return;
             }
-            assert!(clock::now() < end, "it never came true that {what}: {stream}");
+            assert!(clock::now() < end, "not within {WAIT_MAX:?}: {what}: {stream}");
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// The story of the first stream's log so far.
+    /// The first stream's log as words.
     pub(crate) async fn log_summary(&self) -> String {
         super::summarize_log(&self.entries().await)
     }
 
-    /// Every entry of the first stream's log so far.
+    /// All entries of the first stream's log.
     pub(crate) async fn entries(&self) -> Vec<Value> {
         let answer = self.page(&format!("/v1/streams/{}/events?from=first&limit=1000", self.name())).await;
         assert_eq!(answer.status(), 200);
         answer.json().await.unwrap()
     }
 
-    /// Waits until the log tells this story, and nothing beyond it.
-    pub(crate) async fn expect_log(&self, story: &str) {
-        let mut told = String::new();
+    /// Waits until the first stream's log consists of exactly these words.
+    pub(crate) async fn expect_log(&self, expected: &str) {
+        let mut found = String::new();
         let end = clock::now() + WAIT_MAX;
-        while told != story {
-            told = self.log_summary().await;
-            assert!(clock::now() < end, "the log tells\n  {told}\nwhere it should tell\n  {story}");
+        while found != expected {
+            found = self.log_summary().await;
+            assert!(clock::now() < end, "the log is\n  {found}\nexpected\n  {expected}");
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }

@@ -1,4 +1,4 @@
-//! What may stand between the daemon and a platform: a slow or broken network, or somebody else.
+//! Network paths and foreign hosts between the daemon and a platform.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -31,10 +31,10 @@ use tokio_util::{
 use trunkline::clock;
 
 const CHUNK_LEN: usize = 16 * 1024;
-/// Chunks on their way in one direction; when so many are, no more is read.
+/// Chunks in flight in one direction. At the limit, the proxy stops reading.
 const IN_FLIGHT_MAX: usize = 1_024;
 
-/// A network path to the platform that can be slow, and can be cut.
+/// A TCP proxy to the platform that can be slow or disconnected.
 pub(crate) struct TcpProxy {
     address: SocketAddr,
     state: Arc<Mutex<TcpProxyState>>,
@@ -45,7 +45,7 @@ pub(crate) struct TcpProxy {
 struct TcpProxyState {
     one_way: Duration,
     is_down: bool,
-    /// Ends the connections there are.
+    /// Ends the existing connections.
     connections: CancellationToken,
     /// The heads of upgrades.
     upgrades: Vec<String>,
@@ -63,12 +63,12 @@ impl TcpProxy {
         self.address
     }
 
-    /// Adds this to every round trip.
+    /// Adds `time` to every round trip.
     pub(crate) fn add_round_trip(&self, time: Duration) {
         self.state.lock().unwrap().one_way = time / 2;
     }
 
-    /// Ends every connection, and lets no other through.
+    /// Ends every connection and accepts no other.
     pub(crate) fn disconnect(&self) {
         let mut state = self.state.lock().unwrap();
         state.is_down = true;
@@ -79,13 +79,13 @@ impl TcpProxy {
         self.state.lock().unwrap().is_down = false;
     }
 
-    /// The targets of the upgrades that went through.
+    /// The targets of the forwarded upgrades.
     pub(crate) fn upgrades(&self) -> Vec<String> {
         let target = |head: &String| head.split(' ').nth(1).map(str::to_owned);
         self.heads().iter().filter_map(target).collect()
     }
 
-    /// The bearers that they presented.
+    /// The bearer tokens of the forwarded upgrades.
     pub(crate) fn bearer_tokens(&self) -> Vec<String> {
         let bearer = |head: &String| {
             head.lines().find_map(|line| {
@@ -140,7 +140,7 @@ async fn carry(client: TcpStream, platform: SocketAddr, state: Arc<Mutex<TcpProx
     connections.run_until_cancelled(conversation).await;
 }
 
-/// Hands on what is read, each chunk so much later.
+/// Forwards each chunk after the delay.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -179,7 +179,7 @@ fn record_upgrade(state: &Mutex<TcpProxyState>, chunk: &[u8]) {
     }
 }
 
-/// Somebody who answers every request with the same words, and remembers what was said.
+/// A server that records requests and answers each with the same response.
 pub(crate) struct ForeignHost {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
@@ -187,35 +187,35 @@ pub(crate) struct ForeignHost {
 }
 
 impl ForeignHost {
-    /// `answer` is the head of the answer without its empty line.
+    /// `answer` is the head of the response without its empty line.
     pub(crate) async fn start(answer: &str) -> Self {
         let answer: Arc<str> = format!("{answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").into();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let shared = Arc::clone(&heard);
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&requests);
         let (address, stop) =
             listen(move |client| listen_and_answer(client, Arc::clone(&answer), Arc::clone(&shared))).await;
-        Self { address, requests: heard, _stop: stop }
+        Self { address, requests: requests, _stop: stop }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What each connection said first.
+    /// The first chunk of each connection.
     pub(crate) fn received_requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
 }
 
-async fn listen_and_answer(mut client: TcpStream, answer: Arc<str>, heard: Arc<Mutex<Vec<String>>>) {
+async fn listen_and_answer(mut client: TcpStream, answer: Arc<str>, requests: Arc<Mutex<Vec<String>>>) {
     let mut chunk = vec![0; CHUNK_LEN];
     let Ok(len) = client.read(&mut chunk).await else { return };
-    heard.lock().unwrap().push(String::from_utf8_lossy(&chunk[..len]).into_owned());
+    requests.lock().unwrap().push(String::from_utf8_lossy(&chunk[..len]).into_owned());
     drop(client.write_all(answer.as_bytes()).await);
     drop(client.shutdown().await);
 }
 
-/// A platform that begins a frame on every socket, and between parts that never end says that it lives.
+/// A platform that sends fragments of an endless message with pings between them on every socket.
 pub(crate) struct GarbageServer {
     address: SocketAddr,
     _stop: DropGuard,
@@ -245,21 +245,21 @@ async fn send_garbage(client: TcpStream) {
     }
 }
 
-/// A platform by a script: what becomes of each upgrade, in turn; the last one is repeated.
+/// A platform that answers upgrades by a script. The last reply of the script is repeated.
 pub(crate) struct ScriptedPlatform {
     address: SocketAddr,
     targets: Arc<Mutex<Vec<String>>>,
     _stop: DropGuard,
 }
 
-/// What becomes of one upgrade.
+/// The reply to one upgrade.
 #[derive(Clone)]
 pub(crate) enum UpgradeReply {
-    /// It is answered with this status.
+    /// This status.
     Refused(u16),
-    /// It is taken, these bytes follow, and the connection stays open.
+    /// The upgrade succeeds, these bytes follow, and the connection stays open.
     Open(Vec<u8>),
-    /// It is taken, these bytes follow, and the connection is closed.
+    /// The upgrade succeeds, these bytes follow, and the connection is closed.
     Ended(Vec<u8>),
 }
 
@@ -276,7 +276,7 @@ impl ScriptedPlatform {
         format!("ws://{}/", self.address)
     }
 
-    /// What each upgrade asked for.
+    /// The target of each upgrade.
     pub(crate) fn targets(&self) -> Vec<String> {
         self.targets.lock().unwrap().clone()
     }
@@ -310,7 +310,7 @@ async fn follow_script(mut client: TcpStream, script: Arc<Vec<UpgradeReply>>, ta
     while let Ok(1..) = client.read(&mut chunk).await {}
 }
 
-/// The answer to an upgrade that is taken.
+/// The reply to a successful upgrade.
 fn accepted(head: &str) -> Vec<u8> {
     let key = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
@@ -324,12 +324,12 @@ fn accepted(head: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Numbered events, a frame each.
+/// Numbered events, one per frame.
 pub(crate) fn numbered(numbers: impl IntoIterator<Item = u64>) -> Vec<u8> {
     numbers.into_iter().flat_map(|number| frame(0x81, format!(r#"[{{"sequenceId":{number}}}]"#).as_bytes())).collect()
 }
 
-/// A short frame by the first byte of its header.
+/// A short frame with this first header byte.
 pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let len = u8::try_from(payload.len()).ok().filter(|len| *len < 126).expect("a short frame");
     [&[first, len], payload].concat()

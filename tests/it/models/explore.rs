@@ -1,6 +1,6 @@
-//! Visits every state that a model can reach, breadth first, so that what it finds is told by the shortest way there.
+//! Breadth-first search over all reachable states of a model. A counterexample has the shortest path.
 //!
-//! It also looks backwards: from every state there must be a way to one in which all is well.
+//! It also checks liveness: from every state, a path to a good state must exist.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -8,41 +8,41 @@ use std::{
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash},
 };
 
-/// What can be explored.
+/// A model to explore.
 pub(crate) trait Model {
     type State: Clone + Hash;
     type Action: Copy + fmt::Debug;
 
     fn start(&self) -> Self::State;
 
-    /// What can happen next.
+    /// The actions that are possible in a state.
     fn actions(&self, state: &Self::State) -> Vec<Self::Action>;
 
-    /// What becomes of it; an error says what must never happen.
+    /// Applies an action. The error is a violated invariant.
     fn step(&self, state: &mut Self::State, action: Self::Action) -> Result<(), String>;
 
-    /// Whether all is well.
+    /// Whether this is a good state.
     fn is_well(&self, state: &Self::State) -> bool;
 }
 
-/// How much was seen.
+/// Statistics of a search.
 pub(crate) struct ExploredStats {
     states: usize,
     steps: usize,
-    /// States in which all is well.
+    /// Number of good states.
     well: usize,
-    /// How many were reached and not looked into any more.
+    /// Number of states that were reached but not explored.
     unvisited: usize,
 }
 
-/// What must never happen, and the way there.
+/// A violated invariant and the path to it.
 #[derive(Debug)]
 pub(crate) struct Counterexample {
     pub(crate) violation: String,
     pub(crate) trace: Vec<String>,
 }
 
-/// Visits everything, or what is nearest to the start if there are more states than `states_max`.
+/// Visits all states, or the `states_max` states nearest to the start.
 pub(crate) fn explore<M: Model>(model: &M, states_max: usize) -> Result<ExploredStats, Counterexample> {
     let mut map =
         StateGraph { model, known: HashMap::default(), from: Vec::new(), steps: Vec::new(), well: Vec::new() };
@@ -72,14 +72,14 @@ pub(crate) fn explore<M: Model>(model: &M, states_max: usize) -> Result<Explored
 struct StateGraph<'a, M: Model> {
     model: &'a M,
     known: HashMap<u64, usize, BuildHasherDefault<DefaultHasher>>,
-    /// From where each state was reached first, and how.
+    /// For each state, the previous state and the action on the shortest path.
     from: Vec<Option<(usize, M::Action)>>,
     steps: Vec<(u32, u32)>,
     well: Vec<bool>,
 }
 
 impl<M: Model> StateGraph<'_, M> {
-    /// Notes a state and the step there; its number, if it is new.
+    /// Records a state and the step to it. Returns its number if it is new.
     fn enter(&mut self, state: &M::State, from: Option<(usize, M::Action)>) -> Option<usize> {
         let number = self.well.len();
         let mark = BuildHasherDefault::<DefaultHasher>::default().hash_one(state);
@@ -94,7 +94,7 @@ impl<M: Model> StateGraph<'_, M> {
         })
     }
 
-    /// From every state a way leads to one in which all is well, or to one that was not looked into.
+    /// Checks that each state has a path to a good state or to an unexplored one.
     fn check_reachability(&self, unvisited: impl Iterator<Item = usize>) -> Result<(), Counterexample> {
         let mut back = vec![Vec::new(); self.well.len()];
         for (here, there) in &self.steps {
@@ -111,7 +111,7 @@ impl<M: Model> StateGraph<'_, M> {
             }
         }
         match saved.iter().position(|saved| !saved) {
-            Some(lost) => Err(self.found("no way leads from here to where all is well".to_owned(), lost, None)),
+            Some(lost) => Err(self.found("no path from here to a good state".to_owned(), lost, None)),
             None => Ok(()),
         }
     }
@@ -137,6 +137,6 @@ impl fmt::Display for Counterexample {
 impl fmt::Display for ExploredStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { states, steps, well, unvisited } = self;
-        write!(f, "{states} states, {steps} steps, {well} well, {unvisited} not looked into")
+        write!(f, "{states} states, {steps} steps, {well} well, {unvisited} not explored")
     }
 }

@@ -1,9 +1,9 @@
-//! Leases: two and three replicas, the store, and what can go wrong between them.
+//! Leases: two and three replicas, the store, and the faults between them.
 //!
-//! In every state it holds that an append is accepted only from the record's holder; that no place in a log is written
-//! twice and nothing accepted is lost, unless the store forgot it together with its position; that a replica whose
-//! membership may have ended looks before it appends; that nobody takes from a holder that is well, or is given a
-//! stream before its session is live; and that a way leads to where every stream has a holder again.
+//! Invariants: only the owner's appends are accepted; no offset is written twice, and no accepted entry is lost unless
+//! the store lost it together with its position; a replica whose membership may have expired reads its lease before it
+//! appends; no replica acquires the lease of a healthy owner; a handover goes only to a replica with a live session; and
+//! from every state, a path leads to one in which every stream has an owner.
 
 mod replica;
 mod store;
@@ -13,7 +13,7 @@ use self::world::{FaultBudget, ModelPlan};
 use super::explore::explore;
 use crate::harness::env_setting;
 
-/// Enough for most plans to be seen whole; the others are seen as far as that. `TRUNKLINE_STATES` says how many.
+/// Limit of states, which covers most plans completely. `TRUNKLINE_STATES` overrides it.
 const STATES_MAX: u64 = 140_000;
 
 const NONE: FaultBudget =
@@ -53,7 +53,7 @@ fn three_replicas_find_a_holder_for_every_stream() {
     check("three, join", 3, 1, FaultBudget { joins: 1, ..NONE });
 }
 
-#[expect(clippy::print_stdout, reason = "how much was seen is the point of a model")]
+#[expect(clippy::print_stdout, reason = "the coverage is the result of a model")]
 fn check(faults_named: &str, replicas: u8, streams: usize, faults: FaultBudget) {
     let states_max = env_setting("TRUNKLINE_STATES").unwrap_or(STATES_MAX) as usize;
     match explore(&ModelPlan { replicas, streams, entries: 2 - streams, faults }, states_max) {

@@ -1,10 +1,10 @@
-//! What the soak injects.
+//! The faults that the soak injects.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-/// Every kind of fault that the simulator has, as a script would write it.
+/// Every kind of fault of the simulator, as in a fault script.
 pub(super) fn faults() -> Vec<Value> {
     let answer = |to: &str, how: Value| json!({"fault": "answer", "to": to, "how": how});
     let mut faults = vec![

@@ -1,4 +1,4 @@
-//! What a log must hold after a soak.
+//! Checks of a log after a soak.
 
 use std::collections::HashMap;
 
@@ -6,10 +6,10 @@ use trunkline::simulator::EmittedNotification;
 
 use crate::process::LogEntry;
 
-/// What counts of a log's entry.
+/// The part of an entry that the check uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum SoakItem<'a> {
-    /// The correlation id of an event.
+    /// An event with its correlation id.
     Event(&'a str),
     Gap,
 }
@@ -22,7 +22,7 @@ fn classify(entry: &LogEntry) -> Option<SoakItem<'_>> {
     }
 }
 
-/// Every event once and in order, and a gap entry wherever events are missing between two.
+/// Checks that every event is there once and in order, and that a gap covers every loss.
 pub(super) fn check_log(stream: &str, log: &[LogEntry], sent: &[EmittedNotification]) -> Result<(), String> {
     if let Some((entry, _)) = log.iter().zip(1..).find(|(entry, offset)| entry.offset != *offset) {
         return Err(format!("{stream}: offsets are not dense at {}", entry.id));
@@ -31,7 +31,7 @@ pub(super) fn check_log(stream: &str, log: &[LogEntry], sent: &[EmittedNotificat
     check_items(&items, &expected_events(stream, sent)).map_err(|fault| format!("{stream}: {fault}"))
 }
 
-/// The correlation ids of what a stream subscribes to.
+/// The correlation ids of a stream's subscribed events.
 fn expected_events<'a>(stream: &str, sent: &'a [EmittedNotification]) -> Vec<&'a str> {
     let wanted = |topic: &str| match stream {
         "queues" => topic.ends_with(".observations"),
@@ -52,7 +52,7 @@ fn check_items(items: &[SoakItem<'_>], wanted: &[&str]) -> Result<(), String> {
         let Some(&place) = places.get(id) else { continue };
         let expected = next.unwrap_or(place);
         if place < expected {
-            return Err(format!("{id} is there twice or too late"));
+            return Err(format!("{id} is duplicated or out of order"));
         }
         if place > expected && !in_gap {
             return Err(format!("{} events from {} to {id} are missing", place - expected, wanted[expected]));
@@ -60,7 +60,7 @@ fn check_items(items: &[SoakItem<'_>], wanted: &[&str]) -> Result<(), String> {
         (next, in_gap) = (Some(place + 1), false);
     }
     match next {
-        None => Err("no event is there".to_owned()),
+        None => Err("the log has no event".to_owned()),
         Some(next) if next < wanted.len() => Err(format!("the last {} events are missing", wanted.len() - next)),
         Some(_all) => Ok(()),
     }

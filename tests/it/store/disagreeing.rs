@@ -1,5 +1,5 @@
-//! A log and its head that do not fit together: what is lost is reported by the next claim, no id is given out twice,
-//! and a claim refuses for the same reasons as an append.
+//! An inconsistent log and head: the next claim reports losses, no id is used twice, and claims and appends reject the
+//! same states.
 
 use redis::{Value, cmd};
 use trunkline::{
@@ -14,7 +14,7 @@ use crate::harness::RedisServer;
 const HEAD: &str = "{trunkline:queues}:head";
 const LOG: &str = "{trunkline:queues}:log";
 
-/// More entries than are appended aloud.
+/// More entries than an append with replies on may have.
 const MANY: usize = 20;
 
 async fn run(server: &RedisServer, words: &[&str]) -> Value {
@@ -25,11 +25,11 @@ async fn run(server: &RedisServer, words: &[&str]) -> Value {
 async fn scene(server: RedisServer) -> (RedisServer, LogFixture) {
     let store = StoreFixture::Redis(Box::new(server));
     let log = LogFixture::open(&store.open(KEEP_ALL), "queues").await;
-    let StoreFixture::Redis(server) = store else { unreachable!("it was made so") };
+    let StoreFixture::Redis(server) = store else { unreachable!("the fixture is a Redis server") };
     (*server, log)
 }
 
-/// Entries that have the platform's numbers, which are their offsets.
+/// Entries whose sequence numbers are their offsets.
 fn numbered(log: &LogFixture, len: usize) -> Append {
     let source = Source::new(&"acme".parse().unwrap(), &log.name);
     let mut builder = BatchBuilder::new(&source, log.state.lineage.current(), log.state.last);
@@ -67,7 +67,7 @@ fn position(state: &LogState) -> Option<Position> {
     state.checkpoint.and_then(|checkpoint| checkpoint.position)
 }
 
-/// The offsets that a reader is given, holes and all.
+/// The offsets that a reader gets, possibly with holes.
 async fn offsets(log: &LogFixture) -> Vec<u64> {
     let (mut after, mut found) = (Offset::START, Vec::new());
     while after < log.state.last {
@@ -112,7 +112,7 @@ async fn an_epoch_without_entries_is_replaced_and_every_entry_stays_readable() {
         append(&mut log, 3).await.unwrap();
         let before = log.mark(3);
         if field == "earlier" {
-            // The entries are of an earlier epoch, as after a fail-over.
+            // The entries are of an earlier epoch, as after a failover.
             run(&server, &["HSET", HEAD, "replid", "0"]).await;
             claim(&mut log).await.unwrap();
         }
@@ -123,7 +123,7 @@ async fn an_epoch_without_entries_is_replaced_and_every_entry_stays_readable() {
         assert_eq!(state.lineage.validity(before, state.last), CursorValidity::Valid(Offset(3)), "{field} {value:?}");
         append(&mut log, 2).await.unwrap();
         assert_eq!(offsets(&log).await, [1, 2, 3, 4, 5]);
-        assert_eq!(claim(&mut log).await.unwrap().lineage, state.lineage, "it is one epoch, and no more");
+        assert_eq!(claim(&mut log).await.unwrap().lineage, state.lineage, "the claim creates no other epoch");
     }
 }
 
@@ -145,7 +145,7 @@ async fn an_older_log_restored_under_a_running_writer_is_detected_by_the_next_cl
     assert_eq!(offsets(&log).await, [1, 2, 3, 6, 7]);
 }
 
-/// Valkey sets no stream back behind an entry that was deleted from it.
+/// Valkey cannot set the last id of a stream below that of a deleted entry.
 #[tokio::test]
 async fn a_log_that_cannot_be_reset_is_renamed_and_the_stream_continues_behind_its_end() {
     let (server, mut log) = scene(RedisServer::valkey()).await;
@@ -169,11 +169,11 @@ async fn an_append_that_redis_refuses_within_its_transaction_does_not_count() {
             let (server, mut log) = scene(RedisServer::volatile()).await;
             append(&mut log, 3).await.unwrap();
             let before = log.mark(3);
-            // Nothing tells a connection that watches the key of this.
+            // The connection that watches the key gets no notification of this.
             run(&server, &["XSETID", LOG, "1000000-0"]).await;
             append(&mut log, count).await.unwrap_err();
             let looked = log.store.bounds(&log.name).await.unwrap();
-            assert_eq!(looked.last, Offset(3), "readers are shown what there is");
+            assert_eq!(looked.last, Offset(3), "readers get the existing entries");
             refusal(&mut log).await;
             run(&server, &["XSETID", LOG, end]).await;
             let expected = if last <= 3 + count as u64 { last } else { 3 + count as u64 };
@@ -184,12 +184,12 @@ async fn an_append_that_redis_refuses_within_its_transaction_does_not_count() {
             let mut epochs = Vec::new();
             for _ in 0..2 {
                 let state = claim(&mut log).await.unwrap();
-                assert!(state.damaged, "as long as nothing follows, each claim finds the loss");
+                assert!(state.damaged, "until the next append, each claim detects the loss");
                 assert_eq!((state.last, position(&state)), (Offset(expected), Some(Position(Sequence(3)))));
                 assert_eq!(state.lineage.validity(before, state.last), CursorValidity::Valid(Offset(3)));
                 epochs.push(state.lineage);
             }
-            assert_eq!(epochs[0], epochs[1], "one epoch begins");
+            assert_eq!(epochs[0], epochs[1], "the claim starts one epoch");
             append(&mut log, 2).await.unwrap();
             assert_eq!(offsets(&log).await, [1, 2, 3, expected + 1, expected + 2]);
             assert!(!claim(&mut log).await.unwrap().damaged, "it was reported");
@@ -205,7 +205,7 @@ async fn entries_missing_in_the_middle_are_reported_once_and_block_no_reader() {
     run(&server, &["XSETID", LOG, "8-0"]).await;
     append(&mut log, MANY).await.unwrap_err();
     assert!(claim(&mut log).await.unwrap().damaged);
-    assert!(claim(&mut log).await.unwrap().damaged, "nothing reports it yet");
+    assert!(claim(&mut log).await.unwrap().damaged, "the loss is not reported yet");
     append(&mut log, 1).await.unwrap();
     assert_eq!(offsets(&log).await, (1..=3).chain(9..=24).collect::<Vec<_>>());
     assert!(!claim(&mut log).await.unwrap().damaged, "it was reported");
@@ -213,7 +213,7 @@ async fn entries_missing_in_the_middle_are_reported_once_and_block_no_reader() {
     assert!(claim(&mut log).await.unwrap().damaged, "another one is missing");
 }
 
-/// Both keys as they are, and back.
+/// Serialized copies of both keys.
 async fn dumped(server: &RedisServer) -> [Vec<u8>; 2] {
     let dump = async |key: &str| server.connection().run::<Vec<u8>>(cmd("DUMP").arg(key)).await.unwrap();
     [dump(HEAD).await, dump(LOG).await]
@@ -240,13 +240,17 @@ async fn a_rolled_back_log_starts_an_epoch_if_its_claimant_saw_more() {
         let seen = ObservedLog { lineage: lineage.clone(), last: Offset(last) };
         log.store.claim_after(&log.name, Some(fence), &seen).await.unwrap()
     };
-    assert_eq!(after(&lineage, 3).await.lineage, lineage, "it has seen no more than there is");
-    assert_eq!(after(&Lineage::new(trunkline::model::Epoch(1)), 9).await.lineage, lineage, "that is another log");
+    assert_eq!(after(&lineage, 3).await.lineage, lineage, "the claimant has not seen more than the log has");
+    assert_eq!(
+        after(&Lineage::new(trunkline::model::Epoch(1)), 9).await.lineage,
+        lineage,
+        "the lineage is of another log"
+    );
     let begun = after(&lineage, 7).await;
-    assert!(!begun.damaged, "the position went back with the entries");
+    assert!(!begun.damaged, "the position was rolled back with the entries");
     assert_eq!((begun.last, begun.lineage.earlier()), (Offset(3), &[(current, Offset(3))][..]));
     assert_eq!(begun.lineage.validity(log.mark(7), Offset(9)), CursorValidity::AheadOfLog);
-    // To before the epoch began that was seen last.
+    // Roll back to the time before the newest epoch that the claimant saw.
     restore(&server, HEAD, &head).await;
     let later = begun.lineage;
     let again = after(&later, 3).await.lineage;
@@ -266,7 +270,7 @@ async fn a_head_restored_alone_adopts_the_entries_of_its_log() {
     assert_eq!(state.lineage.validity(before, state.last), CursorValidity::Valid(Offset(5)));
     append(&mut log, 1).await.unwrap();
     assert_eq!(offsets(&log).await, [1, 2, 3, 4, 5, 6]);
-    // What somebody else has put there stays refused.
+    // Foreign entries are still rejected.
     run(&server, &["XADD", LOG, "7-0", "event", "{\"specversion\":\"1.0\",\"id\":\"7-8\"}"]).await;
     let why = refusal(&mut log).await;
     assert!(why.contains("7-0") && why.contains("did not write"), "{why}");
@@ -289,8 +293,8 @@ async fn a_log_restored_alone_returns_to_the_position_of_its_entries() {
     assert_eq!(offsets(&log).await, [1, 2, 3, 4]);
 }
 
-/// Whatever a field holds: either the claim names it, or the append that follows is done. Else the stream would be
-/// claimed again and again.
+/// For any value of a field, either the claim rejects it or the next append succeeds. Else the stream would be claimed
+/// again and again.
 #[tokio::test]
 async fn a_claim_rejects_every_field_that_an_append_rejects() {
     let (server, mut log) = scene(RedisServer::volatile()).await;

@@ -1,4 +1,4 @@
-//! A place for stores of one kind, and one stream of a store for appending and looking.
+//! A fixture for stores of one kind, and a log of one stream for appends and reads.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::harness::{RedisServer, redis_limits};
 pub(super) const KEEP_ALL: Retention =
     Retention { events: u64::MAX, age: Duration::from_secs(1 << 33), bytes: u64::MAX };
 
-/// What a store of one kind lives in.
+/// The folder or the server of a store.
 pub(super) enum StoreFixture {
     Embedded(TempDir),
     Redis(Box<RedisServer>),
@@ -44,7 +44,7 @@ impl StoreFixture {
         Self::Cluster(Box::new(RedisServer::cluster().await))
     }
 
-    /// The store that lives here.
+    /// Opens a store on this fixture.
     pub(super) fn open(&self, retention: Retention) -> Store {
         match self {
             Self::Embedded(folder) => {
@@ -59,7 +59,7 @@ impl StoreFixture {
         }
     }
 
-    /// Waits until retention has trimmed to what is expected.
+    /// Waits until retention has trimmed the log far enough.
     pub(super) async fn wait_until_trimmed(&self, store: &Store, stream: &StreamName, done: impl Fn(Offset) -> bool) {
         if let Store::Redis(store) = store {
             store.trim(stream).await.unwrap();
@@ -70,7 +70,7 @@ impl StoreFixture {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("the log begins at {}", store.first(stream));
+        panic!("the log starts at {}", store.first(stream));
     }
 }
 
@@ -92,8 +92,8 @@ pub(super) fn checkpoint(position: u64) -> Checkpoint {
     }
 }
 
-/// A claim found this position, and when the platform was heard: a store that has another clock tells that to within the
-/// way of an answer.
+/// Checks the checkpoint that a claim found. A store with another clock returns its time with the error of one round
+/// trip.
 pub(super) fn assert_found(found: Option<Checkpoint>, expected: Checkpoint) {
     let found = found.expect("a position was stored");
     assert_eq!((found.position, found.feed), (expected.position, expected.feed));
@@ -116,7 +116,7 @@ impl LogFixture {
         Self { store: store.clone(), name, state }
     }
 
-    /// An append of so many entries of about 600 bytes to the log as it is.
+    /// The next append of `len` entries of about 600 bytes.
     pub(super) fn next(&self, len: usize, received: Timestamp) -> Append {
         let source = Source::new(&"acme".parse().unwrap(), &self.name);
         let mut builder = BatchBuilder::new(&source, self.state.lineage.current(), self.state.last);
@@ -143,7 +143,7 @@ impl LogFixture {
         Ok(append)
     }
 
-    /// Appends, and counts it when it was done.
+    /// Appends, and updates the state after success.
     pub(super) async fn put(&mut self, append: &Append) -> Result<(), AppendError> {
         self.store.append(append.clone()).await?;
         self.state.last = append.batches.last().map_or(self.state.last, |batch| batch.last());
@@ -159,7 +159,7 @@ impl LogFixture {
         batches.iter().flat_map(|batch| batch.first().0..=batch.last().0).collect()
     }
 
-    /// The mark of an entry of the present epoch.
+    /// The mark of an entry of the current epoch.
     pub(super) fn mark(&self, offset: u64) -> Mark {
         Mark { epoch: self.state.lineage.current(), offset: Offset(offset) }
     }

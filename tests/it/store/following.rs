@@ -1,4 +1,4 @@
-//! A log that several processes read and one writes: stores over one server, each with a tail and readers of its own.
+//! A log with one writer and several reading processes: stores on one server, each with its own tail and readers.
 
 mod random_faults;
 
@@ -24,7 +24,7 @@ use crate::harness::{RedisServer, WAIT_MAX, eventually, throughout};
 
 const READ_BYTES: usize = 20_000;
 
-/// One process's share of a log.
+/// A log in one process.
 struct FollowingReplica {
     log: EventLog,
     following: JoinSet<()>,
@@ -68,18 +68,18 @@ impl FollowingReplica {
     }
 }
 
-/// A reader, and the marks of all that it was given.
+/// A reader, and the marks of all its entries.
 struct LogSubscriber {
     reader: LogReader,
     received: Vec<Mark>,
 }
 
 impl LogSubscriber {
-    /// Reads until it has had this mark.
+    /// Reads until this mark.
     async fn reach(&mut self, mark: Mark) {
         while self.received.last() != Some(&mark) {
             let read = tokio::time::timeout(WAIT_MAX, self.reader.next(READ_BYTES)).await;
-            match read.unwrap_or_else(|_| panic!("{mark} never came after {:?}", self.received.last())).unwrap() {
+            match read.unwrap_or_else(|_| panic!("{mark} did not follow {:?}", self.received.last())).unwrap() {
                 Read::Entries(views) => {
                     self.received.extend(views.iter().flat_map(|view| view.entries().map(|entry| entry.mark)));
                 }
@@ -88,7 +88,7 @@ impl LogSubscriber {
         }
     }
 
-    /// Reads what is there.
+    /// Reads all available entries.
     async fn reach_now(&mut self) {
         while let Some(read) = self.reader.try_next(READ_BYTES).await.unwrap() {
             let Read::Entries(views) = read else { panic!("{read:?}") };
@@ -107,13 +107,13 @@ async fn append(writer: &LogWriter, len: usize) -> Result<Mark, AppendError> {
     Ok(Mark { epoch: writer.epoch(), offset })
 }
 
-/// Tries an append again until it is done, as a stream does.
+/// Retries an append until it succeeds, as a stream does.
 async fn until_done(writer: &LogWriter, len: usize) -> Mark {
     let end = clock::now() + WAIT_MAX;
     loop {
         match append(writer, len).await {
             Ok(mark) => return mark,
-            Err(AppendError::Unavailable(_)) => assert!(clock::now() < end, "it was never done"),
+            Err(AppendError::Unavailable(_)) => assert!(clock::now() < end, "the append does not succeed"),
             Err(error) => panic!("{error}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -128,9 +128,11 @@ fn marks(epoch: Epoch, offsets: std::ops::RangeInclusive<u64>) -> impl Iterator<
     offsets.map(move |offset| Mark { epoch, offset: Offset(offset) })
 }
 
-async fn one_appends_and_the_other_shows_it_once_and_in_order(bed: StoreFixture) {
-    let (mut here, there) =
-        (FollowingReplica::at(&bed.open(KEEP_ALL)).await, FollowingReplica::following(&bed.open(KEEP_ALL)).await);
+async fn one_appends_and_the_other_shows_it_once_and_in_order(fixture: StoreFixture) {
+    let (mut here, there) = (
+        FollowingReplica::at(&fixture.open(KEEP_ALL)).await,
+        FollowingReplica::following(&fixture.open(KEEP_ALL)).await,
+    );
     let mut early = there.subscribe(0);
     let writer = here.claim(None).await;
     let mut last = append(&writer, 1).await.unwrap();
@@ -161,12 +163,12 @@ async fn entries_appended_by_one_process_are_served_by_another_with_a_cluster() 
     one_appends_and_the_other_shows_it_once_and_in_order(StoreFixture::cluster().await).await;
 }
 
-/// As whoever decides who writes: a new fence, drawn beside the log.
+/// Writes a new fence into the head, as a claim does.
 async fn draw(server: &RedisServer, number: u64) -> Fence {
     let fence = Fence { number, nonce: u128::from(number) << 64 | 7 };
     let mut command = cmd("HSET");
     command.arg("{trunkline:queues}:head").arg("number").arg(fence.number);
-    command.arg("nonce").arg(format!("{:032x}", fence.nonce)).arg("turn").arg(0).arg("holder").arg("somebody");
+    command.arg("nonce").arg(format!("{:032x}", fence.nonce)).arg("turn").arg(0).arg("holder").arg("other");
     server.connection().run::<()>(&command).await.unwrap();
     fence
 }
@@ -196,7 +198,7 @@ async fn subscribers_stay_while_the_writer_changes_back_and_forth() {
         }
         drop(writer);
         owner.follow();
-        // Only one of them is up to date when the writer changes again.
+        // Only one of the subscribers is up to date when the writer changes again.
         subscribers[usize::try_from(number % 2).unwrap()].reach(last).await;
     }
     let last = Mark { epoch: epochs[0], offset: Offset(8 * 13) };
@@ -206,7 +208,7 @@ async fn subscribers_stay_while_the_writer_changes_back_and_forth() {
     }
     let holder: String =
         server.connection().run(cmd("HGET").arg("{trunkline:queues}:head").arg("holder")).await.unwrap();
-    assert_eq!(holder, "somebody", "what others keep in the head stays");
+    assert_eq!(holder, "other", "unknown fields of the head stay");
 }
 
 #[tokio::test]
@@ -224,13 +226,14 @@ async fn a_follower_resumes_after_the_server_was_down() {
     subscriber.reach(last).await;
     assert_eq!(subscriber.offsets(), [1, 2, 3, 4, 5, 6]);
 
-    // Who claims it now begins an epoch, and nothing was lost.
+    // The next claim starts an epoch, although nothing was lost.
     let before = writer.epoch();
     drop(writer);
     let mut third = FollowingReplica::at(&store(&server)).await;
     let writer = third.claim(None).await;
     assert_ne!(writer.epoch(), before);
-    eventually("the new epoch is known there", async || there.log.end().lineage.current() == writer.epoch()).await;
+    eventually("the other process has the new epoch", async || there.log.end().lineage.current() == writer.epoch())
+        .await;
     subscriber.reach(append(&writer, 2).await.unwrap()).await;
     assert_eq!(subscriber.received, marks(before, 1..=6).chain(marks(writer.epoch(), 7..=8)).collect::<Vec<_>>());
     assert_eq!(there.log.end().lineage.earlier(), [(before, Offset(6))]);
@@ -261,13 +264,13 @@ async fn after_a_rollback_readers_continue_in_the_new_epoch_where_the_log_was_tr
     let mut unaware = FollowingReplica::with_tail(&store(&server), 0).await;
     let mut stale = unaware.subscribe(3);
 
-    // What the other one did not have is gone.
+    // Entries that the replica did not have are lost.
     follow(&server, &replica).await;
     promote(&server).await;
     let moved = append(&writer, 1).await;
     assert!(matches!(moved, Err(AppendError::Diverged(_) | AppendError::Unavailable(_))), "{moved:?}");
     stale.reach_now().await;
-    assert_eq!(stale.received, marks(old, 4..=5).collect::<Vec<_>>(), "nobody knows yet what follows");
+    assert_eq!(stale.received, marks(old, 4..=5).collect::<Vec<_>>(), "the new epoch is not known yet");
     let fence = writer.fence();
     drop(writer);
     let writer = here.claim(Some(fence)).await;
@@ -284,12 +287,12 @@ async fn after_a_rollback_readers_continue_in_the_new_epoch_where_the_log_was_tr
         subscriber.reach(last).await;
         assert_eq!(subscriber.received, marks(old, after + 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
     }
-    for mut anew in [there.subscribe(0), here.subscribe(0)] {
-        anew.reach(last).await;
-        assert_eq!(anew.received, marks(old, 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
+    for mut subscriber in [there.subscribe(0), here.subscribe(0)] {
+        subscriber.reach(last).await;
+        assert_eq!(subscriber.received, marks(old, 1..=5).chain(marks(new, 6..=9)).collect::<Vec<_>>());
     }
 
-    // What is in the store is not taken for what was meant.
+    // An earlier entry with the same offset does not count as the append.
     let mut misled = unaware.subscribe(2);
     for subscriber in [&mut stale, &mut misled] {
         subscriber.reach_now().await;
@@ -317,16 +320,16 @@ async fn entries_of_an_unknown_epoch_are_skipped_with_a_gap() {
     server.connection().run::<()>(cmd("RESTORE").arg(LOG).arg(0).arg(dump).arg("REPLACE")).await.unwrap();
     append(&writer, 1).await.unwrap();
     let there = FollowingReplica::at(&store(&server)).await;
-    let (mut reader, mut told) = (there.log.reader(Offset::START), Vec::new());
-    while told.last() != Some(&"6".to_owned()) {
-        let read = tokio::time::timeout(WAIT_MAX, reader.try_next(READ_BYTES)).await.expect("it does not hang");
-        told.push(match read.unwrap().expect("there is more") {
+    let (mut reader, mut received) = (there.log.reader(Offset::START), Vec::new());
+    while received.last() != Some(&"6".to_owned()) {
+        let read = tokio::time::timeout(WAIT_MAX, reader.try_next(READ_BYTES)).await.expect("a read in time");
+        received.push(match read.unwrap().expect("there is more") {
             Read::Entries(views) => views[0].batch.first().to_string(),
             Read::Trimmed { after, first } => format!("trimmed {after} to {}", first.offset),
             other @ (Read::Wiped { .. } | Read::End) => panic!("{other:?}"),
         });
     }
-    assert_eq!(told, ["trimmed 0 to 4", "trimmed 3 to 6", "6"]);
+    assert_eq!(received, ["trimmed 0 to 4", "trimmed 3 to 6", "6"]);
 }
 
 #[tokio::test]
@@ -370,7 +373,7 @@ async fn with_required_replicas_no_entry_is_served_before_it_is_replicated() {
     assert!(matches!(append(&writer, 2).await, Err(AppendError::Unavailable(_))));
     assert_eq!(last_of(&primary).await, Some("26".to_owned()), "the primary has it");
     let beside = FollowingReplica::following(&store()).await;
-    throughout(Duration::from_secs(1), "nothing of it is shown", async || {
+    throughout(Duration::from_secs(1), "no reader gets it", async || {
         [here.last(), there.last(), beside.last()] == [24; 3]
     })
     .await;
@@ -378,9 +381,9 @@ async fn with_required_replicas_no_entry_is_served_before_it_is_replicated() {
     let last = until_done(&writer, 2).await;
     subscriber.reach(last).await;
     assert_eq!(last.offset, Offset(26));
-    eventually("it is shown everywhere", async || [here.last(), beside.last()] == [26; 2]).await;
+    eventually("all readers get it", async || [here.last(), beside.last()] == [26; 2]).await;
 
-    // A writer that comes while no replica is there shows what was safe, and the rest with its first append.
+    // A writer that starts without a replica serves the replicated entries, and the others after its first append.
     replica.pause();
     assert!(matches!(append(&writer, 1).await, Err(AppendError::Unavailable(_))));
     let mut third = FollowingReplica::at(&store()).await;
@@ -455,7 +458,7 @@ async fn a_late_command_of_an_earlier_claim_changes_nothing() {
     assert_eq!(subscriber.offsets(), [1, 2, 3, 4]);
     drop(earlier);
     let earlier = here.claim(Some(writer.fence())).await;
-    assert_eq!(append(&earlier, 1).await.unwrap().offset, Offset(5), "it claimed anew and goes on");
+    assert_eq!(append(&earlier, 1).await.unwrap().offset, Offset(5), "the writer continues after a new claim");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What can befall a store in another process: it is killed, says nothing, is full, or another server takes its place.
+//! Faults of a Redis store: the server is killed, does not reply, is full, or is replaced by another.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -17,25 +17,25 @@ use trunkline::{
 use super::fixture::{KEEP_ALL, LogFixture, StoreFixture, assert_found, redis_settings, redis_store};
 use crate::harness::{HoldMode, RedisLink, RedisServer, documented_rules, eventually, free_port, redis_limits};
 
-/// More entries than are appended aloud.
+/// More entries than an append with replies on may have.
 const MANY: usize = 20;
 
 fn store(server: &RedisServer) -> Store {
     Store::Redis(redis_store(server, KEEP_ALL, Durability::Written))
 }
 
-/// Nothing is missing, and nothing is there twice.
+/// Checks that no entry is missing or duplicated.
 async fn assert_whole(log: &LogFixture, count: usize) {
     assert_eq!(log.entries().await, (1..=count as u64).collect::<Vec<_>>());
 }
 
-/// Tries an append again until it is done, as a stream does.
+/// Retries an append until it succeeds, as a stream does.
 async fn until_done(log: &mut LogFixture, append: &Append) {
     let end = clock::now() + Duration::from_secs(8);
     loop {
         match log.put(append).await {
             Ok(()) => return,
-            Err(AppendError::Unavailable(_)) => assert!(clock::now() < end, "it was never done"),
+            Err(AppendError::Unavailable(_)) => assert!(clock::now() < end, "the append does not succeed"),
             Err(error) => panic!("{error}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -76,7 +76,7 @@ async fn a_restarted_server_may_have_lost_entries_so_a_new_epoch_starts_at_the_e
     assert_eq!(again.entries().await, [1, 2, 3, 4, 5]);
 }
 
-/// An earlier version has its turn while replicas are replaced, or after a change was taken back.
+/// An earlier version writes during a rolling update or after a rollback of the update.
 #[tokio::test]
 async fn the_feed_of_a_position_that_an_earlier_version_moved_is_not_known() {
     let server = RedisServer::volatile();
@@ -98,7 +98,7 @@ async fn the_feed_of_a_position_that_an_earlier_version_moved_is_not_known() {
     }
 }
 
-/// What a server has on its disk, and another one that starts with it.
+/// A second server starts with a copy of the first server's files.
 #[tokio::test]
 async fn a_copy_of_a_server_and_its_original_never_give_the_same_id_to_different_entries() {
     let original = RedisServer::volatile();
@@ -162,13 +162,13 @@ async fn a_command_that_arrives_long_after_its_retry_changes_nothing() {
         let append = log.next(entries, clock::wall());
         assert!(matches!(log.put(&append).await, Err(AppendError::Unavailable(_))));
         until_done(&mut log, &append).await;
-        // No entry follows that would give the late one away.
+        // No other entry follows that would reveal the late command.
         let newest = Append { checkpoint: super::checkpoint(99), ..log.next(0, clock::wall()) };
         log.put(&newest).await.unwrap();
         let last = log.state.last.0;
         let before = transactions(&server).await;
         road.hold(HoldMode::Nothing);
-        eventually("the late command is there", async || transactions(&server).await > before).await;
+        eventually("the late command has arrived", async || transactions(&server).await > before).await;
         assert_whole(&log, usize::try_from(last).unwrap()).await;
         let found = LogFixture::open(&store, "queues").await.state;
         assert_eq!(found.last.0, last);
@@ -198,7 +198,7 @@ async fn many_cold_streams_at_once_cost_no_more_than_one_by_one() {
     assert!(together < one_by_one * 3 / 2, "{together} bytes together, {one_by_one} one by one");
 }
 
-/// What the server sends while everything of these cold streams is read as one subscription reads it.
+/// Bytes that the server sends while one subscription reads all entries of these cold streams.
 async fn read_bytes(server: &RedisServer, store: &Store, streams: &[(StreamName, Source)]) -> u64 {
     let logs = EventLogs::open(store.clone(), streams, &event_log::Settings { tail_bytes: 1 }).await.unwrap();
     let before = sent(server).await;
@@ -261,15 +261,15 @@ async fn a_foreign_entry_in_a_log_is_reported_and_nothing_is_appended() {
     let (others, log_key) = (server.connection(), "{trunkline:queues}:log");
     let mut whole = 2;
     for (count, stays) in [(1, true), (MANY, true), (1, false), (MANY, false)] {
-        let stranger = format!("{}-0", whole + 30);
-        let remove = cmd("XDEL").arg(log_key).arg(&stranger).clone();
-        others.run::<String>(cmd("XADD").arg(log_key).arg(&stranger).arg("a").arg("b")).await.unwrap();
+        let foreign = format!("{}-0", whole + 30);
+        let remove = cmd("XDEL").arg(log_key).arg(&foreign).clone();
+        others.run::<String>(cmd("XADD").arg(log_key).arg(&foreign).arg("a").arg("b")).await.unwrap();
         if !stays {
             others.run::<u8>(&remove).await.unwrap();
         }
         let append = log.next(count, clock::wall());
-        let Err(AppendError::UnusableLog(why)) = log.put(&append).await else { panic!("it was appended") };
-        let named = why.contains(log_key) && why.contains(&stranger);
+        let Err(AppendError::UnusableLog(why)) = log.put(&append).await else { panic!("the append succeeded") };
+        let named = why.contains(log_key) && why.contains(&foreign);
         assert!(named && why.contains(if stays { "XDEL" } else { "XSETID" }), "{why}");
         assert_eq!(last_of(&server).await, Some(whole.to_string()));
         others.run::<u8>(&remove).await.unwrap();
@@ -310,15 +310,15 @@ async fn a_wiped_server_rejects_its_former_holder_and_starts_a_new_log() {
     log.append(3).await.unwrap();
     server.connection().run::<()>(&cmd("FLUSHALL")).await.unwrap();
     assert!(matches!(log.append(1).await, Err(AppendError::Fenced)));
-    let anew = LogFixture::open(&store(&server), "queues").await;
-    assert_eq!(anew.state.last, Offset::START);
-    assert_eq!(anew.state.lineage.validity(log.mark(2), Offset::START), CursorValidity::UnknownEpoch);
+    let reopened = LogFixture::open(&store(&server), "queues").await;
+    assert_eq!(reopened.state.last, Offset::START);
+    assert_eq!(reopened.state.lineage.validity(log.mark(2), Offset::START), CursorValidity::UnknownEpoch);
 }
 
-/// A connection to whatever keeps the keys of this place.
-fn keys_of(bed: &StoreFixture) -> RedisConnection {
-    match bed {
-        StoreFixture::Embedded(_) => panic!("there are no keys"),
+/// A connection to the server that has the keys.
+fn keys_of(fixture: &StoreFixture) -> RedisConnection {
+    match fixture {
+        StoreFixture::Embedded(_) => panic!("an embedded store has no keys"),
         StoreFixture::Redis(server) => server.connection(),
         StoreFixture::Cluster(nodes) => {
             let url = format!("redis-cluster://127.0.0.1:{}", nodes[0].port());
@@ -327,22 +327,22 @@ fn keys_of(bed: &StoreFixture) -> RedisConnection {
     }
 }
 
-async fn delete(bed: &StoreFixture, key: &str) {
-    assert_eq!(keys_of(bed).run::<u8>(cmd("DEL").arg(format!("{{trunkline:queues}}:{key}"))).await, Ok(1), "{key}");
+async fn delete(fixture: &StoreFixture, key: &str) {
+    assert_eq!(keys_of(fixture).run::<u8>(cmd("DEL").arg(format!("{{trunkline:queues}}:{key}"))).await, Ok(1), "{key}");
 }
 
 #[tokio::test]
 async fn a_log_whose_entries_were_deleted_continues_behind_its_end_after_a_new_claim() {
-    for bed in [StoreFixture::redis(), StoreFixture::valkey(), StoreFixture::cluster().await] {
-        let store = bed.open(KEEP_ALL);
+    for fixture in [StoreFixture::redis(), StoreFixture::valkey(), StoreFixture::cluster().await] {
+        let store = fixture.open(KEEP_ALL);
         let mut log = LogFixture::open(&store, "queues").await;
         log.append(3).await.unwrap();
         for count in [1, MANY] {
             let end = log.state.last;
-            delete(&bed, "log").await;
+            delete(&fixture, "log").await;
             let refused = log.append(count).await.unwrap_err();
             assert!(matches!(&refused, AppendError::Diverged(why) if why.contains("deleted")), "{refused}");
-            // As long as nothing follows, each claim finds the loss.
+            // Until the next append, each claim detects the loss.
             for _ in 0..2 {
                 let state = store.claim(&log.name, Some(log.state.fence)).await.unwrap();
                 assert!(state.damaged);
@@ -360,18 +360,18 @@ async fn a_log_whose_entries_were_deleted_continues_behind_its_end_after_a_new_c
 
 #[tokio::test]
 async fn a_log_whose_head_was_deleted_continues_behind_its_entries_with_all_epochs() {
-    for bed in [StoreFixture::redis(), StoreFixture::valkey(), StoreFixture::cluster().await] {
-        let store = bed.open(KEEP_ALL);
+    for fixture in [StoreFixture::redis(), StoreFixture::valkey(), StoreFixture::cluster().await] {
+        let store = fixture.open(KEEP_ALL);
         let mut log = LogFixture::open(&store, "queues").await;
         let mut epochs = Vec::new();
         for len in [3, 1, MANY, 2] {
             log.append(len).await.unwrap();
             epochs.push((log.state.lineage.current(), log.state.last));
-            delete(&bed, "head").await;
+            delete(&fixture, "head").await;
             assert!(matches!(log.append(1).await, Err(AppendError::Fenced)));
             for _ in 0..2 {
                 log = LogFixture::open(&store, "queues").await;
-                assert!(log.state.damaged, "as long as nothing follows, each claim finds the loss");
+                assert!(log.state.damaged, "until the next append, each claim detects the loss");
                 assert_eq!(log.state.checkpoint, None);
                 assert_eq!(log.state.lineage.earlier(), epochs);
             }
@@ -382,7 +382,7 @@ async fn a_log_whose_head_was_deleted_continues_behind_its_entries_with_all_epoc
     }
 }
 
-/// Two servers of which the second was promoted when the log had 5 entries; the first has 3 more, and the writer.
+/// Two servers. The second was promoted when the log had 5 entries; the first has the writer and 3 more entries.
 async fn diverged_servers() -> (RedisServer, RedisServer, LogFixture) {
     let (old, new) = (RedisServer::volatile(), RedisServer::volatile());
     let mut log = LogFixture::open(&store(&old), "queues").await;
@@ -399,7 +399,7 @@ async fn after_a_failover_that_lost_entries_cursors_are_valid_up_to_the_failover
     let (_old, new, log) = diverged_servers().await;
     let mut after = LogFixture::open(&store(&new), "queues").await;
     assert_eq!(after.state.last, Offset(5));
-    // The position went back with the log.
+    // The position was rolled back with the log.
     assert_found(after.state.checkpoint, super::checkpoint(5));
     assert_eq!(after.state.lineage.validity(log.mark(5), Offset(5)), CursorValidity::Valid(Offset(5)));
     assert_eq!(after.state.lineage.validity(log.mark(6), Offset(5)), CursorValidity::AheadOfLog);
@@ -411,7 +411,7 @@ async fn after_a_failover_that_lost_entries_cursors_are_valid_up_to_the_failover
 #[tokio::test]
 async fn a_writer_that_is_ahead_of_the_new_primary_stops() {
     let (old, new, mut log) = diverged_servers().await;
-    // The former primary follows the new one: what it had beyond it is gone.
+    // The former primary follows the new one, so its additional entries are lost.
     follow(&old, &new).await;
     promote(&old).await;
     assert!(matches!(log.append(1).await, Err(AppendError::Diverged(_))));
@@ -474,7 +474,7 @@ pub(super) async fn follow(replica: &RedisServer, primary: &RedisServer) {
     eventually("the replica follows", synced).await;
 }
 
-/// A Sentinel that knows the primary's replica, and the address of a store behind it and behind one that is gone.
+/// A Sentinel that knows the primary's replica, and a URL that names it and an unreachable Sentinel.
 pub(super) async fn watched(primary: &RedisServer) -> (RedisServer, String) {
     let sentinel = RedisServer::sentinel(primary);
     let watcher = sentinel.connection();
@@ -491,7 +491,7 @@ pub(super) async fn promote(replica: &RedisServer) {
     replica.connection().run::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await.unwrap();
 }
 
-/// The last offset as this server has it.
+/// The last offset on this server.
 pub(super) async fn last_of(server: &RedisServer) -> Option<String> {
     server.connection().run(cmd("HGET").arg("{trunkline:queues}:head").arg("last")).await.unwrap()
 }
@@ -511,7 +511,7 @@ async fn the_permissions_of_the_shipped_configuration_are_enough() {
     follow(&replica, &server).await;
     grant(&server, &documented_rules()).await;
     let redis = as_user(&server, Durability::Replicated);
-    assert_eq!(redis.preflight().await.unwrap().len(), 1, "no persistence is all there is to say");
+    assert_eq!(redis.preflight().await.unwrap().len(), 1, "the only warning is about persistence");
     let store = Store::Redis(redis.clone());
     let mut log = LogFixture::open(&store, "queues").await;
     let append = log.next(3, clock::wall());
@@ -527,7 +527,7 @@ async fn a_valkey_is_supported_with_the_same_permissions() {
     let server = RedisServer::valkey();
     grant(&server, &documented_rules()).await;
     let redis = as_user(&server, Durability::Written);
-    assert_eq!(redis.preflight().await.unwrap().len(), 1, "no persistence is all there is to say");
+    assert_eq!(redis.preflight().await.unwrap().len(), 1, "the only warning is about persistence");
     let mut log = LogFixture::open(&Store::Redis(redis), "queues").await;
     for count in [1, MANY] {
         log.append(count).await.unwrap();
@@ -535,7 +535,7 @@ async fn a_valkey_is_supported_with_the_same_permissions() {
     assert_whole(&log, 1 + MANY).await;
 }
 
-/// What a start does without, or a user without it cannot even connect to.
+/// Commands without which a start works, or a user cannot even connect.
 const NOT_ASKED: [&str; 6] = ["ping", "role", "select", "config|get", "cluster|slots", "unsubscribe"];
 
 #[tokio::test]
@@ -565,12 +565,15 @@ async fn a_server_that_loses_reply_off_permission_gets_each_append_once() {
     let before = connections().await;
     grant(&server, &["-client|reply".to_owned()]).await;
     let append = log.next(MANY, clock::wall());
-    assert!(matches!(log.put(&append).await, Err(AppendError::Unavailable(_))), "its answers cannot be told apart");
+    assert!(
+        matches!(log.put(&append).await, Err(AppendError::Unavailable(_))),
+        "replies cannot be assigned to commands"
+    );
     until_done(&mut log, &append).await;
     log.append(MANY).await.unwrap();
     assert_whole(&log, 2 + 2 * MANY).await;
     let left = connections().await;
-    assert_eq!(before.difference(&left).count(), 1, "the connection is another one: {before:?}, {left:?}");
+    assert_eq!(before.difference(&left).count(), 1, "the connection was replaced: {before:?}, {left:?}");
 }
 
 #[tokio::test]
@@ -606,7 +609,7 @@ async fn a_jump_of_the_wall_clock_deletes_nothing_at_once() {
         redis.trim_at(&log.name, ahead.after(passed), boot + passed).await.unwrap();
         assert_eq!(log.entries().await, [1, 2, 3], "{passed:?}");
     }
-    // The clock stays ahead: the age of the entries follows it at the pace of time.
+    // The clock stays ahead, but entries age at the pace of the monotonic clock.
     redis.trim_at(&log.name, ahead.after(2 * HOUR), boot + 2 * HOUR).await.unwrap();
     assert_eq!(store.first(&log.name), Offset(3), "the newest entry is kept");
 }

@@ -1,4 +1,4 @@
-//! A replica of the model: the machine that is checked, and a simple shell around it.
+//! A replica of the model: the lease machine and a simple shell around it.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,14 +9,14 @@ use trunkline::{
 
 use super::store::{AppendOutcome, LeaseStore, PendingAppend};
 
-/// Time passes in these steps: a fifth of a membership's life.
+/// The time step: a fifth of a membership's lifetime.
 pub(super) const TICK: Duration = Duration::from_secs(1);
 
-/// The moment it always is: clocks are set back with each tick, so that moments that look alike are alike. No
-/// rule looks further back than this.
+/// The constant current time. Each tick moves all other times back, so that equal states compare equal. No rule looks
+/// further back than this.
 pub(super) const NOW: BootTime = Duration::from_secs(3);
 
-/// How long a membership lasts.
+/// Lifetime of a membership.
 pub(super) const MEMBERSHIP_TTL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -24,16 +24,16 @@ pub(super) struct LeaseReplica {
     pub(super) id: ReplicaId,
     pub(super) lease: Lease,
     pub(super) liveness: ReplicaLiveness,
-    /// Its timers have fired in this tick.
+    /// Its timers have run in this tick.
     pub(super) has_run: bool,
-    /// What goes wrong next time.
+    /// The fault of the next call.
     pub(super) fault: Option<StoreFault>,
     pub(super) inbox: Vec<(ReplicaId, PeerMessage)>,
     pub(super) delayed: Option<DelayedChange>,
     pub(super) stream_states: BTreeMap<StreamName, ModelStreamState>,
-    /// Its renewals protect it up to then, as the store sees it.
+    /// End of its membership as the store sees it.
     pub(super) trusted_until: BootTime,
-    /// It was without protection, and has not looked at the records since.
+    /// Its membership had expired, and it has not read the records since.
     pub(super) must_read: bool,
 }
 
@@ -46,20 +46,20 @@ pub(super) enum ReplicaLiveness {
     Left,
 }
 
-/// Something that goes wrong once.
+/// A fault that occurs once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum StoreFault {
-    /// The store is not reached while this replica runs its timers.
+    /// The store is unreachable while this replica runs its timers.
     Unreachable,
-    /// The next change reaches the store late.
+    /// The next record change reaches the store late.
     LateRequest,
-    /// The answer to the next change comes late.
+    /// The reply to the next record change arrives late.
     LateReply,
-    /// The next note or beat is lost.
+    /// The next peer message or heartbeat is lost.
     RequestLost,
 }
 
-/// A change that is on its way longer than others, or its answer.
+/// A delayed record change or its delayed reply.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct DelayedChange {
     pub(super) stream: StreamName,
@@ -68,11 +68,11 @@ pub(super) struct DelayedChange {
     pub(super) outcome: Option<ChangeOutcome>,
 }
 
-/// What a replica does for one stream.
+/// A replica's state of one stream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct ModelStreamState {
     pub(super) session: SessionPhase,
-    /// A session was live since the record last moved.
+    /// The session was live since the last change of the record.
     pub(super) was_live: bool,
     pub(super) open: Option<OpenLog>,
     pub(super) in_flight: Option<PendingAppend>,
@@ -87,7 +87,7 @@ pub(super) enum SessionPhase {
     Live,
 }
 
-/// The log as its holder found it.
+/// The log when its owner opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct OpenLog {
     pub(super) fence: Fence,
@@ -96,7 +96,7 @@ pub(super) struct OpenLog {
 }
 
 impl LeaseReplica {
-    pub(super) fn new(id: ReplicaId, streams: &[StreamName], vigour: ReplicaLiveness) -> Self {
+    pub(super) fn new(id: ReplicaId, streams: &[StreamName], liveness: ReplicaLiveness) -> Self {
         let settings = Settings {
             me: id,
             streams: streams.to_vec(),
@@ -111,7 +111,7 @@ impl LeaseReplica {
         Self {
             id,
             lease: Lease::new(settings, NOW),
-            liveness: vigour,
+            liveness,
             has_run: false,
             fault: None,
             inbox: Vec::new(),
@@ -126,9 +126,9 @@ impl LeaseReplica {
         self.liveness == ReplicaLiveness::Running
     }
 
-    /// Whether the trouble is this one; it happens once.
-    pub(super) fn take_fault(&mut self, trouble: StoreFault) -> bool {
-        self.fault.take_if(|found| *found == trouble).is_some()
+    /// Whether this is the fault of the next call. Clears it.
+    pub(super) fn take_fault(&mut self, fault: StoreFault) -> bool {
+        self.fault.take_if(|found| *found == fault).is_some()
     }
 
     pub(super) fn open_session(&mut self, stream: &StreamName) {
@@ -138,7 +138,7 @@ impl LeaseReplica {
         }
     }
 
-    /// Reads the log that it has become the writer of.
+    /// Opens the log as its new owner.
     pub(super) fn open_log(&mut self, stream: &StreamName, fence: Fence, store: &LeaseStore) {
         let (epoch, last) = store.logs.get(stream).map_or((0, 0), |log| (log.epoch, log.entries.len()));
         self.stream_states.get_mut(stream).unwrap().open = Some(OpenLog { fence, epoch, last });
@@ -150,7 +150,7 @@ impl LeaseReplica {
         *desk = ModelStreamState { in_flight: under_way, ..ModelStreamState::default() };
     }
 
-    /// Forgets everything but what is on its way.
+    /// Drops all state except messages in flight.
     pub(super) fn crash(&mut self) {
         let streams: Vec<_> = self.stream_states.keys().cloned().collect();
         let fallen = Self::new(self.id, &streams, ReplicaLiveness::Left);
@@ -162,7 +162,7 @@ impl LeaseReplica {
         }
     }
 
-    /// The append that the machine allows right now.
+    /// The append that the machine currently permits.
     pub(super) fn next_append(&self, stream: &StreamName) -> Option<PendingAppend> {
         let desk = &self.stream_states[stream];
         let open = desk.open.filter(|_| desk.in_flight.is_none() && desk.reply.is_none())?;
@@ -171,7 +171,7 @@ impl LeaseReplica {
         Some(PendingAppend { entry, epoch: open.epoch, offset: open.last + 1 })
     }
 
-    /// Lets a tick pass.
+    /// Advances one tick.
     pub(super) fn pass(&mut self) {
         if self.liveness == ReplicaLiveness::Left || self.liveness == ReplicaLiveness::Absent {
             return;

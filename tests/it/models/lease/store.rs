@@ -1,4 +1,4 @@
-//! The store of the model: memberships that end, records with compare-and-set, logs that compare the fence.
+//! The store of the model: memberships that expire, records with compare-and-set, logs that compare the fence.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,7 +7,7 @@ use trunkline::{
     protocol::lease::{BootTime, ChangeOutcome, LeaseRecord, Member},
 };
 
-/// What the store holds. It can be rolled back as a whole, as a failover does.
+/// The content of the store. A failover rolls it back as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct LeaseStore {
     members: BTreeMap<ReplicaId, LeaseMembership>,
@@ -21,7 +21,7 @@ struct LeaseMembership {
     ends_at: BootTime,
 }
 
-/// A stream's log: what was appended is all there is to its position.
+/// A stream's log. Its position follows from its entries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct LeaseLog {
     pub(super) epoch: u8,
@@ -29,14 +29,14 @@ pub(super) struct LeaseLog {
     pub(super) position: usize,
 }
 
-/// Who wrote, and under which fence.
+/// An entry: its writer and its fence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct LeaseLogEntry {
     pub(super) by: ReplicaId,
     pub(super) fence: Fence,
 }
 
-/// An append as it travels.
+/// An append in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct PendingAppend {
     pub(super) entry: LeaseLogEntry,
@@ -44,12 +44,12 @@ pub(super) struct PendingAppend {
     pub(super) offset: usize,
 }
 
-/// What the store says to an append.
+/// The result of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum AppendOutcome {
     Stored,
     Fenced,
-    /// It does not follow the newest entry of this epoch.
+    /// The append does not follow the newest entry of this epoch.
     Displaced,
 }
 
@@ -96,12 +96,12 @@ impl LeaseStore {
         AppendOutcome::Stored
     }
 
-    /// What a failover may bring back: all but the memberships, which are renewed all the time.
+    /// The state that a failover may restore: everything except memberships, which are renewed often.
     pub(super) fn memory(&self) -> Self {
         Self { members: BTreeMap::new(), ..self.clone() }
     }
 
-    /// What is left after a failover to `past`: each log lives on in a new epoch.
+    /// The state after a failover to `past`: each log continues in a new epoch.
     pub(super) fn rolled_back_to(&self, past: Self) -> Self {
         let mut next = Self { members: self.members.clone(), ..past };
         for (stream, log) in &self.logs {
@@ -110,7 +110,7 @@ impl LeaseStore {
         next
     }
 
-    /// Lets time pass; moments are told from a clock that starts later.
+    /// Advances time, by moving all stored times back.
     pub(super) fn pass(&mut self, now: BootTime, by: Duration) {
         self.members.retain(|_, membership| membership.ends_at > now);
         self.members.values_mut().for_each(|membership| membership.ends_at -= by);

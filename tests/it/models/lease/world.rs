@@ -1,4 +1,4 @@
-//! All that can happen: timers in any order, appends on their way, sessions that take their time; and faults, counted.
+//! The actions of the model: timers in any order, appends in flight, slow sessions, and a budget of faults.
 
 use std::collections::BTreeMap;
 
@@ -13,17 +13,17 @@ use super::{
     store::{AppendOutcome, LeaseLogEntry, LeaseStore, PendingAppend},
 };
 
-/// What is explored.
+/// The parameters of the model.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ModelPlan {
     pub(super) replicas: u8,
     pub(super) streams: usize,
-    /// Appends stop when a log has so many entries.
+    /// Limit of entries of a log.
     pub(super) entries: usize,
     pub(super) faults: FaultBudget,
 }
 
-/// How often each thing may go wrong, or be wished for.
+/// How often each fault or operator command may occur.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(super) struct FaultBudget {
     pub(super) crashes: u8,
@@ -33,11 +33,11 @@ pub(super) struct FaultBudget {
     pub(super) losses: u8,
     pub(super) failovers: u8,
     pub(super) drains: u8,
-    /// One replica starts when the others run.
+    /// One replica starts after the others.
     pub(super) joins: u8,
 }
 
-/// Something that happens. Replicas and streams by their number.
+/// An action. Replicas and streams are given by number.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Action {
     Tick,
@@ -53,7 +53,7 @@ pub(super) enum Action {
     StoreFault(usize, StoreFault),
     Drain(usize),
     Join(usize),
-    /// The store forgets its newest changes.
+    /// The store loses its newest changes.
     Failover {
         forgotten: usize,
     },
@@ -65,16 +65,16 @@ pub(super) struct LeaseWorld {
     store: LeaseStore,
     replicas: Vec<LeaseReplica>,
     remaining_faults: FaultBudget,
-    /// Whether nothing has gone wrong so far.
+    /// Whether no fault has occurred so far.
     no_disruption: bool,
     nonce: u128,
-    /// The store before its newest changes, if it may yet forget them.
+    /// Earlier states of the store to which a failover may roll back.
     store_history: Vec<LeaseStore>,
-    /// All that was accepted since the last failover, by epoch and offset.
+    /// All accepted entries since the last failover, by epoch and offset.
     accepted: BTreeMap<(StreamName, u8, usize), LeaseLogEntry>,
 }
 
-/// Changes that a failover can forget.
+/// Number of changes that a failover can lose.
 const FORGOTTEN_MAX: usize = 2;
 
 impl Model for ModelPlan {
@@ -119,7 +119,7 @@ impl Model for ModelPlan {
 }
 
 impl LeaseWorld {
-    /// What must happen before time goes on.
+    /// Actions that must occur before the next tick.
     fn due(&self) -> Vec<Action> {
         let awake = self.replicas.iter().enumerate().filter(|(_, replica)| replica.is_running());
         awake
@@ -131,7 +131,7 @@ impl LeaseWorld {
             .collect()
     }
 
-    /// What can happen at any time.
+    /// Actions that can occur at any time.
     fn possible(&self, entries_max: usize) -> Vec<Action> {
         let mut actions = Vec::new();
         for (at, replica) in self.replicas.iter().enumerate() {
@@ -339,7 +339,7 @@ impl LeaseWorld {
         answer(change.stream, change.record.fence, outcome)
     }
 
-    /// The store changes a record: what must hold then?
+    /// Changes a record in the store and checks the invariants of changes.
     fn change(&mut self, at: usize, change: &DelayedChange) -> Result<ChangeOutcome, String> {
         let DelayedChange { stream, expected, record, .. } = change;
         let before = self.store.records.get(stream).copied();
@@ -349,7 +349,7 @@ impl LeaseWorld {
             self.store_history.pop();
             return Ok(outcome);
         }
-        // The nonce of a change that was refused is known to nobody: it is drawn again, or the model had no end.
+        // No replica knows the nonce of a refused change. Reuse it, so that the state space stays finite.
         self.nonce += 1;
         let me = self.replicas[at].id;
         if record.holder == Some(me) {
@@ -360,20 +360,20 @@ impl LeaseWorld {
         Ok(outcome)
     }
 
-    /// Nobody takes from a holder that lives, unless something went wrong.
+    /// No replica acquires the lease of a healthy owner unless a fault has occurred.
     fn may_be_acquired(&self, before: Option<LeaseRecord>, taker: ReplicaId) -> Result<(), String> {
         let holder = before.and_then(|record| record.holder).filter(|holder| *holder != taker);
         match holder.filter(|holder| self.no_disruption && self.store.has_member(*holder)) {
-            Some(holder) => Err(format!("{taker} takes from {holder}, who is well")),
+            Some(holder) => Err(format!("{taker} acquires the lease of {holder}, which is healthy")),
             None => Ok(()),
         }
     }
 
-    /// Nobody is given a stream who has no session yet.
+    /// A handover goes only to a replica with a live session.
     fn may_be_released(&self, stream: &StreamName, to: ReplicaId) -> Result<(), String> {
         let successor = self.replicas.iter().find(|replica| replica.id == to).unwrap();
         if successor.is_running() && !successor.stream_states[stream].was_live && self.no_disruption {
-            return Err(format!("{stream} is given to {to}, whose session is not live"));
+            return Err(format!("{stream} is handed over to {to}, whose session is not live"));
         }
         Ok(())
     }
@@ -399,7 +399,7 @@ impl LeaseWorld {
         let stream = self.streams[number].clone();
         let replica = &mut self.replicas[at];
         if replica.must_read || replica.trusted_until <= NOW {
-            return Err(format!("{} appends to {stream} and has not looked whether it may", replica.id));
+            return Err(format!("{} appends to {stream} without a read of its lease", replica.id));
         }
         let append = replica.next_append(&stream);
         replica.stream_states.get_mut(&stream).unwrap().in_flight = append;
@@ -427,12 +427,12 @@ impl LeaseWorld {
         }
     }
 
-    /// Something is in the log for good: what must hold then?
+    /// Records an accepted entry and checks the invariants of entries.
     fn accept(&mut self, stream: &StreamName, append: PendingAppend) -> Result<(), String> {
         let by = append.entry.by;
         let holder = self.store.records.get(stream).and_then(|record| record.holder);
         if holder != Some(by) {
-            return Err(format!("{by} has appended to {stream}, which {holder:?} holds"));
+            return Err(format!("{by} has appended to {stream}, which {holder:?} owns"));
         }
         let place = (stream.clone(), append.epoch, append.offset);
         match self.accepted.insert(place, append.entry) {
@@ -441,7 +441,7 @@ impl LeaseWorld {
         }
     }
 
-    /// Nothing that was accepted in this epoch is gone, and the position is that of the newest entry.
+    /// Checks that no accepted entry of this epoch is lost, and that the position is that of the newest entry.
     fn keeps_what_it_accepted(&self, stream: &StreamName) -> Result<(), String> {
         let log = &self.store.logs[stream];
         let kept = |((of, epoch, offset), entry): (&(StreamName, u8, usize), &LeaseLogEntry)| {
@@ -505,7 +505,7 @@ impl LeaseWorld {
         self.store = self.store.rolled_back_to(past);
     }
 
-    /// Every stream has a holder that knows it, unless nobody is left to hold one.
+    /// Every stream has an owner that has accepted its role, or no replica is left.
     fn is_well(&self) -> bool {
         let held = |stream: &StreamName| {
             let record = self.store.records.get(stream);

@@ -1,12 +1,12 @@
-//! Whatever befalls a shared log, its readers have in the end what it holds.
+//! Random faults on a shared log: in the end, its readers have the entries of the log.
 
 use super::*;
 
-/// Two processes, one of which writes, on a server whose newest entries are lost now and then.
+/// Two processes with one writer on a server that sometimes loses its newest entries.
 struct RandomFaults {
     rng: fastrand::Rng,
     server: RedisServer,
-    /// It takes what the server had when the two parted for the whole truth.
+    /// The replica, which has the state of the server at the partition.
     copy: RedisServer,
     is_partitioned: bool,
     replicas: [FollowingReplica; 2],
@@ -25,12 +25,12 @@ impl RandomFaults {
         }];
         let subscribers = (0..6).map(|number| replicas[number % 2].subscribe(0)).collect();
         let rng = fastrand::Rng::with_seed(seed);
-        let mut night =
+        let mut scenario =
             Self { rng, server, copy: beside, is_partitioned: false, replicas, owner: 0, writer: None, subscribers };
-        night.claim(None).await;
-        // A log that is cut back to nothing is as good as wiped, which another test tells.
-        night.append().await;
-        night
+        scenario.claim(None).await;
+        // A log without entries would count as wiped, which another test covers.
+        scenario.append().await;
+        scenario
     }
 
     async fn step(&mut self) {
@@ -47,7 +47,7 @@ impl RandomFaults {
     async fn append(&mut self) -> Mark {
         let (len, end) = (self.rng.usize(1..6), clock::now() + WAIT_MAX);
         loop {
-            assert!(clock::now() < end, "it was never done");
+            assert!(clock::now() < end, "the append does not succeed");
             match append(self.writer.as_ref().unwrap(), len).await {
                 Ok(mark) => return mark,
                 Err(AppendError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -55,7 +55,7 @@ impl RandomFaults {
                     let fence = self.writer.as_ref().unwrap().fence();
                     self.claim(Some(fence)).await;
                 }
-                // The fence went with the entries.
+                // The rollback removed the fence, too.
                 Err(AppendError::Fenced) => self.claim(None).await,
                 Err(error @ (AppendError::UnusableLog(_) | AppendError::Broken(_))) => panic!("{error}"),
             }
@@ -89,7 +89,7 @@ impl RandomFaults {
         replica.following.shutdown().await;
         let end = clock::now() + WAIT_MAX;
         while self.writer.is_none() {
-            assert!(clock::now() < end, "it was never claimed");
+            assert!(clock::now() < end, "the claim does not succeed");
             match replica.log.claim(under).await {
                 Ok(writer) => self.writer = Some(writer),
                 Err(AppendError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -104,7 +104,7 @@ impl RandomFaults {
         self.is_partitioned = true;
     }
 
-    /// What came since they parted is lost.
+    /// Everything since the partition is lost.
     async fn fail_over(&mut self) {
         follow(&self.server, &self.copy).await;
         promote(&self.server).await;
@@ -113,24 +113,24 @@ impl RandomFaults {
 
     async fn finish(mut self) {
         let last = self.append().await;
-        let mut anew = [self.replicas[0].subscribe(0), self.replicas[1].subscribe(0)];
-        for subscriber in self.subscribers.iter_mut().chain(&mut anew) {
+        let mut late = [self.replicas[0].subscribe(0), self.replicas[1].subscribe(0)];
+        for subscriber in self.subscribers.iter_mut().chain(&mut late) {
             subscriber.reach(last).await;
         }
-        assert_eq!(anew[0].received, surviving_marks(&anew[1].received));
+        assert_eq!(late[0].received, surviving_marks(&late[1].received));
         for subscriber in &self.subscribers {
-            assert_eq!(surviving_marks(&subscriber.received), anew[0].received, "{:?}", subscriber.received);
+            assert_eq!(surviving_marks(&subscriber.received), late[0].received, "{:?}", subscriber.received);
         }
     }
 }
 
-/// What is left of what a reader was given: a new epoch goes on where the log was cut.
+/// The received marks that survive: each new epoch continues where the log was truncated.
 fn surviving_marks(had: &[Mark]) -> Vec<Mark> {
     let mut left: Vec<Mark> = Vec::new();
     for mark in had {
         while left.last().is_some_and(|last| last.offset >= mark.offset) {
             let gone = left.pop().unwrap();
-            assert_ne!(gone.epoch, mark.epoch, "{mark} came when {gone} had come: {had:?}");
+            assert_ne!(gone.epoch, mark.epoch, "{mark} after {gone}: {had:?}");
         }
         assert_eq!(left.last().map_or(0, |last| last.offset.0) + 1, mark.offset.0, "{mark} leaves a hole: {had:?}");
         left.push(*mark);
@@ -143,10 +143,10 @@ async fn after_random_faults_readers_have_the_entries_of_the_log() {
     for _ in 0..4 {
         let seed = fastrand::u64(..);
         eprintln!("seed {seed}");
-        let mut night = RandomFaults::start(seed).await;
+        let mut scenario = RandomFaults::start(seed).await;
         for _ in 0..60 {
-            night.step().await;
+            scenario.step().await;
         }
-        night.finish().await;
+        scenario.finish().await;
     }
 }
