@@ -1,4 +1,4 @@
-//! The operators' listener, over a real socket.
+//! The admin listener, over a real socket.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ async fn health_readiness_and_status_are_served() {
 async fn a_process_without_its_platform_is_healthy_and_ready_and_its_streams_are_not_live() {
     let plan = RelayPlan::numbered(([127, 0, 0, 1], 9).into());
     let relay = Relay::launch(plan).await;
-    eventually("the account has met trouble", async || relay.account().await["last_error"].is_string()).await;
+    eventually("the account has an error", async || relay.account().await["last_error"].is_string()).await;
     assert_eq!(relay.get("/healthz").await.status(), 200);
     assert_eq!(relay.get("/readyz").await.status(), 200);
     assert_eq!(relay.get("/readyz?streams=all").await.status(), 503);
@@ -42,7 +42,7 @@ async fn a_process_without_its_platform_is_healthy_and_ready_and_its_streams_are
 async fn a_draining_process_is_healthy_and_not_ready() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
-    // A platform that does not answer the farewell is waited for a little.
+    // The drain waits a moment for a platform that does not answer the close.
     platform.inject(PlatformFault::Stall { on: FaultTarget::All, duration: Duration::from_secs(60) });
     relay.request_stop();
     eventually("it is not ready", async || relay.get("/readyz").await.status() == 503).await;
@@ -59,12 +59,12 @@ async fn a_paused_stream_has_no_socket_and_resumes_at_its_position() {
     platform.emit(2);
     relay.expect_log("1 2").await;
     relay.operator_request("pause").await;
-    eventually("its socket is gone", async || platform.open(SocketDialect::Sequenced) == 0).await;
+    eventually("its socket is closed", async || platform.open(SocketDialect::Sequenced) == 0).await;
     assert_eq!(relay.stream().await["state"], "paused");
     platform.emit(2);
     relay.operator_request("pause").await;
     let rotate = format!("/admin/v1/streams/{}/rotate", relay.name());
-    assert_eq!(relay.post(&rotate).await.status(), 409, "there is nothing to rotate");
+    assert_eq!(relay.post(&rotate).await.status(), 409, "a paused stream has no socket to rotate");
     throughout(Duration::from_millis(200), "it stays so", async || platform.opened(SocketDialect::Sequenced) == 1)
         .await;
     relay.operator_request("resume").await;
@@ -93,8 +93,8 @@ async fn an_unknown_admin_path_answers_a_typed_problem() {
     let relay = Relay::start(&platform).await;
     let own = format!("/admin/v1/streams/{}/explode", relay.name());
     for (path, slug) in [
-        ("/admin/v1/streams/nobody/rotate", "unknown-stream"),
-        ("/admin/v1/accounts/nobody/refresh", "unknown-account"),
+        ("/admin/v1/streams/unknown/rotate", "unknown-stream"),
+        ("/admin/v1/accounts/unknown/refresh", "unknown-account"),
         (own.as_str(), "not-found"),
         ("/v1/streams", "not-found"),
         ("/healthz", "method-not-allowed"),

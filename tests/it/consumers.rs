@@ -1,4 +1,4 @@
-//! Consumers: each at its own pace, over the transport it likes, and never left in the dark.
+//! Consumers: each has its own pace and transport, and gets a report of every loss.
 
 use std::collections::BTreeMap;
 
@@ -112,7 +112,7 @@ async fn a_cursor_before_the_oldest_entry_is_reported_as_a_gap_or_410() {
     let first = relay.consumer().await.take(2).await.remove(0);
     platform.emit(3_000);
     let target = format!("/v1/streams/{}/events?after={}", relay.name(), id(&first));
-    eventually("the log has let go of it", async || relay.page(&target).await.status() == 410).await;
+    eventually("the log has trimmed it", async || relay.page(&target).await.status() == 410).await;
     let problem: Value = relay.page(&target).await.json().await.unwrap();
     assert!(problem["type"].as_str().unwrap().starts_with("urn:trunkline:problem:"), "{problem}");
     relay.until("everything is in the log", |stream| stream["events"] == 3_002).await;
@@ -187,8 +187,8 @@ async fn a_consumer_can_filter_by_type() {
     assert!(meant.len() > 3 && meant.len() < 200);
     for transport in TRANSPORTS {
         let mut consumer = relay.consume(transport, &format!("from=first&type={wanted}")).await;
-        let heard = consumer.take(meant.len()).await;
-        assert!(heard.iter().eq(meant.iter().copied()), "{transport:?}");
+        let received = consumer.take(meant.len()).await;
+        assert!(received.iter().eq(meant.iter().copied()), "{transport:?}");
     }
 }
 
@@ -210,9 +210,9 @@ async fn an_unknown_consumer_path_answers_a_typed_problem() {
     let platform = Platform::start().await;
     let relay = Relay::start(&platform).await;
     for (target, status) in [
-        ("/v1/streams/nobody/events", 404),
+        ("/v1/streams/unknown/events", 404),
         ("/v1/nothing", 404),
-        ("/v1/streams/nobody/events?aftr=1", 400),
+        ("/v1/streams/unknown/events?aftr=1", 400),
         ("/metrics", 404),
         ("/admin/v1/status", 404),
     ] {
@@ -251,7 +251,7 @@ async fn a_drain_delivers_all_stored_events_and_closes_with_1001() {
     };
     let (plan, delivered, closed) = tokio::join!(drained, read, socket.wait_for_close());
     assert_eq!(closed, (1001, "draining".to_owned()));
-    // The next process asks for what follows the position that is stored.
+    // The next process resumes after the stored position.
     let _relay = Relay::of(plan).await;
     let asked = wire.upgrades().pop().unwrap();
     let position: usize = asked.split_once("sequenceId=").unwrap().1.parse().unwrap();

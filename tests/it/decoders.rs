@@ -1,17 +1,17 @@
-//! Every decoder against mutated inputs: the checks of `fuzz/`, on a stable compiler and within seconds.
+//! The fuzz checks of `fuzz/` with mutated inputs, on a stable compiler and within seconds.
 //!
-//! The inputs come from a seed, so that a failure can be had again. Longer runs are `cargo fuzz`'s.
+//! A fixed seed makes failures reproducible. Use `cargo fuzz` for longer runs.
 
 #[path = "../../fuzz/src/lib.rs"]
-#[expect(unreachable_pub, reason = "the fuzz targets reach them")]
+#[expect(unreachable_pub, reason = "the fuzz targets use them")]
 mod checks;
 
 use std::{fs, path::Path};
 
-/// Mutations of each decoder's inputs.
+/// Number of mutated inputs for each decoder.
 const ROUNDS: usize = 20_000;
 const LEN_MAX: usize = 4_096;
-/// Pieces that mean something to some decoder.
+/// Tokens with a meaning for some decoder.
 const WORDS: [&str; 24] = [
     "\"",
     "{",

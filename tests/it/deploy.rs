@@ -1,5 +1,5 @@
-//! What lies in `deploy/`, the Dockerfile and the compose file: each agrees with the program and with the others, and what
-//! can run without a cluster or a container engine runs.
+//! The files of `deploy/`, the Dockerfile and the compose file: each is consistent with the program and the other files.
+//! The tests run everything that needs no cluster and no container engine.
 
 mod compose;
 mod container;

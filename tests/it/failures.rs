@@ -1,4 +1,4 @@
-//! Sessions that are lost or refused: each cause has its own way back, and none is mistaken for a rotation.
+//! Lost and refused sessions: each cause has its own recovery, and none counts as a rotation.
 
 use std::time::Duration;
 
@@ -53,8 +53,7 @@ async fn an_overloaded_platform_is_retried_after_a_delay() {
     let relay = Relay::start(&platform).await;
     platform.close(1013);
     relay.until("it backs off", |stream| stream["state"] == "backing-off").await;
-    throughout(Duration::from_millis(700), "it stays away", async || platform.opened(SocketDialect::Sequenced) == 1)
-        .await;
+    throughout(Duration::from_millis(700), "it waits", async || platform.opened(SocketDialect::Sequenced) == 1).await;
     assert_eq!(relay.get("/readyz?streams=all").await.status(), 503);
     assert_eq!(relay.get("/readyz").await.status(), 200);
 }
@@ -106,10 +105,10 @@ async fn a_platform_that_rejects_every_token_gets_no_request_storm() {
         RelayPlan::numbered(platform.address()).stream("backoff.first", "30s").stream("backoff.cap", "60s"),
     )
     .await;
-    // The next token is requested five seconds later at the earliest.
+    // The next token request follows after at least five seconds.
     eventually("four tokens are refused", async || platform.counters().handshakes_refused == 4).await;
     relay.until("it backs off", |stream| stream["state"] == "backing-off").await;
-    throughout(Duration::from_millis(500), "it does so for long", async || platform.counters().handshakes_refused == 4)
+    throughout(Duration::from_millis(500), "it keeps waiting", async || platform.counters().handshakes_refused == 4)
         .await;
     assert!(platform.counters().grants_total() <= 4);
 }
@@ -126,7 +125,7 @@ async fn one_forbidden_upgrade_is_tried_again_and_loses_nothing() {
         let lost = relay.count("reconnects").await;
         platform.inject(PlatformFault::Refuse { on, status, times: 1, retry_after: None });
         platform.inject(PlatformFault::Drop { on });
-        eventually("it is back", async || {
+        eventually("it is live again", async || {
             relay.count("reconnects").await > lost && relay.stream().await["state"] == "live"
         })
         .await;
@@ -199,9 +198,9 @@ async fn after_an_outage_of_six_seconds_a_stream_is_live_within_five() {
     tokio::time::sleep(Duration::from_secs(6)).await;
     platform.emit(5);
     wire.restore();
-    let mended = clock::now();
+    let restored = clock::now();
     relay.live().await;
-    assert!(mended.elapsed() < Duration::from_secs(5), "live {:?} after the network", mended.elapsed());
+    assert!(restored.elapsed() < Duration::from_secs(5), "live {:?} after the network is restored", restored.elapsed());
     relay.expect_log("1 2 3 4 5 6").await;
 }
 
@@ -209,8 +208,8 @@ async fn after_an_outage_of_six_seconds_a_stream_is_live_within_five() {
 async fn a_redirected_upgrade_is_not_followed_and_the_token_goes_nowhere() {
     let platform = Platform::start().await;
     let thief = ForeignHost::start("HTTP/1.1 200 OK").await;
-    let elsewhere = format!("HTTP/1.1 302 Found\r\nlocation: ws://{}/stream", thief.address());
-    let redirect = ForeignHost::start(&elsewhere).await;
+    let response = format!("HTTP/1.1 302 Found\r\nlocation: ws://{}/stream", thief.address());
+    let redirect = ForeignHost::start(&response).await;
     let url = format!("ws://{}/stream", redirect.address());
     let relay = Relay::launch(RelayPlan::numbered(platform.address()).stream("url", url)).await;
     eventually("it was tried again", async || redirect.received_requests().len() > 1).await;
@@ -225,8 +224,8 @@ async fn a_redirected_upgrade_is_not_followed_and_the_token_goes_nowhere() {
 async fn a_redirected_call_is_not_followed_and_the_token_goes_nowhere() {
     let platform = Platform::start().await;
     let thief = ForeignHost::start("HTTP/1.1 200 OK").await;
-    let elsewhere = format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: http://{}/", thief.address());
-    let redirect = ForeignHost::start(&elsewhere).await;
+    let response = format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: http://{}/", thief.address());
+    let redirect = ForeignHost::start(&response).await;
     let api_url = format!("http://{}", redirect.address());
     let relay = Relay::launch(RelayPlan::topics(platform.address(), &TOPICS).account("api_url", api_url)).await;
     eventually("it was tried again", async || redirect.received_requests().len() > 1).await;
@@ -237,7 +236,7 @@ async fn a_redirected_call_is_not_followed_and_the_token_goes_nowhere() {
     assert_eq!(thief.received_requests(), [""; 0]);
 }
 
-/// The right answer to these calls, with these members in it.
+/// A fault that changes members of a successful response.
 fn changed(url: &str, members: &str) -> PlatformFault {
     let (set, without) = (Some(members.to_owned()), Vec::new());
     let how = ResponseFault::Changed { status: None, content_type: None, gzip: false, set, without };
@@ -251,7 +250,7 @@ fn changed(url: &str, members: &str) -> PlatformFault {
     }
 }
 
-/// The last error of the first stream contains this.
+/// Waits until the last error of the first stream contains this text.
 async fn reports(relay: &Relay, words: &str) {
     let fact = |stream: &Value| stream["last_error"].as_str().is_some_and(|text| text.contains(words));
     relay.until(&format!("the error contains {words:?}"), fact).await;
@@ -316,7 +315,7 @@ async fn a_missing_channel_is_created_again() {
         relay.until("it is live again", |stream| stream["state"] == "live" && stream["gaps"] == lost).await;
         assert_eq!(platform.counters().channels_created, lost + 1, "{status}");
     }
-    assert_eq!(platform.counters().grants_total(), 1, "a channel's address is no token");
+    assert_eq!(platform.counters().grants_total(), 1, "a new channel needs no new token");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -334,7 +333,7 @@ async fn calls_that_fail_while_a_stream_starts_are_tried_again() {
     let relay = Relay::of(RelayPlan::topics(platform.address(), &TOPICS)).await;
     assert!(begin.elapsed() >= Duration::from_secs(1));
     assert_eq!(platform.counters().grants_total(), 2);
-    assert_eq!(relay.count("gaps").await, 0, "nothing was missed before it ever listened");
+    assert_eq!(relay.count("gaps").await, 0, "no event is missed before the first session");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -344,7 +343,7 @@ async fn sockets_that_fall_silent_with_their_token_are_replaced_before_its_end()
         expiry: trunkline::simulator::Expiry::Silence,
         ..Settings::default()
     };
-    // Such a socket still answers probes, so nothing but the token's life tells that it is dead.
+    // Such a socket still answers probes. Only the end of the token's lifetime shows that it is dead.
     let platform = Platform::with(settings).await;
     let relay = Relay::start(&platform).await;
     let mut consumer = relay.consumer().await;

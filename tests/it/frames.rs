@@ -1,4 +1,4 @@
-//! Frames as no platform should send them: none is lost, none stops a stream.
+//! Unusual and malformed frames: none is lost, and none stops a stream.
 
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ async fn a_message_in_fragments_is_one_message() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frame_that_never_ends_times_out_even_if_pings_arrive() {
     let (platform, babbler) = (Platform::start().await, GarbageServer::start().await);
-    // The next attempt comes long after the error was looked at: a live session would clear it.
+    // A long backoff, so that no live session clears the error before the check.
     let plan = RelayPlan::numbered(platform.address())
         .stream("url", format!("ws://{}/", babbler.address()))
         .stream("backoff.first", "30s")
@@ -117,7 +117,7 @@ async fn a_slow_frame_times_out_and_the_next_session_receives_it() {
     relay.expect_log("1 2 3").await;
     assert_eq!(relay.metric("stream_network_reconnects_total", &[("class", "protocol")]).await, 1.0);
     let quiet = async || relay.count("reconnects").await == 1;
-    throughout(2 * SHORT, "a whole frame leaves nothing behind", quiet).await;
+    throughout(2 * SHORT, "a complete frame ends the frame timeout", quiet).await;
 }
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -210,7 +210,7 @@ async fn a_data_frame_that_breaks_the_protocol_twice_is_skipped() {
     let scripted = ScriptedPlatform::start(script).await;
     let plan = RelayPlan::numbered(platform.address()).stream("url", scripted.url());
     let relay = Relay::launch(plan.stream("backoff.cap", "50ms")).await;
-    relay.until("it goes on", |stream| stream["position"] == "5").await;
+    relay.until("it continues", |stream| stream["position"] == "5").await;
     assert_eq!(scripted.targets(), ["/", "/?sequenceId=2", "/"]);
     assert_eq!(relay.count("gaps").await, 1);
 }

@@ -1,4 +1,4 @@
-//! What is missing is said: where, why, how much; and the platform's present state follows.
+//! Gaps: each loss is marked with its place, reason and extent, and a snapshot follows.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::harness::{
 };
 
 const SUMMARY: &str = "/api/v2/analytics/conversations/summary";
-/// The most pages of users that one snapshot asks for.
+/// Limit of user pages of one snapshot.
 const PAGES_MAX: usize = 100;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,7 +32,7 @@ async fn skipped_numbers_are_a_gap_followed_by_a_snapshot() {
     assert_eq!(relay.metric("stream_lost_events_total", &[]).await, 10.0);
     assert_eq!(relay.metric("stream_gaps_total", &[("reason", "jump")]).await, 1.0);
     assert_eq!(relay.metric("stream_snapshots_total", &[("outcome", "taken")]).await, 1.0);
-    assert_eq!(platform.opened(SocketDialect::Sequenced), 2, "the platform was asked once more for what is missing");
+    assert_eq!(platform.opened(SocketDialect::Sequenced), 2, "the missing events are requested once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,18 +130,18 @@ async fn one_event_with_an_old_number_is_stored_without_it_and_causes_no_refetch
     let platform = Platform::start().await;
     for stray in [r#"{"sequenceId":0,"type":"stray"}"#, r#"{"sequenceId":2,"type":"stray"}"#] {
         let stray = || frame(0x81, stray.as_bytes());
-        let goes_on = [numbered(1..=3), stray(), numbered(4..=9)].concat();
+        let continuing = [numbered(1..=3), stray(), numbered(4..=9)].concat();
         let ends = UpgradeReply::Ended([numbered(1..=3), stray()].concat());
-        for script in [vec![UpgradeReply::Open(goes_on)], vec![ends, UpgradeReply::Open(numbered(4..=9))]] {
+        for script in [vec![UpgradeReply::Open(continuing)], vec![ends, UpgradeReply::Open(numbered(4..=9))]] {
             let scripted = ScriptedPlatform::start(script).await;
             let plan = RelayPlan::numbered(platform.address()).stream("url", scripted.url());
             let relay = Relay::launch(plan.stream("backoff.cap", "50ms")).await;
-            relay.until("it goes on", |stream| stream["position"] == "9").await;
-            eventually("all of it is there once, whichever stands first", async || {
-                let story = relay.log_summary().await;
-                let mut told: Vec<&str> = story.split(' ').collect();
-                told.sort_unstable();
-                told == ["1", "2", "3", "4", "5", "6", "7", "8", "9", "event"]
+            relay.until("it continues", |stream| stream["position"] == "9").await;
+            eventually("each event is there once, in either order", async || {
+                let summary = relay.log_summary().await;
+                let mut words: Vec<&str> = summary.split(' ').collect();
+                words.sort_unstable();
+                words == ["1", "2", "3", "4", "5", "6", "7", "8", "9", "event"]
             })
             .await;
             assert!(scripted.targets().iter().all(|target| !target.ends_with("=0") && !target.ends_with("=2")));
@@ -164,9 +164,9 @@ async fn unnumbered_events_after_an_abandoned_position_follow_the_gap() {
     let scripted = ScriptedPlatform::start(script).await;
     let plan = RelayPlan::numbered(platform.address()).stream("url", scripted.url()).stream_without("snapshot_url");
     let relay = Relay::launch(plan.stream("backoff.cap", "50ms")).await;
-    // Between two sessions that were asked for no position something may be missing too.
-    let story = "1 2 undecoded undecoded gap(jump 2..?) undecoded gap(jump 2..?) undecoded gap(jump 2..9) 9";
-    relay.expect_log(story).await;
+    // Events may also be missing between two sessions without a position.
+    let expected = "1 2 undecoded undecoded gap(jump 2..?) undecoded gap(jump 2..?) undecoded gap(jump 2..9) 9";
+    relay.expect_log(expected).await;
     assert_eq!(scripted.targets(), ["/", "/?sequenceId=2", "/", "/", "/"]);
 }
 
@@ -180,11 +180,13 @@ async fn a_failed_snapshot_stays_pending_and_is_written_behind_live_events() {
     platform.inject(PlatformFault::Jump { n: 1 });
     platform.emit(2);
     relay.expect_log("1 gap(jump 1..3) 3 4").await;
-    relay.until("the snapshot is owed", |stream| stream["snapshot_owed"] == true).await;
+    relay.until("the snapshot is pending", |stream| stream["snapshot_owed"] == true).await;
     let error = relay.stream().await["last_error"].as_str().unwrap_or_default().to_owned();
     assert!(["the snapshot", "GET ", SUMMARY, "answered with 503"].iter().all(|part| error.contains(part)), "{error}");
     relay.expect_log("1 gap(jump 1..3) 3 4 snapshot(jump)").await;
-    relay.until("nothing is owed", |stream| stream["snapshot_owed"] == false && stream["last_error"].is_null()).await;
+    relay
+        .until("no snapshot is pending", |stream| stream["snapshot_owed"] == false && stream["last_error"].is_null())
+        .await;
     let entries = relay.entries().await;
     assert_eq!(entries[4]["data"]["gap"], entries[1]["id"]);
     assert_eq!(relay.metric("stream_snapshots_total", &[("outcome", "failed")]).await, 1.0);
@@ -224,7 +226,7 @@ async fn events_that_the_platform_no_longer_has_are_requested_once_and_then_mark
     let relay = Relay::launch(RelayPlan::numbered(platform.address()).stream("url", scripted.url())).await;
     relay.expect_log("1 2 gap(jump 2..5) snapshot(jump) 5 6 7 8").await;
     let twice = async || scripted.targets() == ["/", "/?sequenceId=2"];
-    throughout(Duration::from_millis(500), "it is not asked again", twice).await;
+    throughout(Duration::from_millis(500), "it is not requested again", twice).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +239,7 @@ async fn a_changed_feed_starts_behind_a_gap_and_so_does_the_first_feed_when_it_r
     let relay = Relay::of(relay.stop().await.with_platform(second.address())).await;
     second.emit(2);
     relay.expect_log("1 2 3 4 5 gap(reset) snapshot(reset) 9 10").await;
-    // It is its own from here on.
+    // This feed now has its own position.
     let plan = relay.stop().await;
     second.emit(1);
     let relay = Relay::of(plan).await;
@@ -264,7 +266,7 @@ async fn a_feed_without_events_does_not_affect_the_other_feed() {
     relay.expect_log("1 2 3 4 5").await;
 }
 
-/// A snapshot takes so many pages of users, and no more, where so many pages are answered like this.
+/// Checks that a snapshot requests exactly `pages` user pages when `times` pages have this response.
 async fn snapshot_takes(pages: usize, times: u32, how: ResponseFault) {
     let platform = Platform::with(Settings { requests_per_minute: 10_000, ..Settings::default() }).await;
     let topic = format!("v2.users.{}.presence", platform.agent_ids()[0]);
@@ -280,9 +282,9 @@ async fn snapshot_takes(pages: usize, times: u32, how: ResponseFault) {
     let relay = Relay::of(RelayPlan::topics(platform.address(), &[&topic])).await;
     platform.inject(PlatformFault::Drop { on: FaultTarget::All });
     let taken = async || relay.log_summary().await.matches("snapshot(no-replay)").count() == pages;
-    eventually(&format!("{pages} pages are taken"), &taken).await;
+    eventually(&format!("{pages} pages are requested"), &taken).await;
     relay.until("it is live", |stream| stream["state"] == "live" && stream["snapshot_owed"] == false).await;
-    throughout(Duration::from_millis(300), "no more pages are taken", &taken).await;
+    throughout(Duration::from_millis(300), "no more pages are requested", &taken).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -304,6 +306,6 @@ async fn snapshot_pages_with_unknown_members_end_and_repeated_pages_are_bounded(
     ] {
         snapshot_takes(pages, ALWAYS, how).await;
     }
-    // An answer without a body is no state: the call is repeated.
+    // A response without a body is not a state, so the call is repeated.
     snapshot_takes(1, 1, nothing).await;
 }

@@ -1,6 +1,6 @@
-//! What users build on, held against the files under `tests/golden`: the envelope and the metrics page.
+//! Public formats compared with the files in `tests/golden`: the envelope and the metrics page.
 //!
-//! With `UPDATE_GOLDEN` set the files are written anew, to be read before they are kept.
+//! `UPDATE_GOLDEN=1` rewrites the files. Review the changes before a commit.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -33,7 +33,7 @@ async fn the_envelope_matches_the_golden_file() {
     compare_with_file("envelope.json", &text);
 }
 
-/// The entries of the first stream, one a line, without what differs from run to run.
+/// The entries of the first stream, one per line, without values that differ between runs.
 async fn lines(relay: &Relay) -> String {
     let target = format!("/v1/streams/{}/events?from=first", relay.name());
     let mut page = relay.page(&target).await.text().await.unwrap();
@@ -64,7 +64,7 @@ async fn the_metrics_page_matches_the_golden_file() {
     compare_with_file("metrics.txt", &(lines.collect::<Vec<_>>().join("\n") + "\n"));
 }
 
-/// A line of the page without what differs from run to run, and without a histogram's bounds.
+/// A line of the page without values that differ between runs and without histogram bounds.
 fn without_value(line: &str) -> String {
     if line.starts_with('#') {
         return line.to_owned();
@@ -81,7 +81,7 @@ fn without_value(line: &str) -> String {
     series
 }
 
-/// Every metric that the daemon is known by has its series from the start.
+/// Every metric of the daemon has its series from the start.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_series_exist_before_the_first_event() {
     let plan = RelayPlan::numbered(([127, 0, 0, 1], 9).into());
@@ -109,7 +109,7 @@ fn compare_with_file(name: &str, found: &str) {
     let (mut found, mut expected) = (found.lines(), expected.lines());
     loop {
         let pair = (expected.next(), found.next());
-        assert_eq!(pair.0, pair.1, "tests/golden/{name} says otherwise");
+        assert_eq!(pair.0, pair.1, "tests/golden/{name} differs");
         if pair == (None, None) {
             return;
         }

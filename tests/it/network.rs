@@ -1,4 +1,4 @@
-//! The connections to a platform: given up in time, through proxies, and with every right answer to an upgrade.
+//! Connections to a platform: cancellation, proxies, and unusual but valid upgrade replies.
 
 use trunkline::simulator::SocketDialect;
 
@@ -7,7 +7,7 @@ use crate::harness::{
 };
 
 const STREAM_PATH: &str = "/api/v2/analytics/conversations/summary/stream";
-/// A topic of the platform that needs no look-up.
+/// A topic of the platform that needs no look-up call.
 fn topic(platform: &Platform) -> String {
     format!("v2.analytics.queues.{}.observations", platform.queue_ids()[0])
 }
@@ -51,11 +51,11 @@ async fn an_upgrade_that_is_answered_with_lists_after_an_interim_answer_is_live(
     let url = format!("ws://{}/stream", listing.address());
     let relay = Relay::launch(RelayPlan::numbered(platform.address()).stream("url", url)).await;
     relay.live().await;
-    relay.until("the event behind the answer is taken in", |stream| stream["events"] == 1).await;
+    relay.until("the event behind the reply is stored", |stream| stream["events"] == 1).await;
     assert_eq!(relay.count("reconnects").await, 0);
 }
 
-/// Token, REST calls and both kinds of sockets of a platform that only the proxy can find.
+/// A plan with token, REST calls and both kinds of sockets of a platform that is reachable only through the proxy.
 fn behind_a_proxy(platform: &Platform) -> RelayPlan {
     let host = format!("platform.test:{}", platform.address().port());
     RelayPlan::numbered(platform.address())
@@ -93,7 +93,7 @@ async fn tokens_calls_and_sockets_go_through_one_proxy() {
             (&status["accounts"][0]["proxy"], &status["streams"][0]["proxy"]),
             (&proxy.url().into(), &proxy.url().into())
         );
-        assert_eq!(platform.open(SocketDialect::Notifications), 1, "the socket of this machine needs no proxy");
+        assert_eq!(platform.open(SocketDialect::Notifications), 1, "a local socket uses no proxy");
     }
 }
 
@@ -105,7 +105,7 @@ async fn local_addresses_bypass_the_proxy_and_everything_does_without_one() {
     assert_eq!(relay.stream().await["proxy"], serde_json::Value::Null);
     let plan = behind_a_proxy(&platform).account("proxy", "none").environment("ALL_PROXY", dead);
     let relay = Relay::launch(plan).await;
-    eventually("the name is looked up here", async || {
+    eventually("the name is resolved locally", async || {
         let error = relay.account().await["last_error"].as_str().unwrap_or_default().to_owned();
         !error.is_empty() && !error.contains("proxy")
     })

@@ -1,4 +1,4 @@
-//! Notifications: channels, topics, and what cannot be had again.
+//! Notifications: channels, topics, and losses without a replay.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ async fn a_star_stands_for_every_queue_and_every_user() {
     let relay = Relay::of(RelayPlan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"])).await;
     let mark = platform.ledger().mark();
     platform.emit(400);
-    let said = platform.sent_since(mark);
+    let sent = platform.sent_since(mark);
     let (queues, users) = (platform.queue_ids(), platform.agent_ids());
     let wanted = |topic: &str| {
         queues.iter().any(|id| topic == format!("v2.analytics.queues.{id}.observations"))
@@ -25,14 +25,14 @@ async fn a_star_stands_for_every_queue_and_every_user() {
         .ledger()
         .emitted_since(mark)
         .into_iter()
-        .filter(|said| wanted(&said.topic))
-        .map(|said| said.correlation)
+        .filter(|sent| wanted(&sent.topic))
+        .map(|sent| sent.correlation)
         .collect();
-    assert_eq!(said, meant);
-    let heard = relay.consumer().await.take(said.len()).await;
-    let heard: Vec<&str> = heard.iter().map(|event| event["correlationid"].as_str().unwrap()).collect();
-    assert_eq!(heard, said);
-    assert!(platform.counters().rest["GET /api/v2/users"] >= 2, "users come in pages");
+    assert_eq!(sent, meant);
+    let received = relay.consumer().await.take(sent.len()).await;
+    let received: Vec<&str> = received.iter().map(|event| event["correlationid"].as_str().unwrap()).collect();
+    assert_eq!(received, sent);
+    assert!(platform.counters().rest["GET /api/v2/users"] >= 2, "the list of users has pages");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,13 +40,16 @@ async fn a_refused_topic_is_reported_and_the_others_flow() {
     let settings = Settings { forbidden_topics: vec!["v2.users.".to_owned()], ..Settings::default() };
     let platform = Platform::with(settings).await;
     let agent = platform.agent_ids().remove(0);
-    let refused = [format!("v2.users.{agent}.presence"), "v2.routing.queues.nobody.users".to_owned()];
+    let refused = [format!("v2.users.{agent}.presence"), "v2.routing.queues.unknown.users".to_owned()];
     let relay = Relay::launch(RelayPlan::topics(platform.address(), &[QUEUES, &refused[0], &refused[1]])).await;
     relay.until("it is degraded", |stream| stream["state"] == "degraded").await;
-    let told = relay.stream().await["refused_topics"].clone();
-    let told: Vec<&str> = told.as_array().unwrap().iter().map(|topic| topic.as_str().unwrap()).collect();
-    assert!(told.len() == 2 && refused.iter().all(|topic| told.iter().any(|told| told.starts_with(topic))), "{told:?}");
-    assert!(told.iter().any(|told| told.contains("directory:user:view")), "{told:?}");
+    let reported = relay.stream().await["refused_topics"].clone();
+    let reported: Vec<&str> = reported.as_array().unwrap().iter().map(|topic| topic.as_str().unwrap()).collect();
+    assert!(
+        reported.len() == 2 && refused.iter().all(|topic| reported.iter().any(|reported| reported.starts_with(topic))),
+        "{reported:?}"
+    );
+    assert!(reported.iter().any(|reported| reported.contains("directory:user:view")), "{reported:?}");
     platform.emit(50);
     assert!(relay.consumer().await.next().await.unwrap()["type"] == "v2.analytics.queues.observations");
 }
@@ -64,7 +67,7 @@ async fn families_fail_independently_and_the_stream_is_degraded_until_recovery()
     assert!(["GET /api/v2/users", "403", "v2.users.*.presence"].iter().all(|part| error.contains(part)), "{error}");
     assert!(stream["last_error_at"].as_str().unwrap().ends_with('Z'));
     assert_eq!((&stream["topics"]["refused"], &stream["topics"]["unserved"]), (&json!(1), &json!(0)));
-    assert!(stream["topics"]["subscribed"].as_u64() > Some(0), "the queues flow");
+    assert!(stream["topics"]["subscribed"].as_u64() > Some(0), "the queues are subscribed");
     assert_eq!(relay.get("/readyz").await.status(), 200);
     let ready = relay.get("/readyz?streams=all").await;
     assert_eq!(ready.status(), 503);
@@ -86,17 +89,17 @@ async fn a_family_that_is_rejected_or_throttled_degrades_the_stream_and_stops_no
         let platform = Platform::start().await;
         let path = Some("/api/v2/users".to_owned());
         platform.inject(PlatformFault::Rest { status, times: 2, retry_after: retry_after.clone(), path });
-        // Where the platform names a time, the family is looked up then, and not at the usual one.
+        // With `Retry-After`, the look-up follows at that time instead of the usual one.
         let discovery = if retry_after.is_some() { "60s" } else { "2s" };
         let plan =
             RelayPlan::topics(platform.address(), &[QUEUES, "v2.users.*.presence"]).stream("discovery", discovery);
         let relay = Relay::launch(plan).await;
-        relay.until("the other family flows", |stream| stream["state"] == "degraded").await;
+        relay.until("the other family is subscribed", |stream| stream["state"] == "degraded").await;
         let error = relay.stream().await["last_error"].as_str().unwrap().to_owned();
         assert!(error.contains("GET /api/v2/users") && error.contains(&status.to_string()), "{error}");
         relay.live().await;
         assert_eq!((platform.counters().channels_created, relay.count("reconnects").await), (1, 0));
-        assert_eq!(relay.account().await["refreshes"], 1, "the token serves everything else");
+        assert_eq!(relay.account().await["refreshes"], 1, "no new token is requested");
     }
 }
 
@@ -125,12 +128,12 @@ async fn topics_that_a_reply_does_not_confirm_are_reported_and_requested_again()
         let plan = RelayPlan::topics(platform.address(), &[QUEUES]).stream("discovery", "2s");
         let relay = Relay::launch(plan.stream("backoff.cap", "2s").stream("backoff.first", "1s")).await;
         relay
-            .until("it is told", |stream| {
+            .until("it is reported", |stream| {
                 stream["state"] == state && stream["last_error"].as_str().is_some_and(|error| error.contains(word))
             })
             .await;
         relay
-            .until("it is asked for again", |stream| {
+            .until("it is requested again", |stream| {
                 stream["state"] == "live" && stream["topics"]["subscribed"].as_u64() > Some(0)
             })
             .await;
@@ -167,14 +170,14 @@ async fn a_restart_is_a_gap_if_the_platform_replays_nothing() {
     let platform = Platform::start().await;
     let relay = Relay::of(RelayPlan::topics(platform.address(), &[QUEUES])).await;
     platform.emit(60);
-    relay.until("something was heard", |stream| stream["events"].as_u64() > Some(0)).await;
+    relay.until("something was received", |stream| stream["events"].as_u64() > Some(0)).await;
     let relay = relay.restart().await;
     eventually("the gap is marked", async || {
         relay.log_summary().await.ends_with("event gap(no-replay) snapshot(no-replay)")
     })
     .await;
     let relay = relay.restart().await;
-    eventually("each has its own", async || relay.count("gaps").await == 1).await;
+    eventually("each process has its own count", async || relay.count("gaps").await == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +198,7 @@ async fn heartbeats_keep_a_quiet_stream_connected() {
 async fn equal_notifications_are_both_stored_on_one_socket_and_deduplicated_across_two() {
     let platform = Platform::start().await;
     let relay = Relay::of(RelayPlan::topics(platform.address(), &[QUEUES])).await;
-    let same = || RawFrame::Text(json!({"topicName": "v2.test.twin", "eventBody": {"n": 1}}).to_string());
+    let same = || RawFrame::Text(json!({"topicName": "v2.test.equal", "eventBody": {"n": 1}}).to_string());
     platform.emit_raw_notification(same());
     platform.emit_raw_notification(same());
     relay.expect_log("event event").await;
@@ -205,7 +208,7 @@ async fn equal_notifications_are_both_stored_on_one_socket_and_deduplicated_acro
     })
     .await;
     platform.emit_raw_notification(same());
-    relay.until("the copy is dropped", |stream| stream["duplicates"] == 1).await;
+    relay.until("the duplicate is dropped", |stream| stream["duplicates"] == 1).await;
     relay.expect_log("event event event").await;
 }
 

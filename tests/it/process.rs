@@ -1,7 +1,7 @@
-//! The built program as its users meet it: real processes, signals, a real disk, exit codes, and what is printed.
+//! The built program with real processes, signals, disks, exit codes and output.
 //!
-//! These tests know nothing of the inside: they speak through the command line, HTTP, signals and files. Each process
-//! is ended by its own handle, and every wait has a bound.
+//! These tests use only the command line, HTTP, signals and files. Each process is ended by its handle, and every wait
+//! has a bound.
 
 pub(crate) mod child;
 mod commands;

@@ -1,8 +1,8 @@
-//! What the README says is true: every fenced block of it is exercised, and one that is not understood fails.
+//! Tests of the documentation: every fenced block is exercised, and an unknown block fails.
 //!
-//! A `toml` block is a complete configuration, or a script of faults. An `sh` block is run line by line, on real processes, against a running
-//! demo in place of the ports it names and a simulated platform in place of the real one. A `json` block is JSON. A
-//! block without a word is a drawing.
+//! A `toml` block is a complete configuration or a script of faults. An `sh` block is run line by line with real
+//! processes; a running demo replaces the documented ports, and a simulated platform replaces the real one. A `json` block
+//! is JSON. A block without an info string is a drawing.
 
 mod block;
 mod faults;
@@ -23,7 +23,7 @@ use self::{
 };
 use crate::process::child::{Child, WAIT_MAX};
 
-/// Every text for users that lies in the repository.
+/// All documents for users in the repository.
 fn documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).into_iter().flatten().map(|entry| entry.unwrap().path());
@@ -44,7 +44,7 @@ async fn every_block_of_the_readme_works() {
             stage.run_block(&block, &place).await;
             exercised += 1;
         }
-        assert_eq!(exercised > 0, text.contains("\n```"), "the examples of {} are found", document.display());
+        assert_eq!(exercised > 0, text.contains("\n```"), "the examples of {} are exercised", document.display());
     }
 }
 
@@ -56,8 +56,8 @@ async fn the_configuration_for_the_simulator_connects_to_it() {
     let folder = tempfile::tempdir().unwrap();
     let mut platform = Child::start(folder.path(), &["simulate", "--listen", "127.0.0.1:0"]);
     platform.wait_for_output("token URL http://").await;
-    let said = platform.stdout();
-    let (_, rest) = said.split_once("http://").unwrap();
+    let printed = platform.stdout();
+    let (_, rest) = printed.split_once("http://").unwrap();
     let address = rest.split_whitespace().next().unwrap();
     fs::write(folder.path().join("trunkline.toml"), block.text.replace(SIMULATOR, address)).unwrap();
     let ports = [("TRUNKLINE__HTTP__LISTEN", "127.0.0.1:0"), ("TRUNKLINE__ADMIN__LISTEN", "127.0.0.1:0")];
@@ -71,12 +71,12 @@ async fn the_configuration_for_the_simulator_connects_to_it() {
     }
 }
 
-/// What stands behind the words of a document: a demo, a platform, a folder.
+/// The fixture for a document: a demo, a platform, a folder.
 struct ReadmeFixture {
     folder: TempDir,
     places: ReadmeAddresses,
     platform: simulator::Simulator,
-    /// Runs until the stage is dropped.
+    /// Runs until the fixture is dropped.
     _demo: Child,
 }
 
@@ -87,9 +87,9 @@ impl ReadmeFixture {
         let ports = ["demo", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--rate", "100"];
         let mut demo = Child::start(folder.path(), &ports);
         demo.wait_for_output("curl -N").await;
-        let said = demo.stdout();
+        let printed = demo.stdout();
         let address = |before: &str| {
-            let rest = said.split_once(before).unwrap_or_else(|| panic!("{said}")).1;
+            let rest = printed.split_once(before).unwrap_or_else(|| panic!("{printed}")).1;
             rest.split(|c: char| c.is_whitespace() || c == '/').next().unwrap().to_owned()
         };
         let places =
@@ -113,7 +113,7 @@ impl ReadmeFixture {
                 panic!("{place}: {error}");
             })),
             "" => (),
-            word => panic!("{place}: nobody knows what to do with a block of {word:?}"),
+            word => panic!("{place}: unknown block {word:?}"),
         }
     }
 
@@ -121,9 +121,9 @@ impl ReadmeFixture {
         match act {
             ReadmeAction::Find(path) => {
                 let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-                assert!(path.exists(), "{line}: {} is not there", path.display());
+                assert!(path.exists(), "{line}: {} does not exist", path.display());
             }
-            ReadmeAction::Run { command, termination: ends, expected_output: says } => {
+            ReadmeAction::Run { command, termination: ends, expected_output: text } => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", &command]).envs(self.variables());
                 let mut child = Child::spawn(self.folder.path(), shell);
@@ -131,15 +131,15 @@ impl ReadmeFixture {
                     Termination::Exits => {
                         let code = child.wait_for_exit(WAIT_MAX).await;
                         assert_eq!(code, 0, "{line}\n{}", child.printed_output());
-                        assert!(!child.stdout().trim().is_empty() && child.printed_output().contains(says), "{line}");
+                        assert!(!child.stdout().trim().is_empty() && child.printed_output().contains(text), "{line}");
                     }
-                    Termination::Never => expect_output(&mut child, says, line).await,
+                    Termination::Never => expect_output(&mut child, text, line).await,
                 }
             }
         }
     }
 
-    /// Checks a configuration as it is written, with its secrets supplied, and leaves it for the commands that follow.
+    /// Checks a configuration with test secrets, and keeps it for the next commands.
     async fn check(&self, text: &str, place: &str) {
         let file = self.folder.path().join("block.toml");
         fs::write(&file, self.supply_files(text)).unwrap();
@@ -154,7 +154,7 @@ impl ReadmeFixture {
         }
     }
 
-    /// Secrets in files are looked for in the stage's folder.
+    /// Moves secret files to the fixture's folder.
     fn supply_files(&self, text: &str) -> String {
         let secret = self.folder.path().join("secret");
         fs::write(&secret, "demo-secret").unwrap();
@@ -167,7 +167,7 @@ impl ReadmeFixture {
         supplied
     }
 
-    /// The secrets, and the simulated platform in place of the real one: nothing leaves this machine.
+    /// The secrets, and the simulated platform instead of the real one: no request leaves this machine.
     fn variables(&self) -> Vec<(String, String)> {
         let platform = self.platform.url();
         let steer = [
@@ -181,15 +181,15 @@ impl ReadmeFixture {
     }
 }
 
-/// What the platform of the stage takes.
+/// The secret that the simulated platform accepts.
 const SECRETS: [(&str, &str); 2] = [("GENESYS_CLIENT_ID", "demo"), ("GENESYS_CLIENT_SECRET", "demo-secret")];
 
-/// A command without an end is heard until it said what is expected of it.
-async fn expect_output(child: &mut Child, says: &str, line: &str) {
+/// Waits until an endless command has printed the expected text.
+async fn expect_output(child: &mut Child, text: &str, line: &str) {
     let until = clock::now() + WAIT_MAX;
-    while !child.printed_output().contains(says) {
+    while !child.printed_output().contains(text) {
         assert!(child.has_ended().is_none(), "{line}: it ended\n{}", child.printed_output());
-        assert!(clock::now() < until, "{line}: it did not say {says:?}\n{}", child.printed_output());
+        assert!(clock::now() < until, "{line}: it did not print {text:?}\n{}", child.printed_output());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }

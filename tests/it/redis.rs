@@ -1,4 +1,4 @@
-//! The way to a real Redis: what comes back, what is lost, and what is known of a command that failed.
+//! The Redis client against a real server: replies, losses, and the outcome of failed commands.
 
 mod connection;
 mod login;

@@ -1,4 +1,4 @@
-//! A planned change of socket: nothing lost, nothing doubled, no silence.
+//! Rotations: a planned change of socket loses nothing, duplicates nothing and causes no silence.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -13,26 +13,26 @@ use crate::harness::{
 
 const TOPICS: [&str; 3] = ["v2.analytics.queues.*.observations", "v2.users.*.presence", "v2.users.*.routingStatus"];
 
-/// The platform speaks all the while, until the fact is one.
-async fn emit_until(platform: &Platform, what: &str, fact: impl AsyncFn() -> bool) {
+/// Sends events until the condition is true.
+async fn emit_until(platform: &Platform, what: &str, condition: impl AsyncFn() -> bool) {
     eventually(what, async || {
         platform.emit(3);
-        fact().await
+        condition().await
     })
     .await;
 }
 
-/// Everything that was said to somebody is in the log, and nothing twice.
+/// Checks that every subscribed event since `mark` is in the log once.
 async fn all_notifications_arrive_once(platform: &Platform, relay: &Relay, mark: u64) {
-    let said: BTreeSet<String> = platform.sent_since(mark).into_iter().collect();
+    let sent: BTreeSet<String> = platform.sent_since(mark).into_iter().collect();
     let mut consumer = relay.consumer().await;
-    let mut heard = BTreeSet::new();
-    while heard.len() < said.len() {
+    let mut received = BTreeSet::new();
+    while received.len() < sent.len() {
         let event = consumer.next().await.unwrap();
         let correlation = event["correlationid"].as_str().unwrap_or_else(|| panic!("{event}")).to_owned();
-        assert!(heard.insert(correlation), "twice: {event}");
+        assert!(received.insert(correlation), "twice: {event}");
     }
-    assert_eq!(heard, said);
+    assert_eq!(received, sent);
 }
 
 async fn silence(relay: &Relay) -> f64 {
@@ -84,7 +84,7 @@ async fn notifications_move_to_a_channel_of_the_new_token_without_loss() {
     let relay = Relay::of(RelayPlan::topics(platform.address(), &TOPICS)).await;
     let mark = platform.ledger().mark();
     emit_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
-    emit_until(&platform, "the old socket is gone", async || platform.open(SocketDialect::Notifications) == 1).await;
+    emit_until(&platform, "the old socket is closed", async || platform.open(SocketDialect::Notifications) == 1).await;
     all_notifications_arrive_once(&platform, &relay, mark).await;
     assert_eq!(platform.counters().channels_created, 2, "a channel per token");
     assert_eq!(relay.count("gaps").await, 0);
@@ -98,7 +98,7 @@ async fn a_close_notice_is_handled_before_the_platform_closes() {
     let relay = Relay::of(RelayPlan::topics(platform.address(), &TOPICS)).await;
     let mark = platform.ledger().mark();
     platform.inject(PlatformFault::SocketClosing { lead: Duration::from_millis(600) });
-    emit_until(&platform, "the old socket is gone", async || {
+    emit_until(&platform, "the old socket is closed", async || {
         relay.count("rotations").await == 1 && platform.open(SocketDialect::Notifications) == 1
     })
     .await;
@@ -114,7 +114,7 @@ async fn a_revoked_token_is_replaced_while_its_socket_still_serves() {
     let relay = Relay::of(RelayPlan::topics(platform.address(), &TOPICS)).await;
     let mark = platform.ledger().mark();
     platform.inject(PlatformFault::TokenRevoked {});
-    emit_until(&platform, "the old socket is gone", async || {
+    emit_until(&platform, "the old socket is closed", async || {
         relay.count("rotations").await == 1 && platform.open(SocketDialect::Notifications) == 1
     })
     .await;
@@ -189,11 +189,11 @@ async fn a_successor_whose_topics_are_refused_does_not_replace_the_subscribed_ch
     platform.inject(PlatformFault::Answer { to, on, url, resuming: false, times: 1, how });
     relay.operator_request("rotate").await;
     emit_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
-    emit_until(&platform, "the old socket is gone", async || platform.open(SocketDialect::Notifications) == 1).await;
+    emit_until(&platform, "the old socket is closed", async || platform.open(SocketDialect::Notifications) == 1).await;
     all_notifications_arrive_once(&platform, &relay, mark).await;
     assert_eq!(relay.metric("stream_rotations_total", &[("outcome", "failed")]).await, 1.0);
     assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
-    assert_eq!(platform.counters().channels_created, 2, "the channel is used again");
+    assert_eq!(platform.counters().channels_created, 2, "no additional channel is created");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,7 +214,7 @@ async fn a_listing_that_is_empty_truncated_or_refused_during_a_rotation_drops_no
         relay.operator_request("rotate").await;
         emit_until(&platform, "it has rotated", async || relay.count("rotations").await == 1).await;
         assert_eq!(relay.stream().await["topics"]["subscribed"], subscribed);
-        emit_until(&platform, "the old socket is gone", async || platform.open(SocketDialect::Notifications) == 1)
+        emit_until(&platform, "the old socket is closed", async || platform.open(SocketDialect::Notifications) == 1)
             .await;
         all_notifications_arrive_once(&platform, &relay, mark).await;
         assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
@@ -222,9 +222,9 @@ async fn a_listing_that_is_empty_truncated_or_refused_during_a_rotation_drops_no
     }
 }
 
-/// A younger attempt is not begun anew.
+/// Age from which a command replaces an attempt.
 const HANGS_AFTER: Duration = Duration::from_secs(2);
-/// Less than what is left then of the time that an attempt may take.
+/// Less than the remaining time of the attempt.
 const ACTED: Duration = Duration::from_secs(6);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -290,9 +290,9 @@ async fn a_successors_reply_is_read_while_the_old_socket_is_busy() {
     assert_eq!((relay.count("gaps").await, relay.count("reconnects").await), (0, 0));
 }
 
-/// An upgrade over a round trip of 60 ms, and what the two ends need beside them.
+/// Bound for an upgrade over a round trip of 60 ms.
 const BREAK_FIRST_SILENCE_MAX: f64 = 0.3;
-/// So many rotations are tried for one that nothing else held up.
+/// Number of rotations, because load may delay some of them.
 const BREAKS_MAX: u64 = 10;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -305,7 +305,7 @@ async fn breaking_first_keeps_order_and_position() {
     platform.emit(1);
     consumer.expect(1..=1).await;
     let mut silences: Vec<f64> = Vec::new();
-    // The best of a few: this machine may be busy, but no wait of its own may stand in every one of them.
+    // Take the best, because load may delay some of them.
     for rotations in 1..=BREAKS_MAX {
         if silences.iter().any(|silence| *silence < BREAK_FIRST_SILENCE_MAX) {
             break;

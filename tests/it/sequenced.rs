@@ -1,4 +1,4 @@
-//! A numbered stream over its life: from its first connection over restarts to its silence.
+//! Numbered streams: first connection, restarts, lost connections and silence.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Replicas that share a token: one request between them, whatever happens to Redis, its words, and whoever asks.
+//! Replicas that share a token: one request per token, also with faults of Redis, its messages and the requesting replica.
 
 mod lifetimes;
 mod refresh;
@@ -17,17 +17,17 @@ use trunkline::{
 use self::replicas::{TokenReplica, TokenReplicas};
 use crate::harness::{Platform, RedisServer, eventually, throughout};
 
-/// Many enough to get in each other's way on a small machine.
+/// Enough replicas for contention on a small machine.
 const REPLICA_COUNT: usize = 20;
 
-async fn platform(life: u64) -> Platform {
-    Platform::with(Settings { token_ttl: Duration::from_secs(life), ..Settings::default() }).await
+async fn platform(lifetime: u64) -> Platform {
+    Platform::with(Settings { token_ttl: Duration::from_secs(lifetime), ..Settings::default() }).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_dies_with_a_granted_token_costs_one_request() {
     let (platform, mut redis) = (platform(12).await, RedisServer::durable());
-    // due three seconds before the end, and one
+    // The renewals are due three seconds and one second before the end.
     let (early, late) = (TokenReplica::with("300s", &platform, &redis), TokenReplica::with("1s", &platform, &redis));
     early.reach(1).await;
     late.reach(1).await;
@@ -40,7 +40,7 @@ async fn a_replica_that_dies_with_a_granted_token_costs_one_request() {
     let locked = async || connection.run::<i64>(cmd("EXISTS").arg(&lock)).await == Ok(1);
     let end = clock::now() + Duration::from_secs(12);
     while !locked().await {
-        assert!(clock::now() < end, "nobody locks");
+        assert!(clock::now() < end, "no replica takes the lock");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -83,7 +83,7 @@ async fn a_rejection_that_all_replicas_receive_costs_one_request() {
     let (platform, redis) = (platform(600).await, RedisServer::volatile());
     let replicas = TokenReplicas::start(REPLICA_COUNT, &platform, &redis);
     replicas.reach(1).await;
-    // A token that had carried sessions is replaced at once, however young it is.
+    // A token that had live sessions is replaced immediately at any age.
     for refused in [1, 2] {
         replicas.refuse(refused);
         replicas.reach(refused + 1).await;
@@ -104,8 +104,8 @@ async fn a_retry_after_for_one_replica_applies_to_all() {
     let replicas = TokenReplicas::start(5, &platform, &redis);
     replicas.reach(1).await;
     assert!(begin.elapsed() >= Duration::from_secs(2));
-    let tally = platform.counters();
-    assert_eq!((tally.grants_total(), tally.token_failures), (1, 1));
+    let counters = platform.counters();
+    assert_eq!((counters.grants_total(), counters.token_failures), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +119,7 @@ async fn an_invalid_generation_is_reset_and_sharing_continues() {
         replicas.reach(2).await;
         replicas.agree();
         assert_eq!(platform.counters().grants_total(), 2, "{number}");
-        // One that starts later, too.
+        // A later replica gets it, too.
         let late = TokenReplica::with("300s", &platform, &redis);
         late.reach(2).await;
         assert_eq!((late.generation(), platform.counters().grants_total()), (2, 2), "{number}");

@@ -1,4 +1,4 @@
-//! Tokens: when they are renewed, what happens when they cannot be, and that the streams hardly notice.
+//! Tokens: when they are renewed, how failures are handled, and that streams keep their sessions.
 
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ async fn an_odd_token_lifetime_is_bounded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_lifetime_below_two_seconds_is_ignored() {
-    // what the answer says; by which life the token is renewed
+    // The lifetime in the response, and the lifetime that counts.
     for (json, life) in [("0", 600.0), ("1", 600.0), ("-5", 600.0), ("\"0\"", 600.0), ("1.5", 600.0), ("2.5", 2.5)] {
         let platform = Platform::start().await;
         platform.inject(PlatformFault::Token { failure: TokenFailure::ExpiresIn { json: json.to_owned() }, times: 1 });
@@ -104,7 +104,7 @@ async fn a_token_lifetime_below_two_seconds_is_ignored() {
 async fn a_failing_token_endpoint_does_not_disturb_the_sockets() {
     let thief = ForeignHost::start("HTTP/1.1 200 OK").await;
     let wait = |text: &str| TokenFailure::TooManyRequests { retry_after: Some(text.to_owned()) };
-    // how it fails, as what it is counted, and when it is tried again; without a time it is soon
+    // The failure, its outcome in the metrics, and the delay of the retry; without a delay, the retry is soon.
     let table = [
         (wait("20"), "throttled", Some(10.0..=24.0)),
         (wait("99999999"), "throttled", Some(3_580.0..=4_320.0)),
@@ -160,7 +160,7 @@ async fn a_first_token_is_waited_for_as_long_as_the_endpoint_asks() {
     platform.inject(PlatformFault::Token { failure, times: 1 });
     let begin = clock::now();
     let relay = Relay::launch(RelayPlan::numbered(platform.address())).await;
-    assert_eq!(relay.get("/readyz").await.status(), 200, "consumers can be served meanwhile");
+    assert_eq!(relay.get("/readyz").await.status(), 200, "consumers are served while it waits");
     relay.live().await;
     assert!(begin.elapsed() >= Duration::from_secs(1));
 }
@@ -215,11 +215,11 @@ async fn sockets_that_are_closed_for_authentication_again_and_again_get_a_new_to
     }
     assert_eq!(relay.account().await["state"], "degraded");
     assert_eq!(relay.metric("token_refusals_total", &[]).await, 3.0);
-    // The next one waits for seconds, not for the interval.
+    // The next request waits for seconds, not for the interval.
     relay.live().await;
     platform.close(1008);
     let waits = async || relay.account().await["waiting_seconds"].as_f64().is_some_and(|seconds| seconds <= 5.0);
-    eventually("it says that it waits", waits).await;
+    eventually("the status shows the wait", waits).await;
     platform.emit(1);
     consumer.expect(5..=5).await;
 }
@@ -237,7 +237,7 @@ async fn a_stream_that_alone_is_refused_the_token_backs_off_and_other_streams_st
     assert!(refused["last_error"].as_str().unwrap().contains("401"), "{refused}");
     assert_ne!(refused["state"], "live", "{refused}");
     assert_eq!(status["accounts"][0]["state"], "valid");
-    // Longer than the interval that a refused token waits for.
+    // Longer than the minimal interval between requests.
     throughout(Duration::from_secs(6), "the token stays", async || platform.counters().grants_total() == 1).await;
     assert_eq!((relay.count("rotations").await, relay.count("reconnects").await), (0, 0));
     platform.emit(1);
@@ -275,7 +275,7 @@ async fn a_stream_that_alone_is_closed_for_authentication_repeatedly_backs_off_a
         platform.inject(PlatformFault::Answer { to, on, url: None, resuming: false, times: ALWAYS, how });
         platform.inject(PlatformFault::Drop { on });
         eventually("it is tried again and again", async || relay.count("reconnects").await >= 5).await;
-        // Where the neighbour was not live yet under the newest token, that one is refused and renewed once more.
+        // If the neighbour was not live with the newest token yet, that token is rejected and renewed once more.
         let reconnects = relay.count("reconnects").await;
         eventually("it is tried twice more", async || relay.count("reconnects").await >= reconnects + 2).await;
         let grants = platform.counters().grants_total();
@@ -284,7 +284,7 @@ async fn a_stream_that_alone_is_closed_for_authentication_repeatedly_backs_off_a
         let stays = async || platform.counters().grants_total() == grants;
         throughout(Duration::from_secs(6), "the token stays", stays).await;
         let is_named = |stream: &Value| stream["last_error"].as_str().is_some_and(|error| error.contains("1008"));
-        relay.until("it says why", is_named).await;
+        relay.until("the error names the reason", is_named).await;
         let neighbour = neighbour().await;
         assert_eq!((&neighbour["rotations"], &neighbour["reconnects"]), (&rotations, &0.into()), "{millis}");
     }
@@ -300,8 +300,8 @@ async fn a_rotated_refresh_token_survives_a_restart() {
     let relay = relay.restart().await;
     platform.emit(1);
     relay.expect_log("1").await;
-    let tally = platform.counters();
-    assert_eq!((tally.grants["refresh_token"], tally.token_failures), (3, 0));
+    let counters = platform.counters();
+    assert_eq!((counters.grants["refresh_token"], counters.token_failures), (3, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -338,7 +338,7 @@ async fn a_static_token_is_read_again_when_its_file_changes() {
     relay.until("the stream uses it", |stream| stream["rotations"] == 1).await;
     assert_eq!(wire.bearer_tokens(), [first, second]);
     platform.inject(PlatformFault::TokenRevoked {});
-    eventually("only an operator can help", async || relay.account().await["state"] == "rejected").await;
+    eventually("an operator has to replace it", async || relay.account().await["state"] == "rejected").await;
     std::fs::write(&file, grant().await).unwrap();
     platform.emit(1);
     relay.live().await;

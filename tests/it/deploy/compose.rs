@@ -1,4 +1,4 @@
-//! `docker-compose.yml` and what it mounts.
+//! `docker-compose.yml` and its mounted files.
 
 use std::{fs, process::Command};
 
@@ -49,7 +49,7 @@ fn the_replicas_have_a_valid_configuration_separate_ports_and_time_to_drain() {
             environment.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap())).collect();
         assert_good(name, &text("deploy/compose/trunkline.toml"), &variables);
         assert!(seconds(replica["stop_grace_period"].as_str().unwrap()) > drain_secs_max(), "{name}");
-        assert!(strings(&replica["volumes"]).contains(&&*format!("{name}:/data")), "{name} has a folder of its own");
+        assert!(strings(&replica["volumes"]).contains(&&*format!("{name}:/data")), "{name} has its own folder");
 
         let admin = environment["TRUNKLINE__ADMIN__LISTEN"].as_str().unwrap();
         let health = strings(&replica["healthcheck"]["test"]).join(" ");
@@ -57,7 +57,7 @@ fn the_replicas_have_a_valid_configuration_separate_ports_and_time_to_drain() {
         targets.push(admin.to_owned());
         let consumers = format!("http://{}", environment["TRUNKLINE__HTTP__LISTEN"].as_str().unwrap());
         let asked = strings(&compose["services"]["consumer"]["command"]);
-        assert!(asked.contains(&consumers.as_str()), "the consumer asks {name}");
+        assert!(asked.contains(&consumers.as_str()), "the consumer uses {name}");
         let written = text("docker-compose.yml");
         assert!(written.contains(&format!("{name} /usr/local/bin/trunkline status --url http://{admin}\n")), "{name}");
     }
@@ -77,7 +77,7 @@ fn redis_persists_and_evicts_nothing() {
     assert_eq!(config["store"]["url"].as_str(), Some(&*format!("redis://127.0.0.1:{port}")));
 }
 
-/// A real one takes the very command line, but for the port and the folder.
+/// A real Redis accepts the command line of the file, except for port and folder.
 #[tokio::test]
 async fn redis_understands_how_it_is_started() {
     let folder = tempfile::tempdir().unwrap();
@@ -92,11 +92,11 @@ async fn redis_understands_how_it_is_started() {
     let mut server = Command::new(command[0]);
     server.args(command[1..].iter().map(own));
     let found = Command::new("redis-cli").arg("--version").output().is_ok();
-    assert!(found, "there is no Redis; sudo apt-get install -y redis-server");
+    assert!(found, "Redis is not installed; sudo apt-get install -y redis-server");
     let _server = Child::spawn(folder.path(), server);
     let setting = |name: &str| {
-        let told = Command::new("redis-cli").args(["-p", &port, "config", "get", name]).output().unwrap();
-        String::from_utf8_lossy(&told.stdout).lines().nth(1).map(str::to_owned)
+        let output = Command::new("redis-cli").args(["-p", &port, "config", "get", name]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).lines().nth(1).map(str::to_owned)
     };
     eventually("Redis answers", WAIT_MAX, async || setting("port")).await;
     for (name, value) in [("maxmemory-policy", "noeviction"), ("appendonly", "yes"), ("maxmemory", "536870912")] {
@@ -116,7 +116,7 @@ fn the_platform_listens_at_the_address_of_the_configuration() {
     }
 }
 
-/// The consumer's own script, against a relay that is killed and comes back at the other address.
+/// Runs the consumer's script against a relay that is killed and restarted at the other address.
 #[tokio::test]
 async fn the_consumer_continues_at_the_other_replica_without_a_hole() {
     let site = Site::start().await;
@@ -124,17 +124,17 @@ async fn the_consumer_continues_at_the_other_replica_without_a_hole() {
     let mut consume = Command::new("sh");
     consume.arg(path("deploy/compose/consume")).arg(STREAM).args([&first, &second].map(|at| format!("http://{at}")));
     let mut relay = RelayProcess::start_with(&site, &[("TRUNKLINE__HTTP__LISTEN", &first)]).await;
-    relay.goes_live().await;
+    relay.wait_until_live().await;
     site.platform.emit(20);
-    relay.holds(20).await;
+    relay.wait_for_number(20).await;
     let mut consumer = Child::spawn(site.folder.path(), consume);
     printed(&consumer, 20).await;
 
     relay.child.kill();
     site.platform.emit(20);
     let relay = RelayProcess::start_with(&site, &[("TRUNKLINE__HTTP__LISTEN", &second)]).await;
-    relay.goes_live().await;
-    relay.holds(40).await;
+    relay.wait_until_live().await;
+    relay.wait_for_number(40).await;
     let entries = printed(&consumer, 40).await;
     let offsets: Vec<u64> = entries.iter().map(|entry| entry.offset).collect();
     assert_eq!(offsets, (1..=40).collect::<Vec<_>>(), "each event once, in order");
@@ -143,11 +143,11 @@ async fn the_consumer_continues_at_the_other_replica_without_a_hole() {
     let left = fs::read_dir(site.folder.path())
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("tmp."));
-    assert_eq!(left.count(), 0, "it leaves nothing behind");
+    assert_eq!(left.count(), 0, "no temporary file is left");
 }
 
 async fn printed(consumer: &Child, count: usize) -> Vec<LogEntry> {
-    let lines = eventually("the consumer printed what was said", WAIT_MAX, async || {
+    let lines = eventually("the consumer printed the events", WAIT_MAX, async || {
         let out = consumer.stdout();
         (out.lines().count() >= count && out.ends_with('\n')).then_some(out)
     })

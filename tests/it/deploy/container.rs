@@ -1,5 +1,5 @@
-//! The Dockerfile. No container engine runs here: its steps are followed by `deploy/container-steps`, with the test's own
-//! binary in place of the long build.
+//! The Dockerfile. Without a container engine, `deploy/container-steps` executes its steps, with the test's binary
+//! instead of the long build.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::process::{
     client,
 };
 
-/// The instructions with their continued lines put together.
+/// The instructions, with continued lines joined.
 fn instructions() -> Vec<String> {
     let dockerfile = text("Dockerfile");
     let lines: String =
@@ -22,7 +22,7 @@ fn instructions() -> Vec<String> {
     lines.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
-/// What follows an instruction, wherever it stands.
+/// The arguments of all instructions of one kind.
 fn all(word: &str) -> Vec<String> {
     let rest = |line: String| Some(line.strip_prefix(word)?.strip_prefix(' ')?.to_owned());
     instructions().into_iter().filter_map(rest).collect()
@@ -84,7 +84,7 @@ async fn the_image_runs_read_only_as_a_numeric_user_and_checks_its_health() {
     let mut start = steps(&["start"], image.path());
     start.envs(variables);
     let mut relay = RelayProcess::of(Child::spawn(scratch.path(), start)).await;
-    relay.goes_live().await;
+    relay.wait_until_live().await;
     platform.emit(5);
     eventually("five events are durable", WAIT_MAX, async || {
         let page = client().get(format!("{}/v1/streams/calls/events?from=first", relay.consumers)).send().await.ok()?;
@@ -102,13 +102,13 @@ async fn the_image_runs_read_only_as_a_numeric_user_and_checks_its_health() {
 
     relay.child.signal("TERM");
     assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 0, "{}", relay.child.printed_output());
-    assert!(fs::read_dir(image.path().join("runtime/data")).unwrap().count() > 0, "the log lies in the volume");
+    assert!(fs::read_dir(image.path().join("runtime/data")).unwrap().count() > 0, "the log is in the volume");
     let mut health = steps(&["health"], image.path());
     health.args(["--url", &format!("http://{admin}")]);
     assert_eq!(
         Child::spawn(scratch.path(), health).wait_for_exit(Duration::from_secs(15)).await,
         1,
-        "nobody is there any more"
+        "no process is left"
     );
     platform.stop().await;
 }
@@ -116,13 +116,13 @@ async fn the_image_runs_read_only_as_a_numeric_user_and_checks_its_health() {
 #[test]
 fn the_default_command_is_one_that_the_program_knows() {
     let image = ImageRoot::assemble();
-    let told = steps(&["start"], image.path()).output().unwrap();
-    let error = String::from_utf8_lossy(&told.stderr).into_owned();
-    assert_eq!(told.status.code(), Some(2), "there is no configuration yet: {error}");
+    let output = steps(&["start"], image.path()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "the image has no configuration: {error}");
     assert!(error.contains("/etc/trunkline/trunkline.toml") && error.contains("No such file"), "{error}");
 }
 
-/// The script follows the Dockerfile itself, and what it does not know it does not pass over.
+/// The script reads the Dockerfile, and rejects an unknown instruction.
 #[test]
 fn an_instruction_that_is_not_known_is_refused_and_so_is_root() {
     for (from, to, error) in [
@@ -139,16 +139,16 @@ fn an_instruction_that_is_not_known_is_refused_and_so_is_root() {
         assert!(dockerfile.contains(from));
         fs::write(folder.path().join("Dockerfile"), dockerfile.replace(from, to)).unwrap();
         let step = |act: &str, argument: Option<&str>| {
-            let told =
+            let output =
                 Command::new(deploy.join("container-steps")).arg(act).arg(&image).args(argument).output().unwrap();
-            (told.status.success(), String::from_utf8_lossy(&told.stderr).into_owned())
+            (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
         };
-        let (assembled, mut told) = step("assemble", Some(env!("CARGO_BIN_EXE_trunkline")));
+        let (assembled, mut output) = step("assemble", Some(env!("CARGO_BIN_EXE_trunkline")));
         let mut succeeded = assembled;
         if assembled {
-            (succeeded, told) = step("start", None);
+            (succeeded, output) = step("start", None);
         }
-        assert!(!succeeded && told.contains(error), "{to}: {told}");
+        assert!(!succeeded && output.contains(error), "{to}: {output}");
     }
 }
 
@@ -158,14 +158,14 @@ fn steps(act: &[&str], image: &Path) -> Command {
     command
 }
 
-/// The stages' folders. Whoever is not root cannot remove what is read-only, so it is made writable in the end.
+/// The folders of the stages. Drop makes them writable, because other users than root cannot delete read-only folders.
 struct ImageRoot(TempDir);
 
 impl ImageRoot {
     fn assemble() -> Self {
         let image = Self(tempfile::tempdir().unwrap());
-        let told = steps(&["assemble"], image.path()).arg(env!("CARGO_BIN_EXE_trunkline")).output().unwrap();
-        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        let output = steps(&["assemble"], image.path()).arg(env!("CARGO_BIN_EXE_trunkline")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         image
     }
 
@@ -199,8 +199,7 @@ url = "{socket}/api/v2/analytics/conversations/summary/stream"
     )
 }
 
-/// What the kernel says of the process: a user of its own, no capabilities, nothing to write but the volume. Only root can
-/// set that up.
+/// Checks the process in `/proc`: its own user, no capabilities, and only the volume is writable. Needs root.
 fn is_confined(id: u32) {
     let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
     let field = |name: &str| {
@@ -208,7 +207,7 @@ fn is_confined(id: u32) {
         line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
     if field("Uid:")[0] != "65532" {
-        assert_ne!(own_user(), "0", "as root the image's own user is taken");
+        assert_ne!(own_user(), "0", "as root, the script uses the image's user");
         return;
     }
     assert_eq!(field("Gid:"), ["65532"; 4]);
@@ -217,10 +216,10 @@ fn is_confined(id: u32) {
     let root = Path::new("/proc").join(id.to_string()).join("root");
     assert!(fs::write(root.join("probe"), "").is_err() && fs::write(root.join("usr/probe"), "").is_err());
     fs::write(root.join("data/probe"), "").unwrap();
-    assert!(!root.join("bin/sh").exists(), "there is no shell");
+    assert!(!root.join("bin/sh").exists(), "the image has no shell");
 }
 
 fn own_user() -> String {
-    let told = Command::new("id").arg("-u").output().unwrap();
-    String::from_utf8_lossy(&told.stdout).trim().to_owned()
+    let output = Command::new("id").arg("-u").output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

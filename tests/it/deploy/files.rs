@@ -1,4 +1,4 @@
-//! The files that are tested, as values; and the program's own word about a configuration in them.
+//! The tested files as values, and `trunkline check` for the configurations in them.
 
 use std::{
     fs,
@@ -10,10 +10,10 @@ use std::{
 use serde::Deserialize;
 use serde_json::Value;
 
-/// How deep `<<` is nested in our files, at the most.
+/// Maximal nesting of `<<` in the files.
 const MERGES_MAX: usize = 4;
 
-/// A path of the repository.
+/// A path in the repository.
 pub(super) fn path(of: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(of)
 }
@@ -22,12 +22,12 @@ pub(super) fn text(of: &str) -> String {
     fs::read_to_string(path(of)).unwrap_or_else(|error| panic!("{of}: {error}"))
 }
 
-/// Every document of a YAML file, with what it repeats put in.
+/// Every document of a YAML file, with merge keys resolved.
 pub(super) fn documents(of: &str) -> Vec<Value> {
     let text = text(of);
     let read = |document: serde_yaml_ng::Deserializer<'_>| {
         let mut value = serde_yaml_ng::Value::deserialize(document).unwrap_or_else(|error| panic!("{of}: {error}"));
-        // What is merged in may itself merge.
+        // A merged value may contain merge keys.
         for _ in 0..MERGES_MAX {
             value.apply_merge().unwrap();
         }
@@ -46,18 +46,18 @@ pub(super) fn strings(list: &Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().map(|item| item.as_str().unwrap()).collect()
 }
 
-/// The seconds of `45s`.
+/// The number of seconds in a text like `45s`.
 pub(super) fn seconds(span: &str) -> u64 {
     span.strip_suffix('s').and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{span}"))
 }
 
-/// Addresses on loopback where nobody listens.
+/// Loopback addresses without a listener.
 pub(super) fn free<const N: usize>() -> [SocketAddr; N] {
     let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     held.map(|listener| listener.local_addr().unwrap())
 }
 
-/// How long a drain takes at the most, as the source says it.
+/// The longest drain in seconds, from the constant in the source.
 pub(super) fn drain_secs_max() -> u64 {
     let source = text("src/app.rs");
     let grace = |group: &str| {
@@ -69,7 +69,7 @@ pub(super) fn drain_secs_max() -> u64 {
     grace("HANDOVER") + streams.max(grace("ACCOUNTS")) + grace("ADMIN")
 }
 
-/// `trunkline check`, with these variables and no other of ours. What this build does not offer yet is left out first.
+/// Runs `trunkline check` with only these variables. Removes settings that this build does not support.
 pub(super) fn assert_good(name: &str, config: &str, variables: &[(&str, &str)]) {
     let folder = tempfile::tempdir().unwrap();
     let redis = offers_redis();
@@ -78,9 +78,9 @@ pub(super) fn assert_good(name: &str, config: &str, variables: &[(&str, &str)]) 
     let mut check = Command::new(env!("CARGO_BIN_EXE_trunkline"));
     let variables = variables.iter().filter(|(name, _)| redis || *name != "TRUNKLINE__STORE__URL");
     check.args(["check", "--config", "trunkline.toml"]).current_dir(&folder).envs(variables.copied());
-    let told = check.output().unwrap();
-    let told = (told.status.code(), String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned());
-    assert_eq!(told.0, Some(0), "{name}:\n{}", told.1);
+    let output = check.output().unwrap();
+    let output = (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned());
+    assert_eq!(output.0, Some(0), "{name}:\n{}", output.1);
 }
 
 fn offers_redis() -> bool {

@@ -1,4 +1,4 @@
-//! The manifests: what a cluster would only tell when it is too late.
+//! The Kubernetes manifests: mistakes that a cluster would report only at run time.
 
 use std::{collections::BTreeSet, fmt::Write, fs};
 
@@ -6,15 +6,15 @@ use serde_json::Value;
 
 use super::files::{assert_good, document, documents, drain_secs_max, path, strings, text};
 
-/// What the daemon listens on by default, and the ports of the proxy before them.
+/// The daemon's default ports, and the ports of the proxy in front of them.
 const CONSUMERS: (u64, u64) = (8080, 8081);
 const OPERATORS: (u64, u64) = (9090, 9091);
-/// The image's own user.
+/// The image's user.
 const USER: u64 = 65532;
-/// Beside the longest drain and the pause before it.
+/// Reserve in addition to the longest drain and the pause before it.
 const SPARE_SECS: u64 = 10;
 
-/// The files that the kustomization names.
+/// The files of the kustomization.
 fn files() -> Vec<String> {
     let kustomization = document("deploy/kubernetes/kustomization.yaml");
     strings(&kustomization["resources"]).into_iter().map(|file| format!("deploy/kubernetes/{file}")).collect()
@@ -24,7 +24,7 @@ fn manifests() -> Vec<Value> {
     files().iter().flat_map(|file| documents(file)).collect()
 }
 
-/// The one of a kind and name.
+/// The manifest of a kind and name.
 fn manifest(kind: &str, name: &str) -> Value {
     let found = manifests().into_iter().find(|m| m["kind"] == kind && m["metadata"]["name"] == name);
     found.unwrap_or_else(|| panic!("there is no {kind} {name}"))
@@ -34,7 +34,7 @@ fn pod() -> Value {
     manifest("Deployment", "trunkline")["spec"]["template"]["spec"].take()
 }
 
-/// The daemon and the proxy.
+/// The containers of the daemon and the proxy.
 fn containers() -> Vec<Value> {
     let pod = pod();
     let all = [&pod["initContainers"], &pod["containers"]].into_iter().flat_map(|list| list.as_array().unwrap());
@@ -110,14 +110,18 @@ fn liveness_checks_the_process_and_readiness_checks_the_listeners() {
     };
     for probe in ["startupProbe", "livenessProbe"] {
         assert_eq!(asks(&daemon, probe), ("/healthz".to_owned(), OPERATORS.1));
-        assert_eq!(asks(&proxy, probe), ("/proxyz".to_owned(), OPERATORS.1), "a proxy that dies takes nobody with it");
+        assert_eq!(
+            asks(&proxy, probe),
+            ("/proxyz".to_owned(), OPERATORS.1),
+            "the proxy's probe does not depend on the daemon"
+        );
     }
     assert_eq!(asks(&daemon, "readinessProbe"), ("/readyz".to_owned(), OPERATORS.1));
-    let patience = |container: &Value| {
+    let probe_time = |container: &Value| {
         let probe = &container["livenessProbe"];
         probe["periodSeconds"].as_u64().unwrap() * probe["failureThreshold"].as_u64().unwrap()
     };
-    assert!(patience(&daemon) > patience(&proxy), "the proxy is started anew before the daemon is suspected");
+    assert!(probe_time(&daemon) > probe_time(&proxy), "the proxy restarts before the daemon's probe fails");
     assert_eq!(proxy["restartPolicy"], "Always", "a sidecar ends after the daemon");
 }
 
@@ -142,7 +146,11 @@ fn replicas_are_spread_and_replaced_one_at_a_time() {
     let pod = pod();
     let spreads = pod["topologySpreadConstraints"].as_array().unwrap();
     for spread in spreads {
-        assert_eq!(strings(&spread["matchLabelKeys"]), ["pod-template-hash"], "new ones are spread among themselves");
+        assert_eq!(
+            strings(&spread["matchLabelKeys"]),
+            ["pod-template-hash"],
+            "the pods of one version are spread among themselves"
+        );
     }
     let keys: Vec<_> = spreads.iter().filter_map(|spread| spread["topologyKey"].as_str()).collect();
     assert_eq!(keys, ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]);
@@ -227,7 +235,7 @@ fn traffic_that_is_not_listed_is_denied() {
             let peers = rule[if direction == "ingress" { "from" } else { "to" }].as_array().unwrap();
             assert!(!peers.is_empty() && !rule["ports"].as_array().unwrap().is_empty(), "{rule}");
             for block in peers.iter().filter(|peer| peer["ipBlock"].is_object()) {
-                assert!(strings(&block["ipBlock"]["except"]).len() >= 2, "the platform is not among private addresses");
+                assert!(strings(&block["ipBlock"]["except"]).len() >= 2, "private addresses are excluded");
             }
         }
     }
@@ -253,12 +261,12 @@ fn secrets_are_placeholders() {
             assert!(value.as_str().unwrap().contains("CHANGE-ME"), "{name}");
             let compared =
                 name != "tokens.conf" || value.as_str().unwrap().lines().all(|line| line.starts_with("\"~^"));
-            assert!(compared, "nginx takes capitals and small letters of a plain word for the same");
+            assert!(compared, "nginx compares plain words without case");
         }
     }
 }
 
-/// The fields that were held against the schemas. A new or misspelt one has to be: `deploy/kubernetes/validate`, then
+/// All fields were validated against the schemas. For a new field, run `deploy/kubernetes/validate`, then set
 /// `UPDATE_GOLDEN=1`.
 #[test]
 fn every_field_is_one_that_was_validated() {
@@ -267,18 +275,18 @@ fn every_field_is_one_that_was_validated() {
         let free = ["data", "stringData", "labels", "matchLabels", "selector"];
         collect(manifest["kind"].as_str().unwrap(), &manifest, &free, &mut fields);
     }
-    let mut told = String::new();
+    let mut listing = String::new();
     for field in fields {
-        writeln!(told, "{field}").unwrap();
+        writeln!(listing, "{field}").unwrap();
     }
     let golden = path("tests/golden/kubernetes-fields.txt");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&golden, &told).unwrap();
+        fs::write(&golden, &listing).unwrap();
     }
-    assert_eq!(told, fs::read_to_string(golden).unwrap_or_default(), "run deploy/kubernetes/validate");
+    assert_eq!(listing, fs::read_to_string(golden).unwrap_or_default(), "run deploy/kubernetes/validate");
 }
 
-/// Paths and types of everything below a value; what stands under a free key is not Kubernetes' own.
+/// Paths and types of everything below a value. The content of a free key is not defined by Kubernetes.
 fn collect(at: &str, value: &Value, free: &[&str], into: &mut BTreeSet<String>) {
     match value {
         Value::Object(fields) => {

@@ -1,5 +1,5 @@
-//! The alert rules: read by `promtool`, tried by its unit tests, and in force in a real Prometheus beside a relay whose
-//! tokens live seconds.
+//! The alert rules: checked by `promtool` and its unit tests, and evaluated by a real Prometheus that scrapes a relay with
+//! token lifetimes of seconds.
 
 use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, time::Duration};
 
@@ -14,11 +14,11 @@ use crate::process::{
 };
 
 const RULES: &str = "deploy/prometheus/trunkline.rules.yml";
-/// A token's life of the live test, and how many renewals it sees.
+/// Token lifetime of the live test, and the number of renewals.
 const TOKEN_TTL: Duration = Duration::from_secs(4);
 const ROTATIONS: f64 = 3.0;
 
-/// Every alert.
+/// All alerts.
 fn rules() -> Vec<Value> {
     let groups = document(RULES)["groups"].take();
     groups.as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
@@ -29,12 +29,12 @@ fn unit_tests() -> Vec<PathBuf> {
     folder.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// Runs to a good end.
+/// Runs `promtool`, which must succeed.
 fn promtool(arguments: &[&str], files: &[PathBuf]) {
-    let told = Command::new("promtool").args(arguments).args(files).output();
-    let told = told.unwrap_or_else(|error| panic!("promtool: {error}; sudo apt-get install -y prometheus"));
-    let out = String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned();
-    assert!(told.status.success(), "promtool {arguments:?}:\n{out}");
+    let output = Command::new("promtool").args(arguments).args(files).output();
+    let output = output.unwrap_or_else(|error| panic!("promtool: {error}; sudo apt-get install -y prometheus"));
+    let out = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "promtool {arguments:?}:\n{out}");
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn promtool_accepts_every_configuration() {
         let copy = folder.path().join(format!("{index}.yml"));
         fs::copy(path(file), &copy).unwrap();
         promtool(&["check", "config"], &[copy]);
-        assert_eq!(document(file)["scrape_configs"][0]["job_name"], "trunkline", "{file}: the rules name the job");
+        assert_eq!(document(file)["scrape_configs"][0]["job_name"], "trunkline", "{file}: the rules use this job");
     }
 }
 
@@ -69,23 +69,23 @@ fn every_alert_has_a_description_and_tests_for_firing_and_silent() {
         assert!(["critical", "warning", "info"].contains(&severity), "{name}: {severity}");
         assert!(rule["annotations"]["summary"].is_string() && rule["annotations"]["description"].is_string(), "{name}");
         let firing = format!("alertname: {name}\n        exp_alerts:");
-        assert!(tests.contains(&firing), "no test sees {name} fire");
+        assert!(tests.contains(&firing), "no test expects {name} to fire");
     }
-    assert!(tests.contains("count_over_time(ALERTS{alertstate=\"firing\"}[20m])"), "rotations raise none");
+    assert!(tests.contains("count_over_time(ALERTS{alertstate=\"firing\"}[20m])"), "rotations fire no alert");
 }
 
-/// A metric or a label's value that does not exist would keep its alert silent for ever.
+/// With an unknown metric or label value, an alert would never fire.
 #[test]
 fn the_rules_use_only_existing_metrics_and_labels() {
     let golden = text("tests/golden/metrics.txt");
     for rule in rules() {
         let expression = rule["expr"].as_str().unwrap();
         for metric in words(expression).filter(|word| word.starts_with("trunkline_")) {
-            assert!(golden.contains(&format!("\n# TYPE {metric} ")), "{expression}: there is no {metric}");
+            assert!(golden.contains(&format!("\n# TYPE {metric} ")), "{expression}: unknown metric {metric}");
         }
         for value in expression.split('"').skip(1).step_by(2).filter(|value| *value != "trunkline") {
             for word in value.split('|') {
-                assert!(golden.contains(&format!("=\"{word}\"")), "{expression}: no label is {word:?}");
+                assert!(golden.contains(&format!("=\"{word}\"")), "{expression}: unknown label value {word:?}");
             }
         }
     }
@@ -100,7 +100,7 @@ async fn a_real_prometheus_scrapes_every_metric_and_fires_no_alert_while_tokens_
     let settings = Settings { token_ttl: TOKEN_TTL, ..Settings::default() };
     let site = Site::start_with(settings, &[]).await;
     let relay = RelayProcess::live(&site).await;
-    let talk = site.start_traffic(100);
+    let traffic = site.start_traffic(100);
     let prometheus = Prometheus::start(&site, &relay.admin).await;
 
     let rotations = "sum(trunkline_stream_rotations_total{outcome=\"completed\",trigger=\"token\"})";
@@ -113,14 +113,14 @@ async fn a_real_prometheus_scrapes_every_metric_and_fires_no_alert_while_tokens_
     assert_eq!(prometheus.value("up{job=\"trunkline\"}").await, Some(1.0));
     assert_eq!(prometheus.value("count(count_over_time(ALERTS{alertstate=\"firing\"}[5m]))").await, None);
 
-    // So that it is not silent for want of eyes: events are missing, and it says so.
+    // Prove that the alerts work: missing events fire one.
     site.platform.inject(PlatformFault::Jump { n: 5 });
     let gap = "ALERTS{alertname=\"TrunklineGapMarked\",alertstate=\"firing\",reason=\"jump\"}";
-    eventually("the gap raises its alert", WAIT_MAX, async || prometheus.value(gap).await).await;
-    talk.stop().await;
+    eventually("the gap fires its alert", WAIT_MAX, async || prometheus.value(gap).await).await;
+    traffic.stop().await;
 }
 
-/// A server with our rules, which scrapes a relay every second.
+/// A Prometheus with the alert rules that scrapes a relay every second.
 struct Prometheus {
     url: String,
     _server: Child,
@@ -138,7 +138,7 @@ impl Prometheus {
         command.args(["--config.file=prometheus.yml", "--storage.tsdb.path=tsdb"]);
         command.arg(format!("--web.listen-address={listen}"));
         let found = Command::new("prometheus").arg("--version").output().is_ok();
-        assert!(found, "there is no prometheus; sudo apt-get install -y prometheus");
+        assert!(found, "Prometheus is not installed; sudo apt-get install -y prometheus");
         let prometheus = Self { url: format!("http://{listen}"), _server: Child::spawn(folder, command) };
         eventually("Prometheus is ready", WAIT_MAX, async || {
             let ready = client().get(format!("{}/-/ready", prometheus.url)).send().await.ok()?;
@@ -155,7 +155,7 @@ impl Prometheus {
         answer["data"].clone()
     }
 
-    /// The first sample that a query finds.
+    /// The first sample of a query's result.
     async fn value(&self, query: &str) -> Option<f64> {
         let found = self.api("query", &[("query", query)]).await;
         found.pointer("/result/0/value/1")?.as_str()?.parse().ok()

@@ -1,4 +1,4 @@
-//! The proxy of a pod: a real nginx with the ConfigMap's own configuration, in front of a relay.
+//! The proxy of a pod: a real nginx with the configuration of the ConfigMap, in front of a relay.
 
 use std::{fs, path::Path, process::Command};
 
@@ -19,7 +19,7 @@ struct NginxProxy {
 }
 
 impl NginxProxy {
-    /// As in a pod, but for the ports and the folders, and in one process: the workers of a killed master would stay.
+    /// Starts nginx as in a pod, with other ports and folders, and as one process: workers survive a killed master.
     async fn in_front_of(relay: &RelayProcess, folder: &Path) -> Self {
         let [consumers, operators] = free::<2>().map(|address| address.to_string());
         let place = folder.to_str().unwrap();
@@ -38,7 +38,7 @@ impl NginxProxy {
         )
         .unwrap();
         let program = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists());
-        let mut command = Command::new(program.expect("there is no nginx; sudo apt-get install -y nginx-light"));
+        let mut command = Command::new(program.expect("nginx is not installed; sudo apt-get install -y nginx-light"));
         command.args(arguments().iter().map(|word| word.replace("/etc/proxy", place)));
         let server = Child::spawn(folder, command);
         let proxy = Self {
@@ -55,7 +55,7 @@ impl NginxProxy {
     }
 }
 
-/// The words behind `nginx` in the pod's command.
+/// The arguments of `nginx` in the pod's command.
 fn arguments() -> Vec<String> {
     let pod = document("deploy/kubernetes/deployment.yaml")["spec"]["template"]["spec"].take();
     let command = strings(&pod["initContainers"][0]["command"]);
@@ -63,7 +63,7 @@ fn arguments() -> Vec<String> {
     command[1..].iter().map(|&word| word.to_owned()).collect()
 }
 
-/// A key of whichever document of a file has it.
+/// The value of a key in the document that has it.
 fn document_value(file: &str, table: &str, key: &str) -> String {
     let found = documents(file).into_iter().find_map(|document| Some(document[table][key].as_str()?.to_owned()));
     found.unwrap_or_else(|| panic!("{file}: {table} has no {key}"))
@@ -74,7 +74,7 @@ async fn consumers_need_a_token_and_probes_only_a_path() {
     let site = Site::start().await;
     let relay = RelayProcess::live(&site).await;
     site.platform.emit(3);
-    relay.holds(3).await;
+    relay.wait_for_number(3).await;
     let folder = tempfile::tempdir().unwrap();
     let proxy = NginxProxy::in_front_of(&relay, folder.path()).await;
     let asked = async |url: String, bearer: &str| {
@@ -100,7 +100,7 @@ async fn consumers_need_a_token_and_probes_only_a_path() {
     streams_without_delay(&site, &proxy, &events).await;
 }
 
-/// An event that is said while a consumer listens comes through at once, and is not held in a buffer.
+/// The proxy forwards an event immediately and does not buffer it.
 async fn streams_without_delay(site: &Site, proxy: &NginxProxy, events: &str) {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "-N", "--fail", "-H", "Accept: text/event-stream", "-H"]);

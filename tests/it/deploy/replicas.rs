@@ -1,4 +1,4 @@
-//! `docs/replicas.md`: its configuration is good, its figures are those of a real Redis, and its names are in the files.
+//! `docs/replicas.md`: its configuration is valid, its figures match a real Redis, and its names match the files.
 
 use std::{fs, process::Command};
 
@@ -6,9 +6,9 @@ use super::files::{assert_good, document, drain_secs_max, path, text};
 use crate::harness::{RedisServer, documented_rules};
 
 const DOCUMENT: &str = "docs/replicas.md";
-/// What the document says that an entry takes, with the nodes of each size, for a byte of it.
+/// Documented memory per byte of an entry, for each size of nodes.
 const FACTORS: [(u32, f64); 2] = [(4_096, 1.55), (16_384, 1.15)];
-/// Figures of memory depend on the version a little.
+/// Tolerance: memory depends on the version of Redis.
 const TOLERANCE: f64 = 0.05;
 
 #[test]
@@ -19,7 +19,7 @@ fn its_configuration_is_good() {
     assert_good(DOCUMENT, block, &secrets);
 }
 
-/// Bytes of an entry, and what it takes in memory.
+/// Bytes of an entry and its memory.
 fn figures(text: &str) -> Vec<(f64, [f64; 2])> {
     let (_, table) = text.split_once("| bytes of an entry |").unwrap();
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
@@ -39,9 +39,9 @@ fn its_memory_figures_match_redis() {
     assert!(figures.len() > 5);
     let mut command = Command::new(path("deploy/redis-memory"));
     command.arg("20000").args(figures.iter().map(|(bytes, _)| bytes.to_string()));
-    let told = command.output().unwrap();
-    let out = String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned();
-    assert!(told.status.success(), "{out}\nis there a redis-server? sudo apt-get install -y redis-server");
+    let output = command.output().unwrap();
+    let out = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{out}\nis there a redis-server? sudo apt-get install -y redis-server");
     for (bytes, figures) in figures {
         for ((node, factor), figure) in FACTORS.into_iter().zip(figures) {
             let start = format!("node={node} bytes={bytes} memory=");

@@ -1,5 +1,5 @@
-//! What `docker-compose.yml` invites to: its services as processes of this machine, each with the very command line and
-//! variables of the file, but for ports and folders; one replica is stopped, then one is killed, and the consumer prints on.
+//! The services of `docker-compose.yml` as local processes with the command lines and variables of the file, except for
+//! ports and folders. One replica is stopped, another is killed, and the consumer continues.
 
 use std::{fs, process::Command};
 
@@ -12,18 +12,18 @@ use crate::process::{
     child::{Child, WAIT_MAX, eventually},
 };
 
-/// The ports of the file.
+/// The ports in the file.
 const PORTS: [&str; 6] = ["6379", "8081", "8082", "9080", "9091", "9092"];
 const REPLICAS: [&str; 2] = ["replica-a", "replica-b"];
-/// The stream that the consumer of the file prints.
+/// The stream of the file's consumer.
 const STREAM: &str = "conversations";
-/// The consumer is seen to go on when it has printed so many more.
+/// Number of new entries that proves that the consumer continues.
 const MORE: usize = 40;
 
 struct ComposeFixture {
     folder: TempDir,
     compose: Value,
-    /// What each port of the file is here.
+    /// The local port for each port in the file.
     ports: [(&'static str, String); 6],
 }
 
@@ -35,7 +35,7 @@ impl ComposeFixture {
         Self { folder: tempfile::tempdir().unwrap(), compose: document("docker-compose.yml"), ports }
     }
 
-    /// A text of the files as it is here.
+    /// Replaces ports and folders in a text of the files.
     fn localize(&self, text: &str) -> String {
         self.ports.iter().fold(text.to_owned(), |text, (port, own)| match text == *port {
             true => own.clone(),
@@ -65,8 +65,8 @@ impl ComposeFixture {
         let asked = strings(&self.compose["services"]["redis"]["healthcheck"]["test"]).into_iter().skip(1);
         let asked: Vec<String> = asked.map(str::to_owned).collect();
         eventually("Redis is healthy", WAIT_MAX, async || {
-            let told = Command::new(&asked[0]).args(["-p", &self.ports[0].1]).args(&asked[1..]).output().unwrap();
-            String::from_utf8_lossy(&told.stdout).contains("PONG").then_some(())
+            let output = Command::new(&asked[0]).args(["-p", &self.ports[0].1]).args(&asked[1..]).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).contains("PONG").then_some(())
         })
         .await;
         server
@@ -78,13 +78,13 @@ impl ComposeFixture {
         platform
     }
 
-    /// With the image's own command, and the file that is mounted.
+    /// Starts a replica with the image's command and the mounted configuration.
     async fn replica(&self, name: &str) -> RelayProcess {
         let config = self.folder.path().join("trunkline.toml");
         fs::write(&config, self.localize(&text("deploy/compose/trunkline.toml"))).unwrap();
         let words = ["run", "--config", config.to_str().unwrap()].map(str::to_owned).to_vec();
         let relay = RelayProcess::of(self.spawn(name, env!("CARGO_BIN_EXE_trunkline"), words)).await;
-        relay.goes_live().await;
+        relay.wait_until_live().await;
         relay
     }
 
@@ -96,9 +96,9 @@ impl ComposeFixture {
     }
 }
 
-/// Which replica keeps the stream, once each keeps one of the two: as `trunkline status` of either says.
+/// Waits until each replica owns one stream, and returns the owner of the consumer's stream, from `trunkline status`.
 async fn holder_index(relays: &[RelayProcess; 2]) -> usize {
-    eventually("each replica keeps one stream", WAIT_MAX, async || {
+    eventually("each replica owns one stream", WAIT_MAX, async || {
         let shown = [relays[0].status().await, relays[1].status().await];
         let kept = shown.each_ref().map(held_streams);
         (kept[0].len() == 1 && kept[1].len() == 1).then(|| usize::from(kept[1][0] == STREAM))
@@ -106,17 +106,17 @@ async fn holder_index(relays: &[RelayProcess; 2]) -> usize {
     .await
 }
 
-/// The streams that whoever says this keeps itself.
+/// The streams that the reporting replica owns.
 fn held_streams(status: &Value) -> Vec<String> {
     let streams = status["streams"].as_array().unwrap().iter();
     let own = streams.filter(|stream| stream["holder"] == status["replica"]);
     own.map(|stream| stream["stream"].as_str().unwrap().to_owned()).collect()
 }
 
-/// What the consumer has printed, when that is more by a good piece than it was.
+/// Waits until the consumer has printed enough new entries, and returns all.
 async fn next_printed_entries(consumer: &Child) -> Vec<LogEntry> {
     let before = consumer.stdout().lines().count();
-    let lines = eventually("the consumer prints on", WAIT_MAX, async || {
+    let lines = eventually("the consumer continues", WAIT_MAX, async || {
         let out = consumer.stdout();
         (out.lines().count() >= before + MORE && out.ends_with('\n')).then_some(out)
     })
@@ -138,7 +138,7 @@ async fn the_consumer_continues_without_a_hole_when_replicas_are_stopped_and_kil
     assert_eq!(
         held_streams(&relays[1 - stopped].status().await).len(),
         2,
-        "it was given both before the other one ended"
+        "the replica got both streams before the other one ended"
     );
     next_printed_entries(&consumer).await;
     relays[stopped] = stage.replica(REPLICAS[stopped]).await;
@@ -153,6 +153,6 @@ async fn the_consumer_continues_without_a_hole_when_replicas_are_stopped_and_kil
     let offsets: Vec<u64> = entries.iter().map(|entry| entry.offset).collect();
     assert_eq!(offsets, (1..=entries.len() as u64).collect::<Vec<_>>(), "each entry once, in order");
     let numbers: Option<Vec<u64>> = entries.iter().map(|entry| entry.number).collect();
-    let numbers = numbers.expect("no entry is the relay's own: nothing was missed");
+    let numbers = numbers.expect("there is no gap entry");
     assert!(numbers.is_sorted_by(|before, after| before + 1 == *after), "{numbers:?}");
 }

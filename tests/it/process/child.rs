@@ -1,4 +1,4 @@
-//! The built program as a child process: started, signalled, killed, and heard. It outlives no test.
+//! The built program as a child process. Drop kills it.
 
 use std::{
     fs::{self, File},
@@ -10,24 +10,24 @@ use std::{
 
 use trunkline::clock;
 
-/// No fact of these tests takes longer on a busy machine.
+/// Longest wait for one condition on a busy machine.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(30);
-/// How often a fact is looked for.
+/// Interval between two checks of a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Waits for a fact, within bounds.
-pub(crate) async fn eventually<T>(what: &str, within: Duration, mut fact: impl AsyncFnMut() -> Option<T>) -> T {
+/// Waits at most for `within` until `condition` returns a value.
+pub(crate) async fn eventually<T>(what: &str, within: Duration, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let until = clock::now() + within;
     loop {
-        if let Some(fact) = fact().await {
-            return fact;
+        if let Some(value) = condition().await {
+            return value;
         }
         assert!(clock::now() < until, "not within {within:?}: {what}");
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// A running program. What it prints goes into files, so that it never waits for a reader.
+/// A running program. Its output goes to files, so that it never waits for a reader.
 pub(crate) struct Child {
     process: Process,
     out: PathBuf,
@@ -40,14 +40,14 @@ impl Child {
         Self::start_with(folder, arguments, &[])
     }
 
-    /// The same with variables of the environment.
+    /// Starts `trunkline` with these arguments and environment variables in `folder`.
     pub(crate) fn start_with(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trunkline"));
         command.args(arguments).envs(variables.iter().copied());
         Self::spawn(folder, command)
     }
 
-    /// Starts any command; the variables that steer the program are not inherited.
+    /// Starts any command without the inherited variables that configure the program.
     pub(crate) fn spawn(folder: &Path, mut command: Command) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -56,7 +56,7 @@ impl Child {
         for name in ["RUST_LOG", "TRUNKLINE_TOKEN"] {
             command.env_remove(name);
         }
-        // What a killed program leaves behind goes with the folder.
+        // Temporary files of a killed program are deleted with the folder.
         command.env("TMPDIR", folder);
         command.current_dir(folder).stdin(Stdio::null()).stdout(file(&out)).stderr(file(&err));
         let process = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -71,7 +71,7 @@ impl Child {
         String::from_utf8_lossy(&fs::read(&self.err).unwrap()).into_owned()
     }
 
-    /// Everything that it printed, for the message of a failed test.
+    /// Its complete output, for the message of a failed test.
     pub(crate) fn printed_output(&self) -> String {
         format!("--- stdout\n{}\n--- stderr\n{}", self.stdout(), self.stderr())
     }
@@ -80,13 +80,13 @@ impl Child {
         self.process.id()
     }
 
-    /// `kill -9`, and the end of it.
+    /// Sends `KILL` and waits for the end.
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// `TERM`, `INT`, …
+    /// Sends a signal: `TERM`, `INT`, …
     pub(crate) fn signal(&self, name: &str) {
         let id = self.process.id().to_string();
         let sent = Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", name, &id]).status().unwrap();
@@ -97,7 +97,7 @@ impl Child {
         self.process.try_wait().unwrap()
     }
 
-    /// Its exit code, once it has ended by itself.
+    /// Waits for its exit and returns the exit code.
     pub(crate) async fn wait_for_exit(&mut self, within: Duration) -> i32 {
         let until = clock::now() + within;
         loop {
@@ -109,12 +109,12 @@ impl Child {
         }
     }
 
-    /// Waits until it printed this, on either output.
+    /// Waits until it has printed this on standard output or standard error.
     pub(crate) async fn wait_for_output(&mut self, words: &str) {
         let until = clock::now() + WAIT_MAX;
         while !self.printed_output().contains(words) {
             assert!(self.has_ended().is_none(), "ended without {words:?}\n{}", self.printed_output());
-            assert!(clock::now() < until, "did not say {words:?}\n{}", self.printed_output());
+            assert!(clock::now() < until, "did not print {words:?}\n{}", self.printed_output());
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }

@@ -1,4 +1,4 @@
-//! The commands beside `run`, as their users type them.
+//! The commands other than `run`, as users type them.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::harness::RedisServer;
 
-/// Runs to the end, which must be a good one, and returns what it printed.
+/// Runs a command, which must succeed, and returns its output.
 async fn output(folder: &Path, arguments: &[&str]) -> String {
     let mut child = Child::start(folder, arguments);
     assert_eq!(child.wait_for_exit(WAIT_MAX).await, 0, "{arguments:?}\n{}", child.printed_output());
@@ -69,8 +69,8 @@ async fn a_demo_leaves_nothing_behind_and_ends_on_a_signal() {
     let mut demo = Child::start(folder.path(), &line);
     demo.wait_for_output("Try in another terminal:").await;
     let kept = || fs::read_dir(folder.path()).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
-    assert_eq!(kept(), 1, "its logs lie in the temporary folder");
-    // The logs must not be empty for the demo to be content with itself.
+    assert_eq!(kept(), 1, "its logs are in the temporary folder");
+    // The demo reports success only if the logs have entries.
     eventually("both streams have entries", WAIT_MAX, async || demo.stdout().contains("0 gaps").then_some(())).await;
     demo.signal("INT");
     assert_eq!(demo.wait_for_exit(WAIT_MAX).await, 0, "{}", demo.printed_output());
@@ -93,7 +93,7 @@ async fn tail_prints_one_event_a_line_and_continues_after_a_restart() {
     tail.wait_for_output("connection lost; retrying").await;
     site.platform.emit(5);
     let relay = RelayProcess::live(&site).await;
-    relay.holds(10).await;
+    relay.wait_for_number(10).await;
     let entries = printed(&tail, 10).await;
     let offsets: Vec<u64> = entries.iter().map(|entry| entry.offset).collect();
     assert_eq!(offsets, (1..=10).collect::<Vec<_>>(), "each event once, in order");
@@ -107,7 +107,7 @@ async fn tail_prints_one_event_a_line_and_continues_after_a_restart() {
     }
 }
 
-/// The relay is found again where it was.
+/// Fixes the ports, so that a restarted relay has the same addresses.
 fn fix_ports(site: &Site) {
     let mut text = fs::read_to_string(site.config()).unwrap();
     let free = [(), ()].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
@@ -118,7 +118,7 @@ fn fix_ports(site: &Site) {
 }
 
 async fn printed(tail: &Child, count: usize) -> Vec<LogEntry> {
-    let lines = eventually("tail printed what was said", WAIT_MAX, async || {
+    let lines = eventually("tail printed the events", WAIT_MAX, async || {
         let out = tail.stdout();
         (out.lines().count() >= count && out.ends_with('\n')).then_some(out)
     })
@@ -140,7 +140,7 @@ async fn status_is_a_table_for_people_and_json_for_programs() {
     let site = Site::start().await;
     let relay = RelayProcess::live(&site).await;
     site.platform.emit(7);
-    relay.holds(7).await;
+    relay.wait_for_number(7).await;
     eventually("seven events are counted", WAIT_MAX, async || {
         (relay.stream().await["events"] == json!(7)).then_some(())
     })
@@ -163,10 +163,10 @@ async fn status_is_a_table_for_people_and_json_for_programs() {
 #[tokio::test]
 async fn status_of_an_unreachable_relay_fails_with_the_cause() {
     let folder = tempfile::tempdir().unwrap();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut status = Child::start(folder.path(), &["status", "--url", &format!("http://{nobody}")]);
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut status = Child::start(folder.path(), &["status", "--url", &format!("http://{unused}")]);
     assert_eq!(status.wait_for_exit(WAIT_MAX).await, 1);
-    assert!(status.stderr().starts_with(&format!("error: could not reach http://{nobody}\n")), "{}", status.stderr());
+    assert!(status.stderr().starts_with(&format!("error: could not reach http://{unused}\n")), "{}", status.stderr());
     assert!(status.stderr().contains("refused"), "{}", status.stderr());
 }
 
@@ -218,17 +218,17 @@ async fn a_bench_with_a_given_redis_measures_there_and_leaves_no_keys() {
     let (folder, server) = (tempfile::tempdir().unwrap(), RedisServer::volatile());
     let line = format!("bench --quick --json --only redis --redis {}", server.url());
     let mut bench = Child::start(folder.path(), &line.split(' ').collect::<Vec<_>>());
-    // It measures for ten seconds, and starts four times what it measures.
+    // It measures for ten seconds and starts the measured parts four times.
     assert_eq!(bench.wait_for_exit(3 * WAIT_MAX).await, 0, "{}", bench.printed_output());
     let report: Value = serde_json::from_str(&bench.stdout()).unwrap();
     let port = server.port().to_string();
-    assert!(report["conditions"]["redis"].as_str().is_some_and(|told| told.contains(&port)), "{report}");
+    assert!(report["conditions"]["redis"].as_str().is_some_and(|redis| redis.contains(&port)), "{report}");
     let figures = report["figures"].as_array().unwrap();
     for name in ["redis, source to acknowledged append", "redis, to another replica, p50"] {
         let figure = figures.iter().find(|figure| figure["name"] == name).unwrap_or_else(|| panic!("{report}"));
         assert!(figure["value"].as_f64().is_some_and(|value| value > 0.0), "{figure}");
     }
-    eventually("nothing of it is left", WAIT_MAX, async || {
+    eventually("no key is left", WAIT_MAX, async || {
         let keys: Vec<String> = server.connection().run(cmd("KEYS").arg("*")).await.ok()?;
         keys.is_empty().then_some(())
     })

@@ -1,4 +1,4 @@
-//! Few file descriptors: consumers take what is left, and nobody else goes without.
+//! A low limit of file descriptors: consumers get the rest, and no other part runs out of them.
 
 use std::{process::Command, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{
     site::Site,
 };
 
-/// Descriptors that the process may have at most; at first it may have half of them.
+/// Hard limit of descriptors of the process. The soft limit is half of it.
 const LIMIT: usize = 128;
 
 async fn start(site: &Site) -> RelayProcess {
@@ -22,11 +22,11 @@ async fn start(site: &Site) -> RelayProcess {
     let mut command = Command::new("sh");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_trunkline"), "run", "--config", site.config()]);
     let relay = RelayProcess::of(Child::spawn(site.folder.path(), command)).await;
-    relay.goes_live().await;
+    relay.wait_until_live().await;
     relay
 }
 
-/// A connection with a request that is never over, and the first bytes of its answer.
+/// A connection with a streaming request, and the first bytes of its response.
 async fn subscribe(relay: &RelayProcess) -> Option<(TcpStream, String)> {
     let address = relay.consumers.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(address).await.ok()?;
@@ -53,11 +53,11 @@ async fn consumers_never_exhaust_the_descriptors_of_streams_and_operators() {
         }
     }
     assert!(served.len() >= 8, "some consumers are served: {}", served.len());
-    assert!(refused > 0, "and not all");
+    assert!(refused > 0, "some consumers are refused");
     let page = relay.text(&relay.admin, "/metrics").await;
     assert!(page.contains(&format!("process_max_fds {LIMIT}\n")), "the soft limit was raised");
-    let told = &relay.status().await["connections_max"]["consumers"];
-    assert_eq!(told, served.len(), "as many as the status says");
+    let reported = &relay.status().await["connections_max"]["consumers"];
+    assert_eq!(reported, served.len(), "as many consumers as the status reports");
     relay.operator_request("streams/calls/rotate").await;
     eventually("the stream has dialled a second socket", WAIT_MAX, async || {
         (relay.stream().await["rotations"] == 1).then_some(())
@@ -65,19 +65,19 @@ async fn consumers_never_exhaust_the_descriptors_of_streams_and_operators() {
     .await;
     assert_eq!(relay.text(&relay.admin, "/healthz").await, "ok\n");
     site.platform.emit(1);
-    let mut heard = [0; 4_096];
+    let mut chunk = [0; 4_096];
     let read = async {
         loop {
-            let read = served[0].read(&mut heard).await.unwrap();
-            assert_ne!(read, 0, "the subscriber was cut off");
-            if String::from_utf8_lossy(&heard[..read]).contains("\"sequence\":\"1\"") {
+            let read = served[0].read(&mut chunk).await.unwrap();
+            assert_ne!(read, 0, "the subscriber was disconnected");
+            if String::from_utf8_lossy(&chunk[..read]).contains("\"sequence\":\"1\"") {
                 return;
             }
         }
     };
     timeout(WAIT_MAX.max(Duration::from_secs(30)), read).await.expect("the event arrives");
     drop(served);
-    eventually("a seat is free again", WAIT_MAX, async || {
+    eventually("a connection permit is free again", WAIT_MAX, async || {
         subscribe(&relay).await.filter(|(_, head)| head == "HTTP/1.1 200").map(drop)
     })
     .await;

@@ -1,4 +1,4 @@
-//! A disk that is full, cannot be written, or gave back something else than was written.
+//! A disk that is full, is not writable, or returns damaged data.
 
 use std::{
     fs,
@@ -12,20 +12,20 @@ use trunkline::{clock, simulator::Settings};
 
 use super::{
     child::{Child, WAIT_MAX, eventually},
-    log::{LogEntry, assert_whole, pages},
+    log::{LogEntry, assert_complete, pages},
     relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
 
-/// Room for the reserve of 16 MiB, a write-ahead log of some MiB, and a few thousand events.
+/// Space for the reserve of 16 MiB, a write-ahead log of some MiB, and a few thousand events.
 const DISK_MIB: u64 = 48;
-/// After room was made.
+/// Longest time to resume after space is available.
 const RESUME_MAX: Duration = Duration::from_secs(5);
 const BUFFER: u64 = 500;
-/// Events of one frame, and what one look at the socket may take beyond the buffer.
+/// Events of one frame, and those that one read of the socket may add beyond the buffer.
 const SLACK: u64 = 64 * 5;
 
-/// A small disk of its own. Unmounted when dropped.
+/// A small disk. Drop unmounts it.
 struct TmpfsDisk(PathBuf);
 
 impl TmpfsDisk {
@@ -37,18 +37,18 @@ impl TmpfsDisk {
         Self(place)
     }
 
-    /// `ro`: nothing can be written; `rw`: it can again.
+    /// Remounts it as `ro` (read-only) or `rw` (writable).
     fn remount(&self, how: &str) {
         mount(&["-o", &format!("remount,{how}"), self.0.to_str().unwrap()]);
     }
 
-    /// Fills it up but for about a MiB.
+    /// Fills it except for about 1 MiB.
     fn fill(&self) -> PathBuf {
         let ballast = self.0.join("ballast");
         let file = fs::File::create(&ballast).unwrap();
         let piece = vec![0; 1 << 16];
         let full = (0..DISK_MIB * 16).find(|at| file.write_all_at(&piece, at << 16).is_err());
-        let end = full.expect("the disk is as small as it was made") << 16;
+        let end = full.expect("the disk has the mounted size") << 16;
         file.set_len(end - (1 << 20)).unwrap();
         ballast
     }
@@ -56,7 +56,7 @@ impl TmpfsDisk {
 
 impl Drop for TmpfsDisk {
     fn drop(&mut self) {
-        // Lazily: a process may still be on its way out.
+        // Lazily, because a process may still be exiting.
         drop(Command::new("umount").arg("-l").arg(&self.0).status());
     }
 }
@@ -76,9 +76,9 @@ async fn a_full_disk_causes_backpressure_and_loses_nothing() {
     site.write(&disk.0.join("data"), &[&buffer]);
     let relay = RelayProcess::live(&site).await;
     site.platform.emit(100);
-    relay.holds(100).await;
+    relay.wait_for_number(100).await;
     let ballast = disk.fill();
-    let talk = site.start_traffic(3_000);
+    let traffic = site.start_traffic(3_000);
 
     let why = store_error(&relay).await;
     assert!(!why.is_empty() && why != "ok");
@@ -88,9 +88,9 @@ async fn a_full_disk_causes_backpressure_and_loses_nothing() {
     })
     .await;
     assert!(full["last_error"].as_str().unwrap().starts_with("the store takes no entries: "), "{full}");
-    assert_eq!(full["state"], "live", "it waits; the socket stays");
+    assert_eq!(full["state"], "live", "the store blocks, but the socket stays");
     assert_backpressure(&site, &relay, &full).await;
-    assert_eq!(pages(&relay.consumers).await.len() as u64, offset(&full), "what is there is still served");
+    assert_eq!(pages(&relay.consumers).await.len() as u64, offset(&full), "stored entries are still served");
 
     fs::remove_file(ballast).unwrap();
     let made = clock::now();
@@ -98,10 +98,10 @@ async fn a_full_disk_causes_backpressure_and_loses_nothing() {
     eventually("the log grows", RESUME_MAX, async || (offset(&relay.stream().await) > offset(&full)).then_some(()))
         .await;
     assert!(made.elapsed() < RESUME_MAX, "{:?}", made.elapsed());
-    // The disk is small: the talk ends before it is full of events.
-    let last_said = talk.stop().await;
-    relay.holds(last_said).await;
-    assert_whole(&pages(&relay.consumers).await, last_said);
+    // Stop the traffic before the events fill the small disk.
+    let last_sent = traffic.stop().await;
+    relay.wait_for_number(last_sent).await;
+    assert_complete(&pages(&relay.consumers).await, last_sent);
     assert!(!relay.child.stderr().contains("damaged"), "{}", relay.child.stderr());
 }
 
@@ -112,9 +112,9 @@ async fn a_relay_killed_on_a_full_disk_starts_and_resumes_when_there_is_space() 
     site.write(&disk.0.join("data"), &[]);
     let mut relay = RelayProcess::live(&site).await;
     site.platform.emit(100);
-    relay.holds(100).await;
+    relay.wait_for_number(100).await;
     let ballast = disk.fill();
-    let talk = site.start_traffic(3_000);
+    let traffic = site.start_traffic(3_000);
     store_error(&relay).await;
     relay.child.kill();
 
@@ -124,14 +124,14 @@ async fn a_relay_killed_on_a_full_disk_starts_and_resumes_when_there_is_space() 
     assert!(held.len() >= 100, "{}", held.len());
     fs::remove_file(ballast).unwrap();
     eventually("ready again", RESUME_MAX, async || relay.ready().await.filter(|(status, _)| *status == 200)).await;
-    let last_said = talk.stop().await;
-    relay.holds(last_said).await;
-    assert_whole(&pages(&relay.consumers).await, last_said);
+    let last_sent = traffic.stop().await;
+    relay.wait_for_number(last_sent).await;
+    assert_complete(&pages(&relay.consumers).await, last_sent);
 }
 
-/// Waits until the relay says that it is not ready because of its store, and returns why.
+/// Waits until the relay is not ready because of its store, and returns the reason.
 async fn store_error(relay: &RelayProcess) -> String {
-    eventually("the store has no room", WAIT_MAX, async || {
+    eventually("the store has no space", WAIT_MAX, async || {
         let (status, shown) = relay.ready().await?;
         (status == 503).then(|| shown["checks"]["store"].as_str().unwrap().to_owned())
     })
@@ -142,16 +142,16 @@ fn offset(stream: &serde_json::Value) -> u64 {
     stream["last"].as_str().unwrap().split_once('-').unwrap().1.parse().unwrap()
 }
 
-/// The platform goes on talking, and the relay takes no more of it in.
+/// Checks that the platform keeps sending and the relay stores nothing more.
 async fn assert_backpressure(site: &Site, relay: &RelayProcess, full: &serde_json::Value) {
-    let said = site.platform.ledger().last_sequence();
-    eventually("the platform said much more", WAIT_MAX, async || {
-        (site.platform.ledger().last_sequence() > said + 2 * BUFFER).then_some(())
+    let sent = site.platform.ledger().last_sequence();
+    eventually("the platform sends many more events", WAIT_MAX, async || {
+        (site.platform.ledger().last_sequence() > sent + 2 * BUFFER).then_some(())
     })
     .await;
     let later = relay.stream().await;
-    assert_eq!(later["last"], full["last"], "nothing is taken into the log");
-    assert!(later["buffered"].as_u64().unwrap() <= BUFFER + SLACK, "the buffer keeps its bound: {later}");
+    assert_eq!(later["last"], full["last"], "nothing is appended");
+    assert!(later["buffered"].as_u64().unwrap() <= BUFFER + SLACK, "the buffer stays within its bound: {later}");
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn an_unwritable_directory_is_reported_with_its_cause_and_retried() {
     let mut child = RelayProcess::spawn(site.folder.path(), site.config(), &[]);
     assert_waits(&mut child, "Read-only file system").await;
     disk.remount("rw");
-    RelayProcess::of(child).await.goes_live().await;
+    RelayProcess::of(child).await.wait_until_live().await;
 
     let locked = site.folder.path().join("locked");
     fs::create_dir(&locked).unwrap();
@@ -174,10 +174,10 @@ async fn an_unwritable_directory_is_reported_with_its_cause_and_retried() {
     let mut child = Child::spawn(site.folder.path(), command);
     assert_waits(&mut child, "Permission denied").await;
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o755)).unwrap();
-    RelayProcess::of(child).await.goes_live().await;
+    RelayProcess::of(child).await.wait_until_live().await;
 }
 
-/// Runs what follows without the privilege of root to write anywhere; for others it changes nothing.
+/// A command that runs without root's privilege to write everywhere. No change for other users.
 fn without_privileges() -> Command {
     let root = fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
     let mut command = Command::new(if root { "setpriv" } else { "env" });
@@ -187,7 +187,7 @@ fn without_privileges() -> Command {
     command
 }
 
-/// It runs, and says why its store cannot be opened.
+/// Checks that the process runs and reports why its store cannot be opened.
 async fn assert_waits(child: &mut Child, cause: &str) {
     child.wait_for_output(cause).await;
     assert!(child.stderr().contains("the store's directory "), "{}", child.printed_output());
@@ -199,7 +199,7 @@ async fn a_damaged_database_is_quarantined_and_marked_in_the_log() {
     let site = Site::start().await;
     let mut relay = RelayProcess::live(&site).await;
     site.platform.emit(500);
-    relay.holds(500).await;
+    relay.wait_for_number(500).await;
     let before = pages(&relay.consumers).await;
     relay.child.signal("TERM");
     assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 0);
@@ -207,11 +207,11 @@ async fn a_damaged_database_is_quarantined_and_marked_in_the_log() {
 
     let relay = RelayProcess::live(&site).await;
     site.platform.emit(10);
-    relay.holds(510).await;
+    relay.wait_for_number(510).await;
     assert_quarantined(&site, &relay);
     assert_new_epoch(&before, &pages(&relay.consumers).await, 510);
     let old = before.last().unwrap();
-    assert_eq!(page_after(&relay, &old.id).await, 410, "a cursor of the lost log is never taken for one of the new");
+    assert_eq!(page_after(&relay, &old.id).await, 410, "a cursor of the lost log is not valid for the new one");
     let first = first_line_after(&relay, &old.id).await;
     assert_eq!(first.kind, "trunkline.gap.v1", "{}", first.json);
     assert!(first.json.contains("trimmed"), "{}", first.json);
@@ -222,7 +222,7 @@ async fn damage_found_only_by_a_reader_ends_the_process_and_the_next_start_marks
     let site = Site::start().await;
     let mut relay = RelayProcess::live(&site).await;
     site.platform.emit(20_000);
-    relay.holds(20_000).await;
+    relay.wait_for_number(20_000).await;
     let before = pages(&relay.consumers).await;
     relay.child.signal("TERM");
     assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 0);
@@ -232,7 +232,7 @@ async fn damage_found_only_by_a_reader_ends_the_process_and_the_next_start_marks
     let first = format!("{}/v1/streams/{STREAM}/events?from=first", relay.consumers);
     let body = client().get(first).header("accept", "application/x-ndjson").send().await.unwrap().text().await;
     let served = body.as_deref().unwrap_or_default().lines().count();
-    assert!(served < before.len(), "nothing is served past the damage");
+    assert!(served < before.len(), "no entry behind the damage is served");
     site.platform.emit(1);
     assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 1, "{}", relay.child.printed_output());
     assert!(
@@ -243,16 +243,16 @@ async fn damage_found_only_by_a_reader_ends_the_process_and_the_next_start_marks
 
     let relay = RelayProcess::live(&site).await;
     site.platform.emit(10);
-    relay.holds(20_011).await;
+    relay.wait_for_number(20_011).await;
     assert_quarantined(&site, &relay);
     assert_new_epoch(&before, &pages(&relay.consumers).await, 20_011);
 }
 
-/// Overwrites 16 KiB, as a bad disk does.
+/// Overwrites 16 KiB, like a defective disk.
 fn damage(store: &Path, at: impl FnOnce(u64) -> u64) {
     let file = fs::OpenOptions::new().write(true).open(store.join("trunkline.db")).unwrap();
     let len = file.metadata().unwrap().len();
-    assert!(len > 64 << 10, "there is something to damage: {len} bytes");
+    assert!(len > 64 << 10, "the file is large enough to damage: {len} bytes");
     file.write_all_at(&[0xa5; 16 << 10], at(len)).unwrap();
 }
 
@@ -270,7 +270,7 @@ fn assert_new_epoch(before: &[LogEntry], log: &[LogEntry], last: u64) {
     assert!(log[0].json.contains(r#""reason":"store""#), "{}", log[0].json);
     let numbers: Vec<u64> = log.iter().filter_map(|entry| entry.number).collect();
     assert_eq!(numbers.last(), Some(&last));
-    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "what follows has no further hole");
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "there is no other loss behind the gap");
 }
 
 async fn page_after(relay: &RelayProcess, id: &str) -> u16 {

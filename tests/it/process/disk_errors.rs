@@ -1,4 +1,4 @@
-//! System calls on the store's files that fail while the process runs; `strace` injects the errors.
+//! Failing system calls on the store's files. `strace` injects the errors.
 
 use std::{
     fs::{self, File},
@@ -13,23 +13,23 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     child::{WAIT_MAX, eventually},
-    log::{assert_whole, pages},
+    log::{assert_complete, pages},
     relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
 
-/// Both calls that make a file durable.
+/// The system calls that sync a file.
 const SYNC: &str = "fsync,fdatasync";
-/// Every call that changes a file. Those that make it durable succeed on a read-only file system.
+/// The system calls that change a file. Syncs succeed on a read-only file system.
 pub(super) const CHANGE: &str = "write,pwrite64,pwritev,ftruncate,fallocate,copy_file_range,sendfile,splice";
-/// After the cause is gone.
+/// Longest time to resume after the fault ends.
 const RESUME_MAX: Duration = Duration::from_secs(5);
 
-/// A tracer that makes system calls of a process fail. Dropped, it detaches.
+/// A tracer that makes system calls of a process fail. Drop detaches it.
 pub(super) struct Injection(Child);
 
 impl Injection {
-    /// Attaches to a relay: from here on these calls on any of these files fail with this error.
+    /// Attaches to a relay: these calls on any of these files fail with this error.
     pub(super) async fn into(relay: &RelayProcess, site: &Site, files: &[&Path], calls: &str, error: &str) -> Self {
         let notes = site.folder.path().join("strace.err");
         let mut command = Command::new("strace");
@@ -55,16 +55,16 @@ impl Drop for Injection {
     }
 }
 
-/// A site, and a live relay whose log has so many events.
+/// A site and a live relay whose log has `events` events.
 async fn running(events: u64) -> (Site, RelayProcess) {
     let site = Site::start().await;
     let relay = RelayProcess::live(&site).await;
     site.platform.emit(events);
-    relay.holds(events).await;
+    relay.wait_for_number(events).await;
     (site, relay)
 }
 
-/// Reads the log from its first entry until the connection ends; the result is every line.
+/// Reads the log from its first entry until the connection ends. Returns all lines.
 async fn follow(relay: &RelayProcess) -> JoinHandle<Vec<String>> {
     let url = format!("{}/v1/streams/{STREAM}/events?from=first", relay.consumers);
     let answer = client().get(url).header("accept", "application/x-ndjson").send().await.unwrap();
@@ -78,7 +78,7 @@ async fn follow(relay: &RelayProcess) -> JoinHandle<Vec<String>> {
     })
 }
 
-/// `/readyz` is 503 and gives this as the state of the store.
+/// Waits until `/readyz` answers 503 with this reason for the store.
 async fn store_is(relay: &RelayProcess, reason: &str) {
     eventually(&format!("the store is not ready: {reason}"), WAIT_MAX, async || {
         let (status, shown) = relay.ready().await?;
@@ -87,19 +87,19 @@ async fn store_is(relay: &RelayProcess, reason: &str) {
     .await;
 }
 
-/// It ends with exit code 1 and gives the reason.
+/// Checks that the process exits with code 1 and logs the reason.
 async fn ends_broken(relay: &mut RelayProcess) {
     assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 1, "{}", relay.child.printed_output());
     let log = relay.child.stderr();
     assert!(log.contains("the store is broken; it has to be opened anew") && log.contains("disk I/O error"), "{log}");
 }
 
-/// A new process has the same log, and takes in everything since.
-async fn restarts_whole(site: &Site, said: u64) -> RelayProcess {
+/// Starts a new process and checks that its log has everything up to this number.
+async fn restarts_complete(site: &Site, last_sent: u64) -> RelayProcess {
     let relay = RelayProcess::live(site).await;
-    relay.holds(said).await;
+    relay.wait_for_number(last_sent).await;
     let log = pages(&relay.consumers).await;
-    assert_whole(&log, said);
+    assert_complete(&log, last_sent);
     assert_eq!(log[0].number, Some(1));
     assert!(!relay.child.stderr().contains("damaged"), "{}", relay.child.stderr());
     relay
@@ -115,30 +115,30 @@ async fn a_failed_fsync_of_an_append_ends_the_process_and_the_log_stays_complete
     ends_broken(&mut relay).await;
     drop(injection);
     let served = reader.await.unwrap();
-    assert_eq!(served.len(), 100, "nothing is served that was not durable");
+    assert_eq!(served.len(), 100, "only durable entries are served");
 
-    let relay = restarts_whole(&site, 150).await;
+    let relay = restarts_complete(&site, 150).await;
     let log = pages(&relay.consumers).await;
-    assert!(served.iter().zip(&log).all(|(line, entry)| *line == entry.json), "what was served stays as it was");
+    assert!(served.iter().zip(&log).all(|(line, entry)| *line == entry.json), "served entries do not change");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_fsync_of_a_checkpoint_is_reported_and_the_next_append_ends_the_process() {
     let (site, mut relay) = running(100).await;
     let database = site.store().join("trunkline.db");
-    eventually("all of the log is in the database", WAIT_MAX, async || {
+    eventually("the whole log is in the database", WAIT_MAX, async || {
         String::from_utf8_lossy(&fs::read(&database).unwrap()).contains(r#""platformsequence":"100""#).then_some(())
     })
     .await;
     let injection = Injection::into(&relay, &site, &[&database], SYNC, "EIO").await;
     site.platform.emit(1);
     store_is(&relay, "disk I/O error").await;
-    assert_eq!(pages(&relay.consumers).await.len(), 101, "what was durable is still served");
+    assert_eq!(pages(&relay.consumers).await.len(), 101, "durable entries are still served");
     assert!(relay.child.has_ended().is_none(), "{}", relay.child.printed_output());
     site.platform.emit(50);
     ends_broken(&mut relay).await;
     drop(injection);
-    restarts_whole(&site, 151).await;
+    restarts_complete(&site, 151).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -156,11 +156,11 @@ async fn a_file_system_that_becomes_read_only_is_reported_and_loses_nothing() {
         error.starts_with("the store takes no entries: ").then_some(())
     })
     .await;
-    assert_eq!(pages(&relay.consumers).await.len(), 100, "what is there is still served, and nothing else");
+    assert_eq!(pages(&relay.consumers).await.len(), 100, "only stored entries are still served");
     assert_eq!(relay.stream().await["state"], "live", "the socket stays");
 
     drop(injection);
     eventually("ready again", RESUME_MAX, async || relay.ready().await.filter(|(status, _)| *status == 200)).await;
-    relay.holds(150).await;
-    assert_whole(&pages(&relay.consumers).await, 150);
+    relay.wait_for_number(150).await;
+    assert_complete(&pages(&relay.consumers).await, 150);
 }

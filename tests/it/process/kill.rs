@@ -1,4 +1,4 @@
-//! Killed again and again under load, the relay loses nothing, doubles nothing, and its consumers do not notice.
+//! Repeated kills under load: the relay loses and duplicates nothing, and consumers continue.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 pub(super) use self::shared::{ReceivedEntries, RelayUrl};
 use super::{
     child::{WAIT_MAX, eventually},
-    log::{LogEntry, assert_whole, pages},
+    log::{LogEntry, assert_complete, pages},
     relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
@@ -21,29 +21,29 @@ const SEED: u64 = 9;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_kills_under_load_lose_and_duplicate_nothing() {
     let site = Site::start().await;
-    let (board, mut readers) = (Arc::new(RelayUrl::default()), JoinSet::new());
+    let (relay_url, mut readers) = (Arc::new(RelayUrl::default()), JoinSet::new());
     let (lines, messages) = (Arc::new(ReceivedEntries::default()), Arc::new(ReceivedEntries::default()));
-    readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
-    readers.spawn(follow_messages(Arc::clone(&board), Arc::clone(&messages)));
-    let talk = site.start_traffic(EVENTS_A_SECOND);
-    kill_repeatedly(&site, &board).await;
+    readers.spawn(follow_lines(Arc::clone(&relay_url), Arc::clone(&lines)));
+    readers.spawn(follow_messages(Arc::clone(&relay_url), Arc::clone(&messages)));
+    let traffic = site.start_traffic(EVENTS_A_SECOND);
+    kill_repeatedly(&site, &relay_url).await;
 
     let relay = RelayProcess::live(&site).await;
-    board.put(Some(relay.consumers.clone()));
-    let last_said = talk.stop().await;
-    relay.holds(last_said).await;
+    relay_url.put(Some(relay.consumers.clone()));
+    let last_sent = traffic.stop().await;
+    relay.wait_for_number(last_sent).await;
     let log = pages(&relay.consumers).await;
-    assert_whole(&log, last_said);
+    assert_complete(&log, last_sent);
     assert!(log.len() as u64 > KILLS * 50, "there was load: {} events", log.len());
-    for (who, seen) in [("NDJSON", lines), ("WebSocket", messages)] {
-        eventually(who, WAIT_MAX, async || (seen.len() >= log.len()).then_some(())).await;
-        assert!(seen.connections() > KILLS / 2, "{who} connected {} times", seen.connections());
-        assert!(seen.all() == log, "{who} saw each entry once, in order, byte for byte as it stayed in the log");
+    for (transport, seen) in [("NDJSON", lines), ("WebSocket", messages)] {
+        eventually(transport, WAIT_MAX, async || (seen.len() >= log.len()).then_some(())).await;
+        assert!(seen.connections() > KILLS / 2, "{transport} connected {} times", seen.connections());
+        assert!(seen.all() == log, "{transport} got each entry once, in order and unchanged");
     }
 }
 
-/// Most kills hit a relay at work, every fifth one a relay that is just starting.
-async fn kill_repeatedly(site: &Site, board: &RelayUrl) {
+/// Kills relays; every fifth one while it starts, the others while they work.
+async fn kill_repeatedly(site: &Site, relay_url: &RelayUrl) {
     let mut rng = fastrand::Rng::with_seed(SEED);
     for round in 1..=KILLS {
         let mut child = RelayProcess::spawn(site.folder.path(), site.config(), &[]);
@@ -53,35 +53,35 @@ async fn kill_repeatedly(site: &Site, board: &RelayUrl) {
             continue;
         }
         let mut relay = RelayProcess::of(child).await;
-        board.put(Some(relay.consumers.clone()));
-        relay.goes_live().await;
+        relay_url.put(Some(relay.consumers.clone()));
+        relay.wait_until_live().await;
         tokio::time::sleep(Duration::from_millis(rng.u64(50..400))).await;
         relay.child.kill();
-        board.put(None);
+        relay_url.put(None);
         assert!(!relay.child.stderr().contains("damaged"), "{}", relay.child.stderr());
     }
 }
 
-/// Where a reader goes on.
+/// The path from which a reader continues.
 pub(super) fn events_path(after: Option<String>) -> String {
     let start = after.map_or("from=first".to_owned(), |id| format!("after={id}"));
     format!("/v1/streams/{STREAM}/events?{start}")
 }
 
-pub(super) async fn follow_lines(board: Arc<RelayUrl>, seen: Arc<ReceivedEntries>) {
-    follow_text(board, seen, "application/x-ndjson", "\n", |line| Some(line).filter(|line| !line.is_empty())).await;
+pub(super) async fn follow_lines(relay_url: Arc<RelayUrl>, seen: Arc<ReceivedEntries>) {
+    follow_text(relay_url, seen, "application/x-ndjson", "\n", |line| Some(line).filter(|line| !line.is_empty())).await;
 }
 
-/// Follows a text in pieces that each end with `end`; `entry` finds the entry in a line.
+/// Follows a text whose parts end with `end`. `entry` extracts the entry from a line.
 pub(super) async fn follow_text(
-    board: Arc<RelayUrl>,
+    relay_url: Arc<RelayUrl>,
     seen: Arc<ReceivedEntries>,
     accept: &str,
     end: &str,
     entry: impl Fn(&str) -> Option<&str>,
 ) {
     loop {
-        let url = format!("{}{}", board.get().await, events_path(seen.last_id()));
+        let url = format!("{}{}", relay_url.get().await, events_path(seen.last_id()));
         let Ok(mut answer) = client().get(url).header("accept", accept).send().await else { continue };
         seen.connected();
         let mut rest = Vec::new();
@@ -95,9 +95,9 @@ pub(super) async fn follow_text(
     }
 }
 
-pub(super) async fn follow_messages(board: Arc<RelayUrl>, seen: Arc<ReceivedEntries>) {
+pub(super) async fn follow_messages(relay_url: Arc<RelayUrl>, seen: Arc<ReceivedEntries>) {
     loop {
-        let url = format!("{}{}", board.get().await, events_path(seen.last_id())).replacen("http", "ws", 1);
+        let url = format!("{}{}", relay_url.get().await, events_path(seen.last_id())).replacen("http", "ws", 1);
         let Ok((mut socket, _)) = tokio_tungstenite::connect_async(url).await else { continue };
         seen.connected();
         while let Some(Ok(message)) = socket.next().await {
@@ -108,7 +108,7 @@ pub(super) async fn follow_messages(board: Arc<RelayUrl>, seen: Arc<ReceivedEntr
     }
 }
 
-/// What the readers and the test share.
+/// State that the readers share with the test.
 mod shared {
     use std::{
         sync::{
@@ -122,7 +122,7 @@ mod shared {
 
     use super::LogEntry;
 
-    /// Where the relay of the moment listens.
+    /// The URL of the running relay.
     #[derive(Default)]
     pub(crate) struct RelayUrl(watch::Sender<Option<String>>);
 
@@ -131,15 +131,15 @@ mod shared {
             self.0.send_replace(url);
         }
 
-        /// The address, as soon as there is one. It may be that of a relay that was just killed: whoever finds
-        /// nobody there comes back at once, so a breath is taken first.
+        /// Waits for the URL. It may be that of a relay that was just killed, so a short sleep limits the rate of
+        /// failed connections.
         pub(crate) async fn get(&self) -> String {
             tokio::time::sleep(Duration::from_millis(5)).await;
             self.0.subscribe().wait_for(Option::is_some).await.unwrap().clone().unwrap()
         }
     }
 
-    /// What one consumer was sent.
+    /// The entries that one consumer received.
     #[derive(Default)]
     pub(crate) struct ReceivedEntries(Mutex<Vec<LogEntry>>, AtomicU64);
 

@@ -1,23 +1,23 @@
-//! A stream's log as its consumers get it, and what must hold of it.
+//! A stream's log as consumers get it, and its invariants.
 
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{relay::client, site::STREAM};
 
-/// Entries of one page: the most that a page may have.
+/// Entries per page: the maximum.
 const PAGE: usize = 1_000;
 
-/// One event, as it was sent.
+/// One entry as the consumer received it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogEntry {
     pub(crate) id: String,
     pub(crate) kind: String,
     pub(crate) offset: u64,
-    /// The platform's number.
+    /// The platform's sequence number.
     pub(crate) number: Option<u64>,
     pub(crate) correlation: Option<String>,
-    /// Every byte of it.
+    /// The complete text.
     pub(crate) json: String,
 }
 
@@ -46,12 +46,12 @@ impl LogEntry {
     }
 }
 
-/// The whole log of the tests' usual stream.
+/// The whole log of the default stream.
 pub(crate) async fn pages(consumers: &str) -> Vec<LogEntry> {
     pages_of(consumers, STREAM).await
 }
 
-/// The log of a stream up to the end that it has now, page by page.
+/// The log of a stream up to its current end, page by page.
 pub(crate) async fn pages_of(consumers: &str, stream: &str) -> Vec<LogEntry> {
     let end = end_of(consumers, stream).await;
     let mut entries: Vec<LogEntry> = Vec::new();
@@ -71,7 +71,7 @@ pub(crate) async fn pages_of(consumers: &str, stream: &str) -> Vec<LogEntry> {
     }
 }
 
-/// The newest offset of a stream; 0 where it has none.
+/// The newest offset of a stream; 0 for an empty log.
 async fn end_of(consumers: &str, stream: &str) -> u64 {
     let answer = client().get(format!("{consumers}/v1/streams")).send().await.unwrap();
     let streams: Value = answer.json().await.unwrap();
@@ -80,13 +80,14 @@ async fn end_of(consumers: &str, stream: &str) -> u64 {
     last.map_or(0, |(_, offset)| offset.parse().unwrap())
 }
 
-/// Every number from the first one heard to the last one said: once, in order, under dense offsets, and no gap.
-pub(crate) fn assert_whole(log: &[LogEntry], last_said: u64) {
-    let first = log.first().and_then(|entry| entry.number).expect("the log begins with an event");
+/// Checks that the log has each number from its first to `last_sent` once, in order, with dense offsets and without a
+/// gap.
+pub(crate) fn assert_complete(log: &[LogEntry], last_sent: u64) {
+    let first = log.first().and_then(|entry| entry.number).expect("the log starts with an event");
     for (index, entry) in log.iter().enumerate() {
         let index = index as u64;
         assert_eq!(entry.offset, index + 1, "offsets are dense: {}", entry.json);
-        assert_eq!(entry.number, Some(first + index), "nothing is missing and nothing doubled: {}", entry.json);
+        assert_eq!(entry.number, Some(first + index), "nothing is missing or duplicated: {}", entry.json);
     }
-    assert_eq!(log.last().and_then(|entry| entry.number), Some(last_said), "everything said is there");
+    assert_eq!(log.last().and_then(|entry| entry.number), Some(last_sent), "the last event is there");
 }

@@ -1,4 +1,4 @@
-//! Logging never holds the process up, and every line of a log that is no terminal is JSON.
+//! Logging never blocks the process, and each line is JSON unless the output is a terminal.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -10,12 +10,12 @@ use trunkline::simulator::{FaultTarget, PlatformFault, Settings, TokenFailure};
 
 use super::{
     child::{WAIT_MAX, eventually},
-    log::{assert_whole, pages},
+    log::{assert_complete, pages},
     relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
 
-/// A daemon whose standard error is a pipe, which is read no further than its first lines.
+/// A daemon whose standard error is a pipe. Only its first lines are read.
 struct PipedRelay {
     process: Child,
     stderr: Option<BufReader<ChildStderr>>,
@@ -44,7 +44,7 @@ impl PipedRelay {
     async fn dropped(&self) -> u64 {
         let page = client().get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap();
         let line = page.lines().find_map(|line| line.strip_prefix("trunkline_log_lines_dropped_total "));
-        line.expect("the metric is there from the start").parse().unwrap()
+        line.expect("the metric exists from the start").parse().unwrap()
     }
 }
 
@@ -75,7 +75,7 @@ async fn an_unread_standard_error_blocks_nothing() {
     let site = Site::start().await;
     let mut relay = PipedRelay::start(&site, "debug");
     assert_eq!(relay.dropped().await, 0);
-    let talk = site.start_traffic(500);
+    let traffic = site.start_traffic(500);
     let pooled = reqwest::Client::builder().no_proxy().timeout(WAIT_MAX).build().unwrap();
     eventually("more lines than the pipe and the queue hold", WAIT_MAX * 2, async || {
         // A refused request is a line at this level.
@@ -88,10 +88,10 @@ async fn an_unread_standard_error_blocks_nothing() {
     .await;
     let healthy = client().get(format!("{}/healthz", relay.admin)).send().await.unwrap();
     assert_eq!(healthy.status(), 200);
-    let last = talk.stop().await;
+    let last = traffic.stop().await;
     eventually("everything that was sent is in the log", WAIT_MAX, async || {
         let log = pages(&relay.consumers).await;
-        (log.last().and_then(|entry| entry.number) == Some(last)).then(|| assert_whole(&log, last))
+        (log.last().and_then(|entry| entry.number) == Some(last)).then(|| assert_complete(&log, last))
     })
     .await;
     let id = relay.process.id().to_string();
@@ -103,7 +103,7 @@ async fn an_unread_standard_error_blocks_nothing() {
     relay.stderr.as_mut().unwrap().read_to_string(&mut rest).unwrap();
     let whole = rest.rsplit_once('\n').map_or("", |(whole, _)| whole);
     for line in whole.lines() {
-        assert!(serde_json::from_str::<Value>(line).is_ok(), "dropping leaves whole lines: {line}");
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "dropped lines leave complete lines: {line}");
     }
 }
 

@@ -1,4 +1,5 @@
-//! What operators meet where there are several replicas: who keeps a stream, whom to ask, and what Redis must allow.
+//! Operator requests with several replicas: which replica owns a stream, where to send a command, and which Redis
+//! permissions are necessary.
 
 use std::{collections::BTreeSet, fs};
 
@@ -7,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     child::{Child, WAIT_MAX, eventually},
-    log::{assert_whole, pages},
+    log::{assert_complete, pages},
     relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
@@ -21,10 +22,10 @@ async fn site(url: &str, keys: &[&str]) -> Site {
     site
 }
 
-/// The one that keeps the stream, and the other one.
+/// The owner of the stream, and the other replica.
 async fn holder_and_standby(relays: [RelayProcess; 2]) -> (RelayProcess, RelayProcess) {
     let [one, two] = relays;
-    let here = eventually("both name the same holder, and each other", WAIT_MAX, async || {
+    let here = eventually("both replicas report the same owner and each other", WAIT_MAX, async || {
         let (first, second) = (one.status().await, two.status().await);
         let holders = [&first, &second].map(|status| status["streams"][0]["holder"].clone());
         let agreed = holders[0].is_string() && holders[0] == holders[1] && first["members"] == second["members"];
@@ -34,8 +35,8 @@ async fn holder_and_standby(relays: [RelayProcess; 2]) -> (RelayProcess, RelayPr
     if here { (one, two) } else { (two, one) }
 }
 
-async fn operator_request(relay: &RelayProcess, wish: &str) -> (u16, Value) {
-    let url = format!("{}/admin/v1/streams/{STREAM}/{wish}", relay.admin);
+async fn operator_request(relay: &RelayProcess, command: &str) -> (u16, Value) {
+    let url = format!("{}/admin/v1/streams/{STREAM}/{command}", relay.admin);
     let answer = client().post(url).send().await.unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
@@ -65,30 +66,30 @@ async fn an_operator_request_is_accepted_by_the_holder_and_the_other_replica_nam
     eventually("the stream is paused again", WAIT_MAX, paused).await;
     holder.child.signal("TERM");
     assert_eq!(holder.child.wait_for_exit(WAIT_MAX).await, 0, "{}", holder.child.printed_output());
-    other.goes_live().await;
+    other.wait_until_live().await;
     shows_the_holder(&site, &other, "here").await;
 }
 
-/// `trunkline status`, as a person sees it.
+/// Checks the owner in the output of `trunkline status`.
 async fn shows_the_holder(site: &Site, relay: &RelayProcess, holder: &str) {
     let mut status = Child::start(site.folder.path(), &["status", "--url", &relay.admin]);
     assert_eq!(status.wait_for_exit(WAIT_MAX).await, 0, "{}", status.printed_output());
-    let told = status.stdout();
-    let row = told.lines().find(|line| line.starts_with(STREAM)).unwrap();
-    assert_eq!(row.split_whitespace().nth(2), Some(holder), "{told}");
+    let table = status.stdout();
+    let row = table.lines().find(|line| line.starts_with(STREAM)).unwrap();
+    assert_eq!(row.split_whitespace().nth(2), Some(holder), "{table}");
     let id = relay.status().await["replica"].as_str().unwrap().to_owned();
-    assert!(told.lines().nth(1).unwrap().starts_with(&format!("replica {id}, ")), "{told}");
+    assert!(table.lines().nth(1).unwrap().starts_with(&format!("replica {id}, ")), "{table}");
 }
 
-/// The very user of `config/trunkline.toml` is enough for all that replicas do; and what they leave in Redis is what
-/// `docs/replicas.md` says.
+/// The permissions in `config/trunkline.toml` are sufficient for replicas, and `docs/replicas.md` lists all names of
+/// their keys in Redis.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_use_only_the_documented_redis_permissions_and_keys() {
     let server = RedisServer::volatile();
     server.connection().run::<()>(cmd("ACL").arg("SETUSER").arg("trunkline").arg(documented_rules())).await.unwrap();
     let url = format!("redis://trunkline:PASSWORD@127.0.0.1:{}", server.port());
     let site = site(&url, &["standby = true"]).await;
-    let talk = site.start_traffic(EVENTS_A_SECOND);
+    let traffic = site.start_traffic(EVENTS_A_SECOND);
     let (mut holder, other) =
         holder_and_standby([RelayProcess::live(&site).await, RelayProcess::live(&site).await]).await;
     let mut left = stored_names(&server).await;
@@ -96,21 +97,21 @@ async fn replicas_use_only_the_documented_redis_permissions_and_keys() {
     assert_eq!(holder.child.wait_for_exit(WAIT_MAX).await, 0, "{}", holder.child.printed_output());
     let (mut killed, heir) = holder_and_standby([other, RelayProcess::live(&site).await]).await;
     killed.child.kill();
-    heir.goes_live().await;
-    let last_said = talk.stop().await;
-    heir.holds(last_said).await;
-    assert_whole(&pages(&heir.consumers).await, last_said);
+    heir.wait_until_live().await;
+    let last_sent = traffic.stop().await;
+    heir.wait_for_number(last_sent).await;
+    assert_complete(&pages(&heir.consumers).await, last_sent);
 
     let refused: Vec<redis::Value> = server.connection().run(cmd("ACL").arg("LOG")).await.unwrap();
     assert!(refused.is_empty(), "{refused:?}");
     left.extend(stored_names(&server).await);
     let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/replicas.md")).unwrap();
     for name in left {
-        assert!(document.contains(&format!("`{name}`")), "docs/replicas.md does not tell of {name}");
+        assert!(document.contains(&format!("`{name}`")), "docs/replicas.md does not list {name}");
     }
 }
 
-/// Keys, channels and the fields of a head, with the names that the document takes for examples.
+/// Keys, channels and head fields in Redis, with the example names of the document.
 async fn stored_names(server: &RedisServer) -> BTreeSet<String> {
     let redis = server.connection();
     let keys: Vec<String> = redis.run(cmd("KEYS").arg("*")).await.unwrap();

@@ -1,5 +1,4 @@
-//! A platform behind TLS that only an HTTP proxy can reach: everything goes through `CONNECT`, and a proxy that fails is
-//! named.
+//! A TLS platform that is reachable only through an HTTP proxy: all connections use `CONNECT`, and errors name the proxy.
 
 use std::fs;
 
@@ -51,13 +50,13 @@ async fn tokens_calls_and_sockets_of_a_platform_behind_tls_go_through_a_connect_
     fs::write(&site.config, head(&site) + &account(&site, "demo", &token_url, &proxy.url()) + &stream).unwrap();
     let authority = folder.join("known.pem").display().to_string();
     let relay = RelayProcess::start_with(&site, &[("SSL_CERT_FILE", &authority)]).await;
-    relay.goes_live().await;
+    relay.wait_until_live().await;
     site.platform.emit(2);
-    relay.holds(2).await;
+    relay.wait_for_number(2).await;
     let before = proxy.requests().len();
     site.platform.inject(PlatformFault::Jump { n: 5 });
     site.platform.emit(1);
-    eventually("the state of the platform was asked for", WAIT_MAX, async || {
+    eventually("the snapshot was requested", WAIT_MAX, async || {
         pages(&relay.consumers).await.iter().any(|entry| entry.kind == "trunkline.snapshot.v1").then_some(())
     })
     .await;

@@ -1,4 +1,4 @@
-//! The relay with its log in Redis: both may be killed at any moment, and nothing is lost or doubled.
+//! The relay with its log in Redis: a kill of either at any moment loses and duplicates nothing.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::{
     child::{Child, WAIT_MAX, eventually},
     kill::{ReceivedEntries, RelayUrl, follow_lines, follow_text},
-    log::{assert_whole, pages},
+    log::{assert_complete, pages},
     relay::RelayProcess,
     site::Site,
 };
@@ -21,20 +21,20 @@ use crate::harness::{RedisServer, free_port};
 
 const EVENTS_A_SECOND: u64 = 300;
 
-/// A platform, and a relay's configuration with a store in `server`.
+/// A site whose store is `server`.
 async fn site(server: &RedisServer) -> Site {
     let site = Site::start().await;
     site.use_redis(&server.url());
     site
 }
 
-/// Waits until this relay shows what is said from here on.
+/// Waits until this relay serves a new event.
 async fn wait_for_progress(site: &Site, relay: &RelayProcess) {
-    let said = site.platform.ledger().last_sequence();
-    eventually("the log goes on", WAIT_MAX, async || (relay.newest().await?.number? > said).then_some(())).await;
+    let sent = site.platform.ledger().last_sequence();
+    eventually("the log grows", WAIT_MAX, async || (relay.newest().await?.number? > sent).then_some(())).await;
 }
 
-/// Waits until `/readyz` has this status.
+/// Waits until `/readyz` answers with this status.
 async fn shows(relay: &RelayProcess, expected: u16) {
     let fact = async || relay.ready().await.filter(|(status, _)| *status == expected).map(drop);
     eventually(&format!("/readyz has {expected}"), WAIT_MAX, fact).await;
@@ -44,29 +44,29 @@ async fn shows(relay: &RelayProcess, expected: u16) {
 async fn a_killed_relay_resumes_at_its_position_and_its_consumers_miss_nothing() {
     let server = RedisServer::durable();
     let site = site(&server).await;
-    let (board, mut readers) = (Arc::new(RelayUrl::default()), JoinSet::new());
+    let (relay_url, mut readers) = (Arc::new(RelayUrl::default()), JoinSet::new());
     let (lines, events) = (Arc::new(ReceivedEntries::default()), Arc::new(ReceivedEntries::default()));
-    readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
-    readers.spawn(follow_events(Arc::clone(&board), Arc::clone(&events)));
-    let talk = site.start_traffic(EVENTS_A_SECOND);
+    readers.spawn(follow_lines(Arc::clone(&relay_url), Arc::clone(&lines)));
+    readers.spawn(follow_events(Arc::clone(&relay_url), Arc::clone(&events)));
+    let traffic = site.start_traffic(EVENTS_A_SECOND);
     for round in 0..6 {
         let mut relay = RelayProcess::live(&site).await;
-        board.put(Some(relay.consumers.clone()));
+        relay_url.put(Some(relay.consumers.clone()));
         wait_for_progress(&site, &relay).await;
-        // Not always in the same moment of the work.
+        // Kill at different moments of the work.
         tokio::time::sleep(Duration::from_millis(50 * round)).await;
         relay.child.kill();
-        board.put(None);
+        relay_url.put(None);
     }
     let relay = RelayProcess::live(&site).await;
-    board.put(Some(relay.consumers.clone()));
-    let last_said = talk.stop().await;
-    relay.holds(last_said).await;
+    relay_url.put(Some(relay.consumers.clone()));
+    let last_sent = traffic.stop().await;
+    relay.wait_for_number(last_sent).await;
     let log = pages(&relay.consumers).await;
-    assert_whole(&log, last_said);
-    for (who, seen) in [("NDJSON", lines), ("SSE", events)] {
-        eventually(who, WAIT_MAX, async || (seen.len() >= log.len()).then_some(())).await;
-        assert!(seen.all() == log, "{who} saw each entry once, in order, byte for byte as it stayed in the log");
+    assert_complete(&log, last_sent);
+    for (transport, seen) in [("NDJSON", lines), ("SSE", events)] {
+        eventually(transport, WAIT_MAX, async || (seen.len() >= log.len()).then_some(())).await;
+        assert!(seen.all() == log, "{transport} got each entry once, in order and unchanged");
     }
 }
 
@@ -74,7 +74,7 @@ async fn a_killed_relay_resumes_at_its_position_and_its_consumers_miss_nothing()
 async fn a_killed_redis_is_retried_and_nothing_is_lost() {
     let mut server = RedisServer::durable();
     let site = site(&server).await;
-    let talk = site.start_traffic(EVENTS_A_SECOND);
+    let traffic = site.start_traffic(EVENTS_A_SECOND);
     let relay = RelayProcess::live(&site).await;
     for _ in 0..3 {
         wait_for_progress(&site, &relay).await;
@@ -87,9 +87,9 @@ async fn a_killed_redis_is_retried_and_nothing_is_lost() {
     shows(&relay, 503).await;
     server.resume();
     wait_for_progress(&site, &relay).await;
-    let last_said = talk.stop().await;
-    relay.holds(last_said).await;
-    assert_whole(&pages(&relay.consumers).await, last_said);
+    let last_sent = traffic.stop().await;
+    relay.wait_for_number(last_sent).await;
+    assert_complete(&pages(&relay.consumers).await, last_sent);
 }
 
 #[tokio::test]
@@ -186,12 +186,12 @@ async fn the_store_connection_can_use_tls_and_an_unknown_certificate_is_rejected
     assert_eq!(trusting.wait_for_exit(WAIT_MAX).await, 0, "{}", trusting.printed_output());
     let address = format!("rediss://localhost:{port}/3 is usable");
     assert!(trusting.stdout().contains(&address), "{}", trusting.printed_output());
-    let mut doubting = Child::start(site.folder.path(), &check);
-    assert_ne!(doubting.wait_for_exit(WAIT_MAX).await, 0, "{}", doubting.printed_output());
-    assert!(doubting.printed_output().contains("cannot be reached"), "{}", doubting.printed_output());
+    let mut untrusting = Child::start(site.folder.path(), &check);
+    assert_ne!(untrusting.wait_for_exit(WAIT_MAX).await, 0, "{}", untrusting.printed_output());
+    assert!(untrusting.printed_output().contains("cannot be reached"), "{}", untrusting.printed_output());
 }
 
-/// An authority of its own, and a certificate for `localhost`.
+/// Creates an authority and a certificate for `localhost`.
 fn certificates(folder: &Path) -> PathBuf {
     let steps = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.pem \
                  -days 2 -subj /CN=authority && \
@@ -205,6 +205,7 @@ fn certificates(folder: &Path) -> PathBuf {
     folder.to_owned()
 }
 
-pub(super) async fn follow_events(board: Arc<RelayUrl>, seen: Arc<ReceivedEntries>) {
-    follow_text(board, seen, "text/event-stream", "\n\n", |line| line.strip_prefix("data:").map(str::trim_start)).await;
+pub(super) async fn follow_events(relay_url: Arc<RelayUrl>, seen: Arc<ReceivedEntries>) {
+    follow_text(relay_url, seen, "text/event-stream", "\n\n", |line| line.strip_prefix("data:").map(str::trim_start))
+        .await;
 }

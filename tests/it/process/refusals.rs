@@ -1,4 +1,4 @@
-//! What the program refuses, how it says so, and with which exit code.
+//! Errors of the program: their messages and exit codes.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -13,10 +13,10 @@ use super::{
     site::{STREAM, Site},
 };
 
-/// No refusal takes longer on a busy machine.
+/// Longest time to an error exit on a busy machine.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// Runs to the end: exit code, standard output, standard error.
+/// Runs a command. Returns exit code, standard output and standard error.
 async fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut child = Child::start(folder, arguments);
     let code = child.wait_for_exit(Duration::from_secs(30)).await;
@@ -35,7 +35,7 @@ async fn all_configuration_errors_are_reported_at_once() {
         let shown = err.replace(&format!("{}/", golden.display()), "");
         assert_eq!(shown.trim_end(), expected.trim_end(), "{command}");
     }
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4, "only what was printed: nothing was started");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4, "only the output files: nothing was started");
 }
 
 #[tokio::test]
@@ -90,8 +90,8 @@ async fn a_check_with_connections_reports_each_part() {
     for line in ["ok      store: ", "ok      account demo: has a token", "ok      stream calls: opened and closed"] {
         assert_eq!(out.lines().filter(|found| found.starts_with(line)).count(), 1, "{line}\n{out}");
     }
-    let tally = site.platform.counters();
-    assert_eq!((tally.grants_total(), tally.sockets(SocketDialect::Sequenced).open), (1, 0));
+    let counters = site.platform.counters();
+    assert_eq!((counters.grants_total(), counters.sockets(SocketDialect::Sequenced).open), (1, 0));
 }
 
 #[tokio::test]
@@ -103,7 +103,7 @@ async fn a_check_does_not_disturb_a_running_relay() {
     let holder = format!("is in use by a running daemon (process {}", relay.child.id());
     assert!(out.contains(&holder), "{out}");
     site.platform.emit(2);
-    relay.holds(2).await;
+    relay.wait_for_number(2).await;
 }
 
 #[tokio::test]
@@ -123,14 +123,14 @@ async fn a_wrong_secret_is_reported_as_soon_as_the_platform_rejects_it() {
 #[tokio::test]
 async fn an_unreachable_platform_is_reported_with_the_cause() {
     let site = Site::start().await;
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let text = fs::read_to_string(site.config()).unwrap();
-    fs::write(site.config(), text.replace(&site.platform.address().to_string(), &nobody.to_string())).unwrap();
+    fs::write(site.config(), text.replace(&site.platform.address().to_string(), &unused.to_string())).unwrap();
     let began = clock::now();
     let (code, out, err) = connect(&site).await;
     assert_eq!(code, 3, "{out}{err}");
     assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
-    let asked = format!("failed  account demo: POST http://{nobody}/oauth/token (accounts.demo.token_url): ");
+    let asked = format!("failed  account demo: POST http://{unused}/oauth/token (accounts.demo.token_url): ");
     assert!(out.contains(&asked) && out.contains("refused"), "{out}");
 }
 
@@ -148,10 +148,10 @@ async fn a_wrong_token_url_path_is_reported_and_not_mistaken_for_wrong_credentia
 
 #[tokio::test]
 async fn a_socket_that_cannot_be_opened_is_reported_with_its_url_and_key() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let platform = Site::start().await;
     let address = platform.platform.address();
-    for (url, cause) in [(format!("ws://{nobody}/x"), "TCP connection to"), (format!("ws://{address}/nope"), "404")] {
+    for (url, cause) in [(format!("ws://{unused}/x"), "TCP connection to"), (format!("ws://{address}/nope"), "404")] {
         let site = Site::start().await;
         let text = fs::read_to_string(site.config()).unwrap();
         let at = text.find("\nurl = ").unwrap() + 1;
@@ -168,16 +168,16 @@ async fn a_socket_that_cannot_be_opened_is_reported_with_its_url_and_key() {
 
 #[tokio::test]
 async fn a_snapshot_url_is_requested_once_by_a_check() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let site = Site::start().await;
     let address = site.platform.address();
     let good = format!("http://{address}/api/v2/analytics/conversations/summary");
     for (url, expected, line) in [
         (good, 0, "ok      snapshot of calls: answered with 200".to_owned()),
         (
-            format!("http://{nobody}/x"),
+            format!("http://{unused}/x"),
             3,
-            format!("failed  snapshot of calls: streams.calls.snapshot_url: http://{nobody}/x: "),
+            format!("failed  snapshot of calls: streams.calls.snapshot_url: http://{unused}/x: "),
         ),
         (
             format!("http://{address}/nope"),

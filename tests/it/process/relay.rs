@@ -1,4 +1,4 @@
-//! `trunkline run` as a child, and the HTTP that its clients speak.
+//! `trunkline run` as a child process, with its HTTP interfaces.
 
 use std::path::Path;
 
@@ -10,12 +10,12 @@ use super::{
     site::{STREAM, Site},
 };
 
-/// A running daemon and where it listens.
+/// A running daemon and its URLs.
 pub(crate) struct RelayProcess {
     pub(crate) child: Child,
-    /// `http://127.0.0.1:…` for consumers.
+    /// URL of the consumer listener, `http://127.0.0.1:…`.
     pub(crate) consumers: String,
-    /// The same for operators.
+    /// URL of the admin listener, `http://127.0.0.1:…`.
     pub(crate) admin: String,
 }
 
@@ -29,12 +29,12 @@ impl RelayProcess {
         Self::of(Self::spawn(site.folder.path(), site.config(), variables)).await
     }
 
-    /// Starts it and does not wait.
+    /// Starts the daemon and does not wait.
     pub(crate) fn spawn(folder: &Path, config: &str, variables: &[(&str, &str)]) -> Child {
         Child::start_with(folder, &["run", "--config", config], variables)
     }
 
-    /// Waits until a started one listens.
+    /// Waits until a started daemon listens.
     pub(crate) async fn of(mut child: Child) -> Self {
         child.wait_for_output("\"trunkline started\"").await;
         let log = child.stderr();
@@ -47,11 +47,11 @@ impl RelayProcess {
     /// Starts it and waits until every stream is live.
     pub(crate) async fn live(site: &Site) -> Self {
         let relay = Self::start(site).await;
-        relay.goes_live().await;
+        relay.wait_until_live().await;
         relay
     }
 
-    pub(crate) async fn goes_live(&self) {
+    pub(crate) async fn wait_until_live(&self) {
         let all = format!("{}/readyz?streams=all", self.admin);
         eventually("every stream is live", WAIT_MAX, async || {
             let answer = client().get(&all).send().await.ok()?;
@@ -60,7 +60,7 @@ impl RelayProcess {
         .await;
     }
 
-    /// Status and body of `/readyz`; none when nobody answers.
+    /// Status and body of `/readyz`; `None` without a response.
     pub(crate) async fn ready(&self) -> Option<(u16, Value)> {
         let answer = client().get(format!("{}/readyz", self.admin)).send().await.ok()?;
         Some((answer.status().as_u16(), answer.json().await.ok()?))
@@ -70,7 +70,7 @@ impl RelayProcess {
         self.text(&self.admin, "/admin/v1/status").await.parse().unwrap()
     }
 
-    /// What the status says of the stream.
+    /// The status of the stream.
     pub(crate) async fn stream(&self) -> Value {
         self.status().await["streams"].as_array().unwrap().iter().find(|s| s["stream"] == STREAM).unwrap().clone()
     }
@@ -81,21 +81,21 @@ impl RelayProcess {
         answer.text().await.unwrap()
     }
 
-    /// Asks an operator's wish.
+    /// Sends an operator command.
     pub(crate) async fn operator_request(&self, path: &str) {
         let answer = client().post(format!("{}/admin/v1/{path}", self.admin)).send().await.unwrap();
         assert_eq!(answer.status(), 202, "{path}");
     }
 
-    /// Waits until the newest entry of the log has this number of the platform.
-    pub(crate) async fn holds(&self, number: u64) {
+    /// Waits until the newest entry of the log has this sequence number.
+    pub(crate) async fn wait_for_number(&self, number: u64) {
         eventually(&format!("number {number} is in the log"), WAIT_MAX, async || {
             (self.newest().await?.number? == number).then_some(())
         })
         .await;
     }
 
-    /// The newest entry of the log, as a consumer gets it.
+    /// The newest entry of the log as a consumer gets it.
     pub(crate) async fn newest(&self) -> Option<LogEntry> {
         let last = self.stream().await["last"].as_str()?.to_owned();
         let (epoch, offset) = last.split_once('-')?;
@@ -106,7 +106,7 @@ impl RelayProcess {
     }
 }
 
-/// A client that follows nothing and keeps nothing open.
+/// A client without redirects and without idle connections.
 pub(crate) fn client() -> reqwest::Client {
     trunkline::app::install_crypto();
     reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(WAIT_MAX).build().unwrap()

@@ -1,6 +1,6 @@
-//! Several relays on one Redis behave as one: each stream has one holder, whatever becomes of its holders.
+//! Several relays on one Redis: each stream has exactly one owner, also after failures of owners.
 //!
-//! `TRUNKLINE_ROUNDS` says how often, `TRUNKLINE_RATE` how many events a second; the figures are printed.
+//! `TRUNKLINE_ROUNDS` is the number of rounds, `TRUNKLINE_RATE` the events per second. The tests print their measurements.
 
 mod clocks;
 mod cluster;
@@ -34,7 +34,7 @@ use trunkline::{clock, simulator::SocketDialect};
 use super::{
     child::{WAIT_MAX, eventually},
     kill::{ReceivedEntries, RelayUrl, follow_lines},
-    log::{LogEntry, assert_whole, pages},
+    log::{LogEntry, assert_complete, pages},
     relay::RelayProcess,
     site::{STREAM, Site},
 };
@@ -44,19 +44,20 @@ const EVENTS_A_SECOND: u64 = 500;
 
 /// The default `lease`.
 const LEASE: Duration = Duration::from_secs(2);
-/// It is renewed five times in it: an owner that dies leaves at least four fifths, and the others look that much later.
+/// The longest rest of a lease after the death of its owner. It is renewed five times per lease, so at least four fifths
+/// are left.
 const RENEWAL: f64 = 0.2;
-/// A standby takes the stream of an owner that was silent for so long.
+/// Heartbeat timeout after which a standby takes over.
 const SILENCE: Duration = Duration::from_millis(400);
-/// What a claim, a session with the platform and the page of a reader take beside.
+/// Additional time for a claim, a new session and a consumer's page.
 const CLAIM: Duration = Duration::from_millis(1_200);
 
-/// How often a scene is played.
+/// Number of rounds.
 pub(super) fn rounds(default: usize) -> usize {
     env_setting("TRUNKLINE_ROUNDS").unwrap_or(default)
 }
 
-/// Events a second.
+/// Events per second.
 pub(super) fn rate() -> u64 {
     env_setting("TRUNKLINE_RATE").unwrap_or(EVENTS_A_SECOND)
 }
@@ -67,16 +68,16 @@ async fn site(server: &RedisServer, keys: &[&str]) -> Site {
     site
 }
 
-/// What a relay says of itself.
+/// Whether a relay owns the stream.
 async fn holds_stream(relay: &RelayProcess) -> bool {
     let page = relay.text(&relay.admin, "/metrics").await;
     let line = format!("trunkline_stream_lease_owner{{stream=\"{STREAM}\"}} 1");
     page.lines().any(|found| found == line)
 }
 
-/// The index of the relay that keeps the stream.
+/// The index of the relay that owns the stream.
 async fn holder(relays: &[RelayProcess]) -> usize {
-    eventually("one relay keeps the stream", WAIT_MAX, async || {
+    eventually("one relay owns the stream", WAIT_MAX, async || {
         for (index, relay) in relays.iter().enumerate() {
             if holds_stream(relay).await {
                 return Some(index);
@@ -87,7 +88,7 @@ async fn holder(relays: &[RelayProcess]) -> usize {
     .await
 }
 
-/// Waits until one relay owns the stream, and no other.
+/// Waits until exactly one relay owns the stream.
 async fn one_owns(relays: &[RelayProcess]) {
     let one = async || {
         let mut owners = 0;
@@ -99,7 +100,7 @@ async fn one_owns(relays: &[RelayProcess]) {
     eventually("one relay owns the stream", WAIT_MAX, one).await;
 }
 
-/// Two relays on one server.
+/// Two relays on one Redis server.
 struct ReplicaPair {
     server: RedisServer,
     site: Site,
@@ -112,7 +113,7 @@ impl ReplicaPair {
         Self { server, site, relays }
     }
 
-    /// Waits until both relays show what is sent from here on.
+    /// Waits until both relays serve a new event.
     async fn wait_for_progress(&self) {
         for relay in &self.relays {
             wait_for_progress(&self.site, relay, clock::now()).await;
@@ -120,21 +121,21 @@ impl ReplicaPair {
     }
 }
 
-/// Waits until this relay shows what is said from here on.
+/// Waits until this relay serves a new event. Returns the time since `since`.
 async fn wait_for_progress(site: &Site, relay: &RelayProcess, since: Instant) -> Duration {
-    let said = site.platform.ledger().last_sequence();
-    eventually("the log goes on", WAIT_MAX, async || (relay.newest().await?.number? > said).then_some(())).await;
+    let sent = site.platform.ledger().last_sequence();
+    eventually("the log grows", WAIT_MAX, async || (relay.newest().await?.number? > sent).then_some(())).await;
     clock::now().saturating_duration_since(since)
 }
 
-#[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
+#[expect(clippy::print_stdout, reason = "a full run prints its measurements")]
 fn print_times(what: &str, mut took: Vec<Duration>) {
     took.sort_unstable();
     let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_millis();
     println!("{what}: median {} ms, p99 {} ms, {} times", at(0.5), at(0.99), took.len());
 }
 
-/// How late this process was with what it wanted to do: so much the machine took from everybody.
+/// Measures how late this process wakes up, as an estimate of the load of the machine.
 struct DelayMeter {
     total: Arc<AtomicU64>,
     _ticks: JoinSet<()>,
@@ -161,7 +162,7 @@ impl DelayMeter {
     }
 }
 
-/// How long it took until the next entry was shown, and how late this process was meanwhile.
+/// Time until the next entry was served, and the delay of this process in that time.
 #[derive(Debug, Clone, Copy)]
 struct TakeoverTimes {
     shown: Duration,
@@ -169,13 +170,13 @@ struct TakeoverTimes {
 }
 
 impl TakeoverTimes {
-    /// Whether it took no longer than this, where three processes wait for one another on a late machine.
+    /// Whether the time is within the bound. Three processes wait for one another, so the delay counts three times.
     fn is_within(&self, promised: Duration) -> bool {
         self.shown < promised + 3 * self.late
     }
 }
 
-/// Kills the owner again and again; returns how long each time nothing was appended.
+/// Kills the owner repeatedly. Returns the times without an append.
 async fn kill_holders(lease: Duration, keys: &[&str], count: usize) -> Vec<TakeoverTimes> {
     let server = RedisServer::durable();
     let site = site(&server, keys).await;
@@ -184,31 +185,31 @@ async fn kill_holders(lease: Duration, keys: &[&str], count: usize) -> Vec<Takeo
     fs::write(&site.config, text.replace("[store]\n", &with_lease)).unwrap();
     let lateness = DelayMeter::watch();
     let mut relays = vec![RelayProcess::live(&site).await, RelayProcess::live(&site).await];
-    let (board, mut readers, lines) =
+    let (relay_url, mut readers, lines) =
         (Arc::new(RelayUrl::default()), JoinSet::new(), Arc::new(ReceivedEntries::default()));
-    readers.spawn(follow_lines(Arc::clone(&board), Arc::clone(&lines)));
-    board.put(Some(relays[1].consumers.clone()));
-    let talk = site.start_traffic(rate());
+    readers.spawn(follow_lines(Arc::clone(&relay_url), Arc::clone(&lines)));
+    relay_url.put(Some(relays[1].consumers.clone()));
+    let traffic = site.start_traffic(rate());
     let mut took = Vec::new();
     for _ in 0..count {
         let index = holder(&relays).await;
         let other = 1 - index;
         tokio::time::sleep(Duration::from_millis(fastrand::u64(700..1_200))).await;
-        board.put(Some(relays[other].consumers.clone()));
+        relay_url.put(Some(relays[other].consumers.clone()));
         relays[index].child.kill();
         let late = lateness.total();
         let shown = wait_for_progress(&site, &relays[other], clock::now()).await;
         took.push(TakeoverTimes { shown, late: lateness.total() - late });
         relays[index] = RelayProcess::live(&site).await;
     }
-    let last_said = talk.stop().await;
-    relays[0].holds(last_said).await;
-    relays[1].holds(last_said).await;
+    let last_sent = traffic.stop().await;
+    relays[0].wait_for_number(last_sent).await;
+    relays[1].wait_for_number(last_sent).await;
     let log = pages(&relays[0].consumers).await;
-    assert_whole(&log, last_said);
-    assert!(pages(&relays[1].consumers).await == log, "both relays show the same log");
+    assert_complete(&log, last_sent);
+    assert!(pages(&relays[1].consumers).await == log, "both relays have the same log");
     eventually("the consumer has all", WAIT_MAX, async || (lines.len() >= log.len()).then_some(())).await;
-    assert!(lines.all() == log, "it saw each entry once, in order, from whichever relay");
+    assert!(lines.all() == log, "the consumer got each entry once and in order from both relays");
     took
 }
 
@@ -217,7 +218,7 @@ async fn a_killed_holder_is_replaced_and_nothing_is_lost_or_duplicated() {
     for lease in [LEASE, 2 * LEASE] {
         let took = kill_holders(lease, &[], rounds(3)).await;
         print_times(
-            &format!("take-over without a standby, lease {lease:?}"),
+            &format!("takeover without a standby, lease {lease:?}"),
             took.iter().map(|took| took.shown).collect(),
         );
         let promised = lease.mul_f64(1.0 + RENEWAL) + CLAIM;
@@ -227,17 +228,17 @@ async fn a_killed_holder_is_replaced_and_nothing_is_lost_or_duplicated() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_takes_over_before_the_lease_of_a_killed_holder_expires() {
-    // So long that even a busy machine does not wait for its end.
+    // Long enough that a takeover ends before it, even on a busy machine.
     let lease = 4 * LEASE;
     let took = kill_holders(lease, &["standby = true"], rounds(6)).await;
-    print_times("take-over by a standby", took.iter().map(|took| took.shown).collect());
-    // A standby that is not ready at that moment waits for the end of the lease, as one without a session does.
+    print_times("takeover by a standby", took.iter().map(|took| took.shown).collect());
+    // A standby that is not ready at that moment waits for the end of the lease, like one without a session.
     let latest = lease.mul_f64(1.0 + RENEWAL) + CLAIM;
     assert!(took.iter().all(|took| took.is_within(latest)), "{took:?} where {latest:?} is promised");
     let left_min = lease.mul_f64(1.0 - RENEWAL);
     let before_its_end = took.iter().filter(|took| took.is_within(left_min)).count();
     assert!(2 * before_its_end > took.len(), "{took:?} where {left_min:?} of the lease were left");
-    // The quickest one: the others may have been suspected while they were renewed.
+    // The quickest one, because the others may have been suspected during a renewal.
     let promised = SILENCE + CLAIM;
     assert!(took.iter().any(|took| took.is_within(promised)), "{took:?} where {promised:?} is promised");
 }
@@ -247,7 +248,7 @@ async fn replicas_that_were_all_killed_resume_at_the_position_with_one_holder() 
     let server = RedisServer::durable();
     let site = site(&server, &[]).await;
     let mut relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
-    let talk = site.start_traffic(rate());
+    let traffic = site.start_traffic(rate());
     for _ in 0..rounds(1) {
         wait_for_progress(&site, &relays[0], clock::now()).await;
         for relay in &mut relays {
@@ -256,13 +257,13 @@ async fn replicas_that_were_all_killed_resume_at_the_position_with_one_holder() 
         tokio::time::sleep(LEASE).await;
         relays = [RelayProcess::start(&site).await, RelayProcess::start(&site).await];
         for relay in &relays {
-            relay.goes_live().await;
+            relay.wait_until_live().await;
         }
     }
-    let last_said = talk.stop().await;
+    let last_sent = traffic.stop().await;
     for relay in &relays {
-        relay.holds(last_said).await;
-        assert_whole(&pages(&relay.consumers).await, last_said);
+        relay.wait_for_number(last_sent).await;
+        assert_complete(&pages(&relay.consumers).await, last_sent);
     }
     one_owns(&relays).await;
 }
@@ -272,7 +273,7 @@ async fn a_holder_that_was_suspended_appends_nothing_more_and_becomes_a_standby(
     let server = RedisServer::durable();
     let site = site(&server, &[]).await;
     let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
-    let talk = site.start_traffic(rate());
+    let traffic = site.start_traffic(rate());
     for _ in 0..rounds(2) {
         let index = holder(&relays).await;
         wait_for_progress(&site, &relays[index], clock::now()).await;
@@ -281,19 +282,19 @@ async fn a_holder_that_was_suspended_appends_nothing_more_and_becomes_a_standby(
         wait_for_progress(&site, &relays[1 - index], clock::now()).await;
         relays[index].child.signal("CONT");
         let apart = async || (!holds_stream(&relays[index]).await).then_some(());
-        eventually("it knows that the stream is another's", WAIT_MAX, apart).await;
-        relays[index].goes_live().await;
+        eventually("it reports that the other replica owns the stream", WAIT_MAX, apart).await;
+        relays[index].wait_until_live().await;
     }
-    let last_said = talk.stop().await;
+    let last_sent = traffic.stop().await;
     for relay in &relays {
-        relay.holds(last_said).await;
-        assert_whole(&pages(&relay.consumers).await, last_said);
+        relay.wait_for_number(last_sent).await;
+        assert_complete(&pages(&relay.consumers).await, last_sent);
     }
     let refused = refused(&relays[0]).await + refused(&relays[1]).await;
-    println!("{} times frozen: {refused} appends were under way, and refused", rounds(2));
+    println!("{} suspensions: {refused} appends in flight were rejected", rounds(2));
 }
 
-/// How many appends of this relay came too late.
+/// Number of appends of this relay that the store rejected.
 pub(super) async fn refused(relay: &RelayProcess) -> u64 {
     let page = relay.text(&relay.admin, "/metrics").await;
     let line = page.lines().find_map(|line| line.strip_prefix("trunkline_store_errors_total{reason=\"fenced\"} "));
@@ -306,7 +307,7 @@ async fn replicas_restarted_one_by_one_hand_their_streams_over() {
     let site = site(&server, &[]).await;
     let mut relays =
         vec![RelayProcess::live(&site).await, RelayProcess::live(&site).await, RelayProcess::live(&site).await];
-    let talk = site.start_traffic(rate());
+    let traffic = site.start_traffic(rate());
     let mut took = Vec::new();
     for _ in 0..rounds(1) {
         for index in [0, 1, 2] {
@@ -325,18 +326,18 @@ async fn replicas_restarted_one_by_one_hand_their_streams_over() {
             relays[index] = RelayProcess::live(&site).await;
         }
     }
-    let last_said = talk.stop().await;
+    let last_sent = traffic.stop().await;
     for relay in &relays {
-        relay.holds(last_said).await;
-        assert_whole(&pages(&relay.consumers).await, last_said);
+        relay.wait_for_number(last_sent).await;
+        assert_complete(&pages(&relay.consumers).await, last_sent);
     }
-    assert!(!took.is_empty(), "a holder was restarted");
+    assert!(!took.is_empty(), "an owner was restarted");
     assert_eq!(
         site.platform.counters().sockets(SocketDialect::Sequenced).deserted,
         0,
-        "the stream was live at every instant"
+        "the stream was live at every moment"
     );
-    print_times("a holder that is told to stop has ended", took);
+    print_times("an owner ends after a stop request", took);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -350,15 +351,15 @@ async fn streams_are_spread_over_all_replicas() {
     let first = RelayProcess::live(&site).await;
     assert_eq!(owned(&first).await, 6);
     let second = RelayProcess::live(&site).await;
-    eventually("each has its share", WAIT_MAX, async || {
+    eventually("each relay owns its share", WAIT_MAX, async || {
         let shares = (owned(&first).await, owned(&second).await);
         (shares == (3, 3)).then_some(())
     })
     .await;
-    first.goes_live().await;
+    first.wait_until_live().await;
 }
 
-/// How many streams a relay keeps.
+/// Number of streams that a relay owns.
 async fn owned(relay: &RelayProcess) -> usize {
     let page = relay.text(&relay.admin, "/metrics").await;
     page.lines().filter(|line| line.starts_with("trunkline_stream_lease_owner{") && line.ends_with(" 1")).count()

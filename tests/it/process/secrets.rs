@@ -1,7 +1,6 @@
-//! Secrets stay secret: through rotations and failures, with every log line there is, none is told or stored anywhere.
+//! No secret is in any output or file, also during rotations and failures and with all log levels.
 //!
-//! The tokens are known because two simulated platforms of one seed mint the same ones: the second is only asked for
-//! tokens.
+//! Two simulated platforms with the same seed grant the same tokens, so the second one provides the expected tokens.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -18,21 +17,21 @@ use super::{
     site::Site,
 };
 
-/// Has characters that every encoding changes.
+/// Has characters that each encoding changes.
 const SECRET: &str = "c4nary/+s3cret=&?of the:client";
 const CLIENT: &str = "canary client";
-/// More tokens than a run can use.
+/// More tokens than a run uses.
 const TOKENS: usize = 60;
-/// Rotations of each stream before it is enough.
+/// Number of rotations of each stream.
 const ROTATIONS: u64 = 2;
 
 #[tokio::test]
 async fn no_secret_is_printed_or_stored_anywhere() {
     let site = Site::start_with(settings(), &[]).await;
     write_three_streams(&site);
-    let tokens = tokens_of_a_twin().await;
+    let tokens = predicted_tokens().await;
     let mut relay = RelayProcess::start_with(&site, &[("TRUNKLINE_LOG", "trace")]).await;
-    relay.goes_live().await;
+    relay.wait_until_live().await;
     assert_genuine(&site, &tokens[0]).await;
     for fault in faults() {
         site.platform.inject(fault);
@@ -42,30 +41,30 @@ async fn no_secret_is_printed_or_stored_anywhere() {
     rotates(&relay).await;
     is_rejected(&site, &relay).await;
 
-    let mut told = vec![("metrics", relay.text(&relay.admin, "/metrics").await)];
-    told.push(("status", relay.text(&relay.admin, "/admin/v1/status").await));
-    told.push(("readiness", relay.text(&relay.admin, "/readyz").await));
-    told.push(("streams", relay.text(&relay.consumers, "/v1/streams").await));
+    let mut outputs = vec![("metrics", relay.text(&relay.admin, "/metrics").await)];
+    outputs.push(("status", relay.text(&relay.admin, "/admin/v1/status").await));
+    outputs.push(("readiness", relay.text(&relay.admin, "/readyz").await));
+    outputs.push(("streams", relay.text(&relay.consumers, "/v1/streams").await));
     for (what, arguments) in
         [("config show", ["config", "show", "--config"].as_slice()), ("check", &["check", "--connect", "--config"])]
     {
         let arguments = [arguments, &[site.config()]].concat();
         let mut child = Child::start_with(site.folder.path(), &arguments, &[("TRUNKLINE_LOG", "trace")]);
         child.wait_for_exit(WAIT_MAX).await;
-        told.push((what, child.printed_output()));
+        outputs.push((what, child.printed_output()));
     }
     relay.child.signal("TERM");
     assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 0);
-    told.push(("what run printed", relay.child.printed_output()));
-    assert!(relay.child.stderr().contains(r#""level":"DEBUG""#), "every log line is there");
+    outputs.push(("output of run", relay.child.printed_output()));
+    assert!(relay.child.stderr().contains(r#""level":"DEBUG""#), "debug lines are logged");
     let granted = usize::try_from(site.platform.counters().grants_total()).unwrap();
     assert!(granted < TOKENS, "every token is known");
 
     let needles = secret_patterns(&tokens[..granted]);
-    for (what, text) in &told {
+    for (what, text) in &outputs {
         assert_clean(what, text.as_bytes(), &needles);
     }
-    assert!(search_files(&site.store(), &needles) > 2, "there was something to search");
+    assert!(search_files(&site.store(), &needles) > 2, "there are files to search");
 }
 
 pub(super) fn settings() -> Settings {
@@ -78,7 +77,7 @@ pub(super) fn settings() -> Settings {
     }
 }
 
-/// The token in a header, in the query of a socket, and with REST calls.
+/// Three streams that send the token in a header, in a URL query, and with REST calls.
 pub(super) fn write_three_streams(site: &Site) {
     let address = site.platform.address();
     let text = format!(
@@ -103,28 +102,28 @@ topics = ["v2.analytics.queues.*.observations"]
     fs::write(site.config(), text).unwrap();
 }
 
-/// The tokens that the platform will grant, in their order.
-pub(super) async fn tokens_of_a_twin() -> Vec<String> {
-    let twin: Simulator = simulator::start(settings()).await.unwrap();
+/// The tokens that the platform will grant, in order.
+pub(super) async fn predicted_tokens() -> Vec<String> {
+    let second: Simulator = simulator::start(settings()).await.unwrap();
     let form = [("grant_type", "client_credentials"), ("client_id", CLIENT), ("client_secret", SECRET)];
     let mut tokens = Vec::new();
     for _ in 0..TOKENS {
-        let answer = client().post(format!("{}/oauth/token", twin.url())).form(&form).send().await.unwrap();
+        let answer = client().post(format!("{}/oauth/token", second.url())).form(&form).send().await.unwrap();
         let token: Value = answer.json().await.unwrap();
         tokens.push(token["access_token"].as_str().unwrap().to_owned());
     }
-    twin.stop().await;
+    second.stop().await;
     tokens
 }
 
-/// The relay's first token really is this one.
+/// Checks that the relay's first token is this one.
 async fn assert_genuine(site: &Site, token: &str) {
     let url = format!("{}/api/v2/analytics/conversations/summary", site.platform.url());
     assert_eq!(client().get(&url).bearer_auth("x").send().await.unwrap().status(), 401);
     assert_eq!(client().get(&url).bearer_auth(token).send().await.unwrap().status(), 200);
 }
 
-/// Everything that makes a relay complain about a token, an address or an answer.
+/// Faults that make a relay log errors about tokens, URLs and responses.
 fn faults() -> Vec<PlatformFault> {
     let on = FaultTarget::All;
     let token = |failure| PlatformFault::Token { failure, times: 1 };
@@ -137,7 +136,7 @@ fn faults() -> Vec<PlatformFault> {
         PlatformFault::TokenRevoked {},
         token(TokenFailure::Status { status: 500 }),
         PlatformFault::Close { on, code: 1008, reason: "expired".to_owned() },
-        token(TokenFailure::Redirect { to: "http://127.0.0.1:1/elsewhere".to_owned() }),
+        token(TokenFailure::Redirect { to: "http://127.0.0.1:1/other".to_owned() }),
         PlatformFault::Close { on, code: 1008, reason: "expired".to_owned() },
         PlatformFault::Rest { status: 401, times: 2, retry_after: None, path: None },
         PlatformFault::Undecodable { on, what: UndecodableFrame::InvalidJson },
@@ -156,7 +155,7 @@ async fn rotates(relay: &RelayProcess) {
     .await;
 }
 
-/// The last failure, because a relay whose secret was refused asks again only after a long time.
+/// Rejects the account. Must be the last failure, because the next token request follows only after a long time.
 async fn is_rejected(site: &Site, relay: &RelayProcess) {
     site.platform.inject(PlatformFault::Token { failure: TokenFailure::InvalidClient, times: 1 });
     eventually("the account is rejected", WAIT_MAX, async || {
@@ -165,7 +164,7 @@ async fn is_rejected(site: &Site, relay: &RelayProcess) {
     .await;
 }
 
-/// Each secret as it is, and as encodings would show it.
+/// Each secret, plain and in common encodings.
 pub(super) fn secret_patterns(tokens: &[String]) -> Vec<String> {
     let percent =
         |text: &str| reqwest::Url::parse_with_params("x:y", [("", text)]).unwrap().query().unwrap()[1..].to_owned();
@@ -188,7 +187,7 @@ pub(super) fn assert_clean(what: &str, bytes: &[u8], needles: &[String]) {
     }
 }
 
-/// Searches every file, and returns how many there were.
+/// Searches every file and returns their number.
 fn search_files(folder: &Path, needles: &[String]) -> usize {
     let mut count = 0;
     for entry in fs::read_dir(folder).unwrap() {
@@ -209,5 +208,5 @@ fn the_secret_search_detects_a_secret() {
     for text in ["a t0ken!", "74306b656e", "dDBrZW4=", "c4nary%2F%2Bs3cret%3D%26%3Fof+the%3Aclient"] {
         assert!(std::panic::catch_unwind(|| assert_clean("it", text.as_bytes(), &needles)).is_err(), "{text}");
     }
-    assert_clean("it", b"nothing of the kind", &needles);
+    assert_clean("it", b"no match here", &needles);
 }

@@ -1,4 +1,4 @@
-//! What stands around a relay: a simulated platform that talks, a folder, and a configuration as a user would write it.
+//! The environment of a relay: a simulated platform, a folder, and a configuration as a user writes it.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use tempfile::TempDir;
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use trunkline::simulator::{self, Settings, Simulator};
 
-/// The numbered stream of every site.
+/// The name of a site's numbered stream.
 pub(crate) const STREAM: &str = "calls";
 
-/// A folder with a configuration, and the platform that it names.
+/// A folder with a configuration, and its platform.
 pub(crate) struct Site {
     pub(crate) folder: TempDir,
     pub(crate) platform: Arc<Simulator>,
@@ -22,12 +22,12 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// A platform that says something only when told to, and a numbered stream of it.
+    /// A site with a platform without traffic and one numbered stream.
     pub(crate) async fn start() -> Self {
         Self::start_with(Settings::default(), &[]).await
     }
 
-    /// `keys` stand in the table of the stream.
+    /// A site with these simulator settings and additional lines in the stream's table.
     pub(crate) async fn start_with(settings: Settings, keys: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (id, secret) = (settings.client_id.clone(), settings.client_secret.clone());
@@ -43,7 +43,7 @@ impl Site {
         self.folder.path().join("data")
     }
 
-    /// Writes the configuration anew: the store's folder, and more keys of the stream.
+    /// Rewrites the configuration with this store folder and additional lines in the stream's table.
     pub(crate) fn write(&self, store: &Path, keys: &[&str]) {
         let mut text = self.base(store);
         text.push_str(&format!(
@@ -55,14 +55,14 @@ impl Site {
         fs::write(&self.config, text).unwrap();
     }
 
-    /// The same configuration with its store in this Redis.
+    /// Changes the configuration to a store in this Redis.
     pub(crate) fn use_redis(&self, url: &str) {
         let text = fs::read_to_string(&self.config).unwrap();
         let text = text.replace("[store]\n", &format!("[store]\nkind = \"redis\"\nurl = \"{url}\"\n"));
         fs::write(&self.config, text).unwrap();
     }
 
-    /// Everything but the streams.
+    /// The configuration without its streams.
     pub(crate) fn base(&self, store: &Path) -> String {
         let (address, folder) = (self.platform.address(), self.folder.path().display());
         let store = store.display();
@@ -90,7 +90,7 @@ refresh_jitter = "0s"
         self.config.to_str().unwrap()
     }
 
-    /// Lets the platform talk, at this rate or as fast as a busy machine can, until it is hushed.
+    /// Sends events at this rate, or slower on a busy machine, until the traffic is stopped or dropped.
     pub(crate) fn start_traffic(&self, events_a_second: u64) -> Traffic {
         const TICK: Duration = Duration::from_millis(10);
         let (platform, mut tasks) = (Arc::clone(&self.platform), JoinSet::new());
@@ -106,14 +106,14 @@ refresh_jitter = "0s"
     }
 }
 
-/// A platform that is talking. Dropping it hushes it.
+/// Continuous traffic. Drop stops it.
 pub(crate) struct Traffic {
     tasks: JoinSet<()>,
     platform: Arc<Simulator>,
 }
 
 impl Traffic {
-    /// Ends the talk, and tells the last number that was said.
+    /// Stops the traffic and returns the last number.
     pub(crate) async fn stop(mut self) -> u64 {
         self.tasks.shutdown().await;
         self.platform.ledger().last_sequence()

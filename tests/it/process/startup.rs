@@ -1,4 +1,4 @@
-//! A store that cannot be opened when the process starts: the process stays up, says why, and goes on when it can.
+//! A store that cannot be opened at the start: the process keeps running, reports the reason, and retries.
 
 use std::{
     fs,
@@ -18,11 +18,11 @@ use super::{
 };
 use crate::harness::{CommandMatch, ERRORS, FaultReply, RedisServer, RespFault, RespProxy, error_code, free_port};
 
-/// A daemon that is told to end while it waits for its store does so within this, on a slow machine too; it waits
-/// seconds between two attempts.
+/// Longest time to stop while the daemon waits for its store, also on a slow machine. The pause between two attempts is
+/// longer.
 const END_MAX: Duration = Duration::from_secs(5);
 
-/// A daemon that listens on ports that are known before it has opened its store.
+/// A daemon on known ports that may not have opened its store.
 struct WaitingRelay {
     site: Site,
     child: Child,
@@ -31,7 +31,7 @@ struct WaitingRelay {
 }
 
 impl WaitingRelay {
-    /// Starts it with its store at `url`.
+    /// Starts a daemon with its store at `url`.
     async fn with_store(url: &str) -> Self {
         let site = Site::start().await;
         site.use_redis(url);
@@ -48,7 +48,7 @@ impl WaitingRelay {
         Self { site, child, consumers: at(consumers), admin: at(admin) }
     }
 
-    /// Waits until `/readyz` says 503 with `reason`.
+    /// Waits until `/readyz` answers 503 with `reason`.
     async fn is_not_ready(&mut self, reason: &str) {
         let shown = eventually(&format!("it is not ready: {reason}"), WAIT_MAX, async || {
             let answer = client().get(format!("{}/readyz", self.admin)).send().await.ok()?;
@@ -67,22 +67,22 @@ impl WaitingRelay {
         assert_eq!(problem["type"], "urn:trunkline:problem:starting");
         let mut status = Child::start(self.site.folder.path(), &["status", "--url", &self.admin]);
         assert_eq!(status.wait_for_exit(WAIT_MAX).await, 0, "{}", status.printed_output());
-        let told = status.stdout();
-        assert!(told.lines().any(|line| line.starts_with("NOT READY: store: ") && line.contains(reason)), "{told}");
+        let table = status.stdout();
+        assert!(table.lines().any(|line| line.starts_with("NOT READY: store: ") && line.contains(reason)), "{table}");
         assert!(self.child.has_ended().is_none(), "{}", self.child.printed_output());
     }
 
-    /// Waits until it serves its stream.
-    async fn goes_on(self) -> Self {
+    /// Waits until the stream is live.
+    async fn resumes(self) -> Self {
         let all = format!("{}/readyz?streams=all", self.admin);
-        eventually("it goes on", WAIT_MAX, async || {
+        eventually("it serves its stream", WAIT_MAX, async || {
             client().get(&all).send().await.ok()?.status().is_success().then_some(())
         })
         .await;
         self
     }
 
-    /// Tells it to end; it does at once, and in order.
+    /// Requests a stop, which must be quick and successful.
     async fn ends(mut self) {
         let since = clock::now();
         self.child.signal("TERM");
@@ -102,7 +102,7 @@ async fn a_redis_that_is_down_at_the_start_is_retried() {
     let mut waiting = WaitingRelay::with_store(&server.url()).await;
     waiting.is_not_ready("cannot be reached").await;
     server.restart();
-    waiting.goes_on().await.ends().await;
+    waiting.resumes().await.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,7 +119,7 @@ async fn a_redis_that_accepts_and_never_replies_is_retried() {
     let mut waiting = WaitingRelay::with_store(&server.url()).await;
     waiting.is_not_ready("cannot be reached").await;
     server.resume();
-    waiting.goes_on().await.ends().await;
+    waiting.resumes().await.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,7 +129,7 @@ async fn a_server_that_is_not_redis_is_reported_and_the_process_stays_up() {
     std::thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
             let mut request = [0; 64];
-            // Whether it read or wrote does not matter: the answer is none of Redis in either case.
+            // The reply is invalid for reads and for writes.
             drop(client.read(&mut request));
             drop(std::io::Write::write_all(&mut client, b"HTTP/1.1 400 Bad Request\r\n\r\n"));
         }
@@ -151,7 +151,7 @@ async fn a_rejected_login_is_reported_and_retried_until_it_succeeds() {
         trunkline::store::redis::connection::RedisTimeouts::default(),
     );
     right.run::<()>(cmd("CONFIG").arg("SET").arg("requirepass").arg("wrong")).await.unwrap();
-    waiting.goes_on().await.ends().await;
+    waiting.resumes().await.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -163,10 +163,10 @@ async fn missing_permissions_are_reported_and_retried_until_granted() {
     let mut waiting = WaitingRelay::with_store(&format!("redis://ann:pw@127.0.0.1:{}/0", server.port())).await;
     waiting.is_not_ready("may not run what is needed").await;
     operator.run::<()>(&rule(&["+@all"])).await.unwrap();
-    waiting.goes_on().await.ends().await;
+    waiting.resumes().await.ends().await;
 }
 
-/// A start while this fault lasts waits for its end and shows why.
+/// Checks that a start during this fault waits and shows the reason.
 async fn is_waited_for(fault: RespFault, reason: &str) {
     let server = RedisServer::durable();
     let proxy = RespProxy::to(server.port()).await;
@@ -174,10 +174,10 @@ async fn is_waited_for(fault: RespFault, reason: &str) {
     let mut waiting = WaitingRelay::with_store(&proxy.url()).await;
     waiting.is_not_ready(reason).await;
     proxy.clear();
-    waiting.goes_on().await.ends().await;
+    waiting.resumes().await.ends().await;
 }
 
-/// Every other error of the table, from this one on: two tests share them.
+/// Every second error of the table, starting with `first`. Two tests share the table.
 async fn errors_are_waited_for(first: usize) {
     for (commands, error) in ERRORS.into_iter().skip(first).step_by(2) {
         is_waited_for(RespFault { commands, reply: FaultReply::Error(error) }, error_code(error)).await;
@@ -227,7 +227,7 @@ async fn a_missing_login_is_reported_and_retried_until_none_is_required() {
         trunkline::store::redis::connection::RedisTimeouts::default(),
     );
     operator.run::<()>(cmd("CONFIG").arg("SET").arg("requirepass").arg("")).await.unwrap();
-    waiting.goes_on().await.ends().await;
+    waiting.resumes().await.ends().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -257,7 +257,7 @@ async fn an_unusable_directory_is_retried() {
     let mut waiting = WaitingRelay::start(site);
     waiting.is_not_ready(&format!("{} is a file where a directory is expected", place.display())).await;
     fs::remove_file(&place).unwrap();
-    let waiting = waiting.goes_on().await;
+    let waiting = waiting.resumes().await;
     assert!(place.is_dir() && waiting.site.folder.path().is_dir());
     waiting.ends().await;
 }
@@ -271,12 +271,12 @@ async fn a_directory_used_by_another_process_is_retried_until_it_is_released() {
         let holder = format!("{} is in use by process {}", second.site.store().display(), first.child.id());
         second.is_not_ready(&holder).await;
         second.site.platform.emit(1);
-        first.holds(1).await;
+        first.wait_for_number(1).await;
         first.child.signal(signal);
         eventually("the first process has ended", WAIT_MAX, async || first.child.has_ended().map(drop)).await;
-        let WaitingRelay { site, child, consumers, admin } = second.goes_on().await;
+        let WaitingRelay { site, child, consumers, admin } = second.resumes().await;
         site.platform.emit(1);
-        RelayProcess { consumers, admin, child }.holds(2).await;
+        RelayProcess { consumers, admin, child }.wait_for_number(2).await;
     }
 }
 
@@ -293,7 +293,7 @@ async fn a_password_file_that_changes_is_read_again_at_the_start_and_while_it_ru
     let mut waiting = WaitingRelay::start(site);
     waiting.is_not_ready("WRONGPASS").await;
     fs::write(&file, "first\n").unwrap();
-    let WaitingRelay { site, child, consumers, admin } = waiting.goes_on().await;
+    let WaitingRelay { site, child, consumers, admin } = waiting.resumes().await;
     let relay = RelayProcess { child, consumers, admin };
 
     let operator = trunkline::store::redis::connection::RedisConnection::new(
@@ -306,7 +306,7 @@ async fn a_password_file_that_changes_is_read_again_at_the_start_and_while_it_ru
         operator.run::<i64>(cmd("CLIENT").arg("KILL").arg("TYPE").arg(kind).arg("SKIPME").arg("yes")).await.unwrap();
     }
     site.platform.emit(1);
-    relay.holds(1).await;
-    relay.goes_live().await;
+    relay.wait_for_number(1).await;
+    relay.wait_until_live().await;
     assert!(!relay.child.printed_output().contains("not-yet"), "{}", relay.child.printed_output());
 }

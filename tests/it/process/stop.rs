@@ -1,4 +1,4 @@
-//! Asked to end, the relay says farewell to everybody, loses nothing, and is gone within bounds.
+//! Drain: the relay closes all connections, loses nothing, and exits in time.
 
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,16 @@ use trunkline::{
 
 use super::{
     child::{WAIT_MAX, eventually},
-    log::{assert_whole, pages},
+    log::{assert_complete, pages},
     relay::{RelayProcess, client},
     site::{STREAM, Site},
 };
 
-/// A platform that answers no farewell is waited for so long; with it a drain has a length that can be looked into.
+/// How long a drain waits for a platform that does not answer the close. It makes a drain long enough to observe.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Nothing else of a drain takes long.
+/// Longest time of the other steps of a drain.
 const BOUND: Duration = Duration::from_secs(10);
-/// What has to be quick is tried so often.
+/// Number of attempts of a timing check.
 const TRIES_MAX: usize = 5;
 
 type ConsumerSocket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
@@ -37,17 +37,17 @@ async fn a_drain_closes_every_connection_and_exits_with_zero() {
     site.platform.emit(3);
     let mut socket = socket(&relay).await;
     let (lines, sse) = (body(&relay, "application/x-ndjson").await, body(&relay, "text/event-stream").await);
-    relay.holds(3).await;
+    relay.wait_for_number(3).await;
     suspend_platform(&site);
 
     let began = clock::now();
     relay.child.signal("TERM");
     let (status, shown) = not_ready(&relay).await;
     assert_eq!((status, &shown["checks"]["draining"]), (503, &true.into()), "{shown}");
-    assert_eq!(relay.text(&relay.admin, "/healthz").await, "ok\n", "the process itself is well");
-    let (texts, farewell) = receive_until_close(&mut socket).await;
-    assert_eq!(texts, 3, "what was due is sent before the farewell");
-    assert_eq!((u16::from(farewell.code), farewell.reason.as_str()), (1001, "draining"));
+    assert_eq!(relay.text(&relay.admin, "/healthz").await, "ok\n", "the process is healthy");
+    let (texts, close) = receive_until_close(&mut socket).await;
+    assert_eq!(texts, 3, "pending events are sent before the close");
+    assert_eq!((u16::from(close.code), close.reason.as_str()), (1001, "draining"));
     assert_eq!(lines.text().await.expect("the body ends in order").lines().count(), 3);
     assert_eq!(sse.text().await.expect("the body ends in order").matches("\ndata: ").count(), 3);
     assert_eq!(relay.child.wait_for_exit(BOUND).await, 0, "{}", relay.child.printed_output());
@@ -90,22 +90,22 @@ async fn a_second_signal_exits_at_once_with_an_early_stop_message() {
 #[tokio::test]
 async fn a_drain_in_the_middle_of_a_rotation_loses_nothing() {
     let site = Site::start_with(Default::default(), &["rotation_jitter = \"0s\""]).await;
-    let talk = site.start_traffic(1_000);
+    let traffic = site.start_traffic(1_000);
     for round in 0..8 {
         let mut relay = RelayProcess::live(&site).await;
         relay.operator_request(&format!("streams/{STREAM}/rotate")).await;
-        // From "not begun" over "two sockets" to "done": a rotation on loopback takes some milliseconds.
+        // Covers all phases of a rotation, which takes some milliseconds on loopback.
         tokio::time::sleep(Duration::from_millis(round)).await;
         relay.child.signal("TERM");
         assert_eq!(relay.child.wait_for_exit(BOUND).await, 0, "{}", relay.child.printed_output());
     }
     let relay = RelayProcess::live(&site).await;
-    let last_said = talk.stop().await;
-    relay.holds(last_said).await;
-    assert_whole(&pages(&relay.consumers).await, last_said);
+    let last_sent = traffic.stop().await;
+    relay.wait_for_number(last_sent).await;
+    assert_complete(&pages(&relay.consumers).await, last_sent);
 }
 
-/// One of a few takes less: the others may have waited for a busy machine.
+/// Checks that at least one of several attempts is below the bound, because load may delay the others.
 async fn one_takes_less_than(bound: Duration, mut run: impl AsyncFnMut() -> Duration) {
     let mut took = Vec::new();
     while took.len() < TRIES_MAX {
@@ -117,7 +117,7 @@ async fn one_takes_less_than(bound: Duration, mut run: impl AsyncFnMut() -> Dura
     panic!("{took:?}, none of them below {bound:?}");
 }
 
-/// The platform hears nothing and answers nothing on its open sockets.
+/// The platform neither reads nor answers on its open sockets.
 fn suspend_platform(site: &Site) {
     site.platform.inject(PlatformFault::Stall { on: FaultTarget::All, duration: WAIT_MAX });
 }
@@ -136,19 +136,19 @@ async fn not_ready(relay: &RelayProcess) -> (u16, serde_json::Value) {
     eventually("the relay is not ready", BOUND, async || relay.ready().await.filter(|(status, _)| *status != 200)).await
 }
 
-/// The number of texts before the farewell, and the farewell.
+/// The number of texts before the close frame, and the close frame.
 async fn receive_until_close(socket: &mut ConsumerSocket) -> (usize, CloseFrame) {
     let mut texts = 0;
     loop {
-        let message = tokio::time::timeout(BOUND, socket.next()).await.expect("a farewell").expect("a farewell");
+        let message = tokio::time::timeout(BOUND, socket.next()).await.expect("a close").expect("a close");
         match message.unwrap() {
             Message::Text(_) => texts += 1,
-            Message::Close(farewell) => {
+            Message::Close(close) => {
                 drop(socket.flush().await);
-                return (texts, farewell.expect("a code"));
+                return (texts, close.expect("a code"));
             }
             Message::Ping(_) | Message::Pong(_) => (),
-            Message::Binary(_) | Message::Frame(_) => panic!("only texts are sent"),
+            Message::Binary(_) | Message::Frame(_) => panic!("only text frames are expected"),
         }
     }
 }
@@ -162,13 +162,13 @@ async fn a_process_that_was_suspended_reads_pending_frames_before_its_silence_ti
     let site = Site::start_with(Settings::default(), &["silence_max = \"2s\""]).await;
     let relay = RelayProcess::live(&site).await;
     site.platform.emit(3);
-    relay.holds(3).await;
-    for said in [94, 185] {
+    relay.wait_for_number(3).await;
+    for number in [94, 185] {
         relay.child.signal("STOP");
         site.platform.emit(91);
         tokio::time::sleep(Duration::from_secs(4)).await;
         relay.child.signal("CONT");
-        relay.holds(said).await;
+        relay.wait_for_number(number).await;
         let stream = relay.stream().await;
         assert_eq!(
             (&stream["reconnects"], &stream["gaps"]),

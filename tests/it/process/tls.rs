@@ -1,4 +1,4 @@
-//! TLS to a platform and to a token endpoint: an authority of one's own is believed, a bad certificate never.
+//! TLS to a platform and a token endpoint: a configured private authority is trusted, a bad certificate never.
 
 use std::{
     net::SocketAddr,
@@ -24,7 +24,7 @@ use super::{
     child::{WAIT_MAX, eventually},
 };
 
-/// Makes two authorities and, by them, good certificates for this machine and for `platform.test`, and three bad ones.
+/// Creates two authorities, valid certificates for this machine and `platform.test`, and three invalid ones.
 const MAKE: &str = r#"
 set -e
 key="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
@@ -39,18 +39,18 @@ authority unknown
 leaf good known 2 DNS:localhost
 leaf named known 2 DNS:platform.test
 leaf expired known 0 DNS:localhost
-leaf wrong-name known 2 DNS:elsewhere.test
-leaf stranger unknown 2 DNS:localhost
+leaf wrong-name known 2 DNS:other.test
+leaf untrusted unknown 2 DNS:localhost
 while openssl x509 -checkend 0 -noout -in expired.pem; do sleep 0.1; done
 # Its last second is over when the next one has begun.
 sleep 1.1
 "#;
 
-/// The bad certificates, with the words by which the error names what is wrong.
+/// The invalid certificates, with the expected part of the error.
 const BAD: [(&str, &str); 3] =
-    [("expired", "expired"), ("wrong-name", "not valid for name"), ("stranger", "UnknownIssuer")];
+    [("expired", "expired"), ("wrong-name", "not valid for name"), ("untrusted", "UnknownIssuer")];
 
-/// A platform behind TLS.
+/// A TLS terminator in front of a platform.
 pub(super) struct TlsTerminator {
     address: SocketAddr,
     attempts: Arc<AtomicU64>,
@@ -103,7 +103,7 @@ pub(super) fn make_certificates(folder: &Path) {
     assert!(made.status.success(), "sudo apt-get install -y openssl: {}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// An account whose token comes from the first port, and whose REST calls go to the second.
+/// An account with separate ports for the token endpoint and the REST API.
 fn account(site: &Site, name: &str, token_port: u16, api_port: u16) -> String {
     let folder = site.folder.path().display();
     format!(
@@ -114,7 +114,7 @@ fn account(site: &Site, name: &str, token_port: u16, api_port: u16) -> String {
     )
 }
 
-/// A stream whose first step is its socket.
+/// A stream that starts with its socket.
 fn numbered(name: &str, account: &str, port: u16) -> String {
     format!(
         "[streams.{name}]\naccount = \"{account}\"\nconnector = \"genesys-sequenced\"\n\
@@ -123,7 +123,7 @@ fn numbered(name: &str, account: &str, port: u16) -> String {
     )
 }
 
-/// A stream whose first step is a REST call.
+/// A stream that starts with a REST call.
 fn topics(name: &str, account: &str) -> String {
     format!(
         "[streams.{name}]\naccount = \"{account}\"\nconnector = \"genesys-notifications\"\n\
@@ -131,7 +131,7 @@ fn topics(name: &str, account: &str) -> String {
     )
 }
 
-/// What the status has of one account or stream.
+/// The status of one account or stream.
 async fn shown(relay: &RelayProcess, list: &str, key: &str, name: &str) -> Value {
     let status = relay.status().await;
     status[list].as_array().unwrap().iter().find(|one| one[key] == name).unwrap().clone()
@@ -162,7 +162,7 @@ async fn a_private_authority_is_trusted_and_a_bad_certificate_is_reported_and_re
     std::fs::write(&site.config, text).unwrap();
     let authority = folder.join("known.pem").display().to_string();
     let relay = RelayProcess::start_with(&site, &[("SSL_CERT_FILE", &authority)]).await;
-    eventually("the good ones work", WAIT_MAX, async || {
+    eventually("the valid certificates work", WAIT_MAX, async || {
         (shown(&relay, "streams", "stream", "good").await["state"] == "live").then_some(())
     })
     .await;
@@ -185,6 +185,6 @@ async fn a_private_authority_is_trusted_and_a_bad_certificate_is_reported_and_re
         eventually("it is tried again", WAIT_MAX, async || (terminator.attempts() > 4).then_some(())).await;
     }
     let good_ones = 1 + BAD.len() as u64;
-    assert_eq!(site.platform.counters().grants_total(), good_ones, "no secret went to a bad one");
-    assert_eq!(site.platform.counters().channels_created, 0, "and no token");
+    assert_eq!(site.platform.counters().grants_total(), good_ones, "no secret is sent to an invalid certificate");
+    assert_eq!(site.platform.counters().channels_created, 0, "no token is sent to an invalid certificate");
 }

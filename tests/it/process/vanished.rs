@@ -1,6 +1,6 @@
-//! Readers that vanish without a word, as when their machine or their network is gone.
+//! Readers that vanish without a close, as after a failure of their machine or network.
 //!
-//! The test runs in a network of its own, in which packets to an address of loopback can be dropped.
+//! The test runs in its own network namespace, in which packets to a loopback address can be dropped.
 
 use std::{net::SocketAddr, os::unix::fs::MetadataExt, process::Command, time::Duration};
 
@@ -17,19 +17,19 @@ use super::{
 };
 
 const NAME: &str = "process::vanished::readers_that_vanish_are_closed_and_others_read_on";
-/// Set for the process that runs in the other network.
+/// Variable of the process in the network namespace.
 const INSIDE: &str = "TRUNKLINE_TEST_INSIDE";
 
-/// Where the readers are that vanish.
+/// The address of the readers that vanish.
 const FAR: [u8; 4] = [127, 0, 0, 2];
 const NEAR: [u8; 4] = [127, 0, 0, 1];
 
-/// Packets to the readers are dropped from here on. The table of local addresses must be asked after that rule.
+/// Commands that drop packets to the readers. The rule must precede the table of local addresses.
 const DROP: [&str; 3] =
     ["rule add pref 100 lookup local", "rule del pref 0", "rule add pref 10 to 127.0.0.2 blackhole"];
 
-/// It takes about 90 s: 15 s until something is sent, and 75 s in which it is not acknowledged. By itself the kernel
-/// would try for a quarter of an hour.
+/// About 90 s are expected: 15 s until data is sent, and 75 s without an acknowledgement. The kernel's default is a
+/// quarter of an hour.
 const CLOSED_WITHIN: Duration = Duration::from_secs(240);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,17 +52,17 @@ async fn readers_that_vanish_are_closed_and_others_read_on() {
     DROP.into_iter().for_each(ip);
     eventually("the readers are closed", CLOSED_WITHIN, async || (readers(&relay).await == 1).then_some(())).await;
     site.platform.emit(1);
-    let mut heard = String::new();
-    while !heard.contains("\"sequence\":\"1\"") {
+    let mut text = String::new();
+    while !text.contains("\"sequence\":\"1\"") {
         let mut bytes = [0; 4_096];
         let len = timeout(WAIT_MAX, near.read(&mut bytes)).await.expect("the event in time").unwrap();
-        assert_ne!(len, 0, "the reader that is there was closed: {heard}");
-        heard.push_str(&String::from_utf8_lossy(&bytes[..len]));
+        assert_ne!(len, 0, "the remaining reader was closed: {text}");
+        text.push_str(&String::from_utf8_lossy(&bytes[..len]));
     }
     drop(far);
 }
 
-/// Runs this test again, in a network of its own.
+/// Runs this test in a network namespace.
 async fn run_inside() {
     let folder = tempfile::tempdir().unwrap();
     let is_root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
@@ -85,7 +85,7 @@ fn accept(form: &str) -> String {
     format!("Accept: {form}\r\n")
 }
 
-/// A reader at this address, whose answer has begun.
+/// A reader at this address that has received the response head.
 async fn read(relay: &RelayProcess, from: [u8; 4], headers: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from((from, 0))).unwrap();
@@ -99,7 +99,7 @@ async fn read(relay: &RelayProcess, from: [u8; 4], headers: &str) -> TcpStream {
     stream
 }
 
-/// How many readers the status counts.
+/// Number of readers in the status.
 async fn readers(relay: &RelayProcess) -> u64 {
     let status = relay.status().await;
     let subscribers = status["subscribers"].as_object().unwrap();

@@ -1,4 +1,4 @@
-//! The wall clock of a process jumps by a day and more while it runs; no other clock of it does.
+//! Jumps of the wall clock by a day and more. The monotonic clocks do not jump.
 
 use std::{
     fs,
@@ -10,23 +10,23 @@ use trunkline::clock;
 
 use super::{
     child::{WAIT_MAX, eventually},
-    log::{assert_whole, pages},
+    log::{assert_complete, pages},
     relay::RelayProcess,
     site::Site,
 };
 use crate::harness::RedisServer;
 
-/// Retention is looked at at least twice in it.
+/// Long enough for two checks of retention.
 const WATCHED: Duration = Duration::from_millis(2_500);
 
 /// The library that replaces the clock functions of a process.
 pub(super) fn faketime() -> PathBuf {
     let folders = fs::read_dir("/usr/lib").unwrap().filter_map(Result::ok);
     let found = folders.map(|folder| folder.path().join("faketime/libfaketime.so.1")).find(|file| file.exists());
-    found.expect("there is no libfaketime; sudo apt-get install -y libfaketime")
+    found.expect("libfaketime is not installed; sudo apt-get install -y libfaketime")
 }
 
-/// The wall clock of one process, as an offset in a file that is read at each call.
+/// The wall clock of one process, as an offset in a file that each call reads.
 struct FakeWallClock(PathBuf);
 
 impl FakeWallClock {
@@ -51,31 +51,31 @@ impl FakeWallClock {
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ];
         let relay = RelayProcess::start_with(site, &variables).await;
-        relay.goes_live().await;
+        relay.wait_until_live().await;
         relay
     }
 }
 
-/// Says one event after the other while retention is looked at, and expects all of them from the first one on.
+/// Sends events during checks of retention, and checks that all of them are kept.
 async fn keeps_everything(site: &Site, relay: &RelayProcess) {
     let end = clock::now() + WATCHED;
     while clock::now() < end {
         site.platform.emit(1);
-        let said = site.platform.ledger().last_sequence();
-        relay.holds(said).await;
+        let sent = site.platform.ledger().last_sequence();
+        relay.wait_for_number(sent).await;
         let log = pages(&relay.consumers).await;
         assert_eq!(log[0].number, Some(1), "{}", relay.child.printed_output());
-        assert_whole(&log, said);
+        assert_complete(&log, sent);
     }
 }
 
-/// The clock jumps ahead and back, and back and ahead; each jump is in the log.
+/// Moves the clock ahead and back, then back and ahead. Each jump must be logged.
 async fn the_wall_clock_jumps(site: Site) {
     let wall = FakeWallClock::new(site.folder.path());
     let relay = wall.start(&site).await;
     for _ in 0..50 {
         site.platform.emit(1);
-        relay.holds(site.platform.ledger().last_sequence()).await;
+        relay.wait_for_number(site.platform.ledger().last_sequence()).await;
     }
     for (offset, logged) in [("+25h", "the wall clock was set ahead"), ("-25h", "the wall clock was set back")] {
         wall.set(offset);
@@ -86,7 +86,7 @@ async fn the_wall_clock_jumps(site: Site) {
     }
     let stream = relay.stream().await;
     assert_eq!((&stream["state"], &stream["reconnects"]), (&"live".into(), &0.into()), "{stream}");
-    assert_eq!(site.platform.counters().grants_total(), 1, "no token ended by it");
+    assert_eq!(site.platform.counters().grants_total(), 1, "the jumps end no token");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

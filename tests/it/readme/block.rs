@@ -1,4 +1,4 @@
-//! The fenced blocks of a Markdown text. It knows three backticks at the start of a line, and nothing else of Markdown.
+//! The fenced blocks of a Markdown text. Only three backticks at the start of a line are recognized.
 
 /// A fenced block.
 #[derive(Debug, PartialEq, Eq)]
@@ -6,13 +6,13 @@ pub(super) struct CodeBlock {
     /// The info string: `sh`, `toml`, …
     pub(super) language: String,
     pub(super) text: String,
-    /// Where it begins.
+    /// The line where it starts.
     pub(super) at_line: usize,
 }
 
 const FENCE: &str = "```";
 
-/// Every block. One that is not closed is a mistake.
+/// All blocks. Panics on an unclosed block.
 pub(super) fn blocks(text: &str) -> Vec<CodeBlock> {
     let mut blocks = Vec::new();
     let mut open: Option<CodeBlock> = None;
@@ -34,7 +34,7 @@ pub(super) fn blocks(text: &str) -> Vec<CodeBlock> {
 }
 
 impl CodeBlock {
-    /// The commands: comments and prompts taken off, lines that a backslash continues put together.
+    /// The commands, without comments and prompts, with continued lines joined.
     pub(super) fn lines(&self) -> Vec<String> {
         let joined = self.text.replace("\\\n", " ");
         let lines = joined.lines().map(|line| line.trim().trim_start_matches("$ "));

@@ -1,12 +1,12 @@
-//! `docs/faults.md`: each row names tests that exist, or says why there is none.
+//! `docs/faults.md`: each row names existing tests, or the reason why it has none.
 
 use std::{fs, path::Path};
 
 const NO_TEST: &str = "No test: ";
-/// A reason is a sentence.
+/// Minimal length of a reason.
 const REASON_LEN_MIN: usize = 20;
 
-/// What is wrong with one row of a table; nothing if it is no row.
+/// The error of a table row; `None` for a valid row or another line.
 fn fault(root: &Path, line: &str) -> Option<String> {
     let cells: Vec<&str> = line.trim().strip_prefix('|')?.strip_suffix('|')?.split('|').map(str::trim).collect();
     let [what, _, tests] = cells[..] else { return Some(format!("three cells are expected: {line}")) };
@@ -25,7 +25,7 @@ fn fault(root: &Path, line: &str) -> Option<String> {
     })
 }
 
-/// The folders in which a test may be, and its path, from the words that name it.
+/// The folders in which a test may be, and its module path.
 fn test_location(named: &str) -> Option<(&[&str], &str)> {
     let (kind, rest) = named.split_once(" `")?;
     let folders: &[&str] = match kind {
@@ -36,7 +36,7 @@ fn test_location(named: &str) -> Option<(&[&str], &str)> {
     Some((folders, rest.strip_suffix('`')?))
 }
 
-/// Whether one of the files of this path's modules has the test. Modules behind the file's own are within it.
+/// Whether a file of this module path has the test. Inner modules are in the same file.
 fn exists(folder: &Path, path: &str) -> bool {
     let mut modules: Vec<&str> = path.split("::").collect();
     let Some(name) = modules.pop() else { return false };
@@ -72,7 +72,7 @@ fn a_row_without_a_test_is_found() {
         (own.to_owned(), true),
         ("lib `model::name::tests::a_name_is_short_lower_case_and_safe_in_a_url`".to_owned(), true),
         (format!("{own}, it `readme::faults::renamed`"), false),
-        // A function that is no test, and a test in another file.
+        // A function that is not a test, and a test in another file.
         ("it `readme::faults::exists`".to_owned(), false),
         ("it `readme::block::a_row_without_a_test_is_found`".to_owned(), false),
         ("`readme::faults::a_row_without_a_test_is_found`".to_owned(), false),

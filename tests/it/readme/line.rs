@@ -1,22 +1,21 @@
-//! What is done about one command of a document. It refuses what it does not know, so that nothing is skipped in
-//! silence.
+//! Maps each command of a document to an action. Rejects an unknown command, so that none is skipped.
 
-/// Where the demo of the test listens.
+/// The addresses of the test's demo.
 #[derive(Debug, Clone)]
 pub(super) struct ReadmeAddresses {
     pub(super) consumers: String,
     pub(super) admin: String,
 }
 
-/// What is done about a line.
+/// The action for a line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ReadmeAction {
-    /// It takes long, needs a cluster or a container engine, or is what runs this test: that it is there must do here.
+    /// Only check that the file exists: the command takes long, needs a cluster or a container engine, or runs this test.
     Find(String),
     Run {
         command: String,
         termination: Termination,
-        /// What must be in its output.
+        /// Required part of its output.
         expected_output: &'static str,
     },
 }
@@ -27,13 +26,13 @@ pub(super) enum Termination {
     Never,
 }
 
-/// The addresses that documents name.
+/// The documented addresses.
 const CONSUMERS: &str = "127.0.0.1:8080";
 const ADMIN: &str = "127.0.0.1:9090";
-/// Where `docs/simulator.md` has the simulated platform listen.
+/// The address of the simulated platform in `docs/simulator.md`.
 pub(super) const SIMULATOR: &str = "127.0.0.1:9400";
 
-/// What the commands of the program print: the command's first words, whether it ends, and some of what it says.
+/// The commands of the program: the first words, whether it ends, and a part of its output.
 const COMMANDS: [(&str, Termination, &str); 11] = [
     ("--help", Termination::Exits, "Usage: trunkline"),
     ("demo", Termination::Never, "Try in another terminal:"),
@@ -70,7 +69,7 @@ pub(super) fn parse_line(line: &str, places: &ReadmeAddresses) -> Result<ReadmeA
         },
         (Some("trunkline"), Some(_)) => program(line.trim_start_matches("trunkline "), places),
         (Some("curl"), Some(_)) => Ok(curl(&line)),
-        _ => Err("this command is not known to the test".to_owned()),
+        _ => Err("the test does not know this command".to_owned()),
     }
 }
 
@@ -78,22 +77,22 @@ fn last(line: &str) -> &str {
     line.split_whitespace().next_back().unwrap_or_default()
 }
 
-/// The file of what is named behind a word; the folder if nothing is.
+/// The file for the name behind a word; the folder if there is no name.
 fn named(line: &str, word: &str, folder: &str, extension: &str) -> Result<String, String> {
     let mut words = line.split_whitespace().skip_while(|found| *found != word).skip(1);
     match words.next() {
         Some(name) if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
             Ok(format!("{folder}/{name}.{extension}"))
         }
-        Some(name) => Err(format!("{name:?} is no name")),
+        Some(name) => Err(format!("{name:?} is not a name")),
         None => Ok(folder.to_owned()),
     }
 }
 
-/// A command of the program, steered to the test's addresses where it would use the usual ones.
+/// A command of the program, with the test's addresses instead of the default ones.
 fn program(rest: &str, places: &ReadmeAddresses) -> Result<ReadmeAction, String> {
     let known = COMMANDS.iter().find(|(command, _, _)| rest.starts_with(command));
-    let (command, mut ends, says) = *known.ok_or_else(|| format!("trunkline has no known command in {rest:?}"))?;
+    let (command, mut ends, text) = *known.ok_or_else(|| format!("trunkline has no known command in {rest:?}"))?;
     let mut arguments = rest.to_owned();
     let mut add = |option: &str, value: &str| {
         if !rest.contains(option) {
@@ -113,10 +112,10 @@ fn program(rest: &str, places: &ReadmeAddresses) -> Result<ReadmeAction, String>
         ends = Termination::Never;
     }
     let command = format!("exec '{}' {arguments}", env!("CARGO_BIN_EXE_trunkline"));
-    Ok(ReadmeAction::Run { command, termination: ends, expected_output: says })
+    Ok(ReadmeAction::Run { command, termination: ends, expected_output: text })
 }
 
-/// An answer that is a refusal is a mistake of the document.
+/// A `curl` command. An HTTP error fails the test.
 fn curl(line: &str) -> ReadmeAction {
     let endless = line.split_whitespace().any(|word| word == "-N" || word == "--no-buffer");
     let ends = if endless { Termination::Never } else { Termination::Exits };

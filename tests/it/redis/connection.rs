@@ -1,4 +1,4 @@
-//! The connection.
+//! Redis connections.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn a_command_gets_a_reply_and_an_error_has_its_code() {
     assert_eq!(get(&connection, "a").await, Ok(Some("1".to_owned())));
     let refused = connection.run::<i64>(cmd("LPUSH").arg("a").arg("b")).await.unwrap_err();
     assert_eq!(refused.code(), Some("WRONGTYPE"));
-    assert_eq!(get(&connection, "a").await, Ok(Some("1".to_owned())), "a refusal ends no connection");
+    assert_eq!(get(&connection, "a").await, Ok(Some("1".to_owned())), "an error reply ends no connection");
 }
 
 #[tokio::test]
@@ -55,10 +55,10 @@ async fn without_a_server_nothing_is_sent_and_its_return_is_detected() {
     let connection = redis.connection();
     set(&connection, "a", "1").await.unwrap();
     redis.kill();
-    eventually("the loss is seen though nobody asks", async || connection.health().is_err()).await;
+    eventually("the loss is detected without a command", async || connection.health().is_err()).await;
     assert!(matches!(set(&connection, "a", "2").await, Err(CommandError::NotSent(_))));
     redis.restart();
-    eventually("it is there again", async || get(&connection, "a").await == Ok(Some("1".to_owned()))).await;
+    eventually("the server is back", async || get(&connection, "a").await == Ok(Some("1".to_owned()))).await;
     assert_eq!(connection.health(), Ok(()));
 }
 
@@ -69,9 +69,9 @@ async fn a_server_that_never_replies_leaves_the_outcome_unknown() {
     set(&connection, "a", "1").await.unwrap();
     redis.pause();
     assert!(matches!(set(&connection, "a", "2").await, Err(CommandError::NoAnswer(_))));
-    assert!(matches!(set(&connection, "a", "3").await, Err(CommandError::NotSent(_))), "it dials, and is not greeted");
+    assert!(matches!(set(&connection, "a", "3").await, Err(CommandError::NotSent(_))), "it dials without a greeting");
     redis.resume();
-    eventually("it is there again", async || get(&connection, "a").await == Ok(Some("2".to_owned()))).await;
+    eventually("the server is back", async || get(&connection, "a").await == Ok(Some("2".to_owned()))).await;
 }
 
 #[tokio::test]
@@ -115,10 +115,10 @@ async fn published_messages_are_received_until_the_connection_is_lost() {
 async fn a_connection_outlives_the_runtime_of_whoever_dialled() {
     let redis = RedisServer::volatile();
     let connection = redis.connection();
-    let elsewhere = connection.clone();
+    let shared = connection.clone();
     let other = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { elsewhere.run::<i64>(cmd("CLIENT").arg("ID")).await.unwrap() })
+        runtime.block_on(async { shared.run::<i64>(cmd("CLIENT").arg("ID")).await.unwrap() })
     });
     let dialled = tokio::task::spawn_blocking(move || other.join().unwrap()).await.unwrap();
     assert_eq!(connection.run::<i64>(cmd("CLIENT").arg("ID")).await, Ok(dialled), "it is the same connection");

@@ -1,4 +1,4 @@
-//! Logins: at servers and at Sentinels, beside the URL and in it.
+//! Logins at servers and Sentinels, in the URL and outside of it.
 
 use std::{fs, path::Path};
 
@@ -13,7 +13,7 @@ use trunkline::{
 
 use crate::harness::{RedisServer, eventually, redis_limits};
 
-/// A secret in a file of its own.
+/// A secret in a file.
 fn secret(folder: &Path, text: &str) -> SecretRef {
     let path = folder.join(text);
     fs::write(&path, text).unwrap();

@@ -1,6 +1,6 @@
-//! Many lives of a token that many replicas share: the platform's grants are counted.
+//! Many token lifetimes with many replicas: the tests count the platform's grants.
 //!
-//! `TRUNKLINE_ROUNDS` says how many lives; with it there are fifty replicas and lives of ten seconds.
+//! `TRUNKLINE_ROUNDS` is the number of lifetimes, and selects fifty replicas and lifetimes of ten seconds.
 
 use std::time::{Duration, Instant};
 
@@ -17,16 +17,16 @@ use super::{
 };
 use crate::harness::{Platform, RedisServer, env_setting};
 
-/// How often it is looked whether everybody has a token.
+/// Interval between two checks that all replicas have a token.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Who looks so much later than it wanted to was not running, and neither was anybody else.
+/// A check that is later than this shows that the whole test was suspended.
 const SUSPENSION_MIN: Duration = Duration::from_millis(500);
 
-/// A lack is one when it is seen for so long: a look may be the last thing before a sleep.
+/// Longest time without a token. A single check may precede a suspension.
 const LACK_MAX: Duration = Duration::from_millis(250);
 
-/// How much of it is played.
+/// Size of a test.
 struct LoadScale {
     lifetimes: u64,
     lifetime_secs: u64,
@@ -34,11 +34,11 @@ struct LoadScale {
 }
 
 impl LoadScale {
-    /// So many lives of so many seconds, where nobody says otherwise.
-    fn of(lives: u64, life: u64) -> Self {
+    /// This number of lifetimes of this many seconds, unless the environment overrides them.
+    fn of(lifetimes: u64, lifetime_secs: u64) -> Self {
         match env_setting("TRUNKLINE_ROUNDS") {
-            Some(lives) => Self { lifetimes: lives, lifetime_secs: 10, replicas: 50 },
-            None => Self { lifetimes: lives, lifetime_secs: life, replicas: super::REPLICA_COUNT },
+            Some(lifetimes) => Self { lifetimes, lifetime_secs: 10, replicas: 50 },
+            None => Self { lifetimes, lifetime_secs, replicas: super::REPLICA_COUNT },
         }
     }
 }
@@ -80,69 +80,68 @@ async fn lost_messages_cost_no_request() {
     assert_eq!(granted, replicas.newest());
 }
 
-/// What befalls the replica that asks.
+/// The fault of the requesting replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LockHolderFault {
-    /// It dies after the token was granted, and before anybody else knows it.
+    /// It is killed after the grant, before the other replicas have the token.
     Killed,
-    /// It sleeps until its lock has ended and another has asked.
+    /// It is suspended until its lock has expired and another replica has requested a token.
     Suspended,
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_holder_that_dies_or_is_suspended_costs_one_request() {
-    // Long lives: what a fault leaves of one must be enough for a busy machine, or the machine is a fault of its own.
+    // Long lifetimes, so that the rest after a fault suffices on a busy machine.
     let LoadScale { lifetimes, lifetime_secs, replicas } = LoadScale::of(3, 12);
     let (platform, redis) = (platform(lifetime_secs).await, RedisServer::volatile());
-    // Who asks first is known: it renews at three quarters of a life, the others at seven eighths.
+    // The first replica renews at three quarters of a lifetime, the others at seven eighths.
     let mut first = ThreadedReplica::with("300s", &platform, &redis);
     let others = TokenReplicas::with(&format!("{}ms", lifetime_secs * 1_000 / 8), replicas, &platform, &redis);
     others.reach(1).await;
     let mut faults = 0;
     while others.newest() < lifetimes {
-        let fate = if faults % 2 == 0 { LockHolderFault::Killed } else { LockHolderFault::Suspended };
-        first = apply_fault(first, fate, &platform, &redis, &others).await;
+        let fault = if faults % 2 == 0 { LockHolderFault::Killed } else { LockHolderFault::Suspended };
+        first = apply_fault(first, fault, &platform, &redis, &others).await;
         faults += 1;
     }
     let granted = platform.counters().grants_total();
-    println!("{} lives, {faults} faults: {granted} grants", others.newest());
+    println!("{} lifetimes, {faults} faults: {granted} grants", others.newest());
     assert!(granted <= others.newest() + faults, "{granted} grants");
-    assert!(granted > others.newest(), "no fault hit what it was meant to hit");
+    assert!(granted > others.newest(), "no fault hit a token request");
 }
 
-/// Plays one fate, and returns who is to be the next.
+/// Injects one fault and returns the replica for the next.
 async fn apply_fault(
     first: ThreadedReplica,
-    fate: LockHolderFault,
+    fault: LockHolderFault,
     platform: &Platform,
     redis: &RedisServer,
     others: &TokenReplicas,
 ) -> ThreadedReplica {
     let slow = TokenFailure::Slow { duration: Duration::from_millis(300) };
     platform.inject(PlatformFault::Token { failure: slow, times: 1 });
-    let (tally, newest) = (platform.counters(), others.newest());
-    let asked = async || platform.counters().token_failures > tally.token_failures;
+    let (counters, newest) = (platform.counters(), others.newest());
+    let asked = async || platform.counters().token_failures > counters.token_failures;
     until("the request under the lock has arrived", redis, others, asked).await;
     let thaw = first.freeze().await;
-    until("it was granted", redis, others, async || platform.counters().grants_total() > tally.grants_total()).await;
-    if fate == LockHolderFault::Killed {
+    until("it was granted", redis, others, async || platform.counters().grants_total() > counters.grants_total()).await;
+    if fault == LockHolderFault::Killed {
         drop(thaw);
         until("it is dead", redis, others, async || first.has_exited()).await;
     } else {
-        until("another has asked", redis, others, async || others.newest() > newest).await;
+        until("another replica has requested a token", redis, others, async || others.newest() > newest).await;
         thaw.send(()).unwrap();
     }
-    until("everybody has the next one", redis, others, async || others.oldest() > newest).await;
-    if fate == LockHolderFault::Killed { ThreadedReplica::with("300s", platform, redis) } else { first }
+    until("all replicas have the next token", redis, others, async || others.oldest() > newest).await;
+    if fault == LockHolderFault::Killed { ThreadedReplica::with("300s", platform, redis) } else { first }
 }
 
-/// Sees to it that everybody has a token at every moment. When the whole test or its server was asleep, by no fault of
-/// ours, nobody could be sure to have one.
+/// Checks that all replicas have a token at every moment, except after a suspension of the whole test or its server.
 struct TokenMonitor {
     server: RedisConnection,
     sampled_at: Instant,
     suspended_until: Instant,
-    /// Since when somebody has had none.
+    /// Since when a replica has had none.
     without_token_since: Option<Instant>,
 }
 
@@ -152,13 +151,13 @@ impl TokenMonitor {
         Self { server: redis.connection(), sampled_at: now, suspended_until: now, without_token_since: None }
     }
 
-    #[expect(clippy::print_stdout, reason = "whoever reads the figures should know")]
+    #[expect(clippy::print_stdout, reason = "suspensions affect the measurements")]
     async fn sample(&mut self, all: &TokenReplicas) {
-        // No answer in time is a long time, too.
+        // A missing reply counts as a suspension, too.
         self.server.run::<String>(&cmd("PING")).await.unwrap_or_default();
         let now = clock::now();
         if now - self.sampled_at > SUSPENSION_MIN {
-            println!("everything was asleep for {:?}", now - self.sampled_at);
+            println!("the test was suspended for {:?}", now - self.sampled_at);
             self.suspended_until = now + 6 * SUSPENSION_MIN;
         }
         self.sampled_at = now;
@@ -170,12 +169,12 @@ impl TokenMonitor {
     }
 }
 
-/// Waits for a fact; meanwhile all of them have a token, whatever happens to the one.
-async fn until(what: &str, redis: &RedisServer, all: &TokenReplicas, mut fact: impl AsyncFnMut() -> bool) {
+/// Waits for a condition and checks that all replicas have a token in the meantime.
+async fn until(what: &str, redis: &RedisServer, all: &TokenReplicas, mut condition: impl AsyncFnMut() -> bool) {
     let (end, mut watch) = (clock::now() + Duration::from_secs(30), TokenMonitor::start(redis));
-    while !fact().await {
+    while !condition().await {
         watch.sample(all).await;
-        assert!(clock::now() < end, "it never came true that {what}");
+        assert!(clock::now() < end, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

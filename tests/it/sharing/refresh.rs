@@ -1,4 +1,4 @@
-//! A refresh token that the platform replaces with each use: whichever replica used it, the others have the next one.
+//! Rotating refresh tokens: after one replica uses a token, the others have the next one.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ async fn a_token_rotated_while_redis_was_down_is_shared_afterwards() {
     first.crash().await;
     let end = clock::now() + Duration::from_secs(10);
     while !second.has_a_token() || second.generation() < 5 {
-        assert!(clock::now() < end, "it cannot go on");
+        assert!(clock::now() < end, "no token in time");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(platform.counters().token_failures, 0, "no refresh token was used twice");
@@ -73,10 +73,10 @@ async fn a_refresh_token_is_stored_over_an_older_one_only() {
         vault.store_refresh_token("x", &token(number)).await.unwrap();
         assert_eq!(vault.refresh_token("x").await, Ok(Some(token(kept))));
     }
-    assert_eq!(vault.refresh_token("y").await, Ok(None), "each configured one has its own");
+    assert_eq!(vault.refresh_token("y").await, Ok(None), "each configured token has its own entry");
 }
 
-/// How many rotations the vault knows of.
+/// Number of rotations in the vault.
 async fn shared(redis: &RedisServer) -> u64 {
     let connection = redis.connection();
     let keys: Vec<String> = connection.run(cmd("KEYS").arg("*:refresh:*")).await.unwrap_or_default();
@@ -84,7 +84,7 @@ async fn shared(redis: &RedisServer) -> u64 {
     connection.run::<u64>(cmd("HGET").arg(key).arg("number")).await.unwrap_or_default()
 }
 
-/// Neither what the server holds nor what it wrote shows any of them.
+/// Checks that neither the memory nor the files of the server contain a token.
 async fn nothing_readable(redis: &RedisServer, tokens: &[String]) {
     let connection = redis.connection();
     let keys: Vec<String> = connection.run(cmd("KEYS").arg("*")).await.unwrap();

@@ -1,4 +1,4 @@
-//! Replicas of one account, each with connections and tasks of its own.
+//! Replicas of one account, each with its own connections and tasks.
 
 use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
@@ -16,7 +16,7 @@ use trunkline::{
 
 use crate::harness::{Platform, RedisServer, redis_limits};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_MAX: Duration = Duration::from_secs(20);
 
 pub(super) struct TokenReplica {
     tokens: Tokens,
@@ -26,14 +26,14 @@ pub(super) struct TokenReplica {
 
 pub(super) struct TokenReplicas(Vec<TokenReplica>);
 
-/// By which grant.
+/// The grant that a replica uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum GrantFlow {
     Client,
     RefreshToken,
 }
 
-/// What a replica is made from.
+/// The settings of a replica.
 #[derive(Clone)]
 struct TokenReplicaPlan {
     account: String,
@@ -96,7 +96,7 @@ impl TokenReplicaPlan {
     }
 }
 
-/// A replica with a thread of its own, on which nothing happens any more when it is frozen.
+/// A replica on its own thread, which can be suspended.
 pub(super) struct ThreadedReplica {
     commands: mpsc::Sender<std::sync::mpsc::Receiver<()>>,
     thread: JoinHandle<()>,
@@ -120,7 +120,7 @@ impl ThreadedReplica {
         Self { commands: orders, thread }
     }
 
-    /// Until the value that it returns is used. When that is dropped, it dies as it is.
+    /// Suspends the replica until a value is sent. A drop of the sender kills it.
     pub(super) async fn freeze(&self) -> std::sync::mpsc::SyncSender<()> {
         let (thaw, frozen) = std::sync::mpsc::sync_channel(1);
         self.commands.send(frozen).await.unwrap();
@@ -137,18 +137,18 @@ impl TokenReplica {
         TokenReplicaPlan::new(buffer, platform, redis).start()
     }
 
-    /// Of another account than the others.
+    /// A replica of this account.
     pub(super) fn of(account: &str, platform: &Platform, redis: &RedisServer) -> Self {
         TokenReplicaPlan { account: account.to_owned(), ..TokenReplicaPlan::new("300s", platform, redis) }.start()
     }
 
-    /// With the keys that consist of these bytes.
+    /// A replica with encryption keys made from these bytes.
     pub(super) fn sealed(keys: &[u8], platform: &Platform, redis: &RedisServer) -> Self {
         let keys: Vec<Secret> = keys.iter().map(|byte| Secret::new(BASE64_STANDARD.encode([*byte; 32]))).collect();
         TokenReplicaPlan { keys, ..TokenReplicaPlan::new("300s", platform, redis) }.start()
     }
 
-    /// With the one refresh token of the platform, sealed with a key.
+    /// A replica with the platform's refresh token and an encryption key.
     pub(super) fn refreshing(platform: &Platform, redis: &RedisServer) -> Self {
         let keys = vec![Secret::new(BASE64_STANDARD.encode([1; 32]))];
         TokenReplicaPlan { keys, grant: GrantFlow::RefreshToken, ..TokenReplicaPlan::new("300s", platform, redis) }
@@ -168,7 +168,7 @@ impl TokenReplica {
     pub(super) async fn reach(&self, generation: u64) {
         let mut watch = self.tokens.watch();
         let reached = watch.wait_for(|token| token.as_ref().is_some_and(|token| token.generation >= generation));
-        tokio::time::timeout(PATIENCE, reached).await.expect("the token never came").unwrap();
+        tokio::time::timeout(WAIT_MAX, reached).await.expect("a token in time").unwrap();
     }
 
     pub(super) fn has_a_token(&self) -> bool {
@@ -183,13 +183,13 @@ impl TokenReplica {
         self.tokens.watch().borrow().as_ref().unwrap().secret.clone()
     }
 
-    /// A stream is live under it, and then is refused it.
+    /// Reports a live session with the token, then its rejection.
     pub(super) fn refuse(&self, generation: u64) {
         self.tokens.record_live(&stream(), generation);
         self.tokens.refuse(&stream(), generation);
     }
 
-    /// A stream is refused it at its first handshake.
+    /// Reports a rejection at the first handshake with the token.
     pub(super) fn refuse_unused(&self, generation: u64) {
         self.tokens.refuse(&stream(), generation);
     }
@@ -198,7 +198,7 @@ impl TokenReplica {
         self.tokens.status()
     }
 
-    /// At once, without a word to anybody.
+    /// Ends the replica without a release of its lock.
     pub(super) async fn crash(self) {
         drop(self.tasks);
         tokio::task::yield_now().await;

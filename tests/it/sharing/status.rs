@@ -1,4 +1,4 @@
-//! What status and metrics show on every replica, whoever of them asks the token endpoint.
+//! Status and metrics of tokens on every replica, whichever requests the token.
 
 use std::time::Duration;
 
@@ -22,17 +22,17 @@ async fn a_retry_after_is_shown_on_both_replicas_and_cleared_afterwards() {
     platform.inject(PlatformFault::Token { failure, times: 1 });
     let replicas = [TokenReplica::with("300s", &platform, &redis), TokenReplica::with("300s", &platform, &redis)];
     for replica in &replicas {
-        eventually("the pause is shown", async || waits_for(&replica.status(), "Retry-After")).await;
+        eventually("the delay is shown", async || waits_for(&replica.status(), "Retry-After")).await;
         let status = replica.status();
         assert_eq!(status.state, "waiting", "{status:?}");
-        // Four seconds and the jitter of two.
+        // Four seconds plus a jitter of two.
         assert!(status.waiting_seconds.is_some_and(|seconds| seconds <= 6.0), "{status:?}");
         assert!(status.last_error.as_ref().is_some_and(|error| error.contains("Retry-After")), "{status:?}");
         assert!(status.last_error_at.as_ref().is_some_and(|at| at.ends_with('Z')), "{status:?}");
     }
     for replica in &replicas {
         replica.reach(1).await;
-        eventually("nothing is waited for", async || replica.status().waiting_for.is_none()).await;
+        eventually("no delay is shown", async || replica.status().waiting_for.is_none()).await;
         let status = replica.status();
         assert_eq!((status.state, status.last_error, status.last_error_at), ("valid", None, None));
     }
@@ -42,19 +42,21 @@ async fn a_retry_after_is_shown_on_both_replicas_and_cleared_afterwards() {
 #[tokio::test(flavor = "multi_thread")]
 async fn status_distinguishes_the_requesting_replica_from_the_waiting_one() {
     let (platform, redis) = (platform(600).await, RedisServer::volatile());
-    // Long enough to be seen on a busy machine, and shorter than the endpoint is waited for.
+    // Long enough to be observed on a busy machine, and shorter than the endpoint timeout.
     let slow = TokenFailure::Slow { duration: Duration::from_secs(7) };
     platform.inject(PlatformFault::Token { failure: slow, times: 1 });
     let replicas = [TokenReplica::with("300s", &platform, &redis), TokenReplica::with("300s", &platform, &redis)];
     let shown = |what: &str| replicas.iter().filter(|replica| waits_for(&replica.status(), what)).count();
-    eventually("one asks, one waits for it", async || shown("token endpoint") == 1 && shown("another replica") == 1)
-        .await;
+    eventually("one requests, one waits for it", async || {
+        shown("token endpoint") == 1 && shown("another replica") == 1
+    })
+    .await;
     for replica in &replicas {
         let status = replica.status();
         assert!(status.waiting_seconds.is_some_and(|seconds| seconds <= 10.0), "{status:?}");
         replica.reach(1).await;
     }
-    // A token that never carried a session is refused.
+    // Rejects a token that never had a live session.
     replicas[1].refuse_unused(1);
     eventually("the minimal interval is shown", async || waits_for(&replicas[1].status(), "refresh_interval_min"))
         .await;
@@ -69,14 +71,14 @@ async fn a_replica_that_only_adopts_tokens_shows_how_long_they_live() {
     let vault = TokenVault::new(redis.connection(), "trunkline", &account.parse().unwrap());
     let (lifetime, remaining) = (Duration::from_secs(3_000), Duration::from_secs(2_000));
     vault
-        .publish("elsewhere", &Token { generation: 7, lifetime, remaining, secret: b"\0a-token".to_vec() })
+        .publish("another-replica", &Token { generation: 7, lifetime, remaining, secret: b"\0a-token".to_vec() })
         .await
         .unwrap();
     let replica = TokenReplica::of(account, &platform, &redis);
     replica.reach(7).await;
-    eventually("its life is shown", async || gauge("token_lifetime_seconds", account) == 3_000.0).await;
+    eventually("the lifetime is shown", async || gauge("token_lifetime_seconds", account) == 3_000.0).await;
     let left = async || (1_900.0..=2_000.0).contains(&gauge("token_remaining_seconds", account));
-    eventually("what is left of it is shown", left).await;
+    eventually("the remaining time is shown", left).await;
     assert_eq!(platform.counters().grants_total(), 0);
 }
 

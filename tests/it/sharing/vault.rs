@@ -1,4 +1,4 @@
-//! The vault's scripts, by what they must refuse.
+//! The Redis scripts of the token vault, and their rejections.
 
 use std::time::Duration;
 
@@ -28,14 +28,14 @@ async fn a_lock_is_released_and_renewed_by_its_owner_only_and_expires() {
     assert_eq!(vault.lock("b", LONG).await, Ok(false));
     vault.release("b", None).await.unwrap();
     assert_eq!(vault.renew("b", LONG).await, Ok(false));
-    assert_eq!(vault.lock("b", LONG).await, Ok(false), "it is still a's");
+    assert_eq!(vault.lock("b", LONG).await, Ok(false), "a still has the lock");
     assert_eq!(vault.renew("a", LONG).await, Ok(true));
     vault.release("a", None).await.unwrap();
     assert_eq!(vault.lock("b", Duration::from_millis(100)).await, Ok(true));
-    eventually("it has ended", async || vault.lock("c", LONG).await == Ok(true)).await;
+    eventually("it has expired", async || vault.lock("c", LONG).await == Ok(true)).await;
     assert_eq!(vault.renew("b", LONG).await, Ok(false));
     vault.release("b", None).await.unwrap();
-    assert_eq!(vault.lock("d", LONG).await, Ok(false), "it is c's");
+    assert_eq!(vault.lock("d", LONG).await, Ok(false), "c has the lock");
 }
 
 #[tokio::test]
@@ -46,15 +46,15 @@ async fn a_token_replaces_only_an_older_one_and_never_under_a_foreign_lock() {
     vault.lock("a", LONG).await.unwrap();
     assert_eq!(vault.publish("b", &token(1)).await, Ok(TokenPublishOutcome::LockLost));
     assert_eq!(vault.publish("a", &token(5)).await, Ok(TokenPublishOutcome::Stored));
-    assert_eq!(vault.lock("b", LONG).await, Ok(true), "the lock is given back");
+    assert_eq!(vault.lock("b", LONG).await, Ok(true), "the lock is released");
     for old in [4, 5] {
         assert_eq!(vault.publish("a", &token(old)).await, Ok(TokenPublishOutcome::Superseded));
     }
     assert_eq!(vault.publish("a", &token(6)).await, Ok(TokenPublishOutcome::LockLost));
     assert_eq!(vault.publish("b", &token(5)).await, Ok(TokenPublishOutcome::Superseded));
-    assert_eq!(vault.lock("c", LONG).await, Ok(true), "the lock is given back though nothing was stored");
+    assert_eq!(vault.lock("c", LONG).await, Ok(true), "the lock is released although nothing was stored");
     vault.release("c", None).await.unwrap();
-    assert_eq!(vault.publish("a", &token(7)).await, Ok(TokenPublishOutcome::Stored), "nobody has the lock");
+    assert_eq!(vault.publish("a", &token(7)).await, Ok(TokenPublishOutcome::Stored), "the lock is free");
     let content = vault.read().await.unwrap();
     let found = content.token.unwrap();
     assert_eq!((content.last, found.generation, found.lifetime, found.secret), (7, 7, LONG, token(7).secret));
@@ -67,7 +67,7 @@ async fn an_expired_token_leaves_its_generation() {
     let vault = vault(&redis);
     let short = Token { remaining: Duration::from_millis(20), ..token(3) };
     assert_eq!(vault.publish("a", &short).await, Ok(TokenPublishOutcome::Stored));
-    eventually("it has ended", async || vault.read().await.unwrap().token.is_none()).await;
+    eventually("it has expired", async || vault.read().await.unwrap().token.is_none()).await;
     assert_eq!(vault.read().await.unwrap().last, 3);
     assert_eq!(vault.publish("a", &token(3)).await, Ok(TokenPublishOutcome::Superseded));
 }
@@ -78,7 +78,7 @@ async fn a_pause_applies_to_all_and_a_token_message_is_received() {
     let vault = vault(&redis);
     vault.release("a", Some(Duration::from_millis(300))).await.unwrap();
     assert!(vault.read().await.unwrap().pause.is_some());
-    eventually("it is over", async || vault.read().await.unwrap().pause.is_none()).await;
+    eventually("the pause has ended", async || vault.read().await.unwrap().pause.is_none()).await;
     let mut news = vault.listen().await.unwrap();
     vault.publish("a", &token(9)).await.unwrap();
     assert_eq!(news.next().await, Some(9));
@@ -111,11 +111,11 @@ async fn values_that_no_replica_can_have_written_are_reset() {
     assert!(!there("pause").await);
     for lock in [&["SET", &key("lock"), "a"][..], &["SET", &key("lock"), "a", "PX", "999999999"]] {
         run(lock).await;
-        assert_eq!(vault.lock("b", LONG).await, Ok(false), "it is looked at before it is broken");
+        assert_eq!(vault.lock("b", LONG).await, Ok(false), "an invalid lock is read before it is deleted");
         assert_eq!(vault.lock("b", LONG).await, Ok(true));
         vault.release("b", None).await.unwrap();
     }
-    assert_eq!(vault.publish("a", &token(1)).await, Ok(TokenPublishOutcome::Stored), "it goes on from the beginning");
+    assert_eq!(vault.publish("a", &token(1)).await, Ok(TokenPublishOutcome::Stored), "the generations restart");
 }
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn a_cluster_stores_tokens_like_a_single_server() {
         assert_eq!(vault.refresh_token("x").await.unwrap().unwrap().number, 2);
         let generation = format!("{{test:token:{account}}}:generation");
         connection.run::<()>(cmd("SET").arg(&generation).arg("18446744073709551615")).await.unwrap();
-        // The token's own number is sound.
+        // The token's own number is valid.
         assert_eq!(vault.read().await.unwrap().last, 5);
     }
 }

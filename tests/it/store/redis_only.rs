@@ -25,7 +25,7 @@ fn store(server: &RedisServer) -> Store {
 }
 
 /// Checks that no entry is missing or duplicated.
-async fn assert_whole(log: &LogFixture, count: usize) {
+async fn assert_complete(log: &LogFixture, count: usize) {
     assert_eq!(log.entries().await, (1..=count as u64).collect::<Vec<_>>());
 }
 
@@ -129,7 +129,7 @@ async fn an_append_whose_reply_was_lost_is_applied_once() {
         server.resume();
         until_done(&mut log, &append).await;
         whole += count;
-        assert_whole(&log, whole).await;
+        assert_complete(&log, whole).await;
     }
     log.append(1).await.unwrap();
     assert_eq!(LogFixture::open(&store(&server), "queues").await.state.last, log.state.last);
@@ -169,7 +169,7 @@ async fn a_command_that_arrives_long_after_its_retry_changes_nothing() {
         let before = transactions(&server).await;
         road.hold(HoldMode::Nothing);
         eventually("the late command has arrived", async || transactions(&server).await > before).await;
-        assert_whole(&log, usize::try_from(last).unwrap()).await;
+        assert_complete(&log, usize::try_from(last).unwrap()).await;
         let found = LogFixture::open(&store, "queues").await.state;
         assert_eq!(found.last.0, last);
         assert_found(found.checkpoint, newest.checkpoint);
@@ -278,7 +278,7 @@ async fn a_foreign_entry_in_a_log_is_reported_and_nothing_is_appended() {
         log.put(&append).await.unwrap();
         whole += count;
     }
-    assert_whole(&log, whole).await;
+    assert_complete(&log, whole).await;
 }
 
 #[tokio::test]
@@ -300,7 +300,7 @@ async fn a_full_server_is_unavailable_until_it_has_memory() {
         set("0").await;
         log.put(&append).await.unwrap();
     }
-    assert_whole(&log, 6 + MANY).await;
+    assert_complete(&log, 6 + MANY).await;
 }
 
 #[tokio::test]
@@ -378,7 +378,7 @@ async fn a_log_whose_head_was_deleted_continues_behind_its_entries_with_all_epoc
         }
         log.append(1).await.unwrap();
         assert!(!LogFixture::open(&store, "queues").await.state.damaged, "it was reported");
-        assert_whole(&log, 7 + MANY).await;
+        assert_complete(&log, 7 + MANY).await;
     }
 }
 
@@ -532,7 +532,7 @@ async fn a_valkey_is_supported_with_the_same_permissions() {
     for count in [1, MANY] {
         log.append(count).await.unwrap();
     }
-    assert_whole(&log, 1 + MANY).await;
+    assert_complete(&log, 1 + MANY).await;
 }
 
 /// Commands without which a start works, or a user cannot even connect.
@@ -571,7 +571,7 @@ async fn a_server_that_loses_reply_off_permission_gets_each_append_once() {
     );
     until_done(&mut log, &append).await;
     log.append(MANY).await.unwrap();
-    assert_whole(&log, 2 + 2 * MANY).await;
+    assert_complete(&log, 2 + 2 * MANY).await;
     let left = connections().await;
     assert_eq!(before.difference(&left).count(), 1, "the connection was replaced: {before:?}, {left:?}");
 }

@@ -1,4 +1,4 @@
-//! Two relays whose wall clocks are an hour apart share one token, and each goes on where the other was.
+//! Two relays whose wall clocks differ by an hour share one token, and each resumes at the other's position.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use crate::{
     harness::RedisServer,
     process::{
         child::{WAIT_MAX, eventually},
-        log::{assert_whole, pages},
+        log::{assert_complete, pages},
         relay::RelayProcess,
         site::Site,
         wall_clock::faketime,
     },
 };
 
-/// Lives of a token before it is enough.
+/// Number of token lifetimes.
 const TOKEN_LIFETIMES: u64 = 4;
 
 async fn start(site: &Site, by: &str) -> RelayProcess {
@@ -24,11 +24,11 @@ async fn start(site: &Site, by: &str) -> RelayProcess {
     let variables =
         [("LD_PRELOAD", library.to_str().unwrap()), ("FAKETIME", by), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
     let relay = RelayProcess::start_with(site, &variables).await;
-    relay.goes_live().await;
+    relay.wait_until_live().await;
     relay
 }
 
-/// The number of its token, and how many it asked for itself.
+/// The generation of its token, and the number of its own token requests.
 async fn token(relay: &RelayProcess) -> (u64, u64) {
     let account = relay.status().await["accounts"][0].clone();
     assert!(account["remaining_seconds"].as_f64().is_some_and(|left| left > 0.0), "{account}");
@@ -42,25 +42,25 @@ async fn clocks_an_hour_apart_cause_no_request_and_lose_no_event() {
     site.use_redis(&server.url());
     let mut late = start(&site, "-30m").await;
     let mut early = start(&site, "+30m").await;
-    let talk = site.start_traffic(rate());
+    let traffic = site.start_traffic(rate());
     let shown = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["timestamp"].to_string();
     let clocks = [&late, &early].map(|relay| shown(relay.child.stderr().lines().next().unwrap()));
-    assert_ne!(clocks[0][..15], clocks[1][..15], "they are an hour apart: {clocks:?}");
+    assert_ne!(clocks[0][..15], clocks[1][..15], "the clocks differ by an hour: {clocks:?}");
     let lived = async || (token(&late).await.0.min(token(&early).await.0) >= TOKEN_LIFETIMES).then_some(());
-    eventually("tokens come and go", WAIT_MAX, lived).await;
+    eventually("tokens are renewed", WAIT_MAX, lived).await;
     let (generation, _) = token(&early).await;
     let granted = site.platform.counters().grants_total();
     println!("{clocks:?}: {generation} lives, {granted} grants");
-    assert!((generation..=generation + 1).contains(&granted), "one may just be on its way");
+    assert!((generation..=generation + 1).contains(&granted), "one request may be in flight");
     late.child.kill();
     let ahead = wait_for_progress(&site, &early, clock::now()).await;
     let late = start(&site, "-30m").await;
     early.child.kill();
     let behind = wait_for_progress(&site, &late, clock::now()).await;
-    println!("the one that is an hour ahead went on after {ahead:?}, the one that is an hour behind after {behind:?}");
-    let last_said = talk.stop().await;
-    late.holds(last_said).await;
-    assert_whole(&pages(&late.consumers).await, last_said);
+    println!("takeover times: clock ahead {ahead:?}, clock behind {behind:?}");
+    let last_sent = traffic.stop().await;
+    late.wait_for_number(last_sent).await;
+    assert_complete(&pages(&late.consumers).await, last_sent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,7 +69,7 @@ async fn an_expired_position_is_abandoned_even_if_the_clock_is_an_hour_behind() 
     let site = site(&server, &["retention = \"3s\"", "silence_max = \"2s\""]).await;
     let mut early = start(&site, "+30m").await;
     site.platform.emit(9);
-    early.holds(site.platform.ledger().last_sequence()).await;
+    early.wait_for_number(site.platform.ledger().last_sequence()).await;
     early.child.kill();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let late = start(&site, "-30m").await;
@@ -77,5 +77,5 @@ async fn an_expired_position_is_abandoned_even_if_the_clock_is_an_hour_behind() 
         let log = pages(&late.consumers).await;
         log.iter().any(|entry| entry.kind == "trunkline.gap.v1" && entry.json.contains("\"retention\"")).then_some(())
     };
-    eventually("the log says that it was too old", WAIT_MAX, marked).await;
+    eventually("the log has the gap", WAIT_MAX, marked).await;
 }

@@ -1,4 +1,4 @@
-//! Two relays on a Redis Cluster of three nodes: as on one server, also while a slot migrates and when nodes restart.
+//! Two relays on a Redis Cluster of three nodes, with slot migration and restarts of nodes.
 
 use redis::cmd;
 use trunkline::clock;
@@ -8,7 +8,7 @@ use crate::{
     harness::{RedisServer, eventually as soon},
     process::{
         child::{WAIT_MAX, eventually},
-        log::{assert_whole, pages},
+        log::{assert_complete, pages},
         relay::RelayProcess,
         site::{STREAM, Site},
     },
@@ -37,10 +37,10 @@ impl ClusterFixture {
         }
     }
 
-    async fn ends_whole(&self, last_sent: u64) {
+    async fn assert_complete_logs(&self, last_sent: u64) {
         for relay in &self.relays {
-            relay.holds(last_sent).await;
-            assert_whole(&pages(&relay.consumers).await, last_sent);
+            relay.wait_for_number(last_sent).await;
+            assert_complete(&pages(&relay.consumers).await, last_sent);
         }
         self.has_one_owner().await;
     }
@@ -49,7 +49,7 @@ impl ClusterFixture {
         one_owns(&self.relays).await;
     }
 
-    /// One command to one node, whatever it answers.
+    /// Sends a command to one node and returns any reply.
     async fn run(&self, node: usize, words: &[&str]) -> redis::Value {
         let answer = self.nodes[node].connection().run(cmd(words[0]).arg(&words[1..])).await;
         answer.unwrap_or_else(|error| panic!("{words:?}: {error}"))
@@ -59,7 +59,7 @@ impl ClusterFixture {
         redis::from_redis_value(self.run(node, words).await).unwrap()
     }
 
-    /// The index of the node that serves a slot at first.
+    /// The index of the node that initially serves a slot.
     fn node_of(slot: u16) -> usize {
         match slot {
             0..=5_460 => 0,
@@ -72,7 +72,7 @@ impl ClusterFixture {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_on_a_cluster_take_over_and_hand_over_as_on_one_server() {
     let mut scene = ClusterFixture::start(&["--appendonly", "no"]).await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     for signal in ["KILL", "TERM", "KILL"] {
         scene.wait_for_progress().await;
         for relay in &scene.relays {
@@ -88,13 +88,13 @@ async fn replicas_on_a_cluster_take_over_and_hand_over_as_on_one_server() {
         scene.relays[index] = RelayProcess::live(&scene.site).await;
     }
     scene.wait_for_progress().await;
-    scene.ends_whole(talk.stop().await).await;
+    scene.assert_complete_logs(traffic.stop().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_migrates_under_appends_and_back_loses_nothing() {
     let scene = ClusterFixture::start(&["--appendonly", "no"]).await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     let slot: u16 =
         redis::from_redis_value(scene.run(0, &["CLUSTER", "KEYSLOT", &format!("{{trunkline:{STREAM}}}:log")]).await)
             .unwrap();
@@ -105,10 +105,10 @@ async fn a_slot_that_migrates_under_appends_and_back_loses_nothing() {
         migrate(&scene, slot, from, to).await;
     }
     scene.wait_for_progress().await;
-    scene.ends_whole(talk.stop().await).await;
+    scene.assert_complete_logs(traffic.stop().await).await;
 }
 
-/// Moves a slot key by key, so that for a while its keys lie on two nodes.
+/// Moves a slot key by key, so that its keys are temporarily on two nodes.
 async fn migrate(scene: &ClusterFixture, slot: u16, from: usize, to: usize) {
     let slot = slot.to_string();
     let ids = [scene.text(from, &["CLUSTER", "MYID"]).await, scene.text(to, &["CLUSTER", "MYID"]).await];
@@ -132,38 +132,38 @@ async fn migrate(scene: &ClusterFixture, slot: u16, from: usize, to: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_restarts_with_its_data_loses_nothing() {
     let mut scene = ClusterFixture::start(&["--appendonly", "yes", "--appendfsync", "always"]).await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     for _ in 0..2 {
         scene.wait_for_progress().await;
         restart(&mut scene).await;
     }
     scene.wait_for_progress().await;
-    scene.ends_whole(talk.stop().await).await;
+    scene.assert_complete_logs(traffic.stop().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_restarts_without_its_data_is_a_gap_and_the_streams_continue() {
     let mut scene = ClusterFixture::start(&["--appendonly", "no"]).await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     scene.wait_for_progress().await;
     restart(&mut scene).await;
     scene.wait_for_progress().await;
-    let last_sent = talk.stop().await;
+    let last_sent = traffic.stop().await;
     let mut logs = Vec::new();
     for relay in &scene.relays {
-        relay.goes_live().await;
-        relay.holds(last_sent).await;
+        relay.wait_until_live().await;
+        relay.wait_for_number(last_sent).await;
         logs.push(pages(&relay.consumers).await);
     }
-    assert!(logs[0] == logs[1], "both show the same log");
+    assert!(logs[0] == logs[1], "both replicas have the same log");
     let marked = logs[0].iter().filter(|entry| entry.json.contains(r#""reason":"store""#)).count();
     assert_eq!(marked, 1, "the gap is marked once");
     let numbers: Vec<u64> = logs[0].iter().filter_map(|entry| entry.number).collect();
-    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "and nothing is missing behind it");
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "nothing is missing behind the gap");
     scene.has_one_owner().await;
 }
 
-/// All nodes are down at once for as long as both relays need to notice.
+/// Stops all nodes until both relays report it, then restarts them.
 async fn restart(scene: &mut ClusterFixture) {
     scene.nodes.iter_mut().for_each(RedisServer::kill);
     for relay in &scene.relays {

@@ -1,4 +1,4 @@
-//! A stream that does not hear all of its topics is shown as degraded on every replica, whoever owns it.
+//! Every replica shows a stream without all of its topics as degraded.
 
 use serde_json::Value;
 use trunkline::simulator::{ALWAYS, PlatformFault};

@@ -1,4 +1,4 @@
-//! Single keys in Redis are deleted while two relays run: a gap marks what is lost, and nobody else is affected.
+//! Deletion of single Redis keys while two relays run: a gap marks the loss, and no other stream is affected.
 
 use redis::cmd;
 
@@ -11,7 +11,7 @@ use crate::{
     harness::RedisServer,
     process::{
         child::{WAIT_MAX, eventually},
-        log::{LogEntry, assert_whole, pages, pages_of},
+        log::{LogEntry, assert_complete, pages, pages_of},
         site::STREAM,
     },
 };
@@ -31,7 +31,7 @@ impl ReplicaPair {
         self.server.connection().run(cmd("KEYS").arg(pattern)).await.unwrap()
     }
 
-    /// Waits until both relays show a gap `store` in the log of the stream, and this many at most.
+    /// Waits until the stream's log on both relays has a gap `store`, and at most `count` of them.
     async fn is_marked(&self, count: usize) {
         for relay in &self.relays {
             let marked = async || (gaps(&pages(&relay.consumers).await).len() >= count).then_some(());
@@ -39,69 +39,69 @@ impl ReplicaPair {
         }
     }
 
-    /// The log of the stream, which is the same on both; that of the other stream is whole.
+    /// Returns the stream's log, which both replicas have, and checks that the other stream's log is complete.
     async fn ends(self, last_sent: u64) -> Vec<LogEntry> {
         for relay in &self.relays {
-            relay.goes_live().await;
-            relay.holds(last_sent).await;
+            relay.wait_until_live().await;
+            relay.wait_for_number(last_sent).await;
             let complete = async || {
                 let log = pages_of(&relay.consumers, OTHER).await;
                 (log.last()?.number? == last_sent).then_some(log)
             };
             let log = eventually("the other log is complete", WAIT_MAX, complete).await;
-            assert_whole(&log, last_sent);
+            assert_complete(&log, last_sent);
         }
         one_owns(&self.relays).await;
         let log = pages(&self.relays[0].consumers).await;
-        assert!(log == pages(&self.relays[1].consumers).await, "both show the same log");
+        assert!(log == pages(&self.relays[1].consumers).await, "both replicas have the same log");
         log
     }
 }
 
-/// The offsets of the gap entries, all of which have the reason `store`.
+/// The offsets of the gap entries. All must have the reason `store`.
 fn gaps(log: &[LogEntry]) -> Vec<u64> {
     let gaps: Vec<&LogEntry> = log.iter().filter(|entry| entry.kind == "trunkline.gap.v1").collect();
     assert!(gaps.iter().all(|gap| gap.json.contains(r#""reason":"store""#)), "{gaps:?}");
     gaps.iter().map(|gap| gap.offset).collect()
 }
 
-/// Offsets are dense; each number comes once, in order, and without a hole between two gaps.
+/// Checks that offsets are dense and that each number is there once, in order, and without a loss between two gaps.
 fn assert_accounted(log: &[LogEntry]) {
     for pair in log.windows(2) {
         assert_eq!(pair[1].offset, pair[0].offset + 1, "offsets are dense: {}", pair[1].json);
         if let (Some(before), Some(after)) = (pair[0].number, pair[1].number) {
-            assert_eq!(after, before + 1, "nothing is missing and nothing doubled: {}", pair[1].json);
+            assert_eq!(after, before + 1, "nothing is missing or duplicated: {}", pair[1].json);
         }
     }
     let numbers: Vec<u64> = log.iter().filter_map(|entry| entry.number).collect();
-    assert!(numbers.is_sorted_by(|before, after| before < after), "nothing is doubled across a gap");
+    assert!(numbers.is_sorted_by(|before, after| before < after), "nothing is duplicated across a gap");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_that_is_deleted_is_a_gap_behind_the_entries_that_are_left() {
     let scene = start().await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     for count in 1..=2 {
         scene.wait_for_progress().await;
         run(&scene.server, &["DEL", &format!("{{trunkline:{STREAM}}}:head")]).await;
         scene.is_marked(count).await;
         scene.wait_for_progress().await;
     }
-    let log = scene.ends(talk.stop().await).await;
+    let log = scene.ends(traffic.stop().await).await;
     assert_accounted(&log);
     assert_eq!(log[0].offset, 1, "no entry is lost");
     assert_eq!(gaps(&log).len(), 2);
     let epoch = |entry: &LogEntry| entry.id.split_once('-').unwrap().0.to_owned();
     for gap in gaps(&log) {
         let index = usize::try_from(gap).unwrap() - 1;
-        assert_ne!(epoch(&log[index - 1]), epoch(&log[index]), "the gap begins an epoch");
+        assert_ne!(epoch(&log[index - 1]), epoch(&log[index]), "the gap starts an epoch");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_log_starts_with_a_gap_behind_its_former_end() {
     let scene = start().await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     let mut former_end = 0;
     for _ in 0..2 {
         scene.wait_for_progress().await;
@@ -110,30 +110,30 @@ async fn a_deleted_log_starts_with_a_gap_behind_its_former_end() {
         scene.is_marked(1).await;
         scene.wait_for_progress().await;
     }
-    let log = scene.ends(talk.stop().await).await;
+    let log = scene.ends(traffic.stop().await).await;
     assert_accounted(&log);
-    assert_eq!(gaps(&log), [log[0].offset], "the gap stands where the entries were");
+    assert_eq!(gaps(&log), [log[0].offset], "the gap replaces the entries");
     assert!(log[0].offset > former_end, "no offset is used twice");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_lease_record_is_recreated_and_loses_nothing() {
     let scene = start().await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     let head = format!("{{trunkline:{STREAM}}}:head");
     for fields in [&["number", "nonce", "holder", "turn"][..], &["number", "nonce"], &["holder"], &["turn"]] {
         scene.wait_for_progress().await;
         run(&scene.server, &[&["HDEL", &head], fields].concat()).await;
         scene.wait_for_progress().await;
     }
-    let last_sent = talk.stop().await;
-    assert_whole(&scene.ends(last_sent).await, last_sent);
+    let last_sent = traffic.stop().await;
+    assert_complete(&scene.ends(last_sent).await, last_sent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memberships_that_are_deleted_are_renewed_and_lose_nothing() {
     let scene = start().await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     for pattern in ["{trunkline:replicas}:lives:*", "{trunkline:replicas}:known", "{trunkline:replicas}:*"] {
         scene.wait_for_progress().await;
         for key in scene.keys(pattern).await {
@@ -143,14 +143,14 @@ async fn memberships_that_are_deleted_are_renewed_and_lose_nothing() {
         eventually("both are members again", WAIT_MAX, both).await;
         scene.wait_for_progress().await;
     }
-    let last_sent = talk.stop().await;
-    assert_whole(&scene.ends(last_sent).await, last_sent);
+    let last_sent = traffic.stop().await;
+    assert_complete(&scene.ends(last_sent).await, last_sent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_that_are_deleted_stay_in_use_and_the_next_one_is_shared() {
     let scene = start().await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     let (keys, grants) = ("{trunkline:token:demo}:", || scene.site.platform.counters().grants_total());
     for deleted in [&["token"][..], &["generation"], &["lock", "pause"], &["token", "generation"]] {
         scene.wait_for_progress().await;
@@ -165,6 +165,6 @@ async fn tokens_that_are_deleted_stay_in_use_and_the_next_one_is_shared() {
         scene.wait_for_progress().await;
         assert!(grants() <= granted + 2, "{deleted:?}: {} requests", grants() - granted);
     }
-    let last_sent = talk.stop().await;
-    assert_whole(&scene.ends(last_sent).await, last_sent);
+    let last_sent = traffic.stop().await;
+    assert_complete(&scene.ends(last_sent).await, last_sent);
 }

@@ -1,5 +1,5 @@
-//! A log and its head that do not fit together while two relays run: the stream waits with its reason on both, without
-//! asking the platform again and again; no id is given to two entries.
+//! An inconsistent log and head while two relays run: the stream waits with a reason on both and does not call the
+//! platform repeatedly; no two entries have the same id.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,10 +20,10 @@ use crate::{
 
 const EVENTS_A_SECOND: u64 = 100;
 
-/// Claims wait at least so long after the second one that leads to nothing; meanwhile the platform is left alone.
+/// Shortest delay after the second failed claim. The platform gets no request in this time.
 const OBSERVED: Duration = Duration::from_secs(4);
 
-/// Sockets that the platform may see meanwhile.
+/// Limit of new sockets in this time.
 const SOCKETS_MAX: u64 = 6;
 
 fn key(what: &str) -> String {
@@ -46,7 +46,7 @@ async fn start() -> ReplicaPair {
 }
 
 impl ReplicaPair {
-    /// Both relays show that the stream failed, and why.
+    /// Waits until both relays show the failed stream and the reason.
     async fn waits(&self, reason: &str) {
         for relay in &self.relays {
             eventually(&format!("the reason is shown: {reason}"), WAIT_MAX, async || {
@@ -60,7 +60,7 @@ impl ReplicaPair {
         }
     }
 
-    /// It stays so, and the platform is left alone.
+    /// Checks that the stream stays failed and the platform gets no requests.
     async fn still_waits(&self, reason: &str) {
         let opened = || self.site.platform.counters().sockets(SocketDialect::Sequenced).total;
         let (before, end) = (opened(), clock::now() + OBSERVED);
@@ -73,20 +73,20 @@ impl ReplicaPair {
 
     async fn complete_log(self, last_sent: u64) -> Vec<LogEntry> {
         for relay in &self.relays {
-            relay.goes_live().await;
-            relay.holds(last_sent).await;
+            relay.wait_until_live().await;
+            relay.wait_for_number(last_sent).await;
         }
         let log = pages(&self.relays[0].consumers).await;
-        assert!(log == pages(&self.relays[1].consumers).await, "both show the same log");
+        assert!(log == pages(&self.relays[1].consumers).await, "both replicas have the same log");
         log
     }
 }
 
-/// Each number once, in order.
+/// Checks that each number is there once and in order.
 fn assert_numbers(log: &[LogEntry], last_sent: u64) {
     let numbers: Vec<u64> = log.iter().filter_map(|entry| entry.number).collect();
     let expected: Vec<u64> = (numbers[0]..=last_sent).collect();
-    assert!(numbers == expected, "nothing is missing and nothing doubled: {numbers:?}");
+    assert!(numbers == expected, "nothing is missing or duplicated: {numbers:?}");
 }
 
 fn gaps(log: &[LogEntry]) -> usize {
@@ -98,7 +98,7 @@ fn gaps(log: &[LogEntry]) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_ahead_of_its_entries_waits_with_a_reason_and_does_not_call_the_platform() {
     let scene = start().await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     scene.wait_for_progress().await;
     let id: String = run(&scene.server, &["XADD", &key("log"), "*", "foo", "bar"]).await;
     run::<u8>(&scene.server, &["XDEL", &key("log"), &id]).await;
@@ -107,7 +107,7 @@ async fn a_log_ahead_of_its_entries_waits_with_a_reason_and_does_not_call_the_pl
     let last = field(&scene.server, "last").await;
     run::<String>(&scene.server, &["XSETID", &key("log"), &format!("{last}-0")]).await;
     scene.wait_for_progress().await;
-    let last_sent = talk.stop().await;
+    let last_sent = traffic.stop().await;
     let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
 }
@@ -115,7 +115,7 @@ async fn a_log_ahead_of_its_entries_waits_with_a_reason_and_does_not_call_the_pl
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_that_redis_refused_within_a_transaction_are_sent_again() {
     let scene = start().await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     scene.wait_for_progress().await;
     run::<String>(&scene.server, &["XSETID", &key("log"), "999999999-0"]).await;
     scene.waits("XSETID").await;
@@ -123,7 +123,7 @@ async fn entries_that_redis_refused_within_a_transaction_are_sent_again() {
         run(&scene.server, &["XREVRANGE", &key("log"), "+", "-", "COUNT", "1"]).await;
     run::<String>(&scene.server, &["XSETID", &key("log"), &entries[0].0]).await;
     scene.wait_for_progress().await;
-    let last_sent = talk.stop().await;
+    let last_sent = traffic.stop().await;
     let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
     assert!(gaps(&log) <= 1);
@@ -132,7 +132,7 @@ async fn entries_that_redis_refused_within_a_transaction_are_sent_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_with_an_invalid_epoch_fails_on_both_replicas_until_it_is_repaired() {
     let scene = start().await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     scene.wait_for_progress().await;
     let epoch = field(&scene.server, "epoch").await;
     run::<u8>(&scene.server, &["HSET", &key("head"), "epoch", ""]).await;
@@ -140,7 +140,7 @@ async fn a_head_with_an_invalid_epoch_fails_on_both_replicas_until_it_is_repaire
     scene.still_waits("the field epoch is").await;
     run::<u8>(&scene.server, &["HSET", &key("head"), "epoch", &epoch]).await;
     scene.wait_for_progress().await;
-    let last_sent = talk.stop().await;
+    let last_sent = traffic.stop().await;
     let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
     assert_eq!(gaps(&log), 0);
@@ -149,18 +149,18 @@ async fn a_head_with_an_invalid_epoch_fails_on_both_replicas_until_it_is_repaire
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_invalid_field_that_only_followers_read_hides_no_entries() {
     let scene = start().await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     for (name, value) in [("first", "x"), ("safe", "x"), ("first", "999999999"), ("first", "")] {
         scene.wait_for_progress().await;
         run::<u8>(&scene.server, &["HSET", &key("head"), name, value]).await;
         scene.wait_for_progress().await;
     }
-    let last_sent = talk.stop().await;
+    let last_sent = traffic.stop().await;
     let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
 }
 
-/// Both keys, read and put back in one step, as a snapshot of the machine has them.
+/// Serialized copies of both keys, read in one step.
 async fn dump_key(server: &RedisServer) -> (Vec<u8>, Vec<u8>) {
     const SCRIPT: &str = "return {redis.call('DUMP', KEYS[1]), redis.call('DUMP', KEYS[2])}";
     server.connection().run(cmd("EVAL").arg(SCRIPT).arg(2).arg(key("head")).arg(key("log"))).await.unwrap()
@@ -178,20 +178,20 @@ async fn a_rollback_under_the_same_server_starts_an_epoch_and_every_id_stays_uni
     let scene = start().await;
     let (mut readers, mut tasks) = (Vec::new(), JoinSet::new());
     for relay in &scene.relays {
-        let (board, seen) = (Arc::new(RelayUrl::default()), Arc::new(ReceivedEntries::default()));
-        board.put(Some(relay.consumers.clone()));
-        tasks.spawn(follow_lines(board, Arc::clone(&seen)));
+        let (relay_url, seen) = (Arc::new(RelayUrl::default()), Arc::new(ReceivedEntries::default()));
+        relay_url.put(Some(relay.consumers.clone()));
+        tasks.spawn(follow_lines(relay_url, Arc::clone(&seen)));
         readers.push(seen);
     }
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     scene.wait_for_progress().await;
     let dumps = dump_key(&scene.server).await;
     let epoch = field(&scene.server, "epoch").await;
     scene.wait_for_progress().await;
     roll_back(&scene.server, &dumps).await;
     scene.wait_for_progress().await;
-    let last_sent = talk.stop().await;
-    assert_ne!(field(&scene.server, "epoch").await, epoch, "an epoch begins");
+    let last_sent = traffic.stop().await;
+    assert_ne!(field(&scene.server, "epoch").await, epoch, "a new epoch starts");
     one_owns(&scene.relays).await;
     let log = scene.complete_log(last_sent).await;
     assert_numbers(&log, last_sent);
@@ -221,8 +221,8 @@ async fn a_members_key_of_the_wrong_type_is_reported_with_the_remedy() {
         eventually("the key is named", WAIT_MAX, is_named).await;
     }
     run::<u8>(&scene.server, &["DEL", known]).await;
-    let talk = scene.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = scene.site.start_traffic(EVENTS_A_SECOND);
     scene.wait_for_progress().await;
-    let last_sent = talk.stop().await;
+    let last_sent = traffic.stop().await;
     assert_numbers(&scene.complete_log(last_sent).await, last_sent);
 }

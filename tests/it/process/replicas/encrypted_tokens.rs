@@ -1,4 +1,4 @@
-//! Two relays seal their tokens: whoever gets hold of all that Redis has, has no token.
+//! Two relays encrypt their tokens: Redis contains no plaintext token.
 
 use std::fs;
 
@@ -10,15 +10,15 @@ use crate::{
     process::{
         child::{WAIT_MAX, eventually},
         relay::RelayProcess,
-        secrets::{assert_clean, secret_patterns, settings, tokens_of_a_twin, write_three_streams},
+        secrets::{assert_clean, predicted_tokens, secret_patterns, settings, write_three_streams},
         site::Site,
     },
 };
 
-/// Lives of a token before it is enough.
+/// Number of token lifetimes.
 const TOKEN_LIFETIMES: u64 = 4;
 
-/// A site on this Redis; with `seal`, a line of its store.
+/// A site on this Redis, with an additional line in its store table.
 async fn site(server: &RedisServer, seal: &str) -> Site {
     let site = Site::start_with(settings(), &[]).await;
     write_three_streams(&site);
@@ -28,7 +28,7 @@ async fn site(server: &RedisServer, seal: &str) -> Site {
     site
 }
 
-/// Everything that the server has, in memory and on disk, nothing of it compressed.
+/// The uncompressed data of the server, in memory and on disk.
 async fn dump_server(server: &RedisServer) -> Vec<u8> {
     let connection = server.connection();
     connection.run::<()>(cmd("CONFIG").arg("SET").arg("rdbcompression").arg("no")).await.unwrap();
@@ -42,21 +42,21 @@ async fn dump_server(server: &RedisServer) -> Vec<u8> {
     bytes
 }
 
-/// Lets two relays live through some tokens, and returns what Redis has then, and what must not be in it.
+/// Runs two relays for some token lifetimes. Returns the data of Redis and the patterns that it must not contain.
 async fn rotate_tokens(server: &RedisServer, seal: &str) -> (Vec<u8>, Vec<String>) {
     let site = site(server, seal).await;
-    let tokens = tokens_of_a_twin().await;
+    let tokens = predicted_tokens().await;
     let key = STANDARD.encode([7; 32]);
     let mut relays = Vec::new();
     for _ in 0..2 {
         relays.push(RelayProcess::start_with(&site, &[("SEAL_KEY", &key)]).await);
     }
     for relay in &relays {
-        relay.goes_live().await;
+        relay.wait_until_live().await;
     }
     site.platform.emit(200);
     let granted = async || Some(site.platform.counters().grants_total()).filter(|granted| *granted >= TOKEN_LIFETIMES);
-    let granted = eventually("tokens come and go", WAIT_MAX, granted).await;
+    let granted = eventually("tokens are renewed", WAIT_MAX, granted).await;
     let found = dump_server(server).await;
     let mut needles = secret_patterns(&tokens[..usize::try_from(granted).unwrap() + 1]);
     needles.push(key);
@@ -75,5 +75,5 @@ async fn without_a_sealing_key_the_search_finds_the_tokens() {
     let server = RedisServer::durable();
     let (found, needles) = rotate_tokens(&server, "").await;
     let shown = needles.iter().any(|needle| memchr::memmem::find(&found, needle.as_bytes()).is_some());
-    assert!(shown, "there is nothing to be found, so that nothing is proved");
+    assert!(shown, "the search finds no token, so it proves nothing");
 }

@@ -1,4 +1,4 @@
-//! A Sentinel gives Redis another primary that lacks what was written last, while two relays run.
+//! A Sentinel promotes a replica without the newest entries while two relays run.
 
 use redis::cmd;
 use trunkline::{clock, simulator::Settings};
@@ -8,13 +8,13 @@ use crate::{
     harness::{RedisServer, eventually as soon},
     process::{
         child::{WAIT_MAX, eventually},
-        log::{LogEntry, assert_whole, pages},
+        log::{LogEntry, assert_complete, pages},
         relay::{RelayProcess, client},
         site::{STREAM, Site},
     },
 };
 
-/// A primary, its replica, and the Sentinel that watches them.
+/// A primary, its replica, and the Sentinel that monitors them.
 struct SentinelFixture {
     primary: RedisServer,
     replica: RedisServer,
@@ -27,7 +27,7 @@ impl SentinelFixture {
         let mut follow = cmd("REPLICAOF");
         replica.connection().run::<()>(follow.arg("127.0.0.1").arg(primary.port())).await.unwrap();
         soon("the replica follows", async || about(&replica).await.contains("master_link_status:up")).await;
-        // A busy machine is no reason for a failover.
+        // Load of the machine must not cause a failover.
         let sentinel = RedisServer::sentinel_with(&primary, "sentinel down-after-milliseconds main 2000\n");
         Self { primary, replica, sentinel }
     }
@@ -36,7 +36,7 @@ impl SentinelFixture {
         format!("redis+sentinel://127.0.0.1:{}/main", self.sentinel.port())
     }
 
-    /// The Sentinel knows the replica.
+    /// Waits until the Sentinel knows the replica.
     async fn is_watched(&self) {
         let sentinel = self.sentinel.connection();
         soon("the Sentinel knows the replica", async || {
@@ -46,7 +46,7 @@ impl SentinelFixture {
         .await;
     }
 
-    /// The replica has this entry.
+    /// Waits until the replica has this entry.
     async fn has(&self, offset: u64) {
         let redis = self.replica.connection();
         let head = format!("{{trunkline:{STREAM}}}:head");
@@ -57,13 +57,13 @@ impl SentinelFixture {
         .await;
     }
 
-    /// The replica gets nothing more. Returns the newest entry that it has.
+    /// Stops replication. Returns the newest entry of the replica.
     async fn disconnect_replica(&self) -> u64 {
         let cut = async || {
             let mut kill = cmd("CLIENT");
             self.primary.connection().run::<i64>(kill.arg("KILL").arg("TYPE").arg("replica")).await.ok();
         };
-        // A password that it does not have keeps it from coming back.
+        // A wrong password prevents a reconnection.
         let mut config = cmd("CONFIG");
         let secret = config.arg("SET").arg("masterauth").arg("not the one");
         self.replica.connection().run::<()>(secret).await.unwrap();
@@ -71,12 +71,13 @@ impl SentinelFixture {
         let rule = rule.arg("SETUSER").arg("default").arg("-psync").arg("-replconf").arg("-sync");
         self.primary.connection().run::<()>(rule).await.unwrap();
         cut().await;
-        soon("the replica is cut off", async || about(&self.replica).await.contains("master_link_status:down")).await;
+        soon("the replica is disconnected", async || about(&self.replica).await.contains("master_link_status:down"))
+            .await;
         let head = format!("{{trunkline:{STREAM}}}:head");
         self.replica.connection().run(cmd("HGET").arg(head).arg("last")).await.unwrap()
     }
 
-    /// The replica takes the place of the primary.
+    /// Promotes the replica.
     async fn fail_over(&mut self) {
         self.primary.kill();
         soon("the replica is the primary", async || about(&self.replica).await.contains("role:master")).await;
@@ -87,14 +88,14 @@ async fn about(server: &RedisServer) -> String {
     server.connection().run(cmd("INFO").arg("replication")).await.unwrap_or_default()
 }
 
-/// The status that a page after this entry has.
+/// The HTTP status of a page after this entry.
 async fn page_after(relay: &RelayProcess, id: &str) -> u16 {
     let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
     let answer = client().get(url).header("accept", "application/cloudevents-batch+json").send().await.unwrap();
     answer.status().as_u16()
 }
 
-/// What a stream after this entry begins with.
+/// The first entry of a stream after this entry.
 async fn first_after(relay: &RelayProcess, id: &str) -> LogEntry {
     let url = format!("{}/v1/streams/{STREAM}/events?after={id}", relay.consumers);
     let mut answer = client().get(url).header("accept", "application/x-ndjson").send().await.unwrap();
@@ -113,7 +114,7 @@ async fn entries_lost_by_a_failover_are_refetched_from_the_platform() {
     let site = Site::start_with(Settings::default(), &[]).await;
     site.use_redis(&trio.url());
     let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
-    let talk = site.start_traffic(rate().min(1_000));
+    let traffic = site.start_traffic(rate().min(1_000));
     wait_for_progress(&site, &relays[1], clock::now()).await;
     let kept = relays[0].newest().await.unwrap();
     trio.has(kept.offset).await;
@@ -123,28 +124,28 @@ async fn entries_lost_by_a_failover_are_refetched_from_the_platform() {
     let since = clock::now();
     for relay in &relays {
         let back = wait_for_progress(&site, relay, since).await;
-        println!("after a failover by Sentinel: goes on after {back:?}");
+        println!("takeover after a Sentinel failover: {back:?}");
     }
     one_owns(&relays).await;
-    let last_said = talk.stop().await;
+    let last_sent = traffic.stop().await;
     let mut logs = Vec::new();
     for relay in &relays {
-        relay.holds(last_said).await;
+        relay.wait_for_number(last_sent).await;
         logs.push(pages(&relay.consumers).await);
     }
-    assert_whole(&logs[0], last_said);
-    assert!(logs[0] == logs[1], "both show the same log");
+    assert_complete(&logs[0], last_sent);
+    assert!(logs[0] == logs[1], "both replicas have the same log");
     println!("kept {}, seen {seen}, in the log {}", kept.id, logs[0].len());
     for relay in &relays {
-        assert_eq!(page_after(relay, &kept.id).await, 200, "what was kept is a good place");
-        assert_eq!(page_after(relay, &seen).await, 410, "what was lost is none");
-        assert_eq!(first_after(relay, &seen).await.kind, "trunkline.gap.v1", "a stream begins with a gap");
+        assert_eq!(page_after(relay, &kept.id).await, 200, "the cursor of a surviving entry is valid");
+        assert_eq!(page_after(relay, &seen).await, 410, "the cursor of a lost entry is not valid");
+        assert_eq!(first_after(relay, &seen).await.kind, "trunkline.gap.v1", "a stream starts with a gap");
     }
 }
 
-/// An entry that either of them shows, far enough behind this one to be none that the new primary has.
+/// Waits for an entry of either relay that is so far behind `last` that the new primary does not have it.
 async fn shown_beyond(relays: &[RelayProcess], last: u64) -> String {
-    eventually("more is shown", WAIT_MAX, async || {
+    eventually("newer entries are served", WAIT_MAX, async || {
         for relay in relays {
             let newest = relay.newest().await?;
             if newest.offset > last {

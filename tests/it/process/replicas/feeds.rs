@@ -1,10 +1,10 @@
-//! Replicas whose configurations name different feeds under one name, as while a change is rolled out and back.
+//! Replicas with different feeds under one stream name, as during a rolling update and its rollback.
 
 use trunkline::simulator::Simulator;
 
 use super::*;
 
-/// The log in words: numbers, and the reasons of gaps.
+/// The log as words: numbers and the reasons of gaps.
 async fn log_summary(relay: &RelayProcess) -> String {
     let log = pages(&relay.consumers).await;
     let word = |entry: &LogEntry| {
@@ -14,14 +14,14 @@ async fn log_summary(relay: &RelayProcess) -> String {
     log.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// The former holder ends in order; then this relay has the stream, behind a gap, and hears the next number.
+/// Stops the former owner. This relay takes over behind a gap and receives the next number.
 async fn takes_over(relay: &RelayProcess, mut former: RelayProcess, platform: &Simulator) {
     former.child.signal("TERM");
     assert_eq!(former.child.wait_for_exit(WAIT_MAX).await, 0, "{}", former.child.printed_output());
     let marked = async || (relay.newest().await?.kind == "trunkline.gap.v1").then_some(());
     eventually("the gap is marked", WAIT_MAX, marked).await;
     platform.emit(1);
-    relay.holds(platform.ledger().last_sequence()).await;
+    relay.wait_for_number(platform.ledger().last_sequence()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,12 +31,12 @@ async fn a_replica_with_another_feed_never_resumes_from_the_position_of_the_firs
         let (first, second) = (site(&server, keys).await, site(&server, keys).await);
         let relay = RelayProcess::live(&first).await;
         first.platform.emit(5);
-        relay.holds(5).await;
+        relay.wait_for_number(5).await;
         second.platform.emit(8);
         let other = RelayProcess::live(&second).await;
         takes_over(&other, relay, &second.platform).await;
         assert!(other.child.stderr().contains("another feed"), "{}", other.child.printed_output());
-        // And back: what the first feed said meanwhile is missing, and what was heard of it is not heard again.
+        // And back: the first feed's events in this time are missing, and its earlier events are not repeated.
         first.platform.emit(4);
         let back = RelayProcess::live(&first).await;
         takes_over(&back, other, &first.platform).await;

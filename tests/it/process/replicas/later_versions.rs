@@ -1,5 +1,4 @@
-//! Values that a later version may leave in Redis: what is known of them is used, and what cannot be read concerns one
-//! stream alone.
+//! Redis values of a later version: known parts are used, and an unreadable value affects only one stream.
 
 use redis::cmd;
 use trunkline::clock;
@@ -12,7 +11,7 @@ use crate::{
     harness::RedisServer,
     process::{
         child::{WAIT_MAX, eventually},
-        log::{assert_whole, pages},
+        log::{assert_complete, pages},
         relay::{RelayProcess, client},
         site::STREAM,
     },
@@ -29,7 +28,7 @@ async fn fields(server: &RedisServer, key: &str, names: &[&str]) -> Vec<Option<S
     server.connection().run(cmd("HMGET").arg(key).arg(names)).await.unwrap()
 }
 
-/// The entry behind the newest one, with a field that this version does not know.
+/// Appends an entry with a field that this version does not know.
 async fn append_as_a_later_version(server: &RedisServer, relay_last: &str) {
     let log = key(STREAM, "log");
     type Found = Vec<(String, Vec<String>)>;
@@ -49,7 +48,7 @@ async fn fields_added_by_a_later_version_are_ignored_and_preserved() {
     let site = site(&server, &[]).await;
     let mut relay = RelayProcess::live(&site).await;
     site.platform.emit(20);
-    relay.holds(20).await;
+    relay.wait_for_number(20).await;
     let last = relay.stream().await["last"].as_str().unwrap().to_owned();
     relay.child.signal("TERM");
     assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 0, "{}", relay.child.printed_output());
@@ -63,24 +62,24 @@ async fn fields_added_by_a_later_version_are_ignored_and_preserved() {
         &["HSET", &key(STREAM, "cursors"), "wallboard", "{\"v\":2}"],
         &["HSET", refused, "group:7", "{\"v\":2}"],
         &["SADD", "{trunkline:replicas}:known", "00000000000000cc"],
-        // It takes no streams.
+        // The later replica takes no streams.
         &["SET", member, "0 ~calls,+more written,1,2,3 zone=a"],
-        &["SET", "{trunkline:token:demo}:shape", "a key of its own"],
+        &["SET", "{trunkline:token:demo}:shape", "a new key"],
     ] {
         run(&server, words).await;
     }
     let granted = site.platform.counters().grants_total();
     let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
-    let talk = site.start_traffic(EVENTS_A_SECOND);
+    let traffic = site.start_traffic(EVENTS_A_SECOND);
     for relay in &relays {
         wait_for_progress(&site, relay, clock::now()).await;
         let counted = async || relay.text(&relay.admin, "/metrics").await.contains("replica_members 3").then_some(());
         eventually("the later replica is counted", WAIT_MAX, counted).await;
     }
-    let last_sent = talk.stop().await;
+    let last_sent = traffic.stop().await;
     for relay in &relays {
-        relay.holds(last_sent).await;
-        assert_whole(&pages(&relay.consumers).await, last_sent);
+        relay.wait_for_number(last_sent).await;
+        assert_complete(&pages(&relay.consumers).await, last_sent);
     }
     assert_eq!(site.platform.counters().grants_total(), granted, "the token is adopted");
     let text = |text: &str| Some(text.to_owned());
@@ -95,10 +94,10 @@ async fn a_head_of_a_later_format_is_not_changed_until_its_format_is_known_again
     let server = RedisServer::durable();
     let site = with_two_streams(&server).await;
     let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
-    let talk = site.start_traffic(EVENTS_A_SECOND);
+    let traffic = site.start_traffic(EVENTS_A_SECOND);
     wait_for_progress(&site, &relays[0], clock::now()).await;
     let head = key(OTHER, "head");
-    // As a replica of a later version takes the stream.
+    // A replica of a later version takes the stream.
     run(&server, &["HSET", &head, "format", "2", "number", "77", "nonce", "ff", "holder", "cc", "last", "v2:900"])
         .await;
     for relay in &relays {
@@ -108,13 +107,13 @@ async fn a_head_of_a_later_format_is_not_changed_until_its_format_is_known_again
     }
     let text = |text: &str| Some(text.to_owned());
     let held = fields(&server, &head, &["format", "number", "nonce", "holder", "last"]).await;
-    assert_eq!(held, ["2", "77", "ff", "cc", "v2:900"].map(text), "nothing of it was changed");
-    // As it goes back to this version.
+    assert_eq!(held, ["2", "77", "ff", "cc", "v2:900"].map(text), "the head is unchanged");
+    // A downgrade to this version.
     run(&server, &["HDEL", &head, "format", "number", "nonce", "holder", "last", "epoch"]).await;
     for relay in &relays {
-        relay.goes_live().await;
+        relay.wait_until_live().await;
     }
-    talk.stop().await;
+    traffic.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,11 +122,11 @@ async fn an_entry_of_a_later_format_is_reported_to_its_readers_and_blocks_nothin
     let site = with_two_streams(&server).await;
     let relay = RelayProcess::live(&site).await;
     site.platform.emit(10);
-    relay.holds(10).await;
+    relay.wait_for_number(10).await;
     let log = key(OTHER, "log");
     let held = async || (server.connection().run::<u64>(cmd("XLEN").arg(&log)).await == Ok(10)).then_some(());
     eventually("the other log has them, too", WAIT_MAX, held).await;
-    // The fifth entry is one of a later version: the log is written anew with it.
+    // Rewrite the log so that the fifth entry is one of a later version.
     type Found = Vec<(String, Vec<String>)>;
     let entries: Found = server.connection().run(cmd("XRANGE").arg(&log).arg("-").arg("+")).await.unwrap();
     drop(relay);
@@ -137,7 +136,7 @@ async fn an_entry_of_a_later_format_is_reported_to_its_readers_and_blocks_nothin
         run(&server, &["XADD", &log, id, field, &fields[1]]).await;
     }
     let relay = RelayProcess::live(&site).await;
-    let talk = site.start_traffic(EVENTS_A_SECOND);
+    let traffic = site.start_traffic(EVENTS_A_SECOND);
     wait_for_progress(&site, &relay, clock::now()).await;
     let page = async |query: &str| {
         let url = format!("{}/v1/streams/{OTHER}/events?{query}", relay.consumers);
@@ -147,7 +146,7 @@ async fn an_entry_of_a_later_format_is_reported_to_its_readers_and_blocks_nothin
     assert_eq!(answer.status(), 503, "{:?}", answer.text().await);
     let named = async || relay.child.stderr().contains("has the entry \\\"5-0\\\"").then_some(());
     eventually("the entry is named", WAIT_MAX, named).await;
-    let last_sent = talk.stop().await;
-    relay.holds(last_sent).await;
-    assert_whole(&pages(&relay.consumers).await, last_sent);
+    let last_sent = traffic.stop().await;
+    relay.wait_for_number(last_sent).await;
+    assert_complete(&pages(&relay.consumers).await, last_sent);
 }

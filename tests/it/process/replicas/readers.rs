@@ -1,5 +1,4 @@
-//! Readers of large events that only Redis holds: the memory of the process stays bounded, and neither appends nor
-//! renewals wait behind them.
+//! Readers of large events that are only in Redis: memory stays bounded, and readers delay no append and no renewal.
 
 use std::{fs, time::Duration};
 
@@ -14,63 +13,63 @@ use crate::{
 
 const READERS: usize = 32;
 const EVENT_LEN: usize = 1 << 20;
-/// Far more than the newest entries that the process keeps for readers.
+/// Far more than the tail in memory.
 const EVENTS: u64 = 32;
 
-/// 32 readers of a megabyte each at a time, and what the process has without them, twice over.
+/// Memory limit: 32 readers with 1 MB each plus the process itself, doubled.
 const MEMORY_MAX: u64 = 256 << 20;
 
-/// A page of a reader may take so long, and less than a connection is given for an answer.
+/// Delay of a reader's reply, shorter than the reply timeout.
 const SLOW: Duration = Duration::from_millis(1_200);
 
 /// A site with its store behind `url`, and large events in both logs.
 async fn with_large_events(server: &RedisServer, url: &str) -> (Site, RelayProcess) {
     let site = with_two_streams(server).await;
     let text = fs::read_to_string(&site.config).unwrap();
-    // A busy machine may be late by a second: that is no lack of a renewal.
+    // A long lease, because load may delay a renewal by a second.
     let text = text.replace(&server.url(), url).replace("[store]\n", "[store]\nlease = \"8s\"\n");
     fs::write(&site.config, text).unwrap();
     let relay = RelayProcess::live(&site).await;
     for _ in 0..EVENTS {
         site.platform.inject(PlatformFault::Oversize { on: FaultTarget::All, bytes: EVENT_LEN });
-        relay.holds(site.platform.ledger().last_sequence()).await;
+        relay.wait_for_number(site.platform.ledger().last_sequence()).await;
     }
     (site, relay)
 }
 
-/// Reads the log of the other stream from its first entry until `EVENTS` of it are there.
+/// Reads the first `EVENTS` entries of the other stream's log.
 async fn read(consumers: String) -> u64 {
     let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
     let url = format!("{consumers}/v1/streams/{OTHER}/events?from=first");
     let mut answer = client.get(url).header("accept", "application/x-ndjson").send().await.unwrap();
     let (mut lines, mut bytes) = (0, 0);
     while lines < EVENTS {
-        let chunk = answer.chunk().await.unwrap().expect("an endless answer");
+        let chunk = answer.chunk().await.unwrap().expect("an endless response");
         bytes += chunk.len() as u64;
         lines += chunk.iter().filter(|byte| **byte == b'\n').count() as u64;
     }
     bytes
 }
 
-/// Until all readers are done; meanwhile what is sent is shown, and the membership is renewed.
+/// Checks until all readers are done that new events are served and the membership is renewed.
 async fn is_not_delayed(site: &Site, relay: &RelayProcess, mut readers: JoinSet<u64>) {
     let (mut bytes, mut rounds) = (0, 0_u32);
     while !readers.is_empty() {
         site.platform.emit(1);
-        relay.holds(site.platform.ledger().last_sequence()).await;
+        relay.wait_for_number(site.platform.ledger().last_sequence()).await;
         rounds += 1;
         while let Some(read) = readers.try_join_next() {
             bytes += read.unwrap();
         }
     }
-    assert!(rounds > 10, "appends went on: {rounds}");
+    assert!(rounds > 10, "too few appends: {rounds}");
     assert!(bytes > EVENTS * EVENT_LEN as u64, "{bytes} bytes");
     let metrics = relay.text(&relay.admin, "/metrics").await;
     assert!(metrics.contains("trunkline_replica_renewal_failures_total 0"), "a renewal was missed");
     assert!(!relay.child.stderr().contains("nothing is appended until"), "{}", relay.child.stderr());
 }
 
-/// The most memory that a process has had.
+/// The peak memory of a process.
 fn memory_max(relay: &RelayProcess) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", relay.child.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -1,6 +1,6 @@
-//! Redis is away for a while: relays keep their sockets, hold what they hear, and go on as soon as it is back.
+//! Redis outages: relays keep their sockets, buffer events, and resume when Redis is back.
 //!
-//! `TRUNKLINE_AWAY` says for how many seconds.
+//! `TRUNKLINE_AWAY` is the duration in seconds.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -16,34 +16,34 @@ use crate::{
     harness::{RedisServer, env_setting},
     process::{
         child::{WAIT_MAX, eventually},
-        log::{assert_whole, pages},
+        log::{assert_complete, pages},
         relay::RelayProcess,
         site::Site,
     },
 };
 
-/// Slow enough for the buffer of a stream to hold a minute of it.
+/// Slow enough that a stream's buffer holds a minute of events.
 const EVENTS_A_SECOND: u64 = 100;
 
-/// Clock ticks of a second, as the kernel tells processes.
+/// Clock ticks per second in `/proc`.
 const TICKS: f64 = 100.0;
 
-/// Part of one processor that a relay may use meanwhile beyond what the same events cost it before.
+/// Permitted additional CPU use during the outage, as a fraction of one processor.
 const MORE_LOAD_MAX: f64 = 0.05;
 
-/// For so long it is watched before.
+/// Duration of the measurement before the outage.
 const WATCHED_BEFORE: Duration = Duration::from_secs(2);
 
 fn span() -> Duration {
     Duration::from_secs(env_setting("TRUNKLINE_AWAY").unwrap_or(6))
 }
 
-/// How Redis goes away.
+/// Kind of outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RedisOutage {
-    /// It says nothing.
+    /// Redis does not reply.
     Unresponsive,
-    /// Nobody is there, and then it is another process with the same files.
+    /// Redis is down, and another process with the same files replaces it.
     Down,
 }
 
@@ -63,36 +63,36 @@ impl RedisOutage {
     }
 }
 
-/// What a relay did while nobody asked it anything.
+/// The load of a relay without requests.
 struct IdleLoad {
-    /// Part of one processor.
+    /// Fraction of one processor.
     load: f64,
-    /// The most lines that were logged of one thing.
+    /// The most frequent log line and its count.
     most_frequent: (String, usize),
 }
 
-/// The time on a processor that a process has had.
+/// CPU time of a process.
 fn cpu_secs(relay: &RelayProcess) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", relay.child.id())).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    // The 14th and the 15th field of all; the name was the second.
+    // Fields 14 and 15. The text starts behind the name, which is field 2.
     (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / TICKS
 }
 
-/// Watches a relay for so long.
+/// Measures a relay during `span`.
 async fn watch(relay: &RelayProcess, span: Duration) -> IdleLoad {
-    let (worked_before, said_before) = (cpu_secs(relay), relay.child.stderr().len());
+    let (worked_before, logged_before) = (cpu_secs(relay), relay.child.stderr().len());
     tokio::time::sleep(span).await;
     let load = (cpu_secs(relay) - worked_before) / span.as_secs_f64();
     let mut lines: BTreeMap<String, usize> = BTreeMap::new();
-    for line in relay.child.stderr()[said_before..].lines() {
+    for line in relay.child.stderr()[logged_before..].lines() {
         let line: Value = serde_json::from_str(line).unwrap_or_default();
         *lines.entry(line["message"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
     }
     IdleLoad { load, most_frequent: lines.into_iter().max_by_key(|(_, count)| *count).unwrap_or_default() }
 }
 
-/// So many of them, one after the other.
+/// Starts `count` relays, one after the other.
 async fn live(site: &Site, count: usize) -> Vec<RelayProcess> {
     let mut relays = Vec::new();
     for _ in 0..count {
@@ -101,7 +101,7 @@ async fn live(site: &Site, count: usize) -> Vec<RelayProcess> {
     relays
 }
 
-/// How many of them keep the stream.
+/// Number of relays that own the stream.
 async fn holders(relays: &[RelayProcess]) -> usize {
     let mut held = 0;
     for relay in relays {
@@ -110,20 +110,20 @@ async fn holders(relays: &[RelayProcess]) -> usize {
     held
 }
 
-/// Relays on a numbered stream while Redis is away: nothing is lost, nothing doubled, no socket is changed.
-#[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
+/// Runs relays on a numbered stream during an outage: nothing is lost or duplicated, and no socket is replaced.
+#[expect(clippy::print_stdout, reason = "a full run prints its measurements")]
 async fn redis_goes_away(absence: RedisOutage, count: usize) {
     let mut server = RedisServer::durable();
     let site = site(&server, &[]).await;
     let relays = live(&site, count).await;
-    let talk = site.start_traffic(EVENTS_A_SECOND);
+    let traffic = site.start_traffic(EVENTS_A_SECOND);
     wait_for_progress(&site, &relays[0], clock::now()).await;
     let sockets = || site.platform.counters().sockets(SocketDialect::Sequenced);
     let opened = sockets().total;
     let usual = watch(&relays[0], WATCHED_BEFORE).await.load;
     absence.start(&mut server);
     let quiet = watch(&relays[0], span()).await;
-    assert_eq!((sockets().open, sockets().total), (1, opened), "the socket stays, and nobody else opens one");
+    assert_eq!((sockets().open, sockets().total), (1, opened), "the socket stays, and no other is opened");
     absence.finish(&mut server);
     let back = wait_for_progress(&site, &relays[0], clock::now()).await;
     let IdleLoad { load, most_frequent: (line, lines) } = quiet;
@@ -135,12 +135,12 @@ async fn redis_goes_away(absence: RedisOutage, count: usize) {
     );
     assert!(load < usual + MORE_LOAD_MAX, "{load} after {usual}");
     assert!(lines as u64 <= span().as_secs() + 2, "{lines} x {line:?}");
-    assert_eq!(holders(&relays).await, 1, "one keeps it");
+    assert_eq!(holders(&relays).await, 1, "one relay owns the stream");
     wait_for_progress(&site, &relays[count - 1], clock::now()).await;
-    let last_said = talk.stop().await;
+    let last_sent = traffic.stop().await;
     for relay in &relays {
-        relay.holds(last_said).await;
-        assert_whole(&pages(&relay.consumers).await, last_said);
+        relay.wait_for_number(last_sent).await;
+        assert_complete(&pages(&relay.consumers).await, last_sent);
     }
 }
 
@@ -160,12 +160,12 @@ async fn two_relays_keep_one_holder_when_redis_returns() {
     redis_goes_away(RedisOutage::Down, 2).await;
 }
 
-/// How often the log tells a hole, by its reason.
+/// Number of gaps in the log by reason.
 async fn gaps_beyond_the_buffer(count: usize) -> BTreeMap<String, usize> {
     let mut server = RedisServer::durable();
     let site = unnumbered::site(&server, &["buffer = 50", "overflow = \"drop-oldest\""]).await;
     let relays = live(&site, count).await;
-    let (mut books, talk) = (EventAudit::open(&site), site.start_traffic(4 * EVENTS_A_SECOND));
+    let (mut books, traffic) = (EventAudit::open(&site), site.start_traffic(4 * EVENTS_A_SECOND));
     tokio::time::sleep(Duration::from_millis(500)).await;
     for absence in [RedisOutage::Unresponsive, RedisOutage::Down] {
         absence.start(&mut server);
@@ -174,27 +174,27 @@ async fn gaps_beyond_the_buffer(count: usize) -> BTreeMap<String, usize> {
         absence.finish(&mut server);
         tokio::time::sleep(Duration::from_secs(2)).await;
         for relay in &relays {
-            relay.goes_live().await;
+            relay.wait_until_live().await;
         }
     }
-    talk.stop().await;
+    traffic.stop().await;
     let log = has_all(&relays[0], &mut books).await;
     let findings = books.audit(&log);
     assert_eq!((findings.duplicates, findings.unmarked), (0, 0), "{findings:?}");
     assert!(findings.marked > 0, "{findings:?}");
-    eventually("one keeps it", WAIT_MAX, async || (holders(&relays).await == 1).then_some(())).await;
+    eventually("one relay owns the stream", WAIT_MAX, async || (holders(&relays).await == 1).then_some(())).await;
     findings.gaps
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_dropped_beyond_the_buffer_are_marked() {
-    let told = gaps_beyond_the_buffer(1).await;
-    assert!(told.get("shed").is_some_and(|shed| *shed >= 2), "{told:?}");
+    let gaps = gaps_beyond_the_buffer(1).await;
+    assert!(gaps.get("shed").is_some_and(|shed| *shed >= 2), "{gaps:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beyond_the_buffer_the_holder_stays_and_marks_dropped_events() {
-    let told = gaps_beyond_the_buffer(2).await;
-    // Another replica, which has heard nothing, would say `no-replay`.
-    assert!(told.get("shed").is_some_and(|shed| *shed >= 2) && told.len() == 1, "{told:?}");
+    let gaps = gaps_beyond_the_buffer(2).await;
+    // A gap of another replica, which has received nothing, would have the reason `no-replay`.
+    assert!(gaps.get("shed").is_some_and(|shed| *shed >= 2) && gaps.len() == 1, "{gaps:?}");
 }

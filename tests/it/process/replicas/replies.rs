@@ -1,5 +1,5 @@
-//! Redis answers with errors, or hangs up within a reply, while two relays append, renew and follow: each waits, shows
-//! why, and goes on when the errors end.
+//! Redis replies with errors or closes within a reply while two relays run: each waits with a reason and resumes when the
+//! errors end.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     harness::{CommandMatch, ERRORS, FaultReply, RedisServer, RespFault, RespProxy, error_code},
     process::{
         child::{WAIT_MAX, eventually},
-        log::{assert_whole, pages},
+        log::{assert_complete, pages},
         relay::RelayProcess,
         site::Site,
     },
@@ -21,7 +21,7 @@ use crate::{
 
 const EVENTS_A_SECOND: u64 = 100;
 
-/// Two relays that reach one server through one proxy.
+/// Two relays on one server behind one proxy.
 struct FaultyRedisPair {
     _server: RedisServer,
     proxy: RespProxy,
@@ -39,7 +39,7 @@ impl FaultyRedisPair {
         Self { _server: server, proxy, site, relays }
     }
 
-    /// While this fault lasts both are not ready for this reason; when it has ended both show what comes.
+    /// Checks that both relays are not ready for this reason during the fault, and serve new events after it.
     async fn survives(&mut self, fault: RespFault, reason: &str) {
         let replaced = self.proxy.replaced();
         self.proxy.set(fault);
@@ -51,15 +51,15 @@ impl FaultyRedisPair {
         self.proxy.clear();
         for relay in &mut self.relays {
             wait_for_progress(&self.site, relay, clock::now()).await;
-            relay.goes_live().await;
+            relay.wait_until_live().await;
             assert!(relay.child.has_ended().is_none(), "{reason}: {}", relay.child.printed_output());
         }
     }
 
-    async fn ends_whole(&self, last_sent: u64) {
+    async fn assert_complete_logs(&self, last_sent: u64) {
         for relay in &self.relays {
-            relay.holds(last_sent).await;
-            assert_whole(&pages(&relay.consumers).await, last_sent);
+            relay.wait_for_number(last_sent).await;
+            assert_complete(&pages(&relay.consumers).await, last_sent);
         }
         one_owns(&self.relays).await;
     }
@@ -73,17 +73,17 @@ async fn is_not_ready(relay: &RelayProcess, reason: &str) {
     .await;
 }
 
-/// All of these, one after the other, against the same two processes and one log.
+/// Injects all errors of these kinds one after the other into the same two relays.
 async fn survives_each(commands: &[CommandMatch]) {
     let mut pair = FaultyRedisPair::start(Settings::default()).await;
-    let talk = pair.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = pair.site.start_traffic(EVENTS_A_SECOND);
     let sockets = pair.site.platform.counters().sockets(SocketDialect::Sequenced);
     for (commands, error) in ERRORS.iter().filter(|(of, _)| commands.contains(of)) {
         pair.survives(RespFault { commands: *commands, reply: FaultReply::Error(error) }, error_code(error)).await;
     }
     let after = pair.site.platform.counters().sockets(SocketDialect::Sequenced);
     assert_eq!((after.open, after.total), (1, sockets.total), "the socket stays");
-    pair.ends_whole(talk.stop().await).await;
+    pair.assert_complete_logs(traffic.stop().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,21 +104,21 @@ async fn errors_to_writes_delay_appends_and_lose_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_close_within_a_reply_lose_and_duplicate_nothing() {
     let mut pair = FaultyRedisPair::start(Settings::default()).await;
-    let talk = pair.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = pair.site.start_traffic(EVENTS_A_SECOND);
     for commands in [CommandMatch::All, CommandMatch::Writes, CommandMatch::Every, CommandMatch::All] {
         pair.survives(RespFault { commands, reply: FaultReply::Half }, "the membership of this replica is not renewed")
             .await;
     }
-    pair.ends_whole(talk.stop().await).await;
+    pair.assert_complete_logs(traffic.stop().await).await;
 }
 
-/// Short enough for a renewal to fall into each fault.
+/// Short enough that each fault covers a renewal.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(8);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_are_renewed_while_redis_answers_with_errors_and_no_session_ends() {
     let mut pair = FaultyRedisPair::start(Settings { token_ttl: TOKEN_LIFETIME, ..Settings::default() }).await;
-    let talk = pair.site.start_traffic(EVENTS_A_SECOND);
+    let traffic = pair.site.start_traffic(EVENTS_A_SECOND);
     for (commands, reply, reason) in [
         (CommandMatch::All, FaultReply::Error(ERRORS[0].1), "LOADING"),
         (CommandMatch::Writes, FaultReply::Error(ERRORS[10].1), "READONLY"),
@@ -133,7 +133,7 @@ async fn tokens_are_renewed_while_redis_answers_with_errors_and_no_session_ends(
     assert_eq!(
         pair.site.platform.counters().sockets(SocketDialect::Sequenced).deserted,
         0,
-        "a session was live at every instant"
+        "a session was live at every moment"
     );
-    pair.ends_whole(talk.stop().await).await;
+    pair.assert_complete_logs(traffic.stop().await).await;
 }

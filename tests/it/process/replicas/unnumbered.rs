@@ -1,4 +1,4 @@
-//! Two relays on a stream without numbers: what the platform said is in the log once, or a gap stands in its place.
+//! Two relays on an unnumbered stream: each event is in the log once, or a gap covers it.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use crate::{
 
 const TOPICS: &str = r#"["v2.analytics.queues.*.observations", "v2.users.*.presence", "v2.users.*.routingStatus", "v2.users.*.activity"]"#;
 
-/// A site whose stream is one of notifications; `keys` stand in its table.
+/// A site with a stream of notifications; `keys` are additional lines of its table.
 pub(super) async fn site(server: &RedisServer, keys: &[&str]) -> Site {
     let site = Site::start_with(Settings::default(), &[]).await;
     let stream = format!(
@@ -37,20 +37,20 @@ pub(super) async fn site(server: &RedisServer, keys: &[&str]) -> Site {
     site
 }
 
-/// What the platform said to whoever had subscribed, in its order.
+/// The subscribed events of the platform, in order.
 pub(super) struct EventAudit {
     ledger: EmissionLedger,
     mark: u64,
     sent: Vec<String>,
 }
 
-/// What a log shows of what was said.
+/// The result of a comparison of a log with the sent events.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct AuditFindings {
     pub(super) events: usize,
     pub(super) gaps: BTreeMap<String, usize>,
     pub(super) duplicates: usize,
-    /// Missing, with a gap between their neighbours; and without one.
+    /// Missing events with a gap between their neighbours.
     pub(super) marked: usize,
     pub(super) unmarked: usize,
 }
@@ -72,22 +72,22 @@ impl EventAudit {
         Self { mark: ledger.mark(), ledger, sent: Vec::new() }
     }
 
-    /// Takes in what was said since; the platform forgets what is long ago.
+    /// Records the events since the last call, because the platform keeps only recent ones.
     pub(super) fn receive(&mut self) {
-        let said = self.ledger.emitted_since(self.mark);
-        self.mark = said.last().map_or(self.mark, |last| last.number + 1);
-        self.sent.extend(said.into_iter().filter(|said| said.subscribed).map(|said| said.correlation));
+        let sent = self.ledger.emitted_since(self.mark);
+        self.mark = sent.last().map_or(self.mark, |last| last.number + 1);
+        self.sent.extend(sent.into_iter().filter(|sent| sent.subscribed).map(|sent| sent.correlation));
     }
 
-    /// The last one that was said.
+    /// The last sent event.
     fn last(&self) -> Option<&str> {
         self.sent.last().map(String::as_str)
     }
 
-    /// Holds a log against what was said.
+    /// Compares a log with the sent events.
     pub(super) fn audit(&self, log: &[LogEntry]) -> AuditFindings {
         let mut findings = AuditFindings::default();
-        // Where each stands: behind how many gaps.
+        // For each event, the number of gaps before it.
         let mut places: BTreeMap<String, usize> = BTreeMap::new();
         let mut gaps = 0;
         for (index, entry) in log.iter().enumerate() {
@@ -95,15 +95,15 @@ impl EventAudit {
             let seen: GapAttributes = serde_json::from_str(&entry.json).unwrap();
             if entry.kind == "trunkline.gap.v1" {
                 gaps += 1;
-                *findings.gaps.entry(seen.data.and_then(|told| told.reason).unwrap()).or_default() += 1;
+                *findings.gaps.entry(seen.data.and_then(|details| details.reason).unwrap()).or_default() += 1;
             } else if let Some(correlation) = seen.correlationid {
                 findings.events += 1;
                 findings.duplicates += usize::from(places.insert(correlation, gaps).is_some());
             }
         }
         let (mut missing, mut behind) = (0, 0);
-        for said in &self.sent {
-            match places.get(said) {
+        for sent in &self.sent {
+            match places.get(sent) {
                 None => missing += 1,
                 Some(&place) => {
                     *(if place > behind { &mut findings.marked } else { &mut findings.unmarked }) += missing;
@@ -116,18 +116,16 @@ impl EventAudit {
     }
 }
 
-/// Waits until this relay shows the last thing that was said.
-pub(super) async fn has_all(relay: &RelayProcess, books: &mut EventAudit) -> Vec<LogEntry> {
-    books.receive();
-    let last = books.last().unwrap().to_owned();
-    eventually("the last one said is there", WAIT_MAX, async || {
-        relay.newest().await?.json.contains(&last).then_some(())
-    })
-    .await;
+/// Waits until this relay serves the last event, and returns its log.
+pub(super) async fn has_all(relay: &RelayProcess, audit: &mut EventAudit) -> Vec<LogEntry> {
+    audit.receive();
+    let last = audit.last().unwrap().to_owned();
+    eventually("the last event is there", WAIT_MAX, async || relay.newest().await?.json.contains(&last).then_some(()))
+        .await;
     pages(&relay.consumers).await
 }
 
-/// How a holder ends.
+/// How an owner ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HolderExit {
     Killed,
@@ -139,14 +137,14 @@ struct ScenarioResult {
     took: Vec<Duration>,
 }
 
-/// Lets the holder end again and again while the platform talks.
-#[expect(clippy::print_stdout, reason = "the figures are what a full run is for")]
+/// Ends the owner repeatedly during traffic.
+#[expect(clippy::print_stdout, reason = "a full run prints its measurements")]
 async fn run_round(keys: &[&str], end: HolderExit, times: usize) -> ScenarioResult {
     let server = RedisServer::durable();
     let site = site(&server, keys).await;
     let mut relays = vec![RelayProcess::live(&site).await, RelayProcess::live(&site).await];
     let sockets = || site.platform.counters().sockets(SocketDialect::Notifications);
-    let (mut books, talk, mut took) = (EventAudit::open(&site), site.start_traffic(rate()), Vec::new());
+    let (mut audit, traffic, mut took) = (EventAudit::open(&site), site.start_traffic(rate()), Vec::new());
     for _ in 0..times {
         let index = holder(&relays).await;
         if !keys.is_empty() {
@@ -169,24 +167,24 @@ async fn run_round(keys: &[&str], end: HolderExit, times: usize) -> ScenarioResu
         }
         took.push(is_followed(&relays[1 - index], since).await);
         if end == HolderExit::HandedOver || !keys.is_empty() {
-            let told =
+            let details =
                 || format!("{}\n{}", relays[index].child.printed_output(), relays[1 - index].child.printed_output());
-            assert_eq!(sockets().deserted, 0, "somebody listens at every instant\n{}", told());
+            assert_eq!(sockets().deserted, 0, "a session is subscribed at every moment\n{}", details());
         }
         relays[index] = RelayProcess::live(&site).await;
-        books.receive();
+        audit.receive();
     }
-    talk.stop().await;
-    let log = has_all(&relays[0], &mut books).await;
-    assert!(has_all(&relays[1], &mut books).await == log, "both show the same log");
-    let findings = books.audit(&log);
+    traffic.stop().await;
+    let log = has_all(&relays[0], &mut audit).await;
+    assert!(has_all(&relays[1], &mut audit).await == log, "both replicas have the same log");
+    let findings = audit.audit(&log);
     println!("{end:?} {keys:?}: {findings:?}");
     ScenarioResult { findings, took }
 }
 
 async fn is_followed(relay: &RelayProcess, since: Instant) -> Duration {
-    eventually("the other keeps it", WAIT_MAX, async || holds_stream(relay).await.then_some(())).await;
-    relay.goes_live().await;
+    eventually("the other relay owns the stream", WAIT_MAX, async || holds_stream(relay).await.then_some(())).await;
+    relay.wait_until_live().await;
     since.elapsed()
 }
 
@@ -196,7 +194,7 @@ async fn events_that_no_replica_received_when_a_holder_was_killed_are_marked() {
     let ScenarioResult { findings, took } = run_round(&[], HolderExit::Killed, times).await;
     assert_eq!((findings.duplicates, findings.unmarked), (0, 0), "{findings:?}");
     assert_eq!(findings.gaps.values().sum::<usize>(), times, "a kill, a gap: {findings:?}");
-    print_times("notifications: take-over without a standby", took);
+    print_times("notifications: takeover without a standby", took);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -204,7 +202,7 @@ async fn a_standby_appends_the_events_that_a_killed_holder_did_not() {
     let ScenarioResult { findings, took } = run_round(&["standby = true"], HolderExit::Killed, rounds(2)).await;
     assert_eq!((findings.duplicates, findings.unmarked, findings.marked), (0, 0, 0), "{findings:?}");
     assert!(findings.gaps.is_empty(), "{findings:?}");
-    print_times("notifications: take-over by a standby", took);
+    print_times("notifications: takeover by a standby", took);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

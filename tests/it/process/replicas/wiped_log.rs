@@ -1,4 +1,4 @@
-//! Everything in Redis is gone while relays run: whoever subscribed is told so where it is, and goes on in the new log.
+//! Redis loses all data while relays run: subscribers get a gap at their position and continue in the new log.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Everyone has had so many entries.
+/// Waits until all readers have `count` entries.
 async fn all_have(readers: &[Arc<ReceivedEntries>], count: usize) {
     for seen in readers {
         eventually("a subscriber has all", WAIT_MAX, async || (seen.len() >= count).then_some(())).await;
@@ -34,19 +34,20 @@ async fn subscribers_of_a_wiped_log_get_a_gap_and_continue_in_the_new_one() {
     let relays = [RelayProcess::live(&site).await, RelayProcess::live(&site).await];
     let (readers, mut tasks) = ([(); 6].map(|()| Arc::new(ReceivedEntries::default())), JoinSet::new());
     for (relay, seen) in relays.iter().zip(readers.chunks(3)) {
-        let board = Arc::new(RelayUrl::default());
-        board.put(Some(relay.consumers.clone()));
-        tasks.spawn(follow_lines(Arc::clone(&board), Arc::clone(&seen[0])));
-        tasks.spawn(follow_events(Arc::clone(&board), Arc::clone(&seen[1])));
-        tasks.spawn(follow_messages(board, Arc::clone(&seen[2])));
+        let relay_url = Arc::new(RelayUrl::default());
+        relay_url.put(Some(relay.consumers.clone()));
+        tasks.spawn(follow_lines(Arc::clone(&relay_url), Arc::clone(&seen[0])));
+        tasks.spawn(follow_events(Arc::clone(&relay_url), Arc::clone(&seen[1])));
+        tasks.spawn(follow_messages(relay_url, Arc::clone(&seen[2])));
     }
     site.platform.emit(5);
     all_have(&readers, 5).await;
     let last = readers[0].last_id().unwrap();
 
     server.connection().run::<()>(&cmd("FLUSHALL")).await.unwrap();
-    // The owner learns of it with its next renewal or append. Where the other replica claims the lease first, what was sent until its session lies in the gap.
-    eventually("the new log goes on", WAIT_MAX, async || {
+    // The owner detects it with its next renewal or append. If the other replica claims the lease first, the gap covers
+    // the events until its session.
+    eventually("the new log grows", WAIT_MAX, async || {
         let newest = relays[0].newest().await?;
         let sent = site.platform.ledger().last_sequence();
         match newest.number {
@@ -60,24 +61,24 @@ async fn subscribers_of_a_wiped_log_get_a_gap_and_continue_in_the_new_one() {
     .await;
     let index = holder(&relays).await;
     let log = pages(&relays[index].consumers).await;
-    assert!(log.iter().all(|entry| epoch(&entry.id) == epoch(&log[0].id)), "nothing of the old log is left");
+    assert!(log.iter().all(|entry| epoch(&entry.id) == epoch(&log[0].id)), "no entry of the old log is left");
     let marked = |entry: &LogEntry| entry.kind == "trunkline.gap.v1" && entry.json.contains("\"store\"");
-    assert!(log.iter().any(marked), "the new log says that the store lost what was before");
-    let told = relays.iter().map(|relay| relay.child.stderr()).collect::<String>();
-    assert!(!told.contains("another replica has the stream"), "{told}");
-    assert!(told.contains("gone from the store") || told.contains("head of the log is gone"), "{told}");
+    assert!(log.iter().any(marked), "the new log has a gap `store`");
+    let text = relays.iter().map(|relay| relay.child.stderr()).collect::<String>();
+    assert!(!text.contains("another replica has the stream"), "{text}");
+    assert!(text.contains("gone from the store") || text.contains("head of the log is gone"), "{text}");
 
     all_have(&readers, 5 + 1 + log.len()).await;
     for seen in &readers {
         let all = seen.all();
         assert_gap_reported(&all[5], &last, &log[0]);
-        assert!(all[6..] == log[..], "and then comes all of the new log");
-        assert_eq!(seen.connections(), 1, "nobody was sent away");
+        assert!(all[6..] == log[..], "all of the new log follows");
+        assert_eq!(seen.connections(), 1, "no subscriber was disconnected");
     }
     for relay in &relays {
         let url = format!("{}/v1/streams/{STREAM}/events?after={last}", relay.consumers);
         let page = client().get(url).header("accept", "application/cloudevents-batch+json").send().await.unwrap();
-        assert_eq!(page.status(), 410, "a page has no place for a gap");
+        assert_eq!(page.status(), 410, "a page cannot contain the gap");
     }
 }
 
@@ -85,12 +86,12 @@ fn epoch(id: &str) -> &str {
     id.split_once('-').unwrap().0
 }
 
-/// The gap is for this subscriber alone: no entry of the log, right before the first one that is held.
+/// Checks the gap of a subscriber: it is not an entry of the log, and directly precedes the first stored entry.
 fn assert_gap_reported(gap: &LogEntry, last: &str, first: &LogEntry) {
-    let told: Value = serde_json::from_str(&gap.json).unwrap();
-    assert_eq!(told["type"], "trunkline.gap.v1", "{told}");
-    assert_eq!(told["id"], format!("{}/trimmed", first.id));
-    assert!(told.get("sequence").is_none(), "{told}");
+    let text: Value = serde_json::from_str(&gap.json).unwrap();
+    assert_eq!(text["type"], "trunkline.gap.v1", "{text}");
+    assert_eq!(text["id"], format!("{}/trimmed", first.id));
+    assert!(text.get("sequence").is_none(), "{text}");
     let expected = json!({"reason": "trimmed", "after": last, "before": first.id, "lost": null, "silence_ms": null});
-    assert_eq!(told["data"], expected);
+    assert_eq!(text["data"], expected);
 }
