@@ -1,8 +1,8 @@
-//! Fan-out: what it costs to wrap a batch, and to deliver events to many subscribers over real sockets.
+//! Fan-out: the cost of rendering a batch and of its delivery to many subscribers over real sockets.
 //!
-//! The socket figures are CPU time of the server's one thread, so "elements per second" is what one core can deliver,
-//! however busy the machine is. The clients run in a process of their own. With `--idle=5000` nothing is timed, but the
-//! memory is printed that each of so many idle WebSockets takes.
+//! The delivery figures are CPU time of the server's single thread, so "elements per second" is the capacity of one core,
+//! independent of other load. The clients run in another process. `--idle=5000` measures the memory of an idle WebSocket
+//! instead, with 5000 of them.
 
 use std::{
     hint::black_box,
@@ -32,11 +32,11 @@ use trunkline::{
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const SUBSCRIBERS: usize = 1_000;
-/// Events that one append carries, as many as the closed loop of the measuring kit lets a source run ahead.
+/// Events of one append.
 const EVENTS: usize = 32;
 const BODY_LEN: usize = 1_024;
 const STREAM: &str = "queues";
-/// Stands once in each body and nowhere else, so that clients can count events without parsing.
+/// Occurs once in each body and nowhere else, so that clients can count events without parsing.
 const MARKER: u8 = 0x7f;
 
 fn main() {
@@ -63,7 +63,7 @@ fn batch() -> Batch {
     let source = source();
     let mut builder = BatchBuilder::new(&source, Epoch(0x4f2a), Offset::START);
     (0..EVENTS).for_each(|_| builder.push(&event()));
-    builder.finish().expect("it holds events")
+    builder.finish().expect("the batch has events")
 }
 
 fn source() -> Source {
@@ -106,22 +106,22 @@ fn idle(count: usize) {
     let clients = ClientProcess::connect(relay.address, "websocket", count);
     let per_client = (resident() - before) as f64 / count as f64 / 1024.0;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "idle websocket: {per_client:.2} KiB each of {count}").expect("stdout is there");
+    writeln!(out, "idle websocket: {per_client:.2} KiB each of {count}").expect("stdout is open");
     drop((warm, clients));
 }
 
-/// The allocator gives back what it does not need within a second.
+/// The allocator returns unused memory within a second.
 const SETTLING: Duration = Duration::from_secs(3);
 
 /// Resident memory of this process in bytes.
 fn resident() -> u64 {
     thread::sleep(SETTLING);
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is always there");
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux has /proc");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the line exists");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }
 
-/// A server over a log, alone on its thread.
+/// A server with a log, on its own thread.
 struct FanoutRelay {
     address: SocketAddr,
     thread: u32,
@@ -131,29 +131,29 @@ struct FanoutRelay {
 
 impl FanoutRelay {
     fn start() -> Self {
-        let directory = tempfile::tempdir().expect("a place to write");
+        let directory = tempfile::tempdir().expect("a temporary folder");
         let path = directory.path().join("data");
-        let (work, orders) = mpsc::sync_channel::<mpsc::SyncSender<()>>(1);
+        let (work, work_queue) = mpsc::sync_channel::<mpsc::SyncSender<()>>(1);
         let (ready, started) = mpsc::sync_channel(1);
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(serve(path, orders, ready));
+            runtime.block_on(serve(path, work_queue, ready));
         });
         let (address, thread) = started.recv().expect("it starts");
         Self { address, thread, work, _directory: directory }
     }
 
-    /// Appends one batch, durably.
+    /// Appends one batch durably.
     fn append(&self) {
         let (done, wait) = mpsc::sync_channel(1);
-        self.work.send(done).expect("the server lives");
-        wait.recv().expect("the server lives");
+        self.work.send(done).expect("the server runs");
+        wait.recv().expect("the server runs");
     }
 
     /// CPU time that the server's thread has used.
     fn cpu(&self) -> Duration {
         let path = format!("/proc/self/task/{}/schedstat", self.thread);
-        let text = std::fs::read_to_string(path).expect("the server lives");
+        let text = std::fs::read_to_string(path).expect("the server runs");
         let nanos = text.split(' ').next().and_then(|nanos| nanos.parse().ok()).expect("a number");
         Duration::from_nanos(nanos)
     }
@@ -161,7 +161,7 @@ impl FanoutRelay {
 
 async fn serve(
     path: std::path::PathBuf,
-    orders: mpsc::Receiver<mpsc::SyncSender<()>>,
+    work_queue: mpsc::Receiver<mpsc::SyncSender<()>>,
     ready: mpsc::SyncSender<(SocketAddr, u32)>,
 ) {
     let retention = Retention { events: 20_000, age: Duration::from_secs(3_600), bytes: 1 << 30 };
@@ -169,17 +169,17 @@ async fn serve(
     let stream: StreamName = STREAM.parse().expect("a name");
     let settings = LogSettings { tail_bytes: 16 << 20 };
     let logs = EventLogs::open(Store::Embedded(store), &[(stream.clone(), source())], &settings).await.expect("a log");
-    let writer = logs.get(&stream).expect("it was opened").claim(None).await.expect("nobody else has it");
+    let writer = logs.get(&stream).expect("it was opened").claim(None).await.expect("there is no other writer");
     let server = ConsumerServer::bind(Settings::new(([127, 0, 0, 1], 0).into())).expect("a free port");
     let address = server.address();
     let mut tasks = Tasks::new("bench");
     server.start(&mut tasks, logs, |_| true);
-    let link = std::fs::read_link("/proc/thread-self").expect("Linux tells");
+    let link = std::fs::read_link("/proc/thread-self").expect("Linux has /proc");
     let thread = link.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()).expect("a number");
-    ready.send((address, thread)).expect("somebody waits");
-    let (bridge, mut wishes) = tokio::sync::mpsc::channel(1);
+    ready.send((address, thread)).expect("the bench waits");
+    let (bridge, mut requests) = tokio::sync::mpsc::channel(1);
     thread::spawn(move || {
-        while let Ok(done) = orders.recv() {
+        while let Ok(done) = work_queue.recv() {
             if bridge.blocking_send(done).is_err() {
                 return;
             }
@@ -187,13 +187,13 @@ async fn serve(
     });
     let events: Vec<Event> = (0..EVENTS).map(|_| event()).collect();
     let checkpoint = Checkpoint { position: None, last_received_at: Timestamp(0), feed: None };
-    while let Some(done) = wishes.recv().await {
+    while let Some(done) = requests.recv().await {
         writer.append(&events, checkpoint).await.expect("a healthy store");
-        done.send(()).expect("somebody waits");
+        done.send(()).expect("the bench waits");
     }
 }
 
-/// Subscribers in a process of their own; it says how many events came, a line at a time.
+/// Subscribers in another process, which prints the number of received events line by line.
 struct ClientProcess {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
@@ -206,20 +206,20 @@ impl ClientProcess {
         let program = std::env::current_exe().expect("this program");
         let mut command = Command::new(program);
         command.args(["clients", transport, &address.to_string(), &count.to_string()]).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("it starts again");
+        let mut child = command.spawn().expect("the program starts");
         let mut lines = BufReader::new(child.stdout.take().expect("it is piped"));
         let mut line = String::new();
-        lines.read_line(&mut line).expect("it says that it is ready");
+        lines.read_line(&mut line).expect("the clients are ready");
         assert_eq!(line.trim(), "ready");
         Self { child, lines, seen: 0, wanted: 0 }
     }
 
-    /// Waits until `more` events have come in all.
+    /// Waits until `more` events have arrived in total.
     fn wait_for(&mut self, more: u64) {
         self.wanted += more;
         while self.seen < self.wanted {
             let mut line = String::new();
-            self.lines.read_line(&mut line).expect("the clients live");
+            self.lines.read_line(&mut line).expect("the clients run");
             self.seen = line.trim().parse().expect("a number");
         }
     }
@@ -227,12 +227,12 @@ impl ClientProcess {
 
 impl Drop for ClientProcess {
     fn drop(&mut self) {
-        self.child.kill().expect("it is ours");
+        self.child.kill().expect("the child runs");
         self.child.wait().expect("it ends");
     }
 }
 
-/// The other process: connects, then counts.
+/// The client process: connects, then counts events.
 fn clients() {
     let args: Vec<String> = std::env::args().skip(2).collect();
     let [transport, address, count, ..] = args.as_slice() else { panic!("transport, address, count") };
@@ -247,23 +247,23 @@ fn clients() {
             let socket = tokio::net::TcpStream::from_std(socket).expect("a socket");
             local.spawn_local(count_events(socket, report.clone()));
         }
-        writeln!(std::io::stdout(), "ready").expect("somebody reads");
-        let telling = async {
-            let (mut total, mut told, mut batch) = (0_u64, 0, Vec::new());
+        writeln!(std::io::stdout(), "ready").expect("stdout is open");
+        let print_totals = async {
+            let (mut total, mut reported, mut batch) = (0_u64, 0, Vec::new());
             while reports.recv_many(&mut batch, 1_024).await > 0 {
                 total += batch.drain(..).sum::<u64>();
-                if total - told >= (count * EVENTS) as u64 / 4 || reports.is_empty() {
-                    writeln!(std::io::stdout(), "{total}").expect("somebody reads");
-                    told = total;
+                if total - reported >= (count * EVENTS) as u64 / 4 || reports.is_empty() {
+                    writeln!(std::io::stdout(), "{total}").expect("stdout is open");
+                    reported = total;
                 }
             }
         };
-        local.run_until(telling).await;
+        local.run_until(print_totals).await;
     });
 }
 
 fn subscribe(transport: &str, address: &str) -> TcpStream {
-    let wish = match transport {
+    let headers = match transport {
         "websocket" => {
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -271,7 +271,8 @@ fn subscribe(transport: &str, address: &str) -> TcpStream {
         _ => "Accept: text/event-stream\r\n",
     };
     let mut socket = TcpStream::connect(address).expect("the server listens");
-    write!(socket, "GET /v1/streams/{STREAM}/events HTTP/1.1\r\nHost: {address}\r\n{wish}\r\n").expect("it takes it");
+    write!(socket, "GET /v1/streams/{STREAM}/events HTTP/1.1\r\nHost: {address}\r\n{headers}\r\n")
+        .expect("the request is sent");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];

@@ -1,10 +1,10 @@
-//! The hot path of an event, step by step: a frame is decoded, its events are put in order, the machine says what is to
-//! be appended, the envelopes are written around them, and the batch is rendered for subscribers.
+//! The hot path of an event, step by step: decode a frame, order its events, decide on the append, write the envelopes,
+//! and render the batch for subscribers.
 //!
-//! No socket and no disk: what is measured here is what the rules cost. `cargo bench --bench hot_path`.
+//! Measures only the pure rules, without sockets and disks. Run with `cargo bench --bench hot_path`.
 
-#![expect(clippy::unwrap_used, reason = "a bench that cannot go on fails")]
-#![expect(clippy::disallowed_methods, reason = "the machine is told a moment to start from")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the bench")]
+#![expect(clippy::disallowed_methods, reason = "the machine needs a start time")]
 
 use std::{
     hint::black_box,
@@ -26,11 +26,11 @@ use trunkline::{
 
 const EVENT_LEN: usize = 1_024;
 const FRAME_LENS: [usize; 3] = [1, 10, 50];
-/// Events of one batch that is wrapped and rendered.
+/// Events of the batch that is wrapped and rendered.
 const BATCH_LEN: usize = 50;
 const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
 
-/// One event of a sequenced stream; about a dozen small objects, as a queue's observations have.
+/// One event of a sequenced stream with about a dozen small objects, like the observations of a queue.
 fn event(sequence: u64) -> String {
     let metric = r#"{"metric":"oWaiting","qualifier":"voice","stats":{"count":17,"max":31.5}}"#;
     let metrics = [metric; 9].join(",");
@@ -116,7 +116,7 @@ fn wrap(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A live machine of one sequenced stream, and the number it expects next.
+/// The live machine of one sequenced stream, and its next expected number.
 struct StreamBench {
     stream: Stream,
     session: SessionId,
@@ -153,7 +153,7 @@ impl StreamBench {
         frame
     }
 
-    /// From a frame to the append that it leads to; returns how many events that has.
+    /// Handles a frame and its append. Returns the number of appended events.
     fn take(&mut self, frame: Frame) -> usize {
         self.stream.handle(Input::Frame { session: self.session, frame }, self.now);
         let mut appended = 0;
@@ -192,7 +192,7 @@ fn settings() -> stream::Settings {
     }
 }
 
-/// Decoding, order and buffer together: what the stream's task spends on a frame before the log.
+/// Decoding, ordering and buffering together: the cost of a frame in the stream's task before the log.
 fn machine(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frame in, append out");
     for len in FRAME_LENS {

@@ -1,8 +1,8 @@
-//! What the event log costs: wrapping, durable appends, and reading from the store and from the tail.
+//! The cost of the event log: wrapping, durable appends, and reads from the store and from the tail.
 //!
-//! Run with `cargo bench --bench log`; the store lies in the target directory, so the figures are of that disk.
+//! Run with `cargo bench --bench log`. The store is in the target directory, so the results depend on that disk.
 
-#![expect(clippy::unwrap_used, reason = "a bench that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the bench")]
 
 use std::{path::Path, time::Duration};
 
@@ -19,10 +19,10 @@ use trunkline::{
     },
 };
 
-/// Events of one append: what arrives at 128,000 a second while one fsync of 2 ms runs.
+/// Events of one append: the number that arrives during an fsync of 2 ms at 128,000 events per second.
 const APPEND_LEN: usize = 256;
 
-/// Bytes of a body, so that an envelope has about 1 KiB.
+/// Size of a body in bytes, so that an envelope has about 1 KiB.
 const BODY_LEN: usize = 640;
 
 const EVENTS_KEPT: u64 = 200_000;

@@ -261,7 +261,7 @@ pub fn redis(data: &[u8]) {
     let lines: Vec<String> = rest.split('\n').map(str::to_owned).collect();
     let line = |at: usize| lines.get(at).map_or("", String::as_str);
     match what {
-        "look" => looked(&lines),
+        "bounds" => looked(&lines),
         "claim" => claimed(&lines),
         "record" => {
             let record = coordination::values::record(line(0), line(1), lines.get(2).map(String::as_str));
@@ -272,12 +272,12 @@ pub fn redis(data: &[u8]) {
                 assert!(line(1).split(' ').count() >= 2 && !line(0).is_empty(), "{life:?}");
             }
         }
-        "terms" => {
+        "settings" => {
             let settings = coordination::values::shared_settings(line(0));
             let again = settings.as_deref().and_then(coordination::values::shared_settings);
             assert_eq!(again, settings, "settings are written as they were read");
         }
-        "word" => match coordination::values::message(line(0) == "beat", line(1)) {
+        "message" => match coordination::values::message(line(0) == "heartbeat", line(1)) {
             Some(IncomingMessage::Direct { note: PeerMessage::HandedOver { fence, .. }, .. }) => {
                 assert!(fence.number < COUNT_END);
             }

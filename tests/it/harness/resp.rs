@@ -24,11 +24,11 @@ use tokio_util::sync::DropGuard;
 
 use super::tcp::listen;
 
-/// Replies that one connection waits for at most.
+/// Limit of pending replies of one connection.
 const PENDING_MAX: usize = 4_096;
 const CHUNK_LEN: usize = 64 << 10;
 
-/// Commands that manage a connection or a transaction, or that a server answers in every state.
+/// Commands of connections and transactions, or that a server answers in every state.
 const OF_CONNECTIONS: [&str; 17] = [
     "HELLO",
     "AUTH",
@@ -74,33 +74,33 @@ pub(crate) fn error_code(error: &str) -> &str {
     error.split(' ').next().unwrap()
 }
 
-/// Which commands a fault meets.
+/// The commands that a fault affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CommandMatch {
-    /// All but those of connections and transactions.
+    /// All except those of connections and transactions.
     All,
-    /// Those that name a key.
+    /// Commands with a key.
     Keyed,
-    /// Those that may change a key. A script counts as one of them.
+    /// Commands that may change a key, including scripts.
     Writes,
-    /// All without exception.
+    /// All commands.
     Every,
-    /// This one.
+    /// One command.
     Named(&'static str),
-    /// Reads of entries up to a given one, which only readers need.
+    /// Reads of entries up to a given id, which only readers use.
     Ranges,
 }
 
-/// What comes in place of a reply.
+/// The replacement of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FaultReply {
-    /// The server never gets the command. Within a transaction it aborts the transaction, as in a real server.
+    /// This error. The server never gets the command. Within a transaction it aborts the transaction, as in a real server.
     Error(&'static str),
-    /// This text, and the server never gets the command.
+    /// This text. The server never gets the command.
     Text(&'static str),
-    /// The server gets the command, and each behind it on this connection, so much later.
+    /// The server gets this command and all later ones of the connection after this delay.
     Late(Duration),
-    /// The server executes the command; half of its reply arrives, then the connection is closed.
+    /// The server executes the command. Half of its reply arrives, then the connection is closed.
     Half,
 }
 
@@ -110,7 +110,7 @@ pub(crate) struct RespFault {
     pub(crate) reply: FaultReply,
 }
 
-/// It ends with the value, and every connection through it.
+/// A proxy. Drop closes it and all its connections.
 pub(crate) struct RespProxy {
     address: SocketAddr,
     fault: watch::Sender<Option<RespFault>>,
@@ -134,25 +134,25 @@ impl RespProxy {
         self.fault.send_replace(Some(fault));
     }
 
-    /// Everything is forwarded again.
+    /// Ends the fault.
     pub(crate) fn clear(&self) {
         self.fault.send_replace(None);
     }
 
-    /// How many replies were replaced so far.
+    /// Number of replaced replies.
     pub(crate) fn replaced(&self) -> u64 {
         self.replaced.load(Ordering::Relaxed)
     }
 }
 
-/// A reply that the client waits for.
+/// A pending reply.
 #[derive(Debug, PartialEq, Eq)]
 enum ExpectedReply {
-    /// The server's own.
+    /// The reply of the server.
     Forwarded,
-    /// This one in place of the server's.
+    /// This text instead of the server's reply.
     Replaced(Bytes),
-    /// This one; the server sends none.
+    /// This text; the server sends no reply.
     Injected(Bytes),
     Half,
 }
@@ -164,25 +164,25 @@ async fn forward(client: TcpStream, server: u16, fault: watch::Receiver<Option<R
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let (expect, expected) = mpsc::channel(PENDING_MAX);
     let requests = RequestPump { fault, replaced, expect, to_server, replies_off: false, transaction: None };
-    // Whichever ends first closes both connections.
+    // The first direction that ends closes both connections.
     tokio::select! {
         _ = requests.run(RespFrames::of(from_client)) => (),
         _ = replies(RespFrames::of(from_server), expected, to_client) => (),
     }
 }
 
-/// The commands of one client, on their way to the server.
+/// Forwards the commands of one client to the server.
 struct RequestPump {
     fault: watch::Receiver<Option<RespFault>>,
     replaced: Arc<AtomicU64>,
     expect: mpsc::Sender<ExpectedReply>,
     to_server: OwnedWriteHalf,
-    /// The client has told the server not to reply.
+    /// The client has switched replies off.
     replies_off: bool,
     transaction: Option<TransactionState>,
 }
 
-/// How a transaction that was begun will end.
+/// How the open transaction will end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TransactionState {
     Open,
@@ -190,7 +190,7 @@ enum TransactionState {
 }
 
 impl RequestPump {
-    /// Until one side has closed the connection.
+    /// Runs until one side closes the connection.
     async fn run(mut self, mut commands: RespFrames) -> Option<()> {
         loop {
             let command = commands.next().await?;
@@ -230,7 +230,7 @@ impl RequestPump {
                 self.send(command, Some(ExpectedReply::Forwarded)).await
             }
             ("EXEC" | "DISCARD", _) => self.end_transaction(command).await,
-            // With RESP3 their replies are pushes.
+            // With RESP3, their replies are pushes.
             ("SUBSCRIBE" | "UNSUBSCRIBE", _) => self.send(command, None).await,
             _ => {
                 if name == "MULTI" {
@@ -251,7 +251,7 @@ impl RequestPump {
         }
     }
 
-    /// The reply is expected before the server can send it.
+    /// Records the expected reply, then sends the command.
     async fn send(&mut self, command: &[u8], expected: Option<ExpectedReply>) -> Option<()> {
         if let Some(expected) = expected {
             if expected == ExpectedReply::Half {
@@ -284,7 +284,7 @@ impl CommandMatch {
     }
 }
 
-/// Carries replies back in the order of their commands; what is pushed passes at once.
+/// Forwards replies in the order of their commands. Pushes are forwarded immediately.
 async fn replies(
     mut frames: RespFrames,
     mut expected: mpsc::Receiver<ExpectedReply>,
@@ -310,7 +310,7 @@ async fn replies(
     }
 }
 
-/// The reply that is due without the server; taken out.
+/// Takes the next reply if it does not need the server.
 fn first_injected(pending: &mut VecDeque<ExpectedReply>) -> Option<Bytes> {
     match pending.pop_front()? {
         ExpectedReply::Injected(reply) => Some(reply),
@@ -321,7 +321,7 @@ fn first_injected(pending: &mut VecDeque<ExpectedReply>) -> Option<Bytes> {
     }
 }
 
-/// Writes what the client gets for this reply of the server.
+/// Writes the server's reply or its replacement.
 async fn answer(
     frame: Bytes,
     pending: &mut VecDeque<ExpectedReply>,
@@ -356,7 +356,7 @@ impl RespFrames {
         Self { from, read: BytesMut::with_capacity(CHUNK_LEN) }
     }
 
-    /// The next frame; none when the connection is closed. Cancel-safe.
+    /// The next frame; `None` when the connection is closed. Cancel-safe.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(len) = frame_len(&self.read) {
@@ -370,7 +370,7 @@ impl RespFrames {
     }
 }
 
-/// The length of the first frame of RESP2 or RESP3; none while it is not whole.
+/// The length of the first frame of RESP2 or RESP3; `None` while it is incomplete.
 fn frame_len(bytes: &[u8]) -> Option<usize> {
     let line_len = bytes.windows(2).position(|end| end == b"\r\n")? + 2;
     let count = || std::str::from_utf8(&bytes[1..line_len - 2]).unwrap().parse::<i64>().unwrap();
@@ -389,7 +389,7 @@ fn frame_len(bytes: &[u8]) -> Option<usize> {
         }
         b'*' | b'~' | b'>' => of_parts(count()),
         b'%' => of_parts(2 * count()),
-        // An attribute stands before the reply that it belongs to.
+        // An attribute precedes its reply.
         b'|' => of_parts(2 * count() + 1),
         _ => Some(line_len),
     }

@@ -112,7 +112,7 @@ async fn published_messages_are_received_until_the_connection_is_lost() {
 }
 
 #[tokio::test]
-async fn a_connection_outlives_the_runtime_of_whoever_dialled() {
+async fn a_connection_outlives_the_runtime_that_dialled() {
     let redis = RedisServer::volatile();
     let connection = redis.connection();
     let shared = connection.clone();
