@@ -93,7 +93,7 @@ fn events() -> Vec<Event> {
     let items = decoded(&sequenced(), sequenced_frame(1, BATCH_LEN));
     let events = items.into_iter().filter_map(|item| match item {
         Item::Event(event) => Some(event),
-        Item::Undecoded(_) | Item::Notice(_) | Item::Heartbeat | Item::ProbeAck => None,
+        Item::Undecoded(_) | Item::Notice(_) | Item::Heartbeat | Item::ProbeAck | Item::Accepted => None,
     });
     events.collect()
 }
@@ -132,6 +132,7 @@ impl StreamBench {
         let dialled = std::iter::from_fn(|| stream.poll_output()).find_map(|output| match output {
             Output::Dial { session, .. } => Some(session),
             Output::Call { .. }
+            | Output::Send { .. }
             | Output::Probe { .. }
             | Output::Close { .. }
             | Output::DropSocket(_)

@@ -10,8 +10,7 @@ use tempfile::TempDir;
 use crate::{
     admin::{self, AdminServer, Readiness, StartupProgress},
     auth::{self, AccountStatus, Tokens},
-    config::{self, Config, ConnectorConfig, StreamConfig},
-    connector::{Connector, genesys_notifications, genesys_sequenced},
+    config::{self, Config, StreamConfig},
     coordination::{self, LeaseHandle, Registry, Replica, SharedSettings},
     downstream::server,
     event_log::{self, EventLogs},
@@ -21,7 +20,7 @@ use crate::{
     protocol::{
         backoff, lease,
         session::Timeouts,
-        stream::{self, OverflowPolicy, Rotation},
+        stream,
     },
     random,
     store::{
@@ -530,19 +529,15 @@ fn stream_settings(
 ) -> upstream::Settings {
     let api_url = config.accounts.get(&from.account).and_then(|account| account.api_url.clone());
     let api_url = api_url.unwrap_or_default();
-    let connector = connector(&from.connector);
     upstream::Settings {
         stream: name.clone(),
         account: from.account.clone(),
         network: network.clone(),
         frame_max: from.frame_max,
         rules: stream::Settings {
-            feed: connector.feed(&api_url),
-            connector,
-            rotation: match from.rotation {
-                config::RotationConfig::Overlap => Rotation::Overlap,
-                config::RotationConfig::BreakFirst => Rotation::BreakFirst,
-            },
+            feed: from.connector.feed(&api_url),
+            connector: from.connector.clone(),
+            rotation: from.rotation,
             rotation_jitter: from.rotation_jitter,
             retention: from.retention,
             buffer: from.buffer,
@@ -551,10 +546,7 @@ fn stream_settings(
                 config::StoreBackend::Embedded => embedded::APPEND_MAX,
                 config::StoreBackend::Redis(_) => redis::APPEND_MAX,
             },
-            overflow: match from.overflow {
-                config::OverflowConfig::Backpressure => OverflowPolicy::Backpressure,
-                config::OverflowConfig::DropOldest => OverflowPolicy::DropOldest,
-            },
+            overflow: from.overflow,
             timeouts: Timeouts {
                 connect: CONNECT_MAX,
                 silence: from.silence_max,
@@ -570,20 +562,5 @@ fn stream_settings(
             },
         },
         api_url,
-    }
-}
-
-fn connector(from: &ConnectorConfig) -> Connector {
-    match from.clone() {
-        ConnectorConfig::GenesysNotifications { topics, channel_life, discovery, .. } => {
-            Connector::Notifications(genesys_notifications::Settings { topics, channel_life, discovery })
-        }
-        ConnectorConfig::GenesysSequenced { url, auth, snapshot_url } => {
-            let placement = match auth {
-                config::SocketAuth::Header => genesys_sequenced::Placement::Header,
-                config::SocketAuth::Query => genesys_sequenced::Placement::Query,
-            };
-            Connector::Sequenced(genesys_sequenced::Settings { url, placement, snapshot_url })
-        }
     }
 }

@@ -33,17 +33,17 @@ use config::Value;
 
 use crate::{
     auth,
+    connector::Connector,
     listener::IpNetwork,
-    model::{AccountName, SecretRef, StreamName},
+    model::{AccountName, OverflowPolicy, Rotation, SecretRef, StreamName},
     network,
     store::redis::{Credentials, address::Address},
 };
 
 pub use finding::{Finding, Findings};
-pub use guarantee::Guarantee;
 pub use host_check::check_host;
 pub use schema::schema;
-pub use shape::{DurabilityConfig, OverflowConfig, PlatformKind, RotationConfig, SocketAuth};
+pub use shape::{DurabilityConfig, PlatformKind};
 pub use source::Environment;
 
 use finding::KeyPath;
@@ -143,8 +143,8 @@ pub struct AccountConfig {
 #[derive(Debug, Clone)]
 pub struct StreamConfig {
     pub account: AccountName,
-    pub connector: ConnectorConfig,
-    pub rotation: RotationConfig,
+    pub connector: Connector,
+    pub rotation: Rotation,
     /// The maximum random delay before a planned rotation.
     pub rotation_jitter: Duration,
     /// How long the platform can replay events.
@@ -153,7 +153,7 @@ pub struct StreamConfig {
     pub buffer: usize,
     /// The maximum bytes of events that wait for the store.
     pub buffer_bytes: usize,
-    pub overflow: OverflowConfig,
+    pub overflow: OverflowPolicy,
     /// A socket without data for longer is considered dead.
     pub silence_max: Duration,
     pub backoff: BackoffConfig,
@@ -163,35 +163,6 @@ pub struct StreamConfig {
     pub frame_time_max: Duration,
     /// Whether a second replica keeps a session open.
     pub standby: bool,
-}
-
-/// The connector of a stream with its keys.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ConnectorConfig {
-    GenesysNotifications {
-        /// `api_url` of the account.
-        api_url: String,
-        topics: Vec<String>,
-        channel_life: Duration,
-        /// How often the ids for `*` in topics are looked up again.
-        discovery: Duration,
-    },
-    GenesysSequenced {
-        /// Without the resume parameter.
-        url: String,
-        auth: SocketAuth,
-        snapshot_url: Option<String>,
-    },
-}
-
-impl ConnectorConfig {
-    /// The name in the file, in `status` and in metrics.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::GenesysNotifications { .. } => shape::ConnectorName::GenesysNotifications.name(),
-            Self::GenesysSequenced { .. } => shape::ConnectorName::GenesysSequenced.name(),
-        }
-    }
 }
 
 /// Delays between attempts after a lost connection.

@@ -106,7 +106,7 @@ fn decode(connector: &Connector, data: &[u8]) -> Option<(ByteString, Vec<Item>)>
         match item {
             Item::Event(event) => events.push(event.clone()),
             Item::Undecoded(kept) => is_kept(kept, &frame, items.len()),
-            Item::Heartbeat | Item::ProbeAck | Item::Notice(_) => (),
+            Item::Heartbeat | Item::ProbeAck | Item::Accepted | Item::Notice(_) => (),
         }
     }
     events.iter().for_each(|event| is_part_of(event, &frame));
@@ -419,7 +419,7 @@ fn exchange(sends: &[u8], piece: usize, takes: bool) -> Exchange {
     // Two polls for each byte, if each comes alone, and some for the request and the end.
     let mut polls = 2 * sends.len() + 100;
     let url = Url::parse("ws://platform.test/").expect("a URL");
-    let upgrade = UpgradeRequest::new(&url, Credential::InUrl, &Secret::new("t")).expect("an upgrade");
+    let upgrade = UpgradeRequest::new(&url, &Credential::InUrl, &Secret::new("t")).expect("an upgrade");
     let platform = Platform { sends: sends.iter().copied().collect(), piece, takes, asked: Vec::new(), is_idle: false };
     let opened = {
         let mut opening = pin!(UpstreamSocket::upgrade(Box::new(platform), upgrade, FRAME_MAX));

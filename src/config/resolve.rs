@@ -6,13 +6,13 @@ use std::{path::Path, time::Duration};
 
 use crate::{
     auth,
-    model::{AccountName, SecretRef},
+    connector::{Connector, genesys_notifications, genesys_sequenced},
+    model::{AccountName, OverflowPolicy, SecretRef},
     network,
 };
 
 use super::{
-    AccountConfig, AdminConfig, BackoffConfig, Config, ConnectorConfig, Environment, HttpConfig, OverflowConfig,
-    RedisConfig, RetentionConfig, StoreBackend, StoreConfig, StreamConfig, logins, proxies,
+    AccountConfig, AdminConfig, BackoffConfig, Config, Environment, HttpConfig, RedisConfig, RetentionConfig, StoreBackend, StoreConfig, StreamConfig, logins, proxies,
     shape::{self, ClientAuthKind, ConnectorName, File, GrantKind},
 };
 
@@ -35,8 +35,8 @@ pub(super) fn fill_defaults(file: &mut File) {
     }
     for stream in file.streams.values_mut() {
         stream.overflow.get_or_insert(match stream.connector {
-            ConnectorName::GenesysNotifications => OverflowConfig::DropOldest,
-            ConnectorName::GenesysSequenced => OverflowConfig::Backpressure,
+            ConnectorName::GenesysNotifications => OverflowPolicy::DropOldest,
+            ConnectorName::GenesysSequenced => OverflowPolicy::Backpressure,
         });
     }
 }
@@ -58,7 +58,7 @@ pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
             .iter()
             .map(|(name, from)| (name.clone(), account(name, from, &vault, environment)))
             .collect(),
-        streams: file.streams.iter().map(|(name, from)| (name.clone(), stream(from, file))).collect(),
+        streams: file.streams.iter().map(|(name, from)| (name.clone(), stream(from))).collect(),
         ineffective: Vec::new(),
         warnings: Vec::new(),
     }
@@ -133,10 +133,10 @@ fn grant(from: &shape::AccountSection) -> auth::Grant {
     }
 }
 
-fn stream(from: &shape::StreamSection, file: &File) -> StreamConfig {
+fn stream(from: &shape::StreamSection) -> StreamConfig {
     StreamConfig {
         account: from.account.parse().expect("the checks require an existing account"),
-        connector: connector(from, file),
+        connector: connector(from),
         rotation: from.rotation,
         rotation_jitter: from.rotation_jitter.0,
         retention: from.retention.0,
@@ -157,22 +157,18 @@ fn stream(from: &shape::StreamSection, file: &File) -> StreamConfig {
     }
 }
 
-fn connector(from: &shape::StreamSection, file: &File) -> ConnectorConfig {
+fn connector(from: &shape::StreamSection) -> Connector {
+    let required = "the checks require the keys of a connector";
     match from.connector {
-        ConnectorName::GenesysNotifications => {
-            let named = |(name, _): &(&AccountName, &shape::AccountSection)| name.as_str() == from.account;
-            let api_url = file.accounts.iter().find(named).and_then(|(_, account)| account.api_url.clone());
-            ConnectorConfig::GenesysNotifications {
-                api_url: api_url.expect("the checks require it in the account"),
-                topics: from.topics.clone().expect("the checks require the keys of a connector"),
-                channel_life: from.channel_life.0,
-                discovery: from.discovery.0,
-            }
-        }
-        ConnectorName::GenesysSequenced => ConnectorConfig::GenesysSequenced {
-            url: from.url.clone().expect("the checks require the keys of a connector"),
-            auth: from.auth,
+        ConnectorName::GenesysNotifications => Connector::Notifications(genesys_notifications::Settings {
+            topics: from.topics.clone().expect(required),
+            channel_life: from.channel_life.0,
+            discovery: from.discovery.0,
+        }),
+        ConnectorName::GenesysSequenced => Connector::Sequenced(genesys_sequenced::Settings {
+            url: from.url.clone().expect(required),
+            placement: from.auth,
             snapshot_url: from.snapshot_url.clone(),
-        },
+        }),
     }
 }

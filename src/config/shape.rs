@@ -16,7 +16,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::listen::ListenAddress;
-use crate::model::{AccountName, SecretRef, Size, Span, StreamName};
+use crate::{
+    connector::genesys_sequenced::Placement,
+    model::{AccountName, OverflowPolicy, Rotation, SecretRef, Size, Span, StreamName},
+};
 
 /// The configuration of Trunkline.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -333,14 +336,14 @@ pub(crate) struct StreamSection {
     pub url: Option<String>,
     /// Where the token is sent. `genesys-sequenced` only.
     #[serde(default)]
-    pub auth: SocketAuth,
+    pub auth: Placement,
     /// The URL of the current state, which is fetched after a gap. Without it no snapshot follows a gap.
     /// `genesys-sequenced` only.
     #[schemars(extend("format" = "http-url"))]
     pub snapshot_url: Option<String>,
     /// How the socket is replaced in a planned rotation.
     #[serde(default)]
-    pub rotation: RotationConfig,
+    pub rotation: Rotation,
     /// The maximum random delay before a planned rotation, so that streams of one account do not rotate at the same
     /// time.
     #[serde(default = "millis::<100>")]
@@ -360,7 +363,7 @@ pub(crate) struct StreamSection {
     pub buffer_bytes: Size,
     /// What happens when the buffer is full. By default `backpressure` where the platform can replay, else
     /// `drop-oldest`.
-    pub overflow: Option<OverflowConfig>,
+    pub overflow: Option<OverflowPolicy>,
     /// A socket without data for longer is considered dead. Must be longer than the platform's heartbeat interval.
     #[serde(default = "secs::<35>")]
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "1h"))]
@@ -389,38 +392,6 @@ pub(crate) enum ConnectorName {
     GenesysNotifications,
     /// Numbered events, resumed by `sequenceId`.
     GenesysSequenced,
-}
-
-/// Where the token is sent when a socket is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum SocketAuth {
-    /// `Authorization: Bearer`.
-    #[default]
-    Header,
-    /// The query parameter `auth_token`, for platforms that require it. Servers often log URLs.
-    Query,
-}
-
-/// How the socket is replaced in a planned rotation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum RotationConfig {
-    /// The new socket is live before the old one is closed.
-    #[default]
-    Overlap,
-    /// The old socket is closed first, for platforms that allow only one.
-    BreakFirst,
-}
-
-/// What happens when a stream's buffer is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum OverflowConfig {
-    /// The socket is not read until there is room. Nothing is lost if the platform can replay.
-    Backpressure,
-    /// The oldest events are dropped, and a gap is written.
-    DropOldest,
 }
 
 /// Delays between attempts after a lost connection.

@@ -37,10 +37,10 @@ fn a_short_configuration_is_filled_in() {
     assert_eq!(account.api_url.as_deref(), Some("https://api.mypurecloud.com"));
     assert_eq!(account.auth.refresh_token_dir, Path::new("data/vault"));
     let queues = &config.streams[&"queues".parse().unwrap()];
-    assert_eq!(queues.overflow, OverflowConfig::DropOldest, "nothing can be replayed");
+    assert_eq!(queues.overflow, OverflowPolicy::DropOldest, "nothing can be replayed");
     assert_eq!((queues.buffer, queues.frame_max), (5000, 16 << 20));
     let summary = &config.streams[&"summary".parse().unwrap()];
-    assert_eq!(summary.overflow, OverflowConfig::Backpressure, "what is not read can be replayed");
+    assert_eq!(summary.overflow, OverflowPolicy::Backpressure, "what is not read can be replayed");
     assert_eq!(summary.connector.name(), "genesys-sequenced");
 }
 
@@ -64,8 +64,8 @@ fn later_files_and_then_variables_win_key_by_key() {
     assert_eq!((queues.backoff.cap, queues.backoff.jitter), (Duration::from_secs(60), 0.5));
     assert_eq!(queues.backoff.first, Duration::from_secs(1), "its neighbours stay");
     assert_eq!(config.store.path, Path::new("2026"), "a text stays a text, whatever it looks like");
-    let ConnectorConfig::GenesysNotifications { topics, .. } = &queues.connector else { panic!("{queues:?}") };
-    assert_eq!(topics, &["v2.users.*.presence"]);
+    let Connector::Notifications(settings) = &queues.connector else { panic!("{queues:?}") };
+    assert_eq!(settings.topics, ["v2.users.*.presence"]);
     let grant = format!("{:?}", config.accounts[&"acme".parse().unwrap()].auth.grant);
     assert!(grant.matches(r#"Env("OTHER")"#).count() == 2, "{grant}");
 }
@@ -430,9 +430,9 @@ fn possible_losses_are_documented_in_the_guarantee() {
         summary.guarantee().lost.starts_with("nothing if a disconnection is shorter than the replay window of 60s")
     );
     assert!(summary.guarantee().lost.contains("snapshot_url"), "nothing would fill the gap");
-    let shedding = StreamConfig { overflow: OverflowConfig::DropOldest, ..summary };
+    let shedding = StreamConfig { overflow: OverflowPolicy::DropOldest, ..summary };
     assert!(shedding.guarantee().lost.contains("shed"));
-    let alone = StreamConfig { rotation: RotationConfig::BreakFirst, ..queues };
+    let alone = StreamConfig { rotation: Rotation::BreakFirst, ..queues };
     assert!(alone.guarantee().lost.contains("every planned rotation"));
 }
 

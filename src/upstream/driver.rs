@@ -266,6 +266,12 @@ impl StreamDriver<'_> {
             match output {
                 Output::Call { call, generation, request } => self.call(call, generation, request),
                 Output::Dial { session, generation, dial } => self.dial(session, generation, dial),
+                Output::Send { session, generation, message } => {
+                    let secret = self.secret(generation);
+                    if let (Some(socket), Some(secret)) = (self.sockets.get(session), secret) {
+                        socket.send_text(message.text(secret.expose())).await;
+                    }
+                }
                 Output::Probe { session, probe } => {
                     if let Some(socket) = self.sockets.get(session) {
                         socket.probe(probe).await;

@@ -78,13 +78,13 @@ impl Dialler {
     /// token is never sent to another host than the configured one.
     pub async fn open(&self, dial: Dial, token: Secret) -> Result<UpstreamSocket, Failure> {
         let url = url(&dial, &token).map_err(Failure::Unreachable)?;
-        let place = self.display_url(&url, dial.credential);
+        let place = self.display_url(&url, &dial.credential);
         self.open_at(url, &dial, &token).await.map_err(|failure| failure.with_context(&place))
     }
 
     async fn open_at(&self, url: reqwest::Url, dial: &Dial, token: &Secret) -> Result<UpstreamSocket, Failure> {
         let deadline = clock::now() + self.timeout;
-        let upgrade = UpgradeRequest::new(&url, dial.credential, token).map_err(Failure::Unreachable)?;
+        let upgrade = UpgradeRequest::new(&url, &dial.credential, token).map_err(Failure::Unreachable)?;
         let connected = self.network.connect(&url, deadline).await;
         let stream = connected.map_err(|error| Failure::Unreachable(error.to_string()))?;
         let upgraded =
@@ -96,7 +96,7 @@ impl Dialler {
     }
 
     /// Where a socket is asked for, as an error names it. A URL that is a credential by itself is not shown in full.
-    fn display_url(&self, url: &reqwest::Url, credential: Credential) -> String {
+    fn display_url(&self, url: &reqwest::Url, credential: &Credential) -> String {
         let shown = match credential {
             Credential::Header | Credential::Query(_) => network::without_secrets(url),
             Credential::InUrl => network::origin(url),
@@ -126,7 +126,7 @@ fn url(dial: &Dial, token: &Secret) -> Result<reqwest::Url, String> {
     if !matches!(url.scheme(), "ws" | "wss") {
         return Err(format!("the socket's URL begins with {}:, expected wss:", bounded(url.scheme())));
     }
-    if let Credential::Query(parameter) = dial.credential {
+    if let Credential::Query(parameter) = &dial.credential {
         url.query_pairs_mut().append_pair(parameter, token.expose());
     }
     Ok(url)
@@ -181,6 +181,11 @@ impl UpstreamSocket {
         }
         self.partial_reported = under_way;
         Poll::Ready(Ok(SocketEvent::PartialFrame))
+    }
+
+    /// Sends a text message. An error shows when the socket is read next.
+    pub async fn send_text(&mut self, text: String) {
+        self.send(Message::text(text)).await;
     }
 
     /// Puts the connector's question. An error shows when the socket is read next.

@@ -2,6 +2,7 @@
 
 mod batch;
 mod cursor;
+mod delivery;
 mod envelope;
 mod event;
 mod feed;
@@ -15,6 +16,7 @@ mod time;
 
 pub use batch::{Batch, BatchView, Entry, Piece, Pieces, Rendering, StoredEntry};
 pub use cursor::{Cursor, CursorError, CursorValidity, Epoch, Lineage, Mark, Offset};
+pub use delivery::{OverflowPolicy, Rotation};
 pub use envelope::{BatchBuilder, EnvelopeHeader, Source};
 pub use event::{Body, Event, Gap, GapReason};
 pub use feed::{FeedId, stable_hash};

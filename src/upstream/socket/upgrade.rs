@@ -30,10 +30,10 @@ pub struct UpgradeRequest {
 
 impl UpgradeRequest {
     /// The request for a URL, with the token where the platform wants it.
-    pub fn new(url: &reqwest::Url, credential: Credential, token: &Secret) -> Result<Self, String> {
+    pub fn new(url: &reqwest::Url, credential: &Credential, token: &Secret) -> Result<Self, String> {
         let refused = |_| "the URL cannot be asked for a WebSocket".to_owned();
         let mut request = url.as_str().into_client_request().map_err(refused)?;
-        if credential == Credential::Header {
+        if *credential == Credential::Header {
             let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
                 .map_err(|_| "the token has characters that no header may have".to_owned())?;
             request.headers_mut().insert(header::AUTHORIZATION, value);
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn upgrade_headers_are_matched_in_any_case_and_list() {
         let url = reqwest::Url::parse("wss://a.test/x").unwrap();
-        let upgrade = UpgradeRequest::new(&url, Credential::InUrl, &Secret::new("t")).unwrap();
+        let upgrade = UpgradeRequest::new(&url, &Credential::InUrl, &Secret::new("t")).unwrap();
         let accept = upgrade.accept.as_str();
         let good = [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-accept", accept)];
         let with = |name: &'static str, value: &'static str| {

@@ -244,6 +244,7 @@ impl ModelProcess {
                 let delay = env.schedule.latency();
                 env.schedule.after(delay, ScheduledEvent::Dialled { incarnation, session, dial, token });
             }
+            Output::Send { message, .. } => unreachable!("no connector of the world sends {message:?}"),
             Output::Probe { session, .. } => self.send(session, env, ScheduledEvent::ProbeReceived),
             Output::Close { session, .. } => {
                 if let Some(open) = self.sockets.get(&session) {

@@ -1,5 +1,5 @@
-//! What of a platform's texts may stand in an envelope: attributes that CloudEvents permits (section 3.1: no control
-//! characters, no noncharacters, not empty), and a type that no reader takes for an entry of Trunkline's own.
+//! Makes a platform's texts valid CloudEvents attributes (CloudEvents 1.0, "Type System": no control characters, no
+//! noncharacters, not empty). The prefix `trunkline.` is reserved for entries that Trunkline makes.
 
 use std::fmt::Write;
 
@@ -7,15 +7,15 @@ use bytestring::ByteString;
 
 use crate::model::Event;
 
-/// Every type of Trunkline's own entries begins with this.
+/// The prefix of the types that Trunkline makes.
 const RESERVED_PREFIX: &[u8] = b"trunkline.";
-/// A longer type is none: it would not fit where types are carried in a header.
+/// A longer type does not fit into a header.
 const KIND_LEN_MAX: usize = 1_024;
 
-/// Replaces a type that must not stand there by the connector's own, and escapes what other attributes must not hold.
-pub(super) fn normalize(event: &mut Event, kind_default: &'static str) {
+/// Replaces an invalid type by `kind_default`, and escapes invalid characters in other attributes.
+pub(super) fn normalize(event: &mut Event, kind_default: &str) {
     if !is_kind(&event.kind) {
-        event.kind = ByteString::from_static(kind_default);
+        event.kind = kind_default.into();
     }
     for text in [&mut event.subject, &mut event.correlation, &mut event.partition_key] {
         if text.as_ref().is_some_and(|text| text.is_empty() || !is_graphic(text)) {
@@ -31,7 +31,7 @@ fn is_kind(kind: &str) -> bool {
     is_text && !is_own && !kind.is_empty() && kind.len() <= KIND_LEN_MAX
 }
 
-/// A character that is not permitted is written `\u000a`, as in JSON.
+/// Escapes characters that are not permitted as JSON does: `\u000a`.
 fn escaped(text: ByteString) -> ByteString {
     if text.chars().all(is_permitted) {
         return text;
@@ -46,7 +46,7 @@ fn escaped(text: ByteString) -> ByteString {
     escaped.into()
 }
 
-/// The usual case: visible ASCII only. It is decided many bytes at a time.
+/// Whether all characters are visible ASCII, the usual case. The compiler vectorizes it.
 fn is_graphic(text: &str) -> bool {
     text.bytes().fold(true, |all, byte| all & byte.is_ascii_graphic())
 }

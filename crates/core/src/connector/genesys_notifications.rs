@@ -1,15 +1,14 @@
-//! Genesys Cloud Notifications: a channel minted over REST, topics subscribed on it, one socket a channel.
+//! Genesys Cloud Notifications: a channel is created over REST, topics are subscribed on it, and one socket reads it.
 //!
-//! Nothing is numbered and nothing is replayed: what happens while no socket is open is gone, and is told as a gap
-//! with reason `no-replay` and a snapshot. The channel dies with the token that made it, so a rotation goes by a
-//! second channel; what both sockets carry is dropped once (`reference/genesys-cloud.md` sections 2 and 4).
+//! Events have no numbers and are not replayed: a disconnection is marked by a `no-replay` gap and a snapshot. The
+//! channel ends with its token, so a rotation uses a second channel, and events that arrive on both sockets are
+//! deduplicated (docs/platforms/genesys-cloud.md).
 
 mod preparation;
 mod snapshot;
 mod subscription;
 
 pub use preparation::{ChannelPreparation, EXPANDED, expands};
-pub(super) use snapshot::{next_page, snapshot};
 
 use std::time::Duration;
 
@@ -18,44 +17,146 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Capabilities, Item, Liveness, Notice, Overlap, Probe, Resume,
+    Capabilities, CloseCode, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness, Notice, Opening, Overlap,
+    Preparation, PreparationStep, Probe, RestRequest, RestResponse, Resume, Transport, Verdict,
     json::{self, LenientValue, Members, Metadata},
 };
-use crate::model::{Body, Event, Timestamp};
+use crate::model::{Body, Event, Exchange, OverflowPolicy, Rotation, Timestamp};
 
-/// One channel's worth of topics.
+/// The topics of one channel, and how it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Full topics; `*` in an id's place stands for every queue or user.
+    /// Full topics. `*` in place of an id stands for every queue or user.
     pub topics: Vec<String>,
-    /// The platform ends a channel after 24 h.
+    /// The life of a channel. The platform ends it after 24 h.
     pub channel_life: Duration,
-    /// How often `*` is looked up again and refused topics are tried again.
+    /// How often `*` is looked up again and refused topics are retried.
     pub discovery: Duration,
 }
+
+/// The value of `connector` in the configuration.
+const NAME: &str = "genesys-notifications";
+
+/// The `type` of an event without a valid one.
+const KIND_DEFAULT: &str = "genesys-notifications.event";
 
 /// The platform's limit of topics on one channel.
 pub const TOPICS_MAX: usize = 1_000;
 
-/// `channel.metadata` is answered to this with `pong`.
+/// The platform answers this with `pong` on `channel.metadata`.
 const PING: &str = r#"{"message":"ping"}"#;
 
-/// A channel is replaced when this part of its life is left.
+/// A channel is replaced when this part of its life remains.
 const LIFETIME_MARGIN_DIVISOR: u32 = 24;
 
-impl Settings {
-    pub(super) fn choices(&self) -> Capabilities {
+/// Sent when the token expires (docs/platforms/genesys-cloud.md, "Close codes").
+const CLOSE_CODES: [CloseCode; 1] = [CloseCode { code: 4001, verdict: Verdict::RefreshToken }];
+
+impl Dialect for Settings {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn kind_default(&self) -> &str {
+        KIND_DEFAULT
+    }
+
+    fn capabilities(&self) -> Capabilities {
         Capabilities {
+            transport: Transport::WebSocket,
+            opening: Opening::default(),
             resume: Resume::None,
             overlap: Overlap::Duplicate,
-            probe: Probe::Text(PING),
+            probe: Probe::Text(PING.to_owned()),
             liveness: Liveness::Reply,
             endpoint_lifetime: Some(self.channel_life - self.channel_life / LIFETIME_MARGIN_DIVISOR),
             refresh_interval: Some(self.discovery),
         }
     }
 
-    /// The configured topic that a topic is an expansion of.
+    fn socket_url(&self) -> Option<&str> {
+        None
+    }
+
+    fn prepare(&self, subscribed: &[String]) -> (Preparation, PreparationStep) {
+        calls(ChannelPreparation::begin(self, subscribed))
+    }
+
+    fn resume(&self, spare: &Endpoint, subscribed: &[String]) -> (Preparation, PreparationStep) {
+        calls(ChannelPreparation::resume(self, spare, subscribed))
+    }
+
+    fn refresh_subscriptions(&self, endpoint: &Endpoint) -> (Preparation, PreparationStep) {
+        calls(ChannelPreparation::refresh(self, endpoint))
+    }
+
+    fn decode(&self, frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
+        decode(frame, received, items);
+    }
+
+    fn snapshot(&self, endpoint: Option<&Endpoint>) -> Vec<RestRequest> {
+        snapshot::snapshot(endpoint.map_or(&self.topics, |endpoint| &endpoint.topics))
+    }
+
+    fn snapshot_next(&self, request: &RestRequest, answer: &RestResponse) -> Option<RestRequest> {
+        snapshot::next_page(request, answer)
+    }
+
+    /// The channel no longer exists, or its token is no longer valid.
+    fn status_verdict(&self, exchange: Exchange, status: u16) -> Option<Verdict> {
+        let is_gone = match exchange {
+            Exchange::Upgrade => matches!(status, 401 | 403 | 404),
+            Exchange::Call => status == 404,
+            Exchange::TokenRequest => false,
+        };
+        is_gone.then_some(Verdict::NewEndpoint)
+    }
+
+    fn close_codes(&self) -> &[CloseCode] {
+        &CLOSE_CODES
+    }
+
+    fn guarantee(&self, terms: &DeliveryTerms) -> Guarantee {
+        guarantee(terms)
+    }
+}
+
+fn calls((preparation, step): (ChannelPreparation, PreparationStep)) -> (Preparation, PreparationStep) {
+    (Preparation::Calls(Box::new(preparation)), step)
+}
+
+fn guarantee(terms: &DeliveryTerms) -> Guarantee {
+    let overflow = match terms.overflow {
+        OverflowPolicy::Backpressure => {
+            format!("{}, the socket is not read, and the platform may close it (no-replay)", terms.when_full())
+        }
+        OverflowPolicy::DropOldest => terms.dropped(),
+    };
+    let (rotation, duplicated, reordered) = match terms.rotation {
+        Rotation::Overlap => (
+            "a planned rotation loses nothing",
+            "events that the platform sends twice on one socket: they carry no sequence number; \
+             duplicates during a rotation are dropped",
+            "during a rotation, events of different topics; otherwise nothing",
+        ),
+        Rotation::BreakFirst => (
+            "this includes every planned rotation",
+            "events that the platform sends twice, because they carry no sequence number",
+            "nothing: events keep the order of arrival on one socket",
+        ),
+    };
+    Guarantee {
+        lost: format!(
+            "events during a disconnection, because the platform cannot replay; a gap marks them (no-replay); \
+             {rotation}; {overflow}"
+        ),
+        duplicated: duplicated.to_owned(),
+        reordered: reordered.to_owned(),
+    }
+}
+
+impl Settings {
+    /// The configured topic whose `*` stands for the id of `topic`.
     fn expansion_of(&self, topic: &str) -> Option<&String> {
         let expands_to = |pattern: &&String| {
             let (before, behind) = pattern.split_once('*').unwrap_or((pattern, ""));
@@ -66,7 +167,7 @@ impl Settings {
     }
 }
 
-/// The outermost object of a frame. Control replies have no `topicName` (section 2.4).
+/// The outermost object of a frame. Control replies have no `topicName`.
 #[derive(Deserialize)]
 struct Message<'a> {
     #[serde(rename = "topicName", borrow, default)]
@@ -80,17 +181,17 @@ struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Where a member cannot be read that none of its fields needs: each member by itself.
+    /// Parses each member alone, for a frame with an invalid member that is not needed.
     fn of(members: &Members<'a>) -> Option<Self> {
         let (topic, metadata) = (Some(members.member("topicName")?), members.member("metadata"));
         Some(Self { topic, body: members.get("eventBody"), metadata: metadata.unwrap_or_default(), result: None })
     }
 }
 
-/// Reads one frame: one object, or nothing at all.
-pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
+/// Reads one frame: one object, or nothing.
+fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
     if frame.trim_ascii().is_empty() {
-        // A keep-alive.
+        // A keepalive.
         return items.push(Item::Heartbeat);
     }
     let message = serde_json::from_str(frame).ok().or_else(|| Message::of(&Members::read(frame.as_bytes())?));
@@ -126,16 +227,16 @@ fn read(frame: &ByteString, message: &Message<'_>, received: Timestamp) -> Optio
     })
 }
 
-/// Section 2.4: a heartbeat comes unasked, and is told by the same topic.
+/// Whether a message of `channel.metadata` answers a ping. Heartbeats use the same topic.
 fn is_pong(body: &RawValue) -> bool {
     #[derive(Deserialize)]
     struct PongBody<'a> {
         message: &'a str,
     }
-    serde_json::from_str(body.get()).is_ok_and(|told: PongBody<'_>| told.message.eq_ignore_ascii_case("pong"))
+    serde_json::from_str(body.get()).is_ok_and(|body: PongBody<'_>| body.message.eq_ignore_ascii_case("pong"))
 }
 
-/// Section 2.5.
+/// A system topic (docs/platforms/genesys-cloud.md, "Messages on the socket").
 fn system_notice(topic: &str) -> Option<Item> {
     let system = topic.strip_prefix("v2.system.")?;
     let name = system.split('.').next().unwrap_or_default();
@@ -147,7 +248,7 @@ fn system_notice(topic: &str) -> Option<Item> {
     }
 }
 
-/// The fields by which the platform times its events (section 2.8). Only what stands on top is read.
+/// The time fields of events. Only top-level fields are read.
 #[derive(Deserialize)]
 struct EventTimes<'a> {
     #[serde(rename = "eventTime", borrow, default)]
@@ -173,13 +274,13 @@ fn event_time(frame: &ByteString, body: &str) -> Option<ByteString> {
     named.iter().flatten().find_map(|time| time.time_in(frame))
 }
 
-/// Whether a segment of a topic is an id: the platform's own words are letters only (`routingStatus`), its ids are not.
+/// Whether a segment of a topic is an id. Names of the platform contain only letters (`routingStatus`).
 fn is_id(segment: &str) -> bool {
     !segment.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_')
 }
 
-/// The topic with its ids taken out: `v2.analytics.queues.observations`.
-pub(super) fn kind_of(topic: &str) -> String {
+/// The topic without its ids: `v2.analytics.queues.observations`.
+fn kind_of(topic: &str) -> String {
     let mut kind = String::with_capacity(topic.len());
     for (index, segment) in topic.split('.').enumerate() {
         if index == 0 || !is_id(segment) {
@@ -192,7 +293,7 @@ pub(super) fn kind_of(topic: &str) -> String {
     kind
 }
 
-/// The first id of a topic: whom it is about. A combined topic (`v2.users.{id}?presence&station`) has it before the `?`.
+/// The first id of a topic. A combined topic (`v2.users.{id}?presence&station`) has it before the `?`.
 fn id_of(topic: &str) -> Option<&str> {
     let named = topic.split('?').next()?;
     named.split('.').skip(1).find(|segment| is_id(segment))

@@ -1,69 +1,102 @@
 //! Genesys-style sequenced streams: JSON arrays of numbered events, resumed by `?sequenceId=`.
 //!
-//! The token goes into the upgrade's `Authorization` header, or into the query as `auth_token`; in the latter case a
-//! rejected token is told by a first frame `{"error":"invalid_token"}` on a socket that did open
-//! (`reference/genesys-cloud.md` section 5).
+//! The token goes into the `Authorization` header of the upgrade, or into the query as `auth_token`. With the query the
+//! socket opens even if the token is invalid, and the first frame is `{"error":"invalid_token"}`
+//! (docs/platforms/genesys-cloud.md, "Sequenced streams").
 
 use std::{fmt, time::Duration};
 
 use bytestring::ByteString;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use schemars::JsonSchema;
+use serde::{
+    Deserialize, Serialize,
+    de::{Deserializer, IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use super::{
-    Capabilities, Credential, Endpoint, Item, Liveness, Method, Notice, Overlap, Probe, RestRequest, Resume,
+    Capabilities, CloseCode, Credential, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness, Method, Notice,
+    Opening, Overlap, Preparation, PreparationStep, Probe, RestRequest, Resume, Transport, Verdict,
     json::{self, LenientValue, MemberName, Members, Metadata},
 };
-use crate::model::{Body, Event, Position, Sequence, Timestamp};
+use crate::model::{Body, Event, OverflowPolicy, Position, Sequence, Span, Timestamp};
 
-/// Where the token goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where the token is sent when a socket is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Placement {
+    /// `Authorization: Bearer`.
+    #[default]
     Header,
+    /// The query parameter `auth_token`, for platforms that require it. Servers often log URLs.
     Query,
 }
 
 /// One sequenced stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The socket, without the resume parameter.
+    /// The socket's URL without the resume parameter.
     pub url: String,
     pub placement: Placement,
-    /// What is fetched after a gap, if anything.
+    /// The URL of a snapshot after a gap.
     pub snapshot_url: Option<String>,
 }
 
-/// A platform that takes tokens in the query says within this time when it does not like one.
+/// A platform that takes the token in the query refuses it within this time.
 const REFUSAL_WAIT: Duration = Duration::from_millis(250);
 
-/// A platform that answered the upgrade and does not answer the probe is believed to be live after this time.
+/// A session is live after this time even without an answer to the probe: the upgrade proved the token.
 const PROBE_ACK_WAIT: Duration = Duration::from_secs(2);
 
-/// The `type` of an event that names none.
-pub(super) const KIND_DEFAULT: &str = "genesys-sequenced.event";
+/// The value of `connector` in the configuration.
+const NAME: &str = "genesys-sequenced";
 
-impl Settings {
-    pub(super) fn choices(&self) -> Capabilities {
-        let proof = match self.placement {
+/// The query parameters that Trunkline adds.
+const RESUME_PARAMETER: &str = "sequenceId";
+const TOKEN_PARAMETER: &str = "auth_token";
+
+/// The `type` of an event without one.
+const KIND_DEFAULT: &str = "genesys-sequenced.event";
+
+/// Sent when the token expires (docs/platforms/genesys-cloud.md, "Sequenced streams").
+const CLOSE_CODES: [CloseCode; 1] = [CloseCode { code: 4001, verdict: Verdict::RefreshToken }];
+
+impl Dialect for Settings {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn kind_default(&self) -> &str {
+        KIND_DEFAULT
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let liveness = match self.placement {
             Placement::Header => Liveness::ReplyOrQuietFor(PROBE_ACK_WAIT),
             Placement::Query => Liveness::QuietFor(REFUSAL_WAIT),
         };
         Capabilities {
+            transport: Transport::WebSocket,
+            opening: Opening::default(),
             resume: Resume::Sequence,
             overlap: Overlap::Duplicate,
             probe: Probe::Ping,
-            liveness: proof,
+            liveness,
             endpoint_lifetime: None,
             refresh_interval: None,
         }
     }
 
-    pub(super) fn endpoint(&self) -> Endpoint {
+    fn socket_url(&self) -> Option<&str> {
+        Some(&self.url)
+    }
+
+    fn prepare(&self, _subscribed: &[String]) -> (Preparation, PreparationStep) {
         let credential = match self.placement {
             Placement::Header => Credential::Header,
-            Placement::Query => Credential::Query("auth_token"),
+            Placement::Query => Credential::Query(TOKEN_PARAMETER.to_owned()),
         };
-        Endpoint {
+        Preparation::ready(Endpoint {
             url: self.url.clone(),
             credential,
             id: None,
@@ -71,23 +104,54 @@ impl Settings {
             refused: Vec::new(),
             subscribed: true,
             refresh_in: None,
-        }
+        })
     }
 
-    pub(super) fn resume_url(&self, url: &str, position: Position) -> String {
-        let joint = if url.contains('?') { '&' } else { '?' };
-        format!("{url}{joint}sequenceId={position}")
+    fn resume_url(&self, url: &str, position: Position) -> String {
+        let separator = if url.contains('?') { '&' } else { '?' };
+        format!("{url}{separator}{RESUME_PARAMETER}={position}")
     }
 
-    pub(super) fn snapshot(&self) -> Vec<RestRequest> {
+    /// Reads an array of objects, one object, or nothing. An element that is not an event is undecoded alone, if the
+    /// frame holds others.
+    fn decode(&self, frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
+        decode(frame, received, items);
+    }
+
+    fn snapshot(&self, _endpoint: Option<&Endpoint>) -> Vec<RestRequest> {
         let get = |target: &String| RestRequest { method: Method::Get, target: target.clone(), body: None };
         self.snapshot_url.iter().map(get).collect()
     }
+
+    fn close_codes(&self) -> &[CloseCode] {
+        &CLOSE_CODES
+    }
+
+    fn guarantee(&self, terms: &DeliveryTerms) -> Guarantee {
+        let snapshot = match self.snapshot_url {
+            Some(_) => "and a snapshot follows the gap",
+            None => "and no snapshot follows, because snapshot_url is not set",
+        };
+        let overflow = match terms.overflow {
+            OverflowPolicy::Backpressure => {
+                format!("{}, the socket is not read until there is room", terms.when_full())
+            }
+            OverflowPolicy::DropOldest => terms.dropped(),
+        };
+        Guarantee {
+            lost: format!(
+                "nothing if a disconnection is shorter than the replay window of {}; \
+                 after a longer one, events that the platform no longer has; a gap marks them (retention), {snapshot}; \
+                 {overflow}",
+                Span(terms.retention)
+            ),
+            duplicated: "nothing: repeated events are recognised by their sequence number".to_owned(),
+            reordered: "nothing: events are stored in the order of their sequence numbers".to_owned(),
+        }
+    }
 }
 
-/// Reads one frame: an array of objects, one object, or nothing at all. An element that is no event is undecoded by
-/// itself where there are others.
-pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
+fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
     let before = items.len();
     let is_read = read_events(frame, received, items).is_some();
     let is_undecoded = |item: &Item| matches!(item, Item::Undecoded(_));
@@ -97,12 +161,12 @@ pub(super) fn decode(frame: &ByteString, received: Timestamp, items: &mut Vec<It
     }
 }
 
-/// One pass over the frame: each element is parsed where it stands, and where the parser stopped is where it ends.
+/// Parses each element in place, in one pass: an element ends where the parser stops.
 fn read_events(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) -> Option<()> {
     let text: &str = frame;
     let body = text.trim_ascii();
     if body.is_empty() {
-        // A keep-alive.
+        // A keepalive.
         items.push(Item::Heartbeat);
         return Some(());
     }
@@ -126,7 +190,7 @@ fn read_events(frame: &ByteString, received: Timestamp, items: &mut Vec<Item>) -
     }
 }
 
-/// Reads the object that `text` begins with; returns where it ends.
+/// Reads the object at the start of `text`. Returns its length in bytes.
 fn read_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut Vec<Item>) -> Option<usize> {
     let mut parser = serde_json::Deserializer::from_str(text).into_iter::<EventHeader<'_>>();
     let Ok(header) = parser.next()? else { return read_malformed_event(frame, text, received, items) };
@@ -135,7 +199,7 @@ fn read_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut V
     Some(end)
 }
 
-/// Reads a value that is no object, or an object in which a member cannot be read: each member by itself.
+/// Reads a value that is not an object, or an object with an invalid member. Each member is parsed alone.
 #[cold]
 fn read_malformed_event(frame: &ByteString, text: &str, received: Timestamp, items: &mut Vec<Item>) -> Option<usize> {
     let mut parser = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
@@ -170,7 +234,7 @@ fn event(frame: &ByteString, object: &str, header: &EventHeader<'_>, received: T
         kind: kind.filter(|kind| !kind.is_empty()).unwrap_or(ByteString::from_static(KIND_DEFAULT)),
         subject: text(&header.topic),
         time: header.time.as_ref().and_then(|time| time.time_in(frame)),
-        // Clients send 0 where they have no number (section 5.1): it is not the number of an event.
+        // 0 stands for "no number" (docs/platforms/genesys-cloud.md, "Sequenced streams").
         sequence: header.sequence.as_ref().and_then(LenientValue::number).filter(|number| *number > 0).map(Sequence),
         correlation: text(&header.metadata.correlation),
         partition_key: None,
@@ -179,7 +243,7 @@ fn event(frame: &ByteString, object: &str, header: &EventHeader<'_>, received: T
     }
 }
 
-/// The few fields of an event that we read. A key that stands twice counts as it stands last.
+/// The fields that are read. The last one of equal keys counts.
 #[derive(Debug, Default)]
 struct EventHeader<'a> {
     sequence: Option<LenientValue<'a>>,
@@ -192,7 +256,7 @@ struct EventHeader<'a> {
 }
 
 impl<'a> EventHeader<'a> {
-    /// Of those members that can be read.
+    /// Ignores members that cannot be read.
     fn of(members: &Members<'a>) -> Self {
         Self {
             sequence: members.member("sequenceId"),
@@ -259,7 +323,7 @@ mod tests {
                 format!("{sequence} {} {body}", event.kind)
             }
             Item::Undecoded(bytes) => format!("undecoded {}", bytes.len()),
-            Item::Heartbeat | Item::ProbeAck => "alive".to_owned(),
+            Item::Heartbeat | Item::ProbeAck | Item::Accepted => "alive".to_owned(),
             Item::Notice(notice) => format!("{notice:?}"),
         };
         items.iter().map(tell).collect()
@@ -349,7 +413,9 @@ mod tests {
     fn time_and_correlation_are_used_where_they_are_valid() {
         let read_one = |frame: &str| match read(frame).remove(0) {
             Item::Event(event) => (event.time.map(|time| time.to_string()), event.correlation.map(|id| id.to_string())),
-            other @ (Item::Heartbeat | Item::ProbeAck | Item::Notice(_) | Item::Undecoded(_)) => panic!("{other:?}"),
+            other @ (Item::Heartbeat | Item::ProbeAck | Item::Accepted | Item::Notice(_) | Item::Undecoded(_)) => {
+                panic!("{other:?}")
+            }
         };
         let time = Some("2026-05-04T13:31:49.570Z".to_owned());
         assert_eq!(

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::Moment;
 use crate::connector::{
-    Capabilities, Connector, Credential, Endpoint, Failure, Frame, Item, Liveness, Notice, Preparation,
-    PreparationStep, Probe, RestRequest, RestResponse,
+    Capabilities, Connector, Credential, Endpoint, Failure, Frame, Item, Liveness, Notice, OpeningMessage,
+    OpeningVerdict, Preparation, PreparationStep, Probe, RestRequest, RestResponse,
 };
 
 /// Names a session within its stream, in the order in which they began.
@@ -50,6 +50,8 @@ pub enum Output {
     Call(RestRequest),
     /// Open the endpoint's socket (the stream adds the position to its URL).
     Dial(Endpoint),
+    /// Send a message of the opening exchange, with the token where it says.
+    Send(OpeningMessage),
     Probe(Probe),
     /// It is live: events come by it from here on.
     Live,
@@ -193,7 +195,7 @@ impl Session {
     /// The session that it was to replace is gone.
     pub fn clear_replaces(&mut self, now: Moment) {
         self.replaces = false;
-        let quiet = self.capabilities.liveness.quiet_period();
+        let quiet = self.quiet_period();
         if let SessionState::Verifying { assume_live_at: lives_at @ None, .. } = &mut self.state {
             *lives_at = quiet.map(|wait| now.at + wait);
         }
@@ -243,7 +245,7 @@ impl Session {
     fn probe(&mut self, now: Moment) {
         self.probes_sent += 1;
         self.sent_at = now.at;
-        self.outputs.push_back(Output::Probe(self.capabilities.probe));
+        self.outputs.push_back(Output::Probe(self.capabilities.probe.clone()));
     }
 
     pub fn is_live(&self) -> bool {
@@ -393,8 +395,11 @@ impl Session {
         self.last_received_at = now.at;
         self.sent_at = now.at;
         let until = now.at + self.timeouts.connect;
-        let quiet = self.capabilities.liveness.quiet_period().map(|wait| now.at + wait);
+        let messages = self.capabilities.opening.messages.iter().cloned();
+        self.outputs.extend(messages.map(Output::Send));
+        let quiet = self.quiet_period().map(|wait| now.at + wait);
         let (probes, lives_at) = match self.capabilities.liveness {
+            _ if self.needs_acceptance() => (false, None),
             Liveness::Reply => (true, None),
             Liveness::ReplyOrQuietFor(_) => (true, quiet.filter(|_| !self.replaces)),
             Liveness::QuietFor(_) => (false, quiet),
@@ -412,6 +417,16 @@ impl Session {
         }
         self.state = SessionState::Verifying { until, assume_live_at: None };
         self.probe(now);
+    }
+
+    /// The session is live only after a frame that accepts the opening exchange.
+    fn needs_acceptance(&self) -> bool {
+        self.capabilities.opening.verdict == OpeningVerdict::Frame
+    }
+
+    /// The time without any frame after which the session is live.
+    fn quiet_period(&self) -> Option<Duration> {
+        self.capabilities.liveness.quiet_period().filter(|_| !self.needs_acceptance())
     }
 
     fn become_live(&mut self, now: Moment) {
@@ -437,12 +452,13 @@ impl Session {
         if let Some(refusal) = items.iter().find_map(fatal_notice) {
             return self.end(Failure::Notice(refusal));
         }
-        if matches!(self.state, SessionState::Verifying { .. }) {
+        let is_accepted = !self.needs_acceptance() || items.contains(&Item::Accepted);
+        if is_accepted && matches!(self.state, SessionState::Verifying { .. }) {
             self.become_live(now);
         }
         let answers = items.iter().filter(|item| **item == Item::ProbeAck).count() as u64;
         self.probes_acked = self.probes_sent.min(self.probes_acked + answers);
-        items.retain(|item| !matches!(item, Item::Heartbeat | Item::ProbeAck));
+        items.retain(|item| !matches!(item, Item::Heartbeat | Item::ProbeAck | Item::Accepted));
         if !items.is_empty() {
             self.outputs.push_back(Output::Received(items));
         }
@@ -545,13 +561,14 @@ fn next_step(preparation: &mut Preparation, answer: Result<RestResponse, String>
 /// A notice after which nothing more comes by this session.
 fn fatal_notice(item: &Item) -> Option<Notice> {
     match item {
-        Item::Notice(notice @ (Notice::TokenInvalid | Notice::EndpointGone | Notice::Displaced)) => {
-            Some(notice.clone())
-        }
+        Item::Notice(
+            notice @ (Notice::TokenInvalid | Notice::EndpointGone | Notice::Displaced | Notice::OpeningRefused),
+        ) => Some(notice.clone()),
         Item::Notice(Notice::Closing | Notice::TokenRevoked)
         | Item::Event(_)
         | Item::Heartbeat
         | Item::ProbeAck
+        | Item::Accepted
         | Item::Undecoded(_) => None,
     }
 }

@@ -21,10 +21,10 @@ mod takeover;
 mod tests;
 
 pub use self::{
-    buffer::OverflowPolicy,
     messages::{CallId, Input, LogHead, Output, StreamReport, StreamState, TopicCoverage, Trigger},
-    settings::{Rotation, Settings},
+    settings::Settings,
 };
+pub use crate::model::{OverflowPolicy, Rotation};
 
 use std::{
     collections::VecDeque,
@@ -283,7 +283,7 @@ impl Stream {
         self.link.on_dialled(session, position.is_some());
         self.role.record_resume(session, position);
         let url = self.settings.connector.url(&endpoint, position);
-        let dial = Dial { url, credential: endpoint.credential };
+        let dial = Dial { url, credential: endpoint.credential.clone() };
         self.outputs.push_back(Output::Dial { session, generation, dial });
         if self.capabilities.resume == Resume::Sequence {
             self.report(StreamReport::Resuming(position));

@@ -13,7 +13,8 @@ use serde_json::value::RawValue;
 use super::{Settings, TOPICS_MAX, subscription};
 use crate::{
     connector::{
-        Credential, Endpoint, Failure, Method, PreparationStep, RefusedTopic, RestRequest, RestResponse, TopicState,
+        Credential, Endpoint, Failure, Method, PreparationStep, RefusedTopic, RestConversation, RestRequest,
+        RestResponse, TopicState,
         json::{self, Members},
     },
     model::{Exchange, StatusMeaning},
@@ -181,6 +182,67 @@ fn next_target(family: Family, uri: &str) -> Result<String, String> {
     if is_path || is_url { Ok(uri.to_owned()) } else { Err(unreadable()) }
 }
 
+impl RestConversation for ChannelPreparation {
+    fn on_response(&mut self, answer: &RestResponse) -> PreparationStep {
+        let fine = (200..300).contains(&answer.status);
+        match std::mem::replace(&mut self.stage, ChannelState::Done) {
+            ChannelState::Discovering { family, page } if fine => self.on_page(family, page, answer),
+            ChannelState::Discovering { family, .. } => {
+                self.on_lookup_failed(family, Failure::from_response(&family.call(), answer))
+            }
+            ChannelState::CreatingChannel { topics, left_out } if fine => {
+                self.on_channel_created(topics, left_out, answer)
+            }
+            ChannelState::CreatingChannel { .. } => {
+                PreparationStep::Failed(Failure::from_response("POST /api/v2/notifications/channels", answer))
+            }
+            ChannelState::Subscribing { channel, topics, left_out } if fine => {
+                match with_added_topics(channel, &topics, left_out, answer) {
+                    Ok(mut endpoint) => {
+                        self.spare = None;
+                        endpoint.refused.retain(|refused| !self.is_deleted(&refused.request));
+                        self.ready(endpoint)
+                    }
+                    Err(why) => PreparationStep::Failed(Failure::Unreachable(format!("{PUT_SUBSCRIPTIONS}: {why}"))),
+                }
+            }
+            ChannelState::Subscribing { .. } => {
+                if answer.status == 404 {
+                    self.spare = None;
+                }
+                PreparationStep::Failed(Failure::from_response(PUT_SUBSCRIPTIONS, answer))
+            }
+            ChannelState::AddingTopics { endpoint, added, left_out } => {
+                let extended = match fine {
+                    true => with_added_topics(endpoint.clone(), &added, left_out.clone(), answer),
+                    false => Err(Failure::from_response(POST_SUBSCRIPTIONS, answer).to_string()),
+                };
+                self.ready(extended.unwrap_or_else(|why| not_added(endpoint, &added, left_out, &why)))
+            }
+            ChannelState::Done => invalid_response("an answer that nobody asked for"),
+        }
+    }
+
+    fn on_no_response(&mut self, why: String) -> PreparationStep {
+        match std::mem::replace(&mut self.stage, ChannelState::Done) {
+            ChannelState::Discovering { family, .. } => {
+                self.on_lookup_failed(family, Failure::Unreachable(format!("{}: {why}", family.call())))
+            }
+            ChannelState::AddingTopics { endpoint, added, left_out } => {
+                let why = format!("{POST_SUBSCRIPTIONS}: {why}");
+                self.ready(not_added(endpoint, &added, left_out, &why))
+            }
+            ChannelState::CreatingChannel { .. } | ChannelState::Subscribing { .. } | ChannelState::Done => {
+                PreparationStep::Failed(Failure::Unreachable(why))
+            }
+        }
+    }
+
+    fn spare(&self) -> Option<&Endpoint> {
+        self.spare.as_ref()
+    }
+}
+
 impl ChannelPreparation {
     /// Begins with a new channel.
     pub(in crate::connector) fn begin(settings: &Settings, subscribed: &[String]) -> (Self, PreparationStep) {
@@ -197,13 +259,8 @@ impl ChannelPreparation {
     }
 
     /// Begins to look after a live channel: new topics, and those that were refused.
-    pub(in crate::connector) fn tend(settings: &Settings, endpoint: &Endpoint) -> (Self, PreparationStep) {
+    pub(in crate::connector) fn refresh(settings: &Settings, endpoint: &Endpoint) -> (Self, PreparationStep) {
         Self::start(settings, Some(endpoint.clone()), None, &[])
-    }
-
-    /// The channel that was minted and is not subscribed.
-    pub(in crate::connector) fn spare(&self) -> Option<&Endpoint> {
-        self.spare.as_ref()
     }
 
     fn start(
@@ -324,63 +381,6 @@ impl ChannelPreparation {
         let ids = Family::of(pattern).and_then(|family| self.discovered.get(&family)).filter(|ids| !ids.is_empty());
         let is_whole = self.failed.iter().all(|failed| failed.request != *pattern);
         is_whole && ids.is_some_and(|ids| ids.iter().all(|id| pattern.replacen('*', id, 1) != topic))
-    }
-
-    /// Takes the answer to the call of the last step.
-    pub(in crate::connector) fn answered(&mut self, answer: &RestResponse) -> PreparationStep {
-        let fine = (200..300).contains(&answer.status);
-        match std::mem::replace(&mut self.stage, ChannelState::Done) {
-            ChannelState::Discovering { family, page } if fine => self.on_page(family, page, answer),
-            ChannelState::Discovering { family, .. } => {
-                self.on_lookup_failed(family, Failure::from_response(&family.call(), answer))
-            }
-            ChannelState::CreatingChannel { topics, left_out } if fine => {
-                self.on_channel_created(topics, left_out, answer)
-            }
-            ChannelState::CreatingChannel { .. } => {
-                PreparationStep::Failed(Failure::from_response("POST /api/v2/notifications/channels", answer))
-            }
-            ChannelState::Subscribing { channel, topics, left_out } if fine => {
-                match with_added_topics(channel, &topics, left_out, answer) {
-                    Ok(mut endpoint) => {
-                        self.spare = None;
-                        endpoint.refused.retain(|refused| !self.is_deleted(&refused.request));
-                        self.ready(endpoint)
-                    }
-                    Err(why) => PreparationStep::Failed(Failure::Unreachable(format!("{PUT_SUBSCRIPTIONS}: {why}"))),
-                }
-            }
-            ChannelState::Subscribing { .. } => {
-                if answer.status == 404 {
-                    self.spare = None;
-                }
-                PreparationStep::Failed(Failure::from_response(PUT_SUBSCRIPTIONS, answer))
-            }
-            ChannelState::AddingTopics { endpoint, added, left_out } => {
-                let extended = match fine {
-                    true => with_added_topics(endpoint.clone(), &added, left_out.clone(), answer),
-                    false => Err(Failure::from_response(POST_SUBSCRIPTIONS, answer).to_string()),
-                };
-                self.ready(extended.unwrap_or_else(|why| not_added(endpoint, &added, left_out, &why)))
-            }
-            ChannelState::Done => invalid_response("an answer that nobody asked for"),
-        }
-    }
-
-    /// There is no answer to the call of the last step.
-    pub(in crate::connector) fn unanswered(&mut self, why: String) -> PreparationStep {
-        match std::mem::replace(&mut self.stage, ChannelState::Done) {
-            ChannelState::Discovering { family, .. } => {
-                self.on_lookup_failed(family, Failure::Unreachable(format!("{}: {why}", family.call())))
-            }
-            ChannelState::AddingTopics { endpoint, added, left_out } => {
-                let why = format!("{POST_SUBSCRIPTIONS}: {why}");
-                self.ready(not_added(endpoint, &added, left_out, &why))
-            }
-            ChannelState::CreatingChannel { .. } | ChannelState::Subscribing { .. } | ChannelState::Done => {
-                PreparationStep::Failed(Failure::Unreachable(why))
-            }
-        }
     }
 
     fn on_page(&mut self, family: Family, mut page: ListingPage, answer: &RestResponse) -> PreparationStep {
@@ -557,11 +557,11 @@ mod tests {
         let (mut preparation, step) =
             ChannelPreparation::begin(&settings(&["v2.analytics.queues.*.observations"]), &[]);
         assert_eq!(target(&step), "/api/v2/routing/queues?pageSize=100&pageNumber=1");
-        let step = preparation.answered(&answer(r#"{"entities":[{"id":"q-2"}],"pageCount":2}"#));
+        let step = preparation.on_response(&answer(r#"{"entities":[{"id":"q-2"}],"pageCount":2}"#));
         assert_eq!(target(&step), "/api/v2/routing/queues?pageSize=100&pageNumber=2");
-        let step = preparation.answered(&answer(r#"{"entities":[{"id":"q-1"}],"pageCount":2}"#));
+        let step = preparation.on_response(&answer(r#"{"entities":[{"id":"q-1"}],"pageCount":2}"#));
         assert_eq!(target(&step), "/api/v2/notifications/channels");
-        let step = preparation.answered(&answer(CHANNEL));
+        let step = preparation.on_response(&answer(CHANNEL));
         let PreparationStep::Call(request) = step else { panic!("{step:?}") };
         assert_eq!(request.target, "/api/v2/notifications/channels/streaming-4-x/subscriptions?ignoreErrors=true");
         let body = r#"[{"id":"v2.analytics.queues.q-1.observations"},{"id":"v2.analytics.queues.q-2.observations"}]"#;
@@ -572,8 +572,8 @@ mod tests {
     fn a_wildcard_in_a_combined_topic_is_resolved_too() {
         let (mut preparation, step) = ChannelPreparation::begin(&settings(&["v2.users.*?presence&routingStatus"]), &[]);
         assert_eq!(target(&step), "/api/v2/users?pageSize=100&pageNumber=1");
-        preparation.answered(&answer(r#"{"entities":[{"id":"u-1"}],"pageCount":1}"#));
-        let PreparationStep::Call(request) = preparation.answered(&answer(CHANNEL)) else { panic!() };
+        preparation.on_response(&answer(r#"{"entities":[{"id":"u-1"}],"pageCount":1}"#));
+        let PreparationStep::Call(request) = preparation.on_response(&answer(CHANNEL)) else { panic!() };
         assert_eq!(request.body.as_deref(), Some(r#"[{"id":"v2.users.u-1?presence&routingStatus"}]"#));
     }
 
@@ -581,8 +581,8 @@ mod tests {
     fn a_refused_topic_is_reported_and_the_others_stay() {
         let (mut preparation, _) =
             ChannelPreparation::begin(&settings(&["v2.users.1.presence", "v2.users.2.presence"]), &[]);
-        preparation.answered(&answer(CHANNEL));
-        let step = preparation.answered(&answer(
+        preparation.on_response(&answer(CHANNEL));
+        let step = preparation.on_response(&answer(
             r#"{"entities":[{"id":"v2.users.1.presence","state":"Permitted"},
                 {"id":"v2.users.2.presence","state":"Rejected","rejectionReason":"no","missingPermissions":["a:b:c"]}]}"#,
         ));
@@ -597,8 +597,8 @@ mod tests {
         let topics: Vec<String> = (0..1_002).map(|n| format!("v2.users.{n:05}.presence")).collect();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         let (mut preparation, _) = ChannelPreparation::begin(&settings(&topics), &[]);
-        preparation.answered(&answer(CHANNEL));
-        let PreparationStep::Ready(endpoint) = preparation.answered(&answer("")) else { panic!() };
+        preparation.on_response(&answer(CHANNEL));
+        let PreparationStep::Ready(endpoint) = preparation.on_response(&answer("")) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused.len()), (1_000, 2));
     }
 
@@ -613,14 +613,14 @@ mod tests {
             subscribed: true,
             refresh_in: None,
         };
-        let (mut preparation, step) = ChannelPreparation::tend(&settings(&["v2.routing.queues.*.users"]), &live);
+        let (mut preparation, step) = ChannelPreparation::refresh(&settings(&["v2.routing.queues.*.users"]), &live);
         assert_eq!(target(&step), "/api/v2/routing/queues?pageSize=100&pageNumber=1");
-        let step = preparation.answered(&answer(r#"{"entities":[{"id":"q-1"},{"id":"q-2"}],"pageCount":1}"#));
+        let step = preparation.on_response(&answer(r#"{"entities":[{"id":"q-1"},{"id":"q-2"}],"pageCount":1}"#));
         let PreparationStep::Call(request) = step else { panic!("{step:?}") };
         assert_eq!(request.method, Method::Post);
         assert_eq!(request.body.as_deref(), Some(r#"[{"id":"v2.routing.queues.q-2.users"}]"#));
         let added = r#"{"entities":[{"id":"v2.routing.queues.q-2.users","state":"Permitted"}]}"#;
-        let PreparationStep::Ready(endpoint) = preparation.answered(&answer(added)) else { panic!() };
+        let PreparationStep::Ready(endpoint) = preparation.on_response(&answer(added)) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused.len()), (2, 0));
     }
 
@@ -629,13 +629,16 @@ mod tests {
         for body in ["", "{}", r#"{"id":"x","connectUri":"http://evil"}"#, r#"{"id":"../x","connectUri":"ws://a"}"#] {
             let (mut preparation, _) = ChannelPreparation::begin(&settings(&["v2.users.1.presence"]), &[]);
             assert!(
-                matches!(preparation.answered(&answer(body)), PreparationStep::Failed(Failure::Unreachable(_))),
+                matches!(preparation.on_response(&answer(body)), PreparationStep::Failed(Failure::Unreachable(_))),
                 "{body}"
             );
         }
         let (mut preparation, _) = ChannelPreparation::begin(&settings(&["v2.users.1.presence"]), &[]);
         let refused = RestResponse { status: 403, retry_after: None, body: "".into() };
-        assert!(matches!(preparation.answered(&refused), PreparationStep::Failed(Failure::Call { status: 403, .. })));
+        assert!(matches!(
+            preparation.on_response(&refused),
+            PreparationStep::Failed(Failure::Call { status: 403, .. })
+        ));
     }
 
     const ALL: [&str; 2] = ["v2.analytics.queues.*.observations", "v2.users.*.presence"];
@@ -649,7 +652,7 @@ mod tests {
         let (mut preparation, mut step) = ChannelPreparation::begin(&settings(topics), &[]);
         for answer in answers {
             assert!(matches!(step, PreparationStep::Call(_)), "{step:?}");
-            step = preparation.answered(answer);
+            step = preparation.on_response(answer);
         }
         step
     }
@@ -720,11 +723,11 @@ mod tests {
         let mut pages = 0;
         while !target(&step).starts_with("/api/v2/notifications") {
             pages += 1;
-            step = preparation.answered(&next(&format!("/api/v2/routing/queues?p={pages}")));
+            step = preparation.on_response(&next(&format!("/api/v2/routing/queues?p={pages}")));
         }
         assert_eq!(pages, PAGES_MAX);
-        preparation.answered(&answer(CHANNEL));
-        let PreparationStep::Ready(endpoint) = preparation.answered(&answer("")) else { panic!() };
+        preparation.on_response(&answer(CHANNEL));
+        let PreparationStep::Ready(endpoint) = preparation.on_response(&answer("")) else { panic!() };
         assert!(endpoint.refused[0].reason.contains("cut off"), "{:?}", endpoint.refused);
     }
 
@@ -737,10 +740,10 @@ mod tests {
         assert_eq!(endpoint.topics, [topic]);
         let part = &endpoint.refused[0];
         assert_eq!((part.topic.as_str(), part.request.as_str()), ("v2.users.u-1.routingStatus", topic));
-        let (mut preparation, step) = ChannelPreparation::tend(&settings(&[topic]), &endpoint);
+        let (mut preparation, step) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
         assert!(target(&step).ends_with("/subscriptions?ignoreErrors=true"));
         let whole = format!(r#"{{"entities":[{{"id":"{topic}","state":"Permitted"}}]}}"#);
-        let PreparationStep::Ready(healed) = preparation.answered(&answer(&whole)) else { panic!() };
+        let PreparationStep::Ready(healed) = preparation.on_response(&answer(&whole)) else { panic!() };
         assert_eq!(
             (healed.topics.as_slice(), healed.refused.as_slice()),
             ([topic.to_owned()].as_slice(), [].as_slice())
@@ -764,14 +767,14 @@ mod tests {
             for part in ["GET /api/v2/users", &status.to_string(), "directory:user:view"] {
                 assert!(failed.reason.contains(part), "{}", failed.reason);
             }
-            let (mut preparation, _) = ChannelPreparation::tend(&settings(&ALL), &endpoint);
-            preparation.answered(&answer(queues));
-            preparation.answered(&answer(r#"{"entities":[{"id":"u-1"}]}"#));
-            let PreparationStep::Ready(healed) = preparation.answered(&answer("")) else { panic!() };
+            let (mut preparation, _) = ChannelPreparation::refresh(&settings(&ALL), &endpoint);
+            preparation.on_response(&answer(queues));
+            preparation.on_response(&answer(r#"{"entities":[{"id":"u-1"}]}"#));
+            let PreparationStep::Ready(healed) = preparation.on_response(&answer("")) else { panic!() };
             assert_eq!((healed.topics.len(), healed.refused.len()), (2, 0));
-            let (mut preparation, _) = ChannelPreparation::tend(&settings(&ALL), &healed);
-            preparation.answered(&refusal_of(status, denied));
-            let PreparationStep::Ready(kept) = preparation.unanswered("no answer".to_owned()) else { panic!() };
+            let (mut preparation, _) = ChannelPreparation::refresh(&settings(&ALL), &healed);
+            preparation.on_response(&refusal_of(status, denied));
+            let PreparationStep::Ready(kept) = preparation.on_no_response("no answer".to_owned()) else { panic!() };
             assert_eq!((kept.topics.len(), kept.refused.len()), (2, 2), "what is subscribed stays");
         }
         let whole = outcome(&ALL[1..], &[refusal_of(403, denied)]);
@@ -809,14 +812,14 @@ mod tests {
                 panic!()
             };
             assert_eq!(endpoint.refresh_in, expected.map(Duration::from_secs));
-            let (mut preparation, _) = ChannelPreparation::tend(&settings(&ALL), &endpoint);
-            preparation.answered(&busy(429, 3));
-            let PreparationStep::Ready(tended) = preparation.answered(&busy(429, 4)) else { panic!("{endpoint:?}") };
+            let (mut preparation, _) = ChannelPreparation::refresh(&settings(&ALL), &endpoint);
+            preparation.on_response(&busy(429, 3));
+            let PreparationStep::Ready(tended) = preparation.on_response(&busy(429, 4)) else { panic!("{endpoint:?}") };
             assert_eq!(tended.refresh_in, Some(Duration::from_secs(4)));
-            let (mut preparation, _) = ChannelPreparation::tend(&settings(&ALL), &tended);
-            preparation.answered(&answer(r#"{"entities":[{"id":"q-1"}]}"#));
-            preparation.answered(&answer(r#"{"entities":[{"id":"u-1"}]}"#));
-            let PreparationStep::Ready(healed) = preparation.answered(&answer("")) else { panic!("{tended:?}") };
+            let (mut preparation, _) = ChannelPreparation::refresh(&settings(&ALL), &tended);
+            preparation.on_response(&answer(r#"{"entities":[{"id":"q-1"}]}"#));
+            preparation.on_response(&answer(r#"{"entities":[{"id":"u-1"}]}"#));
+            let PreparationStep::Ready(healed) = preparation.on_response(&answer("")) else { panic!("{tended:?}") };
             assert_eq!((healed.topics.len(), healed.refused.len(), healed.refresh_in), (2, 0, None));
         }
     }
@@ -825,19 +828,19 @@ mod tests {
     fn a_subscription_with_an_unreadable_response_fails_and_is_retried() {
         let topic = "v2.users.1.presence";
         let (mut preparation, _) = ChannelPreparation::begin(&settings(&[topic]), &[]);
-        preparation.answered(&answer(CHANNEL));
-        let PreparationStep::Failed(failure) = preparation.answered(&answer("<html>")) else { panic!() };
+        preparation.on_response(&answer(CHANNEL));
+        let PreparationStep::Failed(failure) = preparation.on_response(&answer("<html>")) else { panic!() };
         assert!(failure.to_string().contains("PUT /api/v2/notifications/channels/{id}/subscriptions"), "{failure}");
         let (mut again, _) = ChannelPreparation::resume(&settings(&[topic]), preparation.spare().unwrap(), &[]);
-        let PreparationStep::Ready(endpoint) = again.answered(&answer(r#"{"entities":[]}"#)) else { panic!() };
+        let PreparationStep::Ready(endpoint) = again.on_response(&answer(r#"{"entities":[]}"#)) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused[0].state), (0, TopicState::Unavailable));
-        let (mut tending, step) = ChannelPreparation::tend(&settings(&[topic]), &endpoint);
+        let (mut tending, step) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
         assert!(matches!(step, PreparationStep::Call(_)), "it is asked for again");
-        let PreparationStep::Ready(endpoint) = tending.answered(&answer("<html>")) else { panic!() };
+        let PreparationStep::Ready(endpoint) = tending.on_response(&answer("<html>")) else { panic!() };
         assert!(endpoint.refused[0].reason.contains("no JSON object"), "{endpoint:?}");
-        let (mut tending, _) = ChannelPreparation::tend(&settings(&[topic]), &endpoint);
+        let (mut tending, _) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
         let PreparationStep::Ready(healed) =
-            tending.answered(&answer(r#"{"entities":[{"id":"V2.users.1.presence"}]}"#))
+            tending.on_response(&answer(r#"{"entities":[{"id":"V2.users.1.presence"}]}"#))
         else {
             panic!()
         };
@@ -850,25 +853,25 @@ mod tests {
         let other = r#"{"entities":[{"id":"v2.users.1.presence","state":"Permitted"},{"id":"x","state":"Rejected"}]}"#;
         let PreparationStep::Ready(endpoint) = outcome(&[topic], &[answer(CHANNEL), answer(other)]) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused[0].topic.as_str()), (1, "x"));
-        let (mut tending, step) = ChannelPreparation::tend(&settings(&[topic]), &endpoint);
+        let (mut tending, step) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
         let PreparationStep::Call(request) = step else { panic!("{step:?}") };
         assert_eq!(request.body.as_deref(), Some(r#"[{"id":"v2.users.1.presence"}]"#));
-        let PreparationStep::Ready(same) = tending.answered(&answer(other)) else { panic!() };
+        let PreparationStep::Ready(same) = tending.on_response(&answer(other)) else { panic!() };
         assert_eq!(same.refused, endpoint.refused);
-        let (mut tending, _) = ChannelPreparation::tend(&settings(&[topic]), &same);
-        let PreparationStep::Ready(healed) = tending.answered(&answer("")) else { panic!() };
+        let (mut tending, _) = ChannelPreparation::refresh(&settings(&[topic]), &same);
+        let PreparationStep::Ready(healed) = tending.on_response(&answer("")) else { panic!() };
         assert_eq!(healed.refused, []);
     }
 
     #[test]
     fn a_channel_without_subscriptions_is_reused_by_the_next_attempt() {
         let (mut preparation, _) = ChannelPreparation::begin(&settings(&["v2.users.1.presence"]), &[]);
-        preparation.answered(&answer(CHANNEL));
-        assert!(matches!(preparation.answered(&refusal_of(500, "")), PreparationStep::Failed(_)));
+        preparation.on_response(&answer(CHANNEL));
+        assert!(matches!(preparation.on_response(&refusal_of(500, "")), PreparationStep::Failed(_)));
         let spare = preparation.spare().unwrap().clone();
         let (mut again, step) = ChannelPreparation::resume(&settings(&["v2.users.1.presence"]), &spare, &[]);
         assert_eq!(target(&step), "/api/v2/notifications/channels/streaming-4-x/subscriptions?ignoreErrors=true");
-        assert!(matches!(again.answered(&refusal_of(404, "")), PreparationStep::Failed(_)));
+        assert!(matches!(again.on_response(&refusal_of(404, "")), PreparationStep::Failed(_)));
         assert_eq!(again.spare(), None, "a channel that is gone is made anew");
     }
 
@@ -881,10 +884,10 @@ mod tests {
         let (mut preparation, _) = ChannelPreparation::begin(&settings, &subscribed);
         let mut step = None;
         for (status, body) in pages {
-            step = Some(preparation.answered(&RestResponse { status: *status, ..answer(body) }));
+            step = Some(preparation.on_response(&RestResponse { status: *status, ..answer(body) }));
         }
         assert_eq!(target(&step.unwrap()), "/api/v2/notifications/channels");
-        let PreparationStep::Call(request) = preparation.answered(&answer(CHANNEL)) else { panic!() };
+        let PreparationStep::Call(request) = preparation.on_response(&answer(CHANNEL)) else { panic!() };
         let asked: Vec<serde_json::Value> = serde_json::from_str(&request.body.unwrap()).unwrap();
         let entity = |asked: &serde_json::Value| {
             let state = if asked["id"].as_str().unwrap().contains("gone") { "Rejected" } else { "Permitted" };
@@ -892,7 +895,7 @@ mod tests {
         };
         let entities: Vec<_> = asked.iter().map(entity).collect();
         let body = serde_json::json!({ "entities": entities }).to_string();
-        let PreparationStep::Ready(endpoint) = preparation.answered(&answer(&body)) else { panic!() };
+        let PreparationStep::Ready(endpoint) = preparation.on_response(&answer(&body)) else { panic!() };
         let id = |topic: &String| topic.split('.').rev().nth(1).unwrap().to_owned();
         (endpoint.topics.iter().map(id).collect(), endpoint.refused.iter().map(|refused| id(&refused.topic)).collect())
     }

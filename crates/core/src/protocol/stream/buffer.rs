@@ -2,19 +2,10 @@
 
 use std::collections::VecDeque;
 
-use crate::model::{Event, Gap, GapReason, Position, Timestamp};
+use crate::model::{Event, Gap, GapReason, OverflowPolicy, Position, Timestamp};
 
 /// One append covers at most about so many bytes of bodies.
 const BATCH_BYTES_MAX: usize = 1 << 20;
-
-/// What happens at the limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OverflowPolicy {
-    /// Nothing more is read from the platform until there is room: for platforms that replay.
-    Backpressure,
-    /// The oldest events are dropped and a gap says so: for platforms that do not.
-    DropOldest,
-}
 
 /// A gap entry on its way into the log: its snapshot must name the offset that it gets there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -265,7 +265,7 @@ impl Intake {
                     outcome.undecoded.push(frame.len());
                     self.accept_event(Event::undecoded(frame, now.wall), session, now, &mut outcome);
                 }
-                Item::Notice(_) | Item::Heartbeat | Item::ProbeAck => (),
+                Item::Notice(_) | Item::Heartbeat | Item::ProbeAck | Item::Accepted => (),
             }
         }
         outcome

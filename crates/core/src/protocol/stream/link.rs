@@ -355,6 +355,7 @@ impl Link {
                     Some(failure) => return self.on_session_ended(id, failure, now),
                     None => self.dial(id, generation, endpoint),
                 },
+                session::Output::Send(message) => self.emit(Output::Send { session: id, generation, message }),
                 session::Output::Probe(probe) => self.emit(Output::Probe { session: id, probe }),
                 session::Output::Live => self.on_live(id, now),
                 session::Output::Received(items) => {

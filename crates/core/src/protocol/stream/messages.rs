@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    connector::{Failure, Frame, Probe, RefusedTopic, RestRequest, RestResponse},
+    connector::{Failure, Frame, OpeningMessage, Probe, RefusedTopic, RestRequest, RestResponse},
     model::{Checkpoint, Event, FeedId, GapReason, Mark, Position},
     protocol::session::{Dial, SessionId},
 };
@@ -142,6 +142,12 @@ pub enum Output {
         session: SessionId,
         generation: u64,
         dial: Dial,
+    },
+    /// Send a message of the opening exchange, with the token of this generation where it says.
+    Send {
+        session: SessionId,
+        generation: u64,
+        message: OpeningMessage,
     },
     Probe {
         session: SessionId,

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use super::buffer::OverflowPolicy;
 use crate::{
     connector::Connector,
-    model::FeedId,
+    model::{FeedId, OverflowPolicy, Rotation},
     protocol::{backoff, session::Timeouts},
 };
 
@@ -32,13 +31,4 @@ pub struct Settings {
     pub overflow: OverflowPolicy,
     pub timeouts: Timeouts,
     pub backoff: backoff::Settings,
-}
-
-/// The order of steps in a planned rotation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rotation {
-    /// The successor is live before the old session is closed.
-    Overlap,
-    /// The old session is closed first.
-    BreakFirst,
 }

@@ -75,7 +75,7 @@ impl Standby {
             match item {
                 Item::Event(event) => self.buffer.push(session, event, now.at),
                 Item::Undecoded(frame) => self.buffer.push(session, Event::undecoded(frame, now.wall), now.at),
-                Item::Notice(_) | Item::Heartbeat | Item::ProbeAck => (),
+                Item::Notice(_) | Item::Heartbeat | Item::ProbeAck | Item::Accepted => (),
             }
         }
     }

@@ -248,6 +248,7 @@ impl ScriptRunner {
                 let numbered = dial.url.contains("/stream").then(|| " after none".to_owned());
                 format!("dial {} under {generation}{}", session.0, after.or(numbered).unwrap_or_default())
             }
+            Output::Send { session, message, .. } => format!("send {} {}", session.0, message.text("TOKEN")),
             Output::Probe { session, .. } => format!("probe {}", session.0),
             Output::Close { session, code, .. } => format!("leave {} {code}", session.0),
             Output::DropSocket(session) => format!("forget {}", session.0),
