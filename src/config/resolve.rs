@@ -12,7 +12,8 @@ use crate::{
 };
 
 use super::{
-    AccountConfig, AdminConfig, BackoffConfig, Config, Environment, HttpConfig, RedisConfig, RetentionConfig, StoreBackend, StoreConfig, StreamConfig, logins, proxies,
+    AccountConfig, AdminConfig, BackoffConfig, Config, Environment, HttpConfig, RedisConfig, RetentionConfig,
+    StoreBackend, StoreConfig, StreamConfig, logins, proxies,
     shape::{self, ClientAuthKind, ConnectorName, File, GrantKind},
 };
 
