@@ -1,4 +1,4 @@
-//! The words: what every other module speaks in. Plain values, no IO, no clock, no rules of a conversation.
+//! The shared vocabulary: plain values without IO, clock or protocol rules.
 
 mod batch;
 mod cursor;
@@ -32,12 +32,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The platform's own number of an event.
+/// The platform's number of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Sequence(pub u64);
 
 impl Sequence {
-    /// The number that must follow in a dense numbering.
+    /// The next number of a dense numbering.
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
@@ -49,7 +49,7 @@ impl fmt::Display for Sequence {
     }
 }
 
-/// How far a stream has been taken in, in the platform's terms: the last event done, never the next one wanted.
+/// How far a stream has been stored, in the platform's terms: the last stored event, not the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position(pub Sequence);
 
@@ -59,33 +59,33 @@ impl fmt::Display for Position {
     }
 }
 
-/// What is stored beside the entries it covers, in the same step.
+/// The resume state of a stream. It is stored in one step with the entries that it covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Where to resume; none on platforms that number nothing, and before the first event.
+    /// The position to resume after; none before the first event, and on platforms without numbers.
     pub position: Option<Position>,
-    /// When the platform was last heard with nothing outstanding. Wall clock, because it must survive a restart, and
-    /// that of whoever has it in hand: a store that others share translates it. It only ever says that a position is
-    /// *certainly* too old, so a wrong clock costs a snapshot, never an event.
+    /// When the last frame arrived with all its events stored. Wall clock of this host, because it must survive a
+    /// restart; a shared store converts it. It only shows that a position is certainly too old, so a wrong clock costs
+    /// a snapshot, never an event.
     pub last_received_at: Timestamp,
-    /// Whose numbers the position is in; none where an earlier version stored it.
+    /// The feed of the position; none if an earlier version stored it.
     pub feed: Option<FeedId>,
 }
 
-/// The right to append to one stream: the number orders holders, the nonce decides (compared by equality).
+/// The right to append to one stream. The number orders the owners; the store compares number and nonce for equality.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fence {
-    /// Grows with each holder.
+    /// Grows with each owner.
     pub number: u64,
-    /// Random, so that a number handed out twice after a store lost writes still tells two holders apart.
+    /// Random. It distinguishes two owners with the same number, after a store lost writes.
     pub nonce: u128,
 }
 
 impl Fence {
-    /// Before the first holder; nobody ever appends with it.
+    /// Before the first owner. No append has it.
     pub const NONE: Self = Self { number: 0, nonce: 0 };
 
-    /// The fence of whoever comes after the holder of this one.
+    /// The fence of the next owner.
     pub fn next(self, nonce: u128) -> Self {
         Self { number: self.number.saturating_add(1), nonce }
     }
@@ -97,7 +97,7 @@ impl fmt::Display for Fence {
     }
 }
 
-/// One running process, told from its own earlier lives: drawn at random when it starts.
+/// One running process. Random at each start, so that a restarted process is a new replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplicaId(pub u64);
 

@@ -219,7 +219,7 @@ impl fmt::Display for Failure {
             Self::Unreachable(why) => write!(f, "unreachable: {why}"),
             Self::Closed { code, reason } if reason.is_empty() => write!(f, "closed with {code}"),
             Self::Closed { code, reason } => write!(f, "closed with {code} {reason:?}"),
-            Self::Silent => write!(f, "not heard within the window"),
+            Self::Silent => write!(f, "no data within silence_max"),
             Self::Oversize => write!(f, "a frame beyond frame_max"),
             Self::Unfinished { within } => write!(f, "a message not complete in {} s", within.as_secs_f64()),
             Self::Unreadable(why) => write!(f, "a frame that cannot be read: {why}"),

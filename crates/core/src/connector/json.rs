@@ -1,4 +1,4 @@
-//! Reading just as much of a JSON text as a connector needs, in one pass, without building a document.
+//! Reads the few members of a JSON text that a connector needs, in one pass, without building a document.
 
 use std::{borrow::Cow, fmt, ops::Range};
 
@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::model::Timestamp;
 
-/// Deeper than this, common parsers downstream refuse a document, so it is kept as undecoded.
+/// Common parsers refuse a deeper document. It is stored undecoded.
 const DEPTH_MAX: usize = 64;
 
 /// Whether the text nests no deeper than consumers can read. Expects valid JSON.
@@ -16,9 +16,9 @@ pub(super) fn is_within_depth(text: &str) -> bool {
     count_openers(text.as_bytes()) <= DEPTH_MAX || depth(text.as_bytes()) <= DEPTH_MAX
 }
 
-/// How many brackets and braces open anywhere, also inside of strings. The chunks let the compiler count many at a time.
+/// The number of `[` and `{`, also inside strings. The chunks let the compiler vectorize the loop.
 fn count_openers(text: &[u8]) -> usize {
-    /// In ASCII, `[` and `{` differ in this bit alone.
+    /// In ASCII, `[` and `{` differ only in this bit.
     const BRACE: u8 = b'[' ^ b'{';
     let count =
         |chunk: &[u8]| chunk.iter().fold(0_u8, |count, byte| count.wrapping_add(u8::from(byte | BRACE == b'{')));
@@ -43,7 +43,7 @@ fn depth(text: &[u8]) -> usize {
     deepest
 }
 
-/// A value of which only a text or a whole number is of interest; anything else is passed over.
+/// A value that is read if it is a text or a whole number, and skipped otherwise.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum LenientValue<'a> {
     Text(Cow<'a, str>),
@@ -52,7 +52,7 @@ pub(super) enum LenientValue<'a> {
 }
 
 impl LenientValue<'_> {
-    /// The text as a slice of `frame` where it stands there unescaped.
+    /// The text, as a slice of `frame` if it has no escapes.
     pub(super) fn text_in(&self, frame: &ByteString) -> Option<ByteString> {
         match self {
             Self::Text(text) => Some(slice_of(frame, text)),
@@ -60,7 +60,7 @@ impl LenientValue<'_> {
         }
     }
 
-    /// A whole number, also when it is written as a text.
+    /// A whole number, also if it is written as a text.
     pub(super) fn number(&self) -> Option<u64> {
         match self {
             Self::Number(number) => Some(*number),
@@ -69,8 +69,8 @@ impl LenientValue<'_> {
         }
     }
 
-    /// An event time as RFC 3339: a text that is one or becomes one by a colon in its offset, or a plausible number of
-    /// milliseconds since 1970. None for anything else: then the time of receipt is told.
+    /// An event time as RFC 3339: a valid text, a text that lacks only the colon in its offset, or a plausible number of
+    /// milliseconds since 1970. None otherwise; the envelope then has the time of receipt.
     pub(super) fn time_in(&self, frame: &ByteString) -> Option<ByteString> {
         match self {
             Self::Text(text) => match OffsetForm::of(text)? {
@@ -86,13 +86,13 @@ impl LenientValue<'_> {
     }
 }
 
-/// From the year 2000 up to 2100: a number outside is no time in milliseconds (seconds, a counter, an unset value).
+/// The years 2000 to 2100 in milliseconds. Other numbers are seconds, counters or unset values.
 const PLAUSIBLE_MILLIS: Range<i64> = 946_684_800_000..4_102_444_800_000;
 
-/// Beyond this the platform's floating-point numbers are not exact.
+/// Larger floating-point numbers are not exact.
 const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// `text` as a slice of `frame`, or as a copy when it is not part of it (it had escapes).
+/// `text` as a slice of `frame`, or as a copy if it had escapes.
 #[expect(clippy::ptr_arg, reason = "whether it is borrowed decides")]
 pub(super) fn slice_of(frame: &ByteString, text: &Cow<'_, str>) -> ByteString {
     match text {
@@ -101,21 +101,21 @@ pub(super) fn slice_of(frame: &ByteString, text: &Cow<'_, str>) -> ByteString {
     }
 }
 
-/// How a time is written.
+/// The notation of a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OffsetForm {
-    /// As RFC 3339 section 5.6 demands.
+    /// RFC 3339 section 5.6.
     Rfc3339,
-    /// As that, but its offset is `+hhmm` or `+hh`.
+    /// RFC 3339 except for an offset `+hhmm` or `+hh`.
     OffsetWithoutColon { minutes: bool },
 }
 
-/// `YYYY-MM-DDThh:mm:ss`, and the longest text with a fraction and an offset behind it.
+/// The length of `YYYY-MM-DDThh:mm:ss`, and of the longest text with a fraction and an offset.
 const DATE_TIME_LEN: usize = 19;
 const TIME_LEN_MAX: usize = 64;
 
 impl OffsetForm {
-    /// None for what is no moment: a date that does not exist, no offset, another order.
+    /// None for an invalid date, a missing offset, or another order.
     fn of(text: &str) -> Option<Self> {
         let (date_time, offset) = text.as_bytes().split_first_chunk()?;
         if text.len() > TIME_LEN_MAX || !is_date_time(date_time) {
@@ -133,14 +133,14 @@ impl OffsetForm {
     }
 }
 
-/// What stands behind the fraction of a second, if there is one; none where a point has no digits behind it.
+/// The rest after an optional fraction of a second; none if the point has no digits.
 fn after_fraction(text: &[u8]) -> Option<&[u8]> {
     let Some(fraction) = text.strip_prefix(b".") else { return Some(text) };
     let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
     (digits > 0).then(|| &fraction[digits..])
 }
 
-/// Whether this is a date that exists and a time of day. A leap second may stand at the end of an hour.
+/// Whether date and time of day exist. A leap second is valid at the end of an hour.
 fn is_date_time(text: &[u8; DATE_TIME_LEN]) -> bool {
     let [y0, y1, y2, y3, b'-', m0, m1, b'-', d0, d1, b'T' | b't', h0, h1, b':', n0, n1, b':', s0, s1] = *text else {
         return false;
@@ -155,7 +155,7 @@ fn is_date_time(text: &[u8; DATE_TIME_LEN]) -> bool {
         && second <= if minute == 59 { 60 } else { 59 }
 }
 
-/// How many days the month has; none where there is no such month.
+/// The days of a month; none for an invalid month.
 fn days_in_month(year: u32, month: u32) -> u32 {
     match month {
         1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
@@ -166,13 +166,13 @@ fn days_in_month(year: u32, month: u32) -> u32 {
     }
 }
 
-/// What two digits say; something or other where they are none.
+/// The number of two digits. Other bytes give an arbitrary number.
 fn number(tens: u8, ones: u8) -> u32 {
     let value = |digit: u8| u32::from(digit.wrapping_sub(b'0'));
     10 * value(tens) + value(ones)
 }
 
-/// The same moment with the offset as RFC 3339 writes it.
+/// The time with its offset in the notation of RFC 3339.
 fn with_colon(text: &str, minutes: bool) -> ByteString {
     let (rest, minutes) = if minutes { text.split_at(text.len() - 2) } else { (text, "00") };
     format!("{rest}:{minutes}").into()
@@ -234,7 +234,7 @@ impl<'de> Visitor<'de> for LenientValueVisitor {
     }
 }
 
-/// `{"CorrelationId": …}` and whatever else stands beside it.
+/// `{"CorrelationId": …}`. Other members are skipped.
 #[derive(Debug, Default)]
 pub(super) struct Metadata<'a> {
     pub(super) correlation: Option<LenientValue<'a>>,
@@ -296,16 +296,16 @@ impl<'de> Visitor<'de> for MetadataVisitor {
     }
 }
 
-/// The members of an object, unread: each is read where it is of use, so that one of another type spoils no other.
-/// Of two with one name the later counts.
+/// The unparsed members of an object. Each is parsed on use, so that an invalid one does not affect the others. The
+/// last one of equal names counts.
 #[derive(Debug)]
 pub(super) struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-/// An object has no more members than this that are of interest; what is beyond is passed over.
+/// Members beyond this limit are skipped.
 const MEMBERS_MAX: usize = 256;
 
 impl<'a> Members<'a> {
-    /// None where the text is no JSON object.
+    /// None if the text is not a JSON object.
     pub(super) fn read(text: &'a [u8]) -> Option<Self> {
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         serde_json::from_slice(text).ok()
@@ -315,22 +315,22 @@ impl<'a> Members<'a> {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| *value)
     }
 
-    /// A member as this type; none where there is no such member, or it cannot be read.
+    /// A member of this type; none if it is missing or invalid.
     pub(super) fn member<T: Deserialize<'a>>(&self, name: &str) -> Option<T> {
         serde_json::from_str(self.get(name)?.get()).ok()
     }
 
-    /// A text, or a number as it is written.
+    /// A text, or the digits of a number.
     pub(super) fn text(&self, name: &str) -> Option<String> {
         self.get(name).and_then(text)
     }
 
-    /// A whole number, also when it is written as a text.
+    /// A whole number, also if it is written as a text.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         self.member::<LenientValue<'_>>(name)?.number()
     }
 
-    /// The elements of a list; none where it is anything else.
+    /// The elements of a list; empty for another type.
     pub(super) fn list(&self, name: &str) -> Vec<&'a RawValue> {
         self.member(name).unwrap_or_default()
     }
@@ -363,7 +363,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 }
 
-/// A text, or a number as it is written.
+/// A text, or the digits of a number.
 pub(super) fn text(value: &RawValue) -> Option<String> {
     match serde_json::from_str(value.get()).ok()? {
         LenientValue::Text(text) => Some(text.into_owned()),
@@ -372,10 +372,10 @@ pub(super) fn text(value: &RawValue) -> Option<String> {
     }
 }
 
-/// Texts from an answer are cut off here before they are shown.
+/// Texts of an answer are truncated to this length in messages.
 pub(super) const TEXT_LEN_MAX: usize = 300;
 
-/// A text from outside as it is shown: on one line, and of at most [`TEXT_LEN_MAX`] characters.
+/// A text from outside for a message: on one line, at most [`TEXT_LEN_MAX`] characters.
 pub(super) fn truncated(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(TEXT_LEN_MAX).collect()
 }

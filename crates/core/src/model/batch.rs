@@ -1,4 +1,4 @@
-//! Neighbouring log entries as they travel together: one piece of bytes from append to every subscriber.
+//! Consecutive log entries in one buffer, shared from the append to every subscriber.
 
 use std::{
     ops::Range,
@@ -9,10 +9,10 @@ use bytes::Bytes;
 
 use super::{Epoch, Event, Mark, Offset, Timestamp, envelope};
 
-/// Where one entry ends in the batch's bytes, and what a reader may ask of it without parsing it.
+/// Where one entry ends in the batch's bytes, and the attributes that readers need without parsing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
-    /// End of the envelope in `bytes`; it begins where the one before ended.
+    /// End of the envelope in `bytes`. It starts at the end of the previous one.
     pub(super) end: u32,
     /// Where the `type` begins within the envelope, and its length (as written in JSON, escapes included).
     pub(super) kind_at: u16,
@@ -20,7 +20,7 @@ pub(super) struct Slot {
     pub(super) received: Timestamp,
 }
 
-/// Entries `first..=last` of one stream, wrapped once; shared, never changed.
+/// Entries `first..=last` of one stream, encoded once. Immutable.
 #[derive(Debug)]
 pub struct Batch {
     epoch: Epoch,
@@ -31,20 +31,21 @@ pub struct Batch {
     sse: OnceLock<Pieces>,
 }
 
-/// The same entries in a transport's own wrapping, made when the first subscriber needs it.
+/// The entries of a batch in the encoding of a transport, created for the first subscriber.
 #[derive(Debug)]
 pub struct Rendering {
     /// All entries, back to back.
     pub bytes: Bytes,
-    /// Where each one ends.
+    /// The end of each entry in `bytes`.
     pub ends: Box<[u32]>,
 }
 
-/// The same entries in several renderings, each in memory of its own: who keeps one does not keep the others.
+/// The entries of a batch in several renderings, each in its own allocation. Holding one does not keep the others in
+/// memory.
 #[derive(Debug)]
 pub struct Pieces(Box<[Piece]>);
 
-/// Neighbouring entries of a batch, rendered.
+/// Consecutive entries of a batch, rendered.
 #[derive(Debug)]
 pub struct Piece {
     /// Index of the first in the batch.
@@ -53,13 +54,13 @@ pub struct Piece {
 }
 
 impl Pieces {
-    /// Of these pieces, in the order of their entries. They need not hold every entry.
+    /// From pieces in the order of their entries. Entries may be missing.
     pub fn new(pieces: Vec<Piece>) -> Self {
         Self(pieces.into())
     }
 
-    /// The entries with which a run begins, as far as one piece has them, and how many these are. None when no piece
-    /// has the first.
+    /// The bytes of the first entries of a run, as far as one piece has them, and their number. None if no piece has the
+    /// first entry.
     pub fn slice_from(&self, run: &Range<usize>) -> Option<(Bytes, usize)> {
         let next = self.0.partition_point(|piece| piece.first <= run.start);
         let Piece { first, rendering } = self.0.get(next.checked_sub(1)?)?;
@@ -71,7 +72,7 @@ impl Pieces {
 }
 
 impl Rendering {
-    /// Where the entries of a run lie.
+    /// The bytes of a run of entries.
     pub fn span(&self, run: &Range<usize>) -> Range<usize> {
         let begin = |index: usize| index.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
         begin(run.start)..begin(run.end)
@@ -96,7 +97,7 @@ impl Batch {
         Offset(self.first.0 + self.slots.len() as u64 - 1)
     }
 
-    /// How many entries; never 0.
+    /// The number of entries, at least 1.
     #[expect(clippy::len_without_is_empty, reason = "a batch is never empty")]
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -134,7 +135,7 @@ impl Batch {
         }
     }
 
-    /// What is written beside the bytes, so that a stored batch can be read back: 16 bytes an entry.
+    /// The index that is stored with the bytes, to restore the batch: 16 bytes per entry.
     pub fn index(&self) -> Vec<u8> {
         let mut index = Vec::with_capacity(self.slots.len() * SLOT_LEN);
         for slot in &self.slots {
@@ -146,7 +147,7 @@ impl Batch {
         index
     }
 
-    /// Reads a stored batch back; none when index and bytes do not agree (the record is damaged).
+    /// Restores a stored batch. None if index and bytes disagree: the record is damaged.
     pub fn restore(epoch: Epoch, first: Offset, bytes: Bytes, index: &[u8]) -> Option<Self> {
         let (slots, rest) = index.as_chunks::<SLOT_LEN>();
         let slots: Box<[Slot]> = slots.iter().map(read_slot).collect();
@@ -155,7 +156,7 @@ impl Batch {
         (rest.is_empty() && rising && complete).then(|| Self::new(epoch, first, bytes, slots))
     }
 
-    /// Puts a batch together from entries that were stored one by one; none when there are none, or they are too long.
+    /// A batch of entries that were stored separately. None if there are none, or they are too long.
     pub fn of(epoch: Epoch, first: Offset, entries: &[StoredEntry<'_>]) -> Option<Self> {
         let mut bytes = Vec::with_capacity(entries.iter().map(|entry| entry.json.len()).sum());
         let mut slots = Vec::with_capacity(entries.len());
@@ -166,18 +167,18 @@ impl Batch {
         (!slots.is_empty()).then(|| Self::new(epoch, first, bytes.into(), slots.into()))
     }
 
-    /// The batch as WebSocket text frames; `render` makes it once for all subscribers.
+    /// The batch as WebSocket text frames; `render` runs once for all subscribers.
     pub fn frames(&self, render: impl FnOnce(&Self) -> Rendering) -> &Rendering {
         self.frames.get_or_init(|| render(self))
     }
 
-    /// The batch as server-sent events; `render` makes it once for all subscribers.
+    /// The batch as server-sent events; `render` runs once for all subscribers.
     pub fn sse(&self, render: impl FnOnce(&Self) -> Pieces) -> &Pieces {
         self.sse.get_or_init(|| render(self))
     }
 }
 
-/// An entry as a store has it that keeps each by itself.
+/// An entry of a store that stores each entry separately.
 #[derive(Debug, Clone, Copy)]
 pub struct StoredEntry<'a> {
     /// The whole envelope.
@@ -215,7 +216,7 @@ impl Entry<'_> {
         self.kind
     }
 
-    /// The event that was wrapped, as far as the envelope tells.
+    /// The event of the envelope, without the attributes that the envelope omits.
     pub fn event(&self) -> Option<Event> {
         envelope::parse_event(self.json, self.received)
     }
@@ -227,16 +228,16 @@ impl Entry<'_> {
     }
 }
 
-/// The part of a batch that a reader has not had yet.
+/// The unread part of a batch.
 #[derive(Debug, Clone)]
 pub struct BatchView {
     pub batch: Arc<Batch>,
-    /// Index of the first entry that is meant.
+    /// Index of the first unread entry.
     pub from: usize,
 }
 
 impl BatchView {
-    /// The entries that are meant, oldest first.
+    /// The unread entries, oldest first.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'_>> {
         (self.from..self.batch.len()).map(|index| self.batch.entry(index))
     }

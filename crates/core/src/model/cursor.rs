@@ -1,4 +1,4 @@
-//! Where a reader stands: offsets, epochs, and the cursor that a client keeps.
+//! Offsets, epochs, and the cursors of readers.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -6,20 +6,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{NameError, StreamName};
 
-/// Our own dense number of a log entry. The first entry is 1; [`Offset::START`] lies before it.
+/// The dense number of a log entry. The first entry is 1; [`Offset::START`] is before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
 pub struct Offset(pub u64);
 
 impl Offset {
-    /// Before the first entry: reading after it reads everything.
+    /// Before the first entry. Reading after it reads the whole log.
     pub const START: Self = Self(0);
 
-    /// The offset of the entry that follows. No store takes an offset near the end of the numbers, where it stays.
+    /// The offset of the next entry. It saturates; no store accepts such an offset.
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// The offset before this one; [`Offset::START`] has none and stays.
+    /// The offset before this one. [`Offset::START`] stays.
     pub fn previous(self) -> Self {
         Self(self.0.saturating_sub(1))
     }
@@ -31,12 +31,12 @@ impl fmt::Display for Offset {
     }
 }
 
-/// The life of a log. One that was wiped or rolled back gets a new one.
+/// The incarnation of a log. A log that was wiped or rolled back gets a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(pub u32);
 
 impl Epoch {
-    /// Before the first one: of a log that nobody has written to yet. It has no entries.
+    /// The epoch of a log without any append so far. It has no entries.
     pub const NONE: Self = Self(0);
 }
 
@@ -72,7 +72,7 @@ pub enum CursorError {
     Duplicate(StreamName),
 }
 
-/// Longest digit runs that fit the numbers, so that a crafted cursor is refused instead of wrapped.
+/// The most digits that fit the type. A longer cursor is refused instead of wrapped.
 const EPOCH_DIGITS_MAX: usize = 8;
 
 impl FromStr for Mark {
@@ -104,10 +104,10 @@ impl<'de> Deserialize<'de> for Mark {
     }
 }
 
-/// How far a reader got, per stream: the last entry done. One stream may be written without its name.
+/// The last entry that a reader has processed, per stream. A single stream needs no name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cursor {
-    /// `4f2a-17`: the one stream that is being read.
+    /// `4f2a-17`: the only stream of the request.
     Single(Mark),
     /// `queues:4f2a-17,agents:9c01-3`.
     Several(BTreeMap<StreamName, Mark>),
@@ -148,43 +148,43 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// At which offset each epoch of a log began, oldest first (Kafka's leader-epoch rule: a cursor of an older epoch
-/// is good up to where the next one began, and never beyond).
+/// The epochs of a log with their last offsets, oldest first. A cursor of an older epoch is valid up to the start of the
+/// next one (the leader-epoch rule of Kafka).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lineage {
     current: Epoch,
     earlier: Vec<(Epoch, Offset)>,
 }
 
-/// What a mark is worth in a log.
+/// Whether a mark is valid in a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CursorValidity {
-    /// Reading may go on after this offset.
+    /// Reading continues after this offset.
     Valid(Offset),
-    /// It lies beyond the last entry of its epoch: never silently "latest".
+    /// It is after the last entry of its epoch. It must not mean "latest".
     AheadOfLog,
-    /// Its epoch is not of this log.
+    /// This log does not have its epoch.
     UnknownEpoch,
 }
 
-/// A lineage forgets its oldest epochs; one that has fewer than these has forgotten none.
+/// A lineage with fewer ended epochs is complete. A longer one may lack the oldest epochs.
 const TRUNCATED_LEN: usize = 32;
 
-/// An embedded store remembers so many epochs that ended.
+/// The most ended epochs that an embedded store keeps.
 const EARLIER_EPOCHS_MAX: usize = 64;
 
 impl Lineage {
-    /// A log with one life so far.
+    /// A log with one epoch.
     pub const fn new(current: Epoch) -> Self {
         Self { current, earlier: Vec::new() }
     }
 
-    /// A log whose earlier epochs ended with these offsets, oldest first.
+    /// A log whose earlier epochs have these last offsets, oldest first.
     pub fn with_earlier(current: Epoch, earlier: Vec<(Epoch, Offset)>) -> Self {
         Self { current, earlier }
     }
 
-    /// The next epoch begins behind `last`. The oldest are forgotten beyond a bound.
+    /// Starts the next epoch after `last`. Drops the oldest epochs beyond the limit.
     pub fn start_epoch(&self, next: Epoch, last: Offset) -> Self {
         let mut earlier = self.earlier.clone();
         if last > Offset::START {
@@ -194,23 +194,23 @@ impl Lineage {
         Self { current: next, earlier }
     }
 
-    /// The epochs that ended, each with its last offset, oldest first.
+    /// The ended epochs with their last offsets, oldest first.
     pub fn earlier(&self) -> &[(Epoch, Offset)] {
         &self.earlier
     }
 
-    /// The epoch that the entry at `offset` belongs to, and its last offset, if it has ended.
+    /// The epoch of the entry at `offset`, and its last offset if it has ended.
     pub fn epoch_of(&self, offset: Offset) -> (Epoch, Option<Offset>) {
         let ended = self.earlier.iter().find(|(_, end)| offset <= *end);
         ended.map_or((self.current, None), |(epoch, end)| (*epoch, Some(*end)))
     }
 
-    /// The epoch that new entries belong to.
+    /// The epoch of new entries.
     pub fn current(&self) -> Epoch {
         self.current
     }
 
-    /// What `mark` is worth when the last entry of the log is `last`.
+    /// Whether `mark` is valid in a log whose last entry is `last`.
     pub fn validity(&self, mark: Mark, last: Offset) -> CursorValidity {
         let end = if mark.epoch == self.current { Some(last) } else { self.end_of(mark.epoch) };
         match end {
@@ -220,8 +220,8 @@ impl Lineage {
         }
     }
 
-    /// How far a reader that came to `offset` under this lineage still stands under a later one: what lies beyond was
-    /// rolled back. None when the two have nothing in common: the log was wiped.
+    /// The last offset up to `offset` that this lineage and a later one share. Entries after it were rolled back. None if
+    /// they share no epoch: the log was wiped.
     pub fn common_offset(&self, later: &Self, offset: Offset) -> Option<Offset> {
         if offset == Offset::START || self.current == later.current {
             return Some(offset);
@@ -235,7 +235,7 @@ impl Lineage {
         shared.max()
     }
 
-    /// Whether the entry at `offset` can be one of `epoch`: else this lineage is out of date.
+    /// Whether the entry at `offset` can belong to `epoch`. If not, this lineage is outdated.
     pub fn contains(&self, epoch: Epoch, offset: Offset) -> bool {
         match self.earlier.first() {
             Some((_, end)) if offset <= *end && self.earlier.len() >= TRUNCATED_LEN => true,
@@ -346,15 +346,15 @@ mod tests {
             (&first, &second, 3, Some(3)),
             (&first, &second, 5, Some(5)),
             (&first, &second, 8, Some(5)),
-            // Another epoch came and went unseen.
+            // An epoch was missed.
             (&first, &lineage(10, &[(7, 5), (9, 6)]), 8, Some(5)),
             (&second, &lineage(9, &[(7, 5), (8, 7)]), 9, Some(7)),
-            // Rolled back to before this epoch began: it is not even known there.
+            // Rolled back to before the start of this epoch: the server does not have it.
             (&second, &lineage(9, &[(7, 3)]), 8, Some(3)),
             (&second, &lineage(9, &[(7, 3)]), 4, Some(3)),
             (&second, &lineage(9, &[(7, 3)]), 2, Some(2)),
             (&second, &lineage(9, &[(7, 6)]), 8, Some(5)),
-            // Rolled back to a server on which the earlier epoch is the present one.
+            // Rolled back to a server whose current epoch is the earlier one.
             (&second, &lineage(7, &[]), 8, Some(5)),
             (&first, &lineage(9, &[]), 8, None),
             (&lineage(0, &[]), &first, 0, Some(0)),

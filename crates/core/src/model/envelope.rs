@@ -1,6 +1,6 @@
-//! The CloudEvent around the platform's bytes (CloudEvents 1.0, JSON format), written once per event.
+//! The CloudEvent around the platform's bytes (CloudEvents 1.0, JSON format), encoded once per event.
 //!
-//! The order of the attributes is fixed, so that equal events give equal bytes.
+//! The order of the attributes is fixed: equal events have equal bytes.
 
 use std::borrow::Cow;
 
@@ -26,15 +26,15 @@ impl Source {
     }
 }
 
-/// What every envelope begins with: its id follows, the entry's mark.
+/// The start of every envelope, before the id (the mark of the entry).
 const PREFIX: &str = r#"{"specversion":"1.0","id":""#;
 
-/// What stands in front of the type and of the time of receipt. No text within an envelope has quotes that are not
-/// escaped, so neither is found within one.
+/// The text before the type and before the time of receipt. A JSON string has no unescaped quotes, so a search never
+/// matches inside one.
 const TYPE: &[u8] = br#","type":""#;
 const RECEIVED_TIME: &[u8] = br#","receivedtime":""#;
 
-/// What an envelope says of itself, found by the fixed order of its attributes without parsing it.
+/// Attributes of an envelope, located by the fixed order without parsing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EnvelopeHeader {
     pub epoch: Epoch,
@@ -44,14 +44,14 @@ pub struct EnvelopeHeader {
 }
 
 impl EnvelopeHeader {
-    /// The epoch of the envelope that these bytes begin with.
+    /// The epoch of the envelope at the start of these bytes.
     pub fn epoch_of(envelope: &[u8]) -> Option<Epoch> {
         let id = envelope.strip_prefix(PREFIX.as_bytes())?;
         let digits = id.split(|byte| *byte == b'-').next()?;
         u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok().map(Epoch)
     }
 
-    /// None for what is no envelope.
+    /// None if the bytes are not an envelope.
     pub fn of(envelope: &[u8]) -> Option<Self> {
         let epoch = Self::epoch_of(envelope)?;
         let (at, kind) = quoted(envelope, TYPE)?;
@@ -62,7 +62,7 @@ impl EnvelopeHeader {
     }
 }
 
-/// The text behind `name` up to the quote that ends it, and where it begins.
+/// The text after `name` up to its closing quote, and its start.
 fn quoted<'a>(envelope: &'a [u8], name: &[u8]) -> Option<(usize, &'a [u8])> {
     let at = memchr::memmem::find(envelope, name)? + name.len();
     let text = &envelope[at..];
@@ -71,22 +71,22 @@ fn quoted<'a>(envelope: &'a [u8], name: &[u8]) -> Option<(usize, &'a [u8])> {
     Some((at, &text[..end]))
 }
 
-/// Wraps events one behind the other and numbers them.
+/// Encodes events into one buffer and numbers them.
 #[derive(Debug)]
 pub struct BatchBuilder {
     epoch: Epoch,
     first: Offset,
-    /// What every envelope begins with, up to the number in its id.
+    /// The start of every envelope up to the number in its id.
     head: String,
-    /// What stands between the id and the type.
+    /// The text between the id and the type.
     source: String,
-    /// The newest time of receipt as text: neighbours share it.
+    /// The newest time of receipt as text. Consecutive events often share it.
     received_text: (Timestamp, String),
     bytes: Vec<u8>,
     slots: Vec<Slot>,
 }
 
-/// An envelope's attributes take about this many bytes beside the body.
+/// The approximate size of an envelope without the body.
 const ATTRIBUTES_LEN: usize = 448;
 
 impl BatchBuilder {
@@ -103,19 +103,19 @@ impl BatchBuilder {
         }
     }
 
-    /// Room for `events` before the first is written, so that the bytes are allocated once.
+    /// Reserves the bytes for `events` before the first push, in one allocation.
     pub fn reserve(&mut self, events: &[Event]) {
         let bodies: usize = events.iter().map(|event| event.body.len()).sum();
         self.bytes.reserve(bodies + events.len() * ATTRIBUTES_LEN);
         self.slots.reserve(events.len());
     }
 
-    /// The mark that the next pushed event will get.
+    /// The mark of the next pushed event.
     pub fn next_mark(&self) -> Mark {
         Mark { epoch: self.epoch, offset: Offset(self.first.0 + self.slots.len() as u64) }
     }
 
-    /// Wraps one event.
+    /// Encodes one event.
     pub fn push(&mut self, event: &Event) {
         if self.received_text.0 != event.received {
             self.received_text = (event.received, event.received.to_string());
@@ -136,7 +136,7 @@ impl BatchBuilder {
         });
     }
 
-    /// Writes all up to the type's opening quote, and says where the type's text will begin in the envelope.
+    /// Writes everything up to the opening quote of the type. Returns the start of the type in the envelope.
     fn identity(&mut self, offset: Offset, start: usize) -> usize {
         let out = &mut self.bytes;
         out.extend_from_slice(self.head.as_bytes());
@@ -158,19 +158,19 @@ impl BatchBuilder {
         optional(out, r#","receivedtime":"#, Some(receipt));
     }
 
-    /// How many entries so far.
+    /// The number of entries so far.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether nothing was pushed yet.
+    /// Whether no entry was pushed.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 
-    /// The batch; none when nothing was pushed.
+    /// The batch; none without entries.
     pub fn finish(mut self) -> Option<Batch> {
-        // What is kept in memory is counted by its length, so the allocation must not be much longer.
+        // The memory limits count lengths, so the capacity must not be much larger.
         if self.bytes.capacity() - self.bytes.len() > self.bytes.len() / 4 {
             self.bytes.shrink_to_fit();
         }
@@ -179,7 +179,7 @@ impl BatchBuilder {
     }
 }
 
-/// The attributes that tell an event from another.
+/// The attributes that identify an event.
 #[derive(Deserialize)]
 struct EnvelopeFields<'a> {
     #[serde(borrow, rename = "type")]
@@ -194,7 +194,7 @@ struct EnvelopeFields<'a> {
     data_base64: Option<Cow<'a, str>>,
 }
 
-/// The event that an envelope holds, without its times and the platform's further attributes.
+/// The event of an envelope, without its times and further attributes.
 pub(super) fn parse_event(json: &[u8], received: Timestamp) -> Option<Event> {
     let fields: EnvelopeFields<'_> = serde_json::from_slice(json).ok()?;
     let body = match (fields.data, fields.data_base64) {
@@ -221,7 +221,7 @@ fn optional(out: &mut Vec<u8>, name: &str, value: Option<&str>) {
     }
 }
 
-/// A number as a JSON string: the attributes of CloudEvents have no number of 64 bits.
+/// A number as a JSON string: CloudEvents attributes have no 64-bit numbers.
 fn number(out: &mut Vec<u8>, name: &str, value: u64) {
     out.extend_from_slice(name.as_bytes());
     out.push(b'"');
@@ -244,9 +244,9 @@ fn digits(out: &mut Vec<u8>, mut value: u64) {
     }
 }
 
-/// A JSON string; almost none of ours needs an escape.
+/// A JSON string. Escapes are rare.
 fn text(out: &mut Vec<u8>, value: &str) {
-    // Without an early end it is compiled to steps of many bytes at once.
+    // Without an early exit the compiler vectorizes the loop.
     let escape = value.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\'));
     if escape {
         return serde_json::to_writer(out, value).expect("a string always serializes");

@@ -1,4 +1,4 @@
-//! What is on its way into the log: the platform's event, or an entry that the relay itself makes.
+//! Events before they are appended: those of the platform, and entries that Trunkline creates.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Sequence, Timestamp};
 
-/// One event before it has an offset. Texts are slices of the frame they came in: nothing is copied yet.
+/// One event before it has an offset. Texts are slices of the received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// CloudEvents `type`.
     pub kind: ByteString,
-    /// The platform's full topic, where there is one.
+    /// The platform's full topic, if it has one.
     pub subject: Option<ByteString>,
-    /// The platform's event time (RFC 3339); else the time of receipt is told.
+    /// The platform's event time (RFC 3339). Without it the envelope has the time of receipt.
     pub time: Option<ByteString>,
     pub sequence: Option<Sequence>,
     pub correlation: Option<ByteString>,
@@ -27,14 +27,14 @@ pub struct Event {
 /// The `data` of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
-    /// Valid JSON, byte for byte the platform's.
+    /// Valid JSON, byte for byte as received.
     Json(ByteString),
-    /// Anything else, told as `data_base64`.
+    /// Other bytes, encoded as `data_base64`.
     Binary(Bytes),
 }
 
 impl Body {
-    /// Size in bytes before wrapping.
+    /// Size in bytes before encoding.
     pub fn len(&self) -> usize {
         match self {
             Self::Json(text) => text.len(),
@@ -42,38 +42,38 @@ impl Body {
         }
     }
 
-    /// Whether there is nothing in it.
+    /// Whether the length is 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Why something is missing from the log.
+/// Why events are missing from the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GapReason {
-    /// The position was known to be older than the platform keeps events.
+    /// The position was older than the platform's retention.
     Retention,
-    /// The platform skipped although the position was not too old.
+    /// The platform skipped events although the position was not too old.
     Jump,
-    /// The platform's numbering started over.
+    /// The platform restarted its numbering.
     Reset,
-    /// A platform without resume was not heard for a while.
+    /// A platform without resume was disconnected.
     NoReplay,
-    /// We dropped events at the limit of the buffer.
+    /// Events were dropped at the limit of the buffer.
     Shed,
     /// A frame beyond `frame_max`.
     Oversize,
-    /// The store lost or had to put aside what it held.
+    /// The store lost entries, or replaced a damaged database.
     Store,
 }
 
 impl GapReason {
-    /// Every reason, for metrics that exist from the start.
+    /// All reasons, to register their metrics at start.
     pub const ALL: [Self; 7] =
         [Self::Retention, Self::Jump, Self::Reset, Self::NoReplay, Self::Shed, Self::Oversize, Self::Store];
 
-    /// The word of the contract.
+    /// The value in gap entries and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Retention => "retention",
@@ -87,27 +87,27 @@ impl GapReason {
     }
 }
 
-/// A hole that is known: the `data` of `trunkline.gap.v1`. Unknown bounds are `null`.
+/// A known loss: the `data` of `trunkline.gap.v1`. Unknown bounds are `null`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Gap {
     pub reason: GapReason,
-    /// The last number held, as the platform wrote it.
+    /// The last stored number, in the platform's notation.
     pub after: Option<String>,
-    /// The first number seen again.
+    /// The first number after the gap.
     pub before: Option<String>,
-    /// How many events are missing, where the numbering tells.
+    /// The number of missing events, if it is known.
     pub lost: Option<u64>,
-    /// For how long nothing could be heard, in milliseconds.
+    /// The time without a connection, in milliseconds.
     pub silence_ms: Option<u64>,
 }
 
 impl Gap {
-    /// A gap of which only the reason is known.
+    /// A gap with only a reason.
     pub fn unknown(reason: GapReason) -> Self {
         Self { reason, after: None, before: None, lost: None, silence_ms: None }
     }
 
-    /// A gap between two numbers of the platform.
+    /// A gap between two sequence numbers.
     pub fn between(reason: GapReason, after: Option<Sequence>, before: Option<Sequence>) -> Self {
         let lost = after.zip(before).and_then(|(after, before)| before.0.checked_sub(after.next().0));
         Self {
@@ -119,26 +119,26 @@ impl Gap {
         }
     }
 
-    /// The same gap with the time for which nothing was heard.
+    /// Adds the time without a connection.
     pub fn with_silence(mut self, silence: Duration) -> Self {
         self.silence_ms = Some(u64::try_from(silence.as_millis()).unwrap_or(u64::MAX));
         self
     }
 
-    /// The entry that marks it.
+    /// The log entry of the gap.
     pub fn event(&self, received: Timestamp) -> Event {
         Event::internal("trunkline.gap.v1", self, received)
     }
 }
 
-/// What an event takes in a queue beside its texts and its body.
+/// The memory of a queued event without its texts and body, in bytes.
 const EVENT_OVERHEAD: usize = 256;
 
-/// Undecodable frames are kept up to this size.
+/// A longer undecodable frame is truncated, in bytes.
 const UNDECODED_LEN_MAX: usize = 64 * 1024;
 
 impl Event {
-    /// An entry that the relay itself makes.
+    /// An entry that Trunkline creates.
     pub fn internal(kind: &'static str, data: &impl Serialize, received: Timestamp) -> Self {
         let text = serde_json::to_string(data).expect("our own data has string keys and no failing serializer");
         Self {
@@ -153,17 +153,17 @@ impl Event {
         }
     }
 
-    /// About how much memory it takes until it is wrapped.
+    /// The approximate memory until it is encoded, in bytes.
     pub fn weight(&self) -> usize {
         let len = |text: &Option<ByteString>| text.as_ref().map_or(0, |text| text.len());
         let texts = self.kind.len() + len(&self.subject) + len(&self.correlation) + len(&self.partition_key);
         self.body.len() + texts + EVENT_OVERHEAD
     }
 
-    /// A frame that nobody could read, kept so that it is not lost either.
+    /// An entry with the bytes of an undecodable frame.
     pub fn undecoded(mut frame: Bytes, received: Timestamp) -> Self {
         if frame.len() > UNDECODED_LEN_MAX {
-            // A copy: a slice would keep the whole frame in memory for as long as it waits.
+            // A copy, because a slice would keep the whole frame in memory.
             frame = Bytes::copy_from_slice(&frame[..UNDECODED_LEN_MAX]);
         }
         let mut event = Self::internal("trunkline.undecoded.v1", &(), received);

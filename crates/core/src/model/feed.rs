@@ -1,22 +1,22 @@
-//! Which feed of a platform a stored position belongs to.
+//! The identity of a feed, which is stored with a position.
 
 use std::fmt;
 
-/// A feed: a connector and the URL that its events come from. Topics, credentials and the stream's name do not count.
+/// The hash of a connector's name and the URL of its events. Topics, credentials and the stream's name do not count.
 ///
-/// It is stored, so it is the same in every build and version: FNV-1a over the connector's name and the URL. Two of them
-/// are compared for equality only, and only for one stream.
+/// It is stored, so it must not change between versions: FNV-1a over the name and the URL. Only ids of one stream are
+/// compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedId(pub u64);
 
 impl FeedId {
-    /// The feed that this connector reads from this URL.
+    /// The feed of this connector and URL.
     pub fn of(connector: &str, url: &str) -> Self {
         let url = normalised(url);
         Self(stable_hash(connector.bytes().chain([0]).chain(url.bytes())))
     }
 
-    /// Reads what its `Display` wrote.
+    /// Parses the output of `Display`.
     pub fn parse(text: &str) -> Option<Self> {
         let is_hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         u64::from_str_radix(text, 16).ok().filter(|_| is_hex).map(Self)
@@ -29,13 +29,13 @@ impl fmt::Display for FeedId {
     }
 }
 
-/// FNV-1a, 64 bits: the same on every machine and in every version.
+/// FNV-1a with 64 bits: equal on every machine and in every version.
 pub fn stable_hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
     let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// Scheme and host in lower case, without login, default port and fragment. Path and query stay as they are.
+/// Scheme and host in lower case, without login, default port and fragment. Path and query are unchanged.
 fn normalised(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let scheme = scheme.to_ascii_lowercase();
@@ -62,7 +62,7 @@ mod tests {
     const SEQUENCED: &str = "genesys-sequenced";
     const URL: &str = "wss://stream.acme.test/v1/feed?group=7";
 
-    /// Stored values: a change here makes every stored position another feed's.
+    /// The value is stored: a change would invalidate every stored position.
     #[test]
     fn the_id_of_a_feed_never_changes() {
         assert_eq!(FeedId::of(SEQUENCED, URL).to_string(), "1d4a1aa9e9cf424b");

@@ -74,7 +74,7 @@ macro_rules! name {
 }
 
 name!(
-    /// A durable reader that acknowledges what it has.
+    /// A durable reader that acknowledges entries.
     ConsumerName
 );
 name!(
@@ -82,7 +82,7 @@ name!(
     StreamName
 );
 name!(
-    /// Credentials at a platform; one token life.
+    /// Credentials at a platform, with one token.
     AccountName
 );
 

@@ -1,27 +1,27 @@
-//! Who is let in no longer although a token says so.
+//! Revoked sessions and subjects.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use super::Timestamp;
 
-/// A session, or everything that one subject was given.
+/// A session, or all tokens of one subject.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RevocationTarget {
     Session(String),
     Subject(String),
 }
 
-/// What was let in up to a moment counts no more.
+/// Tokens that are refused although they are not expired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revocation {
     pub target: RevocationTarget,
-    /// Tokens issued up to then are refused: by the clock of whoever issues them.
+    /// Tokens issued up to this time are refused, by the clock of the issuer.
     pub at: Timestamp,
-    /// So long from now on: until the last of those tokens has ended by itself.
+    /// The time until the last of these tokens expires.
     pub ttl: Duration,
 }
 
-/// The text does not say whose.
+/// The text names no target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{found:?} is neither session:ID nor subject:NAME")]
 pub struct RevocationTargetError {

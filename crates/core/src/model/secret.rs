@@ -1,10 +1,10 @@
-//! A value that must not be seen: it has no useful `Debug`, no `Display` and no `Serialize`.
+//! A value that must not be shown: `Debug` is masked, and there is no `Display` or `Serialize`.
 
 use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 
-/// Some editors begin a file with it.
+/// Some editors write it at the start of a file.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// A secret text: wiped from memory when dropped, printed as `***`.
@@ -12,28 +12,28 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 pub struct Secret(SecretString);
 
 impl Secret {
-    /// Takes the text over.
+    /// Wraps the text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(SecretString::from(text.into()))
     }
 
-    /// The secret in a text as files and variables hold it, without white space and byte order mark around it.
+    /// The secret of a file or variable, without surrounding white space and byte order mark.
     pub fn trimmed(text: &str) -> &str {
         text.trim_matches(|character: char| character.is_whitespace() || character == BYTE_ORDER_MARK)
     }
 
-    /// Whether a trimmed text has a line break or another control character inside: no secret has one.
+    /// Whether a trimmed text contains a control character. Secrets contain none.
     pub fn has_control_characters(text: &str) -> bool {
         text.chars().any(char::is_control)
     }
 
-    /// The text itself: only where it goes onto the wire.
+    /// The plain text. Use it only to send it.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 }
 
-/// In constant time for equal lengths, so that comparing tells nothing about the text.
+/// In constant time for equal lengths, so that the duration reveals nothing about the text.
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
         aws_lc_rs::constant_time::verify_slices_are_equal(self.expose().as_bytes(), other.expose().as_bytes()).is_ok()

@@ -1,4 +1,4 @@
-//! Values as people write them in a configuration: durations and sizes with a unit, secrets by reference.
+//! Values of a configuration file: durations and sizes with a unit, references to secrets.
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
@@ -32,7 +32,7 @@ impl FromStr for Span {
     }
 }
 
-/// In one unit where there is one: whole hours, else seconds, else milliseconds, as in `24h`, `300s`, `100ms`.
+/// In one unit if possible: hours, else seconds, else milliseconds, as in `24h`, `300s`, `100ms`.
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, nanos) = (self.0.as_secs(), self.0.subsec_nanos());
@@ -79,7 +79,7 @@ impl FromStr for Size {
     }
 }
 
-/// What a number without unit probably means: bytes where it is large, as in `16777216`, else MiB.
+/// The likely meaning of a number without a unit: bytes if it is large, as in `16777216`, else MiB.
 fn size_meant(digits: &str) -> String {
     match digits.parse::<u64>() {
         Ok(bytes @ 65_536..) => Size(bytes).to_string(),
@@ -123,11 +123,11 @@ macro_rules! as_text {
     };
 }
 
-// Not `duration`: JSON Schema means ISO 8601 by that.
+// Not `duration`: that means ISO 8601 in JSON Schema.
 as_text!(Span, "time-span");
 as_text!(Size, "size");
 
-/// Where a secret is found: `{ env = "NAME" }` or `{ file = "PATH" }`. Never the secret itself.
+/// A reference to a secret: `{ env = "NAME" }` or `{ file = "PATH" }`. Never the secret itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 pub enum SecretRef {

@@ -1,6 +1,6 @@
-//! Which known word a misspelt one was probably meant to be.
+//! Suggestions for misspelt words.
 
-/// The known word nearest to `found`; none when even that differs in more than a third of the shorter one.
+/// The most similar known word; none if it differs in more than a third of the shorter word.
 pub fn nearest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let distance = |word: &str| strsim::damerau_levenshtein(found, word);
     let best = known.into_iter().min_by_key(|word| distance(word))?;

@@ -1,11 +1,11 @@
-//! What an HTTP status means: one table for upgrades, REST calls and token requests.
+//! The meaning of an HTTP status: one table for upgrades, REST calls and token requests.
 //!
-//! It reads the status and `Retry-After` only. What a platform adds to it (an error code in a body, a channel that is
-//! gone) is read by the connector and by the token endpoint's client.
+//! The table reads only the status and `Retry-After`. The connector and the token client read what a platform adds, such
+//! as an error code in a body.
 
 use std::time::Duration;
 
-/// What was sent when a status came back.
+/// The request that got a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exchange {
     /// The upgrade request of a WebSocket.
@@ -16,33 +16,32 @@ pub enum Exchange {
     TokenRequest,
 }
 
-/// What a status means to whoever sent the request.
+/// The meaning of a status for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatusMeaning {
     /// The request was carried out.
     Success,
-    /// Back off and try again unchanged.
+    /// Back off and repeat the request unchanged.
     Transient,
-    /// Too many requests. Try again after this time, or back off where the answer names none.
+    /// Too many requests. Retry after this time; without it, back off.
     Throttled(Option<Duration>),
-    /// What authenticates the request is not accepted: the access token, or the credentials of a token request.
+    /// The access token, or the credentials of a token request, were refused.
     Unauthenticated,
-    /// The request was understood and is not wanted: an operator has to change something.
+    /// The request was refused. An operator must change something.
     Refused,
 }
 
 impl StatusMeaning {
-    /// `retry_after` is the pause that the answer asks for. Only a 429 and a 503 are believed.
+    /// `retry_after` is the pause that the answer asks for. It counts only with 429 and 503.
     pub fn of(exchange: Exchange, status: u16, retry_after: Option<Duration>) -> Self {
         match (exchange, status) {
             (_, 429) => Self::Throttled(retry_after),
             (_, 503) if retry_after.is_some() => Self::Throttled(retry_after),
             (Exchange::Upgrade, 101) | (Exchange::Call | Exchange::TokenRequest, 200..=299) => Self::Success,
             (_, 401) => Self::Unauthenticated,
-            // A deployment, a load balancer or a firewall answers an upgrade with any of these for minutes.
+            // Deployments, load balancers and firewalls can answer an upgrade with any of these for minutes.
             (Exchange::Upgrade, _) => Self::Transient,
-            // The proxy wants a login (407), the time was too short (408), the request went to the wrong server (421), or came
-            // too early (425): nothing that the platform decided.
+            // Proxy login (407), timeout (408), wrong server (421), too early (425): not decisions of the platform.
             (Exchange::Call | Exchange::TokenRequest, 407 | 408 | 421 | 425) => Self::Transient,
             (Exchange::Call | Exchange::TokenRequest, 400..=499) => Self::Refused,
             (Exchange::Call | Exchange::TokenRequest, _) => Self::Transient,

@@ -1,4 +1,4 @@
-//! A moment on the wall clock: for people and for what must survive a restart, never for deciding inside a process.
+//! A time on the wall clock: for people and for values that survive a restart, not for decisions inside a process.
 
 use std::{
     fmt,
@@ -12,23 +12,23 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// Reads RFC 3339; anything else is none.
+    /// Parses RFC 3339; none for other texts.
     pub fn parse(text: &str) -> Option<Self> {
         let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         i64::try_from(moment.unix_timestamp_nanos() / 1_000_000).ok().map(Self)
     }
 
-    /// The moment `age` before this one.
+    /// The time `age` before this one.
     pub fn before(self, age: Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// So much later.
+    /// This time plus a duration.
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// How long after `earlier` this is; zero when it is not later.
+    /// The time since `earlier`; zero if this is not later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }

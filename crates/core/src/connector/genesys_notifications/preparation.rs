@@ -1,7 +1,8 @@
-//! Getting a channel: look up what `*` stands for, mint the channel, subscribe its topics.
+//! The way to a channel: look up the ids for `*`, create the channel, subscribe its topics.
 //!
-//! Answers are read member by member. What cannot be read, and what the platform refuses, is named in the endpoint and
-//! takes nothing else down: a family whose look-up fails, a part of a combined topic, a topic beyond the limit.
+//! Each member of an answer is parsed alone. The endpoint lists every topic that is refused or unreadable; the other
+//! topics are subscribed. This holds for a failed look-up of a family, a part of a combined topic, and a topic beyond
+//! the limit.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -20,26 +21,26 @@ use crate::{
     model::{Exchange, StatusMeaning},
 };
 
-/// Where the preparation stands.
+/// The state of the calls that lead to a channel.
 #[derive(Debug, Clone)]
 pub struct ChannelPreparation {
     settings: Settings,
     stage: ChannelState,
-    /// The ids found so far, by family.
+    /// The ids that are known so far, by family.
     discovered: BTreeMap<Family, BTreeSet<String>>,
-    /// Why what a family's topics stand for is not known, or not all of it.
+    /// The topics whose ids are unknown or incomplete, with the reason.
     failed: Vec<RefusedTopic>,
-    /// The first look-up that was refused the token, or had too many before it: what it comes to if nothing is left.
+    /// The first look-up that was refused the token or throttled. The whole preparation fails with it if no topic remains.
     stream_failure: Option<Failure>,
-    /// How long the platform wants to be left alone with the look-ups of a family.
+    /// The pause that the platform demands before the next look-up.
     pause: Option<Duration>,
-    /// Topics of the session before: they are subscribed again, whatever the listings of this moment hold.
+    /// The topics of the session before. They are subscribed again, even if the listings do not contain them.
     subscribed: BTreeSet<String>,
-    /// Families that are still to be looked up.
+    /// The families without a look-up so far.
     lookups: VecDeque<Family>,
-    /// The live channel that is tended; none when one is to be minted.
+    /// The live channel whose subscriptions are refreshed; none to create a channel.
     live_channel: Option<Endpoint>,
-    /// A channel that was minted and is not subscribed yet.
+    /// A channel that was created and is not subscribed yet.
     spare: Option<Endpoint>,
 }
 
@@ -58,7 +59,7 @@ enum ChannelState {
         topics: Vec<String>,
         left_out: Vec<RefusedTopic>,
     },
-    /// Adding to a live channel.
+    /// Adds topics to a live channel.
     AddingTopics {
         endpoint: Endpoint,
         added: Vec<String>,
@@ -67,18 +68,18 @@ enum ChannelState {
     Done,
 }
 
-/// Which page of a listing was asked for.
+/// The requested page of a listing.
 #[derive(Debug, Clone)]
 struct ListingPage {
     number: u32,
     target: String,
-    /// Targets asked before: a listing that leads back to one of them goes round in a loop. At most [`PAGES_MAX`].
+    /// The targets of earlier pages, at most [`PAGES_MAX`]. A listing that returns to one of them is a loop.
     before: BTreeSet<String>,
-    /// Entries that had no id that can be read.
+    /// The number of entries without a readable id.
     unread: usize,
 }
 
-/// What `*` can stand for.
+/// The kinds of ids that `*` can stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Family {
     Queues,
@@ -86,14 +87,14 @@ enum Family {
 }
 
 const PAGE_LEN: usize = 100;
-/// More pages than any organisation that fits on a channel has; a platform that pages for ever is cut off.
+/// The limit of pages. It exceeds the room of a channel by far.
 const PAGES_MAX: u32 = 100;
-/// Ids of one family; what is beyond them is counted as a listing that was cut off. A channel has room for far fewer.
+/// The limit of ids of one family. It exceeds the room of a channel by far.
 const IDS_MAX: usize = 10_000;
-/// A `nextUri` beyond this is not followed.
+/// A longer `nextUri` is not followed.
 const TARGET_LEN_MAX: usize = 2_048;
 
-/// How the calls that subscribe are named in errors.
+/// The names of the subscribing calls in errors.
 const PUT_SUBSCRIPTIONS: &str = "PUT /api/v2/notifications/channels/{id}/subscriptions";
 const POST_SUBSCRIPTIONS: &str = "POST /api/v2/notifications/channels/{id}/subscriptions";
 
@@ -129,7 +130,7 @@ impl Family {
         format!("{}?pageSize={PAGE_LEN}&pageNumber={page}", self.path())
     }
 
-    /// How its listing is named in errors.
+    /// The name of its listing in errors.
     fn call(self) -> String {
         format!("GET {}", self.path())
     }
@@ -144,7 +145,7 @@ impl ListingPage {
         PreparationStep::Call(RestRequest { method: Method::Get, target: self.target.clone(), body: None })
     }
 
-    /// The page behind this one, none at the end, or why it is not asked for.
+    /// The next page, none after the last one, or why the listing is cut off.
     fn next(&self, family: Family, listed: &Members, len: usize) -> Result<Option<Self>, String> {
         let number = self.number + 1;
         let pages = listed.number("pageCount");
@@ -166,8 +167,8 @@ impl ListingPage {
     }
 }
 
-/// Where `nextUri` leads: a path, a query alone, or an absolute URL. Whether the host of an absolute one may be sent the
-/// token is the shell's to check.
+/// The target of `nextUri`: a path, a query alone, or an absolute URL. The shell checks whether the host of an absolute
+/// URL may receive the token.
 fn next_target(family: Family, uri: &str) -> Result<String, String> {
     let unreadable = || format!("nextUri {:?} is no path and no URL", json::truncated(uri));
     if uri.len() > TARGET_LEN_MAX || uri.chars().any(|c| c.is_control() || c.is_whitespace()) {
@@ -219,7 +220,7 @@ impl RestConversation for ChannelPreparation {
                 };
                 self.ready(extended.unwrap_or_else(|why| not_added(endpoint, &added, left_out, &why)))
             }
-            ChannelState::Done => invalid_response("an answer that nobody asked for"),
+            ChannelState::Done => invalid_response("an answer without a request"),
         }
     }
 
@@ -244,12 +245,12 @@ impl RestConversation for ChannelPreparation {
 }
 
 impl ChannelPreparation {
-    /// Begins with a new channel.
+    /// Starts with a new channel.
     pub(in crate::connector) fn begin(settings: &Settings, subscribed: &[String]) -> (Self, PreparationStep) {
         Self::start(settings, None, None, subscribed)
     }
 
-    /// Begins with a channel that was minted before and never subscribed.
+    /// Starts with a channel that was created and never subscribed.
     pub(in crate::connector) fn resume(
         settings: &Settings,
         spare: &Endpoint,
@@ -258,7 +259,7 @@ impl ChannelPreparation {
         Self::start(settings, None, Some(spare.clone()), subscribed)
     }
 
-    /// Begins to look after a live channel: new topics, and those that were refused.
+    /// Starts to refresh the subscriptions of a live channel: new topics, and topics that were refused.
     pub(in crate::connector) fn refresh(settings: &Settings, endpoint: &Endpoint) -> (Self, PreparationStep) {
         Self::start(settings, Some(endpoint.clone()), None, &[])
     }
@@ -309,8 +310,8 @@ impl ChannelPreparation {
         PreparationStep::Call(RestRequest { method: Method::Post, target, body: None })
     }
 
-    /// Adds what is not subscribed yet, and what was refused in part. Where something was refused by a name that was not
-    /// asked for, all is asked for again.
+    /// Adds the topics that are not subscribed, and those that were refused in part. If the platform refused a name that
+    /// was not requested, all topics are requested again.
     fn add(&mut self, endpoint: Endpoint, topics: &[String], left_out: Vec<RefusedTopic>) -> PreparationStep {
         let refused: BTreeSet<&String> = endpoint.refused.iter().map(|refused| &refused.request).collect();
         let subscribed: BTreeSet<&String> = endpoint.topics.iter().collect();
@@ -331,7 +332,7 @@ impl ChannelPreparation {
         PreparationStep::Call(request)
     }
 
-    /// Whether the platform refused something under a name that belongs to no topic.
+    /// Whether the platform refused a name that was not requested.
     fn has_no_request(&self, refused: &RefusedTopic, topics: &[String]) -> bool {
         let is_asked = |topics: &[String]| topics.contains(&refused.request);
         refused.state == TopicState::Refused && !is_asked(topics) && !is_asked(&self.settings.topics)
@@ -352,7 +353,7 @@ impl ChannelPreparation {
         PreparationStep::Call(request)
     }
 
-    /// All topics with `*` replaced, without doubles, and what is not heard whatever the channel says.
+    /// All topics with `*` replaced by ids, without duplicates, and the topics that cannot be requested.
     fn topics(&self) -> (Vec<String>, Vec<RefusedTopic>) {
         let mut topics = BTreeSet::new();
         let mut left_out = self.failed.clone();
@@ -375,7 +376,7 @@ impl ChannelPreparation {
         (asked, left_out)
     }
 
-    /// Whether the listing of its family is whole and does not have it any more: that it is refused is no news.
+    /// Whether a complete listing no longer contains the id of the topic. Its refusal is then expected.
     fn is_deleted(&self, topic: &str) -> bool {
         let Some(pattern) = self.settings.expansion_of(topic) else { return false };
         let ids = Family::of(pattern).and_then(|family| self.discovered.get(&family)).filter(|ids| !ids.is_empty());
@@ -420,8 +421,8 @@ impl ChannelPreparation {
         }
     }
 
-    /// A family fails apart where anything else can be heard, whatever the failure: a token that is refused everywhere is
-    /// refused to the calls that follow too. What it asks a pause for is looked up again after that pause.
+    /// A failed look-up affects only its family if other topics remain. A token that is refused everywhere also fails the
+    /// next calls. After a demanded pause the look-up is repeated.
     fn on_lookup_failed(&mut self, family: Family, failure: Failure) -> PreparationStep {
         let others = self.settings.topics.iter().any(|topic| Family::of(topic) != Some(family));
         let known = self.discovered.get(&family).is_some_and(|ids| !ids.is_empty()) || !self.subscribed.is_empty();
@@ -443,7 +444,7 @@ impl ChannelPreparation {
         self.next_step()
     }
 
-    /// Every topic of a family is not heard, or not all that it stands for.
+    /// Records for every topic of a family why its ids are unknown or incomplete.
     fn record_failure(&mut self, family: Family, reason: &str, state: TopicState) {
         let topics = self.settings.topics.iter().filter(|topic| Family::of(topic) == Some(family));
         self.failed.extend(topics.map(|topic| RefusedTopic::new(topic, reason.to_owned(), state)));
@@ -483,20 +484,21 @@ fn over_limit(topic: &str) -> RefusedTopic {
     RefusedTopic::new(topic, format!("a channel holds {TOPICS_MAX} topics"), TopicState::Unavailable)
 }
 
-/// The id of an entity of a listing: a text, or a number.
+/// The id of an entry of a listing: a text or a number.
 fn id_of_entity(entity: &RawValue) -> Option<String> {
     let id = Members::read(entity.get().as_bytes())?.text("id")?;
     (!id.is_empty() && id.len() <= json::TEXT_LEN_MAX && !id.contains(['.', '*', '?'])).then_some(id)
 }
 
-/// Section 2.2: with `ignoreErrors` one bad topic does not take the others down.
+/// With `ignoreErrors` one refused topic does not fail the others (docs/platforms/genesys-cloud.md, "Subscriptions").
 fn subscribe(method: Method, channel: &str, topics: &[String]) -> RestRequest {
     let ids: Vec<_> = topics.iter().map(|topic| serde_json::json!({ "id": topic })).collect();
     let target = format!("/api/v2/notifications/channels/{channel}/subscriptions?ignoreErrors=true");
     RestRequest { method, target, body: Some(serde_json::Value::from(ids).to_string()) }
 }
 
-/// The endpoint with what the answer confirms of `asked`, and what it does not; or why the answer cannot be read.
+/// Adds the confirmed topics of `asked` to the endpoint, and the others to its refused topics. The error says why the
+/// answer is unreadable.
 fn with_added_topics(
     mut endpoint: Endpoint,
     asked: &[String],
@@ -515,7 +517,7 @@ fn with_added_topics(
     Ok(endpoint)
 }
 
-/// What could not be added to a live channel is not heard, and is tried again; what it has stays.
+/// The endpoint after a failed addition: its topics stay, and the others are refused until the next refresh.
 fn not_added(endpoint: Endpoint, added: &[String], left_out: Vec<RefusedTopic>, why: &str) -> Endpoint {
     let missing = added.iter().map(|topic| RefusedTopic::new(topic, why.to_owned(), TopicState::Unavailable));
     let refused = left_out.into_iter().chain(missing).collect();
@@ -647,7 +649,7 @@ mod tests {
         RestResponse { status, retry_after: None, body: body.to_owned().into() }
     }
 
-    /// What the preparation comes to when its calls are answered in turn.
+    /// The last step after these answers.
     fn outcome(topics: &[&str], answers: &[RestResponse]) -> PreparationStep {
         let (mut preparation, mut step) = ChannelPreparation::begin(&settings(topics), &[]);
         for answer in answers {
@@ -835,7 +837,7 @@ mod tests {
         let PreparationStep::Ready(endpoint) = again.on_response(&answer(r#"{"entities":[]}"#)) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused[0].state), (0, TopicState::Unavailable));
         let (mut tending, step) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
-        assert!(matches!(step, PreparationStep::Call(_)), "it is asked for again");
+        assert!(matches!(step, PreparationStep::Call(_)), "it is requested again");
         let PreparationStep::Ready(endpoint) = tending.on_response(&answer("<html>")) else { panic!() };
         assert!(endpoint.refused[0].reason.contains("no JSON object"), "{endpoint:?}");
         let (mut tending, _) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
@@ -872,10 +874,10 @@ mod tests {
         let (mut again, step) = ChannelPreparation::resume(&settings(&["v2.users.1.presence"]), &spare, &[]);
         assert_eq!(target(&step), "/api/v2/notifications/channels/streaming-4-x/subscriptions?ignoreErrors=true");
         assert!(matches!(again.on_response(&refusal_of(404, "")), PreparationStep::Failed(_)));
-        assert_eq!(again.spare(), None, "a channel that is gone is made anew");
+        assert_eq!(again.spare(), None, "a channel that is gone is created again");
     }
 
-    /// What a channel made while these queues are subscribed holds, and what it does not, for these answers to the
+    /// The subscribed and the refused topics of a new channel, for these subscribed queues and these answers to the
     /// look-up. The platform refuses `gone`.
     fn renewed(subscribed: &[&str], pages: &[(u16, &str)]) -> (Vec<String>, Vec<String>) {
         let topic = |id: &&str| format!("v2.analytics.queues.{id}.observations");

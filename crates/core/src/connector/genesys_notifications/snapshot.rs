@@ -1,4 +1,5 @@
-//! What is asked over REST after an outage: the current state of what the topics are about (reference section 4).
+//! The REST calls that fetch the current state of the topics' queues and users after a gap
+//! (docs/platforms/genesys-cloud.md, "Snapshots").
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use crate::connector::{Method, RestRequest, RestResponse, json::Members};
 const USERS: &str = "/api/v2/users?expand=presence,routingStatus&pageSize=100&pageNumber=";
 /// Entries of a full page.
 const PAGE_LEN: usize = 100;
-/// More pages of users than one channel's topics can be about.
+/// The limit of pages. It exceeds the room of a channel by far.
 const PAGES_MAX: u32 = 100;
 const QUEUE_METRICS: [&str; 8] = [
     "oWaiting",
@@ -50,7 +51,7 @@ fn queue_observations(queues: &BTreeSet<&str>) -> RestRequest {
     RestRequest { method: Method::Post, target, body: Some(body.to_string()) }
 }
 
-/// The page that follows, for a call that is paged.
+/// The next page of a paged call, none after the last one.
 pub(in crate::connector) fn next_page(request: &RestRequest, answer: &RestResponse) -> Option<RestRequest> {
     let page: u32 = request.target.strip_prefix(USERS)?.parse().ok()?;
     let listed = Members::read(&answer.body)?;
@@ -58,7 +59,7 @@ pub(in crate::connector) fn next_page(request: &RestRequest, answer: &RestRespon
         Some(pages) => u64::from(page) < pages,
         None => listed.text("nextUri").is_some_and(|uri| !uri.is_empty()) || listed.list("entities").len() >= PAGE_LEN,
     };
-    // Our own number rather than `nextUri`: it leads nowhere else, and never back.
+    // A counted page number cannot loop or lead to another host, as `nextUri` could.
     let target = format!("{USERS}{}", page.checked_add(1)?);
     (goes_on && page < PAGES_MAX).then_some(RestRequest { method: Method::Get, target, body: None })
 }

@@ -1,7 +1,7 @@
-//! What an answer to a subscription confirms, and what it does not (reference section 2.2).
+//! Reads which topics an answer to a subscription permits (docs/platforms/genesys-cloud.md, "Subscriptions").
 //!
 //! A requested topic has parts, the names under which its events arrive. An answer may name the request, a part, or the
-//! stem that the parts share, in any case of letters. Only what is named as permitted is heard.
+//! common stem of the parts, in any case of letters. Only a topic that is named as permitted counts as subscribed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,14 +13,14 @@ use crate::connector::{
     json::{self, Members},
 };
 
-/// What of the topics that were asked for is heard, and what is not.
+/// The requested topics, split into subscribed and refused ones.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SubscriptionOutcome {
     pub(super) subscribed: BTreeSet<String>,
     pub(super) refused: Vec<RefusedTopic>,
 }
 
-/// What the platform says of one topic.
+/// The platform's answer for one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum TopicVerdict {
     Permitted,
@@ -32,19 +32,19 @@ enum TopicVerdict {
 struct TopicPart {
     name: String,
     verdict: Option<TopicVerdict>,
-    /// The word was about the whole request.
+    /// The answer named the whole request.
     is_of_whole: bool,
 }
 
-/// Everything that was asked for, under each name by which an answer may mean it.
+/// The requested topics, indexed by every name that an answer may use.
 #[derive(Debug)]
 struct RequestedTopics<'a> {
     requests: Vec<(&'a String, Vec<TopicPart>)>,
-    /// In small letters: which requests are meant, and which of their parts (none: all of them).
+    /// Lower-case name to requests, each with one part of it (none: all parts).
     names: BTreeMap<String, Vec<(usize, Option<usize>)>>,
 }
 
-/// Reads an answer; the error says why it cannot be read.
+/// Reads an answer. The error says why it is unreadable.
 pub(super) fn read(topics: &[String], answer: &RestResponse) -> Result<SubscriptionOutcome, String> {
     let Some(entities) = entities(answer)? else {
         return Ok(SubscriptionOutcome { subscribed: topics.iter().cloned().collect(), refused: Vec::new() });
@@ -60,13 +60,13 @@ pub(super) fn read(topics: &[String], answer: &RestResponse) -> Result<Subscript
         }
     }
     let mut outcome = asked.outcome();
-    // What was not asked for by this name is told too: it is a part of something that was.
+    // A refused name that was not requested is a part of a requested topic.
     outcome.refused.extend(others.into_iter().map(|(id, reason)| RefusedTopic::new(&id, reason, TopicState::Refused)));
     Ok(outcome)
 }
 
-/// The list of an answer. A success without one (204, no body, no `entities`) refuses nothing: with `ignoreErrors` what
-/// is refused stands in the list, and without a list the status is all that there is to go by.
+/// The list of an answer. A success without a list (204, no body, no `entities`) permits everything: with
+/// `ignoreErrors` the list names every refused topic.
 fn entities(answer: &RestResponse) -> Result<Option<Vec<&RawValue>>, String> {
     if answer.body.trim_ascii().is_empty() {
         return Ok(None);
@@ -81,7 +81,7 @@ fn entities(answer: &RestResponse) -> Result<Option<Vec<&RawValue>>, String> {
     }
 }
 
-/// The names under which the events of a requested topic arrive: a combined one has several.
+/// The names under which the events of a requested topic arrive. A combined topic has several.
 fn parts(topic: &str) -> Vec<String> {
     match topic.split_once('?') {
         Some((stem, parts)) => parts.split('&').map(|part| format!("{stem}.{part}")).collect(),
@@ -111,7 +111,7 @@ impl<'a> RequestedTopics<'a> {
         self.names.entry(name.to_lowercase()).or_default().push(meant);
     }
 
-    /// Takes a word about an id. False where nothing was asked for by this name.
+    /// Records the verdict on an id. False if no request has this name.
     fn take(&mut self, apply_verdict: &str, verdict: &TopicVerdict) -> bool {
         let whole = self.names.get(&apply_verdict.to_lowercase());
         let of_parts =
@@ -139,7 +139,7 @@ impl<'a> RequestedTopics<'a> {
     }
 }
 
-/// What of a request is not heard: itself where that is all of it and for one reason, else part by part.
+/// The refused parts of a request: the request itself if all parts have the same reason, else each part.
 fn missing(topic: &str, parts: &[TopicPart]) -> Vec<RefusedTopic> {
     let Some(first) = parts.first() else { return Vec::new() };
     let is_one = parts.iter().all(|part| part.verdict == first.verdict && (part.is_of_whole || part.verdict.is_none()));
@@ -153,7 +153,7 @@ fn missing(topic: &str, parts: &[TopicPart]) -> Vec<RefusedTopic> {
 }
 
 impl TopicPart {
-    /// A refusal stands, whatever else is said.
+    /// A refusal overrides a permission.
     fn set_verdict(&mut self, verdict: &TopicVerdict, is_of_whole: bool) {
         if !matches!(self.verdict, Some(TopicVerdict::Refused(_))) {
             self.verdict = Some(verdict.clone());
@@ -171,7 +171,7 @@ impl TopicPart {
 }
 
 impl TopicVerdict {
-    /// A topic that is named without a state is one of the channel's.
+    /// A topic without a state is permitted.
     fn of(members: &Members<'_>) -> Self {
         let state = members.get("state").filter(|state| state.get() != "null");
         let verdict = state.map(|state| json::text(state).unwrap_or_else(|| state.get().to_owned()));
@@ -203,7 +203,7 @@ mod tests {
         read(&topics, &RestResponse { status: 200, retry_after: None, body: body.to_owned().into() })
     }
 
-    /// `topic<request: reason` for each that is not heard, with `?` in front of one that nobody refused.
+    /// `topic<request: reason` for each refused topic, with `?` before an unavailable one.
     fn subscribed_and_refused(topics: &[&str], entities: &str) -> (Vec<String>, Vec<String>) {
         let outcome = outcome(topics, &format!(r#"{{"entities":[{entities}]}}"#)).unwrap();
         let tell = |refused: &RefusedTopic| {
