@@ -17,11 +17,7 @@ use crate::{
     listener::{self, descriptors},
     model::{AccountName, ReplicaId, Source, StreamName},
     network::{NetworkPolicy, Resolver, TrustedRoots},
-    protocol::{
-        backoff, lease,
-        session::Timeouts,
-        stream,
-    },
+    protocol::{backoff, lease, session::Timeouts, stream},
     random,
     store::{
         self, Retry, Store,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{
     super::{
         messages::{StreamReport, Trigger},
-        settings::{OVERLAP_MAX, Rotation},
+        settings::OVERLAP_MAX,
     },
     machine::{Link, send_flush_probe},
     output::PathInput,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     connector::{Endpoint, Failure, Overlap, Resume, Verdict},
-    model::GapReason,
+    model::{GapReason, Rotation},
     protocol::{
         Moment,
         backoff::BackoffCurve,
