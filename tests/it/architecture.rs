@@ -2,6 +2,7 @@
 //!
 //! These tests read the sources as text. Each rule is data at the top of its file, and a failure names the file.
 
+mod cycles;
 mod sources;
 mod types;
 mod words;
