@@ -129,6 +129,7 @@ impl RestConversation for Provision {
     }
 }
 
+#[cfg(test)]
 mod tests {
     use std::time::Instant;
 
