@@ -7,8 +7,10 @@ use config::Value;
 use reqwest::Url;
 
 use crate::{
-    connector::genesys_notifications,
-    model::{Span, nearest},
+    connector::{
+        AccountContext, CheckContext, SettingFinding, SettingKey, Severity, genesys_notifications, genesys_sequenced,
+    },
+    model::nearest,
     network::proxy::is_loopback,
 };
 
@@ -23,12 +25,6 @@ use super::{
     },
     source::{child, find, location_of, table},
 };
-
-/// The interval of Genesys Cloud's heartbeats on a channel.
-const GENESYS_HEARTBEAT: Span = Span(std::time::Duration::from_secs(30));
-
-/// Query parameters that the connector adds to the URL of a sequenced stream.
-const RESERVED_PARAMETERS: [&str; 2] = ["sequenceId", "auth_token"];
 
 /// The results of the checks between keys.
 #[derive(Debug, Default)]
@@ -186,10 +182,7 @@ impl ConfigCheck<'_> {
         self.backoff(&path.join("backoff"), &stream.backoff);
         let account =
             file.accounts.iter().find(|(name, _)| name.as_str() == stream.account).map(|(_, account)| account);
-        match stream.connector {
-            ConnectorName::GenesysNotifications => self.notifications(path, stream, account),
-            ConnectorName::GenesysSequenced => self.sequenced(path, stream),
-        }
+        self.connector(path, stream, account);
         if stream.standby && file.store.kind == StoreKind::Embedded {
             let text =
                 "has no effect with store kind embedded: a standby is another replica, and replicas need a Redis";
@@ -223,66 +216,37 @@ impl ConfigCheck<'_> {
         }
     }
 
-    fn notifications(&mut self, path: &KeyPath, stream: &StreamSection, account: Option<&AccountSection>) {
-        if let Some(topics) = &stream.topics {
-            self.topics(&path.join("topics"), topics);
-        }
-        let Some(account) = account else { return };
-        if account.platform == PlatformKind::Generic && account.api_url.is_none() {
-            let text = "is required by the stream's connector genesys-notifications";
-            self.add_mistake(KeyPath::of(&["accounts", &stream.account, "api_url"]), text);
-        }
-        if account.region.is_some() && stream.silence_max <= GENESYS_HEARTBEAT {
-            let text = format!(
-                "{} is too short: Genesys Cloud sends a heartbeat about every {GENESYS_HEARTBEAT}; \
-                 write \"35s\" or longer",
-                stream.silence_max
-            );
-            self.add_mistake(path.join("silence_max"), text);
-        }
-    }
-
-    fn topics(&mut self, path: &KeyPath, topics: &[String]) {
-        if topics.is_empty() {
-            self.add_mistake(path.clone(), "is empty: the stream would receive nothing");
-        }
-        for (index, topic) in topics.iter().enumerate() {
-            if topics[..index].contains(topic) {
-                self.add_mistake(path.clone(), format!("item {}: {topic:?} is listed twice", index + 1));
+    /// The checks of the connector itself.
+    fn connector(&mut self, path: &KeyPath, stream: &StreamSection, account: Option<&AccountSection>) {
+        let context = CheckContext {
+            silence_max: stream.silence_max,
+            retention: stream.retention,
+            account: account.map(|account| AccountContext {
+                has_region: account.region.is_some(),
+                lacks_api_url: account.platform == PlatformKind::Generic && account.api_url.is_none(),
+            }),
+        };
+        let findings = match stream.connector {
+            ConnectorName::GenesysNotifications => genesys_notifications::check(stream.topics.as_deref(), &context),
+            ConnectorName::GenesysSequenced => {
+                genesys_sequenced::check(&query_parameters(stream.url.as_deref()), &context)
             }
-            if let Some(text) = unsupported_wildcard(topic) {
-                self.add_ineffective(path.clone(), format!("item {}: {text}", index + 1));
-            }
-        }
-    }
-
-    fn sequenced(&mut self, path: &KeyPath, stream: &StreamSection) {
-        if stream.silence_max >= stream.retention {
-            let text = format!(
-                "{} is not below retention, {}: a dead socket would be detected too late, when the platform \
-                 can no longer replay the missed events",
-                stream.silence_max, stream.retention
-            );
-            self.add_mistake(path.join("silence_max"), text);
-        }
-        let Some(url) = stream.url.as_deref().and_then(|url| Url::parse(url).ok()) else { return };
-        for own in RESERVED_PARAMETERS {
-            if url.query_pairs().any(|(key, _)| key == own) {
-                self.add_mistake(path.join("url"), format!("the connector adds the parameter {own}; remove it"));
+        };
+        for SettingFinding { key, severity, text } in findings {
+            let path = match key {
+                SettingKey::Stream(key) => path.join(key),
+                SettingKey::Account(key) => KeyPath::of(&["accounts", &stream.account, key]),
+            };
+            match severity {
+                Severity::Mistake => self.add_mistake(path, text),
+                Severity::Ineffective => self.add_ineffective(path, text),
             }
         }
     }
 }
 
-/// Explains why a `*` in a topic is not expanded; `None` if it is.
-fn unsupported_wildcard(topic: &str) -> Option<String> {
-    match topic.matches('*').count() {
-        0 => None,
-        1 if genesys_notifications::expands(topic) => None,
-        1 => Some(format!(
-            "* is supported for {} only, not in {topic:?}; write one topic per id",
-            genesys_notifications::EXPANDED.join(" and ")
-        )),
-        _ => Some(format!("{topic:?} has more than one *; only one is supported")),
-    }
+/// The decoded names of the query parameters of a URL.
+fn query_parameters(url: Option<&str>) -> Vec<String> {
+    let url = url.and_then(|url| Url::parse(url).ok());
+    url.iter().flat_map(Url::query_pairs).map(|(name, _)| name.into_owned()).collect()
 }

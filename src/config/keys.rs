@@ -1,6 +1,7 @@
 //! Which keys belong to which grant, connector and kind of store. A key without effect is an error.
 
 use super::shape::{ConnectorName, GrantKind, StoreKind};
+use crate::connector::{SettingKeys, genesys_notifications, genesys_sequenced};
 
 /// The keys of one choice, without those that all choices have.
 #[derive(Debug)]
@@ -84,17 +85,16 @@ impl ConnectorName {
     /// The value in the file.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::GenesysNotifications => "genesys-notifications",
-            Self::GenesysSequenced => "genesys-sequenced",
+            Self::GenesysNotifications => genesys_notifications::NAME,
+            Self::GenesysSequenced => genesys_sequenced::NAME,
         }
     }
 
     pub(super) fn keys(self) -> RelevantKeys {
-        match self {
-            Self::GenesysNotifications => {
-                RelevantKeys { required: &["topics"], accepted: &["channel_life", "discovery"] }
-            }
-            Self::GenesysSequenced => RelevantKeys { required: &["url"], accepted: &["auth", "snapshot_url"] },
-        }
+        let SettingKeys { required, optional } = match self {
+            Self::GenesysNotifications => genesys_notifications::KEYS,
+            Self::GenesysSequenced => genesys_sequenced::KEYS,
+        };
+        RelevantKeys { required, accepted: optional }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A connector holds no socket, clock or HTTP client: REST calls go out as values ([`RestRequest`]) and their answers
 //! come in ([`RestResponse`]). It never sees a token: the shell puts the token where [`Credential`] or
-//! [`OpeningMessage`] says.
+//! [`OpeningMessage`] defines.
 //!
 //! A new dialect is one file with its settings and an `impl Dialect`, and one line in the registry below.
 
@@ -18,6 +18,7 @@ pub mod genesys_sequenced;
 mod guarantee;
 mod json;
 mod rest;
+mod settings;
 
 pub use capabilities::{
     Capabilities, Credential, Liveness, Opening, OpeningMessage, OpeningVerdict, Overlap, Probe, Resume, Transport,
@@ -27,6 +28,7 @@ pub use failure::{CloseCode, Failure, PositionDoubt, Verdict};
 pub use frame::{Frame, Item, Notice};
 pub use guarantee::{DeliveryTerms, Guarantee};
 pub use rest::{Method, Preparation, PreparationStep, RestConversation, RestRequest, RestResponse};
+pub use settings::{AccountContext, CheckContext, SettingFinding, SettingKey, SettingKeys, Severity};
 
 use bytestring::ByteString;
 

@@ -157,7 +157,7 @@ mod tests {
         }
     }
 
-    /// A session whose transport is open, and what it wanted since.
+    /// A session whose transport is open, and its outputs since then.
     fn open(settings: &Settings, now: Moment) -> (Session, Vec<Output>) {
         let timeout = Duration::from_secs(10);
         let timeouts = Timeouts { connect: timeout, silence: timeout, frame: timeout, close: timeout };
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_goes_where_the_message_says() {
+    fn an_opening_message_contains_the_token() {
         let opening = settings(Transport::WebSocket).opening;
         assert_eq!(opening.messages[0].text("t"), r#"{"token":"t"}"#);
         assert_eq!(OpeningMessage::Text("hello".to_owned()).text("t"), "hello");

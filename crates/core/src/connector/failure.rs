@@ -124,11 +124,11 @@ impl Failure {
         let params = members.as_ref().and_then(|members| Members::read(members.get("messageParams")?.get().as_bytes()));
         let permissions =
             params.and_then(|params| params.text("permissions")).filter(|known| !words.contains(known.as_str()));
-        let says =
+        let texts =
             [Some(words).filter(|words| !words.is_empty()), permissions].into_iter().flatten().collect::<Vec<_>>();
-        let call = match says.is_empty() {
+        let call = match texts.is_empty() {
             true => call.to_owned(),
-            false => format!("{call} ({})", json::truncated(&says.join("; missing permissions: "))),
+            false => format!("{call} ({})", json::truncated(&texts.join("; missing permissions: "))),
         };
         Self::Call { call, status: answer.status, retry_after: answer.retry_after }
     }

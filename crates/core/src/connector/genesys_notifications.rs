@@ -17,11 +17,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Capabilities, CloseCode, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness, Notice, Opening, Overlap,
-    Preparation, PreparationStep, Probe, RestRequest, RestResponse, Resume, Transport, Verdict,
+    Capabilities, CheckContext, CloseCode, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness, Notice,
+    Opening, Overlap, Preparation, PreparationStep, Probe, RestRequest, RestResponse, Resume, SettingFinding,
+    SettingKey, SettingKeys, Transport, Verdict,
     json::{self, LenientValue, Members, Metadata},
 };
-use crate::model::{Body, Event, Exchange, OverflowPolicy, Rotation, Timestamp};
+use crate::model::{Body, Event, Exchange, OverflowPolicy, Rotation, Span, Timestamp};
 
 /// The topics of one channel, and how it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub struct Settings {
 }
 
 /// The value of `connector` in the configuration.
-const NAME: &str = "genesys-notifications";
+pub const NAME: &str = "genesys-notifications";
 
 /// The `type` of an event without a valid one.
 const KIND_DEFAULT: &str = "genesys-notifications.event";
@@ -51,6 +52,61 @@ const LIFETIME_MARGIN_DIVISOR: u32 = 24;
 
 /// Sent when the token expires (docs/platforms/genesys-cloud.md, "Close codes").
 const CLOSE_CODES: [CloseCode; 1] = [CloseCode { code: 4001, verdict: Verdict::RefreshToken }];
+
+/// The interval of the platform's heartbeats.
+const HEARTBEAT: Span = Span(Duration::from_secs(30));
+
+/// Its keys in the configuration.
+pub const KEYS: SettingKeys = SettingKeys { required: &["topics"], optional: &["channel_life", "discovery"] };
+
+/// Checks the settings against each other and against the account.
+pub fn check(topics: Option<&[String]>, context: &CheckContext) -> Vec<SettingFinding> {
+    let mut findings = topics.map(check_topics).unwrap_or_default();
+    let Some(account) = context.account else { return findings };
+    if account.lacks_api_url {
+        let text = format!("is required by the stream's connector {NAME}");
+        findings.push(SettingFinding::mistake(SettingKey::Account("api_url"), text));
+    }
+    if account.has_region && context.silence_max <= HEARTBEAT {
+        let text = format!(
+            "{} is too short: Genesys Cloud sends a heartbeat about every {HEARTBEAT}; write \"35s\" or longer",
+            context.silence_max
+        );
+        findings.push(SettingFinding::mistake(SettingKey::Stream("silence_max"), text));
+    }
+    findings
+}
+
+fn check_topics(topics: &[String]) -> Vec<SettingFinding> {
+    const KEY: SettingKey = SettingKey::Stream("topics");
+    let mut findings = Vec::new();
+    if topics.is_empty() {
+        findings.push(SettingFinding::mistake(KEY, "is empty: the stream would receive nothing"));
+    }
+    for (index, topic) in topics.iter().enumerate() {
+        let number = index + 1;
+        if topics[..index].contains(topic) {
+            findings.push(SettingFinding::mistake(KEY, format!("item {number}: {topic:?} is listed twice")));
+        }
+        if let Some(text) = unsupported_wildcard(topic) {
+            findings.push(SettingFinding::ineffective(KEY, format!("item {number}: {text}")));
+        }
+    }
+    findings
+}
+
+/// Explains why a `*` in a topic is not expanded; none if it is.
+fn unsupported_wildcard(topic: &str) -> Option<String> {
+    match topic.matches('*').count() {
+        0 => None,
+        1 if expands(topic) => None,
+        1 => Some(format!(
+            "* is supported for {} only, not in {topic:?}; write one topic per id",
+            EXPANDED.join(" and ")
+        )),
+        _ => Some(format!("{topic:?} has more than one *; only one is supported")),
+    }
+}
 
 impl Dialect for Settings {
     fn name(&self) -> &'static str {

@@ -15,8 +15,9 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{
-    Capabilities, CloseCode, Credential, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness, Method, Notice,
-    Opening, Overlap, Preparation, PreparationStep, Probe, RestRequest, Resume, Transport, Verdict,
+    Capabilities, CheckContext, CloseCode, Credential, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness,
+    Method, Notice, Opening, Overlap, Preparation, PreparationStep, Probe, RestRequest, Resume, SettingFinding,
+    SettingKey, SettingKeys, Transport, Verdict,
     json::{self, LenientValue, MemberName, Members, Metadata},
 };
 use crate::model::{Body, Event, OverflowPolicy, Position, Sequence, Span, Timestamp};
@@ -49,7 +50,7 @@ const REFUSAL_WAIT: Duration = Duration::from_millis(250);
 const PROBE_ACK_WAIT: Duration = Duration::from_secs(2);
 
 /// The value of `connector` in the configuration.
-const NAME: &str = "genesys-sequenced";
+pub const NAME: &str = "genesys-sequenced";
 
 /// The query parameters that Trunkline adds.
 const RESUME_PARAMETER: &str = "sequenceId";
@@ -60,6 +61,28 @@ const KIND_DEFAULT: &str = "genesys-sequenced.event";
 
 /// Sent when the token expires (docs/platforms/genesys-cloud.md, "Sequenced streams").
 const CLOSE_CODES: [CloseCode; 1] = [CloseCode { code: 4001, verdict: Verdict::RefreshToken }];
+
+/// Its keys in the configuration.
+pub const KEYS: SettingKeys = SettingKeys { required: &["url"], optional: &["auth", "snapshot_url"] };
+
+/// Checks the settings against each other. `parameters`: the decoded names of the query parameters of `url`.
+pub fn check(parameters: &[String], context: &CheckContext) -> Vec<SettingFinding> {
+    let CheckContext { silence_max, retention, .. } = context;
+    let late = (silence_max >= retention).then(|| {
+        let text = format!(
+            "{silence_max} is not below retention, {retention}: a dead socket would be detected too late, when the \
+             platform can no longer replay the missed events"
+        );
+        SettingFinding::mistake(SettingKey::Stream("silence_max"), text)
+    });
+    let reserved = [RESUME_PARAMETER, TOKEN_PARAMETER].into_iter();
+    let reserved = reserved.filter(|name| parameters.iter().any(|parameter| parameter == name));
+    let reserved = reserved.map(|name| {
+        let text = format!("the connector adds the parameter {name}; remove it");
+        SettingFinding::mistake(SettingKey::Stream("url"), text)
+    });
+    late.into_iter().chain(reserved).collect()
+}
 
 impl Dialect for Settings {
     fn name(&self) -> &'static str {
@@ -316,7 +339,7 @@ mod tests {
     }
 
     fn summary(items: &[Item]) -> Vec<String> {
-        let tell = |item: &Item| match item {
+        let show = |item: &Item| match item {
             Item::Event(event) => {
                 let Body::Json(body) = &event.body else { return "binary".to_owned() };
                 let sequence = event.sequence.map_or("-".to_owned(), |sequence| sequence.to_string());
@@ -326,7 +349,7 @@ mod tests {
             Item::Heartbeat | Item::ProbeAck | Item::Accepted => "alive".to_owned(),
             Item::Notice(notice) => format!("{notice:?}"),
         };
-        items.iter().map(tell).collect()
+        items.iter().map(show).collect()
     }
 
     #[test]

@@ -416,7 +416,7 @@ mod tests {
         ] {
             assert_eq!(time_of(&format!("{same:?}")).as_deref(), Some(same));
         }
-        for (found, told) in [
+        for (found, expected) in [
             (r#""2026-05-04T13:31:49.570+0000""#, "2026-05-04T13:31:49.570+00:00"),
             (r#""2026-05-04T13:31:49-0330""#, "2026-05-04T13:31:49-03:30"),
             (r#""2026-05-04T13:31:49+02""#, "2026-05-04T13:31:49+02:00"),
@@ -425,7 +425,7 @@ mod tests {
             ("1.77790150957e12", "2026-05-04T13:31:49.570Z"),
             ("946684800000", "2000-01-01T00:00:00.000Z"),
         ] {
-            assert_eq!(time_of(found).as_deref(), Some(told), "{found}");
+            assert_eq!(time_of(found).as_deref(), Some(expected), "{found}");
         }
         for bad in [
             r#""2026-05-04""#,

@@ -266,7 +266,7 @@ impl ChannelPreparation {
 
     fn start(
         settings: &Settings,
-        tended: Option<Endpoint>,
+        live_channel: Option<Endpoint>,
         spare: Option<Endpoint>,
         subscribed: &[String],
     ) -> (Self, PreparationStep) {
@@ -281,7 +281,7 @@ impl ChannelPreparation {
             pause: None,
             subscribed: subscribed.iter().filter(|topic| settings.expansion_of(topic).is_some()).cloned().collect(),
             lookups: wanted,
-            live_channel: tended,
+            live_channel,
             spare,
         };
         let step = preparation.next_step();
@@ -507,9 +507,9 @@ fn with_added_topics(
 ) -> Result<Endpoint, String> {
     let outcome = subscription::read(asked, answer)?;
     let known: BTreeSet<String> = endpoint.topics.iter().cloned().collect();
-    let unheard: BTreeSet<&String> = asked.iter().filter(|topic| !outcome.subscribed.contains(*topic)).collect();
-    endpoint.topics.retain(|topic| !unheard.contains(topic));
-    let is_new = |topic: &&String| !unheard.contains(topic) && !known.contains(*topic);
+    let unconfirmed: BTreeSet<&String> = asked.iter().filter(|topic| !outcome.subscribed.contains(*topic)).collect();
+    endpoint.topics.retain(|topic| !unconfirmed.contains(topic));
+    let is_new = |topic: &&String| !unconfirmed.contains(topic) && !known.contains(*topic);
     endpoint.topics.extend(asked.iter().filter(is_new).cloned());
     endpoint.refused = left_out;
     endpoint.refused.extend(outcome.refused);
@@ -816,12 +816,14 @@ mod tests {
             assert_eq!(endpoint.refresh_in, expected.map(Duration::from_secs));
             let (mut preparation, _) = ChannelPreparation::refresh(&settings(&ALL), &endpoint);
             preparation.on_response(&busy(429, 3));
-            let PreparationStep::Ready(tended) = preparation.on_response(&busy(429, 4)) else { panic!("{endpoint:?}") };
-            assert_eq!(tended.refresh_in, Some(Duration::from_secs(4)));
-            let (mut preparation, _) = ChannelPreparation::refresh(&settings(&ALL), &tended);
+            let PreparationStep::Ready(refreshed) = preparation.on_response(&busy(429, 4)) else {
+                panic!("{endpoint:?}")
+            };
+            assert_eq!(refreshed.refresh_in, Some(Duration::from_secs(4)));
+            let (mut preparation, _) = ChannelPreparation::refresh(&settings(&ALL), &refreshed);
             preparation.on_response(&answer(r#"{"entities":[{"id":"q-1"}]}"#));
             preparation.on_response(&answer(r#"{"entities":[{"id":"u-1"}]}"#));
-            let PreparationStep::Ready(healed) = preparation.on_response(&answer("")) else { panic!("{tended:?}") };
+            let PreparationStep::Ready(healed) = preparation.on_response(&answer("")) else { panic!("{refreshed:?}") };
             assert_eq!((healed.topics.len(), healed.refused.len(), healed.refresh_in), (2, 0, None));
         }
     }
@@ -836,13 +838,13 @@ mod tests {
         let (mut again, _) = ChannelPreparation::resume(&settings(&[topic]), preparation.spare().unwrap(), &[]);
         let PreparationStep::Ready(endpoint) = again.on_response(&answer(r#"{"entities":[]}"#)) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused[0].state), (0, TopicState::Unavailable));
-        let (mut tending, step) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
+        let (mut refresh, step) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
         assert!(matches!(step, PreparationStep::Call(_)), "it is requested again");
-        let PreparationStep::Ready(endpoint) = tending.on_response(&answer("<html>")) else { panic!() };
+        let PreparationStep::Ready(endpoint) = refresh.on_response(&answer("<html>")) else { panic!() };
         assert!(endpoint.refused[0].reason.contains("no JSON object"), "{endpoint:?}");
-        let (mut tending, _) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
+        let (mut refresh, _) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
         let PreparationStep::Ready(healed) =
-            tending.on_response(&answer(r#"{"entities":[{"id":"V2.users.1.presence"}]}"#))
+            refresh.on_response(&answer(r#"{"entities":[{"id":"V2.users.1.presence"}]}"#))
         else {
             panic!()
         };
@@ -855,13 +857,13 @@ mod tests {
         let other = r#"{"entities":[{"id":"v2.users.1.presence","state":"Permitted"},{"id":"x","state":"Rejected"}]}"#;
         let PreparationStep::Ready(endpoint) = outcome(&[topic], &[answer(CHANNEL), answer(other)]) else { panic!() };
         assert_eq!((endpoint.topics.len(), endpoint.refused[0].topic.as_str()), (1, "x"));
-        let (mut tending, step) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
+        let (mut refresh, step) = ChannelPreparation::refresh(&settings(&[topic]), &endpoint);
         let PreparationStep::Call(request) = step else { panic!("{step:?}") };
         assert_eq!(request.body.as_deref(), Some(r#"[{"id":"v2.users.1.presence"}]"#));
-        let PreparationStep::Ready(same) = tending.on_response(&answer(other)) else { panic!() };
+        let PreparationStep::Ready(same) = refresh.on_response(&answer(other)) else { panic!() };
         assert_eq!(same.refused, endpoint.refused);
-        let (mut tending, _) = ChannelPreparation::refresh(&settings(&[topic]), &same);
-        let PreparationStep::Ready(healed) = tending.on_response(&answer("")) else { panic!() };
+        let (mut refresh, _) = ChannelPreparation::refresh(&settings(&[topic]), &same);
+        let PreparationStep::Ready(healed) = refresh.on_response(&answer("")) else { panic!() };
         assert_eq!(healed.refused, []);
     }
 

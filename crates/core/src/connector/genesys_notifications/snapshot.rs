@@ -55,13 +55,13 @@ fn queue_observations(queues: &BTreeSet<&str>) -> RestRequest {
 pub(in crate::connector) fn next_page(request: &RestRequest, answer: &RestResponse) -> Option<RestRequest> {
     let page: u32 = request.target.strip_prefix(USERS)?.parse().ok()?;
     let listed = Members::read(&answer.body)?;
-    let goes_on = match listed.number("pageCount") {
+    let has_more = match listed.number("pageCount") {
         Some(pages) => u64::from(page) < pages,
         None => listed.text("nextUri").is_some_and(|uri| !uri.is_empty()) || listed.list("entities").len() >= PAGE_LEN,
     };
     // A counted page number cannot loop or lead to another host, as `nextUri` could.
     let target = format!("{USERS}{}", page.checked_add(1)?);
-    (goes_on && page < PAGES_MAX).then_some(RestRequest { method: Method::Get, target, body: None })
+    (has_more && page < PAGES_MAX).then_some(RestRequest { method: Method::Get, target, body: None })
 }
 
 #[cfg(test)]

@@ -206,11 +206,11 @@ mod tests {
     /// `topic<request: reason` for each refused topic, with `?` before an unavailable one.
     fn subscribed_and_refused(topics: &[&str], entities: &str) -> (Vec<String>, Vec<String>) {
         let outcome = outcome(topics, &format!(r#"{{"entities":[{entities}]}}"#)).unwrap();
-        let tell = |refused: &RefusedTopic| {
+        let show = |refused: &RefusedTopic| {
             let mark = if refused.state == TopicState::Unavailable { "?" } else { "" };
             format!("{mark}{}<{}: {}", refused.topic, refused.request, refused.reason)
         };
-        (outcome.subscribed.into_iter().collect(), outcome.refused.iter().map(tell).collect())
+        (outcome.subscribed.into_iter().collect(), outcome.refused.iter().map(show).collect())
     }
 
     const A: &str = "v2.users.a?presence&routingStatus";
@@ -237,11 +237,12 @@ mod tests {
         ] {
             let refused = format!(r#"{{"id":"{id}","state":"Rejected","rejectionReason":"r"}}"#);
             for entities in [format!("{permitted},{refused}"), format!("{refused},{permitted}")] {
-                let (heard, missing) = subscribed_and_refused(&[A], &entities);
+                let (subscribed, missing) = subscribed_and_refused(&[A], &entities);
                 assert_eq!(missing, expected, "{id}");
-                let is_heard = expected.iter().filter(|told| told.ends_with(&format!("<{A}: r"))).count() < 2
+                let is_subscribed = expected.iter().filter(|refused| refused.ends_with(&format!("<{A}: r"))).count()
+                    < 2
                     && !expected[0].starts_with(A);
-                assert_eq!(heard, if is_heard { vec![A] } else { vec![] }, "{id}");
+                assert_eq!(subscribed, if is_subscribed { vec![A] } else { vec![] }, "{id}");
             }
         }
     }
