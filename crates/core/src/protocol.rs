@@ -1,6 +1,6 @@
-//! The rules of every conversation that is held: pure machines that are told things and asked things.
+//! The protocol rules: pure state machines with inputs, outputs and timeouts.
 //!
-//! Nothing in here waits, reads a clock, draws a random number or touches a socket: time and chance are arguments.
+//! Nothing here waits, reads a clock, draws a random number or uses a socket: time and random numbers are arguments.
 
 pub mod backoff;
 pub mod breaker;
@@ -14,12 +14,12 @@ use std::time::Instant;
 
 use crate::model::Timestamp;
 
-/// The moment of an input, and one random number: what a rule may know of time and chance.
+/// The time of an input, and one random number.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
-    /// The monotonic clock: decides.
+    /// The monotonic clock, for all waits and timeouts.
     pub at: Instant,
-    /// The wall clock: is written down, and judges what survived a restart.
+    /// The wall clock, for stored times and for the time before this process.
     pub wall: Timestamp,
     /// A fresh random number from 0 to 1.
     pub random: f64,

@@ -1,24 +1,25 @@
 //! How long to wait before connecting again. The random number is an argument.
 //!
-//! For network trouble only: a planned change of socket has no business here, and must not share its counters.
+//! For network failures only. A planned rotation does not use these counters.
 
 use std::time::{Duration, Instant};
 
 use super::{breaker::Breaker, retry_after::RETRY_AFTER_MAX};
 
-/// The one immediate attempt after a stable session comes within this time, so that a thousand streams that lost the
-/// same network do not knock in the same millisecond.
+/// The immediate attempt after a stable session has a random delay up to this, so that many streams that lost the same
+/// network do not connect at the same moment.
 pub const IMMEDIATE_MAX: Duration = Duration::from_millis(250);
 
-/// Close code 1013 without a delay of its own: the platform is overloaded and asks to be left alone for a while.
+/// The minimum delay after close code 1013 (platform overloaded) without `Retry-After`.
 pub const OVERLOADED_MIN: Duration = Duration::from_secs(5);
 
-/// An outage that is shorter than this is followed by a live stream within five seconds …
+/// After an outage shorter than this the stream is live within five seconds.
 const SHORT_OUTAGE: Duration = Duration::from_secs(6);
-/// … so no attempt is put off for longer while it may still be that short. The rest is for the handshake.
+/// The maximum delay of an attempt while the outage may still be short. The rest of the five seconds is for the
+/// handshake.
 const SHORT_OUTAGE_STEP_MAX: Duration = Duration::from_millis(4_500);
 
-/// Delays that double from `first` to `cap`, each spread by `jitter` to both sides.
+/// Delays that double from `first` to `cap`, each with a random deviation of `jitter`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BackoffCurve {
     pub first: Duration,
@@ -27,38 +28,38 @@ pub struct BackoffCurve {
     pub jitter: f64,
 }
 
-/// What a stream is configured with.
+/// The backoff settings of a stream.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
     pub first: Duration,
     pub cap: Duration,
     /// A fraction: 0.2 spreads a delay over ±20 %.
     pub jitter: f64,
-    /// So many failures in a row, and connecting is tried once each `cap` only.
+    /// After this many failures in a row the circuit breaker opens: the stream connects once each `cap`.
     pub breaker_after: u32,
-    /// So long must a connection live to end a row of failures.
+    /// A connection that is live for this time resets the count of failures.
     pub stable_after: Duration,
 }
 
-/// How a session ended, or why there was none: all that matters for the delay.
+/// The kind of a failure, as far as it matters for the delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The network, or a clean close that nobody had planned.
+    /// A network failure, or an unplanned clean close.
     Dropped,
-    /// The platform restarts (1011, 1012, 5xx): it hung up on everybody, so nobody should be the first to return.
+    /// The platform restarts (1011, 1012, 5xx) and has closed all connections: no immediate attempt.
     Restarting,
-    /// The platform said how long to stay away (`Retry-After`; [`OVERLOADED_MIN`] for 1013). Never less than that.
+    /// The platform asked for this minimum delay (`Retry-After`; [`OVERLOADED_MIN`] for 1013).
     RetryAfter(Duration),
-    /// The platform refused several times in a row: it is asked again once each `cap`.
+    /// The platform refused several times in a row. The next attempt follows after `cap`.
     Refused,
 }
 
-/// The memory of one stream's network trouble.
+/// The failures in a row of one stream.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     curve: BackoffCurve,
     breaker: Breaker,
-    /// When the present row of failures began.
+    /// When the current row of failures began.
     failing_since: Option<Instant>,
 }
 
@@ -69,7 +70,7 @@ impl BackoffCurve {
         self.jittered(self.first.saturating_mul(factor).min(self.cap), unit)
     }
 
-    /// A delay that was asked for: the jitter comes on top, never off it. It does not lead beyond [`RETRY_AFTER_MAX`].
+    /// A delay of at least `delay`. The jitter only extends it, up to [`RETRY_AFTER_MAX`].
     pub fn at_least(&self, delay: Duration, unit: f64) -> Duration {
         scaled(delay, 1.0 + self.jitter * unit).min(RETRY_AFTER_MAX).max(delay)
     }
@@ -84,7 +85,7 @@ fn scaled(delay: Duration, factor: f64) -> Duration {
 }
 
 impl Backoff {
-    /// Nothing has failed yet.
+    /// A stream without failures.
     pub fn new(settings: Settings) -> Self {
         let Settings { first, cap, jitter, breaker_after, stable_after } = settings;
         Self {
@@ -99,13 +100,13 @@ impl Backoff {
         self.breaker.connected(now);
     }
 
-    /// The session was ended as planned: no failure, and no delay.
+    /// A session was closed as planned. This is no failure and causes no delay.
     pub fn retired(&mut self, now: Instant) {
         self.breaker.disconnected(now);
     }
 
-    /// The session was lost, or could not be opened. Returns the delay before the next attempt: a session that had
-    /// proved stable gets one attempt nearly at once, which is no failure. `unit` is a random number from 0 to 1.
+    /// A session was lost or could not be opened. Returns the delay before the next attempt. After a stable session the
+    /// first attempt is immediate and counts as no failure. `unit` is a random number from 0 to 1.
     pub fn failed(&mut self, kind: FailureKind, now: Instant, unit: f64) -> Duration {
         let was_stable = self.breaker.disconnected(now);
         if was_stable && kind == FailureKind::Dropped {
@@ -126,12 +127,12 @@ impl Backoff {
         }
     }
 
-    /// Whether connecting is tried once each `cap` only. Worth an alarm.
+    /// Whether the circuit breaker is open: the stream connects once each `cap`.
     pub fn is_open(&self, now: Instant) -> bool {
         self.breaker.is_open(now)
     }
 
-    /// When the present session will have proved stable: the moment an open breaker closes.
+    /// When the current session counts as stable, which closes an open breaker.
     pub fn stable_at(&self) -> Option<Instant> {
         self.breaker.stable_at()
     }
@@ -177,18 +178,18 @@ mod tests {
 
     #[test]
     fn each_failure_kind_has_its_first_and_second_delay() {
-        let told = |secs| FailureKind::RetryAfter(Duration::from_secs(secs));
-        // trouble, was the session stable, delays in ms with the random number 0.5
+        let retry_after = |secs| FailureKind::RetryAfter(Duration::from_secs(secs));
+        // failure, was the session stable, delays in ms with the random number 0.5
         let table = [
             (FailureKind::Dropped, true, [125, 1_000]),
             (FailureKind::Dropped, false, [1_000, 2_000]),
             (FailureKind::Restarting, true, [1_000, 2_000]),
             (FailureKind::Restarting, false, [1_000, 2_000]),
             (FailureKind::RetryAfter(OVERLOADED_MIN), true, [5_500, 5_500]),
-            (told(100), false, [110_000, 110_000]),
-            (told(0), false, [1_000, 2_000]),
+            (retry_after(100), false, [110_000, 110_000]),
+            (retry_after(0), false, [1_000, 2_000]),
             (FailureKind::Refused, true, [30_000, 30_000]),
-            (told(3_600), false, [3_600_000, 3_600_000]),
+            (retry_after(3_600), false, [3_600_000, 3_600_000]),
         ];
         for (kind, stable, expected) in table {
             let start = Instant::now();
@@ -226,13 +227,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_delay_stays_within_its_bounds(before in any::<u32>(), unit in 0.0..1.0_f64, told in 0..7_200_u64) {
+        fn a_delay_stays_within_its_bounds(before in any::<u32>(), unit in 0.0..1.0_f64, asked in 0..7_200_u64) {
             let curve = curve();
             let delay = curve.delay(before, unit);
             prop_assert!(delay >= curve.first.mul_f64(0.8) && delay <= curve.cap.mul_f64(1.2));
-            let told = Duration::from_secs(told);
+            let asked = Duration::from_secs(asked);
             let mut backoff = Backoff::new(settings());
-            prop_assert!(backoff.failed(FailureKind::RetryAfter(told), Instant::now(), unit) >= told);
+            prop_assert!(backoff.failed(FailureKind::RetryAfter(asked), Instant::now(), unit) >= asked);
         }
 
         #[test]

@@ -1,10 +1,10 @@
-//! Whether connecting is still worth a quick try: failures in a row, and what ends the row.
+//! The circuit breaker of connection attempts: it counts failures in a row.
 //!
-//! It knows no delays and never gives up: an open breaker only says that trying often has stopped making sense.
+//! It computes no delays. While it is open, attempts continue at the backoff's cap.
 
 use std::time::{Duration, Instant};
 
-/// Counts failures in a row. Open from the `after`th on; only a connection that proved stable ends the row.
+/// Counts failures in a row. It is open from the `after`th on. A stable connection closes it.
 #[derive(Debug, Clone)]
 pub struct Breaker {
     opens_after: u32,
@@ -14,18 +14,18 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// Closed. `after` counts failures in a row, `stable_after` is how long a connection must live to be believed.
+    /// A closed breaker. It opens after `after` failures in a row. A connection is stable after `stable_after`.
     pub fn new(after: u32, stable_after: Duration) -> Self {
         Self { opens_after: after, stable_after, failures: 0, live_since: None }
     }
 
-    /// A connection is live. It closes nothing yet: first it has to last. One that took over from another without a
-    /// break goes on proving what that one began to prove.
+    /// A connection is live. It is stable later. A connection that replaces another without an interruption inherits
+    /// its start time.
     pub fn connected(&mut self, now: Instant) {
         self.live_since.get_or_insert(now);
     }
 
-    /// The connection is over, for whatever reason. Says whether it had proved stable; if so, the row is ended.
+    /// The connection has ended. Returns whether it was stable. If so, the count is reset.
     pub fn disconnected(&mut self, now: Instant) -> bool {
         let stable = self.is_stable(now);
         if stable {
@@ -35,19 +35,19 @@ impl Breaker {
         stable
     }
 
-    /// One more failure in the row. Returns how many there were before it.
+    /// Counts one more failure. Returns how many there were before it.
     pub fn failed(&mut self) -> u32 {
         let before = self.failures;
         self.failures = before.saturating_add(1);
         before
     }
 
-    /// Whether the row is long enough, and the present connection has not ended it.
+    /// Whether there were enough failures, and the current connection is not stable yet.
     pub fn is_open(&self, now: Instant) -> bool {
         self.failures >= self.opens_after && !self.is_stable(now)
     }
 
-    /// When the present connection will have proved stable: the moment an open breaker closes.
+    /// When the current connection counts as stable, which closes an open breaker.
     pub fn stable_at(&self) -> Option<Instant> {
         self.live_since?.checked_add(self.stable_after)
     }
@@ -85,7 +85,7 @@ mod tests {
         breaker.connected(start);
         assert!(breaker.is_open(start + STABLE - Duration::from_millis(1)));
         assert!(!breaker.disconnected(start + STABLE - Duration::from_millis(1)));
-        assert!(breaker.is_open(start + STABLE), "it died young, so the row goes on");
+        assert!(breaker.is_open(start + STABLE), "a short connection does not reset the count");
 
         breaker.connected(start);
         assert_eq!(breaker.stable_at(), Some(start + STABLE));

@@ -1,9 +1,8 @@
-//! Which replica runs which stream: when it renews its membership, takes a stream, follows its holder, hands it over,
-//! and when it must not trust itself any more.
+//! Which replica owns which stream: membership, leases, standbys and handovers.
 //!
-//! Safety never rests on what this machine believes: each append presents its fence, and the store compares it. The
-//! machine sees to the rest: that every stream has a holder soon, that a planned change lets no session end before its
-//! successor is live, and that a replica which slept looks before it writes.
+//! Safety does not depend on this machine: each append presents its fence, and the store compares it. The machine gives
+//! every stream an owner soon, keeps the old session until its successor is live, and reads the records again after the
+//! process was suspended.
 
 mod membership;
 mod messages;
@@ -26,46 +25,46 @@ use self::{
 };
 use crate::model::{Fence, ReplicaId, StreamName};
 
-/// The part of a membership's life between two renewals.
+/// A membership is renewed after its lifetime divided by this.
 const RENEWAL_PART: f64 = 0.2;
 
-/// The part of a membership's life, from the sending of a renewal, in which a replica trusts itself.
+/// A membership counts as valid for this part of its lifetime, from the sending of a renewal.
 const VALID_PART: f64 = 0.6;
 
-/// Streams that one replica is handing over at the same time; the others wait until one of these has gone.
+/// The maximum number of handovers of one replica at the same time.
 const HANDOVERS_MAX: usize = 8;
 
-/// A stream that has been vacant for so many lives is taken by anybody with room: whoever should have does not know it.
+/// A stream that is vacant for this many membership lifetimes is taken by any member with room.
 const NEGLECTED_LIFETIMES: u32 = 2;
 
-/// Time since the machine was started, counted on while it sleeps.
+/// Time since the start of the machine, including time while the host is suspended.
 pub type BootTime = Duration;
 
-/// The moment of an input, and the random number of a new fence.
+/// The time of an input, and a random number for a new fence.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseMoment {
     pub boot: BootTime,
     pub nonce: u128,
 }
 
-/// What a replica is configured with.
+/// The lease settings of a replica.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Settings {
     pub me: ReplicaId,
     pub streams: Vec<StreamName>,
-    /// How many streams it takes at most.
+    /// The maximum number of streams of this replica.
     pub limit: usize,
-    /// Streams for which some other replica than the holder keeps a session ready.
+    /// Streams with a standby that keeps a session live.
     pub standby: BTreeSet<StreamName>,
-    /// How long a membership lasts that is not renewed.
+    /// The lifetime of a membership without a renewal.
     pub lease_ttl: Duration,
-    /// Between two beats of a holder.
+    /// The time between two heartbeats of a holder.
     pub heartbeat_interval: Duration,
-    /// A holder that was not heard for so long is taken for dead by its standby.
+    /// A standby takes over when no heartbeat of the holder arrived in this time.
     pub heartbeat_timeout: Duration,
-    /// How long a successor may take to open its session.
+    /// The maximum time until the session of a successor is live.
     pub handover_timeout: Duration,
-    /// No stream is taken so long after the start: replicas that start together find one another first.
+    /// The delay before the first streams are taken, so that replicas that start together see each other first.
     pub start_delay: Duration,
 }
 
@@ -76,21 +75,21 @@ pub struct Lease {
     membership: Membership,
     members: Vec<Member>,
     leases: BTreeMap<StreamName, StreamLease>,
-    /// When each member was heard last.
+    /// When the last heartbeat of each member arrived.
     last_heartbeats: BTreeMap<ReplicaId, BootTime>,
     pending_read: Option<PendingRead>,
     read_records_at: BootTime,
     heartbeat_at: BootTime,
-    /// When it may take streams that it was not given. None: not before it is sure again.
+    /// When it may take vacant streams. None: only after the membership is valid again.
     acquire_from: Option<BootTime>,
     lifecycle: Lifecycle,
     outputs: VecDeque<Output>,
 }
 
-/// A look at the records that is under way.
+/// A read of the records that is in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct PendingRead {
-    /// When the renewal was sent that the store had answered before the look was asked for.
+    /// When the last renewal was sent that the store had answered before this read began.
     confirmed_at: Option<BootTime>,
 }
 
@@ -100,7 +99,7 @@ enum Lifecycle {
     Draining {
         until: BootTime,
     },
-    /// The time to hand over has passed.
+    /// The deadline for handovers has passed.
     Abandoning,
     Left,
 }
@@ -151,33 +150,33 @@ impl Lease {
         }
         let pending =
             self.pending_read.is_none().then_some(self.read_records_at).filter(|_| self.membership.is_valid());
-        let beat = self.sends_heartbeats().then_some(self.heartbeat_at);
+        let heartbeat = self.sends_heartbeats().then_some(self.heartbeat_at);
         let drain = match self.lifecycle {
             Lifecycle::Draining { until } => Some(until),
             Lifecycle::Active | Lifecycle::Abandoning | Lifecycle::Left => None,
         };
         let waits = self.leases.values().filter_map(StreamLease::handover_wait).map(|(_, until)| until);
         let followed = self.leases.values().filter_map(|lease| self.holder_health(lease)).map(HolderHealth::at);
-        self.membership.deadlines().chain(pending).chain(beat).chain(drain).chain(waits).chain(followed).min()
+        self.membership.deadlines().chain(pending).chain(heartbeat).chain(drain).chain(waits).chain(followed).min()
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// The fence to append with at this very moment. To be asked right before each append: a process that was asleep
-    /// learns here that it may not.
+    /// The fence for an append now. It must be called right before each append, so that a process that was suspended
+    /// does not append.
     pub fn append_fence(&self, stream: &StreamName, now: BootTime) -> Option<Fence> {
         self.leases.get(stream)?.fence().filter(|_| self.membership.may_append(now))
     }
 
-    /// Who has the stream, as far as this replica knows.
+    /// The owner of the stream, as far as this replica knows.
     pub fn holder(&self, stream: &StreamName) -> Option<ReplicaId> {
         let lease = self.leases.get(stream)?;
         if lease.fence().is_some() { Some(self.settings.me) } else { lease.holder() }
     }
 
-    /// Stops trusting itself when the time has come, before anything else is considered.
+    /// Ends the validity of the membership if it is due. It comes before everything else.
     fn check_expiry(&mut self, now: BootTime) {
         if self.membership.has_expired(now) {
             self.membership.invalidate(now);
@@ -212,7 +211,7 @@ impl Lease {
         self.outputs.push_back(Output::ReadRecords);
     }
 
-    /// What was believed of a record is wrong. A look at once could become a race with whoever changes it.
+    /// A known record is wrong. Reading at once could race with the replica that changes it.
     fn read_records_soon(&mut self, now: BootTime) {
         self.read_records_at = self.read_records_at.min(now + self.settings.heartbeat_interval);
     }
@@ -243,8 +242,8 @@ impl Lease {
             }
         }
         if self.membership.on_records_read(pending.confirmed_at, now) {
-            // Whatever cut this replica off may have cut off the holders: they have a life to come back in, and what
-            // they kept meanwhile is worth more than a session that begins anew.
+            // The same failure may have disconnected the holders. They have one lifetime to return, because their
+            // buffers and sessions are worth more than a new session.
             self.acquire_from.get_or_insert(now + self.settings.lease_ttl);
             self.outputs.push_back(Output::Resume);
         }
@@ -276,14 +275,14 @@ impl Lease {
         }
     }
 
-    /// The record is known to be this: what does that make of us?
+    /// Applies a record of the store.
     fn apply_record(&mut self, stream: &StreamName, record: Option<LeaseRecord>, now: BootTime) {
         let Some(lease) = self.leases.get_mut(stream) else { return };
         lease.last_read = Some(RecordRead { record, at: now });
         let mine = record.filter(|record| record.holder == Some(self.settings.me)).map(|record| record.fence);
         match (lease.fence(), mine) {
             (None, None) => (),
-            (Some(believed), Some(fence)) if believed == fence => (),
+            (Some(known), Some(fence)) if known == fence => (),
             (_, Some(fence)) => {
                 lease.role = LeaseRole::Owner { fence };
                 self.outputs.push_back(Output::BecomeOwner { stream: stream.clone(), fence });
@@ -321,7 +320,7 @@ impl Lease {
         }
     }
 
-    /// Whether there is something that a standby should know to be alive.
+    /// Whether this replica owns a stream with a standby.
     fn sends_heartbeats(&self) -> bool {
         let followed = |stream: &StreamName| self.leases.get(stream).is_some_and(|lease| lease.fence().is_some());
         self.membership.is_valid() && self.settings.standby.iter().any(followed)
@@ -334,7 +333,7 @@ impl Lease {
         }
     }
 
-    /// Streams that are held, or will be if the store agrees.
+    /// The number of streams that are owned or requested.
     fn held_len(&self) -> usize {
         let me = Some(self.settings.me);
         let held = |lease: &&StreamLease| {
@@ -348,12 +347,12 @@ impl Lease {
     }
 }
 
-/// What a standby thinks of the holder it follows.
+/// The health of a holder, as its standby sees it.
 #[derive(Debug, Clone, Copy)]
 enum HolderHealth {
-    /// Half of the silence has passed then: is it our own line that is dead?
+    /// From this time on the holder is suspect, if this replica can still reach the store.
     Suspect(BootTime),
-    /// The store answered since: it is not. The holder counts as dead then.
+    /// From this time on the holder counts as dead. The store answered this replica in the meantime.
     Dead(BootTime),
 }
 
@@ -365,7 +364,7 @@ impl HolderHealth {
     }
 }
 
-/// Counts these moments from a later zero; what lies before it is at zero.
+/// Shifts times to a later zero. Earlier times become zero.
 fn rebase<'a>(moments: impl IntoIterator<Item = &'a mut BootTime>, by: Duration) {
     for moment in moments {
         *moment = moment.saturating_sub(by);

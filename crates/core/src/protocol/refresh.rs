@@ -1,8 +1,8 @@
-//! When the token of an account is renewed, by whom, and what stands in its way: deadlines, refusals, failures,
-//! operators, and other replicas that may be about to do the same.
+//! The token refresh of one account: deadlines, rejected tokens, failures, admin requests, and other replicas that may
+//! refresh too.
 //!
-//! It holds no secret, only generation numbers and lives. It never has two requests under way, and it never takes a
-//! running token away: that one stays in use until there is a newer one.
+//! It holds no secret, only generation numbers and lifetimes. It has at most one request in flight. A token stays in
+//! use until there is a newer one.
 
 pub mod lifetime;
 mod pace;
@@ -21,164 +21,166 @@ use self::{
     sharing::{HeldLock, VaultStep},
 };
 
-/// The highest generation: above it a script of Redis, which counts in floating point, could not tell two apart. What
-/// the vault holds at or above it is damaged and is reset.
+/// The limit of generations: a Redis script counts in floating point and cannot distinguish higher numbers. A stored
+/// generation at or above it is damaged and is reset.
 pub const GENERATION_MAX: u64 = (1 << 53) - 1;
 
-/// So many refused tokens within [`REFUSALS_WINDOW`] degrade an account, and the next ones are replaced no sooner than
+/// This many rejected tokens within [`REFUSALS_WINDOW`] degrade an account. The next ones are replaced no sooner than
 /// `REFUSAL_SPACING` after the last request.
 pub const REFUSALS_MAX: usize = 3;
 
-/// How long a refused token counts.
+/// How long a rejected token counts.
 pub const REFUSALS_WINDOW: Duration = Duration::from_secs(300);
 
-/// The shortest time between two requests while the platform keeps refusing tokens: a platform that closes each new
-/// session at once costs one request in this time.
+/// The minimum time between two requests while the platform rejects tokens again and again: a platform that closes each
+/// new session costs one request in this time.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What an account is configured with.
+/// The refresh settings of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Settings {
-    /// A token is renewed this long before its end (a quarter of its life, if that is shorter than four of these).
+    /// A token is refreshed this long before it expires, but not before three quarters of its lifetime.
     pub buffer: Duration,
-    /// At most one refresh in this time; exempt are scheduled ones, and those after the refusal of a token that had
-    /// carried a live session.
+    /// The minimum time between two refreshes. Scheduled ones, and those after the rejection of a token that had
+    /// carried a live session, are exempt.
     pub interval_min: Duration,
-    /// Upper bound of the random delay before a scheduled refresh; never more than a quarter of the buffer in force.
+    /// The maximum random delay before a scheduled refresh, limited to a quarter of the current buffer.
     pub jitter_max: Duration,
     pub sharing: TokenSharing,
 }
 
-/// With whom a token is shared.
+/// Whether a token is shared between replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TokenSharing {
-    /// With nobody: whatever is due is fetched.
+    /// Not shared: this replica requests every token itself.
     None,
-    /// With every replica that looks into the same vault: one of them fetches, under a lock.
+    /// Shared by all replicas with the same store: one of them requests it, under a lock.
     Vault,
 }
 
-/// What happened. `unit` is a random number from 0 to 1.
+/// An input of the refresh machine. `unit` is a random number from 0 to 1.
 #[derive(Debug, Clone, Copy)]
 pub enum Input {
-    /// Get the first token. Once.
+    /// Get the first token. Sent once.
     Start,
-    /// The fetch brought a token that lives this long from the moment the request was sent. None: it has no end that
-    /// anybody knows, so it is never due. `repeated`: it is the very token that was refused (an endpoint that caches).
+    /// The endpoint granted a token with this lifetime from the sending of the request. None: the lifetime is unknown,
+    /// so a refresh is never due. `repeated`: it is the token that was rejected (the endpoint caches).
     Granted { lifetime: Option<Duration>, repeated: bool, unit: f64 },
-    /// The fetch brought none.
+    /// The request failed.
     Failed { failure: GrantFailure, unit: f64 },
-    /// The platform refuses a token. Only the newest generation counts. `carried`: a session was live under it here.
+    /// The platform rejected a token. Only the newest generation counts. `carried`: a session was live under it here.
     Refused { generation: u64, proven: bool },
-    /// A token that was refused carries a live session after all, so the account keeps it.
+    /// A session is live under the rejected token, so the account keeps it.
     RefusalCleared { generation: u64 },
-    /// Someone wants a new token: an operator, or a secret that changed.
+    /// An operator, or a changed secret, requests a new token.
     RefreshRequested,
-    /// What the vault holds; none while it is away.
+    /// The contents of the store; none while it is unreachable.
     VaultRead { seen: Option<VaultContent>, unit: f64 },
-    /// What came of the try to lock.
+    /// The result of the attempt to lock.
     Locked { lock: LockOutcome, unit: f64 },
-    /// What came of the try to publish.
+    /// The result of the attempt to publish.
     Published(PublishOutcome),
-    /// The vault's word of a newer token. None: words may have been missed. Merely a hint, so it may be late or wrong.
+    /// A notification of a newer token. None: notifications may have been missed. It is a hint that may be late or
+    /// wrong.
     VaultNotified { generation: Option<u64> },
 }
 
-/// What a look into the vault found.
+/// The contents of the token store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VaultContent {
-    /// The newest generation that was ever published, as far as the vault remembers.
+    /// The newest generation that was ever published, if the store still has it.
     pub last: u64,
     pub token: Option<VaultToken>,
-    /// The token endpoint asked somebody to leave it alone for so long.
+    /// The token endpoint asked a replica for this pause.
     pub pause: Option<Duration>,
 }
 
-/// The token in the vault.
+/// The token in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VaultToken {
     pub generation: u64,
-    /// From the sending of its request to its end.
+    /// The lifetime, from the sending of its request.
     pub lifetime: Duration,
-    /// What is left of that, counted from the moment the look was asked for.
+    /// The rest of the lifetime when the read was requested.
     pub remaining: Duration,
 }
 
-/// What came of a try to lock.
+/// The result of an attempt to lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LockOutcome {
     Acquired,
-    /// Another replica has it.
+    /// Another replica has the lock.
     Held,
-    /// The vault does not answer.
+    /// The store does not answer.
     Unavailable,
 }
 
-/// What came of a try to publish. The lock is given back by it, unless the vault is away.
+/// The result of an attempt to publish. It releases the lock, unless the store is unreachable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PublishOutcome {
     Done,
-    /// The vault has this generation already, or a newer one.
+    /// The store has this generation already, or a newer one.
     AlreadyNewer,
-    /// Another replica has the lock: it will publish what it gets.
+    /// Another replica has the lock, and will publish its own token.
     LockLost,
-    /// The vault does not answer; it may be done all the same.
+    /// The store does not answer. The token may be published or not.
     Unavailable,
 }
 
-/// Why there is no token: all that matters for the next try.
+/// The kind of a failed request, as far as it matters for the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GrantFailure {
-    /// 429, with the pause of its `Retry-After` where that could be read.
+    /// Status 429, with the delay of a valid `Retry-After`.
     Throttled(Option<Duration>),
-    /// No answer, a server's failure, or an answer that cannot be believed.
+    /// No answer, a server error, or an invalid answer.
     Unreachable,
-    /// The credentials are not accepted.
+    /// The credentials are rejected.
     Rejected,
 }
 
-/// What is to be done, one after the other.
+/// An output of the refresh machine. Outputs are handled in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Output {
     /// Send the grant request. It must be answered with [`Input::Granted`] or [`Input::Failed`].
     Fetch,
-    /// A token is in force under this number.
+    /// The token of this generation is in use.
     Adopt { generation: u64, origin: TokenOrigin },
-    /// The failure just reported is tried again then. With `alarm`, a person has to act.
+    /// The failed request is repeated at this time. With `alarm` an operator must act.
     Retry { at: Instant, alarm: bool },
-    /// The token endpoint asked another replica for a pause until then, and this one keeps it.
+    /// The token endpoint asked another replica for a pause until this time. This replica waits too.
     PauseRequests { at: Instant },
-    /// Look into the vault. It must be answered with [`Input::Looked`].
+    /// Read the store. It must be answered with [`Input::Looked`].
     ReadVault,
-    /// Take the lock for `life`, if nobody has it. It must be answered with [`Input::Locked`].
+    /// Take the lock for `life`, if it is free. It must be answered with [`Input::Locked`].
     Lock { ttl: Duration },
-    /// Let the lock, if it is still ours, live for `life` from this moment.
+    /// Extend the lock, if this replica still has it, to `life` from now.
     Renew { ttl: Duration },
-    /// Give the lock back, if it is still ours. With `pause`, nobody shall ask the token endpoint for so long.
+    /// Release the lock, if this replica still has it. With `pause`, no replica may use the token endpoint for this
+    /// time.
     Release { pause: Option<Duration> },
-    /// Put the token just granted, or the one in force, into the vault, unless that has this generation or a newer
-    /// one, or another replica has the lock. It must be answered with [`Input::Published`].
+    /// Store the token just granted, or the one in use, unless the store has this generation or a newer one, or another
+    /// replica has the lock. It must be answered with [`Input::Published`].
     Publish { generation: u64, lifetime: Duration, remaining: Duration },
 }
 
 /// Where a token comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TokenOrigin {
-    /// It is the one just granted.
+    /// The token was just granted.
     Grant,
-    /// It is what the newest look found.
+    /// The token comes from the newest read of the store.
     Vault,
 }
 
-/// Where an account stands, in one word.
+/// The state of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenPhase {
     /// There is no token yet.
     NoToken,
     Valid,
-    /// A newer token is being got, or had to be put off.
+    /// A newer token is requested, or the request is delayed.
     Renewing,
-    /// The credentials are not accepted: an operator must act.
+    /// The credentials are rejected. An operator must act.
     Rejected,
 }
 
@@ -188,34 +190,34 @@ pub struct Refresh {
     settings: Settings,
     current: Option<CurrentToken>,
     state: RefreshState,
-    /// When a token was last sought, here or (seen from here) elsewhere.
+    /// When a token was last requested, by this replica or (as seen here) by another.
     last_attempt_at: Option<Instant>,
-    /// When the newest tokens were refused, [`REFUSALS_MAX`] at most: the oldest goes first.
+    /// When the newest tokens were rejected, at most [`REFUSALS_MAX`] of them.
     refusals: VecDeque<Instant>,
-    /// How often in a row the endpoint granted the token again that was refused.
+    /// How many times in a row the endpoint granted the rejected token again.
     repeated_grants: u32,
-    /// The newest generation that the vault ever told of.
+    /// The newest generation that the store ever had.
     last_vault_generation: u64,
-    /// How long the token lived that was last seen there.
+    /// The lifetime of the last token seen in the store.
     last_vault_lifetime: Option<Duration>,
     outputs: VecDeque<Output>,
 }
 
-/// The token in force.
+/// The token in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct CurrentToken {
     generation: u64,
     lifetime: Option<TokenLifetime>,
-    /// The platform refuses it; whether it had carried a live session.
+    /// Set if the platform rejected it: whether it had carried a live session.
     refused: Option<bool>,
 }
 
-/// The time that a token has.
+/// The times of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct TokenLifetime {
     total: Duration,
     expires_at: Instant,
-    /// When the next one is sought.
+    /// When the next token is requested.
     refresh_at: Instant,
 }
 
@@ -310,22 +312,22 @@ impl Refresh {
         }
     }
 
-    /// The number of the token in force; 0 before the first.
+    /// The generation of the token in use; 0 before the first.
     pub fn generation(&self) -> u64 {
         self.current.map_or(0, |held| held.generation)
     }
 
-    /// When the token in force ends, if that is known.
+    /// When the token in use expires, if that is known.
     pub fn expires_at(&self) -> Option<Instant> {
         Some(self.current?.lifetime?.expires_at)
     }
 
-    /// How long the token in force lives in all, if that is known.
+    /// The lifetime of the token in use, if that is known.
     pub fn lifetime(&self) -> Option<Duration> {
         Some(self.current?.lifetime?.total)
     }
 
-    /// When a token is sought next, unless that is happening.
+    /// When the next token is requested; none while a request is in progress.
     pub fn next_at(&self) -> Option<Instant> {
         match self.state {
             RefreshState::NotStarted | RefreshState::Fetching { .. } => None,
@@ -335,13 +337,13 @@ impl Refresh {
         }
     }
 
-    /// Whether the token in force may be used by a stream that was refused it: its trouble may pass. One that was
-    /// refused after it had carried a live session is worth nothing.
+    /// Whether a stream may use the token in use again after the platform rejected it. A token that was rejected after
+    /// it had carried a live session is revoked.
     pub fn is_retryable(&self) -> bool {
         self.current.is_some_and(|held| held.refused != Some(true))
     }
 
-    /// Whether the platform rejects the token in force.
+    /// Whether the platform rejected the token in use.
     pub fn is_refused(&self) -> bool {
         self.current.is_some_and(|held| held.refused.is_some())
     }
@@ -351,7 +353,7 @@ impl Refresh {
         self.obtain(now);
     }
 
-    /// A token is needed: from the endpoint, or from whoever gets one first.
+    /// A token is needed: from the endpoint, or from the replica that gets one first.
     fn obtain(&mut self, now: Instant) {
         self.last_attempt_at = Some(now);
         let streak = self.failure_streak();
@@ -379,7 +381,7 @@ impl Refresh {
         }
     }
 
-    /// Above everything that was ever seen. Both are below [`GENERATION_MAX`], which counting up never reaches.
+    /// The generation above all known ones. It stays below [`GENERATION_MAX`].
     fn next_generation(&self) -> u64 {
         let last = self.generation().max(self.last_vault_generation);
         last.checked_add(1).expect("generations are bounded where they are read")
@@ -403,8 +405,8 @@ impl Refresh {
         self.outputs.push_back(Output::Retry { at: now + pause, alarm: streak.needs_operator() });
     }
 
-    /// A token that carried a live session is replaced at once, another one when the minimal interval is over; one that
-    /// the endpoint had granted before, sooner: what was granted there was no new token.
+    /// A rejected token that carried a live session is replaced at once, any other after the minimum interval. A token
+    /// that the endpoint had granted again is replaced sooner, because it was no new token.
     fn on_refused(&mut self, generation: u64, carried: bool, now: Instant) {
         let Some(held) = self.current.as_mut().filter(|held| held.generation == generation) else { return };
         if held.refused.is_some_and(|known| known == carried || known) {
@@ -426,20 +428,20 @@ impl Refresh {
         self.refusals.push_back(now);
     }
 
-    /// Until when the account counts as degraded because the platform refused so many tokens.
+    /// Until when the account is degraded because the platform rejected too many tokens.
     pub fn degraded_until(&self) -> Option<Instant> {
         let oldest = self.refusals.front().filter(|_| self.refusals.len() == REFUSALS_MAX)?;
         Some(*oldest + REFUSALS_WINDOW)
     }
 
-    /// The first moment at which one more refused token is replaced.
+    /// The earliest time at which one more rejected token is replaced.
     fn earliest_after_refusal(&self, now: Instant) -> Instant {
         let often = self.degraded_until().is_some_and(|until| now < until);
         let spaced = self.last_attempt_at.filter(|_| often).map(|sought| sought + REFUSAL_INTERVAL);
         spaced.map_or(now, |at| at.max(now))
     }
 
-    /// The first moment at which a token is replaced that never carried a session.
+    /// The earliest time at which a token is replaced that never carried a session.
     fn earliest_after_unproven(&self, now: Instant) -> Instant {
         let interval = match self.repeated_grants.checked_sub(1) {
             None => self.settings.interval_min,
@@ -450,7 +452,7 @@ impl Refresh {
         self.last_attempt_at.map_or(now, |sought| now.max(sought + interval))
     }
 
-    /// As before the refusal, unless a newer token is on its way already.
+    /// Undoes the rejection, unless a newer token is requested already.
     fn clear_refusal(&mut self, generation: u64) {
         let Some(held) = self.current.as_mut().filter(|held| held.generation == generation) else { return };
         if held.refused.take().is_none() {
@@ -470,13 +472,13 @@ impl Refresh {
         }
     }
 
-    /// The first moment that keeps the minimal interval to an earlier one.
+    /// The earliest time that keeps the minimum interval.
     fn spaced(&self, earlier: Option<Instant>, now: Instant) -> Instant {
         earlier.map_or(now, |earlier| now.max(earlier + self.settings.interval_min))
     }
 
-    /// Brings the next try forward to `at`. One under way is the one that is wanted, and a pause that the endpoint
-    /// asked for is kept.
+    /// Brings the next attempt forward to `at`. A request in flight continues, and a pause that the endpoint asked for
+    /// is kept.
     fn expedite(&mut self, at: Instant, now: Instant) {
         let patient = self.failure_streak().is_some_and(|streak| streak.is_same_kind(GrantFailure::Throttled(None)));
         match &mut self.state {
@@ -496,7 +498,7 @@ impl Refresh {
         self.handle_timeout(now);
     }
 
-    /// When the request was sent that is answered here, the failures before it, and the lock that it was sent under.
+    /// Ends the request in flight. Returns when it was sent, the failures before it, and its lock.
     fn take_request(&self) -> (Instant, Option<FailureStreak>, Option<HeldLock>) {
         match self.state {
             RefreshState::Fetching { sent_at: sent, streak, lock } => (sent, streak, lock),
@@ -519,7 +521,7 @@ impl Refresh {
 }
 
 impl TokenPhase {
-    /// The word for people.
+    /// The name in logs and status.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NoToken => "waiting",
@@ -531,7 +533,7 @@ impl TokenPhase {
 }
 
 impl CurrentToken {
-    /// What is left of a token that may still be used.
+    /// The rest of the token's lifetime.
     fn remaining(&self, now: Instant) -> Option<(TokenLifetime, Duration)> {
         let lifetime = self.lifetime.filter(|_| self.refused.is_none())?;
         let left = lifetime.expires_at.saturating_duration_since(now);

@@ -1,6 +1,6 @@
-//! What `Retry-After` asks for (RFC 9110 section 10.2.3): seconds, or a date.
+//! The `Retry-After` header (RFC 9110 section 10.2.3): seconds or a date.
 //!
-//! It trusts nobody's wall clock but the sender's: a date counts from the answer's own `Date` where there is one.
+//! A date counts from the answer's own `Date` header, if there is one, so that the local wall clock does not matter.
 
 use std::time::Duration;
 
@@ -8,20 +8,20 @@ use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use crate::model::Timestamp;
 
-/// A pause of zero, or a date in the past, still is a wish not to be asked again in the same moment.
+/// The minimum delay, also for zero and for a date in the past.
 pub const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 
-/// Nobody is sent away for longer, whatever the header says.
+/// The maximum delay, also if the header asks for more.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 
-/// The pause that an answer asks for by its `Retry-After`. `date` is its `Date`, `received` the local wall clock, by
-/// which a date counts where the answer has no `Date` that can be read.
+/// The delay that an answer asks for in `Retry-After`. `date` is its `Date` header. `received` is the local wall clock,
+/// which counts if the answer has no valid `Date`.
 pub fn of_answer(retry_after: Option<&str>, date: Option<&str>, received: Timestamp) -> Option<Duration> {
     parse(retry_after?, date.and_then(http_date).unwrap_or(received))
 }
 
-/// The pause that the header's value asks for, within [`RETRY_AFTER_MIN`] and [`RETRY_AFTER_MAX`]; none, if it cannot
-/// be read. `answered` is when the answer was made.
+/// The delay in the header's value, between [`RETRY_AFTER_MIN`] and [`RETRY_AFTER_MAX`]; none if the value is invalid.
+/// `answered` is the time of the answer.
 fn parse(value: &str, answered: Timestamp) -> Option<Duration> {
     let value = value.trim();
     let pause = match is_integer(value) {
@@ -46,7 +46,7 @@ fn is_integer(value: &str) -> bool {
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// More digits than fit are a very long time, a negative number is none.
+/// A number that does not fit is the maximum. A negative number is invalid.
 fn seconds(value: &str) -> Duration {
     match value.starts_with('-') {
         true => Duration::ZERO,

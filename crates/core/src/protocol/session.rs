@@ -1,7 +1,7 @@
-//! One session: the conversation on one connection, from its endpoint to its farewell.
+//! One session: one connection, from its endpoint to its close handshake.
 //!
-//! Acquire the endpoint → connect → prove → live → leave. It decodes frames and watches over silence; what the events
-//! mean for the stream is the stream's business.
+//! Prepare the endpoint → dial → verify → live → close. A session decodes frames and checks that the platform is alive.
+//! It does not look into events.
 
 use std::time::{Duration, Instant};
 
@@ -11,70 +11,70 @@ use crate::connector::{
     OpeningVerdict, Preparation, PreparationStep, Probe, RestRequest, RestResponse,
 };
 
-/// Names a session within its stream, in the order in which they began.
+/// The number of a session within its stream, in the order of their starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
-/// How long the steps of a session may take.
+/// The timeouts of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From dialling until the socket is open, and again until it is proved.
+    /// From dialling until the socket is open, and again until the session is live.
     pub connect: Duration,
-    /// The platform must be heard at least once in this time.
+    /// A live session ends if no frame arrives in this time.
     pub silence: Duration,
-    /// A frame must be whole so long after its first bytes.
+    /// A frame must be complete within this time after its first bytes.
     pub frame: Duration,
-    /// After our farewell the platform may still finish what it was saying for this long.
+    /// From our close frame until the socket is dropped.
     pub close: Duration,
 }
 
-/// What a session is told.
+/// An input of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// The answer to its REST call, or why there is none.
+    /// The answer to the REST call, or the reason why there is none.
     Response(Result<RestResponse, String>),
     /// The socket is open.
     Opened,
     /// The socket could not be opened.
     ConnectFailed(Failure),
-    /// A frame has begun that is not whole yet.
+    /// A frame has begun and is not complete.
     PartialFrame,
     Frame(Frame),
-    /// The socket is gone.
+    /// The socket was closed.
     Closed(Failure),
 }
 
-/// What a session wants done.
+/// An output of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     Call(RestRequest),
-    /// Open the endpoint's socket (the stream adds the position to its URL).
+    /// Open the endpoint's socket. The stream adds the position to its URL.
     Dial(Endpoint),
     /// Send a message of the opening exchange, with the token where it says.
     Send(OpeningMessage),
     Probe(Probe),
-    /// It is live: events come by it from here on.
+    /// The session is live.
     Live,
     Received(Vec<Item>),
-    /// The endpoint changed while live: other topics are subscribed or refused.
+    /// The endpoint of a live session changed: other topics are subscribed or refused.
     EndpointChanged(Endpoint),
-    /// The endpoint's life is nearly over.
+    /// The endpoint expires soon.
     EndpointExpiring,
-    /// It is over. The socket, if there still is one, is to be dropped.
+    /// The session has ended. The socket, if there is one, must be dropped.
     Ended(Failure),
 }
 
-/// An endpoint, and how long it may be used.
+/// An endpoint, and when it expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProvisionedEndpoint {
     pub endpoint: Endpoint,
-    /// Which token made it.
+    /// The generation of the token that created it.
     pub generation: u64,
-    /// When it has to be replaced.
+    /// When it must be replaced; none if it does not expire.
     pub expires_at: Option<Instant>,
 }
 
-/// One conversation.
+/// The machine of one session.
 #[derive(Debug)]
 pub struct Session {
     id: SessionId,
@@ -82,35 +82,35 @@ pub struct Session {
     connector: Connector,
     capabilities: Capabilities,
     timeouts: Timeouts,
-    /// It replaces a live session: it is not believed before it is heard.
+    /// It replaces a live session, so it is live only after a frame has arrived.
     replaces: bool,
     state: SessionState,
     started_at: Instant,
     provisioned: Option<ProvisionedEndpoint>,
     last_received_at: Instant,
-    /// When the frame that has begun must be whole.
+    /// When the frame that has begun must be complete.
     frame_deadline: Option<Instant>,
-    /// How many probes went out since the platform was last heard, and when the newest did.
+    /// How many probes were sent since the last frame, and when the newest was sent.
     probes: u32,
     probed_at: Instant,
-    /// When we last sent anything.
+    /// When the last probe was sent, or the socket opened.
     sent_at: Instant,
-    /// How many probes ever went out, and how many were answered.
+    /// How many probes were ever sent, and how many were answered.
     probes_sent: u64,
     probes_acked: u64,
-    /// So many have to be answered by now.
+    /// How many answers the last flush probe requires.
     probes_required: u64,
     outputs: std::collections::VecDeque<Output>,
 }
 
 #[derive(Debug)]
 enum SessionState {
-    /// A REST call is under way.
+    /// A REST call is in flight.
     Preparing(Preparation),
     Dialling {
         until: Instant,
     },
-    /// Open, and not yet believed. `lives_at`: believed then, if nothing speaks against it.
+    /// The socket is open. At `assume_live_at` the session counts as live without a frame.
     Verifying {
         until: Instant,
         assume_live_at: Option<Instant>,
@@ -126,31 +126,31 @@ enum SessionState {
     Ended,
 }
 
-/// Probes go out at these parts of the window of silence.
+/// Without frames, probes are sent after these quarters of the silence timeout.
 const PROBE_QUARTERS: [u32; 2] = [2, 3];
-/// A probe goes out, whatever is heard, when nothing was sent for this part of the window.
+/// A keepalive probe is sent when nothing was sent for the silence timeout divided by this.
 const KEEPALIVE_PART: u32 = 2;
 
-/// What a session begins with.
+/// The options of a new session.
 #[derive(Debug)]
 pub struct StartOptions<'a> {
-    /// An endpoint that is still good.
+    /// An endpoint that is still usable.
     pub reuse: Option<ProvisionedEndpoint>,
-    /// The topics of the session before it.
+    /// The topics of the previous session.
     pub subscribed: &'a [String],
 }
 
 impl Session {
-    /// Begins a session under a token.
+    /// Starts a session under a token.
     pub fn start(
         id: SessionId,
         generation: u64,
         connector: &Connector,
         timeouts: Timeouts,
-        wanted: StartOptions<'_>,
+        options: StartOptions<'_>,
         now: Moment,
     ) -> Self {
-        let StartOptions { reuse, subscribed } = wanted;
+        let StartOptions { reuse, subscribed } = options;
         let mut session = Self {
             id,
             generation,
@@ -186,18 +186,18 @@ impl Session {
         session
     }
 
-    /// The same for one that replaces a live session: that one is left only when the platform was heard on this one.
+    /// Marks the session as the successor of a live session: it becomes live only after a frame has arrived.
     pub fn replacing(mut self) -> Self {
         self.replaces = true;
         self
     }
 
-    /// The session that it was to replace is gone.
+    /// The session that this one replaces has ended.
     pub fn clear_replaces(&mut self, now: Moment) {
         self.replaces = false;
-        let quiet = self.quiet_period();
-        if let SessionState::Verifying { assume_live_at: lives_at @ None, .. } = &mut self.state {
-            *lives_at = quiet.map(|wait| now.at + wait);
+        let quiet = self.capabilities.liveness.quiet_period();
+        if let SessionState::Verifying { assume_live_at: assume_live_at @ None, .. } = &mut self.state {
+            *assume_live_at = quiet.map(|wait| now.at + wait);
         }
     }
 
@@ -205,7 +205,7 @@ impl Session {
         self.id
     }
 
-    /// The token that this session was begun with.
+    /// The generation of the token of this session.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -218,24 +218,24 @@ impl Session {
         self.started_at
     }
 
-    /// When the platform was last heard on it.
+    /// When the last frame arrived.
     pub fn last_received_at(&self) -> Instant {
         self.last_received_at
     }
 
-    /// Asks the platform whether it lives. What it sent before its answer is heard before it. Answers to older probes
-    /// may be on their way, and a heartbeat: neither is taken for this one.
+    /// Sends a probe whose answer proves that everything before it has arrived. Answers to older probes and heartbeats
+    /// do not count as its answer.
     pub fn send_flush_probe(&mut self, now: Moment) {
         self.probe(now);
         self.probes_required = self.probes_sent;
     }
 
-    /// Whether nothing that it was asked is unanswered.
+    /// Whether the last flush probe is answered, or none was sent.
     pub fn has_acked_probes(&self) -> bool {
         self.probes_acked >= self.probes_required
     }
 
-    /// No answer is expected any longer. Whether one was.
+    /// Expects no more answers to flush probes. Returns whether one was expected.
     pub fn abandon_probe(&mut self) -> bool {
         let was_expected = !self.has_acked_probes();
         self.probes_required = 0;
@@ -252,17 +252,17 @@ impl Session {
         matches!(self.state, SessionState::Live { .. })
     }
 
-    /// Whether there is a socket to say farewell on.
+    /// Whether the socket is open.
     pub fn is_open(&self) -> bool {
         matches!(self.state, SessionState::Verifying { .. } | SessionState::Live { .. } | SessionState::Closing { .. })
     }
 
-    /// Our farewell is said: what still arrives is heard, silence is no longer watched.
+    /// Our close frame was sent. Frames that still arrive count. The silence timeout does not apply any more.
     pub fn close(&mut self, now: Moment) {
         self.state = SessionState::Closing { until: now.at + self.timeouts.close };
     }
 
-    /// Frames are left unread for our own reasons: silence is not the platform's fault, and no answer or frame late.
+    /// Frames are not read because the buffer is full: all timeouts begin again.
     pub fn suspend_timers(&mut self, now: Moment) {
         self.last_received_at = now.at;
         self.probes = 0;
@@ -279,7 +279,7 @@ impl Session {
 
     pub fn handle(&mut self, input: Input, now: Moment) {
         match input {
-            Input::Response(answer) => self.on_response(answer, now),
+            Input::Response(response) => self.on_response(response, now),
             Input::Opened => self.on_opened(now),
             Input::ConnectFailed(failure) | Input::Closed(failure) => self.end(failure),
             Input::PartialFrame => self.frame_deadline = Some(now.at + self.timeouts.frame),
@@ -295,8 +295,8 @@ impl Session {
                     self.end(Failure::Unreachable("no connection in time".to_owned()));
                 }
             }
-            SessionState::Verifying { until, assume_live_at: lives_at } => {
-                if lives_at.is_some_and(|at| now.at >= at) {
+            SessionState::Verifying { until, assume_live_at } => {
+                if assume_live_at.is_some_and(|at| now.at >= at) {
                     self.on_quiet_period(*until, now);
                 } else if now.at >= *until {
                     self.end(Failure::Silent);
@@ -305,7 +305,7 @@ impl Session {
             SessionState::Live { .. } => self.check_silence(now),
             SessionState::Closing { until } => {
                 if now.at >= *until {
-                    self.end(Failure::Closed { code: 1006, reason: "no farewell in time".to_owned() });
+                    self.end(Failure::Closed { code: 1006, reason: "no close frame in time".to_owned() });
                 }
             }
         }
@@ -315,13 +315,14 @@ impl Session {
         match &self.state {
             SessionState::Preparing(_) | SessionState::Ended => None,
             SessionState::Dialling { until } | SessionState::Closing { until } => Some(*until),
-            SessionState::Verifying { until, assume_live_at: lives_at } => {
-                Some(lives_at.map_or(*until, |at| at.min(*until)))
+            SessionState::Verifying { until, assume_live_at } => {
+                Some(assume_live_at.map_or(*until, |at| at.min(*until)))
             }
-            SessionState::Live { refresh_at: tend_at, refresh: tending, expiring: aged } => {
-                let ends = self.provisioned.as_ref().and_then(|provisioned| provisioned.expires_at).filter(|_| !aged);
-                let tend = tend_at.filter(|_| tending.is_none());
-                [Some(self.next_check()), self.frame_deadline, ends, tend].into_iter().flatten().min()
+            SessionState::Live { refresh_at, refresh, expiring } => {
+                let expires_at =
+                    self.provisioned.as_ref().and_then(|provisioned| provisioned.expires_at).filter(|_| !expiring);
+                let refresh_due = refresh_at.filter(|_| refresh.is_none());
+                [Some(self.next_check()), self.frame_deadline, expires_at, refresh_due].into_iter().flatten().min()
             }
         }
     }
@@ -330,22 +331,22 @@ impl Session {
         self.outputs.pop_front()
     }
 
-    fn on_response(&mut self, answer: Result<RestResponse, String>, now: Moment) {
+    fn on_response(&mut self, response: Result<RestResponse, String>, now: Moment) {
         match std::mem::replace(&mut self.state, SessionState::Ended) {
             SessionState::Preparing(mut preparation) => {
-                let step = next_step(&mut preparation, answer);
+                let step = next_step(&mut preparation, response);
                 self.take_step(preparation, step, now);
             }
-            SessionState::Live { refresh_at: tend_at, refresh: Some(mut preparation), expiring: aged } => {
-                let step = next_step(&mut preparation, answer);
-                self.state = SessionState::Live { refresh_at: tend_at, refresh: Some(preparation), expiring: aged };
+            SessionState::Live { refresh_at, refresh: Some(mut preparation), expiring } => {
+                let step = next_step(&mut preparation, response);
+                self.state = SessionState::Live { refresh_at, refresh: Some(preparation), expiring };
                 self.take_refresh_step(step, now);
             }
-            stage @ (SessionState::Live { .. }
+            state @ (SessionState::Live { .. }
             | SessionState::Dialling { .. }
             | SessionState::Verifying { .. }
             | SessionState::Closing { .. }
-            | SessionState::Ended) => self.state = stage,
+            | SessionState::Ended) => self.state = state,
         }
     }
 
@@ -354,8 +355,8 @@ impl Session {
         match step {
             PreparationStep::Call(request) => self.outputs.push_back(Output::Call(request)),
             PreparationStep::Ready(endpoint) => {
-                let ends = self.expires_at(now);
-                self.dial(ProvisionedEndpoint { endpoint, generation: self.generation, expires_at: ends }, now);
+                let expires_at = self.expires_at(now);
+                self.dial(ProvisionedEndpoint { endpoint, generation: self.generation, expires_at }, now);
             }
             PreparationStep::Failed(failure) => {
                 self.store_spare(now);
@@ -364,22 +365,19 @@ impl Session {
         }
     }
 
-    /// An endpoint that was made and could not be subscribed is there for the next attempt.
+    /// Keeps an endpoint that was created but not subscribed for the next attempt.
     fn store_spare(&mut self, now: Moment) {
         let SessionState::Preparing(preparation) = &self.state else { return };
-        let ends = self.expires_at(now);
+        let expires_at = self.expires_at(now);
         let generation = self.generation;
-        self.provisioned = preparation.spare().map(|spare| ProvisionedEndpoint {
-            endpoint: spare.clone(),
-            generation,
-            expires_at: ends,
-        });
+        self.provisioned =
+            preparation.spare().map(|spare| ProvisionedEndpoint { endpoint: spare.clone(), generation, expires_at });
     }
 
-    /// One that was made before lives no longer for being gone on with.
+    /// When the endpoint expires. Reuse does not extend its lifetime.
     fn expires_at(&self, now: Moment) -> Option<Instant> {
         let known = self.provisioned.as_ref().and_then(|provisioned| provisioned.expires_at);
-        known.or_else(|| self.capabilities.endpoint_lifetime.map(|life| now.at + life))
+        known.or_else(|| self.capabilities.endpoint_lifetime.map(|lifetime| now.at + lifetime))
     }
 
     fn dial(&mut self, provisioned: ProvisionedEndpoint, now: Moment) {
@@ -395,22 +393,19 @@ impl Session {
         self.last_received_at = now.at;
         self.sent_at = now.at;
         let until = now.at + self.timeouts.connect;
-        let messages = self.capabilities.opening.messages.iter().cloned();
-        self.outputs.extend(messages.map(Output::Send));
-        let quiet = self.quiet_period().map(|wait| now.at + wait);
-        let (probes, lives_at) = match self.capabilities.liveness {
-            _ if self.needs_acceptance() => (false, None),
+        let quiet = self.capabilities.liveness.quiet_period().map(|wait| now.at + wait);
+        let (probes, assume_live_at) = match self.capabilities.liveness {
             Liveness::Reply => (true, None),
             Liveness::ReplyOrQuietFor(_) => (true, quiet.filter(|_| !self.replaces)),
             Liveness::QuietFor(_) => (false, quiet),
         };
-        self.state = SessionState::Verifying { until, assume_live_at: lives_at };
+        self.state = SessionState::Verifying { until, assume_live_at };
         if probes {
             self.probe(now);
         }
     }
 
-    /// Nothing was said that speaks against it. Where another session serves that is not enough.
+    /// Nothing arrived in the quiet period, so the session counts as live. A successor sends a probe first.
     fn on_quiet_period(&mut self, until: Instant, now: Moment) {
         if !self.replaces {
             return self.become_live(now);
@@ -431,8 +426,8 @@ impl Session {
 
     fn become_live(&mut self, now: Moment) {
         let pause = self.provisioned.as_ref().and_then(|provisioned| provisioned.endpoint.refresh_in);
-        let tend_at = self.capabilities.refresh_interval.map(|interval| now.at + pause.unwrap_or(interval));
-        self.state = SessionState::Live { refresh_at: tend_at, refresh: None, expiring: false };
+        let refresh_at = self.capabilities.refresh_interval.map(|interval| now.at + pause.unwrap_or(interval));
+        self.state = SessionState::Live { refresh_at, refresh: None, expiring: false };
         self.outputs.push_back(Output::Live);
     }
 
@@ -444,21 +439,21 @@ impl Session {
         self.probes = 0;
         match frame {
             Frame::Text(_) | Frame::Binary(_) => self.frame_deadline = None,
-            // It may stand between the parts of another.
+            // A pong may arrive between the parts of a data frame.
             Frame::Pong => (),
         }
         let mut items = Vec::new();
         self.connector.decode(frame, now.wall, &mut items);
-        if let Some(refusal) = items.iter().find_map(fatal_notice) {
-            return self.end(Failure::Notice(refusal));
+        if let Some(notice) = items.iter().find_map(fatal_notice) {
+            return self.end(Failure::Notice(notice));
         }
         let is_accepted = !self.needs_acceptance() || items.contains(&Item::Accepted);
         if is_accepted && matches!(self.state, SessionState::Verifying { .. }) {
             self.become_live(now);
         }
-        let answers = items.iter().filter(|item| **item == Item::ProbeAck).count() as u64;
-        self.probes_acked = self.probes_sent.min(self.probes_acked + answers);
-        items.retain(|item| !matches!(item, Item::Heartbeat | Item::ProbeAck | Item::Accepted));
+        let acks = items.iter().filter(|item| **item == Item::ProbeAck).count() as u64;
+        self.probes_acked = self.probes_sent.min(self.probes_acked + acks);
+        items.retain(|item| !matches!(item, Item::Heartbeat | Item::ProbeAck));
         if !items.is_empty() {
             self.outputs.push_back(Output::Received(items));
         }
@@ -479,59 +474,58 @@ impl Session {
         } else if now.at >= self.keepalive_at() {
             self.probe(now);
         }
-        let SessionState::Live { refresh_at: tend_at, refresh: tending, expiring: aged } = &mut self.state else {
+        let SessionState::Live { refresh_at, refresh, expiring } = &mut self.state else {
             return;
         };
-        let ends = self.provisioned.as_ref().and_then(|provisioned| provisioned.expires_at);
-        if !*aged && ends.is_some_and(|ends| now.at >= ends) {
-            *aged = true;
+        let expires_at = self.provisioned.as_ref().and_then(|provisioned| provisioned.expires_at);
+        if !*expiring && expires_at.is_some_and(|at| now.at >= at) {
+            *expiring = true;
             self.outputs.push_back(Output::EndpointExpiring);
         }
-        if tending.is_none() && tend_at.is_some_and(|at| now.at >= at) {
-            *tend_at = self.capabilities.refresh_interval.map(|interval| now.at + interval);
+        if refresh.is_none() && refresh_at.is_some_and(|at| now.at >= at) {
+            *refresh_at = self.capabilities.refresh_interval.map(|interval| now.at + interval);
             let endpoint = self.provisioned.as_ref().map(|provisioned| &provisioned.endpoint);
             let Some((preparation, step)) = endpoint.map(|endpoint| self.connector.refresh_subscriptions(endpoint))
             else {
                 return;
             };
-            *tending = Some(preparation);
+            *refresh = Some(preparation);
             self.take_refresh_step(step, now);
         }
     }
 
-    /// When something is to be done about what is not heard, or not sent.
+    /// When a probe or the silence timeout is due.
     fn next_check(&self) -> Instant {
         self.silence_probe_at().min(self.keepalive_at())
     }
 
-    /// When the next probe is due because of silence, or the window of silence ends. A probe has a quarter of the window
-    /// for its answer, also when it went out late because this process was stopped.
+    /// When the next silence probe or the silence timeout is due. A probe has a quarter of the timeout for its answer,
+    /// even if it was sent late because the process was suspended.
     fn silence_probe_at(&self) -> Instant {
         let quarters = PROBE_QUARTERS.get(self.probes as usize).copied().unwrap_or(4);
         let due = self.last_received_at + self.timeouts.silence * quarters / 4;
         if self.probes == 0 { due } else { due.max(self.probed_at + self.timeouts.silence / 4) }
     }
 
-    /// Whether every probe of the window went out.
+    /// Whether all silence probes were sent.
     fn has_probed_silence(&self) -> bool {
         self.probes as usize >= PROBE_QUARTERS.len()
     }
 
-    /// When a probe is due because nothing was sent: a platform that speaks all the time may still close a client that
-    /// does not.
+    /// When a keepalive probe is due: a platform may close the connection of a client that sends nothing.
     fn keepalive_at(&self) -> Instant {
         self.sent_at + self.timeouts.silence / KEEPALIVE_PART
     }
 
-    /// Tending never harms a live session: what fails is tried again at the next turn.
+    /// A failed refresh of subscriptions does not affect the live session. The next refresh tries again.
     fn take_refresh_step(&mut self, step: PreparationStep, now: Moment) {
-        let SessionState::Live { refresh: tending, refresh_at: tend_at, .. } = &mut self.state else { return };
+        let SessionState::Live { refresh, refresh_at, .. } = &mut self.state else { return };
         match step {
             PreparationStep::Call(request) => self.outputs.push_back(Output::Call(request)),
-            PreparationStep::Failed(_) => *tending = None,
+            PreparationStep::Failed(_) => *refresh = None,
             PreparationStep::Ready(endpoint) => {
-                *tending = None;
-                *tend_at = endpoint.refresh_in.map(|pause| now.at + pause).or(*tend_at);
+                *refresh = None;
+                *refresh_at = endpoint.refresh_in.map(|pause| now.at + pause).or(*refresh_at);
                 let Some(provisioned) =
                     self.provisioned.as_mut().filter(|provisioned| provisioned.endpoint != endpoint)
                 else {
@@ -551,14 +545,14 @@ impl Session {
     }
 }
 
-fn next_step(preparation: &mut Preparation, answer: Result<RestResponse, String>) -> PreparationStep {
-    match answer {
-        Ok(answer) => preparation.on_response(&answer),
+fn next_step(preparation: &mut Preparation, response: Result<RestResponse, String>) -> PreparationStep {
+    match response {
+        Ok(response) => preparation.on_response(&response),
         Err(why) => preparation.on_no_response(why),
     }
 }
 
-/// A notice after which nothing more comes by this session.
+/// A notice that ends the session.
 fn fatal_notice(item: &Item) -> Option<Notice> {
     match item {
         Item::Notice(
@@ -573,7 +567,7 @@ fn fatal_notice(item: &Item) -> Option<Notice> {
     }
 }
 
-/// Where the socket is, and where the token goes.
+/// The address of the socket, and where the token is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dial {
     pub url: String,

@@ -1,8 +1,9 @@
 //! One stream: the coordinator of its connection side and its data path.
 //!
-//! [`Link`] keeps sessions, [`Role`] stores what they receive. Neither uses the other: this machine passes the outputs of
-//! one to the other, in order.
+//! [`Link`] keeps sessions, [`Role`] stores what they receive. Neither uses the other: this machine passes the outputs
+//! of one to the other, in order.
 
+mod bad_frames;
 mod buffer;
 mod dedup;
 mod flush;
@@ -11,6 +12,7 @@ mod link;
 mod messages;
 mod owner;
 mod recovery;
+mod reporter;
 mod role;
 mod sequencer;
 mod settings;
@@ -26,18 +28,17 @@ pub use self::{
 };
 pub use crate::model::{OverflowPolicy, Rotation};
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use self::{
+    bad_frames::BadFrames,
     flush::Flush,
     intake::IntakeOutcome,
     link::{BadFrame, DialRequest, Link, LinkOutput, Notices},
     messages::ValidatedHead,
     owner::Owner,
     recovery::SnapshotOutcome,
+    reporter::{Reported, Reporter},
     role::Role,
     standby::{Standby, StandbyBuffer},
 };
@@ -53,9 +54,6 @@ use crate::{
 /// The checkpoint of a live stream without new events is renewed at least this often, so that a restart can measure how
 /// long the platform was silent.
 const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(15);
-/// A position is abandoned after this many bad frames in a row behind it.
-const BAD_FRAMES_MAX: u32 = 2;
-
 /// The machine of one stream.
 #[derive(Debug)]
 pub struct Stream {
@@ -64,11 +62,9 @@ pub struct Stream {
     link: Link,
     role: Role,
     last_received: LastReceived,
-    /// The position behind which the last bad frame came, and the number of bad frames in a row.
-    bad_frames: (Option<Position>, u32),
+    bad_frames: BadFrames,
     draining: bool,
-    last_reported: Reported,
-    outputs: VecDeque<Output>,
+    reporter: Reporter,
 }
 
 /// When the last frame arrived.
@@ -77,14 +73,6 @@ struct LastReceived {
     /// None before the first frame of this process.
     at: Option<Instant>,
     wall: Timestamp,
-}
-
-/// What was last reported.
-#[derive(Debug, Clone, Copy)]
-struct Reported {
-    state: StreamState,
-    is_connected: bool,
-    is_breaker_open: bool,
 }
 
 impl LastReceived {
@@ -103,7 +91,7 @@ impl Stream {
         let validated = head.validated_for(settings.feed);
         let position = validated.head.position();
         let owner = Owner::new(&settings, &settings.connector.capabilities(), position, now);
-        let mut stream = Self::with_role(settings, Role::Owner(owner), now);
+        let mut stream = Self::with_role(settings, Role::Owner(Box::new(owner)), now);
         stream.restore_last_received(validated.head, now);
         if validated.head.damaged {
             stream.mark_gap(Gap::unknown(GapReason::Store), now);
@@ -112,25 +100,23 @@ impl Stream {
         stream
     }
 
-    /// A stream whose log belongs to another replica. It keeps sessions and the newest events, and appends nothing until
-    /// [`Input::BecomeOwner`].
+    /// A stream whose log belongs to another replica. It keeps sessions and the newest events, and appends nothing
+    /// until [`Input::BecomeOwner`].
     pub fn standby(settings: Settings, now: Moment) -> Self {
         let buffer = StandbyBuffer::new(settings.buffer, settings.buffer_bytes);
-        Self::with_role(settings, Role::Standby(Standby::new(buffer)), now)
+        Self::with_role(settings, Role::Standby(Box::new(Standby::new(buffer))), now)
     }
 
     fn with_role(settings: Settings, role: Role, now: Moment) -> Self {
-        let state = StreamState::Starting;
         Self {
             capabilities: settings.connector.capabilities(),
             link: Link::new(settings.clone()),
             settings,
             role,
             last_received: LastReceived { at: None, wall: now.wall },
-            bad_frames: (None, 0),
+            bad_frames: BadFrames::default(),
             draining: false,
-            last_reported: Reported { state, is_connected: false, is_breaker_open: false },
-            outputs: VecDeque::from([Output::Report(StreamReport::State(state))]),
+            reporter: Reporter::new(),
         }
     }
 
@@ -191,13 +177,13 @@ impl Stream {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let link = self.link.poll_timeout();
-        let stable = self.link.stable_at().filter(|_| self.last_reported.is_breaker_open);
+        let stable = self.link.stable_at().filter(|_| self.reporter.is_breaker_open());
         let intake = self.role.as_owner().and_then(|owner| owner.intake.poll_timeout());
         [link, stable, self.checkpoint_due(), intake].into_iter().flatten().min()
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.reporter.pop()
     }
 
     /// Whether the shell should read frames. If not, they stay in the socket until the log has caught up.
@@ -259,7 +245,7 @@ impl Stream {
     fn route(&mut self, now: Moment) {
         while let Some(output) = self.link.poll_output() {
             match output {
-                LinkOutput::Emit(output) => self.outputs.push_back(output),
+                LinkOutput::Emit(output) => self.reporter.push(output),
                 LinkOutput::Dial(request) => self.dial(request),
                 LinkOutput::Received { session, items } => self.on_items(session, items, now),
                 LinkOutput::Starting => {
@@ -283,10 +269,10 @@ impl Stream {
         self.link.on_dialled(session, position.is_some());
         self.role.record_resume(session, position);
         let url = self.settings.connector.url(&endpoint, position);
-        let dial = Dial { url, credential: endpoint.credential.clone() };
-        self.outputs.push_back(Output::Dial { session, generation, dial });
+        let dial = Dial { url, credential: endpoint.credential };
+        self.reporter.push(Output::Dial { session, generation, dial });
         if self.capabilities.resume == Resume::Sequence {
-            self.report(StreamReport::Resuming(position));
+            self.reporter.report(StreamReport::Resuming(position));
         }
     }
 
@@ -318,24 +304,13 @@ impl Stream {
         }
     }
 
-    /// The platform repeats a bad frame after a resume. An oversized frame is skipped at once, any other after
-    /// [`BAD_FRAMES_MAX`] times.
     fn on_bad_frame(&mut self, frame: BadFrame, was_live: bool, now: Moment) {
         let position = self.role.position();
-        match frame {
-            BadFrame::Oversize => {
-                if !was_live && position.is_none() {
-                    self.mark_gap(Gap::unknown(GapReason::Oversize), now);
-                }
-                self.role.abandon_position(GapReason::Oversize);
-            }
-            BadFrame::Unreadable => {
-                let count = if self.bad_frames.0 == position { self.bad_frames.1 + 1 } else { 1 };
-                self.bad_frames = (position, count % BAD_FRAMES_MAX);
-                if count == BAD_FRAMES_MAX {
-                    self.role.abandon_position(GapReason::Jump);
-                }
-            }
+        if frame == BadFrame::Oversize && !was_live && position.is_none() {
+            self.mark_gap(Gap::unknown(GapReason::Oversize), now);
+        }
+        if let Some(reason) = self.bad_frames.record(frame, position) {
+            self.role.abandon_position(reason);
         }
     }
 
@@ -344,8 +319,8 @@ impl Stream {
         let recovery = &mut owner.intake.recovery;
         match recovery.on_response(call, response, &self.settings.connector, now.at, now.random) {
             SnapshotOutcome::Pending => (),
-            SnapshotOutcome::Complete => self.report(StreamReport::Snapshot(Ok(()))),
-            SnapshotOutcome::Failed(why) => self.report(StreamReport::Snapshot(Err(why))),
+            SnapshotOutcome::Complete => self.reporter.report(StreamReport::Snapshot(Ok(()))),
+            SnapshotOutcome::Failed(why) => self.reporter.report(StreamReport::Snapshot(Err(why))),
         }
     }
 
@@ -374,7 +349,7 @@ impl Stream {
         if self.draining && self.link.is_idle() && self.role.as_owner().is_none_or(Owner::is_idle) {
             self.draining = false;
             self.link.finish_drain();
-            self.outputs.push_back(Output::Drained);
+            self.reporter.push(Output::Drained);
         }
     }
 
@@ -401,10 +376,10 @@ impl Stream {
         let Role::Owner(owner) = &mut self.role else { return };
         let shed = owner.intake.release(now);
         let call = owner.intake.recovery.next_call();
-        self.report_shed(shed);
+        self.reporter.report_shed(shed);
         if let Some((call, request)) = call {
             let call = CallId::Snapshot(call);
-            self.outputs.push_back(Output::Call { call, generation: self.link.newest_token(), request });
+            self.reporter.push(Output::Call { call, generation: self.link.newest_token(), request });
         }
     }
 
@@ -416,7 +391,7 @@ impl Stream {
             owner.flush = next;
             self.route(now);
             if next == Flush::Idle {
-                self.outputs.push_back(Output::Flushed);
+                self.reporter.push(Output::Flushed);
             }
         }
     }
@@ -427,7 +402,7 @@ impl Stream {
         if let Some((events, position)) = owner.next_append(is_checkpoint_due, now) {
             let last_received_at = self.last_received.wall;
             let checkpoint = Checkpoint { position, last_received_at, feed: Some(self.settings.feed) };
-            self.outputs.push_back(Output::Append { events, checkpoint });
+            self.reporter.push(Output::Append { events, checkpoint });
         }
     }
 
@@ -487,18 +462,19 @@ impl Stream {
         }
     }
 
-    /// Applies what the log's head says about the time before the first session.
+    /// Applies the facts in the log's head: a changed feed, and the outage before the first session.
     fn apply_head(&mut self, validated: ValidatedHead) {
         if validated.is_other_feed {
-            self.report(StreamReport::FeedChanged);
+            self.reporter.report(StreamReport::FeedChanged);
         }
         if let (Some(reason), Some(owner)) = (validated.gap_reason, self.role.as_owner_mut()) {
             owner.intake.mark_disconnected(reason);
         }
     }
 
-    /// The last owner read another feed: the configurations of the replicas differ, or the feed was changed. The sessions
-    /// may have been dialled with a position of the other feed, so that they start again and their events are dropped.
+    /// The last owner read another feed: the configurations of the replicas differ, or the feed was changed. The
+    /// sessions may have been dialled with a position of the other feed, so that they start again and their events are
+    /// dropped.
     fn own_after_feed_change(&mut self, validated: ValidatedHead, now: Moment) {
         self.restore_last_received(validated.head, now);
         self.apply_head(validated);
@@ -552,46 +528,19 @@ impl Stream {
         if outcome.refetch {
             self.link.retire(Trigger::Gap, now);
         }
-        for gap in outcome.gaps {
-            self.report(StreamReport::Gap { reason: gap.reason, lost: gap.lost });
-        }
-        for bytes in outcome.undecoded {
-            self.report(StreamReport::Undecoded { bytes });
-        }
-        if outcome.duplicates > 0 {
-            self.report(StreamReport::Duplicates(outcome.duplicates));
-        }
-        self.report_shed(outcome.shed);
-    }
-
-    fn report_shed(&mut self, shed: u64) {
-        if shed > 0 {
-            self.report(StreamReport::Shed(shed));
-        }
-    }
-
-    fn report(&mut self, report: StreamReport) {
-        self.outputs.push_back(Output::Report(report));
+        self.reporter.report_intake(outcome);
     }
 
     fn report_state(&mut self, now: Moment) {
         let is_recovering = self.role.as_owner().is_some_and(|owner| owner.intake.recovery.is_holding());
-        let state = match self.link.state() {
-            StreamState::Live if self.link.is_degraded() => StreamState::Degraded,
-            StreamState::Live if is_recovering => StreamState::Recovering,
-            state => state,
-        };
+        let mut state = self.link.state();
+        if state == StreamState::Live && self.link.is_degraded() {
+            state = StreamState::Degraded;
+        } else if state == StreamState::Live && is_recovering {
+            state = StreamState::Recovering;
+        }
         let (is_connected, is_breaker_open) = (self.link.is_live(), self.link.is_breaker_open(now));
         let reported = Reported { state, is_connected, is_breaker_open };
-        let before = std::mem::replace(&mut self.last_reported, reported);
-        if before.state != state {
-            self.report(StreamReport::State(state));
-        }
-        if before.is_connected != is_connected {
-            self.report(StreamReport::Connected(is_connected));
-        }
-        if before.is_breaker_open != is_breaker_open {
-            self.report(StreamReport::Breaker(is_breaker_open));
-        }
+        self.reporter.report_changes(reported);
     }
 }

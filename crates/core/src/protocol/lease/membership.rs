@@ -1,5 +1,5 @@
-//! Whether this replica may trust what it believes: its membership is renewed again and again, and its right to append
-//! ends by its own clock well before the store would notice.
+//! The membership of this replica: when it is renewed, and until when this replica may append. The right to append ends
+//! by the local clock before the membership expires in the store.
 
 use std::{mem, time::Duration};
 
@@ -8,7 +8,7 @@ use super::{BootTime, Settings};
 /// The machine of a membership.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Membership {
-    /// So long after the sending of a renewal it is still trusted.
+    /// The membership is valid for this time after the sending of a renewal.
     valid_for: Duration,
     renewal_interval: Duration,
     recovery_interval: Duration,
@@ -23,9 +23,9 @@ pub(super) struct Membership {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Validity {
-    /// What is believed of the records holds, or the store's fence says otherwise.
+    /// The known records are valid. The store's fence check covers the rest.
     Valid { since: BootTime, until: BootTime },
-    /// Nothing is appended before the records were looked at again.
+    /// Nothing is appended until the records are read again.
     Invalid,
 }
 
@@ -55,12 +55,12 @@ impl Membership {
         self.due_at = now + every;
     }
 
-    /// The next renewal is wanted at once.
+    /// Sends the next renewal at once.
     pub(super) fn renew_now(&mut self, now: BootTime) {
         self.due_at = self.due_at.min(now);
     }
 
-    /// The store answered the renewal; returns when that was sent.
+    /// The store answered the renewal. Returns when that was sent.
     pub(super) fn on_renewed(&mut self) -> Option<BootTime> {
         let sent = self.sent_at.filter(|_| mem::take(&mut self.is_in_flight))?;
         self.confirmed_at = Some(sent);
@@ -88,7 +88,7 @@ impl Membership {
         }
     }
 
-    /// Whether something may be appended at this very moment, whatever timer has not fired yet.
+    /// Whether this replica may append now, independent of pending timers.
     pub(super) fn may_append(&self, now: BootTime) -> bool {
         match self.validity {
             Validity::Valid { until, .. } => now < until,
@@ -106,7 +106,7 @@ impl Membership {
         self.sent_at
     }
 
-    /// Whether the trust has ended and nobody was told.
+    /// Whether the validity has ended and this is not reported yet.
     pub(super) fn has_expired(&self, now: BootTime) -> bool {
         self.is_valid() && !self.may_append(now)
     }
@@ -116,7 +116,8 @@ impl Membership {
         self.renew_now(now);
     }
 
-    /// The records were looked at after a renewal that was sent at `proved`. True if there was a doubt that this ends.
+    /// The records were read after the renewal that was sent at `proved`. Returns whether this makes the membership
+    /// valid again.
     pub(super) fn on_records_read(&mut self, proved: Option<BootTime>, now: BootTime) -> bool {
         let Some(until) = proved.map(|sent| sent + self.valid_for).filter(|until| !self.is_valid() && now < *until)
         else {
@@ -126,7 +127,7 @@ impl Membership {
         true
     }
 
-    /// When the next renewal is due, and when the trust ends.
+    /// When the next renewal is due, and when the validity ends.
     pub(super) fn deadlines(&self) -> impl Iterator<Item = BootTime> {
         let due = (!self.is_in_flight).then_some(self.due_at);
         let until = match self.validity {

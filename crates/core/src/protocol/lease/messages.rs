@@ -1,119 +1,119 @@
-//! What a replica's machine is told, what it wants done, and the words for both.
+//! Inputs and outputs of the lease machine.
 
 use std::collections::BTreeMap;
 
 use super::BootTime;
 use crate::model::{Fence, ReplicaId, StreamName};
 
-/// A replica that lives, as the store tells.
+/// A live replica, as the store lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Member {
     pub replica: ReplicaId,
-    /// How many streams it takes at most; 0 when it drains.
+    /// The maximum number of its streams; 0 when it drains.
     pub limit: usize,
 }
 
-/// Who has a stream, and under which fence. Changed only by compare-and-set.
+/// The holder of a stream and its fence. It is changed only by compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseRecord {
-    /// None: its last holder gave it up.
+    /// None: the last holder released it.
     pub holder: Option<ReplicaId>,
     pub fence: Fence,
 }
 
-/// What happened.
+/// An input of the lease machine.
 #[derive(Debug, Clone)]
 pub enum Input {
-    /// The store has the membership, and these, read after that.
+    /// The store has the membership. The members were read after that.
     Renewed { members: Vec<Member> },
-    /// All records there are.
+    /// All records of the store.
     RecordsRead { records: BTreeMap<StreamName, LeaseRecord> },
-    /// What became of [`Output::Change`] to this fence.
+    /// The result of [`Output::Change`] to this fence.
     Changed { stream: StreamName, fence: Fence, outcome: ChangeOutcome },
-    /// The store was not reached, or did not answer in time.
+    /// The store did not answer in time.
     RequestFailed(LeaseRequest),
-    /// The holder lives.
+    /// A heartbeat of a holder arrived.
     Heartbeat { from: ReplicaId },
-    /// Another replica says something.
+    /// A message of another replica arrived.
     Received { from: ReplicaId, message: PeerMessage },
-    /// The session that [`Output::Follow`] or [`Output::Prepare`] asked for is live, or is no longer.
+    /// The session of [`Output::Follow`] or [`Output::Prepare`] is live, or not live any more.
     Prepared { stream: StreamName, live: bool },
     /// The store refused an append: the fence is stale.
     Fenced { stream: StreamName, fence: Fence },
-    /// Hand everything over, and give up then what is left.
+    /// Hand over all streams, then release the rest.
     Drain { until: BootTime },
 }
 
-/// What became of a compare-and-set.
+/// The result of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChangeOutcome {
     Done,
     /// The record is not the one expected.
     Refused,
-    /// Nobody knows: it was done, or not, or will be.
+    /// The result is unknown: the change was made, or not, or will be made.
     Unknown,
 }
 
-/// What the store can fail to answer without leaving a doubt behind.
+/// A request whose failure changes nothing in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LeaseRequest {
     Renew,
     ReadRecords,
 }
 
-/// What replicas say to one another. A hint each: one that is lost costs time.
+/// A message between replicas. Each is a hint: a lost message only delays.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PeerMessage {
     /// From the holder: become the successor.
     RequestHandover { stream: StreamName },
     /// To the holder: the session is live.
     Ready { stream: StreamName },
-    /// To the successor: the record is yours.
+    /// To the successor: it is the holder now.
     HandedOver { stream: StreamName, fence: Fence },
 }
 
-/// What is to be done. Each request to the store must be answered once.
+/// An output of the lease machine. Each request to the store must be answered once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Output {
-    /// Set the membership for its whole life, with this limit; then read who is a member.
+    /// Renew the membership with this limit, then read the members.
     Renew {
         limit: usize,
     },
     /// Read all records.
     ReadRecords,
-    /// Set the record if its fence is the one expected (none: if there is no record).
+    /// Set the record if it has the expected fence (none: if there is no record).
     ChangeRecord {
         stream: StreamName,
         expected: Option<Fence>,
         record: LeaseRecord,
     },
-    /// Tell everybody that this replica lives.
+    /// Publish a heartbeat to all replicas.
     Beat,
     Send {
         to: ReplicaId,
         note: PeerMessage,
     },
-    /// Be the warm standby: hold a session where the platform allows two, append nothing.
+    /// Be the warm standby: keep a session live if the platform allows two, and append nothing.
     Follow {
         stream: StreamName,
     },
-    /// Become the successor: open a session, append nothing, and say when it is live.
+    /// Become the successor: open a session and append nothing. [`Input::Ready`] follows when it is live.
     Prepare {
         stream: StreamName,
     },
-    /// The stream is this replica's: append under this fence.
+    /// This replica owns the stream: append under this fence.
     BecomeOwner {
         stream: StreamName,
         fence: Fence,
     },
-    /// It is not, or not any more: end what there is of it.
+    /// This replica does not own the stream: close its sessions.
     Release {
         stream: StreamName,
     },
-    /// Append nothing: hold sockets and buffers.
+    /// Append nothing, and keep sessions and buffers.
     StepDown,
-    /// What is owned is still owned: go on.
+    /// The leases are still valid: append again.
     Resume,
-    /// Remove the membership. Nothing follows.
+    /// Remove the membership. It is the last output.
     Leave,
 }

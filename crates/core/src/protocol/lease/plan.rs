@@ -1,30 +1,30 @@
-//! Who should hold which stream: the same answer on every replica that sees the same members and records, so that
-//! replicas do not fight. It moves as little as it can.
+//! Which replica should hold which stream. Replicas that see the same members and records compute the same plan. The
+//! plan moves as few streams as possible.
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::Member;
 use crate::model::{ReplicaId, StreamName, stable_hash};
 
-/// Where a stream stands.
+/// The current holder of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Assignment {
-    /// A live replica has it.
+    /// A live replica holds it.
     Held(ReplicaId),
-    /// Nobody who lives has it.
+    /// No live replica holds it.
     Vacant,
 }
 
-/// What should change.
+/// The changes that the plan requires.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct RebalancePlan {
-    /// Vacant streams, and who takes each.
+    /// Vacant streams, and the replica that takes each.
     pub(super) acquisitions: Vec<(StreamName, ReplicaId)>,
     /// Streams that one replica hands to another.
     pub(super) transfers: Vec<Transfer>,
 }
 
-/// A stream that goes from one replica to another.
+/// A stream that moves from one replica to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Transfer {
     pub(super) stream: StreamName,
@@ -32,7 +32,7 @@ pub(super) struct Transfer {
     pub(super) to: ReplicaId,
 }
 
-/// Gives each vacant stream a holder, and levels what the members hold: in the end no two differ by more than one, as
+/// Gives each vacant stream a holder, and balances the members: the numbers of their streams differ by at most one, as
 /// far as their limits allow.
 pub(super) fn plan(members: &[Member], assignments: &BTreeMap<StreamName, Assignment>) -> RebalancePlan {
     let mut table = AssignmentTable::of(members, assignments);
@@ -47,13 +47,13 @@ pub(super) fn plan(members: &[Member], assignments: &BTreeMap<StreamName, Assign
     table.changes_from(assignments)
 }
 
-/// Who follows the holder of a stream, ready to take it: one other member, the same seen from everywhere.
+/// The standby of a stream: one other member, the same on every replica.
 pub(super) fn standby(stream: &StreamName, holder: ReplicaId, members: &[Member]) -> Option<ReplicaId> {
     let others = members.iter().filter(|member| member.limit > 0 && member.replica != holder);
     others.map(|member| member.replica).max_by_key(|replica| (weight(stream, *replica), *replica))
 }
 
-/// Who holds what while the plan is made.
+/// The streams of each member while the plan is computed.
 struct AssignmentTable<'a> {
     members: &'a [Member],
     held: BTreeMap<ReplicaId, Vec<&'a StreamName>>,
@@ -76,7 +76,8 @@ impl<'a> AssignmentTable<'a> {
         self.held.get(&replica).map_or(0, Vec::len)
     }
 
-    /// The member that a vacant stream draws, among those below their share; else among those with any room.
+    /// The member with the highest score for a vacant stream, among those below their share, else among those with
+    /// room.
     fn taker(&self, stream: &StreamName) -> Option<ReplicaId> {
         let below = |most: usize| {
             let open = self.members.iter().filter(move |member| self.len(member.replica) < member.limit.min(most));
@@ -85,7 +86,7 @@ impl<'a> AssignmentTable<'a> {
         below(self.fair_share).or_else(|| below(usize::MAX))
     }
 
-    /// The fullest member (first one beyond its limit) and the emptiest, if a stream should go from one to the other.
+    /// The fullest member (one beyond its limit first) and the emptiest, if a stream should move between them.
     fn next_transfer(&self) -> Option<(ReplicaId, ReplicaId)> {
         let len = |member: &&Member| self.len(member.replica);
         let excess = |member: &&Member| len(member).saturating_sub(member.limit);
@@ -97,7 +98,7 @@ impl<'a> AssignmentTable<'a> {
         uneven.then_some((giver.replica, receiver.replica))
     }
 
-    /// Moves the stream that draws the receiver most.
+    /// Moves the stream with the highest score for the receiver.
     fn transfer(&mut self, from: ReplicaId, to: ReplicaId) {
         let held = self.held.entry(from).or_default();
         let drawn = (0..held.len()).max_by_key(|index| weight(held[*index], to)).unwrap_or_default();
@@ -122,7 +123,8 @@ impl<'a> AssignmentTable<'a> {
     }
 }
 
-/// How much a stream draws a replica (FNV-1a over both, mixed once more): as good as random, and the same everywhere.
+/// The score of a replica for a stream (FNV-1a over both, mixed once more): pseudo-random, and the same on every
+/// replica.
 fn weight(stream: &StreamName, replica: ReplicaId) -> u64 {
     let hash = stable_hash(stream.as_str().bytes().chain(replica.0.to_le_bytes()));
     let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);

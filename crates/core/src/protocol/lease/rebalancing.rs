@@ -1,4 +1,4 @@
-//! The moves: taking what is vacant, following a holder, handing over, draining.
+//! Rebalancing: take vacant streams, follow a holder, hand over, drain.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +11,7 @@ use super::{
 use crate::model::{Fence, ReplicaId, StreamName};
 
 impl Lease {
-    /// Does what the members make necessary. They were read after a renewal that was sent at `sent`.
+    /// Acts on the current members. They were read after a renewal that was sent at `sent`.
     pub(super) fn rebalance(&mut self, sent: BootTime, now: LeaseMoment) {
         let assignments = self.assignments(sent);
         let RebalancePlan { acquisitions: takes, transfers: moves } = plan::plan(&self.members, &assignments);
@@ -32,8 +32,8 @@ impl Lease {
         self.follow_holders(&assignments, now.boot);
     }
 
-    /// Where each stream is, as far as that is known. A holder that is no member is dead only if its record was known
-    /// before the members were read: a new one is a member before it holds anything.
+    /// The known holder of each stream. A holder that is no member counts as dead only if its record was read before
+    /// the members: a new replica is a member before it holds a stream.
     fn assignments(&self, sent: BootTime) -> BTreeMap<StreamName, Assignment> {
         let assignment = |lease: &StreamLease| {
             let holder = if lease.fence().is_some() {
@@ -57,7 +57,7 @@ impl Lease {
         }
     }
 
-    /// Whether a vacant stream is taken here: it is ours by plan, or whoever it belongs to does not take it.
+    /// Whether this replica takes a vacant stream: by plan, or because the planned replica does not take it.
     fn may_acquire(&self, stream: &StreamName, taker: ReplicaId, now: BootTime) -> bool {
         let vacant_since = self.leases.get(stream).and_then(|lease| lease.vacant_since);
         let neglected = vacant_since.is_some_and(|since| since + self.settings.lease_ttl * NEGLECTED_LIFETIMES <= now);
@@ -78,7 +78,7 @@ impl Lease {
         }
     }
 
-    /// Begins a hand-over.
+    /// Begins a handover.
     fn request_handover(&mut self, stream: &StreamName, to: ReplicaId, now: BootTime) {
         let asking = |lease: &&StreamLease| matches!(lease.role, LeaseRole::HandingOver { .. });
         if self.leases.values().filter(asking).count() >= HANDOVERS_MAX {
@@ -92,7 +92,7 @@ impl Lease {
         }
     }
 
-    /// A holder wants this replica to be its successor.
+    /// A holder asks this replica to be its successor.
     pub(super) fn on_handover_requested(&mut self, holder: ReplicaId, stream: &StreamName, now: BootTime) {
         let until = now + self.settings.handover_timeout;
         let has_room = self.has_room();
@@ -133,7 +133,7 @@ impl Lease {
         self.outputs.push_back(Output::Send { to: holder, note: PeerMessage::Ready { stream: stream.clone() } });
     }
 
-    /// The successor is live: the record moves.
+    /// The successor is live: moves the record to it.
     pub(super) fn hand_over(&mut self, successor: ReplicaId, stream: &StreamName, now: LeaseMoment) {
         let Some(lease) = self.leases.get(stream).filter(|lease| lease.pending_change.is_none()) else { return };
         match lease.role {
@@ -152,7 +152,7 @@ impl Lease {
         }
     }
 
-    /// The record moved here, says whoever had it.
+    /// The last holder reports that the record moved to this replica.
     pub(super) fn on_handed_over(&mut self, giver: ReplicaId, stream: &StreamName, fence: Fence, now: BootTime) {
         let Some(lease) = self.leases.get_mut(stream).filter(|lease| lease.pending_change.is_none()) else { return };
         match lease.role {
@@ -168,7 +168,7 @@ impl Lease {
         }
     }
 
-    /// Neither a successor nor a holder is waited for without end, nor one that is gone at all.
+    /// Ends waits for a successor or a holder that are over, or whose replica is gone.
     pub(super) fn expire_waits(&mut self, now: BootTime) {
         let gone = |replica| self.members.iter().all(|member| member.replica != replica);
         let over =
@@ -182,7 +182,7 @@ impl Lease {
         }
     }
 
-    /// Begins to follow where this replica is the standby, and ends it where it is not.
+    /// Starts to follow the streams of which this replica is the standby, and stops for the others.
     fn follow_holders(&mut self, assignments: &BTreeMap<StreamName, Assignment>, now: BootTime) {
         for (stream, assignment) in assignments {
             let Assignment::Held(holder) = assignment else { continue };
@@ -204,7 +204,7 @@ impl Lease {
         }
     }
 
-    /// Takes what is followed in vain, once it is clear that not our own line is dead.
+    /// Takes over the streams of dead holders, after the store has answered this replica.
     pub(super) fn check_holders(&mut self, now: LeaseMoment) {
         let due = |lease: &StreamLease| self.holder_health(lease).filter(|health| health.at() <= now.boot);
         let due: Vec<_> =
@@ -218,18 +218,18 @@ impl Lease {
         }
     }
 
-    /// What is thought of the holder of a stream that is followed, and the moment at which that is acted upon.
+    /// The health of the holder of a followed stream, and when to act on it.
     pub(super) fn holder_health(&self, lease: &StreamLease) -> Option<HolderHealth> {
         let LeaseRole::Standby { since, .. } = lease.role else { return None };
         let holder = lease.holder().filter(|_| lease.pending_change.is_none() && self.has_room())?;
         let from = self.acquire_from?;
-        let heard =
+        let last_heartbeat =
             self.last_heartbeats.get(&holder).copied().unwrap_or(since).max(since).max(self.membership.valid_since()?);
-        let doubt = heard + self.settings.heartbeat_timeout / 2;
-        if self.membership.confirmed_at() >= Some(doubt) {
-            Some(HolderHealth::Dead(from.max(heard + self.settings.heartbeat_timeout)))
+        let suspect_at = last_heartbeat + self.settings.heartbeat_timeout / 2;
+        if self.membership.confirmed_at() >= Some(suspect_at) {
+            Some(HolderHealth::Dead(from.max(last_heartbeat + self.settings.heartbeat_timeout)))
         } else {
-            (self.membership.sent_at() < Some(doubt)).then_some(HolderHealth::Suspect(doubt))
+            (self.membership.sent_at() < Some(suspect_at)).then_some(HolderHealth::Suspect(suspect_at))
         }
     }
 
@@ -240,7 +240,7 @@ impl Lease {
         }
     }
 
-    /// Ends the draining: by its deadline, and when nothing is left to hand over.
+    /// Ends draining at its deadline, or when nothing is left to hand over.
     pub(super) fn leave_when_done(&mut self, now: LeaseMoment) {
         if matches!(self.lifecycle, Lifecycle::Draining { until } if until <= now.boot) {
             self.lifecycle = Lifecycle::Abandoning;
@@ -259,7 +259,7 @@ impl Lease {
         }
     }
 
-    /// Whether to wait for a successor is in vain.
+    /// Whether no member can become the successor.
     fn must_abandon(&self) -> bool {
         let others = self.members.iter().any(|member| member.limit > 0 && member.replica != self.settings.me);
         match self.lifecycle {
@@ -269,7 +269,7 @@ impl Lease {
         }
     }
 
-    /// Gives every record up, so that others need not wait for the end of the membership.
+    /// Releases all records, so that other replicas need not wait until the membership expires.
     fn abandon_all(&mut self, nonce: u128) {
         for stream in &self.settings.streams.clone() {
             let lease = self.leases.get(stream).filter(|lease| lease.pending_change.is_none());
@@ -279,7 +279,7 @@ impl Lease {
         }
     }
 
-    /// The same machine by a clock that was started later, so that moments that look alike can be compared.
+    /// Shifts all times to a clock that started later. Tests compare equal states this way.
     pub fn rebase(&mut self, by: Duration) {
         self.membership.rebase(by);
         self.leases.values_mut().for_each(|lease| lease.rebase(by));

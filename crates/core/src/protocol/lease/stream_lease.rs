@@ -1,25 +1,25 @@
-//! One stream as this replica sees it: what the store's record says, what was asked of the store, and its own part.
+//! The lease of one stream on this replica: the known record, the pending request, and the role.
 
 use std::{mem, time::Duration};
 
 use super::{BootTime, LeaseRecord};
 use crate::model::{Fence, ReplicaId};
 
-/// What is known and done about one stream.
+/// The state of one stream's lease.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct StreamLease {
-    /// What the store's record is known to be; `None` before the first look.
+    /// The known record; `None` before the first read.
     pub(super) last_read: Option<RecordRead>,
     pub(super) role: LeaseRole,
-    /// The record that was asked for by compare-and-set, not answered yet.
+    /// The record of a compare-and-set in flight.
     pub(super) pending_change: Option<LeaseRecord>,
-    /// Something newer is known than what a look under way may bring.
+    /// The known record is newer than what a read in flight may return.
     pub(super) is_newer_than_read: bool,
-    /// Since when nobody who lives has held it.
+    /// Since when no live replica holds the stream.
     pub(super) vacant_since: Option<BootTime>,
 }
 
-/// A record, and when it was learned.
+/// A record, and when it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct RecordRead {
     /// None: the stream has no record.
@@ -27,23 +27,23 @@ pub(super) struct RecordRead {
     pub(super) at: BootTime,
 }
 
-/// The part of this replica in a stream.
+/// The role of this replica for a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(super) enum LeaseRole {
     #[default]
     Idle,
     /// A warm standby.
     Standby { since: BootTime, live: bool },
-    /// Asked by its holder to become the successor.
+    /// The holder asked this replica to be the successor.
     Preparing { holder: ReplicaId, until: BootTime, live: bool },
     /// The holder.
     Owner { fence: Fence },
-    /// The holder, who has asked another one to be the successor.
+    /// The holder, during a handover to another replica.
     HandingOver { fence: Fence, to: ReplicaId, until: BootTime },
 }
 
 impl StreamLease {
-    /// The fence that this replica believes in.
+    /// The fence of this replica, if it is the holder.
     pub(super) fn fence(&self) -> Option<Fence> {
         match self.role {
             LeaseRole::Owner { fence } | LeaseRole::HandingOver { fence, .. } => Some(fence),
@@ -51,7 +51,7 @@ impl StreamLease {
         }
     }
 
-    /// The fence of the record as it is known, if there is a record.
+    /// The fence of the known record, if there is one.
     pub(super) fn expected(&self) -> Option<Fence> {
         self.last_read?.record.map(|record| record.fence)
     }
@@ -60,12 +60,12 @@ impl StreamLease {
         self.last_read?.record?.holder
     }
 
-    /// The record that follows the one known.
+    /// The record after the known one.
     pub(super) fn next_record(&self, holder: Option<ReplicaId>, nonce: u128) -> LeaseRecord {
         LeaseRecord { holder, fence: self.expected().unwrap_or(Fence::NONE).next(nonce) }
     }
 
-    /// Whom this role waits for, and how long.
+    /// The replica that this role waits for, and the deadline.
     pub(super) fn handover_wait(&self) -> Option<(ReplicaId, BootTime)> {
         match self.role {
             LeaseRole::Preparing { holder, until, .. } => Some((holder, until)),
@@ -74,7 +74,7 @@ impl StreamLease {
         }
     }
 
-    /// Whether a look that has come in tells something about this stream. Asked once for each look.
+    /// Whether a finished read is newer than the known record. Must be called once for each read.
     pub(super) fn accepts_read(&mut self) -> bool {
         let outruns = mem::take(&mut self.is_newer_than_read);
         self.pending_change.is_none() && !outruns

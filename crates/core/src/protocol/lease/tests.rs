@@ -1,13 +1,13 @@
-//! One replica's nights, as scripts: what it is told, and what it wants done.
+//! Scripts of one replica: inputs, and the expected outputs.
 //!
-//! The store of a script answers renewals and looks at once; it is asked for a change in the open.
+//! The store of a script answers renewals and reads at once. Changes are outputs that the script answers.
 
 use super::*;
 
-/// What a step leads to: `change a none to 1/1`, `own a/1`, `release a`, … (holder/number of the fence).
+/// Steps and their outputs: `change a none to 1/1`, `own a/1`, `release a`, … (holder/number of the fence).
 type Script<'a> = &'a [(&'a str, &'a str)];
 
-/// Replica 2 has a stream, and we follow it.
+/// Replica 2 has a stream, and this replica follows it.
 const FOLLOWS: Script<'_> = &[
     ("members 1 2", ""),
     ("record a 2/7", ""),
@@ -24,7 +24,7 @@ fn a_vacant_stream_is_acquired_after_the_start_delay() {
         ("wait 900ms", ""),
         ("wait 400ms", "change a none to 1/1, change b none to 1/1"),
         ("done a", "own a/1"),
-        // Somebody was faster.
+        // Another replica was faster.
         ("record b 2/4", ""),
         ("refused b", ""),
         ("wait 400ms", "change b 4 to 1/5"),
@@ -34,7 +34,7 @@ fn a_vacant_stream_is_acquired_after_the_start_delay() {
 
 #[test]
 fn a_standby_acquires_the_stream_after_the_heartbeat_timeout() {
-    let night = [
+    let script = [
         ("prepared a", ""),
         ("beat 2", ""),
         ("wait 300ms", ""),
@@ -43,12 +43,12 @@ fn a_standby_acquires_the_stream_after_the_heartbeat_timeout() {
         ("wait 1ms", "change a 7 to 1/8"),
         ("done a", "own a/8"),
     ];
-    play(&[FOLLOWS, &night[..]].concat());
+    play(&[FOLLOWS, &script[..]].concat());
 }
 
 #[test]
 fn a_lost_connection_of_our_own_does_not_count_as_a_dead_holder() {
-    let night = [
+    let script = [
         ("beat 2", ""),
         ("away", ""),
         ("wait 1099ms", ""),
@@ -59,7 +59,7 @@ fn a_lost_connection_of_our_own_does_not_count_as_a_dead_holder() {
         ("beat 2", ""),
         ("wait 390ms", ""),
     ];
-    play(&[FOLLOWS, &night[..]].concat());
+    play(&[FOLLOWS, &script[..]].concat());
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_new_member_gets_its_share_after_its_session_is_live() {
         ("members 1 2", ""),
         ("wait 400ms", "ask 2 a"),
         ("wait 400ms", ""),
-        // Not the one that was asked.
+        // A replica that was not asked.
         ("ready 3 a", ""),
         ("ready 2 a", "change a 1 to 2/2"),
         ("done a", "release a, given 2 a/2"),
@@ -90,7 +90,7 @@ fn a_handover_without_a_ready_successor_is_cancelled() {
         ("wait 400ms", "ask 2 a"),
         ("wait 14s", ""),
         ("wait 1200ms", "ask 2 a"),
-        // It is gone: what it says late counts for nothing.
+        // The replica is gone, so its late message has no effect.
         ("members 1", ""),
         ("wait 400ms", ""),
         ("ready 2 a", ""),
@@ -108,7 +108,7 @@ fn a_successor_reports_ready_when_live_and_owns_after_the_record_changed() {
         ("prepared a", "ready 2 a"),
         ("record a 1/5", ""),
         ("given 2 a/5", "own a/5"),
-        // A second one that was never asked for is looked up.
+        // An unexpected second message causes a read of the records.
         ("given 2 b/5", ""),
     ]);
 }
@@ -152,7 +152,7 @@ fn without_the_store_it_steps_down_and_later_resumes_its_valid_leases() {
 
 #[test]
 fn after_a_partition_a_replica_gives_the_others_one_lease_ttl_to_return() {
-    let night = [
+    let script = [
         ("prepared a", ""),
         ("beat 2", ""),
         ("away", ""),
@@ -164,8 +164,8 @@ fn after_a_partition_a_replica_gives_the_others_one_lease_ttl_to_return() {
     ];
     let back = [("members 1 2", ""), ("wait 950ms", ""), ("beat 2", ""), ("wait 399ms", "")];
     let gone = [("wait 999ms", ""), ("wait 1ms", "change a 7 to 1/8"), ("done a", "own a/8")];
-    play(&[FOLLOWS, &night[..], &back[..]].concat());
-    play(&[FOLLOWS, &night[..], &gone[..]].concat());
+    play(&[FOLLOWS, &script[..], &back[..]].concat());
+    play(&[FOLLOWS, &script[..], &gone[..]].concat());
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn a_record_that_names_this_replica_makes_it_the_owner() {
         ("record a 1/1", ""),
         ("record b 1/1", ""),
         ("start", "own a/1, own b/1, resume"),
-        // The store forgot the newest change.
+        // The store lost the newest change.
         ("record a 1/9", ""),
         ("wait 2s", "own a/9"),
         ("right a", "9"),
@@ -262,7 +262,7 @@ fn a_drain_abandons_streams_without_a_successor() {
 
 const ME: ReplicaId = ReplicaId(1);
 
-/// A replica, its clock and the store it talks to.
+/// A replica, its clock and its store.
 struct LeaseRunner {
     lease: Lease,
     now: BootTime,
@@ -353,24 +353,24 @@ impl LeaseRunner {
 
     fn wait(&mut self, time: Duration) -> String {
         let end = self.now + time;
-        let mut told = Vec::new();
+        let mut lines = Vec::new();
         while let Some(at) = self.lease.poll_timeout().filter(|at| *at <= end) {
             self.now = self.now.max(at);
             self.lease.handle_timeout(self.moment());
-            told.push(self.drain_outputs());
+            lines.push(self.drain_outputs());
         }
         self.now = end;
-        told.retain(|line| !line.is_empty());
-        told.join(", ")
+        lines.retain(|line| !line.is_empty());
+        lines.join(", ")
     }
 
     fn moment(&self) -> LeaseMoment {
         LeaseMoment { boot: self.now, nonce: 7 }
     }
 
-    /// What is wanted; the store answers what it can at once.
+    /// The outputs as text. The store answers renewals and reads at once.
     fn drain_outputs(&mut self) -> String {
-        let mut told = Vec::new();
+        let mut lines = Vec::new();
         while let Some(output) = self.lease.poll_output() {
             if let Output::ChangeRecord { stream, record, .. } = &output {
                 self.asked_for.insert(stream.clone(), *record);
@@ -378,10 +378,10 @@ impl LeaseRunner {
             match self.answered(&output) {
                 Some(answer) => self.lease.handle(answer, self.moment()),
                 None if output == Output::Beat => (),
-                None => told.push(describe(&output)),
+                None => lines.push(describe(&output)),
             }
         }
-        told.join(", ")
+        lines.join(", ")
     }
 
     fn answered(&self, output: &Output) -> Option<Input> {
@@ -423,7 +423,7 @@ fn describe(output: &Output) -> String {
         Output::StepDown => "step down".to_owned(),
         Output::Resume => "resume".to_owned(),
         Output::Leave => "leave".to_owned(),
-        Output::Renew { .. } | Output::ReadRecords | Output::Beat => panic!("{output:?} is answered elsewhere"),
+        Output::Renew { .. } | Output::ReadRecords | Output::Beat => panic!("{output:?} is answered by the store"),
     }
 }
 

@@ -1,6 +1,6 @@
-//! How long a token lives: what the answer says, else what the token's own claims say, else a configured guess.
+//! The lifetime of a token: from the answer, else from the token's claims, else the configured default.
 //!
-//! It believes no wall clock of this machine, and it verifies no signature: claims are read for their times only.
+//! The local wall clock is not used. Signatures are not verified: only the times in the claims are read.
 
 use std::time::Duration;
 
@@ -9,20 +9,20 @@ use serde_json::Value;
 
 use crate::model::Timestamp;
 
-/// A shorter life is not believed, and what is known otherwise is used: no platform can mean a token that ends before
-/// a socket is open, and believing it would be a request and a rotation in each second.
+/// A shorter lifetime is ignored: such a token would expire before a socket is open, and would cause a request and a
+/// rotation each second.
 pub const LIFETIME_MIN: Duration = Duration::from_secs(2);
 
-/// Longer lives are taken for this: a token should be proved replaceable every other day.
+/// Longer lifetimes are cut to this, so that a token is refreshed at least every other day.
 pub const LIFETIME_MAX: Duration = Duration::from_secs(48 * 3_600);
 
-/// All that is known of a token's life.
+/// What is known about a token's lifetime.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LifetimeHints {
-    /// Seconds, as the answer gives them.
+    /// The number of seconds in the answer.
     pub expires_in: Option<f64>,
     pub claims: Claims,
-    /// The platform's own clock when it answered (`Date`).
+    /// The platform's clock at the answer (`Date`).
     pub answered_at: Option<Timestamp>,
 }
 
@@ -33,36 +33,36 @@ pub struct Claims {
     pub expires_at: Option<f64>,
 }
 
-/// The life by which a token is renewed, and what its claims made of it.
+/// The lifetime by which a token is refreshed, and its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetime {
-    /// Within [`LIFETIME_MIN`] and [`LIFETIME_MAX`], from the moment the request was sent.
+    /// Between [`LIFETIME_MIN`] and [`LIFETIME_MAX`], from the sending of the request.
     pub scheduled: Duration,
     /// `exp - iat` of the token itself.
     pub claimed: Option<Duration>,
     pub source: LifetimeSource,
 }
 
-/// Where a life was taken from.
+/// The source of a lifetime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LifetimeSource {
     Answer,
     Claims,
-    /// Nobody said; worth a warning.
+    /// The configured default, because neither the answer nor the token has a lifetime. It causes a warning.
     Default,
 }
 
 impl Lifetime {
-    /// Weighs what was stated. `default` is used where nothing was.
+    /// Chooses the lifetime. `default` is used if none is stated.
     pub fn resolve(stated: &LifetimeHints, default: Duration) -> Self {
         let claimed = stated.claims.lifetime();
-        let believed = |life: &Duration| *life >= LIFETIME_MIN;
-        let answered = stated.expires_in.map(positive).filter(believed);
-        let (life, source) = match (answered, claimed.filter(believed)) {
+        let is_plausible = |life: &Duration| *life >= LIFETIME_MIN;
+        let answered = stated.expires_in.map(positive).filter(is_plausible);
+        let (life, source) = match (answered, claimed.filter(is_plausible)) {
             (Some(life), _) => (life, LifetimeSource::Answer),
             (None, Some(life)) => (life, LifetimeSource::Claims),
             (None, None) => {
-                let bound = Some(stated.upper_bound()).filter(believed);
+                let bound = Some(stated.upper_bound()).filter(is_plausible);
                 (default.min(bound.unwrap_or(LIFETIME_MAX)), LifetimeSource::Default)
             }
         };
@@ -71,7 +71,7 @@ impl Lifetime {
 }
 
 impl LifetimeSource {
-    /// The word for logs.
+    /// The name in logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Answer => "answer",
@@ -82,7 +82,7 @@ impl LifetimeSource {
 }
 
 impl LifetimeHints {
-    /// An `exp` without `iat` says only when the token is certainly dead, and only on the platform's own clock.
+    /// The upper bound by `exp`, measured on the platform's clock.
     fn upper_bound(&self) -> Duration {
         match (self.claims.expires_at, self.answered_at) {
             (Some(expires_at), Some(answered)) => positive(expires_at - answered.0 as f64 / 1_000.0),
@@ -104,20 +104,20 @@ impl Claims {
         Some(Self { issued_at: time("iat"), expires_at: time("exp") })
     }
 
-    /// `exp - iat`, where both are there and make sense.
+    /// `exp - iat`, if both are present and valid.
     pub fn lifetime(self) -> Option<Duration> {
         let life = self.expires_at? - self.issued_at?;
         (life > 0.0).then(|| positive(life))
     }
 }
 
-/// A number of seconds, as servers write it: `1800`, `1800.0`, `"1800"`.
+/// A number of seconds in the forms that servers use: `1800`, `1800.0`, `"1800"`.
 pub fn seconds(value: &Value) -> Option<f64> {
     let secs = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
     (!secs.is_nan()).then_some(secs)
 }
 
-/// Negative is zero, and more than a duration can hold is [`LIFETIME_MAX`].
+/// A negative number is zero. A number that does not fit is [`LIFETIME_MAX`].
 fn positive(secs: f64) -> Duration {
     Duration::try_from_secs_f64(secs.max(0.0)).unwrap_or(LIFETIME_MAX)
 }
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_response_precedes_the_claims_and_the_claims_the_default() {
-        // expires_in, the token's claims, the answer's date (s); life and where it was taken from
+        // expires_in, the token's claims, the answer's date (s); lifetime and its source
         let table = [
             (json!(1800), json!({"iat": 1000, "exp": 1900}), None, 1800, "answer"),
             (json!("1800"), json!({}), None, 1800, "answer"),

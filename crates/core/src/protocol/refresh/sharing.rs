@@ -1,7 +1,8 @@
-//! One refresh for all replicas: look in the vault, take the lock, look again, fetch, publish; the others adopt.
+//! One refresh for all replicas: read the store, take the lock, read again, request, publish. The others adopt the
+//! token.
 //!
-//! The vault is the truth, its broadcasts are hints, and the lock only saves requests: whatever happens to the latter
-//! two, a replica has a token, and never one that is older than what it had. A vault that is away costs requests.
+//! The store is authoritative, its notifications are hints, and the lock only saves requests: without notifications or
+//! lock a replica still gets a token, and never an older one. An unreachable store costs more requests.
 
 use std::time::{Duration, Instant};
 
@@ -13,19 +14,19 @@ use super::{
 /// The lock, as far as this replica knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct HeldLock {
-    /// None: it is not renewed any more, so that another replica may try.
+    /// None: it is not extended any more, so that another replica can try.
     pub(super) renew_at: Option<Instant>,
 }
 
-/// Where the conversation with the vault stands. `asked` is when the look was asked for.
+/// The step of sharing with the store. `asked` is when the read was requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum VaultStep {
-    /// A look aside because of a hint; afterwards everything is as before.
+    /// A read because of a hint. The state before it continues afterwards.
     Peeking {
         requested_at: Instant,
         refresh_at: Option<Instant>,
     },
-    /// Has somebody refreshed already?
+    /// A read before the lock is taken: another replica may have refreshed.
     Reading {
         requested_at: Instant,
     },
@@ -33,7 +34,7 @@ pub(super) enum VaultStep {
         requested_at: Instant,
         ttl: Duration,
     },
-    /// We have the lock. Somebody may have been quicker by just that.
+    /// A read under the lock: another replica may have refreshed just before.
     Rereading {
         requested_at: Instant,
         lock: HeldLock,
@@ -42,21 +43,21 @@ pub(super) enum VaultStep {
     WaitingForLock {
         at: Instant,
     },
-    /// The vault is away.
+    /// The store is unreachable.
     WithoutVault {
         at: Instant,
     },
-    /// What was granted is to be everybody's.
+    /// The granted token is being published.
     Publishing {
         generation: u64,
         lifetime: TokenLifetime,
     },
-    /// What was granted came late: there is something newer.
+    /// The granted token is late: there is a newer one.
     Yielding {
         requested_at: Instant,
         lifetime: TokenLifetime,
     },
-    /// The token in force is offered to a vault that lacks it; afterwards everything is as before.
+    /// The token in use is published to a store that lacks it. The state before it continues afterwards.
     Republishing {
         refresh_at: Option<Instant>,
     },
@@ -76,14 +77,14 @@ impl VaultStep {
         }
     }
 
-    /// Whether it has nothing to do with a token that is due.
+    /// Whether no refresh is in progress.
     pub(super) fn is_background(self) -> bool {
         matches!(self, Self::Peeking { .. } | Self::Republishing { .. })
     }
 }
 
 impl Refresh {
-    /// Begins a round, or goes on with one.
+    /// Begins or continues a refresh.
     pub(super) fn read_vault(&mut self, streak: Option<FailureStreak>, now: Instant) {
         self.state = RefreshState::Sharing { step: VaultStep::Reading { requested_at: now }, streak };
         self.outputs.push_back(Output::ReadVault);
@@ -166,7 +167,7 @@ impl Refresh {
         }
     }
 
-    /// A hint is worth a look where nothing else is about to look.
+    /// Reads the store because of a hint, unless another read follows soon.
     pub(super) fn on_vault_notified(&mut self, generation: Option<u64>, now: Instant) {
         let news = generation.is_none_or(|generation| generation > self.generation());
         if !news || self.settings.sharing == TokenSharing::None {
@@ -183,7 +184,7 @@ impl Refresh {
         }
     }
 
-    /// A wait of the conversation is over.
+    /// The wait of the current step is over.
     pub(super) fn end_wait(&mut self, step: VaultStep, streak: Option<FailureStreak>, now: Instant) {
         match step {
             VaultStep::WaitingForLock { .. } => self.read_vault(streak, now),
@@ -198,7 +199,7 @@ impl Refresh {
         }
     }
 
-    /// Keeps the lock while the request is under way, as long as that leaves time for another replica's try.
+    /// Extends the lock while the request is in flight, if that leaves time for an attempt of another replica.
     pub(super) fn renew_lock(&mut self, now: Instant) {
         let life = self.lock_ttl(now);
         let worth_it = self.may_lock(now);
@@ -211,7 +212,7 @@ impl Refresh {
         }
     }
 
-    /// A token was granted: under the lock it is everybody's first, alone it is ours first.
+    /// A token was granted. With the lock it is published before it is used, without it after.
     pub(super) fn publish_or_adopt(&mut self, life: Option<TokenLifetime>, lock: Option<HeldLock>, now: Instant) {
         let generation = self.next_generation();
         let left = life.map(|life| (life, life.expires_at.saturating_duration_since(now)));
@@ -282,7 +283,7 @@ impl Refresh {
         }
     }
 
-    /// The vault has an older token than ours: it was away when ours was granted, or it forgot.
+    /// The store has an older token: it was unreachable when the newer one was granted, or it lost data.
     fn republish(&mut self, due: Option<Instant>, now: Instant) {
         let Some((held, (life, left))) = self.current.and_then(|held| Some((held, held.remaining(now)?))) else {
             return self.idle_or_retry(due, None);
@@ -292,7 +293,7 @@ impl Refresh {
         self.outputs.push_back(Output::Publish { generation, lifetime: life.total, remaining: left });
     }
 
-    /// The token endpoint told another replica to wait, so it need not tell us.
+    /// The token endpoint asked another replica for a pause. This replica waits too.
     fn pause_requests(&mut self, pause: Duration, streak: Option<FailureStreak>, unit: f64, now: Instant) {
         let streak = FailureStreak::after(streak, GrantFailure::Throttled(Some(pause)));
         let at = now + streak.delay(unit, Duration::MAX);
@@ -300,7 +301,7 @@ impl Refresh {
         self.outputs.push_back(Output::PauseRequests { at });
     }
 
-    /// The vault is away. After a failure the pause is over already.
+    /// The store is unreachable. After a failure the delay is over already.
     fn wait_without_vault(&mut self, streak: Option<FailureStreak>, unit: f64, now: Instant) {
         if streak.is_some() {
             return self.fetch(streak, None, now);
@@ -313,7 +314,7 @@ impl Refresh {
         self.outputs.push_back(Output::ReadVault);
     }
 
-    /// As before a look aside.
+    /// Restores the state before a read because of a hint.
     fn idle_or_retry(&mut self, due: Option<Instant>, streak: Option<FailureStreak>) {
         self.state = match (streak, due) {
             (Some(streak), Some(at)) => RefreshState::Retrying { at, streak },
@@ -321,15 +322,14 @@ impl Refresh {
         };
     }
 
-    /// What was found, if it is newer than what is held (what was refused here never is), and has not ended while the
-    /// answer was on its way.
+    /// The token of the store, if it is newer than the one in use and has not expired.
     fn newer_token(&self, content: Option<VaultContent>, requested_at: Instant, now: Instant) -> Option<VaultToken> {
         let found = content?.token.filter(|found| found.generation > self.generation())?;
         (requested_at + found.remaining > now).then_some(found)
     }
 
-    /// Another replica's token is ours from here on. One that comes long before ours was due tells of a refusal or a
-    /// wish somewhere, which counts as if it had been ours.
+    /// Uses another replica's token. A token that comes long before the next one was due is the result of a rejection
+    /// or an admin request on another replica, which counts for this one too.
     fn adopt_found(&mut self, found: VaultToken, requested_at: Instant, unit: f64, now: Instant) {
         let jitter_max = |life: &TokenLifetime| self.settings.jitter(life.total, 1.0);
         if self.current.and_then(|held| held.lifetime).is_some_and(|life| now + jitter_max(&life) < life.refresh_at) {

@@ -1,4 +1,4 @@
-//! The rules of one replica, as scripts: what it is told, and what it wants done.
+//! Scripts of one replica: inputs, and the expected outputs.
 
 mod explore;
 mod model;
@@ -9,7 +9,7 @@ use super::*;
 
 #[test]
 fn a_token_is_renewed_ahead_of_its_end_counted_from_the_sending_of_the_request() {
-    // life, random number, due after the sending (buffer 300 s, jitter up to 2 s)
+    // lifetime, random number, due after the sending (buffer 300 s, jitter up to 2 s)
     let table = [
         (1_800.0, 0.0, "1500"),
         (1_800.0, 1.0, "1502"),
@@ -22,8 +22,8 @@ fn a_token_is_renewed_ahead_of_its_end_counted_from_the_sending_of_the_request()
     ];
     for (life, unit, due) in table {
         let lifetime = Some(Duration::from_secs_f64(life));
-        let told = play(&[(0.0, Input::Start), (0.5, Input::Granted { lifetime, repeated: false, unit })], life);
-        assert_eq!(told, format!("0 fetch, 0.5 adopt 1, {due} fetch"), "{life} {unit}");
+        let trace = play(&[(0.0, Input::Start), (0.5, Input::Granted { lifetime, repeated: false, unit })], life);
+        assert_eq!(trace, format!("0 fetch, 0.5 adopt 1, {due} fetch"), "{life} {unit}");
     }
     assert_eq!(play(&[(0.0, Input::Start), (1.0, without_expiry())], 1e6), "0 fetch, 1 adopt 1");
 }
@@ -32,18 +32,18 @@ fn a_token_is_renewed_ahead_of_its_end_counted_from_the_sending_of_the_request()
 fn a_refused_token_is_replaced_at_once_and_only_once() {
     let start = [(0.0, Input::Start), (1.0, granted(1800))];
     let table = [
-        // fifty callers refuse the same token
+        // fifty callers report the same rejected token
         (vec![(20.0, refused(1)), (20.0, refused(1)), (21.0, refused(1))], "20 fetch"),
         (vec![(20.0, refused(1)), (21.0, granted(1800)), (22.0, refused(1))], "20 fetch, 21 adopt 2"),
-        // an older token, and one that never was
+        // an older token, and an unknown one
         (vec![(20.0, refused(0)), (20.0, refused(2))], ""),
-        // one that carried a live session, again and again
+        // tokens that carried a live session, several times
         (vec![(2.0, refused(1))], "2 fetch"),
         (
             vec![(2.0, refused(1)), (3.0, granted(1800)), (8.0, refused(2)), (9.0, granted(1800)), (14.0, refused(3))],
             "2 fetch, 3 adopt 2, 8 fetch, 9 adopt 3, 14 fetch",
         ),
-        // one that never did waits for the interval, unless a session under it is live after all
+        // a token that never carried one waits for the interval, unless a session under it is live after all
         (vec![(2.0, unproven(1))], "60 fetch"),
         (vec![(2.0, unproven(1)), (5.0, refused(1))], "5 fetch"),
         (vec![(2.0, unproven(1)), (5.0, cleared(1))], ""),
@@ -51,7 +51,7 @@ fn a_refused_token_is_replaced_at_once_and_only_once() {
         (vec![(2.0, unproven(1)), (5.0, cleared(0)), (5.0, cleared(2))], "60 fetch"),
         (vec![(2.0, refused(1)), (3.0, granted(1800)), (4.0, unproven(2))], "2 fetch, 3 adopt 2, 62 fetch"),
         (vec![(2.0, refused(1)), (3.0, granted(1800)), (63.0, unproven(2))], "2 fetch, 3 adopt 2, 63 fetch"),
-        // the endpoint grants the same token again: it is asked again sooner, and ever more seldom
+        // the endpoint grants the same token again: the next request follows sooner, with growing delays
         (
             vec![
                 (20.0, refused(1)),
@@ -66,8 +66,8 @@ fn a_refused_token_is_replaced_at_once_and_only_once() {
         ),
     ];
     for (script, expected) in table {
-        let told = play(&[&start[..], &script].concat(), 600.0);
-        assert_eq!(told.strip_prefix("0 fetch, 1 adopt 1").unwrap().trim_start_matches(", "), expected);
+        let trace = play(&[&start[..], &script].concat(), 600.0);
+        assert_eq!(trace.strip_prefix("0 fetch, 1 adopt 1").unwrap().trim_start_matches(", "), expected);
     }
 }
 
@@ -104,18 +104,18 @@ fn a_platform_that_refuses_every_token_causes_few_requests_and_degrades_the_acco
     }
     world.run_to(world.start + Duration::from_secs(20));
     let fetches = world.fetches.iter().map(|at| (*at - world.start).as_secs().to_string());
-    // The platform is asked five seconds after it was asked before, and the session's life does not matter.
+    // A request follows five seconds after the last one, whether or not a session was live.
     assert_eq!(fetches.collect::<Vec<_>>().join(" "), "0 1 2 3 8 13 18");
     assert_eq!(degraded.iter().filter(|degraded| !**degraded).count(), 3);
     let past = world.start + Duration::from_secs(3) + REFUSALS_WINDOW;
-    assert!(world.machine.degraded_until().unwrap() > past, "it stays so while that goes on");
+    assert!(world.machine.degraded_until().unwrap() > past, "it stays degraded while tokens are rejected");
 }
 
 #[test]
 fn status_shows_why_and_until_when_a_refresh_waits() {
     let throttled = |secs| GrantFailure::Throttled(Some(Duration::from_secs(secs)));
     let start = [(0.0, Input::Start), (0.0, granted(1800))];
-    // what happens, when it is looked; for what it waits, and until when
+    // inputs, time of the check; what the refresh waits for, and until when
     let table = [
         (vec![], 10.0, None),
         (vec![], 1_501.0, Some((WaitReason::Endpoint, None))),
@@ -151,22 +151,22 @@ fn an_operator_request_respects_the_interval() {
             vec![(100.0, Input::RefreshRequested), (101.0, granted(1800)), (102.0, Input::RefreshRequested)],
             "100 fetch, 101 adopt 2, 160 fetch",
         ),
-        // the scheduled one comes first
+        // the scheduled refresh comes first
         (
             vec![(1.5, Input::RefreshRequested), (60.0, granted(60)), (61.0, Input::RefreshRequested)],
             "60 fetch, 60 adopt 2, 105 fetch",
         ),
     ];
     for (script, expected) in table {
-        let told = play(&[&[(0.0, Input::Start), (1.0, granted(1800))][..], &script].concat(), 600.0);
-        assert_eq!(told, format!("0 fetch, 1 adopt 1, {expected}"));
+        let trace = play(&[&[(0.0, Input::Start), (1.0, granted(1800))][..], &script].concat(), 600.0);
+        assert_eq!(trace, format!("0 fetch, 1 adopt 1, {expected}"));
     }
 }
 
 #[test]
 fn each_failure_has_its_own_delays() {
     let pause = |secs| GrantFailure::Throttled(Some(Duration::from_secs(secs)));
-    // failure, tries within so many seconds with the random number 0.5
+    // failure, attempts within this number of seconds with the random number 0.5
     let table = [
         (GrantFailure::Unreachable, 130.0, "0 1 3 7 15 31 61 91 121"),
         (GrantFailure::Throttled(None), 130.0, "0 1 3 7 15 31 61 91 121"),
@@ -181,14 +181,14 @@ fn each_failure_has_its_own_delays() {
 
 #[test]
 fn an_unreachable_endpoint_is_tried_every_few_seconds_before_the_token_ends() {
-    // due at 300 of 400; the emergency begins at 340
-    let told = tries(Some(400), GrantFailure::Unreachable, 432.0);
+    // due at 300 of 400; the fast retries begin at 340
+    let trace = tries(Some(400), GrantFailure::Unreachable, 432.0);
     assert_eq!(
-        told,
+        trace,
         "0 300 301 303 307 315 331 340 345 350 355 360 365 370 375 380 385 388 391 393 395 396 397 398 399 400 430"
     );
-    let told = tries(Some(400), GrantFailure::Rejected, 600.0);
-    assert_eq!(told, "0 300 330 390 510", "bad credentials are not tried faster");
+    let trace = tries(Some(400), GrantFailure::Rejected, 600.0);
+    assert_eq!(trace, "0 300 330 390 510", "bad credentials are not tried faster");
 }
 
 #[test]
@@ -210,14 +210,14 @@ fn rejected_credentials_alarm_once_and_the_current_token_stays() {
 #[test]
 fn corrected_credentials_are_tried_within_the_interval_but_not_while_throttled() {
     let rejected = [(0.0, Input::Start), (0.0, failed(GrantFailure::Rejected)), (30.0, failed(GrantFailure::Rejected))];
-    let told = play(&[&rejected[..], &[(31.0, Input::RefreshRequested)]].concat(), 600.0);
-    assert!(told.ends_with("30 fetch, 30 retry at 90, 90 fetch"), "{told}");
+    let trace = play(&[&rejected[..], &[(31.0, Input::RefreshRequested)]].concat(), 600.0);
+    assert!(trace.ends_with("30 fetch, 30 retry at 90, 90 fetch"), "{trace}");
     let late = [&rejected[..], &[(90.0, failed(GrantFailure::Rejected)), (155.0, Input::RefreshRequested)]].concat();
-    let told = play(&late, 600.0);
-    assert!(told.ends_with("90 retry at 210, 155 fetch"), "{told}");
+    let trace = play(&late, 600.0);
+    assert!(trace.ends_with("90 retry at 210, 155 fetch"), "{trace}");
 
     let throttled = GrantFailure::Throttled(Some(Duration::from_secs(300)));
-    let told = play(
+    let trace = play(
         &[
             (0.0, Input::Start),
             (0.0, granted(1800)),
@@ -228,7 +228,7 @@ fn corrected_credentials_are_tried_within_the_interval_but_not_while_throttled()
         ],
         1_000.0,
     );
-    assert_eq!(told, "0 fetch, 0 adopt 1, 100 fetch, 101 retry at 431, 431 fetch");
+    assert_eq!(trace, "0 fetch, 0 adopt 1, 100 fetch, 101 retry at 431, 431 fetch");
 }
 
 #[test]
@@ -242,8 +242,8 @@ fn a_refusal_while_the_endpoint_is_unavailable_is_tried_at_once() {
         (1502.0, failed(GrantFailure::Unreachable)),
         (1502.5, refused(1)),
     ];
-    let told = play(&script, 1_600.0);
-    assert!(told.ends_with("1501.5 fetch, 1502 retry at 1506, 1506 fetch"), "{told}");
+    let trace = play(&script, 1_600.0);
+    assert!(trace.ends_with("1501.5 fetch, 1502 retry at 1506, 1506 fetch"), "{trace}");
 }
 
 #[test]
@@ -251,8 +251,8 @@ fn repeated_refusals_do_not_expedite_a_failed_attempt() {
     let rejected = |at| (at, failed(GrantFailure::Rejected));
     let start = [(0.0, Input::Start), (0.0, granted(1800)), (100.0, refused(1))];
     let script = [&start[..], &[rejected(100.0), rejected(130.0), rejected(190.0), (290.0, refused(1))]].concat();
-    let told = play(&script, 600.0);
-    assert!(told.ends_with("190 fetch, 190 retry at 310, 310 fetch"), "{told}");
+    let trace = play(&script, 600.0);
+    assert!(trace.ends_with("190 fetch, 190 retry at 310, 310 fetch"), "{trace}");
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn phases_describe_the_account() {
 }
 
 proptest! {
-    /// Whatever the endpoint, the platform and the operators do; `World` checks it at each step.
+    /// Any inputs of the endpoint, the platform and the operators. `World` checks the rules at each step.
     #[test]
     fn one_request_at_a_time_and_none_before_retry_after(
         steps in proptest::collection::vec(step(), 1..200),
@@ -324,7 +324,7 @@ proptest! {
             let generation = world.machine.generation();
             world.play(&[(now, if refuse { unproven(generation) } else { Input::RefreshRequested })]);
         }
-        // a scheduled or repeated one, one that was wanted, and the first after a refusal
+        // a scheduled or repeated request, a requested one, and the first after a rejection
         let spread_min = Duration::from_secs(if accepted { 60 } else { 30 });
         for window in world.fetches.windows(4) {
             prop_assert!(window[3] - window[0] >= spread_min);
@@ -332,7 +332,7 @@ proptest! {
     }
 }
 
-/// Runs the script and then the clock to `until`; what the machine wanted, as text.
+/// Runs the script and then the clock to `until`. Returns the outputs as text.
 fn play(script: &[(f64, Input)], until: f64) -> String {
     let mut world = RefreshRunner::new();
     world.play(script);
@@ -340,7 +340,8 @@ fn play(script: &[(f64, Input)], until: f64) -> String {
     world.transcript()
 }
 
-/// When an endpoint that always fails like this is tried, after it granted one token of `life`.
+/// The times of requests to an endpoint that always fails like this, after it granted one token with the lifetime
+/// `life`.
 fn tries(life: Option<u64>, failure: GrantFailure, until: f64) -> String {
     let mut world = RefreshRunner::new();
     world.play(&[(0.0, Input::Start)]);
@@ -391,7 +392,7 @@ fn granted(life: u64) -> Input {
     Input::Granted { lifetime: Some(Duration::from_secs(life)), repeated: false, unit: 0.0 }
 }
 
-/// The very token that was refused.
+/// The rejected token is granted again.
 fn repeated() -> Input {
     Input::Granted { lifetime: Some(Duration::from_secs(1_800)), repeated: true, unit: 0.0 }
 }
@@ -409,7 +410,7 @@ fn refused(generation: u64) -> Input {
     Input::Refused { generation, proven: true }
 }
 
-/// One that never did.
+/// A token that never carried a live session.
 fn unproven(generation: u64) -> Input {
     Input::Refused { generation, proven: false }
 }
@@ -418,14 +419,14 @@ fn cleared(generation: u64) -> Input {
     Input::RefusalCleared { generation }
 }
 
-/// A machine, its clock, and what it wanted so far.
+/// A machine, its clock, and its outputs so far.
 struct RefreshRunner {
     machine: Refresh,
     start: Instant,
     in_flight: bool,
     not_before: Instant,
     fetches: Vec<Instant>,
-    told: Vec<String>,
+    trace: Vec<String>,
 }
 
 impl RefreshRunner {
@@ -437,7 +438,7 @@ impl RefreshRunner {
             sharing: TokenSharing::None,
         });
         let start = Instant::now();
-        Self { machine, start, in_flight: false, not_before: start, fetches: Vec::new(), told: Vec::new() }
+        Self { machine, start, in_flight: false, not_before: start, fetches: Vec::new(), trace: Vec::new() }
     }
 
     fn play(&mut self, script: &[(f64, Input)]) {
@@ -460,7 +461,7 @@ impl RefreshRunner {
         self.drain_outputs(at);
     }
 
-    /// Lets every timer fire that is due by then.
+    /// Fires every timer that is due by then.
     fn run_to(&mut self, end: Instant) {
         while let Some(at) = self.machine.poll_timeout().filter(|at| *at <= end) {
             self.machine.handle_timeout(at);
@@ -468,7 +469,7 @@ impl RefreshRunner {
         }
     }
 
-    /// The same with an endpoint that always answers at once.
+    /// Fires every timer that is due by then, with an endpoint that always answers at once.
     fn run_answered(&mut self, until: f64, answer: Input) {
         let end = self.start + Duration::from_secs_f64(until);
         loop {
@@ -483,10 +484,10 @@ impl RefreshRunner {
     fn drain_outputs(&mut self, now: Instant) {
         let seconds = |at: Instant| (at - self.start).as_secs_f64();
         while let Some(output) = self.machine.poll_output() {
-            self.told.push(match output {
+            self.trace.push(match output {
                 Output::Fetch => {
                     assert!(!self.in_flight, "two requests under way");
-                    assert!(now >= self.not_before, "asked although told to wait");
+                    assert!(now >= self.not_before, "requested during a pause");
                     self.in_flight = true;
                     self.fetches.push(now);
                     format!("{} fetch", seconds(now))
@@ -508,6 +509,6 @@ impl RefreshRunner {
     }
 
     fn transcript(&self) -> String {
-        self.told.join(", ")
+        self.trace.join(", ")
     }
 }

@@ -1,7 +1,7 @@
-//! Which streams use an account's token, and whose trouble it is when the platform refuses it.
+//! Which streams use an account's token, and whether a rejection concerns the account or one stream.
 //!
-//! A refusal may mean that the token is worth nothing, or that one stream may not use it. The first asks for another
-//! token, the second must not: every other stream would rotate for nothing.
+//! A rejection may mean that the token is invalid, or that one stream must not use it. The first requires another
+//! token. The second must not request one, because every other stream would rotate without need.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,39 +10,39 @@ use std::{
 
 use crate::model::StreamName;
 
-/// A token that is younger than this, and under which other streams are live, was not revoked.
+/// A token that is younger than this and under which other streams are live is not revoked.
 const FRESH_MAX: Duration = Duration::from_secs(60);
 
-/// What is known of the token in force, on this replica. All sets are bounded by the configured streams.
+/// The use of the current token on this replica. The configured streams limit all sets.
 #[derive(Debug, Clone, Default)]
 pub struct TokenUsage {
     generation: u64,
     offered_at: Option<Instant>,
-    /// Streams that were live under the token in force.
+    /// Streams that were live under the token in use.
     proven_by: BTreeSet<StreamName>,
-    /// Streams that were live, and were not refused since.
+    /// Streams that were live and not rejected since.
     healthy: BTreeSet<StreamName>,
-    /// When a stream was last refused after another token was got on its word. Kept for [`FRESH`].
+    /// When a rejection of this stream last caused a new token. Kept for [`FRESH_MAX`].
     replaced_for: BTreeMap<StreamName, Instant>,
-    /// Streams that were refused, and were not live since.
+    /// Streams that were rejected and not live since.
     failing: BTreeSet<StreamName>,
-    /// The token in force is refused; whether it had carried a live session.
+    /// Set if the token in use is rejected: whether it had carried a live session.
     refused: Option<bool>,
 }
 
-/// Whose trouble a refusal is.
+/// What a rejection concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalScope {
-    /// There is a newer token already.
+    /// An old token: there is a newer one already.
     Outdated,
-    /// The account gets another token: at once if this one had carried a live session.
+    /// The account: it gets another token, at once if this one had carried a live session.
     Account { proven: bool },
-    /// The stream's own: the account keeps its token.
+    /// One stream: the account keeps its token.
     Stream,
 }
 
 impl TokenUsage {
-    /// A token is in force.
+    /// A token is in use.
     pub fn on_token(&mut self, generation: u64, now: Instant) {
         if generation > self.generation {
             self.generation = generation;
@@ -52,7 +52,7 @@ impl TokenUsage {
         }
     }
 
-    /// A session of the stream is live under a token. True if that clears the token of a refusal that was believed.
+    /// A session of the stream is live under a token. Returns whether this undoes a rejection of the token.
     pub fn on_live(&mut self, stream: &StreamName, generation: u64) -> bool {
         self.failing.remove(stream);
         self.healthy.insert(stream.clone());
@@ -67,7 +67,7 @@ impl TokenUsage {
         cleared
     }
 
-    /// The platform refuses a token to the stream.
+    /// The platform rejected a token of the stream.
     pub fn on_refused(&mut self, stream: &StreamName, generation: u64, now: Instant) -> RefusalScope {
         if generation < self.generation {
             return RefusalScope::Outdated;
@@ -101,7 +101,7 @@ impl TokenUsage {
         RefusalScope::Account { proven }
     }
 
-    /// Another token did not help this stream a moment ago, and others are live under the one in force.
+    /// Whether a new token has just not helped this stream, while others are live under the token in use.
     fn is_repeated(&self, stream: &StreamName) -> bool {
         let others = self.proven_by.iter().any(|other| other != stream && self.healthy.contains(other));
         others && self.refused.is_none() && self.replaced_for.contains_key(stream)

@@ -1,18 +1,18 @@
-//! For what a refresh waits, and until when: for status and log.
+//! What a refresh waits for, and until when. For status and logs.
 
 use std::time::Instant;
 
 use super::{GrantFailure, Refresh, RefreshState, sharing::VaultStep};
 
-/// A refresh that is wanted and not done.
+/// A refresh that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PendingRefresh {
     pub reason: WaitReason,
-    /// When it goes on at the latest, if the machine knows that.
+    /// When it continues at the latest, if that is known.
     pub until: Option<Instant>,
 }
 
-/// For what it waits.
+/// What a refresh waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitReason {
     Endpoint,
@@ -26,7 +26,7 @@ pub enum WaitReason {
 }
 
 impl WaitReason {
-    /// The words for people.
+    /// The text in status and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Endpoint => "the answer of the token endpoint",
@@ -42,7 +42,7 @@ impl WaitReason {
 }
 
 impl Refresh {
-    /// For what a refresh waits at this moment. None: none is wanted before the scheduled one.
+    /// What a refresh waits for now. None if only the scheduled refresh is due.
     pub fn pending_refresh(&self, now: Instant) -> Option<PendingRefresh> {
         let without_end = |reason| Some(PendingRefresh { reason, until: None });
         let until = |reason, at| Some(PendingRefresh { reason, until: Some(at) });
@@ -69,7 +69,7 @@ impl Refresh {
         }
     }
 
-    /// A token that is due ahead of its schedule was asked for, and the minimal interval is not over.
+    /// Whether an unscheduled refresh waits for the minimum interval.
     fn idle_reason(&self, due: Option<Instant>, now: Instant) -> Option<PendingRefresh> {
         let at = due?;
         let life = self.current.and_then(|held| held.lifetime);

@@ -1,17 +1,26 @@
-//! What was heard and is not durable yet: bounded, in order, and honest about what it had to drop.
+//! The bounded queue in front of the log. Dropped events become a gap.
 
 use std::collections::VecDeque;
 
 use crate::model::{Event, Gap, GapReason, OverflowPolicy, Position, Timestamp};
 
-/// One append covers at most about so many bytes of bodies.
+/// One append has at most about this many bytes of bodies.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
-/// A gap entry on its way into the log: its snapshot must name the offset that it gets there.
+/// What happens when the buffer is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverflowPolicy {
+    /// No frames are read until there is room: for platforms that replay.
+    Backpressure,
+    /// The oldest events are dropped, and a gap records it: for platforms that do not replay.
+    DropOldest,
+}
+
+/// Identifies a gap entry until it is durable: its snapshot refers to its offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct GapTicket(pub(super) u64);
 
-/// One entry that is to be appended.
+/// One entry to append.
 #[derive(Debug)]
 pub(super) struct PendingEntry {
     pub(super) event: Event,
@@ -34,9 +43,9 @@ pub(super) struct Buffer {
     append_max: usize,
     overflow: OverflowPolicy,
     shed: Option<Shed>,
-    /// The newest numbered event that went through here, dropped ones included.
+    /// The position of the newest event that left the buffer or was dropped.
     last_passed: Option<Position>,
-    /// How many entries ever came.
+    /// How many entries were ever pushed.
     pushed_total: u64,
 }
 
@@ -47,18 +56,18 @@ struct Shed {
     after: Option<Position>,
 }
 
-/// What goes into one append.
+/// The contents of one append.
 #[derive(Debug)]
 pub(super) struct AppendBatch {
     pub(super) events: Vec<Event>,
     /// The gap entries among them, by index.
     pub(super) tickets: Vec<(usize, GapTicket)>,
     pub(super) position: Option<Position>,
-    /// What the events weigh.
+    /// The size of the events in bytes.
     pub(super) bytes: usize,
 }
 
-/// How much may wait, and how much goes into one append.
+/// The limits of the buffer and of one append.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BufferLimits {
     pub(super) events: usize,
@@ -85,37 +94,37 @@ impl Buffer {
         self.pending.len()
     }
 
-    /// The newest number that went through here.
+    /// The position of the newest event that left the buffer or was dropped.
     pub(super) fn last_passed(&self) -> Option<Position> {
         self.last_passed
     }
 
-    /// How many entries ever came.
+    /// How many entries were ever pushed.
     pub(super) fn pushed_total(&self) -> u64 {
         self.pushed_total
     }
 
-    /// Whether so many of them have been taken, and what was dropped of them was told.
+    /// Whether this number of entries has been taken, and the dropped ones are recorded as a gap.
     pub(super) fn has_drained(&self, count: u64) -> bool {
         self.shed.is_none() && self.pushed_total - self.pending.len() as u64 >= count
     }
 
-    /// Whether so much alone is as much as may wait.
+    /// Whether this number of events, or of bytes, reaches a limit.
     pub(super) fn is_limit(&self, events: usize, bytes: usize) -> bool {
         events >= self.limit || bytes >= self.bytes_max
     }
 
-    /// Whether there is no room beside so much that waits elsewhere.
+    /// Whether the buffer is full, together with events that wait outside it.
     pub(super) fn is_full_with(&self, events: usize, bytes: usize) -> bool {
         self.is_limit(self.pending.len() + events, self.bytes + bytes)
     }
 
-    /// Whether frames should be left unread until there is room.
+    /// Whether frames should not be read until there is room.
     pub(super) fn applies_backpressure(&self, events: usize, bytes: usize) -> bool {
         self.overflow == OverflowPolicy::Backpressure && self.is_full_with(events, bytes)
     }
 
-    /// Adds an entry; returns how many were dropped for it.
+    /// Adds an entry. Returns how many events were dropped.
     pub(super) fn push(&mut self, pending: PendingEntry) -> u64 {
         self.bytes += pending.event.weight();
         self.pending.push_back(pending);
@@ -124,7 +133,7 @@ impl Buffer {
             return 0;
         }
         let mut shed = 0;
-        // One event that is larger than all that may wait stays: the next append takes it.
+        // A single event beyond the limit stays for the next append.
         while self.pending.len() > self.limit || (self.bytes > self.bytes_max && self.pending.len() > 1) {
             match self.shed_oldest() {
                 0 => break,
@@ -134,7 +143,7 @@ impl Buffer {
         shed
     }
 
-    /// Drops the oldest event; the relay's own entries stay, or the gap that they tell would be silent.
+    /// Drops the oldest event. Gap and snapshot entries stay.
     fn shed_oldest(&mut self) -> u64 {
         let own = |pending: &PendingEntry| pending.event.kind.starts_with("trunkline.");
         let Some(oldest) = self.pending.iter().position(|pending| !own(pending)) else { return 0 };
@@ -150,7 +159,7 @@ impl Buffer {
         self.last_passed = event.sequence.map(Position).or(self.last_passed);
     }
 
-    /// The next append; none when nothing waits.
+    /// Takes the next append; none if the buffer is empty.
     pub(super) fn take(&mut self, received: Timestamp) -> Option<AppendBatch> {
         let events = Vec::with_capacity(self.pending.len().min(self.append_max));
         let mut batch = AppendBatch { events, tickets: Vec::new(), position: self.last_passed, bytes: 0 };
@@ -231,8 +240,8 @@ mod tests {
         });
         assert_eq!(read.count(), 7, "the eighth fills it");
         buffer.take(Timestamp(0));
-        assert!(!buffer.applies_backpressure(0, 0), "what left for the log makes room");
-        assert!(buffer.applies_backpressure(0, 1 << 20), "unless it waits elsewhere");
+        assert!(!buffer.applies_backpressure(0, 0), "an append in flight makes room");
+        assert!(buffer.applies_backpressure(0, 1 << 20), "unless it counts as waiting outside");
 
         let mut buffer = Buffer::new(limits, OverflowPolicy::DropOldest, Some(Position(Sequence(0))));
         let shed: u64 = (1..=20).map(|sequence| buffer.push(large(sequence))).sum();
@@ -241,7 +250,7 @@ mod tests {
         assert_eq!(gap.body.len(), r#"{"reason":"shed","after":"0","before":"14","lost":13,"silence_ms":null}"#.len());
 
         let mut buffer = Buffer::new(BufferLimits { bytes: 1_000, ..limits }, OverflowPolicy::DropOldest, None);
-        assert_eq!((buffer.push(large(1)), buffer.len()), (0, 1), "one that fits nowhere is appended all the same");
+        assert_eq!((buffer.push(large(1)), buffer.len()), (0, 1), "a single event beyond the limit is appended");
     }
 
     #[test]

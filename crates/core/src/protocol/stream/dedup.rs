@@ -1,9 +1,9 @@
-//! Equal events of an overlap: on a platform that numbers nothing, both sockets carry each event, and one is kept.
+//! The dedup window of an overlap, on a platform without sequence numbers: both sessions bring each event, and one copy
+//! is stored.
 //!
-//! Two equal events on *one* socket are both kept: the log gets as many as the socket that carried most.
+//! Equal events of *one* session are all stored: the log gets as many copies as the session that brought most.
 //!
-//! What the successor brings waits until the old session has said all that it had to say before: if the old one turns
-//! out to be dead, the gap stands in front of it.
+//! Events of the successor wait until the old session has answered a probe. If it does not answer, a gap comes first.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::DefaultHasher},
@@ -16,48 +16,48 @@ use crate::{
     protocol::session::SessionId,
 };
 
-/// The two copies of an event come within this time of one another, and this long after an overlap they are looked for.
+/// Two copies of an event arrive within this time. The window stays open for this time after an overlap.
 pub(super) const DEDUP_WINDOW: Duration = Duration::from_secs(5);
-/// More different events than this within the time are not looked after: the oldest are forgotten first.
+/// The maximum number of different events in the window. The oldest are evicted first.
 const DEDUP_MAX: usize = 100_000;
 
-/// The memory of one overlap. It exists only while there is one, and [`TWIN_WAIT`] longer.
+/// The events of one overlap. The window exists during the overlap, and [`DEDUP_WINDOW`] longer.
 #[derive(Debug, Default)]
 pub(super) struct DedupWindow {
     counts: HashMap<u64, SessionCounts, BuildHasherDefault<DefaultHasher>>,
     ages: VecDeque<(Instant, u64)>,
-    /// When the memory may be given up; none while sockets overlap.
+    /// When the window closes; none while sessions overlap.
     ends_at: Option<Instant>,
-    /// Until then frames were left unread, or waited: what was remembered before is as old as this.
+    /// Frames were not read, or events waited, until this time. Older events count as received at this time.
     suspended_until: Option<Instant>,
     successor: Option<HeldSuccessor>,
 }
 
-/// The new sessions of an overlap whose old one was asked and has not answered.
+/// The new sessions of an overlap whose old session has not answered its probe.
 #[derive(Debug)]
 struct HeldSuccessor {
     first: SessionId,
     held: Vec<HeldItem>,
     bytes: usize,
-    /// The old session will not answer.
+    /// The old session will not answer its probe.
     predecessor_abandoned: bool,
 }
 
-/// What waits for the old session.
+/// An item that waits for the old session.
 #[derive(Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "a break among the events is rare")]
+#[expect(clippy::large_enum_variant, reason = "a discontinuity is rare")]
 pub(super) enum HeldItem {
     Event(SessionId, Event),
-    /// Here one successor was lost, and the next began. It is a hole if the old session did not fill it.
+    /// Here one successor was lost and the next began. It is a gap unless the old session answers its probe.
     Discontinuity,
 }
 
-/// How often each socket carried an event. Few sockets overlap, so a list is the quickest map.
+/// How many times each session brought an event. Few sessions overlap, so a list is the fastest map.
 #[derive(Debug, Default)]
 struct SessionCounts(Vec<(SessionId, u32)>);
 
 impl DedupWindow {
-    /// Whether the event is new; false for the copy of one that the other socket carried already.
+    /// Adds an event. Returns false if it is a copy of an event of another session.
     pub(super) fn insert(&mut self, event: &Event, session: SessionId, now: Instant) -> bool {
         if self.successor.is_some() {
             self.suspended_until = Some(now);
@@ -71,17 +71,17 @@ impl DedupWindow {
         counts.increment(session)
     }
 
-    /// The sockets no longer overlap: copies may still be on their way for a while.
+    /// The overlap ends. Copies may arrive until the window closes.
     pub(super) fn end(&mut self, now: Instant) {
         self.ends_at.get_or_insert(now + DEDUP_WINDOW);
     }
 
-    /// Another overlap begins before this one's memory was given up.
+    /// Another overlap begins before the window has closed.
     pub(super) fn resume(&mut self) {
         self.ends_at = None;
     }
 
-    /// From here on the events of this session, and of later ones, wait.
+    /// Events of this session and of later ones wait from here on.
     pub(super) fn hold_from(&mut self, session: SessionId) {
         self.successor.get_or_insert(HeldSuccessor {
             first: session,
@@ -91,7 +91,7 @@ impl DedupWindow {
         });
     }
 
-    /// The newest of them is lost.
+    /// The newest session that waits is lost.
     pub(super) fn lose_successor(&mut self) {
         if let Some(successor) = &mut self.successor
             && matches!(successor.held.last(), Some(HeldItem::Event(..)))
@@ -100,14 +100,14 @@ impl DedupWindow {
         }
     }
 
-    /// The old session will not answer: nobody else fills the holes between them.
+    /// The old session will not answer its probe: discontinuities between its successors are gaps.
     pub(super) fn abandon_predecessor(&mut self) {
         if let Some(successor) = &mut self.successor {
             successor.predecessor_abandoned = true;
         }
     }
 
-    /// Keeps the event back if its session has to wait; else it is given back.
+    /// Holds the event if its session has to wait. Otherwise returns it.
     pub(super) fn hold(&mut self, event: Event, session: SessionId) -> Option<Event> {
         match &mut self.successor {
             Some(successor) if session >= successor.first => {
@@ -123,12 +123,12 @@ impl DedupWindow {
         self.successor.as_ref().map_or(0, |successor| successor.held.len())
     }
 
-    /// What the kept events weigh.
+    /// The size of the held events in bytes.
     pub(super) fn held_bytes(&self) -> usize {
         self.successor.as_ref().map_or(0, |successor| successor.bytes)
     }
 
-    /// What waited is to be taken in now; the breaks that are left are holes.
+    /// Takes the held items. Each discontinuity among them is a gap.
     pub(super) fn release(&mut self, now: Instant) -> Vec<HeldItem> {
         let Some(mut successor) = self.successor.take() else { return Vec::new() };
         self.suspended_until = Some(now);
@@ -138,7 +138,7 @@ impl DedupWindow {
         successor.held
     }
 
-    /// Frames are left unread for our own reasons: copies wait in the sockets, and nothing grows old.
+    /// Frames are not read because the buffer is full: copies wait in the sockets, so no event expires.
     pub(super) fn suspend_timers(&mut self, now: Instant) {
         self.suspended_until = Some(now);
         self.ends_at = self.ends_at.map(|ends| ends.max(now + DEDUP_WINDOW));
@@ -161,7 +161,7 @@ impl DedupWindow {
 }
 
 impl SessionCounts {
-    /// Counts one more on this socket; whether that is more than any had before.
+    /// Counts one more for this session. Returns whether it is more than the highest count so far.
     fn increment(&mut self, session: SessionId) -> bool {
         let most = self.0.iter().map(|(_, count)| *count).max().unwrap_or(0);
         let count = match self.0.iter_mut().find(|(id, _)| *id == session) {
@@ -178,7 +178,7 @@ impl SessionCounts {
     }
 }
 
-/// What two copies have in common.
+/// A hash that is equal for two copies of an event.
 pub(super) fn key(event: &Event) -> u64 {
     let mut hasher = DefaultHasher::new();
     event.subject.hash(&mut hasher);
@@ -210,15 +210,15 @@ mod tests {
         }
     }
 
-    /// `a1` is event `a` by socket 1; the capital letters of the answer were kept.
+    /// `a1` is event `a` by session 1. In the expected text stored events have capital letters.
     fn check(script: &str, expected: &str) {
-        let (mut twins, now) = (DedupWindow::default(), Instant::now());
+        let (mut window, now) = (DedupWindow::default(), Instant::now());
         let held = |word: &str| {
             let session = SessionId(word[1..].parse().unwrap());
-            if twins.insert(&event(&word[..1]), session, now) { word.to_uppercase() } else { word.to_owned() }
+            if window.insert(&event(&word[..1]), session, now) { word.to_uppercase() } else { word.to_owned() }
         };
-        let told: Vec<String> = script.split_whitespace().map(held).collect();
-        assert_eq!(told.join(" "), expected);
+        let results: Vec<String> = script.split_whitespace().map(held).collect();
+        assert_eq!(results.join(" "), expected);
     }
 
     #[test]
@@ -233,51 +233,51 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_comes_much_later_is_another_event() {
-        let (mut twins, now) = (DedupWindow::default(), Instant::now());
-        assert!(twins.insert(&event("a"), SessionId(1), now));
-        assert!(!twins.insert(&event("a"), SessionId(2), now + DEDUP_WINDOW));
-        assert!(twins.insert(&event("a"), SessionId(2), now + DEDUP_WINDOW * 3));
+    fn an_equal_event_after_the_window_is_new() {
+        let (mut window, now) = (DedupWindow::default(), Instant::now());
+        assert!(window.insert(&event("a"), SessionId(1), now));
+        assert!(!window.insert(&event("a"), SessionId(2), now + DEDUP_WINDOW));
+        assert!(window.insert(&event("a"), SessionId(2), now + DEDUP_WINDOW * 3));
     }
 
     #[test]
     fn events_of_a_successor_are_deduplicated_on_late_release() {
-        let (mut twins, now) = (DedupWindow::default(), Instant::now());
-        assert!(twins.insert(&event("a"), SessionId(1), now));
-        twins.hold_from(SessionId(2));
-        assert_eq!(twins.hold(event("a"), SessionId(2)), None);
-        assert_eq!(twins.hold(event("b"), SessionId(1)), Some(event("b")));
-        assert!(twins.insert(&event("b"), SessionId(1), now + DEDUP_WINDOW * 2));
+        let (mut window, now) = (DedupWindow::default(), Instant::now());
+        assert!(window.insert(&event("a"), SessionId(1), now));
+        window.hold_from(SessionId(2));
+        assert_eq!(window.hold(event("a"), SessionId(2)), None);
+        assert_eq!(window.hold(event("b"), SessionId(1)), Some(event("b")));
+        assert!(window.insert(&event("b"), SessionId(1), now + DEDUP_WINDOW * 2));
         let later = now + DEDUP_WINDOW * 3;
-        assert_eq!(twins.release(later), [HeldItem::Event(SessionId(2), event("a"))]);
-        assert!(!twins.insert(&event("a"), SessionId(2), later));
+        assert_eq!(window.release(later), [HeldItem::Event(SessionId(2), event("a"))]);
+        assert!(!window.insert(&event("a"), SessionId(2), later));
     }
 
     #[test]
     fn between_two_successors_is_a_gap_unless_the_predecessor_covers_it() {
-        for alone in [false, true] {
-            let (mut twins, now) = (DedupWindow::default(), Instant::now());
-            twins.hold_from(SessionId(2));
-            twins.lose_successor();
-            assert_eq!(twins.hold(event("a"), SessionId(2)), None);
-            twins.lose_successor();
-            twins.hold_from(SessionId(3));
-            assert_eq!(twins.hold(event("b"), SessionId(3)), None);
-            if alone {
-                twins.abandon_predecessor();
+        for is_abandoned in [false, true] {
+            let (mut window, now) = (DedupWindow::default(), Instant::now());
+            window.hold_from(SessionId(2));
+            window.lose_successor();
+            assert_eq!(window.hold(event("a"), SessionId(2)), None);
+            window.lose_successor();
+            window.hold_from(SessionId(3));
+            assert_eq!(window.hold(event("b"), SessionId(3)), None);
+            if is_abandoned {
+                window.abandon_predecessor();
             }
-            let breaks = twins.release(now).iter().filter(|held| **held == HeldItem::Discontinuity).count();
-            assert_eq!(breaks, usize::from(alone));
+            let discontinuities = window.release(now).iter().filter(|held| **held == HeldItem::Discontinuity).count();
+            assert_eq!(discontinuities, usize::from(is_abandoned));
         }
     }
 
     #[test]
     fn a_copy_delayed_by_backpressure_is_still_a_duplicate() {
-        let (mut twins, now) = (DedupWindow::default(), Instant::now());
-        twins.end(now);
-        assert!(twins.insert(&event("a"), SessionId(1), now));
-        twins.suspend_timers(now + DEDUP_WINDOW * 3);
-        assert_eq!(twins.ends_at(), Some(now + DEDUP_WINDOW * 4));
-        assert!(!twins.insert(&event("a"), SessionId(2), now + DEDUP_WINDOW * 4));
+        let (mut window, now) = (DedupWindow::default(), Instant::now());
+        window.end(now);
+        assert!(window.insert(&event("a"), SessionId(1), now));
+        window.suspend_timers(now + DEDUP_WINDOW * 3);
+        assert_eq!(window.ends_at(), Some(now + DEDUP_WINDOW * 4));
+        assert!(!window.insert(&event("a"), SessionId(2), now + DEDUP_WINDOW * 4));
     }
 }

@@ -1,4 +1,4 @@
-//! What is heard on its way to the log: once, in order, gaps marked, bounded.
+//! The way of events from a session to the log: each once, in order, with gaps marked, within limits.
 
 use std::time::{Duration, Instant};
 
@@ -16,17 +16,18 @@ use crate::{
     protocol::{Moment, session::SessionId},
 };
 
-/// After an abandoned position the first event tells how much is missing; the gap is marked without it after this time.
+/// After an abandoned position the first event shows how much is missing. Without an event the gap is marked after this
+/// time.
 const FIRST_EVENT_WAIT: Duration = Duration::from_secs(1);
 
-/// Its entries are compared with what sessions bring as if it were one; no session has this name.
+/// The session id under which entries of the log count as duplicates. No session has it.
 const LOG_SESSION: SessionId = SessionId(0);
 
-/// The way from a session to the log.
+/// The data path of an owner: order or dedup, recovery, and the buffer in front of the log.
 #[derive(Debug)]
 pub(super) struct Intake {
     numbering: Numbering,
-    /// Nobody listened, and nothing of that time will be repeated.
+    /// The reason of the current outage, if the platform does not replay it.
     outage_reason: Option<GapReason>,
     buffer: Buffer,
     pub(super) recovery: Recovery,
@@ -35,24 +36,24 @@ pub(super) struct Intake {
     snapshot: Vec<RestRequest>,
 }
 
-/// How doubles and holes are found.
+/// How duplicates and gaps are found.
 #[derive(Debug)]
 enum Numbering {
-    /// By the platform's dense numbers. `marks_at`: when the gap of an abandoned position is marked without its end.
+    /// By the platform's sequence numbers. `gap_at`: when the gap of an abandoned position is marked without its end.
     Numbered { sequencer: Box<Sequencer>, gap_at: Option<Instant> },
-    /// By comparing, while sockets overlap.
+    /// By comparing events while sessions overlap.
     Unnumbered { dedup: Option<DedupWindow> },
 }
 
-/// What came of taking items in.
+/// What the caller must report after events were accepted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct IntakeOutcome {
     pub(super) duplicates: u64,
     pub(super) shed: u64,
-    /// Sizes of frames that nobody could read.
+    /// The sizes in bytes of frames that could not be decoded.
     pub(super) undecoded: Vec<usize>,
     pub(super) gaps: Vec<Gap>,
-    /// Something is missing that the platform may still have.
+    /// An event is missing that the platform may still have.
     pub(super) refetch: bool,
 }
 
@@ -80,7 +81,7 @@ impl Intake {
         }
     }
 
-    /// Where to resume; none when there is nothing to resume from, or it was abandoned.
+    /// The position for the next session; none if there is none or it was abandoned.
     pub(super) fn resume(&self) -> Option<Position> {
         match &self.numbering {
             Numbering::Numbered { sequencer, .. } => sequencer.resume().map(Position),
@@ -88,14 +89,14 @@ impl Intake {
         }
     }
 
-    /// A session is asked to go on there.
+    /// A session is dialled with this position.
     pub(super) fn record_resume(&mut self, session: SessionId, position: Option<Position>) {
         if let (Numbering::Numbered { sequencer, .. }, Some(position)) = (&mut self.numbering, position) {
             sequencer.record_resume(session, position.0);
         }
     }
 
-    /// Up to its position this log was written by another replica.
+    /// Another replica wrote the log up to its position.
     pub(super) fn took_over(&mut self) {
         if let Numbering::Numbered { sequencer, .. } = &mut self.numbering {
             sequencer.took_over();
@@ -110,7 +111,7 @@ impl Intake {
         }
     }
 
-    /// The last number that went towards the log.
+    /// The position of the last event in the log or in the append in flight.
     pub(super) fn last_passed(&self) -> Option<Position> {
         self.buffer.last_passed()
     }
@@ -119,7 +120,7 @@ impl Intake {
         self.buffer.len() + self.recovery.held() + self.held_for_predecessor()
     }
 
-    /// What is remembered of an overlap, while there is something.
+    /// The dedup window, while there is one.
     fn dedup(&mut self) -> Option<&mut DedupWindow> {
         match &mut self.numbering {
             Numbering::Numbered { .. } => None,
@@ -127,12 +128,12 @@ impl Intake {
         }
     }
 
-    /// Whether what sessions bring is compared.
+    /// Whether events of several sessions are compared.
     pub(super) fn uses_dedup(&self) -> bool {
         matches!(&self.numbering, Numbering::Unnumbered { dedup: Some(_) })
     }
 
-    /// How much of a successor waits for the old session: events, and holes between them.
+    /// How many items of a successor wait for the old session: events, and discontinuities between them.
     pub(super) fn held_for_predecessor(&self) -> usize {
         match &self.numbering {
             Numbering::Numbered { .. } | Numbering::Unnumbered { dedup: None } => 0,
@@ -147,27 +148,27 @@ impl Intake {
         }
     }
 
-    /// How many entries are on their way to the log; none while some wait for a snapshot or for another session.
+    /// How many entries ever went into the buffer; none while events wait for a snapshot or for another session.
     pub(super) fn queued(&self) -> Option<u64> {
         (self.recovery.held() + self.held_for_predecessor() == 0).then(|| self.buffer.pushed_total())
     }
 
-    /// Whether so many of them have left for it.
+    /// Whether this number of entries has left the buffer.
     pub(super) fn has_drained(&self, count: u64) -> bool {
         self.buffer.has_drained(count)
     }
 
-    /// Whether more of a successor cannot wait.
+    /// Whether no more events of a successor can wait.
     pub(super) fn is_full_of_successor(&self) -> bool {
         self.buffer.is_limit(self.held_for_predecessor(), self.held_for_predecessor_bytes())
     }
 
-    /// Whether everything that can be appended was. Events that wait for a missing number are heard again.
+    /// Whether nothing is left to append. The platform repeats events that wait for a missing number.
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether nothing more is to be read, with so much in the append under way.
+    /// Whether no more frames should be read. `appending`, `appending_bytes`: the size of the append in flight.
     pub(super) fn applies_backpressure(&self, appending: usize, appending_bytes: usize) -> bool {
         let (ordering, ordering_bytes) = match &self.numbering {
             Numbering::Numbered { sequencer, .. } => (sequencer.held(), sequencer.held_bytes()),
@@ -179,58 +180,58 @@ impl Intake {
         )
     }
 
-    /// The position is worth nothing any more.
+    /// The position must not be used any more.
     pub(super) fn abandon_position(&mut self, reason: GapReason) {
         if let Numbering::Numbered { sequencer, .. } = &mut self.numbering {
             sequencer.abandon(reason);
         }
     }
 
-    /// From here on nothing can be heard, and nothing of it will be repeated: unless there is a number to ask behind.
+    /// No session is live. Without a position the platform does not replay what it sends now.
     pub(super) fn mark_disconnected(&mut self, reason: GapReason) {
         if self.position().is_none() {
             self.outage_reason.get_or_insert(reason);
         }
     }
 
-    /// A session is live again. Returns the gap that is known by that alone.
+    /// A session is live again. Returns the gap of the outage, if the platform does not replay it.
     pub(super) fn mark_connected(&mut self, silence: Duration, now: Moment) -> Option<Gap> {
-        if let Numbering::Numbered { sequencer, gap_at: marks_at } = &mut self.numbering {
+        if let Numbering::Numbered { sequencer, gap_at } = &mut self.numbering {
             sequencer.mark_connected();
-            *marks_at = sequencer.is_abandoned().then(|| now.at + FIRST_EVENT_WAIT);
+            *gap_at = sequencer.is_abandoned().then(|| now.at + FIRST_EVENT_WAIT);
         }
         self.outage_reason.take().map(|reason| Gap::unknown(reason).with_silence(silence))
     }
 
-    /// Two sockets carry the same events from here on.
+    /// Two sessions bring the same events from here on.
     pub(super) fn start_overlap(&mut self) {
         if let Numbering::Unnumbered { dedup } = &mut self.numbering {
             dedup.get_or_insert_default().resume();
         }
     }
 
-    /// What this session brings waits until the old one has answered.
+    /// Events of this session wait until the old session has answered its probe.
     pub(super) fn hold(&mut self, successor: SessionId) {
         if let Some(dedup) = self.dedup() {
             dedup.hold_from(successor);
         }
     }
 
-    /// A successor is lost while the old session has not answered.
+    /// A successor is lost before the old session has answered its probe.
     pub(super) fn lose_successor(&mut self) {
         if let Some(dedup) = self.dedup() {
             dedup.lose_successor();
         }
     }
 
-    /// The old session will not answer.
+    /// The old session will not answer its probe.
     pub(super) fn abandon_predecessor(&mut self) {
         if let Some(dedup) = self.dedup() {
             dedup.abandon_predecessor();
         }
     }
 
-    /// Nothing that a successor brought has to wait any longer.
+    /// Accepts the events of a successor that waited.
     pub(super) fn release_held(&mut self, now: Moment, outcome: &mut IntakeOutcome) {
         let held = self.dedup().map(|dedup| dedup.release(now.at));
         for held in held.into_iter().flatten() {
@@ -241,21 +242,21 @@ impl Intake {
         }
     }
 
-    /// One socket is left.
+    /// At most one session is left.
     pub(super) fn end_overlap(&mut self, now: Moment) {
         if let Some(dedup) = self.dedup() {
             dedup.end(now.at);
         }
     }
 
-    /// Frames are left unread for our own reasons.
+    /// Frames are not read because the buffer is full.
     pub(super) fn suspend_timers(&mut self, now: Moment) {
         if let Some(dedup) = self.dedup() {
             dedup.suspend_timers(now.at);
         }
     }
 
-    /// Takes in what a session heard.
+    /// Accepts the items that a session received.
     pub(super) fn accept_items(&mut self, items: Vec<Item>, session: SessionId, now: Moment) -> IntakeOutcome {
         let mut outcome = IntakeOutcome::default();
         for item in items {
@@ -292,8 +293,8 @@ impl Intake {
         }
     }
 
-    /// Stores the buffer of a standby, without the events that `stored`, the newest entries of the log, has already. Events
-    /// of the session `held` wait for the session before it. Duplicates are not counted.
+    /// Stores the buffer of a standby, without the events that `stored`, the newest entries of the log, has already.
+    /// Events of the session `held` wait for the session before it. Duplicates are not counted.
     pub(super) fn take_over(
         &mut self,
         stored: &[Event],
@@ -317,17 +318,17 @@ impl Intake {
         outcome.duplicates = 0;
     }
 
-    /// An event that several sessions have brought.
+    /// Accepts an event that several sessions brought.
     fn accept_shared_event(&mut self, event: Event, by: &[SessionId], now: Moment, outcome: &mut IntakeOutcome) {
         let Some(dedup) = self.dedup() else { return };
-        // Each of them is counted.
-        let rises = by.iter().filter(|session| dedup.insert(&event, **session, now.at)).count();
-        if rises > 0 {
+        // The event counts for each session.
+        let new_for = by.iter().filter(|session| dedup.insert(&event, **session, now.at)).count();
+        if new_for > 0 {
             self.push(event.into(), outcome);
         }
     }
 
-    /// Whether more of what waits for a missing number would not fit into the buffer when it is let go.
+    /// Whether the events that wait for a missing number would fill the buffer when they are released.
     pub(super) fn is_reorder_full(&self) -> bool {
         match &self.numbering {
             Numbering::Numbered { sequencer, .. } => {
@@ -337,12 +338,12 @@ impl Intake {
         }
     }
 
-    /// Whether a missing number is being asked for again.
+    /// Whether a refetch is in progress.
     pub(super) fn is_refetching(&self) -> bool {
         matches!(&self.numbering, Numbering::Numbered { sequencer, .. } if sequencer.is_refetching())
     }
 
-    /// There is no room to wait for what is missing.
+    /// Ends a refetch, because there is no room for the events that wait.
     pub(super) fn end_refetch(&mut self, now: Moment) -> IntakeOutcome {
         let mut outcome = IntakeOutcome::default();
         if let Numbering::Numbered { sequencer, .. } = &mut self.numbering {
@@ -354,8 +355,8 @@ impl Intake {
 
     fn apply_decisions(&mut self, now: Moment, outcome: &mut IntakeOutcome) {
         let mut decisions = std::mem::take(&mut self.decisions);
-        for ruling in decisions.drain(..) {
-            match ruling {
+        for decision in decisions.drain(..) {
+            match decision {
                 Decision::Accepted(event) => self.push(event.into(), outcome),
                 Decision::Duplicates(count) => outcome.duplicates += count,
                 Decision::Refetch => outcome.refetch = true,
@@ -365,7 +366,7 @@ impl Intake {
         self.decisions = decisions;
     }
 
-    /// Marks a gap at this place and asks for the snapshot that belongs behind it.
+    /// Marks a gap and requests the snapshot that follows it.
     pub(super) fn record_gap(&mut self, gap: Gap, now: Moment, outcome: &mut IntakeOutcome) {
         self.tickets += 1;
         let ticket = GapTicket(self.tickets);
@@ -375,7 +376,7 @@ impl Intake {
     }
 
     fn push(&mut self, pending: PendingEntry, outcome: &mut IntakeOutcome) {
-        // What was held comes first, also when nothing more is held back.
+        // Held events come first, also after holding has ended.
         if !self.recovery.is_holding() && self.recovery.held() == 0 {
             outcome.shed += self.buffer.push(pending);
             return;
@@ -386,18 +387,18 @@ impl Intake {
         }
     }
 
-    /// Lets held events go where they need not wait any longer. Returns how many were dropped for it.
+    /// Releases events that waited for a snapshot. Returns how many events were shed.
     pub(super) fn release(&mut self, now: Moment) -> u64 {
         let released = self.recovery.release(&self.snapshot, now);
         released.into_iter().map(|pending| self.buffer.push(pending)).sum()
     }
 
-    /// What is to be appended next.
+    /// Takes the next append.
     pub(super) fn take(&mut self, now: Moment) -> Option<AppendBatch> {
         self.buffer.take(now.wall)
     }
 
-    /// The calls whose answers show the state of what this stream is about.
+    /// Sets the REST calls whose answers are a snapshot of the stream's state.
     pub(super) fn set_snapshot(&mut self, requests: Vec<RestRequest>) {
         self.snapshot = requests;
     }
@@ -406,9 +407,9 @@ impl Intake {
         let mut outcome = IntakeOutcome::default();
         self.recovery.handle_timeout(&self.snapshot, now.at);
         match &mut self.numbering {
-            Numbering::Numbered { sequencer, gap_at: marks_at } => {
+            Numbering::Numbered { sequencer, gap_at } => {
                 sequencer.handle_timeout(now.at, &mut self.decisions);
-                let abandoned = marks_at.take_if(|at| now.at >= *at).and_then(|_| sequencer.take_abandoned_gap());
+                let abandoned = gap_at.take_if(|at| now.at >= *at).and_then(|_| sequencer.take_abandoned_gap());
                 self.apply_decisions(now, &mut outcome);
                 if let Some(gap) = abandoned {
                     self.record_gap(gap, now, &mut outcome);
@@ -423,9 +424,7 @@ impl Intake {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let numbering = match &self.numbering {
-            Numbering::Numbered { sequencer, gap_at: marks_at } => {
-                sequencer.poll_timeout().into_iter().chain(*marks_at).min()
-            }
+            Numbering::Numbered { sequencer, gap_at } => sequencer.poll_timeout().into_iter().chain(*gap_at).min(),
             Numbering::Unnumbered { dedup } => dedup.as_ref().and_then(DedupWindow::ends_at),
         };
         numbering.into_iter().chain(self.recovery.poll_timeout()).min()

@@ -143,7 +143,8 @@ impl Link {
         self.resumed_session = resumed.then_some(session);
     }
 
-    /// Acts on notices of the platform. `LinkOutput::Received` comes first, so that the events in front of them are stored.
+    /// Acts on notices of the platform. `LinkOutput::Received` comes first, so that the events in front of them are
+    /// stored.
     pub(super) fn on_notices(&mut self, id: SessionId, notices: Notices, now: Moment) {
         if notices.closing {
             self.retire_session(id, Trigger::Notice, now);

@@ -1,4 +1,4 @@
-//! What a stream's machine is told, what it wants done, and what it tells of itself.
+//! Inputs, outputs and reports of a stream.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub enum Trigger {
     ChannelEnd,
     Revoked,
     Operator,
-    /// A number is missing: its successor is asked to go on after the last good one.
+    /// A number is missing. The successor resumes after the last number in order.
     Gap,
 }
 
@@ -34,17 +34,17 @@ impl Trigger {
     }
 }
 
-/// Which call an answer belongs to.
+/// Identifies the call of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CallId {
     Session(SessionId),
     Snapshot(u64),
 }
 
-/// What a stream is told.
+/// An input of a stream.
 #[derive(Debug, Clone)]
 pub enum Input {
-    /// There is a token of this generation.
+    /// The account has a token of this generation.
     Token(u64),
     Response {
         call: CallId,
@@ -55,7 +55,7 @@ pub enum Input {
         session: SessionId,
         failure: Failure,
     },
-    /// A frame has begun to arrive and is not whole yet.
+    /// A frame has begun to arrive and is not complete.
     PartialFrame(SessionId),
     Frame {
         session: SessionId,
@@ -65,62 +65,62 @@ pub enum Input {
         session: SessionId,
         failure: Failure,
     },
-    /// The append that was asked for is durable; the log's last entry is this one.
+    /// The append is durable. The mark is that of the log's last entry.
     Appended(Mark),
     Rotate,
     Pause,
     Resume,
-    /// Take nothing more in; let what was heard become durable.
+    /// Close all sessions and make the received events durable.
     Drain,
-    /// To a standby: the log's position. The next session goes on from there.
+    /// To a standby: the position of the log. The next session resumes there.
     Follow(Position),
-    /// To a standby: the log is ours now.
+    /// To a standby: this replica owns the log now.
     BecomeOwner {
-        /// What the log's head says now.
+        /// The current head of the log.
         head: LogHead,
-        /// Where nothing is numbered: the newest entries of the log, oldest first; kind, subject and body matter. As
-        /// many of the platform's as are kept, and as many more as the log may be ahead by (if there are so many).
-        /// Where nothing is kept, only those that were appended since the session was begun.
+        /// The newest entries of the log, oldest first, if events have no sequence numbers. Kind, subject and body
+        /// matter. At least as many events of the platform as the standby has in its buffer, and as many more as the
+        /// log may be ahead. If the buffer is empty, only the entries since the session began.
         stored: Vec<Event>,
-        /// Everything that the platform said before [`is_ready`](super::Stream::is_ready) became true is durable: the
-        /// last holder has flushed after that.
+        /// Everything that the platform sent before [`is_ready`](super::Stream::is_ready) became true is durable: the
+        /// last owner has flushed after that.
         covered: bool,
     },
-    /// To the owner: a successor is live. Say when all is durable that it may not have heard, and go on.
+    /// To the owner: a successor is live. [`Output::Flushed`] follows when everything that it may have missed is
+    /// durable.
     Flush,
-    /// The stream is another's: append nothing more, and end.
+    /// Another replica owns the log. Append nothing more and close all sessions.
     Release,
 }
 
-/// What is known of the stream from before.
+/// The head of the log when a replica takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogHead {
     pub checkpoint: Option<Checkpoint>,
-    /// The store lost what it held: a gap with reason `store` is owed.
+    /// The store lost entries. A gap with reason `store` must be marked.
     pub damaged: bool,
 }
 
-/// What of an opening holds for a feed.
+/// A log head, checked against the feed of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ValidatedHead {
     pub(super) head: LogHead,
     /// The log was written from another feed.
     pub(super) is_other_feed: bool,
-    /// What is marked in front of the first session, unless that one goes on after a position.
+    /// The reason of the gap in front of the first session, unless that session resumes after a position.
     pub(super) gap_reason: Option<GapReason>,
 }
 
 impl LogHead {
-    /// The position of another feed is worth nothing here. One of which nobody knows the feed (an earlier version stored
-    /// it) is trusted: what is stored next has its feed.
+    /// Drops the position of another feed. A checkpoint without a feed, which an earlier version stored, is valid.
     pub(super) fn validated_for(self, feed: FeedId) -> ValidatedHead {
         let stored = self.checkpoint.and_then(|checkpoint| checkpoint.feed);
         let is_other_feed = stored.is_some_and(|stored| stored != feed);
         let position = self.position().filter(|_| !is_other_feed);
         let reason = if is_other_feed { GapReason::Reset } else { GapReason::NoReplay };
         let checkpoint = self.checkpoint.map(|known| Checkpoint { position, ..known });
-        let opening = Self { checkpoint, ..self };
-        ValidatedHead { head: opening, is_other_feed, gap_reason: checkpoint.map(|_| reason) }
+        let head = Self { checkpoint, ..self };
+        ValidatedHead { head, is_other_feed, gap_reason: checkpoint.map(|_| reason) }
     }
 
     pub(super) fn position(&self) -> Option<Position> {
@@ -128,7 +128,7 @@ impl LogHead {
     }
 }
 
-/// What a stream wants done.
+/// An output of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// A REST call under the token of this generation.
@@ -153,15 +153,15 @@ pub enum Output {
         session: SessionId,
         probe: Probe,
     },
-    /// Say farewell with this code; frames that still arrive are wanted.
+    /// Send a close frame with this code. Frames that still arrive are inputs.
     Close {
         session: SessionId,
         code: u16,
         reason: &'static str,
     },
-    /// The session is over: drop its socket.
+    /// The session has ended. Drop its socket.
     DropSocket(SessionId),
-    /// Make these durable with their position; one at a time.
+    /// Append these events with their checkpoint. The next append follows after [`Input::Appended`].
     Append {
         events: Vec<Event>,
         checkpoint: Checkpoint,
@@ -171,20 +171,20 @@ pub enum Output {
     /// A session is live under the token of this generation.
     TokenProven(u64),
     Report(StreamReport),
-    /// Everything is durable that was said before [`Input::Flush`].
+    /// Everything that the platform sent before [`Input::Flush`] is durable.
     Flushed,
-    /// Everything that was heard is durable (or another's business), and all sessions are over.
+    /// All received events are durable or belong to another owner, and all sessions have ended.
     Drained,
 }
 
-/// Something worth counting or logging.
+/// A fact for metrics and logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamReport {
     State(StreamState),
     Connected(bool),
-    /// The log was written from another feed: its position is not used.
+    /// The log was written from another feed. Its position is not used.
     FeedChanged,
-    /// A numbered stream goes on after this position.
+    /// A numbered stream resumes after this position.
     Resuming(Option<Position>),
     Gap {
         reason: GapReason,
@@ -200,41 +200,41 @@ pub enum StreamReport {
         trigger: Trigger,
         failure: Failure,
     },
-    /// How long no session was live.
+    /// A rotation is complete. `silence`: how long no session was live.
     Rotated {
         trigger: Trigger,
         silence: Duration,
     },
-    /// A session was lost, or could not be had, to trouble.
+    /// A session was lost or could not be started.
     SessionLost {
         failure: Failure,
         retry_in: Option<Duration>,
     },
-    /// The platform refused several times in a row: an operator must act. Trying goes on at the backoff's cap.
+    /// The platform refused several times in a row. An operator must act. The stream retries at the backoff's cap.
     ActionRequired {
         failure: Failure,
         retry_in: Duration,
     },
     Breaker(bool),
-    /// A snapshot was fetched, or why it is owed.
+    /// A snapshot was fetched, or the reason why it is pending.
     Snapshot(Result<(), String>),
     TopicCoverage(TopicCoverage),
 }
 
-/// What of the configured topics is heard, and what is not.
+/// Which of the configured topics are subscribed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicCoverage {
     pub subscribed: usize,
     pub missing: Vec<RefusedTopic>,
 }
 
-/// What an operator sees of a stream.
+/// The state of a stream in metrics, logs and the admin API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamState {
     Starting,
     Connecting,
     Live,
-    /// Live, but not hearing all that is configured.
+    /// Live, without some of the configured topics.
     Degraded,
     Recovering,
     BackingOff,

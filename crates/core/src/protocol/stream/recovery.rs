@@ -1,7 +1,7 @@
-//! After a gap: the snapshot that tells the current state, and the live events that wait behind it.
+//! Recovery after a gap: a snapshot of the current state, and the live events that wait behind it.
 //!
-//! Gap, snapshot, then what was held. A snapshot that cannot be had at once is owed: it is tried again behind the
-//! live stream, and never holds it up for longer than the buffer or [`HOLD_MAX`] lasts.
+//! The log gets the gap, the snapshot, then the held events. Events wait until the buffer is full or for [`HOLD_MAX`].
+//! A snapshot that fails stays pending: it is fetched again while the stream continues.
 
 use std::{
     collections::VecDeque,
@@ -18,20 +18,20 @@ use crate::{
     protocol::{Moment, backoff::BackoffCurve},
 };
 
-/// Live events wait this long for a snapshot, if the buffer lasts.
+/// Live events wait for a snapshot for at most this time.
 const HOLD_MAX: Duration = Duration::from_secs(10);
-/// A snapshot that failed is tried again: soon at first, then twice a minute for as long as it is owed.
+/// The delay before a failed snapshot is fetched again.
 const RETRY: BackoffCurve = BackoffCurve { first: Duration::from_secs(1), cap: Duration::from_secs(30), jitter: 0.2 };
-/// The answers of one snapshot take at most so many bytes; those beyond stand in the log with their status alone.
+/// The maximum size in bytes of the answers of one snapshot. Answers beyond it are stored with their status only.
 const SNAPSHOT_BYTES_MAX: usize = 32 << 20;
-/// One snapshot takes at most so many calls.
+/// The maximum number of calls for one snapshot.
 const CALLS_MAX: usize = 256;
 
 /// The recovery of one stream.
 #[derive(Debug, Default)]
 pub(super) struct Recovery {
     state: RecoveryState,
-    /// Live events, and the gaps among them, that wait for the snapshot in front of them.
+    /// Live events and gaps that wait for the snapshot in front of them.
     held: VecDeque<PendingEntry>,
     held_bytes: usize,
     /// The newest gap among the held events.
@@ -50,12 +50,12 @@ enum RecoveryState {
     },
 }
 
-/// A snapshot that a gap asks for.
+/// A snapshot that a gap requires.
 #[derive(Debug, Clone)]
 struct PendingSnapshot {
     ticket: GapTicket,
     reason: GapReason,
-    /// The gap entry's address, known when it is durable.
+    /// The mark of the gap entry, once it is durable.
     gap: Option<Mark>,
     attempts: u32,
 }
@@ -63,7 +63,7 @@ struct PendingSnapshot {
 #[derive(Debug)]
 struct SnapshotFetch {
     snapshot: PendingSnapshot,
-    /// Live events wait until then; none when they do not.
+    /// Until when live events wait; none if they do not wait.
     holds_until: Option<Instant>,
     requests_left: VecDeque<RestRequest>,
     in_flight: Option<(u64, RestRequest)>,
@@ -87,17 +87,17 @@ struct SnapshotData<'a> {
     gap: String,
 }
 
-/// What came of a call.
+/// The result of a call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum SnapshotOutcome {
-    /// More is to be asked, or to be waited for.
+    /// More calls follow.
     Pending,
     Complete,
-    /// It is owed, and why.
+    /// The snapshot failed and stays pending. The text is the reason.
     Failed(String),
 }
 
-/// Why an answer is no part of a snapshot, and for how long to wait at least before asking again.
+/// An answer that is no part of a snapshot, and the minimum wait before the next try.
 #[derive(Debug)]
 struct UnusableResponse {
     reason: String,
@@ -105,7 +105,7 @@ struct UnusableResponse {
 }
 
 impl Recovery {
-    /// Whether live events have to wait.
+    /// Whether live events wait.
     pub(super) fn is_holding(&self) -> bool {
         matches!(&self.state, RecoveryState::Fetching(fetch) if fetch.holds_until.is_some())
     }
@@ -114,23 +114,23 @@ impl Recovery {
         self.held.len()
     }
 
-    /// What the held events weigh.
+    /// The size of the held events in bytes.
     pub(super) fn held_bytes(&self) -> usize {
         self.held_bytes
     }
 
-    /// Whether a snapshot is still owed to the log.
+    /// Whether a snapshot is missing while live events do not wait for it.
     pub(super) fn snapshot_pending(&self) -> bool {
         !matches!(self.state, RecoveryState::Idle) && !self.is_holding()
     }
 
-    /// Keeps an entry back behind the snapshot.
+    /// Holds an entry behind the snapshot.
     pub(super) fn hold(&mut self, pending: PendingEntry) {
         self.held_bytes += pending.event.weight();
         self.held.push_back(pending);
     }
 
-    /// A gap entry was made. Its snapshot is fetched now, or when the entry leaves the held ones.
+    /// A gap entry exists. Its snapshot is fetched now, or when the entry is released.
     pub(super) fn start(&mut self, ticket: GapTicket, reason: GapReason, requests: Vec<RestRequest>, now: Instant) {
         if requests.is_empty() {
             return;
@@ -143,7 +143,7 @@ impl Recovery {
         }
     }
 
-    /// A gap entry became durable under this address.
+    /// A gap entry is durable at this mark.
     pub(super) fn on_gap_appended(&mut self, ticket: GapTicket, mark: Mark) {
         let snapshot = match &mut self.state {
             RecoveryState::Idle => None,
@@ -157,7 +157,7 @@ impl Recovery {
         }
     }
 
-    /// The call that is to be made, with its number.
+    /// The next call to make, with its number.
     pub(super) fn next_call(&mut self) -> Option<(u64, RestRequest)> {
         let RecoveryState::Fetching(fetch) = &mut self.state else { return None };
         if fetch.in_flight.is_some() || fetch.done >= CALLS_MAX {
@@ -170,7 +170,7 @@ impl Recovery {
         Some((self.calls, request))
     }
 
-    /// Takes the answer to a call.
+    /// Handles the answer to a call.
     pub(super) fn on_response(
         &mut self,
         call: u64,
@@ -220,7 +220,7 @@ impl Recovery {
         SnapshotOutcome::Failed(why)
     }
 
-    /// Time is over for holding, or it is time to try an owed snapshot again with these requests.
+    /// Ends the wait of live events, or fetches a pending snapshot again with these requests.
     pub(super) fn handle_timeout(&mut self, requests: &[RestRequest], now: Instant) {
         match &mut self.state {
             RecoveryState::Idle => (),
@@ -240,14 +240,14 @@ impl Recovery {
         }
     }
 
-    /// The buffer is full: live events wait no longer.
+    /// Live events wait no longer, because the buffer is full or the stream drains.
     pub(super) fn stop_holding(&mut self) {
         if let RecoveryState::Fetching(fetch) = &mut self.state {
             fetch.holds_until = None;
         }
     }
 
-    /// What may go into the buffer now: a complete snapshot, then held events up to the next gap that needs one.
+    /// Takes what can go into the buffer: a complete snapshot, then held events up to the next gap that needs one.
     pub(super) fn release(&mut self, requests: &[RestRequest], now: Moment) -> Vec<PendingEntry> {
         if self.held.is_empty() && matches!(self.state, RecoveryState::Idle) {
             return Vec::new();
@@ -261,7 +261,7 @@ impl Recovery {
             let ticket = pending.ticket;
             released.push(pending);
             if let Some(snapshot) = self.queued.take_if(|snapshot| Some(snapshot.ticket) == ticket) {
-                // One that is still owed from before is paid by this one too: it is newer.
+                // This snapshot is newer than a pending one, so it replaces it.
                 self.state =
                     RecoveryState::Fetching(SnapshotFetch::new(snapshot, requests.to_vec(), Some(now.at + HOLD_MAX)));
                 break;
@@ -299,7 +299,7 @@ impl SnapshotFetch {
     }
 }
 
-/// The part of a snapshot that an answer is.
+/// Turns an answer into a part of a snapshot.
 fn parse_resource(
     request: &RestRequest,
     answer: &RestResponse,
@@ -310,7 +310,7 @@ fn parse_resource(
         let failure = Failure::from_response(&request.call(), answer);
         let unusable = |wait| Err(UnusableResponse { reason: failure.to_string(), wait });
         match connector.classify(&failure) {
-            // Asking again is futile: the log says so in the snapshot's place.
+            // Another try would fail too. The entry records the status.
             Verdict::Refused | Verdict::NewEndpoint => (),
             Verdict::WaitFor(wait) => return unusable(Some(wait)),
             Verdict::BackOff | Verdict::Restarting | Verdict::RefreshToken => return unusable(None),

@@ -11,9 +11,9 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Role {
     /// They go into the log.
-    Owner(Owner),
+    Owner(Box<Owner>),
     /// Another replica owns the log. The newest events stay in a buffer.
-    Standby(Standby),
+    Standby(Box<Standby>),
     /// Another replica owns the log. All events are dropped.
     Released,
 }
@@ -49,8 +49,8 @@ impl Role {
 
     /// Makes a standby the owner. Returns what the standby had; none if it was not a standby.
     pub(super) fn become_owner(&mut self, owner: Owner) -> Option<Standby> {
-        match std::mem::replace(self, Self::Owner(owner)) {
-            Self::Standby(standby) => Some(standby),
+        match std::mem::replace(self, Self::Owner(Box::new(owner))) {
+            Self::Standby(standby) => Some(*standby),
             role @ (Self::Owner(_) | Self::Released) => {
                 *self = role;
                 None

@@ -62,8 +62,8 @@ pub(super) fn find_splice(stored: &[u64], kept: &[u64]) -> Option<Splice> {
     })
 }
 
-/// The index of the log's first entry of which a copy may still come: the slower session of an overlap brings everything
-/// after its newest event.
+/// The index of the log's first entry of which a copy may still come: the slower session of an overlap brings
+/// everything after its newest event.
 pub(super) fn copies_due_from(
     stored: &[u64],
     buffered: &[BufferedEvent],
@@ -107,8 +107,8 @@ impl RecordedGap {
         (after > 0).then_some(Self { at: stored[place].received, last: last.received, after })
     }
 
-    /// Finds the entries after the gap in the buffer. What the buffer has before them lies in the gap. None if they occur
-    /// nowhere or more than once.
+    /// Finds the entries after the gap in the buffer. What the buffer has before them lies in the gap. None if they
+    /// occur nowhere or more than once.
     pub(super) fn find_splice(&self, stored: &[u64], kept: &[u64]) -> Option<Splice> {
         let entry = stored.len() - self.after;
         let agrees = |event: &usize| stored[entry..].iter().zip(&kept[*event..]).all(|(stored, kept)| stored == kept);

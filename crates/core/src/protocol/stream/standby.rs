@@ -14,7 +14,8 @@ use crate::{
     protocol::{Moment, session::SessionId},
 };
 
-/// The maximum number of events in the buffer, whatever the settings say: a takeover compares all of them with the log.
+/// The maximum number of events in the buffer, independent of the settings: a takeover compares all of them with the
+/// log.
 const STANDBY_EVENTS_MAX: usize = 20_000;
 /// The buffer records the positions of at most this many sessions.
 const SESSIONS_MAX: usize = 64;
@@ -137,7 +138,7 @@ impl StandbyBuffer {
     /// A session is live.
     pub(super) fn on_live(&mut self, session: SessionId) {
         if self.resumes.len() >= SESSIONS_MAX {
-            // The first session says where the buffer begins.
+            // The position of the first session is where the buffer begins.
             let second = self.resumes.keys().nth(1).copied();
             second.and_then(|second| self.resumes.remove(&second));
         }
@@ -189,8 +190,8 @@ impl StandbyBuffer {
         }
     }
 
-    /// The position that a log must have reached to contain this number. A number from before the buffer began belongs to
-    /// a numbering that started over: no position shows whether the log contains it.
+    /// The position that a log must have reached to contain this number. A number from before the buffer began belongs
+    /// to a numbering that started over: no position shows whether the log contains it.
     fn covering_position(&self, number: Sequence) -> Option<Sequence> {
         let in_order = self.start().is_none_or(|start| number > start.0);
         Some(if in_order { number } else { Sequence(u64::MAX) })
@@ -233,8 +234,8 @@ impl StandbyBuffer {
         sessions.find(|(_, after)| after.is_some_and(|after| after <= position)).map(|(session, _)| *session)
     }
 
-    /// The first session whose events can follow the log's position; none if events between the two are missing here, and
-    /// the sessions must start again. `dialled`: the current session, which is not live if `is_live` is false.
+    /// The first session whose events can follow the log's position; none if events between the two are missing here,
+    /// and the sessions must start again. `dialled`: the current session, which is not live if `is_live` is false.
     pub(super) fn first_usable_session(
         &self,
         position: Option<Position>,
@@ -278,8 +279,8 @@ impl StandbyBuffer {
         kept.filter(move |received| received.session >= first).map(|received| (received.session, received.event))
     }
 
-    /// The events without the copies of overlapping sessions, in the platform's order: events that only a successor brought
-    /// come after those of the session before it.
+    /// The events without the copies of overlapping sessions, in the platform's order: events that only a successor
+    /// brought come after those of the session before it.
     pub(super) fn into_events(self, alive: &[SessionId]) -> Vec<BufferedEvent> {
         let mut received = Vec::from(self.events);
         received.sort_by_key(|received| received.session);

@@ -44,8 +44,8 @@ pub(super) fn accept_numbered(
 
 /// Moves the events of an unnumbered stream into the log, behind its newest entries `stored`.
 ///
-/// `covered`: whether everything is durable that the platform sent before this replica was ready. None if no gap must be
-/// marked.
+/// `covered`: whether everything is durable that the platform sent before this replica was ready. None if no gap must
+/// be marked.
 pub(super) fn accept_unnumbered(
     intake: &mut Intake,
     buffer: StandbyBuffer,

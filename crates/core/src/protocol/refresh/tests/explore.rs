@@ -1,4 +1,4 @@
-//! Walks through every state that a model can reach, each once, nearest first.
+//! Visits every state that a model can reach, each once, breadth first.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -6,18 +6,18 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-/// Something that can be in many states.
+/// A model with states and actions.
 pub(super) trait Model {
     type State: Clone + Hash;
     type Action: Copy + Debug;
 
     fn actions(&self, state: &Self::State) -> Vec<Self::Action>;
 
-    /// The state after it, or what must never be.
+    /// The state after the action, or the violated invariant.
     fn apply(&self, state: &Self::State, action: Self::Action) -> Result<Self::State, String>;
 }
 
-/// How many states there are, or the shortest way to one that must not be.
+/// Returns the number of states, or the shortest path to a violation.
 pub(super) fn explore<M: Model>(model: &M, start: M::State) -> Result<usize, String> {
     let root = digest(&start);
     let mut origins = HashMap::from([(root, None)]);

@@ -1,7 +1,7 @@
-//! Every night that two or three replicas can have with one vault: each order of their steps, lost and late words,
-//! deaths, pauses, slow answers, a vault that forgets, a platform that revokes.
+//! Every state that two or three replicas with one store can reach: each order of steps, lost and late notifications,
+//! crashes, suspends, slow answers, a store that loses data, a platform that revokes tokens.
 //!
-//! The replicas are the very machines of [`super::super`]. What the vault does is written here as its scripts do it.
+//! The replicas are the machines of [`super::super`]. The store is a model of its scripts.
 
 use std::time::{Duration, Instant};
 
@@ -11,27 +11,27 @@ use super::{
 };
 
 const LIFE: Duration = Duration::from_secs(40);
-/// A quarter of the life, since that is shorter than four of the configured ones.
+/// The buffer: a quarter of the lifetime, which is less than the configured one.
 const BUFFER: Duration = Duration::from_secs(10);
-/// An answer that takes longer is a fault; up to here the lock must hold.
+/// The maximum duration of a slow answer. The lock must outlive it. A longer one is a fault.
 const SLOW: Duration = Duration::from_millis(5_400);
 
-/// What may happen in the nights that are walked through.
+/// What may happen in an exploration.
 #[derive(Debug, Clone, Copy)]
 struct ModelConfig {
     replicas: usize,
-    /// How many of the faults together.
+    /// The maximum number of faults in one run.
     faults: u8,
     kinds: &'static [Fault],
-    /// How many words may get lost. They are no faults: they must not cost a request.
+    /// The maximum number of lost notifications. They must not cost a request.
     lost_notifications: u8,
-    /// How many answers of the token endpoint may take long. No faults either.
+    /// The maximum number of slow answers of the token endpoint. They are no faults.
     slow_responses: u8,
-    /// Nothing is looked at beyond.
+    /// The end of the exploration.
     horizon: Duration,
-    /// The random number of every replica, or spread over them.
+    /// The random number of every replica, or different numbers.
     spread: bool,
-    /// What is wrong with the vault.
+    /// A bug in the store.
     bug: Option<VaultBug>,
 }
 
@@ -46,29 +46,29 @@ enum Fault {
     Fail,
 }
 
-/// How a vault's script could be wrong.
+/// A bug in a store's script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum VaultBug {
-    /// A lock is given back whoever has it.
+    /// A lock is released by any replica.
     BlindRelease,
-    /// What is published is stored whatever is there.
+    /// A published token overwrites a newer one.
     BlindPublish,
-    /// The lock has no life of its own.
+    /// The lock does not expire.
     LockWithoutExpiry,
-    /// Two may have the lock.
+    /// Two replicas can have the lock.
     NoLock,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum ModelAction {
-    /// The replica carries out what its machine wants next.
+    /// The replica performs the next output of its machine.
     Step(usize),
     Answer(usize),
-    /// It answers, but not yet.
+    /// The endpoint answers late.
     Delay(usize),
     Notify(usize, Option<u64>),
     DropNotification(usize, Option<u64>),
-    /// The platform tells it that its token is worth nothing.
+    /// The platform rejects its token.
     Reject(usize),
     Fault(Fault, usize),
     Wake(usize),
@@ -82,18 +82,18 @@ struct ModelState {
     started_at: Instant,
     now: Instant,
     vault: Vault,
-    /// What a vault that forgets goes back to.
+    /// The state to which a store that loses data returns.
     vault_snapshot: Vault,
     vault_unavailable: bool,
     replicas: Vec<ModelReplica>,
     faults: u8,
     lost_notifications: u8,
     slow_responses: u8,
-    /// Tokens up to this one are worth nothing.
+    /// Tokens up to this one are revoked.
     revoked: u8,
     granted: u8,
     granted_at: Option<Instant>,
-    /// Requests that the tokens' lives do not explain.
+    /// Requests beyond one for each token lifetime.
     extra: u8,
 }
 
@@ -111,15 +111,15 @@ struct StoredToken {
     ends_at: Instant,
 }
 
-/// Which replica, and its how-manieth lock.
+/// The replica, and the number of its lock.
 type Owner = (usize, u8);
 
 #[derive(Clone, Hash)]
 struct ModelReplica {
-    /// None: dead.
+    /// None after a crash.
     machine: Option<Refresh>,
     paused: bool,
-    /// It was paused once: what it reckons of its token is too little, and nobody can help that.
+    /// It was suspended once, so its estimate of the token's lifetime is too low.
     was_paused: bool,
     asked_at: Option<Instant>,
     is_delayed: bool,
@@ -166,7 +166,7 @@ impl ModelConfig {
 
     fn walk(explore_all: &Self) -> Result<usize, String> {
         let start = Instant::now();
-        explore(&Exploration { nights: *explore_all, end: start + explore_all.horizon }, explore_all.start(start))
+        explore(&Exploration { config: *explore_all, end: start + explore_all.horizon }, explore_all.start(start))
     }
 
     fn unit(&self, replica: usize) -> f64 {
@@ -186,7 +186,7 @@ fn machine(now: Instant) -> Refresh {
 }
 
 struct Exploration {
-    nights: ModelConfig,
+    config: ModelConfig,
     end: Instant,
 }
 
@@ -194,65 +194,65 @@ impl Model for Exploration {
     type State = ModelState;
     type Action = ModelAction;
 
-    fn actions(&self, night: &ModelState) -> Vec<ModelAction> {
+    fn actions(&self, state: &ModelState) -> Vec<ModelAction> {
         let mut acts = Vec::new();
-        for (index, replica) in night.replicas.iter().enumerate() {
-            self.actions_of(night, index, replica, &mut acts);
+        for (index, replica) in state.replicas.iter().enumerate() {
+            self.actions_of(state, index, replica, &mut acts);
         }
-        if night.faults < self.nights.faults {
-            self.faults(night, &mut acts);
+        if state.faults < self.config.faults {
+            self.faults(state, &mut acts);
         }
-        if night.vault_unavailable {
+        if state.vault_unavailable {
             acts.push(ModelAction::Return);
         }
-        if night.next().is_some_and(|next| next <= self.end) && night.replicas.iter().all(|r| r.is_quiescent(night)) {
+        if state.next().is_some_and(|next| next <= self.end) && state.replicas.iter().all(|r| r.is_quiescent(state)) {
             acts.push(ModelAction::Wait);
         }
         acts
     }
 
-    fn apply(&self, night: &ModelState, act: ModelAction) -> Result<ModelState, String> {
-        let mut next = night.clone();
+    fn apply(&self, state: &ModelState, act: ModelAction) -> Result<ModelState, String> {
+        let mut next = state.clone();
         self.change(&mut next, act)?;
         next.drop_outdated_notifications();
-        next.check_invariants(night, self.nights.kinds)?;
+        next.check_invariants(state, self.config.kinds)?;
         Ok(next)
     }
 }
 
 impl Exploration {
-    fn change(&self, night: &mut ModelState, act: ModelAction) -> Result<(), String> {
+    fn change(&self, state: &mut ModelState, act: ModelAction) -> Result<(), String> {
         match act {
-            ModelAction::Step(index) => night.step(index, &self.nights)?,
-            ModelAction::Answer(index) => night.answer(index, &self.nights),
+            ModelAction::Step(index) => state.step(index, &self.config)?,
+            ModelAction::Answer(index) => state.answer(index, &self.config),
             ModelAction::Delay(index) => {
-                night.slow_responses += 1;
-                night.replicas[index].is_delayed = true;
+                state.slow_responses += 1;
+                state.replicas[index].is_delayed = true;
             }
             ModelAction::Notify(index, word) => {
-                night.replicas[index].drop_notification(word);
-                night.apply_input(index, Input::VaultNotified { generation: word });
+                state.replicas[index].drop_notification(word);
+                state.apply_input(index, Input::VaultNotified { generation: word });
             }
             ModelAction::DropNotification(index, word) => {
-                night.lost_notifications += 1;
-                night.replicas[index].drop_notification(word);
+                state.lost_notifications += 1;
+                state.replicas[index].drop_notification(word);
             }
             ModelAction::Reject(index) => {
-                let replica = &mut night.replicas[index];
+                let replica = &mut state.replicas[index];
                 replica.refused = replica.token;
                 let generation = replica.machine.as_ref().unwrap().generation();
-                night.apply_input(index, Input::Refused { generation, proven: true });
+                state.apply_input(index, Input::Refused { generation, proven: true });
             }
-            ModelAction::Fault(fault, index) => night.inject(fault, index),
-            ModelAction::Wake(index) => night.resume_replica(index),
-            ModelAction::Join(index) => night.replicas[index].machine = Some(machine(night.now)),
-            ModelAction::Return => night.restore_vault(),
-            ModelAction::Wait => night.wait()?,
+            ModelAction::Fault(fault, index) => state.inject(fault, index),
+            ModelAction::Wake(index) => state.resume_replica(index),
+            ModelAction::Join(index) => state.replicas[index].machine = Some(machine(state.now)),
+            ModelAction::Return => state.restore_vault(),
+            ModelAction::Wait => state.wait()?,
         }
         Ok(())
     }
 
-    fn actions_of(&self, night: &ModelState, index: usize, replica: &ModelReplica, acts: &mut Vec<ModelAction>) {
+    fn actions_of(&self, state: &ModelState, index: usize, replica: &ModelReplica, acts: &mut Vec<ModelAction>) {
         let Some(machine) = &replica.machine else { return acts.push(ModelAction::Join(index)) };
         if replica.paused {
             return acts.push(ModelAction::Wake(index));
@@ -262,39 +262,39 @@ impl Exploration {
         }
         if replica.asked_at.is_some() {
             acts.push(ModelAction::Answer(index));
-            if night.slow_responses < self.nights.slow_responses {
+            if state.slow_responses < self.config.slow_responses {
                 acts.push(ModelAction::Delay(index));
             }
             return;
         }
         for word in &replica.notifications {
             acts.push(ModelAction::Notify(index, *word));
-            if night.lost_notifications < self.nights.lost_notifications {
+            if state.lost_notifications < self.config.lost_notifications {
                 acts.push(ModelAction::DropNotification(index, *word));
             }
         }
-        if replica.token <= night.revoked && replica.token > replica.refused {
+        if replica.token <= state.revoked && replica.token > replica.refused {
             acts.push(ModelAction::Reject(index));
         }
     }
 
-    fn faults(&self, night: &ModelState, acts: &mut Vec<ModelAction>) {
-        for fault in self.nights.kinds {
+    fn faults(&self, state: &ModelState, acts: &mut Vec<ModelAction>) {
+        for fault in self.config.kinds {
             match fault {
                 Fault::Crash | Fault::Pause => {
                     let awake = |replica: &&ModelReplica| replica.machine.is_some() && !replica.paused;
-                    let replicas = 0..night.replicas.len();
-                    let some = replicas.filter(|index| awake(&&night.replicas[*index]));
+                    let replicas = 0..state.replicas.len();
+                    let some = replicas.filter(|index| awake(&&state.replicas[*index]));
                     acts.extend(some.map(|index| ModelAction::Fault(*fault, index)));
                 }
-                Fault::RollBack if night.vault_snapshot != night.vault => acts.push(ModelAction::Fault(*fault, 0)),
-                Fault::Revoke if night.granted > night.revoked => acts.push(ModelAction::Fault(*fault, 0)),
-                Fault::Outage if !night.vault_unavailable => acts.push(ModelAction::Fault(*fault, 0)),
+                Fault::RollBack if state.vault_snapshot != state.vault => acts.push(ModelAction::Fault(*fault, 0)),
+                Fault::Revoke if state.granted > state.revoked => acts.push(ModelAction::Fault(*fault, 0)),
+                Fault::Outage if !state.vault_unavailable => acts.push(ModelAction::Fault(*fault, 0)),
                 Fault::Fail => {
                     let asking =
-                        |index: &usize| night.replicas[*index].asked_at.is_some() && !night.replicas[*index].paused;
+                        |index: &usize| state.replicas[*index].asked_at.is_some() && !state.replicas[*index].paused;
                     acts.extend(
-                        (0..night.replicas.len()).filter(asking).map(|index| ModelAction::Fault(*fault, index)),
+                        (0..state.replicas.len()).filter(asking).map(|index| ModelAction::Fault(*fault, index)),
                     );
                 }
                 Fault::RollBack | Fault::Revoke | Fault::Outage => (),
@@ -309,16 +309,16 @@ impl ModelReplica {
         self.notifications.remove(at);
     }
 
-    /// Nothing of it keeps the time from passing.
-    fn is_quiescent(&self, night: &ModelState) -> bool {
+    /// Whether it has nothing to do before the time advances.
+    fn is_quiescent(&self, state: &ModelState) -> bool {
         let Some(machine) = self.machine.as_ref().filter(|_| !self.paused) else { return true };
-        let in_time = |sent: Instant| self.is_delayed && night.next().is_some_and(|next| next < sent + SLOW);
+        let in_time = |sent: Instant| self.is_delayed && state.next().is_some_and(|next| next < sent + SLOW);
         machine.clone().poll_output().is_none() && self.asked_at.is_none_or(in_time)
     }
 }
 
 impl ModelState {
-    /// What is no news changes nothing whenever it is heard.
+    /// A notification without news changes nothing at any time.
     fn drop_outdated_notifications(&mut self) {
         for replica in &mut self.replicas {
             let Some(machine) = &replica.machine else { continue };
@@ -331,7 +331,7 @@ impl ModelState {
         self.replicas[index].machine.as_mut().unwrap().handle(input, now);
     }
 
-    /// When something happens by itself.
+    /// When the next timer is due.
     fn next(&self) -> Option<Instant> {
         let awake = self.replicas.iter().filter(|replica| !replica.paused);
         awake.filter_map(|replica| replica.machine.as_ref()?.poll_timeout()).min()
@@ -396,7 +396,7 @@ impl ModelState {
         }
     }
 
-    /// The vault is there again, and who listens to it knows that something may have been missed.
+    /// The store is reachable again. Subscribers know that they may have missed notifications.
     fn restore_vault(&mut self) {
         self.vault_unavailable = false;
         for replica in self.replicas.iter_mut().filter(|replica| replica.machine.is_some()) {
@@ -406,7 +406,7 @@ impl ModelState {
         }
     }
 
-    fn answer(&mut self, index: usize, nights: &ModelConfig) {
+    fn answer(&mut self, index: usize, config: &ModelConfig) {
         let early = self.granted_at.is_some_and(|at| self.now < at + LIFE - BUFFER);
         self.extra += u8::from(early);
         self.granted += 1;
@@ -415,11 +415,11 @@ impl ModelState {
         replica.fresh = self.granted;
         replica.asked_at = None;
         replica.is_delayed = false;
-        self.apply_input(index, Input::Granted { lifetime: Some(LIFE), repeated: false, unit: nights.unit(index) });
+        self.apply_input(index, Input::Granted { lifetime: Some(LIFE), repeated: false, unit: config.unit(index) });
     }
 
-    /// The next thing that others can notice, and all that they cannot.
-    fn step(&mut self, index: usize, nights: &ModelConfig) -> Result<(), String> {
+    /// The next output that others can see, and all outputs before it.
+    fn step(&mut self, index: usize, config: &ModelConfig) -> Result<(), String> {
         let mut inward = true;
         while inward {
             let machine = self.replicas[index].machine.as_mut().unwrap();
@@ -428,13 +428,13 @@ impl ModelState {
                 output,
                 Output::Adopt { .. } | Output::Retry { .. } | Output::PauseRequests { .. } | Output::Fetch
             );
-            self.perform(index, output, nights)?;
+            self.perform(index, output, config)?;
         }
         Ok(())
     }
 
-    fn perform(&mut self, index: usize, output: Output, nights: &ModelConfig) -> Result<(), String> {
-        let (now, unit) = (self.now, nights.unit(index));
+    fn perform(&mut self, index: usize, output: Output, config: &ModelConfig) -> Result<(), String> {
+        let (now, unit) = (self.now, config.unit(index));
         match output {
             Output::Fetch => self.replicas[index].asked_at = Some(now),
             Output::Adopt { origin, .. } => self.adopt(index, origin)?,
@@ -444,16 +444,16 @@ impl ModelState {
                 self.apply_input(index, Input::VaultRead { seen, unit });
             }
             Output::Lock { ttl: life } => {
-                let lock = self.lock(index, life, nights.bug);
+                let lock = self.lock(index, life, config.bug);
                 self.apply_input(index, Input::Locked { lock, unit });
             }
             Output::Renew { ttl: life } if self.has_lock(index) && !self.vault_unavailable => {
                 self.vault.lock = self.vault.lock.map(|(owner, _)| (owner, now + life));
             }
             Output::Renew { .. } => (),
-            Output::Release { .. } => self.release(index, nights.bug)?,
+            Output::Release { .. } => self.release(index, config.bug)?,
             Output::Publish { generation, remaining: left, .. } => {
-                let published = self.publish(index, generation, now + left, nights.bug);
+                let published = self.publish(index, generation, now + left, config.bug);
                 self.apply_input(index, Input::Published(published));
             }
         }
@@ -532,7 +532,7 @@ impl ModelState {
             self.vault = vault;
             return PublishOutcome::AlreadyNewer;
         }
-        // what is in force is offered anew, or what was just granted
+        // the token in use is published again, or the one just granted
         let replica = &self.replicas[index];
         let offered = replica.machine.as_ref().unwrap().generation() == generation;
         let token = if offered { replica.token } else { replica.fresh };
@@ -549,7 +549,7 @@ impl ModelState {
         PublishOutcome::Done
     }
 
-    /// A fault may leave two tokens whose lives run side by side: then only the sum is bounded.
+    /// A fault may leave two valid tokens. Then only the sum of requests is bounded.
     fn check_request_count(&self, kinds: &[Fault]) -> Result<(), String> {
         let lives = (self.now - self.started_at).as_secs() / (LIFE - BUFFER).as_secs();
         let many = u64::from(self.granted) > 1 + lives + u64::from(self.faults);
@@ -560,7 +560,7 @@ impl ModelState {
         Ok(())
     }
 
-    /// What must hold after every step.
+    /// The invariants after every step.
     fn check_invariants(&self, before: &Self, kinds: &[Fault]) -> Result<(), String> {
         self.check_request_count(kinds)?;
         if !kinds.contains(&Fault::RollBack) && self.vault.last < before.vault.last {
@@ -620,10 +620,10 @@ fn the_request_bound_holds_over_longer_horizons() {
 }
 
 fn walk(explore_table: &[ModelConfig]) {
-    for nights in explore_table {
+    for config in explore_table {
         let start = Instant::now();
-        let states = ModelConfig::walk(nights).unwrap_or_else(|flaw| panic!("{nights:?}: {flaw}"));
-        println!("{states} states in {:.1?}: {nights:?}", start.elapsed());
+        let states = ModelConfig::walk(config).unwrap_or_else(|flaw| panic!("{config:?}: {flaw}"));
+        println!("{states} states in {:.1?}: {config:?}", start.elapsed());
     }
 }
 
@@ -644,8 +644,8 @@ fn a_vault_with_wrong_scripts_is_detected() {
             "lock of another",
         ),
     ];
-    for (flaw, nights, expected) in table {
-        let found = ModelConfig::walk(&ModelConfig { bug: Some(flaw), ..nights })
+    for (flaw, config, expected) in table {
+        let found = ModelConfig::walk(&ModelConfig { bug: Some(flaw), ..config })
             .expect_err("a model that cannot fail proves nothing");
         assert!(found.contains(expected), "{flaw:?}: {found}");
         println!("{flaw:?}: {found}");

@@ -146,8 +146,8 @@ impl Link {
         }
     }
 
-    /// The old session ends. If it has not answered its probe, events from before its successor was live may be missing:
-    /// no other session brings them.
+    /// The old session ends. If it has not answered its probe, events from before its successor was live may be
+    /// missing: no other session brings them.
     pub(super) fn mark_unflushed(&mut self, old: &mut Session, reason: GapReason, only_if_held: bool, now: Moment) {
         if let Some(gap) = unflushed_gap(old, reason, now) {
             self.apply(PathInput::Unflushed { session: old.id(), gap, only_if_held });

@@ -28,8 +28,8 @@ const OVERLAP_MIN: Duration = Duration::from_secs(1);
 /// The delay before a failed successor is tried again.
 const SUCCESSOR_RETRY: BackoffCurve =
     BackoffCurve { first: Duration::from_millis(250), cap: Duration::from_secs(10), jitter: 0.2 };
-/// The delay before a successor is replaced that receives a closing notice before it is stable. The first is replaced at
-/// once. Platforms document a notice about a minute before the close, so that the cap is early enough.
+/// The delay before a successor is replaced that receives a closing notice before it is stable. The first is replaced
+/// at once. Platforms document a notice about a minute before the close, so that the cap is early enough.
 const NOTICE_RETRY: BackoffCurve =
     BackoffCurve { first: Duration::from_millis(250), cap: Duration::from_secs(5), jitter: 0.2 };
 /// A successor with fewer topics than the old session is tried again this many times (about a minute), then accepted.

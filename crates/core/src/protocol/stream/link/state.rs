@@ -26,8 +26,8 @@ pub(super) enum LinkState {
         new: Session,
         rotation: PendingRotation,
     },
-    /// Both sessions are live. The overlap ends at `overlap_until` if the old session has answered the probe that it was
-    /// sent when the successor became live, and at `overlap_deadline` otherwise.
+    /// Both sessions are live. The overlap ends at `overlap_until` if the old session has answered the probe that it
+    /// was sent when the successor became live, and at `overlap_deadline` otherwise.
     Overlapping {
         old: Session,
         new: Session,

@@ -7,7 +7,8 @@ use std::{
 
 /// Rejections of unproven tokens count for this time.
 const REJECTION_WINDOW: Duration = Duration::from_secs(300);
-/// After this many rejections of unproven tokens within [`REJECTION_WINDOW`] the stream backs off before it uses the next token.
+/// After this many rejections of unproven tokens within [`REJECTION_WINDOW`] the stream backs off before it uses the
+/// next token.
 const REJECTIONS_MAX: usize = 3;
 
 /// The generations of tokens that a stream has used.

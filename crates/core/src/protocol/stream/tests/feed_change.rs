@@ -1,4 +1,4 @@
-//! A position counts for the feed that it was stored with.
+//! A position is valid only for the feed with which it was stored.
 
 use super::script_runner::{
     LIVE, Script, checkpoint, notifications, numbered_frame, run_script, run_standby_script, sequenced, start,
@@ -30,12 +30,12 @@ fn the_position_of_another_feed_is_not_used_and_the_reason_of_the_gap_follows() 
         (None, None, None, GapReason::NoReplay),
         (Some(other_feed()), None, None, GapReason::Reset),
     ] {
-        let judged = written_from(stored, last).validated_for(own);
-        let position = judged.head.position().map(|position| position.0.0);
-        assert_eq!((position, judged.gap_reason), (used, Some(reason)), "{stored:?} {last:?}");
-        assert_eq!(judged.is_other_feed, reason == GapReason::Reset, "{stored:?} {last:?}");
+        let validated = written_from(stored, last).validated_for(own);
+        let position = validated.head.position().map(|position| position.0.0);
+        assert_eq!((position, validated.gap_reason), (used, Some(reason)), "{stored:?} {last:?}");
+        assert_eq!(validated.is_other_feed, reason == GapReason::Reset, "{stored:?} {last:?}");
         assert_eq!(
-            judged.head.checkpoint.unwrap().last_received_at,
+            validated.head.checkpoint.unwrap().last_received_at,
             checkpoint(4).last_received_at,
             "how long it was silent"
         );
@@ -63,17 +63,18 @@ fn a_stream_with_another_feed_starts_without_a_position_after_a_gap() {
         sequenced(),
         written_from(Some(other_feed()), Some(4)),
         &[
-            // Nothing is marked before the feed can be heard: with the former configuration the log goes on as it was.
+            // The gap is marked only when a session is live: with the former configuration the log continues without a
+            // gap.
             ("token 1", "dial 1 under 1 after none, connecting"),
-            ("refuse 1 503", "forget 1, again in 1s, backing-off"),
+            ("refuse 1 503", "drop socket 1, retry in 1s, backing-off"),
             ("wait 1s", "dial 2 under 1 after none, connecting"),
             ("open 2", "probe 2"),
             ("ping 2", GAP),
-            ("say 2 90", ""),
+            ("events 2 90", ""),
             ("stored", ""),
             ("answer 200 {}", "snapshot, append snapshot(0001-1) 90 at 90, live"),
             ("stored", ""),
-            ("close 2 1006", "forget 2, again in 2s, backing-off"),
+            ("close 2 1006", "drop socket 2, retry in 2s, backing-off"),
             ("wait 2s", "dial 3 under 1 after 90, connecting"),
         ],
     );
@@ -90,12 +91,12 @@ fn an_unnumbered_stream_with_another_feed_starts_after_a_gap() {
 #[test]
 fn a_standby_with_another_feed_than_the_log_restarts() {
     let own_other: Script<'_> = &[
-        ("own-other 6", "other feed, forget 1, dial 2 under 1 after none, connecting"),
-        // A session that was asked to go on somewhere says nothing to this log any more.
-        ("say 1 8", ""),
+        ("own-other 6", "other feed, drop socket 1, dial 2 under 1 after none, connecting"),
+        // Events of the old session are dropped.
+        ("events 1 8", ""),
         ("open 2", "probe 2"),
         ("ping 2", GAP),
-        ("say 2 9", ""),
+        ("events 2 9", ""),
         ("stored", ""),
         ("answer 200 {}", "snapshot, append snapshot(0001-1) 9 at 9, live"),
     ];
@@ -103,7 +104,7 @@ fn a_standby_with_another_feed_than_the_log_restarts() {
         ("follow 4", ""),
         ("token 1", "dial 1 under 1 after 4, connecting"),
         ("join 1", "probe 1, live"),
-        ("say 1 5 6 7", ""),
+        ("events 1 5 6 7", ""),
     ];
     run_standby_script(sequenced(), &[live, own_other].concat());
     run_standby_script(

@@ -1,4 +1,4 @@
-//! The desk at which the scripts are played: a stream, its clock, and what it wants told in words.
+//! Runs scripts: a stream, its clock, and its outputs as text.
 
 use bytestring::ByteString;
 
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// What a step leads to: `dial`, `leave`, `forget`, `append`, … and the state of the stream when it changes.
+/// Steps and their outputs: `dial`, `close`, `drop socket`, `append`, …, and the state of the stream when it changes.
 pub(super) type Script<'a> = &'a [(&'a str, &'a str)];
 
 pub(super) const WALL: i64 = 1_777_901_509_570;
@@ -28,7 +28,7 @@ pub(super) const LIVE: Script<'_> = &[
     ("pong 1", "live"),
 ];
 
-/// From one session to where two overlap and the old one has been asked.
+/// A rotation up to the overlap, where the old session was sent a probe.
 pub(super) const SWAP: Script<'_> = &[
     ("rotate", ""),
     ("wait 75ms", "rotation operator, call POST /api/v2/notifications/channels"),
@@ -92,7 +92,7 @@ struct ScriptRunner {
     log: u64,
 }
 
-/// When every script begins.
+/// The start time of every script.
 pub(super) fn start() -> Moment {
     #[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
     let at = Instant::now();
@@ -109,7 +109,7 @@ pub(super) fn run_script(settings: Settings, opening: LogHead, script: Script<'_
     run_on(Stream::new(settings, opening, now), now, script);
 }
 
-/// The same for a stream whose log is another's.
+/// Runs a script for a standby.
 pub(super) fn run_standby_script(settings: Settings, script: Script<'_>) {
     let now = start();
     run_on(Stream::standby(settings, now), now, script);
@@ -128,7 +128,7 @@ fn run_on(stream: Stream, now: Moment, script: Script<'_>) {
     }
 }
 
-/// The same from where two channels overlap and the old one has been asked.
+/// Runs a script that begins at the overlap of two channels.
 pub(super) fn run_overlap_script(settings: Settings, script: Script<'_>) {
     run_script(settings, LogHead::default(), &[LIVE, SWAP, script].concat());
 }
@@ -143,7 +143,7 @@ impl ScriptRunner {
             "stopped" => return self.suspend(subject),
             "token" => Input::Token(id.0),
             "open" => Input::Opened(id),
-            // The socket is open, and the ping is answered.
+            // The socket opens, and the platform answers the ping.
             "join" => {
                 self.stream.handle(Input::Opened(id), self.now);
                 Input::Frame { session: id, frame: Frame::Pong }
@@ -159,8 +159,8 @@ impl ScriptRunner {
             }
             "unreadable" => Input::Closed { session: id, failure: Failure::Unreadable("reserved bits".to_owned()) },
             "oversize" => Input::Closed { session: id, failure: Failure::Oversize },
-            "say" => Input::Frame { session: id, frame: numbered_frame(&words.split(' ').collect::<Vec<_>>()) },
-            "tell" => frame(id, format!(r#"{{"topicName":"v2.conversations.c-1.x","eventBody":"{words}"}}"#)),
+            "events" => Input::Frame { session: id, frame: numbered_frame(&words.split(' ').collect::<Vec<_>>()) },
+            "text" => frame(id, format!(r#"{{"topicName":"v2.conversations.c-1.x","eventBody":"{words}"}}"#)),
             "ping" => Input::Frame { session: id, frame: Frame::Pong },
             "pong" => frame(id, r#"{"topicName":"channel.metadata","eventBody":{"message":"pong"}}"#.to_owned()),
             "heartbeat" => frame(
@@ -198,7 +198,7 @@ impl ScriptRunner {
         self.stream.handle(input, self.now);
     }
 
-    /// Lets the time go by, and every timer fire that is due.
+    /// Advances the clock and fires every timer that is due.
     fn wait(&mut self, time: &str) {
         let end = self.now.at + time.parse::<crate::model::Span>().unwrap().0;
         while let Some(at) = self.stream.poll_timeout().filter(|at| *at <= end) {
@@ -218,7 +218,7 @@ impl ScriptRunner {
         self.stream.objection(&wanted).unwrap_or_default()
     }
 
-    /// The process is stopped for this long: its timers fire behind it.
+    /// The process is suspended for this time. Its timers fire afterwards.
     fn suspend(&mut self, time: &str) {
         self.advance_to(self.now.at + time.parse::<crate::model::Span>().unwrap().0);
         self.stream.handle_timeout(self.now);
@@ -250,8 +250,8 @@ impl ScriptRunner {
             }
             Output::Send { session, message, .. } => format!("send {} {}", session.0, message.text("TOKEN")),
             Output::Probe { session, .. } => format!("probe {}", session.0),
-            Output::Close { session, code, .. } => format!("leave {} {code}", session.0),
-            Output::DropSocket(session) => format!("forget {}", session.0),
+            Output::Close { session, code, .. } => format!("close {} {code}", session.0),
+            Output::DropSocket(session) => format!("drop socket {}", session.0),
             Output::Append { events, checkpoint } => {
                 self.sessions_started = events.len();
                 let events: String = events.iter().map(|event| format!(" {}", entry(event))).collect();
@@ -267,7 +267,7 @@ impl ScriptRunner {
     }
 }
 
-/// The position of the log (`-`: it has none, `new`: it is empty), its newest entries, and its feed, if that is known.
+/// The position of the log (`-`: none, `new`: the log is empty), its newest entries, and its feed, if that is known.
 fn take_over(last: &str, stored: &str, covered: bool, feed: Option<FeedId>) -> Input {
     let checkpoint = |last: &str| match last {
         "new" => None,
@@ -278,7 +278,7 @@ fn take_over(last: &str, stored: &str, covered: bool, feed: Option<FeedId>) -> I
     Input::BecomeOwner { head: LogHead { checkpoint: checkpoint(last), damaged: false }, stored, covered }
 }
 
-/// `a` is an event by its body, `gap` an entry of the relay's own, and `old-gap` one of two minutes ago.
+/// `a` is an event with this body, `gap` a gap entry, and `old-gap` a gap entry that is two minutes old.
 fn stored_event(body: &str) -> Event {
     let gap = |age: i64| Gap::unknown(GapReason::NoReplay).event(Timestamp(WALL - age));
     match body {
@@ -300,11 +300,11 @@ fn describe_report(report: &StreamReport) -> Option<String> {
         StreamReport::RotationStarted(trigger) => Some(format!("rotation {}", trigger.as_str())),
         StreamReport::Rotated { silence, .. } => Some(format!("rotated after {silence:?}")),
         StreamReport::SessionLost { failure: failure @ Failure::Unfinished { .. }, retry_in: Some(delay) } => {
-            Some(format!("{failure}, again in {delay:?}"))
+            Some(format!("{failure}, retry in {delay:?}"))
         }
-        StreamReport::SessionLost { retry_in: Some(delay), .. } => Some(format!("again in {delay:?}")),
-        StreamReport::ActionRequired { retry_in, .. } => Some(format!("given up, again in {retry_in:?}")),
-        StreamReport::SessionLost { retry_in: None, .. } => Some("again at once".to_owned()),
+        StreamReport::SessionLost { retry_in: Some(delay), .. } => Some(format!("retry in {delay:?}")),
+        StreamReport::ActionRequired { retry_in, .. } => Some(format!("action required, retry in {retry_in:?}")),
+        StreamReport::SessionLost { retry_in: None, .. } => Some("retry at once".to_owned()),
         StreamReport::FeedChanged => Some("other feed".to_owned()),
         StreamReport::Snapshot(fetched) => Some(if fetched.is_ok() { "snapshot" } else { "no snapshot" }.to_owned()),
         StreamReport::Connected(_)
@@ -316,7 +316,7 @@ fn describe_report(report: &StreamReport) -> Option<String> {
     }
 }
 
-/// An entry in a word: `5` by its number, `gap(jump 4..7)`, `snapshot(0001-1)` with its gap, `a` by its body.
+/// An entry as text: `5` by its number, `gap(jump 4..7)`, `snapshot(0001-1)` with its gap, `a` by its body.
 fn entry(event: &Event) -> String {
     let Body::Json(text) = &event.body else { return "binary".to_owned() };
     let data: serde_json::Value = serde_json::from_str(text).unwrap();
