@@ -50,7 +50,7 @@ pub enum Output {
     Call(RestRequest),
     /// Open the endpoint's socket. The stream adds the position to its URL.
     Dial(Endpoint),
-    /// Send a message of the opening exchange, with the token where it says.
+    /// Send a message of the opening exchange, with the token at its place.
     Send(OpeningMessage),
     Probe(Probe),
     /// The session is live.
@@ -195,7 +195,7 @@ impl Session {
     /// The session that this one replaces has ended.
     pub fn clear_replaces(&mut self, now: Moment) {
         self.replaces = false;
-        let quiet = self.capabilities.liveness.quiet_period();
+        let quiet = self.quiet_period();
         if let SessionState::Verifying { assume_live_at: assume_live_at @ None, .. } = &mut self.state {
             *assume_live_at = quiet.map(|wait| now.at + wait);
         }
@@ -393,8 +393,11 @@ impl Session {
         self.last_received_at = now.at;
         self.sent_at = now.at;
         let until = now.at + self.timeouts.connect;
-        let quiet = self.capabilities.liveness.quiet_period().map(|wait| now.at + wait);
+        let messages = self.capabilities.opening.messages.iter().cloned();
+        self.outputs.extend(messages.map(Output::Send));
+        let quiet = self.quiet_period().map(|wait| now.at + wait);
         let (probes, assume_live_at) = match self.capabilities.liveness {
+            _ if self.needs_acceptance() => (false, None),
             Liveness::Reply => (true, None),
             Liveness::ReplyOrQuietFor(_) => (true, quiet.filter(|_| !self.replaces)),
             Liveness::QuietFor(_) => (false, quiet),
@@ -453,7 +456,7 @@ impl Session {
         }
         let acks = items.iter().filter(|item| **item == Item::ProbeAck).count() as u64;
         self.probes_acked = self.probes_sent.min(self.probes_acked + acks);
-        items.retain(|item| !matches!(item, Item::Heartbeat | Item::ProbeAck));
+        items.retain(|item| !matches!(item, Item::Heartbeat | Item::ProbeAck | Item::Accepted));
         if !items.is_empty() {
             self.outputs.push_back(Output::Received(items));
         }

@@ -7,15 +7,6 @@ use crate::model::{Event, Gap, GapReason, OverflowPolicy, Position, Timestamp};
 /// One append has at most about this many bytes of bodies.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
-/// What happens when the buffer is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OverflowPolicy {
-    /// No frames are read until there is room: for platforms that replay.
-    Backpressure,
-    /// The oldest events are dropped, and a gap records it: for platforms that do not replay.
-    DropOldest,
-}
-
 /// Identifies a gap entry until it is durable: its snapshot refers to its offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct GapTicket(pub(super) u64);

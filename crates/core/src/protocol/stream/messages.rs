@@ -143,7 +143,7 @@ pub enum Output {
         generation: u64,
         dial: Dial,
     },
-    /// Send a message of the opening exchange, with the token of this generation where it says.
+    /// Send a message of the opening exchange, with the token of this generation at its place.
     Send {
         session: SessionId,
         generation: u64,
