@@ -37,37 +37,37 @@ use crate::{
     tasks::Tasks,
 };
 
-/// What streams have to say and was not heard yet. Whoever finds no room waits.
+/// Updates of streams that may wait. At the bound the sender waits.
 const UPDATES_MAX: usize = 256;
 
-/// So many renewals in a row may fail before the replica is called unhealthy.
+/// Consecutive failed renewals after which the replica is unhealthy.
 const RENEWAL_FAILURES_MAX: u32 = 3;
 
-/// The handle to this process's part among the replicas. Cheap to clone.
+/// The handle to this process's membership and leases. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Replica {
     shared: Arc<ReplicaShared>,
     commands: mpsc::Sender<ReplicaCommand>,
 }
 
-/// What the task and the seats of the streams have in common.
+/// State that the lease task and the streams' handles share.
 struct ReplicaShared {
     me: ReplicaId,
     lease: Mutex<Lease>,
-    /// Moves whenever something may be appended that could not be before.
+    /// Counts up when appends become permitted.
     permits: watch::Sender<u64>,
     roles: BTreeMap<StreamName, watch::Sender<ReplicaRole>>,
-    /// Who lives, and what each said last.
+    /// The live replicas by the last renewal.
     members: Mutex<Vec<MemberStatus>>,
     /// Streams whose record cannot be read, and why.
     unreadable: Mutex<BTreeMap<StreamName, String>>,
     unreadable_members: Mutex<Vec<String>>,
-    /// Renewals in a row that failed, and why the last one did.
+    /// Consecutive failed renewals, and the error of the last one.
     renewal_failures: Mutex<(u32, String)>,
 }
 
 impl Replica {
-    /// Joins the others. Each stream of the settings gets a seat, which says what its part is.
+    /// Starts the lease task. Each stream of the settings gets a handle with its role.
     pub fn join(
         settings: lease::Settings,
         registry: Registry,
@@ -94,18 +94,18 @@ impl Replica {
         (Self { shared, commands }, handles)
     }
 
-    /// The name of this life of the process.
+    /// The id of this process, drawn at its start.
     pub fn id(&self) -> ReplicaId {
         self.shared.me
     }
 
-    /// Who lives, as far as this replica knows.
+    /// The live replicas by the last renewal.
     pub fn members(&self) -> Vec<ReplicaId> {
-        self.shared.members().iter().map(|life| life.member.replica).collect()
+        self.shared.members().iter().map(|status| status.member.replica).collect()
     }
 
-    /// Whether the membership is renewed, else why not. One failure alone says nothing: the next renewal follows within a
-    /// fifth of the lease.
+    /// Whether the membership is renewed; else the reason, after [`RENEWAL_FAILURES_MAX`] consecutive failures. A renewal
+    /// is due every fifth of the lease.
     pub fn health(&self) -> Result<(), String> {
         let failing = self.shared.renewal_failures();
         match *failing {
@@ -121,11 +121,12 @@ impl Replica {
         self.shared.unreadable_members().clone()
     }
 
-    /// Hands every stream over to a successor that is live, gives up what finds none in `patience`, and leaves.
+    /// Hands each stream over to a live successor, releases the streams without one after `timeout`, and ends the
+    /// membership.
     pub async fn drain(&self, timeout: Duration) {
         let (left, leaving) = tokio::sync::oneshot::channel();
         if self.commands.send(ReplicaCommand::Drain { timeout, left }).await.is_ok() {
-            // An error says that the task ended: there is nothing to wait for.
+            // An error means that the task has ended.
             drop(leaving.await);
         }
     }
@@ -162,17 +163,17 @@ impl ReplicaShared {
     }
 
     fn role(&self, stream: &StreamName) -> ReplicaRole {
-        self.roles.get(stream).map_or(ReplicaRole::Idle, |part| *part.borrow())
+        self.roles.get(stream).map_or(ReplicaRole::Idle, |role| *role.borrow())
     }
 
-    /// Tells a stream what its part is from now on.
-    fn assign(&self, stream: &StreamName, part: ReplicaRole) {
+    /// Assigns a role to a stream.
+    fn assign(&self, stream: &StreamName, role: ReplicaRole) {
         if let Some(sender) = self.roles.get(stream) {
-            sender.send_replace(part);
+            sender.send_replace(role);
         }
     }
 
-    /// Whether `stream` may be appended to under `fence` at this very moment.
+    /// Whether an append to `stream` under `fence` is permitted now.
     fn may_append(&self, stream: &StreamName, fence: Fence) -> bool {
         self.lease().append_fence(stream, clock::boot()) == Some(fence)
     }

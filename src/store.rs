@@ -1,6 +1,6 @@
-//! Where logs live: append, position and fence in one durable step; read by offset; retention.
+//! The stores of logs: entries, position and fence in one durable step; reads by offset; retention.
 //!
-//! An enum of stores, not a trait: the set is closed and shipped.
+//! An enum, not a trait: Trunkline ships every store.
 
 mod age;
 pub mod embedded;
@@ -14,34 +14,34 @@ use crate::model::{
     StreamName, Timestamp,
 };
 
-/// How much of each stream is kept. The newest entry is kept in any case, and those that are held together with it.
+/// How much of each stream is kept. The newest entry is always kept, with the entries of its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// At least so many entries are kept, where age and bytes allow it, and few more: the embedded store at most a batch.
+    /// The number of entries to keep, within age and bytes. The embedded store keeps up to one batch more.
     pub events: u64,
-    /// An entry that was received longer ago goes; in the embedded store with its whole batch.
+    /// The age at which an entry is removed; the embedded store removes whole batches.
     pub age: Duration,
-    /// More bytes than this are not kept.
+    /// The most bytes to keep.
     pub bytes: u64,
 }
 
-/// How far a log goes for those who read it.
+/// The first and last entry of a log, for readers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogBounds {
-    /// Of the epoch [`Epoch::NONE`] when nobody has written to it yet.
+    /// Epoch [`Epoch::NONE`] before the first write.
     pub lineage: Lineage,
-    /// The oldest entry held; the one to come when there is none.
+    /// The oldest entry held; without entries the next one.
     pub first: Offset,
     /// The newest entry that may be shown; [`Offset::START`] when there is none.
     pub last: Offset,
 }
 
 impl LogBounds {
-    /// Of a stream that has no log yet.
+    /// The bounds of a stream without a log.
     const NONE: Self = Self { lineage: Lineage::new(Epoch::NONE), first: Offset(1), last: Offset::START };
 }
 
-/// What whoever claims a log for writing finds.
+/// A log as a claim for writing finds it.
 #[derive(Debug, Clone)]
 pub struct LogState {
     pub lineage: Lineage,
@@ -49,16 +49,16 @@ pub struct LogState {
     pub first: Offset,
     /// The newest entry; [`Offset::START`] when there never was one.
     pub last: Offset,
-    /// The newest entry that may be shown. What lies between is shown with the next append.
+    /// The newest entry that readers may get. The entries up to `last` follow with the next append.
     pub high_watermark: Offset,
     pub checkpoint: Option<Checkpoint>,
-    /// The right to append from now on; whoever held it before is refused.
+    /// The fence of this claim. The store rejects appends under an earlier fence.
     pub fence: Fence,
-    /// What was held before is lost or was put aside: the writer owes the log a gap with reason `store`.
+    /// Earlier entries are lost or quarantined: the writer must append a gap with reason `store`.
     pub damaged: bool,
 }
 
-/// What a process has seen of a log: entries up to `last` of the lineage's present epoch, and those before.
+/// The entries of a log that a process has read: up to `last` of the lineage's present epoch, and earlier epochs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedLog {
     pub lineage: Lineage,
@@ -66,7 +66,7 @@ pub struct ObservedLog {
 }
 
 impl ObservedLog {
-    /// Of a log that nobody has looked at.
+    /// No entry was read.
     pub const NONE: Self = Self { lineage: Lineage::new(Epoch::NONE), last: Offset::START };
 }
 
@@ -75,71 +75,72 @@ impl ObservedLog {
 pub struct Append {
     pub stream: StreamName,
     pub fence: Fence,
-    /// One behind the other; all are stored or none.
+    /// Consecutive batches; all are stored or none.
     pub batches: Vec<Arc<Batch>>,
     pub checkpoint: Checkpoint,
 }
 
 impl Append {
-    /// How many entries; none where only the checkpoint moves.
+    /// The number of entries; 0 where only the checkpoint moves.
     pub fn entries(&self) -> usize {
         self.batches.iter().map(|batch| batch.len()).sum()
     }
 }
 
-/// Why an append was not done. It was then not done at all.
+/// Why a write was not applied.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
-    /// No room on the disk, or the store cannot be written right now: hold the events and try again.
+    /// The disk is full or the store cannot be written now. Hold the events and retry.
     #[error("the store takes no entries: {0}")]
     Unavailable(String),
-    /// Somebody else holds the stream now.
+    /// Another replica owns the stream.
     #[error("the fence is stale: another holder has the stream")]
     Fenced,
-    /// The log does not end where this writer left it: it was rolled back with the server that has it, or an append
-    /// that was given up was done after all. Nothing more can be appended under this claim. Whoever still has the right
-    /// drops the writer and claims the log anew, under the same fence; the claim says where it goes on, and which
-    /// position the entries that are left cover.
+    /// The log does not end where this writer's last append ended: the server was rolled back, or an append without an
+    /// answer was applied later. Nothing more can be appended under this claim. The owner drops the writer and claims the
+    /// log again under the same fence; the new claim has the end of the log and its position.
     #[error("the log has moved: {0}")]
     Diverged(String),
-    /// What the store holds of this one stream cannot be used: a key of another type, a foreign entry, a field that
-    /// makes no sense. The stream waits, the others go on. Claim the log again until an operator has mended it.
+    /// The data of this stream cannot be used: a key of another type, a foreign entry, or an invalid field. Other streams
+    /// are not affected. Claim the log again until an operator has repaired it.
     #[error("the log cannot be used: {0}")]
     UnusableLog(String),
-    /// The store is broken; the process must end and open it anew.
+    /// The store is broken; the process must end and open it again.
     #[error("the store is broken: {0}")]
     Broken(String),
 }
 
-/// When opening a store that could not be opened is tried again.
+/// How soon a failed opening of the store is retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// It may come by itself.
+    /// The cause may pass.
     Soon,
-    /// An operator has to act.
+    /// An operator must act.
     Slowly,
 }
 
-/// What somebody who knew a log hears of it.
+/// News of a log for a follower.
 #[derive(Debug)]
 pub enum LogUpdate {
-    /// These follow what was known, and may be shown.
+    /// The next entries, which readers may get.
     Entries(Vec<Arc<Batch>>),
-    /// It is in another epoch, or what followed is not held any more: this is how far it goes.
+    /// The log is in another epoch, or the next entries are not held. These are its bounds.
     Diverged(LogBounds),
 }
 
-/// Hears what other processes append to a log.
+/// Follows the appends of other processes to a log.
 #[derive(Debug)]
 pub enum LogFollower {
-    /// There are no other processes.
+    /// No other process can append.
     Embedded,
     Redis(Box<redis::RedisFollower>),
 }
 
 impl LogFollower {
-    /// Waits for what is news to somebody who knows the log up to `last` of `epoch`. It goes on by itself after trouble,
-    /// and fails when the store is closed. Cancel-safe.
+    /// Waits for news after the entry `last` of `epoch`. Retries by itself after failures. Cancel-safe.
+    ///
+    /// # Errors
+    /// The store is closed.
     pub async fn next(&mut self, epoch: Epoch, last: Offset) -> Result<LogUpdate, ReadError> {
         match self {
             Self::Embedded => std::future::pending().await,
@@ -161,7 +162,7 @@ pub enum Store {
 }
 
 impl Store {
-    /// How far the log goes. Nothing is written; a stream without a log has an empty one.
+    /// The bounds of the log. Nothing is written; a stream without a log has an empty one.
     pub async fn bounds(&self, stream: &StreamName) -> Result<LogBounds, ReadError> {
         match self {
             Self::Embedded(store) => store.bounds(stream).await,
@@ -169,16 +170,16 @@ impl Store {
         }
     }
 
-    /// How far the log goes, for a process that starts: an empty extent, and why, where what the store holds of this
-    /// one stream cannot be used.
+    /// The bounds of the log, for a process that starts. Where the data of this stream cannot be used: empty bounds, and
+    /// the reason.
     pub async fn bounds_at_startup(&self, stream: &StreamName) -> Result<(LogBounds, Option<String>), ReadError> {
         match self {
-            Self::Embedded(store) => store.bounds(stream).await.map(|extent| (extent, None)),
+            Self::Embedded(store) => store.bounds_at_startup(stream).await,
             Self::Redis(store) => Box::pin(store.bounds_at_startup(stream)).await,
         }
     }
 
-    /// Whose numbers the stored position is in, as far as is known. For who does not hold the log.
+    /// The feed that the stored position belongs to, if known. For readers without a claim.
     pub async fn feed(&self, stream: &StreamName) -> Result<Option<FeedId>, ReadError> {
         match self {
             Self::Embedded(store) => store.feed(stream).await,
@@ -186,14 +187,13 @@ impl Store {
         }
     }
 
-    /// Takes the log over for writing: under a new fence, or under the one that was drawn for the caller already. The
-    /// log must hold that very fence.
+    /// Claims the log for writing: under a new fence, or under the fence `under`, which must be the present one.
     pub async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
         self.claim_after(stream, under, &ObservedLog::NONE).await
     }
 
-    /// The same for a process that has seen entries of the log: where they are not in it any more, an epoch begins, so
-    /// that no id is given to two entries.
+    /// Claims the log for a process that has read entries of it. Where the log no longer has them, a new epoch begins, so
+    /// that no two entries get the same id.
     pub async fn claim_after(
         &self,
         stream: &StreamName,
@@ -201,12 +201,12 @@ impl Store {
         seen: &ObservedLog,
     ) -> Result<LogState, AppendError> {
         match self {
-            Self::Embedded(store) => store.claim(stream, under).await,
+            Self::Embedded(store) => store.claim(stream, under, seen).await,
             Self::Redis(store) => Box::pin(store.claim(stream, under, seen)).await,
         }
     }
 
-    /// The claim under this fence is over: this process appends nothing more, nor looks after the retention.
+    /// Ends the claim under this fence: this process appends nothing more and no longer applies the retention.
     pub fn release_claim(&self, stream: &StreamName, fence: Fence) {
         match self {
             Self::Embedded(_) => (),
@@ -214,7 +214,7 @@ impl Store {
         }
     }
 
-    /// Fence check, entries and position in one durable step. Done when it returns.
+    /// Checks the fence and stores entries and position in one durable step.
     pub async fn append(&self, append: Append) -> Result<(), AppendError> {
         match self {
             Self::Embedded(store) => store.append(append).await,
@@ -222,7 +222,7 @@ impl Store {
         }
     }
 
-    /// Follows the log, over a connection of its own where it needs one.
+    /// A follower of the log; with Redis it opens its own connection.
     pub fn follower(&self, stream: &StreamName) -> LogFollower {
         match self {
             Self::Embedded(_) => LogFollower::Embedded,
@@ -230,7 +230,7 @@ impl Store {
         }
     }
 
-    /// After an append and when its entries are shown here: those who follow the log from elsewhere may show them, too.
+    /// Publishes the newest visible entry to followers in other processes. Call it after an append.
     pub async fn publish_high_watermark(&self, stream: &StreamName) {
         match self {
             Self::Embedded(_) => (),
@@ -238,9 +238,9 @@ impl Store {
         }
     }
 
-    /// The batches that follow `after`, oldest first, until about `bytes_max` are together; at least one if there is one.
-    /// The first of them may begin before `after`. `last` is the last entry that the caller may be shown: none reaches
-    /// over it that was not appended so.
+    /// The batches that follow `after`, oldest first, about `bytes_max` bytes, but at least one batch if there is one. The
+    /// first batch may begin before `after`. `last` is the last entry that the caller may read; only a batch that was
+    /// appended as a whole reaches over it.
     pub async fn read(
         &self,
         stream: &StreamName,
@@ -249,13 +249,13 @@ impl Store {
         bytes_max: usize,
     ) -> Result<Vec<Arc<Batch>>, ReadError> {
         match self {
-            Self::Embedded(store) => store.read(stream, after, bytes_max).await,
-            // On the heap: every subscriber keeps room for the larger of the two, and most never read the store.
+            Self::Embedded(store) => store.read(stream, after, last, bytes_max).await,
+            // Boxed: every subscriber reserves memory for the larger future, and most never read the store.
             Self::Redis(store) => Box::pin(store.read(stream, after, last, bytes_max)).await,
         }
     }
 
-    /// The last offset up to `last` whose entry was received before `moment` (START when none was).
+    /// The last offset up to `last` whose entry was received before `moment`; START without such an entry.
     pub async fn offset_before(
         &self,
         stream: &StreamName,
@@ -263,12 +263,12 @@ impl Store {
         moment: Timestamp,
     ) -> Result<Offset, ReadError> {
         match self {
-            Self::Embedded(store) => Ok(store.offset_before(stream, moment).await?.min(last)),
+            Self::Embedded(store) => store.offset_before(stream, last, moment).await,
             Self::Redis(store) => Box::pin(store.offset_before(stream, last, moment)).await,
         }
     }
 
-    /// Up to where a consumer has acknowledged a stream; none before it has acknowledged anything.
+    /// The last entry of a stream that a consumer acknowledged; none before the first.
     pub async fn cursor(&self, consumer: &ConsumerName, stream: &StreamName) -> Result<Option<Mark>, ReadError> {
         match self {
             Self::Embedded(store) => store.cursor(consumer, stream).await,
@@ -276,8 +276,8 @@ impl Store {
         }
     }
 
-    /// Moves a cursor that is where the caller knows it to be: false, and nothing is moved, when it is elsewhere. Whether
-    /// it may go back is the caller's to say. Durable when it returns; what was moved already is moved.
+    /// Moves a cursor from `from` to `to` by compare-and-set, in one durable step. Returns whether it is at `to`: false when
+    /// it was not at `from`. A repeated call returns true. The caller decides whether a cursor may go back.
     pub async fn move_cursor(
         &self,
         consumer: &ConsumerName,
@@ -291,7 +291,7 @@ impl Store {
         }
     }
 
-    /// Refuses somebody for a time. One that is revoked again is refused up to the later moment, for the longer time.
+    /// Revokes access for a time. A repeated revocation keeps the later moment and the later end.
     pub async fn revoke(&self, revocation: &Revocation) -> Result<(), AppendError> {
         match self {
             Self::Embedded(store) => store.revoke(revocation).await,
@@ -299,7 +299,7 @@ impl Store {
         }
     }
 
-    /// Who is refused now, and up to which moment of issue.
+    /// The present revocations; each rejects tokens that were issued up to its moment.
     pub async fn revoked(&self) -> Result<BTreeMap<RevocationTarget, Timestamp>, ReadError> {
         match self {
             Self::Embedded(store) => store.revoked().await,
@@ -307,7 +307,7 @@ impl Store {
         }
     }
 
-    /// Why what the store holds of this stream cannot be shown to readers here now.
+    /// Why readers here cannot get the entries of this stream now.
     pub fn unreadable(&self, stream: &StreamName) -> Option<String> {
         match self {
             Self::Embedded(_) => None,
@@ -315,7 +315,7 @@ impl Store {
         }
     }
 
-    /// The oldest entry held now; moves as retention trims.
+    /// The oldest entry held. Retention moves it.
     pub fn first(&self, stream: &StreamName) -> Offset {
         match self {
             Self::Embedded(store) => store.first(stream),
@@ -323,8 +323,7 @@ impl Store {
         }
     }
 
-    /// Ends it in order: what was asked before is done, and the next start finds everything in place. Handles that are
-    /// left get errors.
+    /// Closes the store after all earlier commands. Later calls on other handles return errors.
     pub async fn close(&self) {
         match self {
             Self::Embedded(store) => store.close().await,
@@ -332,7 +331,7 @@ impl Store {
         }
     }
 
-    /// What an operator should know about the way it is set up.
+    /// Warnings for the operator about the server's configuration.
     pub fn warnings(&self) -> &[String] {
         match self {
             Self::Embedded(_) => &[],
@@ -340,7 +339,7 @@ impl Store {
         }
     }
 
-    /// Whether it can be written right now (for readiness), else why not.
+    /// Whether the store can be written now, for readiness; else the reason.
     pub fn health(&self) -> Result<(), String> {
         match self {
             Self::Embedded(store) => store.health(),

@@ -1,4 +1,4 @@
-//! What one stream knows of the replicas: its part, and whether it may append right now.
+//! The lease of one stream as its task uses it: its role, its owner, and the permission to append.
 
 use std::sync::Arc;
 
@@ -7,34 +7,35 @@ use tokio::sync::{mpsc, watch};
 use super::ReplicaShared;
 use crate::model::{Fence, ReplicaId, StreamName};
 
-/// What this process has to do with a stream.
+/// The role of this process for a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplicaRole {
-    /// Nothing but reading its log.
+    /// It only reads the log.
     Idle,
-    /// To hold a session, and append nothing.
+    /// It holds a session and appends nothing.
     Standby,
-    /// To keep it: every append presents the fence.
+    /// It runs the stream. Each append presents the fence.
     Owner(Ownership),
 }
 
-/// How a stream is kept. No fence: there is but this one process, and the store draws it.
+/// The ownership of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ownership {
+    /// None with the embedded store, whose claim draws a fence.
     pub fence: Option<Fence>,
-    /// The holder before handed it over; else it was taken from one that is gone.
+    /// The former owner handed the stream over; else its owner was gone.
     pub handed_over: bool,
     pub phase: OwnershipPhase,
 }
 
-/// How far the end of an ownership has come.
+/// How far a handover or a release has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OwnershipPhase {
     Active,
-    /// A successor is live: see that what only the old session was sent is durable, and say so. Counted, as it may be
-    /// asked again.
+    /// A successor is live: make the events of the old session durable, then report it. The number distinguishes repeated
+    /// requests.
     Flushing(u32),
-    /// There is no successor: hear nothing new, make durable what was heard, and say so.
+    /// There is no successor: close the session, make its events durable, then report it.
     Closing,
 }
 
@@ -48,7 +49,7 @@ impl ReplicaRole {
     }
 }
 
-/// What a stream says to the replica's task.
+/// A report of a stream to the lease task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum StreamUpdate {
     Live {
@@ -59,7 +60,7 @@ pub(super) enum StreamUpdate {
         stream: StreamName,
         degraded: bool,
     },
-    /// Why the log of a stream that is owned here cannot be used; none when it can.
+    /// Why the log of an owned stream cannot be used; none when it can.
     Failed {
         stream: StreamName,
         why: Option<String>,
@@ -76,13 +77,13 @@ pub(super) enum StreamUpdate {
     },
 }
 
-/// The seat of one stream.
+/// One stream's handle to its lease.
 #[derive(Debug)]
 pub struct LeaseHandle(HandleKind);
 
 #[derive(Debug)]
 enum HandleKind {
-    /// There is but this one process.
+    /// No other process can reach the store.
     SingleProcess,
     Replicated {
         stream: StreamName,
@@ -93,19 +94,19 @@ enum HandleKind {
     },
 }
 
-/// Who keeps a stream, as far as this replica knows. Cheap to clone.
+/// The owner of a stream as this replica sees it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct HolderView {
     stream: StreamName,
     shared: Arc<ReplicaShared>,
 }
 
-/// Whoever appends asks it first. Cheap to clone.
+/// The permission to append, checked before each append. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AppendPermit(Option<(StreamName, watch::Receiver<u64>, Arc<ReplicaShared>)>);
 
 impl LeaseHandle {
-    /// The seat of a stream whose store no other process can reach.
+    /// The handle of a stream whose store no other process can reach.
     pub fn single_process() -> Self {
         Self(HandleKind::SingleProcess)
     }
@@ -128,7 +129,7 @@ impl LeaseHandle {
         })
     }
 
-    /// Who keeps the stream; none where there is but this one process.
+    /// The view of the owner; none with the embedded store.
     pub fn view(&self) -> Option<HolderView> {
         match &self.0 {
             HandleKind::SingleProcess => None,
@@ -138,7 +139,7 @@ impl LeaseHandle {
         }
     }
 
-    /// The part that it has now.
+    /// The present role.
     pub fn role(&mut self) -> ReplicaRole {
         match &mut self.0 {
             HandleKind::SingleProcess => {
@@ -148,7 +149,7 @@ impl LeaseHandle {
         }
     }
 
-    /// Waits until it has another part than it was told last. Cancel-safe.
+    /// Waits until the role changes after the last call of [`LeaseHandle::role`]. Cancel-safe.
     pub async fn changed(&mut self) {
         let gone = match &mut self.0 {
             HandleKind::SingleProcess => true,
@@ -159,7 +160,7 @@ impl LeaseHandle {
         }
     }
 
-    /// To be asked before each append.
+    /// The permission to append, for each append.
     pub fn append_permit(&self) -> AppendPermit {
         match &self.0 {
             HandleKind::SingleProcess => AppendPermit(None),
@@ -169,87 +170,85 @@ impl LeaseHandle {
         }
     }
 
-    /// A session of the stream is live here, or none is any longer.
+    /// Reports whether a session of the stream is live here.
     pub async fn report_live(&self, live: bool) {
         self.report(|stream| StreamUpdate::Live { stream, live }).await;
     }
 
-    /// The stream is live here, and does not hear all that is configured; or hears it again.
+    /// Reports whether the live stream lacks configured topics.
     pub async fn report_degraded(&self, degraded: bool) {
         self.report(|stream| StreamUpdate::Degraded { stream, degraded }).await;
     }
 
-    /// The log of the stream cannot be used, or can be again.
+    /// Reports why the log of the stream cannot be used; none when it can.
     pub async fn report_failed(&self, why: Option<String>) {
         self.report(|stream| StreamUpdate::Failed { stream, why }).await;
     }
 
-    /// What [`Stage::Flushing`] asks for is done.
+    /// Reports that the work of [`OwnershipPhase::Flushing`] is done.
     pub async fn report_flushed(&self) {
         self.report(|stream| StreamUpdate::Flushed { stream }).await;
     }
 
-    /// What [`Stage::Closing`] asks for is done.
+    /// Reports that the work of [`OwnershipPhase::Closing`] is done.
     pub async fn report_closed(&self) {
         self.report(|stream| StreamUpdate::Closed { stream }).await;
     }
 
-    /// The store refused an append under this fence.
+    /// Reports that the store rejected an append under this fence.
     pub async fn report_fenced(&self, fence: Fence) {
         self.report(|stream| StreamUpdate::Fenced { stream, fence }).await;
     }
 
     async fn report(&self, what: impl FnOnce(StreamName) -> StreamUpdate) {
         if let HandleKind::Replicated { stream, updates, .. } = &self.0 {
-            // An error says that the replica's task has ended, and with it every right.
+            // An error means that the lease task has ended, and with it every permission.
             drop(updates.send(what(stream.clone())).await);
         }
     }
 }
 
 impl HolderView {
-    /// The replica that keeps it.
+    /// The owner.
     pub fn holder(&self) -> Option<ReplicaId> {
         self.shared.lease().holder(&self.stream)
     }
 
-    /// Whether that is this one.
+    /// Whether this replica is the owner.
     pub fn is_local(&self) -> bool {
         self.holder() == Some(self.shared.me)
     }
 
-    /// Why its record cannot be read, if it cannot: then no replica has the stream.
+    /// Why the lease record cannot be read; then no replica owns the stream.
     pub fn unreadable(&self) -> Option<String> {
         self.shared.unreadable().get(&self.stream).cloned()
     }
 
-    /// Whether its holder lives, and says nothing else of it.
+    /// Whether the owner is alive and does not report the stream as unhealthy.
     pub fn is_live(&self) -> bool {
         let Some(holder) = self.holder() else { return false };
-        let lives = self.shared.members();
-        lives.iter().any(|life| life.member.replica == holder && !life.unhealthy_streams.contains(&self.stream))
+        let members = self.shared.members();
+        members.iter().any(|status| status.member.replica == holder && !status.unhealthy_streams.contains(&self.stream))
     }
-}
 
-impl HolderView {
-    /// Why its log cannot be used, by what its holder reports.
+    /// Why the log cannot be used, as the owner reports it.
     pub fn failure(&self) -> Option<String> {
         let holder = self.holder()?;
-        let lives = self.shared.members();
-        lives.iter().find(|life| life.member.replica == holder)?.failed.get(&self.stream).cloned()
+        let members = self.shared.members();
+        members.iter().find(|status| status.member.replica == holder)?.failed.get(&self.stream).cloned()
     }
 
-    /// Whether its holder says that it does not hear all that is configured.
+    /// Whether the owner reports that the stream lacks configured topics.
     pub fn is_degraded(&self) -> bool {
         let Some(holder) = self.holder() else { return false };
-        let lives = self.shared.members();
-        lives.iter().any(|life| life.member.replica == holder && life.degraded.contains(&self.stream))
+        let members = self.shared.members();
+        members.iter().any(|status| status.member.replica == holder && status.degraded.contains(&self.stream))
     }
 }
 
 impl AppendPermit {
-    /// Waits until something may be appended under this fence. For ever, if that never comes: whoever waits is told
-    /// that its part has changed. Cancel-safe.
+    /// Waits until an append under this fence is permitted. It never returns for a former fence: wait for a change of the
+    /// role too. Cancel-safe.
     pub async fn ready(&mut self, fence: Option<Fence>) {
         let (Some((stream, moved, shared)), Some(fence)) = (&mut self.0, fence) else { return };
         loop {

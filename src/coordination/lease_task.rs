@@ -1,4 +1,4 @@
-//! The task of one replica: tells the lease machine what happens, and carries out what it says.
+//! The lease task of one replica: feeds the lease machine and carries out its outputs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,23 +32,23 @@ use crate::{
     telemetry::metrics,
 };
 
-/// A stream that is given up has this time to make durable what it heard.
+/// A released stream has this time to make its events durable.
 const CLOSE_MAX: Duration = Duration::from_secs(4);
 
-/// Words under way; what is beyond them is not said. Each is a hint.
+/// Messages in flight, sent or received. Further messages are dropped; a lost message only delays.
 const MESSAGES_MAX: usize = 256;
 
-/// A record that cannot be read is looked at again after this time.
+/// Delay before an unreadable record is read again.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(1);
 
-/// Values that are remembered as reported.
+/// Unreadable values that are remembered as reported.
 const REPORTED_MAX: usize = 256;
 
-/// Delays between tries to listen.
+/// Delays between attempts to subscribe.
 const LISTEN_RETRY: BackoffCurve =
     BackoffCurve { first: Duration::from_millis(50), cap: Duration::from_secs(1), jitter: 0.5 };
 
-/// What the owner of the handle wants.
+/// A command of the handle.
 #[derive(Debug)]
 pub(super) enum ReplicaCommand {
     Drain { timeout: Duration, left: oneshot::Sender<()> },
@@ -63,37 +63,37 @@ pub(super) struct LeaseTask {
     commands: mpsc::Receiver<ReplicaCommand>,
     work: FuturesUnordered<LeaseFuture>,
     publishing: FuturesUnordered<LeaseFuture>,
-    /// Successors that are live, while the old session is asked whether it has said all.
+    /// Live successors whose streams flush the old session.
     ready_successors: BTreeMap<StreamName, ReplicaId>,
-    /// Records that are to be given up as soon as their streams have closed.
+    /// Records to release when their streams have closed.
     closing: BTreeMap<StreamName, (Fence, LeaseRecord)>,
-    /// The newest fence of each stream that this replica asked for itself: any other was handed over.
+    /// The newest fence of each stream that this replica claimed itself. Any other fence comes from a handover.
     requested_fences: BTreeMap<StreamName, Fence>,
     flushes: u32,
     /// Streams that are live here.
     live: BTreeSet<StreamName>,
-    /// Streams that do not hear all that is configured.
+    /// Streams without all configured topics.
     degraded: BTreeSet<StreamName>,
     /// Streams that are owned here and whose logs cannot be used, and why.
     failed: BTreeMap<StreamName, String>,
-    /// Whether the store did not answer when it was last asked.
+    /// Whether the store did not answer the last request.
     store_unreachable: bool,
-    /// Values that cannot be read and were reported. At most [`REPORTED_MAX`]: beyond them it begins again.
+    /// Unreadable values that were reported. At [`REPORTED_MAX`] the set is cleared.
     reported: BTreeSet<String>,
     drained: Option<oneshot::Sender<()>>,
 }
 
-/// Something under way that answers once.
+/// A request in flight.
 type LeaseFuture = Pin<Box<dyn Future<Output = Option<Completion>> + Send>>;
 
-/// What came of it.
+/// The result of a request.
 enum Completion {
     Input(Input),
-    /// Who lives.
+    /// The live replicas.
     Renewed(MemberList),
     Listed(LeaseRecords),
     NoReply(LeaseRequest, String),
-    /// A stream had its time to close.
+    /// The time for a stream to close is over.
     Closed(StreamName),
     Left,
 }
@@ -112,15 +112,15 @@ impl LeaseTask {
         settings: lease::Settings,
         shared: Arc<ReplicaShared>,
         registry: Registry,
-        said: mpsc::Receiver<StreamUpdate>,
-        wishes: mpsc::Receiver<ReplicaCommand>,
+        updates: mpsc::Receiver<StreamUpdate>,
+        commands: mpsc::Receiver<ReplicaCommand>,
     ) -> Self {
         Self {
             settings,
             shared,
             registry: Arc::new(registry),
-            updates: said,
-            commands: wishes,
+            updates,
+            commands,
             work: FuturesUnordered::new(),
             publishing: FuturesUnordered::new(),
             ready_successors: BTreeMap::new(),
@@ -136,20 +136,20 @@ impl LeaseTask {
         }
     }
 
-    /// Runs until the stop signal. A replica that was drained before leaves nothing behind.
+    /// Runs until the stop signal. After a drain no record names this replica.
     pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
-        let (hearing, mut heard) = mpsc::channel(MESSAGES_MAX);
-        let mut listening = Box::pin(listen(Arc::clone(&self.registry), hearing));
+        let (sender, mut messages) = mpsc::channel(MESSAGES_MAX);
+        let mut listening = Box::pin(listen(Arc::clone(&self.registry), sender));
         loop {
             self.drain_outputs();
             let wake = self.shared.lease().poll_timeout();
             let event = tokio::select! {
                 biased;
                 () = stop.cancelled() => LeaseEvent::Stop,
-                Some(wish) = self.commands.recv() => LeaseEvent::Command(wish),
+                Some(command) = self.commands.recv() => LeaseEvent::Command(command),
                 Some(done) = self.work.next(), if !self.work.is_empty() => LeaseEvent::Completion(done),
-                Some(said) = self.updates.recv() => LeaseEvent::Update(said),
-                Some(heard) = heard.recv() => LeaseEvent::Message(heard),
+                Some(update) = self.updates.recv() => LeaseEvent::Update(update),
+                Some(message) = messages.recv() => LeaseEvent::Message(message),
                 Some(done) = self.publishing.next(), if !self.publishing.is_empty() => LeaseEvent::Completion(done),
                 () = &mut listening => LeaseEvent::Timer,
                 () = sleep_until(wake) => LeaseEvent::Timer,
@@ -158,11 +158,11 @@ impl LeaseTask {
                 LeaseEvent::Stop => return Ok(()),
                 LeaseEvent::Completion(None) => (),
                 LeaseEvent::Completion(Some(done)) => self.handle_completion(done),
-                LeaseEvent::Update(said) => self.handle_update(said),
-                LeaseEvent::Message(heard) => self.handle_message(heard),
-                LeaseEvent::Command(ReplicaCommand::Drain { timeout: patience, left }) => {
+                LeaseEvent::Update(update) => self.handle_update(update),
+                LeaseEvent::Message(message) => self.handle_message(message),
+                LeaseEvent::Command(ReplicaCommand::Drain { timeout, left }) => {
                     self.drained = Some(left);
-                    self.handle(Input::Drain { until: clock::boot() + patience });
+                    self.handle(Input::Drain { until: clock::boot() + timeout });
                 }
                 LeaseEvent::Timer => self.shared.lease().handle_timeout(now()),
             }
@@ -179,15 +179,15 @@ impl LeaseTask {
                 self.mark_store_reachable();
                 self.handle(input);
             }
-            Completion::Renewed(MemberList { members: lives, unreadable }) => {
+            Completion::Renewed(MemberList { members, unreadable }) => {
                 self.mark_store_reachable();
                 self.shared.renewed();
-                metrics::replica_members(lives.len());
+                metrics::replica_members(members.len());
                 self.report_members(&unreadable);
                 *self.shared.unreadable_members() = unreadable;
-                let members = lives.iter().map(|life| life.member).collect();
-                *self.shared.members() = lives;
-                self.handle(Input::Renewed { members });
+                let live = members.iter().map(|status| status.member).collect();
+                *self.shared.members() = members;
+                self.handle(Input::Renewed { members: live });
             }
             Completion::Listed(LeaseRecords { records, unreadable }) => {
                 self.mark_store_reachable();
@@ -201,14 +201,14 @@ impl LeaseTask {
                     self.shared.renewal_failed(why.clone());
                 }
                 if !std::mem::replace(&mut self.store_unreachable, true) {
-                    tracing::warn!(why, "the store does not answer this replica: what it owns it may lose");
+                    tracing::warn!(why, "no answer from the store; leases may end");
                 }
                 self.handle(Input::RequestFailed(request));
             }
             Completion::Closed(stream) => self.release_record(&stream),
             Completion::Left => {
                 if let Some(left) = self.drained.take() {
-                    // An error says that nobody waits any more.
+                    // An error means that the caller has stopped waiting.
                     left.send(()).unwrap_or(());
                 }
             }
@@ -218,7 +218,7 @@ impl LeaseTask {
     fn report_members(&mut self, unreadable: &[String]) {
         for value in unreadable {
             if self.is_unreported(value) {
-                tracing::error!(value, "a replica's membership cannot be read; that replica is not counted");
+                tracing::error!(value, "membership of another replica cannot be read; it is not counted");
             }
         }
     }
@@ -226,7 +226,7 @@ impl LeaseTask {
     fn report_records(&mut self, unreadable: &BTreeMap<StreamName, String>) {
         for (stream, reason) in unreadable {
             if self.is_unreported(reason) {
-                tracing::error!(%stream, reason, "the stream's record cannot be read; the stream waits, others go on");
+                tracing::error!(%stream, reason, "lease record cannot be read; this stream waits");
             }
         }
     }
@@ -241,7 +241,7 @@ impl LeaseTask {
 
     fn mark_store_reachable(&mut self) {
         if std::mem::take(&mut self.store_unreachable) {
-            tracing::info!("the store answers this replica again");
+            tracing::info!("the store answers again");
         }
     }
 
@@ -259,7 +259,7 @@ impl LeaseTask {
             }
             StreamUpdate::Closed { stream } => self.release_record(&stream),
             StreamUpdate::Fenced { stream, fence } => {
-                tracing::warn!(%stream, %fence, "the store refused an append: the head of the log names another owner or another fence");
+                tracing::warn!(%stream, %fence, "append rejected: the log has another owner or fence");
                 self.handle(Input::Fenced { stream, fence });
             }
         }
@@ -282,7 +282,7 @@ impl LeaseTask {
         }
     }
 
-    /// Before the record moves, what only the old session was sent has to be durable.
+    /// Before the record moves, the events of the old session must be durable.
     fn request_flush(&mut self, successor: ReplicaId, stream: StreamName) {
         if let ReplicaRole::Owner(owning) = self.shared.role(&stream)
             && owning.phase != OwnershipPhase::Closing
@@ -296,7 +296,7 @@ impl LeaseTask {
         }
     }
 
-    /// Carries out everything that the machine wants.
+    /// Carries out the outputs of the machine.
     fn drain_outputs(&mut self) {
         loop {
             let Some(output) = self.shared.lease().poll_output() else { return };
@@ -306,20 +306,20 @@ impl LeaseTask {
                 Output::ChangeRecord { stream, expected, record } => self.change(stream, expected, record),
                 Output::Beat => self.publish(OutgoingMessage::Heartbeat),
                 Output::Send { to, note } => {
-                    tracing::debug!(%to, ?note, "to another replica");
+                    tracing::debug!(%to, ?note, "message sent to another replica");
                     self.publish(OutgoingMessage::Direct { to, note });
                 }
                 Output::Follow { stream } | Output::Prepare { stream } => {
-                    tracing::info!(%stream, "a session is held ready for this stream");
+                    tracing::info!(%stream, "standby for the stream");
                     self.shared.assign(&stream, ReplicaRole::Standby);
                 }
                 Output::BecomeOwner { stream, fence } => self.become_owner(&stream, fence),
                 Output::Release { stream } => {
-                    tracing::info!(%stream, "the stream is not this replica's");
+                    tracing::info!(%stream, "released the stream");
                     self.ready_successors.remove(&stream);
                     self.shared.assign(&stream, ReplicaRole::Idle);
                 }
-                Output::StepDown => tracing::warn!("nothing is appended until the store has answered"),
+                Output::StepDown => tracing::warn!("lease expired locally; appends paused"),
                 Output::Resume => self.shared.permits.send_modify(|moved| *moved += 1),
                 Output::Leave => self.leave(),
             }
@@ -327,9 +327,9 @@ impl LeaseTask {
     }
 
     fn become_owner(&mut self, stream: &StreamName, fence: Fence) {
-        let handed = self.requested_fences.get(stream) != Some(&fence);
-        tracing::info!(%stream, %fence, handed, "the stream is this replica's");
-        let owning = Ownership { fence: Some(fence), handed_over: handed, phase: OwnershipPhase::Active };
+        let handed_over = self.requested_fences.get(stream) != Some(&fence);
+        tracing::info!(%stream, %fence, handed_over, "took over the stream");
+        let owning = Ownership { fence: Some(fence), handed_over, phase: OwnershipPhase::Active };
         self.shared.assign(stream, ReplicaRole::Owner(owning));
         self.shared.permits.send_modify(|moved| *moved += 1);
     }
@@ -360,7 +360,7 @@ impl LeaseTask {
         }));
     }
 
-    /// A record is given up only after its stream has closed; any other change is made at once.
+    /// Changes a record: a release waits until the stream has closed, any other change is made at once.
     fn change(&mut self, stream: StreamName, expected: Option<Fence>, record: LeaseRecord) {
         if let (None, ReplicaRole::Owner(owning), Some(fence)) = (record.holder, self.shared.role(&stream), expected) {
             self.shared.assign(&stream, ReplicaRole::Owner(Ownership { phase: OwnershipPhase::Closing, ..owning }));
@@ -388,7 +388,7 @@ impl LeaseTask {
         let is_unreadable = self.shared.unreadable().contains_key(&stream);
         self.work.push(Box::pin(async move {
             if is_unreadable {
-                // What cannot be read is not written over. The machine asks again after this.
+                // An unreadable record is not overwritten. The machine retries after this.
                 tokio::time::sleep(UNREADABLE_WAIT).await;
                 return Some(Completion::Input(Input::Changed {
                     stream,
@@ -400,7 +400,7 @@ impl LeaseTask {
                 Ok(true) => ChangeOutcome::Done,
                 Ok(false) => ChangeOutcome::Refused,
                 Err(error) => {
-                    tracing::info!(%stream, %error, "a record could not be changed");
+                    tracing::info!(%stream, %error, "lease record not changed");
                     match error {
                         CommandError::NotSent(_) | CommandError::Refused { .. } => ChangeOutcome::Refused,
                         CommandError::NoAnswer(_) => ChangeOutcome::Unknown,
@@ -418,7 +418,7 @@ impl LeaseTask {
         let registry = Arc::clone(&self.registry);
         self.publishing.push(Box::pin(async move {
             if let Err(error) = registry.publish(&outgoing).await {
-                tracing::debug!(%error, ?outgoing, "a word could not be said");
+                tracing::debug!(%error, ?outgoing, "message to another replica not sent");
             }
             None
         }));
@@ -428,22 +428,22 @@ impl LeaseTask {
         let registry = Arc::clone(&self.registry);
         self.work.push(Box::pin(async move {
             if let Err(error) = registry.leave().await {
-                tracing::debug!(%error, "the others will notice that this replica left");
+                tracing::debug!(%error, "membership not removed; it expires");
             }
             Some(Completion::Left)
         }));
     }
 }
 
-/// Listens for ever, and begins anew whenever the connection is lost.
+/// Receives messages until it is dropped, and subscribes again after a lost connection.
 async fn listen(registry: Arc<Registry>, messages: mpsc::Sender<IncomingMessage>) {
     let mut failures = 0;
     loop {
-        if let Ok(mut words) = registry.listen().await {
+        if let Ok(mut subscription) = registry.listen().await {
             failures = 0;
-            while let Some(heard) = words.next().await {
-                // A word for which there is no room is lost, as any may be.
-                drop(messages.try_send(heard));
+            while let Some(message) = subscription.next().await {
+                // Without room the message is dropped. Any message may be lost.
+                drop(messages.try_send(message));
             }
         }
         tokio::time::sleep(LISTEN_RETRY.delay(failures, fastrand::f64())).await;

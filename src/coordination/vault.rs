@@ -1,8 +1,8 @@
-//! The token that the replicas of an account share, its lock, word of a new one, and the refresh token behind it. All
+//! The token that the replicas of an account share, its lock, the notification of a new token, and the refresh token. All
 //! keys lie in one slot.
 //!
-//! It knows no secrets: what is stored is sealed by whoever stores it. A token's remaining life is its key's, so that no
-//! replica's clock matters.
+//! The values are encrypted by the caller. The remaining lifetime of a token is the TTL of its key, so no replica's clock
+//! matters.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use crate::{
     },
 };
 
-/// A longer pause was not written by a replica: the longest that it writes is [`RETRY_AFTER_MAX`] and its jitter.
+/// The longest valid pause. Replicas write at most [`RETRY_AFTER_MAX`] and its jitter.
 const PAUSE_MAX: Duration = Duration::from_secs(2 * RETRY_AFTER_MAX.as_secs());
 
-/// A lock that lives longer was not taken by a replica. One without an end would be waited for by all, for ever.
+/// The longest valid lifetime of a lock. A lock without an end would stop all refreshes.
 const LOCK_MAX: Duration = Duration::from_secs(60);
 
-/// So much of a damaged value is shown.
+/// Bytes of a damaged value that a message shows.
 const SHOWN_LEN_MAX: usize = 40;
 
-/// One account's place. Every caller has its own `owner`, and another one for every lock.
+/// One account's keys. Each caller uses a new `owner` for each lock.
 #[derive(Debug)]
 pub struct TokenVault {
     connection: RedisConnection,
@@ -43,52 +43,52 @@ pub struct TokenVault {
     generation: String,
     lock: String,
     pause: String,
-    /// The beginning of the keys of refresh tokens.
+    /// The prefix of the keys of refresh tokens.
     refresh: String,
     channel: String,
 }
 
-/// What is there.
+/// The content of the vault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenVaultState {
-    /// The newest generation that was ever stored.
+    /// The newest generation that was stored, also of an expired token.
     pub last: u64,
     pub token: Option<Token>,
-    /// The token endpoint wants to be left alone for so long.
+    /// Time until the next request to the token endpoint is allowed.
     pub pause: Option<Duration>,
 }
 
-/// A token that has not ended.
+/// A valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     pub generation: u64,
-    /// From the sending of its request to its end.
+    /// From the start of its request to its end.
     pub lifetime: Duration,
     pub remaining: Duration,
-    /// As it was given.
+    /// As the caller encrypted it.
     pub secret: Vec<u8>,
 }
 
-/// A refresh token that the platform gave in place of another.
+/// A rotated refresh token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefreshToken {
-    /// How many rotations the configured one is ago.
+    /// The number of rotations since the configured token.
     pub number: u64,
-    /// As it was given.
+    /// As the caller encrypted it.
     pub secret: Vec<u8>,
 }
 
-/// What became of a token that was to be stored.
+/// The outcome of publishing a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenPublishOutcome {
     Stored,
-    /// This generation or a newer one was stored before.
+    /// This generation or a newer one is stored.
     Superseded,
-    /// Another has the lock.
+    /// Another owner has the lock.
     LockLost,
 }
 
-/// The values of the keys as Redis has them, absent ones as none. The spans are what the server says they have left.
+/// The values of the keys in Redis; absent ones are none. `remaining` and `pause` are TTLs in milliseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VaultValues {
     pub last: Option<Vec<u8>>,
@@ -99,7 +99,7 @@ pub struct VaultValues {
     pub pause: i64,
 }
 
-/// A key whose value no replica can have written.
+/// A key with an invalid value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DamagedKey {
     /// The number of the newest token.
@@ -132,7 +132,7 @@ impl TokenVault {
         }
     }
 
-    /// What is there. A damaged key is reset with an error, and read as if it were absent.
+    /// Reads the vault. A damaged key is deleted with an error message and counts as absent.
     pub async fn read(&self) -> Result<TokenVaultState, CommandError> {
         let keys = [&*self.token, &*self.generation, &*self.pause];
         let row: VaultRow = self.connection.call(&self.read, &keys, &[]).await?;
@@ -158,21 +158,21 @@ impl TokenVault {
             }
             DamagedKey::Pause => {
                 let (key, left_ms) = (&self.pause, values.pause);
-                tracing::error!(key, left_ms, expected_max = ?PAUSE_MAX, "a key of the token vault is damaged; it is reset");
+                tracing::error!(key, left_ms, expected_max = ?PAUSE_MAX, "damaged key in the token vault deleted");
                 self.connection.run::<i64>(cmd("DEL").arg(key)).await.map(drop)
             }
         }
     }
 
-    /// Deletes a key in which something stands that no replica writes.
+    /// Deletes a key with an invalid value.
     async fn reset(&self, key: &str, field: &str, found: Option<&[u8]>, expected: &str) -> Result<(), CommandError> {
         let found = found.unwrap_or_default();
         let shown = escaped(found);
-        tracing::error!(key, field, found = shown, expected, "a key of the token vault is damaged; it is reset");
+        tracing::error!(key, field, found = shown, expected, "damaged key in the token vault deleted");
         self.connection.call::<u8>(&self.reset, &[key], &[field.as_bytes(), found]).await.map(drop)
     }
 
-    /// Whether `owner` has the lock now: only if nobody had it.
+    /// Takes the lock for `owner` if it is free. Returns whether `owner` took it.
     pub async fn lock(&self, owner: &str, lifetime: Duration) -> Result<bool, CommandError> {
         let mut command = cmd("SET");
         command.arg(&self.lock).arg(owner).arg("NX").arg("PX").arg(millis(lifetime));
@@ -183,7 +183,7 @@ impl TokenVault {
         Ok(taken.is_some())
     }
 
-    /// A lock that no replica can have taken is broken: else all would wait for it, for ever.
+    /// Deletes a lock with an invalid lifetime, which would stop all refreshes.
     async fn check_lock(&self) -> Result<(), CommandError> {
         let left: i64 = self.connection.run(cmd("PTTL").arg(&self.lock)).await?;
         if lock_is_sound(left) {
@@ -197,36 +197,37 @@ impl TokenVault {
         }
     }
 
-    /// Whether `owner` still has the lock, which then lives on for `life`.
+    /// Renews the lock for `lifetime`. Returns whether `owner` still has it.
     pub async fn renew(&self, owner: &str, lifetime: Duration) -> Result<bool, CommandError> {
-        let life = millis(lifetime).to_string();
-        self.connection.call(&self.renew, &[&self.lock], &[owner.as_bytes(), life.as_bytes()]).await
+        let lifetime = millis(lifetime).to_string();
+        self.connection.call(&self.renew, &[&self.lock], &[owner.as_bytes(), lifetime.as_bytes()]).await
     }
 
-    /// Gives back what `owner` has. With `pause`, whoever looks is told to leave the token endpoint alone.
+    /// Releases the lock of `owner`. With `pause`, no replica sends a token request during that time.
     pub async fn release(&self, owner: &str, pause: Option<Duration>) -> Result<(), CommandError> {
         let pause = pause.map_or(0, millis).to_string();
         let arguments = [owner.as_bytes(), pause.as_bytes()];
         self.connection.call::<u8>(&self.release, &[&self.lock, &self.pause], &arguments).await.map(drop)
     }
 
-    /// Stores the token and tells everybody, unless it is old or another has the lock; gives back what `owner` has.
+    /// Stores the token and notifies the replicas, unless it is outdated or another owner has the lock. Releases the lock
+    /// of `owner`.
     pub async fn publish(&self, owner: &str, token: &Token) -> Result<TokenPublishOutcome, CommandError> {
         let numbers =
             [token.generation, millis(token.lifetime), millis(token.remaining)].map(|number| number.to_string());
         let [generation, lifetime, left] = numbers.each_ref().map(String::as_bytes);
         let keys = [&*self.token, &*self.generation, &*self.lock];
         let arguments = [owner.as_bytes(), generation, lifetime, left, &token.secret, self.channel.as_bytes()];
-        let word: String = self.connection.call(&self.publish, &keys, &arguments).await?;
-        match &*word {
+        let answer: String = self.connection.call(&self.publish, &keys, &arguments).await?;
+        match &*answer {
             "done" => Ok(TokenPublishOutcome::Stored),
             "newer" => Ok(TokenPublishOutcome::Superseded),
             "lost" => Ok(TokenPublishOutcome::LockLost),
-            _ => Err(CommandError::NoAnswer(format!("the script says {word:?}"))),
+            _ => Err(CommandError::NoAnswer(format!("unexpected answer of a script: {answer:?}"))),
         }
     }
 
-    /// The newest refresh token in place of the configured one that has this name.
+    /// The newest rotation of the configured refresh token with this name; none before the first.
     pub async fn refresh_token(&self, configured: &str) -> Result<Option<RefreshToken>, CommandError> {
         let mut command = cmd("HMGET");
         command.arg(self.refresh_key(configured)).arg(&["number", "secret"]);
@@ -242,7 +243,8 @@ impl TokenVault {
         }
     }
 
-    /// Stores it, unless this number or a higher one was. It has no end: nobody knows when the platform forgets it.
+    /// Stores a rotated refresh token, unless this number or a higher one is stored. The key has no TTL, because the
+    /// lifetime of a refresh token is unknown.
     pub async fn store_refresh_token(&self, configured: &str, token: &RefreshToken) -> Result<(), CommandError> {
         let (key, number) = (self.refresh_key(configured), token.number.to_string());
         let arguments = [number.as_bytes(), &token.secret];
@@ -253,18 +255,18 @@ impl TokenVault {
         format!("{}{configured}", self.refresh)
     }
 
-    /// Hears generations that are stored.
+    /// Subscribes to the generations of new tokens.
     pub async fn listen(&self) -> Result<TokenUpdates, CommandError> {
         Ok(TokenUpdates(self.connection.listen(&[&self.channel]).await?))
     }
 }
 
-/// Word of new tokens.
+/// A subscription to new tokens.
 #[derive(Debug)]
 pub struct TokenUpdates(PubSubListener);
 
 impl TokenUpdates {
-    /// The next generation that was stored (0, if that cannot be read). None when the connection is lost.
+    /// The next generation that is stored; 0 when the message cannot be read. None when the connection is lost.
     pub async fn next(&mut self) -> Option<u64> {
         let (_, bytes) = self.0.next().await?;
         Some(number(&bytes).unwrap_or_default())
@@ -272,7 +274,7 @@ impl TokenUpdates {
 }
 
 impl VaultValues {
-    /// What they say, and which of them no replica can have written; those are left out.
+    /// The content of the vault without damaged values, and the damaged keys.
     pub fn read(&self) -> (TokenVaultState, Vec<DamagedKey>) {
         let mut damaged = Vec::new();
         let last = self.last.as_deref().map_or(Some(0), number);
@@ -296,7 +298,7 @@ impl VaultValues {
         (content, damaged)
     }
 
-    /// The token, if it has not ended.
+    /// The token, if it is valid.
     fn token(&self) -> Result<Option<Token>, DamagedKey> {
         let Some(generation) = self.generation.as_deref() else { return Ok(None) };
         let generation = number(generation).ok_or(DamagedKey::TokenGeneration)?;
@@ -309,12 +311,12 @@ impl VaultValues {
     }
 }
 
-/// The number of a refresh token's rotation is none that a replica writes.
+/// The rotation number of a refresh token is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DamagedNumber;
 
 impl RefreshToken {
-    /// What its fields say.
+    /// Reads the fields of a refresh token.
     pub fn read(stored: Option<&[u8]>, secret: Option<Vec<u8>>) -> Result<Option<Self>, DamagedNumber> {
         let Some(stored) = stored else { return Ok(None) };
         let number = number(stored).ok_or(DamagedNumber)?;
@@ -329,7 +331,7 @@ pub fn number(text: &[u8]) -> Option<u64> {
     text.parse().ok().filter(|number| *number < GENERATION_MAX)
 }
 
-/// Whether a lock with this left (negative: it has no end, or is gone) will end by itself.
+/// Whether a lock with this TTL in milliseconds ends by itself. Negative: it has no end, or is gone.
 fn lock_is_sound(left: i64) -> bool {
     const GONE: i64 = -2;
     left == GONE || span(left).map_or(left == 0, |left| left <= LOCK_MAX)
@@ -339,12 +341,12 @@ fn span(millis: i64) -> Option<Duration> {
     u64::try_from(millis).ok().filter(|millis| *millis > 0).map(Duration::from_millis)
 }
 
-/// The beginning of a value, as an operator may read it.
+/// The first bytes of a value, escaped.
 fn escaped(value: &[u8]) -> String {
     value.iter().take(SHOWN_LEN_MAX).flat_map(|byte| std::ascii::escape_default(*byte)).map(char::from).collect()
 }
 
-/// The server counts in whole milliseconds, and nothing may live for none of them.
+/// Milliseconds for the server, at least 1.
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1)
 }

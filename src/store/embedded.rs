@@ -1,7 +1,7 @@
 //! The store on this machine: SQLite in one directory.
 //!
-//! One thread writes, in steps that everybody who waits shares; readers have connections of their own. What was
-//! acknowledged is on the disk. A damaged file is put aside, never repaired in silence, never a reason not to start.
+//! One thread writes; all waiting commands share one transaction and one fsync. Each reader has its own connection. An
+//! acknowledged write is on the disk. A damaged file is quarantined with an error message, and the store starts empty.
 
 mod database;
 mod directory;
@@ -40,26 +40,26 @@ use self::{
     stored_stream::StoredStream,
     writer::EmbeddedWriter,
 };
-use super::{Append, AppendError, LogBounds, LogState, ReadError, Retention, Retry};
+use super::{Append, AppendError, LogBounds, LogState, ObservedLog, ReadError, Retention, Retry};
 use crate::{
     clock,
     model::{Batch, ConsumerName, FeedId, Fence, Mark, Offset, Revocation, RevocationTarget, StreamName, Timestamp},
     telemetry::metrics,
 };
 
-/// An append should have no more entries than this; the more it has, the less is each one's share in the sync.
+/// The most entries that an append should have. Larger appends cost less fsync time per entry.
 pub const APPEND_MAX: usize = 2_048;
 
 /// Where the store is and how much it keeps.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The directory; it is made if need be, and belongs to one process at a time.
+    /// The directory, which is created if it is missing. One process at a time uses it.
     pub path: PathBuf,
-    /// Of each stream.
+    /// The retention of each stream.
     pub retention: Retention,
 }
 
-/// The store could not be opened. Nothing was changed.
+/// The store was not opened, and nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("the store's directory {path} cannot be used")]
@@ -79,11 +79,11 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// When opening is tried again.
+    /// How soon opening is retried.
     pub fn retry(&self) -> Retry {
         match self {
             Self::Newer { .. } => Retry::Slowly,
-            // A pod's predecessor releases its directory when it has ended.
+            // The former pod releases the directory when it ends.
             Self::InUse { .. } | Self::Directory { .. } | Self::Database { .. } | Self::Thread(_) => Retry::Soon,
         }
     }
@@ -97,7 +97,7 @@ pub struct EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// Opens the store, or makes it. Blocks: for milliseconds after an orderly close, for seconds after a kill.
+    /// Opens or creates the store. Blocks for milliseconds after an orderly close, for seconds after a kill.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         let directory = Directory::claim(&settings.path)?;
         let (connection, replaced) = opening::open(&directory)?;
@@ -110,17 +110,17 @@ impl EmbeddedStore {
         Ok(Self { commands, shared })
     }
 
-    /// Ends the store in order: what was asked before is done, everything is in the database, the directory is free.
-    /// Handles that are left get errors. A store whose handles are all dropped ends the same way, without a wait.
+    /// Closes the store after all earlier commands, checkpoints the write-ahead log and releases the directory. Later calls
+    /// on other handles return errors. When all handles are dropped, the store closes in the same way.
     pub async fn close(&self) {
         let (reply, done) = oneshot::channel();
         if self.commands.send(Command::Close(reply)).await.is_ok() {
-            // An error says that the thread has ended already, which is what is wanted.
+            // An error means that the thread has ended already.
             drop(done.await);
         }
     }
 
-    /// Durable steps so far: appends that waited together share one.
+    /// Committed transactions since the start. Appends that wait together share one.
     pub fn steps(&self) -> u64 {
         self.shared.steps.load(Ordering::Relaxed)
     }
@@ -134,6 +134,13 @@ impl EmbeddedStore {
         Ok(LogBounds { lineage, first, last })
     }
 
+    pub(super) async fn bounds_at_startup(
+        &self,
+        stream: &StreamName,
+    ) -> Result<(LogBounds, Option<String>), ReadError> {
+        Ok((self.bounds(stream).await?, None))
+    }
+
     pub(super) async fn feed(&self, stream: &StreamName) -> Result<Option<FeedId>, ReadError> {
         let (pool, name) = (Arc::clone(&self.shared.readers), stream.clone());
         let found = pool.run(move |connection| step::load(connection, &name)).await;
@@ -141,7 +148,13 @@ impl EmbeddedStore {
         Ok(held.and_then(|held| held.checkpoint?.feed))
     }
 
-    pub(super) async fn claim(&self, stream: &StreamName, under: Option<Fence>) -> Result<LogState, AppendError> {
+    /// No other process writes to this store, so the log always has the entries that this process has read.
+    pub(super) async fn claim(
+        &self,
+        stream: &StreamName,
+        under: Option<Fence>,
+        _read: &ObservedLog,
+    ) -> Result<LogState, AppendError> {
         self.send(|reply| Command::Claim(stream.clone(), under, reply)).await
     }
 
@@ -183,6 +196,7 @@ impl EmbeddedStore {
         &self,
         stream: &StreamName,
         after: Offset,
+        _last: Offset,
         bytes_max: usize,
     ) -> Result<Vec<Arc<Batch>>, ReadError> {
         let Some(log) = self.shared.log(stream) else { return Ok(Vec::new()) };
@@ -191,11 +205,16 @@ impl EmbeddedStore {
         found.map_err(|fault| self.shared.read_failed(&fault))
     }
 
-    pub(super) async fn offset_before(&self, stream: &StreamName, moment: Timestamp) -> Result<Offset, ReadError> {
+    pub(super) async fn offset_before(
+        &self,
+        stream: &StreamName,
+        last: Offset,
+        moment: Timestamp,
+    ) -> Result<Offset, ReadError> {
         let Some(log) = self.shared.log(stream) else { return Ok(Offset::START) };
         let pool = Arc::clone(&self.shared.readers);
         let found = pool.run(move |connection| reads::offset_before(connection, log.range, moment)).await;
-        found.map_err(|fault| self.shared.read_failed(&fault))
+        Ok(found.map_err(|fault| self.shared.read_failed(&fault))?.min(last))
     }
 
     pub(super) fn first(&self, stream: &StreamName) -> Offset {
@@ -220,22 +239,22 @@ impl EmbeddedStore {
     }
 }
 
-/// What the writer publishes of one stream.
+/// The state of one stream that the writer publishes.
 #[derive(Debug)]
 struct EmbeddedLog {
     range: RowRange,
     first: AtomicU64,
 }
 
-/// What handles, readers and the writer share.
+/// State that handles, readers and the writer share.
 #[derive(Debug)]
 struct EmbeddedShared {
     directory: Arc<Directory>,
     readers: Arc<ReaderPool>,
     logs: RwLock<BTreeMap<StreamName, Arc<EmbeddedLog>>>,
-    /// Why no further step is taken.
+    /// Why no further transaction is started.
     broken: OnceLock<String>,
-    /// Why no entries are taken for now: the disk is full, or the files are gone.
+    /// Why writes fail at present: the disk is full, or the files are missing.
     unavailable: Mutex<Option<String>>,
     steps: AtomicU64,
 }
@@ -256,7 +275,7 @@ impl EmbeddedShared {
         self.logs.read().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
     }
 
-    /// Readers find it from now on. What the writer says of it is newer.
+    /// Makes the log visible to readers. State that the writer published is newer and stays.
     fn register(&self, stream: &StreamName, held: &StoredStream) -> Arc<EmbeddedLog> {
         let mut logs = self.logs.write().unwrap_or_else(PoisonError::into_inner);
         let range = RowRange { number: held.number };
@@ -285,20 +304,20 @@ impl EmbeddedShared {
         *self.unavailable.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
-    /// No further step is taken until the store is opened anew; after damage the next start looks for it.
+    /// Stops all further transactions until the store is opened again. After damage the next start checks the whole file.
     fn fail(&self, fault: &SqliteFault) {
         let reason = fault.text();
         if let SqliteFault::Damaged(_) = fault
             && let Err(error) = self.directory.write_marker(ShutdownMarker::SuspectedDamage(reason.to_owned()))
         {
-            tracing::error!(%error, "the suspicion could not be written: the next start may not look for it");
+            tracing::error!(%error, "could not record suspected damage; next start may skip the full check");
         }
         if self.broken.set(reason.to_owned()).is_ok() {
-            tracing::error!(reason, "the store is broken; it has to be opened anew");
+            tracing::error!(reason, "store broken; restart required");
         }
     }
 
-    /// What a reader is told. Damage ends the store; anything else may pass.
+    /// The error for a reader. Damage also stops the store.
     fn read_failed(&self, fault: &SqliteFault) -> ReadError {
         metrics::store_failed("read");
         match fault {

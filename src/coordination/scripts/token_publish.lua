@@ -1,6 +1,6 @@
 #!lua
--- Stores a token, unless this generation or a newer one was, or another replica has the lock; gives the lock back.
--- KEYS: token, generation, lock. ARGV: owner, generation, lifetime, left, secret, channel.
+-- Stores a token, unless this generation or a newer one is stored or another replica has the lock. Releases the lock.
+-- KEYS: token, generation, lock. ARGV: owner, generation, lifetime and remaining lifetime in ms, secret, channel.
 local holder = redis.call('GET', KEYS[3])
 local last = tonumber(redis.call('GET', KEYS[2]) or '0')
 local newer = last >= tonumber(ARGV[2])

@@ -1,5 +1,5 @@
 #!lua
--- Stores a refresh token, unless this number or a higher one was. KEYS: refresh. ARGV: number, secret.
+-- Stores a refresh token, unless this number or a higher one is stored. KEYS: refresh. ARGV: number, secret.
 if tonumber(redis.call('HMGET', KEYS[1], 'number')[1] or '0') >= tonumber(ARGV[1]) then
   return 0
 end

@@ -1,6 +1,6 @@
 #!lua
--- Gives the lock back, if it is still the caller's. KEYS: lock, pause. ARGV: owner, for how long nobody shall ask (0:
--- whoever wants may).
+-- Releases the caller's lock. KEYS: lock, pause. ARGV: owner, pause in ms during which no replica sends a token request
+-- (0 for none).
 if redis.call('GET', KEYS[1]) == ARGV[1] then
   redis.call('DEL', KEYS[1])
 end

@@ -1,5 +1,5 @@
 #!lua
--- Lets the lock live on, if it is still the caller's. KEYS: lock. ARGV: owner, life.
+-- Renews the caller's lock. KEYS: lock. ARGV: owner, lifetime in ms.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end

@@ -67,7 +67,7 @@ struct StreamFixture {
 impl StreamFixture {
     async fn open(store: &EmbeddedStore, name: &str) -> Self {
         let name = stream(name);
-        let state = store.claim(&name, None).await.unwrap();
+        let state = store.claim(&name, None, &ObservedLog::NONE).await.unwrap();
         Self { store: store.clone(), name, state }
     }
 
@@ -86,7 +86,7 @@ impl StreamFixture {
     }
 
     async fn entries(&self) -> Vec<u64> {
-        let batches = self.store.read(&self.name, Offset::START, usize::MAX).await.unwrap();
+        let batches = self.store.read(&self.name, Offset::START, Offset(u64::MAX), usize::MAX).await.unwrap();
         batches.iter().flat_map(|batch| batch.first().0..=batch.last().0).collect()
     }
 
@@ -179,8 +179,8 @@ async fn a_position_is_stored_with_and_without_entries() {
     let mut log = StreamFixture::open(&store, "queues").await;
     assert_eq!(log.state.checkpoint, None);
     log.append(3).await.unwrap();
-    assert_eq!(store.claim(&log.name, None).await.unwrap().checkpoint, Some(checkpoint(3)));
-    let fence = store.claim(&log.name, None).await.unwrap().fence;
+    assert_eq!(store.claim(&log.name, None, &ObservedLog::NONE).await.unwrap().checkpoint, Some(checkpoint(3)));
+    let fence = store.claim(&log.name, None, &ObservedLog::NONE).await.unwrap().fence;
     let none = Checkpoint { position: None, last_received_at: Timestamp(7), feed: None };
     for expected in [checkpoint(u64::MAX), none] {
         let append = Append { stream: log.name.clone(), fence, batches: Vec::new(), checkpoint: expected };
@@ -188,7 +188,7 @@ async fn a_position_is_stored_with_and_without_entries() {
     }
     store.close().await;
     let store = open(directory.path(), RETAIN_ALL).unwrap();
-    assert_eq!(store.claim(&log.name, None).await.unwrap().checkpoint, Some(none));
+    assert_eq!(store.claim(&log.name, None, &ObservedLog::NONE).await.unwrap().checkpoint, Some(none));
     store.close().await;
 }
 
@@ -247,7 +247,7 @@ async fn each_bound_of_the_retention_trims_whole_batches() {
         assert_eq!(log.entries().await, (first..=100).collect::<Vec<_>>(), "{retention:?}");
         store.close().await;
         let store = open(directory.path(), retention).unwrap();
-        let state = store.claim(&log.name, None).await.unwrap();
+        let state = store.claim(&log.name, None, &ObservedLog::NONE).await.unwrap();
         assert_eq!((state.first, state.last), (Offset(first), Offset(100)));
         store.close().await;
     }
@@ -290,11 +290,15 @@ async fn an_offset_is_found_by_its_time_exactly() {
     for (moment, expected) in
         [(0, first.0 - 1), (10 * i64::try_from(first.0).unwrap(), first.0 - 1), (i64::MAX, last.0)]
     {
-        assert_eq!(store.offset_before(&log.name, Timestamp(moment)).await.unwrap(), Offset(expected), "{moment}");
+        assert_eq!(
+            store.offset_before(&log.name, Offset(u64::MAX), Timestamp(moment)).await.unwrap(),
+            Offset(expected),
+            "{moment}"
+        );
     }
     for offset in first.0..=last.0 {
         let moment = Timestamp(i64::try_from(offset * 10).unwrap() + 1);
-        assert_eq!(store.offset_before(&log.name, moment).await.unwrap(), Offset(offset));
+        assert_eq!(store.offset_before(&log.name, Offset(u64::MAX), moment).await.unwrap(), Offset(offset));
     }
     store.close().await;
 }
@@ -375,15 +379,18 @@ async fn damaged_files_are_quarantined_and_a_new_epoch_starts() {
         assert_eq!(anew.state.last, Offset::START, "{harm}");
         assert_ne!(anew.state.lineage.current(), log.state.lineage.current(), "{harm}");
         assert_eq!(quarantined_count(&path), aside, "{harm}");
-        let still_owed = store.claim(&anew.name, None).await.unwrap();
+        let still_owed = store.claim(&anew.name, None, &ObservedLog::NONE).await.unwrap();
         assert!(still_owed.damaged, "{harm}: the gap is owed until it is in the log");
         anew.state = still_owed;
         anew.append(1).await.unwrap();
-        assert!(!store.claim(&anew.name, None).await.unwrap().damaged, "{harm}");
+        assert!(!store.claim(&anew.name, None, &ObservedLog::NONE).await.unwrap().damaged, "{harm}");
         store.close().await;
 
         let store = open(&path, RETAIN_ALL).unwrap();
-        assert!(!store.claim(&stream("agents"), None).await.unwrap().damaged, "{harm}: a later stream lost nothing");
+        assert!(
+            !store.claim(&stream("agents"), None, &ObservedLog::NONE).await.unwrap().damaged,
+            "{harm}: a later stream lost nothing"
+        );
         store.close().await;
     }
 }
@@ -402,7 +409,7 @@ async fn a_reader_that_finds_damage_closes_the_store_and_the_next_start_quaranti
     let store = open(directory.path(), RETAIN_ALL).unwrap();
     let mut log = StreamFixture::open(&store, "queues").await;
     assert!(!log.state.damaged);
-    assert!(store.read(&log.name, Offset::START, 1).await.is_err());
+    assert!(store.read(&log.name, Offset::START, Offset(u64::MAX), 1).await.is_err());
     assert!(store.health().is_err());
     assert!(matches!(log.append(1).await, Err(AppendError::Broken(_))));
     store.close().await;
@@ -514,7 +521,8 @@ async fn the_write_ahead_log_stays_within_its_bound_while_it_is_written_and_read
     for _ in 0..3 {
         let (store, name) = (store.clone(), log.name.clone());
         // Until the store is closed.
-        readers.spawn(async move { while store.read(&name, Offset::START, 2 << 20).await.is_ok() {} });
+        readers
+            .spawn(async move { while store.read(&name, Offset::START, Offset(u64::MAX), 2 << 20).await.is_ok() {} });
     }
     for _ in 0..300 {
         log.append(512).await.unwrap();

@@ -235,11 +235,7 @@ async fn damage_found_only_by_a_reader_ends_the_process_and_the_next_start_marks
     assert!(served < before.len(), "no entry behind the damage is served");
     site.platform.emit(1);
     assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 1, "{}", relay.child.printed_output());
-    assert!(
-        relay.child.stderr().contains("the store is broken; it has to be opened anew"),
-        "{}",
-        relay.child.printed_output()
-    );
+    assert!(relay.child.stderr().contains("store broken; restart required"), "{}", relay.child.printed_output());
 
     let relay = RelayProcess::live(&site).await;
     site.platform.emit(10);

@@ -91,7 +91,7 @@ async fn store_is(relay: &RelayProcess, reason: &str) {
 async fn ends_broken(relay: &mut RelayProcess) {
     assert_eq!(relay.child.wait_for_exit(WAIT_MAX).await, 1, "{}", relay.child.printed_output());
     let log = relay.child.stderr();
-    assert!(log.contains("the store is broken; it has to be opened anew") && log.contains("disk I/O error"), "{log}");
+    assert!(log.contains("store broken; restart required") && log.contains("disk I/O error"), "{log}");
 }
 
 /// Starts a new process and checks that its log has everything up to this number.

@@ -84,7 +84,7 @@ async fn a_copy_and_its_original_never_give_the_same_id_to_different_entries() {
     assert_eq!(lineage.earlier(), [(before.current(), Offset(5))]);
     assert_eq!(lineage.validity(mark(&before, 5), Offset(15)), CursorValidity::Valid(Offset(5)), "it was copied");
     assert_eq!(lineage.validity(ninth, Offset(15)), CursorValidity::AheadOfLog, "it was not");
-    let batches = store.read(&log.name, Offset::START, usize::MAX).await.unwrap();
+    let batches = store.read(&log.name, Offset::START, Offset(u64::MAX), usize::MAX).await.unwrap();
     let epochs: Vec<_> = batches.iter().map(|batch| (batch.epoch(), batch.last().0)).collect();
     assert_eq!(epochs, [(before.current(), 5), (lineage.current(), 15)], "an entry keeps its id");
     store.close().await;

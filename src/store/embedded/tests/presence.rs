@@ -57,7 +57,10 @@ async fn a_store_whose_files_are_gone_takes_nothing_until_they_are_back() {
         let named = path.display().to_string();
         assert!(matches!(&refused, AppendError::Unavailable(reason) if reason.contains(&named)), "{harm}: {refused}");
         assert!(store.health().unwrap_err().contains(&named), "{harm}");
-        assert!(matches!(store.claim(&stream("agents"), None).await, Err(AppendError::Unavailable(_))), "{harm}");
+        assert!(
+            matches!(store.claim(&stream("agents"), None, &ObservedLog::NONE).await, Err(AppendError::Unavailable(_))),
+            "{harm}"
+        );
         let Some(repair) = repair else {
             store.close().await;
             continue;

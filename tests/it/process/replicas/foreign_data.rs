@@ -80,7 +80,12 @@ async fn a_member_that_cannot_be_read_is_reported_and_the_others_append() {
     })
     .await;
     traffic.stop().await;
-    let lines = relay.child.stderr().lines().filter(|line| line.contains("membership cannot be read")).count();
+    let lines = relay
+        .child
+        .stderr()
+        .lines()
+        .filter(|line| line.contains("membership of another replica cannot be read"))
+        .count();
     assert_eq!(lines, 3, "each value is logged once");
 }
 

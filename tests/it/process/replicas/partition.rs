@@ -106,7 +106,7 @@ impl PartitionedPair {
 
     /// Number of times that the far relay stopped appends without a reply of Redis.
     fn stepped_down(&self) -> usize {
-        self.far.child.stderr().matches("nothing is appended until the store has answered").count()
+        self.far.child.stderr().matches("lease expired locally; appends paused").count()
     }
 
     async fn steps_down(&self, before: usize, since: Instant) -> Duration {
@@ -175,7 +175,7 @@ async fn wait_until_stable(relays: &[RelayProcess; 2]) -> bool {
 
 /// Number of times that this relay became the owner.
 fn owned(relay: &RelayProcess) -> usize {
-    relay.child.stderr().matches("the stream is this replica's").count()
+    relay.child.stderr().matches("took over the stream").count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
