@@ -1,4 +1,4 @@
-//! The only place that reads a clock. Rules are told the time; shells ask here.
+//! The only module that reads a clock. Rules get the time as an argument.
 
 use std::time::{Duration, Instant};
 
@@ -10,20 +10,21 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// The wall clock: for people, and for what must survive a restart.
+/// The wall clock: for display, and for values that must survive a restart.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
 pub fn wall() -> Timestamp {
     std::time::SystemTime::now().into()
 }
 
-/// Time since the machine was started, counted on while it sleeps: for what must not outlive a promise.
+/// Time since the machine started, including sleep: for leases and other limits that end during sleep.
 #[cfg(target_os = "linux")]
 pub fn boot() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
-/// The same where no such clock is known: a machine that sleeps is noticed by the store alone.
+/// Time since the process first asked, on systems without a boot clock. It does not count sleep, so only the store
+/// detects a lease that ended meanwhile.
 #[cfg(not(target_os = "linux"))]
 pub fn boot() -> Duration {
     static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(now);

@@ -1,7 +1,7 @@
 //! The event log: the hot tail over the store, and the readers that follow it.
 //!
-//! The only road: what is heard goes in here, every consumer reads here. There is no second, faster path and no
-//! queue per consumer: a slow reader is merely behind.
+//! All events of the platform go through it, and all consumers read from it. There is no queue per consumer: a slow reader
+//! is only behind.
 
 mod append_gate;
 mod progress;
@@ -37,34 +37,33 @@ use crate::{
     store::{AppendError, LogBounds, LogUpdate, ObservedLog, ReadError, Store},
 };
 
-/// About so much is read at once where the newest entries are asked for.
+/// Bytes of one read when the newest entries are requested.
 const NEWEST_BYTES: usize = 1 << 20;
 
-/// Entries that a reader had and wants once more.
+/// Entries that a reader got and reads again.
 #[derive(Debug, Clone, Copy)]
 pub struct EntryRange {
     pub from: Mark,
     pub last: Offset,
-    /// About so long is each.
+    /// The average bytes of an entry.
     pub entry_len: usize,
 }
 
-/// How far a log goes. Sent when it moves; carries no events.
+/// The bounds of a log, sent when they move. It carries no events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogEnd {
     pub lineage: Lineage,
-    /// The oldest entry held. Retention moves it without a message: ask [`EventLog::end`] for the newest.
+    /// The oldest entry held. Retention moves it without a message; [`EventLog::end`] has the present one.
     pub first: Offset,
     pub last: Offset,
-    /// Nothing will be appended any more: readers that reach `last` are done.
+    /// Nothing more is appended: readers that reach `last` are done.
     pub closed: bool,
 }
 
-/// How much is kept in memory.
+/// Settings of the memory for entries.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Memory for the newest entries of one stream, which are served without the store. The newest batch is kept
-    /// whatever it takes.
+    /// Bytes for the newest entries of one stream, which are served without the store. The newest batch is always kept.
     pub tail_bytes: usize,
 }
 
@@ -75,7 +74,8 @@ pub struct EventLogs {
 }
 
 impl EventLogs {
-    /// Looks at the log of each stream, for readers on the runtime that this is called in. Nothing is written; who writes [claims](EventLog::claim) it.
+    /// Reads the state of each stream's log, for readers on the present runtime. Nothing is written; a writer
+    /// [claims](EventLog::claim) a log.
     pub async fn open(store: Store, streams: &[(StreamName, Source)], settings: &Settings) -> Result<Self, ReadError> {
         let opening = streams.iter().map(|(stream, source)| EventLog::open(&store, stream, source, settings));
         let logs = try_join_all(opening).await?;
@@ -91,7 +91,7 @@ impl EventLogs {
         self.logs.iter()
     }
 
-    /// Nothing more will be appended: readers get what is there, then [`Read::End`].
+    /// Closes the logs: readers get the remaining entries, then [`Read::End`].
     pub fn close(&self) {
         for log in self.logs.values() {
             log.close();
@@ -110,17 +110,17 @@ struct LogShared {
     name: StreamName,
     source: Source,
     store: Store,
-    /// Where the readers run.
+    /// The runtime of the readers.
     reader_runtime: Handle,
     tail: HotTail,
     end: watch::Sender<LogEnd>,
-    /// Held while tail and end move.
+    /// Locked while tail and end move.
     move_lock: Mutex<()>,
-    /// Where the readers of clients stand.
+    /// The positions of the clients' readers.
     progress: ProgressTracker,
-    /// Everything that was shown is gone from the store, and nobody has claimed the log since.
+    /// All entries that readers got are gone from the store, and no writer has claimed the log since.
     wiped: AtomicBool,
-    /// How often it was claimed: the newest writer alone may append.
+    /// The number of claims. Only the newest writer may append.
     claims: AtomicU64,
 }
 
@@ -128,7 +128,7 @@ impl EventLog {
     async fn open(store: &Store, stream: &StreamName, source: &Source, settings: &Settings) -> Result<Self, ReadError> {
         let (LogBounds { lineage, first, last }, unusable) = store.bounds_at_startup(stream).await?;
         if let Some(reason) = unusable {
-            tracing::error!(%stream, reason, "the log of this stream cannot be used; the others are not affected");
+            tracing::error!(%stream, reason, "log cannot be used; other streams are not affected");
         }
         let shared = LogShared {
             name: stream.clone(),
@@ -154,26 +154,26 @@ impl EventLog {
         &self.shared.source
     }
 
-    /// How far it goes.
+    /// The bounds of the log.
     pub fn end(&self) -> LogEnd {
         let mut end = self.shared.end.borrow().clone();
         end.first = self.shared.store.first(&self.shared.name);
         end
     }
 
-    /// Told whenever it moves.
+    /// A receiver of the bounds when they move.
     pub fn subscribe(&self) -> watch::Receiver<LogEnd> {
         self.shared.end.subscribe()
     }
 
-    /// Takes the log over for writing: under a new fence, or under the one that was drawn for this process already. Then
-    /// the log must hold that very fence, else [`AppendError::Fenced`]. An earlier writer of it is refused from now on.
+    /// Claims the log for writing: under a new fence, or under the fence `under`, which must be the present one, else
+    /// [`AppendError::Fenced`]. Appends of an earlier writer are rejected.
     pub async fn claim(&self, under: Option<Fence>) -> Result<LogWriter, AppendError> {
         let seen = self.shared.observed();
         let mut state = self.shared.store.claim_after(&self.shared.name, under, &seen).await?;
         if self.shared.is_wiped(&state.lineage, state.last) {
             let stream = &self.shared.name;
-            tracing::error!(%stream, "the entries of this log are gone from the store; it begins again after a gap");
+            tracing::error!(%stream, "entries of the log are gone from the store; a gap follows");
             state.damaged = true;
         }
         self.shared.reconcile(LogBounds {
@@ -185,34 +185,36 @@ impl EventLog {
         Ok(LogWriter::new(Arc::clone(&self.shared), &state))
     }
 
-    /// Shows readers what others append, until it is dropped; run by whoever owns the log while this process has no
-    /// [`Writer`] of it. All readers are fed by this one follower, on their own runtime: no thread wakes another for what
-    /// it heard. Cancel-safe; it fails only when the store is closed.
+    /// Makes the appends of other processes visible to readers until it is dropped. It runs while this process has no
+    /// [`LogWriter`] of the log, once for all readers and on their runtime, so no thread wakes another. Cancel-safe.
+    ///
+    /// # Errors
+    /// The store is closed.
     pub async fn follow(&self) -> Result<Infallible, ReadError> {
         let following = self.shared.reader_runtime.spawn(Arc::clone(&self.shared).follow());
         match AbortOnDropHandle::new(following).await {
             Ok(ended) => ended,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
-                // The runtime ends, and whoever waits here with it.
+                // The runtime ends, and this future with it.
                 Err(_) => std::future::pending().await,
             },
         }
     }
 
-    /// A reader that starts after `after`, an offset of this log (see [`EventLog::standing`]).
+    /// A reader that starts after `after`, an offset of this log (see [`EventLog::cursor_validity`]).
     pub fn reader(&self, after: Offset) -> LogReader {
         LogReader::new(self.clone(), after)
     }
 
-    /// The beginning of a stretch, bounded by `bytes_max` (at least one batch). None when it is not held any more.
+    /// The first batches of a range, about `bytes_max` bytes but at least one batch. None when they are not held.
     pub async fn reread(&self, stretch: EntryRange, bytes_max: usize) -> Result<Option<Vec<BatchView>>, ReadError> {
         let EntryRange { from, last, entry_len } = stretch;
         let (log, after) = (&self.shared, from.offset.previous());
         let views = match log.tail.after(from.epoch, after, last, bytes_max) {
             Some(views) => views,
             None => {
-                // Not every store can bound an answer in bytes before it has it.
+                // Not every store can limit an answer in bytes beforehand.
                 let entries = (bytes_max / entry_len.max(1)).max(1) as u64;
                 let last = last.min(Offset(after.0.saturating_add(entries)));
                 let batches = log.store.read(&log.name, after, last, bytes_max).await?;
@@ -223,12 +225,12 @@ impl EventLog {
         Ok(begins.then_some(views))
     }
 
-    /// A place for a reader on behalf of a client, which is counted in [`EventLog::lag_max`] as long as it is held.
+    /// Tracks a client's reader for [`EventLog::lag_max`] until the value is dropped.
     pub fn track_reader(&self, after: Offset) -> ReaderProgress {
         self.shared.progress.add(after)
     }
 
-    /// How many entries the client's reader that is furthest behind has not been handed yet.
+    /// The number of entries that the slowest client's reader has not got yet.
     pub fn lag_max(&self) -> u64 {
         let last = self.shared.end.borrow().last;
         self.shared.progress.lag_max(last)
@@ -240,8 +242,7 @@ impl EventLog {
         self.shared.store.offset_before(&self.shared.name, last, moment).await
     }
 
-    /// The newest entries, oldest first: what follows `after`, but no more than `count`. Entries that cannot be read as
-    /// events are left out.
+    /// The newest entries after `after`, oldest first, at most `count`. Entries that are not readable events are omitted.
     pub async fn newest(&self, after: Offset, count: usize) -> Result<Vec<Event>, ReadError> {
         let last = self.shared.end.borrow().last;
         let after = after.max(Offset(last.0.saturating_sub(count as u64)));
@@ -258,17 +259,17 @@ impl EventLog {
         Ok(newest)
     }
 
-    /// Why readers here are not shown what another process appends.
+    /// Why readers here do not get the appends of another process.
     pub fn unreadable(&self) -> Option<String> {
         self.shared.store.unreadable(&self.shared.name)
     }
 
-    /// Whose numbers the stored position is in, as far as is known.
+    /// The feed that the stored position belongs to, if known.
     pub async fn feed(&self) -> Result<Option<FeedId>, ReadError> {
         self.shared.store.feed(&self.shared.name).await
     }
 
-    /// What a mark is worth here.
+    /// Whether a mark is valid in this log.
     pub fn cursor_validity(&self, mark: Mark) -> CursorValidity {
         let end = self.shared.end.borrow();
         end.lineage.validity(mark, end.last)
@@ -299,8 +300,8 @@ impl LogShared {
         }
     }
 
-    /// What is durable becomes visible, up to `last`: first the entries, then the word that they are there. When another
-    /// epoch has begun meanwhile, they are of the past.
+    /// Makes durable entries up to `last` visible: first the entries, then the end of the log. Does nothing when another
+    /// epoch has begun.
     fn publish(&self, mut batches: Vec<Arc<Batch>>, epoch: Epoch, last: Offset) {
         let _guard = self.lock_move();
         let (current, shown) = self.shown_up_to();
@@ -315,7 +316,7 @@ impl LogShared {
         self.update_end(|end| end.last = last.max(shown));
     }
 
-    /// Whether nothing is left of what was shown of the log, when the store says that it goes so far.
+    /// Whether all entries that readers got are gone, given the bounds in the store.
     fn is_wiped(&self, lineage: &Lineage, last: Offset) -> bool {
         let end = self.end.borrow();
         let is_another = end.last > Offset::START && end.lineage.current() != lineage.current();
@@ -323,12 +324,12 @@ impl LogShared {
         is_gone || self.wiped.load(Ordering::Acquire)
     }
 
-    /// What the store says of the log. Where that is not what was shown so far, readers go on in the store.
+    /// Applies the bounds in the store. Where they do not continue the visible log, readers continue in the store.
     fn reconcile(&self, bounds: LogBounds) {
         let _guard = self.lock_move();
         let (current, shown) = self.shown_up_to();
         let same = current == bounds.lineage.current();
-        // Within an epoch a log that ends earlier was rolled back, and nobody has claimed it yet.
+        // Within an epoch a log that ends earlier was rolled back, and no writer has claimed it yet.
         let last = if same { bounds.last.max(shown) } else { bounds.last };
         if !same || last > shown {
             self.tail.clear();
@@ -339,19 +340,19 @@ impl LogShared {
         });
     }
 
-    /// What readers were shown.
+    /// The entries that readers got.
     fn observed(&self) -> ObservedLog {
         let end = self.end.borrow();
         ObservedLog { lineage: end.lineage.clone(), last: end.last }
     }
 
-    /// The present epoch, and the last entry shown.
+    /// The present epoch and the last visible entry.
     fn shown_up_to(&self) -> (Epoch, Offset) {
         let end = self.end.borrow();
         (end.lineage.current(), end.last)
     }
 
-    /// Readers wake when it makes a difference to them.
+    /// Wakes readers when the end has changed.
     fn update_end(&self, change: impl FnOnce(&mut LogEnd)) {
         let first = self.store.first(&self.name);
         self.end.send_if_modified(|end| {
@@ -362,7 +363,7 @@ impl LogShared {
         });
     }
 
-    /// The tail and the end move together.
+    /// Moves the tail and the end together.
     fn lock_move(&self) -> MutexGuard<'_, ()> {
         self.move_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,11 +1,11 @@
 //! Random numbers from the system's generator: for fence nonces, epochs and ids, which must differ between machines.
 //!
 //! `fastrand` is seeded from the clock and the process, so cloned machines can draw the same numbers from it. It serves
-//! jitter and the choice of a host alone.
+//! only jitter and the choice of a host.
 
 /// # Panics
 ///
-/// Where the system has no generator. An id that might not be unique is never used.
+/// When the system has no generator.
 pub fn u128() -> u128 {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect(AVAILABLE);

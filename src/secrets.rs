@@ -1,4 +1,4 @@
-//! Reads secrets where the configuration says they are. No error says more than where a secret was looked for.
+//! Reads secrets from the configured sources. Errors name the source and never the value.
 
 use std::{env::VarError, io, path::PathBuf};
 
@@ -6,10 +6,10 @@ use tokio::io::AsyncReadExt;
 
 use crate::model::{Secret, SecretRef};
 
-/// A secret file is no longer than this; what is, was mistaken for one.
+/// The most bytes of a secret file.
 const FILE_LEN_MAX: u64 = 64 * 1024;
 
-/// The secret is not where it should be.
+/// A secret could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     #[error("environment variable {0} is not set")]
@@ -32,7 +32,7 @@ pub enum SecretError {
     InvalidFile(PathBuf),
 }
 
-/// The secret as it is at this moment, without white space around it.
+/// The present value of the secret, without surrounding white space.
 pub async fn read(reference: &SecretRef) -> Result<Secret, SecretError> {
     match reference {
         SecretRef::Env(name) => variable(name),

@@ -1,6 +1,6 @@
-//! Where tasks begin and end: a named group that starts, faults and drains together.
+//! Task groups: the tasks of a group start, fail and drain together.
 //!
-//! It refuses to let a task outlive its group: what is not done when the drain's time is over is cancelled and joined.
+//! No task outlives its group: a drain cancels and joins the tasks that do not end in time.
 
 use std::{any::Any, future::Future, time::Duration};
 
@@ -19,21 +19,21 @@ pub struct Tasks {
     runtime: Option<OwnRuntime>,
 }
 
-/// More of them do not make a group quicker that mostly waits for sockets.
+/// The most threads of a group; its tasks mostly wait for sockets.
 const THREADS_MAX: usize = 4;
 
-/// More often than anything that is waited for with a timer for each event.
+/// The interval of the timer that stays armed; shorter than the timers of single commands.
 const TIMER_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Whoever sets a timer that is due before all others wakes the thread that waits for them, even if it is its own: for
-/// each command that has a time to be answered in. With one that is always due before, nobody does.
+/// Keeps a short timer armed. A new timer that is due before all others wakes the thread that waits for timers, which
+/// would happen for each command with a timeout.
 async fn keep_timer_armed() {
     loop {
         tokio::time::sleep(TIMER_INTERVAL).await;
     }
 }
 
-/// A runtime of a group's own. What still runs on it when it goes is cancelled, not waited for.
+/// The runtime of one group. Dropping it cancels the remaining tasks.
 #[derive(Debug)]
 struct OwnRuntime(Option<Runtime>);
 
@@ -45,10 +45,10 @@ impl Drop for OwnRuntime {
     }
 }
 
-/// How a task ends when it does.
+/// The result of a task.
 pub type TaskResult = anyhow::Result<()>;
 
-/// A task of the group ended although nobody had asked it to.
+/// A task of the group ended before the stop signal.
 #[derive(Debug, thiserror::Error)]
 #[error("{group} task {task} ended")]
 pub struct TaskFault {
@@ -64,8 +64,8 @@ impl Tasks {
         Self { name, set: JoinSet::new(), stop: CancellationToken::new(), runtime: None }
     }
 
-    /// An empty group whose tasks do not wait behind those of other groups. On more threads than it has jobs, what
-    /// belongs to one job would be passed from thread to thread.
+    /// An empty group with its own threads, so its tasks do not wait for those of other groups. It has at most one thread
+    /// per job, because more threads would move the work of a job between them.
     pub fn on_own_threads(name: &'static str, jobs: usize) -> std::io::Result<Self> {
         let most = jobs.clamp(1, THREADS_MAX);
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(most);
@@ -78,12 +78,12 @@ impl Tasks {
         Ok(Self { runtime: Some(OwnRuntime(Some(runtime))), ..Self::new(name) })
     }
 
-    /// The signal that asks this group's tasks to end.
+    /// The stop signal of this group's tasks.
     pub fn stop(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    /// Begins a task.
+    /// Starts a task.
     pub fn start(&mut self, task: &'static str, work: impl Future<Output = TaskResult> + Send + 'static) {
         let work = async move { (task, work.await) };
         match self.runtime.as_ref().and_then(|threads| threads.0.as_ref()) {
@@ -92,7 +92,7 @@ impl Tasks {
         };
     }
 
-    /// Waits for the first task that ends with an error, panics, or ends before the stop signal. For ever, if none does.
+    /// Waits for the first task that fails, panics, or ends before the stop signal. Never returns without one.
     pub async fn fault(&mut self) -> TaskFault {
         loop {
             let Some(ended) = self.set.join_next().await else { return std::future::pending().await };
@@ -102,8 +102,10 @@ impl Tasks {
         }
     }
 
-    /// Gives the stop signal, waits for all tasks, and cancels those that are not done after `grace`.
-    /// The first fault that comes to light on the way is returned.
+    /// Sends the stop signal, waits for all tasks, and cancels those that still run after `grace`.
+    ///
+    /// # Errors
+    /// The first task that failed or panicked.
     pub async fn drain(mut self, grace: Duration) -> Result<(), TaskFault> {
         self.stop.cancel();
         let mut first = None;
@@ -123,7 +125,7 @@ impl Tasks {
         let fault = |task, cause| Some(TaskFault { group: self.name, task, cause });
         match ended {
             Ok((_, Ok(()))) if self.stop.is_cancelled() => None,
-            Ok((task, Ok(()))) => fault(task, anyhow::anyhow!("it returned although nobody had asked it to end")),
+            Ok((task, Ok(()))) => fault(task, anyhow::anyhow!("it ended before the stop signal")),
             Ok((task, Err(cause))) => fault(task, cause),
             Err(error) if error.is_cancelled() => None,
             Err(error) => fault("panicked", anyhow::anyhow!("{}", panic_text(error.into_panic().as_ref()))),
@@ -133,7 +135,7 @@ impl Tasks {
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic without a text".to_owned())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic without a message".to_owned())
 }
 
 #[cfg(test)]
@@ -166,7 +168,7 @@ mod tests {
     async fn a_task_that_returns_before_the_stop_signal_is_a_fault() {
         let mut tasks = Tasks::new("upstream");
         tasks.start("queues", async { Ok(()) });
-        assert!(tasks.fault().await.cause.to_string().contains("nobody"));
+        assert!(tasks.fault().await.cause.to_string().contains("before the stop signal"));
 
         let mut tasks = Tasks::new("upstream");
         let stop = tasks.stop();

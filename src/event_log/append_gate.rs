@@ -1,10 +1,10 @@
-//! One append at a time to one log, and none after one that nobody saw the end of.
+//! One append at a time to one log, and none after an append with an unknown outcome.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::store::AppendError;
 
-/// Whose turn it is to append.
+/// Whether an append is in flight.
 #[derive(Debug, Default)]
 pub(super) struct AppendGate(Mutex<GateState>);
 
@@ -13,12 +13,12 @@ enum GateState {
     #[default]
     Free,
     Busy,
-    /// Somebody went away half-way: it is unknown where the log ends.
+    /// A caller dropped its append in flight: the end of the log is unknown.
     Abandoned,
 }
 
 impl AppendGate {
-    /// Begins an append; the last one is over.
+    /// Begins an append after the last one has ended.
     pub(super) fn acquire(&self) -> Result<AppendGuard<'_>, AppendError> {
         let found = self.replace_state(GateState::Busy);
         assert_ne!(found, GateState::Busy, "appends to one log come one at a time");
@@ -34,7 +34,7 @@ impl AppendGate {
     }
 }
 
-/// A turn that was begun. Dropped without [`Taken::end`] it is abandoned.
+/// An append in flight. Dropped without [`AppendGuard::end`] it counts as abandoned.
 #[derive(Debug)]
 pub(super) struct AppendGuard<'a> {
     gate: &'a AppendGate,
@@ -42,7 +42,7 @@ pub(super) struct AppendGuard<'a> {
 }
 
 impl AppendGuard<'_> {
-    /// The append is over, and it is known what became of it.
+    /// Ends the append; its outcome is known.
     pub(super) fn complete(mut self) {
         self.state_on_drop = GateState::Free;
     }

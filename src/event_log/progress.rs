@@ -1,5 +1,5 @@
-//! Where each reader on behalf of a client stands in a log, so that somebody can ask who is furthest behind. It keeps
-//! numbers only: a reader that goes is forgotten with its place.
+//! The positions of the clients' readers in a log, for the lag of the slowest one. It keeps numbers only, each until its
+//! reader is dropped.
 
 use std::sync::{
     Arc, Mutex, PoisonError, Weak,
@@ -8,16 +8,16 @@ use std::sync::{
 
 use crate::model::Offset;
 
-/// The places of one log.
+/// The positions of one log's readers.
 #[derive(Debug, Default)]
 pub(super) struct ProgressTracker(Mutex<Vec<Weak<AtomicU64>>>);
 
-/// One reader's place; nobody's any more when dropped.
+/// One reader's position, tracked until it is dropped.
 #[derive(Debug)]
 pub struct ReaderProgress(Arc<AtomicU64>);
 
 impl ReaderProgress {
-    /// The reader was handed everything up to this entry.
+    /// The reader got all entries up to this one.
     pub fn advance_to(&self, offset: Offset) {
         self.0.store(offset.0, Ordering::Relaxed);
     }
@@ -27,7 +27,7 @@ impl ProgressTracker {
     pub(super) fn add(&self, after: Offset) -> ReaderProgress {
         let place = Arc::new(AtomicU64::new(after.0));
         let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Before it grows, it forgets who has gone: it stays about as large as the most there were at a time.
+        // Dropped readers are removed before the list grows, so it stays near the largest number of concurrent readers.
         if places.len() == places.capacity() {
             places.retain(|place| place.strong_count() > 0);
         }
@@ -35,7 +35,7 @@ impl ProgressTracker {
         ReaderProgress(place)
     }
 
-    /// How many entries up to `last` the reader that is furthest behind has not been handed; 0 without readers.
+    /// The number of entries up to `last` that the slowest reader has not got; 0 without readers.
     pub(super) fn lag_max(&self, last: Offset) -> u64 {
         let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let reached = places.iter().filter_map(Weak::upgrade).map(|place| place.load(Ordering::Relaxed));

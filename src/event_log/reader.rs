@@ -1,7 +1,7 @@
-//! A cursor over one log. Where the tail ends and the store begins is its business alone.
+//! A cursor over one log. It alone handles the seam between tail and store.
 //!
-//! It never skips: between two answers nothing is left out, or [`Read::Trimmed`] stands between them. Where the log was
-//! rolled back, it goes on with what follows the last entry that is left of what it handed out.
+//! It never skips entries silently: [`Read::Trimmed`] marks removed ones. Where the log was rolled back, it continues after
+//! the last remaining entry that it returned.
 
 use tokio::sync::watch;
 
@@ -11,27 +11,27 @@ use crate::{
     store::ReadError,
 };
 
-/// What a reader gets.
+/// The answer to a read.
 #[derive(Debug)]
 pub enum Read {
-    /// What follows, oldest first, back to back; never empty; bounded by the asked bytes (at least one batch).
+    /// The next entries, oldest first, without holes; at least one batch, else limited by the requested bytes.
     Entries(Vec<BatchView>),
-    /// Retention removed what would have followed `after`; the oldest entry held is `first`. Reading goes on there.
+    /// Retention removed the entries after `after`. Reading continues at `first`, the oldest entry held.
     Trimmed { after: Offset, first: Mark },
-    /// The log was wiped: nothing that was handed out is in it any more. Reading goes on with the oldest entry held, or
-    /// the one to come.
+    /// The log was wiped: no entry that the reader returned is left. Reading continues with the oldest entry held, or the
+    /// next one.
     Wiped { first: Mark },
-    /// The log is closed and everything was read.
+    /// The log is closed, and the reader is at its end.
     End,
 }
 
-/// A cursor over one log: the hot tail, else the store; the seam is its business alone.
+/// A cursor over one log, which reads from the hot tail or else from the store.
 #[derive(Debug)]
 pub struct LogReader {
     log: EventLog,
     end: watch::Receiver<LogEnd>,
     position: Offset,
-    /// What `position` means.
+    /// The epoch of `position`.
     lineage: Lineage,
 }
 
@@ -42,12 +42,12 @@ impl LogReader {
         Self { log, end: moved, position: after, lineage }
     }
 
-    /// The last entry handed out.
+    /// The last entry that was returned.
     pub fn position(&self) -> Offset {
         self.position
     }
 
-    /// Waits until something follows. Cancel-safe: nothing is skipped when the future is dropped.
+    /// Waits for the next entries. Cancel-safe: a dropped future skips nothing.
     pub async fn next(&mut self, bytes_max: usize) -> Result<Read, ReadError> {
         loop {
             let seen = self.observe();
@@ -60,20 +60,20 @@ impl LogReader {
         }
     }
 
-    /// The same without waiting: none when the reader is at the end.
+    /// The next entries without waiting; none when the reader is at the end.
     pub async fn try_next(&mut self, bytes_max: usize) -> Result<Option<Read>, ReadError> {
         let seen = self.observe();
         let read = self.read(&seen, bytes_max).await?;
         Ok(read.or(seen.closed.then_some(Read::End)))
     }
 
-    /// Waits until the log has moved since [`next_now`](Self::next_now) last found nothing; false when it never will
-    /// again. Cancel-safe, and reads nothing.
+    /// Waits until the log moves after [`try_next`](Self::try_next) found nothing; false when it never will. Reads nothing.
+    /// Cancel-safe.
     pub async fn changed(&mut self) -> bool {
         self.end.changed().await.is_ok()
     }
 
-    /// How far the log goes, and what has become of the reader's position in it.
+    /// The end of the log, and the reader's position in it.
     fn observe(&mut self) -> EndSnapshot {
         let end = self.end.borrow_and_update();
         let mut seen = EndSnapshot { last: end.last, closed: end.closed, wiped: None };
@@ -86,8 +86,8 @@ impl LogReader {
         seen
     }
 
-    /// What follows, up to where the log goes. None also when the log is another one by now than it was thought to be:
-    /// word of that is on its way.
+    /// The next entries up to the end of the log. None also when the log has changed in the store and the message of that
+    /// has not arrived.
     async fn read(&mut self, seen: &EndSnapshot, bytes_max: usize) -> Result<Option<Read>, ReadError> {
         if let Some(first) = seen.wiped {
             return Ok(Some(Read::Wiped { first: self.mark(first) }));
@@ -117,8 +117,8 @@ impl LogReader {
         Ok(batches.iter().map(|batch| view(batch, self.position.next())).collect())
     }
 
-    /// Nothing is where something should be: the log was rolled back, and word of that is on its way, or it is damaged.
-    /// On the heap: few subscribers ever come here, and all would keep room for it.
+    /// Checks the bounds where expected entries are missing: the log was rolled back and the message of that has not
+    /// arrived, or it is damaged. Boxed, because few subscribers need it and all would reserve memory for it.
     async fn check_missing(&self, last: Offset) -> Result<Option<Read>, ReadError> {
         let log = &self.log.shared;
         let bounds = log.store.bounds(&log.name).await?;
@@ -128,8 +128,8 @@ impl LogReader {
         }
     }
 
-    /// Entries of an epoch that this log does not have: word of it is on its way, or they are not the log's, and are
-    /// passed over as if they were trimmed.
+    /// Handles entries of an epoch that this log does not have: its message has not arrived, or the entries are foreign and
+    /// are skipped as trimmed ones.
     async fn skip_unknown(&mut self, views: &[BatchView], last: Offset) -> Result<Option<Read>, ReadError> {
         let log = &self.log.shared;
         let bounds = log.store.bounds(&log.name).await?;
@@ -141,8 +141,8 @@ impl LogReader {
         Ok(Some(self.trimmed(beyond.batch.last().next())))
     }
 
-    /// What is durable but not shown yet is not for readers: a cursor beyond the end would be refused. Nor is what came
-    /// to be while this was read, in an epoch that the reader has not heard of.
+    /// Removes entries that are durable but not visible yet, because a cursor beyond the end is rejected, and entries of an
+    /// epoch that began during the read.
     fn deliver(&mut self, mut views: Vec<BatchView>, last: Offset) -> Read {
         views.retain(|view| view.batch.last() <= last && self.lineage.contains(view.batch.epoch(), view.batch.first()));
         let newest = views.last().expect("batches do not reach over the end, and one begins before it");
@@ -161,11 +161,11 @@ impl LogReader {
     }
 }
 
-/// What a reader saw of the log's end.
+/// The end of the log as a reader sees it.
 #[derive(Debug, Clone, Copy)]
 struct EndSnapshot {
     last: Offset,
     closed: bool,
-    /// Where a log begins that has nothing in common with the one that the reader knew.
+    /// The first entry of a log that replaced the reader's log.
     wiped: Option<Offset>,
 }

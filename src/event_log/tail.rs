@@ -1,6 +1,6 @@
 //! The hot tail: the newest batches of one log in memory, shared by every reader.
 //!
-//! It holds neighbouring batches of one epoch up to the log's end, or nothing; it never waits and never reads the store.
+//! It holds consecutive batches of one epoch up to the end of the log, or none. It never waits and never reads the store.
 
 use std::{
     collections::VecDeque,
@@ -9,10 +9,10 @@ use std::{
 
 use crate::model::{Batch, BatchView, Epoch, Offset};
 
-/// A batch's own bytes, and its renderings for two kinds of subscribers, each about as large.
+/// Copies of a batch in memory: its bytes, and its rendering for two kinds of subscribers.
 const COPIES: usize = 3;
 
-/// What a batch takes beside its bytes: itself, its place in the tail, and about so much for each entry.
+/// Memory of a batch without its bytes: the struct, its slot in the tail, and this much per entry.
 const BATCH_OVERHEAD: usize = 256;
 const ENTRY_OVERHEAD: usize = 24;
 
@@ -34,7 +34,7 @@ impl HotTail {
         Self { bytes_max, batches: RwLock::default() }
     }
 
-    /// Adds what follows; the oldest give way. The newest batch stays whatever it takes.
+    /// Adds the next batches and removes the oldest beyond the limit. The newest batch always stays.
     pub(super) fn push(&self, batches: Vec<Arc<Batch>>) {
         let mut held = self.batches.write().unwrap_or_else(PoisonError::into_inner);
         for batch in batches {
@@ -45,18 +45,18 @@ impl HotTail {
             gone.extend(held.pop());
         }
         drop(held);
-        // Freeing large batches is no business of those who wait for the lock.
+        // Large batches are freed after the lock.
         drop(gone);
     }
 
-    /// Forgets everything: what comes next is no neighbour.
+    /// Removes all batches, before one that does not continue them.
     pub(super) fn clear(&self) {
         let gone = std::mem::take(&mut *self.batches.write().unwrap_or_else(PoisonError::into_inner));
         drop(gone);
     }
 
-    /// What follows `after` in the same epoch, up to `last` and about `bytes_max`, at least one batch; none when the tail does not
-    /// reach so far back, or nothing follows.
+    /// The entries after `after` in the same epoch, up to `last` and about `bytes_max` bytes, but at least one batch. None
+    /// when the tail begins later or has no further entries.
     pub(super) fn after(&self, epoch: Epoch, after: Offset, last: Offset, bytes_max: usize) -> Option<Vec<BatchView>> {
         let held = self.batches.read().unwrap_or_else(PoisonError::into_inner);
         let next = after.next();
@@ -76,7 +76,7 @@ impl HotTail {
     }
 }
 
-/// The part of a batch that begins with `next`, or all of it.
+/// The part of a batch from the entry `next` on.
 pub(super) fn view(batch: &Arc<Batch>, next: Offset) -> BatchView {
     let from = usize::try_from(next.0.saturating_sub(batch.first().0)).expect("an index of a batch fits");
     BatchView { batch: Arc::clone(batch), from }

@@ -1,4 +1,4 @@
-//! The one who may append to a log. Others in this process and elsewhere only read.
+//! The writer of a log. All other handles, in this and other processes, only read.
 
 use std::sync::{
     Arc,
@@ -11,31 +11,31 @@ use crate::{
     store::{Append, AppendError, LogState},
 };
 
-/// Entries are stored, kept and handed on in batches of about this size: large enough that a batch costs little,
-/// small enough that a reader can bound what it takes.
+/// Bytes of a batch, the unit of storage and reads: large enough for a small cost per batch, small enough for the byte
+/// limits of readers.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 
-/// What an envelope is taken to have beside its body, when batches are cut.
+/// Estimated bytes of an envelope without its body.
 const ATTRIBUTES_LEN: usize = 512;
 
-/// What the writer found when it claimed the log.
+/// The state of the log at the claim.
 #[derive(Debug, Clone)]
 pub struct ClaimedState {
     pub checkpoint: Option<Checkpoint>,
-    /// A gap with reason `store` is owed.
+    /// The writer must append a gap with reason `store`.
     pub damaged: bool,
 }
 
-/// The right to append to one log, until it is dropped: then the log is there for readers only again.
+/// The right to append to one log until it is dropped.
 #[derive(Debug)]
 pub struct LogWriter {
     shared: Arc<LogShared>,
-    /// Which of the claims of this process it is.
+    /// The number of the claim in this process.
     claim: u64,
     fence: Fence,
     epoch: Epoch,
     claimed: ClaimedState,
-    /// Where the log ends.
+    /// The last entry of the log.
     last: AtomicU64,
     gate: AppendGate,
 }
@@ -58,21 +58,21 @@ impl LogWriter {
         &self.claimed
     }
 
-    /// The fence that it appends under.
+    /// The fence of its appends.
     pub fn fence(&self) -> Fence {
         self.fence
     }
 
-    /// The epoch of what it appends.
+    /// The epoch of its appends.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// Wraps the events, makes them durable with their position, then shows them to readers. Returns the new last
-    /// offset; without events only the checkpoint is stored. All is done or nothing.
+    /// Wraps the events, makes them durable with their position, then makes them visible to readers. Returns the new last
+    /// offset. Without events only the checkpoint is stored. All is stored or nothing.
     ///
-    /// Callers append one at a time, and wait: an append that is dropped half-way leaves it unknown whether it was
-    /// done, and every later one is refused as [`AppendError::Broken`].
+    /// Append one at a time and wait for the result: after a future that was dropped before its end, every later append
+    /// returns [`AppendError::Broken`].
     pub async fn append(&self, events: &[Event], checkpoint: Checkpoint) -> Result<Offset, AppendError> {
         let turn = self.gate.acquire()?;
         if !self.is_current() {
@@ -130,7 +130,7 @@ impl Drop for LogWriter {
     }
 }
 
-/// How many of the events make the next batch: at least one.
+/// The number of events in the next batch, at least one.
 fn batch_len(events: &[Event]) -> usize {
     let mut bytes = 0;
     let fit = events.iter().take_while(|event| {

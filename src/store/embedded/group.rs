@@ -1,4 +1,4 @@
-//! What is asked of the writer, and how what waits is put together for one step.
+//! Commands of the writer, and the groups of them that share one transaction.
 
 use std::time::Duration;
 
@@ -14,16 +14,18 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Commands that may wait. Whoever finds the queue full waits for a place: back-pressure.
+/// Commands that may wait. At the bound the sender waits (backpressure).
 pub(super) const QUEUE_LEN: usize = 1024;
 
-/// One step takes no further command once it has this many, or bytes beyond the second bound.
+/// Commands of one transaction.
 const GROUP_LEN_MAX: usize = 512;
+
+/// Bytes of one transaction, beyond which it takes no further command.
 const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 
-/// What is asked of the writer.
+/// A command of the writer.
 #[derive(Debug)]
 pub(super) enum Command {
     Claim(StreamName, Option<Fence>, Reply<LogState>),
@@ -32,7 +34,7 @@ pub(super) enum Command {
     Close(oneshot::Sender<()>),
 }
 
-/// Commands that share a step.
+/// Commands that share a transaction.
 #[derive(Debug, Default)]
 pub(super) struct CommandGroup {
     pub(super) claims: Vec<(StreamName, Option<Fence>, Reply<LogState>)>,
@@ -68,7 +70,7 @@ impl CommandGroup {
         self.len() >= GROUP_LEN_MAX || self.bytes >= GROUP_BYTES_MAX || self.close.is_some()
     }
 
-    /// Tells everybody what became of it.
+    /// Sends each caller its outcome.
     pub(super) fn reply(
         self,
         claimed: Vec<Result<LogState, AppendError>>,
@@ -76,7 +78,7 @@ impl CommandGroup {
         changed: Vec<Result<bool, AppendError>>,
     ) {
         for ((_, _, reply), outcome) in self.claims.into_iter().zip(claimed) {
-            // Whoever asked may have stopped waiting: the same below.
+            // An error means that the caller has stopped waiting, here and below.
             drop(reply.send(outcome));
         }
         for ((_, reply), outcome) in self.appends.into_iter().zip(appended) {
@@ -92,7 +94,7 @@ impl CommandGroup {
         }
     }
 
-    /// Tells everybody that nothing was done.
+    /// Sends each caller the fault: nothing was applied.
     pub(super) fn refuse(self, fault: &SqliteFault) {
         for (_, _, reply) in self.claims {
             drop(reply.send(Err(fault.clone().into())));
@@ -106,17 +108,17 @@ impl CommandGroup {
     }
 }
 
-/// What waiting for commands came to.
+/// The outcome of waiting for commands.
 pub(super) enum GatherOutcome {
     Group(CommandGroup),
     Idle,
-    /// Every handle is gone.
+    /// All handles are dropped.
     Disconnected,
 }
 
-/// Waits up to `patience` for a command, then takes all that wait with it, within the bounds.
-pub(super) async fn gather(commands: &mut mpsc::Receiver<Command>, patience: Duration) -> GatherOutcome {
-    let first = match timeout(patience, commands.recv()).await {
+/// Waits up to `wait_max` for a command, then takes all waiting commands within the bounds.
+pub(super) async fn gather(commands: &mut mpsc::Receiver<Command>, wait_max: Duration) -> GatherOutcome {
+    let first = match timeout(wait_max, commands.recv()).await {
         Ok(Some(command)) => command,
         Ok(None) => return GatherOutcome::Disconnected,
         Err(_quiet) => return GatherOutcome::Idle,

@@ -1,4 +1,4 @@
-//! What is kept beside the logs: cursors of consumers, and who is refused.
+//! Records that are not in the logs: cursors of consumers, revocations, and sinks.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{
     store::{AppendError, sinks::SinkAdvance},
 };
 
-/// One change, done in a step with others.
+/// A change of a record, in a transaction with others.
 #[derive(Debug)]
 pub(super) enum RecordChange {
     Cursor { consumer: ConsumerName, stream: StreamName, from: Option<Mark>, to: Mark },
@@ -33,7 +33,7 @@ impl RecordChange {
     }
 }
 
-/// Does a change; false when it is one of something that is not as the caller knows it.
+/// Applies a change. Returns false when the record is not in the expected state; `Err` ends the whole transaction.
 pub(super) fn change(
     connection: &Connection,
     change: &RecordChange,
@@ -75,7 +75,7 @@ pub(super) fn cursor(
     let mut statement = connection.prepare_cached("SELECT mark FROM cursor WHERE consumer = ?1 AND stream = ?2")?;
     let found = statement.query_row([consumer.as_str(), stream.as_str()], |row| row.get::<_, String>(0)).optional()?;
     let damaged =
-        |text: &str| SqliteFault::Damaged(format!("{text:?} is no cursor, but {consumer} has it in {stream}"));
+        |text: &str| SqliteFault::Damaged(format!("{text:?} is not a cursor, but {consumer} has it in {stream}"));
     found.map(|text| text.parse().map_err(|_| damaged(&text))).transpose()
 }
 
@@ -88,7 +88,7 @@ pub(super) fn revoked(
     let read = |row: rusqlite::Result<(String, Timestamp)>| {
         let (text, at) = row?;
         let whose =
-            text.parse().map_err(|_| SqliteFault::Damaged(format!("{text:?} is revoked, but that is nobody")))?;
+            text.parse().map_err(|_| SqliteFault::Damaged(format!("{text:?} is not a target of a revocation")))?;
         Ok((whose, at))
     };
     rows.map(read).collect()

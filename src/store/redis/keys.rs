@@ -1,4 +1,4 @@
-//! The names of keys. All keys of one stream lie in one slot of a cluster.
+//! The names of keys. All keys of one stream are in one slot of a cluster.
 
 use crate::model::{Offset, StreamName};
 
@@ -21,17 +21,17 @@ impl LogKeys {
     }
 }
 
-/// What an entry of a log is called.
+/// The id of an entry in the Redis Stream.
 pub(super) fn entry_id(offset: Offset) -> String {
     format!("{offset}-0")
 }
 
-/// A hash: up to where each consumer has acknowledged a stream.
+/// A hash with the cursors of consumers in one stream.
 pub(super) fn cursors(prefix: &str, stream: &StreamName) -> String {
     key(prefix, stream.as_str(), "cursors")
 }
 
-/// `{trunkline:queues}:log`: what stands in braces decides the slot.
+/// A key such as `{trunkline:queues}:log`. The text in braces decides the slot.
 pub fn key(prefix: &str, about: &str, what: &str) -> String {
     format!("{{{prefix}:{about}}}:{what}")
 }

@@ -1,4 +1,4 @@
-//! Whether a server can hold logs, and what an operator should know about it. Told once, at the start.
+//! The preflight check: whether a server can hold logs, and warnings for the operator, once at the start.
 
 use redis::{Value, cmd, pipe};
 
@@ -11,7 +11,7 @@ use super::{
     keys::key,
 };
 
-/// Older servers refuse the scripts.
+/// Older servers reject the scripts.
 const VERSION_MIN: u32 = 7;
 
 /// The server cannot hold logs.
@@ -26,7 +26,7 @@ pub enum UnsupportedServer {
 }
 
 impl UnsupportedServer {
-    /// When the examination is tried again.
+    /// How soon the preflight is retried.
     pub fn retry(&self) -> Retry {
         match self {
             Self::Unreachable(error) if error.is_refused_login() => Retry::Slowly,
@@ -36,7 +36,7 @@ impl UnsupportedServer {
     }
 }
 
-/// Asks, and tries each command. Returns warnings.
+/// Checks the version and tries each command. Returns warnings.
 pub(super) async fn run(connection: &RedisConnection, settings: &Settings) -> Result<Vec<String>, UnsupportedServer> {
     let Settings { prefix, durability, .. } = settings;
     let probe = key(prefix, "probe", "probe");
@@ -59,7 +59,7 @@ async fn server_info(connection: &RedisConnection, probe: &str) -> Result<String
     Ok(answers.into_iter().next().and_then(text).unwrap_or_default())
 }
 
-/// When the server saves snapshots; none where it does not tell.
+/// The server's schedule of snapshots; none where it may not be read.
 async fn save(connection: &RedisConnection, probe: &str) -> Option<String> {
     let answers = connection.run_all(probe, pipe().cmd("CONFIG").arg("GET").arg("save")).await.ok()?;
     let pairs: Vec<(String, String)> = redis::from_redis_value(answers.into_iter().next()?).ok()?;
@@ -74,37 +74,37 @@ async fn permissions(connection: &RedisConnection, probe: &str, channel: &str) -
     if !refused.is_empty() {
         return Err(UnsupportedServer::Forbidden(refused.join("; ")));
     }
-    // It is known by now: this tries the other way to run a script.
+    // The server has the script now: this tries EVALSHA.
     let _: Vec<String> = connection.run(&script.by_name(&[probe], &[channel])).await?;
     let _: Value = connection.run(cmd("XRANGE").arg(probe).arg("-").arg("+")).await?;
     let _: Value = connection.run(cmd("XREAD").arg("STREAMS").arg(probe).arg("0")).await?;
     transaction(connection, probe).await?;
-    // A server that cannot be mute answers what nobody needs to hear.
+    // Without CLIENT REPLY every append is answered.
     tolerate(connection.run::<Value>(cmd("CLIENT").arg("REPLY").arg("ON")).await)?;
     tolerate(connection.run::<Value>(cmd("XINFO").arg("STREAM").arg(probe)).await)
 }
 
-/// What replicas and refreshers say to one another is heard over connections of their own.
+/// Tries pub/sub, which replicas and token refreshers use.
 async fn check_pubsub(connection: &RedisConnection, channel: &str) -> Result<(), UnsupportedServer> {
     connection.listen(&[channel]).await.map(drop).map_err(UnsupportedServer::from)
 }
 
-/// That there is nothing to tell of, or no such command, is an answer, too.
-fn tolerate(told: Result<Value, CommandError>) -> Result<(), UnsupportedServer> {
-    match told {
+/// Accepts an error of the command itself, such as an unknown command or a missing key.
+fn tolerate(answer: Result<Value, CommandError>) -> Result<(), UnsupportedServer> {
+    match answer {
         Err(CommandError::Refused { code, .. }) if code == "ERR" => Ok(()),
-        told => told.map(drop).map_err(UnsupportedServer::from),
+        answer => answer.map(drop).map_err(UnsupportedServer::from),
     }
 }
 
-/// Tried over a connection of its own, which may be left in the midst of one.
+/// Tries a transaction over a dedicated connection, as a failure may leave it inside one.
 async fn transaction(connection: &RedisConnection, probe: &str) -> Result<(), CommandError> {
     match connection.address().topology {
         Topology::Single | Topology::Sentinel { .. } => {
             let commands = pipe().cmd("WATCH").arg(probe).cmd("MULTI").cmd("EXEC").clone();
             connection.dedicated().run_all(probe, &commands).await.map(drop)
         }
-        // There appends are scripts.
+        // In a cluster appends are scripts.
         Topology::Cluster => Ok(()),
     }
 }
@@ -128,7 +128,7 @@ fn check_version(about: &str) -> Result<(), UnsupportedServer> {
     let major = found.split('.').next().and_then(|digits| digits.parse::<u32>().ok());
     match major {
         Some(major) if major < VERSION_MIN => Err(UnsupportedServer::TooOld { found: found.to_owned() }),
-        // A server that does not tell is tried.
+        // A server without a version is tried.
         Some(_) | None => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! What is kept beside the logs: cursors of consumers, and who is refused.
+//! Records that are not in the logs: cursors of consumers, and revocations.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::{
     store::{AppendError, ReadError},
 };
 
-/// What the server runs.
+/// The scripts of the records.
 #[derive(Debug)]
 pub(super) struct RecordScripts {
     cursor: LuaScript,
@@ -34,7 +34,7 @@ impl Default for RecordScripts {
     }
 }
 
-/// The way to them.
+/// Access to the records.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RecordStore<'a> {
     pub(super) connection: &'a RedisConnection,
@@ -47,7 +47,7 @@ impl RecordStore<'_> {
         let key = keys::cursors(self.prefix, stream);
         let found = self.connection.run(cmd("HMGET").arg(&key).arg(consumer.as_str())).await;
         let [text]: [Option<String>; 1] = found.map_err(|error| read_error(&error))?;
-        let strange = |text: &str| ReadError(format!("{} in {key} is no cursor of {consumer}", quoted(text)));
+        let strange = |text: &str| ReadError(format!("{} in {key} is not a cursor of {consumer}", quoted(text)));
         text.map(|text| parse_cursor(&text).ok_or_else(|| strange(&text))).transpose()
     }
 
@@ -66,8 +66,8 @@ impl RecordStore<'_> {
     }
 
     pub(super) async fn revoke(self, revocation: &Revocation) -> Result<(), AppendError> {
-        let Revocation { target: whose, at, ttl: lasting } = revocation;
-        let arguments = [whose.to_string(), at.0.to_string(), lasting.as_millis().to_string()];
+        let Revocation { target, at, ttl } = revocation;
+        let arguments = [target.to_string(), at.0.to_string(), ttl.as_millis().to_string()];
         let arguments = arguments.each_ref().map(String::as_bytes);
         let done = self.connection.call::<u8>(&self.scripts.revoke, &[&self.revocations_key()], &arguments).await;
         done.map(drop).map_err(|error| append_error(&error))
@@ -79,7 +79,7 @@ impl RecordStore<'_> {
         let (revoked, unreadable) = revocations(&found);
         if let Some(first) = unreadable.first() {
             let (key, count) = (self.revocations_key(), unreadable.len());
-            tracing::warn!(key, field = first, count, "revocations that this version cannot read are passed over");
+            tracing::warn!(key, field = first, count, "revocations that this version cannot read are ignored");
         }
         Ok(revoked)
     }
@@ -89,13 +89,13 @@ impl RecordStore<'_> {
     }
 }
 
-/// A cursor as replicas write it.
+/// A cursor in the form that replicas write.
 pub(super) fn parse_cursor(text: &str) -> Option<Mark> {
     let mark: Mark = text.parse().ok()?;
     head::parse_offset(&mark.offset.to_string()).map(|_| mark)
 }
 
-/// Who is refused up to when; and the fields that this version cannot read. Those keep nobody else from being refused.
+/// The revocations, and the fields that this version cannot read. An unreadable field does not affect the others.
 pub(super) fn revocations(found: &[(String, String)]) -> (BTreeMap<RevocationTarget, Timestamp>, Vec<String>) {
     let (mut revoked, mut unreadable) = (BTreeMap::new(), Vec::new());
     for (whose, at) in found {

@@ -1,33 +1,32 @@
-//! How far the server's clock is ahead of our own. When a platform was heard is stored in the server's time: so what one
-//! replica wrote and another reads was measured by one clock, however far the replicas' own are apart.
+//! The offset of the server's clock from the local one. The time of the last received frame is stored in the server's
+//! time, so that all replicas compare it by one clock.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use crate::model::Timestamp;
 
-/// In milliseconds. Measured with the answer to a command it is off by the way of that answer, which is nothing beside
-/// what goes by it.
+/// The offset in milliseconds. Its error is the latency of one answer.
 #[derive(Debug)]
 pub(super) struct ClockSkew(AtomicI64);
 
 impl ClockSkew {
-    /// From what the server's clock and ours say when an answer has come.
+    /// Measures by both clocks at the arrival of an answer.
     pub(super) fn measured(server: Timestamp, own: Timestamp) -> Self {
         Self(AtomicI64::new(server.0.saturating_sub(own.0)))
     }
 
-    /// It is another one now: one of the clocks was set.
+    /// Measures again, as either clock may have been set.
     pub(super) fn remeasure(&self, server: Timestamp, own: Timestamp) {
         let Self(newest) = Self::measured(server, own);
         self.0.store(newest.into_inner(), Ordering::Relaxed);
     }
 
-    /// A moment of our clock as the server's would have told it.
+    /// Converts a moment of the local clock to the server's clock.
     pub(super) fn to_server(&self, own: Timestamp) -> Timestamp {
         Timestamp(own.0.saturating_add(self.0.load(Ordering::Relaxed)))
     }
 
-    /// A moment of the server's clock as ours would have told it.
+    /// Converts a moment of the server's clock to the local clock.
     pub(super) fn to_local(&self, server: Timestamp) -> Timestamp {
         Timestamp(server.0.saturating_sub(self.0.load(Ordering::Relaxed)))
     }
@@ -40,7 +39,7 @@ mod tests {
     use super::*;
 
     const HOUR: i64 = 3_600_000;
-    /// The server's clock when the owner is heard of last.
+    /// The server's clock at the last heartbeat of the owner.
     const SERVER: i64 = 1_777_901_509_570;
     const SILENCE: Duration = Duration::from_secs(7);
 

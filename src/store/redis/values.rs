@@ -1,5 +1,4 @@
-//! What stands in the keys, as the store reads it. For checks that have no server: whatever a value is, it is read within
-//! bounds, or it is none.
+//! Decoders of the store's keys, for fuzzing: any value is read within bounds, or rejected.
 
 use std::collections::BTreeMap;
 
@@ -9,20 +8,20 @@ use crate::{
     store::{LogBounds, LogState},
 };
 
-/// Longer than any number that replicas count up to.
+/// Numbers in keys are below this.
 pub const COUNT_END: u64 = 1_000_000_000_000_000;
 
-/// A log as whoever looks at its head sees it.
+/// The bounds in the answer of the script that reads a head.
 pub fn bounds(answer: &[String], durability: Durability) -> Option<LogBounds> {
     head::read_bounds(answer, durability).ok()
 }
 
-/// A log as whoever claims it finds it.
+/// The state in the answer of the script that claims a log.
 pub fn claimed(answer: &[String], durability: Durability, now: Timestamp) -> Option<LogState> {
     head::read_claim(answer, 1, durability, now).map(|claimed| claimed.state).ok()
 }
 
-/// An entry of a log, by its id and its fields.
+/// The mark of a stored entry, by its id and its fields.
 pub fn entry(id: &str, fields: &[&[u8]]) -> Option<Mark> {
     let fields = fields.iter().map(|field| field.to_vec()).collect();
     let stored = reads::parse_entry((id.to_owned(), fields))?;
@@ -34,7 +33,7 @@ pub fn cursor(text: &str) -> Option<Mark> {
     records::parse_cursor(text)
 }
 
-/// Who is refused, and the fields that cannot be read.
+/// The revocations, and the fields that cannot be read.
 pub fn revocations(found: &[(String, String)]) -> (BTreeMap<RevocationTarget, Timestamp>, Vec<String>) {
     records::revocations(found)
 }

@@ -1,4 +1,4 @@
-//! One stream's log as its readers have it: all replicas look, one writes.
+//! One stream's log for readers.
 
 use std::sync::{
     Mutex, PoisonError,
@@ -19,7 +19,7 @@ use crate::{
     store::LogBounds,
 };
 
-/// Which of a log's keys are of another type than the log's own, for people.
+/// The message for a log whose keys have the wrong type.
 pub(super) async fn wrong_types(connection: &RedisConnection, keys: &LogKeys) -> String {
     let mut wrong = Vec::new();
     for (key, expected) in [(&keys.head, "hash"), (&keys.log, "stream")] {
@@ -31,12 +31,12 @@ pub(super) async fn wrong_types(connection: &RedisConnection, keys: &LogKeys) ->
     format!("{}; {REPAIR_HINT}", wrong.join("; "))
 }
 
-/// Where a log is, and what is known of its beginning.
+/// The keys of a log, its first entry, and whether it is readable.
 #[derive(Debug)]
 pub(super) struct LogView {
     pub(super) keys: LogKeys,
     first: AtomicU64,
-    /// Why what is held cannot be shown to readers here.
+    /// Why readers here cannot get the entries.
     unreadable: Mutex<Option<String>>,
 }
 
@@ -45,7 +45,7 @@ impl LogView {
         Self { keys, first: AtomicU64::new(Offset::START.next().0), unreadable: Mutex::default() }
     }
 
-    /// How far the log goes; else why what is held of it cannot be used.
+    /// The bounds of the log; else why it cannot be used.
     pub(super) async fn bounds(
         &self,
         connection: &RedisConnection,
@@ -59,47 +59,47 @@ impl LogView {
             answer => answer?,
         };
         match head::read_bounds(&answer, durability) {
-            Ok(extent) => {
-                self.set_first(extent.first);
-                Ok(Ok(extent))
+            Ok(bounds) => {
+                self.set_first(bounds.first);
+                Ok(Ok(bounds))
             }
             Err(odd) => Ok(Err(head::describe_malformed(&self.keys.head, &odd))),
         }
     }
 
-    /// Whose numbers the stored position is in, as far as is known.
+    /// The feed that the stored position belongs to, if known.
     pub(super) async fn feed(&self, connection: &RedisConnection) -> Result<Option<FeedId>, CommandError> {
         let fields = connection.run(cmd("HMGET").arg(&self.keys.head).arg("feed").arg("position")).await?;
         let [feed, position]: [Option<String>; 2] = fields;
         Ok(head::feed_of(&feed.unwrap_or_default(), &position.unwrap_or_default()))
     }
 
-    /// The oldest entry held, as far as is known.
+    /// The oldest entry held, by the last answer of the server.
     pub(super) fn first(&self) -> Offset {
         Offset(self.first.load(Ordering::Acquire))
     }
 
-    /// What the server said.
+    /// Sets the oldest entry by an answer of the server.
     pub(super) fn set_first(&self, first: Offset) {
         self.first.store(first.0, Ordering::Release);
     }
 
-    /// Retention came so far.
+    /// Moves the oldest entry forward after retention.
     pub(super) fn trimmed_to(&self, first: Offset) {
         self.first.fetch_max(first.0, Ordering::AcqRel);
     }
 
-    /// Why readers here are not shown what the log holds.
+    /// Why readers here do not get the entries.
     pub(super) fn unreadable(&self) -> Option<String> {
         self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What is held cannot be shown to readers.
+    /// Marks the log as unreadable.
     pub(super) fn set_unreadable(&self, why: &str) {
         *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
     }
 
-    /// It can be shown.
+    /// Marks the log as readable.
     pub(super) fn set_readable(&self) {
         *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- How far a log goes. KEYS: head, log. No further than its entries: a head that is ahead of them is put right by a claim.
+-- Reads the bounds of a log. KEYS: head, log. A head that is ahead of its entries is limited to them; a claim repairs it.
 local held = redis.call('HMGET', KEYS[1], 'epoch', 'earlier', 'last', 'safe')
 local last = held[3] or '0'
 local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', '1')

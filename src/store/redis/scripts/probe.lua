@@ -1,11 +1,11 @@
 #!lua
--- Tries every command that the other scripts run, and leaves nothing behind. KEYS: a key of its own. ARGV: a channel.
--- Returns a line for each that is refused.
+-- Tries every command of the other scripts and leaves no key. KEYS: a key for the test. ARGV: a channel. Returns a line
+-- for each rejected command.
 local probe = KEYS[1]
 local refused = {}
 local function try(name, ...)
   local answer = redis.pcall(...)
-  -- Where nothing can be removed, what one command leaves is in another one's way; that one was not refused.
+  -- Where DEL is rejected, the key of one command may have the wrong type for the next one, which was not rejected.
   if type(answer) == 'table' and answer.err and not string.find(answer.err, 'WRONGTYPE', 1, true) then
     refused[#refused + 1] = name .. ': ' .. answer.err
   end

@@ -1,6 +1,5 @@
 #!lua
--- Refuses somebody for a time. KEYS: the refused. ARGV: whose, at, how long (both ms; integers of a double are exact far
--- beyond them).
+-- Stores a revocation. KEYS: the revocations. ARGV: target, moment, duration (both in ms, which a double holds exactly).
 local time = redis.call('TIME')
 local ends_at = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3])
 local at = tonumber(ARGV[2])

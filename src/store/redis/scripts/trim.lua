@@ -1,8 +1,8 @@
 #!lua
--- Removes the oldest entries that outlived the retention, a slice at a time; never the newest one. KEYS: head, log.
+-- Removes one slice of the entries beyond the retention, never the newest entry. KEYS: head, log.
 -- ARGV: number, nonce, entries to keep, received before (as envelopes have it: texts sort as times do), bytes to keep,
 -- entries of a slice, overhead of an entry.
--- Returns the oldest entry ('' when there is none), whether there is more to remove, and what time it is here (in ms).
+-- Returns the oldest entry ('' for none), whether there is more to remove, and the server's time in ms.
 local head, log = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
 local millis = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -19,7 +19,7 @@ local function outlived(entry)
   local received = string.match(entry[2][2], ',"receivedtime":"([^"]*)"') or moment
   return first < last and (first <= beyond or received < moment or bytes - freed > room)
 end
--- Most of the time nothing is to be done, and one entry tells.
+-- Usually nothing expired, which the oldest entry shows.
 local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', '1')[1]
 if oldest and outlived(oldest) then
   for _, entry in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', slice)) do
@@ -34,7 +34,7 @@ if gone > 0 then
   redis.call('XTRIM', log, 'MINID', first .. '-0')
   redis.call('HINCRBY', head, 'bytes', -freed)
 end
--- Also where somebody else has set it.
+-- Also where another program has set the field.
 if first ~= '' and held[5] ~= first and (held[5] or gone > 0) then
   redis.call('HSET', head, 'first', first)
 end
