@@ -168,7 +168,7 @@ impl Tokens {
     ) -> anyhow::Result<Self> {
         let proxy = network.proxy_name(&settings.token_url);
         let grants = TokenSource::new(&settings, network, REQUEST_TIMEOUT)
-            .context("could not set up the token endpoint's client")?;
+            .context("cannot build the HTTP client for the token endpoint")?;
         // At each level of the log its lines name the account.
         let span = tracing::error_span!("tokens", account = %settings.account);
         let shared = sharing.map(|sharing| {
@@ -210,7 +210,7 @@ impl Tokens {
     /// a session: the interval between two requests may keep the next one away for long.
     pub fn refuse(&self, stream: &StreamName, generation: u64) {
         let ruling = self.usage(|usage| usage.on_refused(stream, generation, clock::now()));
-        tracing::info!(%stream, account = %self.account, generation, ?ruling, "the platform refuses the token");
+        tracing::info!(%stream, account = %self.account, generation, ?ruling, "platform rejected the token");
         self.handle.requests.send_if_modified(|asked| match ruling {
             RefusalScope::Outdated => false,
             RefusalScope::Stream => {

@@ -203,7 +203,7 @@ impl ConnectionServer {
         let prepared =
             stream.set_nodelay(true).and_then(|()| notice_vanished_peer(&stream, stall_max + UNACKNOWLEDGED_MARGIN));
         if let Err(error) = prepared {
-            tracing::debug!(%peer, error = chain(&error), "gone before it was served");
+            tracing::debug!(%peer, error = chain(&error), "client disconnected before its first request");
             return;
         }
         let socket = AcceptedSocket::new(stream, stall_max);
@@ -214,11 +214,11 @@ impl ConnectionServer {
     }
 
     fn reject(&mut self, stream: TcpStream, peer: SocketAddr, full: PermitError) {
-        tracing::debug!(%peer, ?full, "no seat left");
+        tracing::debug!(%peer, ?full, "connection rejected: limit reached");
         let Ok(permit) = Arc::clone(&self.rejections).try_acquire_owned() else { return };
         self.connections.spawn(async move {
             if let Ok(Err(error)) = timeout(REJECT_TIMEOUT, send_rejection(stream, full)).await {
-                tracing::debug!(error = chain(&error), "could not say that there is no seat left");
+                tracing::debug!(error = chain(&error), "cannot send the rejection");
             }
             drop(permit);
         });
@@ -240,13 +240,13 @@ impl From<PermitError> for HttpProblem {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "no-seat",
                 "Too many connections",
-                "every connection that this listener takes is in use",
+                "all connections of this listener are in use",
             ),
             PermitError::PerAddress => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "address-share",
                 "Too many connections from one address",
-                "this address has as many connections as one may have; close some, or reuse them",
+                "this address has reached its connection limit; close or reuse connections",
             ),
         };
         Self::new(status, slug, title, detail).with(RETRY_AFTER, RETRY_AFTER_SECS)
@@ -278,7 +278,7 @@ async fn send_rejection(mut stream: TcpStream, full: PermitError) -> io::Result<
 
 fn log_task_end(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
-        tracing::error!(error = chain(&error), "a connection's task panicked; the others are unaffected");
+        tracing::error!(error = chain(&error), "task of one connection panicked; other connections are not affected");
     }
 }
 
@@ -320,7 +320,7 @@ async fn serve_connection(
             let (socket, early_bytes) = into_socket(upgraded);
             handler(socket, early_bytes).await;
         }
-        Err(error) => tracing::debug!(error = chain(&error), "upgrade not completed"),
+        Err(error) => tracing::debug!(error = chain(&error), "upgrade failed"),
     }
 }
 

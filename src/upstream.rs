@@ -60,7 +60,7 @@ pub struct StreamStatus {
     /// Seconds since the platform was last heard.
     pub silent_seconds: Option<f64>,
     /// A snapshot that could not be fetched yet.
-    pub snapshot_owed: bool,
+    pub snapshot_pending: bool,
     /// Topics that are configured and not heard, each with its reason (at most 20).
     pub refused_topics: Vec<String>,
     /// How many topics are subscribed, refused by the platform, and unserved.
@@ -81,18 +81,18 @@ pub struct TopicCounts {
     pub unserved: usize,
 }
 
-/// A wish could not be passed on.
+/// Why the stream did not accept a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OperatorCommandError {
-    #[error("no such stream")]
+    #[error("unknown stream")]
     UnknownStream,
-    /// Only who keeps a stream can change what it does.
-    #[error("the stream is kept elsewhere")]
+    /// Only the owner of a stream accepts commands. `holder` is the owner, if it is known.
+    #[error("another replica owns the stream")]
     NotHolder { holder: Option<ReplicaId> },
-    /// It would have no effect in the state that the stream is in.
-    #[error("the stream cannot do that now: {0}")]
+    /// The command has no effect in the current state of the stream, for this reason.
+    #[error("the command has no effect now: {0}")]
     NoEffect(&'static str),
-    /// The stream's task did not take it in time, and will not any more.
+    /// The task of the stream did not take the command in time. The command is withdrawn.
     #[error("the stream is busy")]
     Busy,
 }
@@ -151,8 +151,8 @@ impl Settings {
     pub async fn try_call(&self, request: RestRequest, token: Secret) -> Result<String, String> {
         let (rest, _) = self.clients().map_err(|error| chain(&error))?;
         let answer = rest.call(request, token).await?;
-        let words = format!("answered with {}", answer.status);
-        if (200..300).contains(&answer.status) { Ok(words) } else { Err(words) }
+        let outcome = format!("answered with {}", answer.status);
+        if (200..300).contains(&answer.status) { Ok(outcome) } else { Err(outcome) }
     }
 
     /// The proxy of its socket, where the configuration names one; else that of the API, which does.
@@ -200,7 +200,7 @@ impl StreamRegistry {
             let log = logs.get(&settings.stream).context("every stream has a log")?.clone();
             let tokens = tokens.get(&settings.account).context("every stream has an account")?.clone();
             let stream = settings.stream.clone();
-            let (rest, dialler) = settings.clients().context("cannot set up the client for REST calls")?;
+            let (rest, dialler) = settings.clients().context("cannot build the client for REST calls")?;
             let proxy = settings.proxy();
             let (seat, writer) = match seats.remove(&stream) {
                 Some(seat) => (seat, None),
@@ -265,7 +265,7 @@ async fn claim(log: &EventLog) -> Result<Option<LogWriter>, AppendError> {
     match log.claim(None).await {
         Ok(writer) => Ok(Some(writer)),
         Err(AppendError::Unavailable(why)) => {
-            tracing::warn!(stream = %log.name(), why, "the log cannot be claimed yet");
+            tracing::warn!(stream = %log.name(), why, "cannot claim the log yet, will retry");
             Ok(None)
         }
         Err(
@@ -322,7 +322,7 @@ impl StreamEntry {
             reconnects: facts.reconnects,
             buffered: facts.buffered,
             silent_seconds: facts.last_received_at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
-            snapshot_owed: facts.snapshot_pending,
+            snapshot_pending: facts.snapshot_pending,
             refused_topics: facts.refused_topic_texts(),
             topics: TopicCounts { subscribed, refused, unserved },
             last_error,

@@ -75,7 +75,7 @@ impl ReadinessReport {
     fn not_ready(&self) -> Vec<String> {
         let store = self.store.as_ref().err().map(|why| format!("store: {why}"));
         let replica = self.replica.as_ref().and_then(|replica| replica.as_ref().err());
-        let draining = self.draining.then(|| "the process is draining".to_owned());
+        let draining = self.draining.then(|| "draining".to_owned());
         [store, replica.map(|why| format!("replica: {why}")), draining].into_iter().flatten().collect()
     }
 
@@ -275,7 +275,7 @@ mod tests {
             ..report(Err("no room".to_owned()), true, ["live", "live"])
         };
         let shown = body(status(all, None).response()).await;
-        let expected = json!(["store: no room", "replica: no answer", "the process is draining"]);
+        let expected = json!(["store: no room", "replica: no answer", "draining"]);
         assert_eq!((&shown["ready"], &shown["not_ready"]), (&json!(false), &expected));
     }
 

@@ -96,14 +96,14 @@ async fn metrics_page(State(operators): State<Arc<AdminState>>, headers: HeaderM
         if gzip { responses::compressed(&metrics::page()) } else { metrics::page().into() }
     });
     let page = made.await.map_err(|error| {
-        tracing::error!(error = chain(&error), "the metrics page could not be made");
+        tracing::error!(error = chain(&error), "cannot render the metrics page");
         busy()
     })?;
     Ok(responses::metrics(page, gzip, permit))
 }
 
 fn busy() -> HttpProblem {
-    let detail = format!("{PAGES_MAX} scrapers are being answered already");
+    let detail = format!("{PAGES_MAX} scrapes are in progress; retry later");
     HttpProblem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy", detail).with(RETRY_AFTER, "5")
 }
 
@@ -128,7 +128,7 @@ fn command_route(command: OperatorCommand) -> MethodRouter<Arc<AdminState>> {
     let handler = async move |State(operators): State<Arc<AdminState>>, PathName(name): PathName| {
         let stream: StreamName = parse_name("stream", &name)?;
         operators.parts.streams.command(&stream, command).await.map_err(|error| command_problem(&stream, error))?;
-        tracing::info!(%stream, ?command, "an operator's wish");
+        tracing::info!(%stream, ?command, "admin request");
         Ok::<_, HttpProblem>(responses::accepted())
     };
     allow_methods("POST", post(handler))
@@ -138,7 +138,7 @@ async fn refresh(State(operators): State<Arc<AdminState>>, PathName(name): PathN
     let account: AccountName = parse_name("account", &name)?;
     let tokens = operators.parts.accounts.iter().find(|tokens| *tokens.account() == account);
     tokens.ok_or_else(|| unknown("account", &account))?.refresh();
-    tracing::info!(%account, "an operator wants a new token");
+    tracing::info!(%account, command = "refresh", "admin request");
     Ok(responses::accepted())
 }
 
@@ -184,26 +184,26 @@ fn command_problem(stream: &StreamName, error: OperatorCommandError) -> HttpProb
     let detail = match error {
         OperatorCommandError::UnknownStream => return unknown("stream", stream),
         OperatorCommandError::NotHolder { holder: Some(holder) } => {
-            format!("the replica {holder} keeps {stream}: ask that one")
+            format!("replica {holder} owns {stream}; send the request to it")
         }
         OperatorCommandError::NoEffect(why) => {
-            let detail = format!("{stream} cannot do that now: {why}");
-            return HttpProblem::new(StatusCode::CONFLICT, "without-effect", "The stream cannot do that now", detail);
+            let detail = format!("the command has no effect on {stream} now: {why}");
+            return HttpProblem::new(StatusCode::CONFLICT, "no-effect", "The command has no effect now", detail);
         }
         OperatorCommandError::Busy => {
-            let detail = format!("{stream} did not take it in time, and nothing was done: ask again");
+            let detail = format!("{stream} did not accept the command in time; nothing was done, retry");
             return HttpProblem::new(StatusCode::CONFLICT, "busy", "The stream is busy", detail);
         }
         OperatorCommandError::NotHolder { holder: None } => {
-            format!("no replica keeps {stream} at this moment: ask again")
+            format!("no replica owns {stream} at the moment; retry")
         }
     };
-    HttpProblem::new(StatusCode::CONFLICT, "kept-elsewhere", "Another replica keeps the stream", detail)
+    HttpProblem::new(StatusCode::CONFLICT, "not-owner", "This replica does not own the stream", detail)
 }
 
 /// The path names nothing that there is.
 fn unknown(what: &str, name: &impl fmt::Display) -> HttpProblem {
-    name_not_found(what, format!("there is no {what} {name}"))
+    name_not_found(what, format!("no {what} has the name {name}"))
 }
 
 fn name_not_found(what: &str, detail: String) -> HttpProblem {

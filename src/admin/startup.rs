@@ -39,7 +39,7 @@ pub struct StartupProgress(Arc<Mutex<String>>);
 
 impl Default for StartupProgress {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new("it is being opened".to_owned())))
+        Self(Arc::new(Mutex::new("the store is opening".to_owned())))
     }
 }
 
@@ -95,7 +95,7 @@ async fn metrics_page(State(starting): State<Arc<StartupState>>, headers: Header
 }
 
 fn starting_problem() -> HttpProblem {
-    let detail = "the store is not open yet; /readyz says why";
+    let detail = "the store is not open yet; /readyz shows the reason";
     HttpProblem::new(StatusCode::SERVICE_UNAVAILABLE, "starting", "Starting", detail).with(RETRY_AFTER, "1")
 }
 

@@ -66,7 +66,7 @@ struct RefreshTokenRecord {
 
 /// The file could not be written or read. What was rotated is known to this process only.
 #[derive(Debug, thiserror::Error)]
-#[error("could not {step} {}", path.display())]
+#[error("cannot {step} {}", path.display())]
 pub(super) struct RefreshTokenStoreError {
     step: &'static str,
     path: PathBuf,
@@ -121,7 +121,7 @@ impl RefreshTokenStore {
         let path = self.path.clone();
         let stored = run_blocking(move || write(&path, &kept)).await;
         stored.map_err(|cause| RefreshTokenStoreError {
-            step: "store the rotated refresh token in",
+            step: "write the rotated refresh token to",
             path: self.path.clone(),
             cause,
         })
@@ -134,11 +134,14 @@ impl RefreshTokenStore {
             Ok(kept) => kept.map_or(CachedToken::Missing, CachedToken::Loaded),
             Err(cause) => {
                 let error = RefreshTokenStoreError {
-                    step: "read the rotated refresh token in",
+                    step: "read the rotated refresh token from",
                     path: self.path.clone(),
                     cause,
                 };
-                tracing::error!(error = chain(&error), "the configured refresh token is used");
+                tracing::error!(
+                    error = chain(&error),
+                    "cannot read the stored refresh token, falling back to the configured one"
+                );
                 CachedToken::Missing
             }
         }
@@ -164,7 +167,7 @@ fn read(path: &Path) -> io::Result<Option<RotatedToken>> {
     file.take(FILE_LEN_MAX).read_to_end(&mut text)?;
     // the parser's own error could quote the token
     let stored: RefreshTokenRecord =
-        serde_json::from_slice(&text).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))?;
+        serde_json::from_slice(&text).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "damaged file"))?;
     let RefreshTokenRecord { configured, number, refresh_token } = stored;
     Ok(Some(RotatedToken {
         ancestor: configured,
@@ -179,7 +182,7 @@ fn valid_number(number: u64, path: &Path) -> u64 {
         return number;
     }
     let path = path.display();
-    tracing::error!(%path, number, expected_below = GENERATION_MAX, "a refresh token's number is damaged; it is 1 again");
+    tracing::error!(%path, number, expected_below = GENERATION_MAX, "invalid number of the stored refresh token; reset to 1");
     1
 }
 

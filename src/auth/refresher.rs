@@ -35,7 +35,7 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 
 /// What an operator reads where a pause of the token endpoint is kept that another replica was told.
-const SHARED_PAUSE: &str = "the token endpoint asked for a pause (Retry-After), which holds for every replica";
+const SHARED_PAUSE: &str = "token endpoint sent Retry-After to another replica; all replicas wait";
 
 /// What handles ask for. A value, not a queue: whoever asks again changes nothing.
 #[derive(Debug, Clone, Copy, Default)]
@@ -350,7 +350,7 @@ impl Refresher {
             generation,
             remaining_secs = self.machine.expires_at().map(seconds_until),
             next_secs = self.machine.next_at().map(seconds_until),
-            "token of another replica adopted"
+            "adopted the token of another replica"
         );
         secret
     }
@@ -359,9 +359,14 @@ impl Refresher {
         let (error, retry_secs) = (self.last_error.as_ref().map(|error| &*error.text), seconds_until(at));
         let remaining_secs = self.machine.expires_at().map(seconds_until);
         if alarm {
-            tracing::error!(error, retry_secs, remaining_secs, "the credentials of the account need an operator");
+            tracing::error!(
+                error,
+                retry_secs,
+                remaining_secs,
+                "credentials rejected; fix the client id, secret or refresh token of the account"
+            );
         } else {
-            tracing::warn!(error, retry_secs, remaining_secs, "no new token");
+            tracing::warn!(error, retry_secs, remaining_secs, "token refresh failed, will retry");
         }
     }
 
@@ -400,7 +405,7 @@ impl Refresher {
         }
         if after != before && before.is_none_or(|until| until <= now) && after.is_some_and(|until| now < until) {
             let (refusals, within) = (refresh::REFUSALS_MAX, refresh::REFUSALS_WINDOW);
-            tracing::error!(refusals, ?within, "the platform keeps refusing tokens of the account");
+            tracing::error!(refusals, ?within, "platform repeatedly rejects tokens of the account");
         }
     }
 
@@ -433,7 +438,7 @@ impl Refresher {
         }
         if let (Some(reason), Some(waiting)) = (reason, waiting) {
             let until_secs = waiting.until.map(seconds_until);
-            tracing::info!(waiting_for = reason.as_str(), until_secs, "a token refresh waits");
+            tracing::info!(waiting_for = reason.as_str(), until_secs, "token refresh waits");
         }
     }
 }

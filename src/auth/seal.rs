@@ -59,13 +59,13 @@ pub struct KeyError;
 /// A text does not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SealError {
-    #[error("it is sealed with a key that is not listed here")]
+    #[error("sealed with a key that is not configured here")]
     UnknownKey,
-    #[error("it is not sealed, and a sealing key is configured")]
+    #[error("not sealed, but a sealing key is configured")]
     Plain,
-    #[error("it was changed, or belongs elsewhere")]
+    #[error("sealed data was altered or belongs to another account or generation")]
     Forged,
-    #[error("it could not be sealed")]
+    #[error("encryption failed")]
     Unsealable,
 }
 

@@ -49,7 +49,7 @@ impl Secrets {
                 }
                 Err(error) if !seen.warned => {
                     seen.warned = true;
-                    tracing::warn!(error = chain(&error), "a secret is gone; the one that was read stays in use");
+                    tracing::warn!(error = chain(&error), "secret file missing or empty; the last value stays in use");
                 }
                 Err(_) => (),
             }

@@ -128,7 +128,7 @@ impl SharedTokens {
         let owner = self.lock_owner.clone();
         let kept = self.call_vault(Arc::clone(&self.vault), async |vault| vault.renew(&owner, life).await).await;
         if kept == Some(false) {
-            tracing::info!("another replica may ask for a token too: the lock was lost while the request is under way");
+            tracing::info!("refresh lock lost during the request; another replica may refresh too");
         }
     }
 
@@ -142,7 +142,7 @@ impl SharedTokens {
         let secret = match self.seal.seal(secret, self.seal_context(SealedKind::AccessToken, generation)) {
             Ok(secret) => secret,
             Err(error) => {
-                tracing::error!(error = chain(&error), generation, "a token stays on this replica");
+                tracing::error!(error = chain(&error), generation, "cannot encrypt token, not shared");
                 return PublishOutcome::Unavailable;
             }
         };
@@ -162,7 +162,7 @@ impl SharedTokens {
         let RefreshToken { number, secret } = found;
         let opened = self.seal.open(&secret, self.seal_context(SealedKind::RefreshToken, number));
         let opened = opened.inspect_err(|error| {
-            tracing::error!(error = chain(error), number, "the refresh token in the vault cannot be used");
+            tracing::error!(error = chain(error), number, "cannot use the shared refresh token");
         });
         self.published_refresh_token = Some((ancestor.to_owned(), number));
         Some(RotatedToken { ancestor: ancestor.to_owned(), number, refresh_token: opened.ok()? })
@@ -178,7 +178,7 @@ impl SharedTokens {
         let secret = match self.seal.seal(refresh_token, self.seal_context(SealedKind::RefreshToken, *number)) {
             Ok(secret) => secret,
             Err(error) => {
-                tracing::error!(error = chain(&error), number, "a refresh token stays on this replica");
+                tracing::error!(error = chain(&error), number, "cannot encrypt refresh token, not shared");
                 return;
             }
         };
@@ -206,7 +206,7 @@ impl SharedTokens {
         opened
             .inspect_err(|error| {
                 let generation = token.generation;
-                tracing::error!(error = chain(error), generation, "the token in the vault cannot be used");
+                tracing::error!(error = chain(error), generation, "cannot use the shared token");
             })
             .ok()
     }
@@ -230,7 +230,7 @@ impl SharedTokens {
             Err(_) => format!("no answer within {VAULT_TIMEOUT:?}"),
         };
         if !self.unavailable {
-            tracing::warn!(why, "the store of shared tokens cannot be used: this replica refreshes tokens on its own");
+            tracing::warn!(why, "token vault unavailable; this replica refreshes tokens on its own");
         }
         self.unavailable = true;
         None

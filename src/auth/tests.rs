@@ -65,12 +65,12 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
         (Reply::response(500, "", "{}"), Unreachable, "the token endpoint answered 500"),
         (Reply::response(503, "", ""), Unreachable, "the token endpoint answered 503"),
         (Reply::response(503, "Retry-After: soon", ""), Unreachable, "the token endpoint answered 503"),
-        (Reply::response(503, "Retry-After: 7", ""), pause(7), "fewer requests (503, Retry-After 7 s)"),
-        (Reply::response(503, far, "<html>"), pause(120), "fewer requests (503, Retry-After 120 s)"),
+        (Reply::response(503, "Retry-After: 7", ""), pause(7), "limits the request rate (503, Retry-After 7 s)"),
+        (Reply::response(503, far, "<html>"), pause(120), "limits the request rate (503, Retry-After 120 s)"),
         (
             Reply::response(503, "Retry-After: 7", r#"{"error":"temporarily_unavailable"}"#),
             pause(7),
-            "fewer requests (503, Retry-After 7 s)",
+            "limits the request rate (503, Retry-After 7 s)",
         ),
         (Reply::response(503, "Retry-After: 7", r#"{"error":"invalid_client"}"#), Rejected, "(503 invalid_client)"),
         (Reply::response(200, "", r#"{"error":"invalid_client"}"#), Rejected, "credentials (200 invalid_client)"),
@@ -88,11 +88,11 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
             "(200, content type text/html) cannot be used",
         ),
         (Reply::response(200, "", &long), Unreachable, "longer than 65536 bytes"),
-        (Reply::response(200, "", r#"{"access_token":"canary-access-token""#), Unreachable, "no JSON object"),
+        (Reply::response(200, "", r#"{"access_token":"canary-access-token""#), Unreachable, "not a JSON object"),
         (Reply::response(204, "", ""), Unreachable, "(204, content type application/json) cannot be used"),
-        (Reply::truncated(), Unreachable, "could not reach the token endpoint"),
-        (Reply::HangUp, Unreachable, "could not reach the token endpoint"),
-        (Reply::Hang, Unreachable, "could not reach the token endpoint"),
+        (Reply::truncated(), Unreachable, "cannot reach the token endpoint"),
+        (Reply::HangUp, Unreachable, "cannot reach the token endpoint"),
+        (Reply::Hang, Unreachable, "cannot reach the token endpoint"),
         (Reply::response(400, "", body), Rejected, "rejects the credentials (400 invalid_grant)"),
         (Reply::response(401, "", r#"{"error":"canary-access-token"}"#), Rejected, "(401 without a known code)"),
         (
@@ -106,11 +106,11 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
         (Reply::response(401, "", ""), Rejected, "rejects the credentials (401 without a known code)"),
         (Reply::response(404, "", body), Rejected, "rejects the credentials (404 invalid_grant)"),
         (Reply::response(400, "", r#"{"error":"temporarily_unavailable"}"#), Unreachable, "answered 400"),
-        (Reply::response(429, "Retry-After: 42", "{}"), pause(42), "fewer requests"),
-        (Reply::response(429, far, ""), pause(120), "fewer requests"),
-        (Reply::response(429, "Retry-After: Sun, 06 Nov 1994 08:51:37 GMT", ""), pause(1), "fewer requests"),
-        (Reply::response(429, "Retry-After: 99999999", ""), pause(3_600), "fewer requests"),
-        (Reply::response(429, "Retry-After: soon", ""), GrantFailure::Throttled(None), "fewer requests"),
+        (Reply::response(429, "Retry-After: 42", "{}"), pause(42), "limits the request rate"),
+        (Reply::response(429, far, ""), pause(120), "limits the request rate"),
+        (Reply::response(429, "Retry-After: Sun, 06 Nov 1994 08:51:37 GMT", ""), pause(1), "limits the request rate"),
+        (Reply::response(429, "Retry-After: 99999999", ""), pause(3_600), "limits the request rate"),
+        (Reply::response(429, "Retry-After: soon", ""), GrantFailure::Throttled(None), "limits the request rate"),
     ];
     let world = AccountFixture::new();
     for (reply, verdict, text) in table {
@@ -321,7 +321,7 @@ async fn a_static_token_is_read_again_when_its_file_changes() {
 
     relay.refuse(1);
     let status = relay.status(|status| status.state == "rejected").await;
-    let error = "the platform rejects the static token, and there is no other in its place";
+    let error = "the platform rejects the static token; replace it";
     assert_eq!((status.generation, status.last_error.as_deref()), (1, Some(error)));
 
     world.write("static", "second");
@@ -344,7 +344,7 @@ async fn no_secret_gets_into_logs_status_or_debug() {
     let status = relay.status(|status| status.state == "rejected").await;
 
     let logs = logs.text();
-    for expected in ["token adopted", "will be lost with this process", "need an operator", "hyper_util"] {
+    for expected in ["token adopted", "it is lost when this process ends", "credentials rejected", "hyper_util"] {
         assert!(logs.contains(expected), "{expected} is missing, so the logs prove nothing");
     }
     let status = serde_json::to_string(&status).unwrap();

@@ -23,11 +23,11 @@ pub(super) struct TokenResponse {
 /// Why a body is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TokenResponseError {
-    #[error("it is no JSON object with an access_token")]
+    #[error("not a JSON object with access_token")]
     Shape,
-    #[error("its token is empty or has characters that no header may carry")]
+    #[error("access_token is empty or has characters that a header cannot carry")]
     Token,
-    #[error("its token_type is not bearer")]
+    #[error("token_type is not bearer")]
     TokenType,
 }
 

@@ -65,19 +65,19 @@ pub(super) struct GrantedToken {
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GrantError {
-    #[error("could not read a secret of the account")]
+    #[error("cannot read a secret of the account")]
     Secret(#[from] crate::secrets::SecretError),
-    #[error("could not reach the token endpoint")]
+    #[error("cannot reach the token endpoint")]
     Unreachable(#[source] reqwest::Error),
     #[error("POST {place}")]
     Request { place: String, source: Box<Self> },
-    #[error("answered {0} without an OAuth error code: is it the URL of a token endpoint?")]
+    #[error("answered {0} without an OAuth error code; check that the URL is a token endpoint")]
     NoEndpoint(u16),
     #[error("token request through the proxy {proxy}")]
     Proxied { proxy: String, source: Box<Self> },
     #[error("the token endpoint answered {0}")]
     Status(u16),
-    #[error("the token endpoint asks for fewer requests ({status}{})", pause_text(*.pause))]
+    #[error("the token endpoint limits the request rate ({status}{})", pause_text(*.pause))]
     Throttled { status: u16, pause: Option<Duration> },
     #[error("the token endpoint's answer is longer than {BODY_LEN_MAX} bytes")]
     TooLong,
@@ -90,7 +90,7 @@ pub(super) enum GrantError {
     },
     #[error("the token endpoint rejects the credentials ({status} {code})")]
     Rejected { status: u16, code: &'static str },
-    #[error("the platform rejects the static token, and there is no other in its place")]
+    #[error("the platform rejects the static token; replace it")]
     StaticRefused,
 }
 
@@ -196,7 +196,10 @@ impl TokenSource {
     pub(super) async fn store_shared_token(&mut self, rotated: RotatedToken) {
         let Some(configured) = self.configured().await else { return };
         if let Err(error) = self.refresh_tokens.store_if_newer(&configured, rotated).await {
-            tracing::error!(error = chain(&error), "the refresh token of another replica is kept in memory only");
+            tracing::error!(
+                error = chain(&error),
+                "cannot store the refresh token of another replica; kept in memory only"
+            );
         }
     }
 
@@ -214,7 +217,10 @@ impl TokenSource {
         if let Some(rotated) = answer.refresh_token.take().filter(|rotated| *rotated != newest) {
             // before the access token is used: a crash in between must not cost the account
             if let Err(error) = self.refresh_tokens.store_rotated(configured, rotated).await {
-                tracing::error!(error = chain(&error), "the refresh token will be lost with this process");
+                tracing::error!(
+                    error = chain(&error),
+                    "cannot store the rotated refresh token; it is lost when this process ends"
+                );
             }
         }
         Ok(self.granted_token(answer))
@@ -254,10 +260,10 @@ impl TokenSource {
             (_, LifetimeSource::Answer) | (None, LifetimeSource::Claims) => (),
             (Some(expires_in), LifetimeSource::Claims | LifetimeSource::Default) => {
                 let from = lifetime.source.as_str();
-                tracing::warn!(expires_in, life_secs, life_from = from, "expires_in below two seconds is not believed");
+                tracing::warn!(expires_in, life_secs, life_from = from, "expires_in below two seconds ignored");
             }
             (None, LifetimeSource::Default) => {
-                tracing::warn!(life_secs, "neither the answer nor the token says how long the token lives");
+                tracing::warn!(life_secs, "token lifetime unknown; using the default");
             }
         }
         GrantedToken { secret: answer.access_token, lifetime: Some(lifetime) }
@@ -367,7 +373,7 @@ fn header<'a>(response: &'a Response, name: &HeaderName) -> Option<&'a str> {
 fn log_skew(dated: Option<Timestamp>) {
     if let Some(dated) = dated {
         let skew_ms = clock::wall().0.saturating_sub(dated.0);
-        tracing::debug!(skew_ms, "this machine's clock against the platform's");
+        tracing::debug!(skew_ms, "clock skew to the platform");
     }
 }
 

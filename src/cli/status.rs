@@ -136,7 +136,7 @@ struct StreamRow {
     gaps: u64,
     silent_seconds: Option<f64>,
     #[serde(default)]
-    snapshot_owed: bool,
+    snapshot_pending: bool,
     #[serde(default)]
     refused_topics: Vec<String>,
     last_error: Option<String>,
@@ -245,7 +245,7 @@ impl StreamRow {
     }
 
     fn notes(&self) -> Vec<String> {
-        let pending = self.snapshot_owed.then(|| format!("{}: snapshot pending", self.stream));
+        let pending = self.snapshot_pending.then(|| format!("{}: snapshot pending", self.stream));
         let refused = self.refused_topics.iter().map(|topic| format!("{}: topic rejected: {topic}", self.stream));
         let error = self.last_error.iter().map(|error| format!("{}: {error}", self.stream));
         pending.into_iter().chain(refused).chain(error).collect()
@@ -334,7 +334,7 @@ mod tests {
             reconnects: 2,
             buffered: 0,
             silent_seconds: Some(0.25),
-            snapshot_owed: true,
+            snapshot_pending: true,
             refused_topics: vec!["v2.users.x.presence (403)".to_owned()],
             topics: TopicCounts::default(),
             last_error: None,
@@ -395,7 +395,7 @@ acme: invalid_client (2026-05-04T13:31:49.570Z)
             let mut stream = report["streams"][0].clone();
             stream["stream"] = name.into();
             stream["holder"] = holder.into();
-            stream["snapshot_owed"] = false.into();
+            stream["snapshot_pending"] = false.into();
             stream["refused_topics"] = serde_json::json!([]);
             stream
         };

@@ -17,13 +17,13 @@ use super::problem::{HttpProblem, excerpt};
 pub enum HostError {
     #[error("HTTP/1.1 requires a Host header, such as Host: 127.0.0.1:8080")]
     Missing,
-    #[error("the Host header is there {0} times; send it once")]
+    #[error("the Host header occurs {0} times; send it once")]
     Repeated(usize),
     #[error("the Host header is empty; send a host with an optional port, such as 127.0.0.1:8080")]
     Empty,
     #[error("the Host header {0:?} is not a host with an optional port, such as 127.0.0.1:8080")]
     Malformed(String),
-    #[error("the request target names the host {0:?}, which is not a host with an optional port")]
+    #[error("the host {0:?} of the request target is not a host with an optional port")]
     Target(String),
 }
 

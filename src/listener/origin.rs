@@ -28,14 +28,14 @@ pub struct Origins {
 /// Why a request is not let in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
-    #[error("pages of this origin may not use this listener{}", listed_in(*.key))]
+    #[error("origin not allowed{}", listed_in(*.key))]
     Origin { key: Option<&'static str> },
-    #[error("this listener does not answer to the host {host:?}; a name that a proxy keeps is listed in {key}")]
+    #[error("Host header {host:?} not allowed; add the host to {key}")]
     Host { host: String, key: &'static str },
 }
 
 fn listed_in(key: Option<&str>) -> String {
-    key.map(|key| format!("; an origin that may is listed in {key}")).unwrap_or_default()
+    key.map(|key| format!("; add the origin to {key}")).unwrap_or_default()
 }
 
 impl OriginError {
@@ -52,7 +52,7 @@ impl OriginError {
 /// The answer to a request that changes something and comes from a page of another origin.
 pub fn cross_origin_problem() -> HttpProblem {
     let (slug, title) = CROSS_ORIGIN;
-    HttpProblem::new(StatusCode::FORBIDDEN, slug, title, "a page of another origin may not ask for this")
+    HttpProblem::new(StatusCode::FORBIDDEN, slug, title, "this request is not allowed from a page of another origin")
 }
 
 const CROSS_ORIGIN: (&str, &str) = ("cross-origin", "Cross-origin request refused");

@@ -39,13 +39,13 @@ impl HttpProblem {
 
     /// There is nothing at this path.
     pub fn no_such_path(path: &str) -> Self {
-        let detail = format!("there is nothing at {}", excerpt(path));
+        let detail = format!("no resource has the path {}", excerpt(path));
         Self::new(StatusCode::NOT_FOUND, "not-found", "No such resource", detail)
     }
 
     /// The path is there, but not for this method.
     pub fn wrong_method(allowed: &'static str) -> Self {
-        let detail = format!("this resource answers {allowed} only");
+        let detail = format!("this resource supports {allowed} only");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
             .with(ALLOW, allowed)
     }

@@ -117,7 +117,7 @@ impl AcceptedSocket {
             Poll::Ready(()) => {
                 self.stall_timer = None;
                 self.stall_flag.0.stalled.store(true, Ordering::Relaxed);
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
             }
         }
     }
@@ -150,7 +150,10 @@ impl AsyncWrite for AcceptedSocket {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.stall_flag.0.endless.load(Ordering::Relaxed) && self.peer_closed(cx) {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client has hung up")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the client closed the connection",
+            )));
         }
         Pin::new(&mut self.stream).poll_flush(cx)
     }

@@ -40,14 +40,14 @@ impl ConnectError {
     pub(super) fn plain_text(url: &Url) -> Self {
         let safe = if url.scheme().starts_with("ws") { "wss" } else { "https" };
         let cause = format!(
-            "credentials would travel to another machine in plain text; it has to be {safe}://, or the account of a \
+            "credentials would be sent to another machine in plain text; use {safe}://, or for the account of a \
              closed test network needs insecure = true"
         );
         Self::new(ConnectStep::Check(origin(url)), cause)
     }
 
     pub(super) fn no_host(url: &Url) -> Self {
-        Self::new(ConnectStep::Check(origin(url)), "the URL has no host and port to connect to")
+        Self::new(ConnectStep::Check(origin(url)), "the URL has no host and port")
     }
 
     pub(super) fn through(self, proxy: Option<&Proxy>) -> Self {

@@ -54,11 +54,11 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Response
             }
         }
         if read.len() >= HEAD_LEN_MAX {
-            return Err(io::Error::other(format!("an answer whose head is longer than {HEAD_LEN_MAX} bytes")));
+            return Err(io::Error::other(format!("response head longer than {HEAD_LEN_MAX} bytes")));
         }
         let mut chunk = [0; READ_LEN];
         match stream.read(&mut chunk).await? {
-            0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed before the answer was complete")),
+            0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed before the response was complete")),
             len => read.extend_from_slice(&chunk[..len]),
         }
     }
@@ -90,14 +90,14 @@ fn head_len(bytes: &[u8]) -> Option<usize> {
 }
 
 fn parse(bytes: &[u8]) -> io::Result<ResponseHead> {
-    let refused = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP/1 answer: {why}"));
+    let refused = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP/1 response: {why}"));
     let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut answer = httparse::Response::new(&mut lines);
     answer.parse(bytes).map_err(|error| refused(error.to_string()))?;
     let (version, status) = match (answer.version, answer.code) {
         (Some(0), Some(status)) => (HttpVersion::Http10, status),
         (Some(1), Some(status)) => (HttpVersion::Http11, status),
-        _ => return Err(refused("another version".to_owned())),
+        _ => return Err(refused("unsupported version".to_owned())),
     };
     let mut headers = HeaderMap::new();
     for line in answer.headers.iter() {
@@ -161,8 +161,8 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_is_none_is_refused() {
         for (text, why) in [
-            ("SSH-2.0-OpenSSH\r\n\r\n", "not an HTTP/1 answer"),
-            ("HTTP/2.0 200 x\r\n\r\n", "not an HTTP/1 answer"),
+            ("SSH-2.0-OpenSSH\r\n\r\n", "not an HTTP/1 response"),
+            ("HTTP/2.0 200 x\r\n\r\n", "not an HTTP/1 response"),
             ("HTTP/1.1 101 x\r\na", "closed before"),
             ("HTTP/1.1 103 x\r\n\r\n", "closed before"),
         ] {
@@ -197,7 +197,7 @@ mod tests {
         };
         for (len, value, expected) in [
             (HEAD_LEN_MAX, 'b', Ok(200)),
-            (HEAD_LEN_MAX, '\u{1}', Err("not an HTTP/1 answer")),
+            (HEAD_LEN_MAX, '\u{1}', Err("not an HTTP/1 response")),
             (HEAD_LEN_MAX + 1, 'b', Err("longer than")),
             (HEAD_LEN_MAX + 1, '\u{1}', Err("longer than")),
         ] {

@@ -43,7 +43,7 @@ impl Resolver {
         }
         let mut running = self.join_or_start(host);
         let found = running.wait_for(Option::is_some).await;
-        let found = found.map_err(|_| io::Error::other("the look-up was abandoned"))?.clone();
+        let found = found.map_err(|_| io::Error::other("the lookup was abandoned"))?.clone();
         found.unwrap_or_else(|| Err("no answer".to_owned())).map_err(io::Error::other)
     }
 

@@ -55,12 +55,12 @@ const STREAM_BOUNDS: [f64; 5] = [0.001, 0.008, 0.064, 0.512, 4.0];
 impl Metrics {
     fn new() -> Self {
         let r = &Registry::new_custom(Some("trunkline".to_owned()), None).expect("the prefix is a valid name");
-        let build = gauge_vec(r, "build_info", "Always 1; the labels say which build runs", &["version", "commit"]);
+        let build = gauge_vec(r, "build_info", "Always 1; the labels name the build", &["version", "commit"]);
         build
             .with_label_values(&[env!("CARGO_PKG_VERSION"), option_env!("TRUNKLINE_COMMIT").unwrap_or("unknown")])
             .set(1);
         let subscribers = gauge_vec(r, "subscribers", "Connected clients", &["transport"]);
-        let deliveries = counter_vec(r, "deliveries_total", "Events handed to clients", &["transport"]);
+        let deliveries = counter_vec(r, "deliveries_total", "Events sent to clients", &["transport"]);
         Self {
             streams: stream::StreamFamilies::register(r),
             accounts: account::AccountFamilies::register(r),
@@ -68,25 +68,24 @@ impl Metrics {
                 connected: subscribers.with_label_values(&[transport]),
                 deliveries: deliveries.with_label_values(&[transport]),
             }),
-            closed: counter_vec(r, "subscribers_closed_total", "Subscriptions that ended, by reason", &["reason"]),
-            lag: gauge_vec(
+            closed: counter_vec(r, "subscribers_closed_total", "Ended subscriptions by reason", &["reason"]),
+            lag: gauge_vec(r, "subscribers_lag_events_max", "Lag of the slowest subscriber in entries", &["stream"]),
+            store_append: histogram(
                 r,
-                "subscribers_lag_events_max",
-                "Entries that the reader furthest behind has not been handed yet",
-                &["stream"],
+                "store_append_seconds",
+                "Duration of one durable append or other write of the store",
             ),
-            store_append: histogram(r, "store_append_seconds", "One durable step of the store"),
-            store_errors: counter_vec(r, "store_errors_total", "Steps that the store refused or failed", &["reason"]),
+            store_errors: counter_vec(r, "store_errors_total", "Store operations that failed, by reason", &["reason"]),
             log_lines_dropped: counter(
                 r,
                 "log_lines_dropped_total",
-                "Log lines dropped because standard error was not read or refused them",
+                "Log lines dropped because standard error was blocked or failed",
             ),
-            replica_members: gauge(r, "replica_members", "Replicas that live, as this one sees them (alone: 1)"),
+            replica_members: gauge(r, "replica_members", "Live replicas as seen by this one, itself included"),
             replica_renewal_failures: counter(
                 r,
                 "replica_renewal_failures_total",
-                "Renewals of this replica's membership that failed",
+                "Failed renewals of this replica's membership",
             ),
             registry: r.clone(),
         }

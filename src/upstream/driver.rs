@@ -306,7 +306,7 @@ impl StreamDriver<'_> {
         let calling = async move {
             let answer = match secret {
                 Some(secret) => rest.call(request, secret).await,
-                None => Err("there is no token".to_owned()),
+                None => Err("no token yet".to_owned()),
             };
             StreamWorkResult::Answered(call, answer)
         };
@@ -329,7 +329,7 @@ impl StreamDriver<'_> {
         self.start_attempt(session, async move {
             let dialled = match secret {
                 Some(secret) => dialler.open(dial, secret).await,
-                None => Err(Failure::Unreachable("there is no token".to_owned())),
+                None => Err(Failure::Unreachable("no token yet".to_owned())),
             };
             StreamWorkResult::Connected(session, Box::new(dialled))
         });

@@ -94,7 +94,7 @@ pub(super) fn follow_log(log: &EventLog) -> FollowFuture {
     let log = log.clone();
     Box::pin(async move {
         let Err(error) = log.follow().await;
-        tracing::debug!(%error, "the log is followed no longer");
+        tracing::debug!(%error, "stopped following the log");
         std::future::pending::<()>().await;
     })
 }
@@ -103,7 +103,7 @@ pub(super) fn follow_log(log: &EventLog) -> FollowFuture {
 pub(super) async fn claim(log: &EventLog, fence: Option<Fence>) -> Result<LogWriter, AppendError> {
     loop {
         match log.claim(fence).await {
-            Err(AppendError::Unavailable(why)) => tracing::debug!(why, "the log cannot be claimed yet"),
+            Err(AppendError::Unavailable(why)) => tracing::debug!(why, "cannot claim the log yet, will retry"),
             claimed => return claimed,
         }
         tokio::time::sleep(STORE_RETRY_DELAY).await;
@@ -202,7 +202,7 @@ impl StreamDriver<'_> {
     pub(super) async fn on_append_error(&mut self, error: AppendError) -> anyhow::Result<()> {
         let Some(owning) = self.log_access.ownership() else {
             // It was under way when the stream went to another replica, which hears the same again.
-            tracing::info!(%error, "an append came too late");
+            tracing::info!(%error, "append failed after the lease was lost");
             return Ok(());
         };
         match (error, owning.fence) {
@@ -212,10 +212,7 @@ impl StreamDriver<'_> {
                 Ok(())
             }
             (AppendError::Diverged(why), Some(_)) => {
-                tracing::warn!(
-                    why,
-                    "the log is not where this replica left it: it is claimed again, and goes on there"
-                );
+                tracing::warn!(why, "the log changed outside this replica; claiming it again");
                 self.reporter.log_moved(&why);
                 self.release();
                 Ok(())
@@ -280,7 +277,7 @@ async fn read_newest(log: &EventLog, since: Option<Offset>, kept: usize) -> Resu
     loop {
         match log.newest(after, count).await {
             Ok(events) => return Ok(events),
-            Err(error) => tracing::debug!(%error, "the newest entries cannot be read yet"),
+            Err(error) => tracing::debug!(%error, "cannot read the newest entries yet, will retry"),
         }
         tokio::time::sleep(STORE_RETRY_DELAY).await;
     }

@@ -170,9 +170,9 @@ impl StreamReporter {
         let is_new = self.with(|facts| !std::mem::replace(&mut facts.store_unavailable, true));
         if is_new {
             let when_full = when_full(self.overflow);
-            error!(%why, when_full, "the store takes no entries: events wait in the buffer");
+            error!(%why, when_full, "store unavailable; events wait in the buffer");
         }
-        self.set_error(StreamErrorKind::Store, format!("the store takes no entries: {why}"));
+        self.set_error(StreamErrorKind::Store, format!("store unavailable: {why}"));
     }
 
     /// An append was done.
@@ -183,7 +183,7 @@ impl StreamReporter {
             (std::mem::take(&mut facts.store_unavailable), facts.log_error.is_some())
         });
         if had_no_room {
-            info!("the store takes entries again");
+            info!("store available again");
         }
         if was_refused {
             self.log_usable();
@@ -215,7 +215,7 @@ impl StreamReporter {
 
     /// What the store holds of this stream's log cannot be used, until an operator has mended it.
     pub(super) fn log_unusable(&self, why: &str) {
-        let text = format!("the log cannot be used: {why}");
+        let text = format!("log unusable: {why}");
         let is_news = self.with(|facts| {
             let is_news = facts.log_error.as_deref() != Some(why);
             facts.log_error = Some(why.to_owned());
@@ -226,7 +226,11 @@ impl StreamReporter {
         self.set_error(StreamErrorKind::Log, text);
         self.metrics.set_state(StreamState::Failed.as_str());
         if is_news {
-            error!(reason = why, state = StreamState::Failed.as_str(), "the log of this stream cannot be used");
+            error!(
+                reason = why,
+                state = StreamState::Failed.as_str(),
+                "log unusable; fix the cause, the stream retries"
+            );
         }
     }
 
@@ -246,7 +250,7 @@ impl StreamReporter {
         });
         if let Some(machine) = machine {
             self.metrics.set_state(machine.as_str());
-            info!(state = machine.as_str(), "the log can be used again");
+            info!(state = machine.as_str(), "log usable again");
         }
     }
 
@@ -255,14 +259,14 @@ impl StreamReporter {
         match report {
             StreamReport::State(state) => self.entered(state),
             StreamReport::Connected(connected) => self.metrics.set_connected(connected),
-            StreamReport::FeedChanged => warn!(
-                "the log was written from another feed (connector or URL): its position is not used, and a gap is marked"
-            ),
+            StreamReport::FeedChanged => {
+                warn!("the log was written from another feed (connector or URL); stored position ignored, gap recorded")
+            }
             StreamReport::Resuming(position) => info!(position = position.map(|position| position.0.0), "connecting"),
             StreamReport::Gap { reason, lost } => {
                 self.metrics.gap_marked(reason, lost);
                 self.with(|facts| facts.gaps += 1);
-                warn!(reason = reason.as_str(), lost, "gap marked");
+                warn!(reason = reason.as_str(), lost, "gap recorded");
             }
             StreamReport::Duplicates(count) => {
                 self.metrics.duplicates_dropped(count);
@@ -270,25 +274,25 @@ impl StreamReporter {
             }
             StreamReport::Undecoded { bytes } => self.undecoded(bytes),
             StreamReport::Shed(count) => self.shed(count),
-            StreamReport::RotationStarted(trigger) => debug!(trigger = trigger.as_str(), "rotation begins"),
+            StreamReport::RotationStarted(trigger) => debug!(trigger = trigger.as_str(), "rotation started"),
             StreamReport::RotationFailed { trigger, failure } => {
                 self.metrics.rotated(trigger.as_str(), false);
                 self.set_error(StreamErrorKind::Rotation, failure.to_string());
-                warn!(trigger = trigger.as_str(), error = %failure, "the successor failed; the old session serves on");
+                warn!(trigger = trigger.as_str(), error = %failure, "rotation failed; the old session stays in use");
             }
             StreamReport::Rotated { trigger, silence } => {
                 self.metrics.rotated(trigger.as_str(), true);
                 self.metrics.observe_rotation_silence(silence);
                 self.clear_error(StreamErrorKind::Rotation);
                 self.with(|facts| facts.rotations += 1);
-                info!(trigger = trigger.as_str(), silence_ms = silence.as_millis(), "rotated");
+                info!(trigger = trigger.as_str(), silence_ms = silence.as_millis(), "rotation completed");
             }
             StreamReport::SessionLost { failure, retry_in } => self.lost(&failure, retry_in),
             StreamReport::ActionRequired { failure, retry_in } => {
                 self.metrics.session_lost(failure.class());
                 self.set_error(StreamErrorKind::Session, failure.to_string());
                 let retry_ms = retry_in.as_millis();
-                error!(error = %failure, retry_ms, "the platform refuses this stream: check its configuration and permissions");
+                error!(error = %failure, retry_ms, "platform rejects this stream; check its configuration and permissions");
             }
             StreamReport::Breaker(open) => self.breaker(open),
             StreamReport::Snapshot(fetched) => self.snapshot(fetched),
@@ -310,29 +314,29 @@ impl StreamReporter {
         }
         if is_shown {
             self.metrics.set_state(state.as_str());
-            info!(state = state.as_str(), "stream");
+            info!(state = state.as_str(), "stream state changed");
         }
     }
 
     fn snapshot(&self, fetched: Result<(), String>) {
         self.metrics.snapshot(fetched.is_ok());
         if let Err(why) = fetched {
-            warn!(error = %why, "the snapshot could not be fetched; it is tried again behind the live stream");
-            self.set_error(StreamErrorKind::Snapshot, format!("the snapshot could not be fetched: {why}"));
+            warn!(error = %why, "snapshot fetch failed; will retry while the stream is live");
+            self.set_error(StreamErrorKind::Snapshot, format!("snapshot fetch failed: {why}"));
         }
     }
 
     fn undecoded(&self, bytes: usize) {
         self.metrics.frame_undecoded();
         if self.should_log(|quiet| &mut quiet.undecoded) {
-            warn!(bytes, "a frame that nobody can read was kept as it came");
+            warn!(bytes, "frame not decoded; stored verbatim");
         }
     }
 
     fn shed(&self, count: u64) {
         self.metrics.shed(count);
         if self.should_log(|quiet| &mut quiet.shed) {
-            warn!(count, "the buffer is full: the oldest events were dropped, a gap marks them");
+            warn!(count, "the buffer is full; oldest events dropped, gap recorded");
         }
     }
 
@@ -343,16 +347,16 @@ impl StreamReporter {
         self.clear_error(StreamErrorKind::Rotation);
         if self.should_log(|quiet| &mut quiet.lost) {
             let retry_ms = retry_in.map(|delay| delay.as_millis());
-            info!(error = %failure, class = failure.class(), retry_ms, "session lost");
+            info!(error = %failure, class = failure.class(), retry_ms, "connection lost");
         }
     }
 
     fn breaker(&self, open: bool) {
         self.metrics.set_breaker_open(open);
         if open {
-            error!("connecting has failed again and again: it is tried once each backoff.cap from here on");
+            error!("circuit breaker open; one connection attempt per backoff.cap");
         } else {
-            info!("connecting works again");
+            info!("circuit breaker closed");
         }
     }
 
@@ -365,12 +369,12 @@ impl StreamReporter {
         self.metrics.set_topics(counts);
         if is_new {
             for RefusedTopic { topic, reason, .. } in topics.missing.iter().take(REFUSED_SHOWN_MAX) {
-                warn!(%topic, %reason, "a topic is not heard; the others are not affected");
+                warn!(%topic, %reason, "topic not received; other topics are not affected");
             }
             let [subscribed, refused, unserved] = counts;
             match degradation(topics) {
-                Some(_) => warn!(subscribed, refused, unserved, "not every configured topic is heard"),
-                None => info!(subscribed, "every configured topic is heard again"),
+                Some(_) => warn!(subscribed, refused, unserved, "some configured topics are not received"),
+                None => info!(subscribed, "all configured topics are received again"),
             }
         }
         match degradation(topics) {
@@ -428,8 +432,8 @@ impl StreamStats {
 /// What a full buffer means while the store takes nothing.
 fn when_full(overflow: OverflowPolicy) -> &'static str {
     match overflow {
-        OverflowPolicy::Backpressure => "the platform is not read",
-        OverflowPolicy::DropOldest => "the oldest events are dropped, a gap marks them",
+        OverflowPolicy::Backpressure => "reads from the platform pause",
+        OverflowPolicy::DropOldest => "oldest events are dropped and a gap is recorded",
     }
 }
 
@@ -437,7 +441,7 @@ fn when_full(overflow: OverflowPolicy) -> &'static str {
 fn degradation(topics: &TopicCoverage) -> Option<String> {
     let first = topics.missing.first()?;
     let RefusedTopic { topic, reason, .. } = first;
-    Some(format!("{} topics are not heard, the first is {topic}: {reason}", topics.missing.len()))
+    Some(format!("{} topics not received, the first is {topic}: {reason}", topics.missing.len()))
 }
 
 #[cfg(test)]
@@ -447,7 +451,7 @@ mod tests {
     #[test]
     fn only_backpressure_is_logged_as_paused_reads() {
         for (overflow, stops) in [(OverflowPolicy::Backpressure, true), (OverflowPolicy::DropOldest, false)] {
-            assert_eq!(when_full(overflow).contains("not read"), stops, "{overflow:?}");
+            assert_eq!(when_full(overflow).contains("pause"), stops, "{overflow:?}");
             assert_eq!(when_full(overflow).contains("dropped"), !stops, "{overflow:?}");
         }
     }

@@ -60,9 +60,9 @@ impl RestClient {
         };
         let response = self.build(url.clone(), request, &token).send().await.map_err(request_failed)?;
         if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-            return Err(format!("the call was answered with 407{}", self.network.proxy_suffix(&url)));
+            return Err(format!("407 Proxy Authentication Required{}", self.network.proxy_suffix(&url)));
         }
-        let too_long = || format!("an answer of more than {BODY_LEN_MAX} bytes");
+        let too_long = || format!("the response body exceeds {BODY_LEN_MAX} bytes");
         read_response(response).await.map_err(|unread| unread.map_or_else(too_long, request_failed))
     }
 
@@ -72,12 +72,14 @@ impl RestClient {
         let absolute = Url::parse(target).ok().filter(Url::has_host);
         let url = match absolute {
             Some(url) => url,
-            None => Url::parse(&format!("{}{target}", self.api_url)).map_err(|error| format!("not a URL: {error}"))?,
+            None => {
+                Url::parse(&format!("{}{target}", self.api_url)).map_err(|error| format!("invalid URL: {error}"))?
+            }
         };
         let has_login = !url.username().is_empty() || url.password().is_some();
         if has_login || !self.hosts.iter().any(|host| host.origin() == url.origin()) {
             let origin = url.origin().ascii_serialization();
-            return Err(format!("{origin} is not the account's API: the token is not sent there"));
+            return Err(format!("{origin} is not a host of the account's API; token not sent"));
         }
         self.network.check_encryption(&url).map_err(|error| error.to_string())?;
         Ok(url)

@@ -42,8 +42,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reasons and error texts of a platform are kept up to this length.
 const REASON_LEN_MAX: usize = 200;
 
-/// Why a session ends behind a text that nobody can read: RFC 6455 section 8.1.
-const NOT_UTF8: &str = "a text that is not UTF-8";
+/// The reason of the close after a text message that is not UTF-8 (RFC 6455 section 8.1).
+const NOT_UTF8: &str = "text is not UTF-8";
 
 /// An open socket.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Dialler {
         let stream = connected.map_err(|error| Failure::Unreachable(error.to_string()))?;
         let upgraded =
             tokio::time::timeout_at(deadline.into(), UpstreamSocket::upgrade(stream, upgrade, self.frame_max)).await;
-        let late = || self.unreachable(&url, &format!("no answer to the upgrade within {:?}", self.timeout));
+        let late = || self.unreachable(&url, &format!("no response to the upgrade within {:?}", self.timeout));
         let upgraded = upgraded.map_err(|_| late())?;
         let lost = |error: io::Error| self.unreachable(&url, &format!("upgrade: {error}"));
         upgraded.map_err(lost)?
@@ -121,10 +121,9 @@ fn config(frame_max: usize) -> WebSocketConfig {
 
 /// The URL to ask for, with the token in its query where the platform wants it there.
 fn url(dial: &Dial, token: &Secret) -> Result<reqwest::Url, String> {
-    let mut url =
-        reqwest::Url::parse(&dial.url).map_err(|error| format!("the socket's URL cannot be read: {error}"))?;
+    let mut url = reqwest::Url::parse(&dial.url).map_err(|error| format!("invalid WebSocket URL: {error}"))?;
     if !matches!(url.scheme(), "ws" | "wss") {
-        return Err(format!("the socket's URL begins with {}:, expected wss:", bounded(url.scheme())));
+        return Err(format!("WebSocket URL with scheme {}:, expected wss:", bounded(url.scheme())));
     }
     if let Credential::Query(parameter) = &dial.credential {
         url.query_pairs_mut().append_pair(parameter, token.expose());

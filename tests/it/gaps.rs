@@ -180,12 +180,12 @@ async fn a_failed_snapshot_stays_pending_and_is_written_behind_live_events() {
     platform.inject(PlatformFault::Jump { n: 1 });
     platform.emit(2);
     relay.expect_log("1 gap(jump 1..3) 3 4").await;
-    relay.until("the snapshot is pending", |stream| stream["snapshot_owed"] == true).await;
+    relay.until("the snapshot is pending", |stream| stream["snapshot_pending"] == true).await;
     let error = relay.stream().await["last_error"].as_str().unwrap_or_default().to_owned();
     assert!(["the snapshot", "GET ", SUMMARY, "answered with 503"].iter().all(|part| error.contains(part)), "{error}");
     relay.expect_log("1 gap(jump 1..3) 3 4 snapshot(jump)").await;
     relay
-        .until("no snapshot is pending", |stream| stream["snapshot_owed"] == false && stream["last_error"].is_null())
+        .until("no snapshot is pending", |stream| stream["snapshot_pending"] == false && stream["last_error"].is_null())
         .await;
     let entries = relay.entries().await;
     assert_eq!(entries[4]["data"]["gap"], entries[1]["id"]);
@@ -283,7 +283,7 @@ async fn snapshot_takes(pages: usize, times: u32, how: ResponseFault) {
     platform.inject(PlatformFault::Drop { on: FaultTarget::All });
     let taken = async || relay.log_summary().await.matches("snapshot(no-replay)").count() == pages;
     eventually(&format!("{pages} pages are requested"), &taken).await;
-    relay.until("it is live", |stream| stream["state"] == "live" && stream["snapshot_owed"] == false).await;
+    relay.until("it is live", |stream| stream["state"] == "live" && stream["snapshot_pending"] == false).await;
     throughout(Duration::from_millis(300), "no more pages are requested", &taken).await;
 }
 

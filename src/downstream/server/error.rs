@@ -21,31 +21,31 @@ use crate::{
 /// One request that is not served.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConsumerRequestError {
-    #[error("there is no stream {0}")]
+    #[error("unknown stream {0}")]
     UnknownStream(StreamName),
     #[error("{0:?} is not the name of a stream")]
     InvalidStreamName(String),
     #[error(transparent)]
     Query(#[from] QueryError),
-    #[error("none of the accepted media types is served here")]
+    #[error("none of the accepted media types is supported")]
     NotAcceptable,
-    #[error("the events after {mark} are not held any more; the oldest held is {first}")]
+    #[error("the events after {mark} are no longer stored; the oldest stored event is {first}")]
     Trimmed { mark: Mark, first: Mark },
-    #[error("{mark} is of an epoch that this log does not have; the oldest event held is {first}")]
+    #[error("cursor {mark} belongs to an unknown epoch; the oldest stored event is {first}")]
     UnknownEpoch { mark: Mark, first: Mark },
-    #[error("{mark} was lost with a failover of the store; what it kept of that epoch ends with {kept}")]
+    #[error("event {mark} was lost in a failover of the store; the last event of that epoch is {kept}")]
     Lost { mark: Mark, kept: Mark },
-    #[error("there is no event {mark} in {stream} yet")]
+    #[error("event {mark} does not exist yet in {stream}")]
     AheadOfLog { mark: Mark, stream: StreamName },
     #[error(transparent)]
     Foreign(#[from] OriginError),
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    #[error("the pages that other clients have not taken yet leave no room for this one")]
+    #[error("the buffer for pages is full; retry later")]
     Busy,
     #[error("the store is not open yet; try again")]
     Starting,
-    #[error("the log could not be read")]
+    #[error("cannot read the log")]
     Unreadable(#[from] ReadError),
 }
 
@@ -64,7 +64,7 @@ impl From<buffer_pool::PoolExhausted> for ConsumerRequestError {
 impl IntoResponse for ConsumerRequestError {
     fn into_response(self) -> Response {
         if let Self::Unreadable(cause) = &self {
-            tracing::warn!(error = chain(cause), "a consumer's request failed");
+            tracing::warn!(error = chain(cause), "consumer request failed");
         }
         self.problem().into_response()
     }
@@ -82,12 +82,12 @@ impl ConsumerRequestError {
                 let forms = [ResponseForm::Page, ResponseForm::Sse, ResponseForm::Ndjson]
                     .map(ResponseForm::media_type)
                     .join(", ");
-                let detail = format!("events are served as {forms}, and over WebSocket");
+                let detail = format!("events are available as {forms}, and over WebSocket");
                 HttpProblem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", "No acceptable form", detail)
             }
             Self::Trimmed { .. } => plain(StatusCode::GONE, "cursor-trimmed", "Cursor beyond retention"),
             Self::UnknownEpoch { .. } => plain(StatusCode::GONE, "cursor-foreign", "Cursor of another epoch"),
-            Self::Lost { .. } => plain(StatusCode::GONE, "cursor-lost", "Cursor of an event that was lost"),
+            Self::Lost { .. } => plain(StatusCode::GONE, "cursor-lost", "Cursor of a lost event"),
             Self::AheadOfLog { .. } => {
                 plain(StatusCode::BAD_REQUEST, "cursor-beyond-end", "Cursor beyond the end of the log")
             }

@@ -39,17 +39,17 @@ pub(super) enum StartPoint {
 /// The query cannot be served. All of these are the client's to mend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum QueryError {
-    #[error("the query is not made of name=value pairs in percent-encoded UTF-8")]
+    #[error("the query must consist of name=value pairs in percent-encoded UTF-8")]
     Unreadable,
-    #[error("there is no parameter {found:?}{}", did_you_mean(*nearest))]
+    #[error("unknown parameter {found:?}{}", did_you_mean(*nearest))]
     Unknown { found: String, nearest: Option<&'static str> },
-    #[error("the parameter {0} may be given once only")]
+    #[error("the parameter {0} is allowed only once")]
     Repeated(&'static str),
-    #[error("{0} and {1} both say where to begin; give one of them")]
+    #[error("{0} and {1} both select the start; use one of them")]
     Conflict(&'static str, &'static str),
     #[error("{0}: {1}")]
     Cursor(&'static str, CursorError),
-    #[error("Last-Event-ID: the header is there more than once; send it once")]
+    #[error("Last-Event-ID: the header occurs more than once; send it once")]
     LastEventIdRepeated,
     #[error("Last-Event-ID: the header is not plain ASCII text: expected an event's id such as 4f2a-17")]
     LastEventIdUnreadable,
@@ -65,15 +65,13 @@ pub(super) enum QueryError {
     Positions(String),
     #[error("stream: {0}")]
     Stream(NameError),
-    #[error("name at least one stream, as in ?stream=queues")]
+    #[error("select at least one stream, as in ?stream=queues")]
     NoStream,
     #[error("at most {STREAMS_MAX} streams can be read at once")]
     TooManyStreams,
-    #[error(
-        "the cursor names no position in the stream {0}; add one, such as {0}:4f2a-17 (GET /v1/streams lists them)"
-    )]
+    #[error("the cursor lacks stream {0}; add its position, such as {0}:4f2a-17 (get one from GET /v1/streams)")]
     StreamNotInCursor(StreamName),
-    #[error("several streams are read: write the cursor with names, as in queues:4f2a-17,agents:9c01-3")]
+    #[error("a cursor for several streams needs their names, as in queues:4f2a-17,agents:9c01-3")]
     NamesRequired,
 }
 
@@ -196,7 +194,9 @@ fn parse_time(text: &str, now: Timestamp) -> Option<Timestamp> {
 
 fn kinds(text: &str) -> Result<TypeFilter, QueryError> {
     if text.is_empty() {
-        return Err(QueryError::Type("it is empty; give a pattern such as v2.analytics.*, or leave it out".to_owned()));
+        return Err(QueryError::Type(
+            "the pattern is empty; use one such as v2.analytics.*, or omit the parameter".to_owned(),
+        ));
     }
     if text.len() > GLOB_LEN_MAX {
         return Err(QueryError::Type(format!("a pattern has at most {GLOB_LEN_MAX} characters")));
@@ -302,23 +302,23 @@ mod tests {
     #[test]
     fn an_invalid_query_names_the_correct_form() {
         for (query, says) in [
-            ("aftr=4f2a-17", r#"there is no parameter "aftr"; did you mean "after"?"#),
-            ("zzz=1", r#"there is no parameter "zzz""#),
-            ("filter=true", r#"there is no parameter "filter""#),
-            ("stream=queues", r#"there is no parameter "stream""#),
-            ("after=4f2a-17&from=first", "after and from both say where to begin; give one of them"),
-            ("since=10m&after=4f2a-17", "after and since both say where to begin; give one of them"),
-            ("from=first&from=last", "the parameter from may be given once only"),
+            ("aftr=4f2a-17", r#"unknown parameter "aftr"; did you mean "after"?"#),
+            ("zzz=1", r#"unknown parameter "zzz""#),
+            ("filter=true", r#"unknown parameter "filter""#),
+            ("stream=queues", r#"unknown parameter "stream""#),
+            ("after=4f2a-17&from=first", "after and from both select the start; use one of them"),
+            ("since=10m&after=4f2a-17", "after and since both select the start; use one of them"),
+            ("from=first&from=last", "the parameter from is allowed only once"),
             ("from=middle", r#"from: "middle" is neither first nor last"#),
             ("after=17", r#"after: "17" is not a cursor: expected an event's id such as 4f2a-17"#),
             ("after=-1/trimmed", r#"after: "-1" is not a cursor: expected an event's id such as 4f2a-17"#),
-            ("type=", "type: it is empty; give a pattern"),
+            ("type=", "type: the pattern is empty; use one"),
             ("after=queues:4f2a-1,queues:4f2a-2", "after: the cursor names the stream queues more than once"),
             (
                 "after=queues:4f2a-1,%20agents:9c01-3",
                 r#"after: in a cursor over several streams " agents" is not a name: 1 to 64 characters"#,
             ),
-            ("ticket=x", r#"there is no parameter "ticket""#),
+            ("ticket=x", r#"unknown parameter "ticket""#),
             ("limit=0", r#"limit: "0" is not a number from 1 to 1000"#),
             ("positions=yes", r#"positions: "yes" is neither true nor false"#),
             ("limit=1001", r#"limit: "1001" is not a number from 1 to 1000"#),

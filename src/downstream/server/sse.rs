@@ -69,7 +69,7 @@ pub(super) struct EndlessResponse {
 impl Drop for EndlessResponse {
     fn drop(&mut self) {
         if self.stalled.is_stalled() {
-            tracing::info!("a subscriber took nothing for too long");
+            tracing::info!("subscriber too slow, closed");
             self.subscriber.set_close_reason("too_slow");
         }
     }
@@ -104,7 +104,7 @@ pub(super) fn response(feed: MergedReader, kinds: TypeFilter, manner: &EndlessOp
             }
             Err(error) => {
                 following.subscriber.set_close_reason("store");
-                tracing::warn!(error = chain(&error), "a subscriber's answer was cut off");
+                tracing::warn!(error = chain(&error), "response to a subscriber aborted");
                 Some((Err(error), None))
             }
         }
@@ -281,9 +281,7 @@ impl EndlessResponse {
 
     async fn reload(&self, turn: &mut OutgoingBatch) -> Result<(), ReadError> {
         turn.reload(&self.memory, &self.feed).await.map_err(|lost| match lost {
-            RecallError::Trimmed => {
-                ReadError("the entries are not held any more that a slow reader was being sent".to_owned())
-            }
+            RecallError::Trimmed => ReadError("entries of a slow reader are no longer stored".to_owned()),
             RecallError::Unreadable(error) => error,
         })
     }

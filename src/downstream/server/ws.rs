@@ -185,7 +185,7 @@ impl WsConnection {
 
     async fn ping(&mut self) -> Result<(), CloseCause> {
         if self.pings_unanswered == PINGS_UNANSWERED_MAX {
-            tracing::debug!("a subscriber no longer answers");
+            tracing::debug!("subscriber does not answer pings");
             return Err(CloseCause::Gone);
         }
         self.pings_unanswered += 1;
@@ -275,15 +275,15 @@ impl WsConnection {
         self.socket.get_mut().set_stall_timeout(CLOSE_TIMEOUT);
         let (code, reason) = match end {
             CloseCause::Gone => return self.answer_close().await,
-            CloseCause::PartialFrame => return tracing::info!("a subscriber took nothing for too long"),
+            CloseCause::PartialFrame => return tracing::info!("subscriber too slow, closed"),
             CloseCause::Drained => (CloseCode::Away, "draining"),
             CloseCause::Violation(code, reason) => (code, reason),
             CloseCause::Unreadable(error) => {
-                tracing::warn!(error = chain(&error), "a subscriber was closed");
+                tracing::warn!(error = chain(&error), "subscriber closed");
                 (CloseCode::Error, "store")
             }
             CloseCause::TooSlow(rest) => {
-                tracing::info!("a subscriber took nothing for too long");
+                tracing::info!("subscriber too slow, closed");
                 if !matches!(timeout(CLOSE_TIMEOUT, self.finish(rest)).await, Ok(Ok(()))) {
                     return;
                 }
@@ -293,7 +293,7 @@ impl WsConnection {
         let close_frame = CloseFrame { code, reason: reason.into() };
         let closed = timeout(CLOSE_TIMEOUT, close_socket(&mut self.socket, close_frame)).await;
         if !matches!(closed, Ok(Ok(()))) {
-            tracing::debug!(reason, "a subscriber did not hear the close");
+            tracing::debug!(reason, "cannot send the close to the subscriber");
         }
     }
 
@@ -312,7 +312,7 @@ impl WsConnection {
     /// The library has its answer to the client's close ready; it only has to be sent.
     async fn answer_close(&mut self) {
         if let Ok(Err(error)) = timeout(CLOSE_TIMEOUT, self.socket.flush()).await {
-            tracing::debug!(error = chain(&error), "a subscriber was gone without a close");
+            tracing::debug!(error = chain(&error), "subscriber disconnected without a close");
         }
     }
 }

@@ -14,7 +14,7 @@ pub(super) fn read(given: Option<&str>) -> (EnvFilter, Option<String>) {
     match checked(given).and_then(|filter| EnvFilter::try_new(filter).map_err(|error| error.to_string())) {
         Ok(filter) => (filter, None),
         Err(why) => {
-            let problem = format!("the log filter {given:?} is not used: {why}; {FILTER_DEFAULT} is used");
+            let problem = format!("log filter {given:?} ignored: {why}; using {FILTER_DEFAULT}");
             (EnvFilter::new(FILTER_DEFAULT), Some(problem))
         }
     }
@@ -30,7 +30,7 @@ fn checked_part(part: &str) -> Result<&str, String> {
     let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
     match level.parse::<LevelFilter>() {
         Ok(level) if level > STATIC_MAX_LEVEL => {
-            Err(format!("level {level} is not part of this build, the finest is {STATIC_MAX_LEVEL}"))
+            Err(format!("level {level} is not part of this build, the most verbose is {STATIC_MAX_LEVEL}"))
         }
         Ok(_) => Ok(part),
         Err(_) => Err(format!("unknown level {level:?}, expected {}, off or TARGET=LEVEL", levels())),

@@ -62,8 +62,8 @@ impl Write for LineWriter {
 impl LineFormat {
     fn omitted(self, len: usize) -> String {
         match self {
-            Self::Text => format!(" WARN a log line of {len} bytes was left out\n"),
-            Self::Json => format!("{{\"level\":\"WARN\",\"message\":\"a log line was left out\",\"bytes\":{len}}}\n"),
+            Self::Text => format!(" WARN log line of {len} bytes omitted\n"),
+            Self::Json => format!("{{\"level\":\"WARN\",\"message\":\"log line omitted\",\"bytes\":{len}}}\n"),
         }
     }
 }

@@ -22,30 +22,30 @@ pub(super) struct AccountFamilies {
 impl AccountFamilies {
     pub(super) fn register(r: &Registry) -> Self {
         Self {
-            refreshes: counter_vec(r, "token_refreshes_total", "Grant requests", &["account", "outcome"]),
-            adoptions: counter_vec(r, "token_adoptions_total", "Tokens taken over from another replica", &["account"]),
+            refreshes: counter_vec(r, "token_refreshes_total", "Token requests by outcome", &["account", "outcome"]),
+            adoptions: counter_vec(r, "token_adoptions_total", "Tokens adopted from another replica", &["account"]),
             refusals: counter_vec(
                 r,
                 "token_refusals_total",
-                "Tokens in use that the platform refused before their end",
+                "Tokens that the platform rejected before they expired",
                 &["account"],
             ),
             token_remaining: float_vec(
                 r,
                 "token_remaining_seconds",
-                "Life left of the token in use, by the monotonic clock",
+                "Remaining lifetime of the token in use",
                 &["account"],
             ),
             token_lifetime: float_vec(
                 r,
                 "token_lifetime_seconds",
-                "Life of the token in use, by which refreshes are scheduled",
+                "Lifetime of the token in use; refreshes are scheduled by it",
                 &["account"],
             ),
             token_claimed: float_vec(
                 r,
                 "token_claimed_lifetime_seconds",
-                "Life that the claims of the token in use state; 0 when it has none",
+                "Lifetime by the claims of the token in use; 0 if it has no such claims",
                 &["account"],
             ),
         }

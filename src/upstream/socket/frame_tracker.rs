@@ -1,6 +1,6 @@
 //! Follows what comes in beneath the WebSocket library: which message is under way, and which of them were text.
 //!
-//! The library keeps to itself that a message in parts has begun, and throws away a text that is not UTF-8. So a text
+//! The library keeps to itself that a message in parts has begun, and throws away text is not UTF-8. So a text
 //! is handed to it as binary, which it takes unread, and whoever takes the message asks here what it was. Headers are
 //! read by the library's own reader. A data frame that breaks the protocol is left to the library to refuse. A control
 //! frame that does is refused here: the library tells neither kind from the other in its errors.
@@ -57,15 +57,15 @@ enum FrameParseState {
 /// What is wrong with the header of a control frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ControlFault {
-    #[error("a control frame with an unknown opcode")]
+    #[error("control frame with an unknown opcode")]
     Opcode,
-    #[error("a control frame with reserved bits")]
+    #[error("control frame with reserved bits")]
     ReservedBits,
-    #[error("a control frame that is masked")]
+    #[error("masked control frame")]
     Masked,
-    #[error("a control frame in parts")]
+    #[error("fragmented control frame")]
     Fragmented,
-    #[error("a control frame longer than {CONTROL_LEN_MAX} bytes")]
+    #[error("control frame longer than {CONTROL_LEN_MAX} bytes")]
     TooLong,
 }
 

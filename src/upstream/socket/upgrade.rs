@@ -31,11 +31,11 @@ pub struct UpgradeRequest {
 impl UpgradeRequest {
     /// The request for a URL, with the token where the platform wants it.
     pub fn new(url: &reqwest::Url, credential: &Credential, token: &Secret) -> Result<Self, String> {
-        let refused = |_| "the URL cannot be asked for a WebSocket".to_owned();
+        let refused = |_| "invalid WebSocket URL".to_owned();
         let mut request = url.as_str().into_client_request().map_err(refused)?;
         if *credential == Credential::Header {
             let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
-                .map_err(|_| "the token has characters that no header may have".to_owned())?;
+                .map_err(|_| "the token has characters that a header cannot carry".to_owned())?;
             request.headers_mut().insert(header::AUTHORIZATION, value);
         }
         let (bytes, key) = generate_request(request).map_err(refused)?;
@@ -54,32 +54,32 @@ impl UpgradeRequest {
         Ok(self
             .check_response(&answer)
             .map(|()| rest)
-            .map_err(|why| Failure::Unreachable(format!("the answer to the upgrade {why}"))))
+            .map_err(|why| Failure::Unreachable(format!("invalid upgrade response: {why}"))))
     }
 
     /// Whether a 101 opens the WebSocket that was asked for.
     fn check_response(&self, answer: &ResponseHead) -> Result<(), &'static str> {
         if answer.version != HttpVersion::Http11 {
-            return Err("is of HTTP/1.0, which has no upgrade");
+            return Err("HTTP/1.0 does not support an upgrade");
         }
         if !answer.has_token(header::UPGRADE, "websocket") {
-            return Err("has no \"Upgrade: websocket\"");
+            return Err("no \"Upgrade: websocket\" header");
         }
         if !answer.has_token(header::CONNECTION, "upgrade") {
-            return Err("has no \"Connection: Upgrade\"");
+            return Err("no \"Connection: Upgrade\" header");
         }
         let accept = answer.headers.get(header::SEC_WEBSOCKET_ACCEPT).and_then(|value| value.to_str().ok());
         if accept.map(str::trim) != Some(self.accept.as_str()) {
-            return Err("belongs to another request: Sec-WebSocket-Accept is wrong");
+            return Err("Sec-WebSocket-Accept does not match the request");
         }
         let is_empty = |name: HeaderName| {
             answer.headers.get_all(name).iter().all(|value| value.as_bytes().trim_ascii().is_empty())
         };
         if !is_empty(header::SEC_WEBSOCKET_EXTENSIONS) {
-            return Err("names an extension that was not offered");
+            return Err("it selects an extension that was not offered");
         }
         if !is_empty(header::SEC_WEBSOCKET_PROTOCOL) {
-            return Err("names a subprotocol that was not offered");
+            return Err("it selects a subprotocol that was not offered");
         }
         Ok(())
     }

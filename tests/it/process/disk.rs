@@ -87,7 +87,7 @@ async fn a_full_disk_causes_backpressure_and_loses_nothing() {
         (stream["buffered"].as_u64()? >= BUFFER).then_some(stream)
     })
     .await;
-    assert!(full["last_error"].as_str().unwrap().starts_with("the store takes no entries: "), "{full}");
+    assert!(full["last_error"].as_str().unwrap().starts_with("store unavailable: "), "{full}");
     assert_eq!(full["state"], "live", "the store blocks, but the socket stays");
     assert_backpressure(&site, &relay, &full).await;
     assert_eq!(pages(&relay.consumers).await.len() as u64, offset(&full), "stored entries are still served");

@@ -153,7 +153,7 @@ async fn a_file_system_that_becomes_read_only_is_reported_and_loses_nothing() {
     store_is(&relay, "disk I/O error").await;
     eventually("the stream gives the reason", WAIT_MAX, async || {
         let error = relay.stream().await["last_error"].as_str()?.to_owned();
-        error.starts_with("the store takes no entries: ").then_some(())
+        error.starts_with("store unavailable: ").then_some(())
     })
     .await;
     assert_eq!(pages(&relay.consumers).await.len(), 100, "only stored entries are still served");

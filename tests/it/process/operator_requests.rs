@@ -50,7 +50,7 @@ async fn an_operator_request_is_accepted_by_the_holder_and_the_other_replica_nam
     let id = holder.status().await["replica"].as_str().unwrap().to_owned();
     for kind in ["pause", "rotate", "resume"] {
         let (status, problem) = operator_request(&other, kind).await;
-        assert_eq!((status, &problem["type"]), (409, &"urn:trunkline:problem:kept-elsewhere".into()), "{problem}");
+        assert_eq!((status, &problem["type"]), (409, &"urn:trunkline:problem:not-owner".into()), "{problem}");
         assert!(problem["detail"].as_str().unwrap().contains(&id), "{problem}");
     }
     for (kind, state) in [("pause", "paused"), ("resume", "live")] {

@@ -364,7 +364,7 @@ pub(super) fn closed(code: u16) -> Failure {
 
 /// The failure of a data frame that violates the protocol.
 pub(super) fn unreadable() -> Failure {
-    Failure::Unreadable("a text that is not UTF-8".to_owned())
+    Failure::Unreadable("text is not UTF-8".to_owned())
 }
 
 fn status(status: u16, retry_after: Option<Duration>) -> RestResponse {

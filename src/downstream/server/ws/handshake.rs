@@ -18,11 +18,11 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 /// Why a handshake is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(in crate::downstream::server) enum HandshakeError {
-    #[error("a WebSocket begins with HTTP/1.1")]
+    #[error("a WebSocket requires HTTP/1.1")]
     Protocol,
     #[error("the Connection header does not ask for an upgrade")]
     Connection,
-    #[error("Sec-WebSocket-Version 13 is spoken here")]
+    #[error("only Sec-WebSocket-Version 13 is supported")]
     Version,
     #[error("Sec-WebSocket-Key is not 16 bytes in base64")]
     Key,
