@@ -1,4 +1,4 @@
-//! One task per stream: carries out what the stream's machine says, over real sockets and REST calls.
+//! One task per stream. It executes the outputs of the stream machine with sockets and REST calls.
 
 mod appender;
 mod claim_failures;
@@ -41,15 +41,15 @@ pub struct StreamStatus {
     pub stream: StreamName,
     pub account: AccountName,
     pub connector: &'static str,
-    /// One of `starting`, `connecting`, `live`, `degraded` (live, but not hearing all that is configured), `recovering`,
-    /// `backing-off`, `paused`, `failed`. Of a stream that another replica keeps: `live` or `degraded`, as it is there.
+    /// One of `starting`, `connecting`, `live`, `degraded` (live, but some configured topics are not received),
+    /// `recovering`, `backing-off`, `paused`, `failed`. For a stream of another replica: `live` or `degraded` there.
     pub state: &'static str,
-    /// Which replica keeps it; none while nobody is known to.
+    /// The replica that owns the stream; none while no owner is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
-    /// Newest entry of its log.
+    /// Newest entry of the log.
     pub last: Mark,
-    /// Where the platform would be asked to go on: what was heard, also while the store has no room for it.
+    /// The position from which the platform would resume. It includes received events that are not durable yet.
     pub position: Option<String>,
     pub events: u64,
     pub gaps: u64,
@@ -57,23 +57,23 @@ pub struct StreamStatus {
     pub rotations: u64,
     pub reconnects: u64,
     pub buffered: usize,
-    /// Seconds since the platform was last heard.
+    /// Seconds since the last frame from the platform.
     pub silent_seconds: Option<f64>,
-    /// A snapshot that could not be fetched yet.
+    /// Whether a snapshot after a gap is not fetched yet.
     pub snapshot_pending: bool,
-    /// Topics that are configured and not heard, each with its reason (at most 20).
+    /// Configured topics that are not received, each with its reason (at most 20).
     pub refused_topics: Vec<String>,
-    /// How many topics are subscribed, refused by the platform, and unserved.
+    /// Configured topics by state.
     pub topics: TopicCounts,
-    /// What does not work now.
+    /// The newest error that still holds.
     pub last_error: Option<String>,
-    /// When that was found, RFC 3339.
+    /// When the error was detected (RFC 3339).
     pub last_error_at: Option<String>,
-    /// The proxy that its connections go through, without login; none where they are direct.
+    /// The proxy of its connections, without login; none for direct connections.
     pub proxy: Option<String>,
 }
 
-/// How many topics of a stream are heard, and how many not.
+/// Configured topics of a stream by state: subscribed, refused by the platform, unserved.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct TopicCounts {
     pub subscribed: usize,
@@ -97,14 +97,14 @@ pub enum OperatorCommandError {
     Busy,
 }
 
-/// A wish on its way to its stream, and where the answer goes.
+/// A command for a stream task, with the channel for its result.
 #[derive(Debug)]
 struct PendingOperatorCommand {
     command: OperatorCommand,
     answer: oneshot::Sender<Result<(), &'static str>>,
 }
 
-/// What an operator may ask of a stream.
+/// An operator's command for a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperatorCommand {
     Rotate,
@@ -112,22 +112,22 @@ pub enum OperatorCommand {
     Resume,
 }
 
-/// One stream, as it is configured.
+/// The configuration of one stream.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub stream: StreamName,
     pub account: AccountName,
     /// Base of the account's REST API.
     pub api_url: String,
-    /// How the account's connections are made.
+    /// Network settings of the account's connections.
     pub network: NetworkPolicy,
-    /// Bytes of the largest frame that is taken.
+    /// Maximum frame size in bytes.
     pub frame_max: usize,
     pub rules: protocol::stream::Settings,
 }
 
-/// The part of a session's time to connect that an attempt may take: then its error names the step that was late, before
-/// the session gives it up.
+/// The share of the session's connect timeout that a dial may use. The dial times out first, so its error names the slow
+/// step.
 const DIAL_SHARE: f64 = 0.95;
 
 impl Settings {
@@ -141,13 +141,13 @@ impl Settings {
         Ok((rest, Dialler::new(self.network.clone(), self.frame_max, within, key)))
     }
 
-    /// The call for the snapshot whose URL the configuration names.
+    /// The snapshot request, if the configuration has a snapshot URL.
     pub fn configured_snapshot(&self) -> Option<RestRequest> {
         let calls = self.rules.connector.snapshot(None).into_iter();
         calls.into_iter().find(|call| call.method == Method::Get && !call.target.starts_with('/'))
     }
 
-    /// Makes one call outside of the stream's task, to see whether it succeeds.
+    /// Sends one request outside of the stream task, for a preflight check. Both results describe the outcome.
     pub async fn try_call(&self, request: RestRequest, token: Secret) -> Result<String, String> {
         let (rest, _) = self.clients().map_err(|error| chain(&error))?;
         let answer = rest.call(request, token).await?;
@@ -155,15 +155,15 @@ impl Settings {
         if (200..300).contains(&answer.status) { Ok(outcome) } else { Err(outcome) }
     }
 
-    /// The proxy of its socket, where the configuration names one; else that of the API, which does.
+    /// The proxy for the configured socket URL, else the proxy for the API URL.
     fn proxy(&self) -> Option<String> {
         self.network.proxy_name(self.rules.connector.socket_url().unwrap_or(&self.api_url))
     }
 }
 
-/// Wishes that may wait; what is beyond them is refused.
+/// Capacity of the command queue of a stream. Further commands are rejected as busy.
 const COMMANDS_MAX: usize = 8;
-/// A stream's task takes a wish in this time, or it is withdrawn.
+/// A command that the stream task does not take in this time is withdrawn.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The handle to all streams. Cheap to clone.
@@ -178,21 +178,21 @@ struct StreamEntry {
     connector: &'static str,
     log: EventLog,
     reporter: Arc<StreamReporter>,
-    /// Who keeps it, where there are replicas.
+    /// The owner of the stream; none in a single process.
     view: Option<HolderView>,
     commands: mpsc::Sender<PendingOperatorCommand>,
-    /// Which proxy its socket goes through.
+    /// The proxy of its socket.
     proxy: Option<String>,
 }
 
 impl StreamRegistry {
-    /// Starts a task for each stream, and claims the logs that are this process's alone. `tokens` holds a handle for each
-    /// account that a stream names, and `seats` says what this process has to do with it: all of it, where there is none.
+    /// Starts a task for each stream. `tokens` has a handle for each account. A stream without an entry in `leases` belongs
+    /// to this process alone, and its log is claimed here.
     pub async fn start(
         settings: Vec<Settings>,
         logs: &EventLogs,
         tokens: &BTreeMap<AccountName, Tokens>,
-        mut seats: BTreeMap<StreamName, LeaseHandle>,
+        mut leases: BTreeMap<StreamName, LeaseHandle>,
         tasks: &mut Tasks,
     ) -> anyhow::Result<Self> {
         let mut streams = BTreeMap::new();
@@ -202,48 +202,49 @@ impl StreamRegistry {
             let stream = settings.stream.clone();
             let (rest, dialler) = settings.clients().context("cannot build the client for REST calls")?;
             let proxy = settings.proxy();
-            let (seat, writer) = match seats.remove(&stream) {
-                Some(seat) => (seat, None),
+            let (lease, writer) = match leases.remove(&stream) {
+                Some(lease) => (lease, None),
                 None => {
                     (LeaseHandle::single_process(), claim(&log).await.with_context(|| format!("the log of {stream}"))?)
                 }
             };
-            let board = Arc::new(StreamReporter::new(&stream, settings.rules.overflow));
-            let (wishes, wished) = mpsc::channel(COMMANDS_MAX);
+            let reporter = Arc::new(StreamReporter::new(&stream, settings.rules.overflow));
+            let (command_sender, commands) = mpsc::channel(COMMANDS_MAX);
             let entry = StreamEntry {
                 account: settings.account,
                 connector: settings.rules.connector.name(),
                 log: log.clone(),
-                reporter: Arc::clone(&board),
-                view: seat.view(),
-                commands: wishes,
+                reporter: Arc::clone(&reporter),
+                view: lease.view(),
+                commands: command_sender,
                 proxy,
             };
             let rules = settings.rules;
-            let keeper =
-                StreamTask { rules, seat, log, writer, tokens, commands: wished, reporter: board, dialler, rest };
-            // At each level of the log its lines name the stream.
+            let task = StreamTask { rules, lease, log, writer, tokens, commands, reporter, dialler, rest };
+            // An error span is enabled at every log level, so that each line has the stream.
             let span = tracing::error_span!("stream", %stream);
-            tasks.start("stream", keeper.run(tasks.stop()).instrument(span));
+            tasks.start("stream", task.run(tasks.stop()).instrument(span));
             streams.insert(stream, entry);
         }
         Ok(Self { streams: Arc::new(streams) })
     }
 
-    /// Every stream, in the order of names.
+    /// The status of every stream, sorted by name.
     pub fn statuses(&self) -> Vec<StreamStatus> {
         self.streams.iter().map(|(name, entry)| entry.status(name)).collect()
     }
 
-    /// Whether events of this stream come in right now, here or at another replica.
+    /// Whether this or another replica receives events of this stream now.
     pub fn is_live(&self, stream: &StreamName) -> bool {
         self.streams.get(stream).is_some_and(|entry| {
             matches!(entry.state(), StreamState::Live | StreamState::Degraded | StreamState::Recovering)
         })
     }
 
-    /// Tells a stream what an operator wants, and waits a moment for its answer; asking twice is harmless. It is refused
-    /// where another replica keeps the stream, where nobody does, and where it would have no effect.
+    /// Sends a command to the stream task and waits up to 2 s for the result. Commands are idempotent.
+    ///
+    /// # Errors
+    /// The stream is unknown, not owned by this replica, or busy, or the command has no effect in its state.
     pub async fn command(&self, stream: &StreamName, command: OperatorCommand) -> Result<(), OperatorCommandError> {
         let entry = self.streams.get(stream).ok_or(OperatorCommandError::UnknownStream)?;
         if let Some(view) = entry.remote_view() {
@@ -253,14 +254,14 @@ impl StreamRegistry {
         entry.commands.try_send(PendingOperatorCommand { command, answer }).map_err(|_| OperatorCommandError::Busy)?;
         match tokio::time::timeout(COMMAND_TIMEOUT, answered).await {
             Ok(Ok(answer)) => answer.map_err(OperatorCommandError::NoEffect),
-            // The stream has just gone to another replica.
+            // The task dropped the command: another replica has taken the lease.
             Ok(Err(_)) => Err(OperatorCommandError::NotHolder { holder: None }),
             Err(_) => Err(OperatorCommandError::Busy),
         }
     }
 }
 
-/// Claims a log that is this process's alone; none when the store takes nothing now: the stream's task tries again.
+/// Claims the log of a single process. None if the store is unavailable: the stream task retries.
 async fn claim(log: &EventLog) -> Result<Option<LogWriter>, AppendError> {
     match log.claim(None).await {
         Ok(writer) => Ok(Some(writer)),
@@ -278,17 +279,17 @@ async fn claim(log: &EventLog) -> Result<Option<LogWriter>, AppendError> {
 }
 
 impl StreamEntry {
-    /// Who keeps it, unless that is this process.
+    /// The owner, unless it is this process.
     fn remote_view(&self) -> Option<&HolderView> {
         self.view.as_ref().filter(|view| !view.is_local())
     }
 
-    /// Why nothing comes of a stream that another replica owns: here, or there.
+    /// Why the stream of another replica is unusable, here or there.
     fn unusable_reason(&self, view: &HolderView) -> Option<String> {
         view.unreadable().or_else(|| view.failure()).or_else(|| self.log.unreadable())
     }
 
-    /// What it is in, wherever it is kept.
+    /// The state of the stream at its owner.
     fn state(&self) -> StreamState {
         let here = self.reporter.stats().state;
         match self.remote_view() {
@@ -301,12 +302,12 @@ impl StreamEntry {
     }
 
     fn status(&self, name: &StreamName) -> StreamStatus {
-        let facts = self.reporter.stats();
+        let stats = self.reporter.stats();
         let end = self.log.end();
         let now = clock::now();
-        let [subscribed, refused, unserved] = facts.topic_counts();
+        let [subscribed, refused, unserved] = stats.topic_counts();
         let unusable = self.remote_view().and_then(|view| self.unusable_reason(view)).map(|why| (clock::wall(), why));
-        let (at, last_error) = unusable.or_else(|| facts.last_error()).unzip();
+        let (at, last_error) = unusable.or_else(|| stats.last_error()).unzip();
         StreamStatus {
             stream: name.clone(),
             account: self.account.clone(),
@@ -314,16 +315,16 @@ impl StreamEntry {
             state: self.state().as_str(),
             holder: self.view.as_ref().and_then(HolderView::holder).map(|holder| holder.to_string()),
             last: Mark { epoch: end.lineage.current(), offset: end.last },
-            position: facts.position.map(|position| position.to_string()),
-            events: facts.events,
-            gaps: facts.gaps,
-            duplicates: facts.duplicates,
-            rotations: facts.rotations,
-            reconnects: facts.reconnects,
-            buffered: facts.buffered,
-            silent_seconds: facts.last_received_at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
-            snapshot_pending: facts.snapshot_pending,
-            refused_topics: facts.refused_topic_texts(),
+            position: stats.position.map(|position| position.to_string()),
+            events: stats.events,
+            gaps: stats.gaps,
+            duplicates: stats.duplicates,
+            rotations: stats.rotations,
+            reconnects: stats.reconnects,
+            buffered: stats.buffered,
+            silent_seconds: stats.last_received_at.map(|at| now.saturating_duration_since(at).as_secs_f64()),
+            snapshot_pending: stats.snapshot_pending,
+            refused_topics: stats.refused_topic_texts(),
             topics: TopicCounts { subscribed, refused, unserved },
             last_error,
             last_error_at: at.map(|at| at.to_string()),

@@ -1,4 +1,4 @@
-//! Appending to a log for as long as it takes, and only while this process may.
+//! Appends with retries, only while this process holds the lease.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,35 +10,37 @@ use crate::{
     store::AppendError,
 };
 
-/// A store without room is asked again after this time.
+/// Delay before an append to an unavailable store is retried.
 pub(super) const STORE_RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// The right to append to one stream's log, and the way to do it.
+/// Appends to the log of one stream while the lease permits it.
 #[derive(Debug, Clone)]
 pub(super) struct Appender {
     pub(super) writer: Arc<LogWriter>,
-    /// None where there is but this one process.
+    /// None in a single process.
     pub(super) fence: Option<Fence>,
-    pub(super) rights: AppendPermit,
+    pub(super) permit: AppendPermit,
 }
 
 impl Appender {
-    /// Appends, waiting for the right and for room as long as it takes: meanwhile the buffer fills and the platform is
-    /// not read.
+    /// Appends. Waits for the permit and retries while the store is unavailable; meanwhile the buffer fills.
+    ///
+    /// # Errors
+    /// The append was fenced, or the log has diverged or is unusable.
     pub(super) async fn append(
         &mut self,
         events: &[Event],
         checkpoint: Checkpoint,
-        board: &StreamReporter,
+        reporter: &StreamReporter,
     ) -> Result<Mark, AppendError> {
         loop {
-            self.rights.ready(self.fence).await;
+            self.permit.ready(self.fence).await;
             match self.writer.append(events, checkpoint).await {
                 Ok(offset) => {
-                    board.append_succeeded();
+                    reporter.append_succeeded();
                     return Ok(Mark { epoch: self.writer.epoch(), offset });
                 }
-                Err(AppendError::Unavailable(why)) => board.store_unavailable(&why),
+                Err(AppendError::Unavailable(why)) => reporter.store_unavailable(&why),
                 Err(
                     error @ (AppendError::Fenced
                     | AppendError::Diverged(_)

@@ -1,4 +1,4 @@
-//! The task of one stream: tells its machine what happens, and carries out what it says.
+//! Drives the machine of one stream: passes it inputs and executes its outputs.
 
 use std::{collections::BTreeMap, future::Future, mem, pin::Pin, sync::Arc, time::Instant};
 
@@ -33,18 +33,18 @@ use crate::{
     store::AppendError,
 };
 
-/// While frames are there, so many are read before anything else is looked at.
+/// Frames read in one wakeup before other events are handled.
 const FRAMES_PER_WAKEUP_MAX: usize = 64;
-/// Before a deadline is acted upon, so many frames that are there are read; the rest is read behind it.
+/// Available frames read before a timeout is handled. Further frames are read after it.
 const FRAMES_BEFORE_TIMEOUT_MAX: usize = 4_096;
-/// Sessions may still be on their way under the token before the newest.
+/// Tokens kept: sessions may still connect with the one before the newest.
 const TOKENS_MAX: usize = 3;
 
-/// One stream's task while it has something to do with the stream.
+/// The work on one stream while this replica is its owner or standby.
 pub(super) struct StreamDriver<'a> {
     pub(super) machine: Stream,
     pub(super) log_access: LogAccess,
-    pub(super) seat: &'a mut LeaseHandle,
+    pub(super) lease: &'a mut LeaseHandle,
     pub(super) commands: &'a mut mpsc::Receiver<PendingOperatorCommand>,
     pub(super) log: EventLog,
     pub(super) tokens: Tokens,
@@ -53,47 +53,47 @@ pub(super) struct StreamDriver<'a> {
     pub(super) rest: RestClient,
     pub(super) sockets: SessionSockets,
     pub(super) work: FuturesUnordered<StreamWork>,
-    /// What a session is waiting for: one call or one dial at a time. Dropping it with the session closes its connection.
+    /// The call or dial in flight of each session. Aborting it closes its connection.
     pub(super) attempts: BTreeMap<SessionId, AbortHandle>,
     pub(super) secrets: BTreeMap<u64, Secret>,
-    /// When the oldest event that is not durable yet was received.
+    /// Receive time of the oldest event that is not durable yet.
     pub(super) oldest_received_at: Option<Instant>,
-    /// Why the log cannot be used, as the others were told.
+    /// The log error last published to the other replicas.
     pub(super) published_failure: Option<String>,
-    /// Whether the others were told that a session is live.
+    /// Whether this replica last published a live session.
     pub(super) published_live: bool,
-    /// Whether they were told that it does not hear all that is configured. True at first, so that the first word is
-    /// about this session and not about one before.
+    /// Whether this replica last published a degraded session. Initially true, so that a value of an earlier session is
+    /// replaced.
     pub(super) published_degraded: bool,
-    /// An append was begun a moment ago, and is not on its way yet.
+    /// An append was queued and must be polled before the next read.
     pub(super) append_started: bool,
 }
 
-/// How it ended.
+/// Why the driver ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamRunEnd {
     /// The process ends.
     Stopped,
-    /// The stream's part is another one now.
+    /// The role of this replica has changed.
     Released,
 }
 
-/// Something under way that answers once.
+/// An operation in flight.
 pub(super) type StreamWork = Pin<Box<dyn Future<Output = StreamWorkResult> + Send>>;
 
-/// What came of it.
+/// The result of an operation.
 pub(super) enum StreamWorkResult {
     Connected(SessionId, Box<Result<UpstreamSocket, Failure>>),
     Answered(CallId, Result<RestResponse, String>),
     Appended(Result<Mark, AppendError>),
-    /// The log was claimed, or cannot be.
+    /// The result of a claim of the log.
     Claimed(Box<LogClaimResult>),
-    /// Where the log of another holder is.
+    /// The position of a log that another replica writes.
     Position(Option<Position>),
     Finished,
 }
 
-/// What the loop was woken by.
+/// Why the loop woke up.
 enum StreamWakeup {
     Stop,
     Role,
@@ -105,8 +105,7 @@ enum StreamWakeup {
 }
 
 impl StreamDriver<'_> {
-    /// Runs until the stop signal or until the stream's part is another one, and then until everything that was heard
-    /// is durable, where that is this process's to see to.
+    /// Runs until the stop signal or a change of role. An owner first makes all received events durable.
     pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<StreamRunEnd> {
         let mut tokens = self.tokens.watch();
         let mut stopping = false;
@@ -126,59 +125,59 @@ impl StreamDriver<'_> {
                 self.machine.handle_timeout(now());
                 continue;
             }
-            // The store works while we read on: first it gets what it is to work on.
+            // Poll a new append once before reading, so that the store works while frames are read.
             let yields_to_append = mem::take(&mut self.append_started);
-            let wants = self.machine.wants_frames() && !self.sockets.is_empty() && !self.log_access.is_claiming();
-            let reading = wants && !yields_to_append;
-            let woken = tokio::select! {
+            let readable = self.machine.wants_frames() && !self.sockets.is_empty() && !self.log_access.is_claiming();
+            let reading = readable && !yields_to_append;
+            let wakeup = tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopping => StreamWakeup::Stop,
-                () = self.seat.changed() => StreamWakeup::Role,
-                Some(asked) = self.commands.recv() => StreamWakeup::Command(asked),
+                () = self.lease.changed() => StreamWakeup::Role,
+                Some(command) = self.commands.recv() => StreamWakeup::Command(command),
                 Ok(()) = tokens.changed() => StreamWakeup::Token,
-                Some(done) = self.work.next(), if !self.work.is_empty() => StreamWakeup::Done(done),
+                Some(result) = self.work.next(), if !self.work.is_empty() => StreamWakeup::Done(result),
                 () = tokio::task::yield_now(), if yields_to_append => StreamWakeup::Timer,
                 (id, frame) = self.sockets.next(), if reading => StreamWakeup::Frame(id, frame),
                 () = self.log_access.follow() => StreamWakeup::Timer,
                 () = sleep_until(wake) => StreamWakeup::Timer,
             };
-            match woken {
+            match wakeup {
                 StreamWakeup::Stop => {
                     stopping = true;
                     self.stop();
                 }
                 StreamWakeup::Role => self.apply_role(),
-                StreamWakeup::Command(asked) => self.run_command(asked),
+                StreamWakeup::Command(command) => self.run_command(command),
                 StreamWakeup::Token => self.load_token(&mut tokens),
-                StreamWakeup::Done(done) => self.on_work_done(done).await?,
+                StreamWakeup::Done(result) => self.on_work_done(result).await?,
                 StreamWakeup::Frame(id, frame) => self.on_frames(id, frame),
-                // The loop looks at the deadlines itself.
+                // The loop checks the deadlines itself.
                 StreamWakeup::Timer => (),
             }
         }
     }
 
-    /// Does what an operator wants, or says why that would have no effect. What was withdrawn is not done.
-    fn run_command(&mut self, PendingOperatorCommand { command: wish, answer }: PendingOperatorCommand) {
+    /// Executes a command, or answers why it has no effect. A withdrawn command is ignored.
+    fn run_command(&mut self, PendingOperatorCommand { command, answer }: PendingOperatorCommand) {
         if answer.is_closed() {
             return;
         }
-        let wanted = Input::from(wish);
-        let objection = self.machine.objection(&wanted);
+        let input = Input::from(command);
+        let objection = self.machine.objection(&input);
         if objection.is_none() {
-            self.machine.handle(wanted, now());
+            self.machine.handle(input, now());
         }
-        // Whoever asked may have gone away meanwhile.
+        // The requester may have timed out.
         answer.send(objection.map_or(Ok(()), Err)).ok();
     }
 
-    /// A deadline is over. Where this process was stopped meanwhile, what arrived in time is still in the sockets: it is
-    /// read before anybody is judged to be silent or late.
+    /// Reads available frames before a timeout is handled. If this process was paused, frames that arrived in time are
+    /// still in the sockets, and the timeout may not apply.
     async fn read_before_timeout(&mut self) {
         if self.sockets.is_empty() || self.log_access.is_claiming() {
             return;
         }
-        // The runtime learns here which sockets can be read.
+        // The runtime updates socket readiness here.
         tokio::task::yield_now().await;
         for _ in 0..FRAMES_BEFORE_TIMEOUT_MAX {
             if !self.machine.wants_frames() {
@@ -198,12 +197,12 @@ impl StreamDriver<'_> {
         self.machine.handle(Input::Token(generation), now());
     }
 
-    /// The token of a generation; the newest if that one is long gone.
+    /// The token of a generation; the newest if that one is no longer kept.
     fn secret(&self, generation: u64) -> Option<Secret> {
         self.secrets.get(&generation).or_else(|| self.secrets.values().next_back()).cloned()
     }
 
-    /// Reads what is there, up to a bound, so that one append covers it.
+    /// Reads available frames, up to a limit, so that one append covers them.
     fn on_frames(&mut self, id: SessionId, frame: Result<SocketEvent, Failure>) {
         self.on_frame(id, frame);
         for _ in 1..FRAMES_PER_WAKEUP_MAX {
@@ -228,8 +227,8 @@ impl StreamDriver<'_> {
         }
     }
 
-    async fn on_work_done(&mut self, done: StreamWorkResult) -> anyhow::Result<()> {
-        match done {
+    async fn on_work_done(&mut self, result: StreamWorkResult) -> anyhow::Result<()> {
+        match result {
             StreamWorkResult::Connected(session, dialled) => {
                 if self.attempts.remove(&session).is_some() {
                     self.on_connected(session, *dialled);
@@ -260,7 +259,7 @@ impl StreamDriver<'_> {
         }
     }
 
-    /// Carries out everything that the machine wants. True when it is done for good.
+    /// Executes all outputs of the machine. True when the machine has drained.
     async fn drain_outputs(&mut self) -> bool {
         while let Some(output) = self.machine.poll_output() {
             match output {
@@ -287,7 +286,7 @@ impl StreamDriver<'_> {
                 Output::TokenRejected(generation) => self.tokens.refuse(self.log.name(), generation),
                 Output::TokenProven(generation) => self.tokens.record_live(self.log.name(), generation),
                 Output::Report(report) => self.reporter.report(report),
-                Output::Flushed => self.seat.report_flushed().await,
+                Output::Flushed => self.lease.report_flushed().await,
                 Output::Drained => return true,
             }
         }
@@ -295,7 +294,7 @@ impl StreamDriver<'_> {
         self.reporter.update(&self.machine);
         self.reporter.set_owner(self.log_access.is_owner());
         if self.machine.buffered() == 0 {
-            // A heartbeat waits for nothing.
+            // Frames without events leave nothing to append.
             self.oldest_received_at = None;
         }
         false
@@ -312,12 +311,12 @@ impl StreamDriver<'_> {
         };
         match call {
             CallId::Session(session) => self.start_attempt(session, calling),
-            // Bounded by the time that a REST call may take.
+            // Not aborted; bounded by the timeout of a REST call.
             CallId::Snapshot(_) => self.work.push(Box::pin(calling)),
         }
     }
 
-    /// Starts what a session waits for. It is cancelled when the session is forgotten.
+    /// Starts an operation of a session. It is aborted when the socket of the session is dropped.
     fn start_attempt(&mut self, session: SessionId, work: impl Future<Output = StreamWorkResult> + Send + 'static) {
         let (work, handle) = abortable(work);
         self.attempts.insert(session, handle);
@@ -349,39 +348,39 @@ impl StreamDriver<'_> {
 
     fn append(&mut self, events: Vec<Event>, checkpoint: Checkpoint) {
         let Some(mut appender) = self.log_access.appender() else { return };
-        let (board, oldest) = (Arc::clone(&self.reporter), self.oldest_received_at.take());
+        let (reporter, oldest) = (Arc::clone(&self.reporter), self.oldest_received_at.take());
         if self.machine.buffered() > events.len() {
-            // What was read behind this batch waits from here on.
+            // Events read after this batch count from now.
             self.oldest_received_at = Some(clock::now());
         }
         self.append_started = true;
         self.work.push(Box::pin(async move {
             let bytes = events.iter().map(|event| event.body.len()).sum();
-            let appended = appender.append(&events, checkpoint, &board).await;
+            let appended = appender.append(&events, checkpoint, &reporter).await;
             if appended.is_ok() && !events.is_empty() {
-                board.appended(events.len(), bytes, oldest.map(|at| clock::now().saturating_duration_since(at)));
+                reporter.appended(events.len(), bytes, oldest.map(|at| clock::now().saturating_duration_since(at)));
             }
             StreamWorkResult::Appended(appended)
         }));
     }
 
-    /// The others are told when a session becomes live, or is no longer.
+    /// Publishes changes of health to the other replicas: live, degraded, log error.
     async fn publish_health(&mut self) {
         let failed = self.reporter.log_error();
         let live = self.machine.is_ready() && failed.is_none();
         if self.published_failure != failed {
             self.published_failure.clone_from(&failed);
-            self.seat.report_failed(failed).await;
+            self.lease.report_failed(failed).await;
         }
         if mem::replace(&mut self.published_live, live) != live {
             if live {
                 self.record_live_offset();
             }
-            self.seat.report_live(live).await;
+            self.lease.report_live(live).await;
         }
         let degraded = self.machine.is_degraded();
         if mem::replace(&mut self.published_degraded, degraded) != degraded {
-            self.seat.report_degraded(degraded).await;
+            self.lease.report_degraded(degraded).await;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a stream's task may do with the log: append to it, or follow what its holder appends, ready to go on.
+//! Access of a stream task to the log: append as owner, or follow the owner's appends as standby.
 
 use std::{future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
@@ -14,42 +14,41 @@ use crate::{
     store::AppendError,
 };
 
-/// The position of a log that is followed is looked at this often, so that a new session of ours does not make the
-/// platform repeat more than that.
+/// Interval of position reads on a standby. A new session of the standby makes the platform repeat at most this much.
 const POSITION_READ_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A log that cannot be used is claimed again after this time.
+/// Delay before an unusable log is claimed again.
 pub(super) const CLAIM_RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// One of so many newest entries has the platform's number.
+/// Newest entries searched for one with the platform's number.
 const NUMBERED_SEARCH_MAX: usize = 64;
 
-/// Beside as many entries as are kept, so many are looked at: some are the relay's own.
+/// Entries read in addition to the buffered ones, because some entries are created by the relay.
 const NEWEST_MARGIN: usize = 64;
 
-/// Where nothing is kept, late frames of ours may repeat so many entries.
+/// Maximum number of entries read when the standby buffer is empty: late frames may repeat them.
 const NEWEST_MAX: usize = 10_000;
 
-/// Shows readers of this process what the holder appends.
+/// Makes the owner's appends visible to readers of this process.
 pub(super) type FollowFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Who may append.
+/// Whether this replica may append.
 pub(super) enum LogAccess {
-    /// Another replica.
+    /// Another replica appends; this one follows.
     Standby {
         following: FollowFuture,
-        /// Where the log ended when a session of ours was live.
+        /// End of the log when the session of this standby became live.
         since: Option<Offset>,
     },
-    /// This one, as soon as it has claimed the log. Meanwhile nothing is read, so that what is kept stays.
+    /// This replica claims the log. Sockets are not read meanwhile, so the standby buffer does not change.
     Claiming { ownership: Ownership },
-    /// This one. `closing`: nothing new is heard.
+    /// This replica appends.
     Owner { appender: Appender, ownership: Ownership },
-    /// Nobody here: the stream's part is about to change.
+    /// No access: the role is about to change.
     None,
 }
 
-/// What came of a claim: the writer, and the newest entries of the log.
+/// The result of a claim: the writer and the newest entries of the log.
 pub(super) type LogClaimResult = Result<(LogWriter, Vec<Event>), AppendError>;
 
 impl LogAccess {
@@ -65,7 +64,7 @@ impl LogAccess {
         matches!(self, Self::Owner { .. })
     }
 
-    /// The way to append, if there is one.
+    /// The appender, if this replica owns the log.
     pub(super) fn appender(&self) -> Option<Appender> {
         match self {
             Self::Owner { appender, .. } => Some(appender.clone()),
@@ -75,12 +74,12 @@ impl LogAccess {
 
     fn ownership(&self) -> Option<Ownership> {
         match self {
-            Self::Owner { ownership: owning, .. } | Self::Claiming { ownership: owning } => Some(*owning),
+            Self::Owner { ownership, .. } | Self::Claiming { ownership } => Some(*ownership),
             Self::Standby { .. } | Self::None => None,
         }
     }
 
-    /// Follows the log while another has it; for ever.
+    /// Follows the log as standby. Never completes.
     pub(super) async fn follow(&mut self) {
         match self {
             Self::Standby { following, .. } => following.await,
@@ -89,7 +88,7 @@ impl LogAccess {
     }
 }
 
-/// Follows a log for ever. A store that is closed ends it: then there is nothing more to follow.
+/// Follows a log. Never completes, even when a closed store ends the work.
 pub(super) fn follow_log(log: &EventLog) -> FollowFuture {
     let log = log.clone();
     Box::pin(async move {
@@ -99,7 +98,7 @@ pub(super) fn follow_log(log: &EventLog) -> FollowFuture {
     })
 }
 
-/// Claims a log, waiting for the store as long as it takes.
+/// Claims a log. Retries while the store is unavailable.
 pub(super) async fn claim(log: &EventLog, fence: Option<Fence>) -> Result<LogWriter, AppendError> {
     loop {
         match log.claim(fence).await {
@@ -110,13 +109,13 @@ pub(super) async fn claim(log: &EventLog, fence: Option<Fence>) -> Result<LogWri
     }
 }
 
-/// What the machine goes on from.
+/// The end of the claimed log, from which the machine starts.
 pub(super) fn stream_opening(writer: &LogWriter) -> LogHead {
     let found = writer.claimed_state();
     LogHead { checkpoint: found.checkpoint, damaged: found.damaged }
 }
 
-/// Where a numbered log is, by its newest entries; none where it is written from another feed.
+/// The position of a numbered log by its newest entries. None if another feed wrote the log.
 pub(super) async fn read_log_position(log: &EventLog, feed: FeedId) -> Option<Position> {
     let stored = log.feed().await.ok()?;
     if stored.is_some_and(|stored| stored != feed) {
@@ -127,18 +126,20 @@ pub(super) async fn read_log_position(log: &EventLog, feed: FeedId) -> Option<Po
 }
 
 impl StreamDriver<'_> {
-    /// Does what the seat says now.
+    /// Applies the current role of this replica.
     pub(super) fn apply_role(&mut self) {
-        let part = self.seat.role();
-        match (self.log_access.ownership(), part) {
+        let role = self.lease.role();
+        match (self.log_access.ownership(), role) {
             (None, ReplicaRole::Standby) => (),
-            (None, ReplicaRole::Owner(owning)) => self.claim(owning),
-            (Some(before), ReplicaRole::Owner(owning)) if before.fence == owning.fence => self.apply_stage(owning),
+            (None, ReplicaRole::Owner(ownership)) => self.claim(ownership),
+            (Some(before), ReplicaRole::Owner(ownership)) if before.fence == ownership.fence => {
+                self.apply_stage(ownership)
+            }
             (_, ReplicaRole::Idle) | (Some(_), ReplicaRole::Standby | ReplicaRole::Owner(_)) => self.release(),
         }
     }
 
-    /// The process ends. What was heard becomes durable if it is this process's to keep.
+    /// Handles the stop signal. An owner drains; any other role is released.
     pub(super) fn stop(&mut self) {
         match self.log_access {
             LogAccess::Owner { .. } => self.machine.handle(Input::Drain, now()),
@@ -151,13 +152,13 @@ impl StreamDriver<'_> {
         self.machine.handle(Input::Release, now());
     }
 
-    fn claim(&mut self, owning: Ownership) {
+    fn claim(&mut self, ownership: Ownership) {
         let LogAccess::Standby { since, .. } = self.log_access else { return };
-        self.log_access = LogAccess::Claiming { ownership: owning };
+        self.log_access = LogAccess::Claiming { ownership };
         let (log, compares, kept) = (self.log.clone(), self.machine.compares_with_log(), self.machine.standby_len());
         self.work.push(Box::pin(async move {
             let claiming = async {
-                let writer = claim(&log, owning.fence).await?;
+                let writer = claim(&log, ownership.fence).await?;
                 let stored = if compares { read_newest(&log, since, kept).await? } else { Vec::new() };
                 Ok((writer, stored))
             };
@@ -166,31 +167,32 @@ impl StreamDriver<'_> {
     }
 
     pub(super) async fn claimed(&mut self, claimed: LogClaimResult) -> anyhow::Result<()> {
-        let LogAccess::Claiming { ownership: owning } = self.log_access else { return Ok(()) };
+        let LogAccess::Claiming { ownership } = self.log_access else { return Ok(()) };
         match claimed {
             Ok((writer, stored)) => {
                 let opening = stream_opening(&writer);
                 let appender =
-                    Appender { writer: Arc::new(writer), fence: owning.fence, rights: self.seat.append_permit() };
+                    Appender { writer: Arc::new(writer), fence: ownership.fence, permit: self.lease.append_permit() };
                 self.log_access =
-                    LogAccess::Owner { appender, ownership: Ownership { phase: OwnershipPhase::Active, ..owning } };
-                self.machine.handle(Input::BecomeOwner { head: opening, stored, covered: owning.handed_over }, now());
-                self.apply_stage(owning);
+                    LogAccess::Owner { appender, ownership: Ownership { phase: OwnershipPhase::Active, ..ownership } };
+                self.machine
+                    .handle(Input::BecomeOwner { head: opening, stored, covered: ownership.handed_over }, now());
+                self.apply_stage(ownership);
                 Ok(())
             }
             Err(error) => self.on_append_error(error).await,
         }
     }
 
-    /// How far the end of the ownership has come.
+    /// Applies a new phase of the ownership.
     fn apply_stage(&mut self, next: Ownership) {
-        let LogAccess::Owner { ownership: owning, .. } = &mut self.log_access else {
-            if let LogAccess::Claiming { ownership: owning } = &mut self.log_access {
-                *owning = next;
+        let LogAccess::Owner { ownership, .. } = &mut self.log_access else {
+            if let LogAccess::Claiming { ownership } = &mut self.log_access {
+                *ownership = next;
             }
             return;
         };
-        let before = mem::replace(&mut owning.phase, next.phase);
+        let before = mem::replace(&mut ownership.phase, next.phase);
         match next.phase {
             OwnershipPhase::Flushing(_) if before != next.phase => self.machine.handle(Input::Flush, now()),
             OwnershipPhase::Closing if before != next.phase => self.machine.handle(Input::Drain, now()),
@@ -198,17 +200,17 @@ impl StreamDriver<'_> {
         }
     }
 
-    /// Nothing more can be appended as it was. Whether that ends the process.
+    /// Handles a failed append or claim. An error ends the process.
     pub(super) async fn on_append_error(&mut self, error: AppendError) -> anyhow::Result<()> {
-        let Some(owning) = self.log_access.ownership() else {
-            // It was under way when the stream went to another replica, which hears the same again.
+        let Some(ownership) = self.log_access.ownership() else {
+            // The append was in flight when another replica took the lease. That replica receives the same events.
             tracing::info!(%error, "append failed after the lease was lost");
             return Ok(());
         };
-        match (error, owning.fence) {
+        match (error, ownership.fence) {
             (AppendError::Fenced, Some(fence)) => {
                 self.release();
-                self.seat.report_fenced(fence).await;
+                self.lease.report_fenced(fence).await;
                 Ok(())
             }
             (AppendError::Diverged(why), Some(_)) => {
@@ -226,7 +228,7 @@ impl StreamDriver<'_> {
         }
     }
 
-    /// Everything is over that was begun. True when the stream's part is another one, or begins anew.
+    /// Handles a drained machine. True if the driver ends; false if only the ownership was closed.
     pub(super) async fn on_drained(&mut self) -> bool {
         let closing = matches!(
             self.log_access,
@@ -234,12 +236,12 @@ impl StreamDriver<'_> {
         );
         if closing {
             self.log_access = LogAccess::None;
-            self.seat.report_closed().await;
+            self.lease.report_closed().await;
         }
         !closing
     }
 
-    /// Where the log of another holder is: the next session goes on there.
+    /// Takes the position of the followed log, from which the next session resumes.
     pub(super) fn on_log_position(&mut self, position: Option<Position>) {
         if matches!(self.log_access, LogAccess::Standby { .. }) {
             if let Some(position) = position {
@@ -249,7 +251,7 @@ impl StreamDriver<'_> {
         }
     }
 
-    /// Looks again after a while.
+    /// Schedules the next read of the log position.
     pub(super) fn schedule_position_read(&self) {
         let (log, feed) = (self.log.clone(), self.machine.feed());
         self.work.push(Box::pin(async move {
@@ -258,7 +260,7 @@ impl StreamDriver<'_> {
         }));
     }
 
-    /// What was appended before a session of ours was live cannot be what it brings.
+    /// Records the end of the log when the standby session becomes live. It does not repeat earlier entries.
     pub(super) fn record_live_offset(&mut self) {
         let end = self.log.end().last;
         if let LogAccess::Standby { since, .. } = &mut self.log_access {
@@ -267,7 +269,7 @@ impl StreamDriver<'_> {
     }
 }
 
-/// The newest entries of a log that may be among what is kept; where nothing is, all since a session was live.
+/// The newest entries that may repeat the standby buffer; if it is empty, all since the session became live.
 async fn read_newest(log: &EventLog, since: Option<Offset>, kept: usize) -> Result<Vec<Event>, AppendError> {
     let (after, count) = match (since, kept) {
         (Some(since), 0) => (since, NEWEST_MAX),

@@ -1,4 +1,4 @@
-//! What is known of a stream from outside: its counts, its state, and the log lines and metrics that tell them.
+//! The observable side of a stream: counters, state, log lines and metrics.
 
 use std::{
     collections::BTreeMap,
@@ -17,12 +17,12 @@ use crate::{
     telemetry::metrics,
 };
 
-/// So many refused topics are shown.
+/// Maximum number of refused topics in logs and status.
 const REFUSED_SHOWN_MAX: usize = 20;
-/// The same trouble is told at most once in this time.
+/// Minimum time between two log lines of the same frequent event.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The board of one stream. Its task writes, whoever asks reads.
+/// Statistics of one stream. The stream task writes, `status` reads.
 #[derive(Debug)]
 pub(super) struct StreamReporter {
     metrics: metrics::StreamMetrics,
@@ -30,7 +30,7 @@ pub(super) struct StreamReporter {
     stats: Mutex<StreamStats>,
 }
 
-/// What stands on it.
+/// Counters, state and errors of one stream.
 #[derive(Debug, Clone)]
 pub(super) struct StreamStats {
     pub(super) state: StreamState,
@@ -44,18 +44,18 @@ pub(super) struct StreamStats {
     pub(super) last_received_at: Option<Instant>,
     pub(super) snapshot_pending: bool,
     pub(super) topics: TopicCoverage,
-    /// What holds now, with the time at which it began to be so.
+    /// Current errors, each with the time of its detection.
     errors: BTreeMap<StreamErrorKind, (Timestamp, String)>,
     store_unavailable: bool,
     /// Why the log cannot be used.
     log_error: Option<String>,
     claim_failures: ClaimFailures,
-    /// What the machine is in: shown while the log can be used.
+    /// The state of the stream machine; shown unless the log is unusable.
     machine_state: StreamState,
     log_throttle: LogThrottle,
 }
 
-/// What an error is about: each kind is cleared when it no longer holds.
+/// The kind of an error. Each kind is cleared separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum StreamErrorKind {
     Session,
@@ -66,7 +66,7 @@ enum StreamErrorKind {
     Snapshot,
 }
 
-/// When the frequent kinds of trouble were last told.
+/// Time of the last log line of each frequent event.
 #[derive(Debug, Clone, Copy, Default)]
 struct LogThrottle {
     undecoded: Option<Instant>,
@@ -103,48 +103,48 @@ impl StreamReporter {
         }
     }
 
-    /// A copy of what stands there.
+    /// A copy of the current statistics.
     pub(super) fn stats(&self) -> StreamStats {
-        self.with(|facts| facts.clone())
+        self.with(|stats| stats.clone())
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut StreamStats) -> T) -> T {
         change(&mut self.stats.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Another replica owns the log: whether it can be used is for that one to report.
+    /// Clears log errors when another replica owns the log; the owner reports them.
     pub(super) fn clear_log_error(&self) {
         self.clear_error(StreamErrorKind::Log);
-        self.with(|facts| {
-            facts.claim_failures = ClaimFailures::default();
-            if facts.log_error.take().is_some() {
-                facts.state = facts.machine_state;
+        self.with(|stats| {
+            stats.claim_failures = ClaimFailures::default();
+            if stats.log_error.take().is_some() {
+                stats.state = stats.machine_state;
             }
         });
     }
 
-    /// The stream is kept elsewhere.
+    /// Resets state and metrics when another replica owns the stream.
     pub(super) fn reset(&self) {
         self.clear_log_error();
         self.metrics.clear();
-        self.with(|facts| {
-            facts.state = StreamState::Starting;
-            facts.machine_state = StreamState::Starting;
-            facts.position = None;
-            facts.buffered = 0;
-            facts.last_received_at = None;
-            facts.snapshot_pending = false;
-            facts.topics = TopicCoverage { subscribed: 0, missing: Vec::new() };
-            facts.errors.clear();
+        self.with(|stats| {
+            stats.state = StreamState::Starting;
+            stats.machine_state = StreamState::Starting;
+            stats.position = None;
+            stats.buffered = 0;
+            stats.last_received_at = None;
+            stats.snapshot_pending = false;
+            stats.topics = TopicCoverage { subscribed: 0, missing: Vec::new() };
+            stats.errors.clear();
         });
     }
 
-    /// Whether this process appends to its log.
+    /// Sets whether this process owns the log.
     pub(super) fn set_owner(&self, owned: bool) {
         self.metrics.set_owner(owned);
     }
 
-    /// What changes with every step.
+    /// Copies buffer length, position and receive time from the machine.
     pub(super) fn update(&self, machine: &Stream) {
         let buffered = machine.buffered();
         self.metrics.set_buffered(buffered);
@@ -152,22 +152,23 @@ impl StreamReporter {
         if !snapshot_pending {
             self.clear_error(StreamErrorKind::Snapshot);
         }
-        self.with(|facts| {
-            facts.position = machine.position();
-            facts.buffered = buffered;
-            facts.last_received_at = machine.last_received_at();
-            facts.snapshot_pending = snapshot_pending;
+        self.with(|stats| {
+            stats.position = machine.position();
+            stats.buffered = buffered;
+            stats.last_received_at = machine.last_received_at();
+            stats.snapshot_pending = snapshot_pending;
         });
     }
 
-    /// Entries became durable, so long after the oldest of them was received (none if all are the relay's own).
+    /// Counts durable entries. `latency` is the age of the oldest one; none if all were created by the relay.
     pub(super) fn appended(&self, events: usize, bytes: usize, latency: Option<Duration>) {
         self.metrics.appended(events, bytes, latency);
-        self.with(|facts| facts.events += events as u64);
+        self.with(|stats| stats.events += events as u64);
     }
 
+    /// Records that the store rejects appends for now.
     pub(super) fn store_unavailable(&self, why: &str) {
-        let is_new = self.with(|facts| !std::mem::replace(&mut facts.store_unavailable, true));
+        let is_new = self.with(|stats| !std::mem::replace(&mut stats.store_unavailable, true));
         if is_new {
             let when_full = when_full(self.overflow);
             error!(%why, when_full, "store unavailable; events wait in the buffer");
@@ -175,12 +176,12 @@ impl StreamReporter {
         self.set_error(StreamErrorKind::Store, format!("store unavailable: {why}"));
     }
 
-    /// An append was done.
+    /// Records a successful append.
     pub(super) fn append_succeeded(&self) {
-        let (had_no_room, was_refused) = self.with(|facts| {
-            facts.claim_failures.appended();
-            facts.errors.remove(&StreamErrorKind::Store);
-            (std::mem::take(&mut facts.store_unavailable), facts.log_error.is_some())
+        let (had_no_room, was_refused) = self.with(|stats| {
+            stats.claim_failures.appended();
+            stats.errors.remove(&StreamErrorKind::Store);
+            (std::mem::take(&mut stats.store_unavailable), stats.log_error.is_some())
         });
         if had_no_room {
             info!("store available again");
@@ -190,42 +191,42 @@ impl StreamReporter {
         }
     }
 
-    /// The store refused an append for what it holds of the log.
+    /// Records that the store rejected an append because its copy of the log is unusable.
     pub(super) fn append_refused(&self, why: &str) {
-        self.with(|facts| facts.claim_failures.refused());
+        self.with(|stats| stats.claim_failures.refused());
         self.log_unusable(why);
     }
 
-    /// The log was not where this process left it. What comes of that is no failure the first time.
+    /// Records that the log changed outside this process. The first time is not reported as a failure.
     pub(super) fn log_moved(&self, why: &str) {
-        if self.with(|facts| facts.claim_failures.moved()) {
+        if self.with(|stats| stats.claim_failures.moved()) {
             self.log_unusable(why);
         }
     }
 
-    /// How long the next claim of the log waits.
+    /// Delay before the next claim of the log.
     pub(super) fn claim_delay(&self) -> Option<Duration> {
-        self.with(|facts| facts.claim_failures.delay(fastrand::f64()))
+        self.with(|stats| stats.claim_failures.delay(fastrand::f64()))
     }
 
-    /// Why the log cannot be used, while it cannot.
+    /// Why the log is unusable; none if it is usable.
     pub(super) fn log_error(&self) -> Option<String> {
-        self.with(|facts| facts.log_error.clone())
+        self.with(|stats| stats.log_error.clone())
     }
 
-    /// What the store holds of this stream's log cannot be used, until an operator has mended it.
+    /// Records that the stored log is unusable until an operator repairs it.
     pub(super) fn log_unusable(&self, why: &str) {
         let text = format!("log unusable: {why}");
-        let is_news = self.with(|facts| {
-            let is_news = facts.log_error.as_deref() != Some(why);
-            facts.log_error = Some(why.to_owned());
-            facts.state = StreamState::Failed;
-            facts.machine_state = StreamState::Starting;
-            is_news
+        let is_new = self.with(|stats| {
+            let is_new = stats.log_error.as_deref() != Some(why);
+            stats.log_error = Some(why.to_owned());
+            stats.state = StreamState::Failed;
+            stats.machine_state = StreamState::Starting;
+            is_new
         });
         self.set_error(StreamErrorKind::Log, text);
         self.metrics.set_state(StreamState::Failed.as_str());
-        if is_news {
+        if is_new {
             error!(
                 reason = why,
                 state = StreamState::Failed.as_str(),
@@ -234,19 +235,19 @@ impl StreamReporter {
         }
     }
 
-    /// The log was claimed. After an append that was refused only an append shows that it can be used.
+    /// Records a successful claim. After a rejected append, only a successful append shows that the log is usable.
     pub(super) fn log_claimed(&self) {
-        if !self.with(|facts| facts.claim_failures.needs_append()) {
+        if !self.with(|stats| stats.claim_failures.needs_append()) {
             self.log_usable();
         }
     }
 
     fn log_usable(&self) {
         self.clear_error(StreamErrorKind::Log);
-        let machine = self.with(|facts| {
-            facts.log_error.take()?;
-            facts.state = facts.machine_state;
-            Some(facts.machine_state)
+        let machine = self.with(|stats| {
+            stats.log_error.take()?;
+            stats.state = stats.machine_state;
+            Some(stats.machine_state)
         });
         if let Some(machine) = machine {
             self.metrics.set_state(machine.as_str());
@@ -254,7 +255,7 @@ impl StreamReporter {
         }
     }
 
-    /// Counts and tells what the machine reports.
+    /// Counts and logs a report of the machine.
     pub(super) fn report(&self, report: StreamReport) {
         match report {
             StreamReport::State(state) => self.entered(state),
@@ -265,12 +266,12 @@ impl StreamReporter {
             StreamReport::Resuming(position) => info!(position = position.map(|position| position.0.0), "connecting"),
             StreamReport::Gap { reason, lost } => {
                 self.metrics.gap_marked(reason, lost);
-                self.with(|facts| facts.gaps += 1);
+                self.with(|stats| stats.gaps += 1);
                 warn!(reason = reason.as_str(), lost, "gap recorded");
             }
             StreamReport::Duplicates(count) => {
                 self.metrics.duplicates_dropped(count);
-                self.with(|facts| facts.duplicates += count);
+                self.with(|stats| stats.duplicates += count);
             }
             StreamReport::Undecoded { bytes } => self.undecoded(bytes),
             StreamReport::Shed(count) => self.shed(count),
@@ -284,7 +285,7 @@ impl StreamReporter {
                 self.metrics.rotated(trigger.as_str(), true);
                 self.metrics.observe_rotation_silence(silence);
                 self.clear_error(StreamErrorKind::Rotation);
-                self.with(|facts| facts.rotations += 1);
+                self.with(|stats| stats.rotations += 1);
                 info!(trigger = trigger.as_str(), silence_ms = silence.as_millis(), "rotation completed");
             }
             StreamReport::SessionLost { failure, retry_in } => self.lost(&failure, retry_in),
@@ -301,11 +302,11 @@ impl StreamReporter {
     }
 
     fn entered(&self, state: StreamState) {
-        let is_shown = self.with(|facts| {
-            facts.machine_state = state;
-            let is_shown = facts.log_error.is_none();
+        let is_shown = self.with(|stats| {
+            stats.machine_state = state;
+            let is_shown = stats.log_error.is_none();
             if is_shown {
-                facts.state = state;
+                stats.state = state;
             }
             is_shown
         });
@@ -328,24 +329,24 @@ impl StreamReporter {
 
     fn undecoded(&self, bytes: usize) {
         self.metrics.frame_undecoded();
-        if self.should_log(|quiet| &mut quiet.undecoded) {
+        if self.should_log(|throttle| &mut throttle.undecoded) {
             warn!(bytes, "frame not decoded; stored verbatim");
         }
     }
 
     fn shed(&self, count: u64) {
         self.metrics.shed(count);
-        if self.should_log(|quiet| &mut quiet.shed) {
+        if self.should_log(|throttle| &mut throttle.shed) {
             warn!(count, "the buffer is full; oldest events dropped, gap recorded");
         }
     }
 
     fn lost(&self, failure: &crate::connector::Failure, retry_in: Option<Duration>) {
         self.metrics.session_lost(failure.class());
-        self.with(|facts| facts.reconnects += 1);
+        self.with(|stats| stats.reconnects += 1);
         self.set_error(StreamErrorKind::Session, failure.to_string());
         self.clear_error(StreamErrorKind::Rotation);
-        if self.should_log(|quiet| &mut quiet.lost) {
+        if self.should_log(|throttle| &mut throttle.lost) {
             let retry_ms = retry_in.map(|delay| delay.as_millis());
             info!(error = %failure, class = failure.class(), retry_ms, "connection lost");
         }
@@ -361,10 +362,10 @@ impl StreamReporter {
     }
 
     fn topics(&self, topics: &TopicCoverage) {
-        let is_new = self.with(|facts| facts.topics.missing != topics.missing);
-        let counts = self.with(|facts| {
-            facts.topics = topics.clone();
-            facts.topic_counts()
+        let is_new = self.with(|stats| stats.topics.missing != topics.missing);
+        let counts = self.with(|stats| {
+            stats.topics = topics.clone();
+            stats.topic_counts()
         });
         self.metrics.set_topics(counts);
         if is_new {
@@ -383,24 +384,24 @@ impl StreamReporter {
         }
     }
 
-    /// Something does not work; since when is kept while it stays the same.
+    /// Records an error. The time of an unchanged topic error is kept.
     fn set_error(&self, what: StreamErrorKind, why: String) {
         let now = clock::wall();
-        self.with(|facts| {
-            let known = facts.errors.get(&what).filter(|(_, known)| *known == why).map(|(at, _)| *at);
+        self.with(|stats| {
+            let known = stats.errors.get(&what).filter(|(_, known)| *known == why).map(|(at, _)| *at);
             let at = if what == StreamErrorKind::Topics { known.unwrap_or(now) } else { now };
-            facts.errors.insert(what, (at, why));
+            stats.errors.insert(what, (at, why));
         });
     }
 
     fn clear_error(&self, what: StreamErrorKind) {
-        self.with(|facts| facts.errors.remove(&what));
+        self.with(|stats| stats.errors.remove(&what));
     }
 
     fn should_log(&self, kind: impl FnOnce(&mut LogThrottle) -> &mut Option<Instant>) -> bool {
         let now = clock::now();
-        self.with(|facts| {
-            let last_logged = kind(&mut facts.log_throttle);
+        self.with(|stats| {
+            let last_logged = kind(&mut stats.log_throttle);
             let due = last_logged.is_none_or(|at| now.saturating_duration_since(at) >= LOG_INTERVAL);
             if due {
                 *last_logged = Some(now);
@@ -411,25 +412,25 @@ impl StreamReporter {
 }
 
 impl StreamStats {
-    /// The topics that are not heard, as an operator reads them.
+    /// The topics that are not received, each with its reason.
     pub(super) fn refused_topic_texts(&self) -> Vec<String> {
         let shown = self.topics.missing.iter().take(REFUSED_SHOWN_MAX);
         shown.map(|RefusedTopic { topic, reason, .. }| format!("{topic}: {reason}")).collect()
     }
 
-    /// How many topics are subscribed, refused and unserved.
+    /// The number of subscribed, refused and unserved topics.
     pub(super) fn topic_counts(&self) -> [usize; 3] {
         let refused = self.topics.missing.iter().filter(|topic| topic.state == TopicState::Refused).count();
         [self.topics.subscribed, refused, self.topics.missing.len() - refused]
     }
 
-    /// What does not work now, the newest first, and since when.
+    /// The newest current error and its time.
     pub(super) fn last_error(&self) -> Option<(Timestamp, String)> {
         self.errors.values().max_by_key(|(at, _)| *at).cloned()
     }
 }
 
-/// What a full buffer means while the store takes nothing.
+/// What happens when the buffer is full while the store is unavailable.
 fn when_full(overflow: OverflowPolicy) -> &'static str {
     match overflow {
         OverflowPolicy::Backpressure => "reads from the platform pause",

@@ -1,4 +1,4 @@
-//! REST calls of connectors: the shell adds address and token, bounds the answer, and judges nothing.
+//! REST calls of connectors: adds address and token, limits the response size.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::{
     telemetry::chain,
 };
 
-/// From sending to the whole answer.
+/// Timeout from sending the request to the end of the response.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A snapshot of a large organisation has a few megabytes.
+/// Maximum response body. The snapshot of a large organisation has a few megabytes.
 const BODY_LEN_MAX: usize = 16 << 20;
 
 /// One account's API.
@@ -24,20 +24,20 @@ pub(super) struct RestClient {
     client: Client,
     network: NetworkPolicy,
     api_url: String,
-    /// The configuration's key of it, for errors.
+    /// The configuration key of the URL, for errors.
     api_key: String,
-    /// Who may be sent the token: the account's API, and the hosts of URLs in the configuration.
+    /// Hosts that may receive the token: the account's API and the hosts of configured URLs.
     hosts: Vec<Url>,
 }
 
-/// The client of one account's API. It follows no redirects: a token goes to the configured hosts only.
+/// The HTTP client of an account's API. It does not follow redirects: a token is sent to configured hosts only.
 pub(super) fn client(network: &NetworkPolicy) -> reqwest::Result<Client> {
     let limits = HttpLimits { connect: CONNECT_TIMEOUT, total: CALL_TIMEOUT };
     network.http_client(limits).user_agent(concat!("trunkline/", env!("CARGO_PKG_VERSION"))).build()
 }
 
 impl RestClient {
-    /// `configured` are the absolute URLs that the stream's configuration names beside the account's.
+    /// `configured` has the absolute URLs of the stream's configuration.
     pub(super) fn new(
         client: Client,
         network: NetworkPolicy,
@@ -51,7 +51,7 @@ impl RestClient {
         Self { client, network, api_url, api_key, hosts }
     }
 
-    /// Carries out a call under a token.
+    /// Sends a request with a token. The error is the reason as text.
     pub(super) async fn call(&self, request: RestRequest, token: Secret) -> Result<RestResponse, String> {
         let url = self.url(&request.target)?;
         let place = self.display_url(&request.target, &url);
@@ -66,8 +66,7 @@ impl RestClient {
         read_response(response).await.map_err(|unread| unread.map_or_else(too_long, request_failed))
     }
 
-    /// Where a call goes. A target may come from the platform's answers: whatever it spells, the token goes to no other
-    /// host than configured.
+    /// The URL of a target. A target may come from a response of the platform, so its host must be a configured one.
     fn url(&self, target: &str) -> Result<Url, String> {
         let absolute = Url::parse(target).ok().filter(Url::has_host);
         let url = match absolute {
@@ -85,7 +84,7 @@ impl RestClient {
         Ok(url)
     }
 
-    /// Where a call goes, as an error names it: the path of a target that is none of its own is named beside it.
+    /// The URL in errors: scheme, host and path of an absolute target, else the API's origin and its configuration key.
     fn display_url(&self, target: &str, url: &Url) -> String {
         if Url::parse(target).is_ok_and(|absolute| absolute.has_host()) {
             return network::without_secrets(url);
@@ -108,7 +107,7 @@ impl RestClient {
     }
 }
 
-/// Reads an answer to its end; the error is none where it is longer than is taken.
+/// Reads the whole response. The error is none if the body is too long.
 async fn read_response(response: Response) -> Result<RestResponse, Option<reqwest::Error>> {
     let status = response.status().as_u16();
     let retry_after = head::retry_after(response.headers());
@@ -154,7 +153,7 @@ mod tests {
             (".evil.test/", None),
             (":1/", None),
         ] {
-            // Only where there is no path before it can a target change the host.
+            // A target can change the host only if the base URL has no path.
             let found = if target.starts_with(['@', '.', ':']) {
                 self::rest("https://api.test", "", false)
             } else {

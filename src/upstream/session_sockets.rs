@@ -1,4 +1,4 @@
-//! The open sockets of one stream, read in turns: one, or a few while a session is replaced.
+//! The open sockets of one stream, read round-robin.
 
 use std::{
     future::poll_fn,
@@ -8,18 +8,18 @@ use std::{
 use super::socket::{SocketEvent, UpstreamSocket};
 use crate::{connector::Failure, protocol::session::SessionId};
 
-/// The open sockets of a stream: one, or a few while a session is replaced.
+/// The open sockets of a stream: one, or a few during a rotation.
 pub(super) struct SessionSockets {
     open: Vec<SessionSocket>,
-    /// Where the next read begins: behind the socket that was read last, so that a socket with a backlog does not keep
-    /// its successor's answer unread.
+    /// Index of the socket that is read next. It follows the last one read, so that a socket with a backlog does not
+    /// block the others.
     next_index: usize,
 }
 
 struct SessionSocket {
     id: SessionId,
     socket: UpstreamSocket,
-    /// It has nothing more to say.
+    /// Why the socket ended.
     ended: Option<Failure>,
 }
 
@@ -46,7 +46,7 @@ impl SessionSockets {
         }
     }
 
-    /// Takes a socket out, with what it ended by; one that never ended is simply dropped by its owner.
+    /// Removes a socket. Returns it with its failure if it has ended; one that has not is dropped.
     pub(super) fn remove(&mut self, id: SessionId) -> Option<(UpstreamSocket, Failure)> {
         let index = self.open.iter().position(|open| open.id == id)?;
         let SessionSocket { socket, ended, .. } = self.open.swap_remove(index);
@@ -72,9 +72,9 @@ impl SessionSockets {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    /// The next frame, if one is there.
+    /// The next available frame.
     pub(super) fn next_now(&mut self) -> Option<(SessionId, Result<SocketEvent, Failure>)> {
-        // Whoever waits next registers its own waker.
+        // `next` registers its own waker.
         match self.poll_next(&mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Ready(next) => Some(next),
             Poll::Pending => None,

@@ -1,4 +1,4 @@
-//! The socket to a platform: opening it, one frame after the other, farewell. It decides nothing.
+//! The WebSocket to a platform: connect, read frames, send probes, close.
 
 mod frame_tracker;
 mod tracked_stream;
@@ -33,13 +33,13 @@ use crate::{
     protocol::session::Dial,
 };
 
-/// Bytes asked of the kernel at once; one allocation holds the frames of one read.
+/// Bytes per read; the frames of one read share an allocation.
 const READ_BUFFER_LEN: usize = 64 * 1024;
-/// We only ever send probes and farewells.
+/// Only probes and close frames are sent.
 const WRITE_BUFFER_MAX: usize = 64 * 1024;
-/// A peer that does not take a probe in this time is as good as gone.
+/// Timeout for sending a probe or close frame.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// Reasons and error texts of a platform are kept up to this length.
+/// Maximum length in characters of a close reason or error text of a platform.
 const REASON_LEN_MAX: usize = 200;
 
 /// The reason of the close after a text message that is not UTF-8 (RFC 6455 section 8.1).
@@ -49,11 +49,11 @@ const NOT_UTF8: &str = "text is not UTF-8";
 #[derive(Debug)]
 pub struct UpstreamSocket {
     stream: WebSocketStream<TrackedStream>,
-    /// How many messages it brought.
+    /// Number of received messages.
     messages: u64,
-    /// The message that it brought the beginning of.
+    /// The message whose beginning was reported.
     partial_reported: Option<u64>,
-    /// A text that it brought was none: nothing more is taken.
+    /// A text message was not UTF-8: no more frames are read.
     broken: bool,
 }
 
@@ -63,19 +63,19 @@ pub struct Dialler {
     network: NetworkPolicy,
     frame_max: usize,
     timeout: Duration,
-    /// The configuration's key of the URL; none where the platform gives the URL.
+    /// The configuration key of the URL; none if the platform provides the URL.
     key: Option<String>,
 }
 
 impl Dialler {
-    /// `within` bounds one attempt: name resolution, TCP, proxy, TLS and the upgrade. `key` is for errors: where the
-    /// configuration has the URL.
+    /// `within` is the timeout of one attempt: name resolution, TCP, proxy, TLS and upgrade. `key` is the configuration
+    /// key of the URL, for errors.
     pub fn new(network: NetworkPolicy, frame_max: usize, within: Duration, key: Option<String>) -> Self {
         Self { network, frame_max, timeout: within, key }
     }
 
-    /// Opens a socket. Dropping the future cancels the attempt and closes its connection. Redirects are not followed: a
-    /// token is never sent to another host than the configured one.
+    /// Opens a socket. Dropping the future closes the connection. Redirects are not followed, so that the token reaches
+    /// the configured host only.
     pub async fn open(&self, dial: Dial, token: Secret) -> Result<UpstreamSocket, Failure> {
         let url = url(&dial, &token).map_err(Failure::Unreachable)?;
         let place = self.display_url(&url, &dial.credential);
@@ -95,7 +95,7 @@ impl Dialler {
         upgraded.map_err(lost)?
     }
 
-    /// Where a socket is asked for, as an error names it. A URL that is a credential by itself is not shown in full.
+    /// The URL in errors. A URL that contains a credential is shown without its path.
     fn display_url(&self, url: &reqwest::Url, credential: &Credential) -> String {
         let shown = match credential {
             Credential::Header | Credential::Query(_) => network::without_secrets(url),
@@ -119,7 +119,7 @@ fn config(frame_max: usize) -> WebSocketConfig {
         .max_frame_size(Some(frame_max))
 }
 
-/// The URL to ask for, with the token in its query where the platform wants it there.
+/// The URL of the upgrade request, with the token in its query if the platform expects it there.
 fn url(dial: &Dial, token: &Secret) -> Result<reqwest::Url, String> {
     let mut url = reqwest::Url::parse(&dial.url).map_err(|error| format!("invalid WebSocket URL: {error}"))?;
     if !matches!(url.scheme(), "ws" | "wss") {
@@ -135,16 +135,16 @@ fn bounded(text: &str) -> String {
     text.chars().take(REASON_LEN_MAX).collect()
 }
 
-/// What a socket brings.
+/// An event of a socket.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SocketEvent {
-    /// The beginning of a frame whose rest is not there. Told once.
+    /// The beginning of a frame has arrived. Reported once per frame.
     PartialFrame,
     Frame(Frame),
 }
 
 impl UpstreamSocket {
-    /// Makes a WebSocket of an open connection, or says why there is none. A message beyond `frame_max` bytes ends it.
+    /// Upgrades an open connection to a WebSocket. A message of more than `frame_max` bytes ends it.
     pub async fn upgrade(
         mut connection: NetworkStream,
         upgrade: UpgradeRequest,
@@ -159,7 +159,7 @@ impl UpstreamSocket {
         Ok(Ok(Self { stream, messages: 0, partial_reported: None, broken: false }))
     }
 
-    /// The next frame, or why there are no more.
+    /// The next frame, or the failure that ended the socket.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<SocketEvent, Failure>> {
         if self.broken {
             return Poll::Ready(Err(Failure::Unreadable(NOT_UTF8.to_owned())));
@@ -172,22 +172,22 @@ impl UpstreamSocket {
         }
     }
 
-    /// Every whole frame has been brought: what is under way goes on with what is not here yet.
+    /// Reports a partial frame, after all complete frames were returned.
     fn poll_partial(&mut self) -> Poll<Result<SocketEvent, Failure>> {
-        let under_way = self.stream.get_ref().tracker.partial_message();
-        if under_way.is_none() || under_way == self.partial_reported {
+        let partial = self.stream.get_ref().tracker.partial_message();
+        if partial.is_none() || partial == self.partial_reported {
             return Poll::Pending;
         }
-        self.partial_reported = under_way;
+        self.partial_reported = partial;
         Poll::Ready(Ok(SocketEvent::PartialFrame))
     }
 
-    /// Sends a text message. An error shows when the socket is read next.
+    /// Sends a text message. A send error shows up in the next read.
     pub async fn send_text(&mut self, text: String) {
         self.send(Message::text(text)).await;
     }
 
-    /// Puts the connector's question. An error shows when the socket is read next.
+    /// Sends a probe. A send error shows up in the next read.
     pub async fn probe(&mut self, probe: Probe) {
         let message = match probe {
             Probe::Ping => Message::Ping(Bytes::new()),
@@ -196,17 +196,17 @@ impl UpstreamSocket {
         self.send(message).await;
     }
 
-    /// Says farewell. Frames may still arrive until the platform answers.
+    /// Sends a close frame. Frames may still arrive until the platform answers.
     pub async fn close(&mut self, code: u16, reason: &'static str) {
         self.send(Message::Close(Some(CloseFrame { code: code.into(), reason: reason.into() }))).await;
     }
 
     async fn send(&mut self, message: Message) {
-        // What cannot be sent is heard as silence or as a lost socket: there is nothing else to decide here.
+        // A failed send shows up as a read error or a liveness timeout.
         drop(tokio::time::timeout(SEND_TIMEOUT, self.stream.send(message)).await);
     }
 
-    /// Ends the socket politely where the platform is still there: answers its farewell, or says why we go.
+    /// Ends the socket: answers the platform's close frame, or sends one with the reason.
     pub async fn finish(mut self, failure: Failure) {
         if failure == Failure::Oversize {
             self.close(1009, "frame_max").await;
@@ -227,7 +227,7 @@ impl UpstreamSocket {
         }
     }
 
-    /// A text, if it came as one. One that is not UTF-8 is kept as it came, and is the last of its session.
+    /// A text or binary frame. A text that is not UTF-8 is returned as binary and is the last frame of its session.
     fn data(&mut self, bytes: Bytes) -> Frame {
         let message = self.messages;
         self.messages += 1;
@@ -248,9 +248,8 @@ fn closed(code: u16, reason: &str) -> Failure {
     Failure::Closed { code, reason: bounded(reason) }
 }
 
-/// Only a data frame that cannot be taken in is unreadable. A text is checked by whoever takes it, so what the library
-/// finds not to be UTF-8 is the reason of a close, and a close that is malformed ends the connection like any loss, as
-/// does every control frame that breaks the protocol: the connection ends in front of it.
+/// Maps an error of the library. Only an invalid data frame is unreadable. Texts are checked in [`UpstreamSocket::data`],
+/// so a UTF-8 error here is about a close reason. An invalid control frame counts as a lost connection.
 fn failure(error: &Error) -> Failure {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => Failure::Oversize,

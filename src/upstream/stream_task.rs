@@ -1,5 +1,5 @@
-//! The task of one stream for as long as the process lives: reads the log while another replica keeps the stream, and
-//! begins the work with the platform when its seat says so.
+//! The task of one stream, from start to end of the process. It follows the log while another replica owns the stream,
+//! and starts a driver when this replica becomes standby or owner.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -26,12 +26,12 @@ use crate::{
     store::AppendError,
 };
 
-/// What it needs.
+/// The task of one stream.
 pub(super) struct StreamTask {
     pub(super) rules: Settings,
-    pub(super) seat: LeaseHandle,
+    pub(super) lease: LeaseHandle,
     pub(super) log: EventLog,
-    /// The log was claimed before.
+    /// The writer of a log that was claimed at start.
     pub(super) writer: Option<LogWriter>,
     pub(super) tokens: Tokens,
     pub(super) commands: mpsc::Receiver<PendingOperatorCommand>,
@@ -44,18 +44,18 @@ impl StreamTask {
     /// Runs until the stop signal.
     pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         while !stop.is_cancelled() {
-            let ended = match self.seat.role() {
+            let ended = match self.lease.role() {
                 ReplicaRole::Idle => {
                     self.follow_log(&stop).await;
                     StreamRunEnd::Released
                 }
                 ReplicaRole::Standby => self.run_standby(&stop).await?,
                 ReplicaRole::Owner(Ownership { phase: OwnershipPhase::Closing, .. }) => {
-                    self.seat.report_closed().await;
+                    self.lease.report_closed().await;
                     self.wait_for_change(&stop).await;
                     StreamRunEnd::Released
                 }
-                ReplicaRole::Owner(owning) => self.run_owner(owning, &stop).await?,
+                ReplicaRole::Owner(ownership) => self.run_owner(ownership, &stop).await?,
             };
             if ended == StreamRunEnd::Stopped {
                 return Ok(());
@@ -64,35 +64,35 @@ impl StreamTask {
         Ok(())
     }
 
-    /// Another replica keeps the stream: its entries are shown to readers here.
+    /// Follows the log of another replica, so that readers here see its entries.
     async fn follow_log(&mut self, stop: &CancellationToken) {
         self.reporter.reset();
-        self.seat.report_failed(None).await;
+        self.lease.report_failed(None).await;
         let mut following = log_access::follow_log(&self.log);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = self.seat.changed() => return,
-                // Whoever asked learns by the missing answer that the stream has just gone elsewhere.
-                Some(asked) = self.commands.recv() => drop(asked),
+                () = self.lease.changed() => return,
+                // The dropped channel reports to the requester that this replica is not the owner.
+                Some(command) = self.commands.recv() => drop(command),
                 () = &mut following => (),
             }
         }
     }
 
-    /// Until the seat says something else.
+    /// Waits for the stop signal or a change of role.
     async fn wait_for_change(&mut self, stop: &CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => (),
-            () = self.seat.changed() => (),
+            () = self.lease.changed() => (),
         }
     }
 
-    /// A session is held ready.
+    /// Runs a session as standby.
     async fn run_standby(&mut self, stop: &CancellationToken) -> anyhow::Result<StreamRunEnd> {
         self.reporter.clear_log_error();
-        self.seat.report_failed(None).await;
+        self.lease.report_failed(None).await;
         let mut machine = Stream::standby(self.rules.clone(), now());
         if !machine.compares_with_log()
             && let Some(position) = log_access::read_log_position(&self.log, self.rules.feed).await
@@ -100,36 +100,38 @@ impl StreamTask {
             machine.handle(Input::Follow(position), now());
         }
         let reads_position = !machine.compares_with_log();
-        let holding = LogAccess::standby(&self.log);
-        let shell = self.shell(machine, holding);
+        let log_access = LogAccess::standby(&self.log);
+        let driver = self.driver(machine, log_access);
         if reads_position {
-            shell.schedule_position_read();
+            driver.schedule_position_read();
         }
-        shell.run(stop.clone()).await
+        driver.run(stop.clone()).await
     }
 
-    /// The stream is this process's, and nothing was prepared for it.
-    async fn run_owner(&mut self, owning: Ownership, stop: &CancellationToken) -> anyhow::Result<StreamRunEnd> {
-        let Some(claimed) = self.claim(owning.fence, stop).await else { return Ok(StreamRunEnd::Released) };
-        let writer = match (claimed, owning.fence) {
+    /// Runs as owner without a standby session before it.
+    async fn run_owner(&mut self, ownership: Ownership, stop: &CancellationToken) -> anyhow::Result<StreamRunEnd> {
+        let Some(claimed) = self.claim(ownership.fence, stop).await else { return Ok(StreamRunEnd::Released) };
+        let writer = match (claimed, ownership.fence) {
             (Ok(writer), _) => writer,
             (Err(AppendError::Fenced), Some(fence)) => {
-                self.seat.report_fenced(fence).await;
+                self.lease.report_fenced(fence).await;
                 self.wait_for_change(stop).await;
                 return Ok(StreamRunEnd::Released);
             }
             (Err(error), _) => return Err(error.into()),
         };
         let machine = Stream::new(self.rules.clone(), log_access::stream_opening(&writer), now());
-        let appender = Appender { writer: Arc::new(writer), fence: owning.fence, rights: self.seat.append_permit() };
-        let holding = LogAccess::Owner { appender, ownership: Ownership { phase: OwnershipPhase::Active, ..owning } };
-        let mut shell = self.shell(machine, holding);
-        shell.apply_role();
-        shell.run(stop.clone()).await
+        let appender =
+            Appender { writer: Arc::new(writer), fence: ownership.fence, permit: self.lease.append_permit() };
+        let log_access =
+            LogAccess::Owner { appender, ownership: Ownership { phase: OwnershipPhase::Active, ..ownership } };
+        let mut driver = self.driver(machine, log_access);
+        driver.apply_role();
+        driver.run(stop.clone()).await
     }
 
-    /// Claims the log, waiting also for an operator to mend what the store holds of it. None when the stop signal or
-    /// another part came first.
+    /// Claims the log. Retries while the log is unusable until an operator repairs it. None if the stop signal or a change
+    /// of role comes first.
     async fn claim(
         &mut self,
         fence: Option<Fence>,
@@ -140,7 +142,7 @@ impl StreamTask {
         }
         let mut wait = self.reporter.claim_delay();
         loop {
-            self.seat.report_failed(self.reporter.log_error()).await;
+            self.lease.report_failed(self.reporter.log_error()).await;
             let log = self.log.clone();
             let claiming = async move {
                 tokio::time::sleep(wait.unwrap_or_default()).await;
@@ -149,12 +151,12 @@ impl StreamTask {
             let claimed = tokio::select! {
                 biased;
                 () = stop.cancelled() => return None,
-                () = self.seat.changed() => return None,
+                () = self.lease.changed() => return None,
                 claimed = claiming => claimed,
             };
             let Err(AppendError::UnusableLog(why)) = claimed else {
                 self.reporter.log_claimed();
-                self.seat.report_failed(self.reporter.log_error()).await;
+                self.lease.report_failed(self.reporter.log_error()).await;
                 return Some(claimed);
             };
             self.reporter.log_unusable(&why);
@@ -162,11 +164,11 @@ impl StreamTask {
         }
     }
 
-    fn shell(&mut self, machine: Stream, holding: LogAccess) -> StreamDriver<'_> {
+    fn driver(&mut self, machine: Stream, log_access: LogAccess) -> StreamDriver<'_> {
         StreamDriver {
             machine,
-            log_access: holding,
-            seat: &mut self.seat,
+            log_access,
+            lease: &mut self.lease,
             commands: &mut self.commands,
             log: self.log.clone(),
             tokens: self.tokens.clone(),

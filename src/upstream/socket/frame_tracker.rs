@@ -1,9 +1,9 @@
-//! Follows what comes in beneath the WebSocket library: which message is under way, and which of them were text.
+//! Scans incoming bytes below the WebSocket library: which message is partial, and which messages are text.
 //!
-//! The library keeps to itself that a message in parts has begun, and throws away text is not UTF-8. So a text
-//! is handed to it as binary, which it takes unread, and whoever takes the message asks here what it was. Headers are
-//! read by the library's own reader. A data frame that breaks the protocol is left to the library to refuse. A control
-//! frame that does is refused here: the library tells neither kind from the other in its errors.
+//! The library does not report partial messages, and it discards a text that is not UTF-8. So each text frame is
+//! rewritten to a binary frame, which the library passes unchecked, and the tracker remembers the type. The library
+//! rejects invalid data frames. The tracker rejects invalid control frames, because errors of the library do not
+//! distinguish the two.
 
 use std::{collections::VecDeque, io::Cursor};
 
@@ -18,43 +18,43 @@ use tokio_tungstenite::tungstenite::{
 
 /// The longest header of RFC 6455 section 5.2.
 const HEADER_LEN_MAX: usize = 14;
-/// Where the first byte of a header has its opcode.
+/// The opcode bits of the first header byte.
 const OPCODE_BITS: u8 = 0x0f;
-/// The bit of an opcode that makes it a control frame's.
+/// The opcode bit of control frames.
 const CONTROL_BIT: u8 = 0x08;
-/// The longest payload of a control frame: RFC 6455 section 5.5.
+/// The longest payload of a control frame (RFC 6455 section 5.5).
 const CONTROL_LEN_MAX: u64 = 125;
 
-/// Follows one connection from its first frame on. Messages are counted from 0.
+/// Tracks the frames of one connection. Messages are counted from 0.
 #[derive(Debug)]
 pub(super) struct FrameTracker {
     state: FrameParseState,
     messages: u64,
     partial_message: Option<u64>,
-    /// Which messages came as binary and were not asked for yet: no more than one read can hold, as the library reads
-    /// only when it has no whole frame left.
+    /// Binary messages that were not queried yet. Bounded by one read, because the library reads only when it has no
+    /// complete frame left.
     binaries: VecDeque<u64>,
 }
 
-/// What the next byte belongs to.
+/// The part of a frame that the next byte belongs to.
 #[derive(Debug)]
 enum FrameParseState {
     Header {
         read: [u8; HEADER_LEN_MAX],
         len: usize,
     },
-    /// `ends` says whether the message ends with it.
+    /// `ends`: the message ends with this payload.
     Payload {
         left: u64,
         ends: bool,
     },
-    /// This is no WebSocket; the library will say so.
+    /// Not a WebSocket frame; the library reports it.
     NotWebSocket,
-    /// Nothing more is handed on.
+    /// An invalid control frame: no more bytes are passed on.
     Refused(ControlFault),
 }
 
-/// What is wrong with the header of a control frame.
+/// Why the header of a control frame is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ControlFault {
     #[error("control frame with an unknown opcode")]
@@ -87,18 +87,18 @@ impl FrameTracker {
         Self { state: FrameParseState::header(), messages: 0, partial_message: None, binaries: VecDeque::new() }
     }
 
-    /// The message that has begun and is not whole.
+    /// The message that has begun and is not complete.
     pub(super) fn partial_message(&self) -> Option<u64> {
         self.partial_message
     }
 
-    /// Whether this message came as text. They are asked for in their order.
+    /// Whether this message arrived as text. Must be called in the order of messages.
     pub(super) fn was_text(&mut self, message: u64) -> bool {
         self.binaries.pop_front_if(|binary| *binary == message).is_none()
     }
 
-    /// Follows the bytes that were read, and makes binary messages of texts. Returns how many may be handed on: a refused
-    /// control frame and what is behind it may not.
+    /// Scans read bytes and rewrites text frames to binary. Returns how many bytes may be passed on: those before an
+    /// invalid control frame.
     pub(super) fn scan(&mut self, bytes: &mut [u8]) -> usize {
         let mut at = 0;
         while at < bytes.len() {
@@ -110,7 +110,7 @@ impl FrameTracker {
         at
     }
 
-    /// Why nothing more is handed on.
+    /// The invalid control frame, if there was one.
     pub(super) fn refused(&self) -> Option<ControlFault> {
         match self.state {
             FrameParseState::Refused(fault) => Some(fault),
@@ -118,7 +118,7 @@ impl FrameTracker {
         }
     }
 
-    /// Takes as many bytes as belong together: one at least, or none once a control frame is refused.
+    /// Consumes at least one byte, or none after an invalid control frame.
     fn step(&mut self, bytes: &mut [u8]) -> usize {
         match &mut self.state {
             FrameParseState::Header { read, len } => {
@@ -151,7 +151,7 @@ impl FrameTracker {
         }
     }
 
-    /// Behind a header.
+    /// Enters the payload after a header.
     fn enter(&mut self, header: &FrameHeader, left: u64) {
         match header.opcode {
             OpCode::Control(_) => return self.payload(left, false),
@@ -188,7 +188,7 @@ impl FrameParseState {
     }
 }
 
-/// The first byte of a header, with a text become binary.
+/// The first header byte, with the opcode text replaced by binary.
 fn as_binary(first: u8) -> u8 {
     match OpCode::from(first & OPCODE_BITS) {
         OpCode::Data(Data::Text) => (first & !OPCODE_BITS) | u8::from(OpCode::Data(Data::Binary)),
@@ -204,15 +204,15 @@ mod tests {
     const BINARY: u8 = 0x82;
     const PING: u8 = 0x89;
 
-    /// Follows the bytes in reads of this length; what the library is handed, and what was under way after each read.
-    fn followed(follower: &mut FrameTracker, bytes: &[u8], read: usize) -> (Vec<u8>, Vec<Option<u64>>) {
-        let mut handed = bytes.to_vec();
-        let mut under_way = Vec::new();
-        for read in handed.chunks_mut(read) {
-            follower.scan(read);
-            under_way.push(follower.partial_message());
+    /// Scans the bytes in chunks of this length. Returns the bytes passed on and the partial message after each chunk.
+    fn scanned(tracker: &mut FrameTracker, bytes: &[u8], read: usize) -> (Vec<u8>, Vec<Option<u64>>) {
+        let mut passed = bytes.to_vec();
+        let mut partial = Vec::new();
+        for read in passed.chunks_mut(read) {
+            tracker.scan(read);
+            partial.push(tracker.partial_message());
         }
-        (handed, under_way)
+        (passed, partial)
     }
 
     fn frame(first: u8, len: usize) -> Vec<u8> {
@@ -224,58 +224,59 @@ mod tests {
         [&[first], &len[..]].concat()
     }
 
-    fn whole(first: u8, payload: &[u8]) -> Vec<u8> {
+    fn frame_with(first: u8, payload: &[u8]) -> Vec<u8> {
         [frame(first, payload.len()), payload.to_vec()].concat()
     }
 
     #[test]
     fn text_frames_become_binary_and_are_tracked_in_any_chunking() {
         let long = vec![TEXT; 70_000];
-        let come = [
-            whole(TEXT, b"\x81one"),
-            whole(PING, b"\x81"),
-            whole(BINARY, b"two"),
-            whole(TEXT, b""),
-            whole(TEXT, &long),
+        let input = [
+            frame_with(TEXT, b"\x81one"),
+            frame_with(PING, b"\x81"),
+            frame_with(BINARY, b"two"),
+            frame_with(TEXT, b""),
+            frame_with(TEXT, &long),
             // Text in three parts with a ping between them.
-            whole(0x01, b"fo"),
-            whole(PING, b""),
-            whole(0x00, b""),
-            whole(0x80, &long[..300]),
-            whole(BINARY, b""),
+            frame_with(0x01, b"fo"),
+            frame_with(PING, b""),
+            frame_with(0x00, b""),
+            frame_with(0x80, &long[..300]),
+            frame_with(BINARY, b""),
         ];
-        let handed = [
-            whole(BINARY, b"\x81one"),
-            whole(PING, b"\x81"),
-            whole(BINARY, b"two"),
-            whole(BINARY, b""),
-            whole(BINARY, &long),
-            whole(0x02, b"fo"),
-            whole(PING, b""),
-            whole(0x00, b""),
-            whole(0x80, &long[..300]),
-            whole(BINARY, b""),
+        let passed = [
+            frame_with(BINARY, b"\x81one"),
+            frame_with(PING, b"\x81"),
+            frame_with(BINARY, b"two"),
+            frame_with(BINARY, b""),
+            frame_with(BINARY, &long),
+            frame_with(0x02, b"fo"),
+            frame_with(PING, b""),
+            frame_with(0x00, b""),
+            frame_with(0x80, &long[..300]),
+            frame_with(BINARY, b""),
         ];
         for read in [1, 2, 3, 7, 64, 1_000, 100_000] {
-            let mut follower = FrameTracker::new();
-            assert!(followed(&mut follower, &come.concat(), read).0 == handed.concat(), "in reads of {read}");
-            assert_eq!(follower.partial_message(), None);
-            let texts: Vec<bool> = (0..6).map(|message| follower.was_text(message)).collect();
+            let mut tracker = FrameTracker::new();
+            assert!(scanned(&mut tracker, &input.concat(), read).0 == passed.concat(), "in reads of {read}");
+            assert_eq!(tracker.partial_message(), None);
+            let texts: Vec<bool> = (0..6).map(|message| tracker.was_text(message)).collect();
             assert_eq!(texts, [true, false, true, true, true, false]);
         }
     }
 
     #[test]
-    fn a_message_is_under_way_until_its_last_part_is_whole() {
-        let mut follower = FrameTracker::new();
-        let come = [whole(0x01, b"a"), whole(PING, b"b"), whole(0x80, b"c"), whole(PING, b"d")].concat();
-        let (_, under_way) = followed(&mut follower, &come, 1);
+    fn a_message_is_partial_until_its_last_frame_is_complete() {
+        let mut tracker = FrameTracker::new();
+        let input =
+            [frame_with(0x01, b"a"), frame_with(PING, b"b"), frame_with(0x80, b"c"), frame_with(PING, b"d")].concat();
+        let (_, partial) = scanned(&mut tracker, &input, 1);
         let during = [vec![None], vec![Some(0); 7], vec![None; 4]].concat();
-        assert_eq!(under_way, during);
+        assert_eq!(partial, during);
     }
 
     #[test]
-    fn a_control_frame_that_breaks_the_protocol_is_not_handed_on() {
+    fn an_invalid_control_frame_is_not_passed_on() {
         let masked = [&[0x88, 0x80], &[1, 2, 3, 4][..]].concat();
         for (control, fault) in [
             (frame(0x8b, 0), ControlFault::Opcode),
@@ -285,25 +286,29 @@ mod tests {
             (frame(0x88, 126), ControlFault::TooLong),
             (frame(0x88, 1 << 40), ControlFault::TooLong),
         ] {
-            let come = [whole(BINARY, b"one"), control.clone(), whole(TEXT, b"two")].concat();
+            let input = [frame_with(BINARY, b"one"), control.clone(), frame_with(TEXT, b"two")].concat();
             for read in [1, 2, 3, 100] {
-                let (mut follower, mut handed) = (FrameTracker::new(), 0);
-                for read in come.clone().chunks_mut(read) {
-                    handed += follower.scan(read);
+                let (mut tracker, mut passed) = (FrameTracker::new(), 0);
+                for read in input.clone().chunks_mut(read) {
+                    passed += tracker.scan(read);
                 }
-                assert_eq!(handed, whole(BINARY, b"one").len() + control.len() - 1, "{fault:?}: all but its last byte");
-                assert_eq!((follower.refused(), follower.messages), (Some(fault), 1), "in reads of {read}");
+                assert_eq!(
+                    passed,
+                    frame_with(BINARY, b"one").len() + control.len() - 1,
+                    "{fault:?}: all but its last byte"
+                );
+                assert_eq!((tracker.refused(), tracker.messages), (Some(fault), 1), "in reads of {read}");
             }
         }
-        let mut follower = FrameTracker::new();
-        let longest = whole(PING, &[0; 125]);
-        assert_eq!((follower.scan(&mut longest.clone()), follower.refused()), (longest.len(), None));
+        let mut tracker = FrameTracker::new();
+        let longest = frame_with(PING, &[0; 125]);
+        assert_eq!((tracker.scan(&mut longest.clone()), tracker.refused()), (longest.len(), None));
     }
 
     #[test]
-    fn what_is_no_frame_is_left_as_it_is() {
-        let mut follower = FrameTracker::new();
-        let come = [frame(0x83, 3), frame(TEXT, 1)].concat();
-        assert_eq!(followed(&mut follower, &come, 1).0, come);
+    fn invalid_frames_are_passed_unchanged() {
+        let mut tracker = FrameTracker::new();
+        let input = [frame(0x83, 3), frame(TEXT, 1)].concat();
+        assert_eq!(scanned(&mut tracker, &input, 1).0, input);
     }
 }

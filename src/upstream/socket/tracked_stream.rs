@@ -1,5 +1,4 @@
-//! The connection beneath a socket, with a follower of what is read. It ends in front of a control frame that the follower
-//! refuses.
+//! The connection below a WebSocket, with a tracker of the frames read. It fails before an invalid control frame.
 
 use std::{
     io,
@@ -12,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::frame_tracker::FrameTracker;
 use crate::network::NetworkStream;
 
-/// A connection whose upgrade is done.
+/// An upgraded connection.
 #[derive(Debug)]
 pub(super) struct TrackedStream {
     stream: NetworkStream,
@@ -20,12 +19,12 @@ pub(super) struct TrackedStream {
 }
 
 impl TrackedStream {
-    /// `read` is what came behind the answer to the upgrade. What may not be handed on is cut off.
+    /// `read` has the bytes after the upgrade response. It is truncated before an invalid control frame.
     pub(super) fn new(stream: NetworkStream, read: &mut Vec<u8>) -> Self {
-        let mut follower = FrameTracker::new();
-        let allowed = follower.scan(read);
+        let mut tracker = FrameTracker::new();
+        let allowed = tracker.scan(read);
         read.truncate(allowed);
-        Self { stream, tracker: follower }
+        Self { stream, tracker: tracker }
     }
 
     fn refused(&self) -> io::Result<()> {
@@ -41,7 +40,7 @@ impl AsyncRead for TrackedStream {
         let read = buffer.filled().len() - before;
         let good = self.tracker.scan(&mut buffer.filled_mut()[before..]);
         buffer.set_filled(before + good);
-        // No byte at all would be taken for the end of the connection.
+        // A read of 0 bytes would mean end of file.
         Poll::Ready(if good == 0 && read > 0 { self.refused() } else { Ok(()) })
     }
 }

@@ -1,6 +1,6 @@
-//! The upgrade to a WebSocket: the request, and whether the answer to it is one (RFC 6455 section 4.1).
+//! The upgrade to a WebSocket: the request and the check of the response (RFC 6455 section 4.1).
 //!
-//! Lists in headers are read word by word, and interim answers are passed over: the WebSocket library does neither.
+//! It handles list headers and interim responses, which the WebSocket library does not.
 
 use std::io;
 
@@ -20,16 +20,16 @@ use crate::{
     },
 };
 
-/// A request that was not sent yet.
+/// An upgrade request.
 #[derive(Debug)]
 pub struct UpgradeRequest {
     bytes: Vec<u8>,
-    /// What `Sec-WebSocket-Accept` has to be.
+    /// The expected `Sec-WebSocket-Accept`.
     accept: String,
 }
 
 impl UpgradeRequest {
-    /// The request for a URL, with the token where the platform wants it.
+    /// The request for a URL, with the token where the platform expects it.
     pub fn new(url: &reqwest::Url, credential: &Credential, token: &Secret) -> Result<Self, String> {
         let refused = |_| "invalid WebSocket URL".to_owned();
         let mut request = url.as_str().into_client_request().map_err(refused)?;
@@ -42,7 +42,7 @@ impl UpgradeRequest {
         Ok(Self { bytes, accept: derive_accept_key(key.as_bytes()) })
     }
 
-    /// Sends it and reads the answer. Returns the bytes that came behind a 101, or why there is no WebSocket.
+    /// Sends the request and reads the response. Returns the bytes after a 101, or why the upgrade failed.
     pub(super) async fn perform(self, stream: &mut NetworkStream) -> io::Result<Result<Vec<u8>, Failure>> {
         stream.write_all(&self.bytes).await?;
         stream.flush().await?;
@@ -57,7 +57,7 @@ impl UpgradeRequest {
             .map_err(|why| Failure::Unreachable(format!("invalid upgrade response: {why}"))))
     }
 
-    /// Whether a 101 opens the WebSocket that was asked for.
+    /// Checks that a 101 accepts this request.
     fn check_response(&self, answer: &ResponseHead) -> Result<(), &'static str> {
         if answer.version != HttpVersion::Http11 {
             return Err("HTTP/1.0 does not support an upgrade");
