@@ -1,7 +1,7 @@
-//! Tokens: who has one, when it is renewed, and the HTTP calls that get it.
+//! Access tokens of accounts: refresh, sharing between replicas, and token requests.
 //!
 //! [`Tokens`] is the handle that streams hold; the refresher behind it owns the HTTP client and the expiry. A stream
-//! never fetches a token: it is told of a new one.
+//! never requests a token: it watches for new ones.
 
 mod refresh_token_store;
 mod refresher;
@@ -40,42 +40,42 @@ use crate::{
     tasks::Tasks,
 };
 
-/// How an account authenticates and when it renews.
+/// How an account authenticates, and when its token is refreshed.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub account: AccountName,
     pub grant: Grant,
     pub token_url: String,
     pub scope: String,
-    /// A token is renewed this long before its end (a quarter of its life, if that is shorter than four of these).
+    /// Refresh this long before expiry (at most a quarter of the lifetime).
     pub refresh_buffer: Duration,
-    /// At most one refresh in this time; exempt are scheduled ones, and those after the refusal of a token that had
+    /// Minimum time between refreshes. Scheduled refreshes are exempt, and those after a rejection of a token that had
     /// carried a live session.
     pub refresh_interval_min: Duration,
-    /// Upper bound of the random delay before a scheduled refresh.
+    /// Maximum random delay before a scheduled refresh.
     pub refresh_jitter: Duration,
-    /// Life of a token whose answer and claims do not tell one.
+    /// Lifetime of a token if neither the response nor its claims state one.
     pub lifetime_default: Duration,
-    /// Where a rotated refresh token is kept across restarts (a directory).
+    /// Directory that keeps a rotated refresh token across restarts.
     pub refresh_token_dir: PathBuf,
 }
 
-/// How a token is got.
+/// The source of an account's tokens.
 #[derive(Debug, Clone)]
 pub enum Grant {
     ClientCredentials(OAuthClient),
-    /// The first refresh token; each answer may bring the next one.
+    /// The first refresh token; each response may contain the next one.
     RefreshToken {
         client: OAuthClient,
         refresh_token: SecretRef,
     },
-    /// A token that somebody else renews; read again when its file changes.
+    /// A token renewed by another program; read again when its file changes.
     Static {
         token: SecretRef,
     },
 }
 
-/// The OAuth client and where its secret goes (RFC 6749 section 2.3.1).
+/// The OAuth client and the placement of its secret (RFC 6749 section 2.3.1).
 #[derive(Debug, Clone)]
 pub struct OAuthClient {
     pub id: SecretRef,
@@ -83,14 +83,14 @@ pub struct OAuthClient {
     pub placement: ClientAuth,
 }
 
-/// Where id and secret of the client are sent.
+/// Where a token request carries the client id and secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAuth {
     Basic,
     Body,
 }
 
-/// An access token with its place in the order of tokens of its account.
+/// An access token and its generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     /// Rises by one with each token of the account, from 1.
@@ -98,30 +98,30 @@ pub struct Token {
     pub secret: Secret,
 }
 
-/// What `status` and the admin API show of an account. No secrets.
+/// The status of an account in `status` and the admin API. No secrets.
 #[derive(Debug, Clone, Serialize)]
 pub struct AccountStatus {
     pub account: AccountName,
-    /// One of `waiting` (no token yet), `valid`, `degraded` (valid, but the platform keeps refusing tokens), `renewing`,
-    /// `rejected` (an operator must act).
+    /// One of `waiting` (no token yet), `valid`, `degraded` (valid, but the platform repeatedly rejects tokens),
+    /// `renewing`, `rejected` (an operator must act).
     pub state: &'static str,
     pub generation: u64,
     pub remaining_seconds: Option<f64>,
     pub next_refresh_seconds: Option<f64>,
     pub refreshes: u64,
-    /// For what a refresh waits, if one is wanted and not done.
+    /// What a pending refresh waits for.
     pub waiting_for: Option<&'static str>,
-    /// When that goes on at the latest, from this moment.
+    /// Longest remaining wait, in seconds.
     pub waiting_seconds: Option<f64>,
-    /// The newest failure, as an operator may read it. None once there is a newer token.
+    /// The newest failure. None after a newer token was adopted.
     pub last_error: Option<String>,
-    /// When it happened (RFC 3339).
+    /// When the failure happened (RFC 3339).
     pub last_error_at: Option<String>,
-    /// The proxy that token requests go through, without login; none where they are direct.
+    /// The proxy of token requests, without login; none for direct connections.
     pub proxy: Option<String>,
 }
 
-/// Reads the keys that seal tokens; without any, they are not sealed.
+/// Reads the keys that encrypt shared tokens. Without keys, tokens are not encrypted.
 pub async fn read_seal(keys: Option<&SecretRef>) -> anyhow::Result<Seal> {
     let Some(keys) = keys else { return Ok(Seal::default()) };
     Ok(Seal::read(&Secrets::default().read(keys).await?)?)
@@ -132,19 +132,20 @@ pub async fn read_seal(keys: Option<&SecretRef>) -> anyhow::Result<Seal> {
 pub struct Tokens {
     account: AccountName,
     handle: RefresherHandle,
-    /// How the account's connections are made.
+    /// Network settings of the account's connections.
     network: NetworkPolicy,
-    /// Which proxy its token requests go through.
+    /// The proxy of its token requests.
     proxy: Option<String>,
 }
 
 impl Tokens {
-    /// Starts the refresher of an account, which gets the first token at once. To be called within a Tokio runtime.
+    /// Starts the refresher of an account, which requests the first token immediately. Requires a Tokio runtime.
     pub fn start(settings: Settings, network: &NetworkPolicy, tasks: &mut Tasks) -> anyhow::Result<Self> {
         Self::start_refresher(settings, network, None, tasks)
     }
 
-    /// The same together with every replica that looks into the same vault: they make one request between them.
+    /// Starts the refresher of an account that shares its tokens: all replicas with the same vault send one token request
+    /// per lifetime. Requires a Tokio runtime.
     pub fn start_shared(
         settings: Settings,
         network: &NetworkPolicy,
@@ -152,7 +153,7 @@ impl Tokens {
         tasks: &mut Tasks,
     ) -> anyhow::Result<Self> {
         match settings.grant {
-            // Reading a file again bothers nobody.
+            // Each replica reads the file itself.
             Grant::Static { .. } => Self::start_refresher(settings, network, None, tasks),
             Grant::ClientCredentials(_) | Grant::RefreshToken { .. } => {
                 Self::start_refresher(settings, network, Some(sharing), tasks)
@@ -167,21 +168,21 @@ impl Tokens {
         tasks: &mut Tasks,
     ) -> anyhow::Result<Self> {
         let proxy = network.proxy_name(&settings.token_url);
-        let grants = TokenSource::new(&settings, network, REQUEST_TIMEOUT)
+        let token_source = TokenSource::new(&settings, network, REQUEST_TIMEOUT)
             .context("cannot build the HTTP client for the token endpoint")?;
-        // At each level of the log its lines name the account.
+        // An error span is enabled at every log level, so that each line has the account.
         let span = tracing::error_span!("tokens", account = %settings.account);
         let shared = sharing.map(|sharing| {
-            let (shared, listening) = SharedTokens::new(sharing, &settings.account, tasks.stop());
-            tasks.start("token news", listening.instrument(span.clone()));
+            let (shared, notifications) = SharedTokens::new(sharing, &settings.account, tasks.stop());
+            tasks.start("token notifications", notifications.instrument(span.clone()));
             shared
         });
-        let (refresher, ends) = Refresher::new(&settings, grants, shared);
+        let (refresher, handle) = Refresher::new(&settings, token_source, shared);
         tasks.start("tokens", refresher.run(tasks.stop()).instrument(span));
-        Ok(Self { account: settings.account, handle: ends, network: network.clone(), proxy })
+        Ok(Self { account: settings.account, handle, network: network.clone(), proxy })
     }
 
-    /// How every connection under this account's token is made.
+    /// Network settings of the account's connections.
     pub fn network(&self) -> &NetworkPolicy {
         &self.network
     }
@@ -190,38 +191,38 @@ impl Tokens {
         &self.account
     }
 
-    /// The newest token, and word of each later one.
+    /// A receiver of the newest token.
     pub fn watch(&self) -> watch::Receiver<Option<Token>> {
         self.handle.tokens.clone()
     }
 
-    /// A session of the stream is live under this generation.
+    /// Records that a session of the stream is live with this generation.
     pub fn record_live(&self, stream: &StreamName, generation: u64) {
         if self.usage(|usage| usage.on_live(stream, generation)) {
-            self.handle.requests.send_modify(|asked| {
-                asked.cleared = asked.cleared.max(generation);
-                asked.offers += 1;
+            self.handle.requests.send_modify(|requests| {
+                requests.cleared = requests.cleared.max(generation);
+                requests.offers += 1;
             });
         }
     }
 
-    /// The platform refuses this generation to the stream. Either another one is got, unless there is a newer one
-    /// already, or the same one is offered again, because the trouble is the stream's. Both, where it has never carried
-    /// a session: the interval between two requests may keep the next one away for long.
+    /// Records that the platform rejects this generation for the stream. If the account is affected, a new token is
+    /// requested, unless there is a newer one. If only the stream is affected, the same token is offered again. Both happen
+    /// if the token never carried a session, because the minimum interval may delay the request.
     pub fn refuse(&self, stream: &StreamName, generation: u64) {
-        let ruling = self.usage(|usage| usage.on_refused(stream, generation, clock::now()));
-        tracing::info!(%stream, account = %self.account, generation, ?ruling, "platform rejected the token");
-        self.handle.requests.send_if_modified(|asked| match ruling {
+        let scope = self.usage(|usage| usage.on_refused(stream, generation, clock::now()));
+        tracing::info!(%stream, account = %self.account, generation, ?scope, "platform rejected the token");
+        self.handle.requests.send_if_modified(|requests| match scope {
             RefusalScope::Outdated => false,
             RefusalScope::Stream => {
-                asked.offers += 1;
+                requests.offers += 1;
                 true
             }
-            RefusalScope::Account { proven: carried } => {
-                let is_new = asked.refuse(generation, carried);
-                // Until there is a newer one it is tried again.
-                asked.offers += u64::from(!carried);
-                is_new || !carried
+            RefusalScope::Account { proven } => {
+                let is_new = requests.refuse(generation, proven);
+                // The stream retries with this token until there is a newer one.
+                requests.offers += u64::from(!proven);
+                is_new || !proven
             }
         });
     }
@@ -230,9 +231,9 @@ impl Tokens {
         act(&mut self.handle.usage.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// An operator wants a new token now (within `refresh_interval_min`).
+    /// Requests a new token for an operator, subject to `refresh_interval_min`.
     pub fn refresh(&self) {
-        self.handle.requests.send_modify(|asked| asked.operator_requests += 1);
+        self.handle.requests.send_modify(|requests| requests.operator_requests += 1);
     }
 
     pub fn status(&self) -> AccountStatus {

@@ -1,6 +1,6 @@
-//! The owner of an account's token: carries out what the token machine says, and tells everybody of a new token.
+//! The refresher of an account's token. It executes the outputs of the token machine and publishes new tokens.
 //!
-//! It decides nothing but the order of its own steps. A step once begun is finished; only waits hear the stop signal.
+//! It executes one output at a time. The stop signal interrupts waits, but no step that has begun.
 
 use std::{
     future,
@@ -31,45 +31,45 @@ use crate::{
     telemetry::{chain, metrics},
 };
 
-/// How often secrets in files are looked at, and the life that is left is shown.
+/// Interval of checks for changed secret files and of updates of the remaining lifetime metric.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What an operator reads where a pause of the token endpoint is kept that another replica was told.
+/// The error text of a Retry-After that another replica received.
 const SHARED_PAUSE: &str = "token endpoint sent Retry-After to another replica; all replicas wait";
 
-/// What handles ask for. A value, not a queue: whoever asks again changes nothing.
+/// Requests from handles to the refresher. A value, not a queue, so repeated requests have no effect.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RefreshRequests {
-    /// The newest generation that was refused, and whether it had carried a live session.
+    /// The newest rejected generation, and whether it had carried a live session.
     refused: (u64, bool),
-    /// The newest generation that was refused and then carried a live session.
+    /// The newest generation that carried a live session after it was rejected.
     pub(super) cleared: u64,
-    /// How often the token in force was offered again to streams that were refused it.
+    /// Number of requests to offer the current token again to streams for which it was rejected.
     pub(super) offers: u64,
-    /// How often an operator wanted a new token.
+    /// Number of refresh requests by operators.
     pub(super) operator_requests: u64,
 }
 
 impl RefreshRequests {
-    /// Whether that is news.
-    pub(super) fn refuse(&mut self, generation: u64, carried: bool) -> bool {
-        let refused = (generation, carried);
+    /// Records a rejected generation. True if it was not recorded before.
+    pub(super) fn refuse(&mut self, generation: u64, proven: bool) -> bool {
+        let refused = (generation, proven);
         let is_new = self.refused < refused || self.cleared >= generation;
         self.refused = if self.cleared >= generation { refused } else { self.refused.max(refused) };
-        // What is refused after it was cleared is refused.
+        // A later rejection overrides a cleared one.
         self.cleared = self.cleared.min(generation.saturating_sub(1));
         is_new
     }
 }
 
-/// The newest failure.
+/// A failed refresh.
 #[derive(Debug, Clone)]
 pub(super) struct RefreshError {
     pub(super) text: String,
     pub(super) at: Timestamp,
 }
 
-/// What handles may know beside the token.
+/// State of the refresher, for handles.
 #[derive(Debug, Clone)]
 pub(super) struct TokenReport {
     pub(super) phase: TokenPhase,
@@ -82,7 +82,7 @@ pub(super) struct TokenReport {
     pub(super) last_error: Option<RefreshError>,
 }
 
-/// The ends that handles hold.
+/// The channels of a handle.
 #[derive(Debug, Clone)]
 pub(super) struct RefresherHandle {
     pub(super) requests: watch::Sender<RefreshRequests>,
@@ -91,13 +91,13 @@ pub(super) struct RefresherHandle {
     pub(super) usage: Arc<Mutex<TokenUsage>>,
 }
 
-/// One account's refresher.
+/// The refresher of one account.
 #[derive(Debug)]
 pub(super) struct Refresher {
     machine: Refresh,
-    grants: TokenSource,
+    token_source: TokenSource,
     shared: Option<SharedTokens>,
-    /// Granted, and waiting for its number.
+    /// A granted token without a generation yet.
     granted: Option<GrantedToken>,
     requests: watch::Receiver<RefreshRequests>,
     operator_requests_seen: u64,
@@ -106,9 +106,9 @@ pub(super) struct Refresher {
     reports: watch::Sender<TokenReport>,
     usage: Arc<Mutex<TokenUsage>>,
     refreshes: u64,
-    /// When the request under way, or the newest one, is given up.
+    /// Deadline of the newest token request.
     request_deadline: Option<Instant>,
-    /// What was logged last.
+    /// The wait reason that was logged last.
     logged_wait: Option<WaitReason>,
     last_error: Option<RefreshError>,
     metrics: metrics::AccountMetrics,
@@ -116,15 +116,15 @@ pub(super) struct Refresher {
 }
 
 impl Refresher {
-    /// Must be called within a Tokio runtime. Nothing is fetched before [`Refresher::run`].
+    /// Requires a Tokio runtime. Sends nothing before [`Refresher::run`].
     pub(super) fn new(
         settings: &Settings,
-        grants: TokenSource,
+        token_source: TokenSource,
         shared: Option<SharedTokens>,
     ) -> (Self, RefresherHandle) {
         let sharing = if shared.is_some() { refresh::TokenSharing::Vault } else { refresh::TokenSharing::None };
         let machine = Refresh::new(settings.refresh(sharing));
-        let (asked_sender, asked) = watch::channel(RefreshRequests::default());
+        let (requests_sender, requests) = watch::channel(RefreshRequests::default());
         let (tokens, tokens_receiver) = watch::channel(None);
         let (reports, reports_receiver) = watch::channel(report(&machine, 0, None, None));
         let usage = Arc::<Mutex<TokenUsage>>::default();
@@ -132,10 +132,10 @@ impl Refresher {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let refresher = Self {
             machine,
-            grants,
+            token_source,
             shared,
             granted: None,
-            requests: asked,
+            requests,
             operator_requests_seen: 0,
             offers_seen: 0,
             tokens,
@@ -150,11 +150,11 @@ impl Refresher {
         };
         (
             refresher,
-            RefresherHandle { requests: asked_sender, tokens: tokens_receiver, reports: reports_receiver, usage },
+            RefresherHandle { requests: requests_sender, tokens: tokens_receiver, reports: reports_receiver, usage },
         )
     }
 
-    /// Keeps a token until the stop signal.
+    /// Keeps the token fresh until the stop signal.
     pub(super) async fn run(mut self, stop: CancellationToken) -> TaskResult {
         self.machine.handle(Input::Start, clock::now());
         loop {
@@ -196,17 +196,17 @@ impl Refresher {
             Output::Retry { at, alarm } => self.log_failure(at, alarm),
             Output::PauseRequests { at } => self.on_shared_pause(at),
             Output::ReadVault => self.read_vault().await,
-            Output::Lock { ttl: life } => self.lock(life).await,
-            Output::Renew { ttl: life } => self.shared().renew(life).await,
+            Output::Lock { ttl } => self.lock(ttl).await,
+            Output::Renew { ttl } => self.shared().renew(ttl).await,
             Output::Release { pause } => self.shared().release(pause).await,
-            Output::Publish { generation, lifetime, remaining: left } => {
-                self.publish_token(VaultToken { generation, lifetime, remaining: left }).await;
+            Output::Publish { generation, lifetime, remaining } => {
+                self.publish_token(VaultToken { generation, lifetime, remaining }).await;
             }
         }
         ControlFlow::Continue(())
     }
 
-    /// The answer to one request, or none if the daemon ends first and the request may be dropped.
+    /// Sends one token request. None if the process stops first and the request may be dropped.
     async fn fetch(&mut self, stop: &CancellationToken) -> Option<Result<GrantedToken, GrantError>> {
         self.request_deadline = Some(clock::now() + REQUEST_TIMEOUT);
         self.publish();
@@ -217,11 +217,11 @@ impl Refresher {
     }
 
     async fn request_token(&mut self, stop: &CancellationToken) -> Option<Result<GrantedToken, GrantError>> {
-        let droppable = !self.grants.must_finish();
-        let held = self.tokens.borrow().as_ref().map(|token| token.secret.clone());
-        let refused = held.filter(|_| self.machine.is_refused());
-        let Self { grants, machine, shared, metrics, tick, .. } = self;
-        let mut answer = Box::pin(grants.fetch(refused));
+        let droppable = !self.token_source.must_finish();
+        let current = self.tokens.borrow().as_ref().map(|token| token.secret.clone());
+        let refused = current.filter(|_| self.machine.is_refused());
+        let Self { token_source, machine, shared, metrics, tick, .. } = self;
+        let mut answer = Box::pin(token_source.fetch(refused));
         loop {
             let wake = machine.poll_timeout();
             tokio::select! {
@@ -239,19 +239,19 @@ impl Refresher {
         None
     }
 
-    /// Another replica may have used the refresh token up, and was given the next one.
+    /// Loads a newer refresh token that another replica has received.
     async fn load_shared_refresh_token(&mut self) {
         let Some(shared) = &mut self.shared else { return };
-        let Some(line) = self.grants.refresh_token_id().await else { return };
-        if let Some(rotated) = shared.refresh_token(&line).await {
-            self.grants.store_shared_token(rotated).await;
+        let Some(id) = self.token_source.refresh_token_id().await else { return };
+        if let Some(rotated) = shared.refresh_token(&id).await {
+            self.token_source.store_shared_token(rotated).await;
         }
     }
 
-    /// Before the access token is used: whoever asks next needs it.
+    /// Shares a rotated refresh token before the access token is used: the next request of any replica needs it.
     async fn share_refresh_token(&mut self) {
         let Some(shared) = &mut self.shared else { return };
-        if let Some(rotated) = self.grants.rotated().await {
+        if let Some(rotated) = self.token_source.rotated().await {
             shared.share_refresh_token(&rotated).await;
         }
     }
@@ -259,18 +259,18 @@ impl Refresher {
     async fn read_vault(&mut self) {
         let seen = self.shared().read().await;
         if seen.is_some() {
-            // What was given while the vault was away.
+            // A refresh token received while the vault was unavailable.
             self.share_refresh_token().await;
         }
         self.machine.handle(Input::VaultRead { seen, unit: fastrand::f64() }, clock::now());
     }
 
-    async fn lock(&mut self, life: Duration) {
-        let lock = self.shared().lock(life).await;
+    async fn lock(&mut self, ttl: Duration) {
+        let lock = self.shared().lock(ttl).await;
         self.machine.handle(Input::Locked { lock, unit: fastrand::f64() }, clock::now());
     }
 
-    /// What was just granted, or what is in force.
+    /// Publishes the granted token, else the current one.
     async fn publish_token(&mut self, found: VaultToken) {
         let granted = self.granted.as_ref().map(|granted| granted.secret.clone());
         let secret = granted.or_else(|| self.tokens.borrow().as_ref().map(|token| token.secret.clone()));
@@ -303,7 +303,7 @@ impl Refresher {
         self.machine.handle(input, clock::now());
     }
 
-    /// Whether the platform has refused this very token.
+    /// Whether this is the rejected token.
     fn is_refused(&self, secret: &Secret) -> bool {
         self.machine.is_refused() && self.tokens.borrow().as_ref().is_some_and(|token| token.secret == *secret)
     }
@@ -331,8 +331,8 @@ impl Refresher {
         self.refreshes += 1;
         tracing::info!(
             generation,
-            life_secs = lifetime.map(|lifetime| lifetime.scheduled.as_secs_f64()),
-            life_from = lifetime.map(|lifetime| lifetime.source.as_str()),
+            lifetime_secs = lifetime.map(|lifetime| lifetime.scheduled.as_secs_f64()),
+            lifetime_from = lifetime.map(|lifetime| lifetime.source.as_str()),
             claimed_secs = lifetime.and_then(|lifetime| lifetime.claimed).map(|claimed| claimed.as_secs_f64()),
             next_secs = self.machine.next_at().map(seconds_until),
             "token adopted"
@@ -370,7 +370,7 @@ impl Refresher {
         }
     }
 
-    /// Another replica was asked for a pause, so the endpoint is not asked from here either.
+    /// Applies a Retry-After that another replica received.
     fn on_shared_pause(&mut self, at: Instant) {
         let retry_secs = seconds_until(at);
         tracing::warn!(retry_secs, "{SHARED_PAUSE}");
@@ -378,27 +378,27 @@ impl Refresher {
     }
 
     fn on_requests(&mut self) {
-        let asked = *self.requests.borrow_and_update();
+        let requests = *self.requests.borrow_and_update();
         let now = clock::now();
-        let (generation, carried) = asked.refused;
-        if asked.cleared < generation {
-            self.on_refusal(generation, carried, now);
+        let (generation, proven) = requests.refused;
+        if requests.cleared < generation {
+            self.on_refusal(generation, proven, now);
         } else {
-            self.machine.handle(Input::RefusalCleared { generation: asked.cleared }, now);
+            self.machine.handle(Input::RefusalCleared { generation: requests.cleared }, now);
         }
-        if self.offers_seen < asked.offers {
-            self.offers_seen = asked.offers;
+        if self.offers_seen < requests.offers {
+            self.offers_seen = requests.offers;
             self.offer_again();
         }
-        if self.operator_requests_seen < asked.operator_requests {
-            self.operator_requests_seen = asked.operator_requests;
+        if self.operator_requests_seen < requests.operator_requests {
+            self.operator_requests_seen = requests.operator_requests;
             self.machine.handle(Input::RefreshRequested, now);
         }
     }
 
-    fn on_refusal(&mut self, generation: u64, carried: bool, now: Instant) {
+    fn on_refusal(&mut self, generation: u64, proven: bool, now: Instant) {
         let (before, was_refused) = (self.machine.degraded_until(), self.machine.is_refused());
-        self.machine.handle(Input::Refused { generation, proven: carried }, now);
+        self.machine.handle(Input::Refused { generation, proven }, now);
         let after = self.machine.degraded_until();
         if self.machine.is_refused() && !was_refused {
             self.metrics.refused();
@@ -409,17 +409,17 @@ impl Refresher {
         }
     }
 
-    /// Streams that were refused the token are offered it again, unless it is worth nothing: then they wait for the next.
+    /// Offers the token again to streams for which it was rejected, unless it is unusable: then they wait for the next.
     fn offer_again(&self) {
         if self.machine.is_retryable() {
             self.tokens.send_modify(|_| ());
         }
     }
 
-    /// A changed secret is tried out while the token that an older one got still runs.
+    /// Refreshes when a secret file has changed, while the current token is still valid.
     async fn check_secrets(&mut self) {
         show_remaining(&self.metrics, &self.machine);
-        if self.grants.have_changed().await {
+        if self.token_source.have_changed().await {
             self.machine.handle(Input::RefreshRequested, clock::now());
         }
     }
@@ -430,7 +430,7 @@ impl Refresher {
         self.reports.send_replace(report);
     }
 
-    /// Each wait is logged once, when it begins. An answer of Redis takes milliseconds, and has a deadline.
+    /// Logs each wait once, when it begins. Waits for the vault are short and are not logged.
     fn log_wait(&mut self, waiting: Option<PendingRefresh>) {
         let reason = waiting.map(|waiting| waiting.reason).filter(|reason| *reason != WaitReason::Vault);
         if std::mem::replace(&mut self.logged_wait, reason) == reason {
@@ -444,7 +444,7 @@ impl Refresher {
 }
 
 impl Settings {
-    /// Nobody is bothered by reading a file again, so a static token knows no interval.
+    /// The settings of the token machine. A static token is a file read and has no minimum interval.
     fn refresh(&self, sharing: refresh::TokenSharing) -> refresh::Settings {
         let interval_min = match self.grant {
             Grant::Static { .. } => Duration::ZERO,
@@ -454,7 +454,7 @@ impl Settings {
     }
 }
 
-/// What the others say; nothing ever, where nothing is shared.
+/// The next hint from the vault. Never completes without sharing.
 async fn next_hint(shared: &mut Option<SharedTokens>) -> Option<u64> {
     match shared {
         Some(shared) => shared.hint().await,
@@ -462,18 +462,18 @@ async fn next_hint(shared: &mut Option<SharedTokens>) -> Option<u64> {
     }
 }
 
-/// While a request is under way, the machine wants nothing else.
+/// Renews the lock during a request. The machine has no other output then.
 async fn renew_lock(machine: &mut Refresh, mut shared: Option<&mut SharedTokens>) {
     machine.handle_timeout(clock::now());
     while let Some(output) = machine.poll_output() {
         match (output, shared.as_deref_mut()) {
-            (Output::Renew { ttl: life }, Some(shared)) => shared.renew(life).await,
+            (Output::Renew { ttl }, Some(shared)) => shared.renew(ttl).await,
             (output, _) => panic!("{output:?} while a request is under way"),
         }
     }
 }
 
-/// Nobody holds a handle, so nobody needs a token; but ending unasked would be a fault.
+/// Waits for the stop signal after all handles were dropped. A task that ends earlier counts as a fault.
 async fn wait_for_stop(stop: &CancellationToken) -> TaskResult {
     stop.cancelled().await;
     Ok(())
@@ -520,12 +520,12 @@ fn show_remaining(metrics: &metrics::AccountMetrics, machine: &Refresh) {
     }
 }
 
-/// Seconds from this moment; 0 for what is past.
+/// Seconds from now; 0 for a past instant.
 pub(super) fn seconds_until(at: Instant) -> f64 {
     at.saturating_duration_since(clock::now()).as_secs_f64()
 }
 
-/// The metric's word.
+/// The metric label of a failure.
 fn outcome_label(failure: GrantFailure) -> &'static str {
     match failure {
         GrantFailure::Throttled(_) => "throttled",

@@ -1,7 +1,7 @@
-//! Seals what other replicas may read and nobody else: tokens at rest, outside of this process.
+//! Encrypts tokens that are stored outside of this process, so that only replicas with the key can read them.
 //!
-//! AES-256-GCM with a random nonce. What is sealed is bound to its place (prefix, account, generation), so that a text
-//! put into another place does not open. The first key seals and every key opens: that is how keys are changed.
+//! AES-256-GCM with a random nonce. The ciphertext is bound to its context (kind, prefix, account, generation) and does
+//! not open in another one. The first key seals and every key opens, so that keys can be rotated.
 
 use std::fmt;
 
@@ -13,17 +13,18 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use crate::model::Secret;
 
-/// A key is so long, and written in base64.
+/// Length of a key in bytes; keys are written in base64.
 pub const KEY_LEN: usize = 32;
 
-/// The first bytes of a key's digest: they name the key, and tell nothing of it.
+/// Length of a key id: the first bytes of the digest of the key.
 const ID_LEN: usize = 4;
 
-/// What stands before a text that is not sealed, and before one that is.
+/// First byte of a text that is not sealed.
 const PLAIN: u8 = 0;
+/// First byte of a sealed text.
 const SEALED: u8 = 1;
 
-/// The keys of an installation; none at all leaves everything readable.
+/// The sealing keys of an installation. Without keys, texts are stored unsealed.
 #[derive(Debug, Default)]
 pub struct Seal {
     keys: Vec<SealKey>,
@@ -34,29 +35,29 @@ struct SealKey {
     key: RandomizedNonceKey,
 }
 
-/// Where a sealed text belongs.
+/// The context that a sealed text is bound to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SealContext<'a> {
     pub(super) kind: SealedKind,
-    /// The beginning of every key of the installation.
+    /// The key prefix of the installation in Redis.
     pub(super) prefix: &'a str,
     pub(super) account: &'a str,
     pub(super) generation: u64,
 }
 
-/// What is sealed: one never opens in the other's place.
+/// The kind of a sealed text. One kind does not open as the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SealedKind {
     AccessToken,
     RefreshToken,
 }
 
-/// A key is no key. It is not repeated.
+/// An invalid sealing key. The error does not contain the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a sealing key is {KEY_LEN} random bytes in base64")]
 pub struct KeyError;
 
-/// A text does not open.
+/// Why a text cannot be sealed or opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SealError {
     #[error("sealed with a key that is not configured here")]
@@ -75,37 +76,38 @@ impl Seal {
         Ok(Self { keys: keys.iter().map(SealKey::read).collect::<Result<_, _>>()? })
     }
 
-    /// Keys in one text, with white space between them; one at least.
+    /// Reads at least one key from a text with keys separated by white space.
     pub fn read(text: &Secret) -> Result<Self, KeyError> {
         let keys: Vec<Secret> = text.expose().split_whitespace().map(Secret::new).collect();
         if keys.is_empty() { Err(KeyError) } else { Self::new(&keys) }
     }
 
-    pub(super) fn seal(&self, secret: &Secret, place: SealContext<'_>) -> Result<Vec<u8>, SealError> {
+    pub(super) fn seal(&self, secret: &Secret, context: SealContext<'_>) -> Result<Vec<u8>, SealError> {
         let plain = secret.expose().as_bytes();
         let Some(SealKey { id, key }) = self.keys.first() else { return Ok([&[PLAIN], plain].concat()) };
         let mut sealed = plain.to_vec();
-        let nonce =
-            key.seal_in_place_append_tag(place.associated_data(id), &mut sealed).map_err(|_| SealError::Unsealable)?;
+        let nonce = key
+            .seal_in_place_append_tag(context.associated_data(id), &mut sealed)
+            .map_err(|_| SealError::Unsealable)?;
         Ok([&[SEALED], &id[..], nonce.as_ref(), &sealed].concat())
     }
 
-    pub(super) fn open(&self, text: &[u8], place: SealContext<'_>) -> Result<Secret, SealError> {
+    pub(super) fn open(&self, text: &[u8], context: SealContext<'_>) -> Result<Secret, SealError> {
         match text.split_first() {
             Some((&PLAIN, plain)) if self.keys.is_empty() => utf8_secret(plain),
             Some((&PLAIN, _)) => Err(SealError::Plain),
-            Some((&SEALED, rest)) => self.unseal(rest, place),
+            Some((&SEALED, rest)) => self.unseal(rest, context),
             Some(_) | None => Err(SealError::Forged),
         }
     }
 
-    fn unseal(&self, rest: &[u8], place: SealContext<'_>) -> Result<Secret, SealError> {
+    fn unseal(&self, rest: &[u8], context: SealContext<'_>) -> Result<Secret, SealError> {
         let (id, rest) = rest.split_first_chunk::<ID_LEN>().ok_or(SealError::Forged)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Forged)?;
         let key = self.keys.iter().find(|key| key.id == *id).ok_or(SealError::UnknownKey)?;
         let mut sealed = sealed.to_vec();
         let opened =
-            key.key.open_in_place(Nonce::assume_unique_for_key(*nonce), place.associated_data(id), &mut sealed);
+            key.key.open_in_place(Nonce::assume_unique_for_key(*nonce), context.associated_data(id), &mut sealed);
         utf8_secret(opened.map_err(|_| SealError::Forged)?)
     }
 }
@@ -128,14 +130,14 @@ impl fmt::Debug for SealKey {
 }
 
 impl SealContext<'_> {
-    /// Lengths stand before the texts, so that no two places look alike.
+    /// The associated data. Length prefixes make it unambiguous.
     fn associated_data(self, id: &[u8; ID_LEN]) -> Aad<Vec<u8>> {
-        let Self { kind: what, prefix, account, generation } = self;
-        let what = match what {
+        let Self { kind, prefix, account, generation } = self;
+        let kind = match kind {
             SealedKind::AccessToken => "token",
             SealedKind::RefreshToken => "refresh token",
         };
-        let head = format!("trunkline {what} {}:{prefix}{}:{account}{generation} ", prefix.len(), account.len());
+        let head = format!("trunkline {kind} {}:{prefix}{}:{account}{generation} ", prefix.len(), account.len());
         Aad::from([head.as_bytes(), id].concat())
     }
 }
@@ -156,20 +158,20 @@ mod tests {
         let seal = seal(&[1]);
         let sealed = seal.seal(&Secret::new("canary-token"), HERE).unwrap();
         assert_eq!(seal.open(&sealed, HERE), Ok(Secret::new("canary-token")));
-        let elsewhere = [
+        let others = [
             SealContext { kind: SealedKind::RefreshToken, ..HERE },
             SealContext { prefix: "trunklin", ..HERE },
             SealContext { account: "acme2", ..HERE },
             SealContext { generation: 8, ..HERE },
             SealContext { prefix: "trunkline4:a", account: "cme", ..HERE },
         ];
-        for place in elsewhere {
-            assert_eq!(seal.open(&sealed, place), Err(SealError::Forged), "{place:?}");
+        for context in others {
+            assert_eq!(seal.open(&sealed, context), Err(SealError::Forged), "{context:?}");
         }
     }
 
     #[test]
-    fn a_changed_byte_and_a_missing_one_are_refused() {
+    fn a_changed_or_truncated_text_does_not_open() {
         let seal = seal(&[1]);
         let sealed = seal.seal(&Secret::new("canary-token"), HERE).unwrap();
         for at in 0..sealed.len() {
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_readable_is_left_and_no_two_are_alike() {
+    fn sealed_texts_are_unreadable_and_differ() {
         let seal = seal(&[1]);
         let token = Secret::new("canary-token");
         let sealed = seal.seal(&token, HERE).unwrap();
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_changed_by_listing_both_for_a_while() {
+    fn keys_are_rotated_by_listing_both() {
         let (old, both, new) = (seal(&[1]), seal(&[2, 1]), seal(&[2]));
         let token = Secret::new("canary-token");
         let before = old.seal(&token, HERE).unwrap();
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sealed_opens_only_where_nothing_is() {
+    fn an_unsealed_text_opens_only_without_keys() {
         let (token, none) = (Secret::new("canary-token"), Seal::default());
         let plain = none.seal(&token, HERE).unwrap();
         assert_eq!(none.open(&plain, HERE), Ok(token));
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_none_is_refused_without_being_repeated() {
+    fn an_invalid_key_is_rejected_without_being_quoted() {
         for bad in ["", "canary", &STANDARD.encode([1; 31]), &STANDARD.encode([1; 33])] {
             assert_eq!(Seal::new(&[Secret::new(bad)]).unwrap_err(), KeyError, "{bad}");
         }

@@ -1,6 +1,6 @@
-//! Reads the secrets of an account, and notices when a file has changed since.
+//! Reads the secrets of an account and detects changed files.
 //!
-//! It keeps digests, never the secrets themselves, and no error says more than where a secret was looked for.
+//! It keeps digests, never the secrets themselves. Errors contain only the location of a secret.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{
     telemetry::chain,
 };
 
-/// Reads secrets and remembers which content of each file was read last.
+/// Reads secrets and remembers the digest of each file.
 #[derive(Debug, Default)]
 pub(super) struct Secrets {
     files: BTreeMap<PathBuf, SecretFileState>,
@@ -20,14 +20,14 @@ pub(super) struct Secrets {
 
 #[derive(Debug, Default)]
 struct SecretFileState {
-    /// Digest of what was read last; none, if that failed.
+    /// Digest of the last read; none if it failed.
     content: Option<Vec<u8>>,
-    /// The file is missing or empty, which was said already.
+    /// A warning about a missing or empty file was logged.
     warned: bool,
 }
 
 impl Secrets {
-    /// The secret as it is at this moment, without white space around it.
+    /// The current secret, without surrounding white space.
     pub(super) async fn read(&mut self, reference: &SecretRef) -> Result<Secret, SecretError> {
         let read = secrets::read(reference).await;
         if let SecretRef::File(path) = reference {
@@ -37,8 +37,7 @@ impl Secrets {
         read
     }
 
-    /// Whether a file that was read before holds another secret than it did then. One that went missing or is empty
-    /// has not changed: what it held stays in use.
+    /// Whether a file has another secret than at the last read. A missing or empty file counts as unchanged.
     pub(super) async fn have_changed(&mut self) -> bool {
         let mut changed = false;
         for (path, seen) in &mut self.files {
@@ -58,7 +57,7 @@ impl Secrets {
     }
 }
 
-/// Tells two secrets apart without keeping either.
+/// The digest of a secret, for comparison.
 pub(super) fn fingerprint(secret: &Secret) -> Vec<u8> {
     digest(&SHA256, secret.expose().as_bytes()).as_ref().to_vec()
 }

@@ -1,6 +1,6 @@
-//! What this replica shares with the others: the vault in Redis, with everything sealed, and the word of a new token.
+//! Token sharing between replicas: the encrypted vault in Redis and notifications of new tokens.
 //!
-//! It decides nothing. Whatever the vault does not answer in time is answered for it: it is away.
+//! A command that the vault does not answer in time counts as unavailable.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -24,51 +24,51 @@ use crate::{
     telemetry::chain,
 };
 
-/// A vault that has not answered by then is away: a token must not end while somebody waits for it.
+/// Timeout of a vault command. It is short, so that no token expires during the wait.
 const VAULT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Delays between tries to listen.
+/// Delays between attempts to subscribe.
 const LISTEN_BACKOFF: BackoffCurve =
     BackoffCurve { first: Duration::from_millis(100), cap: Duration::from_secs(2), jitter: 0.5 };
 
-/// With whom tokens are shared.
+/// How tokens are shared between replicas.
 #[derive(Debug, Clone)]
 pub struct TokenSharingSettings {
     pub connection: RedisConnection,
-    /// The beginning of all keys.
+    /// The prefix of all keys.
     pub prefix: String,
     pub seal: Arc<Seal>,
 }
 
-/// One account's end of the vault.
+/// Access to the vault for one account.
 #[derive(Debug)]
 pub(super) struct SharedTokens {
     vault: Arc<TokenVault>,
     seal: Arc<Seal>,
     prefix: String,
     account: AccountName,
-    /// Of the newest lock that was tried.
+    /// Owner id of the newest lock attempt.
     lock_owner: String,
-    /// What the newest look found.
+    /// The token of the newest read.
     found: Option<Secret>,
     hints: watch::Receiver<VaultHints>,
-    /// Words may have been missed before that many beginnings were heard of.
+    /// Number of subscriptions already handled. A new subscription may have missed notifications.
     subscriptions_seen: u64,
     unavailable: bool,
-    /// Which refresh token the vault is known to have.
+    /// The newest refresh token known to be in the vault.
     published_refresh_token: Option<(String, u64)>,
 }
 
-/// What was heard. A value, not a queue: an older word is worth nothing.
+/// Notifications from the vault. A value, not a queue: only the newest counts.
 #[derive(Debug, Clone, Copy, Default)]
 struct VaultHints {
     newest: u64,
-    /// How often listening began.
+    /// Number of subscriptions so far.
     subscriptions: u64,
 }
 
 impl SharedTokens {
-    /// The end, and what must run for it to hear anything.
+    /// The access to the vault, and the task that receives its notifications.
     pub(super) fn new(
         sharing: TokenSharingSettings,
         account: &AccountName,
@@ -76,8 +76,8 @@ impl SharedTokens {
     ) -> (Self, impl Future<Output = TaskResult> + Send + 'static) {
         let TokenSharingSettings { connection, prefix, seal } = sharing;
         let vault = Arc::new(TokenVault::new(connection, &prefix, account));
-        let (sender, news) = watch::channel(VaultHints::default());
-        let listening = listen(Arc::clone(&vault), sender, stop);
+        let (sender, hints) = watch::channel(VaultHints::default());
+        let receiving = listen(Arc::clone(&vault), sender, stop);
         let shared = Self {
             vault,
             seal,
@@ -85,15 +85,15 @@ impl SharedTokens {
             account: account.clone(),
             lock_owner: new_lock_owner(),
             found: None,
-            hints: news,
+            hints,
             subscriptions_seen: 0,
             unavailable: false,
             published_refresh_token: None,
         };
-        (shared, listening)
+        (shared, receiving)
     }
 
-    /// What is there; none while the vault is away.
+    /// The content of the vault; none if it is unavailable.
     pub(super) async fn read(&mut self) -> Option<VaultContent> {
         let TokenVaultState { last, token, pause } =
             self.call_vault(Arc::clone(&self.vault), async |vault| vault.read().await).await?;
@@ -109,25 +109,25 @@ impl SharedTokens {
         Some(VaultContent { last, token, pause })
     }
 
-    /// The secret that the newest look found.
+    /// Takes the token of the newest read.
     pub(super) fn take_found(&mut self) -> Option<Secret> {
         self.found.take()
     }
 
-    pub(super) async fn lock(&mut self, life: Duration) -> LockOutcome {
+    pub(super) async fn lock(&mut self, ttl: Duration) -> LockOutcome {
         self.lock_owner = new_lock_owner();
         let owner = self.lock_owner.clone();
-        match self.call_vault(Arc::clone(&self.vault), async |vault| vault.lock(&owner, life).await).await {
+        match self.call_vault(Arc::clone(&self.vault), async |vault| vault.lock(&owner, ttl).await).await {
             Some(true) => LockOutcome::Acquired,
             Some(false) => LockOutcome::Held,
             None => LockOutcome::Unavailable,
         }
     }
 
-    pub(super) async fn renew(&mut self, life: Duration) {
+    pub(super) async fn renew(&mut self, ttl: Duration) {
         let owner = self.lock_owner.clone();
-        let kept = self.call_vault(Arc::clone(&self.vault), async |vault| vault.renew(&owner, life).await).await;
-        if kept == Some(false) {
+        let renewed = self.call_vault(Arc::clone(&self.vault), async |vault| vault.renew(&owner, ttl).await).await;
+        if renewed == Some(false) {
             tracing::info!("refresh lock lost during the request; another replica may refresh too");
         }
     }
@@ -138,7 +138,7 @@ impl SharedTokens {
     }
 
     pub(super) async fn publish(&mut self, secret: &Secret, found: VaultToken) -> PublishOutcome {
-        let VaultToken { generation, lifetime, remaining: left } = found;
+        let VaultToken { generation, lifetime, remaining } = found;
         let secret = match self.seal.seal(secret, self.seal_context(SealedKind::AccessToken, generation)) {
             Ok(secret) => secret,
             Err(error) => {
@@ -146,7 +146,7 @@ impl SharedTokens {
                 return PublishOutcome::Unavailable;
             }
         };
-        let (owner, token) = (self.lock_owner.clone(), Token { generation, lifetime, remaining: left, secret });
+        let (owner, token) = (self.lock_owner.clone(), Token { generation, lifetime, remaining, secret });
         match self.call_vault(Arc::clone(&self.vault), async |vault| vault.publish(&owner, &token).await).await {
             Some(TokenPublishOutcome::Stored) => PublishOutcome::Done,
             Some(TokenPublishOutcome::Superseded) => PublishOutcome::AlreadyNewer,
@@ -155,7 +155,7 @@ impl SharedTokens {
         }
     }
 
-    /// The newest refresh token that any replica was given in place of the one with this name.
+    /// The newest refresh token of any replica that descends from this ancestor.
     pub(super) async fn refresh_token(&mut self, ancestor: &str) -> Option<RotatedToken> {
         let name = ancestor.to_owned();
         let found = self.call_vault(Arc::clone(&self.vault), async |vault| vault.refresh_token(&name).await).await??;
@@ -168,10 +168,9 @@ impl SharedTokens {
         Some(RotatedToken { ancestor: ancestor.to_owned(), number, refresh_token: opened.ok()? })
     }
 
-    /// Lets the others have a refresh token, unless the vault has it already, or a newer one. When the vault is away, it
-    /// is to be tried again.
-    pub(super) async fn share_refresh_token(&mut self, kept: &RotatedToken) {
-        let RotatedToken { ancestor, number, refresh_token } = kept;
+    /// Stores a refresh token in the vault, unless the vault has it or a newer one. Retry if the vault is unavailable.
+    pub(super) async fn share_refresh_token(&mut self, rotated: &RotatedToken) {
+        let RotatedToken { ancestor, number, refresh_token } = rotated;
         if self.published_refresh_token.as_ref().is_some_and(|(name, has)| name == ancestor && has >= number) {
             return;
         }
@@ -189,15 +188,15 @@ impl SharedTokens {
         }
     }
 
-    /// The next hint: a generation, or none when some may have been missed. Waits for ever when there can be no more.
+    /// The next notified generation; none if notifications may have been missed. Never completes after the last one.
     pub(super) async fn hint(&mut self) -> Option<u64> {
         if self.hints.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
-        let news = *self.hints.borrow_and_update();
-        let resubscribed = self.subscriptions_seen < news.subscriptions;
-        self.subscriptions_seen = news.subscriptions;
-        (!resubscribed).then_some(news.newest)
+        let hints = *self.hints.borrow_and_update();
+        let resubscribed = self.subscriptions_seen < hints.subscriptions;
+        self.subscriptions_seen = hints.subscriptions;
+        (!resubscribed).then_some(hints.newest)
     }
 
     fn open(&self, token: &Token) -> Option<Secret> {
@@ -211,11 +210,11 @@ impl SharedTokens {
             .ok()
     }
 
-    fn seal_context(&self, what: SealedKind, generation: u64) -> SealContext<'_> {
-        SealContext { kind: what, prefix: &self.prefix, account: self.account.as_str(), generation }
+    fn seal_context(&self, kind: SealedKind, generation: u64) -> SealContext<'_> {
+        SealContext { kind, prefix: &self.prefix, account: self.account.as_str(), generation }
     }
 
-    /// The vault's answer, in time.
+    /// Runs a vault command with a timeout. None if the vault is unavailable.
     async fn call_vault<T>(
         &mut self,
         vault: Arc<TokenVault>,
@@ -237,27 +236,27 @@ impl SharedTokens {
     }
 }
 
-/// Whether a header may carry it, as of a token that the endpoint grants.
+/// Whether a header can carry the token.
 fn is_usable(secret: &Secret) -> bool {
     let text = secret.expose().as_bytes();
     !text.is_empty() && text.iter().all(u8::is_ascii_graphic)
 }
 
-/// Another one for every lock, so that an old one is never taken for a new one.
+/// A random owner id for each lock attempt.
 fn new_lock_owner() -> String {
     format!("{:032x}", random::u128())
 }
 
-/// Listens until `stop`, and begins anew whenever the connection is lost.
-async fn listen(vault: Arc<TokenVault>, news: watch::Sender<VaultHints>, stop: CancellationToken) -> TaskResult {
+/// Receives notifications until `stop`, and subscribes again when the connection is lost.
+async fn listen(vault: Arc<TokenVault>, hints: watch::Sender<VaultHints>, stop: CancellationToken) -> TaskResult {
     let mut failures = 0;
     loop {
-        let listening = async {
+        let session = async {
             if let Ok(mut messages) = vault.listen().await {
                 failures = 0;
-                news.send_modify(|news| news.subscriptions += 1);
+                hints.send_modify(|hints| hints.subscriptions += 1);
                 while let Some(generation) = messages.next().await {
-                    news.send_modify(|news| news.newest = generation);
+                    hints.send_modify(|hints| hints.newest = generation);
                 }
             }
             tokio::time::sleep(LISTEN_BACKOFF.delay(failures, fastrand::f64())).await;
@@ -266,7 +265,7 @@ async fn listen(vault: Arc<TokenVault>, news: watch::Sender<VaultHints>, stop: C
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            () = listening => (),
+            () = session => (),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Tokens over real sockets: the handle on one side, a token endpoint with a script on the other.
+//! Tokens over real sockets: the handle on one side, a scripted token endpoint on the other.
 
 mod endpoint;
 
@@ -28,7 +28,7 @@ use crate::{
     telemetry::chain,
 };
 
-/// No wait for a fact takes longer, or the fact is missing.
+/// Timeout of every wait.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 const CANARIES: [&str; 4] = ["canary-s%cret", "canary-access-token", "canary-refresh-1", "canary-refresh-2"];
@@ -53,9 +53,9 @@ async fn the_client_authenticates_in_the_header_or_in_the_body() {
 }
 
 #[tokio::test]
-async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
+async fn each_bad_response_is_classified_and_its_body_is_not_shown() {
     use GrantFailure::{Rejected, Unreachable};
-    let elsewhere = Endpoint::start(vec![Reply::granted("t", 1800)]).await;
+    let other = Endpoint::start(vec![Reply::granted("t", 1800)]).await;
     let far = "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nRetry-After: Sun, 06 Nov 1994 08:51:37 GMT";
     let body = r#"{"error":"invalid_grant","error_description":"canary-access-token"}"#;
     let long = format!(r#"{{"access_token":"canary-access-token","more":"{}"}}"#, "x".repeat(65_536));
@@ -81,7 +81,7 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
             Rejected,
             "credentials (200 invalid_grant)",
         ),
-        (Reply::response(302, &format!("Location: {}", elsewhere.url), ""), Unreachable, "answered 302"),
+        (Reply::response(302, &format!("Location: {}", other.url), ""), Unreachable, "answered 302"),
         (
             Reply::response(200, "Content-Type: text/html", "<html>canary-access-token"),
             Unreachable,
@@ -123,7 +123,7 @@ async fn each_bad_answer_has_its_verdict_and_shows_nothing_of_its_body() {
         assert!(chain(&error).starts_with(&request) && chain(&error).contains(text), "{name}: {}", chain(&error));
         assert_no_canary(&format!("{error:?} {}", chain(&error)));
     }
-    assert_eq!(elsewhere.count(), 0, "a redirect was followed");
+    assert_eq!(other.count(), 0, "a redirect was followed");
 }
 
 #[tokio::test]
@@ -183,7 +183,7 @@ async fn the_lifetime_comes_from_the_claims_without_expires_in() {
 }
 
 #[tokio::test]
-async fn a_token_of_two_seconds_is_renewed_again_and_again() {
+async fn a_token_of_two_seconds_is_renewed_repeatedly() {
     let endpoint = Endpoint::start(vec![Reply::granted("t", 2)]).await;
     let world = AccountFixture::new();
     let relay = world.start(&endpoint, world.client_credentials(ClientAuth::Basic));
@@ -251,7 +251,7 @@ async fn the_running_token_stays_while_the_endpoint_fails() {
 }
 
 #[tokio::test]
-async fn corrected_credentials_are_taken_up_without_a_restart() {
+async fn corrected_credentials_are_used_without_a_restart() {
     let rejected = Reply::response(401, "", r#"{"error":"invalid_client"}"#);
     let mut endpoint = Endpoint::start(vec![rejected, Reply::granted("t", 1800)]).await;
     let world = AccountFixture::new();
@@ -351,7 +351,7 @@ async fn no_secret_gets_into_logs_status_or_debug() {
     assert_no_canary(&format!("{logs} {status} {:?} {:?}", relay.tokens, relay.tokens.watch()));
 }
 
-/// One relay's account, with its tasks.
+/// The account of one relay, with its tasks.
 struct RefresherFixture {
     tokens: Tokens,
     tasks: Tasks,
@@ -363,13 +363,13 @@ impl RefresherFixture {
         Self { tokens: Tokens::start(settings, &network(), &mut tasks).unwrap(), tasks }
     }
 
-    /// A stream was live under it, and is refused it.
+    /// Records a live session with the token, then its rejection.
     fn refuse(&self, generation: u64) {
         self.tokens.record_live(&stream(), generation);
         self.tokens.refuse(&stream(), generation);
     }
 
-    /// Waits for the token with this number.
+    /// Waits for the token of this generation.
     async fn token(&self, generation: u64) -> Token {
         let mut watch = self.tokens.watch();
         let reached = watch.wait_for(|token| token.as_ref().is_some_and(|token| token.generation >= generation));
@@ -408,7 +408,7 @@ impl AccountFixture {
         world
     }
 
-    /// At once, as whoever rotates secrets should do it.
+    /// Replaces the file atomically.
     fn write(&self, name: &str, text: &str) -> PathBuf {
         let (beside, path) = (self.folder.path().join("beside"), self.folder.path().join(name));
         fs::write(&beside, text).unwrap();
@@ -449,12 +449,12 @@ impl AccountFixture {
     }
 }
 
-/// What was logged.
+/// Captured log lines.
 #[derive(Clone, Default)]
 struct CapturedLogs(Arc<Mutex<Vec<u8>>>);
 
 impl CapturedLogs {
-    /// For the whole process: what one thread does not listen to, another one's subscriber may never be offered.
+    /// Captures the log of the whole process: a thread-local subscriber would miss lines of other threads.
     fn of_this_process() -> Self {
         let logs = Self::default();
         let writer = logs.clone();
@@ -486,7 +486,7 @@ impl io::Write for CapturedLogs {
     }
 }
 
-/// One try with little patience.
+/// Sends one request with a short timeout.
 async fn fetch(settings: &Settings) -> Result<GrantedToken, GrantError> {
     TokenSource::new(settings, &network(), Duration::from_millis(500)).unwrap().fetch(None::<Secret>).await
 }

@@ -1,6 +1,6 @@
-//! Reads the body of a token endpoint's answer (RFC 6749 section 5), as servers really write it.
+//! Parses the body of a token response (RFC 6749 section 5), tolerant of common deviations.
 //!
-//! What it cannot believe is refused by a fixed word: nothing of a body ever gets into an error.
+//! Errors are fixed texts: they never contain parts of the body.
 
 use std::collections::BTreeMap;
 
@@ -11,16 +11,16 @@ use crate::{
     protocol::refresh::lifetime::{Claims, LifetimeHints, seconds},
 };
 
-/// What a successful answer brought.
+/// A successful token response.
 #[derive(Debug)]
 pub(super) struct TokenResponse {
     pub(super) access_token: Secret,
-    /// The next refresh token, where the platform rotates it.
+    /// The next refresh token, if the platform rotates it.
     pub(super) refresh_token: Option<Secret>,
-    pub(super) stated_lifetime: LifetimeHints,
+    pub(super) lifetime_hints: LifetimeHints,
 }
 
-/// Why a body is no answer.
+/// Why a body is not a token response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TokenResponseError {
     #[error("not a JSON object with access_token")]
@@ -31,7 +31,7 @@ pub(super) enum TokenResponseError {
     TokenType,
 }
 
-/// The codes of RFC 6749 section 5.2 and of its common extensions: others stay unnamed, since they are free text.
+/// Error codes of RFC 6749 section 5.2 and common extensions. Others are free text and are not shown.
 const CODES: [&str; 9] = [
     "invalid_request",
     "invalid_client",
@@ -44,21 +44,21 @@ const CODES: [&str; 9] = [
     "temporarily_unavailable",
 ];
 
-/// The members of a body, whatever they are called and whatever its content type says.
+/// The members of a JSON body of any content type.
 #[derive(Debug)]
 pub(super) struct TokenResponseBody(Map<String, Value>);
 
-/// What a body says of an error (RFC 6749 section 5.2), whatever the status beside it.
+/// The error of a body (RFC 6749 section 5.2), independent of the status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OAuthError {
-    /// The server is to blame.
+    /// An error of the server.
     Server,
-    /// The request is refused as it is. The code, if it is a known one.
+    /// The request is rejected. Has the code, if it is a known one.
     Request(Option<&'static str>),
 }
 
 impl TokenResponseBody {
-    /// None: it is no JSON object. A member that cannot be read is left out.
+    /// Parses a JSON object; none if the body is not one. Unreadable members are skipped.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes));
         let members: BTreeMap<String, &RawValue> = serde_json::from_str(&text).ok()?;
@@ -66,7 +66,7 @@ impl TokenResponseBody {
         Some(Self(members.into_iter().filter_map(read).collect()))
     }
 
-    /// What its `error` says. An empty one, or one that is no text, says nothing.
+    /// The `error` member; none if it is empty or not a string.
     pub(super) fn oauth_error(&self) -> Option<OAuthError> {
         let error = self.text("error")?;
         match CODES.into_iter().find(|code| *code == error) {
@@ -75,8 +75,8 @@ impl TokenResponseBody {
         }
     }
 
-    /// The answer that it is, if it is one. Members that are not needed may be of any type.
-    pub(super) fn token_response(&self, answered: Option<Timestamp>) -> Result<TokenResponse, TokenResponseError> {
+    /// The token response. Members that are not needed may have any type.
+    pub(super) fn token_response(&self, answered_at: Option<Timestamp>) -> Result<TokenResponse, TokenResponseError> {
         if !is_bearer(self.0.get("token_type")) {
             return Err(TokenResponseError::TokenType);
         }
@@ -85,9 +85,9 @@ impl TokenResponseBody {
             return Err(TokenResponseError::Token);
         }
         let expires_in = self.0.get("expires_in").and_then(seconds);
-        let stated = LifetimeHints { expires_in, claims: Claims::of(token), answered_at: answered };
+        let lifetime_hints = LifetimeHints { expires_in, claims: Claims::of(token), answered_at };
         let refresh_token = self.text("refresh_token").map(Secret::new);
-        Ok(TokenResponse { access_token: Secret::new(token), refresh_token, stated_lifetime: stated })
+        Ok(TokenResponse { access_token: Secret::new(token), refresh_token, lifetime_hints })
     }
 
     fn text(&self, member: &str) -> Option<&str> {
@@ -95,10 +95,10 @@ impl TokenResponseBody {
     }
 }
 
-/// Some servers write it in front of a text.
+/// Some servers prefix the body with it.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// Some servers leave the type out, and each writes it in its own case. One that is no text says nothing.
+/// Whether the token type is bearer in any case. A missing type, or one that is not a string, is accepted.
 fn is_bearer(token_type: Option<&Value>) -> bool {
     token_type.and_then(Value::as_str).is_none_or(|word| word.trim().eq_ignore_ascii_case("bearer"))
 }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_read_leniently_and_believed_narrowly() {
+    fn responses_are_parsed_leniently_and_checked_strictly() {
         // body; token and expires_in, or why not
         let table = [
             (r#"{"access_token":"t","token_type":"bearer","expires_in":1800}"#, Ok(("t", Some(1800.0)))),
@@ -138,7 +138,7 @@ mod tests {
             let read = TokenResponseBody::read(body.as_bytes())
                 .ok_or(TokenResponseError::Shape)
                 .and_then(|body| body.token_response(None));
-            let found = read.as_ref().map(|answer| (answer.access_token.expose(), answer.stated_lifetime.expires_in));
+            let found = read.as_ref().map(|answer| (answer.access_token.expose(), answer.lifetime_hints.expires_in));
             assert_eq!(found.map_err(|why| *why), expected, "{body}");
         }
     }

@@ -1,6 +1,6 @@
-//! The calls that get a token: one POST each, bounded in time and bytes, to the configured address and no other.
+//! Token requests: one POST each, limited in time and bytes, to the configured URL only.
 //!
-//! It never follows a redirect, never repeats a request by itself, and keeps bodies out of every error.
+//! It follows no redirects and does not retry. Errors never contain a body.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use crate::{
     telemetry::chain,
 };
 
-/// A token endpoint that has not answered in full by then counts as unreachable.
+/// Timeout of a whole token request.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The part of it that connecting may take.
@@ -39,7 +39,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Answers are a few KiB; reading stops here.
 const BODY_LEN_MAX: usize = 64 * 1024;
 
-/// Gets tokens for one account.
+/// Requests tokens for one account.
 #[derive(Debug)]
 pub(super) struct TokenSource {
     grant: Grant,
@@ -47,30 +47,30 @@ pub(super) struct TokenSource {
     scope: String,
     lifetime_default: Duration,
     http: reqwest::Client,
-    /// Where it asks, for errors: the URL without secrets, and its key in the configuration.
+    /// The URL without secrets and its configuration key, for errors.
     endpoint: String,
-    /// The proxy in front of the token endpoint.
+    /// The proxy of the token endpoint.
     proxy: Option<String>,
     secrets: Secrets,
     refresh_tokens: RefreshTokenStore,
 }
 
-/// A token, and how long it lives; a static one has no life that anybody knows.
+/// A token and its lifetime; the lifetime of a static token is unknown.
 #[derive(Debug)]
 pub(super) struct GrantedToken {
     pub(super) secret: Secret,
     pub(super) lifetime: Option<Lifetime>,
 }
 
-/// Why there is no token.
+/// Why a token request failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GrantError {
     #[error("cannot read a secret of the account")]
     Secret(#[from] crate::secrets::SecretError),
     #[error("cannot reach the token endpoint")]
     Unreachable(#[source] reqwest::Error),
-    #[error("POST {place}")]
-    Request { place: String, source: Box<Self> },
+    #[error("POST {endpoint}")]
+    Request { endpoint: String, source: Box<Self> },
     #[error("answered {0} without an OAuth error code; check that the URL is a token endpoint")]
     NoEndpoint(u16),
     #[error("token request through the proxy {proxy}")]
@@ -95,12 +95,12 @@ pub(super) enum GrantError {
 }
 
 impl GrantError {
-    /// The same error with the address that was asked.
-    fn at(self, place: &str) -> Self {
-        Self::Request { place: place.to_owned(), source: Box::new(self) }
+    /// Adds the URL of the request.
+    fn at(self, endpoint: &str) -> Self {
+        Self::Request { endpoint: endpoint.to_owned(), source: Box::new(self) }
     }
 
-    /// The same error with the name of the proxy that the request went through.
+    /// Adds the proxy of the request.
     fn through(self, proxy: Option<&str>) -> Self {
         match proxy {
             Some(proxy) => Self::Proxied { proxy: proxy.to_owned(), source: Box::new(self) },
@@ -128,14 +128,14 @@ impl GrantError {
 }
 
 impl TokenSource {
-    /// Opens no connection yet.
+    /// Builds the HTTP client. Opens no connection.
     pub(super) fn new(
         settings: &Settings,
         network: &NetworkPolicy,
         request_max: Duration,
     ) -> Result<Self, reqwest::Error> {
         let limits = HttpLimits { connect: CONNECT_TIMEOUT, total: request_max };
-        // Nobody asks for gzip, and some send it all the same.
+        // Some servers send gzip although it is not requested.
         let http = network.http_client(limits).gzip(true).pool_max_idle_per_host(0).build()?;
         Ok(Self {
             grant: settings.grant.clone(),
@@ -150,7 +150,7 @@ impl TokenSource {
         })
     }
 
-    /// One try. `refused` is the token in use, if the platform rejects it.
+    /// Sends one token request. `refused` is the current token, if the platform rejects it.
     pub(super) async fn fetch(&mut self, refused: Option<Secret>) -> Result<GrantedToken, GrantError> {
         match self.grant.clone() {
             Grant::ClientCredentials(client) => {
@@ -171,28 +171,28 @@ impl TokenSource {
         }
     }
 
-    /// Whether a secret that was used has changed since.
+    /// Whether a secret file has changed since it was used.
     pub(super) async fn have_changed(&mut self) -> bool {
         self.secrets.have_changed().await
     }
 
-    /// A request that was sent may already have used the refresh token up, so its answer must be waited for.
+    /// Whether a sent request must be awaited: it may have consumed the refresh token.
     pub(super) fn must_finish(&self) -> bool {
         matches!(self.grant, Grant::RefreshToken { .. })
     }
 
-    /// The name that the configured refresh token has among replicas; none where there is no such token.
+    /// The digest that identifies the configured refresh token among replicas; none for other grants.
     pub(super) async fn refresh_token_id(&mut self) -> Option<String> {
         Some(ancestor(&self.configured().await?))
     }
 
-    /// The newest refresh token in place of the configured one.
+    /// The newest rotated refresh token.
     pub(super) async fn rotated(&mut self) -> Option<RotatedToken> {
         let configured = self.configured().await?;
         self.refresh_tokens.current(&configured).await.cloned()
     }
 
-    /// Another replica was given a refresh token.
+    /// Stores a refresh token that another replica received.
     pub(super) async fn store_shared_token(&mut self, rotated: RotatedToken) {
         let Some(configured) = self.configured().await else { return };
         if let Err(error) = self.refresh_tokens.store_if_newer(&configured, rotated).await {
@@ -215,7 +215,7 @@ impl TokenSource {
         let form = vec![("grant_type", "refresh_token".to_owned()), ("refresh_token", newest.expose().to_owned())];
         let mut answer = self.request_token(client, form).await?;
         if let Some(rotated) = answer.refresh_token.take().filter(|rotated| *rotated != newest) {
-            // before the access token is used: a crash in between must not cost the account
+            // Store it before the access token is used: a crash in between would lose the only valid refresh token.
             if let Err(error) = self.refresh_tokens.store_rotated(configured, rotated).await {
                 tracing::error!(
                     error = chain(&error),
@@ -246,37 +246,42 @@ impl TokenSource {
             }
         };
         let request = request.header(ACCEPT, "application/json").header(ACCEPT_ENCODING, "identity");
-        let answered = match request.form(&form).send().await {
+        let response = match request.form(&form).send().await {
             Ok(response) => parse_response(response).await,
             Err(error) => Err(unreachable(error)),
         };
-        answered.map_err(|error| error.at(&self.endpoint).through(self.proxy.as_deref()))
+        response.map_err(|error| error.at(&self.endpoint).through(self.proxy.as_deref()))
     }
 
     fn granted_token(&self, answer: TokenResponse) -> GrantedToken {
-        let lifetime = Lifetime::resolve(&answer.stated_lifetime, self.lifetime_default);
-        let life_secs = lifetime.scheduled.as_secs();
-        match (answer.stated_lifetime.expires_in, lifetime.source) {
+        let lifetime = Lifetime::resolve(&answer.lifetime_hints, self.lifetime_default);
+        let lifetime_secs = lifetime.scheduled.as_secs();
+        match (answer.lifetime_hints.expires_in, lifetime.source) {
             (_, LifetimeSource::Answer) | (None, LifetimeSource::Claims) => (),
             (Some(expires_in), LifetimeSource::Claims | LifetimeSource::Default) => {
-                let from = lifetime.source.as_str();
-                tracing::warn!(expires_in, life_secs, life_from = from, "expires_in below two seconds ignored");
+                let source = lifetime.source.as_str();
+                tracing::warn!(
+                    expires_in,
+                    lifetime_secs,
+                    lifetime_from = source,
+                    "expires_in below two seconds ignored"
+                );
             }
             (None, LifetimeSource::Default) => {
-                tracing::warn!(life_secs, "token lifetime unknown; using the default");
+                tracing::warn!(lifetime_secs, "token lifetime unknown; using the default");
             }
         }
         GrantedToken { secret: answer.access_token, lifetime: Some(lifetime) }
     }
 }
 
-/// Where an account's tokens are requested, as an error names it.
+/// The token URL in errors.
 fn endpoint_name(settings: &Settings) -> String {
     let url = reqwest::Url::parse(&settings.token_url).map(|url| network::without_secrets(&url));
     format!("{} (accounts.{}.token_url)", url.unwrap_or_default(), settings.account)
 }
 
-/// Id and secret are form-encoded before they are joined (RFC 6749 section 2.3.1): either may hold a colon.
+/// The value of `Authorization`. Id and secret are form-encoded first (RFC 6749 section 2.3.1): either may have a colon.
 fn basic(id: &Secret, secret: &Secret) -> HeaderValue {
     let pair = format!("{}:{}", form_encoded(id.expose()), form_encoded(secret.expose()));
     let mut value =
@@ -295,7 +300,7 @@ fn form_encoded(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
-/// An `error` in the body is read first, whatever the status.
+/// Parses a response. An `error` in the body takes precedence over the status.
 async fn parse_response(response: Response) -> Result<TokenResponse, GrantError> {
     let status = response.status().as_u16();
     let server_date = header(&response, &DATE).and_then(retry_after::http_date);
@@ -306,7 +311,7 @@ async fn parse_response(response: Response) -> Result<TokenResponse, GrantError>
     let body = match read_body(response).await {
         Ok(body) => TokenResponseBody::read(&body),
         Err(error) if meaning == StatusMeaning::Success => return Err(error),
-        // The status says enough.
+        // The status is sufficient.
         Err(_) => None,
     };
     if let Some(error) = failure(status, meaning, body.as_ref().and_then(TokenResponseBody::oauth_error), pause) {
@@ -316,7 +321,7 @@ async fn parse_response(response: Response) -> Result<TokenResponse, GrantError>
     answer.map_err(|cause| GrantError::Unusable { status, content_type, cause })
 }
 
-/// Why there is no token in the answer. None: there should be one.
+/// Why the response has no token. None if it should have one.
 fn failure(
     status: u16,
     meaning: StatusMeaning,
@@ -331,19 +336,19 @@ fn failure(
         (None, StatusMeaning::Success) => None,
         (Some(OAuthError::Request(None)), StatusMeaning::Success) => Some(GrantError::uncoded(status)),
         (None | Some(OAuthError::Request(None)), StatusMeaning::Unauthenticated) => Some(GrantError::uncoded(status)),
-        // Not the answer of a token endpoint, which names its reason.
+        // A token endpoint would send an error code.
         (None | Some(OAuthError::Request(None)), StatusMeaning::Refused) => Some(GrantError::NoEndpoint(status)),
     }
 }
 
-/// For an error: what the answer says it is, printable and no longer than a media type is.
+/// The content type in errors, printable and bounded.
 fn content_type(response: &Response) -> String {
     let Some(stated) = header(response, &CONTENT_TYPE) else { return "not stated".to_owned() };
     let printable = stated.chars().filter(|letter| letter.is_ascii_graphic() || *letter == ' ');
     printable.take(CONTENT_TYPE_LEN_MAX).collect()
 }
 
-/// Longer content types are cut in an error.
+/// Maximum length of a content type in an error.
 const CONTENT_TYPE_LEN_MAX: usize = 80;
 
 fn pause_text(pause: Option<Duration>) -> String {
@@ -369,10 +374,10 @@ fn header<'a>(response: &'a Response, name: &HeaderName) -> Option<&'a str> {
     response.headers().get(name)?.to_str().ok()
 }
 
-/// Nothing is decided by it; it helps whoever wonders about times in two systems' logs.
-fn log_skew(dated: Option<Timestamp>) {
-    if let Some(dated) = dated {
-        let skew_ms = clock::wall().0.saturating_sub(dated.0);
+/// Logs the clock skew to the platform, to relate the logs of both systems.
+fn log_skew(date: Option<Timestamp>) {
+    if let Some(date) = date {
+        let skew_ms = clock::wall().0.saturating_sub(date.0);
         tracing::debug!(skew_ms, "clock skew to the platform");
     }
 }

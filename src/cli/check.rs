@@ -153,8 +153,8 @@ mod tests {
         let mut out = Vec::new();
         run(&args, &variables.into_iter().collect(), &mut out).await.unwrap();
         let out = String::from_utf8(out).unwrap();
-        assert!(out.contains("warning: the log filter \"verbose\" is not used: unknown level \"verbose\""), "{out}");
-        assert!(out.contains("; info is used\n"), "{out}");
+        assert!(out.contains("warning: log filter \"verbose\" ignored: unknown level \"verbose\""), "{out}");
+        assert!(out.contains("; using info\n"), "{out}");
     }
 
     #[tokio::test]

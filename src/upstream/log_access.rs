@@ -133,7 +133,7 @@ impl StreamDriver<'_> {
             (None, ReplicaRole::Standby) => (),
             (None, ReplicaRole::Owner(ownership)) => self.claim(ownership),
             (Some(before), ReplicaRole::Owner(ownership)) if before.fence == ownership.fence => {
-                self.apply_stage(ownership)
+                self.apply_stage(ownership);
             }
             (_, ReplicaRole::Idle) | (Some(_), ReplicaRole::Standby | ReplicaRole::Owner(_)) => self.release(),
         }

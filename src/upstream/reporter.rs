@@ -261,7 +261,9 @@ impl StreamReporter {
             StreamReport::State(state) => self.entered(state),
             StreamReport::Connected(connected) => self.metrics.set_connected(connected),
             StreamReport::FeedChanged => {
-                warn!("the log was written from another feed (connector or URL); stored position ignored, gap recorded")
+                warn!(
+                    "the log was written from another feed (connector or URL); stored position ignored, gap recorded"
+                );
             }
             StreamReport::Resuming(position) => info!(position = position.map(|position| position.0.0), "connecting"),
             StreamReport::Gap { reason, lost } => {

@@ -1,4 +1,4 @@
-//! A token endpoint on a loopback socket that answers by a script and remembers what it was asked.
+//! A scripted token endpoint on a loopback socket that records its requests.
 
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use tokio::{
 use super::TIMEOUT;
 use crate::tasks::Tasks;
 
-/// More requests than this are none that a test wants to see; they are answered, and not remembered.
+/// Maximum number of recorded requests. Further ones are answered only.
 const REQUESTS_MAX: usize = 100;
 
 pub(super) struct Endpoint {
@@ -29,12 +29,12 @@ pub(super) struct Endpoint {
 
 #[derive(Debug, Clone)]
 pub(super) enum Reply {
-    Say(String),
+    Send(String),
     Bytes(Vec<u8>),
-    /// Nothing, for ever.
+    /// Never answers.
     Hang,
     HangUp,
-    /// The next reply of the script, when the gate opens.
+    /// Waits for the gate, then sends the next reply of the script.
     Gated(Arc<Notify>),
 }
 
@@ -61,9 +61,9 @@ impl Reply {
         )
     }
 
-    /// JSON, unless a header says otherwise.
+    /// JSON, unless a header has another type.
     pub(super) fn response(status: u16, headers: &str, body: &str) -> Self {
-        let mut head = format!("HTTP/1.1 {status} Said\r\nContent-Length: {}\r\n", body.len());
+        let mut head = format!("HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n", body.len());
         if !headers.contains("Content-Type") {
             head.push_str("Content-Type: application/json\r\n");
         }
@@ -71,15 +71,15 @@ impl Reply {
             head.push_str(headers);
             head.push_str("\r\n");
         }
-        Self::Say(format!("{head}\r\n{body}"))
+        Self::Send(format!("{head}\r\n{body}"))
     }
 
-    /// A head that promises more than comes.
+    /// A body that is shorter than its stated length.
     pub(super) fn truncated() -> Self {
-        Self::Say("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{".to_owned())
+        Self::Send("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{".to_owned())
     }
 
-    /// JSON in the form of gzip (RFC 1952), in blocks that are stored as they are (RFC 1951, 3.2.4).
+    /// JSON as gzip (RFC 1952) in stored blocks (RFC 1951 section 3.2.4).
     pub(super) fn compressed(body: &str) -> Self {
         let mut packed = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
         let blocks: Vec<&[u8]> = body.as_bytes().chunks(usize::from(u16::MAX)).collect();
@@ -108,7 +108,7 @@ impl Reply {
 }
 
 impl Endpoint {
-    /// Answers by the script; its last reply is repeated.
+    /// Answers by the script; the last reply is repeated.
     pub(super) async fn start(script: Vec<Reply>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/oauth/token", listener.local_addr().unwrap());
@@ -128,9 +128,9 @@ impl Endpoint {
         Self { url, requests, count, tasks }
     }
 
-    /// The next request that was not looked at yet.
+    /// The next request.
     pub(super) async fn request(&mut self) -> Request {
-        tokio::time::timeout(TIMEOUT, self.requests.recv()).await.expect("nobody asks").unwrap()
+        tokio::time::timeout(TIMEOUT, self.requests.recv()).await.expect("no request arrived").unwrap()
     }
 
     pub(super) fn count(&self) -> usize {
@@ -142,7 +142,7 @@ impl Endpoint {
     }
 }
 
-/// One connection after the other: an account never has two requests under way.
+/// Serves one connection at a time: an account never has two requests in flight.
 async fn serve(listener: TcpListener, script: Vec<Reply>, sender: mpsc::Sender<Request>, count: Arc<AtomicUsize>) {
     let mut script = script.into_iter().peekable();
     let mut last = Reply::HangUp;
@@ -158,7 +158,7 @@ async fn serve(listener: TcpListener, script: Vec<Reply>, sender: mpsc::Sender<R
             last = script.next().expect("a reply behind the gate");
         }
         match &last {
-            Reply::Say(answer) => drop(socket.write_all(answer.as_bytes()).await),
+            Reply::Send(answer) => drop(socket.write_all(answer.as_bytes()).await),
             Reply::Bytes(answer) => drop(socket.write_all(answer).await),
             Reply::Hang => hanging.push(socket),
             Reply::HangUp | Reply::Gated(_) => drop(socket),

@@ -39,85 +39,48 @@ pub(super) struct StreamFamilies {
 
 impl StreamFamilies {
     pub(super) fn register(r: &Registry) -> Self {
+        let counter = |name, help| counter_vec(r, name, help, &["stream"]);
+        let counter_by = |name, help, labels: &[&str]| counter_vec(r, name, help, &[&["stream"], labels].concat());
+        let gauge = |name, help| gauge_vec(r, name, help, &["stream"]);
+        let gauge_by = |name, help, label| gauge_vec(r, name, help, &["stream", label]);
+        let histogram = |name, help| histogram_vec(r, name, help, &["stream"]);
         Self {
-            events: counter_vec(
-                r,
-                "stream_events_total",
-                "Entries appended to the log, gaps and snapshots included",
-                &["stream"],
-            ),
-            bytes: counter_vec(r, "stream_bytes_total", "Bytes of event data appended to the log", &["stream"]),
-            duplicates: counter_vec(
-                r,
-                "stream_duplicates_total",
-                "Duplicate events dropped before the log",
-                &["stream"],
-            ),
-            undecoded: counter_vec(
-                r,
-                "stream_undecoded_total",
-                "Frames that could not be decoded (stored verbatim)",
-                &["stream"],
-            ),
-            gaps: counter_vec(r, "stream_gaps_total", "Gap entries by reason", &["stream", "reason"]),
-            lost: counter_vec(
-                r,
-                "stream_lost_events_total",
-                "Events known to be missing, where the platform numbers them",
-                &["stream"],
-            ),
-            state: gauge_vec(
-                r,
-                "stream_state",
-                "1 for the current state of the stream, 0 for the others",
-                &["stream", "state"],
-            ),
-            connected: gauge_vec(r, "stream_connected", "1 while a session is live", &["stream"]),
-            buffer: gauge_vec(r, "stream_buffer_events", "Events received but not yet durable", &["stream"]),
-            shed: counter_vec(
-                r,
-                "stream_shed_total",
-                "Events dropped because the buffer was full",
-                &["stream", "lane"],
-            ),
-            rotations: counter_vec(
-                r,
+            events: counter("stream_events_total", "Entries appended to the log, gaps and snapshots included"),
+            bytes: counter("stream_bytes_total", "Bytes of event data appended to the log"),
+            duplicates: counter("stream_duplicates_total", "Duplicate events dropped before the log"),
+            undecoded: counter("stream_undecoded_total", "Frames that could not be decoded (stored verbatim)"),
+            gaps: counter_by("stream_gaps_total", "Gap entries by reason", &["reason"]),
+            lost: counter("stream_lost_events_total", "Events known to be missing, where the platform numbers them"),
+            state: gauge_by("stream_state", "1 for the current state of the stream, 0 for the others", "state"),
+            connected: gauge("stream_connected", "1 while a session is live"),
+            buffer: gauge("stream_buffer_events", "Events received but not yet durable"),
+            shed: counter_by("stream_shed_total", "Events dropped because the buffer was full", &["lane"]),
+            rotations: counter_by(
                 "stream_rotations_total",
                 "Planned replacements of a session by trigger and outcome",
-                &["stream", "trigger", "outcome"],
+                &["trigger", "outcome"],
             ),
-            rotation_silence: histogram_vec(
-                r,
+            rotation_silence: histogram(
                 "stream_rotation_silence_seconds",
                 "Time without a live session during a planned replacement",
-                &["stream"],
             ),
-            reconnects: counter_vec(
-                r,
+            reconnects: counter_by(
                 "stream_network_reconnects_total",
                 "Unplanned disconnects by class (rotations excluded)",
-                &["stream", "class"],
+                &["class"],
             ),
-            breaker: gauge_vec(r, "stream_breaker_open", "1 while the circuit breaker is open", &["stream"]),
-            snapshots: counter_vec(
-                r,
-                "stream_snapshots_total",
-                "Snapshot fetches after a gap by outcome",
-                &["stream", "outcome"],
-            ),
-            ingest_latency: histogram_vec(
-                r,
+            breaker: gauge("stream_breaker_open", "1 while the circuit breaker is open"),
+            snapshots: counter_by("stream_snapshots_total", "Snapshot fetches after a gap by outcome", &["outcome"]),
+            ingest_latency: histogram(
                 "stream_ingest_latency_seconds",
                 "Time from receipt of an event until it is durable",
-                &["stream"],
             ),
-            topics: gauge_vec(
-                r,
+            topics: gauge_by(
                 "stream_topics",
                 "Configured topics by state: subscribed, refused by the platform, or unserved",
-                &["stream", "state"],
+                "state",
             ),
-            lease_owner: gauge_vec(r, "stream_lease_owner", "1 on the replica that appends to the stream", &["stream"]),
+            lease_owner: gauge("stream_lease_owner", "1 on the replica that appends to the stream"),
         }
     }
 }

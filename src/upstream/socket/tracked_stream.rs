@@ -24,7 +24,7 @@ impl TrackedStream {
         let mut tracker = FrameTracker::new();
         let allowed = tracker.scan(read);
         read.truncate(allowed);
-        Self { stream, tracker: tracker }
+        Self { stream, tracker }
     }
 
     fn refused(&self) -> io::Result<()> {

@@ -199,7 +199,7 @@ async fn a_log_filter_that_cannot_be_used_stops_neither_a_check_nor_the_daemon()
     let complaint = "unknown level";
     let mut check = Child::start_with(site.folder.path(), &["check", "--config", site.config()], &variables);
     assert_eq!(check.wait_for_exit(BOUND).await, 0, "{}", check.printed_output());
-    assert!(check.stdout().starts_with("warning: the log filter ") && check.stdout().contains(complaint));
+    assert!(check.stdout().starts_with("warning: log filter ") && check.stdout().contains(complaint));
     let relay = RelayProcess::start_with(&site, &variables).await;
     assert!(relay.child.stderr().contains(complaint), "{}", relay.child.stderr());
 }
