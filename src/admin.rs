@@ -1,6 +1,6 @@
-//! Health, metrics, status, and an operator's wishes: the second listener.
+//! The admin listener: health, metrics, status and operator commands.
 //!
-//! It serves no events and never waits for a platform or the store: what it tells is what the parts already know.
+//! It never waits for a platform or the store: it shows the current state of the parts.
 
 mod responses;
 mod routes;
@@ -36,11 +36,11 @@ use crate::{
 use routes::{AdminState, PAGES_MAX};
 pub use startup::StartupProgress;
 
-/// Where operators and orchestrators are served.
+/// Settings of the admin listener.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub listen: SocketAddr,
-    /// Hosts that it answers to beside its own addresses.
+    /// Allowed hosts in addition to its own addresses.
     pub allowed_hosts: Vec<String>,
     pub limits: HttpListener,
 }
@@ -57,12 +57,12 @@ impl Settings {
     }
 }
 
-/// Whether the process takes new consumers. Cheap to clone.
+/// Whether the process accepts new consumers. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<AtomicBool>);
 
 impl Readiness {
-    /// From here on the process is not ready; there is no way back.
+    /// Marks the process as draining, and so as not ready. This is final.
     pub fn drain(&self) {
         self.0.store(true, Ordering::Release);
     }
@@ -72,21 +72,21 @@ impl Readiness {
     }
 }
 
-/// What the listener tells about, and whom it passes wishes to.
+/// The parts that the listener shows and sends commands to.
 #[derive(Debug, Clone)]
 pub struct AdminContext {
     pub store: Store,
     pub streams: StreamRegistry,
     pub accounts: Vec<Tokens>,
-    /// This process among the others, where several share a store.
+    /// This replica, if several share a store.
     pub replica: Option<Replica>,
     pub readiness: Readiness,
     pub logs: EventLogs,
-    /// How many connections the listeners take.
+    /// Maximum connections of the listeners.
     pub connections: ConnectionBudget,
 }
 
-/// A bound listener that does not accept yet.
+/// A bound admin listener that does not accept yet.
 #[derive(Debug)]
 pub struct AdminServer {
     listener: Listener,
@@ -102,12 +102,12 @@ impl AdminServer {
         Ok(Self { listener, address, allowed_hosts: settings.allowed_hosts })
     }
 
-    /// Where it listens.
+    /// The bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until the group's stop signal: that the store is not open yet, until [`Serving::serve`].
+    /// Serves until the stop signal of the tasks. Until [`AdminServerHandle::serve`] it reports that the store is not open.
     pub fn start(
         self,
         tasks: &mut Tasks,
@@ -123,7 +123,7 @@ impl AdminServer {
     }
 }
 
-/// A listener that accepts.
+/// A running admin listener.
 #[derive(Debug)]
 pub struct AdminServerHandle {
     site: RouterSwitch,
@@ -132,7 +132,7 @@ pub struct AdminServerHandle {
 }
 
 impl AdminServerHandle {
-    /// Shows the parts from now on, and passes wishes to them.
+    /// Serves the status and commands of these parts from now on.
     pub fn serve(self, parts: AdminContext) {
         let origins = Origins {
             allowed: Vec::new(),

@@ -1,6 +1,6 @@
-//! Consumers: everything that reads the logs on behalf of somebody else.
+//! Serves the logs to consumers.
 //!
-//! A consumer is a cursor: nothing here keeps a queue for anybody. It refuses to write to a log.
+//! A consumer is a cursor: there is no queue per consumer, and nothing here writes to a log.
 
 pub mod merged_reader;
 pub mod server;

@@ -1,8 +1,7 @@
-//! A listener of ours: accepts connections within limits, speaks HTTP/1.1 on each, and ends only when they have.
+//! An HTTP/1.1 listener with connection limits. It ends after all its connections.
 //!
-//! It refuses HTTP/2, more connections than it was given seats for or one address may have, a request head that does not
-//! arrive in time or names no host, and a client that takes nothing of what is written to it. What is answered is the
-//! router's business.
+//! It rejects HTTP/2, connections beyond the limits in total and per address, a request head that is late or has no host,
+//! and a client that does not read. The router produces the responses.
 
 pub mod descriptors;
 pub mod forwarded;
@@ -55,18 +54,18 @@ pub use socket::{AcceptedSocket, EndlessBody, StallFlag, notice_vanished_peer};
 pub use upgrade::UpgradeExtension;
 use upgrade::UpgradeHandler;
 
-/// What a listener grants and for how long it waits.
+/// Limits and timeouts of a listener.
 #[derive(Debug, Clone)]
 pub struct HttpListener {
-    /// Open connections in all. One more is told 503 and closed.
+    /// Maximum open connections. Further ones get 503.
     pub connections_max: usize,
-    /// Open connections of one address. One more is told 429 and closed.
+    /// Maximum open connections per address. Further ones get 429.
     pub connections_per_address_max: usize,
-    /// Proxies that are believed whom they serve: their connections count in the shares of their clients.
+    /// Proxies whose forwarding headers are trusted. Their connections count for the forwarded client.
     pub trusted_proxies: Vec<IpNetwork>,
-    /// A request head must be complete within this time; also how long a connection may idle between requests.
+    /// Timeout of a request head, and of an idle connection between requests.
     pub header_timeout: Duration,
-    /// A client that takes nothing for this long while something is due to it is given up.
+    /// A connection is closed when its client does not read for this time while data is pending.
     pub stall_max: Duration,
 }
 
@@ -82,38 +81,38 @@ impl Default for HttpListener {
     }
 }
 
-/// A bound socket that does not accept yet.
+/// A bound listener that does not accept yet.
 #[derive(Debug)]
 pub struct Listener {
-    /// Of no runtime yet: it is watched by the one that serves it.
+    /// Not registered with a runtime until it is served.
     socket: std::net::TcpListener,
     limits: HttpListener,
 }
 
-/// Connections that the kernel completes ahead of `accept`; further clients wait for their handshake.
+/// Backlog of completed connections in the kernel.
 const BACKLOG: u32 = 1024;
 
-/// What the kernel may hold for one client (it counts double); beyond that a slow client is merely behind.
+/// Send buffer of the kernel per client (the kernel doubles it).
 const SEND_BUFFER: u32 = 256 * 1024;
 
-/// A request head larger than this is refused; also how much of an answer is buffered above the kernel.
+/// Maximum size of a request head, and of the response buffer above the kernel.
 const HTTP_BUFFER_MAX: usize = 32 * 1024;
 
-/// A client that was answered without a seat may take so long to read why …
+/// Time that a rejected client has to read the response.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// … and send so much meanwhile. An unread byte would turn the close into a reset, and the answer would be lost.
+/// Bytes that a rejected client may send meanwhile. An unread byte would reset the connection and lose the response.
 const REJECT_READ_MAX: usize = 16 * 1024;
-/// Clients that are told at a time why there is no seat. One more is closed without a word: each takes a descriptor.
+/// Maximum concurrent rejections with a response. Further clients are closed immediately, to save descriptors.
 const REJECTIONS_MAX: usize = 8;
 
-/// How much later than the stall deadline the kernel gives a peer up that acknowledges nothing: the deadline comes first
-/// where the peer is there and merely slow, so that it can be told.
+/// Extra time before the kernel closes a peer that acknowledges nothing. The stall timeout expires first for a slow peer,
+/// so that it gets a close reason.
 const UNACKNOWLEDGED_MARGIN: Duration = Duration::from_secs(15);
 
-/// When a client without a seat may ask again, in seconds.
+/// `Retry-After` of a rejected client, in seconds.
 const RETRY_AFTER_SECS: &str = "5";
 
-/// Pauses after a failed `accept` (out of file descriptors): they double from the first to the second.
+/// Minimum and maximum backoff after a failed `accept` (out of file descriptors).
 const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 impl Listener {
@@ -126,13 +125,13 @@ impl Listener {
         Ok(Self { socket: socket.listen(BACKLOG)?.into_std()?, limits })
     }
 
-    /// Where it listens, with the port that the system chose if 0 was asked for.
+    /// The bound address, with the port chosen by the system for port 0.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// Accepts until `stop`, then waits until every open connection has come to its own end. An answer that carries an
-    /// [`Upgrade`] is followed by it.
+    /// Accepts until `stop`, then waits until all connections have ended. An upgrade handler in a response takes over the
+    /// connection after it.
     pub async fn serve(self, site: RouterSwitch, stop: CancellationToken) -> io::Result<()> {
         let socket = TcpListener::from_std(self.socket)?;
         let mut host = ConnectionServer {
@@ -225,7 +224,7 @@ impl ConnectionServer {
     }
 }
 
-/// A connection that broke between the kernel's handshake and ours: the next one is unaffected.
+/// Whether `accept` failed because of one client; the next one is not affected.
 fn is_client_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -253,7 +252,7 @@ impl From<PermitError> for HttpProblem {
     }
 }
 
-/// Says why there is no seat, and waits until the client has hung up.
+/// Sends the rejection and waits until the client has closed.
 async fn send_rejection(mut stream: TcpStream, full: PermitError) -> io::Result<()> {
     let problem = HttpProblem::from(full);
     let body = problem.body();
@@ -282,11 +281,11 @@ fn log_task_end(ended: Result<(), JoinError>) {
     }
 }
 
-/// What a connection holds, and what each of its requests has to pass before the router sees it.
+/// The permit of a connection, and the checks of its requests before the router.
 struct ConnectionAdmission {
     permit: Mutex<ConnectionPermit>,
     peer: IpAddr,
-    /// Where the peer is a trusted proxy: all that are.
+    /// All trusted proxies, if the peer is one.
     proxies: Option<Arc<[IpNetwork]>>,
 }
 
@@ -304,8 +303,8 @@ impl ConnectionAdmission {
     }
 }
 
-/// One connection from its first request to its end. Each phase is boxed, so that what the first needed is freed
-/// before the second begins: an idle upgraded socket keeps no HTTP buffers.
+/// Serves one connection. Each phase is boxed and freed before the next, so that an idle upgraded socket has no HTTP
+/// buffers.
 async fn serve_connection(
     site: RouterSwitch,
     admission: ConnectionAdmission,
@@ -358,7 +357,7 @@ async fn serve_http(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
-            // A client may end its side behind its request. Of endless answers the socket notices it.
+            // A client may close its sending side after a request. For endless responses the socket detects it.
             .half_close(true)
             .max_buf_size(HTTP_BUFFER_MAX)
             .serve_connection(TokioIo::new(socket), service)

@@ -1,8 +1,7 @@
-//! How every connection to a platform is made: sockets, REST calls and token requests alike.
+//! Connections to platforms, for sockets, REST calls and token requests.
 //!
-//! One value per account says which proxy is used, what is trusted, and whether credentials may travel in plain text.
-//! A connection has one deadline over name resolution, TCP, proxy and TLS; dropping the future cancels it. It sends
-//! nothing of its own but `CONNECT` to a proxy, and follows no redirect.
+//! A policy per account has the proxy, the trusted roots and whether credentials may be sent in plain text. One deadline
+//! covers name resolution, TCP, proxy and TLS; dropping the future cancels the attempt. Redirects are not followed.
 
 mod error;
 pub mod head;
@@ -34,15 +33,15 @@ pub use self::{
 };
 use crate::clock;
 
-/// A peer that acknowledges nothing of what was sent for so long is gone.
+/// A connection is closed when sent data stays unacknowledged for this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// An idle connection is probed after this time, and then this often. Middleboxes forget one after minutes.
+/// Idle time before the first keep-alive probe, and interval of probes. Middleboxes drop idle connections after minutes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Probes without an answer, after which the connection is closed.
 const KEEPALIVE_RETRIES: u32 = 3;
 
-/// What an account configures.
+/// Network settings of an account.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     pub proxies: Proxies,
@@ -50,7 +49,7 @@ pub struct Settings {
     pub insecure: bool,
 }
 
-/// How the connections of one account are made. Cheap to clone.
+/// Creates the connections of one account. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct NetworkPolicy {
     settings: Arc<Settings>,
@@ -58,27 +57,27 @@ pub struct NetworkPolicy {
     resolver: Resolver,
 }
 
-/// The two times of an HTTP client.
+/// The timeouts of an HTTP client.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpLimits {
-    /// For name resolution, TCP, proxy and TLS. Each address of a name has its share of it.
+    /// Timeout for name resolution, TCP, proxy and TLS, divided among the addresses of a name.
     pub connect: Duration,
-    /// From sending to the whole answer, connecting included.
+    /// Timeout of the whole exchange, connecting included.
     pub total: Duration,
 }
 
-/// An open connection, encrypted where the URL demands it.
+/// An open connection, encrypted if the URL requires it.
 pub type NetworkStream = Box<dyn ByteStream>;
 
-/// What a connection can do.
+/// A bidirectional byte stream.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug> ByteStream for T {}
 
-/// The other end of a connection.
+/// The remote host of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Peer {
-    /// A name or an address, without brackets.
+    /// Host name or address, without brackets.
     host: String,
     port: u16,
     encrypted: bool,
@@ -89,22 +88,22 @@ impl NetworkPolicy {
         Self { settings: Arc::new(settings), trust, resolver }
     }
 
-    /// The proxy that connections to this URL go through.
+    /// The proxy for connections to this URL.
     pub fn proxy_for(&self, url: &Url) -> Option<&Proxy> {
         self.settings.proxies.of(url)
     }
 
-    /// The proxy for a URL as it may be shown, without its password.
+    /// The proxy for a URL, for display without its password.
     pub fn proxy_name(&self, url: &str) -> Option<String> {
         self.proxy_for(&Url::parse(url).ok()?).map(ToString::to_string)
     }
 
-    /// Words for an error of a connection to this URL: which proxy it goes through, if any.
+    /// The proxy for a URL as a suffix of an error text; empty without a proxy.
     pub fn proxy_suffix(&self, url: &Url) -> String {
         self.proxy_for(url).map_or_else(String::new, |proxy| format!(" (through the proxy {proxy})"))
     }
 
-    /// Credentials leave this machine encrypted only, unless the account allows plain text.
+    /// Rejects a plain-text URL of another machine, unless the account allows it.
     pub fn check_encryption(&self, url: &Url) -> Result<(), ConnectError> {
         let encrypted = matches!(url.scheme(), "https" | "wss");
         match encrypted || self.settings.insecure || proxy::is_loopback(url) {
@@ -125,7 +124,7 @@ impl NetworkPolicy {
         connected.map_err(|error| error.through(proxy))
     }
 
-    /// TCP to a peer, and TLS where it wants it.
+    /// Opens TCP to a peer, and TLS if the peer uses it.
     async fn open(&self, peer: &Peer, deadline: Instant) -> Result<NetworkStream, ConnectError> {
         let stream = self.tcp(peer, deadline).await?;
         match peer.encrypted {
@@ -171,8 +170,8 @@ impl NetworkPolicy {
         Ok(Box::new(with_deadline(deadline, &step, connector.connect(name, stream)).await?))
     }
 
-    /// A client for HTTP under the same rules: proxy, trust, resolver and liveness of connections. It follows no
-    /// redirect and repeats nothing.
+    /// An HTTP client with the proxy, trusted roots, resolver and keep-alive of this policy. It follows no redirects and
+    /// does not retry.
     pub fn http_client(&self, limits: HttpLimits) -> ClientBuilder {
         let settings = Arc::clone(&self.settings);
         let through = move |url: &Url| settings.proxies.of(url).map(Proxy::url_with_login);
@@ -200,7 +199,7 @@ impl Peer {
         Some(Self { host, port, encrypted: matches!(url.scheme(), "https" | "wss") })
     }
 
-    /// `HOST:PORT`, as `CONNECT` wants it.
+    /// `HOST:PORT`, for `CONNECT`.
     fn authority(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
@@ -209,7 +208,7 @@ impl Peer {
     }
 }
 
-/// Carries a step out before the deadline. What is not done by then is dropped, and with it its sockets.
+/// Runs a step until the deadline. A late step is dropped with its sockets.
 async fn with_deadline<T, E: std::fmt::Display>(
     deadline: Instant,
     step: &ConnectStep,
@@ -236,8 +235,8 @@ async fn dial(address: std::net::SocketAddr) -> std::io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// Asks a proxy for a tunnel (RFC 9110 section 9.3.6). A 2xx has no body, whatever its headers name: the bytes behind its
-/// head are the tunnel's.
+/// Requests a tunnel from a proxy (RFC 9110 section 9.3.6). The bytes after a 2xx head belong to the tunnel, whatever its
+/// headers state.
 async fn connect_request(
     stream: &mut NetworkStream,
     target: &str,
@@ -249,7 +248,7 @@ async fn connect_request(
     head::read(stream).await
 }
 
-/// A connection from which some bytes were read already.
+/// Puts bytes that were already read in front of a connection.
 fn prepend(early: Vec<u8>, stream: NetworkStream) -> NetworkStream {
     if early.is_empty() {
         return stream;

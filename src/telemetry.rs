@@ -1,11 +1,11 @@
-//! What the daemon says about itself: metrics (sentences in [`metrics`]) and how errors are written into logs.
+//! Logs, metrics and the formatting of errors.
 
 pub mod logs;
 pub mod metrics;
 
 use std::error::Error;
 
-/// An error with all its causes on one line, for log fields.
+/// An error with all its causes on one line.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

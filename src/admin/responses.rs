@@ -1,4 +1,4 @@
-//! What the admin listener shows, as text and JSON. Pure: the parts have been asked already.
+//! Responses of the admin listener as text and JSON. Pure.
 
 use std::{collections::BTreeMap, convert::Infallible, io::Write, time::Duration};
 
@@ -28,27 +28,26 @@ use crate::{
 /// The Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The states in which a stream hears all that is configured; `recovering` waits for a snapshot only, and `degraded` is
-/// not among them.
+/// The states in which a stream receives all configured topics. `recovering` only waits for a snapshot.
 const LIVE: [&str; 2] = ["live", "recovering"];
 
-/// What readiness rests on.
+/// The checks of readiness.
 #[derive(Debug)]
 pub(super) struct ReadinessReport {
-    /// Why the store cannot be written, if it cannot.
+    /// Ok, or why the store is not writable.
     pub(super) store: Result<(), String>,
-    /// Why this process is not among its replicas, if it is not; none where there are no replicas.
+    /// Ok, or why this replica is not a member; none without replicas.
     pub(super) replica: Option<Result<(), String>>,
-    /// What an operator should know about the store.
+    /// Warnings about the store.
     pub(super) warnings: Vec<String>,
     pub(super) draining: bool,
     pub(super) streams: BTreeMap<StreamName, &'static str>,
-    /// Why streams are not live, or do not hear all that is configured.
+    /// Why streams are not live or degraded.
     pub(super) reasons: BTreeMap<StreamName, String>,
 }
 
 impl ReadinessReport {
-    /// 200 when consumers can be served, else 503; either way with what was found.
+    /// 200 if consumers can be served, else 503, with all checks.
     pub(super) fn response(&self, every_stream_live: bool) -> Response {
         let live = !every_stream_live || self.streams.values().all(|state| LIVE.contains(state));
         let ready = self.ready() && live;
@@ -71,7 +70,7 @@ impl ReadinessReport {
         self.store.is_ok() && !matches!(self.replica, Some(Err(_))) && !self.draining
     }
 
-    /// Each reason why it is not ready; none when it is.
+    /// Each reason why the process is not ready.
     fn not_ready(&self) -> Vec<String> {
         let store = self.store.as_ref().err().map(|why| format!("store: {why}"));
         let replica = self.replica.as_ref().and_then(|replica| replica.as_ref().err());
@@ -84,7 +83,7 @@ impl ReadinessReport {
     }
 }
 
-/// Everything that an operator wants to see at once.
+/// The whole status.
 #[derive(Debug)]
 pub(super) struct AdminStatus {
     pub(super) uptime: Duration,
@@ -95,7 +94,7 @@ pub(super) struct AdminStatus {
     pub(super) replica: Option<ReplicaMembers>,
 }
 
-/// This replica, and all that live as far as it knows.
+/// This replica and all live members it sees.
 #[derive(Debug)]
 pub(super) struct ReplicaMembers {
     me: ReplicaId,
@@ -136,7 +135,7 @@ impl AdminStatus {
     }
 }
 
-/// The whole metrics page. The permit is given back when it was sent.
+/// The metrics page. The permit is released after it was sent.
 pub(super) fn metrics(page: Bytes, gzip: bool, permit: OwnedSemaphorePermit) -> Response {
     let len = page.len();
     let encoding = gzip.then_some([(CONTENT_ENCODING, "gzip")]);
@@ -148,7 +147,7 @@ pub(super) fn metrics(page: Bytes, gzip: bool, permit: OwnedSemaphorePermit) -> 
     (headers, encoding, [(CONTENT_LENGTH, len)], Body::from_stream(body)).into_response()
 }
 
-/// Whether a client takes gzip: scrapers do, and the page is a twentieth then.
+/// Whether the client accepts gzip, which reduces the page to a twentieth.
 pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).any(|wish| {
@@ -158,7 +157,7 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-/// A page as gzip, quickly rather than as small as can be.
+/// The page as gzip with fast compression.
 pub(super) fn compressed(page: &str) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     let written = encoder.write_all(page.as_bytes()).and_then(|()| encoder.finish());
@@ -170,20 +169,20 @@ fn pieces(page: Bytes) -> impl Iterator<Item = Bytes> {
     starts.map(move |start| page.slice(start..page.len().min(start + PIECE_LEN)))
 }
 
-/// What is given to a connection at a time.
+/// Bytes passed to a connection at a time.
 const PIECE_LEN: usize = 64 * 1024;
 
-/// The process lives.
+/// The liveness response.
 pub(super) fn health() -> Response {
     ([NO_STORE], "ok\n").into_response()
 }
 
-/// A wish was passed on; it is not fulfilled yet.
+/// The response to an accepted command, which may not be completed yet.
 pub(super) fn accepted() -> Response {
     json_response(StatusCode::ACCEPTED, &json!({ "accepted": true }))
 }
 
-/// What is told holds for this moment only.
+/// Responses are valid at the moment only.
 const NO_STORE: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
 fn json_response(status: StatusCode, body: &Value) -> Response {

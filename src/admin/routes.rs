@@ -1,6 +1,6 @@
-//! What operators, probes and scrapers can ask for, path by path.
+//! The routes of the admin listener.
 //!
-//! It refuses a wish from any page that is not this listener's own.
+//! A command from a page of another origin is rejected.
 
 use std::{
     fmt,
@@ -37,18 +37,18 @@ use crate::{
     upstream::{OperatorCommand, OperatorCommandError, StreamStatus},
 };
 
-/// What every handler works on.
+/// The state of the handlers.
 pub(super) struct AdminState {
     pub(super) parts: AdminContext,
     pub(super) origins: Origins,
     pub(super) started: Instant,
-    /// Metrics pages that may be on their way at a time.
+    /// Permits for metrics pages in flight.
     pub(super) pages: Arc<Semaphore>,
 }
 
-/// Metrics pages on their way at a time; each can be some megabytes. One more waits …
+/// Maximum metrics pages in flight; a page can have several megabytes.
 pub(super) const PAGES_MAX: usize = 4;
-/// … so long, and is refused then with 503.
+/// Time that a request waits for a permit before it gets 503.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) fn router(operators: AdminState) -> Router {
@@ -61,7 +61,7 @@ pub(super) fn router(operators: AdminState) -> Router {
         .route("/admin/v1/accounts/{account}/refresh", allow_methods("POST", post(refresh)))
         .fallback(not_found)
         .layer(from_fn_with_state(Arc::clone(&operators), guard));
-    // Probes and scrapers reach us under any name; what they get is no secret.
+    // Probes and scrapers may use any host name; these resources are not secret.
     let open = Router::new()
         .route("/healthz", allow_methods(READ, get(async || responses::health())))
         .route("/readyz", allow_methods(READ, get(ready)))
@@ -69,7 +69,7 @@ pub(super) fn router(operators: AdminState) -> Router {
     guarded.merge(open).with_state(operators)
 }
 
-/// Lets in who reached us by a name of ours; what changes something must come from a page of ours, or from none.
+/// Checks the host of a request. A state-changing request must also be of the same origin.
 async fn guard(
     State(operators): State<Arc<AdminState>>,
     request: Request,
@@ -83,8 +83,7 @@ async fn guard(
     Ok(next.run(request).await)
 }
 
-/// The metrics page. Making it takes a while where there are many streams, and it is large: a few are made at a time, on
-/// a thread that answers nobody else.
+/// The metrics page. It is large with many streams, so few are rendered at a time, on a blocking thread.
 async fn metrics_page(State(operators): State<Arc<AdminState>>, headers: HeaderMap) -> Result<Response, HttpProblem> {
     let gzip = responses::accepts_gzip(&headers);
     let permit = timeout(PAGE_TIMEOUT, Arc::clone(&operators.pages).acquire_owned()).await;
@@ -123,7 +122,7 @@ async fn status(State(operators): State<Arc<AdminState>>) -> Response {
     operators.status().response()
 }
 
-/// The resource that passes `wish` on to the stream in its path.
+/// The resource that sends a command to the stream in its path.
 fn command_route(command: OperatorCommand) -> MethodRouter<Arc<AdminState>> {
     let handler = async move |State(operators): State<Arc<AdminState>>, PathName(name): PathName| {
         let stream: StreamName = parse_name("stream", &name)?;
@@ -157,7 +156,7 @@ impl AdminState {
         }
     }
 
-    /// What an operator should know of the store, and of what other replicas wrote there.
+    /// Warnings about the store and about unreadable data of other replicas.
     fn warnings(&self) -> Vec<String> {
         let unreadable = self.parts.replica.as_ref().map(Replica::unreadable_members).unwrap_or_default();
         self.parts.store.warnings().iter().cloned().chain(unreadable).collect()
@@ -179,7 +178,7 @@ fn parse_name<T: FromStr<Err = NameError>>(what: &str, name: &str) -> Result<T, 
     name.parse().map_err(|error: NameError| name_not_found(what, error.to_string()))
 }
 
-/// Why a wish is not passed on.
+/// The response to a rejected command.
 fn command_problem(stream: &StreamName, error: OperatorCommandError) -> HttpProblem {
     let detail = match error {
         OperatorCommandError::UnknownStream => return unknown("stream", stream),
@@ -201,7 +200,7 @@ fn command_problem(stream: &StreamName, error: OperatorCommandError) -> HttpProb
     HttpProblem::new(StatusCode::CONFLICT, "not-owner", "This replica does not own the stream", detail)
 }
 
-/// The path names nothing that there is.
+/// The response to an unknown name in the path.
 fn unknown(what: &str, name: &impl fmt::Display) -> HttpProblem {
     name_not_found(what, format!("no {what} has the name {name}"))
 }
@@ -247,11 +246,11 @@ mod tests {
         upstream::{self, StreamRegistry},
     };
 
-    /// No test waits longer for a single fact.
+    /// Timeout of every wait.
     const TIMEOUT: Duration = Duration::from_secs(20);
     const QUEUES: &str = "/admin/v1/streams/queues";
 
-    /// The routes over an account and two streams whose platform is not there.
+    /// The routes with an account and two streams without a platform.
     struct Daemon {
         site: TowerToHyperService<Router>,
         tasks: Tasks,
@@ -493,7 +492,7 @@ mod tests {
         daemon.eventually("the stream pauses", async || daemon.states().await[1] == "paused").await;
         assert_ne!(daemon.states().await[0], "paused");
         assert_eq!(daemon.ask("POST", &format!("{QUEUES}/resume"), &[]).await.status(), 202);
-        daemon.eventually("the stream goes on", async || daemon.states().await[1] != "paused").await;
+        daemon.eventually("the stream resumes", async || daemon.states().await[1] != "paused").await;
         assert_eq!(daemon.ask("POST", "/admin/v1/accounts/acme/refresh", &[]).await.status(), 202);
         let renewed = async || {
             let status = body(daemon.ask("GET", "/admin/v1/status", &[]).await).await;

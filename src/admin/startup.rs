@@ -1,4 +1,4 @@
-//! What operators get before the store is open: that the process lives, that it is not ready, and why.
+//! The admin listener before the store is open: alive, not ready, and the reason.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,7 @@ use crate::{
 /// The state of every stream until the store is open.
 const STARTING: &str = "starting";
 
-/// Why the store is not open yet. Clones share it; whoever opens the store writes, the listener reads.
+/// Why the store is not open yet. Clones share the reason.
 #[derive(Debug, Clone)]
 pub struct StartupProgress(Arc<Mutex<String>>);
 
@@ -44,7 +44,7 @@ impl Default for StartupProgress {
 }
 
 impl StartupProgress {
-    /// The last attempt failed for this reason.
+    /// Sets the reason of the last failed attempt.
     pub fn failed(&self, reason: String) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
@@ -54,7 +54,7 @@ impl StartupProgress {
     }
 }
 
-/// What the handlers work on.
+/// The state of the handlers.
 pub(super) struct StartupState {
     progress: StartupProgress,
     streams: Vec<StreamName>,

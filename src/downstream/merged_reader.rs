@@ -1,6 +1,6 @@
-//! One reader over one or several logs: in order for each stream, fair among them, at an end when all have ended.
+//! Reads one or several logs: in order per stream, fair among streams, until all logs are closed.
 //!
-//! It refuses to buffer: what it hands out is what the readers gave, and a feed that nobody asks costs nothing.
+//! It has no buffer: it returns the entries of the log readers.
 
 use std::collections::BTreeMap;
 
@@ -13,69 +13,69 @@ use crate::{
     store::ReadError,
 };
 
-/// One stream of a feed.
+/// One stream of a merged reader.
 #[derive(Debug)]
 struct Lane {
     log: EventLog,
     reader: LogReader,
-    /// The last entry handed out, or where the reader began.
+    /// The last entry returned, initially the start.
     mark: Mark,
-    /// A mark of another epoch that the reader wanted to go on from: it is owed a gap.
+    /// The start mark of an unknown epoch, for which a gap is pending.
     unknown_mark: Option<Mark>,
     log_place: ReaderProgress,
     ended: bool,
 }
 
-/// Where to begin in one log.
+/// The start in one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadStart {
-    /// The last entry that the reader has had.
+    /// The entry before the first one read.
     pub after: Offset,
-    /// Set when the reader came with a mark that is not of this log.
+    /// The mark that the reader requested, if it is not of this log.
     pub unknown_mark: Option<Mark>,
 }
 
-/// The merged reader.
+/// A fair reader of one or several logs.
 #[derive(Debug)]
 pub struct MergedReader {
     lanes: Vec<Lane>,
-    /// The lane that is asked first: the one after the last that was served.
+    /// The lane that is polled first: the one after the last that returned entries.
     next_lane: usize,
 }
 
-/// What a feed hands out; `lane` counts the streams in the order in which the feed was given them.
+/// A result of a merged reader. `lane` is the index of the stream.
 #[derive(Debug)]
 pub enum ReadItem {
     /// Entries of one stream, oldest first.
     Entries { lane: usize, views: Vec<BatchView> },
-    /// What should have followed is not held any more; the lane goes on at `gap.first`.
+    /// The next entries are no longer stored; the lane continues at `gap.first`.
     Trimmed { lane: usize, gap: TrimmedGap },
 }
 
-/// A hole that exists for one reader only: the log has let go of what it would have read next.
+/// A gap for one reader only: retention has removed the next entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrimmedGap {
     pub after: Mark,
-    /// The first entry held.
+    /// The oldest stored entry.
     pub first: Mark,
-    /// How many entries are missing; none when `after` is of another epoch.
+    /// Number of missing entries; none if `after` is of another epoch.
     pub lost: Option<u64>,
 }
 
 impl MergedReader {
-    /// A feed over these logs.
+    /// A reader of these logs.
     pub fn new(logs: impl IntoIterator<Item = (EventLog, ReadStart)>) -> Self {
         let lanes: Vec<Lane> = logs.into_iter().map(|(log, beginning)| Lane::new(log, beginning)).collect();
         assert!(!lanes.is_empty(), "a feed reads at least one stream");
         Self { lanes, next_lane: 0 }
     }
 
-    /// The streams, in the order of lanes, and where each stands.
+    /// The streams in the order of lanes, each with its last mark.
     pub fn marks(&self) -> impl Iterator<Item = (&StreamName, Mark)> {
         self.lanes.iter().map(|lane| (lane.log.name(), lane.mark))
     }
 
-    /// How many streams it reads.
+    /// The number of streams.
     pub fn stream_count(&self) -> usize {
         self.lanes.len()
     }
@@ -90,7 +90,7 @@ impl MergedReader {
         self.lanes[lane].log.name()
     }
 
-    /// The beginning of a stretch of a lane that was handed out, once more. None when it is not held any more.
+    /// Reads the beginning of a returned range again. None if it is no longer stored.
     pub async fn reread(
         &self,
         lane: usize,
@@ -100,15 +100,15 @@ impl MergedReader {
         self.lanes[lane].log.reread(stretch, bytes_max).await
     }
 
-    /// Waits for what follows; none when every log has ended. Cancel-safe. `bytes_max` bounds one answer, though one
-    /// batch is always given whole.
+    /// Waits for the next entries; none after all logs were closed. Cancel-safe. `bytes_max` limits the size, but at least
+    /// one whole batch is returned.
     pub async fn next(&mut self, bytes_max: usize) -> Result<Option<ReadItem>, ReadError> {
         loop {
             if let Some(due) = self.pending_gap() {
                 return Ok(Some(due));
             }
             let [lane] = self.lanes.as_mut_slice() else {
-                // On the heap: most subscribers read one stream, and all would keep room for it.
+                // Boxed, because most subscribers read one stream and do not need this future.
                 return Box::pin(self.next_of_several(bytes_max)).await;
             };
             if lane.ended {
@@ -132,7 +132,7 @@ impl MergedReader {
         }
     }
 
-    /// The same without waiting: none when nothing more is there for now.
+    /// The next entries without waiting; none if there are none now.
     pub async fn next_now(&mut self, bytes_max: usize) -> Result<Option<ReadItem>, ReadError> {
         match self.pending_gap() {
             Some(due) => Ok(Some(due)),
@@ -140,8 +140,7 @@ impl MergedReader {
         }
     }
 
-    /// Asks each lane in turn for what is there. The store is read for one lane at a time, and what it was asked for is
-    /// handed out: of reads side by side all but the first would have been in vain.
+    /// Polls the lanes round-robin. Reads the store for one lane at a time, because only the first result is returned.
     async fn poll_lanes(&mut self, bytes_max: usize) -> Result<Option<ReadItem>, ReadError> {
         let from = self.next_lane;
         for step in 0..self.lanes.len() {
@@ -158,7 +157,7 @@ impl MergedReader {
         Ok(None)
     }
 
-    /// Waits until a log has moved in which nothing more was found; false when all have ended.
+    /// Waits until a log has new entries; false after all logs were closed.
     async fn wait_for_change(&mut self) -> bool {
         let open = self.lanes.iter_mut().filter(|lane| !lane.ended);
         let waits: Vec<_> = open.map(|lane| Box::pin(lane.changed())).collect();
@@ -211,7 +210,7 @@ impl Lane {
         Self { log, reader, mark, unknown_mark: foreign, log_place: place, ended: false }
     }
 
-    /// A log that is gone has ended.
+    /// Waits for new entries. A dropped log counts as closed.
     async fn changed(&mut self) {
         self.ended |= !self.reader.changed().await;
     }
@@ -224,40 +223,40 @@ impl Lane {
     }
 }
 
-/// How far one reader got in each stream of its feed, as the cursor that it may come back with.
+/// The progress of a reader in each stream, as the cursor from which it can resume.
 #[derive(Debug, Clone)]
 pub struct ReadProgress {
     marks: Vec<(StreamName, Mark)>,
     form: CursorForm,
 }
 
-/// How a cursor is written.
+/// The text form of a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CursorForm {
-    /// The mark alone: the one stream is named by the address that was asked.
+    /// The mark alone: the request path has the stream.
     Bare,
-    /// Every stream with its name.
+    /// The marks of all streams with their names.
     Named,
 }
 
 impl ReadProgress {
-    /// Where the feed stands.
+    /// The progress of a reader.
     pub fn of(feed: &MergedReader, form: CursorForm) -> Self {
         Self { marks: feed.marks().map(|(name, mark)| (name.clone(), mark)).collect(), form }
     }
 
-    /// The reader had this entry.
+    /// Advances to this entry.
     pub fn reached(&mut self, lane: usize, mark: Mark) {
         self.marks[lane].1 = mark;
     }
 
-    /// The event that tells a reader this cursor. It is no entry of a log; its `id` is `{nonce}/position`.
+    /// The position event with this cursor. It is not a log entry; its `id` is `{nonce}/position`.
     pub fn envelope(&self, kind: &'static str, source: &str, nonce: u64, now: Timestamp) -> String {
         let data = PositionData { cursor: self.cursor().to_string() };
         Envelope::text(format!("{nonce:016x}/position"), source, kind, data, now)
     }
 
-    /// How its cursor is written.
+    /// The form of the cursor.
     pub fn form(&self) -> CursorForm {
         self.form
     }
@@ -271,7 +270,7 @@ impl ReadProgress {
     }
 }
 
-/// What one reader is sent beside the entries of its logs.
+/// The envelope of an event for one reader that is not a log entry.
 #[derive(Serialize)]
 struct Envelope<'a, D> {
     specversion: &'static str,
@@ -319,7 +318,7 @@ impl TrimmedGap {
     /// The CloudEvents `type` of a gap.
     pub const KIND: &str = "trunkline.gap.v1";
 
-    /// The event that tells the reader. It is no entry of the log, so it has no `sequence`.
+    /// The gap event. It is not a log entry, so it has no `sequence`.
     pub fn envelope(&self, source: &Source, now: Timestamp) -> String {
         let data = TrimmedGapData {
             reason: "trimmed",
@@ -331,7 +330,7 @@ impl TrimmedGap {
         Envelope::text(format!("{}/trimmed", self.first), source.as_str(), Self::KIND, data, now)
     }
 
-    /// Where a reader that has had this gap stands: right before the first entry held.
+    /// The mark after this gap: directly before the oldest stored entry.
     pub fn resume_after(&self) -> Mark {
         Mark { offset: self.first.offset.previous(), ..self.first }
     }
@@ -343,7 +342,7 @@ mod tests {
     use crate::model::Epoch;
 
     #[test]
-    fn a_trimmed_gap_names_the_missing_range_and_is_no_log_entry() {
+    fn a_trimmed_gap_has_the_missing_range_and_is_not_a_log_entry() {
         let mark = |offset| Mark { epoch: Epoch(0x4f2a), offset: Offset(offset) };
         let gap = TrimmedGap { after: mark(3), first: mark(90), lost: Some(86) };
         let source = Source::new(&"acme".parse().unwrap(), &"queues".parse().unwrap());

@@ -1,6 +1,6 @@
-//! The consumers' listener: events of one or several streams over WebSocket, server-sent events, NDJSON and pages.
+//! The listener for consumers: events over WebSocket, server-sent events, NDJSON and pages.
 //!
-//! It only reads. It refuses pages of foreign origins, unknown parameters, and cursors that it cannot honour.
+//! It rejects foreign origins, unknown parameters and invalid cursors.
 
 mod accept;
 mod buffer_pool;
@@ -28,22 +28,22 @@ use crate::{
 use buffer_pool::BufferPool;
 use routes::ConsumerState;
 
-/// How consumers are served.
+/// Settings of the consumer server.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub listen: SocketAddr,
-    /// Origins of pages that may read here, as browsers write them. Empty: pages of this host and of loopback.
+    /// Allowed origins. Empty: pages of this host and of loopback.
     pub allowed_origins: Vec<String>,
-    /// Hosts that it answers to beside its own addresses.
+    /// Allowed hosts in addition to its own addresses.
     pub allowed_hosts: Vec<String>,
     pub limits: HttpListener,
-    /// A WebSocket client that says nothing for this long is pinged.
+    /// Idle time before a WebSocket client is pinged.
     pub ping_interval: Duration,
-    /// An endless answer that has nothing to say for this long says so.
+    /// Interval of keep-alives in an idle endless response.
     pub keep_alive_interval: Duration,
-    /// What all clients together may not have taken of what was read and rendered for them.
+    /// Maximum bytes of all pages and entries that clients have not read yet.
     pub held_len_max: usize,
-    /// A reader of a part is told at least this often how far the whole has gone.
+    /// Interval of positions for a filtered reader.
     pub position_interval: Duration,
 }
 
@@ -63,7 +63,7 @@ impl Settings {
     }
 }
 
-/// A bound server that does not accept yet.
+/// A bound consumer server that does not accept yet.
 #[derive(Debug)]
 pub struct ConsumerServer {
     listener: Listener,
@@ -79,13 +79,13 @@ impl ConsumerServer {
         Ok(Self { listener, settings, address })
     }
 
-    /// Where it listens.
+    /// The bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves `logs` until the group's stop signal; then accepts nothing more and ends when its clients have: they do
-    /// when their logs are closed. `live` tells whether a stream hears its platform.
+    /// Serves `logs` until the stop signal of the tasks, then ends after its clients, which end when their logs are closed.
+    /// `live` returns whether a stream is live.
     pub fn start<L>(self, tasks: &mut Tasks, logs: EventLogs, live: L)
     where
         L: Fn(&StreamName) -> bool + Send + Sync + 'static,
@@ -93,7 +93,7 @@ impl ConsumerServer {
         self.accept(tasks).serve(logs, live);
     }
 
-    /// Accepts until the group's stop signal, and answers 503 until [`Serving::serve`].
+    /// Accepts until the stop signal of the tasks. Responds with 503 until [`ConsumerServerHandle::serve`].
     pub fn accept(self, tasks: &mut Tasks) -> ConsumerServerHandle {
         let Self { listener, settings, address } = self;
         let site = RouterSwitch::new(Router::new().fallback(async || error::ConsumerRequestError::Starting));
@@ -103,7 +103,7 @@ impl ConsumerServer {
     }
 }
 
-/// A server that accepts.
+/// A running consumer server.
 #[derive(Debug)]
 pub struct ConsumerServerHandle {
     site: RouterSwitch,

@@ -1,38 +1,38 @@
-//! How many connections the file descriptors of the process allow. The arithmetic is pure; [`raise`] asks the system.
+//! Divides the file descriptors of the process among connections. Only [`raise`] uses the system.
 //!
-//! Consumers get what is left after the streams, the store and the operators: a relay without a descriptor cannot dial
-//! its platform, and a full listener must not keep anybody from asking why.
+//! Consumers get what streams, the store and operators leave, so that the relay can always connect to its platform and
+//! operators can always connect to the relay.
 
-/// Descriptors of the process itself: runtimes, standard streams, the store's files or connections, both listeners.
+/// Descriptors of the process: runtimes, standard streams, files or connections of the store, both listeners.
 const PROCESS_DESCRIPTORS: usize = 64;
-/// A stream in a planned change has two sockets, and one more while an earlier one closes or a REST call is made.
+/// Descriptors per stream: two sockets during a rotation, and one for a closing socket or a REST call.
 const DESCRIPTORS_PER_STREAM: usize = 3;
-/// A token request, and a connection of the same pool that is idle.
+/// Descriptors per account: a token request and an idle connection of the pool.
 const DESCRIPTORS_PER_ACCOUNT: usize = 2;
-/// Connections of operators, probes and scrapers. One more is answered with 503.
+/// Connections of operators, probes and scrapers. Further ones get 503.
 pub const OPERATORS_MAX: usize = 128;
-/// However few descriptors there are: so many for operators …
+/// Minimum number of connections of operators.
 const OPERATORS_MIN: usize = 8;
-/// … and this part of all for consumers.
+/// Consumers get at least the limit divided by this.
 const CONSUMERS_DIVISOR: usize = 8;
 
-/// What the descriptors are shared between.
+/// The users of descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DescriptorDemand {
-    /// Connections of consumers, as configured.
+    /// Configured connections of consumers.
     pub consumers: usize,
     pub streams: usize,
     pub accounts: usize,
 }
 
-/// How many connections each listener takes.
+/// Maximum connections of each listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionBudget {
     pub consumers: usize,
     pub operators: usize,
 }
 
-/// Shares `limit` descriptors out; without a limit everybody gets what was asked for.
+/// Divides `limit` descriptors. Without a limit each user gets its demand.
 pub fn budget(limit: Option<usize>, wanted: DescriptorDemand) -> ConnectionBudget {
     let Some(limit) = limit else { return ConnectionBudget { consumers: wanted.consumers, operators: OPERATORS_MAX } };
     let operators = (limit / 16).clamp(OPERATORS_MIN, OPERATORS_MAX);
@@ -42,7 +42,7 @@ pub fn budget(limit: Option<usize>, wanted: DescriptorDemand) -> ConnectionBudge
     ConnectionBudget { consumers: wanted.consumers.min(left), operators }
 }
 
-/// Raises the process's soft limit of descriptors to the hard one, and says what holds; none where there is no limit.
+/// Raises the soft limit of descriptors to the hard limit. Returns the new limit; none if unlimited.
 #[cfg(target_os = "linux")]
 pub fn raise() -> Option<usize> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -56,7 +56,7 @@ pub fn raise() -> Option<usize> {
     getrlimit(Resource::Nofile).current.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
-/// Elsewhere the limit is left as it is, and not known.
+/// On other systems the limit is unchanged and unknown.
 #[cfg(not(target_os = "linux"))]
 pub fn raise() -> Option<usize> {
     None
@@ -75,7 +75,7 @@ mod tests {
             (Some(20_000), 1, 10_000, 128),
             (Some(4_096), 20, 3_842, 128),
             (Some(1_024), 20, 834, 64),
-            // Too few for everybody at once: nobody is left without any.
+            // Too few for all: each still gets some.
             (Some(128), 20, 16, 8),
             (Some(64), 1_000, 8, 8),
             (Some(0), 0, 1, 8),

@@ -1,7 +1,6 @@
-//! Whose connection it is where a proxy stands in between. Pure: headers and addresses in, an address out.
+//! The client address behind trusted proxies. Pure.
 //!
-//! Only what a trusted proxy wrote is believed: the headers are read from their end, where the nearest proxy wrote, and
-//! no further than the first address that is not a trusted proxy's.
+//! Headers are read from their end, where the nearest proxy wrote, up to the first address that is not a trusted proxy.
 
 use std::{
     borrow::Cow,
@@ -15,25 +14,25 @@ use hyper::{
     header::{FORWARDED, HeaderName},
 };
 
-/// Addresses with a common beginning: one address, or a block such as `10.0.0.0/8`.
+/// An IP address or a network such as `10.0.0.0/8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IpNetwork {
     address: IpAddr,
     prefix: u8,
 }
 
-/// A text that is no address and no block of addresses.
+/// A text that is not an IP address or network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected an address such as \"10.0.0.7\" or a block such as \"10.0.0.0/8\", found {0:?}")]
 pub struct IpNetworkError(String);
 
 impl IpNetwork {
-    /// Whether every address of its kind is in it.
+    /// Whether it contains every address of its family.
     pub fn is_everything(self) -> bool {
         self.prefix == 0
     }
 
-    /// Whether an address is in it. IPv4 in IPv6 counts as IPv4.
+    /// Whether it contains an address. IPv4-mapped IPv6 counts as IPv4.
     pub fn contains(self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(other)) => {
@@ -68,16 +67,16 @@ impl fmt::Display for IpNetwork {
     }
 }
 
-/// Whether this is a proxy whose headers are believed.
+/// Whether this is a trusted proxy.
 pub(super) fn is_trusted(address: IpAddr, trusted: &[IpNetwork]) -> bool {
     trusted.iter().any(|network| network.contains(address))
 }
 
-/// What proxies without the standard header write.
+/// The header of proxies that do not send `Forwarded`.
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The client of a request that came from `peer`. Where both headers are there and name different clients, one of them
-/// came through from the client itself: neither is believed, and the request counts as the proxy's own.
+/// The client of a request from `peer`. If the two headers disagree, the client sent one of them: both are ignored, and
+/// the request counts for the proxy.
 pub fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNetwork]) -> IpAddr {
     if !is_trusted(peer, trusted) {
         return peer;
@@ -91,8 +90,8 @@ pub fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNetwork]) -> IpAdd
     }
 }
 
-/// Follows the hops from the nearest on, up to the first that is not a trusted proxy. A hop that is no address ends it:
-/// what lies beyond is counted for the last one that is known.
+/// Follows the hops from the nearest, up to the first that is not a trusted proxy. An invalid hop counts for the last
+/// valid one.
 fn last_untrusted(hops: &[Option<IpAddr>], peer: IpAddr, trusted: &[IpNetwork]) -> IpAddr {
     let mut client = peer;
     for hop in hops {
@@ -105,7 +104,7 @@ fn last_untrusted(hops: &[Option<IpAddr>], peer: IpAddr, trusted: &[IpNetwork]) 
     client
 }
 
-/// The `for` of each element of `Forwarded` (RFC 7239), nearest hop first; none where it is no address.
+/// The `for` of each element of `Forwarded` (RFC 7239), nearest hop first; none for one that is not an address.
 fn forwarded(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
     let address = |element: &str| {
         let pairs = unquoted_split(element, ';');
@@ -122,7 +121,7 @@ fn x_forwarded_for(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
     lines.flat_map(|line| hops(&line.rsplit(',').collect::<Vec<_>>(), address)).collect()
 }
 
-/// The lines of a header from the last on. Bytes of another line, or of a farther hop, do not spoil a near one.
+/// The lines of a header, last first. Invalid bytes of a farther hop do not affect nearer ones.
 fn nearest_first(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = Cow<'_, str>> {
     headers.get_all(name).into_iter().rev().map(|line| String::from_utf8_lossy(line.as_bytes()))
 }
@@ -131,8 +130,8 @@ fn hops(elements: &[&str], address: impl Fn(&str) -> Option<IpAddr>) -> Vec<Opti
     elements.iter().map(|element| address(element)).collect()
 }
 
-/// Splits where the separator does not stand between quotes, the last piece first. It reads from the end, so that a quote
-/// which a client opened and did not close swallows nothing of what the proxy wrote behind it.
+/// Splits at separators outside of quotes, last piece first. It reads from the end, so that an unclosed quote of a client
+/// does not affect what the proxy appended.
 fn unquoted_split(text: &str, separator: char) -> Vec<&str> {
     let mut quoted = false;
     let split = text.rsplit(|found: char| {
@@ -150,7 +149,7 @@ fn node_address(node: &str) -> Option<IpAddr> {
     address.map(|address: IpAddr| address.to_canonical())
 }
 
-/// What a share is counted for: an IPv4 address, or the /64 of an IPv6 address, which is what one host has.
+/// The unit of the per-address limit: an IPv4 address, or the /64 network of an IPv6 address.
 pub(super) fn share_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
@@ -191,7 +190,7 @@ mod tests {
             ("127.0.0.1", vec![("forwarded", "proto=http; For=\"[2a00::1]:4711\"")], "2a00::1"),
             ("127.0.0.1", vec![("forwarded", "for=\"6.6.6.6, for=7.7.7.7\", for=192.0.2.7")], "192.0.2.7"),
             ("127.0.0.1", vec![("forwarded", "for=192.0.2.7, for=_hidden")], "127.0.0.1"),
-            // What a client opens and does not close swallows nothing of what the proxy wrote behind it.
+            // An unclosed quote of a client does not affect what the proxy appended.
             ("127.0.0.1", vec![("forwarded", "for=6.6.6.6;x=\", for=192.0.2.7")], "192.0.2.7"),
             ("127.0.0.1", vec![("forwarded", "for=6.6.6.6\";x=é, for=192.0.2.7")], "192.0.2.7"),
             ("127.0.0.1", vec![("x-forwarded-for", "é, 192.0.2.7")], "192.0.2.7"),

@@ -1,7 +1,7 @@
-//! The `Host` of a request (RFC 9112 section 3.2). Pure: version and headers in, a verdict out.
+//! Validates the `Host` of a request (RFC 9112 section 3.2). Pure.
 //!
-//! It refuses HTTP/1.1 without a `Host`, and any request with two or with one that is not a host and a port: what
-//! stands in front of us might read it otherwise than we do. Whether a host is one of ours is for `origin` to say.
+//! It rejects HTTP/1.1 without a `Host`, several `Host` headers, and an invalid one: a proxy might read them differently.
+//! `origin` checks whether the host is served here.
 
 use std::net::Ipv6Addr;
 
@@ -12,7 +12,7 @@ use hyper::{
 
 use super::problem::{HttpProblem, excerpt};
 
-/// A request does not say in one way which host it is for.
+/// A request without exactly one valid host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HostError {
     #[error("HTTP/1.1 requires a Host header, such as Host: 127.0.0.1:8080")]
@@ -33,7 +33,7 @@ impl From<HostError> for HttpProblem {
     }
 }
 
-/// Whether the request names its host as HTTP demands.
+/// Checks that the request has one valid host.
 pub fn check(version: Version, headers: &HeaderMap) -> Result<(), HostError> {
     let mut values = headers.get_all(HOST).iter();
     match (values.next(), values.count()) {
@@ -48,14 +48,14 @@ pub fn check(version: Version, headers: &HeaderMap) -> Result<(), HostError> {
     }
 }
 
-/// The host of a request target in absolute form counts in place of the header (RFC 9112 section 3.2.2).
+/// Replaces the header by the host of an absolute request target (RFC 9112 section 3.2.2).
 pub fn replace(headers: &mut HeaderMap, target: &str) -> Result<(), HostError> {
     let host = HeaderValue::from_str(target).ok().filter(|_| is_authority(target));
     headers.insert(HOST, host.ok_or_else(|| HostError::Target(excerpt(target)))?);
     Ok(())
 }
 
-/// `uri-host [ ":" port ]` of RFC 3986, without the address forms of the future.
+/// `uri-host [ ":" port ]` of RFC 3986, without `IPvFuture`.
 pub(crate) fn is_authority(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_repeated_of_a_malformed_host_is_bounded_and_escaped() {
+    fn a_malformed_host_is_quoted_bounded_and_escaped() {
         let refused = checked(Version::HTTP_11, &[&[b"a\" ".as_slice(), &[b'x'; 5_000]].concat()]).unwrap_err();
         let text = refused.to_string();
         assert!(text.contains("a\\\" xxx") && text.len() < 300, "{text}");

@@ -1,7 +1,7 @@
-//! Who a browser may act for. Pure text comparison: no lookup, no wildcard.
+//! Checks `Origin` and `Host` of requests from browsers. Pure text comparison: no lookup, no wildcard.
 //!
-//! Two attacks are refused: a foreign page that opens a socket or sends a form to us (its `Origin` tells), and a
-//! foreign name that was re-bound to a loopback address (its `Host` tells).
+//! Two attacks are prevented: a foreign page that opens a socket or sends a form (by `Origin`), and DNS rebinding of a
+//! foreign name to a loopback address (by `Host`).
 
 use hyper::{
     HeaderMap, StatusCode, Uri,
@@ -10,22 +10,22 @@ use hyper::{
 
 use super::problem::{HttpProblem, excerpt};
 
-/// What is let in.
+/// The accepted origins and hosts of a listener.
 #[derive(Debug, Clone)]
 pub struct Origins {
-    /// Origins as browsers write them, compared exactly. Empty: pages of this host and of loopback only.
+    /// Allowed origins, compared exactly. Empty: pages of this host and of loopback only.
     pub allowed: Vec<String>,
-    /// Hosts that the listener answers to beside loopback; one without a port stands for every port.
+    /// Allowed hosts in addition to loopback; one without a port matches every port.
     pub hosts: Vec<String>,
-    /// The configuration's key of these hosts.
+    /// The configuration key of the hosts.
     pub hosts_key: &'static str,
-    /// The configuration's key of the origins; none where no other page is ever let in.
+    /// The configuration key of the origins; none if no other origin can be allowed.
     pub origins_key: Option<&'static str>,
-    /// The listener is on a loopback address, so only a loopback name can rightly lead to it.
+    /// The listener has a loopback address, so that only loopback names are valid.
     pub loopback: bool,
 }
 
-/// Why a request is not let in.
+/// Why a request is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
     #[error("origin not allowed{}", listed_in(*.key))]
@@ -39,7 +39,7 @@ fn listed_in(key: Option<&str>) -> String {
 }
 
 impl OriginError {
-    /// The answer to the request. A name that leads here by mistake is no matter of origins.
+    /// The response to the request.
     pub fn problem(&self) -> HttpProblem {
         let (slug, title) = match self {
             Self::Origin { .. } => CROSS_ORIGIN,
@@ -49,7 +49,7 @@ impl OriginError {
     }
 }
 
-/// The answer to a request that changes something and comes from a page of another origin.
+/// The response to a state-changing request from a page of another origin.
 pub fn cross_origin_problem() -> HttpProblem {
     let (slug, title) = CROSS_ORIGIN;
     HttpProblem::new(StatusCode::FORBIDDEN, slug, title, "this request is not allowed from a page of another origin")
@@ -58,7 +58,7 @@ pub fn cross_origin_problem() -> HttpProblem {
 const CROSS_ORIGIN: (&str, &str) = ("cross-origin", "Cross-origin request refused");
 
 impl Origins {
-    /// Lets a request in, or tells why not.
+    /// Checks a request.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), OriginError> {
         let authority = single_value(headers, HOST);
         if let Some(authority) = authority.filter(|authority| self.loopback && !self.serves_host(authority)) {
@@ -78,7 +78,7 @@ impl Origins {
         admitted.then_some(()).ok_or(refused)
     }
 
-    /// Whether a request for this host, with or without a port, can rightly be meant for a listener on loopback.
+    /// Whether this host, with or without a port, is valid for the listener.
     fn serves_host(&self, authority: &str) -> bool {
         let name = host_name(authority);
         let is = |listed: &String| listed.eq_ignore_ascii_case(authority) || listed.eq_ignore_ascii_case(name);
@@ -87,13 +87,13 @@ impl Origins {
             || self.allowed.iter().any(|allowed| origin_name(allowed) == Some(name))
     }
 
-    /// The origin of a request, where it is one that is named as allowed.
+    /// The origin of a request, if it is in the list of allowed origins.
     pub fn allowed_origin<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
         single_value(headers, ORIGIN).filter(|origin| self.allowed.iter().any(|allowed| allowed == origin))
     }
 }
 
-/// Whether a request that changes something comes from a page of this very listener, or from no page at all.
+/// Whether a request comes from a page of this listener or from no page.
 pub fn is_same_origin(headers: &HeaderMap) -> bool {
     if !headers.contains_key(ORIGIN) {
         return true;
@@ -103,7 +103,7 @@ pub fn is_same_origin(headers: &HeaderMap) -> bool {
     authority.is_some() && authority == single_value(headers, HOST)
 }
 
-/// The one value of a header; none when it is missing, repeated or not plain text.
+/// The single value of a header; none if it is missing, repeated or not ASCII.
 fn single_value(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;
@@ -118,7 +118,7 @@ fn host_name(authority: &str) -> &str {
     }
 }
 
-/// The host of an origin; none for `null` and for what no browser sends.
+/// The host of an origin; none for `null` and invalid ones.
 fn origin_name(origin: &str) -> Option<&str> {
     let (scheme, authority) = origin.split_once("://")?;
     let plain = matches!(scheme, "http" | "https") && !authority.contains(['/', '@', '?', '#']);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_host_is_answered_to_in_any_case_and_with_the_port_that_is_listed() {
+    fn a_listed_host_is_accepted_in_any_case_and_with_its_listed_port() {
         let origins = Origins { loopback: true, ..origins(&["relay.example.com", "other.example.com:8443"]) };
         for (host, admitted) in [
             ("relay.example.com", true),

@@ -1,4 +1,4 @@
-//! Who may connect: a number of seats in all, and a number for each address. Counts; knows nothing of sockets.
+//! Connection permits: a limit in total and a limit per address.
 
 use std::{
     collections::BTreeMap,
@@ -19,20 +19,20 @@ struct PermitCounts {
     by_address: BTreeMap<IpAddr, usize>,
 }
 
-/// A seat; free again when dropped.
+/// A permit for one connection; released when dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     permits: Arc<ConnectionPermits>,
-    /// Whose share it counts in; a trusted proxy's connection is nobody's until it brings a request.
+    /// The address that it counts for; none for a trusted proxy before its first request.
     address: Option<IpAddr>,
 }
 
-/// Why there is no seat.
+/// Why there is no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PermitError {
-    /// All are taken.
+    /// The total limit is reached.
     Total,
-    /// This address has its share.
+    /// The limit of this address is reached.
     PerAddress,
 }
 
@@ -41,10 +41,10 @@ impl ConnectionPermits {
         Arc::new(Self { total_max, per_address_max, counts: Mutex::default() })
     }
 
-    /// A seat in the share of `address`, or in nobody's.
+    /// Acquires a permit that counts for `address`, if there is one.
     pub(super) fn acquire(self: &Arc<Self>, address: Option<IpAddr>) -> Result<ConnectionPermit, PermitError> {
         let mut taken = self.counts();
-        // The share is looked at first: an address that fills everything is told that it is the one who does.
+        // Check the address first: an address that uses all permits gets the error for its own limit.
         let own = address.map_or(0, |address| taken.of(address));
         if own >= self.per_address_max {
             return Err(PermitError::PerAddress);
@@ -84,7 +84,7 @@ impl PermitCounts {
 }
 
 impl ConnectionPermit {
-    /// Counts the seat in the share of `address` from here on. Where that is full, it stays in the share that it was in.
+    /// Counts the permit for `address` from now on. At the limit of that address nothing changes.
     pub(super) fn assign_to(&mut self, address: IpAddr) -> Result<(), PermitError> {
         if self.address == Some(address) {
             return Ok(());

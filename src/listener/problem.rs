@@ -1,6 +1,6 @@
-//! What a client is told when it does not get what it asked for: `application/problem+json` (RFC 9457).
+//! Error responses: `application/problem+json` (RFC 9457).
 //!
-//! The text is for the client; what an operator must know goes into the log, not here.
+//! The text is for the client. Details for operators are logged.
 
 use axum::{
     http::{
@@ -11,17 +11,17 @@ use axum::{
 };
 use serde_json::json;
 
-/// One refusal.
+/// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpProblem {
     pub status: StatusCode,
-    /// The stable last part of its `type`, `urn:trunkline:problem:{slug}`.
+    /// The stable last part of the `type`, `urn:trunkline:problem:{slug}`.
     pub slug: &'static str,
-    /// What kind of problem it is; the same text each time.
+    /// The fixed title of this type of problem.
     pub title: &'static str,
-    /// What was wrong this time and what would be right.
+    /// The error of this request and how to correct it.
     pub detail: String,
-    /// A header that the status asks for, such as `Allow`.
+    /// A header that the status requires, such as `Allow`.
     pub header: Option<(HeaderName, &'static str)>,
 }
 
@@ -30,20 +30,20 @@ impl HttpProblem {
         Self { status, slug, title, detail: detail.into(), header: None }
     }
 
-    /// The same with a header that its status asks for.
+    /// Adds a header that the status requires.
     #[must_use]
     pub fn with(mut self, name: HeaderName, value: &'static str) -> Self {
         self.header = Some((name, value));
         self
     }
 
-    /// There is nothing at this path.
+    /// The problem of an unknown path.
     pub fn no_such_path(path: &str) -> Self {
         let detail = format!("no resource has the path {}", excerpt(path));
         Self::new(StatusCode::NOT_FOUND, "not-found", "No such resource", detail)
     }
 
-    /// The path is there, but not for this method.
+    /// The problem of a method that the resource does not support.
     pub fn wrong_method(allowed: &'static str) -> Self {
         let detail = format!("this resource supports {allowed} only");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
@@ -51,7 +51,7 @@ impl HttpProblem {
     }
 }
 
-/// What a problem is served as.
+/// The media type of a problem.
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 
 impl HttpProblem {
@@ -76,10 +76,10 @@ impl IntoResponse for HttpProblem {
     }
 }
 
-/// What a client sent is repeated to it up to this many characters.
+/// Maximum number of characters quoted from a request.
 const EXCERPT_LEN_MAX: usize = 200;
 
-/// The beginning of a text from outside, as much as an answer may repeat.
+/// The beginning of a text from a request, for a quote in a response.
 pub(super) fn excerpt(text: &str) -> String {
     text.chars().take(EXCERPT_LEN_MAX).collect()
 }

@@ -1,7 +1,6 @@
-//! What the resources of both listeners have in common: which methods they answer, how names stand in their paths, and
-//! what is said of paths that lead nowhere.
+//! Routing parts of both listeners: allowed methods, names in paths, unknown paths.
 //!
-//! HEAD is answered wherever GET is: the same head, and no body.
+//! HEAD is supported wherever GET is.
 
 use std::convert::Infallible;
 
@@ -13,10 +12,10 @@ use axum::{
 
 use super::problem::HttpProblem;
 
-/// What a resource that can be read answers to.
+/// The methods of a readable resource.
 pub const READ: &str = "GET, HEAD";
 
-/// A resource that answers `methods`, and tells every other which are `allowed`, as in `"GET, HEAD"`.
+/// A resource with these `methods`. Others get 405 with `allowed`, such as `"GET, HEAD"`.
 pub fn allow_methods<S>(allowed: &'static str, methods: MethodRouter<S>) -> MethodRouter<S>
 where
     S: Clone + Send + Sync + 'static,
@@ -25,13 +24,12 @@ where
     methods.fallback(refuse)
 }
 
-/// The handler of every path that is not routed.
+/// The handler of unknown paths.
 pub async fn not_found(uri: Uri) -> HttpProblem {
     HttpProblem::no_such_path(uri.path())
 }
 
-/// The one name in a path, percent-decoded and not judged yet. Where it is no text, the whole path stands for it, which
-/// is no name of anything.
+/// The name in a path, percent-decoded and not validated. If it is not UTF-8, the whole path, which is not a valid name.
 #[derive(Debug)]
 pub struct PathName(pub String);
 

@@ -1,4 +1,4 @@
-//! A site that can be replaced while its listener runs: what is answered before the store is open, and after.
+//! A router that can be replaced while its listener runs: before and after the store is open.
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
 use axum::Router;
 use hyper_util::service::TowerToHyperService;
 
-/// The site that requests are passed to. Clones share it.
+/// The current router. Clones share it.
 #[derive(Clone)]
 pub struct RouterSwitch(Arc<RwLock<TowerToHyperService<Router>>>);
 
@@ -17,12 +17,12 @@ impl RouterSwitch {
         Self(Arc::new(RwLock::new(TowerToHyperService::new(site))))
     }
 
-    /// Requests that come from now on are answered by this site. Connections stay open.
+    /// Uses this router for new requests. Connections stay open.
     pub fn replace(&self, site: Router) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = TowerToHyperService::new(site);
     }
 
-    /// The site that answers at this moment.
+    /// The current router.
     pub(super) fn current(&self) -> TowerToHyperService<Router> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

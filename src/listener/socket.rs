@@ -1,5 +1,4 @@
-//! A client's socket that does not wait for ever on a client who takes nothing. It refuses to queue: what the kernel
-//! does not take stays with the writer.
+//! A client socket with a write stall timeout. It has no queue: unsent data stays with the writer.
 
 use std::{
     io::{self, IoSlice},
@@ -18,16 +17,16 @@ use tokio::{
     time::Sleep,
 };
 
-/// A peer that says nothing for this long is asked whether it is still there …
+/// Idle time before the first keep-alive probe.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-/// … this often …
+/// Interval of keep-alive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// … and so many times without an answer.
+/// Unanswered keep-alive probes before the connection is closed.
 #[cfg(target_os = "linux")]
 const KEEPALIVE_PROBES_MAX: u32 = 3;
 
-/// Has the kernel notice a peer that vanished without a word: by probes while nothing is sent, and where something is,
-/// when it is not acknowledged within `unacknowledged_max`. That also ends a peer that takes nothing for so long.
+/// Makes the kernel detect a dead peer: by keep-alive probes on an idle connection, and by data that stays unacknowledged
+/// or unread for `unacknowledged_max`.
 #[cfg(target_os = "linux")]
 pub fn notice_vanished_peer(stream: &TcpStream, unacknowledged_max: Duration) -> io::Result<()> {
     use rustix::net::sockopt;
@@ -39,18 +38,18 @@ pub fn notice_vanished_peer(stream: &TcpStream, unacknowledged_max: Duration) ->
     Ok(())
 }
 
-/// Elsewhere the deadlines of the relay itself have to do.
+/// On other systems only the timeouts of the relay apply.
 #[cfg(not(target_os = "linux"))]
 pub fn notice_vanished_peer(_: &TcpStream, _: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a connection's client was given up for taking nothing; an extension of each of its requests. Whoever makes an
-/// endless body sees it dropped, and finds the reason here.
+/// Whether a connection was closed because its client did not read. It is an extension of each request, so that a dropped
+/// endless body can get the reason.
 #[derive(Debug, Clone, Default)]
 pub struct StallFlag(Arc<ConnectionFlags>);
 
-/// What is known of a connection beside its bytes.
+/// Shared flags of a connection.
 #[derive(Debug, Default)]
 struct ConnectionFlags {
     stalled: AtomicBool,
@@ -62,23 +61,23 @@ impl StallFlag {
         self.0.stalled.load(Ordering::Relaxed)
     }
 
-    /// Whether the answer that is given now has an end. A client that ended its side gets an answer that has one.
+    /// Sets whether the current response is endless. A client that closed its sending side gets finite responses only.
     pub(super) fn set_endless(&self, endless: bool) {
         self.0.endless.store(endless, Ordering::Relaxed);
     }
 }
 
-/// An extension of an answer whose body goes on until its client hangs up.
+/// An extension of a response with an endless body.
 #[derive(Debug, Clone, Copy)]
 pub struct EndlessBody;
 
-/// A TCP stream whose writes fail with [`io::ErrorKind::TimedOut`] after a while without any progress.
+/// A TCP stream whose writes fail with [`io::ErrorKind::TimedOut`] after the stall timeout without progress.
 #[derive(Debug)]
 pub struct AcceptedSocket {
     stream: TcpStream,
     stall_max: Duration,
     stall_flag: StallFlag,
-    /// Runs while the client takes nothing.
+    /// Runs while the client does not read.
     stall_timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -87,18 +86,18 @@ impl AcceptedSocket {
         Self { stream, stall_max, stall_flag: StallFlag::default(), stall_timer: None }
     }
 
-    /// What becomes true when the client is given up for taking nothing.
+    /// The flag that is set when the stall timeout expires.
     pub(super) fn stall_flag(&self) -> StallFlag {
         self.stall_flag.clone()
     }
 
-    /// From here on a stall is borne for this long.
+    /// Sets the stall timeout.
     pub fn set_stall_timeout(&mut self, stall_max: Duration) {
         self.stall_max = stall_max;
         self.stall_timer = None;
     }
 
-    /// Whether the client has ended its side: nobody reads meanwhile. What it sent stays to be read.
+    /// Whether the client has closed its sending side. Received bytes stay unread.
     fn peer_closed(&self, context: &mut Context<'_>) -> bool {
         let mut first = [0];
         let peeked = self.stream.poll_peek(context, &mut ReadBuf::new(&mut first));

@@ -1,4 +1,4 @@
-//! The listener with a site of a few pages: one answers, one panics, one goes on as an echo, one never ends.
+//! The listener with a few resources: one responds, one panics, one upgrades to an echo, one never ends.
 
 use axum::{
     Extension, Router,
@@ -104,7 +104,7 @@ async fn the_kernel_probes_a_silent_client() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_peer_that_acknowledges_nothing_is_given_up_by_the_kernel() {
+async fn the_kernel_closes_a_peer_that_acknowledges_nothing() {
     use rustix::net::sockopt;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -1,6 +1,6 @@
-//! What a connection goes on with after its 101. A handler puts it into its answer; the listener carries it out.
+//! The handler of a connection after its 101. It is an extension of the response, and the listener runs it.
 //!
-//! It refuses to begin before the 101 is sent: until then nothing but the answer is made.
+//! It starts after the 101 was sent.
 
 use std::{
     fmt,
@@ -13,15 +13,15 @@ use futures_util::future::BoxFuture;
 
 use super::AcceptedSocket;
 
-/// Holds an upgraded connection to its end. The bytes are what the client sent right behind its request.
+/// Runs an upgraded connection. The bytes are those that the client sent after its request.
 pub(super) type UpgradeHandler = Box<dyn FnOnce(AcceptedSocket, Bytes) -> BoxFuture<'static, ()> + Send>;
 
-/// An extension of a 101 that says what follows it. It is there once, though an extension can be cloned.
+/// An extension of a 101 with the upgrade handler, which can be taken once.
 #[derive(Clone)]
 pub struct UpgradeExtension(Arc<Mutex<Option<UpgradeHandler>>>);
 
 impl UpgradeExtension {
-    /// Goes on with `converse`, which gets the socket and what the client sent right behind its request.
+    /// An extension with this handler, which gets the socket and the bytes after the request.
     pub fn new<F>(handler: impl FnOnce(AcceptedSocket, Bytes) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -30,7 +30,7 @@ impl UpgradeExtension {
         Self(Arc::new(Mutex::new(Some(boxed))))
     }
 
-    /// Takes what was agreed on out of an answer.
+    /// Takes the handler out of a response.
     pub(super) fn take(answer: &mut Response) -> Option<UpgradeHandler> {
         let Self(agreed) = answer.extensions_mut().remove()?;
         agreed.lock().unwrap_or_else(PoisonError::into_inner).take()

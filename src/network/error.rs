@@ -1,4 +1,4 @@
-//! Why there is no connection: the step that failed, to whom, through which proxy, and the cause.
+//! Connection errors: the failed step, the peer, the proxy and the cause.
 
 use std::{fmt, time::Duration};
 
@@ -6,21 +6,21 @@ use reqwest::Url;
 
 use super::Proxy;
 
-/// Causes are other programs' texts: this much of one is kept.
+/// Maximum length of a cause, which is text from outside.
 const CAUSE_LEN_MAX: usize = 300;
 
-/// A step of a connection, with its object.
+/// A step of connecting, with its peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ConnectStep {
     Resolve(String),
     Tcp(String),
     Tunnel(String),
     Tls(String),
-    /// The URL was refused before anything was sent.
+    /// The URL was rejected before anything was sent.
     Check(String),
 }
 
-/// There is no connection.
+/// A failed attempt to connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectError {
     step: ConnectStep,
@@ -73,19 +73,19 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {}
 
-/// A URL for an error: without login, query and fragment, which may hold a secret.
+/// A URL without login, query and fragment, which may contain a secret.
 pub fn without_secrets(url: &Url) -> String {
     format!("{}{}", origin(url), printable(url.path()))
 }
 
-/// Scheme, host and port of a URL whose path may hold a secret, too.
+/// Scheme, host and port of a URL whose path may contain a secret.
 pub fn origin(url: &Url) -> String {
     let host = printable(url.host_str().unwrap_or_default());
     let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
     format!("{}://{host}{port}", url.scheme())
 }
 
-/// A text from outside, without control characters and bounded.
+/// Text from outside, without control characters and of bounded length.
 pub(super) fn printable(text: &str) -> String {
     let shown = text.chars().take(CAUSE_LEN_MAX);
     shown.flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()

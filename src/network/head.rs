@@ -1,6 +1,6 @@
-//! The head of an HTTP answer: a proxy's to `CONNECT`, and a platform's to an upgrade.
+//! Reads the head of an HTTP response: of a proxy to `CONNECT`, or of a platform to an upgrade.
 //!
-//! It reads no body. Interim answers (1xx but for 101) are passed over, as RFC 9110 section 15.2 demands.
+//! It reads no body. Interim responses (1xx except 101) are skipped (RFC 9110 section 15.2).
 
 use std::{io, time::Duration};
 
@@ -9,14 +9,14 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::{clock, protocol::retry_after};
 
-/// Bytes of an answer's head, interim ones before it included. A longer one is refused.
+/// Maximum bytes of a response head, including interim responses before it.
 const HEAD_LEN_MAX: usize = 64 << 10;
-/// Header lines of one head. One with more is refused.
+/// Maximum header lines of a head.
 const HEADERS_MAX: usize = 128;
-/// Read at once.
+/// Bytes per read.
 const READ_LEN: usize = 4 << 10;
 
-/// A final answer without its body.
+/// A final response without its body.
 #[derive(Debug, Clone)]
 pub struct ResponseHead {
     pub version: HttpVersion,
@@ -24,7 +24,7 @@ pub struct ResponseHead {
     pub headers: HeaderMap,
 }
 
-/// The version of an answer. It is the sender's own: many proxies answer a request of HTTP/1.1 with 1.0.
+/// The HTTP version of a response. Many proxies respond with 1.0 to a 1.1 request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HttpVersion {
     Http10,
@@ -32,19 +32,19 @@ pub enum HttpVersion {
 }
 
 impl ResponseHead {
-    /// Whether a header that is a list of words holds this one: lists may be spread over lines, and case is no matter.
+    /// Whether a list header contains this token, in any line and case.
     pub fn has_token(&self, name: HeaderName, word: &str) -> bool {
         let lines = self.headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
         lines.flat_map(|line| line.split(',')).any(|item| item.trim().eq_ignore_ascii_case(word))
     }
 }
 
-/// Reads up to the end of the final head. Returns it with the bytes that came behind it.
+/// Reads the final head. Returns it with the bytes after it.
 pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(ResponseHead, Vec<u8>)> {
     let mut read = Vec::new();
     let mut parsed = 0;
     loop {
-        // Nothing beyond the bound is looked at: an answer is taken or refused alike in any pieces.
+        // Bytes beyond the limit are ignored, so that the result does not depend on the chunking.
         let bounded = read.len().min(HEAD_LEN_MAX);
         while let Some(len) = head_len(&read[parsed..bounded]) {
             let head = parse(&read[parsed..parsed + len])?;
@@ -64,7 +64,7 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Response
     }
 }
 
-/// The pause that an answer asks for. A date counts from the answer's own `Date`, so that no two clocks are compared.
+/// The delay of `Retry-After`. A date is relative to the `Date` of the response, so that clock skew has no effect.
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: HeaderName| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     retry_after::of_answer(text(RETRY_AFTER), text(DATE), clock::wall())
@@ -74,7 +74,7 @@ fn is_interim(status: u16) -> bool {
     status != 101 && (100..200).contains(&status)
 }
 
-/// The bytes up to and with the empty line that ends a head. Empty lines before it belong to it.
+/// Length of the head including its final empty line and leading empty lines.
 fn head_len(bytes: &[u8]) -> Option<usize> {
     let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
     let mut line_is_empty = false;
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     async fn head(text: &str) -> Result<(u16, String), String> {
-        // One byte at a time is the hardest way to come.
+        // Single bytes are the finest chunking.
         let (head, rest) = read(&mut pieces_of(text, 1)).await.map_err(|error| error.to_string())?;
         Ok((head.status, String::from_utf8(rest).unwrap()))
     }
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_none_is_refused() {
+    async fn an_invalid_response_is_rejected() {
         for (text, why) in [
             ("SSH-2.0-OpenSSH\r\n\r\n", "not an HTTP/1 response"),
             ("HTTP/2.0 200 x\r\n\r\n", "not an HTTP/1 response"),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_head_at_the_bound_is_taken_or_refused_alike_in_any_pieces() {
+    async fn the_head_length_limit_does_not_depend_on_the_chunking() {
         let head_of = |len: usize, value: char| {
             let (begin, end) = ("HTTP/1.1 200 x\r\na: ", "\r\n\r\n");
             format!("{begin}{}{end}", value.to_string().repeat(len - begin.len() - end.len()))

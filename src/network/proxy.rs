@@ -1,4 +1,4 @@
-//! Which proxy a connection goes through: the account's, else the environment's. Pure: it reads no environment.
+//! Selects the proxy of a connection: the account's, else the environment's. Pure: it reads no environment.
 
 use std::{fmt, net::IpAddr};
 
@@ -8,7 +8,7 @@ use reqwest::Url;
 use super::Peer;
 use crate::{listener::IpNetwork, model::Secret};
 
-/// In place of a proxy's URL: connections are direct, whatever the environment says.
+/// The setting for direct connections; it overrides the environment.
 pub const NO_PROXY: &str = "none";
 
 /// An HTTP proxy.
@@ -19,7 +19,7 @@ pub struct Proxy {
     login: Option<ProxyLogin>,
 }
 
-/// User and password as they are written in a URL, where `%XX` stands for a byte.
+/// User and password, percent-encoded as in a URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ProxyLogin {
     user: String,
@@ -36,7 +36,7 @@ pub struct Proxies {
     bypass: Vec<BypassRule>,
 }
 
-/// What is reached without a proxy.
+/// A destination that is reached without a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct BypassRule {
     host: HostPattern,
@@ -52,7 +52,7 @@ enum HostPattern {
     Network(IpNetwork),
 }
 
-/// Why a text is no proxy. It never holds the text, which may carry a password.
+/// Why a text is not a proxy. It does not contain the text, which may have a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyError {
     #[error("expected the URL of an HTTP proxy such as \"http://proxy.example.com:3128\"")]
@@ -61,7 +61,7 @@ pub enum ProxyError {
     Scheme,
 }
 
-/// A variable of the environment that is no proxy.
+/// An environment variable that is not a valid proxy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}: {cause}")]
 pub struct EnvironmentError {
@@ -70,7 +70,7 @@ pub struct EnvironmentError {
 }
 
 impl Proxy {
-    /// Reads `http://[USER:PASSWORD@]HOST[:PORT]`; a text without a scheme is taken for `http`.
+    /// Parses `http://[USER:PASSWORD@]HOST[:PORT]`. The default scheme is `http`.
     pub fn parse(text: &str) -> Result<Self, ProxyError> {
         let text = text.trim();
         let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
@@ -97,7 +97,7 @@ impl Proxy {
         Some(format!("Basic {}", STANDARD.encode(login)))
     }
 
-    /// For the HTTP client, which takes the login from the URL and decodes it itself.
+    /// The URL with its encoded login, for the HTTP client.
     pub fn url_with_login(&self) -> Url {
         let mut url = self.url.clone();
         if let Some(ProxyLogin { user, password }) = &self.login {
@@ -142,14 +142,14 @@ impl Proxies {
         Self::default()
     }
 
-    /// One proxy for everything but the exceptions.
+    /// One proxy for everything except these destinations.
     pub fn all(proxy: &Proxy, except: &[String]) -> Self {
         let (plain, encrypted) = (Some(proxy.clone()), Some(proxy.clone()));
         Self { plain, encrypted, bypass: except.iter().filter_map(|text| BypassRule::parse(text)).collect() }
     }
 
-    /// What the environment says. `variable` looks one up; a name in small letters goes before one in capitals, and an
-    /// empty value is none.
+    /// The proxies of the environment. `variable` reads a variable. A lower-case name takes precedence, and an empty value
+    /// counts as unset.
     pub fn of_environment<'a>(
         variable: impl Fn(&str) -> Option<&'a str>,
         except: &[String],
@@ -170,7 +170,7 @@ impl Proxies {
         Ok(Self { plain, encrypted, bypass: except.collect() })
     }
 
-    /// The proxy for a URL. This machine is reached without one.
+    /// The proxy for a URL; none for loopback.
     pub fn of(&self, url: &Url) -> Option<&Proxy> {
         let proxy = match url.scheme() {
             "https" | "wss" => self.encrypted.as_ref(),
@@ -207,7 +207,7 @@ impl HostPattern {
         if let Ok(network) = text.parse() {
             return Some(Self::Network(network));
         }
-        // A domain has no slash: what has one is a network that cannot be read.
+        // A text with a slash is an invalid network, not a domain.
         if text.contains('/') {
             return None;
         }
@@ -230,12 +230,12 @@ impl HostPattern {
     }
 }
 
-/// Whether a text names what a proxy can be left out for.
+/// Whether a text is a valid `no_proxy` entry.
 pub fn is_bypass_rule(text: &str) -> bool {
     BypassRule::parse(text).is_some()
 }
 
-/// Whether a URL leads to this machine, by its text alone.
+/// Whether the host of a URL is loopback, without name resolution.
 pub fn is_loopback(url: &Url) -> bool {
     let Some(host) = url.host_str() else { return false };
     let host = host.trim_matches(['[', ']']).trim_end_matches('.');
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_http_proxy_is_refused_without_being_quoted() {
+    fn an_invalid_proxy_is_rejected_without_being_quoted() {
         for (text, expected) in [
             ("socks5://user:secret@proxy:1080", ProxyError::Scheme),
             ("http://", ProxyError::NotAUrl),

@@ -1,16 +1,16 @@
-//! Which of a name's addresses answers first: attempts begin one after the other and run side by side (RFC 8305).
+//! Connects to the first reachable address of a name with staggered parallel attempts (RFC 8305).
 
 use std::{future::Future, io, net::SocketAddr, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 
-/// The next address is tried when the one before has not answered for so long, or has failed (RFC 8305 section 5).
+/// Delay before the next address is tried, unless the attempt before has failed (RFC 8305 section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Addresses of a name that are tried. The others are left out: with more, the last would have no time left.
+/// Maximum number of addresses tried; with more, the last would have no time left.
 const ADDRESSES_MAX: usize = 16;
 
-/// The families take turns, beginning with that of the first address; within one the resolver's order is kept.
+/// Alternates address families, starting with that of the first address. Keeps the resolver's order within a family.
 pub(super) fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (one, other): (Vec<SocketAddr>, Vec<SocketAddr>) =
@@ -28,13 +28,13 @@ pub(super) fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     ordered
 }
 
-/// The addresses in one text, for errors.
+/// The addresses as a list for errors.
 pub(super) fn display_list(addresses: &[SocketAddr]) -> String {
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     texts.join(", ")
 }
 
-/// The first that connects; the attempts on the others are dropped with their sockets. Has no deadline of its own.
+/// Returns the first connection and drops the other attempts. The caller sets a deadline.
 pub(super) async fn connect_first<T, F>(addresses: &[SocketAddr], dial: impl Fn(SocketAddr) -> F) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,

@@ -1,5 +1,5 @@
-//! Names to addresses, by the system's resolver. One look-up of a name at a time: a resolver that hangs costs one thread
-//! for each name, however often it is asked.
+//! Resolves names with the system's resolver. Concurrent lookups of a name share one thread, so that a resolver that
+//! hangs blocks at most one thread per name.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 /// Resolves names for every connection of the process. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Resolver {
-    /// Names whose addresses are given, before the system is asked.
+    /// Names with fixed addresses, which take precedence over the system.
     hosts: Arc<BTreeMap<String, Vec<IpAddr>>>,
     running: Arc<Mutex<BTreeMap<String, PendingLookup>>>,
 }
@@ -23,12 +23,12 @@ type LookupResult = Result<Vec<IpAddr>, String>;
 type PendingLookup = watch::Receiver<Option<LookupResult>>;
 
 impl Resolver {
-    /// A resolver that knows these names itself.
+    /// A resolver with fixed addresses for these names.
     pub fn with_hosts(hosts: impl IntoIterator<Item = (String, Vec<IpAddr>)>) -> Self {
         Self { hosts: Arc::new(hosts.into_iter().collect()), ..Self::default() }
     }
 
-    /// The addresses of a host in the resolver's order. Has no deadline: whoever asks sets one.
+    /// The addresses of a host in the resolver's order. The caller sets a deadline.
     pub(super) async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let addresses = self.addresses(host).await?;
         Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
@@ -47,7 +47,7 @@ impl Resolver {
         found.unwrap_or_else(|| Err("no answer".to_owned())).map_err(io::Error::other)
     }
 
-    /// The look-up of this name that is under way, or a new one.
+    /// Joins the running lookup of this name or starts one.
     fn join_or_start(&self, host: &str) -> PendingLookup {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(under_way) = running.get(host) {
@@ -56,7 +56,7 @@ impl Resolver {
         let (answer, receiver) = watch::channel(None);
         running.insert(host.to_owned(), receiver.clone());
         let (all, host) = (Arc::clone(&self.running), host.to_owned());
-        // Not cancelled with whoever asked: the system's call cannot be. The next one to ask joins it.
+        // The system call cannot be cancelled. A later caller joins it.
         tokio::task::spawn_blocking(move || {
             let found = system_lookup(&host);
             all.lock().unwrap_or_else(PoisonError::into_inner).remove(&host);
@@ -75,7 +75,7 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let resolver = self.clone();
         Box::pin(async move {
-            // The port is the URL's.
+            // The HTTP client replaces the port by that of the URL.
             let found = resolver.lookup(name.as_str(), 0).await?;
             let addresses: Addrs = Box::new(found.into_iter());
             Ok(addresses)

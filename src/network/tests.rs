@@ -7,7 +7,7 @@ use tokio::{io::AsyncReadExt, net::TcpListener, sync::mpsc};
 
 use super::*;
 
-/// No wait for a fact takes longer, or the fact is missing.
+/// Timeout of every wait.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// A deadline that is reached in these tests.
 const SHORT: Duration = Duration::from_millis(400);
@@ -63,7 +63,7 @@ async fn slow_peer(says: &'static [u8], between: Duration) -> (u16, mpsc::Receiv
 }
 
 #[tokio::test]
-async fn a_peer_that_never_answers_is_given_up_at_the_deadline_and_its_connection_closed() {
+async fn a_connection_to_a_silent_peer_is_closed_at_the_deadline() {
     let proxied = |port: u16| Proxies::all(&Proxy::parse(&format!("http://127.0.0.1:{port}")).unwrap(), &[]);
     // Says nothing to a TLS handshake; one byte of one after the other; nothing to CONNECT; one byte of an answer.
     for (says, through_proxy, step) in [
@@ -192,7 +192,7 @@ async fn sockets_and_the_http_client_ask_the_proxy_for_a_tunnel_and_name_it_when
 }
 
 #[tokio::test]
-async fn every_2xx_to_connect_opens_a_tunnel_and_what_is_behind_its_head_is_the_tunnels() {
+async fn every_2xx_to_connect_opens_a_tunnel_and_later_bytes_belong_to_it() {
     for answer in [
         "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 Connection established\r\n\r\n",
         "HTTP/1.0 200 Connection established\r\n\r\n",

@@ -1,8 +1,7 @@
-//! Where log lines go: text on a terminal, JSON anywhere else, always on standard error.
+//! Logging to standard error: text on a terminal, JSON elsewhere.
 //!
-//! Logging never waits: a thread of its own writes, and lines that it has no room for are dropped and counted. Text
-//! from outside is escaped in every field. TRACE lines of libraries are refused whatever the filter says: they hold
-//! what goes over the wire.
+//! Logging never blocks: a thread writes, and lines beyond its queue are dropped and counted. Text from outside is escaped
+//! in every field. TRACE lines of libraries are never logged, because they contain network traffic.
 
 mod escape;
 mod filter;
@@ -26,19 +25,19 @@ use tracing_subscriber::{
 pub use self::escape::is_unsafe;
 use self::{line_writer::LineWriter, output::InfallibleWriter};
 
-/// Lines that may wait for a slow reader of standard error. Further ones are dropped and counted.
+/// Capacity of the queue of lines. Further lines are dropped and counted.
 const LINES_MAX: usize = 4_096;
 
 static QUEUE_DROPS: OnceLock<ErrorCounter> = OnceLock::new();
 static WRITE_FAILURES: AtomicU64 = AtomicU64::new(0);
 
-/// Keeps the log's thread running; when it is dropped, waiting lines are written, for about a second at most.
+/// Keeps the log thread running. Dropping it writes queued lines, for at most about a second.
 #[derive(Debug)]
-#[must_use = "lines that wait are lost with it"]
+#[must_use = "queued lines are lost without it"]
 pub struct LogGuard(#[expect(dead_code, reason = "held for its end")] WorkerGuard);
 
-/// Starts logging for the whole process. `filter` in the syntax of `RUST_LOG`; what cannot be used of it is reported in
-/// the log. Starting twice changes nothing.
+/// Starts logging for the process. `filter` has the syntax of `RUST_LOG`; an invalid one is logged and ignored. A second
+/// call has no effect.
 pub fn start(filter: Option<&str>) -> LogGuard {
     let (filter, filter_error) = filter::read(filter);
     let (writer, guard) = writer();
@@ -59,13 +58,13 @@ pub fn start(filter: Option<&str>) -> LogGuard {
     LogGuard(guard)
 }
 
-/// Lines that were dropped because nobody read standard error, or because it refused them.
+/// Number of lines dropped because standard error was blocked or failed.
 pub fn dropped_lines() -> u64 {
     let unread = QUEUE_DROPS.get().map_or(0, |dropped| dropped.dropped_lines() as u64);
     unread + WRITE_FAILURES.load(Ordering::Relaxed)
 }
 
-/// What is wrong with a log filter; none where it can be used.
+/// Why a log filter is invalid; none if it is valid.
 pub fn filter_error(filter: &str) -> Option<String> {
     filter::read(Some(filter)).1
 }
@@ -77,14 +76,14 @@ fn writer() -> (NonBlocking, WorkerGuard) {
     (writer, guard)
 }
 
-/// A panic is a line like any other: the standard hook would wait for a reader of standard error.
+/// Logs a panic. The standard hook would block on standard error.
 fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let text = panic.payload_as_str().unwrap_or("panic without a text");
     let location = panic.location().map(ToString::to_string);
     tracing::error!(location, "panic: {text}");
 }
 
-/// At TRACE the WebSocket library writes whole upgrade requests, tokens included, and every frame.
+/// Excludes TRACE lines of libraries: the WebSocket library logs upgrade requests with tokens, and every frame.
 fn is_loggable(line: &Metadata<'_>) -> bool {
     let ours = line.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"));
     ours || *line.level() < Level::TRACE

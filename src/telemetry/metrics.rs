@@ -1,6 +1,6 @@
-//! One function per thing worth counting. Callers know neither names, labels nor registries.
+//! Prometheus metrics: one function per event. Names, labels and registries are private.
 //!
-//! Labels are bounded: streams and accounts come from the configuration, every other label is a closed set.
+//! Labels are bounded: streams and accounts come from the configuration, other labels are fixed sets.
 
 mod account;
 mod stream;
@@ -19,12 +19,12 @@ use crate::model::StreamName;
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
-/// Why a subscription ended; a page is none.
+/// Reasons why a subscription ended. A page is not a subscription.
 const CLOSE_REASONS: [&str; 6] = ["draining", "gone", "limit", "protocol", "store", "too_slow"];
 const TRANSPORTS: [&str; 4] = ["websocket", "sse", "ndjson", "page"];
 const STORE_ERRORS: [&str; 7] = ["full", "fenced", "damaged", "io", "read", "open", "refused"];
 
-/// What is counted of a transport. Handles are resolved once.
+/// The metrics of a transport.
 struct TransportMetrics {
     connected: IntGauge,
     deliveries: IntCounter,
@@ -48,8 +48,7 @@ struct Metrics {
 const LATENCY_BOUNDS: [f64; 14] =
     [0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 2.0, 8.0];
 
-/// The bounds of what is measured for each stream: few, because there may be a thousand streams. They tell what is usual
-/// from what a person would notice.
+/// Histogram bounds per stream in seconds. Few, because there may be a thousand streams.
 const STREAM_BOUNDS: [f64; 5] = [0.001, 0.008, 0.064, 0.512, 4.0];
 
 impl Metrics {
@@ -136,7 +135,7 @@ fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
     metric
 }
 
-/// The whole page in Prometheus' text format, process metrics included.
+/// The metrics page in the Prometheus text format, with process metrics.
 pub fn page() -> String {
     let dropped = &METRICS.log_lines_dropped;
     dropped.inc_by(super::logs::dropped_lines().saturating_sub(dropped.get()));
@@ -150,9 +149,9 @@ pub fn page() -> String {
 /// A connected client; counted until dropped. `transport` is one of `websocket`, `sse`, `ndjson`, `page`.
 #[derive(Debug)]
 pub struct SubscriberMetrics {
-    /// Index of its transport.
+    /// Index of the transport.
     transport: usize,
-    /// Counts its end; none for a page, whose end says nothing.
+    /// The counter of its close reason; none for a page.
     closed: Option<IntCounter>,
 }
 
@@ -164,12 +163,12 @@ impl SubscriberMetrics {
         Self { transport: index, closed }
     }
 
-    /// Events were handed over.
+    /// Counts sent events.
     pub fn delivered(&self, events: usize) {
         METRICS.transports[self.transport].deliveries.inc_by(events as u64);
     }
 
-    /// It ends for one of `draining`, `limit`, `protocol`, `store`, `too_slow`; unless it is said, its client is `gone`.
+    /// Sets the close reason: one of `draining`, `limit`, `protocol`, `store`, `too_slow`. The default is `gone`.
     pub fn set_close_reason(&mut self, reason: &'static str) {
         self.closed = Some(METRICS.closed.with_label_values(&[reason]));
     }
@@ -184,37 +183,37 @@ impl Drop for SubscriberMetrics {
     }
 }
 
-/// How far the reader of a stream that is furthest behind is behind.
+/// Sets the lag of the slowest reader of a stream.
 pub fn subscribers_lag(stream: &StreamName, events: u64) {
     METRICS.lag.with_label_values(&[stream.as_str()]).set(i64::try_from(events).unwrap_or(i64::MAX));
 }
 
-/// How many clients are connected, by transport.
+/// The number of connected clients by transport.
 pub fn subscribers() -> [(&'static str, i64); TRANSPORTS.len()] {
     std::array::from_fn(|index| (TRANSPORTS[index], METRICS.transports[index].connected.get()))
 }
 
-/// One durable step of the store took this long.
+/// Records the duration of a durable store operation.
 pub fn store_appended(took: Duration) {
     METRICS.store_append.observe(took.as_secs_f64());
 }
 
-/// So many replicas live, this one among them.
+/// Sets the number of live replicas, this one included.
 pub fn replica_members(count: usize) {
     METRICS.replica_members.set(i64::try_from(count).unwrap_or(i64::MAX));
 }
 
-/// A renewal of this replica's membership failed.
+/// Counts a failed renewal of this replica's membership.
 pub fn replica_renewal_failed() {
     METRICS.replica_renewal_failures.inc();
 }
 
-/// One of `full`, `fenced`, `damaged`, `io`, `read`, `open`, `refused`.
+/// Counts a failed store operation. The reason is one of `full`, `fenced`, `damaged`, `io`, `read`, `open`, `refused`.
 pub fn store_failed(reason: &'static str) {
     METRICS.store_errors.with_label_values(&[reason]).inc();
 }
 
-/// Makes the series exist whose labels are known without any configuration.
+/// Creates the series whose labels do not depend on the configuration.
 pub fn register_series() {
     for reason in CLOSE_REASONS {
         METRICS.closed.with_label_values(&[reason]);
@@ -228,7 +227,7 @@ pub fn register_series() {
 mod tests {
     use super::*;
 
-    /// A thousand streams have a page that a scrape of a second can take: about 75 bytes a series.
+    /// Maximum series per stream. With about 75 bytes per series, a page for 1,000 streams fits into a scrape of a second.
     const SERIES_MAX: usize = 80;
 
     #[test]

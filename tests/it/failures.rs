@@ -263,7 +263,7 @@ async fn a_next_page_on_another_host_is_refused_and_the_token_goes_nowhere() {
     let next = format!(r#"{{"pageCount":null,"nextUri":"http://{}/api/v2/users?pageNumber=2"}}"#, thief.address());
     platform.inject(changed("/api/v2/users", &next));
     let relay = Relay::launch(RelayPlan::topics(platform.address(), &["v2.users.*.presence"])).await;
-    reports(&relay, &format!("http://{} is not the account's API: the token is not sent there", thief.address())).await;
+    reports(&relay, &format!("http://{} is not a host of the account's API; token not sent", thief.address())).await;
     assert_eq!(thief.received_requests(), [""; 0]);
 }
 

@@ -1,20 +1,20 @@
-//! Which form of the events a client wants, by its `Accept` header (RFC 9110 section 12.5.1). Pure text.
+//! Selects the form of a response by its `Accept` header (RFC 9110 section 12.5.1). Pure.
 
 use axum::http::{HeaderMap, header::ACCEPT};
 
-/// A form of the events over plain HTTP.
+/// A form of events over plain HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ResponseForm {
-    /// One page, and where the next begins.
+    /// One page with a link to the next.
     Page,
     /// Server-sent events, endless.
     Sse,
-    /// A JSON object a line, endless.
+    /// One JSON object per line, endless.
     Ndjson,
 }
 
 impl ResponseForm {
-    /// What it is served as.
+    /// The media type.
     pub(super) fn media_type(self) -> &'static str {
         match self {
             Self::Page => "application/cloudevents-batch+json",
@@ -24,7 +24,7 @@ impl ResponseForm {
     }
 }
 
-/// Each media range that means a form, with how exactly it names it. A page is what wildcards mean.
+/// The media ranges of each form with their specificity. Wildcards select a page.
 const RANGES: [(&str, ResponseForm, u8); 7] = [
     ("application/cloudevents-batch+json", ResponseForm::Page, 2),
     ("application/json", ResponseForm::Page, 2),
@@ -35,8 +35,7 @@ const RANGES: [(&str, ResponseForm, u8); 7] = [
     ("*/*", ResponseForm::Page, 0),
 ];
 
-/// The form that the client likes best: by weight, then the one named more exactly, then the one named first. None
-/// when there is no form that it accepts.
+/// The preferred form: by weight, then specificity, then order. None if no form is acceptable.
 pub(super) fn form(headers: &HeaderMap) -> Option<ResponseForm> {
     if !headers.contains_key(ACCEPT) {
         return Some(ResponseForm::Page);
@@ -46,7 +45,7 @@ pub(super) fn form(headers: &HeaderMap) -> Option<ResponseForm> {
     preferences.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(form, _)| form)
 }
 
-/// What decides between two wishes: weight in thousandths, then exactness.
+/// The rank of a media range: weight in thousandths, then specificity.
 type PreferenceRank = (u16, u8);
 
 fn parse_range(range: &str) -> Option<(ResponseForm, PreferenceRank)> {
@@ -58,7 +57,7 @@ fn parse_range(range: &str) -> Option<(ResponseForm, PreferenceRank)> {
     (weight > 0).then_some((*form, (weight, *exactness)))
 }
 
-/// A weight in thousandths; one that cannot be read counts as none, so that it never beats one that can.
+/// A weight in thousandths; 0 if it is invalid.
 fn weight(text: &str) -> u16 {
     let weight = text.trim().parse::<f32>().ok().filter(|weight| (0.0..=1.0).contains(weight));
     weight.map_or(0, |weight| (weight * 1000.0).round() as u16)

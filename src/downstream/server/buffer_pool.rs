@@ -1,8 +1,8 @@
-//! What clients have not taken yet of what was read and rendered for them: one budget for pages and endless answers.
+//! One memory budget for pages and entries that clients have not read yet.
 //!
-//! A page takes room before it is made, and keeps it. Entries that a slow reader is being sent are in a log and can be
-//! read again: the oldest give way where room is needed. So nobody waits for a reader that takes nothing. Readers of the
-//! same entries share them, wherever each of them had them from.
+//! A page reserves memory before it is built. Entries of slow readers can be read from the log again, so the oldest are
+//! evicted when memory is needed, and no client waits for a reader that is stalled. Readers of the same entries share
+//! them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,27 +17,27 @@ use tokio::{
 
 use crate::model::{Batch, BatchView, Epoch, Offset, StreamName};
 
-/// What all clients together may not have taken.
+/// Default budget of all clients in bytes.
 pub(super) const HELD_LEN_MAX: usize = 64 * 1024 * 1024;
-/// While less than a quarter of the room is left, each reader reads no more than this at a time, or one batch.
+/// Maximum bytes per read while less than a quarter of the budget is free. One batch is always read.
 const READ_LEN_MIN: usize = 16 * 1024;
-/// A page that finds no room waits so long.
+/// Time that a page waits for memory.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Room is counted in units of this, rounded up.
+/// Size of a unit of the budget; sizes are rounded up.
 const UNIT: usize = 1024;
 
-/// What is kept of a batch for readers of one kind.
+/// The renderings of a batch that readers of one kind need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum CopyKind {
-    /// Its own bytes.
+    /// The bytes of the batch.
     Plain,
-    /// Its own bytes, and as server-sent events.
+    /// The bytes and the server-sent events.
     WithSse,
-    /// Its own bytes, and as WebSocket frames.
+    /// The bytes and the WebSocket frames.
     WithFrames,
 }
 
-/// The room that all clients of a server share.
+/// The memory budget of a server.
 #[derive(Debug, Clone)]
 pub(super) struct BufferPool(Arc<BufferPoolState>);
 
@@ -48,11 +48,11 @@ struct BufferPoolState {
     holds: Mutex<HoldTable>,
 }
 
-/// Entries of slow readers.
+/// The held entries of slow readers.
 #[derive(Debug, Default)]
 struct HoldTable {
     batches: HashMap<BatchKey, PooledBatch>,
-    /// Who has waited longest comes first.
+    /// Ordered by the last progress of the reader, oldest first.
     holds: BTreeMap<u64, PooledViews>,
     last_hold: u64,
 }
@@ -63,7 +63,7 @@ struct PooledViews {
     views: Views,
 }
 
-/// Readers of one stream and kind have batches in common.
+/// Batches shared by readers of the same stream and kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct BatchGroup {
     stream: StreamName,
@@ -74,7 +74,7 @@ type BatchKey = (BatchGroup, Epoch, Offset);
 
 type Views = Arc<Mutex<Vec<BatchView>>>;
 
-/// A batch that one or several holds have in common.
+/// A batch shared by one or several holds.
 #[derive(Debug)]
 struct PooledBatch {
     batch: Arc<Batch>,
@@ -82,7 +82,7 @@ struct PooledBatch {
     _room: OwnedSemaphorePermit,
 }
 
-/// There is no room, and nothing that would give way.
+/// The budget is used up and nothing can be evicted.
 #[derive(Debug)]
 pub(super) struct PoolExhausted;
 
@@ -93,18 +93,18 @@ impl BufferPool {
         Self(Arc::new(BufferPoolState { free, units, holds: Mutex::default() }))
     }
 
-    /// How much a reader that would like to read `most` reads now.
+    /// The bytes that a reader may read now, at most `most`.
     pub(super) fn read_len(&self, most: usize) -> usize {
         let is_short = self.0.free.available_permits() < self.0.units / 4;
         if is_short { READ_LEN_MIN.min(most) } else { most }
     }
 
-    /// Room for one page.
+    /// Reserves memory for a page.
     pub(super) async fn reserve_page(&self, bytes: usize) -> Result<PageReservation, PoolExhausted> {
         Ok(PageReservation { memory: self.clone(), held: self.reserve(self.clamp_units(bytes)).await? })
     }
 
-    /// Keeps entries that a reader has not taken, for as long as there is room. None: there is none now.
+    /// Holds entries for a slow reader until they are evicted. None if there is no memory now.
     pub(super) fn hold(&self, stream: &StreamName, copies: CopyKind, mut views: Vec<BatchView>) -> Option<BatchHold> {
         let group = BatchGroup { stream: stream.clone(), copies };
         let mut table = self.holds();
@@ -119,7 +119,7 @@ impl BufferPool {
         Some(BatchHold { memory: self.clone(), number, views })
     }
 
-    /// Counts the batch of a view once for all that hold it, and makes it the same one for all.
+    /// Counts a shared batch once and replaces the view's batch by the shared one.
     fn retain(&self, table: &mut HoldTable, group: &BatchGroup, view: &mut BatchView) -> bool {
         let key = key(group, &view.batch);
         if let Some(known) = table.batches.get_mut(&key) {
@@ -135,7 +135,7 @@ impl BufferPool {
         true
     }
 
-    /// Takes room without waiting; what is oldest gives way.
+    /// Reserves memory without waiting, evicting the oldest holds.
     fn reserve_now(&self, table: &mut HoldTable, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let wanted = u32::try_from(units(bytes)).unwrap_or(u32::MAX);
         if units(bytes) > self.0.units {
@@ -163,7 +163,7 @@ impl BufferPool {
         while self.0.free.available_permits() < units && table.evict_oldest() {}
     }
 
-    /// What so many bytes take. More than there is in all can never be had: a page as large as that takes everything.
+    /// The units for a number of bytes, at most the whole budget.
     fn clamp_units(&self, bytes: usize) -> usize {
         units(bytes).min(self.0.units)
     }
@@ -172,7 +172,7 @@ impl BufferPool {
         self.0.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that are taken, rounded up.
+    /// Used bytes, rounded up.
     #[cfg(test)]
     pub(super) fn used_bytes(&self) -> usize {
         (self.0.units - self.0.free.available_permits()) * UNIT
@@ -227,7 +227,7 @@ fn units(bytes: usize) -> usize {
     bytes.div_ceil(UNIT)
 }
 
-/// Entries that one slow reader is being sent.
+/// The held entries of one slow reader.
 #[derive(Debug)]
 pub(super) struct BatchHold {
     memory: BufferPool,
@@ -236,12 +236,12 @@ pub(super) struct BatchHold {
 }
 
 impl BatchHold {
-    /// None of them is left when they had to give way.
+    /// The entries; empty after they were evicted.
     pub(super) fn views(&self) -> Vec<BatchView> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Its reader took something: all others give way before it.
+    /// Records progress of the reader: other holds are evicted first.
     pub(super) fn renew(&mut self) {
         let mut table = self.memory.holds();
         if let Some(held) = table.holds.remove(&self.number) {
@@ -259,7 +259,7 @@ impl Drop for BatchHold {
     }
 }
 
-/// Room for one page, given back as its client takes it.
+/// Memory of one page, released as its client reads it.
 #[derive(Debug)]
 pub(super) struct PageReservation {
     memory: BufferPool,
@@ -267,11 +267,11 @@ pub(super) struct PageReservation {
 }
 
 impl PageReservation {
-    /// Makes it as large as `bytes`.
+    /// Resizes the reservation to `bytes`.
     pub(super) async fn resize(&mut self, bytes: usize) -> Result<(), PoolExhausted> {
         let (held, wanted) = (self.held.num_permits(), self.memory.clamp_units(bytes));
         if wanted > held {
-            // Two that wait for one another are both refused at the deadline.
+            // Two pages that wait for each other both fail at the deadline.
             let rest = self.memory.reserve(wanted - held).await?;
             self.held.merge(rest);
         }
@@ -279,7 +279,7 @@ impl PageReservation {
         Ok(())
     }
 
-    /// The client took so many bytes.
+    /// Releases bytes that were sent.
     pub(super) fn release_sent(&mut self, bytes: usize) {
         let left = self.held.num_permits();
         self.release((bytes / UNIT).min(left));

@@ -1,6 +1,6 @@
-//! Why a consumer does not get what it asked for, and the only place that maps it to HTTP.
+//! Errors of consumer requests and their mapping to HTTP.
 //!
-//! What the client is told and what is logged are two texts: nothing of the store's inside leaves the process.
+//! Details of the store are logged and not sent to the client.
 
 use axum::{
     http::{
@@ -18,7 +18,7 @@ use crate::{
     telemetry::chain,
 };
 
-/// One request that is not served.
+/// Why a consumer request failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConsumerRequestError {
     #[error("unknown stream {0}")]
@@ -49,10 +49,10 @@ pub(super) enum ConsumerRequestError {
     Unreadable(#[from] ReadError),
 }
 
-/// After a failed read of the store, or where there was no room, in seconds.
+/// `Retry-After` of a failed read or a full buffer, in seconds.
 const RETRY_AFTER_SECS: &str = "5";
 
-/// While the process starts, in seconds.
+/// `Retry-After` while the process starts, in seconds.
 const STARTING_RETRY_SECS: &str = "1";
 
 impl From<buffer_pool::PoolExhausted> for ConsumerRequestError {

@@ -1,7 +1,7 @@
-//! Entries of one stream on their way to one client: which are wanted, how far they were sent, and where they are.
+//! Entries of one stream that are being sent to one client.
 //!
-//! While the client takes them they are at hand. When it does not, they share a budget with those of all others and may
-//! have to give way; what is left is then read from the log again.
+//! While the client is fast, they are in memory. Entries of a slow client count in the shared budget and may be evicted;
+//! the unsent ones are then read from the log again.
 
 use std::{borrow::Cow, collections::VecDeque, io::IoSlice, ops::Range};
 
@@ -18,55 +18,55 @@ use crate::{
     telemetry::metrics,
 };
 
-/// What is read again at a time.
+/// Bytes read again at a time.
 const RELOAD_LEN: usize = 256 * 1024;
 
-/// One turn of one client.
+/// One batch of entries for one client.
 #[derive(Debug)]
 pub(super) struct OutgoingBatch {
     lane: usize,
     copies: CopyKind,
-    /// About so long is each entry.
+    /// Average length of an entry.
     entry_len: usize,
     pub(super) unsent: UnsentRuns,
     pub(super) entries: OutgoingViews,
 }
 
-/// What is left to be sent.
+/// The unsent entries.
 #[derive(Debug)]
 pub(super) struct UnsentRuns {
     runs: VecDeque<OffsetRun>,
-    /// How much of the first entry was sent, in whatever the transport counts.
+    /// Sent part of the first entry, in units of the transport.
     pub(super) sent: usize,
 }
 
-/// Neighbouring entries of one epoch.
+/// Consecutive entries of one epoch.
 #[derive(Debug, Clone, Copy)]
 struct OffsetRun {
     epoch: Epoch,
     from: u64,
-    /// The first that is not meant.
+    /// End of the run, exclusive.
     to: u64,
 }
 
-/// The entries themselves.
+/// The entries in memory.
 #[derive(Debug)]
 pub(super) enum OutgoingViews {
-    /// Nobody else counts them: the client has not been found slow.
+    /// Not counted in the budget: the client is not slow.
     Unaccounted(Vec<BatchView>),
     Held(BatchHold),
 }
 
-/// What is left cannot be sent.
+/// Why the unsent entries cannot be loaded.
 #[derive(Debug)]
 pub(super) enum RecallError {
-    /// The log holds it no more.
+    /// The log no longer has the entries.
     Trimmed,
     Unreadable(ReadError),
 }
 
 impl OutgoingBatch {
-    /// Of the entries of these views the wanted ones, which are counted, and what is passed over with them.
+    /// The entries of these views that match the filter. Positions count the others.
     pub(super) fn of(
         lane: usize,
         views: Vec<BatchView>,
@@ -105,7 +105,7 @@ impl OutgoingBatch {
         self.lane
     }
 
-    /// The client does not take it now: from here on it gives way to others.
+    /// The client is slow: the entries can be evicted from now on.
     pub(super) fn hold(&mut self, memory: &BufferPool, feed: &MergedReader) {
         match &mut self.entries {
             OutgoingViews::Unaccounted(views) => {
@@ -114,12 +114,12 @@ impl OutgoingBatch {
                     self.entries = OutgoingViews::Held(hold);
                 }
             }
-            // It took some of it meanwhile: others have waited longer.
+            // The client made progress: evict other holds first.
             OutgoingViews::Held(hold) => hold.renew(),
         }
     }
 
-    /// Has what is left at hand again, or part of it.
+    /// Reads evicted entries again, or part of them.
     pub(super) async fn reload(&mut self, memory: &BufferPool, feed: &MergedReader) -> Result<(), RecallError> {
         let Some((from, last)) = self.unsent.ends() else { return Ok(()) };
         self.entries = OutgoingViews::Unaccounted(Vec::new());
@@ -132,7 +132,7 @@ impl OutgoingBatch {
 }
 
 impl OutgoingViews {
-    /// None are left when they had to give way.
+    /// The entries in memory; empty after they were evicted.
     pub(super) fn views(&self) -> Cow<'_, [BatchView]> {
         match self {
             Self::Unaccounted(views) => views.into(),
@@ -149,12 +149,12 @@ impl OffsetRun {
 }
 
 impl UnsentRuns {
-    /// Everything was sent.
+    /// Whether everything was sent.
     pub(super) fn is_done(&self) -> bool {
         self.runs.is_empty()
     }
 
-    /// Of what is left only the entry that the client has part of.
+    /// Drops all but an entry that was sent in part.
     pub(super) fn keep_partial_entry(&mut self) {
         let keep = usize::from(self.sent > 0);
         self.runs.truncate(keep);
@@ -163,13 +163,13 @@ impl UnsentRuns {
         }
     }
 
-    /// The first entry that is left, and the last.
+    /// The first and the last unsent entry.
     fn ends(&self) -> Option<(Mark, Offset)> {
         let (first, last) = (self.runs.front()?, self.runs.back()?);
         Some((Mark { epoch: first.epoch, offset: Offset(first.from) }, Offset(last.to - 1)))
     }
 
-    /// What is left, as far as these views have it: neighbours in one batch each.
+    /// The unsent runs in these views, one batch each.
     fn unsent_runs<'v>(&self, views: &'v [BatchView]) -> impl Iterator<Item = (&'v Batch, Range<usize>)> {
         self.runs.iter().flat_map(move |run| {
             let begin = views.partition_point(|view| view.batch.last().0 < run.from);
@@ -178,12 +178,12 @@ impl UnsentRuns {
         })
     }
 
-    /// The first of it.
+    /// The first unsent run.
     pub(super) fn first<'v>(&self, views: &'v [BatchView]) -> Option<(&'v Batch, Range<usize>)> {
         self.unsent_runs(views).next()
     }
 
-    /// What is left as WebSocket frames; how many slices there are.
+    /// Fills slices with the unsent WebSocket frames. Returns their number.
     pub(super) fn frames<'v>(&self, views: &'v [BatchView], slices: &mut [IoSlice<'v>]) -> usize {
         let mut count = 0;
         for ((batch, run), slice) in self.unsent_runs(views).zip(slices) {
@@ -195,7 +195,7 @@ impl UnsentRuns {
         count
     }
 
-    /// So many bytes of those frames were sent.
+    /// Advances by sent bytes of frames.
     pub(super) fn frames_sent(&mut self, views: &[BatchView], written: usize) {
         let mut left = self.sent + written;
         self.sent = 0;
@@ -215,7 +215,7 @@ impl UnsentRuns {
         }
     }
 
-    /// So many entries were sent.
+    /// Advances by sent entries.
     pub(super) fn advance(&mut self, entries: usize) {
         let Some(run) = self.runs.front_mut() else { return };
         run.from += entries as u64;
@@ -226,7 +226,7 @@ impl UnsentRuns {
 }
 
 impl OffsetRun {
-    /// The part that is in a batch that overlaps it.
+    /// The part of the run in an overlapping batch.
     fn within(self, batch: &Batch) -> Range<usize> {
         let first = batch.first().0;
         let index = |offset: u64| usize::try_from(offset.saturating_sub(first)).expect("an index of a batch fits");
@@ -234,7 +234,7 @@ impl OffsetRun {
     }
 }
 
-/// How many entries of a run are before `at`, and how much of the next.
+/// The number of whole entries of a run before `at`, and the bytes of the next one.
 fn cut_at(rendering: &Rendering, run: &Range<usize>, at: usize) -> (usize, usize) {
     let ends = &rendering.ends[run.clone()];
     let entries = ends.partition_point(|end| *end as usize <= at);

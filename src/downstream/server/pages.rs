@@ -1,8 +1,8 @@
-//! One page of events as a JSON array, and where the next begins. It never waits for events, and it looks at a bounded
-//! number of entries: the cursor moves on even when none of them was wanted.
+//! A page of events as a JSON array, with a link to the next page. It never waits for events and reads a bounded number
+//! of entries, so the cursor advances even if no entry matches.
 //!
-//! A page must be complete before its head is sent, since the head says where the next begins. It waits a little for its
-//! share of the room that all clients have in common, and is refused then.
+//! A page is complete before its head is sent, because the head has the link. It waits a short time for memory, then is
+//! rejected.
 
 use std::{
     collections::VecDeque,
@@ -34,11 +34,11 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Entries that one request looks at.
+/// Maximum entries read per request.
 const SCAN_MAX: usize = 10_000;
-/// A page that has grown to this is served as it is, whatever its limit.
+/// Maximum bytes of a page; it ends there even below its limit of entries.
 const PAGE_LEN_MAX: usize = 8 * 1024 * 1024;
-/// What is read from a log at a time.
+/// Bytes read from a log at a time.
 const READ_LEN: usize = 1024 * 1024;
 struct PageBuilder {
     body: BodyPieces,
@@ -48,7 +48,7 @@ struct PageBuilder {
     delivered: usize,
 }
 
-/// A text in pieces, so that what its client took is freed.
+/// A body in pieces, each freed after it was sent.
 #[derive(Debug, Default)]
 struct BodyPieces {
     done: VecDeque<Bytes>,
@@ -56,7 +56,7 @@ struct BodyPieces {
     len: usize,
 }
 
-/// Reads and answers.
+/// Reads the entries and returns the response.
 pub(super) async fn response(
     mut feed: MergedReader,
     kinds: &TypeFilter,
@@ -76,7 +76,7 @@ pub(super) async fn response(
             Some(ReadItem::Trimmed { gap, .. }) if page.scanned == 0 => {
                 return Err(ConsumerRequestError::Trimmed { mark: gap.after, first: gap.first });
             }
-            // What was read before retention overtook this request is good; the next one is told.
+            // Entries read before the gap are valid; the next request gets the error.
             Some(ReadItem::Trimmed { .. }) | None => break,
         }
     }
@@ -137,7 +137,7 @@ impl BodyPieces {
     }
 }
 
-/// A page on its way: what the connection takes of it is no longer counted.
+/// The body of a page; sent pieces are released from the budget.
 #[derive(Debug)]
 struct PageBody {
     pieces: VecDeque<Bytes>,
@@ -154,7 +154,7 @@ impl Stream for PageBody {
     }
 }
 
-/// The address of the next page: the same question, begun after `cursor`.
+/// The link to the next page: the same query with `after=cursor`.
 fn next_link(uri: &Uri, cursor: &str) -> String {
     let begins = |pair: &&str| ["after=", "since=", "from="].iter().any(|name| pair.starts_with(name));
     let kept = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty() && !begins(pair));
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_page_asks_the_same_question_from_where_this_one_ended() {
+    fn the_next_link_repeats_the_query_after_the_cursor() {
         for (asked, next) in [
             ("/v1/streams/queues/events", "/v1/streams/queues/events?after=4f2a-17"),
             ("/v1/streams/queues/events?from=first", "/v1/streams/queues/events?after=4f2a-17"),

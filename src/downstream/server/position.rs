@@ -1,7 +1,7 @@
-//! When a reader of a part is told how far the whole has gone: of what passes it by it would otherwise hear nothing, and
-//! come back with a cursor that retention has overtaken although nothing that it wanted is missing.
+//! Decides when a filtered reader gets its position. Without it, the cursor of a reader without matching events falls
+//! behind retention although no matching event is missing.
 //!
-//! It counts entries and knows no transport: how a position is written is the transport's business.
+//! It counts entries; each transport has its own form of a position.
 
 use std::time::Duration;
 
@@ -9,28 +9,28 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use crate::{clock, model::BatchView};
 
-/// So many entries may pass before the reader is told.
+/// Entries that may pass before a position is due.
 const UNREPORTED_MAX: usize = 1_000;
 
-/// What one reader has not been told of.
+/// Counts the entries since the last position of a reader.
 #[derive(Debug)]
 pub(super) struct PositionReporter {
-    /// Entries that went by since the reader last knew where it stands.
+    /// Entries since the reader last got a cursor.
     unreported: usize,
-    /// What is delivered carries the whole cursor, so that with it the reader knows.
+    /// Whether each delivered entry carries the whole cursor.
     cursor_delivered: bool,
     interval: Interval,
 }
 
 impl PositionReporter {
-    /// Nothing has passed yet. The reader is told at least each `every` if something has.
+    /// A reporter with a position at least every `every`, if entries have passed.
     pub(super) fn new(carried: bool, every: Duration) -> Self {
         let mut every = interval_at(tokio::time::Instant::from_std(clock::now()) + every, every);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { unreported: 0, cursor_delivered: carried, interval: every }
     }
 
-    /// A view went by; `delivered` is the end of what was delivered of it, none where nothing was.
+    /// Counts a view; `delivered` is the end of its delivered part.
     pub(super) fn on_view(&mut self, view: &BatchView, delivered: Option<usize>) {
         match delivered.filter(|_| self.cursor_delivered) {
             Some(end) => self.unreported = view.batch.len() - end,
@@ -38,12 +38,12 @@ impl PositionReporter {
         }
     }
 
-    /// Whether so many entries passed that the reader is to be told now.
+    /// Whether a position is due by the number of entries.
     pub(super) fn is_due(&self) -> bool {
         self.unreported >= UNREPORTED_MAX
     }
 
-    /// Waits until it is time to tell, and something is to be told. Cancel-safe.
+    /// Waits until a position is due by time. Cancel-safe.
     pub(super) async fn wait_until_due(&mut self) {
         loop {
             self.interval.tick().await;
@@ -53,14 +53,14 @@ impl PositionReporter {
         }
     }
 
-    /// The reader was told.
+    /// Resets the count after a position.
     pub(super) fn on_reported(&mut self) {
         self.unreported = 0;
         self.interval.reset();
     }
 }
 
-/// Waits until it is time to tell a reader its position; for ever where it always knows.
+/// Waits until a position is due. Never completes for an unfiltered reader.
 pub(super) async fn wait_until_due(positions: &mut Option<Box<PositionReporter>>) {
     match positions {
         Some(positions) => positions.wait_until_due().await,

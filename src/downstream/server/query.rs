@@ -1,4 +1,4 @@
-//! What a request for events asks for, read from its query. Pure: the time is an argument, no log is looked at.
+//! Parses the query of a request for events. Pure.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -12,31 +12,30 @@ use crate::model::{self, Cursor, CursorError, Mark, NameError, Span, StreamName,
 /// A request for events.
 #[derive(Debug, Clone)]
 pub(super) struct EventQuery {
-    /// The streams that are named in the query; empty where the path names the one.
+    /// The streams of the query; empty if the path has the stream.
     pub(super) streams: Vec<StreamName>,
     pub(super) start: StartPoint,
     pub(super) type_filter: TypeFilter,
-    /// The most entries of a page. The endless forms have no use for it.
+    /// Maximum entries of a page. Endless forms ignore it.
     pub(super) limit: usize,
-    /// Lines between the events tell a reader of a part how far the whole has gone. For NDJSON: the other endless forms
-    /// have ways of their own.
+    /// Whether NDJSON has position lines between the events.
     pub(super) positions: bool,
 }
 
-/// Where to begin.
+/// The requested start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum StartPoint {
-    /// After what the reader has had.
+    /// After the cursor of the reader.
     After(Cursor),
-    /// With the first entry held that was received at this moment or later.
+    /// With the first stored entry received at this time or later.
     Since(Timestamp),
-    /// With the first entry held.
+    /// With the oldest stored entry.
     First,
-    /// With what comes next.
+    /// With the next new entry.
     Last,
 }
 
-/// The query cannot be served. All of these are the client's to mend.
+/// Why a query is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum QueryError {
     #[error("the query must consist of name=value pairs in percent-encoded UTF-8")]
@@ -79,19 +78,19 @@ fn did_you_mean(nearest: Option<&'static str>) -> String {
     nearest.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default()
 }
 
-/// Streams that one connection may read.
+/// Maximum streams per connection.
 const STREAMS_MAX: usize = 256;
 const LIMIT_MAX: usize = 1_000;
 const LIMIT_DEFAULT: usize = 100;
-/// A longer glob is no question that a person asked.
+/// Maximum length of a type pattern.
 const GLOB_LEN_MAX: usize = 256;
-/// What is repeated to the client of a value that it sent.
+/// Maximum length of a value quoted in an error.
 const SHOWN_MAX: usize = 80;
 
 const PARAMETERS: [&str; 6] = ["after", "since", "from", "type", "limit", "positions"];
 const PARAMETERS_OF_SEVERAL: [&str; 7] = ["stream", "after", "since", "from", "type", "limit", "positions"];
 
-/// Whether the path names the stream, or the query one or several.
+/// Whether the path has the stream, or the query has one or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamNameLocation {
     InPath,
@@ -99,8 +98,8 @@ pub(super) enum StreamNameLocation {
 }
 
 impl EventQuery {
-    /// Reads the query of `uri`. `resumed` is the `Last-Event-ID` of a server-sent stream, which wins over `after`
-    /// (a browser repeats its first address when it reconnects) and over every other beginning.
+    /// Parses the query of `uri`. `resumed` is `Last-Event-ID`, which overrides `after` and every other start, because a
+    /// browser repeats its first URL when it reconnects.
     pub(super) fn read(
         uri: &Uri,
         named: StreamNameLocation,
@@ -132,10 +131,10 @@ impl EventQuery {
     }
 }
 
-/// The header of a browser's event source that comes back.
+/// The header of a reconnecting event source.
 const LAST_EVENT_ID: &str = "Last-Event-ID";
 
-/// Where a browser's event source got to; it is empty before the first event.
+/// The value of `Last-Event-ID`; it is empty before the first event.
 pub(super) fn last_event_id(headers: &HeaderMap) -> Result<Option<&str>, QueryError> {
     let mut values = headers.get_all(LAST_EVENT_ID).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -187,7 +186,7 @@ fn after(source: &'static str, text: &str) -> Result<StartPoint, QueryError> {
 }
 
 fn parse_time(text: &str, now: Timestamp) -> Option<Timestamp> {
-    // An unencoded plus in a query arrives as a space, and a client that pastes a time with an offset means the plus.
+    // An unencoded plus of a UTC offset arrives as a space.
     let time = Timestamp::parse(&text.replace(' ', "+"));
     time.or_else(|| text.parse().ok().map(|Span(age)| now.before(age)))
 }
@@ -218,10 +217,10 @@ fn shown(text: &str) -> String {
     text.chars().take(SHOWN_MAX).collect()
 }
 
-/// The `id` of a gap that exists for one reader ends like this; a client may well come back with it.
+/// Suffix of the `id` of a trimmed gap, which a client may use as its cursor.
 const TRIMMED: &str = "/trimmed";
 
-/// Reads a cursor. The `id` of a trimmed gap names the first entry held, so it means to go on right before that.
+/// Parses a cursor. The `id` of a trimmed gap has the oldest stored entry and means to start directly before it.
 pub(super) fn parse_cursor(text: &str) -> Result<Cursor, CursorError> {
     if !text.contains(TRIMMED) {
         return text.parse();
@@ -238,7 +237,7 @@ fn before_trimmed(piece: &str) -> Result<Cow<'_, str>, CursorError> {
 }
 
 impl StartPoint {
-    /// Where it begins in the log of `stream`, as one of `several`.
+    /// The start in the log of `stream`. `several`: the request reads several streams.
     pub(super) fn of(&self, stream: &StreamName, several: bool) -> Result<LogStartPoint, QueryError> {
         Ok(match self {
             Self::After(Cursor::Single(_)) if several => return Err(QueryError::NamesRequired),
@@ -253,7 +252,7 @@ impl StartPoint {
     }
 }
 
-/// Where to begin in one log.
+/// The requested start in one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LogStartPoint {
     After(Mark),
@@ -345,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_last_event_id_that_cannot_be_read_is_refused_and_never_taken_for_none() {
+    fn an_invalid_last_event_id_is_rejected() {
         let headers = |values: &[&[u8]]| {
             let mut headers = HeaderMap::new();
             for value in values {

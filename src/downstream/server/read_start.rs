@@ -1,7 +1,6 @@
-//! From what a request asks to where its readers begin: each cursor is judged by the log that it is meant for.
+//! Resolves the requested start in each log and validates cursors.
 //!
-//! A cursor beyond the end is refused, never taken for "latest". One that the log has let go of is refused in a page,
-//! and answered with a gap in the endless forms.
+//! A cursor beyond the end is rejected. A trimmed one is rejected for a page, and gives a gap in endless forms.
 
 use super::{
     error::ConsumerRequestError,
@@ -13,16 +12,16 @@ use crate::{
     model::{CursorValidity, Mark, Offset, StreamName},
 };
 
-/// What becomes of a reader whose cursor the log has let go of.
+/// How a trimmed cursor is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnTrimmed {
-    /// It is told and goes on with the first entry held.
+    /// Emit a gap and continue with the oldest stored entry.
     EmitGap,
-    /// Its request is refused.
+    /// Reject the request.
     Reject,
 }
 
-/// A feed over the named streams from where `start` says.
+/// A reader of the streams from the requested start.
 pub(super) async fn feed(
     logs: &EventLogs,
     streams: &[StreamName],
@@ -49,7 +48,7 @@ async fn resolve_start(
     match start {
         LogStartPoint::First => at(end.first.previous()),
         LogStartPoint::Last => at(end.last),
-        // What was received at that moment but is no longer held is no hole in what follows: nothing came before.
+        // The reader had no earlier entries, so trimmed ones are not a gap.
         LogStartPoint::Since(moment) => at(log.offset_before(moment).await?.max(end.first.previous())),
         LogStartPoint::After(mark) => match (locate(&end, mark), on_trimmed) {
             (CursorPlacement::At(after), _) | (CursorPlacement::Trimmed(after), OnTrimmed::EmitGap) => at(after),
@@ -75,15 +74,15 @@ async fn resolve_start(
 
 #[derive(Debug, PartialEq, Eq)]
 enum CursorPlacement {
-    /// What follows is held.
+    /// The next entry is stored.
     At(Offset),
-    /// It was an entry of this log, but what follows is not held any more.
+    /// The next entry was removed by retention.
     Trimmed(Offset),
-    /// It was an entry of an epoch that ended before it, with this one.
+    /// Its epoch ended before it, with this mark.
     Lost(Mark),
-    /// It is of an epoch that this log does not know.
+    /// Its epoch is unknown to this log.
     UnknownEpoch,
-    /// There is no such entry yet.
+    /// The entry does not exist yet.
     AheadOfLog,
 }
 
@@ -112,7 +111,7 @@ mod tests {
     use crate::model::{Epoch, Lineage};
 
     #[test]
-    fn a_cursor_is_worth_what_the_log_still_holds() {
+    fn cursors_are_validated_against_the_log() {
         let end = LogEnd { lineage: Lineage::new(Epoch(0x4f2a)), first: Offset(11), last: Offset(20), closed: false };
         for (mark, worth) in [
             ("4f2a-20", CursorPlacement::At(Offset(20))),
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failover_lost_is_known_to_be_lost() {
+    fn a_cursor_of_entries_lost_in_a_failover_is_detected() {
         let lineage = Lineage::with_earlier(Epoch(0x9c01), vec![(Epoch(0x4f2a), Offset(15))]);
         let end = LogEnd { lineage, first: Offset(11), last: Offset(20), closed: false };
         for (mark, worth) in [

@@ -1,5 +1,5 @@
-//! How entries are wrapped for each transport. Pure: bytes in, bytes out; the envelope itself is never changed, but for
-//! line breaks between its JSON tokens where a transport gives them a meaning.
+//! Renders entries for each transport. Pure. The envelope is unchanged except for line breaks between JSON tokens, where
+//! a transport gives them a meaning.
 
 use std::{io::Write, iter, ops::Range};
 
@@ -9,22 +9,22 @@ use memchr::memchr2;
 
 use crate::model::{Batch, BatchView, Entry, Piece, Pieces, Rendering};
 
-/// Which entries a subscriber wants, by their `type`.
+/// A filter of entries by `type`.
 #[derive(Debug, Clone, Default)]
 pub struct TypeFilter(pub Option<GlobMatcher>);
 
 impl TypeFilter {
-    /// Whether it is everything.
+    /// Whether every type matches.
     pub fn matches_all(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Whether it is this one.
+    /// Whether this type matches.
     pub fn matches(&self, kind: &str) -> bool {
         self.0.as_ref().is_none_or(|glob| glob.is_match(kind))
     }
 
-    /// The wanted entries of a view as runs of neighbours.
+    /// The matching entries of a view as consecutive runs.
     pub fn runs<'a>(&'a self, view: &'a BatchView) -> impl Iterator<Item = Range<usize>> + 'a {
         let end = view.batch.len();
         let mut from = view.from;
@@ -41,10 +41,10 @@ impl TypeFilter {
 /// A final text frame, unmasked (RFC 6455 section 5.2).
 const TEXT_FRAME: u8 = 0x81;
 
-/// The longest head of a frame that a server sends.
+/// The longest head of an unmasked frame.
 const FRAME_HEAD_LEN_MAX: usize = 10;
 
-/// The batch as WebSocket text frames, the same for every subscriber because a server does not mask.
+/// The batch as unmasked WebSocket text frames, shared by all subscribers.
 pub fn frames(batch: &Batch) -> Rendering {
     render(batch, 0..batch.len(), FRAME_HEAD_LEN_MAX, |out, entry| {
         frame_head(out, entry.json.len());
@@ -75,7 +75,7 @@ fn frame_head(out: &mut Vec<u8>, len: usize) {
     }
 }
 
-/// How long the first frame in `bytes` is as a whole, head included; none when its head is cut off.
+/// Length of the first frame in `bytes` including its head; none if the head is incomplete.
 pub fn frame_len(bytes: &[u8]) -> Option<usize> {
     match bytes {
         [_, 127, a, b, c, d, e, f, g, h, ..] => {
@@ -87,14 +87,14 @@ pub fn frame_len(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// What is given to the HTTP library at a time. It holds up to twice as much for a client that takes nothing.
+/// Bytes passed to the HTTP library at a time. It buffers up to twice as much.
 pub const PIECE_LEN: usize = 32 * 1024;
 
-/// What `id: ` and `data: ` and the line ends take beside mark and envelope.
+/// Bytes of `id: `, `data: ` and line ends.
 const SSE_WRAPPING_LEN: usize = 48;
 
-/// The batch as server-sent events whose `id` is the entry's own mark: good for whoever reads this one stream. No piece
-/// is longer than [`PIECE_LEN`] (line breaks in the JSON apart), and an entry that is too long for one is in none.
+/// The batch as server-sent events with the mark as `id`, shared by readers of one stream. A piece is at most
+/// [`PIECE_LEN`] long (without line breaks in the JSON); longer entries are left out.
 pub fn sse(batch: &Batch) -> Pieces {
     sse_pieces(batch, PIECE_LEN)
 }
@@ -107,7 +107,7 @@ fn sse_pieces(batch: &Batch, len_max: usize) -> Pieces {
     Pieces::new(sse_runs(batch, len_max).map(render).collect())
 }
 
-/// The entries of a batch, but for those that are too long, in runs of bounded length.
+/// The entries of a batch in runs of bounded length, without those that are too long.
 fn sse_runs(batch: &Batch, len_max: usize) -> impl Iterator<Item = Range<usize>> {
     let len = move |index: usize| batch.entry(index).json.len() + SSE_WRAPPING_LEN;
     let mut from = 0;
@@ -127,12 +127,12 @@ pub fn sse_event(out: &mut Vec<u8>, id: impl std::fmt::Display, json: &[u8]) {
     out.extend_from_slice(b"\n\n");
 }
 
-/// What goes before the envelope of a server-sent event.
+/// The head of a server-sent event, before the envelope.
 pub fn sse_begin(out: &mut Vec<u8>, id: impl std::fmt::Display) {
     write!(out, "id: {id}\ndata: ").expect("writing to memory does not fail");
 }
 
-/// Part of the envelope of a server-sent event. A line break begins another `data` line, which the client joins again.
+/// Part of the envelope of a server-sent event. A line break starts another `data` line, which the client joins.
 pub fn sse_part(out: &mut Vec<u8>, json: &[u8]) {
     let mut rest = json;
     while let Some(at) = memchr2(b'\n', b'\r', rest) {
@@ -149,7 +149,7 @@ pub fn line(out: &mut Vec<u8>, json: &[u8]) {
     out.push(b'\n');
 }
 
-/// Part of a line of NDJSON. A line break in JSON can only stand between tokens, where a space means the same.
+/// Part of a line of NDJSON. A line break is between JSON tokens, where it is replaced by a space.
 pub fn line_part(out: &mut Vec<u8>, json: &[u8]) {
     let start = out.len();
     out.extend_from_slice(json);

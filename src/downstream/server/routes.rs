@@ -1,7 +1,6 @@
-//! What consumers can ask for, path by path.
+//! The routes of the consumer server.
 //!
-//! Every answer is to a page that may read here, or to no page at all. It refuses what it does not know: a path, a
-//! method, a parameter, a form of the events.
+//! Requests from pages need an allowed origin. Unknown paths, methods, parameters and media types are rejected.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,10 +45,10 @@ use crate::{
     telemetry::metrics,
 };
 
-/// What every handler works on.
+/// The state of the handlers.
 pub(super) struct ConsumerState {
     pub(super) logs: EventLogs,
-    /// Whether a stream hears its platform.
+    /// Returns whether a stream is live.
     pub(super) live: Box<dyn Fn(&StreamName) -> bool + Send + Sync>,
     pub(super) origins: Origins,
     pub(super) ping_every: Duration,
@@ -69,7 +68,7 @@ pub(super) fn router(consumers: ConsumerState) -> Router {
         .with_state(consumers)
 }
 
-/// Lets in who may read here, and lets a page of a named origin read the answer.
+/// Checks the origin and adds CORS headers for an allowed one.
 async fn guard(State(consumers): State<Arc<ConsumerState>>, request: Request, next: Next) -> Response {
     let origins = &consumers.origins;
     let named = origins.allowed_origin(request.headers()).and_then(|origin| HeaderValue::from_str(origin).ok());
@@ -77,7 +76,7 @@ async fn guard(State(consumers): State<Arc<ConsumerState>>, request: Request, ne
         Ok(()) => next.run(request).await,
         Err(foreign) => ConsumerRequestError::from(foreign).into_response(),
     };
-    // Browsers ask no such leave for a WebSocket.
+    // CORS does not apply to WebSockets.
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         answer.headers_mut().extend(named.into_iter().flat_map(cors_headers));
     }
@@ -92,7 +91,7 @@ fn cors_headers(origin: HeaderValue) -> [(HeaderName, HeaderValue); 3] {
     ]
 }
 
-/// The streams that can be read.
+/// The list of streams.
 async fn streams(State(consumers): State<Arc<ConsumerState>>) -> impl IntoResponse {
     let streams = consumers.logs.iter().map(|(name, log)| {
         let end = log.end();
@@ -113,7 +112,7 @@ struct StreamListResponse {
 #[derive(Serialize)]
 struct StreamListEntry {
     name: StreamName,
-    /// None while nothing is held.
+    /// None while no entry is stored.
     first: Option<Mark>,
     last: Mark,
     live: bool,
@@ -130,7 +129,7 @@ async fn events_of_one(
     consumers.events(&request.into_parts().0, Some(stream)).await
 }
 
-/// What is repeated to the client of a name that is none.
+/// Maximum length of an invalid name quoted in an error.
 const NAME_SHOWN_MAX: usize = 80;
 
 async fn events_of_several(
@@ -141,7 +140,7 @@ async fn events_of_several(
 }
 
 impl ConsumerState {
-    /// Events in the form that the client asks for, of the stream that its path names or of those in its query.
+    /// Events of the stream in the path or the streams in the query, in the requested form.
     async fn events(&self, request: &Parts, stream: Option<StreamName>) -> Result<Response, ConsumerRequestError> {
         let Parts { method, uri, headers, version, .. } = request;
         let wanted = wanted(method, headers)?;
@@ -175,7 +174,7 @@ impl ConsumerState {
         }
     }
 
-    /// What follows the handshake; `told` whether the client wants to hear about its subscription, too.
+    /// The upgrade response with its handler.
     fn upgrade(
         &self,
         feed: MergedReader,
@@ -193,7 +192,7 @@ impl ConsumerState {
     }
 }
 
-/// How a client wants its events.
+/// The delivery that a request selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DeliveryMode {
     WebSocket,

@@ -1,9 +1,8 @@
-//! The endless bodies: server-sent events and NDJSON. They end when their logs do.
+//! Endless responses: server-sent events and NDJSON. They end when their logs are closed.
 //!
-//! Nothing is queued for a client: the next piece is made when the last was taken, and a small one, since the HTTP library
-//! keeps some of them for a client that takes nothing. While there is nothing to send, a
-//! comment or an empty line goes out from time to time: proxies keep the connection, and a client that vanished is
-//! noticed.
+//! There is no queue per client: the next piece is rendered after the last was taken. Pieces are small, because the HTTP
+//! library buffers some. An idle response sends a comment or an empty line from time to time, so that proxies keep the
+//! connection and a dead client is detected.
 
 use std::{ops::Range, time::Duration};
 
@@ -34,20 +33,20 @@ use crate::{
     telemetry::{chain, metrics},
 };
 
-/// What is read from a log for one turn.
+/// Bytes read from a log for one batch.
 const TURN_LEN: usize = 128 * 1024;
 
-/// The CloudEvents `type` of a line that tells a position.
+/// The CloudEvents `type` of a position line.
 const POSITION_KIND: &str = "trunkline.position.v1";
 
-/// How an endless body is written.
+/// The format of an endless response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamFormat {
     Sse,
     Ndjson,
 }
 
-/// What an endless answer is made of.
+/// The state of an endless response.
 #[derive(Debug)]
 pub(super) struct EndlessResponse {
     feed: MergedReader,
@@ -55,11 +54,11 @@ pub(super) struct EndlessResponse {
     endless: StreamFormat,
     progress: ReadProgress,
     keep_alive: Interval,
-    /// For a reader that does not see everything by itself.
+    /// Positions of a filtered reader.
     positions: Option<Box<PositionReporter>>,
-    /// What goes before the next entries and is no entry itself.
+    /// Bytes to send before the next entries.
     queued: Option<Bytes>,
-    /// Entries that were not taken yet.
+    /// Entries that were not sent yet.
     batch: Option<Box<OutgoingBatch>>,
     memory: BufferPool,
     subscriber: metrics::SubscriberMetrics,
@@ -75,22 +74,22 @@ impl Drop for EndlessResponse {
     }
 }
 
-/// How an endless answer is given.
+/// Options of an endless response.
 #[derive(Debug)]
 pub(super) struct EndlessOptions {
     pub(super) endless: StreamFormat,
     pub(super) form: CursorForm,
-    /// After so long without an event something else is sent.
+    /// Idle time before a keep-alive.
     pub(super) keep_alive: Duration,
-    /// How long entries may pass a reader before it is told.
+    /// Interval of positions for a filtered reader.
     pub(super) position_every: Duration,
-    /// NDJSON: the reader wants to be told how far it has been passed.
+    /// NDJSON: send position lines.
     pub(super) positions: bool,
     pub(super) memory: BufferPool,
     pub(super) stalled: listener::StallFlag,
 }
 
-/// The answer that goes on until its logs end.
+/// The response, which ends when its logs are closed.
 pub(super) fn response(feed: MergedReader, kinds: TypeFilter, manner: &EndlessOptions) -> Response {
     let endless = manner.endless;
     let following = EndlessResponse::new(feed, kinds, manner);
@@ -125,7 +124,7 @@ impl StreamFormat {
         }
     }
 
-    /// What means nothing to a client, but shows that we are there.
+    /// The bytes of a keep-alive.
     fn keep_alive_bytes(self) -> &'static [u8] {
         match self {
             Self::Sse => b":\n\n",
@@ -140,7 +139,7 @@ impl StreamFormat {
         self.end(out);
     }
 
-    /// What goes before an entry.
+    /// Writes the bytes before an entry.
     fn begin(self, out: &mut Vec<u8>, progress: &ReadProgress) {
         match self {
             Self::Sse => render::sse_begin(out, progress.cursor()),
@@ -156,7 +155,7 @@ impl StreamFormat {
         }
     }
 
-    /// What goes behind an entry.
+    /// Writes the bytes after an entry.
     fn end(self, out: &mut Vec<u8>) {
         out.extend_from_slice(match self {
             Self::Sse => b"\n\n",
@@ -180,7 +179,7 @@ impl EndlessResponse {
         let mut ticks = interval_at(tokio::time::Instant::from_std(clock::now()) + keep_alive, keep_alive);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ahead = match endless {
-            // The cursor comes first, so that a client that loses the connection before the first event loses nothing.
+            // Send the cursor first, so that a client that reconnects before the first event misses nothing.
             StreamFormat::Sse => Some(Bytes::from(format!("retry: 1000\nid: {}\n\n", progress.cursor()))),
             StreamFormat::Ndjson => None,
         };
@@ -224,7 +223,7 @@ impl EndlessResponse {
         }
     }
 
-    /// Readers of one stream are sent the same server-sent events.
+    /// The shared rendering: server-sent events of one stream are the same for all readers.
     fn copy_kind(&self) -> CopyKind {
         match (self.endless, self.progress.form()) {
             (StreamFormat::Sse, CursorForm::Bare) => CopyKind::WithSse,
@@ -249,7 +248,7 @@ impl EndlessResponse {
         }
     }
 
-    /// What goes next of what there is; none when all of it was taken.
+    /// The next piece of the current batch; none after the last.
     async fn next_piece(&mut self) -> Result<Option<Bytes>, ReadError> {
         if self.queued.is_some() {
             return Ok(self.queued.take());
@@ -260,13 +259,13 @@ impl EndlessResponse {
                 if turn.unsent.is_done() {
                     self.queue_position_if_due();
                 } else {
-                    // Whether the client takes it is not to be seen from here.
+                    // The HTTP library does not show whether the client reads.
                     turn.hold(&self.memory, &self.feed);
                     self.batch = Some(turn);
                 }
                 return Ok(Some(piece));
             }
-            // On the heap: few subscribers ever come here, and all would keep room for it.
+            // Boxed, because few subscribers need this future.
             Box::pin(self.reload(&mut turn)).await?;
         }
         self.queue_position_if_due();
@@ -286,8 +285,8 @@ impl EndlessResponse {
         })
     }
 
-    /// Tells the reader how far everything has gone that was handed out, wanted or not. A server-sent event without data
-    /// is not dispatched, but its `id` is what the client comes back with.
+    /// Queues the position of the reader. A server-sent event without data is not dispatched, but the client resumes from its
+    /// `id`.
     fn queue_position(&mut self) {
         let Some(positions) = &mut self.positions else { return };
         positions.on_reported();
@@ -304,7 +303,7 @@ impl EndlessResponse {
         self.queued = Some(out.into());
     }
 
-    /// The next entries of a turn, or part of one; none when none is at hand.
+    /// The next entries of a batch, or part of one; none if they were evicted.
     fn piece_of(&mut self, turn: &mut OutgoingBatch) -> Option<Bytes> {
         let views = turn.entries.views();
         let shared = self.copy_kind() == CopyKind::WithSse && turn.unsent.sent == 0;
@@ -326,8 +325,8 @@ impl EndlessResponse {
         (!out.is_empty()).then(|| out.into())
     }
 
-    /// Copies entries of a run until a piece is full: how many went as a whole, and how many bytes of the next one's JSON.
-    /// A part of a large batch is copied so that the HTTP library does not keep the whole.
+    /// Copies entries of a run until a piece is full. Returns the number of whole entries and the bytes of the next one. A
+    /// copy prevents that the HTTP library keeps a whole batch alive.
     fn copy_entries(
         &mut self,
         out: &mut Vec<u8>,

@@ -1,8 +1,8 @@
-//! One subscriber over WebSocket: events out, one a text message; pings; a close that says why.
+//! A subscriber over WebSocket: one event per text message, pings, and a close with a reason.
 //!
-//! The library reads, answers pings and closes. Events go around it: their frames are made once for all subscribers
-//! and everything that is due is given to the kernel in one call. No frame of the library's may be half written then,
-//! so it is flushed first. A text message from the client means nothing here and is ignored; binary is refused.
+//! The library reads, answers pings and closes. Events bypass it: their frames are rendered once for all subscribers and
+//! written with one system call. The library is flushed first, so that none of its frames is partially written. Text
+//! messages of the client are ignored; binary ones are rejected.
 
 pub(super) mod handshake;
 
@@ -44,59 +44,59 @@ use crate::{
     telemetry::{chain, metrics},
 };
 
-/// What a WebSocket goes on with after its handshake.
+/// A subscription after its handshake.
 #[derive(Debug)]
 pub(super) struct WsSubscription {
     pub(super) feed: MergedReader,
     pub(super) kinds: TypeFilter,
-    /// After this long without a word from the client it is asked for one.
+    /// Idle time before the client is pinged.
     pub(super) ping_every: Duration,
-    /// For a reader that does not see everything by itself, and wants to be told.
+    /// Positions of a filtered reader that requested them.
     pub(super) positions: Option<Box<PositionReporter>>,
-    /// How its cursor is written.
+    /// The form of its cursor.
     pub(super) form: CursorForm,
     pub(super) memory: BufferPool,
     pub(super) subscriber: metrics::SubscriberMetrics,
 }
 
-/// The CloudEvents `type` of the message that tells a position.
+/// The CloudEvents `type` of a position message.
 const POSITION_KIND: &str = "trunkline.session.position";
 
-/// Clients have little to say: a ping, a close, a short message.
+/// Read buffer: clients send only pings, closes and short messages.
 const READ_BUFFER: usize = 512;
-/// What the library may hold back when the client takes nothing: pongs and a close.
+/// Write buffer of the library for pongs and a close.
 const WRITE_BUFFER_MAX: usize = 4 * 1024;
-/// The longest message that a client may send.
+/// Maximum length of a client message.
 const MESSAGE_LEN_MAX: usize = 64 * 1024;
-/// What is read from a log for one write, so that one subscriber that is far behind does not hold a core for long.
+/// Bytes read from a log per write, so that one lagging subscriber does not occupy a core for long.
 const WRITE_LEN: usize = 256 * 1024;
-/// Slices in one system call; Linux takes up to 1,024.
+/// Slices per system call; Linux accepts up to 1,024.
 const SLICES_MAX: usize = 64;
-/// Pings without an answer before the client counts as gone.
+/// Unanswered pings before the client counts as gone.
 const PINGS_UNANSWERED_MAX: u8 = 2;
-/// How long a close may take, until the client has hung up too.
+/// Timeout of a close, until the client has closed too.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// What is read and thrown away during a close, so that the client sees the close and not a reset.
+/// Bytes discarded during a close, so that the client gets the close and not a reset.
 const CLOSE_READ_MAX: usize = 1024 * 1024;
 
-/// Why a conversation ends.
+/// Why a connection ends.
 #[derive(Debug)]
 enum CloseCause {
-    /// The log is closed and everything was said.
+    /// The log is closed and all entries were sent.
     Drained,
-    /// The client closed, or is gone.
+    /// The client closed or disconnected.
     Gone,
-    /// It took nothing for too long; what is left of the frame that it has begun to get.
+    /// The client did not read for too long. Has the rest of a partially sent frame.
     TooSlow(RemainingFrame),
-    /// It has begun to get a frame that cannot be finished.
+    /// A partially sent frame cannot be completed.
     PartialFrame,
-    /// It sent what it must not.
+    /// The client violated the protocol.
     Violation(CloseCode, &'static str),
     Unreadable(ReadError),
 }
 
 impl CloseCause {
-    /// The word of the metrics.
+    /// The reason label of the metric.
     fn reason(&self) -> &'static str {
         match self {
             Self::Drained => "draining",
@@ -109,7 +109,7 @@ impl CloseCause {
     }
 }
 
-/// What is left of a frame.
+/// The rest of a frame.
 #[derive(Debug)]
 enum RemainingFrame {
     Nothing,
@@ -117,7 +117,7 @@ enum RemainingFrame {
     Entry(Box<OutgoingBatch>),
 }
 
-/// Speaks with one client to the end.
+/// Serves one client until its end.
 pub(super) async fn run(session: WsSubscription, socket: AcceptedSocket, early_bytes: Bytes) {
     let mut conversation = Box::pin(WsConnection::open(session, socket, early_bytes)).await;
     let end = conversation.run().await;
@@ -147,7 +147,7 @@ impl WsConnection {
         let WsSubscription { feed, kinds, ping_every, positions, form, memory, subscriber } = session;
         let mut pings = interval_at(tokio::time::Instant::from_std(clock::now()) + ping_every, ping_every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // A copy, because the few bytes heard would keep the whole buffer of the HTTP head alive.
+        // Copied, so that these few bytes do not keep the buffer of the HTTP head alive.
         let early_bytes = early_bytes.to_vec();
         let socket = WebSocketStream::from_partially_read(socket, early_bytes, Role::Server, Some(config)).await;
         Self { socket, feed, kinds, pings, pings_unanswered: 0, positions, form, memory, subscriber }
@@ -210,7 +210,7 @@ impl WsConnection {
         if position_current { Ok(()) } else { Box::pin(self.send_position()).await }
     }
 
-    /// Gives every frame of a turn to the kernel.
+    /// Sends every frame of a batch.
     async fn send_batch(&mut self, mut turn: OutgoingBatch) -> Result<(), CloseCause> {
         loop {
             let sent = poll_fn(|context| self.poll_send(&mut turn, context)).await;
@@ -234,12 +234,12 @@ impl WsConnection {
         })
     }
 
-    /// Sends what is at hand; that may be less than there is.
+    /// Sends the entries in memory, which may be fewer than are unsent.
     fn poll_send(&mut self, turn: &mut OutgoingBatch, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let views = turn.entries.views();
-            // The list of slices lives only while the call is made: kept across a wait it would be the largest part of
-            // an idle subscriber.
+            // The slices exist only during the call: kept across an await, they would dominate the memory of an idle
+            // subscriber.
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let count = turn.unsent.frames(&views, &mut slices);
             if count == 0 {
@@ -269,7 +269,7 @@ impl WsConnection {
         write_all(self.socket.get_mut(), &render::frame(&told)).await
     }
 
-    /// Tells the client why, if there is something to tell and it still takes it, and hangs up.
+    /// Sends a close with the reason, if the client still reads, and closes the connection.
     async fn close(mut self, end: CloseCause) {
         self.subscriber.set_close_reason(end.reason());
         self.socket.get_mut().set_stall_timeout(CLOSE_TIMEOUT);
@@ -297,7 +297,7 @@ impl WsConnection {
         }
     }
 
-    /// Sends what is left of a frame.
+    /// Sends the rest of a frame.
     async fn finish(&mut self, rest: RemainingFrame) -> Result<(), CloseCause> {
         match rest {
             RemainingFrame::Nothing => Ok(()),
@@ -309,7 +309,7 @@ impl WsConnection {
         }
     }
 
-    /// The library has its answer to the client's close ready; it only has to be sent.
+    /// Flushes the library's answer to the client's close.
     async fn answer_close(&mut self) {
         if let Ok(Err(error)) = timeout(CLOSE_TIMEOUT, self.socket.flush()).await {
             tracing::debug!(error = chain(&error), "subscriber disconnected without a close");
@@ -339,7 +339,7 @@ fn close_cause(error: tungstenite::Error) -> CloseCause {
     }
 }
 
-/// Gives a frame to the kernel, as much as it takes at a time.
+/// Writes a whole frame.
 async fn write_all(socket: &mut AcceptedSocket, mut frame: &[u8]) -> Result<(), CloseCause> {
     while !frame.is_empty() {
         match socket.write(frame).await {
@@ -354,8 +354,8 @@ async fn write_all(socket: &mut AcceptedSocket, mut frame: &[u8]) -> Result<(), 
     Ok(())
 }
 
-/// Says why, ends our side, and reads until the client has ended its own: an unread byte would turn the close into a
-/// reset, and the client would never know.
+/// Sends the close, shuts down writing, and reads until the client closes: an unread byte would reset the connection and
+/// lose the close.
 async fn close_socket(
     socket: &mut WebSocketStream<AcceptedSocket>,
     close_frame: CloseFrame,
@@ -384,7 +384,7 @@ mod tests {
             size_of::<F>()
         }
         let kept = kept(run);
-        // About 1.5 KiB; how the compiler lays it out differs a little. What is in boxes would be some KiB more.
+        // About 1.5 KiB; the layout varies slightly. The boxed futures would add some KiB.
         assert!(kept <= 1_792, "{kept} bytes for a conversation");
     }
 }

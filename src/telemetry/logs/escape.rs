@@ -1,11 +1,11 @@
-//! Text from outside as a log shows it: without characters that a terminal obeys or that reorder or hide text.
+//! Escapes text from outside: no control characters, and no characters that reorder or hide text.
 
 use std::fmt::{self, Debug, Write};
 
 use tracing::field::Field;
 use tracing_subscriber::fmt::format::Writer;
 
-/// Whether a terminal obeys the character, or shows other text than is there.
+/// Whether the character is a control character, or reorders or hides text.
 pub fn is_unsafe(character: char) -> bool {
     let reorders =
         matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -13,7 +13,7 @@ pub fn is_unsafe(character: char) -> bool {
     character.is_control() || reorders || breaks
 }
 
-/// One field of a line on a terminal: the message as it is, others as `name=value`.
+/// Formats a field of a text line: the message alone, others as `name=value`.
 pub(super) fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
     match (field.name(), writer.has_ansi_escapes()) {
         ("message", _) => (),
@@ -23,7 +23,7 @@ pub(super) fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -
     write!(EscapingWriter { out: writer, escape: backslashed }, "{value:?}")
 }
 
-/// A line of JSON whose strings hold no such character. JSON escapes ASCII control characters itself.
+/// Escapes unsafe characters in a line of JSON. ASCII control characters are already escaped.
 pub(super) fn json(line: &str) -> String {
     let mut escaped = String::with_capacity(line.len());
     let written = EscapingWriter { out: &mut escaped, escape: unicode }.write_str(line.trim_end_matches('\n'));
@@ -32,7 +32,7 @@ pub(super) fn json(line: &str) -> String {
     escaped
 }
 
-/// Writes what it is given, each unsafe character replaced.
+/// Replaces each unsafe character.
 struct EscapingWriter<'a, W> {
     out: &'a mut W,
     escape: fn(&mut W, char) -> fmt::Result,
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_of_json_shows_what_a_terminal_would_obey() {
+    fn unsafe_characters_are_escaped_in_json() {
         let text = "ä\u{1b}[31m\u{7}\r\n\u{7f}\u{9b}2J\u{202e}txt\u{2028}\u{61c}";
         let line = serde_json::to_string(text).unwrap() + "\n";
         let escaped = json(&line);
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_on_a_terminal_shows_what_the_terminal_would_obey() {
+    fn unsafe_characters_are_escaped_in_text_fields() {
         for value in ["\u{1b}]0;x\u{7}", "a\r\nINFO forged", "\u{9b}31m", "\u{202e}"] {
             let mut text = String::new();
             let mut writer = Writer::new(&mut text);

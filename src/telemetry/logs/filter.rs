@@ -1,14 +1,14 @@
-//! Which lines are written: a filter in the syntax of `RUST_LOG`, checked before the library reads it.
+//! The log filter in the syntax of `RUST_LOG`, validated before the library parses it.
 //!
-//! The library writes its own complaints to standard error, in colour; here they become a log line.
+//! The library would print errors to standard error in colour; here they become a log line.
 
 use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
 use tracing_subscriber::EnvFilter;
 
-/// The filter where none is given, or none that can be used.
+/// The filter if none is given or it is invalid.
 const FILTER_DEFAULT: &str = "info";
 
-/// The filter to use, and what is wrong with the one that was given.
+/// The filter to use, and why the given one is invalid.
 pub(super) fn read(given: Option<&str>) -> (EnvFilter, Option<String>) {
     let given = given.map(str::trim).filter(|given| !given.is_empty()).unwrap_or(FILTER_DEFAULT);
     match checked(given).and_then(|filter| EnvFilter::try_new(filter).map_err(|error| error.to_string())) {

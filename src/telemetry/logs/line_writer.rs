@@ -1,4 +1,4 @@
-//! Hands whole lines to the log's thread, each bounded in length.
+//! Passes whole lines of bounded length to the log thread.
 
 use std::io::{self, Write};
 
@@ -7,10 +7,10 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::escape;
 
-/// Bytes of the longest line; a longer one is replaced by a note, so that waiting lines are bounded in bytes, too.
+/// Maximum bytes of a line. A longer one is replaced by a note, so that the queue is bounded in bytes.
 const LINE_LEN_MAX: usize = 16 * 1024;
 
-/// Makes a writer for each line.
+/// Creates a writer for each line.
 #[derive(Debug, Clone)]
 pub(super) struct LineWriter {
     writer: NonBlocking,
@@ -41,7 +41,7 @@ impl<'a> MakeWriter<'a> for LineWriter {
     }
 }
 
-/// Is given one whole line at a time.
+/// Writes one whole line.
 impl Write for LineWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if line.len() > LINE_LEN_MAX {

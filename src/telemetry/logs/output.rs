@@ -1,4 +1,4 @@
-//! Where the log's thread writes: lines that are refused there are counted, since nobody else can tell of them.
+//! The output of the log thread. Lines that cannot be written are counted.
 
 use std::{
     io::{self, Write},
@@ -19,7 +19,7 @@ impl<W: Write> InfallibleWriter<W> {
 }
 
 impl<W: Write> Write for InfallibleWriter<W> {
-    /// Takes a whole line. A full disk or a reader that went away refuses it, in whole or in part.
+    /// Writes a whole line. A full disk or a closed pipe may reject it or a part of it.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.writer.write_all(line).is_err() {
             self.failures.fetch_add(1, Ordering::Relaxed);
@@ -36,7 +36,7 @@ impl<W: Write> Write for InfallibleWriter<W> {
 mod tests {
     use super::*;
 
-    /// Takes some bytes, then refuses.
+    /// Accepts some bytes, then fails.
     struct Full(usize);
 
     impl Write for Full {

@@ -1,4 +1,4 @@
-//! What is counted of an account.
+//! The metrics of accounts.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ impl AccountFamilies {
     }
 }
 
-/// What is counted of one account.
+/// The metrics of one account.
 #[derive(Debug, Clone)]
 pub struct AccountMetrics {
     name: AccountName,
@@ -64,7 +64,7 @@ pub struct AccountMetrics {
 }
 
 impl AccountMetrics {
-    /// All series of an account, at 0 from the start.
+    /// Creates all series of an account with value 0.
     pub fn new(name: &AccountName) -> Self {
         let label = &[name.as_str()];
         for outcome in REFRESH_OUTCOMES {
@@ -80,23 +80,23 @@ impl AccountMetrics {
         }
     }
 
-    /// One of `granted`, `throttled`, `unreachable`, `rejected`.
+    /// Counts a token request. The outcome is one of `granted`, `throttled`, `unreachable`, `rejected`.
     pub fn refreshed(&self, outcome: &'static str) {
         METRICS.accounts.refreshes.with_label_values(&[self.name.as_str(), outcome]).inc();
     }
 
-    /// The life by which refreshes are scheduled, and the one that the token's own claims state.
+    /// Sets the lifetime that schedules refreshes, and the one of the token's claims.
     pub fn set_lifetime(&self, lifetime: Duration, claimed: Option<Duration>) {
         self.lifetime.set(lifetime.as_secs_f64());
         self.claimed.set(claimed.unwrap_or_default().as_secs_f64());
     }
 
-    /// Another replica's token is in use here.
+    /// Counts a token adopted from another replica.
     pub fn adopted(&self) {
         self.adoptions.inc();
     }
 
-    /// The platform refuses the token in use.
+    /// Counts a rejection of the token in use.
     pub fn refused(&self) {
         self.refusals.inc();
     }

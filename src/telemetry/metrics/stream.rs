@@ -1,4 +1,4 @@
-//! What is counted of a stream.
+//! The metrics of streams.
 
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ impl StreamFamilies {
     }
 }
 
-/// What is counted of one stream. Handles are resolved once.
+/// The metrics of one stream.
 #[derive(Debug, Clone)]
 pub struct StreamMetrics {
     name: StreamName,
@@ -104,7 +104,7 @@ pub struct StreamMetrics {
 }
 
 impl StreamMetrics {
-    /// All series of a stream, at 0 from the start.
+    /// Creates all series of a stream with value 0.
     pub fn new(name: &StreamName) -> Self {
         let m = &METRICS.streams;
         let label = &[name.as_str()];
@@ -142,7 +142,7 @@ impl StreamMetrics {
         }
     }
 
-    /// Entries became durable, `latency` after the oldest of them was received.
+    /// Counts durable entries. `latency` is the age of the oldest one.
     pub fn appended(&self, events: usize, bytes: usize, latency: Option<Duration>) {
         self.events.inc_by(events as u64);
         self.bytes.inc_by(bytes as u64);
@@ -164,7 +164,7 @@ impl StreamMetrics {
         self.lost.inc_by(lost.unwrap_or(0));
     }
 
-    /// How many topics are subscribed, refused, and unserved.
+    /// Sets the number of subscribed, refused and unserved topics.
     pub fn set_topics(&self, counts: [usize; 3]) {
         for (state, count) in TOPIC_STATES.into_iter().zip(counts) {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
@@ -172,19 +172,19 @@ impl StreamMetrics {
         }
     }
 
-    /// One of `starting`, `connecting`, `live`, `degraded`, `recovering`, `backing-off`, `paused`, `failed`.
+    /// Sets the state: one of `starting`, `connecting`, `live`, `degraded`, `recovering`, `backing-off`, `paused`, `failed`.
     pub fn set_state(&self, state: &'static str) {
         for other in STATES {
             METRICS.streams.state.with_label_values(&[self.name.as_str(), other]).set(i64::from(other == state));
         }
     }
 
-    /// Whether this process appends to its log.
+    /// Sets whether this process owns the stream.
     pub fn set_owner(&self, owned: bool) {
         self.lease_owner.set(i64::from(owned));
     }
 
-    /// Another process keeps it: nothing is said of its state here.
+    /// Resets the state when another replica owns the stream.
     pub fn clear(&self) {
         for state in STATES {
             METRICS.streams.state.with_label_values(&[self.name.as_str(), state]).set(0);

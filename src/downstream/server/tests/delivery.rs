@@ -1,4 +1,4 @@
-//! What is delivered: everything, once, in order, by every transport, or a gap that says what is missing.
+//! Delivery over every transport: all events once and in order, or a gap with the missing range.
 
 use std::time::Duration;
 
@@ -316,7 +316,7 @@ fn mixed() -> Vec<String> {
 async fn stalled_readers_share_a_memory_bound_and_lose_nothing() {
     let mut setup = RelaySetup { tail_bytes: 0, ..RelaySetup::default() };
     setup.server.held_len_max = 1024 * 1024;
-    // Whoever waits for its turn to be read is not to be given up on a busy machine.
+    // A long timeout, so that no reader is closed on a busy machine.
     setup.server.limits.stall_max = Duration::from_secs(600);
     let relay = RelayFixture::with(setup).await;
     let bodies = mixed();
@@ -357,7 +357,7 @@ async fn stalled_readers_share_a_memory_bound_and_lose_nothing() {
             .await,
         );
     }
-    // All but the one that is read take nothing meanwhile, and what they were being sent gives way.
+    // The other readers are stalled meanwhile, and their entries are evicted.
     for pair in sockets.chunks_mut(2) {
         assert_eq!(data(pair[0].events(expected.len()).await), expected);
         assert_eq!(data(pair[1].events(quoted.len()).await), quoted);
@@ -423,7 +423,7 @@ async fn an_idle_sse_stream_sends_keep_alives() {
     relay.drain().await;
 }
 
-/// So many entries that a reader of `test.w` does not want.
+/// Entries that a reader of `test.w` filters out.
 async fn append_unmatched(relay: &RelayFixture, stream: &str, hundreds: usize) {
     for _ in 0..hundreds {
         relay.append(stream, &["\"x\""; 100]).await;
@@ -442,7 +442,7 @@ async fn a_filtered_server_sent_reader_comes_back_after_retention_and_misses_not
     append_unmatched(&relay, "queues", 30).await;
     let mut told = String::new();
     while told.is_empty() || offset(&told) <= 2_001 {
-        told = sse.sse_id().await.expect("an id that goes on");
+        told = sse.sse_id().await.expect("an id that advances");
     }
     drop(sse);
     assert!(relay.log("queues").end().first.0 > 2, "retention has overtaken the first event");
@@ -469,7 +469,7 @@ async fn a_filtered_reader_of_several_streams_gets_the_whole_cursor() {
     append_unmatched(&relay, "queues", 10).await;
     let agents = relay.mark("agents", 1);
     let told = loop {
-        let told = sse.sse_id().await.expect("an id that goes on");
+        let told = sse.sse_id().await.expect("an id that advances");
         if told.ends_with("-1000") {
             break told;
         }

@@ -26,7 +26,7 @@ use crate::{
     tasks::Tasks,
 };
 
-/// No test waits longer for a single fact.
+/// Timeout of every wait.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);
 
@@ -117,7 +117,7 @@ impl RelayFixture {
         self.offer(path, &[]).await.0
     }
 
-    /// A connection that takes little ahead of its reader.
+    /// A connection with a small receive buffer.
     pub(super) async fn connect_with_small_buffer(&self) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(64 * 1024).unwrap();
@@ -313,7 +313,7 @@ impl TestHttpClient {
         }
     }
 
-    /// The next `id` that a server-sent stream tells, with an event or without.
+    /// The next `id` of a server-sent stream, with or without an event.
     pub(super) async fn sse_id(&mut self) -> Option<String> {
         loop {
             let block = self.until("\n\n").await?;

@@ -1,4 +1,4 @@
-//! How clients are treated: what is refused, who is given up, and how everybody is sent home.
+//! The protocol with clients: rejected requests, stalled clients, close and drain.
 
 use std::{io::ErrorKind, time::Duration};
 
@@ -242,7 +242,7 @@ async fn a_client_that_takes_nothing_is_closed_as_too_slow_between_two_frames() 
     for _ in 0..8 {
         relay.append("queues", &some).await;
     }
-    // The stall cannot be seen from outside; the farewell waits longer than this.
+    // The stall is not visible from outside; the close timeout is longer than this.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut events = Vec::new();
     let (code, reason) = loop {
@@ -385,7 +385,7 @@ async fn an_address_at_its_limit_does_not_block_others() {
     };
     assert_eq!(status(from([127, 0, 0, 1]).await).await, "429");
     assert_eq!(status(from([127, 0, 0, 2]).await).await, "200");
-    // Whoever has the last seat keeps it; until the one before has given it back, there is none.
+    // The last permit stays in use; a rejected connection may release its own later.
     let third = loop {
         let mut third = from([127, 0, 0, 3]).await;
         third.write_all(b"GET /v1/streams HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
@@ -395,7 +395,7 @@ async fn an_address_at_its_limit_does_not_block_others() {
             break third;
         }
     };
-    assert_eq!(status(from([127, 0, 0, 4]).await).await, "503", "none is left for anybody");
+    assert_eq!(status(from([127, 0, 0, 4]).await).await, "503", "no permit is left");
     drop((held, third));
     relay.drain().await;
 }
@@ -436,7 +436,7 @@ async fn one_connection_too_many_is_rejected_and_a_freed_permit_is_reused() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("the seat stayed taken");
+    panic!("the permit was not released");
 }
 
 #[tokio::test]

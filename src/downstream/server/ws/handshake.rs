@@ -1,6 +1,6 @@
-//! The opening handshake of a WebSocket, server side (RFC 6455 section 4.2). Pure: headers in, headers out.
+//! The server handshake of a WebSocket (RFC 6455 section 4.2). Pure.
 //!
-//! It refuses other versions and malformed keys, and accepts no extension: compressed frames could not be shared.
+//! It rejects other versions and malformed keys, and accepts no extension: compressed frames cannot be shared.
 
 use axum::{
     http::{
@@ -15,7 +15,7 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-/// Why a handshake is refused.
+/// Why a handshake is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(in crate::downstream::server) enum HandshakeError {
     #[error("a WebSocket requires HTTP/1.1")]
@@ -28,14 +28,14 @@ pub(in crate::downstream::server) enum HandshakeError {
     Key,
 }
 
-/// What was agreed on beside WebSocket itself.
+/// The negotiated subprotocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::downstream::server) enum Subprotocol {
-    /// Nothing: events, as with `cloudevents.json`.
+    /// None: events, as with `cloudevents.json`.
     None,
-    /// An event in CloudEvents' JSON format a message.
+    /// One CloudEvent in JSON per message.
     Events,
-    /// Events, and messages about the subscription between them.
+    /// Events and session messages.
     Session,
 }
 
@@ -50,7 +50,7 @@ impl Subprotocol {
         }
     }
 
-    /// The first that the client names and we know: clients name first what they like best.
+    /// The first supported subprotocol of the client's list, which is ordered by preference.
     fn negotiate(headers: &HeaderMap) -> Self {
         let known =
             |word: &str| Self::OFFERED.into_iter().find(|offered| offered.name().is_some_and(|name| name == word));
@@ -58,12 +58,12 @@ impl Subprotocol {
     }
 }
 
-/// Whether a request asks to go on as a WebSocket.
+/// Whether a request is a WebSocket upgrade.
 pub(in crate::downstream::server) fn is_requested(headers: &HeaderMap) -> bool {
     has_token(headers, &UPGRADE, "websocket")
 }
 
-/// The 101 that completes the handshake, and the subprotocol that it names.
+/// The 101 that completes the handshake, and its subprotocol.
 pub(in crate::downstream::server) fn accept(
     version: Version,
     headers: &HeaderMap,
@@ -88,7 +88,7 @@ pub(in crate::downstream::server) fn accept(
     Ok(((StatusCode::SWITCHING_PROTOCOLS, agreed, answer).into_response(), subprotocol))
 }
 
-/// What shows the client that its key was read.
+/// The value of `Sec-WebSocket-Accept`.
 fn accept_value(key: &HeaderValue) -> HeaderValue {
     HeaderValue::try_from(derive_accept_key(key.as_bytes())).expect("base64 is plain text")
 }
@@ -101,7 +101,7 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     tokens(headers, name).any(|word| word.eq_ignore_ascii_case(token))
 }
 
-/// The words of a header that is a list.
+/// The tokens of a list header.
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim)
