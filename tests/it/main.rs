@@ -8,6 +8,7 @@ mod consumers;
 mod decoders;
 mod dependencies;
 mod deploy;
+mod examples;
 mod failures;
 mod frames;
 mod gaps;
