@@ -194,7 +194,7 @@ impl ForeignHost {
         let shared = Arc::clone(&requests);
         let (address, stop) =
             listen(move |client| listen_and_answer(client, Arc::clone(&answer), Arc::clone(&shared))).await;
-        Self { address, requests: requests, _stop: stop }
+        Self { address, requests, _stop: stop }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -373,7 +373,7 @@ fn forbid_disruption(report: &StreamReport) {
             panic!("a disruption in a planned profile: {report:?}");
         }
         StreamReport::Rotated { silence, .. } => {
-            assert!(silence.is_zero(), "silence during a planned change: {report:?}")
+            assert!(silence.is_zero(), "silence during a planned change: {report:?}");
         }
         StreamReport::State(_)
         | StreamReport::Connected(_)

@@ -269,7 +269,7 @@ impl Stream {
         self.link.on_dialled(session, position.is_some());
         self.role.record_resume(session, position);
         let url = self.settings.connector.url(&endpoint, position);
-        let dial = Dial { url, credential: endpoint.credential.clone() };
+        let dial = Dial { url, credential: endpoint.credential };
         self.reporter.push(Output::Dial { session, generation, dial });
         if self.capabilities.resume == Resume::Sequence {
             self.reporter.report(StreamReport::Resuming(position));
