@@ -104,7 +104,7 @@ impl Replica {
         self.shared.members().iter().map(|status| status.member.replica).collect()
     }
 
-    /// Whether the membership is renewed; else the reason, after [`RENEWAL_FAILURES_MAX`] consecutive failures. A renewal
+    /// Whether the membership is renewed; else the reason, after `RENEWAL_FAILURES_MAX` consecutive failures. A renewal
     /// is due every fifth of the lease.
     pub fn health(&self) -> Result<(), String> {
         let failing = self.shared.renewal_failures();

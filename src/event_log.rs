@@ -99,7 +99,7 @@ impl EventLogs {
     }
 }
 
-/// One stream's log, for reading; a [`Writer`] appends to it. Cheap to clone.
+/// One stream's log, for reading; a [`LogWriter`] appends to it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct EventLog {
     shared: Arc<LogShared>,

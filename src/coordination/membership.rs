@@ -8,7 +8,7 @@ use crate::{
     store::redis::{keys::key, lease_row::parse_replica, unreadable::quoted},
 };
 
-/// A live replica and the health of its streams. A membership names at most [`UNHEALTHY_MAX`] streams of each kind.
+/// A live replica and the health of its streams. A membership names at most `UNHEALTHY_MAX` streams of each kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberStatus {
     pub member: Member,

@@ -149,7 +149,7 @@ pub enum Output {
     Retry { at: Instant, alarm: bool },
     /// The token endpoint asked another replica for a pause until this time. This replica waits too.
     PauseRequests { at: Instant },
-    /// Read the store. It must be answered with [`Input::Looked`].
+    /// Read the store. It must be answered with [`Input::VaultRead`].
     ReadVault,
     /// Take the lock for `life`, if it is free. It must be answered with [`Input::Locked`].
     Lock { ttl: Duration },

@@ -1,6 +1,6 @@
 //! One stream: the coordinator of its connection side and its data path.
 //!
-//! [`Link`] keeps sessions, [`Role`] stores what they receive. Neither uses the other: this machine passes the outputs
+//! `Link` keeps sessions, `Role` stores what they receive. Neither uses the other: this machine passes the outputs
 //! of one to the other, in order.
 
 mod bad_frames;

@@ -28,7 +28,7 @@ pub enum Input {
     Renewed { members: Vec<Member> },
     /// All records of the store.
     RecordsRead { records: BTreeMap<StreamName, LeaseRecord> },
-    /// The result of [`Output::Change`] to this fence.
+    /// The result of [`Output::ChangeRecord`] to this fence.
     Changed { stream: StreamName, fence: Fence, outcome: ChangeOutcome },
     /// The store did not answer in time.
     RequestFailed(LeaseRequest),
@@ -97,7 +97,7 @@ pub enum Output {
     Follow {
         stream: StreamName,
     },
-    /// Become the successor: open a session and append nothing. [`Input::Ready`] follows when it is live.
+    /// Become the successor: open a session and append nothing. [`Input::Prepared`] follows when it is live.
     Prepare {
         stream: StreamName,
     },
