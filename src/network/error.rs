@@ -40,8 +40,8 @@ impl ConnectError {
     pub(super) fn plain_text(url: &Url) -> Self {
         let safe = if url.scheme().starts_with("ws") { "wss" } else { "https" };
         let cause = format!(
-            "credentials would be sent to another machine in plain text; use {safe}://, or for the account of a \
-             closed test network needs insecure = true"
+            "credentials would be sent to another machine in plain text; use {safe}://, or set \
+             insecure = true for the account of a closed test network"
         );
         Self::new(ConnectStep::Check(origin(url)), cause)
     }

@@ -284,7 +284,7 @@ async fn a_channel_on_another_host_is_reached_without_the_token_and_never_in_pla
     let platform = Platform::start().await;
     platform.inject(connect_uri("192.0.2.1:9"));
     let relay = Relay::launch(RelayPlan::topics(platform.address(), &TOPICS)).await;
-    reports(&relay, "ws://192.0.2.1:9: credentials would travel to another machine in plain text").await;
+    reports(&relay, "ws://192.0.2.1:9: credentials would be sent to another machine in plain text").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
